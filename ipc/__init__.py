@@ -1,0 +1,1 @@
+"""All that crosses a process boundary: messages, shared-memory rings, ZeroMQ server and clients, keys."""

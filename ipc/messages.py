@@ -1,0 +1,398 @@
+"""The vocabulary between a client (the gateway, a test, anyone) and a neuron.
+
+One ZeroMQ message is two frames: a 4-byte header (`HEADER`: b"cx", protocol major, protocol minor) and a
+msgpack body. A client sends one `Request` a message; a neuron sends a list of `Reply` a message, so that all
+events of one engine step for one client travel together. `docs/protocol.md` says it for other languages.
+
+Every request carries an `id` that its client chose (unsigned, unique among its open requests on that
+connection). Every reply carries the id that it answers. A request ends with exactly one terminal reply.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+PROTOCOL_MAJOR = 1
+PROTOCOL_MINOR = 0
+HEADER = b"cx" + bytes((PROTOCOL_MAJOR, PROTOCOL_MINOR))
+
+FinishReason = Literal["stop", "length", "tool_calls"]
+ModelStatus = Literal["unloaded", "loading", "ready", "restarting", "unloading", "failed"]
+
+
+class Plain(msgspec.Struct, omit_defaults=True, frozen=True, kw_only=True):
+    """A value inside messages."""
+
+
+# --- what is asked of a model ---------------------------------------------------------------------------
+
+
+class ToolCall(Plain):
+    """A finished call of a tool. `arguments` is JSON text, exactly as the model wrote it."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+class Tool(Plain):
+    """A function the model may call; `parameters` is its JSON schema."""
+
+    name: str
+    description: str = ""
+    parameters: dict[str, Any] = {}
+
+
+class Message(Plain):
+    """One turn of a conversation."""
+
+    role: Literal["system", "user", "assistant", "tool"]
+    content: str = ""
+    reasoning: str | None = None
+    tool_calls: list[ToolCall] = []
+    tool_call_id: str | None = None
+    name: str | None = None
+
+
+class Sampling(Plain):
+    """How tokens are chosen. None means: the model's `generation_config.json`, else the neutral value."""
+
+    temperature: float | None = None  # 0 is greedy; neutral: 1
+    top_k: int | None = None  # 0 is off; neutral: 0
+    top_p: float | None = None  # in (0, 1]; neutral: 1
+    seed: int | None = None
+    max_tokens: int | None = None  # None: to the end of the context
+    stop: list[str] = []  # strings; they are not part of the answer
+    stop_token_ids: list[int] = []
+    ignore_eos: bool = False
+
+
+# --- requests: client to neuron -------------------------------------------------------------------------
+
+
+class Request(msgspec.Struct, tag_field="verb", omit_defaults=True, kw_only=True):
+    id: int
+
+
+class Eviction(Plain):
+    """How a neuron makes room for a model that does not fit. The gateway hands it over in `hello`."""
+
+    strategy: Literal["lru", "priority"] = "lru"
+    defrag_after_cycles: int = 50  # loads that one worker process serves at most before it is replaced
+
+
+class Hello(Request, tag="hello"):
+    client: str = ""
+    eviction: Eviction | None = None
+
+
+class Discover(Request, tag="discover"):
+    pass
+
+
+class Health(Request, tag="health"):
+    pass
+
+
+class Watch(Request, tag="watch"):
+    """Answered by `State` now and at each change, and by `Heartbeat` each second, until it is cancelled."""
+
+
+class Models(Request, tag="models"):
+    pass
+
+
+class Load(Request, tag="load"):
+    """Answered by `Progress` as it goes, then `Done`. Loading a loaded model is `Done` at once."""
+
+    model: str
+
+
+class Unload(Request, tag="unload"):
+    model: str
+    force: bool = False  # end requests that still run, instead of waiting for them
+
+
+class Generate(Request, tag="generate"):
+    """Answered by `Started`, `Delta` (when `stream`), and one of `Finished`, `Cancelled`, `Failed`.
+
+    Either `messages` (the chat template applies; reasoning and tool calls are told apart from text) or
+    `prompt` (text or token ids, taken as they are, answered as plain text).
+    """
+
+    model: str
+    messages: list[Message] | None = None
+    prompt: str | list[int] | None = None
+    tools: list[Tool] = []
+    template_args: dict[str, Any] = {}  # further variables of the chat template, e.g. enable_thinking
+    sampling: Sampling = Sampling()
+    stream: bool = False
+    return_token_ids: bool = False
+
+
+class Cancel(Request, tag="cancel"):
+    """Ends the open request `id`; the answer is its own terminal reply. Unknown ids are no error."""
+
+
+class CountTokens(Request, tag="count_tokens"):
+    model: str
+    messages: list[Message] | None = None
+    prompt: str | None = None
+    tools: list[Tool] = []
+    template_args: dict[str, Any] = {}
+
+
+class Embed(Request, tag="embed"):
+    model: str
+    input: list[str]
+
+
+class Drain(Request, tag="drain"):
+    """Take no new work, finish what runs. `Done` comes when nothing runs any more."""
+
+
+class Resume(Request, tag="resume"):
+    pass
+
+
+AnyRequest = (
+    Hello
+    | Discover
+    | Health
+    | Watch
+    | Models
+    | Load
+    | Unload
+    | Generate
+    | Cancel
+    | CountTokens
+    | Embed
+    | Drain
+    | Resume
+)
+
+
+# --- replies: neuron to client --------------------------------------------------------------------------
+
+
+class Reply(msgspec.Struct, tag_field="type", omit_defaults=True, kw_only=True):
+    id: int
+
+
+class Usage(Plain):
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0  # part of prompt_tokens
+    reasoning_tokens: int = 0  # part of completion_tokens
+
+
+class Timings(Plain):
+    """Seconds, measured in the neuron. `first_token` counts from the arrival of the request."""
+
+    queue: float = 0.0  # arrival to hand-over to the worker, loading included
+    first_token: float = 0.0
+    total: float = 0.0
+
+
+class ToolCallDelta(Plain):
+    """A piece of a tool call: the first of a call has `call_id` and `name`, later ones add `arguments`."""
+
+    index: int
+    call_id: str | None = None
+    name: str | None = None
+    arguments: str = ""
+
+
+class Started(Reply, tag="started"):
+    """The prompt is tokenised and accepted by the engine."""
+
+    prompt_tokens: int
+    prompt_token_ids: list[int] | None = None  # when `return_token_ids`
+
+
+class Progress(Reply, tag="progress"):
+    """Not terminal: what is waited for. `fraction` runs from 0 to 1 where it is known."""
+
+    stage: Literal["queued", "loading"]
+    message: str = ""
+    fraction: float | None = None
+
+
+class Delta(Reply, tag="delta"):
+    """New output of a streamed request. `tokens` counts the tokens behind it; text may lag behind tokens."""
+
+    tokens: int
+    text: str = ""
+    reasoning: str = ""
+    tool_calls: list[ToolCallDelta] = []
+    token_ids: list[int] | None = None
+
+
+class Finished(Reply, tag="finished"):
+    """Terminal. Unstreamed requests get their whole answer here; streamed ones got it in `Delta`."""
+
+    reason: FinishReason
+    usage: Usage
+    timings: Timings
+    text: str = ""
+    reasoning: str = ""
+    tool_calls: list[ToolCall] = []
+    token_ids: list[int] | None = None
+    stop_sequence: str | None = None  # the stop string that ended it
+
+
+class Cancelled(Reply, tag="cancelled"):
+    """Terminal."""
+
+    usage: Usage = Usage()
+
+
+class Failed(Reply, tag="failed"):
+    """Terminal, for every verb. `code` is one of `ipc.errors.Code`. Id 0: the request's id was unreadable."""
+
+    code: str
+    message: str
+    param: str | None = None
+    retry_after: float | None = None
+    tokens_sent: int = 0
+    details: dict[str, Any] = {}
+
+
+class Done(Reply, tag="done"):
+    """Terminal: load, unload, drain, resume."""
+
+
+class TokenCount(Reply, tag="token_count"):
+    tokens: int
+
+
+class HelloReply(Reply, tag="hello"):
+    neuron: str  # its name
+    version: str
+    instance: str  # random, new at each start of the daemon
+    protocol: tuple[int, int] = (PROTOCOL_MAJOR, PROTOCOL_MINOR)
+
+
+class Device(Plain):
+    """A GPU, or the CPU as a device of its own. Bytes."""
+
+    id: str  # "cuda:0", "cpu"
+    kind: Literal["cuda", "cpu"]
+    name: str
+    memory_total: int
+    memory_free: int  # as the driver or the kernel says now
+    memory_reserved: int = 0  # by the neuron's ledger
+    compute_capability: str | None = None
+    driver: str | None = None
+    cores: int | None = None
+    utilization: float | None = None  # 0 to 1
+    temperature: float | None = None  # degrees Celsius
+
+
+class RankState(Plain):
+    """One rank, from its heartbeat page."""
+
+    rank: int
+    pid: int
+    device: str
+    state: str
+    step: int
+    age: float  # seconds since it last wrote
+    memory: int  # bytes it holds on its device
+
+
+class ModelState(Plain):
+    """What a neuron knows of one model: enough for routing, `/v1/models`, `status` and metrics."""
+
+    id: str
+    status: ModelStatus
+    architecture: str = ""
+    engine: str = "transformer"
+    dtype: str = ""
+    context_length: int = 0
+    chat: bool = True  # it has a chat template
+    tools: bool = False  # the template takes tools
+    reasoning: bool = False  # the template knows thinking
+    devices: list[str] = []
+    bytes_weights: int = 0
+    bytes_reserved: int = 0
+    bytes_measured: int = 0
+    pinned: bool = False
+    priority: int = 100
+    progress: float | None = None  # of a load, 0 to 1
+    error: str | None = None  # why it failed last
+    epoch: int = 0  # worker groups started so far
+    restarts: int = 0
+    running: int = 0  # requests in the worker
+    waiting: int = 0  # requests in the neuron's queue
+    finished: int = 0  # requests so far
+    cancelled: int = 0
+    failed: int = 0
+    pages_total: int = 0
+    pages_free: int = 0
+    steps: int = 0
+    created: int = 0  # Unix time of the checkpoint
+
+
+class Discovery(Reply, tag="discovery"):
+    hostname: str
+    devices: list[Device]
+    cuda_unavailable: str | None = None  # why, where a GPU is there and cannot be used
+
+
+class HealthReply(Reply, tag="health"):
+    uptime: float
+    draining: bool
+    devices: list[Device]
+    models: list[ModelState]
+    ranks: dict[str, list[RankState]]
+
+
+class ModelList(Reply, tag="models"):
+    models: list[ModelState]
+
+
+class State(Reply, tag="state"):
+    """The whole state, small as it is; sent when it changed, at most ten times a second."""
+
+    neuron: str
+    instance: str
+    draining: bool
+    devices: list[Device]
+    models: list[ModelState]
+
+
+class Heartbeat(Reply, tag="heartbeat"):
+    """Sent once a second to every client with a watch or an open request. Its `id` is 0 without a watch."""
+
+
+AnyReply = (
+    Started
+    | Progress
+    | Delta
+    | Finished
+    | Cancelled
+    | Failed
+    | Done
+    | TokenCount
+    | HelloReply
+    | Discovery
+    | HealthReply
+    | ModelList
+    | State
+    | Heartbeat
+)
+
+TERMINAL = (
+    Finished,
+    Cancelled,
+    Failed,
+    Done,
+    TokenCount,
+    HelloReply,
+    Discovery,
+    HealthReply,
+    ModelList,
+)

@@ -1,0 +1,1 @@
+"""One rank of a model: scheduler, KV pages, models, layers, loading, sampling; the simulated engine."""
