@@ -34,7 +34,7 @@ class Engine(Protocol):
         ...
 
     def close(self) -> None:
-        """Leave the group and give the device back. Called once, after `load` was called, even if it failed."""
+        """Leave the group and give the device back. Called once, even after a `load` that failed."""
         ...
 
 
