@@ -1,0 +1,25 @@
+"""A child that does not outlive its parent, however the parent ends."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+
+PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent(parent_pid: int) -> None:
+    """Have the kernel kill this process (SIGKILL) when its parent ends; leave at once if it already has.
+
+    The kernel means the parent's *thread*: a child started from a pool's thread would die with that thread,
+    so processes are started from the main thread.
+
+    Args:
+        parent_pid: the parent as it called itself, which tells an early death from a parent that is there.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+    if os.getppid() != parent_pid:
+        os._exit(1)
