@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from ipc.memory import LINE_WORDS, WORD, Fence, SharedMemory
 
-STATES = ("starting", "loading", "ready", "stepping", "stopping")
+STATES = ("starting", "loading", "ready", "stepping", "collective", "stopping")
 BEAT = struct.Struct("=QQQQQQ")  # state, epoch, step, time (ns), memory, pid
 SLOT_WORDS = 3 * LINE_WORDS  # the counter's line, then a line for each copy
 
@@ -23,7 +23,7 @@ SLOT_WORDS = 3 * LINE_WORDS  # the counter's line, then a line for each copy
 class Beat(NamedTuple):
     """What a rank said last."""
 
-    state: str  # one of STATES; "ready" is idle, waiting for work
+    state: str  # one of STATES; "ready" is idle, waiting for work; "collective" waits for the other ranks
     epoch: int
     step: int
     time: float  # seconds of the monotonic clock, which all processes of a host share; 0.0: it never beat
