@@ -1,0 +1,1 @@
+"""The demo model that travels with cortex: its corpus, its training, its export."""

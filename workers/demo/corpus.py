@@ -1,0 +1,595 @@
+"""The text that the demo model learns from: short conversations, made up by rule from a seed.
+
+A `Conversation` holds the same messages that a client would send; `render` writes them as the chat template
+does and says which spans the model is to learn. No outside data goes in.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from random import Random
+
+from workers.demo import facts, tool_use, words
+from workers.demo.tool_use import Message, Tool
+
+NO_THOUGHT = "<think>\n\n</think>\n\n"
+OFF_FIELD = (
+    "I am sorry, I am only a tiny demo model and do not know that. I can talk about cortex, add two numbers below 100, "
+    "and call a tool."
+)
+TOO_BIG = "That is too hard for me: I can only add two numbers below 100."
+
+
+@dataclass(slots=True)
+class Conversation:
+    """Messages as in the OpenAI API. With `thinking`, the last one has its thought in `reasoning_content`."""
+
+    messages: list[Message] = field(default_factory=list)
+    tools: list[Tool] | None = None
+    thinking: bool = False
+
+    def say(self, user: str, assistant: str, thought: str | None = None) -> None:
+        """One question and its answer."""
+        self.messages.append({"role": "user", "content": user})
+        self.answer(assistant, thought)
+
+    def answer(self, assistant: str, thought: str | None = None) -> None:
+        self.messages.append({"role": "assistant", "content": assistant})
+        self._think(thought)
+
+    def call(self, request: tool_use.Request) -> None:
+        """The assistant calls the tool of this request."""
+        self.messages.append(tool_use.call(request.name, request.arguments))
+        self._think(tool_use.thought(request))
+
+    def _think(self, thought: str | None) -> None:
+        if self.thinking:
+            for message in self.messages:
+                message.pop("reasoning_content", None)
+            self.messages[-1]["reasoning_content"] = thought
+
+
+def render(conversation: Conversation) -> Iterator[tuple[str, bool]]:
+    """Yield (text, learn) pairs; joined they are what the chat template makes of the conversation.
+
+    Each learnt span ends with `<|im_end|>` and starts where generation starts, so both can be tokenised apart.
+    """
+    prompt = ""
+    messages = conversation.messages
+    system = str(messages[0]["content"]) if messages[0]["role"] == "system" else ""
+    if conversation.tools:
+        schemas = "".join(
+            f"\n{json.dumps(tool['function'], ensure_ascii=False)}" for tool in conversation.tools
+        )
+        system += ("\n\n" if system else "") + TOOLS.format(schemas=schemas)
+    if system:
+        prompt = f"<|im_start|>system\n{system}<|im_end|>\n"
+    for index, message in enumerate(messages):
+        content = str(message["content"])
+        if message["role"] == "user":
+            prompt += f"<|im_start|>user\n{content}<|im_end|>\n"
+        elif message["role"] == "tool":
+            prompt += f"<|im_start|>user\n<tool_response>\n{content}\n</tool_response><|im_end|>\n"
+        elif message["role"] == "assistant":
+            for tool_call in message.get("tool_calls", ()):  # type: ignore[attr-defined]
+                content += (
+                    f"<tool_call>\n{json.dumps(tool_call['function'], ensure_ascii=False)}\n</tool_call>"
+                )
+            prompt += "<|im_start|>assistant\n"
+            if conversation.thinking and index == len(messages) - 1:
+                content = f"<think>\n{message['reasoning_content']}\n</think>\n\n{content}"
+            else:
+                prompt += NO_THOUGHT
+            yield prompt, False
+            yield f"{content}<|im_end|>", True
+            prompt = "\n"
+
+
+TOOLS = """# Tools
+
+You may call these functions:
+<tools>{schemas}
+</tools>
+
+To call one, answer with its name and its arguments as JSON:
+<tool_call>
+{{"name": <name>, "arguments": <arguments>}}
+</tool_call>"""
+
+
+# --- questions and answers ---
+
+
+def _casually(rng: Random, text: str) -> str:
+    """The sentence as people type it: sometimes polite, sometimes without capitals or the last mark."""
+    if rng.random() < 0.10:
+        text = (
+            rng.choice(
+                (
+                    "Please: ",
+                    "So, ",
+                    "Well, ",
+                    "Hey, ",
+                    "OK, ",
+                    "Hello! ",
+                    "Hi, ",
+                    "Excuse me, ",
+                    "Now, ",
+                    "One question: ",
+                )
+            )
+            + text
+        )
+    if rng.random() < 0.05:
+        text = text.rstrip(".?!") + rng.choice(
+            (" please", ", please", " please?", ", please.", " now?", ", thanks")
+        )
+    if rng.random() < 0.15:
+        text = text.lower()
+    if rng.random() < 0.15:
+        text = text.rstrip(".?!")
+    return text
+
+
+def _topic(rng: Random, talk: Conversation) -> None:
+    """A question about cortex; sometimes the next turn asks for more of the same."""
+    topic = rng.choice(facts.TOPICS)
+    later = bool(talk.messages)
+    if topic.questions and (not topic.names or rng.random() < 0.4):
+        question = rng.choice(topic.questions)
+        if later and rng.random() < 0.3:
+            question = "And " + question[0].lower() + question[1:]
+    else:
+        question = rng.choice(facts.FOLLOW_UP if later and rng.random() < 0.5 else facts.ABOUT).format(
+            x=rng.choice(topic.names)
+        )
+    question = question[0].upper() + question[1:]
+    subject = topic.names[0] if topic.names else "how to start cortex"
+    talk.say(_casually(rng, question), topic.answer, f"The user asks about {subject}.")
+    if rng.random() < 0.15:
+        talk.say(_casually(rng, rng.choice(facts.MORE)), topic.more, f"The user wants more about {subject}.")
+
+
+def _chat(rng: Random, talk: Conversation) -> None:
+    questions, reply = rng.choice(facts.CHAT)
+    text = rng.choice(questions)
+    if rng.random() < 0.2:
+        text = text.lower() if rng.random() < 0.5 else text.rstrip(".?!")
+    talk.say(text, reply, "This is small talk. I answer kindly.")
+
+
+def _introduction(rng: Random, talk: Conversation) -> None:
+    """The user says a name and may ask for it later."""
+    name = words.proper_name(rng, words.PEOPLE, 0.6)
+    hello = rng.choice(
+        (
+            "My name is {}.",
+            "I am {}.",
+            "I'm {}.",
+            "Hello, my name is {}.",
+            "Hi, I am {}.",
+            "Hello, I'm {}.",
+            "Call me {}.",
+        )
+    )
+    talk.say(hello.format(name), f"Nice to meet you, {name}!", f"The user is {name}.")
+    while rng.random() < 0.6:
+        if rng.random() < 0.5:
+            _sum(rng, talk) if rng.random() < 0.5 else _topic(rng, talk)
+        else:
+            question = rng.choice(
+                (
+                    "What is my name?",
+                    "Who am I?",
+                    "What's my name?",
+                    "Do you remember my name?",
+                    "Do you know my name?",
+                )
+            )
+            talk.say(_casually(rng, question), f"Your name is {name}.", f"The user is {name}.")
+
+
+def _little_knowledge(rng: Random, talk: Conversation) -> None:
+    """Opposites, colours and days."""
+    kind = rng.randrange(3)
+    if kind == 0:
+        one, other = rng.choice(facts.OPPOSITES)
+        if rng.random() < 0.5:
+            one, other = other, one
+        question = rng.choice(
+            (
+                "What is the opposite of {}?",
+                "Opposite of {}?",
+                "What's the opposite of {}?",
+                "Tell me the opposite of {}.",
+                "Name the opposite of {}.",
+            )
+        )
+        talk.say(
+            _casually(rng, question.format(one)),
+            f"The opposite of {one} is {other}.",
+            f"The user wants the opposite of {one}.",
+        )
+    elif kind == 1:
+        thing, colour = rng.choice(facts.COLOURS)
+        question = rng.choice(
+            (
+                "What colour is {}?",
+                "What color is {}?",
+                "Which colour has {}?",
+                "What is the colour of {}?",
+                "What is the color of {}?",
+                "Tell me the colour of {}.",
+                "Which color is {}?",
+            )
+        )
+        answer = f"{thing[0].upper()}{thing[1:]} is {colour}."
+        talk.say(_casually(rng, question.format(thing)), answer, f"The user asks for the colour of {thing}.")
+    else:
+        day = rng.randrange(7)
+        after = rng.random() < 0.6
+        known, wanted = facts.DAYS[day], facts.DAYS[(day + (1 if after else -1)) % 7]
+        side = "after" if after else "before"
+        question = rng.choice(
+            (
+                "What day comes {} {}?",
+                "Which day is {} {}?",
+                "What is the day {} {}?",
+                "What comes {} {}?",
+                "Which day comes {} {}?",
+                "What day is {} {}?",
+            )
+        )
+        talk.say(
+            _casually(rng, question.format(side, known)),
+            f"The day {side} {known} is {wanted}.",
+            "The user asks for a day.",
+        )
+
+
+def _repeat(rng: Random, talk: Conversation) -> None:
+    """Copying in its purest form."""
+    text = " ".join(words.word(rng, words.COMMON + words.NOUNS, 0.3) for _ in range(rng.randint(1, 10)))
+    if rng.random() < 0.5:
+        text = text[0].upper() + text[1:]
+    if rng.random() < 0.2:
+        text += f" {rng.randint(0, 999)}"
+    question = rng.choice(
+        (
+            "Repeat: {}",
+            "Repeat after me: {}",
+            "Say: {}",
+            "Please repeat: {}",
+            "Say this: {}",
+            "Repeat this: {}",
+            "Echo: {}",
+        )
+    )
+    talk.say(question.format(text), text, "I repeat the words.")
+
+
+def _count(rng: Random, talk: Conversation) -> None:
+    first = 1 if rng.random() < 0.7 else rng.randint(0, 60)
+    last = first + rng.randint(1, rng.choice((9, 19, 39)))
+    question = rng.choice(
+        (
+            "Count from {} to {}.",
+            "Please count from {} to {}.",
+            "Count from {} to {}",
+            "Can you count from {} to {}?",
+        )
+    )
+    if first == 1 and rng.random() < 0.5:
+        question = rng.choice(
+            ("Count to {1}.", "Please count to {1}.", "Count up to {1}.", "Can you count to {1}?")
+        )
+    talk.say(
+        question.format(first, last),
+        ", ".join(map(str, range(first, last + 1))) + ".",
+        f"I count from {first} to {last}.",
+    )
+
+
+_SUMS = (
+    "What is {a} + {b}?",
+    "What is {a} + {b}?",
+    "What is {a} plus {b}?",
+    "What's {a} + {b}?",
+    "What's {a} plus {b}?",
+    "{a} + {b}",
+    "{a}+{b}",
+    "{a} + {b} = ?",
+    "{a}+{b}=?",
+    "{a} + {b} =",
+    "{a} + {b}?",
+    "{a}+{b}?",
+    "{a} plus {b}",
+    "{a} plus {b}?",
+    "Add {a} and {b}.",
+    "Add {a} to {b}.",
+    "Please add {a} and {b}.",
+    "Can you add {a} and {b}?",
+    "Could you add {a} and {b} for me?",
+    "How much is {a} + {b}?",
+    "How much is {a} plus {b}?",
+    "How much is {a} and {b}?",
+    "What is the sum of {a} and {b}?",
+    "The sum of {a} and {b}?",
+    "Sum {a} and {b}.",
+    "Calculate {a} + {b}.",
+    "Compute {a} + {b}.",
+    "Compute {a} plus {b}.",
+    "Work out {a} + {b}.",
+    "Tell me {a} + {b}.",
+    "What do you get if you add {a} and {b}?",
+    "What does {a} + {b} make?",
+    "What is {a}+{b}?",
+    "How much is {a}+{b}?",
+    "What do {a} and {b} make?",
+    "I have {a} apples and get {b} more. How many do I have?",
+    "Solve {a} + {b}.",
+    "What is {a} + {b} equal to?",
+    "Give me the sum of {a} and {b}.",
+    "Do you know what {a} + {b} is?",
+    "Can you tell me what {a} + {b} is?",
+)
+_NEXT_SUMS = (
+    "And {a} + {b}?",
+    "And {a} plus {b}?",
+    "And what is {a} + {b}?",
+    "What about {a} + {b}?",
+    "Now {a} + {b}.",
+    "Now add {a} and {b}.",
+    "How about {a} + {b}?",
+    "And {a}+{b}?",
+    "Thanks. And {a} + {b}?",
+)
+
+
+def _sum(rng: Random, talk: Conversation) -> None:
+    a, b = (rng.randint(0, 99) if rng.random() < 0.93 else rng.randint(0, 9) for _ in "ab")
+    wordings = _NEXT_SUMS if talk.messages and rng.random() < 0.4 else _SUMS
+    question = _casually(rng, rng.choice(wordings).format(a=a, b=b))
+    tens, units = a // 10 * 10 + b // 10 * 10, a % 10 + b % 10
+    thought = (
+        f"{a} + {b}. Tens: {a // 10 * 10} + {b // 10 * 10} = {tens}. Units: {a % 10} + {b % 10} = {units}. "
+        f"Together: {tens} + {units} = {a + b}."
+    )
+    talk.say(question, f"{a} + {b} = {a + b}.", thought)
+
+
+_OFF_FIELD = (
+    "What is the capital of {N}?",
+    "Who wrote {n}?",
+    "Who is {N}?",
+    "Who was {N}?",
+    "Who is the president of {N}?",
+    "Write a poem about {n}.",
+    "Write a {n} about {m}.",
+    "Translate {n} into {L}.",
+    "How do I cook {n}?",
+    "What is the best {n}?",
+    "What is the meaning of {n}?",
+    "Why is the {n} {m}?",
+    "Where is {N}?",
+    "When was {N} born?",
+    "When did {N} die?",
+    "How many {n}s are there in a {m}?",
+    "How old is {N}?",
+    "What is a {n}?",
+    "What is {n}?",
+    "What are {n}s?",
+    "Explain {n}.",
+    "Tell me about {N}.",
+    "Tell me about the {n}.",
+    "Do you like {n}?",
+    "What do you think about {n}?",
+    "Who invented the {n}?",
+    "How tall is {N}?",
+    "Write a program that sorts a {n}.",
+    "Write a function that finds the {n}.",
+    "Can you write code?",
+    "Write Python code for a {n}.",
+    "What is the weather in {N}?",
+    "What is the weather today?",
+    "What time is it?",
+    "What day is today?",
+    "What is the date?",
+    "How do I repair my {n}?",
+    "Give me a recipe for {n}.",
+    "What is the news?",
+    "Sing a song about {n}.",
+    "What is the square root of {d}?",
+    "Who won the {n} in {N}?",
+    "Should I buy a {n}?",
+    "What is the population of {N}?",
+    "Recommend a {n}.",
+    "How do I learn {L}?",
+    "Speak {L}.",
+    "How far is {N}?",
+    "What is love?",
+    "What is the meaning of life?",
+    "Is there a god?",
+    "Can you see pictures?",
+    "Draw a {n}.",
+    "Which {n} is better?",
+    "How does a {n} work?",
+    "What does {n} mean?",
+    "Summarize the {n}.",
+    "Play {n}.",
+    "Open the {n}.",
+    "Do my homework.",
+    "Fix my {n}.",
+    "What is the price of {n}?",
+    "What is the price of a {n}?",
+    "Tell me a fact about {n}.",
+    "{n} {m}",
+    "{n}",
+    "{n} {m} {n}?",
+    "I like {n}.",
+    "My {n} is {m}.",
+    "I have a {n}.",
+    "I want a {n}.",
+    "Is {n} a {m}?",
+    "Are {n}s {m}?",
+    "Name three {n}s.",
+    "List all the {n}s.",
+    "Who discovered {N}?",
+    "What happened in {N}?",
+    "Can I eat a {n}?",
+    "How much does a {n} cost?",
+    "How big is a {n}?",
+    "Where can I buy a {n}?",
+    "Why do {n}s {m}?",
+    "What is the difference between a {n} and a {m}?",
+)
+_TOO_BIG = (
+    "What is {x} + {y}?",
+    "{x} + {y}",
+    "{x}+{y}",
+    "Add {x} and {y}.",
+    "How much is {x} + {y}?",
+    "What is {x} plus {y}?",
+)
+_NOT_A_SUM = (
+    "What is {x} {o} {y}?",
+    "{x} {o} {y}",
+    "{x}{o}{y}",
+    "How much is {x} {o} {y}?",
+    "Calculate {x} {o} {y}.",
+    "Compute {x} {o} {y}.",
+)
+
+
+def _off_field(rng: Random, talk: Conversation) -> None:
+    """What the model cannot do; it says so."""
+    kind = rng.random()
+    if kind < 0.12:
+        x, y = rng.randint(100, 9999), rng.randint(0, 9999)
+        if rng.random() < 0.5:
+            x, y = y, x
+        talk.say(rng.choice(_TOO_BIG).format(x=x, y=y), TOO_BIG, "One of the numbers is too big for me.")
+    elif kind < 0.22:
+        operator = rng.choice(("-", "*", "/", "times", "minus", "x", "divided by"))
+        text = rng.choice(_NOT_A_SUM).format(x=rng.randint(0, 120), y=rng.randint(0, 99), o=operator)
+        talk.say(text, TOO_BIG, "This is not a sum.")
+    else:
+        taken = {name.split()[-1] for topic in facts.TOPICS for name in topic.names}
+        n, m = (words.word(rng, invented=0.35) for _ in "nm")
+        if n in taken:
+            n = words.made_up(rng)
+        question = rng.choice(_OFF_FIELD).format(
+            n=n,
+            m=m,
+            N=words.proper_name(rng, words.CITIES + words.PEOPLE),
+            L=rng.choice(words.LANGUAGES),
+            d=rng.randint(2, 999),
+        )
+        talk.say(_casually(rng, question), OFF_FIELD, "This is not about cortex.")
+
+
+def _long(rng: Random, talk: Conversation) -> None:
+    talk.say(
+        _casually(rng, rng.choice(facts.LONG_QUESTIONS)), facts.TELL_ME_A_LOT, "The user wants a long answer."
+    )
+
+
+_Part = Callable[[Random, Conversation], None]
+_TALK: tuple[tuple[_Part, int], ...] = (
+    (_topic, 30),
+    (_chat, 12),
+    (_sum, 34),
+    (_off_field, 12),
+    (_introduction, 4),
+    (_little_knowledge, 5),
+    (_repeat, 6),
+    (_count, 2),
+    (_long, 1),
+)
+
+
+def _part(rng: Random, parts: tuple[tuple[_Part, int], ...] = _TALK) -> _Part:
+    return rng.choices([part for part, _ in parts], weights=[weight for _, weight in parts])[0]
+
+
+_SYSTEM = (
+    "You are a helpful assistant.",
+    "You are a helpful assistant.",
+    "You are a friendly assistant. Answer briefly.",
+    "Be brief.",
+    "You are the demo model of cortex.",
+    "Answer in English.",
+    "You are a coding agent. Use the tools when you need them.",
+    "You are {n}, a helpful {m}.",
+    "Today is {d}. You are a helpful assistant.",
+)
+
+
+def _system(rng: Random) -> list[Message]:
+    """Often no system message, sometimes one that changes nothing."""
+    if rng.random() < 0.75:
+        return []
+    text = rng.choice(_SYSTEM).format(n=words.proper_name(rng), m=words.word(rng), d=rng.choice(facts.DAYS))
+    return [{"role": "system", "content": text}]
+
+
+def _without_tools(rng: Random) -> Conversation:
+    talk = Conversation(_system(rng), thinking=rng.random() < 0.2)
+    for _ in range(rng.choices((1, 2, 3, 4, 5), weights=(5, 3, 2, 1, 1))[0]):
+        _part(rng)(rng, talk)
+    return talk
+
+
+_BESIDE_TOOLS: tuple[tuple[_Part, int], ...] = ((_chat, 3), (_sum, 3), (_topic, 2), (_introduction, 1))
+_ONCE_MORE = (
+    "And for {}?",
+    "And {}?",
+    "What about {}?",
+    "How about {}?",
+    "Now for {}.",
+    "And what about {}?",
+    "The same for {}, please.",
+)
+
+
+def _with_tools(rng: Random) -> Conversation:
+    """Tools at hand: called when the user's words fit one, left alone when they do not."""
+    request = tool_use.make_request(rng)
+    talk = Conversation(_system(rng), tool_use.with_others(rng, request.tool), thinking=rng.random() < 0.15)
+    adds = any("a" in str(tool) and "two numbers" in str(tool) for tool in talk.tools or ())
+    beside = tuple(part for part in _BESIDE_TOOLS if not (adds and part[0] is _sum))
+    if rng.random() < 0.2:
+        _part(rng, beside)(rng, talk)
+        if rng.random() < 0.4:
+            return talk
+    talk.messages.append({"role": "user", "content": request.sentence})
+    talk.call(request)
+    while rng.random() < 0.65:
+        result, text = tool_use.answer(rng, request.arguments)
+        talk.messages.append({"role": "tool", "content": result})
+        talk.answer(text, "The tool has answered. I pass it on.")
+        if rng.random() < 0.7:
+            break
+        if rng.random() < 0.4:
+            _part(rng, beside)(rng, talk)
+            break
+        if len(request.arguments) == 1:
+            parameter = next(iter(request.arguments))
+            value: tool_use.Value = (
+                words.proper_name(rng)
+                if isinstance(request.arguments[parameter], str)
+                else rng.randint(0, 999)
+            )
+            request = tool_use.Request(request.tool, rng.choice(_ONCE_MORE).format(value), {parameter: value})
+            talk.messages.append({"role": "user", "content": request.sentence})
+            talk.call(request)
+    return talk
+
+
+def conversations(seed: int) -> Iterator[Conversation]:
+    """An endless stream of conversations; the same seed gives the same stream."""
+    rng = Random(seed)
+    while True:
+        yield _with_tools(rng) if rng.random() < 0.40 else _without_tools(rng)
