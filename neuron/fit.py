@@ -1,0 +1,204 @@
+"""Where a model goes, how large its KV pool gets, and who has to leave for it. Plain arithmetic, no clock."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ipc.errors import Code, CortexError
+
+TOKENS_PER_PAGE = 32  # `WorkerSpec.kv_pages` counts these
+SMALLEST_CONTEXT = 2048  # tokens; a model that cannot have so many is not worth its weights
+CUDA_KV_SHARE = 0.9  # of what the weights leave; the rest is for activations that nobody planned
+CPU_KV_SHARE = 0.5  # memory is shared with everything else on the host
+CPU_KV_DEFAULT = 2 << 30  # bytes a rank; more is taken only for one whole context
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Need:
+    """What a model needs. `rank_bytes` holds weights and overhead of each rank, the pool not included."""
+
+    model: str
+    rank_bytes: tuple[int, ...]
+    kv_bytes_per_token: int  # on each rank
+    context_length: int
+    max_sequences: int
+    kv_memory: int | None = None  # bytes of the pool on each rank, where the user chose it
+    devices: tuple[str, ...] | None = None  # where the user wants it
+    priority: int = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """A model that holds memory. `last_used` orders them by age."""
+
+    model: str
+    reserved: dict[str, int]  # bytes by device
+    evictable: bool  # idle and not pinned
+    priority: int
+    last_used: float
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """The outcome: one device a rank, bytes to reserve by device, and what the pool allows."""
+
+    devices: tuple[str, ...]
+    reservations: dict[str, int]
+    kv_pages: int
+    context_length: int
+    victims: tuple[str, ...] = field(default=())
+
+
+def find_fit(
+    need: Need, free: dict[str, int], holders: Sequence[Holder], strategy: Literal["lru", "priority"]
+) -> Fit:
+    """Find room for `need`, with as little eviction as possible.
+
+    A whole context comes first, if need be by eviction; only where even that cannot be had, the context is
+    cut to what the pool holds.
+
+    Args:
+        free: bytes by device that nobody holds. Names tell the kind: "cpu" or "cuda:N".
+        holders: all models that hold memory now.
+        strategy: who leaves first: the least recently used, or the lowest priority (and then nobody who
+            stands above the new model).
+
+    Raises:
+        CortexError: INSUFFICIENT_MEMORY saying who holds what; BAD_REQUEST for devices that are not there.
+    """
+    candidates = _candidates(need, free)
+    evictable = [
+        holder
+        for holder in holders
+        if holder.evictable and (strategy == "lru" or holder.priority <= need.priority)
+    ]
+    evictable.sort(key=lambda h: (h.priority if strategy == "priority" else 0, h.last_used))
+    for context_length in dict.fromkeys((need.context_length, min(need.context_length, SMALLEST_CONTEXT))):
+        for victims in _growing(evictable):
+            if _place(need, candidates, _without(free, victims), context_length) is not None:
+                victims = _spare(need, candidates, free, victims, context_length)
+                fit = _place(need, candidates, _without(free, victims), context_length)
+                devices, reservations, pages, context = fit
+                return Fit(devices, reservations, pages, context, tuple(v.model for v in victims))
+    raise _refusal(need, candidates, free, holders)
+
+
+def _candidates(need: Need, free: dict[str, int]) -> list[str]:
+    """Devices that may be used: the user's, else every GPU, else the CPU."""
+    ranks = len(need.rank_bytes)
+    chosen = list(need.devices or [name for name in free if name != "cpu"] or ["cpu"])
+    if missing := [name for name in chosen if name not in free]:
+        raise CortexError(
+            Code.INSUFFICIENT_MEMORY,
+            f"{need.model} wants device {', '.join(missing)}; this neuron has {', '.join(free) or 'none'}",
+        )
+    if chosen != ["cpu"] and len(chosen) < ranks:
+        raise CortexError(
+            Code.INSUFFICIENT_MEMORY,
+            f"{need.model} wants {ranks} ranks, one a GPU, and there are {len(chosen)}: {', '.join(chosen)}",
+        )
+    return chosen
+
+
+def _growing(holders: list[Holder]) -> Iterator[list[Holder]]:
+    """Nobody, the first, the first two, and so on."""
+    for count in range(len(holders) + 1):
+        yield holders[:count]
+
+
+def _without(free: dict[str, int], victims: list[Holder]) -> dict[str, int]:
+    total = Counter(free)
+    for victim in victims:
+        total.update(victim.reserved)
+    return {name: total[name] for name in free}
+
+
+def _spare(
+    need: Need, candidates: list[str], free: dict[str, int], victims: list[Holder], context_length: int
+) -> list[Holder]:
+    """Leave out of `victims` whoever need not go after all."""
+    for victim in list(victims):
+        fewer = [other for other in victims if other is not victim]
+        if _place(need, candidates, _without(free, fewer), context_length) is not None:
+            victims = fewer
+    return victims
+
+
+def _place(
+    need: Need, candidates: list[str], free: dict[str, int], context_length: int
+) -> tuple[tuple[str, ...], dict[str, int], int, int] | None:
+    """Put the ranks on the freest candidates, with a pool for `context_length` tokens at least.
+
+    Returns:
+        Devices a rank, bytes by device, pages and context length; None when it does not fit.
+    """
+    ranks = len(need.rank_bytes)
+    # Ranks keep the order of the devices: neighbours in the list are neighbours on the bus.
+    freest = sorted(candidates, key=lambda name: -free[name])[:ranks]
+    devices = tuple(name for name in candidates if name in freest) * (ranks // len(freest))
+    fixed = Counter[str]()
+    for name, size in zip(devices, need.rank_bytes, strict=True):
+        fixed[name] += size
+    if any(size > free[name] for name, size in fixed.items()):
+        return None
+    sharing = Counter(devices)
+    pool = min(_pool(need, name, (free[name] - size) // sharing[name]) for name, size in fixed.items())
+    page_bytes = need.kv_bytes_per_token * TOKENS_PER_PAGE
+    wanted = need.max_sequences * pages_for(need.context_length)
+    pages = min(wanted, pool // page_bytes) if page_bytes else wanted
+    if pages < pages_for(context_length):
+        return None
+    return (
+        devices,
+        {name: size + sharing[name] * pages * page_bytes for name, size in fixed.items()},
+        pages,
+        min(need.context_length, pages * TOKENS_PER_PAGE),
+    )
+
+
+def _pool(need: Need, device: str, room: int) -> int:
+    """Bytes that the pool of one rank may take of the `room` that is left for it on `device`."""
+    if need.kv_memory is not None:
+        return need.kv_memory if need.kv_memory <= room else 0
+    if device != "cpu":
+        return int(room * CUDA_KV_SHARE)
+    one_context = pages_for(need.context_length) * TOKENS_PER_PAGE * need.kv_bytes_per_token
+    return min(int(room * CPU_KV_SHARE), max(CPU_KV_DEFAULT, one_context))
+
+
+def pages_for(tokens: int) -> int:
+    """Pages that hold so many tokens."""
+    return -(-tokens // TOKENS_PER_PAGE)
+
+
+def _refusal(
+    need: Need, candidates: list[str], free: dict[str, int], holders: Sequence[Holder]
+) -> CortexError:
+    smallest = (
+        pages_for(min(need.context_length, SMALLEST_CONTEXT)) * TOKENS_PER_PAGE * need.kv_bytes_per_token
+    )
+    pool = need.kv_memory if need.kv_memory is not None else smallest
+    held = {
+        holder.model: {name: size for name, size in holder.reserved.items() if name in candidates}
+        for holder in holders
+        if any(name in candidates for name in holder.reserved)
+    }
+    who = "; ".join(
+        f"{model} holds {', '.join(f'{_gib(size)} on {name}' for name, size in sizes.items())}"
+        for model, sizes in held.items()
+    )
+    return CortexError(
+        Code.INSUFFICIENT_MEMORY,
+        f"{need.model} needs at least {' and '.join(_gib(size + pool) for size in need.rank_bytes)}, "
+        f"one amount a rank; free are {', '.join(f'{_gib(free[name])} on {name}' for name in candidates)}"
+        + (f"; {who}, and is pinned, busy or of higher priority" if who else ""),
+        retry_after=5.0 if held else None,
+        details={"needed": [size + pool for size in need.rank_bytes], "free": free, "held": held},
+    )
+
+
+def _gib(size: int) -> str:
+    return f"{size / (1 << 30):.2f} GiB"

@@ -1,0 +1,504 @@
+"""One epoch of a model: all its rank processes, from their start to the last descriptor."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from typing import Protocol
+
+import msgspec
+
+from ipc.broadcast import BroadcastRing
+from ipc.errors import Code, CortexError
+from ipc.heartbeat import HeartbeatPage
+from ipc.messages import RankState
+from ipc.ring import Ring, RingBroken
+from ipc.worker_messages import (
+    Abort,
+    Command,
+    Fatal,
+    Loading,
+    Ready,
+    Report,
+    SimulatedSpec,
+    StepReport,
+    Stop,
+    Submit,
+    WorkerSpec,
+)
+
+log = logging.getLogger("neuron.group")
+
+STOP_SECONDS = 1.5  # from the Stop command to SIGTERM
+TERMINATE_SECONDS = 0.5  # from SIGTERM to SIGKILL
+KILL_SECONDS = 10.0  # from SIGKILL to giving up on a process that the kernel holds
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Report)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupSpec:
+    """What all ranks of one model have in common. `devices` has one entry a rank."""
+
+    model: str
+    engine: str
+    devices: tuple[str, ...]
+    threads: int
+    context_length: int
+    max_sequences: int
+    max_step_tokens: int
+    kv_pages: int
+    folder: str = ""
+    dtype: str = "bfloat16"
+    simulated: SimulatedSpec | None = None
+    log_level: str = "INFO"
+
+
+def _capacity(context_length: int) -> int:
+    """Bytes of a ring, a power of two, that holds several prompts of a whole context, 4 bytes a token."""
+    return max(1 << 20, 1 << (16 * context_length).bit_length())
+
+
+class Sink(Protocol):
+    """Where the output of one request goes."""
+
+    def advance(self, token_ids: list[int], finish: str, message: str) -> None:
+        """Take new tokens; `finish` and `message` are those of `SequenceReport`. Must not raise."""
+        ...
+
+
+@dataclass(slots=True, eq=False)
+class _Rank:
+    index: int
+    device: str
+    process: subprocess.Popen
+    pidfd: int
+    reports: Ring
+    ready: Ready | None = None
+    fatal: Fatal | None = None
+    loading: str = "starting"  # what it said last while it loaded
+    progress: tuple[int, int] | None = None  # its step, and for rank 0 its unread command bytes
+    progress_at: float = 0.0  # when `progress` changed, monotonic
+
+    def __str__(self) -> str:
+        return f"rank {self.index} (pid {self.process.pid}, {self.device})"
+
+    @property
+    def last_words(self) -> str:
+        """How it ended, as far as is known."""
+        code = self.process.returncode
+        if self.fatal is not None:
+            return f"failed: {self.fatal.message}"
+        if code is None:
+            return "is still there"
+        return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+
+
+class WorkerGroup:
+    """Starts all ranks of a model, proves them, feeds rank 0, and ends them together.
+
+    A group lives once: a rank that dies, breaks its ring or stops making progress takes the whole group with
+    it, because its siblings would wait for it in a collective for ever. `gone` is the moment after that at
+    which every process is reaped and every descriptor closed; the next epoch may start then.
+
+    Args:
+        spec: what to start.
+        epoch: counts the groups of this model.
+        step_deadline: seconds that a rank may make no progress while requests are open.
+        on_loading: told (fraction from 0 to 1 of the slowest rank, what it does) while the ranks load.
+        on_step: told the newest `StepReport` after its sequences went to their sinks.
+        on_death: told once, and only after `ready`, why the group ended. `WORKER_DIED` or `STEP_DEADLINE`.
+    """
+
+    def __init__(
+        self,
+        spec: GroupSpec,
+        epoch: int,
+        *,
+        step_deadline: float,
+        on_loading: Callable[[float, str], None],
+        on_step: Callable[[StepReport], None],
+        on_death: Callable[[CortexError], None],
+    ) -> None:
+        self.spec = spec
+        self.epoch = epoch
+        self.open: dict[int, Sink] = {}  # requests in the worker, by request id
+        self._step_deadline = step_deadline
+        self._on_loading = on_loading
+        self._on_step = on_step
+        self._on_death = on_death
+        self._loop = asyncio.get_running_loop()
+        self._resources = ExitStack()  # what this process holds for as long as a rank lives
+        self._ranks: list[_Rank] = []
+        self._alive: set[_Rank] = set()
+        self._backlog: deque[bytes] = deque()  # commands that found the ring full
+        self._fractions = [0.0] * len(spec.devices)
+        self._ready: asyncio.Future[list[Ready]] = self._loop.create_future()
+        self.gone: asyncio.Future[None] = self._loop.create_future()
+        self._ended = False  # stopped or dead: nothing is expected of the ranks any more
+        self._deadline_timer: asyncio.TimerHandle | None = None
+
+    # --- birth ------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start every rank. Call it on the main thread: a rank dies with the *thread* that started it.
+
+        Raises:
+            CortexError: MODEL_LOAD_FAILED when a process or descriptor cannot be had; nothing stays behind.
+        """
+        size = len(self.spec.devices)
+        try:
+            with ExitStack() as inherited:  # descriptors that only the children keep
+                self._heartbeat = HeartbeatPage.create(size)
+                self._resources.callback(self._heartbeat.close)
+                capacity = _capacity(self.spec.context_length)
+                self._commands = Ring.create(capacity)
+                self._resources.callback(self._commands.close)
+                plans, store = None, None
+                if size > 1:
+                    plans = BroadcastRing.create(size - 1, capacity)
+                    inherited.callback(plans.close)
+                    store = inherited.enter_context(socket.create_server(("127.0.0.1", 0)))
+                for index in range(size):
+                    self._start_rank(index, plans, store)
+        except OSError as error:
+            failure = CortexError(
+                Code.MODEL_LOAD_FAILED, f"the worker processes of {self.spec.model} did not start: {error}"
+            )
+            self._end(failure)
+            raise failure from error
+        log.info(
+            "worker group started model=%s epoch=%d pids=%s devices=%s",
+            self.spec.model,
+            self.epoch,
+            ",".join(str(rank.process.pid) for rank in self._ranks),
+            ",".join(self.spec.devices),
+        )
+
+    def _start_rank(self, index: int, plans: BroadcastRing | None, store: socket.socket | None) -> None:
+        reports = Ring.create()
+        self._resources.callback(reports.close)
+        fds = {*reports.fds, self._heartbeat.fd}
+        if index == 0:
+            fds.update(self._commands.fds)
+        if plans is not None:
+            fds.update(plans.fds)
+        if index == 0 and store is not None:
+            fds.add(store.fileno())
+        spec = WorkerSpec(
+            model=self.spec.model,
+            engine=self.spec.engine,
+            epoch=self.epoch,
+            rank=index,
+            world_size=len(self.spec.devices),
+            device=self.spec.devices[index],
+            threads=self.spec.threads,
+            folder=self.spec.folder,
+            dtype=self.spec.dtype,
+            context_length=self.spec.context_length,
+            max_sequences=self.spec.max_sequences,
+            max_step_tokens=self.spec.max_step_tokens,
+            kv_pages=self.spec.kv_pages,
+            simulated=self.spec.simulated,
+            supervisor_pid=os.getpid(),
+            reports=reports.handle,
+            commands=self._commands.handle if index == 0 else None,
+            plans=plans.handle if plans is not None else None,
+            heartbeat_fd=self._heartbeat.fd,
+            store_fd=store.fileno() if index == 0 and store is not None else None,
+            store_port=store.getsockname()[1] if store is not None else 0,
+            log_level=self.spec.log_level,
+        )
+        threads = str(self.spec.threads)
+        spec_fd = os.memfd_create("cortex-spec")
+        try:
+            os.pwrite(spec_fd, msgspec.json.encode(spec), 0)
+            process = subprocess.Popen(
+                [sys.executable, "-m", "workers", "--spec-fd", str(spec_fd)],
+                pass_fds=[spec_fd, *fds],
+                process_group=0,  # Ctrl-C reaches the supervisor alone, which ends its ranks in order
+                stdin=subprocess.DEVNULL,
+                stdout=2,  # whatever a library prints is a log line
+                env=os.environ
+                | {
+                    "OMP_NUM_THREADS": threads,
+                    "MKL_NUM_THREADS": threads,
+                    "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # the order in which NVML counts
+                },
+            )
+        finally:
+            os.close(spec_fd)
+        try:
+            pidfd = os.pidfd_open(process.pid)
+        except OSError:
+            process.kill()
+            process.wait()
+            raise
+        rank = _Rank(index, self.spec.devices[index], process, pidfd, reports)
+        self._ranks.append(rank)
+        self._alive.add(rank)
+        self._loop.add_reader(rank.pidfd, self._on_exit, rank)
+        self._loop.add_reader(reports.fileno(), self._on_records, rank)
+        self._loop.call_soon(self._on_records, rank)
+
+    async def ready(self, deadline: float) -> list[Ready]:
+        """Wait for every rank's `Ready`, one report a rank.
+
+        Raises:
+            CortexError: a rank died, or was not ready within `deadline` seconds; then the group ends.
+        """
+        await asyncio.wait([self._ready], timeout=deadline)
+        if not self._ready.done():
+            late = "; ".join(f"{rank}: {rank.loading}" for rank in self._ranks if rank.ready is None)
+            self._end(
+                CortexError(
+                    Code.MODEL_LOAD_FAILED,
+                    f"{self.spec.model} was not ready within {deadline:g} seconds; {late}",
+                )
+            )
+        return self._ready.result()
+
+    # --- work -------------------------------------------------------------------------------------------
+
+    def submit(self, submit: Submit, sink: Sink) -> None:
+        """Hand a request to the worker; its output goes to `sink` until its finish is reported."""
+        self.open[submit.request_id] = sink
+        self._send(submit)
+        if self._deadline_timer is None:
+            self._watch_progress(restart=True)
+
+    def abort(self, request_id: int) -> None:
+        """End a request in the worker before its next step; it stays in `open` until the worker says so."""
+        if request_id in self.open and not self._ended:
+            self._send(Abort(request_id))
+
+    def ranks(self) -> list[RankState]:
+        """The heartbeat page, read without asking anybody."""
+        if self.gone.done():
+            return []
+        now = time.monotonic()
+        beats = [(rank, self._heartbeat.read(rank.index)) for rank in self._ranks]
+        return [
+            RankState(
+                rank=rank.index,
+                pid=rank.process.pid,
+                device=rank.device,
+                state=beat.state,
+                step=beat.step,
+                age=max(0.0, now - beat.time) if beat.time else 0.0,
+                memory=beat.memory,
+            )
+            for rank, beat in beats
+        ]
+
+    def _send(self, command: Command) -> None:
+        record = _encoder.encode(command)
+        if self._backlog or not self._commands.try_write(record):
+            self._backlog.append(record)
+
+    def _on_records(self, rank: _Rank) -> None:
+        if self.gone.done():
+            return
+        try:
+            self._take(rank, [_decoder.decode(record) for record in rank.reports.read_all()])
+            again = rank.reports.arm()
+        except (RingBroken, msgspec.MsgspecError) as error:
+            self._end(CortexError(Code.WORKER_DIED, f"the reports of {rank} cannot be read: {error}"))
+            return
+        if again:
+            self._loop.call_soon(self._on_records, rank)
+
+    def _take(self, rank: _Rank, reports: list[Report]) -> None:
+        steps = [report for report in reports if type(report) is StepReport]
+        if steps and not self._ended:
+            self._deliver(steps)
+        if len(steps) == len(reports):
+            return
+        for report in reports:
+            if isinstance(report, Loading):
+                rank.loading = report.message
+                self._fractions[rank.index] = report.fraction
+                self._on_loading(min(self._fractions), report.message)
+            elif isinstance(report, Ready):
+                self._on_rank_ready(rank, report)
+            elif isinstance(report, Fatal):
+                rank.fatal = report
+                self._end(self._failure(rank))
+
+    def _deliver(self, steps: list[StepReport]) -> None:
+        """Hand out what the steps made; several steps that came together are one piece of output."""
+        if len(steps) == 1:
+            for sequence in steps[0].sequences:
+                self._advance(sequence.request_id, sequence.token_ids, sequence.finish, sequence.message)
+        else:
+            merged = {}
+            for step in steps:
+                for sequence in step.sequences:
+                    earlier = merged.get(sequence.request_id)
+                    if earlier is not None:
+                        sequence.token_ids = earlier.token_ids + sequence.token_ids
+                    merged[sequence.request_id] = sequence
+            for sequence in merged.values():
+                self._advance(sequence.request_id, sequence.token_ids, sequence.finish, sequence.message)
+        while self._backlog and self._commands.try_write(self._backlog[0]):
+            self._backlog.popleft()
+        self._on_step(steps[-1])
+
+    def _advance(self, request_id: int, token_ids: list[int], finish: str, message: str) -> None:
+        sink = self.open.pop(request_id, None) if finish else self.open.get(request_id)
+        if sink is not None:
+            sink.advance(token_ids, finish, message)
+
+    def _on_rank_ready(self, rank: _Rank, report: Ready) -> None:
+        size = len(self._ranks)
+        if report.all_reduce != size:
+            self._end(
+                CortexError(
+                    Code.MODEL_LOAD_FAILED,
+                    f"the ranks of {self.spec.model} do not reach each other: {rank} summed "
+                    f"{report.all_reduce} ones, not {size}",
+                )
+            )
+            return
+        rank.ready = report
+        if all(other.ready for other in self._ranks) and not self._ready.done():
+            self._ready.set_result([other.ready for other in self._ranks])
+
+    # --- progress ---------------------------------------------------------------------------------------
+
+    def _watch_progress(self, restart: bool = False) -> None:
+        """See that every rank moves while requests are open; runs on a timer only then."""
+        self._deadline_timer = None
+        if self._ended or not self.open:
+            return
+        now = time.monotonic()
+        stuck = False
+        for rank in self._ranks:
+            step = self._heartbeat.read(rank.index).step
+            progress = (step, self._commands.unread if rank.index == 0 else 0)
+            if restart or progress != rank.progress:
+                rank.progress, rank.progress_at = progress, now
+            elif now - rank.progress_at >= self._step_deadline:
+                stuck = True
+        if stuck:
+            what = "; ".join(self._doing(rank) for rank in self._ranks)
+            self._end(
+                CortexError(
+                    Code.STEP_DEADLINE,
+                    f"{self.spec.model} made no progress for {self._step_deadline:g} seconds: {what}",
+                )
+            )
+            return
+        self._deadline_timer = self._loop.call_later(min(self._step_deadline / 4, 5.0), self._watch_progress)
+
+    def _doing(self, rank: _Rank) -> str:
+        """What `rank` says that it does, and what the kernel says: T is stopped, D is stuck in a driver."""
+        beat = self._heartbeat.read(rank.index)
+        with open(f"/proc/{rank.process.pid}/stat", "rb") as stat:
+            state = stat.read().rpartition(b")")[2].split()[0].decode()
+        return f"{rank} is {beat.state} at step {beat.step}, process state {state}"
+
+    # --- death ------------------------------------------------------------------------------------------
+
+    async def stop(self) -> None:
+        """End the ranks: by command, then SIGTERM, then SIGKILL, each with its time; wait till they are gone.
+
+        Raises:
+            CortexError: INTERNAL when the kernel did not give a process back in time.
+        """
+        if not self._ended:
+            listening = self._ready.done()  # commands are read after the load
+            self._end(None)
+            self._send(Stop())
+            if listening and await self._gone_within(STOP_SECONDS):
+                return
+            self._signal(signal.SIGTERM)
+            if await self._gone_within(TERMINATE_SECONDS):
+                return
+            self._signal(signal.SIGKILL)
+        await self.wait_gone()
+
+    async def wait_gone(self) -> None:
+        """Wait, after a death, for the last process to be reaped and the last descriptor to be closed.
+
+        Raises:
+            CortexError: INTERNAL when the kernel did not give a process back in time.
+        """
+        if not await self._gone_within(KILL_SECONDS):
+            names = ", ".join(str(rank) for rank in self._alive)
+            raise CortexError(
+                Code.INTERNAL,
+                f"{names} of {self.spec.model} did not end within {KILL_SECONDS:g} s of SIGKILL",
+            )
+
+    async def _gone_within(self, seconds: float) -> bool:
+        await asyncio.wait([self.gone], timeout=seconds)
+        return self.gone.done()
+
+    def _failure(self, rank: _Rank) -> CortexError:
+        """Why the group ended, as seen at `rank`. A rank that was killed comes before one that missed it."""
+        rank = next((other for other in self._ranks if (other.process.poll() or 0) < 0), rank)
+        code = Code.WORKER_DIED
+        if not self._ready.done():
+            code = Code.MODEL_LOAD_FAILED
+            if rank.fatal is not None and rank.fatal.code != Code.INTERNAL:
+                code = rank.fatal.code
+        step = self._heartbeat.read(rank.index).step
+        return CortexError(code, f"{rank} of {self.spec.model} {rank.last_words} (step {step})")
+
+    def _end(self, error: CortexError | None) -> None:
+        """End the epoch. With an error everything is killed at once, and whoever waits is told."""
+        if self._ended:
+            return
+        self._ended = True
+        if self._deadline_timer is not None:
+            self._deadline_timer.cancel()
+        if not self._ready.done():
+            self._ready.set_exception(
+                error or CortexError(Code.MODEL_LOAD_FAILED, f"the load of {self.spec.model} was stopped")
+            )
+            self._ready.exception()  # nobody has to ask
+            error_for_owner = None
+        else:
+            error_for_owner = error
+        if error is not None:
+            log.error("worker group died model=%s epoch=%d reason=%s", self.spec.model, self.epoch, error)
+            self._signal(signal.SIGKILL)
+        if not self._alive:
+            self._close()
+        if error_for_owner is not None:
+            self._on_death(error_for_owner)
+
+    def _signal(self, number: signal.Signals) -> None:
+        for rank in self._alive:
+            with suppress(ProcessLookupError):  # its group ended by itself in this moment
+                os.killpg(rank.process.pid, number)
+
+    def _on_exit(self, rank: _Rank) -> None:
+        """The pidfd of `rank` says that it ended."""
+        self._on_records(rank)  # its last words
+        rank.process.wait()  # returns at once: the pidfd spoke
+        self._loop.remove_reader(rank.pidfd)
+        os.close(rank.pidfd)
+        self._loop.remove_reader(rank.reports.fileno())
+        self._alive.discard(rank)
+        self._end(self._failure(rank))
+        if not self._alive:
+            self._close()
+
+    def _close(self) -> None:
+        if not self.gone.done():
+            self._resources.close()
+            self.gone.set_result(None)
+            log.info("worker group gone model=%s epoch=%d", self.spec.model, self.epoch)

@@ -1,0 +1,98 @@
+import pytest
+
+from ipc.errors import Code, CortexError
+from neuron.admission import WaitingRoom
+
+
+class Clock:
+    def __init__(self):
+        self.time = 1000.0
+
+    def __call__(self):
+        return self.time
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+def test_first_come_is_first_served(clock):
+    room = WaitingRoom(10, 60, clock)
+    for name in "abc":
+        room.push(name)
+    assert [room.pop(), room.pop(), room.pop()] == ["a", "b", "c"]
+    with pytest.raises(KeyError):
+        room.pop()
+
+
+def test_a_full_room_refuses_with_a_time_to_come_back(clock):
+    room = WaitingRoom(2, 60, clock)
+    room.push("a")
+    room.push("b")
+    with pytest.raises(CortexError) as refused:
+        room.push("c")
+    assert refused.value.code == Code.QUEUE_FULL
+    assert 1 <= refused.value.retry_after <= 120
+    assert refused.value.details == {"waiting": 2, "limit": 2}
+    assert list(room) == ["a", "b"]
+
+
+def test_retry_after_follows_how_fast_the_line_moves(clock):
+    room = WaitingRoom(100, 600, clock)
+    for number in range(60):
+        room.push(number)
+    for _ in range(30):
+        room.pop()
+        clock.time += 3.0
+    assert room.retry_after() == pytest.approx(30 * 3.0, rel=0.05)
+
+
+def test_those_who_were_let_in_once_stand_before_all_others_and_are_never_refused(clock):
+    room = WaitingRoom(2, 60, clock)
+    room.push("c")
+    room.push("d")
+    room.push_front(["a", "b"])
+    assert [room.pop() for _ in range(4)] == ["a", "b", "c", "d"]
+
+
+def test_who_left_is_not_served(clock):
+    room = WaitingRoom(10, 60, clock)
+    room.push("a")
+    room.push("b")
+    room.discard("a")
+    room.discard("never came")
+    assert room.pop() == "b"
+
+
+def test_waiting_ends_after_wait_seconds(clock):
+    room = WaitingRoom(10, 60, clock)
+    room.start_clock()
+    room.push("a")
+    clock.time += 30
+    room.push("b")
+    assert room.next_deadline == 1060.0
+    clock.time += 30
+    assert room.expired() == ["a"]
+    assert room.next_deadline == 1090.0
+    assert list(room) == ["b"]
+
+
+def test_time_does_not_count_while_the_model_loads(clock):
+    room = WaitingRoom(10, 60, clock)
+    room.push("a")
+    clock.time += 500
+    assert room.next_deadline is None
+    assert room.expired() == []
+    room.start_clock()
+    assert room.next_deadline == clock.time + 60
+    room.stop_clock()
+    assert room.next_deadline is None
+
+
+def test_clear_empties_the_room_in_order(clock):
+    room = WaitingRoom(10, 60, clock)
+    for name in "abc":
+        room.push(name)
+    assert room.clear() == ["a", "b", "c"]
+    assert len(room) == 0

@@ -1,0 +1,144 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ipc.errors import Code, CortexError
+from neuron.fit import SMALLEST_CONTEXT, TOKENS_PER_PAGE, Holder, Need, find_fit
+
+GIB = 1 << 30
+
+
+def need(**changes):
+    values = {
+        "model": "new",
+        "rank_bytes": (4 * GIB,),
+        "kv_bytes_per_token": 100_000,
+        "context_length": 8192,
+        "max_sequences": 4,
+    }
+    return Need(**values | changes)
+
+
+def holder(model, size, *, device="cuda:0", evictable=True, priority=100, last_used=0.0):
+    return Holder(model, {device: size}, evictable, priority, last_used)
+
+
+def test_the_pool_is_what_all_sequences_need_and_no_more():
+    fit = find_fit(need(), {"cuda:0": 100 * GIB}, [], "lru")
+    assert fit.kv_pages * TOKENS_PER_PAGE == 4 * 8192
+    assert fit.context_length == 8192
+    assert fit.reservations == {"cuda:0": 4 * GIB + 4 * 8192 * 100_000}
+
+
+def test_without_a_choice_the_freest_gpu_is_taken():
+    fit = find_fit(need(), {"cuda:0": 8 * GIB, "cuda:1": 20 * GIB, "cpu": 200 * GIB}, [], "lru")
+    assert fit.devices == ("cuda:1",)
+
+
+def test_without_a_gpu_every_rank_is_on_the_cpu():
+    fit = find_fit(need(rank_bytes=(GIB, GIB)), {"cpu": 16 * GIB}, [], "lru")
+    assert fit.devices == ("cpu", "cpu")
+    assert fit.reservations["cpu"] <= 16 * GIB
+
+
+def test_the_cpu_pool_is_two_gib_unless_one_context_is_larger():
+    small = find_fit(need(context_length=4096, max_sequences=32), {"cpu": 64 * GIB}, [], "lru")
+    assert 2 * GIB - small.kv_pages * 32 * 100_000 < 32 * 100_000
+    large = find_fit(need(context_length=32768), {"cpu": 64 * GIB}, [], "lru")
+    assert large.kv_pages * 32 == 32768 == large.context_length
+
+
+def test_the_context_is_cut_to_the_pool_where_a_whole_one_cannot_be_had():
+    fit = find_fit(need(context_length=131072), {"cuda:0": 8 * GIB}, [], "lru")
+    assert SMALLEST_CONTEXT <= fit.context_length < 131072
+    assert fit.context_length == fit.kv_pages * 32
+
+
+def test_a_chosen_pool_is_taken_as_it_is_and_cuts_the_context():
+    fit = find_fit(need(kv_memory=400_000_000), {"cpu": 64 * GIB}, [], "lru")
+    assert fit.kv_pages == 400_000_000 // 3_200_000
+    assert fit.context_length == fit.kv_pages * 32
+
+
+def test_ranks_keep_the_order_of_the_devices():
+    free = {"cuda:0": 20 * GIB, "cuda:1": 5 * GIB, "cuda:2": 30 * GIB}
+    assert find_fit(need(rank_bytes=(GIB, GIB)), free, [], "lru").devices == ("cuda:0", "cuda:2")
+
+
+def test_nobody_leaves_when_there_is_room():
+    assert find_fit(need(), {"cuda:0": 40 * GIB}, [holder("old", 20 * GIB)], "lru").victims == ()
+
+
+def test_the_least_recently_used_leaves_first():
+    holders = [holder("young", 10 * GIB, last_used=2.0), holder("old", 10 * GIB, last_used=1.0)]
+    assert find_fit(need(), {"cuda:0": GIB}, holders, "lru").victims == ("old",)
+
+
+def test_the_lowest_priority_leaves_first_and_nobody_above_the_new_model():
+    holders = [
+        holder("low", 10 * GIB, priority=10, last_used=2.0),
+        holder("high", 10 * GIB, priority=200, last_used=1.0),
+    ]
+    assert find_fit(need(), {"cuda:0": GIB}, holders, "priority").victims == ("low",)
+    with pytest.raises(CortexError, match="high"):
+        find_fit(need(), {"cuda:0": GIB}, holders[1:], "priority")
+
+
+def test_who_stands_on_another_device_stays():
+    holders = [
+        holder("elsewhere", 10 * GIB, device="cuda:1", last_used=1.0),
+        holder("here", 10 * GIB, last_used=2.0),
+    ]
+    fit = find_fit(need(devices=("cuda:0",)), {"cuda:0": GIB, "cuda:1": GIB}, holders, "lru")
+    assert fit.victims == ("here",)
+
+
+def test_busy_and_pinned_models_stay_and_are_named():
+    with pytest.raises(CortexError) as refused:
+        find_fit(need(), {"cuda:0": GIB}, [holder("busy", 20 * GIB, evictable=False)], "lru")
+    assert refused.value.code == Code.INSUFFICIENT_MEMORY
+    assert "busy holds 20.00 GiB on cuda:0" in refused.value.message
+    assert refused.value.details["held"] == {"busy": {"cuda:0": 20 * GIB}}
+
+
+@pytest.mark.parametrize("changes", [{"devices": ("cuda:7",)}, {"rank_bytes": (1, 1, 1)}])
+def test_devices_that_are_not_there_are_named(changes):
+    with pytest.raises(CortexError, match="cuda:"):
+        find_fit(need(**changes), {"cuda:0": 40 * GIB, "cuda:1": 40 * GIB}, [], "lru")
+
+
+sizes = st.integers(0, 64 * GIB)
+
+
+@given(
+    free=st.dictionaries(st.sampled_from(["cpu", "cuda:0", "cuda:1", "cuda:2"]), sizes, min_size=1),
+    ranks=st.lists(st.integers(1, 20 * GIB), min_size=1, max_size=3),
+    per_token=st.integers(0, 500_000),
+    context=st.integers(1, 200_000),
+    holders=st.lists(
+        st.builds(
+            Holder,
+            model=st.uuids().map(str),
+            reserved=st.dictionaries(st.sampled_from(["cpu", "cuda:0", "cuda:1"]), sizes, min_size=1),
+            evictable=st.booleans(),
+            priority=st.integers(0, 3),
+            last_used=st.floats(0, 10),
+        ),
+        max_size=4,
+    ),
+    strategy=st.sampled_from(["lru", "priority"]),
+)
+def test_a_fit_never_takes_more_than_is_free_once_its_victims_left(
+    free, ranks, per_token, context, holders, strategy
+):
+    wanted = need(rank_bytes=tuple(ranks), kv_bytes_per_token=per_token, context_length=context, priority=1)
+    try:
+        fit = find_fit(wanted, free, holders, strategy)
+    except CortexError:
+        return
+    leaving = [h for h in holders if h.model in fit.victims]
+    assert all(h.evictable for h in leaving)
+    for device, size in fit.reservations.items():
+        assert size <= free[device] + sum(h.reserved.get(device, 0) for h in leaving)
+    assert len(fit.devices) == len(ranks)
+    assert 0 < fit.context_length <= min(context, fit.kv_pages * 32)
