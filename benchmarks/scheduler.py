@@ -1,0 +1,95 @@
+"""What a step costs beside the model: `python -m benchmarks.scheduler [--json FILE]`.
+
+First the scheduler alone, in decode (plan, commit, reports). Then a simulated worker at full speed, through
+its command and report rings: scheduling, engine, encoding, and the reader on this side.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from array import array
+from pathlib import Path
+
+from ipc.worker_messages import Submit
+from tests.workers.harness import Workers
+from workers.scheduler import Scheduler
+
+REPEATS = 5  # of which the best counts: on a shared machine the others measure the neighbours
+
+
+def scheduler_step(sequences: int, steps: int = 300) -> float:
+    """Seconds of one decode step of that many sequences."""
+    scheduler = Scheduler(
+        max_sequences=sequences, max_step_tokens=8192, context_length=4096, kv_pages=1 << 16
+    )
+    prompt = array("I", [5] * 30).tobytes()
+    for request_id in range(sequences):
+        scheduler.submit(Submit(request_id, prompt, 4000, 0.0, 0, 1.0, 0, [2]))
+    while scheduler.waiting:
+        plan = scheduler.plan()
+        scheduler.commit([7] * len(plan.scheduled))
+    scheduler.take_reports()
+    sampled = [7] * sequences
+    best = float("inf")
+    for _ in range(REPEATS):
+        started = time.perf_counter()
+        for _ in range(steps):
+            scheduler.plan()
+            scheduler.commit(sampled)
+            scheduler.take_reports()
+        best = min(best, (time.perf_counter() - started) / steps)
+    return best
+
+
+def worker_rate(sequences: int, world_size: int, tokens: int) -> tuple[float, float]:
+    """(steps/s, tokens/s) of a simulated worker that answers `sequences` requests at once."""
+    best = (0.0, 0.0)
+    with Workers(world_size=world_size, max_sequences=sequences, kv_pages=1 << 16) as workers:
+        workers.ready()
+        for repeat in range(REPEATS):
+            first_step = len(workers.steps)
+            started = time.perf_counter()
+            for number in range(sequences):
+                workers.submit(repeat * sequences + number, 5, tokens)
+            workers.collect(*range(repeat * sequences, (repeat + 1) * sequences))
+            seconds = time.perf_counter() - started
+            best = max(best, ((len(workers.steps) - first_step) / seconds, sequences * tokens / seconds))
+    return best
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here, too")
+    arguments = parser.parse_args()
+    figures: dict[str, list[dict[str, float]]] = {"scheduler": [], "worker": []}
+    print("scheduler alone, decode\n sequences    µs/step")
+    for sequences in (1, 10, 32, 256):
+        seconds = scheduler_step(sequences)
+        figures["scheduler"].append({"sequences": sequences, "step_seconds": seconds})
+        print(f"{sequences:10} {seconds * 1e6:10.1f}", flush=True)
+    print("\nsimulated worker at full speed, through its rings\n sequences  ranks    steps/s   tokens/s")
+    for sequences, world_size, tokens in (
+        (1, 1, 2000),
+        (10, 1, 2000),
+        (32, 1, 1000),
+        (256, 1, 200),
+        (10, 2, 500),
+    ):
+        steps, rate = worker_rate(sequences, world_size, tokens)
+        figures["worker"].append(
+            {
+                "sequences": sequences,
+                "ranks": world_size,
+                "steps_per_second": steps,
+                "tokens_per_second": rate,
+            }
+        )
+        print(f"{sequences:10} {world_size:6} {steps:10.0f} {rate:10.0f}", flush=True)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
