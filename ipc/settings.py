@@ -1,0 +1,139 @@
+"""Reading configuration files: YAML or TOML into typed structs, with errors that name file, key and value."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from inspect import isclass
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+
+import msgspec
+import yaml
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+# A number of bytes, which files may also write as `12GiB` or `500MB`.
+Size = Annotated[int, msgspec.Meta(ge=0, extra={"unit": "bytes"})]
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b", re.IGNORECASE)
+
+
+class ConfigError(Exception):
+    """A configuration that cannot be used.
+
+    Args:
+        path: the file.
+        key: the dotted key in it, as in `models[0].ranks`; empty where the file itself is the matter.
+        message: what is wrong with it.
+    """
+
+    def __init__(self, path: str | Path, key: str, message: str) -> None:
+        super().__init__(": ".join(part for part in (str(path), key, message) if part))
+        self.path = str(path)
+        self.key = key
+        self.message = message
+
+
+def parse_size(text: str) -> int:
+    """Bytes meant by `text`: kB, MB, GB and TB are powers of 1000; KiB, MiB, GiB and TiB of 1024.
+
+    Raises:
+        ValueError: when it is no size, with a sentence for people.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise ValueError("Expected a size such as 12GiB, 500MB or a number of bytes")
+    number, prefix, binary = match.groups()
+    return int(float(number) * (1024 if binary else 1000) ** " kmgt".index(prefix.lower() or " "))
+
+
+def load_settings(path: str | Path, kind: type[T]) -> T:
+    """Read the file at `path` as a `kind`. An empty file, and a key without a value, mean the defaults.
+
+    Raises:
+        ConfigError: the file cannot be read or parsed, a key is unknown or given twice, a required one is
+            missing, or a value has the wrong type or is out of range.
+    """
+    data = _parse(Path(path))
+    if data is None:
+        data = {}
+    if not isinstance(data, dict):
+        raise ConfigError(path, "", f"holds a {type(data).__name__} where keys and values are expected")
+    return _convert(data, kind, "", path)
+
+
+def _parse(path: Path) -> Any:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(path, "", f"cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(path, "", f"is not UTF-8 text: {error}") from error
+    try:
+        if path.suffix == ".toml":
+            return tomllib.loads(text)
+        if path.suffix in (".yaml", ".yml"):
+            return yaml.load(text, Loader=_UniqueKeys)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise ConfigError(path, "", f"line {line}: {error.problem}") from error
+    except (tomllib.TOMLDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(path, "", f"cannot be parsed: {error}") from error
+    raise ConfigError(path, "", f"has the suffix {path.suffix!r}; a configuration is .yaml, .yml or .toml")
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML in which giving a key twice is an error: one of the two values would be lost without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"the key {key.value!r} is given twice", key.start_mark
+                    )
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _convert(value: Any, kind: Any, key: str, path: str | Path) -> Any:
+    """`value` as a `kind`, where structs and lists are walked here so that the key of an error is known."""
+    for option in _options(kind):
+        if isinstance(value, dict) and isclass(option) and issubclass(option, msgspec.Struct):
+            return _convert_struct(value, option, key, path)
+        if isinstance(value, list) and get_origin(option) is list:
+            (item,) = get_args(option)
+            return [_convert(each, item, f"{key}[{i}]", path) for i, each in enumerate(value)]
+    try:
+        if isinstance(value, str) and Size in _options(kind):
+            return parse_size(value)
+        return msgspec.convert(value, kind)
+    except ValueError as error:  # msgspec's own is one, too
+        raise ConfigError(path, key, f"{str(error).split(' - at ')[0]}; the value is {value!r}") from error
+
+
+def _options(kind: Any) -> tuple[Any, ...]:
+    return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+
+
+def _convert_struct(value: dict[Any, Any], struct: type[msgspec.Struct], key: str, path: str | Path) -> Any:
+    fields = {field.encode_name: field for field in msgspec.structs.fields(struct)}
+    given = {}
+    for name, each in value.items():
+        dotted = f"{key}.{name}" if key else str(name)
+        if name not in fields:
+            raise ConfigError(
+                path, dotted, f"unknown key, with the value {each!r}; there are {', '.join(fields)}"
+            )
+        field = fields[name]
+        if each is None and NoneType not in _options(field.type):
+            continue
+        given[field.name] = _convert(each, field.type, dotted, path)
+    if missing := [
+        field.encode_name for field in fields.values() if field.required and field.name not in given
+    ]:
+        raise ConfigError(path, key, f"the key {missing[0]!r} is missing")
+    return struct(**given)
