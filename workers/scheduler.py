@@ -27,8 +27,8 @@ class Scheduler:
     than all of `waiting`; at most one running sequence is in prefill, and it is the last.
 
     Args:
-        max_sequences: slots of the engine. No more than `max_step_tokens` of them are used, because every
-            running sequence takes a token in every step.
+        max_sequences: slots of the engine. Never more of them run than there are tokens in the budget: who
+            joins takes a token of the same step that the others take theirs from.
         max_step_tokens: the budget of one step.
         context_length: tokens of prompt and output together at which a sequence ends with "length".
         kv_pages: pages in the engine's pool. A sequence that alone fills the pool ends with "length" too.
@@ -46,7 +46,7 @@ class Scheduler:
         self.waiting: deque[Sequence] = deque()
         self.step = 0  # of the last plan
         self._open: dict[int, Sequence] = {}  # by request id
-        self._free_slots = list(range(min(max_sequences, max_step_tokens) - 1, -1, -1))
+        self._free_slots = list(range(max_sequences - 1, -1, -1))
         self._released: list[int] = []  # slots that the next plan empties
         self._stepping: list[tuple[Sequence, Scheduled]] = []  # the plan that the engine has now
         self._reports: list[SequenceReport] = []

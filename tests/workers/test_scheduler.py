@@ -246,6 +246,32 @@ def test_out_of_pages_the_youngest_resumes_with_prompt_and_output():
     run.assert_nothing_is_held()
 
 
+def test_a_pool_that_is_far_too_small_is_not_wasted_on_computing_again():
+    run = Run(scheduler(kv_pages=64, max_step_tokens=512, max_sequences=32))
+    for request_id in range(32):
+        run.scheduler.submit(submit(request_id, 40, max_tokens=100))
+    computed = 0
+    while (plan := run.step()) is not None:
+        computed += sum(entry.num_tokens for entry in plan.scheduled)
+    assert all(len(output) == 100 for output in run.output.values())
+    assert computed < 1.3 * 32 * 140
+
+
+def test_a_prompt_that_finds_no_page_waits_while_its_elders_decode():
+    run = Run(scheduler(kv_pages=5, max_step_tokens=2))
+    run.scheduler.submit(submit(1, 25, max_tokens=120))
+    run.step()
+    run.scheduler.submit(submit(2, 90, max_tokens=5))
+    waited = 0
+    while run.step() is not None:
+        waited += not run.scheduler.pool.num_free and len(run.scheduler._stepping) == 1 < len(
+            run.scheduler.running
+        )
+    assert waited >= 1
+    assert [len(run.output[request_id]) for request_id in (1, 2)] == [120, 5]
+    run.assert_nothing_is_held()
+
+
 def test_too_few_or_too_many_sampled_tokens_are_an_error():
     for sampled in ([], [7, 7]):
         run = Run(scheduler())
