@@ -132,8 +132,7 @@ def _convert_struct(value: dict[Any, Any], struct: type[msgspec.Struct], key: st
         if each is None and NoneType not in _options(field.type):
             continue
         given[field.name] = _convert(each, field.type, dotted, path)
-    if missing := [
-        field.encode_name for field in fields.values() if field.required and field.name not in given
-    ]:
-        raise ConfigError(path, key, f"the key {missing[0]!r} is missing")
+    for name, field in fields.items():
+        if field.required and field.name not in given:
+            raise ConfigError(path, key, f"the key {name!r} is missing")
     return struct(**given)
