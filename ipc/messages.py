@@ -14,6 +14,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from ipc.errors import CortexError
+
 PROTOCOL_MAJOR = 1
 PROTOCOL_MINOR = 0
 HEADER = b"cx" + bytes((PROTOCOL_MAJOR, PROTOCOL_MINOR))
@@ -258,6 +260,30 @@ class Failed(Reply, tag="failed"):
     retry_after: float | None = None
     tokens_sent: int = 0
     details: dict[str, Any] = {}
+
+    @classmethod
+    def of(cls, request_id: int, error: CortexError) -> Failed:
+        """The reply that carries an error across."""
+        return cls(
+            id=request_id,
+            code=error.code,
+            message=error.message,
+            param=error.param,
+            retry_after=error.retry_after,
+            tokens_sent=error.tokens_sent,
+            details=error.details,
+        )
+
+    def error(self) -> CortexError:
+        """The error that it carries."""
+        return CortexError(
+            self.code,
+            self.message,
+            param=self.param,
+            retry_after=self.retry_after,
+            tokens_sent=self.tokens_sent,
+            details=self.details,
+        )
 
 
 class Done(Reply, tag="done"):

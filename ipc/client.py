@@ -1,0 +1,359 @@
+"""The client's side of the protocol: for asyncio (the gateway), and blocking (scripts, tests).
+
+A client may be started before its neuron is there, and it reconnects by itself. A request that was open when
+the connection ended, or when the neuron fell silent, ends with `Failed(NEURON_LOST)`: nothing waits for ever,
+and no reply of an earlier connection can be taken for one of this, since ids are never used again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import struct
+from collections import deque
+from collections.abc import AsyncGenerator, Iterator
+from typing import Self
+
+import msgspec
+import zmq
+
+from ipc.errors import Code, CortexError
+from ipc.messages import (
+    HEADER,
+    PROTOCOL_MAJOR,
+    TERMINAL,
+    AnyReply,
+    AnyRequest,
+    Cancel,
+    Cancelled,
+    Failed,
+    Reply,
+)
+from ipc.sockets import NOBLOCK, NOBLOCK_MORE, Pump, configure
+
+logger = logging.getLogger("ipc.client")
+
+CONNECT_TIMEOUT_MS = 3000
+RECONNECT_MS = 100  # first pause; it doubles
+RECONNECT_MAX_MS = 2000
+
+_TERMINAL = frozenset(TERMINAL)
+_REFUSED = {
+    zmq.EVENT_HANDSHAKE_FAILED_AUTH: "it does not know our key",
+    zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL: "the handshake failed: does one side use keys and the other not?",
+    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL: "the handshake broke off: is its public key the right one?",
+}
+
+
+class Call:
+    """One request and its replies.
+
+    `async for reply in call` yields them as they come, the terminal one last. Leaving the iteration early, or
+    being cancelled in it, cancels the request. It is iterated once, by one task.
+    """
+
+    __slots__ = ("_client", "_replies", "_waiter", "closed", "id")
+
+    def __init__(self, client: NeuronClient, request_id: int) -> None:
+        self.id = request_id
+        self.closed = False  # the terminal reply is here
+        self._client = client
+        self._replies: deque[Reply] = deque()
+        self._waiter: asyncio.Future[None] | None = None
+
+    def cancel(self) -> None:
+        """Ask the neuron to end it. The terminal reply still comes. On a closed call it does nothing."""
+        if not self.closed:
+            self._client._cancel(self)
+
+    async def __aiter__(self) -> AsyncGenerator[Reply, None]:
+        replies = self._replies
+        try:
+            while True:
+                while replies:
+                    yield replies.popleft()
+                if self.closed:
+                    return
+                self._waiter = self._client._loop.create_future()
+                await self._waiter
+        finally:
+            self.cancel()
+
+    def _push(self, reply: Reply) -> None:
+        if type(reply) in _TERMINAL:
+            self.closed = True
+        self._replies.append(reply)
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+
+class NeuronClient:
+    """A connection to one neuron, for one event loop.
+
+    Args:
+        endpoint: e.g. "tcp://beast.internal:13131".
+        secret: our CURVE secret key (Z85); with it goes
+        server_public: the neuron's public key (Z85).
+        silence: seconds without any message, while calls are open, after which the neuron counts as lost. It
+            sends something each second.
+    """
+
+    def __init__(
+        self,
+        endpoint: str,
+        *,
+        secret: str | None = None,
+        server_public: str | None = None,
+        silence: float = 5.0,
+    ) -> None:
+        if (secret is None) != (server_public is None):
+            raise CortexError(
+                Code.BAD_REQUEST, f"{endpoint}: our secret key and the neuron's public key belong together"
+            )
+        self.endpoint = endpoint
+        self.alive = False  # connected, and not silent
+        self._secret, self._server_public = secret, server_public
+        self._silence = silence
+        self._calls: dict[int, Call] = {}  # open ones, by id
+        self._unsent: dict[int, bytes] = {}  # requests that wait for the connection, by id
+        self._last_id = 0
+        self._refusal = ""  # why the last handshake failed
+        self._encode = msgspec.msgpack.Encoder().encode
+        self._decode = msgspec.msgpack.Decoder(list[AnyReply]).decode
+        self._started = False
+
+    def start(self) -> None:
+        """Begin to connect, in the running loop. CortexError when the endpoint or a key cannot be right."""
+        self._loop = asyncio.get_running_loop()
+        self._socket = zmq.Context.instance().socket(zmq.DEALER)
+        configure(self._socket)
+        self._socket.setsockopt(zmq.CONNECT_TIMEOUT, CONNECT_TIMEOUT_MS)
+        self._socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
+        self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, RECONNECT_MAX_MS)
+        # Queue for a live connection only: what is not sent yet can still be withdrawn.
+        self._socket.setsockopt(zmq.IMMEDIATE, 1)
+        monitor = self._socket.get_monitor_socket(
+            zmq.EVENT_HANDSHAKE_SUCCEEDED
+            | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+            | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+            | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+            | zmq.EVENT_DISCONNECTED
+        )
+        try:
+            if self._secret is not None and self._server_public is not None:
+                self._socket.setsockopt_string(zmq.CURVE_SERVERKEY, self._server_public)
+                self._socket.setsockopt_string(zmq.CURVE_SECRETKEY, self._secret)
+                self._socket.setsockopt(zmq.CURVE_PUBLICKEY, zmq.curve_public(self._secret.encode()))
+            self._socket.connect(self.endpoint)
+        except (zmq.ZMQError, ValueError) as error:
+            self._socket.disable_monitor()
+            self._socket.close()
+            raise CortexError(
+                Code.BAD_REQUEST, f"cannot use the endpoint {self.endpoint} or its keys: {error}"
+            ) from error
+        self._heard = self._loop.time()
+        self._send = self._socket.send
+        self._monitor = Pump(monitor, self._on_event)
+        self._pump = Pump(self._socket, self._on_message, self._send_unsent)
+        self._timer = self._loop.call_later(self._silence / 4, self._tick)
+        self._started = True
+
+    def close(self) -> None:
+        """Cancel what is open, and disconnect. Calling it again does nothing."""
+        if not self._started:
+            return
+        self._started = False
+        for call in list(self._calls.values()):
+            self._cancel(call)
+        self._fail_all(Code.NEURON_LOST, f"the connection to {self.endpoint} was closed")
+        self._timer.cancel()
+        self._pump.close()
+        self._monitor.close()
+        self.alive = False
+
+    def open(self, request: AnyRequest) -> Call:
+        """Send a request; its `id` is set here. It waits for the connection where there is none yet."""
+        if not self._started:
+            raise CortexError(Code.NEURON_LOST, f"the client of {self.endpoint} is not started")
+        self._last_id += 1
+        request.id = self._last_id
+        body = self._encode(request)
+        if not self._calls:  # nothing was expected up to now
+            self._heard = self._loop.time()
+        call = self._calls[request.id] = Call(self, request.id)
+        if self._unsent or not self._try_send(body):
+            self._unsent[request.id] = body
+        return call
+
+    async def ask(self, request: AnyRequest, within: float) -> Reply:
+        """The terminal reply to a request.
+
+        Raises:
+            CortexError: the neuron answered `Failed`, or was lost, or did not answer `within` seconds
+                (both NEURON_LOST); then the request is cancelled.
+        """
+        call = self.open(request)
+        try:
+            async with asyncio.timeout(within):
+                async for reply in call:
+                    last = reply
+        except TimeoutError:
+            call.cancel()
+            raise CortexError(Code.NEURON_LOST, self._no_answer(within)) from None
+        if isinstance(last, Failed):
+            raise last.error()
+        return last
+
+    def _no_answer(self, seconds: float) -> str:
+        why = f"; {self._refusal}" if self._refusal else ""
+        return f"no answer from the neuron at {self.endpoint} within {seconds:g} s{why}"
+
+    def _cancel(self, call: Call) -> None:
+        if self._unsent.pop(call.id, None) is not None:
+            self._end(call, Cancelled(id=call.id))
+        else:
+            self._try_send(self._encode(Cancel(id=call.id)))
+
+    def _try_send(self, body: bytes) -> bool:
+        try:
+            self._send(HEADER, NOBLOCK_MORE)
+        except zmq.Again:
+            return False
+        self._send(body, NOBLOCK)
+        self._pump.check_soon()
+        return True
+
+    def _send_unsent(self) -> None:
+        while self._unsent:
+            number, body = next(iter(self._unsent.items()))
+            if not self._try_send(body):
+                return
+            del self._unsent[number]
+
+    def _end(self, call: Call, reply: Reply) -> None:
+        del self._calls[call.id]
+        call._push(reply)
+
+    def _fail_all(self, code: str, message: str) -> None:
+        self._unsent.clear()
+        for call in list(self._calls.values()):
+            self._end(call, Failed(id=call.id, code=code, message=message))
+
+    def _on_message(self, frames: list[bytes]) -> None:
+        self._heard = self._loop.time()
+        self.alive = True
+        if len(frames) != 2 or frames[0][:2] != HEADER[:2] or len(frames[0]) != len(HEADER):
+            logger.warning("message ignored endpoint=%s reason=it is none of the protocol", self.endpoint)
+            return
+        if frames[0][2] != PROTOCOL_MAJOR:
+            text = f"the neuron at {self.endpoint} speaks protocol {frames[0][2]}, we speak {PROTOCOL_MAJOR}"
+            self._fail_all(Code.PROTOCOL_MISMATCH, text)
+            return
+        try:
+            replies = self._decode(frames[1])
+        except msgspec.ValidationError:
+            replies = self._decode_known(frames[1])
+        calls = self._calls
+        for reply in replies:
+            call = calls.get(reply.id)
+            if call is not None:
+                if type(reply) in _TERMINAL:
+                    del calls[reply.id]
+                call._push(reply)
+            elif reply.id == 0 and isinstance(reply, Failed):
+                # It could not read one of ours, and cannot say which.
+                self._fail_all(reply.code, reply.message)
+
+    def _decode_known(self, body: bytes) -> list[Reply]:
+        """The replies that we understand: a newer minor version may have more types."""
+        known: list[Reply] = []
+        for raw in msgspec.msgpack.decode(body, type=list[msgspec.Raw]):
+            try:
+                known.append(msgspec.msgpack.decode(raw, type=AnyReply))
+            except msgspec.ValidationError as error:
+                logger.warning("reply ignored endpoint=%s reason=%s", self.endpoint, error)
+        return known
+
+    def _on_event(self, frames: list[bytes]) -> None:
+        event, _value = struct.unpack("=HI", frames[0])
+        if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+            self._refusal = ""
+            self._heard = self._loop.time()
+            self.alive = True
+            self._pump.check_soon()
+        elif event in _REFUSED:
+            self._refusal = f"it refused the connection: {_REFUSED[event]}"
+            self._fail_all(Code.NEURON_LOST, f"no way to the neuron at {self.endpoint}: {self._refusal}")
+        elif self.alive:
+            self.alive = False
+            self._fail_all(Code.NEURON_LOST, f"the connection to the neuron at {self.endpoint} was lost")
+
+    def _tick(self) -> None:
+        self._timer = self._loop.call_later(self._silence / 4, self._tick)
+        # Where it was this process that stood still, the messages are here, unread.
+        self._pump.check()
+        if self._calls and self._loop.time() - self._heard > self._silence:
+            self.alive = False
+            for call in list(self._calls.values()):
+                self._cancel(call)  # should it come back, it need not go on with them
+            self._fail_all(Code.NEURON_LOST, self._no_answer(self._silence))
+
+
+class BlockingClient:
+    """The same for programs without an event loop; a context manager. One thread, one request at a time."""
+
+    def __init__(
+        self,
+        endpoint: str,
+        *,
+        secret: str | None = None,
+        server_public: str | None = None,
+        silence: float = 5.0,
+    ) -> None:
+        self._client = NeuronClient(endpoint, secret=secret, server_public=server_public, silence=silence)
+        self._runner = asyncio.Runner()
+        self._runner.run(self._start())
+
+    async def _start(self) -> None:
+        self._client.start()
+
+    def ask(self, request: AnyRequest, timeout: float) -> Reply:
+        """The terminal reply; CortexError as `NeuronClient.ask`."""
+        return self._runner.run(self._client.ask(request, timeout))
+
+    def stream(self, request: AnyRequest, timeout: float) -> Iterator[Reply]:
+        """All replies, the terminal one last. Leaving the iteration early cancels the request.
+
+        Raises:
+            CortexError: the next reply did not come within `timeout` seconds (NEURON_LOST).
+        """
+        call = self._client.open(request)
+        replies = aiter(call)
+        try:
+            while True:
+                reply = self._runner.run(self._next(replies, timeout))
+                yield reply
+                if type(reply) in _TERMINAL:
+                    return
+        finally:
+            self._runner.run(replies.aclose())
+
+    async def _next(self, replies: AsyncGenerator[Reply, None], within: float) -> Reply:
+        try:
+            return await asyncio.wait_for(anext(replies), within)
+        except TimeoutError:
+            raise CortexError(Code.NEURON_LOST, self._client._no_answer(within)) from None
+
+    def close(self) -> None:
+        self._runner.run(self._stop())
+        self._runner.close()
+
+    async def _stop(self) -> None:
+        self._client.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()

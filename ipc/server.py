@@ -1,0 +1,386 @@
+"""The neuron's side of the protocol: one ROUTER socket, many peers, every request answered exactly once.
+
+It owns what is the same for all verbs: framing, versions, ids, heartbeats, slow peers and vanished ones. What
+a verb means is the handler's business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import ipaddress
+import logging
+from collections.abc import Callable, Sequence
+
+import msgspec
+import zmq
+
+from ipc.errors import Code, CortexError
+from ipc.messages import (
+    HEADER,
+    PROTOCOL_MAJOR,
+    PROTOCOL_MINOR,
+    TERMINAL,
+    AnyRequest,
+    Cancel,
+    Cancelled,
+    Failed,
+    Heartbeat,
+    Reply,
+    Watch,
+)
+from ipc.sockets import LINGER_MS, NOBLOCK, NOBLOCK_MORE, Pump, configure
+from ipc.zap import Gatekeeper
+
+logger = logging.getLogger("ipc.server")
+
+HEARTBEAT_SECONDS = 1.0
+RETRY_SECONDS = 0.02  # between tries to send to a peer whose queue is full
+STALL_SECONDS = 10.0  # a peer that takes nothing for so long is given up
+MAX_BACKLOG = 100_000  # replies that wait for one peer, before it is given up
+MAX_ID = (1 << 64) - 1
+
+_TERMINAL = frozenset(TERMINAL)
+
+
+class _Envelope(msgspec.Struct):
+    """The least that a request must have, to say whose request it is that cannot be read."""
+
+    id: int = 0
+    verb: str = ""
+
+
+_VERBS = frozenset(request.__struct_config__.tag for request in AnyRequest.__args__)
+
+
+class Peer:
+    """A client with open requests. When it has none, it is forgotten; when it comes back, it is a new Peer.
+
+    Attributes:
+        key: ZeroMQ's name of the connection; a client that reconnects has another one.
+        gone: it vanished or stopped reading; nothing sent to it arrives any more.
+    """
+
+    __slots__ = ("_open", "_outbox", "_server", "_stalled", "_stuck", "gone", "key")
+
+    def __init__(self, server: Server, key: bytes) -> None:
+        self.key = key
+        self.gone = False
+        self._server = server
+        self._open: dict[int, type] = {}  # request id -> its verb's type
+        self._outbox: list[Reply] = []
+        self._stuck: bytes | None = None  # a message that its queue had no room for
+        self._stalled = 0.0  # since when (loop time)
+
+    def holds(self, request_id: int) -> bool:
+        """Whether that request is still open: not ended, the peer not gone."""
+        return request_id in self._open
+
+    def send(self, reply: Reply) -> None:
+        """Queue a reply; all replies queued in one turn of the loop leave as one message.
+
+        A terminal reply closes its request. What comes for a closed request is dropped, so nothing can follow
+        a terminal reply.
+        """
+        if reply.id in self._open:
+            if type(reply) in _TERMINAL:
+                del self._open[reply.id]
+            self._server._queue(self, reply)
+
+
+class Server:
+    """Serves the protocol on `endpoint`.
+
+    Args:
+        endpoint: e.g. "tcp://127.0.0.1:13131"; port 0 takes a free one.
+        handler: called with each well-formed request, in the loop; it must not block. `Cancel` is passed on,
+            too, where its request is still open. An exception it raises ends that request with `Failed`.
+        on_gone: called once with each peer that vanished with requests open, or that stopped reading. Those
+            requests are closed; whoever works for them should stop.
+        secret: this neuron's CURVE secret key (Z85).
+        allowed: public keys (Z85) of the clients that may connect.
+        insecure: listen off loopback without keys all the same.
+
+    Raises:
+        CortexError: off loopback without keys, or with a secret key that nobody may use.
+    """
+
+    def __init__(
+        self,
+        endpoint: str,
+        handler: Callable[[Peer, AnyRequest], None],
+        on_gone: Callable[[Peer], None],
+        *,
+        secret: str | None = None,
+        allowed: Sequence[str] = (),
+        insecure: bool = False,
+    ) -> None:
+        if secret is None and not insecure and not _is_local(endpoint):
+            raise CortexError(
+                Code.BAD_REQUEST,
+                f"{endpoint} can be reached from other hosts and has no keys: make some with "
+                "`cortex keygen`, or set `insecure: true` where the network itself is safe",
+            )
+        if (secret is None) != (not allowed):
+            raise CortexError(
+                Code.BAD_REQUEST, "a secret key and the public keys of allowed clients belong together"
+            )
+        self.endpoint = endpoint
+        self._handler, self._on_gone = handler, on_gone
+        self._secret, self._allowed = secret, allowed
+        self._peers: dict[bytes, Peer] = {}  # those with open requests
+        self._dirty: list[Peer] = []  # those with replies queued since the last flush
+        self._blocked: list[Peer] = []  # those with a message that their queue had no room for
+        self._encode = msgspec.msgpack.Encoder().encode
+        self._decode = msgspec.msgpack.Decoder(AnyRequest).decode
+        self._started = False
+
+    def start(self) -> None:
+        """Listen, in the running loop. OSError when the endpoint cannot be had (a port in use)."""
+        self._loop = asyncio.get_running_loop()
+        self._context = zmq.Context()  # of its own: a context has one gatekeeper
+        self._socket = self._context.socket(zmq.ROUTER)
+        configure(self._socket)
+        self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        self._gatekeeper = None
+        if self._secret is not None:
+            self._gatekeeper = Gatekeeper(self._context, self._allowed)
+            self._socket.setsockopt(zmq.CURVE_SERVER, 1)
+            self._socket.setsockopt_string(zmq.CURVE_SECRETKEY, self._secret)
+        try:
+            self._socket.bind(self.endpoint)
+        except zmq.ZMQError as error:
+            self._socket.close()
+            self._close_context()
+            raise OSError(error.errno, f"cannot listen on {self.endpoint}: {error.strerror}") from error
+        self.endpoint = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
+        self._pump = Pump(self._socket, self._on_message)
+        self._send = self._socket.send
+        self._retry: asyncio.TimerHandle | None = None
+        self._flushing: asyncio.Handle | None = None
+        self._beat = self._loop.call_later(HEARTBEAT_SECONDS, self._heartbeat)
+        self._started = True
+
+    def close(self) -> None:
+        """Send what is queued, for half a second at most, and stop listening. Again does nothing."""
+        if not self._started:
+            return
+        self._started = False
+        self._flush()
+        for handle in (self._beat, self._retry, self._flushing):
+            if handle is not None:
+                handle.cancel()
+        self._pump.close()
+        self._close_context()
+
+    def _close_context(self) -> None:
+        if self._gatekeeper is not None:
+            self._gatekeeper.close()
+        self._context.destroy(linger=LINGER_MS)
+
+    # --- in ---------------------------------------------------------------------------------------------
+
+    def _on_message(self, frames: list[bytes]) -> None:
+        key = frames[0]
+        try:
+            request = self._read(frames)
+        except CortexError as error:
+            logger.warning("request refused code=%s reason=%s", error.code, error.message)
+            self._answer(key, Failed.of(error.details.pop("id", 0), error))
+            return
+        peer = self._peers.get(key)
+        if type(request) is Cancel:
+            if peer is not None:
+                self._cancel(peer, request)
+            return
+        if peer is None:
+            peer = self._peers[key] = Peer(self, key)
+        peer._open[request.id] = type(request)
+        self._handle(peer, request)
+
+    def _read(self, frames: list[bytes]) -> AnyRequest:
+        """The request in a message; CortexError, with `details["id"]` where the id is known and free."""
+        if len(frames) != 3:
+            raise CortexError(
+                Code.BAD_FRAME, f"a message has two frames, header and body; this one has {len(frames) - 1}"
+            )
+        key, header, body = frames
+        if header != HEADER:
+            _check_header(header)
+        try:
+            request = self._decode(body)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise self._explain(key, body, error) from error
+        if not 0 < request.id <= MAX_ID:
+            raise CortexError(Code.BAD_REQUEST, f"an id is from 1 to 2^64 - 1, not {request.id}", param="id")
+        peer = self._peers.get(key)
+        if peer is not None and request.id in peer._open and type(request) is not Cancel:
+            # Answered under id 0: under its own id it would read as the end of the request that is open.
+            raise CortexError(Code.DUPLICATE_ID, f"request {request.id} is still open on this connection")
+        return request
+
+    def _explain(self, key: bytes, body: bytes, error: Exception) -> CortexError:
+        """Say what is wrong with a body that could not be decoded, and to which request that belongs."""
+        try:
+            envelope = msgspec.msgpack.decode(body, type=_Envelope)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return CortexError(Code.BAD_FRAME, f"the body is no msgpack map of a request: {error}")
+        peer = self._peers.get(key)
+        known = 0 < envelope.id <= MAX_ID and (peer is None or envelope.id not in peer._open)
+        details = {"id": envelope.id} if known else {}
+        if envelope.verb not in _VERBS:
+            return CortexError(Code.UNKNOWN_VERB, f"there is no verb {envelope.verb!r}", details=details)
+        # msgspec ends its sentences with " - at `$.path`".
+        message, _, path = str(error).partition(" - at `$.")
+        return CortexError(Code.BAD_REQUEST, message, param=path.rstrip("`") or None, details=details)
+
+    def _cancel(self, peer: Peer, request: Cancel) -> None:
+        verb = peer._open.get(request.id)
+        if verb is Watch:  # it has no work behind it that would end with a reply of its own
+            peer.send(Cancelled(id=request.id))
+        if verb is not None:
+            self._handle(peer, request)
+
+    def _handle(self, peer: Peer, request: AnyRequest) -> None:
+        try:
+            self._handler(peer, request)
+        except CortexError as error:
+            peer.send(Failed.of(request.id, error))
+        except Exception as error:
+            logger.exception("handler failed verb=%s id=%d", type(request).__name__, request.id)
+            text = f"{type(error).__name__}: {error}"
+            peer.send(Failed(id=request.id, code=Code.INTERNAL, message=text))
+
+    # --- out --------------------------------------------------------------------------------------------
+
+    def _answer(self, key: bytes, reply: Reply) -> None:
+        """Reply to what is no open request."""
+        self._queue(self._peers.get(key) or Peer(self, key), reply)
+
+    def _queue(self, peer: Peer, reply: Reply) -> None:
+        if not peer._outbox:
+            self._dirty.append(peer)
+            if self._flushing is None:
+                self._flushing = self._loop.call_soon(self._flush)
+        peer._outbox.append(reply)
+
+    def _flush(self) -> None:
+        self._flushing = None
+        peers, self._dirty = self._dirty, []
+        for peer in peers:
+            if peer._stuck is None:  # else: its turn comes in `_retry_blocked`
+                self._flush_peer(peer)
+        self._pump.check_soon()
+
+    def _flush_peer(self, peer: Peer) -> None:
+        replies, peer._outbox = peer._outbox, []
+        try:
+            body = self._encode(replies)
+        except Exception:  # rare and one reply's fault: find it, and let the others pass
+            body = self._encode(self._encodable(peer, replies))
+        self._transmit(peer, body)
+        if not peer._open and self._peers.get(peer.key) is peer:
+            del self._peers[peer.key]
+
+    def _encodable(self, peer: Peer, replies: list[Reply]) -> list[Reply]:
+        """The replies with what cannot be encoded replaced by `Failed`, which ends its request."""
+        good: list[Reply] = []
+        ended = set()
+        for reply in replies:
+            if reply.id in ended:
+                continue
+            try:
+                self._encode(reply)
+            except Exception as error:
+                logger.exception("reply not encodable type=%s id=%d", type(reply).__name__, reply.id)
+                text = f"the reply cannot be encoded: {error}"
+                ended.add(reply.id)
+                good.append(Failed(id=reply.id, code=Code.INTERNAL, message=text))
+                if peer._open.pop(reply.id, None) is not None:
+                    self._handle(peer, Cancel(id=reply.id))
+            else:
+                good.append(reply)
+        return good
+
+    def _transmit(self, peer: Peer, body: bytes) -> None:
+        try:
+            self._send(peer.key, NOBLOCK_MORE)
+        except zmq.Again:
+            if peer._stuck is None:
+                peer._stalled = self._loop.time()
+                self._blocked.append(peer)
+                if self._retry is None:
+                    self._retry = self._loop.call_later(RETRY_SECONDS, self._retry_blocked)
+            peer._stuck = body
+        except zmq.ZMQError as error:
+            if error.errno != errno.EHOSTUNREACH:
+                raise
+            peer._stuck = None
+            peer._outbox.clear()
+            self._lose(peer, "it disconnected")
+        else:  # the first frame found room for the whole message
+            self._send(HEADER, NOBLOCK_MORE)
+            self._send(body, NOBLOCK)
+            peer._stuck = None
+
+    def _retry_blocked(self) -> None:
+        self._retry = None
+        peers, self._blocked = self._blocked, []
+        now = self._loop.time()
+        for peer in peers:
+            body, stalled = peer._stuck, peer._stalled
+            peer._stuck = None
+            self._transmit(peer, body)
+            if peer._stuck is None:
+                if peer._outbox:
+                    self._flush_peer(peer)
+                continue
+            peer._stalled = stalled
+            if not peer.gone and (now - stalled > STALL_SECONDS or len(peer._outbox) > MAX_BACKLOG):
+                text = "the client did not read its replies"
+                peer._outbox = [Failed(id=i, code=Code.INTERNAL, message=text) for i in peer._open]
+                self._lose(peer, text)
+        self._pump.check_soon()
+
+    def _lose(self, peer: Peer, reason: str) -> None:
+        peer.gone = True
+        if self._peers.get(peer.key) is peer:
+            del self._peers[peer.key]
+        if not peer._open:
+            return
+        logger.warning("peer lost key=%s open=%d reason=%s", peer.key.hex(), len(peer._open), reason)
+        peer._open.clear()
+        try:
+            self._on_gone(peer)
+        except Exception:
+            logger.exception("on_gone failed key=%s", peer.key.hex())
+
+    def _heartbeat(self) -> None:
+        self._beat = self._loop.call_later(HEARTBEAT_SECONDS, self._heartbeat)
+        for peer in list(self._peers.values()):
+            watch = next((number for number, verb in peer._open.items() if verb is Watch), 0)
+            self._queue(peer, Heartbeat(id=watch))
+
+
+def _check_header(header: bytes) -> None:
+    """Refuse what is not our header; another minor version of it is welcome."""
+    if len(header) != 4 or header[:2] != HEADER[:2]:
+        raise CortexError(Code.BAD_FRAME, f"the header is {header[:16].hex()}, and not {HEADER.hex()}")
+    if header[2] != PROTOCOL_MAJOR:
+        raise CortexError(
+            Code.PROTOCOL_MISMATCH,
+            f"the client speaks protocol {header[2]}.{header[3]}, "
+            f"this neuron {PROTOCOL_MAJOR}.{PROTOCOL_MINOR}",
+        )
+
+
+def _is_local(endpoint: str) -> bool:
+    """Whether only processes of this host can reach an endpoint."""
+    scheme, _, rest = endpoint.partition("://")
+    if scheme in ("ipc", "inproc"):
+        return True
+    host = rest.rpartition(":")[0].strip("[]")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host in ("localhost", "lo")

@@ -1,0 +1,98 @@
+"""Raw ZeroMQ sockets on an asyncio loop.
+
+`zmq.asyncio` makes a future for every message, which is far more than the message costs. Here a socket's
+descriptor is registered with the loop, and messages go to a plain function.
+
+That descriptor is edge-triggered, and any call on the socket may swallow the edge: after the loop says
+"readable" everything must be read, and after every send the socket must be looked at again. `Pump` does both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import zmq
+
+# Plain ints: pyzmq's flag enums cost more than the send itself.
+NOBLOCK = int(zmq.NOBLOCK)
+NOBLOCK_MORE = int(zmq.NOBLOCK) | int(zmq.SNDMORE)
+
+MAX_MESSAGE = 64 << 20  # bytes; a peer that sends more is disconnected
+MAX_FRAMES = 16  # of one message that are kept: garbage may have more
+HEARTBEAT_MS = 1000  # ZMTP ping; a peer silent for three of them is disconnected, even where TCP sees nothing
+LINGER_MS = 500
+MESSAGES_PER_TURN = 256  # then other callbacks of the loop have their turn
+
+
+def configure(socket: zmq.Socket) -> None:
+    """Options of every socket between hosts: bounded messages, bounded linger, dead peers noticed."""
+    socket.setsockopt(zmq.LINGER, LINGER_MS)
+    socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE)
+    socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
+    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3 * HEARTBEAT_MS)
+    socket.setsockopt(zmq.IPV6, 1)
+
+
+def receive(socket: zmq.Socket) -> list[bytes]:
+    """The frames of the next message; `zmq.Again` when there is none."""
+    frames = []
+    more = True
+    while more:
+        frame = socket.recv(NOBLOCK, copy=False)
+        more = frame.more
+        if len(frames) < MAX_FRAMES:
+            frames.append(frame.bytes)
+    return frames
+
+
+class Pump:
+    """Hands each message that comes in on `socket` to `on_message`, within the running loop.
+
+    Args:
+        on_drained: called when nothing is left to read, which is also when the socket may have become
+            writable again.
+    """
+
+    def __init__(
+        self,
+        socket: zmq.Socket,
+        on_message: Callable[[list[bytes]], None],
+        on_drained: Callable[[], None] | None = None,
+    ) -> None:
+        self._socket = socket
+        self._on_message, self._on_drained = on_message, on_drained
+        self._loop = asyncio.get_running_loop()
+        self._fd = socket.getsockopt(zmq.FD)
+        self._loop.add_reader(self._fd, self.check)
+        self._soon: asyncio.Handle | None = None
+        self.check_soon()
+
+    def check_soon(self) -> None:
+        """Look at the socket in the loop's next turn. To be called after every send."""
+        if self._soon is None:
+            self._soon = self._loop.call_soon(self.check)
+
+    def check(self) -> None:
+        """Read what is there."""
+        if self._soon is not None:
+            self._soon.cancel()
+            self._soon = None
+        for _ in range(MESSAGES_PER_TURN):
+            try:
+                frames = receive(self._socket)
+            except zmq.Again:
+                if self._on_drained is not None:
+                    self._on_drained()
+                return
+            self._on_message(frames)
+            if self._socket.closed:
+                return
+        self.check_soon()
+
+    def close(self) -> None:
+        """Leave the loop, and close the socket."""
+        if self._soon is not None:
+            self._soon.cancel()
+        self._loop.remove_reader(self._fd)
+        self._socket.close()
