@@ -124,7 +124,7 @@ class SimulatedEngine:
 
     def _arrived(self, rank: int, step: int) -> bool:
         beat = self.heartbeat.read(rank)
-        return beat.step > step or (beat.step == step and beat.state in ("collective", "ready"))
+        return beat.step > step or (beat.step == step and beat.state in ("collective", "ready", "stopping"))
 
 
 def due_failure(spec: WorkerSpec) -> FailurePlan:

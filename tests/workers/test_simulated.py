@@ -168,6 +168,15 @@ def test_ranks_wait_for_each_other_in_a_step(heartbeat, clock, monkeypatch):
     assert waits == ["collective", "collective"]
 
 
+@pytest.mark.parametrize(
+    ("state", "step"), [("collective", 1), ("ready", 1), ("stopping", 1), ("stepping", 2), ("collective", 2)]
+)
+def test_a_rank_that_went_on_has_arrived(heartbeat, clock, state, step):
+    clock.oversleep = 3_000.0
+    heartbeat.beat(1, state=state, step=step)
+    assert engine(heartbeat, world_size=2).execute(plan(1, Scheduled(0, 1), added=(new(0, 1, 1),))) == [11]
+
+
 def test_a_rank_that_never_comes_is_an_error_at_last(heartbeat, clock):
     sim = engine(heartbeat, rank=0, world_size=2)
     clock.oversleep = 60.0
