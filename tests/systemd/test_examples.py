@@ -1,0 +1,64 @@
+"""The example configurations: what they say is what the program does."""
+
+import re
+from pathlib import Path
+
+import msgspec
+import pytest
+
+import gateway.config
+import neuron.config
+
+FOLDER = Path(__file__).parents[2] / "systemd"
+EXAMPLES = {"neuron.yaml": neuron.config, "cortex.yaml": gateway.config}
+
+
+def with_every_key(name: str, folder: Path) -> Path:
+    """A copy of the example in which every commented key (`#key`; prose is `# word`) counts."""
+    path = folder / name
+    path.write_text(re.sub(r"^#(?=[a-z-]|  )", "", (FOLDER / name).read_text(), flags=re.MULTILINE))
+    return path
+
+
+def keys_of(struct: type[msgspec.Struct], seen: list[str]) -> list[str]:
+    """The names of all fields of `struct` and of the structs in them, as a settings file writes them."""
+    for field in msgspec.structs.fields(struct):
+        seen.append(field.encode_name)
+        for inner in structs_in(field.type):
+            if inner.__name__ != "FailurePlan":  # docs/configuration.md has it
+                keys_of(inner, seen)
+    return seen
+
+
+def structs_in(kind) -> list[type[msgspec.Struct]]:
+    if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+        return [kind]
+    return [struct for inner in getattr(kind, "__args__", ()) for struct in structs_in(inner)]
+
+
+@pytest.mark.parametrize(("name", "module"), EXAMPLES.items())
+def test_the_example_as_it_stands_is_the_default(name, module):
+    default = neuron.config.NeuronConfig() if module is neuron.config else gateway.config.GatewayConfig()
+    assert module.load(FOLDER / name) == default
+
+
+@pytest.mark.parametrize(("name", "module"), EXAMPLES.items())
+def test_the_values_it_shows_are_the_defaults(name, module, tmp_path):
+    shown = module.load(with_every_key(name, tmp_path))
+    default = module.load(FOLDER / name)
+    if module is neuron.config:
+        real, simulated = shown.models
+        assert real == neuron.config.Model(id=real.id)
+        assert simulated.simulated == neuron.config.Simulated()
+        shown = msgspec.structs.replace(shown, models=[])
+    assert shown == default
+
+
+@pytest.mark.parametrize(
+    ("name", "struct"),
+    [("neuron.yaml", neuron.config.NeuronConfig), ("cortex.yaml", gateway.config.GatewayConfig)],
+)
+def test_every_key_is_shown(name, struct):
+    text = (FOLDER / name).read_text()
+    missing = [key for key in keys_of(struct, []) if not re.search(rf"^#[ -]*{key}:", text, re.MULTILINE)]
+    assert missing == []
