@@ -16,6 +16,7 @@ from typing import NamedTuple
 from ipc.memory import LINE_WORDS, WORD, Fence, SharedMemory
 
 STATES = ("starting", "loading", "ready", "stepping", "collective", "stopping")
+NUMBERS = {state: number for number, state in enumerate(STATES)}
 BEAT = struct.Struct("=QQQQQQ")  # state, epoch, step, time (ns), memory, pid
 SLOT_WORDS = 3 * LINE_WORDS  # the counter's line, then a line for each copy
 
@@ -69,7 +70,7 @@ class HeartbeatPage:
         BEAT.pack_into(
             self._memory.map,
             (slot + LINE_WORDS * (1 + count % 2)) * WORD,
-            STATES.index(state),
+            NUMBERS[state],
             self._epoch[rank],
             step,
             time.monotonic_ns(),

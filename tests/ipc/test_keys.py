@@ -1,0 +1,59 @@
+"""Keys: the secret one stays with its owner, nothing is overwritten, a bad file is named."""
+
+import stat
+
+import pytest
+import zmq
+
+from ipc.errors import CortexError
+from ipc.keys import generate, load_public, load_secret
+
+
+def test_a_generated_pair_belongs_together(tmp_path):
+    secret_path, public_path = generate(tmp_path / "new" / "folder", "beast")
+    assert (secret_path.name, public_path.name) == ("beast.secret", "beast.key")
+    assert zmq.curve_public(load_secret(secret_path).encode()).decode() == load_public(public_path)
+
+
+def test_only_the_owner_can_read_the_secret(tmp_path):
+    secret_path, _ = generate(tmp_path)
+    assert stat.S_IMODE(secret_path.stat().st_mode) == 0o600
+    secret_path.chmod(0o640)
+    with pytest.raises(CortexError, match="chmod 600"):
+        load_secret(secret_path)
+
+
+@pytest.mark.parametrize("kept", [0, 1])
+def test_no_key_is_ever_overwritten(tmp_path, kept):
+    paths = generate(tmp_path)
+    text = paths[kept].read_text()
+    paths[1 - kept].unlink()
+    with pytest.raises(FileExistsError):
+        generate(tmp_path)
+    assert paths[kept].read_text() == text
+    assert not paths[1 - kept].exists()
+
+
+def test_a_public_key_may_stand_where_a_path_may(tmp_path):
+    _, public_path = generate(tmp_path)
+    key = load_public(public_path)
+    assert load_public(str(public_path)) == key
+    assert load_public(key) == key
+
+
+@pytest.mark.parametrize(
+    "text", ["", "# nothing\n", "short", "x" * 41, "x" * 39 + '"', "x" * 40 + "\n" + "y" * 40]
+)
+def test_a_file_without_a_key_is_named(tmp_path, text):
+    path = tmp_path / "bad.key"
+    path.write_text(text)
+    with pytest.raises(CortexError, match=r"bad\.key must hold one key"):
+        load_public(path)
+
+
+def test_a_missing_or_binary_file_is_named(tmp_path):
+    with pytest.raises(CortexError, match=r"absent\.key"):
+        load_public(tmp_path / "absent.key")
+    (tmp_path / "binary.key").write_bytes(b"\xff\xfe")
+    with pytest.raises(CortexError, match=r"binary\.key"):
+        load_secret(tmp_path / "binary.key")
