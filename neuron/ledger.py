@@ -45,7 +45,7 @@ class Ledger:
         self._unmeasured.update((model, device) for device in amounts)
 
     def correct(self, model: str, device: str, measured: int) -> None:
-        """Replace what was promised to `model` on `device` by what it holds: a fact, so nothing refuses it."""
+        """Replace what was promised to `model` on `device` by what it holds: facts are not refused."""
         self._booked[model][device] = measured
         self._unmeasured.discard((model, device))
 
