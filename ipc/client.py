@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import struct
+import time
 from collections import deque
 from collections.abc import AsyncGenerator, Iterator
 from typing import Self
@@ -49,14 +50,16 @@ class Call:
     """One request and its replies.
 
     `async for reply in call` yields them as they come, the terminal one last. Leaving the iteration early, or
-    being cancelled in it, cancels the request. It is iterated once, by one task.
+    being cancelled in it, cancels the request. It is iterated once, by one task. `take` is for who wants all
+    that is there at once, or cannot wait for ever.
     """
 
-    __slots__ = ("_client", "_replies", "_waiter", "closed", "id")
+    __slots__ = ("_client", "_replies", "_waiter", "closed", "ended", "id")
 
     def __init__(self, client: NeuronClient, request_id: int) -> None:
         self.id = request_id
         self.closed = False  # the terminal reply is here
+        self.ended = 0.0  # since when (monotonic clock)
         self._client = client
         self._replies: deque[Reply] = deque()
         self._waiter: asyncio.Future[None] | None = None
@@ -65,6 +68,25 @@ class Call:
         """Ask the neuron to end it. The terminal reply still comes. On a closed call it does nothing."""
         if not self.closed:
             self._client._cancel(self)
+
+    async def take(self, within: float) -> list[Reply]:
+        """All replies that are here, after waiting up to `within` seconds for the first.
+
+        Returns:
+            [] when none came in time, or when there is none to come any more. It never cancels the request.
+        """
+        replies = self._replies
+        if not replies and not self.closed:
+            loop = self._client._loop
+            self._waiter = waiter = loop.create_future()
+            timer = loop.call_later(within, _wake, waiter)
+            try:
+                await waiter
+            finally:
+                timer.cancel()
+        taken = list(replies)
+        replies.clear()
+        return taken
 
     async def __aiter__(self) -> AsyncGenerator[Reply, None]:
         replies = self._replies
@@ -82,10 +104,15 @@ class Call:
     def _push(self, reply: Reply) -> None:
         if type(reply) in _TERMINAL:
             self.closed = True
+            self.ended = time.monotonic()
         self._replies.append(reply)
-        waiter = self._waiter
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
+        if self._waiter is not None:
+            _wake(self._waiter)
+
+
+def _wake(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
 
 
 class NeuronClient:

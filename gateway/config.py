@@ -1,0 +1,132 @@
+"""The gateway's configuration: where it is looked for, what may stand in it, and what it means."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+from msgspec.structs import replace
+
+from ipc.errors import CortexError
+from ipc.keys import load_public, load_secret
+from ipc.settings import ConfigError, Size, load_settings
+
+PLACES = ("cortex.yaml", "cortex.toml", "/etc/cortex/cortex.yaml", "/etc/cortex/cortex.toml")
+
+_LISTEN = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^:/\[\]\s]+):(\d{1,5})")
+_ENDPOINT = re.compile(r"ipc://.+|(?:tcp|http)://(?:\[[0-9A-Fa-f:.%]+\]|[^:/\[\]\s]+):(\d{1,5})/?")
+
+
+class Listeners(Struct, frozen=True, kw_only=True):
+    """The gateway's own settings."""
+
+    listen: str = "127.0.0.1:31313"
+    metrics_listen: str | None = "127.0.0.1:31314"  # null: no metrics
+    workers: Annotated[int, Meta(ge=1)] = 1  # gunicorn processes
+    body_limit: Annotated[Size, Meta(ge=1)] = 32 << 20  # bytes of one request's body
+    key_file: str | None = None  # our CURVE secret key, for neurons that have a public_key
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+
+
+class EvictionPolicy(Struct, frozen=True, kw_only=True):
+    """How neurons make room; each is told at `hello`."""
+
+    strategy: Literal["lru", "priority"] = "lru"
+    defrag_after_cycles: Annotated[int, Meta(ge=1)] = 50
+
+
+class Neuron(Struct, frozen=True, kw_only=True):
+    """One host of the fleet."""
+
+    name: Annotated[str, Meta(min_length=1)]
+    endpoint: str  # tcp://host:port
+    public_key: str | None = None  # a file, or the 40 characters themselves
+
+
+class GatewayConfig(Struct, frozen=True, kw_only=True):
+    """Everything a gateway can be told. Without a word it serves the neuron of its own host."""
+
+    gateway: Listeners = Listeners()
+    eviction: EvictionPolicy = EvictionPolicy()
+    neurons: list[Neuron] = [Neuron(name="local", endpoint="tcp://127.0.0.1:13131")]
+
+
+def find() -> Path | None:
+    """The file that this process is to use: `$CORTEX_CONFIG`, else the first of `PLACES` that is there."""
+    if named := os.environ.get("CORTEX_CONFIG"):
+        return Path(named)
+    return next((path for place in PLACES if (path := Path(place)).is_file()), None)
+
+
+def load(path: str | Path | None = None) -> GatewayConfig:
+    """Read and check the file at `path`, or the one that `find` finds, or the defaults where there is none.
+
+    Raises:
+        ConfigError: naming file, key and value.
+    """
+    path = path or find()
+    if path is None:
+        return GatewayConfig()
+    return _checked(load_settings(path, GatewayConfig), path)
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Host and port of `host:port` or `[v6]:port`; ValueError when it is neither."""
+    match = _LISTEN.fullmatch(address)
+    if match is None or int(match[2]) > 65535:
+        raise ValueError(f"Expected host:port, not {address!r}")
+    return match[1].strip("[]"), int(match[2])
+
+
+def _checked(config: GatewayConfig, path: str | Path) -> GatewayConfig:
+    """`config` with endpoints in their one form, after what types alone cannot say."""
+    ours = config.gateway
+    ports = {}
+    for key, address in (("listen", ours.listen), ("metrics_listen", ours.metrics_listen)):
+        try:
+            ports[key] = split_address(address)[1] if address is not None else None
+        except ValueError as error:
+            raise ConfigError(path, f"gateway.{key}", str(error)) from error
+    if ports["metrics_listen"] == 0:
+        raise ConfigError(path, "gateway.metrics_listen", "the port must be a fixed one, not 0")
+    if ports["metrics_listen"] == ports["listen"]:
+        raise ConfigError(
+            path, "gateway.metrics_listen", f"{ours.metrics_listen!r} has the port of gateway.listen"
+        )
+    if ours.key_file is not None:
+        _usable(partial(load_secret, ours.key_file), path, "gateway.key_file")
+    if not config.neurons:
+        raise ConfigError(path, "neurons", "the list is empty; a gateway needs a neuron to serve")
+    names: dict[str, int] = {}
+    neurons = []
+    for i, neuron in enumerate(config.neurons):
+        key = f"neurons[{i}]"
+        if neuron.name in names:
+            raise ConfigError(
+                path, f"{key}.name", f"{neuron.name!r} is the name of neurons[{names[neuron.name]}] already"
+            )
+        names[neuron.name] = i
+        match = _ENDPOINT.fullmatch(neuron.endpoint)
+        if match is None or (match[1] and not 0 < int(match[1]) < 65536):
+            raise ConfigError(path, f"{key}.endpoint", f"Expected tcp://host:port, not {neuron.endpoint!r}")
+        if neuron.public_key is not None:
+            if ours.key_file is None:
+                raise ConfigError(
+                    path, f"{key}.public_key", "needs gateway.key_file, our own key (make it: cortex keygen)"
+                )
+            _usable(partial(load_public, neuron.public_key), path, f"{key}.public_key")
+        endpoint = re.sub(r"^http:", "tcp:", neuron.endpoint).rstrip("/")
+        neurons.append(replace(neuron, endpoint=endpoint))
+    return replace(config, neurons=neurons)
+
+
+def _usable(read_key: Callable[[], str], path: str | Path, key: str) -> None:
+    try:
+        read_key()
+    except CortexError as error:
+        raise ConfigError(path, key, error.message) from error

@@ -1,0 +1,126 @@
+"""The one place where errors become HTTP: which status, and what a client reads.
+
+The envelope is OpenAI's: `{"error": {"message", "type", "param", "code"}}`, with `details` (numbers, names)
+beside them where there are any.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Any, NamedTuple
+
+import falcon
+import falcon.asgi
+import msgspec
+
+from ipc.errors import Code, CortexError
+
+logger = logging.getLogger("gateway.errors")
+
+
+class Answer(NamedTuple):
+    """How a code is answered. `retry_after`: seconds, if the neuron gave none; None: no use trying again."""
+
+    status: int
+    retry_after: int | None = None
+
+
+ANSWERS: dict[str, Answer] = {
+    Code.BAD_REQUEST: Answer(400),
+    Code.CONTEXT_LENGTH_EXCEEDED: Answer(400),
+    Code.TEMPLATE_FAILED: Answer(400),
+    Code.NOT_SUPPORTED: Answer(400),
+    Code.MODEL_NOT_FOUND: Answer(404),
+    Code.MODEL_LOAD_FAILED: Answer(500),
+    Code.INSUFFICIENT_MEMORY: Answer(503, 10),
+    # 503, not 429: clients take 429 for a limit of their own, and some do not try again.
+    Code.QUEUE_FULL: Answer(503, 1),
+    Code.QUEUE_TIMEOUT: Answer(503, 5),
+    Code.WORKER_DIED: Answer(503, 2),
+    Code.STEP_DEADLINE: Answer(503, 5),
+    Code.DRAINING: Answer(503, 5),
+    Code.SHUTTING_DOWN: Answer(503, 5),
+    Code.NEURON_LOST: Answer(503, 2),
+    Code.UNKNOWN_VERB: Answer(502),
+    Code.BAD_FRAME: Answer(502),
+    Code.PROTOCOL_MISMATCH: Answer(502),
+    Code.DUPLICATE_ID: Answer(502),
+    Code.INTERNAL: Answer(500),
+}
+
+# What Falcon raises, and we with its classes: errors of HTTP, before any model is asked.
+HTTP_CODES = {404: "route_not_found", 405: "method_not_allowed", 413: "request_too_large"}
+
+
+def status_of(error: CortexError) -> int:
+    """The HTTP status of an error; 500 for a code that a newer neuron may have and we do not."""
+    return ANSWERS.get(error.code, ANSWERS[Code.INTERNAL]).status
+
+
+def envelope(error: CortexError) -> bytes:
+    """The error as a client reads it, as a body or within a stream."""
+    return _envelope(status_of(error), error.code, error.message, error.param, error.details)
+
+
+def _envelope(
+    status: int, code: str, message: str, param: str | None = None, details: dict[str, Any] | None = None
+) -> bytes:
+    kind = "server_error" if status >= 500 else "invalid_request_error"
+    error: dict[str, Any] = {"message": message, "type": kind, "param": param, "code": code}
+    if details:
+        error["details"] = details
+    return msgspec.json.encode({"error": error})
+
+
+def write(error: CortexError, resp: falcon.asgi.Response) -> None:
+    """Answer with `error`, saying whether and when trying again makes sense."""
+    answer = ANSWERS.get(error.code, ANSWERS[Code.INTERNAL])
+    wait = error.retry_after if error.retry_after is not None else answer.retry_after
+    if wait is not None:
+        resp.set_header("Retry-After", str(max(1, math.ceil(wait))))
+    elif answer.status >= 500:
+        resp.set_header("x-should-retry", "false")  # or OpenAI's SDKs send it twice more
+    _write(resp, answer.status, envelope(error))
+
+
+def _write(resp: falcon.asgi.Response, status: int, body: bytes) -> None:
+    resp.status = status
+    resp.content_type = "application/json"
+    resp.data = body
+
+
+async def _on_cortex_error(
+    req: falcon.asgi.Request, resp: falcon.asgi.Response, error: CortexError, params: dict[str, Any]
+) -> None:
+    write(error, resp)
+
+
+async def _on_http_error(
+    req: falcon.asgi.Request, resp: falcon.asgi.Response, error: falcon.HTTPError, params: dict[str, Any]
+) -> None:
+    status = error.status_code
+    message = error.description or f"{req.method} {req.path}: {error.title}"
+    _write(resp, status, _envelope(status, HTTP_CODES.get(status, "http_error"), message))
+    for name, value in dict(error.headers or {}).items():
+        resp.set_header(name, value)
+
+
+async def _on_bug(
+    req: falcon.asgi.Request, resp: falcon.asgi.Response, error: Exception, params: dict[str, Any]
+) -> None:
+    logger.error(
+        "request failed method=%s path=%s request_id=%s",
+        req.method,
+        req.path,
+        req.context.request_id,
+        exc_info=error,
+    )
+    write(CortexError(Code.INTERNAL, "the gateway failed; its log says more under the request id"), resp)
+
+
+def install(app: falcon.asgi.App) -> None:
+    """Have every error that a responder raises answered in the envelope."""
+    app.add_error_handler(Exception, _on_bug)
+    app.add_error_handler(falcon.HTTPError, _on_http_error)
+    app.add_error_handler(CortexError, _on_cortex_error)
