@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 from gateway import config, status, up
+from gateway.up_plan import UpError, free_socket, make_plan
 from ipc import keys
 from ipc.errors import CortexError
 from ipc.settings import ConfigError
@@ -47,14 +48,15 @@ def serve(
     """Run the gateway: the same as `gunicorn gateway:app`."""
     try:
         settings = config.load(config_file).gateway
-        up.free_socket(*config.split_address(settings.listen), option="gateway.listen").close()
-    except (ConfigError, up.UpError) as error:
+        free_socket(*config.split_address(settings.listen), option="gateway.listen").close()
+    except (ConfigError, UpError) as error:
         _fail("serve", error)
     if config_file is not None:
         os.environ["CORTEX_CONFIG"] = str(config_file.resolve())
     # In this process: a service manager gets gunicorn's own readiness and signals.
     os.execv(
-        sys.executable, [sys.executable, "-m", "gunicorn", "-c", "python:gateway.gunicorn_conf", "gateway:app"]
+        sys.executable,
+        [sys.executable, "-m", "gunicorn", "-c", "python:gateway.gunicorn_conf", "gateway:app"],
     )
 
 
@@ -63,7 +65,7 @@ def up_command(
     model: Annotated[
         list[str] | None,
         typer.Option(
-            help="A model id or a checkpoint folder; may be given several times. 'demo' is the bundled model, "
+            help="A model id or a checkpoint folder, as often as you like. 'demo' is the bundled model, "
             "'simulated' an engine without a model at full speed."
         ),
     ] = None,
@@ -80,9 +82,9 @@ def up_command(
 ) -> None:
     """Start gateway, neuron and models on this host; Ctrl-C ends them."""
     try:
-        plan = up.make_plan(model or ["demo"], dtype and dtype.value, ranks, device, listen)
+        plan = make_plan(model or ["demo"], dtype and dtype.value, ranks, device, listen)
         up.run(plan, Console())
-    except up.UpError as error:
+    except UpError as error:
         _fail("up", error)
 
 

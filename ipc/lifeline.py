@@ -1,10 +1,15 @@
-"""A child that does not outlive its parent, however the parent ends."""
+"""A child that does not outlive its parent, however the parent ends.
+
+`python -m ipc.lifeline PARENT_PID MODULE ARGUMENT...` becomes `python -m MODULE ARGUMENT...` on a lifeline, for
+modules that know nothing of it.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import signal
+import sys
 
 PR_SET_PDEATHSIG = 1
 
@@ -23,3 +28,8 @@ def die_with_parent(parent_pid: int) -> None:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
     if os.getppid() != parent_pid:
         os._exit(1)
+
+
+if __name__ == "__main__":
+    die_with_parent(int(sys.argv[1]))
+    os.execv(sys.executable, [sys.executable, "-m", *sys.argv[2:]])  # the kernel keeps the lifeline

@@ -1,0 +1,152 @@
+"""What `cortex up` was asked for, checked before anything starts, and the settings that follow from it."""
+
+from __future__ import annotations
+
+import errno
+import re
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gateway.config import split_address
+
+LOOPBACK = "127.0.0.1"
+
+
+class UpError(Exception):
+    """Why `cortex up` cannot start, in one sentence."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything the children are told.
+
+    Attributes:
+        listen: the API's host and port.
+        metrics_port: on loopback.
+        neuron_port: on loopback.
+        models: entries of the neuron's `models`.
+        devices: the neuron's `devices`; None: every one that it finds.
+    """
+
+    listen: tuple[str, int]
+    metrics_port: int
+    neuron_port: int
+    models: list[dict[str, Any]]
+    devices: list[str] | None
+
+    @property
+    def base(self) -> str:
+        """The API's address for a client on this host."""
+        host = {"0.0.0.0": LOOPBACK, "::": "::1"}.get(self.listen[0], self.listen[0])
+        return f"http://{_address(host, self.listen[1])}"
+
+    @property
+    def neuron_endpoint(self) -> str:
+        return f"tcp://{LOOPBACK}:{self.neuron_port}"
+
+    def neuron_settings(self) -> dict[str, Any]:
+        return {
+            "listen": self.neuron_endpoint,
+            "devices": self.devices,
+            "models": self.models,
+            "log_level": "WARNING",
+        }
+
+    def gateway_settings(self) -> dict[str, Any]:
+        return {
+            "gateway": {
+                "listen": _address(*self.listen),
+                "metrics_listen": f"{LOOPBACK}:{self.metrics_port}",
+                "log_level": "WARNING",
+            },
+            "neurons": [{"name": socket.gethostname(), "endpoint": self.neuron_endpoint}],
+        }
+
+
+def make_plan(models: Sequence[str], dtype: str | None, ranks: int, device: str | None, listen: str) -> Plan:
+    """Check what can be checked before anything starts, and choose the ports that nobody named.
+
+    Raises:
+        UpError: naming the option that cannot be followed.
+    """
+    devices = parse_devices(device) if device is not None else None
+    if devices is not None and devices != ["cpu"] and ranks > len(devices):
+        raise UpError(f"--ranks {ranks} needs as many devices, and --device {device} names {len(devices)}")
+    entries = [model_entry(name, dtype, ranks, devices) for name in models]
+    ids = [entry["id"] for entry in entries]
+    for name in ids:
+        if ids.count(name) > 1:
+            raise UpError(f"--model: two models would have the id {name!r}")
+    try:
+        host, port = split_address(listen)
+    except ValueError as error:
+        raise UpError(f"--listen: {error}") from error
+    with free_socket(host, port) as api:
+        port = api.getsockname()[1]
+        try:
+            metrics = free_socket(LOOPBACK, port + 1 if port < 65535 else 0)
+        except UpError:
+            metrics = free_socket(LOOPBACK, 0)
+        with metrics, free_socket(LOOPBACK, 0) as neuron:
+            return Plan((host, port), metrics.getsockname()[1], neuron.getsockname()[1], entries, devices)
+
+
+def parse_devices(text: str) -> list[str]:
+    """The devices meant by `cpu`, `cuda:0,1` or `cuda:0,cuda:1`; UpError when it means none."""
+    if text == "cpu":
+        return ["cpu"]
+    match = re.fullmatch(r"cuda:(\d+(?:,(?:cuda:)?\d+)*)", text)
+    if match is None:
+        raise UpError(f"--device {text}: expected cpu, cuda:0 or cuda:0,1")
+    devices = [f"cuda:{int(number)}" for number in match[1].replace("cuda:", "").split(",")]
+    if len(set(devices)) < len(devices):
+        raise UpError(f"--device {text}: a device is named twice")
+    return devices
+
+
+def model_entry(name: str, dtype: str | None, ranks: int, devices: list[str] | None) -> dict[str, Any]:
+    """The neuron's settings of the model that `--model NAME` means."""
+    entry: dict[str, Any] = {"id": name, "ranks": ranks, "pin": True}
+    if dtype is not None:
+        entry["dtype"] = dtype
+    if devices == ["cpu"]:
+        entry["devices"] = devices
+    folder = Path(name).expanduser()
+    if name == "simulated":
+        entry["simulated"] = {}
+    elif name != "demo" and (folder.is_dir() or name.startswith(("/", ".", "~"))):
+        if not folder.is_dir():
+            raise UpError(f"--model {name}: there is no such folder")
+        if not (folder / "config.json").is_file():
+            raise UpError(f"--model {name}: the folder holds no config.json, so no Hugging Face checkpoint")
+        entry |= {"id": folder.resolve().name, "path": str(folder.resolve())}
+    return entry
+
+
+def free_socket(host: str, port: int, option: str = "--listen") -> socket.socket:
+    """A socket bound to `host:port` (0: a free one), as proof that a server can have it.
+
+    Raises:
+        UpError: naming the address and the `option` that chose it.
+    """
+    try:
+        family, kind, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except OSError as error:
+        raise UpError(f"{option}: {host} is no address ({error.strerror})") from error
+    probe = socket.socket(family, kind)
+    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        probe.bind(address)
+    except OSError as error:
+        probe.close()
+        if error.errno == errno.EADDRINUSE:
+            raise UpError(f"port {port} on {host} is in use; choose another with {option}") from error
+        raise UpError(f"{option}: cannot listen on {host}:{port}: {error.strerror}") from error
+    return probe
+
+
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
