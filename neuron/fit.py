@@ -18,7 +18,7 @@ CPU_KV_DEFAULT = 2 << 30  # bytes a rank; more is taken only for one whole conte
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Need:
-    """What a model needs. `rank_bytes` holds weights and overhead of each rank, the pool not included."""
+    """What a model needs. `rank_bytes` holds the weights of each rank; overhead and pool come on top."""
 
     model: str
     rank_bytes: tuple[int, ...]
@@ -28,6 +28,12 @@ class Need:
     kv_memory: int | None = None  # bytes of the pool on each rank, where the user chose it
     devices: tuple[str, ...] | None = None  # where the user wants it
     priority: int = 100
+    cpu_overhead: int = 0  # bytes that a rank takes on such a device besides
+    cuda_overhead: int = 0
+
+    def fixed_bytes(self, rank: int, device: str) -> int:
+        """Bytes of `rank` on `device`, without its pool."""
+        return self.rank_bytes[rank] + (self.cpu_overhead if device == "cpu" else self.cuda_overhead)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +56,11 @@ class Fit:
     kv_pages: int
     context_length: int
     victims: tuple[str, ...] = field(default=())
+
+    @property
+    def kv_tokens(self) -> int:
+        """Tokens that the pool holds, of all sequences together."""
+        return self.kv_pages * TOKENS_PER_PAGE
 
 
 def find_fit(
@@ -140,8 +151,8 @@ def _place(
     freest = sorted(candidates, key=lambda name: -free[name])[:ranks]
     devices = tuple(name for name in candidates if name in freest) * (ranks // len(freest))
     fixed = Counter[str]()
-    for name, size in zip(devices, need.rank_bytes, strict=True):
-        fixed[name] += size
+    for rank, name in enumerate(devices):
+        fixed[name] += need.fixed_bytes(rank, name)
     if any(size > free[name] for name, size in fixed.items()):
         return None
     sharing = Counter(devices)
@@ -181,6 +192,7 @@ def _refusal(
         pages_for(min(need.context_length, SMALLEST_CONTEXT)) * TOKENS_PER_PAGE * need.kv_bytes_per_token
     )
     pool = need.kv_memory if need.kv_memory is not None else smallest
+    needed = [need.fixed_bytes(rank, candidates[0]) + pool for rank in range(len(need.rank_bytes))]
     held = {
         holder.model: {name: size for name, size in holder.reserved.items() if name in candidates}
         for holder in holders
@@ -192,11 +204,11 @@ def _refusal(
     )
     return CortexError(
         Code.INSUFFICIENT_MEMORY,
-        f"{need.model} needs at least {' and '.join(_gib(size + pool) for size in need.rank_bytes)}, "
+        f"{need.model} needs at least {' and '.join(map(_gib, needed))}, "
         f"one amount a rank; free are {', '.join(f'{_gib(free[name])} on {name}' for name in candidates)}"
         + (f"; {who}, and is pinned, busy or of higher priority" if who else ""),
         retry_after=5.0 if held else None,
-        details={"needed": [size + pool for size in need.rank_bytes], "free": free, "held": held},
+        details={"needed": needed, "free": free, "held": held},
     )
 
 

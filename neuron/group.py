@@ -417,16 +417,14 @@ class WorkerGroup:
         Raises:
             CortexError: INTERNAL when the kernel did not give a process back in time.
         """
-        if not self._ended:
-            listening = self._ready.done()  # commands are read after the load
+        if self._ready.done() and not self.gone.done():  # commands are read after the load
             self._end(None)
             self._send(Stop())
-            if listening and await self._gone_within(STOP_SECONDS):
-                return
-            self._signal(signal.SIGTERM)
-            if await self._gone_within(TERMINATE_SECONDS):
-                return
-            self._signal(signal.SIGKILL)
+            await self._gone_within(STOP_SECONDS)
+        self._end(None)
+        self._signal(signal.SIGTERM)
+        await self._gone_within(TERMINATE_SECONDS)
+        self._signal(signal.SIGKILL)
         await self.wait_gone()
 
     async def wait_gone(self) -> None:

@@ -1,0 +1,137 @@
+"""What is known of a model before it is loaded, from its checkpoint or from the plan of a simulation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ipc.messages import Sampling
+from ipc.worker_messages import SimulatedSpec
+from neuron.checkpoint import Checkpoint, inspect
+from neuron.config import Model as Settings
+from neuron.fit import Need
+from neuron.text.frontend import TextFrontEnd
+
+# Beside weights and KV pool a rank holds torch itself, its context on the device, and activations.
+CPU_OVERHEAD = 512 << 20
+CUDA_OVERHEAD = 1536 << 20
+
+CPU_STEP_TOKENS = 512  # a step of so many takes about a second on two cores for a model that runs well there
+CUDA_STEP_TOKENS = 2048
+
+SIMULATED_TEXT = (
+    "This answer comes from the simulated engine, which has a speed and a size but no model behind it. "
+    "It says the same words again and again, so that whoever counts tokens has something to count. "
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Blueprint:
+    """All that the neuron needs of a model, whatever engine runs it."""
+
+    id: str
+    engine: Literal["transformer", "simulated"]
+    architecture: str
+    folder: str
+    dtype: Literal["bfloat16", "float32"]
+    context_length: int
+    rank_bytes: tuple[int, ...]  # weights
+    kv_bytes_per_token: int  # on each rank
+    defaults: Sampling
+    eos_ids: list[int]
+    chat: bool
+    tools: bool
+    reasoning: bool
+    created: int  # Unix time
+    load_text: Callable[[], TextFrontEnd]  # reads files: for a thread
+    simulated: SimulatedSpec | None = None
+
+    @property
+    def bytes_weights(self) -> int:
+        return sum(self.rank_bytes)
+
+    def need(self, settings: Settings) -> Need:
+        """What a load asks of the devices."""
+        simulated = self.simulated is not None
+        return Need(
+            model=self.id,
+            rank_bytes=self.rank_bytes,
+            cpu_overhead=0 if simulated else CPU_OVERHEAD,
+            cuda_overhead=0 if simulated else CUDA_OVERHEAD,
+            kv_bytes_per_token=self.kv_bytes_per_token,
+            context_length=self.context_length,
+            max_sequences=settings.max_sequences,
+            kv_memory=settings.kv_memory,
+            devices=tuple(settings.devices) if settings.devices is not None else None,
+            priority=settings.priority,
+        )
+
+
+def draw(settings: Settings, folder: Path) -> Blueprint:
+    """The blueprint of what `settings` describe. Reads headers and small files only.
+
+    Args:
+        folder: the checkpoint; for a simulated model the one that lends its tokenizer and template.
+
+    Raises:
+        CortexError: MODEL_LOAD_FAILED naming what is wrong with the checkpoint.
+    """
+    checkpoint = inspect(folder)
+    if settings.simulated is not None:
+        return _simulated(settings, checkpoint)
+    dtype = settings.dtype or checkpoint.dtype
+    return Blueprint(
+        id=settings.id,
+        engine="transformer",
+        architecture=checkpoint.architecture,
+        folder=str(checkpoint.folder),
+        dtype=dtype,
+        context_length=min(settings.context_length or checkpoint.context_length, checkpoint.context_length),
+        rank_bytes=tuple(checkpoint.bytes_per_rank(settings.ranks, dtype)),
+        kv_bytes_per_token=checkpoint.kv_bytes_per_token(settings.ranks, dtype),
+        defaults=checkpoint.defaults,
+        eos_ids=checkpoint.eos_ids,
+        chat=checkpoint.chat,
+        tools=checkpoint.tools,
+        reasoning=checkpoint.reasoning,
+        created=checkpoint.created,
+        load_text=lambda: TextFrontEnd.load(checkpoint),
+    )
+
+
+def _simulated(settings: Settings, lender: Checkpoint) -> Blueprint:
+    plan = settings.simulated
+    text = TextFrontEnd.load(lender)
+    return Blueprint(
+        id=settings.id,
+        engine="simulated",
+        architecture="simulated",
+        folder="",
+        dtype="bfloat16",
+        context_length=settings.context_length or plan.context_length,
+        rank_bytes=(plan.memory,) * settings.ranks,
+        kv_bytes_per_token=0,
+        defaults=Sampling(),
+        eos_ids=lender.eos_ids,
+        chat=lender.chat,
+        tools=lender.tools,
+        reasoning=lender.reasoning,
+        created=lender.created,
+        load_text=lambda: text,
+        simulated=SimulatedSpec(
+            step_seconds=plan.step_seconds,
+            prefill_tokens_per_second=plan.prefill_tokens_per_second,
+            load_seconds=plan.load_seconds,
+            memory_bytes=plan.memory,
+            answer=text.encode(SIMULATED_TEXT, special=False),
+            failure=plan.failure,
+        ),
+    )
+
+
+def step_tokens(settings: Settings, device: str) -> int:
+    """The token budget of one step on such a device; no less than what decode alone takes."""
+    wanted = settings.max_step_tokens or (CPU_STEP_TOKENS if device == "cpu" else CUDA_STEP_TOKENS)
+    return max(wanted, settings.max_sequences)

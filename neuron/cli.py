@@ -1,0 +1,135 @@
+"""The `neuron` command."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ipc.errors import CortexError
+from ipc.lifeline import die_with_parent
+from ipc.settings import ConfigError
+from neuron.blueprint import draw
+from neuron.config import NeuronConfig, load
+from neuron.devices import Inventory
+from neuron.fit import find_fit
+from neuron.ledger import Ledger
+from neuron.resolve import DEMO_FOLDER, Catalogue
+
+DEFAULT_PATHS = ("neuron.yaml", "neuron.toml", "/etc/neuron/neuron.yaml", "/etc/neuron/neuron.toml")
+
+app = typer.Typer(
+    help="Serve models from the devices of this host.", no_args_is_help=True, add_completion=False
+)
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", help=f"YAML or TOML; else $NEURON_CONFIG, {', '.join(DEFAULT_PATHS)}."),
+]
+
+
+@app.command()
+def serve(
+    config: ConfigOption = None,
+    die_with: Annotated[int | None, typer.Option("--die-with-parent", hidden=True)] = None,
+) -> None:
+    """Run the daemon until SIGTERM or Ctrl-C."""
+    if die_with is not None:
+        die_with_parent(die_with)
+    settings = _read(config)
+    from neuron.daemon import run
+
+    try:
+        code = run(settings)
+    except ConfigError as error:
+        _fail(error)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # a thread that a driver holds must not keep the process
+
+
+@app.command()
+def discover() -> None:
+    """Show the devices of this host."""
+    inventory = Inventory(NeuronConfig())
+    table = Table("device", "name", "memory", "free", "capability", "driver", "cores")
+    for device in inventory.devices:
+        table.add_row(
+            device.id,
+            device.name,
+            _gib(device.memory_total),
+            _gib(device.memory_free),
+            device.compute_capability or "",
+            device.driver or "",
+            str(device.cores or ""),
+        )
+    Console().print(table)
+    if inventory.cuda_unavailable:
+        Console().print(f"CUDA cannot be used: {inventory.cuda_unavailable}")
+
+
+@app.command()
+def check(config: ConfigOption = None) -> None:
+    """Read the configuration, inspect its models, and say what would fit where. Exit code 1 on problems."""
+    settings = _read(config)
+    try:
+        inventory = Inventory(settings)
+    except ConfigError as error:
+        _fail(error)
+    catalogue = Catalogue(settings)
+    ledger = Ledger(inventory.devices)
+    free = {device: ledger.free(device) for device in ledger.devices}
+    table = Table("model", "status", "architecture", "dtype", "context", "devices", "memory", "KV tokens")
+    problems = 0
+    for model_id in catalogue.list_models():
+        model = catalogue.settings(model_id)
+        try:
+            blueprint = draw(model, DEMO_FOLDER if model.simulated else catalogue.find(model_id))
+            fit = find_fit(blueprint.need(model), free, [], "lru")
+        except CortexError as error:
+            problems += 1
+            table.add_row(model_id, f"[red]{error.message}")
+            continue
+        clamped = fit.context_length < blueprint.context_length
+        table.add_row(
+            model_id,
+            "fits alone" + (f", with its context cut from {blueprint.context_length}" if clamped else ""),
+            blueprint.architecture,
+            blueprint.dtype,
+            str(fit.context_length),
+            ", ".join(fit.devices),
+            " + ".join(_gib(size) for size in fit.reservations.values()),
+            str(fit.kv_tokens),
+        )
+    Console().print(table)
+    raise typer.Exit(1 if problems else 0)
+
+
+def main() -> None:
+    """Entry point of the `neuron` command."""
+    app()
+
+
+def _read(path: Path | None) -> NeuronConfig:
+    """The configuration at `path`, or at the first default place that has one."""
+    places = [Path(place) for place in (os.environ.get("NEURON_CONFIG"), *DEFAULT_PATHS) if place]
+    try:
+        found = path or next((place for place in places if place.is_file()), None)
+        if found is None:
+            _fail(f"no configuration: give --config, or write one of {', '.join(map(str, places))}")
+        return load(found)
+    except ConfigError as error:
+        _fail(error)
+
+
+def _fail(reason: object) -> NoReturn:
+    print(f"neuron: {reason}", file=sys.stderr)
+    raise typer.Exit(1)
+
+
+def _gib(size: int) -> str:
+    return f"{size / (1 << 30):.1f} GiB"

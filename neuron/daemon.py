@@ -1,0 +1,96 @@
+"""The neuron as a process: put together, served until a signal, taken apart within bounds."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from importlib.metadata import version
+
+import uvloop
+
+from ipc.errors import CortexError
+from ipc.keys import load_public, load_secret
+from ipc.notify import sd_notify
+from ipc.server import Server
+from neuron.config import NeuronConfig
+from neuron.devices import Inventory
+from neuron.lifecycle import Backoff
+from neuron.models import Models
+from neuron.service import Service
+
+log = logging.getLogger("neuron.daemon")
+
+GRACE_SECONDS = 1.0  # for running requests, after a signal
+STOP_SECONDS = 4.5  # for everything, after a signal
+
+
+def run(config: NeuronConfig, backoff: Backoff | None = None) -> int:
+    """Serve until SIGTERM or SIGINT.
+
+    Returns:
+        The exit code: 0, or 1 when the neuron could not start, of which one line tells.
+    """
+    logging.basicConfig(
+        level=config.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr
+    )
+    loop = uvloop.new_event_loop()
+    try:
+        loop.run_until_complete(serve(config, backoff))
+    except (CortexError, OSError) as error:
+        log.error("neuron cannot start reason=%s", error)
+        return 1
+    return 0
+
+
+async def serve(config: NeuronConfig, backoff: Backoff | None = None) -> None:
+    """Start all parts, wait for a signal, and end them.
+
+    Raises:
+        OSError: the port is in use, or a key file cannot be read.
+        CortexError: the listener would be open to other hosts without keys.
+    """
+    loop = asyncio.get_running_loop()
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, _stop, stopping)
+    inventory = Inventory(config)
+    models = Models(config, inventory, lambda: service.changed(), backoff)
+    service = Service(config, version("cortex-serve"), models)
+    server = Server(
+        config.listen,
+        service.handle,
+        service.on_gone,
+        secret=load_secret(config.key_file) if config.key_file is not None else None,
+        allowed=[load_public(key) for key in config.allowed_keys],
+        insecure=config.insecure,
+    )
+    server.start()  # before any model is loaded: who waits for one shall see how it goes
+    log.info(
+        "neuron listens name=%s endpoint=%s devices=%s",
+        config.name,
+        server.endpoint,
+        ",".join(device.id for device in inventory.devices),
+    )
+    sd_notify("READY=1")
+    starting = asyncio.create_task(models.start())
+    await stopping.wait()
+    sd_notify("STOPPING=1")
+    log.info("neuron stops name=%s", config.name)
+    starting.cancel()
+    try:
+        async with asyncio.timeout(STOP_SECONDS):
+            await service.close(GRACE_SECONDS)
+            server.close()
+            await models.close()
+    except TimeoutError:
+        log.error("neuron did not stop in time; the kernel ends its workers seconds=%g", STOP_SECONDS)
+
+
+def _stop(stopping: asyncio.Event) -> None:
+    """The first signal asks, the second one does not wait: workers die with this process."""
+    if stopping.is_set():
+        os._exit(1)
+    stopping.set()

@@ -1,0 +1,530 @@
+"""One model's life: unloaded, loading, ready, restarting, unloading, failed; and the requests it serves."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+
+from ipc.errors import Code, CortexError
+from ipc.messages import ModelState, ModelStatus, RankState
+from ipc.worker_messages import Ready, StepReport
+from neuron.admission import WaitingRoom
+from neuron.blueprint import Blueprint, step_tokens
+from neuron.config import Model as Settings
+from neuron.config import NeuronConfig
+from neuron.fit import Fit
+from neuron.generation import Generation
+from neuron.group import GroupSpec, WorkerGroup
+from neuron.text.frontend import TextFrontEnd
+
+log = logging.getLogger("neuron.lifecycle")
+
+HANDED_OVER = (
+    2  # times max_sequences: enough that no slot waits for the supervisor, few enough to queue fairly
+)
+ATTEMPTS = 2  # workers that may get one request; more could mean that it is what kills them
+BAD_STARTS = 5  # in a row, until a model counts as failed
+STEADY_SECONDS = 60.0  # a group that lived so long was well started
+UNLOAD_SECONDS = 600.0  # for running requests to end before an unload gives up
+PROGRESS_INTERVAL = 0.25  # seconds between two `Progress` of one load
+
+
+@dataclass(frozen=True, slots=True)
+class Backoff:
+    """Seconds to wait before a restart, doubling with each bad start."""
+
+    first: float = 0.5
+    longest: float = 30.0
+
+    def seconds(self, bad_starts: int) -> float:
+        return min(self.first * 2.0 ** min(bad_starts, 60), self.longest)
+
+
+@dataclass(slots=True)
+class Counts:
+    """What became of the requests of a model, since the neuron started."""
+
+    finished: int = 0
+    cancelled: int = 0
+    failed: int = 0
+
+
+@dataclass(slots=True)
+class House:
+    """What a model needs from the neuron that it lives in."""
+
+    config: NeuronConfig
+    reserve: Callable[[ManagedModel], Awaitable[Fit]]  # may evict others; raises INSUFFICIENT_MEMORY
+    correct: Callable[[ManagedModel, Sequence[Ready]], None]  # with what the ranks measured
+    release: Callable[[ManagedModel], None]
+    threads: Callable[[Fit], int]
+    changed: Callable[[], None]  # some `ModelState` is not what it was
+    backoff: Backoff = field(default_factory=Backoff)
+
+
+class ManagedModel:
+    """A model that this neuron knows, whether it is loaded or not.
+
+    One task at a time brings it up or takes it down, whoever asked and however many did; it outlives them.
+
+    Args:
+        settings: what the user said about it.
+        blueprint: what it is, from its files.
+        house: the neuron.
+    """
+
+    def __init__(self, settings: Settings, blueprint: Blueprint, house: House) -> None:
+        self.settings = settings
+        self.blueprint = blueprint
+        self.id = settings.id
+        self.status: ModelStatus = "unloaded"
+        self.error: str | None = None
+        self.counts = Counts()
+        self.fit: Fit | None = None
+        self.last_used = time.monotonic()
+        self._house = house
+        self._room: WaitingRoom[Generation] = WaitingRoom(
+            house.config.queue.limit, house.config.queue.wait_seconds
+        )
+        self._group: WorkerGroup | None = None
+        self._running: set[Generation] = set()  # those in the worker that have not ended
+        self._quiet = asyncio.Event()  # nothing is in the worker
+        self._quiet.set()
+        self._text: asyncio.Future[TextFrontEnd] | None = None
+        self._task: asyncio.Task[None] | None = None  # brings it up, or takes it down
+        self._outcome: asyncio.Future[None] | None = None  # of the bringing up
+        self._listeners: set[Callable[[str, float | None], None]] = set()
+        self._told_progress = 0.0
+        self._progress: float | None = None
+        self._epochs = itertools.count(1)
+        self._epoch = 0
+        self._restarts = 0
+        self._bad_starts = 0
+        self._ready_at = 0.0
+        self._served_epoch = 0  # the last epoch that finished a request
+        self._step: StepReport | None = None
+        self._measured: list[Ready] = []
+        self._queue_timer: asyncio.TimerHandle | None = None
+        self._retry_timer: asyncio.TimerHandle | None = None
+
+    # --- facts ------------------------------------------------------------------------------------------
+
+    @property
+    def context_length(self) -> int:
+        """Tokens of prompt and answer together: what was wished for, and once loaded what the pool allows."""
+        return self.fit.context_length if self.fit is not None else self.blueprint.context_length
+
+    @property
+    def idle(self) -> bool:
+        """Nobody would notice if it left."""
+        return self.status in ("ready", "restarting") and not self._running and not len(self._room)
+
+    def ranks(self) -> list[RankState]:
+        """Its processes, from their heartbeat page."""
+        return self._group.ranks() if self._group is not None else []
+
+    def state(self) -> ModelState:
+        """What the neuron tells of it."""
+        plan, fit, step = self.blueprint, self.fit, self._step
+        return ModelState(
+            id=self.id,
+            status=self.status,
+            architecture=plan.architecture,
+            engine=plan.engine,
+            dtype=plan.dtype,
+            context_length=self.context_length,
+            chat=plan.chat,
+            tools=plan.tools,
+            reasoning=plan.reasoning,
+            devices=list(fit.devices) if fit is not None else [],
+            bytes_weights=plan.bytes_weights,
+            bytes_reserved=sum(fit.reservations.values()) if fit is not None else 0,
+            bytes_measured=sum(ready.memory_bytes for ready in self._measured),
+            pinned=self.settings.pin,
+            priority=self.settings.priority,
+            progress=self._progress,
+            error=self.error,
+            epoch=self._epoch,
+            restarts=self._restarts,
+            running=len(self._running),
+            waiting=len(self._room),
+            finished=self.counts.finished,
+            cancelled=self.counts.cancelled,
+            failed=self.counts.failed,
+            pages_total=fit.kv_pages if fit is not None else 0,
+            pages_free=step.pages_free if step is not None else (fit.kv_pages if fit is not None else 0),
+            steps=step.step if step is not None else 0,
+            created=plan.created,
+        )
+
+    async def text(self) -> TextFrontEnd:
+        """The tokenizer and template, read once, in a thread, and also while the model is not loaded.
+
+        Raises:
+            CortexError: MODEL_LOAD_FAILED naming the file.
+        """
+        if self._text is None or (self._text.done() and self._text.exception() is not None):
+            self._text = asyncio.ensure_future(asyncio.to_thread(self.blueprint.load_text))
+        return await asyncio.shield(self._text)
+
+    @property
+    def text_now(self) -> TextFrontEnd | None:
+        """The same, if it is there already."""
+        done = self._text is not None and self._text.done() and self._text.exception() is None
+        return self._text.result() if done else None
+
+    # --- requests ---------------------------------------------------------------------------------------
+
+    def admit(self, generation: Generation) -> None:
+        """Take a prepared request; it waits for the model, or for its turn.
+
+        Raises:
+            CortexError: QUEUE_FULL.
+        """
+        self.last_used = time.monotonic()
+        self._room.push(generation)
+        if self.status == "ready":
+            self._pump()
+        else:
+            self.bring_up()
+        if generation.attempts == 0 and generation.outcome is None:
+            if self.status == "ready":
+                generation.progress("queued", f"{len(self._room)} requests wait for this model")
+                self._watch_queue()
+            else:
+                generation.progress("loading", self.status, self._progress)
+        self._house.changed()
+
+    def leave(self, generation: Generation) -> None:
+        """Forget a request that ended, and end it in the worker where it still runs there."""
+        self._room.discard(generation)
+        if generation in self._running:
+            self._running.discard(generation)
+            self._group.abort(generation.key)
+            if not self._running:
+                self._quiet.set()
+        match generation.outcome:
+            case "finished":
+                self.counts.finished += 1
+                self._served_epoch = self._epoch
+            case "cancelled":
+                self.counts.cancelled += 1
+            case _:
+                self.counts.failed += 1
+        self.last_used = time.monotonic()
+        self._house.changed()
+
+    def _pump(self) -> None:
+        """Hand waiting requests to the worker, as far as it has use for them."""
+        group = self._group
+        while self.status == "ready" and len(self._room):
+            if len(group.open) >= HANDED_OVER * self.settings.max_sequences:
+                return
+            generation = self._room.pop()
+            try:
+                generation.check_length(self.context_length)  # it may be less than before the load
+            except CortexError as error:
+                generation.fail(error)
+                continue
+            self._running.add(generation)
+            self._quiet.clear()
+            group.submit(generation.submission(self.context_length), generation)
+
+    def _on_step(self, step: StepReport) -> None:
+        self._step = step
+        if len(self._room):
+            self._pump()
+        self._house.changed()
+
+    def _watch_queue(self) -> None:
+        """See that nobody waits longer than allowed: one timer, for the first in line."""
+        if self._queue_timer is not None:
+            self._queue_timer.cancel()
+            self._queue_timer = None
+        for generation in self._room.expired():
+            generation.fail(
+                CortexError(
+                    Code.QUEUE_TIMEOUT,
+                    f"the request waited {self._house.config.queue.wait_seconds:g} seconds for its turn",
+                    retry_after=self._room.retry_after(),
+                )
+            )
+        deadline = self._room.next_deadline
+        if deadline is not None:
+            self._queue_timer = asyncio.get_running_loop().call_later(
+                max(0.0, deadline - time.monotonic()), self._watch_queue
+            )
+
+    def fail_all(self, error: CortexError) -> None:
+        """End every request, waiting or running."""
+        for generation in [*self._room.clear(), *self._running]:
+            generation.fail(error)
+
+    # --- up ---------------------------------------------------------------------------------------------
+
+    async def load(self, listener: Callable[[str, float | None], None]) -> None:
+        """Return when the model is ready. The load goes on when the caller does not wait for it.
+
+        Args:
+            listener: told (what is done, fraction) as it goes.
+
+        Raises:
+            CortexError: why it cannot be loaded.
+        """
+        self.last_used = time.monotonic()
+        self._listeners.add(listener)
+        try:
+            while self.status != "ready":
+                await asyncio.shield(self.bring_up())
+        finally:
+            self._listeners.discard(listener)
+
+    def bring_up(self) -> asyncio.Future[None]:
+        """See that the model gets ready, and return the future that ends when it is or cannot be."""
+        if self._outcome is None:
+            self._outcome = asyncio.get_running_loop().create_future()
+            self._outcome.add_done_callback(lambda outcome: outcome.exception())  # nobody has to ask
+        if self.status in ("unloaded", "failed"):
+            self._cancel_retry()
+            self._set("loading")
+            self._task = asyncio.create_task(self._load())
+        return self._outcome
+
+    async def _load(self) -> None:
+        try:
+            self._tell("making room", None)
+            self.fit = await self._house.reserve(self)
+            if self.fit.context_length < self.blueprint.context_length:
+                log.warning(
+                    "context clamped to the memory there is model=%s context_length=%d wanted=%d",
+                    self.id,
+                    self.fit.context_length,
+                    self.blueprint.context_length,
+                )
+            await self.text()  # what can refuse the model comes before its processes
+            await self._start_group()
+        except CortexError as error:
+            self._give_up(error)
+        except Exception as error:
+            log.exception("load failed unexpectedly model=%s", self.id)
+            self._give_up(CortexError(Code.INTERNAL, f"loading {self.id} failed: {error!r}"))
+        else:
+            self._bad_starts = 0
+            self._on_ready()
+
+    async def _start_group(self) -> None:
+        """Start one epoch and wait until it is ready; nothing of it stays when it does not get there."""
+        config, settings, fit = self._house.config, self.settings, self.fit
+        spec = GroupSpec(
+            model=self.id,
+            engine=self.blueprint.engine,
+            devices=fit.devices,
+            threads=self._house.threads(fit),
+            context_length=fit.context_length,
+            max_sequences=settings.max_sequences,
+            max_step_tokens=step_tokens(settings, fit.devices[0]),
+            kv_pages=fit.kv_pages,
+            folder=self.blueprint.folder,
+            dtype=self.blueprint.dtype,
+            simulated=self.blueprint.simulated,
+            log_level=config.log_level,
+        )
+        self._epoch = next(self._epochs)
+        self._step = None
+        group = WorkerGroup(
+            spec,
+            self._epoch,
+            step_deadline=config.step_deadline_seconds,
+            on_loading=lambda fraction, message: self._tell(message, fraction),
+            on_step=self._on_step,
+            on_death=self._on_death,
+        )
+        self._group = group
+        try:
+            group.start()
+            self._measured = await group.ready(config.load_deadline_seconds)
+        except BaseException:
+            await group.stop()
+            raise
+        self._house.correct(self, self._measured)
+
+    def _on_ready(self) -> None:
+        self._ready_at = time.monotonic()
+        self.error = None
+        self._progress = None
+        self._set("ready")
+        outcome, self._outcome = self._outcome, None
+        if outcome is not None:
+            outcome.set_result(None)
+        self._room.start_clock()
+        self._pump()
+        self._watch_queue()
+
+    def _give_up(self, error: CortexError) -> None:
+        """It cannot be loaded now: everybody who waits is told, and nothing is held."""
+        self._group = None
+        self._let_go()
+        self.error = error.message
+        self._bad_starts += 1
+        log.error("model failed model=%s code=%s reason=%s", self.id, error.code, error)
+        self._set("failed")
+        outcome, self._outcome = self._outcome, None
+        if outcome is not None:
+            outcome.set_exception(error)
+        self.fail_all(error)
+        if self.settings.pin:
+            self._retry_timer = asyncio.get_running_loop().call_later(
+                self._house.backoff.seconds(self._bad_starts), self.bring_up
+            )
+
+    def _tell(self, message: str, fraction: float | None) -> None:
+        """Tell all who wait how the load goes."""
+        self._progress = fraction
+        self._house.changed()
+        now = time.monotonic()
+        if now - self._told_progress < PROGRESS_INTERVAL:
+            return
+        self._told_progress = now
+        for listener in list(self._listeners):
+            listener(message, fraction)
+        for generation in list(self._room):
+            generation.progress("loading", message, fraction)
+
+    # --- down -------------------------------------------------------------------------------------------
+
+    def _on_death(self, error: CortexError) -> None:
+        """The group died: what had begun is lost and says so, the rest stands first in line again."""
+        self._restarts += 1
+        self._room.stop_clock()
+        self._watch_queue()
+        steady = time.monotonic() - self._ready_at >= STEADY_SECONDS or self._served_epoch == self._epoch
+        self._bad_starts = 0 if steady else self._bad_starts + 1
+        self.error = error.message
+        again = [
+            generation
+            for generation in self._running
+            if not generation.begun and generation.attempts < ATTEMPTS
+        ]
+        again.sort(key=lambda generation: generation.key)  # the order of their arrival
+        self._running.difference_update(again)
+        self._room.push_front(again)
+        for generation in list(self._running):
+            generation.fail(error)
+        self._quiet.set()
+        if self.status == "ready":  # else it is being unloaded, which goes on
+            self._set("restarting")
+            self._task = asyncio.create_task(self._restart(error))
+
+    async def _restart(self, error: CortexError) -> None:
+        try:
+            while True:
+                await self._group.wait_gone()
+                if self._bad_starts >= BAD_STARTS:
+                    raise CortexError(error.code, f"{error.message}; given up after {BAD_STARTS} bad starts")
+                seconds = self._house.backoff.seconds(self._bad_starts)
+                self._tell(f"restarting in {seconds:g} seconds: {error.message}", None)
+                await asyncio.sleep(seconds)
+                try:
+                    await self._start_group()
+                except CortexError as failure:
+                    error = failure
+                    self._bad_starts += 1
+                else:
+                    self._on_ready()
+                    return
+        except CortexError as failure:
+            self._bad_starts = 0
+            self._give_up(failure)
+        except Exception as failure:
+            log.exception("restart failed unexpectedly model=%s", self.id)
+            self._give_up(CortexError(Code.INTERNAL, f"restarting {self.id} failed: {failure!r}"))
+
+    def unload(self, force: bool = False) -> asyncio.Future[None]:
+        """Begin to end the workers and to give the memory back; the future is done when that is done.
+
+        Requests that run are waited for, or with `force` ended. Those that still wait for their turn, and
+        those that come meanwhile, have the model loaded again.
+
+        Raises:
+            CortexError: QUEUE_TIMEOUT when requests still run after ten minutes; the model stays.
+        """
+        if force:
+            self.fail_all(
+                CortexError(Code.SHUTTING_DOWN, f"{self.id} was unloaded by force", retry_after=1.0)
+            )
+        if self.status in ("unloaded", "failed"):
+            self._cancel_retry()
+            self.error = None
+            self._set("unloaded")
+            done = asyncio.get_running_loop().create_future()
+            done.set_result(None)
+            return done
+        if self.status != "unloading":
+            bringing_up = self._task if self.status != "ready" else None
+            self._set("unloading")
+            self._room.stop_clock()
+            self._watch_queue()
+            self._task = asyncio.create_task(self._unload(bringing_up))
+        return asyncio.shield(self._task)
+
+    async def _unload(self, bringing_up: asyncio.Task[None] | None) -> None:
+        if bringing_up is not None:
+            bringing_up.cancel()
+            await asyncio.wait([bringing_up])
+            ended = CortexError(Code.MODEL_LOAD_FAILED, f"the load of {self.id} was ended by an unload")
+            outcome, self._outcome = self._outcome, None
+            if outcome is not None:
+                outcome.set_exception(ended)
+            self.fail_all(ended)
+        waiting = asyncio.ensure_future(self._quiet.wait())
+        await asyncio.wait([waiting], timeout=UNLOAD_SECONDS)
+        if not waiting.done():
+            waiting.cancel()
+            self._on_ready()
+            raise CortexError(
+                Code.QUEUE_TIMEOUT,
+                f"{len(self._running)} requests of {self.id} still run after {UNLOAD_SECONDS:g} seconds",
+            )
+        try:
+            if self._group is not None:
+                await self._group.stop()
+        finally:
+            self._group = None
+            self.error = None
+            self._let_go()
+            self._set("unloaded")
+        if self._outcome is not None or len(self._room):
+            self.bring_up()
+
+    async def close(self) -> None:
+        """The neuron ends: no task and no process may stay. Requests have been answered before."""
+        self._cancel_retry()
+        if self._queue_timer is not None:
+            self._queue_timer.cancel()
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        if self._group is not None:
+            await self._group.stop()
+
+    def _let_go(self) -> None:
+        self.fit = None
+        self._measured = []
+        self._step = None
+        self._progress = None
+        self._house.release(self)
+
+    def _cancel_retry(self) -> None:
+        if self._retry_timer is not None:
+            self._retry_timer.cancel()
+            self._retry_timer = None
+
+    def _set(self, status: ModelStatus) -> None:
+        if status != self.status:
+            log.info("model %s model=%s epoch=%d", status, self.id, self._epoch)
+        self.status = status
+        self._house.changed()

@@ -1,0 +1,216 @@
+"""All models of a neuron, and the memory that they share."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from ipc.errors import Code, CortexError
+from ipc.messages import Device, Eviction, ModelState, RankState
+from ipc.worker_messages import Ready
+from neuron.blueprint import Blueprint, draw
+from neuron.config import Model as Settings
+from neuron.config import NeuronConfig
+from neuron.devices import CpuProbe, Inventory
+from neuron.fit import Fit, Holder, find_fit
+from neuron.ledger import Ledger
+from neuron.lifecycle import Backoff, House, ManagedModel
+from neuron.resolve import DEMO_FOLDER, Catalogue
+
+log = logging.getLogger("neuron.models")
+
+MAKE_ROOM_ATTEMPTS = 3  # what was evicted may not be free at once, and others use the devices, too
+CUDA_RANK_THREADS = 4  # enough to read and copy weights
+
+
+class Models:
+    """Finds models, makes room for them, and ends them.
+
+    A checkpoint is inspected once, when somebody first asks for it; one that could not be read is inspected
+    again by the next who asks.
+
+    Args:
+        config: the neuron's.
+        inventory: its devices.
+        changed: called when a `ModelState` or a device's figures are not what they were.
+        backoff: waits between restarts.
+    """
+
+    def __init__(
+        self,
+        config: NeuronConfig,
+        inventory: Inventory,
+        changed: Callable[[], None],
+        backoff: Backoff | None = None,
+    ) -> None:
+        self.eviction = Eviction()
+        self._config = config
+        self._inventory = inventory
+        self._changed = changed
+        self._catalogue = Catalogue(config)
+        self._ledger = Ledger(inventory.devices)
+        self._models: dict[str, ManagedModel] = {}
+        self._broken: dict[str, str] = {}  # ids that are there and cannot be read, and why
+        self._drawing: dict[str, asyncio.Future[Blueprint]] = {}
+        self._making_room = asyncio.Lock()
+        self._refreshing: asyncio.Task[list[Device]] | None = None
+        self._cores = min(CpuProbe().cores(), config.cpu.cores or CpuProbe().cores())
+        self._house = House(
+            config=config,
+            reserve=self._reserve,
+            correct=self._correct,
+            release=self._release,
+            threads=self._threads,
+            changed=changed,
+            backoff=backoff or Backoff(),
+        )
+
+    # --- finding ----------------------------------------------------------------------------------------
+
+    def known(self, model_id: str) -> ManagedModel | None:
+        """A model that somebody asked for before."""
+        return self._models.get(model_id)
+
+    async def open(self, model_id: str) -> ManagedModel:
+        """The model of that name, loaded or not.
+
+        Raises:
+            CortexError: MODEL_NOT_FOUND, or MODEL_LOAD_FAILED for a checkpoint that cannot be read.
+        """
+        if (model := self._models.get(model_id)) is not None:
+            return model
+        if (drawing := self._drawing.get(model_id)) is None:
+            drawing = asyncio.ensure_future(self._draw(model_id))
+            self._drawing[model_id] = drawing
+            drawing.add_done_callback(lambda _: self._drawing.pop(model_id))
+        return await asyncio.shield(drawing)
+
+    async def _draw(self, model_id: str) -> ManagedModel:
+        settings = self._catalogue.settings(model_id)
+        try:
+            blueprint = await asyncio.to_thread(self._inspect, settings)
+        except CortexError as error:
+            if error.code != Code.MODEL_NOT_FOUND:
+                self._broken[model_id] = error.message
+                self._changed()
+            raise
+        self._broken.pop(model_id, None)
+        model = self._models[model_id] = ManagedModel(settings, blueprint, self._house)
+        self._changed()
+        return model
+
+    def _inspect(self, settings: Settings) -> Blueprint:
+        folder = DEMO_FOLDER if settings.simulated is not None else self._catalogue.find(settings.id)
+        return draw(settings, folder)
+
+    async def find_all(self) -> None:
+        """Get to know every model that is on this host now."""
+        for model_id in await asyncio.to_thread(self._catalogue.list_models):
+            try:
+                await self.open(model_id)
+            except CortexError as error:
+                log.warning("model cannot be used model=%s reason=%s", model_id, error)
+
+    async def start(self) -> None:
+        """Find every model, and load the pinned ones."""
+        await self.find_all()
+        for model in self._models.values():
+            if model.settings.pin:
+                model.bring_up()
+
+    async def close(self) -> None:
+        """End every worker process."""
+        if self._refreshing is not None:
+            self._refreshing.cancel()
+        await asyncio.gather(*(model.close() for model in self._models.values()))
+
+    # --- telling ----------------------------------------------------------------------------------------
+
+    def states(self) -> list[ModelState]:
+        """Every model that is known, and those that are broken."""
+        broken = [
+            ModelState(id=model_id, status="failed", error=why) for model_id, why in self._broken.items()
+        ]
+        return [model.state() for model in self._models.values()] + broken
+
+    def ranks(self) -> dict[str, list[RankState]]:
+        """The processes of every model that has any."""
+        return {model.id: ranks for model in self._models.values() if (ranks := model.ranks())}
+
+    def devices(self) -> list[Device]:
+        """Devices with the newest figures that are there, and what the ledger has booked."""
+        return [
+            msgspec.structs.replace(device, memory_reserved=self._ledger.reserved(device.id))
+            for device in self._inventory.devices
+        ]
+
+    @property
+    def cuda_unavailable(self) -> str | None:
+        """Why a GPU that is here cannot be used."""
+        return self._inventory.cuda_unavailable
+
+    async def refresh_devices(self) -> list[Device]:
+        """`devices` with new figures; read in a thread, for a driver may take its time."""
+        self._ledger.observe(await asyncio.to_thread(self._inventory.refresh))
+        self._changed()
+        return self.devices()
+
+    # --- room -------------------------------------------------------------------------------------------
+
+    async def _reserve(self, model: ManagedModel) -> Fit:
+        """Book what `model` needs, after others left for it where they must."""
+        async with self._making_room:
+            for _ in range(MAKE_ROOM_ATTEMPTS):
+                await self.refresh_devices()
+                free = {device: self._ledger.free(device) for device in self._ledger.devices}
+                need = model.blueprint.need(model.settings)
+                fit = find_fit(need, free, self._holders(), self.eviction.strategy)
+                if not fit.victims:
+                    self._ledger.reserve(model.id, fit.reservations)
+                    return fit
+                log.info("evicting models=%s for=%s", ",".join(fit.victims), model.id)
+                await asyncio.gather(*[self._models[victim].unload() for victim in fit.victims])
+        raise CortexError(
+            Code.INSUFFICIENT_MEMORY,
+            f"the memory of {', '.join(fit.victims)} did not come back for {model.id}",
+            retry_after=5.0,
+        )
+
+    def _holders(self) -> list[Holder]:
+        return [
+            Holder(
+                model=model.id,
+                reserved=held,
+                evictable=model.idle and not model.settings.pin,
+                priority=model.settings.priority,
+                last_used=model.last_used,
+            )
+            for model in self._models.values()
+            if (held := self._ledger.held_by(model.id))
+        ]
+
+    def _correct(self, model: ManagedModel, ready: Sequence[Ready]) -> None:
+        for device in dict.fromkeys(model.fit.devices):
+            measured = sum(
+                report.memory_bytes
+                for name, report in zip(model.fit.devices, ready, strict=True)
+                if name == device
+            )
+            self._ledger.correct(model.id, device, measured)
+        self._refresh_soon()
+
+    def _release(self, model: ManagedModel) -> None:
+        self._ledger.release(model.id)
+        self._refresh_soon()
+
+    def _refresh_soon(self) -> None:
+        if self._refreshing is None or self._refreshing.done():
+            self._refreshing = asyncio.create_task(self.refresh_devices())
+
+    def _threads(self, fit: Fit) -> int:
+        """CPU threads of each rank."""
+        share = max(1, self._cores // len(fit.devices))
+        return share if fit.devices[0] == "cpu" else min(share, CUDA_RANK_THREADS)
