@@ -12,7 +12,7 @@ import logging
 import struct
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterable, Iterator
 from typing import Self
 
 import msgspec
@@ -39,10 +39,13 @@ RECONNECT_MS = 100  # first pause; it doubles
 RECONNECT_MAX_MS = 2000
 
 _TERMINAL = frozenset(TERMINAL)
+_NO_HANDSHAKE = (
+    "the handshake failed: only one side uses keys, or its public key is another, or it is no neuron"
+)
 _REFUSED = {
     zmq.EVENT_HANDSHAKE_FAILED_AUTH: "it does not know our key",
-    zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL: "the handshake failed: does one side use keys and the other not?",
-    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL: "the handshake broke off: is its public key the right one?",
+    zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL: _NO_HANDSHAKE,
+    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL: _NO_HANDSHAKE,
 }
 
 
@@ -143,9 +146,11 @@ class NeuronClient:
         self._secret, self._server_public = secret, server_public
         self._silence = silence
         self._calls: dict[int, Call] = {}  # open ones, by id
+        self._connected = False
         self._unsent: dict[int, bytes] = {}  # requests that wait for the connection, by id
+        self._late_cancels: list[int] = []  # ids of sent requests whose `Cancel` found the queue full
         self._last_id = 0
-        self._refusal = ""  # why the last handshake failed
+        self._refusal = ""  # why the last handshake failed; "" after one that did not
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode = msgspec.msgpack.Decoder(list[AnyReply]).decode
         self._started = False
@@ -154,7 +159,7 @@ class NeuronClient:
         """Begin to connect, in the running loop. CortexError when the endpoint or a key cannot be right."""
         self._loop = asyncio.get_running_loop()
         self._socket = zmq.Context.instance().socket(zmq.DEALER)
-        configure(self._socket)
+        configure(self._socket, self.endpoint)
         self._socket.setsockopt(zmq.CONNECT_TIMEOUT, CONNECT_TIMEOUT_MS)
         self._socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
         self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, RECONNECT_MAX_MS)
@@ -191,9 +196,7 @@ class NeuronClient:
         if not self._started:
             return
         self._started = False
-        for call in list(self._calls.values()):
-            self._cancel(call)
-        self._fail_all(Code.NEURON_LOST, f"the connection to {self.endpoint} was closed")
+        self._give_up(f"the connection to {self.endpoint} was closed")
         self._timer.cancel()
         self._pump.close()
         self._monitor.close()
@@ -240,9 +243,17 @@ class NeuronClient:
         if self._unsent.pop(call.id, None) is not None:
             self._end(call, Cancelled(id=call.id))
         else:
-            self._try_send(self._encode(Cancel(id=call.id)))
+            self._send_cancel(call.id)
+
+    def _send_cancel(self, number: int) -> None:
+        if not self._try_send(self._encode(Cancel(id=number))):
+            self._late_cancels.append(number)
 
     def _try_send(self, body: bytes) -> bool:
+        # Between the end of a connection and our hearing of it, its queue still takes messages, which are
+        # lost; so nothing is sent before the next one is known to stand.
+        if not self._connected:
+            return False
         try:
             self._send(HEADER, NOBLOCK_MORE)
         except zmq.Again:
@@ -252,6 +263,8 @@ class NeuronClient:
         return True
 
     def _send_unsent(self) -> None:
+        while self._late_cancels and self._try_send(self._encode(Cancel(id=self._late_cancels[0]))):
+            del self._late_cancels[0]
         while self._unsent:
             number, body = next(iter(self._unsent.items()))
             if not self._try_send(body):
@@ -262,10 +275,16 @@ class NeuronClient:
         del self._calls[call.id]
         call._push(reply)
 
-    def _fail_all(self, code: str, message: str) -> None:
-        self._unsent.clear()
-        for call in list(self._calls.values()):
-            self._end(call, Failed(id=call.id, code=code, message=message))
+    def _fail(self, numbers: Iterable[int], code: str, message: str) -> None:
+        for number in list(numbers):
+            self._unsent.pop(number, None)
+            self._end(self._calls[number], Failed(id=number, code=code, message=message))
+
+    def _give_up(self, message: str) -> None:
+        """End every call here, and tell the neuron that it need not go on with those it has."""
+        for number in self._calls.keys() - self._unsent.keys():
+            self._send_cancel(number)
+        self._fail(self._calls, Code.NEURON_LOST, message)
 
     def _on_message(self, frames: list[bytes]) -> None:
         self._heard = self._loop.time()
@@ -275,7 +294,7 @@ class NeuronClient:
             return
         if frames[0][2] != PROTOCOL_MAJOR:
             text = f"the neuron at {self.endpoint} speaks protocol {frames[0][2]}, we speak {PROTOCOL_MAJOR}"
-            self._fail_all(Code.PROTOCOL_MISMATCH, text)
+            self._fail(self._calls, Code.PROTOCOL_MISMATCH, text)
             return
         try:
             replies = self._decode(frames[1])
@@ -290,7 +309,7 @@ class NeuronClient:
                 call._push(reply)
             elif reply.id == 0 and isinstance(reply, Failed):
                 # It could not read one of ours, and cannot say which.
-                self._fail_all(reply.code, reply.message)
+                self._fail(calls, reply.code, reply.message)
 
     def _decode_known(self, body: bytes) -> list[Reply]:
         """The replies that we understand: a newer minor version may have more types."""
@@ -307,14 +326,18 @@ class NeuronClient:
         if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
             self._refusal = ""
             self._heard = self._loop.time()
-            self.alive = True
-            self._pump.check_soon()
-        elif event in _REFUSED:
-            self._refusal = f"it refused the connection: {_REFUSED[event]}"
-            self._fail_all(Code.NEURON_LOST, f"no way to the neuron at {self.endpoint}: {self._refusal}")
-        elif self.alive:
-            self.alive = False
-            self._fail_all(Code.NEURON_LOST, f"the connection to the neuron at {self.endpoint} was lost")
+            self._connected = self.alive = True
+            self._pump.check()  # the socket leaves the old queue and takes the new one, then sends
+            return
+        self._connected = self.alive = False
+        self._late_cancels.clear()
+        if event in _REFUSED:
+            self._refusal = _REFUSED[event]
+            text = f"no connection to the neuron at {self.endpoint}: {self._refusal}"
+            self._fail(self._calls, Code.NEURON_LOST, text)
+        else:
+            sent = self._calls.keys() - self._unsent.keys()
+            self._fail(sent, Code.NEURON_LOST, f"the connection to the neuron at {self.endpoint} was lost")
 
     def _tick(self) -> None:
         self._timer = self._loop.call_later(self._silence / 4, self._tick)
@@ -322,9 +345,7 @@ class NeuronClient:
         self._pump.check()
         if self._calls and self._loop.time() - self._heard > self._silence:
             self.alive = False
-            for call in list(self._calls.values()):
-                self._cancel(call)  # should it come back, it need not go on with them
-            self._fail_all(Code.NEURON_LOST, self._no_answer(self._silence))
+            self._give_up(self._no_answer(self._silence))
 
 
 class BlockingClient:
@@ -364,7 +385,7 @@ class BlockingClient:
                 if type(reply) in _TERMINAL:
                     return
         finally:
-            self._runner.run(replies.aclose())
+            call.cancel()
 
     async def _next(self, replies: AsyncGenerator[Reply, None], within: float) -> Reply:
         try:

@@ -140,7 +140,7 @@ class Server:
         self._loop = asyncio.get_running_loop()
         self._context = zmq.Context()  # of its own: a context has one gatekeeper
         self._socket = self._context.socket(zmq.ROUTER)
-        configure(self._socket)
+        configure(self._socket, self.endpoint)
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self._gatekeeper = None
         if self._secret is not None:

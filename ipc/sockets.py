@@ -25,13 +25,14 @@ LINGER_MS = 500
 MESSAGES_PER_TURN = 256  # then other callbacks of the loop have their turn
 
 
-def configure(socket: zmq.Socket) -> None:
+def configure(socket: zmq.Socket, endpoint: str) -> None:
     """Options of every socket between hosts: bounded messages, bounded linger, dead peers noticed."""
     socket.setsockopt(zmq.LINGER, LINGER_MS)
     socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE)
     socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
     socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3 * HEARTBEAT_MS)
-    socket.setsockopt(zmq.IPV6, 1)
+    # Only for addresses written as IPv6: libzmq tries one address of a name, and would take the IPv6 one.
+    socket.setsockopt(zmq.IPV6, int("[" in endpoint))
 
 
 def receive(socket: zmq.Socket) -> list[bytes]:
