@@ -1,0 +1,56 @@
+"""Token ids to text as they come, in whole characters."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from tokenizers import Tokenizer
+
+BROKEN = "\ufffd"  # what a decoder makes of bytes that are no character, or not yet
+CONTEXT = 4  # tokens of the prompt that decide whether the answer begins with a space
+PATIENCE = 64  # tokens; a character has 4 bytes at most, so what is still broken by then stays so
+
+
+class Detokenizer:
+    """Turns the tokens of one answer into text: all pieces together are the decoded whole.
+
+    A token may hold a part of a character, and what it means may depend on the one before it (the space in
+    front of a word). So each step decodes the last piece and the new tokens together, and hands out what
+    that has more than the last piece alone: the work per token does not grow with the answer.
+
+    Args:
+        tokenizer: any; its decoder decides.
+        hidden: ids that are no text (special tokens).
+        after: the prompt, where the answer continues its text.
+    """
+
+    __slots__ = ("_hidden", "_read", "_shown", "_tokenizer", "_window")
+
+    def __init__(self, tokenizer: Tokenizer, hidden: Collection[int], after: Sequence[int] = ()) -> None:
+        self._tokenizer = tokenizer
+        self._hidden = hidden
+        self._window = [token for token in after[-CONTEXT:] if token not in hidden]
+        self._read = len(self._window)  # tokens in the window that are handed out
+        self._shown = len(self._decode().rstrip(BROKEN))  # characters that they make
+
+    def push(self, token_ids: Sequence[int]) -> str:
+        """The text that `token_ids` complete; a character that they begin waits for its end."""
+        new = [token for token in token_ids if token not in self._hidden]
+        if not new:
+            return ""
+        self._window += new
+        text = self._decode()
+        if text.endswith(BROKEN) and len(self._window) - self._read < PATIENCE:
+            return ""
+        piece = text[self._shown :]
+        del self._window[: self._read]
+        self._read = len(self._window)
+        self._shown = len(self._decode())
+        return piece
+
+    def finish(self) -> str:
+        """What is left, bytes of an unfinished character included."""
+        return self._decode()[self._shown :]
+
+    def _decode(self) -> str:
+        return self._tokenizer.decode(self._window, skip_special_tokens=False)

@@ -1,0 +1,76 @@
+"""All that stands between messages and token ids, for one model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ipc.errors import Code, CortexError
+from ipc.messages import Message, Tool
+from neuron.checkpoint import Checkpoint
+from neuron.text.answer import AnswerParser
+from neuron.text.detokenizer import Detokenizer
+from neuron.text.tags import CALL, END_CALL, END_THINK, THINK
+from neuron.text.template import ChatTemplate
+from neuron.text.tokenizer import TextTokenizer
+
+TOOL_TEMPLATE = "tool_use"  # the name that transformers gives to a template for requests with tools
+
+
+class TextFrontEnd:
+    """A model's tokenizer and chat templates. `render` and `encode` are safe from several threads."""
+
+    def __init__(self, tokenizer: TextTokenizer, templates: dict[str, ChatTemplate]) -> None:
+        self._tokenizer = tokenizer
+        self._templates = templates
+        self.vocabulary_size = tokenizer.vocabulary_size
+
+    @classmethod
+    def load(cls, checkpoint: Checkpoint) -> TextFrontEnd:
+        """Read the tokenizer and compile the templates: up to a second, for a thread.
+
+        Raises:
+            CortexError: MODEL_LOAD_FAILED.
+        """
+        tokenizer = TextTokenizer(
+            checkpoint.tokenizer_file,
+            checkpoint.shapes.vocab_size,
+            shown=(THINK, END_THINK, CALL, END_CALL),
+        )
+        templates = {
+            name: ChatTemplate(source, checkpoint.special_tokens)
+            for name, source in checkpoint.chat_templates.items()
+        }
+        return cls(tokenizer, templates)
+
+    def render(self, messages: Sequence[Message], tools: Sequence[Tool], args: dict[str, Any]) -> str:
+        """The prompt for the next turn of a conversation.
+
+        Raises:
+            CortexError: NOT_SUPPORTED when the model has no template; TEMPLATE_FAILED with its own words.
+        """
+        if not self._templates:
+            raise CortexError(
+                Code.NOT_SUPPORTED,
+                "the model has no chat template: it completes text, and takes no messages",
+                param="messages",
+            )
+        default = next(iter(self._templates.values()))
+        template = self._templates.get(TOOL_TEMPLATE, default) if tools else default
+        return template.render(messages, tools, args)
+
+    def encode(self, text: str, special: bool) -> list[int]:
+        """Token ids of `text`; see `TextTokenizer.encode`."""
+        return self._tokenizer.encode(text, special)
+
+    def count_tokens(self, messages: Sequence[Message], tools: Sequence[Tool], args: dict[str, Any]) -> int:
+        """Tokens of the prompt that `messages` make."""
+        return len(self.encode(self.render(messages, tools, args), special=False))
+
+    def detokenizer(self, after: Sequence[int] = ()) -> Detokenizer:
+        """For one answer; `after` is the prompt whose text it continues, nothing for a conversation."""
+        return Detokenizer(self._tokenizer.tokenizer, self._tokenizer.hidden, after)
+
+    def answer_parser(self, prompt: str, tools: Sequence[Tool]) -> AnswerParser:
+        """For one answer to the rendered `prompt`."""
+        return AnswerParser(prompt, bool(tools))

@@ -1,0 +1,18 @@
+"""Tags that models write into their text, and how much of a text is surely before the next one."""
+
+from __future__ import annotations
+
+SPACE = " \t\r\n"  # between a tag and what is around it, this belongs to the tag
+
+THINK, END_THINK = "<think>", "</think>"
+CALL, END_CALL = "<tool_call>", "</tool_call>"
+
+
+def before(tag: str, text: str) -> int:
+    """Characters at the start of `text` that stay outside of `tag`, however the text goes on.
+
+    The rest may be the beginning of the tag, or the space before it. `tag` begins with the only "<" it has.
+    """
+    start = text.rfind("<", max(0, len(text) - len(tag) + 1))
+    outside = text[:start] if start >= 0 and tag.startswith(text[start:]) else text
+    return len(outside.rstrip(SPACE))

@@ -1,0 +1,58 @@
+"""A model's tokenizer, from its `tokenizer.json`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from ipc.errors import Code, CortexError
+from neuron.headers import refuse
+
+
+class TextTokenizer:
+    """Text to token ids. Safe from several threads.
+
+    Args:
+        path: the `tokenizer.json`.
+        vocabulary_size: token ids that the model has.
+        shown: contents of special tokens that are text for us all the same, such as tags.
+
+    Raises:
+        CortexError: MODEL_LOAD_FAILED when the file is no tokenizer.
+    """
+
+    def __init__(self, path: Path, vocabulary_size: int, shown: tuple[str, ...]) -> None:
+        try:
+            self.tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises nothing more special
+            refuse(path, f"is no tokenizer: {error}")
+        # Files may carry the limits of the training run; cutting a prompt is not for the tokenizer to do.
+        self.tokenizer.no_truncation()
+        self.tokenizer.no_padding()
+        added = self.tokenizer.get_added_tokens_decoder()
+        self.hidden = frozenset(
+            token_id for token_id, token in added.items() if token.special and token.content not in shown
+        )
+        self.vocabulary_size = vocabulary_size
+        self._may_overrun = self.tokenizer.get_vocab_size() > vocabulary_size
+
+    def encode(self, text: str, special: bool) -> list[int]:
+        """Token ids of `text`. Lets other threads run meanwhile.
+
+        Args:
+            special: add what the tokenizer puts around a text (a begin-of-text token, mostly). A rendered
+                chat template has it already.
+
+        Raises:
+            CortexError: NOT_SUPPORTED when the text has a token that the model does not have.
+        """
+        # `encode` itself holds the interpreter's lock all the while: 0.3 s for 200,000 tokens.
+        (encoding,) = self.tokenizer.encode_batch_fast([text], add_special_tokens=special)
+        ids = encoding.ids
+        if self._may_overrun and ids and max(ids) >= self.vocabulary_size:
+            raise CortexError(
+                Code.NOT_SUPPORTED,
+                f"the text has the token {max(ids)}, and the model has only {self.vocabulary_size}",
+            )
+        return ids
