@@ -8,6 +8,7 @@ and no reply of an earlier connection can be taken for one of this, since ids ar
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import struct
 import time
@@ -298,7 +299,7 @@ class NeuronClient:
             return
         try:
             replies = self._decode(frames[1])
-        except msgspec.ValidationError:
+        except (msgspec.DecodeError, UnicodeDecodeError):
             replies = self._decode_known(frames[1])
         calls = self._calls
         for reply in replies:
@@ -314,11 +315,12 @@ class NeuronClient:
     def _decode_known(self, body: bytes) -> list[Reply]:
         """The replies that we understand: a newer minor version may have more types."""
         known: list[Reply] = []
-        for raw in msgspec.msgpack.decode(body, type=list[msgspec.Raw]):
-            try:
-                known.append(msgspec.msgpack.decode(raw, type=AnyReply))
-            except msgspec.ValidationError as error:
-                logger.warning("reply ignored endpoint=%s reason=%s", self.endpoint, error)
+        try:
+            for raw in msgspec.msgpack.decode(body, type=list[msgspec.Raw]):
+                with contextlib.suppress(msgspec.ValidationError):
+                    known.append(msgspec.msgpack.decode(raw, type=AnyReply))
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            logger.warning("message ignored endpoint=%s reason=%s", self.endpoint, error)
         return known
 
     def _on_event(self, frames: list[bytes]) -> None:

@@ -86,7 +86,11 @@ class Pump:
                 if self._on_drained is not None:
                     self._on_drained()
                 return
-            self._on_message(frames)
+            try:
+                self._on_message(frames)
+            except BaseException:
+                self.check_soon()  # the edge is used up: without this, what comes next would lie there
+                raise
             if self._socket.closed:
                 return
         self.check_soon()
