@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from enum import StrEnum
@@ -24,6 +23,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+PLAIN_WIDTH = 200  # of tables for files and pipes, where nothing has to fit a screen
 
 
 class Dtype(StrEnum):
@@ -97,13 +97,17 @@ def status_command(
 ) -> None:
     """Show neurons, devices and models."""
     try:
-        health = status.fetch(endpoint)
+        body = status.fetch(endpoint)
+        fleet = status.read(body, endpoint)
     except status.Unreachable as error:
         _fail("status", error)
     if as_json:
-        typer.echo(json.dumps(health, indent=2))
+        typer.echo(body)
     else:
-        status.show(health, Console())
+        console = Console()
+        if not console.is_terminal:
+            console.width = PLAIN_WIDTH
+        status.show(fleet, console)
 
 
 @app.command()

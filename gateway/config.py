@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, field
 from msgspec.structs import replace
 
 from ipc.errors import CortexError
@@ -28,7 +28,7 @@ class Listeners(Struct, frozen=True, kw_only=True):
     listen: str = "127.0.0.1:31313"
     metrics_listen: str | None = "127.0.0.1:31314"  # null: no metrics
     workers: Annotated[int, Meta(ge=1)] = 1  # gunicorn processes
-    body_limit: Annotated[Size, Meta(ge=1)] = 32 << 20  # bytes of one request's body
+    body_limit: Size = 32 << 20  # bytes of one request's body
     key_file: str | None = None  # our CURVE secret key, for neurons that have a public_key
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
@@ -53,7 +53,9 @@ class GatewayConfig(Struct, frozen=True, kw_only=True):
 
     gateway: Listeners = Listeners()
     eviction: EvictionPolicy = EvictionPolicy()
-    neurons: list[Neuron] = [Neuron(name="local", endpoint="tcp://127.0.0.1:13131")]
+    neurons: list[Neuron] = field(
+        default_factory=lambda: [Neuron(name="local", endpoint="tcp://127.0.0.1:13131")]
+    )
 
 
 def find() -> Path | None:

@@ -26,7 +26,7 @@ from ipc.errors import CortexError
 from ipc.messages import Failed, Hello, Load, Progress
 
 START_SECONDS = 60.0  # for a daemon to answer, on a slow and busy host
-STOP_SECONDS = 3.0  # for the daemons to end themselves; what is left is killed
+STOP_SECONDS = 4.0  # for the daemons to end themselves; what is left is killed
 POLL_SECONDS = 0.1
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # before a daemon is started again
 STEADY_SECONDS = 60.0  # one that lived so long had a good start

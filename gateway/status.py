@@ -1,0 +1,139 @@
+"""`cortex status`: the fleet as its gateway sees it, as tables."""
+
+from __future__ import annotations
+
+import urllib.request
+from http.client import HTTPException
+
+import msgspec
+from msgspec import Struct
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ipc.messages import Device, ModelState
+
+ANSWER_SECONDS = 5.0
+
+
+class Unreachable(Exception):
+    """Why there is no status, in one sentence."""
+
+
+class NeuronHealth(Struct):
+    name: str
+    endpoint: str
+    healthy: bool
+    reason: str
+    draining: bool
+    version: str
+    devices: list[Device]
+    models: list[ModelState]
+
+
+class FleetHealth(Struct):
+    """What `GET /health` says, as far as it is shown."""
+
+    status: str
+    neurons: list[NeuronHealth]
+
+
+def fetch(endpoint: str) -> bytes:
+    """The JSON of `GET /health`.
+
+    Args:
+        endpoint: the gateway's address, e.g. "http://127.0.0.1:31313".
+
+    Raises:
+        Unreachable: nothing answers there, or something else.
+    """
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(f"{endpoint.rstrip('/')}/health", timeout=ANSWER_SECONDS) as response:
+            return response.read()
+    except (OSError, HTTPException, ValueError) as error:
+        reason = getattr(error, "reason", None) or error
+        raise Unreachable(
+            f"no gateway answers at {endpoint} ({reason}); start one with `cortex up` or `cortex serve`, "
+            "or name another with --endpoint"
+        ) from error
+
+
+def read(body: bytes, endpoint: str) -> FleetHealth:
+    """What `fetch` gave, understood; Unreachable when it is no gateway's."""
+    try:
+        return msgspec.json.decode(body, type=FleetHealth)
+    except msgspec.DecodeError as error:
+        raise Unreachable(f"what answers at {endpoint} is no cortex gateway: {error}") from error
+
+
+def show(fleet: FleetHealth, console: Console) -> None:
+    """Print neurons, devices and models."""
+    neurons = _table("neuron", "state", "endpoint", "version")
+    devices = _table("device", "neuron", "name", "used", "reserved", "total", "load", "temperature")
+    models = _table(
+        "model", "neuron", "status", "memory", "devices", "context", "running", "waiting", "served"
+    )
+    for neuron in fleet.neurons:
+        _row(neurons, neuron.name, _state(neuron), neuron.endpoint, neuron.version)
+        for device in neuron.devices:
+            _row(
+                devices,
+                device.id,
+                neuron.name,
+                device.name,
+                _size(device.memory_total - device.memory_free),
+                _size(device.memory_reserved),
+                _size(device.memory_total),
+                "" if device.utilization is None else f"{device.utilization:.0%}",
+                "" if device.temperature is None else f"{device.temperature:.0f} °C",
+            )
+        for model in neuron.models:
+            _row(
+                models,
+                model.id,
+                neuron.name,
+                _status(model),
+                _size(model.bytes_measured or model.bytes_reserved or model.bytes_weights),
+                " ".join(model.devices),
+                str(model.context_length or ""),
+                str(model.running),
+                str(model.waiting),
+                str(model.finished),
+            )
+    for table in (neurons, devices, models):
+        if table.row_count:
+            console.print(table)
+            console.print()
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _row(table: Table, *cells: str) -> None:
+    table.add_row(*map(Text, cells))  # names and reasons may hold what rich takes for markup
+
+
+def _state(neuron: NeuronHealth) -> str:
+    if not neuron.healthy:
+        return f"lost: {neuron.reason}"
+    return "draining" if neuron.draining else "ready"
+
+
+def _status(model: ModelState) -> str:
+    if model.progress is not None:
+        return f"{model.status} {model.progress:.0%}"
+    return f"{model.status}: {model.error}" if model.error else model.status
+
+
+def _size(count: int) -> str:
+    """Bytes for people."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}"
+        count /= 1024
+    return f"{count:.1f} GiB"

@@ -1,0 +1,74 @@
+"""The `cortex` command: what it refuses takes one line and exit code 1, and starts nothing."""
+
+import json
+import socket
+
+import pytest
+from typer.testing import CliRunner
+
+from gateway.cli import app
+from ipc.keys import load_public, load_secret
+
+
+def cortex(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def refusal(result) -> str:
+    """The one line that a refused command says."""
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert result.stderr.count("\n") == 1
+    return result.stderr
+
+
+def test_keygen_writes_a_pair_that_loads(tmp_path):
+    result = cortex("keygen", "--out", tmp_path / "keys", "--name", "beast")
+    assert result.exit_code == 0
+    assert load_secret(tmp_path / "keys/beast.secret")
+    assert load_public(tmp_path / "keys/beast.key") in result.stdout
+
+
+def test_keygen_overwrites_nothing(tmp_path):
+    cortex("keygen", "--out", tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    assert "exists" in refusal(cortex("keygen", "--out", tmp_path))
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_status_says_when_nothing_answers():
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        endpoint = f"http://127.0.0.1:{unused.getsockname()[1]}"
+        assert endpoint in refusal(cortex("status", "--endpoint", endpoint))
+
+
+def test_serve_names_the_unknown_key(tmp_path):
+    config = tmp_path / "cortex.yaml"
+    config.write_text("gateway: {listn: '127.0.0.1:0'}")
+    said = refusal(cortex("serve", "--config", config))
+    assert str(config) in said
+    assert "gateway.listn" in said
+
+
+def test_serve_names_the_port_in_use(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        config = tmp_path / "cortex.yaml"
+        config.write_text(json.dumps({"gateway": {"listen": f"127.0.0.1:{port}"}}))
+        said = refusal(cortex("serve", "--config", config))
+    assert f"port {port}" in said
+    assert "gateway.listen" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--device", "gpu"], "--device gpu"),
+        (["--model", "/nowhere/at/all"], "/nowhere/at/all"),
+        (["--listen", "nonsense"], "--listen"),
+        (["--device", "cuda:0", "--ranks", "2"], "--ranks 2"),
+    ],
+)
+def test_up_refuses_in_one_line(arguments, named):
+    assert named in refusal(cortex("up", *arguments))

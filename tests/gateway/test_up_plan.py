@@ -1,0 +1,124 @@
+"""`cortex up` refuses what cannot work before anything starts, and says which option it is."""
+
+import socket
+
+import pytest
+
+import neuron.config
+from gateway.up_plan import UpError, free_socket, make_plan, model_entry, parse_devices
+from ipc.settings import load_settings
+
+
+def plan(models=("demo",), dtype=None, ranks=1, device=None, listen="127.0.0.1:0"):
+    return make_plan(models, dtype, ranks, device, listen)
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("text", "devices"),
+    [
+        ("cpu", ["cpu"]),
+        ("cuda:0", ["cuda:0"]),
+        ("cuda:0,1", ["cuda:0", "cuda:1"]),
+        ("cuda:2,cuda:0", ["cuda:2", "cuda:0"]),
+    ],
+)
+def test_devices_are_understood(text, devices):
+    assert parse_devices(text) == devices
+
+
+@pytest.mark.parametrize("text", ["", "gpu", "cuda", "cuda:", "cuda:x", "cuda:0,", "cpu,cuda:0", "cuda:1,1"])
+def test_a_device_that_cannot_be_meant_is_named(text):
+    with pytest.raises(UpError, match=r"--device"):
+        parse_devices(text)
+
+
+def test_a_folder_is_served_under_its_name(checkpoint):
+    entry = model_entry(str(checkpoint), "float32", 2, ["cpu"])
+    assert entry == {
+        "id": "tiny",
+        "path": str(checkpoint),
+        "ranks": 2,
+        "pin": True,
+        "dtype": "float32",
+        "devices": ["cpu"],
+    }
+
+
+def test_a_folder_of_the_working_directory_is_found(checkpoint, monkeypatch):
+    monkeypatch.chdir(checkpoint.parent)
+    assert model_entry("tiny", None, 1, None)["path"] == str(checkpoint)
+    assert model_entry("./tiny", None, 1, None)["id"] == "tiny"
+
+
+def test_an_id_is_left_to_the_neuron_to_find():
+    assert "path" not in model_entry("Qwen/Qwen3-0.6B", None, 1, None)
+
+
+def test_a_folder_without_a_checkpoint_is_refused(tmp_path):
+    with pytest.raises(UpError, match=r"holds no config\.json"):
+        plan([str(tmp_path)])
+    with pytest.raises(UpError, match="no such folder"):
+        plan([str(tmp_path / "missing")])
+
+
+def test_a_model_cannot_be_there_twice():
+    with pytest.raises(UpError, match="demo"):
+        plan(["demo", "demo"])
+
+
+def test_ranks_need_devices():
+    with pytest.raises(UpError, match="--ranks 2"):
+        plan(device="cuda:0", ranks=2)
+    assert plan(device="cpu", ranks=2).models[0]["ranks"] == 2
+
+
+@pytest.mark.parametrize("listen", ["31313", "localhost", "127.0.0.1:99999", "127.0.0.1:x", ":1"])
+def test_an_address_that_is_none_is_named(listen):
+    with pytest.raises(UpError, match="--listen"):
+        plan(listen=listen)
+
+
+def test_a_port_in_use_is_named_with_its_option():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with pytest.raises(UpError, match=rf"port {port} on 127\.0\.0\.1 is in use.*--listen"):
+            plan(listen=f"127.0.0.1:{port}")
+
+
+def test_an_address_of_another_host_is_refused():
+    with pytest.raises(UpError, match=r"192\.0\.2\.1"):
+        free_socket("192.0.2.1", 0)
+
+
+def test_all_ports_are_different_and_the_metrics_stay_next_to_the_api():
+    made = plan()
+    ports = {made.listen[1], made.metrics_port, made.neuron_port}
+    assert len(ports) == 3
+    with socket.create_server(("127.0.0.1", made.metrics_port)):
+        assert plan(listen=f"127.0.0.1:{made.listen[1]}").metrics_port != made.metrics_port
+
+
+def test_clients_are_sent_to_loopback_when_every_interface_is_open():
+    assert plan(listen="0.0.0.0:0").base.startswith("http://127.0.0.1:")
+
+
+def test_both_daemons_accept_what_they_are_told(tmp_path, checkpoint):
+    from json import dumps
+
+    from gateway import config
+
+    made = plan(["demo", "simulated", str(checkpoint)], "float32", 2, "cpu")
+    (tmp_path / "neuron.yaml").write_text(dumps(made.neuron_settings()))
+    (tmp_path / "cortex.yaml").write_text(dumps(made.gateway_settings()))
+    told = neuron.config.load(tmp_path / "neuron.yaml")
+    assert [model.id for model in told.models] == ["demo", "simulated", "tiny"]
+    assert told.models[1].simulated is not None
+    assert load_settings(tmp_path / "cortex.yaml", config.GatewayConfig).neurons[0].endpoint == told.listen
