@@ -11,7 +11,7 @@ from typing import Any
 
 def __getattr__(name: str) -> Any:
     if name == "app":
-        from gateway.application import application
+        from gateway.startup import application
 
         return application()
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,78 @@
+"""gunicorn's settings, from the gateway's own: `gunicorn -c python:gateway.gunicorn_conf gateway:app`.
+
+`from gateway.gunicorn_conf import *` in a `gunicorn.conf.py` does the same. What stands on gunicorn's command
+line wins. SIGHUP reads the configuration again and replaces the processes; listeners and their number stay.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from typing import Any
+
+from gateway import metrics_directory, startup
+from gateway.config import load as _load  # gunicorn takes every public name here for a setting
+from ipc.settings import ConfigError
+
+try:
+    startup.settings = _load()
+except ConfigError as error:
+    sys.exit(f"cortex: {error}")
+_gateway = startup.settings.gateway
+
+bind = [address for address in (_gateway.listen, _gateway.metrics_listen) if address is not None]
+workers = _gateway.workers
+loglevel = _gateway.log_level.lower()
+proc_name = "cortex"
+
+worker_class = "asgi"
+asgi_loop = "uvloop"
+asgi_lifespan = "on"
+asgi_disconnect_grace_period = 0  # a client that leaves cancels its handler, and so its request, at once
+control_socket_disable = True  # it would leave a file in the home directory
+
+timeout = 60  # seconds that the event loop may stand still; streams may last as long as they like
+graceful_timeout = 30  # seconds for open requests when it is told to stop
+# Seconds that a connection may idle: longer than clients keep one (httpx 5, undici 4), so that none is closed
+# while they use it again; short, since a process that stops waits for idle ones, too.
+keepalive = 10
+
+
+def on_starting(server: Any) -> None:
+    """In the master, before anything listens: refuse what cannot work, and make room for metrics."""
+    if server.cfg.worker_class_str != "asgi":
+        sys.exit(startup.WRONG_WORKER)
+    if _gateway.metrics_listen is not None and _gateway.metrics_listen not in server.cfg.bind:
+        server.cfg.set("bind", [*server.cfg.bind, _gateway.metrics_listen])  # after a --bind
+    if not os.environ.keys() & {"GUNICORN_FD", "LISTEN_FDS"}:  # else the listeners are there already
+        for address in server.cfg.address:
+            _check_free(address)
+    metrics_directory.create()
+
+
+def on_reload(server: Any) -> None:
+    """In the master, at SIGHUP, before new processes start."""
+    try:
+        startup.settings = _load()
+    except ConfigError as error:
+        server.log.error("cortex: the old configuration stays: %s", error)
+
+
+def child_exit(server: Any, worker: Any) -> None:
+    """In the master, when a process ended: nothing of it is in flight any more."""
+    metrics_directory.forget(worker.pid)
+
+
+def _check_free(address: Any) -> None:
+    """Exit with one line where a port is in use, instead of gunicorn's five seconds of tries."""
+    if not isinstance(address, tuple):
+        return
+    host, port = address[:2]
+    try:
+        family, kind, protocol, _, target = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(target)
+    except OSError as error:
+        sys.exit(f"cortex: cannot listen on {host}:{port}: {error.strerror or error}")

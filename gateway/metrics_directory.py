@@ -1,0 +1,38 @@
+"""Where the gunicorn processes of one gateway keep their counts: a directory that goes when the master goes.
+
+prometheus-client reads its place from the environment when it is imported, so nothing here imports it early.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import tempfile
+
+VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+
+
+def create() -> None:
+    """Make a directory of this process's own, for it and its children; removed when this process exits."""
+    path = tempfile.mkdtemp(prefix="cortex-metrics-")
+    os.environ[VARIABLE] = path
+    atexit.register(_remove, path, os.getpid())
+
+
+def ensure() -> None:
+    """Make one where no parent has."""
+    if not os.path.isdir(os.environ.get(VARIABLE, "")):
+        create()
+
+
+def forget(pid: int) -> None:
+    """Take out what a child that ended had in flight; its counts stay."""
+    from prometheus_client.multiprocess import mark_process_dead
+
+    mark_process_dead(pid)
+
+
+def _remove(path: str, owner: int) -> None:
+    if os.getpid() == owner:  # forked children inherit the handler
+        shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,38 @@
+"""Reading a request's body without letting it grow past its limit."""
+
+from __future__ import annotations
+
+import asyncio
+
+import falcon
+import falcon.asgi
+
+DISCARD_SECONDS = 10.0
+
+
+async def read(req: falcon.asgi.Request, limit: int) -> bytes:
+    """The whole body.
+
+    Args:
+        limit: bytes.
+
+    Raises:
+        HTTPContentTooLarge: it is longer, whether or not it said so.
+    """
+    length = req.content_length
+    if length is None or length <= limit:
+        body = await req.stream.read(limit + 1)
+        if len(body) <= limit:
+            return body
+    await _discard(req, limit)
+    raise falcon.HTTPContentTooLarge(description=f"the body is larger than {limit} bytes")
+
+
+async def _discard(req: falcon.asgi.Request, most: int) -> None:
+    """Take some of what still comes: a client that is busy sending would not see the answer."""
+    try:
+        async with asyncio.timeout(DISCARD_SECONDS):
+            while most > 0 and (chunk := await req.stream.read(65536)):
+                most -= len(chunk)
+    except TimeoutError:
+        return

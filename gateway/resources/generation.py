@@ -1,0 +1,51 @@
+"""Requests for generated text, in any dialect."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import falcon.asgi
+
+from gateway.dialects import Answer
+from gateway.exchange import Exchange
+from gateway.fleet import Fleet
+from gateway.resources import body
+from gateway.sse import EventStream
+from ipc.errors import Code, CortexError
+from ipc.messages import Generate
+
+EXCHANGE = "cortex.exchange"  # in the request's ASGI scope: the account of it
+
+
+class Generation:
+    """One address of one dialect.
+
+    Args:
+        parse: reads the dialect's body, given the request's id.
+        body_limit: bytes.
+    """
+
+    def __init__(
+        self, fleet: Fleet, parse: Callable[[bytes, str], tuple[Generate, Answer]], body_limit: int
+    ) -> None:
+        self._fleet, self._parse, self._body_limit = fleet, parse, body_limit
+
+    async def on_post(self, req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
+        data = await body.read(req, self._body_limit)
+        exchange = req.scope[EXCHANGE] = Exchange(self._fleet, req.context.request_id)
+        request, answer = self._parse(data, exchange.request_id)
+        exchange.send(request)
+        if request.stream:
+            stream = EventStream(exchange, answer)
+            await stream.verdict()
+            resp.content_type = "text/event-stream; charset=utf-8"
+            resp.set_header("Cache-Control", "no-cache")
+            resp.set_header("X-Accel-Buffering", "no")  # nginx would hold events back
+            resp.stream = stream
+        else:
+            finished = await exchange.whole()
+            if exchange.started is None:
+                raise CortexError(Code.INTERNAL, "the neuron finished a request that it had not started")
+            resp.content_type = "application/json"
+            resp.data = answer.whole(exchange.started, finished)
+            exchange.ready()

@@ -1,0 +1,48 @@
+"""Making `gateway:app` in a gunicorn process, or saying in one line why that cannot be.
+
+The exit codes are gunicorn's: with them its master stops, instead of starting the same process for ever.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from gateway import config, metrics_directory
+from ipc.errors import CortexError
+from ipc.settings import ConfigError
+
+APP_LOAD_ERROR = 4  # gunicorn.arbiter.Arbiter.APP_LOAD_ERROR
+
+WRONG_WORKER = (
+    "cortex needs gunicorn's asgi worker, and this is another one. Start it with\n"
+    "    gunicorn -c python:gateway.gunicorn_conf gateway:app\n"
+    "or have a gunicorn.conf.py in this directory that says: from gateway.gunicorn_conf import *"
+)
+
+# What gunicorn's master has read, where it runs with our settings: its children inherit it.
+settings: config.GatewayConfig | None = None
+
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s[%(process)d] %(message)s"
+
+
+def application() -> Callable[..., Any]:
+    """The ASGI application. Exits the process where the worker class or the configuration is wrong."""
+    if "gunicorn.arbiter" in sys.modules and "gunicorn.workers.gasgi" not in sys.modules:
+        _refuse(WRONG_WORKER)
+    try:
+        chosen = settings or config.load()
+        logging.basicConfig(level=chosen.gateway.log_level, format=LOG_FORMAT)
+        metrics_directory.ensure()
+        from gateway.application import Gateway  # it counts, so it must know where
+
+        return Gateway(chosen)
+    except (ConfigError, CortexError) as error:
+        _refuse(f"cortex: {error}")
+
+
+def _refuse(message: str) -> NoReturn:
+    print(message, file=sys.stderr, flush=True)
+    sys.exit(APP_LOAD_ERROR)

@@ -1,0 +1,249 @@
+"""A neuron without workers: it speaks the protocol, and answers as the model's name says.
+
+Models:
+    echo            repeats the last message (or the prompt), a word a token
+    slow            the same, a token each 50 ms
+    stuck           starts and never says a token
+    queued          says "queued" and never starts
+    fails/<code>    refuses at once
+    breaks/<code>   fails after two tokens
+    late/<code>     is queued for a second, then refuses
+    tools           reasons, speaks and calls a tool
+Other ids are those of models that it has not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from dataclasses import dataclass, field
+
+from ipc.errors import Code
+from ipc.messages import (
+    AnyRequest,
+    Cancel,
+    Cancelled,
+    Delta,
+    Device,
+    Eviction,
+    Failed,
+    Finished,
+    Generate,
+    Hello,
+    HelloReply,
+    ModelState,
+    Progress,
+    Started,
+    State,
+    Timings,
+    ToolCall,
+    ToolCallDelta,
+    Usage,
+    Watch,
+)
+from ipc.server import Peer, Server
+
+MODELS = (
+    "echo",
+    "slow",
+    "stuck",
+    "queued",
+    "tools",
+    "org/echo",
+    *(
+        f"{kind}/{code}"
+        for kind in ("fails", "breaks", "late")
+        for code in (
+            Code.CONTEXT_LENGTH_EXCEEDED,
+            Code.QUEUE_FULL,
+            Code.WORKER_DIED,
+            Code.MODEL_LOAD_FAILED,
+            Code.SHUTTING_DOWN,
+        )
+    ),
+)
+
+
+@dataclass
+class Work:
+    """One open request."""
+
+    peer: Peer
+    request: Generate
+    task: asyncio.Task[None] | None = None
+
+
+@dataclass
+class FakeNeuron:
+    """Listens on `endpoint` (port 0: a free one) once `start` was called, in the running loop."""
+
+    endpoint: str = "tcp://127.0.0.1:0"
+    name: str = "fake"
+    models: tuple[str, ...] = MODELS
+    eviction: Eviction | None = None  # as a gateway said it
+    cancelled: int = 0
+    served: list[Generate] = field(default_factory=list)
+    work: dict[tuple[bytes, int], Work] = field(default_factory=dict)
+    watches: dict[tuple[bytes, int], Peer] = field(default_factory=dict)
+
+    def start(self) -> None:
+        self.server = Server(self.endpoint, self._on_request, self._on_gone)
+        self.server.start()
+        self.endpoint = self.server.endpoint
+
+    def close(self) -> None:
+        for work in self.work.values():
+            work.task.cancel()
+        self.work.clear()
+        self.server.close()
+
+    def state(self, request_id: int) -> State:
+        device = Device(id="cpu", kind="cpu", name="fake", memory_total=1 << 30, memory_free=1 << 29)
+        return State(
+            id=request_id,
+            neuron=self.name,
+            instance="1",
+            draining=False,
+            devices=[device],
+            models=[
+                ModelState(
+                    id=model,
+                    status="ready",
+                    context_length=4096,
+                    cancelled=self.cancelled,
+                    running=sum(work.request.model == model for work in self.work.values()),
+                    pages_total=100,
+                    pages_free=50,
+                    created=1_700_000_000,
+                )
+                for model in self.models
+            ],
+        )
+
+    def _tell(self) -> None:
+        for (_, request_id), peer in self.watches.items():
+            peer.send(self.state(request_id))
+
+    def _on_gone(self, peer: Peer) -> None:
+        for key in [key for key in self.work if key[0] == peer.key]:
+            self._cancel(key)
+        for key in [key for key in self.watches if key[0] == peer.key]:
+            del self.watches[key]
+
+    def _cancel(self, key: tuple[bytes, int]) -> None:
+        work = self.work.pop(key, None)
+        if work is not None:
+            self.cancelled += 1
+            work.task.cancel()
+            work.peer.send(Cancelled(id=key[1]))
+            self._tell()
+
+    def _on_request(self, peer: Peer, request: AnyRequest) -> None:
+        key = (peer.key, request.id)
+        match request:
+            case Hello():
+                self.eviction = request.eviction
+                peer.send(HelloReply(id=request.id, neuron=self.name, version="0", instance="1"))
+            case Watch():
+                self.watches[key] = peer
+                peer.send(self.state(request.id))
+            case Cancel():
+                self._cancel(key)
+            case Generate():
+                self.served.append(request)
+                work = self.work[key] = Work(peer, request)
+                work.task = asyncio.get_running_loop().create_task(self._generate(key, work))
+            case _:
+                peer.send(Failed(id=request.id, code=Code.UNKNOWN_VERB, message="not in this play"))
+
+    async def _generate(self, key: tuple[bytes, int], work: Work) -> None:
+        request, send = work.request, work.peer.send
+        kind, _, code = request.model.partition("/")
+        text = request.prompt if request.messages is None else request.messages[-1].content
+        prompt = text if isinstance(text, list) else list(range(len(text.split())))
+        words = [f" {token}" for token in text] if isinstance(text, list) else text.split(" ")
+        pieces = [word if i == 0 else f" {word}" for i, word in enumerate(words)]
+        failure = Failed(
+            id=request.id, code=code, message=f"it {kind}", param="messages", details={"limit": 7}
+        )
+        if kind in ("late", "queued"):
+            send(Progress(id=request.id, stage="queued", message="behind 3 others", fraction=0.25))
+            await asyncio.sleep(1.2 if kind == "late" else 3600)
+        if kind in ("fails", "late"):
+            self.work.pop(key, None)
+            send(failure)
+            return
+        ids = prompt if request.return_token_ids else None
+        send(Started(id=request.id, prompt_tokens=len(prompt), prompt_token_ids=ids))
+        if kind == "stuck":
+            await asyncio.sleep(3600)
+        if kind == "tools":
+            self._call_tool(key, work)
+            return
+        limit = request.sampling.max_tokens or len(pieces)
+        pieces, reason = pieces[:limit], "length" if limit < len(pieces) else "stop"
+        if request.stream:
+            for i, piece in enumerate(pieces):
+                if kind == "breaks" and i == 2:
+                    self.work.pop(key, None)
+                    send(failure)
+                    return
+                send(
+                    Delta(
+                        id=request.id,
+                        tokens=1,
+                        text=piece,
+                        token_ids=[i] if request.return_token_ids else None,
+                    )
+                )
+                await asyncio.sleep(0.05 if kind == "slow" else 0)
+        elif kind == "slow":
+            await asyncio.sleep(0.05 * len(pieces))
+        self.work.pop(key, None)
+        send(
+            Finished(
+                id=request.id,
+                reason=reason,
+                usage=Usage(prompt_tokens=len(prompt), completion_tokens=len(pieces), cached_tokens=1),
+                timings=Timings(queue=0.001, first_token=0.002, total=0.01),
+                text="" if request.stream else "".join(pieces),
+                token_ids=list(range(len(pieces)))
+                if request.return_token_ids and not request.stream
+                else None,
+            )
+        )
+
+    def _call_tool(self, key: tuple[bytes, int], work: Work) -> None:
+        request, send = work.request, work.peer.send
+        self.work.pop(key, None)
+        if request.stream:
+            send(Delta(id=request.id, tokens=1, reasoning="hm"))
+            send(Delta(id=request.id, tokens=1, text="so "))
+            calls = [
+                ToolCallDelta(index=0, call_id="call_1", name="add"),
+                ToolCallDelta(index=0, arguments='{"a":1}'),
+            ]
+            send(Delta(id=request.id, tokens=2, tool_calls=calls))
+        send(
+            Finished(
+                id=request.id,
+                reason="tool_calls",
+                usage=Usage(prompt_tokens=3, completion_tokens=4, reasoning_tokens=1),
+                timings=Timings(),
+                text="" if request.stream else "so ",
+                reasoning="" if request.stream else "hm",
+                tool_calls=[] if request.stream else [ToolCall(id="call_1", name="add", arguments='{"a":1}')],
+            )
+        )
+
+
+async def main(endpoint: str) -> None:
+    """As a process of its own: prints its endpoint, serves until its standard input ends."""
+    neuron = FakeNeuron(endpoint)
+    neuron.start()
+    print(neuron.endpoint, flush=True)
+    await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+
+
+if __name__ == "__main__":
+    asyncio.run(main(sys.argv[1] if len(sys.argv) > 1 else "tcp://127.0.0.1:0"))
