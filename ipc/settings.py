@@ -79,7 +79,7 @@ def _parse(path: Path) -> Any:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise ConfigError(path, "", f"line {line}: {error.problem}") from error
-    except (tomllib.TOMLDecodeError, yaml.YAMLError) as error:
+    except (ValueError, yaml.YAMLError, RecursionError) as error:  # a date of no calendar is a ValueError
         raise ConfigError(path, "", f"cannot be parsed: {error}") from error
     raise ConfigError(path, "", f"has the suffix {path.suffix!r}; a configuration is .yaml, .yml or .toml")
 

@@ -6,7 +6,6 @@ from typing import Literal
 
 from ipc.messages import ToolCall, ToolCallDelta
 from neuron.text.reasoning import ReasoningSplitter
-from neuron.text.tags import SPACE, THINK
 from neuron.text.tools import ToolCallParser
 
 Piece = tuple[Literal["text", "reasoning"], str] | tuple[Literal["tool"], ToolCallDelta]
@@ -17,12 +16,12 @@ class AnswerParser:
     parts are the same; nothing is lost but tags and the space around them.
 
     Args:
-        prompt: the rendered prompt: templates of reasoning models may end it with an open tag.
+        prompt: the rendered prompt, whose end may have opened the reasoning already.
         tools: whether the request has tools; without them a tool call is text like any other.
     """
 
     def __init__(self, prompt: str, tools: bool) -> None:
-        self._reasoning = ReasoningSplitter(open=prompt.rstrip(SPACE).endswith(THINK))
+        self._reasoning = ReasoningSplitter(prompt)
         self._tools = ToolCallParser() if tools else None
 
     @property

@@ -15,13 +15,14 @@ class ReasoningSplitter:
     Only the start of an answer is looked at: a model that later writes about the tag means the word.
 
     Args:
-        open: the prompt's template has opened the tag already.
+        prompt: the rendered prompt; templates of reasoning models may end it with the tag, opened or closed.
     """
 
-    def __init__(self, open: bool) -> None:
-        self.in_reasoning = open
-        self._started = open  # whether the start, where the tag may be, is behind
-        self._after_tag = open  # space that comes now belongs to the tag
+    def __init__(self, prompt: str) -> None:
+        self.in_reasoning = prompt.rstrip(SPACE).endswith(THINK)
+        # Space that comes now belongs to the tag.
+        self._after_tag = self.in_reasoning or prompt.endswith(END_THINK)
+        self._started = self._after_tag  # whether the start, where the tag may be, is behind
         self._held = ""
 
     def push(self, text: str) -> list[Part]:

@@ -1,0 +1,152 @@
+from contextlib import suppress
+from typing import Annotated, Literal
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec import Meta, Struct
+
+from ipc.settings import ConfigError, Size, load_settings, parse_size
+
+
+class Shelf(Struct):
+    name: str
+    boards: Annotated[int, Meta(ge=1)] = 3
+
+
+class Room(Struct):
+    color: Literal["white", "green"] = "white"
+    air: Size = 1000
+    height: float = 2.5
+    floor: Size | None = None
+    shelves: list[Shelf] = []
+    names: list[str] | None = None
+    best: Shelf | None = None
+
+
+@pytest.fixture
+def read(tmp_path):
+    def read(text, suffix=".yaml", kind=Room):
+        path = tmp_path / f"room{suffix}"
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return load_settings(path, kind)
+
+    return read
+
+
+def refusal(read, text, suffix=".yaml"):
+    with pytest.raises(ConfigError) as raised:
+        read(text, suffix)
+    assert raised.value.path in str(raised.value)
+    assert raised.value.key in str(raised.value)
+    return raised.value
+
+
+def test_yaml_and_toml_say_the_same(read):
+    yaml = "color: green\nair: 2kB\nshelves:\n  - {name: a}\n  - name: b\n    boards: 5\n"
+    toml = "color='green'\nair='2kB'\n[[shelves]]\nname='a'\n[[shelves]]\nname='b'\nboards=5\n"
+    expected = Room(color="green", air=2000, shelves=[Shelf("a"), Shelf("b", 5)])
+    assert read(yaml) == read(toml, ".toml") == read(yaml, ".yml") == expected
+
+
+@pytest.mark.parametrize("text", ["", "# nothing but a comment\n", "{}"])
+def test_an_empty_file_means_the_defaults(read, text):
+    assert read(text) == Room()
+
+
+def test_a_key_without_a_value_means_its_default_unless_null_is_a_value(read):
+    assert read("air:\nshelves:\nfloor:\n") == Room()
+
+
+def test_sizes_are_plain_integers_that_messages_can_carry(read):
+    room = read("air: 1.5KiB\nfloor: 7")
+    assert (room.air, room.floor) == (1536, 7)
+    assert msgspec.json.encode([room.air, room.floor]) == b"[1536,7]"
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("0B", 0),
+        ("1kB", 1000),
+        ("1KB", 1000),
+        ("12GiB", 12 << 30),
+        ("500 MB", 500_000_000),
+        ("2tib", 2 << 40),
+    ],
+)
+def test_sizes_are_read_in_powers_of_1000_and_of_1024(text, size):
+    assert parse_size(text) == size
+
+
+@given(st.text(max_size=12))
+def test_a_text_is_a_size_or_a_value_error(text):
+    with suppress(ValueError):
+        assert parse_size(text) >= 0
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "words"),
+    [
+        ("colour: red", "colour", ["unknown", "'red'", "color", "shelves"]),
+        ("shelves: [{name: a}, {name: b, bords: 2}]", "shelves[1].bords", ["unknown", "2", "name, boards"]),
+        ("best: {name: a, x: 1}", "best.x", ["unknown", "name, boards"]),
+        ("color: red", "color", ["'red'"]),
+        ("shelves: [{name: a, boards: 0}]", "shelves[0].boards", [">= 1", "0"]),
+        ("shelves: [{name: a, boards: '2'}]", "shelves[0].boards", ["`int`", "`str`", "'2'"]),
+        ("shelves: [{boards: 2}]", "shelves[0]", ["'name'", "missing"]),
+        ("shelves: {}", "shelves", ["`array`", "{}"]),
+        ("best: 3", "best", ["`object | null`", "3"]),
+        ("names: [a, 2]", "names[1]", ["`str`", "2"]),
+        ("air: lots", "air", ["12GiB", "'lots'"]),
+        ("air: -1", "air", [">= 0", "-1"]),
+        ("air: true", "air", ["`bool`", "True"]),
+        ("height: high", "height", ["`float`", "'high'"]),
+        ("1: 2", "1", ["unknown"]),
+    ],
+)
+def test_an_error_names_file_key_and_value(read, text, key, words):
+    error = refusal(read, text)
+    assert error.key == key
+    assert all(word in error.message for word in words), error.message
+
+
+@pytest.mark.parametrize(
+    "text", ["air: 1\nair: 2\n", "best: {name: a, name: b}", "shelves:\n- name: a\n  name: a\n"]
+)
+def test_a_key_given_twice_is_an_error(read, text):
+    assert "given twice" in refusal(read, text).message
+
+
+@pytest.mark.parametrize(
+    ("text", "suffix", "word"),
+    [
+        ("a: [", ".yaml", "line 1"),
+        ("a: 1\n\tb: 2", ".yaml", "line 2"),
+        ("a = ", ".toml", "parsed"),
+        ("a = 1\na = 2", ".toml", "parsed"),
+        ("- a\n- b", ".yaml", "list"),
+        ("just words", ".yaml", "str"),
+        (b"a: \xff", ".yaml", "UTF-8"),
+        ("air: 2001-99-99", ".yaml", "parsed"),
+        ("a: " + "[" * 5000, ".yaml", ""),
+        ("{}", ".json", ".json"),
+        ("!!python/object/apply:os.getcwd []", ".yaml", "line 1"),
+    ],
+)
+def test_a_file_that_is_no_configuration_is_refused(read, text, suffix, word):
+    assert word in refusal(read, text, suffix).message
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"gone\.yaml: cannot be read: No such file"):
+        load_settings(tmp_path / "gone.yaml", Room)
+
+
+@given(st.binary(max_size=60), st.sampled_from([".yaml", ".toml"]))
+def test_any_bytes_are_settings_or_a_config_error(tmp_path_factory, data, suffix):
+    path = tmp_path_factory.getbasetemp() / f"any{suffix}"
+    path.write_bytes(data)
+    with suppress(ConfigError):
+        assert isinstance(load_settings(path, Room), Room)

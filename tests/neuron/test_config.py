@@ -1,0 +1,134 @@
+import subprocess
+import sys
+
+import pytest
+
+from ipc.settings import ConfigError
+from neuron.config import Model, NeuronConfig, check, load
+
+
+@pytest.fixture
+def read(tmp_path):
+    def read(text):
+        path = tmp_path / "neuron.yaml"
+        path.write_text(text)
+        return load(path)
+
+    return read
+
+
+def test_an_empty_file_is_a_working_configuration(read):
+    config = read("")
+    assert config.listen == "tcp://127.0.0.1:13131"
+    assert config.name
+    assert (config.queue.limit, config.queue.wait_seconds) == (256, 120.0)
+
+
+def test_every_key_can_be_set(read):
+    config = read(
+        """
+name: beast
+listen: tcp://0.0.0.0:13131
+insecure: true
+key_file: /etc/neuron/key
+allowed_keys: [gateway.pub]
+model_folders: [/models]
+hf_cache: /cache
+devices: [cuda:0, "cuda:1", cpu]
+cpu: {cores: 4, memory: 12GiB}
+queue: {limit: 8, wait_seconds: 1.5}
+step_deadline_seconds: 20
+load_deadline_seconds: 60
+log_level: DEBUG
+models:
+  - {id: org/big, path: /models/big, dtype: float32, ranks: 2, devices: ["cuda:0", "cuda:1"], pin: true,
+     priority: 7, context_length: 4096, max_sequences: 2, max_step_tokens: 64, kv_memory: 1GiB}
+  - id: slow
+    simulated:
+      step_seconds: 0.01
+      prefill_tokens_per_second: 1000
+      load_seconds: 1
+      memory: 1GiB
+      context_length: 100
+      failure: {rank: 1, die_at_step: 5, epochs: 1}
+"""
+    )
+    assert config.cpu.memory == 12 << 30
+    assert config.models[0] == Model(
+        id="org/big",
+        path="/models/big",
+        dtype="float32",
+        ranks=2,
+        devices=["cuda:0", "cuda:1"],
+        pin=True,
+        priority=7,
+        context_length=4096,
+        max_sequences=2,
+        max_step_tokens=64,
+        kv_memory=1 << 30,
+    )
+    assert config.models[1].simulated.failure.die_at_step == 5
+
+
+@pytest.mark.parametrize(
+    "listen", ["tcp://*:0", "tcp://[::1]:13131", "tcp://beast.internal:*", "ipc:///run/neuron"]
+)
+def test_endpoints_of_zeromq_are_taken(read, listen):
+    assert read(f"listen: '{listen}'").listen == listen
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "words"),
+    [
+        ("listen: http://beast:13131", "listen", ["tcp://host:port", "http://beast:13131"]),
+        ("listen: tcp://beast", "listen", ["tcp://beast"]),
+        ("listen: tcp://beast:99999", "listen", ["99999"]),
+        ("devices: []", "devices", ["empty"]),
+        ("devices: [gpu0]", "devices[0]", ["cuda:N", "gpu0"]),
+        ("devices: ['cuda:01']", "devices[0]", ["cuda:01"]),
+        ("devices: ['cuda:0', 'cuda:0']", "devices[1]", ["twice"]),
+        ("models: [{id: a}, {id: b}, {id: a}]", "models[2].id", ["'a'", "models[0]"]),
+        ("models: [{id: a, ranks: 0}]", "models[0].ranks", [">= 1", "0"]),
+        ("models: [{id: ''}]", "models[0].id", ["length >= 1"]),
+        ("models: [{id: a, dtype: float16}]", "models[0].dtype", ["'float16'"]),
+        ("models: [{id: a, devices: [x]}]", "models[0].devices[0]", ["'x'"]),
+        ("models: [{id: a, ranks: 2, devices: ['cuda:0']}]", "models[0].devices", ["2 ranks", "cuda:0"]),
+        ("models: [{id: a, devices: [cpu, 'cuda:0']}]", "models[0].devices", ["cpu alone"]),
+        ("devices: [cpu]\nmodels: [{id: a, devices: ['cuda:0']}]", "models[0].devices", ["cuda:0", "cpu"]),
+        ("models: [{id: a, path: /x, simulated: {}}]", "models[0].path", ["/x", "simulated"]),
+        (
+            "models: [{id: a, simulated: {speed: 1}}]",
+            "models[0].simulated.speed",
+            ["unknown", "step_seconds"],
+        ),
+        ("queue: {wait_seconds: 0}", "queue.wait_seconds", ["> 0"]),
+        ("cpu: {cores: 0}", "cpu.cores", [">= 1"]),
+        ("log_level: LOUD", "log_level", ["'LOUD'"]),
+    ],
+)
+def test_an_error_names_file_key_and_value(read, text, key, words):
+    with pytest.raises(ConfigError) as raised:
+        read(text)
+    assert raised.value.key == key
+    assert "neuron.yaml" in str(raised.value)
+    assert all(word in raised.value.message for word in words), raised.value.message
+
+
+def test_several_ranks_may_share_the_cpu(read):
+    assert read("models: [{id: a, ranks: 4, devices: [cpu]}]").models[0].ranks == 4
+
+
+def test_a_configuration_made_in_code_is_checked_the_same():
+    with pytest.raises(ConfigError, match="command line"):
+        check(NeuronConfig(models=[Model(id="a"), Model(id="a")]), "command line")
+
+
+def test_knowing_the_neuron_costs_no_heavy_import():
+    code = (
+        "import sys, neuron.config, neuron.devices, neuron.checkpoint, neuron.resolve, neuron.ledger\n"
+        "print({'torch', 'pynvml', 'tokenizers', 'jinja2', 'huggingface_hub', 'numpy'} & set(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.strip() == "set()"
