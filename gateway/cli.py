@@ -11,11 +11,10 @@ from typing import Annotated, NoReturn
 import typer
 from rich.console import Console
 
-from gateway import config, status, up
-from gateway.up_plan import UpError, free_socket, make_plan
+from gateway import status, up
+from gateway.up_plan import UpError, make_plan
 from ipc import keys
 from ipc.errors import CortexError
-from ipc.settings import ConfigError
 
 app = typer.Typer(
     help="Language models on your own GPUs, behind one address.",
@@ -46,18 +45,11 @@ def serve(
     ] = None,
 ) -> None:
     """Run the gateway: the same as `gunicorn gateway:app`."""
-    try:
-        settings = config.load(config_file).gateway
-        free_socket(*config.split_address(settings.listen), option="gateway.listen").close()
-    except (ConfigError, UpError) as error:
-        _fail("serve", error)
     if config_file is not None:
         os.environ["CORTEX_CONFIG"] = str(config_file.resolve())
     # In this process: a service manager gets gunicorn's own readiness and signals.
-    os.execv(
-        sys.executable,
-        [sys.executable, "-m", "gunicorn", "-c", "python:gateway.gunicorn_conf", "gateway:app"],
-    )
+    gunicorn = ["-m", "gunicorn", "--config", "python:gateway.gunicorn_conf", "gateway:app"]
+    os.execv(sys.executable, [sys.executable, *gunicorn])
 
 
 @app.command("up")

@@ -126,16 +126,16 @@ def model_entry(name: str, dtype: str | None, ranks: int, devices: list[str] | N
     return entry
 
 
-def free_socket(host: str, port: int, option: str = "--listen") -> socket.socket:
+def free_socket(host: str, port: int) -> socket.socket:
     """A socket bound to `host:port` (0: a free one), as proof that a server can have it.
 
     Raises:
-        UpError: naming the address and the `option` that chose it.
+        UpError: naming the address.
     """
     try:
         family, kind, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except OSError as error:
-        raise UpError(f"{option}: {host} is no address ({error.strerror})") from error
+        raise UpError(f"--listen: {host} is no address ({error.strerror})") from error
     probe = socket.socket(family, kind)
     probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -143,8 +143,8 @@ def free_socket(host: str, port: int, option: str = "--listen") -> socket.socket
     except OSError as error:
         probe.close()
         if error.errno == errno.EADDRINUSE:
-            raise UpError(f"port {port} on {host} is in use; choose another with {option}") from error
-        raise UpError(f"{option}: cannot listen on {host}:{port}: {error.strerror}") from error
+            raise UpError(f"port {port} on {host} is in use; choose another with --listen") from error
+        raise UpError(f"--listen: cannot listen on {host}:{port}: {error.strerror}") from error
     return probe
 
 
