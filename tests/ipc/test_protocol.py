@@ -1,0 +1,74 @@
+"""docs/protocol.md: complete, and its example runs."""
+
+import asyncio
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+
+from ipc import messages
+from ipc.errors import Code
+from ipc.messages import HEADER, AnyReply, AnyRequest, Delta, Finished, Started, Timings, Usage
+from ipc.server import Server
+
+PAGE = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()
+VALUES = [
+    value
+    for value in vars(messages).values()
+    if isinstance(value, type) and issubclass(value, messages.Plain)
+]
+
+
+def mentioned(name):
+    """Whether the page has `name` as code, as a heading, or in a {list of fields}."""
+    return re.search(rf"[`{{ ]{name}(?:[`,:= ]|$)", PAGE, re.M) is not None
+
+
+def test_every_verb_reply_field_and_code_is_on_the_page():
+    structs = [*AnyRequest.__args__, *AnyReply.__args__, *VALUES]
+    names = {struct.__struct_config__.tag for struct in structs if struct.__struct_config__.tag}
+    names |= {field.name for struct in structs for field in msgspec.structs.fields(struct)}
+    names |= {value for name, value in vars(Code).items() if not name.startswith("_")}
+    assert sorted(name for name in names if not mentioned(name)) == []
+
+
+def test_the_bytes_on_the_page_are_what_they_say():
+    request, replies = (bytes.fromhex(line) for line in re.findall(r"(?:^|  )([0-9a-f]{30,})$", PAGE, re.M))
+    assert msgspec.msgpack.decode(request, type=AnyRequest) == messages.Health(id=1)
+    assert msgspec.msgpack.decode(replies, type=list[AnyReply]) == [
+        Delta(id=7, tokens=1, text="Hel"),
+        messages.Heartbeat(id=0),
+    ]
+    assert HEADER.hex(" ") in PAGE
+
+
+def test_the_example_client_runs_as_it_stands():
+    (example,) = re.findall(r"```python\n(.*?)```", PAGE, re.S)
+
+    def handler(peer, request):
+        assert request.messages[0].content == "Hello!"
+        peer.send(Started(id=request.id, prompt_tokens=3))
+        for text in ("Good ", "day."):
+            peer.send(Delta(id=request.id, tokens=1, text=text))
+        usage = Usage(prompt_tokens=3, completion_tokens=2)
+        peer.send(Finished(id=request.id, reason="stop", usage=usage, timings=Timings()))
+
+    async def main():
+        server = Server("tcp://127.0.0.1:0", handler, lambda peer: None)
+        server.start()
+        child = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-c",
+            example,
+            env=os.environ | {"NEURON": server.endpoint},
+            stdout=subprocess.PIPE,
+        )
+        output, _ = await asyncio.wait_for(child.communicate(), 20)
+        server.close()
+        assert child.returncode == 0
+        return output.decode()
+
+    assert asyncio.run(main()).startswith("Good day.\n stop ")
