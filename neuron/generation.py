@@ -91,7 +91,7 @@ class Generation:
         self._prompt_ids = ids
         self.prompt_tokens = len(ids)
         self.check_length(context_length)
-        self._detokenizer = text.detokenizer()
+        self._detokenizer = text.detokenizer(after=ids if self._parser is None else ())
         self._stops = StopStrings(sampling.stop) if sampling.stop else None
         temperature = _first(sampling.temperature, defaults.temperature, 1.0)
         self._submit = Submit(

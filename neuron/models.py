@@ -93,7 +93,8 @@ class Models:
         try:
             blueprint = await asyncio.to_thread(self._inspect, settings)
         except CortexError as error:
-            if error.code != Code.MODEL_NOT_FOUND:
+            configured = any(model.id == model_id for model in self._config.models)
+            if configured or error.code != Code.MODEL_NOT_FOUND:
                 self._broken[model_id] = error.message
                 self._changed()
             raise

@@ -1,0 +1,165 @@
+"""A neuron as a real process, for tests: its own port, simulated and demo models, and clients for it.
+
+    with Neuron(tmp_path, models=[simulated("sim")]) as neuron, neuron.client() as client:
+        client.ask(Load(id=0, model="sim"), PATIENCE)
+
+Run as a module it is that process: the daemon with short waits between restarts.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self
+
+from ipc.client import BlockingClient
+from ipc.messages import Generate, Health, HealthReply, Message, ModelState, Sampling
+
+PATIENCE = 20.0  # seconds that any single wait of a test may take
+ROOT = Path(__file__).parents[2]
+
+
+def simulated(model_id: str, **plan: Any) -> dict[str, Any]:
+    """The configuration of a simulated model: keys of `Simulated`, and `settings` for those of the model."""
+    settings = plan.pop("settings", {})
+    return {"id": model_id, "simulated": plan, **settings}
+
+
+def chat(model: str, max_tokens: int | None = 8, *, stream: bool = True, **changes: Any) -> Generate:
+    """A small request."""
+    sampling = Sampling(max_tokens=max_tokens, **changes.pop("sampling", {}))
+    messages = [Message(role="user", content="Hello, who are you?")]
+    values = {"messages": messages, "sampling": sampling, "stream": stream, **changes}
+    return Generate(id=0, model=model, **values)
+
+
+def wait_until(condition: Callable[[], Any], what: str) -> Any:
+    """The first true value of `condition`, which is asked every few milliseconds."""
+    deadline = time.monotonic() + PATIENCE
+    while not (value := condition()):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"waited {PATIENCE:g} seconds for {what}")
+        time.sleep(0.01)
+    return value
+
+
+class Neuron:
+    """A running neuron; a context manager that ends it.
+
+    Args:
+        folder: where its configuration and its log go.
+        models: as in the configuration file.
+        config: further keys of the configuration file.
+    """
+
+    def __init__(self, folder: Path, models: list[dict[str, Any]] | None = None, **config: Any) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._log = folder / "neuron.log"
+        config_file = folder / "neuron.yaml"
+        keys = {"name": "tested", "listen": "tcp://127.0.0.1:*", "hf_cache": str(folder / "no-cache")}
+        config_file.write_text(json.dumps(keys | {"models": models or []} | config))
+        self._command = [sys.executable, "-m", "tests.neuron.harness", str(config_file)]
+        self.endpoint = ""
+
+    def __enter__(self) -> Self:
+        with self._log.open("wb") as log:
+            self.process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, stderr=log, cwd=ROOT)
+        try:
+            found = wait_until(self._listens, "the neuron to listen")
+            self.endpoint = found[1]
+        except BaseException:
+            self.process.kill()
+            self.process.wait()
+            raise
+        return self
+
+    def _listens(self) -> re.Match[str] | None:
+        if self.process.poll() is not None:
+            raise RuntimeError(f"the neuron ended with {self.process.returncode}: {self.log}")
+        return re.search(r"neuron listens .*endpoint=(\S+)", self.log)
+
+    def __exit__(self, *exc: object) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+
+    @property
+    def log(self) -> str:
+        """All that it wrote, its workers' lines included."""
+        return self._log.read_text(errors="replace")
+
+    def client(self) -> BlockingClient:
+        """A new connection; close it, or use it in a `with`."""
+        return BlockingClient(self.endpoint)
+
+    def health(self) -> HealthReply:
+        """What it says of itself now."""
+        with self.client() as client:
+            return client.ask(Health(id=0), PATIENCE)
+
+    def model(self, model_id: str) -> ModelState:
+        """What it says of one model now."""
+        return next(state for state in self.health().models if state.id == model_id)
+
+    def wait_for(self, model_id: str, **facts: Any) -> ModelState:
+        """The state of a model, once each of `facts` is true of it, e.g. status="ready"."""
+
+        def right() -> ModelState | None:
+            state = self.model(model_id)
+            return state if all(getattr(state, name) == value for name, value in facts.items()) else None
+
+        return wait_until(right, f"{model_id} to have {facts}")
+
+    def workers(self, model_id: str) -> list[int]:
+        """Process ids of the ranks of a model, rank 0 first."""
+        return [rank.pid for rank in self.health().ranks.get(model_id, [])]
+
+    def children(self) -> list[int]:
+        """Process ids of everything that it started, dead and not reaped included."""
+        return children_of(self.process.pid)
+
+    def descriptors(self) -> int:
+        """How many it has open."""
+        return len(os.listdir(f"/proc/{self.process.pid}/fd"))
+
+    def memory(self) -> int:
+        """Bytes resident."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(re.search(r"VmRSS:\s+(\d+)", status)[1]) * 1024
+
+
+def children_of(pid: int) -> list[int]:
+    """Process ids of the children of `pid`, zombies included."""
+    found = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for file in found for child in file.read_text().split()]
+
+
+def is_running(pid: int) -> bool:
+    """Whether such a process is there and no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def main() -> None:
+    from neuron.config import load
+    from neuron.daemon import run
+    from neuron.lifecycle import Backoff
+
+    os._exit(run(load(sys.argv[1]), Backoff(first=0.01, longest=0.05)))
+
+
+if __name__ == "__main__":
+    main()

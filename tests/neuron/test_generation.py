@@ -1,0 +1,311 @@
+"""One request without any process: a front end whose token n is the n-th letter of the alphabet."""
+
+import string
+from array import array
+from types import SimpleNamespace
+
+import pytest
+
+from ipc.errors import Code, CortexError
+from ipc.messages import (
+    Cancelled,
+    Delta,
+    Failed,
+    Finished,
+    Generate,
+    Message,
+    Sampling,
+    Started,
+    ToolCall,
+    ToolCallDelta,
+)
+from neuron.generation import Generation
+
+EOS = 25
+BLUEPRINT = SimpleNamespace(defaults=Sampling(), eos_ids=[EOS])
+
+
+class Letters:
+    """A detokenizer that holds back "q" until a letter follows it, as real ones do with half characters."""
+
+    def __init__(self):
+        self.held = ""
+
+    def push(self, ids):
+        text = self.held + "".join(string.ascii_lowercase[token] for token in ids)
+        keep = text.endswith("q")
+        self.held = "q" if keep else ""
+        return text[:-1] if keep else text
+
+    def finish(self):
+        held, self.held = self.held, ""
+        return held
+
+
+class Parser:
+    """Upper half of the alphabet is reasoning; "z" is a tool call."""
+
+    def __init__(self):
+        self.tool_calls = []
+        self.in_reasoning = True
+
+    def push(self, text):
+        pieces = []
+        for letter in text:
+            self.in_reasoning = letter <= "m"
+            if letter == "z":
+                self.tool_calls.append(ToolCall(id="call", name="f", arguments="{}"))
+                pieces.append(("tool", ToolCallDelta(index=0, call_id="call", name="f")))
+            else:
+                pieces.append(("reasoning" if self.in_reasoning else "text", letter))
+        return pieces
+
+    def finish(self):
+        return []
+
+
+class Text:
+    vocabulary_size = 26
+
+    def render(self, messages, tools, template_args):
+        return "".join(message.content for message in messages)
+
+    def encode(self, text, special):
+        return [string.ascii_lowercase.index(letter) for letter in text]
+
+    def detokenizer(self, after):
+        return Letters()
+
+    def answer_parser(self, prompt, tools):
+        return Parser()
+
+
+class Client:
+    """Takes replies; `generation` is prepared for a context of 100 tokens."""
+
+    def __init__(self, *, blueprint=BLUEPRINT, context_length=100, **request):
+        self.replies = []
+        self.ended = []
+        sampling = request.pop("sampling", Sampling())
+        request = {"prompt": [0, 1, 2], "stream": True} | request
+        self.request = Generate(id=7, model="m", sampling=sampling, **request)
+        self.generation = Generation(1, self.request, self.replies.append, self.ended.append)
+        self.generation.prepare(Text(), blueprint, context_length)
+
+    def feed(self, *steps, finish=""):
+        """Hand over, then one report a step; the last one with `finish`."""
+        self.generation.submission(100)
+        for number, ids in enumerate(steps):
+            last = number == len(steps) - 1
+            self.generation.advance(list(ids), finish if last else "", "")
+        return self.replies
+
+    @property
+    def deltas(self):
+        return [reply for reply in self.replies if isinstance(reply, Delta)]
+
+
+def test_a_stream_is_started_deltas_and_finished():
+    client = Client()
+    replies = client.feed([3], [4], [5], finish="length")
+    assert isinstance(replies[0], Started)
+    assert [delta.text for delta in client.deltas] == ["d", "e", "f"]
+    assert isinstance(replies[-1], Finished)
+    assert replies[-1].reason == "length"
+    assert replies[-1].usage.prompt_tokens == 3
+    assert replies[-1].usage.completion_tokens == 3
+    assert replies[-1].text == ""
+    assert client.ended == [client.generation]
+
+
+def test_an_unstreamed_answer_is_one_message():
+    client = Client(stream=False)
+    [finished] = client.feed([3], [4, 5], finish="length")
+    assert finished.text == "def"
+    assert finished.token_ids is None
+    timings = finished.timings
+    assert 0 <= timings.queue <= timings.first_token <= timings.total
+
+
+def test_the_first_token_is_told_at_once_even_without_text():
+    client = Client()
+    client.feed([16])
+    assert [(delta.tokens, delta.text) for delta in client.deltas] == [(1, "")]
+
+
+def test_tokens_without_text_are_counted_in_the_next_delta():
+    client = Client()
+    client.feed([3], [16], [4], finish="length")
+    assert [(delta.tokens, delta.text) for delta in client.deltas] == [(1, "d"), (2, "qe")]
+
+
+def test_what_was_held_back_comes_out_at_the_end():
+    client = Client()
+    client.feed([3], [16], finish="length")
+    assert "".join(delta.text for delta in client.deltas) == "dq"
+
+
+def test_the_token_that_stops_is_counted_and_not_said():
+    client = Client(stream=False, return_token_ids=True)
+    finished = client.feed([3], [EOS], finish="stop")[-1]
+    assert finished.text == "d"
+    assert finished.reason == "stop"
+    assert finished.usage.completion_tokens == 2
+    assert finished.token_ids == [3, EOS]
+
+
+def test_token_ids_come_with_each_delta_and_the_prompt_s_with_started():
+    client = Client(return_token_ids=True)
+    replies = client.feed([3], [16], [4], finish="length")
+    assert replies[0].prompt_token_ids == [0, 1, 2]
+    assert [delta.token_ids for delta in client.deltas] == [[3], [16], [4]]
+    assert replies[-1].token_ids is None
+
+
+def test_a_stop_string_ends_the_answer_and_is_not_part_of_it():
+    client = Client(sampling=Sampling(stop=["fg"]))
+    client.feed([3], [4], [5], [6], [7])
+    assert "".join(delta.text for delta in client.deltas) == "de"
+    finished = client.replies[-1]
+    assert (finished.reason, finished.stop_sequence) == ("stop", "fg")
+    assert len(client.ended) == 1
+
+
+def test_half_a_stop_string_is_said_when_the_answer_ends():
+    client = Client(sampling=Sampling(stop=["fg"]))
+    client.feed([3], [5], finish="length")
+    assert "".join(delta.text for delta in client.deltas) == "df"
+    assert client.replies[-1].stop_sequence is None
+
+
+def chat(**changes):
+    return Client(prompt=None, messages=[Message(role="user", content="abc")], **changes)
+
+
+def test_reasoning_text_and_tool_calls_are_told_apart():
+    client = chat()
+    client.feed([3], [14], [25], [14], finish="length")
+    assert "".join(delta.reasoning for delta in client.deltas) == "d"
+    assert "".join(delta.text for delta in client.deltas) == "oo"
+    assert [call.name for delta in client.deltas for call in delta.tool_calls] == ["f"]
+
+
+def test_an_unstreamed_chat_has_them_in_its_end_and_says_tool_calls():
+    client = chat(stream=False)
+    [finished] = client.feed([3, 14], [25], [2], finish="stop")
+    assert (finished.reasoning, finished.text) == ("d", "o")
+    assert finished.tool_calls == [ToolCall(id="call", name="f", arguments="{}")]
+    assert finished.reason == "tool_calls"
+
+
+def test_a_prompt_is_answered_as_plain_text():
+    client = Client(stream=False)
+    [finished] = client.feed([3, 25], finish="length")
+    assert (finished.text, finished.reasoning, finished.tool_calls) == ("dz", "", [])
+
+
+def test_cancel_ends_it_once_and_late_tokens_are_ignored():
+    client = Client()
+    client.feed([3])
+    client.generation.cancel()
+    client.generation.cancel()
+    client.generation.advance([4], "aborted", "")
+    assert isinstance(client.replies[-1], Cancelled)
+    assert client.replies[-1].usage.completion_tokens == 1
+    assert len(client.ended) == 1
+    assert client.generation.outcome == "cancelled"
+
+
+def test_a_failure_says_how_many_tokens_the_client_has():
+    client = Client()
+    client.feed([3], [4])
+    client.generation.fail(CortexError(Code.WORKER_DIED, "rank 0 was killed", details={"rank": 0}))
+    failed = client.replies[-1]
+    assert isinstance(failed, Failed)
+    assert (failed.code, failed.tokens_sent, failed.details) == (Code.WORKER_DIED, 2, {"rank": 0})
+    assert len(client.ended) == 1
+
+
+def test_an_error_of_the_worker_fails_the_request():
+    client = Client()
+    client.generation.submission(100)
+    client.generation.advance([], "error", "no pages")
+    assert (client.replies[-1].code, client.replies[-1].message) == (Code.INTERNAL, "no pages")
+
+
+def test_a_fault_in_the_text_path_ends_only_this_request():
+    client = Client()
+    client.feed([3])
+    client.generation.advance([99], "", "")
+    assert client.replies[-1].code == Code.INTERNAL
+    assert len(client.ended) == 1
+
+
+def test_a_request_has_begun_once_the_worker_reported_it():
+    client = Client()
+    client.generation.submission(100)
+    assert not client.generation.begun
+    client.generation.advance([], "", "")
+    assert client.generation.begun
+    assert not client.deltas
+
+
+def test_started_is_said_once_however_often_it_is_handed_over():
+    client = Client()
+    client.generation.submission(100)
+    client.generation.submission(100)
+    assert len(client.replies) == 1
+    assert client.generation.attempts == 2
+
+
+@pytest.mark.parametrize("field", [{"prompt": [1] * 100}, {"prompt": "a" * 101}])
+def test_a_prompt_over_the_context_is_refused_with_both_counts(field):
+    with pytest.raises(CortexError) as refused:
+        Client(sampling=Sampling(max_tokens=5), **field)
+    error = refused.value
+    assert error.code == Code.CONTEXT_LENGTH_EXCEEDED
+    count = len(field["prompt"])
+    assert "maximum context length is 100 tokens" in error.message
+    assert str(count) in error.message
+    assert error.details == {"prompt_tokens": count, "context_length": 100, "max_tokens": 5}
+
+
+@pytest.mark.parametrize(("max_tokens", "allowed"), [(None, 97), (1, 1), (97, 97), (32_000, 97)])
+def test_an_answer_never_gets_longer_than_the_context(max_tokens, allowed):
+    client = Client(sampling=Sampling(max_tokens=max_tokens))
+    assert client.generation.submission(100).max_tokens == allowed
+
+
+def test_sampling_is_the_request_s_then_the_model_s_then_neutral():
+    defaults = Sampling(temperature=0.6, top_k=20)
+    blueprint = SimpleNamespace(defaults=defaults, eos_ids=[EOS])
+    submit = Client(blueprint=blueprint, sampling=Sampling(temperature=0.0, seed=-1)).generation.submission(
+        100
+    )
+    assert (submit.temperature, submit.top_k, submit.top_p) == (0.0, 20, 1.0)
+    assert submit.seed == 2**64 - 1
+    assert array("I", submit.prompt).tolist() == [0, 1, 2]
+
+
+def test_without_a_seed_two_requests_differ():
+    assert Client().generation.submission(9).seed != Client().generation.submission(9).seed
+
+
+def test_end_of_text_stops_unless_it_is_ignored():
+    assert Client(sampling=Sampling(stop_token_ids=[3])).generation.submission(9).stop_ids == [3, EOS]
+    ignoring = Sampling(stop_token_ids=[3], ignore_eos=True)
+    assert Client(sampling=ignoring).generation.submission(9).stop_ids == [3]
+
+
+@pytest.mark.parametrize(
+    ("request_", "param"),
+    [
+        ({"prompt": [26]}, "prompt"),
+        ({"prompt": [-1]}, "prompt"),
+        ({"sampling": Sampling(stop_token_ids=[99])}, "stop_token_ids"),
+    ],
+)
+def test_token_ids_that_the_model_does_not_have_are_refused(request_, param):
+    with pytest.raises(CortexError) as refused:
+        Client(**request_)
+    assert (refused.value.code, refused.value.param) == (Code.BAD_REQUEST, param)

@@ -1,0 +1,51 @@
+import pytest
+
+from ipc.errors import Code, CortexError
+from ipc.messages import CountTokens, Generate, Message, Sampling, Tool
+from neuron.prompt import validate, validate_prompt
+
+HELLO = [Message(role="user", content="hello")]
+
+
+def request(**changes):
+    return Generate(id=1, model="m", **({"messages": HELLO} | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "param"),
+    [
+        ({"messages": None}, "messages"),
+        ({"prompt": "hello"}, "messages"),
+        ({"messages": []}, "messages"),
+        ({"messages": None, "prompt": ""}, "prompt"),
+        ({"messages": None, "prompt": []}, "prompt"),
+        ({"messages": None, "prompt": "hello", "tools": [Tool(name="t")]}, "tools"),
+        ({"sampling": Sampling(temperature=-0.1)}, "temperature"),
+        ({"sampling": Sampling(temperature=2.1)}, "temperature"),
+        ({"sampling": Sampling(temperature=float("nan"))}, "temperature"),
+        ({"sampling": Sampling(top_p=0.0)}, "top_p"),
+        ({"sampling": Sampling(top_p=1.1)}, "top_p"),
+        ({"sampling": Sampling(top_k=-1)}, "top_k"),
+        ({"sampling": Sampling(max_tokens=0)}, "max_tokens"),
+        ({"sampling": Sampling(stop=["x"] * 17)}, "stop"),
+        ({"sampling": Sampling(stop=["x", ""])}, "stop"),
+    ],
+)
+def test_each_bad_field_is_named(changes, param):
+    with pytest.raises(CortexError) as refused:
+        validate(request(**changes))
+    assert refused.value.code == Code.BAD_REQUEST
+    assert refused.value.param == param
+
+
+def test_the_ends_of_each_range_are_allowed():
+    validate(request())
+    validate(request(sampling=Sampling(temperature=0.0, top_p=1.0, top_k=0, max_tokens=1, stop=["x"] * 16)))
+    validate(request(sampling=Sampling(temperature=2.0, top_p=0.01)))
+    validate(Generate(id=1, model="m", prompt=[0]))
+
+
+def test_counting_takes_the_same_prompts():
+    validate_prompt(CountTokens(id=1, model="m", prompt="hello"))
+    with pytest.raises(CortexError):
+        validate_prompt(CountTokens(id=1, model="m"))

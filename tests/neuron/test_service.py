@@ -1,0 +1,317 @@
+"""Every verb, asked of a real neuron over ZeroMQ."""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from ipc.errors import Code, CortexError
+from ipc.messages import (
+    CountTokens,
+    Delta,
+    Discover,
+    Done,
+    Drain,
+    Embed,
+    Eviction,
+    Finished,
+    Generate,
+    Health,
+    Hello,
+    Load,
+    Message,
+    Models,
+    Progress,
+    Resume,
+    Sampling,
+    Started,
+    State,
+    Unload,
+    Watch,
+)
+from tests.neuron.harness import PATIENCE, Neuron, chat, simulated, wait_until
+
+
+@pytest.fixture(scope="module")
+def neuron(tmp_path_factory):
+    models = [
+        simulated("sim"),
+        simulated("steady", step_seconds=0.01),
+        simulated("slow", load_seconds=1.0),
+        simulated("narrow", step_seconds=0.01, settings={"max_sequences": 1}),
+        simulated("broken", failure={"fail_load": "shard 2 is missing"}),
+        {"id": "nowhere", "path": "/nonexistent/checkpoint"},
+    ]
+    with Neuron(tmp_path_factory.mktemp("neuron"), models, queue={"limit": 2}) as neuron:
+        yield neuron
+
+
+@pytest.fixture
+def client(neuron):
+    with neuron.client() as client:
+        yield client
+
+
+def ask(client, request):
+    return client.ask(request, PATIENCE)
+
+
+def refused(client, request):
+    with pytest.raises(CortexError) as error:
+        ask(client, request)
+    return error.value
+
+
+def begin(client, request):
+    """A stream that has had its first token; leaving it cancels the request."""
+    stream = client.stream(request, PATIENCE)
+    while not isinstance(next(stream), Delta):
+        pass
+    return stream
+
+
+def text_of(replies):
+    return "".join(reply.text for reply in replies if isinstance(reply, Delta))
+
+
+def test_a_streamed_chat_loads_its_model_and_ends_with_finished(client):
+    replies = list(client.stream(chat("sim", 20), PATIENCE))
+    kinds = [type(reply) for reply in replies if type(reply) is not Progress]
+    assert kinds[0] is Started
+    assert kinds[-1] is Finished
+    assert set(kinds[1:-1]) == {Delta}
+    finished = replies[-1]
+    assert finished.reason == "length"
+    assert finished.usage.completion_tokens == 20
+    assert finished.usage.prompt_tokens > 0
+    assert text_of(replies).startswith("This answer comes from the simulated engine")
+    assert sum(reply.tokens for reply in replies if isinstance(reply, Delta)) == 20
+
+
+def test_an_unstreamed_chat_is_answered_by_finished_alone(client):
+    ask(client, Load(id=0, model="sim"))
+    [finished] = client.stream(chat("sim", 20, stream=False), PATIENCE)
+    assert finished.text.startswith("This answer")
+
+
+def test_prompts_may_be_text_or_token_ids_and_give_ids_back(client):
+    request = {"messages": None, "return_token_ids": True, "stream": False}
+    started, finished = client.stream(chat("sim", 4, prompt="Hello", **request), PATIENCE)
+    assert len(finished.token_ids) == 4
+    again = ask(client, chat("sim", 4, prompt=started.prompt_token_ids, **request))
+    assert again.token_ids == finished.token_ids
+    assert again.usage.prompt_tokens == finished.usage.prompt_tokens
+
+
+def test_a_stop_string_ends_the_answer(client):
+    finished = ask(client, chat("sim", 500, stream=False, sampling={"stop": ["engine"]}))
+    assert finished.text == "This answer comes from the simulated "
+    assert (finished.reason, finished.stop_sequence) == ("stop", "engine")
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_cancel_ends_a_running_request_and_its_worker_s_share(neuron, client, stream):
+    ask(client, Load(id=0, model="steady"))
+    before = neuron.model("steady").cancelled
+    call = client.stream(chat("steady", 30_000, stream=stream), PATIENCE)
+    if stream:
+        next(call)
+    else:
+        with pytest.raises(CortexError):
+            client.ask(chat("steady", 30_000, stream=False), 0.2)
+    call.close()
+    state = neuron.wait_for("steady", running=0, cancelled=before + 1)
+    wait_until(lambda: neuron.model("steady").pages_free == state.pages_total, "its pages to be free")
+
+
+def test_a_client_that_vanishes_cancels_its_requests(neuron):
+    client = neuron.client()
+    stream = begin(client, chat("steady", 30_000))
+    neuron.wait_for("steady", running=1)
+    client.close()
+    neuron.wait_for("steady", running=0)
+    stream.close()
+
+
+def test_what_does_not_fit_the_worker_waits_and_what_does_not_fit_the_queue_is_refused(neuron, client):
+    ask(client, Load(id=0, model="narrow"))
+    calls = [neuron.client() for _ in range(5)]
+    streams = [each.stream(chat("narrow", 30_000), PATIENCE) for each in calls[:4]]
+    firsts = [next(stream) for stream in streams]
+    assert [type(reply) for reply in firsts] == [Started, Started, Progress, Progress]
+    assert firsts[2].stage == "queued"
+    error = refused(calls[4], chat("narrow"))
+    assert error.code == Code.QUEUE_FULL
+    assert error.retry_after >= 1
+    assert neuron.model("narrow").waiting == 2
+    streams[0].close()
+    assert type(next(reply for reply in streams[2] if type(reply) is not Progress)) is Started
+    for each in calls:
+        each.close()
+    neuron.wait_for("narrow", running=0, waiting=0)
+
+
+def test_a_prompt_over_the_context_is_refused_with_both_counts(client):
+    error = refused(client, chat("sim", messages=None, prompt=[5] * 40_000))
+    assert error.code == Code.CONTEXT_LENGTH_EXCEEDED
+    assert error.details == {"prompt_tokens": 40_000, "context_length": 32_768, "max_tokens": 8}
+
+
+@pytest.mark.parametrize(
+    ("request_", "code", "words"),
+    [
+        (chat("sim", 0), Code.BAD_REQUEST, "max_tokens"),
+        (chat("sim", messages=[]), Code.BAD_REQUEST, "empty"),
+        (chat("sim", sampling={"temperature": 3.0}), Code.BAD_REQUEST, "temperature"),
+        (chat("no/such-model"), Code.MODEL_NOT_FOUND, "no/such-model"),
+        (chat("nowhere"), Code.MODEL_NOT_FOUND, "/nonexistent/checkpoint"),
+        (chat("broken"), Code.MODEL_LOAD_FAILED, "shard 2 is missing"),
+        (Load(id=0, model="broken"), Code.MODEL_LOAD_FAILED, "shard 2 is missing"),
+        (Load(id=0, model="no/such-model"), Code.MODEL_NOT_FOUND, "hf download"),
+        (Embed(id=0, model="sim", input=["x"]), Code.NOT_SUPPORTED, "embed"),
+        (CountTokens(id=0, model="sim"), Code.BAD_REQUEST, "messages"),
+    ],
+)
+def test_each_thing_that_cannot_be_done_gets_one_clear_error(client, request_, code, words):
+    error = refused(client, request_)
+    assert error.code == code
+    assert words in error.message
+    assert isinstance(ask(client, chat("sim", 2)), Finished)
+
+
+def test_a_load_tells_how_it_goes_and_outlives_who_asked(neuron, client):
+    with neuron.client() as impatient:
+        replies = impatient.stream(Load(id=0, model="slow"), PATIENCE)
+        assert next(replies).stage == "loading"
+    with neuron.client() as other:
+        waiting = other.stream(chat("slow", 2), PATIENCE)
+        assert isinstance(next(waiting), Progress)
+        assert isinstance(list(waiting)[-1], Finished)
+    assert isinstance(ask(client, Load(id=0, model="slow")), Done)
+    state = neuron.model("slow")
+    assert (state.status, state.epoch) == ("ready", 1)
+    assert state.progress is None
+
+
+def test_unload_ends_the_processes_and_the_next_request_loads_again(neuron, client):
+    ask(client, Load(id=0, model="sim"))
+    epoch = neuron.model("sim").epoch
+    [pid] = neuron.workers("sim")
+    assert isinstance(ask(client, Unload(id=0, model="sim")), Done)
+    assert pid not in neuron.children()
+    assert neuron.model("sim").status == "unloaded"
+    assert isinstance(ask(client, Unload(id=0, model="sim")), Done)
+    assert isinstance(ask(client, chat("sim", 2)), Finished)
+    assert neuron.model("sim").epoch == epoch + 1
+
+
+def test_unload_waits_for_running_requests(neuron, client):
+    with neuron.client() as other:
+        stream = begin(other, chat("steady", 30))
+        assert isinstance(ask(client, Unload(id=0, model="steady")), Done)
+        assert isinstance(list(stream)[-1], Finished)
+
+
+def test_a_forced_unload_ends_them(neuron, client):
+    with neuron.client() as other:
+        stream = begin(other, chat("steady", 30_000))
+        assert isinstance(ask(client, Unload(id=0, model="steady", force=True)), Done)
+        failed = list(stream)[-1]
+    assert (failed.code, failed.tokens_sent > 0) == (Code.SHUTTING_DOWN, True)
+
+
+def test_counting_tokens_needs_no_load_and_agrees_with_generate(neuron, client):
+    ask(client, Unload(id=0, model="sim"))
+    messages = [Message(role="user", content="Hello, who are you?")]
+    counted = ask(client, CountTokens(id=0, model="sim", messages=messages))
+    assert neuron.model("sim").status == "unloaded"
+    assert counted.tokens == ask(client, chat("sim", 1)).usage.prompt_tokens
+
+
+def test_hello_discover_models_and_health_describe_the_neuron(neuron, client):
+    hello = ask(client, Hello(id=0, client="test", eviction=Eviction(strategy="priority")))
+    assert (hello.neuron, hello.protocol[0]) == ("tested", 1)
+    ask(client, Load(id=0, model="sim"))
+    discovery = ask(client, Discover(id=0))
+    assert discovery.devices[-1].id == "cpu"
+    assert discovery.devices[-1].cores >= 1
+    models = {state.id: state for state in ask(client, Models(id=0)).models}
+    assert {"sim", "steady", "slow", "narrow", "broken", "nowhere", "demo"} <= set(models)
+    assert models["nowhere"].status == "failed"
+    assert "/nonexistent/checkpoint" in models["nowhere"].error
+    sim = models["sim"]
+    assert (sim.status, sim.engine, sim.context_length) == ("ready", "simulated", 32_768)
+    health = ask(client, Health(id=0))
+    assert health.uptime > 0
+    [rank] = health.ranks["sim"]
+    assert (rank.rank, rank.device, rank.state) == (0, "cpu", "ready")
+
+
+def test_health_does_not_wait_behind_inference(neuron, client):
+    with neuron.client() as other:
+        stream = begin(other, chat("steady", 30_000))
+        assert neuron.model("steady").running == 1
+        [rank] = ask(client, Health(id=0)).ranks["steady"]
+        assert rank.pid in neuron.children()
+        stream.close()
+
+
+def test_watch_tells_the_state_now_and_each_change(neuron, client):
+    ask(client, Load(id=0, model="sim"))
+    watch = client.stream(Watch(id=0), PATIENCE)
+    first = next(watch)
+    assert isinstance(first, State)
+    assert {state.id for state in first.models} >= {"sim", "steady"}
+    with neuron.client() as other:
+        before = neuron.model("sim").finished
+        ask(other, chat("sim", 2))
+        ask(other, Unload(id=0, model="sim"))
+    states = (reply for reply in watch if isinstance(reply, State))
+    sim = (next(state for state in reply.models if state.id == "sim") for reply in states)
+    unloaded = next(state for state in sim if state.status == "unloaded")
+    assert unloaded.finished == before + 1
+    watch.close()
+
+
+def test_drain_finishes_what_runs_and_takes_nothing_new_until_resume(neuron, client):
+    def drain():
+        with neuron.client() as draining:
+            return ask(draining, Drain(id=0))
+
+    with neuron.client() as running, ThreadPoolExecutor() as threads:
+        stream = begin(running, chat("steady", 100))
+        drained = threads.submit(drain)
+        wait_until(lambda: neuron.health().draining, "the drain to begin")
+        assert refused(client, chat("steady")).code == Code.DRAINING
+        assert refused(client, Load(id=0, model="sim")).code == Code.DRAINING
+        assert not drained.done()
+        assert isinstance(list(stream)[-1], Finished)
+        assert isinstance(drained.result(PATIENCE), Done)
+    assert isinstance(ask(client, Drain(id=0)), Done)
+    assert isinstance(ask(client, Resume(id=0)), Done)
+    assert isinstance(ask(client, chat("steady", 2)), Finished)
+
+
+def test_resume_ends_a_drain_that_still_waits(neuron, client):
+    with neuron.client() as running, neuron.client() as draining:
+        stream = begin(running, chat("steady", 30_000))
+        with pytest.raises(CortexError):
+            draining.ask(Drain(id=0), 0.2)
+        assert neuron.health().draining
+        assert isinstance(ask(client, Resume(id=0)), Done)
+        assert not neuron.health().draining
+        assert isinstance(next(stream), Delta)
+        stream.close()
+
+
+def test_sampling_reaches_the_engine_and_bad_ids_are_refused(client):
+    request = Generate(id=0, model="sim", prompt=[10_000_000], sampling=Sampling(max_tokens=1))
+    error = refused(client, request)
+    assert (error.code, error.param) == (Code.BAD_REQUEST, "prompt")
+
+
+def test_queue_time_is_measured(client):
+    ask(client, Load(id=0, model="sim"))
+    started = time.monotonic()
+    timings = ask(client, chat("sim", 4, stream=False)).timings
+    assert 0 <= timings.queue <= timings.first_token <= timings.total <= time.monotonic() - started
