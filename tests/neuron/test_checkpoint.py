@@ -1,0 +1,372 @@
+import json
+import os
+import struct
+from contextlib import suppress
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ipc.errors import Code, CortexError
+from ipc.messages import Sampling
+from neuron.checkpoint import inspect, seems_loadable
+from neuron.headers import HEADER_LIMIT, read_header
+from tests.neuron.folders import CONFIG, TEMPLATE, header, shapes, write_checkpoint, write_safetensors
+
+NAMES = list(shapes(CONFIG))
+
+
+def refusal(folder):
+    with pytest.raises(CortexError) as raised:
+        inspect(folder)
+    assert raised.value.code == Code.MODEL_LOAD_FAILED
+    return raised.value.message
+
+
+def write_json(path, value):
+    path.write_text(json.dumps(value))
+
+
+def elements(config, split=lambda name, shape: shape):
+    """Elements of all tensors, each with the shape that `split` leaves of it."""
+    total = 0
+    for name, shape in shapes(config).items():
+        part = 1
+        for size in split(name, shape):
+            part *= size
+        total += part
+    return total
+
+
+# --- what is found --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_a_checkpoint_is_known_from_its_headers(tmp_path, shards):
+    checkpoint = inspect(write_checkpoint(tmp_path, shards=shards))
+    assert checkpoint.architecture == "Qwen3ForCausalLM"
+    assert checkpoint.context_length == 512
+    assert checkpoint.dtype == "bfloat16"
+    assert set(checkpoint.tensors) == set(NAMES)
+    assert checkpoint.config == CONFIG
+    assert checkpoint.special_tokens == {"eos_token": "<|end|>", "pad_token": "<|start|>"}
+    assert checkpoint.created == int(os.stat(tmp_path / "config.json").st_mtime)
+    tensor = checkpoint.tensors["model.norm.weight"]
+    assert (tensor.shape, tensor.size, tensor.dtype) == ((48,), 96, "BF16")
+
+
+def test_a_tensor_is_where_its_entry_says(tmp_path):
+    checkpoint = inspect(write_checkpoint(tmp_path))
+    path = tmp_path / "model.safetensors"
+    end = max(tensor.offset + tensor.size for tensor in checkpoint.tensors.values())
+    start = min(tensor.offset for tensor in checkpoint.tensors.values())
+    assert end == path.stat().st_size
+    assert start == 8 + int.from_bytes(path.read_bytes()[:8], "little")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"tie_word_embeddings": True},
+        {"attention_bias": True},
+        {"architectures": ["LlamaForCausalLM"], "attention_bias": True, "mlp_bias": True},
+    ],
+)
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_bytes_per_rank_are_exact(tmp_path, changes, ranks):
+    checkpoint = inspect(write_checkpoint(tmp_path, **changes))
+
+    def split(name, shape):
+        if "norm" in name or name.endswith(("o_proj.bias", "down_proj.bias")):
+            return shape
+        if "k_proj" in name or "v_proj" in name:
+            return [max(1, 2 // ranks) * 16, *shape[1:]]
+        if name.endswith(("o_proj.weight", "down_proj.weight")):
+            return [shape[0], shape[1] // ranks]
+        return [-(-shape[0] // ranks), *shape[1:]]  # 131 tokens are padded to equal parts
+
+    config = {**CONFIG, **changes}
+    assert checkpoint.bytes_per_rank(ranks) == [2 * elements(config, split)] * ranks
+    assert checkpoint.bytes_per_rank(ranks, "float32") == [4 * elements(config, split)] * ranks
+    assert checkpoint.kv_bytes_per_token(ranks) == 2 * 2 * max(1, 2 // ranks) * 16 * 2
+
+
+def test_one_rank_holds_the_file_and_nothing_else(tmp_path):
+    checkpoint = inspect(write_checkpoint(tmp_path))
+    assert checkpoint.bytes_per_rank(1) == [sum(tensor.size for tensor in checkpoint.tensors.values())]
+
+
+@pytest.mark.parametrize(("ranks", "works"), [(3, "1, 2, 4"), (8, "1, 2, 4"), (0, "1, 2, 4")])
+def test_ranks_that_do_not_work_are_told_from_those_that_do(tmp_path, ranks, works):
+    checkpoint = inspect(write_checkpoint(tmp_path))
+    with pytest.raises(CortexError, match=f"{ranks} ranks.*What works: {works}"):
+        checkpoint.check_ranks(ranks)
+
+
+@pytest.mark.parametrize(
+    ("changes", "weights", "dtype"),
+    [
+        ({}, "BF16", "bfloat16"),
+        ({"torch_dtype": "float16"}, "F16", "bfloat16"),
+        ({"torch_dtype": "float32"}, "F32", "float32"),
+        ({"torch_dtype": None, "dtype": "float32"}, "F32", "float32"),
+        ({"torch_dtype": None}, "F32", "float32"),
+    ],
+)
+def test_the_dtype_is_the_checkpoint_s_and_float16_is_served_as_bfloat16(tmp_path, changes, weights, dtype):
+    assert inspect(write_checkpoint(tmp_path, weights=weights, **changes)).dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("generation", "config", "ids"),
+    [
+        ({"eos_token_id": [7, 9, 7]}, 5, [7, 9, 0]),
+        ({"eos_token_id": 7}, 5, [7, 0]),
+        ({"eos_token_id": 0}, 5, [0]),
+        ({}, 5, [5, 0]),
+        (None, [5, 6], [5, 6, 0]),
+        (None, None, [0]),
+        ({"eos_token_id": [131, -1]}, None, [0]),
+    ],
+)
+def test_end_of_text_ids_come_from_all_files_that_know_them(tmp_path, generation, config, ids):
+    write_checkpoint(tmp_path, eos_token_id=config)  # the tokenizer's end token has the id 0
+    if generation is not None:
+        write_json(tmp_path / "generation_config.json", generation)
+    assert inspect(tmp_path).eos_ids == ids
+
+
+@pytest.mark.parametrize(
+    ("generation", "defaults"),
+    [
+        (None, Sampling()),
+        ({"do_sample": False, "temperature": 0.7}, Sampling(temperature=0.0)),
+        (
+            {"do_sample": True, "temperature": 0.6, "top_k": 20, "top_p": 0.95},
+            Sampling(temperature=0.6, top_k=20, top_p=0.95),
+        ),
+        ({"top_k": -1, "top_p": None}, Sampling(top_k=0)),
+    ],
+)
+def test_sampling_defaults_are_the_checkpoint_s(tmp_path, generation, defaults):
+    write_checkpoint(tmp_path)
+    if generation is not None:
+        write_json(tmp_path / "generation_config.json", generation)
+    assert inspect(tmp_path).defaults == defaults
+
+
+# --- templates ------------------------------------------------------------------------------------------
+
+
+def test_a_template_is_found_in_each_of_its_three_places_in_order(tmp_path):
+    write_checkpoint(tmp_path)
+    assert inspect(tmp_path).chat_template == TEMPLATE
+    write_json(tmp_path / "chat_template.json", {"chat_template": "from json"})
+    assert inspect(tmp_path).chat_template == "from json"
+    (tmp_path / "chat_template.jinja").write_text("from jinja")
+    assert inspect(tmp_path).chat_template == "from jinja"
+
+
+def test_named_templates_are_kept_with_the_default_first(tmp_path):
+    write_checkpoint(tmp_path)
+    named = [{"name": "tool_use", "template": "with {{ tools }}"}, {"name": "default", "template": "plain"}]
+    write_json(tmp_path / "tokenizer_config.json", {"chat_template": named})
+    checkpoint = inspect(tmp_path)
+    assert checkpoint.chat_template == "plain"
+    assert list(checkpoint.chat_templates) == ["default", "tool_use"]
+    assert (checkpoint.chat, checkpoint.tools, checkpoint.reasoning) == (True, True, False)
+
+
+def test_a_model_without_a_template_does_not_chat(tmp_path):
+    write_checkpoint(tmp_path)
+    (tmp_path / "tokenizer_config.json").unlink()
+    checkpoint = inspect(tmp_path)
+    assert (checkpoint.chat, checkpoint.tools, checkpoint.reasoning) == (False, False, False)
+
+
+def test_a_template_tells_what_the_model_can_do(tmp_path):
+    write_checkpoint(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text("{% if enable_thinking %}<think>{% endif %}")
+    checkpoint = inspect(tmp_path)
+    assert (checkpoint.tools, checkpoint.reasoning) == (False, True)
+
+
+# --- what is refused ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_a_missing_file_is_named(tmp_path, name):
+    write_checkpoint(tmp_path)
+    (tmp_path / name).unlink()
+    assert name in refusal(tmp_path)
+
+
+def test_a_missing_shard_is_named(tmp_path):
+    write_checkpoint(tmp_path, shards=3)
+    (tmp_path / "model-00002-of-00003.safetensors").unlink()
+    assert "model-00002-of-00003.safetensors: is missing" in refusal(tmp_path)
+
+
+def test_a_shard_without_the_tensor_that_the_index_promises_is_named(tmp_path):
+    write_checkpoint(tmp_path, shards=3)
+    path = tmp_path / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    name = NAMES[1]
+    index["weight_map"][name] = "model-00001-of-00003.safetensors"
+    write_json(path, index)
+    message = refusal(tmp_path)
+    assert "model-00001-of-00003.safetensors" in message
+    assert name in message
+
+
+@pytest.mark.parametrize("shard", ["../model.safetensors", "/etc/passwd", "a/b"])
+def test_an_index_cannot_point_out_of_its_folder(tmp_path, shard):
+    write_checkpoint(tmp_path / "in", shards=2)
+    write_json(tmp_path / "in" / "model.safetensors.index.json", {"weight_map": {NAMES[0]: shard}})
+    assert "outside its folder" in refusal(tmp_path / "in")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"architectures": ["MambaForCausalLM"]}, ["MambaForCausalLM", "Qwen3ForCausalLM"]),
+        ({"architectures": []}, ["none", "not supported"]),
+        ({"quantization_config": {"quant_method": "gptq"}}, ["gptq"]),
+        ({"max_position_embeddings": 0}, [">= 1"]),
+        ({"max_position_embeddings": None}, ["max_position_embeddings"]),
+        ({"rope_theta": float("nan")}, ["bad JSON"]),
+        ({"eos_token_id": "5"}, ["eos_token_id"]),
+    ],
+)
+def test_a_config_that_cannot_be_served_says_why(tmp_path, changes, words):
+    message = refusal(write_checkpoint(tmp_path, **changes))
+    assert "config.json" in message
+    assert all(word in message for word in words), message
+
+
+def test_a_tensor_that_contradicts_the_config_is_named(tmp_path):
+    write_checkpoint(tmp_path)
+    config = {**CONFIG, "intermediate_size": 96}
+    write_json(tmp_path / "config.json", config)
+    assert "mlp.gate_proj.weight" in refusal(tmp_path)
+    write_json(tmp_path / "config.json", {**CONFIG, "num_hidden_layers": 3})
+    assert "'model.layers.2.input_layernorm.weight' is in none" in refusal(tmp_path)
+
+
+def test_weights_of_an_unknown_kind_are_refused(tmp_path):
+    assert "is I8" in refusal(write_checkpoint(tmp_path, weights="I8"))
+
+
+def damaged(tmp_path, change):
+    """A checkpoint whose safetensors header went through `change`; the data stays as long as it was."""
+    write_checkpoint(tmp_path)
+    entries = header(shapes(CONFIG))
+    size = max(entry["data_offsets"][1] for name, entry in entries.items() if name != "__metadata__")
+    change(entries)
+    write_safetensors(tmp_path / "model.safetensors", entries, size=size)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("dtype", "F12", ["unknown dtype", "F12"]),
+        ("dtype", "F32", ["its shape needs"]),
+        ("dtype", 3, ["bad JSON"]),
+        ("shape", [130, 48], ["its shape needs"]),
+        ("shape", [-131, -48], ["bad JSON", ">= 0"]),
+        ("shape", [131.0, 48.5], ["bad JSON"]),
+        ("shape", [1] * 17, ["bad JSON", "<= 16"]),
+        ("shape", [float("nan"), 48], ["bad JSON"]),
+        ("shape", [float("inf"), 48], ["bad JSON"]),
+        ("data_offsets", [0, 1 << 40], ["bytes"]),
+        ("data_offsets", [12576, 0], ["a hole"]),
+        ("data_offsets", [2, 12578], ["a hole"]),
+        ("data_offsets", [0], ["bad JSON"]),
+    ],
+)
+def test_a_header_that_lies_is_refused(tmp_path, field, value, words):
+    def change(entries):
+        entries[NAMES[0]][field] = value
+
+    message = refusal(damaged(tmp_path, change))
+    assert "model.safetensors" in message
+    assert all(word in message for word in words), message
+
+
+def test_tensors_that_overlap_are_refused(tmp_path):
+    def change(entries):
+        start, end = entries[NAMES[1]]["data_offsets"]
+        entries[NAMES[1]]["data_offsets"] = [start - 2, end - 2]
+
+    assert "overlap" in refusal(damaged(tmp_path, change))
+
+
+@pytest.mark.parametrize("lost", [1, 100, 10_000])
+def test_a_file_that_was_cut_short_is_refused(tmp_path, lost):
+    path = write_checkpoint(tmp_path) / "model.safetensors"
+    os.truncate(path, path.stat().st_size - lost)
+    assert "cut short" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("length", [0, 4, 8, 40])
+def test_a_file_without_its_header_is_refused(tmp_path, length):
+    path = write_checkpoint(tmp_path) / "model.safetensors"
+    os.truncate(path, length)
+    assert "cut short" in refusal(tmp_path)
+
+
+def test_bytes_that_no_tensor_claims_are_refused(tmp_path):
+    path = write_checkpoint(tmp_path) / "model.safetensors"
+    os.truncate(path, path.stat().st_size + 3)
+    assert "3 bytes that its header does not describe" in refusal(tmp_path)
+
+
+def test_a_header_over_the_limit_is_refused_before_it_is_read(tmp_path):
+    path = tmp_path / "huge.safetensors"
+    path.write_bytes(struct.pack("<Q", HEADER_LIMIT + 1))
+    os.truncate(path, HEADER_LIMIT + 100)  # a hole in the file: it takes no space
+    with pytest.raises(CortexError, match="100,000,000 is the limit"):
+        read_header(path)
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_tensors_or_a_typed_error(tmp_path_factory, data):
+    path = tmp_path_factory.getbasetemp() / "any.safetensors"
+    for content in (data, struct.pack("<Q", len(data)) + data):
+        path.write_bytes(content)
+        with suppress(CortexError):
+            read_header(path)
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+        max_leaves=6,
+    ),
+    st.sampled_from(["config.json", "generation_config.json", "tokenizer_config.json", "chat_template.json"]),
+    st.sampled_from(["eos_token_id", "chat_template", "architectures", "num_hidden_layers", "top_p", ""]),
+)
+def test_any_json_is_a_checkpoint_or_a_typed_error(whole, value, name, key):
+    before = (whole / name).read_text() if (whole / name).exists() else None
+    data = {**CONFIG, key: value} if key else value
+    write_json(whole / name, data)
+    with suppress(CortexError):
+        inspect(whole)
+    (whole / name).unlink() if before is None else (whole / name).write_text(before)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return write_checkpoint(tmp_path_factory.mktemp("whole"))
+
+
+def test_a_list_of_models_leaves_out_what_cannot_be_loaded(tmp_path):
+    assert seems_loadable(write_checkpoint(tmp_path / "one"))
+    assert seems_loadable(write_checkpoint(tmp_path / "many", shards=2))
+    assert not seems_loadable(tmp_path)
+    assert not seems_loadable(write_checkpoint(tmp_path / "other", architectures=["BertModel"]))
+    (tmp_path / "one" / "config.json").write_text("{")
+    assert not seems_loadable(tmp_path / "one")
