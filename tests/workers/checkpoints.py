@@ -1,0 +1,100 @@
+"""Tiny random checkpoints, written by transformers, which is then the oracle for what they answer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 10_000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 10_000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 128,
+}
+SIZES = {
+    "vocab_size": 131,  # prime: no number of ranks divides it
+    "hidden_size": 48,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 4096,
+    "attention_dropout": 0.0,
+    "eos_token_id": None,
+    "bos_token_id": None,
+    "pad_token_id": None,
+}
+
+
+def llama(**changes: Any) -> PreTrainedModel:
+    return LlamaForCausalLM(LlamaConfig(**SIZES | changes))
+
+
+def qwen3(**changes: Any) -> PreTrainedModel:
+    return Qwen3ForCausalLM(Qwen3Config(**SIZES | changes))
+
+
+# Together they cover what a config may say; `sharded` and `flat` are also written to disk in another way.
+VARIANTS: dict[str, Callable[[], PreTrainedModel]] = {
+    "qwen3_tied": lambda: qwen3(tie_word_embeddings=True),
+    "qwen3_untied_biased": lambda: qwen3(attention_bias=True),
+    "qwen3_yarn": lambda: qwen3(rope_parameters=YARN, tie_word_embeddings=True),
+    "llama_untied": lambda: llama(head_dim=12),
+    "llama_tied_llama3": lambda: llama(rope_parameters=LLAMA3, tie_word_embeddings=True),
+    "llama_yarn_biased": lambda: llama(
+        rope_parameters=YARN | {"beta_fast": 16.0, "attention_factor": 1.3},
+        attention_bias=True,
+        mlp_bias=True,
+    ),
+    "llama_every_head_its_own_keys": lambda: llama(num_key_value_heads=4, vocab_size=96),
+    "llama_one_key_head_sharded": lambda: llama(num_key_value_heads=1, num_hidden_layers=3),
+    "llama_flat_llama3": lambda: llama(rope_parameters=LLAMA3, num_attention_heads=8, num_key_value_heads=4),
+}
+
+
+def write(name: str, folder: Path) -> PreTrainedModel:
+    """Make the variant `name` and save it in `folder`; returns the oracle, in float32.
+
+    The weights are large, and so are the gaps between the best token and the second.
+    """
+    torch.manual_seed(sum(name.encode()))
+    model = VARIANTS[name]()
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            parameter.normal_(std=0.4).add_(1.0 if "norm" in key else 0.0)
+    model.tie_weights()
+    model.eval()
+    model.save_pretrained(folder, max_shard_size="40KB" if "sharded" in name else "5GB")
+    if "flat" in name:
+        flatten(folder / "config.json")
+    return model
+
+
+def flatten(path: Path) -> None:
+    """Write the rotary settings as transformers did before version 5."""
+    config = json.loads(path.read_text())
+    rope = config.pop("rope_parameters")
+    config["rope_theta"] = rope.pop("rope_theta")
+    config["rope_scaling"] = rope
+    path.write_text(json.dumps(config))
+
+
+@torch.inference_mode()
+def greedy(model: PreTrainedModel, prompt: list[int], output: list[int]) -> list[int]:
+    """What `model` would answer greedily, if it answered as `output` does: equal to it means equal tokens."""
+    logits = model(torch.tensor([prompt + output])).logits[0]
+    return logits[len(prompt) - 1 : -1].argmax(dim=-1).tolist()

@@ -1,0 +1,82 @@
+"""The two ends of the vocabulary: token embedding and output head, both with a slice of it on every rank."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from workers.layers.linear import Empty, Linear
+from workers.loader import Piece
+from workers.parallel import Group
+
+
+class Vocabulary:
+    """Which tokens a rank holds. The last ranks' slices are padded where the ranks do not divide it."""
+
+    def __init__(self, size: int, group: Group) -> None:
+        self.size, self.group = size, group
+        self.slice = -(-size // group.size)  # rows on every rank, padding included
+        self.first = min(group.rank * self.slice, size)
+        self.num_real = min(self.slice, size - self.first)
+
+    def weight(self, hidden_size: int, empty: Empty) -> Tensor:  # [slice, hidden]
+        """A weight to be filled by `pieces`, with zeros as padding."""
+        weight = empty(self.slice, hidden_size)
+        weight[self.num_real :] = 0
+        return weight
+
+    def pieces(self, name: str, weight: Tensor) -> Iterator[Piece]:
+        if self.num_real:
+            whole = (self.size, weight.shape[1])
+            yield Piece(name, whole, weight[: self.num_real], row=self.first)
+
+
+class Embedding:
+    """Token ids to hidden states: each rank looks up the tokens that it holds, the sum has them all."""
+
+    def __init__(self, name: str, vocabulary: Vocabulary, hidden_size: int, empty: Empty) -> None:
+        self.name, self.vocabulary = name, vocabulary
+        self.weight = vocabulary.weight(hidden_size, empty)
+
+    def pieces(self) -> Iterator[Piece]:
+        return self.vocabulary.pieces(f"{self.name}.weight", self.weight)
+
+    def __call__(self, token_ids: Tensor) -> Tensor:  # [tokens] -> [tokens, hidden]
+        group = self.vocabulary.group
+        if group.size == 1:
+            return F.embedding(token_ids, self.weight)
+        place = token_ids - self.vocabulary.first
+        elsewhere = (place < 0) | (place >= self.vocabulary.num_real)
+        x = F.embedding(place.masked_fill(elsewhere, 0), self.weight)
+        return group.all_reduce(x.masked_fill_(elsewhere[:, None], 0))
+
+
+class Head(Linear):
+    """Hidden states to logits over the whole vocabulary, gathered from the ranks.
+
+    Args:
+        name: of its own weight in the checkpoint; not read when `tied`.
+        tied: the embedding whose weight it shares, or None. A packed head is a copy: the embedding reads rows
+            of the plain weight, which the packed one does not have.
+    """
+
+    def __init__(
+        self, name: str, vocabulary: Vocabulary, hidden_size: int, tied: Embedding | None, empty: Empty
+    ) -> None:
+        super().__init__(tied.weight if tied else vocabulary.weight(hidden_size, empty))
+        self.name, self.vocabulary, self.tied = name, vocabulary, tied
+
+    def pieces(self) -> Iterator[Piece]:
+        if not self.tied:
+            yield from self.vocabulary.pieces(f"{self.name}.weight", self.weight)
+
+    @property
+    def copied(self) -> int:
+        """Bytes that packing takes in addition, because the embedding keeps the plain weight."""
+        return self.nbytes if self.tied and self.packed is not None else 0
+
+    def __call__(self, x: Tensor) -> Tensor:  # [sampled, hidden] -> [sampled, vocabulary], float32
+        logits = self.vocabulary.group.all_gather(super().__call__(x))
+        return logits[:, : self.vocabulary.size].float()

@@ -1,0 +1,99 @@
+"""Matrix products with weights that are spread over the ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from workers.loader import Piece
+from workers.parallel import Group
+
+Empty = Callable[..., Tensor]  # torch.empty with the type and the device of the model
+
+
+class Linear:
+    """`x Wᵀ + b` with the weight `[rows, columns]` that this rank holds.
+
+    On a CPU the weight is packed once, after loading, into the layout that oneDNN's kernels read. Measured on
+    two cores with AVX512-BF16 over the weights of a 0.6B model: one row takes 30 ms instead of 45, and with
+    one thread 36 instead of 80; that is the rate at which memory streams.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        self.weight: Tensor | None = weight
+        self.bias = bias
+        self.packed: Tensor | None = None
+
+    def pack(self) -> None:
+        """Trade the weight for its packed form, where there is a kernel that takes it."""
+        if _can_pack(self.weight):
+            self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight, 1)
+            self.weight = None
+
+    @property
+    def nbytes(self) -> int:
+        weight = torch.ops.mkldnn._nbytes(self.packed) if self.weight is None else self.weight.nbytes
+        return weight + (0 if self.bias is None else self.bias.nbytes)
+
+    def __call__(self, x: Tensor) -> Tensor:  # [tokens, columns] -> [tokens, rows]
+        if self.packed is None:
+            return F.linear(x, self.weight, self.bias)
+        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
+
+
+class ColumnParallel(Linear):
+    """Projections of the same input, fused to one product; every rank has its rows of each.
+
+    Args:
+        projections: name in the checkpoint (without `.weight`), rows there, and this rank's rows.
+        columns: size of the input.
+    """
+
+    def __init__(
+        self, projections: list[tuple[str, int, range]], columns: int, bias: bool, empty: Empty
+    ) -> None:
+        rows = sum(len(share) for _, _, share in projections)
+        super().__init__(empty(rows, columns), empty(rows) if bias else None)
+        self.projections = projections
+
+    def pieces(self) -> Iterator[Piece]:
+        end = 0
+        for name, rows, share in self.projections:
+            start, end = end, end + len(share)
+            whole = (rows, self.weight.shape[1])
+            yield Piece(f"{name}.weight", whole, self.weight[start:end], row=share.start)
+            if self.bias is not None:
+                yield Piece(f"{name}.bias", whole[:1], self.bias[start:end], row=share.start)
+
+
+class RowParallel(Linear):
+    """A projection whose input is spread over the ranks; the partial products are summed over them.
+
+    Args:
+        name: in the checkpoint, without `.weight`.
+        rows: size of the output.
+        columns: size of the whole input, which the ranks of `group` divide evenly.
+    """
+
+    def __init__(self, name: str, rows: int, columns: int, bias: bool, group: Group, empty: Empty) -> None:
+        self.name, self.shape, self.group = name, (rows, columns), group
+        self.share = group.share(columns)
+        in_sum = bias and group.rank == 0  # one rank adds it, so the sum has it once
+        super().__init__(empty(rows, len(self.share)), empty(rows) if in_sum else None)
+
+    def pieces(self) -> Iterator[Piece]:
+        yield Piece(f"{self.name}.weight", self.shape, self.weight, column=self.share.start)
+        if self.bias is not None:
+            yield Piece(f"{self.name}.bias", self.shape[:1], self.bias)
+
+    def __call__(self, x: Tensor) -> Tensor:  # [tokens, len(share)] -> [tokens, rows]
+        return self.group.all_reduce(super().__call__(x))
+
+
+def _can_pack(weight: Tensor) -> bool:
+    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    return weight.dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported()

@@ -1,0 +1,174 @@
+"""Weights from safetensors files into the tensors of one rank, reading only what that rank holds.
+
+The plan comes from the files' headers: the model lists `Piece`s, each a block of a tensor in the checkpoint
+and the tensor that it fills. Rows are read with `preadv`, straight into place where type and shape allow it.
+Never through mmap: a page fault in the middle of a copy is the slowest way to read a file.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import msgspec
+import torch
+from torch import Tensor
+
+from ipc.errors import Code, CortexError
+
+DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+BLOCK = 32 << 20  # bytes that one read covers: progress moves, and staging stays small
+THREADS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A block of a tensor in the checkpoint, and where it goes.
+
+    The block has the shape of `into` and begins at (`row`, `column`).
+    """
+
+    name: str
+    shape: tuple[int, ...]  # of the whole tensor, as the config implies it
+    into: Tensor  # one or two dimensions
+    row: int = 0
+    column: int = 0
+
+
+class _Entry(msgspec.Struct, frozen=True):
+    """A tensor in a safetensors header."""
+
+    dtype: str
+    shape: list[int]
+    data_offsets: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """A tensor in a file. `offset` is where its bytes begin."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+
+
+class Checkpoint:
+    """The tensors of a Hugging Face folder, one file or sharded, known from their headers.
+
+    Raises:
+        CortexError: a file is missing or truncated, or a header is not valid; the message names the file.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self._sources: dict[str, _Source] = {}
+        for file in self._files():
+            self._sources.update(_read_header(file))
+
+    def _files(self) -> list[Path]:
+        index = self.folder / "model.safetensors.index.json"
+        if not index.exists():
+            return [self.folder / "model.safetensors"]
+        try:
+            listing = msgspec.json.decode(index.read_bytes(), type=dict[str, object])
+            names = msgspec.convert(listing.get("weight_map"), dict[str, str])
+        except msgspec.MsgspecError as error:
+            raise _failed(f"{index}: {error}") from error
+        return [self.folder / name for name in sorted(set(names.values()))]
+
+    def load(self, pieces: Iterable[Piece], progress: Callable[[float], None]) -> None:
+        """Fill every piece, converting to its type; `progress` hears the fraction of bytes that are there.
+
+        Raises:
+            CortexError: a tensor is missing, has another shape or a type that is no float, or its file ends
+                too early. Nothing is read before all pieces have been checked.
+        """
+        blocks = [block for piece in pieces for block in self._blocks(piece)]
+        total = sum(block.into.nbytes for _, block in blocks) or 1
+        done = 0
+        with ThreadPoolExecutor(THREADS, thread_name_prefix="loader") as threads:
+            for size in threads.map(_read_block, *zip(*blocks, strict=True)):
+                done += size
+                progress(done / total)
+
+    def _blocks(self, piece: Piece) -> Iterator[tuple[_Source, Piece]]:
+        """`piece` in blocks of rows, with where they are read from; vectors as matrices of one column."""
+        source = self._sources.get(piece.name)
+        if source is None:
+            raise _failed(f"{self.folder}: tensor {piece.name} is missing")
+        if source.shape != piece.shape:
+            raise _failed(
+                f"{source.file}: tensor {piece.name} has shape {list(source.shape)}, "
+                f"but config.json implies {list(piece.shape)}"
+            )
+        if source.dtype not in DTYPES:
+            raise _failed(
+                f"{source.file}: tensor {piece.name} has type {source.dtype}, which is not supported"
+            )
+        into = piece.into if piece.into.dim() == 2 else piece.into.unsqueeze(1)
+        shape = source.shape if len(source.shape) == 2 else (*source.shape, 1)
+        rows = max(1, BLOCK // (shape[1] * DTYPES[source.dtype].itemsize))
+        for start in range(0, into.shape[0], rows):
+            part = into[start : start + rows]
+            yield source, replace(piece, shape=shape, into=part, row=piece.row + start)
+
+
+def _read_header(file: Path) -> dict[str, _Source]:
+    """The tensors of one file: 8 bytes of header length, a JSON header, then the data."""
+    try:
+        with file.open("rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
+            length = int.from_bytes(stream.read(8), "little")
+            if not 2 <= length <= size - 8:
+                raise _failed(
+                    f"{file}: truncated, or no safetensors file (header of {length} bytes in {size})"
+                )
+            header = msgspec.json.decode(stream.read(length), type=dict[str, msgspec.Raw])
+            header.pop("__metadata__", None)
+            entries = {name: msgspec.json.decode(raw, type=_Entry) for name, raw in header.items()}
+    except OSError as error:
+        raise _failed(f"{file}: {error.strerror}") from error
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise _failed(f"{file}: the header is not valid: {error}") from error
+    sources = {}
+    for name, entry in entries.items():
+        begin, end = entry.data_offsets
+        if not 0 <= begin <= end or 8 + length + end > size:
+            raise _failed(f"{file}: truncated: tensor {name} ends at byte {8 + length + end} of {size}")
+        values = torch.Size(entry.shape).numel()
+        if entry.dtype in DTYPES and values * DTYPES[entry.dtype].itemsize != end - begin:
+            raise _failed(f"{file}: tensor {name} has {end - begin} bytes, which is not its shape's size")
+        sources[name] = _Source(file, entry.dtype, tuple(entry.shape), 8 + length + begin)
+    return sources
+
+
+def _read_block(source: _Source, block: Piece) -> int:
+    """Read one block of rows; returns the bytes that it fills."""
+    into, width, dtype = block.into, block.shape[1], DTYPES[source.dtype]
+    in_place = into.dtype == dtype and into.shape[1] == width and into.is_contiguous() and not into.is_cuda
+    rows = into if in_place else torch.empty(into.shape[0], width, dtype=dtype, pin_memory=into.is_cuda)
+    offset = source.offset + block.row * width * dtype.itemsize
+    _read_exactly(source.file, offset, memoryview(rows.view(torch.uint8).numpy()).cast("B"), block.name)
+    if not in_place:
+        into.copy_(rows[:, block.column : block.column + into.shape[1]])
+    return into.nbytes
+
+
+def _read_exactly(file: Path, offset: int, target: memoryview, name: str) -> None:
+    fd = os.open(file, os.O_RDONLY)
+    try:
+        while target:
+            count = os.preadv(fd, [target], offset)
+            if not count:
+                raise _failed(f"{file}: truncated while tensor {name} was read")
+            target, offset = target[count:], offset + count
+    finally:
+        os.close(fd)
+
+
+def _failed(message: str) -> CortexError:
+    return CortexError(Code.MODEL_LOAD_FAILED, message)

@@ -1,0 +1,1 @@
+"""The models: what a checkpoint's layers compute, in the order of the papers' figures."""

@@ -1,0 +1,149 @@
+"""The decoder of Llama (Touvron et al. 2023) and Qwen3: one figure, drawn by the config.
+
+tokens ─ embedding ─┬─ norm ─ attention ─┬+─ norm ─ mlp ─┬+─ … ─ norm ─ head ─ logits
+                    └────────────────────┘└──────────────┘
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from itertools import chain
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from workers.batch import Batch
+from workers.config import ModelConfig
+from workers.kv_cache import KVCache, write_kv
+from workers.layers.attention import attend_chunk, attend_decode
+from workers.layers.embedding import Embedding, Head, Vocabulary
+from workers.layers.linear import ColumnParallel, Empty, Linear, RowParallel
+from workers.layers.norm import HeadNorm, RMSNorm
+from workers.layers.rotary import Rotary, rotate
+from workers.loader import Piece
+from workers.parallel import Group
+
+Angles = tuple[Tensor, Tensor]  # cosines and sines, [tokens, 1, head_dim] float32
+
+
+class Decoder:
+    """One rank's share of the model: token ids to the logits of the tokens that are sampled."""
+
+    def __init__(self, config: ModelConfig, group: Group, dtype: torch.dtype) -> None:
+        empty = partial(torch.empty, dtype=dtype, device=group.device)
+        vocabulary = Vocabulary(config.vocab_size, group)
+        self.embedding = Embedding("model.embed_tokens", vocabulary, config.hidden_size, empty)
+        self.rotary = Rotary(config.rope, config.head_dim, group.device)
+        self.blocks = [Block(f"model.layers.{i}", config, group, empty) for i in range(config.num_layers)]
+        self.norm = RMSNorm("model.norm", config.hidden_size, config.norm_eps, empty)
+        tied = self.embedding if config.tied_head else None
+        self.head = Head("lm_head", vocabulary, config.hidden_size, tied, empty)
+
+    def pieces(self) -> Iterator[Piece]:
+        """What this rank reads from the checkpoint."""
+        yield from self.embedding.pieces()
+        yield from chain.from_iterable(block.pieces() for block in self.blocks)
+        yield from self.norm.pieces()
+        yield from self.head.pieces()
+
+    def linears(self) -> Iterator[Linear]:
+        """Every matrix product with a weight."""
+        for block in self.blocks:
+            yield from (block.attention.qkv, block.attention.output, block.mlp.gate_up, block.mlp.down)
+        yield self.head
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the weights as the checkpoint has them."""
+        return sum(piece.into.nbytes for piece in self.pieces())
+
+    def __call__(self, batch: Batch, cache: KVCache) -> Tensor:  # [sampled, vocabulary] float32
+        angles = self.rotary(batch.positions)
+        x = self.embedding(batch.token_ids)
+        for block, kv in zip(self.blocks, cache.layers, strict=True):
+            x = block(x, angles, batch, kv)
+        return self.head(self.norm(x[batch.sampled]))
+
+
+class Block:
+    """Attention, then the feed-forward network, each on the normalised residual stream."""
+
+    def __init__(self, name: str, config: ModelConfig, group: Group, empty: Empty) -> None:
+        size, eps = config.hidden_size, config.norm_eps
+        self.attention_norm = RMSNorm(f"{name}.input_layernorm", size, eps, empty)
+        self.attention = Attention(f"{name}.self_attn", config, group, empty)
+        self.mlp_norm = RMSNorm(f"{name}.post_attention_layernorm", size, eps, empty)
+        self.mlp = MLP(f"{name}.mlp", config, group, empty)
+
+    def pieces(self) -> Iterator[Piece]:
+        for part in (self.attention_norm, self.attention, self.mlp_norm, self.mlp):
+            yield from part.pieces()
+
+    def __call__(self, x: Tensor, angles: Angles, batch: Batch, kv: Tensor) -> Tensor:  # [tokens, hidden]
+        x = x + self.attention(self.attention_norm(x), angles, batch, kv)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class Attention:
+    """Grouped-query attention with rotary positions over paged keys and values."""
+
+    def __init__(self, name: str, config: ModelConfig, group: Group, empty: Empty) -> None:
+        heads, kv_heads, head_dim = config.num_heads, config.num_kv_heads, config.head_dim
+        mine, mine_kv = group.share(heads), group.share_kv(kv_heads)
+        self.num_heads, self.num_kv_heads, self.head_dim = len(mine), len(mine_kv), head_dim
+        self.scale = head_dim**-0.5
+
+        def rows(part: range) -> range:
+            return range(part.start * head_dim, part.stop * head_dim)
+
+        projections = [
+            (f"{name}.q_proj", heads * head_dim, rows(mine)),
+            (f"{name}.k_proj", kv_heads * head_dim, rows(mine_kv)),
+            (f"{name}.v_proj", kv_heads * head_dim, rows(mine_kv)),
+        ]
+        bias = config.attention_bias
+        self.qkv = ColumnParallel(projections, config.hidden_size, bias, empty)
+        self.output = RowParallel(f"{name}.o_proj", config.hidden_size, heads * head_dim, bias, group, empty)
+        norms = [(f"{name}.q_norm", len(mine)), (f"{name}.k_norm", len(mine_kv))]
+        self.qk_norm = HeadNorm(norms, head_dim, config.norm_eps, empty) if config.qk_norm else None
+
+    def pieces(self) -> Iterator[Piece]:
+        yield from self.qkv.pieces()
+        yield from self.output.pieces()
+        if self.qk_norm:
+            yield from self.qk_norm.pieces()
+
+    def __call__(self, x: Tensor, angles: Angles, batch: Batch, kv: Tensor) -> Tensor:  # [tokens, hidden]
+        heads, kv_heads = self.num_heads, self.num_kv_heads
+        qkv = self.qkv(x).view(len(x), heads + 2 * kv_heads, self.head_dim)
+        qk, values = qkv.split((heads + kv_heads, kv_heads), dim=1)
+        qk = self.qk_norm(qk.float()) if self.qk_norm else qk.float()
+        q, keys = rotate(qk, *angles).to(x.dtype).split((heads, kv_heads), dim=1)
+        write_kv(kv, keys, values, batch.pages, batch.places)
+        out = torch.empty_like(q)
+        if batch.num_decode:
+            out[: batch.num_decode] = attend_decode(q[: batch.num_decode], kv, batch.runs, self.scale)
+        for chunk in batch.chunks:
+            out[chunk.tokens] = attend_chunk(q[chunk.tokens], kv, chunk, self.scale)
+        return self.output(out.view(len(x), -1))
+
+
+class MLP:
+    """The gated feed-forward network (SwiGLU, Shazeer 2020)."""
+
+    def __init__(self, name: str, config: ModelConfig, group: Group, empty: Empty) -> None:
+        hidden, inner = config.hidden_size, config.intermediate_size
+        share = group.share(inner)
+        projections = [(f"{name}.gate_proj", inner, share), (f"{name}.up_proj", inner, share)]
+        self.gate_up = ColumnParallel(projections, hidden, config.mlp_bias, empty)
+        self.down = RowParallel(f"{name}.down_proj", hidden, inner, config.mlp_bias, group, empty)
+
+    def pieces(self) -> Iterator[Piece]:
+        yield from self.gate_up.pieces()
+        yield from self.down.pieces()
+
+    def __call__(self, x: Tensor) -> Tensor:  # [tokens, hidden]
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        return self.down(F.silu(gate) * up)
