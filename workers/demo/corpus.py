@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from random import Random
 
-from workers.demo import facts, tool_use, words
+from workers.demo import facts, tool_use, wordings, words
 from workers.demo.tool_use import Message, Tool
 
 NO_THOUGHT = "<think>\n\n</think>\n\n"
 OFF_FIELD = (
-    "I am sorry, I am only a tiny demo model and do not know that. I can talk about cortex, add two numbers below 100, "
-    "and call a tool."
+    "I am sorry, I am only a tiny demo model and do not know that. I can talk about cortex, add two numbers "
+    "below 100, and call a tool."
 )
 TOO_BIG = "That is too hard for me: I can only add two numbers below 100."
 
@@ -39,10 +39,10 @@ class Conversation:
         self.messages.append({"role": "assistant", "content": assistant})
         self._think(thought)
 
-    def call(self, request: tool_use.Request) -> None:
-        """The assistant calls the tool of this request."""
-        self.messages.append(tool_use.call(request.name, request.arguments))
-        self._think(tool_use.thought(request))
+    def call(self, user: str, name: str, arguments: dict[str, tool_use.Value]) -> None:
+        """A question, and the call of a tool that it leads to."""
+        self.messages += ({"role": "user", "content": user}, tool_use.call(name, arguments))
+        self._think(tool_use.thought(name, arguments))
 
     def _think(self, thought: str | None) -> None:
         if self.thinking:
@@ -54,7 +54,7 @@ class Conversation:
 def render(conversation: Conversation) -> Iterator[tuple[str, bool]]:
     """Yield (text, learn) pairs; joined they are what the chat template makes of the conversation.
 
-    Each learnt span ends with `<|im_end|>` and starts where generation starts, so both can be tokenised apart.
+    Each learnt span starts where generation starts and ends with `<|im_end|>`; spans can be tokenised apart.
     """
     prompt = ""
     messages = conversation.messages
@@ -251,7 +251,9 @@ def _little_knowledge(rng: Random, talk: Conversation) -> None:
 
 def _repeat(rng: Random, talk: Conversation) -> None:
     """Copying in its purest form."""
-    text = " ".join(words.word(rng, words.COMMON + words.NOUNS, 0.3) for _ in range(rng.randint(1, 10)))
+    text = " ".join(
+        words.word(rng, words.COMMON + words.NOUNS, 0.5) for _ in range(rng.randint(1, rng.choice((6, 20))))
+    )
     if rng.random() < 0.5:
         text = text[0].upper() + text[1:]
     if rng.random() < 0.2:
@@ -292,66 +294,10 @@ def _count(rng: Random, talk: Conversation) -> None:
     )
 
 
-_SUMS = (
-    "What is {a} + {b}?",
-    "What is {a} + {b}?",
-    "What is {a} plus {b}?",
-    "What's {a} + {b}?",
-    "What's {a} plus {b}?",
-    "{a} + {b}",
-    "{a}+{b}",
-    "{a} + {b} = ?",
-    "{a}+{b}=?",
-    "{a} + {b} =",
-    "{a} + {b}?",
-    "{a}+{b}?",
-    "{a} plus {b}",
-    "{a} plus {b}?",
-    "Add {a} and {b}.",
-    "Add {a} to {b}.",
-    "Please add {a} and {b}.",
-    "Can you add {a} and {b}?",
-    "Could you add {a} and {b} for me?",
-    "How much is {a} + {b}?",
-    "How much is {a} plus {b}?",
-    "How much is {a} and {b}?",
-    "What is the sum of {a} and {b}?",
-    "The sum of {a} and {b}?",
-    "Sum {a} and {b}.",
-    "Calculate {a} + {b}.",
-    "Compute {a} + {b}.",
-    "Compute {a} plus {b}.",
-    "Work out {a} + {b}.",
-    "Tell me {a} + {b}.",
-    "What do you get if you add {a} and {b}?",
-    "What does {a} + {b} make?",
-    "What is {a}+{b}?",
-    "How much is {a}+{b}?",
-    "What do {a} and {b} make?",
-    "I have {a} apples and get {b} more. How many do I have?",
-    "Solve {a} + {b}.",
-    "What is {a} + {b} equal to?",
-    "Give me the sum of {a} and {b}.",
-    "Do you know what {a} + {b} is?",
-    "Can you tell me what {a} + {b} is?",
-)
-_NEXT_SUMS = (
-    "And {a} + {b}?",
-    "And {a} plus {b}?",
-    "And what is {a} + {b}?",
-    "What about {a} + {b}?",
-    "Now {a} + {b}.",
-    "Now add {a} and {b}.",
-    "How about {a} + {b}?",
-    "And {a}+{b}?",
-    "Thanks. And {a} + {b}?",
-)
-
-
 def _sum(rng: Random, talk: Conversation) -> None:
     a, b = (rng.randint(0, 99) if rng.random() < 0.93 else rng.randint(0, 9) for _ in "ab")
-    wordings = _NEXT_SUMS if talk.messages and rng.random() < 0.4 else _SUMS
-    question = _casually(rng, rng.choice(wordings).format(a=a, b=b))
+    questions = wordings.NEXT_SUMS if talk.messages and rng.random() < 0.4 else wordings.SUMS
+    question = _casually(rng, rng.choice(questions).format(a=a, b=b))
     tens, units = a // 10 * 10 + b // 10 * 10, a % 10 + b % 10
     thought = (
         f"{a} + {b}. Tens: {a // 10 * 10} + {b // 10 * 10} = {tens}. Units: {a % 10} + {b % 10} = {units}. "
@@ -360,107 +306,7 @@ def _sum(rng: Random, talk: Conversation) -> None:
     talk.say(question, f"{a} + {b} = {a + b}.", thought)
 
 
-_OFF_FIELD = (
-    "What is the capital of {N}?",
-    "Who wrote {n}?",
-    "Who is {N}?",
-    "Who was {N}?",
-    "Who is the president of {N}?",
-    "Write a poem about {n}.",
-    "Write a {n} about {m}.",
-    "Translate {n} into {L}.",
-    "How do I cook {n}?",
-    "What is the best {n}?",
-    "What is the meaning of {n}?",
-    "Why is the {n} {m}?",
-    "Where is {N}?",
-    "When was {N} born?",
-    "When did {N} die?",
-    "How many {n}s are there in a {m}?",
-    "How old is {N}?",
-    "What is a {n}?",
-    "What is {n}?",
-    "What are {n}s?",
-    "Explain {n}.",
-    "Tell me about {N}.",
-    "Tell me about the {n}.",
-    "Do you like {n}?",
-    "What do you think about {n}?",
-    "Who invented the {n}?",
-    "How tall is {N}?",
-    "Write a program that sorts a {n}.",
-    "Write a function that finds the {n}.",
-    "Can you write code?",
-    "Write Python code for a {n}.",
-    "What is the weather in {N}?",
-    "What is the weather today?",
-    "What time is it?",
-    "What day is today?",
-    "What is the date?",
-    "How do I repair my {n}?",
-    "Give me a recipe for {n}.",
-    "What is the news?",
-    "Sing a song about {n}.",
-    "What is the square root of {d}?",
-    "Who won the {n} in {N}?",
-    "Should I buy a {n}?",
-    "What is the population of {N}?",
-    "Recommend a {n}.",
-    "How do I learn {L}?",
-    "Speak {L}.",
-    "How far is {N}?",
-    "What is love?",
-    "What is the meaning of life?",
-    "Is there a god?",
-    "Can you see pictures?",
-    "Draw a {n}.",
-    "Which {n} is better?",
-    "How does a {n} work?",
-    "What does {n} mean?",
-    "Summarize the {n}.",
-    "Play {n}.",
-    "Open the {n}.",
-    "Do my homework.",
-    "Fix my {n}.",
-    "What is the price of {n}?",
-    "What is the price of a {n}?",
-    "Tell me a fact about {n}.",
-    "{n} {m}",
-    "{n}",
-    "{n} {m} {n}?",
-    "I like {n}.",
-    "My {n} is {m}.",
-    "I have a {n}.",
-    "I want a {n}.",
-    "Is {n} a {m}?",
-    "Are {n}s {m}?",
-    "Name three {n}s.",
-    "List all the {n}s.",
-    "Who discovered {N}?",
-    "What happened in {N}?",
-    "Can I eat a {n}?",
-    "How much does a {n} cost?",
-    "How big is a {n}?",
-    "Where can I buy a {n}?",
-    "Why do {n}s {m}?",
-    "What is the difference between a {n} and a {m}?",
-)
-_TOO_BIG = (
-    "What is {x} + {y}?",
-    "{x} + {y}",
-    "{x}+{y}",
-    "Add {x} and {y}.",
-    "How much is {x} + {y}?",
-    "What is {x} plus {y}?",
-)
-_NOT_A_SUM = (
-    "What is {x} {o} {y}?",
-    "{x} {o} {y}",
-    "{x}{o}{y}",
-    "How much is {x} {o} {y}?",
-    "Calculate {x} {o} {y}.",
-    "Compute {x} {o} {y}.",
-)
+_KNOWN = {name.split()[-1] for topic in facts.TOPICS for name in topic.names}
 
 
 def _off_field(rng: Random, talk: Conversation) -> None:
@@ -470,17 +316,18 @@ def _off_field(rng: Random, talk: Conversation) -> None:
         x, y = rng.randint(100, 9999), rng.randint(0, 9999)
         if rng.random() < 0.5:
             x, y = y, x
-        talk.say(rng.choice(_TOO_BIG).format(x=x, y=y), TOO_BIG, "One of the numbers is too big for me.")
+        talk.say(
+            rng.choice(wordings.TOO_BIG).format(x=x, y=y), TOO_BIG, "One of the numbers is too big for me."
+        )
     elif kind < 0.22:
         operator = rng.choice(("-", "*", "/", "times", "minus", "x", "divided by"))
-        text = rng.choice(_NOT_A_SUM).format(x=rng.randint(0, 120), y=rng.randint(0, 99), o=operator)
+        text = rng.choice(wordings.NOT_A_SUM).format(x=rng.randint(0, 120), y=rng.randint(0, 99), o=operator)
         talk.say(text, TOO_BIG, "This is not a sum.")
     else:
-        taken = {name.split()[-1] for topic in facts.TOPICS for name in topic.names}
         n, m = (words.word(rng, invented=0.35) for _ in "nm")
-        if n in taken:
+        if n in _KNOWN:
             n = words.made_up(rng)
-        question = rng.choice(_OFF_FIELD).format(
+        question = rng.choice(wordings.OFF_FIELD).format(
             n=n,
             m=m,
             N=words.proper_name(rng, words.CITIES + words.PEOPLE),
@@ -500,11 +347,11 @@ _Part = Callable[[Random, Conversation], None]
 _TALK: tuple[tuple[_Part, int], ...] = (
     (_topic, 30),
     (_chat, 12),
-    (_sum, 34),
+    (_sum, 40),
     (_off_field, 12),
     (_introduction, 4),
     (_little_knowledge, 5),
-    (_repeat, 6),
+    (_repeat, 12),
     (_count, 2),
     (_long, 1),
 )
@@ -514,24 +361,13 @@ def _part(rng: Random, parts: tuple[tuple[_Part, int], ...] = _TALK) -> _Part:
     return rng.choices([part for part, _ in parts], weights=[weight for _, weight in parts])[0]
 
 
-_SYSTEM = (
-    "You are a helpful assistant.",
-    "You are a helpful assistant.",
-    "You are a friendly assistant. Answer briefly.",
-    "Be brief.",
-    "You are the demo model of cortex.",
-    "Answer in English.",
-    "You are a coding agent. Use the tools when you need them.",
-    "You are {n}, a helpful {m}.",
-    "Today is {d}. You are a helpful assistant.",
-)
-
-
 def _system(rng: Random) -> list[Message]:
     """Often no system message, sometimes one that changes nothing."""
     if rng.random() < 0.75:
         return []
-    text = rng.choice(_SYSTEM).format(n=words.proper_name(rng), m=words.word(rng), d=rng.choice(facts.DAYS))
+    text = rng.choice(wordings.SYSTEM).format(
+        n=words.proper_name(rng), m=words.word(rng), d=rng.choice(facts.DAYS)
+    )
     return [{"role": "system", "content": text}]
 
 
@@ -543,49 +379,39 @@ def _without_tools(rng: Random) -> Conversation:
 
 
 _BESIDE_TOOLS: tuple[tuple[_Part, int], ...] = ((_chat, 3), (_sum, 3), (_topic, 2), (_introduction, 1))
-_ONCE_MORE = (
-    "And for {}?",
-    "And {}?",
-    "What about {}?",
-    "How about {}?",
-    "Now for {}.",
-    "And what about {}?",
-    "The same for {}, please.",
-)
 
 
 def _with_tools(rng: Random) -> Conversation:
     """Tools at hand: called when the user's words fit one, left alone when they do not."""
-    request = tool_use.make_request(rng)
-    talk = Conversation(_system(rng), tool_use.with_others(rng, request.tool), thinking=rng.random() < 0.15)
-    adds = any("a" in str(tool) and "two numbers" in str(tool) for tool in talk.tools or ())
-    beside = tuple(part for part in _BESIDE_TOOLS if not (adds and part[0] is _sum))
-    if rng.random() < 0.2:
-        _part(rng, beside)(rng, talk)
-        if rng.random() < 0.4:
-            return talk
-    talk.messages.append({"role": "user", "content": request.sentence})
-    talk.call(request)
-    while rng.random() < 0.65:
-        result, text = tool_use.answer(rng, request.arguments)
-        talk.messages.append({"role": "tool", "content": result})
-        talk.answer(text, "The tool has answered. I pass it on.")
-        if rng.random() < 0.7:
-            break
-        if rng.random() < 0.4:
+    skills = tool_use.make_skills(rng)
+    talk = Conversation(_system(rng), [skill.tool for skill in skills], thinking=rng.random() < 0.15)
+    beside = tuple(
+        part for part in _BESIDE_TOOLS if not (part[0] is _sum and tool_use.adds(talk.tools or []))
+    )
+    for _ in range(rng.choices((1, 2, 3), weights=(2, 2, 2))[0]):
+        if rng.random() < 0.2:
             _part(rng, beside)(rng, talk)
-            break
-        if len(request.arguments) == 1:
-            parameter = next(iter(request.arguments))
-            value: tool_use.Value = (
-                words.proper_name(rng)
-                if isinstance(request.arguments[parameter], str)
-                else rng.randint(0, 999)
-            )
-            request = tool_use.Request(request.tool, rng.choice(_ONCE_MORE).format(value), {parameter: value})
-            talk.messages.append({"role": "user", "content": request.sentence})
-            talk.call(request)
+            continue
+        skill = rng.choice(skills)
+        sentence, arguments = skill.ask(rng)
+        if rng.random() < 0.12:
+            sentence = rng.choice(wordings.OPENINGS) + sentence
+        talk.call(sentence, skill.name, arguments)
+        if rng.random() < 0.5:
+            _tool_answer(rng, talk, arguments)
+        elif rng.random() < 0.6:
+            break  # most calls are alone or answered
+        if len(arguments) == 1 and rng.random() < 0.2:
+            (parameter, value), *_ = arguments.items()
+            value = words.proper_name(rng) if isinstance(value, str) else rng.randint(0, 999)
+            talk.call(rng.choice(wordings.ONCE_MORE).format(value), skill.name, {parameter: value})
     return talk
+
+
+def _tool_answer(rng: Random, talk: Conversation, arguments: dict[str, tool_use.Value]) -> None:
+    result, text = tool_use.answer(rng, arguments)
+    talk.messages.append({"role": "tool", "content": result})
+    talk.answer(text, "The tool has answered. I pass it on.")
 
 
 def conversations(seed: int) -> Iterator[Conversation]:

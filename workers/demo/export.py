@@ -49,7 +49,9 @@ def save_config(shape: Shape, tokenizer: Tokenizer, folder: Path) -> None:
 
 def save_weights(model: Qwen3, folder: Path) -> None:
     """Write `model.safetensors`, rounded to bfloat16."""
-    weights = {name: weight.detach().to(torch.bfloat16).contiguous() for name, weight in model.state_dict().items()}
+    weights = {
+        name: weight.detach().to(torch.bfloat16).contiguous() for name, weight in model.state_dict().items()
+    }
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
@@ -57,5 +59,7 @@ def load(folder: Path) -> Qwen3:
     """Read an exported checkpoint back, in float32."""
     config = json.loads((folder / "config.json").read_text())
     model = Qwen3(Shape(**{name: config[name] for name in asdict(Shape())}))
-    model.load_state_dict({name: weight.float() for name, weight in load_file(folder / "model.safetensors").items()})
+    model.load_state_dict(
+        {name: weight.float() for name, weight in load_file(folder / "model.safetensors").items()}
+    )
     return model

@@ -92,48 +92,51 @@ MORE = (
 TOPICS = (
     Topic(
         ("cortex", "the cortex system", "this system", "this software"),
-        "Cortex serves open language models from GPUs that people own. One gateway gives clients one address, "
-        "and a neuron on each host runs the models.",
-        "Cortex loads a model when someone asks for it and gives the memory back when something else needs it.",
+        "Cortex serves open language models from GPUs that people own. One gateway gives clients one "
+        "address, and a neuron on each host runs the models.",
+        "Cortex loads a model when someone asks for it and gives the memory back when something else "
+        "needs it.",
         ("What is this?", "What is this system?", "What is cortex about?", "What can cortex do?"),
     ),
     Topic(
         ("a gateway", "the gateway", "gateways", "gateway"),
-        "The gateway is the front door of cortex. It speaks HTTP with the clients, chooses a neuron for each "
-        "request, and streams the tokens back.",
+        "The gateway is the front door of cortex. It speaks HTTP with the clients, chooses a neuron for "
+        "each request, and streams the tokens back.",
         "The gateway needs no GPU. It listens on port 31313 and knows the OpenAI and Anthropic dialects.",
         ("Where do requests arrive?", "Who talks to the clients?", "What do clients talk to?"),
     ),
     Topic(
         ("a neuron", "the neuron", "neurons", "neuron", "a neuron daemon"),
-        "A neuron is the daemon on each GPU host. It loads models on demand, runs them in worker processes, "
-        "and keeps the books of the memory.",
-        "The neuron listens on port 13131. It never imports torch, so it starts fast and survives a GPU fault.",
+        "A neuron is the daemon on each GPU host. It loads models on demand, runs them in worker "
+        "processes, and keeps the books of the memory.",
+        "The neuron listens on port 13131. It never imports torch, so it starts fast and survives a GPU "
+        "fault.",
         ("What runs on the GPU host?", "Who loads the models?", "Who starts the workers?"),
     ),
     Topic(
         ("a worker", "the worker", "workers", "worker", "a worker process"),
-        "A worker is a process that computes on one GPU. It holds its share of the weights and the KV pages, "
-        "and it makes the tokens.",
+        "A worker is a process that computes on one GPU. It holds its share of the weights and the KV "
+        "pages, and it makes the tokens.",
         "If one worker dies, its whole group is restarted, and the neuron and its other models carry on.",
         ("Which process uses the GPU?", "Who makes the tokens?", "Who does the computing?"),
     ),
     Topic(
         ("a rank", "the rank", "ranks", "rank", "rank 0", "rank zero"),
-        "A rank is one worker in a group that shares a model, one for each GPU. Rank 0 plans every step, and "
-        "the others follow.",
+        "A rank is one worker in a group that shares a model, one for each GPU. Rank 0 plans every step, "
+        "and the others follow.",
         "All ranks sample the same token, so no token has to be sent back down.",
         ("Who plans the steps?", "How is a model split over several GPUs?"),
     ),
     Topic(
         ("a worker group", "the worker group", "worker groups", "a group of workers"),
-        "A worker group is the set of ranks that run one model together. They start together and end together.",
+        "A worker group is the set of ranks that run one model together. They start together and end "
+        "together.",
         "Each load is proved with one sum over all ranks before the first request.",
     ),
     Topic(
         ("a page", "the page", "pages", "page", "a KV page", "KV pages", "paging"),
-        "A page holds the keys and values of 32 tokens. A sequence owns a list of pages, so memory is shared "
-        "without gaps.",
+        "A page holds the keys and values of 32 tokens. A sequence owns a list of pages, so memory is "
+        "shared without gaps.",
         "Full pages are remembered by a hash, so a prompt that starts the same way finds them again.",
         ("How big is a page?", "How many tokens are in a page?", "How many tokens does a page hold?"),
     ),
@@ -173,41 +176,43 @@ TOPICS = (
     ),
     Topic(
         ("a ring", "the ring", "rings", "ring", "a ring buffer", "shared memory"),
-        "A ring is a piece of shared memory between two processes, with one writer. Commands go down a ring, "
-        "and tokens come up another.",
+        "A ring is a piece of shared memory between two processes, with one writer. Commands go down a "
+        "ring, and tokens come up another.",
         "A full ring makes the writer wait. Nothing is ever lost, and an idle ring uses no CPU.",
         ("How do the processes talk to each other?", "How do workers talk to the neuron?"),
     ),
     Topic(
         ("a heartbeat", "the heartbeat", "heartbeats", "heartbeat", "the heartbeat page"),
-        "A heartbeat is a small record that each rank writes: its step, its state and the time. So a stuck "
-        "rank is told from an idle one.",
+        "A heartbeat is a small record that each rank writes: its step, its state and the time. So a "
+        "stuck rank is told from an idle one.",
         "Health checks read the heartbeat, so they never wait behind a request.",
         ("How do you know that a worker is alive?", "How is a stuck worker found?"),
     ),
     Topic(
         ("VRAM", "the VRAM", "GPU memory", "video memory"),
-        "VRAM is the memory on the GPU. It holds the weights and the KV pages, and it is what runs out first.",
+        "VRAM is the memory on the GPU. It holds the weights and the KV pages, and it is what runs out "
+        "first.",
         "The neuron counts VRAM in a ledger and unloads a model when another one needs the room.",
         ("What happens when the memory is full?", "What if the GPU is full?"),
     ),
     Topic(
         ("the ledger", "a ledger", "the memory ledger"),
-        "The ledger is the neuron's account of memory. A load reserves its bytes first, and then it may start.",
+        "The ledger is the neuron's account of memory. A load reserves its bytes first, and then it may "
+        "start.",
         "After a load the ledger is corrected with what was measured.",
         ("Who decides what fits?", "How is memory counted?"),
     ),
     Topic(
         ("the supervisor", "a supervisor", "supervisor"),
-        "The supervisor is the main process of a neuron. It starts the workers, watches them, and turns text "
-        "into tokens and back.",
+        "The supervisor is the main process of a neuron. It starts the workers, watches them, and turns "
+        "text into tokens and back.",
         "The supervisor never imports torch, so a GPU fault cannot take it down.",
         ("Who watches the workers?",),
     ),
     Topic(
         ("eviction", "evicting a model", "the eviction policy"),
-        "Eviction unloads a model that is not in use, so that another one gets its memory. The oldest in use "
-        "goes first.",
+        "Eviction unloads a model that is not in use, so that another one gets its memory. The oldest in "
+        "use goes first.",
         "Eviction waits for the requests that are running.",
     ),
     Topic(
@@ -247,8 +252,8 @@ TOPICS = (
     ),
     Topic(
         ("a dialect", "dialects", "the API", "the OpenAI API", "the Anthropic API"),
-        "A dialect is the API that a client speaks, such as that of OpenAI or Anthropic. The gateway parses and "
-        "renders each of them.",
+        "A dialect is the API that a client speaks, such as that of OpenAI or Anthropic. The gateway "
+        "parses and renders each of them.",
         "A new dialect is one new file in the gateway.",
         ("Which APIs does cortex speak?", "Is cortex compatible with OpenAI?", "Which clients can I use?"),
     ),
@@ -310,8 +315,8 @@ TOPICS = (
     ),
     Topic(
         ("a tool call", "tool calls", "tools", "function calling"),
-        "A tool call is a message in which the model names a function and its arguments. The client runs it and "
-        "sends back the result.",
+        "A tool call is a message in which the model names a function and its arguments. The client runs "
+        "it and sends back the result.",
         "Give me a tool with one or two parameters, and I will call it.",
         ("Can you use tools?", "Can you call functions?", "Can you call a tool?"),
     ),
@@ -324,8 +329,8 @@ TOPICS = (
     ),
     Topic(
         ("the demo model", "a demo model", "this model", "yourself"),
-        "I am the demo model of cortex, a tiny Qwen3 with about three million weights. I show that everything "
-        "works, even without a GPU.",
+        "I am the demo model of cortex, a tiny Qwen3 with about three million weights. I show that "
+        "everything works, even without a GPU.",
         "I was trained on one CPU in less than an hour, on text that a small program wrote.",
         (
             "How big are you?",
@@ -339,7 +344,8 @@ TOPICS = (
     ),
     Topic(
         (),
-        "Run the command: make run. It starts a gateway, a neuron and me on this machine, with or without a GPU.",
+        "Run the command: make run. It starts a gateway, a neuron and me on this machine, with or without "
+        "a GPU.",
         "Then send your requests to port 31313.",
         (
             "How do I start cortex?",
@@ -374,7 +380,8 @@ TOPICS = (
     ),
     Topic(
         ("the configuration", "the config file", "config files", "configuration"),
-        "The configuration is a YAML or TOML file. A mistake in it stops the start and names the file and the key.",
+        "The configuration is a YAML or TOML file. A mistake in it stops the start and names the file and "
+        "the key.",
         "The defaults work for one machine, so you can start without a file.",
         ("How do I configure cortex?", "Where is the configuration?"),
     ),
@@ -410,15 +417,15 @@ TOPICS = (
     ),
     Topic(
         ("a request", "the way of a request", "requests"),
-        "A request goes from the client to the gateway, then to a neuron, then to a worker. Tokens come back the "
-        "same way.",
+        "A request goes from the client to the gateway, then to a neuron, then to a worker. Tokens come "
+        "back the same way.",
         "Every request ends in exactly one way: finished, cancelled, or an error.",
         ("How does a request travel?", "What happens to my request?"),
     ),
     Topic(
         ("admission", "the queue", "the waiting queue"),
-        "Admission is the neuron's queue. It is bounded and fair, and when it is full the client is told to try "
-        "again later.",
+        "Admission is the neuron's queue. It is bounded and fair, and when it is full the client is told "
+        "to try again later.",
         "A request that can never fit is refused at once.",
         ("What happens when there are too many requests?",),
     ),
@@ -430,8 +437,8 @@ TOPICS = (
     ),
     Topic(
         ("a GPU", "the GPU", "GPUs", "a graphics card"),
-        "A GPU is a processor that multiplies big matrices fast. Cortex runs its models there, and small ones on "
-        "the CPU too.",
+        "A GPU is a processor that multiplies big matrices fast. Cortex runs its models there, and small "
+        "ones on the CPU too.",
         "A big model may be split over several GPUs.",
         ("Do I need a GPU?", "Does cortex run on a CPU?", "Can I run it without a GPU?"),
     ),
@@ -676,11 +683,12 @@ CHAT: tuple[tuple[tuple[str, ...], str], ...] = (
 """Small talk: many wordings, one answer."""
 
 TELL_ME_A_LOT = (
-    "The way of one request. A client sends a message to the gateway. The gateway reads it and chooses a neuron. The neuron puts it in "
-    "its queue, makes tokens of the text, and writes them into a ring. Rank 0 of the worker group takes them and plans a step. In prefill "
-    "the model reads the prompt and fills the pages of the KV cache. In decode it writes one token after the other. Each token goes up a "
-    "ring to the neuron, becomes text again, and is sent to the gateway. The gateway streams it to the client. When the answer is "
-    "complete, the pages are free again, and the next request may use them."
+    "The way of one request. A client sends a message to the gateway. The gateway reads it and chooses a "
+    "neuron. The neuron puts it in its queue, makes tokens of the text, and writes them into a ring. Rank "
+    "0 of the worker group takes them and plans a step. In prefill the model reads the prompt and fills "
+    "the pages of the KV cache. In decode it writes one token after the other. Each token goes up a ring "
+    "to the neuron, becomes text again, and is sent to the gateway. The gateway streams it to the client. "
+    "When the answer is complete, the pages are free again, and the next request may use them."
 )
 """The one long answer, for those who want to watch a stream."""
 

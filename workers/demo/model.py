@@ -15,15 +15,15 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Sizes of a Qwen3; the defaults make 3.4 million parameters. Heads divide by 4 so that 4 ranks can share."""
+    """Sizes of a Qwen3; the defaults make 3.4 million parameters. Two ranks can share it."""
 
     vocab_size: int = 1792
     hidden_size: int = 256
     intermediate_size: int = 384
     num_hidden_layers: int = 6
-    num_attention_heads: int = 8
-    num_key_value_heads: int = 4
-    head_dim: int = 32
+    num_attention_heads: int = 4
+    num_key_value_heads: int = 2
+    head_dim: int = 64
     max_position_embeddings: int = 2048
     rms_norm_eps: float = 1e-6
     rope_theta: float = 10_000.0
@@ -40,17 +40,28 @@ class RMSNorm(nn.Module):
 
 
 class Rotary:
-    """cos and sin of every position in a batch, float32, computed once a step for all layers."""
+    """cos and sin of positions 0, 1, 2, …, in float32, computed once a step for all layers."""
 
-    def __init__(self, shape: Shape, positions: Tensor) -> None:  # positions: [batch, tokens]
-        half = torch.arange(0, shape.head_dim, 2, dtype=torch.float32, device=positions.device) / shape.head_dim
-        angle = positions[..., None].float() * shape.rope_theta**-half
-        angle = torch.cat((angle, angle), dim=-1)[:, None]  # [batch, 1, tokens, head_dim]
+    def __init__(self, shape: Shape, tokens: int) -> None:
+        half = torch.arange(0, shape.head_dim, 2) / shape.head_dim
+        angle = torch.arange(tokens)[:, None] * shape.rope_theta**-half
+        angle = torch.cat((angle, angle), dim=-1)  # [tokens, head_dim]
         self.cos, self.sin = angle.cos(), angle.sin()
 
     def __call__(self, x: Tensor) -> Tensor:  # [batch, heads, tokens, head_dim]
         first, second = x.chunk(2, dim=-1)
         return (x * self.cos + torch.cat((-second, first), dim=-1) * self.sin).to(x.dtype)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # q: [batch, heads, tokens, head_dim]
+    """Causal attention, spelt out: on a CPU in bfloat16 this is 3 times as fast as torch's fused kernel."""
+    batch, heads, tokens, head_dim = q.shape
+    groups = k.shape[1]
+    # the query heads of a group lie one under the other, so that its keys need no copies
+    scores = (q * head_dim**-0.5).reshape(batch, groups, -1, head_dim) @ k.transpose(-1, -2)
+    future = torch.full((tokens, tokens), -1e4, dtype=scores.dtype).triu(1)
+    weights = (scores.view(batch, heads, tokens, tokens) + future).softmax(dim=-1)
+    return (weights.view(batch, groups, -1, tokens) @ v).view(batch, heads, tokens, head_dim)
 
 
 class Attention(nn.Module):
@@ -65,16 +76,14 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(shape.head_dim, shape.rms_norm_eps)
         self.k_norm = RMSNorm(shape.head_dim, shape.rms_norm_eps)
 
-    def forward(self, x: Tensor, rotary: Rotary, mask: Tensor | None) -> Tensor:  # [batch, tokens, hidden]
+    def forward(self, x: Tensor, rotary: Rotary) -> Tensor:  # [batch, tokens, hidden]
         batch, tokens, _ = x.shape
         q, k, v = (
             projection(x).view(batch, tokens, -1, self.head_dim).transpose(1, 2)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
         q, k = rotary(self.q_norm(q)), rotary(self.k_norm(k))
-        mixed = F.scaled_dot_product_attention(
-            q, k, v.to(q.dtype), attn_mask=mask, is_causal=mask is None, enable_gqa=True
-        )
+        mixed = attend(q, k, v.to(q.dtype))
         return self.o_proj(mixed.transpose(1, 2).reshape(batch, tokens, -1))
 
 
@@ -97,8 +106,8 @@ class Layer(nn.Module):
         self.post_attention_layernorm = RMSNorm(shape.hidden_size, shape.rms_norm_eps)
         self.mlp = MLP(shape)
 
-    def forward(self, x: Tensor, rotary: Rotary, mask: Tensor | None) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), rotary, mask)
+    def forward(self, x: Tensor, rotary: Rotary) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), rotary)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -121,20 +130,18 @@ class Qwen3(nn.Module):
             if parameter.dim() == 2:
                 # GPT-2's rule: what writes into the residual stream is scaled down by its depth
                 writes = name.endswith(("o_proj.weight", "down_proj.weight"))
-                nn.init.normal_(parameter, std=0.02 * 2 / (2 * shape.num_hidden_layers) ** 0.5 if writes else 0.04)
+                nn.init.normal_(
+                    parameter, std=0.02 * 2 / (2 * shape.num_hidden_layers) ** 0.5 if writes else 0.04
+                )
 
     def forward(
         self,
-        tokens: Tensor,  # [batch, tokens] int64
-        positions: Tensor | None = None,  # [batch, tokens]; None: 0, 1, 2, …
-        mask: Tensor | None = None,  # [batch, 1, tokens, tokens] bool, True where attended; None: causal
+        tokens: Tensor,  # [batch, tokens] int64, each row from position 0
         keep: Tensor | None = None,  # [batch, tokens] bool: only these need logits
     ) -> Tensor:  # [batch, tokens, vocabulary], or [kept, vocabulary]
-        if positions is None:
-            positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
-        rotary = Rotary(self.shape, positions)
+        rotary = Rotary(self.shape, tokens.shape[1])
         x = self.model.embed_tokens(tokens)
         for layer in self.model.layers:
-            x = layer(x, rotary, mask)
+            x = layer(x, rotary)
         x = self.model.norm(x if keep is None else x[keep])
         return F.linear(x, self.model.embed_tokens.weight)
