@@ -30,11 +30,8 @@ class TextTokenizer:
         # Files may carry the limits of the training run; cutting a prompt is not for the tokenizer to do.
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
-        added = self.tokenizer.get_added_tokens_decoder()
-        self.hidden = frozenset(
-            token_id for token_id, token in added.items() if token.special and token.content not in shown
-        )
         self.vocabulary_size = vocabulary_size
+        self.hidden = hidden_ids(self.tokenizer, vocabulary_size, shown)
         self._may_overrun = self.tokenizer.get_vocab_size() > vocabulary_size
 
     def encode(self, text: str, special: bool) -> list[int]:
@@ -56,3 +53,17 @@ class TextTokenizer:
                 f"the text has the token {max(ids)}, and the model has only {self.vocabulary_size}",
             )
         return ids
+
+
+def hidden_ids(tokenizer: Tokenizer, vocabulary_size: int, shown: tuple[str, ...] = ()) -> frozenset[int]:
+    """Ids that are no text: special tokens but those in `shown`, and ids that pad the model's vocabulary."""
+    special = {
+        token_id
+        for token_id, token in tokenizer.get_added_tokens_decoder().items()
+        if token.special and token.content not in shown
+    }
+    return frozenset(
+        special.union(range(vocabulary_size)).difference(
+            token_id for token_id in tokenizer.get_vocab().values() if token_id not in special
+        )
+    )

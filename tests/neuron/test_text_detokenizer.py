@@ -1,0 +1,90 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from neuron.text.detokenizer import Detokenizer
+from neuron.text.tokenizer import hidden_ids
+from tests.neuron.folders import byte_fallback, byte_level, metaspace
+
+BYTE_LEVEL, METASPACE, BYTE_FALLBACK = byte_level(), metaspace(), byte_fallback()
+ALL = [BYTE_LEVEL, METASPACE, BYTE_FALLBACK]
+PADDING = 4  # ids that the model has and the tokenizer does not
+TEXT = st.text() | st.text("aé你😀👩‍🇩 \n")
+
+
+def stream(tokenizer, chunks, after=()):
+    detokenizer = Detokenizer(tokenizer, hidden_ids(tokenizer, tokenizer.get_vocab_size() + PADDING), after)
+    return [detokenizer.push(chunk) for chunk in chunks] + [detokenizer.finish()]
+
+
+def chunked(draw, ids):
+    marks = sorted(draw(st.lists(st.integers(0, len(ids)), max_size=8)))
+    return [ids[a:b] for a, b in zip([0, *marks], [*marks, len(ids)], strict=True)]
+
+
+@pytest.mark.parametrize("tokenizer", [BYTE_LEVEL, METASPACE], ids=["byte_level", "metaspace"])
+@given(data=st.data())
+def test_the_pieces_of_any_ids_are_the_whole(tokenizer, data):
+    ids = data.draw(st.lists(st.integers(0, tokenizer.get_vocab_size() + PADDING - 1), max_size=40))
+    pieces = stream(tokenizer, chunked(data.draw, ids))
+    assert "".join(pieces) == tokenizer.decode(ids, skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("tokenizer", ALL, ids=["byte_level", "metaspace", "byte_fallback"])
+@given(text=TEXT)
+def test_the_pieces_of_any_text_are_the_whole_token_by_token(tokenizer, text):
+    ids = tokenizer.encode(text).ids
+    assert "".join(stream(tokenizer, [[token] for token in ids])) == tokenizer.decode(ids)
+
+
+@pytest.mark.parametrize("tokenizer", [BYTE_LEVEL, BYTE_FALLBACK], ids=["byte_level", "byte_fallback"])
+@given(text=TEXT.filter(lambda text: "\ufffd" not in text))
+def test_no_piece_ever_holds_a_part_of_a_character(tokenizer, text):
+    pieces = stream(tokenizer, [[token] for token in tokenizer.encode(text).ids])
+    assert not any("\ufffd" in piece for piece in pieces)
+
+
+@given(st.lists(st.integers(0, BYTE_FALLBACK.get_vocab_size() - 1), max_size=40))
+def test_bytes_that_are_no_characters_break_nothing(ids):
+    pieces = stream(BYTE_FALLBACK, [[token] for token in ids])
+    assert all(isinstance(piece, str) for piece in pieces)
+
+
+def test_a_character_of_several_tokens_comes_once_and_whole():
+    ids = BYTE_FALLBACK.encode("h😀").ids
+    assert stream(BYTE_FALLBACK, [[token] for token in ids]) == ["h", "", "", "", "😀", ""]
+
+
+def test_special_tokens_are_no_text():
+    (end,) = BYTE_LEVEL.encode("<|end|>").ids
+    ids = [end, *BYTE_LEVEL.encode("dog").ids, end]
+    assert "".join(stream(BYTE_LEVEL, [[token] for token in ids])) == "dog"
+
+
+def test_an_answer_that_continues_a_text_keeps_its_leading_space():
+    prompt, answer = METASPACE.encode("The quick").ids, METASPACE.encode("dog").ids
+    tokens = [[token] for token in answer]
+    assert "".join(stream(METASPACE, tokens)) == "dog"
+    assert "".join(stream(METASPACE, tokens, after=prompt)) == " dog"
+
+
+def test_a_prompt_may_end_in_the_middle_of_a_character():
+    ids = BYTE_FALLBACK.encode("😀h").ids
+    assert "".join(stream(BYTE_FALLBACK, [[token] for token in ids[3:]], after=ids[:3])) == "😀h"
+
+
+def test_what_stays_broken_is_handed_out_before_it_costs_much():
+    broken = BYTE_LEVEL.token_to_id(token_of_a_lone_byte())
+    detokenizer = Detokenizer(BYTE_LEVEL, frozenset())
+    pieces = [detokenizer.push([broken]) for _ in range(1000)]
+    assert max(map(len, pieces)) < 100
+    assert "".join(pieces) + detokenizer.finish() == "\ufffd" * 1000
+
+
+def token_of_a_lone_byte():
+    """A token that is a byte which is no character."""
+    return next(
+        token
+        for token in BYTE_LEVEL.get_vocab()
+        if len(token) == 1 and BYTE_LEVEL.decode([BYTE_LEVEL.token_to_id(token)]) == "\ufffd"
+    )
