@@ -11,8 +11,7 @@ from gateway.exchange import Exchange
 from gateway.fleet import Fleet
 from gateway.resources import body
 from gateway.sse import EventStream
-from ipc.errors import Code, CortexError
-from ipc.messages import Generate
+from ipc.messages import Generate, Started
 
 EXCHANGE = "cortex.exchange"  # in the request's ASGI scope: the account of it
 
@@ -44,8 +43,8 @@ class Generation:
             resp.stream = stream
         else:
             finished = await exchange.whole()
-            if exchange.started is None:
-                raise CortexError(Code.INTERNAL, "the neuron finished a request that it had not started")
+            # Unstreamed, a neuron says `Started` only where the prompt's ids were asked for.
+            started = exchange.started or Started(id=0, prompt_tokens=finished.usage.prompt_tokens)
             resp.content_type = "application/json"
-            resp.data = answer.whole(exchange.started, finished)
+            resp.data = answer.whole(started, finished)
             exchange.ready()
