@@ -26,7 +26,7 @@ from ipc.errors import CortexError
 from ipc.messages import Failed, Hello, Load, Progress
 
 START_SECONDS = 60.0  # for a daemon to answer, on a slow and busy host
-STOP_SECONDS = 4.0  # for the daemons to end themselves; what is left is killed
+STOP_SECONDS = 2.0  # for each daemon to end itself; what is left is killed
 POLL_SECONDS = 0.1
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # before a daemon is started again
 STEADY_SECONDS = 60.0  # one that lived so long had a good start
@@ -211,16 +211,16 @@ class Up:
         )
 
     async def _end_children(self) -> None:
-        running = [child for child in self._children if child.process and child.process.returncode is None]
-        for child in running:
+        """The gateway first, so that it does not complain of a lost neuron."""
+        for child in reversed(self._children):
+            if child.process is None or child.process.returncode is not None:
+                continue
             with suppress(ProcessLookupError):
                 child.process.send_signal(child.goodbye)
-        ends = asyncio.gather(*(child.process.wait() for child in running))
-        with suppress(TimeoutError):
-            await asyncio.wait_for(asyncio.shield(ends), STOP_SECONDS)
-        for child in running:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(child.process.wait(), STOP_SECONDS)
             _kill_group(child)
-        await ends
+            await child.process.wait()
 
 
 def _kill_group(child: Child) -> None:
