@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, decoders
 
 BROKEN = "\ufffd"  # what a decoder makes of bytes that are no character, or not yet
 CONTEXT = 4  # tokens of the prompt that decide whether the answer begins with a space
@@ -16,7 +16,8 @@ class Detokenizer:
 
     A token may hold a part of a character, and what it means may depend on the one before it (the space in
     front of a word). So each step decodes the last piece and the new tokens together, and hands out what
-    that has more than the last piece alone: the work per token does not grow with the answer.
+    that has more than the last piece alone: the work per token does not grow with the answer. Tokens that are
+    plain bytes do without the last piece.
 
     Args:
         tokenizer: any; its decoder decides.
@@ -24,11 +25,12 @@ class Detokenizer:
         after: the prompt, where the answer continues its text.
     """
 
-    __slots__ = ("_hidden", "_read", "_shown", "_tokenizer", "_window")
+    __slots__ = ("_context_free", "_hidden", "_read", "_shown", "_tokenizer", "_window")
 
     def __init__(self, tokenizer: Tokenizer, hidden: Collection[int], after: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
         self._hidden = hidden
+        self._context_free = isinstance(tokenizer.decoder, decoders.ByteLevel)
         self._window = [token for token in after[-CONTEXT:] if token not in hidden]
         self._read = len(self._window)  # tokens in the window that are handed out
         self._shown = len(self._decode().rstrip(BROKEN))  # characters that they make
@@ -43,9 +45,9 @@ class Detokenizer:
         if text.endswith(BROKEN) and len(self._window) - self._read < PATIENCE:
             return ""
         piece = text[self._shown :]
-        del self._window[: self._read]
+        self._window = [] if self._context_free else self._window[self._read :]
         self._read = len(self._window)
-        self._shown = len(self._decode())
+        self._shown = len(self._decode()) if self._window else 0
         return piece
 
     def finish(self) -> str:
