@@ -354,7 +354,6 @@ class ManagedModel:
 
     def _on_ready(self) -> None:
         self._ready_at = time.monotonic()
-        self.error = None
         self._progress = None
         self._set("ready")
         outcome, self._outcome = self._outcome, None
@@ -368,10 +367,8 @@ class ManagedModel:
         """It cannot be loaded now: everybody who waits is told, and nothing is held."""
         self._group = None
         self._let_go()
-        self.error = error.message
         self._bad_starts += 1
-        log.error("model failed model=%s code=%s reason=%s", self.id, error.code, error)
-        self._set("failed")
+        self._set("failed", error)
         outcome, self._outcome = self._outcome, None
         if outcome is not None:
             outcome.set_exception(error)
@@ -403,7 +400,6 @@ class ManagedModel:
         self._watch_queue()
         steady = time.monotonic() - self._ready_at >= STEADY_SECONDS or self._served_epoch == self._epoch
         self._bad_starts = 0 if steady else self._bad_starts + 1
-        self.error = error.message
         again = [
             generation
             for generation in self._running
@@ -416,7 +412,7 @@ class ManagedModel:
             generation.fail(error)
         self._quiet.set()
         if self.status == "ready":  # else it is being unloaded, which goes on
-            self._set("restarting")
+            self._set("restarting", error)
             self._task = asyncio.create_task(self._restart(error))
 
     async def _restart(self, error: CortexError) -> None:
@@ -458,7 +454,6 @@ class ManagedModel:
             )
         if self.status in ("unloaded", "failed"):
             self._cancel_retry()
-            self.error = None
             self._set("unloaded")
             done = asyncio.get_running_loop().create_future()
             done.set_result(None)
@@ -494,7 +489,6 @@ class ManagedModel:
                 await self._group.stop()
         finally:
             self._group = None
-            self.error = None
             self._let_go()
             self._set("unloaded")
         if self._outcome is not None or len(self._room):
@@ -523,8 +517,14 @@ class ManagedModel:
             self._retry_timer.cancel()
             self._retry_timer = None
 
-    def _set(self, status: ModelStatus) -> None:
-        if status != self.status:
+    def _set(self, status: ModelStatus, error: CortexError | None = None) -> None:
+        """Enter a state; an error is shown until the model is ready or unloaded."""
+        if error is not None:
+            log.error("model %s model=%s epoch=%d reason=%s", status, self.id, self._epoch, error)
+            self.error = error.message
+        elif status != self.status:
             log.info("model %s model=%s epoch=%d", status, self.id, self._epoch)
+        if status in ("ready", "unloaded"):
+            self.error = None
         self.status = status
         self._house.changed()

@@ -63,8 +63,14 @@ class Neuron:
         folder.mkdir(parents=True, exist_ok=True)
         self._log = folder / "neuron.log"
         config_file = folder / "neuron.yaml"
-        keys = {"name": "tested", "listen": "tcp://127.0.0.1:*", "hf_cache": str(folder / "no-cache")}
-        config_file.write_text(json.dumps(keys | {"models": models or []} | config))
+        keys = {
+            "name": "tested",
+            "listen": "tcp://127.0.0.1:*",
+            "hf_cache": str(folder / "no-cache"),
+            "devices": ["cpu"],
+            "models": models or [],
+        }
+        config_file.write_text(json.dumps(keys | config))
         self._command = [sys.executable, "-m", "tests.neuron.harness", str(config_file)]
         self.endpoint = ""
 
@@ -109,8 +115,11 @@ class Neuron:
             return client.ask(Health(id=0), PATIENCE)
 
     def model(self, model_id: str) -> ModelState:
-        """What it says of one model now."""
-        return next(state for state in self.health().models if state.id == model_id)
+        """What it says of one model now; just after its start it has yet to find its models."""
+        return wait_until(
+            lambda: next((state for state in self.health().models if state.id == model_id), None),
+            f"{model_id} to be known",
+        )
 
     def wait_for(self, model_id: str, **facts: Any) -> ModelState:
         """The state of a model, once each of `facts` is true of it, e.g. status="ready"."""

@@ -1,0 +1,156 @@
+"""The process: how it starts, refuses to start, and ends."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from ipc.client import BlockingClient
+from ipc.errors import Code
+from ipc.keys import generate, load_public, load_secret
+from ipc.messages import Delta, Hello, HelloReply
+from tests.neuron.harness import PATIENCE, ROOT, Neuron, chat, is_running, simulated, wait_until
+
+
+def neuron_command(*args, **options):
+    """Run the `neuron` command to its end."""
+    command = [sys.executable, "-m", "neuron", *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, cwd=ROOT, **options)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_with_all_its_workers(tmp_path, number):
+    model = simulated("sim", step_seconds=0.01, settings={"ranks": 2})
+    with Neuron(tmp_path, [model]) as neuron, neuron.client() as client:
+        stream = client.stream(chat("sim", 30_000), PATIENCE)
+        while not isinstance(next(stream), Delta):
+            pass
+        workers = neuron.children()
+        assert len(workers) == 2
+        neuron.process.send_signal(number)
+        failed = list(stream)[-1]
+        assert failed.code == Code.SHUTTING_DOWN
+        assert neuron.process.wait(PATIENCE) == 0
+        assert not any(map(is_running, workers))
+
+
+def test_it_ends_while_a_model_loads(tmp_path):
+    model = simulated("sim", load_seconds=60, settings={"pin": True})
+    with Neuron(tmp_path, [model]) as neuron:
+        [worker] = wait_until(neuron.children, "the worker to start")
+        neuron.process.terminate()
+        assert neuron.process.wait(PATIENCE) == 0
+        assert not is_running(worker)
+        assert "Traceback" not in neuron.log
+
+
+def test_it_ends_when_a_worker_does_not_answer(tmp_path):
+    with Neuron(tmp_path, [simulated("sim", settings={"pin": True})]) as neuron:
+        neuron.wait_for("sim", status="ready")
+        [worker] = neuron.workers("sim")
+        os.kill(worker, signal.SIGSTOP)
+        neuron.process.terminate()
+        assert neuron.process.wait(PATIENCE) == 0
+        assert not is_running(worker)
+
+
+def test_a_port_in_use_is_one_line_and_exit_code_1(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        (tmp_path / "n.yaml").write_text(f"listen: tcp://127.0.0.1:{port}")
+        ended = neuron_command("serve", "--config", tmp_path / "n.yaml")
+    assert ended.returncode == 1
+    [line] = ended.stderr.splitlines()
+    assert f"127.0.0.1:{port}" in line
+    assert "in use" in line
+
+
+def test_off_loopback_without_keys_it_does_not_start(tmp_path):
+    (tmp_path / "n.yaml").write_text("listen: tcp://0.0.0.0:*")
+    ended = neuron_command("serve", "--config", tmp_path / "n.yaml")
+    assert ended.returncode == 1
+    [line] = ended.stderr.splitlines()
+    assert "cortex keygen" in line
+
+
+def test_with_keys_only_known_clients_are_answered(tmp_path):
+    mine, _ = generate(tmp_path, "gateway")
+    theirs, public = generate(tmp_path, "neuron")
+    keys = {"key_file": str(theirs), "allowed_keys": [str(tmp_path / "gateway.key")]}
+    with Neuron(tmp_path, listen="tcp://0.0.0.0:*", **keys) as neuron:
+        endpoint = neuron.endpoint.replace("0.0.0.0", "127.0.0.1")
+        known = {"secret": load_secret(mine), "server_public": load_public(public)}
+        with BlockingClient(endpoint, **known) as client:
+            assert isinstance(client.ask(Hello(id=0), PATIENCE), HelloReply)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("modles: []", "modles"),
+        ("models: [{id: a, ranks: 0}]", "models[0].ranks"),
+        ("devices: [cuda:99]", "cuda:99"),
+        ("models: [", "n.yaml"),
+    ],
+)
+def test_a_bad_configuration_is_one_line_that_names_the_thing(tmp_path, text, words):
+    (tmp_path / "n.yaml").write_text(text)
+    ended = neuron_command("serve", "--config", tmp_path / "n.yaml")
+    assert ended.returncode == 1
+    [line] = ended.stderr.splitlines()
+    assert words in line
+
+
+def test_readiness_is_told_to_the_service_manager(tmp_path, monkeypatch):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(PATIENCE)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        with Neuron(tmp_path) as neuron:
+            assert manager.recv(100) == b"READY=1"
+            neuron.process.terminate()
+            assert manager.recv(100) == b"STOPPING=1"
+
+
+def test_it_dies_with_the_parent_that_it_was_told_of(tmp_path):
+    (tmp_path / "n.yaml").write_text("listen: tcp://127.0.0.1:*")
+    parent = (
+        "import os, subprocess, sys\n"
+        "child = subprocess.Popen([sys.executable, '-m', 'neuron', 'serve', '--config', sys.argv[1],\n"
+        "                          '--die-with-parent', str(os.getpid())], stderr=subprocess.PIPE)\n"
+        "child.stderr.readline()\n"
+        "print(child.pid, flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    command = [sys.executable, "-c", parent, str(tmp_path / "n.yaml")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT) as started:
+        child = int(started.stdout.readline())
+        assert is_running(child)
+        started.kill()
+        wait_until(lambda: not is_running(child), "the neuron to die with its parent")
+
+
+def test_discover_shows_the_cpu(tmp_path):
+    ended = neuron_command("discover", env=os.environ | {"COLUMNS": "160"})
+    assert ended.returncode == 0
+    assert "cpu" in ended.stdout
+
+
+def test_check_says_what_would_fit(tmp_path):
+    config = '{"cpu": {"memory": "8GiB"}, "models": [{"id": "a", "simulated": {"memory": "1GiB"}}]}'
+    (tmp_path / "n.yaml").write_text(config)
+    environment = os.environ | {"COLUMNS": "200", "HF_HUB_CACHE": str(tmp_path)}
+    ended = neuron_command("check", "--config", tmp_path / "n.yaml", env=environment)
+    assert ended.returncode == 0
+    assert "1.0 GiB" in ended.stdout
+
+
+def test_check_ends_with_1_where_a_model_cannot_be_served(tmp_path):
+    (tmp_path / "n.yaml").write_text('{"models": [{"id": "a", "path": "/nonexistent/a"}]}')
+    environment = os.environ | {"COLUMNS": "200", "HF_HUB_CACHE": str(tmp_path)}
+    ended = neuron_command("check", "--config", tmp_path / "n.yaml", env=environment)
+    assert ended.returncode == 1
+    assert "/nonexistent/a" in ended.stdout

@@ -1,0 +1,182 @@
+"""What may go wrong with workers: all clients get typed errors, the next one is served, nothing stays."""
+
+import os
+import signal
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from ipc.errors import Code, CortexError
+from ipc.messages import Delta, Failed, Finished, Load
+from tests.neuron.harness import PATIENCE, Neuron, chat, is_running, simulated, wait_until
+
+ENDLESS = 30_000  # tokens; more than any test waits for
+
+
+def begin(client, model):
+    """A stream that has had its first token."""
+    stream = client.stream(chat(model, ENDLESS), PATIENCE)
+    while not isinstance(next(stream), Delta):
+        pass
+    return stream
+
+
+def assert_next_is_served(client, model):
+    assert isinstance(client.ask(chat(model, 5), PATIENCE), Finished)
+
+
+@pytest.mark.parametrize(("ranks", "victim"), [(1, 0), (2, 0), (2, 1)])
+def test_a_killed_rank_fails_what_runs_at_once_and_is_replaced(tmp_path, ranks, victim):
+    model = simulated("sim", step_seconds=0.005, settings={"ranks": ranks})
+    with Neuron(tmp_path, [model]) as neuron, neuron.client() as one, neuron.client() as two:
+        streams = [begin(one, "sim"), begin(two, "sim")]
+        before = neuron.workers("sim")
+        os.kill(before[victim], signal.SIGKILL)
+        for stream in streams:
+            failed = list(stream)[-1]
+            assert isinstance(failed, Failed)
+            assert failed.code == Code.WORKER_DIED
+            assert f"rank {victim} (pid {before[victim]}" in failed.message
+            assert failed.tokens_sent > 0
+        assert_next_is_served(one, "sim")
+        state = neuron.model("sim")
+        assert (state.status, state.restarts, state.epoch) == ("ready", 1, 2)
+        assert sorted(neuron.children()) == sorted(neuron.workers("sim"))
+        assert not set(before) & set(neuron.children())
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_stopped_rank_is_found_by_the_deadline(tmp_path, victim):
+    model = simulated("sim", step_seconds=0.005, settings={"ranks": 2})
+    with Neuron(tmp_path, [model], step_deadline_seconds=1) as neuron, neuron.client() as client:
+        stream = begin(client, "sim")
+        os.kill(neuron.workers("sim")[victim], signal.SIGSTOP)
+        failed = list(stream)[-1]
+        assert (failed.code, failed.tokens_sent > 0) == (Code.STEP_DEADLINE, True)
+        assert_next_is_served(client, "sim")
+
+
+@pytest.mark.parametrize(
+    ("failure", "code"),
+    [
+        ({"die_at_step": 5}, Code.WORKER_DIED),
+        ({"hang_at_step": 5}, Code.STEP_DEADLINE),
+        ({"error_at_step": 5}, Code.WORKER_DIED),
+    ],
+)
+def test_a_worker_that_fails_at_a_step_is_replaced(tmp_path, failure, code):
+    model = simulated("sim", failure=failure | {"epochs": 1})
+    with Neuron(tmp_path, [model], step_deadline_seconds=0.5) as neuron, neuron.client() as client:
+        failed = list(client.stream(chat("sim", 50), PATIENCE))[-1]
+        assert (failed.code, failed.tokens_sent) == (code, 4)
+        assert_next_is_served(client, "sim")
+
+
+def test_requests_that_had_not_begun_are_queued_again(tmp_path):
+    model = simulated("sim", step_seconds=0.005, settings={"max_sequences": 1})
+    with Neuron(tmp_path, [model]) as neuron, neuron.client() as running, ThreadPoolExecutor() as threads:
+
+        def ask():
+            with neuron.client() as client:
+                return client.ask(chat("sim", 5), PATIENCE)
+
+        stream = begin(running, "sim")
+        others = [threads.submit(ask) for _ in range(3)]
+        wait_until(lambda: neuron.model("sim").running + neuron.model("sim").waiting == 4, "all to be there")
+        os.kill(neuron.workers("sim")[0], signal.SIGKILL)
+        assert list(stream)[-1].code == Code.WORKER_DIED
+        for other in others:
+            assert isinstance(other.result(PATIENCE), Finished)
+
+
+def test_a_request_that_kills_every_worker_is_given_up(tmp_path):
+    model = simulated("sim", failure={"die_at_step": 1})
+    with Neuron(tmp_path, [model]) as neuron, neuron.client() as client:
+        with pytest.raises(CortexError) as failed:
+            client.ask(chat("sim"), PATIENCE)
+        assert failed.value.code == Code.WORKER_DIED
+        assert neuron.model("sim").restarts == 2
+
+
+def test_a_model_that_never_stays_up_is_given_up_and_may_be_asked_for_again(tmp_path):
+    model = simulated("sim", failure={"die_at_step": 1, "epochs": 5})
+    with Neuron(tmp_path, [model]) as neuron, neuron.client() as client:
+        for _ in range(4):
+            with pytest.raises(CortexError):
+                client.ask(chat("sim"), PATIENCE)
+            if neuron.model("sim").status == "failed":
+                break
+        state = neuron.wait_for("sim", status="failed")
+        assert "given up" in state.error
+        assert_next_is_served(client, "sim")
+
+
+def test_a_load_that_fails_leaves_no_process_and_no_booking(tmp_path):
+    model = simulated("sim", memory="1GiB", failure={"fail_load": "a bad shard", "epochs": 1})
+    with Neuron(tmp_path, [model]) as neuron, neuron.client() as client:
+        with pytest.raises(CortexError, match="a bad shard") as failed:
+            client.ask(Load(id=0, model="sim"), PATIENCE)
+        assert failed.value.code == Code.MODEL_LOAD_FAILED
+        health = neuron.health()
+        assert health.models[0].error.endswith("a bad shard (step 0)")
+        assert health.devices[0].memory_reserved == 0
+        assert neuron.children() == []
+        assert_next_is_served(client, "sim")
+
+
+def test_a_load_has_a_deadline(tmp_path):
+    model = simulated("sim", load_seconds=60)
+    with Neuron(tmp_path, [model], load_deadline_seconds=0.5) as neuron, neuron.client() as client:
+        with pytest.raises(CortexError, match=r"not ready within 0\.5 seconds"):
+            client.ask(Load(id=0, model="sim"), PATIENCE)
+        assert neuron.children() == []
+
+
+def test_a_pinned_model_that_fails_to_load_is_tried_again(tmp_path):
+    model = simulated("sim", failure={"fail_load": "not yet", "epochs": 3}, settings={"pin": True})
+    with Neuron(tmp_path, [model]) as neuron:
+        state = neuron.wait_for("sim", status="ready")
+        assert state.epoch == 4
+        assert neuron.log.count("model failed") == 3
+
+
+def test_the_other_models_do_not_notice(tmp_path):
+    models = [simulated("doomed", failure={"die_at_step": 3}), simulated("well", step_seconds=0.005)]
+    with Neuron(tmp_path, models) as neuron, neuron.client() as client, neuron.client() as other:
+        stream = begin(other, "well")
+        with pytest.raises(CortexError):
+            client.ask(chat("doomed", 50), PATIENCE)
+        assert isinstance(next(stream), Delta)
+        assert neuron.model("well").epoch == 1
+        stream.close()
+
+
+def test_workers_die_with_the_supervisor(tmp_path):
+    model = simulated("sim", step_seconds=0.005, settings={"ranks": 2})
+    with Neuron(tmp_path, [model]) as neuron, neuron.client() as client:
+        stream = begin(client, "sim")
+        pids = neuron.workers("sim")
+        neuron.process.kill()
+        neuron.process.wait()
+        wait_until(lambda: not any(map(is_running, pids)), "the workers to die")
+        failed = list(stream)[-1]
+        assert failed.code == Code.NEURON_LOST
+
+
+def test_fifty_kill_and_restart_cycles_leave_descriptors_and_memory_flat(tmp_path):
+    with Neuron(tmp_path, [simulated("sim")]) as neuron, neuron.client() as client:
+
+        def cycle(number):
+            assert_next_is_served(client, "sim")
+            os.kill(neuron.workers("sim")[0], signal.SIGKILL)
+            neuron.wait_for("sim", restarts=number, status="ready")
+
+        for number in range(1, 11):
+            cycle(number)
+        descriptors, memory = neuron.descriptors(), neuron.memory()
+        for number in range(11, 51):
+            cycle(number)
+        assert_next_is_served(client, "sim")
+        assert neuron.descriptors() <= descriptors
+        assert neuron.memory() <= memory * 1.05
+        assert len(neuron.children()) == 1
