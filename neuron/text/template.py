@@ -35,10 +35,9 @@ class ChatTemplate:
     def __init__(self, source: str, special_tokens: dict[str, str]) -> None:
         try:
             self._template = _ENVIRONMENT.from_string(source)
-        except jinja2.TemplateSyntaxError as error:
-            raise CortexError(
-                Code.MODEL_LOAD_FAILED, f"the chat template is wrong in line {error.lineno}: {error.message}"
-            ) from error
+        except Exception as error:  # Python's compiler has errors of its own for what Jinja makes of it
+            line = f" in line {error.lineno}" if isinstance(error, jinja2.TemplateSyntaxError) else ""
+            raise CortexError(Code.MODEL_LOAD_FAILED, f"the chat template is wrong{line}: {error}") from error
         self._special_tokens = special_tokens
 
     def render(self, messages: Sequence[Message], tools: Sequence[Tool], args: dict[str, Any]) -> str:

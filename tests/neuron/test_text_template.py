@@ -157,3 +157,5 @@ def test_a_text_that_is_no_template_is_told_when_it_is_loaded():
     with pytest.raises(CortexError, match="wrong in line 2") as raised:
         ChatTemplate("a\n{% if %}", {})
     assert raised.value.code == Code.MODEL_LOAD_FAILED
+    with pytest.raises(CortexError, match="the chat template is wrong: "):
+        ChatTemplate("{{" + "(" * 5000, {})
