@@ -468,6 +468,23 @@ def test_closing_leaves_no_descriptor_and_may_come_twice():
     assert len(os.listdir("/proc/self/fd")) <= len(before)
 
 
+def test_clients_that_close_never_stall_the_others():
+    """libzmq's thread writes connection events to each client; it must never wait for one that is gone."""
+
+    async def main():
+        async with connected() as (server, _model, client):
+            for _ in range(60):
+                others = [NeuronClient(server.endpoint) for _ in range(8)]
+                for other in others:
+                    other.start()
+                await asyncio.gather(*(other.ask(Models(id=0), SECONDS) for other in others))
+                for other in others:
+                    other.close()
+            assert isinstance(await client.ask(Models(id=0), SECONDS), Done)
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize("endpoint", ["tcp://x", "nonsense", "tcp://127.0.0.1", "udp://127.0.0.1:1"])
 def test_an_impossible_endpoint_is_named(endpoint):
     async def main():
