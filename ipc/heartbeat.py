@@ -13,7 +13,7 @@ import struct
 import time
 from typing import NamedTuple
 
-from ipc.memory import LINE_WORDS, WORD, Fence, SharedMemory
+from ipc.memory import LINE_WORDS, WORD, SharedMemory, make_fence
 
 STATES = ("starting", "loading", "ready", "stepping", "collective", "stopping")
 NUMBERS = {state: number for number, state in enumerate(STATES)}
@@ -37,7 +37,7 @@ class HeartbeatPage:
 
     def __init__(self, memory: SharedMemory, ranks: int) -> None:
         self._memory = memory
-        self._fence = Fence()
+        self._fence = make_fence()
         self._epoch = [0] * ranks
         self._held = [0] * ranks
 

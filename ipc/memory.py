@@ -8,9 +8,9 @@ exactly eight bytes with one move), so no process ever sees half of one. On orde
 * x86-64 keeps stores in order and loads in order; only a load may overtake an earlier store.
 * Other machines may reorder more.
 
-`Fence` makes both questions go away. CPython offers no fence, but releasing and then taking an uncontended
-lock is an atomic release followed by an atomic acquire: locked instructions on x86-64, and on Arm a pair that
-no access may cross (a release is ordered before every later acquire). It costs about 70 ns.
+`make_fence` makes both questions go away. CPython offers no fence, but releasing and then taking an
+uncontended lock is an atomic release followed by an atomic acquire: locked instructions on x86-64, and on Arm
+a pair that no access may cross (a release is ordered before every later acquire). It costs about 70 ns.
 """
 
 from __future__ import annotations
@@ -19,24 +19,23 @@ import fcntl
 import mmap
 import os
 import threading
+from collections.abc import Callable
 
 WORD = 8  # bytes
 LINE_WORDS = 16  # 128 bytes: what one process writes shares no pair of cache lines with what another writes
 
 
-class Fence:
-    """`fence()` orders every access before it ahead of every access after it. One object per thread."""
+def make_fence() -> Callable[[], None]:
+    """A function that orders every access before its call ahead of every access after it; for one thread."""
+    lock = threading.Lock()
+    lock.acquire()
+    release, acquire = lock.release, lock.acquire
 
-    __slots__ = ("_acquire", "_release")
+    def fence() -> None:
+        release()
+        acquire()
 
-    def __init__(self) -> None:
-        lock = threading.Lock()
-        lock.acquire()
-        self._release, self._acquire = lock.release, lock.acquire
-
-    def __call__(self) -> None:
-        self._release()
-        self._acquire()
+    return fence
 
 
 class SharedMemory:

@@ -25,12 +25,13 @@ import select
 import time
 from collections.abc import Callable, Sequence
 
-from ipc.memory import LINE_WORDS, WORD, Fence, SharedMemory
+from ipc.memory import LINE_WORDS, WORD, SharedMemory, make_fence
 
 MAGIC = int.from_bytes(b"cxring\x00\x01", "big")
 WRITTEN = 1 * LINE_WORDS
 WRITER_BELL = 2 * LINE_WORDS
-SPIN_NS = 50_000
+SPIN_NS = 50_000  # the longest spin before sleeping
+MAX_UNSPUN = 63  # waits without one, after spins that were of no use
 
 
 class RingBroken(Exception):
@@ -86,13 +87,15 @@ class Doorbell:
     the worst is one wake-up too many.
     """
 
-    __slots__ = ("_fd", "_fence", "_poll", "_word", "_words")
+    __slots__ = ("_failures", "_fd", "_fence", "_poll", "_unspun", "_word", "_words")
 
     def __init__(self, words: memoryview, word: int, fd: int) -> None:
         self._words, self._word, self._fd = words, word, fd
-        self._fence = Fence()
+        self._fence = make_fence()
         self._poll = select.poll()
         self._poll.register(fd, select.POLLIN)
+        self._unspun = 0  # of the next waits, so many go to sleep without a spin
+        self._failures = 0  # `_unspun` after the last spin that failed
 
     def ring(self) -> None:
         """Wake the sleeper, if there is one. Call it after the store that it waits for."""
@@ -118,15 +121,10 @@ class Doorbell:
             return  # it was empty
 
     def wait(self, ready: Callable[[], bool], timeout: float | None) -> bool:
-        """Block until `ready()`, at most `timeout` seconds (None: for ever); spins 50 µs at most first."""
-        start = time.perf_counter_ns()
-        spin_until = start + SPIN_NS if timeout is None else start + min(SPIN_NS, int(timeout * 1e9))
-        while not ready():
-            if time.perf_counter_ns() >= spin_until:
-                break
-        else:
+        """Block until `ready()`, at most `timeout` seconds (None: for ever)."""
+        deadline = None if timeout is None else time.perf_counter_ns() + int(timeout * 1e9)
+        if self._spin(ready, deadline):
             return True
-        deadline = None if timeout is None else start + int(timeout * 1e9)
         try:
             while not self.arm(ready):
                 left = None if deadline is None else deadline - time.perf_counter_ns()
@@ -137,6 +135,25 @@ class Doorbell:
             return True
         finally:
             self._words[self._word] = 0
+
+    def _spin(self, ready: Callable[[], bool], deadline: int | None) -> bool:
+        """Look again and again, 50 µs at most: a process that sleeps takes longer than that to wake.
+
+        It cannot help where the other side needs this very core, or takes its time anyway. So after each spin
+        in vain, twice as many waits do without one.
+        """
+        if self._unspun:
+            self._unspun -= 1
+            return False
+        until = time.perf_counter_ns() + SPIN_NS
+        if deadline is not None:
+            until = min(until, deadline)
+        while not ready():
+            if time.perf_counter_ns() >= until:
+                self._failures = self._unspun = min(2 * self._failures + 1, MAX_UNSPUN)
+                return False
+        self._failures = 0
+        return True
 
 
 class Writer:
@@ -155,7 +172,7 @@ class Writer:
         self._stop = self._base + self._capacity
         self._bells = [Doorbell(self._words, bell_word(i), fd) for i, fd in enumerate(data_fds)]
         self._space = Doorbell(self._words, WRITER_BELL, space_fd)
-        self._fence = Fence()
+        self._fence = make_fence()
         self._position = 0
         self._sequence = 0
         self._limit = self._capacity  # where the region was full when a reader's counter was last looked at
@@ -228,7 +245,7 @@ class Reader:
         self._read = read_word(index)
         self._bell = Doorbell(self._words, bell_word(index), data_fd)
         self._space = Doorbell(self._words, WRITER_BELL, space_fd)
-        self._fence = Fence()
+        self._fence = make_fence()
         self._position = 0
         self._sequence = 0
         self._written = 0  # the writer's counter when it was last looked at
