@@ -257,6 +257,7 @@ class NeuronClient:
         try:
             self._send(HEADER, NOBLOCK_MORE)
         except zmq.Again:
+            self._pump.check_if_ready()
             return False
         self._send(body, NOBLOCK)
         self._pump.check_soon()

@@ -74,6 +74,11 @@ class Pump:
         if self._soon is None:
             self._soon = self._loop.call_soon(self.check)
 
+    def check_if_ready(self) -> None:
+        """The same after a send that found no room: once that room is there, or something to read."""
+        if self._socket.getsockopt(zmq.EVENTS):
+            self.check_soon()
+
     def check(self) -> None:
         """Read what is there."""
         if self._soon is not None:

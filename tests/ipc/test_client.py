@@ -411,6 +411,25 @@ def test_a_neuron_that_says_nothing_is_lost_and_told_to_stop():
     asyncio.run(main())
 
 
+def test_more_requests_than_the_queue_takes_all_arrive_in_the_end():
+    """The neuron stands still while thousands of requests and cancels are made; then it gets every one."""
+
+    async def main():
+        async with puppet(silence=60) as (neuron, client):
+            first = client.open(Health(id=0))
+            await neuron.request()
+            calls = [client.open(Load(id=0, model="x" * 2000)) for _ in range(6000)]
+            assert client._unsent
+            first.cancel()
+            asked = [await neuron.request() for _ in range(6001)]
+            assert {request["id"] for request in asked} == {first.id, *(call.id for call in calls)}
+            await neuron.reply(*(Done(id=call.id) for call in calls))
+            for call in calls:
+                assert await everything(call) == [Done(id=call.id)]
+
+    asyncio.run(main())
+
+
 def test_heartbeats_keep_a_quiet_call_open():
     async def main():
         async with puppet(silence=0.3) as (neuron, client):
@@ -472,15 +491,16 @@ def test_clients_that_close_never_stall_the_others():
     """libzmq's thread writes connection events to each client; it must never wait for one that is gone."""
 
     async def main():
-        async with connected() as (server, _model, client):
-            for _ in range(60):
-                others = [NeuronClient(server.endpoint) for _ in range(8)]
-                for other in others:
+        for _ in range(40):
+            async with connected() as (server, _model, client):
+                clients = [client, *(NeuronClient(server.endpoint) for _ in range(7))]
+                for other in clients[1:]:
                     other.start()
-                await asyncio.gather(*(other.ask(Models(id=0), SECONDS) for other in others))
-                for other in others:
-                    other.close()
-            assert isinstance(await client.ask(Models(id=0), SECONDS), Done)
+                await asyncio.gather(*(other.ask(Models(id=0), SECONDS) for other in clients))
+                for other in clients:
+                    other.open(Generate(id=0, model="m"))
+                    other.close()  # with a `Cancel` to deliver; that is when the connection ends
+                server.close()
 
     asyncio.run(main())
 
