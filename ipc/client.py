@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import logging
 import struct
 import time
@@ -32,7 +31,7 @@ from ipc.messages import (
     Failed,
     Reply,
 )
-from ipc.sockets import NOBLOCK, NOBLOCK_MORE, Pump, configure
+from ipc.sockets import NOBLOCK, NOBLOCK_MORE, Pump, configure, connection_events
 
 logger = logging.getLogger("ipc.client")
 
@@ -49,8 +48,6 @@ _REFUSED = {
     zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL: _NO_HANDSHAKE,
     zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL: _NO_HANDSHAKE,
 }
-
-_monitors = itertools.count()
 
 
 class Call:
@@ -169,7 +166,7 @@ class NeuronClient:
         self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, RECONNECT_MAX_MS)
         # Queue for a live connection only: what is not sent yet can still be withdrawn.
         self._socket.setsockopt(zmq.IMMEDIATE, 1)
-        events = _monitor(self._socket)
+        events = connection_events(self._socket)
         try:
             if self._secret is not None and self._server_public is not None:
                 self._socket.setsockopt_string(zmq.CURVE_SERVERKEY, self._server_public)
@@ -197,7 +194,7 @@ class NeuronClient:
         self._started = False
         self._give_up(f"the connection to {self.endpoint} was closed")
         self._timer.cancel()
-        self._socket.disable_monitor()  # before its reader goes: see `_monitor`
+        self._socket.disable_monitor()  # before its reader goes: see `connection_events`
         self._pump.close()
         self._events.close()
         self.alive = False
@@ -348,29 +345,6 @@ class NeuronClient:
         if self._calls and self._loop.time() - self._heard > self._silence:
             self.alive = False
             self._give_up(self._no_answer(self._silence))
-
-
-def _monitor(socket: zmq.Socket) -> zmq.Socket:
-    """A socket that reads what becomes of the connection of `socket`.
-
-    libzmq writes these events from its I/O thread, and blocks there, with every socket of the process, while
-    they find no reader or no room. So the queue has no limit (a few events a reconnection), and monitoring is
-    switched off before its reader is closed.
-    """
-    address = f"inproc://cortex-events-{next(_monitors)}"
-    socket.monitor(
-        address,
-        zmq.EVENT_HANDSHAKE_SUCCEEDED
-        | zmq.EVENT_HANDSHAKE_FAILED_AUTH
-        | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
-        | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
-        | zmq.EVENT_DISCONNECTED,
-    )
-    events = socket.context.socket(zmq.PAIR)
-    events.setsockopt(zmq.LINGER, 0)
-    events.setsockopt(zmq.RCVHWM, 0)
-    events.connect(address)
-    return events
 
 
 class BlockingClient:

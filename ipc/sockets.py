@@ -10,6 +10,7 @@ That descriptor is edge-triggered, and any call on the socket may swallow the ed
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Callable
 
 import zmq
@@ -23,6 +24,8 @@ MAX_FRAMES = 16  # of one message that are kept: garbage may have more
 HEARTBEAT_MS = 1000  # ZMTP ping; a peer silent for three of them is disconnected, even where TCP sees nothing
 LINGER_MS = 500
 MESSAGES_PER_TURN = 256  # then other callbacks of the loop have their turn
+
+_numbers = itertools.count()
 
 
 def configure(socket: zmq.Socket, endpoint: str) -> None:
@@ -45,6 +48,29 @@ def receive(socket: zmq.Socket) -> list[bytes]:
         if len(frames) < MAX_FRAMES:
             frames.append(frame.bytes)
     return frames
+
+
+def connection_events(socket: zmq.Socket) -> zmq.Socket:
+    """A socket that reads what becomes of the connection of `socket`.
+
+    libzmq writes these events from its I/O thread, and blocks there, with every socket of the process, while
+    they find no reader or no room. So the queue has no limit (a few events a reconnection), and whoever reads
+    it calls `socket.disable_monitor()` before closing it.
+    """
+    address = f"inproc://cortex-events-{next(_numbers)}"
+    socket.monitor(
+        address,
+        zmq.EVENT_HANDSHAKE_SUCCEEDED
+        | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+        | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+        | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+        | zmq.EVENT_DISCONNECTED,
+    )
+    events = socket.context.socket(zmq.PAIR)
+    events.setsockopt(zmq.LINGER, 0)
+    events.setsockopt(zmq.RCVHWM, 0)
+    events.connect(address)
+    return events
 
 
 class Pump:
