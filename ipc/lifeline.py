@@ -1,7 +1,7 @@
 """A child that does not outlive its parent, however the parent ends.
 
-`python -m ipc.lifeline PARENT_PID MODULE ARGUMENT...` becomes `python -m MODULE ARGUMENT...` on a lifeline, for
-modules that know nothing of it.
+`python -m ipc.lifeline PARENT_PID MODULE ARGUMENT...` becomes `python -m MODULE ARGUMENT...` on a lifeline,
+for modules that know nothing of it.
 """
 
 from __future__ import annotations
