@@ -64,8 +64,9 @@ class Exchange:
         """The replies that came since the last time, after waiting up to `within` seconds for the first.
 
         Raises:
-            CortexError: the request failed.
+            CortexError: the request failed, and what came before that has been taken.
         """
+        self.check()
         replies = await self._call.take(within)
         tokens = 0
         for reply in replies:
@@ -78,10 +79,15 @@ class Exchange:
                 self.finished = reply
             elif kind is Failed or kind is Cancelled:
                 self._fail(reply)
-                replies.pop()  # it was the last one: it is terminal
+                replies.pop()  # the last one: it is terminal
         if tokens:
             self._on_tokens(tokens)
         return replies
+
+    def check(self) -> None:
+        """Raise the failure of the request, where there is one."""
+        if self._error is not None:
+            raise self._error
 
     async def whole(self) -> Finished:
         """Wait for the end of an unstreamed request. CortexError when it failed."""
@@ -90,14 +96,13 @@ class Exchange:
         return self.finished
 
     def _fail(self, reply: Failed | Cancelled) -> None:
-        """Go elsewhere, or raise what ended the request."""
+        """Go elsewhere, or note what ended the request."""
         if isinstance(reply, Cancelled):
             error = CortexError(Code.INTERNAL, "the neuron cancelled the request, and nobody had asked it to")
         else:
             error = reply.error()
         if error.code not in _ELSEWHERE or self.started is not None or not self._move(error):
             self._error, self.status = error, status_of(error)
-            raise error
 
     def _move(self, error: CortexError) -> bool:
         """Hand the request to another neuron, where there is one."""

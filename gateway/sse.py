@@ -37,6 +37,7 @@ class EventStream:
         deadline = monotonic() + VERDICT_SECONDS
         while self._exchange.started is None and (left := deadline - monotonic()) > 0:
             self._waiting += await self._exchange.take(left)
+        self._exchange.check()
 
     def __aiter__(self) -> EventStream:
         return self

@@ -196,7 +196,7 @@ class FakeNeuron:
                         token_ids=[i] if request.return_token_ids else None,
                     )
                 )
-                await asyncio.sleep(0.05 if kind == "slow" else 0)
+                await asyncio.sleep(0.05 if kind in ("slow", "breaks") else 0)
         elif kind == "slow":
             await asyncio.sleep(0.05 * len(pieces))
         self.work.pop(key, None)

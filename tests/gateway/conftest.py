@@ -1,0 +1,174 @@
+"""A fake neuron in a thread, and gateways under real gunicorn in front of it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from tests.gateway.fake_neuron import FakeNeuron
+
+ROOT = Path(__file__).parents[2]
+PATIENCE = 20.0  # seconds: for what takes milliseconds on a quiet machine
+
+
+def eventually(condition: Callable[[], Any], what: str) -> Any:
+    """Wait until `condition` gives something true, and return that."""
+    deadline = time.monotonic() + PATIENCE
+    while not (result := condition()):
+        assert time.monotonic() < deadline, f"it never came to be: {what}"
+        time.sleep(0.01)
+    return result
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+class NeuronThread:
+    """A `FakeNeuron` on a loop of its own."""
+
+    def __init__(self, endpoint: str = "tcp://127.0.0.1:0", **settings: Any) -> None:
+        self.neuron = FakeNeuron(endpoint, **settings)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        self._do(self.neuron.start)
+        self.endpoint = self.neuron.endpoint
+
+    def _do(self, action: Callable[[], None]) -> None:
+        done: Future[None] = Future()
+
+        def run() -> None:
+            try:
+                done.set_result(action())
+            except Exception as error:
+                done.set_exception(error)
+
+        self._loop.call_soon_threadsafe(run)
+        done.result(PATIENCE)
+
+    def close(self) -> None:
+        if self._thread.is_alive():
+            self._do(self.neuron.close)
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join(PATIENCE)
+            self._loop.close()
+
+    def working(self, model: str) -> int:
+        """Requests to that model that are open now."""
+        return sum(work.request.model == model for work in list(self.neuron.work.values()))
+
+
+class GatewayProcess:
+    """`gunicorn gateway:app`, from the repository, with a configuration of its own."""
+
+    def __init__(self, folder: Path, endpoint: str, *arguments: str, **settings: Any) -> None:
+        self.port, self.metrics_port = free_ports(2)
+        self.base = f"http://127.0.0.1:{self.port}"
+        gateway = {
+            "listen": f"127.0.0.1:{self.port}",
+            "metrics_listen": f"127.0.0.1:{self.metrics_port}",
+            "body_limit": "256KiB",
+        }
+        self.config = {
+            "gateway": gateway | settings,
+            "eviction": {"strategy": "priority", "defrag_after_cycles": 7},
+            "neurons": [{"name": "fake", "endpoint": endpoint}],
+        }
+        path = folder / "cortex.yaml"
+        path.write_text(json.dumps(self.config))
+        self.log = folder / "log"
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "gunicorn", *arguments, "gateway:app"],
+                cwd=ROOT,
+                env=os.environ | {"CORTEX_CONFIG": str(path), "TMPDIR": str(folder)},
+                stdout=log,
+                stderr=log,
+            )
+
+    def wait_ready(self) -> GatewayProcess:
+        eventually(self._ready, f"ready; its log: {self.log}")
+        return self
+
+    def _ready(self) -> bool:
+        assert self.process.poll() is None, self.log.read_text()
+        try:
+            return httpx.get(f"{self.base}/ready", trust_env=False).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def workers(self) -> list[int]:
+        """The process ids of the gunicorn processes that serve."""
+        pid = self.process.pid
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+    def stop(self) -> None:
+        """End it as Ctrl-C does."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+            try:
+                self.process.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+                raise
+
+    def metrics(self) -> dict[str, float]:
+        """Every series, by its name with labels."""
+        text = httpx.get(f"http://127.0.0.1:{self.metrics_port}/metrics", trust_env=False).text
+        lines = [line for line in text.splitlines() if not line.startswith("#")]
+        return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines)}
+
+    def openai(self) -> openai.OpenAI:
+        return openai.OpenAI(
+            base_url=f"{self.base}/v1",
+            api_key="any",
+            max_retries=0,
+            timeout=PATIENCE,
+            http_client=httpx.Client(trust_env=False),
+        )
+
+
+@pytest.fixture(scope="session")
+def neuron() -> Iterator[NeuronThread]:
+    """A neuron that stays."""
+    thread = NeuronThread()
+    yield thread
+    thread.close()
+
+
+@pytest.fixture(scope="session")
+def gateway(neuron: NeuronThread, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
+    """A gateway of one process that stays."""
+    process = GatewayProcess(tmp_path_factory.mktemp("gateway"), neuron.endpoint)
+    try:
+        yield process.wait_ready()
+    finally:
+        process.stop()
+
+
+@pytest.fixture
+def http(gateway: GatewayProcess) -> Iterator[httpx.Client]:
+    """A plain client of it."""
+    with httpx.Client(base_url=gateway.base, trust_env=False, timeout=PATIENCE) as client:
+        yield client

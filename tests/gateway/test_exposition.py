@@ -1,0 +1,111 @@
+"""Metrics are those of all processes together, also when one of them is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.gateway.conftest import GatewayProcess, NeuronThread, eventually
+
+CHAT = "/v1/chat/completions"
+
+
+@pytest.fixture
+def pair(neuron: NeuronThread, tmp_path: Path) -> Iterator[GatewayProcess]:
+    """A gateway of two processes."""
+    process = GatewayProcess(tmp_path, neuron.endpoint, workers=2)
+    try:
+        process.wait_ready()
+        eventually(lambda: len(process.workers()) == 2, "two processes")
+        yield process
+    finally:
+        process.stop()
+
+
+def ask(gateway: GatewayProcess, model: str, stream: bool = False) -> httpx.Response:
+    fields = {"model": model, "stream": stream, "messages": [{"role": "user", "content": "one two three"}]}
+    return httpx.post(gateway.base + CHAT, json=fields, trust_env=False)
+
+
+def open_stream(gateway: GatewayProcess, model: str) -> socket.socket:
+    body = json.dumps(
+        {"model": model, "stream": True, "messages": [{"role": "user", "content": "x"}]}
+    ).encode()
+    client = socket.create_connection(("127.0.0.1", gateway.port), timeout=20)
+    client.sendall(
+        b"POST %s HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % (CHAT.encode(), len(body)) + body
+    )
+    assert client.recv(12) == b"HTTP/1.1 200"
+    return client
+
+
+def test_counts_are_the_sums_of_all_processes(pair: GatewayProcess) -> None:
+    for i in range(20):  # each on a connection of its own, so both processes get some
+        assert ask(pair, "echo", stream=i % 2 == 0).status_code == 200
+    assert ask(pair, "fails/queue_full").status_code == 503
+    assert ask(pair, "made-up-by-a-client").status_code == 404
+    assert httpx.post(pair.base + CHAT, content=b"{", trust_env=False).status_code == 400
+    counts = pair.metrics()
+    label = 'model="echo",neuron="fake"'
+    assert counts[f'cortex_requests_total{{{label},status="200"}}'] == 20
+    assert counts['cortex_requests_total{model="fails/queue_full",neuron="fake",status="503"}'] == 1
+    assert counts['cortex_requests_total{model="unknown",neuron="",status="404"}'] == 1
+    assert counts['cortex_requests_total{model="unknown",neuron="",status="400"}'] == 1
+    assert counts[f"cortex_prompt_tokens_total{{{label}}}"] == 60
+    assert counts[f"cortex_completion_tokens_total{{{label}}}"] == 60
+    assert counts[f"cortex_cached_prompt_tokens_total{{{label}}}"] == 20
+    for name in ("time_to_first_token", "queue", "gateway_added", "request_duration"):
+        assert counts[f"cortex_{name}_seconds_count{{{label}}}"] == 20
+    assert counts[f"cortex_inter_token_seconds_count{{{label}}}"] <= 20
+    assert counts['cortex_requests_in_flight{model="echo"}'] == 0
+
+
+def test_state_of_the_fleet_comes_from_the_neurons(pair: GatewayProcess) -> None:
+    counts = pair.metrics()
+    assert counts['cortex_neuron_up{neuron="fake"}'] == 1
+    assert counts['cortex_model_pages_free{model="echo",neuron="fake"}'] == 50
+    assert counts['cortex_device_memory_free{device="cpu",neuron="fake"}'] == 1 << 29
+
+
+def test_process_killed_in_mid_stream_takes_only_its_own_requests(
+    pair: GatewayProcess, neuron: NeuronThread
+) -> None:
+    streams = [open_stream(pair, "stuck") for _ in range(12)]
+    in_flight = 'cortex_requests_in_flight{model="stuck"}'
+    eventually(lambda: pair.metrics()[in_flight] == 12, "twelve requests are in flight")
+    cancelled = neuron.neuron.cancelled
+    victim, other = pair.workers()
+    os.kill(victim, signal.SIGKILL)
+    eventually(lambda: neuron.neuron.cancelled - cancelled, "the neuron drops what the dead had asked for")
+    eventually(
+        lambda: pair.metrics().get(in_flight, 0) == neuron.working("stuck") < 12,
+        "the dead have nothing in flight",
+    )
+    cut = neuron.neuron.cancelled - cancelled
+    eventually(lambda: len(pair.workers()) == 2, "another process takes its place")
+    assert other in pair.workers()
+    for _ in range(6):
+        assert ask(pair, "echo").status_code == 200
+    ended = 0
+    for stream in streams:
+        stream.settimeout(0.05)
+        try:
+            data = stream.recv(65536)
+            while data:
+                data = stream.recv(65536)
+            ended += 1
+        except ConnectionResetError:
+            ended += 1
+        except TimeoutError:
+            continue
+        finally:
+            stream.close()
+    assert ended == cut
+    eventually(lambda: not neuron.working("stuck"), "the others are cancelled when they leave")

@@ -1,0 +1,90 @@
+"""Streams: what came is written, in order and at once, also when the request then failed."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from gateway.sse import KEEP_ALIVE, EventStream
+from ipc.errors import Code, CortexError
+from ipc.messages import Delta, Finished, Progress, Reply, Started, Timings, Usage
+
+STARTED = Started(id=1, prompt_tokens=1)
+FINISHED = Finished(id=1, reason="stop", usage=Usage(), timings=Timings())
+
+
+class Script:
+    """An exchange that gives batches of replies, then its error."""
+
+    def __init__(self, *batches: list[Reply], error: CortexError | None = None) -> None:
+        self.batches, self.error = list(batches), error
+        self.started: Started | None = None
+        self.is_ready = False
+
+    def check(self) -> None:
+        if not self.batches and self.error is not None:
+            raise self.error
+
+    async def take(self, within: float) -> list[Reply]:
+        self.check()
+        batch = self.batches.pop(0)
+        self.started = self.started or next((reply for reply in batch if isinstance(reply, Started)), None)
+        return batch
+
+    def ready(self) -> None:
+        self.is_ready = True
+
+
+class Words:
+    """A dialect of plain words."""
+
+    def started(self, started: Started) -> bytes:
+        return b"<"
+
+    def delta(self, delta: Delta) -> bytes:
+        return delta.text.encode()
+
+    def finished(self, finished: Finished) -> bytes:
+        return b">"
+
+    def failed(self, error: CortexError) -> bytes:
+        return error.code.encode()
+
+
+def delta(text: str) -> Delta:
+    return Delta(id=1, tokens=1, text=text)
+
+
+def written(script: Script) -> list[bytes]:
+    async def read() -> list[bytes]:
+        stream = EventStream(script, Words())
+        await stream.verdict()
+        return [data async for data in stream]
+
+    return asyncio.run(read())
+
+
+def test_what_came_together_is_one_write() -> None:
+    script = Script([STARTED, delta("a"), delta("b")], [delta("c")], [delta("d"), FINISHED])
+    assert written(script) == [b"<ab", b"c", b"d>"]
+    assert script.is_ready
+
+
+def test_silence_is_filled_with_comments() -> None:
+    progress = Progress(id=1, stage="loading", message="of\nweights", fraction=0.5)
+    script = Script([STARTED], [], [delta("")], [progress], [delta("a")], [FINISHED])
+    assert written(script) == [b"<", KEEP_ALIVE, b": loading 50% of weights\n\n", b"a", b">"]
+
+
+def test_output_before_a_failure_is_not_lost() -> None:
+    script = Script([STARTED], [delta("a"), delta("b")], error=CortexError(Code.WORKER_DIED, "gone"))
+    assert written(script) == [b"<", b"ab", b"worker_died"]
+    assert script.is_ready
+
+
+def test_failure_before_the_first_byte_is_raised() -> None:
+    with pytest.raises(CortexError, match="too long"):
+        written(Script(error=CortexError(Code.CONTEXT_LENGTH_EXCEEDED, "too long")))
+    with pytest.raises(CortexError, match="gone"):
+        written(Script([STARTED, delta("a")], error=CortexError(Code.WORKER_DIED, "gone")))

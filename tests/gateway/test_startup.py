@@ -1,0 +1,109 @@
+"""What cannot work is refused at the start, in words, and gunicorn ends instead of trying for ever."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.gateway.conftest import PATIENCE, ROOT, GatewayProcess, NeuronThread, eventually, free_ports
+
+
+def start(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run gunicorn in `folder` until it gives up."""
+    return subprocess.run(
+        [sys.executable, "-m", "gunicorn", *arguments, "gateway:app"],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(folder)} | variables,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+
+
+@pytest.mark.parametrize("worker", ["sync", "gthread"])
+def test_wrong_worker_class_is_named_once_and_nothing_is_left_running(tmp_path: Path, worker: str) -> None:
+    (tmp_path / "gunicorn.conf.py").write_text("from gateway.gunicorn_conf import *\n")
+    ended = start(tmp_path, "--worker-class", worker)
+    assert ended.returncode != 0
+    assert ended.stderr.count("cortex needs gunicorn's asgi worker") == 1
+    assert "gunicorn -c python:gateway.gunicorn_conf gateway:app" in ended.stderr
+
+
+def test_directory_without_gunicorn_settings_is_told_the_command_that_works(tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    ended = start(tmp_path, "--bind", f"127.0.0.1:{port}", "--no-control-socket")
+    assert ended.returncode != 0
+    assert ended.stderr.count("gunicorn -c python:gateway.gunicorn_conf gateway:app") == 1
+
+
+def test_bad_configuration_is_one_line_with_file_key_and_value(tmp_path: Path) -> None:
+    path = tmp_path / "cortex.toml"
+    path.write_text("[gateway]\nlisten = 'here'\n")
+    ended = start(tmp_path, "-c", "python:gateway.gunicorn_conf")
+    assert ended.returncode != 0
+    assert ended.stderr == "cortex: cortex.toml: gateway.listen: Expected host:port, not 'here'\n"
+
+
+@pytest.mark.parametrize("which", ["listen", "metrics_listen"])
+def test_port_in_use_is_one_line_that_names_it(tmp_path: Path, which: str) -> None:
+    (other,) = free_ports(1)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        ports = {"listen": other, "metrics_listen": other} | {which: port}
+        lines = "".join(f"{key} = '127.0.0.1:{value}'\n" for key, value in ports.items())
+        (tmp_path / "cortex.toml").write_text("[gateway]\n" + lines)
+        ended = start(tmp_path, "-c", "python:gateway.gunicorn_conf")
+    assert ended.returncode != 0
+    assert ended.stderr.splitlines()[-1].startswith(f"cortex: cannot listen on 127.0.0.1:{port}: ")
+
+
+def test_gateway_leaves_no_file_behind(neuron: NeuronThread, tmp_path: Path) -> None:
+    process = GatewayProcess(tmp_path, neuron.endpoint)
+    process.wait_ready()
+    assert len(list(tmp_path.glob("cortex-metrics-*"))) == 1
+    process.stop()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cortex.yaml", "log"]
+
+
+def test_bind_on_the_command_line_wins_and_metrics_stay(neuron: NeuronThread, tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    process = GatewayProcess(tmp_path, neuron.endpoint, "--bind", f"127.0.0.1:{port}")
+    try:
+        process.base = f"http://127.0.0.1:{port}"
+        process.wait_ready()
+        assert process.metrics()['cortex_neuron_up{neuron="fake"}'] == 1
+    finally:
+        process.stop()
+
+
+def test_reload_takes_the_new_configuration_or_keeps_the_old_one(
+    neuron: NeuronThread, tmp_path: Path
+) -> None:
+    process = GatewayProcess(tmp_path, neuron.endpoint)
+    path = tmp_path / "cortex.yaml"
+    text = path.read_text()
+    try:
+        process.wait_ready()
+        path.write_text(text.replace('"fake"', '"renamed"'))
+        process.process.send_signal(1)
+        eventually(lambda: names(process) == ["renamed"], "the new configuration is used")
+        path.write_text("nonsense: 1")
+        process.process.send_signal(1)
+        eventually(lambda: "the old configuration stays" in process.log.read_text(), "it is refused")
+        eventually(lambda: names(process) == ["renamed"], "the gateway serves as before")
+    finally:
+        process.stop()
+
+
+def names(process: GatewayProcess) -> list[str]:
+    try:
+        health = httpx.get(f"{process.base}/health", trust_env=False).json()
+    except httpx.TransportError:
+        return []
+    return [neuron["name"] for neuron in health["neurons"]]
