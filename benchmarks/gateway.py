@@ -1,0 +1,150 @@
+"""Requests and tokens a second through every process: `python -m benchmarks.gateway [--json FILE]`.
+
+A neuron with the simulated engine at full speed, a gateway of one gunicorn process in front of it, and ten
+connections that each send the next request as soon as the last one is answered; then the same load on
+gunicorn with an application that answers at once, which is as fast as this HTTP stack goes here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from tests.gateway.conftest import ROOT, free_ports
+
+CONNECTIONS = 10
+TOKENS = 64
+START_SECONDS = 60.0
+
+
+def request(tokens: int, stream: bool) -> dict[str, object]:
+    """A chat whose answer has exactly so many tokens."""
+    body: dict[str, object] = {
+        "model": "simulated",
+        "max_tokens": tokens,
+        "ignore_eos": True,
+        "messages": [{"role": "user", "content": "Tell me something."}],
+    }
+    return body | {"stream": True, "stream_options": {"include_usage": True}} if stream else body
+
+
+@contextmanager
+def process(log: Path, *arguments: str, **variables: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A Python process in the repository that writes to `log`; ended in the end."""
+    with log.open("wb") as output:
+        child = subprocess.Popen(
+            [sys.executable, *arguments],
+            cwd=ROOT,
+            env=os.environ | variables,
+            stdout=output,
+            stderr=output,
+        )
+    try:
+        yield child
+    except BaseException:
+        sys.stderr.write(log.read_text()[-2000:])
+        raise
+    finally:
+        child.terminate()
+        try:
+            child.wait(10)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+
+
+def wait_for_answer(child: subprocess.Popen[bytes], port: int) -> None:
+    """Until a request is answered well."""
+    url = f"http://127.0.0.1:{port}/v1/chat/completions"
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        if child.poll() is not None:
+            raise SystemExit(f"a process ended with code {child.returncode} before it served")
+        try:
+            urllib.request.urlopen(
+                url, json.dumps(request(1, stream=False)).encode(), timeout=START_SECONDS
+            ).read()
+            return
+        except (OSError, urllib.error.HTTPError) as error:
+            if time.monotonic() > deadline:
+                raise SystemExit(f"no answer within {START_SECONDS:g} s: {error}") from error
+            time.sleep(0.1)
+
+
+def load(port: int, seconds: float, tokens: int, stream: bool) -> dict[str, float]:
+    """What a load generator in a process of its own measures."""
+    body = json.dumps(request(tokens, stream))
+    arguments = [sys.executable, "-m", "benchmarks.load", str(port), str(CONNECTIONS), str(seconds), body]
+    result = json.loads(subprocess.run(arguments, cwd=ROOT, check=True, stdout=subprocess.PIPE).stdout)
+    return result | {"tokens_per_second": result["requests_per_second"] * tokens}
+
+
+def measure_gateway(folder: Path, seconds: float) -> dict[str, dict[str, float]]:
+    api, metrics, endpoint = free_ports(3)
+    neuron_config, gateway_config = folder / "neuron.yaml", folder / "cortex.yaml"
+    neuron_config.write_text(
+        f"listen: tcp://127.0.0.1:{endpoint}\n"
+        "devices: [cpu]\n"
+        "models: [{id: simulated, pin: true, simulated: {}}]\n"
+    )
+    gateway_config.write_text(
+        f"gateway: {{listen: '127.0.0.1:{api}', metrics_listen: '127.0.0.1:{metrics}'}}\n"
+        f"neurons: [{{name: local, endpoint: 'tcp://127.0.0.1:{endpoint}'}}]\n"
+    )
+    neuron = process(folder / "neuron.log", "-m", "neuron", "serve", "--config", str(neuron_config))
+    gateway = process(
+        folder / "gateway.log", "-m", "gunicorn", "gateway:app", CORTEX_CONFIG=str(gateway_config)
+    )
+    with neuron, gateway as serving:
+        wait_for_answer(serving, api)
+        return {
+            "answers of 1 token": load(api, seconds, 1, stream=False),
+            f"answers of {TOKENS} tokens": load(api, seconds, TOKENS, stream=False),
+            f"streams of {TOKENS} tokens": load(api, seconds, TOKENS, stream=True),
+        }
+
+
+def measure_hello(folder: Path, seconds: float) -> dict[str, dict[str, float]]:
+    (port,) = free_ports(1)
+    arguments = ["-m", "gunicorn", "--config", os.devnull, "--worker-class", "asgi", "--no-control-socket"]
+    bind = ["--bind", f"127.0.0.1:{port}", "benchmarks.hello:app"]
+    with process(folder / "hello.log", *arguments, *bind) as serving:
+        wait_for_answer(serving, port)
+        return {
+            "gunicorn alone, one body": load(port, seconds, 0, stream=False),
+            f"gunicorn alone, {TOKENS} events": load(port, seconds, TOKENS, stream=True),
+        }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=5.0, help="of each run")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there, too")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        results = measure_gateway(folder, options.seconds) | measure_hello(folder, options.seconds)
+    table = Table("", "requests/s", "p50 ms", "p99 ms", "tokens/s")
+    for name, numbers in results.items():
+        rate, p50, p99, tokens = numbers.values()
+        table.add_row(name, f"{rate:,.0f}", f"{p50:.2f}", f"{p99:.2f}", f"{tokens:,.0f}")
+    Console().print(table)
+    if options.json is not None:
+        options.json.write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
