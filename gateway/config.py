@@ -15,8 +15,11 @@ from msgspec.structs import replace
 from ipc.errors import CortexError
 from ipc.keys import load_public, load_secret
 from ipc.settings import ConfigError, Size, load_settings
+from ipc.sockets import MAX_MESSAGE
 
 PLACES = ("cortex.yaml", "cortex.toml", "/etc/cortex/cortex.yaml", "/etc/cortex/cortex.toml")
+
+MAX_BODY = MAX_MESSAGE - (1 << 20)  # a request is no longer in msgpack than in JSON; some room for the rest
 
 _LISTEN = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^:/\[\]\s]+):(\d{1,5})")
 _ENDPOINT = re.compile(r"ipc://.+|(?:tcp|http)://(?:\[[0-9A-Fa-f:.%]+\]|[^:/\[\]\s]+):(\d{1,5})/?")
@@ -100,6 +103,11 @@ def _checked(config: GatewayConfig, path: str | Path) -> GatewayConfig:
         raise ConfigError(
             path, "gateway.metrics_listen", f"{ours.metrics_listen!r} has the port of gateway.listen"
         )
+    if not 1 <= ours.body_limit <= MAX_BODY:
+        text = (
+            f"Expected 1 to {MAX_BODY} bytes, as a message to a neuron takes no more, not {ours.body_limit}"
+        )
+        raise ConfigError(path, "gateway.body_limit", text)
     if ours.key_file is not None:
         _usable(partial(load_secret, ours.key_file), path, "gateway.key_file")
     if not config.neurons:

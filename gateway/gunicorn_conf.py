@@ -41,7 +41,7 @@ keepalive = 10
 
 def on_starting(server: Any) -> None:
     """In the master, before anything listens: refuse what cannot work, and make room for metrics."""
-    if server.cfg.worker_class_str != "asgi":
+    if server.worker_class.__module__ != "gunicorn.workers.gasgi":
         sys.exit(startup.WRONG_WORKER)
     if _gateway.metrics_listen is not None and _gateway.metrics_listen not in server.cfg.bind:
         server.cfg.set("bind", [*server.cfg.bind, _gateway.metrics_listen])  # after a --bind

@@ -52,6 +52,8 @@ def test_without_a_file_the_neuron_of_this_host_is_served(
         ("gateway: {metrics_listen: '0.0.0.0:31313'}", "gateway.metrics_listen", "'0.0.0.0:31313'"),
         ("gateway: {workers: 0}", "gateway.workers", "0"),
         ("gateway: {body_limit: lots}", "gateway.body_limit", "'lots'"),
+        ("gateway: {body_limit: 1GiB}", "gateway.body_limit", "1073741824"),
+        ("gateway: {body_limit: 0}", "gateway.body_limit", "not 0"),
         ("gateway: {key_file: missing.secret}", "gateway.key_file", "missing.secret"),
         ("eviction: {strategy: random}", "eviction.strategy", "'random'"),
         ("eviction: {defrag_after_cycles: 0}", "eviction.defrag_after_cycles", "0"),
