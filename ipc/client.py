@@ -328,6 +328,7 @@ class NeuronClient:
             self._connected = self.alive = True
             self._pump.check()  # the socket leaves the old queue and takes the new one, then sends
             return
+        self._pump.check()  # replies that came before the news of the end
         self._connected = self.alive = False
         self._late_cancels.clear()
         if event in _REFUSED:

@@ -13,6 +13,8 @@ import msgspec
 
 from ipc.messages import Plain
 
+PAGE_SIZE = 32  # tokens in one page of a KV pool
+
 
 class RingHandle(Plain):
     """Descriptors of a ring, inherited by the child under the same numbers."""
@@ -67,7 +69,7 @@ class WorkerSpec(Plain, kw_only=True):
     context_length: int
     max_sequences: int
     max_step_tokens: int
-    kv_pages: int  # pages of 32 tokens in the pool of each rank
+    kv_pages: int  # pages in the pool of each rank
     simulated: SimulatedSpec | None = None
     supervisor_pid: int
     reports: RingHandle

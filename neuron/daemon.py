@@ -24,6 +24,7 @@ from neuron.service import Service
 log = logging.getLogger("neuron.daemon")
 
 GRACE_SECONDS = 1.0  # for running requests, after a signal
+FAREWELL_SECONDS = 0.05  # for the last replies to be read
 STOP_SECONDS = 4.5  # for everything, after a signal
 
 
@@ -83,8 +84,10 @@ async def serve(config: NeuronConfig, backoff: Backoff | None = None) -> None:
     try:
         async with asyncio.timeout(STOP_SECONDS):
             await service.close(GRACE_SECONDS)
-            server.close()
             await models.close()
+            # A socket closed over unread data resets the connection, and the last replies would be lost.
+            await asyncio.sleep(FAREWELL_SECONDS)
+            server.close()
     except TimeoutError:
         log.error("neuron did not stop in time; the kernel ends its workers seconds=%g", STOP_SECONDS)
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ipc.errors import Code, CortexError
+from ipc.worker_messages import PAGE_SIZE
 
-TOKENS_PER_PAGE = 32  # `WorkerSpec.kv_pages` counts these
 SMALLEST_CONTEXT = 2048  # tokens; a model that cannot have so many is not worth its weights
 CUDA_KV_SHARE = 0.9  # of what the weights leave; the rest is for activations that nobody planned
 CPU_KV_SHARE = 0.5  # memory is shared with everything else on the host
@@ -60,7 +60,7 @@ class Fit:
     @property
     def kv_tokens(self) -> int:
         """Tokens that the pool holds, of all sequences together."""
-        return self.kv_pages * TOKENS_PER_PAGE
+        return self.kv_pages * PAGE_SIZE
 
 
 def find_fit(
@@ -157,7 +157,7 @@ def _place(
         return None
     sharing = Counter(devices)
     pool = min(_pool(need, name, (free[name] - size) // sharing[name]) for name, size in fixed.items())
-    page_bytes = need.kv_bytes_per_token * TOKENS_PER_PAGE
+    page_bytes = need.kv_bytes_per_token * PAGE_SIZE
     wanted = need.max_sequences * pages_for(need.context_length)
     pages = min(wanted, pool // page_bytes) if page_bytes else wanted
     if pages < pages_for(context_length):
@@ -166,7 +166,7 @@ def _place(
         devices,
         {name: size + sharing[name] * pages * page_bytes for name, size in fixed.items()},
         pages,
-        min(need.context_length, pages * TOKENS_PER_PAGE),
+        min(need.context_length, pages * PAGE_SIZE),
     )
 
 
@@ -176,21 +176,19 @@ def _pool(need: Need, device: str, room: int) -> int:
         return need.kv_memory if need.kv_memory <= room else 0
     if device != "cpu":
         return int(room * CUDA_KV_SHARE)
-    one_context = pages_for(need.context_length) * TOKENS_PER_PAGE * need.kv_bytes_per_token
+    one_context = pages_for(need.context_length) * PAGE_SIZE * need.kv_bytes_per_token
     return min(int(room * CPU_KV_SHARE), max(CPU_KV_DEFAULT, one_context))
 
 
 def pages_for(tokens: int) -> int:
     """Pages that hold so many tokens."""
-    return -(-tokens // TOKENS_PER_PAGE)
+    return -(-tokens // PAGE_SIZE)
 
 
 def _refusal(
     need: Need, candidates: list[str], free: dict[str, int], holders: Sequence[Holder]
 ) -> CortexError:
-    smallest = (
-        pages_for(min(need.context_length, SMALLEST_CONTEXT)) * TOKENS_PER_PAGE * need.kv_bytes_per_token
-    )
+    smallest = pages_for(min(need.context_length, SMALLEST_CONTEXT)) * PAGE_SIZE * need.kv_bytes_per_token
     pool = need.kv_memory if need.kv_memory is not None else smallest
     needed = [need.fixed_bytes(rank, candidates[0]) + pool for rank in range(len(need.rank_bytes))]
     held = {

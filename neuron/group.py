@@ -6,19 +6,14 @@ import asyncio
 import logging
 import os
 import signal
-import socket
-import subprocess
-import sys
 import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
 from typing import Protocol
 
 import msgspec
 
-from ipc.broadcast import BroadcastRing
 from ipc.errors import Code, CortexError
 from ipc.heartbeat import HeartbeatPage
 from ipc.messages import RankState
@@ -30,12 +25,11 @@ from ipc.worker_messages import (
     Loading,
     Ready,
     Report,
-    SimulatedSpec,
     StepReport,
     Stop,
     Submit,
-    WorkerSpec,
 )
+from neuron.spawn import GroupSpec, Rank, spawn
 
 log = logging.getLogger("neuron.group")
 
@@ -47,62 +41,12 @@ _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Report)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GroupSpec:
-    """What all ranks of one model have in common. `devices` has one entry a rank."""
-
-    model: str
-    engine: str
-    devices: tuple[str, ...]
-    threads: int
-    context_length: int
-    max_sequences: int
-    max_step_tokens: int
-    kv_pages: int
-    folder: str = ""
-    dtype: str = "bfloat16"
-    simulated: SimulatedSpec | None = None
-    log_level: str = "INFO"
-
-
-def _capacity(context_length: int) -> int:
-    """Bytes of a ring, a power of two, that holds several prompts of a whole context, 4 bytes a token."""
-    return max(1 << 20, 1 << (16 * context_length).bit_length())
-
-
 class Sink(Protocol):
     """Where the output of one request goes."""
 
     def advance(self, token_ids: list[int], finish: str, message: str) -> None:
         """Take new tokens; `finish` and `message` are those of `SequenceReport`. Must not raise."""
         ...
-
-
-@dataclass(slots=True, eq=False)
-class _Rank:
-    index: int
-    device: str
-    process: subprocess.Popen
-    pidfd: int
-    reports: Ring
-    ready: Ready | None = None
-    fatal: Fatal | None = None
-    loading: str = "starting"  # what it said last while it loaded
-    progress: tuple[int, int] | None = None  # its step, and for rank 0 its unread command bytes
-    progress_at: float = 0.0  # when `progress` changed, monotonic
-
-    def __str__(self) -> str:
-        return f"rank {self.index} (pid {self.process.pid}, {self.device})"
-
-    @property
-    def last_words(self) -> str:
-        """How it ended, as far as is known."""
-        code = self.process.returncode
-        if self.fatal is not None:
-            return f"failed: {self.fatal.message}"
-        if code is None:
-            return "is still there"
-        return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
 
 
 class WorkerGroup:
@@ -140,14 +84,18 @@ class WorkerGroup:
         self._on_death = on_death
         self._loop = asyncio.get_running_loop()
         self._resources = ExitStack()  # what this process holds for as long as a rank lives
-        self._ranks: list[_Rank] = []
-        self._alive: set[_Rank] = set()
+        self._ranks: list[Rank] = []
+        self._commands: Ring
+        self._heartbeat: HeartbeatPage
+        self._alive: set[Rank] = set()
         self._backlog: deque[bytes] = deque()  # commands that found the ring full
         self._fractions = [0.0] * len(spec.devices)
         self._ready: asyncio.Future[list[Ready]] = self._loop.create_future()
         self.gone: asyncio.Future[None] = self._loop.create_future()
+        self._death: CortexError | None = None
         self._ended = False  # stopped or dead: nothing is expected of the ranks any more
         self._deadline_timer: asyncio.TimerHandle | None = None
+        self._busy_since = 0.0  # when the oldest of a chain of open requests came, monotonic
 
     # --- birth ------------------------------------------------------------------------------------------
 
@@ -157,27 +105,19 @@ class WorkerGroup:
         Raises:
             CortexError: MODEL_LOAD_FAILED when a process or descriptor cannot be had; nothing stays behind.
         """
-        size = len(self.spec.devices)
         try:
-            with ExitStack() as inherited:  # descriptors that only the children keep
-                self._heartbeat = HeartbeatPage.create(size)
-                self._resources.callback(self._heartbeat.close)
-                capacity = _capacity(self.spec.context_length)
-                self._commands = Ring.create(capacity)
-                self._resources.callback(self._commands.close)
-                plans, store = None, None
-                if size > 1:
-                    plans = BroadcastRing.create(size - 1, capacity)
-                    inherited.callback(plans.close)
-                    store = inherited.enter_context(socket.create_server(("127.0.0.1", 0)))
-                for index in range(size):
-                    self._start_rank(index, plans, store)
+            self._ranks, self._commands, self._heartbeat = spawn(self.spec, self.epoch, self._resources)
         except OSError as error:
             failure = CortexError(
                 Code.MODEL_LOAD_FAILED, f"the worker processes of {self.spec.model} did not start: {error}"
             )
             self._end(failure)
             raise failure from error
+        self._alive = set(self._ranks)
+        for rank in self._ranks:
+            self._loop.add_reader(rank.pidfd, self._on_exit, rank)
+            self._loop.add_reader(rank.reports.fileno(), self._on_records, rank)
+            self._loop.call_soon(self._on_records, rank)
         log.info(
             "worker group started model=%s epoch=%d pids=%s devices=%s",
             self.spec.model,
@@ -185,72 +125,6 @@ class WorkerGroup:
             ",".join(str(rank.process.pid) for rank in self._ranks),
             ",".join(self.spec.devices),
         )
-
-    def _start_rank(self, index: int, plans: BroadcastRing | None, store: socket.socket | None) -> None:
-        reports = Ring.create()
-        self._resources.callback(reports.close)
-        fds = {*reports.fds, self._heartbeat.fd}
-        if index == 0:
-            fds.update(self._commands.fds)
-        if plans is not None:
-            fds.update(plans.fds)
-        if index == 0 and store is not None:
-            fds.add(store.fileno())
-        spec = WorkerSpec(
-            model=self.spec.model,
-            engine=self.spec.engine,
-            epoch=self.epoch,
-            rank=index,
-            world_size=len(self.spec.devices),
-            device=self.spec.devices[index],
-            threads=self.spec.threads,
-            folder=self.spec.folder,
-            dtype=self.spec.dtype,
-            context_length=self.spec.context_length,
-            max_sequences=self.spec.max_sequences,
-            max_step_tokens=self.spec.max_step_tokens,
-            kv_pages=self.spec.kv_pages,
-            simulated=self.spec.simulated,
-            supervisor_pid=os.getpid(),
-            reports=reports.handle,
-            commands=self._commands.handle if index == 0 else None,
-            plans=plans.handle if plans is not None else None,
-            heartbeat_fd=self._heartbeat.fd,
-            store_fd=store.fileno() if index == 0 and store is not None else None,
-            store_port=store.getsockname()[1] if store is not None else 0,
-            log_level=self.spec.log_level,
-        )
-        threads = str(self.spec.threads)
-        spec_fd = os.memfd_create("cortex-spec")
-        try:
-            os.pwrite(spec_fd, msgspec.json.encode(spec), 0)
-            process = subprocess.Popen(
-                [sys.executable, "-m", "workers", "--spec-fd", str(spec_fd)],
-                pass_fds=[spec_fd, *fds],
-                process_group=0,  # Ctrl-C reaches the supervisor alone, which ends its ranks in order
-                stdin=subprocess.DEVNULL,
-                stdout=2,  # whatever a library prints is a log line
-                env=os.environ
-                | {
-                    "OMP_NUM_THREADS": threads,
-                    "MKL_NUM_THREADS": threads,
-                    "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # the order in which NVML counts
-                },
-            )
-        finally:
-            os.close(spec_fd)
-        try:
-            pidfd = os.pidfd_open(process.pid)
-        except OSError:
-            process.kill()
-            process.wait()
-            raise
-        rank = _Rank(index, self.spec.devices[index], process, pidfd, reports)
-        self._ranks.append(rank)
-        self._alive.add(rank)
-        self._loop.add_reader(rank.pidfd, self._on_exit, rank)
-        self._loop.add_reader(reports.fileno(), self._on_records, rank)
-        self._loop.call_soon(self._on_records, rank)
 
     async def ready(self, deadline: float) -> list[Ready]:
         """Wait for every rank's `Ready`, one report a rank.
@@ -267,16 +141,21 @@ class WorkerGroup:
                     f"{self.spec.model} was not ready within {deadline:g} seconds; {late}",
                 )
             )
-        return self._ready.result()
+        ready = self._ready.result()
+        if self._death is not None:  # in the moment between the last report and this line
+            raise self._death
+        return ready
 
     # --- work -------------------------------------------------------------------------------------------
 
     def submit(self, submit: Submit, sink: Sink) -> None:
         """Hand a request to the worker; its output goes to `sink` until its finish is reported."""
+        if not self.open:
+            self._busy_since = time.monotonic()
         self.open[submit.request_id] = sink
         self._send(submit)
         if self._deadline_timer is None:
-            self._watch_progress(restart=True)
+            self._watch_progress()
 
     def abort(self, request_id: int) -> None:
         """End a request in the worker before its next step; it stays in `open` until the worker says so."""
@@ -303,25 +182,32 @@ class WorkerGroup:
         ]
 
     def _send(self, command: Command) -> None:
-        record = _encoder.encode(command)
-        if self._backlog or not self._commands.try_write(record):
-            self._backlog.append(record)
+        self._backlog.append(_encoder.encode(command))
+        self._flush()
 
-    def _on_records(self, rank: _Rank) -> None:
+    def _flush(self) -> None:
+        """Write commands as far as the ring has room; the rest goes with a later one, or after a step."""
+        while self._backlog and self._commands.try_write(self._backlog[0]):
+            self._backlog.popleft()
+
+    def _on_records(self, rank: Rank) -> None:
         if self.gone.done():
             return
         try:
             self._take(rank, [_decoder.decode(record) for record in rank.reports.read_all()])
             again = rank.reports.arm()
         except (RingBroken, msgspec.MsgspecError) as error:
+            self._loop.remove_reader(rank.reports.fileno())
             self._end(CortexError(Code.WORKER_DIED, f"the reports of {rank} cannot be read: {error}"))
             return
         if again:
             self._loop.call_soon(self._on_records, rank)
 
-    def _take(self, rank: _Rank, reports: list[Report]) -> None:
+    def _take(self, rank: Rank, reports: list[Report]) -> None:
+        if self._ended:
+            return
         steps = [report for report in reports if type(report) is StepReport]
-        if steps and not self._ended:
+        if steps:
             self._deliver(steps)
         if len(steps) == len(reports):
             return
@@ -351,8 +237,7 @@ class WorkerGroup:
                     merged[sequence.request_id] = sequence
             for sequence in merged.values():
                 self._advance(sequence.request_id, sequence.token_ids, sequence.finish, sequence.message)
-        while self._backlog and self._commands.try_write(self._backlog[0]):
-            self._backlog.popleft()
+        self._flush()
         self._on_step(steps[-1])
 
     def _advance(self, request_id: int, token_ids: list[int], finish: str, message: str) -> None:
@@ -360,7 +245,7 @@ class WorkerGroup:
         if sink is not None:
             sink.advance(token_ids, finish, message)
 
-    def _on_rank_ready(self, rank: _Rank, report: Ready) -> None:
+    def _on_rank_ready(self, rank: Rank, report: Ready) -> None:
         size = len(self._ranks)
         if report.all_reduce != size:
             self._end(
@@ -377,19 +262,20 @@ class WorkerGroup:
 
     # --- progress ---------------------------------------------------------------------------------------
 
-    def _watch_progress(self, restart: bool = False) -> None:
+    def _watch_progress(self) -> None:
         """See that every rank moves while requests are open; runs on a timer only then."""
         self._deadline_timer = None
         if self._ended or not self.open:
             return
+        self._flush()
         now = time.monotonic()
         stuck = False
         for rank in self._ranks:
             step = self._heartbeat.read(rank.index).step
             progress = (step, self._commands.unread if rank.index == 0 else 0)
-            if restart or progress != rank.progress:
+            if progress != rank.progress:
                 rank.progress, rank.progress_at = progress, now
-            elif now - rank.progress_at >= self._step_deadline:
+            elif now - max(rank.progress_at, self._busy_since) >= self._step_deadline:
                 stuck = True
         if stuck:
             what = "; ".join(self._doing(rank) for rank in self._ranks)
@@ -402,7 +288,7 @@ class WorkerGroup:
             return
         self._deadline_timer = self._loop.call_later(min(self._step_deadline / 4, 5.0), self._watch_progress)
 
-    def _doing(self, rank: _Rank) -> str:
+    def _doing(self, rank: Rank) -> str:
         """What `rank` says that it does, and what the kernel says: T is stopped, D is stuck in a driver."""
         beat = self._heartbeat.read(rank.index)
         with open(f"/proc/{rank.process.pid}/stat", "rb") as stat:
@@ -444,22 +330,22 @@ class WorkerGroup:
         await asyncio.wait([self.gone], timeout=seconds)
         return self.gone.done()
 
-    def _failure(self, rank: _Rank) -> CortexError:
+    def _failure(self, rank: Rank) -> CortexError:
         """Why the group ended, as seen at `rank`. A rank that was killed comes before one that missed it."""
-        rank = next((other for other in self._ranks if (other.process.poll() or 0) < 0), rank)
-        code = Code.WORKER_DIED
-        if not self._ready.done():
-            code = Code.MODEL_LOAD_FAILED
-            if rank.fatal is not None and rank.fatal.code != Code.INTERNAL:
-                code = rank.fatal.code
-        step = self._heartbeat.read(rank.index).step
-        return CortexError(code, f"{rank} of {self.spec.model} {rank.last_words} (step {step})")
+        rank = next((other for other in self._ranks if (other.exit_code or 0) < 0), rank)
+        what = f"{rank} of {self.spec.model} {rank.last_words}"
+        if self._ready.done():
+            step = self._heartbeat.read(rank.index).step
+            return CortexError(Code.WORKER_DIED, f"{what} (step {step})")
+        code = rank.fatal.code if rank.fatal is not None else Code.INTERNAL
+        return CortexError(Code.MODEL_LOAD_FAILED if code == Code.INTERNAL else code, what)
 
     def _end(self, error: CortexError | None) -> None:
         """End the epoch. With an error everything is killed at once, and whoever waits is told."""
         if self._ended:
             return
         self._ended = True
+        self._death = error
         if self._deadline_timer is not None:
             self._deadline_timer.cancel()
         if not self._ready.done():
@@ -467,23 +353,23 @@ class WorkerGroup:
                 error or CortexError(Code.MODEL_LOAD_FAILED, f"the load of {self.spec.model} was stopped")
             )
             self._ready.exception()  # nobody has to ask
-            error_for_owner = None
+            tell_owner = False
         else:
-            error_for_owner = error
+            tell_owner = error is not None
         if error is not None:
             log.error("worker group died model=%s epoch=%d reason=%s", self.spec.model, self.epoch, error)
             self._signal(signal.SIGKILL)
         if not self._alive:
             self._close()
-        if error_for_owner is not None:
-            self._on_death(error_for_owner)
+        if tell_owner:
+            self._on_death(error)
 
     def _signal(self, number: signal.Signals) -> None:
         for rank in self._alive:
             with suppress(ProcessLookupError):  # its group ended by itself in this moment
                 os.killpg(rank.process.pid, number)
 
-    def _on_exit(self, rank: _Rank) -> None:
+    def _on_exit(self, rank: Rank) -> None:
         """The pidfd of `rank` says that it ended."""
         self._on_records(rank)  # its last words
         rank.process.wait()  # returns at once: the pidfd spoke

@@ -1,4 +1,4 @@
-"""One model's life: unloaded, loading, ready, restarting, unloading, failed; and the requests it serves."""
+"""One model's life: unloaded, loading, ready, restarting, unloading, failed."""
 
 from __future__ import annotations
 
@@ -12,21 +12,18 @@ from dataclasses import dataclass, field
 from ipc.errors import Code, CortexError
 from ipc.messages import ModelState, ModelStatus, RankState
 from ipc.worker_messages import Ready, StepReport
-from neuron.admission import WaitingRoom
+from neuron.admission import Admission
 from neuron.blueprint import Blueprint, step_tokens
 from neuron.config import Model as Settings
 from neuron.config import NeuronConfig
 from neuron.fit import Fit
 from neuron.generation import Generation
-from neuron.group import GroupSpec, WorkerGroup
+from neuron.group import WorkerGroup
+from neuron.spawn import GroupSpec
 from neuron.text.frontend import TextFrontEnd
 
 log = logging.getLogger("neuron.lifecycle")
 
-HANDED_OVER = (
-    2  # times max_sequences: enough that no slot waits for the supervisor, few enough to queue fairly
-)
-ATTEMPTS = 2  # workers that may get one request; more could mean that it is what kills them
 BAD_STARTS = 5  # in a row, until a model counts as failed
 STEADY_SECONDS = 60.0  # a group that lived so long was well started
 UNLOAD_SECONDS = 600.0  # for running requests to end before an unload gives up
@@ -42,15 +39,6 @@ class Backoff:
 
     def seconds(self, bad_starts: int) -> float:
         return min(self.first * 2.0 ** min(bad_starts, 60), self.longest)
-
-
-@dataclass(slots=True)
-class Counts:
-    """What became of the requests of a model, since the neuron started."""
-
-    finished: int = 0
-    cancelled: int = 0
-    failed: int = 0
 
 
 @dataclass(slots=True)
@@ -83,17 +71,11 @@ class ManagedModel:
         self.id = settings.id
         self.status: ModelStatus = "unloaded"
         self.error: str | None = None
-        self.counts = Counts()
+        self.requests = Admission(house.config.queue, settings.max_sequences)
         self.fit: Fit | None = None
         self.last_used = time.monotonic()
         self._house = house
-        self._room: WaitingRoom[Generation] = WaitingRoom(
-            house.config.queue.limit, house.config.queue.wait_seconds
-        )
         self._group: WorkerGroup | None = None
-        self._running: set[Generation] = set()  # those in the worker that have not ended
-        self._quiet = asyncio.Event()  # nothing is in the worker
-        self._quiet.set()
         self._text: asyncio.Future[TextFrontEnd] | None = None
         self._task: asyncio.Task[None] | None = None  # brings it up, or takes it down
         self._outcome: asyncio.Future[None] | None = None  # of the bringing up
@@ -108,7 +90,6 @@ class ManagedModel:
         self._served_epoch = 0  # the last epoch that finished a request
         self._step: StepReport | None = None
         self._measured: list[Ready] = []
-        self._queue_timer: asyncio.TimerHandle | None = None
         self._retry_timer: asyncio.TimerHandle | None = None
 
     # --- facts ------------------------------------------------------------------------------------------
@@ -121,7 +102,7 @@ class ManagedModel:
     @property
     def idle(self) -> bool:
         """Nobody would notice if it left."""
-        return self.status in ("ready", "restarting") and not self._running and not len(self._room)
+        return self.status in ("ready", "restarting") and self.requests.idle
 
     def ranks(self) -> list[RankState]:
         """Its processes, from their heartbeat page."""
@@ -150,11 +131,11 @@ class ManagedModel:
             error=self.error,
             epoch=self._epoch,
             restarts=self._restarts,
-            running=len(self._running),
-            waiting=len(self._room),
-            finished=self.counts.finished,
-            cancelled=self.counts.cancelled,
-            failed=self.counts.failed,
+            running=len(self.requests.running),
+            waiting=self.requests.waiting,
+            finished=self.requests.counts["finished"],
+            cancelled=self.requests.counts["cancelled"],
+            failed=self.requests.counts["failed"],
             pages_total=fit.kv_pages if fit is not None else 0,
             pages_free=step.pages_free if step is not None else (fit.kv_pages if fit is not None else 0),
             steps=step.step if step is not None else 0,
@@ -186,83 +167,24 @@ class ManagedModel:
             CortexError: QUEUE_FULL.
         """
         self.last_used = time.monotonic()
-        self._room.push(generation)
-        if self.status == "ready":
-            self._pump()
-        else:
+        if self.requests.admit(generation) and self.status != "ready":
+            generation.progress("loading", self.status, self._progress)
             self.bring_up()
-        if generation.attempts == 0 and generation.outcome is None:
-            if self.status == "ready":
-                generation.progress("queued", f"{len(self._room)} requests wait for this model")
-                self._watch_queue()
-            else:
-                generation.progress("loading", self.status, self._progress)
         self._house.changed()
 
     def leave(self, generation: Generation) -> None:
         """Forget a request that ended, and end it in the worker where it still runs there."""
-        self._room.discard(generation)
-        if generation in self._running:
-            self._running.discard(generation)
-            self._group.abort(generation.key)
-            if not self._running:
-                self._quiet.set()
-        match generation.outcome:
-            case "finished":
-                self.counts.finished += 1
-                self._served_epoch = self._epoch
-            case "cancelled":
-                self.counts.cancelled += 1
-            case _:
-                self.counts.failed += 1
         self.last_used = time.monotonic()
+        if self.requests.leave(generation):
+            self._group.abort(generation.key)
+        if generation.outcome == "finished":
+            self._served_epoch = self._epoch
         self._house.changed()
-
-    def _pump(self) -> None:
-        """Hand waiting requests to the worker, as far as it has use for them."""
-        group = self._group
-        while self.status == "ready" and len(self._room):
-            if len(group.open) >= HANDED_OVER * self.settings.max_sequences:
-                return
-            generation = self._room.pop()
-            try:
-                generation.check_length(self.context_length)  # it may be less than before the load
-            except CortexError as error:
-                generation.fail(error)
-                continue
-            self._running.add(generation)
-            self._quiet.clear()
-            group.submit(generation.submission(self.context_length), generation)
 
     def _on_step(self, step: StepReport) -> None:
         self._step = step
-        if len(self._room):
-            self._pump()
+        self.requests.pump()
         self._house.changed()
-
-    def _watch_queue(self) -> None:
-        """See that nobody waits longer than allowed: one timer, for the first in line."""
-        if self._queue_timer is not None:
-            self._queue_timer.cancel()
-            self._queue_timer = None
-        for generation in self._room.expired():
-            generation.fail(
-                CortexError(
-                    Code.QUEUE_TIMEOUT,
-                    f"the request waited {self._house.config.queue.wait_seconds:g} seconds for its turn",
-                    retry_after=self._room.retry_after(),
-                )
-            )
-        deadline = self._room.next_deadline
-        if deadline is not None:
-            self._queue_timer = asyncio.get_running_loop().call_later(
-                max(0.0, deadline - time.monotonic()), self._watch_queue
-            )
-
-    def fail_all(self, error: CortexError) -> None:
-        """End every request, waiting or running."""
-        for generation in [*self._room.clear(), *self._running]:
-            generation.fail(error)
 
     # --- up ---------------------------------------------------------------------------------------------
 
@@ -359,9 +281,7 @@ class ManagedModel:
         outcome, self._outcome = self._outcome, None
         if outcome is not None:
             outcome.set_result(None)
-        self._room.start_clock()
-        self._pump()
-        self._watch_queue()
+        self.requests.open(self._group, self.fit.context_length)
 
     def _give_up(self, error: CortexError) -> None:
         """It cannot be loaded now: everybody who waits is told, and nothing is held."""
@@ -372,7 +292,7 @@ class ManagedModel:
         outcome, self._outcome = self._outcome, None
         if outcome is not None:
             outcome.set_exception(error)
-        self.fail_all(error)
+        self.requests.fail_all(error)
         if self.settings.pin:
             self._retry_timer = asyncio.get_running_loop().call_later(
                 self._house.backoff.seconds(self._bad_starts), self.bring_up
@@ -388,29 +308,17 @@ class ManagedModel:
         self._told_progress = now
         for listener in list(self._listeners):
             listener(message, fraction)
-        for generation in list(self._room):
-            generation.progress("loading", message, fraction)
+        self.requests.tell(message, fraction)
 
     # --- down -------------------------------------------------------------------------------------------
 
     def _on_death(self, error: CortexError) -> None:
-        """The group died: what had begun is lost and says so, the rest stands first in line again."""
+        if self.status not in ("ready", "unloading"):
+            return  # it died before it was ready for us: whoever starts it sees that
         self._restarts += 1
-        self._room.stop_clock()
-        self._watch_queue()
         steady = time.monotonic() - self._ready_at >= STEADY_SECONDS or self._served_epoch == self._epoch
         self._bad_starts = 0 if steady else self._bad_starts + 1
-        again = [
-            generation
-            for generation in self._running
-            if not generation.begun and generation.attempts < ATTEMPTS
-        ]
-        again.sort(key=lambda generation: generation.key)  # the order of their arrival
-        self._running.difference_update(again)
-        self._room.push_front(again)
-        for generation in list(self._running):
-            generation.fail(error)
-        self._quiet.set()
+        self.requests.lose_worker(error)
         if self.status == "ready":  # else it is being unloaded, which goes on
             self._set("restarting", error)
             self._task = asyncio.create_task(self._restart(error))
@@ -449,7 +357,7 @@ class ManagedModel:
             CortexError: QUEUE_TIMEOUT when requests still run after ten minutes; the model stays.
         """
         if force:
-            self.fail_all(
+            self.requests.fail_all(
                 CortexError(Code.SHUTTING_DOWN, f"{self.id} was unloaded by force", retry_after=1.0)
             )
         if self.status in ("unloaded", "failed"):
@@ -461,8 +369,7 @@ class ManagedModel:
         if self.status != "unloading":
             bringing_up = self._task if self.status != "ready" else None
             self._set("unloading")
-            self._room.stop_clock()
-            self._watch_queue()
+            self.requests.shut()
             self._task = asyncio.create_task(self._unload(bringing_up))
         return asyncio.shield(self._task)
 
@@ -474,15 +381,16 @@ class ManagedModel:
             outcome, self._outcome = self._outcome, None
             if outcome is not None:
                 outcome.set_exception(ended)
-            self.fail_all(ended)
-        waiting = asyncio.ensure_future(self._quiet.wait())
+            self.requests.fail_all(ended)
+        waiting = asyncio.ensure_future(self.requests.quiet.wait())
         await asyncio.wait([waiting], timeout=UNLOAD_SECONDS)
         if not waiting.done():
             waiting.cancel()
             self._on_ready()
+            still = len(self.requests.running)
             raise CortexError(
                 Code.QUEUE_TIMEOUT,
-                f"{len(self._running)} requests of {self.id} still run after {UNLOAD_SECONDS:g} seconds",
+                f"{still} requests of {self.id} still run after {UNLOAD_SECONDS:g} seconds",
             )
         try:
             if self._group is not None:
@@ -491,14 +399,13 @@ class ManagedModel:
             self._group = None
             self._let_go()
             self._set("unloaded")
-        if self._outcome is not None or len(self._room):
+        if self._outcome is not None or self.requests.waiting:
             self.bring_up()
 
     async def close(self) -> None:
         """The neuron ends: no task and no process may stay. Requests have been answered before."""
         self._cancel_retry()
-        if self._queue_timer is not None:
-            self._queue_timer.cancel()
+        self.requests.shut()
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])

@@ -138,7 +138,6 @@ class Service:
 
     def _admit(self, model: ManagedModel, generation: Generation) -> None:
         """Let a prepared request in, unless it ended meanwhile."""
-        self._refuse_new_work()
         if generation.outcome is None:
             generation.model = model
             model.admit(generation)
@@ -205,6 +204,7 @@ class Service:
     # --- the neuron itself ------------------------------------------------------------------------------
 
     def _hello(self, peer: Peer, request: Hello) -> None:
+        # A worker process serves one load and ends with it, which keeps every `defrag_after_cycles`.
         if request.eviction is not None:
             self._models.eviction = request.eviction
         log.info("client says hello client=%s eviction=%s", request.client, request.eviction)

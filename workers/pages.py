@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-PAGE_SIZE = 32  # tokens in a page
+from ipc.worker_messages import PAGE_SIZE
 
 
 def pages_for(num_tokens: int) -> int:

@@ -3,7 +3,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ipc.errors import Code, CortexError
-from neuron.fit import SMALLEST_CONTEXT, TOKENS_PER_PAGE, Holder, Need, find_fit
+from ipc.worker_messages import PAGE_SIZE
+from neuron.fit import SMALLEST_CONTEXT, Holder, Need, find_fit
 
 GIB = 1 << 30
 
@@ -25,7 +26,7 @@ def holder(model, size, *, device="cuda:0", evictable=True, priority=100, last_u
 
 def test_the_pool_is_what_all_sequences_need_and_no_more():
     fit = find_fit(need(), {"cuda:0": 100 * GIB}, [], "lru")
-    assert fit.kv_pages * TOKENS_PER_PAGE == 4 * 8192
+    assert fit.kv_pages * PAGE_SIZE == 4 * 8192
     assert fit.context_length == 8192
     assert fit.reservations == {"cuda:0": 4 * GIB + 4 * 8192 * 100_000}
 

@@ -10,7 +10,8 @@ import pytest
 
 from ipc.errors import Code, CortexError
 from ipc.worker_messages import FailurePlan, SimulatedSpec, Submit
-from neuron.group import GroupSpec, WorkerGroup
+from neuron.group import WorkerGroup
+from neuron.spawn import GroupSpec
 
 PATIENCE = 20.0  # seconds that any single wait of a test may take
 

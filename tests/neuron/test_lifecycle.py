@@ -116,7 +116,7 @@ async def owning(owner=None, *, settings=None, text=Text, **simulated):
     try:
         yield model
     finally:
-        model.fail_all(CortexError(Code.SHUTTING_DOWN, "the test ends"))
+        model.requests.fail_all(CortexError(Code.SHUTTING_DOWN, "the test ends"))
         await model.close()
         assert children_of(os.getpid()) == []
 
@@ -232,7 +232,7 @@ def test_a_cancelled_request_leaves_the_queue_or_the_worker():
                 client.generation.cancel()
                 assert isinstance(await client.last(), Cancelled)
             assert (model.state().running, model.state().waiting) == (0, 0)
-            assert model.counts.cancelled == 3
+            assert model.state().cancelled == 3
             await until(lambda: model.state().pages_free == model.state().pages_total)
             assert isinstance(await Client(model, 4).last(), Finished)
 
