@@ -304,6 +304,8 @@ def _sum(rng: Random, talk: Conversation) -> None:
         f"Together: {tens} + {units} = {a + b}."
     )
     talk.say(question, f"{a} + {b} = {a + b}.", thought)
+    if rng.random() < 0.4:
+        _sum(rng, talk)
 
 
 _KNOWN = {name.split()[-1] for topic in facts.TOPICS for name in topic.names}
@@ -372,7 +374,7 @@ def _system(rng: Random) -> list[Message]:
 
 
 def _without_tools(rng: Random) -> Conversation:
-    talk = Conversation(_system(rng), thinking=rng.random() < 0.2)
+    talk = Conversation(_system(rng), thinking=rng.random() < 0.25)
     for _ in range(rng.choices((1, 2, 3, 4, 5), weights=(5, 3, 2, 1, 1))[0]):
         _part(rng)(rng, talk)
     return talk
@@ -384,7 +386,7 @@ _BESIDE_TOOLS: tuple[tuple[_Part, int], ...] = ((_chat, 3), (_sum, 3), (_topic, 
 def _with_tools(rng: Random) -> Conversation:
     """Tools at hand: called when the user's words fit one, left alone when they do not."""
     skills = tool_use.make_skills(rng)
-    talk = Conversation(_system(rng), [skill.tool for skill in skills], thinking=rng.random() < 0.15)
+    talk = Conversation(_system(rng), [skill.tool for skill in skills], thinking=rng.random() < 0.2)
     beside = tuple(
         part for part in _BESIDE_TOOLS if not (part[0] is _sum and tool_use.adds(talk.tools or []))
     )
