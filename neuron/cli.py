@@ -74,7 +74,10 @@ def discover() -> None:
 
 @app.command()
 def check(config: ConfigOption = None) -> None:
-    """Read the configuration, inspect its models, and say what would fit where. Exit code 1 on problems."""
+    """Read the configuration, inspect its models, and say what would fit where. Exit code 1 on problems.
+
+    Pinned models are placed together, in their order; every other one is placed beside those alone.
+    """
     settings = _read(config)
     try:
         inventory = Inventory(settings)
@@ -82,22 +85,23 @@ def check(config: ConfigOption = None) -> None:
         _fail(error)
     catalogue = Catalogue(settings)
     ledger = Ledger(inventory.devices)
-    free = {device: ledger.free(device) for device in ledger.devices}
-    table = Table("model", "status", "architecture", "dtype", "context", "devices", "memory", "KV tokens")
-    problems = 0
-    for model_id in catalogue.list_models():
-        model = catalogue.settings(model_id)
+    table = Table("model", "architecture", "dtype", "context", "devices", "memory", "KV tokens")
+    problems, notes = [], []
+    models = sorted(map(catalogue.settings, catalogue.list_models()), key=lambda model: not model.pin)
+    for model in models:
         try:
-            blueprint = draw(model, DEMO_FOLDER if model.simulated else catalogue.find(model_id))
+            blueprint = draw(model, DEMO_FOLDER if model.simulated else catalogue.find(model.id))
+            free = {device: ledger.free(device) for device in ledger.devices}
             fit = find_fit(blueprint.need(model), free, [], "lru")
         except CortexError as error:
-            problems += 1
-            table.add_row(model_id, f"[red]{error.message}")
+            problems.append(f"{model.id}: {error.message}")
             continue
-        clamped = fit.context_length < blueprint.context_length
+        if model.pin:
+            ledger.reserve(model.id, fit.reservations)
+        if fit.context_length < blueprint.context_length:
+            notes.append(f"{model.id}: the context is cut from {blueprint.context_length} to fit the memory")
         table.add_row(
-            model_id,
-            "fits alone" + (f", with its context cut from {blueprint.context_length}" if clamped else ""),
+            model.id + (" (pinned)" if model.pin else ""),
             blueprint.architecture,
             blueprint.dtype,
             str(fit.context_length),
@@ -106,6 +110,8 @@ def check(config: ConfigOption = None) -> None:
             str(fit.kv_tokens),
         )
     Console().print(table)
+    for line in (*notes, *problems):
+        print(line)
     raise typer.Exit(1 if problems else 0)
 
 
@@ -115,12 +121,12 @@ def main() -> None:
 
 
 def _read(path: Path | None) -> NeuronConfig:
-    """The configuration at `path`, or at the first default place that has one."""
-    places = [Path(place) for place in (os.environ.get("NEURON_CONFIG"), *DEFAULT_PATHS) if place]
+    """The configuration that was named, or at the first default place that has one."""
+    named = path or os.environ.get("NEURON_CONFIG")
+    found = named or next((place for place in DEFAULT_PATHS if Path(place).is_file()), None)
+    if found is None:
+        _fail(f"no configuration: give --config, or write one of {', '.join(DEFAULT_PATHS)}")
     try:
-        found = path or next((place for place in places if place.is_file()), None)
-        if found is None:
-            _fail(f"no configuration: give --config, or write one of {', '.join(map(str, places))}")
         return load(found)
     except ConfigError as error:
         _fail(error)

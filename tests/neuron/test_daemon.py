@@ -1,5 +1,6 @@
 """The process: how it starts, refuses to start, and ends."""
 
+import json
 import os
 import signal
 import socket
@@ -146,6 +147,18 @@ def test_check_says_what_would_fit(tmp_path):
     ended = neuron_command("check", "--config", tmp_path / "n.yaml", env=environment)
     assert ended.returncode == 0
     assert "1.0 GiB" in ended.stdout
+
+
+def test_check_places_pinned_models_together(tmp_path):
+    model = {"pin": True, "simulated": {"memory": "1.5GiB"}}
+    models = [{"id": "a", **model}, {"id": "b", **model}, {"id": "c", "simulated": {"memory": "1.5GiB"}}]
+    (tmp_path / "n.yaml").write_text(json.dumps({"cpu": {"memory": "2GiB"}, "models": models}))
+    environment = os.environ | {"COLUMNS": "200", "HF_HUB_CACHE": str(tmp_path)}
+    ended = neuron_command("check", "--config", tmp_path / "n.yaml", env=environment)
+    assert ended.returncode == 1
+    assert "a (pinned)" in ended.stdout
+    assert "b: b needs at least 1.50 GiB" in ended.stdout
+    assert "c: c needs at least 1.50 GiB" in ended.stdout
 
 
 def test_check_ends_with_1_where_a_model_cannot_be_served(tmp_path):

@@ -229,6 +229,22 @@ def test_a_failed_load_says_what_the_worker_said():
     run(scenario())
 
 
+def test_a_death_before_the_owner_heard_of_ready_is_not_missed():
+    async def scenario():
+        death = Death()
+        group = make_group(death)
+        group.start()
+        loaded = asyncio.ensure_future(group.ready(PATIENCE))
+        await wait_for(asyncio.wait([loaded]))
+        os.kill(group.ranks()[0].pid, signal.SIGKILL)
+        await wait_for(death.told.wait())
+        with pytest.raises(CortexError, match="SIGKILL"):
+            await group.ready(PATIENCE)
+        await group.wait_gone()
+
+    run(scenario())
+
+
 def test_a_load_that_outlives_its_deadline_is_ended():
     async def scenario():
         group = make_group(Death(), load_seconds=60.0)
