@@ -231,10 +231,10 @@ class WorkerGroup:
             merged = {}
             for step in steps:
                 for sequence in step.sequences:
-                    earlier = merged.get(sequence.request_id)
-                    if earlier is not None:
-                        sequence.token_ids = earlier.token_ids + sequence.token_ids
-                    merged[sequence.request_id] = sequence
+                    whole = merged.setdefault(sequence.request_id, sequence)
+                    if whole is not sequence:
+                        whole.token_ids += sequence.token_ids  # in place: thousands of steps may have come
+                        whole.finish, whole.message = sequence.finish, sequence.message
             for sequence in merged.values():
                 self._advance(sequence.request_id, sequence.token_ids, sequence.finish, sequence.message)
         self._flush()
