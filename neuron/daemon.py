@@ -77,6 +77,7 @@ async def serve(config: NeuronConfig, backoff: Backoff | None = None) -> None:
     )
     sd_notify("READY=1")
     starting = asyncio.create_task(models.start())
+    starting.add_done_callback(_report)
     await stopping.wait()
     sd_notify("STOPPING=1")
     log.info("neuron stops name=%s", config.name)
@@ -90,6 +91,12 @@ async def serve(config: NeuronConfig, backoff: Backoff | None = None) -> None:
             server.close()
     except TimeoutError:
         log.error("neuron did not stop in time; the kernel ends its workers seconds=%g", STOP_SECONDS)
+
+
+def _report(starting: asyncio.Task[None]) -> None:
+    """A fault while models are looked for is no reason to end, and none to be silent."""
+    if not starting.cancelled() and (error := starting.exception()) is not None:
+        log.error("models cannot be looked for", exc_info=error)
 
 
 def _stop(stopping: asyncio.Event) -> None:
