@@ -22,6 +22,7 @@ from workers.parallel import Group
 from workers.plan import NewSequence, Scheduled, StepPlan
 from workers.sampler import Draw, sample
 
+THREAD_BYTES = 32 << 20  # weights that a further CPU thread is worth: less, and it waits longer than it works
 RUN_PAGES = 64  # pages that decode gathers at once: 4 MB of keys in a model with 8 heads of 128
 
 logger = logging.getLogger("workers.runner")
@@ -63,9 +64,9 @@ class Runner:
         checkpoint = Checkpoint(spec.folder)
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        torch.set_num_threads(spec.threads)
         self.group = Group.join(spec)
         self.model = Decoder(config, self.group, dtype)
+        torch.set_num_threads(min(spec.threads, 1 + self.model.nbytes // THREAD_BYTES))
         checkpoint.load(self.model.pieces(), lambda fraction: progress(0.9 * fraction, "reading weights"))
         held = self.model.nbytes
         linears = list(self.model.linears())
