@@ -156,10 +156,21 @@ class Generation:
         if not token_ids and not finish:
             return
         try:
-            self._advance(token_ids, finish, message)
+            taken = 0
+            while taken < len(token_ids) - 1 and self._counts_tokens:
+                self._advance(token_ids[taken : taken + 1], "", "")
+                if self.outcome is not None:
+                    return
+                taken += 1
+            self._advance(token_ids[taken:] if taken else token_ids, finish, message)
         except Exception as error:
             log.exception("output of a request cannot be turned into text id=%d", self.key)
             self.fail(CortexError(Code.INTERNAL, f"the output cannot be turned into text: {error!r}"))
+
+    @property
+    def _counts_tokens(self) -> bool:
+        """Which token it is matters now, to end the answer there or to tell reasoning from text."""
+        return self._stops is not None or (self._parser is not None and self._parser.in_reasoning)
 
     def _advance(self, token_ids: list[int], finish: str, message: str) -> None:
         if token_ids:

@@ -171,6 +171,14 @@ def test_a_stop_string_ends_the_answer_and_is_not_part_of_it():
     assert len(client.ended) == 1
 
 
+def test_tokens_after_a_stop_string_do_not_count_however_steps_come_together():
+    client = Client(sampling=Sampling(stop=["fg"]), return_token_ids=True, stream=False)
+    finished = client.feed([3, 4, 5, 6, 7, 8])[-1]
+    assert finished.text == "de"
+    assert finished.token_ids == [3, 4, 5, 6]
+    assert finished.usage.completion_tokens == 4
+
+
 def test_half_a_stop_string_is_said_when_the_answer_ends():
     client = Client(sampling=Sampling(stop=["fg"]))
     client.feed([3], [5], finish="length")
@@ -188,6 +196,14 @@ def test_reasoning_text_and_tool_calls_are_told_apart():
     assert "".join(delta.reasoning for delta in client.deltas) == "d"
     assert "".join(delta.text for delta in client.deltas) == "oo"
     assert [call.name for delta in client.deltas for call in delta.tool_calls] == ["f"]
+
+
+def test_reasoning_tokens_are_counted_the_same_however_steps_come_together():
+    apart, together = chat(), chat()
+    apart.feed([3], [4], [14], [15], finish="length")
+    together.feed([3, 4, 14, 15], finish="length")
+    assert apart.replies[-1].usage == together.replies[-1].usage
+    assert apart.replies[-1].usage.reasoning_tokens == 3  # with the one that leads out of it
 
 
 def test_an_unstreamed_chat_has_them_in_its_end_and_says_tool_calls():
