@@ -46,7 +46,6 @@ class Runner:
         self.group = Group()
         self.slots: dict[int, Slot] = {}
 
-    @torch.inference_mode()
     def load(self, progress: Callable[[float, str], None]) -> int:
         """Read this rank's weights and make the KV pages.
 

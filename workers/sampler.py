@@ -15,6 +15,7 @@ from torch import Tensor
 
 CANDIDATES = 1024  # sorted first for top-p; the whole vocabulary only if they do not hold enough
 MASK = (1 << 64) - 1
+GOLDEN = 0x9E3779B97F4A7C15  # 2**64 over the golden ratio
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,7 @@ def uniform(seed: int, position: int) -> float:
 
     SplitMix64 (Steele et al. 2014) of the position, on a stream that is the seed's own.
     """
-    return (_mix(_mix(seed) + position * 0x9E3779B97F4A7C15) >> 16) / (1 << 48)
+    return (_mix(_mix(seed + GOLDEN) + position * GOLDEN) >> 16) / (1 << 48)
 
 
 def _mix(x: int) -> int:

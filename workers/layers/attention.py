@@ -82,7 +82,7 @@ def attend_chunk(
     keys, values = kv.index_select(1, chunk.pages).transpose(1, 2).reshape(2, kv_heads, -1, head_dim)
     keys = keys.float().transpose(1, 2)
     first = chunk.context - tokens
-    rows = max(16, BLOCK_SCORES // (heads * chunk.context))
+    rows = min(tokens, max(16, BLOCK_SCORES // (heads * chunk.context)))
     beyond = torch.ones(rows, rows, dtype=torch.bool, device=q.device).triu_(1)
     out = torch.empty_like(q)
     # the heads of a group lie one under the other, so that their keys need no copies

@@ -81,16 +81,17 @@ class RowParallel(Linear):
     def __init__(self, name: str, rows: int, columns: int, bias: bool, group: Group, empty: Empty) -> None:
         self.name, self.shape, self.group = name, (rows, columns), group
         self.share = group.share(columns)
-        in_sum = bias and group.rank == 0  # one rank adds it, so the sum has it once
-        super().__init__(empty(rows, len(self.share)), empty(rows) if in_sum else None)
+        super().__init__(empty(rows, len(self.share)))
+        self.bias_of_sum = empty(rows) if bias else None
 
     def pieces(self) -> Iterator[Piece]:
         yield Piece(f"{self.name}.weight", self.shape, self.weight, column=self.share.start)
-        if self.bias is not None:
-            yield Piece(f"{self.name}.bias", self.shape[:1], self.bias)
+        if self.bias_of_sum is not None:
+            yield Piece(f"{self.name}.bias", self.shape[:1], self.bias_of_sum)
 
     def __call__(self, x: Tensor) -> Tensor:  # [tokens, len(share)] -> [tokens, rows]
-        return self.group.all_reduce(super().__call__(x))
+        y = self.group.all_reduce(super().__call__(x))
+        return y if self.bias_of_sum is None else y + self.bias_of_sum
 
 
 def _can_pack(weight: Tensor) -> bool:

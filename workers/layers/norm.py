@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import islice
 
 import torch
 import torch.nn.functional as F
@@ -31,21 +30,25 @@ class HeadNorm:
     """RMSNorm of each head by itself, with one weight for the query heads and another for the key heads.
 
     Args:
-        norms: name in the checkpoint and number of heads, in the order of the heads.
+        names: of the two norms in the checkpoint.
+        heads: how many there are of each, on this rank.
         head_dim: size of a head.
     """
 
-    def __init__(self, norms: list[tuple[str, int]], head_dim: int, eps: float, empty: Empty) -> None:
-        self.norms, self.eps = norms, eps
-        self.weight = empty(sum(heads for _, heads in norms), head_dim)
+    def __init__(
+        self, names: tuple[str, str], heads: tuple[int, int], head_dim: int, eps: float, empty: Empty
+    ) -> None:
+        self.names, self.heads, self.eps = names, heads, eps
+        self.weights = [empty(head_dim) for _ in names]
 
     def pieces(self) -> Iterator[Piece]:
-        rows = iter(self.weight)
-        for name, heads in self.norms:
-            for row in islice(rows, heads):
-                yield Piece(f"{name}.weight", tuple(row.shape), row)
+        for name, weight in zip(self.names, self.weights, strict=True):
+            yield Piece(f"{name}.weight", tuple(weight.shape), weight)
 
-    def __call__(self, x: Tensor) -> Tensor:  # [tokens, heads, head_dim] float32; consumed
-        # F.rms_norm takes ten times as long on many short rows
+    def __call__(self, x: Tensor) -> Tensor:  # [tokens, heads of both, head_dim] float32; changed in place
+        # F.rms_norm takes ten times as long where the rows are many and short
         square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_()
-        return x.mul_(square.div_(x.shape[-1]).add_(self.eps).rsqrt_()).mul_(self.weight)
+        x.mul_(square.div_(x.shape[-1]).add_(self.eps).rsqrt_())
+        for part, weight in zip(x.split(self.heads, dim=1), self.weights, strict=True):
+            part.mul_(weight)
+        return x

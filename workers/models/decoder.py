@@ -106,8 +106,10 @@ class Attention:
         bias = config.attention_bias
         self.qkv = ColumnParallel(projections, config.hidden_size, bias, empty)
         self.output = RowParallel(f"{name}.o_proj", config.hidden_size, heads * head_dim, bias, group, empty)
-        norms = [(f"{name}.q_norm", len(mine)), (f"{name}.k_norm", len(mine_kv))]
-        self.qk_norm = HeadNorm(norms, head_dim, config.norm_eps, empty) if config.qk_norm else None
+        self.qk_norm: HeadNorm | None = None
+        if config.qk_norm:
+            names, counts = (f"{name}.q_norm", f"{name}.k_norm"), (len(mine), len(mine_kv))
+            self.qk_norm = HeadNorm(names, counts, head_dim, config.norm_eps, empty)
 
     def pieces(self) -> Iterator[Piece]:
         yield from self.qkv.pieces()

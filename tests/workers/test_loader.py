@@ -1,0 +1,172 @@
+"""Reading weights: every rank its own, bit for bit, and an error that names the file and the tensor."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import workers.loader
+from ipc.errors import Code, CortexError
+from workers.config import read_config
+from workers.loader import Checkpoint, Piece
+from workers.models.decoder import Decoder
+from workers.parallel import Group
+
+
+def read(
+    folder: Path, pieces: list[Piece], progress: Callable[[float], None] = lambda fraction: None
+) -> None:
+    Checkpoint(folder).load(pieces, progress)
+
+
+def all_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
+
+
+def block_of(piece: Piece, whole: torch.Tensor) -> torch.Tensor:
+    rows = whole[piece.row : piece.row + piece.into.shape[0]]
+    return rows if rows.dim() == 1 else rows[:, piece.column : piece.column + piece.into.shape[1]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("size", [1, 2, 4])
+@pytest.mark.parametrize("name", ["qwen3_untied_biased", "llama_yarn_biased", "llama_one_key_head_sharded"])
+def test_every_rank_reads_its_own_part_bit_for_bit(tiny, monkeypatch, name, size, dtype):
+    monkeypatch.setattr(workers.loader, "BLOCK", 1000)  # so that tiny tensors have several blocks too
+    folder = tiny(name).folder
+    tensors = all_tensors(folder)
+    for rank in range(size):
+        pieces = list(Decoder(read_config(folder), Group(rank, size), dtype).pieces())
+        read(folder, pieces)
+        assert {piece.name for piece in pieces} == set(tensors)
+        for piece in pieces:
+            assert torch.equal(piece.into, block_of(piece, tensors[piece.name]).to(dtype))
+
+
+def test_the_ranks_parts_make_the_whole_vocabulary(tiny):
+    folder = tiny("llama_untied").folder
+    parts = []
+    for rank in range(4):
+        model = Decoder(read_config(folder), Group(rank, 4), torch.float32)
+        read(folder, [*model.pieces()])
+        parts.append(model.head.weight)
+    whole = all_tensors(folder)["lm_head.weight"]
+    assert torch.equal(torch.cat(parts)[: len(whole)], whole)
+    assert not torch.cat(parts)[len(whole) :].any(), "padding must be zero"
+
+
+@pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("wanted", [torch.bfloat16, torch.float32], ids=str)
+def test_weights_are_converted_as_torch_converts_them(tmp_path, stored, wanted):
+    tensor = torch.randn(33, 7).to(stored)
+    save_file({"w": tensor}, tmp_path / "model.safetensors")
+    into = torch.empty(20, 7, dtype=wanted)
+    read(tmp_path, [Piece("w", (33, 7), into, row=5)])
+    assert torch.equal(into, tensor[5:25].to(wanted))
+
+
+def test_a_row_shard_reads_only_its_rows(tmp_path, monkeypatch):
+    save_file({"w": torch.randn(64, 8)}, tmp_path / "model.safetensors")
+    counts = []
+    preadv = os.preadv
+    monkeypatch.setattr(os, "preadv", lambda *args: counts.append(preadv(*args)) or counts[-1])
+    read(tmp_path, [Piece("w", (64, 8), torch.empty(16, 8), row=16)])
+    assert sum(counts) == 16 * 8 * 4
+
+
+def test_progress_grows_to_one(tiny, monkeypatch):
+    monkeypatch.setattr(workers.loader, "BLOCK", 1000)
+    folder = tiny("llama_untied").folder
+    heard: list[float] = []
+    read(folder, [*Decoder(read_config(folder), Group(), torch.float32).pieces()], heard.append)
+    assert heard == sorted(heard)
+    assert heard[0] < 0.5
+    assert heard[-1] == 1.0
+
+
+# --- files that are wrong ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path):
+    save_file({"w": torch.randn(4, 6), "n": torch.arange(4)}, tmp_path / "model.safetensors")
+    return tmp_path
+
+
+def refusal(folder: Path, name: str = "w", shape: tuple[int, ...] = (4, 6)) -> str:
+    with pytest.raises(CortexError) as caught:
+        read(folder, [Piece(name, shape, torch.empty(shape))])
+    assert caught.value.code == Code.MODEL_LOAD_FAILED
+    return caught.value.message
+
+
+def test_a_missing_tensor_is_named(folder):
+    assert f"{folder}: tensor model.norm.weight is missing" in refusal(folder, "model.norm.weight")
+
+
+def test_another_shape_is_named_with_both(folder):
+    message = refusal(folder, shape=(4, 8))
+    assert message == f"{folder}/model.safetensors: tensor w has shape [4, 6], but config.json implies [4, 8]"
+
+
+def test_a_tensor_of_integers_is_refused(folder):
+    assert "model.safetensors: tensor n has type I64, which is not supported" in refusal(folder, "n", (4,))
+
+
+def test_a_truncated_file_is_named(folder):
+    file = folder / "model.safetensors"
+    os.truncate(file, file.stat().st_size - 5)
+    assert f"{file}: truncated: tensor" in refusal(folder)
+
+
+def test_a_file_that_shrinks_while_it_is_read_is_named(folder):
+    file = folder / "model.safetensors"
+    checkpoint = Checkpoint(folder)
+    os.truncate(file, file.stat().st_size - 100)
+    with pytest.raises(CortexError, match="truncated while tensor w was read"):
+        checkpoint.load([Piece("w", (4, 6), torch.empty(4, 6))], lambda fraction: None)
+
+
+def test_a_missing_shard_is_named(folder):
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"w": "model-2.safetensors"}})
+    )
+    assert refusal(folder) == f"{folder}/model-2.safetensors: No such file or directory"
+
+
+def test_a_folder_without_weights_is_named(tmp_path):
+    assert refusal(tmp_path) == f"{tmp_path}/model.safetensors: No such file or directory"
+
+
+def test_an_index_that_is_no_index_is_named(folder):
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": [1]}')
+    assert "model.safetensors.index.json: " in refusal(folder)
+
+
+HEADERS = {
+    "nan": b'{"w": {"dtype": "F32", "shape": [4, NaN], "data_offsets": [0, 96]}}',
+    "no json": b"\xff\xfe{}",
+    "no shape": b'{"w": {"dtype": "F32", "data_offsets": [0, 96]}}',
+    "backwards": b'{"w": {"dtype": "F32", "shape": [4, 6], "data_offsets": [96, 0]}}',
+    "too small": b'{"w": {"dtype": "F32", "shape": [4, 6], "data_offsets": [0, 95]}}',
+    "too far": b'{"w": {"dtype": "F32", "shape": [4, 6], "data_offsets": [96, 192]}}',
+}
+
+
+@pytest.mark.parametrize("header", HEADERS.values(), ids=HEADERS)
+def test_a_bad_header_is_an_error_that_names_the_file(folder, header):
+    file = folder / "model.safetensors"
+    file.write_bytes(len(header).to_bytes(8, "little") + header + bytes(96))
+    assert str(file) in refusal(folder)
+
+
+@pytest.mark.parametrize("content", [b"", b"\1\0", (1 << 60).to_bytes(8, "little") + b"{}"])
+def test_a_file_that_is_no_safetensors_is_named(folder, content):
+    (folder / "model.safetensors").write_bytes(content)
+    assert "truncated, or no safetensors" in refusal(folder)

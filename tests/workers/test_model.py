@@ -1,0 +1,70 @@
+"""The models answer as transformers does."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from tests.workers.checkpoints import VARIANTS, greedy
+from tests.workers.engines import make_spec, prompt_of, request, serve, some_requests
+from workers.runner import Runner
+
+
+def load(folder, **changes) -> Runner:
+    runner = Runner(make_spec(folder, **changes))
+    runner.load(lambda fraction, message: None)
+    return runner
+
+
+def logits_of(runner: Runner, prompt: list[int]) -> torch.Tensor:
+    """Of the token after the prompt, over the vocabulary."""
+    model, seen = runner.model, []
+    runner.model = lambda batch, cache: seen.append(model(batch, cache)) or seen[-1]
+    serve(runner, [request(1, prompt, 1)])
+    runner.model = model
+    return seen[-1][0]
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_greedy_tokens_equal_those_of_transformers(tiny, name):
+    folder, oracle = tiny(name)
+    requests = some_requests(16, oracle.config.vocab_size, seed=7)
+    outputs = serve(load(folder), requests, seed=7)
+    for submit, output in zip(requests, outputs, strict=True):
+        assert output == greedy(oracle, prompt_of(submit), output)
+    assert len({token for output in outputs for token in output}) > 40, "answers too dull to prove much"
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_logits_are_close_to_those_of_transformers(tiny, name):
+    folder, oracle = tiny(name)
+    prompt = [(7 * i + 3) % oracle.config.vocab_size for i in range(50)]
+    with torch.inference_mode():
+        expected = oracle(torch.tensor([prompt])).logits[0, -1]
+    torch.testing.assert_close(logits_of(load(folder), prompt), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["qwen3_untied_biased", "llama_yarn_biased"])
+def test_bfloat16_is_as_close_to_float32_as_transformers_in_bfloat16(tiny, name):
+    folder, oracle = tiny(name)
+    prompt = [(5 * i + 1) % oracle.config.vocab_size for i in range(100)]
+    rounded = copy.deepcopy(oracle).bfloat16()
+    with torch.inference_mode():
+        exact = oracle(torch.tensor([prompt])).logits[0, -1]
+        theirs = rounded(torch.tensor([prompt])).logits[0, -1].float()
+    ours = logits_of(load(folder, dtype="bfloat16"), prompt)
+    assert (ours - exact).norm() <= 1.5 * (theirs - exact).norm()
+    assert 0 < (ours - exact).norm() < 0.2 * exact.norm()
+
+
+@pytest.mark.parametrize("name", ["qwen3_tied", "llama_tied_llama3", "qwen3_yarn"])
+def test_a_long_prompt_in_chunks_equals_the_same_prompt_in_one_piece(tiny, name):
+    folder, oracle = tiny(name)
+    prompt = [(i * i + 5) % oracle.config.vocab_size for i in range(3000)]
+    runner = load(folder)
+    [whole] = serve(runner, [request(1, prompt, 12)], max_step_tokens=4096)
+    runner.slots.clear()
+    [chunked] = serve(runner, [request(1, prompt, 12)], max_step_tokens=257)
+    assert chunked == whole == greedy(oracle, prompt, whole)

@@ -1,0 +1,47 @@
+"""A model on several ranks answers as it does on one, and as transformers does."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.workers import ranks
+from tests.workers.checkpoints import VARIANTS, greedy
+from tests.workers.harness import Workers
+from workers.parallel import Group
+
+
+@pytest.fixture(scope="module", params=[2, 4], ids="{}_ranks".format)
+def group(request, tiny):
+    """What a group of so many processes answered from each checkpoint."""
+    results = ranks.run([tiny(name).folder for name in VARIANTS], request.param)
+    return request.param, dict(zip(VARIANTS, results, strict=True))
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_greedy_tokens_of_several_ranks_equal_those_of_transformers(tiny, group, name):
+    world_size, results = group
+    assert results[name]["all_reduce"] == world_size
+    for prompt, output in zip(results[name]["prompts"], results[name]["outputs"], strict=True):
+        assert output == greedy(tiny(name).oracle, prompt, output)
+
+
+def test_a_worker_group_serves_a_model_through_its_rings(tiny):
+    folder, oracle = tiny("qwen3_tied")
+    model = {"engine": "transformer", "folder": str(folder), "dtype": "float32", "simulated": None}
+    with Workers(world_size=2, kv_pages=64, max_step_tokens=32, **model) as workers:
+        assert [ready.all_reduce for ready in workers.ready()] == [2, 2]
+        prompts = [[(i * k) % 131 for i in range(20 + k)] for k in range(1, 5)]
+        for request_id, prompt in enumerate(prompts):
+            workers.submit(request_id, prompt, 10)
+        for prompt, answer in zip(prompts, workers.collect(), strict=True):
+            assert answer.finish == "length"
+            assert answer.token_ids == greedy(oracle, prompt, answer.token_ids)
+
+
+@pytest.mark.parametrize(("heads", "size"), [(8, 2), (2, 2), (2, 4), (1, 4), (8, 1)])
+def test_every_rank_has_the_key_heads_of_its_query_heads(heads, size):
+    queries = 8
+    for rank in range(size):
+        group = Group(rank, size)
+        needed = {query * heads // queries for query in group.share(queries)}
+        assert set(group.share_kv(heads)) == needed
