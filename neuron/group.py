@@ -357,7 +357,6 @@ class WorkerGroup:
         else:
             tell_owner = error is not None
         if error is not None:
-            log.error("worker group died model=%s epoch=%d reason=%s", self.spec.model, self.epoch, error)
             self._signal(signal.SIGKILL)
         if not self._alive:
             self._close()
