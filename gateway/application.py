@@ -12,7 +12,7 @@ from typing import Any
 
 import falcon.asgi
 
-from gateway import errors
+from gateway import errors, startup
 from gateway.config import GatewayConfig, split_address
 from gateway.dialects import openai_chat, openai_completions
 from gateway.exposition import Exposition
@@ -78,6 +78,7 @@ class _Lifetime:
         self._fleet = fleet
 
     async def process_startup(self, scope: dict[str, Any], event: dict[str, Any]) -> None:
+        startup.release_signals()
         await self._fleet.start(START_PATIENCE)
 
     async def process_shutdown(self, scope: dict[str, Any], event: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from gateway.errors import status_of
 from gateway.fleet import Fleet, Neuron
 from ipc.client import Call
 from ipc.errors import Code, CortexError
-from ipc.messages import Cancelled, Delta, Failed, Finished, Generate, Reply, Started
+from ipc.messages import Cancelled, Delta, Failed, Finished, Generate, Reply, Started, Usage
 
 logger = logging.getLogger("gateway.requests")
 
@@ -159,7 +159,7 @@ class Exchange:
             self._call.cancel()  # does nothing to one that has ended
             self._let_go()
             self._count(duration)
-        usage = self.finished.usage if self.finished is not None else None
+        usage = self._usage()
         logger.info(
             "request ended request_id=%s model=%s neuron=%s status=%d prompt_tokens=%d completion_tokens=%d "
             "first_token=%.4f duration=%.4f reason=%s",
@@ -167,12 +167,19 @@ class Exchange:
             self._request.model if self._request is not None else "",
             neuron,
             self.status,
-            usage.prompt_tokens if usage else 0,
-            usage.completion_tokens if usage else self._tokens,
+            usage.prompt_tokens,
+            usage.completion_tokens,
             self._first_token,
             duration,
             self._reason(),
         )
+
+    def _usage(self) -> Usage:
+        """What it came to; of a request without a regular end, as much as is known here."""
+        if self.finished is not None:
+            return self.finished.usage
+        prompt_tokens = self.started.prompt_tokens if self.started is not None else 0
+        return Usage(prompt_tokens=prompt_tokens, completion_tokens=self._tokens)
 
     def _reason(self) -> str:
         if self._left:
@@ -182,22 +189,18 @@ class Exchange:
         return self.finished.reason if self.finished is not None else ""
 
     def _count(self, duration: float) -> None:
-        counts = self._metrics
+        counts, usage, finished = self._metrics, self._usage(), self.finished
         counts.duration.observe(duration)
-        if self._left:
-            counts.cancelled.inc()
-        finished = self.finished
-        if finished is None:
-            counts.prompt_tokens.inc(self.started.prompt_tokens if self.started is not None else 0)
-            counts.completion_tokens.inc(self._tokens)
-            return
-        usage, timings = finished.usage, finished.timings
         counts.prompt_tokens.inc(usage.prompt_tokens)
         counts.completion_tokens.inc(usage.completion_tokens)
         counts.cached_tokens.inc(usage.cached_tokens)
-        counts.queue.observe(timings.queue)
+        if self._left:
+            counts.cancelled.inc()
+        if finished is None:
+            return
+        counts.queue.observe(finished.timings.queue)
         if not self._tokens:  # it was not streamed
-            self._first_token = timings.first_token
-            counts.first_token.observe(timings.first_token)
-        if self._ready:
+            self._first_token = finished.timings.first_token
+            counts.first_token.observe(self._first_token)
+        if self._ready and not self._failed_at:  # else a lost neuron's silence would count as ours
             counts.added.observe(self._handed_over - self._began + self._ready - self._call.ended)

@@ -49,6 +49,7 @@ def on_starting(server: Any) -> None:
         for address in server.cfg.address:
             _check_free(address)
     metrics_directory.create()
+    os.register_at_fork(after_in_parent=startup.release_signals)
 
 
 def on_reload(server: Any) -> None:
@@ -57,6 +58,11 @@ def on_reload(server: Any) -> None:
         startup.settings = _load()
     except ConfigError as error:
         server.log.error("cortex: the old configuration stays: %s", error)
+
+
+def pre_fork(server: Any, worker: Any) -> None:
+    """In the master, which has its signals back once it has forked; the new process, when it is ready."""
+    startup.hold_signals()
 
 
 def child_exit(server: Any, worker: Any) -> None:

@@ -58,25 +58,6 @@ _cancelled = Counter("cortex_cancelled", "Requests whose client left before thei
 _in_flight = Gauge(
     "cortex_requests_in_flight", "Requests at a neuron now.", ("model",), multiprocess_mode="livesum"
 )
-
-
-class ModelMetrics:
-    """The metrics of one model on one neuron, with their labels looked up once."""
-
-    def __init__(self, model: str, neuron: str) -> None:
-        labels = (model, neuron)
-        self.cancelled = _cancelled.labels(*labels)
-        self.in_flight = _in_flight.labels(model)
-        self.prompt_tokens = _prompt_tokens.labels(*labels)
-        self.completion_tokens = _completion_tokens.labels(*labels)
-        self.cached_tokens = _cached_tokens.labels(*labels)
-        self.first_token = _first_token.labels(*labels)
-        self.inter_token = _inter_token.labels(*labels)
-        self.queue = _queue.labels(*labels)
-        self.added = _added.labels(*labels)
-        self.duration = _duration.labels(*labels)
-
-
 _prompt_tokens = Counter("cortex_prompt_tokens", "Tokens of prompts.", _BOTH)
 _completion_tokens = Counter("cortex_completion_tokens", "Tokens of answers.", _BOTH)
 _cached_tokens = Counter(
@@ -113,6 +94,24 @@ _duration = Histogram(
     _BOTH,
     buckets=_DURATIONS,
 )
+
+
+class ModelMetrics:
+    """The metrics of one model on one neuron, with their labels looked up once."""
+
+    def __init__(self, model: str, neuron: str) -> None:
+        labels = (model, neuron)
+        self.cancelled = _cancelled.labels(*labels)
+        self.in_flight = _in_flight.labels(model)
+        self.prompt_tokens = _prompt_tokens.labels(*labels)
+        self.completion_tokens = _completion_tokens.labels(*labels)
+        self.cached_tokens = _cached_tokens.labels(*labels)
+        self.first_token = _first_token.labels(*labels)
+        self.inter_token = _inter_token.labels(*labels)
+        self.queue = _queue.labels(*labels)
+        self.added = _added.labels(*labels)
+        self.duration = _duration.labels(*labels)
+
 
 of = cache(ModelMetrics)
 

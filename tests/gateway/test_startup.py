@@ -71,6 +71,12 @@ def test_gateway_leaves_no_file_behind(neuron: NeuronThread, tmp_path: Path) -> 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cortex.yaml", "log"]
 
 
+def test_process_told_to_stop_while_it_starts_stops(neuron: NeuronThread, tmp_path: Path) -> None:
+    process = GatewayProcess(tmp_path, neuron.endpoint, "--graceful-timeout", "600", workers=2)
+    eventually(lambda: len(process.workers()) == 2, "two processes, of which none is ready")
+    process.stop()
+
+
 def test_bind_on_the_command_line_wins_and_metrics_stay(neuron: NeuronThread, tmp_path: Path) -> None:
     (port,) = free_ports(1)
     process = GatewayProcess(tmp_path, neuron.endpoint, "--bind", f"127.0.0.1:{port}")

@@ -1,0 +1,84 @@
+"""What is told of models and of the fleet."""
+
+from __future__ import annotations
+
+import httpx
+import openai
+import pytest
+
+from tests.gateway.conftest import GatewayProcess, eventually
+
+
+def test_models_are_listed_in_order_with_where_they_are(http: httpx.Client, gateway: GatewayProcess) -> None:
+    ids = [model.id for model in gateway.openai().models.list()]
+    assert ids == sorted(ids)
+    assert "org/echo" in ids
+    listed = {model["id"]: model for model in http.get("/v1/models").json()["data"]}
+    assert listed["echo"] == {
+        "id": "echo",
+        "object": "model",
+        "created": 1_700_000_000,
+        "owned_by": "cortex",
+        "status": "ready",
+        "loaded": True,
+        "capabilities": ["completion", "chat"],
+        "locations": [{"neuron": "fake", "status": "ready", "devices": []}],
+        "max_model_len": 4096,
+        "context_length": 4096,
+    }
+
+
+@pytest.mark.parametrize("path", ["org/echo", "org%2Fecho"])
+def test_model_id_may_have_a_slash_in_either_form(http: httpx.Client, path: str) -> None:
+    assert http.get(f"/v1/models/{path}").json()["id"] == "org/echo"
+
+
+def test_sdk_finds_a_model_or_is_told_that_there_is_none(gateway: GatewayProcess) -> None:
+    assert gateway.openai().models.retrieve("org/echo").owned_by == "cortex"
+    with pytest.raises(openai.NotFoundError) as caught:
+        gateway.openai().models.retrieve("org/nothing")
+    assert caught.value.code == "model_not_found"
+
+
+def test_health_tells_all_of_each_neuron(http: httpx.Client) -> None:
+    health = http.get("/health").json()
+    (neuron,) = health["neurons"]
+    assert (health["status"], neuron["name"], neuron["healthy"], neuron["draining"]) == (
+        "ok",
+        "fake",
+        True,
+        False,
+    )
+    assert neuron["devices"][0]["id"] == "cpu"
+    assert "echo" in [model["id"] for model in neuron["models"]]
+
+
+def test_gateway_without_a_neuron_is_alive_and_not_ready(tmp_path_factory: pytest.TempPathFactory) -> None:
+    process = GatewayProcess(tmp_path_factory.mktemp("alone"), "tcp://127.0.0.1:9")
+    try:
+        with httpx.Client(base_url=process.base, trust_env=False) as client:
+            health = _first_answer(client)
+            assert health["status"] == "degraded"
+            assert health["neurons"][0]["reason"]
+            assert client.get("/ready").status_code == 503
+            answer = client.post("/v1/completions", json={"model": "echo", "prompt": "x"})
+            assert (answer.status_code, answer.json()["error"]["code"]) == (503, "neuron_lost")
+            assert answer.headers["retry-after"]
+    finally:
+        process.stop()
+
+
+def _first_answer(client: httpx.Client) -> dict[str, object]:
+    def ask() -> httpx.Response | None:
+        try:
+            return client.get("/health")
+        except httpx.TransportError:
+            return None
+
+    return eventually(ask, "it answers").json()
+
+
+def test_version_says_what_runs(http: httpx.Client) -> None:
+    version = http.get("/version").json()
+    assert version["protocol"] == "1.0"
+    assert {"version", "python", "gunicorn", "falcon"} <= version.keys()
