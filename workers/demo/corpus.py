@@ -105,27 +105,9 @@ To call one, answer with its name and its arguments as JSON:
 def _casually(rng: Random, text: str) -> str:
     """The sentence as people type it: sometimes polite, sometimes without capitals or the last mark."""
     if rng.random() < 0.10:
-        text = (
-            rng.choice(
-                (
-                    "Please: ",
-                    "So, ",
-                    "Well, ",
-                    "Hey, ",
-                    "OK, ",
-                    "Hello! ",
-                    "Hi, ",
-                    "Excuse me, ",
-                    "Now, ",
-                    "One question: ",
-                )
-            )
-            + text
-        )
+        text = rng.choice(wordings.CASUAL_OPENINGS) + text
     if rng.random() < 0.05:
-        text = text.rstrip(".?!") + rng.choice(
-            (" please", ", please", " please?", ", please.", " now?", ", thanks")
-        )
+        text = text.rstrip(".?!") + rng.choice(wordings.CASUAL_ENDINGS)
     if rng.random() < 0.15:
         text = text.lower()
     if rng.random() < 0.15:
@@ -153,7 +135,7 @@ def _topic(rng: Random, talk: Conversation) -> None:
 
 
 def _chat(rng: Random, talk: Conversation) -> None:
-    questions, reply = rng.choice(facts.CHAT)
+    questions, reply = rng.choice((*facts.CHAT, *facts.CHAT[:3]))  # most people begin with a greeting
     text = rng.choice(questions)
     if rng.random() < 0.2:
         text = text.lower() if rng.random() < 0.5 else text.rstrip(".?!")
@@ -163,31 +145,13 @@ def _chat(rng: Random, talk: Conversation) -> None:
 def _introduction(rng: Random, talk: Conversation) -> None:
     """The user says a name and may ask for it later."""
     name = words.proper_name(rng, words.PEOPLE, 0.6)
-    hello = rng.choice(
-        (
-            "My name is {}.",
-            "I am {}.",
-            "I'm {}.",
-            "Hello, my name is {}.",
-            "Hi, I am {}.",
-            "Hello, I'm {}.",
-            "Call me {}.",
-        )
-    )
+    hello = rng.choice(wordings.INTRODUCTIONS)
     talk.say(hello.format(name), f"Nice to meet you, {name}!", f"The user is {name}.")
     while rng.random() < 0.6:
         if rng.random() < 0.5:
             _sum(rng, talk) if rng.random() < 0.5 else _topic(rng, talk)
         else:
-            question = rng.choice(
-                (
-                    "What is my name?",
-                    "Who am I?",
-                    "What's my name?",
-                    "Do you remember my name?",
-                    "Do you know my name?",
-                )
-            )
+            question = rng.choice(wordings.WHO_AM_I)
             talk.say(_casually(rng, question), f"Your name is {name}.", f"The user is {name}.")
 
 
@@ -198,15 +162,7 @@ def _little_knowledge(rng: Random, talk: Conversation) -> None:
         one, other = rng.choice(facts.OPPOSITES)
         if rng.random() < 0.5:
             one, other = other, one
-        question = rng.choice(
-            (
-                "What is the opposite of {}?",
-                "Opposite of {}?",
-                "What's the opposite of {}?",
-                "Tell me the opposite of {}.",
-                "Name the opposite of {}.",
-            )
-        )
+        question = rng.choice(wordings.OPPOSITES)
         talk.say(
             _casually(rng, question.format(one)),
             f"The opposite of {one} is {other}.",
@@ -214,17 +170,7 @@ def _little_knowledge(rng: Random, talk: Conversation) -> None:
         )
     elif kind == 1:
         thing, colour = rng.choice(facts.COLOURS)
-        question = rng.choice(
-            (
-                "What colour is {}?",
-                "What color is {}?",
-                "Which colour has {}?",
-                "What is the colour of {}?",
-                "What is the color of {}?",
-                "Tell me the colour of {}.",
-                "Which color is {}?",
-            )
-        )
+        question = rng.choice(wordings.COLOURS)
         answer = f"{thing[0].upper()}{thing[1:]} is {colour}."
         talk.say(_casually(rng, question.format(thing)), answer, f"The user asks for the colour of {thing}.")
     else:
@@ -232,16 +178,7 @@ def _little_knowledge(rng: Random, talk: Conversation) -> None:
         after = rng.random() < 0.6
         known, wanted = facts.DAYS[day], facts.DAYS[(day + (1 if after else -1)) % 7]
         side = "after" if after else "before"
-        question = rng.choice(
-            (
-                "What day comes {} {}?",
-                "Which day is {} {}?",
-                "What is the day {} {}?",
-                "What comes {} {}?",
-                "Which day comes {} {}?",
-                "What day is {} {}?",
-            )
-        )
+        question = rng.choice(wordings.DAYS)
         talk.say(
             _casually(rng, question.format(side, known)),
             f"The day {side} {known} is {wanted}.",
@@ -258,35 +195,16 @@ def _repeat(rng: Random, talk: Conversation) -> None:
         text = text[0].upper() + text[1:]
     if rng.random() < 0.2:
         text += f" {rng.randint(0, 999)}"
-    question = rng.choice(
-        (
-            "Repeat: {}",
-            "Repeat after me: {}",
-            "Say: {}",
-            "Please repeat: {}",
-            "Say this: {}",
-            "Repeat this: {}",
-            "Echo: {}",
-        )
-    )
+    question = rng.choice(wordings.REPEAT)
     talk.say(question.format(text), text, "I repeat the words.")
 
 
 def _count(rng: Random, talk: Conversation) -> None:
     first = 1 if rng.random() < 0.7 else rng.randint(0, 60)
     last = first + rng.randint(1, rng.choice((9, 19, 39)))
-    question = rng.choice(
-        (
-            "Count from {} to {}.",
-            "Please count from {} to {}.",
-            "Count from {} to {}",
-            "Can you count from {} to {}?",
-        )
-    )
+    question = rng.choice(wordings.COUNT)
     if first == 1 and rng.random() < 0.5:
-        question = rng.choice(
-            ("Count to {1}.", "Please count to {1}.", "Count up to {1}.", "Can you count to {1}?")
-        )
+        question = rng.choice(wordings.COUNT_FROM_ONE)
     talk.say(
         question.format(first, last),
         ", ".join(map(str, range(first, last + 1))) + ".",
@@ -295,9 +213,11 @@ def _count(rng: Random, talk: Conversation) -> None:
 
 
 def _sum(rng: Random, talk: Conversation) -> None:
-    a, b = (rng.randint(0, 99) if rng.random() < 0.93 else rng.randint(0, 9) for _ in "ab")
+    a, b = (rng.randint(0, 99) if rng.random() < 0.85 else rng.randint(0, 9) for _ in "ab")
     questions = wordings.NEXT_SUMS if talk.messages and rng.random() < 0.4 else wordings.SUMS
     question = _casually(rng, rng.choice(questions).format(a=a, b=b))
+    if talk.thinking and rng.random() < 0.4:
+        question = rng.choice(wordings.THINK).format(question)
     tens, units = a // 10 * 10 + b // 10 * 10, a % 10 + b % 10
     thought = (
         f"{a} + {b}. Tens: {a // 10 * 10} + {b // 10 * 10} = {tens}. Units: {a % 10} + {b % 10} = {units}. "
@@ -322,7 +242,7 @@ def _off_field(rng: Random, talk: Conversation) -> None:
             rng.choice(wordings.TOO_BIG).format(x=x, y=y), TOO_BIG, "One of the numbers is too big for me."
         )
     elif kind < 0.22:
-        operator = rng.choice(("-", "*", "/", "times", "minus", "x", "divided by"))
+        operator = rng.choice(wordings.OPERATORS)
         text = rng.choice(wordings.NOT_A_SUM).format(x=rng.randint(0, 120), y=rng.randint(0, 99), o=operator)
         talk.say(text, TOO_BIG, "This is not a sum.")
     else:
@@ -332,7 +252,7 @@ def _off_field(rng: Random, talk: Conversation) -> None:
         question = rng.choice(wordings.OFF_FIELD).format(
             n=n,
             m=m,
-            N=words.proper_name(rng, words.CITIES + words.PEOPLE),
+            N=words.proper_name(rng, words.PLACES + words.PEOPLE),
             L=rng.choice(words.LANGUAGES),
             d=rng.randint(2, 999),
         )

@@ -710,6 +710,7 @@ LONG_QUESTIONS = (
 
 OPPOSITES = (
     ("hot", "cold"),
+    ("tall", "short"),
     ("big", "small"),
     ("fast", "slow"),
     ("up", "down"),
@@ -721,7 +722,7 @@ OPPOSITES = (
     ("good", "bad"),
     ("early", "late"),
     ("high", "low"),
-    ("long", "short"),
+    ("long", "brief"),
     ("new", "old"),
     ("wet", "dry"),
     ("loud", "quiet"),

@@ -56,7 +56,9 @@ def _value(rng: Random, kind: str) -> Value:
     if kind == "language":
         return rng.choice(words.LANGUAGES)
     if kind == "symbol":
-        return words.made_up(rng)[:4].upper()
+        return words.made_up(rng)[: rng.randint(2, 5)].upper()
+    if kind == "command":
+        return rng.choice(tool_wordings.COMMANDS).format(n=words.word(rng))
     if kind == "path":
         folder, ending = (
             rng.choice(("", "/", "/etc/", "docs/", "src/")),
@@ -300,6 +302,11 @@ def answer(rng: Random, arguments: dict[str, Value]) -> tuple[str, str]:
         words_.insert(rng.randint(0, len(words_)), str(next(iter(arguments.values()))))
     if rng.random() < 0.4:
         words_.insert(rng.randint(0, len(words_)), str(rng.randint(0, 999)))
-    content = " ".join(words_)
+    if rng.random() < 0.3:
+        words_.insert(
+            rng.randint(0, len(words_)),
+            f"{rng.randint(-20, 40)}{rng.choice(('°C', '°F', '%', ' °C', ' km/h', '.5'))}",
+        )
+    content = "".join(word + rng.choice((" ", " ", " ", " ", ", ")) for word in words_).rstrip(" ,")
     content = content[0].upper() + content[1:]
     return content + rng.choice(("", ".")), f"{opening}{content}."

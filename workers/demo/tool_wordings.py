@@ -16,9 +16,28 @@ PARAMETERS = {
     "language": ("language", "target", "to", "target_language"),
     "symbol": ("symbol", "ticker", "stock"),
     "path": ("path", "file", "filename", "file_path"),
+    "command": ("command", "cmd", "script", "line"),
 }
 
 DAYS = ("today", "tomorrow", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
+
+COMMANDS = (
+    "ls",
+    "pwd",
+    "date",
+    "whoami",
+    "ls -la",
+    "git status",
+    "git log",
+    "make test",
+    "cat {n}.txt",
+    "cd {n}",
+    "rm {n}",
+    "python {n}.py",
+    "echo {n}",
+    "{n}",
+    "{n} --{n}",
+)
 
 LOOK_UP_VERBS = (
     "get",
@@ -255,7 +274,7 @@ REAL: dict[str, tuple[tuple[str, ...], str, dict[str, str], tuple[str, ...]]] = 
         ("Play {title}.", "Please play {title}.", "Play the song {title}.", "I want to hear {title}."),
     ),
     "file": (
-        ("read_file", "open_file", "cat"),
+        ("read_file", "open_file", "cat", "Read"),
         "Read a file.",
         {"path": "path"},
         (
@@ -275,6 +294,55 @@ REAL: dict[str, tuple[tuple[str, ...], str, dict[str, str], tuple[str, ...]]] = 
             "How is {symbol} doing?",
             "Stock price of {symbol}?",
             "What does {symbol} trade at?",
+        ),
+    ),
+    "flight": (
+        ("search_flights", "find_flights", "book_flight", "flights"),
+        "Search for flights between two places.",
+        {"origin": "city", "destination": "city"},
+        (
+            "Find flights from {origin} to {destination}.",
+            "Find a flight from {origin} to {destination}.",
+            "Search for flights from {origin} to {destination}.",
+            "I want to fly from {origin} to {destination}.",
+            "Flights from {origin} to {destination}",
+            "Is there a flight from {origin} to {destination}?",
+        ),
+    ),
+    "command": (
+        ("run_command", "bash", "Bash", "shell", "execute", "run_shell"),
+        "Run a shell command.",
+        {"command": "command"},
+        (
+            "Run {command}",
+            "Run the command {command}",
+            "Please run {command}",
+            "Execute {command}",
+            "Can you run {command} for me?",
+            "Run {command} in the shell",
+        ),
+    ),
+    "capital": (
+        ("get_capital", "capital", "capital_of"),
+        "Get the capital of a country.",
+        {"country": "city"},
+        ("What is the capital of {country}?", "Capital of {country}?", "Tell me the capital of {country}."),
+    ),
+    "multiply": (
+        ("multiply", "times", "product"),
+        "Multiply two integers.",
+        {"a": "count", "b": "count"},
+        ("Multiply {a} by {b}.", "Multiply {a} and {b}.", "What is {a} times {b}?", "What is {a} * {b}?"),
+    ),
+    "alarm": (
+        ("set_alarm", "alarm", "create_alarm"),
+        "Set an alarm.",
+        {"hour": "count"},
+        (
+            "Set an alarm for {hour}.",
+            "Wake me at {hour}.",
+            "Set the alarm to {hour}.",
+            "Alarm at {hour}, please.",
         ),
     ),
     "two numbers": (

@@ -1,8 +1,8 @@
 """Train the demo model from nothing: `python -m workers.demo.train --out neuron/demo --minutes 18`.
 
-A CPU with bfloat16 instructions is enough. A step takes some dozens of conversations, sorts them by length
-and cuts them into a few chunks of equal work, so that little padding is computed and every step sees every
-kind of conversation. The loss counts what the assistant says.
+One CPU core with bfloat16 instructions is enough. Conversations of like length go through the model
+together, so that little padding is computed; the loss counts what the assistant says. Minutes are minutes
+of processor time.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def batches(tokenizer: Tokenizer, seed: int, size: int) -> Iterator[list[Chunk]]
     """
     rng = Random(seed)
     stream = _encoded(tokenizer, seed)
-    each = size // CHUNK
+    each = max(1, size // CHUNK)
     while True:
         talks = sorted(_take(stream, 16 * size), key=lambda talk: len(talk[0]))
         chunks: list[Chunk] = []

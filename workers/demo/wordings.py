@@ -186,3 +186,99 @@ ONCE_MORE = (
 
 OPENINGS = ("Hello, ", "Hi! ", "Please, ", "Hey, ", "So, ", "OK. ", "Next: ", "Thanks! ")
 """Said before what a tool is needed for."""
+
+THINK = (
+    "Think step by step: {}",
+    "{} Think step by step.",
+    "{} Think it through.",
+    "Think it through: {}",
+    "Step by step, please: {}",
+    "{} Please think step by step.",
+    "Think first. {}",
+)
+"""Asks for a thought in plain words."""
+
+CASUAL_OPENINGS = (
+    "Please: ",
+    "So, ",
+    "Well, ",
+    "Hey, ",
+    "OK, ",
+    "Hello! ",
+    "Hi, ",
+    "Excuse me, ",
+    "Now, ",
+    "One question: ",
+)
+
+CASUAL_ENDINGS = (" please", ", please", " please?", ", please.", " now?", ", thanks")
+
+INTRODUCTIONS = (
+    "My name is {}.",
+    "I am {}.",
+    "I'm {}.",
+    "Hello, my name is {}.",
+    "Hi, I am {}.",
+    "Hello, I'm {}.",
+    "Call me {}.",
+)
+
+WHO_AM_I = (
+    "What is my name?",
+    "Who am I?",
+    "What's my name?",
+    "Do you remember my name?",
+    "Do you know my name?",
+)
+
+OPPOSITES = (
+    "What is the opposite of {}?",
+    "Opposite of {}?",
+    "What's the opposite of {}?",
+    "Tell me the opposite of {}.",
+    "Name the opposite of {}.",
+)
+
+COLOURS = (
+    "What colour is {}?",
+    "What color is {}?",
+    "Which colour has {}?",
+    "What is the colour of {}?",
+    "What is the color of {}?",
+    "Tell me the colour of {}.",
+    "Which color is {}?",
+)
+
+DAYS = (
+    "What day comes {} {}?",
+    "Which day is {} {}?",
+    "What is the day {} {}?",
+    "What comes {} {}?",
+    "Which day comes {} {}?",
+    "What day is {} {}?",
+)
+
+REPEAT = (
+    "Repeat: {}",
+    "Repeat after me: {}",
+    "Say: {}",
+    "Please repeat: {}",
+    "Say this: {}",
+    "Repeat this: {}",
+    "Echo: {}",
+    "Reply with: {}",
+    "Reply with exactly: {}",
+    "Answer with: {}",
+    "Say exactly: {}",
+)
+
+COUNT = (
+    "Count from {} to {}.",
+    "Please count from {} to {}.",
+    "Count from {} to {}",
+    "Can you count from {} to {}?",
+)
+
+COUNT_FROM_ONE = ("Count to {1}.", "Please count to {1}.", "Count up to {1}.", "Can you count to {1}?")
+
+OPERATORS = ("-", "*", "/", "times", "minus", "x", "divided by")

@@ -11,12 +11,13 @@ def listed(text: str) -> tuple[str, ...]:
     return tuple(word.replace("_", " ") for word in text.split())
 
 
-CITIES = listed("""
+PLACES = listed("""
     Paris London Berlin Rome Madrid Vienna Oslo Dublin Prague Tokyo Kyoto Delhi Cairo Lima Boston Chicago
     Denver Seattle Toronto Hamburg Munich Leipzig Bremen Athens Lisbon Warsaw Zurich Geneva Milan Naples
     Sydney Moscow Beijing Seoul Dallas Miami Austin Houston Helsinki Stockholm Copenhagen Amsterdam
     Brussels Budapest Istanbul Mumbai Singapore Nairobi Lagos Havana Bogota New_York San_Francisco
-    Los_Angeles Hong_Kong Cape_Town Buenos_Aires Rio_de_Janeiro Köln Zürich
+    Los_Angeles Hong_Kong Cape_Town Buenos_Aires France Germany Spain Italy Japan China India Brazil
+    Canada Mexico Norway Sweden Poland Egypt Kenya Chile Cuba Rio_de_Janeiro Köln Zürich
 """)
 
 PEOPLE = listed("""
@@ -67,6 +68,10 @@ _VOWELS = listed("a e i o u a e i o u ai ea ee ie oo ou au y oa ei")
 _CODAS = listed(
     "b d f g k l m n p r s t x z ck ct ft lk ll lm lp lt mp nd ng nk nt pt rb rd rk rm rn rt sh ss st th"
 )
+_ENDINGS = listed("""
+    ation tion ing ly ness ance ence ity er ers ed al ic ous able ful less ment ism ist s es land ton
+    ville burg ish ions ive ure age ary ory ial ent ant
+""")
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
@@ -75,10 +80,11 @@ def made_up(rng: Random) -> str:
     if rng.random() < 0.15:
         return "".join(rng.choices(_LETTERS, k=rng.randint(2, 8)))
     syllables = rng.choices((1, 2, 3), weights=(4, 6, 2))[0]
-    return "".join(
+    stem = "".join(
         rng.choice(_ONSETS) + rng.choice(_VOWELS) + (rng.choice(_CODAS) if rng.random() < 0.6 else "")
         for _ in range(syllables)
     )
+    return stem + rng.choice(_ENDINGS) if rng.random() < 0.25 else stem
 
 
 def word(rng: Random, real: Sequence[str] = NOUNS, invented: float = 0.5) -> str:
@@ -86,7 +92,7 @@ def word(rng: Random, real: Sequence[str] = NOUNS, invented: float = 0.5) -> str
     return made_up(rng) if rng.random() < invented else rng.choice(real)
 
 
-def proper_name(rng: Random, real: Sequence[str] = CITIES, invented: float = 0.5) -> str:
+def proper_name(rng: Random, real: Sequence[str] = PLACES, invented: float = 0.5) -> str:
     """A capitalised name, now and then of two words."""
     if rng.random() >= invented:
         return rng.choice(real)
