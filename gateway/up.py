@@ -200,7 +200,8 @@ class Up:
 
     def _explain(self) -> None:
         models = [entry["id"] for entry in self._plan.models]
-        body = {"model": models[0], "messages": [{"role": "user", "content": "What is 3 plus 4?"}]}
+        question = {"role": "user", "content": "What is 3 plus 4?"}
+        body = {"model": models[0], "messages": [question], "max_tokens": 100}
         self._narrator.say(
             f"cortex is up at {self._plan.base}/v1 with {', '.join(models)}; "
             f"metrics at http://{LOOPBACK}:{self._plan.metrics_port}/metrics",
