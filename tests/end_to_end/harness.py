@@ -155,7 +155,7 @@ class Client:
         return wait_until(idle, f"{model} to be idle")
 
     def serves_again(self, model: str = "simulated") -> None:
-        """Ask until an answer comes; up to then each refusal must be a typed error that invites to try again."""
+        """Ask until an answer comes; until then each refusal must be a typed error that invites a retry."""
 
         def answered() -> bool:
             try:
