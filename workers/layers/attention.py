@@ -2,7 +2,7 @@
 
 Torch's own fused kernel is not used. On a CPU it takes 27 ms where the blocks below take 7 (512 tokens, 16
 heads of 128, one Zen 5 core), and over one row of queries it reads keys at a tenth of the speed of memory.
-Scores and softmax are float32; torch's bfloat16 products would round the scores to three digits.
+Scores and softmax are float32: a bfloat16 product would round the scores to three digits.
 """
 
 from __future__ import annotations
@@ -47,19 +47,20 @@ def attend_decode(
     count, heads, head_dim = q.shape
     _, _, kv_heads, page_size, _ = kv.shape
     group = heads // kv_heads
-    queries = q.float().view(count, kv_heads, group, head_dim)
+    queries = q.view(count, kv_heads, group, head_dim)
     scores = []
     for run in runs:
-        keys = kv[0].index_select(0, run.pages).float().view(-1, page_size, head_dim)
+        keys = kv[0].index_select(0, run.pages).view(-1, page_size, head_dim).transpose(1, 2)
         rows = queries.index_select(0, run.sequence).view(-1, group, head_dim)
-        products = torch.bmm(rows, keys.transpose(1, 2)).view(-1, kv_heads, group, page_size)
-        scores.append(torch.add(run.bias, products, alpha=scale))
-    maxima = queries.new_full((count, kv_heads, group), -torch.inf)
+        rounded = torch.bmm(rows, keys)  # and what was rounded away is added to it
+        products = rounded.float().add_(torch.baddbmm(rounded, rows, keys, beta=-1))
+        scores.append(torch.add(run.bias, products.view(-1, kv_heads, group, page_size), alpha=scale))
+    maxima = torch.full((count, kv_heads, group), -torch.inf, device=q.device)
     for run, part in zip(runs, scores, strict=True):
         index = run.sequence[:, None, None].expand(-1, kv_heads, group)
         maxima.scatter_reduce_(0, index, part.amax(-1), "amax")
     sums = torch.zeros_like(maxima)
-    out = torch.zeros_like(queries)
+    out = torch.zeros(queries.shape, device=q.device)
     for run, part in zip(runs, scores, strict=True):
         weights = part.sub_(maxima.index_select(0, run.sequence).unsqueeze(-1)).exp_()
         sums.index_add_(0, run.sequence, weights.sum(-1))
