@@ -5,7 +5,7 @@ import pytest
 from tests.end_to_end.harness import Cortex
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def cortex(tmp_path_factory):
     """`cortex up` with the demo model and the simulated engine."""
     folder = tmp_path_factory.mktemp("cortex")

@@ -3,33 +3,47 @@
 import httpx
 import pytest
 
-from tests.end_to_end.harness import LONG, wait_until
+from tests.end_to_end.harness import LONG, Services, wait_until
+
+MODEL = {"id": "simulated", "pin": True, "simulated": {"step_seconds": 0.005}}
+
+
+@pytest.fixture(scope="module")
+def cortex(tmp_path_factory):
+    """A system whose model takes its time: a LONG answer lasts minutes, so nothing here ends by itself."""
+    with Services(tmp_path_factory.mktemp("slow"), {"models": [MODEL]}, {}) as system:
+        wait_until(system.ready, "the gateway to find its neuron")
+        yield system
 
 
 def test_a_client_that_leaves_its_stream_cancels_it(cortex):
     before = cortex.quiet()
     cortex.stream().leave()
+    wait_until(lambda: cortex.quiet().cancelled > before.cancelled, "the cancellation to be told")
     after = cortex.quiet()
     assert (after.cancelled - before.cancelled, after.finished - before.finished) == (1, 0)
-    assert after.pages_free == before.pages_free
+    wait_until(lambda: cortex.quiet().pages_free == before.pages_free, "its pages to be free")
 
 
 def test_a_client_that_leaves_before_its_answer_cancels_it(cortex):
     before = cortex.quiet()
     body = {"model": "simulated", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": LONG}
     with pytest.raises(httpx.ReadTimeout):
-        httpx.post(f"{cortex.base}/v1/chat/completions", json=body, timeout=0.3)
+        httpx.post(f"{cortex.base}/v1/chat/completions", json=body, timeout=1)
+    wait_until(lambda: cortex.quiet().cancelled > before.cancelled, "the cancellation to be told")
     after = cortex.quiet()
     assert (after.cancelled - before.cancelled, after.finished - before.finished) == (1, 0)
 
 
 def test_a_cancelled_request_takes_no_further_step(cortex):
-    cortex.quiet()
+    before = cortex.quiet()
     cortex.stream().leave()
+    wait_until(lambda: cortex.quiet().cancelled > before.cancelled, "the cancellation to be told")
+    # The next request's steps are told together with any that the cancelled one still took after `steps`.
     steps = cortex.quiet().steps
     assert cortex.chat(model="simulated", max_tokens=5).status_code == 200
     wait_until(lambda: cortex.quiet().steps > steps, "the next request's steps to be told")
-    assert cortex.quiet().steps - steps <= 8  # those of the request of five tokens
+    assert cortex.quiet().steps - steps <= 8  # those of the request of five tokens, and what was on its way
 
 
 def test_metrics_count_the_clients_that_left(cortex):
