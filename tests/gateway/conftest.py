@@ -149,7 +149,7 @@ class GatewayProcess:
         )
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def neuron() -> Iterator[NeuronThread]:
     """A neuron that stays."""
     thread = NeuronThread()
@@ -157,7 +157,7 @@ def neuron() -> Iterator[NeuronThread]:
     thread.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def gateway(neuron: NeuronThread, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
     """A gateway of one process that stays."""
     process = GatewayProcess(tmp_path_factory.mktemp("gateway"), neuron.endpoint)

@@ -12,6 +12,7 @@ from ipc.errors import Code, CortexError
 from ipc.worker_messages import FailurePlan, SimulatedSpec, Submit
 from neuron.group import WorkerGroup
 from neuron.spawn import GroupSpec
+from tests.neuron.harness import children_of
 
 PATIENCE = 20.0  # seconds that any single wait of a test may take
 
@@ -90,9 +91,9 @@ def run(coroutine):
         await coroutine
         assert len(os.listdir("/proc/self/fd")) == before
 
+    children = children_of(os.getpid())  # those of fixtures that outlive this test
     asyncio.run(checked())
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
+    assert children_of(os.getpid()) == children
 
 
 async def wait_for(awaitable):
