@@ -27,7 +27,7 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM, DynamicCache, Qwen3Config, Qwen3ForCausalLM
 from transformers.utils import logging as transformers_logging
 
-from ipc.worker_messages import RingHandle, WorkerSpec
+from ipc.worker_messages import RingHandle, SamplingParams, WorkerSpec
 from workers.pages import pages_for
 from workers.plan import NewSequence, Scheduled, StepPlan
 from workers.runner import Runner
@@ -92,7 +92,7 @@ class Cortex(Engine):
 
     def _prompt(self, slot: int, tokens: int, pages: range) -> None:
         prompt = array("I", range(slot, slot + tokens)).tobytes()
-        new = NewSequence(slot, tokens, prompt, 0.0, 0, 1.0, 0)
+        new = NewSequence(slot, tokens, prompt, SamplingParams(0.0))
         self.runner.execute(StepPlan(1, [], [new], [Scheduled(slot, tokens, list(pages))]))
 
     def prefill(self, tokens: int) -> None:

@@ -12,8 +12,9 @@ import time
 from array import array
 from pathlib import Path
 
-from ipc.worker_messages import Submit
+from ipc.worker_messages import SamplingParams, Submit
 from tests.workers.harness import Workers
+from workers.engine import StepResult
 from workers.scheduler import Scheduler
 
 REPEATS = 5  # of which the best counts: on a shared machine the others measure the neighbours
@@ -26,10 +27,10 @@ def scheduler_step(sequences: int, steps: int = 300) -> float:
     )
     prompt = array("I", [5] * 30).tobytes()
     for request_id in range(sequences):
-        scheduler.submit(Submit(request_id, prompt, 4000, 0.0, 0, 1.0, 0, [2]))
+        scheduler.submit(Submit(request_id, prompt, 4000, SamplingParams(0.0, stop_ids=[2])))
     while scheduler.waiting:
         plan = scheduler.plan()
-        scheduler.commit([7] * len(plan.scheduled))
+        scheduler.commit(StepResult([7] * len(plan.scheduled)))
     scheduler.take_reports()
     sampled = [7] * sequences
     best = float("inf")
@@ -37,7 +38,7 @@ def scheduler_step(sequences: int, steps: int = 300) -> float:
         started = time.perf_counter()
         for _ in range(steps):
             scheduler.plan()
-            scheduler.commit(sampled)
+            scheduler.commit(StepResult(sampled))
             scheduler.take_reports()
         best = min(best, (time.perf_counter() - started) / steps)
     return best

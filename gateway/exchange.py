@@ -186,7 +186,7 @@ class Exchange:
             return "client left"
         if self._error is not None:
             return f"{self._error.code}: {self._error.message}"
-        return self.finished.reason if self.finished is not None else ""
+        return self.finished.choices[0].reason if self.finished is not None else ""
 
     def _count(self, duration: float) -> None:
         counts, usage, finished = self._metrics, self._usage(), self.finished

@@ -64,11 +64,33 @@ class Sampling(Plain):
     temperature: float | None = None  # 0 is greedy; neutral: 1
     top_k: int | None = None  # 0 is off; neutral: 0
     top_p: float | None = None  # in (0, 1]; neutral: 1
-    seed: int | None = None
-    max_tokens: int | None = None  # None: to the end of the context
-    stop: list[str] = []  # strings; they are not part of the answer
+    min_p: float | None = None  # in [0, 1]; neutral: 0
+    repetition_penalty: float | None = None  # above 0; prompt and output count; neutral: 1
+    presence_penalty: float = 0.0  # -2 to 2; only output counts, as for the next one
+    frequency_penalty: float = 0.0
+    logit_bias: dict[int, float] = {}  # added to the logits of these token ids
+    allowed_token_ids: list[int] = []  # no other is chosen; empty: all are allowed
+    bad_words: list[str] = []  # texts that are not written
+    min_tokens: int = 0  # of output, before anything may end the answer
+    seed: int | None = None  # choice i of `n` draws with seed + i
+    n: int = 1  # choices, each an answer of its own
+    max_tokens: int | None = None  # of each choice; None: to the end of the context
+    stop: list[str] = []  # strings that end the answer
+    include_stop: bool = False  # whether the stop string is part of the answer
     stop_token_ids: list[int] = []
     ignore_eos: bool = False
+    logprobs: int | None = None  # alternatives beside each token; 0: the token's own; None: no logprobs
+    prompt_logprobs: int | None = None  # the same of the prompt's tokens
+
+
+class Structured(Plain):
+    """What an answer must look like. Exactly one is set; the names are vLLM's."""
+
+    json: dict[str, Any] | bool | None = None  # a JSON schema
+    json_object: bool = False  # any JSON object
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None  # Lark, as llguidance reads it
 
 
 # --- requests: client to neuron -------------------------------------------------------------------------
@@ -130,8 +152,13 @@ class Generate(Request, tag="generate"):
     tools: list[Tool] = []
     template_args: dict[str, Any] = {}  # further variables of the chat template, e.g. enable_thinking
     sampling: Sampling = Sampling()
+    structured: Structured | None = None
     stream: bool = False
+    echo: bool = False  # the answer begins with the prompt; only of a `prompt`
     return_token_ids: bool = False
+    priority: int = 0  # smaller is sooner
+    account: str = ""  # for whom: accounts take turns
+    cache_salt: str = ""  # only requests with the same one share cached prefixes
 
 
 class Cancel(Request, tag="cancel"):
@@ -147,8 +174,21 @@ class CountTokens(Request, tag="count_tokens"):
 
 
 class Embed(Request, tag="embed"):
+    """Answered by `Embeddings`."""
+
     model: str
-    input: list[str]
+    input: list[str | list[int]]  # texts or token ids
+    pooling: Literal["last", "mean"] = "last"
+    normalize: bool = True
+    dimensions: int | None = None  # the first so many; None: all
+    priority: int = 0
+    account: str = ""
+
+
+class CachedPages(Request, tag="cached_pages"):
+    """Which pages of prompts a model has computed already. Answered by `PageHashes`."""
+
+    model: str
 
 
 class Drain(Request, tag="drain"):
@@ -171,6 +211,7 @@ AnyRequest = (
     | Cancel
     | CountTokens
     | Embed
+    | CachedPages
     | Drain
     | Resume
 )
@@ -207,6 +248,22 @@ class ToolCallDelta(Plain):
     arguments: str = ""
 
 
+class Alternative(Plain):
+    """A token that might have stood there."""
+
+    token_id: int
+    token: str  # its text; a part of a character is U+FFFD
+    raw: bytes  # of its text
+    logprob: float
+
+
+class TokenLogprob(Alternative):
+    """A token that stands there, with the `top` most probable ones, in order of probability."""
+
+    rank: int = 1  # 1 is the most probable
+    top: list[Alternative] = []
+
+
 class Started(Reply, tag="started"):
     """The prompt is tokenised and accepted by the engine."""
 
@@ -223,26 +280,41 @@ class Progress(Reply, tag="progress"):
 
 
 class Delta(Reply, tag="delta"):
-    """New output of a streamed request. `tokens` counts the tokens behind it; text may lag behind tokens."""
+    """New output of one choice of a streamed request.
+
+    `tokens` counts the tokens behind it; text may lag behind tokens.
+    """
 
     tokens: int
+    index: int = 0  # of the choice
     text: str = ""
     reasoning: str = ""
     tool_calls: list[ToolCallDelta] = []
     token_ids: list[int] | None = None
+    logprobs: list[TokenLogprob] = []
+    prompt_logprobs: list[TokenLogprob | None] | None = None  # with the first delta; of the first token: None
 
 
-class Finished(Reply, tag="finished"):
-    """Terminal. Unstreamed requests get their whole answer here; streamed ones got it in `Delta`."""
+class Choice(Plain):
+    """One whole answer. Of a streamed request only how it ended: the rest came in `Delta`."""
 
     reason: FinishReason
-    usage: Usage
-    timings: Timings
+    index: int = 0
     text: str = ""
     reasoning: str = ""
     tool_calls: list[ToolCall] = []
     token_ids: list[int] | None = None
+    logprobs: list[TokenLogprob] = []
     stop_sequence: str | None = None  # the stop string that ended it
+
+
+class Finished(Reply, tag="finished"):
+    """Terminal: all choices ended. Of a streamed request the last `Delta` of each has been sent."""
+
+    choices: list[Choice]  # by index
+    usage: Usage  # of all choices together; the prompt counts once
+    timings: Timings
+    prompt_logprobs: list[TokenLogprob | None] | None = None  # unstreamed
 
 
 class Cancelled(Reply, tag="cancelled"):
@@ -294,6 +366,18 @@ class TokenCount(Reply, tag="token_count"):
     tokens: int
 
 
+class Embeddings(Reply, tag="embeddings"):
+    vectors: list[bytes]  # float32, little-endian, in the order of the input
+    prompt_tokens: int
+
+
+class PageHashes(Reply, tag="page_hashes"):
+    """Each hash stands for a page of `page_size` tokens and all that come before it (docs/protocol.md)."""
+
+    page_size: int
+    hashes: list[bytes]  # 16 bytes each
+
+
 class HelloReply(Reply, tag="hello"):
     neuron: str  # its name
     version: str
@@ -327,6 +411,8 @@ class RankState(Plain):
     step: int
     age: float  # seconds since it last wrote
     memory: int  # bytes it holds on its device
+    collectives: int = 0  # that it took part in
+    collective_seconds: float = 0.0  # in all of them together, waiting for the others included
 
 
 class ModelState(Plain):
@@ -338,13 +424,14 @@ class ModelState(Plain):
     engine: str = "transformer"
     dtype: str = ""
     context_length: int = 0
+    context_wanted: int = 0  # what it would be with enough memory
     chat: bool = True  # it has a chat template
     tools: bool = False  # the template takes tools
     reasoning: bool = False  # the template knows thinking
     devices: list[str] = []
     bytes_weights: int = 0
-    bytes_reserved: int = 0
-    bytes_measured: int = 0
+    bytes_reserved: int = 0  # planned, over all its devices
+    bytes_measured: int = 0  # what its ranks found that they hold
     pinned: bool = False
     priority: int = 100
     progress: float | None = None  # of a load, 0 to 1
@@ -357,7 +444,12 @@ class ModelState(Plain):
     cancelled: int = 0
     failed: int = 0
     pages_total: int = 0
-    pages_free: int = 0
+    pages_free: int = 0  # pages that a running request could have; those of cached prefixes included
+    pages_cached: int = 0
+    prompt_tokens: int = 0  # in prompts that began, since the load
+    cached_tokens: int = 0  # part of prompt_tokens
+    preemptions: int = 0
+    out_of_memory: int = 0  # steps that ran out of memory
     steps: int = 0
     created: int = 0  # Unix time of the checkpoint
 
@@ -403,6 +495,8 @@ AnyReply = (
     | Failed
     | Done
     | TokenCount
+    | Embeddings
+    | PageHashes
     | HelloReply
     | Discovery
     | HealthReply
@@ -417,6 +511,8 @@ TERMINAL = (
     Failed,
     Done,
     TokenCount,
+    Embeddings,
+    PageHashes,
     HelloReply,
     Discovery,
     HealthReply,

@@ -40,6 +40,7 @@ class FailurePlan(Plain):
     die_at_step: int | None = None  # SIGKILL itself
     hang_at_step: int | None = None  # never come back from that step
     error_at_step: int | None = None  # raise in that step
+    out_of_memory_at_step: int | None = None  # and not for good: the next step is as any other
     epochs: int | None = None  # only in the first so many epochs; None: in all
 
 
@@ -69,7 +70,8 @@ class WorkerSpec(Plain, kw_only=True):
     context_length: int
     max_sequences: int
     max_step_tokens: int
-    kv_pages: int  # pages in the pool of each rank
+    kv_pages: int  # pages in the pool of each rank, at most
+    memory_budget: int | None = None  # bytes that this rank may hold on its device; None: whatever it needs
     simulated: SimulatedSpec | None = None
     supervisor_pid: int
     reports: RingHandle
@@ -84,17 +86,47 @@ class WorkerSpec(Plain, kw_only=True):
 # --- supervisor to rank 0 -------------------------------------------------------------------------------
 
 
+class SamplingParams(msgspec.Struct, array_like=True, frozen=True):
+    """How the tokens of a sequence are chosen, with every value resolved. The defaults change nothing."""
+
+    temperature: float = 1.0  # 0 is greedy
+    top_k: int = 0  # 0 is off
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: dict[int, float] = {}
+    allowed_token_ids: list[int] = []  # empty: all
+    bad_words: list[list[int]] = []  # token sequences of which the last token is not chosen after the others
+    stop_ids: list[int] = []  # tokens that end the sequence, the end-of-text ids included
+    min_tokens: int = 0  # of output, before a stop id may be chosen
+    seed: int = 0  # unsigned 64 bits
+    logprobs: int | None = None  # alternatives to report beside each token; None: no logprobs at all
+    prompt_logprobs: int | None = None
+
+
+class Constraint(msgspec.Struct, array_like=True, frozen=True):
+    """A grammar that the output follows, in the thought's stead or after it."""
+
+    grammar: str  # as llguidance reads it: JSON or Lark
+    in_thought: bool = False  # the prompt has opened a thought: the grammar holds after its end
+    think: list[int] = []  # tokens that may open a thought instead, as the first output
+    end_think: list[int] = []  # tokens that end a thought
+
+
 class Submit(msgspec.Struct, tag=1, array_like=True):
-    """Start a sequence. Every sampling value is resolved; `stop_ids` holds the end-of-text ids too."""
+    """Start a sequence."""
 
     request_id: int
     prompt: bytes  # token ids, uint32, little-endian
     max_tokens: int
-    temperature: float
-    top_k: int
-    top_p: float
-    seed: int  # unsigned 64 bits
-    stop_ids: list[int]
+    params: SamplingParams = SamplingParams()
+    constraint: Constraint | None = None
+    pooling: Literal["", "last", "mean"] = ""  # not empty: no output, but one vector; max_tokens is 1
+    priority: int = 0  # smaller is sooner
+    account: str = ""  # accounts take turns
+    cache_salt: str = ""  # only sequences with the same one share pages
 
 
 class Abort(msgspec.Struct, tag=2, array_like=True):
@@ -118,31 +150,66 @@ class Loading(msgspec.Struct, tag=1, array_like=True):
     message: str
 
 
+class MemoryUse(msgspec.Struct, array_like=True, frozen=True):
+    """Bytes that a rank holds on its device, by what for. All were measured."""
+
+    weights: int = 0
+    kv_pool: int = 0
+    activations: int = 0  # the most that a step took
+    runtime: int = 0  # the process, its libraries and the driver's context
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.kv_pool + self.activations + self.runtime
+
+
 class Ready(msgspec.Struct, tag=2, array_like=True):
     """This rank has its weights and its place in the group; `all_reduce` is the sum of ones over ranks."""
 
     all_reduce: int
-    memory_bytes: int  # held on the device
+    kv_pages: int  # in its pool, the same on every rank
+    memory: MemoryUse
     load_seconds: float
 
 
+class Logprobs(msgspec.Struct, array_like=True):
+    """The log-probability of a token under the model, before penalties, temperature, filters and masks."""
+
+    token: int
+    logprob: float
+    rank: int  # 1 is the most probable
+    top: list[tuple[int, float]]  # the most probable tokens, in order
+
+
 class SequenceReport(msgspec.Struct, array_like=True):
-    """What one step did for one sequence."""
+    """What one step did for one sequence. The first one of each has no token, unless it came at once."""
 
     request_id: int
     token_ids: list[int]  # new output; empty while its prompt is still being computed
     finish: Literal["", "stop", "length", "aborted", "error"]
     message: str = ""  # for "error"
+    code: str = ""  # the same: of `ipc.errors.Code`
+    cached_tokens: int = 0  # of its prompt, in its first report
+    logprobs: list[Logprobs] = []  # of each of `token_ids`
+    prompt_logprobs: list[Logprobs] = []  # of each prompt token but the first; once, with the first token
+    embedding: bytes = b""  # float32, little-endian
 
 
 class StepReport(msgspec.Struct, tag=3, array_like=True):
-    """Rank 0, once a step: everything new."""
+    """Rank 0, once a step: everything new. Counts run from the load."""
 
     step: int
     sequences: list[SequenceReport]
     running: int
     waiting: int
-    pages_free: int
+    pages_free: int  # cached ones included, which nobody uses
+    pages_cached: int = 0
+    prompt_tokens: int = 0  # in the prompts that began
+    cached_tokens: int = 0  # part of these
+    preemptions: int = 0
+    out_of_memory: int = 0  # steps
+    cached: list[bytes] = []  # hashes of pages that can be shared from now on
+    evicted: list[bytes] = []  # and of those that no longer can
 
 
 class Fatal(msgspec.Struct, tag=4, array_like=True):

@@ -14,6 +14,7 @@ import msgspec
 from ipc.errors import Code, CortexError
 from ipc.messages import (
     Cancelled,
+    Choice,
     Delta,
     Failed,
     Finished,
@@ -25,7 +26,7 @@ from ipc.messages import (
     ToolCallDelta,
     Usage,
 )
-from ipc.worker_messages import Submit
+from ipc.worker_messages import SamplingParams, Submit
 from neuron.blueprint import Blueprint
 from neuron.prompt import bad_request, check_ids, encode_prompt
 from neuron.text.frontend import TextFrontEnd
@@ -98,11 +99,13 @@ class Generation:
             request_id=self.key,
             prompt=array("I", ids).tobytes(),
             max_tokens=0,  # known when the context is: see `submission`
-            temperature=temperature,
-            top_k=_first(sampling.top_k, defaults.top_k, 0),
-            top_p=_first(sampling.top_p, defaults.top_p, 1.0),
-            seed=_first(sampling.seed, random.getrandbits(64)) & (1 << 64) - 1,
-            stop_ids=sampling.stop_token_ids + ([] if sampling.ignore_eos else blueprint.eos_ids),
+            params=SamplingParams(
+                temperature=temperature,
+                top_k=_first(sampling.top_k, defaults.top_k, 0),
+                top_p=_first(sampling.top_p, defaults.top_p, 1.0),
+                seed=_first(sampling.seed, random.getrandbits(64)) & (1 << 64) - 1,
+                stop_ids=sampling.stop_token_ids + ([] if sampling.ignore_eos else blueprint.eos_ids),
+            ),
         )
 
     def check_length(self, context_length: int) -> None:
@@ -241,28 +244,29 @@ class Generation:
 
     def _finish(self, reason: str, stop_sequence: str | None) -> None:
         calls = self._parser.tool_calls if self._parser is not None else []
-        unstreamed: dict[str, Any] = {}
+        choice = Choice(
+            reason="tool_calls" if calls and reason == "stop" else reason, stop_sequence=stop_sequence
+        )
         if not self.request.stream:
-            unstreamed = {
-                "text": "".join(self._text),
-                "reasoning": "".join(self._reasoning),
-                "tool_calls": calls,
-                "token_ids": self._token_ids,
-            }
+            choice = msgspec.structs.replace(
+                choice,
+                text="".join(self._text),
+                reasoning="".join(self._reasoning),
+                tool_calls=calls,
+                token_ids=self._token_ids,
+            )
         now = time.monotonic()
         self._end(
             "finished",
             Finished(
                 id=self.request.id,
-                reason="tool_calls" if calls and reason == "stop" else reason,
+                choices=[choice],
                 usage=self._usage(),
                 timings=Timings(
                     queue=self._handed_over - self._arrived,
                     first_token=(self._first_token or now) - self._arrived,
                     total=now - self._arrived,
                 ),
-                stop_sequence=stop_sequence,
-                **unstreamed,
             ),
         )
 
@@ -296,7 +300,7 @@ class Generation:
             outcome,
             self.key,
             self.request.model,
-            getattr(reply, "reason", "") or getattr(reply, "code", "") or outcome,
+            reply.choices[0].reason if isinstance(reply, Finished) else getattr(reply, "code", outcome),
             self.prompt_tokens,
             self.completion_tokens,
             time.monotonic() - self._arrived,

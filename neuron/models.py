@@ -196,7 +196,7 @@ class Models:
     def _correct(self, model: ManagedModel, ready: Sequence[Ready]) -> None:
         for device in dict.fromkeys(model.fit.devices):
             measured = sum(
-                report.memory_bytes
+                report.memory.total
                 for name, report in zip(model.fit.devices, ready, strict=True)
                 if name == device
             )

@@ -3,33 +3,63 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
 
 from ipc.heartbeat import HeartbeatPage
-from ipc.worker_messages import WorkerSpec
+from ipc.worker_messages import Logprobs, MemoryUse, WorkerSpec
 from workers.plan import StepPlan
+
+
+class OutOfDeviceMemory(Exception):
+    """A step did not get the memory it wanted, and changed nothing: the next step may be a smaller one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What a load came to."""
+
+    kv_pages: int  # in the pool, the same number on every rank
+    memory: MemoryUse
+
+
+@dataclass(slots=True)
+class Extra:
+    """What a step brought for one sequence besides its token."""
+
+    finish: Literal["", "stop", "error"] = ""  # "stop": its grammar is complete; "error": it has no token
+    code: str = ""  # of `ipc.errors.Code`, for "error"
+    message: str = ""
+    logprobs: Logprobs | None = None
+    prompt_logprobs: list[Logprobs] = field(default_factory=list)
+    embedding: bytes = b""  # float32, little-endian; the sequence has no token and is done
+
+
+@dataclass(slots=True)
+class StepResult:
+    """What a step brought for each sequence that has no pending token left, in the order of the plan."""
+
+    tokens: list[int]  # -1 where there is none
+    extras: dict[int, Extra] = field(default_factory=dict)  # by index in `tokens`, where there is more
 
 
 class Engine(Protocol):
     """One rank's share of a model. Every method is called from one thread; all may raise `CortexError`."""
 
-    def load(self, progress: Callable[[float, str], None]) -> int:
-        """Load the weights and make the KV pages; tell `progress` a fraction (0 to 1) and what is done now.
-
-        Returns:
-            Bytes held on the device.
-        """
+    def load(self, progress: Callable[[float, str], None]) -> Loaded:
+        """Load the weights and make the KV pages; tell `progress` a fraction and what is done now."""
         ...
 
     def prove(self) -> int:
         """Sum a one over all ranks through the real collective: the group works if that is its size."""
         ...
 
-    def execute(self, plan: StepPlan) -> list[int]:
+    def execute(self, plan: StepPlan) -> StepResult:
         """Run one step.
 
-        Returns:
-            The sampled token of each scheduled sequence that has no pending token left, in plan order.
+        Raises:
+            OutOfDeviceMemory: only a rank that is alone in its group; slots are as the plan says, and nothing
+                of `scheduled` counts as computed.
         """
         ...
 

@@ -8,11 +8,15 @@ tokens, the step sampled one token, which every rank appends itself, because all
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
+from ipc.worker_messages import Constraint, SamplingParams
 
-class NewSequence(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """A sequence enters a slot that is empty, with nothing computed.
+
+class NewSequence(msgspec.Struct, array_like=True, frozen=True):
+    """A sequence enters a slot that is empty. The first `len(pages) * PAGE_SIZE` tokens are computed already.
 
     `token_ids` (uint32, little-endian) is the prompt, or after a preemption the prompt and the output so far:
     its first `prompt_len` tokens are always the prompt.
@@ -21,10 +25,10 @@ class NewSequence(msgspec.Struct, array_like=True, frozen=True, gc=False):
     slot: int
     prompt_len: int
     token_ids: bytes
-    temperature: float  # 0 is greedy
-    top_k: int  # 0 is off
-    top_p: float
-    seed: int  # unsigned 64 bits
+    params: SamplingParams
+    constraint: Constraint | None = None
+    pooling: Literal["", "last", "mean"] = ""
+    pages: list[int] = []  # shared with other sequences: they are read, never written
 
 
 class Scheduled(msgspec.Struct, array_like=True, frozen=True):

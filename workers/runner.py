@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ipc.worker_messages import WorkerSpec
+from ipc.worker_messages import MemoryUse, WorkerSpec
 from workers.batch import Batch
 from workers.config import read_config
+from workers.engine import Loaded, StepResult
 from workers.kv_cache import KVCache
 from workers.layers.attention import Chunk, PageRun
 from workers.loader import Checkpoint
@@ -46,11 +47,8 @@ class Runner:
         self.group = Group()
         self.slots: dict[int, Slot] = {}
 
-    def load(self, progress: Callable[[float, str], None]) -> int:
+    def load(self, progress: Callable[[float, str], None]) -> Loaded:
         """Read this rank's weights and make the KV pages.
-
-        Returns:
-            Bytes of weights and KV pages on the device.
 
         Raises:
             CortexError: the checkpoint cannot be loaded, or does not divide over the ranks.
@@ -83,15 +81,16 @@ class Runner:
         if device.type == "cpu":
             _tune_cpu(dtype)
         progress(1.0, "loaded")
-        return held + self.model.head.copied + self.cache.nbytes
+        memory = MemoryUse(weights=held + self.model.head.copied, kv_pool=self.cache.nbytes)
+        return Loaded(spec.kv_pages, memory)
 
     def prove(self) -> int:
         """Sum a one over the ranks."""
         return self.group.prove()
 
     @torch.inference_mode()
-    def execute(self, plan: StepPlan) -> list[int]:
-        """Run one step; returns the new token of each sequence that has no pending token left."""
+    def execute(self, plan: StepPlan) -> StepResult:
+        """Run one step."""
         for slot in plan.released:
             del self.slots[slot]
         for new in plan.added:
@@ -105,7 +104,7 @@ class Runner:
         tokens = sample(logits, [_next_draw(slot) for slot in complete])
         for slot, token in zip(complete, tokens, strict=True):
             slot.token_ids.append(token)
-        return tokens
+        return StepResult(tokens)
 
     def close(self) -> None:
         """Leave the group. The memory goes with the process."""
@@ -173,8 +172,8 @@ class Runner:
 
 
 def _next_draw(slot: Slot) -> Draw:
-    new = slot.new
-    return Draw(new.temperature, new.top_k, new.top_p, new.seed, len(slot.token_ids))
+    params = slot.new.params
+    return Draw(params.temperature, params.top_k, params.top_p, params.seed, len(slot.token_ids))
 
 
 def _tune_cpu(dtype: torch.dtype) -> None:

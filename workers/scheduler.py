@@ -14,6 +14,7 @@ from array import array
 from collections import deque
 
 from ipc.worker_messages import SequenceReport, Submit
+from workers.engine import StepResult
 from workers.pages import PAGE_SIZE, PagePool, pages_for
 from workers.plan import NewSequence, Scheduled, StepPlan
 from workers.sequence import Sequence
@@ -66,7 +67,7 @@ class Scheduler:
             self._reports.append(SequenceReport(request.request_id, [], "error", problem))
             return
         max_len = min(len(token_ids) + request.max_tokens, self.max_len)
-        sequence = Sequence(request, token_ids, len(token_ids), max_len, frozenset(request.stop_ids))
+        sequence = Sequence(request, token_ids, len(token_ids), max_len, frozenset(request.params.stop_ids))
         self._open[request.request_id] = sequence
         self.waiting.append(sequence)
 
@@ -81,8 +82,8 @@ class Scheduler:
         self._end(sequence)
         self._reports.append(SequenceReport(request_id, [], "aborted"))
 
-    def commit(self, sampled: list[int]) -> None:
-        """Take what the engine sampled for the last plan, in plan order.
+    def commit(self, result: StepResult) -> None:
+        """Take what the engine made of the last plan.
 
         Raises:
             ValueError: these are not as many tokens as the plan samples.
@@ -96,7 +97,7 @@ class Scheduler:
                 sequence.started = True
                 self._reports.append(SequenceReport(sequence.request.request_id, [], ""))
         ended = False
-        for sequence, token in zip(complete, sampled, strict=True):
+        for sequence, token in zip(complete, result.tokens, strict=True):
             sequence.started = True
             sequence.token_ids.append(token)
             finish = ""
@@ -200,10 +201,9 @@ class Scheduler:
             slot=slot,
             prompt_len=sequence.prompt_len,
             token_ids=sequence.token_ids.tobytes(),
-            temperature=request.temperature,
-            top_k=request.top_k,
-            top_p=request.top_p,
-            seed=request.seed,
+            params=request.params,
+            constraint=request.constraint,
+            pooling=request.pooling,
         )
 
     def _schedule(self, sequence: Sequence, num_tokens: int) -> Scheduled:

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from ipc.errors import Code, CortexError
 from ipc.heartbeat import HeartbeatPage
-from ipc.worker_messages import FailurePlan, WorkerSpec
+from ipc.worker_messages import FailurePlan, MemoryUse, WorkerSpec
+from workers.engine import Loaded, StepResult
 from workers.plan import StepPlan
 
 BACK_TO_BACK = 0.005  # seconds; a step that follows the last one within this time follows it at once
@@ -47,7 +48,7 @@ class SimulatedEngine:
         self.slots = [Slot(0, 0) for _ in range(spec.max_sequences)]
         self.free_at = 0.0  # monotonic second at which the simulated device ended its last step
 
-    def load(self, progress: Callable[[float, str], None]) -> int:
+    def load(self, progress: Callable[[float, str], None]) -> Loaded:
         """Take `load_seconds`. Raises what the failure plan says, at the end, as a bad file would."""
         seconds = self.simulated.load_seconds
         started = time.monotonic()
@@ -57,12 +58,12 @@ class SimulatedEngine:
         if self.failure.fail_load is not None:
             raise CortexError(Code.MODEL_LOAD_FAILED, self.failure.fail_load)
         progress(1.0, "simulated load done")
-        return self.simulated.memory_bytes
+        return Loaded(self.spec.kv_pages, MemoryUse(weights=self.simulated.memory_bytes))
 
     def prove(self) -> int:
         return self._meet(step=0)
 
-    def execute(self, plan: StepPlan) -> list[int]:
+    def execute(self, plan: StepPlan) -> StepResult:
         self._fail(plan.step)
         for new in plan.added:
             self.slots[new.slot] = Slot(new.prompt_len, len(new.token_ids) // 4)
@@ -81,7 +82,7 @@ class SimulatedEngine:
         self._take_time(prefill_tokens, decode_tokens)
         if self.spec.world_size > 1:
             self._meet(plan.step)
-        return sampled
+        return StepResult(sampled)
 
     def close(self) -> None:
         pass

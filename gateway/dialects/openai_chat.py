@@ -225,12 +225,13 @@ class ChatAnswer(Writer):
         self._text_next = b"}" + self._next
 
     def whole(self, started: Started, finished: Finished) -> bytes:
-        reasoning = finished.reasoning or UNSET
-        calls = [CallOut(call.id, FunctionCall(call.name, call.arguments)) for call in finished.tool_calls]
+        answer = finished.choices[0]
+        reasoning = answer.reasoning or UNSET
+        calls = [CallOut(call.id, FunctionCall(call.name, call.arguments)) for call in answer.tool_calls]
         message = MessageOut(
-            (finished.text or None) if calls else finished.text, reasoning, reasoning, calls or UNSET
+            (answer.text or None) if calls else answer.text, reasoning, reasoning, calls or UNSET
         )
-        choice = Choice(message, finished.reason, token_ids=unset_if_none(finished.token_ids))
+        choice = Choice(message, answer.reason, token_ids=unset_if_none(answer.token_ids))
         return encode(
             Completion(
                 self.id,
@@ -266,7 +267,7 @@ class ChatAnswer(Writer):
         return b"".join((self.chunk(first, choice_extra=ids), *map(self.chunk, others)))
 
     def finished(self, finished: Finished) -> bytes:
-        return self.chunk(b'"delta":{}', finish=finished.reason) + self.end(finished.usage)
+        return self.chunk(b'"delta":{}', finish=finished.choices[0].reason) + self.end(finished.usage)
 
 
 def _call_delta(call: ToolCallDelta) -> bytes:

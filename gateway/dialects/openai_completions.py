@@ -98,10 +98,11 @@ class CompletionAnswer(Writer):
         self._text = self._open + b'"text":'
 
     def whole(self, started: Started, finished: Finished) -> bytes:
+        answer = finished.choices[0]
         choice = Choice(
-            finished.text,
-            finished.reason,
-            token_ids=unset_if_none(finished.token_ids),
+            answer.text,
+            answer.reason,
+            token_ids=unset_if_none(answer.token_ids),
             prompt_token_ids=unset_if_none(started.prompt_token_ids),
         )
         return encode(
@@ -124,4 +125,4 @@ class CompletionAnswer(Writer):
         )
 
     def finished(self, finished: Finished) -> bytes:
-        return self.chunk(b'"text":""', finish=finished.reason) + self.end(finished.usage)
+        return self.chunk(b'"text":""', finish=finished.choices[0].reason) + self.end(finished.usage)

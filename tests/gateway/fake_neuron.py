@@ -23,6 +23,7 @@ from ipc.messages import (
     AnyRequest,
     Cancel,
     Cancelled,
+    Choice,
     Delta,
     Device,
     Eviction,
@@ -203,13 +204,17 @@ class FakeNeuron:
         send(
             Finished(
                 id=request.id,
-                reason=reason,
+                choices=[
+                    Choice(
+                        reason=reason,
+                        text="" if request.stream else "".join(pieces),
+                        token_ids=list(range(len(pieces)))
+                        if request.return_token_ids and not request.stream
+                        else None,
+                    )
+                ],
                 usage=Usage(prompt_tokens=len(prompt), completion_tokens=len(pieces), cached_tokens=1),
                 timings=Timings(queue=0.001, first_token=0.002, total=0.01),
-                text="" if request.stream else "".join(pieces),
-                token_ids=list(range(len(pieces)))
-                if request.return_token_ids and not request.stream
-                else None,
             )
         )
 
@@ -227,12 +232,18 @@ class FakeNeuron:
         send(
             Finished(
                 id=request.id,
-                reason="tool_calls",
+                choices=[
+                    Choice(reason="tool_calls")
+                    if request.stream
+                    else Choice(
+                        reason="tool_calls",
+                        text="so ",
+                        reasoning="hm",
+                        tool_calls=[ToolCall(id="call_1", name="add", arguments='{"a":1}')],
+                    )
+                ],
                 usage=Usage(prompt_tokens=3, completion_tokens=4, reasoning_tokens=1),
                 timings=Timings(),
-                text="" if request.stream else "so ",
-                reasoning="" if request.stream else "hm",
-                tool_calls=[] if request.stream else [ToolCall(id="call_1", name="add", arguments='{"a":1}')],
             )
         )
 

@@ -8,10 +8,10 @@ import pytest
 
 from gateway.sse import KEEP_ALIVE, EventStream
 from ipc.errors import Code, CortexError
-from ipc.messages import Delta, Finished, Progress, Reply, Started, Timings, Usage
+from ipc.messages import Choice, Delta, Finished, Progress, Reply, Started, Timings, Usage
 
 STARTED = Started(id=1, prompt_tokens=1)
-FINISHED = Finished(id=1, reason="stop", usage=Usage(), timings=Timings())
+FINISHED = Finished(id=1, choices=[Choice(reason="stop")], usage=Usage(), timings=Timings())
 
 
 class Script:

@@ -587,7 +587,8 @@ def handler(peer, request):
         for number in range(3):
             peer.send(Delta(id=request.id, tokens=1, text=str(number)))
         if request.model == "m":
-            peer.send(Finished(id=request.id, reason="stop", usage=Usage(), timings=Timings()))
+            done = [Choice(reason="stop")]
+            peer.send(Finished(id=request.id, choices=done, usage=Usage(), timings=Timings()))
     elif isinstance(request, Cancel):
         cancelled.append(request.id)
         peer.send(Cancelled(id=request.id))

@@ -11,7 +11,7 @@ import msgspec
 
 from ipc import messages
 from ipc.errors import Code
-from ipc.messages import HEADER, AnyReply, AnyRequest, Delta, Finished, Started, Timings, Usage
+from ipc.messages import HEADER, AnyReply, AnyRequest, Choice, Delta, Finished, Started, Timings, Usage
 from ipc.server import Server
 
 PAGE = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()
@@ -54,7 +54,7 @@ def test_the_example_client_runs_as_it_stands():
         for text in ("Good ", "day."):
             peer.send(Delta(id=request.id, tokens=1, text=text))
         usage = Usage(prompt_tokens=3, completion_tokens=2)
-        peer.send(Finished(id=request.id, reason="stop", usage=usage, timings=Timings()))
+        peer.send(Finished(id=request.id, choices=[Choice(reason="stop")], usage=usage, timings=Timings()))
 
     async def main():
         server = Server("tcp://127.0.0.1:0", handler, lambda peer: None)

@@ -22,6 +22,7 @@ from ipc.messages import (
     AnyRequest,
     Cancel,
     Cancelled,
+    Choice,
     CountTokens,
     Delta,
     Discover,
@@ -155,7 +156,7 @@ async def serving(handler=None, clients=1, **options):
 
 
 def finished(number, text=""):
-    return Finished(id=number, reason="stop", usage=Usage(), timings=Timings(), text=text)
+    return Finished(id=number, choices=[Choice(reason="stop")], usage=Usage(), timings=Timings())
 
 
 def test_every_verb_reaches_the_handler_as_it_was_sent():

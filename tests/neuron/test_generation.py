@@ -121,8 +121,8 @@ def test_a_stream_is_started_deltas_and_finished():
 def test_an_unstreamed_answer_is_one_message():
     client = Client(stream=False)
     [finished] = client.feed([3], [4, 5], finish="length")
-    assert finished.text == "def"
-    assert finished.token_ids is None
+    assert finished.choices[0].text == "def"
+    assert finished.choices[0].token_ids is None
     timings = finished.timings
     assert 0 <= timings.queue <= timings.first_token <= timings.total
 
@@ -148,10 +148,10 @@ def test_what_was_held_back_comes_out_at_the_end():
 def test_the_token_that_stops_is_counted_and_not_said():
     client = Client(stream=False, return_token_ids=True)
     finished = client.feed([3], [EOS], finish="stop")[-1]
-    assert finished.text == "d"
-    assert finished.reason == "stop"
+    assert finished.choices[0].text == "d"
+    assert finished.choices[0].reason == "stop"
     assert finished.usage.completion_tokens == 2
-    assert finished.token_ids == [3, EOS]
+    assert finished.choices[0].token_ids == [3, EOS]
 
 
 def test_token_ids_come_with_each_delta_and_the_prompt_s_with_started():
@@ -167,15 +167,15 @@ def test_a_stop_string_ends_the_answer_and_is_not_part_of_it():
     client.feed([3], [4], [5], [6], [7])
     assert "".join(delta.text for delta in client.deltas) == "de"
     finished = client.replies[-1]
-    assert (finished.reason, finished.stop_sequence) == ("stop", "fg")
+    assert (finished.choices[0].reason, finished.choices[0].stop_sequence) == ("stop", "fg")
     assert len(client.ended) == 1
 
 
 def test_tokens_after_a_stop_string_do_not_count_however_steps_come_together():
     client = Client(sampling=Sampling(stop=["fg"]), return_token_ids=True, stream=False)
     finished = client.feed([3, 4, 5, 6, 7, 8])[-1]
-    assert finished.text == "de"
-    assert finished.token_ids == [3, 4, 5, 6]
+    assert finished.choices[0].text == "de"
+    assert finished.choices[0].token_ids == [3, 4, 5, 6]
     assert finished.usage.completion_tokens == 4
 
 
@@ -209,15 +209,19 @@ def test_reasoning_tokens_are_counted_the_same_however_steps_come_together():
 def test_an_unstreamed_chat_has_them_in_its_end_and_says_tool_calls():
     client = chat(stream=False)
     [finished] = client.feed([3, 14], [25], [2], finish="stop")
-    assert (finished.reasoning, finished.text) == ("d", "o")
-    assert finished.tool_calls == [ToolCall(id="call", name="f", arguments="{}")]
-    assert finished.reason == "tool_calls"
+    assert (finished.choices[0].reasoning, finished.choices[0].text) == ("d", "o")
+    assert finished.choices[0].tool_calls == [ToolCall(id="call", name="f", arguments="{}")]
+    assert finished.choices[0].reason == "tool_calls"
 
 
 def test_a_prompt_is_answered_as_plain_text():
     client = Client(stream=False)
     [finished] = client.feed([3, 25], finish="length")
-    assert (finished.text, finished.reasoning, finished.tool_calls) == ("dz", "", [])
+    assert (finished.choices[0].text, finished.choices[0].reasoning, finished.choices[0].tool_calls) == (
+        "dz",
+        "",
+        [],
+    )
 
 
 def test_cancel_ends_it_once_and_late_tokens_are_ignored():

@@ -46,7 +46,7 @@ class Death:
 
 
 def submit(request_id, max_tokens):
-    return Submit(request_id, array("I", [1, 2, 3]).tobytes(), max_tokens, 0.0, 0, 1.0, 0, [])
+    return Submit(request_id, array("I", [1, 2, 3]).tobytes(), max_tokens)
 
 
 def make_group(death, *, ranks=1, step_deadline=30.0, epoch=1, **simulated):

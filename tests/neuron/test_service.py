@@ -81,7 +81,7 @@ def test_a_streamed_chat_loads_its_model_and_ends_with_finished(client):
     assert kinds[-1] is Finished
     assert set(kinds[1:-1]) == {Delta}
     finished = replies[-1]
-    assert finished.reason == "length"
+    assert finished.choices[0].reason == "length"
     assert finished.usage.completion_tokens == 20
     assert finished.usage.prompt_tokens > 0
     assert text_of(replies).startswith("This answer comes from the simulated engine")
@@ -91,22 +91,22 @@ def test_a_streamed_chat_loads_its_model_and_ends_with_finished(client):
 def test_an_unstreamed_chat_is_answered_by_finished_alone(client):
     ask(client, Load(id=0, model="sim"))
     [finished] = client.stream(chat("sim", 20, stream=False), PATIENCE)
-    assert finished.text.startswith("This answer")
+    assert finished.choices[0].text.startswith("This answer")
 
 
 def test_prompts_may_be_text_or_token_ids_and_give_ids_back(client):
     request = {"messages": None, "return_token_ids": True, "stream": False}
     started, finished = client.stream(chat("sim", 4, prompt="Hello", **request), PATIENCE)
-    assert len(finished.token_ids) == 4
+    assert len(finished.choices[0].token_ids) == 4
     again = ask(client, chat("sim", 4, prompt=started.prompt_token_ids, **request))
-    assert again.token_ids == finished.token_ids
+    assert again.choices[0].token_ids == finished.choices[0].token_ids
     assert again.usage.prompt_tokens == finished.usage.prompt_tokens
 
 
 def test_a_stop_string_ends_the_answer(client):
     finished = ask(client, chat("sim", 500, stream=False, sampling={"stop": ["engine"]}))
-    assert finished.text == "This answer comes from the simulated "
-    assert (finished.reason, finished.stop_sequence) == ("stop", "engine")
+    assert finished.choices[0].text == "This answer comes from the simulated "
+    assert (finished.choices[0].reason, finished.choices[0].stop_sequence) == ("stop", "engine")
 
 
 @pytest.mark.parametrize("stream", [True, False])

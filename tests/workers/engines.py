@@ -7,7 +7,7 @@ from array import array
 from pathlib import Path
 from typing import Any
 
-from ipc.worker_messages import RingHandle, Submit, WorkerSpec
+from ipc.worker_messages import RingHandle, SamplingParams, Submit, WorkerSpec
 from workers.engine import Engine
 from workers.scheduler import Scheduler
 
@@ -35,8 +35,8 @@ def make_spec(folder: str | Path, **changes: Any) -> WorkerSpec:
 
 
 def request(request_id: int, prompt: list[int], max_tokens: int, **sampling: Any) -> Submit:
-    values = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "seed": 0, "stop_ids": []} | sampling
-    return Submit(request_id, array("I", prompt).tobytes(), max_tokens, **values)
+    params = SamplingParams(**{"temperature": 0.0} | sampling)
+    return Submit(request_id, array("I", prompt).tobytes(), max_tokens, params)
 
 
 def some_requests(count: int, vocab_size: int, seed: int, longest: int = 40) -> list[Submit]:

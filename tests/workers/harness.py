@@ -25,6 +25,7 @@ from ipc.worker_messages import (
     Loading,
     Ready,
     Report,
+    SamplingParams,
     SimulatedSpec,
     StepReport,
     Stop,
@@ -146,7 +147,8 @@ class Workers:
         """Start a sequence; a number stands for a prompt of that many tokens."""
         self.answers[request_id] = Answer()
         ids = array("I", prompt if isinstance(prompt, list) else [5] * prompt).tobytes()
-        self.send(Submit(request_id, ids, max_tokens, temperature, top_k, top_p, seed, stop_ids or []))
+        params = SamplingParams(temperature, top_k, top_p, seed=seed, stop_ids=stop_ids or [])
+        self.send(Submit(request_id, ids, max_tokens, params))
 
     def abort(self, request_id: int) -> None:
         self.send(Abort(request_id))

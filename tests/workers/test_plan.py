@@ -1,12 +1,13 @@
 import msgspec
 import pytest
 
+from ipc.worker_messages import SamplingParams
 from workers.plan import NewSequence, Scheduled, StepPlan, decode_plan, encode_plan
 
 PLAN = StepPlan(
     step=7,
     released=[3],
-    added=[NewSequence(3, 2, b"\1\0\0\0\2\0\0\0", temperature=0.7, top_k=40, top_p=0.9, seed=2**64 - 1)],
+    added=[NewSequence(3, 2, b"\1\0\0\0\2\0\0\0", SamplingParams(0.7, 40, 0.9, seed=2**64 - 1))],
     scheduled=[Scheduled(0, 1), Scheduled(3, 2, [11])],
 )
 

@@ -90,7 +90,7 @@ def test_abort_takes_effect_within_one_step():
 def test_a_load_tells_its_progress_and_its_size():
     with Workers(simulated=simulated(load_seconds=0.5, memory_bytes=1 << 30)) as workers:
         ready = workers.ready()[0]
-        assert (ready.all_reduce, ready.memory_bytes) == (1, 1 << 30)
+        assert (ready.all_reduce, ready.memory.total) == (1, 1 << 30)
         fractions = [loading.fraction for loading in workers.loading]
         assert len(fractions) >= 2
         assert fractions == sorted(fractions)

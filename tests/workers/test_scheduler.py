@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ipc.worker_messages import Submit
+from ipc.worker_messages import SamplingParams, Submit
+from workers.engine import StepResult
 from workers.pages import PAGE_SIZE, pages_for
 from workers.plan import StepPlan
 from workers.scheduler import Scheduler
@@ -18,7 +19,7 @@ END = 2  # the stop id of these tests
 
 def submit(request_id: int, prompt: list[int] | int, max_tokens: int = 1_000_000, stop_ids=(END,)) -> Submit:
     ids = array("I", prompt if isinstance(prompt, list) else [request_id + 10] * prompt)
-    return Submit(request_id, ids.tobytes(), max_tokens, 0.0, 0, 1.0, 0, list(stop_ids))
+    return Submit(request_id, ids.tobytes(), max_tokens, SamplingParams(0.0, stop_ids=list(stop_ids)))
 
 
 def scheduler(*, max_sequences=4, max_step_tokens=64, context_length=1_000, kv_pages=100) -> Scheduler:
@@ -87,7 +88,7 @@ class Run:
     def step(self) -> StepPlan | None:
         plan = self.scheduler.plan()
         if plan is not None:
-            self.scheduler.commit(self.engine.execute(plan, self.sample))
+            self.scheduler.commit(StepResult(self.engine.execute(plan, self.sample)))
         for report in self.scheduler.take_reports():
             assert report.request_id not in self.finish, "a report after the end"
             self.output.setdefault(report.request_id, []).extend(report.token_ids)
@@ -278,7 +279,7 @@ def test_too_few_or_too_many_sampled_tokens_are_an_error():
         run.scheduler.submit(submit(1, 5))
         run.scheduler.plan()
         with pytest.raises(ValueError, match="zip"):
-            run.scheduler.commit(sampled)
+            run.scheduler.commit(StepResult(sampled))
 
 
 # --- all promises together, at random -----------------------------------------------------------------

@@ -6,7 +6,7 @@ import pytest
 
 from ipc.errors import Code, CortexError
 from ipc.heartbeat import HeartbeatPage
-from ipc.worker_messages import FailurePlan, RingHandle, SimulatedSpec, WorkerSpec
+from ipc.worker_messages import FailurePlan, RingHandle, SamplingParams, SimulatedSpec, WorkerSpec
 from workers import simulated
 from workers.plan import NewSequence, Scheduled, StepPlan
 from workers.simulated import SimulatedEngine
@@ -56,7 +56,7 @@ def engine(heartbeat: HeartbeatPage, *, rank=0, world_size=1, epoch=1, **changes
 
 
 def new(slot: int, tokens: int, prompt_len: int) -> NewSequence:
-    return NewSequence(slot, prompt_len, array("I", [5] * tokens).tobytes(), 0.0, 0, 1.0, 0)
+    return NewSequence(slot, prompt_len, array("I", [5] * tokens).tobytes(), SamplingParams())
 
 
 def plan(step: int, *scheduled: Scheduled, added: tuple[NewSequence, ...] = ()) -> StepPlan:
@@ -65,14 +65,16 @@ def plan(step: int, *scheduled: Scheduled, added: tuple[NewSequence, ...] = ()) 
 
 def test_the_answer_repeats_and_each_sequence_has_its_own_place_in_it(heartbeat):
     sim = engine(heartbeat)
-    assert sim.execute(plan(1, Scheduled(0, 5), added=(new(0, 5, 5),))) == [11]
-    assert sim.execute(plan(2, Scheduled(0, 1), Scheduled(1, 3), added=(new(1, 4, 4),))) == [12]
-    assert sim.execute(plan(3, Scheduled(0, 1), Scheduled(1, 1))) == [13, 11]
-    assert sim.execute(plan(4, Scheduled(0, 1), Scheduled(1, 1))) == [11, 12]
+    assert sim.execute(plan(1, Scheduled(0, 5), added=(new(0, 5, 5),))).tokens == [11]
+    assert sim.execute(plan(2, Scheduled(0, 1), Scheduled(1, 3), added=(new(1, 4, 4),))).tokens == [12]
+    assert sim.execute(plan(3, Scheduled(0, 1), Scheduled(1, 1))).tokens == [13, 11]
+    assert sim.execute(plan(4, Scheduled(0, 1), Scheduled(1, 1))).tokens == [11, 12]
 
 
 def test_a_preempted_sequence_goes_on_where_it_was(heartbeat):
-    assert engine(heartbeat).execute(plan(1, Scheduled(0, 7), added=(new(0, 7, prompt_len=5),))) == [13]
+    assert engine(heartbeat).execute(plan(1, Scheduled(0, 7), added=(new(0, 7, prompt_len=5),))).tokens == [
+        13
+    ]
 
 
 def test_step_and_prefill_take_the_time_of_the_spec(heartbeat, clock):
@@ -150,7 +152,7 @@ def test_a_failure_is_for_one_rank_and_for_the_first_epochs(heartbeat, rank, epo
         with pytest.raises(RuntimeError, match="simulated failure"):
             sim.execute(first)
     else:
-        assert sim.execute(first) == [11]
+        assert sim.execute(first).tokens == [11]
 
 
 def test_ranks_wait_for_each_other_in_a_step(heartbeat, clock, monkeypatch):
@@ -174,7 +176,9 @@ def test_ranks_wait_for_each_other_in_a_step(heartbeat, clock, monkeypatch):
 def test_a_rank_that_went_on_has_arrived(heartbeat, clock, state, step):
     clock.oversleep = 3_000.0
     heartbeat.beat(1, state=state, step=step)
-    assert engine(heartbeat, world_size=2).execute(plan(1, Scheduled(0, 1), added=(new(0, 1, 1),))) == [11]
+    assert engine(heartbeat, world_size=2).execute(
+        plan(1, Scheduled(0, 1), added=(new(0, 1, 1),))
+    ).tokens == [11]
 
 
 def test_a_rank_that_never_comes_is_an_error_at_last(heartbeat, clock):

@@ -1,0 +1,77 @@
+"""The steps of a rank, from ready to `Stop`.
+
+Rank 0 leads: it takes commands, schedules, tells the other ranks the plan, and reports what each step
+brought. The others follow: they execute the plans that come. A rank with nothing to do blocks and uses no
+CPU; it dies with its supervisor, so it needs no other end to such a wait.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+
+from ipc.broadcast import BroadcastRing
+from ipc.ring import Ring
+from ipc.worker_messages import Abort, Command, StepReport, Stop, Submit, WorkerSpec
+from workers.engine import Engine
+from workers.plan import decode_plan, encode_plan
+from workers.scheduler import Scheduler
+
+WRITE_TIMEOUT = 60.0  # seconds of back-pressure after which the reader of a ring counts as lost
+
+encode = msgspec.msgpack.Encoder().encode
+decode_command = msgspec.msgpack.Decoder(Command).decode
+Beat = Callable[..., None]  # HeartbeatPage.beat of this rank
+
+
+def lead(spec: WorkerSpec, kv_pages: int, engine: Engine, reports: Ring, beat: Beat) -> None:
+    """Rank 0: steps as long as there is work, until `Stop`. Commands take effect before the next step."""
+    commands = Ring.attach(spec.commands)
+    plans = BroadcastRing.attach_writer(spec.plans) if spec.plans else None
+    scheduler = Scheduler(
+        max_sequences=spec.max_sequences,
+        max_step_tokens=spec.max_step_tokens,
+        context_length=spec.context_length,
+        kv_pages=kv_pages,
+    )
+    records: list[bytes] = []
+    while True:
+        for record in records:
+            match decode_command(record):
+                case Submit() as request:
+                    scheduler.submit(request)
+                case Abort(request_id=request_id):
+                    scheduler.abort(request_id)
+                case Stop():
+                    if plans is not None:
+                        plans.write(encode_plan(None), WRITE_TIMEOUT)
+                    beat(state="stopping", step=scheduler.step)
+                    return
+        plan = scheduler.plan()
+        if plan is not None:
+            beat(state="stepping", step=plan.step)
+            if plans is not None:
+                plans.write(encode_plan(plan), WRITE_TIMEOUT)
+            scheduler.commit(engine.execute(plan))
+        if news := scheduler.take_reports():
+            running, waiting = len(scheduler.running), len(scheduler.waiting)
+            report = StepReport(scheduler.step, news, running, waiting, scheduler.pool.num_free)
+            reports.write(encode(report), WRITE_TIMEOUT)
+        if plan is None:
+            beat(state="ready", step=scheduler.step)
+            records = [commands.read(None), *commands.read_all()]
+        else:
+            records = commands.read_all()
+
+
+def follow(spec: WorkerSpec, engine: Engine, beat: Beat) -> None:
+    """Any other rank: execute what rank 0 plans, until it plans no more."""
+    plans = BroadcastRing.attach_reader(spec.plans, spec.rank - 1)
+    step = 0
+    while (plan := decode_plan(plans.read(None))) is not None:
+        step = plan.step
+        beat(state="stepping", step=step)
+        engine.execute(plan)
+        beat(state="ready", step=step)
+    beat(state="stopping", step=step)
