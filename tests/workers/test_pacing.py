@@ -1,0 +1,76 @@
+"""Prompts ride along without holding up the streams, on any device."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from workers.pacing import FIRST_CHUNK, GROWTH, Pace
+
+
+def join(pace: Pace, *, decode: float, token, prompt: int) -> list[float]:
+    """Feed a prompt as a scheduler would; `token(position)` is what a token there takes. Seconds per step."""
+    steps, done = [], 0
+    while done < prompt:
+        chunk = min(pace.chunk(), prompt - done)
+        seconds = decode + sum(token(done + i) for i in range(chunk))
+        pace.observe(8, chunk, seconds)
+        steps.append(seconds)
+        done += chunk
+    return steps
+
+
+@pytest.mark.parametrize("decode", [0.002, 0.1])
+@pytest.mark.parametrize("token", [1e-6, 5e-5, 2e-4])
+def test_a_long_prompt_never_makes_a_step_three_times_as_long(decode, token):
+    pace = Pace(4096)
+    pace.observe(0, 400, 400 * token)  # the prompts of the streams
+    for _ in range(20):
+        pace.observe(8, 0, decode)
+    steps = join(pace, decode=decode, token=lambda position: token * (1 + position / 8192), prompt=16_384)
+    assert max(steps) <= 3 * decode
+
+
+def test_a_prompt_uses_the_time_that_it_may():
+    pace = Pace(4096)
+    pace.observe(8, 0, 0.1)
+    steps = join(pace, decode=0.1, token=lambda _: 1e-4, prompt=16_384)
+    assert len(steps) < 25  # 1,000 tokens in the 100 ms that a step may take more
+
+
+def test_when_nobody_waits_a_step_takes_all_it_can():
+    pace = Pace(4096)
+    assert pace.chunk() == 4096
+    pace.observe(0, 4096, 1.0)
+    assert pace.chunk() == 4096
+
+
+def test_one_slow_step_is_no_reason_to_crawl():
+    pace = Pace(4096)
+    for _ in range(15):
+        pace.observe(8, 0, 0.01)
+    for _ in range(10):
+        pace.observe(8, 100, 0.02)
+    pace.observe(8, 100, 1.0)  # the machine was busy with something else
+    slow = pace.chunk()
+    for _ in range(10):
+        chunk = pace.chunk()
+        pace.observe(8, chunk, 0.01 + chunk * 1e-4)
+    assert slow < 10
+    assert pace.chunk() > 80
+
+
+seconds = st.floats(0, 100, allow_subnormal=False)
+
+
+@given(st.lists(st.tuples(st.integers(0, 256), st.integers(0, 4096), seconds)))
+def test_a_chunk_is_never_empty_nor_over_the_limit(steps):
+    pace, last = Pace(512), 0
+    for decode_tokens, prompt_tokens, seconds in steps:
+        pace.observe(decode_tokens, prompt_tokens, seconds)
+        chunk = pace.chunk()
+        assert 1 <= chunk <= 512
+        if decode_tokens and prompt_tokens:
+            last = prompt_tokens
+            assert chunk <= max(FIRST_CHUNK, GROWTH * last) or chunk == 512
