@@ -2,10 +2,10 @@
 
     constrain(structured, encode, thought) -> Constraint
 
-`encode` turns a text into token ids without adding any (`lambda text: front_end.encode(text, special=False)`);
-`thought` says where the prompt leaves the model: "none" (no thought comes: plain prompts, models that do not
-think, a thought that the prompt has closed), "open" (the prompt has opened one) or "possible" (the model may
-begin with one). It may take a second or so: call it in a thread.
+`encode` turns a text into token ids and adds none (`partial(front_end.encode, special=False)`). `thought`
+says where the prompt leaves the model: "none" (no thought comes: plain prompts, models that do not think, a
+thought that the prompt has closed), "open" (the prompt has opened one) or "possible" (the model may begin with
+one). It may take a second or so: call it in a thread.
 """
 
 from __future__ import annotations
@@ -14,15 +14,16 @@ import json
 from collections.abc import Callable
 from typing import Literal
 
-from llguidance import LLMatcher
+from llguidance import LLMatcher, regex_to_lark
 
 from ipc.errors import Code, CortexError
 from ipc.messages import Structured
 from ipc.worker_messages import Constraint
 from neuron.text.tags import END_THINK, THINK
 
-# Between JSON's marks: a space, or a line break and an indentation, so that a model cannot write space for ever.
+# Between JSON's marks: a space, or a line break and an indentation; a model cannot write space for ever.
 WHITESPACE = r" |\n(?: {0,32}|\t{0,8})"
+OPTIONS = '%llguidance {"no_forcing": true}'  # a text may be spelled with whatever tokens the model likes
 ESCAPES = 'nrbtf\\"'  # one way to write each character, so that no key can hide as another; no \u
 
 
@@ -70,21 +71,23 @@ def _grammar(structured: Structured) -> tuple[str, str]:
     if field == "json":
         if value is False:
             raise _refused(field, "the schema false allows no answer")
-        return field, _of_schema({} if value is True else value)
-    if field == "json_object":
-        return field, _of_schema({"type": "object"})
-    if field == "regex":
-        return field, LLMatcher.grammar_from_regex(value)
-    if field == "choice":
+        grammar = _of_schema({} if value is True else value)
+    elif field == "json_object":
+        grammar = _of_schema({"type": "object"})
+    elif field == "regex":
+        grammar = f"start: /{regex_to_lark(value)}/"
+    elif field == "choice":
         if not value:
             raise _refused(field, "there is no choice")
-        return field, LLMatcher.grammar_from_lark("start: " + " | ".join(map(json.dumps, value)))
-    return field, LLMatcher.grammar_from_lark(value)
+        grammar = "start: " + " | ".join(map(json.dumps, value))
+    else:
+        grammar = value
+    return field, f"{grammar}\n{OPTIONS}"
 
 
 def _of_schema(schema: dict) -> str:
     options = {"whitespace_pattern": WHITESPACE, "json_allowed_escapes": ESCAPES}
-    return LLMatcher.grammar_from_json_schema(schema, overrides=options)
+    return "start: %json " + json.dumps(schema | {"x-guidance": options})
 
 
 def _refused(field: str, reason: str) -> CortexError:

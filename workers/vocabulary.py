@@ -1,0 +1,165 @@
+"""A model's tokens as the bytes that they stand for, from its `tokenizer.json`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from llguidance import LLTokenizer, TokenizerWrapper
+
+from ipc.errors import Code, CortexError
+
+SPACE = b" \t\r\n"
+
+# Byte-level tokenizers write each byte as a character that can be seen: itself, else one from U+0100 on.
+_VISIBLE = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+_HIDDEN = [byte for byte in range(256) if byte not in _VISIBLE]
+_BYTE_OF = {byte: byte for byte in _VISIBLE} | {0x100 + place: byte for place, byte in enumerate(_HIDDEN)}
+
+
+class _Model(msgspec.Struct):
+    vocab: dict[str, int] | list[tuple[str, float]]
+
+
+class _Added(msgspec.Struct):
+    id: int
+    content: str
+
+
+class _Decoder(msgspec.Struct):
+    type: str
+    decoders: list[_Decoder] = []
+
+
+class _File(msgspec.Struct):
+    model: _Model
+    added_tokens: list[_Added] = []
+    decoder: _Decoder | None = None
+
+
+class Vocabulary:
+    """What grammars need to know of a tokenizer. A mask is one bit for each id: uint32 [words].
+
+    Args:
+        tokens: the bytes of each token id; empty where the model's vocabulary is only padded.
+        control: ids of tokens that were added to what the tokenizer learned: they tell the model something
+            besides their text, so they are no part of an answer that follows a grammar (which can write the
+            same text with other tokens).
+    """
+
+    def __init__(self, tokens: list[bytes], control: frozenset[int]) -> None:
+        self.tokens, self.control = tokens, control
+        self.words = (len(tokens) + 31) // 32
+        self._beyond: dict[tuple[bytes, ...], np.ndarray] = {}
+
+    @classmethod
+    def load(cls, folder: Path, vocab_size: int) -> Vocabulary:
+        """Read the `tokenizer.json` in `folder`, without the ids from `vocab_size` on.
+
+        Raises:
+            CortexError: NOT_SUPPORTED for a kind of tokenizer of which the bytes of a token are not known.
+        """
+        file = msgspec.json.decode((folder / "tokenizer.json").read_bytes(), type=_File)
+        vocab = file.model.vocab
+        if isinstance(vocab, list):
+            vocab = {piece: token_id for token_id, (piece, _) in enumerate(vocab)}
+        decoders = {each.type for each in (file.decoder, *file.decoder.decoders)} if file.decoder else set()
+        if "ByteLevel" in decoders:
+            to_bytes = _from_byte_level
+        elif decoders & {"ByteFallback", "Metaspace"}:
+            to_bytes = _from_sentencepiece
+        else:
+            raise CortexError(
+                Code.NOT_SUPPORTED,
+                "grammars need a byte-level or a sentencepiece tokenizer, and the model's is neither",
+                param="structured_outputs",
+            )
+        pieces = [(token_id, to_bytes(piece)) for piece, token_id in vocab.items()]
+        pieces += [(token.id, token.content.encode()) for token in file.added_tokens]
+        tokens = [b""] * vocab_size
+        for token_id, text in pieces:
+            if token_id < vocab_size:
+                tokens[token_id] = text
+        return cls(tokens, frozenset(token.id for token in file.added_tokens))
+
+    @cached_property
+    def matching(self) -> LLTokenizer:
+        """For matchers. It has one token more than the model, which ends a text; no other does."""
+        return LLTokenizer(TokenizerWrapper(_Tokens(self)))
+
+    @cached_property
+    def known(self) -> np.ndarray:
+        """The mask of all tokens that are not padding."""
+        return self.mask(token_id for token_id, text in enumerate(self.tokens) if text)
+
+    @cached_property
+    def space(self) -> frozenset[int]:
+        """Tokens of nothing but space."""
+        return frozenset(
+            token_id
+            for token_id, text in enumerate(self.tokens)
+            if text and not text.strip(SPACE) and token_id not in self.control
+        )
+
+    @cached_property
+    def spaces(self) -> np.ndarray:
+        """The mask of `space`."""
+        return self.mask(self.space)
+
+    def beyond(self, tag: bytes, text: bytes) -> np.ndarray:
+        """The mask of tokens that would complete `tag` after `text`, and go on with more than space."""
+        starts = [tag[:length] for length in range(len(tag)) if text.endswith(tag[:length])]
+        ends = tuple(tag[len(start) :] for start in starts)
+        if ends not in self._beyond:
+            self._beyond[ends] = self.mask(
+                token_id
+                for token_id, token in enumerate(self.tokens)
+                if token.startswith(ends) or tag in token
+                if _rest(token, ends).strip(SPACE)
+            )
+        return self._beyond[ends]
+
+    def mask(self, ids: Iterable[int]) -> np.ndarray:
+        """Bits set for `ids`."""
+        bits = np.zeros(self.words * 32, dtype=np.uint8)
+        bits[np.fromiter(ids, dtype=np.int64)] = 1
+        return np.packbits(bits, bitorder="little").view(np.uint32)
+
+
+class _Tokens:
+    """A vocabulary as llguidance asks for it."""
+
+    bos_token_id = None
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self.eos_token_id = len(vocabulary.tokens)
+        self.tokens = [*vocabulary.tokens, b"<end>"]
+        self.special_token_ids = [
+            *(token_id for token_id in vocabulary.control if token_id < self.eos_token_id),
+            self.eos_token_id,
+        ]
+
+    def __call__(self, text: str) -> list[int]:
+        """Called for text that is forced: any tokens that spell it are right."""
+        raise NotImplementedError
+
+
+def _rest(token: bytes, ends: tuple[bytes, ...]) -> bytes:
+    """What follows the end of the tag in `token`. `ends` are the ends that count; the first is all of it."""
+    return next((token[len(end) :] for end in ends[1:] if token.startswith(end)), token.partition(ends[0])[2])
+
+
+def _from_byte_level(piece: str) -> bytes:
+    try:
+        return piece.translate(_BYTE_OF).encode("latin-1")
+    except UnicodeEncodeError:  # a token that somebody added to the vocabulary as text
+        return piece.encode()
+
+
+def _from_sentencepiece(piece: str) -> bytes:
+    if len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):
+        return bytes([int(piece[3:5], 16)])
+    return piece.replace("\N{LOWER ONE EIGHTH BLOCK}", " ").encode()
