@@ -79,7 +79,6 @@ class Cortex(Engine):
                 max_sequences=16,
                 max_step_tokens=4096,
                 kv_pages=pages_for(PREFILL) + 9 * self.pages,
-                supervisor_pid=0,
                 reports=nowhere,
                 heartbeat_fd=-1,
             )

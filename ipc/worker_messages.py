@@ -1,8 +1,10 @@
-"""The vocabulary between a supervisor and the ranks that it started; it travels in shared-memory rings.
+"""The vocabulary between a supervisor and the worker processes that it started.
 
-The supervisor writes `Command`s into rank 0's command ring; every rank writes `Report`s into its own token
-ring; rank 0 writes plans for the others into the plan ring (`workers/plan.py` holds those: no other process
-reads them). All are msgpack, array-like where they are sent each step.
+Over its control socket (`ipc/control.py`) a process is told to warm up, and which rank to be; it answers with
+`Waiting`. The rest travels in shared-memory rings: the supervisor writes `Command`s into rank 0's ring; every
+rank writes `Report`s into its own token ring; rank 0 writes plans for the others into the plan ring
+(`workers/plan.py` holds those: no other process reads them). All are msgpack, array-like where they are sent
+each step.
 """
 
 from __future__ import annotations
@@ -55,8 +57,14 @@ class SimulatedSpec(Plain):
     failure: FailurePlan | None = None
 
 
-class WorkerSpec(Plain, kw_only=True):
-    """All that one rank needs to know, given to it once, as JSON in an inherited memfd."""
+class WarmUp(Plain, tag="warm_up"):
+    """Get ready for a transformer on that device: import what it takes, make the device's context."""
+
+    device: str  # "cpu" or "cuda:N"
+
+
+class WorkerSpec(Plain, kw_only=True, tag="spec"):
+    """All that one rank needs to know, given to a waiting process with the descriptors that it names."""
 
     model: str
     engine: Literal["transformer", "simulated"]
@@ -73,7 +81,6 @@ class WorkerSpec(Plain, kw_only=True):
     kv_pages: int  # pages in the pool of each rank, at most
     memory_budget: int | None = None  # bytes that this rank may hold on its device; None: whatever it needs
     simulated: SimulatedSpec | None = None
-    supervisor_pid: int
     reports: RingHandle
     commands: RingHandle | None = None  # rank 0 only
     plans: BroadcastHandle | None = None  # groups of more than one rank
@@ -81,6 +88,21 @@ class WorkerSpec(Plain, kw_only=True):
     store_fd: int | None = None  # a listening socket for the rendezvous, rank 0 only
     store_port: int = 0
     log_level: str = "INFO"
+
+
+class Footprint(Plain):
+    """Bytes that a process holds."""
+
+    host: int  # of its own: what it shares with other processes does not count
+    device: int = 0  # on its GPU; 0 on a CPU, where `host` is that
+
+
+class Waiting(Plain, tag="waiting"):
+    """A worker that is warm, or has freed what its last rank held, may be given a rank."""
+
+    loads: int  # that it served
+    held: Footprint
+    baseline: Footprint  # before the first load, with everything imported and the device's context made
 
 
 # --- supervisor to rank 0 -------------------------------------------------------------------------------
@@ -136,7 +158,7 @@ class Abort(msgspec.Struct, tag=2, array_like=True):
 
 
 class Stop(msgspec.Struct, tag=3, array_like=True):
-    """End the process: the model is unloaded."""
+    """Serve no more: the model is unloaded. The process frees all that the model took, and waits."""
 
 
 Command = Submit | Abort | Stop

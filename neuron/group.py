@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import signal
 import time
 from collections import deque
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from typing import Protocol
 
 import msgspec
@@ -115,14 +114,14 @@ class WorkerGroup:
             raise failure from error
         self._alive = set(self._ranks)
         for rank in self._ranks:
-            self._loop.add_reader(rank.pidfd, self._on_exit, rank)
+            self._loop.add_reader(rank.worker.pidfd, self._on_exit, rank)
             self._loop.add_reader(rank.reports.fileno(), self._on_records, rank)
             self._loop.call_soon(self._on_records, rank)
         log.info(
             "worker group started model=%s epoch=%d pids=%s devices=%s",
             self.spec.model,
             self.epoch,
-            ",".join(str(rank.process.pid) for rank in self._ranks),
+            ",".join(str(rank.pid) for rank in self._ranks),
             ",".join(self.spec.devices),
         )
 
@@ -171,7 +170,7 @@ class WorkerGroup:
         return [
             RankState(
                 rank=rank.index,
-                pid=rank.process.pid,
+                pid=rank.pid,
                 device=rank.device,
                 state=beat.state,
                 step=beat.step,
@@ -291,7 +290,7 @@ class WorkerGroup:
     def _doing(self, rank: Rank) -> str:
         """What `rank` says that it does, and what the kernel says: T is stopped, D is stuck in a driver."""
         beat = self._heartbeat.read(rank.index)
-        with open(f"/proc/{rank.process.pid}/stat", "rb") as stat:
+        with open(f"/proc/{rank.pid}/stat", "rb") as stat:
             state = stat.read().rpartition(b")")[2].split()[0].decode()
         return f"{rank} is {beat.state} at step {beat.step}, process state {state}"
 
@@ -305,6 +304,8 @@ class WorkerGroup:
         """
         if self._ready.done() and not self.gone.done():  # commands are read after the load
             self._end(None)
+            for rank in self._alive:
+                rank.worker.dismiss()
             self._send(Stop())
             await self._gone_within(STOP_SECONDS)
         self._end(None)
@@ -332,7 +333,7 @@ class WorkerGroup:
 
     def _failure(self, rank: Rank) -> CortexError:
         """Why the group ended, as seen at `rank`. A rank that was killed comes before one that missed it."""
-        rank = next((other for other in self._ranks if (other.exit_code or 0) < 0), rank)
+        rank = next((other for other in self._ranks if (other.worker.exit_code or 0) < 0), rank)
         what = f"{rank} of {self.spec.model} {rank.last_words}"
         if self._ready.done():
             step = self._heartbeat.read(rank.index).step
@@ -365,15 +366,13 @@ class WorkerGroup:
 
     def _signal(self, number: signal.Signals) -> None:
         for rank in self._alive:
-            with suppress(ProcessLookupError):  # its group ended by itself in this moment
-                os.killpg(rank.process.pid, number)
+            rank.worker.signal(number)
 
     def _on_exit(self, rank: Rank) -> None:
         """The pidfd of `rank` says that it ended."""
         self._on_records(rank)  # its last words
-        rank.process.wait()  # returns at once: the pidfd spoke
-        self._loop.remove_reader(rank.pidfd)
-        os.close(rank.pidfd)
+        self._loop.remove_reader(rank.worker.pidfd)
+        rank.worker.reap()  # returns at once: the pidfd spoke
         self._loop.remove_reader(rank.reports.fileno())
         self._alive.discard(rank)
         self._end(self._failure(rank))

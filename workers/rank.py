@@ -23,11 +23,11 @@ logger = logging.getLogger("workers.rank")
 encode = msgspec.msgpack.Encoder().encode
 
 
-def run(spec: WorkerSpec) -> int:
-    """Serve as the rank that `spec` describes.
+def serve(spec: WorkerSpec) -> bool:
+    """Be the rank that `spec` describes.
 
     Returns:
-        The exit code: 0 after a `Stop`; 1 after an error, of which a `Fatal` report has told the supervisor.
+        True after a `Stop`; False after an error, of which a `Fatal` report has told the supervisor.
     """
     reports = Ring.attach(spec.reports)
     heartbeat = HeartbeatPage.attach(spec.heartbeat_fd, spec.world_size)
@@ -45,8 +45,8 @@ def run(spec: WorkerSpec) -> int:
         except Exception as error:
             logger.exception("rank failed model=%s rank=%d epoch=%d", spec.model, spec.rank, spec.epoch)
             reports.write(encode(last_words(error)), WRITE_TIMEOUT)
-            return 1
-    return 0
+            return False
+    return True
 
 
 def load(spec: WorkerSpec, engine: Engine, reports: Ring, beat: Beat) -> Loaded:
@@ -70,7 +70,7 @@ def load(spec: WorkerSpec, engine: Engine, reports: Ring, beat: Beat) -> Loaded:
     except Exception as error:
         raise CortexError(Code.MODEL_LOAD_FAILED, f"{type(error).__name__}: {error}") from error
     gc.collect()
-    gc.freeze()  # the model lives as long as the process: no collection shall walk through it again
+    gc.freeze()  # the model stays until the rank ends: no collection shall walk through it again
     memory = loaded.memory.total
     beat(state="ready", step=0, memory=memory)
     seconds = time.monotonic() - started

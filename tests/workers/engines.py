@@ -27,7 +27,6 @@ def make_spec(folder: str | Path, **changes: Any) -> WorkerSpec:
         "threads": 1,
         "folder": str(folder),
         "dtype": "float32",
-        "supervisor_pid": 0,
         "reports": nowhere,
         "heartbeat_fd": -1,
     }

@@ -16,6 +16,7 @@ from typing import Any, Self
 import msgspec
 
 from ipc.broadcast import BroadcastRing
+from ipc.control import Control
 from ipc.heartbeat import Beat, HeartbeatPage
 from ipc.ring import Ring
 from ipc.worker_messages import (
@@ -90,7 +91,6 @@ class Workers:
             | changes,
             rank=rank,
             world_size=self.world_size,
-            supervisor_pid=os.getpid(),
             reports=self.reports[rank].handle,
             commands=self.commands.handle if rank == 0 else None,
             plans=self.plans.handle if self.plans else None,
@@ -98,22 +98,21 @@ class Workers:
             store_fd=store.fileno() if rank == 0 and self.plans else None,
             store_port=store.getsockname()[1],
         )
-        fds = {*self.reports[rank].fds, self.heartbeat.fd, store.fileno()}
-        fds |= set(self.commands.fds) if rank == 0 else set()
-        fds |= set(self.plans.fds) if self.plans else set()
-        spec_fd = os.memfd_create("test-spec")
-        try:
-            os.write(spec_fd, msgspec.json.encode(spec))
+        control, theirs = Control.pair()
+        with control, theirs:
+            control.send(spec)
+            fd = theirs.fileno()
             return subprocess.Popen(
-                [sys.executable, "-m", "workers", "--spec-fd", str(spec_fd)],
-                pass_fds=[spec_fd, *fds],
+                [
+                    *(sys.executable, "-m", "workers"),
+                    *("--control-fd", str(fd), "--supervisor-pid", str(os.getpid())),
+                ],
+                pass_fds=[fd],
                 stdin=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
                 process_group=0,
                 env=os.environ | {"OMP_NUM_THREADS": "1"},
             )
-        finally:
-            os.close(spec_fd)
 
     def __enter__(self) -> Self:
         return self

@@ -48,7 +48,6 @@ def engine(heartbeat: HeartbeatPage, *, rank=0, world_size=1, epoch=1, **changes
         max_step_tokens=100,
         kv_pages=10,
         simulated=SimulatedSpec(**{"answer": ANSWER} | changes),
-        supervisor_pid=0,
         reports=RingHandle(memory_fd=-1, data_fd=-1, space_fd=-1),
         heartbeat_fd=-1,
     )

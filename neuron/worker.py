@@ -1,0 +1,98 @@
+"""A worker process, as its supervisor sees it: started, told what to be, watched, ended, reaped."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
+
+from ipc.control import Control
+from ipc.worker_messages import WarmUp, WorkerSpec
+
+# A process that waits does not know how many CPU threads its next model wants: the engine sets that number.
+# Without these, each library would begin with a thread a core.
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # the order in which NVML counts
+}
+
+
+@dataclass(slots=True, eq=False)
+class Worker:
+    """One process, from its start until it is reaped. Whoever holds it watches `pidfd`, and reaps it."""
+
+    process: subprocess.Popen
+    pidfd: int  # readable when the process ended
+    control: Control
+
+    @classmethod
+    def start(cls) -> Worker:
+        """Start a process that waits for its orders. Call it on the main thread: it dies with its thread.
+
+        Raises:
+            OSError: a process or a descriptor cannot be had; nothing stays behind.
+        """
+        control, theirs = Control.pair()
+        try:
+            with theirs:
+                fd = theirs.fileno()
+                process = subprocess.Popen(
+                    [
+                        *(sys.executable, "-m", "workers"),
+                        *("--control-fd", str(fd), "--supervisor-pid", str(os.getpid())),
+                    ],
+                    pass_fds=[fd],
+                    process_group=0,  # Ctrl-C reaches the supervisor alone, which ends its ranks in order
+                    stdin=subprocess.DEVNULL,
+                    stdout=2,  # whatever a library prints is a log line
+                    env=os.environ | ENVIRONMENT,
+                )
+            try:
+                return cls(process, os.pidfd_open(process.pid), control)
+            except OSError:
+                process.kill()
+                process.wait()
+                raise
+        except OSError:
+            control.close()
+            raise
+
+    def order(self, order: WarmUp | WorkerSpec) -> None:
+        """Tell it what to be next.
+
+        Raises:
+            OSError: it is gone, or reads nothing.
+        """
+        self.control.send(order)
+
+    @property
+    def exit_code(self) -> int | None:
+        """As `subprocess` has it, a signal being negative; None while it runs.
+
+        A process that ended is not reaped by asking: until then its number belongs to nobody else.
+        """
+        if self.process.returncode is not None:
+            return self.process.returncode
+        ended = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        if ended is None:
+            return None
+        return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
+
+    def dismiss(self) -> None:
+        """Let it end as soon as it waits for orders."""
+        self.control.close()
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to it and to whatever it started."""
+        with suppress(ProcessLookupError):  # it ended by itself in this moment
+            os.killpg(self.process.pid, number)
+
+    def reap(self) -> None:
+        """Take its exit code and close what is held of it. Returns at once when `pidfd` has spoken."""
+        self.process.wait()
+        os.close(self.pidfd)
+        self.control.close()
