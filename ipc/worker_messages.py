@@ -17,6 +17,16 @@ from ipc.messages import Plain
 
 PAGE_SIZE = 32  # tokens in one page of a KV pool
 
+# llguidance's own bounds (`LLParserLimits`) on what a grammar may cost, in a supervisor that tries it and in a
+# rank that follows it. They count work and not time, so all ranks come to the same end.
+GRAMMAR_LIMITS = {
+    "initial_lexer_fuel": 400_000,
+    "step_lexer_fuel": 50_000,
+    "step_max_items": 5_000,  # about 50 ms
+    "max_lexer_states": 20_000,  # about 40 MB
+    "max_grammar_size": 200_000,
+}
+
 
 class RingHandle(Plain):
     """Descriptors of a ring, inherited by the child under the same numbers."""

@@ -2,29 +2,45 @@
 
     constrain(structured, encode, thought) -> Constraint
 
-`encode` turns a text into token ids and adds none (`partial(front_end.encode, special=False)`). `thought`
-says where the prompt leaves the model: "none" (no thought comes: plain prompts, models that do not think, a
-thought that the prompt has closed), "open" (the prompt has opened one) or "possible" (the model may begin with
-one). It may take a second or so: call it in a thread.
+`encode` turns a text into token ids and adds none (`partial(front_end.encode, special=False)`).
+`thought` says where the prompt leaves the model: "none" (no thought comes: plain prompts, models that do not
+think, a thought that the prompt has closed), "open" (the prompt has opened one) or "possible" (the model may
+begin with one). It takes 0.1 seconds for a grammar that is new, and some at most: call it in a thread.
 """
 
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
 from collections.abc import Callable
-from typing import Literal
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
 
-from llguidance import LLMatcher, regex_to_lark
+from llguidance import regex_to_lark
 
 from ipc.errors import Code, CortexError
 from ipc.messages import Structured
-from ipc.worker_messages import Constraint
+from ipc.worker_messages import GRAMMAR_LIMITS, Constraint
+from neuron import json_schema
 from neuron.text.tags import END_THINK, THINK
 
-# Between JSON's marks: a space, or a line break and an indentation; a model cannot write space for ever.
+MAX_BYTES = 128 << 10  # of a grammar: it travels in rings
+MAX_CHOICES = 10_000
+CHECK_SECONDS = 10.0  # on the clock; the checker itself stops after some seconds of work
+CHECKER = Path(__file__).with_name("grammar_check.py")
+
+# Between JSON's marks: a space, or a line break and an indentation. A model cannot write space for ever.
 WHITESPACE = r" |\n(?: {0,32}|\t{0,8})"
 OPTIONS = '%llguidance {"no_forcing": true}'  # a text may be spelled with whatever tokens the model likes
-ESCAPES = 'nrbtf\\"'  # one way to write each character, so that no key can hide as another; no \u
+
+# In Lark: what is no syntax (strings, regular expressions, comments), and what is about more than text.
+LARK = re.compile(
+    r'"(?:\\.|[^"\\\n])*"|/(?:\\.|[^/\\\n])+/|//[^\n]*|#[^\n]*'
+    r"|(?P<token><[^>\n]*>)|(?P<option>\b(?:temperature|max_tokens|stop)\s*=)|(?P<json>%json\b)"
+)
 
 
 def constrain(
@@ -32,15 +48,36 @@ def constrain(
     encode: Callable[[str], list[int]],
     thought: Literal["none", "open", "possible"] = "none",
 ) -> Constraint:
-    """The grammar that `structured` stands for, checked.
+    """The grammar that `structured` stands for; it was tried.
 
     Raises:
-        CortexError: BAD_REQUEST naming `structured_outputs.<field>`, with the reason.
+        CortexError: BAD_REQUEST naming `structured_outputs.<field>`, with the reason, and for a JSON schema
+            with the JSON pointer to what is wrong (also in `details["pointer"]`).
     """
-    field, grammar = _grammar(structured)
-    problem = LLMatcher.validate_grammar(grammar)
-    if problem:
-        raise _refused(field, problem)
+    field, value = _asked(structured)
+    schema: Any = None
+    pointers: list[str] = []
+    if field in ("json", "json_object"):
+        schema = value if field == "json" else {"type": "object"}
+        pointers = _pointers(field, schema)
+        grammar = "start: %json " + json.dumps(_with_options(schema), ensure_ascii=False)
+    elif field == "regex":
+        grammar = f"start: ANSWER\nANSWER: /{regex_to_lark(value)}/"
+    elif field == "choice":
+        if not 0 < len(value) <= MAX_CHOICES:
+            raise _refused(field, f"{len(value)} choices are not between 1 and {MAX_CHOICES}")
+        grammar = "start: ANSWER\nANSWER: " + " | ".join(
+            json.dumps(each, ensure_ascii=False) for each in value
+        )
+    else:
+        _check_lark(value)
+        grammar = value
+    grammar = f"{grammar}\n{OPTIONS}"
+    if len(grammar.encode(errors="surrogatepass")) > MAX_BYTES:
+        raise _refused(field, f"it is larger than {MAX_BYTES >> 10} KB")
+    found = _try(grammar, json.dumps({"schema": schema, "pointers": pointers}))
+    if found["reason"]:
+        raise _refused(field, found["reason"], found["pointer"])
     return Constraint(
         grammar,
         in_thought=thought == "open",
@@ -49,48 +86,74 @@ def constrain(
     )
 
 
-def _grammar(structured: Structured) -> tuple[str, str]:
-    """The name of the field that is set, and the grammar as llguidance reads it."""
-    asked = {
-        "json": structured.json,
-        "json_object": structured.json_object or None,
-        "regex": structured.regex,
-        "choice": structured.choice,
-        "grammar": structured.grammar,
-    }
-    given = [name for name, value in asked.items() if value is not None]
+def _asked(structured: Structured) -> tuple[str, Any]:
+    """The field that is set, and its value."""
+    given = {name: value for name in structured.__struct_fields__ if (value := getattr(structured, name))}
+    for name in ("json", "regex", "choice", "grammar"):
+        if getattr(structured, name) is not None:
+            given[name] = getattr(structured, name)
     if len(given) != 1:
         raise CortexError(
             Code.BAD_REQUEST,
             f"structured_outputs has {' and '.join(given) or 'nothing'}, where exactly one of "
-            f"{', '.join(asked)} is needed",
+            f"{', '.join(structured.__struct_fields__)} belongs",
             param="structured_outputs",
         )
-    (field,) = given
-    value = asked[field]
-    if field == "json":
-        if value is False:
-            raise _refused(field, "the schema false allows no answer")
-        grammar = _of_schema({} if value is True else value)
-    elif field == "json_object":
-        grammar = _of_schema({"type": "object"})
-    elif field == "regex":
-        grammar = f"start: /{regex_to_lark(value)}/"
-    elif field == "choice":
-        if not value:
-            raise _refused(field, "there is no choice")
-        grammar = "start: " + " | ".join(map(json.dumps, value))
-    else:
-        grammar = value
-    return field, f"{grammar}\n{OPTIONS}"
+    return next(iter(given.items()))
 
 
-def _of_schema(schema: dict) -> str:
-    options = {"whitespace_pattern": WHITESPACE, "json_allowed_escapes": ESCAPES}
-    return "start: %json " + json.dumps(schema | {"x-guidance": options})
+def _pointers(field: str, schema: Any) -> list[str]:
+    if schema is False:
+        raise _refused(field, "the schema false allows no answer")
+    try:
+        return json_schema.check(schema)
+    except json_schema.Unfit as unfit:
+        raise _refused(field, unfit.reason, unfit.pointer) from unfit
 
 
-def _refused(field: str, reason: str) -> CortexError:
+def _with_options(schema: dict[str, Any] | bool) -> dict[str, Any]:
+    return ({} if schema is True else schema) | {"x-guidance": {"whitespace_pattern": WHITESPACE}}
+
+
+def _check_lark(grammar: str) -> None:
+    """See that a grammar is about text alone, and that the schemas in it can be honoured."""
+    for found in LARK.finditer(grammar):
+        if found["token"]:
+            raise _refused("grammar", f"it names the token {found['token']}, and answers are text")
+        if found["option"]:
+            raise _refused("grammar", f"{found['option'].rstrip(' =')} is not supported inside of a grammar")
+        if found["json"]:
+            try:
+                schema, _ = json.JSONDecoder().raw_decode(grammar[found.end() :].lstrip())
+            except ValueError as error:
+                raise _refused("grammar", f"the JSON after %json is not valid: {error}") from error
+            _pointers("grammar", schema)
+
+
+@lru_cache(128)
+def _try(grammar: str, parts: str) -> dict[str, str | None]:
+    """What `neuron/grammar_check.py` says."""
+    question = json.dumps({"grammar": grammar, "limits": GRAMMAR_LIMITS} | json.loads(parts))
+    try:
+        done = subprocess.run(
+            [sys.executable, "-I", str(CHECKER)],
+            input=question.encode(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            timeout=CHECK_SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        return {"reason": "it takes too long to compile", "pointer": None}
+    if done.returncode:
+        return {"reason": "it takes too much time or memory to compile", "pointer": None}
+    return json.loads(done.stdout)
+
+
+def _refused(field: str, reason: str, pointer: str | None = None) -> CortexError:
+    where = "" if pointer is None else f" at {pointer or 'its root'}"
     return CortexError(
-        Code.BAD_REQUEST, f"{field} cannot be honoured: {reason}", param=f"structured_outputs.{field}"
+        Code.BAD_REQUEST,
+        f"{field} cannot be honoured{where}: {reason}",
+        param=f"structured_outputs.{field}",
+        details={} if pointer is None else {"pointer": pointer},
     )

@@ -17,10 +17,10 @@ import torch
 from llguidance import LLExecutor, LLMatcher, LLParserLimits
 
 from ipc.errors import Code, CortexError
-from ipc.worker_messages import Constraint
+from ipc.worker_messages import GRAMMAR_LIMITS, Constraint
 from workers.vocabulary import Vocabulary
 
-LIMITS = LLParserLimits(max_lexer_states=50_000, verbose_errors=False)
+LIMITS = LLParserLimits(verbose_errors=False, **GRAMMAR_LIMITS)
 MAX_GAP = 4  # tokens of space between the end of a thought and the answer
 MAX_THREADS = 8
 

@@ -1,0 +1,130 @@
+"""Which JSON schemas an answer can be held to: what llguidance would pass over is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+MAX_DEPTH = 64  # of schemas inside of each other
+
+_ENFORCED = """
+    $ref additionalItems additionalProperties allOf anyOf const enum exclusiveMaximum exclusiveMinimum
+    format items maxItems maxLength maxProperties maximum minItems minLength minProperties minimum
+    multipleOf oneOf pattern patternProperties prefixItems properties required type
+"""
+# They say something about an answer, and nothing about whether it is valid.
+_ANNOTATIONS = """
+    $anchor $comment $defs $id $schema contentEncoding contentMediaType contentSchema default
+    definitions deprecated description discriminator enumNames example examples externalDocs id
+    markdownDescription readOnly title writeOnly xml
+"""
+KNOWN = frozenset(_ENFORCED.split() + _ANNOTATIONS.split())
+FORMATS = ("date", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "time", "uri", "uuid")
+DRAFTS = ("2020-12/schema", "2019-09/schema", "draft-07/schema", "draft-06/schema", "draft-04/schema")
+NUMBERS = ("exclusiveMaximum", "exclusiveMinimum", "maximum", "minimum", "multipleOf")
+COUNTS = ("maxItems", "maxLength", "maxProperties", "minItems", "minLength", "minProperties")
+MAPS = ("$defs", "definitions", "patternProperties", "properties")  # of schemas
+LISTS = ("allOf", "anyOf", "oneOf", "prefixItems")
+SINGLES = ("additionalItems", "additionalProperties", "items")
+
+
+class Unfit(Exception):
+    """A schema that cannot be honoured: `pointer` (a JSON pointer) says where, the message why."""
+
+    def __init__(self, pointer: str, reason: str) -> None:
+        super().__init__(reason)
+        self.pointer, self.reason = pointer, reason
+
+
+def check(schema: Any) -> list[str]:
+    """See that every keyword in `schema` is one that llguidance enforces, or one that asks for nothing.
+
+    Returns:
+        JSON pointers to all schemas in it that are objects, its own ("") included.
+
+    Raises:
+        Unfit: naming the first that is not.
+    """
+    pending: list[tuple[str, Any, int]] = [("", schema, 0)]
+    tuples = isinstance(schema, dict) and _has_tuples(schema)
+    pointers = []
+    while pending:
+        pointer, each, depth = pending.pop()
+        if depth > MAX_DEPTH:
+            raise Unfit(pointer, f"schemas lie in each other more than {MAX_DEPTH} deep")
+        if isinstance(each, bool):
+            continue
+        if not isinstance(each, dict):
+            raise Unfit(pointer, "a schema is an object, true or false")
+        pointers.append(pointer)
+        _check_keywords(pointer, each)
+        for key, inner in _schemas_in(pointer, each, tuples):
+            pending.append((f"{pointer}/{key}", inner, depth + 1))
+    return pointers
+
+
+def _has_tuples(schema: dict[str, Any]) -> bool:
+    """Whether `items` may be a list, as it could until draft 2019-09."""
+    named = schema.get("$schema")
+    if named is None:
+        return False
+    if not isinstance(named, str) or not named.rstrip("#").endswith(DRAFTS):
+        raise Unfit("/$schema", f"only JSON schema drafts 4 to 2020-12 are known, and not {named!r}")
+    return not named.rstrip("#").endswith(DRAFTS[0])
+
+
+def _check_keywords(pointer: str, schema: dict[str, Any]) -> None:
+    for key, value in schema.items():
+        here = f"{pointer}/{_escaped(key)}"
+        if key == "nullable":
+            raise Unfit(here, 'nullable is of OpenAPI, not of JSON schema: write "type": [..., "null"]')
+        if key not in KNOWN and (key == "x-guidance" or not key.startswith("x-")):
+            raise Unfit(here, f"the keyword {key!r} cannot be enforced")
+        if key in NUMBERS and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise Unfit(here, f"{key} must be a number")
+        if key in COUNTS and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+            raise Unfit(here, f"{key} must be a whole number, 0 or more")
+        if key == "format" and value not in FORMATS:
+            raise Unfit(here, f"the format {value!r} cannot be enforced; there are {', '.join(FORMATS)}")
+    for name in schema.get("properties", ()):
+        # JSON has several ways to write such a character, and an object could have the property twice
+        if any(ord(character) < 0x20 for character in name):
+            raise Unfit(f"{pointer}/properties", f"the property name {name!r} has a control character")
+    required = schema.get("required", [])
+    if not isinstance(required, list) or not all(isinstance(name, str) for name in required):
+        raise Unfit(f"{pointer}/required", "required must be a list of strings")
+    # Names that are not listed may come twice, and would be counted twice.
+    if schema.get("minProperties", 0) > len(set(required)) + 1:
+        raise Unfit(
+            f"{pointer}/minProperties",
+            "more properties than the required ones and one more cannot be enforced",
+        )
+
+
+def _schemas_in(pointer: str, schema: dict[str, Any], tuples: bool) -> list[tuple[str, Any]]:
+    """The schemas directly in `schema`, by the rest of their pointers."""
+    found = []
+    for key in MAPS:
+        value = schema.get(key, {})
+        if not isinstance(value, dict):
+            raise Unfit(f"{pointer}/{key}", f"{key} must be an object")
+        found += [(f"{key}/{_escaped(name)}", inner) for name, inner in value.items()]
+    for key in LISTS:
+        value = schema.get(key, [])
+        if not isinstance(value, list):
+            raise Unfit(f"{pointer}/{key}", f"{key} must be a list")
+        found += [(f"{key}/{place}", inner) for place, inner in enumerate(value)]
+    for key in SINGLES:
+        if key not in schema:
+            continue
+        value = schema[key]
+        if key == "items" and isinstance(value, list) and tuples:
+            found += [(f"{key}/{place}", inner) for place, inner in enumerate(value)]
+        elif key == "additionalItems" and not tuples:
+            raise Unfit(f"{pointer}/{key}", "additionalItems is of older drafts: use prefixItems and items")
+        else:
+            found.append((key, value))
+    return found
+
+
+def _escaped(name: str) -> str:
+    return name.replace("~", "~0").replace("/", "~1")
