@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import socket
+from contextlib import suppress
 from typing import Self
 
 import msgspec
@@ -95,6 +96,11 @@ class Control:
             for fd in fds:
                 os.close(fd)
             raise ControlBroken(str(error)) from error
+
+    def hang_up(self) -> None:
+        """End the talk: the other end gets what it has not read yet, and then sees this one gone."""
+        with suppress(OSError):  # the other end was first
+            self._socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """The other end learns of it. Calling it again does nothing."""

@@ -17,7 +17,7 @@ from ipc.notify import sd_notify
 from ipc.server import Server
 from neuron.config import NeuronConfig
 from neuron.devices import Inventory
-from neuron.lifecycle import Backoff
+from neuron.house import Backoff
 from neuron.models import Models
 from neuron.service import Service
 

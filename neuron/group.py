@@ -27,12 +27,15 @@ from ipc.worker_messages import (
     StepReport,
     Stop,
     Submit,
+    Waiting,
 )
 from neuron.spawn import GroupSpec, Rank, spawn
+from neuron.worker import Worker
 
 log = logging.getLogger("neuron.group")
 
 STOP_SECONDS = 1.5  # from the Stop command to SIGTERM
+RELEASE_SECONDS = 10.0  # the same, where a process shall give its memory back and live on
 TERMINATE_SECONDS = 0.5  # from SIGTERM to SIGKILL
 KILL_SECONDS = 10.0  # from SIGKILL to giving up on a process that the kernel holds
 
@@ -46,6 +49,16 @@ class Sink(Protocol):
     def advance(self, token_ids: list[int], finish: str, message: str) -> None:
         """Take new tokens; `finish` and `message` are those of `SequenceReport`. Must not raise."""
         ...
+
+
+class Standby(Protocol):
+    """Where processes wait for a rank to be (`neuron.standby`)."""
+
+    def take(self, device: str) -> Worker | None: ...
+
+    def wants(self, device: str) -> bool: ...
+
+    def offer(self, device: str, worker: Worker, report: Waiting) -> bool: ...
 
 
 class WorkerGroup:
@@ -62,6 +75,7 @@ class WorkerGroup:
         on_loading: told (fraction from 0 to 1 of the slowest rank, what it does) while the ranks load.
         on_step: told the newest `StepReport` after its sequences went to their sinks.
         on_death: told once, and only after `ready`, why the group ended. `WORKER_DIED` or `STEP_DEADLINE`.
+        standby: lends processes, and gets them back after an orderly `stop`; None: processes serve once.
     """
 
     def __init__(
@@ -73,6 +87,7 @@ class WorkerGroup:
         on_loading: Callable[[float, str], None],
         on_step: Callable[[StepReport], None],
         on_death: Callable[[CortexError], None],
+        standby: Standby | None = None,
     ) -> None:
         self.spec = spec
         self.epoch = epoch
@@ -81,12 +96,14 @@ class WorkerGroup:
         self._on_loading = on_loading
         self._on_step = on_step
         self._on_death = on_death
+        self._standby = standby
         self._loop = asyncio.get_running_loop()
         self._resources = ExitStack()  # what this process holds for as long as a rank lives
         self._ranks: list[Rank] = []
         self._commands: Ring
         self._heartbeat: HeartbeatPage
         self._alive: set[Rank] = set()
+        self.died_waiting = False  # a process died before it read which rank it is: no fault of the model
         self._backlog: deque[bytes] = deque()  # commands that found the ring full
         self._fractions = [0.0] * len(spec.devices)
         self._ready: asyncio.Future[list[Ready]] = self._loop.create_future()
@@ -105,7 +122,9 @@ class WorkerGroup:
             CortexError: MODEL_LOAD_FAILED when a process or descriptor cannot be had; nothing stays behind.
         """
         try:
-            self._ranks, self._commands, self._heartbeat = spawn(self.spec, self.epoch, self._resources)
+            self._ranks, self._commands, self._heartbeat = spawn(
+                self.spec, self.epoch, self._resources, self._borrow
+            )
         except OSError as error:
             failure = CortexError(
                 Code.MODEL_LOAD_FAILED, f"the worker processes of {self.spec.model} did not start: {error}"
@@ -179,6 +198,9 @@ class WorkerGroup:
             )
             for rank, beat in beats
         ]
+
+    def _borrow(self, device: str) -> Worker | None:
+        return self._standby.take(device) if self._standby is not None else None
 
     def _send(self, command: Command) -> None:
         self._backlog.append(_encoder.encode(command))
@@ -302,12 +324,17 @@ class WorkerGroup:
         Raises:
             CortexError: INTERNAL when the kernel did not give a process back in time.
         """
-        if self._ready.done() and not self.gone.done():  # commands are read after the load
+        if self._ready.done() and not self._ended:  # commands are read after the load
             self._end(None)
+            keeping = [rank for rank in self._alive if self._may_live_on(rank)]
             for rank in self._alive:
-                rank.worker.dismiss()
+                if rank in keeping:
+                    self._loop.add_reader(rank.worker.control.fileno(), self._on_waiting, rank)
+                else:
+                    rank.worker.dismiss()
             self._send(Stop())
-            await self._gone_within(STOP_SECONDS)
+            await self._gone_within(RELEASE_SECONDS if keeping else STOP_SECONDS)
+        self._standby = None  # whoever has not come back by now shall end
         self._end(None)
         self._signal(signal.SIGTERM)
         await self._gone_within(TERMINATE_SECONDS)
@@ -359,8 +386,7 @@ class WorkerGroup:
             tell_owner = error is not None
         if error is not None:
             self._signal(signal.SIGKILL)
-        if not self._alive:
-            self._close()
+        self._close_when_empty()
         if tell_owner:
             self._on_death(error)
 
@@ -368,19 +394,39 @@ class WorkerGroup:
         for rank in self._alive:
             rank.worker.signal(number)
 
+    def _may_live_on(self, rank: Rank) -> bool:
+        return self._standby is not None and self._standby.wants(rank.device)
+
+    def _on_waiting(self, rank: Rank) -> None:
+        """`rank` has given everything back, or is gone."""
+        worker, report = rank.worker, rank.worker.report()
+        self._loop.remove_reader(worker.control.fileno())
+        if report is None or self._standby is None or not self._standby.offer(rank.device, worker, report):
+            worker.dismiss()
+            return
+        self._loop.remove_reader(worker.pidfd)
+        self._forget(rank)
+        self._close_when_empty()
+
     def _on_exit(self, rank: Rank) -> None:
         """The pidfd of `rank` says that it ended."""
         self._on_records(rank)  # its last words
+        if not self._ended and rank.worker.waited and not self._heartbeat.read(rank.index).time:
+            self.died_waiting = True
         self._loop.remove_reader(rank.worker.pidfd)
+        self._loop.remove_reader(rank.worker.control.fileno())
         rank.worker.reap()  # returns at once: the pidfd spoke
+        self._forget(rank)
+        self._end(self._failure(rank))
+        self._close_when_empty()
+
+    def _forget(self, rank: Rank) -> None:
+        """The process of `rank` is not this group's any more."""
         self._loop.remove_reader(rank.reports.fileno())
         self._alive.discard(rank)
-        self._end(self._failure(rank))
-        if not self._alive:
-            self._close()
 
-    def _close(self) -> None:
-        if not self.gone.done():
+    def _close_when_empty(self) -> None:
+        if not self._alive and not self.gone.done():
             self._resources.close()
             self.gone.set_result(None)
             log.info("worker group gone model=%s epoch=%d", self.spec.model, self.epoch)

@@ -6,8 +6,7 @@ import asyncio
 import itertools
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 
 from ipc.errors import Code, CortexError
 from ipc.messages import ModelState, ModelStatus, RankState
@@ -15,10 +14,10 @@ from ipc.worker_messages import Ready, StepReport
 from neuron.admission import Admission
 from neuron.blueprint import Blueprint, step_tokens
 from neuron.config import Model as Settings
-from neuron.config import NeuronConfig
 from neuron.fit import Fit
 from neuron.generation import Generation
 from neuron.group import WorkerGroup
+from neuron.house import House
 from neuron.spawn import GroupSpec
 from neuron.text.frontend import TextFrontEnd
 
@@ -28,30 +27,6 @@ BAD_STARTS = 5  # in a row, until a model counts as failed
 STEADY_SECONDS = 60.0  # a group that lived so long was well started
 UNLOAD_SECONDS = 600.0  # for running requests to end before an unload gives up
 PROGRESS_INTERVAL = 0.25  # seconds between two `Progress` of one load
-
-
-@dataclass(frozen=True, slots=True)
-class Backoff:
-    """Seconds to wait before a restart, doubling with each bad start."""
-
-    first: float = 0.5
-    longest: float = 30.0
-
-    def seconds(self, bad_starts: int) -> float:
-        return min(self.first * 2.0 ** min(bad_starts, 60), self.longest)
-
-
-@dataclass(slots=True)
-class House:
-    """What a model needs from the neuron that it lives in."""
-
-    config: NeuronConfig
-    reserve: Callable[[ManagedModel], Awaitable[Fit]]  # may evict others; raises INSUFFICIENT_MEMORY
-    correct: Callable[[ManagedModel, Sequence[Ready]], None]  # with what the ranks measured
-    release: Callable[[ManagedModel], None]
-    threads: Callable[[Fit], int]
-    changed: Callable[[], None]  # some `ModelState` is not what it was
-    backoff: Backoff = field(default_factory=Backoff)
 
 
 class ManagedModel:
@@ -256,23 +231,29 @@ class ManagedModel:
             simulated=self.blueprint.simulated,
             log_level=config.log_level,
         )
-        self._epoch = next(self._epochs)
-        self._step = None
-        group = WorkerGroup(
-            spec,
-            self._epoch,
-            step_deadline=config.step_deadline_seconds,
-            on_loading=lambda fraction, message: self._tell(message, fraction),
-            on_step=self._on_step,
-            on_death=self._on_death,
-        )
-        self._group = group
-        try:
-            group.start()
-            self._measured = await group.ready(config.load_deadline_seconds)
-        except BaseException:
-            await group.stop()
-            raise
+        while True:
+            self._epoch = next(self._epochs)
+            self._step = None
+            group = WorkerGroup(
+                spec,
+                self._epoch,
+                step_deadline=config.step_deadline_seconds,
+                on_loading=lambda fraction, message: self._tell(message, fraction),
+                on_step=self._on_step,
+                on_death=self._on_death,
+                standby=self._house.standby if self.blueprint.engine == "transformer" else None,
+            )
+            self._group = group
+            try:
+                group.start()
+                self._measured = await group.ready(config.load_deadline_seconds)
+            except BaseException as error:
+                await group.stop()
+                if not (group.died_waiting and isinstance(error, CortexError)):
+                    raise
+                log.warning("load begins again model=%s reason=%s", self.id, error)
+            else:
+                break
         self._house.correct(self, self._measured)
 
     def _on_ready(self) -> None:

@@ -9,16 +9,18 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from ipc.errors import Code, CortexError
-from ipc.messages import Device, Eviction, ModelState, RankState
+from ipc.messages import Device, Eviction, ModelState, ModelStatus, RankState
 from ipc.worker_messages import Ready
 from neuron.blueprint import Blueprint, draw
 from neuron.config import Model as Settings
 from neuron.config import NeuronConfig
 from neuron.devices import CpuProbe, Inventory
 from neuron.fit import Fit, Holder, find_fit
+from neuron.house import Backoff, House
 from neuron.ledger import Ledger
-from neuron.lifecycle import Backoff, House, ManagedModel
+from neuron.lifecycle import ManagedModel
 from neuron.resolve import DEMO_FOLDER, Catalogue
+from neuron.standby import Standby
 
 log = logging.getLogger("neuron.models")
 
@@ -58,6 +60,16 @@ class Models:
         self._making_room = asyncio.Lock()
         self._refreshing: asyncio.Task[list[Device]] | None = None
         self._cores = min(CpuProbe().cores(), config.cpu.cores or CpuProbe().cores())
+        backoff = backoff or Backoff()
+        self._standby = Standby(
+            self._ledger,
+            enabled=config.standby,
+            wanted=self._standby_devices,
+            loading=lambda: self._any_is("loading", "restarting", "unloading"),
+            working=lambda: any(model.requests.running for model in self._models.values()),
+            cycles=lambda: self.eviction.defrag_after_cycles,
+            backoff=backoff,
+        )
         self._house = House(
             config=config,
             reserve=self._reserve,
@@ -65,7 +77,8 @@ class Models:
             release=self._release,
             threads=self._threads,
             changed=changed,
-            backoff=backoff or Backoff(),
+            backoff=backoff,
+            standby=self._standby,
         )
 
     # --- finding ----------------------------------------------------------------------------------------
@@ -100,6 +113,7 @@ class Models:
             raise
         self._broken.pop(model_id, None)
         model = self._models[model_id] = ManagedModel(settings, blueprint, self._house)
+        self._standby.tend()
         self._changed()
         return model
 
@@ -126,6 +140,7 @@ class Models:
         """End every worker process."""
         if self._refreshing is not None:
             self._refreshing.cancel()
+        await self._standby.close()
         await asyncio.gather(*(model.close() for model in self._models.values()))
 
     # --- telling ----------------------------------------------------------------------------------------
@@ -166,10 +181,15 @@ class Models:
         async with self._making_room:
             for _ in range(MAKE_ROOM_ATTEMPTS):
                 await self.refresh_devices()
-                free = {device: self._ledger.free(device) for device in self._ledger.devices}
+                free = {
+                    device: self._ledger.free(device) + self._standby.booked(device)
+                    for device in self._ledger.devices
+                }
                 need = model.blueprint.need(model.settings)
                 fit = find_fit(need, free, self._holders(), self.eviction.strategy)
                 if not fit.victims:
+                    reuse = model.blueprint.engine == "transformer"
+                    await self._standby.make_way(fit.reservations, reuse=reuse)
                     self._ledger.reserve(model.id, fit.reservations)
                     return fit
                 log.info("evicting models=%s for=%s", ",".join(fit.victims), model.id)
@@ -201,15 +221,33 @@ class Models:
                 if name == device
             )
             self._ledger.correct(model.id, device, measured)
+        self._standby.tend()
         self._refresh_soon()
 
     def _release(self, model: ManagedModel) -> None:
         self._ledger.release(model.id)
+        self._standby.settle()
+        self._standby.tend()
         self._refresh_soon()
 
     def _refresh_soon(self) -> None:
         if self._refreshing is None or self._refreshing.done():
             self._refreshing = asyncio.create_task(self.refresh_devices())
+
+    def _standby_devices(self) -> list[str]:
+        """Where some model may be loaded that a waiting process is of use for."""
+        everywhere = self._ledger.devices
+        default = [device for device in everywhere if device != "cpu"] or everywhere
+        chosen = [
+            device
+            for model in self._models.values()
+            if model.blueprint.engine == "transformer"
+            for device in model.settings.devices or default
+        ]
+        return [device for device in everywhere if device in chosen]
+
+    def _any_is(self, *statuses: ModelStatus) -> bool:
+        return any(model.status in statuses for model in self._models.values())
 
     def _threads(self, fit: Fit) -> int:
         """CPU threads of each rank."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import socket
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -64,10 +65,13 @@ class Rank:
         return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
 
 
-def spawn(spec: GroupSpec, epoch: int, resources: ExitStack) -> tuple[list[Rank], Ring, HeartbeatPage]:
+def spawn(
+    spec: GroupSpec, epoch: int, resources: ExitStack, take: Callable[[str], Worker | None]
+) -> tuple[list[Rank], Ring, HeartbeatPage]:
     """Start all ranks.
 
     Args:
+        take: gives a waiting process for a device, where there is one; the other ranks get new processes.
         resources: closes what this process keeps of rings and pages. The workers are the caller's to reap.
 
     Returns:
@@ -93,7 +97,7 @@ def spawn(spec: GroupSpec, epoch: int, resources: ExitStack) -> tuple[list[Rank]
             for index in range(size):
                 reports = Ring.create()
                 resources.callback(reports.close)
-                worker = WorkerSpec(
+                order = WorkerSpec(
                     model=spec.model,
                     engine=spec.engine,
                     epoch=epoch,
@@ -116,12 +120,10 @@ def spawn(spec: GroupSpec, epoch: int, resources: ExitStack) -> tuple[list[Rank]
                     store_port=store.getsockname()[1] if store is not None else 0,
                     log_level=spec.log_level,
                 )
-                ranks.append(Rank(index, spec.devices[index], Worker.start(), reports))
-                ranks[-1].worker.order(worker)
+                ranks.append(Rank(index, order.device, _hire(order, take), reports))
         except OSError:
             for rank in ranks:
-                rank.worker.signal(signal.SIGKILL)
-                rank.worker.reap()
+                rank.worker.kill()
             raise
     return ranks, commands, heartbeat
 
@@ -129,3 +131,25 @@ def spawn(spec: GroupSpec, epoch: int, resources: ExitStack) -> tuple[list[Rank]
 def ring_capacity(context_length: int) -> int:
     """Bytes of a ring, a power of two, that holds several prompts of a whole context, 4 bytes a token."""
     return max(1 << 20, 1 << (16 * context_length).bit_length())
+
+
+def _hire(order: WorkerSpec, take: Callable[[str], Worker | None]) -> Worker:
+    """A process that has its order: one that waited, or a new one.
+
+    Raises:
+        OSError: there is no process to be had.
+    """
+    worker = take(order.device)
+    if worker is not None:
+        try:
+            worker.order(order)
+            return worker
+        except OSError:  # it died in this moment
+            worker.kill()
+    worker = Worker.start()
+    try:
+        worker.order(order)
+    except OSError:
+        worker.kill()
+        raise
+    return worker

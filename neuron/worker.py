@@ -9,8 +9,8 @@ import sys
 from contextlib import suppress
 from dataclasses import dataclass
 
-from ipc.control import Control
-from ipc.worker_messages import WarmUp, WorkerSpec
+from ipc.control import Control, ControlBroken
+from ipc.worker_messages import Waiting, WarmUp, WorkerSpec
 
 # A process that waits does not know how many CPU threads its next model wants: the engine sets that number.
 # Without these, each library would begin with a thread a core.
@@ -28,6 +28,8 @@ class Worker:
     process: subprocess.Popen
     pidfd: int  # readable when the process ended
     control: Control
+    orders: int = 0
+    loads: int = 0  # orders to be a rank
 
     @classmethod
     def start(cls) -> Worker:
@@ -68,6 +70,23 @@ class Worker:
             OSError: it is gone, or reads nothing.
         """
         self.control.send(order)
+        self.orders += 1
+        self.loads += isinstance(order, WorkerSpec)
+
+    @property
+    def waited(self) -> bool:
+        """Whether it was there before its last order was given."""
+        return self.orders > 1
+
+    def report(self) -> Waiting | None:
+        """What it said since its last order, once it said something; None: not yet, or never again."""
+        try:
+            while isinstance(report := self.control.receive(wait=False), Waiting):
+                if report.loads == self.loads:
+                    return report
+        except (BlockingIOError, ControlBroken):
+            pass
+        return None
 
     @property
     def exit_code(self) -> int | None:
@@ -84,12 +103,17 @@ class Worker:
 
     def dismiss(self) -> None:
         """Let it end as soon as it waits for orders."""
-        self.control.close()
+        self.control.hang_up()
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to it and to whatever it started."""
         with suppress(ProcessLookupError):  # it ended by itself in this moment
             os.killpg(self.process.pid, number)
+
+    def kill(self) -> None:
+        """End it at once, and wait for that."""
+        self.signal(signal.SIGKILL)
+        self.reap()
 
     def reap(self) -> None:
         """Take its exit code and close what is held of it. Returns at once when `pidfd` has spoken."""

@@ -68,6 +68,7 @@ class Neuron:
             "listen": "tcp://127.0.0.1:*",
             "hf_cache": str(folder / "no-cache"),
             "devices": ["cpu"],
+            "standby": False,  # most tests count processes, and simulated models have no use for one
             "models": models or [],
         }
         config_file.write_text(json.dumps(keys | config))
@@ -165,7 +166,7 @@ def is_running(pid: int) -> bool:
 def main() -> None:
     from neuron.config import load
     from neuron.daemon import run
-    from neuron.lifecycle import Backoff
+    from neuron.house import Backoff
 
     os._exit(run(load(sys.argv[1]), Backoff(first=0.01, longest=0.05)))
 

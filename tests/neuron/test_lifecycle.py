@@ -16,7 +16,8 @@ from neuron.config import Model as Settings
 from neuron.config import NeuronConfig, Queue
 from neuron.fit import Fit
 from neuron.generation import Generation
-from neuron.lifecycle import Backoff, House, ManagedModel
+from neuron.house import Backoff, House
+from neuron.lifecycle import ManagedModel
 from tests.neuron.harness import PATIENCE, children_of
 
 
