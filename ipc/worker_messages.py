@@ -141,7 +141,7 @@ class SamplingParams(msgspec.Struct, array_like=True, frozen=True):
 class Constraint(msgspec.Struct, array_like=True, frozen=True):
     """A grammar that the output follows, in the thought's stead or after it."""
 
-    grammar: str  # as llguidance reads it: JSON or Lark
+    grammar: str  # Lark, as llguidance reads it, with `no_forcing`
     in_thought: bool = False  # the prompt has opened a thought: the grammar holds after its end
     think: list[int] = []  # tokens that may open a thought instead, as the first output
     end_think: list[int] = []  # tokens that end a thought

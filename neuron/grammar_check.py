@@ -60,13 +60,14 @@ def answer(grammar: str, limits: dict[str, int], schema: Any, pointers: list[str
         pointers: to all schemas in `schema`.
     """
     reason = fault(grammar, LLParserLimits(verbose_errors=False, **limits))
-    pointer = None
-    if reason and schema is not None:
-        pointer = next(
-            (each for each in sorted(pointers, key=len, reverse=True) if unfit(schema, each)), None
-        )
-        reason = (pointer and unfit(schema, pointer)) or reason
-    return {"reason": reason, "pointer": pointer}
+    if reason and pointers and unfit(schema, ""):
+        # the innermost part that is wrong by itself, as far as there is time to look
+        for each in sorted(pointers, key=len, reverse=True):
+            if time.process_time() > MAX_CPU_SECONDS / 2:
+                break
+            if found := unfit(schema, each):
+                return {"reason": found, "pointer": each}
+    return {"reason": reason, "pointer": None}
 
 
 def fault(grammar: str, limits: LLParserLimits) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 MAX_DEPTH = 64  # of schemas inside of each other
+MAX_HOSTNAME = 253  # characters (RFC 1123)
 
 _ENFORCED = """
     $ref additionalItems additionalProperties allOf anyOf const enum exclusiveMaximum exclusiveMinimum
@@ -35,17 +36,20 @@ class Unfit(Exception):
         self.pointer, self.reason = pointer, reason
 
 
-def check(schema: Any) -> list[str]:
+def check(schema: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """See that every keyword in `schema` is one that llguidance enforces, or one that asks for nothing.
 
     Returns:
-        JSON pointers to all schemas in it that are objects, its own ("") included.
+        The schema, in which formats that llguidance takes too lightly have been made stricter (in place), and
+        the JSON pointers to all schemas in it, its own ("") included.
 
     Raises:
         Unfit: naming the first that is not.
     """
+    if not isinstance(schema, dict):
+        raise Unfit("", "a schema is an object, true or false")
     pending: list[tuple[str, Any, int]] = [("", schema, 0)]
-    tuples = isinstance(schema, dict) and _has_tuples(schema)
+    tuples = _has_tuples(schema)
     pointers = []
     while pending:
         pointer, each, depth = pending.pop()
@@ -57,9 +61,11 @@ def check(schema: Any) -> list[str]:
             raise Unfit(pointer, "a schema is an object, true or false")
         pointers.append(pointer)
         _check_keywords(pointer, each)
+        if each.get("format") == "hostname":
+            each["maxLength"] = min(each.get("maxLength", MAX_HOSTNAME), MAX_HOSTNAME)
         for key, inner in _schemas_in(pointer, each, tuples):
             pending.append((f"{pointer}/{key}", inner, depth + 1))
-    return pointers
+    return schema, pointers
 
 
 def _has_tuples(schema: dict[str, Any]) -> bool:

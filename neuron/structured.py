@@ -34,7 +34,9 @@ CHECKER = Path(__file__).with_name("grammar_check.py")
 
 # Between JSON's marks: a space, or a line break and an indentation. A model cannot write space for ever.
 WHITESPACE = r" |\n(?: {0,32}|\t{0,8})"
+JSON_OPTIONS = {"x-guidance": {"whitespace_pattern": WHITESPACE}}
 OPTIONS = '%llguidance {"no_forcing": true}'  # a text may be spelled with whatever tokens the model likes
+CLASSES = "dws"  # \d, \w and \s stand for ASCII characters, as in the patterns of a JSON schema
 
 # In Lark: what is no syntax (strings, regular expressions, comments), and what is about more than text.
 LARK = re.compile(
@@ -55,20 +57,17 @@ def constrain(
             with the JSON pointer to what is wrong (also in `details["pointer"]`).
     """
     field, value = _asked(structured)
-    schema: Any = None
+    schema: dict[str, Any] | None = None
     pointers: list[str] = []
     if field in ("json", "json_object"):
-        schema = value if field == "json" else {"type": "object"}
-        pointers = _pointers(field, schema)
-        grammar = "start: %json " + json.dumps(_with_options(schema), ensure_ascii=False)
+        schema, pointers = _checked(field, value if field == "json" else {"type": "object"})
+        grammar = f"start: %json {_quoted(schema | JSON_OPTIONS)}"
     elif field == "regex":
-        grammar = f"start: ANSWER\nANSWER: /{regex_to_lark(value)}/"
+        grammar = f"start: ANSWER\nANSWER: /{regex_to_lark(value, CLASSES)}/"
     elif field == "choice":
         if not 0 < len(value) <= MAX_CHOICES:
             raise _refused(field, f"{len(value)} choices are not between 1 and {MAX_CHOICES}")
-        grammar = "start: ANSWER\nANSWER: " + " | ".join(
-            json.dumps(each, ensure_ascii=False) for each in value
-        )
+        grammar = "start: ANSWER\nANSWER: " + " | ".join(map(_quoted, value))
     else:
         _check_lark(value)
         grammar = value
@@ -102,17 +101,21 @@ def _asked(structured: Structured) -> tuple[str, Any]:
     return next(iter(given.items()))
 
 
-def _pointers(field: str, schema: Any) -> list[str]:
+def _checked(field: str, schema: Any) -> tuple[dict[str, Any], list[str]]:
+    """The schema as llguidance is to read it, and pointers to all schemas in it."""
     if schema is False:
         raise _refused(field, "the schema false allows no answer")
     try:
-        return json_schema.check(schema)
+        return json_schema.check({} if schema is True else json.loads(json.dumps(schema, allow_nan=False)))
     except json_schema.Unfit as unfit:
         raise _refused(field, unfit.reason, unfit.pointer) from unfit
+    except (RecursionError, ValueError) as error:
+        raise _refused(field, f"it is no JSON that can be read: {error}") from error
 
 
-def _with_options(schema: dict[str, Any] | bool) -> dict[str, Any]:
-    return ({} if schema is True else schema) | {"x-guidance": {"whitespace_pattern": WHITESPACE}}
+def _quoted(value: Any) -> str:
+    """JSON inside of Lark, which takes no delete character as it is."""
+    return json.dumps(value).replace("\x7f", "\\u007f")
 
 
 def _check_lark(grammar: str) -> None:
@@ -127,7 +130,7 @@ def _check_lark(grammar: str) -> None:
                 schema, _ = json.JSONDecoder().raw_decode(grammar[found.end() :].lstrip())
             except ValueError as error:
                 raise _refused("grammar", f"the JSON after %json is not valid: {error}") from error
-            _pointers("grammar", schema)
+            _checked("grammar", schema)
 
 
 @lru_cache(128)

@@ -35,6 +35,7 @@ class Grammars:
 
     def __init__(self, folder: str | Path, vocab_size: int) -> None:
         self._folder, self._vocab_size = Path(folder), vocab_size
+        self._words = (vocab_size + 31) // 32
         self._slots: dict[int, Future[_Follower]] = {}
         self._compiling = ThreadPoolExecutor(1, "grammar-compile")
         self._masking = ThreadPoolExecutor(1, "grammar-mask")
@@ -100,8 +101,7 @@ class Grammars:
     def _fill(self, rows: dict[int, Future[_Follower]], count: int) -> torch.Tensor:
         """Compute the masks of `rows` out of `count`; all others allow everything."""
         followers = {row: each.result() for row, each in rows.items() if each.exception() is None}
-        vocabulary = self._vocabulary.result()
-        width = len(vocabulary.tokens) // 32 + 1  # a matcher knows one token more than the model
+        width = self._vocab_size // 32 + 1  # a matcher knows one token more than the model
         if len(self._masks) < count:
             # memory that a GPU can read while the CPU goes on, where there is one
             pinned = torch.cuda.is_initialized()
@@ -116,8 +116,8 @@ class Grammars:
         if matching:
             self._threads.unsafe_compute_mask_ptr(matching, masks.data_ptr(), 4 * width, count)
         for row, each in followers.items():
-            each.finish(words[row, : vocabulary.words])
-        return masks[:, : vocabulary.words]
+            each.finish(words[row, : self._words])
+        return masks[:, : self._words]
 
 
 class PendingMasks:

@@ -143,8 +143,8 @@ class _Tokens:
         ]
 
     def __call__(self, text: str) -> list[int]:
-        """Called for text that is forced: any tokens that spell it are right."""
-        raise NotImplementedError
+        """Asked for text that a grammar forces, where it did not say `no_forcing`."""
+        raise NotImplementedError("a grammar must say no_forcing")
 
 
 def _rest(token: bytes, ends: tuple[bytes, ...]) -> bytes:
