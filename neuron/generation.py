@@ -26,7 +26,7 @@ from ipc.messages import (
     ToolCallDelta,
     Usage,
 )
-from ipc.worker_messages import SamplingParams, Submit
+from ipc.worker_messages import SamplingParams, SequenceReport, Submit
 from neuron.blueprint import Blueprint
 from neuron.prompt import bad_request, check_ids, encode_prompt
 from neuron.text.frontend import TextFrontEnd
@@ -151,8 +151,9 @@ class Generation:
 
     # --- on the way up ----------------------------------------------------------------------------------
 
-    def advance(self, token_ids: list[int], finish: str, message: str) -> None:
+    def advance(self, report: SequenceReport) -> None:
         """Take new tokens from the worker; a fault in the text path ends this request and no other."""
+        token_ids, finish = report.token_ids, report.finish
         if self.outcome is not None:
             return
         self.begun = True
@@ -165,7 +166,7 @@ class Generation:
                 if self.outcome is not None:
                     return
                 taken += 1
-            self._advance(token_ids[taken:] if taken else token_ids, finish, message)
+            self._advance(token_ids[taken:] if taken else token_ids, finish, report.message)
         except Exception as error:
             log.exception("output of a request cannot be turned into text id=%d", self.key)
             self.fail(CortexError(Code.INTERNAL, f"the output cannot be turned into text: {error!r}"))

@@ -24,6 +24,7 @@ from ipc.worker_messages import (
     Loading,
     Ready,
     Report,
+    SequenceReport,
     StepReport,
     Stop,
     Submit,
@@ -46,8 +47,8 @@ _decoder = msgspec.msgpack.Decoder(Report)
 class Sink(Protocol):
     """Where the output of one request goes."""
 
-    def advance(self, token_ids: list[int], finish: str, message: str) -> None:
-        """Take new tokens; `finish` and `message` are those of `SequenceReport`. Must not raise."""
+    def advance(self, report: SequenceReport) -> None:
+        """Take what is new, of one step or of several. Must not raise."""
         ...
 
 
@@ -246,25 +247,23 @@ class WorkerGroup:
     def _deliver(self, steps: list[StepReport]) -> None:
         """Hand out what the steps made; several steps that came together are one piece of output."""
         if len(steps) == 1:
-            for sequence in steps[0].sequences:
-                self._advance(sequence.request_id, sequence.token_ids, sequence.finish, sequence.message)
+            news = steps[0].sequences
         else:
-            merged = {}
+            merged: dict[int, SequenceReport] = {}
             for step in steps:
-                for sequence in step.sequences:
-                    whole = merged.setdefault(sequence.request_id, sequence)
-                    if whole is not sequence:
-                        whole.token_ids += sequence.token_ids  # in place: thousands of steps may have come
-                        whole.finish, whole.message = sequence.finish, sequence.message
-            for sequence in merged.values():
-                self._advance(sequence.request_id, sequence.token_ids, sequence.finish, sequence.message)
+                for report in step.sequences:
+                    whole = merged.setdefault(report.request_id, report)
+                    if whole is not report:
+                        _append(whole, report)
+            news = list(merged.values())
+        for report in news:
+            sink = self.open.get(report.request_id)
+            if report.finish:
+                self.open.pop(report.request_id, None)
+            if sink is not None:
+                sink.advance(report)
         self._flush()
         self._on_step(steps[-1])
-
-    def _advance(self, request_id: int, token_ids: list[int], finish: str, message: str) -> None:
-        sink = self.open.pop(request_id, None) if finish else self.open.get(request_id)
-        if sink is not None:
-            sink.advance(token_ids, finish, message)
 
     def _on_rank_ready(self, rank: Rank, report: Ready) -> None:
         size = len(self._ranks)
@@ -430,3 +429,12 @@ class WorkerGroup:
             self._resources.close()
             self.gone.set_result(None)
             log.info("worker group gone model=%s epoch=%d", self.spec.model, self.epoch)
+
+
+def _append(whole: SequenceReport, later: SequenceReport) -> None:
+    """Add what a later step did. In place, for thousands of steps may have come together."""
+    whole.token_ids += later.token_ids
+    whole.logprobs += later.logprobs
+    whole.prompt_logprobs = whole.prompt_logprobs or later.prompt_logprobs
+    whole.embedding = whole.embedding or later.embedding
+    whole.finish, whole.message, whole.code = later.finish, later.message, later.code

@@ -19,6 +19,7 @@ from ipc.messages import (
     ToolCall,
     ToolCallDelta,
 )
+from ipc.worker_messages import SequenceReport
 from neuron.generation import Generation
 
 EOS = 25
@@ -97,7 +98,7 @@ class Client:
         self.generation.submission(100)
         for number, ids in enumerate(steps):
             last = number == len(steps) - 1
-            self.generation.advance(list(ids), finish if last else "", "")
+            self.generation.advance(SequenceReport(1, list(ids), finish if last else ""))
         return self.replies
 
     @property
@@ -229,7 +230,7 @@ def test_cancel_ends_it_once_and_late_tokens_are_ignored():
     client.feed([3])
     client.generation.cancel()
     client.generation.cancel()
-    client.generation.advance([4], "aborted", "")
+    client.generation.advance(SequenceReport(1, [4], "aborted"))
     assert isinstance(client.replies[-1], Cancelled)
     assert client.replies[-1].usage.completion_tokens == 1
     assert len(client.ended) == 1
@@ -249,14 +250,14 @@ def test_a_failure_says_how_many_tokens_the_client_has():
 def test_an_error_of_the_worker_fails_the_request():
     client = Client()
     client.generation.submission(100)
-    client.generation.advance([], "error", "no pages")
+    client.generation.advance(SequenceReport(1, [], "error", "no pages"))
     assert (client.replies[-1].code, client.replies[-1].message) == (Code.INTERNAL, "no pages")
 
 
 def test_a_fault_in_the_text_path_ends_only_this_request():
     client = Client()
     client.feed([3])
-    client.generation.advance([99], "", "")
+    client.generation.advance(SequenceReport(1, [99], ""))
     assert client.replies[-1].code == Code.INTERNAL
     assert len(client.ended) == 1
 
@@ -265,7 +266,7 @@ def test_a_request_has_begun_once_the_worker_reported_it():
     client = Client()
     client.generation.submission(100)
     assert not client.generation.begun
-    client.generation.advance([], "", "")
+    client.generation.advance(SequenceReport(1, [], ""))
     assert client.generation.begun
     assert not client.deltas
 

@@ -25,12 +25,12 @@ class Output:
         self.finished = asyncio.get_running_loop().create_future()
         self.started = asyncio.Event()
 
-    def advance(self, token_ids, finish, message):
-        self.tokens += token_ids
-        if token_ids:
+    def advance(self, report):
+        self.tokens += report.token_ids
+        if report.token_ids:
             self.started.set()
-        if finish:
-            self.finished.set_result(finish)
+        if report.finish:
+            self.finished.set_result(report.finish)
 
 
 class Death:
