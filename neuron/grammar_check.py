@@ -1,7 +1,7 @@
 """Tries a grammar in a process of its own: one that explodes takes this process with it, and nothing else.
 
-It reads a `Question` as JSON from its standard input, and answers with an `Answer`. It is started for each
-grammar, by path, so it imports nothing of ours.
+It reads the arguments of `answer` as JSON from its standard input, and writes what that returns. It is started
+for each grammar, by path, and imports nothing of ours.
 """
 
 from __future__ import annotations
@@ -45,9 +45,11 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     threading.stack_size(STACK)
-    thread = threading.Thread(target=lambda: print(json.dumps(answer(**json.load(sys.stdin)))))
+    question, answers = json.load(sys.stdin), []
+    thread = threading.Thread(target=lambda: answers.append(answer(**question)))
     thread.start()
     thread.join()
+    print(json.dumps(answers[0]))
 
 
 def answer(grammar: str, limits: dict[str, int], schema: Any, pointers: list[str]) -> dict[str, str | None]:

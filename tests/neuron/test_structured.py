@@ -1,0 +1,234 @@
+"""What may be asked of an answer, and what is refused before the request starts."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from ipc.errors import Code, CortexError
+from ipc.messages import Structured
+from ipc.worker_messages import Constraint
+from neuron import structured as module
+from neuron.structured import MAX_BYTES, constrain
+
+
+def encode(text: str) -> list[int]:
+    return list(text.encode())
+
+
+def refusal(**asked: Any) -> CortexError:
+    with pytest.raises(CortexError) as caught:
+        constrain(Structured(**asked), encode)
+    assert caught.value.code == Code.BAD_REQUEST
+    assert "\n" not in caught.value.message
+    return caught.value
+
+
+ASKED: list[dict[str, Any]] = [
+    {"json": {"type": "string"}},
+    {"json": True},
+    {"json_object": True},
+    {"regex": r"a/b\d+"},
+    {"choice": ["yes", "“no”", "tab\t", "\x7f", 'a "quote"', "back\\slash"]},
+    {"grammar": 'start: %json {"type": "integer"} | "<none>" // not a <token>'},
+]
+
+
+@pytest.mark.parametrize("asked", ASKED, ids=lambda asked: next(iter(asked)))
+def test_what_can_be_honoured_becomes_a_grammar(asked):
+    assert constrain(Structured(**asked), encode).grammar
+
+
+@pytest.mark.parametrize(
+    ("asked", "named"),
+    [
+        ({}, "nothing"),
+        ({"json_object": True, "regex": "a"}, "regex"),
+        ({"json": False, "choice": []}, "choice"),
+    ],
+)
+def test_exactly_one_is_asked(asked, named):
+    error = refusal(**asked)
+    assert error.param == "structured_outputs"
+    assert named in error.message
+
+
+def test_a_thought_comes_before_the_grammar():
+    asked = Structured(regex="a")
+    tags = {"think": encode("<think>"), "end_think": encode("</think>")}
+    grammar = constrain(asked, encode).grammar
+    assert constrain(asked, encode, "none") == Constraint(grammar)
+    assert constrain(asked, encode, "possible") == Constraint(grammar, **tags)
+    assert constrain(asked, encode, "open") == Constraint(
+        grammar, in_thought=True, end_think=tags["end_think"]
+    )
+
+
+REFUSED: list[tuple[Any, str, str]] = [
+    (False, "", "false"),
+    ({"type": "nope"}, "", "nope"),
+    ({"properties": {"a": {"items": {"not": {}}}}}, "/properties/a/items/not", "not"),
+    ({"properties": {"a/b~": {"uniqueItems": True}}}, "/properties/a~1b~0/uniqueItems", "uniqueItems"),
+    ({"type": "string", "maxlength": 3}, "/maxlength", "maxlength"),
+    ({"anyOf": [{}, {"if": {}}]}, "/anyOf/1/if", "if"),
+    ({"$dynamicRef": "#a"}, "/$dynamicRef", "dynamicRef"),
+    ({"x-guidance": {"lenient": True}, "not": {}}, "/x-guidance", "x-guidance"),
+    ({"type": "string", "nullable": True}, "/nullable", "null"),
+    ({"$defs": {"a": {"format": "idn-email"}}}, "/$defs/a/format", "idn-email"),
+    ({"type": "integer", "format": "int32"}, "/format", "int32"),
+    ({"minimum": 1, "exclusiveMinimum": True}, "/exclusiveMinimum", "number"),
+    ({"maxItems": "3"}, "/maxItems", "whole number"),
+    ({"minLength": -1}, "/minLength", "whole number"),
+    ({"items": [{}]}, "/items", "object"),
+    ({"additionalItems": False}, "/additionalItems", "prefixItems"),
+    ({"$schema": "http://example.com/mine"}, "/$schema", "draft"),
+    ({"properties": []}, "/properties", "object"),
+    ({"anyOf": {}}, "/anyOf", "list"),
+    ({"required": "a"}, "/required", "strings"),
+    ({"properties": {"a\nb": {}}}, "/properties", "control"),
+    ({"type": "object", "minProperties": 2}, "/minProperties", "enforced"),
+    ({"properties": {"a": {"pattern": "(?=a)b"}}}, "/properties/a", "look-around"),
+    ({"properties": {"a": {"pattern": "("}}}, "/properties/a", "unclosed"),
+    ({"items": {"oneOf": [{"type": "integer"}, {"type": "number"}]}}, "/items", "oneOf"),
+    (
+        {"type": "array", "items": {"minimum": 3, "maximum": 2, "type": "number"}, "minItems": 1},
+        "/items",
+        "minimum",
+    ),
+    ({"items": {"$ref": "#/$defs/missing"}}, "/items", "missing"),
+    ({"$ref": "https://example.com/schema"}, "", "example.com"),
+    ({"allOf": [{"type": "string"}, {"type": "number"}]}, "", "incompatible"),
+    ({"enum": []}, "", "empty"),
+]
+
+
+@pytest.mark.parametrize(("schema", "pointer", "reason"), REFUSED, ids=lambda value: json.dumps(value)[:60])
+def test_a_schema_that_cannot_be_honoured_is_refused_with_the_place_and_the_reason(schema, pointer, reason):
+    error = refusal(json=schema)
+    assert error.param == "structured_outputs.json"
+    assert reason in error.message
+    if schema is not False:
+        assert error.details == {"pointer": pointer}
+        assert (pointer or "root") in error.message
+
+
+@pytest.mark.parametrize("schema", [{"$ref": "#"}, {"const": "\x00", "pattern": "^a$"}])
+def test_a_schema_without_any_answer_is_refused(schema):
+    refusal(json=schema)
+
+
+@pytest.mark.parametrize(
+    ("asked", "reason"),
+    [
+        ({"regex": "(a"}, "unclosed"),
+        ({"regex": r"(a)\1"}, "backreference"),
+        ({"choice": []}, "0 choices"),
+        ({"choice": ["a"] * 10_001}, "10001 choices"),
+        ({"grammar": "start: missing"}, "missing"),
+        ({"grammar": "begin: /a/"}, "start"),
+        ({"grammar": 'start: "a" <|im_end|>'}, "<|im_end|>"),
+        ({"grammar": 'start: "a" <[*]>'}, "<[*]>"),
+        ({"grammar": "start: a\na[temperature=0.5]: /a+/"}, "temperature"),
+        ({"grammar": 'start: %json {"not": {}}'}, "/not"),
+        ({"grammar": 'start: %json {"type": "string", "x-guidance": {"lenient": true}}'}, "x-guidance"),
+        ({"grammar": "start: %json {"}, "JSON"),
+    ],
+    ids=str,
+)
+def test_other_grammars_that_cannot_be_honoured_are_refused_with_the_reason(asked, reason):
+    error = refusal(**asked)
+    assert error.param == f"structured_outputs.{next(iter(asked))}"
+    assert reason in error.message
+
+
+def nested(levels: int, **leaf: Any) -> dict[str, Any]:
+    for _ in range(levels):
+        leaf = {"type": "array", "items": leaf}
+    return leaf
+
+
+EXPLOSIVE: dict[str, dict[str, Any]] = {
+    "size": {"json": {"properties": {f"property {i}": {"type": "string"} for i in range(MAX_BYTES // 20)}}},
+    "depth": {"json": nested(500)},
+    "depth of a value": {"json": {"const": json.loads("[" * 900 + "]" * 900)}},
+    "products of references": {
+        "json": {
+            "allOf": [
+                {"anyOf": [{"properties": {f"{kind}{i}": {}}, "type": "object"} for kind in "ab"]}
+                for i in range(20)
+            ]
+        }
+    },
+    "an endless reference": {
+        "json": {"$defs": {"n": {"allOf": [{"$ref": "#/$defs/n"}, {}]}}, "$ref": "#/$defs/n"}
+    },
+    "a large multiple": {"json": {"type": "integer", "multipleOf": 1000003}},
+    "patterns at once": {
+        "json": {"allOf": [{"type": "string", "pattern": f"a.{{{i}}}b"} for i in range(5, 30)]}
+    },
+    "too many possible at once": {"json": {"properties": {f"p{i}": {} for i in range(700)}}},
+    "counters in counters": {"regex": "((((a{0,100}){0,100}){0,100}){0,100})"},
+    "ways to read": {"grammar": 'start: ("a"{0,1000}){0,1000}'},
+    "doubled terminals": {
+        "grammar": "start: T0\n" + "".join(f"T{i}: T{i + 1} T{i + 1}\n" for i in range(40)) + 'T40: "a"'
+    },
+    # this one overruns the stack, and with it the process that tries it
+    "a chain of rules": {
+        "grammar": "start: r0\n" + "".join(f"r{i}: r{i + 1}\n" for i in range(5000)) + 'r5000: "a"'
+    },
+}
+
+
+@pytest.mark.parametrize("name", EXPLOSIVE)
+def test_what_explodes_is_refused_and_nothing_else_suffers(name):
+    refusal(**EXPLOSIVE[name])
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"regex": "(a{1000}){1000}"},
+        {"regex": "(a|b)*a(a|b){25}"},
+        {"json": {"type": "array", "items": {"type": "string"}, "maxItems": 10**9}},
+        {"json": {"type": "string", "minLength": 10**6}},
+        {"json": nested(50, type="string")},
+        {"json": {"type": "object", "properties": {f"p{i}": {"type": "integer"} for i in range(450)}}},
+    ],
+    ids=str,
+)
+def test_what_is_large_and_harmless_is_taken(asked):
+    constrain(Structured(**asked), encode)
+
+
+def test_a_grammar_is_tried_once(monkeypatch):
+    asked = Structured(regex="once and only once")
+    constrain(asked, encode)
+
+    def run(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("tried again")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    constrain(asked, encode)
+
+
+def test_a_checker_that_does_not_come_back_is_ended(monkeypatch, tmp_path):
+    sleeper = tmp_path / "sleeper.py"
+    sleeper.write_text("import time; time.sleep(60)")
+    monkeypatch.setattr(module, "CHECKER", sleeper)
+    monkeypatch.setattr(module, "CHECK_SECONDS", 0.1)
+    assert "too long" in refusal(regex="does not come back").message
+
+
+def test_a_schema_stays_as_it_was():
+    schema = {"type": "string", "format": "hostname"}
+    constrain(Structured(json=schema), encode)
+    assert schema == {"type": "string", "format": "hostname"}
+
+
+def test_the_supervisor_needs_no_torch_for_it():
+    code = "import neuron.structured, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
