@@ -13,6 +13,7 @@ from collections import deque
 
 STRETCH = 2.0  # of the time of a step without a prompt; below the promised 3, because steps vary
 FIRST_CHUNK = 32  # tokens, before anything was measured
+SMALLEST_CHUNK = 16  # where reading a long context takes too long by itself, a prompt still gets on
 GROWTH = 2.0  # from one chunk to the next at most: what a token costs may have been an accident
 SMOOTHING = 0.5  # weight of the newest measurement of a prompt's token
 MEMORY = 15  # steps of decode alone whose median counts
@@ -44,11 +45,12 @@ class Pace:
         self._token_seconds = cost
 
     def chunk(self) -> int:
-        """Tokens of prompts that the next step may take beside tokens of decode; at least one."""
+        """Tokens of prompts that the next step may take beside tokens of decode."""
         if not self._decode:
             return self._max_tokens
         if not self._token_seconds:
             return min(FIRST_CHUNK, self._max_tokens)
         spare = (STRETCH - 1) * statistics.median(self._decode)
         largest = max(FIRST_CHUNK, int(GROWTH * self._last_chunk))
-        return max(1, min(int(spare / self._token_seconds), largest, self._max_tokens))
+        wanted = max(SMALLEST_CHUNK, int(spare / self._token_seconds))
+        return min(wanted, largest, self._max_tokens)
