@@ -1,7 +1,7 @@
 """Tries a grammar in a process of its own: one that explodes takes this process with it, and nothing else.
 
-It reads the arguments of `answer` as JSON from its standard input, and writes what that returns. It is started
-for each grammar, by path, and imports nothing of ours.
+It reads the arguments of `answer` as JSON from its standard input, and writes what that returns. It is
+started for each grammar, by path, and imports nothing of ours.
 """
 
 from __future__ import annotations

@@ -22,7 +22,10 @@ from workers.vocabulary import Vocabulary
 
 LIMITS = LLParserLimits(verbose_errors=False, **GRAMMAR_LIMITS)
 MAX_GAP = 4  # tokens of space between the end of a thought and the answer
-MAX_THREADS = 8
+MAX_THREADS = 8  # for masks
+COMPILERS = (
+    4  # threads; `n` choices come at once, and each compiles for itself, so that none shares its limits
+)
 
 
 class Grammars:
@@ -37,7 +40,7 @@ class Grammars:
         self._folder, self._vocab_size = Path(folder), vocab_size
         self._words = (vocab_size + 31) // 32
         self._slots: dict[int, Future[_Follower]] = {}
-        self._compiling = ThreadPoolExecutor(1, "grammar-compile")
+        self._compiling = ThreadPoolExecutor(COMPILERS, "grammar-compile")
         self._masking = ThreadPoolExecutor(1, "grammar-mask")
         self._vocabulary: Future[Vocabulary] | None = None
         self._threads: LLExecutor | None = None
