@@ -31,6 +31,7 @@ from ipc.worker_messages import (
     Waiting,
 )
 from neuron.spawn import GroupSpec, Rank, spawn
+from neuron.watchdog import Watchdog
 from neuron.worker import Worker
 
 log = logging.getLogger("neuron.group")
@@ -74,7 +75,7 @@ class WorkerGroup:
         epoch: counts the groups of this model.
         step_deadline: seconds that a rank may make no progress while requests are open.
         on_loading: told (fraction from 0 to 1 of the slowest rank, what it does) while the ranks load.
-        on_step: told the newest `StepReport` after its sequences went to their sinks.
+        on_steps: told the newest `StepReport`s, in order, after their sequences went to their sinks.
         on_death: told once, and only after `ready`, why the group ended. `WORKER_DIED` or `STEP_DEADLINE`.
         standby: lends processes, and gets them back after an orderly `stop`; None: processes serve once.
     """
@@ -86,7 +87,7 @@ class WorkerGroup:
         *,
         step_deadline: float,
         on_loading: Callable[[float, str], None],
-        on_step: Callable[[StepReport], None],
+        on_steps: Callable[[list[StepReport]], None],
         on_death: Callable[[CortexError], None],
         standby: Standby | None = None,
     ) -> None:
@@ -95,7 +96,7 @@ class WorkerGroup:
         self.open: dict[int, Sink] = {}  # requests in the worker, by request id
         self._step_deadline = step_deadline
         self._on_loading = on_loading
-        self._on_step = on_step
+        self._on_steps = on_steps
         self._on_death = on_death
         self._standby = standby
         self._loop = asyncio.get_running_loop()
@@ -103,6 +104,7 @@ class WorkerGroup:
         self._ranks: list[Rank] = []
         self._commands: Ring
         self._heartbeat: HeartbeatPage
+        self._watchdog: Watchdog
         self._alive: set[Rank] = set()
         self.died_waiting = False  # a process died before it read which rank it is: no fault of the model
         self._backlog: deque[bytes] = deque()  # commands that found the ring full
@@ -112,7 +114,6 @@ class WorkerGroup:
         self._death: CortexError | None = None
         self._ended = False  # stopped or dead: nothing is expected of the ranks any more
         self._deadline_timer: asyncio.TimerHandle | None = None
-        self._busy_since = 0.0  # when the oldest of a chain of open requests came, monotonic
 
     # --- birth ------------------------------------------------------------------------------------------
 
@@ -132,6 +133,7 @@ class WorkerGroup:
             )
             self._end(failure)
             raise failure from error
+        self._watchdog = Watchdog(self._ranks, self._heartbeat, self._commands, self._step_deadline)
         self._alive = set(self._ranks)
         for rank in self._ranks:
             self._loop.add_reader(rank.worker.pidfd, self._on_exit, rank)
@@ -170,7 +172,7 @@ class WorkerGroup:
     def submit(self, submit: Submit, sink: Sink) -> None:
         """Hand a request to the worker; its output goes to `sink` until its finish is reported."""
         if not self.open:
-            self._busy_since = time.monotonic()
+            self._watchdog.begin()
         self.open[submit.request_id] = sink
         self._send(submit)
         if self._deadline_timer is None:
@@ -263,7 +265,7 @@ class WorkerGroup:
             if sink is not None:
                 sink.advance(report)
         self._flush()
-        self._on_step(steps[-1])
+        self._on_steps(steps)
 
     def _on_rank_ready(self, rank: Rank, report: Ready) -> None:
         size = len(self._ranks)
@@ -288,32 +290,15 @@ class WorkerGroup:
         if self._ended or not self.open:
             return
         self._flush()
-        now = time.monotonic()
-        stuck = False
-        for rank in self._ranks:
-            step = self._heartbeat.read(rank.index).step
-            progress = (step, self._commands.unread if rank.index == 0 else 0)
-            if progress != rank.progress:
-                rank.progress, rank.progress_at = progress, now
-            elif now - max(rank.progress_at, self._busy_since) >= self._step_deadline:
-                stuck = True
-        if stuck:
-            what = "; ".join(self._doing(rank) for rank in self._ranks)
+        if doing := self._watchdog.look():
             self._end(
                 CortexError(
                     Code.STEP_DEADLINE,
-                    f"{self.spec.model} made no progress for {self._step_deadline:g} seconds: {what}",
+                    f"{self.spec.model} made no progress for {self._step_deadline:g} seconds: {doing}",
                 )
             )
             return
         self._deadline_timer = self._loop.call_later(min(self._step_deadline / 4, 5.0), self._watch_progress)
-
-    def _doing(self, rank: Rank) -> str:
-        """What `rank` says that it does, and what the kernel says: T is stopped, D is stuck in a driver."""
-        beat = self._heartbeat.read(rank.index)
-        with open(f"/proc/{rank.pid}/stat", "rb") as stat:
-            state = stat.read().rpartition(b")")[2].split()[0].decode()
-        return f"{rank} is {beat.state} at step {beat.step}, process state {state}"
 
     # --- death ------------------------------------------------------------------------------------------
 

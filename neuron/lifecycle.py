@@ -7,13 +7,15 @@ import itertools
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from ipc.errors import Code, CortexError
 from ipc.messages import ModelState, ModelStatus, RankState
-from ipc.worker_messages import Ready, StepReport
+from ipc.worker_messages import PAGE_SIZE, StepReport
 from neuron.admission import Admission
 from neuron.blueprint import Blueprint, step_tokens
 from neuron.config import Model as Settings
+from neuron.figures import Figures
 from neuron.fit import Fit
 from neuron.generation import Generation
 from neuron.group import WorkerGroup
@@ -63,8 +65,7 @@ class ManagedModel:
         self._bad_starts = 0
         self._ready_at = 0.0
         self._served_epoch = 0  # the last epoch that finished a request
-        self._step: StepReport | None = None
-        self._measured: list[Ready] = []
+        self._figures: Figures | None = None  # while it is loaded
         self._retry_timer: asyncio.TimerHandle | None = None
 
     # --- facts ------------------------------------------------------------------------------------------
@@ -85,7 +86,7 @@ class ManagedModel:
 
     def state(self) -> ModelState:
         """What the neuron tells of it."""
-        plan, fit, step = self.blueprint, self.fit, self._step
+        plan, fit = self.blueprint, self.fit
         return ModelState(
             id=self.id,
             status=self.status,
@@ -100,7 +101,6 @@ class ManagedModel:
             devices=list(fit.devices) if fit is not None else [],
             bytes_weights=plan.bytes_weights,
             bytes_reserved=sum(fit.reservations.values()) if fit is not None else 0,
-            bytes_measured=sum(ready.memory.total for ready in self._measured),
             pinned=self.settings.pin,
             priority=self.settings.priority,
             progress=self._progress,
@@ -112,11 +112,13 @@ class ManagedModel:
             finished=self.requests.counts["finished"],
             cancelled=self.requests.counts["cancelled"],
             failed=self.requests.counts["failed"],
-            pages_total=fit.kv_pages if fit is not None else 0,
-            pages_free=step.pages_free if step is not None else (fit.kv_pages if fit is not None else 0),
-            steps=step.step if step is not None else 0,
             created=plan.created,
+            **(self._figures.state() if self._figures is not None else {}),
         )
+
+    def page_hashes(self) -> list[bytes]:
+        """Of the pages that its worker has computed and can share, 16 bytes each."""
+        return list(self._figures.page_hashes) if self._figures is not None else []
 
     async def text(self) -> TextFrontEnd:
         """The tokenizer and template, read once, in a thread, and also while the model is not loaded.
@@ -157,8 +159,8 @@ class ManagedModel:
             self._served_epoch = self._epoch
         self._house.changed()
 
-    def _on_step(self, step: StepReport) -> None:
-        self._step = step
+    def _on_steps(self, steps: list[StepReport]) -> None:
+        self._figures.take(steps)
         self.requests.pump()
         self._house.changed()
 
@@ -233,20 +235,19 @@ class ManagedModel:
         )
         while True:
             self._epoch = next(self._epochs)
-            self._step = None
             group = WorkerGroup(
                 spec,
                 self._epoch,
                 step_deadline=config.step_deadline_seconds,
                 on_loading=lambda fraction, message: self._tell(message, fraction),
-                on_step=self._on_step,
+                on_steps=self._on_steps,
                 on_death=self._on_death,
                 standby=self._house.standby if self.blueprint.engine == "transformer" else None,
             )
             self._group = group
             try:
                 group.start()
-                self._measured = await group.ready(config.load_deadline_seconds)
+                ready = await group.ready(config.load_deadline_seconds)
             except BaseException as error:
                 await group.stop()
                 if not (group.died_waiting and isinstance(error, CortexError)):
@@ -254,7 +255,10 @@ class ManagedModel:
                 log.warning("load begins again model=%s reason=%s", self.id, error)
             else:
                 break
-        self._house.correct(self, self._measured)
+        self._figures = Figures(ready)
+        pages = self._figures.kv_pages  # of a pool that may be smaller than planned
+        self.fit = replace(fit, kv_pages=pages, context_length=min(fit.context_length, pages * PAGE_SIZE))
+        self._house.correct(self, ready)
 
     def _on_ready(self) -> None:
         self._ready_at = time.monotonic()
@@ -298,6 +302,7 @@ class ManagedModel:
         if self.status not in ("ready", "unloading"):
             return  # it died before it was ready for us: whoever starts it sees that
         self._restarts += 1
+        self._figures = None
         steady = time.monotonic() - self._ready_at >= STEADY_SECONDS or self._served_epoch == self._epoch
         self._bad_starts = 0 if steady else self._bad_starts + 1
         self.requests.lose_worker(error)
@@ -396,8 +401,7 @@ class ManagedModel:
 
     def _let_go(self) -> None:
         self.fit = None
-        self._measured = []
-        self._step = None
+        self._figures = None
         self._progress = None
         self._house.release(self)
 

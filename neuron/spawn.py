@@ -44,8 +44,6 @@ class Rank:
     ready: Ready | None = None
     fatal: Fatal | None = None
     loading: str = "starting"  # what it said last while it loaded
-    progress: tuple[int, int] | None = None  # its step, and for rank 0 its unread command bytes
-    progress_at: float = 0.0  # when `progress` changed, monotonic
 
     def __str__(self) -> str:
         return f"rank {self.index} (pid {self.pid}, {self.device})"

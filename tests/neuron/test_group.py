@@ -66,7 +66,7 @@ def make_group(death, *, ranks=1, step_deadline=30.0, epoch=1, **simulated):
         epoch,
         step_deadline=step_deadline,
         on_loading=lambda fraction, message: None,
-        on_step=lambda report: None,
+        on_steps=lambda steps: None,
         on_death=death,
     )
 
