@@ -28,7 +28,7 @@ def scheduler_step(sequences: int, steps: int = 300) -> float:
     prompt = array("I", [5] * 30).tobytes()
     for request_id in range(sequences):
         scheduler.submit(Submit(request_id, prompt, 4000, SamplingParams(0.0, stop_ids=[2])))
-    while scheduler.waiting:
+    while scheduler.statistics()["waiting"]:
         plan = scheduler.plan()
         scheduler.commit(StepResult([7] * len(plan.scheduled)))
     scheduler.take_reports()

@@ -94,7 +94,9 @@ class Runner:
         for slot in plan.released:
             del self.slots[slot]
         for new in plan.added:
-            self.slots[new.slot] = Slot(new, array("q", array("I", new.token_ids)))
+            self.slots[new.slot] = Slot(
+                new, array("q", array("I", new.token_ids)), list(new.pages), len(new.pages) * PAGE_SIZE
+            )
         for entry in plan.scheduled:
             self.slots[entry.slot].pages += entry.new_pages
         batch, complete = self._batch(plan.scheduled)

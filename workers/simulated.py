@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from ipc.errors import Code, CortexError
 from ipc.heartbeat import HeartbeatPage
-from ipc.worker_messages import FailurePlan, MemoryUse, WorkerSpec
+from ipc.worker_messages import PAGE_SIZE, FailurePlan, MemoryUse, WorkerSpec
 from workers.engine import Loaded, StepResult
 from workers.plan import StepPlan
 
@@ -66,7 +66,7 @@ class SimulatedEngine:
     def execute(self, plan: StepPlan) -> StepResult:
         self._fail(plan.step)
         for new in plan.added:
-            self.slots[new.slot] = Slot(new.prompt_len, len(new.token_ids) // 4)
+            self.slots[new.slot] = Slot(new.prompt_len, len(new.token_ids) // 4, len(new.pages) * PAGE_SIZE)
         sampled = []
         prefill_tokens = decode_tokens = 0
         for entry in plan.scheduled:

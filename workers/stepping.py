@@ -55,8 +55,9 @@ def lead(spec: WorkerSpec, kv_pages: int, engine: Engine, reports: Ring, beat: B
                 plans.write(encode_plan(plan), WRITE_TIMEOUT)
             scheduler.commit(engine.execute(plan))
         if news := scheduler.take_reports():
-            running, waiting = len(scheduler.running), len(scheduler.waiting)
-            report = StepReport(scheduler.step, news, running, waiting, scheduler.pool.num_free)
+            cached, evicted = scheduler.take_page_news()
+            counts = scheduler.statistics()
+            report = StepReport(scheduler.step, news, **counts, cached=cached, evicted=evicted)
             reports.write(encode(report), WRITE_TIMEOUT)
         if plan is None:
             beat(state="ready", step=scheduler.step)
