@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any
+from urllib.parse import unquote
 
 MAX_DEPTH = 64  # of schemas inside of each other
 MAX_HOSTNAME = 253  # characters (RFC 1123)
@@ -50,7 +52,7 @@ def check(schema: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
         raise Unfit("", "a schema is an object, true or false")
     pending: list[tuple[str, Any, int]] = [("", schema, 0)]
     tuples = _has_tuples(schema)
-    pointers = []
+    found: dict[str, dict[str, Any]] = {}
     while pending:
         pointer, each, depth = pending.pop()
         if depth > MAX_DEPTH:
@@ -59,13 +61,14 @@ def check(schema: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
             continue
         if not isinstance(each, dict):
             raise Unfit(pointer, "a schema is an object, true or false")
-        pointers.append(pointer)
+        found[pointer] = each
         _check_keywords(pointer, each)
         if each.get("format") == "hostname":
             each["maxLength"] = min(each.get("maxLength", MAX_HOSTNAME), MAX_HOSTNAME)
         for key, inner in _schemas_in(pointer, each, tuples):
             pending.append((f"{pointer}/{key}", inner, depth + 1))
-    return schema, pointers
+    _check_ends(found)
+    return schema, list(found)
 
 
 def _has_tuples(schema: dict[str, Any]) -> bool:
@@ -130,6 +133,51 @@ def _schemas_in(pointer: str, schema: dict[str, Any], tuples: bool) -> list[tupl
         else:
             found.append((key, value))
     return found
+
+
+def _check_ends(found: dict[str, dict[str, Any]]) -> None:
+    """See that every schema in `found` has an answer that comes to an end."""
+    needs = {pointer: _needs(pointer, schema) for pointer, schema in found.items()}
+    asking: dict[str, list[str]] = {}
+    for pointer, groups in needs.items():
+        for needed in chain.from_iterable(groups):
+            asking.setdefault(needed, []).append(pointer)
+    ending: set[str] = set()
+    pending = list(found)
+    while pending:
+        pointer = pending.pop()
+        if pointer not in ending and all(
+            any(needed in ending or needed not in found for needed in group) for group in needs[pointer]
+        ):
+            ending.add(pointer)
+            pending += asking.get(pointer, [])
+    for pointer in found:
+        if pointer not in ending:
+            raise Unfit(pointer, "it refers to itself without end, so no answer can be complete")
+
+
+def _needs(pointer: str, schema: dict[str, Any]) -> list[list[str]]:
+    """Groups of pointers: an answer ends only if of each group one schema has an answer that ends."""
+    if "const" in schema or "enum" in schema:
+        return []
+    groups = [[f"{pointer}/allOf/{place}"] for place in range(len(schema.get("allOf", ())))]
+    groups += [
+        [f"{pointer}/{key}/{place}" for place in range(len(schema[key]))]
+        for key in ("anyOf", "oneOf")
+        if key in schema
+    ]
+    reference = schema.get("$ref")
+    if isinstance(reference, str) and (reference == "#" or reference.startswith("#/")):
+        groups.append([unquote(reference[1:])])
+    if schema.get("type") == "object":
+        named = set(schema.get("required", ())) & schema.get("properties", {}).keys()
+        groups += [[f"{pointer}/properties/{_escaped(name)}"] for name in named]
+    if schema.get("type") == "array":
+        places, least = len(schema.get("prefixItems", ())), schema.get("minItems", 0)
+        groups += [[f"{pointer}/prefixItems/{place}"] for place in range(min(places, least))]
+        if least > places:
+            groups.append([f"{pointer}/items"])
+    return groups
 
 
 def _escaped(name: str) -> str:

@@ -27,7 +27,7 @@ from ipc.worker_messages import GRAMMAR_LIMITS, Constraint
 from neuron import json_schema
 from neuron.text.tags import END_THINK, THINK
 
-MAX_BYTES = 128 << 10  # of a grammar: it travels in rings
+MAX_SIZE = 128 << 10  # characters of a grammar: it travels in rings
 MAX_CHOICES = 10_000
 CHECK_SECONDS = 10.0  # on the clock; the checker itself stops after some seconds of work
 CHECKER = Path(__file__).with_name("grammar_check.py")
@@ -72,8 +72,8 @@ def constrain(
         _check_lark(value)
         grammar = value
     grammar = f"{grammar}\n{OPTIONS}"
-    if len(grammar.encode(errors="surrogatepass")) > MAX_BYTES:
-        raise _refused(field, f"it is larger than {MAX_BYTES >> 10} KB")
+    if len(grammar) > MAX_SIZE:
+        raise _too_large(field)
     found = _try(grammar, json.dumps({"schema": schema, "pointers": pointers}))
     if found["reason"]:
         raise _refused(field, found["reason"], found["pointer"])
@@ -106,7 +106,10 @@ def _checked(field: str, schema: Any) -> tuple[dict[str, Any], list[str]]:
     if schema is False:
         raise _refused(field, "the schema false allows no answer")
     try:
-        return json_schema.check({} if schema is True else json.loads(json.dumps(schema, allow_nan=False)))
+        text = json.dumps({} if schema is True else schema, allow_nan=False)
+        if len(text) > MAX_SIZE:
+            raise _too_large(field)
+        return json_schema.check(json.loads(text))
     except json_schema.Unfit as unfit:
         raise _refused(field, unfit.reason, unfit.pointer) from unfit
     except (RecursionError, ValueError) as error:
@@ -150,6 +153,10 @@ def _try(grammar: str, parts: str) -> dict[str, str | None]:
     if done.returncode:
         return {"reason": "it takes too much time or memory to compile", "pointer": None}
     return json.loads(done.stdout)
+
+
+def _too_large(field: str) -> CortexError:
+    return _refused(field, f"it is larger than {MAX_SIZE >> 10} KB")
 
 
 def _refused(field: str, reason: str, pointer: str | None = None) -> CortexError:

@@ -13,7 +13,7 @@ from ipc.errors import Code, CortexError
 from ipc.messages import Structured
 from ipc.worker_messages import Constraint
 from neuron import structured as module
-from neuron.structured import MAX_BYTES, constrain
+from neuron.structured import MAX_SIZE, constrain
 
 
 def encode(text: str) -> list[int]:
@@ -116,9 +116,44 @@ def test_a_schema_that_cannot_be_honoured_is_refused_with_the_place_and_the_reas
         assert (pointer or "root") in error.message
 
 
-@pytest.mark.parametrize("schema", [{"$ref": "#"}, {"const": "\x00", "pattern": "^a$"}])
-def test_a_schema_without_any_answer_is_refused(schema):
-    refusal(json=schema)
+def record(**properties: Any) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "required": list(properties)}
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"$ref": "#"},
+        record(inner={"$ref": "#"}),
+        {"$defs": {"n": record(a={"type": "array", "items": {"$ref": "#/$defs/n"}, "minItems": 1})}},
+        {
+            "$defs": {"a/b": record(n={"anyOf": [{"$ref": "#/$defs/a~1b"}, {"$ref": "#"}]})},
+            "$ref": "#/$defs/a~1b",
+        },
+        {"type": "object", "properties": {"choice": {"allOf": [record(n={"$ref": "#/properties/choice"})]}}},
+    ],
+    ids=str,
+)
+def test_a_schema_without_an_answer_that_ends_is_refused(schema):
+    assert "without end" in refusal(json=schema).message
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "object", "properties": {"inner": {"$ref": "#"}}},
+        record(inner={"anyOf": [{"$ref": "#"}, {"type": "null"}]}),
+        record(items={"type": "array", "items": {"$ref": "#"}}),
+        {"$defs": {"n": record(a={"type": ["object", "null"], "properties": {"n": {"$ref": "#/$defs/n"}}})}},
+    ],
+    ids=str,
+)
+def test_recursion_that_can_end_is_taken(schema):
+    constrain(Structured(json=schema), encode)
+
+
+def test_values_that_contradict_each_other_are_refused():
+    refusal(json={"const": "b", "pattern": "^a$"})
 
 
 @pytest.mark.parametrize(
@@ -152,7 +187,7 @@ def nested(levels: int, **leaf: Any) -> dict[str, Any]:
 
 
 EXPLOSIVE: dict[str, dict[str, Any]] = {
-    "size": {"json": {"properties": {f"property {i}": {"type": "string"} for i in range(MAX_BYTES // 20)}}},
+    "size": {"json": {"properties": {f"property {i}": {"type": "string"} for i in range(MAX_SIZE // 20)}}},
     "depth": {"json": nested(500)},
     "depth of a value": {"json": {"const": json.loads("[" * 900 + "]" * 900)}},
     "products of references": {
