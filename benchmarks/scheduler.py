@@ -1,7 +1,8 @@
 """What a step costs beside the model: `python -m benchmarks.scheduler [--json FILE]`.
 
-First the scheduler alone, in decode (plan, commit, reports). Then a simulated worker at full speed, through
-its command and report rings: scheduling, engine, encoding, and the reader on this side.
+First the scheduler alone (plan, commit, reports): in decode, and what a prompt of 16,384 tokens costs from its
+submission to its first token, new and cached. Then a simulated worker at full speed, through its command and
+report rings: scheduling, engine, encoding, and the reader on this side.
 """
 
 from __future__ import annotations
@@ -44,6 +45,33 @@ def scheduler_step(sequences: int, steps: int = 300) -> float:
     return best
 
 
+def admission(cached: bool, running: int = 255, length: int = 16_384) -> tuple[float, float]:
+    """(seconds for a prompt of `length` tokens in one step, seconds of the same step without it)."""
+    scheduler = Scheduler(
+        max_sequences=256, max_step_tokens=1 << 15, context_length=1 << 15, kv_pages=1 << 16
+    )
+    for request_id in range(running):
+        prompt = array("I", [request_id] * 30).tobytes()
+        scheduler.submit(Submit(request_id, prompt, 4000, SamplingParams(0.0, stop_ids=[2])))
+    joined, alone = float("inf"), float("inf")
+    for repeat in range(2 * REPEATS):
+        prompt = array("I", range(0 if cached else repeat, length + (0 if cached else repeat))).tobytes()
+        for submits in (True, False):
+            started = time.perf_counter()
+            if submits:
+                scheduler.submit(Submit(1_000 + repeat, prompt, 1))
+            plan = scheduler.plan()
+            scheduler.commit(StepResult([7] * len(plan.scheduled)))
+            scheduler.take_reports()
+            scheduler.take_page_news()
+            seconds = time.perf_counter() - started
+            if submits and repeat > 1:
+                joined = min(joined, seconds)
+            elif not submits:
+                alone = min(alone, seconds)
+    return joined, alone
+
+
 def worker_rate(sequences: int, world_size: int, tokens: int) -> tuple[float, float]:
     """(steps/s, tokens/s) of a simulated worker that answers `sequences` requests at once."""
     best = (0.0, 0.0)
@@ -64,12 +92,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here, too")
     arguments = parser.parse_args()
-    figures: dict[str, list[dict[str, float]]] = {"scheduler": [], "worker": []}
+    figures: dict[str, list[dict[str, float]]] = {"scheduler": [], "admission": [], "worker": []}
     print("scheduler alone, decode\n sequences    µs/step")
     for sequences in (1, 10, 32, 256):
         seconds = scheduler_step(sequences)
         figures["scheduler"].append({"sequences": sequences, "step_seconds": seconds})
         print(f"{sequences:10} {seconds * 1e6:10.1f}", flush=True)
+    print(
+        "\nscheduler alone, a prompt of 16,384 tokens joins 255 in decode\n   prompt    µs/step   µs without it"
+    )
+    for name, cached in (("new", False), ("cached", True)):
+        joined, alone = admission(cached)
+        figures["admission"].append({"cached": cached, "step_seconds": joined, "without_seconds": alone})
+        print(f"{name:>9} {joined * 1e6:10.1f} {alone * 1e6:15.1f}", flush=True)
     print("\nsimulated worker at full speed, through its rings\n sequences  ranks    steps/s   tokens/s")
     for sequences, world_size, tokens in (
         (1, 1, 2000),
