@@ -86,7 +86,6 @@ def main() -> None:
     figures["try_again_ms"] = 1e3 * timed(lambda: constrain(ASKED["json"], lambda text: []))[0]
     seconds, vocabulary = timed(lambda: Vocabulary.load(args.tokenizer, args.vocab))
     figures["read_tokenizer_ms"] = 1e3 * seconds
-    figures["build_trie_ms"] = 1e3 * timed(lambda: vocabulary.matching)[0]
     grammars = Grammars(args.tokenizer, args.vocab)
     grammars.add(0, constrain(ASKED["choice"], lambda text: []), [], [])
     figures["first_mask_ms"] = 1e3 * timed(lambda: grammars.begin([0]).result())[0]

@@ -23,9 +23,7 @@ from workers.vocabulary import Vocabulary
 LIMITS = LLParserLimits(verbose_errors=False, **GRAMMAR_LIMITS)
 MAX_GAP = 4  # tokens of space between the end of a thought and the answer
 MAX_THREADS = 8  # for masks
-COMPILERS = (
-    4  # threads; `n` choices come at once, and each compiles for itself, so that none shares its limits
-)
+COMPILERS = 4  # threads. Each sequence compiles for itself: shared, one could use up the limits of another
 
 
 class Grammars:
@@ -86,9 +84,11 @@ class Grammars:
         follower = self._slots.get(slot)
         return follower is not None and follower.result().accept(token)
 
-    def error(self, slot: int) -> CortexError:
-        """Why a sequence cannot go on, of which the masks left nothing to choose."""
-        follower = self._slots[slot]
+    def error(self, slot: int) -> CortexError | None:
+        """Why a sequence had no token to choose; None for one without a grammar."""
+        follower = self._slots.get(slot)
+        if follower is None:
+            return None
         failed = follower.exception()
         if isinstance(failed, CortexError):
             return failed
@@ -114,7 +114,7 @@ class Grammars:
         words.fill(0xFFFFFFFF)
         words[list(rows)] = 0
         if self._threads is None:
-            self._threads = LLExecutor(min(MAX_THREADS, os.cpu_count()))
+            self._threads = LLExecutor(min(MAX_THREADS, os.cpu_count() or 1))
         matching = [(each.matcher, row) for row, each in followers.items() if each.matching]
         if matching:
             self._threads.unsafe_compute_mask_ptr(matching, masks.data_ptr(), 4 * width, count)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
-from functools import cached_property
 from pathlib import Path
 
 import msgspec
@@ -13,6 +13,7 @@ from llguidance import LLTokenizer, TokenizerWrapper
 from ipc.errors import Code, CortexError
 
 SPACE = b" \t\r\n"
+TAG = re.compile(r"<[^<>]+>|\[[^\[\]]+\]")
 
 # Byte-level tokenizers write each byte as a character that can be seen: itself, else one from U+0100 on.
 _VISIBLE = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
@@ -27,6 +28,7 @@ class _Model(msgspec.Struct):
 class _Added(msgspec.Struct):
     id: int
     content: str
+    special: bool = False
 
 
 class _Decoder(msgspec.Struct):
@@ -45,14 +47,24 @@ class Vocabulary:
 
     Args:
         tokens: the bytes of each token id; empty where the model's vocabulary is only padded.
-        control: ids of tokens that were added to what the tokenizer learned: they tell the model something
-            besides their text, so they are no part of an answer that follows a grammar (which can write the
-            same text with other tokens).
+        control: ids of tokens that tell the model something besides their text, special ones and tags. They
+            are no part of an answer that follows a grammar, which can write the same text with others.
     """
 
     def __init__(self, tokens: list[bytes], control: frozenset[int]) -> None:
         self.tokens, self.control = tokens, control
         self.words = (len(tokens) + 31) // 32
+        # For matchers. It has one token more than the model, which ends a text: no other does.
+        self.matching = LLTokenizer(TokenizerWrapper(_Tokens(self)))
+        # The mask of all tokens that are not padding.
+        self.known = self.mask(token_id for token_id, text in enumerate(tokens) if text)
+        # Tokens of nothing but space, and their mask.
+        self.space = frozenset(
+            token_id
+            for token_id, text in enumerate(tokens)
+            if text and not text.strip(SPACE) and token_id not in control
+        )
+        self.spaces = self.mask(self.space)
         self._beyond: dict[tuple[bytes, ...], np.ndarray] = {}
 
     @classmethod
@@ -68,9 +80,9 @@ class Vocabulary:
             vocab = {piece: token_id for token_id, (piece, _) in enumerate(vocab)}
         decoders = {each.type for each in (file.decoder, *file.decoder.decoders)} if file.decoder else set()
         if "ByteLevel" in decoders:
-            to_bytes = _from_byte_level
+            to_bytes, added_to_bytes = _from_byte_level, str.encode
         elif decoders & {"ByteFallback", "Metaspace"}:
-            to_bytes = _from_sentencepiece
+            to_bytes = added_to_bytes = _from_sentencepiece
         else:
             raise CortexError(
                 Code.NOT_SUPPORTED,
@@ -78,36 +90,15 @@ class Vocabulary:
                 param="structured_outputs",
             )
         pieces = [(token_id, to_bytes(piece)) for piece, token_id in vocab.items()]
-        pieces += [(token.id, token.content.encode()) for token in file.added_tokens]
+        pieces += [(token.id, added_to_bytes(token.content)) for token in file.added_tokens]
         tokens = [b""] * vocab_size
         for token_id, text in pieces:
             if token_id < vocab_size:
                 tokens[token_id] = text
-        return cls(tokens, frozenset(token.id for token in file.added_tokens))
-
-    @cached_property
-    def matching(self) -> LLTokenizer:
-        """For matchers. It has one token more than the model, which ends a text; no other does."""
-        return LLTokenizer(TokenizerWrapper(_Tokens(self)))
-
-    @cached_property
-    def known(self) -> np.ndarray:
-        """The mask of all tokens that are not padding."""
-        return self.mask(token_id for token_id, text in enumerate(self.tokens) if text)
-
-    @cached_property
-    def space(self) -> frozenset[int]:
-        """Tokens of nothing but space."""
-        return frozenset(
-            token_id
-            for token_id, text in enumerate(self.tokens)
-            if text and not text.strip(SPACE) and token_id not in self.control
+        return cls(
+            tokens,
+            frozenset(each.id for each in file.added_tokens if each.special or TAG.fullmatch(each.content)),
         )
-
-    @cached_property
-    def spaces(self) -> np.ndarray:
-        """The mask of `space`."""
-        return self.mask(self.space)
 
     def beyond(self, tag: bytes, text: bytes) -> np.ndarray:
         """The mask of tokens that would complete `tag` after `text`, and go on with more than space."""

@@ -298,16 +298,20 @@ def test_sentencepiece_tokens_are_known_as_bytes(tmp_path):
     vocab |= {f"<0x{byte:02X}>": 5 + byte for byte in range(256)}
     file = {
         "model": {"type": "BPE", "vocab": vocab, "merges": [], "byte_fallback": True},
-        "added_tokens": [{"id": 0, "content": "<unk>"}, {"id": 1, "content": "</s>"}],
+        "added_tokens": [
+            {"id": 0, "content": "<unk>", "special": True},
+            {"id": 1, "content": "</s>", "special": True},
+            {"id": 261, "content": "\u2581\u2581"},
+        ],
         "decoder": {"type": "Sequence", "decoders": [{"type": "Replace"}, {"type": "ByteFallback"}]},
     }
     (tmp_path / "tokenizer.json").write_text(json.dumps(file))
     grammars = Grammars(tmp_path, 300)
-    grammars.add(0, lark('start: "yes é"'), [], (1,))
+    grammars.add(0, lark('start: "yes é" | "  "'), [], (1,))
     begin = np.flatnonzero(
         np.unpackbits(grammars.begin([0]).result().numpy().view(np.uint8), bitorder="little")
     )
-    assert begin.tolist() == [4, 5 + ord("y")]
+    assert begin.tolist() == [2, 4, 5 + ord(" "), 5 + ord("y"), 261]
     done = [grammars.accept(0, token) for token in (4, 2, 5 + 0xC3, 5 + 0xA9)]
     assert done == [False, False, False, True]
     grammars.close()
