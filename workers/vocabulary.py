@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -65,6 +66,10 @@ class Vocabulary:
             if text and not text.strip(SPACE) and token_id not in control
         )
         self.spaces = self.mask(self.space)
+        self._beginning: dict[int, list[int]] = defaultdict(list)  # ids by first byte
+        for token_id, text in enumerate(tokens):
+            if text:
+                self._beginning[text[0]].append(token_id)
         self._beyond: dict[tuple[bytes, ...], np.ndarray] = {}
 
     @classmethod
@@ -102,14 +107,13 @@ class Vocabulary:
 
     def beyond(self, tag: bytes, text: bytes) -> np.ndarray:
         """The mask of tokens that would complete `tag` after `text`, and go on with more than space."""
-        starts = [tag[:length] for length in range(len(tag)) if text.endswith(tag[:length])]
-        ends = tuple(tag[len(start) :] for start in starts)
+        ends = tuple(tag[length:] for length in range(len(tag)) if text.endswith(tag[:length]))
         if ends not in self._beyond:
             self._beyond[ends] = self.mask(
                 token_id
-                for token_id, token in enumerate(self.tokens)
-                if token.startswith(ends) or tag in token
-                if _rest(token, ends).strip(SPACE)
+                for end in ends
+                for token_id in self._beginning[end[0]]
+                if self.tokens[token_id].startswith(end) and self.tokens[token_id][len(end) :].strip(SPACE)
             )
         return self._beyond[ends]
 
@@ -136,11 +140,6 @@ class _Tokens:
     def __call__(self, text: str) -> list[int]:
         """Asked for text that a grammar forces, where it did not say `no_forcing`."""
         raise NotImplementedError("a grammar must say no_forcing")
-
-
-def _rest(token: bytes, ends: tuple[bytes, ...]) -> bytes:
-    """What follows the end of the tag in `token`. `ends` are the ends that count; the first is all of it."""
-    return next((token[len(end) :] for end in ends[1:] if token.startswith(end)), token.partition(ends[0])[2])
 
 
 def _from_byte_level(piece: str) -> bytes:
