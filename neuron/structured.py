@@ -41,7 +41,7 @@ CLASSES = "dws"  # \d, \w and \s stand for ASCII characters, as in the patterns 
 # In Lark: what is no syntax (strings, regular expressions, comments), and what is about more than text.
 LARK = re.compile(
     r'"(?:\\.|[^"\\\n])*"|/(?:\\.|[^/\\\n])+/|//[^\n]*|#[^\n]*'
-    r"|(?P<token><[^>\n]*>)|(?P<option>\b(?:temperature|max_tokens|stop)\s*=)|(?P<json>%json\b)"
+    r"|(?P<token><[^>\n]*>)|(?P<option>\b(?:temperature|max_tokens|stop)\s*=)|(?P<json>%json\s*)"
 )
 
 
@@ -69,12 +69,14 @@ def constrain(
             raise _refused(field, f"{len(value)} choices are not between 1 and {MAX_CHOICES}")
         grammar = "start: ANSWER\nANSWER: " + " | ".join(map(_quoted, value))
     else:
-        _check_lark(value)
-        grammar = value
+        grammar = _of_lark(value)
     grammar = f"{grammar}\n{OPTIONS}"
     if len(grammar) > MAX_SIZE:
         raise _too_large(field)
-    found = _try(grammar, json.dumps({"schema": schema, "pointers": pointers}))
+    try:
+        found = _try(grammar, json.dumps({"schema": schema, "pointers": pointers}))
+    except subprocess.TimeoutExpired as error:
+        raise _refused(field, "it takes too long to compile") from error
     if found["reason"]:
         raise _refused(field, found["reason"], found["pointer"])
     return Constraint(
@@ -121,35 +123,37 @@ def _quoted(value: Any) -> str:
     return json.dumps(value).replace("\x7f", "\\u007f")
 
 
-def _check_lark(grammar: str) -> None:
-    """See that a grammar is about text alone, and that the schemas in it can be honoured."""
-    for found in LARK.finditer(grammar):
+def _of_lark(grammar: str) -> str:
+    """A grammar that is about text alone, in which schemas are as strict as those that come by themselves."""
+    pieces, start, position = [], 0, 0
+    while found := LARK.search(grammar, position):
+        position = found.end()
         if found["token"]:
             raise _refused("grammar", f"it names the token {found['token']}, and answers are text")
         if found["option"]:
             raise _refused("grammar", f"{found['option'].rstrip(' =')} is not supported inside of a grammar")
         if found["json"]:
+            pieces.append(grammar[start:position])
             try:
-                schema, _ = json.JSONDecoder().raw_decode(grammar[found.end() :].lstrip())
-            except ValueError as error:
-                raise _refused("grammar", f"the JSON after %json is not valid: {error}") from error
-            _checked("grammar", schema)
+                schema, start = json.JSONDecoder().raw_decode(grammar, position)
+            except (RecursionError, ValueError) as error:
+                raise _refused("grammar", f"the JSON after %json cannot be read: {error}") from error
+            pieces.append(_quoted(_checked("grammar", schema)[0] | JSON_OPTIONS))
+            position = start
+    return "".join([*pieces, grammar[start:]])
 
 
 @lru_cache(128)
 def _try(grammar: str, parts: str) -> dict[str, str | None]:
     """What `neuron/grammar_check.py` says."""
     question = json.dumps({"grammar": grammar, "limits": GRAMMAR_LIMITS} | json.loads(parts))
-    try:
-        done = subprocess.run(
-            [sys.executable, "-I", str(CHECKER)],
-            input=question.encode(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            timeout=CHECK_SECONDS,
-        )
-    except subprocess.TimeoutExpired:
-        return {"reason": "it takes too long to compile", "pointer": None}
+    done = subprocess.run(
+        [sys.executable, "-I", str(CHECKER)],
+        input=question.encode(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        timeout=CHECK_SECONDS,
+    )
     if done.returncode:
         return {"reason": "it takes too much time or memory to compile", "pointer": None}
     return json.loads(done.stdout)

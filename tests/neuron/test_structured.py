@@ -57,6 +57,14 @@ def test_exactly_one_is_asked(asked, named):
     assert named in error.message
 
 
+def test_schemas_in_a_grammar_are_as_strict_as_others():
+    grammar = constrain(
+        Structured(grammar='start: "<" %json {"type": "array"} ">" %json true // %json'), encode
+    ).grammar
+    assert grammar.count("whitespace_pattern") == 2
+    assert "// %json" in grammar
+
+
 def test_a_thought_comes_before_the_grammar():
     asked = Structured(regex="a")
     tags = {"think": encode("<think>"), "end_think": encode("</think>")}
