@@ -1,8 +1,8 @@
 """What a step costs beside the model: `python -m benchmarks.scheduler [--json FILE]`.
 
-First the scheduler alone (plan, commit, reports): in decode, and what a prompt of 16,384 tokens costs from its
-submission to its first token, new and cached. Then a simulated worker at full speed, through its command and
-report rings: scheduling, engine, encoding, and the reader on this side.
+First the scheduler alone (plan, commit, reports): in decode, and what a prompt of 16,384 tokens costs from
+its submission to its first token, new and cached. Then a simulated worker at full speed, through its command
+and report rings: scheduling, engine, encoding, and the reader on this side.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def main() -> None:
         figures["scheduler"].append({"sequences": sequences, "step_seconds": seconds})
         print(f"{sequences:10} {seconds * 1e6:10.1f}", flush=True)
     print(
-        "\nscheduler alone, a prompt of 16,384 tokens joins 255 in decode\n   prompt    µs/step   µs without it"
+        "\nscheduler alone, a prompt of 16,384 tokens joins 255 in decode\n   prompt    µs/step    without it"
     )
     for name, cached in (("new", False), ("cached", True)):
         joined, alone = admission(cached)

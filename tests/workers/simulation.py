@@ -66,6 +66,7 @@ class ReferenceEngine:
         self.slots: dict[int, Slot] = {}
         self.memory: list[list[int | None]] = [[None] * PAGE_SIZE for _ in range(scheduler.pool.total)]
         self.meaning: dict[bytes, tuple[int | None, ...]] = {}  # what pages with that hash hold
+        self.hash_of: dict[tuple[int | None, ...], bytes] = {}
         self.computed = 0  # tokens
         self.admitted: list[Sequence] = []  # each as often as it was
 
@@ -136,7 +137,7 @@ class ReferenceEngine:
             held = tuple(self.memory[page])
             assert None not in held
             assert self.meaning.setdefault(digest, held) == held
-        assert len(set(self.meaning.values())) == len(self.meaning)
+            assert self.hash_of.setdefault(held, digest) == digest
 
     def _running(self) -> list[Sequence]:
         return self.scheduler.prefilling + self.scheduler.decoding

@@ -14,10 +14,10 @@ from workers.pages import PAGE_SIZE, extend_hashes
 TEXT = [100 + i for i in range(10 * PAGE_SIZE + 5)]
 
 
-def after_one(**limits: int) -> Run:
-    """A run in which request 1, with the prompt TEXT and 40 tokens of output, is over."""
+def after_one(max_tokens: int = 40, **limits: int) -> Run:
+    """A run in which request 1, with the prompt TEXT and so many tokens of output, is over."""
     run = Run(make_scheduler(**limits))
-    run.scheduler.submit(submit(1, TEXT, max_tokens=40))
+    run.scheduler.submit(submit(1, TEXT, max_tokens))
     return run.to_the_end()
 
 
@@ -33,12 +33,15 @@ def test_a_second_prompt_computes_only_what_differs():
     assert counts["prompt_tokens"] == len(TEXT) + 4 * PAGE_SIZE + 20
 
 
-def test_the_next_turn_of_a_conversation_reuses_the_answer_too():
-    run = after_one()
+@pytest.mark.parametrize("max_tokens", [27, 28, 29, 40])  # the page after the prompt's last is full at 28
+def test_the_next_turn_of_a_conversation_reuses_the_answer_too(max_tokens):
+    run = after_one(max_tokens)
     turn = [*TEXT, *run.output[1], *[3] * 10]
     run.scheduler.submit(submit(2, turn, max_tokens=1))
     run.to_the_end()
-    assert run.cached[2] == (len(TEXT) + 39) // PAGE_SIZE * PAGE_SIZE, "the last token was never computed"
+    assert run.cached[2] == (len(TEXT) + max_tokens - 1) // PAGE_SIZE * PAGE_SIZE, (
+        "the last token was never computed"
+    )
 
 
 def test_at_least_the_last_token_of_a_prompt_is_computed():

@@ -239,6 +239,20 @@ def test_a_pool_that_is_far_too_small_is_not_wasted_on_computing_again():
     assert run.engine.computed < 1.3 * 32 * 140
 
 
+@pytest.mark.parametrize("cached", [False, True])
+def test_who_would_soon_be_preempted_is_not_admitted(cached):
+    run = Run(make_scheduler(kv_pages=8, max_step_tokens=256))
+    if cached:
+        run.scheduler.submit(submit(9, [12] * 100, max_tokens=1))
+        run.to_the_end()
+    run.scheduler.submit(submit(1, 100, max_tokens=20))
+    run.scheduler.submit(submit(2, 100, max_tokens=20))
+    run.scheduler.submit(submit(3, 100, max_tokens=20, account="other"))
+    assert len(run.step().added) == 1
+    run.to_the_end().assert_nothing_is_held()
+    assert run.scheduler.statistics()["preemptions"] == 0
+
+
 def test_two_prompts_that_wait_for_each_others_pages_both_get_through():
     run = Run(make_scheduler(kv_pages=8, max_step_tokens=32))
     run.scheduler.submit(submit(1, 20, max_tokens=130))
