@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import socket
+from array import array
 from contextlib import suppress
 from typing import Self
 
@@ -61,7 +62,12 @@ class Control:
         if len(data) > MESSAGE_BYTES:
             raise ValueError(f"a message of {len(data)} bytes is longer than {MESSAGE_BYTES}")
         fds = descriptors(message) if isinstance(message, WorkerSpec) else []
-        socket.send_fds(self._socket, [data], fds, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        # not `socket.send_fds` and `recv_fds`: they take flags and drop them
+        self._socket.sendmsg(
+            [data],
+            [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))],
+            socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL,
+        )
 
     def receive(self, *, wait: bool = True) -> Message | None:
         """The next message; None when the other end is gone.
@@ -73,14 +79,14 @@ class Control:
             ControlBroken: what came cannot be used; descriptors that came with it are closed.
         """
         try:
-            data, fds, flags, _ = socket.recv_fds(
-                self._socket,
+            data, ancillary, flags, _ = self._socket.recvmsg(
                 MESSAGE_BYTES,
-                DESCRIPTORS,
+                socket.CMSG_LEN(DESCRIPTORS * array("i").itemsize),
                 socket.MSG_CMSG_CLOEXEC | (0 if wait else socket.MSG_DONTWAIT),
             )
         except ConnectionResetError:  # it left without having read what we said last
             return None
+        fds = array("i", b"".join(item for _, _, item in ancillary)).tolist()  # all of it is SCM_RIGHTS
         try:
             if not data and not fds:
                 return None
