@@ -45,22 +45,23 @@ def test_accounts_take_turns_by_tokens_served():
 
 
 def test_accounts_take_turns_within_a_step():
-    run = Run(make_scheduler(max_sequences=4))
+    run = Run(make_scheduler(max_sequences=2))
     for request_id in range(8):
         run.scheduler.submit(
             submit(request_id, 5, max_tokens=1, account="first" if request_id < 4 else "later")
         )
     run.step()
-    assert sorted(run.output) == [0, 1, 4, 5]
+    assert sorted(run.output) == [0, 4]
 
 
 def test_a_step_that_failed_is_not_paid_for():
-    run = one_at_a_time(max_step_tokens=200)
-    run.scheduler.submit(submit(1, 100, max_tokens=1, account="unlucky"))
-    run.scheduler.submit(submit(2, 100, max_tokens=1, account="unlucky"))
+    run = Run(make_scheduler())
+    run.scheduler.submit(submit(1, 100, max_tokens=1))
+    run.step()
+    [account] = run.scheduler.queue._accounts.values()
+    before = account.served
     run.step(fails=True)
-    run.scheduler.submit(submit(3, 5, max_tokens=1, account="other"))
-    assert order_of_first_tokens(run) == [2, 3]
+    assert account.served == before > 0
 
 
 def test_an_account_that_was_served_more_waits_even_if_it_paused():
@@ -70,10 +71,9 @@ def test_an_account_that_was_served_more_waits_even_if_it_paused():
         run.scheduler.submit(submit(request_id, 300, max_tokens=1, account="bursts"))
         while request_id not in run.finish:
             run.step()
-    run.scheduler.submit(submit(4, 300, max_tokens=3, account="steady"))
-    run.scheduler.submit(submit(5, 300, max_tokens=1, account="bursts"))
-    run.scheduler.submit(submit(6, 5, max_tokens=1, account="bursts"))
-    assert order_of_first_tokens(run) == [0, 1, 2, 3, 4, 5, 6]
+    run.scheduler.submit(submit(4, 5, max_tokens=1, account="bursts"))
+    run.scheduler.submit(submit(5, 5, max_tokens=1, account="steady"))
+    assert order_of_first_tokens(run) == [0, 1, 2, 3, 5, 4]
 
 
 def test_output_counts_as_prompts_do():
@@ -139,15 +139,20 @@ def test_a_stream_of_more_important_requests_passes_a_request_so_often_and_no_mo
 
 def test_who_waited_too_long_is_not_preempted_by_the_more_important_again(monkeypatch):
     monkeypatch.setattr(fair_queue, "PASSING", 8)
-    run = Run(make_scheduler(max_sequences=4, kv_pages=8))
-    run.scheduler.submit(submit(0, 40, max_tokens=200, priority=7))
-    request_id = 1
+    run = Run(make_scheduler(max_sequences=4, kv_pages=12))
+    run.scheduler.submit(submit(0, 40, max_tokens=300, priority=7))
+    request_id, runs_from_now_on = 1, False
     while 0 not in run.finish:
         while run.scheduler.statistics()["waiting"] < 4:
-            run.scheduler.submit(submit(request_id, 40, max_tokens=60))
+            run.scheduler.submit(submit(request_id, 40, max_tokens=150))
             request_id += 1
         run.step()
         assert request_id < 30
+        patient = run.scheduler._open.get(0)
+        if patient is not None:
+            runs = patient.slot is not None
+            assert runs or not runs_from_now_on
+            runs_from_now_on = runs and run.scheduler.queue._departures - patient.first_since > 8
     assert run.scheduler.statistics()["preemptions"] > 0
 
 

@@ -247,7 +247,6 @@ def test_who_would_soon_be_preempted_is_not_admitted(cached):
         run.to_the_end()
     run.scheduler.submit(submit(1, 100, max_tokens=20))
     run.scheduler.submit(submit(2, 100, max_tokens=20))
-    run.scheduler.submit(submit(3, 100, max_tokens=20, account="other"))
     assert len(run.step().added) == 1
     run.to_the_end().assert_nothing_is_held()
     assert run.scheduler.statistics()["preemptions"] == 0
