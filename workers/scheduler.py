@@ -76,7 +76,8 @@ class Scheduler:
             raise ValueError(f"request {request.request_id} is open already")
         token_ids = array("I", request.prompt)
         if problem := self._problem(len(token_ids), request.max_tokens):
-            self._reports.append(SequenceReport(request.request_id, [], "error", problem, Code.BAD_REQUEST))
+            code, message = problem
+            self._reports.append(SequenceReport(request.request_id, [], "error", message, code))
             return
         max_len = min(len(token_ids) + request.max_tokens, self.max_len)
         self._open[request.request_id] = self.queue.enter(request, token_ids, max_len)
@@ -138,14 +139,11 @@ class Scheduler:
             if report.finish:
                 self._end(sequence)
                 ended = True
-        if ended:
-            self.decoding = [sequence for sequence in self.decoding if sequence.slot is not None]
         if self._prefills:
             done = set(sampled)
-            self.decoding += [
-                sequence for sequence, _ in self._prefills if sequence in done and sequence.slot is not None
-            ]
             self.prefilling = [sequence for sequence in self.prefilling if sequence not in done]
+        if ended or len(sampled) > len(self._decodes):
+            self.decoding = [sequence for sequence in sampled if sequence.slot is not None]
         self._decodes = self._prefills = []
         if self._suspect is not None and self._suspect.slot is not None:
             self._suspect = None  # this step had it, and went well
@@ -319,7 +317,7 @@ class Scheduler:
             slot=slot,
             prompt_len=sequence.prompt_len,
             token_ids=sequence.token_ids.tobytes(),
-            params=request.params,
+            params=sequence.params,
             constraint=request.constraint,
             pooling=request.pooling,
             pages=cached,
@@ -334,17 +332,16 @@ class Scheduler:
 
     # --- what becomes of a sequence ---------------------------------------------------------------------
 
-    def _problem(self, prompt_len: int, max_tokens: int) -> str:
-        """Why a request can never run, or nothing."""
+    def _problem(self, prompt_len: int, max_tokens: int) -> tuple[str, str] | None:
+        """Why a request can never run (code and message), or None."""
         if not prompt_len:
-            return "the prompt is empty"
+            return Code.BAD_REQUEST, "the prompt is empty"
         if max_tokens < 1:
-            return f"max_tokens is {max_tokens}, and must be at least 1"
+            return Code.BAD_REQUEST, f"max_tokens is {max_tokens}, and must be at least 1"
         if prompt_len >= self.max_len:
-            return (
-                f"the prompt has {prompt_len} tokens, and prompt and answer together may have {self.max_len}"
-            )
-        return ""
+            limit = f"prompt and answer together may have {self.max_len}"
+            return Code.CONTEXT_LENGTH_EXCEEDED, f"the prompt has {prompt_len} tokens, and {limit}"
+        return None
 
     def _begin(self, sequence: Sequence, report: SequenceReport) -> None:
         """Make `report` the first of its sequence."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 from array import array
 from dataclasses import dataclass, field
 
-from ipc.worker_messages import PAGE_SIZE, Submit
+import msgspec
+
+from ipc.worker_messages import PAGE_SIZE, SamplingParams, Submit
 from workers.plan import Scheduled
 
 
@@ -51,12 +53,20 @@ class Sequence:
         return len(self.token_ids) - self.num_computed
 
     @property
+    def params(self) -> SamplingParams:
+        """How its next tokens are chosen. The prompt's log-probabilities came with the first of them."""
+        params = self.request.params
+        if params.prompt_logprobs is None or len(self.token_ids) == self.prompt_len:
+            return params
+        return msgspec.structs.replace(params, prompt_logprobs=None)
+
+    @property
     def may_reuse(self) -> int:
         """Full pages that may come from the cache.
 
         The last token is always computed: its hidden state gives the next one. Log-probabilities of the
         prompt, and the mean over it, need the hidden state of every token.
         """
-        if self.request.pooling == "mean" or self.request.params.prompt_logprobs is not None:
+        if self.request.pooling == "mean" or self.params.prompt_logprobs is not None:
             return 0
         return (len(self.token_ids) - 1) // PAGE_SIZE

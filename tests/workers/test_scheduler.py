@@ -91,20 +91,26 @@ def test_a_pooled_sequence_ends_with_its_embedding_and_no_token():
 
 
 @pytest.mark.parametrize(
-    ("prompt", "max_tokens", "message"),
+    ("prompt", "max_tokens", "code", "message"),
     [
-        (0, 5, "the prompt is empty"),
-        (3, 0, "max_tokens is 0"),
-        (50, 5, "the prompt has 50 tokens, and prompt and answer together may have 50"),
-        (96, 5, "the prompt has 96 tokens"),
+        (0, 5, Code.BAD_REQUEST, "the prompt is empty"),
+        (3, 0, Code.BAD_REQUEST, "max_tokens is 0"),
+        (
+            50,
+            5,
+            Code.CONTEXT_LENGTH_EXCEEDED,
+            "the prompt has 50 tokens, and prompt and answer together may have 50",
+        ),
+        (96, 5, Code.CONTEXT_LENGTH_EXCEEDED, "the prompt has 96 tokens"),
     ],
 )
-def test_a_request_that_can_never_run_is_answered_with_error(prompt, max_tokens, message):
+def test_a_request_that_can_never_run_is_answered_with_error(prompt, max_tokens, code, message):
     run = Run(make_scheduler(context_length=50, kv_pages=3))
     run.scheduler.submit(submit(1, prompt, max_tokens))
     run.to_the_end().assert_nothing_is_held()
     assert run.finish == {1: "error"}
     assert run.reports[0].message.startswith(message)
+    assert run.reports[0].code == code
 
 
 def test_a_request_id_that_is_open_is_refused():
@@ -228,6 +234,17 @@ def test_out_of_pages_the_least_important_waits_however_old_it_is():
     run.to_the_end().assert_nothing_is_held()
     assert run.scheduler.statistics()["preemptions"] >= 1
     assert list(run.finish)[-1] == 0
+
+
+def test_who_is_preempted_is_not_asked_for_the_logprobs_of_its_prompt_again():
+    run = Run(make_scheduler(kv_pages=6, max_step_tokens=256))
+    for request_id in range(3):
+        run.scheduler.submit(submit(request_id, 30, max_tokens=100, prompt_logprobs=5))
+    added = []
+    while (plan := run.step()) is not None:
+        added += plan.added
+    assert [new.params.prompt_logprobs for new in added] == [5, 5, 5] + [None] * (len(added) - 3)
+    assert len(added) > 3
 
 
 def test_a_pool_that_is_far_too_small_is_not_wasted_on_computing_again():
