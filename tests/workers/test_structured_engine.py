@@ -1,0 +1,75 @@
+"""Grammars in a real engine: a model with random weights, at temperature 1, in one batch with others."""
+
+from __future__ import annotations
+
+import shutil
+from array import array
+from pathlib import Path
+
+import pytest
+import torch
+
+from ipc.messages import Structured
+from ipc.worker_messages import Constraint, SamplingParams, Submit
+from neuron.structured import constrain
+from tests.workers.checkpoints import qwen3
+from tests.workers.engines import make_spec, request, serve
+from tests.workers.schemas import SCHEMAS
+from tests.workers.test_grammar import DEMO, STOPS, VOCAB, completion, encode, errors, text_of
+from workers.grammar import Grammars
+from workers.runner import Runner
+
+NAMES = ("person", "any of", "tree", "names by pattern", "uuid", "bounded items")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A checkpoint with random weights, and the demo model's tokenizer."""
+    folder = tmp_path_factory.mktemp("random")
+    torch.manual_seed(7)
+    qwen3(vocab_size=VOCAB, tie_word_embeddings=True).save_pretrained(folder)
+    shutil.copy(DEMO / "tokenizer.json", folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def constraints() -> list[tuple[str, Constraint]]:
+    return [
+        (name, constrain(Structured(json=SCHEMAS[name]), encode, thought))
+        for name in NAMES
+        for thought in ("none", "possible")
+    ]
+
+
+def run(folder: Path, requests: list[Submit], **limits: int) -> list[list[int]]:
+    engine = Runner(make_spec(folder, kv_pages=limits.get("kv_pages", 200)))
+    engine.load(lambda fraction, message: None)
+    outputs = serve(engine, requests, **limits)
+    engine.close()
+    return outputs
+
+
+def ask(constraints: list[tuple[str, Constraint]]) -> list[Submit]:
+    """One request under each grammar, and between them one without any."""
+    requests = []
+    for place, (_, constraint) in enumerate(constraints):
+        params = SamplingParams(temperature=1.0, seed=place, stop_ids=list(STOPS), logit_bias={3: -100.0})
+        requests.append(Submit(2 * place, array("I", [9, 40, 41]).tobytes(), 60, params, constraint))
+        requests.append(request(2 * place + 1, [9, 40 + place], 20))
+    return requests
+
+
+def test_answers_follow_their_grammars_beside_others_that_have_none(folder, constraints):
+    outputs = run(folder, ask(constraints))
+    grammars = Grammars(folder, VOCAB)
+    for (name, constraint), output in zip(constraints, outputs[::2], strict=True):
+        text = text_of(output)
+        if len(output) == 60:
+            text = text_of(output + completion(grammars, constraint, output))
+        assert not errors(name, text), (name, text)
+    grammars.close()
+
+
+def test_preempted_answers_are_the_same_as_undisturbed_ones(folder, constraints):
+    requests = ask(constraints)
+    assert run(folder, requests) == run(folder, requests, kv_pages=9)
