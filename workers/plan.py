@@ -4,6 +4,8 @@ Each rank keeps, per slot, the token ids, the pages and `num_computed` (how many
 keys and values in the pages). A plan changes that state in the order of its fields: slots are released, then
 added, then scheduled. After the step `num_computed` has grown by `num_tokens`; where it reached the number of
 tokens, the step sampled one token, which every rank appends itself, because all ranks sample the same one.
+A step that ran out of device memory leaves that state as it was between its scheduling and its computing: the
+slots and their new pages are there, and no `num_computed` has grown.
 """
 
 from __future__ import annotations
