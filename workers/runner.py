@@ -9,34 +9,72 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
-from ipc.worker_messages import MemoryUse, WorkerSpec
+from ipc.errors import Code, CortexError
+from ipc.worker_messages import Logprobs, MemoryUse, WorkerSpec
 from workers.batch import Batch
 from workers.config import read_config
-from workers.engine import Loaded, StepResult
+from workers.engine import Extra, Loaded, OutOfDeviceMemory, StepResult
+from workers.grammar import Grammars, PendingMasks
 from workers.kv_cache import KVCache
 from workers.layers.attention import Chunk, PageRun
 from workers.loader import Checkpoint
+from workers.logprobs import logprobs
 from workers.models.decoder import Decoder
 from workers.pages import PAGE_SIZE, pages_for
 from workers.parallel import Group
 from workers.plan import NewSequence, Scheduled, StepPlan
-from workers.sampler import Draw, sample
+from workers.sampler import Sampler
 
 THREAD_BYTES = 32 << 20  # weights that a further CPU thread is worth: less, and it waits longer than it works
+LOGITS_ROWS = 64  # of a prompt, whose logits over the whole vocabulary are in memory at once
+NOTHING = torch.zeros(())
+NO_EXTRA = Extra()
 RUN_PAGES = 64  # pages that decode gathers at once: 4 MB of keys in a model with 8 heads of 128
+
+Choice = tuple[int, Logprobs | None]  # a token, or -1
 
 logger = logging.getLogger("workers.runner")
 
 
 @dataclass(slots=True)
 class Slot:
-    """A sequence as the engine knows it: what the plans said so far."""
+    """A sequence as the engine knows it: what the plans said so far, and what it made of that."""
 
     new: NewSequence
     token_ids: array[int]
-    pages: list[int] = field(default_factory=list)
-    num_computed: int = 0
+    pages: list[int]
+    num_computed: int
+    pooled: Tensor | None = None  # sum of hidden states, [hidden] float32
+    prompt_logprobs: list[Logprobs] = field(default_factory=list)
+
+    @property
+    def looked_back(self) -> bool:
+        """Whether every token of its prompt is asked about, which after a preemption was answered already."""
+        if self.new.pooling:
+            return self.new.pooling == "mean"
+        fresh = len(self.token_ids) == self.new.prompt_len
+        return self.new.params.prompt_logprobs is not None and fresh
+
+
+@dataclass(slots=True)
+class Piece:
+    """The tokens of one sequence in a step."""
+
+    slot: Slot
+    rows: range  # of the batch
+
+
+@dataclass(slots=True)
+class Step:
+    """A step on its way through the model."""
+
+    batch: Batch
+    pieces: list[Piece]
+    complete: list[int]  # slots that have no pending token after it, in the order of the plan
+    sampled: list[int]  # those of them that get a token
+    row_of: dict[int, int]  # slot -> row of its last token
 
 
 class Runner:
@@ -46,6 +84,7 @@ class Runner:
         self.spec = spec
         self.group = Group()
         self.slots: dict[int, Slot] = {}
+        self.grammars: Grammars | None = None  # made when the first one is asked for
 
     def load(self, progress: Callable[[float, str], None]) -> Loaded:
         """Read this rank's weights and make the KV pages.
@@ -78,6 +117,7 @@ class Runner:
             dtype=dtype,
             device=device,
         )
+        self.sampler = Sampler(config.vocab_size, device)
         if device.type == "cpu":
             _tune_cpu(dtype)
         progress(1.0, "loaded")
@@ -91,33 +131,136 @@ class Runner:
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> StepResult:
         """Run one step."""
-        for slot in plan.released:
-            del self.slots[slot]
+        for number in plan.released:
+            self._release(number)
         for new in plan.added:
-            self.slots[new.slot] = Slot(
-                new, array("q", array("I", new.token_ids)), list(new.pages), len(new.pages) * PAGE_SIZE
-            )
+            self._add(new)
         for entry in plan.scheduled:
             self.slots[entry.slot].pages += entry.new_pages
-        batch, complete = self._batch(plan.scheduled)
-        logits = self.model(batch, self.cache)
-        for entry in plan.scheduled:
-            self.slots[entry.slot].num_computed += entry.num_tokens
-        tokens = sample(logits, [_next_draw(slot) for slot in complete])
-        for slot, token in zip(complete, tokens, strict=True):
-            slot.token_ids.append(token)
-        return StepResult(tokens)
+        try:
+            return self._step(plan.scheduled)
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            # with several ranks the others wait in a collective: there only the end of the group helps
+            if self.group.size > 1 or not _is_out_of_memory(error):
+                raise
+            if self.group.device.type == "cuda":
+                torch.cuda.empty_cache()
+            raise OutOfDeviceMemory(str(error).partition("\n")[0]) from error
 
     def close(self) -> None:
-        """Leave the group. The memory goes with the process."""
+        """Leave the group, and let go of all memory."""
         self.group.leave()
+        if self.grammars is not None:
+            self.grammars.close()
+        self.slots.clear()
+        for name in ("model", "cache", "sampler"):
+            self.__dict__.pop(name, None)
 
-    def _batch(self, scheduled: list[Scheduled]) -> tuple[Batch, list[Slot]]:
-        """The step's tokens as tensors, and the sequences that it samples, in the order of the plan."""
+    def _add(self, new: NewSequence) -> None:
+        token_ids = array("q", array("I", new.token_ids))
+        pages = list(new.pages)
+        self.slots[new.slot] = Slot(new, token_ids, pages, len(pages) * PAGE_SIZE)
+        if new.pooling:
+            return
+        prompt, output = token_ids[: new.prompt_len], token_ids[new.prompt_len :]
+        self.sampler.add(new.slot, new.params, prompt, output)
+        if new.constraint is not None:
+            if self.grammars is None:
+                self.grammars = Grammars(self.spec.folder, self.model.vocab_size)
+            self.grammars.add(new.slot, new.constraint, output, new.params.stop_ids)
+
+    def _release(self, number: int) -> None:
+        slot = self.slots.pop(number)
+        if slot.new.pooling:
+            return
+        self.sampler.remove(number)
+        if slot.new.constraint is not None:
+            self.grammars.remove(number)
+
+    def _step(self, scheduled: list[Scheduled]) -> StepResult:
+        """What the plan's tokens lead to. Nothing of a slot changes before all of it was computed."""
+        step = self._batch(scheduled)
+        masks = self.grammars.begin(step.sampled) if self.grammars is not None else None
+        hidden = self.model(step.batch, self.cache)
+        sampled = self._sample(hidden[step.batch.sampled], step.sampled, masks)
+        news = [(each.slot, self._look_back(each, hidden)) for each in step.pieces if each.slot.looked_back]
+        for slot, (pooled, told) in news:
+            slot.pooled = pooled if slot.pooled is None else slot.pooled + pooled
+            slot.prompt_logprobs += told
+        for piece in step.pieces:
+            piece.slot.num_computed += len(piece.rows)
+        result = StepResult([])
+        for number in step.complete:
+            self._conclude(number, sampled, hidden, step, result)
+        return result
+
+    def _sample(self, hidden: Tensor, slots: list[int], masks: PendingMasks | None) -> dict[int, Choice]:
+        """The tokens of `slots`, whose hidden states are given, by slot."""
+        if not slots:
+            return {}
+        bitmask = masks.result() if masks is not None else None
+        sampled = self.sampler.sample(self.model.logits(hidden), slots, bitmask)
+        return {
+            slot: (token, sampled.logprobs.get(row))
+            for row, (slot, token) in enumerate(zip(slots, sampled.tokens, strict=True))
+        }
+
+    def _look_back(self, piece: Piece, hidden: Tensor) -> tuple[Tensor, list[Logprobs]]:
+        """What is asked of the prompt: the sum of its hidden states, or how probable its tokens were."""
+        slot, params = piece.slot, piece.slot.new.params
+        rows = hidden[piece.rows.start : piece.rows.stop]
+        if slot.new.pooling:
+            return self.model.norm(rows).sum(dim=0, dtype=torch.float32), []
+        following = slot.token_ids[slot.num_computed + 1 : slot.num_computed + len(rows) + 1].tolist()
+        told: list[Logprobs] = []
+        for start in range(0, len(following), LOGITS_ROWS):
+            targets = following[start : start + LOGITS_ROWS]
+            logits = self.model.logits(rows[start : start + len(targets)])
+            told += logprobs(logits, targets, [params.prompt_logprobs] * len(targets))
+        return NOTHING, told
+
+    def _conclude(
+        self, number: int, sampled: dict[int, Choice], hidden: Tensor, step: Step, result: StepResult
+    ) -> None:
+        """Add what a sequence came to that has no pending token left."""
+        slot, extra = self.slots[number], Extra()
+        if slot.new.pooling:
+            vector = slot.pooled
+            if vector is None:
+                vector = self.model.norm(hidden[step.row_of[number]])
+            else:
+                vector = vector / slot.new.prompt_len
+            token = -1
+            extra.embedding = vector.float().cpu().numpy().astype("<f4").tobytes()
+        else:
+            token, extra.logprobs = sampled[number]
+            if token < 0:
+                error = self._nothing_to_choose(slot, number)
+                extra = Extra("error", error.code, error.message)
+            else:
+                slot.token_ids.append(token)
+                if slot.new.constraint is not None and self.grammars.accept(number, token):
+                    extra.finish = "stop"
+            extra.prompt_logprobs, slot.prompt_logprobs = slot.prompt_logprobs, []
+        if extra != NO_EXTRA:
+            result.extras[len(result.tokens)] = extra
+        result.tokens.append(token)
+
+    def _nothing_to_choose(self, slot: Slot, number: int) -> CortexError:
+        if slot.new.constraint is not None:
+            return self.grammars.error(number)
+        return CortexError(
+            Code.BAD_REQUEST,
+            "the settings of the request leave no token to choose, or the model's numbers are not finite",
+        )
+
+    def _batch(self, scheduled: list[Scheduled]) -> Step:
+        """The step's tokens as tensors, and what is to be done with them."""
         single = [entry for entry in scheduled if entry.num_tokens == 1]
         several = [entry for entry in scheduled if entry.num_tokens > 1]
         token_ids, positions, pages = array("q"), array("q"), array("q")
         chunks: list[Chunk] = []
+        pieces: list[Piece] = []
         row_of: dict[int, int] = {}  # slot -> row of its last token
         for entry in (*single, *several):
             slot, first = self.slots[entry.slot], len(token_ids)
@@ -126,6 +269,7 @@ class Runner:
             positions.extend(range(start, end))
             pages.extend(slot.pages[position // PAGE_SIZE] for position in range(start, end))
             row_of[entry.slot] = len(token_ids) - 1
+            pieces.append(Piece(slot, range(first, len(token_ids))))
             if entry.num_tokens > 1:
                 context_pages = self._tensor(array("q", slot.pages[: pages_for(end)]))
                 chunks.append(Chunk(slice(first, len(token_ids)), context_pages, end))
@@ -134,6 +278,7 @@ class Runner:
             for entry in scheduled
             if self.slots[entry.slot].num_computed + entry.num_tokens == len(self.slots[entry.slot].token_ids)
         ]
+        sampled = [number for number in complete if not self.slots[number].new.pooling]
         position_tensor = self._tensor(positions)
         batch = Batch(
             token_ids=self._tensor(token_ids),
@@ -143,9 +288,9 @@ class Runner:
             num_decode=len(single),
             runs=self._runs([self.slots[entry.slot] for entry in single]),
             chunks=chunks,
-            sampled=self._tensor(array("q", [row_of[slot] for slot in complete])),
+            sampled=self._tensor(array("q", [row_of[number] for number in sampled])),
         )
-        return batch, [self.slots[slot] for slot in complete]
+        return Step(batch, pieces, complete, sampled, row_of)
 
     def _runs(self, slots: list[Slot]) -> list[PageRun]:
         """The pages that `slots`, each with one token in this step, attend over."""
@@ -169,13 +314,13 @@ class Runner:
         )
         return [PageRun(*part) for part in parts] if slots else []
 
-    def _tensor(self, values: array[int]) -> torch.Tensor:  # [len(values)] int64
+    def _tensor(self, values: array[int]) -> Tensor:  # [len(values)] int64
         return torch.tensor(values, dtype=torch.int64).to(self.group.device, non_blocking=True)
 
 
-def _next_draw(slot: Slot) -> Draw:
-    params = slot.new.params
-    return Draw(params.temperature, params.top_k, params.top_p, params.seed, len(slot.token_ids))
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """The CPU's allocator has no exception of its own."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _tune_cpu(dtype: torch.dtype) -> None:

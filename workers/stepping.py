@@ -7,6 +7,8 @@ CPU; it dies with its supervisor, so it needs no other end to such a wait.
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Callable
 
 import msgspec
@@ -14,12 +16,14 @@ import msgspec
 from ipc.broadcast import BroadcastRing
 from ipc.ring import Ring
 from ipc.worker_messages import Abort, Command, StepReport, Stop, Submit, WorkerSpec
-from workers.engine import Engine
+from workers.engine import Engine, OutOfDeviceMemory
+from workers.pacing import Pace
 from workers.plan import decode_plan, encode_plan
 from workers.scheduler import Scheduler
 
 WRITE_TIMEOUT = 60.0  # seconds of back-pressure after which the reader of a ring counts as lost
 
+logger = logging.getLogger("workers.stepping")
 encode = msgspec.msgpack.Encoder().encode
 decode_command = msgspec.msgpack.Decoder(Command).decode
 Beat = Callable[..., None]  # HeartbeatPage.beat of this rank
@@ -35,6 +39,7 @@ def lead(spec: WorkerSpec, kv_pages: int, engine: Engine, reports: Ring, beat: B
         context_length=spec.context_length,
         kv_pages=kv_pages,
     )
+    pace = Pace(spec.max_step_tokens)
     records: list[bytes] = []
     while True:
         for record in records:
@@ -48,12 +53,19 @@ def lead(spec: WorkerSpec, kv_pages: int, engine: Engine, reports: Ring, beat: B
                         plans.write(encode_plan(None), WRITE_TIMEOUT)
                     beat(state="stopping", step=scheduler.step)
                     return
-        plan = scheduler.plan()
+        plan = scheduler.plan(pace.chunk())
         if plan is not None:
             beat(state="stepping", step=plan.step)
             if plans is not None:
                 plans.write(encode_plan(plan), WRITE_TIMEOUT)
-            scheduler.commit(engine.execute(plan))
+            began = time.monotonic()
+            try:
+                scheduler.commit(engine.execute(plan))
+            except OutOfDeviceMemory as error:
+                logger.warning("out of memory model=%s step=%d reason=%s", spec.model, plan.step, error)
+                scheduler.step_failed(f"the device has too little memory left for this request: {error}")
+            else:
+                pace.observe(scheduler.decode_tokens, scheduler.prefill_tokens, time.monotonic() - began)
         if news := scheduler.take_reports():
             cached, evicted = scheduler.take_page_news()
             counts = scheduler.statistics()

@@ -77,4 +77,11 @@ def serve(
             assert report.finish != "error", report.message
             outputs[report.request_id] += report.token_ids
         if plan is None and not coming:
+            forget(engine)
             return list(outputs.values())
+
+
+def forget(engine: Engine) -> None:
+    """Empty the slots that the next plan of this scheduler would have emptied."""
+    for slot in list(getattr(engine, "slots", ())):
+        engine._release(slot)

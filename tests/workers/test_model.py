@@ -20,10 +20,10 @@ def load(folder, **changes) -> Runner:
 
 def logits_of(runner: Runner, prompt: list[int]) -> torch.Tensor:
     """Of the token after the prompt, over the vocabulary."""
-    model, seen = runner.model, []
-    runner.model = lambda batch, cache: seen.append(model(batch, cache)) or seen[-1]
+    seen, logits = [], runner.model.logits
+    runner.model.logits = lambda x: seen.append(logits(x)) or seen[-1].clone()
     serve(runner, [request(1, prompt, 1)])
-    runner.model = model
+    del runner.model.logits
     return seen[-1][0]
 
 

@@ -105,7 +105,7 @@ def test_a_step_after_a_pause_takes_its_whole_time(heartbeat, clock):
 def test_a_load_takes_its_time_and_tells_its_progress(heartbeat, clock):
     fractions = []
     sim = engine(heartbeat, load_seconds=2.0, memory_bytes=12345)
-    assert sim.load(lambda fraction, message: fractions.append(fraction)) == 12345
+    assert sim.load(lambda fraction, message: fractions.append(fraction)).memory.total == 12345
     assert clock.now == pytest.approx(102.0)
     assert fractions == sorted(fractions)
     assert fractions[0] == 0.0

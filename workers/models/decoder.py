@@ -29,10 +29,11 @@ Angles = tuple[Tensor, Tensor]  # cosines and sines, [tokens, 1, head_dim] float
 
 
 class Decoder:
-    """One rank's share of the model: token ids to the logits of the tokens that are sampled."""
+    """One rank's share of the model: token ids to hidden states, and hidden states to logits."""
 
     def __init__(self, config: ModelConfig, group: Group, dtype: torch.dtype) -> None:
         empty = partial(torch.empty, dtype=dtype, device=group.device)
+        self.vocab_size = config.vocab_size
         vocabulary = Vocabulary(config.vocab_size, group)
         self.embedding = Embedding("model.embed_tokens", vocabulary, config.hidden_size, empty)
         self.rotary = Rotary(config.rope, config.head_dim, group.device)
@@ -59,12 +60,16 @@ class Decoder:
         """Bytes of the weights as the checkpoint has them."""
         return sum(piece.into.nbytes for piece in self.pieces())
 
-    def __call__(self, batch: Batch, cache: KVCache) -> Tensor:  # [sampled, vocabulary] float32
+    def __call__(self, batch: Batch, cache: KVCache) -> Tensor:  # [tokens, hidden], before the last norm
         angles = self.rotary(batch.positions)
         x = self.embedding(batch.token_ids)
         for block, kv in zip(self.blocks, cache.layers, strict=True):
             x = block(x, angles, batch, kv)
-        return self.head(self.norm(x[batch.sampled]))
+        return x
+
+    def logits(self, x: Tensor) -> Tensor:  # [rows, hidden] -> [rows, vocabulary] float32
+        """What the rows of `__call__` say about their next tokens."""
+        return self.head(self.norm(x))
 
 
 class Block:

@@ -1,0 +1,93 @@
+"""Penalties for what a sequence has in it already."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ipc.worker_messages import SamplingParams
+
+
+class Penalties:
+    """How often each token stands in the sequences that are penalised, and what that does to their logits.
+
+    The repetition penalty (Keskar et al. 2019) divides a positive logit and multiplies a negative one, of all
+    tokens in prompt and output. From the others' logits the frequency penalty takes its value once for each
+    time that the output has the token, and the presence penalty takes its value once.
+
+    Args:
+        vocab_size: columns of the logits.
+    """
+
+    def __init__(self, vocab_size: int, device: torch.device) -> None:
+        self._device = device
+        self._places: dict[int, int] = {}  # slot -> row of the tensors below
+        self._free: list[int] = []
+        self._counts = torch.zeros(0, vocab_size, dtype=torch.int16, device=device)  # in the output
+        self._seen = torch.zeros(0, vocab_size, dtype=torch.bool, device=device)  # in prompt or output
+        self._strengths = torch.zeros(0, 3, device=device)  # repetition, presence, frequency
+
+    def __contains__(self, slot: int) -> bool:
+        return slot in self._places
+
+    def add(self, slot: int, params: SamplingParams, prompt: Sequence[int], output: Sequence[int]) -> None:
+        """A sequence enters; one without penalties is not kept."""
+        strengths = (params.repetition_penalty, params.presence_penalty, params.frequency_penalty)
+        if strengths == (1.0, 0.0, 0.0):
+            return
+        if not self._free:
+            self._grow()
+        place = self._places[slot] = self._free.pop()
+        self._strengths[place] = torch.tensor(strengths, device=self._device)
+        self._counts[place] = 0
+        self._seen[place] = False
+        written = torch.tensor(list(output), dtype=torch.int64, device=self._device)
+        ones = torch.ones_like(written, dtype=torch.int16)
+        self._counts[place].index_add_(0, written, ones)
+        self._seen[place, written] = True
+        self._seen[place, torch.tensor(list(prompt), dtype=torch.int64, device=self._device)] = True
+
+    def remove(self, slot: int) -> None:
+        """A sequence left, penalised or not."""
+        if (place := self._places.pop(slot, None)) is not None:
+            self._free.append(place)
+
+    def apply(self, logits: Tensor, slots: list[int]) -> None:  # [rows, vocabulary], changed in place
+        """Penalise the rows, which belong to `slots`."""
+        rows = [row for row, slot in enumerate(slots) if slot in self._places]
+        if not rows:
+            return
+        places = self._index([self._places[slots[row]] for row in rows])
+        repetition, presence, frequency = self._strengths[places].unsqueeze(2).unbind(1)  # each [rows, 1]
+        counts = self._counts[places].float()
+        index = self._index(rows)
+        changed = logits[index]
+        repeated = torch.where(changed > 0, changed / repetition, changed * repetition)
+        changed = torch.where(self._seen[places], repeated, changed)
+        changed -= frequency * counts + presence * (counts > 0)
+        logits[index] = changed
+
+    def record(self, slots: list[int], tokens: list[int]) -> None:
+        """Each of these sequences goes on with a token; -1 is none."""
+        new = [
+            (self._places[s], t) for s, t in zip(slots, tokens, strict=True) if s in self._places and t >= 0
+        ]
+        if new:
+            places, written = (self._index(list(column)) for column in zip(*new, strict=True))
+            self._counts[places, written] += 1  # no sequence stands in a step twice
+            self._seen[places, written] = True
+
+    def _grow(self) -> None:
+        """Make room for as many again."""
+        size = len(self._counts)
+        more = max(4, size)
+        self._counts, self._seen, self._strengths = (
+            torch.cat([held, held.new_zeros(more, held.shape[1])])
+            for held in (self._counts, self._seen, self._strengths)
+        )
+        self._free = list(range(size, size + more))
+
+    def _index(self, values: list[int]) -> Tensor:
+        return torch.tensor(values, device=self._device)
