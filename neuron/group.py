@@ -385,12 +385,13 @@ class WorkerGroup:
         """`rank` has given everything back, or is gone."""
         worker, report = rank.worker, rank.worker.report()
         self._loop.remove_reader(worker.control.fileno())
-        if report is None or self._standby is None or not self._standby.offer(rank.device, worker, report):
+        self._loop.remove_reader(worker.pidfd)  # whoever keeps it watches that itself
+        if report is not None and self._standby and self._standby.offer(rank.device, worker, report):
+            self._forget(rank)
+            self._close_when_empty()
+        else:
+            self._loop.add_reader(worker.pidfd, self._on_exit, rank)
             worker.dismiss()
-            return
-        self._loop.remove_reader(worker.pidfd)
-        self._forget(rank)
-        self._close_when_empty()
 
     def _on_exit(self, rank: Rank) -> None:
         """The pidfd of `rank` says that it ended."""

@@ -204,7 +204,6 @@ class Service:
     # --- the neuron itself ------------------------------------------------------------------------------
 
     def _hello(self, peer: Peer, request: Hello) -> None:
-        # A worker process serves one load and ends with it, which keeps every `defrag_after_cycles`.
         if request.eviction is not None:
             self._models.eviction = request.eviction
         log.info("client says hello client=%s eviction=%s", request.client, request.eviction)
