@@ -104,6 +104,7 @@ def test_endpoints_of_zeromq_are_taken(read, listen):
         ("queue: {wait_seconds: 0}", "queue.wait_seconds", ["> 0"]),
         ("cpu: {cores: 0}", "cpu.cores", [">= 1"]),
         ("log_level: LOUD", "log_level", ["'LOUD'"]),
+        ("standby: 2", "standby", ["bool"]),
     ],
 )
 def test_an_error_names_file_key_and_value(read, text, key, words):

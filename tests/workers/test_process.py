@@ -1,0 +1,85 @@
+"""A worker process: what it does before, between and after the ranks that it is."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from ipc.control import Control
+from ipc.worker_messages import Waiting, WarmUp
+
+PATIENCE = 30.0  # seconds
+
+
+@pytest.fixture
+def worker():
+    """A process without orders, and the line to it."""
+    control, theirs = Control.pair()
+    with control, theirs:
+        fd = theirs.fileno()
+        process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "workers"),
+                *("--control-fd", str(fd), "--supervisor-pid", str(os.getpid())),
+            ],
+            pass_fds=[fd],
+            stderr=subprocess.PIPE,
+        )
+        theirs.close()
+        yield process, control
+    process.kill()
+    process.wait(PATIENCE)
+    process.stderr.close()
+
+
+def test_a_warm_process_says_what_it_holds_and_that_is_its_baseline(worker):
+    _, control = worker
+    control.send(WarmUp(device="cpu"))
+    report = control.receive()
+    assert isinstance(report, Waiting)
+    assert report.loads == 0
+    assert report.baseline.host > 1 << 20
+    assert abs(report.held.host - report.baseline.host) < 4 << 20
+
+
+def test_without_orders_it_ends_when_nobody_can_give_any(worker):
+    process, control = worker
+    control.hang_up()
+    assert process.wait(PATIENCE) == 0
+    assert process.stderr.read() == b""
+
+
+def test_sigterm_ends_it_while_it_waits(worker):
+    process, control = worker
+    control.send(WarmUp(device="cpu"))
+    control.receive()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(PATIENCE) == 0
+    assert process.stderr.read() == b""
+
+
+def test_what_is_no_order_ends_it(worker):
+    process, control = worker
+    control._socket.send(b"garbage")
+    assert process.wait(PATIENCE) == 1
+    assert b"ControlBroken" in process.stderr.read()
+
+
+def test_the_threads_of_a_process_that_waited_are_those_that_its_model_asks_for():
+    code = (
+        "import os, torch\n"
+        "x = torch.ones(600, 600)\n"
+        "seen = []\n"
+        "for threads in (1, 3, 2):\n"
+        "    torch.set_num_threads(threads)\n"
+        "    (x @ x).add_(1).exp_()\n"
+        "    seen.append(len(os.listdir('/proc/self/task')))\n"
+        "print(seen)\n"
+    )
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, timeout=PATIENCE, check=True
+    )
+    assert done.stdout == b"[1, 3, 2]\n"
