@@ -340,3 +340,21 @@ def test_waits_between_restarts_double_up_to_a_limit():
     backoff = Backoff()
     assert [backoff.seconds(n) for n in range(8)] == [0.5, 1, 2, 4, 8, 16, 30, 30]
     assert backoff.seconds(10_000) == 30
+
+
+def test_cached_pages_are_told_and_forgotten_with_their_worker():
+    async def scenario():
+        async with owning() as model:
+            assert model.page_hashes() == []
+            await Client(model, 1, prompt=range(100)).last()
+            await Client(model, 2, prompt=range(100)).last()
+            state = model.state()
+            assert len(model.page_hashes()) == state.pages_cached == 3
+            assert (state.prompt_tokens, state.cached_tokens) == (200, 96)
+            os.kill(model.ranks()[0].pid, signal.SIGKILL)
+            await until(lambda: model.status == "restarting")
+            assert model.page_hashes() == []
+            await until(lambda: model.status == "ready")
+            assert model.state().prompt_tokens == 0
+
+    run(scenario())
