@@ -17,7 +17,7 @@ from ipc.memory import LINE_WORDS, WORD, SharedMemory, make_fence
 
 STATES = ("starting", "loading", "ready", "stepping", "collective", "stopping")
 NUMBERS = {state: number for number, state in enumerate(STATES)}
-BEAT = struct.Struct("=QQQQQQ")  # state, epoch, step, time (ns), memory, pid
+BEAT = struct.Struct("=QQQQQQQd")  # the fields of `Beat`, the time in ns; it fills a line
 SLOT_WORDS = 3 * LINE_WORDS  # the counter's line, then a line for each copy
 
 
@@ -30,6 +30,8 @@ class Beat(NamedTuple):
     time: float  # seconds of the monotonic clock, which all processes of a host share; 0.0: it never beat
     memory: int  # bytes held on its device
     pid: int
+    collectives: int  # that it took part in
+    collective_seconds: float  # in all of them: the rank with the fewest is the one the others wait for
 
 
 class HeartbeatPage:
@@ -40,6 +42,7 @@ class HeartbeatPage:
         self._fence = make_fence()
         self._epoch = [0] * ranks
         self._held = [0] * ranks
+        self._collectives = [(0, 0.0)] * ranks
 
     @classmethod
     def create(cls, ranks: int) -> HeartbeatPage:
@@ -58,13 +61,25 @@ class HeartbeatPage:
         return self._memory.fd
 
     def beat(
-        self, rank: int, *, state: str, step: int, memory: int | None = None, epoch: int | None = None
+        self,
+        rank: int,
+        *,
+        state: str,
+        step: int,
+        memory: int | None = None,
+        epoch: int | None = None,
+        collectives: tuple[int, float] | None = None,
     ) -> None:
-        """Say what `rank` does now; `memory` and `epoch` keep what this object said last when left out."""
+        """Say what `rank` does now. What may be left out stays as this object said it last.
+
+        `collectives` are how many there were, and the seconds in them.
+        """
         if memory is not None:
             self._held[rank] = memory
         if epoch is not None:
             self._epoch[rank] = epoch
+        if collectives is not None:
+            self._collectives[rank] = collectives
         slot = rank * SLOT_WORDS
         count = self._memory.words[slot] + 1
         BEAT.pack_into(
@@ -76,6 +91,7 @@ class HeartbeatPage:
             time.monotonic_ns(),
             self._held[rank],
             os.getpid(),
+            *self._collectives[rank],
         )
         self._fence()  # the copy, then the counter that shows it
         self._memory.words[slot] = count
@@ -84,7 +100,7 @@ class HeartbeatPage:
     def read(self, rank: int) -> Beat:
         """The last whole beat of `rank`, without waiting for it.
 
-        Another try is needed only where the rank published twice during one copy of 48 bytes, so a hundred
+        Another try is needed only where the rank published twice during one copy of 64 bytes, so a hundred
         failures mean that something else writes there: RuntimeError.
         """
         slot = rank * SLOT_WORDS
@@ -94,8 +110,8 @@ class HeartbeatPage:
             fields = BEAT.unpack_from(self._memory.map, (slot + LINE_WORDS * (1 + count % 2)) * WORD)
             self._fence()
             if self._memory.words[slot] == count:
-                state, epoch, step, nanoseconds, memory, pid = fields
-                return Beat(STATES[state], epoch, step, nanoseconds / 1e9, memory, pid)
+                state, epoch, step, nanoseconds, *others = fields
+                return Beat(STATES[state], epoch, step, nanoseconds / 1e9, *others)
         raise RuntimeError(f"the heartbeat of rank {rank} changes faster than it can be read")
 
     def close(self) -> None:

@@ -412,7 +412,8 @@ class RankState(Plain):
     age: float  # seconds since it last wrote
     memory: int  # bytes it holds on its device
     collectives: int = 0  # that it took part in
-    collective_seconds: float = 0.0  # in all of them together, waiting for the others included
+    # In all of them. The others wait for the rank with the fewest seconds; the difference is the skew.
+    collective_seconds: float = 0.0
 
 
 class ModelState(Plain):

@@ -17,8 +17,8 @@ from ipc.messages import Plain
 
 PAGE_SIZE = 32  # tokens in one page of a KV pool
 
-# llguidance's own bounds (`LLParserLimits`) on what a grammar may cost, in a supervisor that tries it and in a
-# rank that follows it. They count work and not time, so all ranks come to the same end.
+# llguidance's own bounds (`LLParserLimits`) on what a grammar may cost, in a supervisor that tries it and in
+# a rank that follows it. They count work and not time, so all ranks come to the same end.
 GRAMMAR_LIMITS = {
     "initial_lexer_fuel": 400_000,
     "step_lexer_fuel": 50_000,
@@ -223,7 +223,8 @@ class SequenceReport(msgspec.Struct, array_like=True):
     code: str = ""  # the same: of `ipc.errors.Code`
     cached_tokens: int = 0  # of its prompt, in its first report
     logprobs: list[Logprobs] = []  # of each of `token_ids`
-    prompt_logprobs: list[Logprobs] = []  # of each prompt token but the first; once, with the first token
+    # Of each prompt token but the first. Many come in parts, the last of them with the first token.
+    prompt_logprobs: list[Logprobs] = []
     embedding: bytes = b""  # float32, little-endian
 
 

@@ -198,6 +198,8 @@ class WorkerGroup:
                 step=beat.step,
                 age=max(0.0, now - beat.time) if beat.time else 0.0,
                 memory=beat.memory,
+                collectives=beat.collectives,
+                collective_seconds=beat.collective_seconds,
             )
             for rank, beat in beats
         ]
@@ -421,6 +423,6 @@ def _append(whole: SequenceReport, later: SequenceReport) -> None:
     """Add what a later step did. In place, for thousands of steps may have come together."""
     whole.token_ids += later.token_ids
     whole.logprobs += later.logprobs
-    whole.prompt_logprobs = whole.prompt_logprobs or later.prompt_logprobs
+    whole.prompt_logprobs += later.prompt_logprobs
     whole.embedding = whole.embedding or later.embedding
     whole.finish, whole.message, whole.code = later.finish, later.message, later.code

@@ -58,9 +58,15 @@ class Engine(Protocol):
         """Run one step.
 
         Raises:
-            OutOfDeviceMemory: only a rank that is alone in its group; slots are as the plan says, and nothing
-                of `scheduled` counts as computed.
+            OutOfDeviceMemory: slots and pages are as the plan says, and nothing of `scheduled` counts as
+                computed. Only a rank that is alone in its group raises it: the others of a larger one wait in
+                a collective that this rank will not come to, so there any other error is raised, and the
+                group ends. It does not come to that as long as the most that a step takes was left free.
         """
+        ...
+
+    def collectives(self) -> tuple[int, float]:
+        """How many this rank took part in, and its seconds in all of them (`workers.parallel.Group`)."""
         ...
 
     def close(self) -> None:

@@ -29,7 +29,6 @@ from workers.sampler import Sampler
 
 THREAD_BYTES = 32 << 20  # weights that a further CPU thread is worth: less, and it waits longer than it works
 LOGITS_ROWS = 64  # of a prompt, whose logits over the whole vocabulary are in memory at once
-NOTHING = torch.zeros(())
 NO_EXTRA = Extra()
 RUN_PAGES = 64  # pages that decode gathers at once: 4 MB of keys in a model with 8 heads of 128
 
@@ -46,14 +45,12 @@ class Slot:
     token_ids: array[int]
     pages: list[int]
     num_computed: int
-    pooled: Tensor | None = None  # sum of hidden states, [hidden] float32
+    pooled: Tensor | float = 0.0  # [hidden] float32: the last hidden state, or the sum of all so far
     prompt_logprobs: list[Logprobs] = field(default_factory=list)
 
     @property
-    def looked_back(self) -> bool:
-        """Whether every token of its prompt is asked about, which after a preemption was answered already."""
-        if self.new.pooling:
-            return self.new.pooling == "mean"
+    def tells(self) -> bool:
+        """Whether its log-probabilities are asked for, which after a preemption were told already."""
         fresh = len(self.token_ids) == self.new.prompt_len
         return self.new.params.prompt_logprobs is not None and fresh
 
@@ -74,7 +71,6 @@ class Step:
     pieces: list[Piece]
     complete: list[int]  # slots that have no pending token after it, in the order of the plan
     sampled: list[int]  # those of them that get a token
-    row_of: dict[int, int]  # slot -> row of its last token
 
 
 class Runner:
@@ -131,6 +127,7 @@ class Runner:
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> StepResult:
         """Run one step."""
+        self.group.begin_step(plan.step)
         for number in plan.released:
             self._release(number)
         for new in plan.added:
@@ -139,13 +136,18 @@ class Runner:
             self.slots[entry.slot].pages += entry.new_pages
         try:
             return self._step(plan.scheduled)
-        except (torch.OutOfMemoryError, RuntimeError) as error:
-            # with several ranks the others wait in a collective: there only the end of the group helps
+        except RuntimeError as error:
             if self.group.size > 1 or not _is_out_of_memory(error):
                 raise
-            if self.group.device.type == "cuda":
-                torch.cuda.empty_cache()
-            raise OutOfDeviceMemory(str(error).partition("\n")[0]) from error
+            reason = str(error).partition("\n")[0]
+        # here, because the error held what the step had: only now there is something to give back
+        if self.group.device.type == "cuda":
+            torch.cuda.empty_cache()
+        raise OutOfDeviceMemory(reason)
+
+    def collectives(self) -> tuple[int, float]:
+        """How many there were, and the seconds in them."""
+        return self.group.collectives, self.group.collective_seconds
 
     def close(self) -> None:
         """Leave the group, and let go of all memory."""
@@ -178,20 +180,22 @@ class Runner:
             self.grammars.remove(number)
 
     def _step(self, scheduled: list[Scheduled]) -> StepResult:
-        """What the plan's tokens lead to. Nothing of a slot changes before all of it was computed."""
+        """What the plan's tokens lead to. No slot and no sampler changes before all of it was computed."""
         step = self._batch(scheduled)
         masks = self.grammars.begin(step.sampled) if self.grammars is not None else None
         hidden = self.model(step.batch, self.cache)
+        pooled = [(piece.slot, self._pool(piece, hidden)) for piece in step.pieces if piece.slot.new.pooling]
+        told = [(piece.slot, self._tell(piece, hidden)) for piece in step.pieces if piece.slot.tells]
         sampled = self._sample(hidden[step.batch.sampled], step.sampled, masks)
-        news = [(each.slot, self._look_back(each, hidden)) for each in step.pieces if each.slot.looked_back]
-        for slot, (pooled, told) in news:
-            slot.pooled = pooled if slot.pooled is None else slot.pooled + pooled
-            slot.prompt_logprobs += told
+        for slot, vector in pooled:
+            slot.pooled = slot.pooled + vector if slot.new.pooling == "mean" else vector
+        for slot, entries in told:
+            slot.prompt_logprobs += entries
         for piece in step.pieces:
             piece.slot.num_computed += len(piece.rows)
         result = StepResult([])
         for number in step.complete:
-            self._conclude(number, sampled, hidden, step, result)
+            self._conclude(number, sampled, result)
         return result
 
     def _sample(self, hidden: Tensor, slots: list[int], masks: PendingMasks | None) -> dict[int, Choice]:
@@ -205,33 +209,30 @@ class Runner:
             for row, (slot, token) in enumerate(zip(slots, sampled.tokens, strict=True))
         }
 
-    def _look_back(self, piece: Piece, hidden: Tensor) -> tuple[Tensor, list[Logprobs]]:
-        """What is asked of the prompt: the sum of its hidden states, or how probable its tokens were."""
-        slot, params = piece.slot, piece.slot.new.params
-        rows = hidden[piece.rows.start : piece.rows.stop]
-        if slot.new.pooling:
-            return self.model.norm(rows).sum(dim=0, dtype=torch.float32), []
-        following = slot.token_ids[slot.num_computed + 1 : slot.num_computed + len(rows) + 1].tolist()
+    def _pool(self, piece: Piece, hidden: Tensor) -> Tensor:  # [hidden] float32
+        """The last of its hidden states, or the sum of all."""
+        first = piece.rows.start if piece.slot.new.pooling == "mean" else piece.rows.stop - 1
+        return self.model.norm(hidden[first : piece.rows.stop]).sum(dim=0, dtype=torch.float32)
+
+    def _tell(self, piece: Piece, hidden: Tensor) -> list[Logprobs]:
+        """How probable the tokens of a prompt were that follow those of `piece`."""
+        slot, first = piece.slot, piece.rows.start
+        start = slot.num_computed + 1
+        following = slot.token_ids[start : start + len(piece.rows)].tolist()
         told: list[Logprobs] = []
         for start in range(0, len(following), LOGITS_ROWS):
             targets = following[start : start + LOGITS_ROWS]
-            logits = self.model.logits(rows[start : start + len(targets)])
-            told += logprobs(logits, targets, [params.prompt_logprobs] * len(targets))
-        return NOTHING, told
+            logits = self.model.logits(hidden[first + start : first + start + len(targets)])
+            told += logprobs(logits, targets, [slot.new.params.prompt_logprobs] * len(targets))
+        return told
 
-    def _conclude(
-        self, number: int, sampled: dict[int, Choice], hidden: Tensor, step: Step, result: StepResult
-    ) -> None:
+    def _conclude(self, number: int, sampled: dict[int, Choice], result: StepResult) -> None:
         """Add what a sequence came to that has no pending token left."""
         slot, extra = self.slots[number], Extra()
         if slot.new.pooling:
-            vector = slot.pooled
-            if vector is None:
-                vector = self.model.norm(hidden[step.row_of[number]])
-            else:
-                vector = vector / slot.new.prompt_len
+            vector = slot.pooled / slot.new.prompt_len if slot.new.pooling == "mean" else slot.pooled
             token = -1
-            extra.embedding = vector.float().cpu().numpy().astype("<f4").tobytes()
+            extra.embedding = vector.cpu().numpy().astype("<f4").tobytes()
         else:
             token, extra.logprobs = sampled[number]
             if token < 0:
@@ -290,7 +291,7 @@ class Runner:
             chunks=chunks,
             sampled=self._tensor(array("q", [row_of[number] for number in sampled])),
         )
-        return Step(batch, pieces, complete, sampled, row_of)
+        return Step(batch, pieces, complete, sampled)
 
     def _runs(self, slots: list[Slot]) -> list[PageRun]:
         """The pages that `slots`, each with one token in this step, attend over."""
@@ -325,9 +326,8 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
 
 def _tune_cpu(dtype: torch.dtype) -> None:
     """Settings of this process that serving on a CPU is fast with; called when the weights are in place."""
-    if dtype == torch.bfloat16:
-        # attention multiplies bfloat16 values as float32; this lets oneDNN do it exactly as fast
-        torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+    # attention multiplies bfloat16 values as float32; this lets oneDNN do it exactly as fast
+    torch.backends.mkldnn.matmul.fp32_precision = "bf16" if dtype == torch.bfloat16 else "ieee"
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
         # glibc would give freed activations back to the kernel, which then has to clear each page of them

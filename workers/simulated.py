@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from ipc.errors import Code, CortexError
 from ipc.heartbeat import HeartbeatPage
 from ipc.worker_messages import PAGE_SIZE, FailurePlan, MemoryUse, WorkerSpec
-from workers.engine import Loaded, StepResult
+from workers.engine import Loaded, OutOfDeviceMemory, StepResult
 from workers.plan import StepPlan
 
 BACK_TO_BACK = 0.005  # seconds; a step that follows the last one within this time follows it at once
@@ -46,6 +46,8 @@ class SimulatedEngine:
         self.failure = due_failure(spec)
         self.heartbeat = heartbeat
         self.slots = [Slot(0, 0) for _ in range(spec.max_sequences)]
+        self.met = 0  # collectives
+        self.met_seconds = 0.0
         self.free_at = 0.0  # monotonic second at which the simulated device ended its last step
 
     def load(self, progress: Callable[[float, str], None]) -> Loaded:
@@ -64,9 +66,9 @@ class SimulatedEngine:
         return self._meet(step=0)
 
     def execute(self, plan: StepPlan) -> StepResult:
-        self._fail(plan.step)
         for new in plan.added:
             self.slots[new.slot] = Slot(new.prompt_len, len(new.token_ids) // 4, len(new.pages) * PAGE_SIZE)
+        self._fail(plan.step)
         sampled = []
         prefill_tokens = decode_tokens = 0
         for entry in plan.scheduled:
@@ -83,6 +85,9 @@ class SimulatedEngine:
         if self.spec.world_size > 1:
             self._meet(plan.step)
         return StepResult(sampled)
+
+    def collectives(self) -> tuple[int, float]:
+        return self.met, self.met_seconds
 
     def close(self) -> None:
         pass
@@ -107,13 +112,17 @@ class SimulatedEngine:
             os.kill(os.getpid(), signal.SIGKILL)
         if step == self.failure.error_at_step:
             raise RuntimeError(f"simulated failure in step {step}")
+        if step == self.failure.out_of_memory_at_step:
+            error = OutOfDeviceMemory if self.spec.world_size == 1 else RuntimeError  # as the real one
+            raise error(f"simulated lack of memory in step {step}")
         while step == self.failure.hang_at_step:
             time.sleep(1.0)
 
     def _meet(self, step: int) -> int:
         """The collective: arrive, and wait until every rank has arrived. Returns how many there are."""
         self.heartbeat.beat(self.spec.rank, state="collective", step=step)
-        deadline = time.monotonic() + COLLECTIVE_TIMEOUT
+        began = time.monotonic()
+        deadline = began + COLLECTIVE_TIMEOUT
         for rank in range(self.spec.world_size):
             while not self._arrived(rank, step):
                 if time.monotonic() > deadline:
@@ -121,6 +130,8 @@ class SimulatedEngine:
                         f"rank {rank} did not come to step {step} in {COLLECTIVE_TIMEOUT:.0f} s"
                     )
                 time.sleep(COLLECTIVE_POLL)
+        self.met += 1
+        self.met_seconds += time.monotonic() - began
         return self.spec.world_size
 
     def _arrived(self, rank: int, step: int) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import msgspec
 
@@ -18,13 +18,13 @@ from ipc.ring import Ring
 from ipc.worker_messages import Abort, Command, StepReport, Stop, Submit, WorkerSpec
 from workers.engine import Engine, OutOfDeviceMemory
 from workers.pacing import Pace
-from workers.plan import decode_plan, encode_plan
+from workers.parts import hear, records, tell
 from workers.scheduler import Scheduler
 
 WRITE_TIMEOUT = 60.0  # seconds of back-pressure after which the reader of a ring counts as lost
+TURN_COMMANDS = 256  # taken between two steps: a few milliseconds, however many are waiting
 
 logger = logging.getLogger("workers.stepping")
-encode = msgspec.msgpack.Encoder().encode
 decode_command = msgspec.msgpack.Decoder(Command).decode
 Beat = Callable[..., None]  # HeartbeatPage.beat of this rank
 
@@ -40,9 +40,9 @@ def lead(spec: WorkerSpec, kv_pages: int, engine: Engine, reports: Ring, beat: B
         kv_pages=kv_pages,
     )
     pace = Pace(spec.max_step_tokens)
-    records: list[bytes] = []
+    idle = False
     while True:
-        for record in records:
+        for record in take(commands, wait=idle):
             match decode_command(record):
                 case Submit() as request:
                     scheduler.submit(request)
@@ -50,14 +50,15 @@ def lead(spec: WorkerSpec, kv_pages: int, engine: Engine, reports: Ring, beat: B
                     scheduler.abort(request_id)
                 case Stop():
                     if plans is not None:
-                        plans.write(encode_plan(None), WRITE_TIMEOUT)
+                        tell(plans, None, WRITE_TIMEOUT)
                     beat(state="stopping", step=scheduler.step)
                     return
         plan = scheduler.plan(pace.chunk())
+        idle = plan is None
         if plan is not None:
-            beat(state="stepping", step=plan.step)
+            beat(state="stepping", step=plan.step, collectives=engine.collectives())
             if plans is not None:
-                plans.write(encode_plan(plan), WRITE_TIMEOUT)
+                tell(plans, plan, WRITE_TIMEOUT)
             began = time.monotonic()
             try:
                 scheduler.commit(engine.execute(plan))
@@ -70,21 +71,29 @@ def lead(spec: WorkerSpec, kv_pages: int, engine: Engine, reports: Ring, beat: B
             cached, evicted = scheduler.take_page_news()
             counts = scheduler.statistics()
             report = StepReport(scheduler.step, news, **counts, cached=cached, evicted=evicted)
-            reports.write(encode(report), WRITE_TIMEOUT)
-        if plan is None:
-            beat(state="ready", step=scheduler.step)
-            records = [commands.read(None), *commands.read_all()]
-        else:
-            records = commands.read_all()
+            for record in records(report):
+                reports.write(record, WRITE_TIMEOUT)
+        if idle:
+            beat(state="ready", step=scheduler.step, collectives=engine.collectives())
 
 
 def follow(spec: WorkerSpec, engine: Engine, beat: Beat) -> None:
     """Any other rank: execute what rank 0 plans, until it plans no more."""
     plans = BroadcastRing.attach_reader(spec.plans, spec.rank - 1)
     step = 0
-    while (plan := decode_plan(plans.read(None))) is not None:
+    while (plan := hear(plans)) is not None:
         step = plan.step
         beat(state="stepping", step=step)
         engine.execute(plan)
-        beat(state="ready", step=step)
+        beat(state="ready", step=step, collectives=engine.collectives())
     beat(state="stopping", step=step)
+
+
+def take(commands: Ring, wait: bool) -> Iterator[bytes]:
+    """The commands of one turn; with `wait` there is one at least."""
+    if wait:
+        yield commands.read(None)
+    for _ in range(TURN_COMMANDS):
+        if (record := commands.try_read()) is None:
+            return
+        yield record

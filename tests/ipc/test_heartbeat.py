@@ -45,7 +45,7 @@ def test_epoch_and_memory_stay_until_they_are_said_anew(page):
 
 
 def test_a_rank_that_never_beat_reads_as_starting_at_time_zero(page):
-    assert page.read(0) == ("starting", 0, 0, 0.0, 0, 0)
+    assert page.read(0) == ("starting", 0, 0, 0.0, 0, 0, 0, 0.0)
 
 
 def test_an_unknown_state_is_an_error_and_changes_nothing(page):
