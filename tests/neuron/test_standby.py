@@ -112,16 +112,16 @@ class Place:
 
 
 class Output:
-    """The tokens of one request."""
+    """The tokens of one request, and how probable each of them was."""
 
     def __init__(self, group, max_tokens=4):
         self.tokens = []
         self.finished = asyncio.get_running_loop().create_future()
         prompt = array("I", range(5, 25)).tobytes()
-        group.submit(Submit(1, prompt, max_tokens, SamplingParams(temperature=0.0)), self)
+        group.submit(Submit(1, prompt, max_tokens, SamplingParams(temperature=0.0, logprobs=0)), self)
 
     def advance(self, report):
-        self.tokens += report.token_ids
+        self.tokens += [(token.token, token.logprob) for token in report.logprobs]
         if report.finish:
             self.finished.set_result(self.tokens)
 
@@ -202,7 +202,7 @@ def test_the_same_process_serves_models_of_other_threads_and_types():
             async with place.serving(**changes) as group:
                 assert [rank.pid for rank in group.ranks()] == [pid]
                 answers.append(await Output(group).all())
-        assert answers[0] == answers[2]
+        assert answers[0] == answers[2] != answers[1]
 
     run(scenario)
 
