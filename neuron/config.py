@@ -75,7 +75,7 @@ class NeuronConfig(Struct, frozen=True, kw_only=True):
     devices: list[str] | None = None  # null: all that are found
     cpu: Cpu = Cpu()
     queue: Queue = Queue()
-    standby: bool = True  # keep a warm process on each device that a model may be loaded on (0.3 GB on a CPU)
+    standby: bool = True  # keep a warm process on each device that a model may be loaded on
     step_deadline_seconds: Seconds = 120.0
     load_deadline_seconds: Seconds = 1800.0
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
