@@ -1,4 +1,8 @@
-"""The requests of one model: a line that is bounded in length and in time, and those in its worker."""
+"""The requests of one model: those that have not begun, bounded in number and in time, and those that have.
+
+Who is next is decided in one place, the worker's scheduler: whatever was prepared is handed over as soon as
+the model is ready, and counts as waiting until the worker has computed some of it.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +14,16 @@ from typing import Generic, TypeVar
 
 from ipc.errors import Code, CortexError
 from neuron.config import Queue
-from neuron.generation import Generation
 from neuron.group import WorkerGroup
+from neuron.work import Work
 
 T = TypeVar("T")
 
-HANDED_OVER = 2  # times max_sequences: no slot waits for the supervisor, and the line stays fair
 ATTEMPTS = 2  # workers that may get one request; more could mean that it is what kills them
 
 
 class WaitingRoom(Generic[T]):
-    """Requests that wait for their model to load, or for a place in its worker.
+    """Requests that wait for their model to load, or in its worker for their turn.
 
     Time only counts against a request while the model is ready (`start_clock`): how long a load may take is
     the load deadline's business, and a cold model of many gigabytes must not eat the patience of its queue.
@@ -46,13 +49,16 @@ class WaitingRoom(Generic[T]):
     def __iter__(self) -> Iterable[T]:
         return iter(self._arrivals)
 
-    def push(self, item: T) -> None:
+    def push(self, item: T, spare: int = 0) -> None:
         """Let `item` wait at the end of the line.
+
+        Args:
+            spare: how many of those who wait have a place already, and only await their turn to take it.
 
         Raises:
             CortexError: QUEUE_FULL, with an estimate of when a place may be free.
         """
-        if len(self._arrivals) >= self._limit:
+        if len(self._arrivals) >= self._limit + spare:
             raise CortexError(
                 Code.QUEUE_FULL,
                 f"{len(self._arrivals)} requests already wait for this model, which is its limit",
@@ -61,20 +67,14 @@ class WaitingRoom(Generic[T]):
             )
         self._arrivals[item] = self._now()
 
-    def push_front(self, items: Iterable[T]) -> None:
-        """Put `items`, in their order, before all others: they were already let in once."""
-        for item in reversed(list(items)):
-            self._arrivals[item] = self._now()
-            self._arrivals.move_to_end(item, last=False)
-
-    def pop(self) -> T:
-        """Take the one that waits longest. Raises KeyError when nobody waits."""
-        item, _ = self._arrivals.popitem(last=False)
+    def depart(self, item: T) -> None:
+        """`item` has its turn. Nothing happens when it is not there."""
+        if self._arrivals.pop(item, None) is None:
+            return
         now = self._now()
         if self._last_departure is not None:
             self._departure_gap += 0.2 * (now - self._last_departure - self._departure_gap)
         self._last_departure = now if self._arrivals else None
-        return item
 
     def discard(self, item: T) -> None:
         """Forget `item`, which may have left already."""
@@ -122,32 +122,34 @@ class Admission:
     """
 
     def __init__(self, queue: Queue, max_sequences: int) -> None:
-        self.running: set[Generation] = set()  # handed over, and not ended
-        self.quiet = asyncio.Event()  # nothing runs
+        self.running: set[Work] = set()  # begun, and not ended
+        self.quiet = asyncio.Event()  # nothing is in the worker
         self.quiet.set()
         self.counts = {"finished": 0, "cancelled": 0, "failed": 0}  # by outcome
         self._wait_seconds = queue.wait_seconds
-        self._handed_over = HANDED_OVER * max_sequences
-        self._room: WaitingRoom[Generation] = WaitingRoom(queue.limit, queue.wait_seconds)
+        self._max_sequences = max_sequences
+        self._room: WaitingRoom[Work] = WaitingRoom(queue.limit, queue.wait_seconds)
+        self._unhanded: dict[Work, None] = {}  # in the room, and not in the worker; in order
+        self._handed: set[Work] = set()  # in the worker
         self._group: WorkerGroup | None = None  # while requests are handed over
         self._context_length = 0  # of that group
         self._timer: asyncio.TimerHandle | None = None  # for the first in line
 
     @property
     def waiting(self) -> int:
-        """Requests in line."""
+        """Requests that have not begun."""
         return len(self._room)
 
     @property
     def idle(self) -> bool:
         """There is no request at all."""
-        return not self.running and not len(self._room)
+        return not self._handed and not len(self._room)
 
     def open(self, group: WorkerGroup, context_length: int) -> None:
         """From now on requests are handed to `group`."""
         self._group, self._context_length = group, context_length
         self._room.start_clock()
-        self.pump()
+        self._hand_over()
         self._watch_line()
 
     def shut(self) -> None:
@@ -156,73 +158,84 @@ class Admission:
         self._room.stop_clock()
         self._watch_line()
 
-    def admit(self, generation: Generation) -> bool:
-        """Take a prepared request. Returns whether it has to wait.
+    def admit(self, work: Work) -> bool:
+        """Take a prepared request. Returns whether it has to wait for a worker.
 
         Raises:
             CortexError: QUEUE_FULL.
         """
-        self._room.push(generation)
-        self.pump()
-        if not len(self._room):
-            return False
-        if self._group is not None:
-            generation.progress("queued", f"{len(self._room)} requests wait for this model")
+        spare = max(0, self._max_sequences - len(self.running)) if self._group is not None else 0
+        self._room.push(work, spare)
+        self._unhanded[work] = None
+        if self._group is None:
+            return True
+        if len(self._handed) >= self._max_sequences:
+            work.progress("queued", f"{len(self._room)} requests wait for this model")
+        self._hand_over()
+        if self._timer is None:
             self._watch_line()
-        return True
+        return False
 
-    def pump(self) -> None:
-        """Hand waiting requests to the worker, as far as it has use for them."""
-        while len(self._room) and self._group is not None and len(self._group.open) < self._handed_over:
-            generation = self._room.pop()
-            try:
-                generation.check_length(self._context_length)  # it may be less than before the load
-            except CortexError as error:
-                generation.fail(error)
-                continue
-            self.running.add(generation)
-            self.quiet.clear()
-            self._group.submit(generation.submission(self._context_length), generation)
+    def begin(self, work: Work) -> None:
+        """The worker has computed some of it."""
+        self._room.depart(work)
+        self.running.add(work)
 
-    def leave(self, generation: Generation) -> bool:
+    def leave(self, work: Work) -> bool:
         """Forget a request that ended. Returns whether it was in the worker, which may still have it."""
-        self.counts[generation.outcome] += 1
-        self._room.discard(generation)
-        if generation not in self.running:
+        self.counts[work.outcome] += 1
+        self._room.discard(work)
+        self._unhanded.pop(work, None)
+        self.running.discard(work)
+        if work not in self._handed:
             return False
-        self.running.discard(generation)
-        if not self.running:
+        self._handed.discard(work)
+        if not self._handed:
             self.quiet.set()
         return True
 
     def lose_worker(self, error: CortexError) -> None:
         """The worker died: what had begun is lost and says so, the rest stands first in line again."""
         self.shut()
-        again = [g for g in self.running if not g.begun and g.attempts < ATTEMPTS]
-        again.sort(key=lambda generation: generation.key)  # the order of their arrival
-        self.running.difference_update(again)
-        self._room.push_front(again)
-        for generation in list(self.running):
-            generation.fail(error)
+        again = [g for g in self._handed if not g.begun and g.attempts < ATTEMPTS]
+        again.sort(key=lambda work: work.key)  # the order of their arrival
+        self._handed.difference_update(again)
+        self._unhanded = dict.fromkeys(again) | self._unhanded
+        for work in list(self._handed):
+            work.fail(error)
         self.quiet.set()
+
+    def _hand_over(self) -> None:
+        """Give the worker all that it does not have."""
+        for work in list(self._unhanded):
+            del self._unhanded[work]
+            try:
+                work.check_length(self._context_length)  # it may be less than before the load
+            except CortexError as error:
+                work.fail(error)
+                continue
+            self._handed.add(work)
+            self.quiet.clear()
+            for part in work.hand_over(self._context_length):
+                self._group.submit(part.submit, part)
 
     def fail_all(self, error: CortexError) -> None:
         """End every request, waiting or running."""
-        for generation in [*self._room.clear(), *self.running]:
-            generation.fail(error)
+        for work in [*self._room.clear(), *self._handed]:
+            work.fail(error)
 
     def tell(self, message: str, fraction: float | None) -> None:
         """Tell those in line how the load goes that they wait for."""
-        for generation in list(self._room):
-            generation.progress("loading", message, fraction)
+        for work in list(self._room):
+            work.progress("loading", message, fraction)
 
     def _watch_line(self) -> None:
         """See that nobody waits longer than allowed; a timer runs only while somebody does."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        for generation in self._room.expired():
-            generation.fail(
+        for work in self._room.expired():
+            work.fail(
                 CortexError(
                     Code.QUEUE_TIMEOUT,
                     f"the request waited {self._wait_seconds:g} seconds for its turn",

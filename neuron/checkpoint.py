@@ -43,6 +43,8 @@ class _Generation(msgspec.Struct):
     temperature: Annotated[float, msgspec.Meta(ge=0)] | None = None
     top_k: int | None = None
     top_p: Annotated[float, msgspec.Meta(gt=0, le=1)] | None = None
+    min_p: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, msgspec.Meta(gt=0)] | None = None
 
 
 class _AddedToken(msgspec.Struct):
@@ -244,6 +246,8 @@ def _defaults(generation: _Generation) -> Sampling:
         temperature=0.0 if generation.do_sample is False else generation.temperature,
         top_k=None if generation.top_k is None else max(0, generation.top_k),
         top_p=generation.top_p,
+        min_p=generation.min_p,
+        repetition_penalty=generation.repetition_penalty,
     )
 
 

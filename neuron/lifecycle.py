@@ -17,11 +17,11 @@ from neuron.blueprint import Blueprint, step_tokens
 from neuron.config import Model as Settings
 from neuron.figures import Figures
 from neuron.fit import Fit
-from neuron.generation import Generation
 from neuron.group import WorkerGroup
 from neuron.house import House
 from neuron.spawn import GroupSpec
 from neuron.text.frontend import TextFrontEnd
+from neuron.work import Work
 
 log = logging.getLogger("neuron.lifecycle")
 
@@ -138,30 +138,35 @@ class ManagedModel:
 
     # --- requests ---------------------------------------------------------------------------------------
 
-    def admit(self, generation: Generation) -> None:
+    def admit(self, work: Work) -> None:
         """Take a prepared request; it waits for the model, or for its turn.
 
         Raises:
             CortexError: QUEUE_FULL.
         """
         self.last_used = time.monotonic()
-        if self.requests.admit(generation) and self.status != "ready":
-            generation.progress("loading", self.status, self._progress)
+        if self.requests.admit(work) and self.status != "ready":
+            work.progress("loading", self.status, self._progress)
             self.bring_up()
         self._house.changed()
 
-    def leave(self, generation: Generation) -> None:
+    def leave(self, work: Work) -> None:
         """Forget a request that ended, and end it in the worker where it still runs there."""
         self.last_used = time.monotonic()
-        if self.requests.leave(generation):
-            self._group.abort(generation.key)
-        if generation.outcome == "finished":
+        if self.requests.leave(work):
+            for part in work.parts:
+                self.abort(part.submit.request_id)
+        if work.outcome == "finished":
             self._served_epoch = self._epoch
         self._house.changed()
 
+    def abort(self, key: int) -> None:
+        """End one sequence in the worker, if it still has it."""
+        if self._group is not None:
+            self._group.abort(key)
+
     def _on_steps(self, steps: list[StepReport]) -> None:
         self._figures.take(steps)
-        self.requests.pump()
         self._house.changed()
 
     # --- up ---------------------------------------------------------------------------------------------

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from ipc.errors import Code, CortexError
-from ipc.messages import CountTokens, Generate
+from ipc.messages import CountTokens, Embed, Generate
+from neuron.sampling import bad_request, check, check_ids
+from neuron.text.tags import END_THINK, SPACE, THINK
 
 if TYPE_CHECKING:
-    from neuron.text.frontend import AnswerParser, TextFrontEnd
-
-MAX_STOP_STRINGS = 16
+    from neuron.text.frontend import TextFrontEnd
 
 
-def bad_request(param: str, message: str) -> CortexError:
-    """The error for a field that is wrong."""
-    return CortexError(Code.BAD_REQUEST, message, param=param)
+INLINE_CHARACTERS = 2000  # up to here tokenising takes less than half a millisecond
 
 
 def validate(request: Generate) -> None:
@@ -24,20 +21,12 @@ def validate(request: Generate) -> None:
     Raises:
         CortexError: BAD_REQUEST naming the field.
     """
-    sampling = request.sampling
     validate_prompt(request)
-    if sampling.temperature is not None and not 0 <= sampling.temperature <= 2:
-        raise bad_request("temperature", f"temperature is {sampling.temperature}, not between 0 and 2")
-    if sampling.top_p is not None and not 0 < sampling.top_p <= 1:
-        raise bad_request("top_p", f"top_p is {sampling.top_p}, not above 0 and at most 1")
-    if sampling.top_k is not None and sampling.top_k < 0:
-        raise bad_request("top_k", f"top_k is {sampling.top_k}, not 0 (off) or more")
-    if sampling.max_tokens is not None and sampling.max_tokens < 1:
-        raise bad_request("max_tokens", f"max_tokens is {sampling.max_tokens}, not 1 or more")
-    if len(sampling.stop) > MAX_STOP_STRINGS:
-        raise bad_request("stop", f"{len(sampling.stop)} stop strings are more than {MAX_STOP_STRINGS}")
-    if not all(sampling.stop):
-        raise bad_request("stop", "a stop string is empty")
+    if request.echo and request.messages is not None:
+        raise bad_request("echo", "echo needs a prompt: the template's text around messages is not shown")
+    if request.structured is not None and request.tools:
+        raise bad_request("structured", "an answer cannot follow a grammar and call tools as well")
+    check(request.sampling, echo=request.echo)
 
 
 def validate_prompt(request: Generate | CountTokens) -> None:
@@ -52,30 +41,39 @@ def validate_prompt(request: Generate | CountTokens) -> None:
         raise bad_request("tools", "tools need messages: a prompt is taken as it is")
 
 
-def size_of(request: Generate) -> int:
-    """Characters, about, that tokenising the prompt has to look at."""
+def is_quick(request: Generate | Embed) -> bool:
+    """Whether preparing it takes so little time that the event loop can do it itself."""
+    if isinstance(request, Embed) or request.structured is not None or request.sampling.bad_words:
+        return False
     if request.messages is not None:
-        return sum(len(message.content) for message in request.messages) + 1000 * len(request.tools)
-    return len(request.prompt) if isinstance(request.prompt, str) else 0
+        size = sum(len(message.content) for message in request.messages) + 1000 * len(request.tools)
+    else:
+        size = len(request.prompt)
+    return size * request.sampling.n <= INLINE_CHARACTERS
 
 
-def encode_prompt(
-    text: TextFrontEnd, request: Generate | CountTokens
-) -> tuple[list[int], AnswerParser | None]:
-    """Token ids, and for messages what will tell the parts of the answer apart.
+def encode_prompt(text: TextFrontEnd, request: Generate | CountTokens) -> tuple[list[int], str | None]:
+    """Token ids, and for messages the text that the template made of them.
 
     Raises:
         CortexError: TEMPLATE_FAILED, or BAD_REQUEST for ids that the model does not have.
     """
     if request.messages is not None:
-        prompt = text.render(request.messages, request.tools, request.template_args)
-        return text.encode(prompt, special=False), text.answer_parser(prompt, request.tools)
+        rendered = text.render(request.messages, request.tools, request.template_args)
+        return text.encode(rendered, special=False), rendered
     ids = text.encode(request.prompt, special=True) if isinstance(request.prompt, str) else request.prompt
     check_ids(ids, text, "prompt")
     return ids, None
 
 
-def check_ids(ids: list[int], text: TextFrontEnd, param: str) -> None:
-    """See that every id is a token of the model: BAD_REQUEST naming `param`."""
-    if ids and not 0 <= min(ids) <= max(ids) < text.vocabulary_size:
-        raise bad_request(param, f"a token id is not between 0 and {text.vocabulary_size - 1}")
+def thought_after(rendered: str | None, reasoning: bool) -> Literal["none", "open", "possible"]:
+    """Where a prompt leaves the model: see `neuron.structured`.
+
+    Args:
+        rendered: as `encode_prompt` gives it.
+        reasoning: whether the model thinks at all.
+    """
+    if rendered is None or not reasoning:
+        return "none"
+    end = rendered.rstrip(SPACE)
+    return "open" if end.endswith(THINK) else "none" if end.endswith(END_THINK) else "possible"

@@ -15,6 +15,7 @@ from functools import partial
 from ipc.errors import Code, CortexError
 from ipc.messages import (
     AnyRequest,
+    CachedPages,
     Cancel,
     Cancelled,
     CountTokens,
@@ -31,6 +32,7 @@ from ipc.messages import (
     HelloReply,
     Load,
     ModelList,
+    PageHashes,
     Progress,
     Reply,
     Request,
@@ -42,16 +44,18 @@ from ipc.messages import (
 )
 from ipc.messages import Models as ModelsRequest
 from ipc.server import Peer
+from ipc.worker_messages import PAGE_SIZE
 from neuron.config import NeuronConfig
+from neuron.embedding import Embedding
 from neuron.generation import Generation
 from neuron.lifecycle import ManagedModel
 from neuron.models import Models
-from neuron.prompt import encode_prompt, size_of, validate, validate_prompt
+from neuron.prompt import encode_prompt, is_quick, validate_prompt
+from neuron.work import Work
 
 log = logging.getLogger("neuron.service")
 
 STATE_INTERVAL = 0.1  # seconds between two `State` of one watch, at least
-INLINE_CHARACTERS = 2000  # up to here tokenising takes less than half a millisecond
 
 
 class Service:
@@ -70,8 +74,8 @@ class Service:
         self._instance = secrets.token_hex(8)
         self._started = time.monotonic()
         self._keys = itertools.count(1)
-        self._generations: dict[Peer, dict[int, Generation]] = {}
-        self._open = 0  # generations in all
+        self._work: dict[Peer, dict[int, Work]] = {}
+        self._open = 0  # of these, of all peers
         self._tasks: dict[asyncio.Task[None], tuple[Peer, int]] = {}
         self._watches: set[tuple[Peer, int]] = set()
         self._pushing: asyncio.TimerHandle | None = None
@@ -94,6 +98,7 @@ class Service:
             Health: partial(self._later, self._health),
             ModelsRequest: partial(self._later, self._list_models),
             CountTokens: partial(self._later, self._count_tokens),
+            CachedPages: partial(self._later, self._cached_pages),
             Drain: partial(self._later, self._drain),
         }
 
@@ -103,52 +108,57 @@ class Service:
 
     def on_gone(self, peer: Peer) -> None:
         """A peer is gone: nobody wants its answers any more."""
-        for generation in list(self._generations.get(peer, {}).values()):
-            generation.cancel()
+        for work in list(self._work.get(peer, {}).values()):
+            work.cancel()
         for task, (owner, _) in list(self._tasks.items()):
             if owner is peer:
                 task.cancel()
         self._watches = {watch for watch in self._watches if watch[0] is not peer}
 
-    # --- generate ---------------------------------------------------------------------------------------
+    # --- work for workers ---------------------------------------------------------------------------------
 
     def _generate(self, peer: Peer, request: Generate) -> None:
+        self._begin(peer, Generation(self._keys, request, peer.send, partial(self._ended, peer)))
+
+    def _embed(self, peer: Peer, request: Embed) -> None:
+        self._begin(peer, Embedding(self._keys, request, peer.send, partial(self._ended, peer)))
+
+    def _begin(self, peer: Peer, work: Work) -> None:
+        """Prepare and admit: at once where that takes no time, else in a task."""
         self._refuse_new_work()
-        validate(request)
-        generation = Generation(next(self._keys), request, peer.send, partial(self._ended, peer))
-        self._generations.setdefault(peer, {})[request.id] = generation
+        self._work.setdefault(peer, {})[work.request.id] = work
         self._open += 1
         self._settled.clear()
-        model = self._models.known(request.model)
+        model = self._models.known(work.request.model)
         text = model.text_now if model is not None else None
-        if text is not None and size_of(request) <= INLINE_CHARACTERS:
-            with _failing(generation):
-                generation.prepare(text, model.blueprint, model.context_length)
-                self._admit(model, generation)
+        if text is not None and is_quick(work.request):
+            with _failing(work):
+                work.prepare(text, model.blueprint, model.context_length)
+                self._admit(model, work)
         else:
-            self._later(partial(self._prepare, generation), peer, request)
+            self._later(partial(self._prepare, work), peer, work.request)
 
-    async def _prepare(self, generation: Generation, peer: Peer, request: Generate) -> None:
-        """The way of the first request of a model, and of long prompts: with files and threads."""
-        with _failing(generation):
+    async def _prepare(self, work: Work, peer: Peer, request: Generate | Embed) -> None:
+        """The way of the first request of a model, and of what takes long: with files and threads."""
+        with _failing(work):
             model = await self._models.open(request.model)
             text = await model.text()
-            await asyncio.to_thread(generation.prepare, text, model.blueprint, model.context_length)
-            self._admit(model, generation)
+            await asyncio.to_thread(work.prepare, text, model.blueprint, model.context_length)
+            self._admit(model, work)
 
-    def _admit(self, model: ManagedModel, generation: Generation) -> None:
-        """Let a prepared request in, unless it ended meanwhile."""
-        if generation.outcome is None:
-            generation.model = model
-            model.admit(generation)
+    def _admit(self, model: ManagedModel, work: Work) -> None:
+        """Let prepared work in, unless it ended meanwhile."""
+        if work.outcome is None:
+            work.model = model
+            model.admit(work)
 
-    def _ended(self, peer: Peer, generation: Generation) -> None:
-        mine = self._generations[peer]
-        del mine[generation.request.id]
+    def _ended(self, peer: Peer, work: Work) -> None:
+        mine = self._work[peer]
+        del mine[work.request.id]
         if not mine:
-            del self._generations[peer]
-        if generation.model is not None:
-            generation.model.leave(generation)
+            del self._work[peer]
+        if work.model is not None:
+            work.model.leave(work)
         self._open -= 1
         if not self._open:
             self._settled.set()
@@ -156,9 +166,9 @@ class Service:
 
     def _cancel(self, peer: Peer, request: Cancel) -> None:
         self._watches.discard((peer, request.id))
-        generation = self._generations.get(peer, {}).get(request.id)
-        if generation is not None:
-            generation.cancel()
+        work = self._work.get(peer, {}).get(request.id)
+        if work is not None:
+            work.cancel()
         for task, owner in list(self._tasks.items()):
             if owner == (peer, request.id):
                 task.cancel()
@@ -196,10 +206,9 @@ class Service:
         ids, _ = await asyncio.to_thread(encode_prompt, await model.text(), request)
         return TokenCount(id=request.id, tokens=len(ids))
 
-    def _embed(self, peer: Peer, request: Embed) -> None:
-        raise CortexError(
-            Code.NOT_SUPPORTED, f"embed: this neuron has no engine that embeds text, {request.model} included"
-        )
+    async def _cached_pages(self, peer: Peer, request: CachedPages) -> Reply:
+        model = await self._models.open(request.model)
+        return PageHashes(id=request.id, page_size=PAGE_SIZE, hashes=model.page_hashes())
 
     # --- the neuron itself ------------------------------------------------------------------------------
 
@@ -319,15 +328,15 @@ class Service:
         """
         self._ending = True
         error = CortexError(Code.SHUTTING_DOWN, "this neuron is shutting down", retry_after=5.0)
-        for generations in list(self._generations.values()):
-            for generation in list(generations.values()):
-                if not generation.begun:
-                    generation.fail(error)
+        for mine in list(self._work.values()):
+            for work in list(mine.values()):
+                if not work.begun:
+                    work.fail(error)
         with suppress(TimeoutError):
             await asyncio.wait_for(self._settled.wait(), grace)
-        for generations in list(self._generations.values()):
-            for generation in list(generations.values()):
-                generation.fail(error)
+        for mine in list(self._work.values()):
+            for work in list(mine.values()):
+                work.fail(error)
         for task, (peer, request_id) in list(self._tasks.items()):
             peer.send(Failed.of(request_id, error))
             task.cancel()
@@ -339,12 +348,12 @@ class Service:
 
 
 @contextmanager
-def _failing(generation: Generation) -> Iterator[None]:
-    """Whatever goes wrong inside ends `generation`, so that it is answered and forgotten."""
+def _failing(work: Work) -> Iterator[None]:
+    """Whatever goes wrong inside ends `work`, so that it is answered and forgotten."""
     try:
         yield
     except CortexError as error:
-        generation.fail(error)
+        work.fail(error)
     except Exception as error:
-        log.exception("request cannot be prepared id=%d", generation.key)
-        generation.fail(CortexError(Code.INTERNAL, f"{type(error).__name__}: {error}"))
+        log.exception("request cannot be prepared id=%d", work.key)
+        work.fail(CortexError(Code.INTERNAL, f"{type(error).__name__}: {error}"))

@@ -12,14 +12,10 @@ import numpy as np
 from llguidance import LLTokenizer, TokenizerWrapper
 
 from ipc.errors import Code, CortexError
+from ipc.spelling import from_byte_level, from_sentencepiece
 
 SPACE = b" \t\r\n"
 TAG = re.compile(r"<[^<>]+>|\[[^\[\]]+\]")
-
-# Byte-level tokenizers write each byte as a character that can be seen: itself, else one from U+0100 on.
-_VISIBLE = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
-_HIDDEN = [byte for byte in range(256) if byte not in _VISIBLE]
-_BYTE_OF = {byte: byte for byte in _VISIBLE} | {0x100 + place: byte for place, byte in enumerate(_HIDDEN)}
 
 
 class _Model(msgspec.Struct):
@@ -85,9 +81,9 @@ class Vocabulary:
             vocab = {piece: token_id for token_id, (piece, _) in enumerate(vocab)}
         decoders = {each.type for each in (file.decoder, *file.decoder.decoders)} if file.decoder else set()
         if "ByteLevel" in decoders:
-            to_bytes, added_to_bytes = _from_byte_level, str.encode
+            to_bytes, added_to_bytes = from_byte_level, str.encode
         elif decoders & {"ByteFallback", "Metaspace"}:
-            to_bytes = added_to_bytes = _from_sentencepiece
+            to_bytes = added_to_bytes = from_sentencepiece
         else:
             raise CortexError(
                 Code.NOT_SUPPORTED,
@@ -140,16 +136,3 @@ class _Tokens:
     def __call__(self, text: str) -> list[int]:
         """Asked for text that a grammar forces, where it did not say `no_forcing`."""
         raise NotImplementedError("a grammar must say no_forcing")
-
-
-def _from_byte_level(piece: str) -> bytes:
-    try:
-        return piece.translate(_BYTE_OF).encode("latin-1")
-    except UnicodeEncodeError:  # a token that somebody added to the vocabulary as text
-        return piece.encode()
-
-
-def _from_sentencepiece(piece: str) -> bytes:
-    if len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):
-        return bytes([int(piece[3:5], 16)])
-    return piece.replace("\N{LOWER ONE EIGHTH BLOCK}", " ").encode()

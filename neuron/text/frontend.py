@@ -67,6 +67,15 @@ class TextFrontEnd:
         """Tokens of the prompt that `messages` make."""
         return len(self.encode(self.render(messages, tools, args), special=False))
 
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of a prompt that came as token ids."""
+        detokenizer = self.detokenizer()
+        return detokenizer.push(token_ids) + detokenizer.finish()
+
+    def spell(self, token_id: int) -> bytes:
+        """The bytes that a token stands for."""
+        return self._tokenizer.spell(token_id)
+
     def detokenizer(self, after: Sequence[int] = ()) -> Detokenizer:
         """For one answer; `after` is the prompt whose text it continues, nothing for a conversation."""
         return Detokenizer(self._tokenizer.tokenizer, self._tokenizer.hidden, after)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, decoders
 
 from ipc.errors import Code, CortexError
+from ipc.spelling import from_byte_level, from_sentencepiece
 from neuron.headers import refuse
 
 
@@ -32,6 +33,9 @@ class TextTokenizer:
         self.tokenizer.no_padding()
         self.vocabulary_size = vocabulary_size
         self.hidden = hidden_ids(self.tokenizer, vocabulary_size, shown)
+        self._added = self.tokenizer.get_added_tokens_decoder()
+        by_bytes = isinstance(self.tokenizer.decoder, decoders.ByteLevel)
+        self._bytes_of = from_byte_level if by_bytes else from_sentencepiece
         self._may_overrun = self.tokenizer.get_vocab_size() > vocabulary_size
 
     def encode(self, text: str, special: bool) -> list[int]:
@@ -53,6 +57,13 @@ class TextTokenizer:
                 f"the text has the token {max(ids)}, and the model has only {self.vocabulary_size}",
             )
         return ids
+
+    def spell(self, token_id: int) -> bytes:
+        """The bytes that a token stands for; nothing for an id that only pads the vocabulary."""
+        if (added := self._added.get(token_id)) is not None:
+            return added.content.encode()
+        piece = self.tokenizer.id_to_token(token_id)
+        return self._bytes_of(piece) if piece is not None else b""
 
 
 def hidden_ids(tokenizer: Tokenizer, vocabulary_size: int, shown: tuple[str, ...] = ()) -> frozenset[int]:

@@ -1,5 +1,6 @@
 """One request without any process: a front end whose token n is the n-th letter of the alphabet."""
 
+import itertools
 import string
 from array import array
 from types import SimpleNamespace
@@ -8,6 +9,7 @@ import pytest
 
 from ipc.errors import Code, CortexError
 from ipc.messages import (
+    Alternative,
     Cancelled,
     Delta,
     Failed,
@@ -18,12 +20,13 @@ from ipc.messages import (
     Started,
     ToolCall,
     ToolCallDelta,
+    Usage,
 )
-from ipc.worker_messages import SequenceReport
+from ipc.worker_messages import Logprobs, SequenceReport
 from neuron.generation import Generation
 
 EOS = 25
-BLUEPRINT = SimpleNamespace(defaults=Sampling(), eos_ids=[EOS])
+BLUEPRINT = SimpleNamespace(defaults=Sampling(), eos_ids=[EOS], reasoning=False)
 
 
 class Letters:
@@ -72,10 +75,16 @@ class Text:
         return "".join(message.content for message in messages)
 
     def encode(self, text, special):
-        return [string.ascii_lowercase.index(letter) for letter in text]
+        return [26 if letter == " " else string.ascii_lowercase.index(letter) for letter in text]
 
     def detokenizer(self, after):
         return Letters()
+
+    def decode(self, ids):
+        return "".join(string.ascii_lowercase[token] for token in ids)
+
+    def spell(self, token):
+        return string.ascii_lowercase[token].encode()
 
     def answer_parser(self, prompt, tools):
         return Parser()
@@ -90,15 +99,15 @@ class Client:
         sampling = request.pop("sampling", Sampling())
         request = {"prompt": [0, 1, 2], "stream": True} | request
         self.request = Generate(id=7, model="m", sampling=sampling, **request)
-        self.generation = Generation(1, self.request, self.replies.append, self.ended.append)
+        self.generation = Generation(itertools.count(1), self.request, self.replies.append, self.ended.append)
         self.generation.prepare(Text(), blueprint, context_length)
 
     def feed(self, *steps, finish=""):
         """Hand over, then one report a step; the last one with `finish`."""
-        self.generation.submission(100)
+        self.generation.hand_over(100)
         for number, ids in enumerate(steps):
             last = number == len(steps) - 1
-            self.generation.advance(SequenceReport(1, list(ids), finish if last else ""))
+            self.generation.parts[0].advance(SequenceReport(1, list(ids), finish if last else ""))
         return self.replies
 
     @property
@@ -112,10 +121,10 @@ def test_a_stream_is_started_deltas_and_finished():
     assert isinstance(replies[0], Started)
     assert [delta.text for delta in client.deltas] == ["d", "e", "f"]
     assert isinstance(replies[-1], Finished)
-    assert replies[-1].reason == "length"
+    assert replies[-1].choices[0].reason == "length"
     assert replies[-1].usage.prompt_tokens == 3
     assert replies[-1].usage.completion_tokens == 3
-    assert replies[-1].text == ""
+    assert replies[-1].choices[0].text == ""
     assert client.ended == [client.generation]
 
 
@@ -160,7 +169,7 @@ def test_token_ids_come_with_each_delta_and_the_prompt_s_with_started():
     replies = client.feed([3], [16], [4], finish="length")
     assert replies[0].prompt_token_ids == [0, 1, 2]
     assert [delta.token_ids for delta in client.deltas] == [[3], [16], [4]]
-    assert replies[-1].token_ids is None
+    assert replies[-1].choices[0].token_ids is None
 
 
 def test_a_stop_string_ends_the_answer_and_is_not_part_of_it():
@@ -184,7 +193,7 @@ def test_half_a_stop_string_is_said_when_the_answer_ends():
     client = Client(sampling=Sampling(stop=["fg"]))
     client.feed([3], [5], finish="length")
     assert "".join(delta.text for delta in client.deltas) == "df"
-    assert client.replies[-1].stop_sequence is None
+    assert client.replies[-1].choices[0].stop_sequence is None
 
 
 def chat(**changes):
@@ -208,7 +217,7 @@ def test_reasoning_tokens_are_counted_the_same_however_steps_come_together():
 
 
 def test_an_unstreamed_chat_has_them_in_its_end_and_says_tool_calls():
-    client = chat(stream=False)
+    client = chat(stream=False, sampling=Sampling(stop_token_ids=[2]))
     [finished] = client.feed([3, 14], [25], [2], finish="stop")
     assert (finished.choices[0].reasoning, finished.choices[0].text) == ("d", "o")
     assert finished.choices[0].tool_calls == [ToolCall(id="call", name="f", arguments="{}")]
@@ -218,11 +227,8 @@ def test_an_unstreamed_chat_has_them_in_its_end_and_says_tool_calls():
 def test_a_prompt_is_answered_as_plain_text():
     client = Client(stream=False)
     [finished] = client.feed([3, 25], finish="length")
-    assert (finished.choices[0].text, finished.choices[0].reasoning, finished.choices[0].tool_calls) == (
-        "dz",
-        "",
-        [],
-    )
+    [choice] = finished.choices
+    assert (choice.text, choice.reasoning, choice.tool_calls) == ("dz", "", [])
 
 
 def test_cancel_ends_it_once_and_late_tokens_are_ignored():
@@ -230,7 +236,7 @@ def test_cancel_ends_it_once_and_late_tokens_are_ignored():
     client.feed([3])
     client.generation.cancel()
     client.generation.cancel()
-    client.generation.advance(SequenceReport(1, [4], "aborted"))
+    client.generation.parts[0].advance(SequenceReport(1, [4], "aborted"))
     assert isinstance(client.replies[-1], Cancelled)
     assert client.replies[-1].usage.completion_tokens == 1
     assert len(client.ended) == 1
@@ -249,32 +255,32 @@ def test_a_failure_says_how_many_tokens_the_client_has():
 
 def test_an_error_of_the_worker_fails_the_request():
     client = Client()
-    client.generation.submission(100)
-    client.generation.advance(SequenceReport(1, [], "error", "no pages"))
+    client.generation.hand_over(100)
+    client.generation.parts[0].advance(SequenceReport(1, [], "error", "no pages"))
     assert (client.replies[-1].code, client.replies[-1].message) == (Code.INTERNAL, "no pages")
 
 
 def test_a_fault_in_the_text_path_ends_only_this_request():
     client = Client()
     client.feed([3])
-    client.generation.advance(SequenceReport(1, [99], ""))
+    client.generation.parts[0].advance(SequenceReport(1, [99], ""))
     assert client.replies[-1].code == Code.INTERNAL
     assert len(client.ended) == 1
 
 
 def test_a_request_has_begun_once_the_worker_reported_it():
     client = Client()
-    client.generation.submission(100)
+    client.generation.hand_over(100)
     assert not client.generation.begun
-    client.generation.advance(SequenceReport(1, [], ""))
+    client.generation.parts[0].advance(SequenceReport(1, [], ""))
     assert client.generation.begun
     assert not client.deltas
 
 
 def test_started_is_said_once_however_often_it_is_handed_over():
     client = Client()
-    client.generation.submission(100)
-    client.generation.submission(100)
+    client.generation.hand_over(100)
+    client.generation.hand_over(100)
     assert len(client.replies) == 1
     assert client.generation.attempts == 2
 
@@ -294,28 +300,113 @@ def test_a_prompt_over_the_context_is_refused_with_both_counts(field):
 @pytest.mark.parametrize(("max_tokens", "allowed"), [(None, 97), (1, 1), (97, 97), (32_000, 97)])
 def test_an_answer_never_gets_longer_than_the_context(max_tokens, allowed):
     client = Client(sampling=Sampling(max_tokens=max_tokens))
-    assert client.generation.submission(100).max_tokens == allowed
+    assert client.generation.hand_over(100)[0].submit.max_tokens == allowed
 
 
 def test_sampling_is_the_request_s_then_the_model_s_then_neutral():
     defaults = Sampling(temperature=0.6, top_k=20)
-    blueprint = SimpleNamespace(defaults=defaults, eos_ids=[EOS])
-    submit = Client(blueprint=blueprint, sampling=Sampling(temperature=0.0, seed=-1)).generation.submission(
-        100
-    )
-    assert (submit.temperature, submit.top_k, submit.top_p) == (0.0, 20, 1.0)
-    assert submit.seed == 2**64 - 1
+    blueprint = SimpleNamespace(defaults=defaults, eos_ids=[EOS], reasoning=False)
+    client = Client(blueprint=blueprint, sampling=Sampling(temperature=0.0, seed=-1))
+    submit = client.generation.hand_over(100)[0].submit
+    params = submit.params
+    assert (params.temperature, params.top_k, params.top_p) == (0.0, 20, 1.0)
+    assert params.seed == 2**64 - 1
     assert array("I", submit.prompt).tolist() == [0, 1, 2]
 
 
+def params(**sampling):
+    [answer] = Client(sampling=Sampling(**sampling)).generation.hand_over(9)
+    return answer.submit.params
+
+
 def test_without_a_seed_two_requests_differ():
-    assert Client().generation.submission(9).seed != Client().generation.submission(9).seed
+    assert params().seed != params().seed
 
 
 def test_end_of_text_stops_unless_it_is_ignored():
-    assert Client(sampling=Sampling(stop_token_ids=[3])).generation.submission(9).stop_ids == [3, EOS]
-    ignoring = Sampling(stop_token_ids=[3], ignore_eos=True)
-    assert Client(sampling=ignoring).generation.submission(9).stop_ids == [3]
+    assert params(stop_token_ids=[3]).stop_ids == [3, EOS]
+    assert params(stop_token_ids=[3], ignore_eos=True).stop_ids == [3]
+
+
+def test_bad_words_are_spelled_at_a_start_and_after_a_space():
+    assert params(bad_words=["ab"]).bad_words == [[0, 1], [26, 0, 1]]
+
+
+def feed_both(client, first, second):
+    """Reports on two answers, in turn."""
+    answers = client.generation.hand_over(100)
+    for answer, report in ((answers[0], first), (answers[1], second)):
+        answer.advance(report)
+
+
+def test_each_choice_is_a_sequence_with_a_seed_of_its_own():
+    client = Client(sampling=Sampling(n=3, seed=2**64 - 2))
+    submits = [answer.submit for answer in client.generation.hand_over(100)]
+    assert [submit.params.seed for submit in submits] == [2**64 - 2, 2**64 - 1, 0]
+    assert len({submit.request_id for submit in submits}) == 3
+
+
+def test_choices_are_told_apart_and_finish_together():
+    client = Client(sampling=Sampling(n=2))
+    feed_both(client, SequenceReport(1, [3], "length", cached_tokens=2), SequenceReport(2, [4], "length"))
+    assert [(delta.index, delta.text) for delta in client.deltas] == [(0, "d"), (1, "e")]
+    finished = client.replies[-1]
+    assert [(choice.index, choice.reason) for choice in finished.choices] == [(0, "length"), (1, "length")]
+    assert finished.usage == Usage(prompt_tokens=3, completion_tokens=2, cached_tokens=2)
+
+
+def test_an_error_of_one_choice_fails_the_request():
+    client = Client(sampling=Sampling(n=2))
+    error = SequenceReport(2, [], "error", "too much", Code.INSUFFICIENT_MEMORY)
+    feed_both(client, SequenceReport(1, [3], "length"), error)
+    assert (client.replies[-1].code, client.replies[-1].tokens_sent) == (Code.INSUFFICIENT_MEMORY, 1)
+
+
+def test_n_times_max_tokens_over_the_context_is_refused():
+    with pytest.raises(CortexError) as refused:
+        Client(sampling=Sampling(n=11, max_tokens=10))
+    assert refused.value.param == "n"
+    assert "110" in refused.value.message
+
+
+def test_echo_begins_with_the_prompt_and_its_logprobs():
+    client = Client(stream=False, echo=True, sampling=Sampling(logprobs=1))
+    told = [Logprobs(1, -0.5, 1, [(1, -0.5)]), Logprobs(2, -2.0, 2, [(1, -0.5)])]
+    [answer] = client.generation.hand_over(100)
+    assert answer.submit.params.prompt_logprobs == 1
+    answer.advance(SequenceReport(1, [], "", prompt_logprobs=told[:1]))
+    token = Logprobs(3, -1.0, 1, [(3, -1.0)])
+    answer.advance(SequenceReport(1, [3], "length", logprobs=[token], prompt_logprobs=told[1:]))
+    [finished] = client.replies
+    assert finished.choices[0].text == "abcd"
+    assert [each and each.token for each in finished.prompt_logprobs] == [None, "b", "c"]
+    assert [(each.token, each.raw, each.logprob) for each in finished.choices[0].logprobs] == [
+        ("d", b"d", -1.0)
+    ]
+    assert finished.choices[0].logprobs[0].top == [Alternative(token_id=3, token="d", raw=b"d", logprob=-1.0)]
+
+
+def test_with_echo_and_no_tokens_only_the_prompt_is_scored():
+    client = Client(stream=False, echo=True, sampling=Sampling(logprobs=0, max_tokens=0))
+    [answer] = client.generation.hand_over(100)
+    assert answer.submit.max_tokens == 1
+    told = [Logprobs(1, -0.5, 1, []), Logprobs(2, -2.0, 2, [])]
+    answer.advance(SequenceReport(1, [3], "length", prompt_logprobs=told))
+    [finished] = client.replies
+    assert (finished.choices[0].text, finished.choices[0].reason) == ("abc", "length")
+    assert len(finished.prompt_logprobs) == 3
+    assert finished.usage.completion_tokens == 0
+
+
+def test_a_stop_string_is_part_of_the_answer_where_that_is_asked_for():
+    client = Client(sampling=Sampling(stop=["fg"], include_stop=True))
+    client.feed([3], [4], [5], [6], [7])
+    assert "".join(delta.text for delta in client.deltas) == "defg"
+
+
+def test_the_last_token_of_a_complete_grammar_is_text():
+    client = Client(stream=False)
+    assert client.feed([3], [4], finish="stop")[-1].choices[0].text == "de"
 
 
 @pytest.mark.parametrize(

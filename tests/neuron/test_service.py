@@ -135,17 +135,19 @@ def test_a_client_that_vanishes_cancels_its_requests(neuron):
 
 def test_what_does_not_fit_the_worker_waits_and_what_does_not_fit_the_queue_is_refused(neuron, client):
     ask(client, Load(id=0, model="narrow"))
-    calls = [neuron.client() for _ in range(5)]
-    streams = [each.stream(chat("narrow", 30_000), PATIENCE) for each in calls[:4]]
-    firsts = [next(stream) for stream in streams]
-    assert [type(reply) for reply in firsts] == [Started, Started, Progress, Progress]
-    assert firsts[2].stage == "queued"
-    error = refused(calls[4], chat("narrow"))
+    calls = [neuron.client() for _ in range(4)]
+    streams = [calls[0].stream(chat("narrow", 30_000), PATIENCE)]
+    assert type(next(streams[0])) is Started
+    neuron.wait_for("narrow", running=1)
+    streams += [each.stream(chat("narrow", 30_000), PATIENCE) for each in calls[1:3]]
+    assert [next(stream).stage for stream in streams[1:]] == ["queued", "queued"]
+    error = refused(calls[3], chat("narrow"))
     assert error.code == Code.QUEUE_FULL
     assert error.retry_after >= 1
     assert neuron.model("narrow").waiting == 2
     streams[0].close()
-    assert type(next(reply for reply in streams[2] if type(reply) is not Progress)) is Started
+    assert type(next(reply for reply in streams[1] if type(reply) is not Progress)) is Started
+    assert type(next(streams[1])) is Delta
     for each in calls:
         each.close()
     neuron.wait_for("narrow", running=0, waiting=0)
@@ -168,7 +170,8 @@ def test_a_prompt_over_the_context_is_refused_with_both_counts(client):
         (chat("broken"), Code.MODEL_LOAD_FAILED, "shard 2 is missing"),
         (Load(id=0, model="broken"), Code.MODEL_LOAD_FAILED, "shard 2 is missing"),
         (Load(id=0, model="no/such-model"), Code.MODEL_NOT_FOUND, "hf download"),
-        (Embed(id=0, model="sim", input=["x"]), Code.NOT_SUPPORTED, "embed"),
+        (Embed(id=0, model="sim", input=[]), Code.BAD_REQUEST, "input"),
+        (Embed(id=0, model="sim", input=["x"], dimensions=999), Code.BAD_REQUEST, "dimensions"),
         (CountTokens(id=0, model="sim"), Code.BAD_REQUEST, "messages"),
     ],
 )

@@ -1,0 +1,176 @@
+"""One answer to a request: from the worker's tokens to text, reasoning, tool calls and log-probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from ipc.messages import Alternative, Choice, FinishReason, TokenLogprob, ToolCallDelta
+from ipc.worker_messages import Logprobs, SequenceReport, Submit
+from neuron.text.answer import AnswerParser
+from neuron.text.detokenizer import Detokenizer
+from neuron.text.stops import StopStrings
+
+
+@dataclass(slots=True)
+class News:
+    """What a report adds to an answer."""
+
+    text: str = ""
+    reasoning: str = ""
+    tools: list[ToolCallDelta] = field(default_factory=list)
+    token_ids: Sequence[int] = ()
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+
+
+class Owner(Protocol):
+    """Whoever is told of an answer's progress."""
+
+    def on_news(self, answer: Answer, news: News) -> None: ...
+
+    def on_report(self, answer: Answer, report: SequenceReport) -> bool:
+        """Told first of each report; False when the answer has nothing to take from it."""
+        ...
+
+    def on_fault(self, error: Exception) -> None:
+        """Told when a report could not be taken."""
+        ...
+
+
+class Answer:
+    """Takes the reports on one sequence. It ends by its finish, or by a stop string.
+
+    Args:
+        submit: the sequence, as the worker gets it.
+        index: its number among the answers to its request.
+        parser: of a conversation; a plain completion has none.
+        include_stop: whether the stop string that ends it belongs to it.
+        spell: the bytes of a token.
+    """
+
+    def __init__(
+        self,
+        submit: Submit,
+        index: int,
+        owner: Owner,
+        *,
+        detokenizer: Detokenizer,
+        stops: StopStrings | None,
+        include_stop: bool,
+        parser: AnswerParser | None,
+        spell: Callable[[int], bytes],
+    ) -> None:
+        self.submit = submit
+        self.index = index
+        self.reason: FinishReason | None = None  # once it ended
+        self.stop_sequence: str | None = None
+        self.completion_tokens = 0
+        self.reasoning_tokens = 0
+        self.tokens_sent = 0  # tokens behind the deltas so far
+        self.token_ids: list[int] = []
+        self.logprobs: list[TokenLogprob] = []
+        self._owner = owner
+        self._detokenizer = detokenizer
+        self._stops = stops
+        self._include_stop = include_stop
+        self._parser = parser
+        self._spell = spell
+        self._stop_ids = frozenset(submit.params.stop_ids)
+        self._text: list[str] = []
+        self._reasoning: list[str] = []
+
+    @property
+    def key(self) -> int:
+        """Its id between supervisor and worker."""
+        return self.submit.request_id
+
+    def advance(self, report: SequenceReport) -> None:
+        """Take what a step brought."""
+        if self.reason is not None or not self._owner.on_report(self, report):
+            return
+        if not report.token_ids and not report.finish:
+            return
+        try:
+            self._advance(report.token_ids, report.finish, report.logprobs)
+        except Exception as error:
+            self._owner.on_fault(error)
+
+    def _advance(self, ids: list[int], finish: str, told: list[Logprobs]) -> None:
+        taken = 0
+        while taken < len(ids) - 1 and self._counts_tokens:
+            self._take(ids[taken : taken + 1], "", told[taken : taken + 1])
+            if self.reason is not None:
+                return
+            taken += 1
+        self._take(ids[taken:] if taken else ids, finish, told[taken:])
+
+    def choice(self, whole: bool, with_ids: bool) -> Choice:
+        """How it ended; `whole`: and all of it."""
+        calls = self._parser.tool_calls if self._parser is not None else []
+        reason = "tool_calls" if calls and self.reason == "stop" else self.reason
+        if not whole:
+            return Choice(reason=reason, index=self.index, stop_sequence=self.stop_sequence)
+        return Choice(
+            reason=reason,
+            index=self.index,
+            text="".join(self._text),
+            reasoning="".join(self._reasoning),
+            tool_calls=calls,
+            token_ids=self.token_ids if with_ids else None,
+            logprobs=self.logprobs,
+            stop_sequence=self.stop_sequence,
+        )
+
+    def name(self, told: Logprobs) -> TokenLogprob:
+        """A log-probability with the texts of its tokens."""
+        top = [Alternative(**self._named(token), logprob=logprob) for token, logprob in told.top]
+        return TokenLogprob(**self._named(told.token), logprob=told.logprob, rank=told.rank, top=top)
+
+    def _named(self, token: int) -> dict[str, int | str | bytes]:
+        raw = self._spell(token)
+        return {"token_id": token, "token": raw.decode(errors="replace"), "raw": raw}
+
+    @property
+    def _counts_tokens(self) -> bool:
+        """Which token it is matters now, to end the answer there or to tell reasoning from text."""
+        return self._stops is not None or (self._parser is not None and self._parser.in_reasoning)
+
+    def _take(self, token_ids: list[int], finish: str, told: list[Logprobs]) -> None:
+        self.completion_tokens += len(token_ids)
+        # The stop id that ended the answer is counted, and is not part of its text.
+        stopped = finish == "stop" and token_ids and token_ids[-1] in self._stop_ids
+        text = self._detokenizer.push(token_ids[:-1] if stopped else token_ids)
+        if finish:
+            text += self._detokenizer.finish()
+        hit = None
+        if self._stops is not None:
+            text, hit = self._stops.push(text)
+            if hit is not None and self._include_stop:
+                text += hit
+            elif finish and hit is None:
+                text += self._stops.finish()
+        if hit is not None or finish in ("stop", "length"):
+            self.stop_sequence = hit
+            self.reason = "length" if finish == "length" and hit is None else "stop"
+        news = News(text, token_ids=token_ids, logprobs=[self.name(each) for each in told])
+        if self._parser is not None:
+            self._parse(news, ended=bool(finish) or hit is not None)
+        self.token_ids += token_ids
+        self.logprobs += news.logprobs
+        if news.text:
+            self._text.append(news.text)
+        if news.reasoning:
+            self._reasoning.append(news.reasoning)
+        self._owner.on_news(self, news)
+
+    def _parse(self, news: News, ended: bool) -> None:
+        """Tell text, reasoning and tool calls apart."""
+        if self._parser.in_reasoning:
+            self.reasoning_tokens += len(news.token_ids)
+        pieces = self._parser.push(news.text)
+        if ended:
+            pieces += self._parser.finish()
+        news.text = "".join(piece for kind, piece in pieces if kind == "text")
+        news.reasoning = "".join(piece for kind, piece in pieces if kind == "reasoning")
+        news.tools = [piece for kind, piece in pieces if kind == "tool"]

@@ -1,0 +1,100 @@
+"""One open `Embed`: texts to vectors."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from ipc.messages import Embed, Embeddings, Reply, Usage
+from ipc.worker_messages import SequenceReport, Submit
+from neuron.blueprint import Blueprint
+from neuron.sampling import bad_request, check_ids
+from neuron.text.frontend import TextFrontEnd
+from neuron.work import Work, too_long
+
+MAX_INPUTS = 2048  # of one request, as OpenAI has it
+
+
+class Embedding(Work):
+    """Each input is one sequence in the worker; it ends when all of them have their vectors."""
+
+    request: Embed
+
+    def __init__(
+        self,
+        keys: Iterator[int],
+        request: Embed,
+        send: Callable[[Reply], None],
+        on_end: Callable[[Work], None],
+    ) -> None:
+        super().__init__(keys, request, send, on_end)
+        if not 0 < len(request.input) <= MAX_INPUTS:
+            raise bad_request("input", f"input has {len(request.input)} entries, not 1 to {MAX_INPUTS}")
+        if not all(request.input):
+            raise bad_request("input", "an input is empty")
+        if request.dimensions is not None and request.dimensions < 1:
+            raise bad_request("dimensions", f"dimensions is {request.dimensions}, not 1 or more")
+        self._missing = len(request.input)
+
+    def prepare(self, text: TextFrontEnd, blueprint: Blueprint, context_length: int) -> None:
+        for number, each in enumerate(self.request.input):
+            ids = text.encode(each, special=True) if isinstance(each, str) else each
+            check_ids(ids, text, "input")
+            submit = Submit(
+                request_id=next(self._keys) if number else self.key,
+                prompt=array("I", ids).tobytes(),
+                max_tokens=1,
+                pooling=self.request.pooling,
+                priority=self.request.priority,
+                account=self.request.account,
+            )
+            self.parts = [*self.parts, Vector(submit, self)]
+            self.prompt_tokens += len(ids)
+        self.check_length(context_length)
+
+    def check_length(self, context_length: int) -> None:
+        longest = max(len(part.submit.prompt) // 4 for part in self.parts)
+        if longest >= context_length:
+            raise too_long(longest, context_length, "input", None)
+
+    def usage(self) -> Usage:
+        return Usage(prompt_tokens=self.prompt_tokens)
+
+    def on_vector(self) -> None:
+        """One more input is done."""
+        self._missing -= 1
+        if self._missing:
+            return
+        vectors = []
+        for part in self.parts:
+            vector = part.values[: self.request.dimensions]
+            if self.request.normalize:
+                vector = vector / max(np.linalg.norm(vector.astype(np.float64)), 1e-12)
+            vectors.append(vector.astype("<f4").tobytes())
+        self._end(
+            "finished", Embeddings(id=self.request.id, vectors=vectors, prompt_tokens=self.prompt_tokens)
+        )
+
+
+class Vector:
+    """One input on its way."""
+
+    def __init__(self, submit: Submit, owner: Embedding) -> None:
+        self.submit = submit
+        self.values = np.empty(0, np.float32)
+        self._owner = owner
+
+    def advance(self, report: SequenceReport) -> None:
+        """Take what a step brought."""
+        if not self._owner.take(report) or not report.finish:
+            return
+        self.values = np.frombuffer(report.embedding, "<f4")
+        most, wanted = len(self.values), self._owner.request.dimensions
+        if wanted is not None and wanted > most:
+            self._owner.fail(
+                bad_request("dimensions", f"dimensions is {wanted}, and the model's vectors have {most}")
+            )
+        else:
+            self._owner.on_vector()

@@ -1,0 +1,127 @@
+"""How the tokens of a request are chosen: checked, then resolved to what a worker takes as it is."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+from ipc.errors import Code, CortexError
+from ipc.messages import Sampling
+from ipc.worker_messages import SamplingParams
+from neuron.text.frontend import TextFrontEnd
+
+MAX_STOP_STRINGS = 16
+MAX_CHOICES = 128
+MAX_LOGPROBS = 20
+MAX_BIASED = 1024  # token ids
+MAX_BAD_WORDS = 128
+MAX_BAD_WORD = 256  # characters
+MAX_SEED = (1 << 64) - 1  # workers take unsigned ones; clients send signed ones, too
+
+RANGES: dict[str, tuple[float, float]] = {  # both ends are allowed
+    "temperature": (0, 2),
+    "min_p": (0, 1),
+    "presence_penalty": (-2, 2),
+    "frequency_penalty": (-2, 2),
+    "n": (1, MAX_CHOICES),
+    "logprobs": (0, MAX_LOGPROBS),
+    "prompt_logprobs": (0, MAX_LOGPROBS),
+    "seed": (-(1 << 63), MAX_SEED),
+}
+
+
+def bad_request(param: str, message: str) -> CortexError:
+    """The error for a field that is wrong."""
+    return CortexError(Code.BAD_REQUEST, message, param=param)
+
+
+def check(sampling: Sampling, *, echo: bool) -> None:
+    """See that every value is in its range, and that no two contradict each other.
+
+    Args:
+        echo: the prompt is part of the answer, which may then have no tokens of its own.
+
+    Raises:
+        CortexError: BAD_REQUEST naming the field and the limit.
+    """
+    for name, (least, most) in RANGES.items():
+        value = getattr(sampling, name)
+        if value is not None and not least <= value <= most:
+            raise bad_request(name, f"{name} is {value}, not between {least} and {most}")
+    if sampling.top_p is not None and not 0 < sampling.top_p <= 1:
+        raise bad_request("top_p", f"top_p is {sampling.top_p}, not above 0 and at most 1")
+    if sampling.top_k is not None and sampling.top_k < 0:
+        raise bad_request("top_k", f"top_k is {sampling.top_k}, not 0 (off) or more")
+    if sampling.repetition_penalty is not None and not 0 < sampling.repetition_penalty <= 10:
+        value = sampling.repetition_penalty
+        raise bad_request("repetition_penalty", f"repetition_penalty is {value}, not above 0 and at most 10")
+    _check_lengths(sampling, echo)
+    _check_lists(sampling)
+
+
+def _check_lengths(sampling: Sampling, echo: bool) -> None:
+    least = 0 if echo else 1
+    if sampling.max_tokens is not None and sampling.max_tokens < least:
+        raise bad_request("max_tokens", f"max_tokens is {sampling.max_tokens}, not {least} or more")
+    if sampling.min_tokens < 0:
+        raise bad_request("min_tokens", f"min_tokens is {sampling.min_tokens}, not 0 or more")
+    if sampling.max_tokens is not None and sampling.min_tokens > sampling.max_tokens:
+        raise bad_request(
+            "min_tokens", f"min_tokens is {sampling.min_tokens}, above max_tokens, {sampling.max_tokens}"
+        )
+
+
+def _check_lists(sampling: Sampling) -> None:
+    for name, most in (("stop", MAX_STOP_STRINGS), ("bad_words", MAX_BAD_WORDS), ("logit_bias", MAX_BIASED)):
+        if len(getattr(sampling, name)) > most:
+            raise bad_request(name, f"{name} has {len(getattr(sampling, name))} entries, more than {most}")
+    if not all(sampling.stop):
+        raise bad_request("stop", "a stop string is empty")
+    if not all(0 < len(word.strip()) <= MAX_BAD_WORD for word in sampling.bad_words):
+        raise bad_request("bad_words", f"a bad word is empty or has more than {MAX_BAD_WORD} characters")
+    for token, bias in sampling.logit_bias.items():
+        if not -100 <= bias <= 100:
+            raise bad_request("logit_bias", f"the bias of token {token} is {bias}, not between -100 and 100")
+
+
+def resolve(sampling: Sampling, defaults: Sampling, eos_ids: list[int], text: TextFrontEnd) -> SamplingParams:
+    """The request's values, else the model's own, else such that change nothing.
+
+    Raises:
+        CortexError: BAD_REQUEST for a token id that the model does not have.
+    """
+    for name in ("stop_token_ids", "allowed_token_ids", "logit_bias"):
+        check_ids(list(getattr(sampling, name)), text, name)
+    return SamplingParams(
+        temperature=_first(sampling.temperature, defaults.temperature, 1.0),
+        top_k=_first(sampling.top_k, defaults.top_k, 0),
+        top_p=_first(sampling.top_p, defaults.top_p, 1.0),
+        min_p=_first(sampling.min_p, defaults.min_p, 0.0),
+        repetition_penalty=_first(sampling.repetition_penalty, defaults.repetition_penalty, 1.0),
+        presence_penalty=sampling.presence_penalty,
+        frequency_penalty=sampling.frequency_penalty,
+        logit_bias=sampling.logit_bias,
+        allowed_token_ids=sampling.allowed_token_ids,
+        bad_words=_bad_words(sampling.bad_words, text),
+        stop_ids=sampling.stop_token_ids + ([] if sampling.ignore_eos else eos_ids),
+        min_tokens=sampling.min_tokens,
+        seed=_first(sampling.seed, random.getrandbits(64)) & MAX_SEED,
+        logprobs=sampling.logprobs,
+        prompt_logprobs=sampling.prompt_logprobs,
+    )
+
+
+def check_ids(ids: list[int], text: TextFrontEnd, param: str) -> None:
+    """See that every id is a token of the model: BAD_REQUEST naming `param`."""
+    if ids and not 0 <= min(ids) <= max(ids) < text.vocabulary_size:
+        raise bad_request(param, f"a token id is not between 0 and {text.vocabulary_size - 1}")
+
+
+def _bad_words(words: list[str], text: TextFrontEnd) -> list[list[int]]:
+    """Each word as it is spelled at the start of a text, and after a space."""
+    spelled = [text.encode(start + word.lstrip(), special=False) for word in words for start in ("", " ")]
+    return [list(ids) for ids in dict.fromkeys(map(tuple, spelled)) if ids]
+
+
+def _first(*values: Any) -> Any:
+    return next(value for value in values if value is not None)
