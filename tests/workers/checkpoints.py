@@ -73,15 +73,20 @@ def write(name: str, folder: Path) -> PreTrainedModel:
     """
     torch.manual_seed(sum(name.encode()))
     model = VARIANTS[name]()
-    with torch.no_grad():
-        for key, parameter in model.named_parameters():
-            parameter.normal_(std=0.4).add_(1.0 if "norm" in key else 0.0)
-    model.tie_weights()
-    model.eval()
+    fill(model)
     model.save_pretrained(folder, max_shard_size="40KB" if "sharded" in name else "5GB")
     if "flat" in name:
         flatten(folder / "config.json")
     return model
+
+
+@torch.no_grad()
+def fill(model: PreTrainedModel, std: float = 0.4) -> None:
+    """Give it random weights of that deviation."""
+    for key, parameter in model.named_parameters():
+        parameter.normal_(std=std).add_(1.0 if "norm" in key else 0.0)
+    model.tie_weights()
+    model.eval()
 
 
 def flatten(path: Path) -> None:

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import random
 from array import array
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ipc.worker_messages import RingHandle, SamplingParams, Submit, WorkerSpec
-from workers.engine import Engine
+import pytest
+import torch
+
+from ipc.worker_messages import Logprobs, RingHandle, SamplingParams, SequenceReport, Submit, WorkerSpec
+from workers.engine import Engine, OutOfDeviceMemory
+from workers.plan import StepPlan
 from workers.scheduler import Scheduler
 
 LIMITS = {"max_sequences": 8, "max_step_tokens": 64, "context_length": 4096, "kv_pages": 200}
+GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")]
+DEVICES = ["cpu", pytest.param("cuda:0", marks=GPU)]  # what a test is parametrised with to run on both
 
 
 def make_spec(folder: str | Path, **changes: Any) -> WorkerSpec:
@@ -53,35 +60,79 @@ def prompt_of(submit: Submit) -> list[int]:
     return array("I", submit.prompt).tolist()
 
 
+@dataclass
+class Answer:
+    """All that the reports on one sequence said."""
+
+    token_ids: list[int] = field(default_factory=list)
+    finish: str = ""
+    message: str = ""
+    code: str = ""
+    cached_tokens: int = 0
+    logprobs: list[Logprobs] = field(default_factory=list)
+    prompt_logprobs: list[Logprobs] = field(default_factory=list)
+    embedding: bytes = b""
+
+    def take(self, report: SequenceReport) -> None:
+        assert not self.finish, "a report after the end"
+        self.token_ids += report.token_ids
+        self.finish, self.message, self.code = report.finish, report.message, report.code
+        self.cached_tokens = self.cached_tokens or report.cached_tokens
+        self.logprobs += report.logprobs
+        self.prompt_logprobs += report.prompt_logprobs
+        self.embedding += report.embedding
+
+
+class Session:
+    """A scheduler that drives an engine. Its first plan expects that all slots are empty."""
+
+    def __init__(self, engine: Engine, **limits: int) -> None:
+        self.engine = engine
+        self.scheduler = Scheduler(**LIMITS | limits)
+
+    def answer(
+        self, requests: list[Submit], *, seed: int | None = None, aborts: bool = False
+    ) -> list[Answer]:
+        """Serve `requests` to their ends.
+
+        Without a seed they all come at once. With one they come at random steps, and with `aborts` some end
+        at random; the same seed makes the same plans, so every rank of a group can drive itself.
+        """
+        rng = random.Random(seed)
+        coming = list(reversed(requests))
+        answers = {submit.request_id: Answer() for submit in requests}
+        while True:
+            while coming and (seed is None or rng.random() < 0.4):
+                self.scheduler.submit(coming.pop())
+            if aborts and rng.random() < 0.01:
+                self.scheduler.abort(rng.choice(requests).request_id)
+            plan = self.scheduler.plan()
+            if plan is not None:
+                self._execute(plan)
+            for report in self.scheduler.take_reports():
+                answers[report.request_id].take(report)
+            if plan is None and not coming:
+                return list(answers.values())
+
+    def _execute(self, plan: StepPlan) -> None:
+        try:
+            self.scheduler.commit(self.engine.execute(plan))
+        except OutOfDeviceMemory as error:
+            self.scheduler.step_failed(str(error))
+
+    def end(self) -> None:
+        """Empty the engine's slots for the next scheduler."""
+        for slot in list(getattr(self.engine, "slots", ())):
+            self.engine._release(slot)
+
+
 def serve(
     engine: Engine, requests: list[Submit], *, seed: int | None = None, **limits: int
 ) -> list[list[int]]:
-    """Drive `engine` until all requests have ended; returns the output of each.
-
-    Without a seed they all come at once. With one they come at random steps, and some are aborted at random;
-    the same seed makes the same plans, so every rank of a group can drive itself.
-    """
-    scheduler = Scheduler(**LIMITS | limits)
-    rng = random.Random(seed)
-    coming = list(reversed(requests))
-    outputs: dict[int, list[int]] = {submit.request_id: [] for submit in requests}
-    while True:
-        while coming and (seed is None or rng.random() < 0.4):
-            scheduler.submit(coming.pop())
-        if seed is not None and rng.random() < 0.01:
-            scheduler.abort(rng.choice(requests).request_id)
-        plan = scheduler.plan()
-        if plan is not None:
-            scheduler.commit(engine.execute(plan))
-        for report in scheduler.take_reports():
-            assert report.finish != "error", report.message
-            outputs[report.request_id] += report.token_ids
-        if plan is None and not coming:
-            forget(engine)
-            return list(outputs.values())
-
-
-def forget(engine: Engine) -> None:
-    """Empty the slots that the next plan of this scheduler would have emptied."""
-    for slot in list(getattr(engine, "slots", ())):
-        engine._release(slot)
+    """The tokens of each request, from a scheduler of its own; with a seed, some requests are aborted."""
+    session = Session(engine, **limits)
+    answers = session.answer(requests, seed=seed, aborts=seed is not None)
+    session.end()
+    for answer in answers:
+        assert answer.finish != "error", answer.message
+    return [answer.token_ids for answer in answers]

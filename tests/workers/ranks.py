@@ -5,68 +5,101 @@ Every rank drives its own scheduler with the same seed, so that they make the sa
 
 from __future__ import annotations
 
-import json
 import socket
 import subprocess
 import sys
 from contextlib import ExitStack
-from pathlib import Path
-from typing import Any
+from typing import Literal
 
-from tests.workers.engines import make_spec, prompt_of, serve, some_requests
+import msgspec
+
+from tests.workers import equalities
+from tests.workers.engines import Answer, make_spec, prompt_of, serve, some_requests
+from tests.workers.equalities import Observed
 from workers.config import read_config
 from workers.runner import Runner
 
-PATIENCE = 120.0  # seconds
+PATIENCE = 180.0  # seconds
 
 
-def run(folders: list[Path], world_size: int) -> list[dict[str, Any]]:
-    """Serve random requests from every folder with `world_size` processes.
+class Job(msgspec.Struct):
+    """What to do with an engine, and how its ranks meet."""
+
+    folder: str
+    what: Literal["answer", "observe", "resume"]
+    device: str = "cpu"
+    stopped: list[Answer] = []  # what "resume" resumes
+    fd: int = -1  # of the rendezvous
+    port: int = 0
+
+
+class Result(msgspec.Struct):
+    all_reduce: int  # the sum of ones over the ranks
+    prompts: list[list[int]] = []  # of "answer": some random requests
+    outputs: list[list[int]] = []  # of "answer", and of "resume"
+    observed: Observed | None = None
+
+
+def run(jobs: list[Job], world_size: int) -> list[Result]:
+    """Do the jobs with `world_size` processes, which load and close an engine for each.
 
     Returns:
-        For each folder `prompts`, `outputs` and `all_reduce`, the sum of ones over the ranks.
+        One result a job; all ranks found the same one.
     """
     with ExitStack() as stack:
-        stores = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in folders]
+        stores = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in jobs]
+        for job, store in zip(jobs, stores, strict=True):
+            job.fd, job.port = store.fileno(), store.getsockname()[1]
         processes = []
         for rank in range(world_size):
-            work = [
-                {"folder": str(folder), "fd": store.fileno(), "port": store.getsockname()[1]}
-                for folder, store in zip(folders, stores, strict=True)
-            ]
-            command = [
-                sys.executable,
-                "-m",
-                "tests.workers.ranks",
-                str(rank),
-                str(world_size),
-                json.dumps(work),
-            ]
-            fds = [store.fileno() for store in stores] if rank == 0 else []
-            process = subprocess.Popen(command, pass_fds=fds, stdout=subprocess.PIPE)
+            module = [sys.executable, "-m", "tests.workers.ranks"]
+            process = subprocess.Popen(
+                [*module, str(rank), str(world_size)],
+                pass_fds=[store.fileno() for store in stores] if rank == 0 else [],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+            )
             stack.enter_context(process)
             stack.callback(process.kill)
+            process.stdin.write(msgspec.json.encode(jobs))
+            process.stdin.close()
+            process.stdin = None
             processes.append(process)
         outputs = [process.communicate(timeout=PATIENCE)[0] for process in processes]
     assert [process.returncode for process in processes] == [0] * world_size
-    results = [json.loads(output) for output in outputs]
-    assert all(result == results[0] for result in results), "the ranks sampled different tokens"
-    return results[0]
+    by_rank = [msgspec.json.decode(output, type=list[Result]) for output in outputs]
+    for results in by_rank:
+        for result in filter(lambda result: result.observed is not None, results):
+            assert (result.observed.collective_seconds > 0) == (world_size > 1)
+            result.observed.collective_seconds = 0.0
+    assert all(results == by_rank[0] for results in by_rank), "the ranks chose different tokens"
+    return by_rank[0]
+
+
+def do(job: Job, rank: int, world_size: int) -> Result:
+    store = {"store_fd": job.fd if rank == 0 else None, "store_port": job.port}
+    device = job.device if job.device == "cpu" else f"cuda:{rank}"
+    runner = Runner(make_spec(job.folder, rank=rank, world_size=world_size, device=device, **store))
+    runner.load(lambda fraction, message: None)
+    result = Result(runner.prove())
+    match job.what:
+        case "answer":
+            requests = some_requests(8, read_config(job.folder).vocab_size, seed=world_size, longest=16)
+            result.prompts = [*map(prompt_of, requests)]
+            result.outputs = serve(runner, requests, seed=world_size)
+        case "observe":
+            result.observed = equalities.observe(runner)
+        case "resume":
+            result.outputs = equalities.resume(runner, job.stopped)
+    runner.close()
+    return result
 
 
 def main() -> None:
     rank, world_size = map(int, sys.argv[1:3])
-    results = []
-    for work in json.loads(sys.argv[3]):
-        store = {"store_fd": work["fd"] if rank == 0 else None, "store_port": work["port"]}
-        runner = Runner(make_spec(work["folder"], rank=rank, world_size=world_size, **store))
-        runner.load(lambda fraction, message: None)
-        requests = some_requests(8, read_config(work["folder"]).vocab_size, seed=world_size, longest=16)
-        all_reduce = runner.prove()
-        outputs = serve(runner, requests, seed=world_size)
-        results.append({"prompts": [*map(prompt_of, requests)], "outputs": outputs, "all_reduce": all_reduce})
-        runner.close()
-    print(json.dumps(results))
+    jobs = msgspec.json.decode(sys.stdin.buffer.read(), type=list[Job])
+    results = [do(job, rank, world_size) for job in jobs]
+    sys.stdout.buffer.write(msgspec.json.encode(results))
 
 
 if __name__ == "__main__":

@@ -13,15 +13,15 @@ from workers.parallel import Group
 @pytest.fixture(scope="module", params=[2, 4], ids="{}_ranks".format)
 def group(request, tiny):
     """What a group of so many processes answered from each checkpoint."""
-    results = ranks.run([tiny(name).folder for name in VARIANTS], request.param)
+    results = ranks.run([ranks.Job(str(tiny(name).folder), "answer") for name in VARIANTS], request.param)
     return request.param, dict(zip(VARIANTS, results, strict=True))
 
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_greedy_tokens_of_several_ranks_equal_those_of_transformers(tiny, group, name):
     world_size, results = group
-    assert results[name]["all_reduce"] == world_size
-    for prompt, output in zip(results[name]["prompts"], results[name]["outputs"], strict=True):
+    assert results[name].all_reduce == world_size
+    for prompt, output in zip(results[name].prompts, results[name].outputs, strict=True):
         assert output == greedy(tiny(name).oracle, prompt, output)
 
 

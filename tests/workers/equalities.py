@@ -1,0 +1,165 @@
+"""One set of unlike requests, answered under every circumstance that must not matter."""
+
+from __future__ import annotations
+
+import copy
+import random
+from array import array
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from ipc.worker_messages import PAGE_SIZE, Constraint, SamplingParams, Submit
+from neuron.structured import OPTIONS
+from tests.workers.engines import Answer, Session, prompt_of
+from workers.engine import OutOfDeviceMemory, StepResult
+from workers.pages import pages_for
+from workers.plan import NewSequence, Scheduled, StepPlan
+from workers.runner import Runner
+
+VOCABULARY = 1856  # of the demo's tokenizer, padded
+STOP = 0  # its end of text
+CHOICES = 5  # of a request with n
+WORDS = Constraint(f'start: WORD (" " WORD)*\nWORD: /[a-z]{{2,9}}/\n{OPTIONS}')
+LIST = Constraint(f'start: "[" NUMBER ("," NUMBER)* "]"\nNUMBER: /[0-9]{{1,3}}/\n{OPTIONS}')
+
+
+@dataclass
+class Observed:
+    """What one rank saw."""
+
+    answers: dict[str, list[Answer]] = field(default_factory=dict)  # by circumstance
+    preemptions: int = 0  # where pages were few
+    step_collectives: int = 0  # in one step
+    collective_seconds: float = 0.0  # in all
+
+
+def requests() -> list[Submit]:
+    """Every way to choose tokens, and prompts that have beginnings in common."""
+    rng = random.Random(5)
+    tokens = [rng.randrange(6, VOCABULARY) for _ in range(500)]
+    settings = [
+        ({"temperature": 0.0, "logprobs": 5}, {}),
+        ({"temperature": 0.0, "repetition_penalty": 1.4, "logprobs": 0}, {}),
+        ({"temperature": 0.0, "presence_penalty": 0.8, "frequency_penalty": 0.5}, {}),
+        ({"temperature": 1.0}, {}),
+        ({"temperature": 2.0, "top_k": 20, "logprobs": 20}, {}),
+        ({"temperature": 2.0, "top_p": 0.8, "min_p": 0.001}, {}),
+        ({"temperature": 3.0, "frequency_penalty": 1.0, "repetition_penalty": 0.9, "min_p": 0.01}, {}),
+        ({"temperature": 1.5, "logit_bias": {7: 30.0, 9: 31.0}, "bad_words": [[7, 9], [11]]}, {}),
+        ({"temperature": 1.0, "allowed_token_ids": list(range(40)), "stop_ids": [3], "min_tokens": 9}, {}),
+        ({"temperature": 0.0, "stop_ids": [STOP], "logprobs": 2}, {"constraint": WORDS}),
+        ({"temperature": 2.0, "stop_ids": [STOP], "presence_penalty": 0.5}, {"constraint": LIST}),
+        ({"temperature": 0.0, "prompt_logprobs": 3}, {}),
+        ({"temperature": 1.0, "prompt_logprobs": 0, "logprobs": 1}, {}),
+        ({}, {"pooling": "last"}),
+        ({}, {"pooling": "mean"}),
+        ({"temperature": 1.0, "repetition_penalty": 1.1}, {"pooling": ""}),
+    ]
+    lengths = [70, 1, 33, 150, 64, 65, 20, 32, 31, 40, 96, 130, 67, 90, 90, 400]
+    return [
+        Submit(
+            number,
+            # half of them begin alike, the others each have their own prompt
+            array("I", tokens[:length] if number % 2 else tokens[number : number + length]).tobytes(),
+            1 if others.get("pooling") else 8 + 2 * number,
+            SamplingParams(**sampling, seed=(1 << 64) - 1 - number),
+            **others,
+        )
+        for number, (length, (sampling, others)) in enumerate(zip(lengths, settings, strict=True))
+    ]
+
+
+def choices() -> list[Submit]:
+    """The sequences of a request with `n`: one prompt, and seeds that follow each other."""
+    prompt = array("I", range(100, 210)).tobytes()
+    params = [SamplingParams(temperature=3.0, seed=(1 << 64) - 2 + i & (1 << 64) - 1) for i in range(CHOICES)]
+    return [Submit(i, prompt, 15, each) for i, each in enumerate(params)]
+
+
+def answer_alone(runner: Runner, submits: list[Submit]) -> list[Answer]:
+    """Each as the only request that there ever was."""
+    answers = []
+    for submit in submits:
+        session = Session(runner, max_step_tokens=512)
+        answers += session.answer([submit])
+        session.end()
+    return answers
+
+
+def observe(runner: Runner) -> Observed:
+    """Answer the requests in all circumstances of one engine; on one rank also alone."""
+    seen = Observed()
+
+    def answer(name: str, submits: list[Submit], seed: int | None = None, **limits: int) -> None:
+        session = Session(runner, **limits)
+        seen.answers[name] = session.answer(submits, seed=seed)
+        session.end()
+
+    if runner.group.size == 1:
+        seen.answers["alone"] = answer_alone(runner, requests())
+        seen.answers["single"] = answer_alone(runner, choices())
+    answer("batched", requests(), max_sequences=16, max_step_tokens=2048)
+    answer("chunked", requests(), seed=1, max_step_tokens=41)
+    answer("choices", choices())
+    session = Session(runner, max_sequences=16, max_step_tokens=512)
+    session.answer(requests())
+    later = copy.deepcopy(requests())
+    for submit in later:
+        submit.request_id += 1000
+    seen.answers["cached"] = session.answer(later)
+    session.end()
+    session = Session(runner, max_sequences=16, kv_pages=15)
+    with short_of_memory(session, runner):
+        seen.answers["preempted"] = session.answer(requests(), seed=2)
+    session.end()
+    seen.preemptions = session.scheduler.statistics()["preemptions"]
+    before, _ = runner.collectives()
+    runner.execute(StepPlan(1, [], [NewSequence(0, 1, bytes(4), SamplingParams())], [Scheduled(0, 1, [0])]))
+    after, seen.collective_seconds = runner.collectives()
+    seen.step_collectives = after - before
+    return seen
+
+
+@contextmanager
+def short_of_memory(session: Session, runner: Runner) -> Iterator[None]:
+    """Some steps fail, on all ranks the same ones; but none after which a request would be given up."""
+    step, rng = runner._step, random.Random(3)
+
+    def unsteady(scheduled: list[Scheduled]) -> StepResult:
+        if len(scheduled) > 1 and session.scheduler._suspect is None and rng.random() < 0.3:
+            raise OutOfDeviceMemory("as a test wants it")
+        return step(scheduled)
+
+    runner._step = unsteady
+    yield
+    runner._step = step
+
+
+def resume(runner: Runner, stopped: list[Answer]) -> list[list[int]]:
+    """Take half of each answer that another engine gave, and write the rest; returns the whole tokens."""
+    outputs = [answer.token_ids[: len(answer.token_ids) // 2] for answer in stopped]
+    lengths = [len(answer.token_ids) for answer in stopped]
+    added, scheduled, free = [], [], 0
+    for slot, (submit, output) in enumerate(zip(requests(), outputs, strict=True)):
+        if submit.pooling:
+            continue
+        tokens = array("I", prompt_of(submit) + output)
+        added.append(
+            NewSequence(slot, len(submit.prompt) // 4, tokens.tobytes(), submit.params, submit.constraint)
+        )
+        pages = range(free, free + pages_for(len(submit.prompt) // 4 + lengths[slot]))
+        scheduled.append(Scheduled(slot, len(tokens), list(pages)))
+        free = pages.stop
+    step = 0
+    while scheduled:
+        step += 1
+        result = runner.execute(StepPlan(step, [], added, scheduled))
+        for entry, token in zip(scheduled, result.tokens, strict=True):
+            outputs[entry.slot].append(token)
+        open_slots = [entry.slot for entry in scheduled if len(outputs[entry.slot]) < lengths[entry.slot]]
+        added, scheduled = [], [Scheduled(slot, 1) for slot in open_slots]
+    return outputs
+
+
+assert max(len(submit.prompt) // 4 + submit.max_tokens for submit in requests()) < 15 * PAGE_SIZE
