@@ -1,12 +1,41 @@
-"""The tokens of one step as the model sees them."""
+"""From what a plan says to the tokens of one step as the model sees them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
+from ipc.worker_messages import Logprobs
 from workers.layers.attention import Chunk, PageRun
+from workers.pages import PAGE_SIZE, pages_for
+from workers.plan import NewSequence, Scheduled
+
+
+@dataclass(slots=True)
+class Slot:
+    """A sequence as the engine knows it: what the plans said so far, and what it made of that."""
+
+    new: NewSequence
+    token_ids: array[int]
+    pages: array[int]
+    num_computed: int
+    pooled: Tensor | float = 0.0  # [hidden] float32: the last hidden state, or the sum of all so far
+    prompt_logprobs: list[Logprobs] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, new: NewSequence) -> Slot:
+        token_ids = array("q", array("I", new.token_ids))
+        return cls(new, token_ids, array("q", new.pages), len(new.pages) * PAGE_SIZE)
+
+    @property
+    def tells(self) -> bool:
+        """Whether its log-probabilities are asked for, which after a preemption were told already."""
+        fresh = len(self.token_ids) == self.new.prompt_len
+        return fresh and self.new.params.prompt_logprobs is not None
 
 
 @dataclass(slots=True)
@@ -21,3 +50,102 @@ class Batch:
     runs: list[PageRun]
     chunks: list[Chunk]
     sampled: Tensor  # [sampled] int64, the tokens that are followed by a new one
+
+
+@dataclass(slots=True)
+class Piece:
+    """The tokens of one sequence in a step."""
+
+    slot: Slot
+    rows: range  # of the batch
+
+
+@dataclass(slots=True)
+class Step:
+    """A step on its way through the model."""
+
+    batch: Batch
+    pieces: list[Piece]
+    complete: list[int]  # slots that have no pending token after it, in the order of the plan
+    sampled: list[int]  # those of them that get a token
+
+
+def make_step(
+    scheduled: Sequence[Scheduled], slots: dict[int, Slot], run_pages: int, device: torch.device
+) -> Step:
+    """The tokens that a plan feeds as tensors on `device`, and what is to be done with them.
+
+    Args:
+        slots: by their numbers; the pages that the plan adds are in them already.
+        run_pages: pages that attention in decode reads at once.
+    """
+
+    def tensor(values: array[int]) -> Tensor:  # [len(values)] int64
+        return torch.tensor(values, dtype=torch.int64).to(device, non_blocking=True)
+
+    token_ids, positions, pages = array("q"), array("q"), array("q")
+    pieces: list[Piece] = []
+    last: dict[int, int] = {}  # slot -> row of its last token
+    for entry in scheduled:
+        if entry.num_tokens == 1:
+            slot, row = slots[entry.slot], len(token_ids)
+            position = slot.num_computed
+            token_ids.append(slot.token_ids[position])
+            positions.append(position)
+            pages.append(slot.pages[position // PAGE_SIZE])
+            pieces.append(Piece(slot, range(row, row + 1)))
+            last[entry.slot] = row
+    num_decode = len(token_ids)
+    runs = _runs([piece.slot for piece in pieces], run_pages, device)
+    chunks: list[Chunk] = []
+    for entry in scheduled:
+        if entry.num_tokens > 1:
+            slot, first = slots[entry.slot], len(token_ids)
+            start, end = slot.num_computed, slot.num_computed + entry.num_tokens
+            token_ids.extend(slot.token_ids[start:end])
+            positions.extend(range(start, end))
+            pages.extend(slot.pages[position // PAGE_SIZE] for position in range(start, end))
+            rows = range(first, len(token_ids))
+            pieces.append(Piece(slot, rows))
+            chunks.append(Chunk(slice(first, rows.stop), tensor(slot.pages[: pages_for(end)]), end))
+            last[entry.slot] = rows.stop - 1
+    complete = [
+        entry.slot
+        for entry in scheduled
+        if (slot := slots[entry.slot]).num_computed + entry.num_tokens == len(slot.token_ids)
+    ]
+    sampled = [number for number in complete if not slots[number].new.pooling]
+    position_tensor = tensor(positions)
+    batch = Batch(
+        token_ids=tensor(token_ids),
+        positions=position_tensor,
+        pages=tensor(pages),
+        places=position_tensor % PAGE_SIZE,
+        num_decode=num_decode,
+        runs=runs,
+        chunks=chunks,
+        sampled=tensor(array("q", [last[number] for number in sampled])),
+    )
+    return Step(batch, pieces, complete, sampled)
+
+
+def _runs(slots: list[Slot], run_pages: int, device: torch.device) -> list[PageRun]:
+    """The pages that `slots`, each with one token in this step, attend over."""
+    if not slots:
+        return []
+    pages = array("q")
+    for slot in slots:
+        pages.extend(slot.pages[: slot.num_computed // PAGE_SIZE + 1])
+    contexts = torch.tensor([slot.num_computed + 1 for slot in slots])
+    counts = (contexts + (PAGE_SIZE - 1)) // PAGE_SIZE
+    sequence = torch.repeat_interleave(counts)  # [pages] of each, its row
+    first = torch.arange(len(pages)) - (counts.cumsum(0) - counts)[sequence]  # its number in the sequence
+    left = contexts[sequence] - first * PAGE_SIZE  # tokens of the context from there on
+    beyond = torch.arange(PAGE_SIZE) >= left.unsqueeze(1)
+    bias = torch.zeros(beyond.shape).masked_fill_(beyond, -torch.inf)
+    parts = (
+        torch.tensor(pages).to(device, non_blocking=True),
+        sequence.to(device, non_blocking=True),
+        bias.to(device, non_blocking=True)[:, None, None],
+    )
+    return [PageRun(*run) for run in zip(*(part.split(run_pages) for part in parts), strict=True)]

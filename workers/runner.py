@@ -4,73 +4,30 @@ from __future__ import annotations
 
 import ctypes
 import logging
-from array import array
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from ipc.errors import Code, CortexError
 from ipc.worker_messages import Logprobs, MemoryUse, WorkerSpec
-from workers.batch import Batch
+from workers.batch import Piece, Slot, Step, make_step
 from workers.config import read_config
 from workers.engine import Extra, Loaded, OutOfDeviceMemory, StepResult
-from workers.grammar import Grammars, PendingMasks
+from workers.grammar import Grammars
 from workers.kv_cache import KVCache
-from workers.layers.attention import Chunk, PageRun
 from workers.loader import Checkpoint
 from workers.logprobs import logprobs
 from workers.models.decoder import Decoder
-from workers.pages import PAGE_SIZE, pages_for
 from workers.parallel import Group
 from workers.plan import NewSequence, Scheduled, StepPlan
-from workers.sampler import Sampler
+from workers.sampler import Sampled, Sampler
 
 THREAD_BYTES = 32 << 20  # weights that a further CPU thread is worth: less, and it waits longer than it works
 LOGITS_ROWS = 64  # of a prompt, whose logits over the whole vocabulary are in memory at once
-NO_EXTRA = Extra()
-RUN_PAGES = 64  # pages that decode gathers at once: 4 MB of keys in a model with 8 heads of 128
-
-Choice = tuple[int, Logprobs | None]  # a token, or -1
+RUN_BYTES = 4 << 20  # of keys that decode gathers at once, so that they stay in the cache
 
 logger = logging.getLogger("workers.runner")
-
-
-@dataclass(slots=True)
-class Slot:
-    """A sequence as the engine knows it: what the plans said so far, and what it made of that."""
-
-    new: NewSequence
-    token_ids: array[int]
-    pages: list[int]
-    num_computed: int
-    pooled: Tensor | float = 0.0  # [hidden] float32: the last hidden state, or the sum of all so far
-    prompt_logprobs: list[Logprobs] = field(default_factory=list)
-
-    @property
-    def tells(self) -> bool:
-        """Whether its log-probabilities are asked for, which after a preemption were told already."""
-        fresh = len(self.token_ids) == self.new.prompt_len
-        return self.new.params.prompt_logprobs is not None and fresh
-
-
-@dataclass(slots=True)
-class Piece:
-    """The tokens of one sequence in a step."""
-
-    slot: Slot
-    rows: range  # of the batch
-
-
-@dataclass(slots=True)
-class Step:
-    """A step on its way through the model."""
-
-    batch: Batch
-    pieces: list[Piece]
-    complete: list[int]  # slots that have no pending token after it, in the order of the plan
-    sampled: list[int]  # those of them that get a token
 
 
 class Runner:
@@ -113,6 +70,7 @@ class Runner:
             dtype=dtype,
             device=device,
         )
+        self.run_pages = max(1, RUN_BYTES // self.cache.layers[0][0, 0].nbytes)
         self.sampler = Sampler(config.vocab_size, device)
         if device.type == "cpu":
             _tune_cpu(dtype)
@@ -133,7 +91,8 @@ class Runner:
         for new in plan.added:
             self._add(new)
         for entry in plan.scheduled:
-            self.slots[entry.slot].pages += entry.new_pages
+            if entry.new_pages:
+                self.slots[entry.slot].pages.extend(entry.new_pages)
         try:
             return self._step(plan.scheduled)
         except RuntimeError as error:
@@ -159,12 +118,10 @@ class Runner:
             self.__dict__.pop(name, None)
 
     def _add(self, new: NewSequence) -> None:
-        token_ids = array("q", array("I", new.token_ids))
-        pages = list(new.pages)
-        self.slots[new.slot] = Slot(new, token_ids, pages, len(pages) * PAGE_SIZE)
+        slot = self.slots[new.slot] = Slot.of(new)
         if new.pooling:
             return
-        prompt, output = token_ids[: new.prompt_len], token_ids[new.prompt_len :]
+        prompt, output = slot.token_ids[: new.prompt_len], slot.token_ids[new.prompt_len :]
         self.sampler.add(new.slot, new.params, prompt, output)
         if new.constraint is not None:
             if self.grammars is None:
@@ -181,33 +138,23 @@ class Runner:
 
     def _step(self, scheduled: list[Scheduled]) -> StepResult:
         """What the plan's tokens lead to. No slot and no sampler changes before all of it was computed."""
-        step = self._batch(scheduled)
+        step = make_step(scheduled, self.slots, self.run_pages, self.group.device)
         masks = self.grammars.begin(step.sampled) if self.grammars is not None else None
         hidden = self.model(step.batch, self.cache)
         pooled = [(piece.slot, self._pool(piece, hidden)) for piece in step.pieces if piece.slot.new.pooling]
         told = [(piece.slot, self._tell(piece, hidden)) for piece in step.pieces if piece.slot.tells]
-        sampled = self._sample(hidden[step.batch.sampled], step.sampled, masks)
+        sampled = Sampled([])
+        if step.sampled:
+            logits = self.model.logits(hidden[step.batch.sampled])
+            bitmask = masks.result() if masks is not None else None
+            sampled = self.sampler.sample(logits, step.sampled, bitmask)
         for slot, vector in pooled:
             slot.pooled = slot.pooled + vector if slot.new.pooling == "mean" else vector
         for slot, entries in told:
             slot.prompt_logprobs += entries
         for piece in step.pieces:
             piece.slot.num_computed += len(piece.rows)
-        result = StepResult([])
-        for number in step.complete:
-            self._conclude(number, sampled, result)
-        return result
-
-    def _sample(self, hidden: Tensor, slots: list[int], masks: PendingMasks | None) -> dict[int, Choice]:
-        """The tokens of `slots`, whose hidden states are given, by slot."""
-        if not slots:
-            return {}
-        bitmask = masks.result() if masks is not None else None
-        sampled = self.sampler.sample(self.model.logits(hidden), slots, bitmask)
-        return {
-            slot: (token, sampled.logprobs.get(row))
-            for row, (slot, token) in enumerate(zip(slots, sampled.tokens, strict=True))
-        }
+        return self._conclude(step, sampled)
 
     def _pool(self, piece: Piece, hidden: Tensor) -> Tensor:  # [hidden] float32
         """The last of its hidden states, or the sum of all."""
@@ -226,26 +173,30 @@ class Runner:
             told += logprobs(logits, targets, [slot.new.params.prompt_logprobs] * len(targets))
         return told
 
-    def _conclude(self, number: int, sampled: dict[int, Choice], result: StepResult) -> None:
-        """Add what a sequence came to that has no pending token left."""
-        slot, extra = self.slots[number], Extra()
-        if slot.new.pooling:
-            vector = slot.pooled / slot.new.prompt_len if slot.new.pooling == "mean" else slot.pooled
-            token = -1
-            extra.embedding = vector.cpu().numpy().astype("<f4").tobytes()
-        else:
-            token, extra.logprobs = sampled[number]
+    def _conclude(self, step: Step, sampled: Sampled) -> StepResult:
+        """Append the new tokens, and say what else came of each sequence."""
+        result, row = StepResult([]), 0
+        for index, number in enumerate(step.complete):
+            slot = self.slots[number]
+            if slot.new.pooling:
+                result.tokens.append(-1)
+                result.extras[index] = Extra(embedding=_embedding(slot))
+                continue
+            token, entry = sampled.tokens[row], sampled.logprobs.get(row)
+            row += 1
+            result.tokens.append(token)
+            finish, prompt_logprobs = "", slot.prompt_logprobs
             if token < 0:
                 error = self._nothing_to_choose(slot, number)
-                extra = Extra("error", error.code, error.message)
-            else:
-                slot.token_ids.append(token)
-                if slot.new.constraint is not None and self.grammars.accept(number, token):
-                    extra.finish = "stop"
-            extra.prompt_logprobs, slot.prompt_logprobs = slot.prompt_logprobs, []
-        if extra != NO_EXTRA:
-            result.extras[len(result.tokens)] = extra
-        result.tokens.append(token)
+                result.extras[index] = Extra("error", error.code, error.message)
+                continue
+            slot.token_ids.append(token)
+            if slot.new.constraint is not None and self.grammars.accept(number, token):
+                finish = "stop"
+            if finish or entry is not None or prompt_logprobs:
+                slot.prompt_logprobs = []
+                result.extras[index] = Extra(finish, logprobs=entry, prompt_logprobs=prompt_logprobs)
+        return result
 
     def _nothing_to_choose(self, slot: Slot, number: int) -> CortexError:
         if slot.new.constraint is not None:
@@ -255,68 +206,10 @@ class Runner:
             "the settings of the request leave no token to choose, or the model's numbers are not finite",
         )
 
-    def _batch(self, scheduled: list[Scheduled]) -> Step:
-        """The step's tokens as tensors, and what is to be done with them."""
-        single = [entry for entry in scheduled if entry.num_tokens == 1]
-        several = [entry for entry in scheduled if entry.num_tokens > 1]
-        token_ids, positions, pages = array("q"), array("q"), array("q")
-        chunks: list[Chunk] = []
-        pieces: list[Piece] = []
-        row_of: dict[int, int] = {}  # slot -> row of its last token
-        for entry in (*single, *several):
-            slot, first = self.slots[entry.slot], len(token_ids)
-            start, end = slot.num_computed, slot.num_computed + entry.num_tokens
-            token_ids.extend(slot.token_ids[start:end])
-            positions.extend(range(start, end))
-            pages.extend(slot.pages[position // PAGE_SIZE] for position in range(start, end))
-            row_of[entry.slot] = len(token_ids) - 1
-            pieces.append(Piece(slot, range(first, len(token_ids))))
-            if entry.num_tokens > 1:
-                context_pages = self._tensor(array("q", slot.pages[: pages_for(end)]))
-                chunks.append(Chunk(slice(first, len(token_ids)), context_pages, end))
-        complete = [
-            entry.slot
-            for entry in scheduled
-            if self.slots[entry.slot].num_computed + entry.num_tokens == len(self.slots[entry.slot].token_ids)
-        ]
-        sampled = [number for number in complete if not self.slots[number].new.pooling]
-        position_tensor = self._tensor(positions)
-        batch = Batch(
-            token_ids=self._tensor(token_ids),
-            positions=position_tensor,
-            pages=self._tensor(pages),
-            places=position_tensor % PAGE_SIZE,
-            num_decode=len(single),
-            runs=self._runs([self.slots[entry.slot] for entry in single]),
-            chunks=chunks,
-            sampled=self._tensor(array("q", [row_of[number] for number in sampled])),
-        )
-        return Step(batch, pieces, complete, sampled)
 
-    def _runs(self, slots: list[Slot]) -> list[PageRun]:
-        """The pages that `slots`, each with one token in this step, attend over."""
-        pages, sequence, filled = array("q"), array("q"), array("q")
-        for row, slot in enumerate(slots):
-            context = slot.num_computed + 1
-            count = pages_for(context)
-            pages.extend(slot.pages[:count])
-            sequence.extend([row] * count)
-            filled.extend([PAGE_SIZE] * (count - 1))
-            filled.append(context - (count - 1) * PAGE_SIZE)
-        place = torch.arange(PAGE_SIZE)
-        bias = torch.zeros(len(filled), PAGE_SIZE).masked_fill_(
-            place >= torch.tensor(filled).unsqueeze(1), -torch.inf
-        )
-        parts = zip(
-            self._tensor(pages).split(RUN_PAGES),
-            self._tensor(sequence).split(RUN_PAGES),
-            bias.to(self.group.device)[:, None, None].split(RUN_PAGES),
-            strict=True,
-        )
-        return [PageRun(*part) for part in parts] if slots else []
-
-    def _tensor(self, values: array[int]) -> Tensor:  # [len(values)] int64
-        return torch.tensor(values, dtype=torch.int64).to(self.group.device, non_blocking=True)
+def _embedding(slot: Slot) -> bytes:  # float32, little-endian
+    vector = slot.pooled / slot.new.prompt_len if slot.new.pooling == "mean" else slot.pooled
+    return vector.cpu().numpy().astype("<f4").tobytes()
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
