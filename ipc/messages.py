@@ -260,6 +260,7 @@ class Alternative(Plain):
 class TokenLogprob(Alternative):
     """A token that stands there, with the `top` most probable ones, in order of probability."""
 
+    logprob: float | None  # of the first token of a prompt there is none
     rank: int = 1  # 1 is the most probable
     top: list[Alternative] = []
 
@@ -292,7 +293,7 @@ class Delta(Reply, tag="delta"):
     tool_calls: list[ToolCallDelta] = []
     token_ids: list[int] | None = None
     logprobs: list[TokenLogprob] = []
-    prompt_logprobs: list[TokenLogprob | None] | None = None  # with the first delta; of the first token: None
+    prompt_logprobs: list[TokenLogprob] | None = None  # one a token; with the first delta
 
 
 class Choice(Plain):
@@ -314,7 +315,7 @@ class Finished(Reply, tag="finished"):
     choices: list[Choice]  # by index
     usage: Usage  # of all choices together; the prompt counts once
     timings: Timings
-    prompt_logprobs: list[TokenLogprob | None] | None = None  # unstreamed
+    prompt_logprobs: list[TokenLogprob] | None = None  # unstreamed
 
 
 class Cancelled(Reply, tag="cancelled"):

@@ -127,6 +127,10 @@ class Answer:
         top = [Alternative(**self._named(token), logprob=logprob) for token, logprob in told.top]
         return TokenLogprob(**self._named(told.token), logprob=told.logprob, rank=told.rank, top=top)
 
+    def name_first(self, token: int) -> TokenLogprob:
+        """The first token of a prompt: nothing comes before it that could make it probable."""
+        return TokenLogprob(**self._named(token), logprob=None, rank=0)
+
     def _named(self, token: int) -> dict[str, int | str | bytes]:
         raw = self._spell(token)
         return {"token_id": token, "token": raw.decode(errors="replace"), "raw": raw}

@@ -52,7 +52,7 @@ class Generation(Work):
         self.parts = []
         self.cached_tokens = 0
         self._first_token: float | None = None
-        self._prompt_logprobs: list[TokenLogprob | None] | None = None  # until they were sent
+        self._prompt_logprobs: list[TokenLogprob] | None = None  # until they were sent
         self._scoring = request.sampling.max_tokens == 0  # only the prompt is of interest
 
     # --- on the way down --------------------------------------------------------------------------------
@@ -133,7 +133,7 @@ class Generation(Work):
         if not answer.index:
             self.cached_tokens = max(self.cached_tokens, report.cached_tokens)
             if report.prompt_logprobs:
-                self._prompt_logprobs = self._prompt_logprobs or [None]  # nothing comes before the first
+                self._prompt_logprobs = self._prompt_logprobs or [answer.name_first(self._prompt_ids[0])]
                 self._prompt_logprobs += map(answer.name, report.prompt_logprobs)
         if report.token_ids and self._first_token is None:
             self._first_token = time.monotonic()

@@ -31,6 +31,10 @@ class Answer(Protocol):
         """The regular end of a stream."""
         ...
 
+    def in_client_words(self, error: CortexError) -> CortexError:
+        """An error of the neuron, with the field called as the client calls it."""
+        ...
+
     def failed(self, error: CortexError) -> bytes:
         """The end of a stream that broke; it cannot be taken for a regular one."""
         ...

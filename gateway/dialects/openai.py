@@ -15,6 +15,7 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from gateway.dialects.openai_structured import StructuredFields
 from gateway.errors import envelope
 from ipc.errors import Code, CortexError
 from ipc.messages import Sampling, Usage
@@ -25,6 +26,7 @@ NonNegative = Annotated[int, Meta(ge=0)]
 TokenId = Annotated[int, Meta(ge=0, le=0xFFFF_FFFF)]
 Count = Annotated[int, Meta(ge=1)]
 Name = Annotated[str, Meta(min_length=1)]
+LogprobCount = Annotated[int, Meta(ge=0, le=20)]
 
 SEED_MASK = (1 << 64) - 1  # engines take unsigned seeds; clients send signed ones, too
 
@@ -35,7 +37,7 @@ class StreamOptions(Struct):
     include_usage: bool | None = None
 
 
-class Fields(Struct, kw_only=True):
+class Fields(StructuredFields, kw_only=True):
     """Fields of both APIs that we honour."""
 
     model: Name
@@ -45,41 +47,36 @@ class Fields(Struct, kw_only=True):
     top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
     seed: int | None = None
     max_tokens: Count | None = None
-    stop: str | list[Name] | None = None
+    stop: Name | Annotated[list[Name], Meta(max_length=16)] | None = None
+    n: Annotated[int, Meta(ge=1, le=128)] | None = None
+    best_of: int | None = None
+    logit_bias: dict[str, Annotated[float, Meta(ge=-100, le=100)]] | None = None
+    presence_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
 
     # as vLLM spells them
     top_k: Annotated[int, Meta(ge=-1)] | None = None
+    min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
+    min_tokens: NonNegative | None = None
+    bad_words: Annotated[list[Name], Meta(max_length=128)] | None = None
+    allowed_token_ids: Annotated[list[TokenId], Meta(min_length=1)] | None = None
     stop_token_ids: list[TokenId] | None = None
+    include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
+    prompt_logprobs: LogprobCount | None = None
     return_token_ids: bool | None = None
+    priority: int | None = None
+    cache_salt: str | None = None
 
 
 # Fields of both APIs that we refuse, and the values, besides null, with which they ask for nothing.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "n": (1,),
-    "logprobs": (False,),
-    "logit_bias": ({},),
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
-    "response_format": ({"type": "text"},),
-    "best_of": (1,),
     "moderation": (),
-    "min_p": (0,),
-    "repetition_penalty": (1,),
     "length_penalty": (1,),
-    "min_tokens": (0,),
-    "bad_words": ([],),
-    "allowed_token_ids": (),
     "use_beam_search": (False,),
-    "prompt_logprobs": (),
     "truncate_prompt_tokens": (),
-    "include_stop_str_in_output": (False,),
     "skip_special_tokens": (True,),
-    "structured_outputs": (),
-    "guided_json": (),
-    "guided_regex": (),
-    "guided_choice": (),
-    "guided_grammar": (),
     "grammar": (),
     "json_schema": (),
 }
@@ -130,23 +127,45 @@ def _short(value: Any) -> str:
     return text if len(text) <= 40 else f"{text[:40]}…"
 
 
-def sampling(fields: Fields, max_tokens: int | None) -> Sampling:
-    """The sampling values that a request asks for; None where it leaves them to the model."""
-    stop = fields.stop
-    if isinstance(stop, str):
-        if not stop:
-            raise CortexError(Code.BAD_REQUEST, "stop: the string is empty", param="stop")
-        stop = [stop]
+def sampling(fields: Fields, max_tokens: int | None, logprobs: int | None) -> Sampling:
+    """The sampling values that a request asks for; None where it leaves them to the model.
+
+    Raises:
+        CortexError: `best_of` asks for more than `n`, or a key of `logit_bias` is no token id.
+    """
+    count = fields.n or 1
+    if fields.best_of not in (None, count):
+        raise unsupported("best_of", f"{fields.best_of} is not supported; only n, which is {count}, is")
+    stop = [fields.stop] if isinstance(fields.stop, str) else fields.stop
     return Sampling(
         temperature=fields.temperature,
         top_k=None if fields.top_k is None else max(0, fields.top_k),
         top_p=fields.top_p,
+        min_p=fields.min_p,
+        repetition_penalty=fields.repetition_penalty,
+        presence_penalty=fields.presence_penalty or 0.0,
+        frequency_penalty=fields.frequency_penalty or 0.0,
+        logit_bias={_token_id(key): bias for key, bias in (fields.logit_bias or {}).items()},
+        allowed_token_ids=fields.allowed_token_ids or [],
+        bad_words=fields.bad_words or [],
+        min_tokens=fields.min_tokens or 0,
         seed=None if fields.seed is None else fields.seed & SEED_MASK,
+        n=count,
         max_tokens=max_tokens,
         stop=stop or [],
+        include_stop=bool(fields.include_stop_str_in_output),
         stop_token_ids=fields.stop_token_ids or [],
         ignore_eos=bool(fields.ignore_eos),
+        logprobs=logprobs,
+        prompt_logprobs=fields.prompt_logprobs,
     )
+
+
+def _token_id(key: str) -> int:
+    if not key.isdecimal() or not 0 <= int(key) <= 0xFFFF_FFFF:
+        param = "logit_bias"
+        raise CortexError(Code.BAD_REQUEST, f"{param}: {_short(key)} is no token id", param=param)
+    return int(key)
 
 
 class PromptTokens(Struct):
@@ -204,37 +223,52 @@ class Writer:
         kind: `object` of an unstreamed answer.
         chunk_kind: `object` of a chunk.
         response_id: `id` of both.
+        names: what the client calls the fields that a neuron may complain of, where that differs.
     """
 
-    def __init__(self, fields: Fields, kind: str, chunk_kind: str, response_id: str) -> None:
+    def __init__(
+        self, fields: Fields, kind: str, chunk_kind: str, response_id: str, names: dict[str, str]
+    ) -> None:
+        self._names = names
         self.model, self.kind, self.id = fields.model, kind, response_id
         self.created = int(time.time())
-        self.token_ids = bool(fields.return_token_ids)
         self._with_usage = bool(fields.stream_options and fields.stream_options.include_usage)
         head = {"id": response_id, "object": chunk_kind, "created": self.created, "model": fields.model}
         self._head = b"data: " + encode(head)[:-1]
-        self._open = self._head + b',"choices":[{"index":0,'
         self._close = (b',"usage":null' if self._with_usage else b"") + b"}\n\n"
         self._next = b',"logprobs":null,"finish_reason":null}]' + self._close
+        self._opens = [
+            self._head + b',"choices":[{"index":%d,' % index for index in range(fields.n or 1)
+        ]  # by choice
 
     def chunk(
-        self, content: bytes, finish: str | None = None, extra: bytes = b"", choice_extra: bytes = b""
+        self,
+        content: bytes,
+        index: int = 0,
+        *,
+        finish: str | None = None,
+        logprobs: object = None,
+        extra: bytes = b"",
+        choice_extra: bytes = b"",
     ) -> bytes:
         """One chunk with one choice.
 
         Args:
             content: what is new, as a JSON member: `"text":"..."` or `"delta":{...}`.
+            index: of the choice.
             finish: the finish reason.
+            logprobs: of the new tokens, as the API writes them.
             extra: further members of the chunk, each with a comma before it.
             choice_extra: the same, of the choice.
         """
-        reason = encode(finish)
         return b"".join(
             (
-                self._open,
+                self._opens[index],
                 content,
-                b',"logprobs":null,"finish_reason":',
-                reason,
+                b',"logprobs":',
+                encode(logprobs),
+                b',"finish_reason":',
+                encode(finish),
                 choice_extra,
                 b"}]",
                 extra,
@@ -250,6 +284,11 @@ class Writer:
             (self._head, b',"choices":[],"usage":', encode(usage_out(usage)), b"}\n\ndata: [DONE]\n\n")
         )
 
+    def in_client_words(self, error: CortexError) -> CortexError:
+        """The same error, with the name that the client has for the field."""
+        error.param = self._names.get(error.param, error.param)
+        return error
+
     def failed(self, error: CortexError) -> bytes:
         """An error in place of the rest; no `[DONE]` follows."""
-        return b"data: " + envelope(error) + b"\n\n"
+        return b"data: " + envelope(self.in_client_words(error)) + b"\n\n"

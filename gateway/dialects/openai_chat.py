@@ -10,6 +10,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from gateway.dialects.openai import (
     NEUTRAL,
     Count,
+    LogprobCount,
     Name,
     UsageOut,
     Writer,
@@ -23,6 +24,10 @@ from gateway.dialects.openai import (
     unsupported,
     usage_out,
 )
+from gateway.dialects.openai_logprobs import ChatLogprobs, chat_logprobs, prompt_logprobs
+from gateway.dialects.openai_structured import structured
+from ipc import messages
+from ipc.errors import Code, CortexError
 from ipc.messages import (
     Delta,
     Finished,
@@ -30,6 +35,7 @@ from ipc.messages import (
     Generate,
     Message,
     Started,
+    TokenLogprob,
     Tool,
     ToolCall,
     ToolCallDelta,
@@ -81,7 +87,6 @@ class ToolField(Struct):
 
 CHAT_NEUTRAL = NEUTRAL | {
     "tool_choice": ("auto", "none"),
-    "top_logprobs": (0,),
     "audio": (),
     "modalities": (["text"],),
     "functions": ([],),
@@ -97,6 +102,8 @@ CHAT_NEUTRAL = NEUTRAL | {
 class ChatFields(refusing(CHAT_NEUTRAL), kw_only=True):
     messages: Annotated[list[Turn], Meta(min_length=1)]
     max_completion_tokens: Count | None = None
+    logprobs: bool | None = None
+    top_logprobs: LogprobCount | None = None
     tools: list[ToolField] | None = None
     reasoning_effort: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
@@ -113,17 +120,26 @@ def parse(body: bytes, request_id: str) -> tuple[Generate, ChatAnswer]:
     """
     fields = decode(_decoder, body)
     refuse(fields, CHAT_NEUTRAL)
+    if fields.top_logprobs and not fields.logprobs:
+        raise CortexError(Code.BAD_REQUEST, "top_logprobs: needs logprobs to be true", param="top_logprobs")
+    form, names = structured(fields)
+    max_tokens = fields.max_completion_tokens or fields.max_tokens
     generate = Generate(
         id=0,
         model=fields.model,
         messages=[_message(turn, f"messages[{i}]") for i, turn in enumerate(fields.messages)],
         tools=_tools(fields),
         template_args=_template_args(fields),
-        sampling=sampling(fields, fields.max_completion_tokens or fields.max_tokens),
+        sampling=sampling(fields, max_tokens, (fields.top_logprobs or 0) if fields.logprobs else None),
+        structured=form,
         stream=bool(fields.stream),
         return_token_ids=bool(fields.return_token_ids),
+        priority=fields.priority or 0,
+        cache_salt=fields.cache_salt or "",
     )
-    return generate, ChatAnswer(fields, request_id)
+    if fields.max_completion_tokens:
+        names["max_tokens"] = "max_completion_tokens"
+    return generate, ChatAnswer(fields, request_id, names)
 
 
 def _message(turn: Turn, param: str) -> Message:
@@ -202,7 +218,7 @@ class Choice(Struct):
     message: MessageOut
     finish_reason: FinishReason
     index: int = 0
-    logprobs: None = None
+    logprobs: ChatLogprobs | None = None
     token_ids: list[int] | UnsetType = UNSET
 
 
@@ -214,44 +230,55 @@ class Completion(Struct):
     choices: list[Choice]
     usage: UsageOut
     prompt_token_ids: list[int] | UnsetType = UNSET
+    prompt_logprobs: list[dict[str, Any] | None] | UnsetType = UNSET
 
 
 class ChatAnswer(Writer):
     """Writes a chat completion. Reasoning, text and tool calls never share a chunk: some clients read one."""
 
-    def __init__(self, fields: ChatFields, request_id: str) -> None:
-        super().__init__(fields, "chat.completion", "chat.completion.chunk", f"chatcmpl-{request_id}")
-        self._text = self._open + b'"delta":{"content":'
+    def __init__(self, fields: ChatFields, request_id: str, names: dict[str, str]) -> None:
+        super().__init__(fields, "chat.completion", "chat.completion.chunk", f"chatcmpl-{request_id}", names)
+        self._texts = [start + b'"delta":{"content":' for start in self._opens]  # by choice
         self._text_next = b"}" + self._next
+        self._with_logprobs = bool(fields.logprobs)
 
     def whole(self, started: Started, finished: Finished) -> bytes:
-        answer = finished.choices[0]
-        reasoning = answer.reasoning or UNSET
-        calls = [CallOut(call.id, FunctionCall(call.name, call.arguments)) for call in answer.tool_calls]
-        message = MessageOut(
-            (answer.text or None) if calls else answer.text, reasoning, reasoning, calls or UNSET
-        )
-        choice = Choice(message, answer.reason, token_ids=unset_if_none(answer.token_ids))
+        told = finished.prompt_logprobs
         return encode(
             Completion(
                 self.id,
                 self.kind,
                 self.created,
                 self.model,
-                [choice],
+                [self._choice(answer) for answer in finished.choices],
                 usage_out(finished.usage),
                 unset_if_none(started.prompt_token_ids),
+                UNSET if told is None else prompt_logprobs(told),
             )
         )
+
+    def _choice(self, answer: messages.Choice) -> Choice:
+        reasoning = answer.reasoning or UNSET
+        calls = [CallOut(call.id, FunctionCall(call.name, call.arguments)) for call in answer.tool_calls]
+        message = MessageOut(
+            (answer.text or None) if calls else answer.text, reasoning, reasoning, calls or UNSET
+        )
+        told = self._logprobs(answer.logprobs)
+        return Choice(message, answer.reason, answer.index, told, unset_if_none(answer.token_ids))
 
     def started(self, started: Started) -> bytes:
         ids = started.prompt_token_ids
         extra = b"" if ids is None else b',"prompt_token_ids":' + encode(ids)
-        return self.chunk(b'"delta":{"role":"assistant","content":""}', extra=extra)
+        role = b'"delta":{"role":"assistant","content":""}'
+        first = self.chunk(role, extra=extra)
+        return first + b"".join(self.chunk(role, index) for index in range(1, len(self._opens)))
 
     def delta(self, delta: Delta) -> bytes:
-        if delta.token_ids is None and not delta.reasoning and not delta.tool_calls:
-            return b"".join((self._text, json_string(delta.text), self._text_next)) if delta.text else b""
+        index = delta.index
+        bare = delta.token_ids is None and not self._with_logprobs and delta.prompt_logprobs is None
+        if bare and not delta.reasoning and not delta.tool_calls:
+            text = delta.text
+            return b"".join((self._texts[index], json_string(text), self._text_next)) if text else b""
         parts = []
         if delta.reasoning:
             text = json_string(delta.reasoning)
@@ -259,15 +286,25 @@ class ChatAnswer(Writer):
         if delta.text:
             parts.append(b'"delta":{"content":' + json_string(delta.text) + b"}")
         parts += [_call_delta(call) for call in delta.tool_calls]
-        if delta.token_ids is None:
-            return b"".join(map(self.chunk, parts))
+        if bare:
+            return b"".join(self.chunk(part, index) for part in parts)
         # Tokens may come ahead of their text; no id is lost, and none is sent twice.
-        ids = b',"token_ids":' + encode(delta.token_ids)
+        extra, choice_extra = b"", b""
+        if delta.prompt_logprobs is not None:
+            extra = b',"prompt_logprobs":' + encode(prompt_logprobs(delta.prompt_logprobs))
+        if delta.token_ids is not None:
+            choice_extra = b',"token_ids":' + encode(delta.token_ids)
         first, *others = parts or [b'"delta":{}']
-        return b"".join((self.chunk(first, choice_extra=ids), *map(self.chunk, others)))
+        told = self._logprobs(delta.logprobs)
+        chunk = self.chunk(first, index, logprobs=told, extra=extra, choice_extra=choice_extra)
+        return chunk + b"".join(self.chunk(part, index) for part in others)
 
     def finished(self, finished: Finished) -> bytes:
-        return self.chunk(b'"delta":{}', finish=finished.choices[0].reason) + self.end(finished.usage)
+        ends = [self.chunk(b'"delta":{}', each.index, finish=each.reason) for each in finished.choices]
+        return b"".join(ends) + self.end(finished.usage)
+
+    def _logprobs(self, entries: list[TokenLogprob]) -> ChatLogprobs | None:
+        return chat_logprobs(entries) if self._with_logprobs else None
 
 
 def _call_delta(call: ToolCallDelta) -> bytes:

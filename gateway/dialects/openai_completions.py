@@ -9,6 +9,8 @@ from msgspec import UNSET, Struct, UnsetType
 
 from gateway.dialects.openai import (
     NEUTRAL,
+    LogprobCount,
+    NonNegative,
     TokenId,
     UsageOut,
     Writer,
@@ -23,14 +25,19 @@ from gateway.dialects.openai import (
     unsupported,
     usage_out,
 )
+from gateway.dialects.openai_logprobs import CompletionLogprobs, completion_logprobs, prompt_logprobs
+from gateway.dialects.openai_structured import structured
 from ipc.errors import Code, CortexError
-from ipc.messages import Delta, Finished, FinishReason, Generate, Started
+from ipc.messages import Delta, Finished, FinishReason, Generate, Started, TokenLogprob
 
-COMPLETION_NEUTRAL = NEUTRAL | {"logprobs": (), "echo": (False,), "suffix": ("",)}
+COMPLETION_NEUTRAL = NEUTRAL | {"suffix": ("",)}
 
 
 class CompletionFields(refusing(COMPLETION_NEUTRAL), kw_only=True):
     prompt: str | list[Any]
+    max_tokens: NonNegative | None = None
+    logprobs: LogprobCount | None = None
+    echo: bool | None = None
 
 
 _decoder = msgspec.json.Decoder(CompletionFields)
@@ -44,15 +51,22 @@ def parse(body: bytes, request_id: str) -> tuple[Generate, CompletionAnswer]:
     """
     fields = decode(_decoder, body)
     refuse(fields, COMPLETION_NEUTRAL)
+    if fields.max_tokens == 0 and not fields.echo:
+        raise CortexError(Code.BAD_REQUEST, "max_tokens: 0 needs echo", param="max_tokens")
+    form, names = structured(fields)
     generate = Generate(
         id=0,
         model=fields.model,
         prompt=_prompt(fields.prompt),
-        sampling=sampling(fields, fields.max_tokens),
+        sampling=sampling(fields, fields.max_tokens, fields.logprobs),
+        structured=form,
         stream=bool(fields.stream),
+        echo=bool(fields.echo),
         return_token_ids=bool(fields.return_token_ids),
+        priority=fields.priority or 0,
+        cache_salt=fields.cache_salt or "",
     )
-    return generate, CompletionAnswer(fields, request_id)
+    return generate, CompletionAnswer(fields, request_id, names)
 
 
 def _prompt(prompt: str | list[Any]) -> str | list[int]:
@@ -76,9 +90,10 @@ class Choice(Struct):
     text: str
     finish_reason: FinishReason
     index: int = 0
-    logprobs: None = None
+    logprobs: CompletionLogprobs | None = None
     token_ids: list[int] | UnsetType = UNSET
     prompt_token_ids: list[int] | UnsetType = UNSET
+    prompt_logprobs: list[dict[str, Any] | None] | UnsetType = UNSET
 
 
 class Completion(Struct):
@@ -91,38 +106,68 @@ class Completion(Struct):
 
 
 class CompletionAnswer(Writer):
-    """Writes a text completion. vLLM puts the prompt's token ids into the choice here, and so do we."""
+    """Writes a text completion. vLLM puts what it says of the prompt into the choice here, and so do we."""
 
-    def __init__(self, fields: CompletionFields, request_id: str) -> None:
-        super().__init__(fields, "text_completion", "text_completion", f"cmpl-{request_id}")
-        self._text = self._open + b'"text":'
+    def __init__(self, fields: CompletionFields, request_id: str, names: dict[str, str]) -> None:
+        super().__init__(fields, "text_completion", "text_completion", f"cmpl-{request_id}", names)
+        self._texts = [start + b'"text":' for start in self._opens]  # by choice
+        self._with_logprobs = fields.logprobs is not None
+        self._echo = bool(fields.echo)
+        self._offsets = [0] * len(self._opens)  # characters of each choice so far
+        self._echoed: list[TokenLogprob] = []  # tokens of the prompt that every choice begins with
+        self._of_prompt = fields.prompt_logprobs is not None
 
     def whole(self, started: Started, finished: Finished) -> bytes:
-        answer = finished.choices[0]
-        choice = Choice(
-            answer.text,
-            answer.reason,
-            token_ids=unset_if_none(answer.token_ids),
-            prompt_token_ids=unset_if_none(started.prompt_token_ids),
-        )
+        told = finished.prompt_logprobs or []
+        choices = [
+            Choice(
+                answer.text,
+                answer.reason,
+                answer.index,
+                self._logprobs([*(told if self._echo else ()), *answer.logprobs], 0),
+                unset_if_none(answer.token_ids),
+                unset_if_none(started.prompt_token_ids),
+                prompt_logprobs(told) if self._of_prompt else UNSET,
+            )
+            for answer in finished.choices
+        ]
         return encode(
-            Completion(self.id, self.kind, self.created, self.model, [choice], usage_out(finished.usage))
+            Completion(self.id, self.kind, self.created, self.model, choices, usage_out(finished.usage))
         )
 
     def started(self, started: Started) -> bytes:
-        ids = started.prompt_token_ids
-        return (
-            b""
-            if ids is None
-            else self.chunk(b'"text":""', choice_extra=b',"prompt_token_ids":' + encode(ids))
+        if started.prompt_token_ids is None:
+            return b""
+        ids = b',"prompt_token_ids":' + encode(started.prompt_token_ids)
+        return b"".join(
+            self.chunk(b'"text":""', index, choice_extra=ids) for index in range(len(self._opens))
         )
 
     def delta(self, delta: Delta) -> bytes:
-        if delta.token_ids is None:
-            return b"".join((self._text, json_string(delta.text), self._next)) if delta.text else b""
+        plain = delta.token_ids is None and not self._with_logprobs and delta.prompt_logprobs is None
+        if plain:
+            return (
+                b"".join((self._texts[delta.index], json_string(delta.text), self._next))
+                if delta.text
+                else b""
+            )
+        entries = delta.logprobs
+        if delta.prompt_logprobs is not None and self._echo:
+            self._echoed = delta.prompt_logprobs
+        if not self._offsets[delta.index]:
+            entries = [*self._echoed, *entries]
+        extra = b"" if delta.token_ids is None else b',"token_ids":' + encode(delta.token_ids)
+        if delta.prompt_logprobs is not None and self._of_prompt:
+            extra += b',"prompt_logprobs":' + encode(prompt_logprobs(delta.prompt_logprobs))
+        told = self._logprobs(entries, self._offsets[delta.index])
+        self._offsets[delta.index] += sum(len(entry.token) for entry in entries)
         return self.chunk(
-            b'"text":' + json_string(delta.text), choice_extra=b',"token_ids":' + encode(delta.token_ids)
+            b'"text":' + json_string(delta.text), delta.index, logprobs=told, choice_extra=extra
         )
 
     def finished(self, finished: Finished) -> bytes:
-        return self.chunk(b'"text":""', finish=finished.choices[0].reason) + self.end(finished.usage)
+        ends = [self.chunk(b'"text":""', each.index, finish=each.reason) for each in finished.choices]
+        return b"".join(ends) + self.end(finished.usage)
+
+    def _logprobs(self, entries: list[TokenLogprob], offset: int) -> CompletionLogprobs | None:
+        return completion_logprobs(entries, offset) if self._with_logprobs else None

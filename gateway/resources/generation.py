@@ -11,6 +11,7 @@ from gateway.exchange import Exchange
 from gateway.fleet import Fleet
 from gateway.resources import body
 from gateway.sse import EventStream
+from ipc.errors import CortexError
 from ipc.messages import Generate, Started
 
 EXCHANGE = "cortex.exchange"  # in the request's ASGI scope: the account of it
@@ -33,6 +34,14 @@ class Generation:
         data = await body.read(req, self._body_limit)
         exchange = req.scope[EXCHANGE] = Exchange(self._fleet, req.context.request_id)
         request, answer = self._parse(data, exchange.request_id)
+        try:
+            await self._answer(exchange, request, answer, resp)
+        except CortexError as error:
+            raise answer.in_client_words(error) from None
+
+    async def _answer(
+        self, exchange: Exchange, request: Generate, answer: Answer, resp: falcon.asgi.Response
+    ) -> None:
         exchange.send(request)
         if request.stream:
             stream = EventStream(exchange, answer)

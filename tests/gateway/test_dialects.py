@@ -8,9 +8,25 @@ from typing import Any
 import pytest
 
 from gateway.dialects import openai_chat, openai_completions
-from gateway.dialects.openai import json_string
+from gateway.dialects.openai import encode, json_string
+from gateway.dialects.openai_logprobs import chat_logprobs, completion_logprobs, prompt_logprobs
 from ipc.errors import Code, CortexError
-from ipc.messages import Generate, Message, Tool, ToolCall
+from ipc.messages import (
+    Alternative,
+    Choice,
+    Delta,
+    Finished,
+    Generate,
+    Message,
+    Sampling,
+    Started,
+    Structured,
+    Timings,
+    TokenLogprob,
+    Tool,
+    ToolCall,
+    Usage,
+)
 
 USER = {"role": "user", "content": "x"}
 TOOL = {"type": "function", "function": {"name": "f", "strict": True}}
@@ -88,21 +104,15 @@ def test_tools_are_told_unless_the_client_says_none() -> None:
 @pytest.mark.parametrize(
     "fields",
     [
-        {"n": 2},
-        {"logprobs": True},
-        {"top_logprobs": 3},
-        {"logit_bias": {"5": 1}},
-        {"response_format": {"type": "json_object"}},
-        {"presence_penalty": 0.5},
-        {"frequency_penalty": -1},
         {"audio": {"voice": "x"}},
         {"modalities": ["audio"]},
         {"functions": [{"name": "f"}]},
         {"tool_choice": "required"},
         {"tool_choice": {"type": "function", "function": {"name": "f"}}},
         {"web_search_options": {}},
-        {"min_p": 0.1},
-        {"guided_json": {}},
+        {"best_of": 2},
+        {"skip_special_tokens": False},
+        {"grammar": "root ::= x"},
     ],
 )
 def test_what_would_change_the_answer_is_refused_by_name(fields: dict[str, Any]) -> None:
@@ -195,8 +205,190 @@ def test_other_prompts_are_refused(prompt: Any, code: str, param: str) -> None:
 
 
 def test_completions_refuse_what_they_do_not_do() -> None:
-    for fields in ({"echo": True}, {"suffix": "x"}, {"best_of": 2}, {"logprobs": 0}):
+    for fields in ({"suffix": "x"}, {"best_of": 2}):
         assert refusal(completion, **fields).param == next(iter(fields))
+
+
+def test_everything_about_sampling_reaches_the_neuron() -> None:
+    sampling = chat(
+        n=2,
+        min_p=0.1,
+        repetition_penalty=1.2,
+        presence_penalty=-1,
+        frequency_penalty=0.5,
+        logit_bias={"5": -100},
+        allowed_token_ids=[5, 6],
+        bad_words=["x"],
+        min_tokens=3,
+        include_stop_str_in_output=True,
+        logprobs=True,
+        top_logprobs=4,
+        prompt_logprobs=1,
+    ).sampling
+    assert sampling == Sampling(
+        n=2,
+        min_p=0.1,
+        repetition_penalty=1.2,
+        presence_penalty=-1,
+        frequency_penalty=0.5,
+        logit_bias={5: -100},
+        allowed_token_ids=[5, 6],
+        bad_words=["x"],
+        min_tokens=3,
+        include_stop=True,
+        logprobs=4,
+        prompt_logprobs=1,
+    )
+    assert chat(logprobs=True).sampling.logprobs == 0
+    assert completion(logprobs=3).sampling.logprobs == 3
+    request = completion(echo=True, max_tokens=0, priority=-1, cache_salt="mine")
+    assert (request.echo, request.sampling.max_tokens) == (True, 0)
+    assert (request.priority, request.cache_salt) == (-1, "mine")
+
+
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "structured"),
+    [
+        ({}, None),
+        ({"response_format": {"type": "text"}}, None),
+        ({"response_format": {"type": "json_object"}}, Structured(json_object=True)),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": SCHEMA}}},
+            Structured(json=SCHEMA),
+        ),
+        ({"structured_outputs": {"json": SCHEMA}}, Structured(json=SCHEMA)),
+        ({"structured_outputs": {"json": json.dumps(SCHEMA)}}, Structured(json=SCHEMA)),
+        ({"structured_outputs": {"regex": "a+"}}, Structured(regex="a+")),
+        ({"structured_outputs": {"choice": ["a", "b"]}}, Structured(choice=["a", "b"])),
+        ({"structured_outputs": {"grammar": 'start: "a"'}}, Structured(grammar='start: "a"')),
+        ({"structured_outputs": {"json_object": True}}, Structured(json_object=True)),
+        ({"guided_json": SCHEMA}, Structured(json=SCHEMA)),
+        ({"guided_choice": ["a"]}, Structured(choice=["a"])),
+    ],
+)
+def test_what_an_answer_must_look_like_is_understood_in_every_spelling(
+    fields: dict[str, Any], structured: Structured | None
+) -> None:
+    assert chat(**fields).structured == structured
+    assert completion(**fields).structured == structured
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"n": 0}, "n"),
+        ({"n": 129}, "n"),
+        ({"seed": 1.5}, "seed"),
+        ({"seed": "one"}, "seed"),
+        ({"min_p": 1.1}, "min_p"),
+        ({"presence_penalty": 2.1}, "presence_penalty"),
+        ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"logit_bias": {"x": 1}}, "logit_bias"),
+        ({"logit_bias": {"5": 101}}, "logit_bias[...]"),
+        ({"stop": [f"{i}" for i in range(17)]}, "stop"),
+        ({"stop": ""}, "stop"),
+        ({"top_logprobs": 21, "logprobs": True}, "top_logprobs"),
+        ({"top_logprobs": 2}, "top_logprobs"),
+        ({"prompt_logprobs": 21}, "prompt_logprobs"),
+        ({"min_tokens": -1}, "min_tokens"),
+        ({"response_format": {"type": "xml"}}, "response_format.type"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "n"}}},
+            "response_format.json_schema.schema",
+        ),
+        ({"structured_outputs": {"structural_tag": "x"}}, "structured_outputs"),
+        ({"structured_outputs": {"json": "{"}}, "structured_outputs.json"),
+        ({"guided_regex": "a", "response_format": {"type": "json_object"}}, "guided_regex"),
+    ],
+)
+def test_what_is_out_of_range_or_contradicts_is_named(fields: dict[str, Any], param: str) -> None:
+    error = refusal(chat, **fields)
+    assert (error.code, error.param) == (Code.BAD_REQUEST, param)
+
+
+def test_no_tokens_need_an_echo() -> None:
+    assert refusal(completion, max_tokens=0).param == "max_tokens"
+    assert refusal(completion, logprobs=21).param == "logprobs"
+
+
+def test_a_neuron_s_complaint_is_told_in_the_words_of_the_client() -> None:
+    def param(field: str, **fields: Any) -> str | None:
+        body = {"model": "m", "messages": [USER]} | fields
+        _, answer = openai_chat.parse(json.dumps(body).encode(), "r")
+        return answer.in_client_words(CortexError(Code.BAD_REQUEST, "no", param=field)).param
+
+    form = {"type": "json_schema", "json_schema": {"name": "n", "schema": SCHEMA}}
+    schema = "structured_outputs.json"
+    assert param(schema, response_format=form) == "response_format.json_schema.schema"
+    assert param(schema, structured_outputs={"json": SCHEMA}) == schema
+    assert param(schema, guided_json=SCHEMA) == "guided_json"
+    assert param("max_tokens", max_completion_tokens=5) == "max_completion_tokens"
+    assert param("messages") == "messages"
+
+
+A = TokenLogprob(token_id=1, token="a", raw=b"a", logprob=-0.5, rank=1)
+B = TokenLogprob(
+    token_id=2,
+    token="\ufffd",
+    raw=b"\xc3",
+    logprob=-2.0,
+    rank=2,
+    top=[Alternative(token_id=1, token="a", raw=b"a", logprob=-float("inf"))],
+)
+FIRST = TokenLogprob(token_id=0, token="<s>", raw=b"<s>", logprob=None, rank=0)
+
+
+def test_logprobs_of_a_chat_are_written_as_openai_does() -> None:
+    assert json.loads(encode(chat_logprobs([A, B])))["content"] == [
+        {"token": "a", "logprob": -0.5, "bytes": [97], "top_logprobs": []},
+        {
+            "token": "\ufffd",
+            "logprob": -2.0,
+            "bytes": [0xC3],
+            "top_logprobs": [{"token": "a", "logprob": -9999.0, "bytes": [97]}],
+        },
+    ]
+
+
+def test_logprobs_of_a_completion_have_one_entry_a_token() -> None:
+    assert json.loads(encode(completion_logprobs([FIRST, A, B], 10))) == {
+        "tokens": ["<s>", "a", "\ufffd"],
+        "token_logprobs": [None, -0.5, -2.0],
+        "top_logprobs": [None, {"a": -0.5}, {"a": -9999.0, "\ufffd": -2.0}],
+        "text_offset": [10, 13, 14],
+    }
+
+
+def test_prompt_logprobs_are_written_as_vllm_does() -> None:
+    assert prompt_logprobs([FIRST, A])[0] is None
+    assert prompt_logprobs([FIRST, A])[1] == {"1": {"logprob": -0.5, "rank": 1, "decoded_token": "a"}}
+
+
+def test_choices_are_written_with_their_numbers() -> None:
+    body = {"model": "m", "messages": [USER], "n": 2, "logprobs": True}
+    _, answer = openai_chat.parse(json.dumps(body).encode(), "r")
+    choices = [Choice(reason="stop", index=i, text=f"{i}", logprobs=[A]) for i in range(2)]
+    finished = Finished(id=1, choices=choices, usage=Usage(), timings=Timings())
+    whole = json.loads(answer.whole(Started(id=1, prompt_tokens=1), finished))
+    assert [(each["index"], each["message"]["content"]) for each in whole["choices"]] == [(0, "0"), (1, "1")]
+    assert whole["choices"][1]["logprobs"]["content"][0]["token"] == "a"
+    chunk = json.loads(answer.delta(Delta(id=1, tokens=1, index=1, text="x", logprobs=[B]))[6:])
+    assert (chunk["choices"][0]["index"], chunk["choices"][0]["delta"]) == (1, {"content": "x"})
+    assert chunk["choices"][0]["logprobs"]["content"][0]["logprob"] == -2.0
+    assert answer.finished(finished).count(b'"finish_reason":"stop"') == 2
+
+
+def test_an_echo_counts_its_offsets_from_the_prompt() -> None:
+    body = {"model": "m", "prompt": "<s>a", "echo": True, "logprobs": 1}
+    _, answer = openai_completions.parse(json.dumps(body).encode(), "r")
+    first = Delta(id=1, tokens=1, text="<s>ab", logprobs=[B], prompt_logprobs=[FIRST, A])
+    second = Delta(id=1, tokens=1, text="c", logprobs=[A])
+    told = [json.loads(answer.delta(delta)[6:])["choices"][0]["logprobs"] for delta in (first, second)]
+    assert [each["text_offset"] for each in told] == [[0, 3, 4], [5]]
 
 
 def test_json_text_is_one_line_for_everybody() -> None:

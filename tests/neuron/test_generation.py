@@ -379,7 +379,11 @@ def test_echo_begins_with_the_prompt_and_its_logprobs():
     answer.advance(SequenceReport(1, [3], "length", logprobs=[token], prompt_logprobs=told[1:]))
     [finished] = client.replies
     assert finished.choices[0].text == "abcd"
-    assert [each and each.token for each in finished.prompt_logprobs] == [None, "b", "c"]
+    assert [(each.token, each.logprob) for each in finished.prompt_logprobs] == [
+        ("a", None),
+        ("b", -0.5),
+        ("c", -2.0),
+    ]
     assert [(each.token, each.raw, each.logprob) for each in finished.choices[0].logprobs] == [
         ("d", b"d", -1.0)
     ]

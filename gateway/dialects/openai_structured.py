@@ -1,0 +1,103 @@
+"""What an answer must look like, in the ways that clients say it: `response_format`, and vLLM's spellings."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+from msgspec import Struct
+
+from ipc.errors import Code, CortexError
+from ipc.messages import Structured
+
+
+class JsonSchema(Struct):
+    """`strict` makes no difference: the schema is honoured, or the request refused."""
+
+    name: str = ""
+    description: str | None = None
+    schema: dict[str, Any] | bool | None = None
+    strict: bool | None = None
+
+
+class ResponseFormat(Struct):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+
+class StructuredOutputs(Struct, forbid_unknown_fields=True):
+    """vLLM's, without its options for white space."""
+
+    json: dict[str, Any] | bool | str | None = None
+    json_object: bool | None = None
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+
+
+class StructuredFields(Struct, kw_only=True):
+    """The fields of a request; at most one of them asks for something."""
+
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    # as older versions of vLLM have it
+    guided_json: dict[str, Any] | bool | str | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
+
+
+GUIDED = {f"guided_{name}": name for name in ("json", "regex", "choice", "grammar")}
+
+
+def structured(fields: StructuredFields) -> tuple[Structured | None, dict[str, str]]:
+    """What was asked for, and under which names: the neuron's name of a field, and the client's.
+
+    Raises:
+        CortexError: two fields ask for something, or one is incomplete; `param` names it.
+    """
+    asked: dict[str, dict[str, Any]] = {}
+    names: dict[str, str] = {}
+    form = fields.response_format
+    if form is not None and form.type != "text":
+        asked["response_format"] = _response_format(form)
+        names = {
+            "structured_outputs.json": "response_format.json_schema.schema",
+            "structured_outputs": "response_format",
+        }
+    if fields.structured_outputs is not None:
+        values = msgspec.structs.asdict(fields.structured_outputs)
+        asked["structured_outputs"] = {name: value for name, value in values.items() if value is not None}
+    for guided, name in GUIDED.items():
+        if (value := getattr(fields, guided)) is not None:
+            asked[guided] = {name: value}
+            names = {f"structured_outputs.{name}": guided, "structured_outputs": guided}
+    if len(asked) > 1:
+        first, second, *_ = asked
+        raise _bad(second, f"{second} and {first} contradict each other: send one of them")
+    for param, values in asked.items():
+        if isinstance(schema := values.get("json"), str):
+            values["json"] = _decoded(schema, param if param in GUIDED else f"{param}.json")
+        return Structured(**values), names
+    return None, names
+
+
+def _response_format(form: ResponseFormat) -> dict[str, Any]:
+    if form.type == "json_object":
+        return {"json_object": True}
+    if form.json_schema is None or form.json_schema.schema is None:
+        param = "response_format.json_schema"
+        param += ".schema" if form.json_schema is not None else ""
+        raise _bad(param, f"{param}: a required field is missing")
+    return {"json": form.json_schema.schema}
+
+
+def _decoded(schema: str, param: str) -> Any:
+    try:
+        return msgspec.json.decode(schema, type=dict[str, Any] | bool)
+    except msgspec.MsgspecError as error:
+        raise _bad(param, f"{param}: it is no JSON schema: {error}") from error
+
+
+def _bad(param: str, message: str) -> CortexError:
+    return CortexError(Code.BAD_REQUEST, message, param=param)
