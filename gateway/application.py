@@ -17,6 +17,7 @@ from gateway.config import GatewayConfig, split_address
 from gateway.dialects import openai_chat, openai_completions
 from gateway.exposition import Exposition
 from gateway.fleet import Fleet
+from gateway.resources.embeddings import EmbeddingsResource
 from gateway.resources.generation import EXCHANGE, Generation
 from gateway.resources.health import Health, Ready, Version
 from gateway.resources.models import Model, Models
@@ -44,6 +45,7 @@ class Gateway:
         for path, resource in (
             ("/v1/chat/completions", Generation(fleet, openai_chat.parse, limit)),
             ("/v1/completions", Generation(fleet, openai_completions.parse, limit)),
+            ("/v1/embeddings", EmbeddingsResource(fleet, limit)),
             ("/v1/models", Models(fleet)),
             ("/v1/models/{model:path}", Model(fleet)),
             ("/health", Health(fleet)),

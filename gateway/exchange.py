@@ -11,7 +11,18 @@ from gateway.errors import status_of
 from gateway.fleet import Fleet, Neuron
 from ipc.client import Call
 from ipc.errors import Code, CortexError
-from ipc.messages import Cancelled, Delta, Failed, Finished, Generate, Reply, Started, Usage
+from ipc.messages import (
+    Cancelled,
+    Delta,
+    Embed,
+    Embeddings,
+    Failed,
+    Finished,
+    Generate,
+    Reply,
+    Started,
+    Usage,
+)
 
 logger = logging.getLogger("gateway.requests")
 
@@ -29,6 +40,7 @@ class Exchange:
         status: the HTTP status it is answered with.
         started: the neuron's word that the prompt is accepted.
         finished: its regular end.
+        embeddings: the same, of a request for these.
     """
 
     def __init__(self, fleet: Fleet, request_id: str) -> None:
@@ -36,10 +48,11 @@ class Exchange:
         self.status = 200
         self.started: Started | None = None
         self.finished: Finished | None = None
+        self.embeddings: Embeddings | None = None
         self._fleet = fleet
         self._began = monotonic()
         self._model = metrics.UNKNOWN
-        self._request: Generate | None = None
+        self._request: Generate | Embed | None = None
         self._neuron: Neuron | None = None
         self._call: Call | None = None
         self._failed_at: list[Neuron] = []  # neurons that did not take it
@@ -53,7 +66,7 @@ class Exchange:
 
     # --- the way ----------------------------------------------------------------------------------------
 
-    def send(self, request: Generate) -> None:
+    def send(self, request: Generate | Embed) -> None:
         """Hand the request over. CortexError when no neuron can take it."""
         self._request = request
         if self._fleet.knows(request.model):
@@ -77,6 +90,8 @@ class Exchange:
                 self.started = reply
             elif kind is Finished:
                 self.finished = reply
+            elif kind is Embeddings:
+                self.embeddings = reply
             elif kind is Failed or kind is Cancelled:
                 self._fail(reply)
                 replies.pop()  # the last one: it is terminal
@@ -94,6 +109,12 @@ class Exchange:
         while self.finished is None:
             await self.take(WAIT_SECONDS)
         return self.finished
+
+    async def vectors(self) -> Embeddings:
+        """Wait for the end of a request for embeddings. CortexError when it failed."""
+        while self.embeddings is None:
+            await self.take(WAIT_SECONDS)
+        return self.embeddings
 
     def _fail(self, reply: Failed | Cancelled) -> None:
         """Go elsewhere, or note what ended the request."""
@@ -178,6 +199,8 @@ class Exchange:
         """What it came to; of a request without a regular end, as much as is known here."""
         if self.finished is not None:
             return self.finished.usage
+        if self.embeddings is not None:
+            return Usage(prompt_tokens=self.embeddings.prompt_tokens)
         prompt_tokens = self.started.prompt_tokens if self.started is not None else 0
         return Usage(prompt_tokens=prompt_tokens, completion_tokens=self._tokens)
 

@@ -21,7 +21,7 @@ from gateway import config, placement
 from ipc.client import Call, NeuronClient
 from ipc.errors import Code, CortexError
 from ipc.keys import load_public, load_secret
-from ipc.messages import Device, Eviction, Failed, Generate, Hello, ModelState, State, Watch
+from ipc.messages import Device, Embed, Eviction, Failed, Generate, Hello, ModelState, State, Watch
 
 logger = logging.getLogger("gateway.fleet")
 
@@ -129,7 +129,7 @@ class Fleet:
             if neuron.healthy and model in neuron.models:
                 yield neuron, neuron.models[model]
 
-    def send(self, request: Generate, avoid: Collection[Neuron] = ()) -> tuple[Neuron, Call]:
+    def send(self, request: Generate | Embed, avoid: Collection[Neuron] = ()) -> tuple[Neuron, Call]:
         """Hand a request to the neuron that suits it best.
 
         Args:

@@ -1,0 +1,97 @@
+"""`POST /v1/embeddings`, as OpenAI has it; `pooling` is ours."""
+
+from __future__ import annotations
+
+import base64
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+from gateway.dialects.openai import Count, Name, TokenId, decode, encode, invalid, refuse
+from ipc.messages import Embed, Embeddings
+
+NEUTRAL: dict[str, tuple[Any, ...]] = {"truncate_prompt_tokens": ()}
+
+Inputs = Name | Annotated[list[Name], Meta(min_length=1)]
+
+
+class EmbeddingFields(Struct, kw_only=True):
+    model: Name
+    input: str | list[Any]
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: Count | None = None
+    pooling: Literal["last", "mean"] | None = None
+    priority: int | None = None
+    truncate_prompt_tokens: int | None = None  # would change the answer
+
+
+class Vector(Struct):
+    embedding: list[float] | str
+    index: int
+    object: str = "embedding"
+
+
+class UsageOut(Struct):
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingList(Struct):
+    data: list[Vector]
+    model: str
+    usage: UsageOut
+    object: str = "list"
+
+
+_decoder = msgspec.json.Decoder(EmbeddingFields)
+
+
+def parse(body: bytes) -> tuple[Embed, EmbeddingAnswer]:
+    """Read a request.
+
+    Raises:
+        CortexError: a field is wrong or asks for what we cannot do; `param` names it.
+    """
+    fields = decode(_decoder, body)
+    refuse(fields, NEUTRAL)
+    embed = Embed(
+        id=0,
+        model=fields.model,
+        input=_inputs(fields.input),
+        pooling=fields.pooling or "last",
+        dimensions=fields.dimensions,
+        priority=fields.priority or 0,
+    )
+    return embed, EmbeddingAnswer(fields)
+
+
+def _inputs(given: str | list[Any]) -> list[str | list[int]]:
+    """One text, several, the token ids of one, or those of several."""
+    if isinstance(given, list) and given and isinstance(given[0], int):
+        given = [given]
+    kind: Any = Inputs
+    if isinstance(given, list) and given and isinstance(given[0], list):
+        kind = list[Annotated[list[TokenId], Meta(min_length=1)]]
+    try:
+        inputs = msgspec.convert(given, kind)
+    except msgspec.ValidationError as error:
+        raise invalid(error, "input") from error
+    return [inputs] if isinstance(inputs, str) else inputs
+
+
+class EmbeddingAnswer:
+    """Writes the vectors."""
+
+    def __init__(self, fields: EmbeddingFields) -> None:
+        self._model = fields.model
+        self._as_text = fields.encoding_format == "base64"
+
+    def whole(self, reply: Embeddings) -> bytes:
+        data = [Vector(self._written(vector), index) for index, vector in enumerate(reply.vectors)]
+        usage = UsageOut(reply.prompt_tokens, reply.prompt_tokens)
+        return encode(EmbeddingList(data, self._model, usage))
+
+    def _written(self, vector: bytes) -> list[float] | str:
+        """float32, little-endian: as text it is what it is."""
+        return base64.b64encode(vector).decode() if self._as_text else memoryview(vector).cast("f").tolist()

@@ -1,0 +1,31 @@
+"""`POST /v1/embeddings`."""
+
+from __future__ import annotations
+
+import falcon.asgi
+
+from gateway.dialects import openai_embeddings
+from gateway.exchange import Exchange
+from gateway.fleet import Fleet
+from gateway.resources import body
+from gateway.resources.generation import EXCHANGE
+
+
+class EmbeddingsResource:
+    """Texts to vectors.
+
+    Args:
+        body_limit: bytes.
+    """
+
+    def __init__(self, fleet: Fleet, body_limit: int) -> None:
+        self._fleet, self._body_limit = fleet, body_limit
+
+    async def on_post(self, req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
+        data = await body.read(req, self._body_limit)
+        exchange = req.scope[EXCHANGE] = Exchange(self._fleet, req.context.request_id)
+        request, answer = openai_embeddings.parse(data)
+        exchange.send(request)
+        resp.content_type = "application/json"
+        resp.data = answer.whole(await exchange.vectors())
+        exchange.ready()
