@@ -71,6 +71,8 @@ class Generation(Work):
                 f"n times max_tokens is {sampling.n * sampling.max_tokens}, above the model's context of "
                 f"{context_length} tokens",
             )
+        if blueprint.engine == "simulated":
+            self._refuse_what_needs_a_model()
         params = resolve(sampling, blueprint.defaults, blueprint.eos_ids, text)
         if request.echo and params.prompt_logprobs is None:
             params = msgspec.structs.replace(params, prompt_logprobs=params.logprobs)
@@ -105,6 +107,19 @@ class Generation(Work):
                 spell=text.spell,
             )
             self.parts.append(answer)
+
+    def _refuse_what_needs_a_model(self) -> None:
+        """A simulated engine has neither probabilities nor a choice of tokens."""
+        sampling = self.request.sampling
+        for name, asked in (
+            ("structured_outputs", self.request.structured),
+            ("logprobs", sampling.logprobs),
+            ("prompt_logprobs", sampling.prompt_logprobs),
+        ):
+            if asked is not None:
+                raise CortexError(
+                    Code.NOT_SUPPORTED, f"{name}: the model is simulated and cannot do that", param=name
+                )
 
     def check_length(self, context_length: int) -> None:
         if self.prompt_tokens >= context_length:

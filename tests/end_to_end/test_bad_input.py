@@ -43,9 +43,9 @@ def test_what_is_no_json_object_is_refused(cortex, body):
         ("max_tokens", -3),
         ("stop", [5]),
         ("stream", "yes"),
-        ("n", 2),
-        ("logprobs", True),
-        ("response_format", {"type": "json_object"}),
+        ("n", 0),
+        ("logprobs", "all"),
+        ("logit_bias", [5]),
         ("tools", [{"type": "function"}]),
     ],
 )

@@ -26,7 +26,7 @@ from ipc.worker_messages import Logprobs, SequenceReport
 from neuron.generation import Generation
 
 EOS = 25
-BLUEPRINT = SimpleNamespace(defaults=Sampling(), eos_ids=[EOS], reasoning=False)
+BLUEPRINT = SimpleNamespace(engine="transformer", defaults=Sampling(), eos_ids=[EOS], reasoning=False)
 
 
 class Letters:
@@ -305,7 +305,7 @@ def test_an_answer_never_gets_longer_than_the_context(max_tokens, allowed):
 
 def test_sampling_is_the_request_s_then_the_model_s_then_neutral():
     defaults = Sampling(temperature=0.6, top_k=20)
-    blueprint = SimpleNamespace(defaults=defaults, eos_ids=[EOS], reasoning=False)
+    blueprint = SimpleNamespace(engine="transformer", defaults=defaults, eos_ids=[EOS], reasoning=False)
     client = Client(blueprint=blueprint, sampling=Sampling(temperature=0.0, seed=-1))
     submit = client.generation.hand_over(100)[0].submit
     params = submit.params
