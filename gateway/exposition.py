@@ -30,6 +30,9 @@ _MODEL_GAUGES = {
     "waiting": "Requests in the neuron's queue.",
     "pages_total": "KV pages of 32 tokens.",
     "pages_free": "KV pages that no request holds.",
+    "pages_cached": "KV pages that requests with the same beginning can share.",
+    "context_length": "Tokens of prompt and answer that fit.",
+    "context_wanted": "Tokens of prompt and answer that would fit with enough memory.",
     "bytes_reserved": "Device memory booked for the model.",
     "bytes_measured": "Device memory that its processes hold.",
 }
@@ -39,6 +42,11 @@ _MODEL_COUNTERS = {
     "failed": "Requests that failed, as the neuron counts them.",
     "restarts": "Restarts of its worker group after a fault.",
     "steps": "Engine steps.",
+    "prompt_tokens": "Tokens of prompts that the worker began.",
+    "cached_tokens": "Part of these that it had computed before.",
+    "preemptions": "Sequences that gave up their pages and were computed again.",
+    "out_of_memory": "Steps that ran out of device memory.",
+    "collectives": "Collectives between the ranks.",
 }
 _DEVICE_GAUGES = {
     "memory_total": "Bytes of memory.",
@@ -94,8 +102,17 @@ def fleet_metrics(fleet: Fleet) -> list[Metric]:
     healthy = [neuron for neuron in fleet.neurons if neuron.healthy]
     models = [([m.id, neuron.name], m) for neuron in healthy for m in neuron.models.values()]
     devices = [([neuron.name, device.id], device) for neuron in healthy for device in neuron.devices]
+    waited = CounterMetricFamily(
+        "cortex_model_collective_seconds",
+        "Time in collectives; the others wait for the rank with the least.",
+        labels=["model", "neuron", "rank"],
+    )
+    for labels, model in models:
+        for rank, seconds in enumerate(model.collective_seconds):
+            waited.add_metric([*labels, str(rank)], seconds)
     return [
         up,
+        waited,
         *_families(GaugeMetricFamily, "cortex_model_", ["model", "neuron"], _MODEL_GAUGES, models),
         *_families(CounterMetricFamily, "cortex_model_", ["model", "neuron"], _MODEL_COUNTERS, models),
         *_families(GaugeMetricFamily, "cortex_device_", ["neuron", "device"], _DEVICE_GAUGES, devices),

@@ -72,7 +72,7 @@ def show(fleet: FleetHealth, console: Console) -> None:
     neurons = _table("neuron", "state", "endpoint", "version")
     devices = _table("device", "neuron", "name", "used", "reserved", "total", "load", "temperature")
     models = _table(
-        "model", "neuron", "status", "memory", "devices", "context", "running", "waiting", "served"
+        "model", "neuron", "status", "memory", "devices", "context", "cached", "running", "waiting", "served"
     )
     for neuron in fleet.neurons:
         _row(neurons, neuron.name, _state(neuron), neuron.endpoint, neuron.version)
@@ -94,9 +94,10 @@ def show(fleet: FleetHealth, console: Console) -> None:
                 model.id,
                 neuron.name,
                 _status(model),
-                _size(model.bytes_measured or model.bytes_reserved or model.bytes_weights),
+                _memory(model),
                 " ".join(model.devices),
-                str(model.context_length or ""),
+                _context(model),
+                f"{model.cached_tokens / model.prompt_tokens:.0%}" if model.prompt_tokens else "",
                 str(model.running),
                 str(model.waiting),
                 str(model.finished),
@@ -128,6 +129,20 @@ def _status(model: ModelState) -> str:
     if model.progress is not None:
         return f"{model.status} {model.progress:.0%}"
     return f"{model.status}: {model.error}" if model.error else model.status
+
+
+def _memory(model: ModelState) -> str:
+    """What is held, and where that is another amount, what was planned."""
+    held, planned = model.bytes_measured, model.bytes_reserved
+    if not held or _size(held) == _size(planned):
+        return _size(held or planned or model.bytes_weights)
+    return f"{_size(held)} ({_size(planned)} planned)"
+
+
+def _context(model: ModelState) -> str:
+    """Tokens that fit, and where memory is short, how many might."""
+    clamped = model.context_wanted > model.context_length
+    return f"{model.context_length} of {model.context_wanted}" if clamped else str(model.context_length or "")
 
 
 def _size(count: int) -> str:

@@ -452,6 +452,10 @@ class ModelState(Plain):
     cached_tokens: int = 0  # part of prompt_tokens
     preemptions: int = 0
     out_of_memory: int = 0  # steps that ran out of memory
+    collectives: int = 0  # between its ranks, since the load
+    collective_seconds: list[
+        float
+    ] = []  # by rank, in all of them: the others wait for the one with the least
     steps: int = 0
     created: int = 0  # Unix time of the checkpoint
 

@@ -86,6 +86,7 @@ class ManagedModel:
 
     def state(self) -> ModelState:
         """What the neuron tells of it."""
+        ranks = self.ranks()
         plan, fit = self.blueprint, self.fit
         return ModelState(
             id=self.id,
@@ -113,6 +114,8 @@ class ManagedModel:
             cancelled=self.requests.counts["cancelled"],
             failed=self.requests.counts["failed"],
             created=plan.created,
+            collectives=ranks[0].collectives if ranks else 0,
+            collective_seconds=[rank.collective_seconds for rank in ranks] if len(ranks) > 1 else [],
             **(self._figures.state() if self._figures is not None else {}),
         )
 

@@ -57,6 +57,9 @@ def describe(fleet: Fleet, model: str) -> dict[str, Any]:
     }
     if contexts:
         entry["max_model_len"] = entry["context_length"] = min(contexts)
+        wanted = max(state.context_wanted for state in states)
+        if wanted > min(contexts):
+            entry["context_length_with_more_memory"] = wanted
     return entry
 
 
