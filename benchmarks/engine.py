@@ -92,11 +92,11 @@ class Cortex(Engine):
     def _prompt(self, slot: int, tokens: int, pages: range) -> None:
         prompt = array("I", range(slot, slot + tokens)).tobytes()
         new = NewSequence(slot, tokens, prompt, SamplingParams(0.0))
-        self.runner.execute(StepPlan(1, [], [new], [Scheduled(slot, tokens, list(pages))]))
+        released = [slot] if slot in self.runner.slots else []
+        self.runner.execute(StepPlan(1, released, [new], [Scheduled(slot, tokens, list(pages))]))
 
     def prefill(self, tokens: int) -> None:
         self._prompt(0, tokens, range(pages_for(tokens)))
-        del self.runner.slots[0]
 
     def decode(self, sequences: int) -> None:
         self.runner.execute(StepPlan(1, [], [], [Scheduled(slot, 1) for slot in self.slots[sequences]]))

@@ -44,6 +44,7 @@ class Answer:
     token_ids: list[int] = field(default_factory=list)
     finish: str = ""
     message: str = ""
+    code: str = ""
     reports: int = 0
 
 
@@ -136,17 +137,12 @@ class Workers:
         request_id: int,
         prompt: list[int] | int,
         max_tokens: int = 8,
-        *,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        seed: int = 0,
-        stop_ids: list[int] | None = None,
+        **sampling: Any,
     ) -> None:
-        """Start a sequence; a number stands for a prompt of that many tokens."""
+        """Start a sequence, greedy unless told; a number stands for a prompt of that many tokens."""
         self.answers[request_id] = Answer()
         ids = array("I", prompt if isinstance(prompt, list) else [5] * prompt).tobytes()
-        params = SamplingParams(temperature, top_k, top_p, seed=seed, stop_ids=stop_ids or [])
+        params = SamplingParams(**{"temperature": 0.0} | sampling)
         self.send(Submit(request_id, ids, max_tokens, params))
 
     def abort(self, request_id: int) -> None:
@@ -214,7 +210,7 @@ class Workers:
             answer = self.answers[sequence.request_id]
             assert not answer.finish, "a report after the end"
             answer.token_ids += sequence.token_ids
-            answer.finish, answer.message = sequence.finish, sequence.message
+            answer.finish, answer.message, answer.code = sequence.finish, sequence.message, sequence.code
             answer.reports += 1
 
     def _records(self, rank: int) -> Iterator[Report]:

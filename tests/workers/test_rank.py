@@ -116,6 +116,44 @@ def test_an_exception_in_a_step_is_fatal_with_its_type_and_one_traceback():
         assert workers.processes[0].stderr.read().count(b"Traceback") == 1
 
 
+def test_a_step_without_memory_costs_nothing_but_time_where_a_smaller_one_helps():
+    with Workers(simulated=simulated(failure=FailurePlan(out_of_memory_at_step=3))) as workers:
+        workers.ready()
+        for request_id in range(4):
+            workers.submit(request_id, 40, 20)
+        answers = workers.collect()
+        assert all(answer.token_ids == expected(20) for answer in answers)
+        last = workers.steps[-1]
+        assert (last.out_of_memory, last.preemptions, last.pages_free) == (1, 1, 4096)
+
+
+def test_a_request_that_alone_needs_too_much_memory_fails_and_the_next_one_is_served():
+    with Workers(simulated=simulated(failure=FailurePlan(out_of_memory_at_step=1))) as workers:
+        workers.ready()
+        failed = workers.generate(40)
+        assert (failed.finish, failed.code, failed.token_ids) == ("error", Code.INSUFFICIENT_MEMORY, [])
+        assert "memory" in failed.message
+        assert workers.generate(40).token_ids == expected(8)
+
+
+def test_a_rank_of_several_that_runs_out_of_memory_ends_its_group():
+    failure = FailurePlan(rank=1, out_of_memory_at_step=2)
+    with Workers(world_size=2, simulated=simulated(failure=failure)) as workers:
+        workers.ready()
+        workers.submit(1, 5)
+        assert "memory" in workers.fatal(rank=1).message
+
+
+def test_ranks_show_how_often_they_met_and_how_long_it_took():
+    with Workers(world_size=2) as workers:
+        workers.ready()
+        workers.generate(5, max_tokens=7)
+        for rank in (0, 1):
+            workers.wait_for_beat(rank, "ready", step=7)
+            assert workers.beat(rank).collectives == 1 + 7, "the proof of the group, and each step"
+            assert workers.beat(rank).collective_seconds > 0
+
+
 @pytest.mark.parametrize("record", [b"", b"garbage", b"\x91\x09", b"\x92\x02\xa1x"])
 def test_garbage_in_the_command_ring_is_fatal(record):
     with Workers() as workers:

@@ -8,6 +8,7 @@ from ipc.errors import Code, CortexError
 from ipc.heartbeat import HeartbeatPage
 from ipc.worker_messages import FailurePlan, RingHandle, SamplingParams, SimulatedSpec, WorkerSpec
 from workers import simulated
+from workers.engine import OutOfDeviceMemory
 from workers.plan import NewSequence, Scheduled, StepPlan
 from workers.simulated import SimulatedEngine
 
@@ -130,6 +131,14 @@ def test_a_failure_comes_at_its_step(heartbeat):
     sim.execute(plan(1, Scheduled(0, 1), added=(new(0, 1, 1),)))
     with pytest.raises(RuntimeError, match="step 2"):
         sim.execute(plan(2, Scheduled(0, 1)))
+
+
+def test_a_step_without_memory_leaves_the_slots_as_the_plan_says(heartbeat):
+    sim = engine(heartbeat, failure=FailurePlan(out_of_memory_at_step=2))
+    sim.execute(plan(1, Scheduled(0, 5), added=(new(0, 5, 5),)))
+    with pytest.raises(OutOfDeviceMemory, match="step 2"):
+        sim.execute(plan(2, Scheduled(0, 1), Scheduled(1, 3), added=(new(1, 3, 3),)))
+    assert sim.execute(plan(3, Scheduled(0, 1), Scheduled(1, 3))).tokens == [12, 11]
 
 
 @pytest.mark.parametrize(
