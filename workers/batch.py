@@ -23,6 +23,7 @@ class Slot:
     token_ids: array[int]
     pages: array[int]
     num_computed: int
+    sampling: bool = False  # the sampler knows it
     pooled: Tensor | float = 0.0  # [hidden] float32: the last hidden state, or the sum of all so far
     prompt_logprobs: list[Logprobs] = field(default_factory=list)
 
@@ -30,6 +31,14 @@ class Slot:
     def of(cls, new: NewSequence) -> Slot:
         token_ids = array("q", array("I", new.token_ids))
         return cls(new, token_ids, array("q", new.pages), len(new.pages) * PAGE_SIZE)
+
+    @property
+    def prompt(self) -> array[int]:
+        return self.token_ids[: self.new.prompt_len]
+
+    @property
+    def output(self) -> array[int]:
+        return self.token_ids[self.new.prompt_len :]
 
     @property
     def tells(self) -> bool:

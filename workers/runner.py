@@ -118,21 +118,17 @@ class Runner:
             self.__dict__.pop(name, None)
 
     def _add(self, new: NewSequence) -> None:
+        """A sequence enters, without device memory. Its grammar is compiled while its prompt is computed."""
         slot = self.slots[new.slot] = Slot.of(new)
-        if new.pooling:
-            return
-        prompt, output = slot.token_ids[: new.prompt_len], slot.token_ids[new.prompt_len :]
-        self.sampler.add(new.slot, new.params, prompt, output)
         if new.constraint is not None:
             if self.grammars is None:
                 self.grammars = Grammars(self.spec.folder, self.model.vocab_size)
-            self.grammars.add(new.slot, new.constraint, output, new.params.stop_ids)
+            self.grammars.add(new.slot, new.constraint, slot.output, new.params.stop_ids)
 
     def _release(self, number: int) -> None:
         slot = self.slots.pop(number)
-        if slot.new.pooling:
-            return
-        self.sampler.remove(number)
+        if slot.sampling:
+            self.sampler.remove(number)
         if slot.new.constraint is not None:
             self.grammars.remove(number)
 
@@ -145,6 +141,7 @@ class Runner:
         told = [(piece.slot, self._tell(piece, hidden)) for piece in step.pieces if piece.slot.tells]
         sampled = Sampled([])
         if step.sampled:
+            self._enter(step.sampled)
             logits = self.model.logits(hidden[step.batch.sampled])
             bitmask = masks.result() if masks is not None else None
             sampled = self.sampler.sample(logits, step.sampled, bitmask)
@@ -155,6 +152,14 @@ class Runner:
         for piece in step.pieces:
             piece.slot.num_computed += len(piece.rows)
         return self._conclude(step, sampled)
+
+    def _enter(self, numbers: list[int]) -> None:
+        """Tell the sampler of those that get a token for the first time."""
+        for number in numbers:
+            slot = self.slots[number]
+            if not slot.sampling:
+                self.sampler.add(number, slot.new.params, slot.prompt, slot.output)
+                slot.sampling = True
 
     def _pool(self, piece: Piece, hidden: Tensor) -> Tensor:  # [hidden] float32
         """The last of its hidden states, or the sum of all."""

@@ -118,20 +118,21 @@ class Sampler:
                 index = self._tensor(block)
                 tokens[index] = choose(logits[index], [rows[row] for row in block])
         ids = torch.where(highest.isfinite(), tokens, -1).tolist()
+        sampled = Sampled(ids)
+        if told := [(place, row) for place, row in enumerate(asking) if ids[row] >= 0]:
+            asked = logprobs(
+                plain[self._tensor([place for place, _ in told])],
+                [ids[row] for _, row in told],
+                [rows[row].params.logprobs for _, row in told],
+            )
+            sampled.logprobs.update((row, entry) for (_, row), entry in zip(told, asked, strict=True))
+        # last, when memory cannot run out any more: then nothing was sampled
+        self._penalties.record(slots, ids)
         for slot, token in zip(rows, ids, strict=True):
             if token >= 0:
                 slot.length += 1
                 slot.output.append(token)
-        self._penalties.record(slots, ids)
-        told = [(place, row) for place, row in enumerate(asking) if ids[row] >= 0]
-        if not told:
-            return Sampled(ids)
-        asked = logprobs(
-            plain[self._tensor([place for place, _ in told])],
-            [ids[row] for _, row in told],
-            [rows[row].params.logprobs for _, row in told],
-        )
-        return Sampled(ids, {row: entry for (_, row), entry in zip(told, asked, strict=True)})
+        return sampled
 
     def _bias(self, logits: Tensor, rows: list[_Slot]) -> None:
         at: list[int] = []
