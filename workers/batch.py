@@ -89,9 +89,6 @@ def make_step(
         run_pages: pages that attention in decode reads at once.
     """
 
-    def tensor(values: array[int]) -> Tensor:  # [len(values)] int64
-        return torch.tensor(values, dtype=torch.int64).to(device, non_blocking=True)
-
     token_ids, positions, pages = array("q"), array("q"), array("q")
     pieces: list[Piece] = []
     last: dict[int, int] = {}  # slot -> row of its last token
@@ -116,7 +113,7 @@ def make_step(
             pages.extend(slot.pages[position // PAGE_SIZE] for position in range(start, end))
             rows = range(first, len(token_ids))
             pieces.append(Piece(slot, rows))
-            chunks.append(Chunk(slice(first, rows.stop), tensor(slot.pages[: pages_for(end)]), end))
+            chunks.append(Chunk(slice(first, rows.stop), _tensor(slot.pages[: pages_for(end)], device), end))
             last[entry.slot] = rows.stop - 1
     complete = [
         entry.slot
@@ -124,16 +121,16 @@ def make_step(
         if (slot := slots[entry.slot]).num_computed + entry.num_tokens == len(slot.token_ids)
     ]
     sampled = [number for number in complete if not slots[number].new.pooling]
-    position_tensor = tensor(positions)
+    position_tensor = _tensor(positions, device)
     batch = Batch(
-        token_ids=tensor(token_ids),
+        token_ids=_tensor(token_ids, device),
         positions=position_tensor,
-        pages=tensor(pages),
+        pages=_tensor(pages, device),
         places=position_tensor % PAGE_SIZE,
         num_decode=num_decode,
         runs=runs,
         chunks=chunks,
-        sampled=tensor(array("q", [last[number] for number in sampled])),
+        sampled=_tensor(array("q", [last[number] for number in sampled]), device),
     )
     return Step(batch, pieces, complete, sampled)
 
@@ -153,8 +150,15 @@ def _runs(slots: list[Slot], run_pages: int, device: torch.device) -> list[PageR
     beyond = torch.arange(PAGE_SIZE) >= left.unsqueeze(1)
     bias = torch.zeros(beyond.shape).masked_fill_(beyond, -torch.inf)
     parts = (
-        torch.tensor(pages).to(device, non_blocking=True),
+        _tensor(pages, device),
         sequence.to(device, non_blocking=True),
         bias.to(device, non_blocking=True)[:, None, None],
     )
     return [PageRun(*run) for run in zip(*(part.split(run_pages) for part in parts), strict=True)]
+
+
+def _tensor(values: array[int], device: torch.device) -> Tensor:  # [len(values)] int64
+    """The same numbers; on a CPU in the same memory, so that nobody may change `values` any more."""
+    if not values:
+        return torch.empty(0, dtype=torch.int64, device=device)
+    return torch.frombuffer(values, dtype=torch.int64).to(device, non_blocking=True)
