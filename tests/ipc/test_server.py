@@ -20,6 +20,7 @@ from ipc.messages import (
     PROTOCOL_MAJOR,
     AnyReply,
     AnyRequest,
+    CachedPages,
     Cancel,
     Cancelled,
     Choice,
@@ -73,6 +74,7 @@ ONE_OF_EACH = [
     Generate(id=9, model="demo", prompt=[1, 2, 3], return_token_ids=True),
     CountTokens(id=10, model="demo", prompt="hello"),
     Embed(id=11, model="demo", input=["a", "b"]),
+    CachedPages(id=13, model="m"),
     Drain(id=12),
     Resume(id=(1 << 64) - 1),
 ]
@@ -156,7 +158,7 @@ async def serving(handler=None, clients=1, **options):
 
 
 def finished(number, text=""):
-    return Finished(id=number, choices=[Choice(reason="stop")], usage=Usage(), timings=Timings())
+    return Finished(id=number, choices=[Choice(reason="stop", text=text)], usage=Usage(), timings=Timings())
 
 
 def test_every_verb_reaches_the_handler_as_it_was_sent():
@@ -295,7 +297,7 @@ def test_a_second_request_with_an_open_id_is_refused_and_the_first_goes_on():
             refusal = await client.receive()
             assert (refusal.id, refusal.code) == (0, Code.DUPLICATE_ID)
             peer.send(finished(5, "the first"))
-            assert (await client.receive()).text == "the first"
+            assert (await client.receive()).choices[0].text == "the first"
             await client.send(Generate(id=5, model="m"))  # closed by now
             await desk.next()
             assert await client.quiet()
