@@ -102,3 +102,11 @@ def test_close_leaves_no_descriptor_and_may_come_twice():
     page = HeartbeatPage.create(4)
     page.close()
     page.close()
+
+
+def test_collectives_stay_until_they_are_said_anew(page):
+    page.beat(0, state="stepping", step=1, collectives=(60, 0.25))
+    page.beat(0, state="ready", step=1)
+    beat = page.read(0)
+    assert (beat.collectives, beat.collective_seconds) == (60, 0.25)
+    assert page.read(1).collectives == 0
