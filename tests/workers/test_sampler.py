@@ -1,103 +1,261 @@
-"""Which token is drawn, and what it depends on."""
+"""Which token is chosen, and what that depends on."""
 
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
-from collections import Counter
-from itertools import accumulate
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from workers.sampler import CANDIDATES, Draw, sample, uniform
-
-draws = st.builds(
-    Draw,
-    temperature=st.sampled_from([0.0, 0.3, 1.0, 2.5]),
-    top_k=st.sampled_from([0, 1, 2, 5, 10_000]),
-    top_p=st.sampled_from([0.01, 0.5, 0.9, 1.0]),
-    seed=st.integers(0, 2**64 - 1),
-    position=st.integers(0, 100_000),
+from transformers import (
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
 )
-values = st.sampled_from([-8.0, -1.0, 0.0, 0.5, 0.5, 2.0, 4.0])  # few, so that many are equal
+
+from ipc.worker_messages import SamplingParams
+from workers.sampler import CANDIDATES, Sampler
+
+VOCABULARY = 40
+DRAWS = 100_000
+SPREAD = torch.linspace(3, -4, VOCABULARY)[torch.randperm(VOCABULARY, generator=torch.manual_seed(0))]
 
 
-def plain(logits: list[float], draw: Draw) -> int:
-    """The definition, one step after the other."""
-    if draw.temperature == 0:
-        return logits.index(max(logits))
-    scaled = [logit / draw.temperature for logit in logits]
-    ranked = sorted(scaled, reverse=True)
-    kept = [value for value in scaled if not draw.top_k or value >= ranked[: draw.top_k][-1]]
-    total = sum(map(math.exp, kept))
-    lowest, mass = -math.inf, 0.0
-    if draw.top_p < 1:
-        for lowest in sorted(kept, reverse=True):
-            mass += math.exp(lowest) / total
-            if mass >= draw.top_p - 1e-6:
-                break
-    lowest = max(lowest, min(kept))
-    sums = [*accumulate(math.exp(value) if value >= lowest - 1e-6 else 0.0 for value in scaled)]
-    return bisect_right(sums, uniform(draw.seed, draw.position) * sums[-1])
+def choose(
+    rows: list[list[float]] | torch.Tensor,
+    params: list[SamplingParams],
+    prompts: list[list[int]] | None = None,
+    outputs: list[list[int]] | None = None,
+    bitmask: torch.Tensor | None = None,
+) -> list[int]:
+    """One token for each row, by a new sampler."""
+    logits = torch.as_tensor(rows, dtype=torch.float32).clone()
+    sampler = Sampler(logits.shape[1])
+    for slot, each in enumerate(params):
+        prompt = prompts[slot] if prompts else [0] * slot
+        sampler.add(slot, each, prompt, outputs[slot] if outputs else [])
+    return sampler.sample(logits, list(range(len(params))), bitmask).tokens
 
 
-@given(st.lists(st.lists(values, min_size=9, max_size=9), min_size=1, max_size=5), st.data())
-@settings(max_examples=150, deadline=None)
-def test_every_row_is_drawn_by_the_definition_whatever_its_neighbours_are(rows, data):
-    chosen = [data.draw(draws) for _ in rows]
-    expected = [plain(row, draw) for row, draw in zip(rows, chosen, strict=True)]
-    assert sample(torch.tensor(rows), chosen) == expected
+def probabilities(
+    logits: torch.Tensor, prompt: list[int], output: list[int], p: SamplingParams
+) -> np.ndarray:
+    """The definition in float64, one step after the other."""
+    x = logits.double().numpy().copy()
+    for token in {*prompt, *output}:
+        x[token] = x[token] / p.repetition_penalty if x[token] > 0 else x[token] * p.repetition_penalty
+    for token in set(output):
+        x[token] -= p.presence_penalty + p.frequency_penalty * output.count(token)
+    for token, bias in p.logit_bias.items():
+        x[token] += bias
+    if p.allowed_token_ids:
+        x[[i for i in range(len(x)) if i not in p.allowed_token_ids]] = -np.inf
+    for word in p.bad_words:
+        if len(word) == 1 or output[1 - len(word) :] == word[:-1]:
+            x[word[-1]] = -np.inf
+    if len(output) < p.min_tokens:
+        x[p.stop_ids] = -np.inf
+    order = np.lexsort((np.arange(len(x)), -x))  # of equals the lower id comes first
+    weights = np.exp((x[order] - x.max()) / p.temperature)
+    if p.top_k:
+        weights[p.top_k :] = 0
+    if p.top_p < 1:
+        before = np.cumsum(weights) - weights
+        weights[before >= p.top_p * weights.sum()] = 0
+    weights[weights < p.min_p] = 0
+    result = np.zeros(len(x))
+    result[order] = weights / weights.sum()
+    return result
+
+
+FILTERS: dict[str, dict[str, Any]] = {
+    "nothing": {},
+    "temperature": {"temperature": 0.6},
+    "top_k": {"top_k": 7},
+    "top_p": {"top_p": 0.8},
+    "min_p": {"min_p": 0.07},
+    "top_k and top_p": {"top_k": 12, "top_p": 0.9, "temperature": 1.7},
+    "repetition": {"repetition_penalty": 1.4},
+    "presence": {"presence_penalty": 1.1},
+    "frequency": {"frequency_penalty": 0.6},
+    "bias": {"logit_bias": {3: 2.0, 9: -100.0}},
+    "allowed": {"allowed_token_ids": [1, 2, 3, 5, 8, 13, 21, 34]},
+    "bad words": {"bad_words": [[4], [6, 5, 7], [5, 6, 8]]},
+    "min tokens": {"min_tokens": 9, "stop_ids": [0, 17]},
+    "everything": {
+        "temperature": 1.3,
+        "top_k": 30,
+        "top_p": 0.95,
+        "min_p": 0.01,
+        "repetition_penalty": 1.2,
+        "presence_penalty": 0.3,
+        "frequency_penalty": -0.4,
+        "logit_bias": {3: 2.0},
+        "bad_words": [[5, 6, 8]],
+    },
+}
+
+
+@pytest.mark.parametrize("name", FILTERS)
+def test_tokens_are_drawn_as_often_as_the_float64_reference_says(name):
+    prompt, output = [2, 11, 11], [5, 30, 5, 6]
+    sampler, size = Sampler(VOCABULARY), 1000
+    counts = np.zeros(VOCABULARY)
+    params = SamplingParams(**FILTERS[name])
+    for start in range(0, DRAWS, size):
+        for slot in range(size):
+            values = FILTERS[name] | {"seed": start + slot}
+            sampler.add(slot, SamplingParams(**values), prompt, output)
+        tokens = sampler.sample(SPREAD.repeat(size, 1), list(range(size))).tokens
+        counts += np.bincount(tokens, minlength=VOCABULARY)
+        for slot in range(size):
+            sampler.remove(slot)
+    expected = DRAWS * probabilities(SPREAD, prompt, output, params)
+    assert not counts[expected == 0].any()
+    possible = expected > 0
+    freedom = int(possible.sum()) - 1
+    chi_square = float(((counts - expected)[possible] ** 2 / expected[possible]).sum())
+    assert chi_square < freedom + 5 * math.sqrt(2 * freedom)
+
+
+values = st.sampled_from([-8.0, -1.0, 0.0, 0.5, 1.9, 4.0])  # few, so that many are equal
+some_params = st.builds(
+    SamplingParams,
+    temperature=st.sampled_from([0.0, 0.3, 1.0, 2.0]),
+    top_k=st.sampled_from([0, 1, 2, 5, 10_000]),
+    top_p=st.sampled_from([0.0123, 0.5071, 0.9173, 1.0]),
+    min_p=st.sampled_from([0.0, 0.0313, 0.7]),
+    repetition_penalty=st.sampled_from([1.0, 1.5]),
+    presence_penalty=st.sampled_from([0.0, 0.9]),
+    logit_bias=st.sampled_from([{}, {2: 1.5}]),
+    seed=st.integers(0, 2**64 - 1),
+)
+row = st.tuples(st.lists(values, min_size=9, max_size=9), some_params, st.lists(st.integers(0, 8)))
+
+
+@given(st.lists(row, min_size=1, max_size=6), st.randoms())
+@settings(max_examples=150)
+def test_a_token_does_not_depend_on_what_shares_the_batch(rows, random):
+    alone = [choose([logits], [params], [[1]], [output])[0] for logits, params, output in rows]
+    shuffled = list(range(len(rows)))
+    random.shuffle(shuffled)
+    logits, params, outputs = zip(*(rows[i] for i in shuffled), strict=True)
+    together = choose(list(logits), list(params), [[1]] * len(rows), list(outputs))
+    assert together == [alone[i] for i in shuffled]
+
+
+@given(st.lists(values, min_size=9, max_size=9))
+def test_the_greedy_token_is_the_first_of_the_highest(logits):
+    assert choose([logits], [SamplingParams(0.0)]) == [logits.index(max(logits))]
+
+
+@pytest.mark.parametrize("settings", [{"top_k": 3}, {"top_p": 0.4}, {"min_p": 0.9}])
+def test_of_equal_logits_the_lower_token_ids_stay(settings):
+    rows = torch.zeros(500, 10)
+    params = [SamplingParams(seed=seed, **settings) for seed in range(500)]
+    drawn = set(choose(rows, params, [[0]] * 500))
+    assert drawn == {"top_k": {0, 1, 2}, "top_p": {0, 1, 2, 3}, "min_p": set(range(10))}[next(iter(settings))]
 
 
 @pytest.mark.parametrize("spread", [0.0, 0.3, 4.0])
-def test_top_p_over_a_large_vocabulary_keeps_the_fewest_that_have_the_mass(spread):
-    torch.manual_seed(1)
-    logits = torch.randn(1, 5 * CANDIDATES) * spread
-    ranked = logits[0].softmax(-1).sort(descending=True).values.double().cumsum(-1)
-    kept = int((ranked < 0.9).sum()) + 1
-    lowest = logits[0].sort(descending=True).values[kept - 1]
-    for seed in range(200):
-        [token] = sample(logits, [Draw(1.0, 0, 0.9, seed, 1)])
-        assert logits[0, token] >= lowest
+def test_filters_are_right_where_the_candidates_do_not_suffice(spread):
+    logits = torch.randn(5 * CANDIDATES, generator=torch.manual_seed(1)) * spread
+    for settings_ in ({"top_p": 0.9}, {"min_p": 0.2}, {"top_k": 2 * CANDIDATES, "top_p": 0.99}):
+        allowed = probabilities(logits, [], [], SamplingParams(**settings_)) > 0
+        params = [SamplingParams(seed=seed, **settings_) for seed in range(100)]
+        assert all(allowed[token] for token in choose(logits.repeat(100, 1), params))
 
 
-def test_tokens_are_drawn_as_often_as_they_are_probable():
-    probabilities = [0.5, 0.25, 0.15, 0.1]
-    logits = torch.tensor(probabilities).log().expand(4000, 4)
-    tokens = sample(logits, [Draw(1.0, 0, 1.0, 42, position) for position in range(4000)])
-    counts = Counter(tokens)
-    for token, probability in enumerate(probabilities):
-        assert abs(counts[token] - 4000 * probability) < 4 * math.sqrt(4000 * probability)
+@pytest.mark.parametrize(
+    ("settings", "warper"),
+    [
+        ({"top_k": 5}, TopKLogitsWarper(5)),
+        ({"top_p": 0.7}, TopPLogitsWarper(0.7)),
+        ({"min_p": 0.2}, MinPLogitsWarper(0.2)),
+        ({"repetition_penalty": 1.3}, RepetitionPenaltyLogitsProcessor(1.3)),
+    ],
+)
+def test_the_reference_is_what_transformers_does(settings, warper):
+    ids = torch.tensor([[2, 11, 5]])
+    expected = warper(ids, SPREAD[None].clone()).softmax(-1)[0].double().numpy()
+    mine = probabilities(SPREAD, [2, 11, 5], [], SamplingParams(**settings))
+    assert mine == pytest.approx(expected, abs=1e-6)
 
 
-def test_logits_of_minus_infinity_are_never_drawn():
-    logits = torch.full((500, 7), -math.inf)
-    logits[:, 3] = 0.0
-    assert set(sample(logits, [Draw(1.0, 0, 1.0, seed, 0) for seed in range(500)])) == {3}
+def test_a_preempted_sequence_goes_on_as_if_nothing_had_happened():
+    settings_ = FILTERS["everything"] | {"seed": 4, "bad_words": [[3, 3]], "min_tokens": 6, "stop_ids": [0]}
+    params = SamplingParams(**settings_)
+    whole = Sampler(VOCABULARY)
+    whole.add(0, params, [2, 3])
+    output: list[int] = []
+    for _ in range(20):
+        parted = Sampler(VOCABULARY)
+        parted.add(7, params, [2, 3], list(output))
+        [token] = whole.sample(SPREAD.clone()[None], [0]).tokens
+        assert parted.sample(SPREAD.clone()[None], [7]).tokens == [token]
+        output.append(token)
 
 
-def test_an_empty_step_samples_nothing():
-    assert sample(torch.empty(0, 5), []) == []
+def bits(allowed: list[list[int]], vocabulary: int) -> torch.Tensor:
+    """A grammar's mask."""
+    words = np.zeros((len(allowed), -(-vocabulary // 32)), dtype=np.uint32)
+    for row_, tokens in enumerate(allowed):
+        for token in tokens:
+            words[row_, token // 32] |= np.uint32(1) << np.uint32(token % 32)
+    return torch.from_numpy(words.view(np.int32))
 
 
-def test_the_generator_gives_the_same_numbers_for_ever():
-    """Answers with a seed shall not change with a release."""
-    assert [round(uniform(0, position), 12) for position in range(3)] == [
-        0.281761297723,
-        0.652448486374,
-        0.701212109522,
-    ]
-    assert uniform(2**64 - 1, 2**40) != uniform(2**64 - 2, 2**40)
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_grammar_s_mask_holds_the_last_bit_included(temperature):
+    allowed = [[31], [32], [39], [0, 31]]
+    params = [SamplingParams(temperature, seed=3)] * 4
+    tokens = choose(SPREAD.repeat(4, 1), params, bitmask=bits(allowed, VOCABULARY))
+    assert all(token in row_ for token, row_ in zip(tokens, allowed, strict=True))
 
 
-def test_the_generator_is_even_over_seeds_and_over_positions():
-    for numbers in (
-        [uniform(seed, 5) for seed in range(10_000)],
-        [uniform(5, position) for position in range(10_000)],
-    ):
-        assert all(0 <= number < 1 for number in numbers)
-        tenths = Counter(int(10 * number) for number in numbers)
-        assert all(abs(tenths[tenth] - 1000) < 120 for tenth in range(10))
+def test_a_minimum_of_tokens_yields_to_a_grammar_that_is_at_its_end():
+    params = [SamplingParams(0.0, min_tokens=5, stop_ids=[31, 7])] * 2
+    mask = bits([[31], [31, 9]], VOCABULARY)
+    assert choose(SPREAD.repeat(2, 1), params, bitmask=mask) == [31, 9]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("settings", [{}, {"top_p": 0.9}])
+def test_where_nothing_can_be_chosen_there_is_no_token_and_others_have_theirs(temperature, settings):
+    rows = SPREAD.repeat(5, 1)
+    rows[1] = -torch.inf
+    rows[2, 5] = torch.nan
+    rows[3, 5] = torch.inf
+    params = [SamplingParams(temperature, seed=1, **settings)] * 5
+    tokens = choose(rows, params, [[0]] * 5, bitmask=bits([range(VOCABULARY)] * 4 + [[]], VOCABULARY))
+    assert tokens[0] >= 0
+    assert tokens[1:] == [-1] * 4
+    assert tokens[0] == choose(SPREAD[None], params[:1], [[0]])[0]
+
+
+def test_logprobs_are_the_model_s_own_whatever_was_changed():
+    sampler = Sampler(VOCABULARY)
+    sampler.add(0, SamplingParams(0.0, logit_bias={5: 100.0}, logprobs=3), [1])
+    sampler.add(1, SamplingParams(0.0), [1])
+    sampled = sampler.sample(SPREAD.repeat(2, 1), [0, 1])
+    expected = SPREAD.double().log_softmax(-1)
+    assert list(sampled.logprobs) == [0]
+    told = sampled.logprobs[0]
+    assert (told.token, sampled.tokens[0]) == (5, 5)
+    assert told.logprob == pytest.approx(float(expected[5]), abs=1e-5)
+    assert told.rank == int((expected > expected[5]).sum()) + 1
+    best = expected.sort(descending=True)
+    assert [token for token, _ in told.top] == best.indices[:3].tolist()
+    assert [logprob for _, logprob in told.top] == pytest.approx(best.values[:3].tolist(), abs=1e-5)
+
+
+def test_another_seed_or_another_place_draws_something_else():
+    rows = torch.zeros(300, 1000)
+    seeds = choose(rows, [SamplingParams(seed=seed) for seed in range(300)], [[0]] * 300)
+    places = choose(rows, [SamplingParams(seed=1)] * 300, [[0] * place for place in range(1, 301)])
+    assert len(set(seeds)) > 200
+    assert len(set(places)) > 200
