@@ -89,7 +89,7 @@ class Generation(Work):
             submit = Submit(
                 request_id=next(self._keys) if index else self.key,
                 prompt=prompt,
-                max_tokens=0,  # known when the context is: see `submissions`
+                max_tokens=0,  # known when the context is: see `hand_over`
                 params=msgspec.structs.replace(params, seed=params.seed + index & MAX_SEED),
                 constraint=constraint,
                 priority=request.priority,
