@@ -1,5 +1,6 @@
 """Children: real processes at the other end of a ring, a page or a socket."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -37,6 +38,7 @@ def spawn():
 @pytest.fixture
 def no_descriptors_left():
     """The test gives back every descriptor that it opens."""
+    gc.collect()  # what an earlier test left to the collector is not this one's
     before = set(os.listdir("/proc/self/fd"))
     yield
-    assert set(os.listdir("/proc/self/fd")) == before
+    assert set(os.listdir("/proc/self/fd")) <= before
