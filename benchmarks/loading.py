@@ -1,0 +1,114 @@
+"""How fast weights come from the page cache, and what memory that takes: `python -m benchmarks.loading`.
+
+Random weights in the shape of Qwen3-0.6B, bfloat16, on the CPU. Beside each other, in turn:
+
+* read: the bytes of the file into one buffer that is used again, as fast as this machine reads.
+* weights: the same bytes into the tensors of a model, without packing them for oneDNN.
+* load: all that a worker does, packing and the KV pages included, in a new process that reports its peak.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.engine import write_weights
+from workers.config import read_config
+from workers.loader import BLOCK, Checkpoint
+from workers.models.decoder import Decoder
+from workers.parallel import Group
+
+ONE_LOAD = """
+import json, sys, time
+from pathlib import Path
+from benchmarks.loading import memory
+from ipc.worker_messages import RingHandle, WorkerSpec
+from workers.runner import Runner
+nowhere = RingHandle(memory_fd=-1, data_fd=-1, space_fd=-1)
+spec = WorkerSpec(model="benchmark", engine="transformer", epoch=1, rank=0, world_size=1, device="cpu",
+    threads=int(sys.argv[2]), folder=sys.argv[1], context_length=4096, max_sequences=16, max_step_tokens=2048,
+    kv_pages=512, reports=nowhere, heartbeat_fd=-1)
+runner, before, began = Runner(spec), memory("VmRSS"), time.perf_counter()
+loaded = runner.load(lambda fraction, message: None)
+seconds = time.perf_counter() - began
+print(json.dumps({"seconds": seconds, "over": memory("VmHWM") - before - loaded.memory.weights}))
+"""
+
+
+def memory(name: str) -> int:
+    """Bytes of this process: "VmRSS", what it holds now, or "VmHWM", the most that it held."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    [line] = [line for line in lines if line.startswith(f"{name}:")]
+    return int(line.split()[1]) << 10
+
+
+def read(file: Path) -> float:
+    """Seconds for a bare read."""
+    buffer = memoryview(bytearray(BLOCK))
+    fd = os.open(file, os.O_RDONLY)
+    began, offset = time.perf_counter(), 0
+    while count := os.preadv(fd, [buffer], offset):
+        offset += count
+    os.close(fd)
+    return time.perf_counter() - began
+
+
+def weights(folder: Path) -> float:
+    """Seconds for the weights alone, into memory that was touched before."""
+    model = Decoder(read_config(folder), Group(), torch.bfloat16)
+    for piece in model.pieces():
+        piece.into.zero_()
+    began = time.perf_counter()
+    Checkpoint(folder).load(model.pieces(), lambda fraction: None)
+    return time.perf_counter() - began
+
+
+def load(folder: Path, threads: int) -> dict[str, float]:
+    """Seconds of a whole load, and bytes over the weights' own size at its worst moment."""
+    arguments = [sys.executable, "-c", ONE_LOAD, str(folder), str(threads)]
+    return json.loads(subprocess.run(arguments, check=True, stdout=subprocess.PIPE).stdout)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there, too")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_weights(folder)
+        file = folder / "model.safetensors"
+        size = file.stat().st_size
+        rounds = [(read(file), weights(folder), load(folder, options.threads)) for _ in range(options.rounds)]
+    reads, weighed, loads = zip(*rounds, strict=True)
+    seconds = {
+        "read": statistics.median(reads),
+        "weights": statistics.median(weighed),
+        "load": statistics.median(each["seconds"] for each in loads),
+    }
+    over = max(each["over"] for each in loads)
+    table = Table(f"{size / 1e9:.2f} GB", "seconds", "GB/s", "of the bare read")
+    for what, taken in seconds.items():
+        table.add_row(what, f"{taken:.2f}", f"{size / taken / 1e9:.1f}", f"{seconds['read'] / taken:.0%}")
+    Console().print(table)
+    Console().print(f"at its worst moment a load held {over / 1e6:.0f} MB over the weights' own size")
+    if options.json:
+        options.json.write_text(
+            json.dumps({"bytes": size, "seconds": seconds, "over": over}, indent=1) + "\n"
+        )
+
+
+if __name__ == "__main__":
+    main()
