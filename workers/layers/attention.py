@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 BLOCK_SCORES = 1 << 20  # scores computed at once in prefill: 4 MB, which stays in the cache
+FEW_ROWS = 64  # of queries, for which keys are not worth a copy in float32
 BLOCK_PAGES = 64  # pages of keys that they belong to at most
 
 
@@ -53,9 +54,8 @@ def attend_decode(
     for run in runs:
         keys = kv[0].index_select(0, run.pages).view(-1, page_size, head_dim).transpose(1, 2)
         rows = queries.index_select(0, run.sequence).view(-1, group, head_dim)
-        rounded = torch.bmm(rows, keys)  # and what was rounded away is added to it
-        products = rounded.float().add_(torch.baddbmm(rounded, rows, keys, beta=-1))
-        scores.append(torch.add(run.bias, products.view(-1, kv_heads, group, page_size), alpha=scale))
+        products = _products(rows, keys).view(-1, kv_heads, group, page_size)
+        scores.append(torch.add(run.bias, products, alpha=scale))
     maxima = torch.full((count, kv_heads, group), -torch.inf, device=q.device)
     for run, part in zip(runs, scores, strict=True):
         index = run.sequence[:, None, None].expand(-1, kv_heads, group)
@@ -95,13 +95,15 @@ def attend_chunk(
     for number, pages in enumerate(chunk.pages.split(BLOCK_PAGES)):
         seen = number * BLOCK_PAGES * page_size  # keys before this block
         block = kv.index_select(1, pages).transpose(1, 2).reshape(2, kv_heads, -1, head_dim)
-        keys, values = block[0].float().transpose(1, 2), block[1]
+        keys, values = block[0].transpose(1, 2), block[1]
+        if group * tokens > FEW_ROWS:
+            keys = keys.float()
         for start in range(max(0, seen - first), tokens, step):
             end = min(start + step, tokens)
             count = min(first + end - seen, values.shape[1])  # keys of this block that the last query sees
             shape = (kv_heads, group, end - start, count)
-            rows = queries[:, :, start:end].reshape(kv_heads, -1, head_dim).float()
-            scores = torch.bmm(rows, keys[..., :count]).mul_(scale).view(shape)
+            rows = queries[:, :, start:end].reshape(kv_heads, -1, head_dim).to(keys.dtype)
+            scores = _products(rows, keys[..., :count]).mul_(scale).view(shape)
             if seen + count > first + start + 1:
                 beyond = positions[seen : seen + count] > positions[first + start : first + end, None]
                 scores.masked_fill_(beyond, -torch.inf)
@@ -115,3 +117,11 @@ def attend_chunk(
                 log_sum.copy_(torch.logaddexp(log_sum, new))
             out[:, :, start:end] = part
     return out.permute(2, 0, 1, 3).reshape(tokens, heads, head_dim).to(q.dtype)
+
+
+def _products(rows: Tensor, keys: Tensor) -> Tensor:  # [batch, n, d], [batch, d, m] -> [batch, n, m] float32
+    """Scores in float32, whatever goes in: what bfloat16 rounds away of the product is added to it."""
+    product = torch.bmm(rows, keys)
+    if product.dtype == torch.float32:
+        return product
+    return product.float().add_(torch.baddbmm(product, rows, keys, beta=-1))
