@@ -73,7 +73,7 @@ class Sampling(Plain):
     bad_words: list[str] = []  # texts that are not written
     min_tokens: int = 0  # of output, before anything may end the answer
     seed: int | None = None  # choice i of `n` draws with seed + i
-    n: int = 1  # choices, each an answer of its own
+    n: int = 1  # choices of each prompt, each an answer of its own
     max_tokens: int | None = None  # of each choice; None: to the end of the context
     stop: list[str] = []  # strings that end the answer
     include_stop: bool = False  # whether the stop string is part of the answer
@@ -143,12 +143,13 @@ class Generate(Request, tag="generate"):
     """Answered by `Started`, `Delta` (when `stream`), and one of `Finished`, `Cancelled`, `Failed`.
 
     Either `messages` (the chat template applies; reasoning and tool calls are told apart from text) or
-    `prompt` (text or token ids, taken as they are, answered as plain text).
+    `prompt` (text or token ids, taken as they are, answered as plain text), or several of these in a list:
+    each is answered by itself, and choice c of prompt p has the index p * `n` + c.
     """
 
     model: str
     messages: list[Message] | None = None
-    prompt: str | list[int] | None = None
+    prompt: str | list[int | str | list[int]] | None = None  # a list: token ids alone, or prompts alone
     tools: list[Tool] = []
     template_args: dict[str, Any] = {}  # further variables of the chat template, e.g. enable_thinking
     sampling: Sampling = Sampling()
@@ -266,10 +267,10 @@ class TokenLogprob(Alternative):
 
 
 class Started(Reply, tag="started"):
-    """The prompt is tokenised and accepted by the engine."""
+    """Every prompt is tokenised and accepted by the engine."""
 
-    prompt_tokens: int
-    prompt_token_ids: list[int] | None = None  # when `return_token_ids`
+    prompt_tokens: int  # of all prompts
+    prompt_token_ids: list[list[int]] | None = None  # of each prompt, when `return_token_ids`
 
 
 class Progress(Reply, tag="progress"):
@@ -293,7 +294,7 @@ class Delta(Reply, tag="delta"):
     tool_calls: list[ToolCallDelta] = []
     token_ids: list[int] | None = None
     logprobs: list[TokenLogprob] = []
-    prompt_logprobs: list[TokenLogprob] | None = None  # one a token; with the first delta
+    prompt_logprobs: list[TokenLogprob] | None = None  # one a token; first delta of a prompt's first choice
 
 
 class Choice(Plain):
@@ -313,9 +314,9 @@ class Finished(Reply, tag="finished"):
     """Terminal: all choices ended. Of a streamed request the last `Delta` of each has been sent."""
 
     choices: list[Choice]  # by index
-    usage: Usage  # of all choices together; the prompt counts once
+    usage: Usage  # of all choices together; each prompt counts once
     timings: Timings
-    prompt_logprobs: list[TokenLogprob] | None = None  # unstreamed
+    prompt_logprobs: list[list[TokenLogprob]] | None = None  # of each prompt; unstreamed
 
 
 class Cancelled(Reply, tag="cancelled"):

@@ -18,13 +18,12 @@ from ipc.messages import (
     Reply,
     Started,
     Timings,
-    TokenLogprob,
     Usage,
 )
-from ipc.worker_messages import Constraint, SequenceReport, Submit
+from ipc.worker_messages import Constraint, SamplingParams, SequenceReport, Submit
 from neuron.answer import Answer, News
 from neuron.blueprint import Blueprint
-from neuron.prompt import encode_prompt, thought_after, validate
+from neuron.prompt import Prompt, encode_prompts, named_prompts, thought_after, validate
 from neuron.sampling import MAX_SEED, bad_request, resolve
 from neuron.structured import constrain
 from neuron.text.frontend import TextFrontEnd
@@ -33,9 +32,14 @@ from neuron.work import Work, too_long
 
 log = logging.getLogger("neuron.generation")
 
+MAX_PROMPT_LOGPROBS = 800_000  # of one request, alternatives included: some 50 MB in the last message
+
 
 class Generation(Work):
-    """One `Generate`: each of its `n` answers is a sequence in the worker; it ends with the last of them."""
+    """One `Generate`: each of the `n` answers to each of its prompts is a sequence in the worker.
+
+    It ends with the last of them. Answers are in the order of their prompts.
+    """
 
     request: Generate
     parts: list[Answer]
@@ -50,63 +54,97 @@ class Generation(Work):
         validate(request)
         super().__init__(keys, request, send, on_end)
         self.parts = []
-        self.cached_tokens = 0
+        self._prompts: list[Prompt] = []
         self._first_token: float | None = None
-        self._prompt_logprobs: list[TokenLogprob] | None = None  # until they were sent
-        self._scoring = request.sampling.max_tokens == 0  # only the prompt is of interest
+        self._scoring = request.sampling.max_tokens == 0  # only the prompts are of interest
 
     # --- on the way down --------------------------------------------------------------------------------
 
     def prepare(self, text: TextFrontEnd, blueprint: Blueprint, context_length: int) -> None:
-        request, sampling = self.request, self.request.sampling
-        ids, rendered = encode_prompt(text, request)
-        if not ids:
-            raise bad_request("prompt", "the prompt has no tokens")
-        self._prompt_ids = ids
-        self.prompt_tokens = len(ids)
+        self._prompts = encode_prompts(text, self.request)
+        for prompt in self._prompts:
+            if not prompt.ids:
+                raise bad_request(prompt.param, f"{prompt.param} has no tokens")
+        self.prompt_tokens = sum(len(prompt.ids) for prompt in self._prompts)
         self.check_length(context_length)
+        self._check_choices(context_length)
+        if blueprint.engine == "simulated":
+            self._refuse_what_needs_a_model()
+        params = self._resolve(text, blueprint)
+        constraint = self._constrain(text, blueprint)
+        for prompt in self._prompts:
+            self._add_answers(prompt, params, constraint, text)
+        if self.request.echo:
+            for prompt, (_, given) in zip(self._prompts, named_prompts(self.request), strict=True):
+                prompt.echo = given if isinstance(given, str) else text.decode(given)
+
+    def _check_choices(self, context_length: int) -> None:
+        """See that all choices of a prompt are no more work than one that fills the context."""
+        sampling = self.request.sampling
         if sampling.n > 1 and sampling.n * (sampling.max_tokens or 0) > context_length:
             raise bad_request(
                 "n",
                 f"n times max_tokens is {sampling.n * sampling.max_tokens}, above the model's context of "
                 f"{context_length} tokens",
             )
-        if blueprint.engine == "simulated":
-            self._refuse_what_needs_a_model()
+
+    def _resolve(self, text: TextFrontEnd, blueprint: Blueprint) -> SamplingParams:
+        """How tokens are chosen, and what is told of them."""
+        sampling = self.request.sampling
         params = resolve(sampling, blueprint.defaults, blueprint.eos_ids, text)
-        if request.echo and params.prompt_logprobs is None:
+        if self.request.echo and params.prompt_logprobs is None:
             params = msgspec.structs.replace(params, prompt_logprobs=params.logprobs)
-        constraint: Constraint | None = None
-        if request.structured is not None:
-            encode = partial(text.encode, special=False)
-            thought = thought_after(rendered, blueprint.reasoning)
-            constraint = constrain(request.structured, encode, thought)
-        self._echo = ""
-        if request.echo:
-            self._echo = request.prompt if isinstance(request.prompt, str) else text.decode(ids)
-        prompt = array("I", ids).tobytes()
-        for index in range(sampling.n):
+        if params.prompt_logprobs is not None:
+            count = self.prompt_tokens * (1 + params.prompt_logprobs)
+            if count > MAX_PROMPT_LOGPROBS:
+                raise bad_request(
+                    "logprobs" if sampling.prompt_logprobs is None else "prompt_logprobs",
+                    f"{self.prompt_tokens} tokens of prompts, and alternatives to them, have {count} "
+                    f"log-probabilities, more than {MAX_PROMPT_LOGPROBS}",
+                )
+        return params
+
+    def _constrain(self, text: TextFrontEnd, blueprint: Blueprint) -> Constraint | None:
+        """The grammar of every answer. Only messages can leave a thought open, and they are one prompt."""
+        if self.request.structured is None:
+            return None
+        thought = thought_after(self._prompts[0].rendered, blueprint.reasoning)
+        return constrain(self.request.structured, partial(text.encode, special=False), thought)
+
+    def _add_answers(
+        self, prompt: Prompt, params: SamplingParams, constraint: Constraint | None, text: TextFrontEnd
+    ) -> None:
+        """The `n` answers to one prompt. Prompts that draw with a seed of the client's all draw with that."""
+        given = array("I", prompt.ids).tobytes()
+        for choice in range(self.request.sampling.n):
+            index = len(self.parts)
+            seed = params.seed + (index if self.request.sampling.seed is None else choice)
             submit = Submit(
                 request_id=next(self._keys) if index else self.key,
-                prompt=prompt,
+                prompt=given,
                 max_tokens=0,  # known when the context is: see `hand_over`
-                params=msgspec.structs.replace(params, seed=params.seed + index & MAX_SEED),
+                params=msgspec.structs.replace(params, seed=seed & MAX_SEED),
                 constraint=constraint,
-                priority=request.priority,
-                account=request.account,
-                cache_salt=request.cache_salt,
+                priority=self.request.priority,
+                account=self.request.account,
+                cache_salt=self.request.cache_salt,
             )
-            answer = Answer(
-                submit,
-                index,
-                self,
-                detokenizer=text.detokenizer(after=ids if rendered is None else ()),
-                stops=StopStrings(sampling.stop) if sampling.stop else None,
-                include_stop=sampling.include_stop,
-                parser=None if rendered is None else text.answer_parser(rendered, request.tools),
-                spell=text.spell,
-            )
-            self.parts.append(answer)
+            self.parts.append(self._answer(submit, index, prompt, text))
+        if params.prompt_logprobs is not None:
+            prompt.logprobs = [self.parts[-1].name_first(prompt.ids[0])]
+
+    def _answer(self, submit: Submit, index: int, prompt: Prompt, text: TextFrontEnd) -> Answer:
+        sampling, rendered = self.request.sampling, prompt.rendered
+        return Answer(
+            submit,
+            index,
+            self,
+            detokenizer=text.detokenizer(after=prompt.ids if rendered is None else ()),
+            stops=StopStrings(sampling.stop) if sampling.stop else None,
+            include_stop=sampling.include_stop,
+            parser=None if rendered is None else text.answer_parser(rendered, self.request.tools),
+            spell=text.spell,
+        )
 
     def _refuse_what_needs_a_model(self) -> None:
         """A simulated engine has neither probabilities nor a choice of tokens."""
@@ -122,22 +160,31 @@ class Generation(Work):
                 )
 
     def check_length(self, context_length: int) -> None:
-        if self.prompt_tokens >= context_length:
-            param = "messages" if self.request.messages is not None else "prompt"
-            raise too_long(self.prompt_tokens, context_length, param, self.request.sampling.max_tokens)
+        for prompt in self._prompts:
+            if len(prompt.ids) >= context_length:
+                raise too_long(
+                    len(prompt.ids), context_length, prompt.param, self.request.sampling.max_tokens
+                )
 
     def hand_over(self, context_length: int) -> list[Answer]:
         """The sequences for the worker; says `Started` to the client."""
-        room = context_length - self.prompt_tokens
         for answer in self.parts:
+            room = context_length - len(self._prompt_of(answer).ids)
             # a worker makes one token at least: where only the prompt is of interest it is not used
             wanted = 1 if self._scoring else self.request.sampling.max_tokens or room
             answer.submit.max_tokens = min(wanted, room)
         with_ids = self.request.return_token_ids
         if not self.attempts and (self.request.stream or with_ids):
-            ids = self._prompt_ids if with_ids else None
+            ids = [prompt.ids for prompt in self._prompts] if with_ids else None
             self._send(Started(id=self.request.id, prompt_tokens=self.prompt_tokens, prompt_token_ids=ids))
         return super().hand_over(context_length)
+
+    def _prompt_of(self, answer: Answer) -> Prompt:
+        return self._prompts[answer.index // self.request.sampling.n]
+
+    def _speaks_for_prompt(self, answer: Answer) -> bool:
+        """Whether it is the first of its prompt: what a worker says of a prompt is taken from that one."""
+        return answer.index % self.request.sampling.n == 0
 
     # --- on the way up ----------------------------------------------------------------------------------
 
@@ -145,11 +192,11 @@ class Generation(Work):
         """Take what a report says of the request as a whole; False: it has nothing for the answer."""
         if not self.take(report):
             return False
-        if not answer.index:
-            self.cached_tokens = max(self.cached_tokens, report.cached_tokens)
+        if self._speaks_for_prompt(answer):
+            prompt = self._prompt_of(answer)
+            prompt.cached_tokens = max(prompt.cached_tokens, report.cached_tokens)
             if report.prompt_logprobs:
-                self._prompt_logprobs = self._prompt_logprobs or [answer.name_first(self._prompt_ids[0])]
-                self._prompt_logprobs += map(answer.name, report.prompt_logprobs)
+                prompt.logprobs += map(answer.name, report.prompt_logprobs)
         if report.token_ids and self._first_token is None:
             self._first_token = time.monotonic()
         if self._scoring and report.finish:
@@ -178,9 +225,10 @@ class Generation(Work):
         tokens = answer.completion_tokens - answer.tokens_sent
         text, prompt_logprobs, with_ids = news.text, None, self.request.return_token_ids
         if not answer.tokens_sent:
-            text = self._echo + text
-            if not answer.index:
-                prompt_logprobs, self._prompt_logprobs = self._prompt_logprobs, None
+            prompt = self._prompt_of(answer)
+            text = prompt.echo + text
+            if self._speaks_for_prompt(answer):
+                prompt_logprobs, prompt.logprobs = prompt.logprobs, None
         first = tokens and not answer.tokens_sent
         if text or news.reasoning or news.tools or first or with_ids or news.logprobs or prompt_logprobs:
             answer.tokens_sent = answer.completion_tokens
@@ -201,8 +249,12 @@ class Generation(Work):
     def _finish(self) -> None:
         whole = not self.request.stream
         choices = [answer.choice(whole, self.request.return_token_ids) for answer in self.parts]
-        if whole and self._echo:
-            choices = [msgspec.structs.replace(each, text=self._echo + each.text) for each in choices]
+        if whole and self.request.echo:
+            choices = [
+                msgspec.structs.replace(choice, text=self._prompt_of(answer).echo + choice.text)
+                for answer, choice in zip(self.parts, choices, strict=True)
+            ]
+        told = [prompt.logprobs for prompt in self._prompts if prompt.logprobs is not None]
         now = time.monotonic()
         self._end(
             "finished",
@@ -215,7 +267,7 @@ class Generation(Work):
                     first_token=(self._first_token or now) - self._arrived,
                     total=now - self._arrived,
                 ),
-                prompt_logprobs=self._prompt_logprobs,
+                prompt_logprobs=told or None,
             ),
         )
 
@@ -223,7 +275,7 @@ class Generation(Work):
         return Usage(
             prompt_tokens=self.prompt_tokens,
             completion_tokens=sum(answer.completion_tokens for answer in self.parts),
-            cached_tokens=self.cached_tokens,
+            cached_tokens=sum(prompt.cached_tokens for prompt in self._prompts),
             reasoning_tokens=sum(answer.reasoning_tokens for answer in self.parts),
         )
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from ipc.messages import CountTokens, Embed, Generate
-from neuron.sampling import bad_request, check, check_ids
+from ipc.messages import CountTokens, Embed, Generate, TokenLogprob
+from neuron.sampling import MAX_CHOICES, bad_request, check, check_ids
 from neuron.text.tags import END_THINK, SPACE, THINK
 
 if TYPE_CHECKING:
@@ -13,6 +14,25 @@ if TYPE_CHECKING:
 
 
 INLINE_CHARACTERS = 2000  # up to here tokenising takes less than half a millisecond
+
+
+@dataclass(slots=True)
+class Prompt:
+    """One prompt of a request, and what the worker says of it.
+
+    Attributes:
+        param: the field that it came in.
+        rendered: the text that the chat template made of messages.
+        echo: the text that each answer begins with.
+        logprobs: of its tokens, where they were asked for, until they were sent.
+    """
+
+    param: str
+    ids: list[int]
+    rendered: str | None = None
+    echo: str = ""
+    cached_tokens: int = 0
+    logprobs: list[TokenLogprob] | None = None
 
 
 def validate(request: Generate) -> None:
@@ -27,6 +47,23 @@ def validate(request: Generate) -> None:
     if request.structured is not None and request.tools:
         raise bad_request("structured", "an answer cannot follow a grammar and call tools as well")
     check(request.sampling, echo=request.echo)
+    if request.prompt is not None:
+        _check_prompts(request)
+
+
+def _check_prompts(request: Generate) -> None:
+    """See that a list holds one kind of thing, that no prompt is empty, and that choices are not too many."""
+    kinds = set(map(type, request.prompt)) if isinstance(request.prompt, list) else {str}
+    if int in kinds and len(kinds) > 1:
+        raise bad_request("prompt", "prompt has token ids beside whole prompts")
+    prompts, n = named_prompts(request), request.sampling.n
+    if len(prompts) * n > MAX_CHOICES:
+        raise bad_request(
+            "prompt", f"{len(prompts)} prompts times n, which is {n}, are more than {MAX_CHOICES} choices"
+        )
+    for param, prompt in prompts:
+        if not prompt:
+            raise bad_request(param, f"{param} is empty")
 
 
 def validate_prompt(request: Generate | CountTokens) -> None:
@@ -36,7 +73,7 @@ def validate_prompt(request: Generate | CountTokens) -> None:
     if request.messages is not None and not request.messages:
         raise bad_request("messages", "messages is empty")
     if request.prompt is not None and not request.prompt:
-        raise bad_request("prompt", "the prompt is empty")
+        raise bad_request("prompt", "prompt is empty")
     if request.prompt is not None and request.tools:
         raise bad_request("tools", "tools need messages: a prompt is taken as it is")
 
@@ -48,29 +85,41 @@ def is_quick(request: Generate | Embed) -> bool:
     if request.messages is not None:
         size = sum(len(message.content) for message in request.messages) + 1000 * len(request.tools)
     else:
-        size = len(request.prompt)
+        size = sum(len(prompt) for _, prompt in named_prompts(request))
     return size * request.sampling.n <= INLINE_CHARACTERS
 
 
-def encode_prompt(text: TextFrontEnd, request: Generate | CountTokens) -> tuple[list[int], str | None]:
-    """Token ids, and for messages the text that the template made of them.
+def named_prompts(request: Generate | CountTokens) -> list[tuple[str, str | list[int]]]:
+    """The one prompt of a request, or each of several, behind the name that an error has for it."""
+    prompt = request.prompt
+    if isinstance(prompt, str) or isinstance(prompt[0], int):
+        return [("prompt", prompt)]
+    return [(f"prompt[{number}]", each) for number, each in enumerate(prompt)]
+
+
+def encode_prompts(text: TextFrontEnd, request: Generate | CountTokens) -> list[Prompt]:
+    """What a request wants to have continued, as token ids; messages are one prompt.
 
     Raises:
         CortexError: TEMPLATE_FAILED, or BAD_REQUEST for ids that the model does not have.
     """
     if request.messages is not None:
         rendered = text.render(request.messages, request.tools, request.template_args)
-        return text.encode(rendered, special=False), rendered
-    ids = text.encode(request.prompt, special=True) if isinstance(request.prompt, str) else request.prompt
-    check_ids(ids, text, "prompt")
-    return ids, None
+        return [Prompt("messages", text.encode(rendered, special=False), rendered)]
+    return [_encode(text, param, prompt) for param, prompt in named_prompts(request)]
+
+
+def _encode(text: TextFrontEnd, param: str, prompt: str | list[int]) -> Prompt:
+    ids = text.encode(prompt, special=True) if isinstance(prompt, str) else prompt
+    check_ids(ids, text, param)
+    return Prompt(param, ids)
 
 
 def thought_after(rendered: str | None, reasoning: bool) -> Literal["none", "open", "possible"]:
     """Where a prompt leaves the model: see `neuron.structured`.
 
     Args:
-        rendered: as `encode_prompt` gives it.
+        rendered: of the `Prompt`.
         reasoning: whether the model thinks at all.
     """
     if rendered is None or not reasoning:

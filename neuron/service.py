@@ -50,7 +50,7 @@ from neuron.embedding import Embedding
 from neuron.generation import Generation
 from neuron.lifecycle import ManagedModel
 from neuron.models import Models
-from neuron.prompt import encode_prompt, is_quick, validate_prompt
+from neuron.prompt import encode_prompts, is_quick, validate_prompt
 from neuron.work import Work
 
 log = logging.getLogger("neuron.service")
@@ -203,8 +203,8 @@ class Service:
     async def _count_tokens(self, peer: Peer, request: CountTokens) -> Reply:
         validate_prompt(request)
         model = await self._models.open(request.model)
-        ids, _ = await asyncio.to_thread(encode_prompt, await model.text(), request)
-        return TokenCount(id=request.id, tokens=len(ids))
+        [prompt] = await asyncio.to_thread(encode_prompts, await model.text(), request)
+        return TokenCount(id=request.id, tokens=len(prompt.ids))
 
     async def _cached_pages(self, peer: Peer, request: CachedPages) -> Reply:
         model = await self._models.open(request.model)

@@ -28,6 +28,8 @@ Count = Annotated[int, Meta(ge=1)]
 Name = Annotated[str, Meta(min_length=1)]
 LogprobCount = Annotated[int, Meta(ge=0, le=20)]
 
+MAX_CHOICES = 128  # of one request
+
 SEED_MASK = (1 << 64) - 1  # engines take unsigned seeds; clients send signed ones, too
 
 encode = msgspec.json.encode
@@ -48,7 +50,7 @@ class Fields(StructuredFields, kw_only=True):
     seed: int | None = None
     max_tokens: Count | None = None
     stop: Name | Annotated[list[Name], Meta(max_length=16)] | None = None
-    n: Annotated[int, Meta(ge=1, le=128)] | None = None
+    n: Annotated[int, Meta(ge=1, le=MAX_CHOICES)] | None = None
     best_of: int | None = None
     logit_bias: dict[str, Annotated[float, Meta(ge=-100, le=100)]] | None = None
     presence_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
@@ -224,10 +226,17 @@ class Writer:
         chunk_kind: `object` of a chunk.
         response_id: `id` of both.
         names: what the client calls the fields that a neuron may complain of, where that differs.
+        choices: how many there are.
     """
 
     def __init__(
-        self, fields: Fields, kind: str, chunk_kind: str, response_id: str, names: dict[str, str]
+        self,
+        fields: Fields,
+        kind: str,
+        chunk_kind: str,
+        response_id: str,
+        names: dict[str, str],
+        choices: int,
     ) -> None:
         self._names = names
         self.model, self.kind, self.id = fields.model, kind, response_id
@@ -237,9 +246,7 @@ class Writer:
         self._head = b"data: " + encode(head)[:-1]
         self._close = (b',"usage":null' if self._with_usage else b"") + b"}\n\n"
         self._next = b',"logprobs":null,"finish_reason":null}]' + self._close
-        self._opens = [
-            self._head + b',"choices":[{"index":%d,' % index for index in range(fields.n or 1)
-        ]  # by choice
+        self._opens = [self._head + b',"choices":[{"index":%d,' % i for i in range(choices)]  # by choice
 
     def chunk(
         self,

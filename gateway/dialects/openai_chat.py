@@ -237,13 +237,20 @@ class ChatAnswer(Writer):
     """Writes a chat completion. Reasoning, text and tool calls never share a chunk: some clients read one."""
 
     def __init__(self, fields: ChatFields, request_id: str, names: dict[str, str]) -> None:
-        super().__init__(fields, "chat.completion", "chat.completion.chunk", f"chatcmpl-{request_id}", names)
+        super().__init__(
+            fields,
+            "chat.completion",
+            "chat.completion.chunk",
+            f"chatcmpl-{request_id}",
+            names,
+            fields.n or 1,
+        )
         self._texts = [start + b'"delta":{"content":' for start in self._opens]  # by choice
         self._text_next = b"}" + self._next
         self._with_logprobs = bool(fields.logprobs)
 
     def whole(self, started: Started, finished: Finished) -> bytes:
-        told = finished.prompt_logprobs
+        ids, told = started.prompt_token_ids, finished.prompt_logprobs
         return encode(
             Completion(
                 self.id,
@@ -252,8 +259,8 @@ class ChatAnswer(Writer):
                 self.model,
                 [self._choice(answer) for answer in finished.choices],
                 usage_out(finished.usage),
-                unset_if_none(started.prompt_token_ids),
-                UNSET if told is None else prompt_logprobs(told),
+                UNSET if ids is None else ids[0],
+                UNSET if told is None else prompt_logprobs(told[0]),
             )
         )
 
@@ -268,7 +275,7 @@ class ChatAnswer(Writer):
 
     def started(self, started: Started) -> bytes:
         ids = started.prompt_token_ids
-        extra = b"" if ids is None else b',"prompt_token_ids":' + encode(ids)
+        extra = b"" if ids is None else b',"prompt_token_ids":' + encode(ids[0])
         role = b'"delta":{"role":"assistant","content":""}'
         first = self.chunk(role, extra=extra)
         return first + b"".join(self.chunk(role, index) for index in range(1, len(self._opens)))

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
 import msgspec
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from gateway.dialects.openai import (
+    MAX_CHOICES,
     NEUTRAL,
     LogprobCount,
+    Name,
     NonNegative,
     TokenId,
     UsageOut,
@@ -22,13 +24,17 @@ from gateway.dialects.openai import (
     refusing,
     sampling,
     unset_if_none,
-    unsupported,
     usage_out,
 )
 from gateway.dialects.openai_logprobs import CompletionLogprobs, completion_logprobs, prompt_logprobs
 from gateway.dialects.openai_structured import structured
+from ipc import messages
 from ipc.errors import Code, CortexError
 from ipc.messages import Delta, Finished, FinishReason, Generate, Started, TokenLogprob
+
+T = TypeVar("T")
+
+TokenIds = Annotated[list[TokenId], Meta(min_length=1)]
 
 COMPLETION_NEUTRAL = NEUTRAL | {"suffix": ("",)}
 
@@ -53,11 +59,13 @@ def parse(body: bytes, request_id: str) -> tuple[Generate, CompletionAnswer]:
     refuse(fields, COMPLETION_NEUTRAL)
     if fields.max_tokens == 0 and not fields.echo:
         raise CortexError(Code.BAD_REQUEST, "max_tokens: 0 needs echo", param="max_tokens")
+    prompt = _prompt(fields.prompt)
+    choices = _choices(prompt, fields.n or 1)
     form, names = structured(fields)
     generate = Generate(
         id=0,
         model=fields.model,
-        prompt=_prompt(fields.prompt),
+        prompt=prompt,
         sampling=sampling(fields, fields.max_tokens, fields.logprobs),
         structured=form,
         stream=bool(fields.stream),
@@ -66,24 +74,31 @@ def parse(body: bytes, request_id: str) -> tuple[Generate, CompletionAnswer]:
         priority=fields.priority or 0,
         cache_salt=fields.cache_salt or "",
     )
-    return generate, CompletionAnswer(fields, request_id, names)
+    return generate, CompletionAnswer(fields, request_id, names, choices)
 
 
-def _prompt(prompt: str | list[Any]) -> str | list[int]:
-    """The one prompt of a request: text or token ids, bare or as the only item of a list."""
-    root = "prompt"
-    if isinstance(prompt, list) and prompt and isinstance(prompt[0], str | list):
-        if len(prompt) > 1:
-            raise unsupported("prompt", f"{len(prompt)} prompts in one request are not supported; send one")
-        prompt, root = prompt[0], "prompt[0]"
-    if isinstance(prompt, list):
-        try:
-            prompt = msgspec.convert(prompt, list[TokenId])
-        except msgspec.ValidationError as error:
-            raise invalid(error, root) from error
-    if not prompt:
-        raise CortexError(Code.BAD_REQUEST, f"{root}: is empty", param=root)
-    return prompt
+def _prompt(prompt: str | list[Any]) -> str | list[int] | list[str] | list[list[int]]:
+    """One prompt or several, each of them text or token ids."""
+    kind: Any = TokenIds
+    if isinstance(prompt, str):
+        kind = Name
+    elif prompt and isinstance(prompt[0], str):
+        kind = list[Name]
+    elif prompt and isinstance(prompt[0], list):
+        kind = list[TokenIds]
+    try:
+        return msgspec.convert(prompt, kind)
+    except msgspec.ValidationError as error:
+        raise invalid(error, "prompt") from error
+
+
+def _choices(prompt: str | list[int] | list[str] | list[list[int]], n: int) -> int:
+    """How many choices there are; CortexError naming the limit when they are too many."""
+    prompts = 1 if isinstance(prompt, str) or isinstance(prompt[0], int) else len(prompt)
+    if prompts * n > MAX_CHOICES:
+        text = f"{prompts} prompts times n, which is {n}, are more than {MAX_CHOICES} choices"
+        raise CortexError(Code.BAD_REQUEST, f"prompt: {text}", param="prompt")
+    return prompts * n
 
 
 class Choice(Struct):
@@ -106,41 +121,49 @@ class Completion(Struct):
 
 
 class CompletionAnswer(Writer):
-    """Writes a text completion. vLLM puts what it says of the prompt into the choice here, and so do we."""
+    """Writes a text completion. vLLM puts what it says of a prompt into its choices here, and so do we."""
 
-    def __init__(self, fields: CompletionFields, request_id: str, names: dict[str, str]) -> None:
-        super().__init__(fields, "text_completion", "text_completion", f"cmpl-{request_id}", names)
+    def __init__(
+        self, fields: CompletionFields, request_id: str, names: dict[str, str], choices: int
+    ) -> None:
+        super().__init__(fields, "text_completion", "text_completion", f"cmpl-{request_id}", names, choices)
+        self._each = fields.n or 1  # choices of each prompt
         self._texts = [start + b'"text":' for start in self._opens]  # by choice
         self._with_logprobs = fields.logprobs is not None
         self._echo = bool(fields.echo)
         self._offsets = [0] * len(self._opens)  # characters of each choice so far
-        self._echoed: list[TokenLogprob] = []  # tokens of the prompt that every choice begins with
+        self._echoed: dict[int, list[TokenLogprob]] = {}  # by prompt: tokens that its choices begin with
         self._of_prompt = fields.prompt_logprobs is not None
 
     def whole(self, started: Started, finished: Finished) -> bytes:
-        told = finished.prompt_logprobs or []
-        choices = [
-            Choice(
-                answer.text,
-                answer.reason,
-                answer.index,
-                self._logprobs([*(told if self._echo else ()), *answer.logprobs], 0),
-                unset_if_none(answer.token_ids),
-                unset_if_none(started.prompt_token_ids),
-                prompt_logprobs(told) if self._of_prompt else UNSET,
-            )
-            for answer in finished.choices
-        ]
+        choices = [self._choice(answer, started, finished) for answer in finished.choices]
         return encode(
             Completion(self.id, self.kind, self.created, self.model, choices, usage_out(finished.usage))
         )
 
+    def _choice(self, answer: messages.Choice, started: Started, finished: Finished) -> Choice:
+        told = self._its(finished.prompt_logprobs, answer.index) or []
+        return Choice(
+            answer.text,
+            answer.reason,
+            answer.index,
+            self._logprobs([*(told if self._echo else ()), *answer.logprobs], 0),
+            unset_if_none(answer.token_ids),
+            unset_if_none(self._its(started.prompt_token_ids, answer.index)),
+            prompt_logprobs(told) if self._of_prompt else UNSET,
+        )
+
+    def _its(self, of_prompts: list[T] | None, index: int) -> T | None:
+        """Of what is told of each prompt, that of the prompt of choice `index`."""
+        return None if of_prompts is None else of_prompts[index // self._each]
+
     def started(self, started: Started) -> bytes:
         if started.prompt_token_ids is None:
             return b""
-        ids = b',"prompt_token_ids":' + encode(started.prompt_token_ids)
+        ids = [b',"prompt_token_ids":' + encode(each) for each in started.prompt_token_ids]
         return b"".join(
-            self.chunk(b'"text":""', index, choice_extra=ids) for index in range(len(self._opens))
+            self.chunk(b'"text":""', index, choice_extra=self._its(ids, index))
+            for index in range(len(self._opens))
         )
 
     def delta(self, delta: Delta) -> bytes:
@@ -153,9 +176,9 @@ class CompletionAnswer(Writer):
             )
         entries = delta.logprobs
         if delta.prompt_logprobs is not None and self._echo:
-            self._echoed = delta.prompt_logprobs
+            self._echoed[delta.index // self._each] = delta.prompt_logprobs
         if not self._offsets[delta.index]:
-            entries = [*self._echoed, *entries]
+            entries = [*self._echoed.get(delta.index // self._each, ()), *entries]
         extra = b"" if delta.token_ids is None else b',"token_ids":' + encode(delta.token_ids)
         if delta.prompt_logprobs is not None and self._of_prompt:
             extra += b',"prompt_logprobs":' + encode(prompt_logprobs(delta.prompt_logprobs))

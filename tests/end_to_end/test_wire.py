@@ -109,6 +109,70 @@ def test_a_prompt_is_scored_with_echo_and_no_tokens(sdk):
     assert answer.usage.completion_tokens == 0
 
 
+PROMPTS = ["Hello there", "A neuron is"]
+
+
+def by_choice(stream):
+    """What a stream says, as the choices of an unstreamed answer: text, tokens, log-probabilities, reason."""
+    said = {}
+    for chunk in stream:
+        for choice in chunk.choices:
+            text, tokens, logprobs, _ = said.setdefault(choice.index, ("", [], [], None))
+            told = choice.logprobs
+            tokens += told.tokens if told is not None else []
+            logprobs += told.token_logprobs if told is not None else []
+            said[choice.index] = (text + choice.text, tokens, logprobs, choice.finish_reason)
+    return [said[index] for index in range(len(said))]
+
+
+def choices_of(answer):
+    return [
+        (each.text, each.logprobs.tokens, each.logprobs.token_logprobs, each.finish_reason)
+        for each in answer.choices
+    ]
+
+
+def assert_same(answers, expected):
+    """Same words; probabilities as close as they are in batches of any size."""
+    for (text, tokens, logprobs, reason), other in zip(answers, expected, strict=True):
+        assert (text, tokens, reason) == (other[0], other[1], other[3])
+        assert [logprobs[0], other[2][0]] == [None, None]
+        assert logprobs[1:] == pytest.approx(other[2][1:], abs=1e-3)
+
+
+def test_prompts_together_are_answered_as_each_alone_streamed_or_not(sdk):
+    settings = {"model": "demo", "temperature": 0, "max_tokens": 12, "echo": True, "logprobs": 2}
+    alone = [sdk.completions.create(prompt=prompt, **settings) for prompt in PROMPTS]
+    together = sdk.completions.create(prompt=PROMPTS, **settings)
+    assert [choice.index for choice in together.choices] == [0, 1]
+    assert_same(choices_of(together), [choice for answer in alone for choice in choices_of(answer)])
+    for field in ("prompt_tokens", "completion_tokens"):
+        assert getattr(together.usage, field) == sum(getattr(each.usage, field) for each in alone)
+    stream = sdk.completions.create(prompt=PROMPTS, **settings, stream=True)
+    assert_same(by_choice(stream), choices_of(together))
+
+
+def test_every_prompt_draws_with_the_same_seeds_and_follows_the_same_form(sdk):
+    settings = {"model": "demo", "temperature": 1.5, "seed": 5, "n": 2, "max_tokens": 40, "stop": ["."]}
+    form = {"structured_outputs": {"regex": "[a-z]{3,9}[.][a-z]+"}}
+
+    def ask(prompt):
+        answer = sdk.completions.create(prompt=prompt, **settings, extra_body=form)
+        return [choice.text for choice in answer.choices]
+
+    together = ask(PROMPTS)
+    assert together == ask(PROMPTS[0]) + ask(PROMPTS[1])
+    assert all(text.isalpha() and 3 <= len(text) <= 9 for text in together)
+
+
+def test_the_prompt_at_fault_is_named(sdk, cortex):
+    long = "word " * 2 * cortex.model("demo").context_length
+    for prompt, param in (([], "prompt"), (["a", ""], "prompt[1]"), (["a", long], "prompt[1]")):
+        with pytest.raises(openai.BadRequestError) as refused:
+            sdk.completions.create(model="demo", prompt=prompt, max_tokens=1)
+        assert refused.value.param == param
+
+
 def test_a_second_turn_reuses_the_first(sdk):
     first = [{"role": "user", "content": "Tell me about the moon. " * 20}]
     said = sdk.chat.completions.create(model="demo", messages=first, max_tokens=40)

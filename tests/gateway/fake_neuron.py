@@ -1,7 +1,7 @@
 """A neuron without workers: it speaks the protocol, and answers as the model's name says.
 
 Models:
-    echo            repeats the last message (or the prompt), a word a token
+    echo            repeats the last message (or the prompt, or each of several), a word a token
     slow            the same, a token each 50 ms
     stuck           starts and never says a token
     queued          says "queued" and never starts
@@ -160,10 +160,9 @@ class FakeNeuron:
     async def _generate(self, key: tuple[bytes, int], work: Work) -> None:
         request, send = work.request, work.peer.send
         kind, _, code = request.model.partition("/")
-        text = request.prompt if request.messages is None else request.messages[-1].content
-        prompt = text if isinstance(text, list) else list(range(len(text.split())))
-        words = [f" {token}" for token in text] if isinstance(text, list) else text.split(" ")
-        pieces = [word if i == 0 else f" {word}" for i, word in enumerate(words)]
+        texts = prompts_of(request)
+        prompts = [text if isinstance(text, list) else list(range(len(text.split()))) for text in texts]
+        prompt_tokens = sum(map(len, prompts))
         failure = Failed(
             id=request.id, code=code, message=f"it {kind}", param="messages", details={"limit": 7}
         )
@@ -174,46 +173,49 @@ class FakeNeuron:
             self.work.pop(key, None)
             send(failure)
             return
-        ids = prompt if request.return_token_ids else None
-        send(Started(id=request.id, prompt_tokens=len(prompt), prompt_token_ids=ids))
+        ids = prompts if request.return_token_ids else None
+        send(Started(id=request.id, prompt_tokens=prompt_tokens, prompt_token_ids=ids))
         if kind == "stuck":
             await asyncio.sleep(3600)
         if kind == "tools":
             self._call_tool(key, work)
             return
-        limit = request.sampling.max_tokens or len(pieces)
-        pieces, reason = pieces[:limit], "length" if limit < len(pieces) else "stop"
+        answers = [pieces_of(text) for text in texts]
+        limit = request.sampling.max_tokens or max(map(len, answers))
+        reasons = ["length" if limit < len(pieces) else "stop" for pieces in answers]
+        answers = [pieces[:limit] for pieces in answers]
         if request.stream:
-            for i, piece in enumerate(pieces):
+            for i, index in [(i, index) for i in range(limit) for index in range(len(answers))]:
                 if kind == "breaks" and i == 2:
                     self.work.pop(key, None)
                     send(failure)
                     return
-                send(
-                    Delta(
-                        id=request.id,
-                        tokens=1,
-                        text=piece,
-                        token_ids=[i] if request.return_token_ids else None,
-                    )
-                )
+                if i < len(answers[index]):
+                    token_ids = [i] if request.return_token_ids else None
+                    text = answers[index][i]
+                    send(Delta(id=request.id, tokens=1, index=index, text=text, token_ids=token_ids))
                 await asyncio.sleep(0.05 if kind in ("slow", "breaks") else 0)
         elif kind == "slow":
-            await asyncio.sleep(0.05 * len(pieces))
+            await asyncio.sleep(0.05 * limit)
         self.work.pop(key, None)
+        completion_tokens = sum(map(len, answers))
         send(
             Finished(
                 id=request.id,
                 choices=[
                     Choice(
                         reason=reason,
+                        index=index,
                         text="" if request.stream else "".join(pieces),
                         token_ids=list(range(len(pieces)))
                         if request.return_token_ids and not request.stream
                         else None,
                     )
+                    for index, (pieces, reason) in enumerate(zip(answers, reasons, strict=True))
                 ],
-                usage=Usage(prompt_tokens=len(prompt), completion_tokens=len(pieces), cached_tokens=1),
+                usage=Usage(
+                    prompt_tokens=prompt_tokens, completion_tokens=completion_tokens, cached_tokens=1
+                ),
                 timings=Timings(queue=0.001, first_token=0.002, total=0.01),
             )
         )
@@ -246,6 +248,20 @@ class FakeNeuron:
                 timings=Timings(),
             )
         )
+
+
+def prompts_of(request: Generate) -> list[str | list[int]]:
+    """What a request wants to have repeated."""
+    if request.messages is not None:
+        return [request.messages[-1].content]
+    several = isinstance(request.prompt, list) and not isinstance(request.prompt[0], int)
+    return request.prompt if several else [request.prompt]
+
+
+def pieces_of(text: str | list[int]) -> list[str]:
+    """The tokens of an answer that repeats `text`."""
+    words = [f" {token}" for token in text] if isinstance(text, list) else text.split(" ")
+    return [word if i == 0 else f" {word}" for i, word in enumerate(words)]
 
 
 async def main(endpoint: str) -> None:

@@ -178,30 +178,40 @@ def test_wrong_type_or_range_is_a_bad_request_that_names_the_path(fields: dict[s
 
 
 @pytest.mark.parametrize(
-    ("prompt", "taken"),
-    [("x", "x"), (["x"], "x"), ([1, 2], [1, 2]), ([[1, 2]], [1, 2])],
+    "prompt",
+    ["x", ["x"], ["a", "b"], [1, 2], [[1, 2]], [[1], [2, 3]], ["x"] * 128],
 )
-def test_prompt_is_text_or_token_ids(prompt: Any, taken: Any) -> None:
-    assert completion(prompt=prompt).prompt == taken
+def test_prompts_are_texts_or_token_ids(prompt: Any) -> None:
+    assert completion(prompt=prompt).prompt == prompt
 
 
 @pytest.mark.parametrize(
-    ("prompt", "code", "param"),
+    ("prompt", "param"),
     [
-        (["a", "b"], Code.NOT_SUPPORTED, "prompt"),
-        ([[1], [2]], Code.NOT_SUPPORTED, "prompt"),
-        ("", Code.BAD_REQUEST, "prompt"),
-        ([], Code.BAD_REQUEST, "prompt"),
-        ([[]], Code.BAD_REQUEST, "prompt[0]"),
-        ([1, "a"], Code.BAD_REQUEST, "prompt[1]"),
-        ([[1, -1]], Code.BAD_REQUEST, "prompt[0][1]"),
-        ([True], Code.BAD_REQUEST, "prompt[0]"),
-        (7, Code.BAD_REQUEST, "prompt"),
+        ("", "prompt"),
+        ([], "prompt"),
+        ([[]], "prompt[0]"),
+        (["a", ""], "prompt[1]"),
+        ([[1], []], "prompt[1]"),
+        ([1, "a"], "prompt[1]"),
+        (["a", 1], "prompt[1]"),
+        (["a", [1]], "prompt[1]"),
+        ([[1, -1]], "prompt[0][1]"),
+        ([[1], [2, "a"]], "prompt[1][1]"),
+        ([True], "prompt[0]"),
+        (7, "prompt"),
     ],
 )
-def test_other_prompts_are_refused(prompt: Any, code: str, param: str) -> None:
+def test_other_prompts_are_refused(prompt: Any, param: str) -> None:
     error = refusal(completion, prompt=prompt)
-    assert (error.code, error.param) == (code, param)
+    assert (error.code, error.param) == (Code.BAD_REQUEST, param)
+
+
+@pytest.mark.parametrize(("prompts", "n"), [(129, 1), (2, 65), (128, 2)])
+def test_more_choices_than_the_limit_are_refused_with_it(prompts: int, n: int) -> None:
+    error = refusal(completion, prompt=["x"] * prompts, n=n)
+    assert (error.code, error.param) == (Code.BAD_REQUEST, "prompt")
+    assert "128" in error.message
 
 
 def test_completions_refuse_what_they_do_not_do() -> None:
@@ -389,6 +399,49 @@ def test_an_echo_counts_its_offsets_from_the_prompt() -> None:
     second = Delta(id=1, tokens=1, text="c", logprobs=[A])
     told = [json.loads(answer.delta(delta)[6:])["choices"][0]["logprobs"] for delta in (first, second)]
     assert [each["text_offset"] for each in told] == [[0, 3, 4], [5]]
+
+
+def two_prompts(**fields: Any) -> openai_completions.CompletionAnswer:
+    """The writer for two choices of each of two prompts, asked for all that can be told of a prompt."""
+    body = {"model": "m", "prompt": ["<s>a", "<s>b"], "n": 2, "return_token_ids": True}
+    body |= {"echo": True, "logprobs": 1, "prompt_logprobs": 1}
+    return openai_completions.parse(json.dumps(body | fields).encode(), "r")[1]
+
+
+PROMPT_IDS = [[0, 1], [0, 2]]
+TOLD = [[FIRST, A], [FIRST, B]]
+
+
+def test_each_choice_has_what_is_told_of_its_own_prompt() -> None:
+    choices = [Choice(reason="stop", index=i, text=f"{i}", token_ids=[i], logprobs=[A]) for i in range(4)]
+    finished = Finished(id=1, choices=choices, usage=Usage(), timings=Timings(), prompt_logprobs=TOLD)
+    started = Started(id=1, prompt_tokens=4, prompt_token_ids=PROMPT_IDS)
+    whole = json.loads(two_prompts().whole(started, finished))["choices"]
+    assert [(each["index"], each["text"]) for each in whole] == [(i, f"{i}") for i in range(4)]
+    assert [each["prompt_token_ids"] for each in whole] == [[0, 1], [0, 1], [0, 2], [0, 2]]
+    tokens = [each["logprobs"]["tokens"] for each in whole]
+    assert tokens == [["<s>", "a", "a"]] * 2 + [["<s>", "\ufffd", "a"]] * 2
+    assert [next(iter(each["prompt_logprobs"][1])) for each in whole] == ["1", "1", "2", "2"]
+
+
+def test_streamed_choices_begin_with_their_own_prompt() -> None:
+    answer = two_prompts()
+    started = answer.started(Started(id=1, prompt_tokens=4, prompt_token_ids=PROMPT_IDS))
+    heads = [json.loads(event[6:])["choices"][0] for event in started.split(b"\n\n")[:-1]]
+    assert [(each["index"], each["prompt_token_ids"]) for each in heads] == [
+        (0, [0, 1]),
+        (1, [0, 1]),
+        (2, [0, 2]),
+        (3, [0, 2]),
+    ]
+
+    def tokens(index: int, told: list[TokenLogprob] | None = None) -> list[str]:
+        delta = Delta(id=1, tokens=1, index=index, text="a", logprobs=[A], prompt_logprobs=told)
+        return json.loads(answer.delta(delta)[6:])["choices"][0]["logprobs"]["tokens"]
+
+    assert [tokens(2, TOLD[1]), tokens(0, TOLD[0])] == [["<s>", "\ufffd", "a"], ["<s>", "a", "a"]]
+    assert [tokens(3), tokens(1)] == [["<s>", "\ufffd", "a"], ["<s>", "a", "a"]]
+    assert tokens(3) == ["a"]
 
 
 def test_json_text_is_one_line_for_everybody() -> None:

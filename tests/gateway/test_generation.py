@@ -117,6 +117,22 @@ def test_sdk_gets_text_completions_of_text_and_of_token_ids(gateway: GatewayProc
     assert chunks[-1].usage.prompt_tokens == 2
 
 
+def test_sdk_gets_choices_of_several_prompts_with_one_usage(gateway: GatewayProcess) -> None:
+    ask = {"model": "echo", "prompt": ["a b", "c d e"], "max_tokens": 2}
+    whole = gateway.openai().completions.create(**ask)
+    assert [(choice.index, choice.text) for choice in whole.choices] == [(0, "a b"), (1, "c d")]
+    assert [choice.finish_reason for choice in whole.choices] == ["stop", "length"]
+    assert (whole.usage.prompt_tokens, whole.usage.completion_tokens) == (5, 4)
+    texts = ["", ""]
+    *chunks, last = gateway.openai().completions.create(
+        **ask, stream=True, stream_options={"include_usage": True}
+    )
+    for chunk in chunks:
+        texts[chunk.choices[0].index] += chunk.choices[0].text
+    assert texts == ["a b", "c d"]
+    assert last.usage == whole.usage
+
+
 def test_token_ids_come_back_when_asked_for(http: httpx.Client) -> None:
     body = http.post(CHAT, json=chat("echo", return_token_ids=True)).json()
     assert (body["prompt_token_ids"], body["choices"][0]["token_ids"]) == ([0, 1, 2], [0, 1, 2])

@@ -72,6 +72,7 @@ ONE_OF_EACH = [
         stream=True,
     ),
     Generate(id=9, model="demo", prompt=[1, 2, 3], return_token_ids=True),
+    Generate(id=14, model="demo", prompt=["a", [1, 2]]),
     CountTokens(id=10, model="demo", prompt="hello"),
     Embed(id=11, model="demo", input=["a", "b"]),
     CachedPages(id=13, model="m"),

@@ -2,7 +2,7 @@ import pytest
 
 from ipc.errors import Code, CortexError
 from ipc.messages import CountTokens, Generate, Message, Sampling, Tool
-from neuron.prompt import validate, validate_prompt
+from neuron.prompt import is_quick, validate, validate_prompt
 
 HELLO = [Message(role="user", content="hello")]
 
@@ -19,6 +19,12 @@ def request(**changes):
         ({"messages": []}, "messages"),
         ({"messages": None, "prompt": ""}, "prompt"),
         ({"messages": None, "prompt": []}, "prompt"),
+        ({"messages": None, "prompt": ["a", ""]}, "prompt[1]"),
+        ({"messages": None, "prompt": [[1], []]}, "prompt[1]"),
+        ({"messages": None, "prompt": [1, "a"]}, "prompt"),
+        ({"messages": None, "prompt": ["a", 1]}, "prompt"),
+        ({"messages": None, "prompt": ["a"] * 129}, "prompt"),
+        ({"messages": None, "prompt": ["a"] * 3, "sampling": Sampling(n=43)}, "prompt"),
         ({"messages": None, "prompt": "hello", "tools": [Tool(name="t")]}, "tools"),
         ({"sampling": Sampling(temperature=-0.1)}, "temperature"),
         ({"sampling": Sampling(temperature=2.1)}, "temperature"),
@@ -43,6 +49,26 @@ def test_the_ends_of_each_range_are_allowed():
     validate(request(sampling=Sampling(temperature=0.0, top_p=1.0, top_k=0, max_tokens=1, stop=["x"] * 16)))
     validate(request(sampling=Sampling(temperature=2.0, top_p=0.01)))
     validate(Generate(id=1, model="m", prompt=[0]))
+    validate(Generate(id=1, model="m", prompt=["a"] * 64, sampling=Sampling(n=2)))
+    validate(Generate(id=1, model="m", prompt=["a", [0]]))
+
+
+def test_too_many_choices_are_refused_with_the_limit():
+    with pytest.raises(CortexError, match="3 prompts times n, which is 43, are more than 128 choices"):
+        validate(Generate(id=1, model="m", prompt=["a"] * 3, sampling=Sampling(n=43)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "quick"),
+    [
+        ({"prompt": ["a" * 1000] * 2}, True),
+        ({"prompt": ["a" * 1000] * 3}, False),
+        ({"prompt": [[1] * 500, [2] * 500], "sampling": Sampling(n=3)}, False),
+        ({"prompt": [1] * 2000}, True),
+    ],
+)
+def test_what_is_quick_depends_on_all_prompts_and_choices(changes, quick):
+    assert is_quick(Generate(id=1, model="m", **changes)) is quick
 
 
 def test_counting_takes_the_same_prompts():

@@ -98,7 +98,7 @@ def test_prompts_may_be_text_or_token_ids_and_give_ids_back(client):
     request = {"messages": None, "return_token_ids": True, "stream": False}
     started, finished = client.stream(chat("sim", 4, prompt="Hello", **request), PATIENCE)
     assert len(finished.choices[0].token_ids) == 4
-    again = ask(client, chat("sim", 4, prompt=started.prompt_token_ids, **request))
+    again = ask(client, chat("sim", 4, prompt=started.prompt_token_ids[0], **request))
     assert again.choices[0].token_ids == finished.choices[0].token_ids
     assert again.usage.prompt_tokens == finished.usage.prompt_tokens
 
