@@ -13,16 +13,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ipc.worker_messages import Logprobs, SamplingParams
-from workers.logprobs import logprobs
+from workers.logprobs import chunked, largest, logprobs
 from workers.penalties import Penalties
 
-CANDIDATES = 1024  # sorted first for top-p and min-p; the whole vocabulary only if these do not hold enough
-BLOCK_ROWS = 32  # drawn at once: float64 sums over a large vocabulary are big
+CANDIDATES = 1024  # sorted for top-p and min-p if 64 do not hold enough; then 32 times as many, then all
+BLOCK_ROWS = 32  # drawn at once: what is computed for the whole vocabulary is big
+BLOCK_ROWS_CPU = 8  # there a tensor over 32 MB is new memory each time, which costs more than its use
 MASK = (1 << 64) - 1
 GOLDEN = 0x9E3779B97F4A7C15  # 2**64 over the golden ratio
 
@@ -58,6 +60,12 @@ class _Slot:
         return len(self.output) < self.params.min_tokens
 
     @property
+    def edited(self) -> bool:
+        """Whether its logits may change, penalties and grammar aside."""
+        params = self.params
+        return bool(params.logit_bias or params.allowed_token_ids or params.bad_words or self.too_short)
+
+    @property
     def filtered(self) -> bool:
         params = self.params
         return bool(params.top_k) or params.top_p < 1 or params.min_p > 0
@@ -73,6 +81,7 @@ class Sampler:
 
     def __init__(self, vocab_size: int, device: torch.device | str = "cpu") -> None:
         self._vocab_size, self._device = vocab_size, torch.device(device)
+        self._block_rows = BLOCK_ROWS_CPU if self._device.type == "cpu" else BLOCK_ROWS
         self._slots: dict[int, _Slot] = {}
         self._penalties = Penalties(vocab_size, self._device)
 
@@ -104,28 +113,25 @@ class Sampler:
         """
         rows = [self._slots[slot] for slot in slots]
         asking = [row for row, slot in enumerate(rows) if slot.params.logprobs is not None]
-        plain = logits[self._tensor(asking)] if asking else logits  # a copy, before anything is changed
+        edited = bitmask is not None or any(slot in self._penalties for slot in slots)
+        if asking and (edited or any(slot.edited for slot in rows)):
+            plain = logits[self._tensor(asking)]  # a copy, before anything is changed
+        else:
+            plain = self._take(logits, asking)
         self._penalties.apply(logits, slots)
         self._bias(logits, rows)
         self._forbid(logits, rows, bitmask)
-        highest, tokens = logits.max(dim=-1)
-        for filtered, choose in ((False, _draw), (True, _draw_filtered)):
-            chosen = [
-                row for row, slot in enumerate(rows) if slot.params.temperature and slot.filtered == filtered
-            ]
-            for start in range(0, len(chosen), BLOCK_ROWS):
-                block = chosen[start : start + BLOCK_ROWS]
-                index = self._tensor(block)
-                tokens[index] = choose(logits[index], [rows[row] for row in block])
+        highest, tokens = _highest(logits)
+        self._draw(logits, rows, tokens)
         ids = torch.where(highest.isfinite(), tokens, -1).tolist()
         sampled = Sampled(ids)
-        if told := [(place, row) for place, row in enumerate(asking) if ids[row] >= 0]:
+        for block in self._blocks([(place, row) for place, row in enumerate(asking) if ids[row] >= 0]):
             asked = logprobs(
-                plain[self._tensor([place for place, _ in told])],
-                [ids[row] for _, row in told],
-                [rows[row].params.logprobs for _, row in told],
+                self._take(plain, [place for place, _ in block]),
+                [ids[row] for _, row in block],
+                [rows[row].params.logprobs for _, row in block],
             )
-            sampled.logprobs.update((row, entry) for (_, row), entry in zip(told, asked, strict=True))
+            sampled.logprobs.update((row, entry) for (_, row), entry in zip(block, asked, strict=True))
         # last, when memory cannot run out any more: then nothing was sampled
         self._penalties.record(slots, ids)
         for slot, token in zip(rows, ids, strict=True):
@@ -133,6 +139,21 @@ class Sampler:
                 slot.length += 1
                 slot.output.append(token)
         return sampled
+
+    def _draw(self, logits: Tensor, rows: list[_Slot], tokens: Tensor) -> None:
+        """Replace the tokens of the rows that are not greedy."""
+        drawn = [row for row, slot in enumerate(rows) if slot.params.temperature]
+        for block in self._blocks([row for row in drawn if not rows[row].filtered]):
+            tokens[self._tensor(block)] = _draw(self._take(logits, block), [rows[row] for row in block])
+        left = [row for row in drawn if rows[row].filtered]
+        for candidates in (64, CANDIDATES, 32 * CANDIDATES, self._vocab_size):
+            count = min(candidates, self._vocab_size)
+            wide = [row for row in left if count < min(rows[row].params.top_k, self._vocab_size)]
+            for block in self._blocks(sorted(set(left).difference(wide))):
+                found, enough = _draw_filtered(self._take(logits, block), [rows[row] for row in block], count)
+                tokens[self._tensor(block)] = found
+                wide += [row for row, done in zip(block, enough.tolist(), strict=True) if not done]
+            left = wide
 
     def _bias(self, logits: Tensor, rows: list[_Slot]) -> None:
         at: list[int] = []
@@ -176,6 +197,15 @@ class Sampler:
         index = self._tensor(rows)
         logits[index] = logits[index].masked_fill(~allowed, -torch.inf)
 
+    def _blocks(self, rows: list[Any]) -> Iterator[list[Any]]:
+        return (rows[start : start + self._block_rows] for start in range(0, len(rows), self._block_rows))
+
+    def _take(self, logits: Tensor, rows: list[int]) -> Tensor:  # [len(rows), vocabulary]
+        """Some rows, in ascending order: not a copy where they follow each other."""
+        if rows and rows[-1] - rows[0] == len(rows) - 1:
+            return logits[rows[0] : rows[-1] + 1]
+        return logits[self._tensor(rows)]
+
     def _tensor(self, values: list[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.int64, device=self._device)
 
@@ -203,20 +233,50 @@ def _only(words: Tensor, stop_ids: list[int]) -> bool:
     return not bool(left.any())
 
 
+def _highest(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The highest logit of each row, and the first token that has it."""
+    chunks = chunked(logits)
+    highest, chunk = chunks.amax(dim=2).max(dim=1)
+    return highest, chunk * chunks.shape[2] + _chunk(chunks, chunk).max(dim=1).indices
+
+
+def _chunk(chunks: Tensor, number: Tensor) -> Tensor:  # [rows, chunks, size], [rows] -> [rows, size]
+    return chunks[torch.arange(len(chunks), device=chunks.device), number]
+
+
+def _sums(weights: Tensor) -> Tensor:  # [rows, vocabulary] -> [rows, chunks] float64
+    """Running sums at the ends of chunks: in float64, exact enough for the smallest probabilities."""
+    return chunked(weights).sum(dim=2, dtype=torch.float64).cumsum(dim=1)
+
+
 def _draw(logits: Tensor, slots: list[_Slot]) -> Tensor:  # [rows, vocabulary] -> [rows] int64
     """One point on the line of all probabilities, in the order of the vocabulary."""
-    logits = logits / _column([slot.params.temperature for slot in slots], logits.device).float()
-    # in float64 the sum over a large vocabulary is exact enough for its smallest probabilities
-    sums = torch.softmax(logits, dim=-1).cumsum(dim=-1, dtype=torch.float64)
+    temperature = _column([slot.params.temperature for slot in slots], logits.device).float()
+    weights = torch.softmax(logits / temperature, dim=-1)
+    sums = _sums(weights)
     point = _points(slots, logits.device) * sums[:, -1:]
-    return torch.searchsorted(sums, point, right=True).squeeze(1).clamp_(max=logits.shape[1] - 1)
+    chunk = torch.searchsorted(sums, point, right=True).clamp_(max=sums.shape[1] - 1)
+    point -= torch.where(chunk > 0, sums.gather(1, (chunk - 1).clamp_(min=0)), 0)
+    inside = _chunk(chunked(weights), chunk.squeeze(1)).cumsum(dim=1, dtype=torch.float64)
+    # rounding may lead past the chunk's end: its last token is the last that has any probability
+    last = (inside < inside[:, -1:]).sum(dim=1, keepdim=True)
+    token = torch.searchsorted(inside, point, right=True).minimum(last)
+    return (chunk * inside.shape[1] + token).squeeze(1)
 
 
-def _draw_filtered(logits: Tensor, slots: list[_Slot]) -> Tensor:  # [rows, vocabulary] -> [rows] int64
+def _draw_filtered(logits: Tensor, slots: list[_Slot], count: int) -> tuple[Tensor, Tensor]:
     """One point on the line of the kept probabilities, in descending order.
 
     Only the largest logits are sorted, and only their values count: a rank is drawn first, then the token is
     looked up that has its value. The order in which a sort leaves equal values thus never matters.
+
+    Args:
+        logits: `[rows, vocabulary]`.
+        slots: one a row.
+        count: so many logits are sorted, no fewer than any top-k.
+
+    Returns:
+        Tokens, and whether `count` was enough for them, each `[rows]`.
     """
     device, vocabulary = logits.device, logits.shape[1]
     params = [slot.params for slot in slots]
@@ -224,22 +284,17 @@ def _draw_filtered(logits: Tensor, slots: list[_Slot]) -> Tensor:  # [rows, voca
     top_k = _column([min(each.top_k or vocabulary, vocabulary) for each in params], device)
     top_p = _column([each.top_p for each in params], device)
     min_p = _column([each.min_p for each in params], device)
-    most = max(each.top_k for each in params)
-    if not all(each.top_k for each in params):
-        most = max(most, CANDIDATES)
-    for count in (min(most, vocabulary), vocabulary):
-        values, ids = logits.topk(count, dim=-1)  # [rows, count]
-        # relative to the most probable token: 1 is as probable
-        weights = ((values - values[:, :1]) / temperature).exp()
-        weights.masked_fill_(torch.arange(count, device=device) >= top_k, 0.0)
-        sums = weights.cumsum(dim=-1)
-        everything = (
-            ((logits - values[:, :1]) / temperature.float()).exp_().sum(-1, True, dtype=torch.float64)
-        )
-        mass = top_p * torch.where(top_k <= count, sums[:, -1:], everything)
-        enough = (top_k <= count) | (top_p < 1) & (sums[:, -1:] >= mass) | (weights[:, -1:] < min_p)
-        if count == vocabulary or bool(enough.all()):
-            break
+    values, ids = largest(logits, count)  # [rows, count]
+    # relative to the most probable token: 1 is as probable
+    weights = ((values - values[:, :1]) / temperature).exp()
+    weights.masked_fill_(torch.arange(count, device=device) >= top_k, 0.0)
+    sums = weights.cumsum(dim=-1)
+    everything = sums[:, -1:]
+    if count < vocabulary and any(each.top_p < 1 and not each.top_k for each in params):
+        relative = (logits - values[:, :1]).div_(temperature.float()).exp_()
+        everything = torch.where(top_k <= count, everything, _sums(relative)[:, -1:])
+    mass = torch.where(top_p < 1, top_p * everything, torch.inf)
+    enough = (top_k <= count) | (sums[:, -1:] >= mass) | (weights[:, -1:] < min_p)
     last = (sums < mass).sum(dim=-1, keepdim=True).clamp_(max=count - 1)  # the rank that completes the mass
     last = last.minimum((weights >= min_p).logical_and_(weights > 0).sum(dim=-1, keepdim=True) - 1).clamp_(
         min=0
@@ -249,11 +304,11 @@ def _draw_filtered(logits: Tensor, slots: list[_Slot]) -> Tensor:  # [rows, voca
     value = values.gather(1, rank)
     tokens = ids.gather(1, rank)
     equal = values == value
-    tied = ((equal.sum(dim=-1, keepdim=True) > 1) | (value == values[:, -1:])).flatten()
-    for row in tied.nonzero().flatten().tolist():
+    tied = enough & ((equal.sum(dim=-1, keepdim=True) > 1) | (value == values[:, -1:]))
+    for row in tied.flatten().nonzero().flatten().tolist():
         before = int((values[row] > value[row]).sum())
         tokens[row] = (logits[row] == value[row]).nonzero()[int(rank[row]) - before]
-    return tokens.squeeze(1)
+    return tokens.squeeze(1), enough.squeeze(1)
 
 
 def _points(slots: list[_Slot], device: torch.device) -> Tensor:  # [rows, 1] float64, in [0, 1)

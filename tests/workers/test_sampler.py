@@ -18,7 +18,8 @@ from transformers import (
 )
 
 from ipc.worker_messages import SamplingParams
-from workers.sampler import CANDIDATES, Sampler
+from workers.logprobs import largest
+from workers.sampler import CANDIDATES, Sampler, uniform
 
 VOCABULARY = 40
 DRAWS = 100_000
@@ -151,6 +152,46 @@ def test_a_token_does_not_depend_on_what_shares_the_batch(rows, random):
 @given(st.lists(values, min_size=9, max_size=9))
 def test_the_greedy_token_is_the_first_of_the_highest(logits):
     assert choose([logits], [SamplingParams(0.0)]) == [logits.index(max(logits))]
+
+
+def test_the_first_of_the_highest_may_be_far_from_the_others():
+    rows = torch.zeros(2, 1024)
+    rows[0, [300, 301, 700]] = 5.0
+    assert choose(rows, [SamplingParams(0.0)] * 2) == [300, 0]
+
+
+@pytest.mark.parametrize("vocabulary", [300 * 128, 2003])  # in chunks, and a prime
+def test_the_largest_are_those_of_a_sort(vocabulary):
+    logits = torch.randn(9, vocabulary, generator=torch.manual_seed(2)).bfloat16().float()
+    logits[0] = 0.0
+    for count in (1, 20, 64, 1024):
+        top, ids = largest(logits, count)
+        assert torch.equal(top, logits.sort(descending=True).values[:, :count])
+        assert torch.equal(top, logits.gather(1, ids))
+        assert all(len(set(row_)) == count for row_ in ids.tolist())
+
+
+@pytest.mark.parametrize("vocabulary", [40 * 128, 2003])
+def test_an_unfiltered_token_is_where_its_point_lies_among_the_sums(vocabulary):
+    logits = 2 * torch.randn(300, vocabulary, generator=torch.manual_seed(3))
+    logits[:, 250:1000] = -torch.inf
+    logits[7] = -torch.inf
+    logits[7, 5] = 0.0
+    sums = (logits / 0.8).softmax(-1).double().cumsum(-1).numpy()
+    points = [uniform(seed, 1) * row_[-1] for seed, row_ in enumerate(sums)]
+    expected = [int(np.searchsorted(row_, x, side="right")) for row_, x in zip(sums, points, strict=True)]
+    params = [SamplingParams(0.8, seed=seed) for seed in range(300)]
+    assert choose(logits, params, [[0]] * 300) == expected
+
+
+def test_rows_that_need_unlike_numbers_of_candidates_do_not_disturb_each_other():
+    spreads = torch.tensor([0.0, 0.3, 1.0, 3.0, 9.0]).repeat(8).unsqueeze(1)
+    logits = (spreads * torch.randn(40, 300 * 128, generator=torch.manual_seed(4))).bfloat16().float()
+    several = ({"top_p": 0.9}, {"min_p": 0.01}, {"top_k": 20, "top_p": 0.95}, {"top_k": 2 * CANDIDATES}, {})
+    params = [SamplingParams(seed=seed, **several[seed // 5 % 5]) for seed in range(40)]
+    together = choose(logits, params, [[0]] * 40)
+    alone = [choose(logits[i : i + 1], params[i : i + 1], [[0]])[0] for i in range(40)]
+    assert together == alone
 
 
 @pytest.mark.parametrize("settings", [{"top_k": 3}, {"top_p": 0.4}, {"min_p": 0.9}])
