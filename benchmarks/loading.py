@@ -25,7 +25,7 @@ from rich.table import Table
 
 from benchmarks.engine import write_weights
 from workers.config import read_config
-from workers.loader import BLOCK, Checkpoint
+from workers.loader import BLOCK, Checkpoint, Part
 from workers.models.decoder import Decoder
 from workers.parallel import Group
 
@@ -67,10 +67,12 @@ def read(file: Path) -> float:
 def weights(folder: Path) -> float:
     """Seconds for the weights alone, into memory that was touched before."""
     model = Decoder(read_config(folder), Group(), torch.bfloat16)
-    for piece in model.pieces():
-        piece.into.zero_()
+    parts = [Part(part.pieces) for part in model.parts()]
+    for part in parts:
+        for piece in part.pieces:
+            piece.into.zero_()
     began = time.perf_counter()
-    Checkpoint(folder).load(model.pieces(), lambda fraction: None)
+    Checkpoint(folder).load(parts, lambda fraction: None)
     return time.perf_counter() - began
 
 

@@ -16,6 +16,17 @@ import msgspec
 from ipc.messages import Plain
 
 PAGE_SIZE = 32  # tokens in one page of a KV pool
+SMALLEST_CONTEXT = 2048  # tokens; a model that cannot have so many is not worth its weights
+
+# What a process takes of a GPU before it has a tensor there: the driver's context and the libraries' code.
+# From inside it cannot be seen, and from outside not told from other programs where processes are hidden.
+CONTEXT_BYTES = 640 << 20
+
+# What oneDNN keeps, on a CPU, of the code that it makes for every shape of a product that it meets. A step
+# has up to about 50 of them (five, and three for each prompt and each run of pages), in each layer the same;
+# by default a thousand are kept of each of two kinds, which comes to more than a gigabyte.
+KERNELS = 64
+KERNEL_BYTES = 48 << 20
 
 # llguidance's own bounds (`LLParserLimits`) on what a grammar may cost, in a supervisor that tries it and in
 # a rank that follows it. They count work and not time, so all ranks come to the same end.
@@ -89,7 +100,7 @@ class WorkerSpec(Plain, kw_only=True, tag="spec"):
     max_sequences: int
     max_step_tokens: int
     kv_pages: int  # pages in the pool of each rank, at most
-    memory_budget: int | None = None  # bytes that this rank may hold on its device; None: whatever it needs
+    memory_budget: int | None = None  # bytes that this rank may hold on its device; None: for all the pages
     simulated: SimulatedSpec | None = None
     reports: RingHandle
     commands: RingHandle | None = None  # rank 0 only
@@ -183,12 +194,15 @@ class Loading(msgspec.Struct, tag=1, array_like=True):
 
 
 class MemoryUse(msgspec.Struct, array_like=True, frozen=True):
-    """Bytes that a rank holds on its device, by what for. All were measured."""
+    """Bytes that a rank holds on its device, by what for, as it measured them.
+
+    A pool counts as a whole, though on a CPU it takes no memory before it is used.
+    """
 
     weights: int = 0
     kv_pool: int = 0
-    activations: int = 0  # the most that a step took
-    runtime: int = 0  # the process, its libraries and the driver's context
+    activations: int = 0  # the most that steps take, with the kernels that they leave (`KERNEL_BYTES`)
+    runtime: int = 0  # all else: the process, its libraries, the driver's context (`CONTEXT_BYTES`)
 
     @property
     def total(self) -> int:

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from ipc.messages import Sampling
 from ipc.worker_messages import SimulatedSpec
-from neuron.checkpoint import Checkpoint, inspect
+from neuron.checkpoint import DTYPE_BYTES, Checkpoint, inspect
 from neuron.config import Model as Settings
 from neuron.fit import Need
+from neuron.overhead import RUNTIME_BYTES, Overhead
 from neuron.text.frontend import TextFrontEnd
-
-# Beside weights and KV pool a rank holds torch itself, its context on the device, and activations.
-CPU_OVERHEAD = 512 << 20
-CUDA_OVERHEAD = 1536 << 20
 
 CPU_STEP_TOKENS = 512  # a step of so many takes about a second on two cores for a model that runs well there
 CUDA_STEP_TOKENS = 2048
@@ -39,6 +36,7 @@ class Blueprint:
     context_length: int
     rank_bytes: tuple[int, ...]  # weights
     kv_bytes_per_token: int  # on each rank
+    overhead: Overhead | None  # of each rank, besides these; None for a simulation
     defaults: Sampling
     eos_ids: list[int]
     chat: bool
@@ -52,14 +50,22 @@ class Blueprint:
     def bytes_weights(self) -> int:
         return sum(self.rank_bytes)
 
-    def need(self, settings: Settings) -> Need:
-        """What a load asks of the devices."""
-        simulated = self.simulated is not None
+    def need(self, settings: Settings, runtime: Mapping[str, int] = RUNTIME_BYTES) -> Need:
+        """What a load asks of the devices.
+
+        Args:
+            runtime: bytes of a process without a model, by kind of device.
+        """
+        overhead = {"cpu": 0, "cuda": 0}
+        if self.overhead is not None:
+            for kind in overhead:
+                tokens = step_tokens(settings, kind)
+                overhead[kind] = runtime[kind] + self.overhead.of_step(kind, tokens, settings.max_sequences)
         return Need(
             model=self.id,
             rank_bytes=self.rank_bytes,
-            cpu_overhead=0 if simulated else CPU_OVERHEAD,
-            cuda_overhead=0 if simulated else CUDA_OVERHEAD,
+            cpu_overhead=overhead["cpu"],
+            cuda_overhead=overhead["cuda"],
             kv_bytes_per_token=self.kv_bytes_per_token,
             context_length=self.context_length,
             max_sequences=settings.max_sequences,
@@ -91,6 +97,7 @@ def draw(settings: Settings, folder: Path) -> Blueprint:
         context_length=min(settings.context_length or checkpoint.context_length, checkpoint.context_length),
         rank_bytes=tuple(checkpoint.bytes_per_rank(settings.ranks, dtype)),
         kv_bytes_per_token=checkpoint.kv_bytes_per_token(settings.ranks, dtype),
+        overhead=Overhead(checkpoint.shapes, DTYPE_BYTES[dtype], settings.ranks),
         defaults=checkpoint.defaults,
         eos_ids=checkpoint.eos_ids,
         chat=checkpoint.chat,
@@ -113,6 +120,7 @@ def _simulated(settings: Settings, lender: Checkpoint) -> Blueprint:
         context_length=settings.context_length or plan.context_length,
         rank_bytes=(plan.memory,) * settings.ranks,
         kv_bytes_per_token=0,
+        overhead=None,
         defaults=Sampling(),
         eos_ids=lender.eos_ids,
         chat=lender.chat,

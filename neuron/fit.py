@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from ipc.errors import Code, CortexError
-from ipc.worker_messages import PAGE_SIZE
+from ipc.worker_messages import PAGE_SIZE, SMALLEST_CONTEXT
 
-SMALLEST_CONTEXT = 2048  # tokens; a model that cannot have so many is not worth its weights
-CUDA_KV_SHARE = 0.9  # of what the weights leave; the rest is for activations that nobody planned
+CUDA_KV_SHARE = 0.95  # of what is left for it; the rest is for what a desktop takes from one hour to the next
 CPU_KV_SHARE = 0.5  # memory is shared with everything else on the host
 CPU_KV_DEFAULT = 2 << 30  # bytes a rank; more is taken only for one whole context
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Need:
-    """What a model needs. `rank_bytes` holds the weights of each rank; overhead and pool come on top."""
+    """What a model needs. `rank_bytes` holds the weights of each rank; overhead and pool come on top.
+
+    Overhead is the process itself and what its largest step takes, for each kind of device.
+    """
 
     model: str
     rank_bytes: tuple[int, ...]
@@ -28,7 +30,7 @@ class Need:
     kv_memory: int | None = None  # bytes of the pool on each rank, where the user chose it
     devices: tuple[str, ...] | None = None  # where the user wants it
     priority: int = 100
-    cpu_overhead: int = 0  # bytes that a rank takes on such a device besides
+    cpu_overhead: int = 0  # bytes
     cuda_overhead: int = 0
 
     def fixed_bytes(self, rank: int, device: str) -> int:
@@ -49,11 +51,17 @@ class Holder:
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """The outcome: one device a rank, bytes to reserve by device, and what the pool allows."""
+    """The outcome: one device a rank, bytes to reserve by device, and what the pool allows.
+
+    `kv_pages` follow from the plan. A rank that measures less than that takes more of them, up to
+    `most_pages`, and one that measures more takes fewer: `rank_budgets` hold in either case.
+    """
 
     devices: tuple[str, ...]
     reservations: dict[str, int]
+    rank_budgets: tuple[int, ...]  # bytes
     kv_pages: int
+    most_pages: int
     context_length: int
     victims: tuple[str, ...] = field(default=())
 
@@ -92,8 +100,7 @@ def find_fit(
             if _place(need, candidates, _without(free, victims), context_length) is not None:
                 victims = _spare(need, candidates, free, victims, context_length)
                 fit = _place(need, candidates, _without(free, victims), context_length)
-                devices, reservations, pages, context = fit
-                return Fit(devices, reservations, pages, context, tuple(v.model for v in victims))
+                return replace(fit, victims=tuple(victim.model for victim in victims))
     raise _refusal(need, candidates, free, holders)
 
 
@@ -138,14 +145,8 @@ def _spare(
     return victims
 
 
-def _place(
-    need: Need, candidates: list[str], free: dict[str, int], context_length: int
-) -> tuple[tuple[str, ...], dict[str, int], int, int] | None:
-    """Put the ranks on the freest candidates, with a pool for `context_length` tokens at least.
-
-    Returns:
-        Devices a rank, bytes by device, pages and context length; None when it does not fit.
-    """
+def _place(need: Need, candidates: list[str], free: dict[str, int], context_length: int) -> Fit | None:
+    """Put the ranks on the freest candidates, with a pool for `context_length` tokens at least; None: no."""
     ranks = len(need.rank_bytes)
     # Ranks keep the order of the devices: neighbours in the list are neighbours on the bus.
     freest = sorted(candidates, key=lambda name: -free[name])[:ranks]
@@ -158,15 +159,21 @@ def _place(
     sharing = Counter(devices)
     pool = min(_pool(need, name, (free[name] - size) // sharing[name]) for name, size in fixed.items())
     page_bytes = need.kv_bytes_per_token * PAGE_SIZE
-    wanted = need.max_sequences * pages_for(need.context_length)
-    pages = min(wanted, pool // page_bytes) if page_bytes else wanted
+    most = need.max_sequences * pages_for(need.context_length)
+    if page_bytes and need.kv_memory is not None:
+        most = min(most, need.kv_memory // page_bytes)
+    pages = min(most, pool // page_bytes) if page_bytes else most
     if pages < pages_for(context_length):
         return None
-    return (
-        devices,
-        {name: size + sharing[name] * pages * page_bytes for name, size in fixed.items()},
-        pages,
-        min(need.context_length, pages * PAGE_SIZE),
+    return Fit(
+        devices=devices,
+        reservations={name: size + sharing[name] * pages * page_bytes for name, size in fixed.items()},
+        rank_budgets=tuple(
+            need.fixed_bytes(rank, name) + pages * page_bytes for rank, name in enumerate(devices)
+        ),
+        kv_pages=pages,
+        most_pages=most,
+        context_length=min(need.context_length, pages * PAGE_SIZE),
     )
 
 

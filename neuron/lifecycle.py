@@ -235,7 +235,8 @@ class ManagedModel:
             context_length=fit.context_length,
             max_sequences=settings.max_sequences,
             max_step_tokens=step_tokens(settings, fit.devices[0]),
-            kv_pages=fit.kv_pages,
+            kv_pages=fit.most_pages,
+            rank_budgets=fit.rank_budgets,
             folder=self.blueprint.folder,
             dtype=self.blueprint.dtype,
             simulated=self.blueprint.simulated,
@@ -264,7 +265,7 @@ class ManagedModel:
             else:
                 break
         self._figures = Figures(ready)
-        pages = self._figures.kv_pages  # of a pool that may be smaller than planned
+        pages = self._figures.kv_pages  # of a pool that may be smaller or larger than planned
         self.fit = replace(fit, kv_pages=pages, context_length=min(fit.context_length, pages * PAGE_SIZE))
         self._house.correct(self, ready)
 

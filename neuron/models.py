@@ -19,6 +19,7 @@ from neuron.fit import Fit, Holder, find_fit
 from neuron.house import Backoff, House
 from neuron.ledger import Ledger
 from neuron.lifecycle import ManagedModel
+from neuron.overhead import RUNTIME_BYTES
 from neuron.resolve import DEMO_FOLDER, Catalogue
 from neuron.standby import Standby
 
@@ -57,6 +58,7 @@ class Models:
         self._models: dict[str, ManagedModel] = {}
         self._broken: dict[str, str] = {}  # ids that are there and cannot be read, and why
         self._drawing: dict[str, asyncio.Future[Blueprint]] = {}
+        self._runtime = dict(RUNTIME_BYTES)  # by kind of device, as the last load measured it
         self._making_room = asyncio.Lock()
         self._refreshing: asyncio.Task[list[Device]] | None = None
         self._cores = min(CpuProbe().cores(), config.cpu.cores or CpuProbe().cores())
@@ -185,7 +187,7 @@ class Models:
                     device: self._ledger.free(device) + self._standby.booked(device)
                     for device in self._ledger.devices
                 }
-                need = model.blueprint.need(model.settings)
+                need = model.blueprint.need(model.settings, self._runtime)
                 fit = find_fit(need, free, self._holders(), self.eviction.strategy)
                 if not fit.victims:
                     reuse = model.blueprint.engine == "transformer"
@@ -214,6 +216,9 @@ class Models:
         ]
 
     def _correct(self, model: ManagedModel, ready: Sequence[Ready]) -> None:
+        if model.blueprint.overhead is not None:
+            kind = model.fit.devices[0].partition(":")[0]
+            self._runtime[kind] = max(report.memory.runtime for report in ready)
         for device in dict.fromkeys(model.fit.devices):
             measured = sum(
                 report.memory.total

@@ -26,7 +26,8 @@ class GroupSpec:
     context_length: int
     max_sequences: int
     max_step_tokens: int
-    kv_pages: int
+    kv_pages: int  # at most
+    rank_budgets: tuple[int, ...] | None = None  # bytes of each rank; None: whatever so many pages take
     folder: str = ""
     dtype: str = "bfloat16"
     simulated: SimulatedSpec | None = None
@@ -109,6 +110,7 @@ def spawn(
                     max_sequences=spec.max_sequences,
                     max_step_tokens=spec.max_step_tokens,
                     kv_pages=spec.kv_pages,
+                    memory_budget=spec.rank_budgets[index] if spec.rank_budgets is not None else None,
                     simulated=spec.simulated,
                     reports=reports.handle,
                     commands=commands.handle if index == 0 else None,

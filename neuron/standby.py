@@ -17,17 +17,16 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from ipc.errors import CortexError
-from ipc.worker_messages import Footprint, Waiting, WarmUp
+from ipc.worker_messages import CONTEXT_BYTES, Footprint, Waiting, WarmUp
 from neuron.house import Backoff
 from neuron.ledger import Ledger
+from neuron.overhead import RUNTIME_BYTES
 from neuron.worker import Worker
 
 QUIET_SECONDS = 1.0  # without a load or its end, before a process is started
 PATIENCE_SECONDS = 30.0  # that a start waits for running requests, which it would slow down
 WARM_SECONDS = 300.0  # from the start of a process until it is warm: drivers of many GPUs take their time
 KILL_SECONDS = 10.0  # from SIGKILL to giving up on a process that the kernel holds
-
-BOOKED = {"cpu": 384 << 20, "cuda": 640 << 20}  # bytes on its device, until it said what it holds
 
 # What a process may hold after a load over what it held before its first one, and be used again. Libraries
 # keep some of what they once needed (compiled kernels, thread stacks, allocator arenas); a model that did not
@@ -202,7 +201,7 @@ class Standby:
 
     def _start(self, device: str) -> None:
         try:
-            self._book(device, BOOKED[device.partition(":")[0]])
+            self._book(device, RUNTIME_BYTES[device.partition(":")[0]])
         except CortexError as error:
             log.debug("no standby device=%s reason=%s", device, error)
             return
@@ -278,5 +277,5 @@ def _name(device: str) -> str:
 
 
 def _size(device: str, held: Footprint) -> int:
-    """Bytes on its device. A GPU's context cannot be seen from inside: it counts as it was first booked."""
-    return held.host if device == "cpu" else max(BOOKED["cuda"], held.device)
+    """Bytes on its device. A GPU's context cannot be seen from inside."""
+    return held.host if device == "cpu" else CONTEXT_BYTES + held.device

@@ -10,13 +10,15 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from ipc.control import Control, ControlBroken
-from ipc.worker_messages import Waiting, WarmUp, WorkerSpec
+from ipc.worker_messages import KERNELS, Waiting, WarmUp, WorkerSpec
 
 # A process that waits does not know how many CPU threads its next model wants: the engine sets that number.
 # Without these, each library would begin with a thread a core.
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": str(KERNELS),
+    "LRU_CACHE_CAPACITY": str(KERNELS),  # the same, of what torch wraps around them
     "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # the order in which NVML counts
 }
 

@@ -1,16 +1,20 @@
 """Weights from safetensors files into the tensors of one rank, reading only what that rank holds.
 
 The plan comes from the files' headers: the model lists `Piece`s, each a block of a tensor in the checkpoint
-and the tensor that it fills. Rows are read with `preadv`, straight into place where type and shape allow it.
-Never through mmap: a page fault in the middle of a copy is the slowest way to read a file.
+and the tensor that it fills, in `Part`s that are finished as soon as they are there, while others are read.
+Rows are read with `preadv`, straight into place where type and shape allow it, else into a buffer that each
+thread has for itself. Never through mmap: a page fault in the middle of a copy is the slowest way to read a
+file.
 """
 
 from __future__ import annotations
 
 import os
+import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import msgspec
@@ -36,6 +40,14 @@ class Piece:
     into: Tensor  # one or two dimensions
     row: int = 0
     column: int = 0
+
+
+@dataclass(slots=True)
+class Part:
+    """Pieces that are of use together. `finish` is called, in some thread, once all are in place."""
+
+    pieces: list[Piece]
+    finish: Callable[[], None] = field(default=lambda: None)
 
 
 class _Entry(msgspec.Struct, frozen=True):
@@ -80,20 +92,34 @@ class Checkpoint:
             raise _failed(f"{index}: {error}") from error
         return [self.folder / name for name in sorted(set(names.values()))]
 
-    def load(self, pieces: Iterable[Piece], progress: Callable[[float], None]) -> None:
-        """Fill every piece, converting to its type; `progress` hears the fraction of bytes that are there.
+    def load(self, parts: Iterable[Part], progress: Callable[[float], None]) -> None:
+        """Fill and finish every part; `progress` hears the fraction of bytes that are there.
+
+        Nothing here keeps a tensor that was filled: what `finish` replaces is gone with it.
 
         Raises:
             CortexError: a tensor is missing, has another shape or a type that is no float, or its file ends
                 too early. Nothing is read before all pieces have been checked.
         """
-        blocks = [block for piece in pieces for block in self._blocks(piece)]
-        total = sum(block.into.nbytes for _, block in blocks) or 1
+        jobs = deque(job for part in parts for job in self._jobs(part))
+        total = sum(job.block.into.nbytes for job in jobs) or 1
         done = 0
         with ThreadPoolExecutor(THREADS, thread_name_prefix="loader") as threads:
-            for size in threads.map(_read_block, *zip(*blocks, strict=True)):
-                done += size
-                progress(done / total)
+            running = deque[Future[int]]()
+            while jobs:
+                running.append(threads.submit(jobs.popleft()))
+            try:
+                while running:
+                    done += running.popleft().result()
+                    progress(done / total)
+            finally:
+                for future in running:
+                    future.cancel()
+
+    def _jobs(self, part: Part) -> list[_Job]:
+        blocks = [block for piece in part.pieces for block in self._blocks(piece)]
+        rest = _Countdown(len(blocks), part.finish)
+        return [_Job(source, block, rest) for source, block in blocks]
 
     def _blocks(self, piece: Piece) -> Iterator[tuple[_Source, Piece]]:
         """`piece` in blocks of rows, with where they are read from; vectors as matrices of one column."""
@@ -146,16 +172,54 @@ def _read_header(file: Path) -> dict[str, _Source]:
     return sources
 
 
-def _read_block(source: _Source, block: Piece) -> int:
-    """Read one block of rows; returns the bytes that it fills."""
-    into, width, dtype = block.into, block.shape[1], DTYPES[source.dtype]
-    in_place = into.dtype == dtype and into.shape[1] == width and into.is_contiguous() and not into.is_cuda
-    rows = into if in_place else torch.empty(into.shape[0], width, dtype=dtype, pin_memory=into.is_cuda)
-    offset = source.offset + block.row * width * dtype.itemsize
-    _read_exactly(source.file, offset, memoryview(rows.view(torch.uint8).numpy()).cast("B"), block.name)
-    if not in_place:
-        into.copy_(rows[:, block.column : block.column + into.shape[1]])
-    return into.nbytes
+class _Countdown:
+    """Calls `finish` the last of `count` times that it is called itself."""
+
+    def __init__(self, count: int, finish: Callable[[], None]) -> None:
+        self._left, self._finish, self._lock = count, finish, threading.Lock()
+
+    def __call__(self) -> None:
+        with self._lock:
+            self._left -= 1
+            last = not self._left
+        if last:
+            self._finish()
+
+
+@dataclass(slots=True)
+class _Job:
+    """One block of rows to be read, in a thread; the bytes that it fills come of it."""
+
+    source: _Source
+    block: Piece
+    rest: _Countdown
+
+    def __call__(self) -> int:
+        into, width, dtype = self.block.into, self.block.shape[1], DTYPES[self.source.dtype]
+        in_place = (
+            into.dtype == dtype and into.shape[1] == width and into.is_contiguous() and not into.is_cuda
+        )
+        rows = into if in_place else _staging(into.shape[0] * width * dtype.itemsize, into.is_cuda)
+        rows = rows.view(dtype).view(into.shape[0], width)
+        offset = self.source.offset + self.block.row * width * dtype.itemsize
+        target = memoryview(rows.view(torch.uint8).numpy()).cast("B")
+        _read_exactly(self.source.file, offset, target, self.block.name)
+        if not in_place:
+            into.copy_(rows[:, self.block.column : self.block.column + into.shape[1]])
+        size = into.nbytes
+        self.block = into = None  # what is finished may let go of it
+        self.rest()
+        return size
+
+
+_staged = threading.local()
+
+
+def _staging(size: int, pinned: bool) -> Tensor:  # [size] uint8
+    """The buffer of this thread, which ends with it. Copies from pinned memory need no other copy."""
+    if not hasattr(_staged, "buffer") or _staged.buffer.nbytes < size:
+        _staged.buffer = torch.empty(max(size, BLOCK), dtype=torch.uint8, pin_memory=pinned)
+    return _staged.buffer[:size]
 
 
 def _read_exactly(file: Path, offset: int, target: memoryview, name: str) -> None:

@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -106,6 +107,14 @@ class Group:
         parts = [torch.empty_like(x) for _ in range(self.size)]
         self._run(dist.all_gather, parts, x.contiguous())
         return torch.cat(parts, dim=-1)
+
+    def least(self, value: int) -> int:
+        """The smallest of the ranks' values."""
+        if self.size == 1:
+            return value
+        least = torch.tensor(value, device=self.device)
+        self._run(partial(dist.all_reduce, op=dist.ReduceOp.MIN), least)
+        return int(least)
 
     def _run(self, collective: Callable[..., object], *tensors: Tensor | list[Tensor]) -> None:
         self.collectives += 1

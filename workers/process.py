@@ -7,15 +7,14 @@ is done when the first order names a transformer or asks for it with `WarmUp`.
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import logging
 import os
 from importlib import import_module
-from pathlib import Path
 
 from ipc.control import Control, descriptors
 from ipc.worker_messages import Footprint, Waiting, WorkerSpec
+from workers.memory import footprint, trim
 from workers.rank import serve
 
 
@@ -40,7 +39,8 @@ def live(control: Control) -> int:
             if not be(order):
                 return 1
         if baseline is not None:
-            release(order.device)
+            gc.unfreeze()
+            trim(order.device)
             try:
                 control.send(Waiting(loads=loads, held=footprint(order.device), baseline=baseline))
             except BrokenPipeError:  # nobody wants it back
@@ -75,25 +75,3 @@ def warm_up(device: str) -> None:
     if device != "cpu":
         torch.cuda.set_device(device)
         torch.empty(1, device=device)
-
-
-def release(device: str) -> None:
-    """Give back what libraries keep of a rank that ended."""
-    import torch
-
-    gc.unfreeze()
-    gc.collect()
-    if device != "cpu":
-        torch.cuda.empty_cache()
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "malloc_trim"):
-        libc.malloc_trim(0)
-
-
-def footprint(device: str) -> Footprint:
-    """What this process holds now."""
-    import torch
-
-    [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if "RssAnon" in line]
-    held = 0 if device == "cpu" else torch.cuda.memory_reserved(device)
-    return Footprint(host=int(line.split()[1]) << 10, device=held)

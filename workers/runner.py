@@ -5,12 +5,14 @@ from __future__ import annotations
 import ctypes
 import logging
 from collections.abc import Callable
+from functools import partial
 
+import msgspec
 import torch
 from torch import Tensor
 
 from ipc.errors import Code, CortexError
-from ipc.worker_messages import Logprobs, MemoryUse, WorkerSpec
+from ipc.worker_messages import KERNEL_BYTES, Logprobs, MemoryUse, WorkerSpec
 from workers.batch import Piece, Slot, Step, make_step
 from workers.config import read_config
 from workers.engine import Extra, Loaded, OutOfDeviceMemory, StepResult
@@ -18,6 +20,7 @@ from workers.grammar import Grammars
 from workers.kv_cache import KVCache
 from workers.loader import Checkpoint
 from workers.logprobs import logprobs
+from workers.memory import check_pages, held, largest_step, pool_pages, trim
 from workers.models.decoder import Decoder
 from workers.parallel import Group
 from workers.plan import NewSequence, Scheduled, StepPlan
@@ -25,6 +28,7 @@ from workers.sampler import Sampled, Sampler
 
 THREAD_BYTES = 32 << 20  # weights that a further CPU thread is worth: less, and it waits longer than it works
 LOGITS_ROWS = 64  # of a prompt, whose logits over the whole vocabulary are in memory at once
+CHECKED_STEPS = 16  # between two looks at how much memory is held
 RUN_BYTES = 4 << 20  # of keys that decode gathers at once, so that they stay in the cache
 
 logger = logging.getLogger("workers.runner")
@@ -55,28 +59,54 @@ class Runner:
             torch.cuda.set_device(device)
         self.group = Group.join(spec)
         self.model = Decoder(config, self.group, dtype)
-        torch.set_num_threads(min(spec.threads, 1 + self.model.nbytes // THREAD_BYTES))
-        checkpoint.load(self.model.pieces(), lambda fraction: progress(0.9 * fraction, "reading weights"))
-        held = self.model.nbytes
-        linears = list(self.model.linears())
-        for done, linear in enumerate(linears):
-            progress(0.9 + 0.1 * done / len(linears), "packing weights")
-            linear.pack()
-        self.cache = KVCache(
-            layers=config.num_layers,
-            pages=spec.kv_pages,
+        weights = self.model.nbytes
+        torch.set_num_threads(1)  # the loader has threads of its own
+        checkpoint.load(self.model.parts(), lambda fraction: progress(fraction, "reading weights"))
+        torch.set_num_threads(min(spec.threads, 1 + weights // THREAD_BYTES))
+        if device.type == "cpu":
+            _tune_cpu(dtype)
+        self.sampler = Sampler(config.vocab_size, device)
+        pool = partial(
+            KVCache,
             kv_heads=len(self.group.share_kv(config.num_kv_heads)),
             head_dim=config.head_dim,
             dtype=dtype,
             device=device,
         )
+        self.cache = pool(layers=1, pages=1)
+        page_bytes = config.num_layers * self.cache.nbytes
         self.run_pages = max(1, RUN_BYTES // self.cache.layers[0][0, 0].nbytes)
-        self.sampler = Sampler(config.vocab_size, device)
-        if device.type == "cpu":
-            _tune_cpu(dtype)
-        progress(1.0, "loaded")
-        memory = MemoryUse(weights=held + self.model.head.copied, kv_pool=self.cache.nbytes)
-        return Loaded(spec.kv_pages, memory)
+        progress(1.0, "measuring a step")
+        used = self._measure(weights + self.model.head.copied)
+        pages = self.group.least(pool_pages(spec, page_bytes, used))
+        check_pages(spec, pages, page_bytes, used)
+        self.cache = pool(layers=config.num_layers, pages=pages)
+        memory = msgspec.structs.replace(used, kv_pool=self.cache.nbytes)
+        self.most_bytes = memory.total
+        return Loaded(pages, memory)
+
+    def _measure(self, weights: int) -> MemoryUse:
+        """What this rank holds beside `weights`, and what the largest step takes.
+
+        Raises:
+            CortexError: INSUFFICIENT_MEMORY, not even for that step.
+        """
+        device, plan = self.spec.device, largest_step(self.spec)
+        trim(device)
+        before = held(device)
+        try:
+            self.execute(plan)
+        except OutOfDeviceMemory as error:
+            raise CortexError(
+                Code.INSUFFICIENT_MEMORY,
+                f"a step of {self.spec.max_step_tokens} tokens does not fit beside the weights: {error}. "
+                "A smaller max_step_tokens or max_sequences needs less",
+            ) from error
+        after = held(device)
+        for slot in list(self.slots):
+            self._release(slot)
+        kernels = KERNEL_BYTES if device == "cpu" else 0
+        return MemoryUse(weights=weights, activations=after - before + kernels, runtime=before - weights)
 
     def prove(self) -> int:
         """Sum a one over the ranks."""
@@ -93,6 +123,8 @@ class Runner:
         for entry in plan.scheduled:
             if entry.new_pages:
                 self.slots[entry.slot].pages.extend(entry.new_pages)
+        if plan.step % CHECKED_STEPS == CHECKED_STEPS - 1 and held(self.spec.device) > self.most_bytes:
+            trim(self.spec.device)  # free memory in pieces too small for anything
         try:
             return self._step(plan.scheduled)
         except RuntimeError as error:

@@ -3,8 +3,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ipc.errors import Code, CortexError
-from ipc.worker_messages import PAGE_SIZE
-from neuron.fit import SMALLEST_CONTEXT, Holder, Need, find_fit
+from ipc.worker_messages import PAGE_SIZE, SMALLEST_CONTEXT
+from neuron.fit import Holder, Need, find_fit
 
 GIB = 1 << 30
 

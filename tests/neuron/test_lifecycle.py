@@ -73,7 +73,7 @@ class Owner:
     """The house of one model."""
 
     def __init__(self, *, context_length=1000, refusal=None, queue=None):
-        self.fit = Fit(("cpu",), {"cpu": 0}, 1000, context_length)
+        self.fit = Fit(("cpu",), {"cpu": 0}, (0,), 1000, 1000, context_length)
         self.refusal = refusal
         self.released = 0
         self.house = House(
@@ -107,6 +107,7 @@ async def owning(owner=None, *, settings=None, text=Text, **simulated):
         context_length=1000,
         rank_bytes=(0,),
         kv_bytes_per_token=0,
+        overhead=None,
         defaults=Sampling(),
         eos_ids=[],
         chat=False,

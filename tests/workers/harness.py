@@ -33,6 +33,7 @@ from ipc.worker_messages import (
     Submit,
     WorkerSpec,
 )
+from neuron.worker import ENVIRONMENT
 
 PATIENCE = 30.0  # seconds after which a test gives up, far above what anything here takes
 
@@ -112,7 +113,7 @@ class Workers:
                 stdin=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
                 process_group=0,
-                env=os.environ | {"OMP_NUM_THREADS": "1"},
+                env=os.environ | ENVIRONMENT,
             )
 
     def __enter__(self) -> Self:

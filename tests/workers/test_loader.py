@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -14,7 +16,7 @@ from safetensors.torch import load_file, save_file
 import workers.loader
 from ipc.errors import Code, CortexError
 from workers.config import read_config
-from workers.loader import Checkpoint, Piece
+from workers.loader import Checkpoint, Part, Piece
 from workers.models.decoder import Decoder
 from workers.parallel import Group
 
@@ -22,7 +24,11 @@ from workers.parallel import Group
 def read(
     folder: Path, pieces: list[Piece], progress: Callable[[float], None] = lambda fraction: None
 ) -> None:
-    Checkpoint(folder).load(pieces, progress)
+    Checkpoint(folder).load([Part(pieces)], progress)
+
+
+def pieces_of(model: Decoder) -> list[Piece]:
+    return [piece for part in model.parts() for piece in part.pieces]
 
 
 def all_tensors(folder: Path) -> dict[str, torch.Tensor]:
@@ -42,7 +48,7 @@ def test_every_rank_reads_its_own_part_bit_for_bit(tiny, monkeypatch, name, size
     folder = tiny(name).folder
     tensors = all_tensors(folder)
     for rank in range(size):
-        pieces = list(Decoder(read_config(folder), Group(rank, size), dtype).pieces())
+        pieces = pieces_of(Decoder(read_config(folder), Group(rank, size), dtype))
         read(folder, pieces)
         assert {piece.name for piece in pieces} == set(tensors)
         for piece in pieces:
@@ -54,7 +60,7 @@ def test_the_ranks_parts_make_the_whole_vocabulary(tiny):
     parts = []
     for rank in range(4):
         model = Decoder(read_config(folder), Group(rank, 4), torch.float32)
-        read(folder, [*model.pieces()])
+        read(folder, pieces_of(model))
         parts.append(model.head.weight)
     whole = all_tensors(folder)["lm_head.weight"]
     assert torch.equal(torch.cat(parts)[: len(whole)], whole)
@@ -80,11 +86,43 @@ def test_a_row_shard_reads_only_its_rows(tmp_path, monkeypatch):
     assert sum(counts) == 16 * 8 * 4
 
 
+def test_a_part_is_finished_once_when_all_of_it_is_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(workers.loader, "BLOCK", 64)
+    tensors = {name: torch.randn(64, 8) for name in "abc"}
+    save_file(tensors, tmp_path / "model.safetensors")
+    into = {name: torch.zeros(64, 8) for name in "abc"}
+    finished = []
+
+    def finish(*names: str):
+        return lambda: finished.append({name: torch.equal(into[name], tensors[name]) for name in names})
+
+    pieces = {name: Piece(name, (64, 8), into[name]) for name in "abc"}
+    parts = [Part([pieces["a"], pieces["b"]], finish("a", "b")), Part([pieces["c"]], finish("c"))]
+    Checkpoint(tmp_path).load(parts, lambda fraction: None)
+    assert sorted(finished, key=len) == [{"c": True}, {"a": True, "b": True}]
+
+
+def test_what_a_finish_replaces_is_freed_while_others_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(workers.loader, "THREADS", 1)
+    save_file({name: torch.randn(64, 8) for name in "ab"}, tmp_path / "model.safetensors")
+    memory = numpy.empty((64, 8), numpy.float32)
+    gone, weights = weakref.ref(memory), [torch.from_numpy(memory)]
+    del memory
+    seen = []
+
+    def parts():
+        yield Part([Piece("a", (64, 8), weights[0])], weights.clear)
+        yield Part([Piece("b", (64, 8), torch.empty(64, 8))], lambda: seen.append(gone()))
+
+    Checkpoint(tmp_path).load(parts(), lambda fraction: None)
+    assert seen == [None]
+
+
 def test_progress_grows_to_one(tiny, monkeypatch):
     monkeypatch.setattr(workers.loader, "BLOCK", 1000)
     folder = tiny("llama_untied").folder
     heard: list[float] = []
-    read(folder, [*Decoder(read_config(folder), Group(), torch.float32).pieces()], heard.append)
+    read(folder, pieces_of(Decoder(read_config(folder), Group(), torch.float32)), heard.append)
     assert heard == sorted(heard)
     assert heard[0] < 0.5
     assert heard[-1] == 1.0
@@ -130,7 +168,7 @@ def test_a_file_that_shrinks_while_it_is_read_is_named(folder):
     checkpoint = Checkpoint(folder)
     os.truncate(file, file.stat().st_size - 100)
     with pytest.raises(CortexError, match="truncated while tensor w was read"):
-        checkpoint.load([Piece("w", (4, 6), torch.empty(4, 6))], lambda fraction: None)
+        checkpoint.load([Part([Piece("w", (4, 6), torch.empty(4, 6))])], lambda fraction: None)
 
 
 def test_a_missing_shard_is_named(folder):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from itertools import chain
 
 import torch
 import torch.nn.functional as F
@@ -19,10 +18,10 @@ from workers.config import ModelConfig
 from workers.kv_cache import KVCache, write_kv
 from workers.layers.attention import attend_chunk, attend_decode
 from workers.layers.embedding import Embedding, Head, Vocabulary
-from workers.layers.linear import ColumnParallel, Empty, Linear, RowParallel
+from workers.layers.linear import ColumnParallel, Empty, RowParallel
 from workers.layers.norm import HeadNorm, RMSNorm
 from workers.layers.rotary import Rotary, rotate
-from workers.loader import Piece
+from workers.loader import Part, Piece
 from workers.parallel import Group
 
 Angles = tuple[Tensor, Tensor]  # cosines and sines, [tokens, 1, head_dim] float32
@@ -42,28 +41,23 @@ class Decoder:
         tied = self.embedding if config.tied_head else None
         self.head = Head("lm_head", vocabulary, config.hidden_size, tied, empty)
 
-    def pieces(self) -> Iterator[Piece]:
-        """What this rank reads from the checkpoint."""
-        yield from self.embedding.pieces()
-        yield from chain.from_iterable(block.pieces() for block in self.blocks)
-        yield from self.norm.pieces()
-        yield from self.head.pieces()
-
-    def linears(self) -> Iterator[Linear]:
-        """Every matrix product with a weight."""
+    def parts(self) -> Iterator[Part]:
+        """What this rank reads from the checkpoint, and what then becomes of it."""
+        yield Part([*self.embedding.pieces(), *self.head.pieces()], self.head.pack)
         for block in self.blocks:
-            yield from (block.attention.qkv, block.attention.output, block.mlp.gate_up, block.mlp.down)
-        yield self.head
+            yield from block.parts()
+        yield Part([*self.norm.pieces()])
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the weights as the checkpoint has them."""
-        return sum(piece.into.nbytes for piece in self.pieces())
+        """Bytes of the weights that are to be read, in the type that they are kept in."""
+        return sum(piece.into.nbytes for part in self.parts() for piece in part.pieces)
 
     def __call__(self, batch: Batch, cache: KVCache) -> Tensor:  # [tokens, hidden], before the last norm
+        """Run as many blocks as `cache` has layers: all, or one to see what memory they take, each alike."""
         angles = self.rotary(batch.positions)
         x = self.embedding(batch.token_ids)
-        for block, kv in zip(self.blocks, cache.layers, strict=True):
+        for block, kv in zip(self.blocks, cache.layers, strict=False):
             x = block(x, angles, batch, kv)
         return x
 
@@ -82,9 +76,10 @@ class Block:
         self.mlp_norm = RMSNorm(f"{name}.post_attention_layernorm", size, eps, empty)
         self.mlp = MLP(f"{name}.mlp", config, group, empty)
 
-    def pieces(self) -> Iterator[Piece]:
-        for part in (self.attention_norm, self.attention, self.mlp_norm, self.mlp):
-            yield from part.pieces()
+    def parts(self) -> Iterator[Part]:
+        yield Part([*self.attention_norm.pieces(), *self.mlp_norm.pieces(), *self.attention.norm_pieces()])
+        for linear in (self.attention.qkv, self.attention.output, self.mlp.gate_up, self.mlp.down):
+            yield Part([*linear.pieces()], linear.pack)
 
     def __call__(self, x: Tensor, angles: Angles, batch: Batch, kv: Tensor) -> Tensor:  # [tokens, hidden]
         x = x + self.attention(self.attention_norm(x), angles, batch, kv)
@@ -116,9 +111,7 @@ class Attention:
             names, counts = (f"{name}.q_norm", f"{name}.k_norm"), (len(mine), len(mine_kv))
             self.qk_norm = HeadNorm(names, counts, head_dim, config.norm_eps, empty)
 
-    def pieces(self) -> Iterator[Piece]:
-        yield from self.qkv.pieces()
-        yield from self.output.pieces()
+    def norm_pieces(self) -> Iterator[Piece]:
         if self.qk_norm:
             yield from self.qk_norm.pieces()
 
@@ -146,10 +139,6 @@ class MLP:
         projections = [(f"{name}.gate_proj", inner, share), (f"{name}.up_proj", inner, share)]
         self.gate_up = ColumnParallel(projections, hidden, config.mlp_bias, empty)
         self.down = RowParallel(f"{name}.down_proj", hidden, inner, config.mlp_bias, group, empty)
-
-    def pieces(self) -> Iterator[Piece]:
-        yield from self.gate_up.pieces()
-        yield from self.down.pieces()
 
     def __call__(self, x: Tensor) -> Tensor:  # [tokens, hidden]
         gate, up = self.gate_up(x).chunk(2, dim=-1)

@@ -1,0 +1,126 @@
+"""A pool is as large as the budget allows after all else was measured, and what was measured holds."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ipc.errors import Code, CortexError
+from ipc.worker_messages import PAGE_SIZE, MemoryUse
+from neuron.checkpoint import inspect
+from neuron.overhead import RUNTIME_BYTES, Overhead
+from neuron.resolve import DEMO_FOLDER
+from tests.workers.engines import make_spec
+from tests.workers.harness import Workers
+from workers.memory import check_pages, largest_step, pool_pages
+from workers.pages import pages_for
+from workers.runner import Runner
+
+MIB = 1 << 20
+LIMITS = {"context_length": 2048, "max_sequences": 16, "max_step_tokens": 512}
+PAGE = inspect(DEMO_FOLDER).kv_bytes_per_token(1) * PAGE_SIZE  # bytes of one of the demo's, bfloat16
+
+
+def workers(world_size: int = 1, **changes) -> Workers:
+    values = {"engine": "transformer", "folder": str(DEMO_FOLDER), "dtype": "bfloat16", "kv_pages": 10**6}
+    return Workers(world_size=world_size, **values | LIMITS | changes)
+
+
+def resident(pid: int) -> int:
+    """Bytes of its own that a process has touched."""
+    with open(f"/proc/{pid}/status") as status:
+        [line] = [line for line in status if line.startswith("RssAnon")]
+    return int(line.split()[1]) << 10
+
+
+def serve_everything_at_once(group: Workers) -> None:
+    """Many long prompts and long answers, with dear settings: more than the pool holds."""
+    rng = random.Random(1)
+    for number in range(40):
+        prompt = [rng.randrange(5, 1700) for _ in range(rng.randrange(1, 1500))]
+        group.submit(number, prompt, 20, temperature=1.0, top_p=0.9, repetition_penalty=1.1, logprobs=20)
+    group.collect()
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_rank_takes_its_budget_and_no_more(world_size):
+    budget = 300 * MIB
+    with workers(world_size, memory_budget=budget) as group:
+        ready = group.ready()
+        assert len({report.kv_pages for report in ready}) == 1
+        assert 0 <= budget - max(report.memory.total for report in ready) < PAGE
+        for report in ready:
+            assert report.memory.kv_pool == report.kv_pages * PAGE // world_size
+            assert min(report.memory.weights, report.memory.activations, report.memory.runtime) > 0
+        serve_everything_at_once(group)
+        for report, process in zip(ready, group.processes, strict=True):
+            assert resident(process.pid) < 1.03 * report.memory.total
+
+
+def test_what_was_measured_is_near_what_a_rank_holds_when_all_of_its_pages_are_in_use():
+    with workers(kv_pages=300) as group:
+        [report] = group.ready()
+        serve_everything_at_once(group)
+        assert 0.85 < resident(group.processes[0].pid) / report.memory.total < 1.03
+
+
+def test_what_is_planned_is_near_what_is_measured():
+    shapes = inspect(DEMO_FOLDER).shapes
+    overhead = Overhead(shapes, itemsize=2, world_size=1)
+    step = overhead.of_step("cpu", LIMITS["max_step_tokens"], LIMITS["max_sequences"])
+    planned = RUNTIME_BYTES["cpu"] + step
+    with workers(kv_pages=64) as group:
+        [report] = group.ready()
+    assert report.memory.runtime + report.memory.activations == pytest.approx(planned, rel=0.2)
+
+
+def test_without_room_for_a_useful_context_a_load_is_refused_with_what_takes_the_room():
+    with workers(memory_budget=180 * MIB) as group:
+        fatal = group.fatal()
+    assert fatal.code == Code.INSUFFICIENT_MEMORY
+    assert "0.18 GiB planned for rank 0" in fatal.message
+    assert "A smaller max_step_tokens, max_sequences or context_length needs less" in fatal.message
+
+
+def test_all_ranks_refuse_what_one_has_no_room_for(tiny):
+    spec = make_spec(tiny("llama_untied").folder, memory_budget=MIB)
+    used = MemoryUse(weights=MIB)
+    assert pool_pages(spec, 1000, used) == 0
+    with pytest.raises(CortexError, match="room for 0 pages"):
+        check_pages(spec, 0, 1000, used)
+
+
+def test_a_pool_has_no_more_pages_than_are_wanted():
+    spec = make_spec("nowhere", kv_pages=7, memory_budget=100 * MIB)
+    assert pool_pages(spec, 1000, MemoryUse()) == 7
+    check_pages(spec, 7, 1000, MemoryUse())
+
+
+@settings(deadline=None)
+@given(st.integers(1, 40), st.integers(0, 600), st.integers(1, 9000))
+def test_the_largest_step_keeps_within_the_limits(max_sequences, more_tokens, context_length):
+    spec = make_spec(
+        "nowhere",
+        max_sequences=max_sequences,
+        max_step_tokens=max_sequences + more_tokens,
+        context_length=context_length,
+    )
+    plan = largest_step(spec)
+    assert sum(entry.num_tokens for entry in plan.scheduled) == spec.max_step_tokens
+    for new, entry in zip(plan.added, plan.scheduled, strict=True):
+        tokens = len(new.pages) * PAGE_SIZE + entry.num_tokens
+        assert 4 * tokens == len(new.token_ids)
+        assert tokens <= context_length
+        assert len(entry.new_pages) == pages_for(entry.num_tokens)
+
+
+def test_nothing_of_the_largest_step_stays(tiny):
+    runner = Runner(make_spec(tiny("qwen3_untied_biased").folder))
+    loaded = runner.load(lambda fraction, message: None)
+    assert loaded.kv_pages == 200
+    assert not runner.slots
+    assert all(not layer.any() for layer in runner.cache.layers)
+    runner.close()
