@@ -81,4 +81,6 @@ class EventStream:
 
 def _comment(progress: Progress) -> bytes:
     percent = f" {progress.fraction:.0%}" if progress.fraction is not None else ""
-    return f": {progress.stage}{percent} {' '.join(progress.message.split())}".rstrip().encode() + b"\n\n"
+    left = f", {progress.seconds_left:.0f} s left" if progress.seconds_left is not None else ""
+    text = f": {progress.stage}{percent} {' '.join(progress.message.split())}{left}"
+    return text.rstrip().encode() + b"\n\n"

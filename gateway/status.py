@@ -127,7 +127,8 @@ def _state(neuron: NeuronHealth) -> str:
 
 def _status(model: ModelState) -> str:
     if model.progress is not None:
-        return f"{model.status} {model.progress:.0%}"
+        left = f", {model.seconds_left:.0f} s left" if model.seconds_left is not None else ""
+        return f"{model.status} {model.progress:.0%}{left}"
     return f"{model.status}: {model.error}" if model.error else model.status
 
 

@@ -166,7 +166,8 @@ class Up:
         async for reply in client.open(Load(id=0, model=model)):
             if isinstance(reply, Progress):
                 done = "" if reply.fraction is None else f"{reply.fraction:.0%}"
-                self._narrator.doing(stage, f"{done} {reply.message}".strip())
+                left = "" if reply.seconds_left is None else f", {reply.seconds_left:.0f} s left"
+                self._narrator.doing(stage, f"{done} {reply.message}{left}".strip())
             elif isinstance(reply, Failed):
                 raise reply.error()
 

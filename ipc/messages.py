@@ -274,11 +274,12 @@ class Started(Reply, tag="started"):
 
 
 class Progress(Reply, tag="progress"):
-    """Not terminal: what is waited for. `fraction` runs from 0 to 1 where it is known."""
+    """Not terminal: what is waited for. Where it is known, `fraction` runs from 0 to 1."""
 
     stage: Literal["queued", "loading"]
     message: str = ""
     fraction: float | None = None
+    seconds_left: float | None = None
 
 
 class Delta(Reply, tag="delta"):
@@ -438,6 +439,7 @@ class ModelState(Plain):
     pinned: bool = False
     priority: int = 100
     progress: float | None = None  # of a load, 0 to 1
+    seconds_left: float | None = None  # of it, at the rate so far
     error: str | None = None  # why it failed last
     epoch: int = 0  # worker groups started so far
     restarts: int = 0

@@ -15,6 +15,7 @@ from typing import Generic, TypeVar
 from ipc.errors import Code, CortexError
 from neuron.config import Queue
 from neuron.group import WorkerGroup
+from neuron.load_progress import LoadProgress
 from neuron.work import Work
 
 T = TypeVar("T")
@@ -170,7 +171,7 @@ class Admission:
         if self._group is None:
             return True
         if len(self._handed) >= self._max_sequences:
-            work.progress("queued", f"{len(self._room)} requests wait for this model")
+            work.progress("queued", LoadProgress(f"{len(self._room)} requests wait for this model"))
         self._hand_over()
         if self._timer is None:
             self._watch_line()
@@ -224,10 +225,10 @@ class Admission:
         for work in [*self._room.clear(), *self._handed]:
             work.fail(error)
 
-    def tell(self, message: str, fraction: float | None) -> None:
+    def tell(self, progress: LoadProgress) -> None:
         """Tell those in line how the load goes that they wait for."""
         for work in list(self._room):
-            work.progress("loading", message, fraction)
+            work.progress("loading", progress)
 
     def _watch_line(self) -> None:
         """See that nobody waits longer than allowed; a timer runs only while somebody does."""

@@ -19,6 +19,7 @@ from neuron.figures import Figures
 from neuron.fit import Fit
 from neuron.group import WorkerGroup
 from neuron.house import House
+from neuron.load_progress import LoadProgress
 from neuron.spawn import GroupSpec
 from neuron.text.frontend import TextFrontEnd
 from neuron.work import Work
@@ -56,9 +57,9 @@ class ManagedModel:
         self._text: asyncio.Future[TextFrontEnd] | None = None
         self._task: asyncio.Task[None] | None = None  # brings it up, or takes it down
         self._outcome: asyncio.Future[None] | None = None  # of the bringing up
-        self._listeners: set[Callable[[str, float | None], None]] = set()
+        self._listeners: set[Callable[[LoadProgress], None]] = set()
         self._told_progress = 0.0
-        self._progress: float | None = None
+        self._progress = LoadProgress()
         self._epochs = itertools.count(1)
         self._epoch = 0
         self._restarts = 0
@@ -104,7 +105,8 @@ class ManagedModel:
             bytes_reserved=sum(fit.reservations.values()) if fit is not None else 0,
             pinned=self.settings.pin,
             priority=self.settings.priority,
-            progress=self._progress,
+            progress=self._progress.fraction,
+            seconds_left=self._progress.seconds_left,
             error=self.error,
             epoch=self._epoch,
             restarts=self._restarts,
@@ -149,7 +151,7 @@ class ManagedModel:
         """
         self.last_used = time.monotonic()
         if self.requests.admit(work) and self.status != "ready":
-            work.progress("loading", self.status, self._progress)
+            work.progress("loading", replace(self._progress, message=self.status))
             self.bring_up()
         self._house.changed()
 
@@ -174,11 +176,11 @@ class ManagedModel:
 
     # --- up ---------------------------------------------------------------------------------------------
 
-    async def load(self, listener: Callable[[str, float | None], None]) -> None:
+    async def load(self, listener: Callable[[LoadProgress], None]) -> None:
         """Return when the model is ready. The load goes on when the caller does not wait for it.
 
         Args:
-            listener: told (what is done, fraction) as it goes.
+            listener: told how it goes.
 
         Raises:
             CortexError: why it cannot be loaded.
@@ -271,7 +273,7 @@ class ManagedModel:
 
     def _on_ready(self) -> None:
         self._ready_at = time.monotonic()
-        self._progress = None
+        self._progress = LoadProgress()
         self._set("ready")
         outcome, self._outcome = self._outcome, None
         if outcome is not None:
@@ -295,15 +297,15 @@ class ManagedModel:
 
     def _tell(self, message: str, fraction: float | None) -> None:
         """Tell all who wait how the load goes."""
-        self._progress = fraction
-        self._house.changed()
         now = time.monotonic()
+        self._progress = self._progress.then(message, fraction, now)
+        self._house.changed()
         if now - self._told_progress < PROGRESS_INTERVAL:
             return
         self._told_progress = now
         for listener in list(self._listeners):
-            listener(message, fraction)
-        self.requests.tell(message, fraction)
+            listener(self._progress)
+        self.requests.tell(self._progress)
 
     # --- down -------------------------------------------------------------------------------------------
 
@@ -411,7 +413,7 @@ class ManagedModel:
     def _let_go(self) -> None:
         self.fit = None
         self._figures = None
-        self._progress = None
+        self._progress = LoadProgress()
         self._house.release(self)
 
     def _cancel_retry(self) -> None:

@@ -33,7 +33,6 @@ from ipc.messages import (
     Load,
     ModelList,
     PageHashes,
-    Progress,
     Reply,
     Request,
     Resume,
@@ -184,11 +183,7 @@ class Service:
     async def _load(self, peer: Peer, request: Load) -> Reply:
         self._refuse_new_work()
         model = await self._models.open(request.model)
-        await model.load(
-            lambda message, fraction: peer.send(
-                Progress(id=request.id, stage="loading", message=message, fraction=fraction)
-            )
-        )
+        await model.load(lambda progress: peer.send(progress.reply(request.id, "loading")))
         return Done(id=request.id)
 
     async def _unload(self, peer: Peer, request: Unload) -> Reply:

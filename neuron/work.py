@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Protocol
 import msgspec
 
 from ipc.errors import Code, CortexError
-from ipc.messages import Cancelled, Embed, Failed, Finished, Generate, Progress, Reply, Usage
+from ipc.messages import Cancelled, Embed, Failed, Finished, Generate, Reply, Usage
 from ipc.worker_messages import SequenceReport, Submit
 from neuron.blueprint import Blueprint
+from neuron.load_progress import LoadProgress
 from neuron.text.frontend import TextFrontEnd
 
 if TYPE_CHECKING:
@@ -85,10 +86,10 @@ class Work(ABC):
         self._handed_over = time.monotonic()
         return self.parts
 
-    def progress(self, stage: str, message: str, fraction: float | None = None) -> None:
+    def progress(self, stage: str, progress: LoadProgress) -> None:
         """Tell the client what it waits for."""
         if self.outcome is None:
-            self._send(Progress(id=self.request.id, stage=stage, message=message, fraction=fraction))
+            self._send(progress.reply(self.request.id, stage))
 
     def take(self, report: SequenceReport) -> bool:
         """What all parts do with a report first. Returns whether there is more to do with it."""

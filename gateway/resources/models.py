@@ -73,6 +73,8 @@ def _location(neuron: Neuron, state: ModelState) -> dict[str, Any]:
     location: dict[str, Any] = {"neuron": neuron.name, "status": state.status, "devices": state.devices}
     if state.progress is not None:
         location["progress"] = state.progress
+    if state.seconds_left is not None:
+        location["seconds_left"] = round(state.seconds_left, 1)
     if state.error is not None:
         location["error"] = state.error
     return location

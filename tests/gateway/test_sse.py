@@ -72,9 +72,9 @@ def test_what_came_together_is_one_write() -> None:
 
 
 def test_silence_is_filled_with_comments() -> None:
-    progress = Progress(id=1, stage="loading", message="of\nweights", fraction=0.5)
+    progress = Progress(id=1, stage="loading", message="of\nweights", fraction=0.5, seconds_left=2.6)
     script = Script([STARTED], [], [delta("")], [progress], [delta("a")], [FINISHED])
-    assert written(script) == [b"<", KEEP_ALIVE, b": loading 50% of weights\n\n", b"a", b">"]
+    assert written(script) == [b"<", KEEP_ALIVE, b": loading 50% of weights, 3 s left\n\n", b"a", b">"]
 
 
 def test_output_before_a_failure_is_not_lost() -> None:

@@ -132,7 +132,7 @@ def run(scenario):
 
 
 async def load(model):
-    await asyncio.wait_for(model.load(lambda message, fraction: None), PATIENCE)
+    await asyncio.wait_for(model.load(lambda progress: None), PATIENCE)
 
 
 def test_the_first_request_loads_the_model_and_sees_how_it_goes():
