@@ -18,6 +18,7 @@ In an event loop, the reader registers `fileno()`, and its callback is
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
 
 from ipc.memory import SharedMemory
 from ipc.records import WRITTEN, Reader, RingBroken, RingFull, Writer, attach_memory, create_memory, read_word
@@ -45,12 +46,20 @@ class Ring:
 
     @classmethod
     def create(cls, capacity: int = 1 << 20) -> Ring:
-        """A new ring of `capacity` bytes (a power of two; a record takes its length plus 8 to 15 bytes)."""
-        return cls(
-            create_memory("cortex-ring", capacity, 1),
-            os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK),
-            os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK),
-        )
+        """A new ring of `capacity` bytes (a power of two; a record takes its length plus 8 to 15 bytes).
+
+        Raises:
+            OSError: a descriptor cannot be had; none stays behind.
+        """
+        flags = os.EFD_CLOEXEC | os.EFD_NONBLOCK
+        with ExitStack() as undo:
+            memory = create_memory("cortex-ring", capacity, 1)
+            undo.callback(memory.close)
+            data_fd = os.eventfd(0, flags)
+            undo.callback(os.close, data_fd)
+            space_fd = os.eventfd(0, flags)
+            undo.pop_all()
+        return cls(memory, data_fd, space_fd)
 
     @classmethod
     def attach(cls, handle: RingHandle) -> Ring:

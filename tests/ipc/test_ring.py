@@ -1,10 +1,13 @@
 """The ring: what is written is read, once, in order, unharmed, whatever happens to the other side."""
 
 import asyncio
+import errno
 import os
 import random
+import resource
 import signal
 from collections import deque
+from contextlib import suppress
 
 import pytest
 from hypothesis import given, settings
@@ -158,6 +161,28 @@ def test_close_leaves_no_descriptor_and_may_come_twice():
     ring.write(b"x", 0)
     ring.close()
     ring.close()
+
+
+@pytest.mark.usefixtures("no_descriptors_left")
+@pytest.mark.parametrize("spare", range(4))
+def test_a_ring_for_which_descriptors_are_missing_leaves_none(spare):
+    """It takes four: of the memory, of its mapping, of two events."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(int(fd) for fd in os.listdir("/proc/self/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 10, hard))
+    taken = []
+    try:
+        with suppress(OSError):
+            while True:
+                taken.append(os.dup(2))
+        for _ in range(spare):
+            os.close(taken.pop())
+        with pytest.raises(OSError, match=os.strerror(errno.EMFILE)):
+            Ring.create()
+    finally:
+        for fd in taken:
+            os.close(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_the_memory_has_no_name(ring):
