@@ -19,7 +19,8 @@ import httpx
 import psutil
 
 from gateway import status
-from ipc.messages import ModelState
+from ipc.client import BlockingClient
+from ipc.messages import Health, ModelState
 
 SCRIPTS = Path(sysconfig.get_path("scripts"))
 PATIENCE = 60.0  # seconds that any single wait of a test may take, on a busy machine
@@ -94,6 +95,10 @@ class Program:
             return []
         return [each for each in family if not module or module in _command(each)[1:3]]
 
+    def kin(self) -> list[psutil.Process]:
+        """All processes that began with its TMPDIR or one below it, whoever their parent is by now."""
+        return [each for each in psutil.process_iter() if _variable(each, "TMPDIR").startswith(str(self.tmp))]
+
     def end(self, number: int = signal.SIGINT) -> int:
         """Signal it and wait; its exit code."""
         if self.process.poll() is None:
@@ -122,6 +127,21 @@ def _command(process: psutil.Process) -> list[str]:
         return []
 
 
+def _variable(process: psutil.Process, name: str) -> str:
+    try:
+        return process.environ().get(name, "")
+    except psutil.Error:  # it ended, or is another user's
+        return ""
+
+
+def invites_a_retry(response: httpx.Response) -> bool:
+    """Whether it is a typed error that says when to try again; else the test fails."""
+    assert response.status_code == 503, response.text
+    assert response.json()["error"]["code"], response.text
+    assert int(response.headers["Retry-After"]) > 0
+    return True
+
+
 class Client:
     """Requests to a gateway at `base`, and what it says of itself."""
 
@@ -134,9 +154,9 @@ class Client:
         body = {"messages": [{"role": "user", "content": content}], "max_tokens": 8} | body
         return self.post("/v1/chat/completions", **body)
 
-    def stream(self, max_tokens: int = LONG, model: str = "simulated") -> Stream:
+    def stream(self, max_tokens: int = LONG, model: str = "simulated", **body: Any) -> Stream:
         """A streamed chat that has begun."""
-        return Stream(self.base, model, max_tokens)
+        return Stream(self.base, model, max_tokens, **body)
 
     def fleet(self) -> status.FleetHealth:
         return status.read(status.fetch(self.base), self.base)
@@ -144,6 +164,11 @@ class Client:
     def model(self, model: str = "simulated") -> ModelState | None:
         """What the gateway knows of a model now, on the first neuron."""
         return next((state for state in self.fleet().neurons[0].models if state.id == model), None)
+
+    def workers(self, model: str) -> list[int]:
+        """Process ids of the ranks of a model on the first neuron, rank 0 first."""
+        with BlockingClient(self.fleet().neurons[0].endpoint) as client:
+            return [rank.pid for rank in client.ask(Health(id=0), PATIENCE).ranks[model]]
 
     def quiet(self, model: str = "simulated") -> ModelState:
         """Wait until nothing of that model runs or waits."""
@@ -162,8 +187,7 @@ class Client:
                 response = self.chat(model=model)
             except httpx.TransportError:  # the gateway itself is away
                 return False
-            assert response.status_code in (200, 503), response.text
-            return response.status_code == 200
+            return response.status_code == 200 or not invites_a_retry(response)
 
         wait_until(answered, f"{model} to be served again")
 
@@ -176,13 +200,17 @@ class Cortex(Program, Client):
 
     def __enter__(self) -> Self:
         try:
-            self.base = self.wait_for(r"cortex is up at (http://\S+)/v1")[1]
-            self.metrics = self.wait_for(r"metrics at (http://\S+/metrics)")[1]
-            self.wait_for("Ctrl-C")
+            self.is_up()
         except BaseException:
             self.__exit__()
             raise
         return self
+
+    def is_up(self) -> None:
+        """Wait until it says how to use it."""
+        self.base = self.wait_for(r"cortex is up at (http://\S+)/v1")[1]
+        self.metrics = self.wait_for(r"metrics at (http://\S+/metrics)")[1]
+        self.wait_for("Ctrl-C")
 
 
 class Services(Client):
@@ -231,9 +259,9 @@ class Services(Client):
 class Stream:
     """A streamed chat: how it went so far. It is read in a thread."""
 
-    def __init__(self, base: str, model: str, max_tokens: int) -> None:
+    def __init__(self, base: str, model: str, max_tokens: int, **body: Any) -> None:
         self.events: list[dict[str, Any]] = []
-        self.error: dict[str, Any] | None = None  # the typed error that ended it
+        self.errors: list[dict[str, Any]] = []  # typed ones: at most one, which ends it
         self.broken = False  # the connection broke
         self.complete = False  # [DONE] came
         self._leave = threading.Event()
@@ -242,7 +270,7 @@ class Stream:
             "messages": [{"role": "user", "content": "Hello!"}],
             "max_tokens": max_tokens,
             "stream": True,
-        }
+        } | body
         self._thread = threading.Thread(
             target=self._read, args=(f"{base}/v1/chat/completions", body), daemon=True
         )
@@ -256,7 +284,7 @@ class Stream:
                     if data == "[DONE]":
                         self.complete = True
                     elif "error" in (event := json.loads(data)):
-                        self.error = event["error"]
+                        self.errors.append(event["error"])
                     else:
                         self.events.append(event)
         except httpx.TransportError:

@@ -1,0 +1,170 @@
+"""What dies under `cortex up` is told to whom it concerns, and is there again without anybody's help."""
+
+import os
+import shutil
+import signal
+from contextlib import suppress
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+import neuron
+from tests.end_to_end.harness import PATIENCE, Cortex, invites_a_retry, wait_until
+
+DEMO = Path(neuron.__file__).with_name("demo")
+MODELS = ["demo", "simulated", "twin"]
+SHARED_MEMORY = Path("/dev/shm")
+
+
+def up(folder: Path) -> Cortex:
+    """`cortex up` with the demo model twice, so that one may go on without the other, and a simulated one."""
+    twin = shutil.copytree(DEMO, folder / "twin")
+    return Cortex(folder, "--model", "demo", "--model", "simulated", "--model", str(twin))
+
+
+@pytest.fixture(scope="module")
+def cortex(tmp_path_factory):
+    with up(tmp_path_factory.mktemp("faults")) as system:
+        yield system
+
+
+def long_stream(cortex, model):
+    """A stream that fills the context of the demo model or its twin: work for seconds."""
+    return cortex.stream(2000, model, ignore_eos=True)
+
+
+def assert_failed(stream, code):
+    """It ended with one typed error, and not as if it were complete."""
+    stream.join()
+    assert [error["code"] for error in stream.errors] == [code]
+    assert (stream.broken, stream.complete) == (False, False)
+
+
+def listed(cortex):
+    """Ids of the models that the gateway offers."""
+    response = httpx.get(f"{cortex.base}/v1/models", timeout=PATIENCE)
+    assert response.status_code == 200, response.text
+    return [model["id"] for model in response.json()["data"]]
+
+
+def test_a_killed_worker_ends_the_streams_of_its_model_and_no_others(cortex):
+    ends, goes_on = long_stream(cortex, "demo"), long_stream(cortex, "twin")
+    before = {model: cortex.workers(model) for model in MODELS}
+    os.kill(before["demo"][0], signal.SIGKILL)
+    assert_failed(ends, "worker_died")
+    for model in MODELS:
+        assert cortex.chat(model=model).status_code == 200
+    seen = len(goes_on.events)
+    wait_until(lambda: goes_on.complete or len(goes_on.events) > seen, "the other model's stream to go on")
+    goes_on.leave()
+    assert (goes_on.errors, goes_on.broken) == ([], False)
+    assert [model for model in MODELS if cortex.workers(model) != before[model]] == ["demo"]
+
+
+def test_a_killed_neuron_ends_all_streams_and_comes_back(cortex):
+    streams = [long_stream(cortex, "demo"), long_stream(cortex, "twin")]
+    gateway = cortex.family("gunicorn")
+    daemon = cortex.family("neuron")[0]
+    workers = daemon.children()
+    cortex.process.send_signal(signal.SIGSTOP)  # or the neuron might be there again before we have looked
+    try:
+        daemon.kill()
+        for stream in streams:
+            assert_failed(stream, "neuron_lost")
+        assert listed(cortex) == []
+        for model in MODELS:
+            assert invites_a_retry(cortex.chat(model=model))
+        assert psutil.wait_procs(workers, PATIENCE)[1] == []
+    finally:
+        cortex.process.send_signal(signal.SIGCONT)
+    wait_until(lambda: listed(cortex) == MODELS, "the neuron to be back with all of its models")
+    for model in MODELS:
+        assert cortex.chat(model=model).status_code == 200
+    assert cortex.said(r"the neuron ended \(SIGKILL\) and is started again")
+    assert cortex.family("gunicorn") == gateway
+
+
+def test_a_killed_gateway_process_is_replaced_and_what_it_asked_for_cancelled(cortex):
+    stream = long_stream(cortex, "demo")
+    before = cortex.model("demo").cancelled
+    master, process = cortex.family("gunicorn")
+    process.kill()
+    process.wait(PATIENCE)
+    for model in MODELS:
+        assert cortex.chat(model=model).status_code == 200
+    assert (stream.join().broken, stream.complete) == (True, False)
+    assert cortex.quiet("demo").cancelled == before + 1
+    assert cortex.family("gunicorn")[0] == master
+
+
+def test_a_killed_gateway_is_started_again(cortex):
+    daemon = cortex.family("neuron")[0]
+    stream = long_stream(cortex, "demo")
+    gateway = cortex.family("gunicorn")
+    gateway[0].kill()
+    for model in MODELS:
+        cortex.serves_again(model)
+    assert (stream.join().broken, stream.complete) == (True, False)
+    assert psutil.wait_procs(gateway, PATIENCE)[1] == []
+    assert cortex.family("neuron")[0] == daemon
+
+
+def while_it_starts(cortex):
+    cortex.wait_for("loading demo")
+
+
+def while_streams_run(cortex):
+    with_streams(cortex)
+
+
+def just_after_a_worker_died(cortex):
+    streams = with_streams(cortex)
+    os.kill(cortex.workers("demo")[0], signal.SIGKILL)
+    assert_failed(streams[0], "worker_died")
+
+
+def just_after_the_neuron_died(cortex):
+    cortex.is_up()
+    cortex.family("neuron")[0].kill()
+    cortex.wait_for("the neuron ended")
+
+
+def with_streams(cortex):
+    cortex.is_up()
+    return [long_stream(cortex, "demo"), long_stream(cortex, "twin")]
+
+
+@pytest.mark.parametrize(
+    "moment", [while_it_starts, while_streams_run, just_after_a_worker_died, just_after_the_neuron_died]
+)
+def test_ctrl_c_leaves_nothing(tmp_path, moment):
+    before = set(SHARED_MEMORY.iterdir())
+    cortex = up(tmp_path)
+    try:
+        moment(cortex)
+        code = cortex.end(signal.SIGINT)
+    finally:
+        cortex.__exit__()
+    assert code == 0, cortex.everything()
+    assert cortex.kin() == []
+    assert list(cortex.tmp.iterdir()) == []
+    assert orphans(set(SHARED_MEMORY.iterdir()) - before) == set()
+
+
+def orphans(files):
+    """Those that no process has mapped; what else appeared meanwhile belongs to somebody who lives."""
+    for process in psutil.process_iter() if files else ():
+        with suppress(psutil.Error):
+            files = files - {Path(part.path) for part in process.memory_maps()}
+    return files
+
+
+def test_nothing_outlives_a_killed_cortex_up(tmp_path):
+    with up(tmp_path) as cortex:
+        long_stream(cortex, "demo")
+        family = cortex.kin()
+        cortex.process.kill()
+        assert psutil.wait_procs(family, PATIENCE)[1] == []
+        assert cortex.kin() == []
