@@ -152,22 +152,24 @@ async def conversation(client: NeuronClient, shared: bool) -> dict[str, object]:
     return {"first_token": first, "hit_rate": cached / prompt_tokens}
 
 
-async def measure(endpoint: str) -> dict[str, dict]:
+async def measure(endpoint: str, parts: list[str]) -> dict[str, dict]:
     client = NeuronClient(endpoint)
     client.start()
     try:
         await client.ask(Load(id=0, model="benchmark"), PATIENCE)
-        return {
-            "undisturbed": await joining(client, disturbed=False),
-            "while a prompt joins": await joining(client, disturbed=True),
-            "cached": await conversation(client, shared=True),
-            "recomputed": await conversation(client, shared=False),
-        }
+        results = {}
+        if "joining" in parts:
+            results["undisturbed"] = await joining(client, disturbed=False)
+            results["while a prompt joins"] = await joining(client, disturbed=True)
+        if "conversation" in parts:
+            results["cached"] = await conversation(client, shared=True)
+            results["recomputed"] = await conversation(client, shared=False)
+        return results
     finally:
         client.close()
 
 
-def show(results: dict[str, dict]) -> None:
+def show_joining(results: dict[str, dict]) -> None:
     table = Table(f"{STREAMS} streams, ms", "before", "then", "p99", "longest", "longest/before")
     for name in ("undisturbed", "while a prompt joins"):
         row = results[name]
@@ -176,6 +178,9 @@ def show(results: dict[str, dict]) -> None:
     Console().print(table)
     seconds = results["while a prompt joins"]["seconds"]
     Console().print(f"the prompt of {JOINING:,} tokens took {seconds:.1f} s beside them")
+
+
+def show_conversation(results: dict[str, dict]) -> None:
     table = Table(f"{TURNS} turns, seconds to the first token", "first", "median", "last", "from the cache")
     for name in ("cached", "recomputed"):
         row = results[name]
@@ -184,9 +189,13 @@ def show(results: dict[str, dict]) -> None:
     Console().print(table)
 
 
+PARTS = {"joining": show_joining, "conversation": show_conversation}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shape", choices=SHAPES, default="small")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there, too")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -194,8 +203,9 @@ def main() -> None:
         write_model(folder / "model", options.shape)
         model = {"id": "benchmark", "path": str(folder / "model"), "max_sequences": 16}
         with Neuron(folder / "neuron", models=[model]) as neuron:
-            results = asyncio.run(measure(neuron.endpoint))
-    show(results)
+            results = asyncio.run(measure(neuron.endpoint, options.parts))
+    for part in options.parts:
+        PARTS[part](results)
     if options.json:
         options.json.write_text(json.dumps(results, indent=1) + "\n")
 

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 BLOCK_SCORES = 1 << 20  # scores computed at once in prefill: 4 MB, which stays in the cache
-FEW_ROWS = 64  # of queries, for which keys are not worth a copy in float32
 BLOCK_PAGES = 64  # pages of keys that they belong to at most
 
 
@@ -94,16 +93,14 @@ def attend_chunk(
     step = max(16, BLOCK_SCORES // (heads * min(chunk.context, BLOCK_PAGES * page_size)))
     for number, pages in enumerate(chunk.pages.split(BLOCK_PAGES)):
         seen = number * BLOCK_PAGES * page_size  # keys before this block
-        block = kv.index_select(1, pages).transpose(1, 2).reshape(2, kv_heads, -1, head_dim)
-        keys, values = block[0].transpose(1, 2), block[1]
-        if group * tokens > FEW_ROWS:
-            keys = keys.float()
+        block = kv.transpose(1, 2).index_select(2, pages).flatten(2, 3)
+        keys, values = block[0].transpose(1, 2).float(), block[1]
         for start in range(max(0, seen - first), tokens, step):
             end = min(start + step, tokens)
             count = min(first + end - seen, values.shape[1])  # keys of this block that the last query sees
             shape = (kv_heads, group, end - start, count)
-            rows = queries[:, :, start:end].reshape(kv_heads, -1, head_dim).to(keys.dtype)
-            scores = _products(rows, keys[..., :count]).mul_(scale).view(shape)
+            rows = queries[:, :, start:end].reshape(kv_heads, -1, head_dim).float()
+            scores = torch.bmm(rows, keys[..., :count]).mul_(scale).view(shape)
             if seen + count > first + start + 1:
                 beyond = positions[seen : seen + count] > positions[first + start : first + end, None]
                 scores.masked_fill_(beyond, -torch.inf)
