@@ -7,6 +7,7 @@ owns the processes watches for that (`RingFull`, the step deadline).
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
 
 from ipc.memory import SharedMemory
 from ipc.records import Reader, Writer, attach_memory, create_memory
@@ -28,12 +29,20 @@ class BroadcastRing:
 
     @classmethod
     def create(cls, readers: int, capacity: int = 1 << 20) -> BroadcastRing:
-        """A new ring of `capacity` bytes (a power of two) for `readers` readers."""
-        memory = create_memory("cortex-broadcast", capacity, readers)
-        flags = os.EFD_CLOEXEC | os.EFD_NONBLOCK
-        data_fds = [os.eventfd(0, flags) for _ in range(readers)]
-        handle = BroadcastHandle(memory_fd=memory.fd, data_fds=data_fds, space_fd=os.eventfd(0, flags))
-        return cls(memory, handle)
+        """A new ring of `capacity` bytes (a power of two) for `readers` readers.
+
+        Raises:
+            OSError: a descriptor cannot be had; none stays behind.
+        """
+        with ExitStack() as undo:
+            memory = create_memory("cortex-broadcast", capacity, readers)
+            undo.callback(memory.close)
+            fds = []
+            for _ in range(readers + 1):
+                fds.append(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
+                undo.callback(os.close, fds[-1])
+            undo.pop_all()
+        return cls(memory, BroadcastHandle(memory_fd=memory.fd, data_fds=fds[:-1], space_fd=fds[-1]))
 
     @classmethod
     def attach_writer(cls, handle: BroadcastHandle) -> BroadcastRing:

@@ -40,6 +40,10 @@ class Models:
         inventory: its devices.
         changed: called when a `ModelState` or a device's figures are not what they were.
         backoff: waits between restarts.
+
+    Attributes:
+        eviction: how, as the gateway wants it.
+        searched: whether this host was searched for models once, so that `states` are complete.
     """
 
     def __init__(
@@ -50,6 +54,7 @@ class Models:
         backoff: Backoff | None = None,
     ) -> None:
         self.eviction = Eviction()
+        self.searched = False
         self._config = config
         self._inventory = inventory
         self._changed = changed
@@ -133,7 +138,11 @@ class Models:
 
     async def start(self) -> None:
         """Find every model, and load the pinned ones."""
-        await self.find_all()
+        try:
+            await self.find_all()
+        finally:
+            self.searched = True
+            self._changed()
         for model in self._models.values():
             if model.settings.pin:
                 model.bring_up()

@@ -264,11 +264,12 @@ class Service:
 
     def _watch(self, peer: Peer, request: Watch) -> None:
         self._watches.add((peer, request.id))
-        peer.send(self._state(request.id))
+        if self._models.searched:  # a list that is not whole would say that the rest is not there
+            peer.send(self._state(request.id))
 
     def changed(self) -> None:
         """Something that `State` tells is not what it was: tell the watches, soon and together."""
-        if self._watches and self._pushing is None:
+        if self._watches and self._pushing is None and self._models.searched:
             wait = max(0.0, self._pushed + STATE_INTERVAL - time.monotonic())
             self._pushing = asyncio.get_running_loop().call_later(wait, self._push)
 

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ipc import records
+from ipc.broadcast import BroadcastRing
 from ipc.memory import SharedMemory
 from ipc.ring import Ring, RingBroken, RingFull
 from ipc.worker_messages import RingHandle
@@ -165,8 +166,9 @@ def test_close_leaves_no_descriptor_and_may_come_twice():
 
 @pytest.mark.usefixtures("no_descriptors_left")
 @pytest.mark.parametrize("spare", range(4))
-def test_a_ring_for_which_descriptors_are_missing_leaves_none(spare):
-    """It takes four: of the memory, of its mapping, of two events."""
+@pytest.mark.parametrize("create", [Ring.create, lambda: BroadcastRing.create(3)], ids=["ring", "broadcast"])
+def test_a_ring_for_which_descriptors_are_missing_leaves_none(create, spare):
+    """It takes four and more: of the memory, of its mapping, of two events at least."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     highest = max(int(fd) for fd in os.listdir("/proc/self/fd"))
     resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 10, hard))
@@ -178,7 +180,7 @@ def test_a_ring_for_which_descriptors_are_missing_leaves_none(spare):
         for _ in range(spare):
             os.close(taken.pop())
         with pytest.raises(OSError, match=os.strerror(errno.EMFILE)):
-            Ring.create()
+            create()
     finally:
         for fd in taken:
             os.close(fd)

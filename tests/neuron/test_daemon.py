@@ -12,7 +12,7 @@ import pytest
 from ipc.client import BlockingClient
 from ipc.errors import Code
 from ipc.keys import generate, load_public, load_secret
-from ipc.messages import Delta, Hello, HelloReply
+from ipc.messages import Delta, Hello, HelloReply, State, Watch
 from tests.neuron.harness import PATIENCE, ROOT, Neuron, chat, is_running, simulated, wait_until
 
 
@@ -167,3 +167,12 @@ def test_check_ends_with_1_where_a_model_cannot_be_served(tmp_path):
     ended = neuron_command("check", "--config", tmp_path / "n.yaml", env=environment)
     assert ended.returncode == 1
     assert "/nonexistent/a" in ended.stdout
+
+
+def test_whoever_watches_is_told_of_no_model_before_all_were_looked_for(tmp_path):
+    names = {f"sim{number}" for number in range(20)}
+    with Neuron(tmp_path, [simulated(name) for name in sorted(names)]) as neuron, neuron.client() as client:
+        watch = client.stream(Watch(id=0), PATIENCE)
+        first = next(reply for reply in watch if isinstance(reply, State))
+        assert {state.id for state in first.models} >= names
+        watch.close()
