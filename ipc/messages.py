@@ -151,6 +151,7 @@ class Generate(Request, tag="generate"):
     messages: list[Message] | None = None
     prompt: str | list[int | str | list[int]] | None = None  # a list: token ids alone, or prompts alone
     tools: list[Tool] = []
+    must_call: list[str] = []  # names of tools, of which the answer calls some; one that stands alone, once
     template_args: dict[str, Any] = {}  # further variables of the chat template, e.g. enable_thinking
     sampling: Sampling = Sampling()
     structured: Structured | None = None

@@ -28,6 +28,7 @@ from neuron.sampling import MAX_SEED, bad_request, resolve
 from neuron.structured import constrain
 from neuron.text.frontend import TextFrontEnd
 from neuron.text.stops import StopStrings
+from neuron.tool_grammar import require_call
 from neuron.work import Work, too_long
 
 log = logging.getLogger("neuron.generation")
@@ -106,10 +107,11 @@ class Generation(Work):
 
     def _constrain(self, text: TextFrontEnd, blueprint: Blueprint) -> Constraint | None:
         """The grammar of every answer. Only messages can leave a thought open, and they are one prompt."""
-        if self.request.structured is None:
-            return None
+        request, encode = self.request, partial(text.encode, special=False)
         thought = thought_after(self._prompts[0].rendered, blueprint.reasoning)
-        return constrain(self.request.structured, partial(text.encode, special=False), thought)
+        if request.must_call:
+            return require_call(request.tools, request.must_call, encode, thought)
+        return constrain(request.structured, encode, thought) if request.structured is not None else None
 
     def _add_answers(
         self, prompt: Prompt, params: SamplingParams, constraint: Constraint | None, text: TextFrontEnd
@@ -151,6 +153,7 @@ class Generation(Work):
         sampling = self.request.sampling
         for name, asked in (
             ("structured_outputs", self.request.structured),
+            ("must_call", self.request.must_call or None),
             ("logprobs", sampling.logprobs),
             ("prompt_logprobs", sampling.prompt_logprobs),
         ):

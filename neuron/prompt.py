@@ -46,6 +46,9 @@ def validate(request: Generate) -> None:
         raise bad_request("echo", "echo needs a prompt: the template's text around messages is not shown")
     if request.structured is not None and request.tools:
         raise bad_request("structured", "an answer cannot follow a grammar and call tools as well")
+    known = {tool.name for tool in request.tools}
+    if unknown := [name for name in request.must_call if name not in known]:
+        raise bad_request("must_call", f"must_call names {unknown[0]!r}, which is none of the tools")
     check(request.sampling, echo=request.echo)
     if request.prompt is not None:
         _check_prompts(request)
@@ -80,7 +83,12 @@ def validate_prompt(request: Generate | CountTokens) -> None:
 
 def is_quick(request: Generate | Embed) -> bool:
     """Whether preparing it takes so little time that the event loop can do it itself."""
-    if isinstance(request, Embed) or request.structured is not None or request.sampling.bad_words:
+    if (
+        isinstance(request, Embed)
+        or request.structured is not None
+        or request.must_call
+        or request.sampling.bad_words
+    ):
         return False
     if request.messages is not None:
         size = sum(len(message.content) for message in request.messages) + 1000 * len(request.tools)

@@ -14,7 +14,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -28,9 +28,12 @@ from neuron import json_schema
 from neuron.text.tags import END_THINK, THINK
 
 MAX_SIZE = 128 << 10  # characters of a grammar: it travels in rings
+TOO_LARGE = f"it is larger than {MAX_SIZE >> 10} KB"
 MAX_CHOICES = 10_000
 CHECK_SECONDS = 10.0  # on the clock; the checker itself stops after some seconds of work
 CHECKER = Path(__file__).with_name("grammar_check.py")
+
+Thought = Literal["none", "open", "possible"]
 
 # Between JSON's marks: a space, or a line break and an indentation. A model cannot write space for ever.
 WHITESPACE = r" |\n(?: {0,32}|\t{0,8})"
@@ -48,7 +51,7 @@ LARK = re.compile(
 def constrain(
     structured: Structured,
     encode: Callable[[str], list[int]],
-    thought: Literal["none", "open", "possible"] = "none",
+    thought: Thought = "none",
 ) -> Constraint:
     """The grammar that `structured` stands for; it was tried.
 
@@ -61,30 +64,42 @@ def constrain(
     pointers: list[str] = []
     if field in ("json", "json_object"):
         schema, pointers = _checked(field, value if field == "json" else {"type": "object"})
-        grammar = f"start: %json {_quoted(schema | JSON_OPTIONS)}"
+        grammar = f"start: %json {quoted(schema | JSON_OPTIONS)}"
     elif field == "regex":
         grammar = f"start: ANSWER\nANSWER: /{regex_to_lark(value, CLASSES)}/"
     elif field == "choice":
         if not 0 < len(value) <= MAX_CHOICES:
             raise _refused(field, f"{len(value)} choices are not between 1 and {MAX_CHOICES}")
-        grammar = "start: ANSWER\nANSWER: " + " | ".join(map(_quoted, value))
+        grammar = "start: ANSWER\nANSWER: " + " | ".join(map(quoted, value))
     else:
         grammar = _of_lark(value)
     grammar = f"{grammar}\n{OPTIONS}"
-    if len(grammar) > MAX_SIZE:
-        raise _too_large(field)
-    try:
-        found = _try(grammar, json.dumps({"schema": schema, "pointers": pointers}))
-    except subprocess.TimeoutExpired as error:
-        raise _refused(field, "it takes too long to compile") from error
-    if found["reason"]:
-        raise _refused(field, found["reason"], found["pointer"])
+    if (found := fault(grammar, schema, pointers)) is not None:
+        raise _refused(field, *found)
+    return hold(grammar, encode, thought)
+
+
+def hold(grammar: str, encode: Callable[[str], list[int]], thought: Thought) -> Constraint:
+    """What a worker needs to hold an answer to `grammar`, which was tried."""
     return Constraint(
         grammar,
         in_thought=thought == "open",
         think=encode(THINK) if thought == "possible" else [],
         end_think=encode(END_THINK) if thought != "none" else [],
     )
+
+
+def fault(
+    grammar: str, schema: dict[str, Any] | None = None, pointers: Sequence[str] = ()
+) -> tuple[str, str | None] | None:
+    """Why `grammar` cannot be followed, and the pointer to what is to blame in the schema; None: it can."""
+    if len(grammar) > MAX_SIZE:
+        return TOO_LARGE, None
+    try:
+        found = _try(grammar, json.dumps({"schema": schema, "pointers": list(pointers)}))
+    except subprocess.TimeoutExpired:
+        return "it takes too long to compile", None
+    return (found["reason"], found["pointer"]) if found["reason"] else None
 
 
 def _asked(structured: Structured) -> tuple[str, Any]:
@@ -110,7 +125,7 @@ def _checked(field: str, schema: Any) -> tuple[dict[str, Any], list[str]]:
     try:
         text = json.dumps({} if schema is True else schema, allow_nan=False)
         if len(text) > MAX_SIZE:
-            raise _too_large(field)
+            raise _refused(field, TOO_LARGE)
         return json_schema.check(json.loads(text))
     except json_schema.Unfit as unfit:
         raise _refused(field, unfit.reason, unfit.pointer) from unfit
@@ -118,7 +133,7 @@ def _checked(field: str, schema: Any) -> tuple[dict[str, Any], list[str]]:
         raise _refused(field, f"it is no JSON that can be read: {error}") from error
 
 
-def _quoted(value: Any) -> str:
+def quoted(value: Any) -> str:
     """JSON inside of Lark, which takes no delete character as it is."""
     return json.dumps(value).replace("\x7f", "\\u007f")
 
@@ -138,7 +153,7 @@ def _of_lark(grammar: str) -> str:
                 schema, start = json.JSONDecoder().raw_decode(grammar, position)
             except (RecursionError, ValueError) as error:
                 raise _refused("grammar", f"the JSON after %json cannot be read: {error}") from error
-            pieces.append(_quoted(_checked("grammar", schema)[0] | JSON_OPTIONS))
+            pieces.append(quoted(_checked("grammar", schema)[0] | JSON_OPTIONS))
             position = start
     return "".join([*pieces, grammar[start:]])
 
@@ -157,10 +172,6 @@ def _try(grammar: str, parts: str) -> dict[str, str | None]:
     if done.returncode:
         return {"reason": "it takes too much time or memory to compile", "pointer": None}
     return json.loads(done.stdout)
-
-
-def _too_large(field: str) -> CortexError:
-    return _refused(field, f"it is larger than {MAX_SIZE >> 10} KB")
 
 
 def _refused(field: str, reason: str, pointer: str | None = None) -> CortexError:

@@ -85,8 +85,16 @@ class ToolField(Struct):
     function: Function | None = None
 
 
+class FunctionName(Struct):
+    name: Name
+
+
+class NamedTool(Struct):
+    type: Literal["function"]
+    function: FunctionName
+
+
 CHAT_NEUTRAL = NEUTRAL | {
-    "tool_choice": ("auto", "none"),
     "audio": (),
     "modalities": (["text"],),
     "functions": ([],),
@@ -105,6 +113,7 @@ class ChatFields(refusing(CHAT_NEUTRAL), kw_only=True):
     logprobs: bool | None = None
     top_logprobs: LogprobCount | None = None
     tools: list[ToolField] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     reasoning_effort: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
@@ -123,12 +132,14 @@ def parse(body: bytes, request_id: str) -> tuple[Generate, ChatAnswer]:
     if fields.top_logprobs and not fields.logprobs:
         raise CortexError(Code.BAD_REQUEST, "top_logprobs: needs logprobs to be true", param="top_logprobs")
     form, names = structured(fields)
+    tools = _tools(fields)
     max_tokens = fields.max_completion_tokens or fields.max_tokens
     generate = Generate(
         id=0,
         model=fields.model,
         messages=[_message(turn, f"messages[{i}]") for i, turn in enumerate(fields.messages)],
-        tools=_tools(fields),
+        tools=tools,
+        must_call=_must_call(fields, tools),
         template_args=_template_args(fields),
         sampling=sampling(fields, max_tokens, (fields.top_logprobs or 0) if fields.logprobs else None),
         structured=form,
@@ -137,6 +148,7 @@ def parse(body: bytes, request_id: str) -> tuple[Generate, ChatAnswer]:
         priority=fields.priority or 0,
         cache_salt=fields.cache_salt or "",
     )
+    names["must_call"] = "tool_choice"
     if fields.max_completion_tokens:
         names["max_tokens"] = "max_completion_tokens"
     return generate, ChatAnswer(fields, request_id, names)
@@ -185,6 +197,24 @@ def _tools(fields: ChatFields) -> list[Tool]:
             )
         )
     return tools
+
+
+def _must_call(fields: ChatFields, tools: list[Tool]) -> list[str]:
+    """Names of the tools that `tool_choice` leaves to choose from, where the answer has to call one."""
+    names, choice = [tool.name for tool in tools], fields.tool_choice
+    if isinstance(choice, NamedTool):
+        if choice.function.name not in names:
+            raise CortexError(
+                Code.BAD_REQUEST,
+                f"tool_choice.function.name: {choice.function.name!r} is none of the tools",
+                param="tool_choice.function.name",
+            )
+        return [choice.function.name]
+    if choice != "required":
+        return []
+    if not names:
+        raise CortexError(Code.BAD_REQUEST, "tool_choice: needs tools to choose from", param="tool_choice")
+    return names
 
 
 def _template_args(fields: ChatFields) -> dict[str, Any]:

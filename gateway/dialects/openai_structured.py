@@ -78,7 +78,7 @@ def structured(fields: StructuredFields) -> tuple[Structured | None, dict[str, s
     for param, values in asked.items():
         if isinstance(schema := values.get("json"), str):
             values["json"] = _decoded(schema, param if param in GUIDED else f"{param}.json")
-        return Structured(**values), names
+        return Structured(**values), {"structured": param} | names
     return None, names
 
 

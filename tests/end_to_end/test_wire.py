@@ -185,6 +185,31 @@ def test_a_second_turn_reuses_the_first(sdk):
     assert salted.usage.prompt_tokens_details.cached_tokens == 0
 
 
+def test_a_required_tool_is_called_with_arguments_that_fit(sdk):
+    tools = [
+        {"type": "function", "function": {"name": name, "parameters": SCHEMA}} for name in ("weather", "news")
+    ]
+    named = {"type": "function", "function": {"name": "news"}}
+    for choice, names in (("required", {"weather", "news"}), (named, {"news"})):
+        settings = {"messages": HELLO, "tools": tools, "tool_choice": choice, "max_tokens": 200, "seed": 5}
+        whole = sdk.chat.completions.create(model="demo", **settings).choices[0]
+        assert (whole.finish_reason, whole.message.content) == ("tool_calls", None)
+        for call in whole.message.tool_calls:
+            assert call.function.name in names
+            jsonschema.validate(json.loads(call.function.arguments), SCHEMA)
+        pieces = [
+            chunk.choices[0] for chunk in sdk.chat.completions.create(model="demo", stream=True, **settings)
+        ]
+        streamed = "".join(
+            call.function.arguments for piece in pieces for call in piece.delta.tool_calls or ()
+        )
+        assert streamed == "".join(call.function.arguments for call in whole.message.tool_calls)
+        assert pieces[-1].finish_reason == "tool_calls"
+    with pytest.raises(openai.BadRequestError) as refused:
+        sdk.chat.completions.create(model="demo", response_format=FORM, **settings)
+    assert refused.value.param == "response_format"
+
+
 def test_a_banned_token_is_not_written(sdk, http):
     told = sdk.completions.create(model="demo", prompt="Hello", max_tokens=1, temperature=0, logprobs=1)
     body = {"model": "demo", "prompt": "Hello", "max_tokens": 1, "temperature": 0, "return_token_ids": True}

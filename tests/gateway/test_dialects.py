@@ -101,14 +101,35 @@ def test_tools_are_told_unless_the_client_says_none() -> None:
     assert chat(tools=[TOOL], tool_choice="none").tools == []
 
 
+def test_a_call_may_be_required_of_any_tool_or_of_one() -> None:
+    other = {"type": "function", "function": {"name": "g"}}
+    assert chat(tools=[TOOL, other], tool_choice="auto").must_call == []
+    assert chat(tools=[TOOL, other], tool_choice="required").must_call == ["f", "g"]
+    assert chat(tools=[TOOL, other], tool_choice=other).must_call == ["g"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tool_choice": "sometimes", "tools": [TOOL]}, "tool_choice"),
+        (
+            {"tool_choice": {"type": "function", "function": {"name": "g"}}, "tools": [TOOL]},
+            "tool_choice.function.name",
+        ),
+    ],
+)
+def test_a_call_of_what_is_not_there_cannot_be_required(fields: dict[str, Any], param: str) -> None:
+    error = refusal(chat, **fields)
+    assert (error.code, error.param) == (Code.BAD_REQUEST, param)
+
+
 @pytest.mark.parametrize(
     "fields",
     [
         {"audio": {"voice": "x"}},
         {"modalities": ["audio"]},
         {"functions": [{"name": "f"}]},
-        {"tool_choice": "required"},
-        {"tool_choice": {"type": "function", "function": {"name": "f"}}},
         {"web_search_options": {}},
         {"best_of": 2},
         {"skip_special_tokens": False},

@@ -26,6 +26,8 @@ def request(**changes):
         ({"messages": None, "prompt": ["a"] * 129}, "prompt"),
         ({"messages": None, "prompt": ["a"] * 3, "sampling": Sampling(n=43)}, "prompt"),
         ({"messages": None, "prompt": "hello", "tools": [Tool(name="t")]}, "tools"),
+        ({"must_call": ["t"]}, "must_call"),
+        ({"must_call": ["u"], "tools": [Tool(name="t")]}, "must_call"),
         ({"sampling": Sampling(temperature=-0.1)}, "temperature"),
         ({"sampling": Sampling(temperature=2.1)}, "temperature"),
         ({"sampling": Sampling(temperature=float("nan"))}, "temperature"),

@@ -1,0 +1,73 @@
+"""The grammar of an answer that has to call a tool, in the format that `neuron/text/tools.py` reads.
+
+    require_call(tools, names, encode, thought) -> Constraint
+
+The arguments follow a tool's schema where a grammar can be made of it, and are any JSON object where not: a
+schema is a hint to the model here, as it is when the model calls a tool by its own choice.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ipc.messages import Tool
+from ipc.worker_messages import Constraint
+from neuron import json_schema
+from neuron.sampling import bad_request
+from neuron.structured import JSON_OPTIONS, OPTIONS, Thought, fault, hold, quoted
+from neuron.text.tags import CALL, END_CALL
+
+ANY_OBJECT = {"type": "object"}
+
+
+def require_call(
+    tools: Sequence[Tool], names: Sequence[str], encode: Callable[[str], list[int]], thought: Thought
+) -> Constraint:
+    """The grammar of one call of the tool in `names`, or where there are several, of calls of some of them.
+
+    Args:
+        encode, thought: as for `neuron.structured.constrain`.
+
+    Raises:
+        CortexError: BAD_REQUEST naming `tools`: not even their names can be held to a grammar.
+    """
+    wanted = [tool for tool in tools if tool.name in names]
+    schemas = [_schema(tool.parameters) for tool in wanted]
+    if fault(_grammar(wanted, schemas, quoted)) is not None:
+        schemas = [ANY_OBJECT] * len(wanted)
+        if (found := fault(_grammar(wanted, schemas, quoted))) is not None:
+            raise bad_request("tools", f"tools cannot be required: {found[0]}")
+
+    def spelled(tag: str) -> str:
+        """A tag as the model writes it: as a token where it has one, else as text."""
+        return tag if len(encode(tag)) == 1 else quoted(tag)
+
+    return hold(_grammar(wanted, schemas, spelled), encode, thought)
+
+
+def _grammar(tools: Sequence[Tool], schemas: Sequence[dict[str, Any]], tag: Callable[[str], str]) -> str:
+    """In Lark; `tag` says how a tag is written there."""
+    calls = []
+    for tool, schema in zip(tools, schemas, strict=True):
+        head = json.dumps({"name": tool.name})[:-1] + ', "arguments": '
+        calls.append(f"{quoted(head)} %json {quoted(schema | JSON_OPTIONS)} {quoted('}')}")
+    return "\n".join(
+        [
+            "start: call" if len(tools) == 1 else 'start: call ("\\n" call)*',
+            f'call: {tag(CALL)} "\\n" ({" | ".join(f"call_{number}" for number in range(len(calls)))}) '
+            f'"\\n" {tag(END_CALL)}',
+            *(f"call_{number}: {call}" for number, call in enumerate(calls)),
+            OPTIONS,
+        ]
+    )
+
+
+def _schema(parameters: dict[str, Any]) -> dict[str, Any]:
+    """The schema of a tool's arguments, as far as a grammar can be made of it."""
+    try:
+        schema, _ = json_schema.check(json.loads(json.dumps(parameters, allow_nan=False)))
+    except (json_schema.Unfit, RecursionError, ValueError):
+        return ANY_OBJECT
+    return schema if schema.get("type") == "object" else ANY_OBJECT

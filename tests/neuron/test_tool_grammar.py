@@ -1,0 +1,97 @@
+"""An answer that has to call a tool does so, with arguments that fit where a grammar can see to it."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import jsonschema
+import pytest
+from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
+
+from ipc.errors import Code, CortexError
+from ipc.messages import Tool
+from neuron.grammar_check import Bytes
+from neuron.text.tools import ToolCallParser
+from neuron.tool_grammar import require_call
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"city": {"type": "string", "maxLength": 9}, "unit": {"enum": ["C", "F"]}},
+    "required": ["city", "unit"],
+    "additionalProperties": False,
+}
+WEATHER = Tool("weather", parameters=SCHEMA)
+TIME = Tool('time "now"', parameters={"type": "object", "properties": {}, "additionalProperties": False})
+
+
+def encode(text: str) -> list[int]:
+    return list(text.encode())
+
+
+def written(tools: list[Tool], names: list[str], seed: int, length: int = 2000) -> str:
+    """What somebody writes who knows nothing but the grammar, one byte after the other."""
+    rng, text = random.Random(seed), b""
+    grammar = require_call(tools, names, encode, "none").grammar
+    matcher = LLMatcher(LLTokenizer(TokenizerWrapper(Bytes())), grammar, log_level=0)
+    while not matcher.is_stopped() and len(text) < length:
+        mask = int.from_bytes(matcher.compute_bitmask(), "little")
+        # nobody who guesses ends a string that has no bound soon: quotes are likelier
+        choices = [byte for byte in range(256) if mask >> byte & 1] or [256]
+        byte = ord('"') if ord('"') in choices and rng.random() < 0.5 else rng.choice(choices)
+        if mask >> 256 & 1 and rng.random() < 0.5:
+            break
+        matcher.consume_token(byte)
+        text += bytes([byte])
+    return text.decode(errors="replace")
+
+
+def calls_in(text: str) -> list:
+    parser = ToolCallParser()
+    assert all(kind == "tool" for kind, _ in parser.push(text) + parser.finish()), text
+    return parser.calls
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_tool_that_stands_alone_is_called_once_with_arguments_that_fit(seed):
+    [call] = calls_in(written([WEATHER, TIME], ["weather"], seed))
+    assert call.name == "weather"
+    jsonschema.validate(json.loads(call.arguments), SCHEMA)
+
+
+def test_of_several_tools_some_are_called():
+    calls = [calls_in(written([WEATHER, TIME], ["weather", 'time "now"'], seed)) for seed in range(20)]
+    assert all(calls)
+    assert {call.name for several in calls for call in several} == {"weather", 'time "now"'}
+    assert max(map(len, calls)) > 1
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {},
+        {"type": "string"},
+        {"type": "object", "properties": {"x": {"format": "no-such"}}},
+        {"type": "object", "properties": {"x": {"pattern": "(?=a)b"}}},
+        {"type": "object", "properties": {"x": {"enum": ["y" * 200_000]}}},
+    ],
+)
+def test_a_schema_that_no_grammar_can_be_made_of_leaves_any_object(parameters):
+    grammar = require_call([Tool("f", parameters=parameters)], ["f"], encode, "none").grammar
+    assert '%json {"type": "object", "x-guidance"' in grammar
+
+
+def test_tags_that_are_tokens_are_written_as_such():
+    def encode_tags(text: str) -> list[int]:
+        return [7] if text in ("<tool_call>", "</tool_call>") else list(text.encode())
+
+    grammar = require_call([WEATHER], ["weather"], encode_tags, "none").grammar
+    assert 'call: <tool_call> "\\n" (call_0) "\\n" </tool_call>' in grammar
+    assert '"<tool_call>"' in require_call([WEATHER], ["weather"], encode, "none").grammar
+
+
+def test_names_that_are_too_much_for_a_grammar_are_refused():
+    tools = [Tool(f"{number}" * 40, parameters=SCHEMA) for number in range(9_000)]
+    with pytest.raises(CortexError, match="tools cannot be required: it is larger than 128 KB") as caught:
+        require_call(tools, [tool.name for tool in tools], encode, "none")
+    assert (caught.value.code, caught.value.param) == (Code.BAD_REQUEST, "tools")
