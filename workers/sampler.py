@@ -144,7 +144,7 @@ class Sampler:
         """Replace the tokens of the rows that are not greedy."""
         drawn = [row for row, slot in enumerate(rows) if slot.params.temperature]
         for block in self._blocks([row for row in drawn if not rows[row].filtered]):
-            tokens[self._tensor(block)] = _draw(self._take(logits, block), [rows[row] for row in block])
+            tokens[self._tensor(block)] = _draw_plain(self._take(logits, block), [rows[row] for row in block])
         left = [row for row in drawn if rows[row].filtered]
         for candidates in (64, CANDIDATES, 32 * CANDIDATES, self._vocab_size):
             count = min(candidates, self._vocab_size)
@@ -249,7 +249,7 @@ def _sums(weights: Tensor) -> Tensor:  # [rows, vocabulary] -> [rows, chunks] fl
     return chunked(weights).sum(dim=2, dtype=torch.float64).cumsum(dim=1)
 
 
-def _draw(logits: Tensor, slots: list[_Slot]) -> Tensor:  # [rows, vocabulary] -> [rows] int64
+def _draw_plain(logits: Tensor, slots: list[_Slot]) -> Tensor:  # [rows, vocabulary] -> [rows] int64
     """One point on the line of all probabilities, in the order of the vocabulary."""
     temperature = _column([slot.params.temperature for slot in slots], logits.device).float()
     weights = torch.softmax(logits / temperature, dim=-1)
