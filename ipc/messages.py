@@ -10,7 +10,7 @@ connection). Every reply carries the id that it answers. A request ends with exa
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -104,7 +104,8 @@ class Eviction(Plain):
     """How a neuron makes room for a model that does not fit. The gateway hands it over in `hello`."""
 
     strategy: Literal["lru", "priority"] = "lru"
-    defrag_after_cycles: int = 50  # loads that one worker process serves at most before it is replaced
+    # loads that one worker process serves at most before it is replaced
+    defrag_after_cycles: Annotated[int, msgspec.Meta(ge=1)] = 50
 
 
 class Hello(Request, tag="hello"):

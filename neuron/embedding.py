@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from ipc.errors import Code, CortexError
 from ipc.messages import Embed, Embeddings, Reply, Usage
 from ipc.worker_messages import SequenceReport, Submit
 from neuron.blueprint import Blueprint
-from neuron.sampling import bad_request, check_ids
+from neuron.prompt import to_ids
+from neuron.sampling import bad_request
 from neuron.text.frontend import TextFrontEnd
 from neuron.work import Work, too_long
 
@@ -32,16 +34,18 @@ class Embedding(Work):
         super().__init__(keys, request, send, on_end)
         if not 0 < len(request.input) <= MAX_INPUTS:
             raise bad_request("input", f"input has {len(request.input)} entries, not 1 to {MAX_INPUTS}")
-        if not all(request.input):
-            raise bad_request("input", "an input is empty")
+        for number, each in enumerate(request.input):
+            if not each:
+                raise bad_request(f"input[{number}]", f"input[{number}] is empty")
         if request.dimensions is not None and request.dimensions < 1:
             raise bad_request("dimensions", f"dimensions is {request.dimensions}, not 1 or more")
         self._missing = len(request.input)
 
     def prepare(self, text: TextFrontEnd, blueprint: Blueprint, context_length: int) -> None:
+        if blueprint.engine == "simulated":
+            raise CortexError(Code.NOT_SUPPORTED, "model: a simulated one has no embeddings", param="model")
         for number, each in enumerate(self.request.input):
-            ids = text.encode(each, special=True) if isinstance(each, str) else each
-            check_ids(ids, text, "input")
+            ids = to_ids(text, each, f"input[{number}]", context_length)
             submit = Submit(
                 request_id=next(self._keys) if number else self.key,
                 prompt=array("I", ids).tobytes(),
@@ -55,9 +59,9 @@ class Embedding(Work):
         self.check_length(context_length)
 
     def check_length(self, context_length: int) -> None:
-        longest = max(len(part.submit.prompt) // 4 for part in self.parts)
-        if longest >= context_length:
-            raise too_long(longest, context_length, "input", None)
+        for number, part in enumerate(self.parts):
+            if (tokens := len(part.submit.prompt) // 4) >= context_length:
+                raise too_long(tokens, context_length, f"input[{number}]", None)
 
     def usage(self) -> Usage:
         return Usage(prompt_tokens=self.prompt_tokens)

@@ -62,7 +62,7 @@ class Generation(Work):
     # --- on the way down --------------------------------------------------------------------------------
 
     def prepare(self, text: TextFrontEnd, blueprint: Blueprint, context_length: int) -> None:
-        self._prompts = encode_prompts(text, self.request)
+        self._prompts = encode_prompts(text, self.request, context_length)
         for prompt in self._prompts:
             if not prompt.ids:
                 raise bad_request(prompt.param, f"{prompt.param} has no tokens")
@@ -80,7 +80,10 @@ class Generation(Work):
                 prompt.echo = given if isinstance(given, str) else text.decode(given)
 
     def _check_choices(self, context_length: int) -> None:
-        """See that all choices of a prompt are no more work than one that fills the context."""
+        """See that all choices of a prompt are no more work than one that fills the context.
+
+        Where no `max_tokens` is given, they share the context: see `hand_over`.
+        """
         sampling = self.request.sampling
         if sampling.n > 1 and sampling.n * (sampling.max_tokens or 0) > context_length:
             raise bad_request(
@@ -107,11 +110,14 @@ class Generation(Work):
 
     def _constrain(self, text: TextFrontEnd, blueprint: Blueprint) -> Constraint | None:
         """The grammar of every answer. Only messages can leave a thought open, and they are one prompt."""
-        request, encode = self.request, partial(text.encode, special=False)
+        request = self.request
+        if request.structured is None and not request.must_call:
+            return None
+        encode = partial(text.encode, special=False)
         thought = thought_after(self._prompts[0].rendered, blueprint.reasoning)
-        if request.must_call:
-            return require_call(request.tools, request.must_call, encode, thought)
-        return constrain(request.structured, encode, thought) if request.structured is not None else None
+        if request.structured is not None:
+            return constrain(request.structured, encode, thought)
+        return require_call(request.tools, request.must_call, encode, thought)
 
     def _add_answers(
         self, prompt: Prompt, params: SamplingParams, constraint: Constraint | None, text: TextFrontEnd
@@ -174,7 +180,8 @@ class Generation(Work):
         for answer in self.parts:
             room = context_length - len(self._prompt_of(answer).ids)
             # a worker makes one token at least: where only the prompt is of interest it is not used
-            wanted = 1 if self._scoring else self.request.sampling.max_tokens or room
+            share = context_length // self.request.sampling.n
+            wanted = 1 if self._scoring else self.request.sampling.max_tokens or share
             answer.submit.max_tokens = min(wanted, room)
         with_ids = self.request.return_token_ids
         if not self.attempts and (self.request.stream or with_ids):

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from typing import Any
+from urllib.parse import quote
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
@@ -98,7 +99,7 @@ def unfit(schema: Any, pointer: str) -> str:
     """Why no grammar can be made of the part of `schema` that `pointer` points to; empty when one can."""
     inner = copy.deepcopy(schema)
     redirect(inner)
-    outer = {"$ref": f"#/$defs/root{pointer}", "$defs": {"root": inner}}
+    outer = {"$ref": f"#/$defs/root{quote(pointer, safe='/~')}", "$defs": {"root": inner}}
     return plain(LLMatcher.validate_grammar("start: %json " + json.dumps(outer)))
 
 
@@ -123,7 +124,8 @@ def plain(message: str) -> str:
         return "oneOf works only where two of its schemas can never hold at once; try anyOf"
     lines = [line for line in message.splitlines() if line]
     line = next((line for line in lines if line.startswith("error: ")), lines[0] if lines else "")
-    return re.sub(r"^(at \d+\(\d+\): |failed to compile JSON schema: )*", "", line)[:300]
+    line = re.sub(r"^(at \d+\(\d+\): |failed to compile JSON schema: )*", "", line)
+    return line.replace("#/$defs/root", "#")[:300]
 
 
 if __name__ == "__main__":

@@ -94,6 +94,12 @@ def _check_keywords(pointer: str, schema: dict[str, Any]) -> None:
             raise Unfit(here, f"{key} must be a whole number, 0 or more")
         if key == "format" and value not in FORMATS:
             raise Unfit(here, f"the format {value!r} cannot be enforced; there are {', '.join(FORMATS)}")
+        if key in MAPS and not isinstance(value, dict):
+            raise Unfit(here, f"{key} must be an object")
+        if key in LISTS and not (isinstance(value, list) and value):
+            raise Unfit(here, f"{key} must be a list, and not an empty one")
+        if key == "multipleOf" and value <= 0:
+            raise Unfit(here, "multipleOf must be above 0")
     for name in schema.get("properties", ()):
         # JSON has several ways to write such a character, and an object could have the property twice
         if any(ord(character) < 0x20 for character in name):
@@ -113,15 +119,9 @@ def _schemas_in(pointer: str, schema: dict[str, Any], tuples: bool) -> list[tupl
     """The schemas directly in `schema`, by the rest of their pointers."""
     found = []
     for key in MAPS:
-        value = schema.get(key, {})
-        if not isinstance(value, dict):
-            raise Unfit(f"{pointer}/{key}", f"{key} must be an object")
-        found += [(f"{key}/{_escaped(name)}", inner) for name, inner in value.items()]
+        found += [(f"{key}/{_escaped(name)}", inner) for name, inner in schema.get(key, {}).items()]
     for key in LISTS:
-        value = schema.get(key, [])
-        if not isinstance(value, list):
-            raise Unfit(f"{pointer}/{key}", f"{key} must be a list")
-        found += [(f"{key}/{place}", inner) for place, inner in enumerate(value)]
+        found += [(f"{key}/{place}", inner) for place, inner in enumerate(schema.get(key, []))]
     for key in SINGLES:
         if key not in schema:
             continue

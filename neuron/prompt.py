@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from ipc.messages import CountTokens, Embed, Generate, TokenLogprob
 from neuron.sampling import MAX_CHOICES, bad_request, check, check_ids
 from neuron.text.tags import END_THINK, SPACE, THINK
+from neuron.work import too_long
 
 if TYPE_CHECKING:
     from neuron.text.frontend import TextFrontEnd
@@ -105,22 +106,44 @@ def named_prompts(request: Generate | CountTokens) -> list[tuple[str, str | list
     return [(f"prompt[{number}]", each) for number, each in enumerate(prompt)]
 
 
-def encode_prompts(text: TextFrontEnd, request: Generate | CountTokens) -> list[Prompt]:
+def encode_prompts(
+    text: TextFrontEnd, request: Generate | CountTokens, context_length: int | None = None
+) -> list[Prompt]:
     """What a request wants to have continued, as token ids; messages are one prompt.
 
     Raises:
-        CortexError: TEMPLATE_FAILED, or BAD_REQUEST for ids that the model does not have.
+        CortexError: TEMPLATE_FAILED, BAD_REQUEST for ids that the model does not have, or
+            CONTEXT_LENGTH_EXCEEDED for text that is far too long for `context_length`.
     """
     if request.messages is not None:
         rendered = text.render(request.messages, request.tools, request.template_args)
-        return [Prompt("messages", text.encode(rendered, special=False), rendered)]
-    return [_encode(text, param, prompt) for param, prompt in named_prompts(request)]
+        return [
+            Prompt("messages", to_ids(text, rendered, "messages", context_length, special=False), rendered)
+        ]
+    return [
+        Prompt(param, to_ids(text, prompt, param, context_length)) for param, prompt in named_prompts(request)
+    ]
 
 
-def _encode(text: TextFrontEnd, param: str, prompt: str | list[int]) -> Prompt:
-    ids = text.encode(prompt, special=True) if isinstance(prompt, str) else prompt
-    check_ids(ids, text, param)
-    return Prompt(param, ids)
+def to_ids(
+    text: TextFrontEnd,
+    prompt: str | list[int],
+    param: str,
+    context_length: int | None,
+    *,
+    special: bool = True,
+) -> list[int]:
+    """The token ids of one prompt. What cannot fit is refused unread: megabytes of text take seconds.
+
+    Raises:
+        CortexError: BAD_REQUEST or CONTEXT_LENGTH_EXCEEDED, naming `param`.
+    """
+    if isinstance(prompt, str):
+        if context_length is not None and (fewest := text.fewest_tokens(prompt)) >= context_length:
+            raise too_long(fewest, context_length, param, None, counted=False)
+        prompt = text.encode(prompt, special)
+    check_ids(prompt, text, param)
+    return prompt
 
 
 def thought_after(rendered: str | None, reasoning: bool) -> Literal["none", "open", "possible"]:

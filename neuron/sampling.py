@@ -11,6 +11,7 @@ from ipc.worker_messages import SamplingParams
 from neuron.text.frontend import TextFrontEnd
 
 MAX_STOP_STRINGS = 16
+MAX_STOP = 1000  # characters
 MAX_CHOICES = 128
 MAX_LOGPROBS = 20
 MAX_BIASED = 1024  # token ids
@@ -75,10 +76,11 @@ def _check_lists(sampling: Sampling) -> None:
     for name, most in (("stop", MAX_STOP_STRINGS), ("bad_words", MAX_BAD_WORDS), ("logit_bias", MAX_BIASED)):
         if len(getattr(sampling, name)) > most:
             raise bad_request(name, f"{name} has {len(getattr(sampling, name))} entries, more than {most}")
-    if not all(sampling.stop):
-        raise bad_request("stop", "a stop string is empty")
+    for number, stop in enumerate(sampling.stop):
+        if not 0 < len(stop) <= MAX_STOP:
+            raise bad_request("stop", f"stop[{number}] has {len(stop)} characters, not 1 to {MAX_STOP}")
     if not all(0 < len(word.strip()) <= MAX_BAD_WORD for word in sampling.bad_words):
-        raise bad_request("bad_words", f"a bad word is empty or has more than {MAX_BAD_WORD} characters")
+        raise bad_request("bad_words", f"bad_words: one is empty or has more than {MAX_BAD_WORD} characters")
     for token, bias in sampling.logit_bias.items():
         if not -100 <= bias <= 100:
             raise bad_request("logit_bias", f"the bias of token {token} is {bias}, not between -100 and 100")
@@ -114,7 +116,7 @@ def resolve(sampling: Sampling, defaults: Sampling, eos_ids: list[int], text: Te
 def check_ids(ids: list[int], text: TextFrontEnd, param: str) -> None:
     """See that every id is a token of the model: BAD_REQUEST naming `param`."""
     if ids and not 0 <= min(ids) <= max(ids) < text.vocabulary_size:
-        raise bad_request(param, f"a token id is not between 0 and {text.vocabulary_size - 1}")
+        raise bad_request(param, f"{param}: a token id is not between 0 and {text.vocabulary_size - 1}")
 
 
 def _bad_words(words: list[str], text: TextFrontEnd) -> list[list[int]]:

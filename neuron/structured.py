@@ -27,6 +27,13 @@ from ipc.worker_messages import GRAMMAR_LIMITS, Constraint
 from neuron import json_schema
 from neuron.text.tags import END_THINK, THINK
 
+NAMES = {
+    "json": "the JSON schema",
+    "json_object": "json_object",
+    "regex": "the regular expression",
+    "choice": "the choice",
+    "grammar": "the grammar",
+}
 MAX_SIZE = 128 << 10  # characters of a grammar: it travels in rings
 TOO_LARGE = f"it is larger than {MAX_SIZE >> 10} KB"
 MAX_CHOICES = 10_000
@@ -129,7 +136,7 @@ def _checked(field: str, schema: Any) -> tuple[dict[str, Any], list[str]]:
         return json_schema.check(json.loads(text))
     except json_schema.Unfit as unfit:
         raise _refused(field, unfit.reason, unfit.pointer) from unfit
-    except (RecursionError, ValueError) as error:
+    except (RecursionError, TypeError, ValueError) as error:
         raise _refused(field, f"it is no JSON that can be read: {error}") from error
 
 
@@ -178,7 +185,7 @@ def _refused(field: str, reason: str, pointer: str | None = None) -> CortexError
     where = "" if pointer is None else f" at {pointer or 'its root'}"
     return CortexError(
         Code.BAD_REQUEST,
-        f"{field} cannot be honoured{where}: {reason}",
+        f"{NAMES[field]} cannot be honoured{where}: {reason}",
         param=f"structured_outputs.{field}",
         details={} if pointer is None else {"pointer": pointer},
     )

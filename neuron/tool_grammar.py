@@ -68,6 +68,6 @@ def _schema(parameters: dict[str, Any]) -> dict[str, Any]:
     """The schema of a tool's arguments, as far as a grammar can be made of it."""
     try:
         schema, _ = json_schema.check(json.loads(json.dumps(parameters, allow_nan=False)))
-    except (json_schema.Unfit, RecursionError, ValueError):
+    except (json_schema.Unfit, RecursionError, TypeError, ValueError):
         return ANY_OBJECT
     return schema if schema.get("type") == "object" else ANY_OBJECT

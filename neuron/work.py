@@ -133,16 +133,18 @@ class Work(ABC):
         self._on_end(self)
 
 
-def too_long(prompt_tokens: int, context_length: int, param: str, max_tokens: int | None) -> CortexError:
-    """The error for a prompt that leaves no room."""
+def too_long(
+    prompt_tokens: int, context_length: int, param: str, max_tokens: int | None, *, counted: bool = True
+) -> CortexError:
+    """The error for a prompt that leaves no room; one that was not `counted` has so many tokens at least."""
     details = {"prompt_tokens": prompt_tokens, "context_length": context_length}
     if max_tokens is not None:
         details["max_tokens"] = max_tokens
     return CortexError(
         Code.CONTEXT_LENGTH_EXCEEDED,
         f"This model's maximum context length is {context_length} tokens, and the prompt has "
-        f"{prompt_tokens}, which leaves no room for an answer. Shorten it, or choose a model with a "
-        "longer context.",
+        f"{'' if counted else 'at least '}{prompt_tokens}, which leaves no room for an answer. Shorten it, "
+        "or choose a model with a longer context.",
         param=param,
         details=details,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 
 
 class StopStrings:
@@ -55,6 +56,7 @@ class StopStrings:
         return self._matched[n]
 
 
+@lru_cache(1024)  # each of many choices watches for the same ones
 def _borders(stop: str) -> list[int]:
     """For each prefix of `stop`, the length of its longest proper prefix that also ends it."""
     borders, matched = [0], 0

@@ -36,6 +36,7 @@ class TextTokenizer:
         self._added = self.tokenizer.get_added_tokens_decoder()
         by_bytes = isinstance(self.tokenizer.decoder, decoders.ByteLevel)
         self._bytes_of = from_byte_level if by_bytes else from_sentencepiece
+        self._longest = max(map(len, self.tokenizer.get_vocab()))
         self._may_overrun = self.tokenizer.get_vocab_size() > vocabulary_size
 
     def encode(self, text: str, special: bool) -> list[int]:
@@ -57,6 +58,10 @@ class TextTokenizer:
                 f"the text has the token {max(ids)}, and the model has only {self.vocabulary_size}",
             )
         return ids
+
+    def fewest(self, text: str) -> int:
+        """A number of tokens that `text` has at least, known without reading it."""
+        return len(text) // self._longest
 
     def spell(self, token_id: int) -> bytes:
         """The bytes that a token stands for; nothing for an id that only pads the vocabulary."""

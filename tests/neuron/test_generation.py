@@ -77,6 +77,9 @@ class Text:
     def encode(self, text, special):
         return [26 if letter == " " else string.ascii_lowercase.index(letter) for letter in text]
 
+    def fewest_tokens(self, text):
+        return len(text) // 10
+
     def detokenizer(self, after):
         return Letters()
 
@@ -372,6 +375,13 @@ def test_n_times_max_tokens_over_the_context_is_refused():
 def seeds(**request):
     answers = Client(**request).generation.hand_over(100)
     return [answer.submit.params.seed for answer in answers]
+
+
+def test_without_max_tokens_choices_share_the_context():
+    several = Client(sampling=Sampling(n=4)).generation.hand_over(100)
+    assert [answer.submit.max_tokens for answer in several] == [25] * 4
+    [alone] = Client().generation.hand_over(100)
+    assert alone.submit.max_tokens == 97
 
 
 def test_each_prompt_has_n_sequences_of_its_own():

@@ -153,6 +153,14 @@ def test_what_does_not_fit_the_worker_waits_and_what_does_not_fit_the_queue_is_r
     neuron.wait_for("narrow", running=0, waiting=0)
 
 
+def test_a_text_that_is_far_too_long_is_refused_unread(client):
+    began = time.monotonic()
+    error = refused(client, chat("sim", messages=None, prompt="word " * 4_000_000))
+    assert error.code == Code.CONTEXT_LENGTH_EXCEEDED
+    assert "has at least " in error.message
+    assert time.monotonic() - began < PATIENCE / 2
+
+
 def test_a_prompt_over_the_context_is_refused_with_both_counts(client):
     error = refused(client, chat("sim", messages=None, prompt=[5] * 40_000))
     assert error.code == Code.CONTEXT_LENGTH_EXCEEDED
@@ -171,7 +179,11 @@ def test_a_prompt_over_the_context_is_refused_with_both_counts(client):
         (Load(id=0, model="broken"), Code.MODEL_LOAD_FAILED, "shard 2 is missing"),
         (Load(id=0, model="no/such-model"), Code.MODEL_NOT_FOUND, "hf download"),
         (Embed(id=0, model="sim", input=[]), Code.BAD_REQUEST, "input"),
-        (Embed(id=0, model="sim", input=["x"], dimensions=999), Code.BAD_REQUEST, "dimensions"),
+        (Embed(id=0, model="sim", input=["x", ""]), Code.BAD_REQUEST, "input[1]"),
+        (Embed(id=0, model="sim", input=["x"], dimensions=0), Code.BAD_REQUEST, "dimensions"),
+        (Embed(id=0, model="sim", input=["x"]), Code.NOT_SUPPORTED, "simulated"),
+        (chat("sim", sampling={"stop": ["x", "y" * 1001]}), Code.BAD_REQUEST, "stop[1] has 1001 characters"),
+        (chat("sim", sampling={"logit_bias": {1 << 40: 1.0}}), Code.BAD_REQUEST, "logit_bias: a token id"),
         (CountTokens(id=0, model="sim"), Code.BAD_REQUEST, "messages"),
     ],
 )

@@ -57,6 +57,30 @@ def test_exactly_one_is_asked(asked, named):
     assert named in error.message
 
 
+@pytest.mark.parametrize(
+    ("schema", "pointer"),
+    [
+        ({"properties": None}, "/properties"),
+        ({"type": "object", "properties": 5}, "/properties"),
+        ({"anyOf": []}, "/anyOf"),
+        ({"type": "number", "multipleOf": -1}, "/multipleOf"),
+        (
+            {"type": "object", "properties": {"first name": {"type": "string"}, "b%": {"type": "foo"}}},
+            "/properties/b%",
+        ),
+        ({"type": "object", "patternProperties": {"^a": {"type": "foo"}}}, "/patternProperties/^a"),
+    ],
+)
+def test_the_part_that_is_wrong_is_pointed_to(schema, pointer):
+    error = refusal(json=schema)
+    assert error.details["pointer"] == pointer
+    assert "root" not in error.message.removesuffix("at its root")
+
+
+def test_what_is_no_json_is_refused():
+    assert "no JSON" in refusal(json={"const": b"x"}).message
+
+
 def test_schemas_in_a_grammar_are_as_strict_as_others():
     grammar = constrain(
         Structured(grammar='start: "<" %json {"type": "array"} ">" %json true // %json'), encode
