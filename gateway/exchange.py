@@ -7,7 +7,7 @@ import logging
 from time import monotonic
 
 from gateway import metrics
-from gateway.errors import status_of
+from gateway.errors import shown, status_of
 from gateway.fleet import Fleet, Neuron
 from ipc.client import Call
 from ipc.errors import Code, CortexError
@@ -36,6 +36,9 @@ _ELSEWHERE = frozenset((Code.NEURON_LOST, Code.DRAINING, Code.SHUTTING_DOWN))
 class Exchange:
     """A request and its account. Whoever makes one calls `close` in the end, whatever happened.
 
+    Args:
+        caller: who asks, as neurons are told.
+
     Attributes:
         status: the HTTP status it is answered with.
         started: the neuron's word that the prompt is accepted.
@@ -43,7 +46,8 @@ class Exchange:
         embeddings: the same, of a request for these.
     """
 
-    def __init__(self, fleet: Fleet, request_id: str) -> None:
+    def __init__(self, fleet: Fleet, request_id: str, caller: str = "") -> None:
+        self._caller = caller
         self.request_id = request_id
         self.status = 200
         self.started: Started | None = None
@@ -52,6 +56,7 @@ class Exchange:
         self._fleet = fleet
         self._began = monotonic()
         self._model = metrics.UNKNOWN
+        self._asked = ""  # the model's name for the log
         self._request: Generate | Embed | None = None
         self._neuron: Neuron | None = None
         self._call: Call | None = None
@@ -68,9 +73,12 @@ class Exchange:
 
     def send(self, request: Generate | Embed) -> None:
         """Hand the request over. CortexError when no neuron can take it."""
+        request.account = self._caller
         self._request = request
         if self._fleet.knows(request.model):
-            self._model = request.model
+            self._model = self._asked = request.model
+        else:
+            self._asked = shown(request.model)
         self._hold(*self._fleet.send(request))
 
     async def take(self, within: float) -> list[Reply]:
@@ -185,7 +193,7 @@ class Exchange:
             "request ended request_id=%s model=%s neuron=%s status=%d prompt_tokens=%d completion_tokens=%d "
             "first_token=%.4f duration=%.4f reason=%s",
             self.request_id,
-            self._request.model if self._request is not None else "",
+            self._asked,
             neuron,
             self.status,
             usage.prompt_tokens,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import falcon.asgi
 
 from gateway.dialects import openai_embeddings
+from gateway.caller import caller
 from gateway.exchange import Exchange
 from gateway.fleet import Fleet
 from gateway.resources import body
@@ -23,7 +24,7 @@ class EmbeddingsResource:
 
     async def on_post(self, req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
         data = await body.read(req, self._body_limit)
-        exchange = req.scope[EXCHANGE] = Exchange(self._fleet, req.context.request_id)
+        exchange = req.scope[EXCHANGE] = Exchange(self._fleet, req.context.request_id, caller(req))
         request, answer = openai_embeddings.parse(data)
         exchange.send(request)
         resp.content_type = "application/json"

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import falcon.asgi
 
 from gateway.dialects import Answer
+from gateway.caller import caller
 from gateway.exchange import Exchange
 from gateway.fleet import Fleet
 from gateway.resources import body
@@ -32,7 +33,7 @@ class Generation:
 
     async def on_post(self, req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
         data = await body.read(req, self._body_limit)
-        exchange = req.scope[EXCHANGE] = Exchange(self._fleet, req.context.request_id)
+        exchange = req.scope[EXCHANGE] = Exchange(self._fleet, req.context.request_id, caller(req))
         request, answer = self._parse(data, exchange.request_id)
         try:
             await self._answer(exchange, request, answer, resp)

@@ -298,3 +298,16 @@ def test_client_that_leaves_cancels_its_request(
     eventually(lambda: neuron.neuron.cancelled == cancelled + 1, "the request is cancelled in the neuron")
     eventually(lambda: gateway.metrics()[series] == counted + 1, "it is counted")
     assert gateway.metrics()[f'cortex_requests_in_flight{{model="{model}"}}'] == 0
+
+
+def test_neurons_are_told_who_asks_and_no_key(
+    gateway: GatewayProcess, neuron: NeuronThread, http: httpx.Client
+) -> None:
+    def account(**headers: str) -> str:
+        assert http.post(CHAT, json=chat("echo"), headers=headers).status_code == 200
+        return neuron.neuron.served[-1].account
+
+    first, second = account(Authorization="Bearer one"), account(Authorization="Bearer two")
+    assert first == account(Authorization="Bearer one") != second
+    assert account() not in ("", first, second)
+    assert "one" not in first
