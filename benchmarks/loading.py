@@ -39,7 +39,7 @@ from ipc.worker_messages import RingHandle, WorkerSpec
 from workers.runner import Runner
 nowhere = RingHandle(memory_fd=-1, data_fd=-1, space_fd=-1)
 spec = WorkerSpec(model="benchmark", engine="transformer", epoch=1, rank=0, world_size=1, device="cpu",
-    threads=int(sys.argv[2]), folder=sys.argv[1], context_length=4096, max_sequences=16, max_step_tokens=2048,
+    threads=int(sys.argv[2]), folder=sys.argv[1], context_length=4096, max_sequences=16, max_step_tokens=512,
     kv_pages=512, reports=nowhere, heartbeat_fd=-1)
 runner, before, began, read = Runner(spec), memory("VmRSS"), time.perf_counter(), []
 def progress(fraction, message):

@@ -55,6 +55,9 @@ class Gateway:
             self._falcon.add_route(path, resource)
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
+        if scope["type"] == "websocket":  # nothing here speaks it
+            await send({"type": "websocket.close"})  # refuses the handshake, with a 403
+            return
         if scope["type"] != "http":
             await self._falcon(scope, receive, send)
             return

@@ -1,4 +1,4 @@
-"""Who asks: the neurons let callers take turns, so that one with many requests does not hold up the others."""
+"""Who asks: neurons let callers take turns, so that one with many requests does not hold up the others."""
 
 from __future__ import annotations
 

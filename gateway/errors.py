@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import reprlib
 from typing import Any, NamedTuple
 
 import falcon
@@ -50,7 +51,21 @@ ANSWERS: dict[str, Answer] = {
 }
 
 # What Falcon raises, and we with its classes: errors of HTTP, before any model is asked.
-HTTP_CODES = {404: "route_not_found", 405: "method_not_allowed", 413: "request_too_large"}
+HTTP_CODES = {
+    404: "route_not_found",
+    405: "method_not_allowed",
+    413: "request_too_large",
+    415: "unsupported_media_type",
+}
+
+_brief = reprlib.Repr()
+_brief.maxlevel, _brief.maxlist, _brief.maxdict = 1, 4, 4
+_brief.maxstring = 100  # room for the id of a model
+
+
+def shown(value: Any) -> str:
+    """A client's value for a message or the log: on one line, and without its middle where it is long."""
+    return _brief.repr(value)
 
 
 def status_of(error: CortexError) -> int:
@@ -100,7 +115,7 @@ async def _on_http_error(
     req: falcon.asgi.Request, resp: falcon.asgi.Response, error: falcon.HTTPError, params: dict[str, Any]
 ) -> None:
     status = error.status_code
-    message = error.description or f"{req.method} {req.path}: {error.title}"
+    message = error.description or f"{req.method} {shown(req.path)}: {error.title}"
     _write(resp, status, _envelope(status, HTTP_CODES.get(status, "http_error"), message))
     for name, value in dict(error.headers or {}).items():
         resp.set_header(name, value)
@@ -112,7 +127,7 @@ async def _on_bug(
     logger.error(
         "request failed method=%s path=%s request_id=%s",
         req.method,
-        req.path,
+        shown(req.path),
         req.context.request_id,
         exc_info=error,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol, TypeVar
 
+from gateway.errors import shown
 from ipc.errors import Code, CortexError
 from ipc.messages import Device, ModelState
 
@@ -82,8 +83,8 @@ def _unknown(hosts: Sequence[Host], model: str) -> CortexError:
     if len(silent) == len(hosts):
         return CortexError(Code.NEURON_LOST, f"no neuron answers ({', '.join(silent)})")
     known = sorted({name for host in hosts if host.healthy for name in host.models})
-    shown = ", ".join(known[:KNOWN_IDS_SHOWN]) + (", …" if len(known) > KNOWN_IDS_SHOWN else "")
-    text = f"the model {model!r} does not exist; there is {shown or 'none'}"
+    some = ", ".join(known[:KNOWN_IDS_SHOWN]) + (", …" if len(known) > KNOWN_IDS_SHOWN else "")
+    text = f"the model {shown(model)} does not exist; there is {some or 'none'}"
     if silent:
         text += f" (of the neuron {', '.join(silent)} nothing is known: it does not answer)"
     return CortexError(Code.MODEL_NOT_FOUND, text, param="model")

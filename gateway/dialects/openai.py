@@ -16,17 +16,22 @@ import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from gateway.dialects.openai_structured import StructuredFields
-from gateway.errors import envelope
+from gateway.errors import envelope, shown
 from ipc.errors import Code, CortexError
 from ipc.messages import Sampling, Usage
 
 T = TypeVar("T")
 
-NonNegative = Annotated[int, Meta(ge=0)]
-TokenId = Annotated[int, Meta(ge=0, le=0xFFFF_FFFF)]
-Count = Annotated[int, Meta(ge=1)]
+MAX_INT = (1 << 63) - 1  # of 64 bits with a sign: a message to a neuron holds little more
+MAX_TOKEN_ID = 0xFFFF_FFFF
+
+Int = Annotated[int, Meta(ge=-MAX_INT - 1, le=MAX_INT)]
+NonNegative = Annotated[int, Meta(ge=0, le=MAX_INT)]
+TokenId = Annotated[int, Meta(ge=0, le=MAX_TOKEN_ID)]
+Count = Annotated[int, Meta(ge=1, le=MAX_INT)]
 Name = Annotated[str, Meta(min_length=1)]
 LogprobCount = Annotated[int, Meta(ge=0, le=20)]
+TokenIds = Annotated[list[TokenId], Meta(min_length=1)]
 
 MAX_CHOICES = 128  # of one request
 
@@ -57,7 +62,7 @@ class Fields(StructuredFields, kw_only=True):
     frequency_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
 
     # as vLLM spells them
-    top_k: Annotated[int, Meta(ge=-1)] | None = None
+    top_k: Annotated[int, Meta(ge=-1, le=MAX_INT)] | None = None
     min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
     min_tokens: NonNegative | None = None
@@ -68,7 +73,7 @@ class Fields(StructuredFields, kw_only=True):
     ignore_eos: bool | None = None
     prompt_logprobs: LogprobCount | None = None
     return_token_ids: bool | None = None
-    priority: int | None = None
+    priority: Int | None = None
     cache_salt: str | None = None
 
 
@@ -79,6 +84,9 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "use_beam_search": (False,),
     "truncate_prompt_tokens": (),
     "skip_special_tokens": (True,),
+    "logits_processors": ([],),
+    "prompt_embeds": (),
+    "return_tokens_as_token_ids": (False,),
     "grammar": (),
     "json_schema": (),
 }
@@ -98,14 +106,23 @@ def decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
     except msgspec.ValidationError as error:
         raise invalid(error) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise CortexError(Code.BAD_REQUEST, f"the body is not valid JSON: {error}") from error
+        text = str(error)
+        if text == "Input data was truncated":
+            text = "it ends too soon, or has half of a surrogate pair"
+        raise CortexError(Code.BAD_REQUEST, f"the body is not valid JSON: {text}") from error
+
+
+# msgspec's words, in which a value of the client may stand, and the path.
+_COMPLAINT = re.compile(r"(.*?)(?: - at `\$([^`]*)`)?", re.DOTALL)
+_LONG_VALUE = re.compile(r"(['`])(.{100}).+\1", re.DOTALL)
 
 
 def invalid(error: msgspec.ValidationError, root: str = "") -> CortexError:
     """msgspec's complaint as ours. `root`: the field that was validated, where it was not the whole body."""
-    text, _, path = str(error).partition(" - at `$")
-    param = (root + path.rstrip("`")).lstrip(".")
-    if missing := re.search(r"missing required field `(\w+)`", text):
+    text, path = _COMPLAINT.fullmatch(str(error)).groups("")
+    text = _LONG_VALUE.sub(r"\1\2...\1", text)
+    param = (root + path).lstrip(".")
+    if missing := re.fullmatch(r"Object missing required field `(\w+)`", text):
         param = f"{param}.{missing[1]}".lstrip(".")
         text = "a required field is missing"
     return CortexError(Code.BAD_REQUEST, f"{param}: {text}" if param else text, param=param or None)
@@ -121,12 +138,27 @@ def refuse(fields: Struct, neutral: dict[str, tuple[Any, ...]]) -> None:
     for name, values in neutral.items():
         value = getattr(fields, name)
         if value is not None and value not in values:
-            raise unsupported(name, f"{_short(value)} is not supported; leave it out")
+            raise unsupported(name, f"{shown(value)} is not supported; leave it out")
 
 
-def _short(value: Any) -> str:
-    text = encode(value).decode()
-    return text if len(text) <= 40 else f"{text[:40]}…"
+def prompts(given: str | list[Any], param: str) -> str | list[int] | list[str] | list[list[int]]:
+    """One prompt or several, each of them text or token ids; CortexError naming the one that is neither."""
+    kind: Any = TokenIds
+    if isinstance(given, str):
+        kind = Name
+    elif given and isinstance(given[0], str):
+        kind = list[Name]
+    elif given and isinstance(given[0], list):
+        kind = list[TokenIds]
+    try:
+        return msgspec.convert(given, kind)
+    except msgspec.ValidationError as error:
+        raise invalid(error, param) from error
+
+
+def is_one(prompts: str | list[Any]) -> bool:
+    """Whether these are one prompt, and no list of several."""
+    return isinstance(prompts, str) or isinstance(prompts[0], int)
 
 
 def sampling(fields: Fields, max_tokens: int | None, logprobs: int | None) -> Sampling:
@@ -137,7 +169,9 @@ def sampling(fields: Fields, max_tokens: int | None, logprobs: int | None) -> Sa
     """
     count = fields.n or 1
     if fields.best_of not in (None, count):
-        raise unsupported("best_of", f"{fields.best_of} is not supported; only n, which is {count}, is")
+        raise unsupported(
+            "best_of", f"{shown(fields.best_of)} is not supported; only n, which is {count}, is"
+        )
     stop = [fields.stop] if isinstance(fields.stop, str) else fields.stop
     return Sampling(
         temperature=fields.temperature,
@@ -164,9 +198,9 @@ def sampling(fields: Fields, max_tokens: int | None, logprobs: int | None) -> Sa
 
 
 def _token_id(key: str) -> int:
-    if not key.isdecimal() or not 0 <= int(key) <= 0xFFFF_FFFF:
+    if not re.fullmatch(r"0|[1-9][0-9]{0,9}", key) or int(key) > MAX_TOKEN_ID:
         param = "logit_bias"
-        raise CortexError(Code.BAD_REQUEST, f"{param}: {_short(key)} is no token id", param=param)
+        raise CortexError(Code.BAD_REQUEST, f"{param}: {shown(key)} is no token id", param=param)
     return int(key)
 
 
@@ -293,7 +327,13 @@ class Writer:
 
     def in_client_words(self, error: CortexError) -> CortexError:
         """The same error, with the name that the client has for the field."""
-        error.param = self._names.get(error.param, error.param)
+        param = error.param or ""
+        for name, own in self._names.items():
+            if param == name or param.startswith(f"{name}."):
+                error.param = own + param.removeprefix(name)
+                if error.message.startswith(name):
+                    error.message = own + error.message.removeprefix(name)
+                break
         return error
 
     def failed(self, error: CortexError) -> bytes:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from gateway.dialects import free_json
 from gateway.dialects.openai import (
     NEUTRAL,
     Count,
@@ -26,6 +27,7 @@ from gateway.dialects.openai import (
 )
 from gateway.dialects.openai_logprobs import ChatLogprobs, chat_logprobs, prompt_logprobs
 from gateway.dialects.openai_structured import structured
+from gateway.errors import shown
 from ipc import messages
 from ipc.errors import Code, CortexError
 from ipc.messages import (
@@ -103,6 +105,8 @@ CHAT_NEUTRAL = NEUTRAL | {
     "chat_template": (),
     "documents": ([],),
     "add_generation_prompt": (True,),
+    "add_special_tokens": (False,),
+    "echo": (False,),
     "continue_final_message": (False,),
 }
 
@@ -148,7 +152,7 @@ def parse(body: bytes, request_id: str) -> tuple[Generate, ChatAnswer]:
         priority=fields.priority or 0,
         cache_salt=fields.cache_salt or "",
     )
-    names["must_call"] = "tool_choice"
+    names |= {"must_call": "tool_choice", "template_args": "chat_template_kwargs"}
     if fields.max_completion_tokens:
         names["max_tokens"] = "max_completion_tokens"
     return generate, ChatAnswer(fields, request_id, names)
@@ -170,7 +174,7 @@ def _text(content: str | list[Part] | None, param: str) -> str:
         return content or ""
     for i, part in enumerate(content):
         if part.type != "text":
-            raise unsupported(f"{param}[{i}].type", f"{part.type!r} is not supported; only text is")
+            raise unsupported(f"{param}[{i}].type", f"{shown(part.type)} is not supported; only text is")
     return "\n".join(part.text for part in content)
 
 
@@ -187,8 +191,9 @@ def _tools(fields: ChatFields) -> list[Tool]:
     tools = []
     for i, tool in enumerate(fields.tools):
         if tool.type != "function" or tool.function is None:
-            raise unsupported(f"tools[{i}].type", f"{tool.type!r} is not supported; only functions are")
+            raise unsupported(f"tools[{i}].type", f"{shown(tool.type)} is not supported; only functions are")
         function = tool.function
+        free_json.check(f"tools[{i}].function.parameters", function.parameters)
         tools.append(
             Tool(
                 name=function.name,
@@ -206,7 +211,7 @@ def _must_call(fields: ChatFields, tools: list[Tool]) -> list[str]:
         if choice.function.name not in names:
             raise CortexError(
                 Code.BAD_REQUEST,
-                f"tool_choice.function.name: {choice.function.name!r} is none of the tools",
+                f"tool_choice.function.name: {shown(choice.function.name)} is none of the tools",
                 param="tool_choice.function.name",
             )
         return [choice.function.name]
@@ -221,6 +226,7 @@ def _template_args(fields: ChatFields) -> dict[str, Any]:
     """Variables of the chat template; those that the client spells out win over what its effort implies."""
     effort = fields.reasoning_effort
     thinking = {} if effort is None else {"enable_thinking": effort != "none", "reasoning_effort": effort}
+    free_json.check("chat_template_kwargs", fields.chat_template_kwargs)
     return thinking | (fields.chat_template_kwargs or {})
 
 

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
-from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec import UNSET, Struct, UnsetType
 
 from gateway.dialects.openai import (
     MAX_CHOICES,
     NEUTRAL,
     LogprobCount,
-    Name,
     NonNegative,
-    TokenId,
     UsageOut,
     Writer,
     decode,
     encode,
-    invalid,
+    is_one,
     json_string,
+    prompts,
     refuse,
     refusing,
     sampling,
@@ -34,9 +33,12 @@ from ipc.messages import Delta, Finished, FinishReason, Generate, Started, Token
 
 T = TypeVar("T")
 
-TokenIds = Annotated[list[TokenId], Meta(min_length=1)]
-
-COMPLETION_NEUTRAL = NEUTRAL | {"suffix": ("",)}
+COMPLETION_NEUTRAL = NEUTRAL | {
+    "suffix": ("",),
+    "add_special_tokens": (True,),
+    "max_completion_tokens": (),
+    "top_logprobs": (0,),
+}
 
 
 class CompletionFields(refusing(COMPLETION_NEUTRAL), kw_only=True):
@@ -59,7 +61,7 @@ def parse(body: bytes, request_id: str) -> tuple[Generate, CompletionAnswer]:
     refuse(fields, COMPLETION_NEUTRAL)
     if fields.max_tokens == 0 and not fields.echo:
         raise CortexError(Code.BAD_REQUEST, "max_tokens: 0 needs echo", param="max_tokens")
-    prompt = _prompt(fields.prompt)
+    prompt = prompts(fields.prompt, "prompt")
     choices = _choices(prompt, fields.n or 1)
     form, names = structured(fields)
     generate = Generate(
@@ -77,28 +79,13 @@ def parse(body: bytes, request_id: str) -> tuple[Generate, CompletionAnswer]:
     return generate, CompletionAnswer(fields, request_id, names, choices)
 
 
-def _prompt(prompt: str | list[Any]) -> str | list[int] | list[str] | list[list[int]]:
-    """One prompt or several, each of them text or token ids."""
-    kind: Any = TokenIds
-    if isinstance(prompt, str):
-        kind = Name
-    elif prompt and isinstance(prompt[0], str):
-        kind = list[Name]
-    elif prompt and isinstance(prompt[0], list):
-        kind = list[TokenIds]
-    try:
-        return msgspec.convert(prompt, kind)
-    except msgspec.ValidationError as error:
-        raise invalid(error, "prompt") from error
-
-
 def _choices(prompt: str | list[int] | list[str] | list[list[int]], n: int) -> int:
     """How many choices there are; CortexError naming the limit when they are too many."""
-    prompts = 1 if isinstance(prompt, str) or isinstance(prompt[0], int) else len(prompt)
-    if prompts * n > MAX_CHOICES:
-        text = f"{prompts} prompts times n, which is {n}, are more than {MAX_CHOICES} choices"
+    count = 1 if is_one(prompt) else len(prompt)
+    if count * n > MAX_CHOICES:
+        text = f"{count} prompts times n, which is {n}, are more than {MAX_CHOICES} choices"
         raise CortexError(Code.BAD_REQUEST, f"prompt: {text}", param="prompt")
-    return prompts * n
+    return count * n
 
 
 class Choice(Struct):

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import base64
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Struct
 
-from gateway.dialects.openai import Count, Name, TokenId, decode, encode, invalid, refuse
+from gateway.dialects.openai import Count, Int, Name, decode, encode, is_one, prompts, refuse
 from ipc.messages import Embed, Embeddings
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {"truncate_prompt_tokens": ()}
-
-Inputs = Name | Annotated[list[Name], Meta(min_length=1)]
 
 
 class EmbeddingFields(Struct, kw_only=True):
@@ -22,7 +20,7 @@ class EmbeddingFields(Struct, kw_only=True):
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Count | None = None
     pooling: Literal["last", "mean"] | None = None
-    priority: int | None = None
+    priority: Int | None = None
     truncate_prompt_tokens: int | None = None  # would change the answer
 
 
@@ -68,16 +66,8 @@ def parse(body: bytes) -> tuple[Embed, EmbeddingAnswer]:
 
 def _inputs(given: str | list[Any]) -> list[str | list[int]]:
     """One text, several, the token ids of one, or those of several."""
-    if isinstance(given, list) and given and isinstance(given[0], int):
-        given = [given]
-    kind: Any = Inputs
-    if isinstance(given, list) and given and isinstance(given[0], list):
-        kind = list[Annotated[list[TokenId], Meta(min_length=1)]]
-    try:
-        inputs = msgspec.convert(given, kind)
-    except msgspec.ValidationError as error:
-        raise invalid(error, "input") from error
-    return [inputs] if isinstance(inputs, str) else inputs
+    inputs = prompts(given, "input")
+    return [inputs] if is_one(inputs) else inputs
 
 
 class EmbeddingAnswer:

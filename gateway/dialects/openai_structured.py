@@ -7,6 +7,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Struct
 
+from gateway.dialects import free_json
 from ipc.errors import Code, CortexError
 from ipc.messages import Structured
 
@@ -78,6 +79,7 @@ def structured(fields: StructuredFields) -> tuple[Structured | None, dict[str, s
     for param, values in asked.items():
         if isinstance(schema := values.get("json"), str):
             values["json"] = _decoded(schema, param if param in GUIDED else f"{param}.json")
+        free_json.check(param, values)
         return Structured(**values), {"structured": param} | names
     return None, names
 
@@ -95,7 +97,7 @@ def _response_format(form: ResponseFormat) -> dict[str, Any]:
 def _decoded(schema: str, param: str) -> Any:
     try:
         return msgspec.json.decode(schema, type=dict[str, Any] | bool)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError) as error:
         raise _bad(param, f"{param}: it is no JSON schema: {error}") from error
 
 

@@ -7,6 +7,8 @@ import asyncio
 import falcon
 import falcon.asgi
 
+from gateway.errors import shown
+
 DISCARD_SECONDS = 10.0
 
 
@@ -18,7 +20,14 @@ async def read(req: falcon.asgi.Request, limit: int) -> bytes:
 
     Raises:
         HTTPContentTooLarge: it is longer, whether or not it said so.
+        HTTPUnsupportedMediaType: it is compressed.
     """
+    encoding = req.get_header("content-encoding") or "identity"
+    if encoding.strip().lower() != "identity":
+        await _discard(req, limit)
+        raise falcon.HTTPUnsupportedMediaType(
+            description=f"content-encoding: {shown(encoding)} is not supported; send the body as it is"
+        )
     length = req.content_length
     if length is None or length <= limit:
         body = await req.stream.read(limit + 1)

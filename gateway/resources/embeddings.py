@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import falcon.asgi
 
-from gateway.dialects import openai_embeddings
 from gateway.caller import caller
+from gateway.dialects import openai_embeddings
 from gateway.exchange import Exchange
 from gateway.fleet import Fleet
 from gateway.resources import body

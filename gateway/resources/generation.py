@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import falcon.asgi
 
-from gateway.dialects import Answer
 from gateway.caller import caller
+from gateway.dialects import Answer
 from gateway.exchange import Exchange
 from gateway.fleet import Fleet
 from gateway.resources import body

@@ -54,6 +54,8 @@ class Health:
         ]
         resp.data = msgspec.json.encode({"status": status, "unservable": broken, "neurons": details})
 
+    on_head = on_get
+
 
 class Ready:
     """`GET /ready`: 200 while some neuron takes requests, else 503."""
@@ -65,6 +67,8 @@ class Ready:
         ready = any(neuron.healthy and not neuron.draining for neuron in self._fleet.neurons)
         resp.status = falcon.HTTP_200 if ready else falcon.HTTP_503
         resp.data = msgspec.json.encode({"ready": ready})
+
+    on_head = on_get
 
 
 class Version:
@@ -80,6 +84,8 @@ class Version:
                 "falcon": version("falcon"),
             }
         )
+
+    on_head = on_get
 
 
 def own_version() -> str:

@@ -25,6 +25,8 @@ class Models:
         ids = sorted({model for neuron in self._fleet.neurons if neuron.healthy for model in neuron.models})
         resp.data = msgspec.json.encode({"object": "list", "data": [describe(self._fleet, id) for id in ids]})
 
+    on_head = on_get
+
 
 class Model:
     """`GET /v1/models/{id}`; ids contain slashes."""
@@ -35,6 +37,8 @@ class Model:
     async def on_get(self, req: falcon.asgi.Request, resp: falcon.asgi.Response, model: str) -> None:
         placement.choose(self._fleet.neurons, model)  # says what is wrong where no neuron has it
         resp.data = msgspec.json.encode(describe(self._fleet, model))
+
+    on_head = on_get
 
 
 def describe(fleet: Fleet, model: str) -> dict[str, Any]:
