@@ -93,8 +93,8 @@ def pool_pages(spec: WorkerSpec, page_bytes: int, used: MemoryUse) -> int:
     if spec.device != "cpu":
         import torch
 
-        free, _ = torch.cuda.mem_get_info(spec.device)
-        room = min(room, free - used.activations - DEVICE_MARGIN)
+        free, _ = torch.cuda.mem_get_info(spec.device)  # without what the largest step took: torch keeps that
+        room = min(room, free - DEVICE_MARGIN)
     return max(0, min(spec.kv_pages, room // page_bytes))
 
 
