@@ -128,6 +128,17 @@ def invalid(error: msgspec.ValidationError, root: str = "") -> CortexError:
     return CortexError(Code.BAD_REQUEST, f"{param}: {text}" if param else text, param=param or None)
 
 
+def renamed(error: CortexError, names: dict[str, str]) -> CortexError:
+    """The same error, with the client's names for fields, by the neuron's."""
+    param = error.param or ""
+    for name, own in names.items():
+        if param == name or param.startswith((f"{name}.", f"{name}[")):
+            error.param = own + param.removeprefix(name)
+            error.message = re.sub(rf"^{re.escape(name)}(?!\w)", own, error.message)
+            break
+    return error
+
+
 def unsupported(param: str, message: str) -> CortexError:
     """A request for what cortex cannot do, at least not yet."""
     return CortexError(Code.NOT_SUPPORTED, f"{param}: {message}", param=param)
@@ -327,14 +338,7 @@ class Writer:
 
     def in_client_words(self, error: CortexError) -> CortexError:
         """The same error, with the name that the client has for the field."""
-        param = error.param or ""
-        for name, own in self._names.items():
-            if param == name or param.startswith(f"{name}."):
-                error.param = own + param.removeprefix(name)
-                if error.message.startswith(name):
-                    error.message = own + error.message.removeprefix(name)
-                break
-        return error
+        return renamed(error, self._names)
 
     def failed(self, error: CortexError) -> bytes:
         """An error in place of the rest; no `[DONE]` follows."""

@@ -8,7 +8,8 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Struct
 
-from gateway.dialects.openai import Count, Int, Name, decode, encode, is_one, prompts, refuse
+from gateway.dialects.openai import Count, Int, Name, decode, encode, is_one, prompts, refuse, renamed
+from ipc.errors import CortexError
 from ipc.messages import Embed, Embeddings
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {"truncate_prompt_tokens": ()}
@@ -53,27 +54,23 @@ def parse(body: bytes) -> tuple[Embed, EmbeddingAnswer]:
     """
     fields = decode(_decoder, body)
     refuse(fields, NEUTRAL)
+    inputs = prompts(fields.input, "input")
     embed = Embed(
         id=0,
         model=fields.model,
-        input=_inputs(fields.input),
+        input=[inputs] if is_one(inputs) else inputs,
         pooling=fields.pooling or "last",
         dimensions=fields.dimensions,
         priority=fields.priority or 0,
     )
-    return embed, EmbeddingAnswer(fields)
-
-
-def _inputs(given: str | list[Any]) -> list[str | list[int]]:
-    """One text, several, the token ids of one, or those of several."""
-    inputs = prompts(given, "input")
-    return [inputs] if is_one(inputs) else inputs
+    return embed, EmbeddingAnswer(fields, {"input[0]": "input"} if is_one(inputs) else {})
 
 
 class EmbeddingAnswer:
-    """Writes the vectors."""
+    """Writes the vectors. `names`: the client's, by the neuron's, of fields where they differ."""
 
-    def __init__(self, fields: EmbeddingFields) -> None:
+    def __init__(self, fields: EmbeddingFields, names: dict[str, str]) -> None:
+        self._names = names
         self._model = fields.model
         self._as_text = fields.encoding_format == "base64"
 
@@ -81,6 +78,10 @@ class EmbeddingAnswer:
         data = [Vector(self._written(vector), index) for index, vector in enumerate(reply.vectors)]
         usage = UsageOut(reply.prompt_tokens, reply.prompt_tokens)
         return encode(EmbeddingList(data, self._model, usage))
+
+    def in_client_words(self, error: CortexError) -> CortexError:
+        """An error of the neuron, with the field called as the client calls it."""
+        return renamed(error, self._names)
 
     def _written(self, vector: bytes) -> list[float] | str:
         """float32, little-endian: as text it is what it is."""

@@ -10,6 +10,7 @@ from gateway.exchange import Exchange
 from gateway.fleet import Fleet
 from gateway.resources import body
 from gateway.resources.generation import EXCHANGE
+from ipc.errors import CortexError
 
 
 class EmbeddingsResource:
@@ -26,7 +27,11 @@ class EmbeddingsResource:
         data = await body.read(req, self._body_limit)
         exchange = req.scope[EXCHANGE] = Exchange(self._fleet, req.context.request_id, caller(req))
         request, answer = openai_embeddings.parse(data)
-        exchange.send(request)
+        try:
+            exchange.send(request)
+            vectors = await exchange.vectors()
+        except CortexError as error:
+            raise answer.in_client_words(error) from None
         resp.content_type = "application/json"
-        resp.data = answer.whole(await exchange.vectors())
+        resp.data = answer.whole(vectors)
         exchange.ready()

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import Any
 
+import msgspec
 import pytest
 
-from gateway.dialects import openai_chat, openai_completions
-from gateway.dialects.openai import encode, json_string
+from gateway.dialects import openai_chat, openai_completions, openai_embeddings
+from gateway.dialects.openai import MAX_INT, encode, json_string
 from gateway.dialects.openai_logprobs import chat_logprobs, completion_logprobs, prompt_logprobs
 from ipc.errors import Code, CortexError
 from ipc.messages import (
     Alternative,
     Choice,
     Delta,
+    Embed,
     Finished,
     Generate,
     Message,
@@ -39,6 +42,10 @@ def chat(**fields: Any) -> Generate:
 
 def completion(**fields: Any) -> Generate:
     return openai_completions.parse(json.dumps({"model": "m", "prompt": "x"} | fields).encode(), "r")[0]
+
+
+def embed(**fields: Any) -> Embed:
+    return openai_embeddings.parse(json.dumps({"model": "m", "input": "x"} | fields).encode())[0]
 
 
 def refusal(parse: Any, **fields: Any) -> CortexError:
@@ -134,6 +141,10 @@ def test_a_call_of_what_is_not_there_cannot_be_required(fields: dict[str, Any], 
         {"best_of": 2},
         {"skip_special_tokens": False},
         {"grammar": "root ::= x"},
+        {"echo": True},
+        {"add_special_tokens": True},
+        {"return_tokens_as_token_ids": True},
+        {"audio": [[[["x"]]]]},
     ],
 )
 def test_what_would_change_the_answer_is_refused_by_name(fields: dict[str, Any]) -> None:
@@ -170,6 +181,7 @@ def test_hints_and_neutral_values_are_ignored() -> None:
             "response_format": {"type": "text"},
         },
         {"stream_options": {"include_usage": True, "include_obfuscation": False}, "modalities": ["text"]},
+        {"echo": False, "add_special_tokens": False, "logits_processors": []},
         {"n": None, "stop": None, "tools": None, "temperature": None, "max_tokens": None, "stream": None},
     ):
         assert chat(**fields) == plain
@@ -181,6 +193,12 @@ def test_hints_and_neutral_values_are_ignored() -> None:
         ({"temperature": -0.1}, "temperature"),
         ({"top_p": 0}, "top_p"),
         ({"top_k": -2}, "top_k"),
+        ({"top_k": MAX_INT + 1}, "top_k"),
+        ({"max_tokens": MAX_INT + 1}, "max_tokens"),
+        ({"max_completion_tokens": 10**400}, "max_completion_tokens"),
+        ({"min_tokens": 1 << 64}, "min_tokens"),
+        ({"priority": MAX_INT + 1}, "priority"),
+        ({"priority": -MAX_INT - 2}, "priority"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_completion_tokens": 1.5}, "max_completion_tokens"),
         ({"seed": "1"}, "seed"),
@@ -196,6 +214,111 @@ def test_hints_and_neutral_values_are_ignored() -> None:
 def test_wrong_type_or_range_is_a_bad_request_that_names_the_path(fields: dict[str, Any], param: str) -> None:
     error = refusal(chat, **fields)
     assert (error.code, error.param) == (Code.BAD_REQUEST, param)
+
+
+BIG = {"maximum": 1 << 64}
+
+
+def form(schema: Any) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"response_format": form(BIG)}, "response_format"),
+        ({"structured_outputs": {"json": BIG}}, "structured_outputs"),
+        ({"guided_json": json.dumps(BIG)}, "guided_json"),
+        (
+            {"tools": [TOOL, {"type": "function", "function": {"name": "g", "parameters": BIG}}]},
+            "tools[1].function.parameters",
+        ),
+        ({"chat_template_kwargs": {"a": [-(1 << 63) - 1]}}, "chat_template_kwargs"),
+    ],
+)
+def test_a_number_that_no_message_can_hold_is_refused_where_it_stands(
+    fields: dict[str, Any], param: str
+) -> None:
+    error = refusal(chat, **fields)
+    assert (error.code, error.param) == (Code.BAD_REQUEST, param)
+    assert error.message == f"{param}: a number in it does not fit into 64 bits"
+    assert chat(chat_template_kwargs={"a": [(1 << 64) - 1, -(1 << 63)]}).template_args
+
+
+@pytest.mark.parametrize("levels", [*range(800, 1000, 2), 5000])
+def test_deep_nesting_is_refused_before_a_message_is_made_of_it(levels: int) -> None:
+    text = b'{"a":' * levels + b"1" + b"}" * levels
+    body = b'{"model":"m","messages":[{"role":"user","content":"x"}],"chat_template_kwargs":%s}' % text
+    with contextlib.suppress(CortexError):
+        request, _ = openai_chat.parse(body, "r")
+        msgspec.msgpack.encode([[[request]]])  # further in than parsing, as sending is
+    with pytest.raises(CortexError):
+        chat(guided_json=text.decode() + "}")
+
+
+@pytest.mark.parametrize("key", ["1" * 5000, "4294967296", "-1", "01", "00", "٣", "²", "1_0", " 1", "", "x"])
+def test_a_bias_for_what_is_no_token_id_is_refused(key: str) -> None:
+    error = refusal(chat, logit_bias={"1": 1, key: 2})
+    assert (error.code, error.param) == (Code.BAD_REQUEST, "logit_bias")
+    assert len(error.message) < 200
+
+
+def test_a_bias_may_be_for_any_token_id() -> None:
+    assert chat(logit_bias={"0": 1, "4294967295": 2}).sampling.logit_bias == {0: 1, 4294967295: 2}
+
+
+LONG = "x" * 100_000
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"messages": [{"role": LONG}]},
+        {"messages": [{"role": "user", "content": [{"type": LONG}]}]},
+        {"tools": [{"type": LONG}]},
+        {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": LONG}}},
+        {"structured_outputs": {LONG: 1}},
+        {"best_of": 10**400},
+        {"modalities": [LONG] * 100},
+        {"audio": {LONG: {LONG: LONG}}},
+        {"logit_bias": {LONG: 1}},
+    ],
+)
+def test_a_message_repeats_no_more_than_the_ends_of_a_long_value(fields: dict[str, Any]) -> None:
+    assert len(refusal(chat, **fields).message) < 700
+
+
+def test_a_value_cannot_pass_for_the_path_of_the_fault() -> None:
+    for role in ("x - at `$.seed`", "missing required field `seed`"):
+        error = refusal(chat, messages=[{"role": role}])
+        assert error.param == "messages[0].role"
+        assert role in error.message
+
+
+@pytest.mark.parametrize(
+    ("fields", "theirs", "param", "message"),
+    [
+        ({}, "template_args.tools", "chat_template_kwargs.tools", "chat_template_kwargs: no"),
+        ({"tools": [TOOL]}, "must_call", "tool_choice", "tool_choice: no"),
+        ({"max_completion_tokens": 2}, "max_tokens", "max_completion_tokens", "max_completion_tokens: no"),
+        ({"guided_json": {}}, "structured_outputs.json", "guided_json", "guided_json: no"),
+        ({"max_tokens": 2}, "max_tokens", "max_tokens", "max_tokens: no"),
+        ({}, None, None, "no"),
+    ],
+)
+def test_a_neurons_error_names_what_the_client_sent(
+    fields: dict[str, Any], theirs: str | None, param: str | None, message: str
+) -> None:
+    _, answer = openai_chat.parse(json.dumps({"model": "m", "messages": [USER]} | fields).encode(), "r")
+    text = "no" if theirs is None else f"{theirs.removesuffix('.tools')}: no"
+    error = answer.in_client_words(CortexError(Code.BAD_REQUEST, text, param=theirs))
+    assert (error.param, error.message) == (param, message)
+
+
+@pytest.mark.parametrize("text", [b'"a\\ud800"', b'"\\ud800 and more"', b'"\\udc00"', b'"a', b'"\xff"'])
+def test_half_a_character_is_no_json(text: bytes) -> None:
+    with pytest.raises(CortexError, match=r"the body is not valid JSON: .*(surrogate|utf-8)"):
+        openai_completions.parse(b'{"model":"m","prompt":%s}' % text, "r")
 
 
 @pytest.mark.parametrize(
@@ -236,8 +359,54 @@ def test_more_choices_than_the_limit_are_refused_with_it(prompts: int, n: int) -
 
 
 def test_completions_refuse_what_they_do_not_do() -> None:
-    for fields in ({"suffix": "x"}, {"best_of": 2}):
+    for fields in (
+        {"suffix": "x"},
+        {"best_of": 2},
+        {"add_special_tokens": False},
+        {"prompt_embeds": "AAAA"},
+        {"return_tokens_as_token_ids": True},
+        {"logits_processors": ["x"]},
+        {"max_completion_tokens": 5},
+        {"top_logprobs": 2},
+    ):
         assert refusal(completion, **fields).param == next(iter(fields))
+    neutral = {"add_special_tokens": True, "return_tokens_as_token_ids": False, "top_logprobs": 0}
+    assert completion(**neutral) == completion()
+
+
+@pytest.mark.parametrize("given", ["x", ["x"], ["a", "b"], [1, 2], [[1, 2]], [[1], [2, 3]]])
+def test_inputs_are_texts_or_token_ids(given: Any) -> None:
+    one = isinstance(given, str) or isinstance(given[0], int)
+    assert embed(input=given).input == ([given] if one else given)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"input": []}, "input"),
+        ({"input": ""}, "input"),
+        ({"input": [1, "a"]}, "input[1]"),
+        ({"input": [True]}, "input[0]"),
+        ({"input": ["a", 1]}, "input[1]"),
+        ({"input": [[1, "a"]]}, "input[0][1]"),
+        ({"dimensions": 0}, "dimensions"),
+        ({"dimensions": MAX_INT + 1}, "dimensions"),
+        ({"priority": -MAX_INT - 2}, "priority"),
+    ],
+)
+def test_other_inputs_are_refused(fields: dict[str, Any], param: str) -> None:
+    error = refusal(embed, **fields)
+    assert (error.code, error.param) == (Code.BAD_REQUEST, param)
+
+
+@pytest.mark.parametrize(
+    ("given", "theirs", "param"),
+    [("x", "input[0]", "input"), ([7], "input[0][0]", "input[0]"), (["x"], "input[0]", "input[0]")],
+)
+def test_a_neurons_error_names_the_input_that_the_client_sent(given: Any, theirs: str, param: str) -> None:
+    _, answer = openai_embeddings.parse(json.dumps({"model": "m", "input": given}).encode())
+    error = answer.in_client_words(CortexError(Code.BAD_REQUEST, f"{theirs} is bad", param=theirs))
+    assert (error.param, error.message) == (param, f"{param} is bad")
 
 
 def test_everything_about_sampling_reaches_the_neuron() -> None:
