@@ -23,8 +23,9 @@ from workers.logprobs import chunked, largest, logprobs
 from workers.penalties import Penalties
 
 CANDIDATES = 1024  # sorted for top-p and min-p if 64 do not hold enough; then 32 times as many, then all
-BLOCK_ROWS = 32  # drawn at once: what is computed for the whole vocabulary is big
-BLOCK_ROWS_CPU = 8  # there a tensor over 32 MB is new memory each time, which costs more than its use
+# Logits of the rows that are drawn at once: what is computed for whole vocabularies is big. On a CPU a tensor
+# over 32 MB is new memory each time, which costs more than its use.
+BLOCK_LOGITS = {"cpu": 5 << 18, "cuda": 5 << 20}
 MASK = (1 << 64) - 1
 GOLDEN = 0x9E3779B97F4A7C15  # 2**64 over the golden ratio
 
@@ -81,7 +82,7 @@ class Sampler:
 
     def __init__(self, vocab_size: int, device: torch.device | str = "cpu") -> None:
         self._vocab_size, self._device = vocab_size, torch.device(device)
-        self._block_rows = BLOCK_ROWS_CPU if self._device.type == "cpu" else BLOCK_ROWS
+        self._block_rows = max(1, BLOCK_LOGITS[self._device.type] // vocab_size)
         self._slots: dict[int, _Slot] = {}
         self._penalties = Penalties(vocab_size, self._device)
 
