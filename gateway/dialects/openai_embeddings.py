@@ -1,4 +1,4 @@
-"""`POST /v1/embeddings`, as OpenAI has it; `pooling` is ours."""
+"""`POST /v1/embeddings`, as OpenAI has it; `pooling` and `normalize` are ours."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gateway.dialects.openai import Count, Int, Name, decode, encode, is_one, pr
 from ipc.errors import CortexError
 from ipc.messages import Embed, Embeddings
 
-NEUTRAL: dict[str, tuple[Any, ...]] = {"truncate_prompt_tokens": ()}
+NEUTRAL: dict[str, tuple[Any, ...]] = {"truncate_prompt_tokens": (), "add_special_tokens": (True,)}
 
 
 class EmbeddingFields(Struct, kw_only=True):
@@ -21,8 +21,10 @@ class EmbeddingFields(Struct, kw_only=True):
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Count | None = None
     pooling: Literal["last", "mean"] | None = None
+    normalize: bool | None = None
     priority: Int | None = None
-    truncate_prompt_tokens: int | None = None  # would change the answer
+    truncate_prompt_tokens: int | None = None  # would change the answer, as the next one
+    add_special_tokens: bool | None = None
 
 
 class Vector(Struct):
@@ -60,6 +62,7 @@ def parse(body: bytes) -> tuple[Embed, EmbeddingAnswer]:
         model=fields.model,
         input=[inputs] if is_one(inputs) else inputs,
         pooling=fields.pooling or "last",
+        normalize=fields.normalize is not False,
         dimensions=fields.dimensions,
         priority=fields.priority or 0,
     )

@@ -639,3 +639,9 @@ def test_json_text_is_one_line_for_everybody() -> None:
     encoded = json_string(text).decode()
     assert json.loads(encoded) == text
     assert len(encoded.splitlines()) == 1
+
+
+def test_an_embedding_is_as_long_as_the_client_likes() -> None:
+    assert embed().normalize
+    assert not embed(normalize=False).normalize
+    assert refusal(embed, add_special_tokens=False).param == "add_special_tokens"
