@@ -19,11 +19,13 @@ class Penalties:
 
     Args:
         vocab_size: columns of the logits.
+        block_rows: of logits that are changed at once.
     """
 
-    def __init__(self, vocab_size: int, device: torch.device) -> None:
-        self._device = device
+    def __init__(self, vocab_size: int, device: torch.device, block_rows: int) -> None:
+        self._device, self._block_rows = device, block_rows
         self._places: dict[int, int] = {}  # slot -> row of the tensors below
+        self._given: dict[int, tuple[float, float, float]] = {}  # slot -> its row of the last one
         self._free: list[int] = []
         self._counts = torch.zeros(0, vocab_size, dtype=torch.int16, device=device)  # in the output
         self._seen = torch.zeros(0, vocab_size, dtype=torch.bool, device=device)  # in prompt or output
@@ -40,6 +42,7 @@ class Penalties:
         if not self._free:
             self._grow()
         place = self._places[slot] = self._free.pop()
+        self._given[slot] = strengths
         self._strengths[place] = torch.tensor(strengths, device=self._device)
         self._counts[place] = 0
         self._seen[place] = False
@@ -53,21 +56,28 @@ class Penalties:
         """A sequence left, penalised or not."""
         if (place := self._places.pop(slot, None)) is not None:
             self._free.append(place)
+            del self._given[slot]
 
     def apply(self, logits: Tensor, slots: list[int]) -> None:  # [rows, vocabulary], changed in place
         """Penalise the rows, which belong to `slots`."""
         rows = [row for row, slot in enumerate(slots) if slot in self._places]
-        if not rows:
-            return
-        places = self._index([self._places[slots[row]] for row in rows])
-        repetition, presence, frequency = self._strengths[places].unsqueeze(2).unbind(1)  # each [rows, 1]
-        counts = self._counts[places].float()
-        index = self._index(rows)
-        changed = logits[index]
-        repeated = torch.where(changed > 0, changed / repetition, changed * repetition)
-        changed = torch.where(self._seen[places], repeated, changed)
-        changed -= frequency * counts + presence * (counts > 0)
-        logits[index] = changed
+        for start in range(0, len(rows), self._block_rows):
+            block = rows[start : start + self._block_rows]
+            index = self._index(block)
+            logits[index] = self._penalised(logits[index], [slots[row] for row in block])
+
+    def _penalised(self, logits: Tensor, slots: list[int]) -> Tensor:  # [slots, vocabulary]
+        """The logits as the settings change them."""
+        places = self._index([self._places[slot] for slot in slots])
+        repetition, presence, frequency = self._strengths[places].unsqueeze(2).unbind(1)  # each [slots, 1]
+        if any(self._given[slot][0] != 1 for slot in slots):
+            repeated = torch.where(logits > 0, logits / repetition, logits * repetition)
+            logits = torch.where(self._seen[places], repeated, logits)
+        if any(self._given[slot][1:] != (0, 0) for slot in slots):
+            counts = self._counts[places].float()
+            logits -= presence * (counts > 0)
+            logits -= counts.mul_(frequency)
+        return logits
 
     def record(self, slots: list[int], tokens: list[int]) -> None:
         """Each of these sequences goes on with a token; -1 is none."""

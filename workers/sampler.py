@@ -84,7 +84,7 @@ class Sampler:
         self._vocab_size, self._device = vocab_size, torch.device(device)
         self._block_rows = max(1, BLOCK_LOGITS[self._device.type] // vocab_size)
         self._slots: dict[int, _Slot] = {}
-        self._penalties = Penalties(vocab_size, self._device)
+        self._penalties = Penalties(vocab_size, self._device, self._block_rows)
 
     def add(
         self, slot: int, params: SamplingParams, prompt: Sequence[int], output: Sequence[int] = ()
