@@ -165,12 +165,13 @@ def _place(need: Need, candidates: list[str], free: dict[str, int], context_leng
     pages = min(most, pool // page_bytes) if page_bytes else most
     if pages < pages_for(context_length):
         return None
+    budgets = [need.fixed_bytes(rank, name) + pages * page_bytes for rank, name in enumerate(devices)]
+    if need.kv_memory is not None:  # it is kept to, though all else should take more than planned
+        budgets = [free[name] // sharing[name] for name in devices]
     return Fit(
         devices=devices,
         reservations={name: size + sharing[name] * pages * page_bytes for name, size in fixed.items()},
-        rank_budgets=tuple(
-            need.fixed_bytes(rank, name) + pages * page_bytes for rank, name in enumerate(devices)
-        ),
+        rank_budgets=tuple(budgets),
         kv_pages=pages,
         most_pages=most,
         context_length=min(need.context_length, pages * PAGE_SIZE),

@@ -31,6 +31,12 @@ def test_the_pool_is_what_all_sequences_need_and_no_more():
     assert fit.reservations == {"cuda:0": 4 * GIB + 4 * 8192 * 100_000}
 
 
+def test_what_ranks_may_hold_is_what_is_reserved_for_them():
+    fit = find_fit(need(rank_bytes=(GIB, GIB), cpu_overhead=1000), {"cpu": 16 * GIB}, [], "lru")
+    assert sum(fit.rank_budgets) == fit.reservations["cpu"]
+    assert fit.most_pages == 4 * 8192 // PAGE_SIZE >= fit.kv_pages
+
+
 def test_without_a_choice_the_freest_gpu_is_taken():
     fit = find_fit(need(), {"cuda:0": 8 * GIB, "cuda:1": 20 * GIB, "cpu": 200 * GIB}, [], "lru")
     assert fit.devices == ("cuda:1",)
@@ -57,7 +63,8 @@ def test_the_context_is_cut_to_the_pool_where_a_whole_one_cannot_be_had():
 
 def test_a_chosen_pool_is_taken_as_it_is_and_cuts_the_context():
     fit = find_fit(need(kv_memory=400_000_000), {"cpu": 64 * GIB}, [], "lru")
-    assert fit.kv_pages == 400_000_000 // 3_200_000
+    assert fit.kv_pages == fit.most_pages == 400_000_000 // 3_200_000
+    assert fit.rank_budgets == (64 * GIB,)
     assert fit.context_length == fit.kv_pages * 32
 
 
