@@ -3,6 +3,7 @@
 A neuron with a model of random weights on the CPU, and one client of its protocol.
 
 * joining: the time between two tokens of 8 streams, undisturbed and while a prompt of 16,384 tokens joins.
+  The streams grow meanwhile, so what they are used to is told before and after.
 * conversation: 20 turns of an agent. Each turn sends the whole history again, with the cache of prefixes, and
   with a salt of its own, with which nothing is shared.
 """
@@ -108,7 +109,7 @@ class Stream:
 
 
 async def joining(client: NeuronClient, disturbed: bool) -> dict[str, float]:
-    """Milliseconds between the tokens of the streams: before, and while the prompt is there."""
+    """Milliseconds between the tokens of the streams: before, while the prompt is there, and after."""
     streams = [Stream(client, request(prompt(i, 64), 15_000, f"{disturbed} {i}")) for i in range(STREAMS)]
     ends = [asyncio.create_task(stream.end()) for stream in streams]
     await asyncio.sleep(ALONE)
@@ -118,21 +119,22 @@ async def joining(client: NeuronClient, disturbed: bool) -> dict[str, float]:
     else:
         await asyncio.sleep(ALONE)
     left = time.perf_counter()
+    await asyncio.sleep(ALONE)
     for stream in streams:
         stream.call.cancel()
     await asyncio.gather(*ends)
-    before, then = [], []
+    before, then, after = [], [], []
     for stream in streams:
         for first, second in zip(stream.times[1:], stream.times[2:], strict=False):
-            gaps = before if second < joined else then
-            if first < left:
-                gaps.append((second - first) * 1000)
+            gaps = before if second < joined else then if first < left else after
+            gaps.append((second - first) * 1000)
     return {
         "seconds": left - joined,
         "before": statistics.median(before),
         "median": statistics.median(then),
         "p99": statistics.quantiles(then, n=100)[98],
         "longest": max(then),
+        "after": statistics.median(after),  # contexts are longer by then
     }
 
 
@@ -170,11 +172,11 @@ async def measure(endpoint: str, parts: list[str]) -> dict[str, dict]:
 
 
 def show_joining(results: dict[str, dict]) -> None:
-    table = Table(f"{STREAMS} streams, ms", "before", "then", "p99", "longest", "longest/before")
+    table = Table(f"{STREAMS} streams, ms", "before", "then", "p99", "longest", "after", "longest/after")
     for name in ("undisturbed", "while a prompt joins"):
         row = results[name]
-        values = [f"{row[key]:.1f}" for key in ("before", "median", "p99", "longest")]
-        table.add_row(name, *values, f"{row['longest'] / row['before']:.2f}")
+        values = [f"{row[key]:.1f}" for key in ("before", "median", "p99", "longest", "after")]
+        table.add_row(name, *values, f"{row['longest'] / row['after']:.2f}")
     Console().print(table)
     seconds = results["while a prompt joins"]["seconds"]
     Console().print(f"the prompt of {JOINING:,} tokens took {seconds:.1f} s beside them")

@@ -177,8 +177,8 @@ class Scheduler:
         """The next step, or None when nothing is open.
 
         Args:
-            chunk: tokens of prompts that may go beside those in decode, so that these are not held up; at
-                least 1. None, or with nothing in decode: as many as the budget allows.
+            chunk: tokens of prompts that may go beside those in decode, so that these are not held up.
+                None, or with nothing in decode: as many as the budget allows.
         """
         decodes = self._plan_decodes()
         budget = self.max_step_tokens - len(decodes)

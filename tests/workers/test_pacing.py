@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.pacing import FIRST_CHUNK, GROWTH, SMALLEST_CHUNK, Pace
+from workers.pacing import FIRST_CHUNK, GROWTH, MIXED, SMALLEST_CHUNK, Pace
 
 
 def join(pace: Pace, *, decode: float, token, prompt: int) -> list[float]:
@@ -58,19 +58,35 @@ def test_one_slow_step_is_no_reason_to_crawl():
         chunk = pace.chunk()
         pace.observe(8, chunk, 0.01 + chunk * 1e-4)
     assert slow == SMALLEST_CHUNK
+    if not pace.chunk():  # a look at the streams alone
+        pace.observe(8, 0, 0.01)
     assert pace.chunk() > 80
+
+
+def test_streams_that_get_slower_leave_more_time_to_a_prompt():
+    pace, decode, chunks = Pace(4096), 0.01, []
+    pace.observe(8, 0, decode)
+    for _ in range(1_000):
+        chunk = pace.chunk()
+        pace.observe(8, chunk, decode + chunk * 1e-3)
+        chunks.append(chunk)
+        decode *= 1.002
+    assert chunks[20] == pytest.approx(10, abs=3)
+    assert max(chunks[-40:]) > 40
+    assert chunks.count(0) == pytest.approx(1_000 / 33, abs=2)
 
 
 seconds = st.floats(0, 100, allow_subnormal=False)
 
 
 @given(st.lists(st.tuples(st.integers(0, 256), st.integers(0, 4096), seconds)))
-def test_a_chunk_is_never_empty_nor_over_the_limit(steps):
-    pace, last = Pace(512), 0
+def test_a_chunk_is_never_over_the_limit_and_empty_only_after_many(steps):
+    pace, last, mixed = Pace(512), 0, 0
     for decode_tokens, prompt_tokens, seconds in steps:
         pace.observe(decode_tokens, prompt_tokens, seconds)
+        mixed = mixed + 1 if decode_tokens and prompt_tokens else 0
         chunk = pace.chunk()
-        assert 1 <= chunk <= 512
+        assert (0 if mixed >= MIXED else 1) <= chunk <= 512
         if decode_tokens and prompt_tokens:
             last = prompt_tokens
             assert chunk <= max(FIRST_CHUNK, GROWTH * last) or chunk == 512

@@ -14,6 +14,8 @@ from torch import Tensor
 
 BLOCK_SCORES = 1 << 20  # scores computed at once in prefill: 4 MB, which stays in the cache
 BLOCK_PAGES = 64  # pages of keys that they belong to at most
+FEW_ROWS = 32  # of queries for each key: so few are not worth a copy of the keys in float32
+FEW_BYTES = 8 << 20  # of keys and values that these read at once
 
 
 @dataclass(slots=True)
@@ -89,24 +91,31 @@ def attend_chunk(
     queries = q.view(tokens, kv_heads, group, head_dim).permute(1, 2, 0, 3)
     out = torch.empty(kv_heads, group, tokens, head_dim, device=q.device)
     log_sums = torch.full((kv_heads, group, tokens, 1), -torch.inf, device=q.device)
-    positions = torch.arange(chunk.context, device=q.device)
+    positions = torch.arange(len(chunk.pages) * page_size, device=q.device)
     step = max(16, BLOCK_SCORES // (heads * min(chunk.context, BLOCK_PAGES * page_size)))
-    for number, pages in enumerate(chunk.pages.split(BLOCK_PAGES)):
-        seen = number * BLOCK_PAGES * page_size  # keys before this block
+    few = group * tokens <= FEW_ROWS
+    block_pages = max(BLOCK_PAGES, FEW_BYTES // kv[:, 0].nbytes) if few else BLOCK_PAGES
+    for number, pages in enumerate(chunk.pages.split(block_pages)):
+        seen = number * block_pages * page_size  # keys before this block
         block = kv.transpose(1, 2).index_select(2, pages).flatten(2, 3)
-        keys, values = block[0].transpose(1, 2).float(), block[1]
+        keys, values = block[0].transpose(1, 2), block[1]
+        if not few:
+            keys = keys.float()
         for start in range(max(0, seen - first), tokens, step):
             end = min(start + step, tokens)
-            count = min(first + end - seen, values.shape[1])  # keys of this block that the last query sees
+            # keys of this block that the last query sees, in whole pages: so shapes, which each need a kernel
+            # of their own, are few, and all of a block needs no copy
+            count = min(-(-(first + end - seen) // page_size) * page_size, values.shape[1])
             shape = (kv_heads, group, end - start, count)
-            rows = queries[:, :, start:end].reshape(kv_heads, -1, head_dim).float()
-            scores = torch.bmm(rows, keys[..., :count]).mul_(scale).view(shape)
+            rows = queries[:, :, start:end].reshape(kv_heads, -1, head_dim).to(keys.dtype)
+            scores = _products(rows, keys[..., :count]).mul_(scale).view(shape)
             if seen + count > first + start + 1:
-                beyond = positions[seen : seen + count] > positions[first + start : first + end, None]
-                scores.masked_fill_(beyond, -torch.inf)
+                known = max(0, first + start + 1 - seen)  # keys that all of the queries see
+                beyond = positions[seen + known : seen + count] > positions[first + start : first + end, None]
+                scores[..., known:].masked_fill_(beyond, -torch.inf)
             weights = torch.softmax(scores, dim=-1).to(q.dtype).view(kv_heads, -1, count)
             part = torch.bmm(weights, values[:, :count]).view(*shape[:3], head_dim).float()
-            if len(chunk.pages) > BLOCK_PAGES:
+            if len(chunk.pages) > block_pages:
                 log_sum = log_sums[:, :, start:end]
                 new = scores.logsumexp(dim=-1, keepdim=True)
                 share = torch.sigmoid(new - log_sum)  # of this block in the sum so far
