@@ -17,6 +17,8 @@ from ipc.worker_messages import KERNELS, Waiting, WarmUp, WorkerSpec
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
+    # Threads that read weights would each leave up to 64 MB behind: glibc trims no heap but the first one.
+    "MALLOC_ARENA_MAX": "1",
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": str(KERNELS),
     "LRU_CACHE_CAPACITY": str(KERNELS),  # the same, of what torch wraps around them
     "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # the order in which NVML counts

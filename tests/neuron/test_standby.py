@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from transformers import Qwen3Config, Qwen3ForCausalLM
 
 import neuron.standby
 from ipc.errors import CortexError
@@ -170,6 +171,23 @@ def descriptors(pid):
 
 
 # --- taken and given back -------------------------------------------------------------------------------
+
+
+def test_a_model_of_some_size_leaves_nothing_behind(tmp_path):
+    """Its weights are read, and packed, by several threads."""
+    shape = {"vocab_size": 16_384, "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 2}
+    Qwen3ForCausalLM(Qwen3Config(**shape, dtype="bfloat16")).bfloat16().save_pretrained(tmp_path)
+
+    async def scenario(place):
+        pid = await place.warm()
+        before = place.standby.booked("cpu")
+        for _ in range(3):
+            async with place.serving(folder=str(tmp_path), threads=2, max_step_tokens=256) as group:
+                await Output(group).all()
+            assert place.pid == pid
+        assert place.standby.booked("cpu") < before + (48 << 20)
+
+    run(scenario)
 
 
 def test_fifty_loads_leave_one_process_as_it_was():
