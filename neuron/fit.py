@@ -12,6 +12,7 @@ from ipc.worker_messages import PAGE_SIZE, SMALLEST_CONTEXT
 
 CUDA_KV_SHARE = 0.95  # of what is left for it; the rest is for what a desktop takes from one hour to the next
 CPU_KV_SHARE = 0.5  # memory is shared with everything else on the host
+ONE_CONTEXT = 1.05  # of it, so that one has room even where a rank finds that it needs more than was planned
 CPU_KV_DEFAULT = 2 << 30  # bytes a rank; more is taken only for one whole context
 
 
@@ -185,7 +186,7 @@ def _pool(need: Need, device: str, room: int) -> int:
     if device != "cpu":
         return int(room * CUDA_KV_SHARE)
     one_context = pages_for(need.context_length) * PAGE_SIZE * need.kv_bytes_per_token
-    return min(int(room * CPU_KV_SHARE), max(CPU_KV_DEFAULT, one_context))
+    return min(int(room * CPU_KV_SHARE), max(CPU_KV_DEFAULT, int(ONE_CONTEXT * one_context)))
 
 
 def pages_for(tokens: int) -> int:
