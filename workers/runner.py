@@ -14,7 +14,7 @@ from torch import Tensor
 from ipc.errors import Code, CortexError
 from ipc.worker_messages import KERNEL_BYTES, Logprobs, MemoryUse, WorkerSpec
 from workers.batch import Piece, Slot, Step, make_step
-from workers.config import read_config
+from workers.config import ModelConfig, read_config
 from workers.engine import Extra, Loaded, OutOfDeviceMemory, StepResult
 from workers.grammar import Grammars
 from workers.kv_cache import KVCache
@@ -44,10 +44,10 @@ class Runner:
         self.grammars: Grammars | None = None  # made when the first one is asked for
 
     def load(self, progress: Callable[[float, str], None]) -> Loaded:
-        """Read this rank's weights and make the KV pages.
+        """Read this rank's weights, measure what a step takes, and make KV pages of the rest.
 
         Raises:
-            CortexError: the checkpoint cannot be loaded, or does not divide over the ranks.
+            CortexError: the checkpoint cannot be loaded, does not divide over the ranks, or leaves no room.
         """
         spec = self.spec
         dtype = getattr(torch, spec.dtype)
@@ -66,18 +66,27 @@ class Runner:
         if device.type == "cpu":
             _tune_cpu(dtype)
         self.sampler = Sampler(config.vocab_size, device)
+        progress(1.0, "measuring a step")
+        return self._make_pool(config, dtype, weights + self.model.head.copied)
+
+    def _make_pool(self, config: ModelConfig, dtype: torch.dtype, weights: int) -> Loaded:
+        """A pool as large as memory allows: first one page of one layer, to see what all else takes.
+
+        Args:
+            weights: bytes.
+        """
+        spec = self.spec
         pool = partial(
             KVCache,
             kv_heads=len(self.group.share_kv(config.num_kv_heads)),
             head_dim=config.head_dim,
             dtype=dtype,
-            device=device,
+            device=self.group.device,
         )
         self.cache = pool(layers=1, pages=1)
         page_bytes = config.num_layers * self.cache.nbytes
         self.run_pages = max(1, RUN_BYTES // self.cache.layers[0][0, 0].nbytes)
-        progress(1.0, "measuring a step")
-        used = self._measure(weights + self.model.head.copied)
+        used = self._measure(weights)
         pages = self.group.least(pool_pages(spec, page_bytes, used))
         check_pages(spec, pages, page_bytes, used)
         self.cache = pool(layers=config.num_layers, pages=pages)
