@@ -9,6 +9,7 @@ from typing import Literal
 
 from ipc.errors import Code, CortexError
 from ipc.worker_messages import PAGE_SIZE, SMALLEST_CONTEXT
+from neuron.ledger import gib
 
 CUDA_KV_SHARE = 0.95  # of what is left for it; the rest is for what a desktop takes from one hour to the next
 CPU_KV_SHARE = 0.5  # memory is shared with everything else on the host
@@ -206,18 +207,14 @@ def _refusal(
         if any(name in candidates for name in holder.reserved)
     }
     who = "; ".join(
-        f"{model} holds {', '.join(f'{_gib(size)} on {name}' for name, size in sizes.items())}"
+        f"{model} holds {', '.join(f'{gib(size)} on {name}' for name, size in sizes.items())}"
         for model, sizes in held.items()
     )
     return CortexError(
         Code.INSUFFICIENT_MEMORY,
-        f"{need.model} needs at least {' and '.join(map(_gib, needed))}, "
-        f"one amount a rank; free are {', '.join(f'{_gib(free[name])} on {name}' for name in candidates)}"
+        f"{need.model} needs at least {' and '.join(map(gib, needed))}, "
+        f"one amount a rank; free are {', '.join(f'{gib(free[name])} on {name}' for name in candidates)}"
         + (f"; {who}, and is pinned, busy or of higher priority" if who else ""),
         retry_after=5.0 if held else None,
         details={"needed": needed, "free": free, "held": held},
     )
-
-
-def _gib(size: int) -> str:
-    return f"{size / (1 << 30):.2f} GiB"

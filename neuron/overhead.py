@@ -19,7 +19,7 @@ FLOAT = 4  # bytes of a float32
 KEYS_AT_ONCE = 2048  # tokens of context whose keys attention over a prompt gathers in one piece
 SCORES = 12 << 20  # bytes of attention scores, their weights and their mask
 TOLD_ROWS = 64  # of logits at once, for the log-probabilities of a prompt
-SORTED_ROWS = {"cpu": 8, "cuda": 32}  # of logits at once, for the draw of a token
+SORTED_LOGITS = {"cpu": 5 << 18, "cuda": 5 << 20}  # at once, for the draw of tokens
 SORTED_BYTES = 44  # for each of these logits: values, ids, probabilities and their sums, in float64
 PENALTY_BYTES = 3  # for each logit, kept: how often its token came, and whether at all
 
@@ -69,7 +69,8 @@ class Overhead:
 
     def _sampling(self, kind: str, sequences: int) -> int:
         row = self.itemsize + 2 * FLOAT + PENALTY_BYTES
-        return self.shapes.vocab_size * (sequences * row + min(sequences, SORTED_ROWS[kind]) * SORTED_BYTES)
+        logits = sequences * self.shapes.vocab_size
+        return logits * row + min(logits, SORTED_LOGITS[kind]) * SORTED_BYTES
 
     def _packed_head(self) -> int:
         """A tied head, packed for oneDNN, is a copy of the embedding."""

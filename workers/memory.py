@@ -24,8 +24,7 @@ from workers.plan import NewSequence, Scheduled, StepPlan
 DEAR = {"repetition_penalty": 1.1, "frequency_penalty": 0.1, "logprobs": 20}  # what costs memory in each row
 DEVICE_MARGIN = 128 << 20  # bytes of a GPU that stay free beside the pool, for what drivers take on their way
 LONG_CONTEXT = 3072  # tokens: attention reads what is longer in blocks, which take no more memory
-TOLD_TOKENS = 64  # of a prompt with log-probabilities: these, too, are computed in blocks
-SORTED_ROWS = {"cpu": 8, "cuda": 32}  # of the sampler: what it has to sort, it sorts in blocks
+TOLD_TOKENS = 64  # of a prompt, whose logits over the whole vocabulary are in memory at once
 
 
 def footprint(device: str) -> Footprint:
@@ -51,10 +50,13 @@ def trim(device: str) -> None:
         libc.malloc_trim(0)
 
 
-def largest_step(spec: WorkerSpec) -> StepPlan:
+def largest_step(spec: WorkerSpec, sorted_rows: int) -> StepPlan:
     """A step of all the tokens and sequences that there may be, each with the dearest settings.
 
     All of its pages are number 0: what is in them does not matter.
+
+    Args:
+        sorted_rows: of logits, which the sampler draws from at once.
     """
     added: list[NewSequence] = []
     scheduled: list[Scheduled] = []
@@ -69,7 +71,6 @@ def largest_step(spec: WorkerSpec) -> StepPlan:
     # so flat a distribution, and so wide a filter, that all of the vocabulary has to be sorted
     sorting = SamplingParams(100.0, top_p=0.99, **DEAR)
     greedy = SamplingParams(0.0, **DEAR)
-    sorted_rows = SORTED_ROWS[spec.device.partition(":")[0]]
     longest = min(spec.context_length, LONG_CONTEXT)
     left = spec.max_step_tokens
     for number in range(spec.max_sequences - 1):

@@ -20,14 +20,13 @@ from workers.grammar import Grammars
 from workers.kv_cache import KVCache
 from workers.loader import Checkpoint
 from workers.logprobs import logprobs
-from workers.memory import check_pages, held, largest_step, pool_pages, trim
+from workers.memory import TOLD_TOKENS, check_pages, held, largest_step, pool_pages, trim
 from workers.models.decoder import Decoder
 from workers.parallel import Group
 from workers.plan import NewSequence, Scheduled, StepPlan
 from workers.sampler import Sampled, Sampler
 
 THREAD_BYTES = 32 << 20  # weights that a further CPU thread is worth: less, and it waits longer than it works
-LOGITS_ROWS = 64  # of a prompt, whose logits over the whole vocabulary are in memory at once
 CHECKED_STEPS = 16  # between two looks at how much memory is held
 RUN_BYTES = 4 << 20  # of keys that decode gathers at once, so that they stay in the cache
 
@@ -100,7 +99,7 @@ class Runner:
         Raises:
             CortexError: INSUFFICIENT_MEMORY, not even for that step.
         """
-        device, plan = self.spec.device, largest_step(self.spec)
+        device, plan = self.spec.device, largest_step(self.spec, self.sampler.block_rows)
         trim(device)
         before = held(device)
         try:
@@ -213,8 +212,8 @@ class Runner:
         start = slot.num_computed + 1
         following = slot.token_ids[start : start + len(piece.rows)].tolist()
         told: list[Logprobs] = []
-        for start in range(0, len(following), LOGITS_ROWS):
-            targets = following[start : start + LOGITS_ROWS]
+        for start in range(0, len(following), TOLD_TOKENS):
+            targets = following[start : start + TOLD_TOKENS]
             logits = self.model.logits(hidden[first + start : first + start + len(targets)])
             told += logprobs(logits, targets, [slot.new.params.prompt_logprobs] * len(targets))
         return told

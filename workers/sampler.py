@@ -78,13 +78,16 @@ class Sampler:
     Args:
         vocab_size: columns of the logits.
         device: where they are.
+
+    Attributes:
+        block_rows: of logits that are drawn from at once.
     """
 
     def __init__(self, vocab_size: int, device: torch.device | str = "cpu") -> None:
         self._vocab_size, self._device = vocab_size, torch.device(device)
-        self._block_rows = max(1, BLOCK_LOGITS[self._device.type] // vocab_size)
+        self.block_rows = max(1, BLOCK_LOGITS[self._device.type] // vocab_size)
         self._slots: dict[int, _Slot] = {}
-        self._penalties = Penalties(vocab_size, self._device, self._block_rows)
+        self._penalties = Penalties(vocab_size, self._device, self.block_rows)
 
     def add(
         self, slot: int, params: SamplingParams, prompt: Sequence[int], output: Sequence[int] = ()
@@ -199,7 +202,7 @@ class Sampler:
         logits[index] = logits[index].masked_fill(~allowed, -torch.inf)
 
     def _blocks(self, rows: list[Any]) -> Iterator[list[Any]]:
-        return (rows[start : start + self._block_rows] for start in range(0, len(rows), self._block_rows))
+        return (rows[start : start + self.block_rows] for start in range(0, len(rows), self.block_rows))
 
     def _take(self, logits: Tensor, rows: list[int]) -> Tensor:  # [len(rows), vocabulary]
         """Some rows, in ascending order: not a copy where they follow each other."""

@@ -108,7 +108,7 @@ def test_the_largest_step_keeps_within_the_limits(max_sequences, more_tokens, co
         max_step_tokens=max_sequences + more_tokens,
         context_length=context_length,
     )
-    plan = largest_step(spec)
+    plan = largest_step(spec, 8)
     assert sum(entry.num_tokens for entry in plan.scheduled) == spec.max_step_tokens
     for new, entry in zip(plan.added, plan.scheduled, strict=True):
         tokens = len(new.pages) * PAGE_SIZE + entry.num_tokens
