@@ -110,11 +110,12 @@ class Runner:
                 f"a step of {self.spec.max_step_tokens} tokens does not fit beside the weights: {error}. "
                 "A smaller max_step_tokens or max_sequences needs less",
             ) from error
-        after = held(device)
+        took = held(device) - before
         for slot in list(self.slots):
             self._release(slot)
+        most = -self.group.least(-took)  # the ranks do the same: what one of them took, each may come to take
         kernels = KERNEL_BYTES if device == "cpu" else 0
-        return MemoryUse(weights=weights, activations=after - before + kernels, runtime=before - weights)
+        return MemoryUse(weights=weights, activations=most + kernels, runtime=before - weights)
 
     def prove(self) -> int:
         """Sum a one over the ranks."""
