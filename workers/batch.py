@@ -55,6 +55,7 @@ class Batch:
     positions: Tensor  # [tokens] int64, from 0 in each sequence
     pages: Tensor  # [tokens] int64, the page that takes each token's keys and values
     places: Tensor  # [tokens] int64, its place in that page
+    opened: list[int]  # pages that get their first tokens, and are not full after the step
     num_decode: int  # tokens that `runs` is for
     runs: list[PageRun]
     chunks: list[Chunk]
@@ -90,6 +91,7 @@ def make_step(
     """
 
     token_ids, positions, pages = array("q"), array("q"), array("q")
+    opened: list[int] = []
     pieces: list[Piece] = []
     last: dict[int, int] = {}  # slot -> row of its last token
     for entry in scheduled:
@@ -99,6 +101,8 @@ def make_step(
             token_ids.append(slot.token_ids[position])
             positions.append(position)
             pages.append(slot.pages[position // PAGE_SIZE])
+            if position % PAGE_SIZE == 0:
+                opened.append(pages[-1])
             pieces.append(Piece(slot, range(row, row + 1)))
             last[entry.slot] = row
     num_decode = len(token_ids)
@@ -111,6 +115,8 @@ def make_step(
             token_ids.extend(slot.token_ids[start:end])
             positions.extend(range(start, end))
             pages.extend(slot.pages[position // PAGE_SIZE] for position in range(start, end))
+            if end % PAGE_SIZE and end // PAGE_SIZE * PAGE_SIZE >= start:
+                opened.append(pages[-1])
             rows = range(first, len(token_ids))
             pieces.append(Piece(slot, rows))
             chunks.append(Chunk(slice(first, rows.stop), _tensor(slot.pages[: pages_for(end)], device), end))
@@ -127,6 +133,7 @@ def make_step(
         positions=position_tensor,
         pages=_tensor(pages, device),
         places=position_tensor % PAGE_SIZE,
+        opened=opened,
         num_decode=num_decode,
         runs=runs,
         chunks=chunks,

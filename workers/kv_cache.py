@@ -14,8 +14,9 @@ from workers.pages import PAGE_SIZE
 class KVCache:
     """One pool a layer, `[2, pages, kv_heads, PAGE_SIZE, head_dim]`: keys, then values.
 
-    A page is contiguous in a pool, so gathering pages is copying blocks. It starts as zeros, because whoever
-    attends over whole pages multiplies the unwritten rest of a last page with a weight of zero.
+    A page is contiguous in a pool, so gathering pages is copying blocks. Whoever attends over whole pages
+    multiplies the unwritten rest of a last page with a weight of zero, and zero times what another sequence
+    left there is NaN if that was not finite: so a page that is taken is cleared, unless it is filled at once.
     """
 
     def __init__(
@@ -46,6 +47,12 @@ def write_kv(kv: Tensor, keys: Tensor, values: Tensor, pages: Tensor, places: Te
     """
     kv[0, pages, :, places] = keys
     kv[1, pages, :, places] = values
+
+
+def clear(kv: Tensor, pages: list[int]) -> None:
+    """Let nothing be left in these pages of one layer's pool."""
+    for page in pages:  # one by one: there are few, and an index over them takes longer on a CPU
+        kv[:, page].zero_()
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from workers.batch import Batch
 from workers.config import ModelConfig
-from workers.kv_cache import KVCache, write_kv
+from workers.kv_cache import KVCache, clear, write_kv
 from workers.layers.attention import attend_chunk, attend_decode
 from workers.layers.embedding import Embedding, Head, Vocabulary
 from workers.layers.linear import ColumnParallel, Empty, RowParallel
@@ -121,6 +121,7 @@ class Attention:
         qk, values = qkv.split((heads + kv_heads, kv_heads), dim=1)
         qk = self.qk_norm(qk.float()) if self.qk_norm else qk.float()
         q, keys = rotate(qk, *angles).to(x.dtype).split((heads, kv_heads), dim=1)
+        clear(kv, batch.opened)
         write_kv(kv, keys, values, batch.pages, batch.places)
         out = torch.empty_like(q)
         if batch.num_decode:

@@ -1,0 +1,55 @@
+"""What one request computes reaches no other, whatever its numbers are."""
+
+from __future__ import annotations
+
+from array import array
+
+import pytest
+
+from ipc.worker_messages import SamplingParams
+from tests.workers.engines import DEVICES, make_spec
+from workers.pages import PAGE_SIZE, pages_for
+from workers.plan import NewSequence, Scheduled, StepPlan
+from workers.runner import Runner
+
+POISON = 7  # the token whose embedding is not finite
+PAGES = 4
+
+
+@pytest.fixture(params=DEVICES)
+def runner(request, tiny):
+    runner = Runner(make_spec(tiny("qwen3_untied_biased").folder, device=request.param, kv_pages=PAGES))
+    runner.load(lambda fraction, message: None)
+    yield runner
+    runner.close()
+
+
+def greedy(runner: Runner, prompt: list[int], pages: list[int], chunk: int = 1 << 20) -> list[bytes]:
+    """The logits of each token of an answer that fills `pages`, with the prompt in chunks."""
+    seen, logits = [], runner.model.logits
+    runner.model.logits = lambda x: seen.append(logits(x)) or seen[-1].clone()
+    new = NewSequence(0, len(prompt), array("I", prompt).tobytes(), SamplingParams(0.0))
+    added, computed, length = [new], 0, len(prompt)
+    while length < len(pages) * PAGE_SIZE:
+        tokens = min(chunk, length - computed)
+        given = pages[pages_for(computed) : pages_for(computed + tokens)]
+        result = runner.execute(StepPlan(1, [], added, [Scheduled(0, tokens, given)]))
+        computed, added = computed + tokens, []
+        if computed == length and result.tokens[0] < 0:
+            break
+        length += computed == length
+    del runner.model.logits
+    runner._release(0)
+    return [row.cpu().numpy().tobytes() for row in seen]
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+@pytest.mark.parametrize("chunk", [1 << 20, 20], ids=["whole", "chunked"])
+def test_a_page_carries_nothing_from_one_request_into_another(runner, value, chunk):
+    prompt = [(5 * i + 11) % 100 + 20 for i in range(45)]
+    pages = list(range(PAGES))
+    fresh = greedy(runner, prompt, pages, chunk)
+    runner.model.embedding.weight[POISON] = value
+    greedy(runner, [POISON] * (PAGES * PAGE_SIZE - 1), pages)
+    assert not any(layer.isfinite().all() for layer in runner.cache.layers), "nothing was poisoned"
+    assert greedy(runner, prompt, pages[::-1], chunk) == fresh
