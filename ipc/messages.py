@@ -31,31 +31,87 @@ class Plain(msgspec.Struct, omit_defaults=True, frozen=True, kw_only=True):
 # --- what is asked of a model ---------------------------------------------------------------------------
 
 
+MAX_NAME = 256  # characters of a name or an id that a client chooses
+MAX_IMAGE = 32 << 20  # bytes of an image's file
+
+Name = Annotated[str, msgspec.Meta(max_length=MAX_NAME)]
+
+
 class ToolCall(Plain):
     """A finished call of a tool. `arguments` is JSON text, exactly as the model wrote it."""
 
-    id: str
-    name: str
+    id: Name
+    name: Name
     arguments: str
 
 
 class Tool(Plain):
-    """A function the model may call; `parameters` is its JSON schema."""
+    """A function the model may call.
 
-    name: str
-    description: str = ""
-    parameters: dict[str, Any] = {}
+    `definition` is the client's own JSON, key by key, in the shape that chat templates are written for:
+    `{"type": "function", "function": {"name": ..., "description": ..., "parameters": {a JSON schema}, ...}}`.
+    """
+
+    definition: dict[str, Any]
+
+    @classmethod
+    def function(cls, name: str, **more: Any) -> Tool:
+        """The tool of that name; `more` are further members of `function`, such as `parameters`."""
+        return cls(definition={"type": "function", "function": {"name": name, **more}})
+
+    @property
+    def name(self) -> str:
+        return self.definition["function"]["name"]
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The JSON schema of its arguments; empty where the client gave none."""
+        return self.definition["function"].get("parameters") or {}
+
+    def is_valid(self) -> bool:
+        """Whether the definition has a name, and what else is read of it has the right type."""
+        function = self.definition.get("function")
+        if not isinstance(function, dict):
+            return False
+        name, parameters = function.get("name"), function.get("parameters")
+        return isinstance(name, str) and 0 < len(name) <= MAX_NAME and isinstance(parameters, dict | None)
+
+
+class TextPart(Plain, tag_field="type", tag="text"):
+    text: str
+
+
+class ImagePart(Plain, tag_field="type", tag="image"):
+    data: Annotated[bytes, msgspec.Meta(max_length=MAX_IMAGE)]  # the file
+    media_type: Name = ""  # as the client says, such as image/png
+
+
+class ToolResultPart(Plain, tag_field="type", tag="tool_result"):
+    """What a call came to; several may stand in one turn of the user."""
+
+    tool_call_id: Name
+    content: str | list[TextPart | ImagePart] = ""
+    is_error: bool = False
+
+
+class ThinkingPart(Plain, tag_field="type", tag="thinking"):
+    """A thought of the assistant, between its other parts."""
+
+    text: str
+
+
+ContentPart = TextPart | ImagePart | ToolResultPart | ThinkingPart
 
 
 class Message(Plain):
-    """One turn of a conversation."""
+    """One turn of a conversation. Parts are what the client sent, in its order."""
 
-    role: Literal["system", "user", "assistant", "tool"]
-    content: str = ""
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[ContentPart] = ""
     reasoning: str | None = None
     tool_calls: list[ToolCall] = []
-    tool_call_id: str | None = None
-    name: str | None = None
+    tool_call_id: Name | None = None
+    name: Name | None = None
 
 
 class Sampling(Plain):
@@ -162,6 +218,7 @@ class Generate(Request, tag="generate"):
     priority: int = 0  # smaller is sooner
     account: str = ""  # for whom: accounts take turns
     cache_salt: str = ""  # only requests with the same one share cached prefixes
+    parallel_tool_calls: bool = True  # False: the answer calls one tool at most
 
 
 class Cancel(Request, tag="cancel"):

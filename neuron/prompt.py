@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from ipc.messages import CountTokens, Embed, Generate, TokenLogprob
 from neuron.sampling import MAX_CHOICES, bad_request, check, check_ids
+from neuron.text import content
 from neuron.text.tags import END_THINK, SPACE, THINK
 from neuron.work import too_long
 
@@ -80,6 +81,9 @@ def validate_prompt(request: Generate | CountTokens) -> None:
         raise bad_request("prompt", "prompt is empty")
     if request.prompt is not None and request.tools:
         raise bad_request("tools", "tools need messages: a prompt is taken as it is")
+    for i, tool in enumerate(request.tools):
+        if not tool.is_valid():
+            raise bad_request(f"tools[{i}]", f"tools[{i}] is no definition of a function")
 
 
 def is_quick(request: Generate | Embed) -> bool:
@@ -92,7 +96,7 @@ def is_quick(request: Generate | Embed) -> bool:
     ):
         return False
     if request.messages is not None:
-        size = sum(len(message.content) for message in request.messages) + 1000 * len(request.tools)
+        size = sum(map(content.size, request.messages)) + 1000 * len(request.tools)
     else:
         size = sum(len(prompt) for _, prompt in named_prompts(request))
     return size * request.sampling.n <= INLINE_CHARACTERS

@@ -2,8 +2,8 @@
 
 A field that would change the answer and that we cannot honour is refused by name: an answer that silently
 ignores it is worse than none. Hints that leave the answer as it is are ignored (`user`, `store`, `metadata`,
-`service_tier`, `prompt_cache_key`, `prediction`, `verbosity`, `parallel_tool_calls`, a tool's `strict`, ...),
-and so are fields that nobody here has heard of: agents send new ones every month.
+`service_tier`, `prompt_cache_key`, `prediction`, `verbosity`, ...), and so are fields that nobody here has
+heard of: agents send new ones every month.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from gateway.dialects.openai_structured import StructuredFields
 from gateway.errors import envelope, shown
 from ipc.errors import Code, CortexError
-from ipc.messages import Sampling, Usage
+from ipc.messages import MAX_NAME, Sampling, Usage
 
 T = TypeVar("T")
 
@@ -30,6 +30,8 @@ NonNegative = Annotated[int, Meta(ge=0, le=MAX_INT)]
 TokenId = Annotated[int, Meta(ge=0, le=MAX_TOKEN_ID)]
 Count = Annotated[int, Meta(ge=1, le=MAX_INT)]
 Name = Annotated[str, Meta(min_length=1)]
+Short = Annotated[str, Meta(max_length=MAX_NAME)]
+ShortName = Annotated[str, Meta(min_length=1, max_length=MAX_NAME)]
 LogprobCount = Annotated[int, Meta(ge=0, le=20)]
 TokenIds = Annotated[list[TokenId], Meta(min_length=1)]
 
@@ -112,6 +114,14 @@ def decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
         raise CortexError(Code.BAD_REQUEST, f"the body is not valid JSON: {text}") from error
 
 
+def convert(value: Any, kind: Any, param: str) -> Any:
+    """The value of the field `param` as a `kind`; CortexError naming the place when it is none."""
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        raise invalid(error, param) from error
+
+
 # msgspec's words, in which a value of the client may stand, and the path.
 _COMPLAINT = re.compile(r"(.*?)(?: - at `\$([^`]*)`)?", re.DOTALL)
 _LONG_VALUE = re.compile(r"(['`])(.{100}).+\1", re.DOTALL)
@@ -161,10 +171,7 @@ def prompts(given: str | list[Any], param: str) -> str | list[int] | list[str] |
         kind = list[Name]
     elif given and isinstance(given[0], list):
         kind = list[TokenIds]
-    try:
-        return msgspec.convert(given, kind)
-    except msgspec.ValidationError as error:
-        raise invalid(error, param) from error
+    return convert(given, kind, param)
 
 
 def is_one(prompts: str | list[Any]) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import re
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -12,9 +14,11 @@ from gateway.dialects.openai import (
     NEUTRAL,
     Count,
     LogprobCount,
-    Name,
+    Short,
+    ShortName,
     UsageOut,
     Writer,
+    convert,
     decode,
     encode,
     json_string,
@@ -31,12 +35,16 @@ from gateway.errors import shown
 from ipc import messages
 from ipc.errors import Code, CortexError
 from ipc.messages import (
+    MAX_IMAGE,
+    ContentPart,
     Delta,
     Finished,
     FinishReason,
     Generate,
+    ImagePart,
     Message,
     Started,
+    TextPart,
     TokenLogprob,
     Tool,
     ToolCall,
@@ -46,20 +54,27 @@ from ipc.messages import (
 # --- the request ----------------------------------------------------------------------------------------
 
 
+class ImageUrl(Struct):
+    """`detail` makes no difference: models take an image as it is."""
+
+    url: str
+
+
 class Part(Struct):
-    """A piece of a message's content; only text can be served."""
+    """A piece of a message's content: text, or an image."""
 
     type: str
     text: str = ""
+    image_url: ImageUrl | None = None
 
 
 class FunctionCall(Struct):
-    name: Name
+    name: ShortName
     arguments: str = "{}"
 
 
 class Call(Struct):
-    id: str = ""
+    id: Short = ""
     type: str = "function"
     function: FunctionCall | None = None
 
@@ -69,17 +84,20 @@ class Turn(Struct):
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[Part] | None = None
-    name: str | None = None
+    name: Short | None = None
     tool_calls: list[Call] | None = None
-    tool_call_id: str | None = None
+    tool_call_id: Short | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
 
 
 class Function(Struct):
-    name: Name
+    """What is read of a function; the chat template gets it as the client wrote it."""
+
+    name: ShortName
     description: str | None = None
     parameters: dict[str, Any] | None = None
+    strict: bool | None = None
 
 
 class ToolField(Struct):
@@ -88,7 +106,7 @@ class ToolField(Struct):
 
 
 class FunctionName(Struct):
-    name: Name
+    name: ShortName
 
 
 class NamedTool(Struct):
@@ -116,8 +134,9 @@ class ChatFields(refusing(CHAT_NEUTRAL), kw_only=True):
     max_completion_tokens: Count | None = None
     logprobs: bool | None = None
     top_logprobs: LogprobCount | None = None
-    tools: list[ToolField] | None = None
+    tools: list[dict[str, Any]] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    parallel_tool_calls: bool | None = None
     reasoning_effort: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
@@ -151,6 +170,7 @@ def parse(body: bytes, request_id: str) -> tuple[Generate, ChatAnswer]:
         return_token_ids=bool(fields.return_token_ids),
         priority=fields.priority or 0,
         cache_salt=fields.cache_salt or "",
+        parallel_tool_calls=fields.parallel_tool_calls is not False,
     )
     names |= {"must_call": "tool_choice", "template_args": "chat_template_kwargs"}
     if fields.max_completion_tokens:
@@ -160,8 +180,8 @@ def parse(body: bytes, request_id: str) -> tuple[Generate, ChatAnswer]:
 
 def _message(turn: Turn, param: str) -> Message:
     return Message(
-        role="system" if turn.role == "developer" else turn.role,
-        content=_text(turn.content, f"{param}.content"),
+        role=turn.role,
+        content=_content(turn.content, f"{param}.content"),
         reasoning=turn.reasoning if turn.reasoning_content is None else turn.reasoning_content,
         tool_calls=[_call(call, f"{param}.tool_calls[{i}]") for i, call in enumerate(turn.tool_calls or ())],
         tool_call_id=turn.tool_call_id,
@@ -169,13 +189,38 @@ def _message(turn: Turn, param: str) -> Message:
     )
 
 
-def _text(content: str | list[Part] | None, param: str) -> str:
+def _content(content: str | list[Part] | None, param: str) -> str | list[ContentPart]:
     if content is None or isinstance(content, str):
         return content or ""
-    for i, part in enumerate(content):
-        if part.type != "text":
-            raise unsupported(f"{param}[{i}].type", f"{shown(part.type)} is not supported; only text is")
-    return "\n".join(part.text for part in content)
+    return [_part(part, f"{param}[{i}]") for i, part in enumerate(content)]
+
+
+def _part(part: Part, param: str) -> ContentPart:
+    if part.type == "text":
+        return TextPart(text=part.text)
+    if part.type == "image_url":
+        return _image(part.image_url, f"{param}.image_url")
+    raise unsupported(f"{param}.type", f"{shown(part.type)} is not supported; text and image_url are")
+
+
+_DATA_URL = re.compile(r"data:(image/[\w.+-]{1,64});base64,", re.ASCII)
+
+
+def _image(image: ImageUrl | None, param: str) -> ImagePart:
+    if image is None:
+        raise CortexError(Code.BAD_REQUEST, f"{param}: a required field is missing", param=param)
+    param += ".url"
+    start = _DATA_URL.match(image.url)
+    if start is None:
+        raise unsupported(param, "nothing is fetched; send the image itself, as data:image/...;base64,...")
+    try:
+        data = base64.b64decode(image.url[start.end() :], validate=True)
+    except ValueError as error:
+        raise CortexError(Code.BAD_REQUEST, f"{param}: it is not base64: {error}", param=param) from error
+    if not 0 < len(data) <= MAX_IMAGE:
+        text = f"{param}: the image has {len(data)} bytes; 1 to {MAX_IMAGE} are taken"
+        raise CortexError(Code.BAD_REQUEST, text, param=param)
+    return ImagePart(data=data, media_type=start[1])
 
 
 def _call(call: Call, param: str) -> ToolCall:
@@ -188,20 +233,11 @@ def _tools(fields: ChatFields) -> list[Tool]:
     """The tools that the model may call: with `tool_choice` "none" it is not told of any."""
     if fields.tools is None or fields.tool_choice == "none":
         return []
-    tools = []
-    for i, tool in enumerate(fields.tools):
+    for i, tool in enumerate(convert(fields.tools, list[ToolField], "tools")):
         if tool.type != "function" or tool.function is None:
             raise unsupported(f"tools[{i}].type", f"{shown(tool.type)} is not supported; only functions are")
-        function = tool.function
-        free_json.check(f"tools[{i}].function.parameters", function.parameters)
-        tools.append(
-            Tool(
-                name=function.name,
-                description=function.description or "",
-                parameters=function.parameters or {},
-            )
-        )
-    return tools
+        free_json.check(f"tools[{i}]", fields.tools[i])
+    return [Tool(definition=tool) for tool in fields.tools]
 
 
 def _must_call(fields: ChatFields, tools: list[Tool]) -> list[str]:

@@ -16,6 +16,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from ipc.errors import Code, CortexError
 from ipc.messages import Message, Tool
+from neuron.text.content import plain
 
 OUTPUT_LIMIT = 32 << 20  # characters of a rendered prompt
 RESERVED = ("messages", "tools", "add_generation_prompt")
@@ -58,8 +59,8 @@ class ChatTemplate:
         variables = {
             **self._special_tokens,
             **args,
-            "messages": [message_for_template(message) for message in messages],
-            "tools": [tool_for_template(tool) for tool in tools] or None,
+            "messages": [message_for_template(message) for message in plain(messages)],
+            "tools": [tool.definition for tool in tools] or None,
             "add_generation_prompt": True,
         }
         pieces, size = [], 0
@@ -79,7 +80,8 @@ class ChatTemplate:
 def message_for_template(message: Message) -> dict[str, Any]:
     """A message in the shape that templates are written for. Arguments of tool calls are an object there:
     templates walk through it, and one that is no JSON object stays the text that it is."""
-    turn: dict[str, Any] = {"role": message.role, "content": message.content}
+    role = "system" if message.role == "developer" else message.role
+    turn: dict[str, Any] = {"role": role, "content": message.content}
     if message.reasoning is not None:
         turn["reasoning_content"] = message.reasoning
     if message.tool_calls:
@@ -96,15 +98,6 @@ def message_for_template(message: Message) -> dict[str, Any]:
     if message.name is not None:
         turn["name"] = message.name
     return turn
-
-
-def tool_for_template(tool: Tool) -> dict[str, Any]:
-    """A tool in the shape that templates are written for."""
-    function: dict[str, Any] = {"name": tool.name}
-    if tool.description:
-        function["description"] = tool.description
-    function["parameters"] = tool.parameters or {"type": "object", "properties": {}}
-    return {"type": "function", "function": function}
 
 
 def _arguments(text: str) -> dict[str, Any] | str:

@@ -20,10 +20,12 @@ from ipc.messages import (
     Embed,
     Finished,
     Generate,
+    ImagePart,
     Message,
     Sampling,
     Started,
     Structured,
+    TextPart,
     Timings,
     TokenLogprob,
     Tool,
@@ -66,8 +68,8 @@ def test_conversation_keeps_all_that_the_template_needs() -> None:
         ]
     )
     assert request.messages == [
-        Message(role="system", content="be brief"),
-        Message(role="user", content="a\nb"),
+        Message(role="developer", content="be brief"),
+        Message(role="user", content=[TextPart(text="a"), TextPart(text="b")]),
         Message(
             role="assistant", reasoning="hm", tool_calls=[ToolCall(id="c1", name="f", arguments='{"a": 1}')]
         ),
@@ -103,9 +105,50 @@ def test_effort_and_template_arguments_reach_the_template() -> None:
 
 
 def test_tools_are_told_unless_the_client_says_none() -> None:
-    assert chat(tools=[TOOL]).tools == [Tool(name="f")]
-    assert chat(tools=[TOOL], tool_choice="auto").tools == [Tool(name="f")]
+    assert chat(tools=[TOOL]).tools == [Tool(definition=TOOL)]
+    assert chat(tools=[TOOL], tool_choice="auto").tools == [Tool(definition=TOOL)]
     assert chat(tools=[TOOL], tool_choice="none").tools == []
+
+
+def test_a_tool_goes_on_as_the_client_wrote_it() -> None:
+    schema = {"required": [], "type": "object", "properties": {"b": {}, "a": {"default": 1.0}}}
+    tool = {
+        "function": {"strict": True, "description": "", "name": "f", "parameters": schema, "x-own": None},
+        "type": "function",
+    }
+    (sent,) = msgspec.msgpack.decode(msgspec.msgpack.encode(chat(tools=[tool])), type=Generate).tools
+    assert json.dumps(sent.definition) == json.dumps(tool)
+    assert (sent.name, sent.parameters, sent.is_valid()) == ("f", schema, True)
+
+
+def test_one_call_at_a_time_is_asked_of_the_neuron() -> None:
+    assert chat(tools=[TOOL]).parallel_tool_calls
+    assert not chat(tools=[TOOL], parallel_tool_calls=False).parallel_tool_calls
+
+
+def test_an_image_goes_on_as_the_file_that_it_is() -> None:
+    part = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0K", "detail": "auto"}}
+    content = chat(messages=[{"role": "user", "content": [part]}]).messages[0].content
+    assert content == [ImagePart(data=b"\x89PNG\r\n", media_type="image/png")]
+
+
+@pytest.mark.parametrize(
+    ("image", "code", "param"),
+    [
+        ({}, Code.BAD_REQUEST, "image_url"),
+        ({"image_url": {}}, Code.BAD_REQUEST, "image_url.url"),
+        ({"image_url": {"url": "https://example.org/a.png"}}, Code.NOT_SUPPORTED, "image_url.url"),
+        ({"image_url": {"url": "file:///etc/passwd"}}, Code.NOT_SUPPORTED, "image_url.url"),
+        ({"image_url": {"url": "data:image/png;base64,"}}, Code.BAD_REQUEST, "image_url.url"),
+        ({"image_url": {"url": "data:image/png;base64,no base64"}}, Code.BAD_REQUEST, "image_url.url"),
+        ({"image_url": {"url": "data:image/png;base64,AAAé"}}, Code.BAD_REQUEST, "image_url.url"),
+    ],
+)
+def test_an_image_that_is_not_there_is_refused_where_it_should_be(
+    image: dict[str, Any], code: str, param: str
+) -> None:
+    error = refusal(chat, messages=[USER, {"role": "user", "content": [{"type": "image_url"} | image]}])
+    assert (error.code, error.param) == (code, f"messages[1].content[0].{param}")
 
 
 def test_a_call_may_be_required_of_any_tool_or_of_one() -> None:
@@ -155,7 +198,10 @@ def test_what_would_change_the_answer_is_refused_by_name(fields: dict[str, Any])
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content[0].type"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]},
+            "messages[0].content[0].type",
+        ),
         (
             {"messages": [{"role": "assistant", "tool_calls": [{"type": "custom"}]}]},
             "messages[0].tool_calls[0].type",
@@ -172,7 +218,7 @@ def test_hints_and_neutral_values_are_ignored() -> None:
     plain = chat()
     for fields in (
         {"user": "u", "metadata": {"a": "b"}, "store": True, "service_tier": "auto", "prompt_cache_key": "k"},
-        {"parallel_tool_calls": False, "verbosity": "low", "safety_identifier": "s", "never_heard_of": [1]},
+        {"parallel_tool_calls": True, "verbosity": "low", "safety_identifier": "s", "never_heard_of": [1]},
         {
             "n": 1,
             "logprobs": False,
@@ -209,6 +255,10 @@ def test_hints_and_neutral_values_are_ignored() -> None:
         ({"model": ""}, "model"),
         ({"messages": [USER, {"role": "robot", "content": "x"}]}, "messages[1].role"),
         ({"tools": [{"type": "function", "function": {}}]}, "tools[0].function.name"),
+        ({"tools": [TOOL, {"type": "function", "function": {"name": "n" * 257}}]}, "tools[1].function.name"),
+        ({"tools": [TOOL | {"function": {"name": "f", "parameters": []}}]}, "tools[0].function.parameters"),
+        ({"messages": [USER | {"name": "n" * 257}]}, "messages[0].name"),
+        ({"messages": [{"role": "tool", "tool_call_id": "n" * 257}]}, "messages[0].tool_call_id"),
     ],
 )
 def test_wrong_type_or_range_is_a_bad_request_that_names_the_path(fields: dict[str, Any], param: str) -> None:
@@ -231,7 +281,7 @@ def form(schema: Any) -> dict[str, Any]:
         ({"guided_json": json.dumps(BIG)}, "guided_json"),
         (
             {"tools": [TOOL, {"type": "function", "function": {"name": "g", "parameters": BIG}}]},
-            "tools[1].function.parameters",
+            "tools[1]",
         ),
         ({"chat_template_kwargs": {"a": [-(1 << 63) - 1]}}, "chat_template_kwargs"),
     ],

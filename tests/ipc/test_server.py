@@ -66,7 +66,7 @@ ONE_OF_EACH = [
         id=8,
         model="demo",
         messages=[Message(role="user", content="héllo")],
-        tools=[Tool(name="f", parameters={"type": "object"})],
+        tools=[Tool.function(name="f", parameters={"type": "object"})],
         template_args={"enable_thinking": True},
         sampling=Sampling(temperature=0.5, seed=(1 << 64) - 1, stop=["x"]),
         stream=True,

@@ -44,7 +44,7 @@ def test_its_vocabulary_is_the_models(text):
 
 def test_a_tool_call_is_seen_even_where_its_tag_is_a_special_token(text):
     answer = '<tool_call>{"name": "f", "arguments": {}}</tool_call>'
-    detokenizer, parser = text.detokenizer(), text.answer_parser("assistant: ", [Tool(name="f")])
+    detokenizer, parser = text.detokenizer(), text.answer_parser("assistant: ", [Tool.function(name="f")])
     for token in text.encode(answer, special=False):
         parser.push(detokenizer.push([token]))
     parser.push(detokenizer.finish())
@@ -59,7 +59,7 @@ def test_requests_with_tools_get_the_template_for_tools(folder, tmp_path):
     ]
     text = load_with(folder, tmp_path, chat_template=named)
     assert text.render(HELLO, [], {}) == "plain"
-    assert text.render(HELLO, [Tool(name="f")], {}) == "1"
+    assert text.render(HELLO, [Tool.function(name="f")], {}) == "1"
 
 
 def test_a_model_without_a_template_takes_no_messages(folder, tmp_path):

@@ -5,9 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ipc.errors import Code, CortexError
-from ipc.messages import Message, Tool, ToolCall
+from ipc.messages import ImagePart, Message, TextPart, ThinkingPart, Tool, ToolCall, ToolResultPart
 from neuron.text import template
-from neuron.text.template import ChatTemplate, message_for_template, tool_for_template
+from neuron.text.content import plain
+from neuron.text.template import ChatTemplate, message_for_template
 
 HELLO = [Message(role="user", content="Hello")]
 JSON = st.recursive(
@@ -101,17 +102,34 @@ def test_one_bad_call_in_the_history_does_not_break_every_later_turn(text, argum
     assert message_for_template(message)["tool_calls"][0]["function"]["arguments"] == arguments
 
 
-def test_a_tool_always_has_parameters():
-    assert tool_for_template(Tool(name="now")) == {
-        "type": "function",
-        "function": {"name": "now", "parameters": {"type": "object", "properties": {}}},
-    }
-    tool = Tool(name="f", description="does", parameters={"type": "object"})
-    assert tool_for_template(tool)["function"] == {
-        "name": "f",
-        "description": "does",
-        "parameters": {"type": "object"},
-    }
+def test_a_template_is_given_tools_as_the_client_wrote_them():
+    tool = Tool(definition={"function": {"strict": True, "name": "f"}, "type": "function"})
+    assert render("{{ tools | tojson }}", tools=[tool]) == json.dumps([tool.definition])
+
+
+def test_parts_become_turns_reasoning_and_text():
+    user = Message(
+        role="user",
+        content=[ToolResultPart(tool_call_id="1", content=[TextPart(text="4")]), TextPart(text="so?")],
+    )
+    assistant = Message(
+        role="assistant", content=[ThinkingPart(text="hm"), TextPart(text="a"), TextPart(text="b")]
+    )
+    assert list(plain([user, assistant])) == [
+        Message(role="tool", content="4", tool_call_id="1"),
+        Message(role="user", content="so?"),
+        Message(role="assistant", content="a\nb", reasoning="hm"),
+    ]
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_an_image_is_refused_where_it_stands(inside):
+    part, place = ImagePart(data=b"x"), "messages[1].content[0]"
+    if inside:
+        part, place = ToolResultPart(tool_call_id="1", content=[part]), f"{place}.content[0]"
+    with pytest.raises(CortexError) as raised:
+        ChatTemplate("x", {}).render([*HELLO, Message(role="user", content=[part])], [], {})
+    assert (raised.value.code, raised.value.param) == (Code.NOT_SUPPORTED, place)
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,10 @@ SCHEMA = {
     "required": ["city", "unit"],
     "additionalProperties": False,
 }
-WEATHER = Tool("weather", parameters=SCHEMA)
-TIME = Tool('time "now"', parameters={"type": "object", "properties": {}, "additionalProperties": False})
+WEATHER = Tool.function("weather", parameters=SCHEMA)
+TIME = Tool.function(
+    'time "now"', parameters={"type": "object", "properties": {}, "additionalProperties": False}
+)
 
 
 def encode(text: str) -> list[int]:
@@ -77,7 +79,7 @@ def test_of_several_tools_some_are_called():
     ],
 )
 def test_a_schema_that_no_grammar_can_be_made_of_leaves_any_object(parameters):
-    grammar = require_call([Tool("f", parameters=parameters)], ["f"], encode, "none").grammar
+    grammar = require_call([Tool.function("f", parameters=parameters)], ["f"], encode, "none").grammar
     assert '%json {"type": "object", "x-guidance"' in grammar
 
 
@@ -91,7 +93,7 @@ def test_tags_that_are_tokens_are_written_as_such():
 
 
 def test_names_that_are_too_much_for_a_grammar_are_refused():
-    tools = [Tool(f"{number}" * 40, parameters=SCHEMA) for number in range(9_000)]
+    tools = [Tool.function(f"{number}" * 40, parameters=SCHEMA) for number in range(9_000)]
     with pytest.raises(CortexError, match="tools cannot be required: it is larger than 128 KB") as caught:
         require_call(tools, [tool.name for tool in tools], encode, "none")
     assert (caught.value.code, caught.value.param) == (Code.BAD_REQUEST, "tools")
