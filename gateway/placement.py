@@ -17,6 +17,8 @@ _RANKS = {
     "ready": _READY,
     "restarting": _COMING,
     "loading": _COMING,
+    "waiting": _COMING,
+    "draining": _LOADABLE,
     "unloaded": _LOADABLE,
     "unloading": _LOADABLE,
     "failed": _FAILED,

@@ -21,7 +21,10 @@ PROTOCOL_MINOR = 0
 HEADER = b"cx" + bytes((PROTOCOL_MAJOR, PROTOCOL_MINOR))
 
 FinishReason = Literal["stop", "length", "tool_calls"]
-ModelStatus = Literal["unloaded", "loading", "ready", "restarting", "unloading", "failed"]
+# Waiting is for memory that others hold; draining: it takes nothing new, for others wait for its memory.
+ModelStatus = Literal[
+    "unloaded", "waiting", "loading", "ready", "draining", "restarting", "unloading", "failed"
+]
 
 
 class Plain(msgspec.Struct, omit_defaults=True, frozen=True, kw_only=True):
@@ -251,6 +254,12 @@ class CachedPages(Request, tag="cached_pages"):
     model: str
 
 
+class Quote(Request, tag="quote"):
+    """What it would take to serve that model here, now. Nothing is done for it. Answered by `Quoted`."""
+
+    model: str
+
+
 class Drain(Request, tag="drain"):
     """Take no new work, finish what runs. `Done` comes when nothing runs any more."""
 
@@ -272,6 +281,7 @@ AnyRequest = (
     | CountTokens
     | Embed
     | CachedPages
+    | Quote
     | Drain
     | Resume
 )
@@ -440,6 +450,25 @@ class PageHashes(Reply, tag="page_hashes"):
     hashes: list[bytes]  # 16 bytes each
 
 
+class Quoted(Reply, tag="quoted"):
+    """Terminal. What a request for the model would meet here.
+
+    `ready`: it is loaded, and `loading`: it is on its way. Else its memory: `fits` where it is free, `evicts`
+    where idle models would leave for it, `waits` where some that would leave have work to finish first, or
+    others wait for memory before it. `refused`: it cannot be had, and `code` and `message` say why.
+    """
+
+    verdict: Literal["ready", "loading", "fits", "evicts", "waits", "refused"]
+    # Until it could begin: as its last load took, else its bytes at the rate of others. None: not known.
+    seconds: float | None = None
+    evicts: list[str] = []  # the models that would leave
+    bytes: int = 0  # that it would book, or has booked
+    queue: int = 0  # requests for it that have not begun
+    ahead: int = 0  # models that wait for memory before it would
+    code: str = ""
+    message: str = ""
+
+
 class HelloReply(Reply, tag="hello"):
     neuron: str  # its name
     version: str
@@ -520,6 +549,7 @@ class ModelState(Plain):
     ] = []  # by rank, in all of them: the others wait for the one with the least
     steps: int = 0
     created: int = 0  # Unix time of the checkpoint
+    load_seconds: float | None = None  # that its last load took, from the start of its processes
 
 
 class Discovery(Reply, tag="discovery"):
@@ -565,6 +595,7 @@ AnyReply = (
     | TokenCount
     | Embeddings
     | PageHashes
+    | Quoted
     | HelloReply
     | Discovery
     | HealthReply
@@ -581,6 +612,7 @@ TERMINAL = (
     TokenCount,
     Embeddings,
     PageHashes,
+    Quoted,
     HelloReply,
     Discovery,
     HealthReply,

@@ -65,6 +65,7 @@ class ManagedModel:
         self._restarts = 0
         self._bad_starts = 0
         self._ready_at = 0.0
+        self.load_seconds: float | None = None  # that its last load took, from the start of its processes
         self._served_epoch = 0  # the last epoch that finished a request
         self._figures: Figures | None = None  # while it is loaded
         self._retry_timer: asyncio.TimerHandle | None = None
@@ -80,6 +81,11 @@ class ManagedModel:
     def idle(self) -> bool:
         """Nobody would notice if it left."""
         return self.status in ("ready", "restarting") and self.requests.idle
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Of its load, at the rate so far; None where that is not known."""
+        return self._progress.seconds_left
 
     def ranks(self) -> list[RankState]:
         """Its processes, from their heartbeat page."""
@@ -116,6 +122,7 @@ class ManagedModel:
             cancelled=self.requests.counts["cancelled"],
             failed=self.requests.counts["failed"],
             created=plan.created,
+            load_seconds=self.load_seconds,
             collectives=ranks[0].collectives if ranks else 0,
             collective_seconds=[rank.collective_seconds for rank in ranks] if len(ranks) > 1 else [],
             **(self._figures.state() if self._figures is not None else {}),
@@ -246,6 +253,7 @@ class ManagedModel:
         )
         while True:
             self._epoch = next(self._epochs)
+            began = time.monotonic()
             group = WorkerGroup(
                 spec,
                 self._epoch,
@@ -266,6 +274,14 @@ class ManagedModel:
                 log.warning("load begins again model=%s reason=%s", self.id, error)
             else:
                 break
+        self.load_seconds = time.monotonic() - began
+        log.info(
+            "model loaded model=%s seconds=%.2f weights_seconds=%.2f bytes=%d",
+            self.id,
+            self.load_seconds,
+            max(report.load_seconds for report in ready),
+            self.blueprint.bytes_weights,
+        )
         self._figures = Figures(ready)
         pages = self._figures.kv_pages  # of a pool that may be smaller or larger than planned
         self.fit = replace(fit, kv_pages=pages, context_length=min(fit.context_length, pages * PAGE_SIZE))

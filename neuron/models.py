@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import msgspec
 
 from ipc.errors import Code, CortexError
-from ipc.messages import Device, Eviction, ModelState, ModelStatus, RankState
+from ipc.messages import Device, Eviction, ModelState, ModelStatus, Quoted, RankState
 from ipc.worker_messages import Ready
 from neuron.blueprint import Blueprint, draw
 from neuron.config import Model as Settings
@@ -64,6 +65,7 @@ class Models:
         self._broken: dict[str, str] = {}  # ids that are there and cannot be read, and why
         self._drawing: dict[str, asyncio.Future[Blueprint]] = {}
         self._runtime = dict(RUNTIME_BYTES)  # by kind of device, as the last load measured it
+        self._rates: dict[str, float] = {}  # bytes of weights a second, by kind of device, as loads measured
         self._making_room = asyncio.Lock()
         self._refreshing: asyncio.Task[list[Device]] | None = None
         self._cores = min(CpuProbe().cores(), config.cpu.cores or CpuProbe().cores())
@@ -185,6 +187,46 @@ class Models:
         self._changed()
         return self.devices()
 
+    async def quote(self, model: ManagedModel, request_id: int) -> Quoted:
+        """What it would take to serve `model` now."""
+        queue = model.requests.waiting
+        if model.status in ("ready", "loading", "waiting", "restarting"):
+            verdict = "ready" if model.status == "ready" else "loading"
+            seconds = 0.0 if verdict == "ready" else model.seconds_left
+            size = sum(self._ledger.held_by(model.id).values())
+            return Quoted(id=request_id, verdict=verdict, seconds=seconds, bytes=size, queue=queue)
+        await self.refresh_devices()
+        need = model.blueprint.need(model.settings, self._runtime)
+        holders = self._holders()
+        leaving = [
+            replace(holder, evictable=not self._models[holder.model].settings.pin) for holder in holders
+        ]
+        for verdict, candidates in (("fits", []), ("evicts", holders), ("waits", leaving)):
+            try:
+                fit = find_fit(need, self._free(), candidates, self.eviction.strategy)
+            except CortexError as error:
+                refusal = error
+            else:
+                kind = fit.devices[0].partition(":")[0]
+                return Quoted(
+                    id=request_id,
+                    verdict=verdict,
+                    seconds=self._load_seconds(model, kind),
+                    evicts=list(fit.victims),
+                    bytes=sum(fit.reservations.values()),
+                    queue=queue,
+                )
+        return Quoted(
+            id=request_id, verdict="refused", code=refusal.code, message=refusal.message, queue=queue
+        )
+
+    def _load_seconds(self, model: ManagedModel, kind: str) -> float | None:
+        """How long a load of `model` would take; None where nothing like it was loaded yet."""
+        if model.load_seconds is not None:
+            return model.load_seconds
+        rate = self._rates.get(kind)
+        return model.blueprint.bytes_weights / rate if rate else None
+
     # --- room -------------------------------------------------------------------------------------------
 
     async def _reserve(self, model: ManagedModel) -> Fit:
@@ -192,12 +234,8 @@ class Models:
         async with self._making_room:
             for _ in range(MAKE_ROOM_ATTEMPTS):
                 await self.refresh_devices()
-                free = {
-                    device: self._ledger.free(device) + self._standby.booked(device)
-                    for device in self._ledger.devices
-                }
                 need = model.blueprint.need(model.settings, self._runtime)
-                fit = find_fit(need, free, self._holders(), self.eviction.strategy)
+                fit = find_fit(need, self._free(), self._holders(), self.eviction.strategy)
                 if not fit.victims:
                     reuse = model.blueprint.engine == "transformer"
                     await self._standby.make_way(fit.reservations, reuse=reuse)
@@ -210,6 +248,13 @@ class Models:
             f"the memory of {', '.join(fit.victims)} did not come back for {model.id}",
             retry_after=5.0,
         )
+
+    def _free(self) -> dict[str, int]:
+        """Bytes by device that a model could have: processes that wait make way for it."""
+        return {
+            device: self._ledger.free(device) + self._standby.booked(device)
+            for device in self._ledger.devices
+        }
 
     def _holders(self) -> list[Holder]:
         return [
@@ -225,8 +270,10 @@ class Models:
         ]
 
     def _correct(self, model: ManagedModel, ready: Sequence[Ready]) -> None:
+        kind = model.fit.devices[0].partition(":")[0]
+        if model.load_seconds and model.blueprint.bytes_weights:
+            self._rates[kind] = model.blueprint.bytes_weights / model.load_seconds
         if model.blueprint.overhead is not None:
-            kind = model.fit.devices[0].partition(":")[0]
             self._runtime[kind] = max(report.memory.runtime for report in ready)
         for device in dict.fromkeys(model.fit.devices):
             measured = sum(

@@ -33,6 +33,7 @@ from ipc.messages import (
     Load,
     ModelList,
     PageHashes,
+    Quote,
     Reply,
     Request,
     Resume,
@@ -98,6 +99,7 @@ class Service:
             ModelsRequest: partial(self._later, self._list_models),
             CountTokens: partial(self._later, self._count_tokens),
             CachedPages: partial(self._later, self._cached_pages),
+            Quote: partial(self._later, self._quote),
             Drain: partial(self._later, self._drain),
         }
 
@@ -204,6 +206,11 @@ class Service:
     async def _cached_pages(self, peer: Peer, request: CachedPages) -> Reply:
         model = await self._models.open(request.model)
         return PageHashes(id=request.id, page_size=PAGE_SIZE, hashes=model.page_hashes())
+
+    async def _quote(self, peer: Peer, request: Quote) -> Reply:
+        self._refuse_new_work()
+        model = await self._models.open(request.model)
+        return await self._models.quote(model, request.id)
 
     # --- the neuron itself ------------------------------------------------------------------------------
 

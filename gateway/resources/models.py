@@ -12,7 +12,16 @@ from gateway.fleet import Fleet, Neuron
 from ipc.messages import ModelState
 
 # Of a model that is in several places the best status is shown.
-_BEST_FIRST = ("ready", "restarting", "loading", "unloaded", "unloading", "failed")
+_BEST_FIRST = (
+    "ready",
+    "restarting",
+    "loading",
+    "waiting",
+    "draining",
+    "unloaded",
+    "unloading",
+    "failed",
+)
 
 
 class Models:

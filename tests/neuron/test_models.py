@@ -5,15 +5,16 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from ipc.errors import Code, CortexError
-from ipc.messages import Delta, Done, Eviction, Finished, Hello, Load, Models
+from ipc.messages import Delta, Done, Eviction, Finished, Hello, Load, Models, Quote
 from tests.neuron.harness import PATIENCE, Neuron, chat, simulated
 
 GIB = 1 << 30
 LIMIT = {"memory": "4GiB"}
 
 
-def big(model_id, memory="2.5GiB", **settings):
-    return simulated(model_id, memory=memory, step_seconds=0.005, settings=settings)
+def big(model_id, memory="2.5GiB", load_seconds=0.0, **settings):
+    plan = {"memory": memory, "step_seconds": 0.005, "load_seconds": load_seconds}
+    return simulated(model_id, **plan, settings=settings)
 
 
 def load(client, model):
@@ -126,3 +127,30 @@ def test_a_checkpoint_that_was_broken_is_served_once_it_is_whole(tmp_path):
         with pytest.raises(CortexError, match="Unheard"):
             load(client, "mine")
         assert "mine" in {state.id for state in client.ask(Models(id=0), PATIENCE).models}
+
+
+def quote(client, model):
+    return client.ask(Quote(id=0, model=model), PATIENCE)
+
+
+def test_a_quote_says_what_it_would_take_and_does_nothing(tmp_path):
+    models = [big("a", load_seconds=0.1), big("b"), big("huge", "64GiB")]
+    with Neuron(tmp_path, models, cpu=LIMIT) as neuron, neuron.client() as client, neuron.client() as other:
+        free = quote(client, "a")
+        assert (free.verdict, free.evicts, free.bytes) == ("fits", [], int(2.5 * GIB))
+        assert free.seconds is None  # nothing was measured yet
+        load(client, "a")
+        assert quote(client, "a").verdict == "ready"
+        evicting = quote(client, "b")
+        assert (evicting.verdict, evicting.evicts) == ("evicts", ["a"])
+        assert evicting.seconds > 0.1  # at the rate of a
+        stream = other.stream(chat("a", 30_000), PATIENCE)
+        while not isinstance(next(stream), Delta):
+            pass
+        assert quote(client, "b").verdict == "waits"
+        refused = quote(client, "huge")
+        assert (refused.verdict, refused.code) == ("refused", Code.INSUFFICIENT_MEMORY)
+        assert "64.00 GiB" in refused.message
+        assert status(neuron) == {"a": "ready", "b": "unloaded", "huge": "unloaded"}
+        assert neuron.model("a").load_seconds > 0.1
+        stream.close()
