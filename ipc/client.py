@@ -31,7 +31,7 @@ from ipc.messages import (
     Failed,
     Reply,
 )
-from ipc.sockets import NOBLOCK, NOBLOCK_MORE, Pump, configure, connection_events
+from ipc.sockets import NOBLOCK, Pump, configure, connection_events
 
 logger = logging.getLogger("ipc.client")
 
@@ -205,12 +205,12 @@ class NeuronClient:
             raise CortexError(Code.NEURON_LOST, f"the client of {self.endpoint} is not started")
         self._last_id += 1
         request.id = self._last_id
-        body = self._encode(request)
+        message = HEADER + self._encode(request)
         if not self._calls:  # nothing was expected up to now
             self._heard = self._loop.time()
         call = self._calls[request.id] = Call(self, request.id)
-        if self._unsent or not self._try_send(body):
-            self._unsent[request.id] = body
+        if self._unsent or not self._try_send(message):
+            self._unsent[request.id] = message
         return call
 
     async def ask(self, request: AnyRequest, within: float) -> Reply:
@@ -243,29 +243,31 @@ class NeuronClient:
             self._send_cancel(call.id)
 
     def _send_cancel(self, number: int) -> None:
-        if not self._try_send(self._encode(Cancel(id=number))):
+        if not self._try_send(self._cancel_of(number)):
             self._late_cancels.append(number)
 
-    def _try_send(self, body: bytes) -> bool:
+    def _cancel_of(self, number: int) -> bytes:
+        return HEADER + self._encode(Cancel(id=number))
+
+    def _try_send(self, message: bytes) -> bool:
         # Between the end of a connection and our hearing of it, its queue still takes messages, which are
         # lost; so nothing is sent before the next one is known to stand.
         if not self._connected:
             return False
         try:
-            self._send(HEADER, NOBLOCK_MORE)
+            self._send(message, NOBLOCK)
         except zmq.Again:
             self._pump.check_if_ready()
             return False
-        self._send(body, NOBLOCK)
         self._pump.check_soon()
         return True
 
     def _send_unsent(self) -> None:
-        while self._late_cancels and self._try_send(self._encode(Cancel(id=self._late_cancels[0]))):
+        while self._late_cancels and self._try_send(self._cancel_of(self._late_cancels[0])):
             del self._late_cancels[0]
         while self._unsent:
-            number, body = next(iter(self._unsent.items()))
-            if not self._try_send(body):
+            number, message = next(iter(self._unsent.items()))
+            if not self._try_send(message):
                 return
             del self._unsent[number]
 
@@ -287,17 +289,23 @@ class NeuronClient:
     def _on_message(self, frames: list[bytes]) -> None:
         self._heard = self._loop.time()
         self.alive = True
-        if len(frames) != 2 or frames[0][:2] != HEADER[:2] or len(frames[0]) != len(HEADER):
-            logger.warning("message ignored endpoint=%s reason=it is none of the protocol", self.endpoint)
-            return
-        if frames[0][2] != PROTOCOL_MAJOR:
-            text = f"the neuron at {self.endpoint} speaks protocol {frames[0][2]}, we speak {PROTOCOL_MAJOR}"
+        frame = frames[0]
+        ours = len(frame) >= len(HEADER) and frame[:2] == HEADER[:2]
+        if ours and frame[2] != PROTOCOL_MAJOR:
+            text = (
+                f"the neuron at {self.endpoint} speaks protocol {frame[2]}, we speak {PROTOCOL_MAJOR}; "
+                "have both of one version of cortex"
+            )
             self._fail(self._calls, Code.PROTOCOL_MISMATCH, text)
             return
+        if not ours or len(frames) > 1:
+            logger.warning("message ignored endpoint=%s reason=it is none of the protocol", self.endpoint)
+            return
+        body = memoryview(frame)[len(HEADER) :]
         try:
-            replies = self._decode(frames[1])
+            replies = self._decode(body)
         except (msgspec.DecodeError, UnicodeDecodeError):
-            replies = self._decode_known(frames[1])
+            replies = self._decode_known(body)
         calls = self._calls
         for reply in replies:
             call = calls.get(reply.id)
@@ -309,7 +317,7 @@ class NeuronClient:
                 # It could not read one of ours, and cannot say which.
                 self._fail(calls, reply.code, reply.message)
 
-    def _decode_known(self, body: bytes) -> list[Reply]:
+    def _decode_known(self, body: memoryview) -> list[Reply]:
         """The replies that we understand: a newer minor version may have more types."""
         known: list[Reply] = []
         try:

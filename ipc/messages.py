@@ -1,8 +1,11 @@
 """The vocabulary between a client (the gateway, a test, anyone) and a neuron.
 
-One ZeroMQ message is two frames: a 4-byte header (`HEADER`: b"cx", protocol major, protocol minor) and a
+One ZeroMQ message is one frame: a 4-byte header (`HEADER`: b"cx", protocol major, protocol minor), then a
 msgpack body. A client sends one `Request` a message; a neuron sends a list of `Reply` a message, so that all
 events of one engine step for one client travel together. `docs/protocol.md` says it for other languages.
+
+One frame, because libzmq aborts the process of a client whose connection ends while it has read one frame of
+a message and not yet the next (`Assertion failed: !_more`, fq.cpp, with `ZMQ_IMMEDIATE`).
 
 Every request carries an `id` that its client chose (unsigned, unique among its open requests on that
 connection). Every reply carries the id that it answers. A request ends with exactly one terminal reply.
@@ -16,7 +19,7 @@ import msgspec
 
 from ipc.errors import CortexError
 
-PROTOCOL_MAJOR = 1
+PROTOCOL_MAJOR = 2
 PROTOCOL_MINOR = 0
 HEADER = b"cx" + bytes((PROTOCOL_MAJOR, PROTOCOL_MINOR))
 

@@ -11,6 +11,7 @@ import errno
 import ipaddress
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import msgspec
 import zmq
@@ -39,6 +40,7 @@ RETRY_SECONDS = 0.02  # between tries to send to a peer whose queue is full
 STALL_SECONDS = 10.0  # a peer that takes nothing for so long is given up
 MAX_BACKLOG = 100_000  # replies that wait for one peer, before it is given up
 MAX_ID = (1 << 64) - 1
+PROTOCOL_1 = b"cx\x01"  # how messages of it begin; they had two frames, header and body
 
 _TERMINAL = frozenset(TERMINAL)
 
@@ -57,7 +59,7 @@ class Peer:
     """A client with open requests. When it has none, it is forgotten; when it comes back, it is a new Peer.
 
     Attributes:
-        key: ZeroMQ's name of the connection; a client that reconnects has another one.
+        key: libzmq's name of the connection; a client that reconnects has another one.
         gone: it vanished or stopped reading; nothing sent to it arrives any more.
     """
 
@@ -69,7 +71,7 @@ class Peer:
         self._server = server
         self._open: dict[int, type] = {}  # request id -> its verb's type
         self._outbox: list[Reply] = []
-        self._stuck: bytes | None = None  # a message that its queue had no room for
+        self._stuck: bytes | None = None  # the body of a message that its queue had no room for
         self._stalled = 0.0  # since when (loop time)
 
     def holds(self, request_id: int) -> bool:
@@ -182,6 +184,9 @@ class Server:
 
     def _on_message(self, frames: list[bytes]) -> None:
         key = frames[0]
+        if len(frames) == 3 and frames[1].startswith(PROTOCOL_1):
+            self._refuse_older(key, frames[1])
+            return
         try:
             request = self._read(frames)
         except CortexError as error:
@@ -200,26 +205,34 @@ class Server:
 
     def _read(self, frames: list[bytes]) -> AnyRequest:
         """The request in a message; CortexError, with `details["id"]` where the id is known and free."""
-        if len(frames) != 3:
+        if len(frames) != 2:
             raise CortexError(
-                Code.BAD_FRAME, f"a message has two frames, header and body; this one has {len(frames) - 1}"
+                Code.BAD_FRAME, f"a message is one frame, header and body; this one has {len(frames) - 1}"
             )
-        key, header, body = frames
-        if header != HEADER:
-            _check_header(header)
+        key, frame = frames
+        if not frame.startswith(HEADER):
+            _check_header(frame[: len(HEADER)])
+        body = memoryview(frame)[len(HEADER) :]
         try:
             request = self._decode(body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise self._explain(key, body, error) from error
         if not 0 < request.id <= MAX_ID:
             raise CortexError(Code.BAD_REQUEST, f"an id is from 1 to 2^64 - 1, not {request.id}", param="id")
+        if key[0]:
+            # A new connection could have it again, and would get the replies to what the last one asked.
+            raise CortexError(
+                Code.BAD_REQUEST,
+                "do not set ZMQ_ROUTING_ID: every connection has a name of its own, which libzmq chooses",
+                details={"id": request.id},
+            )
         peer = self._peers.get(key)
         if peer is not None and request.id in peer._open and type(request) is not Cancel:
             # Answered under id 0: under its own id it would read as the end of the request that is open.
             raise CortexError(Code.DUPLICATE_ID, f"request {request.id} is still open on this connection")
         return request
 
-    def _explain(self, key: bytes, body: bytes, error: Exception) -> CortexError:
+    def _explain(self, key: bytes, body: memoryview, error: Exception) -> CortexError:
         """Say what is wrong with a body that could not be decoded, and to which request that belongs."""
         try:
             envelope = msgspec.msgpack.decode(body, type=_Envelope)
@@ -252,6 +265,15 @@ class Server:
             peer.send(Failed(id=request.id, code=Code.INTERNAL, message=text))
 
     # --- out --------------------------------------------------------------------------------------------
+
+    def _refuse_older(self, key: bytes, header: bytes) -> None:
+        """Say it in the two frames that such a client understands."""
+        error = _mismatch(header)
+        logger.warning("request refused code=%s reason=%s", error.code, error.message)
+        body = self._encode([Failed.of(0, error)])
+        with suppress(zmq.ZMQError):  # it is gone, or does not read
+            self._socket.send_multipart([key, HEADER, body], NOBLOCK)
+        self._pump.check_soon()
 
     def _answer(self, key: bytes, reply: Reply) -> None:
         """Reply to what is no open request."""
@@ -318,9 +340,8 @@ class Server:
             peer._stuck = None
             peer._outbox.clear()
             self._lose(peer, "it disconnected")
-        else:  # the first frame found room for the whole message
-            self._send(HEADER, NOBLOCK_MORE)
-            self._send(body, NOBLOCK)
+        else:  # it found room for the whole message
+            self._send(HEADER + body, NOBLOCK)
             peer._stuck = None
 
     def _retry_blocked(self) -> None:
@@ -367,11 +388,15 @@ def _check_header(header: bytes) -> None:
     if len(header) != 4 or header[:2] != HEADER[:2]:
         raise CortexError(Code.BAD_FRAME, f"the header is {header[:16].hex()}, and not {HEADER.hex()}")
     if header[2] != PROTOCOL_MAJOR:
-        raise CortexError(
-            Code.PROTOCOL_MISMATCH,
-            f"the client speaks protocol {header[2]}.{header[3]}, "
-            f"this neuron {PROTOCOL_MAJOR}.{PROTOCOL_MINOR}",
-        )
+        raise _mismatch(header)
+
+
+def _mismatch(header: bytes) -> CortexError:
+    theirs, ours = f"{header[2]}.{header[3]}", f"{PROTOCOL_MAJOR}.{PROTOCOL_MINOR}"
+    return CortexError(
+        Code.PROTOCOL_MISMATCH,
+        f"the client speaks protocol {theirs}, this neuron {ours}; have both of one version of cortex",
+    )
 
 
 def _is_local(endpoint: str) -> bool:

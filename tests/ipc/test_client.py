@@ -310,11 +310,11 @@ class Puppet:
         self.endpoint = f"tcp://127.0.0.1:{port}"
 
     async def request(self):
-        self.key, _, body = await asyncio.wait_for(self.socket.recv_multipart(), SECONDS)
-        return msgspec.msgpack.decode(body)
+        self.key, message = await asyncio.wait_for(self.socket.recv_multipart(), SECONDS)
+        return msgspec.msgpack.decode(message[len(HEADER) :])
 
     async def reply(self, *replies, header=HEADER):
-        await self.socket.send_multipart([self.key, header, msgspec.msgpack.encode(replies)])
+        await self.socket.send_multipart([self.key, header + msgspec.msgpack.encode(replies)])
 
 
 @contextlib.asynccontextmanager
@@ -371,8 +371,23 @@ def test_another_major_version_ends_the_call_with_protocol_mismatch():
     asyncio.run(main())
 
 
+def test_an_older_neuron_that_does_not_understand_us_ends_the_call_with_protocol_mismatch():
+    async def main():
+        async with puppet() as (neuron, client):
+            call = client.open(Health(id=0))
+            await neuron.request()
+            refusal = Failed(id=0, code=Code.BAD_FRAME, message="a message has two frames")
+            body = msgspec.msgpack.encode([refusal])
+            await neuron.socket.send_multipart([neuron.key, b"cx\x01\x00", body])
+            (reply,) = await everything(call)
+            assert (reply.id, reply.code) == (call.id, Code.PROTOCOL_MISMATCH)
+            assert "protocol 1" in reply.message
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize(
-    "frames", [[b"x"], [b"cx", b"x"], [b"HTTP", b"x"], [HEADER, b"x", b"y"], [HEADER, b"\xc1"]]
+    "frames", [[b"x"], [b"cx"], [b"HTTPx"], [HEADER, b"\x90"], [HEADER + b"\x90", b""], [HEADER + b"\xc1"]]
 )
 def test_garbage_from_a_neuron_is_ignored(frames):
     async def main():

@@ -36,9 +36,10 @@ def test_every_verb_reply_field_and_code_is_on_the_page():
 
 
 def test_the_bytes_on_the_page_are_what_they_say():
-    request, replies = (bytes.fromhex(line) for line in re.findall(r"(?:^|  )([0-9a-f]{30,})$", PAGE, re.M))
-    assert msgspec.msgpack.decode(request, type=AnyRequest) == messages.Health(id=1)
-    assert msgspec.msgpack.decode(replies, type=list[AnyReply]) == [
+    request, replies = (bytes.fromhex(line) for line in re.findall(r"^([0-9a-f]{30,})$", PAGE, re.M))
+    assert (request[:4], replies[:4]) == (HEADER, HEADER)
+    assert msgspec.msgpack.decode(request[4:], type=AnyRequest) == messages.Health(id=1)
+    assert msgspec.msgpack.decode(replies[4:], type=list[AnyReply]) == [
         Delta(id=7, tokens=1, text="Hel"),
         messages.Heartbeat(id=0),
     ]

@@ -96,15 +96,15 @@ class RawClient:
 
     async def send(self, *requests):
         for request in requests:
-            await self.socket.send_multipart([HEADER, msgspec.msgpack.encode(request)])
+            await self.socket.send(HEADER + msgspec.msgpack.encode(request))
 
     async def receive(self):
         """The next reply."""
         while not self.replies:
-            header, body = await asyncio.wait_for(self.socket.recv_multipart(), SECONDS)
-            assert header == HEADER
+            message = await asyncio.wait_for(self.socket.recv(), SECONDS)
+            assert message.startswith(HEADER)
             self.messages += 1
-            self.replies += msgspec.msgpack.decode(body, type=list[AnyReply])
+            self.replies += msgspec.msgpack.decode(message[len(HEADER) :], type=list[AnyReply])
         return self.replies.pop(0)
 
     async def quiet(self):
@@ -196,49 +196,50 @@ def body(**fields):
 
 BAD = {
     "one frame": ([b"hello"], 0, Code.BAD_FRAME, None),
-    "empty frames": ([b"", b""], 0, Code.BAD_FRAME, None),
-    "three frames": ([HEADER, body(verb="health", id=1), b""], 0, Code.BAD_FRAME, None),
+    "an empty frame": ([b""], 0, Code.BAD_FRAME, None),
+    "two frames": ([HEADER, body(verb="health", id=1)], 0, Code.BAD_FRAME, None),
+    "three frames": ([HEADER + body(verb="health", id=1), b"", b""], 0, Code.BAD_FRAME, None),
     "very many frames": ([b"x"] * 1000, 0, Code.BAD_FRAME, None),
-    "wrong header": ([b"HTTP", body(verb="health", id=1)], 0, Code.BAD_FRAME, None),
-    "short header": ([b"cx", body(verb="health", id=1)], 0, Code.BAD_FRAME, None),
+    "wrong header": ([b"HTTP" + body(verb="health", id=1)], 0, Code.BAD_FRAME, None),
+    "short header": ([b"cx"], 0, Code.BAD_FRAME, None),
     "other major version": (
-        [b"cx" + bytes((PROTOCOL_MAJOR + 1, 0)), body(verb="health", id=1)],
+        [b"cx" + bytes((PROTOCOL_MAJOR + 1, 0)) + body(verb="health", id=1)],
         0,
         Code.PROTOCOL_MISMATCH,
         None,
     ),
-    "truncated body": ([HEADER, body(verb="load", id=1, model="demo")[:-3]], 0, Code.BAD_FRAME, None),
-    "trailing bytes": ([HEADER, body(verb="health", id=1) + b"\x00"], 0, Code.BAD_FRAME, None),
-    "no map": ([HEADER, msgspec.msgpack.encode([1, 2])], 0, Code.BAD_FRAME, None),
+    "truncated body": ([HEADER + body(verb="load", id=1, model="demo")[:-3]], 0, Code.BAD_FRAME, None),
+    "trailing bytes": ([HEADER + body(verb="health", id=1) + b"\x00"], 0, Code.BAD_FRAME, None),
+    "no map": ([HEADER + msgspec.msgpack.encode([1, 2])], 0, Code.BAD_FRAME, None),
     "not utf-8": (
-        [HEADER, body(verb="load", id=1, model="xyz").replace(b"xyz", b"\xff\xfe\xfd")],
+        [HEADER + body(verb="load", id=1, model="xyz").replace(b"xyz", b"\xff\xfe\xfd")],
         1,
         Code.BAD_REQUEST,
         None,
     ),
     "an array of four billion": (
-        [HEADER, b"\x82\xa2id\x01\xa4verb\xdd\xff\xff\xff\xff"],
+        [HEADER + b"\x82\xa2id\x01\xa4verb\xdd\xff\xff\xff\xff"],
         0,
         Code.BAD_FRAME,
         None,
     ),
-    "nested too deep": ([HEADER, b"\x91" * 100_000], 0, Code.BAD_FRAME, None),
+    "nested too deep": ([HEADER + b"\x91" * 100_000], 0, Code.BAD_FRAME, None),
     "nested too deep in a field": (
-        [HEADER, b"\x82\xa4verb\xa6health\xa5extra" + b"\x91" * 100_000 + b"\xc0"],
+        [HEADER + b"\x82\xa4verb\xa6health\xa5extra" + b"\x91" * 100_000 + b"\xc0"],
         0,
         Code.BAD_FRAME,
         None,
     ),
-    "id is text": ([HEADER, body(verb="health", id="1")], 0, Code.BAD_FRAME, None),
-    "id is missing": ([HEADER, body(verb="health")], 0, Code.BAD_REQUEST, None),
-    "id is 0": ([HEADER, body(verb="health", id=0)], 0, Code.BAD_REQUEST, "id"),
-    "id is negative": ([HEADER, body(verb="health", id=-1)], 0, Code.BAD_REQUEST, "id"),
-    "unknown verb": ([HEADER, body(verb="dance", id=7)], 7, Code.UNKNOWN_VERB, None),
-    "no verb": ([HEADER, body(id=7)], 7, Code.UNKNOWN_VERB, None),
-    "missing field": ([HEADER, body(verb="load", id=7)], 7, Code.BAD_REQUEST, None),
-    "wrong type": ([HEADER, body(verb="load", id=7, model=3)], 7, Code.BAD_REQUEST, "model"),
+    "id is text": ([HEADER + body(verb="health", id="1")], 0, Code.BAD_FRAME, None),
+    "id is missing": ([HEADER + body(verb="health")], 0, Code.BAD_REQUEST, None),
+    "id is 0": ([HEADER + body(verb="health", id=0)], 0, Code.BAD_REQUEST, "id"),
+    "id is negative": ([HEADER + body(verb="health", id=-1)], 0, Code.BAD_REQUEST, "id"),
+    "unknown verb": ([HEADER + body(verb="dance", id=7)], 7, Code.UNKNOWN_VERB, None),
+    "no verb": ([HEADER + body(id=7)], 7, Code.UNKNOWN_VERB, None),
+    "missing field": ([HEADER + body(verb="load", id=7)], 7, Code.BAD_REQUEST, None),
+    "wrong type": ([HEADER + body(verb="load", id=7, model=3)], 7, Code.BAD_REQUEST, "model"),
     "wrong type deep inside": (
-        [HEADER, body(verb="generate", id=7, model="m", messages=[{"role": "king"}])],
+        [HEADER + body(verb="generate", id=7, model="m", messages=[{"role": "king"}])],
         7,
         Code.BAD_REQUEST,
         "messages[0].role",
@@ -274,7 +275,7 @@ def test_a_bad_message_gets_one_clear_error_and_harms_nobody(name):
             st.binary(max_size=40),
             st.just(HEADER),
             st.builds(
-                lambda request, cut, noise: msgspec.msgpack.encode(request)[:cut] + noise,
+                lambda request, cut, noise: HEADER + msgspec.msgpack.encode(request)[:cut] + noise,
                 st.sampled_from(ONE_OF_EACH),
                 st.integers(0, 200),
                 st.binary(max_size=4),
@@ -287,7 +288,7 @@ def test_a_bad_message_gets_one_clear_error_and_harms_nobody(name):
 def test_any_frames_are_a_request_or_a_typed_error(frames):
     server = Server("tcp://127.0.0.1:0", lambda peer, request: None, lambda peer: None)
     with contextlib.suppress(CortexError):
-        assert isinstance(server._read([b"peer", *frames]), AnyRequest)
+        assert isinstance(server._read([b"\0peer", *frames]), AnyRequest)
 
 
 def test_a_second_request_with_an_open_id_is_refused_and_the_first_goes_on():
@@ -302,6 +303,36 @@ def test_a_second_request_with_an_open_id_is_refused_and_the_first_goes_on():
             await client.send(Generate(id=5, model="m"))  # closed by now
             await desk.next()
             assert await client.quiet()
+
+    asyncio.run(main())
+
+
+def test_a_client_of_protocol_1_is_refused_in_the_two_frames_that_it_understands():
+    async def main():
+        async with serving() as (_, _desk, client):
+            request = msgspec.msgpack.encode(Models(id=1))
+            await client.socket.send_multipart([b"cx\x01\x00", request])
+            header, body = await asyncio.wait_for(client.socket.recv_multipart(), SECONDS)
+            assert header == HEADER
+            [refusal] = msgspec.msgpack.decode(body, type=list[AnyReply])
+            assert (refusal.id, refusal.code) == (0, Code.PROTOCOL_MISMATCH)
+            assert "1.0" in refusal.message
+
+    asyncio.run(main())
+
+
+def test_a_connection_that_brings_its_own_name_is_refused_and_no_work_is_done_for_it():
+    async def main():
+        async with serving(clients=0) as (server, desk):
+            for _ in range(2):
+                named = RawClient(server.endpoint, routing_id=b"again")
+                await named.send(Generate(id=1, model="m"))
+                refusal = await named.receive()
+                assert (refusal.id, refusal.code) == (1, Code.BAD_REQUEST)
+                assert "ZMQ_ROUTING_ID" in refusal.message
+                named.close()
+            assert desk.requests == []
+            assert server._peers == {}
 
     asyncio.run(main())
 
