@@ -21,7 +21,7 @@ ARCHITECTURES = ("LlamaForCausalLM", "Qwen3ForCausalLM")
 class Rope(msgspec.Struct, frozen=True, kw_only=True):
     """Rotary position embedding: which frequencies the positions turn with."""
 
-    rope_type: Literal["default", "llama3", "yarn"] = "default"
+    rope_type: Literal["default", "linear", "llama3", "yarn"] = "default"
     rope_theta: float = 10_000.0
     factor: float = 1.0
     original_max_position_embeddings: int = 0
@@ -157,17 +157,17 @@ def _rope(file: _File) -> Rope:
     if given.get("rope_theta") is None:
         given["rope_theta"] = file.rope_theta or 10_000.0
     _only(given.pop("partial_rotary_factor", 1.0) == 1.0, f"{key}.partial_rotary_factor", "other than 1")
-    if given["rope_type"] in ("llama3", "yarn"):
-        if given.get("original_max_position_embeddings") is None:
-            given["original_max_position_embeddings"] = file.max_position_embeddings
-        if given.get("factor") is None:
-            raise _refused(f"{key}.factor is missing")
+    if given["rope_type"] in ("llama3", "yarn") and given.get("original_max_position_embeddings") is None:
+        given["original_max_position_embeddings"] = file.max_position_embeddings
+    if given["rope_type"] != "default" and given.get("factor") is None:
+        raise _refused(f"{key}.factor is missing")
     try:
         rope = msgspec.convert(given, Rope)
     except msgspec.ValidationError as error:
         raise _refused(f"{key}: {error}") from error
     if rope.rope_type != "default":
         _only(rope.factor >= 1.0, f"{key}.factor", rope.factor)
+    if rope.rope_type in ("llama3", "yarn"):
         original = rope.original_max_position_embeddings
         _only(original > 0, f"{key}.original_max_position_embeddings", original)
     if rope.rope_type == "llama3":

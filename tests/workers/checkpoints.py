@@ -24,6 +24,7 @@ YARN = {
     "factor": 4.0,
     "original_max_position_embeddings": 128,
 }
+LINEAR = {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 4.0}
 SIZES = {
     "vocab_size": 131,  # prime: no number of ranks divides it
     "hidden_size": 48,
@@ -53,7 +54,7 @@ VARIANTS: dict[str, Callable[[], PreTrainedModel]] = {
     "qwen3_tied": lambda: qwen3(tie_word_embeddings=True),
     "qwen3_untied_biased": lambda: qwen3(attention_bias=True),
     "qwen3_yarn": lambda: qwen3(rope_parameters=YARN, tie_word_embeddings=True),
-    "llama_untied": lambda: llama(head_dim=12),
+    "llama_untied_linear": lambda: llama(head_dim=12, rope_parameters=LINEAR),
     "llama_tied_llama3": lambda: llama(rope_parameters=LLAMA3, tie_word_embeddings=True),
     "llama_yarn_biased": lambda: llama(
         rope_parameters=YARN | {"beta_fast": 16.0, "attention_factor": 1.3},

@@ -74,7 +74,7 @@ def test_what_is_not_done_is_refused_by_its_name(tmp_path, key, value):
 
 
 ROPE_REFUSED = {
-    "rope_type": {"rope_type": "linear", "factor": 2.0},
+    "rope_type": {"rope_type": "longrope", "factor": 2.0},
     "factor": {"rope_type": "yarn"},
     "high_freq_factor": LLAMA3 | {"high_freq_factor": 1.0},
     "partial_rotary_factor": {"partial_rotary_factor": 0.25},

@@ -56,7 +56,7 @@ def test_every_rank_reads_its_own_part_bit_for_bit(tiny, monkeypatch, name, size
 
 
 def test_the_ranks_parts_make_the_whole_vocabulary(tiny):
-    folder = tiny("llama_untied").folder
+    folder = tiny("llama_untied_linear").folder
     parts = []
     for rank in range(4):
         model = Decoder(read_config(folder), Group(rank, 4), torch.float32)
@@ -120,7 +120,7 @@ def test_what_a_finish_replaces_is_freed_while_others_are_read(tmp_path, monkeyp
 
 def test_progress_grows_to_one(tiny, monkeypatch):
     monkeypatch.setattr(workers.loader, "BLOCK", 1000)
-    folder = tiny("llama_untied").folder
+    folder = tiny("llama_untied_linear").folder
     heard: list[float] = []
     read(folder, pieces_of(Decoder(read_config(folder), Group(), torch.float32)), heard.append)
     assert heard == sorted(heard)

@@ -86,7 +86,7 @@ def test_without_room_for_a_useful_context_a_load_is_refused_with_what_takes_the
 
 
 def test_all_ranks_refuse_what_one_has_no_room_for(tiny):
-    spec = make_spec(tiny("llama_untied").folder, memory_budget=MIB)
+    spec = make_spec(tiny("llama_untied_linear").folder, memory_budget=MIB)
     used = MemoryUse(weights=MIB)
     assert pool_pages(spec, 1000, used) == 0
     with pytest.raises(CortexError, match="room for 0 pages"):

@@ -90,10 +90,10 @@ def test_a_seed_draws_the_same_and_another_seed_draws_something_else(runner):
 
 def test_load_tells_what_it_holds_and_how_far_it_is(tiny):
     heard = []
-    spec = make_spec(tiny("llama_untied").folder, kv_pages=3)
+    spec = make_spec(tiny("llama_untied_linear").folder, kv_pages=3)
     runner = Runner(spec)
     loaded = runner.load(lambda fraction, message: heard.append(fraction))
-    parameters = sum(parameter.numel() for parameter in tiny("llama_untied").oracle.parameters())
+    parameters = sum(parameter.numel() for parameter in tiny("llama_untied_linear").oracle.parameters())
     page_bytes = 2 * 2 * 2 * 32 * 12 * 4  # layers, keys and values, heads, tokens, head_dim, float32
     assert (loaded.memory.weights, loaded.memory.kv_pool) == (4 * parameters, 3 * page_bytes)
     assert loaded.kv_pages == 3

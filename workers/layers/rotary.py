@@ -1,4 +1,4 @@
-"""Rotary position embedding (Su et al. 2021), with the context extensions of Llama 3 and YaRN."""
+"""Rotary position embedding (Su et al. 2021), and how contexts are extended by it: linear, Llama 3, YaRN."""
 
 from __future__ import annotations
 
@@ -33,13 +33,20 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:  # [tokens, heads, he
 
 
 def frequencies(rope: Rope, head_dim: int) -> Tensor:  # [head_dim / 2] float32
-    """Radians per token of each pair."""
-    plain = rope.rope_theta ** -(torch.arange(0, head_dim, 2).float() / head_dim)
-    if rope.rope_type == "llama3":
-        return _llama3(rope, plain)
-    if rope.rope_type == "yarn":
-        return _yarn(rope, plain)
-    return plain
+    """Radians per token of each pair.
+
+    Each product and quotient stands as transformers has it: at position 40,000 one unit in the last place
+    of a frequency is 2e-3 radians.
+    """
+    wavelengths = rope.rope_theta ** (torch.arange(0, head_dim, 2).float() / head_dim)  # over 2 pi
+    match rope.rope_type:
+        case "linear":
+            return 1.0 / wavelengths / rope.factor
+        case "llama3":
+            return _llama3(rope, 1.0 / wavelengths)
+        case "yarn":
+            return _yarn(rope, wavelengths)
+    return 1.0 / wavelengths
 
 
 def attention_factor(rope: Rope) -> float:
@@ -59,23 +66,29 @@ def attention_factor(rope: Rope) -> float:
 
 def _llama3(rope: Rope, plain: Tensor) -> Tensor:
     """Slow pairs are stretched by `factor`, fast ones are kept, those between are blended."""
-    turns = rope.original_max_position_embeddings * plain / (2 * math.pi)  # over the original context
-    blend = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
-    return torch.lerp(plain / rope.factor, plain, blend.clamp(0, 1))
+    context, low, high = rope.original_max_position_embeddings, rope.low_freq_factor, rope.high_freq_factor
+    wavelengths = 2 * math.pi / plain
+    blend = (context / wavelengths - low) / (high - low)
+    stretched = torch.where(wavelengths > context / low, plain / rope.factor, plain)
+    blended = (1 - blend) * stretched / rope.factor + blend * stretched
+    between = (wavelengths >= context / high) & (wavelengths <= context / low)
+    return torch.where(between, blended, stretched)
 
 
-def _yarn(rope: Rope, plain: Tensor) -> Tensor:
+def _yarn(rope: Rope, wavelengths: Tensor) -> Tensor:
     """The same idea, blended over the index of the pair instead of its wavelength (section 3.2)."""
-    head_dim = 2 * len(plain)
+    pairs = len(wavelengths)
 
     def pair(turns: float) -> float:
         """The index, not rounded, of the pair that turns so often over the original context."""
         wavelength = rope.original_max_position_embeddings / (turns * 2 * math.pi)
-        return head_dim * math.log(wavelength) / (2 * math.log(rope.rope_theta))
+        return 2 * pairs * math.log(wavelength) / (2 * math.log(rope.rope_theta))
 
     low, high = pair(rope.beta_fast or 32), pair(rope.beta_slow or 1)
     if rope.truncate:
         low, high = math.floor(low), math.ceil(high)
-    low, high = max(low, 0), min(high, head_dim - 1)
-    ramp = (torch.arange(len(plain)).float() - low) / max(high - low, 0.001)
-    return torch.lerp(plain, plain / rope.factor, ramp.clamp(0, 1))
+    low, high = max(low, 0), min(high, 2 * pairs - 1)
+    if low == high:
+        high += 0.001
+    kept = 1 - ((torch.arange(pairs).float() - low) / (high - low)).clamp(0, 1)
+    return 1.0 / (rope.factor * wavelengths) * (1 - kept) + 1.0 / wavelengths * kept
