@@ -10,7 +10,6 @@ from ipc.messages import Alternative, Choice, FinishReason, TokenLogprob, ToolCa
 from ipc.worker_messages import Logprobs, SequenceReport, Submit
 from neuron.text.answer import AnswerParser
 from neuron.text.detokenizer import Detokenizer
-from neuron.text.stops import StopStrings
 
 
 @dataclass(slots=True)
@@ -44,8 +43,7 @@ class Answer:
     Args:
         submit: the sequence, as the worker gets it.
         index: its number among the answers to its request.
-        parser: of a conversation; a plain completion has none.
-        include_stop: whether the stop string that ends it belongs to it.
+        parser: tells its parts apart, and where it ends.
         spell: the bytes of a token.
     """
 
@@ -56,15 +54,12 @@ class Answer:
         owner: Owner,
         *,
         detokenizer: Detokenizer,
-        stops: StopStrings | None,
-        include_stop: bool,
-        parser: AnswerParser | None,
+        parser: AnswerParser,
         spell: Callable[[int], bytes],
     ) -> None:
         self.submit = submit
         self.index = index
         self.reason: FinishReason | None = None  # once it ended
-        self.stop_sequence: str | None = None
         self.completion_tokens = 0
         self.reasoning_tokens = 0
         self.tokens_sent = 0  # tokens behind the deltas so far
@@ -72,8 +67,6 @@ class Answer:
         self.logprobs: list[TokenLogprob] = []
         self._owner = owner
         self._detokenizer = detokenizer
-        self._stops = stops
-        self._include_stop = include_stop
         self._parser = parser
         self._spell = spell
         self._stop_ids = frozenset(submit.params.stop_ids)
@@ -98,7 +91,7 @@ class Answer:
 
     def _advance(self, ids: list[int], finish: str, told: list[Logprobs]) -> None:
         taken = 0
-        while taken < len(ids) - 1 and self._counts_tokens:
+        while taken < len(ids) - 1 and self._parser.counts_tokens:
             self._take(ids[taken : taken + 1], "", told[taken : taken + 1])
             if self.reason is not None:
                 return
@@ -107,10 +100,10 @@ class Answer:
 
     def choice(self, whole: bool, with_ids: bool) -> Choice:
         """How it ended; `whole`: and all of it."""
-        calls = self._parser.tool_calls if self._parser is not None else []
+        calls, stop_sequence = self._parser.tool_calls, self._parser.stop_sequence
         reason = "tool_calls" if calls and self.reason == "stop" else self.reason
         if not whole:
-            return Choice(reason=reason, index=self.index, stop_sequence=self.stop_sequence)
+            return Choice(reason=reason, index=self.index, stop_sequence=stop_sequence)
         return Choice(
             reason=reason,
             index=self.index,
@@ -119,7 +112,7 @@ class Answer:
             tool_calls=calls,
             token_ids=self.token_ids if with_ids else None,
             logprobs=self.logprobs,
-            stop_sequence=self.stop_sequence,
+            stop_sequence=stop_sequence,
         )
 
     def name(self, told: Logprobs) -> TokenLogprob:
@@ -135,11 +128,6 @@ class Answer:
         raw = self._spell(token)
         return {"token_id": token, "token": raw.decode(errors="replace"), "raw": raw}
 
-    @property
-    def _counts_tokens(self) -> bool:
-        """Which token it is matters now, to end the answer there or to tell reasoning from text."""
-        return self._stops is not None or (self._parser is not None and self._parser.in_reasoning)
-
     def _take(self, token_ids: list[int], finish: str, told: list[Logprobs]) -> None:
         self.completion_tokens += len(token_ids)
         # The stop id that ended the answer is counted, and is not part of its text.
@@ -147,19 +135,21 @@ class Answer:
         text = self._detokenizer.push(token_ids[:-1] if stopped else token_ids)
         if finish:
             text += self._detokenizer.finish()
-        hit = None
-        if self._stops is not None:
-            text, hit = self._stops.push(text)
-            if hit is not None and self._include_stop:
-                text += hit
-            elif finish and hit is None:
-                text += self._stops.finish()
-        if hit is not None or finish in ("stop", "length"):
-            self.stop_sequence = hit
-            self.reason = "length" if finish == "length" and hit is None else "stop"
-        news = News(text, token_ids=token_ids, logprobs=[self.name(each) for each in told])
-        if self._parser is not None:
-            self._parse(news, ended=bool(finish) or hit is not None)
+        if self._parser.in_reasoning:
+            self.reasoning_tokens += len(token_ids)
+        pieces = self._parser.push(text)
+        over = self._parser.ended
+        if finish or over:
+            pieces += self._parser.finish(cut=finish == "length" and not over)
+            over = over or self._parser.stop_sequence is not None
+            self.reason = "length" if finish == "length" and not over else "stop"
+        news = News(
+            text="".join(piece for kind, piece in pieces if kind == "text"),
+            reasoning="".join(piece for kind, piece in pieces if kind == "reasoning"),
+            tools=[piece for kind, piece in pieces if kind == "tool"],
+            token_ids=token_ids,
+            logprobs=[self.name(each) for each in told],
+        )
         self.token_ids += token_ids
         self.logprobs += news.logprobs
         if news.text:
@@ -167,14 +157,3 @@ class Answer:
         if news.reasoning:
             self._reasoning.append(news.reasoning)
         self._owner.on_news(self, news)
-
-    def _parse(self, news: News, ended: bool) -> None:
-        """Tell text, reasoning and tool calls apart."""
-        if self._parser.in_reasoning:
-            self.reasoning_tokens += len(news.token_ids)
-        pieces = self._parser.push(news.text)
-        if ended:
-            pieces += self._parser.finish()
-        news.text = "".join(piece for kind, piece in pieces if kind == "text")
-        news.reasoning = "".join(piece for kind, piece in pieces if kind == "reasoning")
-        news.tools = [piece for kind, piece in pieces if kind == "tool"]

@@ -27,7 +27,6 @@ from neuron.prompt import Prompt, encode_prompts, named_prompts, thought_after, 
 from neuron.sampling import MAX_SEED, bad_request, resolve
 from neuron.structured import constrain
 from neuron.text.frontend import TextFrontEnd
-from neuron.text.stops import StopStrings
 from neuron.tool_grammar import require_call
 from neuron.work import Work, too_long
 
@@ -117,7 +116,7 @@ class Generation(Work):
         thought = thought_after(self._prompts[0].rendered, blueprint.reasoning)
         if request.structured is not None:
             return constrain(request.structured, encode, thought)
-        return require_call(request.tools, request.must_call, encode, thought)
+        return require_call(request.tools, request.must_call, encode, thought, request.parallel_tool_calls)
 
     def _add_answers(
         self, prompt: Prompt, params: SamplingParams, constraint: Constraint | None, text: TextFrontEnd
@@ -142,15 +141,12 @@ class Generation(Work):
             prompt.logprobs = [self.parts[-1].name_first(prompt.ids[0])]
 
     def _answer(self, submit: Submit, index: int, prompt: Prompt, text: TextFrontEnd) -> Answer:
-        sampling, rendered = self.request.sampling, prompt.rendered
         return Answer(
             submit,
             index,
             self,
-            detokenizer=text.detokenizer(after=prompt.ids if rendered is None else ()),
-            stops=StopStrings(sampling.stop) if sampling.stop else None,
-            include_stop=sampling.include_stop,
-            parser=None if rendered is None else text.answer_parser(rendered, self.request.tools),
+            detokenizer=text.detokenizer(after=prompt.ids if prompt.rendered is None else ()),
+            parser=text.answer_parser(prompt.rendered, self.request),
             spell=text.spell,
         )
 

@@ -23,31 +23,39 @@ ANY_OBJECT = {"type": "object"}
 
 
 def require_call(
-    tools: Sequence[Tool], names: Sequence[str], encode: Callable[[str], list[int]], thought: Thought
+    tools: Sequence[Tool],
+    names: Sequence[str],
+    encode: Callable[[str], list[int]],
+    thought: Thought,
+    parallel: bool = True,
 ) -> Constraint:
     """The grammar of one call of the tool in `names`, or where there are several, of calls of some of them.
 
     Args:
+        parallel: whether there may be more than one call.
         encode, thought: as for `neuron.structured.constrain`.
 
     Raises:
         CortexError: BAD_REQUEST naming `tools`: not even their names can be held to a grammar.
     """
     wanted = [tool for tool in tools if tool.name in names]
+    once = len(wanted) == 1 or not parallel
     schemas = [_schema(tool.parameters) for tool in wanted]
-    if fault(_grammar(wanted, schemas, quoted)) is not None:
+    if fault(_grammar(wanted, schemas, quoted, once)) is not None:
         schemas = [ANY_OBJECT] * len(wanted)
-        if (found := fault(_grammar(wanted, schemas, quoted))) is not None:
+        if (found := fault(_grammar(wanted, schemas, quoted, once))) is not None:
             raise bad_request("tools", f"tools cannot be required: {found[0]}")
 
     def spelled(tag: str) -> str:
         """A tag as the model writes it: as a token where it has one, else as text."""
         return tag if len(encode(tag)) == 1 else quoted(tag)
 
-    return hold(_grammar(wanted, schemas, spelled), encode, thought)
+    return hold(_grammar(wanted, schemas, spelled, once), encode, thought)
 
 
-def _grammar(tools: Sequence[Tool], schemas: Sequence[dict[str, Any]], tag: Callable[[str], str]) -> str:
+def _grammar(
+    tools: Sequence[Tool], schemas: Sequence[dict[str, Any]], tag: Callable[[str], str], once: bool
+) -> str:
     """In Lark; `tag` says how a tag is written there."""
     calls = []
     for tool, schema in zip(tools, schemas, strict=True):
@@ -55,7 +63,7 @@ def _grammar(tools: Sequence[Tool], schemas: Sequence[dict[str, Any]], tag: Call
         calls.append(f"{quoted(head)} %json {quoted(schema | JSON_OPTIONS)} {quoted('}')}")
     return "\n".join(
         [
-            "start: call" if len(tools) == 1 else 'start: call ("\\n" call)*',
+            "start: call" if once else 'start: call ("\\n" call)*',
             f'call: {tag(CALL)} "\\n" ({" | ".join(f"call_{number}" for number in range(len(calls)))}) '
             f'"\\n" {tag(END_CALL)}',
             *(f"call_{number}: {call}" for number, call in enumerate(calls)),

@@ -6,13 +6,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from ipc.errors import Code, CortexError
-from ipc.messages import Message, Tool
+from ipc.messages import Generate, Message, Tool
 from neuron.checkpoint import Checkpoint
 from neuron.text.answer import AnswerParser
 from neuron.text.detokenizer import Detokenizer
+from neuron.text.reasoning import ReasoningSplitter
 from neuron.text.tags import CALL, END_CALL, END_THINK, THINK
 from neuron.text.template import ChatTemplate
 from neuron.text.tokenizer import TextTokenizer
+from neuron.text.tools import ToolCallParser
 
 TOOL_TEMPLATE = "tool_use"  # the name that transformers gives to a template for requests with tools
 
@@ -84,6 +86,15 @@ class TextFrontEnd:
         """For one answer; `after` is the prompt whose text it continues, nothing for a conversation."""
         return Detokenizer(self._tokenizer.tokenizer, self._tokenizer.hidden, after)
 
-    def answer_parser(self, prompt: str, tools: Sequence[Tool]) -> AnswerParser:
-        """For one answer to the rendered `prompt`."""
-        return AnswerParser(prompt, bool(tools))
+    def answer_parser(self, rendered: str | None, request: Generate) -> AnswerParser:
+        """For one answer to `request`; `rendered`: the prompt that its messages became, where it has any."""
+        stop, include_stop = request.sampling.stop, request.sampling.include_stop
+        if rendered is None:
+            return AnswerParser(stop=stop, include_stop=include_stop)
+        tools = ToolCallParser(
+            request.must_call or [tool.name for tool in request.tools],
+            None if request.parallel_tool_calls else 1,
+            only=bool(request.must_call),
+            first=request.structured is not None,
+        )
+        return AnswerParser(ReasoningSplitter(rendered), tools if request.tools else None, stop, include_stop)

@@ -44,8 +44,9 @@ class StopStrings:
         return text[:safe], None
 
     def finish(self) -> str:
-        """What was held back, once it is known that nothing follows."""
+        """What was held back, once it is known that nothing follows it directly; what comes is a new text."""
         held, self._held = self._held, ""
+        self._matched = [0] * len(self._stops)
         return held
 
     def _advance(self, n: int, character: str) -> int:

@@ -8,11 +8,15 @@ THINK, END_THINK = "<think>", "</think>"
 CALL, END_CALL = "<tool_call>", "</tool_call>"
 
 
-def before(tag: str, text: str) -> int:
+def outside(tag: str, text: str) -> int:
     """Characters at the start of `text` that stay outside of `tag`, however the text goes on.
 
-    The rest may be the beginning of the tag, or the space before it. `tag` begins with the only "<" it has.
+    The rest may be the beginning of the tag. `tag` begins with the only "<" it has.
     """
     start = text.rfind("<", max(0, len(text) - len(tag) + 1))
-    outside = text[:start] if start >= 0 and tag.startswith(text[start:]) else text
-    return len(outside.rstrip(SPACE))
+    return start if start >= 0 and tag.startswith(text[start:]) else len(text)
+
+
+def before(tag: str, text: str) -> int:
+    """The same, where the space before the tag belongs to it."""
+    return len(text[: outside(tag, text)].rstrip(SPACE))

@@ -18,12 +18,15 @@ from ipc.messages import (
     Message,
     Sampling,
     Started,
+    Tool,
     ToolCall,
     ToolCallDelta,
     Usage,
 )
 from ipc.worker_messages import Logprobs, SequenceReport
 from neuron.generation import Generation
+from neuron.text.answer import AnswerParser
+from neuron.text.frontend import TextFrontEnd
 
 EOS = 25
 BLUEPRINT = SimpleNamespace(engine="transformer", defaults=Sampling(), eos_ids=[EOS], reasoning=False)
@@ -51,7 +54,8 @@ class Parser:
 
     def __init__(self):
         self.tool_calls = []
-        self.in_reasoning = True
+        self.in_reasoning = self.counts_tokens = True
+        self.ended, self.stop_sequence = False, None
 
     def push(self, text):
         pieces = []
@@ -64,7 +68,7 @@ class Parser:
                 pieces.append(("reasoning" if self.in_reasoning else "text", letter))
         return pieces
 
-    def finish(self):
+    def finish(self, cut):
         return []
 
 
@@ -89,21 +93,24 @@ class Text:
     def spell(self, token):
         return string.ascii_lowercase[token].encode()
 
-    def answer_parser(self, prompt, tools):
-        return Parser()
+    def answer_parser(self, rendered, request):
+        sampling = request.sampling
+        return (
+            AnswerParser(None, None, sampling.stop, sampling.include_stop) if rendered is None else Parser()
+        )
 
 
 class Client:
     """Takes replies; `generation` is prepared for a context of 100 tokens."""
 
-    def __init__(self, *, blueprint=BLUEPRINT, context_length=100, **request):
+    def __init__(self, *, blueprint=BLUEPRINT, context_length=100, text=None, **request):
         self.replies = []
         self.ended = []
         sampling = request.pop("sampling", Sampling())
         request = {"prompt": [0, 1, 2], "stream": True} | request
         self.request = Generate(id=7, model="m", sampling=sampling, **request)
         self.generation = Generation(itertools.count(1), self.request, self.replies.append, self.ended.append)
-        self.generation.prepare(Text(), blueprint, context_length)
+        self.generation.prepare(text or Text(), blueprint, context_length)
 
     def feed(self, *steps, finish=""):
         """Hand over, then one report a step; the last one with `finish`."""
@@ -225,6 +232,69 @@ def test_an_unstreamed_chat_has_them_in_its_end_and_says_tool_calls():
     assert (finished.choices[0].reasoning, finished.choices[0].text) == ("d", "o")
     assert finished.choices[0].tool_calls == [ToolCall(id="call", name="f", arguments="{}")]
     assert finished.choices[0].reason == "tool_calls"
+
+
+class Words(Text):
+    """Token n is the n-th of some pieces of text, and answers are read as those of models are."""
+
+    PIECES = (
+        '<tool_call>{"name": "f", ',
+        '"args": {',
+        '"a": 1}}',
+        "</tool_call>",
+        "Done",
+        "</think>",
+        "<think>",
+    )
+
+    def detokenizer(self, after):
+        return SimpleNamespace(push=lambda ids: "".join(self.PIECES[id] for id in ids), finish=lambda: "")
+
+    answer_parser = TextFrontEnd.answer_parser
+
+
+def talk(*steps, finish="", **request):
+    """Replies to a chat with a tool, of an answer of such pieces."""
+    messages, tools = [Message(role="user", content="abc")], [Tool.function(name="f")]
+    client = Client(text=Words(), prompt=None, messages=messages, tools=tools, **request)
+    return client.feed(*steps, finish=finish), client
+
+
+@pytest.mark.parametrize("steps", [[[0], [1], [2], [3], [4]], [[0, 1, 2, 3, 4]]])
+def test_a_single_call_ends_an_answer_that_may_have_no_other(steps):
+    [finished], client = talk(*steps, stream=False, parallel_tool_calls=False)
+    [choice] = finished.choices
+    assert [(call.name, call.arguments) for call in choice.tool_calls] == [("f", '{"a": 1}')]
+    assert (choice.reason, choice.text, finished.usage.completion_tokens) == ("tool_calls", "", 4)
+    assert len(client.ended) == 1
+
+
+def test_arguments_are_streamed_as_they_are_written():
+    _, client = talk([0], [1], [2], [3], finish="stop")
+    pieces = [piece for delta in client.deltas for piece in delta.tool_calls]
+    assert [(piece.name, piece.arguments) for piece in pieces] == [("f", ""), (None, "{"), (None, '"a": 1}')]
+    assert client.replies[-1].choices[0].reason == "tool_calls"
+
+
+def test_a_call_that_max_tokens_cuts_is_a_call_and_no_text():
+    [finished], _ = talk([0], [1], finish="length", stream=False)
+    [choice] = finished.choices
+    assert (choice.reason, choice.text) == ("length", "")
+    assert [(call.name, call.arguments) for call in choice.tool_calls] == [("f", "{")]
+
+
+def test_a_stop_string_in_a_thought_or_a_call_ends_nothing():
+    sampling = Sampling(stop=["Done", '"a"'])
+    [finished], _ = talk([6], [4], [5, 0, 1, 2, 3, 4, 4], finish="length", stream=False, sampling=sampling)
+    [choice] = finished.choices
+    assert (choice.reason, choice.stop_sequence, choice.reasoning, choice.text) == (
+        "tool_calls",
+        "Done",
+        "Done",
+        "",
+    )
+    assert [call.arguments for call in choice.tool_calls] == ['{"a": 1}']
+    assert (finished.usage.completion_tokens, finished.usage.reasoning_tokens) == (8, 2)
 
 
 def test_a_prompt_is_answered_as_plain_text():

@@ -3,12 +3,13 @@ import json
 import pytest
 
 from ipc.errors import Code, CortexError
-from ipc.messages import Message, Tool
+from ipc.messages import Generate, Message, Tool
 from neuron.checkpoint import inspect
 from neuron.text.frontend import TextFrontEnd
 from tests.neuron.folders import write_checkpoint
 
 HELLO = [Message(role="user", content="The quick dog")]
+ASKED = Generate(id=0, model="m", messages=HELLO, tools=[Tool.function(name="f")])
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,7 @@ def test_its_vocabulary_is_the_models(text):
 
 def test_a_tool_call_is_seen_even_where_its_tag_is_a_special_token(text):
     answer = '<tool_call>{"name": "f", "arguments": {}}</tool_call>'
-    detokenizer, parser = text.detokenizer(), text.answer_parser("assistant: ", [Tool.function(name="f")])
+    detokenizer, parser = text.detokenizer(), text.answer_parser("assistant: ", ASKED)
     for token in text.encode(answer, special=False):
         parser.push(detokenizer.push([token]))
     parser.push(detokenizer.finish())

@@ -31,10 +31,14 @@ def encode(text: str) -> list[int]:
     return list(text.encode())
 
 
-def written(tools: list[Tool], names: list[str], seed: int, length: int = 2000) -> str:
+def written(tools: list[Tool], names: list[str], seed: int, *, parallel: bool = True) -> str:
     """What somebody writes who knows nothing but the grammar, one byte after the other."""
+    return follow(require_call(tools, names, encode, "none", parallel).grammar, seed)
+
+
+def follow(grammar: str, seed: int, length: int = 2000) -> str:
+    """The same, of any grammar."""
     rng, text = random.Random(seed), b""
-    grammar = require_call(tools, names, encode, "none").grammar
     matcher = LLMatcher(LLTokenizer(TokenizerWrapper(Bytes())), grammar, log_level=0)
     while not matcher.is_stopped() and len(text) < length:
         mask = int.from_bytes(matcher.compute_bitmask(), "little")
@@ -66,6 +70,13 @@ def test_of_several_tools_some_are_called():
     assert all(calls)
     assert {call.name for several in calls for call in several} == {"weather", 'time "now"'}
     assert max(map(len, calls)) > 1
+
+
+def test_of_several_tools_one_is_called_where_calls_are_not_to_be_parallel():
+    names = ["weather", 'time "now"']
+    calls = [calls_in(written([WEATHER, TIME], names, seed, parallel=False)) for seed in range(10)]
+    assert {len(several) for several in calls} == {1}
+    assert {call.name for [call] in calls} == {*names}
 
 
 @pytest.mark.parametrize(
