@@ -24,6 +24,7 @@ T = TypeVar("T")
 
 MAX_INT = (1 << 63) - 1  # of 64 bits with a sign: a message to a neuron holds little more
 MAX_TOKEN_ID = 0xFFFF_FFFF
+MAX_STOP = 4096  # characters of a text that ends an answer, or that does not stand in it
 
 Int = Annotated[int, Meta(ge=-MAX_INT - 1, le=MAX_INT)]
 NonNegative = Annotated[int, Meta(ge=0, le=MAX_INT)]
@@ -31,13 +32,15 @@ TokenId = Annotated[int, Meta(ge=0, le=MAX_TOKEN_ID)]
 Count = Annotated[int, Meta(ge=1, le=MAX_INT)]
 Name = Annotated[str, Meta(min_length=1)]
 Short = Annotated[str, Meta(max_length=MAX_NAME)]
+Stop = Annotated[str, Meta(min_length=1, max_length=MAX_STOP)]
 ShortName = Annotated[str, Meta(min_length=1, max_length=MAX_NAME)]
 LogprobCount = Annotated[int, Meta(ge=0, le=20)]
 TokenIds = Annotated[list[TokenId], Meta(min_length=1)]
 
 MAX_CHOICES = 128  # of one request
+SHOWN_IDS = 8  # of a list of wrong ones, in a message
 
-SEED_MASK = (1 << 64) - 1  # engines take unsigned seeds; clients send signed ones, too
+MAX_SEED = (1 << 64) - 1  # engines take unsigned seeds; clients send signed ones, too
 
 encode = msgspec.json.encode
 
@@ -54,9 +57,9 @@ class Fields(StructuredFields, kw_only=True):
     stream_options: StreamOptions | None = None
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
     top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
-    seed: int | None = None
+    seed: int | None = None  # see `_seed`
     max_tokens: Count | None = None
-    stop: Name | Annotated[list[Name], Meta(max_length=16)] | None = None
+    stop: Stop | Annotated[list[Stop], Meta(max_length=16)] | None = None
     n: Annotated[int, Meta(ge=1, le=MAX_CHOICES)] | None = None
     best_of: int | None = None
     logit_bias: dict[str, Annotated[float, Meta(ge=-100, le=100)]] | None = None
@@ -68,7 +71,7 @@ class Fields(StructuredFields, kw_only=True):
     min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
     min_tokens: NonNegative | None = None
-    bad_words: Annotated[list[Name], Meta(max_length=128)] | None = None
+    bad_words: Annotated[list[Stop], Meta(max_length=128)] | None = None
     allowed_token_ids: Annotated[list[TokenId], Meta(min_length=1)] | None = None
     stop_token_ids: list[TokenId] | None = None
     include_stop_str_in_output: bool | None = None
@@ -183,8 +186,12 @@ def sampling(fields: Fields, max_tokens: int | None, logprobs: int | None) -> Sa
     """The sampling values that a request asks for; None where it leaves them to the model.
 
     Raises:
-        CortexError: `best_of` asks for more than `n`, or a key of `logit_bias` is no token id.
+        CortexError: `best_of` asks for more than `n`, `stream_options` comes without a stream, a key of
+            `logit_bias` is no token id, or `seed` is too long.
     """
+    if fields.stream_options is not None and not fields.stream:
+        text = "stream_options: needs stream to be true"
+        raise CortexError(Code.BAD_REQUEST, text, param="stream_options")
     count = fields.n or 1
     if fields.best_of not in (None, count):
         raise unsupported(
@@ -199,11 +206,11 @@ def sampling(fields: Fields, max_tokens: int | None, logprobs: int | None) -> Sa
         repetition_penalty=fields.repetition_penalty,
         presence_penalty=fields.presence_penalty or 0.0,
         frequency_penalty=fields.frequency_penalty or 0.0,
-        logit_bias={_token_id(key): bias for key, bias in (fields.logit_bias or {}).items()},
+        logit_bias=_logit_bias(fields.logit_bias or {}),
         allowed_token_ids=fields.allowed_token_ids or [],
         bad_words=fields.bad_words or [],
         min_tokens=fields.min_tokens or 0,
-        seed=None if fields.seed is None else fields.seed & SEED_MASK,
+        seed=_seed(fields.seed),
         n=count,
         max_tokens=max_tokens,
         stop=stop or [],
@@ -215,11 +222,24 @@ def sampling(fields: Fields, max_tokens: int | None, logprobs: int | None) -> Sa
     )
 
 
-def _token_id(key: str) -> int:
-    if not re.fullmatch(r"0|[1-9][0-9]{0,9}", key) or int(key) > MAX_TOKEN_ID:
-        param = "logit_bias"
-        raise CortexError(Code.BAD_REQUEST, f"{param}: {shown(key)} is no token id", param=param)
-    return int(key)
+def _logit_bias(given: dict[str, float]) -> dict[int, float]:
+    wrong = [key for key in given if not _is_token_id(key)]
+    if wrong:
+        listed = ", ".join(map(shown, wrong[:SHOWN_IDS])) + (", ..." if len(wrong) > SHOWN_IDS else "")
+        text = f"{listed} is no token id" if len(wrong) == 1 else f"{listed} are no token ids"
+        raise CortexError(Code.BAD_REQUEST, f"logit_bias: {text}", param="logit_bias")
+    return {int(key): bias for key, bias in given.items()}
+
+
+def _is_token_id(key: str) -> bool:
+    return re.fullmatch(r"0|[1-9][0-9]{0,9}", key) is not None and int(key) <= MAX_TOKEN_ID
+
+
+def _seed(given: int | None) -> int | None:
+    if given is not None and not -MAX_INT - 1 <= given <= MAX_SEED:
+        text = f"seed: {shown(given)} does not fit into 64 bits"
+        raise CortexError(Code.BAD_REQUEST, text, param="seed")
+    return None if given is None else given & MAX_SEED
 
 
 class PromptTokens(Struct):

@@ -137,7 +137,7 @@ class ChatFields(refusing(CHAT_NEUTRAL), kw_only=True):
     tools: list[dict[str, Any]] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
-    reasoning_effort: str | None = None
+    reasoning_effort: Short | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
 
@@ -276,11 +276,12 @@ class CallOut(Struct):
 
 
 class MessageOut(Struct):
-    """The reasoning goes out under both its names: each half of the clients reads the other one."""
+    """The reasoning goes out under both its names: each half of the clients reads the other one, and some
+    read the attribute without asking whether it is there."""
 
     content: str | None
-    reasoning_content: str | UnsetType = UNSET
-    reasoning: str | UnsetType = UNSET
+    reasoning_content: str | None
+    reasoning: str | None
     tool_calls: list[CallOut] | UnsetType = UNSET
     role: str = "assistant"
     refusal: None = None
@@ -337,8 +338,8 @@ class ChatAnswer(Writer):
         )
 
     def _choice(self, answer: messages.Choice) -> Choice:
-        reasoning = answer.reasoning or UNSET
         calls = [CallOut(call.id, FunctionCall(call.name, call.arguments)) for call in answer.tool_calls]
+        reasoning = answer.reasoning or None
         message = MessageOut(
             (answer.text or None) if calls else answer.text, reasoning, reasoning, calls or UNSET
         )

@@ -48,6 +48,8 @@ class CompletionFields(refusing(COMPLETION_NEUTRAL), kw_only=True):
     echo: bool | None = None
 
 
+MAX_TOKENS = 16  # OpenAI's default
+
 _decoder = msgspec.json.Decoder(CompletionFields)
 
 
@@ -68,7 +70,9 @@ def parse(body: bytes, request_id: str) -> tuple[Generate, CompletionAnswer]:
         id=0,
         model=fields.model,
         prompt=prompt,
-        sampling=sampling(fields, fields.max_tokens, fields.logprobs),
+        sampling=sampling(
+            fields, MAX_TOKENS if fields.max_tokens is None else fields.max_tokens, fields.logprobs
+        ),
         structured=form,
         stream=bool(fields.stream),
         echo=bool(fields.echo),

@@ -226,7 +226,7 @@ def test_hints_and_neutral_values_are_ignored() -> None:
             "presence_penalty": 0.0,
             "response_format": {"type": "text"},
         },
-        {"stream_options": {"include_usage": True, "include_obfuscation": False}, "modalities": ["text"]},
+        {"stream_options": None, "modalities": ["text"]},
         {"echo": False, "add_special_tokens": False, "logits_processors": []},
         {"n": None, "stop": None, "tools": None, "temperature": None, "max_tokens": None, "stream": None},
     ):
@@ -250,6 +250,8 @@ def test_hints_and_neutral_values_are_ignored() -> None:
         ({"seed": "1"}, "seed"),
         ({"stop": ""}, "stop"),
         ({"stop": ["a", ""]}, "stop[1]"),
+        ({"stop": "x" * 4097}, "stop"),
+        ({"bad_words": ["x" * 4097]}, "bad_words[0]"),
         ({"stop_token_ids": [-1]}, "stop_token_ids[0]"),
         ({"stream": "yes"}, "stream"),
         ({"model": ""}, "model"),
@@ -311,6 +313,46 @@ def test_a_bias_for_what_is_no_token_id_is_refused(key: str) -> None:
     error = refusal(chat, logit_bias={"1": 1, key: 2})
     assert (error.code, error.param) == (Code.BAD_REQUEST, "logit_bias")
     assert len(error.message) < 200
+
+
+def test_all_biases_for_what_is_no_token_id_are_named() -> None:
+    error = refusal(chat, logit_bias={"1": 1, "one": 1, "2": 1, "-3": 1})
+    assert error.message == "logit_bias: 'one', '-3' are no token ids"
+    many = refusal(chat, logit_bias={f"no{number}": 1 for number in range(1000)})
+    assert "'no7'" in many.message
+    assert len(many.message) < 200
+
+
+@pytest.mark.parametrize("seed", [1 << 64, -(1 << 63) - 1, 10**400])
+def test_a_seed_beyond_64_bits_is_refused_by_name(seed: int) -> None:
+    for parse in (chat, completion):
+        error = refusal(parse, seed=seed)
+        assert (error.code, error.param) == (Code.BAD_REQUEST, "seed")
+        assert "64 bits" in error.message
+        assert len(error.message) < 200
+
+
+@pytest.mark.parametrize("seed", [(1 << 64) - 1, -(1 << 63), 0])
+def test_a_seed_of_64_bits_is_taken(seed: int) -> None:
+    assert chat(seed=seed).sampling.seed == seed % (1 << 64)
+
+
+def test_stream_options_need_a_stream() -> None:
+    options = {"include_usage": True}
+    for parse in (chat, completion):
+        for fields in ({}, {"stream": False}, {"stream": None}):
+            error = refusal(parse, stream_options=options, **fields)
+            assert (error.code, error.param) == (Code.BAD_REQUEST, "stream_options")
+        assert parse(stream_options=options, stream=True).stream
+        assert not parse(stream_options=None).stream
+
+
+def test_a_completion_has_sixteen_tokens_where_nobody_says_how_many() -> None:
+    assert completion().sampling.max_tokens == 16
+    assert completion(max_tokens=None).sampling.max_tokens == 16
+    assert completion(max_tokens=17).sampling.max_tokens == 17
+    assert completion(max_tokens=0, echo=True).sampling.max_tokens == 0
+    assert chat().sampling.max_tokens is None
 
 
 def test_a_bias_may_be_for_any_token_id() -> None:
@@ -422,6 +464,20 @@ def test_completions_refuse_what_they_do_not_do() -> None:
         assert refusal(completion, **fields).param == next(iter(fields))
     neutral = {"add_special_tokens": True, "return_tokens_as_token_ids": False, "top_logprobs": 0}
     assert completion(**neutral) == completion()
+
+
+def test_an_answer_without_a_thought_says_so_under_both_names() -> None:
+    body = json.dumps({"model": "m", "messages": [USER]}).encode()
+    _, answer = openai_chat.parse(body, "r")
+    finished = Finished(id=1, choices=[Choice(reason="stop", text="a")], usage=Usage(), timings=Timings())
+    message = json.loads(answer.whole(Started(id=1, prompt_tokens=1), finished))["choices"][0]["message"]
+    assert message == {
+        "content": "a",
+        "reasoning_content": None,
+        "reasoning": None,
+        "role": "assistant",
+        "refusal": None,
+    }
 
 
 @pytest.mark.parametrize("given", ["x", ["x"], ["a", "b"], [1, 2], [[1, 2]], [[1], [2, 3]]])
