@@ -299,6 +299,66 @@ def test_a_neuron_that_is_stopped_is_lost_after_the_silence(spawn):
     asyncio.run(main())
 
 
+BACKLOG = """
+import asyncio, threading, time
+from ipc.client import Call, NeuronClient
+from ipc.messages import *
+from ipc.server import Server
+
+go, sent, enough = threading.Event(), threading.Event(), threading.Event()
+plain_push = Call._push
+
+async def stream(started):
+    asked = asyncio.Queue()
+    server = Server("tcp://127.0.0.1:0", lambda peer, request: asked.put_nowait((peer, request)), print)
+    server.start()
+    started(server.endpoint)
+    peer, request = await asked.get()
+    for number in range(300):
+        peer.send(Delta(id=request.id, tokens=number))
+        await asyncio.sleep(0)
+        if number == 0:
+            go.wait(20)
+    sent.set()
+    enough.wait(20)
+    server.close()
+
+def push(call, reply):
+    plain_push(call, reply)
+    if isinstance(reply, Delta) and reply.tokens == 20:  # most of the others lie in the queue
+        enough.set()
+        server.join()
+        time.sleep(0.3)  # until libzmq knows, and we do not, that the connection has ended
+
+Call._push = push
+
+async def main():
+    global server
+    loop, endpoint = asyncio.get_running_loop(), asyncio.get_running_loop().create_future()
+    started = lambda text: loop.call_soon_threadsafe(endpoint.set_result, text)
+    server = threading.Thread(target=lambda: asyncio.run(stream(started)))
+    server.start()
+    client = NeuronClient(await endpoint)
+    client.start()
+    call = client.open(Generate(id=0, model="m", stream=True))
+    await call.take(20)
+    go.set()
+    sent.wait()
+    time.sleep(0.3)  # they arrive
+    client.open(Generate(id=0, model="m"))  # with a send libzmq takes notice of what arrived
+    while not call.closed:
+        [*_, last] = await call.take(20)
+    print(last.code)
+
+asyncio.run(main())
+"""
+
+
+def test_a_connection_that_ends_while_many_messages_lie_unread_ends_its_calls_and_not_the_process(spawn):
+    child = spawn(BACKLOG, stdout=subprocess.PIPE)
+    assert (child.communicate(timeout=SECONDS)[0], child.returncode) == ("neuron_lost\n", 0)
+
+
 class Puppet:
     """A neuron whose every frame the test chooses."""
 

@@ -20,4 +20,6 @@ def test_every_request_ends_exactly_once_however_the_links_break(seed):
     assert done.returncode == 0, done.stderr[-2000:]
     seen = json.loads(done.stdout)
     assert (seen["faults"], seen["late"], seen["left"]) == ([], 0, 0)
-    assert min(seen["links"].get("cut", 0), seen["lost"], seen["ends"]["Finished"], seen["ends"]["Failed"]) > 0
+    assert (
+        min(seen["links"].get("cut", 0), seen["lost"], seen["ends"]["Finished"], seen["ends"]["Failed"]) > 0
+    )
