@@ -13,7 +13,7 @@ from rich.text import Text
 
 from ipc.messages import Device, ModelState
 
-ANSWER_SECONDS = 5.0
+ANSWER_SECONDS = 30.0  # of a gateway that is there, on a busy host
 
 
 class Unreachable(Exception):

@@ -144,7 +144,8 @@ class Up:
     async def _announce(self) -> None:
         """Say what is being waited for until all is there, then how to use it."""
         self._narrator.doing("starting the neuron")
-        client = NeuronClient(self._plan.neuron_endpoint)
+        # A neuron that ends is known by its process; one that is only slow, on a busy host, is waited for.
+        client = NeuronClient(self._plan.neuron_endpoint, silence=START_SECONDS)
         client.start()
         try:
             await client.ask(Hello(id=0, client="cortex up"), START_SECONDS)

@@ -58,10 +58,11 @@ class Call:
     that is there at once, or cannot wait for ever.
     """
 
-    __slots__ = ("_client", "_replies", "_waiter", "closed", "ended", "id")
+    __slots__ = ("_client", "_replies", "_waiter", "closed", "ended", "id", "patient")
 
-    def __init__(self, client: NeuronClient, request_id: int) -> None:
+    def __init__(self, client: NeuronClient, request_id: int, patient: bool) -> None:
         self.id = request_id
+        self.patient = patient  # whoever made it bounds its wait for a connection
         self.closed = False  # the terminal reply is here
         self.ended = 0.0  # since when (monotonic clock)
         self._client = client
@@ -127,7 +128,8 @@ class NeuronClient:
         secret: our CURVE secret key (Z85); with it goes
         server_public: the neuron's public key (Z85).
         silence: seconds without any message, while calls are open, after which the neuron counts as lost. It
-            sends something each second.
+            sends something each second. Where no connection stands yet, a call waits for one so long, but for
+            those of `ask`, which have their own bound.
     """
 
     def __init__(
@@ -199,8 +201,12 @@ class NeuronClient:
         self._events.close()
         self.alive = False
 
-    def open(self, request: AnyRequest) -> Call:
-        """Send a request; its `id` is set here. It waits for the connection where there is none yet."""
+    def open(self, request: AnyRequest, *, patient: bool = False) -> Call:
+        """Send a request; its `id` is set here. It waits for the connection where there is none yet.
+
+        Args:
+            patient: the wait for a connection ends with `Call.cancel`, and not after the silence.
+        """
         if not self._started:
             raise CortexError(Code.NEURON_LOST, f"the client of {self.endpoint} is not started")
         self._last_id += 1
@@ -208,7 +214,7 @@ class NeuronClient:
         message = HEADER + self._encode(request)
         if not self._calls:  # nothing was expected up to now
             self._heard = self._loop.time()
-        call = self._calls[request.id] = Call(self, request.id)
+        call = self._calls[request.id] = Call(self, request.id, patient)
         if self._unsent or not self._try_send(message):
             self._unsent[request.id] = message
         return call
@@ -220,7 +226,7 @@ class NeuronClient:
             CortexError: the neuron answered `Failed`, or was lost, or did not answer `within` seconds
                 (both NEURON_LOST); then the request is cancelled.
         """
-        call = self.open(request)
+        call = self.open(request, patient=True)
         try:
             async with asyncio.timeout(within):
                 async for reply in call:
@@ -351,9 +357,14 @@ class NeuronClient:
         self._timer = self._loop.call_later(self._silence / 4, self._tick)
         # Where it was this process that stood still, the messages are here, unread.
         self._pump.check()
-        if self._calls and self._loop.time() - self._heard > self._silence:
-            self.alive = False
+        if not self._calls or self._loop.time() - self._heard <= self._silence:
+            return
+        self.alive = False
+        if self._connected:
             self._give_up(self._no_answer(self._silence))
+        else:  # nothing was sent: all of them wait for a connection
+            hasty = [number for number, call in self._calls.items() if not call.patient]
+            self._fail(hasty, Code.NEURON_LOST, self._no_answer(self._silence))
 
 
 class BlockingClient:
@@ -384,7 +395,7 @@ class BlockingClient:
         Raises:
             CortexError: the next reply did not come within `timeout` seconds (NEURON_LOST).
         """
-        call = self._client.open(request)
+        call = self._client.open(request, patient=True)
         replies = aiter(call)
         try:
             while True:

@@ -218,6 +218,24 @@ def test_a_request_made_before_the_neuron_is_up_is_served_when_it_comes():
     asyncio.run(main())
 
 
+def test_a_question_waits_for_its_neuron_as_long_as_it_was_told_to():
+    """A neuron takes its time to start; the silence of one that is there is another matter."""
+
+    async def main():
+        endpoint = await free_endpoint()
+        client = NeuronClient(endpoint, silence=0.1)
+        client.start()
+        asking = asyncio.create_task(client.ask(Models(id=0), SECONDS))
+        (refused,) = await everything(client.open(Models(id=0)))
+        assert refused.code == Code.NEURON_LOST
+        assert not asking.done()
+        async with connected(endpoint):
+            assert isinstance(await asking, Done)
+            client.close()
+
+    asyncio.run(main())
+
+
 def test_a_request_withdrawn_before_the_neuron_is_up_never_reaches_it():
     async def main():
         endpoint = await free_endpoint()
