@@ -52,6 +52,7 @@ class Plan:
             "listen": self.neuron_endpoint,
             "devices": self.devices,
             "models": self.models,
+            "only_configured": True,
             "log_level": "WARNING",
         }
 

@@ -72,6 +72,7 @@ class NeuronConfig(Struct, frozen=True, kw_only=True):
     allowed_keys: list[str] = []  # public keys of gateways: files, or the 40 characters themselves
     model_folders: list[str] = []  # searched for <folder>/<id>
     hf_cache: str | None = None  # null: where Hugging Face tools put it
+    only_configured: bool = False  # serve `models` and nothing else that is found on this host
     devices: list[str] | None = None  # null: all that are found
     cpu: Cpu = Cpu()
     queue: Queue = Queue()

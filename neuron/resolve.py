@@ -19,11 +19,13 @@ class Catalogue:
 
     An id is looked up in the configured models, then it may be `demo`, then a folder below one of
     `model_folders`, then a repository in the Hugging Face cache. Ids come from clients: an absolute path
-    is found only where the configuration has it as a model's id, and one that climbs with `..` never.
+    is found only where the configuration has it as a model's id, and one that climbs with `..` never; with
+    `only_configured` no id is that the configuration does not have.
     """
 
     def __init__(self, config: NeuronConfig) -> None:
         self._configured = {model.id: model for model in config.models}
+        self._only_configured = config.only_configured
         self._folders = [Path(folder).expanduser() for folder in config.model_folders]
         self._cache = Path(config.hf_cache).expanduser() if config.hf_cache else default_cache()
 
@@ -38,6 +40,8 @@ class Catalogue:
             CortexError: MODEL_NOT_FOUND, saying where it was looked for and how to get it.
         """
         configured = self._configured.get(model_id)
+        if configured is None and self._only_configured:
+            raise _not_found(model_id, f"this neuron serves only {', '.join(self._configured) or 'nothing'}")
         if configured is not None and (configured.path is not None or os.path.isabs(model_id)):
             folder = Path(configured.path or model_id).expanduser()
             if not folder.is_dir():
@@ -55,6 +59,8 @@ class Catalogue:
 
     def list_models(self) -> list[str]:
         """Every id that can be loaded: configured, bundled, in the model folders, in the cache."""
+        if self._only_configured:
+            return list(self._configured)
         return list(dict.fromkeys((*self._configured, DEMO, *self._in_folders(), *self._in_cache())))
 
     def _in_folders(self) -> Iterator[str]:

@@ -2,11 +2,13 @@
 
 import socket
 
+import msgspec
 import pytest
 
 import neuron.config
 from gateway.up_plan import UpError, free_socket, make_plan, model_entry, parse_devices
 from ipc.settings import load_settings
+from neuron.resolve import Catalogue
 
 
 def plan(models=("demo",), dtype=None, ranks=1, device=None, listen="127.0.0.1:0"):
@@ -122,3 +124,9 @@ def test_both_daemons_accept_what_they_are_told(tmp_path, checkpoint):
     assert [model.id for model in told.models] == ["demo", "simulated", "tiny"]
     assert told.models[1].simulated is not None
     assert load_settings(tmp_path / "cortex.yaml", config.GatewayConfig).neurons[0].endpoint == told.listen
+
+
+def test_only_the_models_that_were_asked_for_are_offered(checkpoint):
+    """Neither the bundled model nor what else is on the host: nobody asked for it."""
+    told = msgspec.convert(plan([str(checkpoint)]).neuron_settings(), neuron.config.NeuronConfig)
+    assert Catalogue(told).list_models() == ["tiny"]

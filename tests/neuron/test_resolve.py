@@ -114,6 +114,23 @@ def test_the_list_holds_everything_that_can_be_loaded_and_nothing_else(places):
     assert Catalogue(config).list_models() == ["mine", "demo", "plain", "org/nested", "org/hub"]
 
 
+def test_a_neuron_can_serve_what_it_was_told_to_and_nothing_else(places):
+    _, shelf, cache = places
+    config = NeuronConfig(
+        models=[Model(id="org/hub")],
+        model_folders=[str(shelf)],
+        hf_cache=str(cache),
+        only_configured=True,
+    )
+    write_checkpoint(shelf / "plain")
+    folder = cached(cache, "org/hub")
+    catalogue = Catalogue(config)
+    assert catalogue.list_models() == ["org/hub"]
+    assert catalogue.find("org/hub") == folder
+    for model_id in ("demo", "plain"):
+        assert "only org/hub" in refusal(catalogue, model_id)
+
+
 def test_folders_that_are_not_there_hold_no_models(tmp_path):
     config = NeuronConfig(model_folders=[str(tmp_path / "a")], hf_cache=str(tmp_path / "b"))
     assert Catalogue(config).list_models() == ["demo"]
