@@ -16,6 +16,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 import msgspec
+from msgspec import Meta
 
 from ipc.errors import CortexError
 
@@ -38,9 +39,15 @@ class Plain(msgspec.Struct, omit_defaults=True, frozen=True, kw_only=True):
 
 
 MAX_NAME = 256  # characters of a name or an id that a client chooses
+MAX_MODEL_ID = 1024  # characters; it may be a folder's path
 MAX_IMAGE = 32 << 20  # bytes of an image's file
+MAX_TURNS = 10_000
+MAX_TOOLS = 1024
+MAX_TOKEN_IDS = 1 << 20  # of one list
 
-Name = Annotated[str, msgspec.Meta(max_length=MAX_NAME)]
+Name = Annotated[str, Meta(max_length=MAX_NAME)]
+ModelId = Annotated[str, Meta(max_length=MAX_MODEL_ID)]
+TokenIds = Annotated[list[int], Meta(max_length=MAX_TOKEN_IDS)]
 
 
 class ToolCall(Plain):
@@ -88,7 +95,7 @@ class TextPart(Plain, tag_field="type", tag="text"):
 
 
 class ImagePart(Plain, tag_field="type", tag="image"):
-    data: Annotated[bytes, msgspec.Meta(max_length=MAX_IMAGE)]  # the file
+    data: Annotated[bytes, Meta(max_length=MAX_IMAGE)]  # the file
     media_type: Name = ""  # as the client says, such as image/png
 
 
@@ -120,6 +127,10 @@ class Message(Plain):
     name: Name | None = None
 
 
+Turns = Annotated[list[Message], Meta(max_length=MAX_TURNS)]
+Tools = Annotated[list[Tool], Meta(max_length=MAX_TOOLS)]
+
+
 class Sampling(Plain):
     """How tokens are chosen. None means: the model's `generation_config.json`, else the neutral value."""
 
@@ -131,7 +142,7 @@ class Sampling(Plain):
     presence_penalty: float = 0.0  # -2 to 2; only output counts, as for the next one
     frequency_penalty: float = 0.0
     logit_bias: dict[int, float] = {}  # added to the logits of these token ids
-    allowed_token_ids: list[int] = []  # no other is chosen; empty: all are allowed
+    allowed_token_ids: TokenIds = []  # no other is chosen; empty: all are allowed
     bad_words: list[str] = []  # texts that are not written
     min_tokens: int = 0  # of output, before anything may end the answer
     seed: int | None = None  # choice i of `n` draws with seed + i
@@ -139,7 +150,7 @@ class Sampling(Plain):
     max_tokens: int | None = None  # of each choice; None: to the end of the context
     stop: list[str] = []  # strings that end the answer
     include_stop: bool = False  # whether the stop string is part of the answer
-    stop_token_ids: list[int] = []
+    stop_token_ids: TokenIds = []
     ignore_eos: bool = False
     logprobs: int | None = None  # alternatives beside each token; 0: the token's own; None: no logprobs
     prompt_logprobs: int | None = None  # the same of the prompt's tokens
@@ -167,11 +178,11 @@ class Eviction(Plain):
 
     strategy: Literal["lru", "priority"] = "lru"
     # loads that one worker process serves at most before it is replaced
-    defrag_after_cycles: Annotated[int, msgspec.Meta(ge=1)] = 50
+    defrag_after_cycles: Annotated[int, Meta(ge=1)] = 50
 
 
 class Hello(Request, tag="hello"):
-    client: str = ""
+    client: Name = ""
     eviction: Eviction | None = None
 
 
@@ -194,11 +205,11 @@ class Models(Request, tag="models"):
 class Load(Request, tag="load"):
     """Answered by `Progress` as it goes, then `Done`. Loading a loaded model is `Done` at once."""
 
-    model: str
+    model: ModelId
 
 
 class Unload(Request, tag="unload"):
-    model: str
+    model: ModelId
     force: bool = False  # end requests that still run, instead of waiting for them
 
 
@@ -210,11 +221,13 @@ class Generate(Request, tag="generate"):
     each is answered by itself, and choice c of prompt p has the index p * `n` + c.
     """
 
-    model: str
-    messages: list[Message] | None = None
-    prompt: str | list[int | str | list[int]] | None = None  # a list: token ids alone, or prompts alone
-    tools: list[Tool] = []
-    must_call: list[str] = []  # names of tools, of which the answer calls some; one that stands alone, once
+    model: ModelId
+    messages: Turns | None = None
+    # A list: token ids alone, or prompts alone.
+    prompt: str | Annotated[list[int | str | TokenIds], Meta(max_length=MAX_TOKEN_IDS)] | None = None
+    tools: Tools = []
+    # Names of tools, of which the answer calls some; one that stands alone, once.
+    must_call: Annotated[list[Name], Meta(max_length=MAX_TOOLS)] = []
     template_args: dict[str, Any] = {}  # further variables of the chat template, e.g. enable_thinking
     sampling: Sampling = Sampling()
     structured: Structured | None = None
@@ -222,8 +235,8 @@ class Generate(Request, tag="generate"):
     echo: bool = False  # the answer begins with the prompt; only of a `prompt`
     return_token_ids: bool = False
     priority: int = 0  # smaller is sooner
-    account: str = ""  # for whom: accounts take turns
-    cache_salt: str = ""  # only requests with the same one share cached prefixes
+    account: Name = ""  # for whom: accounts take turns
+    cache_salt: Name = ""  # only requests with the same one share cached prefixes
     parallel_tool_calls: bool = True  # False: the answer calls one tool at most
 
 
@@ -232,35 +245,35 @@ class Cancel(Request, tag="cancel"):
 
 
 class CountTokens(Request, tag="count_tokens"):
-    model: str
-    messages: list[Message] | None = None
+    model: ModelId
+    messages: Turns | None = None
     prompt: str | None = None
-    tools: list[Tool] = []
+    tools: Tools = []
     template_args: dict[str, Any] = {}
 
 
 class Embed(Request, tag="embed"):
     """Answered by `Embeddings`."""
 
-    model: str
-    input: list[str | list[int]]  # texts or token ids
+    model: ModelId
+    input: list[str | TokenIds]  # texts or token ids
     pooling: Literal["last", "mean"] = "last"
     normalize: bool = True
     dimensions: int | None = None  # the first so many; None: all
     priority: int = 0
-    account: str = ""
+    account: Name = ""
 
 
 class CachedPages(Request, tag="cached_pages"):
     """Which pages of prompts a model has computed already. Answered by `PageHashes`."""
 
-    model: str
+    model: ModelId
 
 
 class Quote(Request, tag="quote"):
     """What it would take to serve that model here, now. Nothing is done for it. Answered by `Quoted`."""
 
-    model: str
+    model: ModelId
 
 
 class Drain(Request, tag="drain"):

@@ -175,6 +175,7 @@ class Writer:
         self._fence = make_fence()
         self._position = 0
         self._sequence = 0
+        self.largest = self._capacity - WORD  # bytes of a record; one that is larger never has room
         self._limit = self._capacity  # where the region was full when a reader's counter was last looked at
 
     def try_write(self, record: bytes) -> bool:

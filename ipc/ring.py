@@ -76,6 +76,11 @@ class Ring:
         return self._data_fd
 
     @property
+    def largest(self) -> int:
+        """Bytes of the largest record that can be written at all."""
+        return self._writer.largest
+
+    @property
     def unread(self) -> int:
         """Bytes written and not read yet, headers included; either side may ask."""
         return self._memory.words[WRITTEN] - self._memory.words[read_word(0)]

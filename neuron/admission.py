@@ -217,8 +217,11 @@ class Admission:
                 continue
             self._handed.add(work)
             self.quiet.clear()
-            for part in work.hand_over(self._context_length):
-                self._group.submit(part.submit, part)
+            try:
+                for part in work.hand_over(self._context_length):
+                    self._group.submit(part.submit, part)
+            except CortexError as error:
+                work.fail(error)
 
     def fail_all(self, error: CortexError) -> None:
         """End every request, waiting or running."""

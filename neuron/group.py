@@ -19,7 +19,6 @@ from ipc.messages import RankState
 from ipc.ring import Ring, RingBroken
 from ipc.worker_messages import (
     Abort,
-    Command,
     Fatal,
     Loading,
     Ready,
@@ -170,18 +169,29 @@ class WorkerGroup:
     # --- work -------------------------------------------------------------------------------------------
 
     def submit(self, submit: Submit, sink: Sink) -> None:
-        """Hand a request to the worker; its output goes to `sink` until its finish is reported."""
+        """Hand a request to the worker; its output goes to `sink` until its finish is reported.
+
+        Raises:
+            CortexError: BAD_REQUEST for one that is too large to travel; nothing of it stays.
+        """
+        record = _encoder.encode(submit)
+        if len(record) > self._commands.largest:
+            raise CortexError(
+                Code.BAD_REQUEST,
+                f"the request comes to {len(record)} bytes for the worker, which takes "
+                f"{self._commands.largest}: its prompt, grammar, token lists and words are too long together",
+            )
         if not self.open:
             self._watchdog.begin()
         self.open[submit.request_id] = sink
-        self._send(submit)
+        self._send(record)
         if self._deadline_timer is None:
             self._watch_progress()
 
     def abort(self, request_id: int) -> None:
         """End a request in the worker before its next step; it stays in `open` until the worker says so."""
         if request_id in self.open and not self._ended:
-            self._send(Abort(request_id))
+            self._send(_encoder.encode(Abort(request_id)))
 
     def ranks(self) -> list[RankState]:
         """The heartbeat page, read without asking anybody."""
@@ -207,8 +217,8 @@ class WorkerGroup:
     def _borrow(self, device: str) -> Worker | None:
         return self._standby.take(device) if self._standby is not None else None
 
-    def _send(self, command: Command) -> None:
-        self._backlog.append(_encoder.encode(command))
+    def _send(self, record: bytes) -> None:
+        self._backlog.append(record)
         self._flush()
 
     def _flush(self) -> None:
@@ -318,7 +328,7 @@ class WorkerGroup:
                     self._loop.add_reader(rank.worker.control.fileno(), self._on_waiting, rank)
                 else:
                     rank.worker.dismiss()
-            self._send(Stop())
+            self._send(_encoder.encode(Stop()))
             await self._gone_within(RELEASE_SECONDS if keeping else STOP_SECONDS)
         self._standby = None  # whoever has not come back by now shall end
         self._end(None)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ipc.messages import CountTokens, Embed, Generate, TokenLogprob
 from neuron.sampling import MAX_CHOICES, bad_request, check, check_ids
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 
 INLINE_CHARACTERS = 2000  # up to here tokenising takes less than half a millisecond
+TURN, TOOL = 50, 1000  # what a template takes for one, in the same measure
 
 
 @dataclass(slots=True)
@@ -95,11 +97,44 @@ def is_quick(request: Generate | Embed) -> bool:
         or request.sampling.bad_words
     ):
         return False
-    if request.messages is not None:
-        size = sum(map(content.size, request.messages)) + 1000 * len(request.tools)
-    else:
-        size = sum(len(prompt) for _, prompt in named_prompts(request))
-    return size * request.sampling.n <= INLINE_CHARACTERS
+    left = INLINE_CHARACTERS // request.sampling.n
+    for cost in _costs(request):
+        left -= cost
+        if left < 0:
+            return False
+    return True
+
+
+def _costs(request: Generate) -> Iterator[int]:
+    """What each part of a request costs, as if it were so many characters of text."""
+    if request.messages is None:
+        for _, prompt in named_prompts(request):
+            yield len(prompt)
+    for message in request.messages or ():
+        yield TURN * (1 if isinstance(message.content, str) else 1 + len(message.content))
+        yield content.size(message) + len(message.reasoning or "")
+        for call in message.tool_calls:
+            yield TURN + len(call.arguments)
+    for tool in request.tools:
+        yield TOOL
+        yield from _costs_inside(tool.definition)
+    yield from _costs_inside(request.template_args)
+
+
+def _costs_inside(value: Any) -> Iterator[int]:
+    """The same for what stands inside of JSON."""
+    values = [value]
+    while values:
+        value = values.pop()
+        if isinstance(value, dict):
+            for key, each in value.items():
+                yield 1 + len(str(key))
+                values.append(each)
+        elif isinstance(value, list):
+            yield len(value)
+            values += value
+        elif isinstance(value, str):
+            yield len(value)
 
 
 def named_prompts(request: Generate | CountTokens) -> list[tuple[str, str | list[int]]]:

@@ -15,6 +15,8 @@ MAX_STOP = 1000  # characters
 MAX_CHOICES = 128
 MAX_LOGPROBS = 20
 MAX_BIASED = 1024  # token ids
+MAX_STOP_IDS = 1024
+MAX_ALLOWED_IDS = 8192
 MAX_BAD_WORDS = 128
 MAX_BAD_WORD = 256  # characters
 MAX_SEED = (1 << 64) - 1  # workers take unsigned ones; clients send signed ones, too
@@ -28,6 +30,14 @@ RANGES: dict[str, tuple[float, float]] = {  # both ends are allowed
     "logprobs": (0, MAX_LOGPROBS),
     "prompt_logprobs": (0, MAX_LOGPROBS),
     "seed": (-(1 << 63), MAX_SEED),
+}
+
+LENGTHS = {
+    "stop": MAX_STOP_STRINGS,
+    "bad_words": MAX_BAD_WORDS,
+    "logit_bias": MAX_BIASED,
+    "stop_token_ids": MAX_STOP_IDS,
+    "allowed_token_ids": MAX_ALLOWED_IDS,
 }
 
 
@@ -73,7 +83,7 @@ def _check_lengths(sampling: Sampling, echo: bool) -> None:
 
 
 def _check_lists(sampling: Sampling) -> None:
-    for name, most in (("stop", MAX_STOP_STRINGS), ("bad_words", MAX_BAD_WORDS), ("logit_bias", MAX_BIASED)):
+    for name, most in LENGTHS.items():
         if len(getattr(sampling, name)) > most:
             raise bad_request(name, f"{name} has {len(getattr(sampling, name))} entries, more than {most}")
     for number, stop in enumerate(sampling.stop):

@@ -200,7 +200,8 @@ class Service:
     async def _count_tokens(self, peer: Peer, request: CountTokens) -> Reply:
         validate_prompt(request)
         model = await self._models.open(request.model)
-        [prompt] = await asyncio.to_thread(encode_prompts, await model.text(), request)
+        text = await model.text()
+        [prompt] = await asyncio.to_thread(encode_prompts, text, request, model.context_length)
         return TokenCount(id=request.id, tokens=len(prompt.ids))
 
     async def _cached_pages(self, peer: Peer, request: CachedPages) -> Reply:

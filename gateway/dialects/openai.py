@@ -79,7 +79,7 @@ class Fields(StructuredFields, kw_only=True):
     prompt_logprobs: LogprobCount | None = None
     return_token_ids: bool | None = None
     priority: Int | None = None
-    cache_salt: str | None = None
+    cache_salt: Short | None = None
 
 
 # Fields of both APIs that we refuse, and the values, besides null, with which they ask for nothing.

@@ -8,7 +8,7 @@ import json
 import httpx
 import pytest
 
-from tests.gateway.conftest import GatewayProcess
+from tests.gateway.conftest import GatewayProcess, eventually
 
 BODY = json.dumps({"model": "echo", "prompt": "x"}).encode()
 UPGRADE = {
@@ -56,6 +56,21 @@ def test_the_name_of_a_model_is_repeated_in_part(
     assert answer.status_code == 404
     assert "mmm" in answer.text
     assert len(answer.content) < 1000
-    (line,) = gateway.log.read_text()[before:].splitlines()
+    said = eventually(lambda: gateway.log.read_text()[before:], "the line of the request in the log")
+    (line,) = said.splitlines()
     assert "model='\\nmmm" in line
     assert len(line) < 1000
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("cache_salt", "x" * 300),
+        ("tools", [{"type": "function", "function": {"name": "x" * 300}}]),
+    ],
+)
+def test_a_field_that_travels_has_a_bound(http: httpx.Client, field: str, value: object) -> None:
+    body = {"model": "echo", "messages": [{"role": "user", "content": "x"}], field: value}
+    answer = http.post("/v1/chat/completions", json=body)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"].startswith(field)

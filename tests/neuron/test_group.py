@@ -122,6 +122,21 @@ def test_tokens_come_back_in_order_and_the_group_stops_without_a_trace(ranks):
     run(scenario())
 
 
+def test_a_request_that_cannot_travel_is_refused_and_is_in_nobodys_way():
+    async def scenario():
+        async with running(Death()) as group:
+            large = Submit(1, bytes(4), 4, cache_salt="x" * (1 << 20))
+            with pytest.raises(CortexError) as refused:
+                group.submit(large, Output())
+            assert refused.value.code == Code.BAD_REQUEST
+            assert not group.open
+            kept = Output()
+            group.submit(submit(2, 4), kept)
+            assert await wait_for(kept.finished) == "length"
+
+    run(scenario())
+
+
 def test_an_aborted_request_ends_and_its_neighbour_goes_on():
     async def scenario():
         async with running(Death(), step_seconds=0.002) as group:

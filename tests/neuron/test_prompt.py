@@ -1,7 +1,7 @@
 import pytest
 
 from ipc.errors import Code, CortexError
-from ipc.messages import CountTokens, Generate, Message, Sampling, Tool
+from ipc.messages import CountTokens, Generate, Message, Sampling, Tool, ToolCall
 from neuron.prompt import is_quick, validate, validate_prompt
 
 HELLO = [Message(role="user", content="hello")]
@@ -38,6 +38,8 @@ def request(**changes):
         ({"sampling": Sampling(top_k=-1)}, "top_k"),
         ({"sampling": Sampling(max_tokens=0)}, "max_tokens"),
         ({"sampling": Sampling(stop=["x"] * 17)}, "stop"),
+        ({"sampling": Sampling(stop_token_ids=[1] * 1025)}, "stop_token_ids"),
+        ({"sampling": Sampling(allowed_token_ids=[1] * 8193)}, "allowed_token_ids"),
         ({"sampling": Sampling(stop=["x", ""])}, "stop"),
     ],
 )
@@ -73,6 +75,31 @@ def test_too_many_choices_are_refused_with_the_limit():
 )
 def test_what_is_quick_depends_on_all_prompts_and_choices(changes, quick):
     assert is_quick(Generate(id=1, model="m", **changes)) is quick
+
+
+TURNS = [Message(role="user")] * 50
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"messages": TURNS},
+        {"messages": [Message(role="assistant", reasoning="a" * 3000)]},
+        {
+            "messages": [
+                Message(role="assistant", tool_calls=[ToolCall(id="", name="f", arguments="a" * 3000)])
+            ]
+        },
+        {"tools": [Tool.function(name="f", description="a" * 3000)]},
+        {"tools": [Tool.function(name="f", parameters={"enum": ["a"] * 3000})]},
+        {"tools": [Tool.function(name="f", parameters={"a": {"b": ["a" * 3000]}})]},
+        {"template_args": {"a": dict.fromkeys(range(3000), 0)}},
+    ],
+)
+def test_what_is_quick_depends_on_everything_that_a_template_sees(changes):
+    assert is_quick(request())
+    assert is_quick(request(messages=HELLO * 20, template_args={"enable_thinking": True}))
+    assert not is_quick(request(**changes))
 
 
 def test_counting_takes_the_same_prompts():

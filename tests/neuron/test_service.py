@@ -323,6 +323,29 @@ def test_sampling_reaches_the_engine_and_bad_ids_are_refused(client):
     assert (error.code, error.param) == (Code.BAD_REQUEST, "prompt")
 
 
+@pytest.mark.parametrize(
+    ("request_", "param"),
+    [
+        (chat("sim", 4, cache_salt="x" * 1_100_000), "cache_salt"),
+        (chat("sim", 4, account="x" * 1_100_000), "account"),
+        (Load(id=0, model="x" * 1_100_000), "model"),
+        (Hello(id=0, client="x" * 300), "client"),
+        (chat("sim", 4, messages=[Message(role="user")] * 10_001), "messages"),
+        (chat("sim", 4, must_call=["x" * 300]), "must_call[0]"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_travels_is_bounded_and_the_model_goes_on(client, request_, param):
+    error = refused(client, request_)
+    assert (error.code, error.param) == (Code.BAD_REQUEST, param)
+    assert isinstance(ask(client, chat("sim", 4)), Finished)
+
+
+def test_text_that_is_far_too_long_is_not_counted(client):
+    error = refused(client, CountTokens(id=0, model="sim", prompt="a" * 20_000_000))
+    assert error.code == Code.CONTEXT_LENGTH_EXCEEDED
+
+
 def test_queue_time_is_measured(client):
     ask(client, Load(id=0, model="sim"))
     started = time.monotonic()
