@@ -7,6 +7,7 @@ import pytest
 
 from ipc.errors import Code, CortexError
 from ipc.messages import (
+    PROTOCOL_MAJOR,
     CountTokens,
     Delta,
     Discover,
@@ -243,7 +244,7 @@ def test_counting_tokens_needs_no_load_and_agrees_with_generate(neuron, client):
 
 def test_hello_discover_models_and_health_describe_the_neuron(neuron, client):
     hello = ask(client, Hello(id=0, client="test", eviction=Eviction(strategy="priority")))
-    assert (hello.neuron, hello.protocol[0]) == ("tested", 1)
+    assert (hello.neuron, hello.protocol[0]) == ("tested", PROTOCOL_MAJOR)
     ask(client, Load(id=0, model="sim"))
     discovery = ask(client, Discover(id=0))
     assert discovery.devices[-1].id == "cpu"
