@@ -13,6 +13,7 @@ from typing import Any
 import falcon.asgi
 
 from gateway import errors, startup
+from gateway.browsers import Browsers
 from gateway.config import GatewayConfig, split_address
 from gateway.dialects import openai_chat, openai_completions
 from gateway.exposition import Exposition
@@ -39,7 +40,8 @@ class Gateway:
         listen = settings.gateway.metrics_listen
         self._metrics_port = split_address(listen)[1] if listen is not None else None
         self._metrics = Exposition(fleet)
-        self._falcon = falcon.asgi.App(middleware=[_Lifetime(fleet), _Identity()])
+        browsers = Browsers(settings.gateway.cors_origins, settings.gateway.hosts)
+        self._falcon = falcon.asgi.App(middleware=[_Lifetime(fleet), _Identity(), browsers])
         errors.install(self._falcon)
         limit = settings.gateway.body_limit
         for path, resource in (

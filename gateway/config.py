@@ -21,6 +21,7 @@ PLACES = ("cortex.yaml", "cortex.toml", "/etc/cortex/cortex.yaml", "/etc/cortex/
 
 MAX_BODY = MAX_MESSAGE - (1 << 20)  # a request is no longer in msgpack than in JSON; some room for the rest
 
+_ORIGIN = re.compile(r"\*|loopback|null|[A-Za-z][A-Za-z0-9+.-]*://[^/\s]+")
 _LISTEN = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^:/\[\]\s]+):(\d{1,5})")
 _ENDPOINT = re.compile(r"ipc://.+|(?:tcp|http)://(?:\[[0-9A-Fa-f:.%]+\]|[^:/\[\]\s]+):(\d{1,5})/?")
 
@@ -32,6 +33,8 @@ class Listeners(Struct, frozen=True, kw_only=True):
     metrics_listen: str | None = "127.0.0.1:31314"  # null: no metrics
     workers: Annotated[int, Meta(ge=1)] = 1  # gunicorn processes
     body_limit: Size = 32 << 20  # bytes of one request's body
+    cors_origins: tuple[str, ...] = ("loopback",)  # pages that may ask: scheme://host:port, loopback, or *
+    hosts: tuple[str, ...] = ()  # further names that it is reached by through loopback
     key_file: str | None = None  # our CURVE secret key, for neurons that have a public_key
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
@@ -108,6 +111,10 @@ def _checked(config: GatewayConfig, path: str | Path) -> GatewayConfig:
             f"Expected 1 to {MAX_BODY} bytes, as a message to a neuron takes no more, not {ours.body_limit}"
         )
         raise ConfigError(path, "gateway.body_limit", text)
+    for i, origin in enumerate(ours.cors_origins):
+        if not _ORIGIN.fullmatch(origin):
+            text = f"Expected scheme://host:port, loopback or *, not {origin!r}"
+            raise ConfigError(path, f"gateway.cors_origins[{i}]", text)
     if ours.key_file is not None:
         _usable(partial(load_secret, ours.key_file), path, "gateway.key_file")
     if not config.neurons:

@@ -52,6 +52,7 @@ ANSWERS: dict[str, Answer] = {
 
 # What Falcon raises, and we with its classes: errors of HTTP, before any model is asked.
 HTTP_CODES = {
+    403: "forbidden",
     404: "route_not_found",
     405: "method_not_allowed",
     413: "request_too_large",

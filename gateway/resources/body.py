@@ -20,8 +20,14 @@ async def read(req: falcon.asgi.Request, limit: int) -> bytes:
 
     Raises:
         HTTPContentTooLarge: it is longer, whether or not it said so.
-        HTTPUnsupportedMediaType: it is compressed.
+        HTTPUnsupportedMediaType: it is compressed, or does not say that it is JSON.
     """
+    if not _is_json(req.content_type):
+        await _discard(req, limit)
+        given = "nothing" if req.content_type is None else shown(req.content_type)
+        raise falcon.HTTPUnsupportedMediaType(
+            description=f"content-type: a body is sent as application/json here, and this one as {given}"
+        )
     encoding = req.get_header("content-encoding") or "identity"
     if encoding.strip().lower() != "identity":
         await _discard(req, limit)
@@ -35,6 +41,14 @@ async def read(req: falcon.asgi.Request, limit: int) -> bytes:
             return body
     await _discard(req, limit)
     raise falcon.HTTPContentTooLarge(description=f"the body is larger than {limit} bytes")
+
+
+def _is_json(content_type: str | None) -> bool:
+    """Whether a browser asks before it sends such a body for a page of somebody else's."""
+    if content_type == "application/json":
+        return True
+    kind = (content_type or "").partition(";")[0].strip().lower()
+    return kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))
 
 
 async def _discard(req: falcon.asgi.Request, most: int) -> None:

@@ -7,6 +7,7 @@ from tests.end_to_end.harness import PATIENCE
 
 HELLO = [{"role": "user", "content": "Hello!"}]
 CHAT = "/v1/chat/completions"
+JSON = {"content-type": "application/json"}
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +25,7 @@ def error_of(response: httpx.Response, status: int) -> dict:
 
 @pytest.mark.parametrize("body", [b"", b"{", b"not json", b'"text"', b"[]", b"\xff\xfe", b"null"])
 def test_what_is_no_json_object_is_refused(cortex, body):
-    error_of(httpx.post(cortex.base + CHAT, content=body, timeout=PATIENCE), 400)
+    error_of(httpx.post(cortex.base + CHAT, content=body, headers=JSON, timeout=PATIENCE), 400)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +70,7 @@ def test_a_prompt_over_the_context_is_refused_streamed_or_not(cortex):
 
 
 def test_a_body_over_the_limit_is_refused(cortex):
-    error_of(httpx.post(cortex.base + CHAT, content=b" " * (33 << 20), timeout=PATIENCE), 413)
+    error_of(httpx.post(cortex.base + CHAT, content=b" " * (33 << 20), headers=JSON, timeout=PATIENCE), 413)
 
 
 def test_an_unknown_address_and_a_wrong_method_are_told(cortex):

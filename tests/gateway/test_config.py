@@ -54,6 +54,8 @@ def test_without_a_file_the_neuron_of_this_host_is_served(
         ("gateway: {body_limit: lots}", "gateway.body_limit", "'lots'"),
         ("gateway: {body_limit: 1GiB}", "gateway.body_limit", "1073741824"),
         ("gateway: {body_limit: 0}", "gateway.body_limit", "not 0"),
+        ("gateway: {cors_origins: [loopback, chat.example.org]}", "gateway.cors_origins[1]", "'chat.example"),
+        ("gateway: {cors_origins: ['https://a.example/b']}", "gateway.cors_origins[0]", "scheme://host"),
         ("gateway: {key_file: missing.secret}", "gateway.key_file", "missing.secret"),
         ("eviction: {strategy: random}", "eviction.strategy", "'random'"),
         ("eviction: {defrag_after_cycles: 0}", "eviction.defrag_after_cycles", "0"),

@@ -14,6 +14,7 @@ import pytest
 
 from tests.gateway.conftest import GatewayProcess, NeuronThread, eventually
 
+JSON = {"content-type": "application/json"}
 CHAT = "/v1/chat/completions"
 
 
@@ -40,7 +41,9 @@ def open_stream(gateway: GatewayProcess, model: str) -> socket.socket:
     ).encode()
     client = socket.create_connection(("127.0.0.1", gateway.port), timeout=20)
     client.sendall(
-        b"POST %s HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % (CHAT.encode(), len(body)) + body
+        b"POST %s HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n" % CHAT.encode()
+        + b"content-length: %d\r\n\r\n" % len(body)
+        + body
     )
     assert client.recv(12) == b"HTTP/1.1 200"
     return client
@@ -51,7 +54,7 @@ def test_counts_are_the_sums_of_all_processes(pair: GatewayProcess) -> None:
         assert ask(pair, "echo", stream=i % 2 == 0).status_code == 200
     assert ask(pair, "fails/queue_full").status_code == 503
     assert ask(pair, "made-up-by-a-client").status_code == 404
-    assert httpx.post(pair.base + CHAT, content=b"{", trust_env=False).status_code == 400
+    assert httpx.post(pair.base + CHAT, content=b"{", headers=JSON, trust_env=False).status_code == 400
     counts = pair.metrics()
     label = 'model="echo",neuron="fake"'
     assert counts[f'cortex_requests_total{{{label},status="200"}}'] == 20

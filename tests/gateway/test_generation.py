@@ -15,6 +15,7 @@ import pytest
 from tests.gateway.conftest import PATIENCE, GatewayProcess, NeuronThread, eventually
 
 CHAT = "/v1/chat/completions"
+JSON = {"content-type": "application/json"}
 HELLO = [{"role": "user", "content": "one two three"}]
 
 
@@ -231,7 +232,7 @@ def test_sdk_raises_what_breaks_a_stream(gateway: GatewayProcess) -> None:
     ],
 )
 def test_bad_input_is_a_400_that_names_the_field(http: httpx.Client, body: bytes, param: str | None) -> None:
-    answer = http.post(CHAT, content=body)
+    answer = http.post(CHAT, content=body, headers=JSON)
     error = answer.json()["error"]
     assert answer.status_code == 400
     assert (error["type"], error["param"]) == ("invalid_request_error", param)
@@ -242,7 +243,7 @@ def test_bad_input_is_a_400_that_names_the_field(http: httpx.Client, body: bytes
 @pytest.mark.parametrize("framing", ["length", "chunks"])
 def test_body_over_the_limit_is_a_413(http: httpx.Client, framing: str) -> None:
     content: Any = b" " * 300_000 if framing == "length" else iter([b" " * 50_000] * 6)
-    answer = http.post(CHAT, content=content)
+    answer = http.post(CHAT, content=content, headers=JSON)
     assert (answer.status_code, answer.json()["error"]["code"]) == (413, "request_too_large")
     assert http.get("/ready").status_code == 200
 
@@ -255,7 +256,7 @@ def test_unknown_routes_and_wrong_methods_get_the_envelope(http: httpx.Client) -
 
 
 def test_every_answer_has_a_request_id_and_keeps_the_clients(http: httpx.Client) -> None:
-    for answer in (http.get("/health"), http.get("/nothing"), http.post(CHAT, content=b"{")):
+    for answer in (http.get("/health"), http.get("/nothing"), http.post(CHAT, content=b"{", headers=JSON)):
         assert len(answer.headers["x-request-id"]) == 24
     own = http.post(CHAT, json=chat("echo"), headers={"x-request-id": "mine-1"})
     assert own.headers["x-request-id"] == "mine-1"
@@ -290,7 +291,8 @@ def test_client_that_leaves_cancels_its_request(
     body = json.dumps(chat(model, stream=stream)).encode()
     with socket.create_connection(("127.0.0.1", gateway.port)) as client:
         client.sendall(
-            b"POST %s HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % (CHAT.encode(), len(body))
+            b"POST %s HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+            % (CHAT.encode(), len(body))
         )
         client.sendall(body)
         eventually(lambda: neuron.working(model), "the neuron has the request")

@@ -23,19 +23,28 @@ UPGRADE = {
 def test_a_web_socket_is_refused_without_a_word_in_the_log(gateway: GatewayProcess, path: str) -> None:
     before = gateway.log.read_text()
     assert httpx.get(gateway.base + path, headers=UPGRADE, trust_env=False).status_code == 403
-    assert gateway.log.read_text() == before
+    said = gateway.log.read_text().removeprefix(before).splitlines()
+    assert [line for line in said if "request ended" not in line] == []  # of a request before it
 
 
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions", "/v1/embeddings"])
 def test_a_compressed_body_is_refused_by_the_name_of_its_header(http: httpx.Client, path: str) -> None:
-    answer = http.post(path, content=gzip.compress(BODY), headers={"content-encoding": "gzip"})
+    answer = http.post(
+        path,
+        content=gzip.compress(BODY),
+        headers={"content-type": "application/json", "content-encoding": "gzip"},
+    )
     error = answer.json()["error"]
     assert (answer.status_code, error["code"]) == (415, "unsupported_media_type")
     assert "content-encoding: 'gzip'" in error["message"]
 
 
 def test_a_body_that_says_it_is_not_compressed_is_taken(http: httpx.Client) -> None:
-    answer = http.post("/v1/completions", content=BODY, headers={"content-encoding": "Identity"})
+    answer = http.post(
+        "/v1/completions",
+        content=BODY,
+        headers={"content-type": "application/json", "content-encoding": "Identity"},
+    )
     assert answer.status_code == 200
 
 

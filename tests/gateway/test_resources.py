@@ -6,6 +6,7 @@ import httpx
 import openai
 import pytest
 
+from ipc.messages import PROTOCOL_MAJOR, PROTOCOL_MINOR
 from tests.gateway.conftest import GatewayProcess, eventually
 
 
@@ -80,5 +81,5 @@ def _first_answer(client: httpx.Client) -> dict[str, object]:
 
 def test_version_says_what_runs(http: httpx.Client) -> None:
     version = http.get("/version").json()
-    assert version["protocol"] == "1.0"
+    assert version["protocol"] == f"{PROTOCOL_MAJOR}.{PROTOCOL_MINOR}"
     assert {"version", "python", "gunicorn", "falcon"} <= version.keys()

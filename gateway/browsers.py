@@ -1,0 +1,120 @@
+"""Pages in browsers: which of them may ask, and how a browser is told so.
+
+A page of anybody's can have the browser on this host, or in this network, send requests here. Three things
+stand against that. A page's `Origin` is one that we know; on loopback the `Host` header is a name that nobody
+on the internet can own, or a page of theirs would be of our own origin once their name leads here (DNS
+rebinding); and a body says that it is JSON (`gateway.resources.body`), which a browser sends for a page only
+after a preflight.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections.abc import Sequence
+from functools import lru_cache
+
+import falcon
+import falcon.asgi
+
+from gateway.errors import shown
+
+LOOPBACK, ANY = "loopback", "*"  # words for origins, beside these themselves
+
+_METHODS = "GET, HEAD, POST, DELETE, OPTIONS"
+_READABLE = "x-request-id, retry-after, x-should-retry"
+_PREFLIGHT_SECONDS = "7200"  # browsers remember an answer no longer
+
+# Nobody can register a name below these: RFC 6761, RFC 6762, and ICANN's resolution of 2024.
+_PRIVATE = (".localhost", ".local", ".internal")
+
+
+class Browsers:
+    """Middleware: refuses pages that may not ask, and answers preflights of those that may.
+
+    Args:
+        origins: `scheme://host:port` each, `LOOPBACK` or `ANY`.
+        hosts: further names that this gateway is reached by.
+    """
+
+    def __init__(self, origins: Sequence[str], hosts: Sequence[str]) -> None:
+        self._origins = frozenset(origin.lower() for origin in origins)
+        self._hosts = frozenset(host.lower() for host in hosts) | {socket.gethostname().lower()}
+
+    async def process_request(self, req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
+        host = req.get_header("host") or ""
+        server = req.scope["server"]
+        if server is not None and _is_loopback(server[0]) and not self._is_ours(_name(host)):
+            raise falcon.HTTPForbidden(
+                description=f"host: {shown(host)} is no name of this gateway; "
+                "if it is one, add it to gateway.hosts in its configuration"
+            )
+        origin = req.get_header("origin")
+        if origin is None:
+            return
+        if not self._may_ask(origin.lower(), host.lower()):
+            raise falcon.HTTPForbidden(
+                description=f"origin: pages of {shown(origin)} may not ask here; "
+                "if they should, add it to gateway.cors_origins in the gateway's configuration"
+            )
+        req.context.origin = origin
+        if req.method == "OPTIONS" and (wanted := req.get_header("access-control-request-method")):
+            resp.set_header("Access-Control-Allow-Methods", _METHODS if wanted in _METHODS else wanted)
+            resp.set_header("Access-Control-Max-Age", _PREFLIGHT_SECONDS)
+            if headers := req.get_header("access-control-request-headers"):
+                resp.set_header("Access-Control-Allow-Headers", headers)
+            if req.get_header("access-control-request-private-network") == "true":
+                resp.set_header("Access-Control-Allow-Private-Network", "true")
+            resp.status = falcon.HTTP_204
+            resp.complete = True
+
+    async def process_response(
+        self, req: falcon.asgi.Request, resp: falcon.asgi.Response, resource: object, succeeded: bool
+    ) -> None:
+        origin = getattr(req.context, "origin", None)
+        if origin is not None:
+            resp.set_header("Access-Control-Allow-Origin", origin)
+            resp.set_header("Access-Control-Expose-Headers", _READABLE)
+            resp.append_header("Vary", "Origin")
+
+    def _is_ours(self, name: str) -> bool:
+        return name in self._hosts or _is_private(name)
+
+    def _may_ask(self, origin: str, host: str) -> bool:
+        if origin in self._origins or ANY in self._origins:
+            return True
+        netloc = origin.partition("://")[2]
+        name = _name(netloc)
+        if LOOPBACK in self._origins and (name.endswith(".localhost") or _is_loopback(name)):
+            return True
+        # Our own page. A name could be anybody's that leads here; an address cannot.
+        return netloc == host and _is_address(name)
+
+
+def _name(netloc: str) -> str:
+    """The host of `host:port`, in small letters."""
+    host = netloc if netloc.endswith("]") else netloc.rpartition(":")[0] or netloc
+    return host.strip("[]").rstrip(".").lower()
+
+
+@lru_cache(256)
+def _is_private(name: str) -> bool:
+    """Whether nobody on the internet can own it: an address, no dots in it, or below a private domain."""
+    return "." not in name or name.endswith(_PRIVATE) or _is_address(name)
+
+
+@lru_cache(256)
+def _is_loopback(name: str) -> bool:
+    if not _is_address(name):
+        return name == "localhost"
+    address = ipaddress.ip_address(name)
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
+
+
+@lru_cache(256)
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
