@@ -93,7 +93,7 @@ class Cortex(Engine):
         prompt = array("I", range(slot, slot + tokens)).tobytes()
         new = NewSequence(slot, tokens, prompt, SamplingParams(0.0))
         released = [slot] if slot in self.runner.slots else []
-        self.runner.execute(StepPlan(1, released, [new], [Scheduled(slot, tokens, list(pages))]))
+        self.runner.execute(StepPlan(1, released, [new], [Scheduled(slot, tokens, [list(pages)])]))
 
     def prefill(self, tokens: int) -> None:
         self._prompt(0, tokens, range(pages_for(tokens)))

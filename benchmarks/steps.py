@@ -91,10 +91,10 @@ def measure(runner: Runner, sequences: int, params: SamplingParams, steps: int) 
     slots = range(sequences)
     released = [slot for slot in slots if slot in runner.slots]
     added = [
-        NewSequence(slot, CONTEXT, prompt, params, pages=_pages(slot)[: CONTEXT // PAGE_SIZE])
+        NewSequence(slot, CONTEXT, prompt, params, tables=[_pages(slot)[: CONTEXT // PAGE_SIZE]])
         for slot in slots
     ]
-    first = [Scheduled(slot, 1, _pages(slot)[CONTEXT // PAGE_SIZE :]) for slot in slots]
+    first = [Scheduled(slot, 1, [_pages(slot)[CONTEXT // PAGE_SIZE :]]) for slot in slots]
     runner.execute(StepPlan(1, released, added, first))
     plan = StepPlan(2, [], [], [Scheduled(slot, 1) for slot in slots])
     seconds = []

@@ -67,6 +67,20 @@ class FailurePlan(Plain):
     epochs: int | None = None  # only in the first so many epochs; None: in all
 
 
+class CacheGroup(Plain, frozen=True):
+    """Layers that keep the same of the tokens before, so that one list of pages serves them all.
+
+    A `full` layer keeps keys and values of every token, a `window` layer those of the last tokens, a `latent`
+    one a short vector of every token, and a `state` layer one state, as large after any number of tokens.
+    """
+
+    kind: Literal["full", "window", "state", "latent"]
+    layers: list[int]  # their numbers in the model
+    window: int = 0  # tokens that a token sees, itself included; 0 for all kinds but `window`
+    bytes_per_token: int = 0  # of all these layers, on one rank; 0 for a state
+    bytes_per_sequence: int = 0  # of a state, the same
+
+
 class SimulatedSpec(Plain):
     """A model without a model: it has a speed, a size and a failure plan."""
 
@@ -76,6 +90,8 @@ class SimulatedSpec(Plain):
     memory_bytes: int = 0  # booked in the ledger, per rank
     answer: list[int] = []  # the token ids that every answer repeats, in turn
     failure: FailurePlan | None = None
+    caches: list[CacheGroup] = []  # empty: every layer is `full`
+    states: int = 0  # of sequences, that there is room for; only where a layer keeps one
 
 
 class WarmUp(Plain, tag="warm_up"):

@@ -21,7 +21,7 @@ class Slot:
 
     new: NewSequence
     token_ids: array[int]
-    pages: array[int]
+    tables: list[array[int]]  # of each cache group, the page numbers in order
     num_computed: int
     sampling: bool = False  # the sampler knows it
     pooled: Tensor | float = 0.0  # [hidden] float32: the last hidden state, or the sum of all so far
@@ -30,7 +30,8 @@ class Slot:
     @classmethod
     def of(cls, new: NewSequence) -> Slot:
         token_ids = array("q", array("I", new.token_ids))
-        return cls(new, token_ids, array("q", new.pages), len(new.pages) * PAGE_SIZE)
+        tables = [array("q", table) for table in new.tables] or [array("q")]
+        return cls(new, token_ids, tables, len(tables[0]) * PAGE_SIZE)
 
     @property
     def prompt(self) -> array[int]:
@@ -100,7 +101,7 @@ def make_step(
             position = slot.num_computed
             token_ids.append(slot.token_ids[position])
             positions.append(position)
-            pages.append(slot.pages[position // PAGE_SIZE])
+            pages.append(slot.tables[0][position // PAGE_SIZE])
             if position % PAGE_SIZE == 0:
                 opened.append(pages[-1])
             pieces.append(Piece(slot, range(row, row + 1)))
@@ -114,12 +115,14 @@ def make_step(
             start, end = slot.num_computed, slot.num_computed + entry.num_tokens
             token_ids.extend(slot.token_ids[start:end])
             positions.extend(range(start, end))
-            pages.extend(slot.pages[position // PAGE_SIZE] for position in range(start, end))
+            pages.extend(slot.tables[0][position // PAGE_SIZE] for position in range(start, end))
             if end % PAGE_SIZE and end // PAGE_SIZE * PAGE_SIZE >= start:
                 opened.append(pages[-1])
             rows = range(first, len(token_ids))
             pieces.append(Piece(slot, rows))
-            chunks.append(Chunk(slice(first, rows.stop), _tensor(slot.pages[: pages_for(end)], device), end))
+            chunks.append(
+                Chunk(slice(first, rows.stop), _tensor(slot.tables[0][: pages_for(end)], device), end)
+            )
             last[entry.slot] = rows.stop - 1
     complete = [
         entry.slot
@@ -148,7 +151,7 @@ def _runs(slots: list[Slot], run_pages: int, device: torch.device) -> list[PageR
         return []
     pages = array("q")
     for slot in slots:
-        pages.extend(slot.pages[: slot.num_computed // PAGE_SIZE + 1])
+        pages.extend(slot.tables[0][: slot.num_computed // PAGE_SIZE + 1])
     contexts = torch.tensor([slot.num_computed + 1 for slot in slots])
     counts = (contexts + (PAGE_SIZE - 1)) // PAGE_SIZE
     sequence = torch.repeat_interleave(counts)  # [pages] of each, its row

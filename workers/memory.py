@@ -65,8 +65,8 @@ def largest_step(spec: WorkerSpec, sorted_rows: int) -> StepPlan:
         """Schedule the last `tokens` of a prompt of `context`, if that is more."""
         slot, cached = len(added), max(0, context - tokens) // PAGE_SIZE
         length = cached * PAGE_SIZE + tokens
-        added.append(NewSequence(slot, length, bytes(4 * length), params, pages=[0] * cached))
-        scheduled.append(Scheduled(slot, tokens, [0] * pages_for(tokens)))
+        added.append(NewSequence(slot, length, bytes(4 * length), params, tables=[[0] * cached]))
+        scheduled.append(Scheduled(slot, tokens, [[0] * pages_for(tokens)]))
 
     # so flat a distribution, and so wide a filter, that all of the vocabulary has to be sorted
     sorting = SamplingParams(100.0, top_p=0.99, **DEAR)

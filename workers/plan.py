@@ -1,11 +1,17 @@
 """What rank 0 tells every rank to do in one step: deltas only, so that a decode step is a few bytes.
 
 Each rank keeps, per slot, the token ids, the pages and `num_computed` (how many of those tokens have their
-keys and values in the pages). A plan changes that state in the order of its fields: slots are released, then
-added, then scheduled. After the step `num_computed` has grown by `num_tokens`; where it reached the number of
-tokens, the step sampled one token, which every rank appends itself, because all ranks sample the same one.
-A step that ran out of device memory leaves that state as it was between its scheduling and its computing: the
-slots and their new pages are there, and no `num_computed` has grown.
+keys and values in the pages). A plan changes that state in the order of its fields: tokens are appended, then
+slots released, then added, then scheduled. After the step `num_computed` has grown by `num_tokens`; where it
+reached the number of tokens, the step sampled one token. Rank 0 samples it; the others learn it from a later
+plan. A step that ran out of device memory leaves that state as it was between its scheduling and its
+computing: the slots and their new pages are there, and no `num_computed` has grown.
+
+Pages stand in tables, one for each group of layers that keep the same (`ipc.worker_messages.CacheGroup`), in
+the order of the groups. All tables of a sequence have one entry for each PAGE_SIZE tokens, so the page of a
+position is found in the same way in all of them; HOLE stands where nothing is kept. In a group with a state,
+an entry is where the state is after the last token of that page, or, in the last entry, after the last token
+so far: a step reads the last entry that it finds, and writes the last one that it adds.
 """
 
 from __future__ import annotations
@@ -16,9 +22,14 @@ import msgspec
 
 from ipc.worker_messages import Constraint, SamplingParams
 
+HOLE = -1  # in a table of pages: no layer of the group sees that page any more, or ever did
+
 
 class NewSequence(msgspec.Struct, array_like=True, frozen=True):
-    """A sequence enters a slot that is empty. The first `len(pages) * PAGE_SIZE` tokens are computed already.
+    """A sequence enters a slot that is empty.
+
+    `tables` has the pages that others computed, so far the same in number in each group: they are read, and
+    never written. The first PAGE_SIZE tokens for each of its entries are computed already.
 
     `token_ids` (uint32, little-endian) is the prompt, or after a preemption the prompt and the output so far:
     its first `prompt_len` tokens are always the prompt.
@@ -30,24 +41,29 @@ class NewSequence(msgspec.Struct, array_like=True, frozen=True):
     params: SamplingParams
     constraint: Constraint | None = None
     pooling: Literal["", "last", "mean"] = ""
-    pages: list[int] = []  # shared with other sequences: they are read, never written
+    tables: list[list[int]] = []  # of each group; none: there are no such pages
 
 
 class Scheduled(msgspec.Struct, array_like=True, frozen=True):
-    """Feed the next `num_tokens` pending tokens of a slot, after `new_pages` joined the end of its pages."""
+    """Feed the next `num_tokens` pending tokens of a slot; first `new_pages` join the ends of its tables."""
 
     slot: int
     num_tokens: int
-    new_pages: list[int] = []
+    new_pages: list[list[int]] = []  # of each group as many; none: it needs none
 
 
 class StepPlan(msgspec.Struct, array_like=True, frozen=True):
-    """One step. `scheduled` is never empty; a slot stands in it at most once."""
+    """One step. `scheduled` is never empty; a slot stands in it at most once.
+
+    `tokens` are those that rank 0 sampled and no plan has told yet, in the order of the steps, and in each of
+    them in that of the sequences without a pending token: -1 for one that got none.
+    """
 
     step: int  # counts from 1 in each epoch
     released: list[int]
     added: list[NewSequence]
     scheduled: list[Scheduled]
+    tokens: list[int] = []
 
 
 _encoder = msgspec.msgpack.Encoder()

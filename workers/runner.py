@@ -130,8 +130,8 @@ class Runner:
         for new in plan.added:
             self._add(new)
         for entry in plan.scheduled:
-            if entry.new_pages:
-                self.slots[entry.slot].pages.extend(entry.new_pages)
+            for table, pages in zip(self.slots[entry.slot].tables, entry.new_pages, strict=False):
+                table.extend(pages)
         if plan.step % CHECKED_STEPS == CHECKED_STEPS - 1 and held(self.spec.device) > self.most_bytes:
             trim(self.spec.device)  # free memory in pieces too small for anything
         try:

@@ -320,7 +320,7 @@ class Scheduler:
             params=sequence.params,
             constraint=request.constraint,
             pooling=request.pooling,
-            pages=cached,
+            tables=[cached] if cached else [],
         )
 
     def _schedule(self, sequence: Sequence, num_tokens: int) -> Scheduled:
@@ -328,7 +328,7 @@ class Scheduler:
         missing = pages_for(sequence.num_computed + num_tokens) - len(sequence.pages)
         new_pages = self.pool.allocate(max(0, missing))  # a step that failed may have left it some
         sequence.pages += new_pages
-        return Scheduled(sequence.slot, num_tokens, new_pages)
+        return Scheduled(sequence.slot, num_tokens, [new_pages] if new_pages else [])
 
     # --- what becomes of a sequence ---------------------------------------------------------------------
 

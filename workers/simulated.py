@@ -67,7 +67,9 @@ class SimulatedEngine:
 
     def execute(self, plan: StepPlan) -> StepResult:
         for new in plan.added:
-            self.slots[new.slot] = Slot(new.prompt_len, len(new.token_ids) // 4, len(new.pages) * PAGE_SIZE)
+            self.slots[new.slot] = Slot(
+                new.prompt_len, len(new.token_ids) // 4, PAGE_SIZE * len(new.tables[0]) if new.tables else 0
+            )
         self._fail(plan.step)
         sampled = []
         prefill_tokens = decode_tokens = 0

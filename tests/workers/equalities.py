@@ -115,7 +115,7 @@ def observe(runner: Runner) -> Observed:
     session.end()
     seen.preemptions = session.scheduler.statistics()["preemptions"]
     before, _ = runner.collectives()
-    runner.execute(StepPlan(1, [], [NewSequence(0, 1, bytes(4), SamplingParams())], [Scheduled(0, 1, [0])]))
+    runner.execute(StepPlan(1, [], [NewSequence(0, 1, bytes(4), SamplingParams())], [Scheduled(0, 1, [[0]])]))
     after, seen.collective_seconds = runner.collectives()
     seen.step_collectives = after - before
     return seen
@@ -149,7 +149,7 @@ def resume(runner: Runner, stopped: list[Answer]) -> list[list[int]]:
             NewSequence(slot, len(submit.prompt) // 4, tokens.tobytes(), submit.params, submit.constraint)
         )
         pages = range(free, free + pages_for(len(submit.prompt) // 4 + lengths[slot]))
-        scheduled.append(Scheduled(slot, len(tokens), list(pages)))
+        scheduled.append(Scheduled(slot, len(tokens), [list(pages)]))
         free = pages.stop
     step = 0
     while scheduled:

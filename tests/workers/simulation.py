@@ -81,19 +81,27 @@ class ReferenceEngine:
             self.admitted.append(sequence)
             request = sequence.request
             ids = array("I", new.token_ids).tolist()
-            computed = len(new.pages) * PAGE_SIZE
+            computed = len(new.tables[0]) * PAGE_SIZE if new.tables else 0
             assert computed < len(ids), "a token is left to compute"
-            slot = Slot(request.cache_salt, new.pooling, ids, list(new.pages), computed)
+            slot = Slot(
+                request.cache_salt,
+                new.pooling,
+                ids,
+                [page for table in new.tables for page in table],
+                computed,
+            )
             self._extend_states(slot, computed)
             self.slots[new.slot] = slot
         assert plan.scheduled
         assert len({entry.slot for entry in plan.scheduled}) == len(plan.scheduled)
         assert sum(entry.num_tokens for entry in plan.scheduled) <= self.scheduler.max_step_tokens
         users = Counter(page for slot in self.slots.values() for page in slot.pages)
-        users.update(page for entry in plan.scheduled for page in entry.new_pages)
-        assert all(users[page] == 1 for entry in plan.scheduled for page in entry.new_pages)
+        users.update(page for entry in plan.scheduled for pages in entry.new_pages for page in pages)
+        assert all(
+            users[page] == 1 for entry in plan.scheduled for pages in entry.new_pages for page in pages
+        )
         for entry in plan.scheduled:
-            self.slots[entry.slot].pages += entry.new_pages
+            self.slots[entry.slot].pages += [page for pages in entry.new_pages for page in pages]
         if fails:
             return None
         result = StepResult([])

@@ -111,10 +111,10 @@ def test_the_largest_step_keeps_within_the_limits(max_sequences, more_tokens, co
     plan = largest_step(spec, 8)
     assert sum(entry.num_tokens for entry in plan.scheduled) == spec.max_step_tokens
     for new, entry in zip(plan.added, plan.scheduled, strict=True):
-        tokens = len(new.pages) * PAGE_SIZE + entry.num_tokens
+        tokens = sum(map(len, new.tables)) * PAGE_SIZE + entry.num_tokens
         assert 4 * tokens == len(new.token_ids)
         assert tokens <= context_length
-        assert len(entry.new_pages) == pages_for(entry.num_tokens)
+        assert len(entry.new_pages[0]) == pages_for(entry.num_tokens)
 
 
 def test_nothing_of_the_largest_step_stays(tiny):

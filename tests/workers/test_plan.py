@@ -8,7 +8,7 @@ PLAN = StepPlan(
     step=7,
     released=[3],
     added=[NewSequence(3, 2, b"\1\0\0\0\2\0\0\0", SamplingParams(0.7, 40, 0.9, seed=2**64 - 1))],
-    scheduled=[Scheduled(0, 1), Scheduled(3, 2, [11])],
+    scheduled=[Scheduled(0, 1), Scheduled(3, 2, [[11]])],
 )
 
 

@@ -138,7 +138,7 @@ def test_steps_without_memory_change_no_answer(runner, monkeypatch, method):
 
 def test_a_rank_of_several_does_not_survive_a_lack_of_memory(runner, monkeypatch):
     """The others wait in a collective."""
-    plan = StepPlan(1, [], [NewSequence(0, 1, bytes(4), SamplingParams())], [Scheduled(0, 1, [0])])
+    plan = StepPlan(1, [], [NewSequence(0, 1, bytes(4), SamplingParams())], [Scheduled(0, 1, [[0]])])
     fail(runner, monkeypatch, 1, 2)
     with pytest.raises(OutOfDeviceMemory, match="memory"):
         runner.execute(plan)
@@ -152,7 +152,7 @@ def test_a_rank_of_several_does_not_survive_a_lack_of_memory(runner, monkeypatch
 
 def test_only_a_lack_of_memory_is_taken_for_one(runner, monkeypatch):
     monkeypatch.setattr(runner.model, "logits", lambda x: x @ torch.ones(1, 3, device=x.device))
-    plan = StepPlan(1, [], [NewSequence(0, 1, bytes(4), SamplingParams())], [Scheduled(0, 1, [0])])
+    plan = StepPlan(1, [], [NewSequence(0, 1, bytes(4), SamplingParams())], [Scheduled(0, 1, [[0]])])
     with pytest.raises(RuntimeError, match="shapes"):
         runner.execute(plan)
     runner._release(0)

@@ -1,0 +1,104 @@
+"""What layers keep of the tokens before, and how layers are grouped so that their pages are alike.
+
+All pages of a model have the same size in bytes, so that any page can serve any group: a pool needs no fixed
+shares, and what windows give back serves the layers that see everything. Layers of one kind are therefore put
+into groups of about as many bytes as those of another kind: 5 layers with a window for each one without make
+five groups and one, each with its own list of pages for a sequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+import msgspec
+
+from ipc.worker_messages import PAGE_SIZE, CacheGroup
+
+Kind = Literal["full", "window", "state", "latent"]
+ORDER: tuple[Kind, ...] = ("full", "latent", "window", "state")  # of groups: those that keep most come first
+MOST_WASTE = 1 / 8  # of a page may be without use where layers do not divide evenly into groups
+
+
+class LayerCache(msgspec.Struct, frozen=True):
+    """What one layer keeps on one rank."""
+
+    kind: Kind
+    window: int = 0  # tokens that a token sees, itself included
+    bytes_per_token: int = 0
+    bytes_per_sequence: int = 0  # of a state
+
+
+def group_layers(layers: Sequence[LayerCache]) -> list[CacheGroup]:
+    """The groups of a model's layers, of which each has one list of pages for every sequence.
+
+    Groups are as few as they can be while no more than MOST_WASTE of their pages would be unused.
+    """
+    alike: dict[LayerCache, list[int]] = {}
+    for number, layer in enumerate(layers):
+        alike.setdefault(layer, []).append(number)
+    paged = {layer: numbers for layer, numbers in alike.items() if layer.kind != "state"}
+    size = _group_bytes(paged)
+    groups = []
+    for layer, numbers in alike.items():
+        count = 1 if layer.kind == "state" else _num_groups(layer, len(numbers), size)
+        for part in _shares(numbers, count):
+            group = CacheGroup(
+                kind=layer.kind,
+                layers=part,
+                window=layer.window,
+                bytes_per_token=layer.bytes_per_token * len(part),
+                bytes_per_sequence=layer.bytes_per_sequence * len(part),
+            )
+            groups.append(group)
+    return sorted(groups, key=lambda group: (ORDER.index(group.kind), group.window, group.layers))
+
+
+def page_bytes(groups: Iterable[CacheGroup]) -> int:
+    """Bytes of a page on one rank: enough for PAGE_SIZE tokens of any group."""
+    return PAGE_SIZE * max((group.bytes_per_token for group in groups), default=0)
+
+
+def state_bytes(groups: Iterable[CacheGroup]) -> int:
+    """Bytes of what a sequence keeps on one rank beside its pages, whatever its length."""
+    return sum(group.bytes_per_sequence for group in groups)
+
+
+def first_page_seen(group: CacheGroup, position: int) -> int:
+    """The number in a sequence of the first page that a token at `position` needs of `group`.
+
+    A state stands for all tokens before it: only the page that ends there, or has it inside, is needed.
+    """
+    if group.kind == "window":
+        return max(0, position - group.window + 1) // PAGE_SIZE
+    if group.kind == "state":
+        return max(0, position - 1) // PAGE_SIZE
+    return 0
+
+
+def _group_bytes(paged: dict[LayerCache, list[int]]) -> int:
+    """Bytes per token that a group may have, so that all groups come near it."""
+    total = sum(layer.bytes_per_token * len(numbers) for layer, numbers in paged.items())
+    best = (0, 0.0, 0)  # (groups, waste, bytes)
+    for layer, numbers in paged.items():
+        for count in range(1, len(numbers) + 1):
+            size = layer.bytes_per_token * count
+            if any(size < other.bytes_per_token for other in paged):
+                continue
+            groups = sum(_num_groups(other, len(those), size) for other, those in paged.items())
+            waste = groups * size / total - 1
+            if waste <= MOST_WASTE and (not best[0] or (groups, waste) < best[:2]):
+                best = (groups, waste, size)
+    # layers so unlike that nothing is even: each page has room for the largest of them
+    return best[2] or max((layer.bytes_per_token for layer in paged), default=0)
+
+
+def _num_groups(layer: LayerCache, count: int, size: int) -> int:
+    return -(-count // (size // layer.bytes_per_token))
+
+
+def _shares(numbers: list[int], count: int) -> list[list[int]]:
+    """`count` lists of about equal length, in order."""
+    return [
+        numbers[index * len(numbers) // count : (index + 1) * len(numbers) // count] for index in range(count)
+    ]
