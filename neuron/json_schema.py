@@ -1,10 +1,22 @@
-"""Which JSON schemas an answer can be held to: what llguidance would pass over is refused."""
+"""Which JSON schemas an answer can be held to: what asks for something that nobody would enforce is refused.
+
+What asks for nothing is worth a line in the log: keywords of no draft, formats that nobody defined (annotations,
+says 2020-12 in section 7.2.3), and keywords with a value that every answer satisfies.
+"""
 
 from __future__ import annotations
 
+import logging
+import re
+import warnings
+from collections.abc import Callable
 from itertools import chain
 from typing import Any
 from urllib.parse import unquote
+
+from ipc.worker_messages import GRAMMAR_LIMITS
+
+log = logging.getLogger("neuron.json_schema")
 
 MAX_DEPTH = 64  # of schemas inside of each other
 MAX_HOSTNAME = 253  # characters (RFC 1123)
@@ -16,11 +28,13 @@ _ENFORCED = """
 """
 # They say something about an answer, and nothing about whether it is valid.
 _ANNOTATIONS = """
-    $anchor $comment $defs $id $schema contentEncoding contentMediaType contentSchema default
-    definitions deprecated description discriminator enumNames example examples externalDocs id
-    markdownDescription readOnly title writeOnly xml
+    $anchor $comment $defs $id $schema $vocabulary contentEncoding contentMediaType contentSchema default
+    definitions deprecated description examples id readOnly title writeOnly
 """
 KNOWN = frozenset(_ENFORCED.split() + _ANNOTATIONS.split())
+# Characters that any string of an answer may have to have: a longer one is more states than a lexer may have.
+MAX_NEEDED = GRAMMAR_LIMITS["max_lexer_states"] // 10
+
 FORMATS = ("date", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "time", "uri", "uuid")
 DRAFTS = ("2020-12/schema", "2019-09/schema", "draft-07/schema", "draft-06/schema", "draft-04/schema")
 NUMBERS = ("exclusiveMaximum", "exclusiveMinimum", "maximum", "minimum", "multipleOf")
@@ -28,6 +42,36 @@ COUNTS = ("maxItems", "maxLength", "maxProperties", "minItems", "minLength", "mi
 MAPS = ("$defs", "definitions", "patternProperties", "properties")  # of schemas
 LISTS = ("allOf", "anyOf", "oneOf", "prefixItems")
 SINGLES = ("additionalItems", "additionalProperties", "items")
+_CLASSES = re.compile(r"\\[pP](?:\{[^}]*\}|\w)")  # classes that Python's `re` does not have
+
+
+def _is_any(schema: Any) -> bool:
+    """Whether it holds for whatever there is, as far as a look tells."""
+    return schema is True or schema == {}
+
+
+# Keywords that nobody enforces, and whether one asks for nothing, from its value and the schema around it.
+UNENFORCED: dict[str, Callable[[Any, dict[str, Any]], bool]] = {
+    "$dynamicAnchor": lambda value, schema: True,  # a name for references that are refused themselves
+    "$dynamicRef": lambda value, schema: False,
+    "$recursiveAnchor": lambda value, schema: True,
+    "$recursiveRef": lambda value, schema: False,
+    "contains": lambda value, schema: schema.get("minContains") == 0 and "maxContains" not in schema,
+    "dependencies": lambda value, schema: all(each == [] or _is_any(each) for each in _values(value)),
+    "dependentRequired": lambda value, schema: all(each == [] for each in _values(value)),
+    "dependentSchemas": lambda value, schema: all(map(_is_any, _values(value))),
+    "else": lambda value, schema: "if" not in schema or _is_any(value),
+    "if": lambda value, schema: _is_any(schema.get("then", True)) and _is_any(schema.get("else", True)),
+    "maxContains": lambda value, schema: "contains" not in schema,
+    "minContains": lambda value, schema: "contains" not in schema or value == 0,
+    "not": lambda value, schema: value is False,
+    "propertyNames": lambda value, schema: _is_any(value) or value == {"type": "string"},
+    "then": lambda value, schema: "if" not in schema or _is_any(value),
+    "unevaluatedItems": lambda value, schema: _is_any(value),
+    "unevaluatedProperties": lambda value, schema: _is_any(value),
+    "uniqueItems": lambda value, schema: value is False,
+    "x-guidance": lambda value, schema: True,  # to llguidance it is an order, which is not a client's to give
+}
 
 
 class Unfit(Exception):
@@ -42,8 +86,8 @@ def check(schema: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """See that every keyword in `schema` is one that llguidance enforces, or one that asks for nothing.
 
     Returns:
-        The schema, in which formats that llguidance takes too lightly have been made stricter (in place), and
-        the JSON pointers to all schemas in it, its own ("") included.
+        The schema, changed in place: formats that llguidance takes too lightly are stricter, and what asks
+        for nothing is gone; and the JSON pointers to all schemas in it, its own ("") included.
 
     Raises:
         Unfit: naming the first that is not.
@@ -53,8 +97,11 @@ def check(schema: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     pending: list[tuple[str, Any, int]] = [("", schema, 0)]
     tuples = _has_tuples(schema)
     found: dict[str, dict[str, Any]] = {}
+    notes: list[str] = []
     while pending:
         pointer, each, depth = pending.pop()
+        if pointer in found:
+            continue
         if depth > MAX_DEPTH:
             raise Unfit(pointer, f"schemas lie in each other more than {MAX_DEPTH} deep")
         if isinstance(each, bool):
@@ -62,11 +109,17 @@ def check(schema: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
         if not isinstance(each, dict):
             raise Unfit(pointer, "a schema is an object, true or false")
         found[pointer] = each
+        notes += _drop_what_asks_for_nothing(pointer, each)
         _check_keywords(pointer, each)
         if each.get("format") == "hostname":
             each["maxLength"] = min(each.get("maxLength", MAX_HOSTNAME), MAX_HOSTNAME)
         for key, inner in _schemas_in(pointer, each, tuples):
             pending.append((f"{pointer}/{key}", inner, depth + 1))
+        pending += _referred(schema, each)
+    if notes:
+        log.info(
+            "these parts of a schema ask for nothing: %s (%d in all)", ", ".join(notes[:5])[:500], len(notes)
+        )
     _check_ends(found)
     return schema, list(found)
 
@@ -81,25 +134,49 @@ def _has_tuples(schema: dict[str, Any]) -> bool:
     return not named.rstrip("#").endswith(DRAFTS[0])
 
 
+def _drop_what_asks_for_nothing(pointer: str, schema: dict[str, Any]) -> list[str]:
+    """Take out what changes no answer, and where llguidance would stumble over it. Returns pointers to it.
+
+    Keywords of no draft are noted, and stay: llguidance passes over them, and references may lead into them.
+    """
+    unknown = [key for key in schema if key not in KNOWN and key not in UNENFORCED]
+    form = schema.get("format")
+    dropped = [
+        key for key, asks_nothing in UNENFORCED.items() if key in schema and asks_nothing(schema[key], schema)
+    ]
+    if "format" in schema and form not in FORMATS:
+        dropped.append("format")
+    if "additionalItems" in schema and not isinstance(schema.get("items"), list):
+        dropped.append("additionalItems")
+    for key in dropped:
+        del schema[key]
+    for key in COUNTS:
+        if isinstance(value := schema.get(key), float) and value.is_integer():
+            schema[key] = int(value)
+    return [f"{pointer}/{_escaped(key)}" for key in dropped + unknown]
+
+
 def _check_keywords(pointer: str, schema: dict[str, Any]) -> None:
     for key, value in schema.items():
         here = f"{pointer}/{_escaped(key)}"
-        if key == "nullable":
-            raise Unfit(here, 'nullable is of OpenAPI, not of JSON schema: write "type": [..., "null"]')
-        if key not in KNOWN and (key == "x-guidance" or not key.startswith("x-")):
+        if key in UNENFORCED:
             raise Unfit(here, f"the keyword {key!r} cannot be enforced")
         if key in NUMBERS and (isinstance(value, bool) or not isinstance(value, int | float)):
             raise Unfit(here, f"{key} must be a number")
         if key in COUNTS and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
             raise Unfit(here, f"{key} must be a whole number, 0 or more")
-        if key == "format" and value not in FORMATS:
-            raise Unfit(here, f"the format {value!r} cannot be enforced; there are {', '.join(FORMATS)}")
         if key in MAPS and not isinstance(value, dict):
             raise Unfit(here, f"{key} must be an object")
         if key in LISTS and not (isinstance(value, list) and value):
             raise Unfit(here, f"{key} must be a list, and not an empty one")
         if key == "multipleOf" and value <= 0:
             raise Unfit(here, "multipleOf must be above 0")
+        needed = value if key == "minLength" else shortest(value) if key == "pattern" else 0
+        if needed > MAX_NEEDED:
+            raise Unfit(
+                here,
+                f"it asks for {needed} characters at least, and more than {MAX_NEEDED} cannot be counted",
+            )
     for name in schema.get("properties", ()):
         # JSON has several ways to write such a character, and an object could have the property twice
         if any(ord(character) < 0x20 for character in name):
@@ -113,6 +190,40 @@ def _check_keywords(pointer: str, schema: dict[str, Any]) -> None:
             f"{pointer}/minProperties",
             "more properties than the required ones and one more cannot be enforced",
         )
+
+
+def _referred(root: dict[str, Any], schema: dict[str, Any]) -> list[tuple[str, Any, int]]:
+    """The schema that a reference leads to, which may lie where schemas are not looked for."""
+    reference = schema.get("$ref")
+    if not isinstance(reference, str) or not reference.startswith("#/"):
+        return []
+    pointer, place = unquote(reference[1:]), root
+    for step in pointer.split("/")[1:]:
+        step = step.replace("~1", "/").replace("~0", "~")
+        if isinstance(place, list) and step.isdecimal() and int(step) < len(place):
+            place = place[int(step)]
+        elif isinstance(place, dict) and step in place:
+            place = place[step]
+        else:
+            return []
+    return [(pointer, place, 1)]
+
+
+def shortest(pattern: Any) -> int:
+    """Characters that a text has at least which a regular expression matches; 0 where that is not known."""
+    if not isinstance(pattern, str):
+        return 0
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return re._parser.parse(_CLASSES.sub(".", pattern)).getwidth()[0]
+    except (re.error, OverflowError, RecursionError):  # llguidance will say what is wrong with it
+        return 0
+
+
+def _values(value: Any) -> list[Any]:
+    """The members of an object; of what should be one and is not, something that no rule allows."""
+    return list(value.values()) if isinstance(value, dict) else [None]
 
 
 def _schemas_in(pointer: str, schema: dict[str, Any], tuples: bool) -> list[tuple[str, Any]]:

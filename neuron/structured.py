@@ -37,6 +37,7 @@ NAMES = {
 MAX_SIZE = 128 << 10  # characters of a grammar: it travels in rings
 TOO_LARGE = f"it is larger than {MAX_SIZE >> 10} KB"
 MAX_CHOICES = 10_000
+MAX_COUNTED = GRAMMAR_LIMITS["max_lexer_states"] // 2  # characters that a regular expression asks for
 CHECK_SECONDS = 10.0  # on the clock; the checker itself stops after some seconds of work
 CHECKER = Path(__file__).with_name("grammar_check.py")
 
@@ -50,7 +51,7 @@ CLASSES = "dws"  # \d, \w and \s stand for ASCII characters, as in the patterns 
 
 # In Lark: what is no syntax (strings, regular expressions, comments), and what is about more than text.
 LARK = re.compile(
-    r'"(?:\\.|[^"\\\n])*"|/(?:\\.|[^/\\\n])+/|//[^\n]*|#[^\n]*'
+    r'"(?:\\.|[^"\\\n])*"|(?P<pattern>/(?:\\.|[^/\\\n])+/)|//[^\n]*|#[^\n]*'
     r"|(?P<token><[^>\n]*>)|(?P<option>\b(?:temperature|max_tokens|stop)\s*=)|(?P<json>%json\s*)"
 )
 
@@ -73,6 +74,7 @@ def constrain(
         schema, pointers = _checked(field, value if field == "json" else {"type": "object"})
         grammar = f"start: %json {quoted(schema | JSON_OPTIONS)}"
     elif field == "regex":
+        _check_length(field, value)
         grammar = f"start: ANSWER\nANSWER: /{regex_to_lark(value, CLASSES)}/"
     elif field == "choice":
         if not 0 < len(value) <= MAX_CHOICES:
@@ -145,11 +147,21 @@ def quoted(value: Any) -> str:
     return json.dumps(value).replace("\x7f", "\\u007f")
 
 
+def _check_length(field: str, pattern: str) -> None:
+    """See that an answer can come to its end: each character that is counted is a state of the lexer."""
+    needed = json_schema.shortest(pattern)
+    if needed > MAX_COUNTED:
+        reason = f"it asks for {needed} characters at least, and more than {MAX_COUNTED} cannot be counted"
+        raise _refused(field, reason)
+
+
 def _of_lark(grammar: str) -> str:
     """A grammar that is about text alone, in which schemas are as strict as those that come by themselves."""
     pieces, start, position = [], 0, 0
     while found := LARK.search(grammar, position):
         position = found.end()
+        if found["pattern"]:
+            _check_length("grammar", found["pattern"][1:-1])
         if found["token"]:
             raise _refused("grammar", f"it names the token {found['token']}, and answers are text")
         if found["option"]:
