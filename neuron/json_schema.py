@@ -1,7 +1,7 @@
 """Which JSON schemas an answer can be held to: what asks for something that nobody would enforce is refused.
 
-What asks for nothing is worth a line in the log: keywords of no draft, formats that nobody defined (annotations,
-says 2020-12 in section 7.2.3), and keywords with a value that every answer satisfies.
+What asks for nothing is worth a line in the log: keywords of no draft, formats that nobody defined
+(annotations, says 2020-12 in section 7.2.3), and keywords with a value that every answer satisfies.
 """
 
 from __future__ import annotations
