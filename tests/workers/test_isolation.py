@@ -33,7 +33,7 @@ def greedy(runner: Runner, prompt: list[int], pages: list[int], chunk: int = 1 <
     while length < len(pages) * PAGE_SIZE:
         tokens = min(chunk, length - computed)
         given = pages[pages_for(computed) : pages_for(computed + tokens)]
-        result = runner.execute(StepPlan(1, [], added, [Scheduled(0, tokens, given)]))
+        result = runner.execute(StepPlan(1, [], added, [Scheduled(0, tokens, [given])]))
         computed, added = computed + tokens, []
         if computed == length and result.tokens[0] < 0:
             break
