@@ -28,9 +28,9 @@ from transformers import AutoModelForCausalLM, DynamicCache, Qwen3Config, Qwen3F
 from transformers.utils import logging as transformers_logging
 
 from ipc.worker_messages import RingHandle, SamplingParams, WorkerSpec
-from workers.pages import pages_for
-from workers.plan import NewSequence, Scheduled, StepPlan
-from workers.runner import Runner
+from workers.execution.model_runner import ModelRunner
+from workers.scheduling.page_pool import pages_for
+from workers.step.plan import NewSequence, Scheduled, StepPlan
 
 SHAPE = Qwen3Config(
     vocab_size=151_936,
@@ -65,7 +65,7 @@ class Cortex(Engine):
     def __init__(self, folder: Path, threads: int, steps: int) -> None:
         nowhere = RingHandle(memory_fd=-1, data_fd=-1, space_fd=-1)
         self.pages = pages_for(CONTEXT + steps)  # of each sequence
-        self.runner = Runner(
+        self.runner = ModelRunner(
             WorkerSpec(
                 model="benchmark",
                 engine="transformer",

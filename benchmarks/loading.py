@@ -26,17 +26,17 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.engine import write_weights
-from workers.config import read_config
-from workers.loader import BLOCK, Checkpoint, Part
+from workers.checkpoints.config import read_config
 from workers.models.decoder import Decoder
-from workers.parallel import Group
+from workers.parallel import RankGroup
+from workers.weights.loader import BLOCK, Shard, WeightFiles
 
 ONE_LOAD = """
 import json, sys, time
 from pathlib import Path
 from benchmarks.loading import memory
 from ipc.worker_messages import RingHandle, WorkerSpec
-from workers.runner import Runner
+from workers.execution.model_runner import ModelRunner
 nowhere = RingHandle(memory_fd=-1, data_fd=-1, space_fd=-1)
 spec = WorkerSpec(model="benchmark", engine="transformer", epoch=1, rank=0, world_size=1, device="cpu",
     threads=int(sys.argv[2]), folder=sys.argv[1], context_length=4096, max_sequences=16, max_step_tokens=512,
@@ -72,13 +72,13 @@ def read(file: Path) -> float:
 
 def weights(folder: Path) -> float:
     """Seconds for the weights alone, into memory that was touched before."""
-    model = Decoder(read_config(folder), Group(), torch.bfloat16)
-    parts = [Part(part.pieces) for part in model.parts()]
+    model = Decoder(read_config(folder), RankGroup(), torch.bfloat16)
+    parts = [Shard(part.pieces) for part in model.parts()]
     for part in parts:
         for piece in part.pieces:
             piece.into.zero_()
     began = time.perf_counter()
-    Checkpoint(folder).load(parts, lambda fraction: None)
+    WeightFiles(folder).load(parts, lambda fraction: None)
     return time.perf_counter() - began
 
 

@@ -45,7 +45,7 @@ from transformers import (
 )
 
 from ipc.worker_messages import SamplingParams
-from workers.sampler import Sampler
+from workers.sampling.sampler import Sampler
 
 VOCABULARY = 151_936
 ROWS = (1, 32, 256)

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from ipc.worker_messages import SamplingParams, Submit
 from tests.workers.harness import Workers
-from workers.engine import StepResult
-from workers.scheduler import Scheduler
+from workers.scheduling.scheduler import Scheduler
+from workers.step.engine import StepResult
 
 REPEATS = 5  # of which the best counts: on a shared machine the others measure the neighbours
 

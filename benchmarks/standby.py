@@ -22,7 +22,7 @@ from rich.table import Table
 from benchmarks.engine import write_weights
 from ipc.client import BlockingClient
 from ipc.messages import Delta, Generate, Sampling, Unload
-from neuron.resolve import DEMO_FOLDER
+from neuron.models.catalogue import DEMO_FOLDER
 from tests.neuron.harness import Neuron, wait_until
 
 PATIENCE = 120.0  # seconds that any single wait may take

@@ -21,8 +21,8 @@ from rich.table import Table
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from ipc.worker_messages import PAGE_SIZE, RingHandle, SamplingParams, WorkerSpec
-from workers.plan import NewSequence, Scheduled, StepPlan
-from workers.runner import Runner
+from workers.execution.model_runner import ModelRunner
+from workers.step.plan import NewSequence, Scheduled, StepPlan
 
 SHAPE = Qwen3Config(
     vocab_size=1024,
@@ -60,7 +60,7 @@ class Still:
         return x.clone()
 
 
-def make_runner(folder: str) -> Runner:
+def make_runner(folder: str) -> ModelRunner:
     Qwen3ForCausalLM(SHAPE).save_pretrained(folder)
     nowhere = RingHandle(memory_fd=-1, data_fd=-1, space_fd=-1)
     spec = WorkerSpec(
@@ -79,13 +79,13 @@ def make_runner(folder: str) -> Runner:
         reports=nowhere,
         heartbeat_fd=-1,
     )
-    runner = Runner(spec)
+    runner = ModelRunner(spec)
     runner.load(lambda fraction, message: None)
     runner.model = Still(SHAPE.vocab_size)
     return runner
 
 
-def measure(runner: Runner, sequences: int, params: SamplingParams, steps: int) -> float:
+def measure(runner: ModelRunner, sequences: int, params: SamplingParams, steps: int) -> float:
     """Milliseconds of a step."""
     prompt = array("I", [i % 1024 for i in range(CONTEXT)]).tobytes()
     slots = range(sequences)

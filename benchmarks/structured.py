@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from ipc.messages import Structured
-from neuron.structured import constrain
-from workers.grammar import Grammars
-from workers.vocabulary import Vocabulary
+from neuron.grammar.structured import constrain
+from workers.sampling.grammar import Grammars
+from workers.sampling.vocabulary import Vocabulary
 
 PERSON = {
     "type": "object",

@@ -3,7 +3,7 @@
 A page of anybody's can have the browser on this host, or in this network, send requests here. Three things
 stand against that. A page's `Origin` is one that we know; on loopback the `Host` header is a name that nobody
 on the internet can own, or a page of theirs would be of our own origin once their name leads here (DNS
-rebinding); and a body says that it is JSON (`gateway.resources.body`), which a browser sends for a page only
+rebinding); and a body says that it is JSON (`gateway.http.body`), which a browser sends for a page only
 after a preflight.
 """
 
@@ -17,7 +17,7 @@ from functools import lru_cache
 import falcon
 import falcon.asgi
 
-from gateway.errors import shown
+from gateway.http.errors import shown
 
 LOOPBACK, ANY = "loopback", "*"  # words for origins, beside these themselves
 

@@ -46,7 +46,7 @@ class EvictionPolicy(Struct, frozen=True, kw_only=True):
     defrag_after_cycles: Annotated[int, Meta(ge=1)] = 50
 
 
-class Neuron(Struct, frozen=True, kw_only=True):
+class NeuronSettings(Struct, frozen=True, kw_only=True):
     """One host of the fleet."""
 
     name: Annotated[str, Meta(min_length=1)]
@@ -59,8 +59,8 @@ class GatewayConfig(Struct, frozen=True, kw_only=True):
 
     gateway: Listeners = Listeners()
     eviction: EvictionPolicy = EvictionPolicy()
-    neurons: list[Neuron] = field(
-        default_factory=lambda: [Neuron(name="local", endpoint="tcp://127.0.0.1:13131")]
+    neurons: list[NeuronSettings] = field(
+        default_factory=lambda: [NeuronSettings(name="local", endpoint="tcp://127.0.0.1:13131")]
     )
 
 

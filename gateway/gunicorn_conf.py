@@ -11,8 +11,9 @@ import socket
 import sys
 from typing import Any
 
-from gateway import metrics_directory, startup
+from gateway import startup
 from gateway.config import load as _load  # gunicorn takes every public name here for a setting
+from gateway.telemetry import metrics_directory
 from ipc.settings import ConfigError
 
 try:

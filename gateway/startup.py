@@ -11,7 +11,8 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from gateway import config, metrics_directory
+from gateway import config
+from gateway.telemetry import metrics_directory
 from ipc.errors import CortexError
 from ipc.settings import ConfigError
 
@@ -39,7 +40,7 @@ def application() -> Callable[..., Any]:
         chosen = settings or config.load()
         logging.basicConfig(level=chosen.gateway.log_level, format=LOG_FORMAT)
         metrics_directory.ensure()
-        from gateway.application import Gateway  # it counts, so it must know where
+        from gateway.http.application import Gateway  # it counts, so it must know where
 
         return Gateway(chosen)
     except (ConfigError, CortexError) as error:

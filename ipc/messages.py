@@ -198,7 +198,7 @@ class Watch(Request, tag="watch"):
     """Answered by `State` now and at each change, and by `Heartbeat` each second, until it is cancelled."""
 
 
-class Models(Request, tag="models"):
+class ListModels(Request, tag="models"):
     pass
 
 
@@ -289,7 +289,7 @@ AnyRequest = (
     | Discover
     | Health
     | Watch
-    | Models
+    | ListModels
     | Load
     | Unload
     | Generate

@@ -14,12 +14,12 @@ from rich.table import Table
 from ipc.errors import CortexError
 from ipc.lifeline import die_with_parent
 from ipc.settings import ConfigError
-from neuron.blueprint import draw
 from neuron.config import NeuronConfig, load
-from neuron.devices import Inventory
-from neuron.fit import find_fit
-from neuron.ledger import Ledger
-from neuron.resolve import DEMO_FOLDER, Catalogue
+from neuron.memory.devices import Inventory
+from neuron.memory.fit import find_fit
+from neuron.memory.ledger import Ledger
+from neuron.models.catalogue import DEMO_FOLDER, Catalogue
+from neuron.models.description import describe
 
 DEFAULT_PATHS = ("neuron.yaml", "neuron.toml", "/etc/neuron/neuron.yaml", "/etc/neuron/neuron.toml")
 
@@ -90,20 +90,22 @@ def check(config: ConfigOption = None) -> None:
     models = sorted(map(catalogue.settings, catalogue.list_models()), key=lambda model: not model.pin)
     for model in models:
         try:
-            blueprint = draw(model, DEMO_FOLDER if model.simulated else catalogue.find(model.id))
+            description = describe(model, DEMO_FOLDER if model.simulated else catalogue.find(model.id))
             free = {device: ledger.free(device) for device in ledger.devices}
-            fit = find_fit(blueprint.need(model), free, [], "lru")
+            fit = find_fit(description.need(model), free, [], "lru")
         except CortexError as error:
             problems.append(f"{model.id}: {error.message}")
             continue
         if model.pin:
             ledger.reserve(model.id, fit.reservations)
-        if fit.context_length < blueprint.context_length:
-            notes.append(f"{model.id}: the context is cut from {blueprint.context_length} to fit the memory")
+        if fit.context_length < description.context_length:
+            notes.append(
+                f"{model.id}: the context is cut from {description.context_length} to fit the memory"
+            )
         table.add_row(
             model.id + (" (pinned)" if model.pin else ""),
-            blueprint.architecture,
-            blueprint.dtype,
+            description.architecture,
+            description.dtype,
             str(fit.context_length),
             ", ".join(fit.devices),
             " + ".join(_gib(size) for size in fit.reservations.values()),

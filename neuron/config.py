@@ -45,7 +45,7 @@ class Simulated(Struct, frozen=True, kw_only=True):
     failure: FailurePlan | None = None
 
 
-class Model(Struct, frozen=True, kw_only=True):
+class ModelSettings(Struct, frozen=True, kw_only=True):
     """One model as the user wants it served; null: the neuron decides."""
 
     id: Annotated[str, Meta(min_length=1)]
@@ -80,7 +80,7 @@ class NeuronConfig(Struct, frozen=True, kw_only=True):
     step_deadline_seconds: Seconds = 120.0
     load_deadline_seconds: Seconds = 1800.0
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
-    models: list[Model] = []
+    models: list[ModelSettings] = []
 
 
 def load(path: str | Path) -> NeuronConfig:
@@ -132,7 +132,7 @@ def _check_devices(devices: list[str] | None, key: str, source: str | Path) -> N
             raise ConfigError(source, f"{key}[{i}]", f"{device!r} is given twice")
 
 
-def _check_placement(model: Model, allowed: list[str] | None, key: str, source: str | Path) -> None:
+def _check_placement(model: ModelSettings, allowed: list[str] | None, key: str, source: str | Path) -> None:
     devices = model.devices
     if devices is None:
         return

@@ -16,9 +16,9 @@ from ipc.keys import load_public, load_secret
 from ipc.notify import sd_notify
 from ipc.server import Server
 from neuron.config import NeuronConfig
-from neuron.devices import Inventory
-from neuron.house import Backoff
-from neuron.models import Models
+from neuron.memory.devices import Inventory
+from neuron.models.house import Backoff
+from neuron.models.manager import ModelManager
 from neuron.service import Service
 
 log = logging.getLogger("neuron.daemon")
@@ -58,7 +58,7 @@ async def serve(config: NeuronConfig, backoff: Backoff | None = None) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _stop, stopping)
     inventory = Inventory(config)
-    models = Models(config, inventory, lambda: service.changed(), backoff)
+    models = ModelManager(config, inventory, lambda: service.changed(), backoff)
     service = Service(config, version("cortex-serve"), models)
     server = Server(
         config.listen,

@@ -30,6 +30,7 @@ from ipc.messages import (
     HealthReply,
     Hello,
     HelloReply,
+    ListModels,
     Load,
     ModelList,
     PageHashes,
@@ -42,16 +43,15 @@ from ipc.messages import (
     Unload,
     Watch,
 )
-from ipc.messages import Models as ModelsRequest
 from ipc.server import Peer
 from ipc.worker_messages import PAGE_SIZE
 from neuron.config import NeuronConfig
-from neuron.embedding import Embedding
-from neuron.generation import Generation
-from neuron.lifecycle import ManagedModel
-from neuron.models import Models
-from neuron.prompt import encode_prompts, is_quick, validate_prompt
-from neuron.work import Work
+from neuron.models.managed import ManagedModel
+from neuron.models.manager import ModelManager
+from neuron.requests.embedding import Embedding
+from neuron.requests.generation import Generation
+from neuron.requests.prompt import encode_prompts, is_quick, validate_prompt
+from neuron.requests.request import OpenRequest
 
 log = logging.getLogger("neuron.service")
 
@@ -67,14 +67,14 @@ class Service:
         models: all that this neuron can serve.
     """
 
-    def __init__(self, config: NeuronConfig, version: str, models: Models) -> None:
+    def __init__(self, config: NeuronConfig, version: str, models: ModelManager) -> None:
         self._config = config
         self._version = version
         self._models = models
         self._instance = secrets.token_hex(8)
         self._started = time.monotonic()
         self._keys = itertools.count(1)
-        self._work: dict[Peer, dict[int, Work]] = {}
+        self._work: dict[Peer, dict[int, OpenRequest]] = {}
         self._open = 0  # of these, of all peers
         self._tasks: dict[asyncio.Task[None], tuple[Peer, int]] = {}
         self._watches: set[tuple[Peer, int]] = set()
@@ -96,7 +96,7 @@ class Service:
             Unload: partial(self._later, self._unload),
             Discover: partial(self._later, self._discover),
             Health: partial(self._later, self._health),
-            ModelsRequest: partial(self._later, self._list_models),
+            ListModels: partial(self._later, self._list_models),
             CountTokens: partial(self._later, self._count_tokens),
             CachedPages: partial(self._later, self._cached_pages),
             Quote: partial(self._later, self._quote),
@@ -124,7 +124,7 @@ class Service:
     def _embed(self, peer: Peer, request: Embed) -> None:
         self._begin(peer, Embedding(self._keys, request, peer.send, partial(self._ended, peer)))
 
-    def _begin(self, peer: Peer, work: Work) -> None:
+    def _begin(self, peer: Peer, work: OpenRequest) -> None:
         """Prepare and admit: at once where that takes no time, else in a task."""
         self._refuse_new_work()
         self._work.setdefault(peer, {})[work.request.id] = work
@@ -134,26 +134,26 @@ class Service:
         text = model.text_now if model is not None else None
         if text is not None and is_quick(work.request):
             with _failing(work):
-                work.prepare(text, model.blueprint, model.context_length)
+                work.prepare(text, model.description, model.context_length)
                 self._admit(model, work)
         else:
             self._later(partial(self._prepare, work), peer, work.request)
 
-    async def _prepare(self, work: Work, peer: Peer, request: Generate | Embed) -> None:
+    async def _prepare(self, work: OpenRequest, peer: Peer, request: Generate | Embed) -> None:
         """The way of the first request of a model, and of what takes long: with files and threads."""
         with _failing(work):
             model = await self._models.open(request.model)
             text = await model.text()
-            await asyncio.to_thread(work.prepare, text, model.blueprint, model.context_length)
+            await asyncio.to_thread(work.prepare, text, model.description, model.context_length)
             self._admit(model, work)
 
-    def _admit(self, model: ManagedModel, work: Work) -> None:
+    def _admit(self, model: ManagedModel, work: OpenRequest) -> None:
         """Let prepared work in, unless it ended meanwhile."""
         if work.outcome is None:
             work.model = model
             model.admit(work)
 
-    def _ended(self, peer: Peer, work: Work) -> None:
+    def _ended(self, peer: Peer, work: OpenRequest) -> None:
         mine = self._work[peer]
         del mine[work.request.id]
         if not mine:
@@ -193,7 +193,7 @@ class Service:
         await model.unload(request.force)
         return Done(id=request.id)
 
-    async def _list_models(self, peer: Peer, request: ModelsRequest) -> Reply:
+    async def _list_models(self, peer: Peer, request: ListModels) -> Reply:
         await self._models.find_all()
         return ModelList(id=request.id, models=self._models.states())
 
@@ -328,7 +328,7 @@ class Service:
     async def close(self, grace: float) -> None:
         """Take nothing new; give what runs `grace` seconds to finish; answer all that is still open.
 
-        Workers are not its business: `Models.close` ends them.
+        Workers are not its business: `ModelManager.close` ends them.
         """
         self._ending = True
         error = CortexError(Code.SHUTTING_DOWN, "this neuron is shutting down", retry_after=5.0)
@@ -352,7 +352,7 @@ class Service:
 
 
 @contextmanager
-def _failing(work: Work) -> Iterator[None]:
+def _failing(work: OpenRequest) -> Iterator[None]:
     """Whatever goes wrong inside ends `work`, so that it is answered and forgotten."""
     try:
         yield

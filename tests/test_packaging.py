@@ -60,7 +60,10 @@ def test_every_module_of_the_tree_is_in_the_wheel(wheel):
 def test_both_commands_are_installed(wheel):
     scripts = configparser.ConfigParser()
     scripts.read_string(metadata(wheel, "entry_points.txt"))
-    assert dict(scripts["console_scripts"]) == {"cortex": "gateway.cli:main", "neuron": "neuron.cli:main"}
+    assert dict(scripts["console_scripts"]) == {
+        "cortex": "gateway.commands.cli:main",
+        "neuron": "neuron.cli:main",
+    }
 
 
 def test_the_licence_is_the_gpl_whole(wheel):

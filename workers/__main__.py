@@ -9,7 +9,7 @@ from types import FrameType
 
 from ipc.control import Control
 from ipc.lifeline import die_with_parent
-from workers.process import live
+from workers.process.life import live
 
 
 def main() -> int:

@@ -22,7 +22,7 @@ TIMEOUT = timedelta(minutes=30)
 TIMED_STEPS = 16  # on a GPU one step in so many is timed, and stands for all of them
 
 
-class Group:
+class RankGroup:
     """Tensor parallelism: NCCL between GPUs, gloo over loopback between CPU ranks.
 
     Args:
@@ -47,7 +47,7 @@ class Group:
         self._timed = self.device.type == "cpu"
 
     @classmethod
-    def join(cls, spec: WorkerSpec) -> Group:
+    def join(cls, spec: WorkerSpec) -> RankGroup:
         """Meet the other ranks; returns when all are there.
 
         The supervisor has bound the rendezvous socket already and rank 0 inherits it, so that two groups

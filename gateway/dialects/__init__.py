@@ -1,6 +1,6 @@
 """The APIs that clients speak. A dialect is two things: reading a request, and writing its answer.
 
-Reading gives the one canonical `Generate` and an `Answer`; writing turns replies into bytes. Nothing else of
+Reading gives the one canonical `Generate` and a `Renderer`; writing turns replies into bytes. Nothing else of
 a dialect is known outside its file.
 """
 
@@ -12,7 +12,7 @@ from ipc.errors import CortexError
 from ipc.messages import Delta, Finished, Started
 
 
-class Answer(Protocol):
+class Renderer(Protocol):
     """Writes one answer: either `whole`, or `started`, then `delta` as it comes, then one of the others."""
 
     def whole(self, started: Started, finished: Finished) -> bytes:

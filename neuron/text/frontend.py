@@ -7,14 +7,14 @@ from typing import Any
 
 from ipc.errors import Code, CortexError
 from ipc.messages import Generate, Message, Tool
-from neuron.checkpoint import Checkpoint
-from neuron.text.answer import AnswerParser
 from neuron.text.detokenizer import Detokenizer
+from neuron.text.formats.hermes import ToolCallParser
+from neuron.text.parser import AnswerParser
 from neuron.text.reasoning import ReasoningSplitter
 from neuron.text.tags import CALL, END_CALL, END_THINK, THINK
 from neuron.text.template import ChatTemplate
 from neuron.text.tokenizer import TextTokenizer
-from neuron.text.tools import ToolCallParser
+from workers.checkpoints.card import ModelCard
 
 TOOL_TEMPLATE = "tool_use"  # the name that transformers gives to a template for requests with tools
 
@@ -28,7 +28,7 @@ class TextFrontEnd:
         self.vocabulary_size = tokenizer.vocabulary_size
 
     @classmethod
-    def load(cls, checkpoint: Checkpoint) -> TextFrontEnd:
+    def load(cls, checkpoint: ModelCard) -> TextFrontEnd:
         """Read the tokenizer and compile the templates: up to a second, for a thread.
 
         Raises:

@@ -7,8 +7,8 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders
 
 from ipc.errors import Code, CortexError
-from ipc.spelling import from_byte_level, from_sentencepiece
-from neuron.headers import refuse
+from workers.checkpoints.safetensors import refuse
+from workers.checkpoints.token_bytes import from_byte_level, from_sentencepiece
 
 
 class TextTokenizer:

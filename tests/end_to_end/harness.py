@@ -18,7 +18,7 @@ from typing import Any, Self
 import httpx
 import psutil
 
-from gateway import status
+from gateway.commands import status
 from ipc.client import BlockingClient
 from ipc.messages import Health, ModelState
 

@@ -8,7 +8,7 @@ import sysconfig
 import pytest
 from typer.testing import CliRunner
 
-from gateway.cli import app
+from gateway.commands.cli import app
 from ipc.keys import load_public, load_secret
 
 

@@ -9,9 +9,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from gateway.dialects import openai_chat, openai_completions, openai_embeddings
-from gateway.dialects.openai import MAX_INT, encode, json_string
-from gateway.dialects.openai_logprobs import chat_logprobs, completion_logprobs, prompt_logprobs
+from gateway.dialects.openai import chat as openai_chat
+from gateway.dialects.openai import completions as openai_completions
+from gateway.dialects.openai import embeddings as openai_embeddings
+from gateway.dialects.openai.common import MAX_INT, encode, json_string
+from gateway.dialects.openai.logprobs import chat_logprobs, completion_logprobs, prompt_logprobs
 from ipc.errors import Code, CortexError
 from ipc.messages import (
     Alternative,

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from gateway.sse import KEEP_ALIVE, EventStream
+from gateway.http.sse import KEEP_ALIVE, EventStream
 from ipc.errors import Code, CortexError
 from ipc.messages import Choice, Delta, Finished, Progress, Reply, Started, Timings, Usage
 

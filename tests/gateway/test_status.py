@@ -9,8 +9,8 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from gateway import status
-from gateway.cli import app
+from gateway.commands import status
+from gateway.commands.cli import app
 from ipc.messages import Device, ModelState
 
 GIB = 1 << 30

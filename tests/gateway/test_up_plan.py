@@ -6,9 +6,9 @@ import msgspec
 import pytest
 
 import neuron.config
-from gateway.up_plan import UpError, free_socket, make_plan, model_entry, parse_devices
+from gateway.commands.up_plan import UpError, free_socket, make_plan, model_entry, parse_devices
 from ipc.settings import load_settings
-from neuron.resolve import Catalogue
+from neuron.models.catalogue import Catalogue
 
 
 def plan(models=("demo",), dtype=None, ranks=1, device=None, listen="127.0.0.1:0"):

@@ -25,7 +25,7 @@ from ipc.messages import (
     Done,
     Finished,
     Generate,
-    Models,
+    ListModels,
     Timings,
     Usage,
     Watch,
@@ -117,7 +117,7 @@ class Neuron:
             case Cancel() if key in self.work:
                 self.work[key].cancel()
                 peer.send(Cancelled(id=request.id))
-            case Models():
+            case ListModels():
                 peer.send(Done(id=request.id))
 
     def _on_gone(self, peer: Peer) -> None:
@@ -202,7 +202,7 @@ async def main(seconds: float, seed: int) -> dict[str, object]:
             await link.stall(chance.uniform(0, 0.2) if fault == "stall" else SILENCE * 1.2)
     await asyncio.gather(*running)
     for follower in followers:  # the link has healed
-        await follower.client.ask(Models(id=0), PATIENCE)
+        await follower.client.ask(ListModels(id=0), PATIENCE)
     late = sum(len(call._replies) for follower in followers for call in follower.calls)
     for follower in followers:
         follower.client.close()

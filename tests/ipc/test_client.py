@@ -27,8 +27,8 @@ from ipc.messages import (
     Generate,
     Health,
     Heartbeat,
+    ListModels,
     Load,
-    Models,
     Progress,
     Resume,
     Usage,
@@ -117,7 +117,7 @@ def test_many_calls_at_once_each_get_their_own_replies():
 def test_ask_gives_the_terminal_reply_and_raises_a_failure_whole():
     async def main():
         async with connected() as (_, _model, client):
-            assert isinstance(await client.ask(Models(id=0), SECONDS), Done)
+            assert isinstance(await client.ask(ListModels(id=0), SECONDS), Done)
             with pytest.raises(CortexError) as caught:
                 await client.ask(Load(id=0, model="m"), SECONDS)
             error = caught.value
@@ -208,7 +208,7 @@ def test_a_request_made_before_the_neuron_is_up_is_served_when_it_comes():
         client = NeuronClient(endpoint, silence=SECONDS)
         client.start()
         assert not client.alive
-        asking = asyncio.create_task(client.ask(Models(id=0), SECONDS))
+        asking = asyncio.create_task(client.ask(ListModels(id=0), SECONDS))
         await asyncio.sleep(0.3)
         async with connected(endpoint):
             assert isinstance(await asking, Done)
@@ -225,8 +225,8 @@ def test_a_question_waits_for_its_neuron_as_long_as_it_was_told_to():
         endpoint = await free_endpoint()
         client = NeuronClient(endpoint, silence=0.1)
         client.start()
-        asking = asyncio.create_task(client.ask(Models(id=0), SECONDS))
-        (refused,) = await everything(client.open(Models(id=0)))
+        asking = asyncio.create_task(client.ask(ListModels(id=0), SECONDS))
+        (refused,) = await everything(client.open(ListModels(id=0)))
         assert refused.code == Code.NEURON_LOST
         assert not asking.done()
         async with connected(endpoint):
@@ -248,8 +248,8 @@ def test_a_request_withdrawn_before_the_neuron_is_up_never_reaches_it():
         call.cancel()
         assert await everything(call) == [Cancelled(id=call.id)]
         async with connected(endpoint) as (_, model, _client):
-            await client.ask(Models(id=0), SECONDS)
-            assert [type(request) for _, request in model.requests] == [Models]
+            await client.ask(ListModels(id=0), SECONDS)
+            assert [type(request) for _, request in model.requests] == [ListModels]
             client.close()
 
     asyncio.run(main())
@@ -281,15 +281,15 @@ def test_a_neuron_that_is_killed_ends_open_calls_at_once_and_is_found_again_when
         child, endpoint = serve(spawn, "tcp://127.0.0.1:0")
         client = NeuronClient(endpoint, silence=60)  # it is the closed connection that tells
         client.start()
-        await client.ask(Models(id=0), SECONDS)
+        await client.ask(ListModels(id=0), SECONDS)
         calls = [client.open(Generate(id=0, model="m")) for _ in range(3)]
-        await client.ask(Models(id=0), SECONDS)
+        await client.ask(ListModels(id=0), SECONDS)
         child.send_signal(signal.SIGKILL)
         for call in calls:
             (reply,) = await everything(call)
             assert (type(reply), reply.code) == (Failed, Code.NEURON_LOST)
         assert not client.alive
-        asking = asyncio.create_task(client.ask(Models(id=0), SECONDS))
+        asking = asyncio.create_task(client.ask(ListModels(id=0), SECONDS))
         serve(spawn, endpoint)
         assert isinstance(await asking, Done)
         assert client.alive
@@ -303,7 +303,7 @@ def test_a_neuron_that_is_stopped_is_lost_after_the_silence(spawn):
         child, endpoint = serve(spawn, "tcp://127.0.0.1:0")
         client = NeuronClient(endpoint, silence=0.5)
         client.start()
-        await client.ask(Models(id=0), SECONDS)
+        await client.ask(ListModels(id=0), SECONDS)
         call = client.open(Generate(id=0, model="m"))
         child.send_signal(signal.SIGSTOP)
         (reply,) = await everything(call)
@@ -311,7 +311,7 @@ def test_a_neuron_that_is_stopped_is_lost_after_the_silence(spawn):
         assert "0.5 s" in reply.message
         assert not client.alive
         child.send_signal(signal.SIGCONT)
-        assert isinstance(await client.ask(Models(id=0), SECONDS), Done)
+        assert isinstance(await client.ask(ListModels(id=0), SECONDS), Done)
         client.close()
 
     asyncio.run(main())
@@ -543,7 +543,7 @@ def test_a_loop_that_stood_still_itself_does_not_blame_the_neuron(spawn):
         client = NeuronClient(endpoint, silence=1.1)
         client.start()
         call = client.open(Generate(id=0, model="m"))
-        await client.ask(Models(id=0), SECONDS)
+        await client.ask(ListModels(id=0), SECONDS)
         # A heartbeat comes in meanwhile, and lies there unread.
         asyncio.get_running_loop().call_soon(time.sleep, 1.4)
         assert await call.take(0.1) == []
@@ -563,7 +563,7 @@ def test_closing_ends_open_calls_and_tells_the_neuron():
             assert (type(reply), reply.code) == (Failed, Code.NEURON_LOST)
             assert await cancelled(model) == call.id
             with pytest.raises(CortexError, match="not started"):
-                client.open(Models(id=0))
+                client.open(ListModels(id=0))
 
     asyncio.run(main())
 
@@ -571,7 +571,7 @@ def test_closing_ends_open_calls_and_tells_the_neuron():
 def test_closing_leaves_no_descriptor_and_may_come_twice():
     async def once():
         async with connected() as (_, _model, client):
-            await client.ask(Models(id=0), SECONDS)
+            await client.ask(ListModels(id=0), SECONDS)
             client.close()
 
     asyncio.run(once())  # the process-wide context starts its threads with the first socket
@@ -589,7 +589,7 @@ def test_clients_that_close_never_stall_the_others():
                 clients = [client, *(NeuronClient(server.endpoint) for _ in range(7))]
                 for other in clients[1:]:
                     other.start()
-                await asyncio.gather(*(other.ask(Models(id=0), SECONDS) for other in clients))
+                await asyncio.gather(*(other.ask(ListModels(id=0), SECONDS) for other in clients))
                 for other in clients:
                     other.open(Generate(id=0, model="m"))
                     other.close()  # with a `Cancel` to deliver; that is when the connection ends
@@ -734,5 +734,5 @@ def test_a_blocking_stream_that_goes_quiet_ends_after_its_timeout(blocking):
 def test_a_blocking_client_without_a_neuron_gives_up():
     endpoint = asyncio.run(free_endpoint())
     with BlockingClient(endpoint) as client, pytest.raises(CortexError) as caught:
-        client.ask(Models(id=0), 0.1)
+        client.ask(ListModels(id=0), 0.1)
     assert caught.value.code == Code.NEURON_LOST

@@ -37,9 +37,9 @@ from ipc.messages import (
     Health,
     Heartbeat,
     Hello,
+    ListModels,
     Load,
     Message,
-    Models,
     Resume,
     Sampling,
     State,
@@ -59,7 +59,7 @@ ONE_OF_EACH = [
     Discover(id=2),
     Health(id=3),
     Watch(id=4),
-    Models(id=5),
+    ListModels(id=5),
     Load(id=6, model="demo"),
     Unload(id=7, model="demo", force=True),
     Generate(
@@ -109,7 +109,7 @@ class RawClient:
 
     async def quiet(self):
         """Whether nothing came that was not asked for: the reply to a last request comes next."""
-        await self.send(Models(id=999))
+        await self.send(ListModels(id=999))
         reply = await self.receive()
         return reply.id == 999
 
@@ -118,7 +118,7 @@ class RawClient:
 
 
 class Desk:
-    """A server whose handler notes what it gets; `Models` is answered at once, others by the test."""
+    """A server whose handler notes what it gets; `ListModels` is answered at once, others by the test."""
 
     def __init__(self):
         self.requests = []
@@ -129,7 +129,7 @@ class Desk:
     def handle(self, peer, request):
         self.requests.append((peer, request))
         self.arrived.set()
-        if isinstance(request, Models):
+        if isinstance(request, ListModels):
             peer.send(Done(id=request.id))
 
     def on_gone(self, peer):
@@ -310,7 +310,7 @@ def test_a_second_request_with_an_open_id_is_refused_and_the_first_goes_on():
 def test_a_client_of_protocol_1_is_refused_in_the_two_frames_that_it_understands():
     async def main():
         async with serving() as (_, _desk, client):
-            request = msgspec.msgpack.encode(Models(id=1))
+            request = msgspec.msgpack.encode(ListModels(id=1))
             await client.socket.send_multipart([b"cx\x01\x00", request])
             header, body = await asyncio.wait_for(client.socket.recv_multipart(), SECONDS)
             assert header == HEADER
@@ -454,7 +454,7 @@ def test_heartbeats_go_to_those_who_wait_and_to_nobody_else(monkeypatch):
 
     async def main():
         async with serving(clients=3) as (_, _desk, idle, waiting, watching):
-            await idle.send(Models(id=1))
+            await idle.send(ListModels(id=1))
             assert await idle.receive() == Done(id=1)
             await waiting.send(Generate(id=2, model="m"))
             await watching.send(Generate(id=3, model="m"), Watch(id=4))
@@ -472,7 +472,7 @@ def test_a_peer_without_open_requests_leaves_nothing_behind():
     async def main():
         async with serving() as (server, _, client):
             for number in range(1, 50):
-                await client.send(Models(id=number), Cancel(id=10_000 + number))
+                await client.send(ListModels(id=number), Cancel(id=10_000 + number))
                 assert await client.receive() == Done(id=number)
             await client.socket.send_multipart([b"garbage"])
             assert (await client.receive()).code == Code.BAD_FRAME

@@ -166,7 +166,7 @@ def is_running(pid: int) -> bool:
 def main() -> None:
     from neuron.config import load
     from neuron.daemon import run
-    from neuron.house import Backoff
+    from neuron.models.house import Backoff
 
     os._exit(run(load(sys.argv[1]), Backoff(first=0.01, longest=0.05)))
 

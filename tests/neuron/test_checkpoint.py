@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from ipc.errors import Code, CortexError
 from ipc.messages import Sampling
-from neuron.checkpoint import inspect, seems_loadable
-from neuron.headers import HEADER_LIMIT, read_header
 from tests.neuron.folders import CONFIG, TEMPLATE, header, shapes, write_checkpoint, write_safetensors
+from workers.checkpoints.card import inspect, seems_loadable
+from workers.checkpoints.safetensors import HEADER_LIMIT, read_header
 
 NAMES = list(shapes(CONFIG))
 

@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from ipc.settings import ConfigError
-from neuron.config import Model, NeuronConfig, check, load
+from neuron.config import ModelSettings, NeuronConfig, check, load
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ models:
 """
     )
     assert config.cpu.memory == 12 << 30
-    assert config.models[0] == Model(
+    assert config.models[0] == ModelSettings(
         id="org/big",
         path="/models/big",
         dtype="float32",
@@ -121,12 +121,12 @@ def test_several_ranks_may_share_the_cpu(read):
 
 def test_a_configuration_made_in_code_is_checked_the_same():
     with pytest.raises(ConfigError, match="command line"):
-        check(NeuronConfig(models=[Model(id="a"), Model(id="a")]), "command line")
+        check(NeuronConfig(models=[ModelSettings(id="a"), ModelSettings(id="a")]), "command line")
 
 
 def test_knowing_the_neuron_costs_no_heavy_import():
     code = (
-        "import sys, neuron.config, neuron.devices, neuron.checkpoint, neuron.resolve, neuron.ledger\n"
+        "import sys, neuron.config, neuron.memory.devices, workers.checkpoints.card, neuron.models.catalogue, neuron.memory.ledger\n"
         "print({'torch', 'pynvml', 'tokenizers', 'jinja2', 'huggingface_hub', 'numpy'} & set(sys.modules))"
     )
     done = subprocess.run(

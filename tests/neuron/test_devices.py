@@ -5,9 +5,9 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from ipc.settings import ConfigError
-from neuron import devices
 from neuron.config import Cpu, NeuronConfig
-from neuron.devices import CpuProbe, Inventory, has_nvidia, visible
+from neuron.memory import devices
+from neuron.memory.devices import CpuProbe, Inventory, has_nvidia, visible
 
 GIB = 1 << 30
 

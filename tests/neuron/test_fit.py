@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from ipc.errors import Code, CortexError
 from ipc.worker_messages import PAGE_SIZE, SMALLEST_CONTEXT
-from neuron.fit import Holder, Need, find_fit
+from neuron.memory.fit import Holder, Need, find_fit
 
 GIB = 1 << 30
 

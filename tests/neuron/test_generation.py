@@ -24,9 +24,9 @@ from ipc.messages import (
     Usage,
 )
 from ipc.worker_messages import Logprobs, SequenceReport
-from neuron.generation import Generation
-from neuron.text.answer import AnswerParser
+from neuron.requests.generation import Generation
 from neuron.text.frontend import TextFrontEnd
+from neuron.text.parser import AnswerParser
 
 EOS = 25
 BLUEPRINT = SimpleNamespace(engine="transformer", defaults=Sampling(), eos_ids=[EOS], reasoning=False)
@@ -103,14 +103,14 @@ class Text:
 class Client:
     """Takes replies; `generation` is prepared for a context of 100 tokens."""
 
-    def __init__(self, *, blueprint=BLUEPRINT, context_length=100, text=None, **request):
+    def __init__(self, *, description=BLUEPRINT, context_length=100, text=None, **request):
         self.replies = []
         self.ended = []
         sampling = request.pop("sampling", Sampling())
         request = {"prompt": [0, 1, 2], "stream": True} | request
         self.request = Generate(id=7, model="m", sampling=sampling, **request)
         self.generation = Generation(itertools.count(1), self.request, self.replies.append, self.ended.append)
-        self.generation.prepare(text or Text(), blueprint, context_length)
+        self.generation.prepare(text or Text(), description, context_length)
 
     def feed(self, *steps, finish=""):
         """Hand over, then one report a step; the last one with `finish`."""
@@ -378,8 +378,8 @@ def test_an_answer_never_gets_longer_than_the_context(max_tokens, allowed):
 
 def test_sampling_is_the_request_s_then_the_model_s_then_neutral():
     defaults = Sampling(temperature=0.6, top_k=20)
-    blueprint = SimpleNamespace(engine="transformer", defaults=defaults, eos_ids=[EOS], reasoning=False)
-    client = Client(blueprint=blueprint, sampling=Sampling(temperature=0.0, seed=-1))
+    description = SimpleNamespace(engine="transformer", defaults=defaults, eos_ids=[EOS], reasoning=False)
+    client = Client(description=description, sampling=Sampling(temperature=0.0, seed=-1))
     submit = client.generation.hand_over(100)[0].submit
     params = submit.params
     assert (params.temperature, params.top_k, params.top_p) == (0.0, 20, 1.0)

@@ -10,8 +10,8 @@ import pytest
 
 from ipc.errors import Code, CortexError
 from ipc.worker_messages import FailurePlan, SimulatedSpec, Submit
-from neuron.group import WorkerGroup
-from neuron.spawn import GroupSpec
+from neuron.processes.group import WorkerGroup
+from neuron.processes.spawn import GroupSpec
 from tests.neuron.harness import children_of
 
 PATIENCE = 20.0  # seconds that any single wait of a test may take

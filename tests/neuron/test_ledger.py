@@ -4,7 +4,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from ipc.errors import Code, CortexError
 from ipc.messages import Device
-from neuron.ledger import Ledger
+from neuron.memory.ledger import Ledger
 
 GIB = 1 << 30
 TOTAL = {"cuda:0": 100, "cuda:1": 60, "cpu": 200}

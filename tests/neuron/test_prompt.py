@@ -2,7 +2,7 @@ import pytest
 
 from ipc.errors import Code, CortexError
 from ipc.messages import CountTokens, Generate, Message, Sampling, Tool, ToolCall
-from neuron.prompt import is_quick, validate, validate_prompt
+from neuron.requests.prompt import is_quick, validate, validate_prompt
 
 HELLO = [Message(role="user", content="hello")]
 

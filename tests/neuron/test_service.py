@@ -19,9 +19,9 @@ from ipc.messages import (
     Generate,
     Health,
     Hello,
+    ListModels,
     Load,
     Message,
-    Models,
     Progress,
     Resume,
     Sampling,
@@ -249,7 +249,7 @@ def test_hello_discover_models_and_health_describe_the_neuron(neuron, client):
     discovery = ask(client, Discover(id=0))
     assert discovery.devices[-1].id == "cpu"
     assert discovery.devices[-1].cores >= 1
-    models = {state.id: state for state in ask(client, Models(id=0)).models}
+    models = {state.id: state for state in ask(client, ListModels(id=0)).models}
     assert {"sim", "steady", "slow", "narrow", "broken", "nowhere", "demo"} <= set(models)
     assert models["nowhere"].status == "failed"
     assert "/nonexistent/checkpoint" in models["nowhere"].error

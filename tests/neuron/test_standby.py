@@ -11,17 +11,17 @@ from pathlib import Path
 import pytest
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-import neuron.standby
+import neuron.processes.standby
 from ipc.errors import CortexError
 from ipc.messages import Device, Finished, Load, Unload
 from ipc.worker_messages import SamplingParams, SimulatedSpec, Submit
-from neuron.group import WorkerGroup
-from neuron.house import Backoff
-from neuron.ledger import Ledger
-from neuron.resolve import DEMO_FOLDER
-from neuron.spawn import GroupSpec
-from neuron.standby import Standby
-from neuron.worker import Worker
+from neuron.memory.ledger import Ledger
+from neuron.models.catalogue import DEMO_FOLDER
+from neuron.models.house import Backoff
+from neuron.processes.group import WorkerGroup
+from neuron.processes.spawn import GroupSpec
+from neuron.processes.standby import Standby
+from neuron.processes.worker import Worker
 from tests.neuron.harness import PATIENCE, Neuron, chat, children_of, is_running, wait_until
 
 TOTAL = 8 << 30  # bytes of the device that the tests have
@@ -29,7 +29,7 @@ TOTAL = 8 << 30  # bytes of the device that the tests have
 
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch):
-    monkeypatch.setattr(neuron.standby, "QUIET_SECONDS", 0.01)
+    monkeypatch.setattr(neuron.processes.standby, "QUIET_SECONDS", 0.01)
 
 
 async def until(condition, what):
@@ -69,7 +69,7 @@ class Place:
         self.standby.tend()
         return await until(
             lambda: (
-                self.standby.booked("cpu") not in (0, neuron.standby.RUNTIME_BYTES["cpu"])
+                self.standby.booked("cpu") not in (0, neuron.processes.standby.RUNTIME_BYTES["cpu"])
                 and self.pid != other_than
                 and self.pid
             ),
@@ -206,7 +206,7 @@ def test_fifty_loads_leave_one_process_as_it_was():
         assert len(answers) == 1
         assert (descriptors(pid), descriptors(os.getpid())) == (there, here)
         assert place.standby.booked("cpu") <= memory + (6 << 20)
-        assert memory <= baseline + neuron.standby.HOST_TOLERANCE
+        assert memory <= baseline + neuron.processes.standby.HOST_TOLERANCE
         assert shared_memory(pid) == 0
 
     run(scenario, cycles=100)
@@ -254,7 +254,7 @@ def test_after_so_many_loads_a_fresh_process_takes_its_place():
 
 
 def test_a_process_whose_memory_is_not_back_is_not_used_again(monkeypatch):
-    monkeypatch.setattr(neuron.standby, "HOST_TOLERANCE", -(1 << 30))
+    monkeypatch.setattr(neuron.processes.standby, "HOST_TOLERANCE", -(1 << 30))
 
     async def scenario(place):
         pid = await place.warm()
@@ -344,7 +344,7 @@ def test_a_process_that_died_serving_or_loading_does_not_come_back():
 
 
 def test_one_that_does_not_give_its_memory_back_in_time_is_ended(monkeypatch):
-    monkeypatch.setattr("neuron.group.RELEASE_SECONDS", 0.2)
+    monkeypatch.setattr("neuron.processes.group.RELEASE_SECONDS", 0.2)
 
     async def scenario(place):
         pid = await place.warm()
@@ -357,7 +357,7 @@ def test_one_that_does_not_give_its_memory_back_in_time_is_ended(monkeypatch):
 
 
 def test_a_process_that_does_not_get_warm_is_ended(monkeypatch):
-    monkeypatch.setattr(neuron.standby, "WARM_SECONDS", 0.1)
+    monkeypatch.setattr(neuron.processes.standby, "WARM_SECONDS", 0.1)
 
     async def scenario(place):
         place.standby.tend()
@@ -371,7 +371,7 @@ def test_a_process_that_does_not_get_warm_is_ended(monkeypatch):
 
 
 def test_none_is_started_while_something_loads_and_soon_where_requests_run(monkeypatch):
-    monkeypatch.setattr(neuron.standby, "PATIENCE_SECONDS", 0.3)
+    monkeypatch.setattr(neuron.processes.standby, "PATIENCE_SECONDS", 0.3)
 
     async def scenario(place):
         place.loading = place.working = True

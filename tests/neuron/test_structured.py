@@ -12,8 +12,8 @@ import pytest
 from ipc.errors import Code, CortexError
 from ipc.messages import Structured
 from ipc.worker_messages import Constraint
-from neuron import structured as module
-from neuron.structured import MAX_SIZE, constrain
+from neuron.grammar import structured as module
+from neuron.grammar.structured import MAX_SIZE, constrain
 
 
 def encode(text: str) -> list[int]:
@@ -341,5 +341,5 @@ def test_a_schema_stays_as_it_was():
 
 
 def test_the_supervisor_needs_no_torch_for_it():
-    code = "import neuron.structured, sys; sys.exit('torch' in sys.modules)"
+    code = "import neuron.grammar.structured, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0

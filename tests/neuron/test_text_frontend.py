@@ -4,9 +4,9 @@ import pytest
 
 from ipc.errors import Code, CortexError
 from ipc.messages import Generate, Message, Tool
-from neuron.checkpoint import inspect
 from neuron.text.frontend import TextFrontEnd
 from tests.neuron.folders import write_checkpoint
+from workers.checkpoints.card import inspect
 
 HELLO = [Message(role="user", content="The quick dog")]
 ASKED = Generate(id=0, model="m", messages=HELLO, tools=[Tool.function(name="f")])

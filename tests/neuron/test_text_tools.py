@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neuron.text.answer import AnswerParser
+from neuron.text.formats.hermes import ToolCallParser, parse_call
+from neuron.text.parser import AnswerParser
 from neuron.text.reasoning import ReasoningSplitter
-from neuron.text.tools import ToolCallParser, parse_call
 from tests.neuron.chunks import cut
 
 JSON = st.recursive(

@@ -11,9 +11,9 @@ from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
 from ipc.errors import Code, CortexError
 from ipc.messages import Tool
-from neuron.grammar_check import Bytes
-from neuron.text.tools import ToolCallParser
-from neuron.tool_grammar import require_call
+from neuron.grammar.check import Bytes
+from neuron.grammar.tool_calls import require_call
+from neuron.text.formats.hermes import ToolCallParser
 
 SCHEMA = {
     "type": "object",

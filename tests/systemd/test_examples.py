@@ -48,7 +48,7 @@ def test_the_values_it_shows_are_the_defaults(name, module, tmp_path):
     default = module.load(FOLDER / name)
     if module is neuron.config:
         real, simulated = shown.models
-        assert real == neuron.config.Model(id=real.id)
+        assert real == neuron.config.ModelSettings(id=real.id)
         assert simulated.simulated == neuron.config.Simulated()
         shown = msgspec.structs.replace(shown, models=[])
     assert shown == default

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from ipc.worker_messages import Logprobs, RingHandle, SamplingParams, SequenceReport, Submit, WorkerSpec
-from workers.engine import Engine, OutOfDeviceMemory
-from workers.plan import StepPlan
-from workers.scheduler import Scheduler
+from workers.scheduling.scheduler import Scheduler
+from workers.step.engine import Engine, OutOfDeviceMemory
+from workers.step.plan import StepPlan
 
 LIMITS = {"max_sequences": 8, "max_step_tokens": 64, "context_length": 4096, "kv_pages": 200}
 GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")]

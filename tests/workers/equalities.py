@@ -10,12 +10,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from ipc.worker_messages import PAGE_SIZE, Constraint, SamplingParams, Submit
-from neuron.structured import OPTIONS
+from neuron.grammar.structured import OPTIONS
 from tests.workers.engines import Answer, Session, prompt_of
-from workers.engine import OutOfDeviceMemory, StepResult
-from workers.pages import pages_for
-from workers.plan import NewSequence, Scheduled, StepPlan
-from workers.runner import Runner
+from workers.execution.model_runner import ModelRunner
+from workers.scheduling.page_pool import pages_for
+from workers.step.engine import OutOfDeviceMemory, StepResult
+from workers.step.plan import NewSequence, Scheduled, StepPlan
 
 VOCABULARY = 1856  # of the demo's tokenizer, padded
 STOP = 0  # its end of text
@@ -77,7 +77,7 @@ def choices() -> list[Submit]:
     return [Submit(i, prompt, 15, each) for i, each in enumerate(params)]
 
 
-def answer_alone(runner: Runner, submits: list[Submit]) -> list[Answer]:
+def answer_alone(runner: ModelRunner, submits: list[Submit]) -> list[Answer]:
     """Each as the only request that there ever was."""
     answers = []
     for submit in submits:
@@ -87,7 +87,7 @@ def answer_alone(runner: Runner, submits: list[Submit]) -> list[Answer]:
     return answers
 
 
-def observe(runner: Runner) -> Observed:
+def observe(runner: ModelRunner) -> Observed:
     """Answer the requests in all circumstances of one engine; on one rank also alone."""
     seen = Observed()
 
@@ -122,7 +122,7 @@ def observe(runner: Runner) -> Observed:
 
 
 @contextmanager
-def short_of_memory(session: Session, runner: Runner) -> Iterator[None]:
+def short_of_memory(session: Session, runner: ModelRunner) -> Iterator[None]:
     """Some steps fail, on all ranks the same ones; but none after which a request would be given up."""
     step, rng = runner._step, random.Random(3)
 
@@ -136,7 +136,7 @@ def short_of_memory(session: Session, runner: Runner) -> Iterator[None]:
     runner._step = step
 
 
-def resume(runner: Runner, stopped: list[Answer]) -> list[list[int]]:
+def resume(runner: ModelRunner, stopped: list[Answer]) -> list[list[int]]:
     """Take half of each answer that another engine gave, and write the rest; returns the whole tokens."""
     outputs = [answer.token_ids[: len(answer.token_ids) // 2] for answer in stopped]
     lengths = [len(answer.token_ids) for answer in stopped]

@@ -33,7 +33,7 @@ from ipc.worker_messages import (
     Submit,
     WorkerSpec,
 )
-from neuron.worker import ENVIRONMENT
+from neuron.processes.worker import ENVIRONMENT
 
 PATIENCE = 30.0  # seconds after which a test gives up, far above what anything here takes
 

@@ -16,8 +16,8 @@ import msgspec
 from tests.workers import equalities
 from tests.workers.engines import Answer, make_spec, prompt_of, serve, some_requests
 from tests.workers.equalities import Observed
-from workers.config import read_config
-from workers.runner import Runner
+from workers.checkpoints.config import read_config
+from workers.execution.model_runner import ModelRunner
 
 PATIENCE = 180.0  # seconds
 
@@ -79,7 +79,7 @@ def run(jobs: list[Job], world_size: int) -> list[Result]:
 def do(job: Job, rank: int, world_size: int) -> Result:
     store = {"store_fd": job.fd if rank == 0 else None, "store_port": job.port}
     device = job.device if job.device == "cpu" else f"cuda:{rank}"
-    runner = Runner(make_spec(job.folder, rank=rank, world_size=world_size, device=device, **store))
+    runner = ModelRunner(make_spec(job.folder, rank=rank, world_size=world_size, device=device, **store))
     runner.load(lambda fraction, message: None)
     result = Result(runner.prove())
     match job.what:

@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ipc.worker_messages import SamplingParams, SequenceReport, Submit
-from workers import fair_queue
-from workers.engine import Extra, StepResult
-from workers.pages import PAGE_SIZE, pages_for
-from workers.plan import StepPlan
-from workers.scheduler import Scheduler
-from workers.sequence import Sequence
+from workers.scheduling import fair_queue
+from workers.scheduling.page_pool import PAGE_SIZE, pages_for
+from workers.scheduling.scheduler import Scheduler
+from workers.scheduling.sequence import Sequence
+from workers.step.engine import Extra, StepResult
+from workers.step.plan import StepPlan
 
 END = 2  # the stop id of these tests
 LANES = 12  # accounts times priorities in a storm
@@ -58,7 +58,7 @@ class Slot:
 
 
 class ReferenceEngine:
-    """Refuses every plan that breaks the rules of `workers.plan`, or reads or writes what it should not."""
+    """Refuses every plan that breaks the rules of `workers.step.plan`, or reads or writes what it should not."""
 
     def __init__(self, scheduler: Scheduler) -> None:
         self.scheduler = scheduler

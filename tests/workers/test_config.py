@@ -10,7 +10,7 @@ import pytest
 
 from ipc.errors import Code, CortexError
 from tests.workers.checkpoints import LLAMA3, SIZES, YARN
-from workers.config import ModelConfig, read_config
+from workers.checkpoints.config import ModelConfig, read_config
 
 
 def written(folder: Path, **changes: Any) -> ModelConfig:

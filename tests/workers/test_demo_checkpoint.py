@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from tests.end_to_end.demo_questions import QUESTIONS, Question
-from workers.demo import corpus, export
+from tools.demo_model import corpus, export
 
 FOLDER = Path(__file__).parents[2] / "neuron" / "demo"
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tests.workers.simulation import Run, make_scheduler, submit
-from workers import fair_queue
-from workers.fair_queue import PASSING
+from workers.scheduling import fair_queue
+from workers.scheduling.fair_queue import PASSING
 
 
 def order_of_first_tokens(run: Run) -> list[int]:

@@ -18,10 +18,10 @@ from tokenizers import Tokenizer
 from ipc.errors import Code, CortexError
 from ipc.messages import Structured
 from ipc.worker_messages import Constraint
-from neuron.structured import OPTIONS, constrain
+from neuron.grammar.structured import OPTIONS, constrain
 from tests.workers.schemas import SCHEMAS, formats
-from workers.grammar import MAX_GAP, Grammars
-from workers.vocabulary import Vocabulary
+from workers.sampling.grammar import MAX_GAP, Grammars
+from workers.sampling.vocabulary import Vocabulary
 
 DEMO = Path(__file__).parents[2] / "neuron" / "demo"
 SIZE, VOCAB = 1792, 1856  # tokens that the demo model's tokenizer has; here it is padded

@@ -8,9 +8,9 @@ import pytest
 
 from ipc.worker_messages import SamplingParams
 from tests.workers.engines import DEVICES, make_spec
-from workers.pages import PAGE_SIZE, pages_for
-from workers.plan import NewSequence, Scheduled, StepPlan
-from workers.runner import Runner
+from workers.execution.model_runner import ModelRunner
+from workers.scheduling.page_pool import PAGE_SIZE, pages_for
+from workers.step.plan import NewSequence, Scheduled, StepPlan
 
 POISON = 7  # the token whose embedding is not finite
 PAGES = 4
@@ -18,13 +18,13 @@ PAGES = 4
 
 @pytest.fixture(params=DEVICES)
 def runner(request, tiny):
-    runner = Runner(make_spec(tiny("qwen3_untied_biased").folder, device=request.param, kv_pages=PAGES))
+    runner = ModelRunner(make_spec(tiny("qwen3_untied_biased").folder, device=request.param, kv_pages=PAGES))
     runner.load(lambda fraction, message: None)
     yield runner
     runner.close()
 
 
-def greedy(runner: Runner, prompt: list[int], pages: list[int], chunk: int = 1 << 20) -> list[bytes]:
+def greedy(runner: ModelRunner, prompt: list[int], pages: list[int], chunk: int = 1 << 20) -> list[bytes]:
     """The logits of each token of an answer that fills `pages`, with the prompt in chunks."""
     seen, logits = [], runner.model.logits
     runner.model.logits = lambda x: seen.append(logits(x)) or seen[-1].clone()

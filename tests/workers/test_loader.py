@@ -13,21 +13,21 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import workers.loader
+import workers.weights.loader
 from ipc.errors import Code, CortexError
-from workers.config import read_config
-from workers.loader import Checkpoint, Part, Piece
+from workers.checkpoints.config import read_config
 from workers.models.decoder import Decoder
-from workers.parallel import Group
+from workers.parallel import RankGroup
+from workers.weights.loader import Shard, Slice, WeightFiles
 
 
 def read(
-    folder: Path, pieces: list[Piece], progress: Callable[[float], None] = lambda fraction: None
+    folder: Path, pieces: list[Slice], progress: Callable[[float], None] = lambda fraction: None
 ) -> None:
-    Checkpoint(folder).load([Part(pieces)], progress)
+    WeightFiles(folder).load([Shard(pieces)], progress)
 
 
-def pieces_of(model: Decoder) -> list[Piece]:
+def pieces_of(model: Decoder) -> list[Slice]:
     return [piece for part in model.parts() for piece in part.pieces]
 
 
@@ -35,7 +35,7 @@ def all_tensors(folder: Path) -> dict[str, torch.Tensor]:
     return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
 
 
-def block_of(piece: Piece, whole: torch.Tensor) -> torch.Tensor:
+def block_of(piece: Slice, whole: torch.Tensor) -> torch.Tensor:
     rows = whole[piece.row : piece.row + piece.into.shape[0]]
     return rows if rows.dim() == 1 else rows[:, piece.column : piece.column + piece.into.shape[1]]
 
@@ -44,11 +44,11 @@ def block_of(piece: Piece, whole: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("size", [1, 2, 4])
 @pytest.mark.parametrize("name", ["qwen3_untied_biased", "llama_yarn_biased", "llama_one_key_head_sharded"])
 def test_every_rank_reads_its_own_part_bit_for_bit(tiny, monkeypatch, name, size, dtype):
-    monkeypatch.setattr(workers.loader, "BLOCK", 1000)  # so that tiny tensors have several blocks too
+    monkeypatch.setattr(workers.weights.loader, "BLOCK", 1000)  # so that tiny tensors have several blocks too
     folder = tiny(name).folder
     tensors = all_tensors(folder)
     for rank in range(size):
-        pieces = pieces_of(Decoder(read_config(folder), Group(rank, size), dtype))
+        pieces = pieces_of(Decoder(read_config(folder), RankGroup(rank, size), dtype))
         read(folder, pieces)
         assert {piece.name for piece in pieces} == set(tensors)
         for piece in pieces:
@@ -59,7 +59,7 @@ def test_the_ranks_parts_make_the_whole_vocabulary(tiny):
     folder = tiny("llama_untied_linear").folder
     parts = []
     for rank in range(4):
-        model = Decoder(read_config(folder), Group(rank, 4), torch.float32)
+        model = Decoder(read_config(folder), RankGroup(rank, 4), torch.float32)
         read(folder, pieces_of(model))
         parts.append(model.head.weight)
     whole = all_tensors(folder)["lm_head.weight"]
@@ -73,7 +73,7 @@ def test_weights_are_converted_as_torch_converts_them(tmp_path, stored, wanted):
     tensor = torch.randn(33, 7).to(stored)
     save_file({"w": tensor}, tmp_path / "model.safetensors")
     into = torch.empty(20, 7, dtype=wanted)
-    read(tmp_path, [Piece("w", (33, 7), into, row=5)])
+    read(tmp_path, [Slice("w", (33, 7), into, row=5)])
     assert torch.equal(into, tensor[5:25].to(wanted))
 
 
@@ -82,12 +82,12 @@ def test_a_row_shard_reads_only_its_rows(tmp_path, monkeypatch):
     counts = []
     preadv = os.preadv
     monkeypatch.setattr(os, "preadv", lambda *args: counts.append(preadv(*args)) or counts[-1])
-    read(tmp_path, [Piece("w", (64, 8), torch.empty(16, 8), row=16)])
+    read(tmp_path, [Slice("w", (64, 8), torch.empty(16, 8), row=16)])
     assert sum(counts) == 16 * 8 * 4
 
 
 def test_a_part_is_finished_once_when_all_of_it_is_there(tmp_path, monkeypatch):
-    monkeypatch.setattr(workers.loader, "BLOCK", 64)
+    monkeypatch.setattr(workers.weights.loader, "BLOCK", 64)
     tensors = {name: torch.randn(64, 8) for name in "abc"}
     save_file(tensors, tmp_path / "model.safetensors")
     into = {name: torch.zeros(64, 8) for name in "abc"}
@@ -96,14 +96,14 @@ def test_a_part_is_finished_once_when_all_of_it_is_there(tmp_path, monkeypatch):
     def finish(*names: str):
         return lambda: finished.append({name: torch.equal(into[name], tensors[name]) for name in names})
 
-    pieces = {name: Piece(name, (64, 8), into[name]) for name in "abc"}
-    parts = [Part([pieces["a"], pieces["b"]], finish("a", "b")), Part([pieces["c"]], finish("c"))]
-    Checkpoint(tmp_path).load(parts, lambda fraction: None)
+    pieces = {name: Slice(name, (64, 8), into[name]) for name in "abc"}
+    parts = [Shard([pieces["a"], pieces["b"]], finish("a", "b")), Shard([pieces["c"]], finish("c"))]
+    WeightFiles(tmp_path).load(parts, lambda fraction: None)
     assert sorted(finished, key=len) == [{"c": True}, {"a": True, "b": True}]
 
 
 def test_what_a_finish_replaces_is_freed_while_others_are_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(workers.loader, "THREADS", 1)
+    monkeypatch.setattr(workers.weights.loader, "THREADS", 1)
     save_file({name: torch.randn(64, 8) for name in "ab"}, tmp_path / "model.safetensors")
     memory = numpy.empty((64, 8), numpy.float32)
     gone, weights = weakref.ref(memory), [torch.from_numpy(memory)]
@@ -111,18 +111,18 @@ def test_what_a_finish_replaces_is_freed_while_others_are_read(tmp_path, monkeyp
     seen = []
 
     def parts():
-        yield Part([Piece("a", (64, 8), weights[0])], weights.clear)
-        yield Part([Piece("b", (64, 8), torch.empty(64, 8))], lambda: seen.append(gone()))
+        yield Shard([Slice("a", (64, 8), weights[0])], weights.clear)
+        yield Shard([Slice("b", (64, 8), torch.empty(64, 8))], lambda: seen.append(gone()))
 
-    Checkpoint(tmp_path).load(parts(), lambda fraction: None)
+    WeightFiles(tmp_path).load(parts(), lambda fraction: None)
     assert seen == [None]
 
 
 def test_progress_grows_to_one(tiny, monkeypatch):
-    monkeypatch.setattr(workers.loader, "BLOCK", 1000)
+    monkeypatch.setattr(workers.weights.loader, "BLOCK", 1000)
     folder = tiny("llama_untied_linear").folder
     heard: list[float] = []
-    read(folder, pieces_of(Decoder(read_config(folder), Group(), torch.float32)), heard.append)
+    read(folder, pieces_of(Decoder(read_config(folder), RankGroup(), torch.float32)), heard.append)
     assert heard == sorted(heard)
     assert heard[0] < 0.5
     assert heard[-1] == 1.0
@@ -139,7 +139,7 @@ def folder(tmp_path):
 
 def refusal(folder: Path, name: str = "w", shape: tuple[int, ...] = (4, 6)) -> str:
     with pytest.raises(CortexError) as caught:
-        read(folder, [Piece(name, shape, torch.empty(shape))])
+        read(folder, [Slice(name, shape, torch.empty(shape))])
     assert caught.value.code == Code.MODEL_LOAD_FAILED
     return caught.value.message
 
@@ -165,10 +165,10 @@ def test_a_truncated_file_is_named(folder):
 
 def test_a_file_that_shrinks_while_it_is_read_is_named(folder):
     file = folder / "model.safetensors"
-    checkpoint = Checkpoint(folder)
+    checkpoint = WeightFiles(folder)
     os.truncate(file, file.stat().st_size - 100)
     with pytest.raises(CortexError, match="truncated while tensor w was read"):
-        checkpoint.load([Part([Piece("w", (4, 6), torch.empty(4, 6))])], lambda fraction: None)
+        checkpoint.load([Shard([Slice("w", (4, 6), torch.empty(4, 6))])], lambda fraction: None)
 
 
 def test_a_missing_shard_is_named(folder):

@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 
 from ipc.errors import Code, CortexError
 from ipc.worker_messages import PAGE_SIZE, MemoryUse
-from neuron.checkpoint import inspect
-from neuron.overhead import RUNTIME_BYTES, Overhead
-from neuron.resolve import DEMO_FOLDER
+from neuron.memory.step_bytes import RUNTIME_BYTES, Overhead
+from neuron.models.catalogue import DEMO_FOLDER
 from tests.workers.engines import make_spec
 from tests.workers.harness import Workers
-from workers.memory import check_pages, largest_step, pool_pages
-from workers.pages import pages_for
-from workers.runner import Runner
+from workers.checkpoints.card import inspect
+from workers.execution.memory import check_pages, largest_step, pool_pages
+from workers.execution.model_runner import ModelRunner
+from workers.scheduling.page_pool import pages_for
 
 MIB = 1 << 20
 LIMITS = {"context_length": 2048, "max_sequences": 16, "max_step_tokens": 512}
@@ -118,7 +118,7 @@ def test_the_largest_step_keeps_within_the_limits(max_sequences, more_tokens, co
 
 
 def test_nothing_of_the_largest_step_stays(tiny):
-    runner = Runner(make_spec(tiny("qwen3_untied_biased").folder))
+    runner = ModelRunner(make_spec(tiny("qwen3_untied_biased").folder))
     loaded = runner.load(lambda fraction, message: None)
     assert loaded.kv_pages == 200
     assert not runner.slots

@@ -9,16 +9,16 @@ import torch
 
 from tests.workers.checkpoints import VARIANTS, greedy
 from tests.workers.engines import make_spec, prompt_of, request, serve, some_requests
-from workers.runner import Runner
+from workers.execution.model_runner import ModelRunner
 
 
-def load(folder, **changes) -> Runner:
-    runner = Runner(make_spec(folder, **changes))
+def load(folder, **changes) -> ModelRunner:
+    runner = ModelRunner(make_spec(folder, **changes))
     runner.load(lambda fraction, message: None)
     return runner
 
 
-def logits_of(runner: Runner, prompt: list[int]) -> torch.Tensor:
+def logits_of(runner: ModelRunner, prompt: list[int]) -> torch.Tensor:
     """Of the token after the prompt, over the vocabulary."""
     seen, logits = [], runner.model.logits
     runner.model.logits = lambda x: seen.append(logits(x)) or seen[-1].clone()

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.pacing import FIRST_CHUNK, GROWTH, MIXED, SMALLEST_CHUNK, Pace
+from workers.scheduling.pacing import FIRST_CHUNK, GROWTH, MIXED, SMALLEST_CHUNK, Pace
 
 
 def join(pace: Pace, *, decode: float, token, prompt: int) -> list[float]:

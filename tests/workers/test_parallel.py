@@ -7,7 +7,7 @@ import pytest
 from tests.workers import ranks
 from tests.workers.checkpoints import VARIANTS, greedy
 from tests.workers.harness import Workers
-from workers.parallel import Group
+from workers.parallel import RankGroup
 
 
 @pytest.fixture(scope="module", params=[2, 4], ids="{}_ranks".format)
@@ -42,6 +42,6 @@ def test_a_worker_group_serves_a_model_through_its_rings(tiny):
 def test_every_rank_has_the_key_heads_of_its_query_heads(heads, size):
     queries = 8
     for rank in range(size):
-        group = Group(rank, size)
+        group = RankGroup(rank, size)
         needed = {query * heads // queries for query in group.share(queries)}
         assert set(group.share_kv(heads)) == needed

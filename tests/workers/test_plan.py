@@ -2,7 +2,7 @@ import msgspec
 import pytest
 
 from ipc.worker_messages import SamplingParams
-from workers.plan import NewSequence, Scheduled, StepPlan, decode_plan, encode_plan
+from workers.step.plan import NewSequence, Scheduled, StepPlan, decode_plan, encode_plan
 
 PLAN = StepPlan(
     step=7,

@@ -8,8 +8,8 @@ from hashlib import blake2b
 import pytest
 
 from tests.workers.simulation import Run, make_scheduler, submit
-from workers.engine import StepResult
-from workers.pages import PAGE_SIZE, extend_hashes
+from workers.scheduling.page_pool import PAGE_SIZE, extend_hashes
+from workers.step.engine import StepResult
 
 TEXT = [100 + i for i in range(10 * PAGE_SIZE + 5)]
 

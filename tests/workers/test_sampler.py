@@ -18,8 +18,8 @@ from transformers import (
 )
 
 from ipc.worker_messages import SamplingParams
-from workers.logprobs import largest
-from workers.sampler import CANDIDATES, Sampler, uniform
+from workers.sampling.logprobs import largest
+from workers.sampling.sampler import CANDIDATES, Sampler, uniform
 
 VOCABULARY = 40
 DRAWS = 100_000

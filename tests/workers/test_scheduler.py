@@ -10,8 +10,8 @@ import pytest
 from ipc.errors import Code
 from ipc.worker_messages import Logprobs
 from tests.workers.simulation import END, Run, make_scheduler, submit
-from workers.engine import Extra, StepResult
-from workers.pages import PAGE_SIZE, pages_for
+from workers.scheduling.page_pool import PAGE_SIZE, pages_for
+from workers.step.engine import Extra, StepResult
 
 
 def at_length(length: int, result: StepResult) -> Callable[[list[int]], StepResult]:

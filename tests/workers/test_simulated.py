@@ -7,10 +7,10 @@ import pytest
 from ipc.errors import Code, CortexError
 from ipc.heartbeat import HeartbeatPage
 from ipc.worker_messages import FailurePlan, RingHandle, SamplingParams, SimulatedSpec, WorkerSpec
-from workers import simulated
-from workers.engine import OutOfDeviceMemory
-from workers.plan import NewSequence, Scheduled, StepPlan
-from workers.simulated import SimulatedEngine
+from workers.process import simulated
+from workers.process.simulated import SimulatedEngine
+from workers.step.engine import OutOfDeviceMemory
+from workers.step.plan import NewSequence, Scheduled, StepPlan
 
 ANSWER = [11, 12, 13]
 

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.workers.simulation import STORM_STEPS, Shape, Storm, replay
-from workers import fair_queue
-from workers.scheduler import Scheduler
+from workers.scheduling import fair_queue
+from workers.scheduling.scheduler import Scheduler
 
 
 @pytest.fixture(autouse=True, scope="module")

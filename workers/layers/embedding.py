@@ -8,14 +8,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from workers.layers.linear import Empty, Linear
-from workers.loader import Piece
-from workers.parallel import Group
+from workers.parallel import RankGroup
+from workers.weights.loader import Slice
 
 
-class Vocabulary:
+class VocabularySlice:
     """Which tokens a rank holds. The last ranks' slices are padded where the ranks do not divide it."""
 
-    def __init__(self, size: int, group: Group) -> None:
+    def __init__(self, size: int, group: RankGroup) -> None:
         self.size, self.group = size, group
         self.slice = -(-size // group.size)  # rows on every rank, padding included
         self.first = min(group.rank * self.slice, size)
@@ -27,20 +27,20 @@ class Vocabulary:
         weight[self.num_real :] = 0
         return weight
 
-    def pieces(self, name: str, weight: Tensor) -> Iterator[Piece]:
+    def pieces(self, name: str, weight: Tensor) -> Iterator[Slice]:
         if self.num_real:
             whole = (self.size, weight.shape[1])
-            yield Piece(name, whole, weight[: self.num_real], row=self.first)
+            yield Slice(name, whole, weight[: self.num_real], row=self.first)
 
 
 class Embedding:
     """Token ids to hidden states: each rank looks up the tokens that it holds, the sum has them all."""
 
-    def __init__(self, name: str, vocabulary: Vocabulary, hidden_size: int, empty: Empty) -> None:
+    def __init__(self, name: str, vocabulary: VocabularySlice, hidden_size: int, empty: Empty) -> None:
         self.name, self.vocabulary = name, vocabulary
         self.weight = vocabulary.weight(hidden_size, empty)
 
-    def pieces(self) -> Iterator[Piece]:
+    def pieces(self) -> Iterator[Slice]:
         return self.vocabulary.pieces(f"{self.name}.weight", self.weight)
 
     def __call__(self, token_ids: Tensor) -> Tensor:  # [tokens] -> [tokens, hidden]
@@ -63,12 +63,12 @@ class Head(Linear):
     """
 
     def __init__(
-        self, name: str, vocabulary: Vocabulary, hidden_size: int, tied: Embedding | None, empty: Empty
+        self, name: str, vocabulary: VocabularySlice, hidden_size: int, tied: Embedding | None, empty: Empty
     ) -> None:
         super().__init__(tied.weight if tied else vocabulary.weight(hidden_size, empty))
         self.name, self.vocabulary, self.tied = name, vocabulary, tied
 
-    def pieces(self) -> Iterator[Piece]:
+    def pieces(self) -> Iterator[Slice]:
         if not self.tied:
             yield from self.vocabulary.pieces(f"{self.name}.weight", self.weight)
 

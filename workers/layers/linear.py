@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from workers.loader import Piece
-from workers.parallel import Group
+from workers.parallel import RankGroup
+from workers.weights.loader import Slice
 
 Empty = Callable[..., Tensor]  # torch.empty with the type and the device of the model
 
@@ -59,14 +59,14 @@ class ColumnParallel(Linear):
         super().__init__(empty(rows, columns), empty(rows) if bias else None)
         self.projections = projections
 
-    def pieces(self) -> Iterator[Piece]:
+    def pieces(self) -> Iterator[Slice]:
         end = 0
         for name, rows, share in self.projections:
             start, end = end, end + len(share)
             whole = (rows, self.weight.shape[1])
-            yield Piece(f"{name}.weight", whole, self.weight[start:end], row=share.start)
+            yield Slice(f"{name}.weight", whole, self.weight[start:end], row=share.start)
             if self.bias is not None:
-                yield Piece(f"{name}.bias", whole[:1], self.bias[start:end], row=share.start)
+                yield Slice(f"{name}.bias", whole[:1], self.bias[start:end], row=share.start)
 
 
 class RowParallel(Linear):
@@ -78,16 +78,18 @@ class RowParallel(Linear):
         columns: size of the whole input, which the ranks of `group` divide evenly.
     """
 
-    def __init__(self, name: str, rows: int, columns: int, bias: bool, group: Group, empty: Empty) -> None:
+    def __init__(
+        self, name: str, rows: int, columns: int, bias: bool, group: RankGroup, empty: Empty
+    ) -> None:
         self.name, self.shape, self.group = name, (rows, columns), group
         self.share = group.share(columns)
         super().__init__(empty(rows, len(self.share)))
         self.bias_of_sum = empty(rows) if bias else None
 
-    def pieces(self) -> Iterator[Piece]:
-        yield Piece(f"{self.name}.weight", self.shape, self.weight, column=self.share.start)
+    def pieces(self) -> Iterator[Slice]:
+        yield Slice(f"{self.name}.weight", self.shape, self.weight, column=self.share.start)
         if self.bias_of_sum is not None:
-            yield Piece(f"{self.name}.bias", self.shape[:1], self.bias_of_sum)
+            yield Slice(f"{self.name}.bias", self.shape[:1], self.bias_of_sum)
 
     def __call__(self, x: Tensor) -> Tensor:  # [tokens, len(share)] -> [tokens, rows]
         y = self.group.all_reduce(super().__call__(x))

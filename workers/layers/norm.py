@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from workers.layers.linear import Empty
-from workers.loader import Piece
+from workers.weights.loader import Slice
 
 
 class RMSNorm:
@@ -19,8 +19,8 @@ class RMSNorm:
         self.name, self.eps = name, eps
         self.weight = empty(size)
 
-    def pieces(self) -> Iterator[Piece]:
-        yield Piece(f"{self.name}.weight", tuple(self.weight.shape), self.weight)
+    def pieces(self) -> Iterator[Slice]:
+        yield Slice(f"{self.name}.weight", tuple(self.weight.shape), self.weight)
 
     def __call__(self, x: Tensor) -> Tensor:  # [..., size]
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
@@ -41,9 +41,9 @@ class HeadNorm:
         self.names, self.heads, self.eps = names, heads, eps
         self.weights = [empty(head_dim) for _ in names]
 
-    def pieces(self) -> Iterator[Piece]:
+    def pieces(self) -> Iterator[Slice]:
         for name, weight in zip(self.names, self.weights, strict=True):
-            yield Piece(f"{name}.weight", tuple(weight.shape), weight)
+            yield Slice(f"{name}.weight", tuple(weight.shape), weight)
 
     def __call__(self, x: Tensor) -> Tensor:  # [tokens, heads of both, head_dim] float32; changed in place
         # F.rms_norm takes ten times as long where the rows are many and short

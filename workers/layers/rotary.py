@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from workers.config import Rope
+from workers.checkpoints.config import Rope
 
 
 class Rotary:

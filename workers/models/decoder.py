@@ -13,16 +13,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from workers.batch import Batch
-from workers.config import ModelConfig
-from workers.kv_cache import KVCache, clear, write_kv
-from workers.layers.attention import attend_chunk, attend_decode
-from workers.layers.embedding import Embedding, Head, Vocabulary
+from workers.attention.cpu import attend_chunk, attend_decode
+from workers.cache.paged import KVCache, clear, write_kv
+from workers.checkpoints.config import ModelConfig
+from workers.layers.embedding import Embedding, Head, VocabularySlice
 from workers.layers.linear import ColumnParallel, Empty, RowParallel
 from workers.layers.norm import HeadNorm, RMSNorm
 from workers.layers.rotary import Rotary, rotate
-from workers.loader import Part, Piece
-from workers.parallel import Group
+from workers.parallel import RankGroup
+from workers.step.batch import Batch
+from workers.weights.loader import Shard, Slice
 
 Angles = tuple[Tensor, Tensor]  # cosines and sines, [tokens, 1, head_dim] float32
 
@@ -30,10 +30,10 @@ Angles = tuple[Tensor, Tensor]  # cosines and sines, [tokens, 1, head_dim] float
 class Decoder:
     """One rank's share of the model: token ids to hidden states, and hidden states to logits."""
 
-    def __init__(self, config: ModelConfig, group: Group, dtype: torch.dtype) -> None:
+    def __init__(self, config: ModelConfig, group: RankGroup, dtype: torch.dtype) -> None:
         empty = partial(torch.empty, dtype=dtype, device=group.device)
         self.vocab_size = config.vocab_size
-        vocabulary = Vocabulary(config.vocab_size, group)
+        vocabulary = VocabularySlice(config.vocab_size, group)
         self.embedding = Embedding("model.embed_tokens", vocabulary, config.hidden_size, empty)
         self.rotary = Rotary(config.rope, config.head_dim, group.device)
         self.blocks = [Block(f"model.layers.{i}", config, group, empty) for i in range(config.num_layers)]
@@ -41,12 +41,12 @@ class Decoder:
         tied = self.embedding if config.tied_head else None
         self.head = Head("lm_head", vocabulary, config.hidden_size, tied, empty)
 
-    def parts(self) -> Iterator[Part]:
+    def parts(self) -> Iterator[Shard]:
         """What this rank reads from the checkpoint, and what then becomes of it."""
-        yield Part([*self.embedding.pieces(), *self.head.pieces()], self.head.pack)
+        yield Shard([*self.embedding.pieces(), *self.head.pieces()], self.head.pack)
         for block in self.blocks:
             yield from block.parts()
-        yield Part([*self.norm.pieces()])
+        yield Shard([*self.norm.pieces()])
 
     @property
     def nbytes(self) -> int:
@@ -69,17 +69,17 @@ class Decoder:
 class Block:
     """Attention, then the feed-forward network, each on the normalised residual stream."""
 
-    def __init__(self, name: str, config: ModelConfig, group: Group, empty: Empty) -> None:
+    def __init__(self, name: str, config: ModelConfig, group: RankGroup, empty: Empty) -> None:
         size, eps = config.hidden_size, config.norm_eps
         self.attention_norm = RMSNorm(f"{name}.input_layernorm", size, eps, empty)
         self.attention = Attention(f"{name}.self_attn", config, group, empty)
         self.mlp_norm = RMSNorm(f"{name}.post_attention_layernorm", size, eps, empty)
         self.mlp = MLP(f"{name}.mlp", config, group, empty)
 
-    def parts(self) -> Iterator[Part]:
-        yield Part([*self.attention_norm.pieces(), *self.mlp_norm.pieces(), *self.attention.norm_pieces()])
+    def parts(self) -> Iterator[Shard]:
+        yield Shard([*self.attention_norm.pieces(), *self.mlp_norm.pieces(), *self.attention.norm_pieces()])
         for linear in (self.attention.qkv, self.attention.output, self.mlp.gate_up, self.mlp.down):
-            yield Part([*linear.pieces()], linear.pack)
+            yield Shard([*linear.pieces()], linear.pack)
 
     def __call__(self, x: Tensor, angles: Angles, batch: Batch, kv: Tensor) -> Tensor:  # [tokens, hidden]
         x = x + self.attention(self.attention_norm(x), angles, batch, kv)
@@ -89,7 +89,7 @@ class Block:
 class Attention:
     """Grouped-query attention with rotary positions over paged keys and values."""
 
-    def __init__(self, name: str, config: ModelConfig, group: Group, empty: Empty) -> None:
+    def __init__(self, name: str, config: ModelConfig, group: RankGroup, empty: Empty) -> None:
         heads, kv_heads, head_dim = config.num_heads, config.num_kv_heads, config.head_dim
         mine, mine_kv = group.share(heads), group.share_kv(kv_heads)
         self.num_heads, self.num_kv_heads, self.head_dim = len(mine), len(mine_kv), head_dim
@@ -111,7 +111,7 @@ class Attention:
             names, counts = (f"{name}.q_norm", f"{name}.k_norm"), (len(mine), len(mine_kv))
             self.qk_norm = HeadNorm(names, counts, head_dim, config.norm_eps, empty)
 
-    def norm_pieces(self) -> Iterator[Piece]:
+    def norm_pieces(self) -> Iterator[Slice]:
         if self.qk_norm:
             yield from self.qk_norm.pieces()
 
@@ -134,7 +134,7 @@ class Attention:
 class MLP:
     """The gated feed-forward network (SwiGLU, Shazeer 2020)."""
 
-    def __init__(self, name: str, config: ModelConfig, group: Group, empty: Empty) -> None:
+    def __init__(self, name: str, config: ModelConfig, group: RankGroup, empty: Empty) -> None:
         hidden, inner = config.hidden_size, config.intermediate_size
         share = group.share(inner)
         projections = [(f"{name}.gate_proj", inner, share), (f"{name}.up_proj", inner, share)]

@@ -1,0 +1,122 @@
+"""The `cortex` command."""
+
+from __future__ import annotations
+
+import os
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+
+from gateway.commands import status, up
+from gateway.commands.up_plan import UpError, make_plan
+from ipc import keys
+from ipc.errors import CortexError
+
+app = typer.Typer(
+    help="Language models on your own GPUs, behind one address.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+PLAIN_WIDTH = 200  # of tables for files and pipes, where nothing has to fit a screen
+
+
+class Dtype(StrEnum):
+    bfloat16 = "bfloat16"
+    float32 = "float32"
+
+
+def _fail(command: str, message: object) -> NoReturn:
+    typer.echo(f"cortex {command}: {message}", err=True)
+    raise typer.Exit(1)
+
+
+@app.command()
+def serve(
+    config_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--config", help="YAML or TOML. Default: $CORTEX_CONFIG, ./cortex.yaml, /etc/cortex/cortex.yaml."
+        ),
+    ] = None,
+) -> None:
+    """Run the gateway: the same as `gunicorn gateway:app`."""
+    if config_file is not None:
+        os.environ["CORTEX_CONFIG"] = str(config_file.resolve())
+    # In this process: a service manager gets gunicorn's own readiness and signals.
+    gunicorn = ["-m", "gunicorn", "--config", "python:gateway.gunicorn_conf", "gateway:app"]
+    os.execv(sys.executable, [sys.executable, *gunicorn])
+
+
+@app.command("up")
+def up_command(
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A model id or a checkpoint folder, as often as you like. 'demo' is the bundled model, "
+            "'simulated' an engine without a model at full speed."
+        ),
+    ] = None,
+    dtype: Annotated[Dtype | None, typer.Option(help="Default: the checkpoint's.")] = None,
+    ranks: Annotated[
+        int, typer.Option(min=1, help="Processes (GPUs) that share each layer of each model.")
+    ] = 1,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda:0 or cuda:0,1. Default: what is there.")
+    ] = None,
+    listen: Annotated[
+        str, typer.Option(help="HOST:PORT of the API; port 0: a free one.")
+    ] = "127.0.0.1:31313",
+) -> None:
+    """Start gateway, neuron and models on this host; Ctrl-C ends them."""
+    try:
+        plan = make_plan(model or ["demo"], dtype and dtype.value, ranks, device, listen)
+        up.run(plan, Console())
+    except UpError as error:
+        _fail("up", error)
+
+
+@app.command("status")
+def status_command(
+    endpoint: Annotated[
+        str, typer.Option(help="The gateway's address.", envvar="CORTEX_ENDPOINT")
+    ] = "http://127.0.0.1:31313",
+    as_json: Annotated[bool, typer.Option("--json", help="As the gateway says it, for programs.")] = False,
+) -> None:
+    """Show neurons, devices and models."""
+    try:
+        body = status.fetch(endpoint)
+        fleet = status.read(body, endpoint)
+    except status.Unreachable as error:
+        _fail("status", error)
+    if as_json:
+        typer.echo(body)
+    else:
+        console = Console()
+        if not console.is_terminal:
+            console.width = PLAIN_WIDTH
+        status.show(fleet, console)
+
+
+@app.command()
+def keygen(
+    out: Annotated[Path, typer.Option(help="The folder to write into; it is made where it is missing.")],
+    name: Annotated[str, typer.Option(help="Files are NAME.secret and NAME.key.")] = "cortex",
+) -> None:
+    """Make a CURVE key pair, for a neuron or a gateway off loopback."""
+    try:
+        secret, public = keys.generate(out, name)
+        public_key = keys.load_public(public)
+    except (OSError, CortexError) as error:
+        _fail("keygen", error)
+    typer.echo(f"secret key, to stay on this host: {secret}")
+    typer.echo(f"public key, to be given away:      {public}")
+    typer.echo(public_key)
+
+
+def main() -> None:
+    app()

@@ -1,0 +1,372 @@
+"""What OpenAI's two completion APIs have in common: request fields, what is refused, usage, SSE chunks.
+
+A field that would change the answer and that we cannot honour is refused by name: an answer that silently
+ignores it is worse than none. Hints that leave the answer as it is are ignored (`user`, `store`, `metadata`,
+`service_tier`, `prompt_cache_key`, `prediction`, `verbosity`, ...), and so are fields that nobody here has
+heard of: agents send new ones every month.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+from gateway.dialects.openai.structured import StructuredFields
+from gateway.http.errors import envelope, shown
+from ipc.errors import Code, CortexError
+from ipc.messages import MAX_NAME, Sampling, Usage
+
+T = TypeVar("T")
+
+MAX_INT = (1 << 63) - 1  # of 64 bits with a sign: a message to a neuron holds little more
+MAX_TOKEN_ID = 0xFFFF_FFFF
+MAX_STOP = 4096  # characters of a text that ends an answer, or that does not stand in it
+
+Int = Annotated[int, Meta(ge=-MAX_INT - 1, le=MAX_INT)]
+NonNegative = Annotated[int, Meta(ge=0, le=MAX_INT)]
+TokenId = Annotated[int, Meta(ge=0, le=MAX_TOKEN_ID)]
+Count = Annotated[int, Meta(ge=1, le=MAX_INT)]
+Name = Annotated[str, Meta(min_length=1)]
+Short = Annotated[str, Meta(max_length=MAX_NAME)]
+Stop = Annotated[str, Meta(min_length=1, max_length=MAX_STOP)]
+ShortName = Annotated[str, Meta(min_length=1, max_length=MAX_NAME)]
+LogprobCount = Annotated[int, Meta(ge=0, le=20)]
+TokenIds = Annotated[list[TokenId], Meta(min_length=1)]
+
+MAX_CHOICES = 128  # of one request
+SHOWN_IDS = 8  # of a list of wrong ones, in a message
+
+MAX_SEED = (1 << 64) - 1  # engines take unsigned seeds; clients send signed ones, too
+
+encode = msgspec.json.encode
+
+
+class StreamOptions(Struct):
+    include_usage: bool | None = None
+
+
+class Fields(StructuredFields, kw_only=True):
+    """Fields of both APIs that we honour."""
+
+    model: Name
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
+    seed: int | None = None  # see `_seed`
+    max_tokens: Count | None = None
+    stop: Stop | Annotated[list[Stop], Meta(max_length=16)] | None = None
+    n: Annotated[int, Meta(ge=1, le=MAX_CHOICES)] | None = None
+    best_of: int | None = None
+    logit_bias: dict[str, Annotated[float, Meta(ge=-100, le=100)]] | None = None
+    presence_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
+
+    # as vLLM spells them
+    top_k: Annotated[int, Meta(ge=-1, le=MAX_INT)] | None = None
+    min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
+    min_tokens: NonNegative | None = None
+    bad_words: Annotated[list[Stop], Meta(max_length=128)] | None = None
+    allowed_token_ids: Annotated[list[TokenId], Meta(min_length=1)] | None = None
+    stop_token_ids: list[TokenId] | None = None
+    include_stop_str_in_output: bool | None = None
+    ignore_eos: bool | None = None
+    prompt_logprobs: LogprobCount | None = None
+    return_token_ids: bool | None = None
+    priority: Int | None = None
+    cache_salt: Short | None = None
+
+
+# Fields of both APIs that we refuse, and the values, besides null, with which they ask for nothing.
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "moderation": (),
+    "length_penalty": (1,),
+    "use_beam_search": (False,),
+    "truncate_prompt_tokens": (),
+    "skip_special_tokens": (True,),
+    "logits_processors": ([],),
+    "prompt_embeds": (),
+    "return_tokens_as_token_ids": (False,),
+    "grammar": (),
+    "json_schema": (),
+}
+
+
+def refusing(neutral: dict[str, tuple[Any, ...]]) -> type[Fields]:
+    """`Fields` with those of `neutral` beside them, so that `refuse` sees what they ask for."""
+    return msgspec.defstruct(
+        "Refusing", [(name, Any, None) for name in neutral], bases=(Fields,), kw_only=True
+    )
+
+
+def decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
+    """The typed body of a request; CortexError naming the field, by its path, when it is not one."""
+    try:
+        return decoder.decode(body)
+    except msgspec.ValidationError as error:
+        raise invalid(error) from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        text = str(error)
+        if text == "Input data was truncated":
+            text = "it ends too soon, or has half of a surrogate pair"
+        raise CortexError(Code.BAD_REQUEST, f"the body is not valid JSON: {text}") from error
+
+
+def convert(value: Any, kind: Any, param: str) -> Any:
+    """The value of the field `param` as a `kind`; CortexError naming the place when it is none."""
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        raise invalid(error, param) from error
+
+
+# msgspec's words, in which a value of the client may stand, and the path.
+_COMPLAINT = re.compile(r"(.*?)(?: - at `\$([^`]*)`)?", re.DOTALL)
+_LONG_VALUE = re.compile(r"(['`])(.{100}).+\1", re.DOTALL)
+
+
+def invalid(error: msgspec.ValidationError, root: str = "") -> CortexError:
+    """msgspec's complaint as ours. `root`: the field that was validated, where it was not the whole body."""
+    text, path = _COMPLAINT.fullmatch(str(error)).groups("")
+    text = _LONG_VALUE.sub(r"\1\2...\1", text)
+    param = (root + path).lstrip(".")
+    if missing := re.fullmatch(r"Object missing required field `(\w+)`", text):
+        param = f"{param}.{missing[1]}".lstrip(".")
+        text = "a required field is missing"
+    return CortexError(Code.BAD_REQUEST, f"{param}: {text}" if param else text, param=param or None)
+
+
+def renamed(error: CortexError, names: dict[str, str]) -> CortexError:
+    """The same error, with the client's names for fields, by the neuron's."""
+    param = error.param or ""
+    for name, own in names.items():
+        if param == name or param.startswith((f"{name}.", f"{name}[")):
+            error.param = own + param.removeprefix(name)
+            error.message = re.sub(rf"^{re.escape(name)}(?!\w)", own, error.message)
+            break
+    return error
+
+
+def unsupported(param: str, message: str) -> CortexError:
+    """A request for what cortex cannot do, at least not yet."""
+    return CortexError(Code.NOT_SUPPORTED, f"{param}: {message}", param=param)
+
+
+def refuse(fields: Struct, neutral: dict[str, tuple[Any, ...]]) -> None:
+    """Raise for the first field of `neutral` that asks for something."""
+    for name, values in neutral.items():
+        value = getattr(fields, name)
+        if value is not None and value not in values:
+            raise unsupported(name, f"{shown(value)} is not supported; leave it out")
+
+
+def prompts(given: str | list[Any], param: str) -> str | list[int] | list[str] | list[list[int]]:
+    """One prompt or several, each of them text or token ids; CortexError naming the one that is neither."""
+    kind: Any = TokenIds
+    if isinstance(given, str):
+        kind = Name
+    elif given and isinstance(given[0], str):
+        kind = list[Name]
+    elif given and isinstance(given[0], list):
+        kind = list[TokenIds]
+    return convert(given, kind, param)
+
+
+def is_one(prompts: str | list[Any]) -> bool:
+    """Whether these are one prompt, and no list of several."""
+    return isinstance(prompts, str) or isinstance(prompts[0], int)
+
+
+def sampling(fields: Fields, max_tokens: int | None, logprobs: int | None) -> Sampling:
+    """The sampling values that a request asks for; None where it leaves them to the model.
+
+    Raises:
+        CortexError: `best_of` asks for more than `n`, `stream_options` comes without a stream, a key of
+            `logit_bias` is no token id, or `seed` is too long.
+    """
+    if fields.stream_options is not None and not fields.stream:
+        text = "stream_options: needs stream to be true"
+        raise CortexError(Code.BAD_REQUEST, text, param="stream_options")
+    count = fields.n or 1
+    if fields.best_of not in (None, count):
+        raise unsupported(
+            "best_of", f"{shown(fields.best_of)} is not supported; only n, which is {count}, is"
+        )
+    stop = [fields.stop] if isinstance(fields.stop, str) else fields.stop
+    return Sampling(
+        temperature=fields.temperature,
+        top_k=None if fields.top_k is None else max(0, fields.top_k),
+        top_p=fields.top_p,
+        min_p=fields.min_p,
+        repetition_penalty=fields.repetition_penalty,
+        presence_penalty=fields.presence_penalty or 0.0,
+        frequency_penalty=fields.frequency_penalty or 0.0,
+        logit_bias=_logit_bias(fields.logit_bias or {}),
+        allowed_token_ids=fields.allowed_token_ids or [],
+        bad_words=fields.bad_words or [],
+        min_tokens=fields.min_tokens or 0,
+        seed=_seed(fields.seed),
+        n=count,
+        max_tokens=max_tokens,
+        stop=stop or [],
+        include_stop=bool(fields.include_stop_str_in_output),
+        stop_token_ids=fields.stop_token_ids or [],
+        ignore_eos=bool(fields.ignore_eos),
+        logprobs=logprobs,
+        prompt_logprobs=fields.prompt_logprobs,
+    )
+
+
+def _logit_bias(given: dict[str, float]) -> dict[int, float]:
+    wrong = [key for key in given if not _is_token_id(key)]
+    if wrong:
+        listed = ", ".join(map(shown, wrong[:SHOWN_IDS])) + (", ..." if len(wrong) > SHOWN_IDS else "")
+        text = f"{listed} is no token id" if len(wrong) == 1 else f"{listed} are no token ids"
+        raise CortexError(Code.BAD_REQUEST, f"logit_bias: {text}", param="logit_bias")
+    return {int(key): bias for key, bias in given.items()}
+
+
+def _is_token_id(key: str) -> bool:
+    return re.fullmatch(r"0|[1-9][0-9]{0,9}", key) is not None and int(key) <= MAX_TOKEN_ID
+
+
+def _seed(given: int | None) -> int | None:
+    if given is not None and not -MAX_INT - 1 <= given <= MAX_SEED:
+        text = f"seed: {shown(given)} does not fit into 64 bits"
+        raise CortexError(Code.BAD_REQUEST, text, param="seed")
+    return None if given is None else given & MAX_SEED
+
+
+class PromptTokens(Struct):
+    cached_tokens: int
+
+
+class CompletionTokens(Struct):
+    reasoning_tokens: int
+
+
+class UsageOut(Struct):
+    """`usage` as OpenAI writes it."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokens
+    completion_tokens_details: CompletionTokens
+
+
+def usage_out(usage: Usage) -> UsageOut:
+    return UsageOut(
+        usage.prompt_tokens,
+        usage.completion_tokens,
+        usage.prompt_tokens + usage.completion_tokens,
+        PromptTokens(usage.cached_tokens),
+        CompletionTokens(usage.reasoning_tokens),
+    )
+
+
+def unset_if_none(value: T | None) -> T | UnsetType:
+    return UNSET if value is None else value
+
+
+def json_string(text: str) -> bytes:
+    """`text` in JSON, on what every client takes for one line.
+
+    Some split a stream wherever Unicode knows a line end, though server-sent events know only CR and LF.
+    """
+    encoded = encode(text)
+    if not text.isascii():
+        for char, escape in (
+            (b"\xc2\x85", b"\\u0085"),
+            (b"\xe2\x80\xa8", b"\\u2028"),
+            (b"\xe2\x80\xa9", b"\\u2029"),
+        ):
+            encoded = encoded.replace(char, escape)
+    return encoded
+
+
+class Writer:
+    """Writes the answer to one request. The parts of a chunk that stay the same are encoded once.
+
+    Args:
+        kind: `object` of an unstreamed answer.
+        chunk_kind: `object` of a chunk.
+        response_id: `id` of both.
+        names: what the client calls the fields that a neuron may complain of, where that differs.
+        choices: how many there are.
+    """
+
+    def __init__(
+        self,
+        fields: Fields,
+        kind: str,
+        chunk_kind: str,
+        response_id: str,
+        names: dict[str, str],
+        choices: int,
+    ) -> None:
+        self._names = names
+        self.model, self.kind, self.id = fields.model, kind, response_id
+        self.created = int(time.time())
+        self._with_usage = bool(fields.stream_options and fields.stream_options.include_usage)
+        head = {"id": response_id, "object": chunk_kind, "created": self.created, "model": fields.model}
+        self._head = b"data: " + encode(head)[:-1]
+        self._close = (b',"usage":null' if self._with_usage else b"") + b"}\n\n"
+        self._next = b',"logprobs":null,"finish_reason":null}]' + self._close
+        self._opens = [self._head + b',"choices":[{"index":%d,' % i for i in range(choices)]  # by choice
+
+    def chunk(
+        self,
+        content: bytes,
+        index: int = 0,
+        *,
+        finish: str | None = None,
+        logprobs: object = None,
+        extra: bytes = b"",
+        choice_extra: bytes = b"",
+    ) -> bytes:
+        """One chunk with one choice.
+
+        Args:
+            content: what is new, as a JSON member: `"text":"..."` or `"delta":{...}`.
+            index: of the choice.
+            finish: the finish reason.
+            logprobs: of the new tokens, as the API writes them.
+            extra: further members of the chunk, each with a comma before it.
+            choice_extra: the same, of the choice.
+        """
+        return b"".join(
+            (
+                self._opens[index],
+                content,
+                b',"logprobs":',
+                encode(logprobs),
+                b',"finish_reason":',
+                encode(finish),
+                choice_extra,
+                b"}]",
+                extra,
+                self._close,
+            )
+        )
+
+    def end(self, usage: Usage) -> bytes:
+        """What follows the last choice: the usage where it was asked for, and the mark of a regular end."""
+        if not self._with_usage:
+            return b"data: [DONE]\n\n"
+        return b"".join(
+            (self._head, b',"choices":[],"usage":', encode(usage_out(usage)), b"}\n\ndata: [DONE]\n\n")
+        )
+
+    def in_client_words(self, error: CortexError) -> CortexError:
+        """The same error, with the name that the client has for the field."""
+        return renamed(error, self._names)
+
+    def failed(self, error: CortexError) -> bytes:
+        """An error in place of the rest; no `[DONE]` follows."""
+        return b"data: " + envelope(self.in_client_words(error)) + b"\n\n"

@@ -1,0 +1,187 @@
+"""`POST /v1/completions`: text or token ids in, text out, no chat template."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import msgspec
+from msgspec import UNSET, Struct, UnsetType
+
+from gateway.dialects.openai.common import (
+    MAX_CHOICES,
+    NEUTRAL,
+    LogprobCount,
+    NonNegative,
+    UsageOut,
+    Writer,
+    decode,
+    encode,
+    is_one,
+    json_string,
+    prompts,
+    refuse,
+    refusing,
+    sampling,
+    unset_if_none,
+    usage_out,
+)
+from gateway.dialects.openai.logprobs import CompletionLogprobs, completion_logprobs, prompt_logprobs
+from gateway.dialects.openai.structured import structured
+from ipc import messages
+from ipc.errors import Code, CortexError
+from ipc.messages import Delta, Finished, FinishReason, Generate, Started, TokenLogprob
+
+T = TypeVar("T")
+
+COMPLETION_NEUTRAL = NEUTRAL | {
+    "suffix": ("",),
+    "add_special_tokens": (True,),
+    "max_completion_tokens": (),
+    "top_logprobs": (0,),
+}
+
+
+class CompletionFields(refusing(COMPLETION_NEUTRAL), kw_only=True):
+    prompt: str | list[Any]
+    max_tokens: NonNegative | None = None
+    logprobs: LogprobCount | None = None
+    echo: bool | None = None
+
+
+MAX_TOKENS = 16  # OpenAI's default
+
+_decoder = msgspec.json.Decoder(CompletionFields)
+
+
+def parse(body: bytes, request_id: str) -> tuple[Generate, CompletionRenderer]:
+    """Read a request.
+
+    Raises:
+        CortexError: a field is wrong or asks for what we cannot do; `param` names it.
+    """
+    fields = decode(_decoder, body)
+    refuse(fields, COMPLETION_NEUTRAL)
+    if fields.max_tokens == 0 and not fields.echo:
+        raise CortexError(Code.BAD_REQUEST, "max_tokens: 0 needs echo", param="max_tokens")
+    prompt = prompts(fields.prompt, "prompt")
+    choices = _choices(prompt, fields.n or 1)
+    form, names = structured(fields)
+    generate = Generate(
+        id=0,
+        model=fields.model,
+        prompt=prompt,
+        sampling=sampling(
+            fields, MAX_TOKENS if fields.max_tokens is None else fields.max_tokens, fields.logprobs
+        ),
+        structured=form,
+        stream=bool(fields.stream),
+        echo=bool(fields.echo),
+        return_token_ids=bool(fields.return_token_ids),
+        priority=fields.priority or 0,
+        cache_salt=fields.cache_salt or "",
+    )
+    return generate, CompletionRenderer(fields, request_id, names, choices)
+
+
+def _choices(prompt: str | list[int] | list[str] | list[list[int]], n: int) -> int:
+    """How many choices there are; CortexError naming the limit when they are too many."""
+    count = 1 if is_one(prompt) else len(prompt)
+    if count * n > MAX_CHOICES:
+        text = f"{count} prompts times n, which is {n}, are more than {MAX_CHOICES} choices"
+        raise CortexError(Code.BAD_REQUEST, f"prompt: {text}", param="prompt")
+    return count * n
+
+
+class Choice(Struct):
+    text: str
+    finish_reason: FinishReason
+    index: int = 0
+    logprobs: CompletionLogprobs | None = None
+    token_ids: list[int] | UnsetType = UNSET
+    prompt_token_ids: list[int] | UnsetType = UNSET
+    prompt_logprobs: list[dict[str, Any] | None] | UnsetType = UNSET
+
+
+class Completion(Struct):
+    id: str
+    object: str
+    created: int
+    model: str
+    choices: list[Choice]
+    usage: UsageOut
+
+
+class CompletionRenderer(Writer):
+    """Writes a text completion. vLLM puts what it says of a prompt into its choices here, and so do we."""
+
+    def __init__(
+        self, fields: CompletionFields, request_id: str, names: dict[str, str], choices: int
+    ) -> None:
+        super().__init__(fields, "text_completion", "text_completion", f"cmpl-{request_id}", names, choices)
+        self._each = fields.n or 1  # choices of each prompt
+        self._texts = [start + b'"text":' for start in self._opens]  # by choice
+        self._with_logprobs = fields.logprobs is not None
+        self._echo = bool(fields.echo)
+        self._offsets = [0] * len(self._opens)  # characters of each choice so far
+        self._echoed: dict[int, list[TokenLogprob]] = {}  # by prompt: tokens that its choices begin with
+        self._of_prompt = fields.prompt_logprobs is not None
+
+    def whole(self, started: Started, finished: Finished) -> bytes:
+        choices = [self._choice(answer, started, finished) for answer in finished.choices]
+        return encode(
+            Completion(self.id, self.kind, self.created, self.model, choices, usage_out(finished.usage))
+        )
+
+    def _choice(self, answer: messages.Choice, started: Started, finished: Finished) -> Choice:
+        told = self._its(finished.prompt_logprobs, answer.index) or []
+        return Choice(
+            answer.text,
+            answer.reason,
+            answer.index,
+            self._logprobs([*(told if self._echo else ()), *answer.logprobs], 0),
+            unset_if_none(answer.token_ids),
+            unset_if_none(self._its(started.prompt_token_ids, answer.index)),
+            prompt_logprobs(told) if self._of_prompt else UNSET,
+        )
+
+    def _its(self, of_prompts: list[T] | None, index: int) -> T | None:
+        """Of what is told of each prompt, that of the prompt of choice `index`."""
+        return None if of_prompts is None else of_prompts[index // self._each]
+
+    def started(self, started: Started) -> bytes:
+        if started.prompt_token_ids is None:
+            return b""
+        ids = [b',"prompt_token_ids":' + encode(each) for each in started.prompt_token_ids]
+        return b"".join(
+            self.chunk(b'"text":""', index, choice_extra=self._its(ids, index))
+            for index in range(len(self._opens))
+        )
+
+    def delta(self, delta: Delta) -> bytes:
+        plain = delta.token_ids is None and not self._with_logprobs and delta.prompt_logprobs is None
+        if plain:
+            return (
+                b"".join((self._texts[delta.index], json_string(delta.text), self._next))
+                if delta.text
+                else b""
+            )
+        entries = delta.logprobs
+        if delta.prompt_logprobs is not None and self._echo:
+            self._echoed[delta.index // self._each] = delta.prompt_logprobs
+        if not self._offsets[delta.index]:
+            entries = [*self._echoed.get(delta.index // self._each, ()), *entries]
+        extra = b"" if delta.token_ids is None else b',"token_ids":' + encode(delta.token_ids)
+        if delta.prompt_logprobs is not None and self._of_prompt:
+            extra += b',"prompt_logprobs":' + encode(prompt_logprobs(delta.prompt_logprobs))
+        told = self._logprobs(entries, self._offsets[delta.index])
+        self._offsets[delta.index] += sum(len(entry.token) for entry in entries)
+        return self.chunk(
+            b'"text":' + json_string(delta.text), delta.index, logprobs=told, choice_extra=extra
+        )
+
+    def finished(self, finished: Finished) -> bytes:
+        ends = [self.chunk(b'"text":""', each.index, finish=each.reason) for each in finished.choices]
+        return b"".join(ends) + self.end(finished.usage)
+
+    def _logprobs(self, entries: list[TokenLogprob], offset: int) -> CompletionLogprobs | None:
+        return completion_logprobs(entries, offset) if self._with_logprobs else None

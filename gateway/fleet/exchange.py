@@ -1,0 +1,237 @@
+"""One request on its way: to a neuron and, while nothing of its answer has begun, to another if that one is
+lost; and the account that is taken of it."""
+
+from __future__ import annotations
+
+import logging
+from time import monotonic
+
+from gateway.fleet.view import Fleet, Neuron
+from gateway.http.errors import shown, status_of
+from gateway.telemetry import metrics
+from ipc.client import Call
+from ipc.errors import Code, CortexError
+from ipc.messages import (
+    Cancelled,
+    Delta,
+    Embed,
+    Embeddings,
+    Failed,
+    Finished,
+    Generate,
+    Reply,
+    Started,
+    Usage,
+)
+
+logger = logging.getLogger("gateway.requests")
+
+CLIENT_LEFT = 499  # nobody receives it: it stands in metrics and the log only
+WAIT_SECONDS = 60.0  # the client ends a call whose neuron is silent, so this only bounds each wait
+
+# Failures after which another neuron may do better, as long as the answer has not begun.
+_ELSEWHERE = frozenset((Code.NEURON_LOST, Code.DRAINING, Code.SHUTTING_DOWN))
+
+
+class Exchange:
+    """A request and its account. Whoever makes one calls `close` in the end, whatever happened.
+
+    Args:
+        caller: who asks, as neurons are told.
+
+    Attributes:
+        status: the HTTP status it is answered with.
+        started: the neuron's word that the prompt is accepted.
+        finished: its regular end.
+        embeddings: the same, of a request for these.
+    """
+
+    def __init__(self, fleet: Fleet, request_id: str, caller: str = "") -> None:
+        self._caller = caller
+        self.request_id = request_id
+        self.status = 200
+        self.started: Started | None = None
+        self.finished: Finished | None = None
+        self.embeddings: Embeddings | None = None
+        self._fleet = fleet
+        self._began = monotonic()
+        self._model = metrics.UNKNOWN
+        self._asked = ""  # the model's name for the log
+        self._request: Generate | Embed | None = None
+        self._neuron: Neuron | None = None
+        self._call: Call | None = None
+        self._failed_at: list[Neuron] = []  # neurons that did not take it
+        self._error: CortexError | None = None
+        self._left = False
+        self._tokens = 0  # of the answer, that passed through here
+        self._first_token = 0.0  # seconds
+        self._last_tokens = 0.0  # when
+        self._handed_over = 0.0  # when
+        self._ready = 0.0  # when the last byte was
+
+    # --- the way ----------------------------------------------------------------------------------------
+
+    def send(self, request: Generate | Embed) -> None:
+        """Hand the request over. CortexError when no neuron can take it."""
+        request.account = self._caller
+        self._request = request
+        if self._fleet.knows(request.model):
+            self._model = self._asked = request.model
+        else:
+            self._asked = shown(request.model)
+        self._hold(*self._fleet.send(request))
+
+    async def take(self, within: float) -> list[Reply]:
+        """The replies that came since the last time, after waiting up to `within` seconds for the first.
+
+        Raises:
+            CortexError: the request failed, and what came before that has been taken.
+        """
+        self.check()
+        replies = await self._call.take(within)
+        tokens = 0
+        for reply in replies:
+            kind = type(reply)
+            if kind is Delta:
+                tokens += reply.tokens
+            elif kind is Started:
+                self.started = reply
+            elif kind is Finished:
+                self.finished = reply
+            elif kind is Embeddings:
+                self.embeddings = reply
+            elif kind is Failed or kind is Cancelled:
+                self._fail(reply)
+                replies.pop()  # the last one: it is terminal
+        if tokens:
+            self._on_tokens(tokens)
+        return replies
+
+    def check(self) -> None:
+        """Raise the failure of the request, where there is one."""
+        if self._error is not None:
+            raise self._error
+
+    async def whole(self) -> Finished:
+        """Wait for the end of an unstreamed request. CortexError when it failed."""
+        while self.finished is None:
+            await self.take(WAIT_SECONDS)
+        return self.finished
+
+    async def vectors(self) -> Embeddings:
+        """Wait for the end of a request for embeddings. CortexError when it failed."""
+        while self.embeddings is None:
+            await self.take(WAIT_SECONDS)
+        return self.embeddings
+
+    def _fail(self, reply: Failed | Cancelled) -> None:
+        """Go elsewhere, or note what ended the request."""
+        if isinstance(reply, Cancelled):
+            error = CortexError(Code.INTERNAL, "the neuron cancelled the request, and nobody had asked it to")
+        else:
+            error = reply.error()
+        if error.code not in _ELSEWHERE or self.started is not None or not self._move(error):
+            self._error, self.status = error, status_of(error)
+
+    def _move(self, error: CortexError) -> bool:
+        """Hand the request to another neuron, where there is one."""
+        self._failed_at.append(self._neuron)
+        try:
+            neuron, call = self._fleet.send(self._request, avoid=self._failed_at)
+        except CortexError:
+            return False
+        text = "request moved request_id=%s from=%s to=%s reason=%s"
+        logger.warning(text, self.request_id, self._neuron.name, neuron.name, error.message)
+        self._let_go()
+        self._hold(neuron, call)
+        return True
+
+    def _hold(self, neuron: Neuron, call: Call) -> None:
+        self._handed_over = monotonic()
+        self._neuron, self._call = neuron, call
+        neuron.in_flight[self._request.model] += 1
+        self._metrics = metrics.of(self._model, neuron.name)
+        self._metrics.in_flight.inc()
+
+    def _let_go(self) -> None:
+        self._neuron.in_flight[self._request.model] -= 1
+        self._metrics.in_flight.dec()
+
+    # --- the account ------------------------------------------------------------------------------------
+
+    def _on_tokens(self, tokens: int) -> None:
+        now = monotonic()
+        if not self._tokens:
+            self._first_token = now - self._began
+            self._metrics.first_token.observe(self._first_token)
+        else:
+            self._metrics.inter_token.observe_many((now - self._last_tokens) / tokens, tokens)
+        self._tokens += tokens
+        self._last_tokens = now
+
+    def ready(self) -> None:
+        """The last byte of the answer is ready to be sent."""
+        self._ready = monotonic()
+
+    def leave(self) -> None:
+        """The client is gone: what is not ready for it yet will never be asked for."""
+        if not self._ready:
+            self._left = True
+            self.status = CLIENT_LEFT
+
+    def close(self) -> None:
+        """The last byte is sent, or never will be: end what still runs, count, and say so in one line."""
+        neuron = self._neuron.name if self._neuron is not None else ""
+        duration = monotonic() - self._began
+        metrics.ended(self._model, neuron, self.status).inc()
+        if self._call is not None:
+            self._call.cancel()  # does nothing to one that has ended
+            self._let_go()
+            self._count(duration)
+        usage = self._usage()
+        logger.info(
+            "request ended request_id=%s model=%s neuron=%s status=%d prompt_tokens=%d completion_tokens=%d "
+            "first_token=%.4f duration=%.4f reason=%s",
+            self.request_id,
+            self._asked,
+            neuron,
+            self.status,
+            usage.prompt_tokens,
+            usage.completion_tokens,
+            self._first_token,
+            duration,
+            self._reason(),
+        )
+
+    def _usage(self) -> Usage:
+        """What it came to; of a request without a regular end, as much as is known here."""
+        if self.finished is not None:
+            return self.finished.usage
+        if self.embeddings is not None:
+            return Usage(prompt_tokens=self.embeddings.prompt_tokens)
+        prompt_tokens = self.started.prompt_tokens if self.started is not None else 0
+        return Usage(prompt_tokens=prompt_tokens, completion_tokens=self._tokens)
+
+    def _reason(self) -> str:
+        if self._left:
+            return "client left"
+        if self._error is not None:
+            return f"{self._error.code}: {self._error.message}"
+        return self.finished.choices[0].reason if self.finished is not None else ""
+
+    def _count(self, duration: float) -> None:
+        counts, usage, finished = self._metrics, self._usage(), self.finished
+        counts.duration.observe(duration)
+        counts.prompt_tokens.inc(usage.prompt_tokens)
+        counts.completion_tokens.inc(usage.completion_tokens)
+        counts.cached_tokens.inc(usage.cached_tokens)
+        if self._left:
+            counts.cancelled.inc()
+        if finished is None:
+            return
+        counts.queue.observe(finished.timings.queue)
+        if not self._tokens:  # it was not streamed
+            self._first_token = finished.timings.first_token
+            counts.first_token.observe(self._first_token)
+        if self._ready and not self._failed_at:  # else a lost neuron's silence would count as ours
+            counts.added.observe(self._handed_over - self._began + self._ready - self._call.ended)

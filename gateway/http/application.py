@@ -1,0 +1,111 @@
+"""The ASGI application: Falcon with our resources, the account of each request, the metrics port.
+
+It relies on what gunicorn's `asgi` worker does when a client leaves: it cancels the handler.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+from typing import Any
+
+import falcon.asgi
+
+from gateway import startup
+from gateway.browsers import Browsers
+from gateway.config import GatewayConfig, split_address
+from gateway.dialects.openai import chat as openai_chat
+from gateway.dialects.openai import completions as openai_completions
+from gateway.fleet.view import Fleet
+from gateway.http import errors
+from gateway.http.embeddings import EmbeddingsResource
+from gateway.http.generation import EXCHANGE, GenerationResource
+from gateway.http.health import HealthResource, ReadyResource, VersionResource
+from gateway.http.models import ModelResource, ModelsResource
+from gateway.telemetry.exposition import Exposition
+
+START_PATIENCE = 2.0  # seconds that a process waits for its neurons before it takes requests
+
+_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+
+
+class Gateway:
+    """What gunicorn serves.
+
+    Raises:
+        CortexError: a key of the configuration cannot be used.
+    """
+
+    def __init__(self, settings: GatewayConfig) -> None:
+        fleet = Fleet(settings)
+        listen = settings.gateway.metrics_listen
+        self._metrics_port = split_address(listen)[1] if listen is not None else None
+        self._metrics = Exposition(fleet)
+        browsers = Browsers(settings.gateway.cors_origins, settings.gateway.hosts)
+        self._falcon = falcon.asgi.App(middleware=[_Lifetime(fleet), _Identity(), browsers])
+        errors.install(self._falcon)
+        limit = settings.gateway.body_limit
+        for path, resource in (
+            ("/v1/chat/completions", GenerationResource(fleet, openai_chat.parse, limit)),
+            ("/v1/completions", GenerationResource(fleet, openai_completions.parse, limit)),
+            ("/v1/embeddings", EmbeddingsResource(fleet, limit)),
+            ("/v1/models", ModelsResource(fleet)),
+            ("/v1/models/{model:path}", ModelResource(fleet)),
+            ("/health", HealthResource(fleet)),
+            ("/ready", ReadyResource(fleet)),
+            ("/version", VersionResource()),
+        ):
+            self._falcon.add_route(path, resource)
+
+    async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
+        if scope["type"] == "websocket":  # nothing here speaks it
+            await send({"type": "websocket.close"})  # refuses the handshake, with a 403
+            return
+        if scope["type"] != "http":
+            await self._falcon(scope, receive, send)
+            return
+        server = scope["server"]
+        if server is not None and server[1] == self._metrics_port:
+            await self._metrics(scope, receive, send)
+            return
+        try:
+            await self._falcon(scope, receive, send)
+        except asyncio.CancelledError:
+            if EXCHANGE in scope:
+                scope[EXCHANGE].leave()
+            raise
+        finally:
+            if EXCHANGE in scope:
+                scope[EXCHANGE].close()
+
+
+class _Lifetime:
+    """Ties the fleet's connections to the process."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+
+    async def process_startup(self, scope: dict[str, Any], event: dict[str, Any]) -> None:
+        startup.release_signals()
+        await self._fleet.start(START_PATIENCE)
+
+    async def process_shutdown(self, scope: dict[str, Any], event: dict[str, Any]) -> None:
+        await self._fleet.stop()
+
+
+class _Identity:
+    """Gives every request an id, the client's own where it has one, and says it in the answer."""
+
+    async def process_request(self, req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
+        given = req.get_header("x-request-id")
+        if given is None or not _REQUEST_ID.fullmatch(given):
+            given = os.urandom(12).hex()
+        req.context.request_id = given
+
+    async def process_response(
+        self, req: falcon.asgi.Request, resp: falcon.asgi.Response, resource: object, succeeded: bool
+    ) -> None:
+        resp.set_header("x-request-id", req.context.request_id)
+        if EXCHANGE in req.scope:
+            req.scope[EXCHANGE].status = resp.status_code

@@ -1,0 +1,60 @@
+"""Requests for generated text, in any dialect."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import falcon.asgi
+
+from gateway.dialects import Renderer
+from gateway.fleet.exchange import Exchange
+from gateway.fleet.view import Fleet
+from gateway.http import body
+from gateway.http.caller import caller
+from gateway.http.sse import EventStream
+from ipc.errors import CortexError
+from ipc.messages import Generate, Started
+
+EXCHANGE = "cortex.exchange"  # in the request's ASGI scope: the account of it
+
+
+class GenerationResource:
+    """One address of one dialect.
+
+    Args:
+        parse: reads the dialect's body, given the request's id.
+        body_limit: bytes.
+    """
+
+    def __init__(
+        self, fleet: Fleet, parse: Callable[[bytes, str], tuple[Generate, Renderer]], body_limit: int
+    ) -> None:
+        self._fleet, self._parse, self._body_limit = fleet, parse, body_limit
+
+    async def on_post(self, req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
+        data = await body.read(req, self._body_limit)
+        exchange = req.scope[EXCHANGE] = Exchange(self._fleet, req.context.request_id, caller(req))
+        request, answer = self._parse(data, exchange.request_id)
+        try:
+            await self._answer(exchange, request, answer, resp)
+        except CortexError as error:
+            raise answer.in_client_words(error) from None
+
+    async def _answer(
+        self, exchange: Exchange, request: Generate, answer: Renderer, resp: falcon.asgi.Response
+    ) -> None:
+        exchange.send(request)
+        if request.stream:
+            stream = EventStream(exchange, answer)
+            await stream.verdict()
+            resp.content_type = "text/event-stream; charset=utf-8"
+            resp.set_header("Cache-Control", "no-cache")
+            resp.set_header("X-Accel-Buffering", "no")  # nginx would hold events back
+            resp.stream = stream
+        else:
+            finished = await exchange.whole()
+            # Unstreamed, a neuron says `Started` only where the prompt's ids were asked for.
+            started = exchange.started or Started(id=0, prompt_tokens=finished.usage.prompt_tokens)
+            resp.content_type = "application/json"
+            resp.data = answer.whole(started, finished)
+            exchange.ready()

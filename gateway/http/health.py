@@ -1,0 +1,96 @@
+"""How the gateway and its fleet are."""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import PackageNotFoundError, version
+
+import falcon
+import falcon.asgi
+import msgspec
+
+from gateway.fleet.view import Fleet
+from ipc.messages import PROTOCOL_MAJOR, PROTOCOL_MINOR
+
+
+class HealthResource:
+    """`GET /health`: everything known of every neuron. The status is 200 as long as this process answers.
+
+    "ok": all neurons answer and every model that should serve can; "impaired": some do not; "degraded": no
+    neuron answers.
+    """
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+
+    async def on_get(self, req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
+        neurons = self._fleet.neurons
+        healthy = [neuron for neuron in neurons if neuron.healthy]
+        broken = [
+            {"neuron": neuron.name, "model": model.id, "reason": model.error or model.status}
+            for neuron in healthy
+            for model in neuron.models.values()
+            if model.status in ("failed", "restarting")
+        ]
+        if not healthy:
+            status = "degraded"
+        elif broken or len(healthy) < len(neurons):
+            status = "impaired"
+        else:
+            status = "ok"
+        details = [
+            {
+                "name": neuron.name,
+                "endpoint": neuron.client.endpoint,
+                "healthy": neuron.healthy,
+                "reason": neuron.reason,
+                "draining": neuron.draining,
+                "version": neuron.version,
+                "instance": neuron.instance,
+                "devices": neuron.devices if neuron.healthy else [],
+                "models": list(neuron.models.values()) if neuron.healthy else [],
+            }
+            for neuron in neurons
+        ]
+        resp.data = msgspec.json.encode({"status": status, "unservable": broken, "neurons": details})
+
+    on_head = on_get
+
+
+class ReadyResource:
+    """`GET /ready`: 200 while some neuron takes requests, else 503."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+
+    async def on_get(self, req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
+        ready = any(neuron.healthy and not neuron.draining for neuron in self._fleet.neurons)
+        resp.status = falcon.HTTP_200 if ready else falcon.HTTP_503
+        resp.data = msgspec.json.encode({"ready": ready})
+
+    on_head = on_get
+
+
+class VersionResource:
+    """`GET /version`: what runs here."""
+
+    async def on_get(self, req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
+        resp.data = msgspec.json.encode(
+            {
+                "version": own_version(),
+                "protocol": f"{PROTOCOL_MAJOR}.{PROTOCOL_MINOR}",
+                "python": sys.version.split()[0],
+                "gunicorn": version("gunicorn"),
+                "falcon": version("falcon"),
+            }
+        )
+
+    on_head = on_get
+
+
+def own_version() -> str:
+    """The version of the installed package; of sources that nobody installed, nothing is known."""
+    try:
+        return version("cortex-serve")
+    except PackageNotFoundError:
+        return "unknown"

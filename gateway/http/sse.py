@@ -1,0 +1,86 @@
+"""Server-sent events: a streamed answer as bytes, never silent for longer than a second."""
+
+from __future__ import annotations
+
+from time import monotonic
+
+from gateway.dialects import Renderer
+from gateway.fleet.exchange import Exchange
+from ipc.errors import CortexError
+from ipc.messages import Delta, Finished, Progress, Reply, Started
+
+KEEP_ALIVE_SECONDS = 1.0
+KEEP_ALIVE = b": keep-alive\n\n"
+
+# An answer that fails so soon gets an HTTP status; later, headers have gone out, and the stream says it.
+VERDICT_SECONDS = 0.5
+
+
+class EventStream:
+    """An asynchronous iterator of bytes. All that came since the last write is one write.
+
+    Comments go out while there is nothing else: they tell the client that we live, and what it waits for.
+    """
+
+    def __init__(self, exchange: Exchange, answer: Renderer) -> None:
+        self._exchange, self._answer = exchange, answer
+        self._waiting: list[Reply] = []  # replies to be written first
+        self._silent_since = 0.0  # 0: nothing was written yet
+        self._over = False
+
+    async def verdict(self) -> None:
+        """Wait until the neuron takes the request, or has had its time to refuse it.
+
+        Raises:
+            CortexError: it failed, and nothing was written yet.
+        """
+        deadline = monotonic() + VERDICT_SECONDS
+        while self._exchange.started is None and (left := deadline - monotonic()) > 0:
+            self._waiting += await self._exchange.take(left)
+        self._exchange.check()
+
+    def __aiter__(self) -> EventStream:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if self._over:
+            raise StopAsyncIteration
+        while True:
+            data = await self._next()
+            if data:
+                self._silent_since = monotonic()
+                if self._over:
+                    self._exchange.ready()
+                return data
+
+    async def _next(self) -> bytes:
+        """What is to be written, after waiting as long as silence is allowed; b"" for tokens without text."""
+        replies, self._waiting = self._waiting, []
+        try:
+            if not replies and self._silent_since:
+                left = self._silent_since + KEEP_ALIVE_SECONDS - monotonic()
+                replies = await self._exchange.take(max(left, 0.0))
+        except CortexError as error:
+            self._over = True
+            return self._answer.failed(error)
+        if not replies:
+            return KEEP_ALIVE
+        return b"".join(map(self._write, replies)) or (b"" if self._silent_since else KEEP_ALIVE)
+
+    def _write(self, reply: Reply) -> bytes:
+        kind = type(reply)
+        if kind is Delta:
+            return self._answer.delta(reply)
+        if kind is Started:
+            return self._answer.started(reply)
+        if kind is Finished:
+            self._over = True
+            return self._answer.finished(reply)
+        return _comment(reply) if kind is Progress else b""
+
+
+def _comment(progress: Progress) -> bytes:
+    percent = f" {progress.fraction:.0%}" if progress.fraction is not None else ""
+    left = f", {progress.seconds_left:.0f} s left" if progress.seconds_left is not None else ""
+    text = f": {progress.stage}{percent} {' '.join(progress.message.split())}{left}"
+    return text.rstrip().encode() + b"\n\n"

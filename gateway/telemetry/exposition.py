@@ -1,0 +1,135 @@
+"""`GET /metrics` on the metrics port: the counts of all gunicorn processes, and the state of the fleet.
+
+Each process counts in files of its own; whichever is asked adds them up. Files of processes that died keep
+their counts. What the neurons say of themselves is no sum: it comes from the view of the process that is
+asked, so that a model or a neuron that went away leaves no series behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import Metric
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
+
+from gateway.fleet.view import Fleet
+from gateway.telemetry.metrics_directory import VARIABLE
+
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+# Attributes of `ipc.messages.ModelState` and `Device`, and what they are here.
+_MODEL_GAUGES = {
+    "running": "Requests in the worker.",
+    "waiting": "Requests in the neuron's queue.",
+    "pages_total": "KV pages of 32 tokens.",
+    "pages_free": "KV pages that no request holds.",
+    "pages_cached": "KV pages that requests with the same beginning can share.",
+    "context_length": "Tokens of prompt and answer that fit.",
+    "context_wanted": "Tokens of prompt and answer that would fit with enough memory.",
+    "bytes_reserved": "Device memory booked for the model.",
+    "bytes_measured": "Device memory that its processes hold.",
+}
+_MODEL_COUNTERS = {
+    "finished": "Requests that ended regularly, as the neuron counts them.",
+    "cancelled": "Requests cancelled, as the neuron counts them.",
+    "failed": "Requests that failed, as the neuron counts them.",
+    "restarts": "Restarts of its worker group after a fault.",
+    "steps": "Engine steps.",
+    "prompt_tokens": "Tokens of prompts that the worker began.",
+    "cached_tokens": "Part of these that it had computed before.",
+    "preemptions": "Sequences that gave up their pages and were computed again.",
+    "out_of_memory": "Steps that ran out of device memory.",
+    "collectives": "Collectives between the ranks.",
+}
+_DEVICE_GAUGES = {
+    "memory_total": "Bytes of memory.",
+    "memory_free": "Bytes that the driver or kernel says are free.",
+    "memory_reserved": "Bytes in the neuron's ledger.",
+    "utilization": "Share of time at work, 0 to 1.",
+    "temperature": "Degrees Celsius.",
+}
+
+
+class Exposition:
+    """The ASGI application of the metrics port."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+
+    async def __call__(self, scope: dict[str, Any], receive: object, send: Send) -> None:
+        if scope["path"] != "/metrics" or scope["method"] not in ("GET", "HEAD"):
+            await _answer(send, 404, "text/plain; charset=utf-8", b"there is only GET /metrics here\n")
+            return
+        accept = dict(scope["headers"]).get(b"accept", b"").decode("latin-1")
+        encoder, content_type = choose_encoder(accept)
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry, os.environ[VARIABLE])
+        registry.register(_Fixed(fleet_metrics(self._fleet)))
+        # In a thread: it reads a file or two for each process, and streams must not wait for that.
+        body = await asyncio.to_thread(encoder, registry)
+        await _answer(send, 200, content_type, body)
+
+
+async def _answer(send: Send, status: int, content_type: str, body: bytes) -> None:
+    headers = [
+        (b"content-type", content_type.encode("latin-1")),
+        (b"content-length", str(len(body)).encode("latin-1")),
+    ]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+class _Fixed(Collector):
+    def __init__(self, families: list[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterable[Metric]:
+        return self._families
+
+
+def fleet_metrics(fleet: Fleet) -> list[Metric]:
+    """What the neurons that answer say of themselves, now."""
+    up = GaugeMetricFamily("cortex_neuron_up", "1 while the neuron answers.", labels=["neuron"])
+    for neuron in fleet.neurons:
+        up.add_metric([neuron.name], float(neuron.healthy))
+    healthy = [neuron for neuron in fleet.neurons if neuron.healthy]
+    models = [([m.id, neuron.name], m) for neuron in healthy for m in neuron.models.values()]
+    devices = [([neuron.name, device.id], device) for neuron in healthy for device in neuron.devices]
+    waited = CounterMetricFamily(
+        "cortex_model_collective_seconds",
+        "Time in collectives; the others wait for the rank with the least.",
+        labels=["model", "neuron", "rank"],
+    )
+    for labels, model in models:
+        for rank, seconds in enumerate(model.collective_seconds):
+            waited.add_metric([*labels, str(rank)], seconds)
+    return [
+        up,
+        waited,
+        *_families(GaugeMetricFamily, "cortex_model_", ["model", "neuron"], _MODEL_GAUGES, models),
+        *_families(CounterMetricFamily, "cortex_model_", ["model", "neuron"], _MODEL_COUNTERS, models),
+        *_families(GaugeMetricFamily, "cortex_device_", ["neuron", "device"], _DEVICE_GAUGES, devices),
+    ]
+
+
+def _families(
+    kind: type[GaugeMetricFamily] | type[CounterMetricFamily],
+    prefix: str,
+    labels: list[str],
+    helps: dict[str, str],
+    rows: list[tuple[list[str], Any]],
+) -> Iterable[Metric]:
+    for attribute, text in helps.items():
+        family = kind(prefix + attribute, text, labels=labels)
+        for values, row in rows:
+            value = getattr(row, attribute)
+            if value is not None:
+                family.add_metric(values, value)
+        yield family

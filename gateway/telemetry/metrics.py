@@ -1,0 +1,122 @@
+"""What one gateway process counts. `gateway/telemetry/exposition.py` adds the processes up and shows the sums.
+
+Import it in a process that serves, and after its directory is known: prometheus-client chooses where its
+values live when it is imported.
+"""
+
+from __future__ import annotations
+
+import os
+from bisect import bisect_left
+from functools import cache
+
+from prometheus_client import Counter, Gauge, Histogram, values
+
+from gateway.telemetry.metrics_directory import VARIABLE
+
+UNKNOWN = "unknown"  # label of a model that no neuron has: clients cannot make labels up
+
+_WAITS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120)
+_DURATIONS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1200)
+_GAPS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5)
+_ADDED = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25)
+
+_BOTH = ("model", "neuron")
+
+
+class _Process:
+    """This process's id, without a system call for each of a dozen counts a request."""
+
+    def __init__(self) -> None:
+        self._renew()
+        os.register_at_fork(after_in_child=self._renew)
+
+    def _renew(self) -> None:
+        self.id = os.getpid()
+
+
+if VARIABLE in os.environ:
+    _process = _Process()
+    values.ValueClass = values.MultiProcessValue(process_identifier=lambda: _process.id)
+
+
+class _Weighted(Histogram):
+    """A histogram that takes several equal observations at the price of one."""
+
+    def observe_many(self, amount: float, count: int) -> None:
+        self._sum.inc(amount * count)
+        self._buckets[bisect_left(self._upper_bounds, amount)].inc(count)
+
+
+_requests = Counter(
+    "cortex_requests",
+    "Requests ended, by the HTTP status of their answer; 499: the client left; a stream that broke has the "
+    "status that its error would have had.",
+    (*_BOTH, "status"),
+)
+_cancelled = Counter("cortex_cancelled", "Requests whose client left before their end.", _BOTH)
+_in_flight = Gauge(
+    "cortex_requests_in_flight", "Requests at a neuron now.", ("model",), multiprocess_mode="livesum"
+)
+_prompt_tokens = Counter("cortex_prompt_tokens", "Tokens of prompts.", _BOTH)
+_completion_tokens = Counter("cortex_completion_tokens", "Tokens of answers.", _BOTH)
+_cached_tokens = Counter(
+    "cortex_cached_prompt_tokens", "Tokens of prompts that a prefix cache held, part of all of them.", _BOTH
+)
+_first_token = Histogram(
+    "cortex_time_to_first_token_seconds",
+    "From the whole request read to its first token here; of unstreamed requests, as the neuron measured it.",
+    _BOTH,
+    buckets=_WAITS,
+)
+_inter_token = _Weighted(
+    "cortex_inter_token_seconds",
+    "Between tokens of a stream; tokens that came together share the time since the last ones.",
+    _BOTH,
+    buckets=_GAPS,
+)
+_queue = Histogram(
+    "cortex_queue_seconds",
+    "From a request's arrival in the neuron to its hand-over to a worker, loading included.",
+    _BOTH,
+    buckets=_WAITS,
+)
+_added = Histogram(
+    "cortex_gateway_added_seconds",
+    "Of finished requests: from the whole request read to its hand-over to the neuron, plus from the arrival "
+    "of the neuron's last reply to the answer's last byte being ready to be sent.",
+    _BOTH,
+    buckets=_ADDED,
+)
+_duration = Histogram(
+    "cortex_request_duration_seconds",
+    "From the whole request read to the last byte of its answer sent.",
+    _BOTH,
+    buckets=_DURATIONS,
+)
+
+
+class ModelMetrics:
+    """The metrics of one model on one neuron, with their labels looked up once."""
+
+    def __init__(self, model: str, neuron: str) -> None:
+        labels = (model, neuron)
+        self.cancelled = _cancelled.labels(*labels)
+        self.in_flight = _in_flight.labels(model)
+        self.prompt_tokens = _prompt_tokens.labels(*labels)
+        self.completion_tokens = _completion_tokens.labels(*labels)
+        self.cached_tokens = _cached_tokens.labels(*labels)
+        self.first_token = _first_token.labels(*labels)
+        self.inter_token = _inter_token.labels(*labels)
+        self.queue = _queue.labels(*labels)
+        self.added = _added.labels(*labels)
+        self.duration = _duration.labels(*labels)
+
+
+of = cache(ModelMetrics)
+
+
+@cache
+def ended(model: str, neuron: str, status: int) -> Counter:
+    """The counter of requests that ended so."""
+    return _requests.labels(model, neuron, str(status))

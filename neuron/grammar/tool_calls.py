@@ -1,0 +1,81 @@
+"""The grammar of an answer that has to call a tool, in the format that `neuron/text/formats/hermes.py` reads.
+
+    require_call(tools, names, encode, thought) -> Constraint
+
+The arguments follow a tool's schema where a grammar can be made of it, and are any JSON object where not: a
+schema is a hint to the model here, as it is when the model calls a tool by its own choice.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ipc.messages import Tool
+from ipc.worker_messages import Constraint
+from neuron.grammar import json_schema
+from neuron.grammar.structured import JSON_OPTIONS, OPTIONS, Thought, fault, hold, quoted
+from neuron.requests.sampling import bad_request
+from neuron.text.tags import CALL, END_CALL
+
+ANY_OBJECT = {"type": "object"}
+
+
+def require_call(
+    tools: Sequence[Tool],
+    names: Sequence[str],
+    encode: Callable[[str], list[int]],
+    thought: Thought,
+    parallel: bool = True,
+) -> Constraint:
+    """The grammar of one call of the tool in `names`, or where there are several, of calls of some of them.
+
+    Args:
+        parallel: whether there may be more than one call.
+        encode, thought: as for `neuron.grammar.structured.constrain`.
+
+    Raises:
+        CortexError: BAD_REQUEST naming `tools`: not even their names can be held to a grammar.
+    """
+    wanted = [tool for tool in tools if tool.name in names]
+    once = len(wanted) == 1 or not parallel
+    schemas = [_schema(tool.parameters) for tool in wanted]
+    if fault(_grammar(wanted, schemas, quoted, once)) is not None:
+        schemas = [ANY_OBJECT] * len(wanted)
+        if (found := fault(_grammar(wanted, schemas, quoted, once))) is not None:
+            raise bad_request("tools", f"tools cannot be required: {found[0]}")
+
+    def spelled(tag: str) -> str:
+        """A tag as the model writes it: as a token where it has one, else as text."""
+        return tag if len(encode(tag)) == 1 else quoted(tag)
+
+    return hold(_grammar(wanted, schemas, spelled, once), encode, thought)
+
+
+def _grammar(
+    tools: Sequence[Tool], schemas: Sequence[dict[str, Any]], tag: Callable[[str], str], once: bool
+) -> str:
+    """In Lark; `tag` says how a tag is written there."""
+    calls = []
+    for tool, schema in zip(tools, schemas, strict=True):
+        head = json.dumps({"name": tool.name})[:-1] + ', "arguments": '
+        calls.append(f"{quoted(head)} %json {quoted(schema | JSON_OPTIONS)} {quoted('}')}")
+    return "\n".join(
+        [
+            "start: call" if once else 'start: call ("\\n" call)*',
+            f'call: {tag(CALL)} "\\n" ({" | ".join(f"call_{number}" for number in range(len(calls)))}) '
+            f'"\\n" {tag(END_CALL)}',
+            *(f"call_{number}: {call}" for number, call in enumerate(calls)),
+            OPTIONS,
+        ]
+    )
+
+
+def _schema(parameters: dict[str, Any]) -> dict[str, Any]:
+    """The schema of a tool's arguments, as far as a grammar can be made of it."""
+    try:
+        schema, _ = json_schema.check(json.loads(json.dumps(parameters, allow_nan=False)))
+    except (json_schema.Unfit, RecursionError, TypeError, ValueError):
+        return ANY_OBJECT
+    return schema if schema.get("type") == "object" else ANY_OBJECT

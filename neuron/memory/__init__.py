@@ -1,0 +1,1 @@
+"""Devices, and who holds how much of them."""

@@ -1,0 +1,220 @@
+"""Where a model goes, how large its KV pool gets, and who has to leave for it. Plain arithmetic, no clock."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from ipc.errors import Code, CortexError
+from ipc.worker_messages import PAGE_SIZE, SMALLEST_CONTEXT
+from neuron.memory.ledger import gib
+
+CUDA_KV_SHARE = 0.95  # of what is left for it; the rest is for what a desktop takes from one hour to the next
+CPU_KV_SHARE = 0.5  # memory is shared with everything else on the host
+ONE_CONTEXT = 1.05  # of it, so that one has room even where a rank finds that it needs more than was planned
+CPU_KV_DEFAULT = 2 << 30  # bytes a rank; more is taken only for one whole context
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Need:
+    """What a model needs. `rank_bytes` holds the weights of each rank; overhead and pool come on top.
+
+    Overhead is the process itself and what its largest step takes, for each kind of device.
+    """
+
+    model: str
+    rank_bytes: tuple[int, ...]
+    kv_bytes_per_token: int  # on each rank
+    context_length: int
+    max_sequences: int
+    kv_memory: int | None = None  # bytes of the pool on each rank, where the user chose it
+    devices: tuple[str, ...] | None = None  # where the user wants it
+    priority: int = 100
+    cpu_overhead: int = 0  # bytes
+    cuda_overhead: int = 0
+
+    def fixed_bytes(self, rank: int, device: str) -> int:
+        """Bytes of `rank` on `device`, without its pool."""
+        return self.rank_bytes[rank] + (self.cpu_overhead if device == "cpu" else self.cuda_overhead)
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """A model that holds memory. `last_used` orders them by age."""
+
+    model: str
+    reserved: dict[str, int]  # bytes by device
+    evictable: bool  # idle and not pinned
+    priority: int
+    last_used: float
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """The outcome: one device a rank, bytes to reserve by device, and what the pool allows.
+
+    `kv_pages` follow from the plan. A rank that measures less than that takes more of them, up to
+    `most_pages`, and one that measures more takes fewer: `rank_budgets` hold in either case.
+    """
+
+    devices: tuple[str, ...]
+    reservations: dict[str, int]
+    rank_budgets: tuple[int, ...]  # bytes
+    kv_pages: int
+    most_pages: int
+    context_length: int
+    victims: tuple[str, ...] = field(default=())
+
+    @property
+    def kv_tokens(self) -> int:
+        """Tokens that the pool holds, of all sequences together."""
+        return self.kv_pages * PAGE_SIZE
+
+
+def find_fit(
+    need: Need, free: dict[str, int], holders: Sequence[Holder], strategy: Literal["lru", "priority"]
+) -> Fit:
+    """Find room for `need`, with as little eviction as possible.
+
+    A whole context comes first, if need be by eviction; only where even that cannot be had, the context is
+    cut to what the pool holds.
+
+    Args:
+        free: bytes by device that nobody holds. Names tell the kind: "cpu" or "cuda:N".
+        holders: all models that hold memory now.
+        strategy: who leaves first: the least recently used, or the lowest priority (and then nobody who
+            stands above the new model).
+
+    Raises:
+        CortexError: INSUFFICIENT_MEMORY saying who holds what; BAD_REQUEST for devices that are not there.
+    """
+    candidates = _candidates(need, free)
+    evictable = [
+        holder
+        for holder in holders
+        if holder.evictable and (strategy == "lru" or holder.priority <= need.priority)
+    ]
+    evictable.sort(key=lambda h: (h.priority if strategy == "priority" else 0, h.last_used))
+    for context_length in dict.fromkeys((need.context_length, min(need.context_length, SMALLEST_CONTEXT))):
+        for victims in _growing(evictable):
+            if _place(need, candidates, _without(free, victims), context_length) is not None:
+                victims = _spare(need, candidates, free, victims, context_length)
+                fit = _place(need, candidates, _without(free, victims), context_length)
+                return replace(fit, victims=tuple(victim.model for victim in victims))
+    raise _refusal(need, candidates, free, holders)
+
+
+def _candidates(need: Need, free: dict[str, int]) -> list[str]:
+    """Devices that may be used: the user's, else every GPU, else the CPU."""
+    ranks = len(need.rank_bytes)
+    chosen = list(need.devices or [name for name in free if name != "cpu"] or ["cpu"])
+    if missing := [name for name in chosen if name not in free]:
+        raise CortexError(
+            Code.INSUFFICIENT_MEMORY,
+            f"{need.model} wants device {', '.join(missing)}; this neuron has {', '.join(free) or 'none'}",
+        )
+    if chosen != ["cpu"] and len(chosen) < ranks:
+        raise CortexError(
+            Code.INSUFFICIENT_MEMORY,
+            f"{need.model} wants {ranks} ranks, one a GPU, and there are {len(chosen)}: {', '.join(chosen)}",
+        )
+    return chosen
+
+
+def _growing(holders: list[Holder]) -> Iterator[list[Holder]]:
+    """Nobody, the first, the first two, and so on."""
+    for count in range(len(holders) + 1):
+        yield holders[:count]
+
+
+def _without(free: dict[str, int], victims: list[Holder]) -> dict[str, int]:
+    total = Counter(free)
+    for victim in victims:
+        total.update(victim.reserved)
+    return {name: total[name] for name in free}
+
+
+def _spare(
+    need: Need, candidates: list[str], free: dict[str, int], victims: list[Holder], context_length: int
+) -> list[Holder]:
+    """Leave out of `victims` whoever need not go after all."""
+    for victim in list(victims):
+        fewer = [other for other in victims if other is not victim]
+        if _place(need, candidates, _without(free, fewer), context_length) is not None:
+            victims = fewer
+    return victims
+
+
+def _place(need: Need, candidates: list[str], free: dict[str, int], context_length: int) -> Fit | None:
+    """Put the ranks on the freest candidates, with a pool for `context_length` tokens at least; None: no."""
+    ranks = len(need.rank_bytes)
+    # Ranks keep the order of the devices: neighbours in the list are neighbours on the bus.
+    freest = sorted(candidates, key=lambda name: -free[name])[:ranks]
+    devices = tuple(name for name in candidates if name in freest) * (ranks // len(freest))
+    fixed = Counter[str]()
+    for rank, name in enumerate(devices):
+        fixed[name] += need.fixed_bytes(rank, name)
+    if any(size > free[name] for name, size in fixed.items()):
+        return None
+    sharing = Counter(devices)
+    pool = min(_pool(need, name, (free[name] - size) // sharing[name]) for name, size in fixed.items())
+    page_bytes = need.kv_bytes_per_token * PAGE_SIZE
+    most = need.max_sequences * pages_for(need.context_length)
+    if page_bytes and need.kv_memory is not None:
+        most = min(most, need.kv_memory // page_bytes)
+    pages = min(most, pool // page_bytes) if page_bytes else most
+    if pages < pages_for(context_length):
+        return None
+    budgets = [need.fixed_bytes(rank, name) + pages * page_bytes for rank, name in enumerate(devices)]
+    if need.kv_memory is not None:  # it is kept to, though all else should take more than planned
+        budgets = [free[name] // sharing[name] for name in devices]
+    return Fit(
+        devices=devices,
+        reservations={name: size + sharing[name] * pages * page_bytes for name, size in fixed.items()},
+        rank_budgets=tuple(budgets),
+        kv_pages=pages,
+        most_pages=most,
+        context_length=min(need.context_length, pages * PAGE_SIZE),
+    )
+
+
+def _pool(need: Need, device: str, room: int) -> int:
+    """Bytes that the pool of one rank may take of the `room` that is left for it on `device`."""
+    if need.kv_memory is not None:
+        return need.kv_memory if need.kv_memory <= room else 0
+    if device != "cpu":
+        return int(room * CUDA_KV_SHARE)
+    one_context = pages_for(need.context_length) * PAGE_SIZE * need.kv_bytes_per_token
+    return min(int(room * CPU_KV_SHARE), max(CPU_KV_DEFAULT, int(ONE_CONTEXT * one_context)))
+
+
+def pages_for(tokens: int) -> int:
+    """Pages that hold so many tokens."""
+    return -(-tokens // PAGE_SIZE)
+
+
+def _refusal(
+    need: Need, candidates: list[str], free: dict[str, int], holders: Sequence[Holder]
+) -> CortexError:
+    smallest = pages_for(min(need.context_length, SMALLEST_CONTEXT)) * PAGE_SIZE * need.kv_bytes_per_token
+    pool = need.kv_memory if need.kv_memory is not None else smallest
+    needed = [need.fixed_bytes(rank, candidates[0]) + pool for rank in range(len(need.rank_bytes))]
+    held = {
+        holder.model: {name: size for name, size in holder.reserved.items() if name in candidates}
+        for holder in holders
+        if any(name in candidates for name in holder.reserved)
+    }
+    who = "; ".join(
+        f"{model} holds {', '.join(f'{gib(size)} on {name}' for name, size in sizes.items())}"
+        for model, sizes in held.items()
+    )
+    return CortexError(
+        Code.INSUFFICIENT_MEMORY,
+        f"{need.model} needs at least {' and '.join(map(gib, needed))}, "
+        f"one amount a rank; free are {', '.join(f'{gib(free[name])} on {name}' for name in candidates)}"
+        + (f"; {who}, and is pinned, busy or of higher priority" if who else ""),
+        retry_after=5.0 if held else None,
+        details={"needed": needed, "free": free, "held": held},
+    )

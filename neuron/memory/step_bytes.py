@@ -1,0 +1,80 @@
+"""What a rank takes of its device besides weights and KV pages, as far as is known before it measured it.
+
+A worker measures both parts when it loads, and sizes its pool by that (`workers/execution/memory.py`). What is planned
+here only has to be near it: it decides which devices have room, and how much of them is promised meanwhile.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ipc.worker_messages import CONTEXT_BYTES, KERNEL_BYTES
+from workers.checkpoints.families.llama import DecoderShape
+
+# A process with torch imported and a device's context made, by kind of device. A CPU build of torch 2.13 on
+# Linux takes 156 MB that it shares with nobody.
+RUNTIME_BYTES = {"cpu": 156_000_000, "cuda": CONTEXT_BYTES}
+
+FLOAT = 4  # bytes of a float32
+KEYS_AT_ONCE = 2048  # tokens of context whose keys attention over a prompt gathers in one piece
+SCORES = 12 << 20  # bytes of attention scores, their weights and their mask
+TOLD_ROWS = 64  # of logits at once, for the log-probabilities of a prompt
+SORTED_LOGITS = {"cpu": 5 << 18, "cuda": 5 << 20}  # at once, for the draw of tokens
+SORTED_BYTES = 44  # for each of these logits: values, ids, probabilities and their sums, in float64
+PENALTY_BYTES = 3  # for each logit, kept: how often its token came, and whether at all
+
+# Memory that the layers freed is in pieces of which what follows them can use little. Measured on a CPU for
+# shapes between 256 and 2048 wide: 0.9 to 1.6 times the sum of both.
+PIECES = 1.15
+
+
+@dataclass(frozen=True, slots=True)
+class Overhead:
+    """Of one rank of a decoder.
+
+    Args:
+        shapes: of the whole model.
+        itemsize: bytes of a weight.
+        world_size: ranks.
+    """
+
+    shapes: DecoderShape
+    itemsize: int
+    world_size: int
+
+    def of_step(self, kind: str, tokens: int, sequences: int) -> int:
+        """Bytes that a rank takes for steps of `tokens` that sample for `sequences`, on a CPU or a GPU."""
+        layers = max(self._attention(tokens), self._mlp(tokens))
+        logits = max(self._told(tokens), self._sampling(kind, sequences))
+        kept = KERNEL_BYTES + self._packed_head() if kind == "cpu" else 0
+        return int(PIECES * (layers + logits)) + kept
+
+    def _attention(self, tokens: int) -> int:
+        shapes, size = self.shapes, self.itemsize
+        queries = shapes.num_attention_heads // self.world_size * shapes.head_size
+        keys = shapes.kv_heads_on_rank(self.world_size) * shapes.head_size
+        stream = 2 * shapes.hidden_size * size
+        projected = (queries + 2 * keys) * size
+        rotated = 3 * (queries + keys) * FLOAT
+        attended = queries * (size + 2 * FLOAT)
+        gathered = KEYS_AT_ONCE * keys * (4 * size + FLOAT)
+        return tokens * (stream + projected + rotated + attended) + gathered + SCORES
+
+    def _mlp(self, tokens: int) -> int:
+        inner = self.shapes.intermediate_size // self.world_size
+        return tokens * (2 * self.shapes.hidden_size + 4 * inner) * self.itemsize
+
+    def _told(self, tokens: int) -> int:
+        return min(tokens, TOLD_ROWS) * self.shapes.vocab_size * (self.itemsize + 3 * FLOAT)
+
+    def _sampling(self, kind: str, sequences: int) -> int:
+        row = self.itemsize + 2 * FLOAT + PENALTY_BYTES
+        logits = sequences * self.shapes.vocab_size
+        return logits * row + min(logits, SORTED_LOGITS[kind]) * SORTED_BYTES
+
+    def _packed_head(self) -> int:
+        """A tied head, packed for oneDNN, is a copy of the embedding."""
+        if not self.shapes.tie_word_embeddings:
+            return 0
+        rows = -(-self.shapes.vocab_size // self.world_size)
+        return rows * self.shapes.hidden_size * self.itemsize

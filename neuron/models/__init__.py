@@ -1,0 +1,1 @@
+"""The models of a neuron: found, managed, queued for, counted."""

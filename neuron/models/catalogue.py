@@ -1,0 +1,108 @@
+"""From a model's id to the folder that holds it, on this host: nothing is downloaded here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from ipc.errors import Code, CortexError
+from neuron.config import ModelSettings, NeuronConfig
+from workers.checkpoints.card import seems_loadable
+
+DEMO = "demo"  # the id of the model that comes with the package
+DEMO_FOLDER = Path(__file__).parents[1] / "demo"
+
+
+class Catalogue:
+    """The models that this neuron can find.
+
+    An id is looked up in the configured models, then it may be `demo`, then a folder below one of
+    `model_folders`, then a repository in the Hugging Face cache. Ids come from clients: an absolute path
+    is found only where the configuration has it as a model's id, and one that climbs with `..` never; with
+    `only_configured` no id is that the configuration does not have.
+    """
+
+    def __init__(self, config: NeuronConfig) -> None:
+        self._configured = {model.id: model for model in config.models}
+        self._only_configured = config.only_configured
+        self._folders = [Path(folder).expanduser() for folder in config.model_folders]
+        self._cache = Path(config.hf_cache).expanduser() if config.hf_cache else default_cache()
+
+    def settings(self, model_id: str) -> ModelSettings:
+        """How the user wants `model_id` served; the defaults for a model that is not configured."""
+        return self._configured.get(model_id) or ModelSettings(id=model_id)
+
+    def find(self, model_id: str) -> Path:
+        """The folder of `model_id`.
+
+        Raises:
+            CortexError: MODEL_NOT_FOUND, saying where it was looked for and how to get it.
+        """
+        configured = self._configured.get(model_id)
+        if configured is None and self._only_configured:
+            raise _not_found(model_id, f"this neuron serves only {', '.join(self._configured) or 'nothing'}")
+        if configured is not None and (configured.path is not None or os.path.isabs(model_id)):
+            folder = Path(configured.path or model_id).expanduser()
+            if not folder.is_dir():
+                raise _not_found(model_id, f"its configured folder {folder} is not there")
+            return folder
+        if model_id == DEMO:
+            return DEMO_FOLDER
+        if not _is_plain(model_id):
+            raise _not_found(model_id, "an id is a name, or organisation/name")
+        for folder in (*(parent / model_id for parent in self._folders), self._snapshot(model_id)):
+            if folder is not None and os.path.isfile(folder / "config.json"):
+                return folder
+        places = ", ".join(str(place) for place in (*self._folders, self._cache))
+        raise _not_found(model_id, f"looked in {places}; `hf download {model_id}` gets it into the cache")
+
+    def list_models(self) -> list[str]:
+        """Every id that can be loaded: configured, bundled, in the model folders, in the cache."""
+        if self._only_configured:
+            return list(self._configured)
+        return list(dict.fromkeys((*self._configured, DEMO, *self._in_folders(), *self._in_cache())))
+
+    def _in_folders(self) -> Iterator[str]:
+        for parent in self._folders:
+            for pattern in ("*", "*/*"):
+                for folder in sorted(parent.glob(pattern)):
+                    if seems_loadable(folder):
+                        yield folder.relative_to(parent).as_posix()
+
+    def _in_cache(self) -> Iterator[str]:
+        for repository in sorted(self._cache.glob("models--*")):
+            model_id = "/".join(repository.name.split("--")[1:])
+            folder = self._snapshot(model_id)
+            if folder is not None and seems_loadable(folder):
+                yield model_id
+
+    def _snapshot(self, model_id: str) -> Path | None:
+        """The folder to which `refs/main` of the cached repository points."""
+        if "--" in model_id:  # stands for the slash there, and so in no repository's name
+            return None
+        repository = self._cache / "--".join(["models", *model_id.split("/")])
+        try:
+            revision = (repository / "refs" / "main").read_text().strip()
+        except (OSError, UnicodeDecodeError):
+            return None
+        return repository / "snapshots" / revision if _is_plain(revision) else None
+
+
+def default_cache() -> Path:
+    """Where Hugging Face tools keep what they download, by the environment variables that they read."""
+    if cache := os.environ.get("HF_HUB_CACHE"):
+        return Path(cache).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.environ.get("HF_HOME") or f"{base}/huggingface").expanduser() / "hub"
+
+
+def _is_plain(name: str) -> bool:
+    """Whether `name`, as a path, stays below the folder that it is joined to."""
+    return "\0" not in name and all(part not in ("", ".", "..") for part in name.split("/"))
+
+
+def _not_found(model_id: str, why: str) -> CortexError:
+    return CortexError(
+        Code.MODEL_NOT_FOUND, f"the model {model_id!r} was not found: {why}", details={"model": model_id}
+    )

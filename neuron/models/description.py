@@ -1,0 +1,145 @@
+"""What is known of a model before it is loaded, from its checkpoint or from the plan of a simulation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ipc.messages import Sampling
+from ipc.worker_messages import SimulatedSpec
+from neuron.config import ModelSettings
+from neuron.memory.fit import Need
+from neuron.memory.step_bytes import RUNTIME_BYTES, Overhead
+from neuron.text.frontend import TextFrontEnd
+from workers.checkpoints.card import DTYPE_BYTES, ModelCard, inspect
+
+CPU_STEP_TOKENS = 512  # a step of so many takes about a second on two cores for a model that runs well there
+CUDA_STEP_TOKENS = 2048
+
+SIMULATED_TEXT = (
+    "This answer comes from the simulated engine, which has a speed and a size but no model behind it. "
+    "It says the same words again and again, so that whoever counts tokens has something to count. "
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelDescription:
+    """All that the neuron needs of a model, whatever engine runs it."""
+
+    id: str
+    engine: Literal["transformer", "simulated"]
+    architecture: str
+    folder: str
+    dtype: Literal["bfloat16", "float32"]
+    context_length: int
+    rank_bytes: tuple[int, ...]  # weights
+    kv_bytes_per_token: int  # on each rank
+    overhead: Overhead | None  # of each rank, besides these; None for a simulation
+    defaults: Sampling
+    eos_ids: list[int]
+    chat: bool
+    tools: bool
+    reasoning: bool
+    created: int  # Unix time
+    load_text: Callable[[], TextFrontEnd]  # reads files: for a thread
+    simulated: SimulatedSpec | None = None
+
+    @property
+    def bytes_weights(self) -> int:
+        return sum(self.rank_bytes)
+
+    def need(self, settings: ModelSettings, runtime: Mapping[str, int] = RUNTIME_BYTES) -> Need:
+        """What a load asks of the devices.
+
+        Args:
+            runtime: bytes of a process without a model, by kind of device.
+        """
+        overhead = {"cpu": 0, "cuda": 0}
+        if self.overhead is not None:
+            for kind in overhead:
+                tokens = step_tokens(settings, kind)
+                overhead[kind] = runtime[kind] + self.overhead.of_step(kind, tokens, settings.max_sequences)
+        return Need(
+            model=self.id,
+            rank_bytes=self.rank_bytes,
+            cpu_overhead=overhead["cpu"],
+            cuda_overhead=overhead["cuda"],
+            kv_bytes_per_token=self.kv_bytes_per_token,
+            context_length=self.context_length,
+            max_sequences=settings.max_sequences,
+            kv_memory=settings.kv_memory,
+            devices=tuple(settings.devices) if settings.devices is not None else None,
+            priority=settings.priority,
+        )
+
+
+def describe(settings: ModelSettings, folder: Path) -> ModelDescription:
+    """The blueprint of what `settings` describe. Reads headers and small files only.
+
+    Args:
+        folder: the checkpoint; for a simulated model the one that lends its tokenizer and template.
+
+    Raises:
+        CortexError: MODEL_LOAD_FAILED naming what is wrong with the checkpoint.
+    """
+    checkpoint = inspect(folder)
+    if settings.simulated is not None:
+        return _simulated(settings, checkpoint)
+    dtype = settings.dtype or checkpoint.dtype
+    return ModelDescription(
+        id=settings.id,
+        engine="transformer",
+        architecture=checkpoint.architecture,
+        folder=str(checkpoint.folder),
+        dtype=dtype,
+        context_length=min(settings.context_length or checkpoint.context_length, checkpoint.context_length),
+        rank_bytes=tuple(checkpoint.bytes_per_rank(settings.ranks, dtype)),
+        kv_bytes_per_token=checkpoint.kv_bytes_per_token(settings.ranks, dtype),
+        overhead=Overhead(checkpoint.shapes, DTYPE_BYTES[dtype], settings.ranks),
+        defaults=checkpoint.defaults,
+        eos_ids=checkpoint.eos_ids,
+        chat=checkpoint.chat,
+        tools=checkpoint.tools,
+        reasoning=checkpoint.reasoning,
+        created=checkpoint.created,
+        load_text=lambda: TextFrontEnd.load(checkpoint),
+    )
+
+
+def _simulated(settings: ModelSettings, lender: ModelCard) -> ModelDescription:
+    plan = settings.simulated
+    text = TextFrontEnd.load(lender)
+    return ModelDescription(
+        id=settings.id,
+        engine="simulated",
+        architecture="simulated",
+        folder="",
+        dtype="bfloat16",
+        context_length=settings.context_length or plan.context_length,
+        rank_bytes=(plan.memory,) * settings.ranks,
+        kv_bytes_per_token=0,
+        overhead=None,
+        defaults=Sampling(),
+        eos_ids=lender.eos_ids,
+        chat=lender.chat,
+        tools=lender.tools,
+        reasoning=lender.reasoning,
+        created=lender.created,
+        load_text=lambda: text,
+        simulated=SimulatedSpec(
+            step_seconds=plan.step_seconds,
+            prefill_tokens_per_second=plan.prefill_tokens_per_second,
+            load_seconds=plan.load_seconds,
+            memory_bytes=plan.memory,
+            answer=text.encode(SIMULATED_TEXT, special=False),
+            failure=plan.failure,
+        ),
+    )
+
+
+def step_tokens(settings: ModelSettings, device: str) -> int:
+    """The token budget of one step on such a device; no less than what decode alone takes."""
+    wanted = settings.max_step_tokens or (CPU_STEP_TOKENS if device == "cpu" else CUDA_STEP_TOKENS)
+    return max(wanted, settings.max_sequences)

@@ -1,0 +1,47 @@
+"""What the worker of a loaded model said of itself, from its `Ready` to its newest step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ipc.worker_messages import Ready, StepReport
+
+
+class Statistics:
+    """One epoch's. A worker that died has taken its cached pages and its counts with it.
+
+    Args:
+        ready: what its ranks measured, one a rank.
+
+    Attributes:
+        kv_pages: in its pool.
+        page_hashes: of the pages that can be shared now, 16 bytes each.
+    """
+
+    def __init__(self, ready: Sequence[Ready]) -> None:
+        self.kv_pages = min(report.kv_pages for report in ready)
+        self.page_hashes: set[bytes] = set()
+        self._measured = sum(report.memory.total for report in ready)
+        self._step = StepReport(step=0, sequences=[], running=0, waiting=0, pages_free=self.kv_pages)
+
+    def take(self, steps: Sequence[StepReport]) -> None:
+        """Steps that were reported, in their order; counts in them run from the load."""
+        for step in steps:
+            self.page_hashes.difference_update(step.evicted)
+            self.page_hashes.update(step.cached)
+        self._step = steps[-1]
+
+    def state(self) -> dict[str, int]:
+        """Fields of `ModelState`."""
+        step = self._step
+        return {
+            "bytes_measured": self._measured,
+            "pages_total": self.kv_pages,
+            "pages_free": step.pages_free,
+            "pages_cached": step.pages_cached,
+            "prompt_tokens": step.prompt_tokens,
+            "cached_tokens": step.cached_tokens,
+            "preemptions": step.preemptions,
+            "out_of_memory": step.out_of_memory,
+            "steps": step.step,
+        }

@@ -1,0 +1,1 @@
+"""Worker processes and groups of them: started, watched, ended, reaped."""

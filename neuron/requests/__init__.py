@@ -1,0 +1,1 @@
+"""Open requests, from what was asked to the last reply."""

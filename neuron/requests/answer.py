@@ -1,0 +1,159 @@
+"""One answer to a request: from the worker's tokens to text, reasoning, tool calls and log-probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from ipc.messages import Alternative, Choice, FinishReason, TokenLogprob, ToolCallDelta
+from ipc.worker_messages import Logprobs, SequenceReport, Submit
+from neuron.text.detokenizer import Detokenizer
+from neuron.text.parser import AnswerParser
+
+
+@dataclass(slots=True)
+class News:
+    """What a report adds to an answer."""
+
+    text: str = ""
+    reasoning: str = ""
+    tools: list[ToolCallDelta] = field(default_factory=list)
+    token_ids: Sequence[int] = ()
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+
+
+class Owner(Protocol):
+    """Whoever is told of an answer's progress."""
+
+    def on_news(self, answer: Answer, news: News) -> None: ...
+
+    def on_report(self, answer: Answer, report: SequenceReport) -> bool:
+        """Told first of each report; False when the answer has nothing to take from it."""
+        ...
+
+    def on_fault(self, error: Exception) -> None:
+        """Told when a report could not be taken."""
+        ...
+
+
+class Answer:
+    """Takes the reports on one sequence. It ends by its finish, or by a stop string.
+
+    Args:
+        submit: the sequence, as the worker gets it.
+        index: its number among the answers to its request.
+        parser: tells its parts apart, and where it ends.
+        spell: the bytes of a token.
+    """
+
+    def __init__(
+        self,
+        submit: Submit,
+        index: int,
+        owner: Owner,
+        *,
+        detokenizer: Detokenizer,
+        parser: AnswerParser,
+        spell: Callable[[int], bytes],
+    ) -> None:
+        self.submit = submit
+        self.index = index
+        self.reason: FinishReason | None = None  # once it ended
+        self.completion_tokens = 0
+        self.reasoning_tokens = 0
+        self.tokens_sent = 0  # tokens behind the deltas so far
+        self.token_ids: list[int] = []
+        self.logprobs: list[TokenLogprob] = []
+        self._owner = owner
+        self._detokenizer = detokenizer
+        self._parser = parser
+        self._spell = spell
+        self._stop_ids = frozenset(submit.params.stop_ids)
+        self._text: list[str] = []
+        self._reasoning: list[str] = []
+
+    @property
+    def key(self) -> int:
+        """Its id between supervisor and worker."""
+        return self.submit.request_id
+
+    def advance(self, report: SequenceReport) -> None:
+        """Take what a step brought."""
+        if self.reason is not None or not self._owner.on_report(self, report):
+            return
+        if not report.token_ids and not report.finish:
+            return
+        try:
+            self._advance(report.token_ids, report.finish, report.logprobs)
+        except Exception as error:
+            self._owner.on_fault(error)
+
+    def _advance(self, ids: list[int], finish: str, told: list[Logprobs]) -> None:
+        taken = 0
+        while taken < len(ids) - 1 and self._parser.counts_tokens:
+            self._take(ids[taken : taken + 1], "", told[taken : taken + 1])
+            if self.reason is not None:
+                return
+            taken += 1
+        self._take(ids[taken:] if taken else ids, finish, told[taken:])
+
+    def choice(self, whole: bool, with_ids: bool) -> Choice:
+        """How it ended; `whole`: and all of it."""
+        calls, stop_sequence = self._parser.tool_calls, self._parser.stop_sequence
+        reason = "tool_calls" if calls and self.reason == "stop" else self.reason
+        if not whole:
+            return Choice(reason=reason, index=self.index, stop_sequence=stop_sequence)
+        return Choice(
+            reason=reason,
+            index=self.index,
+            text="".join(self._text),
+            reasoning="".join(self._reasoning),
+            tool_calls=calls,
+            token_ids=self.token_ids if with_ids else None,
+            logprobs=self.logprobs,
+            stop_sequence=stop_sequence,
+        )
+
+    def name(self, told: Logprobs) -> TokenLogprob:
+        """A log-probability with the texts of its tokens."""
+        top = [Alternative(**self._named(token), logprob=logprob) for token, logprob in told.top]
+        return TokenLogprob(**self._named(told.token), logprob=told.logprob, rank=told.rank, top=top)
+
+    def name_first(self, token: int) -> TokenLogprob:
+        """The first token of a prompt: nothing comes before it that could make it probable."""
+        return TokenLogprob(**self._named(token), logprob=None, rank=0)
+
+    def _named(self, token: int) -> dict[str, int | str | bytes]:
+        raw = self._spell(token)
+        return {"token_id": token, "token": raw.decode(errors="replace"), "raw": raw}
+
+    def _take(self, token_ids: list[int], finish: str, told: list[Logprobs]) -> None:
+        self.completion_tokens += len(token_ids)
+        # The stop id that ended the answer is counted, and is not part of its text.
+        stopped = finish == "stop" and token_ids and token_ids[-1] in self._stop_ids
+        text = self._detokenizer.push(token_ids[:-1] if stopped else token_ids)
+        if finish:
+            text += self._detokenizer.finish()
+        if self._parser.in_reasoning:
+            self.reasoning_tokens += len(token_ids)
+        pieces = self._parser.push(text)
+        over = self._parser.ended
+        if finish or over:
+            pieces += self._parser.finish(cut=finish == "length" and not over)
+            over = over or self._parser.stop_sequence is not None
+            self.reason = "length" if finish == "length" and not over else "stop"
+        news = News(
+            text="".join(piece for kind, piece in pieces if kind == "text"),
+            reasoning="".join(piece for kind, piece in pieces if kind == "reasoning"),
+            tools=[piece for kind, piece in pieces if kind == "tool"],
+            token_ids=token_ids,
+            logprobs=[self.name(each) for each in told],
+        )
+        self.token_ids += token_ids
+        self.logprobs += news.logprobs
+        if news.text:
+            self._text.append(news.text)
+        if news.reasoning:
+            self._reasoning.append(news.reasoning)
+        self._owner.on_news(self, news)

@@ -1,0 +1,198 @@
+"""From what was asked to token ids: the checks that need no worker, and the tokenizer's part."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from ipc.messages import CountTokens, Embed, Generate, TokenLogprob
+from neuron.requests.request import too_long
+from neuron.requests.sampling import MAX_CHOICES, bad_request, check, check_ids
+from neuron.text import content
+from neuron.text.tags import END_THINK, SPACE, THINK
+
+if TYPE_CHECKING:
+    from neuron.text.frontend import TextFrontEnd
+
+
+INLINE_CHARACTERS = 2000  # up to here tokenising takes less than half a millisecond
+TURN, TOOL = 50, 1000  # what a template takes for one, in the same measure
+
+
+@dataclass(slots=True)
+class Prompt:
+    """One prompt of a request, and what the worker says of it.
+
+    Attributes:
+        param: the field that it came in.
+        rendered: the text that the chat template made of messages.
+        echo: the text that each answer begins with.
+        logprobs: of its tokens, where they were asked for, until they were sent.
+    """
+
+    param: str
+    ids: list[int]
+    rendered: str | None = None
+    echo: str = ""
+    cached_tokens: int = 0
+    logprobs: list[TokenLogprob] | None = None
+
+
+def validate(request: Generate) -> None:
+    """Check what can be checked without knowing the model.
+
+    Raises:
+        CortexError: BAD_REQUEST naming the field.
+    """
+    validate_prompt(request)
+    if request.echo and request.messages is not None:
+        raise bad_request("echo", "echo needs a prompt: the template's text around messages is not shown")
+    if request.structured is not None and request.tools:
+        raise bad_request("structured", "an answer cannot follow a grammar and call tools as well")
+    known = {tool.name for tool in request.tools}
+    if unknown := [name for name in request.must_call if name not in known]:
+        raise bad_request("must_call", f"must_call names {unknown[0]!r}, which is none of the tools")
+    check(request.sampling, echo=request.echo)
+    if request.prompt is not None:
+        _check_prompts(request)
+
+
+def _check_prompts(request: Generate) -> None:
+    """See that a list holds one kind of thing, that no prompt is empty, and that choices are not too many."""
+    kinds = set(map(type, request.prompt)) if isinstance(request.prompt, list) else {str}
+    if int in kinds and len(kinds) > 1:
+        raise bad_request("prompt", "prompt has token ids beside whole prompts")
+    prompts, n = named_prompts(request), request.sampling.n
+    if len(prompts) * n > MAX_CHOICES:
+        raise bad_request(
+            "prompt", f"{len(prompts)} prompts times n, which is {n}, are more than {MAX_CHOICES} choices"
+        )
+    for param, prompt in prompts:
+        if not prompt:
+            raise bad_request(param, f"{param} is empty")
+
+
+def validate_prompt(request: Generate | CountTokens) -> None:
+    """The part of `validate` that counting tokens shares."""
+    if (request.messages is None) == (request.prompt is None):
+        raise bad_request("messages", "a request has either messages or a prompt")
+    if request.messages is not None and not request.messages:
+        raise bad_request("messages", "messages is empty")
+    if request.prompt is not None and not request.prompt:
+        raise bad_request("prompt", "prompt is empty")
+    if request.prompt is not None and request.tools:
+        raise bad_request("tools", "tools need messages: a prompt is taken as it is")
+    for i, tool in enumerate(request.tools):
+        if not tool.is_valid():
+            raise bad_request(f"tools[{i}]", f"tools[{i}] is no definition of a function")
+
+
+def is_quick(request: Generate | Embed) -> bool:
+    """Whether preparing it takes so little time that the event loop can do it itself."""
+    if (
+        isinstance(request, Embed)
+        or request.structured is not None
+        or request.must_call
+        or request.sampling.bad_words
+    ):
+        return False
+    left = INLINE_CHARACTERS // request.sampling.n
+    for cost in _costs(request):
+        left -= cost
+        if left < 0:
+            return False
+    return True
+
+
+def _costs(request: Generate) -> Iterator[int]:
+    """What each part of a request costs, as if it were so many characters of text."""
+    if request.messages is None:
+        for _, prompt in named_prompts(request):
+            yield len(prompt)
+    for message in request.messages or ():
+        yield TURN * (1 if isinstance(message.content, str) else 1 + len(message.content))
+        yield content.size(message) + len(message.reasoning or "")
+        for call in message.tool_calls:
+            yield TURN + len(call.arguments)
+    for tool in request.tools:
+        yield TOOL
+        yield from _costs_inside(tool.definition)
+    yield from _costs_inside(request.template_args)
+
+
+def _costs_inside(value: Any) -> Iterator[int]:
+    """The same for what stands inside of JSON."""
+    values = [value]
+    while values:
+        value = values.pop()
+        if isinstance(value, dict):
+            for key, each in value.items():
+                yield 1 + len(str(key))
+                values.append(each)
+        elif isinstance(value, list):
+            yield len(value)
+            values += value
+        elif isinstance(value, str):
+            yield len(value)
+
+
+def named_prompts(request: Generate | CountTokens) -> list[tuple[str, str | list[int]]]:
+    """The one prompt of a request, or each of several, behind the name that an error has for it."""
+    prompt = request.prompt
+    if isinstance(prompt, str) or isinstance(prompt[0], int):
+        return [("prompt", prompt)]
+    return [(f"prompt[{number}]", each) for number, each in enumerate(prompt)]
+
+
+def encode_prompts(
+    text: TextFrontEnd, request: Generate | CountTokens, context_length: int | None = None
+) -> list[Prompt]:
+    """What a request wants to have continued, as token ids; messages are one prompt.
+
+    Raises:
+        CortexError: TEMPLATE_FAILED, BAD_REQUEST for ids that the model does not have, or
+            CONTEXT_LENGTH_EXCEEDED for text that is far too long for `context_length`.
+    """
+    if request.messages is not None:
+        rendered = text.render(request.messages, request.tools, request.template_args)
+        return [
+            Prompt("messages", to_ids(text, rendered, "messages", context_length, special=False), rendered)
+        ]
+    return [
+        Prompt(param, to_ids(text, prompt, param, context_length)) for param, prompt in named_prompts(request)
+    ]
+
+
+def to_ids(
+    text: TextFrontEnd,
+    prompt: str | list[int],
+    param: str,
+    context_length: int | None,
+    *,
+    special: bool = True,
+) -> list[int]:
+    """The token ids of one prompt. What cannot fit is refused unread: megabytes of text take seconds.
+
+    Raises:
+        CortexError: BAD_REQUEST or CONTEXT_LENGTH_EXCEEDED, naming `param`.
+    """
+    if isinstance(prompt, str):
+        if context_length is not None and (fewest := text.fewest_tokens(prompt)) >= context_length:
+            raise too_long(fewest, context_length, param, None, counted=False)
+        prompt = text.encode(prompt, special)
+    check_ids(prompt, text, param)
+    return prompt
+
+
+def thought_after(rendered: str | None, reasoning: bool) -> Literal["none", "open", "possible"]:
+    """Where a prompt leaves the model: see `neuron.grammar.structured`.
+
+    Args:
+        rendered: of the `Prompt`.
+        reasoning: whether the model thinks at all.
+    """
+    if rendered is None or not reasoning:
+        return "none"
+    end = rendered.rstrip(SPACE)
+    return "open" if end.endswith(THINK) else "none" if end.endswith(END_THINK) else "possible"

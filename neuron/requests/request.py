@@ -1,0 +1,150 @@
+"""What every request to a worker has in common: it is prepared, waits, is handed over, and ends once."""
+
+from __future__ import annotations
+
+import logging
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+import msgspec
+
+from ipc.errors import Code, CortexError
+from ipc.messages import Cancelled, Embed, Failed, Finished, Generate, Reply, Usage
+from ipc.worker_messages import SequenceReport, Submit
+from neuron.models.description import ModelDescription
+from neuron.requests.progress import LoadProgress
+from neuron.text.frontend import TextFrontEnd
+
+if TYPE_CHECKING:
+    from neuron.models.managed import ManagedModel
+
+log = logging.getLogger("neuron.requests.request")
+
+
+class OpenSequence(Protocol):
+    """One of the worker's sequences that a request is made of; takes the reports on it."""
+
+    submit: Submit
+
+    def advance(self, report: SequenceReport) -> None: ...
+
+
+class OpenRequest(ABC):
+    """A request on its way: prepared, waiting, in the worker, ended.
+
+    It ends exactly once, by its own success, by `cancel` or by `fail`; whatever comes after that is ignored.
+
+    Args:
+        keys: gives ids between supervisor and worker, unique in this neuron.
+        request: what was asked.
+        send: takes each reply.
+        on_end: told once, after the terminal reply was sent.
+    """
+
+    def __init__(
+        self,
+        keys: Iterator[int],
+        request: Generate | Embed,
+        send: Callable[[Reply], None],
+        on_end: Callable[[OpenRequest], None],
+    ) -> None:
+        self.key = next(keys)  # orders requests by arrival
+        self.request = request
+        self.attempts = 0  # times that a worker got it
+        self.begun = False  # the worker has computed some of it: doing it again might give another answer
+        self.outcome: str | None = None  # "finished", "cancelled" or "failed", once it ended
+        self.model: ManagedModel | None = None  # that took it in
+        self.prompt_tokens = 0
+        self.parts: Sequence[OpenSequence] = ()
+        self._keys = keys
+        self._send = send
+        self._on_end = on_end
+        self._arrived = time.monotonic()
+        self._handed_over = self._arrived
+
+    @abstractmethod
+    def prepare(self, text: TextFrontEnd, description: ModelDescription, context_length: int) -> None:
+        """Tokenise and resolve. Touches nothing but this object, so that it may run in a thread.
+
+        Raises:
+            CortexError: what is wrong with the request, for this model.
+        """
+
+    @abstractmethod
+    def check_length(self, context_length: int) -> None:
+        """See that all of it fits; CONTEXT_LENGTH_EXCEEDED when not."""
+
+    @abstractmethod
+    def usage(self) -> Usage:
+        """What it came to so far."""
+
+    def hand_over(self, context_length: int) -> Sequence[OpenSequence]:
+        """The sequences as the worker takes them."""
+        self.attempts += 1
+        self._handed_over = time.monotonic()
+        return self.parts
+
+    def progress(self, stage: str, progress: LoadProgress) -> None:
+        """Tell the client what it waits for."""
+        if self.outcome is None:
+            self._send(progress.reply(self.request.id, stage))
+
+    def take(self, report: SequenceReport) -> bool:
+        """What all parts do with a report first. Returns whether there is more to do with it."""
+        if self.outcome is not None:
+            return False
+        if not self.begun:
+            self.begun = True
+            if self.model is not None:
+                self.model.requests.begin(self)
+        if report.finish == "error":
+            self.fail(CortexError(report.code or Code.INTERNAL, report.message))
+        elif report.finish == "aborted":
+            self.cancel()
+        return self.outcome is None
+
+    def cancel(self) -> None:
+        """The client wants no more of it, or is gone."""
+        if self.outcome is None:
+            self._end("cancelled", Cancelled(id=self.request.id, usage=self.usage()))
+
+    def fail(self, error: CortexError, tokens_sent: int = 0) -> None:
+        """It cannot be served."""
+        if self.outcome is None:
+            failed = Failed.of(self.request.id, error)
+            self._end("failed", msgspec.structs.replace(failed, tokens_sent=tokens_sent))
+
+    def _end(self, outcome: str, reply: Reply) -> None:
+        self.outcome = outcome
+        self._send(reply)
+        usage = self.usage()
+        log.info(
+            "request %s id=%d model=%s reason=%s prompt_tokens=%d completion_tokens=%d seconds=%.3f",
+            outcome,
+            self.key,
+            self.request.model,
+            reply.choices[0].reason if isinstance(reply, Finished) else getattr(reply, "code", outcome),
+            usage.prompt_tokens,
+            usage.completion_tokens,
+            time.monotonic() - self._arrived,
+        )
+        self._on_end(self)
+
+
+def too_long(
+    prompt_tokens: int, context_length: int, param: str, max_tokens: int | None, *, counted: bool = True
+) -> CortexError:
+    """The error for a prompt that leaves no room; one that was not `counted` has so many tokens at least."""
+    details = {"prompt_tokens": prompt_tokens, "context_length": context_length}
+    if max_tokens is not None:
+        details["max_tokens"] = max_tokens
+    return CortexError(
+        Code.CONTEXT_LENGTH_EXCEEDED,
+        f"This model's maximum context length is {context_length} tokens, and the prompt has "
+        f"{'' if counted else 'at least '}{prompt_tokens}, which leaves no room for an answer. Shorten it, "
+        "or choose a model with a longer context.",
+        param=param,
+        details=details,
+    )

@@ -1,0 +1,155 @@
+import pytest
+
+from ipc.errors import Code, CortexError
+from neuron.config import ModelSettings, NeuronConfig
+from neuron.models.catalogue import Catalogue, default_cache
+from tests.neuron.folders import write_checkpoint
+
+REVISION = "0123456789abcdef0123456789abcdef01234567"
+
+
+def cached(cache, model_id, **changes):
+    """A checkpoint in the layout of the Hugging Face cache."""
+    repository = cache / f"models--{model_id.replace('/', '--')}"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(REVISION)
+    return write_checkpoint(repository / "snapshots" / REVISION, **changes)
+
+
+@pytest.fixture
+def places(tmp_path):
+    """A catalogue over a model folder and a cache, and both of them."""
+    shelf, cache = tmp_path / "shelf", tmp_path / "cache"
+    shelf.mkdir()
+    cache.mkdir()
+    return Catalogue(NeuronConfig(model_folders=[str(shelf)], hf_cache=str(cache))), shelf, cache
+
+
+def refusal(catalogue, model_id):
+    with pytest.raises(CortexError) as raised:
+        catalogue.find(model_id)
+    assert raised.value.code == Code.MODEL_NOT_FOUND
+    return raised.value.message
+
+
+def test_a_model_is_found_in_a_model_folder_and_in_the_cache(places):
+    catalogue, shelf, cache = places
+    plain = write_checkpoint(shelf / "plain")
+    nested = write_checkpoint(shelf / "org" / "nested")
+    hub = cached(cache, "org/hub")
+    assert catalogue.find("plain") == plain
+    assert catalogue.find("org/nested") == nested
+    assert catalogue.find("org/hub") == hub
+
+
+def test_a_model_folder_comes_before_the_cache(places):
+    catalogue, shelf, cache = places
+    cached(cache, "org/both")
+    folder = write_checkpoint(shelf / "org" / "both")
+    assert catalogue.find("org/both") == folder
+
+
+def test_a_configured_path_wins_and_its_settings_are_the_users(tmp_path):
+    folder = write_checkpoint(tmp_path / "x")
+    model = ModelSettings(id="demo", path=str(folder), max_sequences=3)
+    catalogue = Catalogue(NeuronConfig(models=[model], hf_cache=str(tmp_path)))
+    assert catalogue.find("demo") == folder
+    assert catalogue.settings("demo") is model
+    assert catalogue.settings("other") == ModelSettings(id="other")
+
+
+def test_a_configured_path_that_is_gone_is_named(tmp_path):
+    catalogue = Catalogue(
+        NeuronConfig(models=[ModelSettings(id="a", path="/not/there")], hf_cache=str(tmp_path))
+    )
+    assert "/not/there" in refusal(catalogue, "a")
+
+
+def test_an_absolute_folder_is_taken_from_the_configuration_only(tmp_path):
+    folder = write_checkpoint(tmp_path / "x")
+    open_to_all = Catalogue(NeuronConfig(hf_cache=str(tmp_path)))
+    assert "organisation/name" in refusal(open_to_all, str(folder))
+    configured = Catalogue(NeuronConfig(models=[ModelSettings(id=str(folder))], hf_cache=str(tmp_path)))
+    assert configured.find(str(folder)) == folder
+
+
+@pytest.mark.parametrize(
+    "model_id", ["../secret", "org/../../secret", "./secret", "a//b", "", "/", "..", "a\0b", "a/", "x" * 5000]
+)
+def test_no_id_from_the_network_leaves_the_folders(places, model_id):
+    catalogue, shelf, _ = places
+    write_checkpoint(shelf.parent / "secret")
+    refusal(catalogue, model_id)
+
+
+def test_a_reference_in_the_cache_cannot_leave_it(places):
+    catalogue, shelf, cache = places
+    write_checkpoint(shelf.parent / "secret")
+    cached(cache, "org/evil")
+    (cache / "models--org--evil" / "refs" / "main").write_text("../../../secret")
+    refusal(catalogue, "org/evil")
+
+
+def test_one_repository_has_one_id(places):
+    catalogue, _, cache = places
+    cached(cache, "org/hub")
+    refusal(catalogue, "org--hub")
+
+
+def test_not_found_says_where_it_looked_and_how_to_get_it(places):
+    catalogue, shelf, cache = places
+    message = refusal(catalogue, "Qwen/Qwen3-0.6B")
+    assert str(shelf) in message
+    assert str(cache) in message
+    assert "hf download Qwen/Qwen3-0.6B" in message
+
+
+def test_the_list_holds_everything_that_can_be_loaded_and_nothing_else(places):
+    _, shelf, cache = places
+    config = NeuronConfig(models=[ModelSettings(id="mine")], model_folders=[str(shelf)], hf_cache=str(cache))
+    write_checkpoint(shelf / "plain")
+    write_checkpoint(shelf / "org" / "nested", shards=2)
+    write_checkpoint(shelf / "encoder", architectures=["BertModel"])
+    (shelf / "empty").mkdir()
+    cached(cache, "org/hub")
+    (cached(cache, "org/partial") / "model.safetensors").unlink()
+    assert Catalogue(config).list_models() == ["mine", "demo", "plain", "org/nested", "org/hub"]
+
+
+def test_a_neuron_can_serve_what_it_was_told_to_and_nothing_else(places):
+    _, shelf, cache = places
+    config = NeuronConfig(
+        models=[ModelSettings(id="org/hub")],
+        model_folders=[str(shelf)],
+        hf_cache=str(cache),
+        only_configured=True,
+    )
+    write_checkpoint(shelf / "plain")
+    folder = cached(cache, "org/hub")
+    catalogue = Catalogue(config)
+    assert catalogue.list_models() == ["org/hub"]
+    assert catalogue.find("org/hub") == folder
+    for model_id in ("demo", "plain"):
+        assert "only org/hub" in refusal(catalogue, model_id)
+
+
+def test_folders_that_are_not_there_hold_no_models(tmp_path):
+    config = NeuronConfig(model_folders=[str(tmp_path / "a")], hf_cache=str(tmp_path / "b"))
+    assert Catalogue(config).list_models() == ["demo"]
+
+
+@pytest.mark.parametrize(
+    ("variables", "cache"),
+    [
+        ({"HF_HUB_CACHE": "/a", "HF_HOME": "/b"}, "/a"),
+        ({"HF_HOME": "/b", "XDG_CACHE_HOME": "/c"}, "/b/hub"),
+        ({"XDG_CACHE_HOME": "/c"}, "/c/huggingface/hub"),
+        ({"HOME": "/home/me"}, "/home/me/.cache/huggingface/hub"),
+    ],
+)
+def test_the_cache_is_where_hugging_face_tools_keep_it(monkeypatch, variables, cache):
+    for name in ("HF_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert str(default_cache()) == cache

@@ -1,0 +1,363 @@
+"""One model with real workers, owned by a test instead of a neuron."""
+
+import asyncio
+import os
+import signal
+from contextlib import asynccontextmanager
+
+import pytest
+
+import neuron.models.managed
+from ipc.errors import Code, CortexError
+from ipc.messages import Cancelled, Failed, Finished, Generate, Progress, Sampling
+from ipc.worker_messages import FailurePlan, SimulatedSpec
+from neuron.config import ModelSettings, NeuronConfig, Queue
+from neuron.memory.fit import Fit
+from neuron.models.description import ModelDescription
+from neuron.models.house import Backoff, House
+from neuron.models.managed import ManagedModel
+from neuron.requests.generation import Generation
+from tests.neuron.harness import PATIENCE, children_of
+
+
+class Text:
+    """A front end that says each token as its number."""
+
+    vocabulary_size = 100
+
+    def detokenizer(self, after):
+        return self
+
+    def push(self, ids):
+        return " ".join(map(str, ids))
+
+    def finish(self):
+        return ""
+
+    def spell(self, token):
+        return b"%d" % token
+
+
+class Client:
+    """One request and its replies."""
+
+    def __init__(self, model, key, max_tokens=3, prompt=(1, 2, 3)):
+        self.replies = []
+        self.ended = asyncio.get_running_loop().create_future()
+        request = Generate(
+            id=key, model="sim", prompt=list(prompt), sampling=Sampling(max_tokens=max_tokens), stream=True
+        )
+        self.generation = Generation(iter((key,)), request, self.replies.append, self._end)
+        self.generation.model = model
+        self.generation.prepare(Text(), model.description, model.context_length)
+        model.admit(self.generation)
+
+    def _end(self, generation):
+        generation.model.leave(generation)
+        self.ended.set_result(self.replies[-1])
+
+    async def last(self):
+        return await asyncio.wait_for(self.ended, PATIENCE)
+
+
+async def until(condition):
+    for _ in range(int(PATIENCE / 0.005)):
+        if condition():
+            return
+        await asyncio.sleep(0.005)
+    raise TimeoutError
+
+
+class Owner:
+    """The house of one model."""
+
+    def __init__(self, *, context_length=1000, refusal=None, queue=None):
+        self.fit = Fit(("cpu",), {"cpu": 0}, (0,), 1000, 1000, context_length)
+        self.refusal = refusal
+        self.released = 0
+        self.house = House(
+            config=NeuronConfig(queue=queue or Queue()),
+            reserve=self.reserve,
+            correct=lambda model, ready: None,
+            release=self.release,
+            threads=lambda fit: 1,
+            changed=lambda: None,
+            backoff=Backoff(0.01, 0.05),
+        )
+
+    async def reserve(self, model):
+        if self.refusal is not None:
+            raise self.refusal
+        return self.fit
+
+    def release(self, model):
+        self.released += 1
+
+
+@asynccontextmanager
+async def owning(owner=None, *, settings=None, text=Text, **simulated):
+    owner = owner or Owner()
+    description = ModelDescription(
+        id="sim",
+        engine="simulated",
+        architecture="simulated",
+        folder="",
+        dtype="bfloat16",
+        context_length=1000,
+        rank_bytes=(0,),
+        kv_bytes_per_token=0,
+        overhead=None,
+        defaults=Sampling(),
+        eos_ids=[],
+        chat=False,
+        tools=False,
+        reasoning=False,
+        created=0,
+        load_text=text,
+        simulated=SimulatedSpec(answer=[7, 8], **simulated),
+    )
+    children = children_of(os.getpid())  # those of fixtures that outlive this test
+    model = ManagedModel(ModelSettings(id="sim", **settings or {}), description, owner.house)
+    try:
+        yield model
+    finally:
+        model.requests.fail_all(CortexError(Code.SHUTTING_DOWN, "the test ends"))
+        await model.close()
+        assert children_of(os.getpid()) == children
+
+
+def run(scenario):
+    asyncio.run(asyncio.wait_for(scenario, 60))
+
+
+async def load(model):
+    await asyncio.wait_for(model.load(lambda progress: None), PATIENCE)
+
+
+def test_the_first_request_loads_the_model_and_sees_how_it_goes():
+    async def scenario():
+        async with owning(load_seconds=0.2) as model:
+            client = Client(model, 1)
+            assert model.status == "loading"
+            assert isinstance(await client.last(), Finished)
+            stages = {reply.stage for reply in client.replies if isinstance(reply, Progress)}
+            assert stages == {"loading"}
+            assert model.status == "ready"
+
+    run(scenario())
+
+
+def test_a_load_that_nobody_waits_for_any_more_goes_on():
+    async def scenario():
+        async with owning(load_seconds=0.2) as model:
+            waiting = asyncio.create_task(load(model))
+            await asyncio.sleep(0.05)
+            waiting.cancel()
+            await until(lambda: model.status == "ready")
+            assert model.state().epoch == 1
+
+    run(scenario())
+
+
+def test_what_cannot_be_reserved_fails_everybody_who_waits():
+    async def scenario():
+        refusal = CortexError(Code.INSUFFICIENT_MEMORY, "no room", retry_after=5.0)
+        owner = Owner(refusal=refusal)
+        async with owning(owner) as model:
+            client = Client(model, 1)
+            with pytest.raises(CortexError, match="no room"):
+                await load(model)
+            failed = await client.last()
+            assert (failed.code, failed.retry_after) == (Code.INSUFFICIENT_MEMORY, 5.0)
+            assert (model.status, model.error) == ("failed", "no room")
+            owner.refusal = None
+            await load(model)
+            assert model.error is None
+
+    run(scenario())
+
+
+def test_a_tokenizer_that_cannot_be_read_fails_the_load_before_any_process():
+    def broken():
+        raise CortexError(Code.MODEL_LOAD_FAILED, "tokenizer.json is no tokenizer")
+
+    async def scenario():
+        async with owning(text=broken) as model:
+            with pytest.raises(CortexError, match=r"tokenizer\.json"):
+                await load(model)
+            assert model.state().epoch == 0
+
+    run(scenario())
+
+
+def test_a_prompt_that_fits_no_more_after_the_load_is_refused_with_the_real_context():
+    async def scenario():
+        async with owning(Owner(context_length=10)) as model:
+            client = Client(model, 1, prompt=[1] * 20)
+            failed = await client.last()
+            assert failed.code == Code.CONTEXT_LENGTH_EXCEEDED
+            assert failed.details == {"prompt_tokens": 20, "context_length": 10, "max_tokens": 3}
+            assert model.context_length == 10
+
+    run(scenario())
+
+
+def test_who_waits_too_long_is_told_so():
+    async def scenario():
+        owner = Owner(queue=Queue(wait_seconds=0.2))
+        async with owning(owner, settings={"max_sequences": 1}, step_seconds=0.01) as model:
+            await load(model)
+            running = Client(model, 1, 900)
+            late = Client(model, 2)
+            failed = await late.last()
+            assert failed.code == Code.QUEUE_TIMEOUT
+            assert failed.retry_after >= 1
+            assert not running.ended.done()
+
+    run(scenario())
+
+
+def test_the_time_of_a_load_does_not_count_as_waiting():
+    async def scenario():
+        owner = Owner(queue=Queue(wait_seconds=0.1))
+        async with owning(owner, load_seconds=0.5) as model:
+            assert isinstance(await Client(model, 1).last(), Finished)
+
+    run(scenario())
+
+
+def test_a_cancelled_request_leaves_the_queue_or_the_worker():
+    async def scenario():
+        async with owning(settings={"max_sequences": 1}, step_seconds=0.01) as model:
+            await load(model)
+            clients = [Client(model, key, 900) for key in (1, 2, 3)]
+            await until(lambda: clients[0].generation.begun)
+            assert (model.state().running, model.state().waiting) == (1, 2)
+            for client in clients:
+                client.generation.cancel()
+                assert isinstance(await client.last(), Cancelled)
+            assert (model.state().running, model.state().waiting) == (0, 0)
+            assert model.state().cancelled == 3
+            await until(lambda: model.state().pages_free == model.state().pages_total)
+            assert isinstance(await Client(model, 4).last(), Finished)
+
+    run(scenario())
+
+
+def test_unload_while_it_loads_ends_the_load_and_who_waits_for_it():
+    async def scenario():
+        owner = Owner()
+        children = children_of(os.getpid())
+        async with owning(owner, load_seconds=60.0) as model:
+            client = Client(model, 1)
+            await until(lambda: model.ranks())
+            await model.unload()
+            assert (await client.last()).code == Code.MODEL_LOAD_FAILED
+            assert model.status == "unloaded"
+            assert owner.released == 1
+            assert children_of(os.getpid()) == children
+
+    run(scenario())
+
+
+def test_who_comes_during_an_unload_is_served_by_the_next_load():
+    async def scenario():
+        async with owning(step_seconds=0.01) as model:
+            running = Client(model, 1, 30)
+            await until(lambda: running.generation.begun)
+            unloading = model.unload()
+            client = Client(model, 2)
+            assert model.status == "unloading"
+            await unloading
+            assert isinstance(await running.last(), Finished)
+            assert isinstance(await client.last(), Finished)
+            assert model.state().epoch == 2
+
+    run(scenario())
+
+
+def test_an_unload_gives_up_when_requests_run_on_and_the_model_goes_on(monkeypatch):
+    monkeypatch.setattr(neuron.models.managed, "UNLOAD_SECONDS", 0.2)
+
+    async def scenario():
+        async with owning(step_seconds=0.01) as model:
+            running = Client(model, 1, 900)
+            await until(lambda: running.generation.begun)
+            with pytest.raises(CortexError) as refused:
+                await model.unload()
+            assert refused.value.code == Code.QUEUE_TIMEOUT
+            assert model.status == "ready"
+            assert isinstance(await Client(model, 2).last(), Finished)
+
+    run(scenario())
+
+
+def test_a_death_during_an_unload_ends_in_unloaded():
+    async def scenario():
+        async with owning(step_seconds=0.01) as model:
+            running = Client(model, 1, 900)
+            await until(lambda: running.generation.begun)
+            unloading = model.unload()
+            os.kill(model.ranks()[0].pid, signal.SIGKILL)
+            await unloading
+            assert (await running.last()).code == Code.WORKER_DIED
+            assert model.status == "unloaded"
+
+    run(scenario())
+
+
+def test_a_restart_can_be_unloaded():
+    async def scenario():
+        owner = Owner()
+        owner.house.backoff = Backoff(60.0, 60.0)
+        async with owning(owner) as model:
+            await load(model)
+            os.kill(model.ranks()[0].pid, signal.SIGKILL)
+            await until(lambda: model.status == "restarting")
+            assert model.idle
+            await model.unload()
+            assert model.status == "unloaded"
+            await load(model)
+
+    run(scenario())
+
+
+def test_restarts_that_fail_in_a_row_end_in_failed_with_nothing_held():
+    async def scenario():
+        owner = Owner()
+        async with owning(owner, failure=FailurePlan(die_at_step=2)) as model:
+            await load(model)
+            for key in range(1, 20):
+                client = Client(model, key, 10)
+                assert isinstance(await client.last(), Failed)
+                if model.status == "failed":
+                    break
+            assert model.status == "failed"
+            assert model.state().restarts == neuron.models.managed.BAD_STARTS
+            assert owner.released == 1
+
+    run(scenario())
+
+
+def test_waits_between_restarts_double_up_to_a_limit():
+    backoff = Backoff()
+    assert [backoff.seconds(n) for n in range(8)] == [0.5, 1, 2, 4, 8, 16, 30, 30]
+    assert backoff.seconds(10_000) == 30
+
+
+def test_cached_pages_are_told_and_forgotten_with_their_worker():
+    async def scenario():
+        async with owning() as model:
+            assert model.page_hashes() == []
+            await Client(model, 1, prompt=range(100)).last()
+            await Client(model, 2, prompt=range(100)).last()
+            state = model.state()
+            assert len(model.page_hashes()) == state.pages_cached == 3
+            assert (state.prompt_tokens, state.cached_tokens) == (200, 96)
+            os.kill(model.ranks()[0].pid, signal.SIGKILL)
+            await until(lambda: model.status == "restarting")
+            assert model.page_hashes() == []
+            await until(lambda: model.status == "ready")
+            assert model.state().prompt_tokens == 0
+
+    run(scenario())

@@ -1,0 +1,156 @@
+"""Several models on one device: what fits, who leaves for whom, and what a load holds."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from ipc.errors import Code, CortexError
+from ipc.messages import Delta, Done, Eviction, Finished, Hello, ListModels, Load, Quote
+from tests.neuron.harness import PATIENCE, Neuron, chat, simulated
+
+GIB = 1 << 30
+LIMIT = {"memory": "4GiB"}
+
+
+def big(model_id, memory="2.5GiB", load_seconds=0.0, **settings):
+    plan = {"memory": memory, "step_seconds": 0.005, "load_seconds": load_seconds}
+    return simulated(model_id, **plan, settings=settings)
+
+
+def load(client, model):
+    return client.ask(Load(id=0, model=model), PATIENCE)
+
+
+def status(neuron):
+    return {state.id: state.status for state in neuron.health().models if state.id != "demo"}
+
+
+def test_a_model_that_does_not_fit_makes_the_idle_one_leave(tmp_path):
+    with Neuron(tmp_path, [big("a"), big("b")], cpu=LIMIT) as neuron, neuron.client() as client:
+        load(client, "a")
+        [a] = neuron.children()
+        assert neuron.health().devices[0].memory_reserved == int(2.5 * GIB)
+        assert isinstance(client.ask(chat("b"), PATIENCE), Finished)
+        assert status(neuron) == {"a": "unloaded", "b": "ready"}
+        assert a not in neuron.children()
+        assert neuron.health().devices[0].memory_reserved == int(2.5 * GIB)
+
+
+def test_the_least_recently_used_leaves(tmp_path):
+    models = [big(name, "1.5GiB") for name in "abc"]
+    with Neuron(tmp_path, models, cpu=LIMIT) as neuron, neuron.client() as client:
+        load(client, "a")
+        load(client, "b")
+        client.ask(chat("a"), PATIENCE)
+        load(client, "c")
+        assert status(neuron) == {"a": "ready", "b": "unloaded", "c": "ready"}
+
+
+def test_the_gateway_s_strategy_decides_who_leaves(tmp_path):
+    models = [big("low", "1.5GiB", priority=1), big("high", "1.5GiB", priority=200), big("new", "1.5GiB")]
+    with Neuron(tmp_path, models, cpu=LIMIT) as neuron, neuron.client() as client:
+        client.ask(Hello(id=0, eviction=Eviction(strategy="priority")), PATIENCE)
+        load(client, "high")
+        load(client, "low")
+        load(client, "new")
+        assert status(neuron) == {"low": "unloaded", "high": "ready", "new": "ready"}
+
+
+def test_busy_and_pinned_models_stay_and_the_refusal_names_them(tmp_path):
+    models = [big("busy", "1.5GiB"), big("pinned", "1.5GiB", pin=True), big("new")]
+    with Neuron(tmp_path, models, cpu=LIMIT) as neuron, neuron.client() as client, neuron.client() as other:
+        neuron.wait_for("pinned", status="ready")
+        stream = other.stream(chat("busy", 30_000), PATIENCE)
+        while not isinstance(next(stream), Delta):
+            pass
+        with pytest.raises(CortexError) as refused:
+            load(client, "new")
+        assert refused.value.code == Code.INSUFFICIENT_MEMORY
+        assert "busy holds 1.50 GiB on cpu" in refused.value.message
+        assert "pinned holds 1.50 GiB on cpu" in refused.value.message
+        assert isinstance(next(stream), Delta)
+        stream.close()
+        assert isinstance(load(client, "new"), Done)
+        assert status(neuron) == {"busy": "unloaded", "pinned": "ready", "new": "ready"}
+
+
+def test_a_model_that_never_fits_is_refused_and_nobody_leaves_for_it(tmp_path):
+    with Neuron(tmp_path, [big("a"), big("huge", "64GiB")], cpu=LIMIT) as neuron, neuron.client() as client:
+        load(client, "a")
+        with pytest.raises(CortexError) as refused:
+            load(client, "huge")
+        assert refused.value.code == Code.INSUFFICIENT_MEMORY
+        assert status(neuron) == {"a": "ready", "huge": "failed"}
+
+
+def test_many_who_ask_for_one_model_get_one_load(tmp_path):
+    with Neuron(tmp_path, [simulated("a", load_seconds=0.3)]) as neuron, ThreadPoolExecutor() as threads:
+
+        def ask():
+            with neuron.client() as client:
+                return client.ask(chat("a", 2), PATIENCE)
+
+        answers = [threads.submit(ask) for _ in range(5)]
+        assert all(isinstance(answer.result(PATIENCE), Finished) for answer in answers)
+        state = neuron.model("a")
+        assert (state.epoch, state.finished) == (1, 5)
+
+
+def test_loads_of_two_models_run_side_by_side(tmp_path):
+    models = [simulated("a", load_seconds=1.0), simulated("b", load_seconds=1.0)]
+    with Neuron(tmp_path, models) as neuron, neuron.client() as one, neuron.client() as two:
+        first, second = (c.stream(Load(id=0, model=m), PATIENCE) for c, m in ((one, "a"), (two, "b")))
+        next(first), next(second)
+        assert status(neuron) == {"a": "loading", "b": "loading"}
+        assert isinstance(list(first)[-1], Done)
+        assert isinstance(list(second)[-1], Done)
+
+
+def test_pinned_models_are_loaded_at_start_and_the_listener_is_there_before(tmp_path):
+    model = simulated("a", load_seconds=1.0, settings={"pin": True})
+    with Neuron(tmp_path, [model]) as neuron:
+        assert neuron.model("a").status in ("unloaded", "loading")
+        assert neuron.wait_for("a", status="ready").pinned
+
+
+def test_a_checkpoint_that_was_broken_is_served_once_it_is_whole(tmp_path):
+    folder = tmp_path / "models" / "mine"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{")
+    config = {"model_folders": [str(tmp_path / "models")]}
+    with Neuron(tmp_path, [], **config) as neuron, neuron.client() as client:
+        with pytest.raises(CortexError, match=r"config\.json") as refused:
+            load(client, "mine")
+        assert refused.value.code == Code.MODEL_LOAD_FAILED
+        assert neuron.model("mine").status == "failed"
+        (folder / "config.json").write_text('{"architectures": ["Unheard"]}')
+        with pytest.raises(CortexError, match="Unheard"):
+            load(client, "mine")
+        assert "mine" in {state.id for state in client.ask(ListModels(id=0), PATIENCE).models}
+
+
+def quote(client, model):
+    return client.ask(Quote(id=0, model=model), PATIENCE)
+
+
+def test_a_quote_says_what_it_would_take_and_does_nothing(tmp_path):
+    models = [big("a", load_seconds=0.1), big("b"), big("huge", "64GiB")]
+    with Neuron(tmp_path, models, cpu=LIMIT) as neuron, neuron.client() as client, neuron.client() as other:
+        free = quote(client, "a")
+        assert (free.verdict, free.evicts, free.bytes) == ("fits", [], int(2.5 * GIB))
+        assert free.seconds is None  # nothing was measured yet
+        load(client, "a")
+        assert quote(client, "a").verdict == "ready"
+        evicting = quote(client, "b")
+        assert (evicting.verdict, evicting.evicts) == ("evicts", ["a"])
+        assert evicting.seconds > 0.1  # at the rate of a
+        stream = other.stream(chat("a", 30_000), PATIENCE)
+        while not isinstance(next(stream), Delta):
+            pass
+        assert quote(client, "b").verdict == "waits"
+        refused = quote(client, "huge")
+        assert (refused.verdict, refused.code) == ("refused", Code.INSUFFICIENT_MEMORY)
+        assert "64.00 GiB" in refused.message
+        assert status(neuron) == {"a": "ready", "b": "unloaded", "huge": "unloaded"}
+        assert neuron.model("a").load_seconds > 0.1
+        stream.close()

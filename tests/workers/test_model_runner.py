@@ -1,0 +1,202 @@
+"""What else goes on in the engine never changes an answer."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import pytest
+import torch
+
+from ipc.errors import Code
+from ipc.worker_messages import SamplingParams
+from tests.workers.engines import DEVICES, Session, make_spec, request, serve, some_requests
+from workers.execution.model_runner import ModelRunner
+from workers.step.engine import OutOfDeviceMemory
+from workers.step.plan import NewSequence, Scheduled, StepPlan
+
+VOCABULARY = 131
+
+
+@pytest.fixture(scope="module", params=DEVICES)
+def runner(request, tiny):
+    runner = ModelRunner(make_spec(tiny("qwen3_untied_biased").folder, device=request.param))
+    runner.load(lambda fraction, message: None)
+    yield runner
+    runner.close()
+
+
+def unlike_requests(count: int):
+    """Greedy and sampled ones, each with its own seed and settings."""
+    settings = [
+        {"temperature": 0.0},
+        {"temperature": 1.0},
+        {"temperature": 0.7, "top_k": 5},
+        {"temperature": 1.5, "top_p": 0.8},
+        {"temperature": 3.0, "top_k": 40, "top_p": 0.95},
+        {"temperature": 2.0, "min_p": 0.02, "repetition_penalty": 1.3, "min_tokens": 5},
+        {"temperature": 0.0, "presence_penalty": 0.7, "frequency_penalty": 0.4, "logit_bias": {7: 4.0}},
+        {"temperature": 1.0, "bad_words": [[3], [5, 9]], "allowed_token_ids": list(range(60))},
+    ]
+    for submit in some_requests(count, VOCABULARY, seed=3):
+        chosen = settings[submit.request_id % len(settings)]
+        submit.params = SamplingParams(**chosen, seed=1000 + submit.request_id)
+        yield submit
+
+
+def alone(runner, requests):
+    outputs = []
+    for submit in requests:
+        outputs += serve(runner, [submit])
+    return outputs
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 16])
+def test_batched_answers_equal_answers_alone(runner, count):
+    requests = list(unlike_requests(count))
+    expected = alone(runner, requests)
+    assert serve(runner, requests) == expected
+
+
+def test_preempted_sequences_go_on_as_if_nothing_had_happened(runner):
+    requests = [*unlike_requests(8)]
+    for submit in requests:
+        submit.prompt = submit.prompt[: 4 * 20]
+        submit.max_tokens = 100
+    expected = alone(runner, requests)
+    plans = []
+    execute = runner.execute
+    runner.execute = lambda plan: plans.append(plan) or execute(plan)
+    outputs = serve(runner, requests, kv_pages=12)
+    del runner.execute
+    assert sum(len(plan.added) for plan in plans) >= len(requests) + 3, "nothing was preempted"
+    assert outputs == expected
+
+
+def test_answers_do_not_depend_on_what_pages_held_before(runner):
+    requests = list(unlike_requests(6))
+    before = alone(runner, requests)
+    for layer in runner.cache.layers:
+        layer.fill_(1e4)
+    assert alone(runner, requests) == before
+
+
+def test_a_seed_draws_the_same_and_another_seed_draws_something_else(runner):
+    def draw(seed):
+        return serve(runner, [request(1, [5, 6, 7], 30, temperature=5.0, seed=seed)])
+
+    assert draw(1) == draw(1) != draw(2)
+
+
+def test_load_tells_what_it_holds_and_how_far_it_is(tiny):
+    heard = []
+    spec = make_spec(tiny("llama_untied_linear").folder, kv_pages=3)
+    runner = ModelRunner(spec)
+    loaded = runner.load(lambda fraction, message: heard.append(fraction))
+    parameters = sum(parameter.numel() for parameter in tiny("llama_untied_linear").oracle.parameters())
+    page_bytes = 2 * 2 * 2 * 32 * 12 * 4  # layers, keys and values, heads, tokens, head_dim, float32
+    assert (loaded.memory.weights, loaded.memory.kv_pool) == (4 * parameters, 3 * page_bytes)
+    assert loaded.kv_pages == 3
+    assert heard == sorted(heard)
+    assert heard[-1] == 1.0
+
+
+def fail(runner, monkeypatch, *calls: int, method: str = "logits") -> None:
+    """Let some calls of a method of the model ask for more memory than there is."""
+    number, plain = 0, getattr(runner.model, method)
+
+    def greedy(x: torch.Tensor) -> torch.Tensor:
+        nonlocal number
+        number += 1
+        return torch.empty(1 << 55, device=x.device) if number in calls else plain(x)
+
+    monkeypatch.setattr(runner.model, method, greedy)
+
+
+@pytest.mark.parametrize("method", ["logits", "norm"])
+def test_steps_without_memory_change_no_answer(runner, monkeypatch, method):
+    requests = list(unlike_requests(8))
+    requests[2].params = SamplingParams(0.0, prompt_logprobs=2)
+    requests[3].pooling, requests[3].max_tokens = "mean", 1
+    expected = []
+    for each in requests:
+        session = Session(runner)
+        expected += session.answer([each])
+        session.end()
+    fail(runner, monkeypatch, 2, 7, 19, 30, method=method)
+    session = Session(runner)
+    answers = session.answer(requests, seed=4)
+    session.end()
+    assert session.scheduler.statistics()["out_of_memory"] == 4
+    for ours, alone in zip(answers, expected, strict=True):
+        assert (ours.token_ids, ours.finish) == (alone.token_ids, alone.finish)
+        assert [entry.token for entry in ours.prompt_logprobs] == [e.token for e in alone.prompt_logprobs]
+        assert [entry.logprob for entry in ours.prompt_logprobs] == pytest.approx(
+            [entry.logprob for entry in alone.prompt_logprobs], abs=1e-4
+        )
+
+
+def test_a_rank_of_several_does_not_survive_a_lack_of_memory(runner, monkeypatch):
+    """The others wait in a collective."""
+    plan = StepPlan(1, [], [NewSequence(0, 1, bytes(4), SamplingParams())], [Scheduled(0, 1, [[0]])])
+    fail(runner, monkeypatch, 1, 2)
+    with pytest.raises(OutOfDeviceMemory, match="memory"):
+        runner.execute(plan)
+    runner._release(0)
+    monkeypatch.setattr(runner.group, "size", 2)
+    monkeypatch.setattr(runner.group, "all_reduce", lambda x: x)
+    with pytest.raises(RuntimeError, match="memory"):
+        runner.execute(plan)
+    runner._release(0)
+
+
+def test_only_a_lack_of_memory_is_taken_for_one(runner, monkeypatch):
+    monkeypatch.setattr(runner.model, "logits", lambda x: x @ torch.ones(1, 3, device=x.device))
+    plan = StepPlan(1, [], [NewSequence(0, 1, bytes(4), SamplingParams())], [Scheduled(0, 1, [[0]])])
+    with pytest.raises(RuntimeError, match="shapes"):
+        runner.execute(plan)
+    runner._release(0)
+
+
+def test_a_choice_that_is_impossible_fails_one_request_and_no_other(runner):
+    good = list(unlike_requests(3))
+    bad = request(7, [5, 6], 9, allowed_token_ids=[4], bad_words=[[4]])
+    session = Session(runner)
+    *answers, failed = session.answer([*good, bad])
+    session.end()
+    assert (failed.finish, failed.code, failed.token_ids) == ("error", Code.BAD_REQUEST, [])
+    assert [answer.token_ids for answer in answers] == alone(runner, good)
+
+
+def test_numbers_that_are_not_finite_end_a_request_with_an_error(runner, monkeypatch):
+    plain = runner.model.logits
+    monkeypatch.setattr(runner.model, "logits", lambda x: plain(x) * float("nan"))
+    session = Session(runner)
+    [answer] = session.answer([request(1, [5, 6, 7], 4)])
+    session.end()
+    assert (answer.finish, answer.token_ids) == ("error", [])
+    assert "not finite" in answer.message
+
+
+def test_nothing_of_a_model_is_left_when_it_is_closed(tiny):
+    runner = ModelRunner(make_spec(tiny("qwen3_tied").folder))
+    runner.load(lambda fraction, message: None)
+    serve(runner, list(unlike_requests(3)))
+    held = [weakref.ref(runner.model), weakref.ref(runner.cache), weakref.ref(runner.cache.layers[0])]
+    runner.close()
+    gc.collect()
+    assert [reference() for reference in held] == [None] * 3
+
+
+def test_a_prompt_that_was_in_pages_already_is_not_computed_again(runner):
+    fed = []
+    prompt = [(i * 7) % VOCABULARY for i in range(100)]
+    session = Session(runner)
+    execute = runner.execute
+    runner.execute = lambda plan: fed.append(sum(e.num_tokens for e in plan.scheduled)) or execute(plan)
+    first = session.answer([request(1, prompt, 1)])
+    second = session.answer([request(2, prompt, 1)])
+    del runner.execute
+    session.end()
+    assert first[0].token_ids == second[0].token_ids
+    assert (sum(fed), second[0].cached_tokens) == (100 + 4, 96)

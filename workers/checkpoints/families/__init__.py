@@ -1,0 +1,1 @@
+"""The tensors of each family of models, and how ranks share them."""

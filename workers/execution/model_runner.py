@@ -1,0 +1,276 @@
+"""The engine with a model in it: executes step plans on one rank."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+from collections.abc import Callable
+from functools import partial
+
+import msgspec
+import torch
+from torch import Tensor
+
+from ipc.errors import Code, CortexError
+from ipc.worker_messages import KERNEL_BYTES, Logprobs, MemoryUse, WorkerSpec
+from workers.cache.paged import KVCache
+from workers.checkpoints.config import ModelConfig, read_config
+from workers.execution.memory import TOLD_TOKENS, check_pages, held, largest_step, pool_pages, trim
+from workers.models.decoder import Decoder
+from workers.parallel import RankGroup
+from workers.sampling.grammar import Grammars
+from workers.sampling.logprobs import logprobs
+from workers.sampling.sampler import Sampled, Sampler
+from workers.step.batch import Segment, Slot, Step, make_step
+from workers.step.engine import Extra, Loaded, OutOfDeviceMemory, StepResult
+from workers.step.plan import NewSequence, Scheduled, StepPlan
+from workers.weights.loader import WeightFiles
+
+THREAD_BYTES = 32 << 20  # weights that a further CPU thread is worth: less, and it waits longer than it works
+CHECKED_STEPS = 16  # between two looks at how much memory is held
+RUN_BYTES = 4 << 20  # of keys that decode gathers at once, so that they stay in the cache
+
+logger = logging.getLogger("workers.execution.model_runner")
+
+
+class ModelRunner:
+    """One rank of a transformer. Implements `workers.step.engine.Engine`."""
+
+    def __init__(self, spec: WorkerSpec) -> None:
+        self.spec = spec
+        self.group = RankGroup()
+        self.slots: dict[int, Slot] = {}
+        self.grammars: Grammars | None = None  # made when the first one is asked for
+
+    def load(self, progress: Callable[[float, str], None]) -> Loaded:
+        """Read this rank's weights, measure what a step takes, and make KV pages of the rest.
+
+        Raises:
+            CortexError: the checkpoint cannot be loaded, does not divide over the ranks, or leaves no room.
+        """
+        spec = self.spec
+        dtype = getattr(torch, spec.dtype)
+        device = torch.device(spec.device)
+        config = read_config(spec.folder)
+        config.check_ranks(spec.world_size)
+        checkpoint = WeightFiles(spec.folder)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        self.group = RankGroup.join(spec)
+        self.model = Decoder(config, self.group, dtype)
+        weights = self.model.nbytes
+        torch.set_num_threads(1)  # the loader has threads of its own
+        checkpoint.load(self.model.parts(), lambda fraction: progress(fraction, "reading weights"))
+        torch.set_num_threads(min(spec.threads, 1 + weights // THREAD_BYTES))
+        if device.type == "cpu":
+            _tune_cpu(dtype)
+        self.sampler = Sampler(config.vocab_size, device)
+        progress(1.0, "measuring a step")
+        return self._make_pool(config, dtype, weights + self.model.head.copied)
+
+    def _make_pool(self, config: ModelConfig, dtype: torch.dtype, weights: int) -> Loaded:
+        """A pool as large as memory allows: first one page of one layer, to see what all else takes.
+
+        Args:
+            weights: bytes.
+        """
+        spec = self.spec
+        pool = partial(
+            KVCache,
+            kv_heads=len(self.group.share_kv(config.num_kv_heads)),
+            head_dim=config.head_dim,
+            dtype=dtype,
+            device=self.group.device,
+        )
+        self.cache = pool(layers=1, pages=1)
+        page_bytes = config.num_layers * self.cache.nbytes
+        self.run_pages = max(1, RUN_BYTES // self.cache.layers[0][0, 0].nbytes)
+        used = self._measure(weights)
+        pages = self.group.least(pool_pages(spec, page_bytes, used))
+        check_pages(spec, pages, page_bytes, used)
+        self.cache = pool(layers=config.num_layers, pages=pages)
+        memory = msgspec.structs.replace(used, kv_pool=self.cache.nbytes)
+        self.most_bytes = memory.total
+        return Loaded(pages, memory)
+
+    def _measure(self, weights: int) -> MemoryUse:
+        """What this rank holds beside `weights`, and what the largest step takes.
+
+        Raises:
+            CortexError: INSUFFICIENT_MEMORY, not even for that step.
+        """
+        device, plan = self.spec.device, largest_step(self.spec, self.sampler.block_rows)
+        trim(device)
+        before = held(device)
+        try:
+            self.execute(plan)
+        except OutOfDeviceMemory as error:
+            raise CortexError(
+                Code.INSUFFICIENT_MEMORY,
+                f"a step of {self.spec.max_step_tokens} tokens does not fit beside the weights: {error}. "
+                "A smaller max_step_tokens or max_sequences needs less",
+            ) from error
+        took = held(device) - before
+        for slot in list(self.slots):
+            self._release(slot)
+        most = -self.group.least(-took)  # the ranks do the same: what one of them took, each may come to take
+        kernels = KERNEL_BYTES if device == "cpu" else 0
+        return MemoryUse(weights=weights, activations=most + kernels, runtime=before - weights)
+
+    def prove(self) -> int:
+        """Sum a one over the ranks."""
+        return self.group.prove()
+
+    @torch.inference_mode()
+    def execute(self, plan: StepPlan) -> StepResult:
+        """Run one step."""
+        self.group.begin_step(plan.step)
+        for number in plan.released:
+            self._release(number)
+        for new in plan.added:
+            self._add(new)
+        for entry in plan.scheduled:
+            for table, pages in zip(self.slots[entry.slot].tables, entry.new_pages, strict=False):
+                table.extend(pages)
+        if plan.step % CHECKED_STEPS == CHECKED_STEPS - 1 and held(self.spec.device) > self.most_bytes:
+            trim(self.spec.device)  # free memory in pieces too small for anything
+        try:
+            return self._step(plan.scheduled)
+        except RuntimeError as error:
+            if self.group.size > 1 or not _is_out_of_memory(error):
+                raise
+            reason = str(error).partition("\n")[0]
+        # here, because the error held what the step had: only now there is something to give back
+        if self.group.device.type == "cuda":
+            torch.cuda.empty_cache()
+        raise OutOfDeviceMemory(reason)
+
+    def collectives(self) -> tuple[int, float]:
+        """How many there were, and the seconds in them."""
+        return self.group.collectives, self.group.collective_seconds
+
+    def close(self) -> None:
+        """Leave the group, and let go of all memory."""
+        self.group.leave()
+        if self.grammars is not None:
+            self.grammars.close()
+        self.slots.clear()
+        for name in ("model", "cache", "sampler"):
+            self.__dict__.pop(name, None)
+
+    def _add(self, new: NewSequence) -> None:
+        """A sequence enters, without device memory. Its grammar is compiled while its prompt is computed."""
+        slot = self.slots[new.slot] = Slot.of(new)
+        if new.constraint is not None:
+            if self.grammars is None:
+                self.grammars = Grammars(self.spec.folder, self.model.vocab_size)
+            self.grammars.add(new.slot, new.constraint, slot.output, new.params.stop_ids)
+
+    def _release(self, number: int) -> None:
+        slot = self.slots.pop(number)
+        if slot.sampling:
+            self.sampler.remove(number)
+        if slot.new.constraint is not None:
+            self.grammars.remove(number)
+
+    def _step(self, scheduled: list[Scheduled]) -> StepResult:
+        """What the plan's tokens lead to. No slot and no sampler changes before all of it was computed."""
+        step = make_step(scheduled, self.slots, self.run_pages, self.group.device)
+        masks = self.grammars.begin(step.sampled) if self.grammars is not None else None
+        hidden = self.model(step.batch, self.cache)
+        pooled = [(piece.slot, self._pool(piece, hidden)) for piece in step.pieces if piece.slot.new.pooling]
+        told = [(piece.slot, self._tell(piece, hidden)) for piece in step.pieces if piece.slot.tells]
+        sampled = Sampled([])
+        if step.sampled:
+            self._enter(step.sampled)
+            logits = self.model.logits(hidden[step.batch.sampled])
+            bitmask = masks.result() if masks is not None else None
+            sampled = self.sampler.sample(logits, step.sampled, bitmask)
+        for slot, vector in pooled:
+            slot.pooled = slot.pooled + vector if slot.new.pooling == "mean" else vector
+        for slot, entries in told:
+            slot.prompt_logprobs += entries
+        for piece in step.pieces:
+            piece.slot.num_computed += len(piece.rows)
+        return self._conclude(step, sampled)
+
+    def _enter(self, numbers: list[int]) -> None:
+        """Tell the sampler of those that get a token for the first time."""
+        for number in numbers:
+            slot = self.slots[number]
+            if not slot.sampling:
+                self.sampler.add(number, slot.new.params, slot.prompt, slot.output)
+                slot.sampling = True
+
+    def _pool(self, piece: Segment, hidden: Tensor) -> Tensor:  # [hidden] float32
+        """The last of its hidden states, or the sum of all."""
+        first = piece.rows.start if piece.slot.new.pooling == "mean" else piece.rows.stop - 1
+        return self.model.norm(hidden[first : piece.rows.stop]).sum(dim=0, dtype=torch.float32)
+
+    def _tell(self, piece: Segment, hidden: Tensor) -> list[Logprobs]:
+        """How probable the tokens of a prompt were that follow those of `piece`."""
+        slot, first = piece.slot, piece.rows.start
+        start = slot.num_computed + 1
+        following = slot.token_ids[start : start + len(piece.rows)].tolist()
+        told: list[Logprobs] = []
+        for start in range(0, len(following), TOLD_TOKENS):
+            targets = following[start : start + TOLD_TOKENS]
+            logits = self.model.logits(hidden[first + start : first + start + len(targets)])
+            told += logprobs(logits, targets, [slot.new.params.prompt_logprobs] * len(targets))
+        return told
+
+    def _conclude(self, step: Step, sampled: Sampled) -> StepResult:
+        """Append the new tokens, and say what else came of each sequence."""
+        result, row = StepResult([]), 0
+        for index, number in enumerate(step.complete):
+            slot = self.slots[number]
+            if slot.new.pooling:
+                result.tokens.append(-1)
+                result.extras[index] = Extra(embedding=_embedding(slot))
+                continue
+            token, entry = sampled.tokens[row], sampled.logprobs.get(row)
+            row += 1
+            result.tokens.append(token)
+            finish, prompt_logprobs = "", slot.prompt_logprobs
+            if token < 0:
+                error = self._nothing_to_choose(slot, number)
+                result.extras[index] = Extra("error", error.code, error.message)
+                continue
+            slot.token_ids.append(token)
+            if slot.new.constraint is not None and self.grammars.accept(number, token):
+                finish = "stop"
+            if finish or entry is not None or prompt_logprobs:
+                slot.prompt_logprobs = []
+                result.extras[index] = Extra(finish, logprobs=entry, prompt_logprobs=prompt_logprobs)
+        return result
+
+    def _nothing_to_choose(self, slot: Slot, number: int) -> CortexError:
+        if slot.new.constraint is not None:
+            return self.grammars.error(number)
+        return CortexError(
+            Code.BAD_REQUEST,
+            "the settings of the request leave no token to choose, or the model's numbers are not finite",
+        )
+
+
+def _embedding(slot: Slot) -> bytes:  # float32, little-endian
+    vector = slot.pooled / slot.new.prompt_len if slot.new.pooling == "mean" else slot.pooled
+    return vector.cpu().numpy().astype("<f4").tobytes()
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """The CPU's allocator has no exception of its own."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _tune_cpu(dtype: torch.dtype) -> None:
+    """Settings of this process that serving on a CPU is fast with; called when the weights are in place."""
+    # attention multiplies bfloat16 values as float32; this lets oneDNN do it exactly as fast
+    torch.backends.mkldnn.matmul.fp32_precision = "bf16" if dtype == torch.bfloat16 else "ieee"
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        # glibc would give freed activations back to the kernel, which then has to clear each page of them
+        # again: half the time of a prefill step
+        m_trim_threshold, m_mmap_threshold = -1, -3
+        libc.mallopt(m_mmap_threshold, 1 << 30)
+        libc.mallopt(m_trim_threshold, (1 << 31) - 1)

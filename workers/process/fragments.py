@@ -1,0 +1,77 @@
+"""Plans and reports that are larger than what a ring takes at once travel in parts.
+
+A plan may bring several long prompts, and a report the log-probabilities of one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import msgspec
+
+from ipc.worker_messages import SequenceReport, StepReport
+from workers.step.plan import StepPlan, decode_plan, encode_plan
+
+PART_BYTES = 128 << 10  # in one record; a ring has room for a few
+
+encode = msgspec.msgpack.Encoder().encode
+
+
+class PlanWriter(Protocol):
+    def write(self, record: bytes, timeout: float) -> None: ...
+
+
+class PlanReader(Protocol):
+    def read(self, timeout: float | None) -> bytes | None: ...
+
+
+def tell(plans: PlanWriter, plan: StepPlan | None, timeout: float) -> None:
+    """Send a plan to the other ranks. The first byte of a record says whether more of the plan follows."""
+    record = encode_plan(plan)
+    for start in range(0, len(record), PART_BYTES):
+        end = start + PART_BYTES
+        plans.write(bytes((end < len(record),)) + record[start:end], timeout)
+
+
+def hear(plans: PlanReader) -> StepPlan | None:
+    """Wait for the next plan that `tell` sent."""
+    record = plans.read(None)
+    whole = record[1:]
+    while record[0]:
+        record = plans.read(None)
+        whole += record[1:]
+    return decode_plan(whole)
+
+
+def records(report: StepReport) -> Iterator[bytes]:
+    """A report, encoded; a large one as several that say the same together."""
+    record = encode(report)
+    if len(record) <= PART_BYTES:
+        yield record
+        return
+    for half in halve(report):
+        yield from records(half)
+
+
+def halve(report: StepReport) -> tuple[StepReport, StepReport]:
+    """Two reports for a large one: pages apart from sequences, or half of them, or half of a prompt."""
+
+    def part(sequences: list[SequenceReport], cached: list[bytes], evicted: list[bytes]) -> StepReport:
+        return msgspec.structs.replace(report, sequences=sequences, cached=cached, evicted=evicted)
+
+    sequences, cached, evicted = report.sequences, report.cached, report.evicted
+    if sequences and (cached or evicted):
+        return part([], cached, evicted), part(sequences, [], [])
+    if not sequences:
+        halves = [(each[: len(each) // 2], each[len(each) // 2 :]) for each in (cached, evicted)]
+        (cached, more_cached), (evicted, more_evicted) = halves
+        return part([], cached, evicted), part([], more_cached, more_evicted)
+    if len(sequences) > 1:
+        middle = len(sequences) // 2
+        return part(sequences[:middle], [], []), part(sequences[middle:], [], [])
+    [whole] = sequences
+    middle = len(whole.prompt_logprobs) // 2
+    early = SequenceReport(whole.request_id, [], "", prompt_logprobs=whole.prompt_logprobs[:middle])
+    late = msgspec.structs.replace(whole, prompt_logprobs=whole.prompt_logprobs[middle:])
+    return part([early], [], []), part([late], [], [])

@@ -1,0 +1,99 @@
+"""The steps of a rank, from ready to `Stop`.
+
+Rank 0 leads: it takes commands, schedules, tells the other ranks the plan, and reports what each step
+brought. The others follow: they execute the plans that come. A rank with nothing to do blocks and uses no
+CPU; it dies with its supervisor, so it needs no other end to such a wait.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+
+import msgspec
+
+from ipc.broadcast import BroadcastRing
+from ipc.ring import Ring
+from ipc.worker_messages import Abort, Command, StepReport, Stop, Submit, WorkerSpec
+from workers.process.fragments import hear, records, tell
+from workers.scheduling.pacing import Pace
+from workers.scheduling.scheduler import Scheduler
+from workers.step.engine import Engine, OutOfDeviceMemory
+
+WRITE_TIMEOUT = 60.0  # seconds of back-pressure after which the reader of a ring counts as lost
+TURN_COMMANDS = 256  # taken between two steps: a few milliseconds, however many are waiting
+
+logger = logging.getLogger("workers.process.loop")
+decode_command = msgspec.msgpack.Decoder(Command).decode
+Beat = Callable[..., None]  # HeartbeatPage.beat of this rank
+
+
+def lead(spec: WorkerSpec, kv_pages: int, engine: Engine, reports: Ring, beat: Beat) -> None:
+    """Rank 0: steps as long as there is work, until `Stop`. Commands take effect before the next step."""
+    commands = Ring.attach(spec.commands)
+    plans = BroadcastRing.attach_writer(spec.plans) if spec.plans else None
+    scheduler = Scheduler(
+        max_sequences=spec.max_sequences,
+        max_step_tokens=spec.max_step_tokens,
+        context_length=spec.context_length,
+        kv_pages=kv_pages,
+    )
+    pace = Pace(spec.max_step_tokens)
+    idle = False
+    while True:
+        for record in take(commands, wait=idle):
+            match decode_command(record):
+                case Submit() as request:
+                    scheduler.submit(request)
+                case Abort(request_id=request_id):
+                    scheduler.abort(request_id)
+                case Stop():
+                    if plans is not None:
+                        tell(plans, None, WRITE_TIMEOUT)
+                    beat(state="stopping", step=scheduler.step)
+                    return
+        plan = scheduler.plan(pace.chunk())
+        idle = plan is None
+        if plan is not None:
+            beat(state="stepping", step=plan.step, collectives=engine.collectives())
+            if plans is not None:
+                tell(plans, plan, WRITE_TIMEOUT)
+            began = time.monotonic()
+            try:
+                scheduler.commit(engine.execute(plan))
+            except OutOfDeviceMemory as error:
+                logger.warning("out of memory model=%s step=%d reason=%s", spec.model, plan.step, error)
+                scheduler.step_failed(f"the device has too little memory left for this request: {error}")
+            else:
+                pace.observe(scheduler.decode_tokens, scheduler.prefill_tokens, time.monotonic() - began)
+        if news := scheduler.take_reports():
+            cached, evicted = scheduler.take_page_news()
+            counts = scheduler.statistics()
+            report = StepReport(scheduler.step, news, **counts, cached=cached, evicted=evicted)
+            for record in records(report):
+                reports.write(record, WRITE_TIMEOUT)
+        if idle:
+            beat(state="ready", step=scheduler.step, collectives=engine.collectives())
+
+
+def follow(spec: WorkerSpec, engine: Engine, beat: Beat) -> None:
+    """Any other rank: execute what rank 0 plans, until it plans no more."""
+    plans = BroadcastRing.attach_reader(spec.plans, spec.rank - 1)
+    step = 0
+    while (plan := hear(plans)) is not None:
+        step = plan.step
+        beat(state="stepping", step=step)
+        engine.execute(plan)
+        beat(state="ready", step=step, collectives=engine.collectives())
+    beat(state="stopping", step=step)
+
+
+def take(commands: Ring, wait: bool) -> Iterator[bytes]:
+    """The commands of one turn; with `wait` there is one at least."""
+    if wait:
+        yield commands.read(None)
+    for _ in range(TURN_COMMANDS):
+        if (record := commands.try_read()) is None:
+            return
+        yield record

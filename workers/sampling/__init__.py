@@ -1,0 +1,1 @@
+"""From logits to tokens: settings, penalties, log-probabilities, grammars."""

@@ -1,0 +1,323 @@
+"""From logits to tokens, for a batch of sequences that each want it another way.
+
+In this order: penalties, logit bias, what is forbidden (allowed ids, bad words, stop ids before `min_tokens`,
+the grammar's mask), temperature, top-k, top-p, min-p, and one draw.
+
+A token depends on its own logits, its settings, its seed and its place in the sequence, and on nothing else:
+not on the other sequences of the batch, nor on the rank. So every rank draws the same one, and a preempted
+sequence goes on as if nothing had happened. Of equal logits, of which bfloat16 makes many, the lower token id
+comes first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ipc.worker_messages import Logprobs, SamplingParams
+from workers.sampling.logprobs import chunked, largest, logprobs
+from workers.sampling.penalties import Penalties
+
+CANDIDATES = 1024  # sorted for top-p and min-p if 64 do not hold enough; then 32 times as many, then all
+# Logits of the rows that are drawn at once: what is computed for whole vocabularies is big. On a CPU a tensor
+# over 32 MB is new memory each time, which costs more than its use.
+BLOCK_LOGITS = {"cpu": 5 << 18, "cuda": 5 << 20}
+MASK = (1 << 64) - 1
+GOLDEN = 0x9E3779B97F4A7C15  # 2**64 over the golden ratio
+
+
+@dataclass(slots=True)
+class Sampled:
+    """What was chosen."""
+
+    tokens: list[int]  # one a row; -1 where nothing is allowed, or a logit is not finite
+    logprobs: dict[int, Logprobs] = field(default_factory=dict)  # by row, where they were asked for
+
+
+@dataclass(slots=True)
+class _Slot:
+    """A sequence: how it wants to be sampled, and what of its past matters for that."""
+
+    params: SamplingParams
+    length: int  # tokens, prompt included: the place of the next one
+    output: list[int]
+    allowed: Tensor | None  # [vocabulary] bool
+    bias: tuple[list[int], list[float]]  # ids and values
+
+    def forbidden(self) -> Iterator[int]:
+        """Last tokens of bad words whose other tokens were just written."""
+        for word in self.params.bad_words:
+            before = len(word) - 1
+            if not before or self.output[-before:] == word[:-1]:
+                yield word[-1]
+
+    @property
+    def too_short(self) -> bool:
+        """Whether it may not end yet."""
+        return len(self.output) < self.params.min_tokens
+
+    @property
+    def edited(self) -> bool:
+        """Whether its logits may change, penalties and grammar aside."""
+        params = self.params
+        return bool(params.logit_bias or params.allowed_token_ids or params.bad_words or self.too_short)
+
+    @property
+    def filtered(self) -> bool:
+        params = self.params
+        return bool(params.top_k) or params.top_p < 1 or params.min_p > 0
+
+
+class Sampler:
+    """Chooses the next token of each sequence, by slot.
+
+    Args:
+        vocab_size: columns of the logits.
+        device: where they are.
+
+    Attributes:
+        block_rows: of logits that are drawn from at once.
+    """
+
+    def __init__(self, vocab_size: int, device: torch.device | str = "cpu") -> None:
+        self._vocab_size, self._device = vocab_size, torch.device(device)
+        self.block_rows = max(1, BLOCK_LOGITS[self._device.type] // vocab_size)
+        self._slots: dict[int, _Slot] = {}
+        self._penalties = Penalties(vocab_size, self._device, self.block_rows)
+
+    def add(
+        self, slot: int, params: SamplingParams, prompt: Sequence[int], output: Sequence[int] = ()
+    ) -> None:
+        """A sequence enters. `output` is what it wrote before a preemption."""
+        allowed = None
+        if params.allowed_token_ids:
+            allowed = torch.zeros(self._vocab_size, dtype=torch.bool, device=self._device)
+            allowed[torch.tensor(params.allowed_token_ids, device=self._device)] = True
+        bias = (list(params.logit_bias), list(params.logit_bias.values()))
+        self._slots[slot] = _Slot(params, len(prompt) + len(output), list(output), allowed, bias)
+        self._penalties.add(slot, params, prompt, output)
+
+    def remove(self, slot: int) -> None:
+        """A sequence left."""
+        del self._slots[slot]
+        self._penalties.remove(slot)
+
+    def sample(self, logits: Tensor, slots: list[int], bitmask: Tensor | None = None) -> Sampled:
+        """Choose a token for each row, and remember it.
+
+        Args:
+            logits: `[rows, vocabulary]` float32; used up.
+            slots: one a row.
+            bitmask: `[rows, ceil(vocabulary / 32)]` int32 on the CPU, what the grammars allow: bit i of word
+                w stands for token 32 w + i.
+        """
+        rows = [self._slots[slot] for slot in slots]
+        asking = [row for row, slot in enumerate(rows) if slot.params.logprobs is not None]
+        edited = bitmask is not None or any(slot in self._penalties for slot in slots)
+        if asking and (edited or any(slot.edited for slot in rows)):
+            plain = logits[self._tensor(asking)]  # a copy, before anything is changed
+        else:
+            plain = self._take(logits, asking)
+        self._penalties.apply(logits, slots)
+        self._bias(logits, rows)
+        self._forbid(logits, rows, bitmask)
+        highest, tokens = _highest(logits)
+        self._draw(logits, rows, tokens)
+        ids = torch.where(highest.isfinite(), tokens, -1).tolist()
+        sampled = Sampled(ids)
+        for block in self._blocks([(place, row) for place, row in enumerate(asking) if ids[row] >= 0]):
+            asked = logprobs(
+                self._take(plain, [place for place, _ in block]),
+                [ids[row] for _, row in block],
+                [rows[row].params.logprobs for _, row in block],
+            )
+            sampled.logprobs.update((row, entry) for (_, row), entry in zip(block, asked, strict=True))
+        # last, when memory cannot run out any more: then nothing was sampled
+        self._penalties.record(slots, ids)
+        for slot, token in zip(rows, ids, strict=True):
+            if token >= 0:
+                slot.length += 1
+                slot.output.append(token)
+        return sampled
+
+    def _draw(self, logits: Tensor, rows: list[_Slot], tokens: Tensor) -> None:
+        """Replace the tokens of the rows that are not greedy."""
+        drawn = [row for row, slot in enumerate(rows) if slot.params.temperature]
+        for block in self._blocks([row for row in drawn if not rows[row].filtered]):
+            tokens[self._tensor(block)] = _draw_plain(self._take(logits, block), [rows[row] for row in block])
+        left = [row for row in drawn if rows[row].filtered]
+        for candidates in (64, CANDIDATES, 32 * CANDIDATES, self._vocab_size):
+            count = min(candidates, self._vocab_size)
+            wide = [row for row in left if count < min(rows[row].params.top_k, self._vocab_size)]
+            for block in self._blocks(sorted(set(left).difference(wide))):
+                found, enough = _draw_filtered(self._take(logits, block), [rows[row] for row in block], count)
+                tokens[self._tensor(block)] = found
+                wide += [row for row, done in zip(block, enough.tolist(), strict=True) if not done]
+            left = wide
+
+    def _bias(self, logits: Tensor, rows: list[_Slot]) -> None:
+        at: list[int] = []
+        ids: list[int] = []
+        values: list[float] = []
+        for row, slot in enumerate(rows):
+            if slot.bias[0]:
+                at += [row] * len(slot.bias[0])
+                ids += slot.bias[0]
+                values += slot.bias[1]
+        if at:
+            added = torch.tensor(values, device=self._device)
+            logits.index_put_((self._tensor(at), self._tensor(ids)), added, accumulate=True)
+
+    def _forbid(self, logits: Tensor, rows: list[_Slot], bitmask: Tensor | None) -> None:
+        """Set the logits of what may not come to minus infinity."""
+        limited = [row for row, slot in enumerate(rows) if slot.allowed is not None]
+        if limited:
+            index = self._tensor(limited)
+            allowed = torch.stack([rows[row].allowed for row in limited])
+            logits[index] = logits[index].masked_fill(~allowed, -torch.inf)
+        pairs = [(row, token) for row, slot in enumerate(rows) for token in slot.forbidden()]
+        masked: set[int] = set()
+        if bitmask is not None:
+            masked = set((bitmask != -1).any(dim=1).nonzero().flatten().tolist())
+            self._mask(logits, sorted(masked), bitmask)
+        for row, slot in enumerate(rows):
+            # a grammar that allows nothing but the end is at its end: no minimum can change that
+            if slot.too_short and not (row in masked and _only(bitmask[row], slot.params.stop_ids)):
+                pairs += [(row, token) for token in slot.params.stop_ids]
+        if pairs:
+            at, ids = (self._tensor(list(column)) for column in zip(*pairs, strict=True))
+            logits[at, ids] = -torch.inf
+
+    def _mask(self, logits: Tensor, rows: list[int], bitmask: Tensor) -> None:
+        if not rows:
+            return
+        words = bitmask[torch.tensor(rows)].to(self._device, non_blocking=True)
+        bits = torch.arange(32, dtype=torch.int32, device=self._device)
+        allowed = (words.unsqueeze(2) >> bits & 1).flatten(1)[:, : self._vocab_size].bool()
+        index = self._tensor(rows)
+        logits[index] = logits[index].masked_fill(~allowed, -torch.inf)
+
+    def _blocks(self, rows: list[Any]) -> Iterator[list[Any]]:
+        return (rows[start : start + self.block_rows] for start in range(0, len(rows), self.block_rows))
+
+    def _take(self, logits: Tensor, rows: list[int]) -> Tensor:  # [len(rows), vocabulary]
+        """Some rows, in ascending order: not a copy where they follow each other."""
+        if rows and rows[-1] - rows[0] == len(rows) - 1:
+            return logits[rows[0] : rows[-1] + 1]
+        return logits[self._tensor(rows)]
+
+    def _tensor(self, values: list[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.int64, device=self._device)
+
+
+def uniform(seed: int, position: int) -> float:
+    """A number in [0, 1), the same for the same arguments anywhere: a counter-based generator.
+
+    SplitMix64 (Steele et al. 2014) of the position, on a stream that is the seed's own.
+    """
+    return (_mix(_mix(seed + GOLDEN) + position * GOLDEN) >> 16) / (1 << 48)
+
+
+def _mix(x: int) -> int:
+    x &= MASK
+    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 & MASK
+    x = (x ^ x >> 27) * 0x94D049BB133111EB & MASK
+    return x ^ x >> 31
+
+
+def _only(words: Tensor, stop_ids: list[int]) -> bool:
+    """Whether a mask (`[words]` int32) allows nothing besides `stop_ids`."""
+    left = words.clone()
+    for token in stop_ids:
+        left[token // 32] &= ~(1 << token % 32) if token % 32 < 31 else 0x7FFFFFFF
+    return not bool(left.any())
+
+
+def _highest(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The highest logit of each row, and the first token that has it."""
+    chunks = chunked(logits)
+    highest, chunk = chunks.amax(dim=2).max(dim=1)
+    return highest, chunk * chunks.shape[2] + _chunk(chunks, chunk).max(dim=1).indices
+
+
+def _chunk(chunks: Tensor, number: Tensor) -> Tensor:  # [rows, chunks, size], [rows] -> [rows, size]
+    return chunks[torch.arange(len(chunks), device=chunks.device), number]
+
+
+def _sums(weights: Tensor) -> Tensor:  # [rows, vocabulary] -> [rows, chunks] float64
+    """Running sums at the ends of chunks: in float64, exact enough for the smallest probabilities."""
+    return chunked(weights).sum(dim=2, dtype=torch.float64).cumsum(dim=1)
+
+
+def _draw_plain(logits: Tensor, slots: list[_Slot]) -> Tensor:  # [rows, vocabulary] -> [rows] int64
+    """One point on the line of all probabilities, in the order of the vocabulary."""
+    temperature = _column([slot.params.temperature for slot in slots], logits.device).float()
+    weights = torch.softmax(logits / temperature, dim=-1)
+    sums = _sums(weights)
+    point = _points(slots, logits.device) * sums[:, -1:]
+    chunk = torch.searchsorted(sums, point, right=True).clamp_(max=sums.shape[1] - 1)
+    point -= torch.where(chunk > 0, sums.gather(1, (chunk - 1).clamp_(min=0)), 0)
+    inside = _chunk(chunked(weights), chunk.squeeze(1)).cumsum(dim=1, dtype=torch.float64)
+    # rounding may lead past the chunk's end: its last token is the last that has any probability
+    last = (inside < inside[:, -1:]).sum(dim=1, keepdim=True)
+    token = torch.searchsorted(inside, point, right=True).minimum(last)
+    return (chunk * inside.shape[1] + token).squeeze(1)
+
+
+def _draw_filtered(logits: Tensor, slots: list[_Slot], count: int) -> tuple[Tensor, Tensor]:
+    """One point on the line of the kept probabilities, in descending order.
+
+    Only the largest logits are sorted, and only their values count: a rank is drawn first, then the token is
+    looked up that has its value. The order in which a sort leaves equal values thus never matters.
+
+    Args:
+        logits: `[rows, vocabulary]`.
+        slots: one a row.
+        count: so many logits are sorted, no fewer than any top-k.
+
+    Returns:
+        Tokens, and whether `count` was enough for them, each `[rows]`.
+    """
+    device, vocabulary = logits.device, logits.shape[1]
+    params = [slot.params for slot in slots]
+    temperature = _column([each.temperature for each in params], device)
+    top_k = _column([min(each.top_k or vocabulary, vocabulary) for each in params], device)
+    top_p = _column([each.top_p for each in params], device)
+    min_p = _column([each.min_p for each in params], device)
+    values, ids = largest(logits, count)  # [rows, count]
+    # relative to the most probable token: 1 is as probable
+    weights = ((values - values[:, :1]) / temperature).exp()
+    weights.masked_fill_(torch.arange(count, device=device) >= top_k, 0.0)
+    sums = weights.cumsum(dim=-1)
+    everything = sums[:, -1:]
+    if count < vocabulary and any(each.top_p < 1 and not each.top_k for each in params):
+        relative = (logits - values[:, :1]).div_(temperature.float()).exp_()
+        everything = torch.where(top_k <= count, everything, _sums(relative)[:, -1:])
+    mass = torch.where(top_p < 1, top_p * everything, torch.inf)
+    enough = (top_k <= count) | (sums[:, -1:] >= mass) | (weights[:, -1:] < min_p)
+    last = (sums < mass).sum(dim=-1, keepdim=True).clamp_(max=count - 1)  # the rank that completes the mass
+    last = last.minimum((weights >= min_p).logical_and_(weights > 0).sum(dim=-1, keepdim=True) - 1).clamp_(
+        min=0
+    )
+    point = _points(slots, device) * sums.gather(1, last)
+    rank = (sums <= point).sum(dim=-1, keepdim=True).minimum(last)
+    value = values.gather(1, rank)
+    tokens = ids.gather(1, rank)
+    equal = values == value
+    tied = enough & ((equal.sum(dim=-1, keepdim=True) > 1) | (value == values[:, -1:]))
+    for row in tied.flatten().nonzero().flatten().tolist():
+        before = int((values[row] > value[row]).sum())
+        tokens[row] = (logits[row] == value[row]).nonzero()[int(rank[row]) - before]
+    return tokens.squeeze(1), enough.squeeze(1)
+
+
+def _points(slots: list[_Slot], device: torch.device) -> Tensor:  # [rows, 1] float64, in [0, 1)
+    return _column([uniform(slot.params.seed, slot.length) for slot in slots], device)
+
+
+def _column(values: list[float], device: torch.device) -> Tensor:  # [len(values), 1] float64
+    return torch.tensor(values, dtype=torch.float64, device=device).unsqueeze(1)

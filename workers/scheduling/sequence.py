@@ -1,0 +1,72 @@
+"""One request inside the scheduler, and the account that it is for."""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass, field
+
+import msgspec
+
+from ipc.worker_messages import PAGE_SIZE, SamplingParams, Submit
+from workers.step.plan import Scheduled
+
+
+@dataclass(slots=True)
+class Account:
+    """Somebody with open sequences, or who had some and was served more than those who still have."""
+
+    served: int = 0  # tokens of prompts and output; what was computed twice counts twice
+    open: int = 0  # sequences
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """One stream of tokens on its way through the engine.
+
+    `token_ids` holds prompt and output together; the first `num_computed` of them have their keys and
+    values in `pages`. Everything else about progress is derived from those two.
+    """
+
+    request: Submit
+    token_ids: array[int]
+    prompt_len: int
+    max_len: int  # tokens at which it ends with "length"
+    account: Account
+    arrival: int  # its number in the order of arrival
+    first_since: int | None = None  # departures from the queue when nobody of its lane was before it any more
+    started: bool = False  # its supervisor knows that it left the queue
+    slot: int | None = None  # None while it waits
+    decode: Scheduled | None = None  # the entry of a step that needs no page, made once per slot
+    pages: list[int] = field(default_factory=list)  # page numbers, in order
+    hashes: list[bytes] = field(default_factory=list)  # of its full pages, computed or not, as far as known
+    num_offered: int = 0  # of its pages, those that the pool knows the hash of
+    num_reused: int = 0  # tokens that were in cached pages when it was admitted last
+    num_computed: int = 0
+    stop_ids: frozenset[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.stop_ids = frozenset(self.request.params.stop_ids)
+
+    @property
+    def num_pending(self) -> int:
+        """Tokens that the next steps must feed: 1 in decode, more in prefill."""
+        return len(self.token_ids) - self.num_computed
+
+    @property
+    def params(self) -> SamplingParams:
+        """How its next tokens are chosen. The prompt's log-probabilities came with the first of them."""
+        params = self.request.params
+        if params.prompt_logprobs is None or len(self.token_ids) == self.prompt_len:
+            return params
+        return msgspec.structs.replace(params, prompt_logprobs=None)
+
+    @property
+    def may_reuse(self) -> int:
+        """Full pages that may come from the cache.
+
+        The last token is always computed: its hidden state gives the next one. Log-probabilities of the
+        prompt, and the mean over it, need the hidden state of every token.
+        """
+        if self.request.pooling == "mean" or self.params.prompt_logprobs is not None:
+            return 0
+        return (len(self.token_ids) - 1) // PAGE_SIZE

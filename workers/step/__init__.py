@@ -1,0 +1,1 @@
+"""The nouns that scheduling and execution share: a plan, an engine, a batch."""

@@ -1,0 +1,85 @@
+"""What a rank asks of an engine: the model, or its simulation, behind one small protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from ipc.heartbeat import HeartbeatPage
+from ipc.worker_messages import Logprobs, MemoryUse, WorkerSpec
+from workers.step.plan import StepPlan
+
+
+class OutOfDeviceMemory(Exception):
+    """A step did not get the memory it wanted, and changed nothing: the next step may be a smaller one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What a load came to."""
+
+    kv_pages: int  # in the pool, the same number on every rank
+    memory: MemoryUse
+
+
+@dataclass(slots=True)
+class Extra:
+    """What a step brought for one sequence besides its token."""
+
+    finish: Literal["", "stop", "error"] = ""  # "stop": its grammar is complete; "error": it has no token
+    code: str = ""  # of `ipc.errors.Code`, for "error"
+    message: str = ""
+    logprobs: Logprobs | None = None
+    prompt_logprobs: list[Logprobs] = field(default_factory=list)
+    embedding: bytes = b""  # float32, little-endian; the sequence has no token and is done
+
+
+@dataclass(slots=True)
+class StepResult:
+    """What a step brought for each sequence that has no pending token left, in the order of the plan."""
+
+    tokens: list[int]  # -1 where there is none
+    extras: dict[int, Extra] = field(default_factory=dict)  # by index in `tokens`, where there is more
+
+
+class Engine(Protocol):
+    """One rank's share of a model. Every method is called from one thread; all may raise `CortexError`."""
+
+    def load(self, progress: Callable[[float, str], None]) -> Loaded:
+        """Load the weights and make the KV pages; tell `progress` a fraction and what is done now."""
+        ...
+
+    def prove(self) -> int:
+        """Sum a one over all ranks through the real collective: the group works if that is its size."""
+        ...
+
+    def execute(self, plan: StepPlan) -> StepResult:
+        """Run one step.
+
+        Raises:
+            OutOfDeviceMemory: slots and pages are as the plan says, and nothing of `scheduled` counts as
+                computed. Only a rank that is alone in its group raises it: the others of a larger one wait in
+                a collective that this rank will not come to, so there any other error is raised, and the
+                group ends. It does not come to that as long as the most that a step takes was left free.
+        """
+        ...
+
+    def collectives(self) -> tuple[int, float]:
+        """How many this rank took part in, and its seconds in all of them (`workers.parallel.RankGroup`)."""
+        ...
+
+    def close(self) -> None:
+        """Leave the group and give the device back. Called once, even after a `load` that failed."""
+        ...
+
+
+def make_engine(spec: WorkerSpec, heartbeat: HeartbeatPage) -> Engine:
+    """The engine that `spec` names. Imports are lazy: a simulated worker starts without torch."""
+    if spec.engine == "simulated":
+        from workers.process.simulated import SimulatedEngine
+
+        return SimulatedEngine(spec, heartbeat)
+    from workers.execution.model_runner import ModelRunner
+
+    return ModelRunner(spec)
