@@ -3,8 +3,8 @@
 Over its control socket (`ipc/control.py`) a process is told to warm up, and which rank to be; it answers with
 `Waiting`. The rest travels in shared-memory rings: the supervisor writes `Command`s into rank 0's ring; every
 rank writes `Report`s into its own token ring; rank 0 writes plans for the others into the plan ring
-(`workers/step/plan.py` holds those: no other process reads them). All are msgpack, array-like where they are sent
-each step.
+(`workers/step/plan.py` holds those: no other process reads them). All are msgpack, array-like where they are
+sent each step.
 """
 
 from __future__ import annotations

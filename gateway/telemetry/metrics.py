@@ -1,4 +1,4 @@
-"""What one gateway process counts. `gateway/telemetry/exposition.py` adds the processes up and shows the sums.
+"""What one gateway process counts; `gateway.telemetry.exposition` adds the processes up.
 
 Import it in a process that serves, and after its directory is known: prometheus-client chooses where its
 values live when it is imported.

@@ -1,7 +1,8 @@
 """What a rank takes of its device besides weights and KV pages, as far as is known before it measured it.
 
-A worker measures both parts when it loads, and sizes its pool by that (`workers/execution/memory.py`). What is planned
-here only has to be near it: it decides which devices have room, and how much of them is promised meanwhile.
+A worker measures both parts when it loads, and sizes its pool by that (`workers/execution/memory.py`). What
+is planned here only has to be near it: it decides which devices have room, and how much of them is promised
+meanwhile.
 """
 
 from __future__ import annotations

@@ -126,7 +126,8 @@ def test_a_configuration_made_in_code_is_checked_the_same():
 
 def test_knowing_the_neuron_costs_no_heavy_import():
     code = (
-        "import sys, neuron.config, neuron.memory.devices, workers.checkpoints.card, neuron.models.catalogue, neuron.memory.ledger\n"
+        "import sys, neuron.config, neuron.memory.devices, neuron.memory.ledger, neuron.models.catalogue\n"
+        "import workers.checkpoints.card\n"
         "print({'torch', 'pynvml', 'tokenizers', 'jinja2', 'huggingface_hub', 'numpy'} & set(sys.modules))"
     )
     done = subprocess.run(

@@ -58,7 +58,7 @@ class Slot:
 
 
 class ReferenceEngine:
-    """Refuses every plan that breaks the rules of `workers.step.plan`, or reads or writes what it should not."""
+    """Refuses a plan that breaks the rules of `workers.step.plan`, or reads or writes what it must not."""
 
     def __init__(self, scheduler: Scheduler) -> None:
         self.scheduler = scheduler

@@ -276,5 +276,8 @@ def test_ranks_die_with_their_supervisor():
 
 
 def test_a_simulated_rank_loads_no_torch():
-    code = "import sys, workers.process.rank, workers.process.simulated, workers.__main__; sys.exit('torch' in sys.modules)"
+    code = (
+        "import sys, workers.process.rank, workers.process.simulated, workers.__main__; "
+        "sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,11 +1,10 @@
 """Which tokens go through the engine in the next step.
 
 Continuous batching under one token budget: sequences in decode take one token each, prompts share the rest
-in chunks, in the order of `workers.scheduling.fair_queue`. Pages are allocated when they are needed and never reserved;
-when they run out, the sequence of the lowest rank is preempted: it gives up its pages, waits, and later
-computes its prompt and its output so far again, as far as they are not cached. Full pages are cached
-(`workers.scheduling.page_pool`), so what sequences have in common is computed once; one whose next page is being computed
-now waits for it.
+in chunks, in the order of the fair queue. Pages are allocated when they are needed and never reserved; when
+they run out, the sequence of the lowest rank is preempted: it gives up its pages, waits, and later computes
+its prompt and its output so far again, as far as they are not cached. Full pages are cached (`page_pool`), so
+what sequences have in common is computed once; one whose next page is being computed now waits for it.
 
 Plain data and no clock: a scheduler is a pure function of what it was told, so any run can be replayed.
 """
