@@ -9,10 +9,12 @@ from __future__ import annotations
 import os
 import socket
 import sys
+from ipaddress import ip_address
 from typing import Any
 
 from gateway import startup
 from gateway.config import load as _load  # gunicorn takes every public name here for a setting
+from gateway.config import split_address
 from gateway.telemetry import metrics_directory
 from ipc.settings import ConfigError
 
@@ -49,6 +51,8 @@ def on_starting(server: Any) -> None:
     if not os.environ.keys() & {"GUNICORN_FD", "LISTEN_FDS"}:  # else the listeners are there already
         for address in server.cfg.address:
             _check_free(address)
+    for address in server.cfg.address:
+        _warn_if_open(server, address)
     metrics_directory.create()
     os.register_at_fork(after_in_parent=startup.release_signals)
 
@@ -69,6 +73,25 @@ def pre_fork(server: Any, worker: Any) -> None:
 def child_exit(server: Any, worker: Any) -> None:
     """In the master, when a process ended: nothing of it is in flight any more."""
     metrics_directory.forget(worker.pid)
+
+
+def _warn_if_open(server: Any, address: Any) -> None:
+    """A neuron refuses to listen off loopback without keys. The API has none to ask for, so it says it."""
+    metrics = _gateway.metrics_listen and split_address(_gateway.metrics_listen)
+    if not isinstance(address, tuple) or address[:2] == metrics or _is_loopback(address[0]):
+        return
+    server.log.warning(
+        "cortex: the API at %s:%s asks nobody for a key: whoever reaches it can use the models. "
+        "Keep it behind a firewall, or a proxy that asks",
+        *address[:2],
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _check_free(address: Any) -> None:

@@ -20,6 +20,8 @@ KEY_LENGTH = 40  # characters of Z85 for 32 bytes
 def generate(folder: str | Path, name: str = "cortex") -> tuple[Path, Path]:
     """Make a key pair in `folder`, which is created where it is missing.
 
+    What root makes belongs to the folder's owner, which is the user of the service that reads it.
+
     Returns:
         The paths of the secret and of the public key.
 
@@ -55,6 +57,9 @@ def load_public(key_or_path: str | Path) -> str:
 
 def _write(path: Path, comment: str, key: bytes, mode: int) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    if os.geteuid() == 0:
+        owner = path.parent.stat()
+        os.fchown(fd, owner.st_uid, owner.st_gid)
     with open(fd, "w", encoding="ascii") as file:
         file.write(comment + key.decode("ascii") + "\n")
 
@@ -62,6 +67,12 @@ def _write(path: Path, comment: str, key: bytes, mode: int) -> None:
 def _load(path: Path) -> str:
     try:
         lines = path.read_text(encoding="ascii").splitlines()
+    except PermissionError as error:
+        raise CortexError(
+            Code.BAD_REQUEST,
+            f"user {os.geteuid()} may not read the key file {path}; give it and its folder to the user of "
+            f"the service: chown USER {path.parent} {path}",
+        ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise CortexError(Code.BAD_REQUEST, f"cannot read the key file {path}: {error}") from error
     keys = [line.strip() for line in lines if line.strip() and not line.startswith("#")]

@@ -238,6 +238,7 @@ class Generate(Request, tag="generate"):
     account: Name = ""  # for whom: accounts take turns
     cache_salt: Name = ""  # only requests with the same one share cached prefixes
     parallel_tool_calls: bool = True  # False: the answer calls one tool at most
+    trace: Name = ""  # the client's own id of it, for the neuron's log
 
 
 class Cancel(Request, tag="cancel"):
@@ -262,6 +263,7 @@ class Embed(Request, tag="embed"):
     dimensions: int | None = None  # the first so many; None: all
     priority: int = 0
     account: Name = ""
+    trace: Name = ""
 
 
 class CachedPages(Request, tag="cached_pages"):

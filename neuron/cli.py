@@ -1,4 +1,7 @@
-"""The `neuron` command."""
+"""The `neuron` command.
+
+What needs the packages of the extra `neuron` is imported where it is used: without them, the command says so.
+"""
 
 from __future__ import annotations
 
@@ -14,22 +17,31 @@ from rich.table import Table
 from ipc.errors import CortexError
 from ipc.lifeline import die_with_parent
 from ipc.settings import ConfigError
+from ipc.version import version
 from neuron.config import NeuronConfig, load
-from neuron.memory.devices import Inventory
-from neuron.memory.fit import find_fit
-from neuron.memory.ledger import Ledger
-from neuron.models.catalogue import DEMO_FOLDER, Catalogue
-from neuron.models.description import describe
 
 DEFAULT_PATHS = ("neuron.yaml", "neuron.toml", "/etc/neuron/neuron.yaml", "/etc/neuron/neuron.toml")
 
-app = typer.Typer(
-    help="Serve models from the devices of this host.", no_args_is_help=True, add_completion=False
-)
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 ConfigOption = Annotated[
     Path | None,
     typer.Option("--config", help=f"YAML or TOML; else $NEURON_CONFIG, {', '.join(DEFAULT_PATHS)}."),
 ]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"neuron {version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def neuron(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Serve models from the devices of this host."""
 
 
 @app.command()
@@ -55,6 +67,8 @@ def serve(
 @app.command()
 def discover() -> None:
     """Show the devices of this host."""
+    from neuron.memory.devices import Inventory
+
     inventory = Inventory(NeuronConfig())
     table = Table("device", "name", "memory", "free", "capability", "driver", "cores")
     for device in inventory.devices:
@@ -78,6 +92,12 @@ def check(config: ConfigOption = None) -> None:
 
     Pinned models are placed together, in their order; every other one is placed beside those alone.
     """
+    from neuron.memory.devices import Inventory
+    from neuron.memory.fit import find_fit
+    from neuron.memory.ledger import Ledger
+    from neuron.models.catalogue import DEMO_FOLDER, Catalogue
+    from neuron.models.description import describe
+
     settings = _read(config)
     try:
         inventory = Inventory(settings)
@@ -119,7 +139,12 @@ def check(config: ConfigOption = None) -> None:
 
 def main() -> None:
     """Entry point of the `neuron` command."""
-    app()
+    try:
+        app()
+    except ModuleNotFoundError as error:
+        sys.exit(
+            f"neuron: {error.name} is not installed; a GPU host needs the extra: pip install '.[neuron]'"
+        )
 
 
 def _read(path: Path | None) -> NeuronConfig:

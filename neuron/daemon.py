@@ -7,7 +7,6 @@ import logging
 import os
 import signal
 import sys
-from importlib.metadata import version
 
 import uvloop
 
@@ -15,6 +14,7 @@ from ipc.errors import CortexError
 from ipc.keys import load_public, load_secret
 from ipc.notify import sd_notify
 from ipc.server import Server
+from ipc.version import version
 from neuron.config import NeuronConfig
 from neuron.memory.devices import Inventory
 from neuron.models.house import Backoff
@@ -29,7 +29,7 @@ STOP_SECONDS = 4.5  # for everything, after a signal
 
 
 def run(config: NeuronConfig, backoff: Backoff | None = None) -> int:
-    """Serve until SIGTERM or SIGINT.
+    """Serve until SIGTERM or SIGINT, or until the terminal closes that it was started from.
 
     Returns:
         The exit code: 0, or 1 when the neuron could not start, of which one line tells.
@@ -57,9 +57,13 @@ async def serve(config: NeuronConfig, backoff: Backoff | None = None) -> None:
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _stop, stopping)
+    if os.isatty(0):
+        loop.add_signal_handler(signal.SIGHUP, _stop, stopping)
+    else:
+        loop.add_signal_handler(signal.SIGHUP, _ignore_reload)
     inventory = Inventory(config)
     models = ModelManager(config, inventory, lambda: service.changed(), backoff)
-    service = Service(config, version("cortex-serve"), models)
+    service = Service(config, version(), models)
     server = Server(
         config.listen,
         service.handle,
@@ -97,6 +101,10 @@ def _report(starting: asyncio.Task[None]) -> None:
     """A fault while models are looked for is no reason to end, and none to be silent."""
     if not starting.cancelled() and (error := starting.exception()) is not None:
         log.error("models cannot be looked for", exc_info=error)
+
+
+def _ignore_reload() -> None:
+    log.warning("SIGHUP changes nothing: a neuron reads its configuration when it starts; restart it")
 
 
 def _stop(stopping: asyncio.Event) -> None:

@@ -15,9 +15,9 @@ from gateway.commands import status, up
 from gateway.commands.up_plan import UpError, make_plan
 from ipc import keys
 from ipc.errors import CortexError
+from ipc.version import version
 
 app = typer.Typer(
-    help="Language models on your own GPUs, behind one address.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -28,6 +28,21 @@ PLAIN_WIDTH = 200  # of tables for files and pipes, where nothing has to fit a s
 class Dtype(StrEnum):
     bfloat16 = "bfloat16"
     float32 = "float32"
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"cortex {version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def cortex(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Language models on your own GPUs, behind one address."""
 
 
 def _fail(command: str, message: object) -> NoReturn:

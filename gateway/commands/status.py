@@ -126,6 +126,10 @@ def _state(neuron: NeuronHealth) -> str:
 
 
 def _status(model: ModelState) -> str:
+    return _phase(model) + (", pinned" if model.pinned else "")
+
+
+def _phase(model: ModelState) -> str:
     if model.progress is not None:
         left = f", {model.seconds_left:.0f} s left" if model.seconds_left is not None else ""
         return f"{model.status} {model.progress:.0%}{left}"

@@ -73,7 +73,7 @@ class Exchange:
 
     def send(self, request: Generate | Embed) -> None:
         """Hand the request over. CortexError when no neuron can take it."""
-        request.account = self._caller
+        request.account, request.trace = self._caller, self.request_id
         self._request = request
         if self._fleet.knows(request.model):
             self._model = self._asked = request.model

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from importlib.metadata import PackageNotFoundError, version
+from importlib import metadata
 
 import falcon
 import falcon.asgi
@@ -11,6 +11,7 @@ import msgspec
 
 from gateway.fleet.view import Fleet
 from ipc.messages import PROTOCOL_MAJOR, PROTOCOL_MINOR
+from ipc.version import version
 
 
 class HealthResource:
@@ -77,20 +78,12 @@ class VersionResource:
     async def on_get(self, req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
         resp.data = msgspec.json.encode(
             {
-                "version": own_version(),
+                "version": version(),
                 "protocol": f"{PROTOCOL_MAJOR}.{PROTOCOL_MINOR}",
                 "python": sys.version.split()[0],
-                "gunicorn": version("gunicorn"),
-                "falcon": version("falcon"),
+                "gunicorn": metadata.version("gunicorn"),
+                "falcon": metadata.version("falcon"),
             }
         )
 
     on_head = on_get
-
-
-def own_version() -> str:
-    """The version of the installed package; of sources that nobody installed, nothing is known."""
-    try:
-        return version("cortex-serve")
-    except PackageNotFoundError:
-        return "unknown"

@@ -24,7 +24,9 @@ from gateway.telemetry.metrics_directory import VARIABLE
 
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
-# Attributes of `ipc.messages.ModelState` and `Device`, and what they are here.
+# Attributes of `ipc.messages.ModelState` and `Device`, and what they are here. Prometheus keeps `_total` for
+# counters, so those that end so have a name of their own.
+_NAMES = {"pages_total": "pages", "memory_total": "memory"}
 _MODEL_GAUGES = {
     "running": "Requests in the worker.",
     "waiting": "Requests in the neuron's queue.",
@@ -127,7 +129,7 @@ def _families(
     rows: list[tuple[list[str], Any]],
 ) -> Iterable[Metric]:
     for attribute, text in helps.items():
-        family = kind(prefix + attribute, text, labels=labels)
+        family = kind(prefix + _NAMES.get(attribute, attribute), text, labels=labels)
         for values, row in rows:
             value = getattr(row, attribute)
             if value is not None:

@@ -121,16 +121,22 @@ class OpenRequest(ABC):
         self._send(reply)
         usage = self.usage()
         log.info(
-            "request %s id=%d model=%s reason=%s prompt_tokens=%d completion_tokens=%d seconds=%.3f",
+            "request %s id=%d trace=%s model=%s reason=%s prompt_tokens=%d completion_tokens=%d seconds=%.3f",
             outcome,
             self.key,
-            self.request.model,
+            _word(self.request.trace),
+            _word(self.request.model),
             reply.choices[0].reason if isinstance(reply, Finished) else getattr(reply, "code", outcome),
             usage.prompt_tokens,
             usage.completion_tokens,
             time.monotonic() - self._arrived,
         )
         self._on_end(self)
+
+
+def _word(text: str) -> str:
+    """A client's text as one word of a line of the log."""
+    return text if text.isascii() and text.isprintable() and " " not in text else ascii(text)
 
 
 def too_long(

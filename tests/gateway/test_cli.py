@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from gateway.commands.cli import app
 from ipc.keys import load_public, load_secret
+from ipc.version import version
 
 
 def cortex(*arguments):
@@ -80,3 +81,8 @@ def test_serve_names_the_port_in_use(tmp_path):
 )
 def test_up_refuses_in_one_line(arguments, named):
     assert named in refusal(cortex("up", *arguments))
+
+
+def test_it_says_which_version_it_is():
+    result = cortex("--version")
+    assert (result.exit_code, result.stdout) == (0, f"cortex {version()}\n")

@@ -112,3 +112,11 @@ def test_process_killed_in_mid_stream_takes_only_its_own_requests(
             stream.close()
     assert ended == cut
     eventually(lambda: not neuron.working("stuck"), "the others are cancelled when they leave")
+
+
+def test_what_ends_in_total_is_a_counter(gateway: GatewayProcess) -> None:
+    """Prometheus keeps that ending for counters, and so do its rules."""
+    text = httpx.get(f"http://127.0.0.1:{gateway.metrics_port}/metrics", trust_env=False).text
+    kinds = dict(line.split()[2:4] for line in text.splitlines() if line.startswith("# TYPE "))
+    assert {"cortex_model_pages", "cortex_device_memory"} <= kinds.keys()
+    assert {kind for name, kind in kinds.items() if name.endswith("_total")} == {"counter"}

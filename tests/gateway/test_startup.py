@@ -113,3 +113,17 @@ def names(process: GatewayProcess) -> list[str]:
     except httpx.TransportError:
         return []
     return [neuron["name"] for neuron in health["neurons"]]
+
+
+@pytest.mark.parametrize(("host", "words"), [("0.0.0.0", 1), ("127.0.0.1", 0)])
+def test_an_api_that_others_can_reach_says_so_once(
+    neuron: NeuronThread, tmp_path: Path, host: str, words: int
+) -> None:
+    (port,) = free_ports(1)
+    process = GatewayProcess(tmp_path, neuron.endpoint, workers=2, listen=f"{host}:{port}")
+    process.base = f"http://127.0.0.1:{port}"
+    try:
+        process.wait_ready()
+        assert process.log.read_text().count("asks nobody for a key") == words
+    finally:
+        process.stop()

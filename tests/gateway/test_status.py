@@ -36,6 +36,7 @@ BEAST = status.NeuronHealth(
     models=[
         ModelState(id="Qwen/Qwen3-8B", status="ready", bytes_measured=17 * GIB, running=3, waiting=2),
         ModelState(id="large", status="loading", progress=0.4, seconds_left=3.2),
+        ModelState(id="kept", status="ready", pinned=True),
         ModelState(id="broken", status="failed", error="a shard is missing"),
     ],
 )
@@ -88,6 +89,10 @@ def test_a_model_shows_status_memory_and_requests():
 def test_a_load_shows_how_far_it_is_and_a_failure_why():
     assert "loading 40%, 3 s left" in " ".join(line_with("large"))
     assert "shard" in line_with("broken")
+
+
+def test_a_pinned_model_says_so():
+    assert line_with("kept")[2:4] == ["ready,", "pinned"]
 
 
 def test_a_lost_neuron_says_why():

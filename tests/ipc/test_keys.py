@@ -1,5 +1,6 @@
 """Keys: the secret one stays with its owner, nothing is overwritten, a bad file is named."""
 
+import os
 import stat
 
 import pytest
@@ -20,6 +21,22 @@ def test_only_the_owner_can_read_the_secret(tmp_path):
     assert stat.S_IMODE(secret_path.stat().st_mode) == 0o600
     secret_path.chmod(0o640)
     with pytest.raises(CortexError, match="chmod 600"):
+        load_secret(secret_path)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes files for others")
+def test_what_root_makes_belongs_to_the_owner_of_the_folder(tmp_path):
+    """The folder is the service's (systemd/tmpfiles.d), which could not read root's key."""
+    os.chown(tmp_path, 65534, 65533)
+    for path in generate(tmp_path):
+        assert (path.stat().st_uid, path.stat().st_gid) == (65534, 65533)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_key_of_another_user_says_what_to_do(tmp_path):
+    secret_path, _ = generate(tmp_path)
+    secret_path.chmod(0)
+    with pytest.raises(CortexError, match=f"chown USER {tmp_path}"):
         load_secret(secret_path)
 
 

@@ -13,6 +13,7 @@ from ipc.client import BlockingClient
 from ipc.errors import Code
 from ipc.keys import generate, load_public, load_secret
 from ipc.messages import Delta, Hello, HelloReply, State, Watch
+from ipc.version import version
 from tests.neuron.harness import PATIENCE, ROOT, Neuron, chat, is_running, simulated, wait_until
 
 
@@ -176,3 +177,51 @@ def test_whoever_watches_is_told_of_no_model_before_all_were_looked_for(tmp_path
         first = next(reply for reply in watch if isinstance(reply, State))
         assert {state.id for state in first.models} >= names
         watch.close()
+
+
+def test_it_says_which_version_it_is():
+    ended = neuron_command("--version")
+    assert (ended.returncode, ended.stdout) == (0, f"neuron {version()}\n")
+
+
+WITHOUT_THE_EXTRA = """
+import sys
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("jinja2", "llguidance", "numpy", "pynvml", "tokenizers", "torch"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Missing())
+sys.argv = ["neuron", *sys.argv[1:]]
+from neuron.cli import main
+main()
+"""
+
+
+def test_without_its_extra_it_says_what_to_install_and_helps_all_the_same(tmp_path):
+    def neuron(*arguments):
+        command = [sys.executable, "-c", WITHOUT_THE_EXTRA, *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, cwd=ROOT)
+
+    assert "check" in neuron("--help").stdout
+    (tmp_path / "n.yaml").write_text("listen: tcp://127.0.0.1:*")
+    for command in ("check", "serve"):
+        ended = neuron(command, "--config", str(tmp_path / "n.yaml"))
+        [line] = ended.stderr.splitlines()
+        assert "pip install '.[neuron]'" in line
+        assert ended.returncode == 1
+
+
+def test_a_reload_is_no_end(tmp_path):
+    with Neuron(tmp_path) as neuron, neuron.client() as client:
+        neuron.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: "SIGHUP changes nothing" in neuron.log, "its word on the signal")
+        assert isinstance(client.ask(Hello(id=0), PATIENCE), HelloReply)
+
+
+def test_the_end_of_a_request_is_logged_under_the_clients_id(tmp_path):
+    with Neuron(tmp_path, [simulated("sim")]) as neuron, neuron.client() as client:
+        for trace, word in (("abc-1", "abc-1"), ("a b\nc", r"'a b\nc'")):
+            client.ask(chat("sim", 2, trace=trace), PATIENCE)
+            assert f"trace={word} model=sim" in neuron.log
