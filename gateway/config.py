@@ -21,6 +21,8 @@ PLACES = ("cortex.yaml", "cortex.toml", "/etc/cortex/cortex.yaml", "/etc/cortex/
 
 MAX_BODY = MAX_MESSAGE - (1 << 20)  # a request is no longer in msgpack than in JSON; some room for the rest
 
+MIN_HEADER = 1024  # bytes; clients' own headers need some
+
 _ORIGIN = re.compile(r"\*|loopback|null|[A-Za-z][A-Za-z0-9+.-]*://[^/\s]+")
 _LISTEN = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^:/\[\]\s]+):(\d{1,5})")
 _ENDPOINT = re.compile(r"ipc://.+|(?:tcp|http)://(?:\[[0-9A-Fa-f:.%]+\]|[^:/\[\]\s]+):(\d{1,5})/?")
@@ -33,6 +35,15 @@ class Listeners(Struct, frozen=True, kw_only=True):
     metrics_listen: str | None = "127.0.0.1:31314"  # null: no metrics
     workers: Annotated[int, Meta(ge=1)] = 1  # gunicorn processes
     body_limit: Size = 32 << 20  # bytes of one request's body
+    body_seconds: Annotated[float, Meta(gt=0)] = 120  # until it has to be there
+    body_memory: Size = 256 << 20  # bytes of all bodies that one process holds
+    header_limit: Size = (
+        16 << 10
+    )  # bytes of the request line, and of each field; of all fields four times that
+    header_seconds: Annotated[float, Meta(gt=0)] = 30  # until a header has to be there
+    # Longer than clients keep a connection that idles (reqwest and Go 90, nginx and .NET 60), so that none is
+    # closed while they use it again.
+    keepalive_seconds: Annotated[int, Meta(ge=1)] = 100
     cors_origins: tuple[str, ...] = ("loopback",)  # pages that may ask: scheme://host:port, loopback, or *
     hosts: tuple[str, ...] = ()  # further names that it is reached by through loopback
     key_file: str | None = None  # our CURVE secret key, for neurons that have a public_key
@@ -111,6 +122,12 @@ def _checked(config: GatewayConfig, path: str | Path) -> GatewayConfig:
             f"Expected 1 to {MAX_BODY} bytes, as a message to a neuron takes no more, not {ours.body_limit}"
         )
         raise ConfigError(path, "gateway.body_limit", text)
+    if ours.body_memory < ours.body_limit:
+        text = f"Expected at least gateway.body_limit, {ours.body_limit} bytes, not {ours.body_memory}"
+        raise ConfigError(path, "gateway.body_memory", text)
+    if ours.header_limit < MIN_HEADER:
+        text = f"Expected at least {MIN_HEADER} bytes, not {ours.header_limit}"
+        raise ConfigError(path, "gateway.header_limit", text)
     for i, origin in enumerate(ours.cors_origins):
         if not _ORIGIN.fullmatch(origin):
             text = f"Expected scheme://host:port, loopback or *, not {origin!r}"

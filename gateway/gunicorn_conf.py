@@ -29,7 +29,7 @@ workers = _gateway.workers
 loglevel = _gateway.log_level.lower()
 proc_name = "cortex"
 
-worker_class = "asgi"
+worker_class = "gateway.connections.Worker"
 asgi_loop = "uvloop"
 asgi_lifespan = "on"
 asgi_disconnect_grace_period = 0  # a client that leaves cancels its handler, and so its request, at once
@@ -37,14 +37,13 @@ control_socket_disable = True  # it would leave a file in the home directory
 
 timeout = 60  # seconds that the event loop may stand still; streams may last as long as they like
 graceful_timeout = 30  # seconds for open requests when it is told to stop
-# Seconds that a connection may idle: longer than clients keep one (httpx 5, undici 4), so that none is closed
-# while they use it again; short, since a process that stops waits for idle ones, too.
-keepalive = 10
+keepalive = _gateway.keepalive_seconds
+limit_request_line = limit_request_field_size = _gateway.header_limit
 
 
 def on_starting(server: Any) -> None:
     """In the master, before anything listens: refuse what cannot work, and make room for metrics."""
-    if server.worker_class.__module__ != "gunicorn.workers.gasgi":
+    if server.worker_class.__module__ != "gateway.connections":
         sys.exit(startup.WRONG_WORKER)
     if _gateway.metrics_listen is not None and _gateway.metrics_listen not in server.cfg.bind:
         server.cfg.set("bind", [*server.cfg.bind, _gateway.metrics_listen])  # after a --bind
@@ -63,6 +62,10 @@ def on_reload(server: Any) -> None:
         startup.settings = _load()
     except ConfigError as error:
         server.log.error("cortex: the old configuration stays: %s", error)
+        return
+    server.cfg.set("keepalive", startup.settings.gateway.keepalive_seconds)
+    for name in ("limit_request_line", "limit_request_field_size"):
+        server.cfg.set(name, startup.settings.gateway.header_limit)
 
 
 def pre_fork(server: Any, worker: Any) -> None:

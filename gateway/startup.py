@@ -19,7 +19,7 @@ from ipc.settings import ConfigError
 APP_LOAD_ERROR = 4  # gunicorn.arbiter.Arbiter.APP_LOAD_ERROR
 
 WRONG_WORKER = (
-    "cortex needs gunicorn's asgi worker, and this is another one. Start it with\n"
+    "cortex needs its own kind of gunicorn's asgi worker, and this is another one. Start it with\n"
     "    gunicorn -c python:gateway.gunicorn_conf gateway:app\n"
     "or have a gunicorn.conf.py in this directory that says: from gateway.gunicorn_conf import *"
 )
@@ -34,7 +34,7 @@ LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s[%(process)d] %(message)s"
 
 def application() -> Callable[..., Any]:
     """The ASGI application. Exits the process where the worker class or the configuration is wrong."""
-    if "gunicorn.arbiter" in sys.modules and "gunicorn.workers.gasgi" not in sys.modules:
+    if "gunicorn.arbiter" in sys.modules and "gateway.connections" not in sys.modules:
         _refuse(WRONG_WORKER)
     try:
         chosen = settings or config.load()

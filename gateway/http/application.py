@@ -1,6 +1,7 @@
 """The ASGI application: Falcon with our resources, the account of each request, the metrics port.
 
-It relies on what gunicorn's `asgi` worker does when a client leaves: it cancels the handler.
+It relies on what gunicorn's `asgi` worker does when a client leaves: it cancels the handler. What that worker
+leaves out is in `gateway.connections`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from gateway.dialects.openai import chat as openai_chat
 from gateway.dialects.openai import completions as openai_completions
 from gateway.fleet.view import Fleet
 from gateway.http import errors
+from gateway.http.body import Bodies
 from gateway.http.embeddings import EmbeddingsResource
 from gateway.http.generation import EXCHANGE, GenerationResource
 from gateway.http.health import HealthResource, ReadyResource, VersionResource
@@ -45,11 +47,12 @@ class Gateway:
         browsers = Browsers(settings.gateway.cors_origins, settings.gateway.hosts)
         self._falcon = falcon.asgi.App(middleware=[_Lifetime(fleet), _Identity(), browsers])
         errors.install(self._falcon)
-        limit = settings.gateway.body_limit
+        ours = settings.gateway
+        self._bodies = bodies = Bodies(ours.body_limit, ours.body_seconds, ours.body_memory)
         for path, resource in (
-            ("/v1/chat/completions", GenerationResource(fleet, openai_chat.parse, limit)),
-            ("/v1/completions", GenerationResource(fleet, openai_completions.parse, limit)),
-            ("/v1/embeddings", EmbeddingsResource(fleet, limit)),
+            ("/v1/chat/completions", GenerationResource(fleet, openai_chat.parse, bodies)),
+            ("/v1/completions", GenerationResource(fleet, openai_completions.parse, bodies)),
+            ("/v1/embeddings", EmbeddingsResource(fleet, bodies)),
             ("/v1/models", ModelsResource(fleet)),
             ("/v1/models/{model:path}", ModelResource(fleet)),
             ("/health", HealthResource(fleet)),
@@ -76,6 +79,7 @@ class Gateway:
                 scope[EXCHANGE].leave()
             raise
         finally:
+            self._bodies.release(scope)
             if EXCHANGE in scope:
                 scope[EXCHANGE].close()
 

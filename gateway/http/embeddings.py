@@ -7,24 +7,20 @@ import falcon.asgi
 from gateway.dialects.openai import embeddings as openai_embeddings
 from gateway.fleet.exchange import Exchange
 from gateway.fleet.view import Fleet
-from gateway.http import body
+from gateway.http.body import Bodies
 from gateway.http.caller import caller
 from gateway.http.generation import EXCHANGE
 from ipc.errors import CortexError
 
 
 class EmbeddingsResource:
-    """Texts to vectors.
+    """Texts to vectors."""
 
-    Args:
-        body_limit: bytes.
-    """
-
-    def __init__(self, fleet: Fleet, body_limit: int) -> None:
-        self._fleet, self._body_limit = fleet, body_limit
+    def __init__(self, fleet: Fleet, bodies: Bodies) -> None:
+        self._fleet, self._bodies = fleet, bodies
 
     async def on_post(self, req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
-        data = await body.read(req, self._body_limit)
+        data = await self._bodies.read(req)
         exchange = req.scope[EXCHANGE] = Exchange(self._fleet, req.context.request_id, caller(req))
         request, answer = openai_embeddings.parse(data)
         try:

@@ -55,8 +55,12 @@ HTTP_CODES = {
     403: "forbidden",
     404: "route_not_found",
     405: "method_not_allowed",
+    408: "request_timeout",
     413: "request_too_large",
+    414: "request_line_too_long",
     415: "unsupported_media_type",
+    431: "header_too_large",
+    503: "gateway_busy",
 }
 
 _brief = reprlib.Repr()
@@ -77,6 +81,11 @@ def status_of(error: CortexError) -> int:
 def envelope(error: CortexError) -> bytes:
     """The error as a client reads it, as a body or within a stream."""
     return _envelope(status_of(error), error.code, error.message, error.param, error.details)
+
+
+def refusal(status: int, message: str) -> bytes:
+    """What HTTP itself does not allow, as a client reads it."""
+    return _envelope(status, HTTP_CODES.get(status, "http_error"), message)
 
 
 def _envelope(
@@ -117,7 +126,7 @@ async def _on_http_error(
 ) -> None:
     status = error.status_code
     message = error.description or f"{req.method} {shown(req.path)}: {error.title}"
-    _write(resp, status, _envelope(status, HTTP_CODES.get(status, "http_error"), message))
+    _write(resp, status, refusal(status, message))
     for name, value in dict(error.headers or {}).items():
         resp.set_header(name, value)
 

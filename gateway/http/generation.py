@@ -9,7 +9,7 @@ import falcon.asgi
 from gateway.dialects import Renderer
 from gateway.fleet.exchange import Exchange
 from gateway.fleet.view import Fleet
-from gateway.http import body
+from gateway.http.body import Bodies
 from gateway.http.caller import caller
 from gateway.http.sse import EventStream
 from ipc.errors import CortexError
@@ -23,16 +23,15 @@ class GenerationResource:
 
     Args:
         parse: reads the dialect's body, given the request's id.
-        body_limit: bytes.
     """
 
     def __init__(
-        self, fleet: Fleet, parse: Callable[[bytes, str], tuple[Generate, Renderer]], body_limit: int
+        self, fleet: Fleet, parse: Callable[[bytes, str], tuple[Generate, Renderer]], bodies: Bodies
     ) -> None:
-        self._fleet, self._parse, self._body_limit = fleet, parse, body_limit
+        self._fleet, self._parse, self._bodies = fleet, parse, bodies
 
     async def on_post(self, req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
-        data = await body.read(req, self._body_limit)
+        data = await self._bodies.read(req)
         exchange = req.scope[EXCHANGE] = Exchange(self._fleet, req.context.request_id, caller(req))
         request, answer = self._parse(data, exchange.request_id)
         try:

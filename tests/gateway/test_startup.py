@@ -26,12 +26,12 @@ def start(folder: Path, *arguments: str, **variables: str) -> subprocess.Complet
     )
 
 
-@pytest.mark.parametrize("worker", ["sync", "gthread"])
+@pytest.mark.parametrize("worker", ["sync", "gthread", "asgi"])
 def test_wrong_worker_class_is_named_once_and_nothing_is_left_running(tmp_path: Path, worker: str) -> None:
     (tmp_path / "gunicorn.conf.py").write_text("from gateway.gunicorn_conf import *\n")
     ended = start(tmp_path, "--worker-class", worker)
     assert ended.returncode != 0
-    assert ended.stderr.count("cortex needs gunicorn's asgi worker") == 1
+    assert ended.stderr.count("cortex needs its own kind of gunicorn's asgi worker") == 1
     assert "gunicorn -c python:gateway.gunicorn_conf gateway:app" in ended.stderr
 
 

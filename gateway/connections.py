@@ -1,0 +1,169 @@
+"""gunicorn's asgi worker, with what it leaves out.
+
+It waits for ever for a header that does not come, closes an idle connection while a request is in the socket
+already, waits for idle ones when the process is to stop, and says what it refuses in plain text, which a
+reset of the connection may overtake.
+"""
+
+from __future__ import annotations
+
+import select
+from http import HTTPStatus
+from typing import Any
+
+from gunicorn.asgi.protocol import ASGIProtocol
+from gunicorn.workers import gasgi
+
+from gateway import startup
+from gateway.config import GatewayConfig
+from gateway.http import errors
+
+HEADERS = 4  # a whole header is at most so many times as long as one field of it may be
+LINGER_SECONDS = 2.0  # that a refused client has to stop sending and to read why
+LOOK_AGAIN_SECONDS = 0.1
+
+
+class Worker(gasgi.ASGIWorker):
+    """One gateway process.
+
+    Attributes:
+        connections: that are open.
+        header_seconds: until a header has to be there.
+        header_limit: bytes of a whole one.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        ours = (startup.settings or GatewayConfig()).gateway
+        self.connections: set[Connection] = set()
+        self.header_seconds = ours.header_seconds
+        self.header_limit = HEADERS * ours.header_limit
+
+    async def _serve(self) -> None:
+        gasgi.ASGIProtocol = Connection  # where it looks for the class of a connection
+        await super()._serve()
+
+    async def _shutdown(self) -> None:
+        for server in self.servers:
+            server.close()
+        for connection in tuple(self.connections):
+            connection.end_if_idle()
+        await super()._shutdown()
+
+
+class Connection(ASGIProtocol):
+    """One client's connection. What it says is in `ASGIProtocol`; here is when it ends."""
+
+    def __init__(self, worker: Worker) -> None:
+        super().__init__(worker)
+        self._header_timer: Any = None  # runs while a header is waited for, but on an idle connection
+        self._header_bytes = 0  # that came, of one that is not complete
+        self._answering = False  # whether the answer to the last request has begun
+        self._refused = False
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self.worker.connections.add(self)
+        self._await_header()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.worker.connections.discard(self)
+        self._header_is_there()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._refused:
+            return
+        super().data_received(data)
+        if not self._is_between_requests():
+            return
+        self._header_bytes += len(data)
+        if self._header_bytes > self.worker.header_limit:
+            self._refuse(431, f"the header is longer than {self.worker.header_limit} bytes")
+        elif self._header_timer is None:
+            self._cancel_keepalive_timer()
+            self._await_header()
+
+    def end_if_idle(self) -> None:
+        """Close it unless it has a request, or one is on its way."""
+        if self._is_between_requests() and not self._header_bytes and not self._has_unread():
+            self._close_transport()
+            self._request_ready.set()
+
+    def _is_between_requests(self) -> bool:
+        ready = self._request_ready  # None: it speaks something else than HTTP/1
+        return ready is not None and not ready.is_set() and not self._closed
+
+    def _await_header(self) -> None:
+        self._header_timer = self.worker.loop.call_later(self.worker.header_seconds, self._on_header_timeout)
+
+    def _header_is_there(self) -> None:
+        self._header_bytes = 0
+        if self._header_timer is not None:
+            self._header_timer.cancel()
+            self._header_timer = None
+
+    def _on_header_timeout(self) -> None:
+        if self._header_bytes:
+            self._refuse(408, f"the header took longer than {self.worker.header_seconds:g} seconds")
+        else:
+            self._close_transport()
+            self._request_ready.set()
+
+    def _has_unread(self) -> bool:
+        """Whether the socket holds what the event loop did not come to read yet."""
+        poll = select.poll()
+        poll.register(self.transport.get_extra_info("socket").fileno(), select.POLLIN)
+        return bool(poll.poll(0))
+
+    def _refuse(self, status: int, message: str) -> None:
+        self._send_error_response(status, message)
+        self._close_transport()
+
+    # --- what `ASGIProtocol` calls ----------------------------------------------------------------------
+
+    def _on_headers_complete(self) -> Any:
+        self._header_is_there()
+        self._answering = False
+        return super()._on_headers_complete()
+
+    def _keepalive_timeout(self) -> None:
+        if self._has_unread():
+            self._keepalive_handle = self.worker.loop.call_later(LOOK_AGAIN_SECONDS, self._keepalive_timeout)
+        else:
+            super()._keepalive_timeout()
+
+    def _send_response_start(self, *args: Any, **kwargs: Any) -> None:
+        self._answering = True
+        super()._send_response_start(*args, **kwargs)
+
+    def _send_error_response(self, status: int, message: str, extra_headers: Any = ()) -> None:
+        """What is no HTTP, in the envelope; nothing where an answer to it has begun."""
+        if self._refused or (self._answering and self._request_ready.is_set()):
+            return
+        self._refused = True
+        body = errors.refusal(status, message)
+        headers = {
+            "content-type": "application/json",
+            "content-length": str(len(body)),
+            "connection": "close",
+        }
+        lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}"]
+        lines += [f"{name}: {value}" for name, value in (headers | dict(extra_headers)).items()]
+        self._safe_write("\r\n".join((*lines, "", "")).encode("latin-1") + body)
+
+    def _close_transport(self) -> None:
+        """After a refusal, stay until the client had time to read it: a socket that is closed while more
+        comes is reset, and takes what was said with it."""
+        if self._closed or not self._refused:
+            super()._close_transport()
+            return
+        self._closed = True
+        self._header_is_there()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self._resume_reading()
+        self.worker.loop.call_later(LINGER_SECONDS, self.transport.close)
+        if self._body_receiver is not None:
+            self._body_receiver.signal_disconnect()
+        self._request_ready.set()

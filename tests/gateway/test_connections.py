@@ -1,0 +1,207 @@
+"""Connections end when they should and not before, and what is refused below HTTP's meaning is told, too."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import pytest
+
+from tests.gateway.conftest import PATIENCE, GatewayProcess, NeuronThread, eventually
+
+BODY = json.dumps({"model": "echo", "prompt": "one two"}).encode()
+POST = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+GET = b"GET /ready HTTP/1.1\r\nhost: x\r\n\r\n"
+SECONDS = 1.0  # of each limit below
+LATE = 10.0  # more than any of them takes on a busy machine
+
+
+@pytest.fixture(scope="module")
+def strict(neuron: NeuronThread, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
+    """A gateway with little patience and memory."""
+    process = GatewayProcess(
+        tmp_path_factory.mktemp("gateway"),
+        neuron.endpoint,
+        header_seconds=SECONDS,
+        body_seconds=SECONDS,
+        keepalive_seconds=2,
+        body_memory="512KiB",
+    )
+    try:
+        yield process.wait_ready()
+    finally:
+        process.stop()
+
+
+@contextmanager
+def connected(gateway: GatewayProcess, *sent: bytes) -> Iterator[socket.socket]:
+    with socket.create_connection(("127.0.0.1", gateway.port), timeout=PATIENCE) as client:
+        for data in sent:
+            client.sendall(data)
+        yield client
+
+
+def answer(client: socket.socket) -> tuple[int, dict[str, str], Any]:
+    """Status, headers and JSON of one answer."""
+    file = client.makefile("rb")
+    status = int(file.readline().split()[1])
+    headers = {}
+    while line := file.readline().strip():
+        name, _, value = line.decode().partition(":")
+        headers[name.lower()] = value.strip()
+    return status, headers, json.loads(file.read(int(headers["content-length"])))
+
+
+def refused(client: socket.socket, status: int, code: str) -> None:
+    """Its answer is that error, and the connection ends cleanly after it."""
+    got, headers, body = answer(client)
+    assert (got, body["error"]["code"]) == (status, code)
+    assert body["error"]["message"]
+    assert headers["content-type"] == "application/json"
+    assert client.recv(1) == b""
+
+
+def head(length: int) -> bytes:
+    return POST + b"content-length: %d\r\n\r\n" % length
+
+
+# --- time -----------------------------------------------------------------------------------------------
+
+
+def test_a_connection_that_sends_nothing_is_closed(strict: GatewayProcess) -> None:
+    began = time.monotonic()
+    with connected(strict) as client:
+        assert client.recv(1) == b""
+    assert SECONDS * 0.9 < time.monotonic() - began < LATE
+
+
+@pytest.mark.parametrize("before", [b"", GET], ids=["first", "later"])
+def test_half_a_header_is_refused_in_time_however_it_drips(strict: GatewayProcess, before: bytes) -> None:
+    with connected(strict, before) as client:
+        if before:
+            assert answer(client)[0] == 200
+        began = time.monotonic()
+        client.settimeout(0.1)
+        for byte in POST:
+            client.sendall(bytes((byte,)))
+            try:
+                assert client.recv(1, socket.MSG_PEEK)
+                break
+            except TimeoutError:
+                continue
+        client.settimeout(PATIENCE)
+        refused(client, 408, "request_timeout")
+    assert SECONDS * 0.9 < time.monotonic() - began < LATE
+
+
+@pytest.mark.parametrize(
+    "framing", [b"content-length: 100\r\n\r\n{", b"transfer-encoding: chunked\r\n\r\n5\r\n{"]
+)
+def test_half_a_body_is_refused_in_time(strict: GatewayProcess, framing: bytes) -> None:
+    began = time.monotonic()
+    with connected(strict, POST + framing) as client:
+        assert answer(client)[2]["error"]["code"] == "request_timeout"
+    assert time.monotonic() - began > SECONDS * 0.9
+
+
+def test_an_idle_connection_serves_again_until_its_time_is_over(strict: GatewayProcess) -> None:
+    with connected(strict, GET) as client:
+        assert answer(client)[0] == 200
+        time.sleep(1.5)  # longer than a header may take, shorter than a connection is kept
+        client.sendall(GET[:-2])
+        time.sleep(0.6)  # over the time at which it would have been closed
+        client.sendall(GET[-2:])
+        assert answer(client)[0] == 200
+        began = time.monotonic()
+        assert client.recv(1) == b""
+        assert 1.5 < time.monotonic() - began < LATE
+
+
+def test_a_request_that_waits_in_the_socket_when_the_time_is_over_is_answered(strict: GatewayProcess) -> None:
+    (worker,) = strict.workers()
+    with connected(strict, GET) as client:
+        assert answer(client)[0] == 200
+        try:
+            os.kill(worker, signal.SIGSTOP)  # a process that is too busy to read
+            client.sendall(head(len(BODY)) + BODY)
+            time.sleep(2.5)
+        finally:
+            os.kill(worker, signal.SIGCONT)
+        assert answer(client)[0] == 200
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_idle_connections_do_not_hold_up_a_stop(
+    neuron: NeuronThread, tmp_path: Any, number: signal.Signals
+) -> None:
+    process = GatewayProcess(tmp_path, neuron.endpoint).wait_ready()
+    try:
+        with connected(process, GET) as idle, connected(process) as silent:
+            assert answer(idle)[0] == 200
+            process.process.send_signal(number)
+            process.process.wait(LATE)
+            assert idle.recv(1) == silent.recv(1) == b""
+    finally:
+        process.stop()
+
+
+# --- size -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sent", "status", "code"),
+    [
+        (b"GET /" + b"x" * 20_000 + b" HTTP/1.1\r\nhost: x\r\n\r\n", 414, "request_line_too_long"),
+        (b"GET /ready HTTP/1.1\r\nhost: x\r\nx: " + b"x" * 20_000 + b"\r\n\r\n", 431, "header_too_large"),
+        (b"GET /ready HTTP/1.1\r\nhost: x\r\n" + b"x: y\r\n" * 101 + b"\r\n", 431, "header_too_large"),
+        (b"GET /ready HTTP/1.1\r\n" + b"x: %s\r\n" % (b"y" * 9000) * 9, 431, "header_too_large"),
+        (b"nonsense\r\n\r\n", 400, "http_error"),
+        (b"GET /ready HTTP/1.1\r\nhost: x\r\nno colon\r\n\r\n", 400, "http_error"),
+        (b"GET /ready HTTP/1.1\r\nhost: x\r\ncontent-length: one\r\n\r\n", 400, "http_error"),
+        (POST + b"transfer-encoding: gzip\r\n\r\n", 400, "http_error"),
+        (POST + b"transfer-encoding: chunked\r\n\r\nhello\r\n", 400, "http_error"),
+        (POST + b"transfer-encoding: chunked\r\n\r\n2\r\n{}2\r\n", 400, "http_error"),
+    ],
+)
+@pytest.mark.parametrize("more", [0, 1 << 20])
+@pytest.mark.parametrize("before", [b"", GET], ids=["first", "later"])
+def test_what_is_no_http_is_refused_in_the_envelope_and_closed_cleanly(
+    gateway: GatewayProcess, before: bytes, sent: bytes, status: int, code: str, more: int
+) -> None:
+    with connected(gateway, before) as client:
+        if before:
+            assert answer(client)[0] == 200
+        client.sendall(sent + b"x" * more)
+        refused(client, status, code)
+
+
+def test_a_header_of_a_page_with_many_cookies_is_taken(gateway: GatewayProcess) -> None:
+    with connected(gateway, GET[:-2] + b"cookie: " + b"c" * 16_000 + b"\r\n\r\n") as client:
+        assert answer(client)[0] == 200
+
+
+def test_bodies_that_are_held_at_once_have_a_bound(strict: GatewayProcess) -> None:
+    part = b'"' + b" " * 199_999
+
+    with ExitStack() as stack:
+        for _ in range(2):  # 400 of 512 KiB
+            stack.enter_context(connected(strict, head(250_000) + part))
+        refusals = []
+
+        def busy() -> bool:
+            with connected(strict, head(len(part)) + part) as client:
+                refusals.append(answer(client))
+            return refusals[-1][0] == 503
+
+        eventually(busy, "a third body is refused while two are held")
+    _, headers, body = refusals[-1]
+    assert body["error"]["code"] == "gateway_busy"
+    assert int(headers["retry-after"]) >= 1
+    with connected(strict, head(len(part)) + part) as client:
+        eventually(lambda: answer(client)[0] == 400, "their memory is free again when they are gone")
