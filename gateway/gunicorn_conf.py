@@ -29,7 +29,7 @@ workers = _gateway.workers
 loglevel = _gateway.log_level.lower()
 proc_name = "cortex"
 
-worker_class = "gateway.connections.Worker"
+worker_class = "gateway.http.connections.Worker"
 asgi_loop = "uvloop"
 asgi_lifespan = "on"
 asgi_disconnect_grace_period = 0  # a client that leaves cancels its handler, and so its request, at once
@@ -43,7 +43,7 @@ limit_request_line = limit_request_field_size = _gateway.header_limit
 
 def on_starting(server: Any) -> None:
     """In the master, before anything listens: refuse what cannot work, and make room for metrics."""
-    if server.worker_class.__module__ != "gateway.connections":
+    if server.worker_class.__module__ != "gateway.http.connections":
         sys.exit(startup.WRONG_WORKER)
     if _gateway.metrics_listen is not None and _gateway.metrics_listen not in server.cfg.bind:
         server.cfg.set("bind", [*server.cfg.bind, _gateway.metrics_listen])  # after a --bind

@@ -34,7 +34,7 @@ LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s[%(process)d] %(message)s"
 
 def application() -> Callable[..., Any]:
     """The ASGI application. Exits the process where the worker class or the configuration is wrong."""
-    if "gunicorn.arbiter" in sys.modules and "gateway.connections" not in sys.modules:
+    if "gunicorn.arbiter" in sys.modules and "gateway.http.connections" not in sys.modules:
         _refuse(WRONG_WORKER)
     try:
         chosen = settings or config.load()

@@ -1,7 +1,7 @@
 """The ASGI application: Falcon with our resources, the account of each request, the metrics port.
 
 It relies on what gunicorn's `asgi` worker does when a client leaves: it cancels the handler. What that worker
-leaves out is in `gateway.connections`.
+leaves out is in `gateway.http.connections`.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import Any
 import falcon.asgi
 
 from gateway import startup
-from gateway.browsers import Browsers
 from gateway.config import GatewayConfig, split_address
 from gateway.dialects.openai import chat as openai_chat
 from gateway.dialects.openai import completions as openai_completions
 from gateway.fleet.view import Fleet
 from gateway.http import errors
 from gateway.http.body import Bodies
+from gateway.http.browsers import Browsers
 from gateway.http.embeddings import EmbeddingsResource
 from gateway.http.generation import EXCHANGE, GenerationResource
 from gateway.http.health import HealthResource, ReadyResource, VersionResource
