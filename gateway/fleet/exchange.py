@@ -1,5 +1,5 @@
-"""One request on its way: to a neuron and, while nothing of its answer has begun, to another if that one is
-lost; and the account that is taken of it."""
+"""One request on its way: to a neuron and, while nothing of its answer has begun, to another where that one
+refuses or is lost; and the account that is taken of it."""
 
 from __future__ import annotations
 
@@ -29,8 +29,11 @@ logger = logging.getLogger("gateway.requests")
 CLIENT_LEFT = 499  # nobody receives it: it stands in metrics and the log only
 WAIT_SECONDS = 60.0  # the client ends a call whose neuron is silent, so this only bounds each wait
 
-# Failures after which another neuron may do better, as long as the answer has not begun.
-_ELSEWHERE = frozenset((Code.NEURON_LOST, Code.DRAINING, Code.SHUTTING_DOWN))
+# Failures after which another neuron may do better, as long as the answer has not begun. The first ones pass.
+_PASSING = frozenset(
+    (Code.NEURON_LOST, Code.DRAINING, Code.SHUTTING_DOWN, Code.QUEUE_FULL, Code.INSUFFICIENT_MEMORY)
+)
+_ELSEWHERE = _PASSING | {Code.MODEL_LOAD_FAILED, Code.MODEL_NOT_FOUND}
 
 
 class Exchange:
@@ -60,7 +63,7 @@ class Exchange:
         self._request: Generate | Embed | None = None
         self._neuron: Neuron | None = None
         self._call: Call | None = None
-        self._failed_at: list[Neuron] = []  # neurons that did not take it
+        self._refusals: dict[Neuron, CortexError] = {}  # of neurons that did not take it
         self._error: CortexError | None = None
         self._left = False
         self._tokens = 0  # of the answer, that passed through here
@@ -71,7 +74,7 @@ class Exchange:
 
     # --- the way ----------------------------------------------------------------------------------------
 
-    def send(self, request: Generate | Embed) -> None:
+    async def send(self, request: Generate | Embed) -> None:
         """Hand the request over. CortexError when no neuron can take it."""
         request.account, request.trace = self._caller, self.request_id
         self._request = request
@@ -79,7 +82,7 @@ class Exchange:
             self._model = self._asked = request.model
         else:
             self._asked = shown(request.model)
-        self._hold(*self._fleet.send(request))
+        self._hold(*await self._fleet.place(request.model))
 
     async def take(self, within: float) -> list[Reply]:
         """The replies that came since the last time, after waiting up to `within` seconds for the first.
@@ -101,7 +104,7 @@ class Exchange:
             elif kind is Embeddings:
                 self.embeddings = reply
             elif kind is Failed or kind is Cancelled:
-                self._fail(reply)
+                await self._fail(reply)
                 replies.pop()  # the last one: it is terminal
         if tokens:
             self._on_tokens(tokens)
@@ -124,34 +127,61 @@ class Exchange:
             await self.take(WAIT_SECONDS)
         return self.embeddings
 
-    def _fail(self, reply: Failed | Cancelled) -> None:
+    async def _fail(self, reply: Failed | Cancelled) -> None:
         """Go elsewhere, or note what ended the request."""
         if isinstance(reply, Cancelled):
             error = CortexError(Code.INTERNAL, "the neuron cancelled the request, and nobody had asked it to")
         else:
             error = reply.error()
-        if error.code not in _ELSEWHERE or self.started is not None or not self._move(error):
-            self._error, self.status = error, status_of(error)
+        if self.started is None and error.code in _ELSEWHERE:
+            if await self._move(error):
+                return
+            error = self._refusal()
+        self._error, self.status = error, status_of(error)
 
-    def _move(self, error: CortexError) -> bool:
+    async def _move(self, error: CortexError) -> bool:
         """Hand the request to another neuron, where there is one."""
-        self._failed_at.append(self._neuron)
+        self._refusals[self._neuron] = error
         try:
-            neuron, call = self._fleet.send(self._request, avoid=self._failed_at)
+            self._hold(*await self._fleet.place(self._request.model, avoid=self._refusals))
         except CortexError:
             return False
-        text = "request moved request_id=%s from=%s to=%s reason=%s"
-        logger.warning(text, self.request_id, self._neuron.name, neuron.name, error.message)
-        self._let_go()
-        self._hold(neuron, call)
         return True
 
-    def _hold(self, neuron: Neuron, call: Call) -> None:
+    def _refusal(self) -> CortexError:
+        """What to say of a request that all refused: the last refusal that may pass, and who else refused."""
+        refusals = list(self._refusals.values())
+        if len(refusals) == 1:
+            return refusals[0]
+        told = next((error for error in reversed(refusals) if error.code in _PASSING), refusals[-1])
+        codes = ", ".join(f"{neuron.name} ({error.code})" for neuron, error in self._refusals.items())
+        waits = [error.retry_after for error in refusals if error.retry_after is not None]
+        return CortexError(
+            told.code,
+            f"{told.message}; refused by {codes}",
+            param=told.param,
+            retry_after=min(waits, default=None),
+            details=told.details,
+        )
+
+    def _hold(self, neuron: Neuron, reason: str) -> None:
+        call = neuron.client.open(self._request)
+        if self._call is not None:
+            self._let_go()
         self._handed_over = monotonic()
         self._neuron, self._call = neuron, call
         neuron.in_flight[self._request.model] += 1
         self._metrics = metrics.of(self._model, neuron.name)
         self._metrics.in_flight.inc()
+        if self._refusals or len(self._fleet.neurons) > 1:  # there was something to decide
+            logger.info(
+                "request placed request_id=%s model=%s neuron=%s reason=%s refused=%s",
+                self.request_id,
+                self._asked,
+                neuron.name,
+                reason,
+                ",".join(f"{other.name}:{error.code}" for other, error in self._refusals.items()),
+            )
 
     def _let_go(self) -> None:
         self._neuron.in_flight[self._request.model] -= 1
@@ -233,5 +263,5 @@ class Exchange:
         if not self._tokens:  # it was not streamed
             self._first_token = finished.timings.first_token
             counts.first_token.observe(self._first_token)
-        if self._ready and not self._failed_at:  # else a lost neuron's silence would count as ours
+        if self._ready and not self._refusals:  # else a lost neuron's silence would count as ours
             counts.added.observe(self._handed_over - self._began + self._ready - self._call.ended)

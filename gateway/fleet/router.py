@@ -1,28 +1,23 @@
-"""Which neuron gets a request: a pure function of what is known of the fleet."""
+"""Which neuron gets a request: pure functions of what is known of the fleet."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import inf
 from typing import Protocol, TypeVar
 
 from gateway.http.errors import shown
 from ipc.errors import Code, CortexError
-from ipc.messages import Device, ModelState
+from ipc.messages import Device, ModelState, Quoted
 
 KNOWN_IDS_SHOWN = 10
+RETRY_SECONDS = 2.0  # a neuron that is away may be back by then
 
-# Lower is better. A model that failed to load is tried again, where nobody else has it.
-_READY, _COMING, _LOADABLE, _FAILED = range(4)
-_RANKS = {
-    "ready": _READY,
-    "restarting": _COMING,
-    "loading": _COMING,
-    "waiting": _COMING,
-    "draining": _LOADABLE,
-    "unloaded": _LOADABLE,
-    "unloading": _LOADABLE,
-    "failed": _FAILED,
-}
+# What a neuron says of a model (`Quoted`), or is known of it, from the best to the worst. A load that goes on
+# and one that could begin stand together: the seconds decide.
+_RANKS = {"ready": 0, "loading": 1, "fits": 1, "evicts": 2, "waits": 3, "unknown": 4, "refused": 5}
+_COMING = frozenset(("loading", "restarting", "waiting"))
+_AWAY = frozenset(("unloaded", "unloading", "failed"))
 
 
 class Host(Protocol):
@@ -30,6 +25,7 @@ class Host(Protocol):
 
     name: str
     healthy: bool  # it answers
+    heard: bool  # it has told its models since this process began
     draining: bool
     models: Mapping[str, ModelState]  # as it said last
     devices: Sequence[Device]
@@ -39,54 +35,108 @@ class Host(Protocol):
 H = TypeVar("H", bound=Host)
 
 
-def choose(hosts: Sequence[H], model: str) -> H:
-    """The neuron for a request to `model`.
+def able(hosts: Sequence[H], model: str) -> list[H]:
+    """The neurons that have a model and take requests.
 
-    The least loaded of those that have it ready; else one that is loading it already (a second copy elsewhere
-    would take longer); else the one with the most memory to load it into.
+    Returns:
+        [] when none that answers says that it has it.
 
     Raises:
-        CortexError: MODEL_NOT_FOUND when no neuron knows it; NEURON_LOST or DRAINING when those that do are
-            away for now.
+        CortexError: DRAINING or NEURON_LOST when those that have it are away for now.
     """
     knowing = [host for host in hosts if model in host.models]
     answering = [host for host in knowing if host.healthy]
-    able = [host for host in answering if not host.draining]
-    if able:
-        return min(able, key=lambda host: _cost(host, model)) if len(able) > 1 else able[0]
+    takes = [host for host in answering if not host.draining]
+    if takes or not knowing:
+        return takes
+    names = ", ".join(host.name for host in answering or knowing)
     if answering:
-        names = ", ".join(host.name for host in answering)
         raise CortexError(Code.DRAINING, f"the neuron {names}, which has the model {model!r}, is draining")
-    if knowing:
-        names = ", ".join(host.name for host in knowing)
-        raise CortexError(
-            Code.NEURON_LOST, f"the neuron {names}, which has the model {model!r}, does not answer"
-        )
-    raise _unknown(hosts, model)
+    raise CortexError(
+        Code.NEURON_LOST,
+        f"the neuron {names}, which has the model {model!r}, does not answer",
+        retry_after=RETRY_SECONDS,
+    )
 
 
-def _cost(host: Host, model: str) -> tuple[int, int, int, int, str]:
-    """The least of these is best: state, load, free memory of GPUs, of CPUs, and the name for good order."""
-    state = host.models[model]
-    rank = _RANKS[state.status]
-    if rank >= _LOADABLE:
-        return rank, 0, -_free(host, "cuda"), -_free(host, "cpu"), host.name
-    # The neuron's numbers are up to a tenth of a second old; our own tell a burst apart at once.
-    load = state.running + state.waiting + host.in_flight.get(model, 0)
-    return rank, load, 0, 0, host.name
+def ready(hosts: Sequence[H], model: str) -> H | None:
+    """The least loaded of the neurons that have the model loaded."""
+    loaded = [host for host in hosts if host.models[model].status == "ready"]
+    if len(loaded) < 2:
+        return loaded[0] if loaded else None
+    return min(loaded, key=lambda host: (_load(host, model), host.name))
 
 
-def _free(host: Host, kind: str) -> int:
-    return sum(device.memory_free for device in host.devices if device.kind == kind)
+def best(hosts: Sequence[H], model: str, quotes: Mapping[str, Quoted | CortexError]) -> tuple[H, str]:
+    """The neuron where a request for a model that is not loaded begins soonest, and why.
+
+    Args:
+        quotes: what the neurons said of it, by their names; who is not there did not answer in time.
+    """
+    costs = {host.name: _cost(host, model, quotes.get(host.name)) for host in hosts}
+    host = min(hosts, key=lambda host: costs[host.name])
+    return host, _reason(host, model, quotes.get(host.name))
 
 
-def _unknown(hosts: Sequence[Host], model: str) -> CortexError:
-    silent = [host.name for host in hosts if not host.healthy]
-    if len(silent) == len(hosts):
-        return CortexError(Code.NEURON_LOST, f"no neuron answers ({', '.join(silent)})")
+def absent(hosts: Sequence[Host], model: str) -> CortexError:
+    """What to say of a model that no neuron has that answers; it is unknown only once all have been heard."""
+    if not any(host.healthy for host in hosts):
+        names = ", ".join(host.name for host in hosts)
+        return CortexError(Code.NEURON_LOST, f"no neuron answers ({names})", retry_after=RETRY_SECONDS)
     known = sorted({name for host in hosts if host.healthy for name in host.models})
-    some = ", ".join(known[:KNOWN_IDS_SHOWN]) + (", …" if len(known) > KNOWN_IDS_SHOWN else "")
-    text = f"the model {shown(model)} does not exist; there is {some or 'none'}"
-    if silent:
-        text += f" (of the neuron {', '.join(silent)} nothing is known: it does not answer)"
+    some = ", ".join(known[:KNOWN_IDS_SHOWN]) + (", …" if len(known) > KNOWN_IDS_SHOWN else "") or "none"
+    if silent := ", ".join(host.name for host in hosts if not host.heard):
+        return CortexError(
+            Code.NEURON_LOST,
+            f"the neuron {silent} has not answered yet and may have the model {shown(model)}; of the others "
+            f"there is {some}",
+            retry_after=RETRY_SECONDS,
+        )
+    text = f"the model {shown(model)} does not exist; there is {some}"
     return CortexError(Code.MODEL_NOT_FOUND, text, param="model")
+
+
+def _load(host: Host, model: str) -> int:
+    # The neuron's numbers are up to a tenth of a second old; our own tell a burst apart at once.
+    state = host.models[model]
+    return state.running + state.waiting + host.in_flight.get(model, 0)
+
+
+def _is_coming(host: Host, model: str) -> bool:
+    """Whether the model is on its way there, as the neuron says or as our own requests will have it."""
+    state = host.models.get(model)
+    if state is not None and state.status in _COMING:
+        return True
+    return (state is None or state.status in _AWAY) and host.in_flight.get(model, 0) > 0
+
+
+def _cost(host: Host, model: str, quote: Quoted | CortexError | None) -> tuple[float | str, ...]:
+    """The least of these is best: rank, loads that come first, seconds, models that leave, free memory."""
+    state = host.models.get(model)
+    if _is_coming(host, model):
+        seconds = state.seconds_left if state is not None else None
+        return _RANKS["loading"], 0, seconds or 0.0, 0, 0, host.name
+    free = sum(device.memory_free for device in host.devices if device.kind == "cuda")
+    begun = sum(  # loads that we asked for and that its quotes may not know of yet
+        count > 0 and name in host.models and host.models[name].status in _AWAY
+        for name, count in host.in_flight.items()
+    )
+    failed = state is not None and state.status == "failed"  # tried again where nobody else has it
+    if failed or isinstance(quote, CortexError):
+        return _RANKS["refused"], begun, inf, 0, -free, host.name
+    if quote is None:
+        return _RANKS["unknown"], begun, inf, 0, -free, host.name
+    seconds = inf if quote.seconds is None else quote.seconds
+    return _RANKS[quote.verdict], begun + quote.ahead, seconds, len(quote.evicts), -free, host.name
+
+
+def _reason(host: Host, model: str, quote: Quoted | CortexError | None) -> str:
+    if _is_coming(host, model):
+        return "it is loading there"
+    if quote is None:
+        return "no quote came in time"
+    if isinstance(quote, CortexError):
+        return f"it is the last one, though it quoted {quote.code}"
+    seconds = f" in {quote.seconds:.1f} s" if quote.seconds is not None else ""
+    victims = f" ({', '.join(quote.evicts)})" if quote.evicts else ""
+    return f"it quoted {quote.verdict}{victims}{seconds}"

@@ -3,6 +3,8 @@
 It is a view and no more: memory, queues and model state belong to the neurons. Each is told the eviction
 policy (`hello`), then pushes its state as it changes (`watch`). One that falls silent, or whose connection
 breaks, is lost until it answers again.
+
+A request goes where its model is loaded; where it is not, those that have it are asked for a quote first.
 """
 
 from __future__ import annotations
@@ -19,10 +21,11 @@ import msgspec
 
 from gateway import config
 from gateway.fleet import router as placement
-from ipc.client import Call, NeuronClient
+from gateway.quotes import Quotes
+from ipc.client import NeuronClient
 from ipc.errors import Code, CortexError
 from ipc.keys import load_public, load_secret
-from ipc.messages import Device, Embed, Eviction, Failed, Generate, Hello, ModelState, State, Watch
+from ipc.messages import Device, Eviction, Failed, Hello, ModelState, Quoted, State, Watch
 
 logger = logging.getLogger("gateway.fleet.view")
 
@@ -35,6 +38,7 @@ class Neuron:
 
     Attributes:
         healthy: it has told its state, and has not been lost since.
+        heard: it has told its state since this process began.
         reason: why it is not healthy.
         models: by id. Those of a lost neuron are kept: a model that is away is not one that never was.
         in_flight: our own open requests, by model.
@@ -46,7 +50,7 @@ class Neuron:
         self.client = NeuronClient(
             entry.endpoint, secret=secret if public is not None else None, server_public=public
         )
-        self.healthy = False
+        self.healthy = self.heard = False
         self.reason = "it has not answered yet"
         self.draining = False
         self.instance = ""
@@ -74,7 +78,7 @@ class Neuron:
     def _on_state(self, state: State) -> None:
         if not self.healthy:
             logger.info("neuron answers name=%s endpoint=%s", self.name, self.client.endpoint)
-        self.healthy, self.reason = True, ""
+        self.healthy, self.heard, self.reason = True, True, ""
         self.instance, self.draining = state.instance, state.draining
         self.devices = state.devices
         self.models = {model.id: model for model in state.models}
@@ -93,6 +97,7 @@ class Fleet:
         secret = load_secret(key_file) if key_file is not None else None
         self.neurons = [Neuron(entry, secret) for entry in settings.neurons]
         self._eviction = msgspec.convert(settings.eviction, Eviction, from_attributes=True)
+        self._quotes = Quotes()
         self._watches: list[asyncio.Task[None]] = []
 
     async def start(self, patience: float) -> None:
@@ -117,6 +122,7 @@ class Fleet:
             watch.cancel()
         await asyncio.gather(*self._watches, return_exceptions=True)
         self._watches.clear()
+        self._quotes.close()
         for neuron in self.neurons:
             neuron.client.close()
 
@@ -130,17 +136,36 @@ class Fleet:
             if neuron.healthy and model in neuron.models:
                 yield neuron, neuron.models[model]
 
-    def send(self, request: Generate | Embed, avoid: Collection[Neuron] = ()) -> tuple[Neuron, Call]:
-        """Hand a request to the neuron that suits it best.
+    async def place(self, model: str, avoid: Collection[Neuron] = ()) -> tuple[Neuron, str]:
+        """The neuron that suits a request to `model` best, and why.
 
         Args:
-            avoid: neurons that have failed this request already.
+            avoid: neurons that have refused this request already.
 
         Raises:
-            CortexError: no neuron can take it, as `placement.choose` says.
+            CortexError: no neuron can take it, and why.
         """
-        neuron = placement.choose([each for each in self.neurons if each not in avoid], request.model)
-        return neuron, neuron.client.open(request)
+        neurons = [neuron for neuron in self.neurons if neuron not in avoid]
+        having = placement.able(neurons, model)
+        if (neuron := placement.ready(having, model)) is not None:
+            return neuron, "it is loaded there"
+        if len(having) == 1:
+            return having[0], "no other neuron has it"
+        # A neuron may have found a model since it told its state last.
+        asked = having or [neuron for neuron in neurons if neuron.healthy and not neuron.draining]
+        quotes = await self._quotes.ask(asked, model) if asked else {}
+        having = [neuron for neuron in asked if not _has_not(quotes.get(neuron.name))]
+        if not having:
+            raise placement.absent(self.neurons, model)
+        if (neuron := placement.ready([each for each in having if model in each.models], model)) is not None:
+            return neuron, "it is loaded there by now"
+        neuron, reason = placement.best(having, model, quotes)
+        self._quotes.forget(neuron.name)
+        return neuron, reason
+
+
+def _has_not(quote: Quoted | CortexError | None) -> bool:
+    return isinstance(quote, CortexError) and quote.code in (Code.MODEL_NOT_FOUND, Code.BAD_REQUEST)
 
 
 def _on_watch_ended(neuron: Neuron, watch: asyncio.Task[None]) -> None:

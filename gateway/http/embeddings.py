@@ -24,7 +24,7 @@ class EmbeddingsResource:
         exchange = req.scope[EXCHANGE] = Exchange(self._fleet, req.context.request_id, caller(req))
         request, answer = openai_embeddings.parse(data)
         try:
-            exchange.send(request)
+            await exchange.send(request)
             vectors = await exchange.vectors()
         except CortexError as error:
             raise answer.in_client_words(error) from None

@@ -42,7 +42,7 @@ class GenerationResource:
     async def _answer(
         self, exchange: Exchange, request: Generate, answer: Renderer, resp: falcon.asgi.Response
     ) -> None:
-        exchange.send(request)
+        await exchange.send(request)
         if request.stream:
             stream = EventStream(exchange, answer)
             await stream.verdict()

@@ -44,7 +44,8 @@ class ModelResource:
         self._fleet = fleet
 
     async def on_get(self, req: falcon.asgi.Request, resp: falcon.asgi.Response, model: str) -> None:
-        placement.choose(self._fleet.neurons, model)  # says what is wrong where no neuron has it
+        if not placement.able(self._fleet.neurons, model):
+            raise placement.absent(self._fleet.neurons, model)
         resp.data = msgspec.json.encode(describe(self._fleet, model))
 
     on_head = on_get

@@ -18,6 +18,8 @@ import asyncio
 import sys
 from dataclasses import dataclass, field
 
+import msgspec
+
 from ipc.errors import Code
 from ipc.messages import (
     AnyRequest,
@@ -34,6 +36,8 @@ from ipc.messages import (
     HelloReply,
     ModelState,
     Progress,
+    Quote,
+    Quoted,
     Started,
     State,
     Timings,
@@ -82,6 +86,10 @@ class FakeNeuron:
     name: str = "fake"
     models: tuple[str, ...] = MODELS
     eviction: Eviction | None = None  # as a gateway said it
+    status: dict[str, str] = field(default_factory=dict)  # of models that are not ready
+    quotes: dict[str, Quoted | Failed | None] = field(default_factory=dict)  # None: no answer
+    refuses: dict[str, str] = field(default_factory=dict)  # models, and with what code
+    quoted: list[str] = field(default_factory=list)  # models that quotes were asked for
     cancelled: int = 0
     served: list[Generate] = field(default_factory=list)
     work: dict[tuple[bytes, int], Work] = field(default_factory=dict)
@@ -109,7 +117,7 @@ class FakeNeuron:
             models=[
                 ModelState(
                     id=model,
-                    status="ready",
+                    status=self.status.get(model, "ready"),
                     context_length=4096,
                     cancelled=self.cancelled,
                     running=sum(work.request.model == model for work in self.work.values()),
@@ -150,6 +158,11 @@ class FakeNeuron:
                 peer.send(self.state(request.id))
             case Cancel():
                 self._cancel(key)
+            case Quote():
+                self.quoted.append(request.model)
+                missing = Failed(id=0, code=Code.MODEL_NOT_FOUND, message="no such model")
+                if (reply := self.quotes.get(request.model, missing)) is not None:
+                    peer.send(msgspec.structs.replace(reply, id=request.id))
             case Generate():
                 self.served.append(request)
                 work = self.work[key] = Work(peer, request)
@@ -166,6 +179,10 @@ class FakeNeuron:
         failure = Failed(
             id=request.id, code=code, message=f"it {kind}", param="messages", details={"limit": 7}
         )
+        if (code := self.refuses.get(request.model)) is not None:
+            self.work.pop(key, None)
+            send(Failed(id=request.id, code=code, message=f"{self.name} says so", retry_after=7.0))
+            return
         if kind in ("late", "queued"):
             send(Progress(id=request.id, stage="queued", message="behind 3 others", fraction=0.25))
             await asyncio.sleep(1.2 if kind == "late" else 3600)

@@ -6,9 +6,11 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from gateway.fleet.router import choose
+from gateway.fleet.router import able, absent, best, ready
 from ipc.errors import Code, CortexError
-from ipc.messages import Device, ModelState
+from ipc.messages import Device, ModelState, Quoted
+
+REFUSAL = CortexError(Code.MODEL_LOAD_FAILED, "its checkpoint is torn")
 
 
 @dataclass
@@ -16,75 +18,139 @@ class Host:
     name: str
     models: dict[str, ModelState] = field(default_factory=dict)
     healthy: bool = True
+    heard: bool = True
     draining: bool = False
     devices: list[Device] = field(default_factory=list)
     in_flight: dict[str, int] = field(default_factory=dict)
 
 
-def host(name: str, status: str = "ready", *, running: int = 0, gpu: int = 0, cpu: int = 0, **fields) -> Host:
+def host(name: str, status: str = "ready", *, running: int = 0, gpu: int = 0, left=None, **fields) -> Host:
     """A host with the model "m" in that state."""
-    devices = [
-        Device(id=kind, kind=kind, name="", memory_total=free, memory_free=free)
-        for kind, free in (("cuda", gpu), ("cpu", cpu))
-    ]
-    models = {"m": ModelState(id="m", status=status, running=running)}
+    devices = [Device(id="cuda:0", kind="cuda", name="", memory_total=gpu, memory_free=gpu)]
+    models = {"m": ModelState(id="m", status=status, running=running, seconds_left=left)}
     return Host(name, models, devices=devices, **fields)
 
 
+def quote(verdict: str, seconds: float | None = None, **fields) -> Quoted:
+    return Quoted(id=1, verdict=verdict, seconds=seconds, **fields)
+
+
+def chosen(hosts: list[Host], **quotes: Quoted | CortexError) -> str:
+    return best(hosts, "m", quotes)[0].name
+
+
+# --- loaded ---------------------------------------------------------------------------------------------
+
+
 def test_least_loaded_of_the_ready_gets_it() -> None:
-    assert choose([host("a", running=3), host("b", running=1), host("c", running=2)], "m").name == "b"
+    assert ready([host("a", running=3), host("b", running=1), host("c", running=2)], "m").name == "b"
 
 
 def test_own_requests_count_before_the_neuron_says_so() -> None:
-    assert choose([host("a", in_flight={"m": 2}), host("b", running=1)], "m").name == "b"
+    assert ready([host("a", in_flight={"m": 2}), host("b", running=1)], "m").name == "b"
 
 
 def test_busy_copy_is_better_than_loading_another() -> None:
-    assert choose([host("a", running=30), host("b", "unloaded", gpu=1 << 40)], "m").name == "a"
+    assert ready([host("a", running=30), host("b", "unloaded", gpu=1 << 40)], "m").name == "a"
+    assert ready([host("a", "loading"), host("b", "unloaded")], "m") is None
 
 
-def test_waits_for_a_load_that_goes_on_rather_than_starting_another() -> None:
-    assert choose([host("a", "unloaded", gpu=1 << 40), host("b", "loading")], "m").name == "b"
-    assert choose([host("a", "unloaded", gpu=1 << 40), host("b", "restarting")], "m").name == "b"
+# --- not loaded: quotes ---------------------------------------------------------------------------------
 
 
-def test_most_free_gpu_memory_loads_it() -> None:
-    hosts = [
-        host("a", "unloaded", gpu=1, cpu=99),
-        host("b", "unloaded", gpu=2),
-        host("c", "unloaded", cpu=99),
-    ]
-    assert choose(hosts, "m").name == "b"
+def test_free_memory_comes_before_eviction_and_eviction_before_waiting() -> None:
+    hosts = [host(name, "unloaded") for name in "abc"]
+    waits, evicts, fits = quote("waits", 1.0), quote("evicts", 2.0, evicts=["x"]), quote("fits", 30.0)
+    assert chosen(hosts, a=waits, b=evicts, c=fits) == "c"
+    assert chosen(hosts[:2], a=waits, b=evicts) == "b"
+
+
+def test_a_neuron_that_can_evict_gets_what_an_empty_one_is_too_small_for() -> None:
+    hosts = [host("small", "unloaded", gpu=12 << 30), host("large", "unloaded", gpu=1 << 30)]
+    refused = quote("refused", code=Code.INSUFFICIENT_MEMORY, message="18 GiB")
+    assert chosen(hosts, small=refused, large=quote("evicts", 9.0, evicts=["idle"])) == "large"
+    assert chosen(hosts[::-1], small=refused) == "large"  # a neuron that says nothing may have room
+
+
+def test_of_equal_verdicts_the_seconds_decide_then_who_leaves_then_free_memory() -> None:
+    hosts = [host("a", "unloaded", gpu=1), host("b", "unloaded", gpu=2)]
+    assert chosen(hosts, a=quote("fits", 9.0), b=quote("fits", 3.0)) == "b"
+    assert chosen(hosts, a=quote("fits", 9.0), b=quote("fits")) == "a"
+    one, two = quote("evicts", 5.0, evicts=["x"]), quote("evicts", 5.0, evicts=["x", "y"])
+    assert chosen(hosts, a=two, b=one) == "b"
+    assert chosen(hosts, a=quote("fits", 5.0), b=quote("fits", 5.0)) == "b"
+
+
+def test_waits_for_a_load_that_goes_on_unless_another_would_be_sooner() -> None:
+    for status in ("loading", "restarting", "waiting"):
+        assert chosen([host("a", "unloaded"), host("b", status)], a=quote("fits", 5.0)) == "b"
+    hosts = [host("a", "unloaded"), host("b", "loading", left=60.0)]
+    assert chosen(hosts, a=quote("fits", 5.0)) == "a"
+    assert chosen(hosts, a=quote("fits", 90.0)) == "b"
+
+
+def test_a_burst_begins_one_load_and_waits_for_it() -> None:
+    hosts = [host("a", "unloaded", in_flight={"m": 1}), host("b", "unloaded")]
+    assert chosen(hosts, a=quote("fits", 5.0), b=quote("fits", 5.0)) == "a"
+
+
+def test_two_models_at_once_go_to_two_empty_neurons() -> None:
+    hosts = [host("a", "unloaded", in_flight={"other": 1}), host("b", "unloaded")]
+    hosts[0].models["other"] = ModelState(id="other", status="unloaded")
+    assert chosen(hosts, a=quote("fits", 5.0), b=quote("fits", 5.0)) == "b"
+    hosts[0].models["other"] = ModelState(id="other", status="ready")  # its memory is in the quote by now
+    assert chosen(hosts, a=quote("fits", 5.0), b=quote("fits", 5.0)) == "a"
 
 
 def test_failed_model_is_tried_again_only_where_nobody_else_can() -> None:
-    assert choose([host("a", "failed", gpu=2), host("b", "unloaded", gpu=1)], "m").name == "b"
-    assert choose([host("a", "failed")], "m").name == "a"
+    hosts = [host("a", "failed", gpu=2), host("b", "unloaded", gpu=1)]
+    assert chosen(hosts, a=quote("fits", 1.0), b=quote("waits", 60.0)) == "b"
+    assert chosen(hosts[:1], a=quote("fits", 1.0)) == "a"
+
+
+def test_neuron_that_cannot_read_the_model_comes_last() -> None:
+    assert chosen([host("a", "unloaded"), host("b", "unloaded")], a=REFUSAL) == "b"
+
+
+def test_the_reason_is_in_words() -> None:
+    hosts = [host("a", "unloaded")]
+    assert best(hosts, "m", {"a": quote("evicts", 2.04, evicts=["x"])})[1] == "it quoted evicts (x) in 2.0 s"
+    assert best(hosts, "m", {})[1] == "no quote came in time"
+    assert REFUSAL.code in best(hosts, "m", {"a": REFUSAL})[1]
+    assert "loading" in best([host("a", "loading")], "m", {})[1]
+
+
+# --- away, or nowhere -----------------------------------------------------------------------------------
 
 
 def test_draining_and_lost_neurons_get_nothing() -> None:
-    assert (
-        choose([host("a", draining=True), host("b", "unloaded"), host("c", healthy=False)], "m").name == "b"
-    )
+    hosts = [host("a", draining=True), host("b", "unloaded"), host("c", healthy=False)]
+    assert [each.name for each in able(hosts, "m")] == ["b"]
     with pytest.raises(CortexError) as caught:
-        choose([host("a", draining=True)], "m")
+        able([host("a", draining=True)], "m")
     assert caught.value.code == Code.DRAINING
 
 
 def test_model_of_a_lost_neuron_is_away_and_not_unknown() -> None:
     with pytest.raises(CortexError, match="neuron a,") as caught:
-        choose([host("a", healthy=False), Host("b")], "m")
+        able([host("a", healthy=False), Host("b")], "m")
     assert caught.value.code == Code.NEURON_LOST
+    assert caught.value.retry_after is not None
 
 
 def test_unknown_model_is_told_what_there_is() -> None:
-    with pytest.raises(CortexError, match="there is m") as caught:
-        choose([host("a"), Host("silent", healthy=False)], "other")
-    assert (caught.value.code, caught.value.param) == (Code.MODEL_NOT_FOUND, "model")
-    assert "silent" in caught.value.message
+    hosts = [host("a"), Host("b", healthy=False)]
+    assert able(hosts, "other") == []
+    error = absent(hosts, "other")
+    assert (error.code, error.param) == (Code.MODEL_NOT_FOUND, "model")
+    assert "there is m" in error.message
+
+
+def test_nothing_is_unknown_while_a_neuron_has_not_been_heard() -> None:
+    error = absent([host("a"), Host("silent", healthy=False, heard=False)], "other")
+    assert (error.code, error.retry_after is not None) == (Code.NEURON_LOST, True)
+    assert "silent" in error.message
 
 
 def test_nothing_is_unknown_while_no_neuron_answers() -> None:
-    with pytest.raises(CortexError) as caught:
-        choose([Host("a", healthy=False)], "m")
-    assert caught.value.code == Code.NEURON_LOST
+    assert absent([Host("a", healthy=False)], "m").code == Code.NEURON_LOST

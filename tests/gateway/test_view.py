@@ -8,11 +8,12 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from gateway import quotes
 from gateway.config import EvictionPolicy, GatewayConfig, NeuronSettings
 from gateway.fleet.exchange import Exchange
 from gateway.fleet.view import Fleet
 from ipc.errors import Code, CortexError
-from ipc.messages import Generate
+from ipc.messages import Failed, Generate, Quoted
 from tests.gateway.fake_neuron import FakeNeuron
 
 
@@ -67,7 +68,7 @@ def test_lost_neuron_comes_back_by_itself() -> None:
         async with fleet_of(first) as fleet:
             view = fleet.neurons[0]
             exchange = Exchange(fleet, "r")
-            exchange.send(generate("stuck"))
+            await exchange.send(generate("stuck"))
             await eventually(lambda: first.work)
             first.close()
             with pytest.raises(CortexError) as caught:
@@ -76,13 +77,13 @@ def test_lost_neuron_comes_back_by_itself() -> None:
             assert caught.value.code == Code.NEURON_LOST
             await eventually(lambda: not view.healthy)
             with pytest.raises(CortexError) as caught:
-                fleet.send(generate("echo"))
+                await fleet.place("echo")
             assert caught.value.code == Code.NEURON_LOST
             second = FakeNeuron(first.endpoint)
             second.start()
             await eventually(lambda: view.healthy)
             exchange = Exchange(fleet, "r")
-            exchange.send(generate("echo"))
+            await exchange.send(generate("echo"))
             assert (await exchange.whole()).choices[0].text == "one two"
             exchange.close()
             assert not +view.in_flight
@@ -96,7 +97,7 @@ def test_request_of_a_neuron_lost_before_it_started_goes_to_another() -> None:
         first, second = FakeNeuron(name="a", models=("queued",)), FakeNeuron(name="b", models=("queued",))
         async with fleet_of(first, second) as fleet:
             exchange = Exchange(fleet, "r")
-            exchange.send(generate("queued"))
+            await exchange.send(generate("queued"))
             await eventually(lambda: first.work or second.work)
             there, other = (first, second) if first.work else (second, first)
             there.close()
@@ -118,7 +119,7 @@ def test_request_that_started_is_never_sent_twice() -> None:
         first, second = FakeNeuron(name="a", models=("stuck",)), FakeNeuron(name="b", models=("stuck",))
         async with fleet_of(first, second) as fleet:
             exchange = Exchange(fleet, "r")
-            exchange.send(generate("stuck"))
+            await exchange.send(generate("stuck"))
             while exchange.started is None:
                 await exchange.take(1.0)
             there, other = (first, second) if first.work else (second, first)
@@ -138,11 +139,133 @@ def test_neuron_that_shuts_down_hands_over_what_it_refuses() -> None:
         first, second = FakeNeuron(name="a", models=(model,)), FakeNeuron(name="b", models=(model,))
         async with fleet_of(first, second) as fleet:
             exchange = Exchange(fleet, "r")
-            exchange.send(generate(model))
+            await exchange.send(generate(model))
             with pytest.raises(CortexError) as caught:
                 await exchange.whole()
             exchange.close()
             assert caught.value.code == Code.SHUTTING_DOWN
             assert (len(first.served), len(second.served)) == (1, 1)
+
+    run(scenario)
+
+
+# --- neurons that would have to load it, and neurons that refuse ------------------------------------------
+
+
+def quote(verdict: str, seconds: float | None = None, **fields) -> Quoted:
+    return Quoted(id=0, verdict=verdict, seconds=seconds, **fields)
+
+
+def host(name: str, said: Quoted | Failed | None, **settings) -> FakeNeuron:
+    """A neuron with `echo` unloaded, and what it quotes for it."""
+    status = {"echo": "unloaded"}
+    return FakeNeuron(name=name, models=("echo",), status=status, quotes={"echo": said}, **settings)
+
+
+async def ask(fleet: Fleet, model: str = "echo") -> str:
+    exchange = Exchange(fleet, "r")
+    try:
+        await exchange.send(generate(model))
+        return (await exchange.whole()).choices[0].text
+    finally:
+        exchange.close()
+
+
+def test_model_that_is_loaded_nowhere_goes_where_the_quotes_say() -> None:
+    async def scenario() -> None:
+        refused = quote("refused", code=Code.INSUFFICIENT_MEMORY, message="18 GiB")
+        small, large = host("a", refused), host("b", quote("evicts", 4.0, evicts=["idle"]))
+        silent = host("c", None)
+        async with fleet_of(small, large, silent) as fleet:
+            assert await ask(fleet) == "one two"
+            assert [len(each.served) for each in (small, large, silent)] == [0, 1, 0]
+
+    run(scenario)
+
+
+def test_burst_asks_for_one_quote_and_begins_one_load() -> None:
+    async def scenario() -> None:
+        first, second = host("a", quote("fits", 4.0)), host("b", quote("fits", 4.0))
+        async with fleet_of(first, second) as fleet:
+            await asyncio.gather(*(ask(fleet) for _ in range(30)))
+            assert sorted((len(first.served), len(second.served))) == [0, 30]
+            assert (first.quoted, second.quoted) == (["echo"], ["echo"])
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("code", [Code.QUEUE_FULL, Code.INSUFFICIENT_MEMORY, Code.DRAINING])
+def test_request_that_one_neuron_refuses_goes_to_the_next(code: str) -> None:
+    async def scenario() -> None:
+        full = FakeNeuron(name="a", models=("echo",), refuses={"echo": code})
+        other = host("b", quote("waits", 60.0))
+        async with fleet_of(full, other) as fleet:
+            assert await ask(fleet) == "one two"
+            assert (len(full.served), len(other.served)) == (1, 1)
+
+    run(scenario)
+
+
+def test_quote_that_is_stale_costs_one_refusal() -> None:
+    async def scenario() -> None:
+        wrong = host("a", quote("fits", 1.0), refuses={"echo": Code.INSUFFICIENT_MEMORY})
+        right = host("b", quote("evicts", 9.0))
+        async with fleet_of(wrong, right) as fleet:
+            assert await ask(fleet) == "one two"
+            assert (len(wrong.served), len(right.served)) == (1, 1)
+
+    run(scenario)
+
+
+def test_refusal_by_all_is_the_one_that_may_pass_and_names_the_others() -> None:
+    async def scenario() -> None:
+        full = host("a", quote("fits", 1.0), refuses={"echo": Code.QUEUE_FULL})
+        torn = host("b", quote("evicts", 1.0), refuses={"echo": Code.MODEL_LOAD_FAILED})
+        async with fleet_of(full, torn) as fleet:
+            with pytest.raises(CortexError, match=r"a says so; refused by a \(queue_full\), b") as caught:
+                await ask(fleet)
+            assert (caught.value.code, caught.value.retry_after) == (Code.QUEUE_FULL, 7.0)
+            assert not any(+view.in_flight for view in fleet.neurons)
+
+    run(scenario)
+
+
+def test_model_that_no_state_lists_yet_is_found_by_asking() -> None:
+    async def scenario() -> None:
+        first, second = FakeNeuron(name="a"), FakeNeuron(name="b", quotes={"new": quote("fits")})
+        async with fleet_of(first, second) as fleet:
+            neuron, _ = await fleet.place("new")
+            assert neuron.name == "b"
+            with pytest.raises(CortexError) as caught:
+                await fleet.place("nowhere")
+            assert caught.value.code == Code.MODEL_NOT_FOUND
+
+    run(scenario)
+
+
+def test_model_that_only_a_neuron_unheard_of_may_have_is_no_404() -> None:
+    async def scenario() -> None:
+        here, away = FakeNeuron(name="here"), FakeNeuron(name="away")
+        away.start()
+        away.close()
+        here.start()
+        places = [NeuronSettings(name=each.name, endpoint=each.endpoint) for each in (here, away)]
+        fleet = Fleet(GatewayConfig(neurons=places))
+        await fleet.start(patience=0.5)
+        with pytest.raises(CortexError, match="the neuron away") as caught:
+            await fleet.place("its-own")
+        assert (caught.value.code, caught.value.retry_after is not None) == (Code.NEURON_LOST, True)
+        await fleet.stop()
+        here.close()
+
+    run(scenario)
+
+
+def test_quotes_are_bounded_in_number() -> None:
+    async def scenario() -> None:
+        async with fleet_of(FakeNeuron(name="a"), FakeNeuron(name="b")) as fleet:
+            names = [f"nowhere-{number}" for number in range(quotes.REMEMBERED)]
+            await asyncio.gather(*(fleet.place(name) for name in names), return_exceptions=True)
+            assert len(fleet._quotes._asked) <= quotes.REMEMBERED
 
     run(scenario)
