@@ -1,4 +1,4 @@
-"""Which neuron gets a request: pure functions of what is known of the fleet."""
+"""The router: which neuron gets a request. Pure functions of what is known of the fleet."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _AWAY = frozenset(("unloaded", "unloading", "failed"))
 
 
 class Host(Protocol):
-    """What placement must know of a neuron."""
+    """What the router must know of a neuron."""
 
     name: str
     healthy: bool  # it answers

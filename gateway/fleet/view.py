@@ -20,8 +20,8 @@ from functools import partial
 import msgspec
 
 from gateway import config
-from gateway.fleet import router as placement
-from gateway.quotes import Quotes
+from gateway.fleet import router
+from gateway.fleet.quotes import Quotes
 from ipc.client import NeuronClient
 from ipc.errors import Code, CortexError
 from ipc.keys import load_public, load_secret
@@ -34,7 +34,7 @@ RETRY_SECONDS = 0.5  # between tries to watch a neuron again
 
 
 class Neuron:
-    """One neuron as this process sees it: a `placement.Host` with a client.
+    """One neuron as this process sees it: a `router.Host` with a client.
 
     Attributes:
         healthy: it has told its state, and has not been lost since.
@@ -146,8 +146,8 @@ class Fleet:
             CortexError: no neuron can take it, and why.
         """
         neurons = [neuron for neuron in self.neurons if neuron not in avoid]
-        having = placement.able(neurons, model)
-        if (neuron := placement.ready(having, model)) is not None:
+        having = router.able(neurons, model)
+        if (neuron := router.ready(having, model)) is not None:
             return neuron, "it is loaded there"
         if len(having) == 1:
             return having[0], "no other neuron has it"
@@ -156,10 +156,10 @@ class Fleet:
         quotes = await self._quotes.ask(asked, model) if asked else {}
         having = [neuron for neuron in asked if not _has_not(quotes.get(neuron.name))]
         if not having:
-            raise placement.absent(self.neurons, model)
-        if (neuron := placement.ready([each for each in having if model in each.models], model)) is not None:
+            raise router.absent(self.neurons, model)
+        if (neuron := router.ready([each for each in having if model in each.models], model)) is not None:
             return neuron, "it is loaded there by now"
-        neuron, reason = placement.best(having, model, quotes)
+        neuron, reason = router.best(having, model, quotes)
         self._quotes.forget(neuron.name)
         return neuron, reason
 

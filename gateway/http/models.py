@@ -7,7 +7,7 @@ from typing import Any
 import falcon.asgi
 import msgspec
 
-from gateway.fleet import router as placement
+from gateway.fleet import router
 from gateway.fleet.view import Fleet, Neuron
 from ipc.messages import ModelState
 
@@ -44,8 +44,8 @@ class ModelResource:
         self._fleet = fleet
 
     async def on_get(self, req: falcon.asgi.Request, resp: falcon.asgi.Response, model: str) -> None:
-        if not placement.able(self._fleet.neurons, model):
-            raise placement.absent(self._fleet.neurons, model)
+        if not router.able(self._fleet.neurons, model):
+            raise router.absent(self._fleet.neurons, model)
         resp.data = msgspec.json.encode(describe(self._fleet, model))
 
     on_head = on_get

@@ -8,8 +8,8 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from gateway import quotes
 from gateway.config import EvictionPolicy, GatewayConfig, NeuronSettings
+from gateway.fleet import quotes
 from gateway.fleet.exchange import Exchange
 from gateway.fleet.view import Fleet
 from ipc.errors import Code, CortexError
