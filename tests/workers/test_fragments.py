@@ -11,7 +11,7 @@ from ipc.ring import Ring
 from ipc.worker_messages import Abort, Logprobs, SamplingParams, SequenceReport, StepReport
 from tests.ipc.test_broadcast import Group
 from tests.workers.engines import Answer
-from workers.process.fragments import PART_BYTES, hear, records, tell
+from workers.process.fragments import MESSAGE_CHARS, PART_BYTES, hear, records, tell
 from workers.process.loop import TURN_COMMANDS, take
 from workers.step.plan import NewSequence, Scheduled, StepPlan
 
@@ -59,6 +59,27 @@ def test_the_parts_of_a_report_say_what_the_whole_says(whole):
 def test_an_ordinary_report_is_one_record():
     whole = report([SequenceReport(n, [n], "") for n in range(256)], cached=hashes(10))
     assert list(records(whole)) == [msgspec.msgpack.encode(whole)]
+
+
+@pytest.mark.parametrize(
+    "whole",
+    [
+        SequenceReport(1, [], "length", embedding=bytes(PART_BYTES + 1)),
+        SequenceReport(1, [5], "", prompt_logprobs=[Logprobs(7, -0.25, 3, [(1, -1.0)] * 40_000)]),
+    ],
+    ids=["a long vector", "one entry"],
+)
+def test_what_cannot_be_divided_is_one_record(whole):
+    [record] = records(report([whole], cached=[]))
+    assert msgspec.msgpack.decode(record, type=StepReport).sequences == [whole]
+
+
+def test_an_error_that_is_longer_than_a_ring_is_told_in_part():
+    whole = report([SequenceReport(1, [], "error", "x" * (2 << 20), "internal")], cached=hashes(10))
+    parts = [msgspec.msgpack.decode(record, type=StepReport) for record in records(whole)]
+    [[told]] = [part.sequences for part in parts if part.sequences]
+    assert (told.finish, told.code, told.message) == ("error", "internal", "x" * MESSAGE_CHARS)
+    assert [page for part in parts for page in part.cached] == whole.cached
 
 
 def test_a_plan_that_is_larger_than_the_ring_reaches_every_reader():

@@ -14,6 +14,7 @@ from ipc.worker_messages import SequenceReport, StepReport
 from workers.step.plan import StepPlan, decode_plan, encode_plan
 
 PART_BYTES = 128 << 10  # in one record; a ring has room for a few
+MESSAGE_CHARS = 4096  # of an error in a report that is too long
 
 encode = msgspec.msgpack.Encoder().encode
 
@@ -45,17 +46,23 @@ def hear(plans: PlanReader) -> StepPlan | None:
 
 
 def records(report: StepReport) -> Iterator[bytes]:
-    """A report, encoded; a large one as several that say the same together."""
+    """A report, encoded; a large one as several that say the same together.
+
+    What one sequence has of one token stays whole, but for the text of an error.
+    """
     record = encode(report)
-    if len(record) <= PART_BYTES:
+    smaller = halve(report) if len(record) > PART_BYTES else ()
+    if not smaller:
         yield record
-        return
-    for half in halve(report):
-        yield from records(half)
+    for each in smaller:
+        yield from records(each)
 
 
-def halve(report: StepReport) -> tuple[StepReport, StepReport]:
-    """Two reports for a large one: pages apart from sequences, or half of them, or half of a prompt."""
+def halve(report: StepReport) -> tuple[StepReport, ...]:
+    """Two reports for a large one: pages apart from sequences, or half of them, or half of a prompt.
+
+    One where the text of an error is what can be shortened; none where nothing can.
+    """
 
     def part(sequences: list[SequenceReport], cached: list[bytes], evicted: list[bytes]) -> StepReport:
         return msgspec.structs.replace(report, sequences=sequences, cached=cached, evicted=evicted)
@@ -72,6 +79,10 @@ def halve(report: StepReport) -> tuple[StepReport, StepReport]:
         return part(sequences[:middle], [], []), part(sequences[middle:], [], [])
     [whole] = sequences
     middle = len(whole.prompt_logprobs) // 2
+    if not middle:
+        if len(whole.message) <= MESSAGE_CHARS:
+            return ()
+        return (part([msgspec.structs.replace(whole, message=whole.message[:MESSAGE_CHARS])], [], []),)
     early = SequenceReport(whole.request_id, [], "", prompt_logprobs=whole.prompt_logprobs[:middle])
     late = msgspec.structs.replace(whole, prompt_logprobs=whole.prompt_logprobs[middle:])
     return part([early], [], []), part([late], [], [])
