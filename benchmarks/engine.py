@@ -29,7 +29,7 @@ from transformers.utils import logging as transformers_logging
 
 from ipc.worker_messages import RingHandle, SamplingParams, WorkerSpec
 from workers.execution.model_runner import ModelRunner
-from workers.scheduling.page_pool import pages_for
+from workers.step.pages import pages_for
 from workers.step.plan import NewSequence, Scheduled, StepPlan
 
 SHAPE = Qwen3Config(

@@ -13,8 +13,8 @@ from ipc.worker_messages import PAGE_SIZE, Constraint, SamplingParams, Submit
 from neuron.grammar.structured import OPTIONS
 from tests.workers.engines import Answer, Session, prompt_of
 from workers.execution.model_runner import ModelRunner
-from workers.scheduling.page_pool import pages_for
 from workers.step.engine import OutOfDeviceMemory, StepResult
+from workers.step.pages import pages_for
 from workers.step.plan import NewSequence, Scheduled, StepPlan
 
 VOCABULARY = 1856  # of the demo's tokenizer, padded

@@ -12,12 +12,12 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from ipc.worker_messages import SamplingParams, SequenceReport, Submit
+from ipc.worker_messages import PAGE_SIZE, SamplingParams, SequenceReport, Submit
 from workers.scheduling import fair_queue
-from workers.scheduling.page_pool import PAGE_SIZE, pages_for
 from workers.scheduling.scheduler import Scheduler
 from workers.scheduling.sequence import Sequence
 from workers.step.engine import Extra, StepResult
+from workers.step.pages import pages_for
 from workers.step.plan import StepPlan
 
 END = 2  # the stop id of these tests

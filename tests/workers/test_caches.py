@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from ipc.worker_messages import PAGE_SIZE
 from workers.checkpoints.caches import LayerCache, first_page_seen, group_layers, page_bytes, state_bytes
-from workers.scheduling.page_pool import PAGE_SIZE
 
 FULL = LayerCache("full", bytes_per_token=512)
 WINDOW = LayerCache("window", 1024, bytes_per_token=512)

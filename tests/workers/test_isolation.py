@@ -6,10 +6,10 @@ from array import array
 
 import pytest
 
-from ipc.worker_messages import SamplingParams
+from ipc.worker_messages import PAGE_SIZE, SamplingParams
 from tests.workers.engines import DEVICES, make_spec
 from workers.execution.model_runner import ModelRunner
-from workers.scheduling.page_pool import PAGE_SIZE, pages_for
+from workers.step.pages import pages_for
 from workers.step.plan import NewSequence, Scheduled, StepPlan
 
 POISON = 7  # the token whose embedding is not finite

@@ -17,7 +17,7 @@ from tests.workers.harness import Workers
 from workers.checkpoints.card import inspect
 from workers.execution.memory import check_pages, largest_step, pool_pages
 from workers.execution.model_runner import ModelRunner
-from workers.scheduling.page_pool import pages_for
+from workers.step.pages import pages_for
 
 MIB = 1 << 20
 LIMITS = {"context_length": 2048, "max_sequences": 16, "max_step_tokens": 512}

@@ -2,7 +2,9 @@ import random
 
 import pytest
 
-from workers.scheduling.page_pool import PAGE_SIZE, PagePool, pages_for
+from ipc.worker_messages import PAGE_SIZE
+from workers.scheduling.page_pool import PagePool
+from workers.step.pages import pages_for
 
 
 def test_a_page_belongs_to_one_owner_at_a_time():

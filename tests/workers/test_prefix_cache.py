@@ -7,8 +7,9 @@ from hashlib import blake2b
 
 import pytest
 
+from ipc.worker_messages import PAGE_SIZE
 from tests.workers.simulation import Run, make_scheduler, submit
-from workers.scheduling.page_pool import PAGE_SIZE, extend_hashes
+from workers.scheduling.page_pool import extend_hashes
 from workers.step.engine import StepResult
 
 TEXT = [100 + i for i in range(10 * PAGE_SIZE + 5)]

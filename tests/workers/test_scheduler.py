@@ -8,10 +8,10 @@ from collections.abc import Callable
 import pytest
 
 from ipc.errors import Code
-from ipc.worker_messages import Logprobs
+from ipc.worker_messages import PAGE_SIZE, Logprobs
 from tests.workers.simulation import END, Run, make_scheduler, submit
-from workers.scheduling.page_pool import PAGE_SIZE, pages_for
 from workers.step.engine import Extra, StepResult
+from workers.step.pages import pages_for
 
 
 def at_length(length: int, result: StepResult) -> Callable[[list[int]], StepResult]:

@@ -8,7 +8,7 @@ import mmap
 import torch
 from torch import Tensor
 
-from workers.scheduling.page_pool import PAGE_SIZE
+from ipc.worker_messages import PAGE_SIZE
 
 
 class KVCache:

@@ -18,7 +18,7 @@ from ipc.worker_messages import (
     SamplingParams,
     WorkerSpec,
 )
-from workers.scheduling.page_pool import pages_for
+from workers.step.pages import pages_for
 from workers.step.plan import NewSequence, Scheduled, StepPlan
 
 DEAR = {"repetition_penalty": 1.1, "frequency_penalty": 0.1, "logprobs": 20}  # what costs memory in each row

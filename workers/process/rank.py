@@ -14,8 +14,9 @@ from ipc.errors import Code, CortexError
 from ipc.heartbeat import HeartbeatPage
 from ipc.ring import Ring
 from ipc.worker_messages import Fatal, Loading, Ready, WorkerSpec
+from workers.process.engines import make_engine
 from workers.process.loop import WRITE_TIMEOUT, Beat, follow, lead
-from workers.step.engine import Engine, Loaded, make_engine
+from workers.step.engine import Engine, Loaded
 
 PROGRESS_INTERVAL = 0.1  # seconds between two reports of a load
 

@@ -16,11 +16,6 @@ from ipc.worker_messages import PAGE_SIZE
 HASH_BYTES = 16
 
 
-def pages_for(num_tokens: int) -> int:
-    """The number of pages that hold the keys and values of `num_tokens` tokens."""
-    return -(-num_tokens // PAGE_SIZE)
-
-
 def extend_hashes(hashes: list[bytes], token_ids: array[int], salt: str) -> None:
     """Add the hashes of those full pages of `token_ids` (uint32) that `hashes` does not have yet.
 

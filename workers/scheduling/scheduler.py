@@ -16,11 +16,12 @@ from array import array
 from itertools import chain
 
 from ipc.errors import Code
-from ipc.worker_messages import SequenceReport, Submit
+from ipc.worker_messages import PAGE_SIZE, SequenceReport, Submit
 from workers.scheduling.fair_queue import FairQueue
-from workers.scheduling.page_pool import PAGE_SIZE, PagePool, extend_hashes, pages_for
+from workers.scheduling.page_pool import PagePool, extend_hashes
 from workers.scheduling.sequence import Sequence
 from workers.step.engine import Extra, StepResult
+from workers.step.pages import pages_for
 from workers.step.plan import NewSequence, Scheduled, StepPlan
 
 Stepping = list[tuple[Sequence, Scheduled]]

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ipc.worker_messages import Logprobs
+from ipc.worker_messages import PAGE_SIZE, Logprobs
 from workers.attention.cpu import Chunk, PageRun
-from workers.scheduling.page_pool import PAGE_SIZE, pages_for
+from workers.step.pages import pages_for
 from workers.step.plan import NewSequence, Scheduled
 
 

@@ -6,8 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from ipc.heartbeat import HeartbeatPage
-from ipc.worker_messages import Logprobs, MemoryUse, WorkerSpec
+from ipc.worker_messages import Logprobs, MemoryUse
 from workers.step.plan import StepPlan
 
 
@@ -72,14 +71,3 @@ class Engine(Protocol):
     def close(self) -> None:
         """Leave the group and give the device back. Called once, even after a `load` that failed."""
         ...
-
-
-def make_engine(spec: WorkerSpec, heartbeat: HeartbeatPage) -> Engine:
-    """The engine that `spec` names. Imports are lazy: a simulated worker starts without torch."""
-    if spec.engine == "simulated":
-        from workers.process.simulated import SimulatedEngine
-
-        return SimulatedEngine(spec, heartbeat)
-    from workers.execution.model_runner import ModelRunner
-
-    return ModelRunner(spec)

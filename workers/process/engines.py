@@ -1,0 +1,18 @@
+"""Which engine a rank runs."""
+
+from __future__ import annotations
+
+from ipc.heartbeat import HeartbeatPage
+from ipc.worker_messages import WorkerSpec
+from workers.step.engine import Engine
+
+
+def make_engine(spec: WorkerSpec, heartbeat: HeartbeatPage) -> Engine:
+    """The engine that `spec` names. Imports are lazy: a simulated worker starts without torch."""
+    if spec.engine == "simulated":
+        from workers.process.simulated import SimulatedEngine
+
+        return SimulatedEngine(spec, heartbeat)
+    from workers.execution.model_runner import ModelRunner
+
+    return ModelRunner(spec)
