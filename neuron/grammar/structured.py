@@ -67,6 +67,11 @@ def constrain(
         CortexError: BAD_REQUEST naming `structured_outputs.<field>`, with the reason, and for a JSON schema
             with the JSON pointer to what is wrong (also in `details["pointer"]`).
     """
+    return hold(form(structured), encode, thought)
+
+
+def form(structured: Structured) -> str:
+    """The same as text."""
     field, value = _asked(structured)
     schema: dict[str, Any] | None = None
     pointers: list[str] = []
@@ -85,7 +90,7 @@ def constrain(
     grammar = f"{grammar}\n{OPTIONS}"
     if (found := fault(grammar, schema, pointers)) is not None:
         raise _refused(field, *found)
-    return hold(grammar, encode, thought)
+    return grammar
 
 
 def hold(grammar: str, encode: Callable[[str], list[int]], thought: Thought) -> Constraint:

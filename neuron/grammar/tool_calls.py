@@ -1,6 +1,7 @@
-"""The grammar of an answer that has to call a tool, in the format that `neuron/text/formats/hermes.py` reads.
+"""Grammars in which tools are called, in the format that `neuron/text/formats/hermes.py` reads.
 
     require_call(tools, names, encode, thought) -> Constraint
+    allow_call(tools, structured, encode, thought) -> Constraint
 
 The arguments follow a tool's schema where a grammar can be made of it, and are any JSON object where not: a
 schema is a hint to the model here, as it is when the model calls a tool by its own choice.
@@ -12,10 +13,10 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ipc.messages import Tool
+from ipc.messages import Structured, Tool
 from ipc.worker_messages import Constraint
 from neuron.grammar import json_schema
-from neuron.grammar.structured import JSON_OPTIONS, OPTIONS, Thought, fault, hold, quoted
+from neuron.grammar.structured import JSON_OPTIONS, OPTIONS, Thought, fault, form, hold, quoted
 from neuron.requests.sampling import bad_request
 from neuron.text.tags import CALL, END_CALL
 
@@ -40,21 +41,49 @@ def require_call(
     """
     wanted = [tool for tool in tools if tool.name in names]
     once = len(wanted) == 1 or not parallel
-    schemas = [_schema(tool.parameters) for tool in wanted]
-    if fault(_grammar(wanted, schemas, quoted, once)) is not None:
-        schemas = [ANY_OBJECT] * len(wanted)
-        if (found := fault(_grammar(wanted, schemas, quoted, once))) is not None:
-            raise bad_request("tools", f"tools cannot be required: {found[0]}")
+    return hold(_grammar(wanted, once, encode, "start: calls"), encode, thought)
+
+
+def allow_call(
+    tools: Sequence[Tool],
+    structured: Structured,
+    encode: Callable[[str], list[int]],
+    thought: Thought,
+    parallel: bool = True,
+) -> Constraint:
+    """The grammar of calls of some tools, or else of an answer in the form that was asked for.
+
+    Args:
+        encode, thought, parallel: as for `require_call`.
+
+    Raises:
+        CortexError: BAD_REQUEST naming the form, as `neuron.grammar.structured.constrain` does, or `tools`.
+    """
+    start = f"start: calls | answer\nanswer: %lark {{\n{form(structured)}\n}}"
+    return hold(_grammar(tools, not parallel, encode, start), encode, thought)
+
+
+def _grammar(tools: Sequence[Tool], once: bool, encode: Callable[[str], list[int]], start: str) -> str:
+    """`start`, which names `calls`, and what these are. It was tried."""
+    schemas = [_schema(tool.parameters) for tool in tools]
+    if fault(_written(tools, schemas, once, quoted, start)) is not None:
+        schemas = [ANY_OBJECT] * len(tools)
+        if (found := fault(_written(tools, schemas, once, quoted, start))) is not None:
+            raise bad_request("tools", f"tools cannot be held to a grammar: {found[0]}")
 
     def spelled(tag: str) -> str:
         """A tag as the model writes it: as a token where it has one, else as text."""
         return tag if len(encode(tag)) == 1 else quoted(tag)
 
-    return hold(_grammar(wanted, schemas, spelled, once), encode, thought)
+    return _written(tools, schemas, once, spelled, start)
 
 
-def _grammar(
-    tools: Sequence[Tool], schemas: Sequence[dict[str, Any]], tag: Callable[[str], str], once: bool
+def _written(
+    tools: Sequence[Tool],
+    schemas: Sequence[dict[str, Any]],
+    once: bool,
+    tag: Callable[[str], str],
+    start: str,
 ) -> str:
     """In Lark; `tag` says how a tag is written there."""
     calls = []
@@ -63,7 +92,8 @@ def _grammar(
         calls.append(f"{quoted(head)} %json {quoted(schema | JSON_OPTIONS)} {quoted('}')}")
     return "\n".join(
         [
-            "start: call" if once else 'start: call ("\\n" call)*',
+            start,
+            "calls: call" if once else 'calls: call ("\\n" call)*',
             f'call: {tag(CALL)} "\\n" ({" | ".join(f"call_{number}" for number in range(len(calls)))}) '
             f'"\\n" {tag(END_CALL)}',
             *(f"call_{number}: {call}" for number, call in enumerate(calls)),

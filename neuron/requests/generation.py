@@ -14,7 +14,7 @@ from ipc.errors import Code, CortexError
 from ipc.messages import Delta, Finished, Generate, Reply, Started, Timings, Usage
 from ipc.worker_messages import Constraint, SamplingParams, SequenceReport, Submit
 from neuron.grammar.structured import constrain
-from neuron.grammar.tool_calls import require_call
+from neuron.grammar.tool_calls import allow_call, require_call
 from neuron.models.description import ModelDescription
 from neuron.requests.answer import Answer, News
 from neuron.requests.prompt import Prompt, encode_prompts, named_prompts, thought_after, validate
@@ -106,9 +106,12 @@ class Generation(OpenRequest):
             return None
         encode = partial(text.encode, special=False)
         thought = thought_after(self._prompts[0].rendered, description.reasoning)
-        if request.structured is not None:
-            return constrain(request.structured, encode, thought)
-        return require_call(request.tools, request.must_call, encode, thought, request.parallel_tool_calls)
+        parallel = request.parallel_tool_calls
+        if request.must_call:  # of what is no call there is nothing then
+            return require_call(request.tools, request.must_call, encode, thought, parallel)
+        if request.tools:
+            return allow_call(request.tools, request.structured, encode, thought, parallel)
+        return constrain(request.structured, encode, thought)
 
     def _add_answers(
         self, prompt: Prompt, params: SamplingParams, constraint: Constraint | None, text: TextFrontEnd

@@ -48,8 +48,6 @@ def validate(request: Generate) -> None:
     validate_prompt(request)
     if request.echo and request.messages is not None:
         raise bad_request("echo", "echo needs a prompt: the template's text around messages is not shown")
-    if request.structured is not None and request.tools:
-        raise bad_request("structured", "an answer cannot follow a grammar and call tools as well")
     known = {tool.name for tool in request.tools}
     if unknown := [name for name in request.must_call if name not in known]:
         raise bad_request("must_call", f"must_call names {unknown[0]!r}, which is none of the tools")

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import random
+import re
 
 import jsonschema
 import pytest
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
 from ipc.errors import Code, CortexError
-from ipc.messages import Tool
+from ipc.messages import Structured, Tool
 from neuron.grammar.check import Bytes
-from neuron.grammar.tool_calls import require_call
+from neuron.grammar.tool_calls import allow_call, require_call
 from neuron.text.formats.hermes import ToolCallParser
 
 SCHEMA = {
@@ -53,7 +54,7 @@ def follow(grammar: str, seed: int, length: int = 2000) -> str:
 
 
 def calls_in(text: str) -> list:
-    parser = ToolCallParser()
+    parser = ToolCallParser(first=True)
     assert all(kind == "tool" for kind, _ in parser.push(text) + parser.finish()), text
     return parser.calls
 
@@ -105,6 +106,48 @@ def test_tags_that_are_tokens_are_written_as_such():
 
 def test_names_that_are_too_much_for_a_grammar_are_refused():
     tools = [Tool.function(f"{number}" * 40, parameters=SCHEMA) for number in range(9_000)]
-    with pytest.raises(CortexError, match="tools cannot be required: it is larger than 128 KB") as caught:
+    with pytest.raises(
+        CortexError, match="tools cannot be held to a grammar: it is larger than 128 KB"
+    ) as caught:
         require_call(tools, [tool.name for tool in tools], encode, "none")
     assert (caught.value.code, caught.value.param) == (Code.BAD_REQUEST, "tools")
+
+
+FORMS = {
+    "json": (
+        {
+            "type": "object",
+            "properties": {"n": {"enum": [1, 2]}},
+            "required": ["n"],
+            "additionalProperties": False,
+        },
+        r'\{\s*"n"\s*:\s*[12]\s*\}',
+    ),
+    "regex": ("[a-c]{3}", "[a-c]{3}"),
+    "choice": (["yes", "<no>"], "yes|<no>"),
+    "grammar": ('start: "{" b "}"\nb: "x" | "y"', r"\{[xy]\}"),
+}
+
+
+@pytest.mark.parametrize("field", FORMS)
+def test_beside_tools_an_answer_is_a_call_or_has_its_form(field):
+    asked, pattern = FORMS[field]
+    grammar = allow_call([WEATHER, TIME], Structured(**{field: asked}), encode, "none").grammar
+    written = [follow(grammar, seed) for seed in range(30)]
+    answers = [text for text in written if re.fullmatch(pattern, text)]
+    calls = [calls_in(text) for text in written if text not in answers]
+    assert answers
+    assert calls
+    assert all(calls)
+
+
+def test_a_form_that_cannot_be_honoured_is_named_beside_tools():
+    with pytest.raises(CortexError) as caught:
+        allow_call([WEATHER], Structured(json={"not": {}}), encode, "none")
+    assert caught.value.param == "structured_outputs.json"
+
+
+def test_beside_a_form_one_call_is_the_most_where_they_are_not_parallel():
+    form = Structured(choice=["x"])
+    grammar = allow_call([WEATHER], form, encode, "none", parallel=False).grammar
+    assert {len(calls_in(text)) for seed in range(20) if (text := follow(grammar, seed)) != "x"} == {1}
