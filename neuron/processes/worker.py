@@ -17,6 +17,10 @@ from ipc.worker_messages import KERNELS, Waiting, WarmUp, WorkerSpec
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
+    # Threads that wait for each other spin for some 20 µs, and then sleep. By default (libgomp, Intel's)
+    # they spin for milliseconds: on busy cores one burns what the other, for which it waits, could use.
+    "GOMP_SPINCOUNT": "1000",
+    "KMP_BLOCKTIME": "0",
     # Threads that read weights would each leave up to 64 MB behind: glibc trims no heap but the first one.
     "MALLOC_ARENA_MAX": "1",
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": str(KERNELS),

@@ -10,6 +10,7 @@ import torch
 from tests.workers.checkpoints import VARIANTS, greedy
 from tests.workers.engines import make_spec, prompt_of, request, serve, some_requests
 from workers.execution.model_runner import ModelRunner
+from workers.layers.linear import Linear
 
 
 def load(folder, **changes) -> ModelRunner:
@@ -68,3 +69,19 @@ def test_a_long_prompt_in_chunks_equals_the_same_prompt_in_one_piece(tiny, name)
     runner.slots.clear()
     [chunked] = serve(runner, [request(1, prompt, 12)], max_step_tokens=257)
     assert chunked == whole == greedy(oracle, prompt, whole)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("rows", [1, 2, 3, 50])
+def test_products_are_rounded_once_whether_there_are_kernels_for_the_type_or_not(dtype, rows):
+    generator = torch.Generator().manual_seed(1)
+    x, weight, bias = (
+        torch.randn(*shape, generator=generator).to(dtype) for shape in ((rows, 700), (900, 700), (900,))
+    )
+    exact = x.double() @ weight.double().t() + bias.double()
+    linear = Linear(weight, bias)
+    plain = linear(x)
+    linear.pack()
+    for product in (plain, linear(x)):
+        assert product.dtype == dtype
+        torch.testing.assert_close(product.double(), exact, rtol=torch.finfo(dtype).eps, atol=1e-4)

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from workers.layers.linear import has_kernels
+
 BLOCK_SCORES = 1 << 20  # scores computed at once in prefill: 4 MB, which stays in the cache
 BLOCK_PAGES = 64  # pages of keys that they belong to at most
 FEW_ROWS = 32  # of queries for each key: so few are not worth a copy of the keys in float32
@@ -51,10 +53,11 @@ def attend_decode(
     _, _, kv_heads, page_size, _ = kv.shape
     group = heads // kv_heads
     queries = q.view(count, kv_heads, group, head_dim)
+    wide = torch.float32 if not has_kernels(q.dtype, q.device) else q.dtype
     scores = []
     for run in runs:
-        keys = kv[0].index_select(0, run.pages).view(-1, page_size, head_dim).transpose(1, 2)
-        rows = queries.index_select(0, run.sequence).view(-1, group, head_dim)
+        keys = kv[0].index_select(0, run.pages).view(-1, page_size, head_dim).transpose(1, 2).to(wide)
+        rows = queries.to(wide).index_select(0, run.sequence).view(-1, group, head_dim)
         products = _products(rows, keys).view(-1, kv_heads, group, page_size)
         scores.append(torch.add(run.bias, products, alpha=scale))
     maxima = torch.full((count, kv_heads, group), -torch.inf, device=q.device)
@@ -66,8 +69,8 @@ def attend_decode(
     for run, part in zip(runs, scores, strict=True):
         weights = part.sub_(maxima.index_select(0, run.sequence).unsqueeze(-1)).exp_()
         sums.index_add_(0, run.sequence, weights.sum(-1))
-        values = kv[1].index_select(0, run.pages).view(-1, page_size, head_dim)
-        products = torch.bmm(weights.to(q.dtype).view(-1, group, page_size), values)
+        values = kv[1].index_select(0, run.pages).view(-1, page_size, head_dim).to(wide)
+        products = torch.bmm(weights.to(wide).view(-1, group, page_size), values)
         out.index_add_(0, run.sequence, products.view(-1, kv_heads, group, head_dim).float())
     return (out / sums.unsqueeze(-1)).to(q.dtype).view(count, heads, head_dim)
 
@@ -93,7 +96,8 @@ def attend_chunk(
     log_sums = torch.full((kv_heads, group, tokens, 1), -torch.inf, device=q.device)
     positions = torch.arange(len(chunk.pages) * page_size, device=q.device)
     step = max(16, BLOCK_SCORES // (heads * min(chunk.context, BLOCK_PAGES * page_size)))
-    few = group * tokens <= FEW_ROWS
+    native = has_kernels(q.dtype, q.device)
+    few = native and group * tokens <= FEW_ROWS
     block_pages = max(BLOCK_PAGES, FEW_BYTES // kv[:, 0].nbytes) if few else BLOCK_PAGES
     for number, pages in enumerate(chunk.pages.split(block_pages)):
         seen = number * block_pages * page_size  # keys before this block
@@ -101,6 +105,8 @@ def attend_chunk(
         keys, values = block[0].transpose(1, 2), block[1]
         if not few:
             keys = keys.float()
+        if not native:
+            values = values.float()
         for start in range(max(0, seen - first), tokens, step):
             end = min(start + step, tokens)
             # keys of this block that the last query sees, in whole pages: so shapes, which each need a kernel
@@ -113,7 +119,7 @@ def attend_chunk(
                 known = max(0, first + start + 1 - seen)  # keys that all of the queries see
                 beyond = positions[seen + known : seen + count] > positions[first + start : first + end, None]
                 scores[..., known:].masked_fill_(beyond, -torch.inf)
-            weights = torch.softmax(scores, dim=-1).to(q.dtype).view(kv_heads, -1, count)
+            weights = torch.softmax(scores, dim=-1).to(values.dtype).view(kv_heads, -1, count)
             part = torch.bmm(weights, values[:, :count]).view(*shape[:3], head_dim).float()
             if len(chunk.pages) > block_pages:
                 log_sum = log_sums[:, :, start:end]

@@ -11,6 +11,9 @@ from torch import Tensor
 from workers.parallel import RankGroup
 from workers.weights.loader import Slice
 
+WIDE_ROWS = 3  # of input, from which on it pays to make float32 of a weight first
+WIDE_BYTES = 1 << 20  # of float32 made at once: they stay in the cache
+
 Empty = Callable[..., Tensor]  # torch.empty with the type and the device of the model
 
 
@@ -20,6 +23,10 @@ class Linear:
     On a CPU the weight is packed once, after loading, into the layout that oneDNN's kernels read. Measured on
     two cores with AVX512-BF16 over the weights of a 0.6B model: one row takes 30 ms instead of 45, and with
     one thread 36 instead of 80; that is the rate at which memory streams.
+
+    On a CPU that has no instructions for its type, a weight is made float32 block by block, which is exact,
+    for any but the fewest rows. Measured on a Zen 3 core, 6144 x 1024 in bfloat16: 512 rows take 96 ms of it
+    instead of 694, 8 rows 6 instead of 11.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
@@ -40,7 +47,9 @@ class Linear:
 
     def __call__(self, x: Tensor) -> Tensor:  # [tokens, columns] -> [tokens, rows]
         if self.packed is None:
-            return F.linear(x, self.weight, self.bias)
+            if len(x) < WIDE_ROWS or has_kernels(x.dtype, x.device):
+                return F.linear(x, self.weight, self.bias)
+            return _widened(x, self.weight, self.bias)
         return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
 
 
@@ -96,7 +105,25 @@ class RowParallel(Linear):
         return y if self.bias_of_sum is None else y + self.bias_of_sum
 
 
+def has_kernels(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether products of that type are fast there, and not only possible."""
+    if device.type != "cpu" or dtype == torch.float32:
+        return True
+    if dtype == torch.float16:
+        return torch.ops.mkldnn._is_mkldnn_fp16_supported()
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
 def _can_pack(weight: Tensor) -> bool:
     if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
-    return weight.dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return has_kernels(weight.dtype, weight.device)
+
+
+def _widened(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # [tokens, columns] -> [tokens, rows]
+    rows = max(1, WIDE_BYTES // (4 * weight.shape[1]))
+    wide, y = x.float(), x.new_empty(len(x), len(weight))
+    for start in range(0, len(weight), rows):
+        part = wide @ weight[start : start + rows].float().t()
+        y[:, start : start + rows] = part if bias is None else part.add_(bias[start : start + rows])
+    return y
