@@ -367,6 +367,9 @@ class Progress(Reply, tag="progress"):
     message: str = ""
     fraction: float | None = None
     seconds_left: float | None = None
+    position: int | None = (
+        None  # when "queued": of the request before its model, or of its model before memory
+    )
 
 
 class Delta(Reply, tag="delta"):

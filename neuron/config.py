@@ -34,6 +34,15 @@ class Queue(Struct, frozen=True, kw_only=True):
     wait_seconds: Seconds = 120.0
 
 
+class Memory(Struct, frozen=True, kw_only=True):
+    """Memory that one model holds and another waits for."""
+
+    wait_seconds: Seconds = 120.0  # until whoever waits is refused
+    turn_seconds: Duration = (
+        10.0  # that a model serves before it leaves for another; no less than its load took
+    )
+
+
 class Simulated(Struct, frozen=True, kw_only=True):
     """The simulated engine in place of a checkpoint: its speed, size and failure plan."""
 
@@ -76,6 +85,7 @@ class NeuronConfig(Struct, frozen=True, kw_only=True):
     devices: list[str] | None = None  # null: all that are found
     cpu: Cpu = Cpu()
     queue: Queue = Queue()
+    memory: Memory = Memory()
     standby: bool = True  # keep a warm process on each device that a model may be loaded on
     step_deadline_seconds: Seconds = 120.0
     load_deadline_seconds: Seconds = 1800.0

@@ -150,7 +150,6 @@ class Service:
     def _admit(self, model: ManagedModel, work: OpenRequest) -> None:
         """Let prepared work in, unless it ended meanwhile."""
         if work.outcome is None:
-            work.model = model
             model.admit(work)
 
     def _ended(self, peer: Peer, work: OpenRequest) -> None:
@@ -185,7 +184,7 @@ class Service:
     async def _load(self, peer: Peer, request: Load) -> Reply:
         self._refuse_new_work()
         model = await self._models.open(request.model)
-        await model.load(lambda progress: peer.send(progress.reply(request.id, "loading")))
+        await model.load(lambda progress: peer.send(progress.reply(request.id)))
         return Done(id=request.id)
 
     async def _unload(self, peer: Peer, request: Unload) -> Reply:
@@ -217,7 +216,7 @@ class Service:
 
     def _hello(self, peer: Peer, request: Hello) -> None:
         if request.eviction is not None:
-            self._models.eviction = request.eviction
+            self._models.room.eviction = request.eviction
         log.info("client says hello client=%s eviction=%s", request.client, request.eviction)
         peer.send(
             HelloReply(
@@ -226,21 +225,21 @@ class Service:
         )
 
     async def _discover(self, peer: Peer, request: Discover) -> Reply:
-        devices = await self._models.refresh_devices()
+        await self._models.room.refresh()
         return Discovery(
             id=request.id,
             hostname=socket.gethostname(),
-            devices=devices,
+            devices=self._models.room.devices(),
             cuda_unavailable=self._models.cuda_unavailable,
         )
 
     async def _health(self, peer: Peer, request: Health) -> Reply:
-        devices = await self._models.refresh_devices()
+        await self._models.room.refresh()
         return HealthReply(
             id=request.id,
             uptime=time.monotonic() - self._started,
             draining=self._draining,
-            devices=devices,
+            devices=self._models.room.devices(),
             models=self._models.states(),
             ranks=self._models.ranks(),
         )
@@ -293,7 +292,7 @@ class Service:
             neuron=self._config.name,
             instance=self._instance,
             draining=self._draining,
-            devices=self._models.devices(),
+            devices=self._models.room.devices(),
             models=self._models.states(),
         )
 

@@ -46,9 +46,11 @@ class Holder:
 
     model: str
     reserved: dict[str, int]  # bytes by device
-    evictable: bool  # idle and not pinned
     priority: int
     last_used: float
+    pinned: bool = False
+    busy: bool = False  # it has requests to finish, or is on its way up, before it can leave
+    leaving: bool = False  # it leaves already, whoever asked for that
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,7 @@ def find_fit(
     """Find room for `need`, with as little eviction as possible.
 
     A whole context comes first, if need be by eviction; only where even that cannot be had, the context is
-    cut to what the pool holds.
+    cut to what the pool holds. Who leaves already costs nothing; then come idle models, and busy ones last.
 
     Args:
         free: bytes by device that nobody holds. Names tell the kind: "cpu" or "cuda:N".
@@ -91,19 +93,26 @@ def find_fit(
         CortexError: INSUFFICIENT_MEMORY saying who holds what; BAD_REQUEST for devices that are not there.
     """
     candidates = _candidates(need, free)
-    evictable = [
-        holder
-        for holder in holders
-        if holder.evictable and (strategy == "lru" or holder.priority <= need.priority)
-    ]
-    evictable.sort(key=lambda h: (h.priority if strategy == "priority" else 0, h.last_used))
+    evictable = [holder for holder in holders if _stays(holder, need, strategy) is None]
+    evictable.sort(
+        key=lambda h: (not h.leaving, h.busy, h.priority if strategy == "priority" else 0, h.last_used)
+    )
     for context_length in dict.fromkeys((need.context_length, min(need.context_length, SMALLEST_CONTEXT))):
         for victims in _growing(evictable):
             if _place(need, candidates, _without(free, victims), context_length) is not None:
                 victims = _spare(need, candidates, free, victims, context_length)
                 fit = _place(need, candidates, _without(free, victims), context_length)
                 return replace(fit, victims=tuple(victim.model for victim in victims))
-    raise _refusal(need, candidates, free, holders)
+    raise _refusal(need, candidates, free, holders, strategy)
+
+
+def _stays(holder: Holder, need: Need, strategy: Literal["lru", "priority"]) -> str | None:
+    """Why `holder` does not leave for `need`, whatever happens; None: it does, once it has nothing to do."""
+    if holder.pinned:
+        return "is pinned"
+    if strategy == "priority" and holder.priority > need.priority and not holder.leaving:
+        return f"has priority {holder.priority}, above its {need.priority}"
+    return None
 
 
 def _candidates(need: Need, free: dict[str, int]) -> list[str]:
@@ -139,8 +148,8 @@ def _without(free: dict[str, int], victims: list[Holder]) -> dict[str, int]:
 def _spare(
     need: Need, candidates: list[str], free: dict[str, int], victims: list[Holder], context_length: int
 ) -> list[Holder]:
-    """Leave out of `victims` whoever need not go after all."""
-    for victim in list(victims):
+    """Leave out of `victims`, which come in the order of what they cost, whoever need not go after all."""
+    for victim in reversed(victims):
         fewer = [other for other in victims if other is not victim]
         if _place(need, candidates, _without(free, fewer), context_length) is not None:
             victims = fewer
@@ -196,25 +205,31 @@ def pages_for(tokens: int) -> int:
 
 
 def _refusal(
-    need: Need, candidates: list[str], free: dict[str, int], holders: Sequence[Holder]
+    need: Need,
+    candidates: list[str],
+    free: dict[str, int],
+    holders: Sequence[Holder],
+    strategy: Literal["lru", "priority"],
 ) -> CortexError:
     smallest = pages_for(min(need.context_length, SMALLEST_CONTEXT)) * PAGE_SIZE * need.kv_bytes_per_token
     pool = need.kv_memory if need.kv_memory is not None else smallest
     needed = [need.fixed_bytes(rank, candidates[0]) + pool for rank in range(len(need.rank_bytes))]
+    there = [holder for holder in holders if any(name in candidates for name in holder.reserved)]
     held = {
         holder.model: {name: size for name, size in holder.reserved.items() if name in candidates}
-        for holder in holders
-        if any(name in candidates for name in holder.reserved)
+        for holder in there
     }
-    who = "; ".join(
-        f"{model} holds {', '.join(f'{gib(size)} on {name}' for name, size in sizes.items())}"
-        for model, sizes in held.items()
+    who = "".join(
+        f"; {holder.model} holds "
+        + ", ".join(f"{gib(size)} on {name}" for name, size in held[holder.model].items())
+        + f" and {_stays(holder, need, strategy) or 'could leave, which is not enough'}"
+        for holder in there
     )
     return CortexError(
         Code.INSUFFICIENT_MEMORY,
         f"{need.model} needs at least {' and '.join(map(gib, needed))}, "
         f"one amount a rank; free are {', '.join(f'{gib(free[name])} on {name}' for name in candidates)}"
-        + (f"; {who}, and is pinned, busy or of higher priority" if who else ""),
+        + who,
         retry_after=5.0 if held else None,
         details={"needed": needed, "free": free, "held": held},
     )

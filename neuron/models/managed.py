@@ -1,4 +1,4 @@
-"""One model's life: unloaded, loading, ready, restarting, unloading, failed."""
+"""One model's life, as a table: what happens to it in which state, and what it is then."""
 
 from __future__ import annotations
 
@@ -6,57 +6,99 @@ import asyncio
 import itertools
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from enum import Enum
 
 from ipc.errors import Code, CortexError
 from ipc.messages import ModelState, ModelStatus, RankState
 from ipc.worker_messages import PAGE_SIZE, StepReport
+from neuron.backoff import Backoff
 from neuron.config import ModelSettings
-from neuron.memory.fit import Fit
-from neuron.models.description import ModelDescription, step_tokens
-from neuron.models.house import House
+from neuron.launcher import Launcher
+from neuron.memory.fit import Fit, Holder, Need
+from neuron.models.description import ModelDescription
 from neuron.models.queue import RequestQueue
 from neuron.models.statistics import Statistics
 from neuron.processes.group import WorkerGroup
-from neuron.processes.spawn import GroupSpec
 from neuron.requests.progress import LoadProgress
 from neuron.requests.request import OpenRequest
+from neuron.room import Place, Room
 from neuron.text.frontend import TextFrontEnd
 
 log = logging.getLogger("neuron.models.managed")
 
 BAD_STARTS = 5  # in a row, until a model counts as failed
 STEADY_SECONDS = 60.0  # a group that lived so long was well started
+KILLED_LOADS = 3  # tries of one load, where ranks are killed in it: nothing says that the model is at fault
+SHORT_LOADS = 3  # the same, where a device ran out of memory: each time more of it is asked for
+SPARE_SHARE = 1 / 8  # of what was booked, that is asked for on top then
+SPARE_BYTES = 256 << 20  # and at least so much of it, on each rank
 UNLOAD_SECONDS = 600.0  # for running requests to end before an unload gives up
 PROGRESS_INTERVAL = 0.25  # seconds between two `Progress` of one load
+
+
+class Event(Enum):
+    """What can happen to a model."""
+
+    WANTED = "somebody asks for it: a request, a load, its pin"
+    GRANTED = "its memory is booked"
+    SHORT = "its device has less memory than was booked"
+    READY = "all its ranks are ready"
+    REFUSED = "there is no memory for it now"
+    FAILED = "it cannot be loaded"
+    DIED = "its workers died"
+    LEAVE = "it shall end: an unload, or room for another model"
+    STAY = "it need not end after all"
+    QUIET = "nothing is in its worker any more"
+    GONE = "its processes are gone"
+    DESERTED = "nobody waits for it any more"
 
 
 class ManagedModel:
     """A model that this neuron knows, whether it is loaded or not.
 
-    One task at a time brings it up or takes it down, whoever asked and however many did; it outlives them.
+    What happens to it goes through `handle`: `TRANSITIONS`, at the end of this file, says what follows. One
+    task at a time brings it up or takes it down, whoever asked and however many did; it outlives them.
 
     Args:
         settings: what the user said about it.
         blueprint: what it is, from its files.
-        house: the neuron.
+        room: gives it memory.
+        launcher: makes its worker groups.
+        backoff: waits between restarts.
+        changed: called when its `ModelState` is not what it was.
     """
 
-    def __init__(self, settings: ModelSettings, description: ModelDescription, house: House) -> None:
+    def __init__(
+        self,
+        settings: ModelSettings,
+        description: ModelDescription,
+        room: Room,
+        launcher: Launcher,
+        backoff: Backoff,
+        changed: Callable[[], None],
+    ) -> None:
         self.settings = settings
         self.description = description
         self.id = settings.id
         self.status: ModelStatus = "unloaded"
         self.error: str | None = None
-        self.requests = RequestQueue(house.config.queue, settings.max_sequences)
+        self.requests = RequestQueue(launcher.config.queue, settings.max_sequences)
         self.fit: Fit | None = None
         self.last_used = time.monotonic()
-        self._house = house
+        self.load_seconds: float | None = None  # that its last load took, from the start of its processes
+        self.loaded_on = ""  # kind of the device of that load
+        self._room = room
+        self._launcher = launcher
+        self._backoff = backoff
+        self._changed = changed
         self._group: WorkerGroup | None = None
         self._text: asyncio.Future[TextFrontEnd] | None = None
         self._task: asyncio.Task[None] | None = None  # brings it up, or takes it down
-        self._outcome: asyncio.Future[None] | None = None  # of the bringing up
+        self._up: asyncio.Future[None] | None = None  # somebody waits until it is ready
+        self._down: asyncio.Future[None] | None = None  # the same, until it is unloaded
+        self._unloads = 0  # users who wait for that
         self._listeners: set[Callable[[LoadProgress], None]] = set()
         self._told_progress = 0.0
         self._progress = LoadProgress()
@@ -65,10 +107,31 @@ class ManagedModel:
         self._restarts = 0
         self._bad_starts = 0
         self._ready_at = 0.0
-        self.load_seconds: float | None = None  # that its last load took, from the start of its processes
         self._served_epoch = 0  # the last epoch that finished a request
+        self._request_seconds = 1.0  # that one runs, smoothed
         self._statistics: Statistics | None = None  # while it is loaded
         self._retry_timer: asyncio.TimerHandle | None = None
+
+    def handle(self, event: Event, error: CortexError | None = None) -> None:
+        """Enter the state that `event` leads to from this one, and do what belongs to that.
+
+        Args:
+            error: what went wrong, for REFUSED, FAILED and DIED.
+        """
+        if (transition := TRANSITIONS[self.status].get(event)) is None:
+            return
+        status, action = transition
+        if error is not None:
+            level = logging.WARNING if event is Event.REFUSED else logging.ERROR
+            log.log(level, "model %s model=%s epoch=%d reason=%s", status, self.id, self._epoch, error)
+            self.error = error.message
+        elif status != self.status:
+            log.info("model %s model=%s epoch=%d", status, self.id, self._epoch)
+        if status in ("ready", "waiting") or (status == "unloaded" and error is None):
+            self.error = None
+        self.status = status
+        action(self, error)
+        self._changed()
 
     # --- facts ------------------------------------------------------------------------------------------
 
@@ -76,11 +139,6 @@ class ManagedModel:
     def context_length(self) -> int:
         """Tokens of prompt and answer together: what was wished for, and once loaded what the pool allows."""
         return self.fit.context_length if self.fit is not None else self.description.context_length
-
-    @property
-    def idle(self) -> bool:
-        """Nobody would notice if it left."""
-        return self.status in ("ready", "restarting") and self.requests.idle
 
     @property
     def seconds_left(self) -> float | None:
@@ -116,7 +174,7 @@ class ManagedModel:
             error=self.error,
             epoch=self._epoch,
             restarts=self._restarts,
-            running=len(self.requests.running),
+            running=self.requests.running,
             waiting=self.requests.waiting,
             finished=self.requests.counts["finished"],
             cancelled=self.requests.counts["cancelled"],
@@ -148,6 +206,43 @@ class ManagedModel:
         done = self._text is not None and self._text.done() and self._text.exception() is None
         return self._text.result() if done else None
 
+    # --- for the room -----------------------------------------------------------------------------------
+
+    def need(self, runtime: Mapping[str, int]) -> Need:
+        return self.description.need(self.settings, runtime)
+
+    def holder(self, reserved: dict[str, int]) -> Holder:
+        return Holder(
+            model=self.id,
+            reserved=reserved,
+            priority=self.settings.priority,
+            last_used=self.last_used,
+            pinned=self.settings.pin,
+            busy=self.status == "loading" or not self.requests.idle,
+            leaving=self.status in ("draining", "unloading"),
+        )
+
+    @property
+    def turn_ends(self) -> float | None:
+        if self.status not in ("ready", "draining"):
+            return None
+        return self._ready_at + max(self._launcher.config.memory.turn_seconds, self.load_seconds or 0.0)
+
+    @property
+    def seconds_to_leave(self) -> float:
+        if self.requests.idle:
+            return 0.0
+        turn = max(0.0, (self.turn_ends or time.monotonic()) - time.monotonic())
+        return turn + self._request_seconds + (self._progress.seconds_left or 0.0)
+
+    def give_way(self) -> None:
+        if self.status in ("ready", "restarting"):
+            self.handle(Event.LEAVE)
+
+    def stay(self) -> None:
+        if not self._unloads:
+            self.handle(Event.STAY)
+
     # --- requests ---------------------------------------------------------------------------------------
 
     def admit(self, work: OpenRequest) -> None:
@@ -157,20 +252,30 @@ class ManagedModel:
             CortexError: QUEUE_FULL.
         """
         self.last_used = time.monotonic()
-        if self.requests.admit(work) and self.status != "ready":
-            work.progress("loading", replace(self._progress, message=self.status))
+        work.model = self
+        if self.requests.admit(work):
             self.bring_up()
-        self._house.changed()
+            stage = "loading" if self.status in ("loading", "restarting") else "queued"
+            work.progress(replace(self._progress, message=self._progress.message or self.status, stage=stage))
+        self._changed()
+
+    def begin(self, work: OpenRequest) -> None:
+        self.requests.begin(work)
 
     def leave(self, work: OpenRequest) -> None:
         """Forget a request that ended, and end it in the worker where it still runs there."""
         self.last_used = time.monotonic()
-        if self.requests.leave(work):
-            for part in work.parts:
-                self.abort(part.submit.request_id)
+        self.requests.leave(work)
+        for part in work.parts:
+            self.abort(part.submit.request_id)
         if work.outcome == "finished":
             self._served_epoch = self._epoch
-        self._house.changed()
+            self._request_seconds += 0.2 * (work.seconds_in_worker - self._request_seconds)
+        self._check_quiet()
+        self._check_deserted()
+        if self._room.contested:
+            self._room.look()
+        self._changed()
 
     def abort(self, key: int) -> None:
         """End one sequence in the worker, if it still has it."""
@@ -179,9 +284,9 @@ class ManagedModel:
 
     def _on_steps(self, steps: list[StepReport]) -> None:
         self._statistics.take(steps)
-        self._house.changed()
+        self._changed()
 
-    # --- up ---------------------------------------------------------------------------------------------
+    # --- up and down, for users -------------------------------------------------------------------------
 
     async def load(self, listener: Callable[[LoadProgress], None]) -> None:
         """Return when the model is ready. The load goes on when the caller does not wait for it.
@@ -199,170 +304,21 @@ class ManagedModel:
                 await asyncio.shield(self.bring_up())
         finally:
             self._listeners.discard(listener)
+            self._check_deserted()
 
     def bring_up(self) -> asyncio.Future[None]:
         """See that the model gets ready, and return the future that ends when it is or cannot be."""
-        if self._outcome is None:
-            self._outcome = asyncio.get_running_loop().create_future()
-            self._outcome.add_done_callback(lambda outcome: outcome.exception())  # nobody has to ask
-        if self.status in ("unloaded", "failed"):
-            self._cancel_retry()
-            self._set("loading")
-            self._task = asyncio.create_task(self._load())
-        return self._outcome
-
-    async def _load(self) -> None:
-        try:
-            self._tell("making room", None)
-            self.fit = await self._house.reserve(self)
-            if self.fit.context_length < self.description.context_length:
-                log.warning(
-                    "context clamped to the memory there is model=%s context_length=%d wanted=%d",
-                    self.id,
-                    self.fit.context_length,
-                    self.description.context_length,
-                )
-            await self.text()  # what can refuse the model comes before its processes
-            await self._start_group()
-        except CortexError as error:
-            self._give_up(error)
-        except Exception as error:
-            log.exception("load failed unexpectedly model=%s", self.id)
-            self._give_up(CortexError(Code.INTERNAL, f"loading {self.id} failed: {error!r}"))
+        up = self._up or asyncio.get_running_loop().create_future()
+        if self.status == "ready":
+            up.set_result(None)
         else:
-            self._bad_starts = 0
-            self._on_ready()
+            self._up = up
+            up.add_done_callback(_nobody_has_to_ask)
+            self.handle(Event.WANTED)
+        return up
 
-    async def _start_group(self) -> None:
-        """Start one epoch and wait until it is ready; nothing of it stays when it does not get there."""
-        config, settings, fit = self._house.config, self.settings, self.fit
-        spec = GroupSpec(
-            model=self.id,
-            engine=self.description.engine,
-            devices=fit.devices,
-            threads=self._house.threads(fit),
-            context_length=fit.context_length,
-            max_sequences=settings.max_sequences,
-            max_step_tokens=step_tokens(settings, fit.devices[0]),
-            kv_pages=fit.most_pages,
-            rank_budgets=fit.rank_budgets,
-            folder=self.description.folder,
-            dtype=self.description.dtype,
-            simulated=self.description.simulated,
-            log_level=config.log_level,
-        )
-        while True:
-            self._epoch = next(self._epochs)
-            began = time.monotonic()
-            group = WorkerGroup(
-                spec,
-                self._epoch,
-                step_deadline=config.step_deadline_seconds,
-                on_loading=lambda fraction, message: self._tell(message, fraction),
-                on_steps=self._on_steps,
-                on_death=self._on_death,
-                standby=self._house.standby if self.description.engine == "transformer" else None,
-            )
-            self._group = group
-            try:
-                group.start()
-                ready = await group.ready(config.load_deadline_seconds)
-            except BaseException as error:
-                await group.stop()
-                if not (group.died_waiting and isinstance(error, CortexError)):
-                    raise
-                log.warning("load begins again model=%s reason=%s", self.id, error)
-            else:
-                break
-        self.load_seconds = time.monotonic() - began
-        log.info(
-            "model loaded model=%s seconds=%.2f weights_seconds=%.2f bytes=%d",
-            self.id,
-            self.load_seconds,
-            max(report.load_seconds for report in ready),
-            self.description.bytes_weights,
-        )
-        self._statistics = Statistics(ready)
-        pages = self._statistics.kv_pages  # of a pool that may be smaller or larger than planned
-        self.fit = replace(fit, kv_pages=pages, context_length=min(fit.context_length, pages * PAGE_SIZE))
-        self._house.correct(self, ready)
-
-    def _on_ready(self) -> None:
-        self._ready_at = time.monotonic()
-        self._progress = LoadProgress()
-        self._set("ready")
-        outcome, self._outcome = self._outcome, None
-        if outcome is not None:
-            outcome.set_result(None)
-        self.requests.open(self._group, self.fit.context_length)
-
-    def _give_up(self, error: CortexError) -> None:
-        """It cannot be loaded now: everybody who waits is told, and nothing is held."""
-        self._group = None
-        self._let_go()
-        self._bad_starts += 1
-        self._set("failed", error)
-        outcome, self._outcome = self._outcome, None
-        if outcome is not None:
-            outcome.set_exception(error)
-        self.requests.fail_all(error)
-        if self.settings.pin:
-            self._retry_timer = asyncio.get_running_loop().call_later(
-                self._house.backoff.seconds(self._bad_starts), self.bring_up
-            )
-
-    def _tell(self, message: str, fraction: float | None) -> None:
-        """Tell all who wait how the load goes."""
-        now = time.monotonic()
-        self._progress = self._progress.then(message, fraction, now)
-        self._house.changed()
-        if now - self._told_progress < PROGRESS_INTERVAL:
-            return
-        self._told_progress = now
-        for listener in list(self._listeners):
-            listener(self._progress)
-        self.requests.tell(self._progress)
-
-    # --- down -------------------------------------------------------------------------------------------
-
-    def _on_death(self, error: CortexError) -> None:
-        if self.status not in ("ready", "unloading"):
-            return  # it died before it was ready for us: whoever starts it sees that
-        self._restarts += 1
-        self._statistics = None
-        steady = time.monotonic() - self._ready_at >= STEADY_SECONDS or self._served_epoch == self._epoch
-        self._bad_starts = 0 if steady else self._bad_starts + 1
-        self.requests.lose_worker(error)
-        if self.status == "ready":  # else it is being unloaded, which goes on
-            self._set("restarting", error)
-            self._task = asyncio.create_task(self._restart(error))
-
-    async def _restart(self, error: CortexError) -> None:
-        try:
-            while True:
-                await self._group.wait_gone()
-                if self._bad_starts >= BAD_STARTS:
-                    raise CortexError(error.code, f"{error.message}; given up after {BAD_STARTS} bad starts")
-                seconds = self._house.backoff.seconds(self._bad_starts)
-                self._tell(f"restarting in {seconds:g} seconds: {error.message}", None)
-                await asyncio.sleep(seconds)
-                try:
-                    await self._start_group()
-                except CortexError as failure:
-                    error = failure
-                    self._bad_starts += 1
-                else:
-                    self._on_ready()
-                    return
-        except CortexError as failure:
-            self._bad_starts = 0
-            self._give_up(failure)
-        except Exception as failure:
-            log.exception("restart failed unexpectedly model=%s", self.id)
-            self._give_up(CortexError(Code.INTERNAL, f"restarting {self.id} failed: {failure!r}"))
-
-    def unload(self, force: bool = False) -> asyncio.Future[None]:
-        """Begin to end the workers and to give the memory back; the future is done when that is done.
+    async def unload(self, force: bool = False) -> None:
+        """End the workers and give the memory back.
 
         Requests that run are waited for, or with `force` ended. Those that still wait for their turn, and
         those that come meanwhile, have the model loaded again.
@@ -374,47 +330,23 @@ class ManagedModel:
             self.requests.fail_all(
                 CortexError(Code.SHUTTING_DOWN, f"{self.id} was unloaded by force", retry_after=1.0)
             )
-        if self.status in ("unloaded", "failed"):
-            self._cancel_retry()
-            self._set("unloaded")
-            done = asyncio.get_running_loop().create_future()
-            done.set_result(None)
-            return done
-        if self.status != "unloading":
-            bringing_up = self._task if self.status != "ready" else None
-            self._set("unloading")
-            self.requests.shut()
-            self._task = asyncio.create_task(self._unload(bringing_up))
-        return asyncio.shield(self._task)
-
-    async def _unload(self, bringing_up: asyncio.Task[None] | None) -> None:
-        if bringing_up is not None:
-            bringing_up.cancel()
-            await asyncio.wait([bringing_up])
-            ended = CortexError(Code.MODEL_LOAD_FAILED, f"the load of {self.id} was ended by an unload")
-            outcome, self._outcome = self._outcome, None
-            if outcome is not None:
-                outcome.set_exception(ended)
-            self.requests.fail_all(ended)
-        waiting = asyncio.ensure_future(self.requests.quiet.wait())
-        await asyncio.wait([waiting], timeout=UNLOAD_SECONDS)
-        if not waiting.done():
-            waiting.cancel()
-            self._on_ready()
-            still = len(self.requests.running)
+        if self._down is None:
+            self._down = asyncio.get_running_loop().create_future()
+            self._down.add_done_callback(_nobody_has_to_ask)
+        down = self._down
+        self._unloads += 1
+        try:
+            self.handle(Event.LEAVE)
+            await asyncio.wait([down], timeout=UNLOAD_SECONDS)
+        finally:
+            self._unloads -= 1
+        if not down.done():
+            self.handle(Event.STAY)
             raise CortexError(
                 Code.QUEUE_TIMEOUT,
-                f"{still} requests of {self.id} still run after {UNLOAD_SECONDS:g} seconds",
+                f"{self.requests.running} requests of {self.id} still run after {UNLOAD_SECONDS:g} seconds",
             )
-        try:
-            if self._group is not None:
-                await self._group.stop()
-        finally:
-            self._group = None
-            self._let_go()
-            self._set("unloaded")
-        if self._outcome is not None or self.requests.waiting:
-            self.bring_up()
+        down.result()
 
     async def close(self) -> None:
         """The neuron ends: no task and no process may stay. Requests have been answered before."""
@@ -426,25 +358,298 @@ class ManagedModel:
         if self._group is not None:
             await self._group.stop()
 
+    # --- actions ----------------------------------------------------------------------------------------
+
+    def _wish(self, error: CortexError | None) -> None:
+        """Ask for memory, and load when it is there."""
+        self._cancel_retry()
+        self._task = asyncio.create_task(self._bring_up())
+
+    def _tell_load(self, error: CortexError | None) -> None:
+        self._tell(LoadProgress("starting"))
+
+    def _serve(self, error: CortexError | None) -> None:
+        """Hand over what waits. It may be the group that is just ready, or the one that was to end."""
+        self._progress = LoadProgress()
+        up, self._up = self._up, None
+        if up is not None:
+            up.set_result(None)
+        self.requests.open(self._group, self.fit.context_length)
+        self._room.look()
+
+    def _give_up(self, error: CortexError | None) -> None:
+        """It cannot be had now: everybody who waits is told, and nothing is held."""
+        self._group = None
+        self._bad_starts += 1
+        self._let_go()
+        self._fail_waiting(error)
+        if self.settings.pin:
+            self._retry_timer = asyncio.get_running_loop().call_later(
+                self._backoff.seconds(self._bad_starts), self.bring_up
+            )
+
+    def _restart(self, error: CortexError | None) -> None:
+        """Begin another epoch, once the dead one is gone."""
+        self._lose_workers(error)
+        self._task = asyncio.create_task(self._bring_up_again(error))
+
+    def _drain(self, error: CortexError | None) -> None:
+        """Let what runs end; all else waits for the next load."""
+        self.requests.take_back()
+        self._check_quiet()
+
+    def _lose_and_end(self, error: CortexError | None) -> None:
+        """It died while it drained."""
+        self._lose_workers(error)
+        self._end(None)
+
+    def _end(self, error: CortexError | None) -> None:
+        """End the processes."""
+        self._task = asyncio.create_task(self._take_down(None))
+
+    def _cancel(self, error: CortexError | None) -> None:
+        """End what brings it up, whoever waits for that, and the processes that there are."""
+        self._fail_waiting(
+            CortexError(Code.MODEL_LOAD_FAILED, f"the load of {self.id} was ended by an unload")
+        )
+        self._task = asyncio.create_task(self._take_down(self._task))
+
+    def _rest(self, error: CortexError | None) -> None:
+        """Nothing of it is left, or never was; whoever came meanwhile has it loaded again."""
+        self._cancel_retry()
+        down, self._down = self._down, None
+        if down is not None:
+            down.set_result(None)
+        if self._up is not None or self.requests.waiting:
+            self.bring_up()
+
+    # --- tasks ------------------------------------------------------------------------------------------
+
+    async def _bring_up(self) -> None:
+        """From a wish for memory to workers that are ready."""
+        try:
+            spare = 0
+            for tries_left in reversed(range(SHORT_LOADS)):
+                reuse = self.description.engine == "transformer"
+                self.fit = await self._room.take(self, self._on_place, reuse=reuse, spare=spare)
+                self.handle(Event.GRANTED)
+                try:
+                    await self.text()  # what can refuse the model comes before its processes
+                    await self._start(KILLED_LOADS)
+                    break
+                except CortexError as error:
+                    if error.code != Code.INSUFFICIENT_MEMORY or not tries_left:
+                        raise
+                    log.warning("load needs more memory model=%s spare=%d reason=%s", self.id, spare, error)
+                    spare += max(SPARE_BYTES, int(SPARE_SHARE * max(self.fit.rank_budgets, default=0)))
+                    self._let_go()
+                    self.handle(Event.SHORT)
+        except CortexError as error:
+            refused = error.code == Code.INSUFFICIENT_MEMORY
+            self.handle(Event.REFUSED if refused else Event.FAILED, error)
+        except Exception as error:
+            log.exception("load failed unexpectedly model=%s", self.id)
+            self.handle(Event.FAILED, CortexError(Code.INTERNAL, f"loading {self.id} failed: {error!r}"))
+        else:
+            self._bad_starts = 0
+            self.handle(Event.READY)
+
+    async def _start(self, tries: int) -> None:
+        """Start one epoch and wait until it is ready; nothing of it stays when it does not get there.
+
+        Args:
+            tries: of it, where a rank is killed.
+        """
+        fit = self.fit
+        if fit.context_length < self.description.context_length:
+            log.warning(
+                "context clamped to the memory there is model=%s context_length=%d wanted=%d",
+                self.id,
+                fit.context_length,
+                self.description.context_length,
+            )
+        while True:
+            self._epoch = next(self._epochs)
+            began = time.monotonic()
+            group = self._group = self._launcher.group(
+                self.settings,
+                self.description,
+                fit,
+                self._epoch,
+                on_loading=lambda fraction, message: self._tell(
+                    self._progress.then(message, fraction, time.monotonic())
+                ),
+                on_steps=self._on_steps,
+                on_death=lambda error: self.handle(Event.DIED, error),
+            )
+            try:
+                group.start()
+                ready = await group.ready(self._launcher.config.load_deadline_seconds)
+                break
+            except BaseException as error:
+                await group.stop()
+                tries -= group.was_killed
+                again = group.died_waiting or (group.was_killed and tries > 0)
+                if not again or not isinstance(error, CortexError):
+                    raise
+                log.warning("load begins again model=%s reason=%s", self.id, error)
+        self._ready_at = time.monotonic()
+        self.load_seconds = self._ready_at - began
+        self.loaded_on = fit.devices[0].partition(":")[0]
+        log.info(
+            "model loaded model=%s seconds=%.2f weights_seconds=%.2f bytes=%d",
+            self.id,
+            self.load_seconds,
+            max(report.load_seconds for report in ready),
+            self.description.bytes_weights,
+        )
+        self._statistics = Statistics(ready)
+        pages = self._statistics.kv_pages  # of a pool that may be smaller or larger than planned
+        self.fit = replace(fit, kv_pages=pages, context_length=min(fit.context_length, pages * PAGE_SIZE))
+        learn = self.description.overhead is not None
+        self._room.correct(self.id, self.fit, [report.memory for report in ready], learn=learn)
+
+    async def _bring_up_again(self, error: CortexError) -> None:
+        """After a death: wait, start, and wait longer each time that it dies young."""
+        try:
+            while True:
+                await self._group.wait_gone()
+                if self._bad_starts >= BAD_STARTS:
+                    raise CortexError(error.code, f"{error.message}; given up after {BAD_STARTS} bad starts")
+                seconds = self._backoff.seconds(self._bad_starts)
+                self._tell(LoadProgress(f"restarting in {seconds:g} seconds: {error.message}"))
+                await asyncio.sleep(seconds)
+                try:
+                    await self._start(1)
+                except CortexError as failure:
+                    error = failure
+                    self._bad_starts += 1
+                else:
+                    self.handle(Event.READY)
+                    return
+        except CortexError as failure:
+            self._bad_starts = 0
+            self.handle(Event.FAILED, failure)
+        except Exception as failure:
+            log.exception("restart failed unexpectedly model=%s", self.id)
+            self.handle(Event.FAILED, CortexError(Code.INTERNAL, f"restarting {self.id} failed: {failure!r}"))
+
+    async def _take_down(self, bringing_up: asyncio.Task[None] | None) -> None:
+        """End the processes, and before them what brings them up."""
+        try:
+            if bringing_up is not None:
+                bringing_up.cancel()
+                await asyncio.wait([bringing_up])
+            if self._group is not None:
+                await self._group.stop()
+        except CortexError as error:
+            log.error("processes of a model did not end model=%s reason=%s", self.id, error)
+        finally:
+            self._group = None
+            self._let_go()
+        self.handle(Event.GONE)
+
+    # --- parts of these ---------------------------------------------------------------------------------
+
+    def _on_place(self, place: Place) -> None:
+        """The wish for memory has to wait."""
+        holders = ", ".join(place.holders)
+        what = f" that {holders} {'holds' if len(place.holders) == 1 else 'hold'}" if holders else ""
+        message = f"number {place.position} in the line for memory{what}"
+        self._told_progress = 0.0
+        self._tell(LoadProgress(message, stage="queued", position=place.position))
+
+    def _tell(self, progress: LoadProgress) -> None:
+        """Tell all who wait how the load goes."""
+        now = time.monotonic()
+        self._progress = progress
+        self._changed()
+        if now - self._told_progress < PROGRESS_INTERVAL:
+            return
+        self._told_progress = now
+        for listener in list(self._listeners):
+            listener(progress)
+        self.requests.tell(progress)
+
+    def _lose_workers(self, error: CortexError) -> None:
+        self._restarts += 1
+        self._statistics = None
+        steady = time.monotonic() - self._ready_at >= STEADY_SECONDS or self._served_epoch == self._epoch
+        self._bad_starts = 0 if steady else self._bad_starts + 1
+        self.requests.lose_worker(error)
+
+    def _fail_waiting(self, error: CortexError) -> None:
+        up, self._up = self._up, None
+        if up is not None:
+            up.set_exception(error)
+        self.requests.fail_all(error)
+
     def _let_go(self) -> None:
         self.fit = None
         self._statistics = None
         self._progress = LoadProgress()
-        self._house.release(self)
+        self._room.release(self.id)
+
+    def _check_quiet(self) -> None:
+        if self.status == "draining" and self.requests.quiet:
+            self.handle(Event.QUIET)
+
+    def _check_deserted(self) -> None:
+        if self.status == "waiting" and self.requests.idle and not self._listeners and not self.settings.pin:
+            self.handle(Event.DESERTED)
 
     def _cancel_retry(self) -> None:
         if self._retry_timer is not None:
             self._retry_timer.cancel()
             self._retry_timer = None
 
-    def _set(self, status: ModelStatus, error: CortexError | None = None) -> None:
-        """Enter a state; an error is shown until the model is ready or unloaded."""
-        if error is not None:
-            log.error("model %s model=%s epoch=%d reason=%s", status, self.id, self._epoch, error)
-            self.error = error.message
-        elif status != self.status:
-            log.info("model %s model=%s epoch=%d", status, self.id, self._epoch)
-        if status in ("ready", "unloaded"):
-            self.error = None
-        self.status = status
-        self._house.changed()
+
+def _nobody_has_to_ask(outcome: asyncio.Future[None]) -> None:
+    """An exception that nobody waits for is no fault."""
+    if not outcome.cancelled():
+        outcome.exception()
+
+
+# A state and what happens in it -> the state that follows, and what is done. What has no line changes
+# nothing: a model that loads is wanted already, and one that ends need not be told to.
+TRANSITIONS: dict[ModelStatus, dict[Event, tuple[ModelStatus, Callable[..., None]]]] = {
+    "unloaded": {
+        Event.WANTED: ("waiting", ManagedModel._wish),
+        Event.LEAVE: ("unloaded", ManagedModel._rest),
+    },
+    "waiting": {  # for memory
+        Event.GRANTED: ("loading", ManagedModel._tell_load),
+        Event.REFUSED: ("unloaded", ManagedModel._give_up),
+        Event.FAILED: ("failed", ManagedModel._give_up),
+        Event.LEAVE: ("unloading", ManagedModel._cancel),
+        Event.DESERTED: ("unloading", ManagedModel._cancel),
+    },
+    "loading": {
+        Event.READY: ("ready", ManagedModel._serve),
+        Event.SHORT: ("waiting", ManagedModel._tell_load),
+        Event.REFUSED: ("unloaded", ManagedModel._give_up),
+        Event.FAILED: ("failed", ManagedModel._give_up),
+        Event.LEAVE: ("unloading", ManagedModel._cancel),
+    },
+    "ready": {
+        Event.DIED: ("restarting", ManagedModel._restart),
+        Event.LEAVE: ("draining", ManagedModel._drain),
+    },
+    "draining": {  # what runs in it ends, the rest waits
+        Event.DIED: ("unloading", ManagedModel._lose_and_end),
+        Event.STAY: ("ready", ManagedModel._serve),
+        Event.QUIET: ("unloading", ManagedModel._end),
+    },
+    "restarting": {
+        Event.READY: ("ready", ManagedModel._serve),
+        Event.FAILED: ("failed", ManagedModel._give_up),
+        Event.LEAVE: ("unloading", ManagedModel._cancel),
+    },
+    "unloading": {
+        Event.GONE: ("unloaded", ManagedModel._rest),
+    },
+    "failed": {
+        Event.WANTED: ("waiting", ManagedModel._wish),
+        Event.LEAVE: ("unloaded", ManagedModel._rest),
+    },
+}

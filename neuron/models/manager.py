@@ -1,32 +1,27 @@
-"""All models of a neuron, and the memory that they share."""
+"""All models of a neuron: found, opened, told of."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-
-import msgspec
+from collections.abc import Callable
+from functools import partial
 
 from ipc.errors import Code, CortexError
-from ipc.messages import Device, Eviction, ModelState, ModelStatus, Quoted, RankState
-from ipc.worker_messages import Ready
+from ipc.messages import ModelState, ModelStatus, Quoted, RankState
+from neuron.backoff import Backoff
 from neuron.config import ModelSettings, NeuronConfig
+from neuron.launcher import Launcher
 from neuron.memory.devices import CpuProbe, Inventory
-from neuron.memory.fit import Fit, Holder, find_fit
+from neuron.memory.fit import Fit
 from neuron.memory.ledger import Ledger
-from neuron.memory.step_bytes import RUNTIME_BYTES
 from neuron.models.catalogue import DEMO_FOLDER, Catalogue
 from neuron.models.description import ModelDescription, describe
-from neuron.models.house import Backoff, House
 from neuron.models.managed import ManagedModel
 from neuron.processes.standby import Standby
+from neuron.room import Room
 
 log = logging.getLogger("neuron.models.manager")
-
-MAKE_ROOM_ATTEMPTS = 3  # what was evicted may not be free at once, and others use the devices, too
-CUDA_RANK_THREADS = 4  # enough to read and copy weights
 
 
 class ModelManager:
@@ -42,7 +37,7 @@ class ModelManager:
         backoff: waits between restarts.
 
     Attributes:
-        eviction: how, as the gateway wants it.
+        room: the memory that they share.
         searched: whether this host was searched for models once, so that `states` are complete.
     """
 
@@ -53,41 +48,28 @@ class ModelManager:
         changed: Callable[[], None],
         backoff: Backoff | None = None,
     ) -> None:
-        self.eviction = Eviction()
         self.searched = False
         self._config = config
         self._inventory = inventory
         self._changed = changed
         self._catalogue = Catalogue(config)
-        self._ledger = Ledger(inventory.devices)
         self._models: dict[str, ManagedModel] = {}
         self._broken: dict[str, str] = {}  # ids that are there and cannot be read, and why
         self._drawing: dict[str, asyncio.Future[ModelDescription]] = {}
-        self._runtime = dict(RUNTIME_BYTES)  # by kind of device, as the last load measured it
-        self._rates: dict[str, float] = {}  # bytes of weights a second, by kind of device, as loads measured
-        self._making_room = asyncio.Lock()
-        self._refreshing: asyncio.Task[list[Device]] | None = None
-        self._cores = min(CpuProbe().cores(), config.cpu.cores or CpuProbe().cores())
-        backoff = backoff or Backoff()
+        self._backoff = backoff or Backoff()
+        ledger = Ledger(inventory.devices)
         self._standby = Standby(
-            self._ledger,
+            ledger,
             enabled=config.standby,
             wanted=self._standby_devices,
             loading=lambda: self._any_is("loading", "restarting", "unloading"),
             working=lambda: any(model.requests.running for model in self._models.values()),
-            cycles=lambda: self.eviction.defrag_after_cycles,
-            backoff=backoff,
+            cycles=lambda: self.room.eviction.defrag_after_cycles,
+            backoff=self._backoff,
         )
-        self._house = House(
-            config=config,
-            reserve=self._reserve,
-            correct=self._correct,
-            release=self._release,
-            threads=self._threads,
-            changed=changed,
-            backoff=backoff,
-            standby=self._standby,
-        )
+        self.room = Room(config.memory, ledger, inventory, self._standby, changed)
+        cores = CpuProbe().cores()
+        self._launcher = Launcher(config, min(cores, config.cpu.cores or cores), self._standby)
 
     # --- finding ----------------------------------------------------------------------------------------
 
@@ -120,7 +102,9 @@ class ModelManager:
                 self._changed()
             raise
         self._broken.pop(model_id, None)
-        model = self._models[model_id] = ManagedModel(settings, description, self._house)
+        model = self._models[model_id] = ManagedModel(
+            settings, description, self.room, self._launcher, self._backoff, self._changed
+        )
         self._standby.tend()
         self._changed()
         return model
@@ -150,8 +134,7 @@ class ModelManager:
 
     async def close(self) -> None:
         """End every worker process."""
-        if self._refreshing is not None:
-            self._refreshing.cancel()
+        await self.room.close()
         await self._standby.close()
         await asyncio.gather(*(model.close() for model in self._models.values()))
 
@@ -168,135 +151,51 @@ class ModelManager:
         """The processes of every model that has any."""
         return {model.id: ranks for model in self._models.values() if (ranks := model.ranks())}
 
-    def devices(self) -> list[Device]:
-        """Devices with the newest figures that are there, and what the ledger has booked."""
-        return [
-            msgspec.structs.replace(device, memory_reserved=self._ledger.reserved(device.id))
-            for device in self._inventory.devices
-        ]
-
     @property
     def cuda_unavailable(self) -> str | None:
         """Why a GPU that is here cannot be used."""
         return self._inventory.cuda_unavailable
 
-    async def refresh_devices(self) -> list[Device]:
-        """`devices` with new figures; read in a thread, for a driver may take its time."""
-        self._ledger.observe(await asyncio.to_thread(self._inventory.refresh))
-        self._changed()
-        return self.devices()
-
     async def quote(self, model: ManagedModel, request_id: int) -> Quoted:
         """What it would take to serve `model` now."""
-        queue = model.requests.waiting
-        if model.status in ("ready", "loading", "waiting", "restarting"):
-            verdict = "ready" if model.status == "ready" else "loading"
-            seconds = 0.0 if verdict == "ready" else model.seconds_left
-            size = sum(self._ledger.held_by(model.id).values())
-            return Quoted(id=request_id, verdict=verdict, seconds=seconds, bytes=size, queue=queue)
-        await self.refresh_devices()
-        need = model.description.need(model.settings, self._runtime)
-        holders = self._holders()
-        leaving = [
-            replace(holder, evictable=not self._models[holder.model].settings.pin) for holder in holders
-        ]
-        for verdict, candidates in (("fits", []), ("evicts", holders), ("waits", leaving)):
-            try:
-                fit = find_fit(need, self._free(), candidates, self.eviction.strategy)
-            except CortexError as error:
-                refusal = error
-            else:
-                kind = fit.devices[0].partition(":")[0]
-                return Quoted(
-                    id=request_id,
-                    verdict=verdict,
-                    seconds=self._load_seconds(model, kind),
-                    evicts=list(fit.victims),
-                    bytes=sum(fit.reservations.values()),
-                    queue=queue,
-                )
-        return Quoted(
-            id=request_id, verdict="refused", code=refusal.code, message=refusal.message, queue=queue
+        quoted = partial(Quoted, id=request_id, queue=model.requests.waiting)
+        if model.status == "ready":
+            return quoted(verdict="ready", seconds=0.0, bytes=self.room.held_by(model.id))
+        if model.status in ("waiting", "loading", "restarting"):
+            return quoted(verdict="loading", seconds=model.seconds_left, bytes=self.room.held_by(model.id))
+        prospect, ahead, wait = await self.room.prospect(model)
+        if prospect.fit is None:
+            error = prospect.refusal
+            return quoted(verdict="refused", code=error.code, message=error.message)
+        load = self._load_seconds(model, prospect.fit)
+        return quoted(
+            verdict=prospect.verdict,
+            seconds=wait + load if load is not None else None,
+            evicts=list(prospect.fit.victims),
+            bytes=sum(prospect.fit.reservations.values()),
+            ahead=0 if prospect.now else ahead,
         )
 
-    def _load_seconds(self, model: ManagedModel, kind: str) -> float | None:
-        """How long a load of `model` would take; None where nothing like it was loaded yet."""
+    def _load_seconds(self, model: ManagedModel, fit: Fit) -> float | None:
+        """How long a load of `model` should take; None where nothing like it was loaded yet."""
         if model.load_seconds is not None:
             return model.load_seconds
-        rate = self._rates.get(kind)
-        return model.description.bytes_weights / rate if rate else None
-
-    # --- room -------------------------------------------------------------------------------------------
-
-    async def _reserve(self, model: ManagedModel) -> Fit:
-        """Book what `model` needs, after others left for it where they must."""
-        async with self._making_room:
-            for _ in range(MAKE_ROOM_ATTEMPTS):
-                await self.refresh_devices()
-                need = model.description.need(model.settings, self._runtime)
-                fit = find_fit(need, self._free(), self._holders(), self.eviction.strategy)
-                if not fit.victims:
-                    reuse = model.description.engine == "transformer"
-                    await self._standby.make_way(fit.reservations, reuse=reuse)
-                    self._ledger.reserve(model.id, fit.reservations)
-                    return fit
-                log.info("evicting models=%s for=%s", ",".join(fit.victims), model.id)
-                await asyncio.gather(*[self._models[victim].unload() for victim in fit.victims])
-        raise CortexError(
-            Code.INSUFFICIENT_MEMORY,
-            f"the memory of {', '.join(fit.victims)} did not come back for {model.id}",
-            retry_after=5.0,
-        )
-
-    def _free(self) -> dict[str, int]:
-        """Bytes by device that a model could have: processes that wait make way for it."""
-        return {
-            device: self._ledger.free(device) + self._standby.booked(device)
-            for device in self._ledger.devices
-        }
-
-    def _holders(self) -> list[Holder]:
-        return [
-            Holder(
-                model=model.id,
-                reserved=held,
-                evictable=model.idle and not model.settings.pin,
-                priority=model.settings.priority,
-                last_used=model.last_used,
-            )
-            for model in self._models.values()
-            if (held := self._ledger.held_by(model.id))
+        kind = fit.devices[0].partition(":")[0]
+        like = [
+            other
+            for other in self._models.values()
+            if other.load_seconds and other.description.bytes_weights and other.loaded_on == kind
         ]
+        if not like:
+            return None
+        rate = sum(o.description.bytes_weights for o in like) / sum(o.load_seconds for o in like)
+        return model.description.bytes_weights / rate
 
-    def _correct(self, model: ManagedModel, ready: Sequence[Ready]) -> None:
-        kind = model.fit.devices[0].partition(":")[0]
-        if model.load_seconds and model.description.bytes_weights:
-            self._rates[kind] = model.description.bytes_weights / model.load_seconds
-        if model.description.overhead is not None:
-            self._runtime[kind] = max(report.memory.runtime for report in ready)
-        for device in dict.fromkeys(model.fit.devices):
-            measured = sum(
-                report.memory.total
-                for name, report in zip(model.fit.devices, ready, strict=True)
-                if name == device
-            )
-            self._ledger.correct(model.id, device, measured)
-        self._standby.tend()
-        self._refresh_soon()
-
-    def _release(self, model: ManagedModel) -> None:
-        self._ledger.release(model.id)
-        self._standby.settle()
-        self._standby.tend()
-        self._refresh_soon()
-
-    def _refresh_soon(self) -> None:
-        if self._refreshing is None or self._refreshing.done():
-            self._refreshing = asyncio.create_task(self.refresh_devices())
+    # --- for processes that wait ------------------------------------------------------------------------
 
     def _standby_devices(self) -> list[str]:
         """Where some model may be loaded that a waiting process is of use for."""
-        everywhere = self._ledger.devices
+        everywhere = [device.id for device in self._inventory.devices]
         default = [device for device in everywhere if device != "cpu"] or everywhere
         chosen = [
             device
@@ -308,8 +207,3 @@ class ModelManager:
 
     def _any_is(self, *statuses: ModelStatus) -> bool:
         return any(model.status in statuses for model in self._models.values())
-
-    def _threads(self, fit: Fit) -> int:
-        """CPU threads of each rank."""
-        share = max(1, self._cores // len(fit.devices))
-        return share if fit.devices[0] == "cpu" else min(share, CUDA_RANK_THREADS)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Generic, TypeVar
 
 from ipc.errors import Code, CortexError
@@ -20,6 +20,7 @@ from neuron.requests.request import OpenRequest
 
 T = TypeVar("T")
 
+TELL_SECONDS = 1.0  # between two times that a request is told where it stands
 ATTEMPTS = 2  # workers that may get one request; more could mean that it is what kills them
 
 
@@ -47,8 +48,12 @@ class WaitingLine(Generic[T]):
     def __len__(self) -> int:
         return len(self._arrivals)
 
-    def __iter__(self) -> Iterable[T]:
+    def __iter__(self) -> Iterator[T]:
         return iter(self._arrivals)
+
+    def arrivals(self) -> Iterable[tuple[T, float]]:
+        """Everybody with the time of their arrival, in order."""
+        return self._arrivals.items()
 
     def push(self, item: T, spare: int = 0) -> None:
         """Let `item` wait at the end of the line.
@@ -81,12 +86,6 @@ class WaitingLine(Generic[T]):
         """Forget `item`, which may have left already."""
         self._arrivals.pop(item, None)
 
-    def clear(self) -> list[T]:
-        """Take everybody, in order."""
-        everybody = list(self._arrivals)
-        self._arrivals.clear()
-        return everybody
-
     def retry_after(self) -> float:
         """Seconds until the line, as it is, should be gone: from 1 to 120."""
         return min(max(1.0, len(self._arrivals) * self._departure_gap), 120.0)
@@ -117,24 +116,24 @@ class WaitingLine(Generic[T]):
 class RequestQueue:
     """Lets requests in, hands them to the worker while there is one, and knows what became of them.
 
+    How far each is, its own `phase` says; those that have not begun stand in the line as well.
+
     Args:
         queue: how many may wait, and how long.
         max_sequences: that the worker computes at once.
     """
 
     def __init__(self, queue: Queue, max_sequences: int) -> None:
-        self.running: set[OpenRequest] = set()  # begun, and not ended
-        self.quiet = asyncio.Event()  # nothing is in the worker
-        self.quiet.set()
         self.counts = {"finished": 0, "cancelled": 0, "failed": 0}  # by outcome
         self._wait_seconds = queue.wait_seconds
         self._max_sequences = max_sequences
+        self._requests: dict[OpenRequest, None] = {}  # all that are open, in the order of their arrival
         self._room: WaitingLine[OpenRequest] = WaitingLine(queue.limit, queue.wait_seconds)
-        self._unhanded: dict[OpenRequest, None] = {}  # in the room, and not in the worker; in order
-        self._handed: set[OpenRequest] = set()  # in the worker
         self._group: WorkerGroup | None = None  # while requests are handed over
         self._context_length = 0  # of that group
-        self._timer: asyncio.TimerHandle | None = None  # for the first in line
+        self._timer: asyncio.TimerHandle | None = (
+            None  # for the first in line, and for the news of the others
+        )
 
     @property
     def waiting(self) -> int:
@@ -142,15 +141,25 @@ class RequestQueue:
         return len(self._room)
 
     @property
+    def running(self) -> int:
+        """Requests that have begun."""
+        return len(self._requests) - len(self._room)
+
+    @property
     def idle(self) -> bool:
         """There is no request at all."""
-        return not self._handed and not len(self._room)
+        return not self._requests
+
+    @property
+    def quiet(self) -> bool:
+        """Nothing is in the worker."""
+        return not any(work.phase in ("queued", "running") for work in self._requests)
 
     def open(self, group: WorkerGroup, context_length: int) -> None:
         """From now on requests are handed to `group`."""
         self._group, self._context_length = group, context_length
         self._room.start_clock()
-        self._hand_over()
+        self._hand_over([work for work in self._room if work.phase == "waiting"])
         self._watch_line()
 
     def shut(self) -> None:
@@ -159,20 +168,30 @@ class RequestQueue:
         self._room.stop_clock()
         self._watch_line()
 
+    def take_back(self) -> None:
+        """Have all that the worker did not begin wait again, for the next worker."""
+        group = self._group
+        self.shut()
+        for work in [work for work in self._room if work.phase == "queued"]:
+            for part in work.parts:
+                group.withdraw(part.submit.request_id)
+            work.take_back()
+
     def admit(self, work: OpenRequest) -> bool:
         """Take a prepared request. Returns whether it has to wait for a worker.
 
         Raises:
             CortexError: QUEUE_FULL.
         """
-        spare = max(0, self._max_sequences - len(self.running)) if self._group is not None else 0
+        spare = max(0, self._max_sequences - self.running) if self._group is not None else 0
         self._room.push(work, spare)
-        self._unhanded[work] = None
+        work.phase = "waiting"
+        self._requests[work] = None
         if self._group is None:
             return True
-        if len(self._handed) >= self._max_sequences:
-            work.progress("queued", LoadProgress(f"{len(self._room)} requests wait for this model"))
-        self._hand_over()
+        if len(self._requests) > self._max_sequences:
+            work.progress(_place_in_line(len(self._room)))
+        self._hand_over([work])
         if self._timer is None:
             self._watch_line()
         return False
@@ -180,43 +199,31 @@ class RequestQueue:
     def begin(self, work: OpenRequest) -> None:
         """The worker has computed some of it."""
         self._room.depart(work)
-        self.running.add(work)
 
-    def leave(self, work: OpenRequest) -> bool:
-        """Forget a request that ended. Returns whether it was in the worker, which may still have it."""
-        self.counts[work.outcome] += 1
-        self._room.discard(work)
-        self._unhanded.pop(work, None)
-        self.running.discard(work)
-        if work not in self._handed:
-            return False
-        self._handed.discard(work)
-        if not self._handed:
-            self.quiet.set()
-        return True
+    def leave(self, work: OpenRequest) -> None:
+        """Forget a request that ended."""
+        if work in self._requests:  # else it was never let in
+            del self._requests[work]
+            self.counts[work.outcome] += 1
+            self._room.discard(work)
 
     def lose_worker(self, error: CortexError) -> None:
-        """The worker died: what had begun is lost and says so, the rest stands first in line again."""
+        """The worker died: what had begun is lost and says so, the rest waits for the next one."""
         self.shut()
-        again = [g for g in self._handed if not g.begun and g.attempts < ATTEMPTS]
-        again.sort(key=lambda work: work.key)  # the order of their arrival
-        self._handed.difference_update(again)
-        self._unhanded = dict.fromkeys(again) | self._unhanded
-        for work in list(self._handed):
-            work.fail(error)
-        self.quiet.set()
+        for work in list(self._requests):
+            if work.phase == "queued" and work.attempts < ATTEMPTS:
+                work.phase = "waiting"
+            elif work.phase in ("queued", "running"):
+                work.fail(error)
 
-    def _hand_over(self) -> None:
-        """Give the worker all that it does not have."""
-        for work in list(self._unhanded):
-            del self._unhanded[work]
+    def _hand_over(self, works: Iterable[OpenRequest]) -> None:
+        """Give the worker what it does not have."""
+        for work in works:
             try:
                 work.check_length(self._context_length)  # it may be less than before the load
             except CortexError as error:
                 work.fail(error)
                 continue
-            self._handed.add(work)
-            self.quiet.clear()
             try:
                 for part in work.hand_over(self._context_length):
                     self._group.submit(part.submit, part)
@@ -225,16 +232,18 @@ class RequestQueue:
 
     def fail_all(self, error: CortexError) -> None:
         """End every request, waiting or running."""
-        for work in [*self._room.clear(), *self._handed]:
+        for work in list(self._requests):
             work.fail(error)
 
     def tell(self, progress: LoadProgress) -> None:
         """Tell those in line how the load goes that they wait for."""
         for work in list(self._room):
-            work.progress("loading", progress)
+            work.progress(progress)
 
     def _watch_line(self) -> None:
-        """See that nobody waits longer than allowed; a timer runs only while somebody does."""
+        """See that nobody waits longer than allowed, and knows where it stands; a timer runs only while
+        somebody waits for a worker that is there.
+        """
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -247,5 +256,20 @@ class RequestQueue:
                 )
             )
         if (deadline := self._room.next_deadline) is not None:
-            delay = max(0.0, deadline - time.monotonic())
+            delay = min(max(0.0, deadline - time.monotonic()), TELL_SECONDS)
             self._timer = asyncio.get_running_loop().call_later(delay, self._watch_line)
+            self._tell_places()
+
+    def _tell_places(self) -> None:
+        """Tell those who still wait how many stand before them. Priorities and accounts may change that."""
+        if len(self._requests) <= self._max_sequences:
+            return  # each has a place, and begins with the next step
+        now = time.monotonic()
+        for position, (work, since) in enumerate(self._room.arrivals(), 1):
+            if now - since < TELL_SECONDS:
+                return
+            work.progress(_place_in_line(position))
+
+
+def _place_in_line(position: int) -> LoadProgress:
+    return LoadProgress(f"number {position} in the line for this model", stage="queued", position=position)

@@ -106,6 +106,7 @@ class WorkerGroup:
         self._watchdog: Watchdog
         self._alive: set[Rank] = set()
         self.died_waiting = False  # a process died before it read which rank it is: no fault of the model
+        self.was_killed = False  # a rank was killed before it was ready, by whomever, and said no word
         self._backlog: deque[bytes] = deque()  # commands that found the ring full
         self._fractions = [0.0] * len(spec.devices)
         self._ready: asyncio.Future[list[Ready]] = self._loop.create_future()
@@ -192,6 +193,11 @@ class WorkerGroup:
         """End a request in the worker before its next step; it stays in `open` until the worker says so."""
         if request_id in self.open and not self._ended:
             self._send(_encoder.encode(Abort(request_id)))
+
+    def withdraw(self, request_id: int) -> None:
+        """Forget a request, and end it in the worker: whatever that still says of it goes nowhere."""
+        if self.open.pop(request_id, None) is not None and not self._ended:
+            self._send(Abort(request_id))
 
     def ranks(self) -> list[RankState]:
         """The heartbeat page, read without asking anybody."""
@@ -362,6 +368,7 @@ class WorkerGroup:
             step = self._heartbeat.read(rank.index).step
             return CortexError(Code.WORKER_DIED, f"{what} (step {step})")
         code = rank.fatal.code if rank.fatal is not None else Code.INTERNAL
+        self.was_killed = rank.fatal is None and (rank.worker.exit_code or 0) < 0
         return CortexError(Code.MODEL_LOAD_FAILED if code == Code.INTERNAL else code, what)
 
     def _end(self, error: CortexError | None) -> None:

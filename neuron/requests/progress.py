@@ -18,19 +18,23 @@ class LoadProgress:
         fraction: of the weights that are there, from 0 to 1; None before they are read.
         seconds_left: until all are there, at the rate so far; None while there is none.
         began: when the first fraction was told, monotonic.
+        position: of the request in the line for its model, or of the model in the line for memory.
     """
 
     message: str = ""
     fraction: float | None = None
     seconds_left: float | None = None
     began: float | None = None
+    position: int | None = None
+    stage: Literal["queued", "loading"] = "loading"
 
-    def reply(self, request_id: int, stage: Literal["queued", "loading"]) -> Progress:
+    def reply(self, request_id: int) -> Progress:
         """The same, for a client that waits."""
         return Progress(
             id=request_id,
-            stage=stage,
+            stage=self.stage,
             message=self.message,
+            position=self.position,
             fraction=self.fraction,
             seconds_left=self.seconds_left,
         )

@@ -6,7 +6,7 @@ import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import Literal, Protocol
 
 import msgspec
 
@@ -17,10 +17,28 @@ from neuron.models.description import ModelDescription
 from neuron.requests.progress import LoadProgress
 from neuron.text.frontend import TextFrontEnd
 
-if TYPE_CHECKING:
-    from neuron.models.managed import ManagedModel
-
 log = logging.getLogger("neuron.requests.request")
+
+
+# It is tokenised; it waits for its model; it waits in the worker; the worker has computed some of it, so that
+# doing it again might give another answer; it was answered.
+Phase = Literal["preparing", "waiting", "queued", "running", "ended"]
+
+
+class Server(Protocol):
+    """The model that took a request in."""
+
+    def begin(self, work: OpenRequest) -> None:
+        """Told when the worker has computed some of it."""
+        ...
+
+    def abort(self, key: int) -> None:
+        """End one of its sequences in the worker."""
+        ...
+
+    def leave(self, work: OpenRequest) -> None:
+        """Told when it ended."""
+        ...
 
 
 class OpenSequence(Protocol):
@@ -32,7 +50,7 @@ class OpenSequence(Protocol):
 
 
 class OpenRequest(ABC):
-    """A request on its way: prepared, waiting, in the worker, ended.
+    """A request on its way, from one `phase` to the next.
 
     It ends exactly once, by its own success, by `cancel` or by `fail`; whatever comes after that is ignored.
 
@@ -52,10 +70,10 @@ class OpenRequest(ABC):
     ) -> None:
         self.key = next(keys)  # orders requests by arrival
         self.request = request
-        self.attempts = 0  # times that a worker got it
-        self.begun = False  # the worker has computed some of it: doing it again might give another answer
+        self.phase: Phase = "preparing"
+        self.attempts = 0  # workers that got it
         self.outcome: str | None = None  # "finished", "cancelled" or "failed", once it ended
-        self.model: ManagedModel | None = None  # that took it in
+        self.model: Server | None = None  # that took it in
         self.prompt_tokens = 0
         self.parts: Sequence[OpenSequence] = ()
         self._keys = keys
@@ -83,22 +101,42 @@ class OpenRequest(ABC):
     def hand_over(self, context_length: int) -> Sequence[OpenSequence]:
         """The sequences as the worker takes them."""
         self.attempts += 1
+        self.phase = "queued"
         self._handed_over = time.monotonic()
         return self.parts
 
-    def progress(self, stage: str, progress: LoadProgress) -> None:
+    def take_back(self) -> None:
+        """It waits again, for the worker got no further than to queue it. Its sequences get new numbers: what
+        the worker still says of the old ones is not about these.
+        """
+        self.attempts -= 1
+        self.phase = "waiting"
+        for part in self.parts:
+            part.submit.request_id = next(self._keys)
+
+    @property
+    def seconds_in_worker(self) -> float:
+        """Since it was handed over."""
+        return time.monotonic() - self._handed_over
+
+    @property
+    def begun(self) -> bool:
+        """Whether the worker has computed some of it, and is not done."""
+        return self.phase == "running"
+
+    def progress(self, progress: LoadProgress) -> None:
         """Tell the client what it waits for."""
         if self.outcome is None:
-            self._send(progress.reply(self.request.id, stage))
+            self._send(progress.reply(self.request.id))
 
     def take(self, report: SequenceReport) -> bool:
         """What all parts do with a report first. Returns whether there is more to do with it."""
         if self.outcome is not None:
             return False
-        if not self.begun:
-            self.begun = True
+        if self.phase != "running":
+            self.phase = "running"
             if self.model is not None:
-                self.model.requests.begin(self)
+                self.model.begin(self)
         if report.finish == "error":
             self.fail(CortexError(report.code or Code.INTERNAL, report.message))
         elif report.finish == "aborted":
@@ -118,6 +156,7 @@ class OpenRequest(ABC):
 
     def _end(self, outcome: str, reply: Reply) -> None:
         self.outcome = outcome
+        self.phase = "ended"
         self._send(reply)
         usage = self.usage()
         log.info(

@@ -20,8 +20,8 @@ def need(**changes):
     return Need(**values | changes)
 
 
-def holder(model, size, *, device="cuda:0", evictable=True, priority=100, last_used=0.0):
-    return Holder(model, {device: size}, evictable, priority, last_used)
+def holder(model, size, *, device="cuda:0", priority=100, last_used=0.0, **facts):
+    return Holder(model, {device: size}, priority, last_used, **facts)
 
 
 def test_the_pool_is_what_all_sequences_need_and_no_more():
@@ -102,12 +102,43 @@ def test_who_stands_on_another_device_stays():
     assert fit.victims == ("here",)
 
 
-def test_busy_and_pinned_models_stay_and_are_named():
+def test_a_busy_model_leaves_only_where_no_idle_one_would_do():
+    holders = [
+        holder("busy", 20 * GIB, last_used=1.0, busy=True),
+        holder("idle", 20 * GIB, device="cuda:1", last_used=2.0),
+    ]
+    free = {"cuda:0": GIB, "cuda:1": GIB}
+    assert find_fit(need(), free, holders, "lru").victims == ("idle",)
+    assert find_fit(need(), free, holders[:1], "lru").victims == ("busy",)
+
+
+def test_who_leaves_already_is_not_followed_by_another():
+    holders = [
+        holder("leaving", 20 * GIB, last_used=9.0, busy=True, leaving=True),
+        holder("idle", 20 * GIB, device="cuda:1", last_used=1.0),
+    ]
+    assert find_fit(need(), {"cuda:0": GIB, "cuda:1": GIB}, holders, "lru").victims == ("leaving",)
+
+
+def test_a_model_goes_where_it_fits_once_an_idle_one_left_and_not_to_an_empty_card_that_is_too_small():
+    holders = [holder("idle", 20 * GIB, device="cuda:1")]
+    fit = find_fit(need(rank_bytes=(18 * GIB,)), {"cuda:0": 12 * GIB, "cuda:1": 4 * GIB}, holders, "lru")
+    assert (fit.devices, fit.victims) == (("cuda:1",), ("idle",))
+
+
+def test_a_refusal_says_of_each_holder_why_it_stays():
+    holders = [
+        holder("pinned", 5 * GIB, pinned=True),
+        holder("above", 5 * GIB, priority=200),
+        holder("idle", 5 * GIB, priority=50),
+    ]
     with pytest.raises(CortexError) as refused:
-        find_fit(need(), {"cuda:0": GIB}, [holder("busy", 20 * GIB, evictable=False)], "lru")
+        find_fit(need(rank_bytes=(30 * GIB,)), {"cuda:0": GIB}, holders, "priority")
     assert refused.value.code == Code.INSUFFICIENT_MEMORY
-    assert "busy holds 20.00 GiB on cuda:0" in refused.value.message
-    assert refused.value.details["held"] == {"busy": {"cuda:0": 20 * GIB}}
+    assert "pinned holds 5.00 GiB on cuda:0 and is pinned" in refused.value.message
+    assert "above holds 5.00 GiB on cuda:0 and has priority 200, above its 100" in refused.value.message
+    assert "idle holds 5.00 GiB on cuda:0 and could leave, which is not enough" in refused.value.message
+    assert refused.value.details["held"]["pinned"] == {"cuda:0": 5 * GIB}
 
 
 @pytest.mark.parametrize("changes", [{"devices": ("cuda:7",)}, {"rank_bytes": (1, 1, 1)}])
@@ -129,9 +160,10 @@ sizes = st.integers(0, 64 * GIB)
             Holder,
             model=st.uuids().map(str),
             reserved=st.dictionaries(st.sampled_from(["cpu", "cuda:0", "cuda:1"]), sizes, min_size=1),
-            evictable=st.booleans(),
             priority=st.integers(0, 3),
             last_used=st.floats(0, 10),
+            pinned=st.booleans(),
+            busy=st.booleans(),
         ),
         max_size=4,
     ),
@@ -146,7 +178,7 @@ def test_a_fit_never_takes_more_than_is_free_once_its_victims_left(
     except CortexError:
         return
     leaving = [h for h in holders if h.model in fit.victims]
-    assert all(h.evictable for h in leaving)
+    assert not any(h.pinned for h in leaving)
     for device, size in fit.reservations.items():
         assert size <= free[device] + sum(h.reserved.get(device, 0) for h in leaving)
     assert len(fit.devices) == len(ranks)

@@ -11,10 +11,11 @@ import neuron.models.managed
 from ipc.errors import Code, CortexError
 from ipc.messages import Cancelled, Failed, Finished, Generate, Progress, Sampling
 from ipc.worker_messages import FailurePlan, SimulatedSpec
+from neuron.backoff import Backoff
 from neuron.config import ModelSettings, NeuronConfig, Queue
+from neuron.launcher import Launcher
 from neuron.memory.fit import Fit
 from neuron.models.description import ModelDescription
-from neuron.models.house import Backoff, House
 from neuron.models.managed import ManagedModel
 from neuron.requests.generation import Generation
 from tests.neuron.harness import PATIENCE, children_of
@@ -68,35 +69,34 @@ async def until(condition):
     raise TimeoutError
 
 
-class Owner:
-    """The house of one model."""
+class Room:
+    """Memory for one model."""
 
-    def __init__(self, *, context_length=1000, refusal=None, queue=None):
+    contested = False
+
+    def __init__(self, *, context_length=1000, refusal=None):
         self.fit = Fit(("cpu",), {"cpu": 0}, (0,), 1000, 1000, context_length)
         self.refusal = refusal
+        self.spares = []  # of each wish
         self.released = 0
-        self.house = House(
-            config=NeuronConfig(queue=queue or Queue()),
-            reserve=self.reserve,
-            correct=lambda model, ready: None,
-            release=self.release,
-            threads=lambda fit: 1,
-            changed=lambda: None,
-            backoff=Backoff(0.01, 0.05),
-        )
 
-    async def reserve(self, model):
+    async def take(self, model, tell, *, reuse, spare):
+        self.spares.append(spare)
         if self.refusal is not None:
             raise self.refusal
         return self.fit
 
+    def correct(self, model, fit, measured, *, learn): ...
+
     def release(self, model):
         self.released += 1
 
+    def look(self): ...
+
 
 @asynccontextmanager
-async def owning(owner=None, *, settings=None, text=Text, **simulated):
-    owner = owner or Owner()
+async def owning(room=None, *, settings=None, text=Text, config=None, backoff=None, **simulated):
+    launcher = Launcher(config or NeuronConfig(), cores=1)
     description = ModelDescription(
         id="sim",
         engine="simulated",
@@ -117,7 +117,14 @@ async def owning(owner=None, *, settings=None, text=Text, **simulated):
         simulated=SimulatedSpec(answer=[7, 8], **simulated),
     )
     children = children_of(os.getpid())  # those of fixtures that outlive this test
-    model = ManagedModel(ModelSettings(id="sim", **settings or {}), description, owner.house)
+    model = ManagedModel(
+        ModelSettings(id="sim", **settings or {}),
+        description,
+        room or Room(),
+        launcher,
+        backoff or Backoff(0.01, 0.05),
+        lambda: None,
+    )
     try:
         yield model
     finally:
@@ -138,10 +145,11 @@ def test_the_first_request_loads_the_model_and_sees_how_it_goes():
     async def scenario():
         async with owning(load_seconds=0.2) as model:
             client = Client(model, 1)
-            assert model.status == "loading"
+            assert model.status == "waiting"
             assert isinstance(await client.last(), Finished)
-            stages = {reply.stage for reply in client.replies if isinstance(reply, Progress)}
-            assert stages == {"loading"}
+            stages = [reply.stage for reply in client.replies if isinstance(reply, Progress)]
+            assert stages[0] == "queued"
+            assert set(stages[1:]) == {"loading"}
             assert model.status == "ready"
 
     run(scenario())
@@ -162,15 +170,15 @@ def test_a_load_that_nobody_waits_for_any_more_goes_on():
 def test_what_cannot_be_reserved_fails_everybody_who_waits():
     async def scenario():
         refusal = CortexError(Code.INSUFFICIENT_MEMORY, "no room", retry_after=5.0)
-        owner = Owner(refusal=refusal)
-        async with owning(owner) as model:
+        room = Room(refusal=refusal)
+        async with owning(room) as model:
             client = Client(model, 1)
             with pytest.raises(CortexError, match="no room"):
                 await load(model)
             failed = await client.last()
             assert (failed.code, failed.retry_after) == (Code.INSUFFICIENT_MEMORY, 5.0)
-            assert (model.status, model.error) == ("failed", "no room")
-            owner.refusal = None
+            assert (model.status, model.error) == ("unloaded", "no room")  # it is not at fault
+            room.refusal = None
             await load(model)
             assert model.error is None
 
@@ -192,7 +200,7 @@ def test_a_tokenizer_that_cannot_be_read_fails_the_load_before_any_process():
 
 def test_a_prompt_that_fits_no_more_after_the_load_is_refused_with_the_real_context():
     async def scenario():
-        async with owning(Owner(context_length=10)) as model:
+        async with owning(Room(context_length=10)) as model:
             client = Client(model, 1, prompt=[1] * 20)
             failed = await client.last()
             assert failed.code == Code.CONTEXT_LENGTH_EXCEEDED
@@ -204,8 +212,8 @@ def test_a_prompt_that_fits_no_more_after_the_load_is_refused_with_the_real_cont
 
 def test_who_waits_too_long_is_told_so():
     async def scenario():
-        owner = Owner(queue=Queue(wait_seconds=0.2))
-        async with owning(owner, settings={"max_sequences": 1}, step_seconds=0.01) as model:
+        config = NeuronConfig(queue=Queue(wait_seconds=0.2))
+        async with owning(config=config, settings={"max_sequences": 1}, step_seconds=0.01) as model:
             await load(model)
             running = Client(model, 1, 900)
             late = Client(model, 2)
@@ -219,8 +227,8 @@ def test_who_waits_too_long_is_told_so():
 
 def test_the_time_of_a_load_does_not_count_as_waiting():
     async def scenario():
-        owner = Owner(queue=Queue(wait_seconds=0.1))
-        async with owning(owner, load_seconds=0.5) as model:
+        config = NeuronConfig(queue=Queue(wait_seconds=0.1))
+        async with owning(config=config, load_seconds=0.5) as model:
             assert isinstance(await Client(model, 1).last(), Finished)
 
     run(scenario())
@@ -246,15 +254,15 @@ def test_a_cancelled_request_leaves_the_queue_or_the_worker():
 
 def test_unload_while_it_loads_ends_the_load_and_who_waits_for_it():
     async def scenario():
-        owner = Owner()
+        room = Room()
         children = children_of(os.getpid())
-        async with owning(owner, load_seconds=60.0) as model:
+        async with owning(room, load_seconds=60.0) as model:
             client = Client(model, 1)
             await until(lambda: model.ranks())
             await model.unload()
             assert (await client.last()).code == Code.MODEL_LOAD_FAILED
             assert model.status == "unloaded"
-            assert owner.released == 1
+            assert room.released == 1
             assert children_of(os.getpid()) == children
 
     run(scenario())
@@ -265,9 +273,10 @@ def test_who_comes_during_an_unload_is_served_by_the_next_load():
         async with owning(step_seconds=0.01) as model:
             running = Client(model, 1, 30)
             await until(lambda: running.generation.begun)
-            unloading = model.unload()
+            unloading = asyncio.create_task(model.unload())
+            await asyncio.sleep(0)
             client = Client(model, 2)
-            assert model.status == "unloading"
+            assert model.status == "draining"
             await unloading
             assert isinstance(await running.last(), Finished)
             assert isinstance(await client.last(), Finished)
@@ -297,7 +306,8 @@ def test_a_death_during_an_unload_ends_in_unloaded():
         async with owning(step_seconds=0.01) as model:
             running = Client(model, 1, 900)
             await until(lambda: running.generation.begun)
-            unloading = model.unload()
+            unloading = asyncio.create_task(model.unload())
+            await asyncio.sleep(0)
             os.kill(model.ranks()[0].pid, signal.SIGKILL)
             await unloading
             assert (await running.last()).code == Code.WORKER_DIED
@@ -308,13 +318,10 @@ def test_a_death_during_an_unload_ends_in_unloaded():
 
 def test_a_restart_can_be_unloaded():
     async def scenario():
-        owner = Owner()
-        owner.house.backoff = Backoff(60.0, 60.0)
-        async with owning(owner) as model:
+        async with owning(backoff=Backoff(60.0, 60.0)) as model:
             await load(model)
             os.kill(model.ranks()[0].pid, signal.SIGKILL)
             await until(lambda: model.status == "restarting")
-            assert model.idle
             await model.unload()
             assert model.status == "unloaded"
             await load(model)
@@ -324,8 +331,8 @@ def test_a_restart_can_be_unloaded():
 
 def test_restarts_that_fail_in_a_row_end_in_failed_with_nothing_held():
     async def scenario():
-        owner = Owner()
-        async with owning(owner, failure=FailurePlan(die_at_step=2)) as model:
+        room = Room()
+        async with owning(room, failure=FailurePlan(die_at_step=2)) as model:
             await load(model)
             for key in range(1, 20):
                 client = Client(model, key, 10)
@@ -334,7 +341,7 @@ def test_restarts_that_fail_in_a_row_end_in_failed_with_nothing_held():
                     break
             assert model.status == "failed"
             assert model.state().restarts == neuron.models.managed.BAD_STARTS
-            assert owner.released == 1
+            assert room.released == 1
 
     run(scenario())
 

@@ -1,12 +1,14 @@
 """Several models on one device: what fits, who leaves for whom, and what a load holds."""
 
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from ipc.errors import Code, CortexError
 from ipc.messages import Delta, Done, Eviction, Finished, Hello, ListModels, Load, Quote
-from tests.neuron.harness import PATIENCE, Neuron, chat, simulated
+from tests.neuron.harness import PATIENCE, Neuron, chat, simulated, wait_until
 
 GIB = 1 << 30
 LIMIT = {"memory": "4GiB"}
@@ -56,22 +58,105 @@ def test_the_gateway_s_strategy_decides_who_leaves(tmp_path):
         assert status(neuron) == {"low": "unloaded", "high": "ready", "new": "ready"}
 
 
-def test_busy_and_pinned_models_stay_and_the_refusal_names_them(tmp_path):
-    models = [big("busy", "1.5GiB"), big("pinned", "1.5GiB", pin=True), big("new")]
-    with Neuron(tmp_path, models, cpu=LIMIT) as neuron, neuron.client() as client, neuron.client() as other:
-        neuron.wait_for("pinned", status="ready")
-        stream = other.stream(chat("busy", 30_000), PATIENCE)
-        while not isinstance(next(stream), Delta):
-            pass
-        with pytest.raises(CortexError) as refused:
+def begin(client, model, tokens=30_000):
+    """A stream that has had its first token."""
+    stream = client.stream(chat(model, tokens), PATIENCE)
+    while not isinstance(next(stream), Delta):
+        pass
+    return stream
+
+
+def test_who_wants_the_memory_of_a_busy_model_waits_until_that_has_finished(tmp_path):
+    models = [big("busy"), big("new")]
+    with (
+        Neuron(tmp_path, models, cpu=LIMIT, memory={"turn_seconds": 0}) as neuron,
+        neuron.client() as client,
+        neuron.client() as other,
+    ):
+        running = begin(other, "busy", 600)
+        waiting = client.stream(chat("new", 5), PATIENCE)
+        told = next(reply for reply in waiting if reply.position is not None)
+        assert (told.stage, told.position) == ("queued", 1)
+        assert "busy" in told.message
+        neuron.wait_for("busy", status="draining")
+        assert neuron.model("new").status == "waiting"
+        assert isinstance(list(running)[-1], Finished)
+        assert isinstance(list(waiting)[-1], Finished)
+        assert status(neuron) == {"busy": "unloaded", "new": "ready"}
+
+
+def test_a_wait_for_memory_is_bounded_and_the_holder_works_on(tmp_path):
+    models = [big("busy"), big("new")]
+    memory = {"turn_seconds": 0, "wait_seconds": 0.3}
+    with (
+        Neuron(tmp_path, models, cpu=LIMIT, memory=memory) as neuron,
+        neuron.client() as client,
+        neuron.client() as other,
+    ):
+        running = begin(other, "busy")
+        with pytest.raises(CortexError, match="memory that busy had not finished with") as refused:
             load(client, "new")
         assert refused.value.code == Code.INSUFFICIENT_MEMORY
-        assert "busy holds 1.50 GiB on cpu" in refused.value.message
-        assert "pinned holds 1.50 GiB on cpu" in refused.value.message
-        assert isinstance(next(stream), Delta)
-        stream.close()
-        assert isinstance(load(client, "new"), Done)
-        assert status(neuron) == {"busy": "unloaded", "pinned": "ready", "new": "ready"}
+        assert refused.value.retry_after
+        state = neuron.wait_for("new", status="unloaded")  # nothing is wrong with it
+        assert "busy" in state.error
+        neuron.wait_for("busy", status="ready")
+        assert isinstance(client.ask(chat("busy", 5), PATIENCE), Finished)
+        assert isinstance(next(running), Delta)
+        running.close()
+
+
+def test_a_wish_that_nobody_has_any_more_is_withdrawn_and_the_holder_takes_work_again(tmp_path):
+    models = [big("busy"), big("new")]
+    with (
+        Neuron(tmp_path, models, cpu=LIMIT, memory={"turn_seconds": 0}) as neuron,
+        neuron.client() as client,
+        neuron.client() as other,
+        neuron.client() as third,
+    ):
+        running = begin(other, "busy")
+        waiting = client.stream(chat("new", 5), PATIENCE)
+        next(waiting)
+        neuron.wait_for("busy", status="draining")
+        queued = third.stream(chat("busy", 5), PATIENCE)
+        assert next(queued).stage == "queued"
+        waiting.close()
+        neuron.wait_for("new", status="unloaded")
+        assert isinstance(list(queued)[-1], Finished)
+        assert isinstance(next(running), Delta)
+        assert neuron.model("busy").epoch == 1
+        running.close()
+
+
+def test_a_pinned_model_stays_and_the_refusal_says_so_at_once(tmp_path):
+    models = [big("pinned", pin=True), big("new")]
+    with Neuron(tmp_path, models, cpu=LIMIT) as neuron, neuron.client() as client:
+        neuron.wait_for("pinned", status="ready")
+        with pytest.raises(CortexError, match=r"pinned holds 2\.50 GiB on cpu and is pinned") as refused:
+            load(client, "new")
+        assert refused.value.code == Code.INSUFFICIENT_MEMORY
+
+
+def test_two_models_that_fit_only_one_at_a_time_take_turns_under_steady_traffic(tmp_path):
+    models = [big("a"), big("b")]
+    memory = {"turn_seconds": 0.2, "wait_seconds": 20}
+    with Neuron(tmp_path, models, cpu=LIMIT, memory=memory) as neuron, ThreadPoolExecutor() as threads:
+
+        def keep_asking(model):
+            """One answer after the other; the longest wait for one."""
+            longest = 0.0
+            with neuron.client() as client:
+                while not enough.is_set():
+                    began = time.monotonic()
+                    assert isinstance(client.ask(chat(model, 20), PATIENCE), Finished)
+                    longest = max(longest, time.monotonic() - began)
+            return longest
+
+        enough = threading.Event()
+        users = [threads.submit(keep_asking, model) for model in "aaabbb"]
+        wait_until(lambda: all(neuron.model(model).epoch > 1 for model in "ab"), "both to have turns")
+        enough.set()
+        assert max(user.result(PATIENCE) for user in users) < PATIENCE / 2
 
 
 def test_a_model_that_never_fits_is_refused_and_nobody_leaves_for_it(tmp_path):
@@ -80,7 +165,7 @@ def test_a_model_that_never_fits_is_refused_and_nobody_leaves_for_it(tmp_path):
         with pytest.raises(CortexError) as refused:
             load(client, "huge")
         assert refused.value.code == Code.INSUFFICIENT_MEMORY
-        assert status(neuron) == {"a": "ready", "huge": "failed"}
+        assert status(neuron) == {"a": "ready", "huge": "unloaded"}
 
 
 def test_many_who_ask_for_one_model_get_one_load(tmp_path):
@@ -144,9 +229,7 @@ def test_a_quote_says_what_it_would_take_and_does_nothing(tmp_path):
         evicting = quote(client, "b")
         assert (evicting.verdict, evicting.evicts) == ("evicts", ["a"])
         assert evicting.seconds > 0.1  # at the rate of a
-        stream = other.stream(chat("a", 30_000), PATIENCE)
-        while not isinstance(next(stream), Delta):
-            pass
+        stream = begin(other, "a")
         assert quote(client, "b").verdict == "waits"
         refused = quote(client, "huge")
         assert (refused.verdict, refused.code) == ("refused", Code.INSUFFICIENT_MEMORY)

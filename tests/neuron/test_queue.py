@@ -79,11 +79,3 @@ def test_time_does_not_count_while_the_model_loads(clock):
     assert room.next_deadline == clock.time + 60
     room.stop_clock()
     assert room.next_deadline is None
-
-
-def test_clear_empties_the_room_in_order(clock):
-    room = WaitingLine(10, 60, clock)
-    for name in "abc":
-        room.push(name)
-    assert room.clear() == ["a", "b", "c"]
-    assert len(room) == 0

@@ -1,0 +1,74 @@
+"""From the place that a model was given to the worker group that serves it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ipc.errors import CortexError
+from ipc.worker_messages import StepReport
+from neuron.config import ModelSettings, NeuronConfig
+from neuron.memory.fit import Fit
+from neuron.models.description import ModelDescription, step_tokens
+from neuron.processes.group import WorkerGroup
+from neuron.processes.spawn import GroupSpec
+from neuron.processes.standby import Standby
+
+CUDA_RANK_THREADS = 4  # enough to read and copy weights
+
+
+@dataclass(frozen=True, slots=True)
+class Launcher:
+    """Makes worker groups.
+
+    Args:
+        config: the neuron's.
+        cores: CPU cores that this process may use.
+        standby: where transformers get their processes from, and leave them.
+    """
+
+    config: NeuronConfig
+    cores: int
+    standby: Standby | None = None
+
+    def group(
+        self,
+        settings: ModelSettings,
+        description: ModelDescription,
+        fit: Fit,
+        epoch: int,
+        *,
+        on_loading: Callable[[float, str], None],
+        on_steps: Callable[[list[StepReport]], None],
+        on_death: Callable[[CortexError], None],
+    ) -> WorkerGroup:
+        """A group that can be started. The callbacks are those of `WorkerGroup`."""
+        spec = GroupSpec(
+            model=description.id,
+            engine=description.engine,
+            devices=fit.devices,
+            threads=self._threads(fit),
+            context_length=fit.context_length,
+            max_sequences=settings.max_sequences,
+            max_step_tokens=step_tokens(settings, fit.devices[0]),
+            kv_pages=fit.most_pages,
+            rank_budgets=fit.rank_budgets,
+            folder=description.folder,
+            dtype=description.dtype,
+            simulated=description.simulated,
+            log_level=self.config.log_level,
+        )
+        return WorkerGroup(
+            spec,
+            epoch,
+            step_deadline=self.config.step_deadline_seconds,
+            on_loading=on_loading,
+            on_steps=on_steps,
+            on_death=on_death,
+            standby=self.standby if description.engine == "transformer" else None,
+        )
+
+    def _threads(self, fit: Fit) -> int:
+        """CPU threads of each rank."""
+        share = max(1, self.cores // len(fit.devices))
+        return share if fit.devices[0] == "cpu" else min(share, CUDA_RANK_THREADS)

@@ -1,0 +1,394 @@
+"""Memory for models: wishes in their order, who leaves for whom, and what it would take.
+
+A wish is granted as soon as its memory is free. Idle models leave for it at once. A busy one is asked to
+leave when it has had its turn: it takes nothing new, finishes what runs, and ends; whoever asks for it
+meanwhile makes a wish of its own, at the end of the line. So a model under steady traffic holds nobody up for
+longer than its turn and its running requests, and two that fit only one at a time take turns.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol
+
+import msgspec
+
+from ipc.errors import Code, CortexError
+from ipc.messages import Device, Eviction
+from ipc.worker_messages import MemoryUse
+from neuron.config import Memory
+from neuron.memory.devices import Inventory
+from neuron.memory.fit import Fit, Holder, Need, find_fit
+from neuron.memory.ledger import Ledger
+from neuron.memory.step_bytes import RUNTIME_BYTES
+
+log = logging.getLogger("neuron.room")
+
+LOOK_SECONDS = 0.5  # between looks while somebody waits: other programs come and go without a word
+SETTLE_SECONDS = 2.0  # until a driver has given back what a process held that ended
+
+
+class Tenant(Protocol):
+    """A model, as far as its memory goes."""
+
+    id: str
+    last_used: float  # monotonic
+
+    def need(self, runtime: Mapping[str, int]) -> Need:
+        """What a load asks of the devices; `runtime` is what a process takes without a model, by kind."""
+        ...
+
+    def holder(self, reserved: dict[str, int]) -> Holder:
+        """What it holds, and whether it can leave."""
+        ...
+
+    @property
+    def turn_ends(self) -> float | None:
+        """When it may be asked to leave, monotonic; None: not before it is ready."""
+        ...
+
+    @property
+    def seconds_to_leave(self) -> float:
+        """How long it would take to end, at a guess."""
+        ...
+
+    def give_way(self) -> None:
+        """Take nothing new, finish what runs, end, and `release`. Asked again it does nothing."""
+        ...
+
+    def stay(self) -> None:
+        """Nobody needs its memory any more: take work again, unless it has begun to end."""
+        ...
+
+
+class Lender(Protocol):
+    """Processes that wait for a model, and hold memory that they give up for one (`neuron.processes.standby`)."""
+
+    def booked(self, device: str) -> int: ...
+
+    async def make_way(self, amounts: Mapping[str, int], *, reuse: bool) -> None: ...
+
+    def settle(self) -> None: ...
+
+    def tend(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a wish stands: the first has `position` 1."""
+
+    position: int
+    holders: tuple[str, ...]  # that it waits for
+
+
+@dataclass(slots=True, eq=False)
+class Wish:
+    """One model's, for memory."""
+
+    tenant: Tenant
+    reuse: bool  # it takes over the waiting processes on its devices
+    spare: int  # bytes on each rank over what was planned
+    tell: Callable[[Place], None]
+    deadline: float
+    granted: asyncio.Future[Fit]
+    place: Place | None = None  # as it was told last
+    settles: float = 0.0  # until then memory may come back that was given up for it
+
+
+@dataclass(frozen=True, slots=True)
+class Prospect:
+    """What a wish would come to: a fit, whose victims have to leave first; or a refusal."""
+
+    fit: Fit | None = None
+    refusal: CortexError | None = None
+    now: bool = False  # its memory is free
+    waits: bool = False  # some victims have work to finish, or others wait for that memory
+
+    @property
+    def verdict(self) -> Literal["fits", "evicts", "waits", "refused"]:
+        """In the words of a quote."""
+        if self.fit is None:
+            return "refused"
+        return "fits" if self.now else "waits" if self.waits else "evicts"
+
+
+@dataclass(slots=True)
+class _Outlook:
+    """Memory as the wishes that were looked at leave it."""
+
+    free: dict[str, int]  # that nobody holds or is about to get
+    later: dict[str, int]  # once all that leave have left, and those wishes are granted
+    holders: dict[str, Holder]  # that are not leaving for one of those wishes
+
+    def add(self, need: Need, strategy: Literal["lru", "priority"]) -> Prospect:
+        """The next wish: what it comes to, and what it leaves to those behind it."""
+        try:
+            fit = find_fit(need, self.later, list(self.holders.values()), strategy)
+        except CortexError as refusal:
+            return Prospect(refusal=refusal)
+        leaving = [self.holders.pop(victim) for victim in fit.victims]
+        now = not leaving and all(size <= self.free[name] for name, size in fit.reservations.items())
+        for name, size in fit.reservations.items():
+            self.free[name] = max(0, self.free[name] - size)
+            self.later[name] -= size
+        for holder in leaving:
+            for name, size in holder.reserved.items():
+                self.later[name] += size
+        waits = not now and (not leaving or any(holder.busy or holder.leaving for holder in leaving))
+        return Prospect(fit, now=now, waits=waits)
+
+
+class Room:
+    """Owns the wishes for memory, and the ledger that says who holds it.
+
+    Args:
+        settings: how long a wish waits.
+        ledger: bookings.
+        inventory: the devices.
+        lender: processes that wait, warm.
+        changed: called when a device's figures are not what they were.
+
+    Attributes:
+        eviction: who leaves first, as the gateway wants it.
+    """
+
+    def __init__(
+        self,
+        settings: Memory,
+        ledger: Ledger,
+        inventory: Inventory,
+        lender: Lender,
+        changed: Callable[[], None],
+    ) -> None:
+        self.eviction = Eviction()
+        self._settings = settings
+        self._ledger = ledger
+        self._inventory = inventory
+        self._lender = lender
+        self._changed = changed
+        self._tenants: dict[str, Tenant] = {}  # who hold memory
+        self._wishes: dict[str, Wish] = {}  # by model, in order
+        self._asked: set[str] = set()  # tenants that were asked to leave
+        self._runtime = dict(RUNTIME_BYTES)  # by kind of device, as the last load measured it
+        self._again = False  # something changed since the last look began
+        self._looking: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    # --- taking and giving back -------------------------------------------------------------------------
+
+    async def take(
+        self, tenant: Tenant, tell: Callable[[Place], None], *, reuse: bool = False, spare: int = 0
+    ) -> Fit:
+        """Wait until what `tenant` needs is booked for it. A call that is cancelled withdraws the wish.
+
+        Args:
+            tell: told where the wish stands, now and when that changes, while it has to wait.
+            reuse: the model takes over the waiting processes on its devices.
+            spare: bytes on each rank over what is planned: a load found that it needs more.
+
+        Raises:
+            CortexError: INSUFFICIENT_MEMORY, at once where nobody who could leave makes it fit, else after
+                `wait_seconds`.
+        """
+        granted = asyncio.get_running_loop().create_future()
+        deadline = time.monotonic() + self._settings.wait_seconds
+        self._wishes[tenant.id] = Wish(tenant, reuse, spare, tell, deadline, granted)
+        self.look()
+        try:
+            return await granted
+        finally:
+            self._wishes.pop(tenant.id, None)
+            self.look()
+
+    def release(self, model: str) -> None:
+        """End the booking of `model`, if there is one."""
+        self._tenants.pop(model, None)
+        self._asked.discard(model)
+        self._ledger.release(model)
+        self._lender.settle()
+        self._lender.tend()
+        self.look()
+
+    def correct(self, model: str, fit: Fit, measured: Sequence[MemoryUse], *, learn: bool) -> None:
+        """Replace what was promised by what each rank measured; `learn` what a process takes by itself."""
+        if learn:
+            kind = fit.devices[0].partition(":")[0]
+            self._runtime[kind] = max(each.runtime for each in measured)
+        for device in dict.fromkeys(fit.devices):
+            ranks = zip(fit.devices, measured, strict=True)
+            self._ledger.correct(model, device, sum(each.total for name, each in ranks if name == device))
+        self._lender.tend()
+        self.look()
+
+    def held_by(self, model: str) -> int:
+        """Bytes that `model` holds or was promised."""
+        return sum(self._ledger.held_by(model).values())
+
+    # --- telling ----------------------------------------------------------------------------------------
+
+    @property
+    def contested(self) -> bool:
+        """Whether anybody waits for memory."""
+        return bool(self._wishes)
+
+    def devices(self) -> list[Device]:
+        """Devices with the newest figures that are there, and what the ledger has booked."""
+        return [
+            msgspec.structs.replace(device, memory_reserved=self._ledger.reserved(device.id))
+            for device in self._inventory.devices
+        ]
+
+    async def refresh(self) -> None:
+        """Read new figures of the devices; in a thread, for a driver may take its time."""
+        self._ledger.observe(await asyncio.to_thread(self._inventory.refresh))
+        self._changed()
+
+    async def prospect(self, tenant: Tenant) -> tuple[Prospect, int, float]:
+        """What a wish would come to that was made now.
+
+        Returns:
+            The prospect, how many wishes stand before it, and seconds until its memory is free, at a guess.
+        """
+        await self.refresh()
+        outlook = self._outlook()
+        strategy = self.eviction.strategy
+        for wish in self._wishes.values():
+            outlook.add(self._need(wish), strategy)
+        prospect = outlook.add(tenant.need(self._runtime), strategy)
+        if prospect.refusal is not None and self._wishes:  # it has to wait for those who wait
+            behind = self._outlook().add(tenant.need(self._runtime), strategy)
+            prospect = replace(behind, now=False, waits=True)
+        if prospect.fit is None or prospect.now:
+            return prospect, len(self._wishes), 0.0
+        seconds = [self._tenants[victim].seconds_to_leave for victim in prospect.fit.victims]
+        return prospect, len(self._wishes), max(seconds, default=0.0)
+
+    # --- serving wishes ---------------------------------------------------------------------------------
+
+    def look(self) -> None:
+        """Something is not what it was: see soon which wishes can be granted."""
+        self._again = True
+        if self._looking is None or self._looking.done():
+            self._looking = asyncio.get_running_loop().create_task(self._look())
+
+    async def close(self) -> None:
+        """Grant nothing more."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._looking is not None:
+            self._looking.cancel()
+            await asyncio.wait([self._looking])
+
+    async def _look(self) -> None:
+        while self._again:
+            self._again = False
+            await self.refresh()
+            try:
+                await self._serve()
+            except Exception:
+                log.exception("wishes cannot be served")
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = None
+        if self._wishes:
+            self._timer = asyncio.get_running_loop().call_later(self._pause(), self.look)
+
+    def _pause(self) -> float:
+        """Seconds until the next look, though nothing happens."""
+        now = time.monotonic()
+        moments = [wish.deadline for wish in self._wishes.values()]
+        moments += [tenant.turn_ends for tenant in self._tenants.values() if (tenant.turn_ends or 0.0) > now]
+        return max(0.0, min(LOOK_SECONDS, min(moments) - now))
+
+    async def _serve(self) -> None:
+        """Look at each wish, in order."""
+        outlook = self._outlook()
+        claimed: set[str] = set()
+        waiting = 0
+        for wish in list(self._wishes.values()):
+            if wish.granted.done():
+                continue
+            need = self._need(wish)
+            prospect = outlook.add(need, self.eviction.strategy)
+            if prospect.now:
+                await self._grant(wish, prospect.fit)
+                continue
+            waiting += 1
+            victims = prospect.fit.victims if prospect.fit is not None else ()
+            if time.monotonic() >= wish.deadline:
+                self._refuse(wish, self._late(wish))
+            elif prospect.refusal is not None and self._is_hopeless(wish, need):
+                self._refuse(wish, prospect.refusal)
+            else:
+                claimed.update(victims)
+                self._ask(wish, victims)
+                self._tell(wish, Place(waiting, victims))
+        for name in self._asked - claimed:
+            self._asked.discard(name)
+            self._tenants[name].stay()
+
+    async def _grant(self, wish: Wish, fit: Fit) -> None:
+        """Book it, unless somebody was faster: then the next look sees that."""
+        await self._lender.make_way(fit.reservations, reuse=wish.reuse)
+        if wish.granted.done():
+            return
+        try:
+            self._ledger.reserve(wish.tenant.id, fit.reservations)
+        except CortexError as error:
+            log.info("booking waits model=%s reason=%s", wish.tenant.id, error)
+            self._again = True
+            return
+        self._tenants[wish.tenant.id] = wish.tenant
+        wish.granted.set_result(fit)
+
+    def _refuse(self, wish: Wish, error: CortexError) -> None:
+        wish.granted.set_exception(error)
+
+    def _ask(self, wish: Wish, victims: Sequence[str]) -> None:
+        """See that `victims` leave, once each has had its turn."""
+        for name in victims:
+            tenant = self._tenants[name]
+            holder = tenant.holder({})
+            ends = tenant.turn_ends
+            if holder.leaving or (holder.busy and (ends is None or ends > time.monotonic())):
+                continue
+            log.info("model makes way model=%s for=%s busy=%s", name, wish.tenant.id, holder.busy)
+            self._asked.add(name)
+            tenant.give_way()
+        if victims:
+            wish.settles = time.monotonic() + SETTLE_SECONDS
+
+    def _tell(self, wish: Wish, place: Place) -> None:
+        if place != wish.place:
+            wish.place = place
+            wish.tell(place)
+
+    def _is_hopeless(self, wish: Wish, need: Need) -> bool:
+        """Whether it would not fit either if nobody else waited, now that what ended has had time to go."""
+        alone = self._outlook().add(need, self.eviction.strategy)
+        return alone.refusal is not None and time.monotonic() >= wish.settles
+
+    def _late(self, wish: Wish) -> CortexError:
+        holders = ", ".join(wish.place.holders) if wish.place is not None else ""
+        return CortexError(
+            Code.INSUFFICIENT_MEMORY,
+            f"{wish.tenant.id} waited {self._settings.wait_seconds:g} s (memory.wait_seconds) for memory "
+            + (f"that {holders} had not finished with" if holders else "that others waited for before it"),
+            retry_after=5.0,
+        )
+
+    def _need(self, wish: Wish) -> Need:
+        need = wish.tenant.need(self._runtime)
+        return replace(
+            need, cpu_overhead=need.cpu_overhead + wish.spare, cuda_overhead=need.cuda_overhead + wish.spare
+        )
+
+    def _outlook(self) -> _Outlook:
+        """Memory as it is. Processes that wait make way for a model."""
+        free = {name: self._ledger.free(name) + self._lender.booked(name) for name in self._ledger.devices}
+        holders = {name: each.holder(self._ledger.held_by(name)) for name, each in self._tenants.items()}
+        return _Outlook(free, dict(free), holders)
