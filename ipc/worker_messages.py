@@ -60,6 +60,7 @@ class FailurePlan(Plain):
 
     rank: int = 0
     fail_load: str | None = None  # refuse to load, with this message
+    out_of_memory_in_load: bool = False
     die_at_step: int | None = None  # SIGKILL itself
     hang_at_step: int | None = None  # never come back from that step
     error_at_step: int | None = None  # raise in that step

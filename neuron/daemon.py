@@ -15,10 +15,10 @@ from ipc.keys import load_public, load_secret
 from ipc.notify import sd_notify
 from ipc.server import Server
 from ipc.version import version
-from neuron.backoff import Backoff
 from neuron.config import NeuronConfig
 from neuron.memory.devices import Inventory
 from neuron.models.manager import ModelManager
+from neuron.processes.backoff import Backoff
 from neuron.service import Service
 
 log = logging.getLogger("neuron.daemon")

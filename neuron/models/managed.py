@@ -13,17 +13,17 @@ from enum import Enum
 from ipc.errors import Code, CortexError
 from ipc.messages import ModelState, ModelStatus, RankState
 from ipc.worker_messages import PAGE_SIZE, StepReport
-from neuron.backoff import Backoff
 from neuron.config import ModelSettings
-from neuron.launcher import Launcher
 from neuron.memory.fit import Fit, Holder, Need
+from neuron.memory.room import Place, Room
 from neuron.models.description import ModelDescription
+from neuron.models.launcher import Launcher
 from neuron.models.queue import RequestQueue
 from neuron.models.statistics import Statistics
+from neuron.processes.backoff import Backoff
 from neuron.processes.group import WorkerGroup
 from neuron.requests.progress import LoadProgress
 from neuron.requests.request import OpenRequest
-from neuron.room import Place, Room
 from neuron.text.frontend import TextFrontEnd
 
 log = logging.getLogger("neuron.models.managed")

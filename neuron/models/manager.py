@@ -9,17 +9,17 @@ from functools import partial
 
 from ipc.errors import Code, CortexError
 from ipc.messages import ModelState, ModelStatus, Quoted, RankState
-from neuron.backoff import Backoff
 from neuron.config import ModelSettings, NeuronConfig
-from neuron.launcher import Launcher
 from neuron.memory.devices import CpuProbe, Inventory
 from neuron.memory.fit import Fit
 from neuron.memory.ledger import Ledger
+from neuron.memory.room import Room
 from neuron.models.catalogue import DEMO_FOLDER, Catalogue
 from neuron.models.description import ModelDescription, describe
+from neuron.models.launcher import Launcher
 from neuron.models.managed import ManagedModel
+from neuron.processes.backoff import Backoff
 from neuron.processes.standby import Standby
-from neuron.room import Room
 
 log = logging.getLogger("neuron.models.manager")
 

@@ -197,7 +197,7 @@ class WorkerGroup:
     def withdraw(self, request_id: int) -> None:
         """Forget a request, and end it in the worker: whatever that still says of it goes nowhere."""
         if self.open.pop(request_id, None) is not None and not self._ended:
-            self._send(Abort(request_id))
+            self._send(_encoder.encode(Abort(request_id)))
 
     def ranks(self) -> list[RankState]:
         """The heartbeat page, read without asking anybody."""

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 
 from ipc.errors import CortexError
 from ipc.worker_messages import CONTEXT_BYTES, Footprint, Waiting, WarmUp
-from neuron.backoff import Backoff
 from neuron.memory.ledger import Ledger
 from neuron.memory.step_bytes import RUNTIME_BYTES
+from neuron.processes.backoff import Backoff
 from neuron.processes.worker import Worker
 
 QUIET_SECONDS = 1.0  # without a load or its end, before a process is started

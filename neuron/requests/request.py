@@ -25,7 +25,7 @@ log = logging.getLogger("neuron.requests.request")
 Phase = Literal["preparing", "waiting", "queued", "running", "ended"]
 
 
-class Server(Protocol):
+class RequestOwner(Protocol):
     """The model that took a request in."""
 
     def begin(self, work: OpenRequest) -> None:
@@ -73,7 +73,7 @@ class OpenRequest(ABC):
         self.phase: Phase = "preparing"
         self.attempts = 0  # workers that got it
         self.outcome: str | None = None  # "finished", "cancelled" or "failed", once it ended
-        self.model: Server | None = None  # that took it in
+        self.model: RequestOwner | None = None  # that took it in
         self.prompt_tokens = 0
         self.parts: Sequence[OpenSequence] = ()
         self._keys = keys

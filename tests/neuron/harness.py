@@ -164,9 +164,9 @@ def is_running(pid: int) -> bool:
 
 
 def main() -> None:
-    from neuron.backoff import Backoff
     from neuron.config import load
     from neuron.daemon import run
+    from neuron.processes.backoff import Backoff
 
     os._exit(run(load(sys.argv[1]), Backoff(first=0.01, longest=0.05)))
 

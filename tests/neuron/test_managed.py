@@ -3,21 +3,24 @@
 import asyncio
 import os
 import signal
+import types
+import typing
 from contextlib import asynccontextmanager
 
 import pytest
 
 import neuron.models.managed
 from ipc.errors import Code, CortexError
-from ipc.messages import Cancelled, Failed, Finished, Generate, Progress, Sampling
+from ipc.messages import Cancelled, Failed, Finished, Generate, ModelStatus, Progress, Sampling
 from ipc.worker_messages import FailurePlan, SimulatedSpec
-from neuron.backoff import Backoff
 from neuron.config import ModelSettings, NeuronConfig, Queue
-from neuron.launcher import Launcher
 from neuron.memory.fit import Fit
 from neuron.models.description import ModelDescription
-from neuron.models.managed import ManagedModel
+from neuron.models.launcher import Launcher
+from neuron.models.managed import TRANSITIONS, Event, ManagedModel
+from neuron.processes.backoff import Backoff
 from neuron.requests.generation import Generation
+from neuron.text.parser import AnswerParser
 from tests.neuron.harness import PATIENCE, children_of
 
 
@@ -37,6 +40,9 @@ class Text:
 
     def spell(self, token):
         return b"%d" % token
+
+    def answer_parser(self, rendered, request):
+        return AnswerParser()
 
 
 class Client:
@@ -63,8 +69,8 @@ class Client:
 
 async def until(condition):
     for _ in range(int(PATIENCE / 0.005)):
-        if condition():
-            return
+        if value := condition():
+            return value
         await asyncio.sleep(0.005)
     raise TimeoutError
 
@@ -366,5 +372,85 @@ def test_cached_pages_are_told_and_forgotten_with_their_worker():
             assert model.page_hashes() == []
             await until(lambda: model.status == "ready")
             assert model.state().prompt_tokens == 0
+
+    run(scenario())
+
+
+# The whole table, cell by cell: what a state becomes by each event; a dot: nothing happens.
+LIVES = """
+           WANTED  GRANTED SHORT   READY REFUSED  FAILED DIED       LEAVE     STAY  QUIET     GONE     DESERTED
+unloaded   waiting .       .       .     .        .      .          unloaded  .     .         .        .
+waiting    .       loading .       .     unloaded failed .          unloading .     .         .        unloading
+loading    .       .       waiting ready unloaded failed .          unloading .     .         .        .
+ready      .       .       .       .     .        .      restarting draining  .     .         .        .
+draining   .       .       .       .     .        .      unloading  .         ready unloading .        .
+restarting .       .       .       ready .        failed .          unloading .     .         .        .
+unloading  .       .       .       .     .        .      .          .         .     .         unloaded .
+failed     waiting .       .       .     .        .      .          unloaded  .     .         .        .
+"""
+
+
+def cells():
+    heads, *rows = (line.split() for line in LIVES.strip().splitlines())
+    for state, *ends in rows:
+        for event, end in zip(heads, ends, strict=True):
+            yield state, Event[event], end
+
+
+def test_the_table_has_every_state_and_event():
+    states, events, _ = zip(*cells(), strict=True)
+    assert set(states) == set(typing.get_args(ModelStatus)) == set(TRANSITIONS)
+    assert set(events) == set(Event)
+
+
+@pytest.mark.parametrize(("state", "event", "end"), list(cells()))
+def test_each_event_in_each_state_leads_where_the_table_says(state, event, end):
+    """With no action taken: what the actions do is held by the other tests."""
+    model = types.SimpleNamespace(id="sim", status=state, error=None, _epoch=0, _changed=lambda: None)
+    done = []
+    transition = TRANSITIONS[state].get(event)
+    if transition is not None:
+        action = transition[1]
+        assert getattr(ManagedModel, action.__name__) is action
+        replaced = {event: (transition[0], lambda model, error: done.append(model.status))}
+    else:
+        replaced = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(TRANSITIONS, state, replaced)
+        ManagedModel.handle(model, event)
+    assert model.status == (state if end == "." else end)
+    assert done == ([] if end == "." else [end])
+
+
+def test_a_rank_that_is_killed_in_its_first_load_is_tried_again():
+    async def scenario():
+        async with owning(load_seconds=0.5) as model:
+            client = Client(model, 1)
+            pid = await until(lambda: [rank.pid for rank in model.ranks()])
+            os.kill(pid[0], signal.SIGKILL)
+            assert isinstance(await client.last(), Finished)
+            assert model.state().epoch == 2
+
+    run(scenario())
+
+
+def test_a_load_that_runs_out_of_device_memory_asks_for_more_of_it():
+    async def scenario():
+        room = Room()
+        async with owning(room, failure=FailurePlan(out_of_memory_in_load=True, epochs=1)) as model:
+            await load(model)
+            assert room.spares[0] == 0 < room.spares[1]
+            assert room.released == 1
+
+    run(scenario())
+
+
+def test_a_load_that_never_finds_memory_says_so_and_the_model_is_not_at_fault():
+    async def scenario():
+        async with owning(failure=FailurePlan(out_of_memory_in_load=True)) as model:
+            with pytest.raises(CortexError) as refused:
+                await load(model)
+            assert refused.value.code == Code.INSUFFICIENT_MEMORY
+            assert (model.status, model.state().epoch) == ("unloaded", 3)
 
     run(scenario())

@@ -15,9 +15,9 @@ import neuron.processes.standby
 from ipc.errors import CortexError
 from ipc.messages import Device, Finished, Load, Unload
 from ipc.worker_messages import SamplingParams, SimulatedSpec, Submit
-from neuron.backoff import Backoff
 from neuron.memory.ledger import Ledger
 from neuron.models.catalogue import DEMO_FOLDER
+from neuron.processes.backoff import Backoff
 from neuron.processes.group import WorkerGroup
 from neuron.processes.spawn import GroupSpec
 from neuron.processes.standby import Standby

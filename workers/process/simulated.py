@@ -59,6 +59,8 @@ class SimulatedEngine:
             time.sleep(min(0.1, seconds - elapsed))
         if self.failure.fail_load is not None:
             raise CortexError(Code.MODEL_LOAD_FAILED, self.failure.fail_load)
+        if self.failure.out_of_memory_in_load:
+            raise CortexError(Code.INSUFFICIENT_MEMORY, "simulated lack of memory in the load")
         progress(1.0, "simulated load done")
         return Loaded(self.spec.kv_pages, MemoryUse(weights=self.simulated.memory_bytes))
 

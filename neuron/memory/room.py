@@ -26,7 +26,7 @@ from neuron.memory.fit import Fit, Holder, Need, find_fit
 from neuron.memory.ledger import Ledger
 from neuron.memory.step_bytes import RUNTIME_BYTES
 
-log = logging.getLogger("neuron.room")
+log = logging.getLogger("neuron.memory.room")
 
 LOOK_SECONDS = 0.5  # between looks while somebody waits: other programs come and go without a word
 SETTLE_SECONDS = 2.0  # until a driver has given back what a process held that ended
@@ -66,7 +66,7 @@ class Tenant(Protocol):
 
 
 class Lender(Protocol):
-    """Processes that wait for a model, and hold memory that they give up for one (`neuron.processes.standby`)."""
+    """Processes that wait for a model, and hold memory that they give up for one (`processes.standby`)."""
 
     def booked(self, device: str) -> int: ...
 
