@@ -378,22 +378,26 @@ def test_cached_pages_are_told_and_forgotten_with_their_worker():
 
 # The whole table, cell by cell: what a state becomes by each event; a dot: nothing happens.
 LIVES = """
-           WANTED  GRANTED SHORT   READY REFUSED  FAILED DIED       LEAVE     STAY  QUIET     GONE     DESERTED
-unloaded   waiting .       .       .     .        .      .          unloaded  .     .         .        .
-waiting    .       loading .       .     unloaded failed .          unloading .     .         .        unloading
-loading    .       .       waiting ready unloaded failed .          unloading .     .         .        .
-ready      .       .       .       .     .        .      restarting draining  .     .         .        .
-draining   .       .       .       .     .        .      unloading  .         ready unloading .        .
-restarting .       .       .       ready .        failed .          unloading .     .         .        .
-unloading  .       .       .       .     .        .      .          .         .     .         unloaded .
-failed     waiting .       .       .     .        .      .          unloaded  .     .         .        .
+         unloaded waiting   loading   ready      draining  restarting unloading failed
+WANTED   waiting  .         .         .          .         .          .         waiting
+GRANTED  .        loading   .         .          .         .          .         .
+SHORT    .        .         waiting   .          .         .          .         .
+READY    .        .         ready     .          .         ready      .         .
+REFUSED  .        unloaded  unloaded  .          .         .          .         .
+FAILED   .        failed    failed    .          .         failed     .         .
+DIED     .        .         .         restarting unloading .          .         .
+LEAVE    unloaded unloading unloading draining   .         unloading  .         unloaded
+STAY     .        .         .         .          ready     .          .         .
+QUIET    .        .         .         .          unloading .          .         .
+GONE     .        .         .         .          .         .          unloaded  .
+DESERTED .        unloading .         .          .         .          .         .
 """
 
 
 def cells():
     heads, *rows = (line.split() for line in LIVES.strip().splitlines())
-    for state, *ends in rows:
-        for event, end in zip(heads, ends, strict=True):
+    for event, *ends in rows:
+        for state, end in zip(heads, ends, strict=True):
             yield state, Event[event], end
 
 
