@@ -592,13 +592,19 @@ class ModelList(Reply, tag="models"):
 
 
 class State(Reply, tag="state"):
-    """The whole state, small as it is; sent when it changed, at most ten times a second."""
+    """The state of a neuron; sent at once, and when it changed, at most ten times a second.
+
+    The first one of a watch is whole. After it, `models` are those that changed, and `gone` those that are no
+    longer there.
+    """
 
     neuron: str
     instance: str
     draining: bool
     devices: list[Device]
     models: list[ModelState]
+    whole: bool = True
+    gone: list[str] = []
 
 
 class Heartbeat(Reply, tag="heartbeat"):

@@ -12,6 +12,8 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 
+from msgspec.structs import replace
+
 from ipc.errors import Code, CortexError
 from ipc.messages import (
     AnyRequest,
@@ -77,7 +79,8 @@ class Service:
         self._work: dict[Peer, dict[int, OpenRequest]] = {}
         self._open = 0  # of these, of all peers
         self._tasks: dict[asyncio.Task[None], tuple[Peer, int]] = {}
-        self._watches: set[tuple[Peer, int]] = set()
+        self._watches: dict[tuple[Peer, int], bool] = {}  # and whether it has had a whole state
+        self._told: State | None = None  # to all of them, last
         self._pushing: asyncio.TimerHandle | None = None
         self._pushed = 0.0
         self._draining = False
@@ -114,7 +117,7 @@ class Service:
         for task, (owner, _) in list(self._tasks.items()):
             if owner is peer:
                 task.cancel()
-        self._watches = {watch for watch in self._watches if watch[0] is not peer}
+        self._watches = {watch: had for watch, had in self._watches.items() if watch[0] is not peer}
 
     # --- work for workers ---------------------------------------------------------------------------------
 
@@ -165,7 +168,7 @@ class Service:
             self._check_drained()
 
     def _cancel(self, peer: Peer, request: Cancel) -> None:
-        self._watches.discard((peer, request.id))
+        self._watches.pop((peer, request.id), None)
         work = self._work.get(peer, {}).get(request.id)
         if work is not None:
             work.cancel()
@@ -270,9 +273,9 @@ class Service:
     # --- watch ------------------------------------------------------------------------------------------
 
     def _watch(self, peer: Peer, request: Watch) -> None:
-        self._watches.add((peer, request.id))
+        self._watches[peer, request.id] = False
         if self._models.searched:  # a list that is not whole would say that the rest is not there
-            peer.send(self._state(request.id))
+            self._push()
 
     def changed(self) -> None:
         """Something that `State` tells is not what it was: tell the watches, soon and together."""
@@ -281,20 +284,24 @@ class Service:
             self._pushing = asyncio.get_running_loop().call_later(wait, self._push)
 
     def _push(self) -> None:
-        self._pushing = None
+        if self._pushing is not None:
+            self._pushing.cancel()
+            self._pushing = None
         self._pushed = time.monotonic()
-        for peer, request_id in self._watches:
-            peer.send(self._state(request_id))
-
-    def _state(self, request_id: int) -> State:
-        return State(
-            id=request_id,
+        state = State(
+            id=0,
             neuron=self._config.name,
             instance=self._instance,
             draining=self._draining,
             devices=self._models.room.devices(),
             models=self._models.states(),
         )
+        news = _news(self._told, state) if self._told is not None else None
+        self._told = state
+        for (peer, request_id), had_whole in self._watches.items():
+            if (reply := news if had_whole else state) is not None:
+                peer.send(replace(reply, id=request_id))
+        self._watches = dict.fromkeys(self._watches, True)
 
     # --- tasks and the end ------------------------------------------------------------------------------
 
@@ -348,6 +355,15 @@ class Service:
         self._watches.clear()
         if self._pushing is not None:
             self._pushing.cancel()
+
+
+def _news(before: State, now: State) -> State | None:
+    """What is not as it was; None: nothing."""
+    known = {model.id: model for model in before.models}
+    models = [model for model in now.models if known.pop(model.id, None) != model]
+    if not models and not known and (before.draining, before.devices) == (now.draining, now.devices):
+        return None
+    return replace(now, models=models, whole=False, gone=list(known))
 
 
 @contextmanager

@@ -81,7 +81,9 @@ class Neuron:
         self.healthy, self.heard, self.reason = True, True, ""
         self.instance, self.draining = state.instance, state.draining
         self.devices = state.devices
-        self.models = {model.id: model for model in state.models}
+        known = {} if state.whole else self.models
+        self.models = {name: model for name, model in known.items() if name not in state.gone}
+        self.models.update((model.id, model) for model in state.models)
 
     def _on_lost(self, reason: str) -> None:
         if self.healthy or reason != self.reason:

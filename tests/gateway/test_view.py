@@ -11,9 +11,9 @@ import pytest
 from gateway.config import EvictionPolicy, GatewayConfig, NeuronSettings
 from gateway.fleet import quotes
 from gateway.fleet.exchange import Exchange
-from gateway.fleet.view import Fleet
+from gateway.fleet.view import Fleet, Neuron
 from ipc.errors import Code, CortexError
-from ipc.messages import Failed, Generate, Quoted
+from ipc.messages import Failed, Generate, ModelState, Quoted, State
 from tests.gateway.fake_neuron import FakeNeuron
 
 
@@ -60,6 +60,23 @@ def test_neuron_is_told_the_eviction_policy_and_tells_its_state() -> None:
             assert not fleet.knows("nothing")
 
     run(scenario)
+
+
+def test_state_that_is_not_whole_changes_what_it_names() -> None:
+    def state(*models: tuple[str, str], **fields: object) -> State:
+        states = [ModelState(id=name, status=status) for name, status in models]
+        return State(id=1, neuron="n", instance="1", draining=False, devices=[], models=states, **fields)
+
+    view = Neuron(NeuronSettings(name="n", endpoint="tcp://127.0.0.1:1"), None)
+
+    def known() -> dict[str, str]:
+        return {model.id: model.status for model in view.models.values()}
+
+    view._on_state(state(("a", "ready"), ("b", "loading"), ("c", "unloaded")))
+    view._on_state(state(("b", "ready"), ("d", "unloaded"), whole=False, gone=["c"]))
+    assert known() == {"a": "ready", "b": "ready", "d": "unloaded"}
+    view._on_state(state(("d", "ready")))
+    assert known() == {"d": "ready"}
 
 
 def test_lost_neuron_comes_back_by_itself() -> None:

@@ -40,6 +40,7 @@ from ipc.messages import (
     ListModels,
     Load,
     Message,
+    Quote,
     Resume,
     Sampling,
     State,
@@ -76,6 +77,7 @@ ONE_OF_EACH = [
     CountTokens(id=10, model="demo", prompt="hello"),
     Embed(id=11, model="demo", input=["a", "b"]),
     CachedPages(id=13, model="m"),
+    Quote(id=15, model="m"),
     Drain(id=12),
     Resume(id=(1 << 64) - 1),
 ]

@@ -281,10 +281,24 @@ def test_watch_tells_the_state_now_and_each_change(neuron, client):
         ask(other, chat("sim", 2))
         ask(other, Unload(id=0, model="sim"))
     states = (reply for reply in watch if isinstance(reply, State))
-    sim = (next(state for state in reply.models if state.id == "sim") for reply in states)
+    sim = (state for reply in states for state in reply.models if state.id == "sim")
     unloaded = next(state for state in sim if state.status == "unloaded")
     assert unloaded.finished == before + 1
     watch.close()
+
+
+def test_watch_is_whole_once_and_then_tells_what_changed(neuron, client):
+    ask(client, Load(id=0, model="sim"))
+    with neuron.client() as other, neuron.client() as late:
+        watch = (reply for reply in client.stream(Watch(id=0), PATIENCE) if isinstance(reply, State))
+        assert next(watch).whole
+        ask(other, chat("sim", 2))
+        news = next(watch)
+        assert ([state.id for state in news.models], news.whole, news.gone) == (["sim"], False, [])
+        first = next(late.stream(Watch(id=0), PATIENCE))
+        assert first.whole
+        assert {state.id for state in first.models} >= {"sim", "steady"}
+        watch.close()
 
 
 def test_drain_finishes_what_runs_and_takes_nothing_new_until_resume(neuron, client):
