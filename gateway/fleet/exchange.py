@@ -7,7 +7,7 @@ import logging
 from time import monotonic
 
 from gateway.fleet.view import Fleet, Neuron
-from gateway.http.errors import shown, status_of
+from gateway.refusals import shown, status_of
 from gateway.telemetry import metrics
 from ipc.client import Call
 from ipc.errors import Code, CortexError

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from math import inf
 from typing import Protocol, TypeVar
 
-from gateway.http.errors import shown
+from gateway.refusals import shown
 from ipc.errors import Code, CortexError
 from ipc.messages import Device, ModelState, Quoted
 

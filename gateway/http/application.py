@@ -9,14 +9,15 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import falcon.asgi
 
 from gateway import startup
 from gateway.config import GatewayConfig, split_address
-from gateway.dialects.openai import chat as openai_chat
-from gateway.dialects.openai import completions as openai_completions
+from gateway.dialects import Dialect
+from gateway.dialects.registry import DEFAULT, DIALECTS
 from gateway.fleet.view import Fleet
 from gateway.http import errors
 from gateway.http.body import Bodies
@@ -39,26 +40,31 @@ class Gateway:
         CortexError: a key of the configuration cannot be used.
     """
 
-    def __init__(self, settings: GatewayConfig) -> None:
+    def __init__(self, settings: GatewayConfig, dialects: Sequence[Dialect] = DIALECTS) -> None:
         fleet = Fleet(settings)
         listen = settings.gateway.metrics_listen
         self._metrics_port = split_address(listen)[1] if listen is not None else None
         self._metrics = Exposition(fleet)
-        browsers = Browsers(settings.gateway.cors_origins, settings.gateway.hosts)
-        self._falcon = falcon.asgi.App(middleware=[_Lifetime(fleet), _Identity(), browsers])
-        errors.install(self._falcon)
         ours = settings.gateway
         self._bodies = bodies = Bodies(ours.body_limit, ours.body_seconds, ours.body_memory)
-        for path, resource in (
-            ("/v1/chat/completions", GenerationResource(fleet, openai_chat.parse, bodies)),
-            ("/v1/completions", GenerationResource(fleet, openai_completions.parse, bodies)),
-            ("/v1/embeddings", EmbeddingsResource(fleet, bodies)),
-            ("/v1/models", ModelsResource(fleet)),
-            ("/v1/models/{model:path}", ModelResource(fleet)),
-            ("/health", HealthResource(fleet)),
-            ("/ready", ReadyResource(fleet)),
-            ("/version", VersionResource()),
-        ):
+        spoken: dict[str, Dialect] = {}
+        routes: dict[str, object] = {
+            "/v1/models": ModelsResource(fleet),
+            "/v1/models/{model:path}": ModelResource(fleet),
+            "/health": HealthResource(fleet),
+            "/ready": ReadyResource(fleet),
+            "/version": VersionResource(),
+        }
+        for dialect in dialects:
+            spoken |= dict.fromkeys((*dialect.generations, *dialect.embeddings), dialect)
+            for path, parse in dialect.generations.items():
+                routes[path] = GenerationResource(fleet, parse, bodies)
+            for path, parse in dialect.embeddings.items():
+                routes[path] = EmbeddingsResource(fleet, parse, bodies)
+        browsers = Browsers(ours.cors_origins, ours.hosts)
+        self._falcon = falcon.asgi.App(middleware=[_Lifetime(fleet), _Identity(spoken), browsers])
+        errors.install(self._falcon)
+        for path, resource in routes.items():
             self._falcon.add_route(path, resource)
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
@@ -69,7 +75,7 @@ class Gateway:
             await self._falcon(scope, receive, send)
             return
         server = scope["server"]
-        if server is not None and server[1] == self._metrics_port:
+        if self._metrics_port is not None and server is not None and server[1] == self._metrics_port:
             await self._metrics(scope, receive, send)
             return
         try:
@@ -99,13 +105,22 @@ class _Lifetime:
 
 
 class _Identity:
-    """Gives every request an id, the client's own where it has one, and says it in the answer."""
+    """Gives every request an id, the client's own where it has one, and says it in the answer; and tells in
+    which dialect its errors are.
+
+    Args:
+        dialects: by path.
+    """
+
+    def __init__(self, dialects: Mapping[str, Dialect]) -> None:
+        self._dialects = dialects
 
     async def process_request(self, req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
         given = req.get_header("x-request-id")
         if given is None or not _REQUEST_ID.fullmatch(given):
             given = os.urandom(12).hex()
         req.context.request_id = given
+        req.context.dialect = self._dialects.get(req.path, DEFAULT)
 
     async def process_response(
         self, req: falcon.asgi.Request, resp: falcon.asgi.Response, resource: object, succeeded: bool

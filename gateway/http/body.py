@@ -8,7 +8,7 @@ from typing import Any
 import falcon
 import falcon.asgi
 
-from gateway.http.errors import shown
+from gateway.refusals import shown
 
 DISCARD_SECONDS = 10.0
 CHUNK = 1 << 16  # bytes

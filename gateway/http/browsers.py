@@ -17,7 +17,7 @@ from functools import lru_cache
 import falcon
 import falcon.asgi
 
-from gateway.http.errors import shown
+from gateway.refusals import shown
 
 LOOPBACK, ANY = "loopback", "*"  # words for origins, beside these themselves
 

@@ -16,7 +16,8 @@ from gunicorn.workers import gasgi
 
 from gateway import startup
 from gateway.config import GatewayConfig
-from gateway.http import errors
+from gateway.dialects.registry import DEFAULT
+from gateway.refusals import Refusal
 
 HEADERS = 4  # a whole header is at most so many times as long as one field of it may be
 LINGER_SECONDS = 2.0  # that a refused client has to stop sending and to read why
@@ -138,11 +139,11 @@ class Connection(ASGIProtocol):
         super()._send_response_start(*args, **kwargs)
 
     def _send_error_response(self, status: int, message: str, extra_headers: Any = ()) -> None:
-        """What is no HTTP, in the envelope; nothing where an answer to it has begun."""
+        """The answer to what is no HTTP; nothing where an answer to it has begun."""
         if self._refused or (self._answering and self._request_ready.is_set()):
             return
         self._refused = True
-        body = errors.refusal(status, message)
+        status, body = DEFAULT.refuse(Refusal.of_http(status, message))
         headers = {
             "content-type": "application/json",
             "content-length": str(len(body)),

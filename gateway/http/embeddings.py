@@ -1,10 +1,10 @@
-"""`POST /v1/embeddings`."""
+"""Requests for vectors, in any dialect."""
 
 from __future__ import annotations
 
 import falcon.asgi
 
-from gateway.dialects.openai import embeddings as openai_embeddings
+from gateway.dialects import ParseEmbed
 from gateway.fleet.exchange import Exchange
 from gateway.fleet.view import Fleet
 from gateway.http.body import Bodies
@@ -14,15 +14,15 @@ from ipc.errors import CortexError
 
 
 class EmbeddingsResource:
-    """Texts to vectors."""
+    """One address of one dialect."""
 
-    def __init__(self, fleet: Fleet, bodies: Bodies) -> None:
-        self._fleet, self._bodies = fleet, bodies
+    def __init__(self, fleet: Fleet, parse: ParseEmbed, bodies: Bodies) -> None:
+        self._fleet, self._parse, self._bodies = fleet, parse, bodies
 
     async def on_post(self, req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
         data = await self._bodies.read(req)
         exchange = req.scope[EXCHANGE] = Exchange(self._fleet, req.context.request_id, caller(req))
-        request, answer = openai_embeddings.parse(data)
+        request, answer = await self._parse(data, exchange.request_id)
         try:
             await exchange.send(request)
             vectors = await exchange.vectors()

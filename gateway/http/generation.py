@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import falcon.asgi
 
-from gateway.dialects import Renderer
+from gateway.dialects import Parse, Renderer
 from gateway.fleet.exchange import Exchange
 from gateway.fleet.view import Fleet
 from gateway.http.body import Bodies
@@ -19,21 +17,15 @@ EXCHANGE = "cortex.exchange"  # in the request's ASGI scope: the account of it
 
 
 class GenerationResource:
-    """One address of one dialect.
+    """One address of one dialect."""
 
-    Args:
-        parse: reads the dialect's body, given the request's id.
-    """
-
-    def __init__(
-        self, fleet: Fleet, parse: Callable[[bytes, str], tuple[Generate, Renderer]], bodies: Bodies
-    ) -> None:
+    def __init__(self, fleet: Fleet, parse: Parse, bodies: Bodies) -> None:
         self._fleet, self._parse, self._bodies = fleet, parse, bodies
 
     async def on_post(self, req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
         data = await self._bodies.read(req)
         exchange = req.scope[EXCHANGE] = Exchange(self._fleet, req.context.request_id, caller(req))
-        request, answer = self._parse(data, exchange.request_id)
+        request, answer = await self._parse(data, exchange.request_id)
         try:
             await self._answer(exchange, request, answer, resp)
         except CortexError as error:

@@ -10,7 +10,6 @@ from ipc.errors import CortexError
 from ipc.messages import Delta, Finished, Progress, Reply, Started
 
 KEEP_ALIVE_SECONDS = 1.0
-KEEP_ALIVE = b": keep-alive\n\n"
 
 # An answer that fails so soon gets an HTTP status; later, headers have gone out, and the stream says it.
 VERDICT_SECONDS = 0.5
@@ -19,7 +18,7 @@ VERDICT_SECONDS = 0.5
 class EventStream:
     """An asynchronous iterator of bytes. All that came since the last write is one write.
 
-    Comments go out while there is nothing else: they tell the client that we live, and what it waits for.
+    While there is nothing else it has the dialect tell the client that we live, and what it waits for.
     """
 
     def __init__(self, exchange: Exchange, answer: Renderer) -> None:
@@ -64,8 +63,10 @@ class EventStream:
             self._over = True
             return self._answer.failed(error)
         if not replies:
-            return KEEP_ALIVE
-        return b"".join(map(self._write, replies)) or (b"" if self._silent_since else KEEP_ALIVE)
+            return self._answer.waiting(None)
+        return b"".join(map(self._write, replies)) or (
+            b"" if self._silent_since else self._answer.waiting(None)
+        )
 
     def _write(self, reply: Reply) -> bytes:
         kind = type(reply)
@@ -76,11 +77,4 @@ class EventStream:
         if kind is Finished:
             self._over = True
             return self._answer.finished(reply)
-        return _comment(reply) if kind is Progress else b""
-
-
-def _comment(progress: Progress) -> bytes:
-    percent = f" {progress.fraction:.0%}" if progress.fraction is not None else ""
-    left = f", {progress.seconds_left:.0f} s left" if progress.seconds_left is not None else ""
-    text = f": {progress.stage}{percent} {' '.join(progress.message.split())}{left}"
-    return text.rstrip().encode() + b"\n\n"
+        return self._answer.waiting(reply) if kind is Progress else b""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -39,17 +40,27 @@ USER = {"role": "user", "content": "x"}
 TOOL = {"type": "function", "function": {"name": "f", "strict": True}}
 
 
+def parsed(parse: Callable[[bytes, str], Any], body: bytes, request_id: str = "r") -> Any:
+    """What `parse` gives; it has nothing to wait for."""
+    reading = parse(body, request_id)
+    try:
+        reading.send(None)
+    except StopIteration as end:
+        return end.value
+    raise AssertionError("it waits")
+
+
 def chat(**fields: Any) -> Generate:
     body = {"model": "m", "messages": [USER]} | fields
-    return openai_chat.parse(json.dumps(body).encode(), "r")[0]
+    return parsed(openai_chat.parse, json.dumps(body).encode())[0]
 
 
 def completion(**fields: Any) -> Generate:
-    return openai_completions.parse(json.dumps({"model": "m", "prompt": "x"} | fields).encode(), "r")[0]
+    return parsed(openai_completions.parse, json.dumps({"model": "m", "prompt": "x"} | fields).encode())[0]
 
 
 def embed(**fields: Any) -> Embed:
-    return openai_embeddings.parse(json.dumps({"model": "m", "input": "x"} | fields).encode())[0]
+    return parsed(openai_embeddings.parse, json.dumps({"model": "m", "input": "x"} | fields).encode())[0]
 
 
 def refusal(parse: Any, **fields: Any) -> CortexError:
@@ -304,7 +315,7 @@ def test_deep_nesting_is_refused_before_a_message_is_made_of_it(levels: int) -> 
     text = b'{"a":' * levels + b"1" + b"}" * levels
     body = b'{"model":"m","messages":[{"role":"user","content":"x"}],"chat_template_kwargs":%s}' % text
     with contextlib.suppress(CortexError):
-        request, _ = openai_chat.parse(body, "r")
+        request, _ = parsed(openai_chat.parse, body)
         msgspec.msgpack.encode([[[request]]])  # further in than parsing, as sending is
     with pytest.raises(CortexError):
         chat(guided_json=text.decode() + "}")
@@ -403,7 +414,7 @@ def test_a_value_cannot_pass_for_the_path_of_the_fault() -> None:
 def test_a_neurons_error_names_what_the_client_sent(
     fields: dict[str, Any], theirs: str | None, param: str | None, message: str
 ) -> None:
-    _, answer = openai_chat.parse(json.dumps({"model": "m", "messages": [USER]} | fields).encode(), "r")
+    _, answer = parsed(openai_chat.parse, json.dumps({"model": "m", "messages": [USER]} | fields).encode())
     text = "no" if theirs is None else f"{theirs.removesuffix('.tools')}: no"
     error = answer.in_client_words(CortexError(Code.BAD_REQUEST, text, param=theirs))
     assert (error.param, error.message) == (param, message)
@@ -412,7 +423,7 @@ def test_a_neurons_error_names_what_the_client_sent(
 @pytest.mark.parametrize("text", [b'"a\\ud800"', b'"\\ud800 and more"', b'"\\udc00"', b'"a', b'"\xff"'])
 def test_half_a_character_is_no_json(text: bytes) -> None:
     with pytest.raises(CortexError, match=r"the body is not valid JSON: .*(surrogate|utf-8)"):
-        openai_completions.parse(b'{"model":"m","prompt":%s}' % text, "r")
+        parsed(openai_completions.parse, b'{"model":"m","prompt":%s}' % text)
 
 
 @pytest.mark.parametrize(
@@ -470,7 +481,7 @@ def test_completions_refuse_what_they_do_not_do() -> None:
 
 def test_an_answer_without_a_thought_says_so_under_both_names() -> None:
     body = json.dumps({"model": "m", "messages": [USER]}).encode()
-    _, answer = openai_chat.parse(body, "r")
+    _, answer = parsed(openai_chat.parse, body)
     finished = Finished(id=1, choices=[Choice(reason="stop", text="a")], usage=Usage(), timings=Timings())
     message = json.loads(answer.whole(Started(id=1, prompt_tokens=1), finished))["choices"][0]["message"]
     assert message == {
@@ -512,7 +523,7 @@ def test_other_inputs_are_refused(fields: dict[str, Any], param: str) -> None:
     [("x", "input[0]", "input"), ([7], "input[0][0]", "input[0]"), (["x"], "input[0]", "input[0]")],
 )
 def test_a_neurons_error_names_the_input_that_the_client_sent(given: Any, theirs: str, param: str) -> None:
-    _, answer = openai_embeddings.parse(json.dumps({"model": "m", "input": given}).encode())
+    _, answer = parsed(openai_embeddings.parse, json.dumps({"model": "m", "input": given}).encode())
     error = answer.in_client_words(CortexError(Code.BAD_REQUEST, f"{theirs} is bad", param=theirs))
     assert (error.param, error.message) == (param, f"{param} is bad")
 
@@ -626,7 +637,7 @@ def test_no_tokens_need_an_echo() -> None:
 def test_a_neuron_s_complaint_is_told_in_the_words_of_the_client() -> None:
     def param(field: str, **fields: Any) -> str | None:
         body = {"model": "m", "messages": [USER]} | fields
-        _, answer = openai_chat.parse(json.dumps(body).encode(), "r")
+        _, answer = parsed(openai_chat.parse, json.dumps(body).encode())
         return answer.in_client_words(CortexError(Code.BAD_REQUEST, "no", param=field)).param
 
     form = {"type": "json_schema", "json_schema": {"name": "n", "schema": SCHEMA}}
@@ -678,7 +689,7 @@ def test_prompt_logprobs_are_written_as_vllm_does() -> None:
 
 def test_choices_are_written_with_their_numbers() -> None:
     body = {"model": "m", "messages": [USER], "n": 2, "logprobs": True}
-    _, answer = openai_chat.parse(json.dumps(body).encode(), "r")
+    _, answer = parsed(openai_chat.parse, json.dumps(body).encode())
     choices = [Choice(reason="stop", index=i, text=f"{i}", logprobs=[A]) for i in range(2)]
     finished = Finished(id=1, choices=choices, usage=Usage(), timings=Timings())
     whole = json.loads(answer.whole(Started(id=1, prompt_tokens=1), finished))
@@ -692,7 +703,7 @@ def test_choices_are_written_with_their_numbers() -> None:
 
 def test_an_echo_counts_its_offsets_from_the_prompt() -> None:
     body = {"model": "m", "prompt": "<s>a", "echo": True, "logprobs": 1}
-    _, answer = openai_completions.parse(json.dumps(body).encode(), "r")
+    _, answer = parsed(openai_completions.parse, json.dumps(body).encode())
     first = Delta(id=1, tokens=1, text="<s>ab", logprobs=[B], prompt_logprobs=[FIRST, A])
     second = Delta(id=1, tokens=1, text="c", logprobs=[A])
     told = [json.loads(answer.delta(delta)[6:])["choices"][0]["logprobs"] for delta in (first, second)]
@@ -703,7 +714,7 @@ def two_prompts(**fields: Any) -> openai_completions.CompletionAnswer:
     """The writer for two choices of each of two prompts, asked for all that can be told of a prompt."""
     body = {"model": "m", "prompt": ["<s>a", "<s>b"], "n": 2, "return_token_ids": True}
     body |= {"echo": True, "logprobs": 1, "prompt_logprobs": 1}
-    return openai_completions.parse(json.dumps(body | fields).encode(), "r")[1]
+    return parsed(openai_completions.parse, json.dumps(body | fields).encode())[1]
 
 
 PROMPT_IDS = [[0, 1], [0, 2]]

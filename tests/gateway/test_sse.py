@@ -6,7 +6,8 @@ import asyncio
 
 import pytest
 
-from gateway.http.sse import KEEP_ALIVE, EventStream
+from gateway.dialects.comments import comment
+from gateway.http.sse import EventStream
 from ipc.errors import Code, CortexError
 from ipc.messages import Choice, Delta, Finished, Progress, Reply, Started, Timings, Usage
 
@@ -45,6 +46,9 @@ class Words:
     def delta(self, delta: Delta) -> bytes:
         return delta.text.encode()
 
+    def waiting(self, progress: Progress | None) -> bytes:
+        return b"." if progress is None else progress.stage.encode()
+
     def finished(self, finished: Finished) -> bytes:
         return b">"
 
@@ -71,10 +75,17 @@ def test_what_came_together_is_one_write() -> None:
     assert script.is_ready
 
 
-def test_silence_is_filled_with_comments() -> None:
-    progress = Progress(id=1, stage="loading", message="of\nweights", fraction=0.5, seconds_left=2.6)
+def test_silence_is_filled_as_the_dialect_likes() -> None:
+    progress = Progress(id=1, stage="loading")
     script = Script([STARTED], [], [delta("")], [progress], [delta("a")], [FINISHED])
-    assert written(script) == [b"<", KEEP_ALIVE, b": loading 50% of weights, 3 s left\n\n", b"a", b">"]
+    assert written(script) == [b"<", b".", b"loading", b"a", b">"]
+
+
+def test_a_comment_says_what_is_waited_for_in_one_line() -> None:
+    progress = Progress(id=1, stage="loading", message="of\nweights", fraction=0.5, seconds_left=2.6)
+    assert comment(progress) == b": loading 50% of weights, 3 s left\n\n"
+    assert comment(Progress(id=1, stage="queued")) == b": queued\n\n"
+    assert comment(None) == b": keep-alive\n\n"
 
 
 def test_output_before_a_failure_is_not_lost() -> None:

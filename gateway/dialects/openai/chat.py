@@ -31,7 +31,7 @@ from gateway.dialects.openai.common import (
 )
 from gateway.dialects.openai.logprobs import ChatLogprobs, chat_logprobs, prompt_logprobs
 from gateway.dialects.openai.structured import structured
-from gateway.http.errors import shown
+from gateway.refusals import shown
 from ipc import messages
 from ipc.errors import Code, CortexError
 from ipc.messages import (
@@ -144,7 +144,7 @@ class ChatFields(refusing(CHAT_NEUTRAL), kw_only=True):
 _decoder = msgspec.json.Decoder(ChatFields)
 
 
-def parse(body: bytes, request_id: str) -> tuple[Generate, ChatRenderer]:
+async def parse(body: bytes, request_id: str) -> tuple[Generate, ChatRenderer]:
     """Read a request.
 
     Raises:

@@ -15,10 +15,12 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from gateway.dialects.comments import comment
+from gateway.dialects.openai.envelope import envelope
 from gateway.dialects.openai.structured import StructuredFields
-from gateway.http.errors import envelope, shown
+from gateway.refusals import Refusal, shown
 from ipc.errors import Code, CortexError
-from ipc.messages import MAX_NAME, Sampling, Usage
+from ipc.messages import MAX_NAME, Progress, Sampling, Usage
 
 T = TypeVar("T")
 
@@ -363,10 +365,13 @@ class Writer:
             (self._head, b',"choices":[],"usage":', encode(usage_out(usage)), b"}\n\ndata: [DONE]\n\n")
         )
 
+    def waiting(self, progress: Progress | None) -> bytes:
+        return comment(progress)
+
     def in_client_words(self, error: CortexError) -> CortexError:
         """The same error, with the name that the client has for the field."""
         return renamed(error, self._names)
 
     def failed(self, error: CortexError) -> bytes:
         """An error in place of the rest; no `[DONE]` follows."""
-        return b"data: " + envelope(self.in_client_words(error)) + b"\n\n"
+        return b"data: " + envelope(Refusal.of(self.in_client_words(error))) + b"\n\n"

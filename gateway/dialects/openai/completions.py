@@ -53,7 +53,7 @@ MAX_TOKENS = 16  # OpenAI's default
 _decoder = msgspec.json.Decoder(CompletionFields)
 
 
-def parse(body: bytes, request_id: str) -> tuple[Generate, CompletionRenderer]:
+async def parse(body: bytes, request_id: str) -> tuple[Generate, CompletionRenderer]:
     """Read a request.
 
     Raises:

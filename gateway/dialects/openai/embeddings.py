@@ -48,7 +48,7 @@ class EmbeddingList(Struct):
 _decoder = msgspec.json.Decoder(EmbeddingFields)
 
 
-def parse(body: bytes) -> tuple[Embed, EmbeddingRenderer]:
+async def parse(body: bytes, request_id: str) -> tuple[Embed, EmbeddingRenderer]:
     """Read a request.
 
     Raises:

@@ -1,0 +1,22 @@
+"""Errors as OpenAI writes them: `{"error": {"message", "type", "param", "code"}}`, with our `details`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from gateway.refusals import Refusal
+
+
+def envelope(refusal: Refusal) -> bytes:
+    """The error as a client reads it, as a body or within a stream."""
+    error: dict[str, Any] = {
+        "message": refusal.message,
+        "type": "server_error" if refusal.status >= 500 else "invalid_request_error",
+        "param": refusal.param,
+        "code": refusal.code,
+    }
+    if refusal.details:
+        error["details"] = refusal.details
+    return msgspec.json.encode({"error": error})

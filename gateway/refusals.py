@@ -1,0 +1,93 @@
+"""Errors as HTTP has them, before a dialect puts them in its own words."""
+
+from __future__ import annotations
+
+import math
+import reprlib
+from typing import Any, NamedTuple
+
+from ipc.errors import Code, CortexError
+
+
+class ErrorStatus(NamedTuple):
+    """How a code is answered. `retry_after`: seconds, if the neuron gave none; None: no use trying again."""
+
+    status: int
+    retry_after: int | None = None
+
+
+STATUSES: dict[str, ErrorStatus] = {
+    Code.BAD_REQUEST: ErrorStatus(400),
+    Code.CONTEXT_LENGTH_EXCEEDED: ErrorStatus(400),
+    Code.TEMPLATE_FAILED: ErrorStatus(400),
+    Code.NOT_SUPPORTED: ErrorStatus(400),
+    Code.MODEL_NOT_FOUND: ErrorStatus(404),
+    Code.MODEL_LOAD_FAILED: ErrorStatus(500),
+    Code.INSUFFICIENT_MEMORY: ErrorStatus(503, 10),
+    # 503, not 429: clients take 429 for a limit of their own, and some do not try again.
+    Code.QUEUE_FULL: ErrorStatus(503, 1),
+    Code.QUEUE_TIMEOUT: ErrorStatus(503, 5),
+    Code.WORKER_DIED: ErrorStatus(503, 2),
+    Code.STEP_DEADLINE: ErrorStatus(503, 5),
+    Code.DRAINING: ErrorStatus(503, 5),
+    Code.SHUTTING_DOWN: ErrorStatus(503, 5),
+    Code.NEURON_LOST: ErrorStatus(503, 2),
+    Code.UNKNOWN_VERB: ErrorStatus(502),
+    Code.BAD_FRAME: ErrorStatus(502),
+    Code.PROTOCOL_MISMATCH: ErrorStatus(502),
+    Code.DUPLICATE_ID: ErrorStatus(502),
+    Code.INTERNAL: ErrorStatus(500),
+}
+
+# What Falcon raises, and we with its classes: errors of HTTP, before any model is asked.
+HTTP_CODES = {
+    403: "forbidden",
+    404: "route_not_found",
+    405: "method_not_allowed",
+    408: "request_timeout",
+    413: "request_too_large",
+    414: "request_line_too_long",
+    415: "unsupported_media_type",
+    431: "header_too_large",
+    503: "gateway_busy",
+}
+
+
+class Refusal(NamedTuple):
+    """What a client is told instead of an answer, or of the rest of one."""
+
+    status: int
+    code: str
+    message: str
+    param: str | None = None
+    details: dict[str, Any] = {}  # numbers and names
+    retry_after: int | None = None  # seconds
+    request_id: str = ""
+
+    @classmethod
+    def of(cls, error: CortexError, request_id: str = "") -> Refusal:
+        answer = STATUSES.get(error.code, STATUSES[Code.INTERNAL])
+        wait = error.retry_after if error.retry_after is not None else answer.retry_after
+        if wait is not None:
+            wait = max(1, math.ceil(wait))
+        return cls(answer.status, error.code, error.message, error.param, error.details, wait, request_id)
+
+    @classmethod
+    def of_http(cls, status: int, message: str, request_id: str = "") -> Refusal:
+        """What HTTP itself does not allow."""
+        return cls(status, HTTP_CODES.get(status, "http_error"), message, request_id=request_id)
+
+
+_brief = reprlib.Repr()
+_brief.maxlevel, _brief.maxlist, _brief.maxdict = 1, 4, 4
+_brief.maxstring = 100  # room for the id of a model
+
+
+def shown(value: Any) -> str:
+    """A client's value for a message or the log: on one line, and without its middle where it is long."""
+    return _brief.repr(value)
+
+
+def status_of(error: CortexError) -> int:
+    """The HTTP status of an error; 500 for a code that a newer neuron may have and we do not."""
+    return STATUSES.get(error.code, STATUSES[Code.INTERNAL]).status
