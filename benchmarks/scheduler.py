@@ -31,7 +31,7 @@ def scheduler_step(sequences: int, steps: int = 300) -> float:
         scheduler.submit(Submit(request_id, prompt, 4000, SamplingParams(0.0, stop_ids=[2])))
     while scheduler.statistics()["waiting"]:
         plan = scheduler.plan()
-        scheduler.commit(StepResult([7] * len(plan.scheduled)))
+        scheduler.observe(StepResult([7] * len(plan.scheduled)))
     scheduler.take_reports()
     sampled = [7] * sequences
     best = float("inf")
@@ -39,7 +39,7 @@ def scheduler_step(sequences: int, steps: int = 300) -> float:
         started = time.perf_counter()
         for _ in range(steps):
             scheduler.plan()
-            scheduler.commit(StepResult(sampled))
+            scheduler.observe(StepResult(sampled))
             scheduler.take_reports()
         best = min(best, (time.perf_counter() - started) / steps)
     return best
@@ -61,7 +61,7 @@ def admission(cached: bool, running: int = 255, length: int = 16_384) -> tuple[f
             if submits:
                 scheduler.submit(Submit(1_000 + repeat, prompt, 1))
             plan = scheduler.plan()
-            scheduler.commit(StepResult([7] * len(plan.scheduled)))
+            scheduler.observe(StepResult([7] * len(plan.scheduled)))
             scheduler.take_reports()
             scheduler.take_page_news()
             seconds = time.perf_counter() - started

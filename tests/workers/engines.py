@@ -116,7 +116,7 @@ class Session:
 
     def _execute(self, plan: StepPlan) -> None:
         try:
-            self.scheduler.commit(self.engine.execute(plan))
+            self.scheduler.observe(self.engine.execute(plan))
         except OutOfDeviceMemory as error:
             self.scheduler.step_failed(str(error))
 

@@ -8,17 +8,19 @@ from __future__ import annotations
 import os
 import random
 from array import array
-from collections import Counter
+from collections import Counter, deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from ipc.worker_messages import PAGE_SIZE, SamplingParams, SequenceReport, Submit
+from ipc.worker_messages import PAGE_SIZE, CacheGroup, SamplingParams, SequenceReport, Submit
+from workers.checkpoints.caches import first_page_seen
 from workers.scheduling import fair_queue
 from workers.scheduling.scheduler import Scheduler
 from workers.scheduling.sequence import Sequence
 from workers.step.engine import Extra, StepResult
 from workers.step.pages import pages_for
-from workers.step.plan import StepPlan
+from workers.step.plan import HOLE, StepPlan
 
 END = 2  # the stop id of these tests
 LANES = 12  # accounts times priorities in a storm
@@ -33,14 +35,24 @@ def submit(request_id: int, prompt: list[int] | int, max_tokens: int = 1_000_000
 
 
 def make_scheduler(
-    *, max_sequences: int = 4, max_step_tokens: int = 64, context_length: int = 1_000, kv_pages: int = 100
+    *,
+    max_sequences: int = 4,
+    max_step_tokens: int = 64,
+    context_length: int = 1_000,
+    kv_pages: int = 100,
+    **caches: Any,
 ) -> Scheduler:
     return Scheduler(
         max_sequences=max_sequences,
         max_step_tokens=max_step_tokens,
         context_length=context_length,
         kv_pages=kv_pages,
+        **caches,
     )
+
+
+def group(kind: str, window: int = 0) -> CacheGroup:
+    return CacheGroup(kind=kind, layers=[], window=window)
 
 
 def sample_seven(token_ids: list[int]) -> StepResult:
@@ -52,26 +64,31 @@ class Slot:
     salt: str
     pooling: str
     token_ids: list[int]
-    pages: list[int]
+    tables: list[list[int]]
     num_computed: int
-    states: list[int] = field(default_factory=list)  # of each token computed: stands for it and all before it
+    stands_for: list[int] = field(default_factory=list)  # of each token computed: it and all before it
 
 
 class ReferenceEngine:
-    """Refuses a plan that breaks the rules of `workers.step.plan`, or reads or writes what it must not."""
+    """Refuses plans that break the rules of `workers.step.plan`, or read or write what they should not."""
 
     def __init__(self, scheduler: Scheduler) -> None:
         self.scheduler = scheduler
+        self.cache = scheduler.cache
+        self.groups = self.cache.groups
         self.num_slots = len(scheduler._free_slots)
         self.slots: dict[int, Slot] = {}
-        self.memory: list[list[int | None]] = [[None] * PAGE_SIZE for _ in range(scheduler.pool.total)]
-        self.meaning: dict[bytes, tuple[int | None, ...]] = {}  # what pages with that hash hold
-        self.hash_of: dict[tuple[int | None, ...], bytes] = {}
+        # what each page holds: of which group, and what stands for each of its tokens, or for its state
+        self.pages: list[list[Any]] = [[None] * PAGE_SIZE for _ in range(self.cache.pages.total)]
+        self.states: list[Any] = [None] * self.cache.states.total
+        self.meaning: dict[bytes, int] = {}  # what stands for the last token of a page with that hash
+        self.hash_of: dict[int, bytes] = {}
         self.computed = 0  # tokens
+        self.most_held = 0  # pages in use at once
         self.admitted: list[Sequence] = []  # each as often as it was
 
     def execute(self, plan: StepPlan, sample: Any, fails: bool = False) -> StepResult | None:
-        """None: it failed for want of memory."""
+        """None: it failed for want of memory, or because a step before it did."""
         for slot in plan.released:
             del self.slots[slot]
         for new in plan.added:
@@ -81,42 +98,39 @@ class ReferenceEngine:
             self.admitted.append(sequence)
             request = sequence.request
             ids = array("I", new.token_ids).tolist()
-            computed = len(new.tables[0]) * PAGE_SIZE if new.tables else 0
+            tables = [list(table) for table in new.tables] or [[] for _ in self.groups]
+            assert len({len(table) for table in tables}) == 1, "tables are equally long"
+            assert len(tables) == len(self.groups)
+            computed = len(tables[0]) * PAGE_SIZE
             assert computed < len(ids), "a token is left to compute"
-            slot = Slot(
-                request.cache_salt,
-                new.pooling,
-                ids,
-                [page for table in new.tables for page in table],
-                computed,
-            )
-            self._extend_states(slot, computed)
+            slot = Slot(request.cache_salt, new.pooling, ids, tables, computed)
+            self._extend(slot, computed)
             self.slots[new.slot] = slot
         assert plan.scheduled
         assert len({entry.slot for entry in plan.scheduled}) == len(plan.scheduled)
         assert sum(entry.num_tokens for entry in plan.scheduled) <= self.scheduler.max_step_tokens
-        users = Counter(page for slot in self.slots.values() for page in slot.pages)
-        users.update(page for entry in plan.scheduled for pages in entry.new_pages for page in pages)
-        assert all(
-            users[page] == 1 for entry in plan.scheduled for pages in entry.new_pages for page in pages
-        )
         for entry in plan.scheduled:
-            self.slots[entry.slot].pages += [page for pages in entry.new_pages for page in pages]
+            if entry.new_pages:
+                assert len(entry.new_pages) == len(self.groups)
+                assert len({len(pages) for pages in entry.new_pages}) == 1
+                for table, pages in zip(self.slots[entry.slot].tables, entry.new_pages, strict=True):
+                    table += pages
         if fails:
             return None
+        users = [Counter(self._seen(paged)) for paged in (True, False)]
+        self.most_held = max(self.most_held, len(users[0]))
         result = StepResult([])
         for entry in plan.scheduled:
             slot = self.slots[entry.slot]
-            self._check_what_it_reads(slot)
             start, end = slot.num_computed, slot.num_computed + entry.num_tokens
             assert start < end <= len(slot.token_ids)
-            assert pages_for(end) <= len(slot.pages)
-            self._extend_states(slot, end)
-            for position in range(start, end):
-                page = slot.pages[position // PAGE_SIZE]
-                assert users[page] == 1, "a shared page is written"
-                assert page not in self.scheduler.pool._hash_of, "a page that can be shared is written"
-                self.memory[page][position % PAGE_SIZE] = slot.states[position]
+            self._extend(slot, end)
+            for index, group in enumerate(self.groups):
+                assert pages_for(end) <= len(slot.tables[index])
+                if group.kind == "state":
+                    self._step_state(slot, index, start, end, users[1])
+                else:
+                    self._step_pages(slot, index, start, end, users[0])
             slot.num_computed = end
             self.computed += entry.num_tokens
             if end == len(slot.token_ids):
@@ -133,35 +147,71 @@ class ReferenceEngine:
 
     def check_pages(self) -> None:
         """Every page is in use, idle or empty, as the sequences say; its hash means what it holds."""
-        pool = self.scheduler.pool
-        users = Counter(page for sequence in self._running() for page in sequence.pages)
-        assert pool._users == [users[page] for page in range(pool.total)]
-        unused = [page for page in range(pool.total) if not users[page]]
-        assert sorted([*pool._empty, *pool._idle]) == unused, "a page is leaked or was freed twice"
-        assert all(page in pool._hash_of for page in pool._idle)
-        assert not any(page in pool._hash_of for page in pool._empty)
-        assert {digest: page for page, digest in pool._hash_of.items()} == pool._page_of
-        for digest, page in pool._page_of.items():
-            held = tuple(self.memory[page])
-            assert None not in held
-            assert self.meaning.setdefault(digest, held) == held
-            assert self.hash_of.setdefault(held, digest) == digest
+        for pool, paged in ((self.cache.pages, True), (self.cache.states, False)):
+            users = Counter(
+                page
+                for sequence in self._running()
+                for group, table in zip(self.groups, sequence.tables, strict=True)
+                if (group.kind != "state") == paged
+                for page in table
+                if page != HOLE
+            )
+            assert pool._users == [users[page] for page in range(pool.total)]
+            unused = [page for page in range(pool.total) if not users[page]]
+            assert sorted([*pool._empty, *pool._idle]) == unused, "a page is leaked or was freed twice"
+            assert all(page in pool._cached for page in pool._idle)
+            assert not any(page in pool._cached for page in pool._empty)
+            found = {
+                page: (i, digest) for i, each in enumerate(pool._page_of) for digest, page in each.items()
+            }
+            assert found == {page: (cached.group, cached.digest) for page, cached in pool._cached.items()}
+            for page, (index, digest) in found.items():
+                held = self.pages[page] if paged else [self.states[page]]
+                assert {each[0] for each in held} == {index}
+                assert self.meaning.setdefault(digest, held[-1][1]) == held[-1][1]
+                assert self.hash_of.setdefault(held[-1][1], digest) == digest
 
     def _running(self) -> list[Sequence]:
         return self.scheduler.prefilling + self.scheduler.decoding
 
-    def _extend_states(self, slot: Slot, end: int) -> None:
-        state = slot.states[-1] if slot.states else hash(slot.salt)
-        for token in slot.token_ids[len(slot.states) : end]:
-            state = hash((state, token))
-            slot.states.append(state)
+    def _seen(self, paged: bool) -> Iterator[int]:
+        """The pages that the next tokens of all sequences see, or are written to."""
+        for slot in self.slots.values():
+            for group, table in zip(self.groups, slot.tables, strict=True):
+                if (group.kind != "state") == paged:
+                    pages = set(table[first_page_seen(group, slot.num_computed) :])
+                    yield from pages - {HOLE}
 
-    def _check_what_it_reads(self, slot: Slot) -> None:
-        for index in range(pages_for(slot.num_computed)):
-            start, end = index * PAGE_SIZE, min((index + 1) * PAGE_SIZE, slot.num_computed)
-            assert self.memory[slot.pages[index]][: end - start] == slot.states[start:end], (
-                "it reads what is wrong"
-            )
+    def _extend(self, slot: Slot, end: int) -> None:
+        state = slot.stands_for[-1] if slot.stands_for else hash(slot.salt)
+        for token in slot.token_ids[len(slot.stands_for) : end]:
+            state = hash((state, token))
+            slot.stands_for.append(state)
+
+    def _step_pages(self, slot: Slot, index: int, start: int, end: int, users: Counter) -> None:
+        table = slot.tables[index]
+        for number in range(first_page_seen(self.groups[index], start), pages_for(start)):
+            first, last = number * PAGE_SIZE, min((number + 1) * PAGE_SIZE, start)
+            expected = [(index, each) for each in slot.stands_for[first:last]]
+            assert self.pages[table[number]][: last - first] == expected, "it reads what is wrong"
+        for position in range(start, end):
+            page = table[position // PAGE_SIZE]
+            assert page >= 0
+            assert users[page] == 1, "a shared page is written"
+            assert page not in self.cache.pages._cached, "a page that can be shared is written"
+            self.pages[page][position % PAGE_SIZE] = (index, slot.stands_for[position])
+
+    def _step_state(self, slot: Slot, index: int, start: int, end: int, users: Counter) -> None:
+        table = slot.tables[index]
+        if start:
+            page = table[(start - 1) // PAGE_SIZE]
+            assert page >= 0
+            assert self.states[page] == (index, slot.stands_for[start - 1]), "it reads what is wrong"
+        page = table[(end - 1) // PAGE_SIZE]
+        assert page >= 0
+        assert users[page] == 1, "a shared state is written"
+        assert page not in self.cache.states._cached, "a state that can be shared is written"
+        self.states[page] = (index, slot.stands_for[end - 1])
 
 
 class Recorded:
@@ -173,7 +223,7 @@ class Recorded:
 
     def __getattr__(self, name: str) -> Any:
         tell = getattr(self._scheduler, name)
-        if name not in ("submit", "abort", "plan", "commit", "step_failed"):
+        if name not in ("submit", "abort", "plan", "observe", "step_failed"):
             return tell
 
         def told(argument: Any = None) -> Any:
@@ -195,7 +245,9 @@ def replay(
 class Run:
     """A scheduler with its engine, and what each request got so far."""
 
-    def __init__(self, scheduler: Scheduler, sample: Any = sample_seven) -> None:
+    def __init__(self, scheduler: Scheduler, sample: Any = sample_seven, in_flight: int = 0) -> None:
+        self.in_flight = in_flight  # steps that may be, when the next is planned
+        self.results: deque[StepResult | None] = deque()  # of steps that were sent and not observed
         self.recorded = Recorded(scheduler)
         self.scheduler = scheduler
         self.engine = ReferenceEngine(scheduler)
@@ -208,16 +260,30 @@ class Run:
         self.hashes: set[bytes] = set()  # as told by news
 
     def step(self, chunk: int | None = None, fails: bool = False) -> StepPlan | None:
+        """Send a step, and observe those that shall be in flight no longer; None: nothing is open."""
+        while (plan := self.send(chunk, fails)) is None and self.results:
+            self.observe()
+        if len(self.results) > self.in_flight:
+            self.observe()
+        return plan
+
+    def send(self, chunk: int | None = None, fails: bool = False) -> StepPlan | None:
         plan = self.recorded.plan(chunk)
         self.plans.append(plan)
         if plan is not None:
-            result = self.engine.execute(plan, self.sample, fails)
-            if result is None:
-                self.recorded.step_failed("no memory")
-            else:
-                self.recorded.commit(result)
+            fails = fails or None in self.results
+            self.results.append(self.engine.execute(plan, self.sample, fails))
         self.take()
         return plan
+
+    def observe(self) -> None:
+        result = self.results.popleft()
+        if result is None:
+            self.recorded.step_failed("no memory")
+            self.results.clear()
+        else:
+            self.recorded.observe(result)
+        self.take()
 
     def take(self) -> None:
         reports = self.scheduler.take_reports()
@@ -237,7 +303,7 @@ class Run:
         assert self.hashes.isdisjoint(cached)
         assert self.hashes.issuperset(evicted)
         self.hashes = (self.hashes | set(cached)) - set(evicted)
-        assert self.hashes == self.scheduler.pool._page_of.keys()
+        assert self.hashes == self.scheduler.cache.pages._page_of[0].keys()
 
     def to_the_end(self) -> Run:
         while self.step() is not None:
@@ -246,8 +312,8 @@ class Run:
 
     def assert_nothing_is_held(self) -> None:
         self.engine.check_pages()
-        pool = self.scheduler.pool
-        assert pool.num_free == pool.total, "a page is leaked"
+        for pool in (self.scheduler.cache.pages, self.scheduler.cache.states):
+            assert pool.num_free == pool.total, "a page is leaked"
         assert sorted(self.scheduler._free_slots) == list(range(self.engine.num_slots))
         statistics = self.scheduler.statistics()
         assert (statistics["running"], statistics["waiting"]) == (0, 0)
@@ -262,21 +328,23 @@ class Shape:
     max_step_tokens: int
     context_length: int
     kv_pages: int
+    caches: tuple[CacheGroup, ...] = ()
+    states: int = 0
 
 
 class Storm:
     """Requests at random: conversations, priorities, accounts, aborts, steps that fail."""
 
-    def __init__(self, shape: Shape, seed: int) -> None:
+    def __init__(self, shape: Shape, seed: int, in_flight: int = 0) -> None:
         self.shape = shape
         self.random = random.Random(seed)
-        self.run = Run(Scheduler(**vars(shape)), self.sample)
+        self.run = Run(Scheduler(**vars(shape)), self.sample, in_flight)
         self.sent: dict[int, Submit] = {}
         self.aborted: set[int] = set()
         self.failures = 0
         self.lanes: dict[tuple[int, str], list[int]] = {}  # requests in order of their first admission
         self.texts: list[list[int]] = [[9] * 40]  # beginnings of prompts
-        self.limit = min(shape.context_length, shape.kv_pages * PAGE_SIZE)
+        self.limit = self.run.scheduler.max_len
 
     def sample(self, token_ids: list[int]) -> StepResult:
         """Depends on the tokens alone, as a seeded sampler does, so an answer is known in advance."""

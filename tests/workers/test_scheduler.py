@@ -133,7 +133,7 @@ def test_a_result_that_is_not_of_the_plan_is_an_error(result, message):
     run.scheduler.submit(submit(1, 5))
     run.scheduler.plan()
     with pytest.raises(ValueError, match=message):
-        run.scheduler.commit(result)
+        run.scheduler.observe(result)
 
 
 def test_abort_frees_pages_before_the_next_step():
@@ -147,7 +147,7 @@ def test_abort_frees_pages_before_the_next_step():
     assert run.finish == {1: "aborted"}
     assert len(plan.released) == 1
     [left] = plan.scheduled
-    assert run.scheduler.pool.num_free == 100 - pages_for(run.engine.slots[left.slot].num_computed)
+    assert run.scheduler.cache.pages.num_free == 100 - pages_for(run.engine.slots[left.slot].num_computed)
 
 
 def test_abort_of_a_waiting_request_ends_it_without_a_step():

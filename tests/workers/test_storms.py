@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.workers.simulation import STORM_STEPS, Shape, Storm, replay
+from tests.workers.simulation import STORM_STEPS, Shape, Storm, group, replay
 from workers.scheduling import fair_queue
 from workers.scheduling.scheduler import Scheduler
 
@@ -28,19 +28,53 @@ def test_a_long_storm_leaks_nothing_and_answers_everybody(max_sequences, max_ste
     Storm(shape, seed=max_sequences * max_step_tokens * kv_pages).rage(STORM_STEPS).calm()
 
 
-@settings(max_examples=60, deadline=None)
+CACHES = {
+    "window": (group("window", 40),),
+    "full and window": (group("full"), group("window", 70)),
+    "two of each": (group("full"), group("full"), group("window", 33), group("window", 100)),
+    "latent": (group("latent"),),
+    "state": (group("state"),),
+    "hybrid": (group("full"), group("window", 50), group("state")),
+}
+
+
+@pytest.mark.parametrize("in_flight", [0, 1])
+@pytest.mark.parametrize("kv_pages", [24, 60])
+@pytest.mark.parametrize("caches", CACHES.values(), ids=CACHES)
+def test_all_kinds_of_cache_keep_every_promise(caches, kv_pages, in_flight):
+    shape = Shape(5, 64, context_length=300, kv_pages=kv_pages, caches=caches, states=12)
+    Storm(shape, kv_pages, in_flight).rage(STORM_STEPS // 3).calm()
+
+
+@pytest.mark.parametrize("in_flight", [1, 2])
+@pytest.mark.parametrize("kv_pages", [5, 12, 40])
+def test_a_storm_with_steps_in_flight_gives_the_answers_of_one_without(kv_pages, in_flight):
+    shape = Shape(6, 64, context_length=300, kv_pages=kv_pages)
+    Storm(shape, kv_pages, in_flight).rage(STORM_STEPS).calm()
+
+
+kinds = st.one_of(
+    st.sampled_from(["full", "latent", "state"]).map(group),
+    st.integers(1, 200).map(lambda window: group("window", window)),
+)
+
+
+@settings(max_examples=100, deadline=None)
 @given(
     shape=st.builds(
         Shape,
         max_sequences=st.integers(1, 12),
         max_step_tokens=st.integers(1, 100),
         context_length=st.integers(2, 300),
-        kv_pages=st.integers(1, 20),
+        kv_pages=st.integers(4, 40),
+        caches=st.lists(kinds, max_size=4).map(tuple),
+        states=st.integers(8, 20),
     ),
     seed=st.integers(0, 2**32),
+    in_flight=st.integers(0, 2),
 )
-def test_any_shape_leaks_nothing_and_answers_everybody(shape, seed):
-    Storm(shape, seed).rage(60).calm()
+def test_any_shape_leaks_nothing_and_answers_everybody(shape, seed, in_flight):
+    Storm(shape, seed, in_flight).rage(60).calm()
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -19,7 +19,7 @@ from ipc.worker_messages import Abort, Command, StepReport, Stop, Submit, Worker
 from workers.process.fragments import hear, records, tell
 from workers.scheduling.pacing import Pace
 from workers.scheduling.scheduler import Scheduler
-from workers.step.engine import Engine, OutOfDeviceMemory
+from workers.step.engine import Engine, Loaded, OutOfDeviceMemory
 
 WRITE_TIMEOUT = 60.0  # seconds of back-pressure after which the reader of a ring counts as lost
 TURN_COMMANDS = 256  # taken between two steps: a few milliseconds, however many are waiting
@@ -29,7 +29,7 @@ decode_command = msgspec.msgpack.Decoder(Command).decode
 Beat = Callable[..., None]  # HeartbeatPage.beat of this rank
 
 
-def lead(spec: WorkerSpec, kv_pages: int, engine: Engine, reports: Ring, beat: Beat) -> None:
+def lead(spec: WorkerSpec, loaded: Loaded, engine: Engine, reports: Ring, beat: Beat) -> None:
     """Rank 0: steps as long as there is work, until `Stop`. Commands take effect before the next step."""
     commands = Ring.attach(spec.commands)
     plans = BroadcastRing.attach_writer(spec.plans) if spec.plans else None
@@ -37,7 +37,9 @@ def lead(spec: WorkerSpec, kv_pages: int, engine: Engine, reports: Ring, beat: B
         max_sequences=spec.max_sequences,
         max_step_tokens=spec.max_step_tokens,
         context_length=spec.context_length,
-        kv_pages=kv_pages,
+        kv_pages=loaded.kv_pages,
+        caches=loaded.caches,
+        states=loaded.states,
     )
     pace = Pace(spec.max_step_tokens)
     idle = False
@@ -61,7 +63,7 @@ def lead(spec: WorkerSpec, kv_pages: int, engine: Engine, reports: Ring, beat: B
                 tell(plans, plan, WRITE_TIMEOUT)
             began = time.monotonic()
             try:
-                scheduler.commit(engine.execute(plan))
+                scheduler.observe(engine.execute(plan))
             except OutOfDeviceMemory as error:
                 logger.warning("out of memory model=%s step=%d reason=%s", spec.model, plan.step, error)
                 scheduler.step_failed(f"the device has too little memory left for this request: {error}")

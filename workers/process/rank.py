@@ -40,7 +40,7 @@ def serve(spec: WorkerSpec) -> bool:
             stack.callback(engine.close)
             loaded = load(spec, engine, reports, beat)
             if spec.rank == 0:
-                lead(spec, loaded.kv_pages, engine, reports, beat)
+                lead(spec, loaded, engine, reports, beat)
             else:
                 follow(spec, engine, beat)
         except Exception as error:

@@ -1,15 +1,18 @@
-"""The pages of a KV pool: who uses each, what it holds, and which to give away next. No tensor is here.
+"""Pages of memory: who uses each, what it holds, and which to give away next. No tensor is here.
 
 A full page has a hash that stands for its tokens and for all the tokens before them, so sequences that have
 the same hash can read the same page. Such a page outlives its sequences: when nobody uses it any longer it
-counts as free, and keeps what it holds until its place is needed and no other was left longer ago.
+counts as free, and keeps what it holds until its place is needed and no other was left longer ago. Each group
+of layers has pages of its own for the same tokens, so a page is looked up by its group and its hash.
 """
 
 from __future__ import annotations
 
 from array import array
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
+from collections.abc import Iterable, Mapping
 from hashlib import blake2b
+from typing import NamedTuple
 
 from ipc.worker_messages import PAGE_SIZE
 
@@ -29,16 +32,29 @@ def extend_hashes(hashes: list[bytes], token_ids: array[int], salt: str) -> None
         hashes.append(parent)
 
 
-class PagePool:
-    """Page numbers `0..total-1`. Each is empty, in use by one or more, or idle: cached, and used by none."""
+class Cached(NamedTuple):
+    """What a page holds that others may read."""
 
-    def __init__(self, total: int) -> None:
+    group: int
+    digest: bytes
+    parent: bytes  # digest of the page before it
+
+
+class PagePool:
+    """Page numbers `0..total-1`. Each is empty, in use by one or more, or idle: cached, and used by none.
+
+    Args:
+        total: pages.
+        groups: of layers, that share them.
+    """
+
+    def __init__(self, total: int, groups: int = 1) -> None:
         self.total = total
         self._empty = list(range(total - 1, -1, -1))  # a stack: the page freed last is the warmest in cache
         self._idle: OrderedDict[int, None] = OrderedDict()  # the one left longest ago comes first
         self._users = [0] * total
-        self._hash_of: dict[int, bytes] = {}  # of the cached pages
-        self._page_of: dict[bytes, int] = {}  # the same, looked up the other way
+        self._cached: dict[int, Cached] = {}  # by page
+        self._page_of: list[dict[bytes, int]] = [{} for _ in range(groups)]  # the same, looked up by hash
         self._news: dict[bytes, bool] = {}  # hashes that came (True) and went since the last `take_news`
 
     @property
@@ -49,7 +65,7 @@ class PagePool:
     @property
     def num_cached(self) -> int:
         """Pages that can be shared, in use or idle."""
-        return len(self._page_of)
+        return len(self._cached)
 
     def allocate(self, count: int) -> list[int]:
         """Hand out `count` pages to one user; idle ones lose what they hold, those left longest ago first.
@@ -61,65 +77,98 @@ class PagePool:
             raise ValueError(f"asked for {count} pages, {self.num_free} of {self.total} are free")
         pages = []
         for _ in range(count):
-            page = self._empty.pop() if self._empty else self._forget_oldest()
+            if not self._empty:
+                page, _ = self._idle.popitem(last=False)
+                self._forget(page)
+            else:
+                page = self._empty.pop()
             self._users[page] = 1
             pages.append(page)
         return pages
 
-    def find(self, hashes: list[bytes], limit: int) -> list[int]:
+    def find(self, hashes: list[bytes], limit: int, group: int = 0) -> list[int]:
         """The pages of the first hashes, at most `limit`, as far as they are cached without a gap."""
-        pages = []
+        pages, page_of = [], self._page_of[group]
         for digest in hashes[:limit]:
-            if (page := self._page_of.get(digest)) is None:
+            if (page := page_of.get(digest)) is None:
                 break
             pages.append(page)
         return pages
 
-    def count_idle(self, pages: list[int]) -> int:
+    def cached(self, group: int) -> Mapping[bytes, int]:
+        """The pages of a group that can be shared, by their hashes."""
+        return self._page_of[group]
+
+    def count_idle(self, pages: Iterable[int]) -> int:
         """How many of these pages `share` takes from the free ones."""
         return sum(not self._users[page] for page in pages)
 
-    def share(self, pages: list[int]) -> None:
-        """Add a user to each of these cached pages, which `find` named. Nobody may write into them."""
+    def share(self, pages: Iterable[int]) -> None:
+        """Add a user to each of these cached pages. Nobody may write into them."""
         for page in pages:
             if not self._users[page]:
                 del self._idle[page]
             self._users[page] += 1
 
-    def cache(self, page: int, digest: bytes) -> None:
+    def cache(self, page: int, digest: bytes, parent: bytes, group: int = 0) -> None:
         """Say that a page in use is full and computed. One that holds what another does stays private."""
-        if digest not in self._page_of:
-            self._page_of[digest] = page
-            self._hash_of[page] = digest
-            self._tell(digest, True)
+        page_of = self._page_of[group]
+        if digest not in page_of:
+            page_of[digest] = page
+            self._cached[page] = Cached(group, digest, parent)
+            if group == 0:
+                self._tell(digest, True)
 
-    def free(self, pages: list[int]) -> None:
-        """Take one user from each page. The last page of a sequence is evicted before those it continues."""
-        for page in reversed(pages):
+    def free(self, pages: Iterable[int]) -> None:
+        """Take one user from each page. Of the idle ones, the first of these are evicted first."""
+        for page in pages:
             self._users[page] -= 1
             if not self._users[page]:
-                if page in self._hash_of:
+                if page in self._cached:
                     self._idle[page] = None
                 else:
                     self._empty.append(page)
 
     def clear(self) -> None:
         """Forget all that idle pages hold."""
-        while self._idle:
-            self._empty.append(self._forget_oldest())
+        for page in self._idle:
+            self._forget(page)
+            self._empty.append(page)
+        self._idle.clear()
+
+    def withdraw(self, digests: Iterable[bytes]) -> set[bytes]:
+        """Let nobody find the pages with these hashes any more, nor those that continue them.
+
+        Returns:
+            The hashes of all of them.
+        """
+        following = defaultdict(set)
+        for cached in self._cached.values():
+            following[cached.parent].add(cached.digest)
+        bad: set[bytes] = set()
+        reached = list(digests)
+        while reached:
+            if (digest := reached.pop()) not in bad:
+                bad.add(digest)
+                reached += following[digest]
+        for page in [page for page, cached in self._cached.items() if cached.digest in bad]:
+            self._forget(page)
+            if page in self._idle:
+                del self._idle[page]
+                self._empty.append(page)
+        return bad
 
     def take_news(self) -> tuple[list[bytes], list[bytes]]:
-        """(hashes that can be found now, hashes that no longer can), against the last call."""
+        """(hashes that can be found now, hashes that no longer can), against the last call: of group 0."""
         news, self._news = self._news, {}
         cached = [digest for digest, came in news.items() if came]
         return cached, [digest for digest, came in news.items() if not came]
 
-    def _forget_oldest(self) -> int:
-        page, _ = self._idle.popitem(last=False)
-        digest = self._hash_of.pop(page)
-        del self._page_of[digest]
-        self._tell(digest, False)
-        return page
+    def _forget(self, page: int) -> None:
+        group, digest, _ = self._cached.pop(page)
+        del self._page_of[group][digest]
+        if group == 0:
+            self._tell(digest, False)
 
     def _tell(self, digest: bytes, came: bool) -> None:
         if self._news.pop(digest, came) == came:  # the opposite, untold, is undone and never was

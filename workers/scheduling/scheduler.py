@@ -3,8 +3,15 @@
 Continuous batching under one token budget: sequences in decode take one token each, prompts share the rest
 in chunks, in the order of the fair queue. Pages are allocated when they are needed and never reserved; when
 they run out, the sequence of the lowest rank is preempted: it gives up its pages, waits, and later computes
-its prompt and its output so far again, as far as they are not cached. Full pages are cached (`page_pool`), so
-what sequences have in common is computed once; one whose next page is being computed now waits for it.
+its prompt and its output so far again, as far as they are not cached. Full pages are cached (by the cache
+manager), so what sequences have in common is computed once; one whose next page is being computed now waits
+for it.
+
+A step that is planned is sent: the scheduler *advances*, and counts what it feeds as computed. When its
+tokens are there, it *observes* them: sequences grow, stop and are reported. In between the next step can be
+planned, and sent while the first one runs: in decode it feeds a token that nobody but the device knows yet.
+What turns out to be in vain (the token after a stop) is computed and not looked at. When pages are short, the
+steps in flight are observed first, so nobody is preempted for want of pages that come back in a moment.
 
 Plain data and no clock: a scheduler is a pure function of what it was told, so any run can be replayed.
 """
@@ -13,42 +20,69 @@ from __future__ import annotations
 
 import heapq
 from array import array
+from collections import deque
+from collections.abc import Sequence as Row
+from dataclasses import dataclass, field
 from itertools import chain
 
 from ipc.errors import Code
-from ipc.worker_messages import PAGE_SIZE, SequenceReport, Submit
+from ipc.worker_messages import PAGE_SIZE, CacheGroup, SequenceReport, Submit
+from workers.scheduling.cache_manager import CacheManager, Table
 from workers.scheduling.fair_queue import FairQueue
-from workers.scheduling.page_pool import PagePool, extend_hashes
 from workers.scheduling.sequence import Sequence
 from workers.step.engine import Extra, StepResult
-from workers.step.pages import pages_for
 from workers.step.plan import NewSequence, Scheduled, StepPlan
 
 Stepping = list[tuple[Sequence, Scheduled]]
 
 
+@dataclass(slots=True)
+class SentStep:
+    """A step from its plan to its result."""
+
+    decodes: Stepping
+    grown: list[Sequence]  # of these, who began a page
+    prefills: Stepping
+    ends: list[int]  # of each of these, how many of its tokens are computed then
+    sampled: list[Sequence]  # who gets a token, in the order of the plan
+    gone: set[Sequence] = field(default_factory=set)  # who ended or was preempted since: its token is nothing
+
+    def entries(self) -> Stepping:
+        """Of those that are still there."""
+        return [pair for pair in chain(self.decodes, self.prefills) if pair[0] not in self.gone]
+
+
 class Scheduler:
     """Decides each step, and turns what it brought into reports.
 
-    `submit` and `abort` are called between steps; a step is `plan`, then the engine, then `commit` or
-    `step_failed`. A sequence is in the queue, then in `prefilling`, then in `decoding`, where one token is
-    pending; a preemption takes it back to the queue.
+    `submit` and `abort` may be called at any time; a step is `plan`, then the engine, then `observe` or
+    `step_failed`, and steps are observed in their order. A sequence is in the queue, then in `prefilling`,
+    then in `decoding`, where one token is pending; a preemption takes it back to the queue.
 
     Args:
         max_sequences: slots of the engine. Never more of them run than there are tokens in the budget.
         max_step_tokens: the budget of one step.
         context_length: tokens of prompt and output together at which a sequence ends with "length".
         kv_pages: pages in the engine's pool. A sequence that alone fills the pool ends with "length" too.
+        caches: the groups of the model's layers; none: all are alike, and see everything.
+        states: in the engine's pool, where a group has one.
     """
 
     def __init__(
-        self, *, max_sequences: int, max_step_tokens: int, context_length: int, kv_pages: int
+        self,
+        *,
+        max_sequences: int,
+        max_step_tokens: int,
+        context_length: int,
+        kv_pages: int,
+        caches: Row[CacheGroup] = (),
+        states: int = 0,
     ) -> None:
         if min(max_sequences, max_step_tokens, context_length, kv_pages) < 1:
             raise ValueError("max_sequences, max_step_tokens, context_length and kv_pages must be at least 1")
         self.max_step_tokens = max_step_tokens
-        self.max_len = min(context_length, kv_pages * PAGE_SIZE)
-        self.pool = PagePool(kv_pages)
+        self.cache = CacheManager(caches, pages=kv_pages, states=states, chunk=max_step_tokens)
+        self.max_len = min(context_length, self.cache.max_pages * PAGE_SIZE)
         self.queue = FairQueue()
         self.prefilling: list[Sequence] = []
         self.decoding: list[Sequence] = []
@@ -58,8 +92,8 @@ class Scheduler:
         self._open: dict[int, Sequence] = {}  # by request id
         self._free_slots = list(range(min(max_sequences, max_step_tokens) - 1, -1, -1))
         self._released: list[int] = []  # slots that the next plan empties
-        self._decodes: Stepping = []  # the plan that the engine has now
-        self._prefills: Stepping = []
+        self._untold: list[int] = []  # tokens that no plan has told
+        self._in_flight: deque[SentStep] = deque()
         self._suspect: Sequence | None = None  # preempted for memory, and not in a good step since
         self._reports: list[SequenceReport] = []
         self._counts = dict.fromkeys(("prompt_tokens", "cached_tokens", "preemptions", "out_of_memory"), 0)
@@ -93,30 +127,26 @@ class Scheduler:
         self._end(sequence)
         self._reports.append(SequenceReport(request_id, [], "aborted"))
 
-    def commit(self, result: StepResult) -> None:
-        """Take what the engine made of the last plan.
+    def observe(self, result: StepResult) -> None:
+        """Take what the engine made of the oldest step in flight.
 
         Raises:
             ValueError: these are not as many tokens as the plan samples, or one is missing without a reason.
         """
-        for sequence, entry in self._decodes:
-            sequence.num_computed += 1
-            if entry is not sequence.decode:
-                self._offer_pages(sequence)
-        sampled = [sequence for sequence, _ in self._decodes]
-        for sequence, entry in self._prefills:
-            sequence.num_computed += entry.num_tokens
-            self._offer_pages(sequence)
-            if not sequence.num_pending:
-                sampled.append(sequence)
-            elif not sequence.started:
-                report = SequenceReport(sequence.request.request_id, [], "")
-                self._begin(sequence, report)
-                self._reports.append(report)
+        step = self._in_flight.popleft()
+        sampled, gone = step.sampled, step.gone
         if len(sampled) != len(result.tokens):
             raise ValueError(f"the plan samples {len(sampled)} tokens, and {len(result.tokens)} came back")
+        for sequence in step.grown:
+            if sequence not in gone:
+                self.cache.settle(sequence, len(sequence.token_ids))
+        for (sequence, _), end in zip(step.prefills, step.ends, strict=True):
+            if sequence not in gone:
+                self._settle_prompt(sequence, end)
         extras, ended = result.extras, False
         for index, (sequence, token) in enumerate(zip(sampled, result.tokens, strict=True)):
+            if gone and sequence in gone:
+                continue
             finish = ""
             if token < 0:
                 token_ids = []
@@ -137,67 +167,79 @@ class Scheduler:
                 self._begin(sequence, report)
             self._reports.append(report)
             if report.finish:
+                if report.finish == "error":
+                    self._distrust(sequence, report.code)
                 self._end(sequence)
                 ended = True
-        if self._prefills:
-            done = set(sampled)
-            self.prefilling = [sequence for sequence in self.prefilling if sequence not in done]
-        if ended or len(sampled) > len(self._decodes):
-            self.decoding = [sequence for sequence in sampled if sequence.slot is not None]
-        self._decodes = self._prefills = []
-        if self._suspect is not None and self._suspect.slot is not None:
+        if ended:
+            self.decoding = [sequence for sequence in self.decoding if sequence.slot is not None]
+        self._untold += result.tokens
+        if self._suspect is not None and any(self._suspect is each for each, _ in step.entries()):
             self._suspect = None  # this step had it, and went well
 
     def step_failed(self, reason: str) -> None:
-        """The device had too little memory for the last plan: nothing of it was computed.
+        """The device had too little memory for the oldest step in flight, so nothing of it was computed.
 
-        Slots and pages are as the plan said. The sequence with most tokens in it is preempted; one that was
-        alone, or was preempted for this before and had no good step since, ends with "error".
+        Nor was anything of the steps after it. Slots and pages are as the plans said. The sequence with most
+        tokens in the step is preempted; one that was alone, or was preempted for this before and had no good
+        step since, ends with "error".
         """
         self._counts["out_of_memory"] += 1
-        for sequence, entry in self._prefills:
-            sequence.account.served -= entry.num_tokens
-        stepping = self._decodes + self._prefills
-        self._decodes = self._prefills = []
-        heaviest, _ = max(stepping, key=lambda pair: (pair[1].num_tokens, self.queue.rank(pair[0])))
-        self.pool.clear()
-        if len(stepping) > 1 and heaviest is not self._suspect:
+        failed = self._in_flight[0].entries()
+        steps, self._in_flight = self._in_flight, deque()
+        for step in reversed(steps):
+            self._take_back(step)
+        self.cache.pages.clear()
+        self.cache.states.clear()
+        if not failed:
+            return
+        heaviest, _ = max(failed, key=lambda pair: (pair[1].num_tokens, self.queue.rank(pair[0])))
+        if len(failed) > 1 and heaviest is not self._suspect:
             self._suspect = heaviest
             self._preempt(heaviest)
-            return
-        self._remove_running(heaviest)
-        self._end(heaviest)
-        self._reports.append(
-            SequenceReport(heaviest.request.request_id, [], "error", reason, Code.INSUFFICIENT_MEMORY)
-        )
+        else:
+            self._distrust(heaviest, Code.BAD_REQUEST)
+            self._remove_running(heaviest)
+            self._end(heaviest)
+            self._reports.append(
+                SequenceReport(heaviest.request.request_id, [], "error", reason, Code.INSUFFICIENT_MEMORY)
+            )
+        if self.cache.keeps_states:  # what a step reads stands where the last one would have left it
+            stepping = {sequence: None for step in steps for sequence, _ in step.entries()}
+            for sequence in stepping:
+                if sequence.slot is not None:
+                    self._preempt(sequence)
 
     # --- what it says -----------------------------------------------------------------------------------
 
     def plan(self, chunk: int | None = None) -> StepPlan | None:
-        """The next step, or None when nothing is open.
+        """The next step, which counts as sent; None when nothing is open, or a step must be observed first.
 
         Args:
             chunk: tokens of prompts that may go beside those in decode, so that these are not held up.
                 None, or with nothing in decode: as many as the budget allows.
         """
-        decodes = self._plan_decodes()
+        grown = self._make_room()
+        if grown is None:
+            return None
+        decodes = self._plan_decodes(grown)
         budget = self.max_step_tokens - len(decodes)
         if decodes and chunk is not None:
             budget = min(budget, chunk)
         added: list[NewSequence] = []
         prefills = self._plan_prefills(budget, added)
-        while not decodes and not prefills and self.prefilling:
+        while not decodes and not prefills and self.prefilling and not self._in_flight:
             # each of several prompts waits for a page, and nobody is left to free one
             self._preempt(self._lowest())
             prefills = self._plan_prefills(budget, added)
-        self._decodes, self._prefills = decodes, prefills
-        self.decode_tokens = len(decodes)
-        self.prefill_tokens = sum(entry.num_tokens for _, entry in prefills)
         if not decodes and not prefills:
             return None
+        self._advance(SentStep(decodes, grown, prefills, [], [sequence for sequence, _ in decodes]))
         self.step += 1
         released, self._released = self._released, []
-        return StepPlan(self.step, released, added, [entry for _, entry in chain(decodes, prefills)])
+        untold, self._untold = self._untold, []
+        scheduled = [entry for _, entry in chain(decodes, prefills)]
+        return StepPlan(self.step, released, added, scheduled, untold)
 
     def take_reports(self) -> list[SequenceReport]:
         """What happened to each sequence since the last call: at most one finish for each request."""
@@ -206,7 +248,7 @@ class Scheduler:
 
     def take_page_news(self) -> tuple[list[bytes], list[bytes]]:
         """(`cached`, `evicted`) of a `StepReport`: how the pages to share changed since the last call."""
-        return self.pool.take_news()
+        return self.cache.pages.take_news()
 
     def statistics(self) -> dict[str, int]:
         """The counts of a `StepReport`, by their names there."""
@@ -214,23 +256,37 @@ class Scheduler:
         return self._counts | {
             "running": running,
             "waiting": len(self._open) - running,
-            "pages_free": self.pool.num_free,
-            "pages_cached": self.pool.num_cached,
+            "pages_free": self.cache.pages.num_free,
+            "pages_cached": self.cache.pages.num_cached,
         }
 
     # --- planning ---------------------------------------------------------------------------------------
 
-    def _plan_decodes(self) -> Stepping:
-        """One token for each sequence in decode, and a page where it needs one: the lowest give up theirs."""
+    def _make_room(self) -> list[Sequence] | None:
+        """Who in decode begins a page: for these there is room, because the lowest give up theirs.
+
+        Returns:
+            None if there is no room and a step in flight may give back some.
+        """
         while True:
-            full = [s for s in self.decoding if s.num_computed == len(s.pages) * PAGE_SIZE]
-            if len(full) <= self.pool.num_free:
-                break
+            grown = [s for s in self.decoding if s.num_computed == s.capacity]
+            if self._in_flight:
+                grown = [s for s in grown if s.num_computed + 1 < s.max_len]
+            if self.cache.can_grow(len(grown)):
+                return grown
+            if self._in_flight:
+                return None
             self._preempt(self._lowest())
-        stepping = [(s, s.decode) for s in self.decoding]
-        if full:
-            needs_page = set(full)
-            stepping = [(s, self._schedule(s, 1) if s in needs_page else entry) for s, entry in stepping]
+
+    def _plan_decodes(self, grown: list[Sequence]) -> Stepping:
+        """One token for each sequence in decode, but for those that end with the one they have in flight."""
+        if self._in_flight:
+            stepping = [(s, s.decode) for s in self.decoding if s.num_computed + 1 < s.max_len]
+        else:
+            stepping = [(s, s.decode) for s in self.decoding]
+        if grown:
+            begin = set(grown)
+            stepping = [(s, self._schedule(s, 1) if s in begin else entry) for s, entry in stepping]
         return stepping
 
     def _plan_prefills(self, budget: int, added: list[NewSequence]) -> Stepping:
@@ -247,7 +303,7 @@ class Scheduler:
         if self._free_slots:
             candidates += [(order(sequence), sequence) for sequence in self.queue.heads()]
         heapq.heapify(candidates)
-        spare = self._spare_pages()
+        spare = self.cache.spare(self.prefilling, len(self.decoding))
         planned: set[Sequence] = set()
         while budget and candidates:
             place, sequence = heapq.heappop(candidates)
@@ -255,43 +311,31 @@ class Scheduler:
                 heapq.heappush(candidates, (order(sequence), sequence))
                 continue
             if sequence.slot is None:
-                cached = self._find_cached(sequence)
-                if (source := self._computing(sequence, len(cached))) is not None:
+                cached = self.cache.find(sequence)
+                if (source := self._computing(sequence, len(cached[0]) if cached else 0)) is not None:
                     sequence = source
                 else:
-                    cost = pages_for(len(sequence.token_ids) + 1) - len(cached) + self.pool.count_idle(cached)
+                    cost = self.cache.cost(sequence, cached)
                     alone = not self.prefilling and not self.decoding
-                    if not self._free_slots or (cost > spare and not alone):
+                    if not self._free_slots or not (alone or spare.holds(cost)):
                         candidates = sorted(pair for pair in candidates if pair[1].slot is not None)
                         continue
-                    spare -= cost + 1
+                    spare = spare.without(cost).without(self.cache.row)
                     if (following := self.queue.admit(sequence)) is not None:
                         heapq.heappush(candidates, (order(following), following))
                     added.append(self._admit(sequence, cached))
             if sequence in planned:
                 continue
-            capacity = (len(sequence.pages) + self.pool.num_free) * PAGE_SIZE
-            num_tokens = min(sequence.num_pending, budget, capacity - sequence.num_computed)
+            num_pending = len(sequence.token_ids) - sequence.num_computed
+            num_tokens = min(num_pending, budget, self.cache.room_for(sequence))
             if num_tokens:
+                end = self.cache.chunk_end(sequence, sequence.num_computed + num_tokens)
+                num_tokens = end - sequence.num_computed
                 planned.add(sequence)
                 stepping.append((sequence, self._schedule(sequence, num_tokens)))
                 sequence.account.served += num_tokens
                 budget -= num_tokens
         return stepping
-
-    def _spare_pages(self) -> int:
-        """Free pages that no running sequence is about to need: to finish its prompt, and one more each.
-
-        Who is admitted must fit into these with its prompt as a whole: otherwise somebody would soon be
-        preempted, and much be computed again.
-        """
-        unfinished = sum(pages_for(len(s.token_ids) + 1) - len(s.pages) for s in self.prefilling)
-        return self.pool.num_free - unfinished - len(self.prefilling) - len(self.decoding)
-
-    def _find_cached(self, sequence: Sequence) -> list[int]:
-        """The pages that it need not compute."""
-        extend_hashes(sequence.hashes, sequence.token_ids, sequence.request.cache_salt)
-        return self.pool.find(sequence.hashes, sequence.may_reuse)
 
     def _computing(self, sequence: Sequence, num_cached: int) -> Sequence | None:
         """Who is about to compute the first page that a waiting sequence could reuse and cannot yet."""
@@ -303,15 +347,14 @@ class Scheduler:
                 return other
         return None
 
-    def _admit(self, sequence: Sequence, cached: list[int]) -> NewSequence:
+    def _admit(self, sequence: Sequence, cached: list[Table]) -> NewSequence:
         """Give a waiting sequence a slot, and the cached pages that it starts with."""
-        self.pool.share(cached)
+        self.cache.share(sequence, cached)
         self.prefilling.append(sequence)
         slot = sequence.slot = self._free_slots.pop()
         sequence.decode = Scheduled(slot, 1)
-        sequence.pages = list(cached)
-        sequence.num_offered = len(cached)
-        sequence.num_reused = sequence.num_computed = len(cached) * PAGE_SIZE
+        sequence.num_reused = sequence.num_computed = sequence.num_settled = sequence.capacity
+        sequence.num_prefill = len(sequence.token_ids)
         request = sequence.request
         return NewSequence(
             slot=slot,
@@ -320,15 +363,39 @@ class Scheduler:
             params=sequence.params,
             constraint=request.constraint,
             pooling=request.pooling,
-            tables=[cached] if cached else [],
+            tables=cached,
         )
 
     def _schedule(self, sequence: Sequence, num_tokens: int) -> Scheduled:
         """Feed `num_tokens` more, with the pages that they need; the caller saw that these are free."""
-        missing = pages_for(sequence.num_computed + num_tokens) - len(sequence.pages)
-        new_pages = self.pool.allocate(max(0, missing))  # a step that failed may have left it some
-        sequence.pages += new_pages
-        return Scheduled(sequence.slot, num_tokens, [new_pages] if new_pages else [])
+        new_pages = self.cache.grow(sequence, sequence.num_computed + num_tokens)
+        return Scheduled(sequence.slot, num_tokens, new_pages)
+
+    def _advance(self, step: SentStep) -> None:
+        """A step is sent: what it feeds counts as computed from now on."""
+        for sequence, _ in step.decodes:
+            sequence.num_computed += 1
+        for sequence, entry in step.prefills:
+            sequence.num_computed += entry.num_tokens
+            step.ends.append(sequence.num_computed)
+            if sequence.num_computed == sequence.num_prefill:
+                step.sampled.append(sequence)
+                self.prefilling.remove(sequence)
+                self.decoding.append(sequence)
+        self.decode_tokens = len(step.decodes)
+        self.prefill_tokens = sum(entry.num_tokens for _, entry in step.prefills)
+        self._in_flight.append(step)
+
+    def _take_back(self, step: SentStep) -> None:
+        """The reverse of `_advance`, for those of its sequences that are still there."""
+        for sequence, entry in step.entries():
+            sequence.num_computed -= entry.num_tokens
+        for sequence, entry in step.prefills:
+            sequence.account.served -= entry.num_tokens
+        for sequence in step.sampled[len(step.decodes) :]:
+            if sequence not in step.gone:
+                self.decoding.remove(sequence)
+                self.prefilling.append(sequence)
 
     # --- what becomes of a sequence ---------------------------------------------------------------------
 
@@ -350,14 +417,22 @@ class Scheduler:
         self._counts["prompt_tokens"] += sequence.prompt_len
         self._counts["cached_tokens"] += sequence.num_reused
 
-    def _offer_pages(self, sequence: Sequence) -> None:
-        """Let others share the pages that are full and computed by now."""
-        num_full = sequence.num_computed // PAGE_SIZE
-        if num_full > sequence.num_offered:
-            extend_hashes(sequence.hashes, sequence.token_ids, sequence.request.cache_salt)
-            for index in range(sequence.num_offered, num_full):
-                self.pool.cache(sequence.pages[index], sequence.hashes[index])
-            sequence.num_offered = num_full
+    def _settle_prompt(self, sequence: Sequence, end: int) -> None:
+        """So many of its tokens are computed; the first time this is reported."""
+        sequence.num_settled = end
+        self.cache.settle(sequence, end)
+        if end < sequence.num_prefill and not sequence.started:
+            report = SequenceReport(sequence.request.request_id, [], "")
+            self._begin(sequence, report)
+            self._reports.append(report)
+
+    def _distrust(self, sequence: Sequence, code: str) -> None:
+        """It ends with an error, so nobody shall share what it computed.
+
+        Where it is not the request's own fault, what it found in the cache may be what was wrong.
+        """
+        running = chain(self.prefilling, self.decoding)
+        self.cache.withdraw(sequence, running, reused=code != Code.BAD_REQUEST)
 
     def _lowest(self) -> Sequence:
         """Who is preempted first."""
@@ -374,12 +449,13 @@ class Scheduler:
 
     def _release(self, sequence: Sequence) -> None:
         """Take slot and pages from a running sequence. The next plan tells the engine first."""
-        self._offer_pages(sequence)
-        self.pool.free(sequence.pages)
+        self.cache.settle(sequence, sequence.num_certain)
+        self.cache.release(sequence)
         self._released.append(sequence.slot)
         self._free_slots.append(sequence.slot)
-        sequence.pages = []
-        sequence.num_computed = sequence.num_offered = 0
+        for step in self._in_flight:
+            step.gone.add(sequence)
+        sequence.num_computed = sequence.num_settled = 0
         sequence.slot = None
 
     def _end(self, sequence: Sequence) -> None:

@@ -23,8 +23,9 @@ class Account:
 class Sequence:
     """One stream of tokens on its way through the engine.
 
-    `token_ids` holds prompt and output together; the first `num_computed` of them have their keys and
-    values in `pages`. Everything else about progress is derived from those two.
+    `token_ids` holds prompt and output together, as far as they are known. The first `num_computed` have
+    their keys and values in the pages of `tables` once all steps that were sent are done; in decode that may
+    be one more than are known. Everything else about progress is derived from those two.
     """
 
     request: Submit
@@ -37,10 +38,15 @@ class Sequence:
     started: bool = False  # its supervisor knows that it left the queue
     slot: int | None = None  # None while it waits
     decode: Scheduled | None = None  # the entry of a step that needs no page, made once per slot
-    pages: list[int] = field(default_factory=list)  # page numbers, in order
+    tables: list[list[int]] = field(default_factory=list)  # page numbers of each group, see `step.plan`
+    capacity: int = 0  # tokens that its tables have entries for
     hashes: list[bytes] = field(default_factory=list)  # of its full pages, computed or not, as far as known
-    num_offered: int = 0  # of its pages, those that the pool knows the hash of
+    num_offered: int = 0  # pages at the beginning of its tables that were offered to others
+    num_dropped: list[int] = field(default_factory=list)  # entries at the beginning of each table given up
+    shares: bool = True  # what it computes is offered to others
     num_reused: int = 0  # tokens that were in cached pages when it was admitted last
+    num_prefill: int = 0  # tokens that it had then: so many are computed before the next one is sampled
+    num_settled: int = 0  # tokens of these that are computed for certain: the step has been observed
     num_computed: int = 0
     stop_ids: frozenset[int] = field(init=False)
 
@@ -48,9 +54,9 @@ class Sequence:
         self.stop_ids = frozenset(self.request.params.stop_ids)
 
     @property
-    def num_pending(self) -> int:
-        """Tokens that the next steps must feed: 1 in decode, more in prefill."""
-        return len(self.token_ids) - self.num_computed
+    def num_certain(self) -> int:
+        """Tokens whose keys and values are in its pages, whatever becomes of the steps in flight."""
+        return self.num_settled if self.num_settled < self.num_prefill else len(self.token_ids) - 1
 
     @property
     def params(self) -> SamplingParams:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from ipc.worker_messages import Logprobs, MemoryUse
+from ipc.worker_messages import CacheGroup, Logprobs, MemoryUse
 from workers.step.plan import StepPlan
 
 
@@ -20,6 +20,8 @@ class Loaded:
 
     kv_pages: int  # in the pool, the same number on every rank
     memory: MemoryUse
+    caches: list[CacheGroup] = field(default_factory=list)  # none: all layers keep everything
+    states: int = 0  # that there is room for, where a group has one
 
 
 @dataclass(slots=True)

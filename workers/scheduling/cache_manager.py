@@ -1,0 +1,284 @@
+"""Which pages each sequence has in each group of layers: given, shared, dropped and taken back.
+
+A group is a set of layers that keep the same of the tokens before (`workers.checkpoints.caches`). A sequence
+has one table of pages a group, and all of its tables are equally long (`workers.step.plan`): a page that no
+layer of its group can see any more is a hole there, and its place serves somebody else. All groups that keep
+something of each token draw from one pool, because their pages are of one size: what windows give back serves
+whoever needs it, and nothing has to be divided beforehand. A state is larger than a page, and there is one
+for each sequence and not for each of its pages, so states have a pool of their own.
+
+What was computed before can be reused up to the last page boundary for which every group has what it needs: a
+full group all pages before, one with a window those in sight, one with a state the state at the boundary
+itself. States are therefore kept at the boundaries where steps end, as long as nobody needs the room.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable
+from collections.abc import Sequence as Row
+from typing import NamedTuple
+
+from ipc.worker_messages import PAGE_SIZE, CacheGroup
+from workers.checkpoints.caches import first_page_seen
+from workers.scheduling.page_pool import PagePool, extend_hashes
+from workers.scheduling.sequence import Sequence
+from workers.step.pages import pages_for
+from workers.step.plan import HOLE
+
+FULL = CacheGroup(kind="full", layers=[])
+LIVE_STATES = 2  # of a sequence at once: the one at a page's end, and the one that a step makes of it
+
+Table = list[int]
+
+
+class Room(NamedTuple):
+    """Free places, or such as are needed."""
+
+    pages: int
+    states: int = 0
+
+    def holds(self, other: Room) -> bool:
+        return self.pages >= other.pages and self.states >= other.states
+
+    def without(self, other: Room) -> Room:
+        return Room(self.pages - other.pages, self.states - other.states)
+
+
+class CacheManager:
+    """The pools of a rank and the tables of its sequences.
+
+    Args:
+        groups: of the model's layers. None: all layers see everything.
+        pages: in the pool that all groups but those with a state share.
+        states: in the pool of those with a state.
+        chunk: tokens of one sequence in a step, at most.
+
+    Raises:
+        ValueError: a sequence of one token would not fit.
+    """
+
+    def __init__(self, groups: Row[CacheGroup] = (), *, pages: int, states: int = 0, chunk: int) -> None:
+        self.groups = list(groups) or [FULL]
+        self._chunk = chunk
+        self.pages = PagePool(pages, len(self.groups))
+        self.states = PagePool(states, len(self.groups))
+        stateful = [group.kind == "state" for group in self.groups]
+        self._pools = [self.states if state else self.pages for state in stateful]
+        # what a sequence takes for PAGE_SIZE tokens more
+        self.row = Room(stateful.count(False), stateful.count(True))
+        self._forgetful = [i for i, group in enumerate(self.groups) if group.kind in ("window", "state")]
+        self.keeps_states = any(stateful)
+        self.max_pages = self._most_pages()  # of one sequence, the only one
+        if not self.max_pages or states < LIVE_STATES * self.row.states:
+            raise ValueError(
+                f"{pages} pages and {states} states do not hold one sequence of {len(self.groups)} groups"
+            )
+
+    # --- what there is room for -------------------------------------------------------------------------
+
+    def can_grow(self, count: int) -> bool:
+        """Whether `count` sequences can each get a page more in every group."""
+        row = self.row
+        return count * row.pages <= self.pages.num_free and count * row.states <= self.states.num_free
+
+    def room_for(self, sequence: Sequence) -> int:
+        """Tokens that can be computed of it now, if nobody else takes a page."""
+        rows = self.pages.num_free // self.row.pages if self.row.pages else self._chunk
+        if self.states.num_free < self.row.states:
+            rows = 0
+        return sequence.capacity - sequence.num_computed + rows * PAGE_SIZE
+
+    def spare(self, prefilling: Iterable[Sequence], num_decoding: int) -> Room:
+        """What no running sequence is about to need: to finish its prompt, and one more row each.
+
+        Who is admitted must fit into this with its prompt as a whole: otherwise somebody would soon be
+        preempted, and much be computed again.
+        """
+        pages, running = self.pages.num_free, num_decoding
+        for sequence in prefilling:
+            pages -= self._missing(sequence)
+            running += 1
+        row = self.row
+        return Room(pages - running * row.pages, self.states.num_free - running * row.states)
+
+    def cost(self, sequence: Sequence, found: list[Table]) -> Room:
+        """What a waiting sequence takes for its prompt and a token more, where it can share `found`."""
+        if not self._forgetful:
+            pages = self.row.pages * (
+                pages_for(len(sequence.token_ids) + 1) - (len(found[0]) if found else 0)
+            )
+            return Room(pages + sum(map(self.pages.count_idle, found)))
+        pages = sum(self._most_held(group, len(sequence.token_ids) + 1) for group in self.groups)
+        states = LIVE_STATES * self.row.states
+        for pool, table in zip(self._pools, found, strict=False):
+            shared = [page for page in table if page != HOLE]
+            idle = pool.count_idle(shared)
+            if pool is self.states:
+                states += idle
+            else:
+                pages += idle - len(shared)
+        return Room(pages, states)
+
+    # --- tables -----------------------------------------------------------------------------------------
+
+    def find(self, sequence: Sequence) -> list[Table]:
+        """The pages that it need not compute, as tables of one length; none where there are none."""
+        extend_hashes(sequence.hashes, sequence.token_ids, sequence.request.cache_salt)
+        hashes, length = sequence.hashes, sequence.may_reuse
+        tables: list[Table] = [[] for _ in self.groups]
+        for index, group in enumerate(self.groups):
+            if group.kind in ("full", "latent"):
+                tables[index] = self.pages.find(hashes, length, index)
+                length = len(tables[index])
+        agreed = -1
+        while self._forgetful and length != agreed:
+            agreed = length
+            for index in self._forgetful:
+                length = self._reach(index, hashes, length)
+        if not length:
+            return []
+        for index in self._forgetful:
+            first = first_page_seen(self.groups[index], length * PAGE_SIZE)
+            page_of = self._pools[index].cached(index)
+            tables[index] = [HOLE] * first + [page_of[digest] for digest in hashes[first:length]]
+        return [table[:length] for table in tables]
+
+    def share(self, sequence: Sequence, tables: list[Table]) -> None:
+        """Begin with these tables, which `find` found."""
+        for pool, table in zip(self._pools, tables, strict=False):
+            pool.share(page for page in table if page != HOLE)
+        sequence.tables = [list(table) for table in tables] or [[] for _ in self.groups]
+        num_pages = len(sequence.tables[0])
+        sequence.capacity = num_pages * PAGE_SIZE
+        sequence.num_offered = num_pages
+        sequence.shares = True
+        sequence.num_dropped = [first_page_seen(group, sequence.capacity) for group in self.groups]
+
+    def chunk_end(self, sequence: Sequence, end: int) -> int:
+        """Where a step that could go on to `end` of a prompt shall stop: where a state is worth keeping."""
+        boundary = end // PAGE_SIZE * PAGE_SIZE
+        return boundary if self.keeps_states and boundary > sequence.num_computed else end
+
+    def grow(self, sequence: Sequence, end: int) -> list[Table]:
+        """Give it the pages that it needs for its tokens up to `end`; the caller saw that these are free."""
+        count = pages_for(end) - len(sequence.tables[0])
+        if count <= 0:  # a step that failed may have left it some
+            return []
+        added = [
+            self._next_state(sequence, table, count) if pool is self.states else pool.allocate(count)
+            for pool, table in zip(self._pools, sequence.tables, strict=True)
+        ]
+        for table, pages in zip(sequence.tables, added, strict=True):
+            table += pages
+        sequence.capacity += count * PAGE_SIZE
+        return added
+
+    def settle(self, sequence: Sequence, end: int) -> None:
+        """Its first `end` tokens are computed: let others share what is full, and drop what none can see."""
+        num_full = end // PAGE_SIZE
+        if num_full == sequence.num_offered:
+            return
+        hashes, tables = sequence.hashes, sequence.tables
+        extend_hashes(hashes, sequence.token_ids, sequence.request.cache_salt)
+        for number in range(sequence.num_offered, num_full if sequence.shares else 0):
+            parent = hashes[number - 1] if number else b""
+            for index, table in enumerate(tables):
+                if table[number] != HOLE:  # of a state that no step ended with
+                    self._pools[index].cache(table[number], hashes[number], parent, index)
+        sequence.num_offered = num_full
+        for index in self._forgetful:
+            self._drop(sequence, index, first_page_seen(self.groups[index], end))
+
+    def release(self, sequence: Sequence) -> None:
+        """Take back all of its pages. Its last ones are evicted before those that they continue."""
+        for pool, table in zip(self._pools, sequence.tables, strict=True):
+            pool.free(page for page in reversed(table) if page != HOLE)
+        sequence.tables = []
+        sequence.capacity = sequence.num_offered = 0
+
+    def withdraw(self, sequence: Sequence, running: Iterable[Sequence], reused: bool) -> None:
+        """Let nobody share any more what this sequence computed, nor what was computed from it.
+
+        Args:
+            running: who may be computing from it now.
+            reused: not even what it found in the cache.
+        """
+        first = 0 if reused else sequence.num_reused // PAGE_SIZE
+        hashes = sequence.hashes
+        digests = {
+            hashes[number]
+            for index, table in enumerate(sequence.tables)
+            for number in range(first, sequence.num_offered)
+            if table[number] in (HOLE, self._pools[index].cached(index).get(hashes[number]))
+        }
+        withdrawn = self.pages.withdraw(digests) | self.states.withdraw(digests) if digests else set()
+        sequence.shares = False
+        for other in running:
+            if not withdrawn.isdisjoint(other.hashes[: other.num_offered]):
+                other.shares = False
+
+    # --- the parts of it --------------------------------------------------------------------------------
+
+    def _most_held(self, group: CacheGroup, num_tokens: int) -> int:
+        """Pages of a group while a prompt of so many tokens is computed, and one more row in the end."""
+        if group.kind == "state":
+            return 0
+        if group.kind == "window":
+            num_tokens = min(num_tokens, group.window + self._chunk + PAGE_SIZE)
+        return pages_for(num_tokens)
+
+    def _missing(self, sequence: Sequence) -> int:
+        """Pages that one in prefill still needs to finish its prompt, and for the token after it."""
+        length, num_pages = len(sequence.token_ids) + 1, len(sequence.tables[0])
+        if not self._forgetful:
+            return self.row.pages * (pages_for(length) - num_pages)
+        missing = 0
+        for group, dropped in zip(self.groups, sequence.num_dropped, strict=True):
+            if group.kind != "state":
+                missing += max(0, self._most_held(group, length) - (num_pages - dropped))
+        return missing
+
+    def _most_pages(self) -> int:
+        """How long the tables of a sequence can become that has the pool to itself."""
+
+        def held(length: int) -> int:
+            return sum(
+                min(length, pages_for(group.window) + 2) if group.kind == "window" else length
+                for group in self.groups
+                if group.kind != "state"
+            )
+
+        return bisect_right(range(1 << 32), self.pages.total, key=held) - 1
+
+    def _reach(self, index: int, hashes: list[bytes], limit: int) -> int:
+        """The last boundary, at most `limit` pages on, for which a forgetful group has what it needs."""
+        group, page_of = self.groups[index], self._pools[index].cached(index)
+        length = limit
+        while length:
+            needed = range(length - 1, first_page_seen(group, length * PAGE_SIZE) - 1, -1)
+            missing = next((number for number in needed if hashes[number] not in page_of), None)
+            if missing is None:
+                break
+            length = missing
+        return length
+
+    def _next_state(self, sequence: Sequence, table: Table, count: int) -> Table:
+        """Where the state after a step will be.
+
+        A state at a page's end stays, for others to begin with; one in the midst of a page is written over.
+        """
+        if table and sequence.num_computed % PAGE_SIZE:
+            last, table[-1] = table[-1], HOLE
+        else:
+            [last] = self.states.allocate(1)
+        return [HOLE] * (count - 1) + [last]
+
+    def _drop(self, sequence: Sequence, index: int, first: int) -> None:
+        """Give up the pages of a group before number `first`."""
+        table, done = sequence.tables[index], sequence.num_dropped[index]
+        if first > done:
+            pages = table[done:first]
+            table[done:first] = [HOLE] * len(pages)
+            self._pools[index].free(page for page in pages if page != HOLE)
+            sequence.num_dropped[index] = first
