@@ -12,7 +12,7 @@ import sys
 from ipaddress import ip_address
 from typing import Any
 
-from gateway import startup
+from gateway import signals, startup
 from gateway.config import load as _load  # gunicorn takes every public name here for a setting
 from gateway.config import split_address
 from gateway.telemetry import metrics_directory
@@ -53,7 +53,7 @@ def on_starting(server: Any) -> None:
     for address in server.cfg.address:
         _warn_if_open(server, address)
     metrics_directory.create()
-    os.register_at_fork(after_in_parent=startup.release_signals)
+    os.register_at_fork(after_in_parent=signals.release)
 
 
 def on_reload(server: Any) -> None:
@@ -70,7 +70,7 @@ def on_reload(server: Any) -> None:
 
 def pre_fork(server: Any, worker: Any) -> None:
     """In the master, which has its signals back once it has forked; the new process, when it is ready."""
-    startup.hold_signals()
+    signals.hold()
 
 
 def child_exit(server: Any, worker: Any) -> None:

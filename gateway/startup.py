@@ -6,7 +6,6 @@ The exit codes are gunicorn's: with them its master stops, instead of starting t
 from __future__ import annotations
 
 import logging
-import signal
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -27,8 +26,6 @@ WRONG_WORKER = (
 # What gunicorn's master has read, where it runs with our settings: its children inherit it.
 settings: config.GatewayConfig | None = None
 
-_ENDING = (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
-
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s[%(process)d] %(message)s"
 
 
@@ -45,19 +42,6 @@ def application() -> Callable[..., Any]:
         return Gateway(chosen)
     except (ConfigError, CortexError) as error:
         _refuse(f"cortex: {error}")
-
-
-def hold_signals() -> None:
-    """Keep signals that end a process until `release_signals`, across a fork, too.
-
-    Before its event loop runs, gunicorn's worker would lose them, and its master wait half a minute for it.
-    """
-    signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
-
-
-def release_signals() -> None:
-    """Let the process have the signals that were held."""
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
 
 
 def _refuse(message: str) -> NoReturn:

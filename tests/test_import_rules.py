@@ -1,63 +1,87 @@
-"""Who may import whom (the rooms of the house), and that torch stays where it belongs."""
+"""Who may import whom: the rooms of the house, their departments, and torch where it belongs."""
 
 import ast
+import graphlib
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-MAY_IMPORT = {"ipc": set(), "workers": {"ipc"}, "neuron": {"ipc", "workers.checkpoints"}, "gateway": {"ipc"}}
-TORCH_FREE = "workers/checkpoints"
-SOURCES = [path for room in MAY_IMPORT for path in sorted((ROOT / room).rglob("*.py"))]
+MAY_IMPORT = {
+    "ipc": set(),
+    "workers": {"ipc", "workers.checkpoints"},
+    "workers.checkpoints": {"ipc"},
+    "neuron": {"ipc", "workers.checkpoints"},
+    "gateway": {"ipc"},
+}
+OURS = MAY_IMPORT.keys() | {"tests", "benchmarks", "tools"}
+HEAVY = {"torch", "transformers", "triton"}
+PICKLES = {"pickle", "cloudpickle", "dill", "marshal", "shelve", "multiprocessing"}
 
 
-def imported_by(path: Path) -> set[str]:
-    """The top-level packages that a file imports, anywhere in it."""
+def name_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+SOURCES = {name_of(path): path for room in MAY_IMPORT for path in (ROOT / room).rglob("*.py")}
+
+
+@cache
+def imports(module: str) -> frozenset[str]:
+    """What a module imports anywhere in it, for type checkers included: modules where they are ours."""
     names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(SOURCES[module].read_text())):
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}:{node.lineno} imports relative to itself"
-            names.add(node.module)
-    return names
+            assert node.level == 0, f"{module}:{node.lineno} imports relative to itself"
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                names.add(whole if whole in SOURCES else node.module)
+    return frozenset(names - {module})
 
 
-def rooms_of(names: set[str]) -> set[str]:
-    """Of modules, as far as a rule tells them apart."""
-    parts = (name.split(".") for name in names)
-    return {".".join(part[: 2 if part[:2] == ["workers", "checkpoints"] else 1]) for part in parts}
+def room_of(module: str) -> str:
+    parts = module.split(".")
+    return ".".join(parts[:2] if parts[:2] == ["workers", "checkpoints"] else parts[:1])
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_a_room_imports_only_what_it_may(path):
-    room = path.relative_to(ROOT).parts[0]
-    ours = MAY_IMPORT.keys() | {"tests", "benchmarks", "tools", "workers.checkpoints"}
-    own = {room, "workers.checkpoints"} if room == "workers" else {room}
-    if str(path.relative_to(ROOT)).startswith(TORCH_FREE):
-        own = {"workers.checkpoints"}
-    assert (rooms_of(imported_by(path)) & ours) - own <= MAY_IMPORT[room]
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """Names that lead back to themselves; none where there is no circle."""
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        return error.args[1]
+    return []
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_only_workers_import_torch(path):
-    name = str(path.relative_to(ROOT))
-    if not name.startswith("workers") or name.startswith(TORCH_FREE):
-        assert not rooms_of(imported_by(path)) & {"torch", "transformers", "triton"}
+def test_a_room_imports_only_what_it_may():
+    wrong = [
+        f"{module} imports {name}"
+        for module in SOURCES
+        for name in imports(module)
+        if room_of(name) in OURS
+        and room_of(name) != room_of(module)
+        and room_of(name) not in MAY_IMPORT[room_of(module)]
+    ]
+    assert not wrong
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_nothing_is_pickled(path):
-    assert not rooms_of(imported_by(path)) & {
-        "pickle",
-        "cloudpickle",
-        "dill",
-        "marshal",
-        "shelve",
-        "multiprocessing",
-    }
+def test_only_workers_beside_their_checkpoints_import_torch():
+    users = {module for module in SOURCES if {room_of(name) for name in imports(module)} & HEAVY}
+    assert {room_of(module) for module in users} == {"workers"}
+
+
+def test_nothing_is_pickled():
+    assert not [module for module in SOURCES if {room_of(name) for name in imports(module)} & PICKLES]
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    assert not circle({module: set(imports(module)) & SOURCES.keys() for module in SOURCES})
 
 
 @pytest.mark.parametrize(

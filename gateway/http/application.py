@@ -14,7 +14,7 @@ from typing import Any
 
 import falcon.asgi
 
-from gateway import startup
+from gateway import signals
 from gateway.config import GatewayConfig, split_address
 from gateway.dialects import Dialect
 from gateway.dialects.registry import DEFAULT, DIALECTS
@@ -97,7 +97,7 @@ class _Lifetime:
         self._fleet = fleet
 
     async def process_startup(self, scope: dict[str, Any], event: dict[str, Any]) -> None:
-        startup.release_signals()
+        signals.release()
         await self._fleet.start(START_PATIENCE)
 
     async def process_shutdown(self, scope: dict[str, Any], event: dict[str, Any]) -> None:
