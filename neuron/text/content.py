@@ -1,4 +1,4 @@
-"""Parts of messages as the one text that templates are given."""
+"""Parts of messages, sorted into the turns that templates know."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from ipc.errors import Code, CortexError
 from ipc.messages import ContentPart, ImagePart, Message, TextPart, ThinkingPart, ToolResultPart
 
 
-def plain(messages: Sequence[Message]) -> Iterator[Message]:
-    """The same conversation, with text for content: results of tools become turns of their own, thoughts the
-    reasoning of their turn.
+def turns(messages: Sequence[Message]) -> Iterator[Message]:
+    """The same conversation, with text for content, or parts of nothing but text where the client sent parts:
+    results of tools become turns of their own, thoughts the reasoning of their turn.
 
     Raises:
         CortexError: NOT_SUPPORTED naming a part that is no text.
@@ -29,9 +29,9 @@ def plain(messages: Sequence[Message]) -> Iterator[Message]:
             elif isinstance(part, ThinkingPart):
                 thought.append(part.text)
             else:
-                said.append(_text(part, f"{param}[{j}]"))
+                said.append(_only_text(part, f"{param}[{j}]"))
         if said or thought or message.tool_calls or not message.content:
-            yield replace(message, content="\n".join(said), reasoning="\n".join(thought) if thought else None)
+            yield replace(message, content=said, reasoning="\n".join(thought) if thought else None)
 
 
 def size(message: Message) -> int:
@@ -42,14 +42,14 @@ def size(message: Message) -> int:
 def _result(part: ToolResultPart, param: str) -> Message:
     content = part.content
     if not isinstance(content, str):
-        content = "\n".join(_text(each, f"{param}.content[{k}]") for k, each in enumerate(content))
+        content = [_only_text(each, f"{param}.content[{k}]") for k, each in enumerate(content)]
     return Message(role="tool", content=content, tool_call_id=part.tool_call_id)
 
 
-def _text(part: TextPart | ImagePart, param: str) -> str:
+def _only_text(part: TextPart | ImagePart, param: str) -> TextPart:
     if isinstance(part, ImagePart):
         raise CortexError(Code.NOT_SUPPORTED, f"{param}: the model takes no images", param=param)
-    return part.text
+    return part
 
 
 def _size(part: ContentPart) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from ipc.errors import Code, CortexError
@@ -40,7 +41,7 @@ class TextFrontEnd:
             shown=(THINK, END_THINK, CALL, END_CALL),
         )
         templates = {
-            name: ChatTemplate(source, checkpoint.special_tokens)
+            name: ChatTemplate(source, checkpoint.special_tokens, _template_file(checkpoint.folder))
             for name, source in checkpoint.chat_templates.items()
         }
         return cls(tokenizer, templates)
@@ -98,3 +99,9 @@ class TextFrontEnd:
             first=request.structured is not None,
         )
         return AnswerParser(ReasoningSplitter(rendered), tools if request.tools else None, stop, include_stop)
+
+
+def _template_file(folder: Path) -> str:
+    """Where the templates of a checkpoint stand."""
+    names = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
+    return str(next((folder / name for name in names if (folder / name).exists()), folder))

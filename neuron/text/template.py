@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import json
+import logging
+import re
 from collections.abc import Sequence
-from datetime import datetime
-from typing import Any, NoReturn
+from typing import Any
 
 import jinja2
 import msgspec
-from jinja2 import nodes
-from jinja2.ext import Extension, loopcontrols
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from ipc.errors import Code, CortexError
 from ipc.messages import Message, Tool
-from neuron.text.content import plain
+from neuron.text.content import turns
+from neuron.text.sandbox import OverBudget, compile_template, render
 
-OUTPUT_LIMIT = 32 << 20  # characters of a rendered prompt
+log = logging.getLogger("neuron.template")
+
 RESERVED = ("messages", "tools", "add_generation_prompt")
+MAX_SOURCE = 1 << 20  # characters of a template
+SECONDS = 20.0  # for one prompt
+PROBE_SECONDS = 2.0  # for a conversation of a few words
 
 
 class ChatTemplate:
@@ -28,60 +29,146 @@ class ChatTemplate:
     Args:
         source: the template's text.
         special_tokens: bos_token, eos_token and so on, which templates may name.
+        file: where it stands, for whoever has to mend it.
 
     Raises:
-        CortexError: MODEL_LOAD_FAILED when the text is no template.
+        CortexError: MODEL_LOAD_FAILED when the text is no template, or never comes to an end.
     """
 
-    def __init__(self, source: str, special_tokens: dict[str, str]) -> None:
+    def __init__(self, source: str, special_tokens: dict[str, str], file: str = "the model's folder") -> None:
+        self._special_tokens = special_tokens
+        self._file = file
         try:
-            self._template = _ENVIRONMENT.from_string(source)
+            if len(source) > MAX_SOURCE:
+                raise OverBudget(f"it is longer than {MAX_SOURCE:,} characters")
+            self._template = compile_template(source)
         except Exception as error:  # Python's compiler has errors of its own for what Jinja makes of it
             line = f" in line {error.lineno}" if isinstance(error, jinja2.TemplateSyntaxError) else ""
-            raise CortexError(Code.MODEL_LOAD_FAILED, f"the chat template is wrong{line}: {error}") from error
-        self._special_tokens = special_tokens
+            raise self._unfit(f"wrong{line}: {error}") from error
+        self._forms = {role: self._form_of(role) for role in _BEFORE if role != "developer"}
+        self._knows_developer = "developer" in source and _TRY in self._try("developer", _TRY)
 
-    def render(self, messages: Sequence[Message], tools: Sequence[Tool], args: dict[str, Any]) -> str:
+    def render(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Tool],
+        args: dict[str, Any],
+        seconds: float | None = None,
+    ) -> str:
         """The prompt for the next turn of the assistant.
 
         Args:
             args: further variables for the template; they may replace special tokens and nothing else.
+            seconds: that it may take; None: as long as any may.
 
         Raises:
             CortexError: TEMPLATE_FAILED with the template's own words; BAD_REQUEST for a variable that is
                 not the client's to set.
+            OverBudget: it took longer than `seconds`, which were given.
         """
         for name in RESERVED:
             if name in args:
                 raise CortexError(
                     Code.BAD_REQUEST, f"template_args cannot set {name!r}", param=f"template_args.{name}"
                 )
+        conversation = [self._turn(message) for message in turns(messages)]
+        try:
+            return self._render(conversation, [tool.definition for tool in tools], args, seconds or SECONDS)
+        except OverBudget as error:
+            if seconds is not None:
+                raise
+            log.warning("a chat template took too much file=%s reason=%s", self._file, error)
+            raise _failed(f"the chat template was stopped: {error}") from error
+        except Exception as error:  # a template is a program, and can fail in any way that programs do
+            raise _failed(f"the chat template refuses these messages: {error}") from error
+
+    def _render(
+        self,
+        conversation: list[dict[str, Any]],
+        tools: list[dict[str, Any]],
+        args: dict[str, Any],
+        seconds: float,
+    ) -> str:
         variables = {
             **self._special_tokens,
             **args,
-            "messages": [message_for_template(message) for message in plain(messages)],
-            "tools": [tool.definition for tool in tools] or None,
+            "messages": conversation,
+            "tools": tools or None,
             "add_generation_prompt": True,
         }
-        pieces, size = [], 0
+        return render(self._template, variables, seconds)
+
+    # --- what it reads ------------------------------------------------------------------------------------
+
+    def _turn(self, message: Message) -> dict[str, Any]:
+        """A message as this template reads it; what it reads in the form of the client's has that."""
+        role = "system" if message.role == "developer" and not self._knows_developer else message.role
+        turn = message_for_template(message, role)
+        reads_text, reads_parts = self._forms["system" if role == "developer" else role]
+        if isinstance(message.content, str):
+            if reads_parts and not reads_text:
+                turn["content"] = [{"type": "text", "text": message.content}]
+        elif not reads_parts:
+            turn["content"] = "\n".join(part.text for part in message.content)
+        return turn
+
+    def _form_of(self, role: str) -> tuple[bool, bool]:
+        """Whether the template reads content of `role` as text, and as parts. It is tried: there are many
+        ways to read either, and a template that reads parts of one role may not read those of another."""
+        parts = self._try(role, [{"type": "text", "text": text} for text in (_TRY, _TRY_TOO)])
+        reads_parts = _TRY in parts and _TRY_TOO in parts and not _WRITTEN_OUT.search(parts)
+        return _TRY in self._try(role, _TRY), reads_parts
+
+    def _try(self, role: str, content: Any) -> str:
+        """A small conversation with a turn of `role`, rendered; nothing where the template refuses it."""
+        conversation = [
+            *_BEFORE[role],
+            {"role": role, "content": content, **_WITH.get(role, {})},
+            *_AFTER[role],
+        ]
         try:
-            for piece in self._template.generate(variables):
-                pieces.append(piece)
-                size += len(piece)
-                if size > OUTPUT_LIMIT:
-                    raise jinja2.TemplateError(f"the prompt is longer than {OUTPUT_LIMIT:,} characters")
-        except Exception as error:  # a template is a program, and can fail in any way that programs do
-            raise CortexError(
-                Code.TEMPLATE_FAILED, f"the chat template refuses these messages: {error}", param="messages"
-            ) from error
-        return "".join(pieces)
+            return self._render(conversation, [], {}, PROBE_SECONDS)
+        except OverBudget as error:
+            raise self._unfit(f"never done: {error}") from error
+        except Exception:
+            return ""
+
+    def _unfit(self, reason: str) -> CortexError:
+        return CortexError(Code.MODEL_LOAD_FAILED, f"the chat template in {self._file} is {reason}")
 
 
-def message_for_template(message: Message) -> dict[str, Any]:
+def _failed(message: str) -> CortexError:
+    return CortexError(Code.TEMPLATE_FAILED, message, param="messages")
+
+
+_USER = {"role": "user", "content": "a"}
+_CALL = {
+    "role": "assistant",
+    "content": "",
+    "tool_calls": [{"id": "c12345678", "type": "function", "function": {"name": "f", "arguments": {}}}],
+}
+# By role: the turns around one.
+_BEFORE: dict[str, list[dict[str, Any]]] = {
+    "system": [],
+    "developer": [],
+    "user": [],
+    "assistant": [_USER],
+    "tool": [_USER, _CALL],
+}
+_WITH = {"tool": {"name": "f", "tool_call_id": "c12345678"}}
+_AFTER = {"system": [_USER], "developer": [_USER], "user": [], "assistant": [_USER], "tool": []}
+# Words that no template has of its own, and how a list of parts looks that was written as it is.
+_TRY, _TRY_TOO = "qzxaqz", "qzxbqz"
+_WRITTEN_OUT = re.compile(rf"""text\W+{_TRY}\W""")
+
+
+def message_for_template(message: Message, role: str) -> dict[str, Any]:
     """A message in the shape that templates are written for. Arguments of tool calls are an object there:
     templates walk through it, and one that is no JSON object stays the text that it is."""
-    role = "system" if message.role == "developer" else message.role
-    turn: dict[str, Any] = {"role": role, "content": message.content}
+    content: Any = message.content
+    if not isinstance(content, str):
+        content = [{"type": "text", "text": part.text} for part in content]
+    turn: dict[str, Any] = {"role": role, "content": content}
     if message.reasoning is not None:
         turn["reasoning_content"] = message.reasoning
     if message.tool_calls:
@@ -106,47 +193,3 @@ def _arguments(text: str) -> dict[str, Any] | str:
     except (msgspec.DecodeError, RecursionError):
         return text
     return value if isinstance(value, dict) else text
-
-
-class _GenerationTag(Extension):
-    """`{% generation %}` marks the assistant's part for training; here its body is simply rendered."""
-
-    tags = {"generation"}
-
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | str | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """JSON as Python writes it: Jinja's own filter escapes for HTML, which models were not trained on."""
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
-
-
-def _raise_exception(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)
-
-
-def _strftime_now(form: str) -> str:
-    return datetime.now().astimezone().strftime(form)
-
-
-def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _GenerationTag]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
-    return environment
-
-
-_ENVIRONMENT = _environment()

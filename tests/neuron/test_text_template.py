@@ -1,4 +1,5 @@
 import json
+import resource
 
 import pytest
 from hypothesis import given
@@ -7,10 +8,12 @@ from hypothesis import strategies as st
 from ipc.errors import Code, CortexError
 from ipc.messages import ImagePart, Message, TextPart, ThinkingPart, Tool, ToolCall, ToolResultPart
 from neuron.text import template
-from neuron.text.content import plain
+from neuron.text.content import turns
+from neuron.text.sandbox import OverBudget
 from neuron.text.template import ChatTemplate, message_for_template
 
 HELLO = [Message(role="user", content="Hello")]
+JSON_TEMPLATE = ChatTemplate("{{ value | tojson }}", {})
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
@@ -57,7 +60,7 @@ def test_without_tools_the_template_sees_none():
 
 @given(JSON)
 def test_json_is_written_as_python_writes_it(value):
-    assert render("{{ value | tojson }}", value=value) == json.dumps(value, ensure_ascii=False)
+    assert JSON_TEMPLATE.render(HELLO, [], {"value": value}) == json.dumps(value, ensure_ascii=False)
 
 
 def test_json_takes_the_arguments_that_transformers_gives_it():
@@ -78,7 +81,7 @@ def test_a_template_can_ask_for_the_date():
 
 def test_a_turn_with_tool_calls_has_the_shape_that_templates_walk_through():
     calls = [ToolCall(id="call_1", name="f", arguments='{"a": "é"}')]
-    assert message_for_template(Message(role="assistant", reasoning="hm", tool_calls=calls)) == {
+    assert message_for_template(Message(role="assistant", reasoning="hm", tool_calls=calls), "assistant") == {
         "role": "assistant",
         "content": "",
         "reasoning_content": "hm",
@@ -86,7 +89,9 @@ def test_a_turn_with_tool_calls_has_the_shape_that_templates_walk_through():
             {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": {"a": "é"}}}
         ],
     }
-    assert message_for_template(Message(role="tool", content="4", tool_call_id="call_1", name="f")) == {
+    assert message_for_template(
+        Message(role="tool", content="4", tool_call_id="call_1", name="f"), "tool"
+    ) == {
         "role": "tool",
         "content": "4",
         "tool_call_id": "call_1",
@@ -99,7 +104,7 @@ def test_a_turn_with_tool_calls_has_the_shape_that_templates_walk_through():
 )
 def test_one_bad_call_in_the_history_does_not_break_every_later_turn(text, arguments):
     message = Message(role="assistant", tool_calls=[ToolCall(id="1", name="f", arguments=text)])
-    assert message_for_template(message)["tool_calls"][0]["function"]["arguments"] == arguments
+    assert message_for_template(message, "assistant")["tool_calls"][0]["function"]["arguments"] == arguments
 
 
 def test_a_template_is_given_tools_as_the_client_wrote_them():
@@ -115,10 +120,10 @@ def test_parts_become_turns_reasoning_and_text():
     assistant = Message(
         role="assistant", content=[ThinkingPart(text="hm"), TextPart(text="a"), TextPart(text="b")]
     )
-    assert list(plain([user, assistant])) == [
-        Message(role="tool", content="4", tool_call_id="1"),
-        Message(role="user", content="so?"),
-        Message(role="assistant", content="a\nb", reasoning="hm"),
+    assert list(turns([user, assistant])) == [
+        Message(role="tool", content=[TextPart(text="4")], tool_call_id="1"),
+        Message(role="user", content=[TextPart(text="so?")]),
+        Message(role="assistant", content=[TextPart(text="a"), TextPart(text="b")], reasoning="hm"),
     ]
 
 
@@ -163,17 +168,130 @@ def test_a_template_cannot_leave_its_sandbox(source):
     assert refusal(source).code == Code.TEMPLATE_FAILED
 
 
-def test_a_prompt_without_end_is_stopped(monkeypatch):
-    monkeypatch.setattr(template, "OUTPUT_LIMIT", 10_000)
-    endless = (
-        "{% for i in range(99999) %}{% for j in range(99999) %}{{ 'some text' }}{% endfor %}{% endfor %}"
-    )
-    assert "longer than 10,000 characters" in refusal(endless).message
+def growing(start, step):
+    """Doubles something 60 times."""
+    begin = f"{{% set n = namespace(x={start}) %}}"
+    return begin + f"{{% for i in range(60) %}}{{% set n.x = {step} %}}{{% endfor %}}"
+
+
+HOSTILE = {
+    "turns": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+    "turns that are left out": (
+        "{% for i in range(99999) %}{% for j in range(99999) if j < 0 %}{% endfor %}{% endfor %}"
+    ),
+    "text": "{% for i in range(99999) %}{% for j in range(99999) %}{{ 'some' }} text{% endfor %}{% endfor %}",
+    "text in a block": (
+        "{% set x %}{% for i in range(99999) %}{% for j in range(99999) %}" + "x" * 999 + "{% endfor %}"
+        "{% endfor %}{% endset %}"
+    ),
+    "macros": "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+    "joining": growing("'ab'", "n.x ~ n.x"),
+    "adding": growing("'ab'", "n.x + n.x"),
+    "adding lists": growing("[1]", "n.x + n.x"),
+    "products": growing("9", "n.x * n.x"),
+    "lists in lists": growing("[1]", "[n.x, n.x]") + "{{ n.x }}",
+    "JSON": growing("[1]", "[n.x, n.x]") + "{{ n.x | tojson }}",
+    "replacing": growing("'aa'", "n.x.replace('a', 'aa')"),
+    "a filter that replaces": growing("'aa'", "n.x | replace('a', 'aa')"),
+    "multiplying": "{{ 'ab' * 9999999999 }}",
+    "powers": "{{ 10 ** (10 ** 10) }}",
+    "joining lists": "{{ (('x' * 9999).join('y' * 99999)) | length }}",
+    "joining by a filter": "{{ ('y' * 99999) | join('x' * 9999) | length }}",
+    "indents": "{{ ('\n' * 9999999) | indent(999999) | length }}",
+    "padding": "{{ 'a'.ljust(9999999999) }}",
+    "a filter that pads": "{{ 'a' | center(9999999999) }}",
+    "fields": "{{ '{:>9999999999}'.format(1) }}",
+    "fields of old": "{{ '%9999999999d' % 1 }}",
+    "fields of a width that is given": "{{ '%*d' % (9999999999, 1) }}",
+    "one value many times": "{{ ('{0}' * 99999).format('x' * 99999) }}",
+    "nothing": "{{ lipsum(99999) }}",
+    "slices": "{{ range(9) | slice(9999999999) | list }}",
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_template_that_takes_too_much_is_stopped_and_its_file_named(name, monkeypatch):
+    monkeypatch.setattr(template, "PROBE_SECONDS", 0.1)
+    monkeypatch.setattr(template, "SECONDS", 0.1)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(CortexError) as raised:
+        ChatTemplate(HOSTILE[name], {}, "/models/hostile/chat_template.jinja").render(HELLO, [], {})
+    assert raised.value.code in (Code.MODEL_LOAD_FAILED, Code.TEMPLATE_FAILED)
+    if "takes too long" in raised.value.message:
+        assert "/models/hostile/chat_template.jinja" in raised.value.message
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 512 << 10  # KiB
+
+
+def test_a_template_that_loops_for_some_messages_alone_is_stopped_too(monkeypatch, caplog):
+    monkeypatch.setattr(template, "SECONDS", 0.1)
+    endless = HOSTILE["turns"]
+    error = refusal("{% if messages[0].content == 'Hello' %}" + endless + "{% endif %}")
+    assert (error.code, "takes too long" in error.message) == (Code.TEMPLATE_FAILED, True)
+    assert "the model's folder" in caplog.text
+
+
+def test_after_a_template_was_stopped_the_next_is_not(monkeypatch):
+    with pytest.raises(OverBudget):
+        ChatTemplate("{% for m in messages %}{% endfor %}", {}).render(HELLO, [], {}, seconds=1e-9)
+    assert render("{{ 'a' ~ 1 }}") == "a1"
+
+
+PARTS = [TextPart(text="one"), TextPart(text="two")]
+OF_PARTS = "{% for m in messages %}{% for p in m.content %}[{{ p.text }}]{% endfor %}{% endfor %}"
+OF_BOTH = (
+    "{% for m in messages %}{% if m.content is string %}{{ m.content }}{% else %}"
+    "{% for p in m.content %}{{ p.text }}{% endfor %}{% endif %}{% endfor %}"
+)
+OF_USERS = (
+    "{% for m in messages %}{% if m.role == 'user' and m.content is not string %}"
+    "{% for p in m.content %}{{ p.text }}{% endfor %}{% else %}{{ m.content }}{% endif %}{% endfor %}"
+)
+OF_TEXT = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+OF_TEXT_ALONE = "{% for m in messages %}{{ '<' + m['content'] + '>' }}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("source", "role", "content", "text"),
+    [
+        (OF_BOTH, "user", PARTS, "onetwo"),
+        (OF_BOTH, "user", "one", "one"),
+        (OF_PARTS, "user", PARTS, "[one][two]"),
+        (OF_PARTS, "user", "one", "[one]"),
+        (OF_USERS, "user", PARTS, "onetwo"),
+        (OF_USERS, "system", PARTS, "one\ntwo"),
+        (OF_TEXT, "tool", PARTS, "tool: one\ntwo\n"),
+        (OF_TEXT_ALONE, "assistant", PARTS, "<one\ntwo>"),
+    ],
+)
+def test_a_template_is_given_parts_where_it_reads_parts_and_text_where_it_reads_text(
+    source, role, content, text
+):
+    assert render(source, [Message(role=role, content=content)]) == text
+
+
+@pytest.mark.parametrize(
+    ("source", "role"),
+    [
+        (OF_TEXT, "system"),
+        (OF_TEXT + "{% if messages[0].role == 'developer' %}{% endif %}", "developer"),
+        (
+            "{% if messages[0].role == 'developer' %}{{ raise_exception('no') }}{% endif %}" + OF_TEXT,
+            "system",
+        ),
+    ],
+)
+def test_a_developer_is_one_where_the_template_knows_that_role(source, role):
+    assert render(source, [Message(role="developer", content="x")]) == f"{role}: x\n"
+
+
+def test_large_json_is_written_without_holding_the_others_up():
+    value = [{"a": number} for number in range(50_000)]
+    assert render("{{ v | tojson }}", v=value) == json.dumps(value)
 
 
 def test_a_text_that_is_no_template_is_told_when_it_is_loaded():
     with pytest.raises(CortexError, match="wrong in line 2") as raised:
         ChatTemplate("a\n{% if %}", {})
     assert raised.value.code == Code.MODEL_LOAD_FAILED
-    with pytest.raises(CortexError, match="the chat template is wrong: "):
+    with pytest.raises(CortexError, match="the chat template in the model's folder is wrong: "):
         ChatTemplate("{{" + "(" * 5000, {})
