@@ -251,6 +251,7 @@ class CountTokens(Request, tag="count_tokens"):
     prompt: str | None = None
     tools: Tools = []
     template_args: dict[str, Any] = {}
+    account: Name = ""  # for whom
 
 
 class Embed(Request, tag="embed"):

@@ -48,11 +48,14 @@ from ipc.messages import (
 from ipc.server import Peer
 from ipc.worker_messages import PAGE_SIZE
 from neuron.config import NeuronConfig
+from neuron.memory.devices import CpuProbe
 from neuron.models.managed import ManagedModel
 from neuron.models.manager import ModelManager
 from neuron.requests.embedding import Embedding
 from neuron.requests.generation import Generation
-from neuron.requests.prompt import encode_prompts, is_quick, validate_prompt
+from neuron.requests.open_requests import OpenRequests
+from neuron.requests.preparation import Preparation
+from neuron.requests.prompt import encode_prompts, has_grammar, is_quick, validate_prompt
 from neuron.requests.request import OpenRequest
 
 log = logging.getLogger("neuron.service")
@@ -76,8 +79,10 @@ class Service:
         self._instance = secrets.token_hex(8)
         self._started = time.monotonic()
         self._keys = itertools.count(1)
-        self._work: dict[Peer, dict[int, OpenRequest]] = {}
-        self._open = 0  # of these, of all peers
+        self._open = OpenRequests()
+        threads = CpuProbe().cores()
+        self._texts = Preparation("text", threads)
+        self._grammars = Preparation("grammar", threads)  # minutes of these hold up no text
         self._tasks: dict[asyncio.Task[None], tuple[Peer, int]] = {}
         self._watches: dict[tuple[Peer, int], bool] = {}  # and whether it has had a whole state
         self._told: State | None = None  # to all of them, last
@@ -86,8 +91,6 @@ class Service:
         self._draining = False
         self._drained: asyncio.Future[None] | None = None  # while draining: done when nothing is open
         self._ending = False
-        self._settled = asyncio.Event()  # nothing is open
-        self._settled.set()
         self._verbs: dict[type[Request], Callable] = {
             Generate: self._generate,
             Cancel: self._cancel,
@@ -112,7 +115,7 @@ class Service:
 
     def on_gone(self, peer: Peer) -> None:
         """A peer is gone: nobody wants its answers any more."""
-        for work in list(self._work.get(peer, {}).values()):
+        for work in self._open.of(peer):
             work.cancel()
         for task, (owner, _) in list(self._tasks.items()):
             if owner is peer:
@@ -130,9 +133,7 @@ class Service:
     def _begin(self, peer: Peer, work: OpenRequest) -> None:
         """Prepare and admit: at once where that takes no time, else in a task."""
         self._refuse_new_work()
-        self._work.setdefault(peer, {})[work.request.id] = work
-        self._open += 1
-        self._settled.clear()
+        self._open.add(peer, work)
         model = self._models.known(work.request.model)
         text = model.text_now if model is not None else None
         if text is not None and is_quick(work.request):
@@ -146,9 +147,15 @@ class Service:
         """The way of the first request of a model, and of what takes long: with files and threads."""
         with _failing(work):
             model = await self._models.open(request.model)
-            text = await model.text()
-            await asyncio.to_thread(work.prepare, text, model.description, model.context_length)
-            self._admit(model, work)
+            model.preparing += 1
+            try:
+                text = await model.text()
+                pool = self._grammars if has_grammar(request) else self._texts
+                args = text, model.description, model.context_length
+                await pool.run(request.account, work.prepare, *args)
+                self._admit(model, work)
+            finally:
+                model.preparing -= 1
 
     def _admit(self, model: ManagedModel, work: OpenRequest) -> None:
         """Let prepared work in, unless it ended meanwhile."""
@@ -156,20 +163,14 @@ class Service:
             model.admit(work)
 
     def _ended(self, peer: Peer, work: OpenRequest) -> None:
-        mine = self._work[peer]
-        del mine[work.request.id]
-        if not mine:
-            del self._work[peer]
+        self._open.remove(peer, work)
         if work.model is not None:
             work.model.leave(work)
-        self._open -= 1
-        if not self._open:
-            self._settled.set()
-            self._check_drained()
+        self._check_drained()
 
     def _cancel(self, peer: Peer, request: Cancel) -> None:
         self._watches.pop((peer, request.id), None)
-        work = self._work.get(peer, {}).get(request.id)
+        work = self._open.get(peer, request.id)
         if work is not None:
             work.cancel()
         for task, owner in list(self._tasks.items()):
@@ -248,7 +249,7 @@ class Service:
         )
 
     async def _drain(self, peer: Peer, request: Drain) -> Reply:
-        log.info("draining open=%d", self._open)
+        log.info("draining open=%d", len(self._open))
         self._draining = True
         self.changed()
         if self._drained is None:
@@ -338,15 +339,15 @@ class Service:
         """
         self._ending = True
         error = CortexError(Code.SHUTTING_DOWN, "this neuron is shutting down", retry_after=5.0)
-        for mine in list(self._work.values()):
-            for work in list(mine.values()):
-                if not work.begun:
-                    work.fail(error)
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self._settled.wait(), grace)
-        for mine in list(self._work.values()):
-            for work in list(mine.values()):
+        for work in self._open:
+            if not work.begun:
                 work.fail(error)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._open.settled.wait(), grace)
+        for work in self._open:
+            work.fail(error)
+        self._texts.close()
+        self._grammars.close()
         for task, (peer, request_id) in list(self._tasks.items()):
             peer.send(Failed.of(request_id, error))
             task.cancel()

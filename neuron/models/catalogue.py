@@ -13,6 +13,8 @@ from workers.checkpoints.card import seems_loadable
 DEMO = "demo"  # the id of the model that comes with the package
 DEMO_FOLDER = Path(__file__).parents[1] / "demo"
 
+Signature = tuple[tuple[str, int, int], ...]
+
 
 class Catalogue:
     """The models that this neuron can find.
@@ -28,6 +30,7 @@ class Catalogue:
         self._only_configured = config.only_configured
         self._folders = [Path(folder).expanduser() for folder in config.model_folders]
         self._cache = Path(config.hf_cache).expanduser() if config.hf_cache else default_cache()
+        self._looked_at: dict[Path, tuple[Signature, bool]] = {}  # by the last scan; whether it can be loaded
 
     def settings(self, model_id: str) -> ModelSettings:
         """How the user wants `model_id` served; the defaults for a model that is not configured."""
@@ -59,23 +62,51 @@ class Catalogue:
 
     def list_models(self) -> list[str]:
         """Every id that can be loaded: configured, bundled, in the model folders, in the cache."""
+        return list(self.scan())
+
+    def scan(self) -> dict[str, Signature]:
+        """The same, with what changes as soon as a file of theirs does.
+
+        Of folders that did not change only names, sizes and times are read: it may be done every few seconds.
+        """
+        found = {model_id: self._configured_signature(model_id) for model_id in self._configured}
         if self._only_configured:
-            return list(self._configured)
-        return list(dict.fromkeys((*self._configured, DEMO, *self._in_folders(), *self._in_cache())))
+            return found
+        looked_at = dict(self._looked_at)
+        self._looked_at.clear()
+        for model_id, folder in ((DEMO, DEMO_FOLDER), *self._in_folders(), *self._in_cache()):
+            if model_id in found:
+                continue
+            signature = _signature(folder)
+            before, loadable = looked_at.get(folder, (None, False))
+            if signature != before:
+                loadable = seems_loadable(folder)
+            self._looked_at[folder] = (signature, loadable)
+            if loadable:
+                found[model_id] = signature
+        return found
 
-    def _in_folders(self) -> Iterator[str]:
+    def _configured_signature(self, model_id: str) -> Signature:
+        if self._configured[model_id].simulated is not None:
+            return ()
+        try:
+            return _signature(self.find(model_id))
+        except CortexError:
+            return ()
+
+    def _in_folders(self) -> Iterator[tuple[str, Path]]:
         for parent in self._folders:
-            for pattern in ("*", "*/*"):
-                for folder in sorted(parent.glob(pattern)):
-                    if seems_loadable(folder):
-                        yield folder.relative_to(parent).as_posix()
+            for folder in _subfolders(parent):
+                yield folder.name, folder
+                for nested in _subfolders(folder):
+                    yield f"{folder.name}/{nested.name}", nested
 
-    def _in_cache(self) -> Iterator[str]:
-        for repository in sorted(self._cache.glob("models--*")):
-            model_id = "/".join(repository.name.split("--")[1:])
-            folder = self._snapshot(model_id)
-            if folder is not None and seems_loadable(folder):
-                yield model_id
+    def _in_cache(self) -> Iterator[tuple[str, Path]]:
+        for repository in _subfolders(self._cache):
+            kind, *names = repository.name.split("--")
+            model_id = "/".join(names)
+            if kind == "models" and (folder := self._snapshot(model_id)) is not None:
+                yield model_id, folder
 
     def _snapshot(self, model_id: str) -> Path | None:
         """The folder to which `refs/main` of the cached repository points."""
@@ -90,11 +121,29 @@ class Catalogue:
 
 
 def default_cache() -> Path:
-    """Where Hugging Face tools keep what they download, by the environment variables that they read."""
-    if cache := os.environ.get("HF_HUB_CACHE"):
-        return Path(cache).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.environ.get("HF_HOME") or f"{base}/huggingface").expanduser() / "hub"
+    """Where Hugging Face tools keep what they download: they read environment variables, once."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return Path(HF_HUB_CACHE)
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    """Those of `folder`, in order; none where it is not there or cannot be read."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(Path(entry.path) for entry in entries if entry.is_dir())
+    except OSError:
+        return []
+
+
+def _signature(folder: Path) -> Signature:
+    """Name, size and time of each file in `folder`, whatever links it is behind."""
+    try:
+        with os.scandir(folder) as entries:
+            stats = [(entry.name, entry.stat()) for entry in entries if entry.is_file()]
+    except OSError:
+        return ()
+    return tuple(sorted((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats))
 
 
 def _is_plain(name: str) -> bool:

@@ -85,6 +85,7 @@ class ManagedModel:
         self.status: ModelStatus = "unloaded"
         self.error: str | None = None
         self.requests = RequestQueue(launcher.config.queue, settings.max_sequences)
+        self.preparing = 0  # requests that will be admitted
         self.fit: Fit | None = None
         self.last_used = time.monotonic()
         self.load_seconds: float | None = None  # that its last load took, from the start of its processes
@@ -92,7 +93,8 @@ class ManagedModel:
         self._room = room
         self._launcher = launcher
         self._backoff = backoff
-        self._changed = changed
+        self._told: ModelState | None = None  # while nothing changes: one of many that are not loaded
+        self._tell_change = changed
         self._group: WorkerGroup | None = None
         self._text: asyncio.Future[TextFrontEnd] | None = None
         self._task: asyncio.Task[None] | None = None  # brings it up, or takes it down
@@ -145,12 +147,27 @@ class ManagedModel:
         """Of its load, at the rate so far; None where that is not known."""
         return self._progress.seconds_left
 
+    @property
+    def in_use(self) -> bool:
+        """Whether it is loaded, or somebody has to do with it."""
+        return self.status not in ("unloaded", "failed") or not self.requests.idle or self.preparing > 0
+
     def ranks(self) -> list[RankState]:
         """Its processes, from their heartbeat page."""
         return self._group.ranks() if self._group is not None else []
 
     def state(self) -> ModelState:
         """What the neuron tells of it."""
+        if self._told is not None and self._group is None:
+            return self._told
+        self._told = self._state()
+        return self._told
+
+    def _changed(self) -> None:
+        self._told = None
+        self._tell_change()
+
+    def _state(self) -> ModelState:
         ranks = self.ranks()
         plan, fit = self.description, self.fit
         return ModelState(

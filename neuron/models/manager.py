@@ -7,14 +7,14 @@ import logging
 from collections.abc import Callable
 from functools import partial
 
-from ipc.errors import Code, CortexError
+from ipc.errors import CortexError
 from ipc.messages import ModelState, ModelStatus, Quoted, RankState
 from neuron.config import ModelSettings, NeuronConfig
 from neuron.memory.devices import CpuProbe, Inventory
 from neuron.memory.fit import Fit
 from neuron.memory.ledger import Ledger
 from neuron.memory.room import Room
-from neuron.models.catalogue import DEMO_FOLDER, Catalogue
+from neuron.models.catalogue import DEMO_FOLDER, Catalogue, Signature
 from neuron.models.description import ModelDescription, describe
 from neuron.models.launcher import Launcher
 from neuron.models.managed import ManagedModel
@@ -23,12 +23,15 @@ from neuron.processes.standby import Standby
 
 log = logging.getLogger("neuron.models.manager")
 
+SCAN_SECONDS = 2.0  # between two looks for models that came or went
+SCAN_SHARE = 20.0  # times as long as one look takes, at least
+
 
 class ModelManager:
     """Finds models, makes room for them, and ends them.
 
-    A checkpoint is inspected once, when somebody first asks for it; one that could not be read is inspected
-    again by the next who asks.
+    A checkpoint is inspected when it is found or first asked for, and again when its files changed; one that
+    could not be read is inspected again by the next who asks.
 
     Args:
         config: the neuron's.
@@ -55,6 +58,9 @@ class ModelManager:
         self._catalogue = Catalogue(config)
         self._models: dict[str, ManagedModel] = {}
         self._broken: dict[str, str] = {}  # ids that are there and cannot be read, and why
+        self._seen: dict[str, Signature] = {}  # of every model that was found, when it was inspected
+        self._finding = asyncio.Lock()
+        self._watching: asyncio.Task[None] | None = None
         self._drawing: dict[str, asyncio.Future[ModelDescription]] = {}
         self._backoff = backoff or Backoff()
         ledger = Ledger(inventory.devices)
@@ -96,8 +102,7 @@ class ModelManager:
         try:
             description = await asyncio.to_thread(self._inspect, settings)
         except CortexError as error:
-            configured = any(model.id == model_id for model in self._config.models)
-            if configured or error.code != Code.MODEL_NOT_FOUND:
+            if any(model.id == model_id for model in self._config.models):  # whose user waits to see it
                 self._broken[model_id] = error.message
                 self._changed()
             raise
@@ -114,12 +119,47 @@ class ModelManager:
         return describe(settings, folder)
 
     async def find_all(self) -> None:
-        """Get to know every model that is on this host now."""
-        for model_id in await asyncio.to_thread(self._catalogue.list_models):
+        """Get to know every model that is on this host now, and forget those that are gone.
+
+        A folder whose files changed is inspected again; one that is not whole is none, until it is.
+        """
+        async with self._finding:
+            found = await asyncio.to_thread(self._catalogue.scan)
+            for model_id in [
+                model_id for model_id in self._seen if found.get(model_id) != self._seen[model_id]
+            ]:
+                if self._forget(model_id):
+                    del self._seen[model_id]
+            for model_id, signature in found.items():
+                if model_id in self._seen:
+                    continue
+                self._seen[model_id] = signature
+                try:
+                    await self.open(model_id)
+                except CortexError as error:
+                    log.warning("model cannot be used model=%s reason=%s", model_id, error)
+
+    def _forget(self, model_id: str) -> bool:
+        """Know nothing of a model any more; False while somebody has to do with it."""
+        model = self._models.get(model_id)
+        if model is not None and model.in_use:
+            return False
+        self._models.pop(model_id, None)
+        self._broken.pop(model_id, None)
+        log.info("model forgotten, or to be read again model=%s", model_id)
+        self._changed()
+        return True
+
+    async def _watch(self) -> None:
+        """Find models as they come and go."""
+        loop = asyncio.get_running_loop()
+        while True:
+            began = loop.time()
             try:
-                await self.open(model_id)
-            except CortexError as error:
-                log.warning("model cannot be used model=%s reason=%s", model_id, error)
+                await self.find_all()
+            except OSError as error:
+                log.warning("models cannot be looked for reason=%s", error)
+            await asyncio.sleep(max(SCAN_SECONDS, SCAN_SHARE * (loop.time() - began)))
 
     async def start(self) -> None:
         """Find every model, and load the pinned ones."""
@@ -131,9 +171,12 @@ class ModelManager:
         for model in self._models.values():
             if model.settings.pin:
                 model.bring_up()
+        self._watching = asyncio.create_task(self._watch())
 
     async def close(self) -> None:
         """End every worker process."""
+        if self._watching is not None:
+            self._watching.cancel()
         await self.room.close()
         await self._standby.close()
         await asyncio.gather(*(model.close() for model in self._models.values()))

@@ -86,14 +86,14 @@ def validate_prompt(request: Generate | CountTokens) -> None:
             raise bad_request(f"tools[{i}]", f"tools[{i}] is no definition of a function")
 
 
+def has_grammar(request: Generate | Embed) -> bool:
+    """Whether preparing it makes and tries a grammar."""
+    return isinstance(request, Generate) and (request.structured is not None or bool(request.must_call))
+
+
 def is_quick(request: Generate | Embed) -> bool:
     """Whether preparing it takes so little time that the event loop can do it itself."""
-    if (
-        isinstance(request, Embed)
-        or request.structured is not None
-        or request.must_call
-        or request.sampling.bad_words
-    ):
+    if isinstance(request, Embed) or has_grammar(request) or request.sampling.bad_words:
         return False
     left = INLINE_CHARACTERS // request.sampling.n
     for cost in _costs(request):

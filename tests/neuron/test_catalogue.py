@@ -1,8 +1,13 @@
+import os
+import subprocess
+import sys
+
 import pytest
 
+import neuron.models.catalogue
 from ipc.errors import Code, CortexError
 from neuron.config import ModelSettings, NeuronConfig
-from neuron.models.catalogue import Catalogue, default_cache
+from neuron.models.catalogue import Catalogue
 from tests.neuron.folders import write_checkpoint
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
@@ -113,7 +118,7 @@ def test_the_list_holds_everything_that_can_be_loaded_and_nothing_else(places):
     (shelf / "empty").mkdir()
     cached(cache, "org/hub")
     (cached(cache, "org/partial") / "model.safetensors").unlink()
-    assert Catalogue(config).list_models() == ["mine", "demo", "plain", "org/nested", "org/hub"]
+    assert Catalogue(config).list_models() == ["mine", "demo", "org/nested", "plain", "org/hub"]
 
 
 def test_a_neuron_can_serve_what_it_was_told_to_and_nothing_else(places):
@@ -138,18 +143,36 @@ def test_folders_that_are_not_there_hold_no_models(tmp_path):
     assert Catalogue(config).list_models() == ["demo"]
 
 
-@pytest.mark.parametrize(
-    ("variables", "cache"),
-    [
-        ({"HF_HUB_CACHE": "/a", "HF_HOME": "/b"}, "/a"),
-        ({"HF_HOME": "/b", "XDG_CACHE_HOME": "/c"}, "/b/hub"),
-        ({"XDG_CACHE_HOME": "/c"}, "/c/huggingface/hub"),
-        ({"HOME": "/home/me"}, "/home/me/.cache/huggingface/hub"),
-    ],
-)
-def test_the_cache_is_where_hugging_face_tools_keep_it(monkeypatch, variables, cache):
-    for name in ("HF_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    assert str(default_cache()) == cache
+def test_a_scan_sees_what_came_what_went_and_what_changed(places):
+    catalogue, shelf, cache = places
+    assert set(catalogue.scan()) == {"demo"}
+    folder = write_checkpoint(shelf / "org" / "new", shards=2)
+    hub = cached(cache, "org/hub")
+    first = catalogue.scan()
+    assert set(first) == {"demo", "org/new", "org/hub"}
+    assert catalogue.scan() == first
+    (folder / "generation_config.json").write_text("{}")
+    second = catalogue.scan()
+    assert {name for name in first if second[name] != first[name]} == {"org/new"}
+    (hub / "model.safetensors").unlink()
+    assert set(catalogue.scan()) == {"demo", "org/new"}
+
+
+def test_what_did_not_change_is_not_read_again(places, monkeypatch):
+    catalogue, shelf, _ = places
+    write_checkpoint(shelf / "plain")
+    catalogue.scan()
+    monkeypatch.setattr(neuron.models.catalogue, "seems_loadable", None)
+    assert set(catalogue.scan()) == {"demo", "plain"}
+
+
+def test_the_cache_is_where_hugging_face_tools_keep_it(tmp_path):
+    code = "from neuron.models.catalogue import default_cache; print(default_cache())"
+    said = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"HF_HUB_CACHE": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert said.stdout.strip() == str(tmp_path)

@@ -1,5 +1,7 @@
 """Several models on one device: what fits, who leaves for whom, and what a load holds."""
 
+import os
+import shutil
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -8,6 +10,7 @@ import pytest
 
 from ipc.errors import Code, CortexError
 from ipc.messages import Delta, Done, Eviction, Finished, Hello, ListModels, Load, Quote
+from tests.neuron.folders import write_checkpoint
 from tests.neuron.harness import PATIENCE, Neuron, chat, simulated, wait_until
 
 GIB = 1 << 30
@@ -198,20 +201,55 @@ def test_pinned_models_are_loaded_at_start_and_the_listener_is_there_before(tmp_
         assert neuron.wait_for("a", status="ready").pinned
 
 
-def test_a_checkpoint_that_was_broken_is_served_once_it_is_whole(tmp_path):
-    folder = tmp_path / "models" / "mine"
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text("{")
-    config = {"model_folders": [str(tmp_path / "models")]}
-    with Neuron(tmp_path, [], **config) as neuron, neuron.client() as client:
-        with pytest.raises(CortexError, match=r"config\.json") as refused:
+def listed(neuron):
+    return {state.id for state in neuron.health().models}
+
+
+def test_a_model_that_comes_while_the_neuron_runs_is_seen_and_one_that_goes_is_not(tmp_path):
+    shelf = tmp_path / "models"
+    with Neuron(tmp_path / "n", [], model_folders=[str(shelf)]) as neuron, neuron.client() as client:
+        wait_until(lambda: "demo" in listed(neuron), "the first look")
+        folder = write_checkpoint(shelf / "mine")
+        assert quote(client, "mine").verdict in ("fits", "evicts", "refused")  # at once for who asks
+        wait_until(lambda: "mine" in listed(neuron), "the folder to be seen")
+        shutil.rmtree(folder)
+        wait_until(lambda: "mine" not in listed(neuron), "the folder to be missed")
+        with pytest.raises(CortexError) as refused:
             load(client, "mine")
-        assert refused.value.code == Code.MODEL_LOAD_FAILED
-        assert neuron.model("mine").status == "failed"
-        (folder / "config.json").write_text('{"architectures": ["Unheard"]}')
-        with pytest.raises(CortexError, match="Unheard"):
+        assert refused.value.code == Code.MODEL_NOT_FOUND
+
+
+def test_a_model_that_is_being_copied_is_not_listed_before_it_is_whole(tmp_path):
+    whole = write_checkpoint(tmp_path / "elsewhere", shards=2)
+    shelf = tmp_path / "models"
+    shelf.mkdir()
+    with Neuron(tmp_path / "n", [], model_folders=[str(shelf)]) as neuron, neuron.client() as client:
+        wait_until(lambda: "demo" in listed(neuron), "the first look")
+        copy = shelf / "mine"
+        copy.mkdir()
+        *others, last = sorted(whole.iterdir(), key=lambda file: file.suffix == ".safetensors")
+        for file in others:
+            shutil.copy(file, copy)
+        half = last.read_bytes()[:-100]
+        (copy / last.name).write_bytes(half)
+        client.ask(ListModels(id=0), PATIENCE)  # looks
+        assert "mine" not in listed(neuron)
+        with pytest.raises(CortexError, match=last.name):
             load(client, "mine")
-        assert "mine" in {state.id for state in client.ask(ListModels(id=0), PATIENCE).models}
+        shutil.copy(last, copy)
+        wait_until(lambda: "mine" in listed(neuron), "the copy to be seen")
+
+
+def test_a_thousand_folders_are_listed_and_hold_nobody_up(tmp_path):
+    model = write_checkpoint(tmp_path / "one")
+    shelf = tmp_path / "models"
+    for number in range(1000):
+        folder = shelf / f"m{number}"
+        folder.mkdir(parents=True)
+        for file in model.iterdir():
+            os.link(file, folder / file.name)
+    with Neuron(tmp_path / "n", [], model_folders=[str(shelf)]) as neuron:
+        wait_until(lambda: len(listed(neuron)) == 1001, "all to be seen")
 
 
 def quote(client, model):
