@@ -125,11 +125,10 @@ class ModelManager:
         """
         async with self._finding:
             found = await asyncio.to_thread(self._catalogue.scan)
-            for model_id in [
-                model_id for model_id in self._seen if found.get(model_id) != self._seen[model_id]
-            ]:
-                if self._forget(model_id):
-                    del self._seen[model_id]
+            for model_id in [*{**self._seen, **self._models, **self._broken}]:
+                as_it_was = model_id in found and self._seen.get(model_id) in (None, found[model_id])
+                if not as_it_was and self._forget(model_id):
+                    self._seen.pop(model_id, None)
             for model_id, signature in found.items():
                 if model_id in self._seen:
                     continue
