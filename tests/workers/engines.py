@@ -17,6 +17,7 @@ from workers.step.engine import Engine, OutOfDeviceMemory
 from workers.step.plan import StepPlan
 
 LIMITS = {"max_sequences": 8, "max_step_tokens": 64, "context_length": 4096, "kv_pages": 200}
+LARGEST = {"max_sequences": 16, "max_step_tokens": 4096}  # of the steps that any test makes
 GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")]
 DEVICES = ["cpu", pytest.param("cuda:0", marks=GPU)]  # what a test is parametrised with to run on both
 
@@ -24,19 +25,23 @@ DEVICES = ["cpu", pytest.param("cuda:0", marks=GPU)]  # what a test is parametri
 def make_spec(folder: str | Path, **changes: Any) -> WorkerSpec:
     """A worker of one rank in float32; its rings are not there."""
     nowhere = RingHandle(memory_fd=-1, data_fd=-1, space_fd=-1)
-    values = LIMITS | {
-        "model": "test",
-        "engine": "transformer",
-        "epoch": 1,
-        "rank": 0,
-        "world_size": 1,
-        "device": "cpu",
-        "threads": 1,
-        "folder": str(folder),
-        "dtype": "float32",
-        "reports": nowhere,
-        "heartbeat_fd": -1,
-    }
+    values = (
+        LIMITS
+        | LARGEST
+        | {
+            "model": "test",
+            "engine": "transformer",
+            "epoch": 1,
+            "rank": 0,
+            "world_size": 1,
+            "device": "cpu",
+            "threads": 1,
+            "folder": str(folder),
+            "dtype": "float32",
+            "reports": nowhere,
+            "heartbeat_fd": -1,
+        }
+    )
     return WorkerSpec(**values | changes)
 
 

@@ -7,17 +7,26 @@ Scores and softmax are float32: a bfloat16 product would round the scores to thr
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ipc.worker_messages import PAGE_SIZE, CacheGroup
+from workers.cache.paged import KVCache, clear, write_kv
+from workers.checkpoints.caches import first_page_seen
 from workers.layers.linear import has_kernels
+from workers.step.batch import Segment
+from workers.step.pages import pages_for
 
 BLOCK_SCORES = 1 << 20  # scores computed at once in prefill: 4 MB, which stays in the cache
 BLOCK_PAGES = 64  # pages of keys that they belong to at most
 FEW_ROWS = 32  # of queries for each key: so few are not worth a copy of the keys in float32
 FEW_BYTES = 8 << 20  # of keys and values that these read at once
+RUN_BYTES = 4 << 20  # of keys that decode gathers at once, so that they stay in the cache
+UNSEEN = -1e30  # a score outside of a window: below all others, and no infinity, of which a row may be full
 
 
 @dataclass(slots=True)
@@ -26,16 +35,129 @@ class PageRun:
 
     pages: Tensor  # [pages] int64
     sequence: Tensor  # [pages] int64, to which row of queries each belongs
-    bias: Tensor  # [pages, 1, 1, PAGE_SIZE] float32: 0, and -inf where there is no token
+    bias: Tensor  # [pages, 1, 1, PAGE_SIZE] float32: 0, and -inf where there is no token to be seen
 
 
 @dataclass(slots=True)
 class Chunk:
     """Consecutive tokens of one sequence: a prompt, or a part of one."""
 
-    tokens: slice  # rows of the batch
-    pages: Tensor  # [pages] int64, all pages of the context
-    context: int  # tokens with keys, these included
+    tokens: slice  # rows of the step
+    pages: Tensor  # [pages] int64, those of the context of which a token is seen
+    context: int  # tokens in these pages, up to the last of the chunk
+    window: int  # tokens that a token sees, itself included; 0: all
+
+
+@dataclass(slots=True)
+class GroupStep:
+    """A step, as the layers of one cache group see it."""
+
+    pages: Tensor  # [tokens] int64, the page that takes each token's keys and values
+    places: Tensor  # [tokens] int64, its place in that page
+    opened: list[int]  # pages that get their first tokens, and are not full after the step
+    num_decode: int  # tokens that `runs` is for
+    runs: list[PageRun]
+    chunks: list[Chunk]
+
+
+class PagedAttention:
+    """The backend that is torch alone. Implements `workers.attention.backend.AttentionBackend`.
+
+    Args:
+        cache: with its groups.
+        max_step_tokens: rows of a step, at most.
+        max_sequences: in a step.
+        max_pages: of a sequence.
+    """
+
+    def __init__(self, cache: KVCache, max_step_tokens: int, max_sequences: int, max_pages: int) -> None:
+        self.cache = cache
+        self._run_pages = max(1, RUN_BYTES // cache.layers[0][0, 0].nbytes)
+        shown = max_sequences * max_pages + max_step_tokens  # the largest step has more, short sequences
+        groups = range(len(cache.groups))
+        self.sizes = {"places": max_step_tokens}
+        self.sizes |= {f"pages_{group}": max_step_tokens for group in groups}
+        for name in ("chunk_pages", "run_pages", "run_rows", "seen"):
+            self.sizes |= {f"{name}_{group}": shown for group in groups}
+
+    def arrays(self, segments: Sequence[Segment]) -> dict[str, array[int]]:
+        """Which pages take the new tokens, and which are read for them, group by group."""
+        arrays = {"places": array("q")}
+        for segment in segments:
+            arrays["places"].extend(position % PAGE_SIZE for position in range(segment.start, segment.end))
+        for number, group in enumerate(self.cache.groups):
+            pages, chunk_pages, run_pages, run_rows, seen = (array("q") for _ in range(5))
+            for segment in segments:
+                table, end = segment.slot.tables[number], segment.end
+                first = first_page_seen(group, segment.start)
+                if len(segment.rows) > 1:
+                    pages.extend(table[position // PAGE_SIZE] for position in range(segment.start, end))
+                    chunk_pages.extend(table[first : pages_for(end)])
+                    continue
+                last = segment.start // PAGE_SIZE
+                pages.append(table[last])
+                run_pages.extend(table[first : last + 1])
+                run_rows.extend([segment.rows.start] * (last + 1 - first))
+                seen.extend(range(end - first * PAGE_SIZE, 0, -PAGE_SIZE))  # from the page's start on
+            named = {"pages": pages, "chunk_pages": chunk_pages, "run_pages": run_pages}
+            named |= {"run_rows": run_rows, "seen": seen}
+            arrays |= {f"{name}_{number}": values for name, values in named.items()}
+        return arrays
+
+    def prepare(self, segments: Sequence[Segment], tensors: dict[str, Tensor]) -> list[GroupStep]:
+        """The step for each group."""
+        return [self._prepare(*pair, segments, tensors) for pair in enumerate(self.cache.groups)]
+
+    def _prepare(
+        self, number: int, group: CacheGroup, segments: Sequence[Segment], tensors: dict[str, Tensor]
+    ) -> GroupStep:
+        opened = [
+            segment.slot.tables[number][segment.end // PAGE_SIZE]
+            for segment in segments
+            if segment.end % PAGE_SIZE and segment.end // PAGE_SIZE * PAGE_SIZE >= segment.start
+        ]
+        chunks, begin = [], 0
+        for segment in segments:
+            if len(segment.rows) > 1:
+                first, count = first_page_seen(group, segment.start), pages_for(segment.end)
+                pages = tensors[f"chunk_pages_{number}"][begin : begin + count - first]
+                rows, context = slice(segment.rows.start, segment.rows.stop), segment.end - first * PAGE_SIZE
+                chunks.append(Chunk(rows, pages, context, group.window))
+                begin += count - first
+        return GroupStep(
+            pages=tensors[f"pages_{number}"],
+            places=tensors["places"],
+            opened=opened,
+            num_decode=sum(len(segment.rows) == 1 for segment in segments),
+            runs=self._runs(number, group.window, tensors),
+            chunks=chunks,
+        )
+
+    def _runs(self, number: int, window: int, tensors: dict[str, Tensor]) -> list[PageRun]:
+        """The pages that sequences with one token in this step attend over."""
+        pages, rows, seen = (tensors[f"{name}_{number}"] for name in ("run_pages", "run_rows", "seen"))
+        if not len(pages):
+            return []
+        place = torch.arange(PAGE_SIZE, device=pages.device)
+        hidden = place >= seen.unsqueeze(1)
+        if window:
+            hidden |= place < seen.unsqueeze(1) - window
+        bias = torch.zeros(hidden.shape, device=pages.device).masked_fill_(hidden, -torch.inf)[:, None, None]
+        parts = (each.split(self._run_pages) for each in (pages, rows, bias))
+        return [PageRun(*run) for run in zip(*parts, strict=True)]
+
+    def run(self, prepared: list[GroupStep], layer: int, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Keep the new tokens' keys and values; then each of these attends over what it sees."""
+        step, kv = prepared[self.cache.group_of[layer]], self.cache.layers[layer]
+        scale = q.shape[-1] ** -0.5
+        clear(kv, step.opened)
+        write_kv(kv, keys, values, step.pages, step.places)
+        out = torch.empty_like(q)
+        if step.num_decode:
+            out[: step.num_decode] = attend_decode(q[: step.num_decode], kv, step.runs, scale)
+        for chunk in step.chunks:
+            out[chunk.tokens] = attend_chunk(q[chunk.tokens], kv, chunk, scale)
+        return out
 
 
 def attend_decode(
@@ -68,10 +190,10 @@ def attend_decode(
     out = torch.zeros(queries.shape, device=q.device)
     for run, part in zip(runs, scores, strict=True):
         weights = part.sub_(maxima.index_select(0, run.sequence).unsqueeze(-1)).exp_()
-        sums.index_add_(0, run.sequence, weights.sum(-1))
+        _add_rows(sums, run.sequence, weights.sum(-1))
         values = kv[1].index_select(0, run.pages).view(-1, page_size, head_dim).to(wide)
         products = torch.bmm(weights.to(wide).view(-1, group, page_size), values)
-        out.index_add_(0, run.sequence, products.view(-1, kv_heads, group, head_dim).float())
+        _add_rows(out, run.sequence, products.view(-1, kv_heads, group, head_dim).float())
     return (out / sums.unsqueeze(-1)).to(q.dtype).view(count, heads, head_dim)
 
 
@@ -89,10 +211,11 @@ def attend_chunk(
     tokens, heads, head_dim = q.shape
     _, _, kv_heads, page_size, _ = kv.shape
     group = heads // kv_heads
-    first = chunk.context - tokens  # position of the first query
+    first = chunk.context - tokens  # position of the first query, from the first of the pages
+    window, unseen = (chunk.window, UNSEEN) if chunk.window else (chunk.context, -torch.inf)
     # the heads of a group lie one under the other, so that their keys need no copies
     queries = q.view(tokens, kv_heads, group, head_dim).permute(1, 2, 0, 3)
-    out = torch.empty(kv_heads, group, tokens, head_dim, device=q.device)
+    out = torch.zeros(kv_heads, group, tokens, head_dim, device=q.device)
     log_sums = torch.full((kv_heads, group, tokens, 1), -torch.inf, device=q.device)
     positions = torch.arange(len(chunk.pages) * page_size, device=q.device)
     step = max(16, BLOCK_SCORES // (heads * min(chunk.context, BLOCK_PAGES * page_size)))
@@ -107,20 +230,26 @@ def attend_chunk(
             keys = keys.float()
         if not native:
             values = values.float()
-        for start in range(max(0, seen - first), tokens, step):
-            end = min(start + step, tokens)
+        # queries that see a key of this block
+        begin, stop = max(0, seen - first), min(tokens, seen + values.shape[1] - 1 - first + window)
+        for start in range(begin, stop, step):
+            end = min(start + step, stop)
+            # keys before the window of the first query, in whole pages
+            skip = max(0, (first + start + 1 - window - seen) // page_size * page_size)
             # keys of this block that the last query sees, in whole pages: so shapes, which each need a kernel
             # of their own, are few, and all of a block needs no copy
             count = min(-(-(first + end - seen) // page_size) * page_size, values.shape[1])
-            shape = (kv_heads, group, end - start, count)
+            shape = (kv_heads, group, end - start, count - skip)
             rows = queries[:, :, start:end].reshape(kv_heads, -1, head_dim).to(keys.dtype)
-            scores = _products(rows, keys[..., :count]).mul_(scale).view(shape)
+            scores = _products(rows, keys[..., skip:count]).mul_(scale).view(shape)
+            own = positions[first + start : first + end, None]
             if seen + count > first + start + 1:
-                known = max(0, first + start + 1 - seen)  # keys that all of the queries see
-                beyond = positions[seen + known : seen + count] > positions[first + start : first + end, None]
-                scores[..., known:].masked_fill_(beyond, -torch.inf)
-            weights = torch.softmax(scores, dim=-1).to(values.dtype).view(kv_heads, -1, count)
-            part = torch.bmm(weights, values[:, :count]).view(*shape[:3], head_dim).float()
+                known = max(skip, first + start + 1 - seen)  # keys from here on not all of the queries see
+                scores[..., known - skip :].masked_fill_(positions[seen + known : seen + count] > own, unseen)
+            if seen + skip <= first + end - 1 - window:
+                scores.masked_fill_(positions[seen + skip : seen + count] <= own - window, unseen)
+            weights = torch.softmax(scores, dim=-1).to(values.dtype).view(kv_heads, -1, count - skip)
+            part = torch.bmm(weights, values[:, skip:count]).view(*shape[:3], head_dim).float()
             if len(chunk.pages) > block_pages:
                 log_sum = log_sums[:, :, start:end]
                 new = scores.logsumexp(dim=-1, keepdim=True)
@@ -129,6 +258,14 @@ def attend_chunk(
                 log_sum.copy_(torch.logaddexp(log_sum, new))
             out[:, :, start:end] = part
     return out.permute(2, 0, 1, 3).reshape(tokens, heads, head_dim).to(q.dtype)
+
+
+def _add_rows(out: Tensor, rows: Tensor, values: Tensor) -> None:
+    """Add to each of `rows` what is there for it, in a fixed order."""
+    if out.device.type == "cpu":
+        out.index_add_(0, rows, values)
+    else:
+        out.index_put_((rows,), values, accumulate=True)  # on a GPU, index_add_ adds in any order
 
 
 def _products(rows: Tensor, keys: Tensor) -> Tensor:  # [batch, n, d], [batch, d, m] -> [batch, n, m] float32

@@ -4,25 +4,34 @@ from __future__ import annotations
 
 import math
 import mmap
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from ipc.worker_messages import PAGE_SIZE
+from ipc.worker_messages import PAGE_SIZE, CacheGroup
 
 
 class KVCache:
-    """One pool a layer, `[2, pages, kv_heads, PAGE_SIZE, head_dim]`: keys, then values.
+    """Pages that serve every group of layers: where a group has fewer layers than another, a part is unused.
 
-    A page is contiguous in a pool, so gathering pages is copying blocks. Whoever attends over whole pages
-    multiplies the unwritten rest of a last page with a weight of zero, and zero times what another sequence
-    left there is NaN if that was not finite: so a page that is taken is cleared, unless it is filled at once.
+    Number i of a page's parts belongs to layer i of the group that has the page. A part is one block of keys
+    and one of values, `[kv_heads, PAGE_SIZE, head_dim]`, so gathering pages is copying blocks.
+
+    Whoever attends over whole pages multiplies the unwritten rest of a last page with a weight of zero, and
+    zero times what another sequence left there is NaN if that was not finite: so a page that is taken is
+    cleared, unless it is filled at once.
+
+    Attributes:
+        groups: as the tables of plans have them.
+        group_of: the number of each layer's group.
+        layers: what each layer sees of the pages, `[2, pages, kv_heads, PAGE_SIZE, head_dim]`.
     """
 
     def __init__(
         self,
+        groups: Sequence[CacheGroup],
         *,
-        layers: int,
         pages: int,
         kv_heads: int,
         head_dim: int,
@@ -30,11 +39,17 @@ class KVCache:
         device: torch.device,
     ) -> None:
         shape = (2, pages, kv_heads, PAGE_SIZE, head_dim)
-        self.layers = [_zeros(shape, dtype, device) for _ in range(layers)]
+        self.groups = list(groups)
+        self._parts = [_zeros(shape, dtype, device) for _ in range(max(len(g.layers) for g in groups))]
+        self.group_of = {layer: number for number, group in enumerate(groups) for layer in group.layers}
+        parts = {
+            layer: part for group in groups for layer, part in zip(group.layers, self._parts, strict=False)
+        }
+        self.layers = [parts[layer] for layer in sorted(parts)]
 
     @property
     def nbytes(self) -> int:
-        return sum(layer.nbytes for layer in self.layers)
+        return sum(part.nbytes for part in self._parts)
 
 
 def write_kv(kv: Tensor, keys: Tensor, values: Tensor, pages: Tensor, places: Tensor) -> None:

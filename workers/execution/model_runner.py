@@ -12,9 +12,12 @@ import torch
 from torch import Tensor
 
 from ipc.errors import Code, CortexError
-from ipc.worker_messages import KERNEL_BYTES, Logprobs, MemoryUse, WorkerSpec
+from ipc.worker_messages import KERNEL_BYTES, CacheGroup, Logprobs, MemoryUse, WorkerSpec
+from workers.attention.backend import AttentionBackend
+from workers.attention.cpu import PagedAttention
 from workers.cache.paged import KVCache
 from workers.checkpoints.config import ModelConfig, read_config
+from workers.execution.input_buffers import InputBuffers
 from workers.execution.memory import TOLD_TOKENS, check_pages, held, largest_step, pool_pages, trim
 from workers.models.decoder import Decoder
 from workers.parallel import RankGroup
@@ -23,12 +26,12 @@ from workers.sampling.logprobs import logprobs
 from workers.sampling.sampler import Sampled, Sampler
 from workers.step.batch import Segment, Slot, Step, make_step
 from workers.step.engine import Extra, Loaded, OutOfDeviceMemory, StepResult
+from workers.step.pages import pages_for
 from workers.step.plan import NewSequence, Scheduled, StepPlan
 from workers.weights.loader import WeightFiles
 
 THREAD_BYTES = 32 << 20  # weights that a further CPU thread is worth: less, and it waits longer than it works
 CHECKED_STEPS = 16  # between two looks at how much memory is held
-RUN_BYTES = 4 << 20  # of keys that decode gathers at once, so that they stay in the cache
 
 logger = logging.getLogger("workers.execution.model_runner")
 
@@ -75,6 +78,7 @@ class ModelRunner:
             weights: bytes.
         """
         spec = self.spec
+        groups = [CacheGroup(kind="full", layers=list(range(config.num_layers)))]
         pool = partial(
             KVCache,
             kv_heads=len(self.group.share_kv(config.num_kv_heads)),
@@ -82,16 +86,25 @@ class ModelRunner:
             dtype=dtype,
             device=self.group.device,
         )
-        self.cache = pool(layers=1, pages=1)
-        page_bytes = config.num_layers * self.cache.nbytes
-        self.run_pages = max(1, RUN_BYTES // self.cache.layers[0][0, 0].nbytes)
+        self._attend_over(pool([CacheGroup(kind="full", layers=[0])], pages=1))
+        page_bytes = max(len(group.layers) for group in groups) * self.cache.nbytes
         used = self._measure(weights)
         pages = self.group.least(pool_pages(spec, page_bytes, used))
         check_pages(spec, pages, page_bytes, used)
-        self.cache = pool(layers=config.num_layers, pages=pages)
+        self._attend_over(pool(groups, pages=pages))
         memory = msgspec.structs.replace(used, kv_pool=self.cache.nbytes)
         self.most_bytes = memory.total
         return Loaded(pages, memory)
+
+    def _attend_over(self, cache: KVCache) -> None:
+        """Serve with these pages from now on."""
+        spec = self.spec
+        self.cache = cache
+        self.attention: AttentionBackend = PagedAttention(
+            cache, spec.max_step_tokens, spec.max_sequences, pages_for(spec.context_length)
+        )
+        sizes = dict.fromkeys(("token_ids", "positions", "sampled_rows"), spec.max_step_tokens)
+        self.inputs = InputBuffers(sizes | self.attention.sizes, self.group.device)
 
     def _measure(self, weights: int) -> MemoryUse:
         """What this rank holds beside `weights`, and what the largest step takes.
@@ -155,7 +168,7 @@ class ModelRunner:
         if self.grammars is not None:
             self.grammars.close()
         self.slots.clear()
-        for name in ("model", "cache", "sampler"):
+        for name in ("model", "cache", "attention", "inputs", "sampler"):
             self.__dict__.pop(name, None)
 
     def _add(self, new: NewSequence) -> None:
@@ -175,23 +188,29 @@ class ModelRunner:
 
     def _step(self, scheduled: list[Scheduled]) -> StepResult:
         """What the plan's tokens lead to. No slot and no sampler changes before all of it was computed."""
-        step = make_step(scheduled, self.slots, self.run_pages, self.group.device)
+        step = make_step(scheduled, self.slots)
+        inputs = self.inputs.fill(
+            {"token_ids": step.token_ids, "positions": step.positions, "sampled_rows": step.sampled_rows}
+            | self.attention.arrays(step.segments)
+        )
+        attend = partial(self.attention.run, self.attention.prepare(step.segments, inputs))
         masks = self.grammars.begin(step.sampled) if self.grammars is not None else None
-        hidden = self.model(step.batch, self.cache)
-        pooled = [(piece.slot, self._pool(piece, hidden)) for piece in step.pieces if piece.slot.new.pooling]
-        told = [(piece.slot, self._tell(piece, hidden)) for piece in step.pieces if piece.slot.tells]
+        hidden = self.model(inputs["token_ids"], inputs["positions"], attend, len(self.cache.layers))
+        segments = step.segments
+        pooled = [(each.slot, self._pool(each, hidden)) for each in segments if each.slot.new.pooling]
+        told = [(each.slot, self._tell(each, hidden)) for each in segments if each.slot.tells]
         sampled = Sampled([])
         if step.sampled:
             self._enter(step.sampled)
-            logits = self.model.logits(hidden[step.batch.sampled])
+            logits = self.model.logits(hidden[inputs["sampled_rows"]])
             bitmask = masks.result() if masks is not None else None
             sampled = self.sampler.sample(logits, step.sampled, bitmask)
         for slot, vector in pooled:
             slot.pooled = slot.pooled + vector if slot.new.pooling == "mean" else vector
         for slot, entries in told:
             slot.prompt_logprobs += entries
-        for piece in step.pieces:
-            piece.slot.num_computed += len(piece.rows)
+        for segment in segments:
+            segment.slot.num_computed += len(segment.rows)
         return self._conclude(step, sampled)
 
     def _enter(self, numbers: list[int]) -> None:
@@ -202,16 +221,17 @@ class ModelRunner:
                 self.sampler.add(number, slot.new.params, slot.prompt, slot.output)
                 slot.sampling = True
 
-    def _pool(self, piece: Segment, hidden: Tensor) -> Tensor:  # [hidden] float32
+    def _pool(self, segment: Segment, hidden: Tensor) -> Tensor:  # [hidden] float32
         """The last of its hidden states, or the sum of all."""
-        first = piece.rows.start if piece.slot.new.pooling == "mean" else piece.rows.stop - 1
-        return self.model.norm(hidden[first : piece.rows.stop]).sum(dim=0, dtype=torch.float32)
+        rows = segment.rows
+        first = rows.start if segment.slot.new.pooling == "mean" else rows.stop - 1
+        return self.model.norm(hidden[first : rows.stop]).sum(dim=0, dtype=torch.float32)
 
-    def _tell(self, piece: Segment, hidden: Tensor) -> list[Logprobs]:
-        """How probable the tokens of a prompt were that follow those of `piece`."""
-        slot, first = piece.slot, piece.rows.start
+    def _tell(self, segment: Segment, hidden: Tensor) -> list[Logprobs]:
+        """How probable the tokens of a prompt were that follow those of `segment`."""
+        slot, first = segment.slot, segment.rows.start
         start = slot.num_computed + 1
-        following = slot.token_ids[start : start + len(piece.rows)].tolist()
+        following = slot.token_ids[start : start + len(segment.rows)].tolist()
         told: list[Logprobs] = []
         for start in range(0, len(following), TOLD_TOKENS):
             targets = following[start : start + TOLD_TOKENS]

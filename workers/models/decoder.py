@@ -6,22 +6,20 @@ tokens ─ embedding ─┬─ norm ─ attention ─┬+─ norm ─ mlp ─┬
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from workers.attention.cpu import attend_chunk, attend_decode
-from workers.cache.paged import KVCache, clear, write_kv
+from workers.attention.backend import Attend
 from workers.checkpoints.config import ModelConfig
 from workers.layers.embedding import Embedding, Head, VocabularySlice
 from workers.layers.linear import ColumnParallel, Empty, RowParallel
 from workers.layers.norm import HeadNorm, RMSNorm
 from workers.layers.rotary import Rotary, rotate
 from workers.parallel import RankGroup
-from workers.step.batch import Batch
 from workers.weights.loader import Shard, Slice
 
 Angles = tuple[Tensor, Tensor]  # cosines and sines, [tokens, 1, head_dim] float32
@@ -36,7 +34,7 @@ class Decoder:
         vocabulary = VocabularySlice(config.vocab_size, group)
         self.embedding = Embedding("model.embed_tokens", vocabulary, config.hidden_size, empty)
         self.rotary = Rotary(config.rope, config.head_dim, group.device)
-        self.blocks = [Block(f"model.layers.{i}", config, group, empty) for i in range(config.num_layers)]
+        self.blocks = [Block(i, config, group, empty) for i in range(config.num_layers)]
         self.norm = RMSNorm("model.norm", config.hidden_size, config.norm_eps, empty)
         tied = self.embedding if config.tied_head else None
         self.head = Head("lm_head", vocabulary, config.hidden_size, tied, empty)
@@ -53,12 +51,19 @@ class Decoder:
         """Bytes of the weights that are to be read, in the type that they are kept in."""
         return sum(piece.into.nbytes for part in self.parts() for piece in part.pieces)
 
-    def __call__(self, batch: Batch, cache: KVCache) -> Tensor:  # [tokens, hidden], before the last norm
-        """Run as many blocks as `cache` has layers: all, or one to see what memory they take, each alike."""
-        angles = self.rotary(batch.positions)
-        x = self.embedding(batch.token_ids)
-        for block, kv in zip(self.blocks, cache.layers, strict=False):
-            x = block(x, angles, batch, kv)
+    def __call__(
+        self, token_ids: Tensor, positions: Tensor, attend: Attend, num_blocks: int | None = None
+    ) -> Tensor:  # [tokens, hidden], before the last norm
+        """Run all blocks, or the first ones: to see what memory they take, each alike.
+
+        Args:
+            token_ids: `[tokens]` int64.
+            positions: the same, from 0 in each sequence.
+        """
+        angles = self.rotary(positions)
+        x = self.embedding(token_ids)
+        for block in self.blocks[:num_blocks]:
+            x = block(x, angles, attend)
         return x
 
     def logits(self, x: Tensor) -> Tensor:  # [rows, hidden] -> [rows, vocabulary] float32
@@ -69,8 +74,9 @@ class Decoder:
 class Block:
     """Attention, then the feed-forward network, each on the normalised residual stream."""
 
-    def __init__(self, name: str, config: ModelConfig, group: RankGroup, empty: Empty) -> None:
-        size, eps = config.hidden_size, config.norm_eps
+    def __init__(self, number: int, config: ModelConfig, group: RankGroup, empty: Empty) -> None:
+        name, size, eps = f"model.layers.{number}", config.hidden_size, config.norm_eps
+        self.number = number
         self.attention_norm = RMSNorm(f"{name}.input_layernorm", size, eps, empty)
         self.attention = Attention(f"{name}.self_attn", config, group, empty)
         self.mlp_norm = RMSNorm(f"{name}.post_attention_layernorm", size, eps, empty)
@@ -81,19 +87,18 @@ class Block:
         for linear in (self.attention.qkv, self.attention.output, self.mlp.gate_up, self.mlp.down):
             yield Shard([*linear.pieces()], linear.pack)
 
-    def __call__(self, x: Tensor, angles: Angles, batch: Batch, kv: Tensor) -> Tensor:  # [tokens, hidden]
-        x = x + self.attention(self.attention_norm(x), angles, batch, kv)
+    def __call__(self, x: Tensor, angles: Angles, attend: Attend) -> Tensor:  # [tokens, hidden]
+        x = x + self.attention(self.attention_norm(x), angles, partial(attend, self.number))
         return x + self.mlp(self.mlp_norm(x))
 
 
 class Attention:
-    """Grouped-query attention with rotary positions over paged keys and values."""
+    """Grouped-query attention with rotary positions."""
 
     def __init__(self, name: str, config: ModelConfig, group: RankGroup, empty: Empty) -> None:
         heads, kv_heads, head_dim = config.num_heads, config.num_kv_heads, config.head_dim
         mine, mine_kv = group.share(heads), group.share_kv(kv_heads)
         self.num_heads, self.num_kv_heads, self.head_dim = len(mine), len(mine_kv), head_dim
-        self.scale = head_dim**-0.5
 
         def rows(part: range) -> range:
             return range(part.start * head_dim, part.stop * head_dim)
@@ -115,20 +120,15 @@ class Attention:
         if self.qk_norm:
             yield from self.qk_norm.pieces()
 
-    def __call__(self, x: Tensor, angles: Angles, batch: Batch, kv: Tensor) -> Tensor:  # [tokens, hidden]
+    def __call__(
+        self, x: Tensor, angles: Angles, attend: Callable[[Tensor, Tensor, Tensor], Tensor]
+    ) -> Tensor:  # [tokens, hidden]
         heads, kv_heads = self.num_heads, self.num_kv_heads
         qkv = self.qkv(x).view(len(x), heads + 2 * kv_heads, self.head_dim)
         qk, values = qkv.split((heads + kv_heads, kv_heads), dim=1)
         qk = self.qk_norm(qk.float()) if self.qk_norm else qk.float()
         q, keys = rotate(qk, *angles).to(x.dtype).split((heads, kv_heads), dim=1)
-        clear(kv, batch.opened)
-        write_kv(kv, keys, values, batch.pages, batch.places)
-        out = torch.empty_like(q)
-        if batch.num_decode:
-            out[: batch.num_decode] = attend_decode(q[: batch.num_decode], kv, batch.runs, self.scale)
-        for chunk in batch.chunks:
-            out[chunk.tokens] = attend_chunk(q[chunk.tokens], kv, chunk, self.scale)
-        return self.output(out.view(len(x), -1))
+        return self.output(attend(q, keys, values).view(len(x), -1))
 
 
 class MLP:
