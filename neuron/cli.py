@@ -95,8 +95,10 @@ def check(config: ConfigOption = None) -> None:
     from neuron.memory.devices import Inventory
     from neuron.memory.fit import find_fit
     from neuron.memory.ledger import Ledger
+    from neuron.memory.step_bytes import UNMEASURED_BYTES
     from neuron.models.catalogue import DEMO_FOLDER, Catalogue
     from neuron.models.description import describe
+    from neuron.processes.worker import Worker
 
     settings = _read(config)
     try:
@@ -108,11 +110,17 @@ def check(config: ConfigOption = None) -> None:
     table = Table("model", "architecture", "dtype", "context", "devices", "memory", "KV tokens")
     problems, notes = [], []
     models = sorted(map(catalogue.settings, catalogue.list_models()), key=lambda model: not model.pin)
+    runtime = dict(UNMEASURED_BYTES)
+    if ledger.devices == ["cpu"] and not all(model.simulated for model in models):
+        try:
+            runtime["cpu"] = Worker.measure("cpu")
+        except OSError as error:
+            problems.append(str(error))
     for model in models:
         try:
             description = describe(model, DEMO_FOLDER if model.simulated else catalogue.find(model.id))
             free = {device: ledger.free(device) for device in ledger.devices}
-            fit = find_fit(description.need(model), free, [], "lru")
+            fit = find_fit(description.need(model, runtime), free, [], "lru")
         except CortexError as error:
             problems.append(f"{model.id}: {error.message}")
             continue

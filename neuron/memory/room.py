@@ -24,7 +24,7 @@ from neuron.config import Memory
 from neuron.memory.devices import Inventory
 from neuron.memory.fit import Fit, Holder, Need, find_fit
 from neuron.memory.ledger import Ledger
-from neuron.memory.step_bytes import RUNTIME_BYTES
+from neuron.memory.step_bytes import UNMEASURED_BYTES
 
 log = logging.getLogger("neuron.memory.room")
 
@@ -71,6 +71,8 @@ class Lender(Protocol):
     def booked(self, device: str) -> int: ...
 
     async def make_way(self, amounts: Mapping[str, int], *, reuse: bool) -> None: ...
+
+    async def measure(self, device: str) -> int | None: ...
 
     def settle(self) -> None: ...
 
@@ -173,7 +175,8 @@ class Room:
         self._tenants: dict[str, Tenant] = {}  # who hold memory
         self._wishes: dict[str, Wish] = {}  # by model, in order
         self._asked: set[str] = set()  # tenants that were asked to leave
-        self._runtime = dict(RUNTIME_BYTES)  # by kind of device, as the last load measured it
+        self._runtime = dict(UNMEASURED_BYTES)  # of a process without a model, by kind of device
+        self._measured = False  # whether a process on a CPU said what that is
         self._again = False  # something changed since the last look began
         self._looking: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -194,6 +197,8 @@ class Room:
             CortexError: INSUFFICIENT_MEMORY, at once where nobody who could leave makes it fit, else after
                 `wait_seconds`.
         """
+        if reuse:
+            await self._measure_process(tenant)
         granted = asyncio.get_running_loop().create_future()
         deadline = time.monotonic() + self._settings.wait_seconds
         self._wishes[tenant.id] = Wish(tenant, reuse, spare, tell, deadline, granted)
@@ -203,6 +208,14 @@ class Room:
         finally:
             self._wishes.pop(tenant.id, None)
             self.look()
+
+    async def _measure_process(self, tenant: Tenant) -> None:
+        """Before the first plan for a CPU: have the process that the model will take say what it holds."""
+        devices = tenant.need(self._runtime).devices or self._ledger.devices
+        if self._measured or devices[0] != "cpu":
+            return
+        if (size := await self._lender.measure("cpu")) is not None:
+            self._runtime["cpu"], self._measured = size, True
 
     def release(self, model: str) -> None:
         """End the booking of `model`, if there is one."""

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from ipc.worker_messages import CONTEXT_BYTES, KERNEL_BYTES
 from workers.checkpoints.families.llama import DecoderShape
 
-# A process with torch imported and a device's context made, by kind of device. A CPU build of torch 2.13 on
-# Linux takes 156 MB that it shares with nobody.
-RUNTIME_BYTES = {"cpu": 156_000_000, "cuda": CONTEXT_BYTES}
+# A process with torch imported and a device's context made, by kind of device, until one was measured. Builds
+# differ: on Linux torch 2.13 for the CPU alone takes 156 MB that it shares with nobody, one for CUDA 300 MB.
+UNMEASURED_BYTES = {"cpu": 300_000_000, "cuda": CONTEXT_BYTES}
 
 FLOAT = 4  # bytes of a float32
 KEYS_AT_ONCE = 2048  # tokens of context whose keys attention over a prompt gathers in one piece

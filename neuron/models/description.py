@@ -11,7 +11,7 @@ from ipc.messages import Sampling
 from ipc.worker_messages import SimulatedSpec
 from neuron.config import ModelSettings
 from neuron.memory.fit import Need
-from neuron.memory.step_bytes import RUNTIME_BYTES, Overhead
+from neuron.memory.step_bytes import UNMEASURED_BYTES, Overhead
 from neuron.text.frontend import TextFrontEnd
 from workers.checkpoints.card import DTYPE_BYTES, ModelCard, inspect
 
@@ -50,7 +50,7 @@ class ModelDescription:
     def bytes_weights(self) -> int:
         return sum(self.rank_bytes)
 
-    def need(self, settings: ModelSettings, runtime: Mapping[str, int] = RUNTIME_BYTES) -> Need:
+    def need(self, settings: ModelSettings, runtime: Mapping[str, int] = UNMEASURED_BYTES) -> Need:
         """What a load asks of the devices.
 
         Args:

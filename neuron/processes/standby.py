@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from ipc.errors import CortexError
 from ipc.worker_messages import CONTEXT_BYTES, Footprint, Waiting, WarmUp
 from neuron.memory.ledger import Ledger
-from neuron.memory.step_bytes import RUNTIME_BYTES
+from neuron.memory.step_bytes import UNMEASURED_BYTES
 from neuron.processes.backoff import Backoff
 from neuron.processes.worker import Worker
 
@@ -45,6 +45,7 @@ class Waiter:
     device: str
     holds: int  # bytes on its device
     gone: asyncio.Future[None]
+    warm: asyncio.Future[None]  # what it holds is measured; cancelled where it left before that
     deadline: asyncio.TimerHandle | None = None  # for getting warm
     ending: bool = False  # somebody made it end
 
@@ -75,6 +76,7 @@ class Standby:
     ) -> None:
         self._ledger = ledger
         self._open = enabled
+        self._closed = False
         self._wanted = wanted
         self._loading = loading
         self._working = working
@@ -129,8 +131,25 @@ class Standby:
             worn,
         )
         if worn is None:
-            self._adopt(device, worker, _size(device, held))
+            self._adopt(device, worker, _size(device, held)).warm.set_result(None)
         return worn is None
+
+    async def measure(self, device: str) -> int | None:
+        """Bytes that a process holds on `device` before it has a model: builds of torch differ twofold.
+
+        Returns:
+            None where no process can be had, or it was taken or died before it was warm.
+        """
+        if device not in self._waiters and not self._closed:
+            self._start(device)
+        waiter = self._waiters.get(device)
+        if waiter is None:
+            return None
+        await asyncio.wait([waiter.warm, waiter.gone], return_when=asyncio.FIRST_COMPLETED)
+        measured = waiter.warm.done() and not waiter.warm.cancelled()
+        if not self._open:
+            await self.end(device)
+        return waiter.holds if measured else None
 
     # --- for the ledger's owner -------------------------------------------------------------------------
 
@@ -169,7 +188,7 @@ class Standby:
 
     async def close(self) -> None:
         """End all processes, and take none from now on."""
-        self._open = False
+        self._open, self._closed = False, True
         if self._timer is not None:
             self._timer.cancel()
         await asyncio.gather(*(self.end(device) for device in list(self._waiters)))
@@ -201,7 +220,7 @@ class Standby:
 
     def _start(self, device: str) -> None:
         try:
-            self._book(device, RUNTIME_BYTES[device.partition(":")[0]])
+            self._book(device, UNMEASURED_BYTES[device.partition(":")[0]])
         except CortexError as error:
             log.debug("no standby device=%s reason=%s", device, error)
             return
@@ -218,7 +237,9 @@ class Standby:
 
     def _adopt(self, device: str, worker: Worker, holds: int) -> Waiter:
         loop = asyncio.get_running_loop()
-        waiter = self._waiters[device] = Waiter(worker, device, holds, loop.create_future())
+        waiter = self._waiters[device] = Waiter(
+            worker, device, holds, loop.create_future(), loop.create_future()
+        )
         loop.add_reader(worker.pidfd, self._on_exit, waiter)
         loop.add_reader(worker.control.fileno(), self._on_message, waiter)
         return waiter
@@ -233,6 +254,7 @@ class Standby:
         if waiter.deadline is not None:
             waiter.deadline.cancel()
         self._deaths[waiter.device] = 0
+        waiter.warm.set_result(None)
         waiter.holds = _size(waiter.device, report.held)
         if self.booked(waiter.device):
             self._ledger.correct(_name(waiter.device), waiter.device, waiter.holds)
@@ -264,6 +286,7 @@ class Standby:
         loop.remove_reader(waiter.worker.control.fileno())
         if waiter.deadline is not None:
             waiter.deadline.cancel()
+        waiter.warm.cancel()
         del self._waiters[waiter.device]
         self._ledger.release(_name(waiter.device))
 

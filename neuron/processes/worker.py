@@ -71,6 +71,23 @@ class Worker:
             control.close()
             raise
 
+    @classmethod
+    def measure(cls, device: str) -> int:
+        """Bytes of the host that a process takes which is ready for a model on `device`; some seconds.
+
+        Raises:
+            OSError: it cannot be had, or died.
+        """
+        worker = cls.start()
+        try:
+            worker.order(WarmUp(device=device))
+            report = worker.control.receive()
+            if not isinstance(report, Waiting):
+                raise OSError(f"a worker for {device} did not start: exit code {worker.process.wait()}")
+            return report.held.host
+        finally:
+            worker.kill()
+
     def order(self, order: WarmUp | WorkerSpec) -> None:
         """Tell it what to be next.
 

@@ -69,7 +69,7 @@ class Place:
         self.standby.tend()
         return await until(
             lambda: (
-                self.standby.booked("cpu") not in (0, neuron.processes.standby.RUNTIME_BYTES["cpu"])
+                self.standby.booked("cpu") not in (0, neuron.processes.standby.UNMEASURED_BYTES["cpu"])
                 and self.pid != other_than
                 and self.pid
             ),
@@ -493,3 +493,21 @@ def test_a_neuron_ends_while_one_waits(tmp_path):
         assert daemon.process.wait(PATIENCE) == 0
         assert not is_running(pid)
         assert "Traceback" not in daemon.log
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_what_a_process_takes_is_measured_and_not_written_down(enabled):
+    """The load that asks gets the process; where none shall wait, none stays."""
+
+    async def scenario(place):
+        measured = await place.standby.measure("cpu")
+        assert 50 << 20 < measured < 1 << 30
+        if enabled:
+            assert place.standby.booked("cpu") == await place.standby.measure("cpu") == measured
+        else:
+            assert place.standby.booked("cpu") == 0
+            assert place.standby.take("cpu") is None
+        await place.standby.close()
+        assert await place.standby.measure("cpu") is None
+
+    run(scenario, enabled=enabled)
