@@ -593,7 +593,7 @@ class ModelList(Reply, tag="models"):
 
 
 class State(Reply, tag="state"):
-    """The state of a neuron; sent at once, and when it changed, at most ten times a second.
+    """The state of a neuron; sent at once, and when it changed: a status at once, else ten times a second.
 
     The first one of a watch is whole. After it, `models` are those that changed, and `gone` those that are no
     longer there.

@@ -62,7 +62,7 @@ async def serve(config: NeuronConfig, backoff: Backoff | None = None) -> None:
     else:
         loop.add_signal_handler(signal.SIGHUP, _ignore_reload)
     inventory = Inventory(config)
-    models = ModelManager(config, inventory, lambda: service.changed(), backoff)
+    models = ModelManager(config, inventory, lambda now=False: service.changed(now), backoff)
     service = Service(config, version(), models)
     server = Server(
         config.listen,

@@ -87,6 +87,7 @@ class Service:
         self._watches: dict[tuple[Peer, int], bool] = {}  # and whether it has had a whole state
         self._told: State | None = None  # to all of them, last
         self._pushing: asyncio.TimerHandle | None = None
+        self._pushing_now = False
         self._pushed = 0.0
         self._draining = False
         self._drained: asyncio.Future[None] | None = None  # while draining: done when nothing is open
@@ -278,16 +279,25 @@ class Service:
         if self._models.searched:  # a list that is not whole would say that the rest is not there
             self._push()
 
-    def changed(self) -> None:
-        """Something that `State` tells is not what it was: tell the watches, soon and together."""
-        if self._watches and self._pushing is None and self._models.searched:
-            wait = max(0.0, self._pushed + STATE_INTERVAL - time.monotonic())
+    def changed(self, now: bool = False) -> None:
+        """Something that `State` tells is not what it was: tell the watches, soon and together.
+
+        Args:
+            now: do not wait: a router must not send requests where their model has just left.
+        """
+        if not self._watches or not self._models.searched or self._pushing_now:
+            return
+        if now or self._pushing is None:
+            if self._pushing is not None:
+                self._pushing.cancel()
+            wait = 0.0 if now else max(0.0, self._pushed + STATE_INTERVAL - time.monotonic())
             self._pushing = asyncio.get_running_loop().call_later(wait, self._push)
+            self._pushing_now = now
 
     def _push(self) -> None:
         if self._pushing is not None:
             self._pushing.cancel()
-            self._pushing = None
+            self._pushing, self._pushing_now = None, False
         self._pushed = time.monotonic()
         state = State(
             id=0,

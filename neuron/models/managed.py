@@ -67,7 +67,7 @@ class ManagedModel:
         room: gives it memory.
         launcher: makes its worker groups.
         backoff: waits between restarts.
-        changed: called when its `ModelState` is not what it was.
+        changed: called when its `ModelState` is not what it was; with True where its status may be another.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class ManagedModel:
         room: Room,
         launcher: Launcher,
         backoff: Backoff,
-        changed: Callable[[], None],
+        changed: Callable[..., None],
     ) -> None:
         self.settings = settings
         self.description = description
@@ -133,7 +133,7 @@ class ManagedModel:
             self.error = None
         self.status = status
         action(self, error)
-        self._changed()
+        self._changed(True)
 
     # --- facts ------------------------------------------------------------------------------------------
 

@@ -36,7 +36,8 @@ class ModelManager:
     Args:
         config: the neuron's.
         inventory: its devices.
-        changed: called when a `ModelState` or a device's figures are not what they were.
+        changed: called when a `ModelState` or a device's figures are not what they were; with True where the
+            status of a model may be another.
         backoff: waits between restarts.
 
     Attributes:
@@ -48,7 +49,7 @@ class ModelManager:
         self,
         config: NeuronConfig,
         inventory: Inventory,
-        changed: Callable[[], None],
+        changed: Callable[..., None],
         backoff: Backoff | None = None,
     ) -> None:
         self.searched = False

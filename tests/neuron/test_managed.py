@@ -129,7 +129,7 @@ async def owning(room=None, *, settings=None, text=Text, config=None, backoff=No
         room or Room(),
         launcher,
         backoff or Backoff(0.01, 0.05),
-        lambda: None,
+        lambda *now: None,
     )
     try:
         yield model
@@ -410,7 +410,7 @@ def test_the_table_has_every_state_and_event():
 @pytest.mark.parametrize(("state", "event", "end"), list(cells()))
 def test_each_event_in_each_state_leads_where_the_table_says(state, event, end):
     """With no action taken: what the actions do is held by the other tests."""
-    model = types.SimpleNamespace(id="sim", status=state, error=None, _epoch=0, _changed=lambda: None)
+    model = types.SimpleNamespace(id="sim", status=state, error=None, _epoch=0, _changed=lambda *now: None)
     done = []
     transition = TRANSITIONS[state].get(event)
     if transition is not None:

@@ -1,0 +1,87 @@
+"""What who watches a neuron is told, and when."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
+from ipc.messages import ModelState, State, Watch
+from neuron import service
+from neuron.config import NeuronConfig
+from neuron.service import Service
+
+
+@dataclass
+class Models:
+    """As much of a model manager as a watch sees."""
+
+    status: dict[str, str]
+    searched: bool = True
+    room = SimpleNamespace(devices=list)
+
+    def states(self) -> list[ModelState]:
+        return [ModelState(id=name, status=status) for name, status in self.status.items()]
+
+
+@dataclass(eq=False)
+class Peer:
+    sent: list[State] = field(default_factory=list)
+
+    def send(self, reply: State) -> None:
+        self.sent.append(reply)
+
+    def told(self) -> list[tuple[bool, dict[str, str], list[str]]]:
+        """What came since the last time."""
+        states, self.sent = self.sent, []
+        return [(each.whole, {model.id: model.status for model in each.models}, each.gone) for each in states]
+
+
+async def turn() -> None:
+    await asyncio.sleep(0.001)
+    await asyncio.sleep(0)
+
+
+def test_a_watch_is_told_all_once_then_what_changed_a_status_at_once_and_nothing_twice(monkeypatch):
+    monkeypatch.setattr(service, "STATE_INTERVAL", 3600.0)
+
+    async def main():
+        models = Models({"a": "ready", "b": "unloaded"})
+        watched = Service(NeuronConfig(), "1", models)
+        first, second = Peer(), Peer()
+        watched.handle(first, Watch(id=1))
+        assert first.told() == [(True, {"a": "ready", "b": "unloaded"}, [])]
+        models.status = {"a": "draining", "c": "unloaded"}
+        watched.changed(True)
+        watched.changed(True)
+        await turn()
+        assert first.told() == [(False, {"a": "draining", "c": "unloaded"}, ["b"])]
+        watched.changed(True)
+        await turn()
+        assert first.told() == []  # nothing is another
+        models.status["a"] = "unloaded"
+        watched.changed()
+        await turn()
+        assert first.told() == []  # that can wait
+        watched.handle(second, Watch(id=2))
+        assert second.told() == [(True, {"a": "unloaded", "c": "unloaded"}, [])]
+        assert first.told() == [(False, {"a": "unloaded"}, [])]
+        await watched.close(0.0)
+
+    asyncio.run(main())
+
+
+def test_a_watch_that_came_before_the_search_was_over_is_told_all_when_it_is():
+    async def main():
+        models = Models({"a": "unloaded"}, searched=False)
+        watched = Service(NeuronConfig(), "1", models)
+        peer = Peer()
+        watched.handle(peer, Watch(id=1))
+        assert peer.told() == []
+        models.searched = True
+        watched.changed(True)
+        await turn()
+        assert peer.told() == [(True, {"a": "unloaded"}, [])]
+        await watched.close(0.0)
+
+    asyncio.run(main())
