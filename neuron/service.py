@@ -57,9 +57,11 @@ from neuron.requests.open_requests import OpenRequests
 from neuron.requests.preparation import Preparation
 from neuron.requests.prompt import encode_prompts, has_grammar, is_quick, validate_prompt
 from neuron.requests.request import OpenRequest
+from neuron.text.sandbox import OverBudget
 
 log = logging.getLogger("neuron.service")
 
+QUICK_SECONDS = 0.01  # that a chat template may hold the event loop up
 STATE_INTERVAL = 0.1  # seconds between two `State` of one watch, at least
 
 
@@ -137,11 +139,12 @@ class Service:
         self._open.add(peer, work)
         model = self._models.known(work.request.model)
         text = model.text_now if model is not None else None
-        if text is not None and is_quick(work.request):
-            with _failing(work):
-                work.prepare(text, model.description, model.context_length)
+        if text is not None and text.is_quick and is_quick(work.request):
+            with _failing(work), suppress(OverBudget):
+                work.prepare(text, model.description, model.context_length, QUICK_SECONDS)
                 self._admit(model, work)
-        else:
+                return
+        if work.outcome is None:
             self._later(partial(self._prepare, work), peer, work.request)
 
     async def _prepare(self, work: OpenRequest, peer: Peer, request: Generate | Embed) -> None:
@@ -205,7 +208,8 @@ class Service:
         validate_prompt(request)
         model = await self._models.open(request.model)
         text = await model.text()
-        [prompt] = await asyncio.to_thread(encode_prompts, text, request, model.context_length)
+        count = partial(encode_prompts, text, request, model.context_length)
+        [prompt] = await self._texts.run(request.account, count)
         return TokenCount(id=request.id, tokens=len(prompt.ids))
 
     async def _cached_pages(self, peer: Peer, request: CachedPages) -> Reply:

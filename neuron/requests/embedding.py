@@ -41,7 +41,13 @@ class Embedding(OpenRequest):
             raise bad_request("dimensions", f"dimensions is {request.dimensions}, not 1 or more")
         self._missing = len(request.input)
 
-    def prepare(self, text: TextFrontEnd, description: ModelDescription, context_length: int) -> None:
+    def prepare(
+        self,
+        text: TextFrontEnd,
+        description: ModelDescription,
+        context_length: int,
+        seconds: float | None = None,
+    ) -> None:
         if description.engine == "simulated":
             raise CortexError(Code.NOT_SUPPORTED, "model: a simulated one has no embeddings", param="model")
         for number, each in enumerate(self.request.input):

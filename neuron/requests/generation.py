@@ -52,8 +52,14 @@ class Generation(OpenRequest):
 
     # --- on the way down --------------------------------------------------------------------------------
 
-    def prepare(self, text: TextFrontEnd, description: ModelDescription, context_length: int) -> None:
-        self._prompts = encode_prompts(text, self.request, context_length)
+    def prepare(
+        self,
+        text: TextFrontEnd,
+        description: ModelDescription,
+        context_length: int,
+        seconds: float | None = None,
+    ) -> None:
+        self._prompts = encode_prompts(text, self.request, context_length, seconds)
         for prompt in self._prompts:
             if not prompt.ids:
                 raise bad_request(prompt.param, f"{prompt.param} has no tokens")

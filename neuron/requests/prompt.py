@@ -144,16 +144,22 @@ def named_prompts(request: Generate | CountTokens) -> list[tuple[str, str | list
 
 
 def encode_prompts(
-    text: TextFrontEnd, request: Generate | CountTokens, context_length: int | None = None
+    text: TextFrontEnd,
+    request: Generate | CountTokens,
+    context_length: int | None = None,
+    seconds: float | None = None,
 ) -> list[Prompt]:
     """What a request wants to have continued, as token ids; messages are one prompt.
+
+    Args:
+        seconds: that the chat template may take; see `ChatTemplate.render`.
 
     Raises:
         CortexError: TEMPLATE_FAILED, BAD_REQUEST for ids that the model does not have, or
             CONTEXT_LENGTH_EXCEEDED for text that is far too long for `context_length`.
     """
     if request.messages is not None:
-        rendered = text.render(request.messages, request.tools, request.template_args)
+        rendered = text.render(request.messages, request.tools, request.template_args, seconds)
         return [
             Prompt("messages", to_ids(text, rendered, "messages", context_length, special=False), rendered)
         ]

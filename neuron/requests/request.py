@@ -83,8 +83,17 @@ class OpenRequest(ABC):
         self._handed_over = self._arrived
 
     @abstractmethod
-    def prepare(self, text: TextFrontEnd, description: ModelDescription, context_length: int) -> None:
+    def prepare(
+        self,
+        text: TextFrontEnd,
+        description: ModelDescription,
+        context_length: int,
+        seconds: float | None = None,
+    ) -> None:
         """Tokenise and resolve. Touches nothing but this object, so that it may run in a thread.
+
+        Args:
+            seconds: that the chat template may take; see `ChatTemplate.render`.
 
         Raises:
             CortexError: what is wrong with the request, for this model.

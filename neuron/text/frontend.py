@@ -46,8 +46,22 @@ class TextFrontEnd:
         }
         return cls(tokenizer, templates)
 
-    def render(self, messages: Sequence[Message], tools: Sequence[Tool], args: dict[str, Any]) -> str:
+    @property
+    def is_quick(self) -> bool:
+        """Whether the time that its tokenizer takes is in proportion to the text."""
+        return self._tokenizer.is_linear
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Tool],
+        args: dict[str, Any],
+        seconds: float | None = None,
+    ) -> str:
         """The prompt for the next turn of a conversation.
+
+        Args:
+            seconds: that it may take; see `ChatTemplate.render`.
 
         Raises:
             CortexError: NOT_SUPPORTED when the model has no template; TEMPLATE_FAILED with its own words.
@@ -60,7 +74,7 @@ class TextFrontEnd:
             )
         default = next(iter(self._templates.values()))
         template = self._templates.get(TOOL_TEMPLATE, default) if tools else default
-        return template.render(messages, tools, args)
+        return template.render(messages, tools, args, seconds)
 
     def encode(self, text: str, special: bool) -> list[int]:
         """Token ids of `text`; see `TextTokenizer.encode`."""

@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
+import logging
+import re
+import time
+from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
+from typing import Any
 
+import msgspec
 from tokenizers import Tokenizer, decoders
 
 from ipc.errors import Code, CortexError
 from workers.checkpoints.safetensors import refuse
 from workers.checkpoints.token_bytes import from_byte_level, from_sentencepiece
+
+log = logging.getLogger("neuron.tokenizer")
+
+PROBES = ("a", "A", " ", "0", "\n", "-", ".", "\u00e9", "\u4e00", "'")
+PROBE_LENGTH = 64
+MAX_PROBES = 64
+PROBE_SECONDS = 0.25  # microseconds are usual
+
+
+class _File(msgspec.Struct):
+    normalizer: Any = None
+    pre_tokenizer: Any = None
+    decoder: Any = None
 
 
 class TextTokenizer:
@@ -36,8 +56,12 @@ class TextTokenizer:
         self._added = self.tokenizer.get_added_tokens_decoder()
         by_bytes = isinstance(self.tokenizer.decoder, decoders.ByteLevel)
         self._bytes_of = from_byte_level if by_bytes else from_sentencepiece
+        self._path = path
         self._longest = max(map(len, self.tokenizer.get_vocab()))
         self._may_overrun = self.tokenizer.get_vocab_size() > vocabulary_size
+        self.is_linear = not any(map(nests, regexes(path)))  # in time, as far as a look at them tells
+        if not self.is_linear:
+            self._try()
 
     def encode(self, text: str, special: bool) -> list[int]:
         """Token ids of `text`. Lets other threads run meanwhile.
@@ -47,10 +71,19 @@ class TextTokenizer:
                 chat template has it already.
 
         Raises:
-            CortexError: NOT_SUPPORTED when the text has a token that the model does not have.
+            CortexError: NOT_SUPPORTED when the text has a token that the model does not have, or is more than
+                the tokenizer's regular expressions can take.
         """
-        # `encode` itself holds the interpreter's lock all the while: 0.3 s for 200,000 tokens.
-        (encoding,) = self.tokenizer.encode_batch_fast([text], add_special_tokens=special)
+        try:
+            # `encode` itself holds the interpreter's lock all the while: 0.3 s for 200,000 tokens.
+            (encoding,) = self.tokenizer.encode_batch_fast([text], add_special_tokens=special)
+        except BaseException as error:
+            # What Rust's panics are is no `Exception`, and has no public name.
+            if type(error).__name__ != "PanicException":
+                raise
+            log.warning("a tokenizer gave up file=%s reason=%s", self._path, error)
+            message = "the model's tokenizer gave up: its regular expressions take too long for this text"
+            raise CortexError(Code.NOT_SUPPORTED, message) from error
         ids = encoding.ids
         if self._may_overrun and ids and max(ids) >= self.vocabulary_size:
             raise CortexError(
@@ -58,6 +91,26 @@ class TextTokenizer:
                 f"the text has the token {max(ids)}, and the model has only {self.vocabulary_size}",
             )
         return ids
+
+    def _try(self) -> None:
+        """See that regular expressions which look as if they could take time without bound do not.
+
+        What repeats a choice may take twice as long for each further character, where it finds no end. The
+        library gives up by itself after ten million steps at one place.
+        """
+        letters = {*PROBES, *"".join(filter(nests, regexes(self._path)))}
+        for letter, end in product(sorted(letters)[:MAX_PROBES], ("", "\x01")):
+            started = time.monotonic()
+            try:
+                self.encode(letter * PROBE_LENGTH + end, special=False)
+                slow = time.monotonic() - started > PROBE_SECONDS
+            except CortexError:
+                slow = True
+            if slow:
+                refuse(
+                    self._path,
+                    f"has a regular expression that takes time without bound ({letter!r} many times)",
+                )
 
     def fewest(self, text: str) -> int:
         """A number of tokens that `text` has at least, known without reading it."""
@@ -69,6 +122,50 @@ class TextTokenizer:
             return added.content.encode()
         piece = self.tokenizer.id_to_token(token_id)
         return self._bytes_of(piece) if piece is not None else b""
+
+
+def regexes(path: Path) -> Iterator[str]:
+    """The regular expressions in a `tokenizer.json`, outside of its vocabulary."""
+    file = msgspec.json.decode(path.read_bytes(), type=_File)
+    pending: list[Any] = [file.normalizer, file.pre_tokenizer, file.decoder]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, dict):
+            if isinstance(pattern := value.get("Regex"), str):
+                yield pattern
+            pending += value.values()
+        elif isinstance(value, list):
+            pending += value
+
+
+def nests(pattern: str) -> bool:
+    """Whether a regular expression repeats without bound what can be read in several ways: a group that has a
+    repetition without bound in it, or alternatives."""
+    repeated = [False]  # whether one of these is in each of the open groups
+    closed = False  # the last thing was a group with one of them
+    for piece in _PIECES.findall(pattern):
+        if piece[0] == "(":
+            repeated.append(False)
+            closed = False
+        elif piece == ")" and len(repeated) > 1:
+            closed = repeated.pop()
+            repeated[-1] = repeated[-1] or closed
+        elif piece in "*+" or _UNBOUNDED.fullmatch(piece):
+            if closed:
+                return True
+            repeated[-1] = True
+        elif piece == "|":
+            repeated[-1] = True
+        else:
+            closed = False
+    return False
+
+
+# A class, an escape, a group's opening, a count, or one character.
+_PIECES = re.compile(
+    r"\[\^?\]?(?:\\.|\[:\w+:\]|[^\]\\])*\]|\\[pP]\{[^}]*\}|\\.|\(\?[^:)]*:?|\{\d*,?\d*\}|.", re.DOTALL
+)
+_UNBOUNDED = re.compile(r"\{\d*,\}")
 
 
 def hidden_ids(tokenizer: Tokenizer, vocabulary_size: int, shown: tuple[str, ...] = ()) -> frozenset[int]:

@@ -75,7 +75,7 @@ class Parser:
 class Text:
     vocabulary_size = 26
 
-    def render(self, messages, tools, template_args):
+    def render(self, messages, tools, template_args, seconds):
         return "".join(message.content for message in messages)
 
     def encode(self, text, special):

@@ -3,9 +3,10 @@ import threading
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Regex, pre_tokenizers
 
 from ipc.errors import Code, CortexError
-from neuron.text.tokenizer import TextTokenizer, hidden_ids
+from neuron.text.tokenizer import TextTokenizer, hidden_ids, nests
 from tests.neuron.folders import TEXT, byte_level
 
 
@@ -81,3 +82,55 @@ def test_several_threads_encode_at_once(tokenizer):
     for thread in threads:
         thread.join(timeout=30)
     assert results == expected
+
+
+def splitting(path, pattern):
+    """A tokenizer that splits text by a regular expression."""
+    tokenizer = byte_level()
+    splits = [
+        pre_tokenizers.Split(Regex(pattern), "isolated"),
+        pre_tokenizers.ByteLevel(False, use_regex=False),
+    ]
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(splits)
+    tokenizer.save(str(path))
+    return path
+
+
+@pytest.mark.parametrize("pattern", ["(a+)+b", "(?:q|q)*[^q]$"])
+def test_a_regular_expression_that_explodes_is_refused_with_its_file(tmp_path, pattern):
+    path = splitting(tmp_path / "tokenizer.json", pattern)
+    with pytest.raises(CortexError, match="takes time without bound") as raised:
+        TextTokenizer(path, 1000, ())
+    assert raised.value.code == Code.MODEL_LOAD_FAILED
+    assert str(path) in raised.value.message
+
+
+def test_one_that_explodes_for_some_texts_alone_ends_and_its_file_is_logged(tmp_path, caplog):
+    path = splitting(tmp_path / "tokenizer.json", "((?:qz)+)+y")
+    tokenizer = TextTokenizer(path, 1000, ())
+    assert not tokenizer.is_linear
+    with pytest.raises(CortexError, match="take too long") as raised:
+        tokenizer.encode("qz" * 40, special=False)
+    assert raised.value.code == Code.NOT_SUPPORTED
+    assert str(path) in caplog.text
+    assert tokenizer.encode("dog", special=False)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        (
+            r"(?i:'s|'t|'re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s+(?!\S)|\s+",
+            False,
+        ),
+        (r"[\p{Lu}\p{Lt}]*[\p{Ll}\p{M}]+(?i:'s|'t)?| ?[^(\s|[.,!?])]+", False),
+        (r"(?<=a)(b\+)+[+*]+(c)*", False),
+        (r"\d{1,3}(?=(\d{3})+\b)", False),
+        ("(a+)+b", True),
+        ("(?:x(?:y{2,}z))*", True),
+        ("((a|b)c)+", True),
+        ("(a*){3,}", True),
+    ],
+)
+def test_what_repeats_a_choice_is_looked_at(pattern, expected):
+    assert nests(pattern) is expected
