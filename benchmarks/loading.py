@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.engine import write_weights
-from workers.checkpoints.config import read_config
+from workers.checkpoints.card import read_card
 from workers.models.decoder import Decoder
 from workers.parallel import RankGroup
 from workers.weights.loader import BLOCK, Shard, WeightFiles
@@ -36,12 +36,14 @@ import json, sys, time
 from pathlib import Path
 from benchmarks.loading import memory
 from ipc.worker_messages import RingHandle, WorkerSpec
+from workers.checkpoints.card import read_card
 from workers.execution.model_runner import ModelRunner
 nowhere = RingHandle(memory_fd=-1, data_fd=-1, space_fd=-1)
 spec = WorkerSpec(model="benchmark", engine="transformer", epoch=1, rank=0, world_size=1, device="cpu",
-    threads=int(sys.argv[2]), folder=sys.argv[1], context_length=4096, max_sequences=16, max_step_tokens=512,
+    threads=int(sys.argv[2]), context_length=4096, max_sequences=16, max_step_tokens=512,
     kv_pages=512, reports=nowhere, heartbeat_fd=-1)
-runner, before, began, read = Runner(spec), memory("VmRSS"), time.perf_counter(), []
+runner = ModelRunner(spec, read_card(sys.argv[1]))
+before, began, read = memory("VmRSS"), time.perf_counter(), []
 def progress(fraction, message):
     if message == "measuring a step":
         read.extend((time.perf_counter() - began, memory("VmHWM")))
@@ -72,13 +74,14 @@ def read(file: Path) -> float:
 
 def weights(folder: Path) -> float:
     """Seconds for the weights alone, into memory that was touched before."""
-    model = Decoder(read_config(folder), RankGroup(), torch.bfloat16)
+    card = read_card(folder)
+    model = Decoder(card.config, RankGroup(), torch.bfloat16)
     parts = [Shard(part.pieces) for part in model.parts()]
     for part in parts:
         for piece in part.pieces:
             piece.into.zero_()
     began = time.perf_counter()
-    WeightFiles(folder).load(parts, lambda fraction: None)
+    WeightFiles(card).load(parts, lambda fraction: None)
     return time.perf_counter() - began
 
 

@@ -14,6 +14,7 @@ import statistics
 import tempfile
 import time
 from array import array
+from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -21,6 +22,7 @@ from rich.table import Table
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from ipc.worker_messages import PAGE_SIZE, RingHandle, SamplingParams, WorkerSpec
+from workers.checkpoints.card import read_card
 from workers.execution.model_runner import ModelRunner
 from workers.step.plan import NewSequence, Scheduled, StepPlan
 
@@ -62,6 +64,7 @@ class Still:
 
 def make_runner(folder: str) -> ModelRunner:
     Qwen3ForCausalLM(SHAPE).save_pretrained(folder)
+    Path(folder, "tokenizer.json").write_text("{}")
     nowhere = RingHandle(memory_fd=-1, data_fd=-1, space_fd=-1)
     spec = WorkerSpec(
         model="benchmark",
@@ -71,7 +74,6 @@ def make_runner(folder: str) -> ModelRunner:
         world_size=1,
         device="cpu",
         threads=1,
-        folder=folder,
         context_length=4096,
         max_sequences=max(SEQUENCES),
         max_step_tokens=4096,
@@ -79,7 +81,7 @@ def make_runner(folder: str) -> ModelRunner:
         reports=nowhere,
         heartbeat_fd=-1,
     )
-    runner = ModelRunner(spec)
+    runner = ModelRunner(spec, read_card(folder))
     runner.load(lambda fraction, message: None)
     runner.model = Still(SHAPE.vocab_size)
     return runner

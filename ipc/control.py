@@ -126,6 +126,8 @@ def descriptors(spec: WorkerSpec) -> list[int]:
         fds += _of_ring(spec.commands)
     if spec.plans is not None:
         fds += [spec.plans.memory_fd, *spec.plans.data_fds, spec.plans.space_fd]
+    if spec.card_fd is not None:
+        fds.append(spec.card_fd)
     return fds if spec.store_fd is None else [*fds, spec.store_fd]
 
 
@@ -149,8 +151,10 @@ def renumbered(spec: WorkerSpec, fds: list[int]) -> WorkerSpec:
     if spec.plans is not None:
         memory_fd, *data_fds = (next(rest) for _ in range(1 + len(spec.plans.data_fds)))
         plans = BroadcastHandle(memory_fd=memory_fd, data_fds=data_fds, space_fd=next(rest))
+    card_fd = next(rest) if spec.card_fd is not None else None
     return msgspec.structs.replace(
         spec,
+        card_fd=card_fd,
         reports=reports,
         heartbeat_fd=heartbeat_fd,
         commands=commands,

@@ -111,8 +111,7 @@ class WorkerSpec(Plain, kw_only=True, tag="spec"):
     world_size: int
     device: str  # "cpu" or "cuda:N"
     threads: int  # CPU threads that this rank may use
-    folder: str = ""
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     context_length: int
     max_sequences: int
     max_step_tokens: int
@@ -123,6 +122,7 @@ class WorkerSpec(Plain, kw_only=True, tag="spec"):
     commands: RingHandle | None = None  # rank 0 only
     plans: BroadcastHandle | None = None  # groups of more than one rank
     heartbeat_fd: int
+    card_fd: int | None = None  # of a transformer: what it is (`workers.checkpoints.card`), sealed
     store_fd: int | None = None  # a listening socket for the rendezvous, rank 0 only
     store_port: int = 0
     log_level: str = "INFO"

@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ipc.worker_messages import CONTEXT_BYTES, KERNEL_BYTES
-from workers.checkpoints.families.llama import DecoderShape
+from workers.checkpoints.config import ModelConfig
+from workers.checkpoints.layers import kv_heads_on_rank
 
 # A process with torch imported and a device's context made, by kind of device, until one was measured. Builds
 # differ: on Linux torch 2.13 for the CPU alone takes 156 MB that it shares with nobody, one for CUDA 300 MB.
@@ -39,7 +40,7 @@ class Overhead:
         world_size: ranks.
     """
 
-    shapes: DecoderShape
+    shapes: ModelConfig
     itemsize: int
     world_size: int
 
@@ -52,8 +53,8 @@ class Overhead:
 
     def _attention(self, tokens: int) -> int:
         shapes, size = self.shapes, self.itemsize
-        queries = shapes.num_attention_heads // self.world_size * shapes.head_size
-        keys = shapes.kv_heads_on_rank(self.world_size) * shapes.head_size
+        queries = shapes.num_heads // self.world_size * shapes.head_dim
+        keys = kv_heads_on_rank(shapes.num_kv_heads, self.world_size) * shapes.head_dim
         stream = 2 * shapes.hidden_size * size
         projected = (queries + 2 * keys) * size
         rotated = 3 * (queries + keys) * FLOAT
@@ -75,7 +76,7 @@ class Overhead:
 
     def _packed_head(self) -> int:
         """A tied head, packed for oneDNN, is a copy of the embedding."""
-        if not self.shapes.tie_word_embeddings:
+        if not self.shapes.tied_head:
             return 0
         rows = -(-self.shapes.vocab_size // self.world_size)
         return rows * self.shapes.hidden_size * self.itemsize

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ipc.messages import Sampling
 from ipc.worker_messages import SimulatedSpec
 from neuron.config import ModelSettings
 from neuron.memory.fit import Need
 from neuron.memory.step_bytes import UNMEASURED_BYTES, Overhead
 from neuron.text.frontend import TextFrontEnd
-from workers.checkpoints.card import DTYPE_BYTES, ModelCard, inspect
+from workers.checkpoints.card import DTYPE_BYTES, Dtype, ModelCard, read_card
+from workers.checkpoints.generation import GenerationDefaults
 
 CPU_STEP_TOKENS = 512  # a step of so many takes about a second on two cores for a model that runs well there
 CUDA_STEP_TOKENS = 2048
@@ -31,18 +31,19 @@ class ModelDescription:
     id: str
     engine: Literal["transformer", "simulated"]
     architecture: str
-    folder: str
-    dtype: Literal["bfloat16", "float32"]
+    card: ModelCard | None  # None for a simulation
+    dtype: Dtype
     context_length: int
     rank_bytes: tuple[int, ...]  # weights
     kv_bytes_per_token: int  # on each rank
     overhead: Overhead | None  # of each rank, besides these; None for a simulation
-    defaults: Sampling
+    defaults: GenerationDefaults
     eos_ids: list[int]
     chat: bool
     tools: bool
     reasoning: bool
     created: int  # Unix time
+    notes: list[str]  # what is not as its files or its settings have it
     load_text: Callable[[], TextFrontEnd]  # reads files: for a thread
     simulated: SimulatedSpec | None = None
 
@@ -84,27 +85,34 @@ def describe(settings: ModelSettings, folder: Path) -> ModelDescription:
     Raises:
         CortexError: MODEL_LOAD_FAILED naming what is wrong with the checkpoint.
     """
-    checkpoint = inspect(folder)
+    card = read_card(folder)
     if settings.simulated is not None:
-        return _simulated(settings, checkpoint)
-    dtype = settings.dtype or checkpoint.dtype
+        return _simulated(settings, card)
+    dtype = settings.dtype or card.dtype
+    notes = list(card.notes)
+    limit = card.config.context_limit
+    if settings.context_length is not None and settings.context_length > limit:
+        notes.append(
+            f"context_length {settings.context_length} is cut to {limit}, which the model was made for"
+        )
     return ModelDescription(
         id=settings.id,
         engine="transformer",
-        architecture=checkpoint.architecture,
-        folder=str(checkpoint.folder),
+        architecture=card.architecture,
+        card=card,
         dtype=dtype,
-        context_length=min(settings.context_length or checkpoint.context_length, checkpoint.context_length),
-        rank_bytes=tuple(checkpoint.bytes_per_rank(settings.ranks, dtype)),
-        kv_bytes_per_token=checkpoint.kv_bytes_per_token(settings.ranks, dtype),
-        overhead=Overhead(checkpoint.shapes, DTYPE_BYTES[dtype], settings.ranks),
-        defaults=checkpoint.defaults,
-        eos_ids=checkpoint.eos_ids,
-        chat=checkpoint.chat,
-        tools=checkpoint.tools,
-        reasoning=checkpoint.reasoning,
-        created=checkpoint.created,
-        load_text=lambda: TextFrontEnd.load(checkpoint),
+        context_length=min(settings.context_length or card.context_length, limit),
+        rank_bytes=tuple(card.bytes_per_rank(settings.ranks, dtype)),
+        kv_bytes_per_token=card.kv_bytes_per_token(settings.ranks, dtype),
+        overhead=Overhead(card.config, DTYPE_BYTES[dtype], settings.ranks),
+        defaults=card.defaults,
+        eos_ids=card.eos_ids,
+        chat=card.chat,
+        tools=card.tools,
+        reasoning=card.reasoning,
+        created=card.created,
+        notes=notes,
+        load_text=lambda: TextFrontEnd.load(card),
     )
 
 
@@ -115,18 +123,19 @@ def _simulated(settings: ModelSettings, lender: ModelCard) -> ModelDescription:
         id=settings.id,
         engine="simulated",
         architecture="simulated",
-        folder="",
+        card=None,
         dtype="bfloat16",
         context_length=settings.context_length or plan.context_length,
         rank_bytes=(plan.memory,) * settings.ranks,
         kv_bytes_per_token=0,
         overhead=None,
-        defaults=Sampling(),
+        defaults=GenerationDefaults(),
         eos_ids=lender.eos_ids,
         chat=lender.chat,
         tools=lender.tools,
         reasoning=lender.reasoning,
         created=lender.created,
+        notes=[],
         load_text=lambda: text,
         simulated=SimulatedSpec(
             step_seconds=plan.step_seconds,

@@ -53,7 +53,7 @@ class Launcher:
             max_step_tokens=step_tokens(settings, fit.devices[0]),
             kv_pages=fit.most_pages,
             rank_budgets=fit.rank_budgets,
-            folder=description.folder,
+            card=description.card,
             dtype=description.dtype,
             simulated=description.simulated,
             log_level=self.config.log_level,

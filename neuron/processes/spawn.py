@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 
+import msgspec
+
 from ipc.broadcast import BroadcastRing
 from ipc.heartbeat import HeartbeatPage
 from ipc.ring import Ring
+from ipc.sealed import seal
 from ipc.worker_messages import Fatal, Ready, SimulatedSpec, WorkerSpec
 from neuron.processes.worker import Worker
+from workers.checkpoints.card import ModelCard
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +33,7 @@ class GroupSpec:
     max_step_tokens: int
     kv_pages: int  # at most
     rank_budgets: tuple[int, ...] | None = None  # bytes of each rank; None: whatever so many pages take
-    folder: str = ""
+    card: ModelCard | None = None  # of a transformer
     dtype: str = "bfloat16"
     simulated: SimulatedSpec | None = None
     log_level: str = "INFO"
@@ -87,7 +92,10 @@ def spawn(
         resources.callback(heartbeat.close)
         commands = Ring.create(capacity)
         resources.callback(commands.close)
-        plans = store = None
+        plans = store = card_fd = None
+        if spec.card is not None:
+            card_fd = seal("model card", msgspec.msgpack.encode(spec.card))
+            passed_on.callback(os.close, card_fd)
         if size > 1:
             plans = BroadcastRing.create(size - 1, capacity)
             passed_on.callback(plans.close)
@@ -104,7 +112,6 @@ def spawn(
                     world_size=size,
                     device=spec.devices[index],
                     threads=spec.threads,
-                    folder=spec.folder,
                     dtype=spec.dtype,
                     context_length=spec.context_length,
                     max_sequences=spec.max_sequences,
@@ -116,6 +123,7 @@ def spawn(
                     commands=commands.handle if index == 0 else None,
                     plans=plans.handle if plans is not None else None,
                     heartbeat_fd=heartbeat.fd,
+                    card_fd=card_fd,
                     store_fd=store.fileno() if store is not None and index == 0 else None,
                     store_port=store.getsockname()[1] if store is not None else 0,
                     log_level=spec.log_level,

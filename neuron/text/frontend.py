@@ -37,7 +37,7 @@ class TextFrontEnd:
         """
         tokenizer = TextTokenizer(
             checkpoint.tokenizer_file,
-            checkpoint.shapes.vocab_size,
+            checkpoint.config.vocab_size,
             shown=(THINK, END_THINK, CALL, END_CALL),
         )
         templates = {

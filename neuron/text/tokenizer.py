@@ -14,7 +14,7 @@ import msgspec
 from tokenizers import Tokenizer, decoders
 
 from ipc.errors import Code, CortexError
-from workers.checkpoints.safetensors import refuse
+from workers.checkpoints.files import refuse
 from workers.checkpoints.token_bytes import from_byte_level, from_sentencepiece
 
 log = logging.getLogger("neuron.tokenizer")

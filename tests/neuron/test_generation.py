@@ -27,9 +27,11 @@ from ipc.worker_messages import Logprobs, SequenceReport
 from neuron.requests.generation import Generation
 from neuron.text.frontend import TextFrontEnd
 from neuron.text.parser import AnswerParser
+from workers.checkpoints.generation import GenerationDefaults
 
 EOS = 25
-BLUEPRINT = SimpleNamespace(engine="transformer", defaults=Sampling(), eos_ids=[EOS], reasoning=False)
+DEFAULTS = GenerationDefaults()
+BLUEPRINT = SimpleNamespace(engine="transformer", defaults=DEFAULTS, eos_ids=[EOS], reasoning=False)
 
 
 class Letters:
@@ -377,7 +379,7 @@ def test_an_answer_never_gets_longer_than_the_context(max_tokens, allowed):
 
 
 def test_sampling_is_the_request_s_then_the_model_s_then_neutral():
-    defaults = Sampling(temperature=0.6, top_k=20)
+    defaults = GenerationDefaults(temperature=0.6, top_k=20)
     description = SimpleNamespace(engine="transformer", defaults=defaults, eos_ids=[EOS], reasoning=False)
     client = Client(description=description, sampling=Sampling(temperature=0.0, seed=-1))
     submit = client.generation.hand_over(100)[0].submit

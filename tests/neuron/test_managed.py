@@ -22,6 +22,7 @@ from neuron.processes.backoff import Backoff
 from neuron.requests.generation import Generation
 from neuron.text.parser import AnswerParser
 from tests.neuron.harness import PATIENCE, children_of
+from workers.checkpoints.generation import GenerationDefaults
 
 
 class Text:
@@ -107,18 +108,19 @@ async def owning(room=None, *, settings=None, text=Text, config=None, backoff=No
         id="sim",
         engine="simulated",
         architecture="simulated",
-        folder="",
+        card=None,
         dtype="bfloat16",
         context_length=1000,
         rank_bytes=(0,),
         kv_bytes_per_token=0,
         overhead=None,
-        defaults=Sampling(),
+        defaults=GenerationDefaults(),
         eos_ids=[],
         chat=False,
         tools=False,
         reasoning=False,
         created=0,
+        notes=[],
         load_text=text,
         simulated=SimulatedSpec(answer=[7, 8], **simulated),
     )

@@ -8,6 +8,7 @@ from array import array
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
@@ -23,6 +24,7 @@ from neuron.processes.spawn import GroupSpec
 from neuron.processes.standby import Standby
 from neuron.processes.worker import Worker
 from tests.neuron.harness import PATIENCE, Neuron, chat, children_of, is_running, wait_until
+from workers.checkpoints.card import read_card
 
 TOTAL = 8 << 30  # bytes of the device that the tests have
 
@@ -97,7 +99,7 @@ class Place:
             "max_sequences": 2,
             "max_step_tokens": 64,
             "kv_pages": 16,
-            "folder": str(DEMO_FOLDER),
+            "card": read_card(DEMO_FOLDER),
             "log_level": "ERROR",
         }
         self.deaths = []
@@ -177,12 +179,13 @@ def test_a_model_of_some_size_leaves_nothing_behind(tmp_path):
     """Its weights are read, and packed, by several threads."""
     shape = {"vocab_size": 16_384, "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 2}
     Qwen3ForCausalLM(Qwen3Config(**shape, dtype="bfloat16")).bfloat16().save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
 
     async def scenario(place):
         pid = await place.warm()
         before = place.standby.booked("cpu")
         for _ in range(3):
-            async with place.serving(folder=str(tmp_path), threads=2, max_step_tokens=256) as group:
+            async with place.serving(card=read_card(tmp_path), threads=2, max_step_tokens=256) as group:
                 await Output(group).all()
             assert place.pid == pid
         assert place.standby.booked("cpu") < before + (48 << 20)
@@ -332,7 +335,7 @@ def test_a_process_that_died_serving_or_loading_does_not_come_back():
         assert not group.died_waiting
         assert len(place.deaths) == 1
         pid = await place.warm()
-        group = place.group(folder="/nonexistent")
+        group = place.group(card=msgspec.structs.replace(read_card(DEMO_FOLDER), folder="/nonexistent"))
         group.start()
         with pytest.raises(CortexError):
             await group.ready(PATIENCE)

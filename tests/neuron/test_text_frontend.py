@@ -6,7 +6,7 @@ from ipc.errors import Code, CortexError
 from ipc.messages import Generate, Message, Tool
 from neuron.text.frontend import TextFrontEnd
 from tests.neuron.folders import write_checkpoint
-from workers.checkpoints.card import inspect
+from workers.checkpoints.card import read_card
 
 HELLO = [Message(role="user", content="The quick dog")]
 ASKED = Generate(id=0, model="m", messages=HELLO, tools=[Tool.function(name="f")])
@@ -19,14 +19,14 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def text(folder):
-    return TextFrontEnd.load(inspect(folder))
+    return TextFrontEnd.load(read_card(folder))
 
 
 def load_with(folder, tmp_path, **tokenizer_config):
     for file in folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(tokenizer_config))
-    return TextFrontEnd.load(inspect(tmp_path))
+    return TextFrontEnd.load(read_card(tmp_path))
 
 
 def test_a_conversation_becomes_tokens_and_tokens_become_text_again(text):

@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from ipc.worker_messages import Logprobs, RingHandle, SamplingParams, SequenceReport, Submit, WorkerSpec
+from workers.checkpoints.card import read_card
+from workers.execution.model_runner import ModelRunner
 from workers.scheduling.scheduler import Scheduler
 from workers.step.engine import Engine, OutOfDeviceMemory
 from workers.step.plan import StepPlan
@@ -22,7 +24,12 @@ GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason
 DEVICES = ["cpu", pytest.param("cuda:0", marks=GPU)]  # what a test is parametrised with to run on both
 
 
-def make_spec(folder: str | Path, **changes: Any) -> WorkerSpec:
+def make_runner(folder: str | Path, **changes: Any) -> ModelRunner:
+    """The engine of the checkpoint in `folder`, in a worker as `make_spec` has it; not loaded yet."""
+    return ModelRunner(make_spec(**changes), read_card(folder))
+
+
+def make_spec(**changes: Any) -> WorkerSpec:
     """A worker of one rank in float32; its rings are not there."""
     nowhere = RingHandle(memory_fd=-1, data_fd=-1, space_fd=-1)
     values = (
@@ -36,7 +43,6 @@ def make_spec(folder: str | Path, **changes: Any) -> WorkerSpec:
             "world_size": 1,
             "device": "cpu",
             "threads": 1,
-            "folder": str(folder),
             "dtype": "float32",
             "reports": nowhere,
             "heartbeat_fd": -1,

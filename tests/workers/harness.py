@@ -19,6 +19,7 @@ from ipc.broadcast import BroadcastRing
 from ipc.control import Control
 from ipc.heartbeat import Beat, HeartbeatPage
 from ipc.ring import Ring
+from ipc.sealed import seal
 from ipc.worker_messages import (
     Abort,
     Command,
@@ -34,6 +35,7 @@ from ipc.worker_messages import (
     WorkerSpec,
 )
 from neuron.processes.worker import ENVIRONMENT
+from workers.checkpoints.card import ModelCard
 
 PATIENCE = 30.0  # seconds after which a test gives up, far above what anything here takes
 
@@ -55,10 +57,18 @@ class Workers:
     Args:
         world_size: how many ranks.
         ring_capacity: bytes of each report ring.
+        card: of a transformer.
         spec: fields of `WorkerSpec` that differ from the ones below.
     """
 
-    def __init__(self, *, world_size: int = 1, ring_capacity: int = 1 << 20, **spec: Any) -> None:
+    def __init__(
+        self,
+        *,
+        world_size: int = 1,
+        ring_capacity: int = 1 << 20,
+        card: ModelCard | None = None,
+        **spec: Any,
+    ) -> None:
         self.world_size = world_size
         self.answers: dict[int, Answer] = {}
         self.steps: list[StepReport] = []
@@ -71,6 +81,9 @@ class Workers:
         self.plans = BroadcastRing.create(world_size - 1) if world_size > 1 else None
         for resource in (self.heartbeat, self.commands, *self.reports, *filter(None, [self.plans])):
             self._resources.callback(resource.close)
+        if card is not None:
+            spec["card_fd"] = seal("model card", msgspec.msgpack.encode(card))
+            self._resources.callback(os.close, spec["card_fd"])
         store = self._resources.enter_context(socket.create_server(("127.0.0.1", 0)))
         for rank in range(world_size):
             self.processes.append(self._start(rank, store, spec))

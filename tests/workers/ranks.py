@@ -14,10 +14,8 @@ from typing import Literal
 import msgspec
 
 from tests.workers import equalities
-from tests.workers.engines import Answer, make_spec, prompt_of, serve, some_requests
+from tests.workers.engines import Answer, make_runner, prompt_of, serve, some_requests
 from tests.workers.equalities import Observed
-from workers.checkpoints.config import read_config
-from workers.execution.model_runner import ModelRunner
 
 PATIENCE = 180.0  # seconds
 
@@ -79,12 +77,12 @@ def run(jobs: list[Job], world_size: int) -> list[Result]:
 def do(job: Job, rank: int, world_size: int) -> Result:
     store = {"store_fd": job.fd if rank == 0 else None, "store_port": job.port}
     device = job.device if job.device == "cpu" else f"cuda:{rank}"
-    runner = ModelRunner(make_spec(job.folder, rank=rank, world_size=world_size, device=device, **store))
+    runner = make_runner(job.folder, rank=rank, world_size=world_size, device=device, **store)
     runner.load(lambda fraction, message: None)
     result = Result(runner.prove())
     match job.what:
         case "answer":
-            requests = some_requests(8, read_config(job.folder).vocab_size, seed=world_size, longest=16)
+            requests = some_requests(8, runner.card.config.vocab_size, seed=world_size, longest=16)
             result.prompts = [*map(prompt_of, requests)]
             result.outputs = serve(runner, requests, seed=world_size)
         case "observe":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +9,16 @@ import pytest
 
 from ipc.errors import Code, CortexError
 from tests.workers.checkpoints import LLAMA3, SIZES, YARN
-from workers.checkpoints.config import ModelConfig, read_config
+from workers.checkpoints import registry
+from workers.checkpoints.card import read_card
+from workers.checkpoints.config import ModelConfig
 
 
 def written(folder: Path, **changes: Any) -> ModelConfig:
     values = SIZES | {"architectures": ["LlamaForCausalLM"]} | changes
     content = {key: value for key, value in values.items() if value is not ...}
-    (folder / "config.json").write_text(json.dumps(content))
-    return read_config(folder)
+    _, family = registry.find(content["architectures"])
+    return family.read(folder / "config.json", content)
 
 
 def refusal(folder: Path, **changes: Any) -> str:
@@ -54,10 +55,9 @@ def test_what_is_left_out_has_the_value_that_transformers_gives_it(tmp_path):
 
 
 REFUSED = {
-    "architectures": ["MistralForCausalLM"],
-    "hidden_act": "gelu",
-    "use_sliding_window": True,
-    "layer_types": ["full_attention", "sliding_attention"],
+    "hidden_act": "relu",
+    "sliding_window": 0,
+    "layer_types": ["full_attention", "chunked_attention"],
     "partial_rotary_factor": 0.5,
     "quantization_config": {"quant_method": "fp8"},
     "num_key_value_heads": 3,
@@ -96,17 +96,105 @@ def test_a_file_that_is_no_config_is_named(tmp_path, content):
     if content is not None:
         (tmp_path / "config.json").write_text(content)
     with pytest.raises(CortexError, match=r"config\.json"):
-        read_config(tmp_path)
+        read_card(tmp_path)
 
 
-def test_ranks_that_do_not_divide_the_model_are_refused_with_the_size(tmp_path):
-    config = written(tmp_path, num_attention_heads=12, num_key_value_heads=4, intermediate_size=64)
-    for world_size in (1, 2, 4):
-        config.check_ranks(world_size)
-    with pytest.raises(CortexError, match="num_attention_heads 12 does not divide over 8 ranks"):
-        config.check_ranks(8)
-    with pytest.raises(CortexError, match="intermediate_size 64 does not divide over 3 ranks"):
-        config.check_ranks(3)
-    wide = written(tmp_path, num_attention_heads=12, num_key_value_heads=4, intermediate_size=96)
-    with pytest.raises(CortexError, match="num_key_value_heads 4"):
-        wide.check_ranks(6)
+# --- windows ----------------------------------------------------------------------------------------------
+
+WINDOWED = {"num_hidden_layers": 4, "sliding_window": 32}
+BY_LAYER = ["sliding_attention", "full_attention", "sliding_attention", "full_attention"]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "changes", "windows"),
+    [
+        ("Qwen3ForCausalLM", {"use_sliding_window": True, "max_window_layers": 3}, [None, None, None, 32]),
+        ("Qwen3ForCausalLM", {"use_sliding_window": True}, [None] * 4),  # from layer 28 on
+        ("Qwen3ForCausalLM", {"use_sliding_window": False, "max_window_layers": 0}, [None] * 4),
+        ("Qwen3ForCausalLM", {"use_sliding_window": True, "layer_types": BY_LAYER}, [32, None, 32, None]),
+        ("LlamaForCausalLM", {}, [None] * 4),
+        ("LlamaForCausalLM", {"use_sliding_window": True}, [32] * 4),
+        ("LlamaForCausalLM", {"layer_types": BY_LAYER}, [32, None, 32, None]),
+        ("MistralForCausalLM", {}, [32] * 4),
+        ("MistralForCausalLM", {"sliding_window": None}, [None] * 4),
+        ("MistralForCausalLM", {"sliding_window": 4096}, [None] * 4),  # as long as the context
+    ],
+)
+def test_each_layer_says_how_far_it_sees(tmp_path, architecture, changes, windows):
+    config = written(tmp_path, architectures=[architecture], **WINDOWED | changes)
+    assert [layer.window for layer in config.layers] == windows
+    assert [layer.kind for layer in config.layers] == ["window" if window else "full" for window in windows]
+    assert {(layer.kv_heads, layer.head_dim) for layer in config.layers} == {(2, 16)}
+
+
+def test_a_mistral_that_says_nothing_of_its_window_has_one_of_4096(tmp_path):
+    config = written(tmp_path, architectures=["MistralForCausalLM"], max_position_embeddings=32_768)
+    assert {layer.window for layer in config.layers} == {4096}
+
+
+def test_layer_types_that_do_not_fit_the_layers_are_refused(tmp_path):
+    assert "layer_types has 4 entries" in refusal(tmp_path, layer_types=BY_LAYER, sliding_window=32)
+    assert "sliding_window is missing" in refusal(tmp_path, layer_types=BY_LAYER, num_hidden_layers=4)
+
+
+# --- context ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rope", "context", "limit"),
+    [
+        ({"rope_type": "default"}, 4096, 4096),
+        (YARN | {"original_max_position_embeddings": 4096}, 16_384, 16_384),
+        (YARN | {"original_max_position_embeddings": 512}, 4096, 4096),  # the file has the long one
+        ({"rope_type": "linear", "factor": 4.0}, 4096, 16_384),  # which of both it has, nobody knows
+        ({"rope_type": "dynamic", "factor": 4.0}, 4096, 4096),
+        (LLAMA3, 4096, 4096),
+    ],
+)
+def test_a_stretched_rope_stretches_the_context(tmp_path, rope, context, limit):
+    config = written(tmp_path, rope_parameters=rope)
+    assert (config.context_length, config.context_limit) == (context, limit)
+
+
+# --- what is not understood -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("attn_logit_softcapping", 50.0),
+        ("logits_scaling", 8),
+        ("use_qk_norm", True),
+        ("num_experts", 8),
+        ("no_rope_layers", [0, 1]),
+        ("attention_multiplier", 0.5),
+    ],
+)
+def test_a_key_that_may_change_numbers_and_is_not_understood_is_refused(tmp_path, key, value):
+    assert f"{key} {value} is not understood" in refusal(tmp_path, **{key: value})
+    for neutral in (None, False, 0, 1.0, []):
+        written(tmp_path, **{key: neutral})
+
+
+def test_a_size_that_cannot_be_meant_is_refused_before_it_costs_anything(tmp_path):
+    assert "num_hidden_layers" in refusal(tmp_path, num_hidden_layers=1_000_000_000)
+    assert "vocab_size" in refusal(tmp_path, vocab_size=1 << 40)
+
+
+def test_keys_that_change_no_numbers_are_no_obstacle(tmp_path):
+    written(tmp_path, transformers_version="5.0.0", unsloth_fixed=True, my_notes="scaling", eos_token_id=2)
+
+
+def test_swish_is_silu_and_gelu_has_two_forms(tmp_path):
+    names = ("silu", "swish", "gelu", "gelu_pytorch_tanh")
+    assert [written(tmp_path, hidden_act=name).activation for name in names] == [
+        "silu",
+        "silu",
+        "gelu",
+        "gelu_tanh",
+    ]
+
+
+def test_a_qwen3_has_no_mlp_bias_whatever_its_file_says(tmp_path):
+    assert not written(tmp_path, architectures=["Qwen3ForCausalLM"], mlp_bias=True).mlp_bias
+    assert written(tmp_path, mlp_bias=True).mlp_bias

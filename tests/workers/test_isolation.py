@@ -7,7 +7,7 @@ from array import array
 import pytest
 
 from ipc.worker_messages import PAGE_SIZE, SamplingParams
-from tests.workers.engines import DEVICES, make_spec
+from tests.workers.engines import DEVICES, make_runner
 from workers.execution.model_runner import ModelRunner
 from workers.step.pages import pages_for
 from workers.step.plan import NewSequence, Scheduled, StepPlan
@@ -18,7 +18,7 @@ PAGES = 4
 
 @pytest.fixture(params=DEVICES)
 def runner(request, tiny):
-    runner = ModelRunner(make_spec(tiny("qwen3_untied_biased").folder, device=request.param, kv_pages=PAGES))
+    runner = make_runner(tiny("qwen3_untied_biased").folder, device=request.param, kv_pages=PAGES)
     runner.load(lambda fraction, message: None)
     yield runner
     runner.close()

@@ -13,20 +13,19 @@ from ipc.worker_messages import PAGE_SIZE, MemoryUse
 from neuron.memory.step_bytes import Overhead
 from neuron.models.catalogue import DEMO_FOLDER
 from neuron.processes.worker import Worker
-from tests.workers.engines import make_spec
+from tests.workers.engines import make_runner, make_spec
 from tests.workers.harness import Workers
-from workers.checkpoints.card import inspect
+from workers.checkpoints.card import read_card
 from workers.execution.memory import check_pages, largest_step, pool_pages
-from workers.execution.model_runner import ModelRunner
 from workers.step.pages import pages_for
 
 MIB = 1 << 20
 LIMITS = {"context_length": 2048, "max_sequences": 16, "max_step_tokens": 512}
-PAGE = inspect(DEMO_FOLDER).kv_bytes_per_token(1) * PAGE_SIZE  # bytes of one of the demo's, bfloat16
+PAGE = read_card(DEMO_FOLDER).kv_bytes_per_token(1) * PAGE_SIZE  # bytes of one of the demo's, bfloat16
 
 
 def workers(world_size: int = 1, **changes) -> Workers:
-    values = {"engine": "transformer", "folder": str(DEMO_FOLDER), "dtype": "bfloat16", "kv_pages": 10**6}
+    values = {"engine": "transformer", "card": read_card(DEMO_FOLDER), "dtype": "bfloat16", "kv_pages": 10**6}
     return Workers(world_size=world_size, **values | LIMITS | changes)
 
 
@@ -75,7 +74,7 @@ def test_what_was_measured_is_near_what_a_rank_holds_when_all_of_its_pages_are_i
 
 
 def test_what_is_planned_is_near_what_is_measured(runtime):
-    shapes = inspect(DEMO_FOLDER).shapes
+    shapes = read_card(DEMO_FOLDER).config
     overhead = Overhead(shapes, itemsize=2, world_size=1)
     step = overhead.of_step("cpu", LIMITS["max_step_tokens"], LIMITS["max_sequences"])
     planned = runtime + step
@@ -94,7 +93,7 @@ def test_without_room_for_a_useful_context_a_load_is_refused_with_what_takes_the
 
 
 def test_all_ranks_refuse_what_one_has_no_room_for(tiny):
-    spec = make_spec(tiny("llama_untied_linear").folder, memory_budget=MIB)
+    spec = make_spec(memory_budget=MIB)
     used = MemoryUse(weights=MIB)
     assert pool_pages(spec, 1000, used) == 0
     with pytest.raises(CortexError, match="room for 0 pages"):
@@ -102,7 +101,7 @@ def test_all_ranks_refuse_what_one_has_no_room_for(tiny):
 
 
 def test_a_pool_has_no_more_pages_than_are_wanted():
-    spec = make_spec("nowhere", kv_pages=7, memory_budget=100 * MIB)
+    spec = make_spec(kv_pages=7, memory_budget=100 * MIB)
     assert pool_pages(spec, 1000, MemoryUse()) == 7
     check_pages(spec, 7, 1000, MemoryUse())
 
@@ -111,7 +110,6 @@ def test_a_pool_has_no_more_pages_than_are_wanted():
 @given(st.integers(1, 40), st.integers(0, 600), st.integers(1, 9000))
 def test_the_largest_step_keeps_within_the_limits(max_sequences, more_tokens, context_length):
     spec = make_spec(
-        "nowhere",
         max_sequences=max_sequences,
         max_step_tokens=max_sequences + more_tokens,
         context_length=context_length,
@@ -126,7 +124,7 @@ def test_the_largest_step_keeps_within_the_limits(max_sequences, more_tokens, co
 
 
 def test_nothing_of_the_largest_step_stays(tiny):
-    runner = ModelRunner(make_spec(tiny("qwen3_untied_biased").folder))
+    runner = make_runner(tiny("qwen3_untied_biased").folder)
     loaded = runner.load(lambda fraction, message: None)
     assert loaded.kv_pages == 200
     assert not runner.slots

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from tests.workers.checkpoints import VARIANTS, greedy
-from tests.workers.engines import make_spec, prompt_of, request, serve, some_requests
+from tests.workers.engines import make_runner, prompt_of, request, serve, some_requests
 from workers.execution.model_runner import ModelRunner
 from workers.layers.linear import Linear
 
 
 def load(folder, **changes) -> ModelRunner:
-    runner = ModelRunner(make_spec(folder, **changes))
+    runner = make_runner(folder, **changes)
     runner.load(lambda fraction, message: None)
     return runner
 

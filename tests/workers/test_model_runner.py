@@ -10,8 +10,7 @@ import torch
 
 from ipc.errors import Code
 from ipc.worker_messages import SamplingParams
-from tests.workers.engines import DEVICES, Session, make_spec, request, serve, some_requests
-from workers.execution.model_runner import ModelRunner
+from tests.workers.engines import DEVICES, Session, make_runner, request, serve, some_requests
 from workers.step.engine import OutOfDeviceMemory
 from workers.step.plan import NewSequence, Scheduled, StepPlan
 
@@ -20,7 +19,7 @@ VOCABULARY = 131
 
 @pytest.fixture(scope="module", params=DEVICES)
 def runner(request, tiny):
-    runner = ModelRunner(make_spec(tiny("qwen3_untied_biased").folder, device=request.param))
+    runner = make_runner(tiny("qwen3_untied_biased").folder, device=request.param)
     runner.load(lambda fraction, message: None)
     yield runner
     runner.close()
@@ -90,8 +89,7 @@ def test_a_seed_draws_the_same_and_another_seed_draws_something_else(runner):
 
 def test_load_tells_what_it_holds_and_how_far_it_is(tiny):
     heard = []
-    spec = make_spec(tiny("llama_untied_linear").folder, kv_pages=3)
-    runner = ModelRunner(spec)
+    runner = make_runner(tiny("llama_untied_linear").folder, kv_pages=3)
     loaded = runner.load(lambda fraction, message: heard.append(fraction))
     parameters = sum(parameter.numel() for parameter in tiny("llama_untied_linear").oracle.parameters())
     page_bytes = 2 * 2 * 2 * 32 * 12 * 4  # layers, keys and values, heads, tokens, head_dim, float32
@@ -179,7 +177,7 @@ def test_numbers_that_are_not_finite_end_a_request_with_an_error(runner, monkeyp
 
 
 def test_nothing_of_a_model_is_left_when_it_is_closed(tiny):
-    runner = ModelRunner(make_spec(tiny("qwen3_tied").folder))
+    runner = make_runner(tiny("qwen3_tied").folder)
     runner.load(lambda fraction, message: None)
     serve(runner, list(unlike_requests(3)))
     held = [weakref.ref(runner.model), weakref.ref(runner.cache), weakref.ref(runner.cache.layers[0])]

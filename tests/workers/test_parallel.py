@@ -7,6 +7,7 @@ import pytest
 from tests.workers import ranks
 from tests.workers.checkpoints import VARIANTS, greedy
 from tests.workers.harness import Workers
+from workers.checkpoints.card import read_card
 from workers.parallel import RankGroup
 
 
@@ -27,7 +28,7 @@ def test_greedy_tokens_of_several_ranks_equal_those_of_transformers(tiny, group,
 
 def test_a_worker_group_serves_a_model_through_its_rings(tiny):
     folder, oracle = tiny("qwen3_tied")
-    model = {"engine": "transformer", "folder": str(folder), "dtype": "float32", "simulated": None}
+    model = {"engine": "transformer", "card": read_card(folder), "dtype": "float32", "simulated": None}
     with Workers(world_size=2, kv_pages=64, max_step_tokens=32, **model) as workers:
         assert [ready.all_reduce for ready in workers.ready()] == [2, 2]
         prompts = [[(i * k) % 131 for i in range(20 + k)] for k in range(1, 5)]

@@ -13,10 +13,9 @@ from ipc.messages import Structured
 from ipc.worker_messages import Constraint, SamplingParams, Submit
 from neuron.grammar.structured import constrain
 from tests.workers.checkpoints import qwen3
-from tests.workers.engines import make_spec, request, serve
+from tests.workers.engines import make_runner, request, serve
 from tests.workers.schemas import SCHEMAS
 from tests.workers.test_grammar import DEMO, STOPS, VOCAB, completion, encode, errors, text_of
-from workers.execution.model_runner import ModelRunner
 from workers.sampling.grammar import Grammars
 
 NAMES = ("person", "any of", "tree", "names by pattern", "uuid", "bounded items")
@@ -42,7 +41,7 @@ def constraints() -> list[tuple[str, Constraint]]:
 
 
 def run(folder: Path, requests: list[Submit], **limits: int) -> list[list[int]]:
-    engine = ModelRunner(make_spec(folder, kv_pages=limits.get("kv_pages", 200)))
+    engine = make_runner(folder, kv_pages=limits.get("kv_pages", 200))
     engine.load(lambda fraction, message: None)
     outputs = serve(engine, requests, **limits)
     engine.close()

@@ -1,50 +1,173 @@
-"""What a checkpoint folder in Hugging Face format holds, from its small files and headers alone."""
+"""What a model is, read from its files once: by the neuron, from small files and headers alone.
+
+`read_card` refuses whatever a worker could not load, naming the file and the reason. The card then travels to
+the workers in their spec, so that nobody reads `config.json` a second time.
+"""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Any, Literal, NoReturn, get_args
 
 import msgspec
 
 from ipc.errors import Code, CortexError
-from ipc.messages import Sampling
-from workers.checkpoints.families.llama import EMBEDDING, DecoderShape
-from workers.checkpoints.safetensors import INDEX, SINGLE, Tensor, read_json, read_tensors, refuse
+from ipc.worker_messages import CacheGroup
+from workers.checkpoints import config, generation, gguf, registry
+from workers.checkpoints.caches import group_layers
+from workers.checkpoints.config import ConfigFile, ModelConfig
+from workers.checkpoints.families.llama import EMBEDDING, HEAD
+from workers.checkpoints.family import Family, Sharing, TensorSpec
+from workers.checkpoints.files import open_file, read_json, read_text, refuse
+from workers.checkpoints.generation import GenerationDefaults
+from workers.checkpoints.layers import SERVED, Layer
+from workers.checkpoints.safetensors import DTYPE_BYTES as STORED_BYTES
+from workers.checkpoints.safetensors import Tensor, read_tensors
 
-Dtype = Literal["bfloat16", "float32"]
+Dtype = Literal["bfloat16", "float16", "float32"]
 
-DTYPE_BYTES: dict[Dtype, int] = {"bfloat16": 2, "float32": 4}
-ARCHITECTURES = ("LlamaForCausalLM", "Qwen3ForCausalLM")
-WEIGHT_DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+DTYPE_BYTES: dict[Dtype, int] = {"bfloat16": 2, "float16": 2, "float32": 4}
+WEIGHT_DTYPES: dict[str, Dtype] = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
-QWEN3_HEAD_DIM = 128  # where config.json says nothing, as in transformers
+KNOWN_UNUSED = (
+    HEAD,
+    "rotary_emb.inv_freq",
+    "attn.masked_bias",
+    "attn.bias",
+)  # what old files hold and nobody reads
+BLOCK = 1 << 20  # bytes that are compared at once
 MOST_RANKS = 8  # of which `check_ranks` tells what would work
 
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
-class _Config(msgspec.Struct):
-    """What `config.json` says besides shapes."""
+class StoredTensor(msgspec.Struct, frozen=True, array_like=True):
+    """A tensor of the model, and where it is stored."""
 
-    architectures: list[str]
-    eos_token_id: int | list[int] | None = None
-    dtype: str | None = None  # since transformers 5; before, it was torch_dtype
-    torch_dtype: str | None = None
-    quantization_config: dict[str, Any] | None = None
+    shape: tuple[int, ...]
+    dtype: str  # of WEIGHT_DTYPES
+    file: int  # index in `ModelCard.files`
+    offset: int  # of its first byte in the file
+    sharing: Sharing
+
+    @property
+    def nbytes(self) -> int:
+        size = STORED_BYTES[self.dtype]
+        for length in self.shape:
+            size *= length
+        return size
 
 
-class _Generation(msgspec.Struct):
-    eos_token_id: int | list[int] | None = None
-    do_sample: bool | None = None
-    temperature: Annotated[float, msgspec.Meta(ge=0)] | None = None
-    top_k: int | None = None
-    top_p: Annotated[float, msgspec.Meta(gt=0, le=1)] | None = None
-    min_p: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
-    repetition_penalty: Annotated[float, msgspec.Meta(gt=0)] | None = None
+class WeightFile(msgspec.Struct, frozen=True, array_like=True):
+    """A file of weights as it was when its header was read."""
+
+    name: str
+    size: int  # bytes
+    changed: int  # ns since 1970
+
+
+class ModelCard(msgspec.Struct, frozen=True, kw_only=True, dict=True):
+    """A model on disk that can be loaded. Everything here was checked against the headers of its files."""
+
+    folder: str
+    architecture: str  # as config.json names it
+    family: str  # a key of `registry.FAMILIES`
+    config: ModelConfig
+    dtype: Dtype  # the checkpoint's own
+    files: list[WeightFile]
+    tensors: dict[str, StoredTensor]  # all that are loaded, by name
+    chat_templates: dict[str, str]  # by name; the first one is the default
+    special_tokens: dict[str, str]  # bos_token, eos_token, ..., for templates
+    eos_ids: list[int]  # tokens that end an answer
+    defaults: GenerationDefaults
+    notes: list[str]  # what is not as the files have it, for whoever serves the model
+    created: int  # Unix time
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """What every layer keeps."""
+        return self.config.layers
+
+    def cache_groups(self, world_size: int, dtype: Dtype | None = None) -> list[CacheGroup]:
+        """The layers in groups whose pages are alike, in bytes of each rank; `dtype` None is its own."""
+        itemsize = DTYPE_BYTES[dtype or self.dtype]
+        return group_layers([layer.on_rank(world_size, itemsize) for layer in self.layers])
+
+    @property
+    def context_length(self) -> int:
+        """Tokens that the model was made for."""
+        return self.config.context_length
+
+    @property
+    def tokenizer_file(self) -> Path:
+        return Path(self.folder) / TOKENIZER
+
+    @property
+    def chat_template(self) -> str | None:
+        """The default template; None for a model that does not chat."""
+        return next(iter(self.chat_templates.values()), None)
+
+    @property
+    def chat(self) -> bool:
+        """Whether it takes conversations."""
+        return bool(self.chat_templates)
+
+    @cached_property
+    def tools(self) -> bool:
+        """Whether a template mentions tools."""
+        return any(re.search(r"\btools\b", text) for text in self.chat_templates.values())
+
+    @cached_property
+    def reasoning(self) -> bool:
+        """Whether a template knows thinking."""
+        return any("think" in text for text in self.chat_templates.values())
+
+    @property
+    def parameters(self) -> int:
+        """Elements of all tensors."""
+        return sum(tensor.nbytes // STORED_BYTES[tensor.dtype] for tensor in self.tensors.values())
+
+    def bytes_per_rank(self, world_size: int, dtype: Dtype | None = None) -> list[int]:
+        """Bytes of weights on each rank, exactly; `dtype` None is the checkpoint's own."""
+        self.check_ranks(world_size)
+        elements = sum(
+            TensorSpec(name, tensor.shape, tensor.sharing).elements_on_rank(self.config, world_size)
+            for name, tensor in self.tensors.items()
+        )
+        return [elements * DTYPE_BYTES[dtype or self.dtype]] * world_size
+
+    def kv_bytes_per_token(self, world_size: int, dtype: Dtype | None = None) -> int:
+        """Bytes that one token takes on each rank, in all layers that still see it."""
+        return sum(group.bytes_per_token for group in self.cache_groups(world_size, dtype))
+
+    def check_ranks(self, world_size: int) -> None:
+        """See that the model splits into so many ranks.
+
+        Raises:
+            CortexError: MODEL_LOAD_FAILED, naming the numbers of ranks that work.
+        """
+        model = self.config
+        if not model.splits_into(world_size):
+            works = [str(n) for n in range(1, MOST_RANKS + 1) if model.splits_into(n)]
+            raise CortexError(
+                Code.MODEL_LOAD_FAILED,
+                f"{self.folder} cannot be split into {world_size} ranks: it has {model.num_heads} attention "
+                f"heads, {model.num_kv_heads} KV heads and an intermediate size of "
+                f"{model.intermediate_size}. What works: {', '.join(works)}",
+            )
+
+
+class _About(msgspec.Struct):
+    architectures: list[str] = []
+    model_type: str = "unknown"
+    num_hidden_layers: int | None = None
+    hidden_size: int | None = None
+    max_position_embeddings: int | None = None
 
 
 class _AddedToken(msgspec.Struct):
@@ -66,6 +189,7 @@ class _TokenizerConfig(msgspec.Struct):
     cls_token: str | _AddedToken | None = None
     mask_token: str | _AddedToken | None = None
     chat_template: str | list[_NamedTemplate] | None = None
+    added_tokens_decoder: dict[int, _AddedToken] = {}
 
 
 class _Tokenizer(msgspec.Struct):
@@ -76,189 +200,175 @@ class _TemplateFile(msgspec.Struct):
     chat_template: str | list[_NamedTemplate]
 
 
-@dataclass(frozen=True)
-class ModelCard:
-    """A model on disk that can be loaded. Everything here was checked against the headers of its files."""
-
-    folder: Path
-    architecture: str  # one of ARCHITECTURES
-    config: dict[str, Any]  # config.json as it is
-    shapes: DecoderShape
-    dtype: Dtype  # the checkpoint's own; float16 is served as bfloat16
-    tensors: dict[str, Tensor]
-    tokenizer_file: Path
-    chat_templates: dict[str, str]  # by name; the first one is the default
-    special_tokens: dict[str, str]  # bos_token, eos_token, ..., for templates
-    eos_ids: list[int]  # tokens that end an answer
-    defaults: Sampling  # of generation_config.json; None where it says nothing
-    created: int  # Unix time
-
-    @property
-    def context_length(self) -> int:
-        """Tokens that the model was made for."""
-        return self.shapes.max_position_embeddings
-
-    @property
-    def chat_template(self) -> str | None:
-        """The default template; None for a model that does not chat."""
-        return next(iter(self.chat_templates.values()), None)
-
-    @cached_property
-    def chat(self) -> bool:
-        """Whether it takes conversations."""
-        return bool(self.chat_templates)
-
-    @cached_property
-    def tools(self) -> bool:
-        """Whether a template mentions tools."""
-        return any(re.search(r"\btools\b", text) for text in self.chat_templates.values())
-
-    @cached_property
-    def reasoning(self) -> bool:
-        """Whether a template knows thinking."""
-        return any("think" in text for text in self.chat_templates.values())
-
-    def bytes_per_rank(self, world_size: int, dtype: Dtype | None = None) -> list[int]:
-        """Bytes of weights on each rank, exactly; `dtype` None is the checkpoint's own."""
-        self.check_ranks(world_size)
-        elements = sum(
-            self.shapes.elements_on_rank(weight, world_size)
-            for weight in self.shapes.weights(self.architecture == "Qwen3ForCausalLM")
-        )
-        return [elements * DTYPE_BYTES[dtype or self.dtype]] * world_size
-
-    def kv_bytes_per_token(self, world_size: int, dtype: Dtype | None = None) -> int:
-        """Bytes of keys and values that one token takes on each rank."""
-        heads = self.shapes.kv_heads_on_rank(world_size)
-        width = heads * self.shapes.head_size * DTYPE_BYTES[dtype or self.dtype]
-        return 2 * self.shapes.num_hidden_layers * width
-
-    def check_ranks(self, world_size: int) -> None:
-        """See that the model splits into so many ranks.
-
-        Raises:
-            CortexError: MODEL_LOAD_FAILED, naming the numbers of ranks that work.
-        """
-        if world_size < 1 or not self.shapes.splits_into(world_size):
-            works = [str(n) for n in range(1, MOST_RANKS + 1) if self.shapes.splits_into(n)]
-            raise CortexError(
-                Code.MODEL_LOAD_FAILED,
-                f"{self.folder} cannot be split into {world_size} ranks: it has "
-                f"{self.shapes.num_attention_heads} attention heads, {self.shapes.kv_heads} KV heads and an "
-                f"intermediate size of {self.shapes.intermediate_size}. What works: {', '.join(works)}",
-            )
-
-
-def inspect(folder: Path | str) -> ModelCard:
+def read_card(folder: Path | str) -> ModelCard:
     """Read what is in `folder`, and see that it is whole.
 
     Raises:
         CortexError: MODEL_LOAD_FAILED naming the file that is missing, damaged or not supported.
     """
     folder = Path(folder)
-    path = folder / "config.json"
-    config = read_json(path, dict[str, Any])
-    said = read_json(path, _Config)
-    architecture = next((name for name in said.architectures if name in ARCHITECTURES), None)
-    if architecture is None:
-        refuse(
-            path,
-            f"the architecture {', '.join(said.architectures) or 'none'} is not supported; "
-            f"there are {', '.join(ARCHITECTURES)}",
-        )
-    if said.quantization_config is not None:
-        method = said.quantization_config.get("quant_method", "unknown")
-        refuse(path, f"the weights are quantised ({method}), which is not supported")
-    shapes = read_json(path, DecoderShape)
-    if shapes.head_dim is None and architecture == "Qwen3ForCausalLM":
-        shapes = msgspec.structs.replace(shapes, head_dim=QWEN3_HEAD_DIM)
-    tensors = read_tensors(folder)
-    _check_tensors(folder, shapes, architecture, tensors)
-    tokenizer_file = folder / TOKENIZER
-    if not tokenizer_file.exists():
-        refuse(tokenizer_file, "is missing")
+    gguf.refuse_alone(folder)
+    path = folder / CONFIG
+    given = read_json(path, dict[str, Any])
+    found = registry.find(read_json(path, _About).architectures)
+    if found is None:
+        _refuse_unknown(folder)
+    architecture, family = found
+    model = family.read(path, given)
+    _check_served(path, model)
+    stored = read_tensors(folder)
+    model, notes = _head(model, stored)
+    files, tensors = _check_tensors(folder, model, family, stored)
+    unused = sorted(name for name in stored if name not in tensors and not name.endswith(KNOWN_UNUSED))
+    if unused:
+        notes.append(f"{len(unused)} tensors are not used, among them {unused[0]}")
+    open_file(folder / TOKENIZER).close()
     tokens = _optional(folder / "tokenizer_config.json", _TokenizerConfig)
     special = {name: _content(token) for name in _SPECIAL if (token := getattr(tokens, name)) is not None}
-    generation = _optional(folder / "generation_config.json", _Generation)
+    defaults, eos, said = generation.read(folder / "generation_config.json", model.vocab_size)
+    dtype, stored_as = _dtype(config.read(path, given), tensors)
     return ModelCard(
-        folder=folder,
+        folder=str(folder),
         architecture=architecture,
-        config=config,
-        shapes=shapes,
-        dtype=_dtype(said, tensors),
+        family=family.name,
+        config=model,
+        dtype=dtype,
+        files=files,
         tensors=tensors,
-        tokenizer_file=tokenizer_file,
         chat_templates=_templates(folder, tokens),
         special_tokens=special,
-        eos_ids=_eos_ids(generation, said, special, tokenizer_file, shapes.vocab_size),
-        defaults=_defaults(generation),
+        eos_ids=_eos_ids(
+            eos, given.get("eos_token_id"), tokens, special, folder / TOKENIZER, model.vocab_size
+        ),
+        defaults=defaults,
+        notes=[*notes, *config.notes(given), *stored_as, *said],
         created=int(path.stat().st_mtime),
     )
 
 
 def seems_loadable(folder: Path) -> bool:
-    """Whether `folder` holds what `inspect` needs, by file names and architecture: cheap enough for lists."""
-    if not ((folder / SINGLE).exists() or (folder / INDEX).exists()) or not (folder / TOKENIZER).exists():
-        return False
+    """Whether `folder` holds a model: as `read_card`, without an error."""
     try:
-        return any(name in ARCHITECTURES for name in read_json(folder / "config.json", _Config).architectures)
+        read_card(folder)
     except CortexError:
         return False
+    return True
 
 
-def _check_tensors(folder: Path, shapes: DecoderShape, architecture: str, tensors: dict[str, Tensor]) -> None:
+def _refuse_unknown(folder: Path) -> NoReturn:
+    """Refuse an architecture of which nothing is known, and say what its files are all the same."""
+    path = folder / CONFIG
+    about = read_json(path, _About)
+    known = [f"{about.model_type}"]
+    if about.num_hidden_layers and about.hidden_size:
+        known.append(f"{about.num_hidden_layers} layers of {about.hidden_size}")
+    if about.max_position_embeddings:
+        known.append(f"a context of {about.max_position_embeddings:,}")
+    with suppress(CortexError):
+        tensors = read_tensors(folder).values()
+        parameters = sum(tensor.size // STORED_BYTES[tensor.dtype] for tensor in tensors)
+        types = ", ".join(sorted({tensor.dtype for tensor in tensors}))
+        known.append(f"{parameters / 1e6:,.1f}M parameters in {types}")
+    refuse(
+        path,
+        f"the architecture {', '.join(about.architectures) or 'none'} is not supported "
+        f"({', '.join(known)}); there are {', '.join(registry.ARCHITECTURES)}",
+    )
+
+
+def _check_served(path: Path, model: ModelConfig) -> None:
+    """See that the engine can keep what each layer wants kept."""
+    for number, layer in enumerate(model.layers):
+        if layer.kind not in SERVED:
+            what = f"a window of {layer.window} tokens" if layer.window else f"a {layer.kind}"
+            refuse(path, f"layer {number} has {what}, which is not supported yet")
+
+
+def _head(model: ModelConfig, stored: dict[str, Tensor]) -> tuple[ModelConfig, list[str]]:
+    """Whether the head is the embedding where files and config disagree: as transformers has it."""
+    if not model.tied_head or HEAD not in stored:
+        return model, []
+    if EMBEDDING not in stored:
+        stored[EMBEDDING] = stored[HEAD]
+        return model, []
+    if _equal(stored[HEAD], stored[EMBEDDING]):
+        return model, []
+    note = f"config.json: tie_word_embeddings is set, and the files hold another {HEAD}, which is used"
+    return msgspec.structs.replace(model, tied_head=False), [note]
+
+
+def _equal(first: Tensor, second: Tensor) -> bool:
+    """Whether two tensors are the same to the bit; reads as far as they are."""
+    if (first.dtype, first.shape) != (second.dtype, second.shape):
+        return False
+    with open_file(first.file) as left, open_file(second.file) as right:
+        left.seek(first.offset)
+        right.seek(second.offset)
+        for start in range(0, first.size, BLOCK):
+            size = min(BLOCK, first.size - start)
+            if left.read(size) != right.read(size):
+                return False
+    return True
+
+
+def _check_tensors(
+    folder: Path, model: ModelConfig, family: Family, stored: Mapping[str, Tensor]
+) -> tuple[list[WeightFile], dict[str, StoredTensor]]:
     """See that every tensor is there, in the shape that config.json promises."""
-    for weight in shapes.weights(architecture == "Qwen3ForCausalLM"):
-        tensor = tensors.get(weight.name)
+    files: dict[Path, int] = {}
+    tensors: dict[str, StoredTensor] = {}
+    for name, shape, sharing in family.tensors(model):
+        tensor = stored.get(name)
         if tensor is None:
-            refuse(folder, f"the tensor {weight.name!r} is in none of its files")
-        if tensor.shape != weight.shape:
-            refuse(
-                tensor.file,
-                f"{weight.name!r} is {list(tensor.shape)}, and config.json wants {list(weight.shape)}",
-            )
+            refuse(folder, f"the tensor {name!r} is in none of its files")
+        if tensor.shape != shape:
+            refuse(tensor.file, f"{name!r} is {list(tensor.shape)}, and config.json wants {list(shape)}")
         if tensor.dtype not in WEIGHT_DTYPES:
-            refuse(
-                tensor.file,
-                f"{weight.name!r} is {tensor.dtype}, and weights are {', '.join(WEIGHT_DTYPES)}",
-            )
+            refuse(tensor.file, f"{name!r} is {tensor.dtype}, and weights are {', '.join(WEIGHT_DTYPES)}")
+        file = files.setdefault(tensor.file, len(files))
+        tensors[name] = StoredTensor(tensor.shape, tensor.dtype, file, tensor.offset, sharing)
+    return [_weight_file(path) for path in files], tensors
 
 
-def _dtype(config: _Config, tensors: dict[str, Tensor]) -> Dtype:
-    name = config.dtype or config.torch_dtype or WEIGHT_DTYPES[tensors[EMBEDDING].dtype]
-    return name if name in get_args(Dtype) else "bfloat16"
+def _weight_file(path: Path) -> WeightFile:
+    status = path.stat()
+    return WeightFile(path.name, status.st_size, status.st_mtime_ns)
+
+
+def _dtype(file: ConfigFile, tensors: Mapping[str, StoredTensor]) -> tuple[Dtype, list[str]]:
+    """The type to serve in: what config.json says, else that of the embedding."""
+    said = (file.dtype or file.torch_dtype or "").removeprefix("torch.")
+    stored = WEIGHT_DTYPES[tensors[EMBEDDING].dtype]
+    if not said or said in get_args(Dtype):
+        return said or stored, []
+    return stored, [f"config.json: dtype {said} is none of {', '.join(get_args(Dtype))}; {stored} is used"]
 
 
 def _eos_ids(
-    generation: _Generation, config: _Config, special: dict[str, str], tokenizer_file: Path, vocabulary: int
+    said: list[int] | None,
+    in_config: Any,
+    tokens: _TokenizerConfig,
+    special: Mapping[str, str],
+    tokenizer_file: Path,
+    vocabulary: int,
 ) -> list[int]:
     """The ids of generation_config.json, else of config.json, and the tokenizer's own end token."""
-    said = generation.eos_token_id if generation.eos_token_id is not None else config.eos_token_id
-    ids = said if isinstance(said, list) else [] if said is None else [said]
-    if "eos_token" in special:
-        added = read_json(tokenizer_file, _Tokenizer).added_tokens
-        ids = ids + [token.id for token in added if token.content == special["eos_token"]]
-    return [token for token in dict.fromkeys(ids) if 0 <= token < vocabulary]
-
-
-def _defaults(generation: _Generation) -> Sampling:
-    return Sampling(
-        temperature=0.0 if generation.do_sample is False else generation.temperature,
-        top_k=None if generation.top_k is None else max(0, generation.top_k),
-        top_p=generation.top_p,
-        min_p=generation.min_p,
-        repetition_penalty=generation.repetition_penalty,
-    )
+    if said is None:
+        said = in_config if isinstance(in_config, list) else [] if in_config is None else [in_config]
+    if (end := special.get("eos_token")) is not None:
+        own = [number for number, token in tokens.added_tokens_decoder.items() if token.content == end]
+        if not own:  # a file of many megabytes, for what the small one does not say
+            added = read_json(tokenizer_file, _Tokenizer).added_tokens
+            own = [token.id for token in added if token.content == end]
+        said = said + own
+    return [token for token in dict.fromkeys(said) if 0 <= token < vocabulary]
 
 
 def _templates(folder: Path, tokens: _TokenizerConfig) -> dict[str, str]:
     """Chat templates by name, the default first, from the first of three places that has any."""
     path = folder / "chat_template.jinja"
     if path.exists():
-        try:
-            return {"default": path.read_text(encoding="utf-8")}
-        except (OSError, UnicodeDecodeError) as error:
-            refuse(path, f"cannot be read: {error}")
+        return {"default": read_text(path)}
     path = folder / "chat_template.json"
     found = read_json(path, _TemplateFile).chat_template if path.exists() else tokens.chat_template
     if not found:

@@ -7,15 +7,32 @@ numbers and is not done here is refused, naming the key: a model that runs with 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
-from ipc.errors import Code, CortexError
+from workers.checkpoints.files import refuse
+from workers.checkpoints.layers import Layer
 
-ARCHITECTURES = ("LlamaForCausalLM", "Qwen3ForCausalLM")
+Activation = Literal["silu", "gelu", "gelu_tanh"]
+
+Size = Annotated[int, msgspec.Meta(ge=1, le=1 << 31)]
+LayerCount = Annotated[int, msgspec.Meta(ge=1, le=10_000)]
+LARGEST_FACTOR = 1_000_000
+
+ACTIVATIONS: dict[str, Activation] = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+}
+ROPE_KEYS = ("rope_parameters", "rope_scaling")
+# A dynamic rope stretches a sequence once it is longer than `max_position_embeddings`, which keys that are
+# cached cannot follow. Up to that length it is the plain one, and such a model is served up to it.
+PLAIN_UP_TO_CONTEXT = "dynamic"
 
 
 class Rope(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,7 +55,7 @@ class Rope(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """A decoder of the Llama family. Qwen3 is a Llama whose queries and keys are normalised per head."""
+    """The dimensions and settings of a dense decoder; sizes in elements."""
 
     vocab_size: int
     hidden_size: int
@@ -48,90 +65,144 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     num_kv_heads: int
     head_dim: int
     norm_eps: float
+    activation: Activation
     rope: Rope
     tied_head: bool  # the output head is the token embedding
     attention_bias: bool
     mlp_bias: bool
-    qk_norm: bool
+    qk_norm: bool  # queries and keys are normalised per head
+    context_length: int  # tokens that the model was made for
+    context_limit: int  # tokens that its positions can be stretched to; no less
+    layers: tuple[Layer, ...]
 
-    def check_ranks(self, world_size: int) -> None:
-        """Refuse a number of ranks that does not divide the model.
-
-        Raises:
-            CortexError: naming the size that does not divide.
-        """
-        sizes = {"num_attention_heads": self.num_heads, "intermediate_size": self.intermediate_size}
-        # with fewer key-value heads than ranks, each head is held by several ranks
-        sizes["num_key_value_heads"] = max(self.num_kv_heads, world_size)
-        for key, size in sizes.items():
-            if size % world_size:
-                raise _refused(f"{key} {size} does not divide over {world_size} ranks")
-        if world_size > self.num_kv_heads and world_size % self.num_kv_heads:
-            raise _refused(f"{world_size} ranks cannot share num_key_value_heads {self.num_kv_heads} evenly")
+    def splits_into(self, world_size: int) -> bool:
+        """Whether the model can be spread over so many ranks."""
+        return (
+            world_size >= 1
+            and self.num_heads % world_size == 0
+            and self.intermediate_size % world_size == 0
+            and (self.num_kv_heads % world_size == 0 or world_size % self.num_kv_heads == 0)
+        )
 
 
-class _File(msgspec.Struct, frozen=True, kw_only=True):
-    """The keys of `config.json` that we look at, with the defaults that transformers gives them."""
+class ConfigFile(msgspec.Struct, frozen=True, kw_only=True):
+    """The keys of `config.json` that are understood. What is left out, a family fills in."""
 
     architectures: list[str]
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int | None = None
-    head_dim: int | None = None
-    rms_norm_eps: float = 1e-6
+    vocab_size: Size
+    hidden_size: Size
+    intermediate_size: Size
+    num_hidden_layers: LayerCount
+    num_attention_heads: Size
+    num_key_value_heads: Size | None = None
+    head_dim: Size | None = None
+    max_position_embeddings: Size
+    rms_norm_eps: Annotated[float, msgspec.Meta(ge=0)] = 1e-6
     hidden_act: str = "silu"
     tie_word_embeddings: bool = False
     attention_bias: bool = False
     mlp_bias: bool = False
-    max_position_embeddings: int = 0
     rope_theta: float | None = None
     rope_scaling: dict[str, Any] | None = None
     rope_parameters: dict[str, Any] | None = None
-    partial_rotary_factor: float = 1.0
+    partial_rotary_factor: float | None = None
+    original_max_position_embeddings: Size | None = None
     use_sliding_window: bool = False
+    sliding_window: Size | None = None
+    max_window_layers: Annotated[int, msgspec.Meta(ge=0)] | None = None
     layer_types: list[str] | None = None
     quantization_config: dict[str, Any] | None = None
+    compression_config: dict[str, Any] | None = None
+    eos_token_id: int | list[int] | None = None
+    dtype: str | None = None  # since transformers 5; before, it was torch_dtype
+    torch_dtype: str | None = None
 
 
-def read_config(folder: str | Path) -> ModelConfig:
-    """Read `config.json` in `folder`.
+# Keys without a bearing on the numbers that this engine computes.
+_HARMLESS = """
+    model_type transformers_version _name_or_path auto_map bos_token_id pad_token_id unk_token_id sep_token_id
+    attention_dropout attn_pdrop embd_pdrop resid_pdrop hidden_dropout initializer_range use_cache
+    pretraining_tp rope_ratio _attn_implementation _attn_implementation_autoset attn_implementation
+    output_attentions output_hidden_states output_router_logits return_dict add_cross_attention
+    cross_attention_hidden_size is_decoder is_encoder_decoder tie_encoder_decoder task_specific_params
+    problem_type label2id id2label finetuning_task prefix torchscript use_bfloat16 pruned_heads
+    chunk_size_feed_forward gradient_checkpointing max_length unsloth_version unsloth_fixed name_or_path
+    rope_interleaved mlp_only_layers_doc _flash_attn_2_enabled use_flash_attn embedding_initializer_range
+"""
+HARMLESS = frozenset(_HARMLESS.split())
+_CHANGES_NUMBERS = re.compile(
+    r"scal(e|ing)|multiplier|soft_?cap|clip|norm|rope|rotary|alibi|window|attn|attention|expert|moe|bias"
+    r"|residual|mup|sink|lora|adapter|causal|parallel|logit|activation|embedding"
+)
+_NEUTRAL = (None, False, 0, 1, "", [], {})  # 0.0 and 1.0 are equal to these
+
+
+def read(path: Path, given: Mapping[str, Any]) -> ConfigFile:
+    """The keys of `config.json` that are understood, from all that are in it.
 
     Raises:
-        CortexError: it is missing or no valid JSON, a key has the wrong type, or it asks for something that
-            is not done here.
+        CortexError: a key is missing or has the wrong type, or one that is not understood may change numbers.
     """
-    path = Path(folder) / "config.json"
     try:
-        file = msgspec.json.decode(path.read_bytes(), type=_File)
-    except OSError as error:
-        raise _refused(f"{path}: {error.strerror}") from error
-    except msgspec.MsgspecError as error:
-        raise _refused(f"{path}: {error}") from error
-    try:
-        return _understand(file)
-    except CortexError as error:
-        raise _refused(f"{path}: {error.message}") from error
+        file = msgspec.convert(given, ConfigFile)
+    except msgspec.ValidationError as error:
+        refuse(path, str(error))
+    for method in filter(None, (file.quantization_config, file.compression_config)):
+        name = method.get("quant_method", "unknown")
+        refuse(path, f"quantization_config: the weights are quantised ({name}), which is not supported")
+    for key in unknown(given):
+        value = given[key]
+        if _CHANGES_NUMBERS.search(key) and (value is True or value not in _NEUTRAL):
+            refuse(path, f"{key} {value} is not understood, and may change what the model computes")
+    return file
 
 
-def _understand(file: _File) -> ModelConfig:
-    if not set(file.architectures) & set(ARCHITECTURES):
-        raise _refused(f"architectures {file.architectures}: known are {', '.join(ARCHITECTURES)}")
-    qwen3 = "Qwen3ForCausalLM" in file.architectures
-    full_attention: Callable[[str], bool] = "full_attention".__eq__
-    _only(file.hidden_act == "silu", "hidden_act", file.hidden_act)
-    _only(not file.use_sliding_window, "use_sliding_window", True)
-    _only(all(map(full_attention, file.layer_types or [])), "layer_types", file.layer_types)
-    _only(file.partial_rotary_factor == 1.0, "partial_rotary_factor", file.partial_rotary_factor)
-    _only(not file.quantization_config, "quantization_config", file.quantization_config)
+def notes(given: Mapping[str, Any]) -> list[str]:
+    """What stands there and is not followed, for whoever serves the model."""
+    kind = next(
+        (given[key].get("rope_type") or given[key].get("type") for key in ROPE_KEYS if given.get(key)), None
+    )
+    found = []
+    if kind == PLAIN_UP_TO_CONTEXT:
+        found.append(
+            "config.json: the rope is dynamic, which up to the context that is served is the plain one"
+        )
+    return found
+
+
+def unknown(given: Mapping[str, Any]) -> list[str]:
+    """Keys of which nothing is known."""
+    known = HARMLESS.union(ConfigFile.__struct_fields__)
+    return sorted(key for key in given if key not in known)
+
+
+def model_config(
+    path: Path, file: ConfigFile, windows: list[int | None], *, qk_norm: bool = False, mlp_bias: bool = False
+) -> ModelConfig:
+    """What `file` says of a dense decoder whose missing keys its family has filled in.
+
+    Args:
+        path: of the file, for the refusal.
+        windows: tokens that each layer sees; None: all of them.
+
+    Raises:
+        CortexError: it asks for something that is not done here.
+    """
     num_kv_heads = file.num_key_value_heads or file.num_attention_heads
-    head_dim = file.head_dim or (128 if qwen3 else file.hidden_size // file.num_attention_heads)
-    for key in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"):
-        _only(getattr(file, key) > 0, key, getattr(file, key))
-    _only(file.num_attention_heads % num_kv_heads == 0, "num_key_value_heads", num_kv_heads)
-    _only(head_dim > 0 and head_dim % 2 == 0, "head_dim", head_dim)
+    head_dim = file.head_dim or file.hidden_size // file.num_attention_heads
+    if file.hidden_act not in ACTIVATIONS:
+        refuse(path, f"hidden_act {file.hidden_act} is not supported; there are {', '.join(ACTIVATIONS)}")
+    if file.num_attention_heads % num_kv_heads:
+        refuse(path, f"num_key_value_heads {num_kv_heads} does not divide {file.num_attention_heads} heads")
+    if head_dim < 2 or head_dim % 2:
+        refuse(path, f"head_dim {head_dim} is not supported: heads have an even size")
+    rope, context_length, context_limit = _rope(path, file)
+    layers = tuple(
+        Layer("full", num_kv_heads, head_dim)
+        if window is None or window >= context_limit  # which no layer could tell from seeing all
+        else Layer("window", num_kv_heads, head_dim, window)
+        for window in windows
+    )
     return ModelConfig(
         vocab_size=file.vocab_size,
         hidden_size=file.hidden_size,
@@ -141,44 +212,79 @@ def _understand(file: _File) -> ModelConfig:
         num_kv_heads=num_kv_heads,
         head_dim=head_dim,
         norm_eps=file.rms_norm_eps,
-        rope=_rope(file),
+        activation=ACTIVATIONS[file.hidden_act],
+        rope=rope,
         tied_head=file.tie_word_embeddings,
         attention_bias=file.attention_bias,
-        mlp_bias=file.mlp_bias and not qwen3,  # Qwen3 has none, whatever the file says
-        qk_norm=qwen3,
+        mlp_bias=mlp_bias,
+        qk_norm=qk_norm,
+        context_length=context_length,
+        context_limit=context_limit,
+        layers=layers,
     )
 
 
-def _rope(file: _File) -> Rope:
-    """The rotary settings, from wherever they stand."""
-    key = "rope_parameters" if file.rope_parameters else "rope_scaling"
-    given = dict(file.rope_parameters or file.rope_scaling or {})
-    given.setdefault("rope_type", given.pop("type", "default"))  # `type`: files from before 2024
+def windows_of(path: Path, file: ConfigFile, *, first: int) -> list[int | None]:
+    """The window of each layer where `use_sliding_window` or `layer_types` asks for some.
+
+    Args:
+        first: the first layer with a window, where `layer_types` does not list them.
+    """
+    count = file.num_hidden_layers
+    types = file.layer_types
+    if types is None:
+        windowed = [file.use_sliding_window and number >= first for number in range(count)]
+    else:
+        if len(types) != count:
+            refuse(path, f"layer_types has {len(types)} entries, and there are {count} layers")
+        for kind in types:
+            if kind not in ("full_attention", "sliding_attention"):
+                refuse(path, f"layer_types: {kind} is not supported")
+        windowed = [kind == "sliding_attention" for kind in types]
+    if any(windowed) and file.sliding_window is None:
+        refuse(path, "sliding_window is missing, and some layers have one")
+    return [file.sliding_window if each else None for each in windowed]
+
+
+def _rope(path: Path, file: ConfigFile) -> tuple[Rope, int, int]:
+    """The rotary settings, from wherever they stand; the context they give, and the longest they allow."""
+    key = next((key for key in ROPE_KEYS if getattr(file, key)), ROPE_KEYS[0])
+    given = dict(getattr(file, key) or {})
+    context = file.max_position_embeddings
+    kind = given["rope_type"] = given.get("rope_type") or given.pop("type", "default")  # until 2024: `type`
+    given.pop("type", None)
     if given.get("rope_theta") is None:
         given["rope_theta"] = file.rope_theta or 10_000.0
-    _only(given.pop("partial_rotary_factor", 1.0) == 1.0, f"{key}.partial_rotary_factor", "other than 1")
-    if given["rope_type"] in ("llama3", "yarn") and given.get("original_max_position_embeddings") is None:
-        given["original_max_position_embeddings"] = file.max_position_embeddings
-    if given["rope_type"] != "default" and given.get("factor") is None:
-        raise _refused(f"{key}.factor is missing")
+    partial = given.pop("partial_rotary_factor", None) or file.partial_rotary_factor or 1.0
+    if partial != 1.0:
+        refuse(path, f"{key}: partial_rotary_factor {partial} is not supported")
+    if kind in ("llama3", "yarn"):
+        original = file.original_max_position_embeddings or given.get("original_max_position_embeddings")
+        given["original_max_position_embeddings"] = original or context
+    if kind == "yarn" and "factor" in given and given["factor"] is None:
+        given["factor"] = context / given["original_max_position_embeddings"]
+    if kind != "default" and given.get("factor") is None:
+        refuse(path, f"{key}.factor is missing")
+    if kind == "llama3":
+        for name in ("low_freq_factor", "high_freq_factor"):
+            if given.get(name) is None:
+                refuse(path, f"{key}.{name} is missing")
+    if kind == PLAIN_UP_TO_CONTEXT:
+        given = {"rope_type": "default", "rope_theta": given["rope_theta"]}
+    for name in given.keys() - set(Rope.__struct_fields__):
+        refuse(path, f"{key}: {name} is not understood")
     try:
         rope = msgspec.convert(given, Rope)
     except msgspec.ValidationError as error:
-        raise _refused(f"{key}: {error}") from error
-    if rope.rope_type != "default":
-        _only(rope.factor >= 1.0, f"{key}.factor", rope.factor)
-    if rope.rope_type in ("llama3", "yarn"):
-        original = rope.original_max_position_embeddings
-        _only(original > 0, f"{key}.original_max_position_embeddings", original)
-    if rope.rope_type == "llama3":
-        _only(rope.high_freq_factor > rope.low_freq_factor, f"{key}.high_freq_factor", rope.high_freq_factor)
-    return rope
-
-
-def _only(supported: bool, key: str, value: object) -> None:
-    if not supported:
-        raise _refused(f"{key} {value} is not supported")
-
-
-def _refused(message: str) -> CortexError:
-    return CortexError(Code.MODEL_LOAD_FAILED, message)
+        refuse(path, f"{key}: {error}")
+    if not 1.0 <= rope.factor <= LARGEST_FACTOR:
+        refuse(path, f"{key}.factor {rope.factor} is not supported")
+    if rope.rope_theta <= 1.0:
+        refuse(path, f"{key}.rope_theta {rope.rope_theta} is not supported")
+    if kind in ("llama3", "yarn") and rope.original_max_position_embeddings < 1:
+        refuse(path, f"{key}.original_max_position_embeddings is {rope.original_max_position_embeddings}")
+    if kind == "llama3" and not 0 < rope.low_freq_factor < rope.high_freq_factor:
+        refuse(path, f"{key}.high_freq_factor {rope.high_freq_factor} is not above low_freq_factor")
+    if kind == "yarn":
+        context = max(context, int(rope.original_max_position_embeddings * rope.factor))
+    return rope, context, int(context * rope.factor) if kind == "linear" else context

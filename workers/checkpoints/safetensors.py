@@ -2,25 +2,26 @@
 
 A file is an 8-byte little-endian length, that many bytes of JSON (tensor name to dtype, shape and the range
 of its bytes in the rest of the file), and the bytes. https://huggingface.co/docs/safetensors
+The library of that name, which loads nothing here either, has to agree.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import os
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated
 
 import msgspec
+from safetensors import SafetensorError, safe_open
 
-from ipc.errors import Code, CortexError
-
-T = TypeVar("T")
+from workers.checkpoints.files import decode_json, open_file, read_json, refuse
 
 HEADER_LIMIT = 100_000_000  # bytes, as in the reference implementation
-JSON_LIMIT = 100_000_000  # bytes of any other file
 DTYPE_BYTES = {
     "BOOL": 1,
     "U8": 1,
@@ -65,29 +66,8 @@ class _Index(msgspec.Struct):
     weight_map: dict[str, str]
 
 
-def refuse(path: Path, why: str) -> NoReturn:
-    """Raise the one error of a checkpoint that cannot be loaded, which names the file."""
-    raise CortexError(Code.MODEL_LOAD_FAILED, f"{path}: {why}", details={"file": str(path)})
-
-
-def read_json(path: Path, kind: type[T]) -> T:
-    """The JSON file at `path` as a `kind`.
-
-    Raises:
-        CortexError: MODEL_LOAD_FAILED, also for JSON with NaN or Infinity in it, which JSON does not have.
-    """
-    try:
-        with path.open("rb") as file:
-            text = file.read(JSON_LIMIT + 1)
-    except OSError as error:
-        refuse(path, f"cannot be read: {error.strerror}")
-    if len(text) > JSON_LIMIT:
-        refuse(path, f"is larger than {JSON_LIMIT:,} bytes")
-    return _decode(path, text, kind)
-
-
 def read_tensors(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a checkpoint, from one file or from the shards that its index names.
+    """All tensors of a checkpoint, from one file or, where there is none, from the shards of its index.
 
     Raises:
         CortexError: MODEL_LOAD_FAILED naming the file: no weights, a shard missing or cut short, a header
@@ -106,11 +86,15 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
         if not (folder / name).exists():
             refuse(folder / name, "is missing, and the index names it")
         shards[name] = read_header(folder / name)
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for tensor, name in weight_map.items():
         if tensor not in shards[name]:
             refuse(folder / name, f"does not hold {tensor!r}, which the index says it does")
         tensors[tensor] = shards[name][tensor]
+    for name, shard in shards.items():
+        for tensor in shard:
+            if tensor in tensors and tensors[tensor].file.name != name:
+                refuse(folder / name, f"holds {tensor!r}, and so does {tensors[tensor].file.name}")
     return tensors
 
 
@@ -120,9 +104,9 @@ def read_header(path: Path) -> dict[str, Tensor]:
     Raises:
         CortexError: MODEL_LOAD_FAILED when header and file do not fit together exactly.
     """
-    try:
-        with path.open("rb") as file:
-            file_size = os.fstat(file.fileno()).st_size
+    with open_file(path) as file:
+        file_size = os.fstat(file.fileno()).st_size
+        try:
             header_size = int.from_bytes(file.read(8), "little")
             if file_size < 8 or header_size > file_size - 8:
                 refuse(path, f"is cut short: {file_size:,} bytes do not even hold its header")
@@ -131,11 +115,13 @@ def read_header(path: Path) -> dict[str, Tensor]:
                     path, f"says that its header has {header_size:,} bytes, and {HEADER_LIMIT:,} is the limit"
                 )
             text = file.read(header_size)
-    except OSError as error:
-        refuse(path, f"cannot be read: {error.strerror}")
-    header = _decode(path, text, dict[str, msgspec.Raw])
+        except OSError as error:
+            refuse(path, f"cannot be read: {error.strerror}")
+    header = decode_json(path, text, dict[str, msgspec.Raw])
     header.pop("__metadata__", None)
-    entries = [(name, _decode(path, raw, _Entry, name)) for name, raw in header.items()]
+    if text.count(b'"data_offsets"') != len(header):
+        _refuse_twice(path, text)
+    entries = [(name, decode_json(path, raw, _Entry, name)) for name, raw in header.items()]
     entries.sort(key=lambda entry: entry[1].data_offsets)
     data = 8 + header_size
     tensors, end = {}, 0
@@ -156,11 +142,23 @@ def read_header(path: Path) -> dict[str, Tensor]:
         refuse(path, f"is cut short: {file_size:,} bytes, and its header describes {data + end:,}")
     if data + end < file_size:
         refuse(path, f"has {file_size - data - end:,} bytes that its header does not describe")
+    try:
+        with safe_open(path, framework="numpy") as opened:
+            agreed = set(opened.keys()) == tensors.keys()
+    except (SafetensorError, OSError) as error:
+        refuse(path, f"is refused by the safetensors library: {error}")
+    if not agreed:
+        refuse(path, "is read differently by the safetensors library")
     return tensors
 
 
-def _decode(path: Path, text: Any, kind: type[T], where: str = "") -> T:
-    try:
-        return msgspec.json.decode(text, type=kind)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        refuse(path, f"has bad JSON{' in ' + repr(where) if where else ''}: {error}")
+def _refuse_twice(path: Path, text: bytes) -> None:
+    """Refuse a header with a name that stands in it more than once, of which a decoder keeps the last."""
+
+    def see(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        name, count = Counter(name for name, _ in pairs).most_common(1)[0] if pairs else ("", 0)
+        if count > 1:
+            refuse(path, f"names {name!r} twice in its header")
+        return dict(pairs)
+
+    json.loads(text, object_pairs_hook=see)

@@ -16,10 +16,11 @@ from ipc.worker_messages import KERNEL_BYTES, CacheGroup, Logprobs, MemoryUse, W
 from workers.attention.backend import AttentionBackend
 from workers.attention.cpu import PagedAttention
 from workers.cache.paged import KVCache
-from workers.checkpoints.config import ModelConfig, read_config
+from workers.checkpoints.card import ModelCard
+from workers.checkpoints.config import ModelConfig
 from workers.execution.input_buffers import InputBuffers
 from workers.execution.memory import TOLD_TOKENS, check_pages, held, largest_step, pool_pages, trim
-from workers.models.decoder import Decoder
+from workers.models.registry import MODELS
 from workers.parallel import RankGroup
 from workers.sampling.grammar import Grammars
 from workers.sampling.logprobs import logprobs
@@ -39,8 +40,8 @@ logger = logging.getLogger("workers.execution.model_runner")
 class ModelRunner:
     """One rank of a transformer. Implements `workers.step.engine.Engine`."""
 
-    def __init__(self, spec: WorkerSpec) -> None:
-        self.spec = spec
+    def __init__(self, spec: WorkerSpec, card: ModelCard) -> None:
+        self.spec, self.card = spec, card
         self.group = RankGroup()
         self.slots: dict[int, Slot] = {}
         self.grammars: Grammars | None = None  # made when the first one is asked for
@@ -54,16 +55,16 @@ class ModelRunner:
         spec = self.spec
         dtype = getattr(torch, spec.dtype)
         device = torch.device(spec.device)
-        config = read_config(spec.folder)
-        config.check_ranks(spec.world_size)
-        checkpoint = WeightFiles(spec.folder)
+        config = self.card.config
+        self.card.check_ranks(spec.world_size)
         if device.type == "cuda":
             torch.cuda.set_device(device)
         self.group = RankGroup.join(spec)
-        self.model = Decoder(config, self.group, dtype)
+        self.model = MODELS[self.card.family](config, self.group, dtype)
         weights = self.model.nbytes
         torch.set_num_threads(1)  # the loader has threads of its own
-        checkpoint.load(self.model.parts(), lambda fraction: progress(fraction, "reading weights"))
+        files = WeightFiles(self.card)
+        files.load(self.model.parts(), lambda fraction: progress(fraction, "reading weights"))
         torch.set_num_threads(min(spec.threads, 1 + weights // THREAD_BYTES))
         if device.type == "cpu":
             _tune_cpu(dtype)
@@ -176,7 +177,7 @@ class ModelRunner:
         slot = self.slots[new.slot] = Slot.of(new)
         if new.constraint is not None:
             if self.grammars is None:
-                self.grammars = Grammars(self.spec.folder, self.model.vocab_size)
+                self.grammars = Grammars(self.card.folder, self.model.vocab_size)
             self.grammars.add(new.slot, new.constraint, slot.output, new.params.stop_ids)
 
     def _release(self, number: int) -> None:

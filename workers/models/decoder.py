@@ -1,4 +1,4 @@
-"""The decoder of Llama (Touvron et al. 2023) and Qwen3: one figure, drawn by the config.
+"""The decoder of Llama (Touvron et al. 2023), Mistral and Qwen3: one figure, drawn by the config.
 
 tokens ─ embedding ─┬─ norm ─ attention ─┬+─ norm ─ mlp ─┬+─ … ─ norm ─ head ─ logits
                     └────────────────────┘└──────────────┘
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from workers.attention.backend import Attend
-from workers.checkpoints.config import ModelConfig
+from workers.checkpoints.config import Activation, ModelConfig
 from workers.layers.embedding import Embedding, Head, VocabularySlice
 from workers.layers.linear import ColumnParallel, Empty, RowParallel
 from workers.layers.norm import HeadNorm, RMSNorm
@@ -22,6 +22,11 @@ from workers.layers.rotary import Rotary, rotate
 from workers.parallel import RankGroup
 from workers.weights.loader import Shard, Slice
 
+ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+}
 Angles = tuple[Tensor, Tensor]  # cosines and sines, [tokens, 1, head_dim] float32
 
 
@@ -132,15 +137,16 @@ class Attention:
 
 
 class MLP:
-    """The gated feed-forward network (SwiGLU, Shazeer 2020)."""
+    """The gated feed-forward network (Shazeer 2020)."""
 
     def __init__(self, name: str, config: ModelConfig, group: RankGroup, empty: Empty) -> None:
         hidden, inner = config.hidden_size, config.intermediate_size
         share = group.share(inner)
+        self.activation = ACTIVATIONS[config.activation]
         projections = [(f"{name}.gate_proj", inner, share), (f"{name}.up_proj", inner, share)]
         self.gate_up = ColumnParallel(projections, hidden, config.mlp_bias, empty)
         self.down = RowParallel(f"{name}.down_proj", hidden, inner, config.mlp_bias, group, empty)
 
     def __call__(self, x: Tensor) -> Tensor:  # [tokens, hidden]
         gate, up = self.gate_up(x).chunk(2, dim=-1)
-        return self.down(F.silu(gate) * up)
+        return self.down(self.activation(gate) * up)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from ipc.heartbeat import HeartbeatPage
+from ipc.sealed import unseal
 from ipc.worker_messages import WorkerSpec
+from workers.checkpoints.card import ModelCard
 from workers.step.engine import Engine
 
 
@@ -15,4 +19,4 @@ def make_engine(spec: WorkerSpec, heartbeat: HeartbeatPage) -> Engine:
         return SimulatedEngine(spec, heartbeat)
     from workers.execution.model_runner import ModelRunner
 
-    return ModelRunner(spec)
+    return ModelRunner(spec, msgspec.msgpack.decode(unseal(spec.card_fd), type=ModelCard))

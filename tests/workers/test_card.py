@@ -3,14 +3,15 @@ import os
 import struct
 from contextlib import suppress
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ipc.errors import Code, CortexError
-from ipc.messages import Sampling
 from tests.neuron.folders import CONFIG, TEMPLATE, header, shapes, write_checkpoint, write_safetensors
-from workers.checkpoints.card import inspect, seems_loadable
+from workers.checkpoints.card import ModelCard, read_card, seems_loadable
+from workers.checkpoints.generation import GenerationDefaults
 from workers.checkpoints.safetensors import HEADER_LIMIT, read_header
 
 NAMES = list(shapes(CONFIG))
@@ -18,7 +19,7 @@ NAMES = list(shapes(CONFIG))
 
 def refusal(folder):
     with pytest.raises(CortexError) as raised:
-        inspect(folder)
+        read_card(folder)
     assert raised.value.code == Code.MODEL_LOAD_FAILED
     return raised.value.message
 
@@ -43,22 +44,23 @@ def elements(config, split=lambda name, shape: shape):
 
 @pytest.mark.parametrize("shards", [1, 3])
 def test_a_checkpoint_is_known_from_its_headers(tmp_path, shards):
-    checkpoint = inspect(write_checkpoint(tmp_path, shards=shards))
+    checkpoint = read_card(write_checkpoint(tmp_path, shards=shards))
     assert checkpoint.architecture == "Qwen3ForCausalLM"
     assert checkpoint.context_length == 512
     assert checkpoint.dtype == "bfloat16"
     assert set(checkpoint.tensors) == set(NAMES)
-    assert checkpoint.config == CONFIG
     assert checkpoint.special_tokens == {"eos_token": "<|end|>", "pad_token": "<|start|>"}
     assert checkpoint.created == int(os.stat(tmp_path / "config.json").st_mtime)
     tensor = checkpoint.tensors["model.norm.weight"]
-    assert (tensor.shape, tensor.size, tensor.dtype) == ((48,), 96, "BF16")
+    assert (tensor.shape, tensor.nbytes, tensor.dtype) == ((48,), 96, "BF16")
+    assert {tensor.file for tensor in checkpoint.tensors.values()} == set(range(shards))
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(checkpoint), type=ModelCard) == checkpoint
 
 
 def test_a_tensor_is_where_its_entry_says(tmp_path):
-    checkpoint = inspect(write_checkpoint(tmp_path))
+    checkpoint = read_card(write_checkpoint(tmp_path))
     path = tmp_path / "model.safetensors"
-    end = max(tensor.offset + tensor.size for tensor in checkpoint.tensors.values())
+    end = max(tensor.offset + tensor.nbytes for tensor in checkpoint.tensors.values())
     start = min(tensor.offset for tensor in checkpoint.tensors.values())
     assert end == path.stat().st_size
     assert start == 8 + int.from_bytes(path.read_bytes()[:8], "little")
@@ -75,7 +77,7 @@ def test_a_tensor_is_where_its_entry_says(tmp_path):
 )
 @pytest.mark.parametrize("ranks", [1, 2, 4])
 def test_bytes_per_rank_are_exact(tmp_path, changes, ranks):
-    checkpoint = inspect(write_checkpoint(tmp_path, **changes))
+    checkpoint = read_card(write_checkpoint(tmp_path, **changes))
 
     def split(name, shape):
         if "norm" in name or name.endswith(("o_proj.bias", "down_proj.bias")):
@@ -93,13 +95,13 @@ def test_bytes_per_rank_are_exact(tmp_path, changes, ranks):
 
 
 def test_one_rank_holds_the_file_and_nothing_else(tmp_path):
-    checkpoint = inspect(write_checkpoint(tmp_path))
-    assert checkpoint.bytes_per_rank(1) == [sum(tensor.size for tensor in checkpoint.tensors.values())]
+    checkpoint = read_card(write_checkpoint(tmp_path))
+    assert checkpoint.bytes_per_rank(1) == [sum(tensor.nbytes for tensor in checkpoint.tensors.values())]
 
 
 @pytest.mark.parametrize(("ranks", "works"), [(3, "1, 2, 4"), (8, "1, 2, 4"), (0, "1, 2, 4")])
 def test_ranks_that_do_not_work_are_told_from_those_that_do(tmp_path, ranks, works):
-    checkpoint = inspect(write_checkpoint(tmp_path))
+    checkpoint = read_card(write_checkpoint(tmp_path))
     with pytest.raises(CortexError, match=f"{ranks} ranks.*What works: {works}"):
         checkpoint.check_ranks(ranks)
 
@@ -108,14 +110,14 @@ def test_ranks_that_do_not_work_are_told_from_those_that_do(tmp_path, ranks, wor
     ("changes", "weights", "dtype"),
     [
         ({}, "BF16", "bfloat16"),
-        ({"torch_dtype": "float16"}, "F16", "bfloat16"),
+        ({"torch_dtype": "float16"}, "F16", "float16"),
         ({"torch_dtype": "float32"}, "F32", "float32"),
         ({"torch_dtype": None, "dtype": "float32"}, "F32", "float32"),
         ({"torch_dtype": None}, "F32", "float32"),
     ],
 )
-def test_the_dtype_is_the_checkpoint_s_and_float16_is_served_as_bfloat16(tmp_path, changes, weights, dtype):
-    assert inspect(write_checkpoint(tmp_path, weights=weights, **changes)).dtype == dtype
+def test_the_dtype_is_the_checkpoint_s(tmp_path, changes, weights, dtype):
+    assert read_card(write_checkpoint(tmp_path, weights=weights, **changes)).dtype == dtype
 
 
 @pytest.mark.parametrize(
@@ -134,26 +136,26 @@ def test_end_of_text_ids_come_from_all_files_that_know_them(tmp_path, generation
     write_checkpoint(tmp_path, eos_token_id=config)  # the tokenizer's end token has the id 0
     if generation is not None:
         write_json(tmp_path / "generation_config.json", generation)
-    assert inspect(tmp_path).eos_ids == ids
+    assert read_card(tmp_path).eos_ids == ids
 
 
 @pytest.mark.parametrize(
     ("generation", "defaults"),
     [
-        (None, Sampling()),
-        ({"do_sample": False, "temperature": 0.7}, Sampling(temperature=0.0)),
+        (None, GenerationDefaults()),
+        ({"do_sample": False, "temperature": 0.7}, GenerationDefaults(temperature=0.0)),
         (
             {"do_sample": True, "temperature": 0.6, "top_k": 20, "top_p": 0.95},
-            Sampling(temperature=0.6, top_k=20, top_p=0.95),
+            GenerationDefaults(temperature=0.6, top_k=20, top_p=0.95),
         ),
-        ({"top_k": -1, "top_p": None}, Sampling(top_k=0)),
+        ({"top_k": -1, "top_p": None}, GenerationDefaults(top_k=0)),
     ],
 )
 def test_sampling_defaults_are_the_checkpoint_s(tmp_path, generation, defaults):
     write_checkpoint(tmp_path)
     if generation is not None:
         write_json(tmp_path / "generation_config.json", generation)
-    assert inspect(tmp_path).defaults == defaults
+    assert read_card(tmp_path).defaults == defaults
 
 
 # --- templates ------------------------------------------------------------------------------------------
@@ -161,18 +163,18 @@ def test_sampling_defaults_are_the_checkpoint_s(tmp_path, generation, defaults):
 
 def test_a_template_is_found_in_each_of_its_three_places_in_order(tmp_path):
     write_checkpoint(tmp_path)
-    assert inspect(tmp_path).chat_template == TEMPLATE
+    assert read_card(tmp_path).chat_template == TEMPLATE
     write_json(tmp_path / "chat_template.json", {"chat_template": "from json"})
-    assert inspect(tmp_path).chat_template == "from json"
+    assert read_card(tmp_path).chat_template == "from json"
     (tmp_path / "chat_template.jinja").write_text("from jinja")
-    assert inspect(tmp_path).chat_template == "from jinja"
+    assert read_card(tmp_path).chat_template == "from jinja"
 
 
 def test_named_templates_are_kept_with_the_default_first(tmp_path):
     write_checkpoint(tmp_path)
     named = [{"name": "tool_use", "template": "with {{ tools }}"}, {"name": "default", "template": "plain"}]
     write_json(tmp_path / "tokenizer_config.json", {"chat_template": named})
-    checkpoint = inspect(tmp_path)
+    checkpoint = read_card(tmp_path)
     assert checkpoint.chat_template == "plain"
     assert list(checkpoint.chat_templates) == ["default", "tool_use"]
     assert (checkpoint.chat, checkpoint.tools, checkpoint.reasoning) == (True, True, False)
@@ -181,14 +183,14 @@ def test_named_templates_are_kept_with_the_default_first(tmp_path):
 def test_a_model_without_a_template_does_not_chat(tmp_path):
     write_checkpoint(tmp_path)
     (tmp_path / "tokenizer_config.json").unlink()
-    checkpoint = inspect(tmp_path)
+    checkpoint = read_card(tmp_path)
     assert (checkpoint.chat, checkpoint.tools, checkpoint.reasoning) == (False, False, False)
 
 
 def test_a_template_tells_what_the_model_can_do(tmp_path):
     write_checkpoint(tmp_path)
     (tmp_path / "chat_template.jinja").write_text("{% if enable_thinking %}<think>{% endif %}")
-    checkpoint = inspect(tmp_path)
+    checkpoint = read_card(tmp_path)
     assert (checkpoint.tools, checkpoint.reasoning) == (False, True)
 
 
@@ -234,6 +236,10 @@ def test_an_index_cannot_point_out_of_its_folder(tmp_path, shard):
         ({"architectures": []}, ["none", "not supported"]),
         ({"quantization_config": {"quant_method": "gptq"}}, ["gptq"]),
         ({"max_position_embeddings": 0}, [">= 1"]),
+        (
+            {"use_sliding_window": True, "max_window_layers": 1, "sliding_window": 9},
+            ["layer 1", "not supported yet"],
+        ),
         ({"max_position_embeddings": None}, ["max_position_embeddings"]),
         ({"rope_theta": float("nan")}, ["bad JSON"]),
         ({"eos_token_id": "5"}, ["eos_token_id"]),
@@ -354,7 +360,7 @@ def test_any_json_is_a_checkpoint_or_a_typed_error(whole, value, name, key):
     data = {**CONFIG, key: value} if key else value
     write_json(whole / name, data)
     with suppress(CortexError):
-        inspect(whole)
+        read_card(whole)
     (whole / name).unlink() if before is None else (whole / name).write_text(before)
 
 

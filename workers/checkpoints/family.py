@@ -1,0 +1,56 @@
+"""What a family of models is to a checkpoint: how its config is read, and which tensors it has."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from workers.checkpoints.config import ModelConfig
+from workers.checkpoints.layers import kv_heads_on_rank
+
+Sharing = Literal["rows", "kv_rows", "columns", "vocabulary", "none"]
+
+
+class TensorSpec(NamedTuple):
+    """A tensor that a model must have, and how ranks share it.
+
+    `rows` and `columns`: equal parts. `kv_rows`: by KV head, of which several ranks may hold the same one.
+    `vocabulary`: rows, the last parts padded. `none`: all of it on every rank.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    sharing: Sharing
+
+    def elements_on_rank(self, model: ModelConfig, world_size: int) -> int:
+        """Elements that each rank holds; the ranks hold equal parts."""
+        first, *rest = self.shape
+        match self.sharing:
+            case "none":
+                return math.prod(self.shape)
+            case "columns":
+                return first * (rest[0] // world_size)
+            case "kv_rows":
+                heads = kv_heads_on_rank(model.num_kv_heads, world_size)
+                return heads * model.head_dim * math.prod(rest)
+        return -(-first // world_size) * math.prod(rest)
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """Models whose `config.json` and tensors are read alike.
+
+    Args:
+        name: of its file here, and of its mathematics in `workers/models/`.
+        architectures: names in `config.json`.
+        read: `config.json` to what it means; refuses what is not done, by name.
+        tensors: all that are loaded.
+    """
+
+    name: str
+    architectures: tuple[str, ...]
+    read: Callable[[Path, Mapping[str, Any]], ModelConfig]
+    tensors: Callable[[ModelConfig], Iterator[TensorSpec]]
