@@ -1,9 +1,14 @@
 # make run    sets up .venv and starts gateway, neuron and the demo model on this machine (ARGS='--model …')
 # make test   sets up .venv with the test extras and runs every test (ARGS='-k rings')
 # make lint   formatter and linter, as CI runs them
+#
+# TORCH=cpu takes PyTorch's build for the CPU, 1.3 GB with all else, in place of PyPI's for CUDA, 4.9 GB.
 
 PYTHON ?= python3
+TORCH ?= pypi
+TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 VENV := .venv
+PIP = $(VENV)/bin/python -m pip install --disable-pip-version-check -c constraints.txt
 PIP_INPUTS := pyproject.toml setup.cfg constraints.txt
 
 .PHONY: run test lint
@@ -22,11 +27,16 @@ lint: $(VENV)/installed-test
 $(VENV)/installed-run: extras := neuron
 $(VENV)/installed-test: extras := test
 $(VENV)/installed-%: $(PIP_INPUTS) | $(VENV)/bin/pip
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(extras)]'
+ifeq ($(TORCH),cpu)
+	$(PIP) --index-url $(TORCH_CPU_INDEX) torch
+endif
+	$(PIP) -e '.[$(extras)]'
 	@touch $@
 
 $(VENV)/bin/pip:
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "cortex needs Python 3.11 or newer, and $(PYTHON) is " + sys.version.split()[0] + ". Name another one: make PYTHON=python3.12 …")'
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { echo "$(PYTHON) cannot make virtual environments. On Debian: apt install python3-venv" >&2; exit 1; }
-	@echo "making $(VENV) and installing what cortex needs; the first time takes some minutes"
+	@case "$(TORCH)" in pypi|cpu) ;; *) echo "TORCH=$(TORCH): there are pypi (the default) and cpu" >&2; exit 1;; esac
+	@echo "making $(VENV) and installing what cortex needs: $(if $(filter cpu,$(TORCH)),1.3,4.9) GB, once, in some minutes"
+	@test "$(TORCH)" = cpu -o -e /dev/nvidiactl || echo "There is no NVIDIA GPU here, so a smaller PyTorch will do. Ctrl-C, then: make TORCH=cpu …  (1.3 GB)"
 	$(PYTHON) -m venv $(VENV)

@@ -1,0 +1,63 @@
+"""What `make` says and does before it takes gigabytes from the network."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+
+
+@pytest.fixture
+def make(tmp_path):
+    """Runs `make` with a Python whose virtual environments only note what they are told."""
+    told = tmp_path / "told"
+    told.touch()
+    python = tmp_path / "python"
+    python.write_text(
+        "#!/bin/sh\n"
+        'case "$*" in "-m venv"*) mkdir -p "$3/bin"; touch "$3/bin/pip"; cp "$0" "$3/bin/python";; esac\n'
+        f'case "$*" in "-m pip"*) echo "$@" >> {told};; esac\n'
+    )
+    python.chmod(0o755)
+    for name in ("Makefile", "pyproject.toml", "setup.cfg", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+
+    def run(*arguments):
+        ended = subprocess.run(
+            ["make", f"PYTHON={python}", *arguments, ".venv/installed-run"],
+            cwd=tmp_path,
+            env={**os.environ, "MAKEFLAGS": ""},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        return ended, told.read_text().splitlines()
+
+    return run
+
+
+def test_it_says_how_much_it_takes_before_it_begins_and_hides_nothing(make):
+    ended, [install] = make()
+    assert "4.9 GB" in ended.stdout
+    assert ("make TORCH=cpu" in ended.stdout) != os.path.exists("/dev/nvidiactl")
+    assert install.endswith("-e .[neuron]")
+    assert "--quiet" not in install
+
+
+def test_the_smaller_build_comes_from_its_own_index(make):
+    ended, [torch, install] = make("TORCH=cpu")
+    assert "1.3 GB" in ended.stdout
+    assert "--index-url https://download.pytorch.org/whl/cpu torch" in torch
+    assert "--index-url" not in install
+
+
+def test_another_build_is_refused_before_anything_is_installed(make):
+    ended, told = make("TORCH=rocm")
+    assert ended.returncode != 0
+    assert "TORCH=rocm" in ended.stderr
+    assert told == []
