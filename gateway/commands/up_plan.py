@@ -13,6 +13,7 @@ from typing import Any
 from gateway.config import split_address
 
 LOOPBACK = "127.0.0.1"
+NEURON_PORT = 13131
 
 
 class UpError(Exception):
@@ -87,12 +88,17 @@ def make_plan(models: Sequence[str], dtype: str | None, ranks: int, device: str 
         raise UpError(f"--listen: {error}") from error
     with free_socket(host, port) as api:
         port = api.getsockname()[1]
-        try:
-            metrics = free_socket(LOOPBACK, port + 1 if port < 65535 else 0)
-        except UpError:
-            metrics = free_socket(LOOPBACK, 0)
-        with metrics, free_socket(LOOPBACK, 0) as neuron:
+        metrics = _socket_near(port + 1 if port < 65535 else 0)
+        with metrics, _socket_near(NEURON_PORT) as neuron:
             return Plan((host, port), metrics.getsockname()[1], neuron.getsockname()[1], entries, devices)
+
+
+def _socket_near(port: int) -> socket.socket:
+    """A socket on loopback that has the port where clients look first, or where that is taken, a free one."""
+    try:
+        return free_socket(LOOPBACK, port)
+    except UpError:
+        return free_socket(LOOPBACK, 0)
 
 
 def parse_devices(text: str) -> list[str]:

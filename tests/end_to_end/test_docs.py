@@ -1,21 +1,52 @@
-"""The examples on docs/api.md and in the README run as they stand."""
+"""What README.md and docs/ tell a reader to type or to copy works as it stands."""
 
+import os
 import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import httpx
+import msgspec
 import pytest
+import typer
+import yaml
 
+import gateway.config
+import neuron.config
+from gateway.commands.cli import app as cortex_command
+from ipc.settings import load_settings
+from neuron.cli import app as neuron_command
 from tests.end_to_end.harness import PATIENCE
 
 ROOT = Path(__file__).parents[2]
+PAGES = {
+    str(path.relative_to(ROOT)): path.read_text() for path in (ROOT / "README.md", *ROOT.glob("docs/*.md"))
+}
+BLOCKS = [
+    (page, language, body)
+    for page, text in PAGES.items()
+    for language, body in re.findall(r"^```(\w*)\n(.*?)^```$", text, re.S | re.M)
+]
 EXAMPLES = [
     example
-    for page in ("README.md", "docs/api.md")
-    for example in re.findall(
-        r"^curl http://\S+?(/v1/\S+) .*?-d '(.*?)'\n", (ROOT / page).read_text(), re.S | re.M
-    )
+    for _, _, body in BLOCKS
+    for example in re.findall(r"^curl http://\S+?(/v1/\S+) .*?-d '(.*?)'\n", body, re.S | re.M)
 ]
+COMMANDS = {
+    "cortex": typer.main.get_command(cortex_command),
+    "neuron": typer.main.get_command(neuron_command),
+}
+# As they stand in a block or in the text, with the prompt of a host, a folder, or a user before them.
+LINES = sorted(
+    {
+        found[1].strip()
+        for text in PAGES.values()
+        for found in re.finditer(r"(?:^|`|\$ +|/bin/)((?:cortex|neuron) [a-z].*?)(?:$|`|  )", text, re.M)
+        if found[1].split()[1] in {name for each in COMMANDS.values() for name in each.commands}
+    }
+)
 
 
 @pytest.mark.parametrize(("path", "body"), EXAMPLES, ids=[path for path, _ in EXAMPLES])
@@ -25,5 +56,55 @@ def test_an_example_is_answered(cortex, path, body):
     assert answer.status_code == 200, answer.text
 
 
+@pytest.mark.parametrize(
+    ("page", "program"), [(page, body) for page, language, body in BLOCKS if language == "python"]
+)
+def test_a_program_runs(cortex, page, program):
+    """Against the fixture's ports; nothing else of it is changed."""
+    program = program.replace("http://127.0.0.1:31313", cortex.base)
+    environment = os.environ | {"NEURON": cortex.fleet().neurons[0].endpoint}
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=PATIENCE, env=environment
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert re.search(r"[a-z]{3,} [a-z]{2,}", ended.stdout), "it prints an answer"
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_a_command_has_the_options_that_it_is_shown_with(line):
+    name, subcommand, *arguments = shlex.split(line, comments=True)
+    if arguments:  # else it is only named
+        COMMANDS[name].commands[subcommand].make_context(subcommand, arguments)
+
+
+@pytest.mark.parametrize(
+    ("page", "language", "body"), [block for block in BLOCKS if block[1] in ("yaml", "toml")]
+)
+def test_a_configuration_can_be_read(tmp_path, page, language, body):
+    kinds = {"neuron": neuron.config.NeuronConfig, "cortex": gateway.config.GatewayConfig}
+    path = tmp_path / f"config.{language}"
+    path.write_text(body)
+    if language == "yaml" and isinstance(yaml.safe_load(body), list):
+        msgspec.convert(yaml.safe_load(body), list[neuron.config.ModelSettings])
+        return
+    named = re.match(r"# (neuron|cortex)\.", body)
+    for kind in [kinds[named[1]]] if named else kinds.values():
+        try:
+            load_settings(path, kind)
+            return
+        except Exception as error:
+            reason = error
+    raise AssertionError(f"{page}: {reason}")
+
+
+def test_every_target_of_make_is_there():
+    targets = {name for text in PAGES.values() for name in re.findall(r"^make (\w+)", text, re.M)}
+    assert {"run", "test"} <= targets
+    for target in targets:
+        assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.M), target
+
+
 def test_the_pages_have_examples():
-    assert len(EXAMPLES) == 4
+    assert len(EXAMPLES) >= 4
+    assert sum(language == "python" for _, language, _ in BLOCKS) >= 2
+    assert {"cortex keygen --out /etc/neuron/keys --name neuron", "cortex up --model simulated"} <= set(LINES)

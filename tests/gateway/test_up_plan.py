@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 import neuron.config
-from gateway.commands.up_plan import UpError, free_socket, make_plan, model_entry, parse_devices
+from gateway.commands.up_plan import LOOPBACK, UpError, free_socket, make_plan, model_entry, parse_devices
 from ipc.settings import load_settings
 from neuron.models.catalogue import Catalogue
 
@@ -106,6 +106,16 @@ def test_all_ports_are_different_and_the_metrics_stay_next_to_the_api():
     assert len(ports) == 3
     with socket.create_server(("127.0.0.1", made.metrics_port)):
         assert plan(listen=f"127.0.0.1:{made.listen[1]}").metrics_port != made.metrics_port
+
+
+def test_the_neuron_is_where_clients_look_for_one_if_that_is_free():
+    with free_socket(LOOPBACK, 0) as probe:
+        free = probe.getsockname()[1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gateway.commands.up_plan.NEURON_PORT", free)
+        assert plan().neuron_port == free
+        with socket.create_server((LOOPBACK, free)):
+            assert plan().neuron_port != free
 
 
 def test_clients_are_sent_to_loopback_when_every_interface_is_open():
