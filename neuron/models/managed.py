@@ -163,9 +163,9 @@ class ManagedModel:
         self._told = self._state()
         return self._told
 
-    def _changed(self) -> None:
+    def _changed(self, now: bool = False) -> None:
         self._told = None
-        self._tell_change()
+        self._tell_change(now)
 
     def _state(self) -> ModelState:
         ranks = self.ranks()
