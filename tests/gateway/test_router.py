@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import statistics
 from dataclasses import dataclass, field
 
 import pytest
 
+from benchmarks import fleet
 from gateway.fleet.router import able, absent, best, ready
 from ipc.errors import Code, CortexError
 from ipc.messages import Device, ModelState, Quoted
@@ -154,3 +156,16 @@ def test_nothing_is_unknown_while_a_neuron_has_not_been_heard() -> None:
 
 def test_nothing_is_unknown_while_no_neuron_answers() -> None:
     assert absent([Host("a", healthy=False)], "m").code == Code.NEURON_LOST
+
+
+# --- many ------------------------------------------------------------------------------------------------
+
+
+def test_mean_wait_of_a_changing_mix_is_near_that_of_a_scheduler_that_knows_all() -> None:
+    """Two hosts and ten models, on paper; `python -m benchmarks.fleet` has real neurons as well."""
+    mixes = [fleet.mix(2000, rate=25.0, seed=seed) for seed in (1, 2, 3)]
+    waits, ideal = (
+        statistics.mean(wait for arrivals in mixes for wait in schedule(arrivals, hosts=2, load=1.0))
+        for schedule in (fleet.routed, fleet.all_known)
+    )
+    assert waits < 1.3 * ideal
