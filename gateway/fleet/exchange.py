@@ -65,6 +65,7 @@ class Exchange:
         self._call: Call | None = None
         self._refusals: dict[Neuron, CortexError] = {}  # of neurons that did not take it
         self._error: CortexError | None = None
+        self._answered = False  # some of the answer has passed through here
         self._left = False
         self._tokens = 0  # of the answer, that passed through here
         self._first_token = 0.0  # seconds
@@ -97,15 +98,18 @@ class Exchange:
             kind = type(reply)
             if kind is Delta:
                 tokens += reply.tokens
+                self._answered = True
             elif kind is Started:
+                if self.started is not None:  # at the neuron before this one, and the client was told
+                    replies = [other for other in replies if other is not reply]
                 self.started = reply
             elif kind is Finished:
                 self.finished = reply
             elif kind is Embeddings:
                 self.embeddings = reply
             elif kind is Failed or kind is Cancelled:
-                await self._fail(reply)
                 replies.pop()  # the last one: it is terminal
+                await self._fail(reply)
         if tokens:
             self._on_tokens(tokens)
         return replies
@@ -133,7 +137,7 @@ class Exchange:
             error = CortexError(Code.INTERNAL, "the neuron cancelled the request, and nobody had asked it to")
         else:
             error = reply.error()
-        if self.started is None and error.code in _ELSEWHERE:
+        if not self._answered and error.code in _ELSEWHERE:
             if await self._move(error):
                 return
             error = self._refusal()

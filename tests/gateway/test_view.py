@@ -13,7 +13,7 @@ from gateway.fleet import quotes
 from gateway.fleet.exchange import Exchange
 from gateway.fleet.view import Fleet, Neuron
 from ipc.errors import Code, CortexError
-from ipc.messages import Failed, Generate, ModelState, Quoted, State
+from ipc.messages import Delta, Failed, Generate, ModelState, Quoted, Started, State
 from tests.gateway.fake_neuron import FakeNeuron
 
 
@@ -131,14 +131,34 @@ def test_request_of_a_neuron_lost_before_it_started_goes_to_another() -> None:
     run(scenario)
 
 
-def test_request_that_started_is_never_sent_twice() -> None:
+def test_request_that_started_without_a_token_goes_on_and_is_told_once_that_it_started() -> None:
     async def scenario() -> None:
         first, second = FakeNeuron(name="a", models=("stuck",)), FakeNeuron(name="b", models=("stuck",))
         async with fleet_of(first, second) as fleet:
             exchange = Exchange(fleet, "r")
             await exchange.send(generate("stuck"))
+            told = []
             while exchange.started is None:
-                await exchange.take(1.0)
+                told += await exchange.take(1.0)
+            there, other = (first, second) if first.work else (second, first)
+            there.close()
+            while not other.work:
+                told += await exchange.take(0.1)
+            told += await exchange.take(0.5)
+            assert [type(reply) for reply in told] == [Started]
+            exchange.close()
+
+    run(scenario)
+
+
+def test_request_whose_answer_began_is_never_sent_twice() -> None:
+    async def scenario() -> None:
+        first, second = FakeNeuron(name="a", models=("slow",)), FakeNeuron(name="b", models=("slow",))
+        async with fleet_of(first, second) as fleet:
+            exchange = Exchange(fleet, "r")
+            await exchange.send(Generate(id=0, model="slow", prompt="one two three " * 100, stream=True))
+            while not any(isinstance(reply, Delta) for reply in await exchange.take(1.0)):
+                pass
             there, other = (first, second) if first.work else (second, first)
             there.close()
             with pytest.raises(CortexError) as caught:
