@@ -41,7 +41,7 @@ class TextFrontEnd:
             shown=(THINK, END_THINK, CALL, END_CALL),
         )
         templates = {
-            name: ChatTemplate(source, checkpoint.special_tokens, _template_file(checkpoint.folder))
+            name: ChatTemplate(source, checkpoint.special_tokens, _template_file(Path(checkpoint.folder)))
             for name, source in checkpoint.chat_templates.items()
         }
         return cls(tokenizer, templates)
