@@ -122,8 +122,10 @@ class Prospect:
 class _Outlook:
     """Memory as the wishes that were looked at leave it."""
 
-    free: dict[str, int]  # that nobody holds or is about to get
-    later: dict[str, int]  # once all that leave have left, and those wishes are granted
+    free: dict[str, int]  # bytes by device that nobody has now
+    later: dict[
+        str, int
+    ]  # once all that leave have left, and those wishes are granted: what is free for more
     holders: dict[str, Holder]  # that are not leaving for one of those wishes
 
     def add(self, need: Need, strategy: Literal["lru", "priority"]) -> Prospect:
@@ -135,7 +137,7 @@ class _Outlook:
         leaving = [self.holders.pop(victim) for victim in fit.victims]
         now = not leaving and all(size <= self.free[name] for name, size in fit.reservations.items())
         for name, size in fit.reservations.items():
-            self.free[name] = max(0, self.free[name] - size)
+            self.free[name] -= size if now else 0
             self.later[name] -= size
         for holder in leaving:
             for name, size in holder.reserved.items():
@@ -345,7 +347,7 @@ class Room:
             self._tenants[name].stay()
 
     async def _grant(self, wish: Wish, fit: Fit) -> None:
-        """Book it, unless somebody was faster: then the next look sees that."""
+        """Book it, unless somebody was faster: a later look sees that."""
         await self._lender.make_way(fit.reservations, reuse=wish.reuse)
         if wish.granted.done():
             return
@@ -353,7 +355,6 @@ class Room:
             self._ledger.reserve(wish.tenant.id, fit.reservations)
         except CortexError as error:
             log.info("booking waits model=%s reason=%s", wish.tenant.id, error)
-            self._again = True
             return
         self._tenants[wish.tenant.id] = wish.tenant
         wish.granted.set_result(fit)

@@ -235,7 +235,7 @@ class ManagedModel:
             priority=self.settings.priority,
             last_used=self.last_used,
             pinned=self.settings.pin,
-            busy=self.status == "loading" or not self.requests.idle,
+            busy=self.status in ("waiting", "loading") or not self.requests.idle,
             leaving=self.status in ("draining", "unloading"),
         )
 

@@ -1,0 +1,364 @@
+"""The line for memory, played through on a clock that costs no time: loads, answers and turns take what they
+say, and every wish is granted within its bound."""
+
+import asyncio
+import itertools
+import random
+import selectors
+import types
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import neuron.memory.room
+from ipc.errors import Code, CortexError
+from ipc.messages import Device, Eviction
+from neuron.config import Memory
+from neuron.memory.fit import Holder, Need
+from neuron.memory.ledger import Ledger
+from neuron.memory.room import Room
+
+TOTAL = 100  # bytes of the one device
+TURN = 5.0
+LOAD = 2.0
+
+
+class Instant(selectors.SelectSelector):
+    """Waits by moving a clock."""
+
+    now = 0.0
+
+    def select(self, timeout=None):
+        ready = super().select(0)
+        if not ready and timeout:
+            self.now += timeout
+        return ready
+
+
+class Loop(asyncio.SelectorEventLoop):
+    def __init__(self):
+        self.clock = Instant()
+        super().__init__(self.clock)
+
+    def time(self):
+        return self.clock.now
+
+
+def play(scenario, monkeypatch):
+    """Run `scenario` on a clock of its own."""
+    loop = Loop()
+    clock = types.SimpleNamespace(monotonic=loop.time)
+    with monkeypatch.context() as patch:
+        patch.setattr(neuron.memory.room, "time", clock)
+        patch.setattr(neuron.memory.room.asyncio, "to_thread", at_once)
+        try:
+            return loop.run_until_complete(asyncio.wait_for(scenario, 100_000))
+        finally:
+            loop.close()
+
+
+async def at_once(function, *args):
+    return function(*args)
+
+
+class Inventory:
+    """One device, of which nobody else has anything."""
+
+    def __init__(self):
+        self.devices = [Device(id="cuda:0", kind="cuda", name="", memory_total=TOTAL, memory_free=TOTAL)]
+        self.ledger = Ledger(self.devices)
+
+    def refresh(self):
+        taken = self.ledger.reserved("cuda:0")
+        self.devices = [
+            Device(id="cuda:0", kind="cuda", name="", memory_total=TOTAL, memory_free=TOTAL - taken)
+        ]
+        return self.devices
+
+
+class NoStandby:
+    def booked(self, device):
+        return 0
+
+    async def make_way(self, amounts, *, reuse): ...
+
+    def settle(self): ...
+
+    def tend(self): ...
+
+
+class Model:
+    """As `ManagedModel` is to a room: it loads, serves, drains and ends."""
+
+    def __init__(self, place, name, size, *, pin=False):
+        self.place, self.id, self.size, self.pin = place, name, size, pin
+        self.status = "unloaded"
+        self.last_used = 0.0
+        self.open = self.running = 0  # requests
+        self.ready_at = 0.0
+        self.changed = asyncio.Event()
+        self.task = None
+        self.places = []
+        self.waits = []
+        self.error = None
+
+    def need(self, runtime):
+        return Need(
+            model=self.id,
+            rank_bytes=(self.size,),
+            kv_bytes_per_token=0,
+            context_length=32,
+            max_sequences=1,
+        )
+
+    def holder(self, reserved):
+        return Holder(
+            self.id,
+            reserved,
+            priority=100,
+            last_used=self.last_used,
+            pinned=self.pin,
+            busy=self.status in ("waiting", "loading") or self.open > 0,
+            leaving=self.status == "draining",
+        )
+
+    @property
+    def turn_ends(self):
+        return self.ready_at + TURN if self.status in ("ready", "draining") else None
+
+    @property
+    def seconds_to_leave(self):
+        return 1.0
+
+    def give_way(self):
+        if self.status == "ready":
+            self.status = "draining"
+            self.check()
+
+    def stay(self):
+        if self.status == "draining":
+            self.become("ready")
+
+    def become(self, status):
+        self.status = status
+        self.changed.set()
+        self.changed = asyncio.Event()
+
+    def check(self):
+        """A model that drains ends with its last request."""
+        if self.status == "draining" and not self.running:
+            self.become("unloaded")
+            self.place.room.release(self.id)
+
+    async def bring_up(self):
+        try:
+            await self.place.room.take(self, self.places.append)
+        except CortexError as error:
+            self.error = error
+            self.become("unloaded")
+            return
+        self.status = "loading"
+        await asyncio.sleep(LOAD)
+        self.ready_at = asyncio.get_running_loop().time()
+        self.become("ready")
+        self.place.room.look()
+
+    async def serve(self, seconds):
+        """One request: how long it waited to begin."""
+        loop = asyncio.get_running_loop()
+        began = self.last_used = loop.time()
+        self.error = None
+        self.open += 1
+        try:
+            await self.ready()
+            self.waits.append(loop.time() - began)
+            self.running += 1
+            await asyncio.sleep(seconds)
+            self.running -= 1
+        finally:
+            self.open -= 1
+        self.last_used = loop.time()
+        self.check()
+        self.place.room.look()
+
+    async def ready(self):
+        while self.status != "ready":
+            if self.status == "unloaded":
+                self.become("waiting")
+                self.task = asyncio.create_task(self.bring_up())
+            await self.changed.wait()
+            if self.error is not None:
+                raise self.error
+
+
+class Place:
+    """A room and the models of a test; `sizes` by name, of TOTAL bytes."""
+
+    def __init__(self, sizes, *, wait_seconds=1000.0, pinned=()):
+        inventory = Inventory()
+        memory = Memory(wait_seconds=wait_seconds, turn_seconds=TURN)
+        self.room = Room(memory, inventory.ledger, inventory, NoStandby(), self.check)
+        self.ledger = inventory.ledger
+        self.models = {name: Model(self, name, size, pin=name in pinned) for name, size in sizes.items()}
+
+    def check(self):
+        assert self.ledger.reserved("cuda:0") <= TOTAL
+
+    async def users(self, name, count, seconds, until):
+        """So many who ask for one answer after the other."""
+
+        async def user():
+            while asyncio.get_running_loop().time() < until:
+                await self.models[name].serve(seconds)
+
+        await asyncio.gather(*(user() for _ in range(count)))
+
+
+def test_steady_traffic_on_one_model_does_not_starve_another_and_back(monkeypatch):
+    async def scenario():
+        place = Place({"a": 60, "b": 60})
+        await asyncio.gather(place.users("a", 5, 1.0, 300), place.users("b", 1, 1.0, 300))
+        bound = TURN + 1.0 + LOAD  # the turn of the other, its last answer, and the load
+        for model in place.models.values():
+            assert max(model.waits) <= 2 * LOAD + bound
+            assert len(model.waits) > 20
+        await place.room.close()
+
+    play(scenario(), monkeypatch)
+
+
+@given(
+    sizes=st.dictionaries(st.sampled_from("abcdef"), st.integers(10, 100), min_size=2, max_size=6),
+    users=st.integers(1, 4),
+    seconds=st.floats(0.1, 5.0),
+    strategy=st.sampled_from(["lru", "priority"]),
+)
+@settings(max_examples=15, deadline=None)
+def test_everybody_who_fits_is_served_within_a_bound_whatever_the_mix(sizes, users, seconds, strategy):
+    async def scenario():
+        place = Place(sizes)
+        place.room.eviction = Eviction(strategy=strategy)
+        await asyncio.gather(*(place.users(name, users, seconds, 80) for name in sizes))
+        # Each of those before it: the turns of all that hold memory, their last answers, and its load.
+        bound = (len(sizes) + 1) * (TURN + seconds + 2 * LOAD + 1.0)
+        for model in place.models.values():
+            assert max(model.waits) <= bound
+        await place.room.close()
+
+    with pytest.MonkeyPatch.context() as patch:
+        play(scenario(), patch)
+
+
+def test_idle_models_leave_at_once_and_the_least_recently_used_first(monkeypatch):
+    async def scenario():
+        place = Place({"a": 40, "b": 40, "c": 40})
+        for name in "abac":
+            await place.models[name].serve(1.0)
+        assert [model.status for model in place.models.values()] == ["ready", "unloaded", "ready"]
+        assert place.models["c"].waits == [pytest.approx(LOAD)]
+        await place.room.close()
+
+    play(scenario(), monkeypatch)
+
+
+def test_a_wish_that_others_stand_before_is_told_its_place(monkeypatch):
+    async def scenario():
+        place = Place({"a": 100, "b": 100, "c": 100})
+        running = asyncio.create_task(place.models["a"].serve(50.0))
+        await asyncio.sleep(LOAD + 1)
+        rest = [asyncio.create_task(place.models[name].serve(1.0)) for name in "bc"]
+        await asyncio.sleep(1)
+        assert [(place.models[name].places[-1].position) for name in "bc"] == [1, 2]
+        assert place.models["b"].places[-1].holders == ("a",)
+        await asyncio.gather(running, *rest)
+        assert place.models["c"].places[-1].position == 1
+        await place.room.close()
+
+    play(scenario(), monkeypatch)
+
+
+def test_a_small_wish_passes_a_large_one_where_it_takes_nothing_from_it(monkeypatch):
+    async def scenario():
+        place = Place({"a": 50, "large": 60, "small": 10, "medium": 45})
+        running = asyncio.create_task(place.models["a"].serve(50.0))
+        await asyncio.sleep(LOAD + 1)
+        large = asyncio.create_task(place.models["large"].serve(1.0))
+        await asyncio.sleep(1)
+        await place.models["small"].serve(1.0)
+        assert place.models["small"].waits == [pytest.approx(LOAD)]
+        medium = asyncio.create_task(place.models["medium"].serve(1.0))  # what large waits for
+        await asyncio.sleep(10)
+        assert place.models["medium"].status == place.models["large"].status == "waiting"
+        await asyncio.gather(running, large, medium)
+        await place.room.close()
+
+    play(scenario(), monkeypatch)
+
+
+def test_a_wait_is_bounded_and_says_for_whom(monkeypatch):
+    async def scenario():
+        place = Place({"a": 100, "b": 100}, wait_seconds=20.0)
+        running = asyncio.create_task(place.models["a"].serve(100.0))
+        await asyncio.sleep(LOAD + 1)
+        with pytest.raises(CortexError, match="a had not finished with") as refused:
+            await place.models["b"].serve(1.0)
+        assert refused.value.code == Code.INSUFFICIENT_MEMORY
+        assert asyncio.get_running_loop().time() == pytest.approx(LOAD + 21, abs=1.0)
+        await asyncio.sleep(1)
+        assert place.models["a"].status == "ready"
+        await running
+        await place.room.close()
+
+    play(scenario(), monkeypatch)
+
+
+def test_what_only_a_pinned_model_could_make_room_for_is_refused_at_once(monkeypatch):
+    async def scenario():
+        place = Place({"pinned": 60, "b": 60}, pinned=["pinned"])
+        await place.models["pinned"].serve(1.0)
+        began = asyncio.get_running_loop().time()
+        with pytest.raises(CortexError, match="is pinned"):
+            await place.models["b"].serve(1.0)
+        assert asyncio.get_running_loop().time() - began < 1.0
+        await place.room.close()
+
+    play(scenario(), monkeypatch)
+
+
+def test_memory_that_comes_back_late_is_waited_for(monkeypatch):
+    async def scenario():
+        place = Place({"a": 100, "b": 100})
+        await place.models["a"].serve(1.0)
+        inventory, lag = place.room._inventory, itertools.count()
+
+        def refresh():  # the driver says for a second that all is still taken
+            free = 0 if asyncio.get_running_loop().time() < ended + 1.0 else TOTAL
+            next(lag)
+            return [Device(id="cuda:0", kind="cuda", name="", memory_total=TOTAL, memory_free=free)]
+
+        ended = asyncio.get_running_loop().time()
+        inventory.refresh = refresh
+        await place.models["b"].serve(1.0)
+        assert place.models["b"].waits[0] == pytest.approx(1.0 + LOAD, abs=0.6)
+        await place.room.close()
+
+    play(scenario(), monkeypatch)
+
+
+def test_a_random_life_leaves_nothing_booked(monkeypatch):
+    async def scenario():
+        place, chance = Place(dict.fromkeys("abcd", 40)), random.Random(1)
+
+        async def visitor():
+            await asyncio.sleep(chance.uniform(0, 100))
+            request = asyncio.create_task(place.models[chance.choice("abcd")].serve(chance.uniform(0.1, 3)))
+            await asyncio.wait([request])
+
+        await asyncio.gather(*(visitor() for _ in range(200)))
+        for model in place.models.values():
+            model.give_way()
+        assert place.ledger.reserved("cuda:0") == 0
+        await place.room.close()
+
+    play(scenario(), monkeypatch)
