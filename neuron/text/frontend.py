@@ -115,7 +115,7 @@ class TextFrontEnd:
         return AnswerParser(ReasoningSplitter(rendered), tools if request.tools else None, stop, include_stop)
 
 
-def _template_file(folder: Path) -> str:
+def _template_file(folder: str) -> str:
     """Where the templates of a checkpoint stand."""
     names = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
-    return str(next((folder / name for name in names if (folder / name).exists()), folder))
+    return str(next((path for name in names if (path := Path(folder, name)).exists()), folder))
