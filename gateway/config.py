@@ -75,6 +75,10 @@ class GatewayConfig(Struct, frozen=True, kw_only=True):
     )
 
 
+# What gunicorn's master has read, where it runs with our settings: its children inherit it.
+in_force: GatewayConfig | None = None
+
+
 def find() -> Path | None:
     """The file that this process is to use: `$CORTEX_CONFIG`, else the first of `PLACES` that is there."""
     if named := os.environ.get("CORTEX_CONFIG"):

@@ -12,17 +12,17 @@ import sys
 from ipaddress import ip_address
 from typing import Any
 
+from gateway import config as _config  # gunicorn takes every public name here for a setting
 from gateway import signals, startup
-from gateway.config import load as _load  # gunicorn takes every public name here for a setting
 from gateway.config import split_address
 from gateway.telemetry import metrics_directory
 from ipc.settings import ConfigError
 
 try:
-    startup.settings = _load()
+    _config.in_force = _config.load()
 except ConfigError as error:
     sys.exit(f"cortex: {error}")
-_gateway = startup.settings.gateway
+_gateway = _config.in_force.gateway
 
 bind = [address for address in (_gateway.listen, _gateway.metrics_listen) if address is not None]
 workers = _gateway.workers
@@ -59,13 +59,13 @@ def on_starting(server: Any) -> None:
 def on_reload(server: Any) -> None:
     """In the master, at SIGHUP, before new processes start."""
     try:
-        startup.settings = _load()
+        _config.in_force = _config.load()
     except ConfigError as error:
         server.log.error("cortex: the old configuration stays: %s", error)
         return
-    server.cfg.set("keepalive", startup.settings.gateway.keepalive_seconds)
+    server.cfg.set("keepalive", _config.in_force.gateway.keepalive_seconds)
     for name in ("limit_request_line", "limit_request_field_size"):
-        server.cfg.set(name, startup.settings.gateway.header_limit)
+        server.cfg.set(name, _config.in_force.gateway.header_limit)
 
 
 def pre_fork(server: Any, worker: Any) -> None:

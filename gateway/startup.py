@@ -23,9 +23,6 @@ WRONG_WORKER = (
     "or have a gunicorn.conf.py in this directory that says: from gateway.gunicorn_conf import *"
 )
 
-# What gunicorn's master has read, where it runs with our settings: its children inherit it.
-settings: config.GatewayConfig | None = None
-
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s[%(process)d] %(message)s"
 
 
@@ -34,7 +31,7 @@ def application() -> Callable[..., Any]:
     if "gunicorn.arbiter" in sys.modules and "gateway.http.connections" not in sys.modules:
         _refuse(WRONG_WORKER)
     try:
-        chosen = settings or config.load()
+        chosen = config.in_force or config.load()
         logging.basicConfig(level=chosen.gateway.log_level, format=LOG_FORMAT)
         metrics_directory.ensure()
         from gateway.http.application import Gateway  # it counts, so it must know where

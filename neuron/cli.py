@@ -92,12 +92,12 @@ def check(config: ConfigOption = None) -> None:
 
     Pinned models are placed together, in their order; every other one is placed beside those alone.
     """
+    from neuron.description import describe
     from neuron.memory.devices import Inventory
     from neuron.memory.fit import find_fit
     from neuron.memory.ledger import Ledger
     from neuron.memory.step_bytes import UNMEASURED_BYTES
     from neuron.models.catalogue import DEMO_FOLDER, Catalogue
-    from neuron.models.description import describe
     from neuron.processes.worker import Worker
 
     settings = _read(config)

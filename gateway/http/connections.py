@@ -14,8 +14,7 @@ from typing import Any
 from gunicorn.asgi.protocol import ASGIProtocol
 from gunicorn.workers import gasgi
 
-from gateway import startup
-from gateway.config import GatewayConfig
+from gateway import config
 from gateway.dialects.registry import DEFAULT
 from gateway.refusals import Refusal
 
@@ -35,7 +34,7 @@ class Worker(gasgi.ASGIWorker):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        ours = (startup.settings or GatewayConfig()).gateway
+        ours = (config.in_force or config.GatewayConfig()).gateway
         self.connections: set[Connection] = set()
         self.header_seconds = ours.header_seconds
         self.header_limit = HEADERS * ours.header_limit

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Iterable
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -19,8 +19,8 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
-from gateway.fleet.view import Fleet
 from gateway.telemetry.metrics_directory import VARIABLE
+from ipc.messages import Device, ModelState
 
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
@@ -59,11 +59,20 @@ _DEVICE_GAUGES = {
 }
 
 
+class Neuron(Protocol):
+    """What is told of a neuron."""
+
+    name: str
+    healthy: bool
+    models: Mapping[str, ModelState]  # by id
+    devices: Sequence[Device]
+
+
 class Exposition:
     """The ASGI application of the metrics port."""
 
-    def __init__(self, fleet: Fleet) -> None:
-        self._fleet = fleet
+    def __init__(self, neurons: Sequence[Neuron]) -> None:
+        self._neurons = neurons
 
     async def __call__(self, scope: dict[str, Any], receive: object, send: Send) -> None:
         if scope["path"] != "/metrics" or scope["method"] not in ("GET", "HEAD"):
@@ -73,7 +82,7 @@ class Exposition:
         encoder, content_type = choose_encoder(accept)
         registry = CollectorRegistry()
         MultiProcessCollector(registry, os.environ[VARIABLE])
-        registry.register(_Fixed(fleet_metrics(self._fleet)))
+        registry.register(_Fixed(neuron_metrics(self._neurons)))
         # In a thread: it reads a file or two for each process, and streams must not wait for that.
         body = await asyncio.to_thread(encoder, registry)
         await _answer(send, 200, content_type, body)
@@ -96,12 +105,12 @@ class _Fixed(Collector):
         return self._families
 
 
-def fleet_metrics(fleet: Fleet) -> list[Metric]:
+def neuron_metrics(neurons: Sequence[Neuron]) -> list[Metric]:
     """What the neurons that answer say of themselves, now."""
     up = GaugeMetricFamily("cortex_neuron_up", "1 while the neuron answers.", labels=["neuron"])
-    for neuron in fleet.neurons:
+    for neuron in neurons:
         up.add_metric([neuron.name], float(neuron.healthy))
-    healthy = [neuron for neuron in fleet.neurons if neuron.healthy]
+    healthy = [neuron for neuron in neurons if neuron.healthy]
     models = [([m.id, neuron.name], m) for neuron in healthy for m in neuron.models.values()]
     devices = [([neuron.name, device.id], device) for neuron in healthy for device in neuron.devices]
     waited = CounterMetricFamily(

@@ -17,7 +17,7 @@ from ipc.messages import Structured, Tool
 from ipc.worker_messages import Constraint
 from neuron.grammar import json_schema
 from neuron.grammar.structured import JSON_OPTIONS, OPTIONS, Thought, fault, form, hold, quoted
-from neuron.requests.sampling import bad_request
+from neuron.refusals import bad_request
 from neuron.text.tags import CALL, END_CALL
 
 ANY_OBJECT = {"type": "object"}

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from ipc.errors import CortexError
 from ipc.worker_messages import StepReport
 from neuron.config import ModelSettings, NeuronConfig
+from neuron.description import ModelDescription, step_tokens
 from neuron.memory.fit import Fit
-from neuron.models.description import ModelDescription, step_tokens
 from neuron.processes.group import WorkerGroup
 from neuron.processes.spawn import GroupSpec
 from neuron.processes.standby import Standby

@@ -14,9 +14,9 @@ from ipc.errors import Code, CortexError
 from ipc.messages import ModelState, ModelStatus, RankState
 from ipc.worker_messages import PAGE_SIZE, StepReport
 from neuron.config import ModelSettings
+from neuron.description import ModelDescription
 from neuron.memory.fit import Fit, Holder, Need
 from neuron.memory.room import Place, Room
-from neuron.models.description import ModelDescription
 from neuron.models.launcher import Launcher
 from neuron.models.queue import RequestQueue
 from neuron.models.statistics import Statistics
@@ -63,7 +63,7 @@ class ManagedModel:
 
     Args:
         settings: what the user said about it.
-        blueprint: what it is, from its files.
+        description: what it is, from its files.
         room: gives it memory.
         launcher: makes its worker groups.
         backoff: waits between restarts.

@@ -10,12 +10,12 @@ from functools import partial
 from ipc.errors import CortexError
 from ipc.messages import ModelState, ModelStatus, Quoted, RankState
 from neuron.config import ModelSettings, NeuronConfig
+from neuron.description import ModelDescription, describe
 from neuron.memory.devices import CpuProbe, Inventory
 from neuron.memory.fit import Fit
 from neuron.memory.ledger import Ledger
 from neuron.memory.room import Room
 from neuron.models.catalogue import DEMO_FOLDER, Catalogue, Signature
-from neuron.models.description import ModelDescription, describe
 from neuron.models.launcher import Launcher
 from neuron.models.managed import ManagedModel
 from neuron.processes.backoff import Backoff

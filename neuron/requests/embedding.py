@@ -10,10 +10,10 @@ import numpy as np
 from ipc.errors import Code, CortexError
 from ipc.messages import Embed, Embeddings, Reply, Usage
 from ipc.worker_messages import SequenceReport, Submit
-from neuron.models.description import ModelDescription
+from neuron.description import ModelDescription
+from neuron.refusals import bad_request, too_long
 from neuron.requests.prompt import to_ids
-from neuron.requests.request import OpenRequest, too_long
-from neuron.requests.sampling import bad_request
+from neuron.requests.request import OpenRequest
 from neuron.text.frontend import TextFrontEnd
 
 MAX_INPUTS = 2048  # of one request, as OpenAI has it

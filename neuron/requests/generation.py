@@ -13,13 +13,14 @@ import msgspec
 from ipc.errors import Code, CortexError
 from ipc.messages import Delta, Finished, Generate, Reply, Started, Timings, Usage
 from ipc.worker_messages import Constraint, SamplingParams, SequenceReport, Submit
+from neuron.description import ModelDescription
 from neuron.grammar.structured import constrain
 from neuron.grammar.tool_calls import allow_call, require_call
-from neuron.models.description import ModelDescription
+from neuron.refusals import bad_request, too_long
 from neuron.requests.answer import Answer, News
 from neuron.requests.prompt import Prompt, encode_prompts, named_prompts, thought_after, validate
-from neuron.requests.request import OpenRequest, too_long
-from neuron.requests.sampling import MAX_SEED, bad_request, resolve
+from neuron.requests.request import OpenRequest
+from neuron.requests.sampling import MAX_SEED, resolve
 from neuron.text.frontend import TextFrontEnd
 
 log = logging.getLogger("neuron.requests.generation")

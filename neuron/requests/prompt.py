@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from ipc.messages import CountTokens, Embed, Generate, TokenLogprob
-from neuron.requests.request import too_long
-from neuron.requests.sampling import MAX_CHOICES, bad_request, check, check_ids
+from neuron.refusals import bad_request, too_long
+from neuron.requests.sampling import MAX_CHOICES, check, check_ids
 from neuron.text import content
 from neuron.text.tags import END_THINK, SPACE, THINK
 

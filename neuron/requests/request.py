@@ -13,7 +13,7 @@ import msgspec
 from ipc.errors import Code, CortexError
 from ipc.messages import Cancelled, Embed, Failed, Finished, Generate, Reply, Usage
 from ipc.worker_messages import SequenceReport, Submit
-from neuron.models.description import ModelDescription
+from neuron.description import ModelDescription
 from neuron.requests.progress import LoadProgress
 from neuron.text.frontend import TextFrontEnd
 
@@ -185,20 +185,3 @@ class OpenRequest(ABC):
 def _word(text: str) -> str:
     """A client's text as one word of a line of the log."""
     return text if text.isascii() and text.isprintable() and " " not in text else ascii(text)
-
-
-def too_long(
-    prompt_tokens: int, context_length: int, param: str, max_tokens: int | None, *, counted: bool = True
-) -> CortexError:
-    """The error for a prompt that leaves no room; one that was not `counted` has so many tokens at least."""
-    details = {"prompt_tokens": prompt_tokens, "context_length": context_length}
-    if max_tokens is not None:
-        details["max_tokens"] = max_tokens
-    return CortexError(
-        Code.CONTEXT_LENGTH_EXCEEDED,
-        f"This model's maximum context length is {context_length} tokens, and the prompt has "
-        f"{'' if counted else 'at least '}{prompt_tokens}, which leaves no room for an answer. Shorten it, "
-        "or choose a model with a longer context.",
-        param=param,
-        details=details,
-    )

@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from ipc.errors import Code, CortexError
 from ipc.messages import Sampling
 from ipc.worker_messages import SamplingParams
+from neuron.refusals import bad_request
 from neuron.text.frontend import TextFrontEnd
 
 MAX_STOP_STRINGS = 16
@@ -39,11 +39,6 @@ LENGTHS = {
     "stop_token_ids": MAX_STOP_IDS,
     "allowed_token_ids": MAX_ALLOWED_IDS,
 }
-
-
-def bad_request(param: str, message: str) -> CortexError:
-    """The error for a field that is wrong."""
-    return CortexError(Code.BAD_REQUEST, message, param=param)
 
 
 def check(sampling: Sampling, *, echo: bool) -> None:

@@ -14,8 +14,8 @@ from ipc.errors import Code, CortexError
 from ipc.messages import Cancelled, Failed, Finished, Generate, ModelStatus, Progress, Sampling
 from ipc.worker_messages import FailurePlan, SimulatedSpec
 from neuron.config import ModelSettings, NeuronConfig, Queue
+from neuron.description import ModelDescription
 from neuron.memory.fit import Fit
-from neuron.models.description import ModelDescription
 from neuron.models.launcher import Launcher
 from neuron.models.managed import TRANSITIONS, Event, ManagedModel
 from neuron.processes.backoff import Backoff

@@ -77,7 +77,7 @@ class ModelDescription:
 
 
 def describe(settings: ModelSettings, folder: Path) -> ModelDescription:
-    """The blueprint of what `settings` describe. Reads headers and small files only.
+    """What `settings` describe. Reads headers and small files only.
 
     Args:
         folder: the checkpoint; for a simulated model the one that lends its tokenizer and template.
