@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ipc.worker_messages import SimulatedSpec
+from ipc.worker_messages import CacheGroup, SimulatedSpec
 from neuron.config import ModelSettings
+from neuron.memory.cache_plan import CachePlan
 from neuron.memory.fit import Need
 from neuron.memory.step_bytes import UNMEASURED_BYTES, Overhead
 from neuron.text.frontend import TextFrontEnd
@@ -35,7 +36,7 @@ class ModelDescription:
     dtype: Dtype
     context_length: int
     rank_bytes: tuple[int, ...]  # weights
-    kv_bytes_per_token: int  # on each rank
+    cache_groups: tuple[CacheGroup, ...]  # of layers that keep the same of the tokens before, on each rank
     overhead: Overhead | None  # of each rank, besides these; None for a simulation
     defaults: GenerationDefaults
     eos_ids: list[int]
@@ -67,7 +68,7 @@ class ModelDescription:
             rank_bytes=self.rank_bytes,
             cpu_overhead=overhead["cpu"],
             cuda_overhead=overhead["cuda"],
-            kv_bytes_per_token=self.kv_bytes_per_token,
+            caches=CachePlan(self.cache_groups, step_tokens(settings, "cuda")),
             context_length=self.context_length,
             max_sequences=settings.max_sequences,
             kv_memory=settings.kv_memory,
@@ -103,7 +104,7 @@ def describe(settings: ModelSettings, folder: Path) -> ModelDescription:
         dtype=dtype,
         context_length=min(settings.context_length or card.context_length, limit),
         rank_bytes=tuple(card.bytes_per_rank(settings.ranks, dtype)),
-        kv_bytes_per_token=card.kv_bytes_per_token(settings.ranks, dtype),
+        cache_groups=tuple(card.cache_groups(settings.ranks, dtype)),
         overhead=Overhead(card.config, DTYPE_BYTES[dtype], settings.ranks),
         defaults=card.defaults,
         eos_ids=card.eos_ids,
@@ -127,7 +128,7 @@ def _simulated(settings: ModelSettings, lender: ModelCard) -> ModelDescription:
         dtype="bfloat16",
         context_length=settings.context_length or plan.context_length,
         rank_bytes=(plan.memory,) * settings.ranks,
-        kv_bytes_per_token=0,
+        cache_groups=(),
         overhead=None,
         defaults=GenerationDefaults(),
         eos_ids=lender.eos_ids,

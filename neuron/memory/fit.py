@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from ipc.errors import Code, CortexError
-from ipc.worker_messages import PAGE_SIZE, SMALLEST_CONTEXT
+from ipc.worker_messages import SMALLEST_CONTEXT
+from neuron.memory.cache_plan import CachePlan
 from neuron.memory.ledger import gib
 
 CUDA_KV_SHARE = 0.95  # of what is left for it; the rest is for what a desktop takes from one hour to the next
@@ -26,7 +27,7 @@ class Need:
 
     model: str
     rank_bytes: tuple[int, ...]
-    kv_bytes_per_token: int  # on each rank
+    caches: CachePlan  # of each rank
     context_length: int
     max_sequences: int
     kv_memory: int | None = None  # bytes of the pool on each rank, where the user chose it
@@ -37,7 +38,8 @@ class Need:
 
     def fixed_bytes(self, rank: int, device: str) -> int:
         """Bytes of `rank` on `device`, without its pool."""
-        return self.rank_bytes[rank] + (self.cpu_overhead if device == "cpu" else self.cuda_overhead)
+        overhead = self.cpu_overhead if device == "cpu" else self.cuda_overhead
+        return self.rank_bytes[rank] + overhead + self.max_sequences * self.caches.sequence_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +70,17 @@ class Fit:
     most_pages: int
     context_length: int
     victims: tuple[str, ...] = field(default=())
+    caches: CachePlan = field(default_factory=CachePlan)
 
     @property
     def kv_tokens(self) -> int:
         """Tokens that the pool holds, of all sequences together."""
-        return self.kv_pages * PAGE_SIZE
+        return self.caches.tokens_in(self.kv_pages)
+
+    def with_pages(self, pages: int) -> Fit:
+        """The same with a pool as large as ranks found that it is."""
+        context_length = self.caches.longest(pages, self.context_length)
+        return replace(self, kv_pages=pages, context_length=context_length)
 
 
 def find_fit(
@@ -169,12 +177,12 @@ def _place(need: Need, candidates: list[str], free: dict[str, int], context_leng
         return None
     sharing = Counter(devices)
     pool = min(_pool(need, name, (free[name] - size) // sharing[name]) for name, size in fixed.items())
-    page_bytes = need.kv_bytes_per_token * PAGE_SIZE
-    most = need.max_sequences * pages_for(need.context_length)
+    page_bytes = need.caches.page_bytes
+    most = need.max_sequences * need.caches.pages_for(need.context_length)
     if page_bytes and need.kv_memory is not None:
         most = min(most, need.kv_memory // page_bytes)
     pages = min(most, pool // page_bytes) if page_bytes else most
-    if pages < pages_for(context_length):
+    if pages < need.caches.pages_for(context_length):
         return None
     budgets = [need.fixed_bytes(rank, name) + pages * page_bytes for rank, name in enumerate(devices)]
     if need.kv_memory is not None:  # it is kept to, though all else should take more than planned
@@ -185,7 +193,8 @@ def _place(need: Need, candidates: list[str], free: dict[str, int], context_leng
         rank_budgets=tuple(budgets),
         kv_pages=pages,
         most_pages=most,
-        context_length=min(need.context_length, pages * PAGE_SIZE),
+        context_length=need.caches.longest(pages, need.context_length),
+        caches=need.caches,
     )
 
 
@@ -195,13 +204,8 @@ def _pool(need: Need, device: str, room: int) -> int:
         return need.kv_memory if need.kv_memory <= room else 0
     if device != "cpu":
         return int(room * CUDA_KV_SHARE)
-    one_context = pages_for(need.context_length) * PAGE_SIZE * need.kv_bytes_per_token
+    one_context = need.caches.pages_for(need.context_length) * need.caches.page_bytes
     return min(int(room * CPU_KV_SHARE), max(CPU_KV_DEFAULT, int(ONE_CONTEXT * one_context)))
-
-
-def pages_for(tokens: int) -> int:
-    """Pages that hold so many tokens."""
-    return -(-tokens // PAGE_SIZE)
 
 
 def _refusal(
@@ -211,7 +215,8 @@ def _refusal(
     holders: Sequence[Holder],
     strategy: Literal["lru", "priority"],
 ) -> CortexError:
-    smallest = pages_for(min(need.context_length, SMALLEST_CONTEXT)) * PAGE_SIZE * need.kv_bytes_per_token
+    context_length = min(need.context_length, SMALLEST_CONTEXT)
+    smallest = need.caches.pages_for(context_length) * need.caches.page_bytes
     pool = need.kv_memory if need.kv_memory is not None else smallest
     needed = [need.fixed_bytes(rank, candidates[0]) + pool for rank in range(len(need.rank_bytes))]
     there = [holder for holder in holders if any(name in candidates for name in holder.reserved)]

@@ -12,7 +12,7 @@ from enum import Enum
 
 from ipc.errors import Code, CortexError
 from ipc.messages import ModelState, ModelStatus, RankState
-from ipc.worker_messages import PAGE_SIZE, StepReport
+from ipc.worker_messages import StepReport
 from neuron.config import ModelSettings
 from neuron.description import ModelDescription
 from neuron.memory.fit import Fit, Holder, Need
@@ -521,8 +521,7 @@ class ManagedModel:
             self.description.bytes_weights,
         )
         self._statistics = Statistics(ready)
-        pages = self._statistics.kv_pages  # of a pool that may be smaller or larger than planned
-        self.fit = replace(fit, kv_pages=pages, context_length=min(fit.context_length, pages * PAGE_SIZE))
+        self.fit = fit.with_pages(self._statistics.kv_pages)  # it may be smaller or larger than planned
         learn = self.description.overhead is not None
         self._room.correct(self.id, self.fit, [report.memory for report in ready], learn=learn)
 

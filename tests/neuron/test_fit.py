@@ -3,17 +3,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ipc.errors import Code, CortexError
-from ipc.worker_messages import PAGE_SIZE, SMALLEST_CONTEXT
+from ipc.worker_messages import PAGE_SIZE, SMALLEST_CONTEXT, CacheGroup
+from neuron.memory.cache_plan import CachePlan
 from neuron.memory.fit import Holder, Need, find_fit
 
 GIB = 1 << 30
+
+
+def full(bytes_per_token):
+    """Layers that keep every token."""
+    return CachePlan((CacheGroup(kind="full", layers=[0], bytes_per_token=bytes_per_token),))
 
 
 def need(**changes):
     values = {
         "model": "new",
         "rank_bytes": (4 * GIB,),
-        "kv_bytes_per_token": 100_000,
+        "caches": full(100_000),
         "context_length": 8192,
         "max_sequences": 4,
     }
@@ -147,6 +153,35 @@ def test_devices_that_are_not_there_are_named(changes):
         find_fit(need(**changes), {"cuda:0": 40 * GIB, "cuda:1": 40 * GIB}, [], "lru")
 
 
+WINDOW = CacheGroup(kind="window", layers=[0, 1], window=1024, bytes_per_token=50_000)
+FULL = CacheGroup(kind="full", layers=[2], bytes_per_token=50_000)
+STATE = CacheGroup(kind="state", layers=[3], bytes_per_sequence=10 << 20)
+
+
+def test_layers_with_a_window_take_no_more_however_long_the_context_is():
+    plan = CachePlan((FULL, WINDOW), chunk=512)
+    assert plan.page_bytes == 50_000 * PAGE_SIZE
+    assert plan.pages_for(512) == 2 * 512 // PAGE_SIZE
+    assert plan.pages_for(100_000) - plan.pages_for(50_016) == (100_000 - 50_016) // PAGE_SIZE
+    fit = find_fit(need(caches=plan, context_length=32768), {"cuda:0": 40 * GIB}, [], "lru")
+    assert fit.kv_pages == 4 * plan.pages_for(32768)
+
+
+def test_a_state_is_booked_for_every_sequence_and_takes_no_pages():
+    plain = find_fit(need(caches=CachePlan((FULL,))), {"cuda:0": 40 * GIB}, [], "lru")
+    hybrid = find_fit(need(caches=CachePlan((FULL, STATE))), {"cuda:0": 40 * GIB}, [], "lru")
+    assert hybrid.kv_pages == plain.kv_pages
+    assert hybrid.reservations["cuda:0"] - plain.reservations["cuda:0"] == 4 * 2 * (10 << 20)
+
+
+@given(pages=st.integers(1, 3000), wanted=st.integers(1, 60_000), chunk=st.integers(1, 2048))
+def test_the_longest_sequence_is_the_longest_that_fits(pages, wanted, chunk):
+    plan = CachePlan((FULL, WINDOW), chunk)
+    longest = plan.longest(pages, wanted)
+    assert longest == 0 or plan.pages_for(longest) <= pages
+    assert longest == wanted or plan.pages_for(min(wanted, longest + PAGE_SIZE)) > pages
+
+
 sizes = st.integers(0, 64 * GIB)
 
 
@@ -172,7 +207,7 @@ sizes = st.integers(0, 64 * GIB)
 def test_a_fit_never_takes_more_than_is_free_once_its_victims_left(
     free, ranks, per_token, context, holders, strategy
 ):
-    wanted = need(rank_bytes=tuple(ranks), kv_bytes_per_token=per_token, context_length=context, priority=1)
+    wanted = need(rank_bytes=tuple(ranks), caches=full(per_token), context_length=context, priority=1)
     try:
         fit = find_fit(wanted, free, holders, strategy)
     except CortexError:

@@ -112,7 +112,7 @@ async def owning(room=None, *, settings=None, text=Text, config=None, backoff=No
         dtype="bfloat16",
         context_length=1000,
         rank_bytes=(0,),
-        kv_bytes_per_token=0,
+        cache_groups=(),
         overhead=None,
         defaults=GenerationDefaults(),
         eos_ids=[],

@@ -15,6 +15,7 @@ import neuron.memory.room
 from ipc.errors import Code, CortexError
 from ipc.messages import Device, Eviction
 from neuron.config import Memory
+from neuron.memory.cache_plan import CachePlan
 from neuron.memory.fit import Holder, Need
 from neuron.memory.ledger import Ledger
 from neuron.memory.room import Room
@@ -107,7 +108,7 @@ class Model:
         return Need(
             model=self.id,
             rank_bytes=(self.size,),
-            kv_bytes_per_token=0,
+            caches=CachePlan(),
             context_length=32,
             max_sequences=1,
         )

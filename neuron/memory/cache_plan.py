@@ -1,0 +1,60 @@
+"""What the layers of a model keep of a sequence on one rank, in pages and bytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ipc.worker_messages import PAGE_SIZE, CacheGroup
+from workers.checkpoints.caches import page_bytes, state_bytes
+
+STATES = 2  # that a sequence keeps of each state: the one in use, and the one that the next step writes
+
+
+@dataclass(frozen=True, slots=True)
+class CachePlan:
+    """Pages of all groups come from one pool, and are all of one size.
+
+    Args:
+        groups: of layers that keep the same; none: one of layers that keep every token, in no bytes.
+        chunk: tokens of a prompt that one step computes at most: a window slides after the step.
+    """
+
+    groups: tuple[CacheGroup, ...] = ()
+    chunk: int = 0
+
+    @property
+    def page_bytes(self) -> int:
+        return page_bytes(self.groups)
+
+    @property
+    def sequence_bytes(self) -> int:
+        """Bytes that a sequence takes besides its pages, whatever its length."""
+        return STATES * state_bytes(self.groups)
+
+    @property
+    def _windows(self) -> list[int | None]:
+        """Of each group that has pages; None: it keeps every token."""
+        paged = [group for group in self.groups if group.kind != "state"]
+        return [group.window + self.chunk + PAGE_SIZE if group.window else None for group in paged] or [None]
+
+    def pages_for(self, tokens: int) -> int:
+        """Pages that one sequence of so many tokens takes, at most."""
+        kept = (tokens if window is None else min(tokens, window) for window in self._windows)
+        return sum(-(-count // PAGE_SIZE) for count in kept)
+
+    def longest(self, pages: int, wanted: int) -> int:
+        """Tokens of one sequence that has all `pages`, up to `wanted`."""
+        if self.pages_for(wanted) <= pages:
+            return wanted
+        fits, too_many = 0, -(-wanted // PAGE_SIZE)  # in pages of one group
+        while too_many - fits > 1:
+            middle = (fits + too_many) // 2
+            if self.pages_for(middle * PAGE_SIZE) <= pages:
+                fits = middle
+            else:
+                too_many = middle
+        return fits * PAGE_SIZE
+
+    def tokens_in(self, pages: int) -> int:
+        """Tokens that a pool holds, of all sequences together, at least."""
+        return pages // len(self._windows) * PAGE_SIZE
