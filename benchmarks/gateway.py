@@ -74,9 +74,9 @@ def wait_for_answer(child: subprocess.Popen[bytes], port: int) -> None:
         if child.poll() is not None:
             raise SystemExit(f"a process ended with code {child.returncode} before it served")
         try:
-            urllib.request.urlopen(
-                url, json.dumps(request(1, stream=False)).encode(), timeout=START_SECONDS
-            ).read()
+            body = json.dumps(request(1, stream=False)).encode()
+            asked = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+            urllib.request.urlopen(asked, timeout=START_SECONDS).read()
             return
         except (OSError, urllib.error.HTTPError) as error:
             if time.monotonic() > deadline:
