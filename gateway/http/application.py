@@ -46,7 +46,7 @@ class Gateway:
         self._metrics_port = split_address(listen)[1] if listen is not None else None
         self._metrics = Exposition(fleet.neurons)
         ours = settings.gateway
-        self._bodies = bodies = Bodies(ours.body_limit, ours.body_seconds, ours.body_memory)
+        self._bodies = bodies = Bodies(ours.body_limit, ours.body_memory)
         spoken: dict[str, Dialect] = {}
         routes: dict[str, object] = {
             "/v1/models": ModelsResource(fleet),

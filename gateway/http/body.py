@@ -1,4 +1,4 @@
-"""Reading the bodies of requests: no larger, no slower and no more at once than they may be."""
+"""Reading bodies: no larger, and no more at once, than they may be. `connections` keeps the time."""
 
 from __future__ import annotations
 
@@ -21,65 +21,68 @@ class Bodies:
 
     Args:
         limit: bytes of one.
-        seconds: that one may take to arrive.
         memory: bytes of all that are held at once, each until its request is over.
+
+    Attributes:
+        held: bytes that are now.
     """
 
-    def __init__(self, limit: int, seconds: float, memory: int) -> None:
-        self._limit, self._seconds, self._memory = limit, seconds, memory
-        self._held = 0
+    def __init__(self, limit: int, memory: int) -> None:
+        self._limit, self._memory = limit, memory
+        self.held = 0
 
-    async def read(self, req: falcon.asgi.Request) -> bytearray:
+    async def read(self, req: falcon.asgi.Request) -> bytes | bytearray:
         """The whole body of `req`. Whoever serves it calls `release` in the end.
 
         Raises:
             HTTPUnsupportedMediaType: it is compressed, or does not say that it is JSON.
             HTTPContentTooLarge: it is longer than may be, whether or not it said so.
             HTTPServiceUnavailable: too much is held already.
-            HTTPError: 408, it took too long.
         """
         try:
             _check_headers(req)
-            async with asyncio.timeout(self._seconds):
-                return await self._read(req)
-        except TimeoutError:
-            text = f"the body took longer than {self._seconds:g} seconds"
-            raise falcon.HTTPError(falcon.HTTP_408, description=text) from None
+            length = req.content_length
+            if length is not None and length > self._limit:
+                raise self._too_large()
+            chunk = await req.stream.read(CHUNK)
+            self._hold(req.scope, len(chunk))
+            if len(chunk) < CHUNK and len(chunk) <= self._limit:
+                return chunk
+            return await self._read_on(req, chunk)
         except falcon.HTTPError:
             self.release(req.scope)
             await _discard(req, self._limit)
             raise
 
-    def release(self, scope: dict[str, Any]) -> None:
-        """The request is over, and nothing of its body is held any more."""
-        self._held -= scope.pop(HELD, 0)
-
-    async def _read(self, req: falcon.asgi.Request) -> bytearray:
+    async def _read_on(self, req: falcon.asgi.Request, chunk: bytes) -> bytearray:
+        """The whole of a body that begins with `chunk`."""
         body = bytearray()
-        length = req.content_length
         try:
-            while length is None or length <= self._limit:
-                chunk = await req.stream.read(CHUNK)
-                if not chunk:
-                    if length is not None and len(body) < length:  # gunicorn has its own time for each part
-                        raise TimeoutError
-                    return body
-                self._hold(req.scope, len(chunk))
+            while chunk:
                 body += chunk
                 if len(body) > self._limit:
-                    break
-            raise falcon.HTTPContentTooLarge(description=f"the body is larger than {self._limit} bytes")
+                    raise self._too_large()
+                chunk = await req.stream.read(CHUNK)
+                self._hold(req.scope, len(chunk))
         except falcon.HTTPError:
-            body.clear()  # the error holds this frame
+            body.clear()  # the error refers to this frame
             raise
+        return body
+
+    def _too_large(self) -> falcon.HTTPContentTooLarge:
+        return falcon.HTTPContentTooLarge(description=f"the body is larger than {self._limit} bytes")
+
+    def release(self, scope: dict[str, Any]) -> None:
+        """The request is over, and nothing of its body is held any more."""
+        self.held -= scope.pop(HELD, 0)
 
     def _hold(self, scope: dict[str, Any], size: int) -> None:
-        if self._held + size > self._memory:
+        if self.held + size > self._memory:
             raise falcon.HTTPServiceUnavailable(
                 description=f"requests in progress fill the {self._memory} bytes that there are for bodies",
                 retry_after=1,
             )
-        self._held += size
+        self.held += size
         scope[HELD] = scope.get(HELD, 0) + size
 
 

@@ -42,9 +42,8 @@ class Browsers:
         self._hosts = frozenset(host.lower() for host in hosts) | {socket.gethostname().lower()}
 
     async def process_request(self, req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
-        host = req.get_header("host") or ""
-        server = req.scope["server"]
-        if server is not None and _is_loopback(server[0]) and not self._is_ours(_name(host)):
+        host, server = req.get_header("host") or "", req.scope["server"]
+        if server is not None and not self._is_ours(host) and _is_loopback(server[0]):
             raise falcon.HTTPForbidden(
                 description=f"host: {shown(host)} is no name of this gateway; "
                 "if it is one, add it to gateway.hosts in its configuration"
@@ -57,7 +56,9 @@ class Browsers:
                 description=f"origin: pages of {shown(origin)} may not ask here; "
                 "if they should, add it to gateway.cors_origins in the gateway's configuration"
             )
-        req.context.origin = origin
+        resp.set_header("Access-Control-Allow-Origin", origin)  # errors keep it
+        resp.set_header("Access-Control-Expose-Headers", _READABLE)
+        resp.append_header("Vary", "Origin")
         if req.method == "OPTIONS" and (wanted := req.get_header("access-control-request-method")):
             resp.set_header("Access-Control-Allow-Methods", _METHODS if wanted in _METHODS else wanted)
             resp.set_header("Access-Control-Max-Age", _PREFLIGHT_SECONDS)
@@ -68,17 +69,8 @@ class Browsers:
             resp.status = falcon.HTTP_204
             resp.complete = True
 
-    async def process_response(
-        self, req: falcon.asgi.Request, resp: falcon.asgi.Response, resource: object, succeeded: bool
-    ) -> None:
-        origin = getattr(req.context, "origin", None)
-        if origin is not None:
-            resp.set_header("Access-Control-Allow-Origin", origin)
-            resp.set_header("Access-Control-Expose-Headers", _READABLE)
-            resp.append_header("Vary", "Origin")
-
-    def _is_ours(self, name: str) -> bool:
-        return name in self._hosts or _is_private(name)
+    def _is_ours(self, host: str) -> bool:
+        return _is_private(host) or _name(host) in self._hosts
 
     def _may_ask(self, origin: str, host: str) -> bool:
         if origin in self._origins or ANY in self._origins:
@@ -98,8 +90,9 @@ def _name(netloc: str) -> str:
 
 
 @lru_cache(256)
-def _is_private(name: str) -> bool:
+def _is_private(host: str) -> bool:
     """Whether nobody on the internet can own it: an address, no dots in it, or below a private domain."""
+    name = _name(host)
     return "." not in name or name.endswith(_PRIVATE) or _is_address(name)
 
 

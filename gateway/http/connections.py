@@ -30,6 +30,7 @@ class Worker(gasgi.ASGIWorker):
         connections: that are open.
         header_seconds: until a header has to be there.
         header_limit: bytes of a whole one.
+        body_seconds: until a body has to be there, after its header.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -38,6 +39,7 @@ class Worker(gasgi.ASGIWorker):
         self.connections: set[Connection] = set()
         self.header_seconds = ours.header_seconds
         self.header_limit = HEADERS * ours.header_limit
+        self.body_seconds = ours.body_seconds
 
     async def _serve(self) -> None:
         gasgi.ASGIProtocol = Connection  # where it looks for the class of a connection
@@ -56,7 +58,7 @@ class Connection(ASGIProtocol):
 
     def __init__(self, worker: Worker) -> None:
         super().__init__(worker)
-        self._header_timer: Any = None  # runs while a header is waited for, but on an idle connection
+        self._timer: Any = None  # runs while a header or a body is waited for, but on an idle connection
         self._header_bytes = 0  # that came, of one that is not complete
         self._answering = False  # whether the answer to the last request has begun
         self._refused = False
@@ -68,7 +70,7 @@ class Connection(ASGIProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.worker.connections.discard(self)
-        self._header_is_there()
+        self._stop_timer()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -76,11 +78,13 @@ class Connection(ASGIProtocol):
             return
         super().data_received(data)
         if not self._is_between_requests():
+            if self._timer is None and self._lacks_body():
+                self._timer = self.worker.loop.call_later(self.worker.body_seconds, self._on_body_timeout)
             return
         self._header_bytes += len(data)
         if self._header_bytes > self.worker.header_limit:
             self._refuse(431, f"the header is longer than {self.worker.header_limit} bytes")
-        elif self._header_timer is None:
+        elif self._timer is None:
             self._cancel_keepalive_timer()
             self._await_header()
 
@@ -94,14 +98,17 @@ class Connection(ASGIProtocol):
         ready = self._request_ready  # None: it speaks something else than HTTP/1
         return ready is not None and not ready.is_set() and not self._closed
 
-    def _await_header(self) -> None:
-        self._header_timer = self.worker.loop.call_later(self.worker.header_seconds, self._on_header_timeout)
+    def _lacks_body(self) -> bool:
+        receiver = self._body_receiver
+        return receiver is not None and not receiver._complete and not self._closed
 
-    def _header_is_there(self) -> None:
-        self._header_bytes = 0
-        if self._header_timer is not None:
-            self._header_timer.cancel()
-            self._header_timer = None
+    def _await_header(self) -> None:
+        self._timer = self.worker.loop.call_later(self.worker.header_seconds, self._on_header_timeout)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _on_header_timeout(self) -> None:
         if self._header_bytes:
@@ -109,6 +116,9 @@ class Connection(ASGIProtocol):
         else:
             self._close_transport()
             self._request_ready.set()
+
+    def _on_body_timeout(self) -> None:
+        self._refuse(408, f"the body took longer than {self.worker.body_seconds:g} seconds")
 
     def _has_unread(self) -> bool:
         """Whether the socket holds what the event loop did not come to read yet."""
@@ -123,9 +133,14 @@ class Connection(ASGIProtocol):
     # --- what `ASGIProtocol` calls ----------------------------------------------------------------------
 
     def _on_headers_complete(self) -> Any:
-        self._header_is_there()
+        self._stop_timer()
+        self._header_bytes = 0
         self._answering = False
         return super()._on_headers_complete()
+
+    def _on_message_complete(self) -> None:
+        self._stop_timer()
+        super()._on_message_complete()
 
     def _keepalive_timeout(self) -> None:
         if self._has_unread():
@@ -159,7 +174,7 @@ class Connection(ASGIProtocol):
             super()._close_transport()
             return
         self._closed = True
-        self._header_is_there()
+        self._stop_timer()
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self._resume_reading()

@@ -1,0 +1,75 @@
+"""A body comes whole, or is refused; what was held of it is given back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import falcon
+import falcon.asgi
+import pytest
+
+from gateway.http.body import CHUNK, Bodies
+
+
+def request(*parts: bytes, length: int | None = None) -> falcon.asgi.Request:
+    events = [{"type": "http.request", "body": part, "more_body": True} for part in parts]
+    events.append({"type": "http.request", "body": b"", "more_body": False})
+    headers = [(b"content-type", b"application/json")]
+    if length is not None:
+        headers.append((b"content-length", b"%d" % length))
+
+    async def receive() -> dict[str, object]:
+        return events.pop(0)
+
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": "POST",
+        "path": "/",
+        "query_string": b"",
+        "headers": headers,
+    }
+    return falcon.asgi.Request(scope, receive)
+
+
+def read(bodies: Bodies, *parts: bytes, framed: bool) -> bytes:
+    """What is read of a body in `parts`; afterwards nothing of it is held."""
+    req = request(*parts, length=sum(map(len, parts)) if framed else None)
+    try:
+        return bytes(asyncio.run(bodies.read(req)))
+    finally:
+        bodies.release(req.scope)
+        assert bodies.held == 0
+
+
+SIZES = [(), (1,), (10, 20), (CHUNK - 1,), (CHUNK,), (CHUNK, 1), (CHUNK + 1,), (3, CHUNK, 3 * CHUNK)]
+
+
+@pytest.mark.parametrize("framed", [True, False])
+@pytest.mark.parametrize("sizes", SIZES)
+def test_a_body_is_what_was_sent_up_to_the_limit(sizes: Sequence[int], framed: bool) -> None:
+    parts = [bytes((i + 1,)) * size for i, size in enumerate(sizes)]
+    size = sum(sizes)
+    assert read(Bodies(size, size), *parts, framed=framed) == b"".join(parts)
+    if size:
+        with pytest.raises(falcon.HTTPContentTooLarge):
+            read(Bodies(size - 1, size), *parts, framed=framed)
+        with pytest.raises(falcon.HTTPServiceUnavailable):
+            read(Bodies(size, size - 1), *parts, framed=framed)
+
+
+def test_a_body_is_held_until_its_request_is_over() -> None:
+    bodies = Bodies(100, 150)
+    first, second = request(b"x" * 100), request(b"x" * 100)
+    asyncio.run(bodies.read(first))
+    assert bodies.held == 100
+    with pytest.raises(falcon.HTTPServiceUnavailable) as refused:
+        asyncio.run(bodies.read(second))
+    assert int(refused.value.headers["Retry-After"]) >= 1
+    bodies.release(second.scope)
+    assert bodies.held == 100
+    bodies.release(first.scope)
+    bodies.release(first.scope)
+    assert bodies.held == 0
