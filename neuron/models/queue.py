@@ -183,8 +183,8 @@ class RequestQueue:
         Raises:
             CortexError: QUEUE_FULL.
         """
-        spare = max(0, self._max_sequences - self.running) if self._group is not None else 0
-        self._room.push(work, spare)
+        # While the model loads, as many as it computes at once have a place there, too.
+        self._room.push(work, max(0, self._max_sequences - self.running))
         work.phase = "waiting"
         self._requests[work] = None
         if self._group is None:
