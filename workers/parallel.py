@@ -100,13 +100,13 @@ class RankGroup:
             self._run(dist.all_reduce, x)
         return x
 
-    def all_gather(self, x: Tensor) -> Tensor:  # [rows, part] -> [rows, size * part]
-        """Every rank's columns, side by side."""
+    def gather(self, x: Tensor) -> Tensor | None:  # [rows, part] -> [rows, size * part]
+        """Every rank's columns, side by side, on rank 0; nothing on the others."""
         if self.size == 1:
             return x
-        parts = [torch.empty_like(x) for _ in range(self.size)]
-        self._run(dist.all_gather, parts, x.contiguous())
-        return torch.cat(parts, dim=-1)
+        parts = [torch.empty_like(x) for _ in range(self.size)] if self.rank == 0 else None
+        self._run(dist.gather, x.contiguous(), parts)
+        return torch.cat(parts, dim=-1) if parts else None
 
     def least(self, value: int) -> int:
         """The smallest of the ranks' values."""
@@ -116,7 +116,7 @@ class RankGroup:
         self._run(partial(dist.all_reduce, op=dist.ReduceOp.MIN), least)
         return int(least)
 
-    def _run(self, collective: Callable[..., object], *tensors: Tensor | list[Tensor]) -> None:
+    def _run(self, collective: Callable[..., object], *tensors: Tensor | list[Tensor] | None) -> None:
         self.collectives += 1
         if not self._timed:
             collective(*tensors)

@@ -133,8 +133,7 @@ class Session:
 
     def end(self) -> None:
         """Empty the engine's slots for the next scheduler."""
-        for slot in list(getattr(self.engine, "slots", ())):
-            self.engine._release(slot)
+        self.engine.empty()
 
 
 def serve(

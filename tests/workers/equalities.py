@@ -151,10 +151,11 @@ def resume(runner: ModelRunner, stopped: list[Answer]) -> list[list[int]]:
         pages = range(free, free + pages_for(len(submit.prompt) // 4 + lengths[slot]))
         scheduled.append(Scheduled(slot, len(tokens), [list(pages)]))
         free = pages.stop
-    step = 0
+    step, tokens = 0, []
     while scheduled:
         step += 1
-        result = runner.execute(StepPlan(step, [], added, scheduled))
+        result = runner.execute(StepPlan(step, [], added, scheduled, tokens))
+        tokens = result.tokens
         for entry, token in zip(scheduled, result.tokens, strict=True):
             outputs[entry.slot].append(token)
         open_slots = [entry.slot for entry in scheduled if len(outputs[entry.slot]) < lengths[entry.slot]]

@@ -1,6 +1,7 @@
 """All ranks of a group, over several checkpoints: `run` starts `python -m tests.workers.ranks` for each rank.
 
-Every rank drives its own scheduler with the same seed, so that they make the same plans and need no rings.
+Every rank drives its own scheduler with the same seed, so that they make the same plans and need no rings;
+what a step brought is told to all by rank 0, which alone samples.
 """
 
 from __future__ import annotations
@@ -8,14 +9,20 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from typing import Literal
 
 import msgspec
+import torch
+import torch.distributed as dist
 
 from tests.workers import equalities
 from tests.workers.engines import Answer, make_runner, prompt_of, serve, some_requests
 from tests.workers.equalities import Observed
+from workers.step.engine import StepResult
+from workers.step.plan import StepPlan
 
 PATIENCE = 180.0  # seconds
 
@@ -79,6 +86,8 @@ def do(job: Job, rank: int, world_size: int) -> Result:
     device = job.device if job.device == "cpu" else f"cuda:{rank}"
     runner = make_runner(job.folder, rank=rank, world_size=world_size, device=device, **store)
     runner.load(lambda fraction, message: None)
+    if world_size > 1:
+        runner.execute = partial(execute, runner.execute)
     result = Result(runner.prove())
     match job.what:
         case "answer":
@@ -91,6 +100,17 @@ def do(job: Job, rank: int, world_size: int) -> Result:
             result.outputs = equalities.resume(runner, job.stopped)
     runner.close()
     return result
+
+
+def execute(step: Callable[[StepPlan], StepResult], plan: StepPlan) -> StepResult:
+    """Run a step; what rank 0 made of it comes back on all ranks."""
+    record = msgspec.msgpack.encode(step(plan))
+    size = torch.tensor(len(record))
+    dist.broadcast(size, 0)
+    told = torch.zeros(int(size), dtype=torch.uint8)
+    told[: len(record)] = torch.frombuffer(bytearray(record), dtype=torch.uint8)[: int(size)]
+    dist.broadcast(told, 0)
+    return msgspec.msgpack.decode(told.numpy().tobytes(), type=StepResult)
 
 
 def main() -> None:

@@ -39,7 +39,7 @@ def greedy(runner: ModelRunner, prompt: list[int], pages: list[int], chunk: int 
             break
         length += computed == length
     del runner.model.logits
-    runner._release(0)
+    runner.empty()
     return [row.cpu().numpy().tobytes() for row in seen]
 
 

@@ -140,12 +140,12 @@ def test_a_rank_of_several_does_not_survive_a_lack_of_memory(runner, monkeypatch
     fail(runner, monkeypatch, 1, 2)
     with pytest.raises(OutOfDeviceMemory, match="memory"):
         runner.execute(plan)
-    runner._release(0)
+    runner.empty()
     monkeypatch.setattr(runner.group, "size", 2)
     monkeypatch.setattr(runner.group, "all_reduce", lambda x: x)
     with pytest.raises(RuntimeError, match="memory"):
         runner.execute(plan)
-    runner._release(0)
+    runner.empty()
 
 
 def test_only_a_lack_of_memory_is_taken_for_one(runner, monkeypatch):
@@ -153,7 +153,7 @@ def test_only_a_lack_of_memory_is_taken_for_one(runner, monkeypatch):
     plan = StepPlan(1, [], [NewSequence(0, 1, bytes(4), SamplingParams())], [Scheduled(0, 1, [[0]])])
     with pytest.raises(RuntimeError, match="shapes"):
         runner.execute(plan)
-    runner._release(0)
+    runner.empty()
 
 
 def test_a_choice_that_is_impossible_fails_one_request_and_no_other(runner):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import logging
+from collections import deque
 from collections.abc import Callable
 from functools import partial
+from itertools import count
 
 import msgspec
 import torch
@@ -34,6 +36,12 @@ from workers.weights.loader import WeightFiles
 THREAD_BYTES = 32 << 20  # weights that a further CPU thread is worth: less, and it waits longer than it works
 CHECKED_STEPS = 16  # between two looks at how much memory is held
 
+NOT_FINITE = CortexError(
+    Code.INTERNAL,
+    "the model's numbers are not finite here: its weights are damaged, or the prompt leads beyond what its "
+    "type of numbers can hold",
+)
+
 logger = logging.getLogger("workers.execution.model_runner")
 
 
@@ -44,7 +52,8 @@ class ModelRunner:
         self.spec, self.card = spec, card
         self.group = RankGroup()
         self.slots: dict[int, Slot] = {}
-        self.grammars: Grammars | None = None  # made when the first one is asked for
+        self.grammars: Grammars | None = None  # made when the first one is asked for; on rank 0 only
+        self.untold: deque[Slot] = deque()  # on the others: who got tokens that no plan has told yet
 
     def load(self, progress: Callable[[float, str], None]) -> Loaded:
         """Read this rank's weights, measure what a step takes, and make KV pages of the rest.
@@ -125,11 +134,16 @@ class ModelRunner:
                 "A smaller max_step_tokens or max_sequences needs less",
             ) from error
         took = held(device) - before
-        for slot in list(self.slots):
-            self._release(slot)
+        self.empty()
         most = -self.group.least(-took)  # the ranks do the same: what one of them took, each may come to take
         kernels = KERNEL_BYTES if device == "cpu" else 0
         return MemoryUse(weights=weights, activations=most + kernels, runtime=before - weights)
+
+    def empty(self) -> None:
+        """Let all sequences go."""
+        for number in list(self.slots):
+            self._release(number)
+        self.untold.clear()
 
     def prove(self) -> int:
         """Sum a one over the ranks."""
@@ -139,6 +153,11 @@ class ModelRunner:
     def execute(self, plan: StepPlan) -> StepResult:
         """Run one step."""
         self.group.begin_step(plan.step)
+        if self.group.rank > 0:
+            for token in plan.tokens:
+                slot = self.untold.popleft()
+                if token >= 0:
+                    slot.token_ids.append(token)
         for number in plan.released:
             self._release(number)
         for new in plan.added:
@@ -175,7 +194,7 @@ class ModelRunner:
     def _add(self, new: NewSequence) -> None:
         """A sequence enters, without device memory. Its grammar is compiled while its prompt is computed."""
         slot = self.slots[new.slot] = Slot.of(new)
-        if new.constraint is not None:
+        if new.constraint is not None and self.group.rank == 0:
             if self.grammars is None:
                 self.grammars = Grammars(self.card.folder, self.model.vocab_size)
             self.grammars.add(new.slot, new.constraint, slot.output, new.params.stop_ids)
@@ -184,7 +203,7 @@ class ModelRunner:
         slot = self.slots.pop(number)
         if slot.sampling:
             self.sampler.remove(number)
-        if slot.new.constraint is not None:
+        if self.grammars is not None:
             self.grammars.remove(number)
 
     def _step(self, scheduled: list[Scheduled]) -> StepResult:
@@ -202,10 +221,11 @@ class ModelRunner:
         told = [(each.slot, self._tell(each, hidden)) for each in segments if each.slot.tells]
         sampled = Sampled([])
         if step.sampled:
-            self._enter(step.sampled)
             logits = self.model.logits(hidden[inputs["sampled_rows"]])
-            bitmask = masks.result() if masks is not None else None
-            sampled = self.sampler.sample(logits, step.sampled, bitmask)
+            if logits is not None:
+                self._enter(step.sampled)
+                bitmask = masks.result() if masks is not None else None
+                sampled = self.sampler.sample(logits, step.sampled, bitmask)
         for slot, vector in pooled:
             slot.pooled = slot.pooled + vector if slot.new.pooling == "mean" else vector
         for slot, entries in told:
@@ -237,24 +257,29 @@ class ModelRunner:
         for start in range(0, len(following), TOLD_TOKENS):
             targets = following[start : start + TOLD_TOKENS]
             logits = self.model.logits(hidden[first + start : first + start + len(targets)])
-            told += logprobs(logits, targets, [slot.new.params.prompt_logprobs] * len(targets))
+            if logits is not None:
+                told += logprobs(logits, targets, [slot.new.params.prompt_logprobs] * len(targets))
         return told
 
     def _conclude(self, step: Step, sampled: Sampled) -> StepResult:
-        """Append the new tokens, and say what else came of each sequence."""
-        result, row = StepResult([]), 0
+        """Append the new tokens, and say what else came of each sequence: on rank 0, which has them."""
+        result = StepResult([])
+        if self.group.rank > 0:
+            self.untold.extend(self.slots[number] for number in step.complete)
+            return result
+        rows = count()
         for index, number in enumerate(step.complete):
             slot = self.slots[number]
             if slot.new.pooling:
                 result.tokens.append(-1)
-                result.extras[index] = Extra(embedding=_embedding(slot))
+                result.extras[index] = _embedding(slot)
                 continue
+            row = next(rows)
             token, entry = sampled.tokens[row], sampled.logprobs.get(row)
-            row += 1
             result.tokens.append(token)
             finish, prompt_logprobs = "", slot.prompt_logprobs
             if token < 0:
-                error = self._nothing_to_choose(slot, number)
+                error = NOT_FINITE if row in sampled.broken else self._nothing_to_choose(slot, number)
                 result.extras[index] = Extra("error", error.code, error.message)
                 continue
             slot.token_ids.append(token)
@@ -268,15 +293,14 @@ class ModelRunner:
     def _nothing_to_choose(self, slot: Slot, number: int) -> CortexError:
         if slot.new.constraint is not None:
             return self.grammars.error(number)
-        return CortexError(
-            Code.BAD_REQUEST,
-            "the settings of the request leave no token to choose, or the model's numbers are not finite",
-        )
+        return CortexError(Code.BAD_REQUEST, "the settings of the request leave no token to choose")
 
 
-def _embedding(slot: Slot) -> bytes:  # float32, little-endian
+def _embedding(slot: Slot) -> Extra:
     vector = slot.pooled / slot.new.prompt_len if slot.new.pooling == "mean" else slot.pooled
-    return vector.cpu().numpy().astype("<f4").tobytes()
+    if not vector.isfinite().all():
+        return Extra("error", NOT_FINITE.code, NOT_FINITE.message)
+    return Extra(embedding=vector.cpu().numpy().astype("<f4").tobytes())
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

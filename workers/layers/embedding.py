@@ -54,7 +54,7 @@ class Embedding:
 
 
 class Head(Linear):
-    """Hidden states to logits over the whole vocabulary, gathered from the ranks.
+    """Hidden states to logits over the whole vocabulary, gathered from all ranks by the first.
 
     Args:
         name: of its own weight in the checkpoint; not read when `tied`.
@@ -77,6 +77,7 @@ class Head(Linear):
         """Bytes that packing takes in addition, because the embedding keeps the plain weight."""
         return self.nbytes if self.tied and self.packed is not None else 0
 
-    def __call__(self, x: Tensor) -> Tensor:  # [sampled, hidden] -> [sampled, vocabulary], float32
-        logits = self.vocabulary.group.all_gather(super().__call__(x))
-        return logits[:, : self.vocabulary.size].float()
+    def __call__(self, x: Tensor) -> Tensor | None:  # [sampled, hidden] -> [sampled, vocabulary], float32
+        """On rank 0, which alone samples; None on the others."""
+        logits = self.vocabulary.group.gather(super().__call__(x))
+        return None if logits is None else logits[:, : self.vocabulary.size].float()

@@ -71,8 +71,8 @@ class Decoder:
             x = block(x, angles, attend)
         return x
 
-    def logits(self, x: Tensor) -> Tensor:  # [rows, hidden] -> [rows, vocabulary] float32
-        """What the rows of `__call__` say about their next tokens."""
+    def logits(self, x: Tensor) -> Tensor | None:  # [rows, hidden] -> [rows, vocabulary] float32
+        """What the rows of `__call__` say about their next tokens: on rank 0, and None on the others."""
         return self.head(self.norm(x))
 
 

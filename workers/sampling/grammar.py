@@ -1,7 +1,7 @@
 """Holds answers to grammars: which tokens may come next, computed in threads while the device runs.
 
-Every rank has its own `Grammars` and feeds it the same tokens. llguidance counts its work and looks at no
-clock, so all ranks get the same masks, and give up a grammar that explodes in the same step.
+Only rank 0 samples, so only rank 0 has grammars. llguidance counts its work and looks at no clock: a grammar
+that explodes is given up at the same token each time, and a preempted sequence goes on as before.
 """
 
 from __future__ import annotations

@@ -4,15 +4,15 @@ In this order: penalties, logit bias, what is forbidden (allowed ids, bad words,
 the grammar's mask), temperature, top-k, top-p, min-p, and one draw.
 
 A token depends on its own logits, its settings, its seed and its place in the sequence, and on nothing else:
-not on the other sequences of the batch, nor on the rank. So every rank draws the same one, and a preempted
-sequence goes on as if nothing had happened. Of equal logits, of which bfloat16 makes many, the lower token id
-comes first.
+not on the other sequences of the batch. So a preempted sequence goes on as if nothing had happened. Of equal
+logits, of which bfloat16 makes many, the lower token id comes first.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any
 
 import torch
@@ -35,6 +35,7 @@ class Sampled:
     """What was chosen."""
 
     tokens: list[int]  # one a row; -1 where nothing is allowed, or a logit is not finite
+    broken: set[int] = field(default_factory=set)  # of the rows without a token, those of the latter kind
     logprobs: dict[int, Logprobs] = field(default_factory=dict)  # by row, where they were asked for
 
 
@@ -129,6 +130,9 @@ class Sampler:
         self._draw(logits, rows, tokens)
         ids = torch.where(highest.isfinite(), tokens, -1).tolist()
         sampled = Sampled(ids)
+        if -1 in ids:
+            nothing = highest.tolist()
+            sampled.broken = {row for row, token in enumerate(ids) if token < 0 and nothing[row] != -inf}
         for block in self._blocks([(place, row) for place, row in enumerate(asking) if ids[row] >= 0]):
             asked = logprobs(
                 self._take(plain, [place for place, _ in block]),

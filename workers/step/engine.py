@@ -38,7 +38,10 @@ class Extra:
 
 @dataclass(slots=True)
 class StepResult:
-    """What a step brought for each sequence that has no pending token left, in the order of the plan."""
+    """What a step brought for each sequence that has no pending token left, in the order of the plan.
+
+    Only rank 0 samples: on the others it is empty, and the tokens come with a later plan.
+    """
 
     tokens: list[int]  # -1 where there is none
     extras: dict[int, Extra] = field(default_factory=dict)  # by index in `tokens`, where there is more
