@@ -164,6 +164,8 @@ class SamplingParams(msgspec.Struct, array_like=True, frozen=True):
     seed: int = 0  # unsigned 64 bits
     logprobs: int | None = None  # alternatives to report beside each token; None: no logprobs at all
     prompt_logprobs: int | None = None
+    begin_suppress_ids: list[int] = []  # not chosen as the first token of the output
+    no_repeat_ngram: int = 0  # so many tokens in a row stand in prompt and output once; 0 is off
 
 
 class Constraint(msgspec.Struct, array_like=True, frozen=True):

@@ -126,6 +126,7 @@ def check(config: ConfigOption = None) -> None:
             continue
         if model.pin:
             ledger.reserve(model.id, fit.reservations)
+        notes += [f"{model.id}: {note}" for note in description.notes]
         if fit.context_length < description.context_length:
             notes.append(
                 f"{model.id}: the context is cut from {description.context_length} to fit the memory"
@@ -139,6 +140,7 @@ def check(config: ConfigOption = None) -> None:
             " + ".join(_gib(size) for size in fit.reservations.values()),
             str(fit.kv_tokens),
         )
+    notes += [f"{model_id} is not offered: {reason}" for model_id, reason in catalogue.refused.items()]
     Console().print(table)
     for line in (*notes, *problems):
         print(line)

@@ -27,6 +27,7 @@ PLAIN_WIDTH = 200  # of tables for files and pipes, where nothing has to fit a s
 
 class Dtype(StrEnum):
     bfloat16 = "bfloat16"
+    float16 = "float16"
     float32 = "float32"
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ipc.errors import Code, CortexError
 from neuron.config import ModelSettings, NeuronConfig
-from workers.checkpoints.card import seems_loadable
+from workers.checkpoints.card import is_checkpoint, refusal
 
 DEMO = "demo"  # the id of the model that comes with the package
 DEMO_FOLDER = Path(__file__).parents[1] / "demo"
@@ -30,7 +30,8 @@ class Catalogue:
         self._only_configured = config.only_configured
         self._folders = [Path(folder).expanduser() for folder in config.model_folders]
         self._cache = Path(config.hf_cache).expanduser() if config.hf_cache else default_cache()
-        self._looked_at: dict[Path, tuple[Signature, bool]] = {}  # by the last scan; whether it can be loaded
+        self._looked_at: dict[Path, tuple[Signature, str | None]] = {}  # by the last scan: why it is no model
+        self.refused: dict[str, str] = {}  # what the last scan found and cannot load, and why
 
     def settings(self, model_id: str) -> ModelSettings:
         """How the user wants `model_id` served; the defaults for a model that is not configured."""
@@ -47,7 +48,7 @@ class Catalogue:
             raise _not_found(model_id, f"this neuron serves only {', '.join(self._configured) or 'nothing'}")
         if configured is not None and (configured.path is not None or os.path.isabs(model_id)):
             folder = Path(configured.path or model_id).expanduser()
-            if not folder.is_dir():
+            if not folder.exists():
                 raise _not_found(model_id, f"its configured folder {folder} is not there")
             return folder
         if model_id == DEMO:
@@ -55,7 +56,7 @@ class Catalogue:
         if not _is_plain(model_id):
             raise _not_found(model_id, "an id is a name, or organisation/name")
         for folder in (*(parent / model_id for parent in self._folders), self._snapshot(model_id)):
-            if folder is not None and os.path.isfile(folder / "config.json"):
+            if folder is not None and is_checkpoint(folder):
                 return folder
         places = ", ".join(str(place) for place in (*self._folders, self._cache))
         raise _not_found(model_id, f"looked in {places}; `hf download {model_id}` gets it into the cache")
@@ -74,16 +75,19 @@ class Catalogue:
             return found
         looked_at = dict(self._looked_at)
         self._looked_at.clear()
+        self.refused = {}
         for model_id, folder in ((DEMO, DEMO_FOLDER), *self._in_folders(), *self._in_cache()):
             if model_id in found:
                 continue
             signature = _signature(folder)
-            before, loadable = looked_at.get(folder, (None, False))
+            before, reason = looked_at.get(folder, (None, None))
             if signature != before:
-                loadable = seems_loadable(folder)
-            self._looked_at[folder] = (signature, loadable)
-            if loadable:
+                reason = refusal(folder)
+            self._looked_at[folder] = (signature, reason)
+            if reason is None:
                 found[model_id] = signature
+            elif is_checkpoint(folder):
+                self.refused[model_id] = reason
         return found
 
     def _configured_signature(self, model_id: str) -> Signature:

@@ -107,6 +107,8 @@ class ModelManager:
                 self._broken[model_id] = error.message
                 self._changed()
             raise
+        for note in description.notes:
+            log.warning("model is not as its files have it model=%s note=%s", model_id, note)
         self._broken.pop(model_id, None)
         model = self._models[model_id] = ManagedModel(
             settings, description, self.room, self._launcher, self._backoff, self._changed

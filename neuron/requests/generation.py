@@ -49,6 +49,7 @@ class Generation(OpenRequest):
         self.parts = []
         self._prompts: list[Prompt] = []
         self._first_token: float | None = None
+        self._usual_tokens: int | None = None  # of an answer, where the model has a say
         self._scoring = request.sampling.max_tokens == 0  # only the prompts are of interest
 
     # --- on the way down --------------------------------------------------------------------------------
@@ -93,6 +94,7 @@ class Generation(OpenRequest):
     def _resolve(self, text: TextFrontEnd, description: ModelDescription) -> SamplingParams:
         """How tokens are chosen, and what is told of them."""
         sampling = self.request.sampling
+        self._usual_tokens = description.defaults.max_tokens
         params = resolve(sampling, description.defaults, description.eos_ids, text)
         if self.request.echo and params.prompt_logprobs is None:
             params = msgspec.structs.replace(params, prompt_logprobs=params.logprobs)
@@ -179,6 +181,7 @@ class Generation(OpenRequest):
             room = context_length - len(self._prompt_of(answer).ids)
             # a worker makes one token at least: where only the prompt is of interest it is not used
             share = context_length // self.request.sampling.n
+            share = min(share, self._usual_tokens or share)
             wanted = 1 if self._scoring else self.request.sampling.max_tokens or share
             answer.submit.max_tokens = min(wanted, room)
         with_ids = self.request.return_token_ids

@@ -9,6 +9,7 @@ from ipc.messages import Sampling
 from ipc.worker_messages import SamplingParams
 from neuron.refusals import bad_request
 from neuron.text.frontend import TextFrontEnd
+from workers.checkpoints.generation import GenerationDefaults
 
 MAX_STOP_STRINGS = 16
 MAX_STOP = 1000  # characters
@@ -91,7 +92,9 @@ def _check_lists(sampling: Sampling) -> None:
             raise bad_request("logit_bias", f"the bias of token {token} is {bias}, not between -100 and 100")
 
 
-def resolve(sampling: Sampling, defaults: Sampling, eos_ids: list[int], text: TextFrontEnd) -> SamplingParams:
+def resolve(
+    sampling: Sampling, defaults: GenerationDefaults, eos_ids: list[int], text: TextFrontEnd
+) -> SamplingParams:
     """The request's values, else the model's own, else such that change nothing.
 
     Raises:
@@ -109,12 +112,18 @@ def resolve(sampling: Sampling, defaults: Sampling, eos_ids: list[int], text: Te
         frequency_penalty=sampling.frequency_penalty,
         logit_bias=sampling.logit_bias,
         allowed_token_ids=sampling.allowed_token_ids,
-        bad_words=_bad_words(sampling.bad_words, text),
+        bad_words=[
+            *_bad_words(sampling.bad_words, text),
+            *defaults.bad_words,
+            *([token] for token in defaults.suppress_ids),
+        ],
         stop_ids=sampling.stop_token_ids + ([] if sampling.ignore_eos else eos_ids),
-        min_tokens=sampling.min_tokens,
+        min_tokens=sampling.min_tokens or defaults.min_tokens,
         seed=_first(sampling.seed, random.getrandbits(64)) & MAX_SEED,
         logprobs=sampling.logprobs,
         prompt_logprobs=sampling.prompt_logprobs,
+        begin_suppress_ids=defaults.begin_suppress_ids,
+        no_repeat_ngram=defaults.no_repeat_ngram,
     )
 
 

@@ -162,7 +162,7 @@ def test_what_did_not_change_is_not_read_again(places, monkeypatch):
     catalogue, shelf, _ = places
     write_checkpoint(shelf / "plain")
     catalogue.scan()
-    monkeypatch.setattr(neuron.models.catalogue, "seems_loadable", None)
+    monkeypatch.setattr(neuron.models.catalogue, "refusal", None)
     assert set(catalogue.scan()) == {"demo", "plain"}
 
 

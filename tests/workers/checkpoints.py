@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedModel,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -45,6 +53,10 @@ def llama(**changes: Any) -> PreTrainedModel:
     return LlamaForCausalLM(LlamaConfig(**SIZES | changes))
 
 
+def mistral(**changes: Any) -> PreTrainedModel:
+    return MistralForCausalLM(MistralConfig(**SIZES | {"sliding_window": None} | changes))
+
+
 def qwen3(**changes: Any) -> PreTrainedModel:
     return Qwen3ForCausalLM(Qwen3Config(**SIZES | changes))
 
@@ -61,6 +73,8 @@ VARIANTS: dict[str, Callable[[], PreTrainedModel]] = {
         attention_bias=True,
         mlp_bias=True,
     ),
+    "llama_gelu_dynamic": lambda: llama(hidden_act="gelu", rope_parameters=LINEAR | {"rope_type": "dynamic"}),
+    "mistral_gelu_tanh": lambda: mistral(hidden_act="gelu_pytorch_tanh"),
     "llama_every_head_its_own_keys": lambda: llama(num_key_value_heads=4, vocab_size=96),
     "llama_one_key_head_sharded": lambda: llama(num_key_value_heads=1, num_hidden_layers=3),
     "llama_flat_llama3": lambda: llama(rope_parameters=LLAMA3, num_attention_heads=8, num_key_value_heads=4),

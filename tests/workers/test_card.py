@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from ipc.errors import Code, CortexError
 from tests.neuron.folders import CONFIG, TEMPLATE, header, shapes, write_checkpoint, write_safetensors
-from workers.checkpoints.card import ModelCard, read_card, seems_loadable
+from workers.checkpoints.card import ModelCard, is_checkpoint, read_card
+from workers.checkpoints.card import refusal as why_not
 from workers.checkpoints.generation import GenerationDefaults
 from workers.checkpoints.safetensors import HEADER_LIMIT, read_header
 
@@ -264,6 +265,83 @@ def test_weights_of_an_unknown_kind_are_refused(tmp_path):
     assert "is I8" in refusal(write_checkpoint(tmp_path, weights="I8"))
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "generation_config.json"],
+)
+def test_a_pipe_in_place_of_a_file_is_refused_and_not_waited_for(tmp_path, name):
+    write_checkpoint(tmp_path)
+    (tmp_path / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / name)
+    assert f"{name}: is no regular file" in refusal(tmp_path)
+
+
+def test_a_tensor_named_twice_is_refused_by_its_name(tmp_path):
+    path = write_checkpoint(tmp_path) / "model.safetensors"
+    entries = header(shapes(CONFIG))
+    last = NAMES[-1]
+    twice = json.dumps({last: entries[last]})[1:-1]
+    text = f"{json.dumps(entries)[:-1]}, {twice}}}".encode()
+    size = max(entry["data_offsets"][1] for name, entry in entries.items() if name != "__metadata__")
+    path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(size))
+    assert f"names '{last}' twice in its header" in refusal(tmp_path)
+
+
+def test_a_tensor_in_two_shards_is_refused_with_both(tmp_path):
+    write_checkpoint(tmp_path, shards=2)
+    names = list(shapes(CONFIG).items())
+    entries = header(dict(names[1::2]) | dict(names[:1]))
+    write_safetensors(tmp_path / "model-00002-of-00002.safetensors", entries)
+    message = refusal(tmp_path)
+    assert "model-00002-of-00002.safetensors: holds" in message
+    assert "and so does model-00001-of-00002.safetensors" in message
+
+
+def test_a_stale_index_beside_a_whole_file_is_not_read(tmp_path):
+    write_checkpoint(tmp_path)
+    write_json(tmp_path / "model.safetensors.index.json", {"weight_map": {"w": "gone.safetensors"}})
+    assert len(read_card(tmp_path).files) == 1
+
+
+def test_tensors_that_are_not_used_are_named(tmp_path):
+    write_checkpoint(tmp_path)
+    write_safetensors(tmp_path / "model.safetensors", header(shapes(CONFIG) | {"model.mtp.weight": [4]}))
+    assert read_card(tmp_path).notes == ["1 tensors are not used, among them model.mtp.weight"]
+
+
+def test_a_dtype_that_is_none_is_that_of_the_weights_and_named(tmp_path):
+    card = read_card(write_checkpoint(tmp_path, torch_dtype="float8_e4m3fn"))
+    assert card.dtype == "bfloat16"
+    assert card.notes == [
+        "config.json: dtype float8_e4m3fn is none of bfloat16, float16, float32; bfloat16 is used"
+    ]
+
+
+def tied(folder, head):
+    """A checkpoint whose config ties the head, and that holds one all the same."""
+    write_checkpoint(folder, tie_word_embeddings=True)
+    path = folder / "model.safetensors"
+    write_safetensors(path, header(shapes(CONFIG)))
+    with path.open("r+b") as file:
+        file.seek(read_header(path)["lm_head.weight"].offset + 100)
+        file.write(head)
+    return read_card(folder)
+
+
+def test_a_tied_head_that_is_stored_and_another_is_the_stored_one(tmp_path):
+    card = tied(tmp_path, b"x")
+    assert not card.config.tied_head
+    assert "lm_head.weight" in card.tensors
+    assert "the files hold another lm_head.weight" in card.notes[0]
+
+
+def test_a_tied_head_that_is_stored_and_the_same_is_the_embedding(tmp_path):
+    card = tied(tmp_path, b"\0")
+    assert card.config.tied_head
+    assert "lm_head.weight" not in card.tensors
+    assert card.notes == []
+
+
 def damaged(tmp_path, change):
     """A checkpoint whose safetensors header went through `change`; the data stays as long as it was."""
     write_checkpoint(tmp_path)
@@ -369,10 +447,13 @@ def whole(tmp_path_factory):
     return write_checkpoint(tmp_path_factory.mktemp("whole"))
 
 
-def test_a_list_of_models_leaves_out_what_cannot_be_loaded(tmp_path):
-    assert seems_loadable(write_checkpoint(tmp_path / "one"))
-    assert seems_loadable(write_checkpoint(tmp_path / "many", shards=2))
-    assert not seems_loadable(tmp_path)
-    assert not seems_loadable(write_checkpoint(tmp_path / "other", architectures=["BertModel"]))
+def test_what_is_in_a_folder_can_be_loaded_or_there_is_a_reason(tmp_path):
+    assert why_not(write_checkpoint(tmp_path / "one")) is None
+    assert why_not(write_checkpoint(tmp_path / "many", shards=2)) is None
+    assert "config.json: is missing" in why_not(tmp_path)
+    assert not is_checkpoint(tmp_path)
+    bert = write_checkpoint(tmp_path / "other", architectures=["BertModel"], model_type="bert")
+    assert "BertModel is not supported (bert, 2 layers of 48, a context of 512, 0.0M" in why_not(bert)
+    assert is_checkpoint(bert)
     (tmp_path / "one" / "config.json").write_text("{")
-    assert not seems_loadable(tmp_path / "one")
+    assert "bad JSON" in why_not(tmp_path / "one")

@@ -8,11 +8,12 @@ import weakref
 import pytest
 import torch
 
-from ipc.errors import Code
+from ipc.errors import Code, CortexError
 from ipc.worker_messages import SamplingParams
 from tests.workers.engines import DEVICES, Session, make_runner, request, serve, some_requests
 from workers.step.engine import OutOfDeviceMemory
 from workers.step.plan import NewSequence, Scheduled, StepPlan
+from workers.weights.loader import WeightFiles
 
 VOCABULARY = 131
 
@@ -198,3 +199,27 @@ def test_a_prompt_that_was_in_pages_already_is_not_computed_again(runner):
     session.end()
     assert first[0].token_ids == second[0].token_ids
     assert (sum(fed), second[0].cached_tokens) == (100 + 4, 96)
+
+
+@pytest.mark.parametrize("words", ["CUDA out of memory. Tried to allocate 2.00 GiB", "can't allocate memory"])
+def test_memory_that_runs_out_in_a_load_is_insufficient_and_no_fault_of_the_checkpoint(
+    tiny, monkeypatch, words
+):
+    def full(*_: object) -> None:
+        raise (torch.OutOfMemoryError if "CUDA" in words else RuntimeError)(words)
+
+    monkeypatch.setattr(WeightFiles, "load", full)
+    runner = make_runner(tiny("qwen3_tied").folder)
+    with pytest.raises(CortexError, match=f"ran out of memory while .* was loaded: {words}") as caught:
+        runner.load(lambda fraction, message: None)
+    assert caught.value.code == Code.INSUFFICIENT_MEMORY
+    runner.close()
+
+
+def test_any_other_fault_of_a_load_stays_what_it_is(tiny, monkeypatch):
+    def broken(*_: object) -> None:
+        raise RuntimeError("the driver is gone")
+
+    monkeypatch.setattr(WeightFiles, "load", broken)
+    with pytest.raises(RuntimeError, match="the driver is gone"):
+        make_runner(tiny("qwen3_tied").folder).load(lambda fraction, message: None)

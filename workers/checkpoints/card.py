@@ -6,6 +6,7 @@ the workers in their spec, so that nobody reads `config.json` a second time.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from contextlib import suppress
@@ -246,13 +247,18 @@ def read_card(folder: Path | str) -> ModelCard:
     )
 
 
-def seems_loadable(folder: Path) -> bool:
-    """Whether `folder` holds a model: as `read_card`, without an error."""
+def refusal(folder: Path) -> str | None:
+    """Why `read_card` would refuse what is in `folder`; None where it would not."""
     try:
         read_card(folder)
-    except CortexError:
-        return False
-    return True
+    except CortexError as error:
+        return error.message
+    return None
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether somebody put a model there, of whatever kind and however much of it."""
+    return os.path.exists(folder / CONFIG) or bool(gguf.files_in(folder))
 
 
 def _refuse_unknown(folder: Path) -> NoReturn:

@@ -7,6 +7,7 @@ dimensions, type, offset), all little-endian. https://github.com/ggml-org/ggml/b
 from __future__ import annotations
 
 import math
+import os
 import struct
 from collections import Counter
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import Any, BinaryIO
 from workers.checkpoints.files import open_file, refuse
 
 MAGIC = b"GGUF"
+SUFFIX = ".gguf"
 VERSIONS = (2, 3)
 HEADER_LIMIT = 256 << 20  # bytes: vocabularies stand in it
 MOST_ENTRIES = 1_000_000  # tensors, or entries of metadata
@@ -66,11 +68,19 @@ def read_gguf(path: Path) -> Gguf:
             refuse(path, f"is cut short or no GGUF file: {error}")
 
 
+def files_in(path: Path) -> list[Path]:
+    """The GGUF files at `path`: itself, or what the folder has of them."""
+    if path.suffix == SUFFIX:
+        return [path]
+    try:
+        return sorted(path / name for name in os.listdir(path) if name.endswith(SUFFIX))
+    except (OSError, ValueError):  # no folder, or no name that a folder could have
+        return []
+
+
 def refuse_alone(folder: Path) -> None:
     """Refuse what holds a GGUF file and no other checkpoint, saying what it is."""
-    files = [folder] if folder.suffix == ".gguf" else []
-    if not files and not (folder / "config.json").exists():
-        files = sorted(folder.glob("*.gguf"))
+    files = [] if os.path.exists(folder / "config.json") else files_in(folder)
     if files:
         refuse(files[0], f"is a GGUF file ({read_gguf(files[0])}), and GGUF is not supported yet")
 

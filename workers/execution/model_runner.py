@@ -59,8 +59,21 @@ class ModelRunner:
         """Read this rank's weights, measure what a step takes, and make KV pages of the rest.
 
         Raises:
-            CortexError: the checkpoint cannot be loaded, does not divide over the ranks, or leaves no room.
+            CortexError: the checkpoint cannot be loaded, or does not divide over the ranks;
+                INSUFFICIENT_MEMORY, it does not fit or leaves no room.
         """
+        try:
+            return self._load(progress)
+        except RuntimeError as error:
+            if not _is_out_of_memory(error):
+                raise
+            reason = str(error).partition("\n")[0]
+        raise CortexError(
+            Code.INSUFFICIENT_MEMORY,
+            f"{self.spec.device} ran out of memory while {self.card.folder} was loaded: {reason}",
+        )
+
+    def _load(self, progress: Callable[[float, str], None]) -> Loaded:
         spec = self.spec
         dtype = getattr(torch, spec.dtype)
         device = torch.device(spec.device)

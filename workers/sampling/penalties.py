@@ -2,12 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 from ipc.worker_messages import SamplingParams
+
+
+class NGrams:
+    """Which tokens would repeat a run of `size` tokens that a sequence has in it already."""
+
+    def __init__(self, size: int, tokens: Iterable[int]) -> None:
+        self._followers: dict[tuple[int, ...], set[int]] = {}  # by the `size - 1` tokens before
+        self._last: deque[int] = deque(maxlen=size - 1)
+        self._short = size - 1  # tokens until the first run is complete
+        for token in tokens:
+            self.push(token)
+
+    def push(self, token: int) -> None:
+        """The sequence goes on with a token."""
+        if self._short:
+            self._short -= 1
+        else:
+            self._followers.setdefault(tuple(self._last), set()).add(token)
+        self._last.append(token)
+
+    def repeating(self) -> Iterable[int]:
+        """The tokens that may not come next."""
+        return () if self._short else self._followers.get(tuple(self._last), ())
 
 
 class Penalties:

@@ -1,7 +1,7 @@
 """From logits to tokens, for a batch of sequences that each want it another way.
 
-In this order: penalties, logit bias, what is forbidden (allowed ids, bad words, stop ids before `min_tokens`,
-the grammar's mask), temperature, top-k, top-p, min-p, and one draw.
+In this order: penalties, logit bias, what is forbidden (allowed ids, bad words, repeated runs, stop ids
+before `min_tokens`, the grammar's mask), temperature, top-k, top-p, min-p, and one draw.
 
 A token depends on its own logits, its settings, its seed and its place in the sequence, and on nothing else:
 not on the other sequences of the batch. So a preempted sequence goes on as if nothing had happened. Of equal
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from math import inf
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from ipc.worker_messages import Logprobs, SamplingParams
 from workers.sampling.logprobs import chunked, largest, logprobs
-from workers.sampling.penalties import Penalties
+from workers.sampling.penalties import NGrams, Penalties
 
 CANDIDATES = 1024  # sorted for top-p and min-p if 64 do not hold enough; then 32 times as many, then all
 # Logits of the rows that are drawn at once: what is computed for whole vocabularies is big. On a CPU a tensor
@@ -48,13 +49,25 @@ class _Slot:
     output: list[int]
     allowed: Tensor | None  # [vocabulary] bool
     bias: tuple[list[int], list[float]]  # ids and values
+    ngrams: NGrams | None  # of prompt and output, where none may come twice
 
     def forbidden(self) -> Iterator[int]:
-        """Last tokens of bad words whose other tokens were just written."""
+        """What may not come next: the ends of bad words, of runs that were there, and what begins nothing."""
         for word in self.params.bad_words:
             before = len(word) - 1
             if not before or self.output[-before:] == word[:-1]:
                 yield word[-1]
+        if not self.output:
+            yield from self.params.begin_suppress_ids
+        if self.ngrams is not None:
+            yield from self.ngrams.repeating()
+
+    def push(self, token: int) -> None:
+        """It goes on with a token."""
+        self.length += 1
+        self.output.append(token)
+        if self.ngrams is not None:
+            self.ngrams.push(token)
 
     @property
     def too_short(self) -> bool:
@@ -65,7 +78,14 @@ class _Slot:
     def edited(self) -> bool:
         """Whether its logits may change, penalties and grammar aside."""
         params = self.params
-        return bool(params.logit_bias or params.allowed_token_ids or params.bad_words or self.too_short)
+        return bool(
+            params.logit_bias
+            or params.allowed_token_ids
+            or params.bad_words
+            or self.too_short
+            or self.ngrams is not None
+            or (params.begin_suppress_ids and not self.output)
+        )
 
     @property
     def filtered(self) -> bool:
@@ -99,7 +119,8 @@ class Sampler:
             allowed = torch.zeros(self._vocab_size, dtype=torch.bool, device=self._device)
             allowed[torch.tensor(params.allowed_token_ids, device=self._device)] = True
         bias = (list(params.logit_bias), list(params.logit_bias.values()))
-        self._slots[slot] = _Slot(params, len(prompt) + len(output), list(output), allowed, bias)
+        ngrams = NGrams(params.no_repeat_ngram, chain(prompt, output)) if params.no_repeat_ngram else None
+        self._slots[slot] = _Slot(params, len(prompt) + len(output), list(output), allowed, bias, ngrams)
         self._penalties.add(slot, params, prompt, output)
 
     def remove(self, slot: int) -> None:
@@ -144,8 +165,7 @@ class Sampler:
         self._penalties.record(slots, ids)
         for slot, token in zip(rows, ids, strict=True):
             if token >= 0:
-                slot.length += 1
-                slot.output.append(token)
+                slot.push(token)
         return sampled
 
     def _draw(self, logits: Tensor, rows: list[_Slot], tokens: Tensor) -> None:

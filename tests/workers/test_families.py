@@ -1,0 +1,107 @@
+"""What a family says of its tensors is what its model asks for, and what is accepted can be loaded."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ipc.errors import CortexError
+from tests.neuron.folders import CONFIG, write_checkpoint
+from tests.workers.checkpoints import VARIANTS
+from workers.checkpoints.card import read_card, refusal
+from workers.checkpoints.registry import ARCHITECTURES, FAMILIES
+from workers.models.registry import MODELS
+from workers.parallel import RankGroup
+from workers.weights.loader import WeightFiles
+
+
+def test_each_family_has_its_mathematics():
+    assert MODELS.keys() == FAMILIES.keys()
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_model_asks_for_what_its_family_declares(tiny, name, size):
+    card = read_card(tiny(name).folder)
+    if not card.config.splits_into(size):
+        pytest.skip("does not divide")
+    held = dict.fromkeys(card.tensors, 0)
+    for rank in range(size):
+        model = MODELS[card.family](card.config, RankGroup(rank, size), torch.float32)
+        assert model.nbytes <= card.bytes_per_rank(size, "float32")[rank]  # which counts padding, too
+        for piece in (piece for part in model.parts() for piece in part.pieces):
+            tensor = card.tensors[piece.name]
+            assert piece.shape == tensor.shape
+            held[piece.name] += piece.into.numel()
+            whole = piece.into.shape == tensor.shape
+            by_columns = piece.into.dim() == 2 and piece.into.shape[1] < tensor.shape[1]
+            assert by_columns == (tensor.sharing == "columns" and size > 1)
+            assert whole or tensor.sharing != "none"
+    for name, tensor in card.tensors.items():
+        copies = size if tensor.sharing == "none" else 1
+        if tensor.sharing == "kv_rows":
+            copies = max(1, size // card.config.num_kv_heads)
+        assert held[name] == copies * math.prod(tensor.shape), name
+
+
+def loads(card) -> None:
+    """See that a worker gets all of it into the model."""
+    model = MODELS[card.family](card.config, RankGroup(), torch.float32)
+    WeightFiles(card).load(model.parts(), lambda fraction: None)
+
+
+CHANGES = {
+    "architectures": st.sampled_from([[name] for name in [*ARCHITECTURES, "BertModel", "GemmaForCausalLM"]]),
+    "hidden_act": st.sampled_from(["silu", "swish", "gelu", "gelu_pytorch_tanh", "relu", "gelu_new"]),
+    "tie_word_embeddings": st.booleans(),
+    "attention_bias": st.booleans(),
+    "mlp_bias": st.booleans(),
+    "use_sliding_window": st.booleans(),
+    "sliding_window": st.sampled_from([None, 16, 4096]),
+    "max_window_layers": st.integers(0, 3),
+    "layer_types": st.sampled_from([None, ["full_attention"] * 2, ["sliding_attention", "full_attention"]]),
+    "head_dim": st.sampled_from([8, 15, 16]),
+    "num_key_value_heads": st.sampled_from([1, 2, 3, 4]),
+    "partial_rotary_factor": st.sampled_from([None, 1.0, 0.5]),
+    "logits_scaling": st.sampled_from([None, 1.0, 8.0]),
+    "quantization_config": st.sampled_from([None, {"quant_method": "fp8"}]),
+    "rope_parameters": st.sampled_from(
+        [
+            None,
+            {"rope_type": "default", "rope_theta": 1e6},
+            {"rope_type": "linear", "factor": 2.0},
+            {"rope_type": "dynamic", "factor": 2.0},
+            {"rope_type": "longrope", "factor": 2.0},
+            {"rope_type": "yarn", "factor": 4.0},
+            {"rope_type": "llama3", "factor": 8.0},
+            {"rope_type": "default", "partial_rotary_factor": 0.25},
+        ]
+    ),
+}
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    changes=st.fixed_dictionaries({}, optional=CHANGES), weights=st.sampled_from(["BF16", "F16", "F32", "I8"])
+)
+def test_what_is_accepted_loads_and_what_is_refused_has_a_reason(tmp_path_factory, changes, weights):
+    folder = tmp_path_factory.getbasetemp() / "any"
+    write_checkpoint(folder, weights=weights, **CONFIG | changes)
+    reason = refusal(folder)
+    if reason is None:
+        loads(read_card(folder))
+    else:
+        assert any(word in reason for word in [*changes, "layer", "is I8", "sliding_window"]), reason
+
+
+def test_a_config_that_lies_about_its_tensors_is_refused_by_the_tensor(tmp_path):
+    write_checkpoint(tmp_path)
+    for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "head_dim"):
+        (tmp_path / "config.json").write_text(json.dumps(CONFIG | {key: CONFIG[key] * 2}))
+        with pytest.raises(CortexError, match=r"model\.layers|embed_tokens"):
+            read_card(tmp_path)
