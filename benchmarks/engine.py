@@ -126,11 +126,11 @@ class Transformers(Engine):
         self.state[sequences] = cache, logits[:, -1].argmax(dim=-1, keepdim=True)
 
 
-def write_weights(folder: Path) -> int:
+def write_weights(folder: Path, shape: Qwen3Config = SHAPE) -> int:
     """Save a random model; returns its bytes."""
     torch.manual_seed(0)
     torch.set_default_dtype(torch.bfloat16)
-    model = Qwen3ForCausalLM(SHAPE)
+    model = Qwen3ForCausalLM(shape)
     torch.set_default_dtype(torch.float32)
     model.save_pretrained(folder)
     (folder / "tokenizer.json").write_text("{}")  # nobody reads a text here

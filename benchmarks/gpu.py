@@ -1,0 +1,371 @@
+"""All that waits for a GPU, in ten minutes at most: `python -m benchmarks.gpu OUT [--device cuda:0]`.
+
+* tests: `pytest -m gpu` over the engine's tests.
+* equalities: unlike requests answered alone, batched, chunked, cached and preempted; in float32 all of them
+  equal, or that is a failure; in bfloat16 how many are.
+* engine: Qwen3-0.6B's shape with random weights. What the device can do at most is measured first (reading
+  memory, multiplying matrices, copying from the host); the load, prefill and decode are given as shares of
+  that, and memory as planned and as measured.
+
+Each part runs in a process of its own with a time limit, so that one that faults or hangs leaves the rest as
+it is, and what it found before that is kept. OUT/gpu.txt has failures first; OUT/gpu.json says the same for
+programs. The exit code is 0, 1 after a failure, or 2 where there is no such device. `--device cpu` rehearses
+it over tiny shapes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree as ElementTree
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+import torch
+from transformers import Qwen3Config
+
+from benchmarks.engine import SHAPE, write_weights
+from ipc.worker_messages import RingHandle, SamplingParams, WorkerSpec
+from neuron.memory.step_bytes import UNMEASURED_BYTES, Overhead
+from workers.checkpoints.card import read_card
+from workers.checkpoints.config import ModelConfig
+from workers.execution.model_runner import ModelRunner
+from workers.step.pages import pages_for
+from workers.step.plan import NewSequence, Scheduled, StepPlan
+
+ROOT = Path(__file__).parents[1]
+SECONDS = 570.0  # for everything
+LIMITS = {"tests": 240.0, "equalities": 150.0, "engine": 200.0}  # of each part, in their order
+PLAN_ERROR = 1.2  # measured memory over planned, at most
+
+CONTEXT = 128  # tokens before the first decode step
+BATCHES = (1, 8, 32)
+STEPS = 16  # decode steps in a row
+
+
+class Result(msgspec.Struct):
+    """One line of the report."""
+
+    part: str
+    name: str
+    ok: bool
+    value: str
+    figures: dict[str, float] = {}
+    detail: str = ""  # of a failure
+
+
+# --- the parts ------------------------------------------------------------------------------------------
+
+
+def tests(device: str, out: Path) -> Iterator[Result]:
+    """What pytest says of each test that asks for a GPU."""
+    report = out / "tests.xml"
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "--continue-on-collection-errors"]
+    with (out / "tests.txt").open("w") as log:
+        subprocess.run([*command, f"--junitxml={report}", "tests/workers"], cwd=ROOT, stdout=log, stderr=log)
+    passed = skipped = failed = 0
+    for case in ElementTree.parse(report).getroot().iter("testcase"):
+        outcome = next((each for each in case if each.tag in ("failure", "error", "skipped")), None)
+        if outcome is None:
+            passed += 1
+        elif outcome.tag == "skipped":
+            skipped += 1
+        else:
+            failed += 1
+            name = f"{case.get('classname')}.{case.get('name')}"
+            yield Result("tests", name, False, outcome.tag, detail=outcome.text or "")
+    figures = {"passed": passed, "skipped": skipped, "failed": failed}
+    value = f"{passed} passed, {skipped} skipped, {failed} failed"
+    yield Result("tests", "pytest -m gpu", bool(passed) or device == "cpu", value, figures)
+
+
+def equalities(device: str, out: Path) -> Iterator[Result]:
+    """How many requests are answered in each circumstance as they are alone."""
+    from tests.workers.checkpoints import (
+        fill,
+        qwen3,
+    )
+    from tests.workers.engines import make_runner
+    from tests.workers.equalities import VOCABULARY, observe
+
+    torch.manual_seed(11)
+    model = qwen3(vocab_size=VOCABULARY, tie_word_embeddings=True)
+    fill(model, std=0.3)
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        shutil.copy(ROOT / "neuron/demo/tokenizer.json", folder)
+        for dtype in ("float32", "bfloat16"):
+            runner = make_runner(folder, device=device, dtype=dtype)
+            runner.load(lambda fraction, message: None)
+            answers = observe(runner).answers
+            runner.close()
+            for name, given in answers.items():
+                alone = answers["single" if name == "choices" else "alone"]
+                if given is alone or name == "single":
+                    continue
+                pairs = zip(given, alone, strict=True)
+                equal = sum(ours.token_ids == theirs.token_ids for ours, theirs in pairs)
+                figures = {"equal": equal, "requests": len(given)}
+                ok = equal == len(given) or dtype != "float32"
+                yield Result("equalities", f"{dtype} {name}", ok, f"{equal} of {len(given)}", figures)
+
+
+def engine(device: str, out: Path) -> Iterator[Result]:
+    """The engine's times beside what the device can do at most, and its memory beside the plan."""
+    small = device == "cpu"
+    prompts = (64,) if small else (512, 2048)
+    read, multiply, copy = measure_limits(device)
+    for name, text, limit in (
+        ("memory read", f"{read / 1e9:.0f} GB/s", read),
+        ("bfloat16 product", f"{multiply / 1e12:.1f} TFLOP/s", multiply),
+        ("copy from the host", f"{copy / 1e9:.1f} GB/s", copy),
+    ):
+        yield Result("engine", f"limit: {name}", True, text, {"per_second": limit})
+    shape = Qwen3Config(**TINY) if small else SHAPE
+    pages = pages_for(CONTEXT + STEPS + 1)
+    with tempfile.TemporaryDirectory() as folder:
+        weights = write_weights(Path(folder), shape)
+        card = read_card(folder)
+        spec = WorkerSpec(
+            model="benchmark",
+            engine="transformer",
+            epoch=1,
+            rank=0,
+            world_size=1,
+            device=device,
+            threads=len(os.sched_getaffinity(0)),
+            context_length=4096,
+            max_sequences=max(BATCHES),
+            max_step_tokens=max(*prompts, CONTEXT),
+            kv_pages=pages_for(max(prompts)) + max(BATCHES) * pages,
+            reports=RingHandle(memory_fd=-1, data_fd=-1, space_fd=-1),
+            heartbeat_fd=-1,
+        )
+        runner = ModelRunner(spec, card)
+        began = time.perf_counter()
+        loaded = runner.load(lambda fraction, message: None)
+        took = time.perf_counter() - began
+    yield share("load", weights / copy, took, f"{weights / took / 1e9:.2f} GB/s of weights")
+
+    kind = device.partition(":")[0]
+    step = Overhead(card.config, 2, 1).of_step(kind, spec.max_step_tokens, spec.max_sequences)
+    planned = UNMEASURED_BYTES[kind] + step + weights
+    measured = loaded.memory.total - loaded.memory.kv_pool
+    text = f"{measured / 1e6:.0f} MB measured, {planned / 1e6:.0f} MB planned"
+    figures = {"measured": measured, "planned": planned}
+    yield Result("engine", "memory without its pool", measured <= PLAN_ERROR * planned, text, figures)
+
+    driver = Driver(runner, pages)
+    parameters = weights / 2
+    for tokens in prompts:
+        took = median(lambda tokens=tokens: driver.prompt(0, tokens), device)
+        limit = max(2 * parameters * tokens / multiply, weights / read)
+        yield share(f"prefill {tokens}", limit, took, f"{tokens / took:,.0f} tokens/s")
+    for count in BATCHES:
+        took = driver.decode(count)
+        limit = (weights + count * CONTEXT * card.config.num_layers * kv_bytes(card.config)) / read
+        yield share(f"decode {count} at once", limit, took, f"{count / took:,.0f} tokens/s")
+    runner.close()
+
+
+TINY = {
+    "vocab_size": 1024,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "tie_word_embeddings": True,
+    "dtype": "bfloat16",
+}
+
+
+class Driver:
+    """Feeds prompts and decode steps to an engine.
+
+    Args:
+        runner: a `ModelRunner` with its pool.
+        pages: of each sequence that decodes.
+    """
+
+    def __init__(self, runner: ModelRunner, pages: int) -> None:
+        self._runner = runner
+        self._pages = pages
+        self._first = runner.spec.kv_pages - max(BATCHES) * pages  # of the pages for sequences that decode
+
+    def prompt(self, slot: int, tokens: int, pages: range | None = None) -> None:
+        """A prompt by itself, to its first token; without `pages` it takes those before the others'."""
+        ids = array("I", (number % 1000 for number in range(tokens))).tobytes()
+        new = NewSequence(slot, tokens, ids, SamplingParams(0.0))
+        released = [slot] if slot in self._runner.slots else []
+        given = list(pages or range(pages_for(tokens)))
+        self._runner.execute(StepPlan(1, released, [new], [Scheduled(slot, tokens, [given])]))
+
+    def decode(self, count: int) -> float:
+        """Seconds of a step that makes one token for each of `count` sequences: the median."""
+        slots = range(1, count + 1)
+        for slot in slots:
+            start = self._first + (slot - 1) * self._pages
+            self.prompt(slot, CONTEXT, range(start, start + self._pages))
+        plan = StepPlan(1, [], [], [Scheduled(slot, 1) for slot in slots])
+        times = []
+        for _ in range(STEPS):  # each ends when its tokens are on the host
+            began = time.perf_counter()
+            self._runner.execute(plan)
+            times.append(time.perf_counter() - began)
+        return statistics.median(times)
+
+
+def kv_bytes(config: ModelConfig) -> int:
+    """Of one token in one layer, in bfloat16."""
+    return 2 * config.num_kv_heads * config.head_dim * 2
+
+
+def share(name: str, limit: float, took: float, rate: str) -> Result:
+    """Seconds that something took, beside the fewest that it could."""
+    text = f"{took * 1e3:.2f} ms, {rate}, {limit / took:.0%} of the limit"
+    return Result("engine", name, True, text, {"seconds": took, "limit": limit, "share": limit / took})
+
+
+def measure_limits(device: str) -> tuple[float, float, float]:
+    """Bytes read a second, operations a second in bfloat16, and bytes copied from the host a second."""
+    small = device == "cpu"
+    memory = torch.ones((64 if small else 4096) << 18, device=device)
+    read = memory.nbytes / median(memory.sum, device)
+    size = 256 if small else 8192
+    left = torch.ones(size, size, dtype=torch.bfloat16, device=device)
+    multiply = 2 * size**3 / median(lambda: left @ left, device)
+    host = torch.ones((16 if small else 512) << 20, dtype=torch.uint8, pin_memory=not small)
+    target = torch.empty_like(host, device=device)
+    copy = host.nbytes / median(lambda: target.copy_(host), device)
+    return read, multiply, copy
+
+
+def median(function: Callable[[], object], device: str, rounds: int = 5) -> float:
+    """Seconds, the device's work included; the first round is not counted."""
+    times = []
+    for _ in range(rounds + 1):
+        began = time.perf_counter()
+        function()
+        if device != "cpu":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - began)
+    return statistics.median(times[1:])
+
+
+PARTS: dict[str, Callable[[str, Path], Iterator[Result]]] = {
+    "tests": tests,
+    "equalities": equalities,
+    "engine": engine,
+}
+
+
+# --- the run --------------------------------------------------------------------------------------------
+
+
+def run_part(name: str, command: Sequence[str], found: Path, seconds: float) -> list[Result]:
+    """The results that `command` writes to `found`; what goes wrong with it is one, too."""
+    with tempfile.TemporaryFile("w+") as log:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
+        try:
+            code = process.wait(seconds)
+            problem = f"ended with {code}" if code else ""
+        except subprocess.TimeoutExpired:
+            problem = f"not done within {seconds:.0f} s"
+        finally:
+            with suppress(ProcessLookupError):  # and whatever it started
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        log.seek(0)
+        said = log.read()[-4000:]
+    results: list[Result] = []
+    with suppress(FileNotFoundError, msgspec.DecodeError):
+        results = msgspec.json.decode(found.read_bytes(), type=list[Result])
+    if problem or not results:
+        results.append(Result(name, name, False, problem or "it said nothing", detail=said))
+    return results
+
+
+def report(results: Sequence[Result], facts: dict[str, str]) -> str:
+    """The text: failures first, in full, then everything in its order."""
+    failures = [result for result in results if not result.ok]
+    lines = [f"{key}: {value}" for key, value in facts.items()]
+    lines += ["", f"{len(failures)} failures" if failures else "no failures"]
+    for result in failures:
+        lines += ["", f"FAILED {result.part}: {result.name}: {result.value}", result.detail.rstrip()]
+    lines.append("")
+    width = max((len(result.name) for result in results), default=0)
+    for result in results:
+        lines.append(
+            f"{result.part:11} {'ok' if result.ok else 'FAILED':7} {result.name:{width}}  {result.value}"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def absent(device: str) -> str:
+    """Why `device` cannot be used; empty when it can."""
+    if device == "cpu":
+        return ""
+    if not torch.cuda.is_available():
+        return f"PyTorch {torch.__version__} finds no GPU here"
+    count, _, number = torch.cuda.device_count(), *device.partition(":")[1:]
+    return "" if int(number or 0) < count else f"there are {count} GPUs, and {device} is none of them"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "out", type=Path, help="a folder for gpu.txt and gpu.json; it is made where it is missing"
+    )
+    parser.add_argument("--device", default="cuda:0", help="cuda:N, or cpu to rehearse it over tiny shapes")
+    parser.add_argument("--only", choices=PARTS, action="append", help="this part, as often as you like")
+    parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)  # be that part's process
+    arguments = parser.parse_args()
+    device, out = arguments.device, arguments.out.resolve()
+    if reason := absent(device):
+        print(f"benchmarks.gpu: {reason}; --device cpu rehearses it", file=sys.stderr)
+        return 2
+    if arguments.part:
+        results = []
+        for result in PARTS[arguments.part](device, out):
+            results.append(result)
+            (out / f"{arguments.part}.json").write_bytes(msgspec.json.encode(results))
+        return 0
+
+    out.mkdir(parents=True, exist_ok=True)
+    began = time.monotonic()
+    facts = {"device": device, "torch": torch.__version__, "started": time.strftime("%Y-%m-%d %H:%M:%S %Z")}
+    if device != "cpu":
+        facts["name"] = torch.cuda.get_device_name(device)
+    results: list[Result] = []
+    for name in arguments.only or PARTS:
+        found = out / f"{name}.json"
+        found.unlink(missing_ok=True)
+        command = [sys.executable, "-m", "benchmarks.gpu", str(out), "--device", device, "--part", name]
+        left = SECONDS - (time.monotonic() - began)
+        print(f"{name} …", flush=True)
+        results += run_part(name, command, found, max(1.0, min(LIMITS[name], left)))
+    facts["seconds"] = f"{time.monotonic() - began:.0f}"
+    text = report(results, facts)
+    (out / "gpu.txt").write_text(text)
+    (out / "gpu.json").write_text(
+        json.dumps({"facts": facts, "results": msgspec.to_builtins(results)}, indent=1)
+    )
+    print(text)
+    return 0 if all(result.ok for result in results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

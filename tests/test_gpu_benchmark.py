@@ -1,0 +1,75 @@
+"""The program that waits for a GPU works, as far as can be known without one."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+import torch
+
+from benchmarks.gpu import Result, report, run_part
+
+ROOT = Path(__file__).parents[1]
+
+
+def benchmark(*arguments):
+    command = [sys.executable, "-m", "benchmarks.gpu", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_it_says_so_in_one_line(tmp_path):
+    ended = benchmark(tmp_path / "out")
+    assert ended.returncode == 2
+    [line] = ended.stderr.splitlines()
+    assert "no GPU" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_it_can_be_rehearsed_on_a_cpu(tmp_path):
+    ended = benchmark(tmp_path, "--device", "cpu", "--only", "engine")
+    assert ended.returncode == 0, ended.stdout
+    results = {each["name"]: each for each in json.loads((tmp_path / "gpu.json").read_text())["results"]}
+    assert results["memory without its pool"]["figures"]["measured"] > 0
+    for name in ("load", "prefill 64", "decode 1 at once", "decode 8 at once", "decode 32 at once"):
+        figures = results[name]["figures"]
+        assert figures["share"] == pytest.approx(figures["limit"] / figures["seconds"])
+        assert f"ok      {name} " in (tmp_path / "gpu.txt").read_text()
+
+
+def part(code, tmp_path, seconds=30.0):
+    return run_part("engine", [sys.executable, "-c", code, str(tmp_path)], tmp_path / "found", seconds)
+
+
+FOUND = [Result("engine", "load", True, "1 s")]
+WRITE = (
+    "import os, sys, time\n"
+    f"open(sys.argv[1] + '/found', 'w').write({msgspec.json.encode(FOUND).decode()!r})\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("code", "seconds", "problem"),
+    [
+        ("os.abort()", 30.0, "ended with -6"),
+        ("sys.exit('it is broken')", 30.0, "ended with 1"),
+        ("time.sleep(60)", 1.0, "not done within 1 s"),
+    ],
+)
+def test_a_part_that_fails_keeps_what_it_found(tmp_path, code, seconds, problem):
+    kept, failure = part(WRITE + code, tmp_path, seconds)
+    assert kept == FOUND[0]
+    assert (failure.ok, failure.value) == (False, problem)
+
+
+def test_a_part_that_says_nothing_is_a_failure(tmp_path):
+    [failure] = part("print('hello')", tmp_path)
+    assert not failure.ok
+    assert "hello" in failure.detail
+
+
+def test_failures_come_first_and_in_full():
+    text = report([*FOUND, Result("tests", "test_x", False, "failure", detail="assert 1 == 2")], {"a": "b"})
+    assert text.index("1 failures") < text.index("assert 1 == 2") < text.index("ok      load")
