@@ -7,7 +7,7 @@ from its being sent to its beginning in the engine. Three ways:
 
     run        real neurons with simulated models, through the gateway's own view, router and exchanges
     router     on paper: the router's own functions, with the states and quotes that neurons tell
-    all known  on paper: each request goes where it begins soonest, as things really are
+    all known  on paper: one scheduler for the memory of both hosts, that knows what each model does
 
 On paper nothing takes time but answers, and loads: `--load` seconds each. A busy model leaves after its turn
 and its last answer, as in a neuron. A load in the run takes what the machine makes of it, which starts a
@@ -41,6 +41,8 @@ from gateway.fleet.quotes import FRESH_SECONDS
 from gateway.fleet.view import Fleet
 from ipc.errors import CortexError
 from ipc.messages import Generate, ModelState, ModelStatus, Quoted, Sampling
+from neuron.memory.room import RECENT_SECONDS
+from neuron.models.managed import TURN_SHARE
 from tests.neuron.harness import Neuron, simulated
 
 MODELS = [f"m{number}" for number in range(10)]
@@ -50,7 +52,7 @@ LOAD_SECONDS = 0.5  # of a simulated model, without its process
 STEP_SECONDS = 0.005
 TOKENS = 20
 SERVICE_SECONDS = TOKENS * STEP_SECONDS
-TURN_SECONDS = 2.0
+TURN_SECONDS = 0.5
 
 
 @dataclass(slots=True)
@@ -68,13 +70,14 @@ class Holder:
     """A model in memory, on paper."""
 
     begins: float  # to load
-    ready: float
+    ready: float  # from then on it has its turn
     busy_until: float = 0.0
     last_used: float = 0.0
 
     def leaves(self, now: float) -> float:
         """When it could be gone."""
-        return now if self.busy_until <= now else max(self.busy_until, self.ready + TURN_SECONDS)
+        turn = max(TURN_SECONDS, TURN_SHARE * (self.ready - self.begins))
+        return now if self.busy_until <= now else max(self.busy_until, self.ready + turn)
 
 
 @dataclass(slots=True)
@@ -101,7 +104,9 @@ class Host:
             return Quoted(id=1, verdict="fits", seconds=self.load)
         leaves, victim = self._victim(now)
         verdict = "evicts" if leaves <= now else "waits"
-        return Quoted(id=1, verdict=verdict, seconds=leaves - now + self.load, evicts=[victim])
+        loss = self.load / (1.0 + (now - self.holders[victim].last_used) / RECENT_SECONDS)
+        seconds = leaves - now + self.load
+        return Quoted(id=1, verdict=verdict, seconds=seconds, evicts=[victim], loss=loss)
 
     def serve(self, model: str, now: float) -> float:
         """Take a request; when it begins."""
@@ -151,12 +156,28 @@ def mix(count: int, rate: float, seed: int) -> list[Outcome]:
 
 
 def all_known(arrivals: Sequence[Outcome], hosts: int, load: float) -> list[float]:
-    """The waits under a scheduler that knows how things are."""
-    places = [Host(f"host{number}", load) for number in range(hosts)]
+    """The waits under one scheduler for the memory of all hosts, which knows to the moment what models do.
+
+    It keeps one copy of each. For another one the model leaves that can be gone first, and of those with
+    nothing to do the one that was used longest ago; turns do not bind it.
+    """
+    holders: dict[str, Holder] = {}
     waits = []
     for each in arrivals:
-        host = min(places, key=lambda host: host.quote(each.model, each.arrival).seconds)
-        waits.append(host.serve(each.model, each.arrival) - each.arrival)
+        now = each.arrival
+        if (holder := holders.get(each.model)) is None:
+            begins = now
+            if len(holders) == hosts * ROOM:
+                gone, _, victim = min(
+                    (max(now, held.busy_until), held.last_used, name) for name, held in holders.items()
+                )
+                begins = gone
+                del holders[victim]
+            holder = holders[each.model] = Holder(begins, begins + load)
+        start = max(now, holder.ready)
+        holder.last_used = now
+        holder.busy_until = max(holder.busy_until, start + SERVICE_SECONDS)
+        waits.append(start - now)
     return waits
 
 

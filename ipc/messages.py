@@ -489,6 +489,7 @@ class Quoted(Reply, tag="quoted"):
     ahead: int = 0  # models that wait for memory before it would
     code: str = ""
     message: str = ""
+    loss: float = 0.0  # seconds that whoever wants the evicted models next will wait for them, at a guess
 
 
 class HelloReply(Reply, tag="hello"):

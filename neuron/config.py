@@ -38,9 +38,7 @@ class Memory(Struct, frozen=True, kw_only=True):
     """Memory that one model holds and another waits for."""
 
     wait_seconds: Seconds = 120.0  # until whoever waits is refused
-    turn_seconds: Duration = (
-        10.0  # that a model serves before it leaves for another; no less than its load took
-    )
+    turn_seconds: Duration = 10.0  # that a model serves before it leaves for another
 
 
 class Simulated(Struct, frozen=True, kw_only=True):

@@ -111,7 +111,9 @@ def _is_coming(host: Host, model: str) -> bool:
 
 
 def _cost(host: Host, model: str, quote: Quoted | CortexError | None) -> tuple[float | str, ...]:
-    """The least of these is best: rank, loads that come first, seconds, models that leave, free memory."""
+    """The least of these is best: rank, loads that come first, seconds of this request and of those who want
+    the evicted models next, models that leave, free memory.
+    """
     state = host.models.get(model)
     if _is_coming(host, model):
         seconds = state.seconds_left if state is not None else None
@@ -126,7 +128,7 @@ def _cost(host: Host, model: str, quote: Quoted | CortexError | None) -> tuple[f
         return _RANKS["refused"], begun, inf, 0, -free, host.name
     if quote is None:
         return _RANKS["unknown"], begun, inf, 0, -free, host.name
-    seconds = inf if quote.seconds is None else quote.seconds
+    seconds = inf if quote.seconds is None else quote.seconds + quote.loss
     return _RANKS[quote.verdict], begun + quote.ahead, seconds, len(quote.evicts), -free, host.name
 
 

@@ -29,6 +29,7 @@ from neuron.memory.step_bytes import UNMEASURED_BYTES
 log = logging.getLogger("neuron.memory.room")
 
 LOOK_SECONDS = 0.5  # between looks while somebody waits: other programs come and go without a word
+RECENT_SECONDS = 10.0  # without a request, after which a model is half as likely to be wanted next
 SETTLE_SECONDS = 2.0  # until a driver has given back what a process held that ended
 
 
@@ -37,6 +38,7 @@ class Tenant(Protocol):
 
     id: str
     last_used: float  # monotonic
+    load_seconds: float | None  # that its last load took
 
     def need(self, runtime: Mapping[str, int]) -> Need:
         """What a load asks of the devices; `runtime` is what a process takes without a model, by kind."""
@@ -109,6 +111,9 @@ class Prospect:
     refusal: CortexError | None = None
     now: bool = False  # its memory is free
     waits: bool = False  # some victims have work to finish, or others wait for that memory
+    ahead: int = 0  # wishes before it
+    seconds: float = 0.0  # until its memory is free, at a guess
+    loss: float = 0.0  # seconds that those who want the victims next will wait, at a guess
 
     @property
     def verdict(self) -> Literal["fits", "evicts", "waits", "refused"]:
@@ -262,12 +267,8 @@ class Room:
         self._ledger.observe(await asyncio.to_thread(self._inventory.refresh))
         self._changed()
 
-    async def prospect(self, tenant: Tenant) -> tuple[Prospect, int, float]:
-        """What a wish would come to that was made now.
-
-        Returns:
-            The prospect, how many wishes stand before it, and seconds until its memory is free, at a guess.
-        """
+    async def prospect(self, tenant: Tenant) -> Prospect:
+        """What a wish would come to that was made now."""
         await self.refresh()
         outlook = self._outlook()
         strategy = self.eviction.strategy
@@ -278,9 +279,14 @@ class Room:
             behind = self._outlook().add(tenant.need(self._runtime), strategy)
             prospect = replace(behind, now=False, waits=True)
         if prospect.fit is None or prospect.now:
-            return prospect, len(self._wishes), 0.0
-        seconds = [self._tenants[victim].seconds_to_leave for victim in prospect.fit.victims]
-        return prospect, len(self._wishes), max(seconds, default=0.0)
+            return prospect
+        victims = [self._tenants[victim] for victim in prospect.fit.victims]
+        return replace(
+            prospect,
+            ahead=len(self._wishes),
+            seconds=max((victim.seconds_to_leave for victim in victims), default=0.0),
+            loss=sum(map(_loss, victims)),
+        )
 
     # --- serving wishes ---------------------------------------------------------------------------------
 
@@ -406,3 +412,9 @@ class Room:
         free = {name: self._ledger.free(name) + self._lender.booked(name) for name in self._ledger.devices}
         holders = {name: each.holder(self._ledger.held_by(name)) for name, each in self._tenants.items()}
         return _Outlook(free, dict(free), holders)
+
+
+def _loss(tenant: Tenant) -> float:
+    """Seconds of loading that its eviction will cost, at a guess: who was used a moment ago will be again."""
+    idle = max(0.0, time.monotonic() - tenant.last_used)
+    return (tenant.load_seconds or 0.0) / (1.0 + idle / RECENT_SECONDS)

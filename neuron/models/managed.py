@@ -34,6 +34,9 @@ KILLED_LOADS = 3  # tries of one load, where ranks are killed in it: nothing say
 SHORT_LOADS = 3  # the same, where a device ran out of memory: each time more of it is asked for
 SPARE_SHARE = 1 / 8  # of what was booked, that is asked for on top then
 SPARE_BYTES = 256 << 20  # and at least so much of it, on each rank
+TURN_SHARE = (
+    1 / 4
+)  # of the time that a load took, that the model serves at least before it leaves for another
 UNLOAD_SECONDS = 600.0  # for running requests to end before an unload gives up
 PROGRESS_INTERVAL = 0.25  # seconds between two `Progress` of one load
 
@@ -243,7 +246,8 @@ class ManagedModel:
     def turn_ends(self) -> float | None:
         if self.status not in ("ready", "draining"):
             return None
-        return self._ready_at + max(self._launcher.config.memory.turn_seconds, self.load_seconds or 0.0)
+        shortest = TURN_SHARE * (self.load_seconds or 0.0)
+        return self._ready_at + max(self._launcher.config.memory.turn_seconds, shortest)
 
     @property
     def seconds_to_leave(self) -> float:

@@ -208,17 +208,18 @@ class ModelManager:
             return quoted(verdict="ready", seconds=0.0, bytes=self.room.held_by(model.id))
         if model.status in ("waiting", "loading", "restarting"):
             return quoted(verdict="loading", seconds=model.seconds_left, bytes=self.room.held_by(model.id))
-        prospect, ahead, wait = await self.room.prospect(model)
+        prospect = await self.room.prospect(model)
         if prospect.fit is None:
             error = prospect.refusal
             return quoted(verdict="refused", code=error.code, message=error.message)
         load = self._load_seconds(model, prospect.fit)
         return quoted(
             verdict=prospect.verdict,
-            seconds=wait + load if load is not None else None,
+            seconds=prospect.seconds + load if load is not None else None,
             evicts=list(prospect.fit.victims),
             bytes=sum(prospect.fit.reservations.values()),
-            ahead=0 if prospect.now else ahead,
+            ahead=prospect.ahead,
+            loss=prospect.loss,
         )
 
     def _load_seconds(self, model: ManagedModel, fit: Fit) -> float | None:

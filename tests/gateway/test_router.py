@@ -158,6 +158,13 @@ def test_nothing_is_unknown_while_no_neuron_answers() -> None:
     assert absent([Host("a", healthy=False)], "m").code == Code.NEURON_LOST
 
 
+def test_of_two_that_would_evict_the_one_goes_whose_model_is_wanted_least() -> None:
+    hosts = [host("a", "unloaded"), host("b", "unloaded")]
+    often = quote("evicts", 2.0, evicts=["x"], loss=1.5)
+    seldom = quote("evicts", 2.1, evicts=["y"], loss=0.1)
+    assert chosen(hosts, a=often, b=seldom) == "b"
+
+
 # --- many ------------------------------------------------------------------------------------------------
 
 

@@ -96,6 +96,7 @@ class Model:
         self.place, self.id, self.size, self.pin = place, name, size, pin
         self.status = "unloaded"
         self.last_used = 0.0
+        self.load_seconds = LOAD
         self.open = self.running = 0  # requests
         self.ready_at = 0.0
         self.changed = asyncio.Event()
@@ -360,6 +361,21 @@ def test_a_random_life_leaves_nothing_booked(monkeypatch):
         for model in place.models.values():
             model.give_way()
         assert place.ledger.reserved("cuda:0") == 0
+        await place.room.close()
+
+    play(scenario(), monkeypatch)
+
+
+def test_a_prospect_says_whom_it_would_cost_something(monkeypatch):
+    async def scenario():
+        place = Place({"a": 100, "b": 100})
+        await place.models["a"].serve(1.0)
+        at_once = await place.room.prospect(place.models["b"])
+        assert at_once.verdict == "evicts"
+        assert at_once.loss == pytest.approx(LOAD)
+        await asyncio.sleep(neuron.memory.room.RECENT_SECONDS)
+        later = await place.room.prospect(place.models["b"])
+        assert later.loss == pytest.approx(LOAD / 2)
         await place.room.close()
 
     play(scenario(), monkeypatch)
