@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -12,7 +11,7 @@ from ipc.messages import Embed, Embeddings, Reply, Usage
 from ipc.worker_messages import SequenceReport, Submit
 from neuron.description import ModelDescription
 from neuron.refusals import bad_request, too_long
-from neuron.requests.prompt import to_ids
+from neuron.requests.prompt import pack, to_ids
 from neuron.requests.request import OpenRequest
 from neuron.text.frontend import TextFrontEnd
 
@@ -54,7 +53,7 @@ class Embedding(OpenRequest):
             ids = to_ids(text, each, f"input[{number}]", context_length)
             submit = Submit(
                 request_id=next(self._keys) if number else self.key,
-                prompt=array("I", ids).tobytes(),
+                prompt=pack(ids),
                 max_tokens=1,
                 pooling=self.request.pooling,
                 priority=self.request.priority,

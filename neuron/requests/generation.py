@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from array import array
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -18,7 +17,7 @@ from neuron.grammar.structured import constrain
 from neuron.grammar.tool_calls import allow_call, require_call
 from neuron.refusals import bad_request, too_long
 from neuron.requests.answer import Answer, News
-from neuron.requests.prompt import Prompt, encode_prompts, named_prompts, thought_after, validate
+from neuron.requests.prompt import Prompt, encode_prompts, named_prompts, pack, thought_after, validate
 from neuron.requests.request import OpenRequest
 from neuron.requests.sampling import MAX_SEED, resolve
 from neuron.text.frontend import TextFrontEnd
@@ -126,7 +125,7 @@ class Generation(OpenRequest):
         self, prompt: Prompt, params: SamplingParams, constraint: Constraint | None, text: TextFrontEnd
     ) -> None:
         """The `n` answers to one prompt. Prompts that draw with a seed of the client's all draw with that."""
-        given = array("I", prompt.ids).tobytes()
+        given = pack(prompt.ids)
         for choice in range(self.request.sampling.n):
             index = len(self.parts)
             seed = params.seed + (index if self.request.sampling.seed is None else choice)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from ipc.messages import CountTokens, Embed, Generate, TokenLogprob
 from neuron.refusals import bad_request, too_long
-from neuron.requests.sampling import MAX_CHOICES, check, check_ids
+from neuron.requests.sampling import BLOCK, MAX_CHOICES, MIXED, check, check_ids
 from neuron.text import content
 from neuron.text.tags import END_THINK, SPACE, THINK
 
@@ -58,9 +59,10 @@ def validate(request: Generate) -> None:
 
 def _check_prompts(request: Generate) -> None:
     """See that a list holds one kind of thing, that no prompt is empty, and that choices are not too many."""
-    kinds = set(map(type, request.prompt)) if isinstance(request.prompt, list) else {str}
+    # Of a long list the rest is looked at where the ids are, off the event loop.
+    kinds = set(map(type, request.prompt[:BLOCK])) if isinstance(request.prompt, list) else {str}
     if int in kinds and len(kinds) > 1:
-        raise bad_request("prompt", "prompt has token ids beside whole prompts")
+        raise bad_request("prompt", MIXED)
     prompts, n = named_prompts(request), request.sampling.n
     if len(prompts) * n > MAX_CHOICES:
         raise bad_request(
@@ -159,6 +161,7 @@ def encode_prompts(
             CONTEXT_LENGTH_EXCEEDED for text that is far too long for `context_length`.
     """
     if request.messages is not None:
+        _refuse_unread(text, content.characters(request.messages), "messages", context_length)
         rendered = text.render(request.messages, request.tools, request.template_args, seconds)
         return [
             Prompt("messages", to_ids(text, rendered, "messages", context_length, special=False), rendered)
@@ -182,11 +185,20 @@ def to_ids(
         CortexError: BAD_REQUEST or CONTEXT_LENGTH_EXCEEDED, naming `param`.
     """
     if isinstance(prompt, str):
-        if context_length is not None and (fewest := text.fewest_tokens(prompt)) >= context_length:
-            raise too_long(fewest, context_length, param, None, counted=False)
+        _refuse_unread(text, len(prompt), param, context_length)
         prompt = text.encode(prompt, special)
     check_ids(prompt, text, param)
     return prompt
+
+
+def _refuse_unread(text: TextFrontEnd, characters: int, param: str, context_length: int | None) -> None:
+    if context_length is not None and (fewest := text.fewest_tokens(characters)) >= context_length:
+        raise too_long(fewest, context_length, param, None, counted=False)
+
+
+def pack(ids: list[int]) -> bytes:
+    """Token ids as a worker takes them: uint32, little-endian. In blocks, between which others may run."""
+    return b"".join(array("I", ids[start : start + BLOCK]).tobytes() for start in range(0, len(ids), BLOCK))
 
 
 def thought_after(rendered: str | None, reasoning: bool) -> Literal["none", "open", "possible"]:

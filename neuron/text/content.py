@@ -34,6 +34,16 @@ def turns(messages: Sequence[Message]) -> Iterator[Message]:
             yield replace(message, content=said, reasoning="\n".join(thought) if thought else None)
 
 
+def characters(messages: Sequence[Message]) -> int:
+    """Of what users and tools said, which no template leaves out. (Thoughts of former turns it may.)"""
+    return sum(
+        size(message)
+        for message in messages
+        if message.role in ("user", "tool")
+        and (isinstance(message.content, str) or all(isinstance(part, TextPart) for part in message.content))
+    )
+
+
 def size(message: Message) -> int:
     """Characters and bytes of its content."""
     return len(message.content) if isinstance(message.content, str) else sum(map(_size, message.content))

@@ -80,9 +80,9 @@ class TextFrontEnd:
         """Token ids of `text`; see `TextTokenizer.encode`."""
         return self._tokenizer.encode(text, special)
 
-    def fewest_tokens(self, text: str) -> int:
-        """A number of tokens that `text` has at least, known without reading it."""
-        return self._tokenizer.fewest(text)
+    def fewest_tokens(self, characters: int) -> int:
+        """A number of tokens that so much text has at least, known without reading it."""
+        return self._tokenizer.fewest(characters)
 
     def count_tokens(self, messages: Sequence[Message], tools: Sequence[Tool], args: dict[str, Any]) -> int:
         """Tokens of the prompt that `messages` make."""

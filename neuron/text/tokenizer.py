@@ -112,9 +112,9 @@ class TextTokenizer:
                     f"has a regular expression that takes time without bound ({letter!r} many times)",
                 )
 
-    def fewest(self, text: str) -> int:
-        """A number of tokens that `text` has at least, known without reading it."""
-        return len(text) // self._longest
+    def fewest(self, characters: int) -> int:
+        """A number of tokens that so much text has at least, known without reading it."""
+        return characters // self._longest
 
     def spell(self, token_id: int) -> bytes:
         """The bytes that a token stands for; nothing for an id that only pads the vocabulary."""

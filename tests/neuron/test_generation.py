@@ -83,8 +83,8 @@ class Text:
     def encode(self, text, special):
         return [26 if letter == " " else string.ascii_lowercase.index(letter) for letter in text]
 
-    def fewest_tokens(self, text):
-        return len(text) // 10
+    def fewest_tokens(self, characters):
+        return characters // 10
 
     def detokenizer(self, after):
         return Letters()
@@ -297,6 +297,20 @@ def test_a_stop_string_in_a_thought_or_a_call_ends_nothing():
     )
     assert [call.arguments for call in choice.tool_calls] == ['{"a": 1}']
     assert (finished.usage.completion_tokens, finished.usage.reasoning_tokens) == (8, 2)
+
+
+def test_far_behind_in_a_long_prompt_something_that_is_no_token_id_is_told():
+    with pytest.raises(CortexError, match="token ids beside whole prompts") as refused:
+        Client(prompt=[1] * 70_000 + ["a"], context_length=100_000)
+    assert (refused.value.code, refused.value.param) == (Code.BAD_REQUEST, "prompt")
+
+
+def test_messages_that_cannot_fit_are_refused_before_they_are_rendered():
+    text = Text()
+    text.render = None
+    with pytest.raises(CortexError, match="at least 200") as refused:
+        Client(text=text, prompt=None, messages=[Message(role="user", content="a" * 2000)])
+    assert (refused.value.code, refused.value.param) == (Code.CONTEXT_LENGTH_EXCEEDED, "messages")
 
 
 def test_a_prompt_is_answered_as_plain_text():

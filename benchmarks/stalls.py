@@ -1,0 +1,155 @@
+"""How long the dearest request of each kind holds up a neuron's event loop, as another client sees it.
+
+python -m benchmarks.stalls [--out FILE] [KIND ...]
+
+Another process sends the request; this one says `hello` all the while, and takes the longest wait for an
+answer. On a machine that is busy with other things some of that is theirs: see the line for nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+from ipc.client import BlockingClient
+from ipc.errors import CortexError
+from ipc.messages import (
+    CountTokens,
+    Embed,
+    Generate,
+    Hello,
+    Message,
+    Request,
+    Sampling,
+    Structured,
+    TextPart,
+    Tool,
+)
+from tests.neuron.harness import Neuron, simulated
+
+SECONDS = 60.0  # for one request
+MODEL = "sim"
+
+
+def chat(**changes: Any) -> Generate:
+    values = {
+        "messages": [Message(role="user", content="Hello")],
+        "sampling": Sampling(max_tokens=1),
+    } | changes
+    return Generate(id=0, model=MODEL, account="dear", **values)
+
+
+def users(count: int, content: str) -> list[Message]:
+    return [Message(role="user", content=content)] * count
+
+
+def deep(levels: int) -> dict[str, Any]:
+    value: dict[str, Any] = {"type": "object"}
+    for _ in range(levels):
+        value = {"type": "object", "properties": {"a": value}}
+    return value
+
+
+def wide(count: int) -> dict[str, Any]:
+    return {"type": "object", "properties": {f"p{number}": {"type": "string"} for number in range(count)}}
+
+
+def tools(count: int, parameters: dict[str, Any]) -> list[Tool]:
+    return [Tool.function(name=f"f{number}", parameters=parameters) for number in range(count)]
+
+
+def drawn(**changes: Any) -> Generate:
+    return chat(sampling=Sampling(**({"max_tokens": 1} | changes)))
+
+
+WORDS = "word " * 6_000_000  # 30 MB
+PARTS = [TextPart(text="a")] * 100_000
+STOPS = ["T" * 990 + str(number) for number in range(16)]
+CHOICES = [f"choice {number}" for number in range(10_000)]
+DEAR: dict[str, Callable[[], Request]] = {
+    "nothing": lambda: drawn(max_tokens=500),
+    "10,000 empty turns": lambda: chat(messages=users(10_000, "")),
+    "600,000 empty turns": lambda: chat(messages=users(600_000, "")),
+    "10,000 turns of 1,000 characters": lambda: chat(messages=users(10_000, "word " * 200)),
+    "a turn of 100,000 parts": lambda: chat(messages=[Message(role="user", content=PARTS)]),
+    "a text of 30 MB": lambda: chat(messages=users(1, WORDS)),
+    "counting 30 MB": lambda: CountTokens(id=0, model=MODEL, messages=users(1, WORDS), account="dear"),
+    "a prompt of 1,000,000 tokens": lambda: chat(messages=None, prompt=[1] * 1_000_000),
+    "1,024 tools": lambda: chat(tools=tools(1024, wide(20))),
+    "a tool of 100,000 properties": lambda: chat(tools=tools(1, wide(100_000))),
+    "a tool of 100 levels": lambda: chat(tools=tools(1, deep(100))),
+    "16 stop strings of 1,000": lambda: drawn(max_tokens=500, stop=STOPS),
+    "300 biases": lambda: drawn(logit_bias=dict.fromkeys(range(300), 1.0)),
+    "128 bad words": lambda: drawn(bad_words=["word " * 40] * 128),
+    "a schema of 100 KB": lambda: chat(structured=Structured(json=wide(2_500))),
+    "10,000 choices": lambda: chat(structured=Structured(choice=CHOICES)),
+    "128 answers": lambda: drawn(max_tokens=20, n=128),
+    "2,048 texts to embed": lambda: Embed(id=0, model=MODEL, input=["word " * 100] * 2048, account="dear"),
+}
+
+
+def send(kind: str, endpoint: str) -> None:
+    """The other process: prepare, wait for a line, send, say what became of it."""
+    request = DEAR[kind]()
+    with BlockingClient(endpoint, silence=SECONDS) as client:
+        client.ask(Hello(id=0), SECONDS)
+        print("prepared", flush=True)
+        sys.stdin.readline()
+        try:
+            print(type(client.ask(request, SECONDS)).__name__, flush=True)
+        except CortexError as error:
+            print(f"{error.code}: {error.message[:60]}", flush=True)
+
+
+def measure(kind: str, endpoint: str, client: BlockingClient) -> tuple[float, float, str]:
+    """The longest wait for an answer to `hello`, seconds until the dear request was answered, and how."""
+    command = [sys.executable, "-m", "benchmarks.stalls", "--send", kind, endpoint]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "prepared\n"
+        outcome: list[str] = []
+        reader = Thread(target=lambda: outcome.append(other.stdout.readline().strip()))
+        reader.start()
+        started, longest = time.perf_counter(), 0.0
+        other.stdin.write("\n")
+        other.stdin.flush()
+        while reader.is_alive():
+            asked = time.perf_counter()
+            client.ask(Hello(id=0), SECONDS)
+            longest = max(longest, time.perf_counter() - asked)
+            time.sleep(0.001)
+        return longest, time.perf_counter() - started, outcome[0]
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["--send"]:
+        send(*sys.argv[2:])
+        return
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("kinds", nargs="*", default=list(DEAR))
+    parser.add_argument("--out", type=Path, help="a file for the figures, as JSON")
+    args = parser.parse_args()
+    results = {}
+    models = [simulated(MODEL, context_length=1 << 20)]
+    with tempfile.TemporaryDirectory() as folder, Neuron(Path(folder), models) as neuron:
+        neuron.wait_for(MODEL)
+        with neuron.client() as client:
+            client.ask(chat(), SECONDS)
+            print(f"{'request':36} {'stall ms':>9} {'answered s':>11}")
+            for kind in args.kinds:
+                stall, seconds, outcome = measure(kind, neuron.endpoint, client)
+                results[kind] = {"stall": stall, "seconds": seconds, "outcome": outcome}
+                print(f"{kind:36} {stall * 1e3:9.1f} {seconds:11.2f}  {outcome}", flush=True)
+    if args.out is not None:
+        args.out.write_text(json.dumps(results, indent=2))
+
+
+if __name__ == "__main__":
+    main()
