@@ -167,7 +167,7 @@ class Client:
 
     def workers(self, model: str) -> list[int]:
         """Process ids of the ranks of a model on the first neuron, rank 0 first."""
-        with BlockingClient(self.fleet().neurons[0].endpoint) as client:
+        with BlockingClient(self.fleet().neurons[0].endpoint, silence=PATIENCE) as client:
             return [rank.pid for rank in client.ask(Health(id=0), PATIENCE).ranks[model]]
 
     def quiet(self, model: str = "simulated") -> ModelState:

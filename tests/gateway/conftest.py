@@ -23,7 +23,7 @@ import pytest
 from tests.gateway.fake_neuron import FakeNeuron
 
 ROOT = Path(__file__).parents[2]
-PATIENCE = 20.0  # seconds: for what takes milliseconds on a quiet machine
+PATIENCE = 60.0  # seconds: for what takes milliseconds on a quiet machine
 
 
 def eventually(condition: Callable[[], Any], what: str) -> Any:

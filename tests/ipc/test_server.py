@@ -53,7 +53,7 @@ from ipc.messages import (
 )
 from ipc.server import Server
 
-SECONDS = 20  # how long a test waits for what must come
+SECONDS = 60  # how long a test waits for what must come
 
 ONE_OF_EACH = [
     Hello(id=1, client="test", eviction=Eviction(strategy="priority", defrag_after_cycles=3)),

@@ -22,7 +22,7 @@ from typing import Any, Self
 from ipc.client import BlockingClient
 from ipc.messages import Generate, Health, HealthReply, Message, ModelState, Sampling
 
-PATIENCE = 20.0  # seconds that any single wait of a test may take
+PATIENCE = 60.0  # seconds that any single wait of a test may take
 ROOT = Path(__file__).parents[2]
 
 
@@ -108,7 +108,7 @@ class Neuron:
 
     def client(self) -> BlockingClient:
         """A new connection; close it, or use it in a `with`."""
-        return BlockingClient(self.endpoint)
+        return BlockingClient(self.endpoint, silence=PATIENCE)
 
     def health(self) -> HealthReply:
         """What it says of itself now."""

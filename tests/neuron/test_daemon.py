@@ -85,7 +85,7 @@ def test_with_keys_only_known_clients_are_answered(tmp_path):
     with Neuron(tmp_path, listen="tcp://0.0.0.0:*", **keys) as neuron:
         endpoint = neuron.endpoint.replace("0.0.0.0", "127.0.0.1")
         known = {"secret": load_secret(mine), "server_public": load_public(public)}
-        with BlockingClient(endpoint, **known) as client:
+        with BlockingClient(endpoint, silence=PATIENCE, **known) as client:
             assert isinstance(client.ask(Hello(id=0), PATIENCE), HelloReply)
 
 

@@ -14,7 +14,7 @@ from neuron.processes.group import WorkerGroup
 from neuron.processes.spawn import GroupSpec
 from tests.neuron.harness import children_of
 
-PATIENCE = 20.0  # seconds that any single wait of a test may take
+PATIENCE = 60.0  # seconds that any single wait of a test may take
 
 
 class Output:

@@ -3,7 +3,7 @@ import threading
 
 from neuron.requests.preparation import Preparation
 
-PATIENCE = 10.0
+PATIENCE = 60.0
 
 
 def run(scenario):

@@ -37,7 +37,7 @@ from ipc.worker_messages import (
 from neuron.processes.worker import ENVIRONMENT
 from workers.checkpoints.card import ModelCard
 
-PATIENCE = 30.0  # seconds after which a test gives up, far above what anything here takes
+PATIENCE = 120.0  # seconds after which a test gives up, far above what anything here takes
 
 
 @dataclass

@@ -10,7 +10,7 @@ import pytest
 from ipc.control import Control
 from ipc.worker_messages import Waiting, WarmUp
 
-PATIENCE = 30.0  # seconds
+PATIENCE = 120.0  # seconds
 
 
 @pytest.fixture
