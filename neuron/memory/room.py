@@ -128,9 +128,7 @@ class _Outlook:
     """Memory as the wishes that were looked at leave it."""
 
     free: dict[str, int]  # bytes by device that nobody has now
-    later: dict[
-        str, int
-    ]  # once all that leave have left, and those wishes are granted: what is free for more
+    later: dict[str, int]  # what is left of them once all that leave have left and those wishes are granted
     holders: dict[str, Holder]  # that are not leaving for one of those wishes
 
     def add(self, need: Need, strategy: Literal["lru", "priority"]) -> Prospect:
@@ -184,6 +182,7 @@ class Room:
         self._asked: set[str] = set()  # tenants that were asked to leave
         self._runtime = dict(UNMEASURED_BYTES)  # of a process without a model, by kind of device
         self._measured = False  # whether a process on a CPU said what that is
+        self._closed = False
         self._again = False  # something changed since the last look began
         self._looking: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -292,12 +291,15 @@ class Room:
 
     def look(self) -> None:
         """Something is not what it was: see soon which wishes can be granted."""
+        if self._closed:
+            return
         self._again = True
         if self._looking is None or self._looking.done():
             self._looking = asyncio.get_running_loop().create_task(self._look())
 
     async def close(self) -> None:
         """Grant nothing more."""
+        self._closed = True
         if self._timer is not None:
             self._timer.cancel()
         if self._looking is not None:

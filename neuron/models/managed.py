@@ -564,6 +564,9 @@ class ManagedModel:
                 await self._group.stop()
         except CortexError as error:
             log.error("processes of a model did not end model=%s reason=%s", self.id, error)
+            if self._down is not None:
+                self._down.set_exception(error)
+                self._down = None
         finally:
             self._group = None
             self._let_go()
