@@ -74,6 +74,10 @@ VARIANTS: dict[str, Callable[[], PreTrainedModel]] = {
         mlp_bias=True,
     ),
     "llama_gelu_dynamic": lambda: llama(hidden_act="gelu", rope_parameters=LINEAR | {"rope_type": "dynamic"}),
+    "mistral_window": lambda: mistral(sliding_window=40),
+    "qwen3_window_above": lambda: qwen3(
+        use_sliding_window=True, sliding_window=20, max_window_layers=1, num_hidden_layers=3
+    ),
     "mistral_gelu_tanh": lambda: mistral(hidden_act="gelu_pytorch_tanh"),
     "llama_every_head_its_own_keys": lambda: llama(num_key_value_heads=4, vocab_size=96),
     "llama_one_key_head_sharded": lambda: llama(num_key_value_heads=1, num_hidden_layers=3),

@@ -99,7 +99,8 @@ class Session:
 
     def __init__(self, engine: Engine, **limits: int) -> None:
         self.engine = engine
-        self.scheduler = Scheduler(**LIMITS | limits)
+        caches = engine.cache.groups if isinstance(engine, ModelRunner) else ()
+        self.scheduler = Scheduler(**LIMITS | limits, caches=caches)
 
     def answer(
         self, requests: list[Submit], *, seed: int | None = None, aborts: bool = False

@@ -237,10 +237,6 @@ def test_an_index_cannot_point_out_of_its_folder(tmp_path, shard):
         ({"architectures": []}, ["none", "not supported"]),
         ({"quantization_config": {"quant_method": "gptq"}}, ["gptq"]),
         ({"max_position_embeddings": 0}, [">= 1"]),
-        (
-            {"use_sliding_window": True, "max_window_layers": 1, "sliding_window": 9},
-            ["layer 1", "not supported yet"],
-        ),
         ({"max_position_embeddings": None}, ["max_position_embeddings"]),
         ({"rope_theta": float("nan")}, ["bad JSON"]),
         ({"eos_token_id": "5"}, ["eos_token_id"]),

@@ -85,3 +85,11 @@ def test_products_are_rounded_once_whether_there_are_kernels_for_the_type_or_not
     for product in (plain, linear(x)):
         assert product.dtype == dtype
         torch.testing.assert_close(product.double(), exact, rtol=torch.finfo(dtype).eps, atol=1e-4)
+
+
+def test_a_long_answer_of_a_model_with_windows_takes_the_pages_of_a_window(tiny):
+    folder, oracle = tiny("mistral_window")
+    prompt, pages = [(5 * i + 2) % 131 for i in range(50)], 5
+    [output] = serve(load(folder, kv_pages=pages), [request(1, prompt, 250)], kv_pages=pages)
+    assert len(output) == 250  # 10 pages, if all of it were kept
+    assert output == greedy(oracle, prompt, output)

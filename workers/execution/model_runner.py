@@ -101,7 +101,7 @@ class ModelRunner:
             weights: bytes.
         """
         spec = self.spec
-        groups = [CacheGroup(kind="full", layers=list(range(config.num_layers)))]
+        groups = self.card.cache_groups(spec.world_size, spec.dtype)
         pool = partial(
             KVCache,
             kv_heads=len(self.group.share_kv(config.num_kv_heads)),
@@ -117,7 +117,7 @@ class ModelRunner:
         self._attend_over(pool(groups, pages=pages))
         memory = msgspec.structs.replace(used, kv_pool=self.cache.nbytes)
         self.most_bytes = memory.total
-        return Loaded(pages, memory)
+        return Loaded(pages, memory, groups)
 
     def _attend_over(self, cache: KVCache) -> None:
         """Serve with these pages from now on."""
@@ -206,7 +206,7 @@ class ModelRunner:
 
     def _add(self, new: NewSequence) -> None:
         """A sequence enters, without device memory. Its grammar is compiled while its prompt is computed."""
-        slot = self.slots[new.slot] = Slot.of(new)
+        slot = self.slots[new.slot] = Slot.of(new, len(self.cache.groups))
         if new.constraint is not None and self.group.rank == 0:
             if self.grammars is None:
                 self.grammars = Grammars(self.card.folder, self.model.vocab_size)

@@ -25,9 +25,9 @@ class Slot:
     prompt_logprobs: list[Logprobs] = field(default_factory=list)
 
     @classmethod
-    def of(cls, new: NewSequence) -> Slot:
+    def of(cls, new: NewSequence, num_groups: int) -> Slot:
         token_ids = array("q", array("I", new.token_ids))
-        tables = [array("q", table) for table in new.tables] or [array("q")]
+        tables = [array("q", table) for table in new.tables or [[]] * num_groups]
         return cls(new, token_ids, tables, len(tables[0]) * PAGE_SIZE)
 
     @property
