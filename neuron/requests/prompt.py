@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 
 INLINE_CHARACTERS = 2000  # up to here tokenising takes less than half a millisecond
+PROBE = 8  # characters for each token of the context: most texts have more tokens than that
 TURN, TOOL = 50, 1000  # what a template takes for one, in the same measure
 
 
@@ -186,6 +187,7 @@ def to_ids(
     """
     if isinstance(prompt, str):
         _refuse_unread(text, len(prompt), param, context_length)
+        _refuse_by_its_beginning(text, prompt, param, context_length)
         prompt = text.encode(prompt, special)
     check_ids(prompt, text, param)
     return prompt
@@ -194,6 +196,15 @@ def to_ids(
 def _refuse_unread(text: TextFrontEnd, characters: int, param: str, context_length: int | None) -> None:
     if context_length is not None and (fewest := text.fewest_tokens(characters)) >= context_length:
         raise too_long(fewest, context_length, param, None, counted=False)
+
+
+def _refuse_by_its_beginning(text: TextFrontEnd, prompt: str, param: str, context_length: int | None) -> None:
+    """Read a part of a long text, which alone may have too many tokens: each takes hundreds of bytes."""
+    if context_length is None or len(prompt) <= 2 * PROBE * context_length:
+        return
+    tokens = len(text.encode(prompt[: PROBE * context_length], special=False))
+    if 2 * tokens >= 3 * context_length:  # where it was cut there may be some more than in the whole
+        raise too_long(tokens, context_length, param, None, counted=False)
 
 
 def pack(ids: list[int]) -> bytes:

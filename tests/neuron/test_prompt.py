@@ -2,7 +2,7 @@ import pytest
 
 from ipc.errors import Code, CortexError
 from ipc.messages import CountTokens, Generate, Message, Sampling, Tool, ToolCall
-from neuron.requests.prompt import is_quick, validate, validate_prompt
+from neuron.requests.prompt import is_quick, to_ids, validate, validate_prompt
 
 HELLO = [Message(role="user", content="hello")]
 
@@ -106,3 +106,32 @@ def test_counting_takes_the_same_prompts():
     validate_prompt(CountTokens(id=1, model="m", prompt="hello"))
     with pytest.raises(CortexError):
         validate_prompt(CountTokens(id=1, model="m"))
+
+
+class Letters:
+    """A front end with a token for each four letters, and one that is long."""
+
+    vocabulary_size = 1000
+
+    def __init__(self):
+        self.read = 0  # characters
+
+    def fewest_tokens(self, characters):
+        return characters // 100
+
+    def encode(self, text, special):
+        self.read += len(text)
+        return [1] * len(text.replace("=" * 100, "====")[::4])
+
+
+def test_a_text_that_is_too_long_is_known_by_its_beginning():
+    text = Letters()
+    with pytest.raises(CortexError) as refused:
+        to_ids(text, "word" * 2000, "prompt", 100)
+    assert refused.value.code == Code.CONTEXT_LENGTH_EXCEEDED
+    assert text.read == 800
+
+
+def test_a_text_of_many_characters_and_few_tokens_is_read():
+    assert len(to_ids(Letters(), "=" * 9000, "prompt", 100)) == 90
+    assert len(to_ids(Letters(), "word" * 99, "prompt", 100)) == 99
