@@ -86,10 +86,11 @@ def make_plan(models: Sequence[str], dtype: str | None, ranks: int, device: str 
         host, port = split_address(listen)
     except ValueError as error:
         raise UpError(f"--listen: {error}") from error
+    neuron_port = NEURON_PORT if port else 0  # who lets chance choose may start several at once
     with free_socket(host, port) as api:
         port = api.getsockname()[1]
         metrics = _socket_near(port + 1 if port < 65535 else 0)
-        with metrics, _socket_near(NEURON_PORT) as neuron:
+        with metrics, _socket_near(neuron_port) as neuron:
             return Plan((host, port), metrics.getsockname()[1], neuron.getsockname()[1], entries, devices)
 
 

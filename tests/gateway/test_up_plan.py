@@ -109,13 +109,15 @@ def test_all_ports_are_different_and_the_metrics_stay_next_to_the_api():
 
 
 def test_the_neuron_is_where_clients_look_for_one_if_that_is_free():
-    with free_socket(LOOPBACK, 0) as probe:
-        free = probe.getsockname()[1]
+    with free_socket(LOOPBACK, 0) as first, free_socket(LOOPBACK, 0) as second:
+        free, api = first.getsockname()[1], second.getsockname()[1]
+    listen = f"{LOOPBACK}:{api}"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("gateway.commands.up_plan.NEURON_PORT", free)
-        assert plan().neuron_port == free
+        assert plan(listen=listen).neuron_port == free
+        assert plan(listen=f"{LOOPBACK}:0").neuron_port != free
         with socket.create_server((LOOPBACK, free)):
-            assert plan().neuron_port != free
+            assert plan(listen=listen).neuron_port != free
 
 
 def test_clients_are_sent_to_loopback_when_every_interface_is_open():
