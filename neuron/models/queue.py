@@ -21,7 +21,7 @@ from neuron.requests.request import OpenRequest
 T = TypeVar("T")
 
 TELL_SECONDS = 1.0  # between two times that a request is told where it stands
-ATTEMPTS = 2  # workers that may get one request; more could mean that it is what kills them
+ATTEMPTS = 2  # workers that may die with one request; more would mean that it is what kills them
 
 
 class WaitingLine(Generic[T]):
@@ -211,9 +211,12 @@ class RequestQueue:
         """The worker died: what had begun is lost and says so, the rest waits for the next one."""
         self.shut()
         for work in list(self._requests):
-            if work.phase == "queued" and work.attempts < ATTEMPTS:
+            if work.phase not in ("queued", "running"):
+                continue
+            work.deaths += 1
+            if work.phase == "queued" and work.deaths < ATTEMPTS:
                 work.phase = "waiting"
-            elif work.phase in ("queued", "running"):
+            else:
                 work.fail(error)
 
     def _hand_over(self, works: Iterable[OpenRequest]) -> None:

@@ -71,7 +71,8 @@ class OpenRequest(ABC):
         self.key = next(keys)  # orders requests by arrival
         self.request = request
         self.phase: Phase = "preparing"
-        self.attempts = 0  # workers that got it
+        self.attempts = 0  # times that a worker got it
+        self.deaths = 0  # of workers that had it
         self.outcome: str | None = None  # "finished", "cancelled" or "failed", once it ended
         self.model: RequestOwner | None = None  # that took it in
         self.prompt_tokens = 0
@@ -118,7 +119,6 @@ class OpenRequest(ABC):
         """It waits again, for the worker got no further than to queue it. Its sequences get new numbers: what
         the worker still says of the old ones is not about these.
         """
-        self.attempts -= 1
         self.phase = "waiting"
         for part in self.parts:
             part.submit.request_id = next(self._keys)

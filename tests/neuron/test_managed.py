@@ -1,6 +1,7 @@
 """One model with real workers, owned by a test instead of a neuron."""
 
 import asyncio
+import itertools
 import os
 import signal
 import types
@@ -11,7 +12,7 @@ import pytest
 
 import neuron.models.managed
 from ipc.errors import Code, CortexError
-from ipc.messages import Cancelled, Failed, Finished, Generate, ModelStatus, Progress, Sampling
+from ipc.messages import Cancelled, Failed, Finished, Generate, ModelStatus, Progress, Sampling, Started
 from ipc.worker_messages import FailurePlan, SimulatedSpec
 from neuron.config import ModelSettings, NeuronConfig, Queue
 from neuron.description import ModelDescription
@@ -55,7 +56,9 @@ class Client:
         request = Generate(
             id=key, model="sim", prompt=list(prompt), sampling=Sampling(max_tokens=max_tokens), stream=True
         )
-        self.generation = Generation(iter((key,)), request, self.replies.append, self._end)
+        self.generation = Generation(
+            itertools.chain((key,), itertools.count(1000 * key)), request, self.replies.append, self._end
+        )
         self.generation.model = model
         self.generation.prepare(Text(), model.description, model.context_length)
         model.admit(self.generation)
@@ -289,6 +292,24 @@ def test_who_comes_during_an_unload_is_served_by_the_next_load():
             assert isinstance(await running.last(), Finished)
             assert isinstance(await client.last(), Finished)
             assert model.state().epoch == 2
+
+    run(scenario())
+
+
+def test_what_the_worker_had_not_begun_is_taken_back_and_served_by_the_same_one_after_all():
+    async def scenario():
+        async with owning(settings={"max_sequences": 1}, step_seconds=0.01) as model:
+            await load(model)
+            running, queued = Client(model, 1, 900), Client(model, 2)
+            await until(lambda: running.generation.begun)
+            model.give_way()
+            assert (model.status, queued.generation.phase) == ("draining", "waiting")
+            model.stay()
+            assert (model.status, queued.generation.phase) == ("ready", "queued")
+            running.generation.cancel()
+            assert isinstance(await queued.last(), Finished)
+            assert sum(isinstance(reply, Started) for reply in queued.replies) == 1
+            assert model.state().epoch == 1
 
     run(scenario())
 
