@@ -114,11 +114,11 @@ class Generation(OpenRequest):
             return None
         encode = partial(text.encode, special=False)
         thought = thought_after(self._prompts[0].rendered, description.reasoning)
-        parallel = request.parallel_tool_calls
+        parallel, written = request.parallel_tool_calls, text.tool_format
         if request.must_call:  # of what is no call there is nothing then
-            return require_call(request.tools, request.must_call, encode, thought, parallel)
+            return require_call(request.tools, request.must_call, encode, thought, parallel, written)
         if request.tools:
-            return allow_call(request.tools, request.structured, encode, thought, parallel)
+            return allow_call(request.tools, request.structured, encode, thought, parallel, written)
         return constrain(request.structured, encode, thought)
 
     def _add_answers(

@@ -9,10 +9,11 @@ from typing import Any
 from ipc.errors import Code, CortexError
 from ipc.messages import Generate, Message, Tool
 from neuron.text.detokenizer import Detokenizer
-from neuron.text.formats.hermes import ToolCallParser
+from neuron.text.formats.registry import tool_format
+from neuron.text.formats.tool_format import ToolFormat
 from neuron.text.parser import AnswerParser
 from neuron.text.reasoning import ReasoningSplitter
-from neuron.text.tags import CALL, END_CALL, END_THINK, THINK
+from neuron.text.tags import END_THINK, THINK
 from neuron.text.template import ChatTemplate
 from neuron.text.tokenizer import TextTokenizer
 from workers.checkpoints.card import ModelCard
@@ -23,7 +24,10 @@ TOOL_TEMPLATE = "tool_use"  # the name that transformers gives to a template for
 class TextFrontEnd:
     """A model's tokenizer and chat templates. `render` and `encode` are safe from several threads."""
 
-    def __init__(self, tokenizer: TextTokenizer, templates: dict[str, ChatTemplate]) -> None:
+    def __init__(
+        self, tokenizer: TextTokenizer, templates: dict[str, ChatTemplate], tool_format: ToolFormat
+    ) -> None:
+        self.tool_format = tool_format
         self._tokenizer = tokenizer
         self._templates = templates
         self.vocabulary_size = tokenizer.vocabulary_size
@@ -35,16 +39,17 @@ class TextFrontEnd:
         Raises:
             CortexError: MODEL_LOAD_FAILED.
         """
+        calls = tool_format(checkpoint.chat_templates.values())
         tokenizer = TextTokenizer(
             checkpoint.tokenizer_file,
             checkpoint.config.vocab_size,
-            shown=(THINK, END_THINK, CALL, END_CALL),
+            shown=(THINK, END_THINK, calls.opening, calls.closing),
         )
         templates = {
             name: ChatTemplate(source, checkpoint.special_tokens, _template_file(Path(checkpoint.folder)))
             for name, source in checkpoint.chat_templates.items()
         }
-        return cls(tokenizer, templates)
+        return cls(tokenizer, templates, calls)
 
     @property
     def is_quick(self) -> bool:
@@ -106,7 +111,7 @@ class TextFrontEnd:
         stop, include_stop = request.sampling.stop, request.sampling.include_stop
         if rendered is None:
             return AnswerParser(stop=stop, include_stop=include_stop)
-        tools = ToolCallParser(
+        tools = self.tool_format.parser(
             request.must_call or [tool.name for tool in request.tools],
             None if request.parallel_tool_calls else 1,
             only=bool(request.must_call),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from ipc.messages import ToolCall, ToolCallDelta
-from neuron.text.formats.hermes import ToolCallParser
+from neuron.text.formats.tool_format import CallParser
 from neuron.text.reasoning import ReasoningSplitter
 from neuron.text.stops import StopStrings
 from neuron.text.tags import SPACE
@@ -31,7 +31,7 @@ class AnswerParser:
     def __init__(
         self,
         reasoning: ReasoningSplitter | None = None,
-        tools: ToolCallParser | None = None,
+        tools: CallParser | None = None,
         stop: Sequence[str] = (),
         include_stop: bool = False,
     ) -> None:

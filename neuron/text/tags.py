@@ -5,7 +5,6 @@ from __future__ import annotations
 SPACE = " \t\r\n"  # between a tag and what is around it, this belongs to the tag
 
 THINK, END_THINK = "<think>", "</think>"
-CALL, END_CALL = "<tool_call>", "</tool_call>"
 
 
 def outside(tag: str, text: str) -> int:

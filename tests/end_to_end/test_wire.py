@@ -19,6 +19,7 @@ SCHEMA = {
     "required": ["city", "warm"],
     "additionalProperties": False,
 }
+WEATHER = [{"type": "function", "function": {"name": "weather", "parameters": SCHEMA}}]
 FORM = {"type": "json_schema", "json_schema": {"name": "weather", "schema": SCHEMA, "strict": True}}
 
 
@@ -207,6 +208,28 @@ def test_a_required_tool_is_called_with_arguments_that_fit(sdk):
         assert pieces[-1].finish_reason == "tool_calls"
     whole = sdk.chat.completions.create(model="demo", response_format=FORM, **settings).choices[0]
     assert whole.finish_reason == "tool_calls"  # where a call is required, the form has no say
+    only = sdk.chat.completions.create(
+        model="demo", parallel_tool_calls=False, **settings | {"tool_choice": "required"}
+    ).choices[0]
+    assert len(only.message.tool_calls) == 1
+
+
+@pytest.mark.parametrize("max_tokens", [1, 2, 4, 8, 16])
+def test_a_required_call_that_is_cut_leaves_no_text(sdk, max_tokens):
+    settings = {"messages": HELLO, "tools": WEATHER, "tool_choice": "required", "max_tokens": max_tokens}
+    whole = sdk.chat.completions.create(model="demo", **settings).choices[0]
+    assert (whole.finish_reason, whole.message.content) in (("length", None), ("length", ""))
+    assert all(call.function.name == "weather" for call in whole.message.tool_calls or ())
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_beside_tools_an_answer_is_a_call_or_follows_its_schema(sdk, seed):
+    settings = {"messages": HELLO, "tools": WEATHER, "response_format": FORM, "max_tokens": 200, "seed": seed}
+    choice = sdk.chat.completions.create(model="demo", **settings).choices[0]
+    calls = choice.message.tool_calls
+    said = calls[0].function.arguments if calls else choice.message.content
+    jsonschema.validate(json.loads(said), SCHEMA)
+    assert choice.finish_reason == ("tool_calls" if calls else "stop")
 
 
 def test_a_banned_token_is_not_written(sdk, http):

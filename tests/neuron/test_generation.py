@@ -25,6 +25,7 @@ from ipc.messages import (
 )
 from ipc.worker_messages import Logprobs, SequenceReport
 from neuron.requests.generation import Generation
+from neuron.text.formats.hermes import HERMES
 from neuron.text.frontend import TextFrontEnd
 from neuron.text.parser import AnswerParser
 from workers.checkpoints.generation import GenerationDefaults
@@ -252,7 +253,7 @@ class Words(Text):
     def detokenizer(self, after):
         return SimpleNamespace(push=lambda ids: "".join(self.PIECES[id] for id in ids), finish=lambda: "")
 
-    answer_parser = TextFrontEnd.answer_parser
+    answer_parser, tool_format = TextFrontEnd.answer_parser, HERMES
 
 
 def talk(*steps, finish="", **request):

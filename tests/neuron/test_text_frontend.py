@@ -4,6 +4,8 @@ import pytest
 
 from ipc.errors import Code, CortexError
 from ipc.messages import Generate, Message, Tool
+from neuron.text.formats.hermes import HERMES
+from neuron.text.formats.registry import tool_format
 from neuron.text.frontend import TextFrontEnd
 from tests.neuron.folders import write_checkpoint
 from workers.checkpoints.card import read_card
@@ -74,3 +76,10 @@ def test_a_broken_template_stops_the_load(folder, tmp_path):
     with pytest.raises(CortexError) as raised:
         load_with(folder, tmp_path, chat_template="{% for %}")
     assert raised.value.code == Code.MODEL_LOAD_FAILED
+
+
+def test_a_model_writes_calls_in_the_format_that_its_template_speaks_of():
+    assert tool_format(["Write <tool_call> and"]) is HERMES
+    assert tool_format(["Write <|call|> and"]) is HERMES  # of which nobody knows more
+    assert HERMES.is_of("<tool_call>")
+    assert not HERMES.is_of("<|call|>")

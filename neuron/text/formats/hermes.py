@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import secrets
 from collections.abc import Sequence
@@ -10,11 +11,12 @@ from typing import Any, Literal
 import msgspec
 
 from ipc.messages import MAX_NAME, Name, ToolCall, ToolCallDelta
-from neuron.text.tags import CALL, END_CALL, SPACE, outside
+from neuron.text.formats.tool_format import Part, ToolFormat
+from neuron.text.tags import SPACE, outside
 
-Part = tuple[Literal["text"], str] | tuple[Literal["tool"], ToolCallDelta]
 Phase = Literal["text", "head", "arguments", "tail", "after"]
 
+CALL, END_CALL = "<tool_call>", "</tool_call>"
 ARGUMENTS = ("arguments", "parameters", "args", "input")  # what models call them
 BESIDE = ("id", "type")  # what else may stand in a call, and says nothing
 
@@ -309,3 +311,10 @@ def _decoded(name: str) -> str:
         return msgspec.json.decode(name, type=Name)
     except msgspec.MsgspecError:
         return ""
+
+
+def _head(name: str) -> str:
+    return json.dumps({"name": name})[:-1] + ', "arguments": '
+
+
+HERMES = ToolFormat("hermes", CALL, END_CALL, _head, "}", ToolCallParser)

@@ -1,0 +1,16 @@
+"""Which format a model writes its tool calls in, by its chat template."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from neuron.text.formats.hermes import HERMES
+from neuron.text.formats.tool_format import ToolFormat
+
+FORMATS = (HERMES,)
+
+
+def tool_format(templates: Iterable[str]) -> ToolFormat:
+    """The first format that one of a model's templates speaks of; Hermes, the most usual, where none does."""
+    found = (known for known in FORMATS if any(map(known.is_of, templates)))
+    return next(found, HERMES)
