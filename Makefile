@@ -1,5 +1,6 @@
 # make run    sets up .venv and starts gateway, neuron and the demo model on this machine (ARGS='--model …')
 # make test   sets up .venv with the test extras and runs every test (ARGS='-k rings')
+# make test-real  fetches two real models once (330 MB, into ~/.cache/cortex) and runs what applies to them
 # make lint   formatter and linter, as CI runs them
 #
 # TORCH=cpu takes PyTorch's build for the CPU, 1.3 GB with all else, in place of PyPI's for CUDA, 4.9 GB.
@@ -11,13 +12,16 @@ VENV := .venv
 PIP = $(VENV)/bin/python -m pip install --disable-pip-version-check -c constraints.txt
 PIP_INPUTS := pyproject.toml setup.cfg constraints.txt
 
-.PHONY: run test lint
+.PHONY: run test test-real lint
 
 run: $(VENV)/installed-run
 	@$(VENV)/bin/cortex up $(ARGS)
 
 test: $(VENV)/installed-test
 	$(VENV)/bin/python -m pytest $(ARGS)
+
+test-real: $(VENV)/installed-test
+	folder=$$($(VENV)/bin/python tools/fetch_real_models.py) && CORTEX_REAL_MODELS=$$folder $(VENV)/bin/python -m pytest tests/real $(ARGS)
 
 lint: $(VENV)/installed-test
 	$(VENV)/bin/ruff format --check .

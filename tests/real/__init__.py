@@ -1,0 +1,1 @@
+"""What real files say, where they have been fetched (`make test-real`)."""
