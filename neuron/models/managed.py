@@ -1,4 +1,4 @@
-"""One model's life, as a table: what happens to it in which state, and what it is then."""
+"""One model: loaded, served, restarted, ended, as the table in `neuron/models/life.py` has it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from enum import Enum
 
 from ipc.errors import Code, CortexError
 from ipc.messages import ModelState, ModelStatus, RankState
@@ -18,6 +17,7 @@ from neuron.description import ModelDescription
 from neuron.memory.fit import Fit, Holder, Need
 from neuron.memory.room import Place, Room
 from neuron.models.launcher import Launcher
+from neuron.models.life import TRANSITIONS, Event
 from neuron.models.queue import RequestQueue
 from neuron.models.statistics import Statistics
 from neuron.processes.backoff import Backoff
@@ -41,27 +41,10 @@ UNLOAD_SECONDS = 600.0  # for running requests to end before an unload gives up
 PROGRESS_INTERVAL = 0.25  # seconds between two `Progress` of one load
 
 
-class Event(Enum):
-    """What can happen to a model."""
-
-    WANTED = "somebody asks for it: a request, a load, its pin"
-    GRANTED = "its memory is booked"
-    SHORT = "its device has less memory than was booked"
-    READY = "all its ranks are ready"
-    REFUSED = "there is no memory for it now"
-    FAILED = "it cannot be loaded"
-    DIED = "its workers died"
-    LEAVE = "it shall end: an unload, or room for another model"
-    STAY = "it need not end after all"
-    QUIET = "nothing is in its worker any more"
-    GONE = "its processes are gone"
-    DESERTED = "nobody waits for it any more"
-
-
 class ManagedModel:
     """A model that this neuron knows, whether it is loaded or not.
 
-    What happens to it goes through `handle`: `TRANSITIONS`, at the end of this file, says what follows. One
+    What happens to it goes through `handle`: the table says what follows. One
     task at a time brings it up or takes it down, whoever asked and however many did; it outlives them.
 
     Args:
@@ -135,7 +118,7 @@ class ManagedModel:
         if status in ("ready", "waiting") or (status == "unloaded" and error is None):
             self.error = None
         self.status = status
-        action(self, error)
+        getattr(self, f"_{action}")(error)
         self._changed(True)
 
     # --- facts ------------------------------------------------------------------------------------------
@@ -631,48 +614,3 @@ def _nobody_has_to_ask(outcome: asyncio.Future[None]) -> None:
     """An exception that nobody waits for is no fault."""
     if not outcome.cancelled():
         outcome.exception()
-
-
-# A state and what happens in it -> the state that follows, and what is done. What has no line changes
-# nothing: a model that loads is wanted already, and one that ends need not be told to.
-TRANSITIONS: dict[ModelStatus, dict[Event, tuple[ModelStatus, Callable[..., None]]]] = {
-    "unloaded": {
-        Event.WANTED: ("waiting", ManagedModel._wish),
-        Event.LEAVE: ("unloaded", ManagedModel._rest),
-    },
-    "waiting": {  # for memory
-        Event.GRANTED: ("loading", ManagedModel._tell_load),
-        Event.REFUSED: ("unloaded", ManagedModel._give_up),
-        Event.FAILED: ("failed", ManagedModel._give_up),
-        Event.LEAVE: ("unloading", ManagedModel._cancel),
-        Event.DESERTED: ("unloading", ManagedModel._cancel),
-    },
-    "loading": {
-        Event.READY: ("ready", ManagedModel._serve),
-        Event.SHORT: ("waiting", ManagedModel._tell_load),
-        Event.REFUSED: ("unloaded", ManagedModel._give_up),
-        Event.FAILED: ("failed", ManagedModel._give_up),
-        Event.LEAVE: ("unloading", ManagedModel._cancel),
-    },
-    "ready": {
-        Event.DIED: ("restarting", ManagedModel._restart),
-        Event.LEAVE: ("draining", ManagedModel._drain),
-    },
-    "draining": {  # what runs in it ends, the rest waits
-        Event.DIED: ("unloading", ManagedModel._lose_and_end),
-        Event.STAY: ("ready", ManagedModel._serve),
-        Event.QUIET: ("unloading", ManagedModel._end),
-    },
-    "restarting": {
-        Event.READY: ("ready", ManagedModel._serve),
-        Event.FAILED: ("failed", ManagedModel._give_up),
-        Event.LEAVE: ("unloading", ManagedModel._cancel),
-    },
-    "unloading": {
-        Event.GONE: ("unloaded", ManagedModel._rest),
-    },
-    "failed": {
-        Event.WANTED: ("waiting", ManagedModel._wish),
-        Event.LEAVE: ("unloaded", ManagedModel._rest),
-    },
-}

@@ -62,7 +62,7 @@ class ModelManager:
         self._seen: dict[str, Signature] = {}  # of every model that was found, when it was inspected
         self._finding = asyncio.Lock()
         self._watching: asyncio.Task[None] | None = None
-        self._drawing: dict[str, asyncio.Future[ModelDescription]] = {}
+        self._opening: dict[str, asyncio.Future[ManagedModel]] = {}
         self._backoff = backoff or Backoff()
         ledger = Ledger(inventory.devices)
         self._standby = Standby(
@@ -92,13 +92,13 @@ class ModelManager:
         """
         if (model := self._models.get(model_id)) is not None:
             return model
-        if (drawing := self._drawing.get(model_id)) is None:
-            drawing = asyncio.ensure_future(self._draw(model_id))
-            self._drawing[model_id] = drawing
-            drawing.add_done_callback(lambda _: self._drawing.pop(model_id))
-        return await asyncio.shield(drawing)
+        if (opening := self._opening.get(model_id)) is None:
+            opening = asyncio.ensure_future(self._describe(model_id))
+            self._opening[model_id] = opening
+            opening.add_done_callback(lambda _: self._opening.pop(model_id))
+        return await asyncio.shield(opening)
 
-    async def _draw(self, model_id: str) -> ManagedModel:
+    async def _describe(self, model_id: str) -> ManagedModel:
         settings = self._catalogue.settings(model_id)
         try:
             description = await asyncio.to_thread(self._inspect, settings)

@@ -18,7 +18,8 @@ from neuron.config import ModelSettings, NeuronConfig, Queue
 from neuron.description import ModelDescription
 from neuron.memory.fit import Fit
 from neuron.models.launcher import Launcher
-from neuron.models.managed import TRANSITIONS, Event, ManagedModel
+from neuron.models.life import TRANSITIONS, Event
+from neuron.models.managed import ManagedModel
 from neuron.processes.backoff import Backoff
 from neuron.requests.generation import Generation
 from neuron.text.parser import AnswerParser
@@ -433,18 +434,13 @@ def test_the_table_has_every_state_and_event():
 @pytest.mark.parametrize(("state", "event", "end"), list(cells()))
 def test_each_event_in_each_state_leads_where_the_table_says(state, event, end):
     """With no action taken: what the actions do is held by the other tests."""
-    model = types.SimpleNamespace(id="sim", status=state, error=None, _epoch=0, _changed=lambda *now: None)
+    model = types.SimpleNamespace(id="sim", status=state, error=None, _epoch=0, _changed=lambda now: None)
     done = []
-    transition = TRANSITIONS[state].get(event)
-    if transition is not None:
-        action = transition[1]
-        assert getattr(ManagedModel, action.__name__) is action
-        replaced = {event: (transition[0], lambda model, error: done.append(model.status))}
-    else:
-        replaced = {}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(TRANSITIONS, state, replaced)
-        ManagedModel.handle(model, event)
+    if (transition := TRANSITIONS[state].get(event)) is not None:
+        action = f"_{transition[1]}"
+        assert hasattr(ManagedModel, action)
+        setattr(model, action, lambda error: done.append(model.status))
+    ManagedModel.handle(model, event)
     assert model.status == (state if end == "." else end)
     assert done == ([] if end == "." else [end])
 

@@ -240,7 +240,7 @@ def test_a_model_that_is_being_copied_is_not_listed_before_it_is_whole(tmp_path)
         wait_until(lambda: "mine" in listed(neuron), "the copy to be seen")
 
 
-def test_a_thousand_folders_are_listed_and_hold_nobody_up(tmp_path):
+def test_a_thousand_folders_are_listed_within_seconds(tmp_path):
     model = write_checkpoint(tmp_path / "one")
     shelf = tmp_path / "models"
     for number in range(1000):
