@@ -24,8 +24,8 @@ class Event(Enum):
     DESERTED = "nobody waits for it any more"
 
 
-# A state and what happens in it -> the state that follows, and what is done, a method of `ManagedModel`. What has
-# no line changes nothing: a model that loads is wanted already, and one that ends need not be told to.
+# A state and what happens in it -> the state that follows, and what is done, a method of `ManagedModel`. What
+# has no line changes nothing: a model that loads is wanted already, and one that ends need not be told to.
 TRANSITIONS: dict[ModelStatus, dict[Event, tuple[ModelStatus, str]]] = {
     "unloaded": {
         Event.WANTED: ("waiting", "wish"),
