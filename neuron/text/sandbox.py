@@ -239,10 +239,20 @@ def _size(value: Any) -> int:
 
 
 def _fields(form: str, mark: str) -> int:
-    """How many fields a format has at most; none may be wide."""
-    if "*" in form or re.search(r"\d{4}", form):
+    """How many fields a format has at most; none may be wide, or as wide as a value says."""
+    if mark == "%":
+        wide = any("*" in field or _WIDE.search(field) for field in _PERCENT.findall(form))
+    else:
+        fields = form.replace("{{", "").replace("}}", "")
+        wide = _BRACES.search(fields) is not None
+    if wide:
         raise OverBudget("it writes into a field of 1,000 characters or more")
     return 1 + form.count(mark)
+
+
+_WIDE = re.compile(r"\d{4}")
+_PERCENT = re.compile(r"%(?:\([^)]*\))?[-+ #.\d*]*")
+_BRACES = re.compile(r"\{[^{}]*(?:\{|\d{4})")
 
 
 def _spend_on_replacing(text: str, old: Any, new: Any) -> None:

@@ -203,6 +203,8 @@ HOSTILE = {
     "fields": "{{ '{:>9999999999}'.format(1) }}",
     "fields of old": "{{ '%9999999999d' % 1 }}",
     "fields of a width that is given": "{{ '%*d' % (9999999999, 1) }}",
+    "fields with a name": "{{ '%(a)9999999999d' % {'a': 1} }}",
+    "fields in fields": "{{ '{:{}}'.format(1, 9999999999) }}",
     "one value many times": "{{ ('{0}' * 99999).format('x' * 99999) }}",
     "nothing": "{{ lipsum(99999) }}",
     "slices": "{{ range(9) | slice(9999999999) | list }}",
@@ -220,6 +222,11 @@ def test_a_template_that_takes_too_much_is_stopped_and_its_file_named(name, monk
     if "takes too long" in raised.value.message:
         assert "/models/hostile/chat_template.jinja" in raised.value.message
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 512 << 10  # KiB
+
+
+def test_formats_that_are_not_wide_are_written():
+    assert render("{{ '**{{}} {} 20244**'.format('a') }}") == "**{} a 20244**"
+    assert render("{{ '* %s 20244 %d%%' % ('a', 5) }}") == "* a 20244 5%"
 
 
 def test_a_template_that_loops_for_some_messages_alone_is_stopped_too(monkeypatch, caplog):
