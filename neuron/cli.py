@@ -110,17 +110,17 @@ def check(config: ConfigOption = None) -> None:
     table = Table("model", "architecture", "dtype", "context", "devices", "memory", "KV tokens")
     problems, notes = [], []
     models = sorted(map(catalogue.settings, catalogue.list_models()), key=lambda model: not model.pin)
-    runtime = dict(UNMEASURED_BYTES)
-    if ledger.devices == ["cpu"] and not all(model.simulated for model in models):
-        try:
-            runtime["cpu"] = Worker.measure("cpu")
-        except OSError as error:
-            problems.append(str(error))
+    runtime, measured = dict(UNMEASURED_BYTES), ledger.devices != ["cpu"]
     for model in models:
         try:
             description = describe(model, DEMO_FOLDER if model.simulated else catalogue.find(model.id))
+            if not measured and description.overhead is not None:
+                runtime["cpu"], measured = Worker.measure("cpu"), True
             free = {device: ledger.free(device) for device in ledger.devices}
             fit = find_fit(description.need(model, runtime), free, [], "lru")
+        except OSError as error:
+            problems.append(f"{model.id}: {error}")
+            continue
         except CortexError as error:
             problems.append(f"{model.id}: {error.message}")
             continue

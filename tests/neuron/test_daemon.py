@@ -142,18 +142,30 @@ def test_discover_shows_the_cpu(tmp_path):
 
 
 def test_check_says_what_would_fit(tmp_path):
-    config = '{"cpu": {"memory": "8GiB"}, "models": [{"id": "a", "simulated": {"memory": "1GiB"}}]}'
-    (tmp_path / "n.yaml").write_text(config)
+    settings = {"only_configured": True, "cpu": {"memory": "8GiB"}}
+    settings["models"] = [{"id": "a", "simulated": {"memory": "1GiB"}}]
+    (tmp_path / "n.yaml").write_text(json.dumps(settings))
     environment = os.environ | {"COLUMNS": "200", "HF_HUB_CACHE": str(tmp_path)}
     ended = neuron_command("check", "--config", tmp_path / "n.yaml", env=environment)
     assert ended.returncode == 0
     assert "1.0 GiB" in ended.stdout
 
 
+def test_check_places_a_real_model_on_a_cpu(tmp_path):
+    (tmp_path / "n.yaml").write_text(
+        '{"only_configured": true, "devices": ["cpu"], "models": [{"id": "demo"}]}'
+    )
+    environment = os.environ | {"COLUMNS": "200"}
+    ended = neuron_command("check", "--config", tmp_path / "n.yaml", env=environment)
+    assert ended.returncode == 0, ended.stdout
+    assert "demo" in ended.stdout
+
+
 def test_check_places_pinned_models_together(tmp_path):
     model = {"pin": True, "simulated": {"memory": "1.5GiB"}}
     models = [{"id": "a", **model}, {"id": "b", **model}, {"id": "c", "simulated": {"memory": "1.5GiB"}}]
-    (tmp_path / "n.yaml").write_text(json.dumps({"cpu": {"memory": "2GiB"}, "models": models}))
+    settings = {"only_configured": True, "cpu": {"memory": "2GiB"}, "models": models}
+    (tmp_path / "n.yaml").write_text(json.dumps(settings))
     environment = os.environ | {"COLUMNS": "200", "HF_HUB_CACHE": str(tmp_path)}
     ended = neuron_command("check", "--config", tmp_path / "n.yaml", env=environment)
     assert ended.returncode == 1
@@ -163,7 +175,8 @@ def test_check_places_pinned_models_together(tmp_path):
 
 
 def test_check_ends_with_1_where_a_model_cannot_be_served(tmp_path):
-    (tmp_path / "n.yaml").write_text('{"models": [{"id": "a", "path": "/nonexistent/a"}]}')
+    settings = {"only_configured": True, "models": [{"id": "a", "path": "/nonexistent/a"}]}
+    (tmp_path / "n.yaml").write_text(json.dumps(settings))
     environment = os.environ | {"COLUMNS": "200", "HF_HUB_CACHE": str(tmp_path)}
     ended = neuron_command("check", "--config", tmp_path / "n.yaml", env=environment)
     assert ended.returncode == 1
@@ -218,6 +231,18 @@ def test_a_reload_is_no_end(tmp_path):
         neuron.process.send_signal(signal.SIGHUP)
         wait_until(lambda: "SIGHUP changes nothing" in neuron.log, "its word on the signal")
         assert isinstance(client.ask(Hello(id=0), PATIENCE), HelloReply)
+
+
+def test_the_end_of_its_terminal_ends_it(tmp_path):
+    (tmp_path / "n.yaml").write_text("listen: tcp://127.0.0.1:*")
+    command = [sys.executable, "-m", "neuron", "serve", "--config", str(tmp_path / "n.yaml")]
+    ours, theirs = os.openpty()
+    with subprocess.Popen(command, stdin=theirs, stderr=subprocess.PIPE, cwd=ROOT) as neuron:
+        assert b"neuron listens" in neuron.stderr.readline()
+        neuron.send_signal(signal.SIGHUP)
+        assert neuron.wait(PATIENCE) == 0
+    os.close(ours)
+    os.close(theirs)
 
 
 def test_the_end_of_a_request_is_logged_under_the_clients_id(tmp_path):
