@@ -44,7 +44,7 @@ class Neuron:
         in_flight: our own open requests, by model.
     """
 
-    def __init__(self, entry: config.Neuron, secret: str | None) -> None:
+    def __init__(self, entry: config.NeuronSettings, secret: str | None) -> None:
         self.name = entry.name
         public = load_public(entry.public_key) if entry.public_key is not None else None
         self.client = NeuronClient(
