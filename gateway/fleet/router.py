@@ -14,8 +14,18 @@ KNOWN_IDS_SHOWN = 10
 RETRY_SECONDS = 2.0  # a neuron that is away may be back by then
 
 # What a neuron says of a model (`Quoted`), or is known of it, from the best to the worst. A load that goes on
-# and one that could begin stand together: the seconds decide.
-_RANKS = {"ready": 0, "loading": 1, "fits": 1, "evicts": 2, "waits": 3, "unknown": 4, "refused": 5}
+# and one that could begin stand together: the seconds decide. Where a model waits for memory already comes
+# before where another would have to leave for a second copy of it.
+_RANKS = {
+    "ready": 0,
+    "loading": 1,
+    "fits": 1,
+    "waiting": 2,
+    "evicts": 3,
+    "waits": 4,
+    "unknown": 5,
+    "refused": 6,
+}
 _COMING = frozenset(("loading", "restarting", "waiting"))
 _AWAY = frozenset(("unloaded", "unloading", "failed"))
 
@@ -116,8 +126,10 @@ def _cost(host: Host, model: str, quote: Quoted | CortexError | None) -> tuple[f
     """
     state = host.models.get(model)
     if _is_coming(host, model):
-        seconds = state.seconds_left if state is not None else None
-        return _RANKS["loading"], 0, seconds or 0.0, 0, 0, host.name
+        verdict, seconds = "loading", state.seconds_left if state is not None else None
+        if state is not None and state.status == "waiting":
+            verdict = "waiting"
+        return _RANKS[verdict], 0, seconds or 0.0, 0, 0, host.name
     free = sum(device.memory_free for device in host.devices if device.kind == "cuda")
     begun = sum(  # loads that we asked for and that its quotes may not know of yet
         count > 0 and name in host.models and host.models[name].status in _AWAY

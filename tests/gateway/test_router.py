@@ -84,11 +84,17 @@ def test_of_equal_verdicts_the_seconds_decide_then_who_leaves_then_free_memory()
 
 
 def test_waits_for_a_load_that_goes_on_unless_another_would_be_sooner() -> None:
-    for status in ("loading", "restarting", "waiting"):
+    for status in ("loading", "restarting"):
         assert chosen([host("a", "unloaded"), host("b", status)], a=quote("fits", 5.0)) == "b"
     hosts = [host("a", "unloaded"), host("b", "loading", left=60.0)]
     assert chosen(hosts, a=quote("fits", 5.0)) == "a"
     assert chosen(hosts, a=quote("fits", 90.0)) == "b"
+
+
+def test_where_it_waits_for_memory_is_better_than_a_second_copy_unless_memory_is_free() -> None:
+    hosts = [host("a", "waiting"), host("b", "unloaded")]
+    assert chosen(hosts, b=quote("evicts", 1.0, evicts=["x"])) == "a"
+    assert chosen(hosts, b=quote("fits", 60.0)) == "b"
 
 
 def test_a_burst_begins_one_load_and_waits_for_it() -> None:

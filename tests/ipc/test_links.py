@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SECONDS = float(os.environ.get("CORTEX_STRESS_SECONDS", "8"))
+SECONDS = float(os.environ.get("CORTEX_STRESS_SECONDS", "5"))
 
 
 @pytest.mark.parametrize("seed", [int(os.environ.get("CORTEX_STRESS_SEED", "1"))])
