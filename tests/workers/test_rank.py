@@ -10,7 +10,7 @@ import time
 import pytest
 
 from ipc.errors import Code
-from ipc.worker_messages import FailurePlan, SimulatedSpec
+from ipc.worker_messages import CacheGroup, FailurePlan, SimulatedSpec
 from tests.workers.harness import PATIENCE, Workers
 
 ANSWER = [11, 12, 13]
@@ -59,6 +59,22 @@ def test_many_requests_through_a_small_pool_get_whole_answers():
         answers = workers.collect()
         assert all(answer.token_ids == expected(100) for answer in answers)
         assert workers.steps[-1].pages_free == 8
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_all_kinds_of_cache_are_served_through_a_small_pool(world_size):
+    caches = [
+        CacheGroup(kind="full", layers=[0]),
+        CacheGroup(kind="window", layers=[1], window=50),
+        CacheGroup(kind="state", layers=[2]),
+    ]
+    hybrid = simulated(caches=caches, states=12)
+    with Workers(kv_pages=24, max_sequences=6, simulated=hybrid, world_size=world_size) as workers:
+        workers.ready()
+        for request_id in range(20):
+            workers.submit(request_id, 20 + 8 * request_id, 100)
+        assert all(answer.token_ids == expected(100) for answer in workers.collect())
+        assert workers.steps[-1].pages_free == 24
 
 
 def test_an_impossible_request_is_answered_and_the_next_one_served():

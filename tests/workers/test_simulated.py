@@ -2,15 +2,16 @@ from array import array
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
 from ipc.errors import Code, CortexError
 from ipc.heartbeat import HeartbeatPage
-from ipc.worker_messages import FailurePlan, RingHandle, SamplingParams, SimulatedSpec, WorkerSpec
+from ipc.worker_messages import CacheGroup, FailurePlan, RingHandle, SamplingParams, SimulatedSpec, WorkerSpec
 from workers.process import simulated
 from workers.process.simulated import SimulatedEngine
 from workers.step.engine import OutOfDeviceMemory
-from workers.step.plan import NewSequence, Scheduled, StepPlan
+from workers.step.plan import HOLE, NewSequence, Scheduled, StepPlan
 
 ANSWER = [11, 12, 13]
 
@@ -75,6 +76,40 @@ def test_a_preempted_sequence_goes_on_where_it_was(heartbeat):
     assert engine(heartbeat).execute(plan(1, Scheduled(0, 7), added=(new(0, 7, prompt_len=5),))).tokens == [
         13
     ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "table", "finds"),
+    [
+        ("full", [1, 2, 3, 4], True),
+        ("full", [HOLE, 2, 3, 4], False),
+        ("window", [HOLE, HOLE, 3, 4], True),
+        ("window", [HOLE, HOLE, HOLE, 4], False),
+        ("state", [HOLE, HOLE, 3, 4], True),
+        ("state", [HOLE, HOLE, HOLE, 4], False),
+        ("state", [1, 2, 3, HOLE], False),
+        ("latent", [1, 2, 3, HOLE], False),
+    ],
+)
+def test_a_plan_without_a_page_that_a_layer_needs_is_refused(heartbeat, kind, table, finds):
+    window = 20 if kind == "window" else 0
+    sim = engine(heartbeat, caches=[CacheGroup(kind=kind, layers=[0], window=window)])
+    begun = msgspec.structs.replace(new(0, 100, 100), tables=[table[:3]])
+    step = plan(1, Scheduled(0, 4, [table[3:]]), added=(begun,))
+    if finds:
+        assert sim.execute(step).tokens == [11]
+    else:
+        with pytest.raises(RuntimeError, match=f"a {kind} group"):
+            sim.execute(step)
+
+
+def test_other_ranks_sample_nothing_and_wait_for_the_tokens_of_the_first(heartbeat):
+    sim = engine(heartbeat, rank=1)
+    assert sim.execute(plan(1, Scheduled(0, 5), added=(new(0, 5, 5),))).tokens == []
+    told = msgspec.structs.replace(plan(2, Scheduled(0, 1)), tokens=[11])
+    assert sim.execute(told).tokens == []
+    with pytest.raises(RuntimeError, match="0 tokens of 1"):
+        sim.execute(plan(3, Scheduled(0, 1)))
 
 
 def test_step_and_prefill_take_the_time_of_the_spec(heartbeat, clock):

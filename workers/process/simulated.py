@@ -6,13 +6,14 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ipc.errors import Code, CortexError
 from ipc.heartbeat import HeartbeatPage
 from ipc.worker_messages import PAGE_SIZE, FailurePlan, MemoryUse, WorkerSpec
+from workers.checkpoints.caches import first_page_seen
 from workers.step.engine import Loaded, OutOfDeviceMemory, StepResult
-from workers.step.plan import StepPlan
+from workers.step.plan import HOLE, Scheduled, StepPlan
 
 BACK_TO_BACK = 0.005  # seconds; a step that follows the last one within this time follows it at once
 COLLECTIVE_POLL = 50e-6  # seconds between looks at the other ranks
@@ -26,6 +27,7 @@ class SimulatedSlot:
     prompt_len: int
     length: int  # tokens of prompt and output
     num_computed: int = 0
+    tables: list[list[int]] = field(default_factory=list)  # of each cache group, where the spec names groups
 
 
 class SimulatedEngine:
@@ -46,6 +48,7 @@ class SimulatedEngine:
         self.failure = due_failure(spec)
         self.heartbeat = heartbeat
         self.slots = [SimulatedSlot(0, 0) for _ in range(spec.max_sequences)]
+        self.untold = 0  # tokens of other ranks' sequences, that no plan has told yet
         self.met = 0  # collectives
         self.met_seconds = 0.0
         self.free_at = 0.0  # monotonic second at which the simulated device ended its last step
@@ -62,21 +65,27 @@ class SimulatedEngine:
         if self.failure.out_of_memory_in_load:
             raise CortexError(Code.INSUFFICIENT_MEMORY, "simulated lack of memory in the load")
         progress(1.0, "simulated load done")
-        return Loaded(self.spec.kv_pages, MemoryUse(weights=self.simulated.memory_bytes))
+        memory = MemoryUse(weights=self.simulated.memory_bytes)
+        return Loaded(self.spec.kv_pages, memory, self.simulated.caches, self.simulated.states)
 
     def prove(self) -> int:
         return self._meet(step=0)
 
     def execute(self, plan: StepPlan) -> StepResult:
+        follows, caches = self.spec.rank > 0, self.simulated.caches
+        if follows and len(plan.tokens) != self.untold:
+            raise RuntimeError(f"step {plan.step} tells {len(plan.tokens)} tokens of {self.untold}")
         for new in plan.added:
-            self.slots[new.slot] = SimulatedSlot(
-                new.prompt_len, len(new.token_ids) // 4, PAGE_SIZE * len(new.tables[0]) if new.tables else 0
-            )
+            tables = [list(table) for table in new.tables or [[] for _ in caches]]
+            computed = PAGE_SIZE * len(tables[0]) if tables else 0
+            self.slots[new.slot] = SimulatedSlot(new.prompt_len, len(new.token_ids) // 4, computed, tables)
         self._fail(plan.step)
         sampled = []
         prefill_tokens = decode_tokens = 0
         for entry in plan.scheduled:
             slot = self.slots[entry.slot]
+            if caches:
+                self._look_up(slot, entry)
             slot.num_computed += entry.num_tokens
             if entry.num_tokens == 1:
                 decode_tokens += 1
@@ -88,13 +97,31 @@ class SimulatedEngine:
         self._take_time(prefill_tokens, decode_tokens)
         if self.spec.world_size > 1:
             self._meet(plan.step)
-        return StepResult(sampled)
+        self.untold = len(sampled)
+        return StepResult([] if follows else sampled)
 
     def collectives(self) -> tuple[int, float]:
         return self.met, self.met_seconds
 
     def close(self) -> None:
         pass
+
+    def _look_up(self, slot: SimulatedSlot, entry: Scheduled) -> None:
+        """Find each page that layers would read or write.
+
+        Raises:
+            RuntimeError: the plan has none there.
+        """
+        for table, pages in zip(slot.tables, entry.new_pages, strict=False):
+            table.extend(pages)
+        start, end = slot.num_computed, slot.num_computed + entry.num_tokens
+        for group, table in zip(self.simulated.caches, slot.tables, strict=True):
+            first, last = first_page_seen(group, start), (end - 1) // PAGE_SIZE
+            needed = range(first, last + 1)
+            if group.kind == "state":  # the one before, and the one after
+                needed = {first, last} if start else {last}
+            if len(table) <= last or any(table[number] == HOLE for number in needed):
+                raise RuntimeError(f"tokens {start} to {end} do not find their pages of a {group.kind} group")
 
     def _take_time(self, prefill_tokens: int, decode_tokens: int) -> None:
         """Sleep until the device would be done.
