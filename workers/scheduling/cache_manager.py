@@ -176,17 +176,8 @@ class CacheManager:
 
     def settle(self, sequence: Sequence, end: int) -> None:
         """Its first `end` tokens are computed: let others share what is full, and drop what none can see."""
-        num_full = end // PAGE_SIZE
-        if num_full == sequence.num_offered:
-            return
-        hashes, tables = sequence.hashes, sequence.tables
-        extend_hashes(hashes, sequence.token_ids, sequence.request.cache_salt)
-        for number in range(sequence.num_offered, num_full if sequence.shares else 0):
-            parent = hashes[number - 1] if number else b""
-            for index, table in enumerate(tables):
-                if table[number] != HOLE:  # of a state that no step ended with
-                    self._pools[index].cache(table[number], hashes[number], parent, index)
-        sequence.num_offered = num_full
+        if end // PAGE_SIZE > sequence.num_offered:
+            self._offer(sequence, end // PAGE_SIZE)
         for index in self._forgetful:
             self._drop(sequence, index, first_page_seen(self.groups[index], end))
 
@@ -273,6 +264,17 @@ class CacheManager:
         else:
             [last] = self.states.allocate(1)
         return [HOLE] * (count - 1) + [last]
+
+    def _offer(self, sequence: Sequence, num_full: int) -> None:
+        """Let others share its first `num_full` pages."""
+        hashes, tables = sequence.hashes, sequence.tables
+        extend_hashes(hashes, sequence.token_ids, sequence.request.cache_salt)
+        for number in range(sequence.num_offered, num_full if sequence.shares else 0):
+            parent = hashes[number - 1] if number else b""
+            for index, table in enumerate(tables):
+                if table[number] != HOLE:  # of a state that no step ended with
+                    self._pools[index].cache(table[number], hashes[number], parent, index)
+        sequence.num_offered = num_full
 
     def _drop(self, sequence: Sequence, index: int, first: int) -> None:
         """Give up the pages of a group before number `first`."""
