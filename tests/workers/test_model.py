@@ -47,15 +47,16 @@ def test_logits_are_close_to_those_of_transformers(tiny, name):
     torch.testing.assert_close(logits_of(load(folder), prompt), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("name", ["qwen3_untied_biased", "llama_yarn_biased"])
-def test_bfloat16_is_as_close_to_float32_as_transformers_in_bfloat16(tiny, name):
+def test_half_precision_is_as_close_to_float32_as_that_of_transformers(tiny, name, dtype):
     folder, oracle = tiny(name)
     prompt = [(5 * i + 1) % oracle.config.vocab_size for i in range(100)]
-    rounded = copy.deepcopy(oracle).bfloat16()
+    rounded = copy.deepcopy(oracle).to(dtype)
     with torch.inference_mode():
         exact = oracle(torch.tensor([prompt])).logits[0, -1]
         theirs = rounded(torch.tensor([prompt])).logits[0, -1].float()
-    ours = logits_of(load(folder, dtype="bfloat16"), prompt)
+    ours = logits_of(load(folder, dtype=str(dtype).removeprefix("torch.")), prompt)
     assert (ours - exact).norm() <= 1.5 * (theirs - exact).norm()
     assert 0 < (ours - exact).norm() < 0.2 * exact.norm()
 
