@@ -95,6 +95,7 @@ class ManagedModel:
         self._restarts = 0
         self._bad_starts = 0
         self._ready_at = 0.0
+        self._turn_began = 0.0
         self._served_epoch = 0  # the last epoch that finished a request
         self._request_seconds = 1.0  # that one runs, smoothed
         self._statistics: Statistics | None = None  # while it is loaded
@@ -230,7 +231,7 @@ class ManagedModel:
         if self.status not in ("ready", "draining"):
             return None
         shortest = TURN_SHARE * (self.load_seconds or 0.0)
-        return self._ready_at + max(self._launcher.config.memory.turn_seconds, shortest)
+        return self._turn_began + max(self._launcher.config.memory.turn_seconds, shortest)
 
     @property
     def seconds_to_leave(self) -> float:
@@ -375,6 +376,7 @@ class ManagedModel:
     def _serve(self, error: CortexError | None) -> None:
         """Hand over what waits. It may be the group that is just ready, or the one that was to end."""
         self._progress = LoadProgress()
+        self._turn_began = time.monotonic()
         up, self._up = self._up, None
         if up is not None:
             up.set_result(None)

@@ -128,7 +128,7 @@ class RequestQueue:
         self._wait_seconds = queue.wait_seconds
         self._max_sequences = max_sequences
         self._requests: dict[OpenRequest, None] = {}  # all that are open, in the order of their arrival
-        self._room: WaitingLine[OpenRequest] = WaitingLine(queue.limit, queue.wait_seconds)
+        self._line: WaitingLine[OpenRequest] = WaitingLine(queue.limit, queue.wait_seconds)
         self._group: WorkerGroup | None = None  # while requests are handed over
         self._context_length = 0  # of that group
         self._timer: asyncio.TimerHandle | None = (
@@ -138,12 +138,12 @@ class RequestQueue:
     @property
     def waiting(self) -> int:
         """Requests that have not begun."""
-        return len(self._room)
+        return len(self._line)
 
     @property
     def running(self) -> int:
         """Requests that have begun."""
-        return len(self._requests) - len(self._room)
+        return len(self._requests) - len(self._line)
 
     @property
     def idle(self) -> bool:
@@ -158,21 +158,21 @@ class RequestQueue:
     def open(self, group: WorkerGroup, context_length: int) -> None:
         """From now on requests are handed to `group`."""
         self._group, self._context_length = group, context_length
-        self._room.start_clock()
-        self._hand_over([work for work in self._room if work.phase == "waiting"])
+        self._line.start_clock()
+        self._hand_over([work for work in self._line if work.phase == "waiting"])
         self._watch_line()
 
     def shut(self) -> None:
         """From now on requests wait, and their time does not count."""
         self._group = None
-        self._room.stop_clock()
+        self._line.stop_clock()
         self._watch_line()
 
     def take_back(self) -> None:
         """Have all that the worker did not begin wait again, for the next worker."""
         group = self._group
         self.shut()
-        for work in [work for work in self._room if work.phase == "queued"]:
+        for work in [work for work in self._line if work.phase == "queued"]:
             for part in work.parts:
                 group.withdraw(part.submit.request_id)
             work.take_back()
@@ -184,13 +184,13 @@ class RequestQueue:
             CortexError: QUEUE_FULL.
         """
         # While the model loads, as many as it computes at once have a place there, too.
-        self._room.push(work, max(0, self._max_sequences - self.running))
+        self._line.push(work, max(0, self._max_sequences - self.running))
         work.phase = "waiting"
         self._requests[work] = None
         if self._group is None:
             return True
         if len(self._requests) > self._max_sequences:
-            work.progress(_place_in_line(len(self._room)))
+            work.progress(_place_in_line(len(self._line)))
         self._hand_over([work])
         if self._timer is None:
             self._watch_line()
@@ -198,14 +198,14 @@ class RequestQueue:
 
     def begin(self, work: OpenRequest) -> None:
         """The worker has computed some of it."""
-        self._room.depart(work)
+        self._line.depart(work)
 
     def leave(self, work: OpenRequest) -> None:
         """Forget a request that ended."""
         if work in self._requests:  # else it was never let in
             del self._requests[work]
             self.counts[work.outcome] += 1
-            self._room.discard(work)
+            self._line.discard(work)
 
     def lose_worker(self, error: CortexError) -> None:
         """The worker died: what had begun is lost and says so, the rest waits for the next one."""
@@ -240,7 +240,7 @@ class RequestQueue:
 
     def tell(self, progress: LoadProgress) -> None:
         """Tell those in line how the load goes that they wait for."""
-        for work in list(self._room):
+        for work in list(self._line):
             work.progress(progress)
 
     def _watch_line(self) -> None:
@@ -250,15 +250,15 @@ class RequestQueue:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        for work in self._room.expired():
+        for work in self._line.expired():
             work.fail(
                 CortexError(
                     Code.QUEUE_TIMEOUT,
                     f"the request waited {self._wait_seconds:g} seconds for its turn",
-                    retry_after=self._room.retry_after(),
+                    retry_after=self._line.retry_after(),
                 )
             )
-        if (deadline := self._room.next_deadline) is not None:
+        if (deadline := self._line.next_deadline) is not None:
             delay = min(max(0.0, deadline - time.monotonic()), TELL_SECONDS)
             self._timer = asyncio.get_running_loop().call_later(delay, self._watch_line)
             self._tell_places()
@@ -268,7 +268,7 @@ class RequestQueue:
         if len(self._requests) <= self._max_sequences:
             return  # each has a place, and begins with the next step
         now = time.monotonic()
-        for position, (work, since) in enumerate(self._room.arrivals(), 1):
+        for position, (work, since) in enumerate(self._line.arrivals(), 1):
             if now - since < TELL_SECONDS:
                 return
             work.progress(_place_in_line(position))

@@ -305,8 +305,10 @@ def test_what_the_worker_had_not_begun_is_taken_back_and_served_by_the_same_one_
             await until(lambda: running.generation.begun)
             model.give_way()
             assert (model.status, queued.generation.phase) == ("draining", "waiting")
+            turn_ended = model.turn_ends
             model.stay()
             assert (model.status, queued.generation.phase) == ("ready", "queued")
+            assert model.turn_ends > turn_ended  # it has another one
             running.generation.cancel()
             assert isinstance(await queued.last(), Finished)
             assert sum(isinstance(reply, Started) for reply in queued.replies) == 1
