@@ -309,10 +309,10 @@ class Room:
     async def _look(self) -> None:
         while self._again:
             self._again = False
-            await self.refresh()
             try:
+                await self.refresh()
                 await self._serve()
-            except Exception:
+            except Exception:  # a later look may do better, and who waits must not wait for ever
                 log.exception("wishes cannot be served")
         if self._timer is not None:
             self._timer.cancel()
@@ -343,9 +343,9 @@ class Room:
             waiting += 1
             victims = prospect.fit.victims if prospect.fit is not None else ()
             if time.monotonic() >= wish.deadline:
-                self._refuse(wish, self._late(wish))
+                wish.granted.set_exception(self._late(wish))
             elif prospect.refusal is not None and self._is_hopeless(wish, need):
-                self._refuse(wish, prospect.refusal)
+                wish.granted.set_exception(prospect.refusal)
             else:
                 claimed.update(victims)
                 self._ask(wish, victims)
@@ -366,9 +366,6 @@ class Room:
             return
         self._tenants[wish.tenant.id] = wish.tenant
         wish.granted.set_result(fit)
-
-    def _refuse(self, wish: Wish, error: CortexError) -> None:
-        wish.granted.set_exception(error)
 
     def _ask(self, wish: Wish, victims: Sequence[str]) -> None:
         """See that `victims` leave, once each has had its turn."""
