@@ -117,6 +117,7 @@ class WorkerSpec(Plain, kw_only=True, tag="spec"):
     max_step_tokens: int
     kv_pages: int  # pages in the pool of each rank, at most
     memory_budget: int | None = None  # bytes that this rank may hold on its device; None: for all the pages
+    exact: bool = False  # a token is computed to the same bits whatever else the engine does
     simulated: SimulatedSpec | None = None
     reports: RingHandle
     commands: RingHandle | None = None  # rank 0 only

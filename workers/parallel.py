@@ -29,6 +29,8 @@ class RankGroup:
         rank: this process, from 0.
         size: number of ranks.
         device: where the tensors of the collectives are.
+        exact: sums are made here, rank by rank in float32, and not by a library, which may add the parts of a
+            row in an order that depends on what else is in the tensor.
 
     Attributes:
         collectives: that this rank took part in.
@@ -37,7 +39,10 @@ class RankGroup:
             is never waited for to learn this: events in its stream time one step in TIMED_STEPS.
     """
 
-    def __init__(self, rank: int = 0, size: int = 1, device: str | torch.device = "cpu") -> None:
+    def __init__(
+        self, rank: int = 0, size: int = 1, device: str | torch.device = "cpu", exact: bool = False
+    ) -> None:
+        self.exact = exact
         self.rank = rank
         self.size = size
         self.device = torch.device(device)
@@ -72,7 +77,7 @@ class RankGroup:
                 timeout=TIMEOUT,
                 device_id=device if device.type == "cuda" else None,
             )
-        return cls(spec.rank, spec.world_size, spec.device)
+        return cls(spec.rank, spec.world_size, spec.device, spec.exact)
 
     def share(self, total: int) -> range:
         """This rank's part of `total` rows, columns or heads that the ranks divide evenly."""
@@ -96,7 +101,14 @@ class RankGroup:
 
     def all_reduce(self, x: Tensor) -> Tensor:
         """Sum over ranks, in place."""
-        if self.size > 1:
+        if self.size > 1 and self.exact:
+            parts = [torch.empty_like(x) for _ in range(self.size)]
+            self._run(dist.all_gather, parts, x.contiguous())
+            total = parts[0].float()
+            for part in parts[1:]:
+                total = total + part
+            x.copy_(total)
+        elif self.size > 1:
             self._run(dist.all_reduce, x)
         return x
 

@@ -55,6 +55,7 @@ class Launcher:
             rank_budgets=fit.rank_budgets,
             card=description.card,
             dtype=description.dtype,
+            exact=settings.exact,
             simulated=description.simulated,
             log_level=self.config.log_level,
         )

@@ -35,6 +35,7 @@ class GroupSpec:
     rank_budgets: tuple[int, ...] | None = None  # bytes of each rank; None: whatever so many pages take
     card: ModelCard | None = None  # of a transformer
     dtype: str = "bfloat16"
+    exact: bool = False
     simulated: SimulatedSpec | None = None
     log_level: str = "INFO"
 
@@ -113,6 +114,7 @@ def spawn(
                     device=spec.devices[index],
                     threads=spec.threads,
                     dtype=spec.dtype,
+                    exact=spec.exact,
                     context_length=spec.context_length,
                     max_sequences=spec.max_sequences,
                     max_step_tokens=spec.max_step_tokens,

@@ -41,8 +41,8 @@ step_deadline_seconds: 20
 load_deadline_seconds: 60
 log_level: DEBUG
 models:
-  - {id: org/big, path: /models/big, dtype: float32, ranks: 2, devices: ["cuda:0", "cuda:1"], pin: true,
-     priority: 7, context_length: 4096, max_sequences: 2, max_step_tokens: 64, kv_memory: 1GiB}
+  - {id: org/big, path: /models/big, dtype: float32, exact: true, ranks: 2, devices: ["cuda:0", "cuda:1"],
+     pin: true, priority: 7, context_length: 4096, max_sequences: 2, max_step_tokens: 64, kv_memory: 1GiB}
   - id: slow
     simulated:
       step_seconds: 0.01
@@ -58,6 +58,7 @@ models:
         id="org/big",
         path="/models/big",
         dtype="float32",
+        exact=True,
         ranks=2,
         devices=["cuda:0", "cuda:1"],
         pin=True,
@@ -90,7 +91,7 @@ def test_endpoints_of_zeromq_are_taken(read, listen):
         ("models: [{id: a}, {id: b}, {id: a}]", "models[2].id", ["'a'", "models[0]"]),
         ("models: [{id: a, ranks: 0}]", "models[0].ranks", [">= 1", "0"]),
         ("models: [{id: ''}]", "models[0].id", ["length >= 1"]),
-        ("models: [{id: a, dtype: float16}]", "models[0].dtype", ["'float16'"]),
+        ("models: [{id: a, dtype: int8}]", "models[0].dtype", ["'int8'"]),
         ("models: [{id: a, devices: [x]}]", "models[0].devices[0]", ["'x'"]),
         ("models: [{id: a, ranks: 2, devices: ['cuda:0']}]", "models[0].devices", ["2 ranks", "cuda:0"]),
         ("models: [{id: a, devices: [cpu, 'cuda:0']}]", "models[0].devices", ["cpu alone"]),

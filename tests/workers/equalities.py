@@ -34,8 +34,8 @@ class Observed:
     collective_seconds: float = 0.0  # in all
 
 
-def requests() -> list[Submit]:
-    """Every way to choose tokens, and prompts that have beginnings in common."""
+def requests(every: int = 1) -> list[Submit]:
+    """Every way to choose tokens, and prompts that have beginnings in common; all, or one of so many."""
     rng = random.Random(5)
     tokens = [rng.randrange(6, VOCABULARY) for _ in range(500)]
     settings = [
@@ -67,7 +67,7 @@ def requests() -> list[Submit]:
             **others,
         )
         for number, (length, (sampling, others)) in enumerate(zip(lengths, settings, strict=True))
-    ]
+    ][::every]
 
 
 def choices() -> list[Submit]:
@@ -87,8 +87,8 @@ def answer_alone(runner: ModelRunner, submits: list[Submit]) -> list[Answer]:
     return answers
 
 
-def observe(runner: ModelRunner) -> Observed:
-    """Answer the requests in all circumstances of one engine; on one rank also alone."""
+def observe(runner: ModelRunner, every: int = 1) -> Observed:
+    """Answer the requests in all circumstances of one engine; on one rank, or if it is exact, also alone."""
     seen = Observed()
 
     def answer(name: str, submits: list[Submit], seed: int | None = None, **limits: int) -> None:
@@ -96,22 +96,22 @@ def observe(runner: ModelRunner) -> Observed:
         seen.answers[name] = session.answer(submits, seed=seed)
         session.end()
 
-    if runner.group.size == 1:
-        seen.answers["alone"] = answer_alone(runner, requests())
+    if runner.group.size == 1 or runner.spec.exact:
+        seen.answers["alone"] = answer_alone(runner, requests(every))
         seen.answers["single"] = answer_alone(runner, choices())
-    answer("batched", requests(), max_sequences=16, max_step_tokens=2048)
-    answer("chunked", requests(), seed=1, max_step_tokens=41)
+    answer("batched", requests(every), max_sequences=16, max_step_tokens=2048)
+    answer("chunked", requests(every), seed=1, max_step_tokens=41)
     answer("choices", choices())
     session = Session(runner, max_sequences=16, max_step_tokens=512)
-    session.answer(requests())
-    later = copy.deepcopy(requests())
+    session.answer(requests(every))
+    later = copy.deepcopy(requests(every))
     for submit in later:
         submit.request_id += 1000
     seen.answers["cached"] = session.answer(later)
     session.end()
     session = Session(runner, max_sequences=16, kv_pages=15)
     with short_of_memory(session, runner):
-        seen.answers["preempted"] = session.answer(requests(), seed=2)
+        seen.answers["preempted"] = session.answer(requests(every), seed=2)
     session.end()
     seen.preemptions = session.scheduler.statistics()["preemptions"]
     before, _ = runner.collectives()

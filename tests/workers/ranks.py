@@ -34,6 +34,9 @@ class Job(msgspec.Struct):
     what: Literal["answer", "observe", "resume"]
     device: str = "cpu"
     stopped: list[Answer] = []  # what "resume" resumes
+    dtype: str = "float32"
+    exact: bool = False
+    every: int = 1  # of the requests, one of so many is answered
     fd: int = -1  # of the rendezvous
     port: int = 0
 
@@ -84,7 +87,8 @@ def run(jobs: list[Job], world_size: int) -> list[Result]:
 def do(job: Job, rank: int, world_size: int) -> Result:
     store = {"store_fd": job.fd if rank == 0 else None, "store_port": job.port}
     device = job.device if job.device == "cpu" else f"cuda:{rank}"
-    runner = make_runner(job.folder, rank=rank, world_size=world_size, device=device, **store)
+    kind = {"device": device, "dtype": job.dtype, "exact": job.exact}
+    runner = make_runner(job.folder, rank=rank, world_size=world_size, **kind, **store)
     runner.load(lambda fraction, message: None)
     if world_size > 1:
         runner.execute = partial(execute, runner.execute)
@@ -95,7 +99,7 @@ def do(job: Job, rank: int, world_size: int) -> Result:
             result.prompts = [*map(prompt_of, requests)]
             result.outputs = serve(runner, requests, seed=world_size)
         case "observe":
-            result.observed = equalities.observe(runner)
+            result.observed = equalities.observe(runner, job.every)
         case "resume":
             result.outputs = equalities.resume(runner, job.stopped)
     runner.close()

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from ipc.worker_messages import SamplingParams
-from workers.sampling.logprobs import largest
+from workers.sampling.logprobs import largest, logprobs
 from workers.sampling.sampler import CANDIDATES, Sampler, uniform
 
 VOCABULARY = 40
@@ -300,3 +300,12 @@ def test_another_seed_or_another_place_draws_something_else():
     places = choose(rows, [SamplingParams(seed=1)] * 300, [[0] * place for place in range(1, 301)])
     assert len(set(seeds)) > 200
     assert len(set(places)) > 200
+
+
+@pytest.mark.parametrize("vocabulary", [40, 4096])
+def test_of_equally_probable_alternatives_those_with_the_lowest_numbers_are_named(vocabulary):
+    logits = torch.zeros(2, vocabulary)
+    logits[1, vocabulary - 1] = 3.0
+    first, second = logprobs(logits, [7, 7], [4, 2])
+    assert [token for token, _ in first.top] == [0, 1, 2, 3]
+    assert [token for token, _ in second.top] == [vocabulary - 1, 0]

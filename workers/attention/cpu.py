@@ -18,6 +18,7 @@ from ipc.worker_messages import PAGE_SIZE, CacheGroup
 from workers.cache.paged import KVCache, clear, write_kv
 from workers.checkpoints.caches import first_page_seen
 from workers.layers.linear import has_kernels
+from workers.layers.steady import COUNTS, blocks, steady_counts
 from workers.step.batch import Segment
 from workers.step.pages import pages_for
 
@@ -26,6 +27,7 @@ BLOCK_PAGES = 64  # pages of keys that they belong to at most
 FEW_ROWS = 32  # of queries for each key: so few are not worth a copy of the keys in float32
 FEW_BYTES = 8 << 20  # of keys and values that these read at once
 RUN_BYTES = 4 << 20  # of keys that decode gathers at once, so that they stay in the cache
+EXACT_KEYS = 256  # keys of a block where `exact` is asked for
 UNSEEN = -1e30  # a score outside of a window: below all others, and no infinity, of which a row may be full
 
 
@@ -46,6 +48,7 @@ class Chunk:
     pages: Tensor  # [pages] int64, those of the context of which a token is seen
     context: int  # tokens in these pages, up to the last of the chunk
     window: int  # tokens that a token sees, itself included; 0: all
+    first_page: int  # number in the sequence of the first of the pages
 
 
 @dataclass(slots=True)
@@ -68,10 +71,19 @@ class PagedAttention:
         max_step_tokens: rows of a step, at most.
         max_sequences: in a step.
         max_pages: of a sequence.
+        exact: attend in the same blocks of keys and shapes of products, whatever the step is.
     """
 
-    def __init__(self, cache: KVCache, max_step_tokens: int, max_sequences: int, max_pages: int) -> None:
+    def __init__(
+        self,
+        cache: KVCache,
+        max_step_tokens: int,
+        max_sequences: int,
+        max_pages: int,
+        exact: bool = False,
+    ) -> None:
         self.cache = cache
+        self._exact = ExactAttention() if exact else None
         self._run_pages = max(1, RUN_BYTES // cache.layers[0][0, 0].nbytes)
         shown = max_sequences * max_pages + max_step_tokens  # the largest step has more, short sequences
         groups = range(len(cache.groups))
@@ -90,7 +102,7 @@ class PagedAttention:
             for segment in segments:
                 table, end = segment.slot.tables[number], segment.end
                 first = first_page_seen(group, segment.start)
-                if len(segment.rows) > 1:
+                if self._is_chunk(segment):
                     pages.extend(table[position // PAGE_SIZE] for position in range(segment.start, end))
                     chunk_pages.extend(table[first : pages_for(end)])
                     continue
@@ -108,6 +120,9 @@ class PagedAttention:
         """The step for each group."""
         return [self._prepare(*pair, segments, tensors) for pair in enumerate(self.cache.groups)]
 
+    def _is_chunk(self, segment: Segment) -> bool:
+        return len(segment.rows) > 1 or self._exact is not None
+
     def _prepare(
         self, number: int, group: CacheGroup, segments: Sequence[Segment], tensors: dict[str, Tensor]
     ) -> GroupStep:
@@ -118,17 +133,17 @@ class PagedAttention:
         ]
         chunks, begin = [], 0
         for segment in segments:
-            if len(segment.rows) > 1:
+            if self._is_chunk(segment):
                 first, count = first_page_seen(group, segment.start), pages_for(segment.end)
                 pages = tensors[f"chunk_pages_{number}"][begin : begin + count - first]
                 rows, context = slice(segment.rows.start, segment.rows.stop), segment.end - first * PAGE_SIZE
-                chunks.append(Chunk(rows, pages, context, group.window))
+                chunks.append(Chunk(rows, pages, context, group.window, first))
                 begin += count - first
         return GroupStep(
             pages=tensors[f"pages_{number}"],
             places=tensors["places"],
             opened=opened,
-            num_decode=sum(len(segment.rows) == 1 for segment in segments),
+            num_decode=sum(not self._is_chunk(segment) for segment in segments),
             runs=self._runs(number, group.window, tensors),
             chunks=chunks,
         )
@@ -156,7 +171,8 @@ class PagedAttention:
         if step.num_decode:
             out[: step.num_decode] = attend_decode(q[: step.num_decode], kv, step.runs, scale)
         for chunk in step.chunks:
-            out[chunk.tokens] = attend_chunk(q[chunk.tokens], kv, chunk, scale)
+            attend = attend_chunk if self._exact is None else self._exact
+            out[chunk.tokens] = attend(q[chunk.tokens], kv, chunk, scale)
         return out
 
 
@@ -258,6 +274,71 @@ def attend_chunk(
                 log_sum.copy_(torch.logaddexp(log_sum, new))
             out[:, :, start:end] = part
     return out.permute(2, 0, 1, 3).reshape(tokens, heads, head_dim).to(q.dtype)
+
+
+class ExactAttention:
+    """Consecutive tokens of one sequence over its context: one token to the same bits as many.
+
+    Keys are taken in blocks of EXACT_KEYS that begin at fixed positions of the sequence, and queries in
+    numbers of rows that agree in every bit (`workers.layers.steady`). Scores of what is not seen are minus
+    infinity, whose weights are zero and change no sum.
+    """
+
+    def __init__(self) -> None:
+        self._counts: list[int] = []  # of rows of queries; found with the first ones
+
+    def __call__(self, q: Tensor, kv: Tensor, chunk: Chunk, scale: float) -> Tensor:
+        """See `attend_chunk`."""
+        tokens, heads, head_dim = q.shape
+        _, _, kv_heads, page_size, _ = kv.shape
+        group = heads // kv_heads
+        block_pages = EXACT_KEYS // page_size
+        before = chunk.first_page % block_pages  # pages of the first block that nobody sees any more
+        num_blocks = -(-(before + len(chunk.pages)) // block_pages)
+        gathered = kv.transpose(1, 2).index_select(2, chunk.pages).flatten(2, 3)
+        padded = torch.zeros(2, kv_heads, num_blocks * EXACT_KEYS, head_dim, device=q.device)
+        padded[:, :, before * page_size :][:, :, : gathered.shape[2]] = gathered
+        keys, values = padded[0].transpose(1, 2), padded[1]
+        if not self._counts:
+            self._counts = _steady_rows(kv_heads, head_dim, q.device)
+        rows = q.float().view(tokens, kv_heads, group, head_dim).permute(0, 2, 1, 3).flatten(0, 1)
+        first = before * page_size + chunk.context - tokens
+        positions = torch.arange(first, first + tokens, device=q.device).repeat_interleave(group)
+        places = torch.arange(num_blocks * EXACT_KEYS, device=q.device)
+        window = chunk.window or len(places)
+        most = max(BLOCK_SCORES // (kv_heads * len(places)), self._counts[-1])
+        out = []
+        for start, count in blocks(len(rows), [count for count in self._counts if count <= most]):
+            own = positions[start : start + count, None]
+            part = rows.new_zeros(kv_heads, count, head_dim)
+            part[:, : len(own)] = rows[start : start + count].transpose(0, 1)
+            scores = torch.cat(
+                [torch.bmm(part, keys[..., i : i + EXACT_KEYS]) for i in range(0, len(places), EXACT_KEYS)], 2
+            ).mul_(scale)
+            scores[:, : len(own)].masked_fill_((places > own) | (places <= own - window), -torch.inf)
+            weights = torch.softmax(scores, dim=-1)
+            total = torch.zeros_like(part)
+            for i in range(0, len(places), EXACT_KEYS):
+                total += torch.bmm(weights[..., i : i + EXACT_KEYS], values[:, i : i + EXACT_KEYS])
+            out.append(total[:, : len(own)].transpose(0, 1))
+        whole = torch.cat(out).view(tokens, group, kv_heads, head_dim).transpose(1, 2)
+        return whole.reshape(tokens, heads, head_dim).to(q.dtype)
+
+
+def _steady_rows(kv_heads: int, head_dim: int, device: torch.device) -> list[int]:
+    """Numbers of rows of queries that agree in every bit, in both products of attention."""
+    generator = torch.Generator(device).manual_seed(0)
+    sizes = (head_dim, EXACT_KEYS)
+    right = [torch.randn(kv_heads, n, m, generator=generator, device=device) for n, m in (sizes, sizes[::-1])]
+    found = []
+    for size, other in zip(sizes, right, strict=True):
+        probe = torch.randn(COUNTS[0], kv_heads, size, generator=generator, device=device)
+
+        def product(x: Tensor, other: Tensor = other) -> Tensor:
+            return torch.bmm(x.transpose(0, 1).contiguous(), other).transpose(0, 1)
+
+        found.append(steady_counts(product, probe))
+    return [count for count in found[0] if count in found[1]] or [1]
 
 
 def _add_rows(out: Tensor, rows: Tensor, values: Tensor) -> None:

@@ -99,13 +99,16 @@ def pool_pages(spec: WorkerSpec, page_bytes: int, used: MemoryUse) -> int:
     return max(0, min(spec.kv_pages, room // page_bytes))
 
 
-def check_pages(spec: WorkerSpec, pages: int, page_bytes: int, used: MemoryUse) -> None:
+def check_pages(spec: WorkerSpec, pages: int, page_bytes: int, used: MemoryUse, num_groups: int = 1) -> None:
     """See that so many pages are worth a load.
+
+    Args:
+        num_groups: of layers, each of which has pages of its own for every sequence.
 
     Raises:
         CortexError: INSUFFICIENT_MEMORY, saying what the memory went to.
     """
-    least = pages_for(min(spec.context_length, SMALLEST_CONTEXT))
+    least = num_groups * pages_for(min(spec.context_length, SMALLEST_CONTEXT))
     if pages < min(least, spec.kv_pages):
         raise CortexError(
             Code.INSUFFICIENT_MEMORY,

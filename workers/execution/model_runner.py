@@ -90,6 +90,10 @@ class ModelRunner:
         torch.set_num_threads(min(spec.threads, 1 + weights // THREAD_BYTES))
         if device.type == "cpu":
             _tune_cpu(dtype)
+        if spec.exact:
+            progress(1.0, "trying products")
+            with torch.inference_mode():
+                self.model.make_exact()
         self.sampler = Sampler(config.vocab_size, device)
         progress(1.0, "measuring a step")
         return self._make_pool(config, dtype, weights + self.model.head.copied)
@@ -113,7 +117,7 @@ class ModelRunner:
         page_bytes = max(len(group.layers) for group in groups) * self.cache.nbytes
         used = self._measure(weights)
         pages = self.group.least(pool_pages(spec, page_bytes, used))
-        check_pages(spec, pages, page_bytes, used)
+        check_pages(spec, pages, page_bytes, used, len(groups))
         self._attend_over(pool(groups, pages=pages))
         memory = msgspec.structs.replace(used, kv_pool=self.cache.nbytes)
         self.most_bytes = memory.total
@@ -124,7 +128,7 @@ class ModelRunner:
         spec = self.spec
         self.cache = cache
         self.attention: AttentionBackend = PagedAttention(
-            cache, spec.max_step_tokens, spec.max_sequences, pages_for(spec.context_length)
+            cache, spec.max_step_tokens, spec.max_sequences, pages_for(spec.context_length), spec.exact
         )
         sizes = dict.fromkeys(("token_ids", "positions", "sampled_rows"), spec.max_step_tokens)
         self.inputs = InputBuffers(sizes | self.attention.sizes, self.group.device)
@@ -255,11 +259,11 @@ class ModelRunner:
                 self.sampler.add(number, slot.new.params, slot.prompt, slot.output)
                 slot.sampling = True
 
-    def _pool(self, segment: Segment, hidden: Tensor) -> Tensor:  # [hidden] float32
-        """The last of its hidden states, or the sum of all."""
+    def _pool(self, segment: Segment, hidden: Tensor) -> Tensor:  # [hidden] float64
+        """The last of its hidden states, or the sum of all: in float64, so that chunks do not matter."""
         rows = segment.rows
         first = rows.start if segment.slot.new.pooling == "mean" else rows.stop - 1
-        return self.model.norm(hidden[first : rows.stop]).sum(dim=0, dtype=torch.float32)
+        return self.model.norm(hidden[first : rows.stop]).sum(dim=0, dtype=torch.float64)
 
     def _tell(self, segment: Segment, hidden: Tensor) -> list[Logprobs]:
         """How probable the tokens of a prompt were that follow those of `segment`."""
@@ -313,7 +317,7 @@ def _embedding(slot: Slot) -> Extra:
     vector = slot.pooled / slot.new.prompt_len if slot.new.pooling == "mean" else slot.pooled
     if not vector.isfinite().all():
         return Extra("error", NOT_FINITE.code, NOT_FINITE.message)
-    return Extra(embedding=vector.cpu().numpy().astype("<f4").tobytes())
+    return Extra(embedding=vector.float().cpu().numpy().astype("<f4").tobytes())
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

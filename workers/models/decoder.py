@@ -16,9 +16,10 @@ from torch import Tensor
 from workers.attention.backend import Attend
 from workers.checkpoints.config import Activation, ModelConfig
 from workers.layers.embedding import Embedding, Head, VocabularySlice
-from workers.layers.linear import ColumnParallel, Empty, RowParallel
+from workers.layers.linear import ColumnParallel, Empty, Linear, RowParallel
 from workers.layers.norm import HeadNorm, RMSNorm
 from workers.layers.rotary import Rotary, rotate
+from workers.layers.steady import SERIAL
 from workers.parallel import RankGroup
 from workers.weights.loader import Shard, Slice
 
@@ -50,6 +51,15 @@ class Decoder:
         for block in self.blocks:
             yield from block.parts()
         yield Shard([*self.norm.pieces()])
+
+    def make_exact(self) -> None:
+        """From now on compute each token as if it were alone. Called when the weights are in place."""
+        known: dict[object, list[int]] = {}
+        for block in self.blocks:
+            for linear in block.linears:
+                linear.make_exact(known)
+            block.mlp.exact = True
+        self.head.make_exact(known)
 
     @property
     def nbytes(self) -> int:
@@ -87,9 +97,13 @@ class Block:
         self.mlp_norm = RMSNorm(f"{name}.post_attention_layernorm", size, eps, empty)
         self.mlp = MLP(f"{name}.mlp", config, group, empty)
 
+    @property
+    def linears(self) -> tuple[Linear, ...]:
+        return self.attention.qkv, self.attention.output, self.mlp.gate_up, self.mlp.down
+
     def parts(self) -> Iterator[Shard]:
         yield Shard([*self.attention_norm.pieces(), *self.mlp_norm.pieces(), *self.attention.norm_pieces()])
-        for linear in (self.attention.qkv, self.attention.output, self.mlp.gate_up, self.mlp.down):
+        for linear in self.linears:
             yield Shard([*linear.pieces()], linear.pack)
 
     def __call__(self, x: Tensor, angles: Angles, attend: Attend) -> Tensor:  # [tokens, hidden]
@@ -141,6 +155,7 @@ class MLP:
 
     def __init__(self, name: str, config: ModelConfig, group: RankGroup, empty: Empty) -> None:
         hidden, inner = config.hidden_size, config.intermediate_size
+        self.exact = False
         share = group.share(inner)
         self.activation = ACTIVATIONS[config.activation]
         projections = [(f"{name}.gate_proj", inner, share), (f"{name}.up_proj", inner, share)]
@@ -149,4 +164,7 @@ class MLP:
 
     def __call__(self, x: Tensor) -> Tensor:  # [tokens, hidden]
         gate, up = self.gate_up(x).chunk(2, dim=-1)
-        return self.down(self.activation(gate) * up)
+        # where threads divide a tensor, the last elements of their parts may be rounded another way
+        rows = max(1, SERIAL // gate.shape[1]) if self.exact else len(x)
+        gated = [self.activation(g) * u for g, u in zip(gate.split(rows), up.split(rows), strict=True)]
+        return self.down(torch.cat(gated) if len(gated) > 1 else gated[0])

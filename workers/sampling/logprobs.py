@@ -20,19 +20,29 @@ def logprobs(logits: Tensor, tokens: list[int], counts: list[int]) -> list[Logpr
         tokens: one a row.
         counts: how many of the most probable tokens to name, one number a row. Equals come by token id.
     """
-    chosen = logits.gather(1, torch.tensor(tokens, device=logits.device).unsqueeze(1))
-    total = torch.logsumexp(logits, dim=1, keepdim=True)
-    values = (chosen - total).flatten().tolist()
+    column = torch.tensor(tokens, device=logits.device).unsqueeze(1)
+    chosen = logits.gather(1, column)
+    relative = torch.log_softmax(logits, dim=1)  # row by row, whatever their number is
+    values = relative.gather(1, column).flatten().tolist()
     top, ids = largest(logits, min(max(1, *counts), logits.shape[1]))
     ranks = (top > chosen).sum(dim=1).add_(1)
     below = (chosen < top[:, -1:]).flatten().nonzero().flatten()
     ranks[below] = (logits[below] > chosen[below]).sum(dim=1).add_(1)
-    rows = zip((top - total).tolist(), ids.tolist(), counts, strict=True)
-    tops = [
-        sorted(zip(ids, values, strict=True), key=lambda pair: (-pair[1], pair[0]))[:count]
-        for values, ids, count in rows
-    ]
+    pairs = zip(relative.gather(1, ids).tolist(), ids.tolist(), strict=True)
+    tops = [sorted(zip(ids, values, strict=True), key=_order) for values, ids in pairs]
+    for row, (entries, count) in enumerate(zip(tops, counts, strict=True)):
+        if count and len(entries) < logits.shape[1] and entries[count - 1][1] == entries[-1][1]:
+            # there may be more tokens as probable as the last of these, with lower numbers
+            equal = (relative[row] == entries[-1][1]).nonzero().flatten()[:count].tolist()
+            known = [entry for entry in entries if entry[1] > entries[-1][1]]
+            entries[:] = known + [(token, entries[-1][1]) for token in equal]
+        del entries[count:]
     return [Logprobs(*row) for row in zip(tokens, values, ranks.tolist(), tops, strict=True)]
+
+
+def _order(entry: tuple[int, float]) -> tuple[float, int]:
+    token, value = entry
+    return -value, token
 
 
 def largest(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:  # both [rows, count]

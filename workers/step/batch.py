@@ -21,7 +21,7 @@ class Slot:
     tables: list[array[int]]  # of each cache group, the page numbers in order
     num_computed: int
     sampling: bool = False  # the sampler knows it
-    pooled: Tensor | float = 0.0  # [hidden] float32: the last hidden state, or the sum of all so far
+    pooled: Tensor | float = 0.0  # [hidden] float64: the last hidden state, or the sum of all so far
     prompt_logprobs: list[Logprobs] = field(default_factory=list)
 
     @classmethod

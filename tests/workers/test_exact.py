@@ -1,0 +1,88 @@
+"""With `exact`, bfloat16 too gives every token the same bits, whatever else the engine does."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from pathlib import Path
+
+import msgspec
+import pytest
+import torch
+
+from tests.workers import ranks
+from tests.workers.checkpoints import fill, qwen3
+from tests.workers.equalities import VOCABULARY, Observed
+from tests.workers.ranks import Job
+from tests.workers.test_equalities import DEMO
+from workers.layers.linear import Linear
+from workers.layers.steady import COUNTS, blocks, steadily, steady_counts
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Wide enough for products that a library adds in more than one order."""
+    torch.manual_seed(11)
+    sizes = {"hidden_size": 320, "intermediate_size": 704, "num_attention_heads": 8, "head_dim": 64}
+    model = qwen3(vocab_size=VOCABULARY, tie_word_embeddings=True, num_key_value_heads=4, **sizes)
+    fill(model, std=0.05)
+    folder = tmp_path_factory.mktemp("exact")
+    model.save_pretrained(folder)
+    shutil.copy(DEMO / "tokenizer.json", folder)
+    return folder
+
+
+@pytest.fixture(scope="module", params=[1, 2, 4], ids="{}_ranks".format)
+def seen(request, folder) -> Observed:
+    [result] = ranks.run([Job(str(folder), "observe", dtype="bfloat16", exact=True, every=3)], request.param)
+    return result.observed
+
+
+@pytest.mark.parametrize("circumstance", ["batched", "chunked", "cached", "preempted"])
+def test_circumstances_change_no_bit(seen, circumstance):
+    for answer, alone in zip(seen.answers[circumstance], seen.answers["alone"], strict=True):
+        answer.cached_tokens = alone.cached_tokens
+        assert msgspec.json.encode(answer) == msgspec.json.encode(alone)
+    assert seen.preemptions
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_row_of_a_product_is_the_same_alone_and_among_others(dtype, packed):
+    generator = torch.Generator().manual_seed(2)
+    linear = Linear(torch.randn(900, 640, generator=generator).to(dtype))
+    if packed:
+        linear.pack()
+    linear.make_exact({})
+    x = torch.randn(400, 640, generator=generator).to(dtype)
+    alone = torch.cat([linear(row[None]) for row in x])
+    rng = random.Random(3)
+    for _ in range(20):
+        start = rng.randrange(400)
+        end = rng.randint(start + 1, 400)
+        assert torch.equal(linear(x[start:end]), alone[start:end])
+
+
+def test_numbers_of_rows_that_differ_are_found():
+    """A product that adds in another order where there are few rows, and by place where there are many."""
+
+    def product(x: torch.Tensor) -> torch.Tensor:
+        y = x * 3
+        if len(x) < 8:
+            return y + 1
+        return y + torch.arange(len(x))[:, None] if len(x) > 64 else y
+
+    probe = torch.ones(COUNTS[0], 1)
+    assert steady_counts(product, probe) == [64, 32, 16, 8]
+    assert torch.equal(steadily(product, torch.ones(75, 1), [64, 32, 16, 8]), torch.full((75, 1), 3.0))
+    assert steady_counts(lambda x: x + torch.arange(len(x))[:, None], probe) == [1]
+
+
+@pytest.mark.parametrize("total", [1, 3, 8, 9, 64, 65, 127, 300])
+@pytest.mark.parametrize("counts", [[256, 64, 8], [1], [4, 2, 1]])
+def test_blocks_cover_all_rows_and_pad_less_than_the_smallest_block_or_half_of_them(total, counts):
+    found = blocks(total, counts)
+    ends = [start + count for start, count in found]
+    assert [start for start, _ in found] == [0, *ends[:-1]]
+    assert total <= ends[-1] < total + max(counts[-1], total // 2 + 1)
+    assert {count for _, count in found} <= set(counts)
