@@ -3,7 +3,8 @@
 # make test-real  fetches two real models once (330 MB, into ~/.cache/cortex) and runs what applies to them
 # make lint   formatter and linter, as CI runs them
 #
-# TORCH=cpu takes PyTorch's build for the CPU, 1.3 GB with all else, in place of PyPI's for CUDA, 4.9 GB.
+# TORCH=cpu, where .venv is made, takes PyTorch's build for the CPU, 1.3 GB with all else, in place of PyPI's for
+# CUDA, 4.9 GB.
 
 PYTHON ?= python3
 TORCH ?= pypi

@@ -36,10 +36,10 @@ def resident(pid: int) -> int:
     return int(line.split()[1]) << 10
 
 
-def serve_everything_at_once(group: Workers) -> None:
-    """Many long prompts and long answers, with dear settings: more than the pool holds."""
+def serve_everything_at_once(group: Workers, requests: int = 16) -> None:
+    """Long prompts and answers, with dear settings; 16 of them fill more than 300 pages."""
     rng = random.Random(1)
-    for number in range(16):
+    for number in range(requests):
         prompt = [rng.randrange(5, 1700) for _ in range(rng.randrange(1, 1500))]
         group.submit(number, prompt, 20, temperature=1.0, top_p=0.9, repetition_penalty=1.1, logprobs=20)
     group.collect()
@@ -61,7 +61,7 @@ def test_a_rank_takes_its_budget_and_no_more(world_size, runtime):
         for report in ready:
             assert report.memory.kv_pool == report.kv_pages * PAGE // world_size
             assert min(report.memory.weights, report.memory.activations, report.memory.runtime) > 0
-        serve_everything_at_once(group)
+        serve_everything_at_once(group, requests=8)
         for report, process in zip(ready, group.processes, strict=True):
             assert resident(process.pid) < 1.03 * report.memory.total
 
