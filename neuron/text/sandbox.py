@@ -39,13 +39,16 @@ _METHODS = """
     rindex rpartition rsplit rstrip split splitlines startswith strip swapcase title upper
 """
 METHODS = frozenset(_METHODS.split())
-# Filters whose work is in proportion to the items that they are given, or to the text.
+# Filters: their work is in proportion to the items that they are given, or to all that is in these.
 _OF_ITEMS = """
-    abs attr batch count d default dictsort first groupby items last length list map max min random reject
-    rejectattr reverse select selectattr sort sum unique
+    abs attr batch count d default first items last length list map random reject rejectattr reverse select
+    selectattr sum
 """
 _OF_TEXT = "capitalize e escape float forceescape int lower safe string title trim upper urlencode wordcount"
-OF_ITEMS, OF_TEXT = frozenset(_OF_ITEMS.split()), frozenset(_OF_TEXT.split())
+_COMPARING = "dictsort groupby max min sort unique"
+OF_ITEMS = frozenset(_OF_ITEMS.split())
+FILTERS = OF_ITEMS | frozenset(_OF_TEXT.split()) | frozenset(_COMPARING.split())
+_TESTS = "== eq equalto != ne < lt lessthan <= le > gt greaterthan >= ge in"  # that compare
 
 
 class OverBudget(jinja2.TemplateError):
@@ -96,7 +99,7 @@ def render(template: jinja2.Template, variables: Mapping[str, Any], seconds: flo
 
 
 class _Metering(NodeTransformer):
-    """Puts a look at the budget into every loop and macro, and has `~` counted."""
+    """Puts a look at the budget into every loop and macro, and before `~` and comparisons."""
 
     def _metered(self, node: Any) -> nodes.Node:
         own = sum(len(data.data) for data in node.find_all(nodes.TemplateData))
@@ -109,6 +112,14 @@ class _Metering(NodeTransformer):
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
         self.generic_visit(node)
         return _call("concat", *node.nodes)
+
+    def visit_Compare(self, node: nodes.Compare) -> nodes.Node:
+        self.generic_visit(node)
+        node.expr = _call("compared", node.expr)
+        for operand in node.ops:
+            if operand.op not in ("in", "notin"):
+                operand.expr = _call("compared", operand.expr)
+        return node
 
 
 def _call(name: str, *args: nodes.Expr) -> nodes.Call:
@@ -142,6 +153,13 @@ def concat(*values: Any) -> str:
     texts = [as_text(value) for value in values]
     _budget.spend(sum(map(len, texts)))
     return "".join(texts)
+
+
+def compared(value: Any) -> Any:
+    """Called for what is compared: a list that holds another twice, and that one a third, has no end."""
+    if isinstance(value, list | tuple | dict):
+        _spend_on(value)
+    return value
 
 
 def as_text(value: Any) -> str:
@@ -266,7 +284,7 @@ def _metered(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(function)  # with the marks that tell Jinja what to hand over before the value
     def filtered(*args: Any, **kwargs: Any) -> Any:
         for each in args:
-            if isinstance(each, str) or (name in OF_TEXT and isinstance(each, list | tuple | dict)):
+            if isinstance(each, str) or (name not in OF_ITEMS and isinstance(each, list | tuple | dict)):
                 _spend_on(each)
             elif isinstance(each, list | tuple | dict):
                 _budget.spend(len(each))
@@ -343,7 +361,7 @@ def _environment() -> _Environment:
     environment = _Environment(
         trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _GenerationTag], finalize=as_text
     )
-    environment.filters = {name: _metered(name, filters.FILTERS[name]) for name in OF_ITEMS | OF_TEXT}
+    environment.filters = {name: _metered(name, filters.FILTERS[name]) for name in FILTERS}
     environment.filters |= {
         "indent": _indent,
         "join": _join,
@@ -351,6 +369,8 @@ def _environment() -> _Environment:
         "round": _round,
         "tojson": _to_json,
     }
+    for name in _TESTS.split():
+        environment.tests[name] = _metered(name, environment.tests[name])
     del environment.globals["lipsum"]
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = _strftime_now

@@ -190,6 +190,22 @@ HOSTILE = {
     "adding lists": growing("[1]", "n.x + n.x"),
     "products": growing("9", "n.x * n.x"),
     "lists in lists": growing("[1]", "[n.x, n.x]") + "{{ n.x }}",
+    "comparing": growing("[1]", "[n.x, n.x]")
+    + "{% set a = n.x %}"
+    + growing("[1]", "[n.x, n.x]")
+    + "{{ n.x == a }}",
+    "comparing objects": growing("1", "{'a': n.x, 'b': n.x}") + "{{ n.x == n.x.a }}",
+    "comparing what `dict` makes": growing("1", "dict(a=n.x, b=n.x)") + "{{ n.x == n.x.a }}",
+    "multiplying lists": growing("[1]", "[n.x] * 2") + "{{ n.x == n.x[0] }}",
+    "comparing by a test": growing("[1]", "[n.x, n.x]") + "{{ n.x is eq(n.x[0]) }}",
+    "sorting": growing("[1]", "[n.x, n.x]")
+    + "{% set a = n.x %}"
+    + growing("[1]", "[n.x, n.x]")
+    + "{{ [a, n.x] | sort }}",
+    "looking for": growing("[1]", "[n.x, n.x]")
+    + "{% set a = n.x %}"
+    + growing("[1]", "[n.x, n.x]")
+    + "{{ n.x in [a] }}",
     "JSON": growing("[1]", "[n.x, n.x]") + "{{ n.x | tojson }}",
     "replacing": growing("'aa'", "n.x.replace('a', 'aa')"),
     "a filter that replaces": growing("'aa'", "n.x | replace('a', 'aa')"),
@@ -222,6 +238,17 @@ def test_a_template_that_takes_too_much_is_stopped_and_its_file_named(name, monk
     if "takes too long" in raised.value.message:
         assert "/models/hostile/chat_template.jinja" in raised.value.message
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 512 << 10  # KiB
+
+
+def test_lists_and_objects_are_made_and_taken_apart_as_ever():
+    source = (
+        "{% set a, b = [messages[0].role, 2], {'k': messages} %}"
+        "{% for x, y in [(1, a), (2, 3)] %}{{ x }}{{ y }}{% endfor %}"
+        "{{ (a + [3]) | length }}{{ b.k[0].content }}{{ dict(a=1).a }}{{ 2 in [1, 2] }}{{ a == ['user', 2] }}"
+        "{{ [3, 1] | sort | first }}{{ 1 < 2 < 3 }}"
+        "{{ messages | selectattr('role', 'eq', 'user') | list | length }}"
+    )
+    assert render(source) == "1['user', 2]233Hello1TrueTrue1True1"
 
 
 def test_formats_that_are_not_wide_are_written():
