@@ -18,12 +18,12 @@ import msgspec
 
 from ipc.errors import Code, CortexError
 from ipc.worker_messages import CacheGroup
-from workers.checkpoints import config, generation, gguf, registry
+from workers.checkpoints import config, generation, gguf, registry, text
 from workers.checkpoints.caches import group_layers
-from workers.checkpoints.config import ConfigFile, ModelConfig
+from workers.checkpoints.config import ModelConfig
 from workers.checkpoints.families.llama import EMBEDDING, HEAD
 from workers.checkpoints.family import Family, Sharing, TensorSpec
-from workers.checkpoints.files import open_file, read_json, read_text, refuse
+from workers.checkpoints.files import open_file, read_json, refuse
 from workers.checkpoints.generation import GenerationDefaults
 from workers.checkpoints.layers import SERVED, Layer
 from workers.checkpoints.safetensors import DTYPE_BYTES as STORED_BYTES
@@ -34,7 +34,6 @@ Dtype = Literal["bfloat16", "float16", "float32"]
 DTYPE_BYTES: dict[Dtype, int] = {"bfloat16": 2, "float16": 2, "float32": 4}
 WEIGHT_DTYPES: dict[str, Dtype] = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 CONFIG = "config.json"
-TOKENIZER = "tokenizer.json"
 KNOWN_UNUSED = (
     HEAD,
     "rotary_emb.inv_freq",
@@ -43,8 +42,6 @@ KNOWN_UNUSED = (
 )  # what old files hold and nobody reads
 BLOCK = 1 << 20  # bytes that are compared at once
 MOST_RANKS = 8  # of which `check_ranks` tells what would work
-
-_SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
 class StoredTensor(msgspec.Struct, frozen=True, array_like=True):
@@ -106,7 +103,7 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
     @property
     def tokenizer_file(self) -> Path:
-        return Path(self.folder) / TOKENIZER
+        return Path(self.folder) / text.TOKENIZER
 
     @property
     def chat_template(self) -> str | None:
@@ -121,17 +118,12 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     @cached_property
     def tools(self) -> bool:
         """Whether a template mentions tools."""
-        return any(re.search(r"\btools\b", text) for text in self.chat_templates.values())
+        return any(re.search(r"\btools\b", template) for template in self.chat_templates.values())
 
     @cached_property
     def reasoning(self) -> bool:
         """Whether a template knows thinking."""
-        return any("think" in text for text in self.chat_templates.values())
-
-    @property
-    def parameters(self) -> int:
-        """Elements of all tensors."""
-        return sum(tensor.nbytes // STORED_BYTES[tensor.dtype] for tensor in self.tensors.values())
+        return any("think" in template for template in self.chat_templates.values())
 
     def bytes_per_rank(self, world_size: int, dtype: Dtype | None = None) -> list[int]:
         """Bytes of weights on each rank, exactly; `dtype` None is the checkpoint's own."""
@@ -171,36 +163,6 @@ class _About(msgspec.Struct):
     max_position_embeddings: int | None = None
 
 
-class _AddedToken(msgspec.Struct):
-    content: str
-    id: int = -1
-
-
-class _NamedTemplate(msgspec.Struct):
-    name: str
-    template: str
-
-
-class _TokenizerConfig(msgspec.Struct):
-    bos_token: str | _AddedToken | None = None
-    eos_token: str | _AddedToken | None = None
-    unk_token: str | _AddedToken | None = None
-    sep_token: str | _AddedToken | None = None
-    pad_token: str | _AddedToken | None = None
-    cls_token: str | _AddedToken | None = None
-    mask_token: str | _AddedToken | None = None
-    chat_template: str | list[_NamedTemplate] | None = None
-    added_tokens_decoder: dict[int, _AddedToken] = {}
-
-
-class _Tokenizer(msgspec.Struct):
-    added_tokens: list[_AddedToken] = []
-
-
-class _TemplateFile(msgspec.Struct):
-    chat_template: str | list[_NamedTemplate]
-
-
 def read_card(folder: Path | str) -> ModelCard:
     """Read what is in `folder`, and see that it is whole.
 
@@ -211,9 +173,10 @@ def read_card(folder: Path | str) -> ModelCard:
     gguf.refuse_alone(folder)
     path = folder / CONFIG
     given = read_json(path, dict[str, Any])
-    found = registry.find(read_json(path, _About).architectures)
+    about = read_json(path, _About)
+    found = registry.find(about.architectures)
     if found is None:
-        _refuse_unknown(folder)
+        _refuse_unknown(folder, about)
     architecture, family = found
     model = family.read(path, given)
     _check_served(path, model)
@@ -223,11 +186,9 @@ def read_card(folder: Path | str) -> ModelCard:
     unused = sorted(name for name in stored if name not in tensors and not name.endswith(KNOWN_UNUSED))
     if unused:
         notes.append(f"{len(unused)} tensors are not used, among them {unused[0]}")
-    open_file(folder / TOKENIZER).close()
-    tokens = _optional(folder / "tokenizer_config.json", _TokenizerConfig)
-    special = {name: _content(token) for name in _SPECIAL if (token := getattr(tokens, name)) is not None}
-    defaults, eos, said = generation.read(folder / "generation_config.json", model.vocab_size)
-    dtype, stored_as = _dtype(config.read(path, given), tensors)
+    said, end_ids, more = generation.read(folder / "generation_config.json", model.vocab_size)
+    words = text.read(folder)
+    dtype, stored_as = _dtype(given, tensors)
     return ModelCard(
         folder=str(folder),
         architecture=architecture,
@@ -236,13 +197,11 @@ def read_card(folder: Path | str) -> ModelCard:
         dtype=dtype,
         files=files,
         tensors=tensors,
-        chat_templates=_templates(folder, tokens),
-        special_tokens=special,
-        eos_ids=_eos_ids(
-            eos, given.get("eos_token_id"), tokens, special, folder / TOKENIZER, model.vocab_size
-        ),
-        defaults=defaults,
-        notes=[*notes, *config.notes(given), *stored_as, *said],
+        chat_templates=words.chat_templates,
+        special_tokens=words.special_tokens,
+        eos_ids=_eos_ids(end_ids, given.get("eos_token_id"), words.end_ids, model.vocab_size),
+        defaults=said,
+        notes=[*notes, *config.notes(given), *stored_as, *more],
         created=int(path.stat().st_mtime),
     )
 
@@ -261,10 +220,8 @@ def is_checkpoint(folder: Path) -> bool:
     return os.path.exists(folder / CONFIG) or bool(gguf.files_in(folder))
 
 
-def _refuse_unknown(folder: Path) -> NoReturn:
+def _refuse_unknown(folder: Path, about: _About) -> NoReturn:
     """Refuse an architecture of which nothing is known, and say what its files are all the same."""
-    path = folder / CONFIG
-    about = read_json(path, _About)
     known = [f"{about.model_type}"]
     if about.num_hidden_layers and about.hidden_size:
         known.append(f"{about.num_hidden_layers} layers of {about.hidden_size}")
@@ -276,7 +233,7 @@ def _refuse_unknown(folder: Path) -> NoReturn:
         types = ", ".join(sorted({tensor.dtype for tensor in tensors}))
         known.append(f"{parameters / 1e6:,.1f}M parameters in {types}")
     refuse(
-        path,
+        folder / CONFIG,
         f"the architecture {', '.join(about.architectures) or 'none'} is not supported "
         f"({', '.join(known)}); there are {', '.join(registry.ARCHITECTURES)}",
     )
@@ -341,53 +298,17 @@ def _weight_file(path: Path) -> WeightFile:
     return WeightFile(path.name, status.st_size, status.st_mtime_ns)
 
 
-def _dtype(file: ConfigFile, tensors: Mapping[str, StoredTensor]) -> tuple[Dtype, list[str]]:
+def _dtype(given: Mapping[str, Any], tensors: Mapping[str, StoredTensor]) -> tuple[Dtype, list[str]]:
     """The type to serve in: what config.json says, else that of the embedding."""
-    said = (file.dtype or file.torch_dtype or "").removeprefix("torch.")
+    said = (given.get("dtype") or given.get("torch_dtype") or "").removeprefix("torch.")
     stored = WEIGHT_DTYPES[tensors[EMBEDDING].dtype]
     if not said or said in get_args(Dtype):
         return said or stored, []
     return stored, [f"config.json: dtype {said} is none of {', '.join(get_args(Dtype))}; {stored} is used"]
 
 
-def _eos_ids(
-    said: list[int] | None,
-    in_config: Any,
-    tokens: _TokenizerConfig,
-    special: Mapping[str, str],
-    tokenizer_file: Path,
-    vocabulary: int,
-) -> list[int]:
+def _eos_ids(said: list[int] | None, in_config: Any, own: list[int], vocabulary: int) -> list[int]:
     """The ids of generation_config.json, else of config.json, and the tokenizer's own end token."""
     if said is None:
         said = in_config if isinstance(in_config, list) else [] if in_config is None else [in_config]
-    if (end := special.get("eos_token")) is not None:
-        own = [number for number, token in tokens.added_tokens_decoder.items() if token.content == end]
-        if not own:  # a file of many megabytes, for what the small one does not say
-            added = read_json(tokenizer_file, _Tokenizer).added_tokens
-            own = [token.id for token in added if token.content == end]
-        said = said + own
-    return [token for token in dict.fromkeys(said) if 0 <= token < vocabulary]
-
-
-def _templates(folder: Path, tokens: _TokenizerConfig) -> dict[str, str]:
-    """Chat templates by name, the default first, from the first of three places that has any."""
-    path = folder / "chat_template.jinja"
-    if path.exists():
-        return {"default": read_text(path)}
-    path = folder / "chat_template.json"
-    found = read_json(path, _TemplateFile).chat_template if path.exists() else tokens.chat_template
-    if not found:
-        return {}
-    if isinstance(found, str):
-        return {"default": found}
-    templates = {each.name: each.template for each in found}
-    return dict(sorted(templates.items(), key=lambda item: item[0] != "default"))
-
-
-def _content(token: str | _AddedToken) -> str:
-    return token if isinstance(token, str) else token.content
-
-
-def _optional(path: Path, kind: type[Any]) -> Any:
-    return read_json(path, kind) if path.exists() else kind()
+    return [token for token in dict.fromkeys([*said, *own]) if 0 <= token < vocabulary]

@@ -120,16 +120,15 @@ class ConfigFile(msgspec.Struct, frozen=True, kw_only=True):
 
 # Keys without a bearing on the numbers that this engine computes.
 _HARMLESS = """
-    model_type transformers_version _name_or_path auto_map bos_token_id pad_token_id unk_token_id sep_token_id
-    attention_dropout attn_pdrop embd_pdrop resid_pdrop hidden_dropout initializer_range use_cache
-    pretraining_tp rope_ratio _attn_implementation _attn_implementation_autoset attn_implementation
-    output_attentions output_hidden_states output_router_logits return_dict add_cross_attention
-    cross_attention_hidden_size is_decoder is_encoder_decoder tie_encoder_decoder task_specific_params
-    problem_type label2id id2label finetuning_task prefix torchscript use_bfloat16 pruned_heads
-    chunk_size_feed_forward gradient_checkpointing max_length unsloth_version unsloth_fixed name_or_path
-    rope_interleaved mlp_only_layers_doc _flash_attn_2_enabled use_flash_attn embedding_initializer_range
+    _name_or_path architectures auto_map bos_token_id cache_implementation chunk_size_feed_forward
+    finetuning_task gradient_checkpointing id2label is_decoder is_encoder_decoder label2id max_length
+    model_type name_or_path output_attentions output_hidden_states output_router_logits pad_token_id
+    prefix pretraining_tp problem_type pruned_heads return_dict sep_token_id task_specific_params
+    tie_encoder_decoder torchscript transformers_version unk_token_id unsloth_fixed unsloth_version
+    use_bfloat16 use_cache
 """
 HARMLESS = frozenset(_HARMLESS.split())
+_HOW_NOT_WHAT = re.compile(r"dropout|pdrop|implementation|flash|initializer|fused")
 _CHANGES_NUMBERS = re.compile(
     r"scal(e|ing)|multiplier|soft_?cap|clip|norm|rope|rotary|alibi|window|attn|attention|expert|moe|bias"
     r"|residual|mup|sink|lora|adapter|causal|parallel|logit|activation|embedding"
@@ -150,9 +149,8 @@ def read(path: Path, given: Mapping[str, Any]) -> ConfigFile:
     for method in filter(None, (file.quantization_config, file.compression_config)):
         name = method.get("quant_method", "unknown")
         refuse(path, f"quantization_config: the weights are quantised ({name}), which is not supported")
-    for key in unknown(given):
-        value = given[key]
-        if _CHANGES_NUMBERS.search(key) and (value is True or value not in _NEUTRAL):
+    for key, value in given.items():
+        if _may_change_numbers(key) and (value is True or value not in _NEUTRAL):
             refuse(path, f"{key} {value} is not understood, and may change what the model computes")
     return file
 
@@ -170,10 +168,11 @@ def notes(given: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def unknown(given: Mapping[str, Any]) -> list[str]:
-    """Keys of which nothing is known."""
-    known = HARMLESS.union(ConfigFile.__struct_fields__)
-    return sorted(key for key in given if key not in known)
+def _may_change_numbers(key: str) -> bool:
+    """Whether a key is none that is known, and has the name of one that matters."""
+    if key in HARMLESS or key in ConfigFile.__struct_fields__:
+        return False
+    return _CHANGES_NUMBERS.search(key) is not None and _HOW_NOT_WHAT.search(key) is None
 
 
 def model_config(
