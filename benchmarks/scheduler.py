@@ -1,8 +1,9 @@
 """What a step costs beside the model: `python -m benchmarks.scheduler [--json FILE]`.
 
-First the scheduler alone (plan, commit, reports): in decode, and what a prompt of 16,384 tokens costs from
-its submission to its first token, new and cached. Then a simulated worker at full speed, through its command
-and report rings: scheduling, engine, encoding, and the reader on this side.
+First the scheduler alone (plan, observe, reports): in decode, and what a prompt of 16,384 tokens costs from
+its submission to its first token, new and cached. Then the pages that a sequence of 32,768 tokens holds where
+some layers have windows. Then a simulated worker at full speed, through its command and report rings:
+scheduling, engine, encoding, and the reader on this side.
 """
 
 from __future__ import annotations
@@ -13,11 +14,19 @@ import time
 from array import array
 from pathlib import Path
 
-from ipc.worker_messages import SamplingParams, Submit
+from ipc.worker_messages import CacheGroup, SamplingParams, Submit
 from tests.workers.harness import Workers
 from workers.scheduling.scheduler import Scheduler
 from workers.step.engine import StepResult
 
+FULL = CacheGroup(kind="full", layers=[0])
+WINDOW = CacheGroup(kind="window", layers=[0], window=1024)
+KINDS = {  # groups of layers, each with as many as the others
+    "full": [FULL],
+    "window of 1,024": [WINDOW],
+    "1 full, 5 windows": [FULL, *[WINDOW] * 5],
+    "6 full": [FULL] * 6,
+}
 REPEATS = 5  # of which the best counts: on a shared machine the others measure the neighbours
 
 
@@ -72,6 +81,25 @@ def admission(cached: bool, running: int = 255, length: int = 16_384) -> tuple[f
     return joined, alone
 
 
+def pages_held(caches: list[CacheGroup], length: int = 32_768, prompt: int = 16_384) -> tuple[int, float]:
+    """(most pages that a sequence of `length` tokens held in decode, seconds of a step of it)."""
+    scheduler = Scheduler(
+        max_sequences=1, max_step_tokens=512, context_length=length, kv_pages=1 << 16, caches=caches
+    )
+    scheduler.submit(Submit(1, array("I", range(prompt)).tobytes(), length - prompt))
+    total, most, steps, began = scheduler.statistics()["pages_free"], 0, 0, 0.0
+    while scheduler.plan() is not None:
+        if scheduler.decode_tokens:
+            began = began or time.perf_counter()
+            steps += 1
+            most = max(most, total - scheduler.statistics()["pages_free"])
+        samples = scheduler.decode_tokens or not scheduler.prefilling
+        scheduler.observe(StepResult([7] if samples else []))
+        scheduler.take_reports()
+        scheduler.take_page_news()
+    return most, (time.perf_counter() - began) / steps
+
+
 def worker_rate(sequences: int, world_size: int, tokens: int) -> tuple[float, float]:
     """(steps/s, tokens/s) of a simulated worker that answers `sequences` requests at once."""
     best = (0.0, 0.0)
@@ -92,7 +120,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here, too")
     arguments = parser.parse_args()
-    figures: dict[str, list[dict[str, float]]] = {"scheduler": [], "admission": [], "worker": []}
+    figures: dict[str, list[dict[str, float | str]]] = {
+        "scheduler": [],
+        "admission": [],
+        "caches": [],
+        "worker": [],
+    }
     print("scheduler alone, decode\n sequences    µs/step")
     for sequences in (1, 10, 32, 256):
         seconds = scheduler_step(sequences)
@@ -105,6 +138,11 @@ def main() -> None:
         joined, alone = admission(cached)
         figures["admission"].append({"cached": cached, "step_seconds": joined, "without_seconds": alone})
         print(f"{name:>9} {joined * 1e6:10.1f} {alone * 1e6:15.1f}", flush=True)
+    print("\npages of one sequence of 32,768 tokens\n              layers      pages    µs/step")
+    for name, caches in KINDS.items():
+        pages, seconds = pages_held(caches)
+        figures["caches"].append({"layers": name, "pages": pages, "step_seconds": seconds})
+        print(f"{name:>20} {pages:10} {seconds * 1e6:10.1f}", flush=True)
     print("\nsimulated worker at full speed, through its rings\n sequences  ranks    steps/s   tokens/s")
     for sequences, world_size, tokens in (
         (1, 1, 2000),

@@ -164,7 +164,7 @@ class ReferenceEngine:
             found = {
                 page: (i, digest) for i, each in enumerate(pool._page_of) for digest, page in each.items()
             }
-            assert found == {page: (cached.group, cached.digest) for page, cached in pool._cached.items()}
+            assert found == {page: (group, digest) for page, (group, digest, _) in pool._cached.items()}
             for page, (index, digest) in found.items():
                 held = self.pages[page] if paged else [self.states[page]]
                 assert {each[0] for each in held} == {index}

@@ -165,13 +165,17 @@ class CacheManager:
         count = pages_for(end) - len(sequence.tables[0])
         if count <= 0:  # a step that failed may have left it some
             return []
+        sequence.capacity += count * PAGE_SIZE
+        if len(self._pools) == 1 and not self.keeps_states:
+            pages = self.pages.allocate(count)
+            sequence.tables[0] += pages
+            return [pages]
         added = [
             self._next_state(sequence, table, count) if pool is self.states else pool.allocate(count)
             for pool, table in zip(self._pools, sequence.tables, strict=True)
         ]
         for table, pages in zip(sequence.tables, added, strict=True):
             table += pages
-        sequence.capacity += count * PAGE_SIZE
         return added
 
     def settle(self, sequence: Sequence, end: int) -> None:
@@ -269,11 +273,12 @@ class CacheManager:
         """Let others share its first `num_full` pages."""
         hashes, tables = sequence.hashes, sequence.tables
         extend_hashes(hashes, sequence.token_ids, sequence.request.cache_salt)
-        for number in range(sequence.num_offered, num_full if sequence.shares else 0):
-            parent = hashes[number - 1] if number else b""
-            for index, table in enumerate(tables):
-                if table[number] != HOLE:  # of a state that no step ended with
-                    self._pools[index].cache(table[number], hashes[number], parent, index)
+        if sequence.shares:
+            first = sequence.num_offered
+            parent = hashes[first - 1] if first else b""
+            for index, (pool, table) in enumerate(zip(self._pools, tables, strict=True)):
+                # in that of a state there are holes where no step ended
+                pool.cache(table[first:num_full], hashes[first:num_full], parent, index)
         sequence.num_offered = num_full
 
     def _drop(self, sequence: Sequence, index: int, first: int) -> None:

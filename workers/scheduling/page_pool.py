@@ -12,7 +12,6 @@ from array import array
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Mapping
 from hashlib import blake2b
-from typing import NamedTuple
 
 from ipc.worker_messages import PAGE_SIZE
 
@@ -32,14 +31,6 @@ def extend_hashes(hashes: list[bytes], token_ids: array[int], salt: str) -> None
         hashes.append(parent)
 
 
-class Cached(NamedTuple):
-    """What a page holds that others may read."""
-
-    group: int
-    digest: bytes
-    parent: bytes  # digest of the page before it
-
-
 class PagePool:
     """Page numbers `0..total-1`. Each is empty, in use by one or more, or idle: cached, and used by none.
 
@@ -53,7 +44,7 @@ class PagePool:
         self._empty = list(range(total - 1, -1, -1))  # a stack: the page freed last is the warmest in cache
         self._idle: OrderedDict[int, None] = OrderedDict()  # the one left longest ago comes first
         self._users = [0] * total
-        self._cached: dict[int, Cached] = {}  # by page
+        self._cached: dict[int, tuple[int, bytes, bytes]] = {}  # group, hash, hash of the page before
         self._page_of: list[dict[bytes, int]] = [{} for _ in range(groups)]  # the same, looked up by hash
         self._news: dict[bytes, bool] = {}  # hashes that came (True) and went since the last `take_news`
 
@@ -110,14 +101,22 @@ class PagePool:
                 del self._idle[page]
             self._users[page] += 1
 
-    def cache(self, page: int, digest: bytes, parent: bytes, group: int = 0) -> None:
-        """Say that a page in use is full and computed. One that holds what another does stays private."""
+    def cache(self, pages: Iterable[int], hashes: Iterable[bytes], parent: bytes, group: int = 0) -> None:
+        """Say that pages in use are full and computed. One that holds what another does stays private.
+
+        Args:
+            pages: that follow each other in a sequence. A negative number is none.
+            hashes: theirs.
+            parent: the hash of the page before them.
+        """
         page_of = self._page_of[group]
-        if digest not in page_of:
-            page_of[digest] = page
-            self._cached[page] = Cached(group, digest, parent)
-            if group == 0:
-                self._tell(digest, True)
+        for page, digest in zip(pages, hashes, strict=True):
+            if page >= 0 and digest not in page_of:
+                page_of[digest] = page
+                self._cached[page] = (group, digest, parent)
+                if group == 0:
+                    self._tell(digest, True)
+            parent = digest
 
     def free(self, pages: Iterable[int]) -> None:
         """Take one user from each page. Of the idle ones, the first of these are evicted first."""
@@ -143,15 +142,15 @@ class PagePool:
             The hashes of all of them.
         """
         following = defaultdict(set)
-        for cached in self._cached.values():
-            following[cached.parent].add(cached.digest)
+        for _, digest, parent in self._cached.values():
+            following[parent].add(digest)
         bad: set[bytes] = set()
         reached = list(digests)
         while reached:
             if (digest := reached.pop()) not in bad:
                 bad.add(digest)
                 reached += following[digest]
-        for page in [page for page, cached in self._cached.items() if cached.digest in bad]:
+        for page in [page for page, (_, digest, _) in self._cached.items() if digest in bad]:
             self._forget(page)
             if page in self._idle:
                 del self._idle[page]

@@ -22,7 +22,7 @@ import heapq
 from array import array
 from collections import deque
 from collections.abc import Sequence as Row
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain
 
 from ipc.errors import Code
@@ -45,7 +45,7 @@ class SentStep:
     prefills: Stepping
     ends: list[int]  # of each of these, how many of its tokens are computed then
     sampled: list[Sequence]  # who gets a token, in the order of the plan
-    gone: set[Sequence] = field(default_factory=set)  # who ended or was preempted since: its token is nothing
+    gone: frozenset[Sequence] = frozenset()  # who ended or was preempted since: its token is nothing
 
     def entries(self) -> Stepping:
         """Of those that are still there."""
@@ -219,10 +219,10 @@ class Scheduler:
             chunk: tokens of prompts that may go beside those in decode, so that these are not held up.
                 None, or with nothing in decode: as many as the budget allows.
         """
-        grown = self._make_room()
+        ready, grown = self._make_room()
         if grown is None:
             return None
-        decodes = self._plan_decodes(grown)
+        decodes = self._plan_decodes(ready, grown)
         budget = self.max_step_tokens - len(decodes)
         if decodes and chunk is not None:
             budget = min(budget, chunk)
@@ -234,7 +234,7 @@ class Scheduler:
             prefills = self._plan_prefills(budget, added)
         if not decodes and not prefills:
             return None
-        self._advance(SentStep(decodes, grown, prefills, [], [sequence for sequence, _ in decodes]))
+        self._advance(SentStep(decodes, grown, prefills, [], ready))
         self.step += 1
         released, self._released = self._released, []
         untold, self._untold = self._untold, []
@@ -262,28 +262,26 @@ class Scheduler:
 
     # --- planning ---------------------------------------------------------------------------------------
 
-    def _make_room(self) -> list[Sequence] | None:
-        """Who in decode begins a page: for these there is room, because the lowest give up theirs.
+    def _make_room(self) -> tuple[list[Sequence], list[Sequence] | None]:
+        """(who in decode is in the next step, who of these begins a page): the lowest make room for them.
 
-        Returns:
-            None if there is no room and a step in flight may give back some.
+        Who ends with the token that it has in flight is in no further step. Instead of the latter there is
+        None if there is no room, and a step in flight may give back some.
         """
         while True:
-            grown = [s for s in self.decoding if s.num_computed == s.capacity]
+            ready = self.decoding[:]
             if self._in_flight:
-                grown = [s for s in grown if s.num_computed + 1 < s.max_len]
-            if self.cache.can_grow(len(grown)):
-                return grown
+                ready = [s for s in ready if s.num_computed + 1 < s.max_len]
+            grown = [s for s in ready if s.num_computed == s.capacity]
+            if not grown or self.cache.can_grow(len(grown)):
+                return ready, grown
             if self._in_flight:
-                return None
+                return ready, None
             self._preempt(self._lowest())
 
-    def _plan_decodes(self, grown: list[Sequence]) -> Stepping:
-        """One token for each sequence in decode, but for those that end with the one they have in flight."""
-        if self._in_flight:
-            stepping = [(s, s.decode) for s in self.decoding if s.num_computed + 1 < s.max_len]
-        else:
-            stepping = [(s, s.decode) for s in self.decoding]
+    def _plan_decodes(self, ready: list[Sequence], grown: list[Sequence]) -> Stepping:
+        """One token for each sequence in decode, and a page for those that need one."""
+        stepping = [(s, s.decode) for s in ready]
         if grown:
             begin = set(grown)
             stepping = [(s, self._schedule(s, 1) if s in begin else entry) for s, entry in stepping]
@@ -373,7 +371,7 @@ class Scheduler:
 
     def _advance(self, step: SentStep) -> None:
         """A step is sent: what it feeds counts as computed from now on."""
-        for sequence, _ in step.decodes:
+        for sequence in step.sampled:  # in decode
             sequence.num_computed += 1
         for sequence, entry in step.prefills:
             sequence.num_computed += entry.num_tokens
@@ -454,7 +452,7 @@ class Scheduler:
         self._released.append(sequence.slot)
         self._free_slots.append(sequence.slot)
         for step in self._in_flight:
-            step.gone.add(sequence)
+            step.gone |= {sequence}
         sequence.num_computed = sequence.num_settled = 0
         sequence.slot = None
 
