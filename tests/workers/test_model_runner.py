@@ -10,7 +10,9 @@ import torch
 
 from ipc.errors import Code, CortexError
 from ipc.worker_messages import SamplingParams
-from tests.workers.engines import DEVICES, Session, make_runner, request, serve, some_requests
+from tests.workers.engines import DEVICES, Session, make_runner, make_spec, request, serve, some_requests
+from workers.execution import model_runner
+from workers.execution.model_runner import check_type
 from workers.step.engine import OutOfDeviceMemory
 from workers.step.plan import NewSequence, Scheduled, StepPlan
 from workers.weights.loader import WeightFiles
@@ -223,3 +225,21 @@ def test_any_other_fault_of_a_load_stays_what_it_is(tiny, monkeypatch):
     monkeypatch.setattr(WeightFiles, "load", broken)
     with pytest.raises(RuntimeError, match="the driver is gone"):
         make_runner(tiny("qwen3_tied").folder).load(lambda fraction, message: None)
+
+
+def test_memory_that_trimming_does_not_give_back_is_not_trimmed_for_again(runner, monkeypatch):
+    trimmed = []
+    monkeypatch.setattr(model_runner, "trim", trimmed.append)
+    monkeypatch.setattr(model_runner, "held", lambda device: 2)
+    monkeypatch.setattr(runner, "most_bytes", 1)
+    session = Session(runner)
+    session.answer([request(1, [5, 6, 7], 3 * model_runner.CHECKED_STEPS)])
+    session.end()
+    assert trimmed == [runner.spec.device]
+
+
+def test_a_gpu_without_bfloat16_is_refused_with_the_types_that_it_has():
+    check_type((8, 6), make_spec(dtype="bfloat16"))
+    check_type((7, 5), make_spec(dtype="float16"))
+    with pytest.raises(CortexError, match="set `dtype: float16`, or `float32`, for test"):
+        check_type((7, 5), make_spec(dtype="bfloat16", device="cuda:0"))

@@ -44,6 +44,7 @@ def trim(device: str) -> None:
     if device != "cpu":
         import torch
 
+        torch._C._cuda_clearCublasWorkspaces()  # which cuBLAS keeps from the first product on
         torch.cuda.empty_cache()
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):

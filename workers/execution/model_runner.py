@@ -34,6 +34,7 @@ from workers.step.plan import NewSequence, Scheduled, StepPlan
 from workers.weights.loader import WeightFiles
 
 THREAD_BYTES = 32 << 20  # weights that a further CPU thread is worth: less, and it waits longer than it works
+BFLOAT16_CAPABILITY = (8, 0)  # of the first GPUs that compute with it: Ampere
 CHECKED_STEPS = 16  # between two looks at how much memory is held
 
 NOT_FINITE = CortexError(
@@ -81,6 +82,7 @@ class ModelRunner:
         self.card.check_ranks(spec.world_size)
         if device.type == "cuda":
             torch.cuda.set_device(device)
+            check_type(torch.cuda.get_device_capability(device), spec)
         self.group = RankGroup.join(spec)
         self.model = MODELS[self.card.family](config, self.group, dtype)
         weights = self.model.nbytes
@@ -184,6 +186,7 @@ class ModelRunner:
                 table.extend(pages)
         if plan.step % CHECKED_STEPS == CHECKED_STEPS - 1 and held(self.spec.device) > self.most_bytes:
             trim(self.spec.device)  # free memory in pieces too small for anything
+            self.most_bytes = max(self.most_bytes, held(self.spec.device))  # the rest is in use
         try:
             return self._step(plan.scheduled)
         except RuntimeError as error:
@@ -318,6 +321,20 @@ def _embedding(slot: Slot) -> Extra:
     if not vector.isfinite().all():
         return Extra("error", NOT_FINITE.code, NOT_FINITE.message)
     return Extra(embedding=vector.float().cpu().numpy().astype("<f4").tobytes())
+
+
+def check_type(capability: tuple[int, int], spec: WorkerSpec) -> None:
+    """See that a GPU has instructions for the model's type.
+
+    Raises:
+        CortexError: MODEL_LOAD_FAILED, saying which types it has.
+    """
+    if spec.dtype == "bfloat16" and capability < BFLOAT16_CAPABILITY:
+        raise CortexError(
+            Code.MODEL_LOAD_FAILED,
+            f"{spec.device} has no bfloat16 (its compute capability is {capability[0]}.{capability[1]}, and "
+            f"that begins with 8.0): set `dtype: float16`, or `float32`, for {spec.model}",
+        )
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
