@@ -37,9 +37,7 @@ class Listeners(Struct, frozen=True, kw_only=True):
     body_limit: Size = 32 << 20  # bytes of one request's body
     body_seconds: Annotated[float, Meta(gt=0)] = 120  # until it has to be there
     body_memory: Size = 256 << 20  # bytes of all bodies that one process holds
-    header_limit: Size = (
-        16 << 10
-    )  # bytes of the request line, and of each field; of all fields four times that
+    header_limit: Size = 16 << 10  # bytes of the request line and of each field; all have four times that
     header_seconds: Annotated[float, Meta(gt=0)] = 30  # until a header has to be there
     # Longer than clients keep a connection that idles (reqwest and Go 90, nginx and .NET 60), so that none is
     # closed while they use it again.
