@@ -74,19 +74,8 @@ class Connection(ASGIProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self._refused:
-            return
-        super().data_received(data)
-        if not self._is_between_requests():
-            if self._timer is None and self._lacks_body():
-                self._timer = self.worker.loop.call_later(self.worker.body_seconds, self._on_body_timeout)
-            return
-        self._header_bytes += len(data)
-        if self._header_bytes > self.worker.header_limit:
-            self._refuse(431, f"the header is longer than {self.worker.header_limit} bytes")
-        elif self._timer is None:
-            self._cancel_keepalive_timer()
-            self._await_header()
+        if not self._refused:
+            super().data_received(data)
 
     def end_if_idle(self) -> None:
         """Close it unless it has a request, or one is on its way."""
@@ -132,6 +121,22 @@ class Connection(ASGIProtocol):
 
     # --- what `ASGIProtocol` calls ----------------------------------------------------------------------
 
+    def _feed_callback_parser(self, data: bytes) -> bool:
+        """Parse what came, now or while the last request was answered; False: the connection is over."""
+        if not super()._feed_callback_parser(data):
+            return False
+        if self._is_between_requests():
+            self._header_bytes += len(data)
+            if self._header_bytes > self.worker.header_limit:
+                self._refuse(431, f"the header is longer than {self.worker.header_limit} bytes")
+                return False
+            if self._timer is None:
+                self._cancel_keepalive_timer()
+                self._await_header()
+        elif self._timer is None and self._lacks_body():
+            self._timer = self.worker.loop.call_later(self.worker.body_seconds, self._on_body_timeout)
+        return True
+
     def _on_headers_complete(self) -> Any:
         self._stop_timer()
         self._header_bytes = 0
@@ -141,6 +146,10 @@ class Connection(ASGIProtocol):
     def _on_message_complete(self) -> None:
         self._stop_timer()
         super()._on_message_complete()
+
+    def _arm_keepalive_timer(self) -> None:
+        if not self._header_bytes:  # else it is not idle
+            super()._arm_keepalive_timer()
 
     def _keepalive_timeout(self) -> None:
         if self._has_unread():

@@ -110,6 +110,21 @@ def test_half_a_body_is_refused_in_time(strict: GatewayProcess, framing: bytes) 
     assert time.monotonic() - began > SECONDS * 0.9
 
 
+def test_half_a_header_that_came_with_the_last_request_is_refused_in_time(strict: GatewayProcess) -> None:
+    began = time.monotonic()
+    with connected(strict, GET + POST) as client:
+        assert answer(client)[0] == 200
+        refused(client, 408, "request_timeout")
+    assert SECONDS * 0.9 < time.monotonic() - began < LATE
+
+
+def test_a_header_that_is_too_long_is_refused_whatever_came_before_it(gateway: GatewayProcess) -> None:
+    long = b"GET /ready HTTP/1.1\r\n" + b"x: %s\r\n" % (b"y" * 9000) * 9
+    with connected(gateway, GET + long) as client:
+        assert answer(client)[0] == 200
+        refused(client, 431, "header_too_large")
+
+
 def test_an_idle_connection_serves_again_until_its_time_is_over(strict: GatewayProcess) -> None:
     with connected(strict, GET) as client:
         assert answer(client)[0] == 200
