@@ -6,8 +6,9 @@ from array import array
 
 import pytest
 
+from ipc.errors import Code
 from ipc.worker_messages import PAGE_SIZE, SamplingParams
-from tests.workers.engines import DEVICES, make_runner
+from tests.workers.engines import DEVICES, Session, make_runner, request, serve
 from workers.execution.model_runner import ModelRunner
 from workers.step.pages import pages_for
 from workers.step.plan import NewSequence, Scheduled, StepPlan
@@ -53,3 +54,29 @@ def test_a_page_carries_nothing_from_one_request_into_another(runner, value, chu
     greedy(runner, [POISON] * (PAGES * PAGE_SIZE - 1), pages)
     assert not any(layer.isfinite().all() for layer in runner.cache.layers), "nothing was poisoned"
     assert greedy(runner, prompt, pages[::-1], chunk) == fresh
+
+
+def test_a_prompt_that_ended_in_error_is_computed_anew_when_the_cause_is_gone(runner):
+    prompt = [(5 * i + 11) % 100 + 20 for i in range(70)] + [POISON] + [9] * 20
+    fault = runner.model.embedding.weight[POISON].clone()
+    limits = {"kv_pages": PAGES, "max_step_tokens": 40}
+    [healthy] = serve(runner, [request(1, prompt, 5)], **limits)
+    session = Session(runner, **limits)
+    runner.model.embedding.weight[POISON] = float("inf")
+    [broken] = session.answer([request(1, prompt, 5)])
+    runner.model.embedding.weight[POISON] = fault
+    [mended] = session.answer([request(2, prompt, 5)])
+    session.end()
+    assert (broken.finish, broken.code) == ("error", Code.INTERNAL)
+    assert (mended.token_ids, mended.cached_tokens) == (healthy, 0)
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+def test_a_vector_that_is_not_finite_is_an_error_and_no_embedding(runner, pooling):
+    runner.model.embedding.weight[POISON] = float("nan")
+    asked = request(1, [20, POISON, 30], 1)
+    asked.pooling = pooling
+    session = Session(runner, kv_pages=PAGES)
+    [answer] = session.answer([asked])
+    session.end()
+    assert (answer.finish, answer.code, answer.embedding) == ("error", Code.INTERNAL, b"")

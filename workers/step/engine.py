@@ -63,9 +63,10 @@ class Engine(Protocol):
 
         Raises:
             OutOfDeviceMemory: slots and pages are as the plan says, and nothing of `scheduled` counts as
-                computed. Only a rank that is alone in its group raises it: the others of a larger one wait in
-                a collective that this rank will not come to, so there any other error is raised, and the
-                group ends. It does not come to that as long as the most that a step takes was left free.
+                computed, nor of plans that were sent after it. Only a rank that is alone in its group raises
+                it: the others of a larger one wait in a collective that this rank will not come to, so there
+                any other error is raised, and the group ends. It does not come to that as long as the most
+                that a step takes was left free.
         """
         ...
 

@@ -11,7 +11,8 @@ Pages stand in tables, one for each group of layers that keep the same (`ipc.wor
 the order of the groups. All tables of a sequence have one entry for each PAGE_SIZE tokens, so the page of a
 position is found in the same way in all of them; HOLE stands where nothing is kept. In a group with a state,
 an entry is where the state is after the last token of that page, or, in the last entry, after the last token
-so far: a step reads the last entry that it finds, and writes the last one that it adds.
+so far. A step that feeds tokens `start` to `end` reads entry `(start - 1) // PAGE_SIZE`, unless it is the
+first, and writes entry `(end - 1) // PAGE_SIZE`, which may have the same page.
 """
 
 from __future__ import annotations
