@@ -39,9 +39,10 @@ def reference(q: Tensor, keys: Tensor, values: Tensor, window: int) -> Tensor:  
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("exact", [False, True])
 @pytest.mark.parametrize("block_pages", [cpu.BLOCK_PAGES, 2])
 @pytest.mark.parametrize("seed", range(3))
-def test_steps_of_any_cut_attend_as_whole_sequences_do(device, seed, block_pages, monkeypatch):
+def test_steps_of_any_cut_attend_as_whole_sequences_do(device, seed, block_pages, exact, monkeypatch):
     """Pages are handed out at random, hold what is not finite, and go as soon as no token sees them."""
     monkeypatch.setattr(cpu, "BLOCK_PAGES", block_pages)
     monkeypatch.setattr(cpu, "BLOCK_SCORES", 1)
@@ -58,7 +59,7 @@ def test_steps_of_any_cut_attend_as_whole_sequences_do(device, seed, block_pages
     )
     for layer in cache.layers:
         layer.fill_(float("nan"))
-    attention = PagedAttention(cache, 4 * LONGEST, len(lengths), pages_for(LONGEST))
+    attention = PagedAttention(cache, 4 * LONGEST, len(lengths), pages_for(LONGEST), exact)
     buffers = InputBuffers(attention.sizes, torch.device(device))
     shapes = [(length, heads, HEAD_DIM) for length in lengths for heads in (HEADS, KV_HEADS, KV_HEADS)]
     data = [torch.randn(*shape, generator=generator) for shape in shapes]
