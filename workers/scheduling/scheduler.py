@@ -140,9 +140,10 @@ class Scheduler:
         for sequence in step.grown:
             if sequence not in gone:
                 self.cache.settle(sequence, len(sequence.token_ids))
-        for (sequence, _), end in zip(step.prefills, step.ends, strict=True):
-            if sequence not in gone:
-                self._settle_prompt(sequence, end)
+        if step.prefills:
+            for (sequence, _), end in zip(step.prefills, step.ends, strict=True):
+                if sequence not in gone:
+                    self._settle_prompt(sequence, end)
         extras, ended = result.extras, False
         for index, (sequence, token) in enumerate(zip(sampled, result.tokens, strict=True)):
             if gone and sequence in gone:
@@ -373,15 +374,15 @@ class Scheduler:
         """A step is sent: what it feeds counts as computed from now on."""
         for sequence in step.sampled:  # in decode
             sequence.num_computed += 1
+        self.decode_tokens, self.prefill_tokens = len(step.decodes), 0
         for sequence, entry in step.prefills:
             sequence.num_computed += entry.num_tokens
+            self.prefill_tokens += entry.num_tokens
             step.ends.append(sequence.num_computed)
             if sequence.num_computed == sequence.num_prefill:
                 step.sampled.append(sequence)
                 self.prefilling.remove(sequence)
                 self.decoding.append(sequence)
-        self.decode_tokens = len(step.decodes)
-        self.prefill_tokens = sum(entry.num_tokens for _, entry in step.prefills)
         self._in_flight.append(step)
 
     def _take_back(self, step: SentStep) -> None:
