@@ -152,6 +152,8 @@ class Connection(ASGIProtocol):
             super()._arm_keepalive_timer()
 
     def _keepalive_timeout(self) -> None:
+        if not self._is_between_requests() or self._header_bytes:
+            return  # a request was read in the same turn of the loop, and its task has not begun
         if self._has_unread():
             self._keepalive_handle = self.worker.loop.call_later(LOOK_AGAIN_SECONDS, self._keepalive_timeout)
         else:
