@@ -1,5 +1,5 @@
 # make run    sets up .venv and starts gateway, neuron and the demo model on this machine (ARGS='--model …')
-# make test   sets up .venv with the test extras and runs every test (ARGS='-k rings')
+# make test   sets up .venv with the test extras and runs every test, two files at once (ARGS='-k rings')
 # make test-real  fetches two real models once (330 MB, into ~/.cache/cortex) and runs what applies to them
 # make lint   formatter and linter, as CI runs them
 #
@@ -19,7 +19,7 @@ run: $(VENV)/installed-run
 	@$(VENV)/bin/cortex up $(ARGS)
 
 test: $(VENV)/installed-test
-	$(VENV)/bin/python -m pytest $(ARGS)
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 test-real: $(VENV)/installed-test
 	folder=$$($(VENV)/bin/python tools/fetch_real_models.py) && CORTEX_REAL_MODELS=$$folder $(VENV)/bin/python -m pytest tests/real $(ARGS)
