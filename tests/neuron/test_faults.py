@@ -16,9 +16,10 @@ ENDLESS = 30_000  # tokens; more than any test waits for
 def begin(client, model):
     """A stream that has had its first token."""
     stream = client.stream(chat(model, ENDLESS), PATIENCE)
-    while not isinstance(next(stream), Delta):
-        pass
-    return stream
+    for reply in stream:
+        if isinstance(reply, Delta):
+            return stream
+    raise AssertionError(f"the stream ended before its first token: {reply}")
 
 
 def assert_next_is_served(client, model):

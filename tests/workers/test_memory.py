@@ -5,11 +5,12 @@ from __future__ import annotations
 import random
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ipc.errors import Code, CortexError
-from ipc.worker_messages import PAGE_SIZE, MemoryUse
+from ipc.worker_messages import KERNEL_BYTES, PAGE_SIZE, MemoryUse
 from neuron.memory.step_bytes import Overhead
 from neuron.models.catalogue import DEMO_FOLDER
 from neuron.processes.worker import Worker
@@ -17,6 +18,7 @@ from tests.workers.engines import make_runner, make_spec
 from tests.workers.harness import Workers
 from workers.checkpoints.card import read_card
 from workers.execution.memory import check_pages, largest_step, pool_pages
+from workers.layers.linear import has_kernels
 from workers.step.pages import pages_for
 
 MIB = 1 << 20
@@ -70,7 +72,9 @@ def test_what_was_measured_is_near_what_a_rank_holds_when_all_of_its_pages_are_i
     with workers(kv_pages=300) as group:
         [report] = group.ready()
         serve_everything_at_once(group)
-        assert 0.85 < resident(group.processes[0].pid) / report.memory.total < 1.03
+        # a CPU without instructions for bfloat16 makes next to none of the kernels that are booked
+        unmade = 0 if has_kernels(torch.bfloat16, torch.device("cpu")) else KERNEL_BYTES
+        assert 0.85 < (resident(group.processes[0].pid) + unmade) / report.memory.total < 1.03
 
 
 def test_what_is_planned_is_near_what_is_measured(runtime):
