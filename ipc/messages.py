@@ -156,6 +156,14 @@ class Sampling(Plain):
     prompt_logprobs: int | None = None  # the same of the prompt's tokens
 
 
+class Thinking(Plain):
+    """How much a model thinks before it answers. None: as it does by itself."""
+
+    enabled: bool | None = None
+    effort: Name | None = None  # in the client's word: "none", "low", "medium", "high", ...
+    budget: Annotated[int, Meta(ge=0)] | None = None  # tokens, after which the thought is ended
+
+
 class Structured(Plain):
     """What an answer must look like. Exactly one is set; the names are vLLM's."""
 
@@ -228,7 +236,8 @@ class Generate(Request, tag="generate"):
     tools: Tools = []
     # Names of tools, of which the answer calls some; one that stands alone, once.
     must_call: Annotated[list[Name], Meta(max_length=MAX_TOOLS)] = []
-    template_args: dict[str, Any] = {}  # further variables of the chat template, e.g. enable_thinking
+    template_args: dict[str, Any] = {}  # further variables of the chat template; they win over `thinking`
+    thinking: Thinking = Thinking()
     sampling: Sampling = Sampling()
     structured: Structured | None = None
     stream: bool = False
@@ -251,7 +260,9 @@ class CountTokens(Request, tag="count_tokens"):
     prompt: str | None = None
     tools: Tools = []
     template_args: dict[str, Any] = {}
+    thinking: Thinking = Thinking()
     account: Name = ""  # for whom
+    trace: Name = ""
 
 
 class Embed(Request, tag="embed"):

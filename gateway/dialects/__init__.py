@@ -2,17 +2,46 @@
 
 It says which addresses are its own and how requests there are read, how answers are written, what stands in
 a stream while there is nothing to say, and how an error looks. Reading gives one of the canonical requests
-and a `Renderer`, which turns the replies into bytes. `registry` lists the dialects.
+and a `Renderer`, which turns the replies into bytes. What is neither, such as reading a stored answer, is a
+Falcon resource of the dialect's own. `registry` lists the dialects.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
+import falcon.asgi
+
+from gateway.config import GatewayConfig
+from gateway.fleet.view import Fleet
 from gateway.refusals import Refusal
 from ipc.errors import CortexError
-from ipc.messages import Delta, Embed, Embeddings, Finished, Generate, Progress, Started
+from ipc.messages import CountTokens, Delta, Embed, Finished, Generate, Progress, Started
+
+
+def no_header(name: str) -> None:
+    """The headers of a request that came without any."""
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class RequestContext:
+    """What is known of a request beside its body."""
+
+    request_id: str
+    account: str = ""  # who asks, as neurons are told
+    header: Callable[[str], str | None] = no_header  # a header's value, by its name
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What a dialect may use of the process that serves it."""
+
+    fleet: Fleet
+    read: Callable[[falcon.asgi.Request], Awaitable[bytes | bytearray]]  # the body of a request
+    settings: GatewayConfig
 
 
 class Renderer(Protocol):
@@ -47,11 +76,11 @@ class Renderer(Protocol):
         ...
 
 
-class VectorRenderer(Protocol):
-    """Writes the answer to a request for embeddings."""
+class ReplyRenderer(Protocol):
+    """Writes the answer to a request that a neuron answers by one reply, such as one for embeddings."""
 
-    def whole(self, reply: Embeddings) -> bytes:
-        """The body."""
+    def whole(self, reply: Any) -> bytes:
+        """The body, of a reply of the kind that answers the request."""
         ...
 
     def in_client_words(self, error: CortexError) -> CortexError:
@@ -59,22 +88,27 @@ class VectorRenderer(Protocol):
         ...
 
 
-# A request's body and id. Reading may wait, as for what a store holds; CortexError names the field at fault.
-Parse = Callable[[bytes, str], Awaitable[tuple[Generate, Renderer]]]
-ParseEmbed = Callable[[bytes, str], Awaitable[tuple[Embed, VectorRenderer]]]
+# Takes a body and its context. Reading may wait, as for what a store holds; CortexError names a wrong field.
+Parse = Callable[[bytes, RequestContext], Awaitable[tuple[Generate, Renderer]]]
+ParseOne = Callable[[bytes, RequestContext], Awaitable[tuple[Embed | CountTokens, ReplyRenderer]]]
 
 
 class Dialect(Protocol):
-    """One API.
+    """One API, in one process.
 
     Attributes:
         generations: how requests for text are read, by path.
-        embeddings: the same, of requests for vectors.
+        replies: the same, of requests that one reply answers, such as those for vectors.
+        resources: Falcon resources of its own, by path, which may be a template.
     """
 
     generations: Mapping[str, Parse]
-    embeddings: Mapping[str, ParseEmbed]
+    replies: Mapping[str, ParseOne]
+    resources: Mapping[str, object]
 
     def refuse(self, refusal: Refusal) -> tuple[int, bytes]:
         """The status and the body of an error at one of its addresses."""
         ...
+
+
+MakeDialect = Callable[[Services], Dialect]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from gateway.dialects import Dialect
+from gateway.dialects import MakeDialect
 from gateway.dialects.openai.dialect import OpenAI
 
-DIALECTS: tuple[Dialect, ...] = (OpenAI(),)
+DIALECTS: tuple[MakeDialect, ...] = (OpenAI,)
 
-DEFAULT = DIALECTS[0]  # speaks where no dialect is known: at other addresses, and where a request is no HTTP
+# How errors look where no dialect is known: at other addresses, and where a request is no HTTP.
+default_refuse = OpenAI.refuse

@@ -13,6 +13,7 @@ from ipc.client import Call
 from ipc.errors import Code, CortexError
 from ipc.messages import (
     Cancelled,
+    CountTokens,
     Delta,
     Embed,
     Embeddings,
@@ -21,6 +22,7 @@ from ipc.messages import (
     Generate,
     Reply,
     Started,
+    TokenCount,
     Usage,
 )
 
@@ -35,6 +37,9 @@ _PASSING = frozenset(
 )
 _ELSEWHERE = _PASSING | {Code.MODEL_LOAD_FAILED, Code.MODEL_NOT_FOUND}
 
+Asked = Generate | Embed | CountTokens
+ONE_REPLY = (Embeddings, TokenCount)  # that answers a request by itself
+
 
 class Exchange:
     """A request and its account. Whoever makes one calls `close` in the end, whatever happened.
@@ -46,7 +51,7 @@ class Exchange:
         status: the HTTP status it is answered with.
         started: the neuron's word that the prompt is accepted.
         finished: its regular end.
-        embeddings: the same, of a request for these.
+        reply: the same, of a request that one reply answers.
     """
 
     def __init__(self, fleet: Fleet, request_id: str, caller: str = "") -> None:
@@ -55,12 +60,12 @@ class Exchange:
         self.status = 200
         self.started: Started | None = None
         self.finished: Finished | None = None
-        self.embeddings: Embeddings | None = None
+        self.reply: Embeddings | TokenCount | None = None
         self._fleet = fleet
         self._began = monotonic()
         self._model = metrics.UNKNOWN
         self._asked = ""  # the model's name for the log
-        self._request: Generate | Embed | None = None
+        self._request: Asked | None = None
         self._neuron: Neuron | None = None
         self._call: Call | None = None
         self._refusals: dict[Neuron, CortexError] = {}  # of neurons that did not take it
@@ -75,7 +80,7 @@ class Exchange:
 
     # --- the way ----------------------------------------------------------------------------------------
 
-    async def send(self, request: Generate | Embed) -> None:
+    async def send(self, request: Asked) -> None:
         """Hand the request over. CortexError when no neuron can take it."""
         request.account, request.trace = self._caller, self.request_id
         self._request = request
@@ -83,7 +88,7 @@ class Exchange:
             self._model = self._asked = request.model
         else:
             self._asked = shown(request.model)
-        self._hold(*await self._fleet.place(request.model))
+        self._hold(*await self._place())
 
     async def take(self, within: float) -> list[Reply]:
         """The replies that came since the last time, after waiting up to `within` seconds for the first.
@@ -105,8 +110,8 @@ class Exchange:
                 self.started = reply
             elif kind is Finished:
                 self.finished = reply
-            elif kind is Embeddings:
-                self.embeddings = reply
+            elif kind in ONE_REPLY:
+                self.reply = reply
             elif kind is Failed or kind is Cancelled:
                 replies.pop()  # the last one: it is terminal
                 await self._fail(reply)
@@ -125,11 +130,15 @@ class Exchange:
             await self.take(WAIT_SECONDS)
         return self.finished
 
-    async def vectors(self) -> Embeddings:
-        """Wait for the end of a request for embeddings. CortexError when it failed."""
-        while self.embeddings is None:
+    async def one(self) -> Embeddings | TokenCount:
+        """Wait for the reply that answers the request by itself. CortexError when it failed."""
+        while self.reply is None:
             await self.take(WAIT_SECONDS)
-        return self.embeddings
+        return self.reply
+
+    async def _place(self) -> tuple[Neuron, str]:
+        needs_load = not isinstance(self._request, CountTokens)
+        return await self._fleet.place(self._request.model, self._refusals, needs_load=needs_load)
 
     async def _fail(self, reply: Failed | Cancelled) -> None:
         """Go elsewhere, or note what ended the request."""
@@ -147,7 +156,7 @@ class Exchange:
         """Hand the request to another neuron, where there is one."""
         self._refusals[self._neuron] = error
         try:
-            self._hold(*await self._fleet.place(self._request.model, avoid=self._refusals))
+            self._hold(*await self._place())
         except CortexError:
             return False
         return True
@@ -241,8 +250,8 @@ class Exchange:
         """What it came to; of a request without a regular end, as much as is known here."""
         if self.finished is not None:
             return self.finished.usage
-        if self.embeddings is not None:
-            return Usage(prompt_tokens=self.embeddings.prompt_tokens)
+        if isinstance(self.reply, Embeddings):
+            return Usage(prompt_tokens=self.reply.prompt_tokens)
         prompt_tokens = self.started.prompt_tokens if self.started is not None else 0
         return Usage(prompt_tokens=prompt_tokens, completion_tokens=self._tokens)
 

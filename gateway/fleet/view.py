@@ -138,11 +138,14 @@ class Fleet:
             if neuron.healthy and model in neuron.models:
                 yield neuron, neuron.models[model]
 
-    async def place(self, model: str, avoid: Collection[Neuron] = ()) -> tuple[Neuron, str]:
+    async def place(
+        self, model: str, avoid: Collection[Neuron] = (), *, needs_load: bool = True
+    ) -> tuple[Neuron, str]:
         """The neuron that suits a request to `model` best, and why.
 
         Args:
             avoid: neurons that have refused this request already.
+            needs_load: whether the model must be loaded for it; if not, any neuron that has it will do.
 
         Raises:
             CortexError: no neuron can take it, and why.
@@ -153,6 +156,8 @@ class Fleet:
             return neuron, "it is loaded there"
         if len(having) == 1:
             return having[0], "no other neuron has it"
+        if having and not needs_load:
+            return min(having, key=lambda neuron: neuron.in_flight.total()), "it has the least to do"
         # A neuron may have found a model since it told its state last.
         asked = having or [neuron for neuron in neurons if neuron.healthy and not neuron.draining]
         quotes = await self._quotes.ask(asked, model) if asked else {}

@@ -9,28 +9,32 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import falcon.asgi
 
 from gateway import signals
 from gateway.config import GatewayConfig, split_address
-from gateway.dialects import Dialect
-from gateway.dialects.registry import DEFAULT, DIALECTS
+from gateway.dialects import MakeDialect, Services
+from gateway.dialects.registry import DIALECTS, default_refuse
 from gateway.fleet.view import Fleet
 from gateway.http import errors
 from gateway.http.body import Bodies
 from gateway.http.browsers import Browsers
-from gateway.http.embeddings import EmbeddingsResource
 from gateway.http.generation import EXCHANGE, GenerationResource
 from gateway.http.health import HealthResource, ReadyResource, VersionResource
 from gateway.http.models import ModelResource, ModelsResource
+from gateway.http.replies import ReplyResource
+from gateway.refusals import Refusal
 from gateway.telemetry.exposition import Exposition
 
 START_PATIENCE = 2.0  # seconds that a process waits for its neurons before it takes requests
 
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+
+
+Refuse = Callable[[Refusal], tuple[int, bytes]]
 
 
 class Gateway:
@@ -40,14 +44,14 @@ class Gateway:
         CortexError: a key of the configuration cannot be used.
     """
 
-    def __init__(self, settings: GatewayConfig, dialects: Sequence[Dialect] = DIALECTS) -> None:
+    def __init__(self, settings: GatewayConfig, dialects: Sequence[MakeDialect] = DIALECTS) -> None:
         fleet = Fleet(settings)
         listen = settings.gateway.metrics_listen
         self._metrics_port = split_address(listen)[1] if listen is not None else None
         self._metrics = Exposition(fleet.neurons)
         ours = settings.gateway
         self._bodies = bodies = Bodies(ours.body_limit, ours.body_memory)
-        spoken: dict[str, Dialect] = {}
+        services = Services(fleet, bodies.read, settings)
         routes: dict[str, object] = {
             "/v1/models": ModelsResource(fleet),
             "/v1/models/{model:path}": ModelResource(fleet),
@@ -55,14 +59,18 @@ class Gateway:
             "/ready": ReadyResource(fleet),
             "/version": VersionResource(),
         }
-        for dialect in dialects:
-            spoken |= dict.fromkeys((*dialect.generations, *dialect.embeddings), dialect)
+        refuse: dict[str, Refuse] = {}
+        for make in dialects:
+            dialect = make(services)
+            own: dict[str, object] = dict(dialect.resources)
             for path, parse in dialect.generations.items():
-                routes[path] = GenerationResource(fleet, parse, bodies)
-            for path, parse in dialect.embeddings.items():
-                routes[path] = EmbeddingsResource(fleet, parse, bodies)
+                own[path] = GenerationResource(fleet, parse, bodies)
+            for path, parse_one in dialect.replies.items():
+                own[path] = ReplyResource(fleet, parse_one, bodies)
+            routes |= own
+            refuse |= dict.fromkeys(own, dialect.refuse)
         browsers = Browsers(ours.cors_origins, ours.hosts)
-        self._falcon = falcon.asgi.App(middleware=[_Lifetime(fleet), _Identity(spoken), browsers])
+        self._falcon = falcon.asgi.App(middleware=[_Lifetime(fleet), _Identity(refuse), browsers])
         errors.install(self._falcon)
         for path, resource in routes.items():
             self._falcon.add_route(path, resource)
@@ -109,18 +117,23 @@ class _Identity:
     which dialect its errors are.
 
     Args:
-        dialects: by path.
+        refuse: how errors look, by path as it is routed.
     """
 
-    def __init__(self, dialects: Mapping[str, Dialect]) -> None:
-        self._dialects = dialects
+    def __init__(self, refuse: Mapping[str, Refuse]) -> None:
+        self._refuse = refuse
 
     async def process_request(self, req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
         given = req.get_header("x-request-id")
         if given is None or not _REQUEST_ID.fullmatch(given):
             given = os.urandom(12).hex()
         req.context.request_id = given
-        req.context.dialect = self._dialects.get(req.path, DEFAULT)
+        req.context.refuse = self._refuse.get(req.path, default_refuse)
+
+    async def process_resource(
+        self, req: falcon.asgi.Request, resp: falcon.asgi.Response, resource: object, params: dict[str, Any]
+    ) -> None:
+        req.context.refuse = self._refuse.get(req.uri_template, default_refuse)
 
     async def process_response(
         self, req: falcon.asgi.Request, resp: falcon.asgi.Response, resource: object, succeeded: bool

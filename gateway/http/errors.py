@@ -16,7 +16,7 @@ logger = logging.getLogger("gateway.http.errors")
 
 def write(refusal: Refusal, req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
     """Answer with `refusal`, saying whether and when trying again makes sense."""
-    resp.status, resp.data = req.context.dialect.refuse(refusal)
+    resp.status, resp.data = req.context.refuse(refusal)
     resp.content_type = "application/json"
     if refusal.retry_after is not None:
         resp.set_header("Retry-After", str(refusal.retry_after))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import falcon.asgi
 
-from gateway.dialects import Parse, Renderer
+from gateway.dialects import Parse, Renderer, RequestContext
 from gateway.fleet.exchange import Exchange
 from gateway.fleet.view import Fleet
 from gateway.http.body import Bodies
@@ -24,8 +24,9 @@ class GenerationResource:
 
     async def on_post(self, req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
         data = await self._bodies.read(req)
-        exchange = req.scope[EXCHANGE] = Exchange(self._fleet, req.context.request_id, caller(req))
-        request, answer = await self._parse(data, exchange.request_id)
+        context = RequestContext(req.context.request_id, caller(req), req.get_header)
+        exchange = req.scope[EXCHANGE] = Exchange(self._fleet, context.request_id, context.account)
+        request, answer = await self._parse(data, context)
         try:
             await self._answer(exchange, request, answer, resp)
         except CortexError as error:

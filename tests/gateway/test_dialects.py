@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from gateway.dialects import RequestContext
 from gateway.dialects.openai import chat as openai_chat
 from gateway.dialects.openai import completions as openai_completions
 from gateway.dialects.openai import embeddings as openai_embeddings
@@ -40,9 +41,9 @@ USER = {"role": "user", "content": "x"}
 TOOL = {"type": "function", "function": {"name": "f", "strict": True}}
 
 
-def parsed(parse: Callable[[bytes, str], Any], body: bytes, request_id: str = "r") -> Any:
+def parsed(parse: Callable[[bytes, RequestContext], Any], body: bytes, request_id: str = "r") -> Any:
     """What `parse` gives; it has nothing to wait for."""
-    reading = parse(body, request_id)
+    reading = parse(body, RequestContext(request_id))
     try:
         reading.send(None)
     except StopIteration as end:

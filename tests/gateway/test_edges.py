@@ -8,10 +8,12 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+import falcon.asgi
 import httpx
 import pytest
 
 from gateway.config import GatewayConfig, Listeners, NeuronSettings
+from gateway.dialects import RequestContext
 from gateway.dialects.registry import DIALECTS
 from gateway.refusals import Refusal
 from ipc.errors import Code, CortexError
@@ -47,17 +49,30 @@ class Shouter:
         return b"\nALAS\n"
 
 
+class Remembered:
+    """What such a dialect remembers, by its number."""
+
+    def __init__(self, store: dict[bytes, bytes]) -> None:
+        self._store = store
+
+    async def on_get(self, req: falcon.asgi.Request, resp: falcon.asgi.Response, number: str) -> None:
+        if number.encode() not in self._store:
+            raise CortexError(Code.BAD_REQUEST, "who knows")
+        resp.data = self._store[number.encode()].upper()
+
+
 class Shouting:
     """A dialect whose requests are `MODEL: TEXT`, or the number of one that it remembers."""
 
-    embeddings: dict[str, Any] = {}
+    replies: dict[str, Any] = {}
 
     def __init__(self) -> None:
         self.generations = {PATH: self.parse}
         self.asked = asyncio.Event()
         self.store: dict[bytes, bytes] = {}
+        self.resources = {f"{PATH}/{{number}}": Remembered(self.store)}
 
-    async def parse(self, body: bytes, request_id: str) -> tuple[Generate, Shouter]:
+    async def parse(self, body: bytes, context: RequestContext) -> tuple[Generate, Shouter]:
         body = bytes(body)
         self.asked.set()
         while body.isdigit():
@@ -84,7 +99,7 @@ def make_gateway(neuron: NeuronThread, tmp_path_factory: pytest.TempPathFactory)
             gateway=Listeners(metrics_listen=None),
             neurons=[NeuronSettings(name="fake", endpoint=neuron.endpoint)],
         )
-        return Gateway(settings, (*dialects, *DIALECTS))
+        return Gateway(settings, (*(lambda services, each=each: each for each in dialects), *DIALECTS))
 
     return make
 
@@ -145,6 +160,20 @@ def test_its_errors_are_in_its_envelope_whoever_raises_them(make_gateway: Callab
     assert page.text.startswith("FORBIDDEN (")
     (other,) = ask(make_gateway, b"{}", path="/v1/nothing")
     assert json.loads(other.text)["error"]["code"] == "route_not_found"
+
+
+def test_it_may_have_resources_of_its_own(make_gateway: Callable[..., Any]) -> None:
+    async def run() -> None:
+        dialect = Shouting()
+        dialect.store[b"7"] = b"remembered"
+        async with serving(make_gateway(dialect)) as client:
+            assert (await client.get(f"{PATH}/7")).text == "REMEMBERED"
+            unknown = await client.get(f"{PATH}/8")
+            assert unknown.status_code == 418
+            assert unknown.text.endswith("WHO KNOWS")
+            assert (await client.put(f"{PATH}/7")).text.startswith("METHOD_NOT_ALLOWED (")
+
+    asyncio.run(run())
 
 
 def test_reading_a_request_may_wait_while_others_are_served(make_gateway: Callable[..., Any]) -> None:

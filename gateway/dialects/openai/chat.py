@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from gateway.dialects import free_json
+from gateway.dialects import RequestContext, free_json
 from gateway.dialects.openai.common import (
     NEUTRAL,
     Count,
@@ -144,7 +144,7 @@ class ChatFields(refusing(CHAT_NEUTRAL), kw_only=True):
 _decoder = msgspec.json.Decoder(ChatFields)
 
 
-async def parse(body: bytes, request_id: str) -> tuple[Generate, ChatRenderer]:
+async def parse(body: bytes, context: RequestContext) -> tuple[Generate, ChatRenderer]:
     """Read a request.
 
     Raises:
@@ -175,7 +175,7 @@ async def parse(body: bytes, request_id: str) -> tuple[Generate, ChatRenderer]:
     names |= {"must_call": "tool_choice", "template_args": "chat_template_kwargs"}
     if fields.max_completion_tokens:
         names["max_tokens"] = "max_completion_tokens"
-    return generate, ChatRenderer(fields, request_id, names)
+    return generate, ChatRenderer(fields, context.request_id, names)
 
 
 def _message(turn: Turn, param: str) -> Message:

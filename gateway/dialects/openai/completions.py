@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
+from gateway.dialects import RequestContext
 from gateway.dialects.openai.common import (
     MAX_CHOICES,
     NEUTRAL,
@@ -53,7 +54,7 @@ MAX_TOKENS = 16  # OpenAI's default
 _decoder = msgspec.json.Decoder(CompletionFields)
 
 
-async def parse(body: bytes, request_id: str) -> tuple[Generate, CompletionRenderer]:
+async def parse(body: bytes, context: RequestContext) -> tuple[Generate, CompletionRenderer]:
     """Read a request.
 
     Raises:
@@ -80,7 +81,7 @@ async def parse(body: bytes, request_id: str) -> tuple[Generate, CompletionRende
         priority=fields.priority or 0,
         cache_salt=fields.cache_salt or "",
     )
-    return generate, CompletionRenderer(fields, request_id, names, choices)
+    return generate, CompletionRenderer(fields, context.request_id, names, choices)
 
 
 def _choices(prompt: str | list[int] | list[str] | list[list[int]], n: int) -> int:

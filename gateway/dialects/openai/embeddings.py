@@ -8,6 +8,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Struct
 
+from gateway.dialects import RequestContext
 from gateway.dialects.openai.common import Count, Int, Name, decode, encode, is_one, prompts, refuse, renamed
 from ipc.errors import CortexError
 from ipc.messages import Embed, Embeddings
@@ -48,7 +49,7 @@ class EmbeddingList(Struct):
 _decoder = msgspec.json.Decoder(EmbeddingFields)
 
 
-async def parse(body: bytes, request_id: str) -> tuple[Embed, EmbeddingRenderer]:
+async def parse(body: bytes, context: RequestContext) -> tuple[Embed, EmbeddingRenderer]:
     """Read a request.
 
     Raises:

@@ -1,10 +1,10 @@
-"""Requests for vectors, in any dialect."""
+"""Requests that one reply answers, such as those for vectors, in any dialect."""
 
 from __future__ import annotations
 
 import falcon.asgi
 
-from gateway.dialects import ParseEmbed
+from gateway.dialects import ParseOne, RequestContext
 from gateway.fleet.exchange import Exchange
 from gateway.fleet.view import Fleet
 from gateway.http.body import Bodies
@@ -13,21 +13,22 @@ from gateway.http.generation import EXCHANGE
 from ipc.errors import CortexError
 
 
-class EmbeddingsResource:
+class ReplyResource:
     """One address of one dialect."""
 
-    def __init__(self, fleet: Fleet, parse: ParseEmbed, bodies: Bodies) -> None:
+    def __init__(self, fleet: Fleet, parse: ParseOne, bodies: Bodies) -> None:
         self._fleet, self._parse, self._bodies = fleet, parse, bodies
 
     async def on_post(self, req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
         data = await self._bodies.read(req)
-        exchange = req.scope[EXCHANGE] = Exchange(self._fleet, req.context.request_id, caller(req))
-        request, answer = await self._parse(data, exchange.request_id)
+        context = RequestContext(req.context.request_id, caller(req), req.get_header)
+        exchange = req.scope[EXCHANGE] = Exchange(self._fleet, context.request_id, context.account)
+        request, answer = await self._parse(data, context)
         try:
             await exchange.send(request)
-            vectors = await exchange.vectors()
+            reply = await exchange.one()
         except CortexError as error:
             raise answer.in_client_words(error) from None
         resp.content_type = "application/json"
-        resp.data = answer.whole(vectors)
+        resp.data = answer.whole(reply)
         exchange.ready()
