@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct, field
 from msgspec.structs import replace
 
+from gateway.aliases import AliasError, Aliases
 from ipc.errors import CortexError
 from ipc.keys import load_public, load_secret
 from ipc.settings import ConfigError, Size, load_settings
@@ -68,6 +69,7 @@ class GatewayConfig(Struct, frozen=True, kw_only=True):
 
     gateway: Listeners = Listeners()
     eviction: EvictionPolicy = EvictionPolicy()
+    aliases: dict[str, str] = {}  # models, by the further names that they have here; see `Aliases`
     neurons: list[NeuronSettings] = field(
         default_factory=lambda: [NeuronSettings(name="local", endpoint="tcp://127.0.0.1:13131")]
     )
@@ -136,6 +138,10 @@ def _checked(config: GatewayConfig, path: str | Path) -> GatewayConfig:
             raise ConfigError(path, f"gateway.cors_origins[{i}]", text)
     if ours.key_file is not None:
         _usable(partial(load_secret, ours.key_file), path, "gateway.key_file")
+    try:
+        Aliases(config.aliases)
+    except AliasError as error:
+        raise ConfigError(path, f"aliases.{error.name}", error.message) from error
     if not config.neurons:
         raise ConfigError(path, "neurons", "the list is empty; a gateway needs a neuron to serve")
     names: dict[str, int] = {}

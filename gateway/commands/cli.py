@@ -87,10 +87,17 @@ def up_command(
     listen: Annotated[
         str, typer.Option(help="HOST:PORT of the API; port 0: a free one.")
     ] = "127.0.0.1:31313",
+    alias: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=MODEL",
+            help="A further name of a model, as often as you like; 'claude-*=demo' means all that begin so.",
+        ),
+    ] = None,
 ) -> None:
     """Start gateway, neuron and models on this host; Ctrl-C ends them."""
     try:
-        plan = make_plan(model or ["demo"], dtype and dtype.value, ranks, device, listen)
+        plan = make_plan(model or ["demo"], dtype and dtype.value, ranks, device, listen, alias or ())
         up.run(plan, Console())
     except UpError as error:
         _fail("up", error)

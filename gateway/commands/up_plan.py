@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gateway.aliases import AliasError, Aliases
 from gateway.config import split_address
 
 LOOPBACK = "127.0.0.1"
@@ -30,6 +31,7 @@ class Plan:
         neuron_port: on loopback.
         models: entries of the neuron's `models`.
         devices: the neuron's `devices`; None: every one that it finds.
+        aliases: of the models.
     """
 
     listen: tuple[str, int]
@@ -37,6 +39,7 @@ class Plan:
     neuron_port: int
     models: list[dict[str, Any]]
     devices: list[str] | None
+    aliases: dict[str, str]
 
     @property
     def base(self) -> str:
@@ -64,11 +67,19 @@ class Plan:
                 "metrics_listen": f"{LOOPBACK}:{self.metrics_port}",
                 "log_level": "WARNING",
             },
+            "aliases": self.aliases,
             "neurons": [{"name": socket.gethostname(), "endpoint": self.neuron_endpoint}],
         }
 
 
-def make_plan(models: Sequence[str], dtype: str | None, ranks: int, device: str | None, listen: str) -> Plan:
+def make_plan(
+    models: Sequence[str],
+    dtype: str | None,
+    ranks: int,
+    device: str | None,
+    listen: str,
+    aliases: Sequence[str] = (),
+) -> Plan:
     """Check what can be checked before anything starts, and choose the ports that nobody named.
 
     Raises:
@@ -82,6 +93,7 @@ def make_plan(models: Sequence[str], dtype: str | None, ranks: int, device: str 
     for name in ids:
         if ids.count(name) > 1:
             raise UpError(f"--model: two models would have the id {name!r}")
+    named = parse_aliases(aliases, ids)
     try:
         host, port = split_address(listen)
     except ValueError as error:
@@ -91,7 +103,8 @@ def make_plan(models: Sequence[str], dtype: str | None, ranks: int, device: str 
         port = api.getsockname()[1]
         metrics = _socket_near(port + 1 if port < 65535 else 0)
         with metrics, _socket_near(neuron_port) as neuron:
-            return Plan((host, port), metrics.getsockname()[1], neuron.getsockname()[1], entries, devices)
+            ports = metrics.getsockname()[1], neuron.getsockname()[1]
+            return Plan((host, port), *ports, entries, devices, named)
 
 
 def _socket_near(port: int) -> socket.socket:
@@ -113,6 +126,26 @@ def parse_devices(text: str) -> list[str]:
     if len(set(devices)) < len(devices):
         raise UpError(f"--device {text}: a device is named twice")
     return devices
+
+
+def parse_aliases(texts: Sequence[str], models: Sequence[str]) -> dict[str, str]:
+    """Models by alias, as `NAME=MODEL` says each; UpError when one leads to none of `models`."""
+    targets: dict[str, str] = {}
+    for text in texts:
+        name, equals, target = text.partition("=")
+        if not equals:
+            raise UpError(f"--alias {text}: expected NAME=MODEL")
+        if name in targets:
+            raise UpError(f"--alias {text}: {name} means {targets[name]} already")
+        targets[name] = target
+    try:
+        ends = Aliases(targets).targets()
+    except AliasError as error:
+        raise UpError(f"--alias {error.name}={targets[error.name]}: {error.message}") from error
+    for name, target in ends.items():
+        if target not in models:
+            raise UpError(f"--alias {name}={target}: there is no such model here, but {', '.join(models)}")
+    return targets
 
 
 def model_entry(name: str, dtype: str | None, ranks: int, devices: list[str] | None) -> dict[str, Any]:

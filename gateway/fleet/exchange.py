@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 from time import monotonic
 
+from gateway.aliases import naming_both
 from gateway.fleet.view import Fleet, Neuron
 from gateway.refusals import shown, status_of
 from gateway.telemetry import metrics
@@ -64,7 +65,8 @@ class Exchange:
         self._fleet = fleet
         self._began = monotonic()
         self._model = metrics.UNKNOWN
-        self._asked = ""  # the model's name for the log
+        self._name = ""  # the model's, for the log
+        self._asked = ""  # what the client calls it
         self._request: Asked | None = None
         self._neuron: Neuron | None = None
         self._call: Call | None = None
@@ -83,12 +85,15 @@ class Exchange:
     async def send(self, request: Asked) -> None:
         """Hand the request over. CortexError when no neuron can take it."""
         request.account, request.trace = self._caller, self.request_id
+        self._asked, request.model = request.model, self._fleet.resolve(request.model)
         self._request = request
+        self._name = shown(request.model)
         if self._fleet.knows(request.model):
-            self._model = self._asked = request.model
-        else:
-            self._asked = shown(request.model)
-        self._hold(*await self._place())
+            self._model = self._name = request.model
+        try:
+            self._hold(*await self._place())
+        except CortexError as error:
+            raise self._naming_the_alias(error) from None
 
     async def take(self, within: float) -> list[Reply]:
         """The replies that came since the last time, after waiting up to `within` seconds for the first.
@@ -150,7 +155,10 @@ class Exchange:
             if await self._move(error):
                 return
             error = self._refusal()
-        self._error, self.status = error, status_of(error)
+        self._error, self.status = self._naming_the_alias(error), status_of(error)
+
+    def _naming_the_alias(self, error: CortexError) -> CortexError:
+        return naming_both(error, self._asked, self._request.model)
 
     async def _move(self, error: CortexError) -> bool:
         """Hand the request to another neuron, where there is one."""
@@ -177,6 +185,10 @@ class Exchange:
             details=told.details,
         )
 
+    def _alias(self) -> str:
+        """What the client calls the model, for the log, where that is not its name."""
+        return "" if self._request is None or self._asked == self._request.model else shown(self._asked)
+
     def _hold(self, neuron: Neuron, reason: str) -> None:
         call = neuron.client.open(self._request)
         if self._call is not None:
@@ -188,9 +200,10 @@ class Exchange:
         self._metrics.in_flight.inc()
         if self._refusals or len(self._fleet.neurons) > 1:  # there was something to decide
             logger.info(
-                "request placed request_id=%s model=%s neuron=%s reason=%s refused=%s",
+                "request placed request_id=%s model=%s alias=%s neuron=%s reason=%s refused=%s",
                 self.request_id,
-                self._asked,
+                self._name,
+                self._alias(),
                 neuron.name,
                 reason,
                 ",".join(f"{other.name}:{error.code}" for other, error in self._refusals.items()),
@@ -233,10 +246,11 @@ class Exchange:
             self._count(duration)
         usage = self._usage()
         logger.info(
-            "request ended request_id=%s model=%s neuron=%s status=%d prompt_tokens=%d completion_tokens=%d "
-            "first_token=%.4f duration=%.4f reason=%s",
+            "request ended request_id=%s model=%s alias=%s neuron=%s status=%d prompt_tokens=%d "
+            "completion_tokens=%d first_token=%.4f duration=%.4f reason=%s",
             self.request_id,
-            self._asked,
+            self._name,
+            self._alias(),
             neuron,
             self.status,
             usage.prompt_tokens,

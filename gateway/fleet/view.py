@@ -20,6 +20,7 @@ from functools import partial
 import msgspec
 
 from gateway import config
+from gateway.aliases import Aliases
 from gateway.fleet import router
 from gateway.fleet.quotes import Quotes
 from ipc.client import NeuronClient
@@ -92,12 +93,17 @@ class Neuron:
 
 
 class Fleet:
-    """All neurons of a configuration. CortexError when a key of it cannot be used."""
+    """All neurons of a configuration, and the names that their models have.
+
+    Raises:
+        CortexError: a key of the configuration cannot be used.
+    """
 
     def __init__(self, settings: config.GatewayConfig) -> None:
         key_file = settings.gateway.key_file
         secret = load_secret(key_file) if key_file is not None else None
         self.neurons = [Neuron(entry, secret) for entry in settings.neurons]
+        self.aliases = Aliases(settings.aliases)
         self._eviction = msgspec.convert(settings.eviction, Eviction, from_attributes=True)
         self._quotes = Quotes()
         self._watches: list[asyncio.Task[None]] = []
@@ -115,8 +121,11 @@ class Fleet:
         deadline = asyncio.get_running_loop().time() + patience
         while not all(neuron.healthy for neuron in self.neurons):
             if asyncio.get_running_loop().time() > deadline:
-                return
+                break
             await asyncio.sleep(0.02)
+        for name, model in self.aliases.targets().items():
+            if not self.knows(model):
+                logger.warning("alias leads to a model that no neuron has yet alias=%s model=%s", name, model)
 
     async def stop(self) -> None:
         """Cancel what is open, and disconnect."""
@@ -131,6 +140,10 @@ class Fleet:
     def knows(self, model: str) -> bool:
         """Whether some neuron has, or had, that model: only then may its name become a label."""
         return any(model in neuron.models for neuron in self.neurons)
+
+    def resolve(self, asked: str) -> str:
+        """The model that is meant by what a client calls one."""
+        return self.aliases.resolve(asked, self.knows)
 
     def states(self, model: str) -> Iterator[tuple[Neuron, ModelState]]:
         """Where that model is, on neurons that answer."""

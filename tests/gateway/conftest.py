@@ -81,7 +81,14 @@ class NeuronThread:
 class GatewayProcess:
     """`gunicorn gateway:app`, from the repository, with a configuration of its own."""
 
-    def __init__(self, folder: Path, endpoint: str, *arguments: str, **settings: Any) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        endpoint: str,
+        *arguments: str,
+        aliases: dict[str, str] | None = None,
+        **settings: Any,
+    ) -> None:
         self.port, self.metrics_port = free_ports(2)
         self.base = f"http://127.0.0.1:{self.port}"
         gateway = {
@@ -92,6 +99,7 @@ class GatewayProcess:
         self.config = {
             "gateway": gateway | settings,
             "eviction": {"strategy": "priority", "defrag_after_cycles": 7},
+            "aliases": aliases or {},
             "neurons": [{"name": "fake", "endpoint": endpoint}],
         }
         path = folder / "cortex.yaml"

@@ -20,12 +20,14 @@ def test_models_are_listed_in_order_with_where_they_are(http: httpx.Client, gate
         "object": "model",
         "created": 1_700_000_000,
         "owned_by": "cortex",
+        "display_name": "echo",
         "status": "ready",
         "loaded": True,
         "capabilities": ["completion", "chat"],
         "locations": [{"neuron": "fake", "status": "ready", "devices": []}],
         "max_model_len": 4096,
         "context_length": 4096,
+        "max_input_tokens": 4096,
     }
 
 

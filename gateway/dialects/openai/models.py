@@ -1,0 +1,47 @@
+"""Models as OpenAI lists them, with what else clients and people like to know."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from gateway.fleet.listing import ListedModel
+from gateway.fleet.view import Neuron
+from ipc.messages import ModelState
+
+
+def model_list(models: Sequence[ListedModel]) -> dict[str, Any]:
+    return {"object": "list", "data": [model(each) for each in models]}
+
+
+def model(listed: ListedModel) -> dict[str, Any]:
+    """One entry. The context length has the three names that clients look for."""
+    entry: dict[str, Any] = {
+        "id": listed.id,
+        "object": "model",
+        "created": listed.created,
+        "owned_by": "cortex",
+        "display_name": listed.display_name,
+        "status": listed.status,
+        "loaded": listed.status == "ready",
+        "capabilities": listed.capabilities,
+        "locations": [_location(neuron, state) for neuron, state in listed.places],
+    }
+    if listed.id != listed.model:
+        entry["alias_of"] = listed.model
+    if context := listed.context_length:
+        entry["max_model_len"] = entry["context_length"] = entry["max_input_tokens"] = context
+        if listed.context_wanted > context:
+            entry["context_length_with_more_memory"] = listed.context_wanted
+    return entry
+
+
+def _location(neuron: Neuron, state: ModelState) -> dict[str, Any]:
+    location: dict[str, Any] = {"neuron": neuron.name, "status": state.status, "devices": state.devices}
+    if state.progress is not None:
+        location["progress"] = state.progress
+    if state.seconds_left is not None:
+        location["seconds_left"] = round(state.seconds_left, 1)
+    if state.error is not None:
+        location["error"] = state.error
+    return location

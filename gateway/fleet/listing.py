@@ -1,0 +1,96 @@
+"""The models of the whole fleet, as one list: each as its best place has it, and once more by each alias."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gateway.aliases import naming_both
+from gateway.fleet import router
+from gateway.fleet.view import Fleet, Neuron
+from ipc.errors import CortexError
+from ipc.messages import ModelState, ModelStatus
+
+# Of a model that is in several places the best status is shown.
+_BEST_FIRST: tuple[ModelStatus, ...] = (
+    "ready",
+    "restarting",
+    "loading",
+    "waiting",
+    "draining",
+    "unloaded",
+    "unloading",
+    "failed",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ListedModel:
+    """A model under one of its names.
+
+    Attributes:
+        id: the name.
+        model: the model's own name, of which `id` may be an alias.
+        places: the neurons that have it, with what they say of it.
+    """
+
+    id: str
+    model: str
+    places: list[tuple[Neuron, ModelState]]
+
+    @property
+    def states(self) -> list[ModelState]:
+        return [state for _, state in self.places]
+
+    @property
+    def display_name(self) -> str:
+        """For people: without the name of whoever published it, and with the model where it is an alias."""
+        name = self.model.rpartition("/")[2] or self.model
+        return name if self.id == self.model else f"{self.id} ({name})"
+
+    @property
+    def created(self) -> int:
+        """Unix time of its checkpoint, the newest one."""
+        return max((state.created for state in self.states), default=0)
+
+    @property
+    def status(self) -> ModelStatus:
+        return min((state.status for state in self.states), key=_BEST_FIRST.index, default="unloaded")
+
+    @property
+    def context_length(self) -> int:
+        """Tokens of prompt and answer, the smallest of all places; 0: not known yet."""
+        return min((state.context_length for state in self.states if state.context_length), default=0)
+
+    @property
+    def context_wanted(self) -> int:
+        """What it would be with enough memory."""
+        return max((state.context_wanted for state in self.states), default=0)
+
+    @property
+    def capabilities(self) -> list[str]:
+        """What it can do in some place; "chat" needs a chat template, and "tools" one that takes them."""
+        return ["completion"] + [
+            name for name in ("chat", "tools", "reasoning") if any(getattr(s, name) for s in self.states)
+        ]
+
+
+def every(fleet: Fleet) -> list[ListedModel]:
+    """All that can be asked for, in the order of their ids."""
+    models = {model: model for neuron in fleet.neurons if neuron.healthy for model in neuron.models}
+    names = models | fleet.aliases.listed(models.__contains__)
+    return [ListedModel(name, model, list(fleet.states(model))) for name, model in sorted(names.items())]
+
+
+def one(fleet: Fleet, asked: str) -> ListedModel:
+    """What a client that asks for `asked` would get.
+
+    Raises:
+        CortexError: no neuron has it, or those that have it are away.
+    """
+    model = fleet.resolve(asked)
+    try:
+        if not router.able(fleet.neurons, model):
+            raise router.absent(fleet.neurons, model)
+    except CortexError as error:
+        raise naming_both(error, asked, model) from None
+    return ListedModel(asked, model, list(fleet.states(model)))
