@@ -25,6 +25,7 @@ from ipc.errors import Code, CortexError
 from ipc.messages import Structured
 from ipc.worker_messages import GRAMMAR_LIMITS, Constraint
 from neuron.grammar import json_schema
+from neuron.text.formats.lark import JSON_OPTIONS, quoted
 from neuron.text.tags import END_THINK, THINK
 
 NAMES = {
@@ -43,9 +44,6 @@ CHECKER = Path(__file__).with_name("check.py")
 
 Thought = Literal["none", "open", "possible"]
 
-# Between JSON's marks: a space, or a line break and an indentation. A model cannot write space for ever.
-WHITESPACE = r" |\n(?: {0,32}|\t{0,8})"
-JSON_OPTIONS = {"x-guidance": {"whitespace_pattern": WHITESPACE}}
 OPTIONS = '%llguidance {"no_forcing": true}'  # a text may be spelled with whatever tokens the model likes
 CLASSES = "dws"  # \d, \w and \s stand for ASCII characters, as in the patterns of a JSON schema
 
@@ -145,11 +143,6 @@ def _checked(field: str, schema: Any) -> tuple[dict[str, Any], list[str]]:
         raise _refused(field, unfit.reason, unfit.pointer) from unfit
     except (RecursionError, TypeError, ValueError) as error:
         raise _refused(field, f"it is no JSON that can be read: {error}") from error
-
-
-def quoted(value: Any) -> str:
-    """JSON inside of Lark, which takes no delete character as it is."""
-    return json.dumps(value).replace("\x7f", "\\u007f")
 
 
 def _check_length(field: str, pattern: str) -> None:

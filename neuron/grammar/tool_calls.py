@@ -16,9 +16,10 @@ from typing import Any
 from ipc.messages import Structured, Tool
 from ipc.worker_messages import Constraint
 from neuron.grammar import json_schema
-from neuron.grammar.structured import JSON_OPTIONS, OPTIONS, Thought, fault, form, hold, quoted
+from neuron.grammar.structured import OPTIONS, Thought, fault, form, hold
 from neuron.refusals import bad_request
 from neuron.text.formats.hermes import HERMES
+from neuron.text.formats.lark import Lark
 from neuron.text.formats.tool_format import ToolFormat
 
 ANY_OBJECT = {"type": "object"}
@@ -72,33 +73,18 @@ def _grammar(
 ) -> str:
     """`start`, which names `calls`, and what these are. It was tried."""
 
-    def lark(schemas: Sequence[dict[str, Any]], tag: Callable[[str], str]) -> str:
-        """`tag` says how a tag is written there."""
-        calls = [
-            f"{quoted(written.head(tool.name))} %json {quoted(schema | JSON_OPTIONS)} {quoted(written.tail)}"
-            for tool, schema in zip(tools, schemas, strict=True)
-        ]
-        any_call = " | ".join(f"call_{number}" for number in range(len(calls)))
-        return "\n".join(
-            [
-                start,
-                "calls: call" if once else 'calls: call ("\\n" call)*',
-                f'call: {tag(written.opening)} "\\n" ({any_call}) "\\n" {tag(written.closing)}',
-                *(f"call_{number}: {call}" for number, call in enumerate(calls)),
-                OPTIONS,
-            ]
-        )
-
-    def spelled(tag: str) -> str:
-        """A tag as the model writes it: as a token where it has one, else as text."""
-        return tag if len(encode(tag)) == 1 else quoted(tag)
+    def lark(schemas: Sequence[dict[str, Any]], tokens: dict[str, int]) -> str:
+        """`tokens`: markers that are written as such."""
+        named = [(tool.name, schema) for tool, schema in zip(tools, schemas, strict=True)]
+        return "\n".join([start, *written.rules(named, once, Lark(tokens)), OPTIONS])
 
     schemas = [_schema(tool.parameters) for tool in tools]
-    if fault(lark(schemas, quoted)) is not None:
+    if fault(lark(schemas, {})) is not None:
         schemas = [ANY_OBJECT] * len(tools)
-        if (found := fault(lark(schemas, quoted))) is not None:
+        if (found := fault(lark(schemas, {}))) is not None:
             raise bad_request("tools", f"tools cannot be held to a grammar: {found[0]}")
-    return lark(schemas, spelled)
+    encoded = {mark: encode(mark) for mark in written.markers}
+    return lark(schemas, {mark: ids[0] for mark, ids in encoded.items() if len(ids) == 1})
 
 
 def _schema(parameters: dict[str, Any]) -> dict[str, Any]:

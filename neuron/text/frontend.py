@@ -43,7 +43,7 @@ class TextFrontEnd:
         tokenizer = TextTokenizer(
             checkpoint.tokenizer_file,
             checkpoint.config.vocab_size,
-            shown=(THINK, END_THINK, calls.opening, calls.closing),
+            shown=(THINK, END_THINK, *calls.markers),
         )
         templates = {
             name: ChatTemplate(source, checkpoint.special_tokens, _template_file(Path(checkpoint.folder)))
@@ -112,7 +112,7 @@ class TextFrontEnd:
         if rendered is None:
             return AnswerParser(stop=stop, include_stop=include_stop)
         tools = self.tool_format.parser(
-            request.must_call or [tool.name for tool in request.tools],
+            [tool for tool in request.tools if not request.must_call or tool.name in request.must_call],
             None if request.parallel_tool_calls else 1,
             only=bool(request.must_call),
             first=request.structured is not None,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from ipc.messages import ToolCall, ToolCallDelta
-from neuron.text.formats.tool_format import CallParser
+from neuron.text.formats.call_parser import CallParser
 from neuron.text.reasoning import ReasoningSplitter
 from neuron.text.stops import StopStrings
 from neuron.text.tags import SPACE

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neuron.text.formats.hermes import ToolCallParser, parse_call
+from ipc.messages import Tool
+from neuron.text.formats.hermes import HermesParser
 from neuron.text.parser import AnswerParser
 from neuron.text.reasoning import ReasoningSplitter
 from tests.neuron.chunks import cut
@@ -29,11 +30,12 @@ CALL = st.builds(
 SCRAP = st.sampled_from(
     ["<tool_call>", "</tool_call>", "<tool", "</", "<", " ", "\n", "a", '{"name": "f"', "}", '"', "[1]", "é"]
 )
+TOOLS = [Tool.function(name) for name in ("get_weather", "get_time", "send")]
 TEXT = st.lists(CALL | SCRAP, max_size=8).map("".join)
 
 
 def parser_of(**limits):
-    return AnswerParser(tools=ToolCallParser(["get_weather", "get_time", "send"], **limits))
+    return AnswerParser(tools=HermesParser(TOOLS, **limits))
 
 
 def run(chunks, cut=False, **limits):
@@ -111,7 +113,6 @@ def test_calls_come_whole_and_in_order_with_the_arguments_as_written(all_argumen
 )
 def test_arguments_are_an_object_however_they_were_given(body, arguments):
     assert run([f"<tool_call>{body}</tool_call>"])[0] == [(0, "f", arguments)]
-    assert parse_call(body) == ("f", arguments)
 
 
 @pytest.mark.parametrize(
@@ -132,7 +133,6 @@ def test_arguments_are_an_object_however_they_were_given(body, arguments):
     ],
 )
 def test_what_is_no_call_is_none(body):
-    assert parse_call(body) is None
     text = f"<tool_call>{body}</tool_call>"
     assert run(["Hm \n" + text + "\nwell"])[0] == ["Hm \n" + text + "\nwell"]
 
@@ -160,15 +160,15 @@ def test_ids_of_calls_are_random_and_told_once():
     [
         ('<tool_call>{"name": "f", "arguments": {}\n</tool_call>', [(0, "f", "{}")]),
         ('<tool_call>{"name": "f", "arguments": {}}}\n</tool_call>', [(0, "f", "{}")]),
-        ('<tool_call>{"name": "f", "args": {"a": 1</tool_call>', [(0, "f", '{"a": 1')]),
+        ('<tool_call>{"name": "f", "args": {"a": 1</tool_call>', [(0, "f", '{"a": 1}')]),
         (
             '<tool_call>{"name": "f", "args": {"a": 1}}\n<tool_call>{"name": "g", "args": {}}',
             [(0, "f", '{"a": 1}'), (1, "g", "{}")],
         ),
-        ('<tool_call>{"name": "f", "args": {}} Done.', [(0, "f", "{}"), " Done."]),
+        ('<tool_call>{"name": "f", "args": {}} Done.', [(0, "f", "{}"), "Done."]),
         (
             '<tool_call>{"name": "f", "args": {"a": "two\nlines"}}</tool_call>',
-            [(0, "f", '{"a": "two\nlines"}')],
+            [(0, "f", '{"a": "two\\nlines"}')],
         ),
     ],
 )
@@ -237,7 +237,7 @@ def test_in_an_answer_of_calls_or_text_the_text_may_speak_of_calls():
 
 def test_a_stop_string_ends_text_and_neither_thoughts_nor_calls():
     call = '<tool_call>\n{"name": "f", "arguments": {"a": "END"}}\n</tool_call>'
-    parser = AnswerParser(ReasoningSplitter("<think>"), ToolCallParser(), ["END", "<", "\n\n"])
+    parser = AnswerParser(ReasoningSplitter("<think>"), HermesParser(), ["END", "<", "\n\n"])
     assert pieces_of(parser, [f"the END<>\n\nis</think>\n\nSo:{call}{call}\n\nNow.END."]) == {
         "text": "So:Now.",
         "reasoning": "the END<>\n\nis",
@@ -247,14 +247,14 @@ def test_a_stop_string_ends_text_and_neither_thoughts_nor_calls():
 
 
 def test_a_stop_string_of_space_ends_text_before_it_is_known_what_follows():
-    parser = AnswerParser(None, ToolCallParser(), ["\n\n"])
+    parser = AnswerParser(None, HermesParser(), ["\n\n"])
     assert parser.push("So:\n\n") == [("text", "So:")]
     assert parser.ended
 
 
 def test_a_stop_string_does_not_reach_across_a_call():
     call = '<tool_call>{"name": "f"}</tool_call>'
-    parser = AnswerParser(None, ToolCallParser(), ["ab"])
+    parser = AnswerParser(None, HermesParser(), ["ab"])
     assert pieces_of(parser, [f"a{call}b"])["text"] == "ab"
     assert not parser.ended
 
@@ -266,7 +266,7 @@ def test_a_stop_string_does_not_reach_across_a_call():
 )
 def test_stop_strings_see_the_same_text_however_it_was_cut(text_and_chunks, stop, include):
     def parser():
-        return AnswerParser(ReasoningSplitter(""), ToolCallParser(), stop, include)
+        return AnswerParser(ReasoningSplitter(""), HermesParser(), stop, include)
 
     text, chunks = text_and_chunks
     one, other = parser(), parser()
@@ -282,7 +282,7 @@ def test_text_before_a_call_comes_before_the_call_is_known():
 
 def test_calls_are_told_from_reasoning_and_need_tools():
     answer = '<think>I could <tool_call>.</think>\n\nSo: <tool_call>{"name": "f"}</tool_call>'
-    with_tools = AnswerParser(ReasoningSplitter("assistant\n"), ToolCallParser())
+    with_tools = AnswerParser(ReasoningSplitter("assistant\n"), HermesParser())
     kinds = with_tools.push(answer) + with_tools.finish()
     assert [kind for kind, _ in kinds] == ["reasoning", "text", "tool"]
     assert kinds[0][1] == "I could <tool_call>."

@@ -1,4 +1,4 @@
-"""Which format a model writes its tool calls in, by its chat template."""
+"""Which format a model writes its tool calls in: by its name, or by the model's chat template."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from collections.abc import Iterable
 from neuron.text.formats.hermes import HERMES
 from neuron.text.formats.tool_format import ToolFormat
 
-FORMATS = (HERMES,)
+# From the one with the most special signs to the one with the least.
+FORMATS: tuple[ToolFormat, ...] = (HERMES,)
+BY_NAME = {each.name: each for each in FORMATS}
 
 
 def tool_format(templates: Iterable[str]) -> ToolFormat:
     """The first format that one of a model's templates speaks of; Hermes, the most usual, where none does."""
+    templates = [*templates]
     found = (known for known in FORMATS if any(map(known.is_of, templates)))
     return next(found, HERMES)

@@ -1,61 +1,89 @@
-"""What a way to write tool calls has to offer: one file a format, and a line in the registry."""
+"""What a way to write tool calls has to offer.
+
+A new format is one file and one line in `registry.py`. The file holds
+
+1. a `CallParser` that reads calls, and nothing but the syntax of the format (see `call_parser.py`);
+2. a `ToolFormat`: how its chat templates are known (`is_of`), which tags are tokens in some vocabularies
+   (`markers`), how a call is written in a grammar (`written`, and `before`, `between` and `after` for what is
+   around calls), and what its templates want to be given differently (`hints`).
+
+What it writes in a grammar its parser reads; what its chat templates render for calls its parser reads as the
+same calls. `tests/neuron/test_tool_formats.py` holds every registered format to that.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, ClassVar
 
-from ipc.messages import ToolCall, ToolCallDelta
+from neuron.text.formats.call_parser import CallParser
+from neuron.text.formats.lark import Lark
 
-Part = tuple[Literal["text"], str] | tuple[Literal["tool"], ToolCallDelta]
-
-
-class CallParser(Protocol):
-    """Finds tool calls in the text of one answer as it streams."""
-
-    @property
-    def calls(self) -> list[ToolCall]:
-        """The calls so far; the last one may be incomplete."""
-        ...
-
-    @property
-    def limited(self) -> bool:
-        """Whether a call may end the answer."""
-        ...
-
-    @property
-    def over(self) -> bool:
-        """Whether there were as many calls as there may be."""
-        ...
-
-    def push(self, text: str) -> list[Part]:
-        """Take more text; the parts that are sure."""
-        ...
-
-    def finish(self, cut: bool = False) -> list[Part]:
-        """What was held back, once it is known that nothing follows."""
-        ...
+Schema = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class ToolFormat:
-    """A format. Without state: one for all models that write it.
+class TemplateHints:
+    """What the chat templates of a format read otherwise than most.
 
     Attributes:
-        opening, closing: the tags around a call, which are text even where they are special tokens.
-        head: what comes before the arguments of a call, which are JSON, from the tool's name.
-        tail: what comes after them.
-        parser: makes a parser for one answer; for its arguments see `hermes.ToolCallParser`.
+        arguments_as_text: arguments of calls are JSON text, not an object.
+        call_id: makes an id that they take of any; the same one each time.
     """
 
-    name: str
-    opening: str
-    closing: str
-    head: Callable[[str], str]
-    tail: str
-    parser: Callable[..., CallParser]
+    arguments_as_text: bool = False
+    call_id: Callable[[str], str] | None = None
 
+
+class ToolFormat(ABC):
+    """A format. Without state: one object for all models that write it.
+
+    Attributes:
+        name: by which it can be chosen.
+        parser: reads calls in the text of one answer.
+        markers: tags, or parts of tags, that are tokens of their own in the vocabulary of some models. They
+            are text even where these tokens are special, and where they are tokens, text that merely looks
+            like them is no tag.
+        before, between, after: what is written around calls and between them.
+        hints: for its chat templates.
+    """
+
+    name: ClassVar[str]
+    parser: ClassVar[type[CallParser]]
+    markers: ClassVar[tuple[str, ...]] = ()
+    before: ClassVar[str] = ""
+    between: ClassVar[str] = "\n"
+    after: ClassVar[str] = ""
+    hints: ClassVar[TemplateHints] = TemplateHints()
+
+    @abstractmethod
     def is_of(self, template: str) -> bool:
         """Whether a chat template has its model write calls this way."""
-        return self.opening in template
+
+    @abstractmethod
+    def written(self, name: str, schema: Schema, lark: Lark) -> str:
+        """A call of the tool `name` as an expression of a grammar.
+
+        Args:
+            schema: of its arguments, an object. A grammar can be made of it.
+            lark: writes text, JSON and rules.
+        """
+
+    def rules(self, tools: Sequence[tuple[str, Schema]], once: bool, lark: Lark) -> list[str]:
+        """The rule `calls`, and those that it refers to.
+
+        Args:
+            tools: that may be called.
+            once: there is one call, not several.
+        """
+        calls = [f"call_{number}: {self.written(*tool, lark)}" for number, tool in enumerate(tools)]
+        any_call = " | ".join(f"call_{number}" for number in range(len(tools)))
+        more = "" if once else f" ({_optional(lark, self.between)} call)*"
+        before, after = _optional(lark, self.before), _optional(lark, self.after)
+        return [f"calls: {before} call{more} {after}", f"call: {any_call}", *calls, *lark.rules]
+
+
+def _optional(lark: Lark, text: str) -> str:
+    return lark.text(text) if text else ""

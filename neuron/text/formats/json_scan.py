@@ -1,0 +1,118 @@
+"""Reads a JSON value as it is being written: where it ends, and what can only have been meant."""
+
+from __future__ import annotations
+
+import re
+
+import msgspec
+
+from neuron.text.tags import SPACE, TOKEN
+
+_IN_STRING = re.compile(rf'["\\\x00-\x1f{TOKEN}]')
+_OUTSIDE = re.compile(r'["{}\[\]]|[^\s\w:,.+\-]')  # what opens and closes, and what no JSON has here
+_SCALAR = re.compile(r"[\w.+\-]*")
+_CLOSES = {"{": "}", "[": "]"}
+
+
+class JsonScan:
+    """Scans one value, however its text was cut, in time that is linear in its length.
+
+    Line breaks and tabs that stand in a string as they are become the escapes that JSON wants there.
+
+    Args:
+        opened: brackets that are open already.
+
+    Attributes:
+        whole: the value is complete.
+        stuck: what follows is no JSON, so the value is over without being complete.
+    """
+
+    __slots__ = ("_closers", "_escaped", "_in_string", "_started", "stuck", "whole")
+
+    def __init__(self, opened: str = "") -> None:
+        self.whole = self.stuck = False
+        self._closers = [_CLOSES[bracket] for bracket in opened]
+        self._started = bool(opened)
+        self._in_string = self._escaped = False
+
+    def read(self, text: str, at: int, ended: bool = False) -> tuple[str, int]:
+        """Read on in `text` from `at`, as far as the value goes.
+
+        Args:
+            ended: nothing follows `text`.
+
+        Returns:
+            What was read, mended, and where in `text` the scan stands.
+        """
+        if not self._started:
+            if at == len(text):
+                return "", at
+            self._started = True
+            if text[at] not in '"{[':
+                return self._read_scalar(text, at, ended)
+        elif not self._closers and not self._in_string:
+            return self._read_scalar(text, at, ended)
+        pieces: list[str] = []
+        start = at
+        while not self.whole:
+            if self._escaped and at < len(text):
+                at, self._escaped = at + 1, False
+            found = (_IN_STRING if self._in_string else _OUTSIDE).search(text, at)
+            if found is None:
+                at = len(text)
+                break
+            at, mark = found.end(), found[0]
+            if mark == '"':
+                self._in_string = not self._in_string
+                self.whole = not self._in_string and not self._closers
+            elif mark == "\\" and self._in_string:
+                self._escaped = True
+            elif self._in_string:
+                pieces += (text[start : at - 1], "" if mark == TOKEN else _escape(mark))
+                start = at
+            elif mark in _CLOSES:
+                self._closers.append(_CLOSES[mark])
+            elif mark in "}]":
+                self._closers.pop()
+                self.whole = not self._closers
+            else:
+                at, self.stuck = at - 1, True
+                break
+        return "".join([*pieces, text[start:at]]), at
+
+    def skip(self) -> None:
+        """Go on behind the next character, which is no JSON."""
+        self.stuck, self._escaped = False, True
+
+    def _read_scalar(self, text: str, at: int, ended: bool) -> tuple[str, int]:
+        """A number, true, false or null: it ends where something else begins."""
+        end = _SCALAR.match(text, at).end()  # type: ignore[union-attr]
+        self.whole = end < len(text) or ended
+        return text[at:end], end
+
+    def ending(self, said: str) -> str | None:
+        """What is missing at the end of the value, of which `said` is all that was read; None where it could
+        be one thing or another."""
+        if self._in_string or not is_json(missing := said + "".join(reversed(self._closers))):
+            return None
+        return missing[len(said) :]
+
+
+def is_json(text: str) -> bool:
+    """Whether it is one JSON value."""
+    try:
+        msgspec.json.decode(text)
+    except (msgspec.MsgspecError, RecursionError, UnicodeEncodeError):
+        return False
+    return True
+
+
+def _escape(character: str) -> str:
+    return msgspec.json.encode(character)[1:-1].decode()
+
+
+def mended(text: str) -> str:
+    """One JSON value, with what can only have been meant."""
+    scan = JsonScan()
+    said, at = scan.read(text.strip(SPACE), 0, ended=True)
+    return said + (scan.ending(said) or "") + text.strip(SPACE)[at:]
