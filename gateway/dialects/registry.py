@@ -2,10 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
 from gateway.dialects import MakeDialect
+from gateway.dialects.anthropic import models as anthropic_models
+from gateway.dialects.openai import models as openai_models
 from gateway.dialects.openai.dialect import OpenAI
+from gateway.fleet.listing import ListedModel
 
 DIALECTS: tuple[MakeDialect, ...] = (OpenAI,)
 
 # How errors look where no dialect is known: at other addresses, and where a request is no HTTP.
 default_refuse = OpenAI.refuse
+
+
+class ModelShapes(Protocol):
+    """How a dialect writes what it is told of models."""
+
+    def model_list(
+        self, models: Sequence[ListedModel], param: Callable[[str], str | None]
+    ) -> dict[str, Any]: ...
+
+    def model(self, listed: ListedModel) -> dict[str, Any]: ...
+
+
+def model_shapes(header: Callable[[str], str | None]) -> ModelShapes:
+    """Those of the client with these headers: two dialects list models at one address."""
+    return openai_models if header("anthropic-version") is None else anthropic_models

@@ -1,11 +1,11 @@
-"""The models of the whole fleet, as one list."""
+"""The models of the whole fleet, as one list, in the shape that the client speaks."""
 
 from __future__ import annotations
 
 import falcon.asgi
 import msgspec
 
-from gateway.dialects.openai import models
+from gateway.dialects.registry import model_shapes
 from gateway.fleet import listing
 from gateway.fleet.view import Fleet
 
@@ -17,7 +17,8 @@ class ModelsResource:
         self._fleet = fleet
 
     async def on_get(self, req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
-        resp.data = msgspec.json.encode(models.model_list(listing.every(self._fleet)))
+        shapes = model_shapes(req.get_header)
+        resp.data = msgspec.json.encode(shapes.model_list(listing.every(self._fleet), req.get_param))
 
     on_head = on_get
 
@@ -29,6 +30,7 @@ class ModelResource:
         self._fleet = fleet
 
     async def on_get(self, req: falcon.asgi.Request, resp: falcon.asgi.Response, model: str) -> None:
-        resp.data = msgspec.json.encode(models.model(listing.one(self._fleet, model)))
+        shapes = model_shapes(req.get_header)
+        resp.data = msgspec.json.encode(shapes.model(listing.one(self._fleet, model)))
 
     on_head = on_get

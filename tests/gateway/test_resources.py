@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import httpx
 import openai
 import pytest
@@ -85,3 +87,76 @@ def test_version_says_what_runs(http: httpx.Client) -> None:
     version = http.get("/version").json()
     assert version["protocol"] == f"{PROTOCOL_MAJOR}.{PROTOCOL_MINOR}"
     assert {"version", "python", "gunicorn", "falcon"} <= version.keys()
+
+
+# --- as Anthropic lists models --------------------------------------------------------------------------
+
+CLAUDE = {"anthropic-version": "2023-06-01"}
+
+
+def test_a_client_of_anthropic_has_models_in_its_own_shape(http: httpx.Client) -> None:
+    body = http.get("/v1/models?limit=1000", headers=CLAUDE).json()
+    ids = [model["id"] for model in body["data"]]
+    assert ids == sorted(ids)
+    assert (body["has_more"], body["first_id"], body["last_id"]) == (False, ids[0], ids[-1])
+    (echo,) = [model for model in body["data"] if model["id"] == "echo"]
+    assert http.get("/v1/models/echo", headers=CLAUDE).json() == echo
+    capabilities = echo.pop("capabilities")
+    assert echo == {
+        "type": "model",
+        "id": "echo",
+        "display_name": "echo",
+        "created_at": "2023-11-14T22:13:20Z",
+        "max_input_tokens": 4096,
+        "max_tokens": 4096,
+        "lifecycle": "active",
+        "deprecated_at": None,
+        "retires_at": None,
+        "line": None,
+    }
+    assert capabilities["structured_outputs"] == {"supported": True}
+    assert capabilities["thinking"]["types"]["adaptive"] == {"supported": False}
+
+
+def test_pages_of_models_follow_each_other_in_both_directions(http: httpx.Client) -> None:
+    def page(query: str) -> dict[str, Any]:
+        return http.get(f"/v1/models?{query}", headers=CLAUDE).json()
+
+    everything = [model["id"] for model in page("limit=1000")["data"]]
+    assert len(page("")["data"]) == min(20, len(everything))
+    forwards: list[str] = []
+    query = "limit=7"
+    while True:
+        part = page(query)
+        forwards += [model["id"] for model in part["data"]]
+        if not part["has_more"]:
+            break
+        query = f"limit=7&after_id={part['last_id']}"
+    assert forwards == everything
+    backwards = everything[-1:]
+    while (part := page(f"limit=7&before_id={backwards[0]}"))["data"]:
+        backwards = [model["id"] for model in part["data"]] + backwards
+        assert part["has_more"] == (backwards[0] != everything[0])
+    assert backwards == everything
+    assert part == {"data": [], "has_more": False, "first_id": None, "last_id": None}
+
+
+@pytest.mark.parametrize(
+    ("query", "param"),
+    [
+        ("limit=0", "limit"),
+        ("limit=1001", "limit"),
+        ("limit=x", "limit"),
+        ("limit=", "limit"),
+        ("limit=" + "9" * 5000, "limit"),
+        ("after_id=nothing", "after_id"),
+        ("before_id=nothing", "before_id"),
+        ("after_id=echo&before_id=slow", "before_id"),
+    ],
+)
+def test_a_page_that_cannot_be_is_refused_by_its_parameter(
+    http: httpx.Client, query: str, param: str
+) -> None:
+    answer = http.get(f"/v1/models?{query}", headers=CLAUDE)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"].startswith(f"{param}: ")

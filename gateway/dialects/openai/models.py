@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from gateway.fleet.listing import ListedModel
@@ -10,7 +10,8 @@ from gateway.fleet.view import Neuron
 from ipc.messages import ModelState
 
 
-def model_list(models: Sequence[ListedModel]) -> dict[str, Any]:
+def model_list(models: Sequence[ListedModel], param: Callable[[str], str | None]) -> dict[str, Any]:
+    """All of them: there are no pages."""
     return {"object": "list", "data": [model(each) for each in models]}
 
 
