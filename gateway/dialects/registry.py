@@ -7,11 +7,12 @@ from typing import Any, Protocol
 
 from gateway.dialects import MakeDialect
 from gateway.dialects.anthropic import models as anthropic_models
+from gateway.dialects.anthropic.dialect import Anthropic
 from gateway.dialects.openai import models as openai_models
 from gateway.dialects.openai.dialect import OpenAI
 from gateway.fleet.listing import ListedModel
 
-DIALECTS: tuple[MakeDialect, ...] = (OpenAI,)
+DIALECTS: tuple[MakeDialect, ...] = (OpenAI, Anthropic)
 
 # How errors look where no dialect is known: at other addresses, and where a request is no HTTP.
 default_refuse = OpenAI.refuse

@@ -53,6 +53,7 @@ class Gateway:
         self._bodies = bodies = Bodies(ours.body_limit, ours.body_memory)
         services = Services(fleet, bodies.read, settings)
         routes: dict[str, object] = {
+            "/": VersionResource(),  # where some clients look whether anybody is there
             "/v1/models": ModelsResource(fleet),
             "/v1/models/{model:path}": ModelResource(fleet),
             "/health": HealthResource(fleet),
@@ -138,6 +139,7 @@ class _Identity:
     async def process_response(
         self, req: falcon.asgi.Request, resp: falcon.asgi.Response, resource: object, succeeded: bool
     ) -> None:
-        resp.set_header("x-request-id", req.context.request_id)
+        for name in ("x-request-id", "request-id"):  # as OpenAI's clients read it, and Anthropic's
+            resp.set_header(name, req.context.request_id)
         if EXCHANGE in req.scope:
             req.scope[EXCHANGE].status = resp.status_code

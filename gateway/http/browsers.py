@@ -22,7 +22,7 @@ from gateway.refusals import shown
 LOOPBACK, ANY = "loopback", "*"  # words for origins, beside these themselves
 
 _METHODS = "GET, HEAD, POST, DELETE, OPTIONS"
-_READABLE = "x-request-id, retry-after, x-should-retry"
+_READABLE = "x-request-id, request-id, retry-after, x-should-retry"
 _PREFLIGHT_SECONDS = "7200"  # browsers remember an answer no longer
 
 # Nobody can register a name below these: RFC 6761, RFC 6762, and ICANN's resolution of 2024.

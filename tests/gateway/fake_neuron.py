@@ -26,6 +26,8 @@ from ipc.messages import (
     Cancel,
     Cancelled,
     Choice,
+    ContentPart,
+    CountTokens,
     Delta,
     Device,
     Eviction,
@@ -40,7 +42,9 @@ from ipc.messages import (
     Quoted,
     Started,
     State,
+    TextPart,
     Timings,
+    TokenCount,
     ToolCall,
     ToolCallDelta,
     Usage,
@@ -163,6 +167,9 @@ class FakeNeuron:
                 missing = Failed(id=0, code=Code.MODEL_NOT_FOUND, message="no such model")
                 if (reply := self.quotes.get(request.model, missing)) is not None:
                     peer.send(msgspec.structs.replace(reply, id=request.id))
+            case CountTokens():
+                words = sum(len(text_of(message.content).split()) for message in request.messages)
+                peer.send(TokenCount(id=request.id, tokens=words + len(request.tools)))
             case Generate():
                 self.served.append(request)
                 work = self.work[key] = Work(peer, request)
@@ -270,9 +277,16 @@ class FakeNeuron:
 def prompts_of(request: Generate) -> list[str | list[int]]:
     """What a request wants to have repeated."""
     if request.messages is not None:
-        return [request.messages[-1].content]
+        return [text_of(request.messages[-1].content)]
     several = isinstance(request.prompt, list) and not isinstance(request.prompt[0], int)
     return request.prompt if several else [request.prompt]
+
+
+def text_of(content: str | list[ContentPart]) -> str:
+    """What a message says, in words that stand for parts which are no text."""
+    if isinstance(content, str):
+        return content
+    return " ".join(part.text if isinstance(part, TextPart) else type(part).__name__ for part in content)
 
 
 def pieces_of(text: str | list[int]) -> list[str]:

@@ -1,0 +1,250 @@
+"""Content of messages: Anthropic's blocks, and the parts of a canonical conversation."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import msgspec
+from msgspec import Raw, Struct
+
+from gateway.dialects.anthropic import thoughts
+from gateway.dialects.anthropic.identifiers import inward
+from gateway.dialects.openai.common import unsupported
+from gateway.refusals import shown
+from ipc.errors import Code, CortexError
+from ipc.messages import (
+    MAX_IMAGE,
+    MAX_NAME,
+    ContentPart,
+    ImagePart,
+    TextPart,
+    ThinkingPart,
+    ToolCall,
+    ToolResultPart,
+)
+
+T = TypeVar("T")
+
+
+class Source(Struct):
+    """Where an image or a document is."""
+
+    type: str
+    media_type: str | None = None
+    data: str | None = None
+    content: str | list[Block] | None = None
+
+
+class Block(Struct):
+    """A block of any kind. Each has a few of these fields, and others that make no difference here
+    (`cache_control`, `citations`, `caller`)."""
+
+    type: str
+    text: str | None = None
+    source: Source | str | None = None  # a text where the block is a search result
+    id: str | None = None
+    name: str | None = None
+    input: Raw | None = None
+    tool_use_id: str | None = None
+    content: str | list[Block] | dict[str, Any] | None = None
+    is_error: bool | None = None
+    thinking: str | None = None
+    signature: str | None = None
+    data: str | None = None
+    title: str | None = None
+    context: str | None = None
+    tool_name: str | None = None
+
+
+Content = str | list[Block]
+
+# What tools of Anthropic's servers did in a former turn. No model here has them, and what came of it is in
+# the text behind it.
+_SERVER_SIDE = ("server_tool_use", "mcp_tool_use", "container_upload", "compaction")
+
+
+def is_server_side(block: Block) -> bool:
+    """Whether it tells of a tool that no model here has."""
+    return block.type in _SERVER_SIDE or block.type.endswith("_tool_result")
+
+
+Placed = tuple[ContentPart | ToolCall, str]  # a part, and what the client calls the block that it came from
+
+
+def user_parts(blocks: Sequence[Block], param: str) -> Iterator[Placed]:
+    """The parts of a turn of the user."""
+    for block, place in _placed(blocks, param):
+        if block.type == "tool_result":
+            yield _result(block, place), place
+        else:
+            for part in _said(block, place):
+                yield part, place
+
+
+def assistant_parts(blocks: Sequence[Block], param: str) -> Iterator[Placed]:
+    """The parts of a turn of the assistant, calls of tools among them."""
+    for block, place in _placed(blocks, param):
+        if block.type == "tool_use":
+            yield _call(block, place), place
+        elif block.type == "thinking":
+            text = _required(block.thinking, f"{place}.thinking") or thoughts.hidden(block.signature or "")
+            if text:
+                yield ThinkingPart(text=text), place
+        elif block.type == "redacted_thinking":
+            if text := thoughts.hidden(_required(block.data, f"{place}.data")):
+                yield ThinkingPart(text=text), place
+        else:
+            for part in _said(block, place):
+                yield part, place
+
+
+def system_parts(blocks: Sequence[Block], param: str) -> Iterator[tuple[TextPart, str]]:
+    """The parts of what the operator says, which are text."""
+    for block, place in _placed(blocks, param):
+        if block.type != "text":
+            raise unsupported(f"{place}.type", f"{shown(block.type)} is not supported here; text is")
+        yield TextPart(text=_required(block.text, f"{place}.text")), place
+
+
+def _placed(blocks: Sequence[Block], param: str) -> Iterator[tuple[Block, str]]:
+    for i, block in enumerate(blocks):
+        yield block, f"{param}[{i}]"
+
+
+def _said(block: Block, param: str) -> list[TextPart | ImagePart]:
+    """What a block says that may stand with anybody; nothing where it tells of a tool that is not here."""
+    read = _READ.get(block.type)
+    if read is not None:
+        return read(block, param)
+    if is_server_side(block):
+        return []
+    known = ", ".join(_READ)
+    raise unsupported(f"{param}.type", f"{shown(block.type)} is not supported here; {known} are")
+
+
+def _text(block: Block, param: str) -> list[TextPart | ImagePart]:
+    return [TextPart(text=_required(block.text, f"{param}.text"))]
+
+
+def _image(block: Block, param: str) -> list[TextPart | ImagePart]:
+    source, param = _source(block, param)
+    if source.type != "base64":
+        raise unsupported(
+            f"{param}.type", f"{shown(source.type)} is not supported: send the image itself, as base64"
+        )
+    media_type = _required(source.media_type, f"{param}.media_type")
+    if not media_type.startswith("image/") or len(media_type) > MAX_NAME:
+        raise _bad(f"{param}.media_type", f"{shown(media_type)} is none of an image")
+    param += ".data"
+    try:
+        data = base64.b64decode(_required(source.data, param), validate=True)
+    except ValueError as error:
+        raise _bad(param, f"it is not base64: {error}") from error
+    if not 0 < len(data) <= MAX_IMAGE:
+        raise _bad(param, f"the image has {len(data)} bytes; 1 to {MAX_IMAGE} are taken")
+    return [ImagePart(data=data, media_type=media_type)]
+
+
+def _document(block: Block, param: str) -> list[TextPart | ImagePart]:
+    source, place = _source(block, param)
+    head = [TextPart(text=text) for text in (block.title, block.context) if text]
+    if source.type == "text":
+        return [*head, TextPart(text=_required(source.data, f"{place}.data"))]
+    if source.type == "content":
+        return head + _inner(_required(source.content, f"{place}.content"), f"{place}.content")
+    if source.type == "base64":
+        kind = shown(source.media_type or "application/pdf")
+        raise unsupported(f"{place}.media_type", f"{kind} is not supported: send the document's text")
+    raise unsupported(f"{place}.type", f"{shown(source.type)} is not supported: send the document's text")
+
+
+def _search_result(block: Block, param: str) -> list[TextPart | ImagePart]:
+    if not isinstance(block.source, str):
+        raise _bad(f"{param}.source", "Expected `str`" if block.source else "a required field is missing")
+    head = [TextPart(text=text) for text in (block.title, block.source) if text]
+    return head + _inner(_required(block.content, f"{param}.content"), f"{param}.content")
+
+
+def _tool_reference(block: Block, param: str) -> list[TextPart | ImagePart]:
+    """A tool that a search found. All tools of a request are there, so its name is all there is to say."""
+    return [TextPart(text=_required(block.tool_name, f"{param}.tool_name"))]
+
+
+_READ: dict[str, Callable[[Block, str], list[TextPart | ImagePart]]] = {
+    "text": _text,
+    "image": _image,
+    "document": _document,
+    "search_result": _search_result,
+    "tool_reference": _tool_reference,
+}
+
+
+def _inner(content: str | list[Block] | dict[str, Any], param: str) -> list[TextPart | ImagePart]:
+    """The content of a block within a block."""
+    if isinstance(content, str):
+        return [TextPart(text=content)]
+    if isinstance(content, dict):
+        raise _bad(param, "Expected `str | array`, got `object`")
+    return [part for block, place in _placed(content, param) for part in _said(block, place)]
+
+
+def _result(block: Block, param: str) -> ToolResultPart:
+    content = block.content or ""
+    return ToolResultPart(
+        tool_call_id=call_id(block.tool_use_id, f"{param}.tool_use_id"),
+        content=content if isinstance(content, str) else _inner(content, f"{param}.content"),
+        is_error=bool(block.is_error),
+    )
+
+
+def _call(block: Block, param: str) -> ToolCall:
+    name = _required(block.name, f"{param}.name")
+    if not 0 < len(name) <= MAX_NAME:
+        raise _bad(f"{param}.name", f"it has {len(name)} characters; 1 to {MAX_NAME} are taken")
+    return ToolCall(
+        id=call_id(block.id, f"{param}.id"),
+        name=name,
+        arguments=arguments(_required(block.input, f"{param}.input"), f"{param}.input"),
+    )
+
+
+def call_id(given: str | None, param: str) -> str:
+    """The id of a call, as the neuron knows it."""
+    own = inward(_required(given, param))
+    if not 0 < len(own) <= MAX_NAME:
+        raise _bad(param, f"it has {len(own)} characters; 1 to {MAX_NAME} are taken")
+    return own
+
+
+UNREADABLE = "INVALID_JSON"  # the member of an input that holds what the model wrote and was no JSON
+
+
+def arguments(given: Raw, param: str) -> str:
+    """The text of a call's arguments."""
+    try:
+        value = msgspec.json.decode(given)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise _bad(param, f"it is not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise _bad(param, "Expected `object`")
+    if value.keys() == {UNREADABLE} and isinstance(value[UNREADABLE], str):
+        return value[UNREADABLE]
+    return bytes(given).decode()
+
+
+def _source(block: Block, param: str) -> tuple[Source, str]:
+    if not isinstance(block.source, Source):
+        raise _bad(f"{param}.source", "Expected `object`" if block.source else "a required field is missing")
+    return block.source, f"{param}.source"
+
+
+def _required(value: T | None, param: str) -> T:
+    if value is None:
+        raise _bad(param, "a required field is missing")
+    return value
+
+
+def _bad(param: str, message: str) -> CortexError:
+    return CortexError(Code.BAD_REQUEST, f"{param}: {message}", param=param)

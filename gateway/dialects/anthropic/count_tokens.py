@@ -1,0 +1,45 @@
+"""`POST /v1/messages/count_tokens`, as Anthropic has it: from tokenizer and template, without a model."""
+
+from __future__ import annotations
+
+import msgspec
+
+from gateway.dialects import RequestContext
+from gateway.dialects.anthropic.conversation import Conversation, PromptFields
+from gateway.dialects.anthropic.wording import in_client_words
+from gateway.dialects.openai.common import decode, encode
+from ipc.errors import CortexError
+from ipc.messages import CountTokens, TokenCount
+
+_decoder = msgspec.json.Decoder(PromptFields)
+
+
+async def parse(body: bytes, context: RequestContext) -> tuple[CountTokens, CountRenderer]:
+    """Read a request.
+
+    Raises:
+        CortexError: a field is wrong or asks for what we cannot do; `param` names it.
+    """
+    fields = decode(_decoder, body)
+    conversation = Conversation(fields)
+    count = CountTokens(
+        id=0,
+        model=fields.model,
+        messages=conversation.messages,
+        tools=conversation.tools,
+        thinking=conversation.thinking,
+    )
+    return count, CountRenderer(conversation.names)
+
+
+class CountRenderer:
+    """Writes the count."""
+
+    def __init__(self, names: dict[str, str]) -> None:
+        self._names = names
+
+    def whole(self, reply: TokenCount) -> bytes:
+        return encode({"input_tokens": reply.tokens})
+
+    def in_client_words(self, error: CortexError) -> CortexError:
+        return in_client_words(error, self._names)

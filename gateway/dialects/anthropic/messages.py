@@ -1,0 +1,90 @@
+"""`POST /v1/messages`, as Anthropic has it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from gateway.dialects import RequestContext
+from gateway.dialects.anthropic.conversation import Conversation, PromptFields
+from gateway.dialects.anthropic.renderer import MessageRenderer, Thoughts
+from gateway.dialects.openai.common import MAX_INT, NonNegative, Stop, decode
+from ipc.errors import Code, CortexError
+from ipc.messages import Generate, Sampling
+
+INTERLEAVED = (
+    "interleaved-thinking"  # a beta: thoughts between calls, whose budget is of all of them together
+)
+
+
+class MessageFields(PromptFields, kw_only=True):
+    max_tokens: NonNegative
+    stream: bool | None = None
+    stop_sequences: Annotated[list[Stop], Meta(max_length=64)] | None = None
+    temperature: Annotated[float, Meta(ge=0, le=1)] | None = None
+    top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    top_k: Annotated[int, Meta(ge=0, le=MAX_INT)] | None = None
+
+
+_decoder = msgspec.json.Decoder(MessageFields)
+
+# What a client calls the fields that a neuron may complain of.
+_NAMES = {"stop": "stop_sequences", "template_args": "thinking"}
+
+
+async def parse(body: bytes, context: RequestContext) -> tuple[Generate, MessageRenderer]:
+    """Read a request.
+
+    Raises:
+        CortexError: a field is wrong or asks for what we cannot do; `param` names it.
+    """
+    fields = decode(_decoder, body)
+    conversation = Conversation(fields)
+    budget = conversation.thinking.budget
+    if budget is not None and budget >= fields.max_tokens and not _has_beta(context, INTERLEAVED):
+        raise CortexError(
+            Code.BAD_REQUEST,
+            f"thinking.budget_tokens: {budget} is not below max_tokens, which is {fields.max_tokens}",
+            param="thinking.budget_tokens",
+        )
+    generate = Generate(
+        id=0,
+        model=fields.model,
+        messages=conversation.messages,
+        tools=conversation.tools,
+        must_call=conversation.must_call,
+        thinking=conversation.thinking,
+        sampling=_sampling(fields),
+        structured=conversation.structured,
+        stream=bool(fields.stream),
+        parallel_tool_calls=conversation.parallel,
+    )
+    renderer = MessageRenderer(
+        fields.model, context.request_id, _thoughts(fields), conversation.names | _NAMES
+    )
+    return generate, renderer
+
+
+def _has_beta(context: RequestContext, name: str) -> bool:
+    return name in (context.header("anthropic-beta") or "")
+
+
+def _sampling(fields: MessageFields) -> Sampling:
+    # The most probable token alone is what a share of 0 leaves.
+    nothing = fields.top_p == 0
+    return Sampling(
+        temperature=fields.temperature,
+        top_k=1 if nothing else fields.top_k,
+        top_p=None if nothing else fields.top_p,
+        max_tokens=fields.max_tokens,
+        stop=fields.stop_sequences or [],
+    )
+
+
+def _thoughts(fields: MessageFields) -> Thoughts:
+    """What becomes of the model's thoughts."""
+    if fields.thinking is None or fields.thinking.type == "disabled":
+        return "left out"
+    return "hidden" if fields.thinking.display == "omitted" else "shown"

@@ -1,0 +1,204 @@
+"""Writes messages: whole, or as server-sent events, each with its type as its name."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+from gateway.dialects.anthropic import thoughts
+from gateway.dialects.anthropic.blocks import UNREADABLE
+from gateway.dialects.anthropic.envelope import envelope
+from gateway.dialects.anthropic.identifiers import outward
+from gateway.dialects.anthropic.wording import in_client_words
+from gateway.dialects.comments import comment
+from gateway.dialects.openai.common import encode, json_string
+from gateway.refusals import Refusal
+from ipc.errors import CortexError
+from ipc.messages import Choice, Delta, Finished, Progress, Started, ToolCall, ToolCallDelta, Usage
+
+# What becomes of thoughts: shown; in a block's signature only; or nothing, for those who asked for none.
+Thoughts = Literal["shown", "hidden", "left out"]
+
+Kind = Literal["text", "thinking", "tool_use"]
+
+_PING = b'event: ping\ndata: {"type":"ping"}\n\n'
+_STOP = b'event: message_stop\ndata: {"type":"message_stop"}\n\n'
+_DELTAS: dict[Kind, bytes] = {
+    "text": b'"delta":{"type":"text_delta","text":',
+    "thinking": b'"delta":{"type":"thinking_delta","thinking":',
+    "tool_use": b'"delta":{"type":"input_json_delta","partial_json":',
+}
+_END = b"}}\n\n"
+
+
+class MessageRenderer:
+    """Writes the answer to one request. Blocks follow each other, and each holds one kind of output.
+
+    Args:
+        model: as the client calls it.
+        names: what the client calls the fields that a neuron may complain of, where that differs.
+    """
+
+    def __init__(self, model: str, request_id: str, thoughts: Thoughts, names: dict[str, str]) -> None:
+        self._model, self._request_id, self._names = model, request_id, names
+        self._thoughts = thoughts
+        self._started = False
+        self._blocks = 0  # that were begun
+        self._open: Kind | None = None  # the block that output goes to
+        self._head = b""  # of its deltas
+        self._hidden: list[str] = []  # of the thought in it
+
+    # --- unstreamed ---------------------------------------------------------------------------------------
+
+    def whole(self, started: Started, finished: Finished) -> bytes:
+        [answer] = finished.choices
+        content: list[dict[str, Any]] = []
+        if answer.reasoning and self._thoughts != "left out":
+            shown = self._thoughts == "shown"
+            content.append(
+                {
+                    "type": "thinking",
+                    "thinking": answer.reasoning if shown else "",
+                    "signature": thoughts.signature("" if shown else answer.reasoning),
+                }
+            )
+        if answer.text:
+            content.append({"type": "text", "text": answer.text})
+        content += map(_tool_use, answer.tool_calls)
+        return encode(self._message(content, _stop(answer), _usage(finished.usage)))
+
+    def _message(
+        self, content: list[Any], stop: dict[str, str | None], usage: dict[str, Any]
+    ) -> dict[str, Any]:
+        return {
+            "id": f"msg_{self._request_id}",
+            "type": "message",
+            "role": "assistant",
+            "model": self._model,
+            "content": content,
+            **stop,
+            "stop_details": None,
+            "usage": usage,
+            "container": None,
+        }
+
+    # --- streamed -----------------------------------------------------------------------------------------
+
+    def waiting(self, progress: Progress | None) -> bytes:
+        """Before the message begins there can only be comments."""
+        return _PING if self._started and progress is None else comment(progress)
+
+    def started(self, started: Started) -> bytes:
+        self._started = True
+        usage = _usage(Usage(prompt_tokens=started.prompt_tokens))
+        return _event("message_start", message=self._message([], _GOING_ON, usage))
+
+    def delta(self, delta: Delta) -> bytes:
+        text = delta.text
+        if text and self._open == "text" and not delta.reasoning and not delta.tool_calls:
+            return b"".join((self._head, json_string(text), _END))
+        parts: list[bytes] = []
+        if delta.reasoning and self._thoughts != "left out":
+            if self._open != "thinking":
+                parts.append(self._begin("thinking", thinking="", signature=""))
+            if self._thoughts == "hidden":
+                self._hidden.append(delta.reasoning)
+            else:
+                parts += (self._head, json_string(delta.reasoning), _END)
+        if text:
+            if self._open != "text":
+                parts.append(self._begin("text", text=""))
+            parts += (self._head, json_string(text), _END)
+        for call in delta.tool_calls:
+            parts += self._call(call)
+        return b"".join(parts)
+
+    def _call(self, call: ToolCallDelta) -> tuple[bytes, ...]:
+        begin = b""
+        if call.call_id is not None:
+            begin = self._begin("tool_use", id=outward(call.call_id), name=call.name, input={})
+        if not call.arguments:
+            return (begin,)
+        return begin, self._head, json_string(call.arguments), _END
+
+    def _begin(self, kind: Kind, **fields: Any) -> bytes:
+        """The end of the block that is open, and the beginning of one."""
+        end = self._close()
+        index = self._blocks
+        self._blocks += 1
+        self._open = kind
+        self._head = (
+            b'event: content_block_delta\ndata: {"type":"content_block_delta","index":%d,' % index
+            + _DELTAS[kind]
+        )
+        return end + _event("content_block_start", index=index, content_block={"type": kind} | fields)
+
+    def _close(self) -> bytes:
+        if self._open is None:
+            return b""
+        index, end = self._blocks - 1, b""
+        if self._open == "thinking":
+            signature = thoughts.signature("".join(self._hidden))
+            self._hidden.clear()
+            end = _event(
+                "content_block_delta",
+                index=index,
+                delta={"type": "signature_delta", "signature": signature},
+            )
+        self._open = None
+        return end + _event("content_block_stop", index=index)
+
+    def finished(self, finished: Finished) -> bytes:
+        [answer] = finished.choices
+        end = _event("message_delta", delta=_stop(answer), usage=_usage(finished.usage))
+        return self._close() + end + _STOP
+
+    # --- errors -------------------------------------------------------------------------------------------
+
+    def in_client_words(self, error: CortexError) -> CortexError:
+        return in_client_words(error, self._names)
+
+    def failed(self, error: CortexError) -> bytes:
+        refusal = Refusal.of(self.in_client_words(error), self._request_id)
+        return b"event: error\ndata: " + envelope(refusal) + b"\n\n"
+
+
+def _event(name: str, **fields: Any) -> bytes:
+    return b"event: %b\ndata: %b\n\n" % (name.encode(), encode({"type": name} | fields))
+
+
+_GOING_ON: dict[str, str | None] = {"stop_reason": None, "stop_sequence": None}
+
+
+def _stop(answer: Choice) -> dict[str, str | None]:
+    """Why it ended."""
+    sequence = answer.stop_sequence if answer.reason == "stop" else None
+    ends = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
+    reason = ends[answer.reason] if sequence is None else "stop_sequence"
+    return {"stop_reason": reason, "stop_sequence": sequence}
+
+
+def _tool_use(call: ToolCall) -> dict[str, Any]:
+    """The block of a call. Arguments that are no object, as of a call that was cut, stand in one."""
+    try:
+        given = msgspec.json.decode(call.arguments or "{}")
+    except (msgspec.DecodeError, RecursionError):
+        given = None
+    if not isinstance(given, dict):
+        given = {UNREADABLE: call.arguments}
+    return {"type": "tool_use", "id": outward(call.id), "name": call.name, "input": given}
+
+
+def _usage(usage: Usage) -> dict[str, Any]:
+    """Input in three parts that have nothing in common. Nothing is charged for what is kept, so none is."""
+    return {
+        "input_tokens": usage.prompt_tokens - usage.cached_tokens,
+        "cache_creation_input_tokens": 0,
+        "cache_read_input_tokens": usage.cached_tokens,
+        "output_tokens": usage.completion_tokens,
+        "cache_creation": None,
+        "inference_geo": None,
+        "server_tool_use": None,
+        "service_tier": "standard",
+    }

@@ -1,0 +1,192 @@
+"""Tools: the client's own, and those whose schemas Anthropic publishes and clients carry out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta, Struct
+
+from gateway.dialects import free_json
+from gateway.dialects.openai.common import unsupported
+from gateway.refusals import shown
+from ipc.errors import Code, CortexError
+from ipc.messages import MAX_NAME, MAX_TOOLS, Tool
+
+ToolName = Annotated[str, Meta(min_length=1, max_length=MAX_NAME)]
+
+
+class ToolField(Struct):
+    """What is read of a tool. All tools are told to the model at once, so `defer_loading` makes no
+    difference; neither do `cache_control`, `eager_input_streaming` and `allowed_callers`."""
+
+    name: ToolName
+    type: str | None = None
+    description: str | None = None
+    input_schema: dict[str, Any] | None = None
+    strict: bool | None = None
+    input_examples: list[dict[str, Any]] | None = None
+
+
+class ToolChoice(Struct):
+    type: Literal["auto", "any", "tool", "none"]
+    name: str | None = None
+    disable_parallel_tool_use: bool | None = None
+
+
+# Parts of types that begin so are carried out by Anthropic's servers, or by nobody here.
+_SERVER_SIDE = (
+    "web_search_",
+    "web_fetch_",
+    "code_execution_",
+    "tool_search_tool_",
+    "mcp_toolset",
+    "advisor_",
+)
+
+_PATH = {"type": "string", "description": "Absolute path of a file or a directory"}
+_COMMANDS = {
+    "view": "show a file, or list a directory",
+    "create": "write a new file with file_text",
+    "str_replace": "replace the one occurrence of old_str by new_str",
+    "insert": "insert text behind line insert_line",
+    "delete": "delete a file or a directory",
+    "rename": "rename old_path to new_path",
+}
+
+
+def _command(*names: str) -> dict[str, Any]:
+    told = "; ".join(f"{name}: {_COMMANDS[name]}" for name in names)
+    return {"type": "string", "enum": list(names), "description": told}
+
+
+_TEXT = {"type": "string"}
+_LINE = {"type": "integer", "description": "Line number; 0 is before the first line"}
+_RANGE = {
+    "type": "array",
+    "items": {"type": "integer"},
+    "description": "First and last line to show, from 1; -1 is the end",
+}
+# By how the type begins: what the tool is for, its properties, and those that must be there.
+_PUBLISHED: dict[str, tuple[str, dict[str, Any], list[str]]] = {
+    "bash_": (
+        "Run a command in a shell session that keeps its state.",
+        {
+            "command": {"type": "string", "description": "The command to run"},
+            "restart": {"type": "boolean", "description": "Start the shell anew, instead of a command"},
+        },
+        [],
+    ),
+    "text_editor_": (
+        "View, create and edit text files.",
+        {
+            "command": _command("view", "create", "str_replace", "insert"),
+            "path": _PATH,
+            "view_range": _RANGE,
+            "file_text": _TEXT,
+            "old_str": _TEXT,
+            "new_str": _TEXT,
+            "insert_line": _LINE,
+            "insert_text": _TEXT,
+        },
+        ["command", "path"],
+    ),
+    "memory_": (
+        "Keep notes in files below /memories, which later conversations can read.",
+        {
+            "command": _command("view", "create", "str_replace", "insert", "delete", "rename"),
+            "path": _PATH,
+            "view_range": _RANGE,
+            "file_text": _TEXT,
+            "old_str": _TEXT,
+            "new_str": _TEXT,
+            "insert_line": _LINE,
+            "insert_text": _TEXT,
+            "old_path": _PATH,
+            "new_path": _PATH,
+        },
+        ["command"],
+    ),
+}
+
+
+class Tools:
+    """The tools of a request that the model is told of.
+
+    Attributes:
+        must_call: names of those of which the answer has to call some.
+        parallel: whether it may call several.
+        names: what the client calls the fields that a neuron may complain of.
+    """
+
+    def __init__(self, fields: Sequence[ToolField] | None, choice: ToolChoice | None) -> None:
+        told = list(_told(fields or ())) if choice is None or choice.type != "none" else []
+        if len(told) > MAX_TOOLS:
+            raise _bad("tools", f"there are {len(told)}, more than {MAX_TOOLS}")
+        self.tools = [tool for tool, _ in told]
+        self.must_call = _must_call(choice, [tool.name for tool in self.tools])
+        self.parallel = choice is None or not choice.disable_parallel_tool_use
+        self.names = {f"tools[{i}]": place for i, (_, place) in enumerate(told)} | {
+            "must_call": "tool_choice"
+        }
+
+
+def _told(fields: Sequence[ToolField]) -> Iterator[tuple[Tool, str]]:
+    taken: set[str] = set()
+    for i, field in enumerate(fields):
+        place = f"tools[{i}]"
+        if (tool := _tool(field, place)) is None:
+            continue
+        if field.name in taken:
+            raise _bad(f"{place}.name", f"{shown(field.name)} is the name of two tools")
+        taken.add(field.name)
+        yield tool, place
+
+
+def _tool(field: ToolField, param: str) -> Tool | None:
+    """The tool as templates know it; None where it is one of Anthropic's servers."""
+    kind = field.type or "custom"
+    if kind == "custom":
+        if field.input_schema is None:
+            raise _bad(f"{param}.input_schema", "a required field is missing")
+        free_json.check(f"{param}.input_schema", field.input_schema)
+        more: dict[str, Any] = {"description": field.description} if field.description is not None else {}
+        more["parameters"] = field.input_schema
+    elif (published := _published(kind)) is not None:
+        description, properties, required = published
+        more = {
+            "description": description,
+            "parameters": {"type": "object", "properties": properties, "required": required},
+        }
+    elif kind.startswith(_SERVER_SIDE):
+        return None
+    else:
+        raise unsupported(f"{param}.type", f"{shown(kind)} is not supported")
+    if field.input_examples:
+        free_json.check(f"{param}.input_examples", field.input_examples)
+        more["input_examples"] = field.input_examples
+    if field.strict:
+        more["strict"] = True
+    return Tool.function(field.name, **more)
+
+
+def _published(kind: str) -> tuple[str, dict[str, Any], list[str]] | None:
+    return next((each for start, each in _PUBLISHED.items() if kind.startswith(start)), None)
+
+
+def _must_call(choice: ToolChoice | None, names: list[str]) -> list[str]:
+    if choice is None or choice.type in ("auto", "none"):
+        return []
+    if choice.type == "tool":
+        if choice.name is None:
+            raise _bad("tool_choice.name", "a required field is missing")
+        if choice.name not in names:
+            raise _bad("tool_choice.name", f"{shown(choice.name)} is none of the tools")
+        return [choice.name]
+    if not names:
+        raise _bad("tool_choice", "needs tools to choose from")
+    return names
+
+
+def _bad(param: str, message: str) -> CortexError:
+    return CortexError(Code.BAD_REQUEST, f"{param}: {message}", param=param)
