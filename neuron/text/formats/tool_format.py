@@ -4,8 +4,8 @@ A new format is one file and one line in `registry.py`. The file holds
 
 1. a `CallParser` that reads calls, and nothing but the syntax of the format (see `call_parser.py`);
 2. a `ToolFormat`: how its chat templates are known (`is_of`), which tags are tokens in some vocabularies
-   (`markers`), how a call is written in a grammar (`written`, and `before`, `between` and `after` for what is
-   around calls), and what its templates want to be given differently (`hints`).
+   (`markers`), and how calls are written in a grammar (`written`; `before`, `between` and `after` for what is
+   around them). What its templates want to be given otherwise need not be said: templates are tried.
 
 What it writes in a grammar its parser reads; what its chat templates render for calls its parser reads as the
 same calls. `tests/neuron/test_tool_formats.py` holds every registered format to that.
@@ -14,27 +14,13 @@ same calls. `tests/neuron/test_tool_formats.py` holds every registered format to
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from neuron.text.formats.call_parser import CallParser
 from neuron.text.formats.lark import Lark
 
 Schema = Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class TemplateHints:
-    """What the chat templates of a format read otherwise than most.
-
-    Attributes:
-        arguments_as_text: arguments of calls are JSON text, not an object.
-        call_id: makes an id that they take of any; the same one each time.
-    """
-
-    arguments_as_text: bool = False
-    call_id: Callable[[str], str] | None = None
 
 
 class ToolFormat(ABC):
@@ -47,7 +33,6 @@ class ToolFormat(ABC):
             are text even where these tokens are special, and where they are tokens, text that merely looks
             like them is no tag.
         before, between, after: what is written around calls and between them.
-        hints: for its chat templates.
     """
 
     name: ClassVar[str]
@@ -56,7 +41,6 @@ class ToolFormat(ABC):
     before: ClassVar[str] = ""
     between: ClassVar[str] = "\n"
     after: ClassVar[str] = ""
-    hints: ClassVar[TemplateHints] = TemplateHints()
 
     @abstractmethod
     def is_of(self, template: str) -> bool:
