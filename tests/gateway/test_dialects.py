@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable
 from typing import Any
 
 import msgspec
 import pytest
 
-from gateway.dialects import RequestContext
 from gateway.dialects.openai import chat as openai_chat
 from gateway.dialects.openai import completions as openai_completions
 from gateway.dialects.openai import embeddings as openai_embeddings
@@ -21,7 +19,6 @@ from ipc.messages import (
     Alternative,
     Choice,
     Delta,
-    Embed,
     Finished,
     Generate,
     ImagePart,
@@ -36,38 +33,7 @@ from ipc.messages import (
     ToolCall,
     Usage,
 )
-
-USER = {"role": "user", "content": "x"}
-TOOL = {"type": "function", "function": {"name": "f", "strict": True}}
-
-
-def parsed(parse: Callable[[bytes, RequestContext], Any], body: bytes, request_id: str = "r") -> Any:
-    """What `parse` gives; it has nothing to wait for."""
-    reading = parse(body, RequestContext(request_id))
-    try:
-        reading.send(None)
-    except StopIteration as end:
-        return end.value
-    raise AssertionError("it waits")
-
-
-def chat(**fields: Any) -> Generate:
-    body = {"model": "m", "messages": [USER]} | fields
-    return parsed(openai_chat.parse, json.dumps(body).encode())[0]
-
-
-def completion(**fields: Any) -> Generate:
-    return parsed(openai_completions.parse, json.dumps({"model": "m", "prompt": "x"} | fields).encode())[0]
-
-
-def embed(**fields: Any) -> Embed:
-    return parsed(openai_embeddings.parse, json.dumps({"model": "m", "input": "x"} | fields).encode())[0]
-
-
-def refusal(parse: Any, **fields: Any) -> CortexError:
-    with pytest.raises(CortexError) as caught:
-        parse(**fields)
-    return caught.value
+from tests.gateway.parsing import TOOL, USER, chat, completion, embed, parsed, refusal
 
 
 def test_conversation_keeps_all_that_the_template_needs() -> None:
@@ -193,7 +159,6 @@ def test_a_call_of_what_is_not_there_cannot_be_required(fields: dict[str, Any], 
     [
         {"audio": {"voice": "x"}},
         {"modalities": ["audio"]},
-        {"functions": [{"name": "f"}]},
         {"web_search_options": {}},
         {"best_of": 2},
         {"skip_special_tokens": False},
@@ -217,10 +182,10 @@ def test_what_would_change_the_answer_is_refused_by_name(fields: dict[str, Any])
             "messages[0].content[0].type",
         ),
         (
-            {"messages": [{"role": "assistant", "tool_calls": [{"type": "custom"}]}]},
+            {"messages": [{"role": "assistant", "tool_calls": [{"type": "mcp"}]}]},
             "messages[0].tool_calls[0].type",
         ),
-        ({"tools": [{"type": "custom", "custom": {}}]}, "tools[0].type"),
+        ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
     ],
 )
 def test_what_is_no_text_is_refused_where_it_stands(fields: dict[str, Any], param: str) -> None:
@@ -586,6 +551,11 @@ SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
         ({"structured_outputs": {"grammar": 'start: "a"'}}, Structured(grammar='start: "a"')),
         ({"structured_outputs": {"json_object": True}}, Structured(json_object=True)),
         ({"guided_json": SCHEMA}, Structured(json=SCHEMA)),
+        ({"response_format": {"type": "json_object", "schema": SCHEMA}}, Structured(json=SCHEMA)),
+        ({"response_format": {"type": "json_schema", "schema": SCHEMA}}, Structured(json=SCHEMA)),
+        ({"json_schema": SCHEMA}, Structured(json=SCHEMA)),
+        ({"json_schema": json.dumps(SCHEMA)}, Structured(json=SCHEMA)),
+        ({"regex": "a+"}, Structured(regex="a+")),
         ({"guided_choice": ["a"]}, Structured(choice=["a"])),
     ],
 )
@@ -646,6 +616,8 @@ def test_a_neuron_s_complaint_is_told_in_the_words_of_the_client() -> None:
     assert param(schema, response_format=form) == "response_format.json_schema.schema"
     assert param(schema, structured_outputs={"json": SCHEMA}) == schema
     assert param(schema, guided_json=SCHEMA) == "guided_json"
+    bare = {"type": "json_object", "schema": SCHEMA}
+    assert param(schema, response_format=bare) == "response_format.schema"
     assert param("max_tokens", max_completion_tokens=5) == "max_completion_tokens"
     assert param("messages") == "messages"
 

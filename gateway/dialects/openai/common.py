@@ -9,6 +9,7 @@ heard of: agents send new ones every month.
 from __future__ import annotations
 
 import re
+import secrets
 import time
 from typing import Annotated, Any, TypeVar
 
@@ -42,6 +43,9 @@ TokenIds = Annotated[list[TokenId], Meta(min_length=1)]
 MAX_CHOICES = 128  # of one request
 SHOWN_IDS = 8  # of a list of wrong ones, in a message
 
+OBFUSCATION = b',"obfuscation":"'
+OBFUSCATED_TO = 64  # bytes: the length of an obfuscated event is a multiple of this
+
 MAX_SEED = (1 << 64) - 1  # engines take unsigned seeds; clients send signed ones, too
 
 encode = msgspec.json.encode
@@ -49,6 +53,7 @@ encode = msgspec.json.encode
 
 class StreamOptions(Struct):
     include_usage: bool | None = None
+    include_obfuscation: bool | None = None  # False where nobody says: here it is asked for
 
 
 class Fields(StructuredFields, kw_only=True):
@@ -94,16 +99,19 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "logits_processors": ([],),
     "prompt_embeds": (),
     "return_tokens_as_token_ids": (False,),
-    "grammar": (),
-    "json_schema": (),
+    "grammar": (),  # of llama.cpp: another language than ours
+    "ebnf": (),
 }
 
 
-def refusing(neutral: dict[str, tuple[Any, ...]]) -> type[Fields]:
-    """`Fields` with those of `neutral` beside them, so that `refuse` sees what they ask for."""
-    return msgspec.defstruct(
-        "Refusing", [(name, Any, None) for name in neutral], bases=(Fields,), kw_only=True
-    )
+def refusing(neutral: dict[str, tuple[Any, ...]], *more: type[Struct]) -> type[Fields]:
+    """`Fields`, and beside them those of `more`, and those of `neutral`, so that `refuse` sees what they ask
+    for. (Structs cannot inherit from several.)"""
+    fields = [
+        (each.name, each.type, each.default) for group in more for each in msgspec.structs.fields(group)
+    ]
+    refused = [(name, Any, None) for name in neutral]
+    return msgspec.defstruct("Refusing", fields + refused, bases=(Fields,), kw_only=True)
 
 
 def decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
@@ -315,7 +323,8 @@ class Writer:
         self._names = names
         self.model, self.kind, self.id = fields.model, kind, response_id
         self.created = int(time.time())
-        self._with_usage = bool(fields.stream_options and fields.stream_options.include_usage)
+        options = fields.stream_options or StreamOptions()
+        self._with_usage, self._obfuscates = bool(options.include_usage), bool(options.include_obfuscation)
         head = {"id": response_id, "object": chunk_kind, "created": self.created, "model": fields.model}
         self._head = b"data: " + encode(head)[:-1]
         self._close = (b',"usage":null' if self._with_usage else b"") + b"}\n\n"
@@ -342,28 +351,37 @@ class Writer:
             extra: further members of the chunk, each with a comma before it.
             choice_extra: the same, of the choice.
         """
-        return b"".join(
-            (
-                self._opens[index],
-                content,
-                b',"logprobs":',
-                encode(logprobs),
-                b',"finish_reason":',
-                encode(finish),
-                choice_extra,
-                b"}]",
-                extra,
-                self._close,
+        return self.event(
+            b"".join(
+                (
+                    self._opens[index],
+                    content,
+                    b',"logprobs":',
+                    encode(logprobs),
+                    b',"finish_reason":',
+                    encode(finish),
+                    choice_extra,
+                    b"}]",
+                    extra,
+                    self._close,
+                )
             )
         )
+
+    def event(self, chunk: bytes) -> bytes:
+        """The chunk as it is sent: if that was asked for, of a length that does not tell that of its text."""
+        if not self._obfuscates:
+            return chunk
+        short = -(len(chunk) + len(OBFUSCATION) + 1) % OBFUSCATED_TO
+        noise = secrets.token_urlsafe(OBFUSCATED_TO)[:short].encode()
+        return chunk[: -len(b"}\n\n")] + OBFUSCATION + noise + b'"}\n\n'
 
     def end(self, usage: Usage) -> bytes:
         """What follows the last choice: the usage where it was asked for, and the mark of a regular end."""
         if not self._with_usage:
             return b"data: [DONE]\n\n"
-        return b"".join(
-            (self._head, b',"choices":[],"usage":', encode(usage_out(usage)), b"}\n\ndata: [DONE]\n\n")
-        )
+        last = (self._head, b',"choices":[],"usage":', encode(usage_out(usage)), b"}\n\n")
+        return self.event(b"".join(last)) + b"data: [DONE]\n\n"
 
     def waiting(self, progress: Progress | None) -> bytes:
         return comment(progress)

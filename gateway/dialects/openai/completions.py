@@ -161,11 +161,10 @@ class CompletionRenderer(Writer):
     def delta(self, delta: Delta) -> bytes:
         plain = delta.token_ids is None and not self._with_logprobs and delta.prompt_logprobs is None
         if plain:
-            return (
-                b"".join((self._texts[delta.index], json_string(delta.text), self._next))
-                if delta.text
-                else b""
-            )
+            if not delta.text:
+                return b""
+            chunk = b"".join((self._texts[delta.index], json_string(delta.text), self._next))
+            return self.event(chunk) if self._obfuscates else chunk
         entries = delta.logprobs
         if delta.prompt_logprobs is not None and self._echo:
             self._echoed[delta.index // self._each] = delta.prompt_logprobs

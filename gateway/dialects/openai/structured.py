@@ -22,8 +22,11 @@ class JsonSchema(Struct):
 
 
 class ResponseFormat(Struct):
+    """`schema` stands beside the type as llama.cpp and others take it, also for a `json_object`."""
+
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
+    schema: dict[str, Any] | bool | None = None
 
 
 class StructuredOutputs(Struct, forbid_unknown_fields=True):
@@ -46,9 +49,13 @@ class StructuredFields(Struct, kw_only=True):
     guided_regex: str | None = None
     guided_choice: list[str] | None = None
     guided_grammar: str | None = None
+    # as llama.cpp and SGLang have it
+    json_schema: dict[str, Any] | bool | str | None = None
+    regex: str | None = None
 
 
 GUIDED = {f"guided_{name}": name for name in ("json", "regex", "choice", "grammar")}
+GUIDED |= {"json_schema": "json", "regex": "regex"}
 
 
 def structured(fields: StructuredFields) -> tuple[Structured | None, dict[str, str]]:
@@ -61,11 +68,9 @@ def structured(fields: StructuredFields) -> tuple[Structured | None, dict[str, s
     names: dict[str, str] = {}
     form = fields.response_format
     if form is not None and form.type != "text":
-        asked["response_format"] = _response_format(form)
-        names = {
-            "structured_outputs.json": "response_format.json_schema.schema",
-            "structured_outputs": "response_format",
-        }
+        schema, param = _schema(form)
+        asked["response_format"] = {"json_object": True} if schema is None else {"json": schema}
+        names = {"structured_outputs.json": param, "structured_outputs": "response_format"}
     if fields.structured_outputs is not None:
         values = msgspec.structs.asdict(fields.structured_outputs)
         asked["structured_outputs"] = {name: value for name, value in values.items() if value is not None}
@@ -84,14 +89,16 @@ def structured(fields: StructuredFields) -> tuple[Structured | None, dict[str, s
     return None, names
 
 
-def _response_format(form: ResponseFormat) -> dict[str, Any]:
-    if form.type == "json_object":
-        return {"json_object": True}
-    if form.json_schema is None or form.json_schema.schema is None:
-        param = "response_format.json_schema"
-        param += ".schema" if form.json_schema is not None else ""
+def _schema(form: ResponseFormat) -> tuple[dict[str, Any] | bool | None, str]:
+    """The schema that a form has, and where it stands."""
+    nested = form.json_schema.schema if form.json_schema is not None else None
+    if nested is None and (form.schema is not None or form.type == "json_object"):
+        return form.schema, "response_format.schema"
+    param = "response_format.json_schema"
+    param += ".schema" if form.json_schema is not None else ""
+    if nested is None:
         raise _bad(param, f"{param}: a required field is missing")
-    return {"json": form.json_schema.schema}
+    return nested, param
 
 
 def _decoded(schema: str, param: str) -> Any:

@@ -1,0 +1,207 @@
+"""The messages of a chat, in all the shapes that clients keep them in."""
+
+from __future__ import annotations
+
+import base64
+import re
+from typing import Any, Literal
+
+import msgspec
+from msgspec import Raw, Struct
+
+from gateway.dialects.openai.common import Short, ShortName, unsupported
+from gateway.dialects.openai.custom_tools import as_arguments
+from gateway.refusals import shown
+from ipc.errors import Code, CortexError
+from ipc.messages import MAX_IMAGE, ContentPart, ImagePart, Message, TextPart, ThinkingPart, ToolCall
+
+
+class ImageUrl(Struct):
+    """`detail` makes no difference: models take an image as it is."""
+
+    url: str
+
+
+class PartField(Struct):
+    """A piece of a message's content: text, an image, a refusal, or a thought as Mistral writes it."""
+
+    type: str
+    text: str | None = None
+    refusal: str | None = None
+    image_url: ImageUrl | None = None
+    thinking: str | list[PartField] | None = None
+
+
+class FunctionCall(Struct):
+    """`arguments` is JSON in a text, as OpenAI has it, or the object itself, as some clients keep it."""
+
+    name: ShortName
+    arguments: Raw = Raw(b'"{}"')
+
+
+class CustomCall(Struct):
+    name: ShortName
+    input: str = ""
+
+
+class Call(Struct):
+    id: Short | None = None
+    type: str | None = None
+    function: FunctionCall | None = None
+    custom: CustomCall | None = None
+
+
+class ReasoningDetail(Struct):
+    """A piece of a thought, as OpenRouter hands it out."""
+
+    text: str | None = None
+    summary: str | None = None
+
+
+class Turn(Struct):
+    """One message. `reasoning_content`, `reasoning` and `reasoning_details` are names of the same thing;
+    `function_call` and the role `function` are what came before `tool_calls` and the role `tool`."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: str | list[PartField] | None = None
+    refusal: str | None = None
+    name: Short | None = None
+    tool_calls: list[Call] | None = None
+    tool_call_id: Short | None = None
+    function_call: FunctionCall | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    reasoning_details: list[ReasoningDetail] | None = None
+
+
+def conversation(turns: list[Turn]) -> list[Message]:
+    """The canonical messages.
+
+    A result of a tool may name a call that is not there, or none: the template makes of it what it can.
+
+    Raises:
+        CortexError: a part or a call is of a kind that we do not know, or incomplete; `param` names it.
+    """
+    messages: list[Message] = []
+    called: dict[str, str] = {}  # ids that we gave to calls without one, by the function's name
+    for i, turn in enumerate(turns):
+        param = f"messages[{i}]"
+        if turn.role == "function":
+            messages.append(_function_result(turn, param, called))
+            continue
+        calls = [_call(call, f"{param}.tool_calls[{j}]") for j, call in enumerate(turn.tool_calls or ())]
+        if turn.function_call is not None:
+            called[turn.function_call.name] = call_id = f"call{i:05}"
+            calls.append(_function(call_id, turn.function_call, f"{param}.function_call"))
+        messages.append(
+            Message(
+                role=turn.role,
+                content=_said(turn, param),
+                reasoning=_thought(turn),
+                tool_calls=calls,
+                tool_call_id=turn.tool_call_id,
+                name=turn.name,
+            )
+        )
+    return messages
+
+
+def _function_result(turn: Turn, param: str, called: dict[str, str]) -> Message:
+    content = _content(turn.content, f"{param}.content")
+    return Message(role="tool", content=content, tool_call_id=called.get(turn.name or ""), name=turn.name)
+
+
+def _said(turn: Turn, param: str) -> str | list[ContentPart]:
+    """The content; a refusal is something that the assistant said."""
+    content = _content(turn.content, f"{param}.content")
+    if not turn.refusal:
+        return content
+    if not content:
+        return turn.refusal
+    parts = [TextPart(text=content)] if isinstance(content, str) else content
+    return [*parts, TextPart(text=turn.refusal)]
+
+
+def _thought(turn: Turn) -> str | None:
+    for text in (turn.reasoning_content, turn.reasoning):
+        if text is not None:
+            return text
+    told = [each.text or each.summary for each in turn.reasoning_details or ()]
+    return "".join(filter(None, told)) or None
+
+
+def _content(content: str | list[PartField] | None, param: str) -> str | list[ContentPart]:
+    if content is None or isinstance(content, str):
+        return content or ""
+    return [_part(part, f"{param}[{i}]") for i, part in enumerate(content)]
+
+
+def _part(part: PartField, param: str) -> ContentPart:
+    match part.type:
+        case "text" | "input_text" | "output_text":
+            return TextPart(text=_required(part.text, f"{param}.text"))
+        case "refusal":
+            return TextPart(text=_required(part.refusal, f"{param}.refusal"))
+        case "image_url":
+            return _image(_required(part.image_url, f"{param}.image_url"), f"{param}.image_url.url")
+        case "thinking":
+            thought = _required(part.thinking, f"{param}.thinking")
+            if not isinstance(thought, str):
+                thought = "".join(each.text or "" for each in thought)
+            return ThinkingPart(text=thought)
+    raise unsupported(f"{param}.type", f"{shown(part.type)} is not supported; text and image_url are")
+
+
+def _required(value: Any, param: str) -> Any:
+    if value is None:
+        raise _bad(param, "a required field is missing")
+    return value
+
+
+_DATA_URL = re.compile(r"data:(image/[\w.+-]{1,64});base64,", re.ASCII)
+
+
+def _image(image: ImageUrl, param: str) -> ImagePart:
+    start = _DATA_URL.match(image.url)
+    if start is None:
+        raise unsupported(param, "nothing is fetched; send the image itself, as data:image/...;base64,...")
+    try:
+        data = base64.b64decode(image.url[start.end() :], validate=True)
+    except ValueError as error:
+        raise _bad(param, f"it is not base64: {error}") from error
+    if not 0 < len(data) <= MAX_IMAGE:
+        raise _bad(param, f"the image has {len(data)} bytes; 1 to {MAX_IMAGE} are taken")
+    return ImagePart(data=data, media_type=start[1])
+
+
+def _call(call: Call, param: str) -> ToolCall:
+    if call.type == "custom" or (call.type is None and call.function is None and call.custom is not None):
+        custom = _required(call.custom, f"{param}.custom")
+        return ToolCall(id=call.id or "", name=custom.name, arguments=as_arguments(custom.input))
+    if call.type not in (None, "", "function"):
+        raise unsupported(f"{param}.type", f"{shown(call.type)} is not supported; function and custom are")
+    function = _required(call.function, f"{param}.function")
+    return _function(call.id or "", function, f"{param}.function")
+
+
+def _function(call_id: str, function: FunctionCall, param: str) -> ToolCall:
+    return ToolCall(
+        id=call_id, name=function.name, arguments=_arguments(function.arguments, f"{param}.arguments")
+    )
+
+
+def _arguments(given: Raw, param: str) -> str:
+    """The text of an object is taken as it stands; so is a text, which may be one that was cut off."""
+    kind = bytes(given)[:1]
+    if kind == b"n":  # null
+        return "{}"
+    if kind not in (b'"', b"{"):
+        raise _bad(param, "Expected `str | object`")
+    try:
+        return msgspec.json.decode(given, type=str) if kind == b'"' else bytes(given).decode()
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise _bad(param, f"it is not valid JSON: {error}") from error
+
+
+def _bad(param: str, text: str) -> CortexError:
+    return CortexError(Code.BAD_REQUEST, f"{param}: {text}", param=param)
