@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import falcon.asgi
 
 from gateway.config import GatewayConfig
+from gateway.fleet.exchange import Exchange
 from gateway.fleet.view import Fleet
 from gateway.refusals import Refusal
 from ipc.errors import CortexError
@@ -42,6 +43,8 @@ class Services:
     fleet: Fleet
     read: Callable[[falcon.asgi.Request], Awaitable[bytes | bytearray]]  # the body of a request
     settings: GatewayConfig
+    # The context of a request to a resource of its own, and the account that is taken of it.
+    open: Callable[[falcon.asgi.Request], tuple[RequestContext, Exchange]]
 
 
 class Renderer(Protocol):

@@ -10,6 +10,7 @@ import asyncio
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import falcon.asgi
@@ -22,7 +23,7 @@ from gateway.fleet.view import Fleet
 from gateway.http import errors
 from gateway.http.body import Bodies
 from gateway.http.browsers import Browsers
-from gateway.http.generation import EXCHANGE, GenerationResource
+from gateway.http.generation import EXCHANGE, GenerationResource, open_exchange
 from gateway.http.health import HealthResource, ReadyResource, VersionResource
 from gateway.http.models import ModelResource, ModelsResource
 from gateway.http.replies import ReplyResource
@@ -51,7 +52,7 @@ class Gateway:
         self._metrics = Exposition(fleet.neurons)
         ours = settings.gateway
         self._bodies = bodies = Bodies(ours.body_limit, ours.body_memory)
-        services = Services(fleet, bodies.read, settings)
+        services = Services(fleet, bodies.read, settings, partial(open_exchange, fleet))
         routes: dict[str, object] = {
             "/": VersionResource(),  # where some clients look whether anybody is there
             "/v1/models": ModelsResource(fleet),

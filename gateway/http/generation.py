@@ -16,6 +16,13 @@ from ipc.messages import Generate, Started
 EXCHANGE = "cortex.exchange"  # in the request's ASGI scope: the account of it
 
 
+def open_exchange(fleet: Fleet, req: falcon.asgi.Request) -> tuple[RequestContext, Exchange]:
+    """What is known of a request, and the account of it, which `Gateway` closes."""
+    context = RequestContext(req.context.request_id, caller(req), req.get_header)
+    exchange = req.scope[EXCHANGE] = Exchange(fleet, context.request_id, context.account)
+    return context, exchange
+
+
 class GenerationResource:
     """One address of one dialect."""
 
@@ -24,8 +31,7 @@ class GenerationResource:
 
     async def on_post(self, req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
         data = await self._bodies.read(req)
-        context = RequestContext(req.context.request_id, caller(req), req.get_header)
-        exchange = req.scope[EXCHANGE] = Exchange(self._fleet, context.request_id, context.account)
+        context, exchange = open_exchange(self._fleet, req)
         request, answer = await self._parse(data, context)
         try:
             await self._answer(exchange, request, answer, resp)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import falcon.asgi
 
-from gateway.dialects import ParseOne, RequestContext
-from gateway.fleet.exchange import Exchange
+from gateway.dialects import ParseOne
 from gateway.fleet.view import Fleet
 from gateway.http.body import Bodies
-from gateway.http.caller import caller
-from gateway.http.generation import EXCHANGE
+from gateway.http.generation import open_exchange
 from ipc.errors import CortexError
 
 
@@ -21,8 +19,7 @@ class ReplyResource:
 
     async def on_post(self, req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
         data = await self._bodies.read(req)
-        context = RequestContext(req.context.request_id, caller(req), req.get_header)
-        exchange = req.scope[EXCHANGE] = Exchange(self._fleet, context.request_id, context.account)
+        context, exchange = open_exchange(self._fleet, req)
         request, answer = await self._parse(data, context)
         try:
             await exchange.send(request)
