@@ -19,7 +19,7 @@ class ErrorStatus(NamedTuple):
 STATUSES: dict[str, ErrorStatus] = {
     Code.BAD_REQUEST: ErrorStatus(400),
     Code.CONTEXT_LENGTH_EXCEEDED: ErrorStatus(400),
-    Code.TEMPLATE_FAILED: ErrorStatus(400),
+    Code.TEMPLATE_FAILED: ErrorStatus(422),
     Code.NOT_SUPPORTED: ErrorStatus(400),
     Code.MODEL_NOT_FOUND: ErrorStatus(404),
     Code.MODEL_LOAD_FAILED: ErrorStatus(500),

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from ipc.errors import Code, CortexError
 from ipc.messages import CountTokens, Embed, Generate, TokenLogprob
 from neuron.refusals import bad_request, too_long
 from neuron.requests.sampling import BLOCK, MAX_CHOICES, MIXED, check, check_ids
@@ -163,13 +164,23 @@ def encode_prompts(
     """
     if request.messages is not None:
         _refuse_unread(text, content.characters(request.messages), "messages", context_length)
-        rendered = text.render(request.messages, request.tools, request.template_args, seconds)
+        rendered = _render(text, request, seconds)
         return [
             Prompt("messages", to_ids(text, rendered, "messages", context_length, special=False), rendered)
         ]
     return [
         Prompt(param, to_ids(text, prompt, param, context_length)) for param, prompt in named_prompts(request)
     ]
+
+
+def _render(text: TextFrontEnd, request: Generate | CountTokens, seconds: float | None) -> str:
+    """The prompt that messages become; an error of the template says whose it is."""
+    try:
+        return text.render(request.messages, request.tools, request.template_args, seconds)
+    except CortexError as error:
+        if error.code == Code.TEMPLATE_FAILED:
+            raise CortexError(error.code, f"{request.model}: {error.message}", param=error.param) from error
+        raise
 
 
 def to_ids(

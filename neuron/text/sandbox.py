@@ -59,6 +59,7 @@ class _Budget(threading.local):
     """What the rendering in this thread may still take."""
 
     deadline = work = float("inf")  # while nothing is rendered
+    given: tuple[Any, ...] = ()  # variables
 
     def spend(self, characters: int) -> None:
         """Take note of text that is about to be read or written."""
@@ -86,6 +87,7 @@ def render(template: jinja2.Template, variables: Mapping[str, Any], seconds: flo
         Exception: whatever the template does wrong.
     """
     _budget.deadline, _budget.work = time.monotonic() + seconds, MAX_WORK
+    _budget.given = tuple(variables.values())
     try:
         pieces, size = [], 0
         for piece in template.generate(variables):
@@ -95,7 +97,7 @@ def render(template: jinja2.Template, variables: Mapping[str, Any], seconds: flo
             pieces.append(piece)
         return "".join(pieces)
     finally:
-        del _budget.deadline, _budget.work
+        del _budget.deadline, _budget.work, _budget.given
 
 
 class _Metering(NodeTransformer):
@@ -221,6 +223,10 @@ class _Environment(ImmutableSandboxedEnvironment):
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
         if isinstance(obj, str):
             return attr in METHODS
+        if attr in ("append", "pop") and isinstance(
+            obj, list
+        ):  # some collect turns so; what they were given stays
+            return not any(obj is given for given in _budget.given)
         return super().is_safe_attribute(obj, attr, value)
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import Any
 
 import jinja2
@@ -12,11 +12,14 @@ import msgspec
 
 from ipc.errors import Code, CortexError
 from ipc.messages import Message, Tool
-from neuron.text.content import turns
+from neuron.text.content import turns as spread
+from neuron.text.history import Takes, Turn, walkable
+from neuron.text.probing import ONE, TOOL, around, forms, takes
 from neuron.text.sandbox import OverBudget, compile_template, render
 
 log = logging.getLogger("neuron.template")
 
+ROLES = ("system", "user", "assistant", "tool")
 RESERVED = ("messages", "tools", "add_generation_prompt")
 MAX_SOURCE = 1 << 20  # characters of a template
 SECONDS = 20.0  # for one prompt
@@ -45,8 +48,13 @@ class ChatTemplate:
         except Exception as error:  # Python's compiler has errors of its own for what Jinja makes of it
             line = f" in line {error.lineno}" if isinstance(error, jinja2.TemplateSyntaxError) else ""
             raise self._unfit(f"wrong{line}: {error}") from error
-        self._forms = {role: self._form_of(role) for role in _BEFORE if role != "developer"}
-        self._knows_developer = "developer" in source and _TRY in self._try("developer", _TRY)
+        # There are templates for requests with tools, and for no others.
+        self._trying_tools: list[dict[str, Any]] = []
+        if not self._try(around("user", ONE)):
+            self._trying_tools = [TOOL]
+        self._forms = {role: forms(role, self._try) for role in ROLES}
+        self._knows_developer = "developer" in source and ONE in self._try(around("developer", ONE))
+        self._takes = takes(self._try)
 
     def render(
         self,
@@ -71,9 +79,10 @@ class ChatTemplate:
                 raise CortexError(
                     Code.BAD_REQUEST, f"template_args cannot set {name!r}", param=f"template_args.{name}"
                 )
-        conversation = [self._turn(message) for message in turns(messages)]
+        turns = [message_for_template(message, self._role(message)) for message in spread(messages)]
+        definitions = [tool.definition for tool in tools]
         try:
-            return self._render(conversation, [tool.definition for tool in tools], args, seconds or SECONDS)
+            return self._render_any(turns, definitions, args, seconds or SECONDS)
         except OverBudget as error:
             if seconds is not None:
                 raise
@@ -81,6 +90,22 @@ class ChatTemplate:
             raise _failed(f"the chat template was stopped: {error}") from error
         except Exception as error:  # a template is a program, and can fail in any way that programs do
             raise _failed(f"the chat template refuses these messages: {error}") from error
+
+    def _render_any(
+        self, turns: list[Turn], tools: list[dict[str, Any]], args: dict[str, Any], seconds: float
+    ) -> str:
+        """The conversation as the template takes it, or where it refuses that, at its plainest."""
+        try:
+            return self._render(self._shaped(turns, self._takes), tools, args, seconds)
+        except OverBudget:
+            raise
+        except Exception as refusal:
+            try:
+                return self._render(self._shaped(turns, self._takes.at_least()), tools, args, seconds)
+            except OverBudget:
+                raise
+            except Exception:
+                raise refusal from None
 
     def _render(
         self,
@@ -100,34 +125,26 @@ class ChatTemplate:
 
     # --- what it reads ------------------------------------------------------------------------------------
 
-    def _turn(self, message: Message) -> dict[str, Any]:
-        """A message as this template reads it; what it reads in the form of the client's has that."""
-        role = "system" if message.role == "developer" and not self._knows_developer else message.role
-        turn = message_for_template(message, role)
-        reads_text, reads_parts = self._forms["system" if role == "developer" else role]
-        if isinstance(message.content, str):
-            if reads_parts and not reads_text:
-                turn["content"] = [{"type": "text", "text": message.content}]
-        elif not reads_parts:
-            turn["content"] = "\n".join(part.text for part in message.content)
-        return turn
+    def _role(self, message: Message) -> str:
+        return "system" if message.role == "developer" and not self._knows_developer else message.role
 
-    def _form_of(self, role: str) -> tuple[bool, bool]:
-        """Whether the template reads content of `role` as text, and as parts. It is tried: there are many
-        ways to read either, and a template that reads parts of one role may not read those of another."""
-        parts = self._try(role, [{"type": "text", "text": text} for text in (_TRY, _TRY_TOO)])
-        reads_parts = _TRY in parts and _TRY_TOO in parts and not _WRITTEN_OUT.search(parts)
-        return _TRY in self._try(role, _TRY), reads_parts
+    def _shaped(self, turns: list[Turn], takes: Takes) -> list[Turn]:
+        """The conversation as this template reads it; what it reads in the form of the client's has that."""
+        shaped = walkable(turns, takes)
+        for turn in shaped:
+            role, content = turn["role"], turn["content"]
+            reads_text, reads_parts = self._forms["system" if role == "developer" else role]
+            if isinstance(content, str):
+                if reads_parts and not reads_text:
+                    turn["content"] = [{"type": "text", "text": content}]
+            elif not reads_parts:
+                turn["content"] = "\n".join(part["text"] for part in content)
+        return shaped
 
-    def _try(self, role: str, content: Any) -> str:
-        """A small conversation with a turn of `role`, rendered; nothing where the template refuses it."""
-        conversation = [
-            *_BEFORE[role],
-            {"role": role, "content": content, **_WITH.get(role, {})},
-            *_AFTER[role],
-        ]
+    def _try(self, conversation: list[Turn]) -> str:
+        """A small conversation, rendered; nothing where the template refuses it."""
         try:
-            return self._render(conversation, [], {}, PROBE_SECONDS)
+            return self._render(deepcopy(conversation), self._trying_tools, {}, PROBE_SECONDS)
         except OverBudget as error:
             raise self._unfit(f"never done: {error}") from error
         except Exception:
@@ -141,30 +158,9 @@ def _failed(message: str) -> CortexError:
     return CortexError(Code.TEMPLATE_FAILED, message, param="messages")
 
 
-_USER = {"role": "user", "content": "a"}
-_CALL = {
-    "role": "assistant",
-    "content": "",
-    "tool_calls": [{"id": "c12345678", "type": "function", "function": {"name": "f", "arguments": {}}}],
-}
-# By role: the turns around one.
-_BEFORE: dict[str, list[dict[str, Any]]] = {
-    "system": [],
-    "developer": [],
-    "user": [],
-    "assistant": [_USER],
-    "tool": [_USER, _CALL],
-}
-_WITH = {"tool": {"name": "f", "tool_call_id": "c12345678"}}
-_AFTER = {"system": [_USER], "developer": [_USER], "user": [], "assistant": [_USER], "tool": []}
-# Words that no template has of its own, and how a list of parts looks that was written as it is.
-_TRY, _TRY_TOO = "qzxaqz", "qzxbqz"
-_WRITTEN_OUT = re.compile(rf"""text\W+{_TRY}\W""")
-
-
 def message_for_template(message: Message, role: str) -> dict[str, Any]:
     """A message in the shape that templates are written for. Arguments of tool calls are an object there:
-    templates walk through it, and one that is no JSON object stays the text that it is."""
+    templates walk through it. One that is no JSON object stays text for now: see `history`."""
     content: Any = message.content
     if not isinstance(content, str):
         content = [{"type": "text", "text": part.text} for part in content]

@@ -2,7 +2,7 @@ import pytest
 
 from ipc.errors import Code, CortexError
 from ipc.messages import CountTokens, Generate, Message, Sampling, Tool, ToolCall
-from neuron.requests.prompt import is_quick, to_ids, validate, validate_prompt
+from neuron.requests.prompt import encode_prompts, is_quick, to_ids, validate, validate_prompt
 
 HELLO = [Message(role="user", content="hello")]
 
@@ -135,3 +135,18 @@ def test_a_text_that_is_too_long_is_known_by_its_beginning():
 def test_a_text_of_many_characters_and_few_tokens_is_read():
     assert len(to_ids(Letters(), "=" * 9000, "prompt", 100)) == 90
     assert len(to_ids(Letters(), "word" * 99, "prompt", 100)) == 99
+
+
+class Refusing(Letters):
+    """The same, with a template that refuses."""
+
+    def render(self, messages, tools, args, seconds):
+        raise CortexError(
+            Code.TEMPLATE_FAILED, "the chat template refuses these messages: no", param="messages"
+        )
+
+
+def test_a_template_that_fails_is_told_with_its_model():
+    with pytest.raises(CortexError, match="m: the chat template refuses these messages: no") as refused:
+        encode_prompts(Refusing(), request())
+    assert (refused.value.code, refused.value.param) == (Code.TEMPLATE_FAILED, "messages")
