@@ -166,3 +166,20 @@ def test_a_silent_stream_pings(gateway: GatewayProcess, neuron: NeuronThread) ->
         lines = iter(answer.iter_lines())
         names = [line for line in (next(lines) for _ in range(6)) if line.startswith("event: ")]
     assert names == ["event: message_start", "event: ping"]
+
+
+def test_calls_of_the_conversation_go_to_the_model_as_they_were_made(
+    http: httpx.Client, neuron: NeuronThread
+) -> None:
+    call = {"type": "tool_use", "id": "toolu_1", "name": "add", "input": {"a": 1, "b": [None, "é"]}}
+    result = {"type": "tool_result", "tool_use_id": "toolu_1", "content": "3"}
+    turns = [{"role": "assistant", "content": [call]}, {"role": "user", "content": [result]}]
+    ask = HELLO | {"model": "echo", "messages": HELLO["messages"] + turns}
+    http.post("/v1/messages", json=ask)
+    made = neuron.neuron.served[-1].messages[1].tool_calls[0]
+    assert (made.name, json.loads(made.arguments)) == ("add", call["input"])
+    for wrong in (None, [], 3):
+        call["input"] = wrong
+        answer = http.post("/v1/messages", json=ask)
+        assert answer.status_code == 400
+        assert "messages.1.content.0.input" in answer.json()["error"]["message"]

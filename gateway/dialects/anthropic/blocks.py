@@ -46,7 +46,7 @@ class Block(Struct):
     source: Source | str | None = None  # a text where the block is a search result
     id: str | None = None
     name: str | None = None
-    input: Raw | None = None
+    input: Raw = Raw()  # empty where there is none: with None beside it, nothing is taken for raw
     tool_use_id: str | None = None
     content: str | list[Block] | dict[str, Any] | None = None
     is_error: bool | None = None
@@ -206,7 +206,7 @@ def _call(block: Block, param: str) -> ToolCall:
     return ToolCall(
         id=call_id(block.id, f"{param}.id"),
         name=name,
-        arguments=arguments(_required(block.input, f"{param}.input"), f"{param}.input"),
+        arguments=arguments(_required(block.input or None, f"{param}.input"), f"{param}.input"),
     )
 
 
