@@ -288,7 +288,7 @@ def test_tags_that_are_tokens_count_only_as_such(sample):
     assert read(sample, list(spelled), tools_of(CALLS), tokens=markers) == read(
         sample, [spelled], tools_of(CALLS), tokens=markers
     )
-    assert read(sample, [text], tools_of(CALLS), tokens=markers) == [text]
+    assert read(sample, [text], tokens=markers) == [text]
 
 
 # --- grammars ---------------------------------------------------------------------------------------------

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from neuron.text.formats.hermes import HERMES
+from neuron.text.formats.qwen3_coder import QWEN3_CODER
 from neuron.text.formats.tool_format import ToolFormat
 
 Call = tuple[str, dict[str, Any]]
@@ -40,7 +42,32 @@ def hermes(calls: list[Call]) -> str:
     )
 
 
+def bare(value: Any) -> str:
+    """A value as formats write it that have a tag for each argument."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def qwen3_coder(calls: list[Call]) -> str:
+    return "\n".join(
+        f"<tool_call>\n<function={name}>\n"
+        + "".join(f"<parameter={key}>\n{bare(value)}\n</parameter>\n" for key, value in arguments.items())
+        + "</function>\n</tool_call>"
+        for name, arguments in calls
+    )
+
+
+def fits_in_tag(key: str) -> bool:
+    """Whether a tag can have this name in it."""
+    return not re.search(r"[<>]", key)
+
+
 SAMPLES = (
+    Sample(
+        QWEN3_CODER,
+        qwen3_coder,
+        ("Qwen3.5-4B.jinja", "NVIDIA-Nemotron-3-Nano-30B-A3B-BF16.jinja", "StepFun3.5-Flash.jinja"),
+        lambda key, value: fits_in_tag(key) and not re.search(r"</(parameter|function)>\s*<", bare(value)),
+    ),
     Sample(
         HERMES,
         hermes,

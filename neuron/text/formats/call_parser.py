@@ -222,6 +222,69 @@ class CallParser(ABC):
             raise NoCall
         return "".join(said), mark
 
+    def ahead(self, *groups: tuple[str, ...]) -> Steps[bool]:
+        """Whether the text goes on with a mark of each group in turn, with space between them. An empty group
+        stands for the end of the text. Nothing is taken.
+
+        A text that is over before the last group goes on with it, as far as anybody can tell.
+
+        Raises:
+            Unfinished: the answer was cut, so nobody can.
+        """
+        while True:
+            place, sure = self._place(groups)
+            if sure:
+                return place
+            if not (yield from self.more()):
+                if self.cut:
+                    raise Unfinished
+                return True
+
+    def _place(self, groups: tuple[tuple[str, ...], ...]) -> tuple[bool, bool]:
+        """Whether they follow, and whether that is sure."""
+        at = self._at
+        for group in groups:
+            at = _GAP.match(self._text, at).end()  # type: ignore[union-attr]
+            if at == len(self._text):
+                return not group, False
+            for mark in self._spelled(group):
+                if self._text.startswith(mark, at):
+                    at += len(mark)
+                    break
+                if mark.startswith(self._text[at : at + len(mark)]):
+                    return True, False
+            else:
+                return False, True
+        return True, True
+
+    def text_until(
+        self, ends: Sequence[tuple[str, tuple[tuple[str, ...], ...]]], hand_out: Callable[[str], None]
+    ) -> Steps[str]:
+        """Hand out text up to one of `ends`, which is taken and returned; nothing when the text is over. The
+        beginning of an end that stands there then belongs to nobody.
+
+        Args:
+            ends: marks, and what has to come behind each so that it is one: see `ahead`. Where something else
+                comes, it is text.
+
+        Raises:
+            Unfinished: the answer was cut.
+        """
+        behind = dict(ends)
+        marks = (*behind,)
+        while True:
+            mark = self._find(marks, hand_out)
+            if mark is None:
+                if not (yield from self.more()):
+                    if self.cut:
+                        raise Unfinished
+                    self._take(len(self._text))
+                    return ""
+            elif (yield from self.ahead(*behind[mark])):
+                return mark
+            else:
+                hand_out(mark)
+
     def name(self, *ends: str) -> Steps[str]:
         """Take the name of the call up to the first of `ends`, and that: it is returned.
 
@@ -233,6 +296,8 @@ class CallParser(ABC):
         except Unfinished as unfinished:
             self._name = str(unfinished).strip(SPACE)
             raise
+        if "<" in name or "\n" in name.strip(SPACE):
+            raise NoCall
         self.named(name.strip(SPACE))
         return end
 
@@ -318,6 +383,11 @@ class CallParser(ABC):
     def is_named(self) -> bool:
         """Whether the name of the call is known that has not begun yet."""
         return self._name_is_whole
+
+    @property
+    def is_known(self) -> bool:
+        """Whether there is a tool of that name."""
+        return self._name in self.tools
 
     @property
     def in_call(self) -> bool:
@@ -479,6 +549,7 @@ class CallParser(ABC):
 
 
 _SPACES = re.compile(f"[{SPACE}]*")
+_GAP = re.compile(f"[{SPACE}]{{0,64}}")  # between tags that belong together
 
 
 @lru_cache(256)

@@ -25,6 +25,10 @@ class Lark:
         longest_first = sorted(self._tokens, key=len, reverse=True)
         self._split = re.compile(f"({'|'.join(map(re.escape, longest_first))})") if longest_first else None
 
+    def has_token(self, text: str) -> bool:
+        """Whether a part of this text is a token of its own."""
+        return any(token in text for token in self._tokens)
+
     def text(self, text: str) -> str:
         """Exactly this text."""
         pieces = self._split.split(text) if self._split else [text]

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from neuron.text.formats.hermes import HERMES
+from neuron.text.formats.qwen3_coder import QWEN3_CODER
 from neuron.text.formats.tool_format import ToolFormat
 
 # From the one with the most special signs to the one with the least.
-FORMATS: tuple[ToolFormat, ...] = (HERMES,)
+FORMATS: tuple[ToolFormat, ...] = (QWEN3_CODER, HERMES)
 BY_NAME = {each.name: each for each in FORMATS}
 
 

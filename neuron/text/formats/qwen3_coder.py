@@ -1,0 +1,84 @@
+"""Tool calls as Qwen3-Coder, Qwen3.5, Nemotron 3 and Step 3.5 write them: a tag for each argument.
+
+<tool_call>
+<function=name>
+<parameter=key>
+value
+</parameter>
+</function>
+</tool_call>
+"""
+
+from __future__ import annotations
+
+from neuron.text.formats.call_parser import NoCall, Steps
+from neuron.text.formats.lark import Lark
+from neuron.text.formats.parameter_grammar import Tags, parameters
+from neuron.text.formats.parameters import ParametersParser
+from neuron.text.formats.tool_format import Schema, ToolFormat
+
+CALL, END_CALL = "<tool_call>", "</tool_call>"
+FUNCTION, END_FUNCTION = "<function=", "</function>"
+PARAMETER, END_PARAMETER = "<parameter=", "</parameter>"
+
+_BEHIND_VALUE = ((PARAMETER, END_FUNCTION, END_CALL),)
+_WITHOUT_END = ((END_CALL,), ())  # a value whose end tag is missing is over where the answer is
+ENDS = (
+    ("\n" + END_PARAMETER, _BEHIND_VALUE),
+    (END_PARAMETER, _BEHIND_VALUE),
+    ("\n" + END_FUNCTION, _WITHOUT_END),
+    (END_FUNCTION, _WITHOUT_END),
+)
+
+
+class Qwen3CoderParser(ParametersParser):
+    """Reads calls of which every part has its tag. Without the outer tag, only a known tool is called."""
+
+    openings = (CALL, FUNCTION)
+
+    def call(self, opening: str) -> Steps[None]:
+        if opening == CALL:
+            yield from self.space()
+            yield from self.expect(FUNCTION)
+        yield from self.name(">")
+        if opening == FUNCTION and not self.is_known:
+            raise NoCall
+        self.begin()
+        yield from self.space()
+        if (yield from self.peek()) == "{":  # as Llama writes them
+            yield from self.object(END_FUNCTION, END_CALL)
+        else:
+            yield from self._parameters()
+        yield from self.space()
+        yield from self.accept(END_FUNCTION)
+        yield from self.space()
+        yield from self.accept(END_CALL)
+        self.end()
+
+    def _parameters(self) -> Steps[None]:
+        while (yield from self.accept(PARAMETER)):
+            key, _ = yield from self.until(">")
+            yield from self.accept("\n")
+            yield from self.parameter(key, ENDS)
+            yield from self.space()
+        yield from self.end_arguments()
+
+
+class Qwen3Coder(ToolFormat):
+    """What Qwen3-Coder, Qwen3.5, Nemotron 3 and Step 3.5 write."""
+
+    name = "qwen3_coder"
+    parser = Qwen3CoderParser
+    markers = (CALL, END_CALL)
+
+    def is_of(self, template: str) -> bool:
+        return CALL in template and FUNCTION in template and PARAMETER in template
+
+    def written(self, name: str, schema: Schema, lark: Lark) -> str:
+        head = lark.text(f"{CALL}\n{FUNCTION}{name}>\n")
+        tags = Tags(PARAMETER, ">\n", f"\n{END_PARAMETER}\n", END_PARAMETER)
+        end = lark.text(f"{END_FUNCTION}\n{END_CALL}")
+        return f"{head} {parameters(schema, tags, lark)} {end}"
+
+
+QWEN3_CODER = Qwen3Coder()

@@ -1,0 +1,91 @@
+"""What a JSON schema says of the type of a value that was written without one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from neuron.text.formats.json_scan import mended
+from neuron.text.tags import SPACE
+
+ANY = frozenset(("array", "boolean", "integer", "null", "number", "object", "string"))
+STRING = frozenset(("string",))
+PYTHON = {"True": "true", "False": "false", "None": "null"}  # as templates in Jinja write them
+MAX_DEPTH = 16  # of schemas in each other that are looked at
+
+
+def types_of(schema: Any, root: Mapping[str, Any] | None = None, depth: int = MAX_DEPTH) -> frozenset[str]:
+    """The types of the values that `schema` allows; all of them where it does not say.
+
+    Args:
+        root: the schema that its references point into.
+    """
+    if not isinstance(schema, Mapping) or depth == 0:
+        return ANY
+    types = ANY
+    named = schema.get("type")
+    if isinstance(named, str):
+        types &= {named}
+    elif isinstance(named, list):
+        types &= {each for each in named if isinstance(each, str)}
+    if "number" in types:
+        types |= {"integer"}
+    if "const" in schema:
+        types &= {type_of(schema["const"])}
+    if isinstance(schema.get("enum"), list):
+        types &= {type_of(each) for each in schema["enum"]}
+    for key in ("anyOf", "oneOf"):
+        if isinstance(schema.get(key), list):
+            types &= frozenset().union(*(types_of(each, root, depth - 1) for each in schema[key]))
+    if isinstance(schema.get("allOf"), list):
+        for each in schema["allOf"]:
+            types &= types_of(each, root, depth - 1)
+    if isinstance(schema.get("$ref"), str):
+        types &= types_of(referred(schema["$ref"], root), root, depth - 1)
+    return types or ANY
+
+
+def referred(reference: str, root: Mapping[str, Any] | None) -> Any:
+    """The schema that a reference into `root` means; None where there is none."""
+    if not reference.startswith("#"):
+        return None
+    place: Any = root
+    for step in reference.removeprefix("#").split("/")[1:]:
+        place = place.get(step.replace("~1", "/").replace("~0", "~")) if isinstance(place, Mapping) else None
+    return place
+
+
+def type_of(value: Any) -> str:
+    """The name that JSON schema has for the type of a value."""
+    if value is None:
+        return "null"
+    for kind, name in (
+        (bool, "boolean"),
+        (int, "integer"),
+        (str, "string"),
+        (list, "array"),
+        (dict, "object"),
+    ):
+        if isinstance(value, kind):
+            return name
+    return "integer" if isinstance(value, float) and value.is_integer() else "number"
+
+
+def typed(text: str, types: frozenset[str]) -> str:
+    """The JSON for a value that was written as bare text.
+
+    It is of one of `types` other than a string where it can be; else it is a string, of exactly this text.
+    """
+    bare = text.strip(SPACE)
+    for written in (PYTHON.get(bare, bare), mended(bare)):
+        try:
+            value = msgspec.json.decode(written)
+        except (msgspec.MsgspecError, RecursionError):
+            continue
+        if not isinstance(value, str) and type_of(value) in types:
+            return written
+        if isinstance(value, str) and "string" not in types:
+            break
+    return msgspec.json.encode(text).decode()
