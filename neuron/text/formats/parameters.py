@@ -38,7 +38,11 @@ class ParametersParser(CallParser):
             return (yield from self.string_parameter(key, ends))
         said: list[str] = []
         end = yield from self.text_until(ends, said.append)
-        self.argument(key, typed("".join(said), types))
+        value = typed("".join(said), types)
+        if not end and value[0] == '"':  # half of something else than a string: nobody knows of what
+            self.argument(key, "")
+            raise Unfinished
+        self.argument(key, value)
         return end
 
     def string_parameter(self, key: str, ends: Ends) -> Steps[str]:
