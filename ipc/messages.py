@@ -411,6 +411,7 @@ class Choice(Plain):
     token_ids: list[int] | None = None
     logprobs: list[TokenLogprob] = []
     stop_sequence: str | None = None  # the stop string that ended it
+    context_full: bool = False  # of "length": the model's context ended it, not `max_tokens`
 
 
 class Finished(Reply, tag="finished"):

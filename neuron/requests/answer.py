@@ -60,6 +60,7 @@ class Answer:
         self.submit = submit
         self.index = index
         self.reason: FinishReason | None = None  # once it ended
+        self.fills_context = False  # whether the context has no room for all that it may write
         self.completion_tokens = 0
         self.reasoning_tokens = 0
         self.tokens_sent = 0  # tokens behind the deltas so far
@@ -102,8 +103,9 @@ class Answer:
         """How it ended; `whole`: and all of it."""
         calls, stop_sequence = self._parser.tool_calls, self._parser.stop_sequence
         reason = "tool_calls" if calls and self.reason == "stop" else self.reason
+        full = self.fills_context and reason == "length"
         if not whole:
-            return Choice(reason=reason, index=self.index, stop_sequence=stop_sequence)
+            return Choice(reason=reason, index=self.index, stop_sequence=stop_sequence, context_full=full)
         return Choice(
             reason=reason,
             index=self.index,
@@ -113,6 +115,7 @@ class Answer:
             token_ids=self.token_ids if with_ids else None,
             logprobs=self.logprobs,
             stop_sequence=stop_sequence,
+            context_full=full,
         )
 
     def name(self, told: Logprobs) -> TokenLogprob:

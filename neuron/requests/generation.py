@@ -183,6 +183,7 @@ class Generation(OpenRequest):
             share = min(share, self._usual_tokens or share)
             wanted = 1 if self._scoring else self.request.sampling.max_tokens or share
             answer.submit.max_tokens = min(wanted, room)
+            answer.fills_context = wanted > room
         with_ids = self.request.return_token_ids
         if not self.attempts and (self.request.stream or with_ids):
             ids = [prompt.ids for prompt in self._prompts] if with_ids else None

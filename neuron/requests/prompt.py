@@ -54,7 +54,7 @@ def validate(request: Generate) -> None:
     known = {tool.name for tool in request.tools}
     if unknown := [name for name in request.must_call if name not in known]:
         raise bad_request("must_call", f"must_call names {unknown[0]!r}, which is none of the tools")
-    check(request.sampling, echo=request.echo)
+    check(request.sampling, may_be_empty=request.echo or request.messages is not None)
     if request.prompt is not None:
         _check_prompts(request)
 

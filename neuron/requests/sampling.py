@@ -44,11 +44,11 @@ LENGTHS = {
 }
 
 
-def check(sampling: Sampling, *, echo: bool) -> None:
+def check(sampling: Sampling, *, may_be_empty: bool) -> None:
     """See that every value is in its range, and that no two contradict each other.
 
     Args:
-        echo: the prompt is part of the answer, which may then have no tokens of its own.
+        may_be_empty: the answer may have no tokens of its own, for the prompt is what is of interest.
 
     Raises:
         CortexError: BAD_REQUEST naming the field and the limit.
@@ -64,12 +64,11 @@ def check(sampling: Sampling, *, echo: bool) -> None:
     if sampling.repetition_penalty is not None and not 0 < sampling.repetition_penalty <= 10:
         value = sampling.repetition_penalty
         raise bad_request("repetition_penalty", f"repetition_penalty is {value}, not above 0 and at most 10")
-    _check_lengths(sampling, echo)
+    _check_lengths(sampling, 0 if may_be_empty else 1)
     _check_lists(sampling)
 
 
-def _check_lengths(sampling: Sampling, echo: bool) -> None:
-    least = 0 if echo else 1
+def _check_lengths(sampling: Sampling, least: int) -> None:
     if sampling.max_tokens is not None and sampling.max_tokens < least:
         raise bad_request("max_tokens", f"max_tokens is {sampling.max_tokens}, not {least} or more")
     if sampling.min_tokens < 0:

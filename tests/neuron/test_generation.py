@@ -393,6 +393,15 @@ def test_an_answer_never_gets_longer_than_the_context(max_tokens, allowed):
     assert client.generation.hand_over(100)[0].submit.max_tokens == allowed
 
 
+@pytest.mark.parametrize(("max_tokens", "full"), [(97, False), (98, True), (None, True)])
+def test_an_answer_that_the_context_ends_says_so(max_tokens, full):
+    client = Client(sampling=Sampling(max_tokens=max_tokens))
+    [answer] = client.generation.hand_over(100)
+    answer.advance(SequenceReport(1, [3] * 97, "length"))
+    [choice] = client.replies[-1].choices
+    assert (choice.reason, choice.context_full) == ("length", full)
+
+
 def test_sampling_is_the_request_s_then_the_model_s_then_neutral():
     defaults = GenerationDefaults(temperature=0.6, top_k=20)
     description = SimpleNamespace(engine="transformer", defaults=defaults, eos_ids=[EOS], reasoning=False)

@@ -36,7 +36,8 @@ def request(**changes):
         ({"sampling": Sampling(top_p=0.0)}, "top_p"),
         ({"sampling": Sampling(top_p=1.1)}, "top_p"),
         ({"sampling": Sampling(top_k=-1)}, "top_k"),
-        ({"sampling": Sampling(max_tokens=0)}, "max_tokens"),
+        ({"sampling": Sampling(max_tokens=-1)}, "max_tokens"),
+        ({"messages": None, "prompt": "a", "sampling": Sampling(max_tokens=0)}, "max_tokens"),
         ({"sampling": Sampling(stop=["x"] * 17)}, "stop"),
         ({"sampling": Sampling(stop_token_ids=[1] * 1025)}, "stop_token_ids"),
         ({"sampling": Sampling(allowed_token_ids=[1] * 8193)}, "allowed_token_ids"),
@@ -52,6 +53,7 @@ def test_each_bad_field_is_named(changes, param):
 
 def test_the_ends_of_each_range_are_allowed():
     validate(request())
+    validate(request(sampling=Sampling(max_tokens=0)))  # the messages alone are of interest
     validate(request(sampling=Sampling(temperature=0.0, top_p=1.0, top_k=0, max_tokens=1, stop=["x"] * 16)))
     validate(request(sampling=Sampling(temperature=2.0, top_p=0.01)))
     validate(Generate(id=1, model="m", prompt=[0]))

@@ -106,11 +106,15 @@ class MessageRenderer:
                 self._hidden.append(delta.reasoning)
             else:
                 parts += (self._head, json_string(delta.reasoning), _END)
+        calls = delta.tool_calls
+        if calls and calls[0].call_id is None:  # of the call that is open
+            parts += self._call(calls[0])
+            calls = calls[1:]
         if text:
             if self._open != "text":
                 parts.append(self._begin("text", text=""))
             parts += (self._head, json_string(text), _END)
-        for call in delta.tool_calls:
+        for call in calls:
             parts += self._call(call)
         return b"".join(parts)
 
@@ -176,6 +180,8 @@ def _stop(answer: Choice) -> dict[str, str | None]:
     sequence = answer.stop_sequence if answer.reason == "stop" else None
     ends = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
     reason = ends[answer.reason] if sequence is None else "stop_sequence"
+    if answer.context_full:
+        reason = "model_context_window_exceeded"
     return {"stop_reason": reason, "stop_sequence": sequence}
 
 
