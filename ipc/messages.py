@@ -265,6 +265,23 @@ class CountTokens(Request, tag="count_tokens"):
     trace: Name = ""
 
 
+class Tokenize(CountTokens, tag="tokenize"):
+    """Answered by `Tokens`. The model is not loaded for it."""
+
+    # What the tokenizer puts around a text; None: around a `prompt`, for a chat template writes it itself.
+    add_special_tokens: bool | None = None
+    return_bytes: bool = False  # of each token
+
+
+class Detokenize(Request, tag="detokenize"):
+    """Answered by `Text`. The model is not loaded for it."""
+
+    model: ModelId
+    token_ids: TokenIds
+    account: Name = ""  # for whom
+    trace: Name = ""
+
+
 class Embed(Request, tag="embed"):
     """Answered by `Embeddings`."""
 
@@ -309,6 +326,8 @@ AnyRequest = (
     | Generate
     | Cancel
     | CountTokens
+    | Tokenize
+    | Detokenize
     | Embed
     | CachedPages
     | Quote
@@ -470,6 +489,18 @@ class Done(Reply, tag="done"):
 
 class TokenCount(Reply, tag="token_count"):
     tokens: int
+
+
+class Tokens(Reply, tag="tokens"):
+    token_ids: list[int]
+    context_length: int  # of the model
+    pieces: list[bytes] | None = None  # that each of them stands for, when `return_bytes`
+
+
+class Text(Reply, tag="text"):
+    """Special tokens are in it, as they are written."""
+
+    text: str
 
 
 class Embeddings(Reply, tag="embeddings"):
@@ -634,6 +665,8 @@ AnyReply = (
     | Failed
     | Done
     | TokenCount
+    | Tokens
+    | Text
     | Embeddings
     | PageHashes
     | Quoted
@@ -651,6 +684,8 @@ TERMINAL = (
     Failed,
     Done,
     TokenCount,
+    Tokens,
+    Text,
     Embeddings,
     PageHashes,
     Quoted,

@@ -21,6 +21,7 @@ from ipc.messages import (
     Cancel,
     Cancelled,
     CountTokens,
+    Detokenize,
     Discover,
     Discovery,
     Done,
@@ -42,6 +43,7 @@ from ipc.messages import (
     Resume,
     State,
     TokenCount,
+    Tokenize,
     Unload,
     Watch,
 )
@@ -57,6 +59,7 @@ from neuron.requests.open_requests import OpenRequests
 from neuron.requests.preparation import Preparation
 from neuron.requests.prompt import encode_prompts, has_grammar, is_quick, validate_prompt
 from neuron.requests.request import OpenRequest
+from neuron.requests.tokens import detokenize, tokenize
 from neuron.text.sandbox import OverBudget
 
 log = logging.getLogger("neuron.service")
@@ -107,6 +110,8 @@ class Service:
             Health: partial(self._later, self._health),
             ListModels: partial(self._later, self._list_models),
             CountTokens: partial(self._later, self._count_tokens),
+            Tokenize: partial(self._later, self._tokenize),
+            Detokenize: partial(self._later, self._detokenize),
             CachedPages: partial(self._later, self._cached_pages),
             Quote: partial(self._later, self._quote),
             Drain: partial(self._later, self._drain),
@@ -211,6 +216,16 @@ class Service:
         count = partial(encode_prompts, text, request, model.context_length)
         [prompt] = await self._texts.run(request.account, count)
         return TokenCount(id=request.id, tokens=len(prompt.ids))
+
+    async def _tokenize(self, peer: Peer, request: Tokenize) -> Reply:
+        validate_prompt(request)
+        model = await self._models.open(request.model)
+        text = await model.text()
+        return await self._texts.run(request.account, tokenize, text, request, model.context_length)
+
+    async def _detokenize(self, peer: Peer, request: Detokenize) -> Reply:
+        model = await self._models.open(request.model)
+        return await self._texts.run(request.account, detokenize, await model.text(), request)
 
     async def _cached_pages(self, peer: Peer, request: CachedPages) -> Reply:
         model = await self._models.open(request.model)

@@ -19,7 +19,7 @@ from gateway.fleet.exchange import Exchange
 from gateway.fleet.view import Fleet
 from gateway.refusals import Refusal
 from ipc.errors import CortexError
-from ipc.messages import CountTokens, Delta, Embed, Finished, Generate, Progress, Started
+from ipc.messages import CountTokens, Delta, Detokenize, Embed, Finished, Generate, Progress, Started
 
 
 def no_header(name: str) -> None:
@@ -93,7 +93,8 @@ class ReplyRenderer(Protocol):
 
 # Takes a body and its context. Reading may wait, as for what a store holds; CortexError names a wrong field.
 Parse = Callable[[bytes, RequestContext], Awaitable[tuple[Generate, Renderer]]]
-ParseOne = Callable[[bytes, RequestContext], Awaitable[tuple[Embed | CountTokens, ReplyRenderer]]]
+AskedOnce = Embed | CountTokens | Detokenize
+ParseOne = Callable[[bytes, RequestContext], Awaitable[tuple[AskedOnce, ReplyRenderer]]]
 
 
 class Dialect(Protocol):

@@ -11,9 +11,10 @@ from gateway.dialects.anthropic.dialect import Anthropic
 from gateway.dialects.openai import models as openai_models
 from gateway.dialects.openai.dialect import OpenAI
 from gateway.dialects.openai.responses.dialect import Responses
+from gateway.dialects.vllm.dialect import VLLM
 from gateway.fleet.listing import ListedModel
 
-DIALECTS: tuple[MakeDialect, ...] = (OpenAI, Responses, Anthropic)
+DIALECTS: tuple[MakeDialect, ...] = (OpenAI, Responses, Anthropic, VLLM)
 
 # How errors look where no dialect is known: at other addresses, and where a request is no HTTP.
 default_refuse = OpenAI.refuse

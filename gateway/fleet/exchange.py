@@ -16,6 +16,7 @@ from ipc.messages import (
     Cancelled,
     CountTokens,
     Delta,
+    Detokenize,
     Embed,
     Embeddings,
     Failed,
@@ -23,7 +24,9 @@ from ipc.messages import (
     Generate,
     Reply,
     Started,
+    Text,
     TokenCount,
+    Tokens,
     Usage,
 )
 
@@ -38,8 +41,9 @@ _PASSING = frozenset(
 )
 _ELSEWHERE = _PASSING | {Code.MODEL_LOAD_FAILED, Code.MODEL_NOT_FOUND}
 
-Asked = Generate | Embed | CountTokens
-ONE_REPLY = (Embeddings, TokenCount)  # that answers a request by itself
+Asked = Generate | Embed | CountTokens | Detokenize
+OneReply = Embeddings | TokenCount | Tokens | Text  # that answers a request by itself
+ONE_REPLY = OneReply.__args__
 
 
 class Exchange:
@@ -61,7 +65,7 @@ class Exchange:
         self.status = 200
         self.started: Started | None = None
         self.finished: Finished | None = None
-        self.reply: Embeddings | TokenCount | None = None
+        self.reply: OneReply | None = None
         self._fleet = fleet
         self._began = monotonic()
         self._model = metrics.UNKNOWN
@@ -135,14 +139,14 @@ class Exchange:
             await self.take(WAIT_SECONDS)
         return self.finished
 
-    async def one(self) -> Embeddings | TokenCount:
+    async def one(self) -> OneReply:
         """Wait for the reply that answers the request by itself. CortexError when it failed."""
         while self.reply is None:
             await self.take(WAIT_SECONDS)
         return self.reply
 
     async def _place(self) -> tuple[Neuron, str]:
-        needs_load = not isinstance(self._request, CountTokens)
+        needs_load = not isinstance(self._request, CountTokens | Detokenize)
         return await self._fleet.place(self._request.model, self._refusals, needs_load=needs_load)
 
     async def _fail(self, reply: Failed | Cancelled) -> None:

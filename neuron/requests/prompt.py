@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from ipc.errors import Code, CortexError
-from ipc.messages import CountTokens, Embed, Generate, TokenLogprob
+from ipc.messages import CountTokens, Embed, Generate, Tokenize, TokenLogprob
 from neuron.refusals import bad_request, too_long
 from neuron.requests.sampling import BLOCK, MAX_CHOICES, MIXED, check, check_ids
 from neuron.text import content
@@ -162,14 +162,15 @@ def encode_prompts(
         CortexError: TEMPLATE_FAILED, BAD_REQUEST for ids that the model does not have, or
             CONTEXT_LENGTH_EXCEEDED for text that is far too long for `context_length`.
     """
+    special = request.add_special_tokens if isinstance(request, Tokenize) else None
     if request.messages is not None:
         _refuse_unread(text, content.characters(request.messages), "messages", context_length)
         rendered = _render(text, request, seconds)
-        return [
-            Prompt("messages", to_ids(text, rendered, "messages", context_length, special=False), rendered)
-        ]
+        ids = to_ids(text, rendered, "messages", context_length, special=bool(special))
+        return [Prompt("messages", ids, rendered)]
     return [
-        Prompt(param, to_ids(text, prompt, param, context_length)) for param, prompt in named_prompts(request)
+        Prompt(param, to_ids(text, prompt, param, context_length, special=special is not False))
+        for param, prompt in named_prompts(request)
     ]
 
 

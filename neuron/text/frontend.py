@@ -98,6 +98,10 @@ class TextFrontEnd:
         detokenizer = self.detokenizer()
         return detokenizer.push(token_ids) + detokenizer.finish()
 
+    def write(self, token_ids: Sequence[int]) -> str:
+        """The text of token ids, special tokens as they are written."""
+        return self._tokenizer.decode(token_ids)
+
     def spell(self, token_id: int) -> bytes:
         """The bytes that a token stands for."""
         return self._tokenizer.spell(token_id)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -91,6 +91,10 @@ class TextTokenizer:
                 f"the text has the token {max(ids)}, and the model has only {self.vocabulary_size}",
             )
         return ids
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of token ids, with that of special tokens. Lets other threads run meanwhile."""
+        return self.tokenizer.decode_batch([token_ids], skip_special_tokens=False)[0]
 
     def _try(self) -> None:
         """See that regular expressions which look as if they could take time without bound do not.

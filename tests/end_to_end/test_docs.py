@@ -32,7 +32,7 @@ BLOCKS = [
 EXAMPLES = [
     example
     for _, _, body in BLOCKS
-    for example in re.findall(r"^curl http://\S+?(/v1/\S+) .*?-d '(.*?)'\n", body, re.S | re.M)
+    for example in re.findall(r"^curl http://[^/\s]+(/\S+) .*?-d '(.*?)'\n", body, re.S | re.M)
 ]
 COMMANDS = {
     "cortex": typer.main.get_command(cortex_command),

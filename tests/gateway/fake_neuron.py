@@ -29,6 +29,7 @@ from ipc.messages import (
     ContentPart,
     CountTokens,
     Delta,
+    Detokenize,
     Device,
     Eviction,
     Failed,
@@ -42,9 +43,12 @@ from ipc.messages import (
     Quoted,
     Started,
     State,
+    Text,
     TextPart,
     Timings,
     TokenCount,
+    Tokenize,
+    Tokens,
     ToolCall,
     ToolCallDelta,
     Usage,
@@ -167,9 +171,17 @@ class FakeNeuron:
                 missing = Failed(id=0, code=Code.MODEL_NOT_FOUND, message="no such model")
                 if (reply := self.quotes.get(request.model, missing)) is not None:
                     peer.send(msgspec.structs.replace(reply, id=request.id))
-            case CountTokens():
+            case CountTokens() if type(request) is CountTokens:
                 words = sum(len(text_of(message.content).split()) for message in request.messages)
                 peer.send(TokenCount(id=request.id, tokens=words + len(request.tools)))
+            case Tokenize():
+                words = text_of(request.prompt or request.messages[-1].content).encode().split()
+                pieces = words if request.return_bytes else None
+                peer.send(
+                    Tokens(id=request.id, token_ids=list(range(len(words))), context_length=9, pieces=pieces)
+                )
+            case Detokenize():
+                peer.send(Text(id=request.id, text=" ".join(map(str, request.token_ids))))
             case Generate():
                 self.served.append(request)
                 work = self.work[key] = Work(peer, request)

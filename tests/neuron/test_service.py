@@ -10,6 +10,7 @@ from ipc.messages import (
     PROTOCOL_MAJOR,
     CountTokens,
     Delta,
+    Detokenize,
     Discover,
     Done,
     Drain,
@@ -27,6 +28,7 @@ from ipc.messages import (
     Sampling,
     Started,
     State,
+    Tokenize,
     Unload,
     Watch,
 )
@@ -184,6 +186,8 @@ def test_a_prompt_over_the_context_is_refused_with_both_counts(client):
         (chat("sim", sampling={"stop": ["x", "y" * 1001]}), Code.BAD_REQUEST, "stop[1] has 1001 characters"),
         (chat("sim", sampling={"logit_bias": {1 << 40: 1.0}}), Code.BAD_REQUEST, "logit_bias: a token id"),
         (CountTokens(id=0, model="sim"), Code.BAD_REQUEST, "messages"),
+        (Tokenize(id=0, model="sim"), Code.BAD_REQUEST, "messages"),
+        (Detokenize(id=0, model="sim", token_ids=[1 << 30]), Code.BAD_REQUEST, "token_ids"),
     ],
 )
 def test_each_thing_that_cannot_be_done_gets_one_clear_error(client, request_, code, words):
@@ -240,6 +244,17 @@ def test_counting_tokens_needs_no_load_and_agrees_with_generate(neuron, client):
     counted = ask(client, CountTokens(id=0, model="sim", messages=messages))
     assert neuron.model("sim").status == "unloaded"
     assert counted.tokens == ask(client, chat("sim", 1)).usage.prompt_tokens
+
+
+def test_tokens_are_told_without_loading_the_model(client, neuron):
+    ask(client, Unload(id=0, model="slow"))
+    messages = [Message(role="user", content="Hello there")]
+    tokens = ask(client, Tokenize(id=0, model="slow", messages=messages))
+    assert len(tokens.token_ids) == ask(client, CountTokens(id=0, model="slow", messages=messages)).tokens
+    assert tokens.context_length > 0
+    text = ask(client, Detokenize(id=0, model="slow", token_ids=tokens.token_ids)).text
+    assert "Hello there" in text
+    assert neuron.model("slow").status == "unloaded"
 
 
 def test_hello_discover_models_and_health_describe_the_neuron(neuron, client):

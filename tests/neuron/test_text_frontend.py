@@ -1,9 +1,11 @@
 import json
 
 import pytest
+from tokenizers.processors import TemplateProcessing
 
 from ipc.errors import Code, CortexError
-from ipc.messages import Generate, Message, Tool
+from ipc.messages import Detokenize, Generate, Message, Tokenize, Tool
+from neuron.requests.tokens import detokenize, tokenize
 from neuron.text.formats.hermes import HERMES
 from neuron.text.formats.registry import tool_format
 from neuron.text.frontend import TextFrontEnd
@@ -43,6 +45,37 @@ def test_a_conversation_becomes_tokens_and_tokens_become_text_again(text):
 def test_its_vocabulary_is_the_models(text):
     assert text.vocabulary_size == 512
     assert text.detokenizer().push([511]) == ""
+
+
+@pytest.mark.parametrize("said", ["The quick dog", "Größe 😀", "<|start|>a<tool_call>"])
+def test_a_text_comes_back_from_its_tokens_with_the_special_ones(text, said):
+    tokens = tokenize(text, Tokenize(id=1, model="m", prompt=said, return_bytes=True), 512)
+    assert tokens.token_ids == text.encode(said, special=True)
+    assert b"".join(tokens.pieces).decode() == said
+    back = detokenize(text, Detokenize(id=2, model="m", token_ids=tokens.token_ids))
+    assert (back.id, back.text) == (2, said)
+
+
+def test_a_token_that_the_model_does_not_have_is_refused(text):
+    assert detokenize(text, Detokenize(id=1, model="m", token_ids=[])).text == ""
+    for wrong in (512, -1):
+        with pytest.raises(CortexError) as error:
+            detokenize(text, Detokenize(id=1, model="m", token_ids=[1, wrong]))
+        assert (error.value.code, error.value.param) == (Code.BAD_REQUEST, "token_ids")
+
+
+def test_special_tokens_around_a_text_are_for_whoever_asks(text):
+    begin = TemplateProcessing(single="<|start|> $A", special_tokens=[("<|start|>", 1)])
+    text._tokenizer.tokenizer.post_processor, before = begin, text._tokenizer.tokenizer.post_processor
+    try:
+        for asked, is_there in ((None, True), (True, True), (False, False)):
+            request = Tokenize(id=1, model="m", prompt="a", add_special_tokens=asked)
+            assert (tokenize(text, request, 512).token_ids[0] == 1) == is_there
+        for asked, is_there in ((None, False), (True, True), (False, False)):
+            request = Tokenize(id=1, model="m", messages=HELLO, add_special_tokens=asked)
+            assert (tokenize(text, request, 512).token_ids[0] == 1) == is_there
+    finally:
+        text._tokenizer.tokenizer.post_processor = before
 
 
 def test_a_tool_call_is_seen_even_where_its_tag_is_a_special_token(text):

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from gateway.dialects import RequestContext, free_json
+from gateway.dialects import RequestContext
 from gateway.dialects.openai.chat_answer import ChatRenderer
 from gateway.dialects.openai.common import (
     NEUTRAL,
@@ -20,10 +20,10 @@ from gateway.dialects.openai.common import (
 )
 from gateway.dialects.openai.conversation import Turn, conversation
 from gateway.dialects.openai.structured import structured
-from gateway.dialects.openai.thinking import ThinkingFields, is_hidden, thinking
+from gateway.dialects.openai.thinking import ThinkingFields, is_hidden, template_args, thinking
 from gateway.dialects.openai.tools import ToolFields, tool_choice
 from ipc.errors import Code, CortexError
-from ipc.messages import Generate, Thinking
+from ipc.messages import Generate
 
 CHAT_NEUTRAL = NEUTRAL | {
     "audio": (),
@@ -70,7 +70,7 @@ async def parse(body: bytes, context: RequestContext) -> tuple[Generate, ChatRen
         messages=conversation(fields.messages),
         tools=tools.tools,
         must_call=tools.must_call,
-        template_args=_template_args(fields, thought),
+        template_args=template_args(fields.chat_template_kwargs, thought),
         thinking=thought,
         sampling=sampling(fields, max_tokens, (fields.top_logprobs or 0) if fields.logprobs else None),
         structured=form,
@@ -94,11 +94,3 @@ async def parse(body: bytes, context: RequestContext) -> tuple[Generate, ChatRen
         hides_reasoning=is_hidden(fields),
     )
     return generate, answer
-
-
-def _template_args(fields: ChatFields, thought: Thinking) -> dict[str, Any]:
-    """Variables of the chat template; those that the client spells out win over what its thinking implies."""
-    implied = {"enable_thinking": thought.enabled, "reasoning_effort": thought.effort}
-    free_json.check("chat_template_kwargs", fields.chat_template_kwargs)
-    given = {name: value for name, value in implied.items() if value is not None}
-    return given | (fields.chat_template_kwargs or {})

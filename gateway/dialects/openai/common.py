@@ -104,14 +104,16 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 
 
-def refusing(neutral: dict[str, tuple[Any, ...]], *more: type[Struct]) -> type[Fields]:
-    """`Fields`, and beside them those of `more`, and those of `neutral`, so that `refuse` sees what they ask
-    for. (Structs cannot inherit from several.)"""
+def refusing(
+    neutral: dict[str, tuple[Any, ...]], *more: type[Struct], base: type[Struct] = Fields
+) -> type[Any]:
+    """The fields of `base`, those of `more`, and those of `neutral`, so that `refuse` sees what they ask for.
+    (Structs cannot inherit from several.)"""
     fields = [
         (each.name, each.type, each.default) for group in more for each in msgspec.structs.fields(group)
     ]
     refused = [(name, Any, None) for name in neutral]
-    return msgspec.defstruct("Refusing", fields + refused, bases=(Fields,), kw_only=True)
+    return msgspec.defstruct("Refusing", fields + refused, bases=(base,), kw_only=True)
 
 
 def decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
+from gateway.dialects import free_json
 from gateway.dialects.openai.common import MAX_INT, Short
 from ipc.messages import Thinking
 
@@ -65,6 +66,17 @@ def is_hidden(fields: ThinkingFields) -> bool:
     """Whether the thought is not to be shown."""
     hidden = fields.reasoning is not None and fields.reasoning.exclude
     return bool(hidden) or fields.include_reasoning is False
+
+
+def template_args(given: dict[str, Any] | None, thought: Thinking) -> dict[str, Any]:
+    """Variables of the chat template; those that the client spells out win over what its thinking implies.
+
+    Raises:
+        CortexError: a message cannot hold them.
+    """
+    free_json.check("chat_template_kwargs", given)
+    implied = {"enable_thinking": thought.enabled, "reasoning_effort": thought.effort}
+    return {name: value for name, value in implied.items() if value is not None} | (given or {})
 
 
 def _first(*values: Any) -> Any:

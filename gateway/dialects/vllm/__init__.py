@@ -1,0 +1,1 @@
+"""What vLLM serves beside OpenAI's API, and others after it."""

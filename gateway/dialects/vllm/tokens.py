@@ -1,0 +1,152 @@
+"""`POST /tokenize` and `/detokenize`: vLLM's, with the fields of llama.cpp's, too. No model is loaded."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta, Struct
+
+from gateway.dialects import RequestContext
+from gateway.dialects.openai.common import Name, TokenId, decode, encode, refuse, refusing, renamed
+from gateway.dialects.openai.conversation import Turn, conversation
+from gateway.dialects.openai.thinking import ThinkingFields, template_args, thinking
+from gateway.dialects.openai.tools import ToolFields, tool_choice
+from ipc.errors import Code, CortexError
+from ipc.messages import MAX_TOKEN_IDS, Detokenize, Text, Tokenize, Tokens
+
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "add_generation_prompt": (True,),
+    "continue_final_message": (False,),
+    "chat_template": (),
+    "parse_special": (True,),  # of llama.cpp
+}
+
+
+class ModelField(Struct, kw_only=True):
+    model: Name
+
+
+class TokenizeFields(refusing(NEUTRAL, ToolFields, ThinkingFields, base=ModelField), kw_only=True):
+    """Of `prompt`, `content`, which is llama.cpp's name for it, and `messages` there is one."""
+
+    prompt: Name | None = None
+    content: Name | None = None
+    messages: Annotated[list[Turn], Meta(min_length=1)] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    add_special_tokens: bool | None = None
+    add_special: bool | None = None  # llama.cpp
+    return_token_strs: bool | None = None
+    with_pieces: bool | None = None  # llama.cpp
+
+
+class Piece(Struct):
+    """A token, as llama.cpp writes it: text that is no UTF-8 by itself as bytes."""
+
+    id: int
+    piece: str | list[int]
+
+
+class TokensOut(Struct):
+    count: int
+    max_model_len: int
+    tokens: list[int] | list[Piece]
+    token_strs: list[str] | None = None
+
+
+class DetokenizeFields(Struct, kw_only=True):
+    model: Name
+    tokens: Annotated[list[TokenId], Meta(max_length=MAX_TOKEN_IDS)]
+
+
+class TextOut(Struct):
+    """Under vLLM's name and llama.cpp's."""
+
+    prompt: str
+    content: str
+
+
+_tokenize = msgspec.json.Decoder(TokenizeFields)
+_detokenize = msgspec.json.Decoder(DetokenizeFields)
+
+
+async def parse_tokenize(body: bytes, context: RequestContext) -> tuple[Tokenize, TokenizeRenderer]:
+    """Read a request. Messages become the prompt that a chat completion with the same fields would have.
+
+    Raises:
+        CortexError: a field is wrong or asks for what we cannot do; `param` names it.
+    """
+    fields = decode(_tokenize, body)
+    refuse(fields, NEUTRAL)
+    given = [name for name in ("messages", "prompt", "content") if getattr(fields, name) is not None]
+    if len(given) != 1:
+        text = "a request has either a prompt or messages"
+        raise CortexError(Code.BAD_REQUEST, text, param=given[1] if given else "prompt")
+    tools, thought = tool_choice(fields), thinking(fields)
+    if fields.messages is None and tools.tools:
+        raise CortexError(Code.BAD_REQUEST, "tools: need messages", param="tools")
+    special = fields.add_special if fields.add_special_tokens is None else fields.add_special_tokens
+    tokenize = Tokenize(
+        id=0,
+        model=fields.model,
+        messages=None if fields.messages is None else conversation(fields.messages),
+        prompt=fields.content if fields.prompt is None else fields.prompt,
+        tools=tools.tools,
+        template_args=template_args(fields.chat_template_kwargs, thought),
+        thinking=thought,
+        add_special_tokens=special,
+        return_bytes=bool(fields.return_token_strs or fields.with_pieces),
+    )
+    names = {"prompt": given[0], "template_args": "chat_template_kwargs"}
+    if tools.is_old:
+        names["tools"] = "functions"
+    return tokenize, TokenizeRenderer(fields, names)
+
+
+async def parse_detokenize(body: bytes, context: RequestContext) -> tuple[Detokenize, DetokenizeRenderer]:
+    """Read a request.
+
+    Raises:
+        CortexError: a field is wrong; `param` names it.
+    """
+    fields = decode(_detokenize, body)
+    return Detokenize(id=0, model=fields.model, token_ids=fields.tokens), DetokenizeRenderer()
+
+
+class TokenizeRenderer:
+    """Writes the tokens. `names`: the client's, by the neuron's, of fields where they differ."""
+
+    def __init__(self, fields: TokenizeFields, names: dict[str, str]) -> None:
+        self._fields, self._names = fields, names
+
+    def whole(self, reply: Tokens) -> bytes:
+        ids, pieces = reply.token_ids, reply.pieces or []
+        strings = (
+            [piece.decode(errors="replace") for piece in pieces] if self._fields.return_token_strs else None
+        )
+        tokens: list[Any] = ids
+        if self._fields.with_pieces:
+            tokens = [Piece(*each) for each in zip(ids, map(_piece, pieces), strict=True)]
+        return encode(TokensOut(len(ids), reply.context_length, tokens, strings))
+
+    def in_client_words(self, error: CortexError) -> CortexError:
+        """An error of the neuron, with the field called as the client calls it."""
+        return renamed(error, self._names)
+
+
+class DetokenizeRenderer:
+    """Writes the text."""
+
+    def whole(self, reply: Text) -> bytes:
+        return encode(TextOut(reply.text, reply.text))
+
+    def in_client_words(self, error: CortexError) -> CortexError:
+        """An error of the neuron, with the field called as the client calls it."""
+        return renamed(error, {"token_ids": "tokens"})
+
+
+def _piece(raw: bytes) -> str | list[int]:
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return list(raw)
