@@ -248,6 +248,8 @@ class Generate(Request, tag="generate"):
     cache_salt: Name = ""  # only requests with the same one share cached prefixes
     parallel_tool_calls: bool = True  # False: the answer calls one tool at most
     trace: Name = ""  # the client's own id of it, for the neuron's log
+    # The last turn is the assistant's and ends in text, which the answer goes on with.
+    continue_final_message: bool = False
 
 
 class Cancel(Request, tag="cancel"):
@@ -263,6 +265,7 @@ class CountTokens(Request, tag="count_tokens"):
     thinking: Thinking = Thinking()
     account: Name = ""  # for whom
     trace: Name = ""
+    continue_final_message: bool = False  # as in `Generate`
 
 
 class Tokenize(CountTokens, tag="tokenize"):

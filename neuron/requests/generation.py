@@ -144,11 +144,12 @@ class Generation(OpenRequest):
             prompt.logprobs = [self.parts[-1].name_first(prompt.ids[0])]
 
     def _answer(self, submit: Submit, index: int, prompt: Prompt, text: TextFrontEnd) -> Answer:
+        goes_on = prompt.rendered is None or self.request.continue_final_message
         return Answer(
             submit,
             index,
             self,
-            detokenizer=text.detokenizer(after=prompt.ids if prompt.rendered is None else ()),
+            detokenizer=text.detokenizer(after=prompt.ids if goes_on else ()),
             parser=text.answer_parser(prompt.rendered, self.request),
             spell=text.spell,
         )

@@ -11,7 +11,7 @@ from ipc.errors import Code, CortexError
 from ipc.messages import CountTokens, Embed, Generate, Tokenize, TokenLogprob
 from neuron.refusals import bad_request, too_long
 from neuron.requests.sampling import BLOCK, MAX_CHOICES, MIXED, check, check_ids
-from neuron.text import content
+from neuron.text import content, continuation
 from neuron.text.tags import END_THINK, SPACE, THINK
 
 if TYPE_CHECKING:
@@ -81,6 +81,9 @@ def validate_prompt(request: Generate | CountTokens) -> None:
         raise bad_request("messages", "a request has either messages or a prompt")
     if request.messages is not None and not request.messages:
         raise bad_request("messages", "messages is empty")
+    if request.continue_final_message and not continuation.can_continue(request.messages or ()):
+        name = "continue_final_message"
+        raise bad_request(name, f"{name} needs messages that end in text of the assistant's")
     if request.prompt is not None and not request.prompt:
         raise bad_request("prompt", "prompt is empty")
     if request.prompt is not None and request.tools:
@@ -176,8 +179,15 @@ def encode_prompts(
 
 def _render(text: TextFrontEnd, request: Generate | CountTokens, seconds: float | None) -> str:
     """The prompt that messages become; an error of the template says whose it is."""
+    continued, messages = request.continue_final_message, request.messages
     try:
-        return text.render(request.messages, request.tools, request.template_args, seconds)
+        rendered = text.render(
+            continuation.marked(messages) if continued else messages,
+            request.tools,
+            request.template_args,
+            seconds,
+        )
+        return continuation.cut(rendered) if continued else rendered
     except CortexError as error:
         if error.code == Code.TEMPLATE_FAILED:
             raise CortexError(error.code, f"{request.model}: {error.message}", param=error.param) from error

@@ -181,6 +181,25 @@ def test_what_anthropic_s_servers_did_is_left_out() -> None:
     assert turns(USER, {"role": "assistant", "content": searched})[1].content == [TextPart(text="it is so")]
 
 
+@pytest.mark.parametrize(
+    ("last", "continues"),
+    [
+        (USER, False),
+        ({"role": "assistant", "content": "so"}, True),
+        ({"role": "assistant", "content": [text("a"), text("so")]}, True),
+        ({"role": "assistant", "content": [text("so"), CALL]}, False),
+        ({"role": "assistant", "content": [{"type": "thinking", "thinking": "t", "signature": "s"}]}, False),
+    ],
+)
+def test_the_beginning_of_an_answer_is_gone_on_with(last: dict[str, Any], continues: bool) -> None:
+    assert read(messages=[USER, last]).continue_final_message is continues
+
+
+@pytest.mark.parametrize("content", ["", []])
+def test_an_empty_last_turn_of_the_assistant_is_none(content: Any) -> None:
+    assert read(messages=[USER, {"role": "assistant", "content": content}]) == read()
+
+
 # --- thoughts ---------------------------------------------------------------------------------------------
 
 
@@ -641,7 +660,7 @@ def conversations(draw: st.DrawFn) -> list[Message]:
         conversation.append(
             Message(
                 role="assistant",
-                content=parts if parts or calls or draw(st.booleans()) else draw(words),
+                content=parts if parts or calls else draw(st.text(min_size=1)),
                 tool_calls=calls,
             )
         )

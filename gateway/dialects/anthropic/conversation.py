@@ -74,6 +74,8 @@ class Conversation:
     """The canonical form of it.
 
     Attributes:
+        continues: whether the answer goes on with the assistant's last turn, as clients have it do that put
+            the beginning of the answer there.
         names: what the client calls the fields that a neuron may complain of, where that differs.
     """
 
@@ -84,6 +86,7 @@ class Conversation:
         tools = Tools(fields.tools, fields.tool_choice)
         self.tools, self.must_call, self.parallel = tools.tools, tools.must_call, tools.parallel
         self.messages, places = _messages(fields)
+        self.continues = _continues(self.messages[-1])
         self.thinking = _thinking(fields)
         self.structured, form = _structured(fields)
         self.names = places | tools.names | form
@@ -106,6 +109,10 @@ def _messages(fields: PromptFields) -> tuple[list[Message], dict[str, str]]:
         if turns and turn.role == turns[-1][0].role != "system":
             new = _joined(turns.pop(), new)
         turns.append(new)
+    if turns[-1][0].role == "assistant" and not (turns[-1][0].content or turns[-1][0].tool_calls):
+        turns.pop()  # it says nothing, and nothing of it can be gone on with
+    if not turns:
+        raise _bad("messages", "nobody says anything")
     if len(turns) > MAX_TURNS:
         raise _bad("messages", f"there are {len(turns)} turns, more than {MAX_TURNS}")
     _see_calls(turns)
@@ -114,6 +121,13 @@ def _messages(fields: PromptFields) -> tuple[list[Message], dict[str, str]]:
         names |= {f"messages[{k}].content[{j}]": name for j, name in enumerate(parts)}
         names[f"messages[{k}]"] = place
     return [message for message, _, _ in turns], names
+
+
+def _continues(last: Message) -> bool:
+    """Whether the last turn is text of the assistant's. A call is not gone on with, nor is a thought."""
+    if last.role != "assistant" or last.tool_calls or not last.content:
+        return False
+    return isinstance(last.content, str) or isinstance(last.content[-1], TextPart)
 
 
 def _without_billing(system: Content) -> Content:

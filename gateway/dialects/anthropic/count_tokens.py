@@ -28,6 +28,7 @@ async def parse(body: bytes, context: RequestContext) -> tuple[CountTokens, Coun
         messages=conversation.messages,
         tools=conversation.tools,
         thinking=conversation.thinking,
+        continue_final_message=conversation.continues,
     )
     return count, CountRenderer(conversation.names)
 

@@ -60,6 +60,7 @@ async def parse(body: bytes, context: RequestContext) -> tuple[Generate, Message
         structured=conversation.structured,
         stream=bool(fields.stream),
         parallel_tool_calls=conversation.parallel,
+        continue_final_message=conversation.continues,
     )
     renderer = MessageRenderer(
         fields.model, context.request_id, _thoughts(fields), conversation.names | _NAMES
