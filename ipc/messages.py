@@ -233,6 +233,7 @@ class Generate(Request, tag="generate"):
     messages: Turns | None = None
     # A list: token ids alone, or prompts alone.
     prompt: str | Annotated[list[int | str | TokenIds], Meta(max_length=MAX_TOKEN_IDS)] | None = None
+    suffix: str | None = None  # of a `prompt`: what follows the answer, which fills in what is between
     tools: Tools = []
     # Names of tools, of which the answer calls some; one that stands alone, once.
     must_call: Annotated[list[Name], Meta(max_length=MAX_TOOLS)] = []

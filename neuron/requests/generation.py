@@ -94,7 +94,10 @@ class Generation(OpenRequest):
         """How tokens are chosen, and what is told of them."""
         sampling = self.request.sampling
         self._usual_tokens = description.defaults.max_tokens
-        params = resolve(sampling, description.defaults, description.eos_ids, text)
+        ends = description.eos_ids
+        if self.request.suffix is not None and text.infill is not None:
+            ends = [*ends, *text.infill.ends]
+        params = resolve(sampling, description.defaults, ends, text)
         if self.request.echo and params.prompt_logprobs is None:
             params = msgspec.structs.replace(params, prompt_logprobs=params.logprobs)
         if params.prompt_logprobs is not None:

@@ -51,6 +51,8 @@ def validate(request: Generate) -> None:
     validate_prompt(request)
     if request.echo and request.messages is not None:
         raise bad_request("echo", "echo needs a prompt: the template's text around messages is not shown")
+    if request.suffix is not None and request.messages is not None:
+        raise bad_request("suffix", "suffix needs a prompt, to fill in what stands between the two")
     known = {tool.name for tool in request.tools}
     if unknown := [name for name in request.must_call if name not in known]:
         raise bad_request("must_call", f"must_call names {unknown[0]!r}, which is none of the tools")
@@ -71,7 +73,7 @@ def _check_prompts(request: Generate) -> None:
             "prompt", f"{len(prompts)} prompts times n, which is {n}, are more than {MAX_CHOICES} choices"
         )
     for param, prompt in prompts:
-        if not prompt:
+        if not prompt and request.suffix is None:
             raise bad_request(param, f"{param} is empty")
 
 
@@ -84,7 +86,8 @@ def validate_prompt(request: Generate | CountTokens) -> None:
     if request.continue_final_message and not continuation.can_continue(request.messages or ()):
         name = "continue_final_message"
         raise bad_request(name, f"{name} needs messages that end in text of the assistant's")
-    if request.prompt is not None and not request.prompt:
+    fills_in = isinstance(request, Generate) and request.suffix is not None  # from the start, perhaps
+    if request.prompt is not None and not request.prompt and not (fills_in and request.prompt == ""):
         raise bad_request("prompt", "prompt is empty")
     if request.prompt is not None and request.tools:
         raise bad_request("tools", "tools need messages: a prompt is taken as it is")
@@ -114,7 +117,7 @@ def _costs(request: Generate) -> Iterator[int]:
     """What each part of a request costs, as if it were so many characters of text."""
     if request.messages is None:
         for _, prompt in named_prompts(request):
-            yield len(prompt)
+            yield len(prompt) + len(request.suffix or "")
     for message in request.messages or ():
         yield TURN * (1 if isinstance(message.content, str) else 1 + len(message.content))
         yield content.size(message) + len(message.reasoning or "")
@@ -171,10 +174,27 @@ def encode_prompts(
         rendered = _render(text, request, seconds)
         ids = to_ids(text, rendered, "messages", context_length, special=bool(special))
         return [Prompt("messages", ids, rendered)]
+    suffix = request.suffix if isinstance(request, Generate) else None
     return [
-        Prompt(param, to_ids(text, prompt, param, context_length, special=special is not False))
+        Prompt(param, _infill_ids(text, prompt, suffix, param, context_length))
+        if suffix is not None
+        else Prompt(param, to_ids(text, prompt, param, context_length, special=special is not False))
         for param, prompt in named_prompts(request)
     ]
+
+
+def _infill_ids(
+    text: TextFrontEnd, prompt: str | list[int], suffix: str, param: str, context_length: int | None
+) -> list[int]:
+    """The token ids of a prompt that is to be continued up to `suffix`. What cannot fit is refused unread."""
+    if isinstance(prompt, str):
+        _refuse_unread(text, len(prompt), param, context_length)
+        _refuse_by_its_beginning(text, prompt, param, context_length)
+    else:
+        check_ids(prompt, text, param)
+    _refuse_unread(text, len(suffix), "suffix", context_length)
+    _refuse_by_its_beginning(text, suffix, "suffix", context_length)
+    return text.encode_infill(prompt, suffix)
 
 
 def _render(text: TextFrontEnd, request: Generate | CountTokens, seconds: float | None) -> str:

@@ -11,6 +11,7 @@ from ipc.messages import Generate, Message, Tool
 from neuron.text.detokenizer import Detokenizer
 from neuron.text.formats.registry import tool_format
 from neuron.text.formats.tool_format import ToolFormat
+from neuron.text.infill import infill
 from neuron.text.parser import AnswerParser
 from neuron.text.reasoning import ReasoningSplitter
 from neuron.text.tags import END_THINK, THINK
@@ -31,6 +32,7 @@ class TextFrontEnd:
         self._tokenizer = tokenizer
         self._templates = templates
         self.vocabulary_size = tokenizer.vocabulary_size
+        self.infill = infill(tokenizer.id_of)  # None: the model cannot fill in
 
     @classmethod
     def load(cls, checkpoint: ModelCard) -> TextFrontEnd:
@@ -84,6 +86,19 @@ class TextFrontEnd:
     def encode(self, text: str, special: bool) -> list[int]:
         """Token ids of `text`; see `TextTokenizer.encode`."""
         return self._tokenizer.encode(text, special)
+
+    def encode_infill(self, prefix: str | Sequence[int], suffix: str) -> list[int]:
+        """Token ids of the prompt for what stands between two texts.
+
+        Raises:
+            CortexError: NOT_SUPPORTED when the vocabulary has no tokens for it.
+        """
+        if self.infill is None:
+            message = "suffix: the model has no tokens to fill in the middle; leave suffix out"
+            raise CortexError(Code.NOT_SUPPORTED, message, param="suffix")
+        before = self.encode(prefix, special=False) if isinstance(prefix, str) else prefix
+        prompt = self.infill.prompt(before, self._tokenizer.encode_inside(suffix))
+        return self._tokenizer.begin() + prompt
 
     def fewest_tokens(self, characters: int) -> int:
         """A number of tokens that so much text has at least, known without reading it."""

@@ -22,6 +22,7 @@ log = logging.getLogger("neuron.tokenizer")
 PROBES = ("a", "A", " ", "0", "\n", "-", ".", "\u00e9", "\u4e00", "'")
 PROBE_LENGTH = 64
 MAX_PROBES = 64
+ANCHOR = "\u263a"  # joins with nothing that follows
 PROBE_SECONDS = 0.25  # microseconds are usual
 
 
@@ -91,6 +92,23 @@ class TextTokenizer:
                 f"the text has the token {max(ids)}, and the model has only {self.vocabulary_size}",
             )
         return ids
+
+    def begin(self) -> list[int]:
+        """What the tokenizer puts before a text."""
+        marked, plain = self.encode("a", special=True), self.encode("a", special=False)
+        return marked[: -len(plain)] if plain and marked[-len(plain) :] == plain else []
+
+    def encode_inside(self, text: str) -> list[int]:
+        """Token ids of a text within another: without the space that some tokenizers put before one."""
+        anchor = self.encode(ANCHOR, special=False)
+        ids = self.encode(ANCHOR + text, special=False)
+        is_whole = ids[: len(anchor)] == anchor
+        return ids[len(anchor) :] if is_whole else self.encode(text, special=False)
+
+    def id_of(self, token: str) -> int | None:
+        """The id of a token of the model, by how the vocabulary writes it."""
+        number = self.tokenizer.token_to_id(token)
+        return number if number is not None and number < self.vocabulary_size else None
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of token ids, with that of special tokens. Lets other threads run meanwhile."""

@@ -431,7 +431,6 @@ def test_more_choices_than_the_limit_are_refused_with_it(prompts: int, n: int) -
 
 def test_completions_refuse_what_they_do_not_do() -> None:
     for fields in (
-        {"suffix": "x"},
         {"best_of": 2},
         {"add_special_tokens": False},
         {"prompt_embeds": "AAAA"},
@@ -441,6 +440,9 @@ def test_completions_refuse_what_they_do_not_do() -> None:
         {"top_logprobs": 2},
     ):
         assert refusal(completion, **fields).param == next(iter(fields))
+    assert completion(suffix="x").suffix == "x"
+    assert completion(prompt="", suffix="x").prompt == ""
+    assert completion(suffix="") == completion()
     neutral = {"add_special_tokens": True, "return_tokens_as_token_ids": False, "top_logprobs": 0}
     assert completion(**neutral) == completion()
 

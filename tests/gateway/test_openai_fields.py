@@ -66,6 +66,7 @@ EFFECT: dict[str, dict[str, tuple[Any, dict[str, Any]]]] = {
         "stop": (["x"], {}),
         "stream": (True, {}),
         "stream_options": ({"include_usage": True}, {"stream": True}),
+        "suffix": ("x", {}),
         "temperature": (0.5, {}),
         "top_p": (0.5, {}),
     },
@@ -83,7 +84,7 @@ REFUSED: dict[str, dict[str, Any]] = {
         "moderation": {"model": "omni-moderation-latest"},
         "web_search_options": {"search_context_size": "low"},
     },
-    "CreateCompletionRequest": {"best_of": 2, "suffix": "x"},
+    "CreateCompletionRequest": {"best_of": 2},
     "CreateEmbeddingRequest": {},
 }
 HINTS: dict[str, dict[str, Any]] = {

@@ -26,6 +26,8 @@ def request(**changes):
         ({"messages": None, "prompt": ["a"] * 129}, "prompt"),
         ({"messages": None, "prompt": ["a"] * 3, "sampling": Sampling(n=43)}, "prompt"),
         ({"messages": None, "prompt": "hello", "tools": [Tool.function(name="t")]}, "tools"),
+        ({"suffix": "after"}, "suffix"),
+        ({"messages": None, "prompt": [], "suffix": "after"}, "prompt"),
         ({"must_call": ["t"]}, "must_call"),
         ({"must_call": ["u"], "tools": [Tool.function(name="t")]}, "must_call"),
         ({"tools": [Tool.function(name="t"), Tool(definition={"function": {}})]}, "tools[1]"),
@@ -57,6 +59,7 @@ def test_the_ends_of_each_range_are_allowed():
     validate(request(sampling=Sampling(temperature=0.0, top_p=1.0, top_k=0, max_tokens=1, stop=["x"] * 16)))
     validate(request(sampling=Sampling(temperature=2.0, top_p=0.01)))
     validate(Generate(id=1, model="m", prompt=[0]))
+    validate(Generate(id=1, model="m", prompt="", suffix="after"))
     validate(Generate(id=1, model="m", prompt=["a"] * 64, sampling=Sampling(n=2)))
     validate(Generate(id=1, model="m", prompt=["a", [0]]))
 

@@ -35,7 +35,6 @@ from ipc.messages import Delta, Finished, FinishReason, Generate, Started, Token
 T = TypeVar("T")
 
 COMPLETION_NEUTRAL = NEUTRAL | {
-    "suffix": ("",),
     "add_special_tokens": (True,),
     "max_completion_tokens": (),
     "top_logprobs": (0,),
@@ -47,6 +46,7 @@ class CompletionFields(refusing(COMPLETION_NEUTRAL), kw_only=True):
     max_tokens: NonNegative | None = None
     logprobs: LogprobCount | None = None
     echo: bool | None = None
+    suffix: str | None = None
 
 
 MAX_TOKENS = 16  # OpenAI's default
@@ -64,13 +64,14 @@ async def parse(body: bytes, context: RequestContext) -> tuple[Generate, Complet
     refuse(fields, COMPLETION_NEUTRAL)
     if fields.max_tokens == 0 and not fields.echo:
         raise CortexError(Code.BAD_REQUEST, "max_tokens: 0 needs echo", param="max_tokens")
-    prompt = prompts(fields.prompt, "prompt")
+    prompt = "" if fields.suffix and fields.prompt == "" else prompts(fields.prompt, "prompt")
     choices = _choices(prompt, fields.n or 1)
     form, names = structured(fields)
     generate = Generate(
         id=0,
         model=fields.model,
         prompt=prompt,
+        suffix=fields.suffix or None,
         sampling=sampling(
             fields, MAX_TOKENS if fields.max_tokens is None else fields.max_tokens, fields.logprobs
         ),
