@@ -22,6 +22,8 @@ PLACES = ("cortex.yaml", "cortex.toml", "/etc/cortex/cortex.yaml", "/etc/cortex/
 
 MAX_BODY = MAX_MESSAGE - (1 << 20)  # a request is no longer in msgpack than in JSON; some room for the rest
 
+MIN_STORE = 1 << 20  # bytes
+
 MIN_HEADER = 1024  # bytes; clients' own headers need some
 
 _ORIGIN = re.compile(r"\*|loopback|null|[A-Za-z][A-Za-z0-9+.-]*://[^/\s]+")
@@ -49,6 +51,15 @@ class Listeners(Struct, frozen=True, kw_only=True):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
 
+class StoreSettings(Struct, frozen=True, kw_only=True):
+    """What is kept of responses and conversations."""
+
+    enabled: bool = True
+    path: str | None = None  # of the file; null: see `gateway.store.database.default_path`
+    max_age_days: Annotated[float, Meta(gt=0)] = 30
+    max_size: Size = 1 << 30  # bytes of the file
+
+
 class EvictionPolicy(Struct, frozen=True, kw_only=True):
     """How neurons make room; each is told at `hello`."""
 
@@ -69,6 +80,7 @@ class GatewayConfig(Struct, frozen=True, kw_only=True):
 
     gateway: Listeners = Listeners()
     eviction: EvictionPolicy = EvictionPolicy()
+    store: StoreSettings = StoreSettings()
     aliases: dict[str, str] = {}  # models, by the further names that they have here; see `Aliases`
     neurons: list[NeuronSettings] = field(
         default_factory=lambda: [NeuronSettings(name="local", endpoint="tcp://127.0.0.1:13131")]
@@ -132,6 +144,9 @@ def _checked(config: GatewayConfig, path: str | Path) -> GatewayConfig:
     if ours.header_limit < MIN_HEADER:
         text = f"Expected at least {MIN_HEADER} bytes, not {ours.header_limit}"
         raise ConfigError(path, "gateway.header_limit", text)
+    if config.store.max_size < MIN_STORE:
+        text = f"Expected at least {MIN_STORE} bytes, not {config.store.max_size}"
+        raise ConfigError(path, "store.max_size", text)
     for i, origin in enumerate(ours.cors_origins):
         if not _ORIGIN.fullmatch(origin):
             text = f"Expected scheme://host:port, loopback or *, not {origin!r}"

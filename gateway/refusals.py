@@ -39,6 +39,10 @@ STATUSES: dict[str, ErrorStatus] = {
     Code.INTERNAL: ErrorStatus(500),
 }
 
+# What the gateway says of what it keeps, and no neuron does.
+NOT_FOUND, STORE_UNAVAILABLE = "not_found", "store_unavailable"
+STATUSES |= {NOT_FOUND: ErrorStatus(404), STORE_UNAVAILABLE: ErrorStatus(503)}
+
 # What Falcon raises, and we with its classes: errors of HTTP, before any model is asked.
 HTTP_CODES = {
     403: "forbidden",

@@ -18,6 +18,7 @@ from gateway.config import GatewayConfig
 from gateway.fleet.exchange import Exchange
 from gateway.fleet.view import Fleet
 from gateway.refusals import Refusal
+from gateway.store.database import Database
 from ipc.errors import CortexError
 from ipc.messages import CountTokens, Delta, Detokenize, Embed, Finished, Generate, Progress, Started
 
@@ -43,8 +44,10 @@ class Services:
     fleet: Fleet
     read: Callable[[falcon.asgi.Request], Awaitable[bytes | bytearray]]  # the body of a request
     settings: GatewayConfig
-    # The context of a request to a resource of its own, and the account that is taken of it.
+    context: Callable[[falcon.asgi.Request], RequestContext]  # of a request to a resource of its own
+    # The same, and the account that is taken of one that a neuron is asked for.
     open: Callable[[falcon.asgi.Request], tuple[RequestContext, Exchange]]
+    store: Database | None  # what is kept for clients; None: nothing is
 
 
 class Renderer(Protocol):

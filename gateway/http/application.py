@@ -16,20 +16,23 @@ from typing import Any
 import falcon.asgi
 
 from gateway import signals
-from gateway.config import GatewayConfig, split_address
+from gateway.config import GatewayConfig, StoreSettings, split_address
 from gateway.dialects import MakeDialect, Services
 from gateway.dialects.registry import DIALECTS, default_refuse
 from gateway.fleet.view import Fleet
 from gateway.http import errors
 from gateway.http.body import Bodies
 from gateway.http.browsers import Browsers
-from gateway.http.generation import EXCHANGE, GenerationResource, open_exchange
+from gateway.http.generation import EXCHANGE, GenerationResource, context_of, open_exchange
 from gateway.http.health import HealthResource, ReadyResource, VersionResource
 from gateway.http.models import ModelResource, ModelsResource
 from gateway.http.replies import ReplyResource
 from gateway.refusals import Refusal
+from gateway.store.database import Database, default_path
+from gateway.store.retention import Limits
 from gateway.telemetry.exposition import Exposition
 
+SECONDS_OF_A_DAY = 86400.0
 START_PATIENCE = 2.0  # seconds that a process waits for its neurons before it takes requests
 
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
@@ -52,7 +55,8 @@ class Gateway:
         self._metrics = Exposition(fleet.neurons)
         ours = settings.gateway
         self._bodies = bodies = Bodies(ours.body_limit, ours.body_memory)
-        services = Services(fleet, bodies.read, settings, partial(open_exchange, fleet))
+        store = _store(settings.store)
+        services = Services(fleet, bodies.read, settings, context_of, partial(open_exchange, fleet), store)
         routes: dict[str, object] = {
             "/": VersionResource(),  # where some clients look whether anybody is there
             "/v1/models": ModelsResource(fleet),
@@ -72,7 +76,7 @@ class Gateway:
             routes |= own
             refuse |= dict.fromkeys(own, dialect.refuse)
         browsers = Browsers(ours.cors_origins, ours.hosts)
-        self._falcon = falcon.asgi.App(middleware=[_Lifetime(fleet), _Identity(refuse), browsers])
+        self._falcon = falcon.asgi.App(middleware=[_Lifetime(fleet, store), _Identity(refuse), browsers])
         errors.install(self._falcon)
         for path, resource in routes.items():
             self._falcon.add_route(path, resource)
@@ -100,11 +104,18 @@ class Gateway:
                 scope[EXCHANGE].close()
 
 
-class _Lifetime:
-    """Ties the fleet's connections to the process."""
+def _store(settings: StoreSettings) -> Database | None:
+    if not settings.enabled:
+        return None
+    limits = Limits(settings.max_age_days * SECONDS_OF_A_DAY, settings.max_size)
+    return Database(settings.path or default_path(), limits)
 
-    def __init__(self, fleet: Fleet) -> None:
-        self._fleet = fleet
+
+class _Lifetime:
+    """Ties the fleet's connections, and the file of the store, to the process."""
+
+    def __init__(self, fleet: Fleet, store: Database | None) -> None:
+        self._fleet, self._store = fleet, store
 
     async def process_startup(self, scope: dict[str, Any], event: dict[str, Any]) -> None:
         signals.release()
@@ -112,6 +123,8 @@ class _Lifetime:
 
     async def process_shutdown(self, scope: dict[str, Any], event: dict[str, Any]) -> None:
         await self._fleet.stop()
+        if self._store is not None:
+            self._store.close()
 
 
 class _Identity:

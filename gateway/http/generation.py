@@ -16,9 +16,14 @@ from ipc.messages import Generate, Started
 EXCHANGE = "cortex.exchange"  # in the request's ASGI scope: the account of it
 
 
+def context_of(req: falcon.asgi.Request) -> RequestContext:
+    """What is known of a request beside its body."""
+    return RequestContext(req.context.request_id, caller(req), req.get_header)
+
+
 def open_exchange(fleet: Fleet, req: falcon.asgi.Request) -> tuple[RequestContext, Exchange]:
     """What is known of a request, and the account of it, which `Gateway` closes."""
-    context = RequestContext(req.context.request_id, caller(req), req.get_header)
+    context = context_of(req)
     exchange = req.scope[EXCHANGE] = Exchange(fleet, context.request_id, context.account)
     return context, exchange
 

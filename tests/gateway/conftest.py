@@ -87,6 +87,7 @@ class GatewayProcess:
         endpoint: str,
         *arguments: str,
         aliases: dict[str, str] | None = None,
+        store: dict[str, Any] | None = None,
         **settings: Any,
     ) -> None:
         self.port, self.metrics_port = free_ports(2)
@@ -99,6 +100,7 @@ class GatewayProcess:
         self.config = {
             "gateway": gateway | settings,
             "eviction": {"strategy": "priority", "defrag_after_cycles": 7},
+            "store": {"path": str(folder / "responses.db")} | (store or {}),
             "aliases": aliases or {},
             "neurons": [{"name": "fake", "endpoint": endpoint}],
         }

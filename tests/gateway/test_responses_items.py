@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from gateway.dialects.openai.responses import create
-from gateway.dialects.openai.responses.create import Creation
+from gateway.dialects.openai.responses import request
+from gateway.dialects.openai.responses.request import Creation
 from gateway.dialects.openai.responses.thoughts import seal
 from ipc.errors import Code, CortexError
 from ipc.messages import Generate, ImagePart, Message, Structured, TextPart, Thinking, ToolCall
+from tests.gateway.parsing import parsed
 
 FUNCTION = {
     "type": "function",
@@ -39,7 +40,8 @@ PIXEL = base64.b64encode(b"image").decode()
 
 
 def read(given: Any = "hello", **fields: Any) -> Creation:
-    return create.read(json.dumps({"model": "m", "input": given} | fields).encode())
+    body = json.dumps({"model": "m", "input": given} | fields).encode()
+    return parsed(lambda body, asker: request.read(body, asker, None), body)
 
 
 def asked(given: Any = "hello", **fields: Any) -> Generate:
@@ -165,7 +167,7 @@ def test_tools_that_come_within_the_conversation_count() -> None:
     ]
     assert [tool.name for tool in asked(items).tools] == ["shell"]
     assert (
-        refusal([{"type": "additional_tools", "tools": [{"type": "function"}]}]).param
+        refusal([{"type": "additional_tools", "tools": [{"type": "function"}]}, {"role": "user", "content": "x"}]).param
         == "input[0].tools[0].name"
     )
 

@@ -69,10 +69,15 @@ class ContextFields(Struct, kw_only=True):
     input: Items | None = None
     instructions: str | None = None
     previous_response_id: Short | None = None
+    conversation: Short | ConversationName | None = None
+
+    @property
+    def conversation_id(self) -> str | None:
+        given = self.conversation
+        return given.id if isinstance(given, ConversationName) else given
 
 
 class CreateFields(ContextFields, kw_only=True):
-    conversation: Short | ConversationName | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None

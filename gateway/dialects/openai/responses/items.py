@@ -116,6 +116,13 @@ def messages(entries: Iterable[Entry]) -> list[Message]:
     return reader.finish()
 
 
+def check(entries: Iterable[Entry]) -> None:
+    """Raise where an item by itself is wrong. What it answers may stand elsewhere."""
+    reader = _Reader(alone=True)
+    for entry in entries:
+        reader.take(entry)
+
+
 def additional_tools(entries: Iterable[Entry]) -> list[Entry]:
     """The tools that come within the conversation."""
     return [
@@ -127,7 +134,8 @@ def additional_tools(entries: Iterable[Entry]) -> list[Entry]:
 
 
 class _Reader:
-    def __init__(self) -> None:
+    def __init__(self, alone: bool = False) -> None:
+        self._alone = alone  # whether calls may have been made before
         self._messages: list[Message] = []
         self._calls: set[str] = set()  # ids of calls so far
         self._skipped: set[str] = set()  # the same, of calls that no model here can have made
@@ -192,7 +200,9 @@ class _Reader:
         if item.call_id not in self._calls:
             if item.call_id in self._skipped:
                 return
-            raise _bad(f"{param}.call_id", f"there is no call with the id {shown(item.call_id)} before it")
+            if not self._alone:
+                text = f"there is no call with the id {shown(item.call_id)} before it"
+                raise _bad(f"{param}.call_id", text)
         self._end_turn()
         content = _content(item.output, f"{param}.output")
         self._messages.append(Message(role="tool", content=content, tool_call_id=item.call_id))

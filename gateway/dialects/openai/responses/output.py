@@ -66,6 +66,7 @@ class Output:
         sealed: thoughts are sent sealed, too.
         with_logprobs: of the tokens of the text.
         obfuscate: pieces get noise, so that their length tells nothing.
+        max_calls: more are ignored.
 
     Attributes:
         items: those that are done.
@@ -81,12 +82,14 @@ class Output:
         sealed: bool = False,
         with_logprobs: bool = False,
         obfuscate: bool = False,
+        max_calls: int | None = None,
     ) -> None:
         self.events = events
         self.items: list[dict[str, Any]] = []
         self.tools, self.summary, self.sealed = tools, summary, sealed
         self.with_logprobs, self.obfuscate = with_logprobs, obfuscate
         self._stamp = stamp
+        self._calls, self._max_calls = 0, max_calls
         self._open: _Thought | _Text | _Call | None = None
 
     def take(self, delta: Delta) -> bytes:
@@ -123,6 +126,10 @@ class Output:
 
     def _take_call(self, piece: ToolCallDelta) -> bytes:
         said = b""
+        if piece.call_id is not None:
+            self._calls += 1
+        if self._max_calls is not None and self._calls > self._max_calls:
+            return b""
         if piece.call_id is not None:
             origin = self.tools.origin(piece.name or "")
             call = _CustomCall if origin.kind == "custom" else _Call

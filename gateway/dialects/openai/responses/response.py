@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from gateway.dialects.openai.responses.fields import ConversationName, CreateFields
+from gateway.dialects.openai.responses.fields import CreateFields
 from ipc.errors import Code, CortexError
 from ipc.messages import Usage
 
@@ -27,9 +27,7 @@ _CODES = {
 def begun(fields: CreateFields, response_id: str, *, store: bool) -> dict[str, Any]:
     """The object of a response that nothing has come of yet. Every field is there."""
     reasoning, text = fields.reasoning, fields.text
-    conversation = fields.conversation
-    if isinstance(conversation, ConversationName):
-        conversation = conversation.id
+    conversation = fields.conversation_id
     return {
         "id": response_id,
         "object": "response",

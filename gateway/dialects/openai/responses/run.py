@@ -3,41 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from time import monotonic
-from typing import Any
 
 from gateway.dialects.comments import comment
 from gateway.dialects.openai.common import encode
-from gateway.dialects.openai.responses import response as object_of
-from gateway.dialects.openai.responses.output import Output
+from gateway.dialects.openai.responses import response
+from gateway.dialects.openai.responses.request import Creation
 from gateway.fleet.exchange import Exchange
+from gateway.store import responses
+from gateway.store.database import Database
 from ipc.errors import Code, CortexError
-from ipc.messages import Choice, Delta, Finished, Generate, Progress, Reply, ToolCallDelta
+from ipc.messages import Choice, Delta, Finished, Progress, Reply, Started, ToolCallDelta
 
 KEEP_ALIVE_SECONDS = 1.0
 VERDICT_SECONDS = 0.5  # an answer that fails so soon gets an HTTP status
 
 
 class Run:
-    """Takes one request to its end; either `whole`, or `start` and then `events`."""
+    """Takes one request to its end: by `whole`, or by `events`, which `start` may go before.
 
-    def __init__(
-        self, exchange: Exchange, generate: Generate, response: dict[str, Any], output: Output
-    ) -> None:
-        self._exchange, self._generate = exchange, generate
-        self._response, self._output = response, output
-        self._write = output.events.write
+    Args:
+        store: where the response is kept before its end is told; None: whoever reads the events keeps it.
+
+    Attributes:
+        is_over: whether the last event has been written.
+    """
+
+    def __init__(self, exchange: Exchange, creation: Creation, store: Database | None = None) -> None:
+        self._exchange, self._creation = exchange, creation
+        self._store = store if creation.response["store"] else None
+        self._output, self._write = creation.output, creation.output.events.write
+        self._sent = False
         self._early: list[Reply] = []  # that came before the stream began
         self._failure: CortexError | None = None
+        self.is_over = False
 
     async def whole(self) -> bytes:
         """The body of an unstreamed answer. CortexError when it failed."""
-        await self._exchange.send(self._generate)
+        await self._exchange.send(self._creation.generate)
         finished = await self._exchange.whole()
         self._output.take(_as_delta(finished.choices[0]))
         self._finish(finished)
+        await self._keep()
         self._exchange.ready()
-        return encode(self._response)
+        return encode(self._creation.response)
 
     async def start(self) -> None:
         """Hand a streamed request over, and wait until the neuron takes it, or has had its time to refuse it.
@@ -47,8 +57,9 @@ class Run:
         Raises:
             CortexError: it failed, and nothing was written yet.
         """
+        self._sent = True
         try:
-            await self._exchange.send(self._generate)
+            await self._exchange.send(self._creation.generate)
             deadline = monotonic() + VERDICT_SECONDS
             while self._exchange.started is None and (left := deadline - monotonic()) > 0:
                 self._early += await self._exchange.take(left)
@@ -61,50 +72,73 @@ class Run:
 
     async def events(self) -> AsyncIterator[bytes]:
         """The stream, never silent for longer than a second; what came together is written together."""
-        yield self._write("response.created", response=self._response) + self._write(
-            "response.in_progress", response=self._response
-        )
+        yield self._begin()
         written = monotonic()
-        finished: Finished | None = None
-        replies, self._early = self._early, []
         try:
             if self._failure is not None:
                 raise self._failure
-            while True:
-                data = b""
-                for reply in replies:
-                    if type(reply) is Delta:
-                        data += self._output.take(reply)
-                    elif type(reply) is Progress:
-                        data += comment(reply)
-                    elif type(reply) is Finished:
-                        finished = reply
-                if finished is not None:
-                    data += self._finish(finished)
-                    self._exchange.ready()
-                    yield data + self._end()
-                    return
+            if not self._sent:
+                await self._exchange.send(self._creation.generate)
+            replies, self._early = self._early, []
+            while self._exchange.finished is None or replies:
+                data = b"".join(map(self._say, replies))
                 if not data and monotonic() - written >= KEEP_ALIVE_SECONDS:
                     data = comment(None)
                 if data:
                     yield data
                     written = monotonic()
-                left = written + KEEP_ALIVE_SECONDS - monotonic()
-                replies = await self._exchange.take(max(left, 0.0))
+                left = max(written + KEEP_ALIVE_SECONDS - monotonic(), 0.0)
+                replies = [] if self._exchange.finished is not None else await self._exchange.take(left)
+            yield self._finish(self._exchange.finished)
+            await self._keep()
         except CortexError as error:
-            object_of.failed(self._response, self._output.items, error)
-            self._exchange.ready()
-            yield self._end()
+            response.failed(self._creation.response, self._output.items, error)
+            with suppress(CortexError):
+                await self._keep()
+        self._exchange.ready()
+        self.is_over = True
+        yield self._now()
+
+    def _begin(self) -> bytes:
+        """The first events; of a response that waits in the background the next one comes when it no longer
+        does."""
+        status = self._creation.response["status"]
+        created = self._write("response.created", response=self._creation.response)
+        return created + self._write(f"response.{status}", response=self._creation.response)
+
+    def _say(self, reply: Reply) -> bytes:
+        kind = type(reply)
+        if kind is Delta:
+            return self._output.take(reply)
+        if kind is Progress:
+            return comment(reply)
+        if kind is Started and self._creation.response["status"] == "queued":
+            self._creation.response["status"] = "in_progress"
+            return self._now()
+        return b""
+
+    def _now(self) -> bytes:
+        """The event that is called as the state is."""
+        return self._write(f"response.{self._creation.response['status']}", response=self._creation.response)
 
     def _finish(self, finished: Finished) -> bytes:
         """Note the end, and close what is open."""
         status = "incomplete" if finished.choices[0].reason == "length" else "completed"
         said = self._output.close(status)
-        object_of.ended(self._response, status, self._output.items, finished.usage)
+        response.ended(self._creation.response, status, self._output.items, finished.usage)
         return said
 
-    def _end(self) -> bytes:
-        return self._write(f"response.{self._response['status']}", response=self._response)
+    async def _keep(self) -> None:
+        """Keep the response before the client hears of its end, so that it finds it then."""
+        if self._store is not None:
+            creation = self._creation
+            await self._store.write(
+                responses.put,
+                self._store.limits,
+                creation.account,
+                creation.stored(),
+                conversation=creation.fields.conversation_id,
+            )
 
 
 def _as_delta(choice: Choice) -> Delta:

@@ -1,0 +1,97 @@
+"""What a model is to read for a response: what the request continues, and what came with it."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from gateway.dialects.openai.responses import items
+from gateway.dialects.openai.responses.fields import ContextFields
+from gateway.dialects.openai.responses.items import Entry
+from gateway.dialects.openai.responses.kept import kept
+from gateway.refusals import shown
+from gateway.store import conversations, responses
+from gateway.store.database import Database
+from ipc.errors import Code, CortexError
+from ipc.messages import Message
+
+_CONTINUED = ("completed", "incomplete")
+
+
+class Context(NamedTuple):
+    """A conversation that ends in what is to be answered.
+
+    Attributes:
+        entries: all its items.
+        messages: what they are to a model.
+        own: those that came with the request, as they are kept.
+    """
+
+    entries: list[Entry]
+    messages: list[Message]
+    own: list[dict[str, Any]]
+
+
+async def read(fields: ContextFields, store: Database | None, account: str) -> Context:
+    """Put a conversation together.
+
+    Raises:
+        CortexError: an item is wrong, something is not there for `account`, or there is nothing to answer.
+    """
+    before = await _continued(fields, store, account)
+    own = [await _resolved(entry, store, account) for entry in _own(fields)]
+    messages = items.messages([*before, *own])
+    if not messages:
+        text = "a required field is missing" if fields.input is None else "there is nothing in it to answer"
+        raise _bad("input", text)
+    if fields.instructions:
+        messages.insert(0, Message(role="system", content=fields.instructions))
+    return Context([*before, *own], messages, kept(own))
+
+
+def _own(fields: ContextFields) -> list[Entry]:
+    given = fields.input
+    if given is None:
+        return []
+    if isinstance(given, str):
+        return [Entry("input", {"type": "message", "role": "user", "content": given})]
+    return [Entry(f"input[{i}]", item) for i, item in enumerate(given)]
+
+
+async def _continued(fields: ContextFields, store: Database | None, account: str) -> list[Entry]:
+    previous, conversation = fields.previous_response_id, fields.conversation_id
+    if previous is not None and conversation is not None:
+        raise _bad("conversation", "it and previous_response_id contradict each other: send one of them")
+    if previous is not None:
+        param = "previous_response_id"
+        chain = (
+            await store.write(responses.chain, account, previous) if store else responses.Chain([], previous)
+        )
+        if chain.missing is not None:
+            continues = "" if chain.missing == previous else f", which {shown(previous)} continues"
+            raise _bad(param, f"there is no response {shown(chain.missing)}{continues}")
+        if (status := chain.links[-1].body["status"]) not in _CONTINUED:
+            raise _bad(param, f"the response {shown(previous)} is {status}, and cannot be continued")
+        given = [item for link in chain.links for item in (*link.input, *link.body["output"])]
+        return [Entry(param, item) for item in given]
+    if conversation is not None:
+        param = "conversation"
+        found = await store.write(conversations.use, account, conversation) if store else None
+        if found is None:
+            raise _bad(param, f"there is no conversation {shown(conversation)}")
+        return [Entry(param, item) for item in found]
+    return []
+
+
+async def _resolved(entry: Entry, store: Database | None, account: str) -> Entry:
+    """The item itself, where the client sent a reference to it."""
+    item_id = items.referred(entry)
+    if item_id is None:
+        return entry
+    found = await store.read(responses.item, account, item_id) if store else None
+    if found is None:
+        raise _bad(f"{entry.param}.id", f"there is no item {shown(item_id)}")
+    return Entry(entry.param, found)
+
+
+def _bad(param: str, text: str) -> CortexError:
+    return CortexError(Code.BAD_REQUEST, f"{param}: {text}", param=param)

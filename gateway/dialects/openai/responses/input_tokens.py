@@ -1,0 +1,42 @@
+"""`POST /v1/responses/input_tokens`: how many tokens a model would read."""
+
+from __future__ import annotations
+
+import msgspec
+
+from gateway.dialects import ParseOne, RequestContext
+from gateway.dialects.openai.common import decode, encode, renamed
+from gateway.dialects.openai.responses import context, items
+from gateway.dialects.openai.responses.fields import CreateFields
+from gateway.dialects.openai.responses.request import NAMES, thinking
+from gateway.dialects.openai.responses.tools import Tools
+from gateway.store.database import Database
+from ipc.errors import CortexError
+from ipc.messages import CountTokens, TokenCount
+
+_decoder = msgspec.json.Decoder(CreateFields)
+
+
+def parse_for(store: Database | None) -> ParseOne:
+    """How requests are read that may continue what is in `store`."""
+
+    async def parse(body: bytes, asker: RequestContext) -> tuple[CountTokens, TokensRenderer]:
+        fields = decode(_decoder, body)
+        known = await context.read(fields, store, asker.account)
+        tools = Tools(fields, items.additional_tools(known.entries)).told
+        count = CountTokens(
+            id=0, model=fields.model, messages=known.messages, tools=tools, thinking=thinking(fields)
+        )
+        return count, TokensRenderer()
+
+    return parse
+
+
+class TokensRenderer:
+    """Writes the count."""
+
+    def whole(self, reply: TokenCount) -> bytes:
+        return encode({"object": "response.input_tokens", "input_tokens": reply.tokens})
+
+    def in_client_words(self, error: CortexError) -> CortexError:
+        return renamed(error, NAMES)

@@ -1,0 +1,67 @@
+"""Lists in pages, and other parameters of addresses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import falcon.asgi
+
+from gateway.refusals import shown
+from ipc.errors import Code, CortexError
+
+DEFAULT_LIMIT, MAX_LIMIT = 20, 100
+MAX_DIGITS = 18
+
+
+def page(req: falcon.asgi.Request, items: list[dict[str, Any]]) -> dict[str, Any]:
+    """The part of `items` that is asked for; the last one comes first unless `order` says otherwise.
+
+    Raises:
+        CortexError: a parameter is wrong.
+    """
+    limit = integer(req, "limit", DEFAULT_LIMIT, lowest=1, highest=MAX_LIMIT)
+    order = req.get_param("order") or "desc"
+    if order not in ("asc", "desc"):
+        raise _bad("order", f"Expected asc or desc, not {shown(order)}")
+    if order == "desc":
+        items = items[::-1]
+    if (after := req.get_param("after")) is not None:
+        places = [i for i, item in enumerate(items) if item["id"] == after]
+        if not places:
+            raise _bad("after", f"there is no item {shown(after)}")
+        items = items[places[0] + 1 :]
+    some = items[:limit]
+    return {
+        "object": "list",
+        "data": some,
+        "first_id": some[0]["id"] if some else None,
+        "last_id": some[-1]["id"] if some else None,
+        "has_more": len(items) > limit,
+    }
+
+
+def integer(
+    req: falcon.asgi.Request, name: str, default: int, *, lowest: int, highest: int = 10**MAX_DIGITS
+) -> int:
+    """A parameter that is a number; CortexError where it is none, or out of range."""
+    given = req.get_param(name)
+    if given is None:
+        return default
+    if not (
+        given.isascii() and given.isdigit() and len(given) <= MAX_DIGITS and lowest <= int(given) <= highest
+    ):
+        bound = f"from {lowest} to {highest}" if highest < 10**MAX_DIGITS else f"of at least {lowest}"
+        raise _bad(name, f"Expected a whole number {bound}, not {shown(given)}")
+    return int(given)
+
+
+def flag(req: falcon.asgi.Request, name: str) -> bool:
+    """A parameter that is true or false; CortexError where it is neither."""
+    given = req.get_param(name)
+    if given not in (None, "true", "false", "True", "False", "1", "0"):
+        raise _bad(name, f"Expected true or false, not {shown(given)}")
+    return given in ("true", "True", "1")
+
+
+def _bad(param: str, text: str) -> CortexError:
+    return CortexError(Code.BAD_REQUEST, f"{param}: {text}", param=param)

@@ -1,0 +1,54 @@
+"""Streams of responses that are made in the background, read from what is kept: by whoever comes, from any
+process, from any event on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from time import monotonic
+from typing import Any
+
+import falcon.asgi
+
+from gateway.dialects.comments import comment
+from gateway.store import responses
+from gateway.store.database import Database
+
+POLL_SECONDS = 0.1
+KEEP_ALIVE_SECONDS = 1.0
+
+# Said of a response that has not ended, and of whose process nothing is left.
+ORPHANED: dict[str, Any] = {
+    "code": "server_error",
+    "message": "the gateway process that worked on it ended before it did; ask again",
+}
+
+
+def send(resp: falcon.asgi.Response, stream: AsyncIterator[bytes]) -> None:
+    """Answer with server-sent events."""
+    resp.content_type = "text/event-stream; charset=utf-8"
+    resp.set_header("Cache-Control", "no-cache")
+    resp.set_header("X-Accel-Buffering", "no")  # nginx would hold events back
+    resp.stream = stream
+
+
+async def follow(store: Database, account: str, response_id: str, after: int = -1) -> AsyncIterator[bytes]:
+    """The events behind number `after`, until the last one, or until the response is deleted."""
+    written = monotonic()
+    while True:
+        progress = await store.read(responses.follow, account, response_id, after)
+        if progress is None:
+            return
+        if progress.events:
+            after = progress.events[-1][0]
+            yield b"".join(data + b"\n\n" for _, data in progress.events)
+            written = monotonic()
+        if progress.over:
+            return
+        if progress.orphaned:
+            await store.write(responses.end, account, response_id, "failed", ORPHANED, orphan=True)
+        elif not progress.events:
+            if monotonic() - written >= KEEP_ALIVE_SECONDS:
+                yield comment(None)
+                written = monotonic()
+            await asyncio.sleep(POLL_SECONDS)

@@ -1,0 +1,85 @@
+"""Stored responses, by their ids."""
+
+from __future__ import annotations
+
+import falcon.asgi
+
+from gateway.dialects import Services
+from gateway.dialects.openai.common import encode
+from gateway.dialects.openai.responses.background import Background
+from gateway.dialects.openai.responses.pages import flag, integer, page
+from gateway.dialects.openai.responses.replay import ORPHANED, follow, send
+from gateway.refusals import NOT_FOUND, shown
+from gateway.store import responses
+from gateway.store.responses import ACTIVE, Stored
+from ipc.errors import Code, CortexError
+
+
+class _Resource:
+    def __init__(self, services: Services, background: Background) -> None:
+        self._services, self._background = services, background
+
+    async def _get(self, account: str, response_id: str) -> Stored:
+        """The response as it is now; one whose process is gone has failed."""
+        store = self._services.store
+        stored = await store.read(responses.get, account, response_id) if store is not None else None
+        if stored is not None and stored.body["status"] in ACTIVE:
+            stored = await store.write(responses.end, account, response_id, "failed", ORPHANED, orphan=True)
+        if stored is None:
+            raise _unknown(response_id)
+        return stored
+
+
+class ResponseResource(_Resource):
+    """`/v1/responses/{id}`."""
+
+    async def on_get(self, req: falcon.asgi.Request, resp: falcon.asgi.Response, response_id: str) -> None:
+        account = self._services.context(req).account
+        stored = await self._get(account, response_id)
+        if not flag(req, "stream"):
+            resp.data = encode(stored.body)
+            return
+        after = integer(req, "starting_after", -1, lowest=0)
+        store = self._services.store
+        if not (stored.body["background"] and await store.read(responses.has_events, response_id)):
+            text = "stream: only a response that was made with background and stream can be read as one again"
+            raise CortexError(Code.BAD_REQUEST, text, param="stream")
+        send(resp, follow(store, account, response_id, after))
+
+    async def on_delete(self, req: falcon.asgi.Request, resp: falcon.asgi.Response, response_id: str) -> None:
+        store = self._services.store
+        account = self._services.context(req).account
+        if store is None or not await store.write(responses.delete, account, response_id):
+            raise _unknown(response_id)
+        self._background.stop(response_id)
+        resp.data = encode({"id": response_id, "object": "response", "deleted": True})
+
+
+class CancelResource(_Resource):
+    """`/v1/responses/{id}/cancel`. It has no body to be read."""
+
+    async def on_post(self, req: falcon.asgi.Request, resp: falcon.asgi.Response, response_id: str) -> None:
+        account = self._services.context(req).account
+        stored = await self._get(account, response_id)
+        if not stored.body["background"]:
+            text = "only a response that is made with background can be cancelled"
+            raise CortexError(Code.BAD_REQUEST, text, param="response_id")
+        store = self._services.store
+        stored = await store.write(responses.end, account, response_id, "cancelled", None, orphan=False)
+        if stored is None:  # deleted in between
+            raise _unknown(response_id)
+        self._background.stop(response_id)
+        resp.data = encode(stored.body)
+
+
+class InputItemsResource(_Resource):
+    """`/v1/responses/{id}/input_items`: those that came with its request, not what it continues."""
+
+    async def on_get(self, req: falcon.asgi.Request, resp: falcon.asgi.Response, response_id: str) -> None:
+        stored = await self._get(self._services.context(req).account, response_id)
+        resp.data = encode(page(req, stored.input))
+
+
+def _unknown(response_id: str) -> CortexError:
+    """What is said of an id that is nobody's, or somebody else's."""
+    return CortexError(NOT_FOUND, f"there is no response {shown(response_id)}", param="response_id")

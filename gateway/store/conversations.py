@@ -1,0 +1,102 @@
+"""Stored conversations: items in their order, which responses read and add to."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from typing import Any
+
+import msgspec
+
+from gateway.store.retention import forget
+
+_encode, _decode = msgspec.json.encode, msgspec.json.decode
+Object = dict[str, Any]
+
+
+def create(db: sqlite3.Connection, account: str, conversation: Object, items: list[Object]) -> None:
+    """Keep a new conversation, which begins with `items`."""
+    now = time.time()
+    db.execute(
+        "INSERT INTO conversations VALUES (?, ?, ?, ?, ?)",
+        (conversation["id"], account, now, now, _encode(conversation)),
+    )
+    append(db, account, conversation["id"], items)
+
+
+def get(db: sqlite3.Connection, account: str, conversation_id: str) -> Object | None:
+    row = db.execute(
+        "SELECT body FROM conversations WHERE id = ? AND account = ?", (conversation_id, account)
+    ).fetchone()
+    return None if row is None else _decode(row[0])
+
+
+def update(db: sqlite3.Connection, account: str, conversation_id: str, metadata: Object) -> Object | None:
+    """Replace the metadata; the conversation, or None where there is none."""
+    conversation = get(db, account, conversation_id)
+    if conversation is not None:
+        conversation["metadata"] = metadata
+        db.execute(
+            "UPDATE conversations SET body = ?, used = ? WHERE id = ?",
+            (_encode(conversation), time.time(), conversation_id),
+        )
+    return conversation
+
+
+def delete(db: sqlite3.Connection, account: str, conversation_id: str) -> bool:
+    """Forget a conversation and its items; whether it was there."""
+    if get(db, account, conversation_id) is None:
+        return False
+    forget(db, conversation_id)
+    return True
+
+
+def items(db: sqlite3.Connection, account: str, conversation_id: str) -> list[Object] | None:
+    """All of them, the first one first; None where there is no such conversation."""
+    if get(db, account, conversation_id) is None:
+        return None
+    rows = db.execute(
+        "SELECT data FROM conversation_items WHERE conversation = ? ORDER BY position", (conversation_id,)
+    )
+    return [_decode(data) for (data,) in rows]
+
+
+def use(db: sqlite3.Connection, account: str, conversation_id: str) -> list[Object] | None:
+    """The same for whoever continues it: it counts as used now."""
+    db.execute(
+        "UPDATE conversations SET used = ? WHERE id = ? AND account = ?",
+        (time.time(), conversation_id, account),
+    )
+    return items(db, account, conversation_id)
+
+
+def append(db: sqlite3.Connection, account: str, conversation_id: str, new: list[Object]) -> None:
+    """Add items at the end. To a conversation that is gone nothing is added; an item that is there stays."""
+    if get(db, account, conversation_id) is None:
+        return
+    (last,) = db.execute(
+        "SELECT coalesce(max(position), -1) FROM conversation_items WHERE conversation = ?",
+        (conversation_id,),
+    ).fetchone()
+    db.executemany(
+        "INSERT OR IGNORE INTO conversation_items VALUES (?, ?, ?, ?)",
+        [(conversation_id, last + 1 + i, item["id"], _encode(item)) for i, item in enumerate(new)],
+    )
+    db.executemany(
+        "INSERT OR REPLACE INTO holders VALUES (?, ?, ?)",
+        [(account, item["id"], conversation_id) for item in new],
+    )
+
+
+def remove(db: sqlite3.Connection, account: str, conversation_id: str, item_id: str) -> bool:
+    """Forget an item; whether it was there."""
+    if get(db, account, conversation_id) is None:
+        return False
+    removed = db.execute(
+        "DELETE FROM conversation_items WHERE conversation = ? AND id = ?", (conversation_id, item_id)
+    ).rowcount
+    db.execute(
+        "DELETE FROM holders WHERE account = ? AND item = ? AND holder = ?",
+        (account, item_id, conversation_id),
+    )
+    return bool(removed)

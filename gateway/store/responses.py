@@ -1,0 +1,226 @@
+"""Stored responses. What an account does not have is not there for it, whoever else has it."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from typing import Any, NamedTuple
+
+import msgspec
+
+from gateway.store import owners
+from gateway.store.conversations import append
+from gateway.store.retention import Limits, forget, make_room
+
+ACTIVE = ("queued", "in_progress")
+
+_encode, _decode = msgspec.json.encode, msgspec.json.decode
+Object = dict[str, Any]
+
+
+class Stored(NamedTuple):
+    """A response, and the items that came with its request."""
+
+    body: Object
+    input: list[Object]
+
+
+class Chain(NamedTuple):
+    """Responses, each of which continues the one before; `missing` is the first that is no longer there."""
+
+    links: list[Stored]
+    missing: str | None
+
+
+def put(
+    db: sqlite3.Connection,
+    limits: Limits,
+    account: str,
+    stored: Stored,
+    *,
+    owner: str | None = None,
+    conversation: str | None = None,
+) -> None:
+    """Keep a new response; where it belongs to a conversation, its items become the conversation's."""
+    body, now = stored.body, time.time()
+    db.execute(
+        "INSERT INTO responses VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            body["id"],
+            account,
+            body["status"],
+            now,
+            now,
+            body["previous_response_id"],
+            owner,
+            _encode(body),
+            _encode(stored.input),
+        ),
+    )
+    _hold(db, account, body["id"], [*stored.input, *body["output"]])
+    if conversation is not None:
+        append(db, account, conversation, [*stored.input, *body["output"]])
+    make_room(db, limits, keep=body["id"])
+
+
+def get(db: sqlite3.Connection, account: str, response_id: str) -> Stored | None:
+    row = db.execute(
+        "SELECT body, input FROM responses WHERE id = ? AND account = ?", (response_id, account)
+    ).fetchone()
+    return None if row is None else Stored(_decode(row[0]), _decode(row[1]))
+
+
+def delete(db: sqlite3.Connection, account: str, response_id: str) -> bool:
+    """Forget a response; whether it was there."""
+    if get(db, account, response_id) is None:
+        return False
+    forget(db, response_id)
+    return True
+
+
+def chain(db: sqlite3.Connection, account: str, response_id: str) -> Chain:
+    """A response and all that it continues, the first one first. They count as used now."""
+    links: list[Stored] = []
+    next_id: str | None = response_id
+    while next_id is not None:
+        stored = get(db, account, next_id)
+        if stored is None:
+            return Chain([], next_id)
+        links.append(stored)
+        next_id = stored.body["previous_response_id"]
+    now = time.time()
+    db.executemany("UPDATE responses SET used = ? WHERE id = ?", [(now, each.body["id"]) for each in links])
+    return Chain(links[::-1], None)
+
+
+def item(db: sqlite3.Connection, account: str, item_id: str) -> Object | None:
+    """The item with that id, wherever it stands."""
+    row = db.execute(
+        "SELECT holder FROM holders WHERE account = ? AND item = ?", (account, item_id)
+    ).fetchone()
+    if row is None:
+        return None
+    if (stored := get(db, account, row[0])) is not None:
+        items = [*stored.input, *stored.body["output"]]
+        return next((each for each in items if each["id"] == item_id), None)
+    row = db.execute(
+        "SELECT data FROM conversation_items WHERE conversation = ? AND id = ?", (row[0], item_id)
+    ).fetchone()
+    return None if row is None else _decode(row[0])
+
+
+# --- responses that somebody works on -------------------------------------------------------------------
+
+
+def advance(db: sqlite3.Connection, body: Object, events: list[tuple[int, bytes]]) -> bool:
+    """Note how far this process has come with a response, and the events since the last time.
+
+    Returns:
+        False when it is no longer worked on: it was cancelled, or deleted.
+    """
+    owner = owners.ourselves()
+    changed = db.execute(
+        "UPDATE responses SET status = ?, body = ? WHERE id = ? AND owner = ?",
+        (body["status"], _encode(body), body["id"], owner),
+    ).rowcount
+    if changed:
+        _record(db, body["id"], events)
+    return bool(changed)
+
+
+def finish(
+    db: sqlite3.Connection,
+    limits: Limits,
+    account: str,
+    stored: Stored,
+    events: list[tuple[int, bytes]],
+    conversation: str | None = None,
+) -> bool:
+    """The same at its end: nobody works on it any more."""
+    body = stored.body
+    if not advance(db, body, events):
+        return False
+    db.execute("UPDATE responses SET owner = NULL WHERE id = ?", (body["id"],))
+    _hold(db, account, body["id"], body["output"])
+    if conversation is not None and body["status"] in ("completed", "incomplete"):
+        append(db, account, conversation, [*stored.input, *body["output"]])
+    make_room(db, limits, keep=body["id"])
+    return True
+
+
+def end(
+    db: sqlite3.Connection, account: str, response_id: str, status: str, error: Object | None, orphan: bool
+) -> Stored | None:
+    """End a response that is worked on, from outside; what has ended stays as it is.
+
+    Args:
+        orphan: end it only if the process that worked on it is gone.
+    """
+    stored = get(db, account, response_id)
+    if stored is None or stored.body["status"] not in ACTIVE:
+        return stored
+    (owner,) = db.execute("SELECT owner FROM responses WHERE id = ?", (response_id,)).fetchone()
+    if orphan and owner is not None and owners.lives(owner):
+        return stored
+    stored.body.update(status=status, error=error)
+    db.execute(
+        "UPDATE responses SET status = ?, owner = NULL, body = ? WHERE id = ?",
+        (status, _encode(stored.body), response_id),
+    )
+    (last,) = db.execute("SELECT max(number) FROM events WHERE response = ?", (response_id,)).fetchone()
+    if last is not None:
+        kind = f"response.{status}"
+        data = _encode({"type": kind, "sequence_number": last + 1, "response": stored.body})
+        _record(db, response_id, [(last + 1, f"event: {kind}\ndata: ".encode() + data)])
+    return stored
+
+
+def is_ours(db: sqlite3.Connection, response_id: str) -> bool:
+    """Whether this process is still the one to work on it."""
+    row = db.execute("SELECT owner FROM responses WHERE id = ?", (response_id,)).fetchone()
+    return row is not None and row[0] == owners.ourselves()
+
+
+class Progress(NamedTuple):
+    """The events of a response after a certain one, and whether more may come."""
+
+    events: list[tuple[int, bytes]]
+    over: bool
+    orphaned: bool  # nobody works on it, though it has not ended
+
+
+def follow(db: sqlite3.Connection, account: str, response_id: str, after: int) -> Progress | None:
+    """What is new of a response; None where there is none, or none with events."""
+    row = db.execute(
+        "SELECT status, owner FROM responses WHERE id = ? AND account = ?", (response_id, account)
+    ).fetchone()
+    if row is None:
+        return None
+    events = db.execute(
+        "SELECT number, data FROM events WHERE response = ? AND number > ? ORDER BY number LIMIT 1000",
+        (response_id, after),
+    ).fetchall()
+    status, owner = row
+    active = status in ACTIVE
+    return Progress(
+        events, not active and len(events) < 1000, active and (owner is None or not owners.lives(owner))
+    )
+
+
+def has_events(db: sqlite3.Connection, response_id: str) -> bool:
+    """Whether it can be read again as a stream."""
+    return (
+        db.execute("SELECT 1 FROM events WHERE response = ? LIMIT 1", (response_id,)).fetchone() is not None
+    )
+
+
+def _record(db: sqlite3.Connection, response_id: str, events: list[tuple[int, bytes]]) -> None:
+    db.executemany(
+        "INSERT INTO events VALUES (?, ?, ?)", [(response_id, number, data) for number, data in events]
+    )
+
+
+def _hold(db: sqlite3.Connection, account: str, holder: str, items: list[Object]) -> None:
+    db.executemany(
+        "INSERT OR REPLACE INTO holders VALUES (?, ?, ?)", [(account, each["id"], holder) for each in items]
+    )
