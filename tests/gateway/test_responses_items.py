@@ -167,7 +167,9 @@ def test_tools_that_come_within_the_conversation_count() -> None:
     ]
     assert [tool.name for tool in asked(items).tools] == ["shell"]
     assert (
-        refusal([{"type": "additional_tools", "tools": [{"type": "function"}]}, {"role": "user", "content": "x"}]).param
+        refusal(
+            [{"type": "additional_tools", "tools": [{"type": "function"}]}, {"role": "user", "content": "x"}]
+        ).param
         == "input[0].tools[0].name"
     )
 
