@@ -19,7 +19,10 @@ from neuron.text.tags import TOKEN
 from neuron.text.template import ChatTemplate
 from tests.neuron.chunks import cut
 from tests.neuron.test_tool_grammar import encode, follow
-from tests.neuron.tool_texts import SAMPLES
+from tests.neuron.tool_texts import SAMPLES as TAGGED
+from tests.neuron.tool_texts_untagged import SAMPLES as UNTAGGED
+
+SAMPLES = (*TAGGED, *UNTAGGED)
 
 FOLDERS = (parent / "shared" / "data" / "templates" for parent in Path(__file__).parents)
 TEMPLATES = next((folder for folder in FOLDERS if folder.is_dir()), Path("none"))
@@ -52,13 +55,17 @@ def tool_of(name, *all_arguments):
     for arguments in all_arguments:
         for key, value in arguments.items():
             types.setdefault(key, set()).add(TYPES.get(type(value), "null"))
+    more = {"object": {"additionalProperties": {"description": "any"}}}  # templates walk through it
     properties = {
-        key: {"type": sorted(each) if len(each) > 1 else min(each), "description": "what it is"}
+        key: {
+            "type": sorted(each) if len(each) > 1 else min(each),
+            "description": "what it is",
+            **more.get(min(each), {}),
+        }
         for key, each in types.items()
     }
-    return Tool.function(
-        name, description="It does it.", parameters={"type": "object", "properties": properties}
-    )
+    parameters = {"type": "object", "properties": properties, "additionalProperties": False}
+    return Tool.function(name, description="It does it.", parameters=parameters)
 
 
 def tools_of(calls):
@@ -123,21 +130,28 @@ def test_what_a_template_writes_is_read_as_the_calls_that_it_was_given(sample, f
         pytest.skip("there are no templates here")
     source = (TEMPLATES / file).read_text()
     assert tool_format([source]) is sample.format
-    calls = [
+    template = ChatTemplate(source, SPECIAL)
+    for calls in [CALLS] if sample.parallel else [[call] for call in CALLS]:
+        tools = tools_of(calls)
+        assert calls_in(read(sample, [turn_with(template, calls, tools)], tools)) == [
+            (name, {key: value for key, value in arguments.items() if sample.carries(key, value)})
+            for name, arguments in calls
+        ]
+
+
+def turn_with(template, calls, tools):
+    """What a template makes of a turn with calls, and of what follows it, as a model writes it."""
+    made = [
         ToolCall(id=f"call{number:05}", name=name, arguments=json.dumps(arguments))
-        for number, (name, arguments) in enumerate(CALLS)
+        for number, (name, arguments) in enumerate(calls)
     ]
     conversation = [
         Message(role="user", content="Do it."),
-        Message(role="assistant", content="", tool_calls=calls),
-        *(Message(role="tool", content="done", tool_call_id=call.id, name=call.name) for call in calls),
+        Message(role="assistant", content="", tool_calls=made),
+        *(Message(role="tool", content="done", tool_call_id=call.id, name=call.name) for call in made),
     ]
-    tools = tools_of(CALLS)
-    rendered = ChatTemplate(source, SPECIAL).render(conversation, tools, {}).partition("Do it.")[2]
-    assert calls_in(read(sample, [rendered], tools)) == [
-        (name, {key: value for key, value in arguments.items() if sample.carries(key, value)})
-        for name, arguments in CALLS
-    ]
+    prompt = template.render(conversation[:1], tools, {})
+    return template.render(conversation, tools, {}).removeprefix(prompt).rpartition("Do it.")[2]
 
 
 # --- how it is read ---------------------------------------------------------------------------------------
@@ -178,7 +192,7 @@ def test_calls_that_were_written_are_read(sample, data):
     joined = read(sample, [text], tools_of(calls))
     assert calls_in(joined) == calls
     assert not texts_in(joined)
-    joined = read(sample, ["So: " + text], tools_of(calls)) if sample.format.parser.openings else joined
+    joined = joined if sample.format.parser.starts else read(sample, ["So: " + text], tools_of(calls))
     assert calls_in(joined) == calls
 
 

@@ -22,6 +22,7 @@ class Sample:
     Attributes:
         write: calls as a model writes them, the way that the templates do.
         templates: of models that write it, by file name.
+        parallel: whether these templates take several calls in a turn.
         carries: whether it can write an argument, a key and its value, so that it can be read again.
     """
 
@@ -29,6 +30,7 @@ class Sample:
     write: Callable[[list[Call]], str]
     templates: tuple[str, ...] = ()
     carries: Callable[[str, Any], bool] = lambda key, value: True
+    parallel: bool = True
 
     @property
     def name(self) -> str:

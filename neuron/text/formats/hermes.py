@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 
@@ -18,9 +18,16 @@ BESIDE = ("id", "type")  # what else may stand in a call, and says nothing
 
 
 class HermesParser(CallParser):
-    """Reads calls that are JSON objects between two tags."""
+    """Reads calls that are JSON objects between two tags.
+
+    Attributes:
+        names: what the name of a call is called in the object.
+        needs_arguments: an object without any is no call.
+    """
 
     openings = (CALL,)
+    names: ClassVar[tuple[str, ...]] = ("name",)
+    needs_arguments = False
 
     def call(self, opening: str) -> Steps[None]:
         yield from self.space()
@@ -50,7 +57,7 @@ class HermesParser(CallParser):
             yield from self.space()
             yield from self.expect(":")
             yield from self.space()
-            if key == "name" and not self.is_named:
+            if key in self.names and not self.is_named:
                 yield from self.name_string()
             elif key in ARGUMENTS and arguments is None:
                 if self.is_named and (yield from self.peek()) == "{":
@@ -66,7 +73,7 @@ class HermesParser(CallParser):
             yield from self.space()
             if (yield from self.expect(",", "}")) == "}":
                 break
-        if not self.is_named:
+        if not self.is_named or (arguments is None and self.needs_arguments):
             raise NoCall
         self.begin(arguments or "{}")
 

@@ -4,12 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from neuron.text.formats.apriel import APRIEL
+from neuron.text.formats.command_r import COMMAND_R
+from neuron.text.formats.granite import GRANITE
 from neuron.text.formats.hermes import HERMES
+from neuron.text.formats.llama_json import LLAMA3_JSON
+from neuron.text.formats.mistral import MISTRAL, MISTRAL_ARGS
+from neuron.text.formats.phi4 import PHI4
 from neuron.text.formats.qwen3_coder import QWEN3_CODER
 from neuron.text.formats.tool_format import ToolFormat
 
 # From the one with the most special signs to the one with the least.
-FORMATS: tuple[ToolFormat, ...] = (QWEN3_CODER, HERMES)
+FORMATS: tuple[ToolFormat, ...] = (
+    MISTRAL_ARGS,
+    MISTRAL,
+    PHI4,
+    GRANITE,
+    APRIEL,
+    COMMAND_R,
+    LLAMA3_JSON,
+    QWEN3_CODER,
+    HERMES,
+)
 BY_NAME = {each.name: each for each in FORMATS}
 
 

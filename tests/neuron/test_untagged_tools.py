@@ -1,0 +1,214 @@
+"""Calls in lists and calls without tags: what is one, what only looks like one, what is mended."""
+
+from __future__ import annotations
+
+import pytest
+
+from ipc.messages import Tool
+from neuron.text.formats.registry import BY_NAME
+
+TOOLS = [Tool.function(name) for name in ("get_weather", "ping", "get_time")]
+
+
+def read(name, text, *, cut=False, tools=TOOLS, **limits):
+    """Text and calls, in their order."""
+    parser = BY_NAME[name].parser(tools, **limits)
+    parts = []
+    for kind, part in parser.push(text) + parser.finish(cut):
+        if kind == "text" and parts and isinstance(parts[-1], str):
+            parts[-1] += part
+        elif kind == "text":
+            parts.append(part)
+        elif part.name is not None:
+            parts.append((part.name, part.arguments))
+        else:
+            parts[-1] = (parts[-1][0], parts[-1][1] + part.arguments)
+    return parts
+
+
+def calls(name, text, **how):
+    return [part for part in read(name, text, **how) if not isinstance(part, str)]
+
+
+def text(name, text, **how):
+    assert not calls(name, text, **how)
+    return "".join(read(name, text, **how))
+
+
+# --- Llama 3: JSON without a tag --------------------------------------------------------------------------
+
+WEATHER = '{"name": "get_weather", "parameters": {"city": "Oslo"}}'
+CALL = ("get_weather", '{"city": "Oslo"}')
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        WEATHER,
+        f" \n{WEATHER}\n",
+        f"<|python_tag|>{WEATHER}",
+        '{"type": "function", "name": "get_weather", "parameters": {"city": "Oslo"}}',
+        '{"name": "get_weather", "arguments": {"city": "Oslo"}}',
+        '{"parameters": {"city": "Oslo"}, "name": "get_weather"}',
+        f"[{WEATHER}]",
+        WEATHER[:-1],
+        WEATHER[:-2],
+    ],
+)
+def test_llama_calls_by_json_that_names_an_offered_tool(written):
+    assert read("llama3_json", written) == [CALL]
+
+
+@pytest.mark.parametrize("between", ["; ", ";", "\n", " ; \n", "<|python_tag|>"])
+def test_llama_writes_several_calls_one_after_the_other(between):
+    both = f'{WEATHER}{between}{{"name": "ping", "parameters": {{}}}}'
+    assert read("llama3_json", both) == [CALL, ("ping", "{}")]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        '{"name": "Alice", "parameters": {"age": 3}}',  # nobody offered this
+        '{"name": "get_weather", "temperature": 3}',
+        '{"name": "get_weather"}',
+        '{"result": [1, 2, 3]}',
+        '[{"name": "Alice"}]',
+        "[1, 2, 3]",
+        "{}",
+        "{a}",
+        f"Like so: {WEATHER}",
+        f"```json\n{WEATHER}\n```",
+    ],
+)
+def test_json_that_is_no_call_is_text_for_llama(answer):
+    assert text("llama3_json", answer) == answer
+    assert text("llama3_json", answer, cut=True) == answer
+
+
+@pytest.mark.parametrize("answer", ["{", '{"na', '{"name": "Al', '{"name": "', '[{"result": 1', "["])
+def test_an_answer_in_json_that_was_cut_is_not_lost_for_llama(answer):
+    assert text("llama3_json", answer, cut=True) == answer
+
+
+def test_of_a_llama_call_that_was_cut_the_name_is_told_and_what_there_is_of_its_arguments():
+    assert read("llama3_json", '{"name": "get_w', cut=True) == [("get_weather", "")]
+    assert read("llama3_json", WEATHER[:-5], cut=True) == [("get_weather", '{"city": "Os')]
+
+
+def test_text_behind_calls_of_llama_is_told():
+    assert read("llama3_json", f"{WEATHER}; and more") == [CALL, "; and more"]
+    assert read("llama3_json", f"{WEATHER} {{}}") == [CALL, "{}"]
+
+
+def test_code_behind_the_tag_of_llama_is_text():
+    assert text("llama3_json", "<|python_tag|>print(1)") == "<|python_tag|>print(1)"
+
+
+# --- lists behind a tag -----------------------------------------------------------------------------------
+
+LISTS = {
+    "mistral": ("[TOOL_CALLS]", ""),
+    "granite": ("<|tool_call|>", ""),
+    "phi4": ("<|tool_call|>", "<|/tool_call|>"),
+    "apriel": ("<tool_calls>", "</tool_calls>"),
+    "command_r": ("Action:\n```json\n", "```"),
+}
+each_list = pytest.mark.parametrize("name", LISTS)
+
+
+def listed(name, *objects, end="]"):
+    begin, after = LISTS[name]
+    said = begin + "[" + ", ".join(objects) + end + after
+    return said.replace('"name"', '"tool_name"') if name == "command_r" else said
+
+
+@each_list
+def test_a_list_that_lacks_its_bracket_or_its_tag_is_mended(name):
+    both = [WEATHER, '{"name": "ping", "parameters": {}}']
+    wanted = [CALL, ("ping", "{}")]
+    assert read(name, listed(name, *both)) == wanted
+    assert read(name, listed(name, *both, end="")) == wanted
+    assert read(name, listed(name, *both, end=",]")) == wanted
+    assert read(name, listed(name, *both).removesuffix(LISTS[name][1])) == wanted
+    assert read(name, listed(name, WEATHER, end="").replace("[{", "{")) == [CALL]
+
+
+@each_list
+def test_a_line_break_within_a_string_of_a_list_is_mended(name):
+    broken = WEATHER.replace("Oslo", "Os\nlo")
+    assert read(name, listed(name, broken)) == [("get_weather", '{"city": "Os\\nlo"}')]
+
+
+@each_list
+def test_a_list_of_something_else_is_text(name):
+    for other in '"a"', "1", '{"city": "Oslo"}', "x":
+        assert text(name, listed(name, other)) == listed(name, other)
+    begin, end = LISTS[name]
+    for other in f"{begin}", f"The mark {begin} is old.", f"{begin}[]{end}":
+        assert text(name, other) == other
+
+
+@each_list
+def test_what_follows_a_call_in_a_list_and_is_none_is_text(name):
+    assert read(name, listed(name, WEATHER, '"x"')) == [CALL, ', "x"]' + LISTS[name][1]]
+
+
+# --- Mistral ----------------------------------------------------------------------------------------------
+
+
+def ids(written):
+    parser = BY_NAME["mistral_args"].parser(TOOLS)
+    parser.push(written)
+    parser.finish()
+    return [call.id for call in parser.calls]
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        '[TOOL_CALLS]get_weather[ARGS]{"city": "Oslo"}',
+        '[TOOL_CALLS] get_weather [ARGS] {"city": "Oslo"}',
+        '[TOOL_CALLS]get_weather{"city": "Oslo"}',
+        '[TOOL_CALLS]get_weather[CALL_ID]a2Cdefghi[ARGS]{"city": "Oslo"}',
+        '[TOOL_CALLS] [{"name": "get_weather", "arguments": {"city": "Oslo"}, "id": "a2Cdefghi"}]',
+    ],
+)
+def test_mistral_calls_in_any_of_its_ways(written):
+    assert read("mistral", written) == read("mistral_args", written) == [CALL]
+
+
+def test_calls_of_mistral_have_ids_of_nine_characters_and_those_that_the_model_gave():
+    first, second = ids("[TOOL_CALLS]a[CALL_ID]a2Cdefghi[ARGS]{}[TOOL_CALLS]b[CALL_ID]short[ARGS]{}")
+    assert first == "a2Cdefghi"
+    for each in second, *ids('[TOOL_CALLS] [{"name": "a", "arguments": {}}]'):
+        assert len(each) == 9
+        assert each.isalnum()
+    assert second != first
+
+
+def test_what_mistral_writes_behind_its_tag_and_is_no_call_is_text():
+    for said in (
+        "[TOOL_CALLS] is a token {of} theirs",
+        "[TOOL_CALLS]f[ARGS]x",
+        "[TOOL_CALLS]f",
+        "[TOOL_CALLS]",
+    ):
+        assert text("mistral_args", said) == said
+
+
+# --- Command R, Phi ---------------------------------------------------------------------------------------
+
+
+def test_command_r_answers_directly_without_a_call():
+    said = 'Action: ```json\n[{"tool_name": "directly-answer", "parameters": {}}]\n```'
+    assert text("command_r", said) == said
+
+
+def test_the_word_action_is_text():
+    for said in "Action: we do it.", "Action:", "Action: [1]", 'Action: {"name": "get_weather"}':
+        assert text("command_r", said) == said
+
+
+def test_phi_calls_behind_the_word_functools_too():
+    assert read("phi4", f"functools[{WEATHER}]") == [CALL]
+    assert text("phi4", "functools is a module") == "functools is a module"

@@ -1,0 +1,54 @@
+"""How formats write calls that have all of them in one list, in JSON or Python, or few tags or none."""
+
+from __future__ import annotations
+
+import json
+
+from neuron.text.formats.apriel import APRIEL
+from neuron.text.formats.command_r import COMMAND_R
+from neuron.text.formats.granite import GRANITE
+from neuron.text.formats.llama_json import LLAMA3_JSON
+from neuron.text.formats.mistral import MISTRAL, MISTRAL_ARGS
+from neuron.text.formats.phi4 import PHI4
+from tests.neuron.tool_texts import Call, Sample
+
+
+def objects(calls: list[Call], between: str = ", ", arguments: str = "arguments") -> str:
+    return between.join(json.dumps({"name": name, arguments: given}) for name, given in calls)
+
+
+def mistral(calls: list[Call]) -> str:
+    written = [
+        {"name": name, "arguments": given, "id": f"id{number:07}"}
+        for number, (name, given) in enumerate(calls)
+    ]
+    return f"[TOOL_CALLS]{json.dumps(written)}"
+
+
+def mistral_args(calls: list[Call]) -> str:
+    return "".join(f"[TOOL_CALLS]{name}[ARGS]{json.dumps(given)}" for name, given in calls)
+
+
+def command_r(calls: list[Call]) -> str:
+    written = [{"tool_name": name, "parameters": given} for name, given in calls]
+    return f"Action:\n```json\n{json.dumps(written, indent=4)}```"
+
+
+SAMPLES = (
+    Sample(MISTRAL, mistral, ("mistralai-Mistral-Nemo-Instruct-2407.jinja",)),
+    Sample(MISTRAL_ARGS, mistral_args, ("unsloth-mistral-Devstral-Small-2507.jinja",)),
+    Sample(GRANITE, lambda calls: f"<|tool_call|>[{objects(calls)}]"),
+    Sample(PHI4, lambda calls: f"<|tool_call|>[{objects(calls)}]<|/tool_call|>"),
+    Sample(
+        APRIEL,
+        lambda calls: f"<tool_calls>[{objects(calls)}]</tool_calls>",
+        ("Apriel-1.6-15b-Thinker-fixed.jinja",),
+    ),
+    Sample(COMMAND_R, command_r, ("CohereForAI-c4ai-command-r-plus-tool_use.jinja",)),
+    Sample(
+        LLAMA3_JSON,
+        lambda calls: objects(calls, "; ", "parameters"),
+        ("meta-llama-Llama-3.2-3B-Instruct.jinja",),
+        parallel=False,
+    ),
+)
