@@ -41,6 +41,7 @@ def neuron(tmp_path_factory):
         simulated("sim"),
         simulated("steady", step_seconds=0.01),
         simulated("slow", load_seconds=1.0),
+        simulated("endless", load_seconds=3600.0),
         simulated("narrow", step_seconds=0.01, settings={"max_sequences": 1}),
         simulated("broken", failure={"fail_load": "shard 2 is missing"}),
         {"id": "nowhere", "path": "/nonexistent/checkpoint"},
@@ -63,6 +64,10 @@ def refused(client, request):
     with pytest.raises(CortexError) as error:
         ask(client, request)
     return error.value
+
+
+def count(model):
+    return CountTokens(id=0, model=model, messages=[Message(role="user", content="Hello, who are you?")])
 
 
 def begin(client, request):
@@ -148,6 +153,8 @@ def test_what_does_not_fit_the_worker_waits_and_what_does_not_fit_the_queue_is_r
     assert error.code == Code.QUEUE_FULL
     assert error.retry_after >= 1
     assert neuron.model("narrow").waiting == 2
+    assert ask(calls[3], count("narrow")).tokens > 0  # counting is behind no queue
+    assert neuron.model("narrow").waiting == 2
     streams[0].close()
     assert type(next(reply for reply in streams[1] if type(reply) is not Progress)) is Started
     assert type(next(streams[1])) is Delta
@@ -171,7 +178,7 @@ def test_a_prompt_over_the_context_is_refused_with_both_counts(client):
 @pytest.mark.parametrize(
     ("request_", "code", "words"),
     [
-        (chat("sim", 0), Code.BAD_REQUEST, "max_tokens"),
+        (chat("sim", -1), Code.BAD_REQUEST, "max_tokens"),
         (chat("sim", messages=[]), Code.BAD_REQUEST, "empty"),
         (chat("sim", sampling={"temperature": 3.0}), Code.BAD_REQUEST, "temperature"),
         (chat("no/such-model"), Code.MODEL_NOT_FOUND, "no/such-model"),
@@ -240,10 +247,18 @@ def test_a_forced_unload_ends_them(neuron, client):
 
 def test_counting_tokens_needs_no_load_and_agrees_with_generate(neuron, client):
     ask(client, Unload(id=0, model="sim"))
-    messages = [Message(role="user", content="Hello, who are you?")]
-    counted = ask(client, CountTokens(id=0, model="sim", messages=messages))
+    counted = ask(client, count("sim"))
     assert neuron.model("sim").status == "unloaded"
     assert counted.tokens == ask(client, chat("sim", 1)).usage.prompt_tokens
+
+
+def test_tokens_are_counted_while_the_model_loads(neuron, client):
+    loading = client.stream(Load(id=0, model="endless"), PATIENCE)
+    assert next(loading).stage == "loading"
+    with neuron.client() as other:
+        assert ask(other, count("endless")).tokens == ask(other, count("sim")).tokens
+        assert neuron.model("endless").status == "loading"
+        ask(other, Unload(id=0, model="endless", force=True))
 
 
 def test_tokens_are_told_without_loading_the_model(client, neuron):
