@@ -30,6 +30,7 @@ MAX_WORK = 16 * MAX_TEXT  # characters that are read and written on the way to a
 MAX_VALUES = 1 << 20  # in a list or an object that becomes text
 MANY_VALUES = 20_000  # take some milliseconds to write
 MAX_INDENT = 256  # characters
+SHORT = 256  # characters; of texts up to here the loop around them takes note
 MAX_BITS = 4096  # of a number that is the result of a multiplication
 
 # Methods of texts that make no more of them, and those that are counted.
@@ -105,6 +106,7 @@ class _Metering(NodeTransformer):
 
     def _metered(self, node: Any) -> nodes.Node:
         own = sum(len(data.data) for data in node.find_all(nodes.TemplateData))
+        own += SHORT * sum(len(output.nodes) for output in node.find_all(nodes.Output))
         self.generic_visit(node)
         node.body.insert(0, nodes.ExprStmt(_call("tick", nodes.Const(own))))
         return node
@@ -117,6 +119,10 @@ class _Metering(NodeTransformer):
 
     def visit_Compare(self, node: nodes.Compare) -> nodes.Node:
         self.generic_visit(node)
+        if isinstance(node.expr, nodes.Const) or (
+            len(node.ops) == 1 and isinstance(node.ops[0].expr, nodes.Const)
+        ):
+            return node  # what is compared with a text or a number is not walked through
         node.expr = _call("compared", node.expr)
         for operand in node.ops:
             if operand.op not in ("in", "notin"):
@@ -144,7 +150,7 @@ class _Code(CodeGenerator):
 
 
 def tick(characters: int) -> None:
-    """Called in each turn of a loop, which writes so many characters of the template's own at most."""
+    """Called in each turn of a loop, which writes so many characters at most, but for long texts."""
     _budget.spend(characters)
     if time.monotonic() > _budget.deadline:
         raise OverBudget("it takes too long")
@@ -167,7 +173,8 @@ def compared(value: Any) -> Any:
 def as_text(value: Any) -> str:
     """Called for all that is written."""
     if isinstance(value, str):
-        _budget.spend(len(value))
+        if len(value) > SHORT:
+            _budget.spend(len(value))
         return value
     _spend_on(value)
     return str(value)
