@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gateway.dialects.openai import chat as openai_chat
 from gateway.dialects.openai import completions as openai_completions
 from gateway.dialects.openai.chat_answer import ChatRenderer
 from ipc.messages import Choice, Delta, Finished, Started, Timings, ToolCall, ToolCallDelta, Usage
+from tests import streams
 from tests.gateway.parsing import TOOL, USER, parsed
 
 CUSTOM = {"type": "custom", "custom": {"name": "patch"}}
 STARTED = Started(id=1, prompt_tokens=1)
+TEXT = st.text(st.characters(codec="utf-8"), max_size=30)
 
 
 def renderer(**fields: Any) -> ChatRenderer:
@@ -141,3 +147,46 @@ def test_obfuscated_chunks_do_not_tell_how_long_their_text_is() -> None:
     assert len(noises) > 5, "it is random"
     plain = renderer(stream=True, stream_options={"include_obfuscation": False})
     assert b"obfuscation" not in plain.delta(Delta(id=1, tokens=1, text="a"))
+
+
+@st.composite
+def answers(draw: st.DrawFn) -> tuple[Choice, list[Delta]]:
+    """An answer, and the pieces in which it might come."""
+    text, reasoning = draw(TEXT), draw(TEXT)
+    names = draw(st.lists(st.sampled_from(("f", "g")), max_size=3))
+    calls = [
+        ToolCall(id=f"c{i}", name=name, arguments=json.dumps({"input": draw(TEXT)}))
+        for i, name in enumerate(names)
+    ]
+    pieces = [Delta(id=1, tokens=1, reasoning=each) for each in cut(draw, reasoning)]
+    pieces += [Delta(id=1, tokens=1, text=each) for each in cut(draw, text)]
+    for i, call in enumerate(calls):
+        news = [
+            begin(call.name, i, ""),
+            *(ToolCallDelta(index=i, arguments=each) for each in cut(draw, call.arguments)),
+        ]
+        pieces += [Delta(id=1, tokens=1, tool_calls=[each]) for each in news]
+    reason = "tool_calls" if calls else "stop"
+    return Choice(reason=reason, text=text, reasoning=reasoning, tool_calls=calls), pieces
+
+
+def cut(draw: st.DrawFn, text: str) -> list[str]:
+    """A text in pieces."""
+    places = sorted(draw(st.sets(st.integers(0, len(text)), max_size=4)))
+    return [text[start:end] for start, end in pairwise([0, *places, len(text)]) if start < end]
+
+
+@given(answers(), st.booleans())
+def test_a_stream_is_sound_and_adds_up_to_the_whole_answer(
+    answer: tuple[Choice, list[Delta]], obfuscated: bool
+) -> None:
+    choice, pieces = answer
+    options = {"include_usage": True, "include_obfuscation": obfuscated}
+    tools = [TOOL, {"type": "function", "function": {"name": "g"}}]
+    writer = renderer(tools=tools, stream=True, stream_options=options)
+    end = finished(choice)
+    stream = writer.started(STARTED) + b"".join(map(writer.delta, pieces)) + writer.finished(end)
+    (streamed,) = streams.chat(stream, usage=True)["choices"]
+    (told,) = whole(renderer(tools=tools), choice)
+    assert streamed["finish_reason"] == told["finish_reason"]
+    assert streamed["message"].items() <= told["message"].items()

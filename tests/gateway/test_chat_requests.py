@@ -145,6 +145,36 @@ def test_a_wrong_turn_is_refused_by_its_place(turn: dict[str, Any], param: str) 
     assert (error.code, error.param) == (Code.BAD_REQUEST, f"messages[1].{param}")
 
 
+BEGUN = [USER, {"role": "assistant", "content": "so"}]
+
+
+def test_an_answer_goes_on_with_the_last_message_where_that_is_asked_for() -> None:
+    assert not chat(messages=BEGUN).continue_final_message
+    assert chat(messages=BEGUN, continue_final_message=True).continue_final_message
+    fields = {"continue_final_message": True, "add_generation_prompt": False}
+    assert chat(messages=BEGUN, **fields).continue_final_message
+    assert chat(messages=[USER, BEGUN[1] | {"prefix": True}]).continue_final_message
+    assert not chat(messages=[BEGUN[1] | {"prefix": True}, USER]).continue_final_message
+    assert not chat(
+        messages=BEGUN, add_generation_prompt=True, continue_final_message=False
+    ).continue_final_message
+
+
+def test_an_answer_cannot_go_on_and_begin_anew() -> None:
+    both = {"continue_final_message": True, "add_generation_prompt": True}
+    error = refusal(chat, messages=BEGUN, **both)
+    assert (error.code, error.param) == (Code.BAD_REQUEST, "add_generation_prompt")
+    error = refusal(chat, messages=BEGUN, add_generation_prompt=False)
+    assert (error.code, error.param) == (Code.NOT_SUPPORTED, "add_generation_prompt")
+
+
+def test_a_message_that_cannot_be_gone_on_with_is_named_as_the_client_does() -> None:
+    body = {"model": "m", "messages": [USER | {"prefix": True}]}
+    _, answer = parsed(openai_chat.parse, json.dumps(body).encode())
+    error = CortexError(Code.BAD_REQUEST, "continue_final_message needs", param="continue_final_message")
+    assert answer.in_client_words(error).param == "messages[0].prefix"
+
+
 NAMES = st.text(st.characters(codec="utf-8"), min_size=1, max_size=20)
 TEXTS = st.text(st.characters(codec="utf-8"), max_size=40)
 PARTS = st.lists(st.builds(TextPart, text=TEXTS), min_size=1, max_size=3)

@@ -62,7 +62,7 @@ def test_messages_are_tokenised_as_a_chat_with_the_same_fields_reads_them() -> N
         ({"prompt": "x", "tools": [TOOL]}, Code.BAD_REQUEST, "tools"),
         ({"prompt": "x", "with_pieces": 1}, Code.BAD_REQUEST, "with_pieces"),
         ({"prompt": "x", "add_special_tokens": "no"}, Code.BAD_REQUEST, "add_special_tokens"),
-        ({"messages": [USER], "continue_final_message": True}, Code.NOT_SUPPORTED, "continue_final_message"),
+        ({"messages": [USER], "add_generation_prompt": False}, Code.NOT_SUPPORTED, "add_generation_prompt"),
         ({"prompt": "x", "parse_special": False}, Code.NOT_SUPPORTED, "parse_special"),
     ],
 )

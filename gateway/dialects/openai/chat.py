@@ -18,7 +18,7 @@ from gateway.dialects.openai.common import (
     refusing,
     sampling,
 )
-from gateway.dialects.openai.conversation import Turn, conversation
+from gateway.dialects.openai.conversation import ContinueFields, Turn, continues, conversation
 from gateway.dialects.openai.structured import structured
 from gateway.dialects.openai.thinking import ThinkingFields, is_hidden, template_args, thinking
 from gateway.dialects.openai.tools import ToolFields, tool_choice
@@ -31,16 +31,14 @@ CHAT_NEUTRAL = NEUTRAL | {
     "web_search_options": (),
     "chat_template": (),
     "documents": ([],),
-    "add_generation_prompt": (True,),
     "add_special_tokens": (False,),
     "echo": (False,),
-    "continue_final_message": (False,),
     "suffix": ("",),
     "reasoning_format": ("auto", "deepseek", "parsed"),  # of llama.cpp and Groq
 }
 
 
-class ChatFields(refusing(CHAT_NEUTRAL, ToolFields, ThinkingFields), kw_only=True):
+class ChatFields(refusing(CHAT_NEUTRAL, ToolFields, ThinkingFields, ContinueFields), kw_only=True):
     messages: Annotated[list[Turn], Meta(min_length=1)]
     max_completion_tokens: Count | None = None
     logprobs: bool | None = None
@@ -63,6 +61,7 @@ async def parse(body: bytes, context: RequestContext) -> tuple[Generate, ChatRen
         raise CortexError(Code.BAD_REQUEST, "top_logprobs: needs logprobs to be true", param="top_logprobs")
     form, names = structured(fields)
     tools, thought = tool_choice(fields), thinking(fields)
+    is_continued, continued_names = continues(fields, fields.messages)
     max_tokens = fields.max_completion_tokens or fields.max_tokens
     generate = Generate(
         id=0,
@@ -79,8 +78,9 @@ async def parse(body: bytes, context: RequestContext) -> tuple[Generate, ChatRen
         priority=fields.priority or 0,
         cache_salt=fields.cache_salt or "",
         parallel_tool_calls=tools.parallel,
+        continue_final_message=is_continued,
     )
-    names |= {"must_call": tools.param, "template_args": "chat_template_kwargs"}
+    names |= {"must_call": tools.param, "template_args": "chat_template_kwargs"} | continued_names
     if tools.is_old:
         names["tools"] = "functions"
     if fields.max_completion_tokens:

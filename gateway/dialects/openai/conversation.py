@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import re
 from typing import Any, Literal
 
 import msgspec
@@ -11,9 +9,10 @@ from msgspec import Raw, Struct
 
 from gateway.dialects.openai.common import Short, ShortName, unsupported
 from gateway.dialects.openai.custom_tools import as_arguments
+from gateway.dialects.openai.images import image
 from gateway.refusals import shown
 from ipc.errors import Code, CortexError
-from ipc.messages import MAX_IMAGE, ContentPart, ImagePart, Message, TextPart, ThinkingPart, ToolCall
+from ipc.messages import ContentPart, Message, TextPart, ThinkingPart, ToolCall
 
 
 class ImageUrl(Struct):
@@ -60,7 +59,8 @@ class ReasoningDetail(Struct):
 
 class Turn(Struct):
     """One message. `reasoning_content`, `reasoning` and `reasoning_details` are names of the same thing;
-    `function_call` and the role `function` are what came before `tool_calls` and the role `tool`."""
+    `function_call` and the role `function` came before `tool_calls` and the role `tool`. With `prefix` the
+    answer goes on with this message, as Mistral and DeepSeek have it."""
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: str | list[PartField] | None = None
@@ -72,6 +72,32 @@ class Turn(Struct):
     reasoning_content: str | None = None
     reasoning: str | None = None
     reasoning_details: list[ReasoningDetail] | None = None
+    prefix: bool | None = None
+
+
+class ContinueFields(Struct, kw_only=True):
+    """Fields of a request that has the answer go on with its last message, as vLLM has it."""
+
+    continue_final_message: bool | None = None
+    add_generation_prompt: bool | None = None
+
+
+def continues(fields: ContinueFields, turns: list[Turn]) -> tuple[bool, dict[str, str]]:
+    """Whether the answer goes on with the last message, and what the client calls that.
+
+    Raises:
+        CortexError: it is to begin anew at the same time, or not to begin at all; `param` names the field.
+    """
+    begins, name = fields.add_generation_prompt, "add_generation_prompt"
+    if fields.continue_final_message:
+        if begins:
+            raise _bad(name, "it cannot be true where continue_final_message is")
+        return True, {}
+    if begins is False:
+        raise unsupported(name, "false is supported beside continue_final_message alone")
+    if turns and turns[-1].prefix:
+        return True, {"continue_final_message": f"messages[{len(turns) - 1}].prefix"}
+    return False, {}
 
 
 def conversation(turns: list[Turn]) -> list[Message]:
@@ -143,7 +169,7 @@ def _part(part: PartField, param: str) -> ContentPart:
         case "refusal":
             return TextPart(text=_required(part.refusal, f"{param}.refusal"))
         case "image_url":
-            return _image(_required(part.image_url, f"{param}.image_url"), f"{param}.image_url.url")
+            return image(_required(part.image_url, f"{param}.image_url").url, f"{param}.image_url.url")
         case "thinking":
             thought = _required(part.thinking, f"{param}.thinking")
             if not isinstance(thought, str):
@@ -156,22 +182,6 @@ def _required(value: Any, param: str) -> Any:
     if value is None:
         raise _bad(param, "a required field is missing")
     return value
-
-
-_DATA_URL = re.compile(r"data:(image/[\w.+-]{1,64});base64,", re.ASCII)
-
-
-def _image(image: ImageUrl, param: str) -> ImagePart:
-    start = _DATA_URL.match(image.url)
-    if start is None:
-        raise unsupported(param, "nothing is fetched; send the image itself, as data:image/...;base64,...")
-    try:
-        data = base64.b64decode(image.url[start.end() :], validate=True)
-    except ValueError as error:
-        raise _bad(param, f"it is not base64: {error}") from error
-    if not 0 < len(data) <= MAX_IMAGE:
-        raise _bad(param, f"the image has {len(data)} bytes; 1 to {MAX_IMAGE} are taken")
-    return ImagePart(data=data, media_type=start[1])
 
 
 def _call(call: Call, param: str) -> ToolCall:

@@ -9,15 +9,13 @@ from msgspec import Meta, Struct
 
 from gateway.dialects import RequestContext
 from gateway.dialects.openai.common import Name, TokenId, decode, encode, refuse, refusing, renamed
-from gateway.dialects.openai.conversation import Turn, conversation
+from gateway.dialects.openai.conversation import ContinueFields, Turn, continues, conversation
 from gateway.dialects.openai.thinking import ThinkingFields, template_args, thinking
 from gateway.dialects.openai.tools import ToolFields, tool_choice
 from ipc.errors import Code, CortexError
 from ipc.messages import MAX_TOKEN_IDS, Detokenize, Text, Tokenize, Tokens
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "add_generation_prompt": (True,),
-    "continue_final_message": (False,),
     "chat_template": (),
     "parse_special": (True,),  # of llama.cpp
 }
@@ -27,7 +25,9 @@ class ModelField(Struct, kw_only=True):
     model: Name
 
 
-class TokenizeFields(refusing(NEUTRAL, ToolFields, ThinkingFields, base=ModelField), kw_only=True):
+class TokenizeFields(
+    refusing(NEUTRAL, ToolFields, ThinkingFields, ContinueFields, base=ModelField), kw_only=True
+):
     """Of `prompt`, `content`, which is llama.cpp's name for it, and `messages` there is one."""
 
     prompt: Name | None = None
@@ -86,6 +86,7 @@ async def parse_tokenize(body: bytes, context: RequestContext) -> tuple[Tokenize
     if fields.messages is None and tools.tools:
         raise CortexError(Code.BAD_REQUEST, "tools: need messages", param="tools")
     special = fields.add_special if fields.add_special_tokens is None else fields.add_special_tokens
+    is_continued, continued_names = continues(fields, fields.messages or [])
     tokenize = Tokenize(
         id=0,
         model=fields.model,
@@ -94,10 +95,11 @@ async def parse_tokenize(body: bytes, context: RequestContext) -> tuple[Tokenize
         tools=tools.tools,
         template_args=template_args(fields.chat_template_kwargs, thought),
         thinking=thought,
+        continue_final_message=is_continued,
         add_special_tokens=special,
         return_bytes=bool(fields.return_token_strs or fields.with_pieces),
     )
-    names = {"prompt": given[0], "template_args": "chat_template_kwargs"}
+    names = {"prompt": given[0], "template_args": "chat_template_kwargs"} | continued_names
     if tools.is_old:
         names["tools"] = "functions"
     return tokenize, TokenizeRenderer(fields, names)
