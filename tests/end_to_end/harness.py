@@ -231,8 +231,9 @@ class Services(Client):
         self.base, self.metrics = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{metrics}/metrics"
         listen = {"listen": f"127.0.0.1:{port}", "metrics_listen": f"127.0.0.1:{metrics}"}
         entry = {"name": "beast", "endpoint": self.endpoint, "public_key": public_key}
+        store = {"path": str(folder / "responses.db")}
         self._write("neuron", {"name": "beast", "listen": self.endpoint} | neuron)
-        self._write("cortex", {"gateway": listen | gateway, "neurons": [entry]})
+        self._write("cortex", {"gateway": listen | gateway, "store": store, "neurons": [entry]})
         self.neuron = self.start_neuron()
         self.gateway = Program("cortex", "serve", "--config", folder / "cortex.yaml", folder=folder)
 

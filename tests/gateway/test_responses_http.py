@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.gateway.conftest import GatewayProcess
+from tests.gateway.conftest import GatewayProcess, NeuronThread
 from tests.streams import Failed, responses
 from tests.streams.responses_events import check_response
 
@@ -109,3 +109,35 @@ def test_openai_sdk_reads_it(gateway: GatewayProcess) -> None:
     assert kinds[-1] == "response.completed"
     assert [item.type for item in final.output] == ["reasoning", "message", "function_call"]
     assert json.loads(final.output[2].arguments) == {"a": 1}
+
+
+def test_truncation_drops_as_few_turns_as_fit(http: httpx.Client, neuron: NeuronThread) -> None:
+    """The model's context is 4096 tokens, a word each; 100 are left for the answer."""
+    call = {"type": "function_call", "call_id": "c1", "name": "f", "arguments": "{}"}
+    items = [
+        {"role": "user", "content": "a " * 1000},
+        call,
+        {"type": "function_call_output", "call_id": "c1", "output": "b " * 1000},
+        {"role": "assistant", "content": "c " * 1500},
+        {"role": "developer", "content": "d"},
+        {"role": "user", "content": "e " * 1495},
+        {"role": "user", "content": "f"},
+    ]
+    fields = {"input": items, "instructions": "g", "max_output_tokens": 100}
+    for more in ({"truncation": "auto"}, {"truncation": "auto", "stream": True}):
+        reply = ask(http, **fields, **more)
+        assert reply.status_code == 200, reply.text
+        kept = [message.content[:1] for message in neuron.neuron.served[-1].messages]
+        assert kept == ["g", "c", "d", "e", "f"]  # 2998 words; with the call's turn 3998
+    ask(http, **fields)
+    assert len(neuron.neuron.served[-1].messages) == 8
+    ask(http, input="h " * 5000, truncation="auto")
+    assert len(neuron.neuron.served[-1].messages) == 1
+
+
+def test_input_tokens_are_counted(http: httpx.Client) -> None:
+    body = {"model": "echo", "input": "one two three", "instructions": "be brief", "tools": TOOLS}
+    reply = http.post("/v1/responses/input_tokens", json=body)
+    assert reply.json() == {"object": "response.input_tokens", "input_tokens": 6}
+    reply = http.post("/v1/responses/input_tokens", json=body | {"input": []})
+    assert (reply.status_code, reply.json()["error"]["param"]) == (400, "input")

@@ -49,7 +49,7 @@ class Background:
     async def _work(self, creation: Creation, request_id: str) -> None:
         exchange = Exchange(self._services.fleet, request_id, creation.account)
         try:
-            events = await self._record(Run(exchange, creation), creation)
+            events = await self._record(Run(self._services.fleet, exchange, creation), creation)
         except asyncio.CancelledError:
             exchange.leave()
             raise

@@ -31,7 +31,7 @@ class CreateResource:
             else:
                 resp.data = encode(creation.response)
             return
-        run = Run(exchange, creation, store)
+        run = Run(self._services.fleet, exchange, creation, store)
         try:
             if creation.fields.stream:
                 await run.start()

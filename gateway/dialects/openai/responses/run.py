@@ -10,7 +10,9 @@ from gateway.dialects.comments import comment
 from gateway.dialects.openai.common import encode
 from gateway.dialects.openai.responses import response
 from gateway.dialects.openai.responses.request import Creation
+from gateway.dialects.openai.responses.truncate import truncate
 from gateway.fleet.exchange import Exchange
+from gateway.fleet.view import Fleet
 from gateway.store import responses
 from gateway.store.database import Database
 from ipc.errors import Code, CortexError
@@ -30,7 +32,10 @@ class Run:
         is_over: whether the last event has been written.
     """
 
-    def __init__(self, exchange: Exchange, creation: Creation, store: Database | None = None) -> None:
+    def __init__(
+        self, fleet: Fleet, exchange: Exchange, creation: Creation, store: Database | None = None
+    ) -> None:
+        self._fleet = fleet
         self._exchange, self._creation = exchange, creation
         self._store = store if creation.response["store"] else None
         self._output, self._write = creation.output, creation.output.events.write
@@ -41,7 +46,7 @@ class Run:
 
     async def whole(self) -> bytes:
         """The body of an unstreamed answer. CortexError when it failed."""
-        await self._exchange.send(self._creation.generate)
+        await self._send()
         finished = await self._exchange.whole()
         self._output.take(_as_delta(finished.choices[0]))
         self._finish(finished)
@@ -59,7 +64,7 @@ class Run:
         """
         self._sent = True
         try:
-            await self._exchange.send(self._creation.generate)
+            await self._send()
             deadline = monotonic() + VERDICT_SECONDS
             while self._exchange.started is None and (left := deadline - monotonic()) > 0:
                 self._early += await self._exchange.take(left)
@@ -78,7 +83,7 @@ class Run:
             if self._failure is not None:
                 raise self._failure
             if not self._sent:
-                await self._exchange.send(self._creation.generate)
+                await self._send()
             replies, self._early = self._early, []
             while self._exchange.finished is None or replies:
                 data = b"".join(map(self._say, replies))
@@ -98,6 +103,12 @@ class Run:
         self._exchange.ready()
         self.is_over = True
         yield self._now()
+
+    async def _send(self) -> None:
+        generate = self._creation.generate
+        if self._creation.fields.truncation == "auto":
+            await truncate(self._fleet, generate)
+        await self._exchange.send(generate)
 
     def _begin(self) -> bytes:
         """The first events; of a response that waits in the background the next one comes when it no longer

@@ -1,0 +1,324 @@
+"""Answers as the Responses API writes them: the same whole and in pieces, however they are cut."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.dialects.openai.responses import request
+from gateway.dialects.openai.responses.request import Creation
+from gateway.dialects.openai.responses.run import Run
+from gateway.dialects.openai.responses.thoughts import unseal
+from ipc.errors import Code, CortexError
+from ipc.messages import (
+    Alternative,
+    Choice,
+    Delta,
+    Finished,
+    FinishReason,
+    Message,
+    Progress,
+    Reply,
+    Started,
+    Timings,
+    TokenLogprob,
+    ToolCall,
+    ToolCallDelta,
+    Usage,
+)
+from tests.gateway.parsing import parsed
+from tests.streams import Failed, responses
+from tests.streams.responses_events import check_response
+from tests.streams.sse import read
+
+TOOLS = [
+    {"type": "function", "name": "add", "parameters": {"type": "object"}},
+    {"type": "custom", "name": "patch"},
+    {
+        "type": "namespace",
+        "name": "notes",
+        "description": "",
+        "tools": [{"type": "function", "name": "read"}, {"type": "custom", "name": "write"}],
+    },
+]
+USAGE = Usage(prompt_tokens=9, completion_tokens=5, cached_tokens=4, reasoning_tokens=2)
+
+
+class Script:
+    """An exchange with a neuron that says what was written down for it."""
+
+    def __init__(self, *batches: list[Reply], error: CortexError | None = None) -> None:
+        self.status, self.started, self.finished = 200, None, None
+        self._batches, self._error = list(batches), error
+
+    async def send(self, request: Any) -> None:
+        pass
+
+    async def take(self, within: float) -> list[Reply]:
+        if not self._batches:
+            raise self._error
+        batch = self._batches.pop(0)
+        for reply in batch:
+            if isinstance(reply, Started):
+                self.started = reply
+            elif isinstance(reply, Finished):
+                self.finished = reply
+        return batch
+
+    async def whole(self) -> Finished:
+        while self.finished is None:
+            await self.take(0)
+        return self.finished
+
+    def check(self) -> None:
+        if self._error is not None and not self._batches:
+            raise self._error
+
+    def ready(self) -> None:
+        pass
+
+
+def created(**fields: Any) -> Creation:
+    body = json.dumps({"model": "m", "input": "x", "tools": TOOLS} | fields).encode()
+    return parsed(lambda body, asker: request.read(body, asker, None), body)
+
+
+def finished(choice: Choice) -> Finished:
+    return Finished(id=0, choices=[choice], usage=USAGE, timings=Timings())
+
+
+def stream(script: Script, **fields: Any) -> bytes:
+    async def run() -> bytes:
+        run = Run(None, script, created(stream=True, **fields))
+        await run.start()
+        return b"".join([data async for data in run.events()])
+
+    return asyncio.run(run())
+
+
+def streamed(*deltas: Delta, reason: FinishReason = "stop", **fields: Any) -> dict[str, Any]:
+    end = finished(Choice(reason=reason))
+    script = Script([Started(id=0, prompt_tokens=9)], *[[delta] for delta in deltas], [end])
+    return responses(stream(script, **fields))
+
+
+def whole(choice: Choice, **fields: Any) -> dict[str, Any]:
+    response = json.loads(asyncio.run(Run(None, Script([finished(choice)]), created(**fields)).whole()))
+    check_response(response)
+    return response
+
+
+def delta(text: str = "", reasoning: str = "", *calls: ToolCallDelta, **more: Any) -> Delta:
+    return Delta(id=0, tokens=1, text=text, reasoning=reasoning, tool_calls=list(calls), **more)
+
+
+def plain(response: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{key: value for key, value in item.items() if key != "id"} for item in response["output"]]
+
+
+CALLS = {
+    "add": '{"a": 1, "b": "\\u00e9 \\n"}',
+    "patch": '{"input": "*** Begin\\n+\\"x\\" \\ud83d\\ude00\\n"}',
+    "notes__read": "{}",
+    "notes__write": '{"input": ""}',
+}
+
+
+@st.composite
+def answers(draw: st.DrawFn) -> tuple[Choice, list[Delta]]:
+    """An answer, and the same in pieces."""
+    texts = st.text(st.characters(exclude_categories=("Cs",)), max_size=12)
+    thought, text = draw(texts), draw(texts)
+    names = draw(st.lists(st.sampled_from(sorted(CALLS)), max_size=3))
+    calls = [ToolCall(id=f"call_{i}", name=name, arguments=CALLS[name]) for i, name in enumerate(names)]
+
+    def pieces(whole: str) -> list[str]:
+        cuts = sorted(draw(st.lists(st.integers(0, len(whole)), max_size=4)))
+        return [whole[a:b] for a, b in zip([0, *cuts], [*cuts, len(whole)], strict=True)]
+
+    deltas = [delta(reasoning=piece) for piece in pieces(thought)] + [delta(piece) for piece in pieces(text)]
+    for i, call in enumerate(calls):
+        first, *rest = pieces(call.arguments)
+        deltas.append(delta("", "", ToolCallDelta(index=i, call_id=call.id, name=call.name, arguments=first)))
+        deltas += [delta("", "", ToolCallDelta(index=i, arguments=piece)) for piece in rest]
+    reason: FinishReason = "tool_calls" if calls else draw(st.sampled_from(["stop", "length"]))
+    return Choice(reason=reason, text=text, reasoning=thought, tool_calls=calls), deltas
+
+
+@given(answers(), st.booleans(), st.booleans())
+def test_answer_is_the_same_however_it_is_cut(
+    answer: tuple[Choice, list[Delta]], summary: bool, obfuscate: bool
+) -> None:
+    choice, deltas = answer
+    fields = {
+        "reasoning": {"summary": "auto"} if summary else {},
+        "include": ["reasoning.encrypted_content"],
+        "stream_options": {"include_obfuscation": obfuscate},
+    }
+    assert plain(streamed(*deltas, reason=choice.reason, **fields)) == plain(whole(choice, **fields))
+
+
+@given(answers(), st.booleans())
+def test_answer_sent_back_is_the_turn_that_it_was(answer: tuple[Choice, list[Delta]], summary: bool) -> None:
+    choice, _ = answer
+    fields = {"reasoning": {"summary": "auto"} if summary else {}}
+    items = whole(choice, **fields)["output"]
+    back = created(input=[{"role": "user", "content": "x"}, *items]).generate.messages[1:]
+    calls = [
+        # What stands in a custom tool's call is its text, not how the model spelt it.
+        call
+        if "input" not in call.arguments
+        else ToolCall(
+            id=call.id,
+            name=call.name,
+            arguments=json.dumps(json.loads(call.arguments), ensure_ascii=False, separators=(",", ":")),
+        )
+        for call in choice.tool_calls
+    ]
+    turn = Message(
+        role="assistant", content=choice.text, reasoning=choice.reasoning or None, tool_calls=calls
+    )
+    assert back == ([turn] if choice.text or choice.reasoning or calls else [])
+
+
+def test_calls_are_the_clients_own_tools() -> None:
+    calls = [ToolCall(id=f"c{i}", name=name, arguments=CALLS[name]) for i, name in enumerate(CALLS)]
+    add, patch, read_note, write_note = whole(Choice(reason="tool_calls", tool_calls=calls))["output"]
+    assert (add["type"], add["name"], add["arguments"]) == ("function_call", "add", CALLS["add"])
+    assert "namespace" not in add
+    assert (patch["type"], patch["name"]) == ("custom_tool_call", "patch")
+    assert patch["input"] == '*** Begin\n+"x" \N{GRINNING FACE}\n'
+    assert (read_note["type"], read_note["namespace"], read_note["name"]) == (
+        "function_call",
+        "notes",
+        "read",
+    )
+    assert (write_note["type"], write_note["namespace"], write_note["input"]) == (
+        "custom_tool_call",
+        "notes",
+        "",
+    )
+    made_up = whole(Choice(reason="tool_calls", tool_calls=[ToolCall(id="c", name="sub", arguments="{}")]))
+    assert (made_up["output"][0]["type"], made_up["output"][0]["name"]) == ("function_call", "sub")
+
+
+def test_thought_is_told_as_itself_or_as_its_summary() -> None:
+    choice = Choice(reason="stop", reasoning="hm", text="x")
+    (thought, _) = whole(choice)["output"]
+    assert (thought["summary"], thought["content"]) == ([], [{"type": "reasoning_text", "text": "hm"}])
+    assert "encrypted_content" not in thought
+    fields = {"reasoning": {"summary": "detailed"}, "include": ["reasoning.encrypted_content"]}
+    (thought, _) = whole(choice, **fields)["output"]
+    assert thought["summary"] == [{"type": "summary_text", "text": "hm"}]
+    assert unseal(thought["encrypted_content"]) == "hm"
+
+
+def token(text: str, top: int = 0) -> TokenLogprob:
+    others = [Alternative(token_id=i, token="?", raw=b"?", logprob=-2.0) for i in range(top)]
+    return TokenLogprob(token_id=1, token=text, raw=text.encode(), logprob=-0.5, top=others)
+
+
+def test_log_probabilities_are_those_of_the_text() -> None:
+    tokens = [token(each, 1) for each in ("<think>", "hm", "</think>", "a", "b", "<end>")]
+    fields = {"top_logprobs": 1, "include": ["message.output_text.logprobs"]}
+    choice = Choice(reason="stop", reasoning="hm", text="ab", logprobs=tokens)
+    pieces = [
+        delta(logprobs=tokens[:1]),
+        delta(reasoning="hm", logprobs=tokens[1:2]),
+        delta("a", logprobs=tokens[2:4]),
+        delta("b", logprobs=tokens[4:]),
+    ]
+    for response in (whole(choice, **fields), streamed(*pieces, **fields)):
+        told = response["output"][1]["content"][0]["logprobs"]
+        assert [entry["token"] for entry in told] == ["a", "b"]
+        assert told[0]["top_logprobs"] == [{"token": "?", "logprob": -2.0, "bytes": [63]}]
+    assert whole(choice)["output"][1]["content"][0]["logprobs"] == []
+
+
+def test_text_that_was_held_back_keeps_the_tokens_behind_it() -> None:
+    fields = {"include": ["message.output_text.logprobs"]}
+    pieces = [
+        delta("a", logprobs=[token("a")]),
+        delta(logprobs=[token("b")]),
+        delta("bc", logprobs=[token("c")]),
+    ]
+    told = streamed(*pieces, **fields)["output"][0]["content"][0]["logprobs"]
+    assert [entry["token"] for entry in told] == ["a", "b", "c"]
+
+
+def test_calls_beyond_the_limit_are_ignored() -> None:
+    calls = [ToolCall(id=f"c{i}", name="add", arguments="{}") for i in range(3)]
+    choice = Choice(reason="tool_calls", tool_calls=calls)
+    assert [item["call_id"] for item in whole(choice, max_tool_calls=2)["output"]] == ["c0", "c1"]
+    assert not created(max_tool_calls=1).generate.parallel_tool_calls
+    assert created(max_tool_calls=2).generate.parallel_tool_calls
+
+
+def test_call_that_was_cut_is_incomplete() -> None:
+    cut = ToolCallDelta(index=0, call_id="c", name="patch", arguments='{"input": "ab\\')
+    response = streamed(delta("", "", cut), reason="length")
+    assert response["incomplete_details"] == {"reason": "max_output_tokens"}
+    assert (response["output"][0]["status"], response["output"][0]["input"][:2]) == ("incomplete", "ab")
+
+
+def test_usage_is_in_this_apis_words() -> None:
+    assert whole(Choice(reason="stop", text="x"))["usage"] == {
+        "input_tokens": 9,
+        "input_tokens_details": {"cached_tokens": 4, "cache_write_tokens": 0},
+        "output_tokens": 5,
+        "output_tokens_details": {"reasoning_tokens": 2},
+        "total_tokens": 14,
+    }
+
+
+def test_noise_makes_pieces_equally_long() -> None:
+    script = (
+        [Started(id=0, prompt_tokens=1)],
+        [delta("a")],
+        [delta("bcdef")],
+        [finished(Choice(reason="stop"))],
+    )
+    body = stream(Script(*script), stream_options={"include_obfuscation": True})
+    pieces = [event.data for event in read(body) if event.name == "response.output_text.delta"]
+    assert len({len(json.dumps(piece["delta"])) + len(piece["obfuscation"]) for piece in pieces}) == 1
+    body = stream(Script(*script))
+    assert b"obfuscation" not in body
+
+
+def test_lines_of_unicode_do_not_break_events() -> None:
+    body = stream(
+        Script(
+            [Started(id=0, prompt_tokens=1)], [delta("a\u2028b\u0085c")], [finished(Choice(reason="stop"))]
+        ),
+        include=["message.output_text.logprobs"],
+    )
+    assert not {"\u2028", "\u2029", "\u0085"} & set(body.decode())
+    assert responses(body)["output"][0]["content"][0]["text"] == "a\u2028b\u0085c"
+
+
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        (Code.CONTEXT_LENGTH_EXCEEDED, "context_length_exceeded"),
+        (Code.WORKER_DIED, "server_error"),
+        (Code.QUEUE_TIMEOUT, "server_error"),
+    ],
+)
+def test_stream_that_breaks_tells_what_was_done(code: str, told: str) -> None:
+    progress = Progress(id=0, stage="loading", message="m", fraction=0.5)
+    script = Script(
+        [progress, Started(id=0, prompt_tokens=1)], [delta("a", "hm")], error=CortexError(code, "it broke")
+    )
+    body = stream(script)
+    assert b": loading 50% m\n\n" in body
+    with pytest.raises(Failed) as caught:
+        responses(body)
+    assert caught.value.error == {"code": told, "message": "it broke"}
+    last = read(body)[-1].data["response"]
+    assert [item["type"] for item in last["output"]] == ["reasoning"]
+    assert last["usage"] is None
