@@ -13,10 +13,11 @@ from gateway.dialects.openai.dialect import OpenAI
 from gateway.dialects.openai.responses.dialect import Responses
 from gateway.dialects.vllm.dialect import VLLM
 from gateway.fleet.listing import ListedModel
+from gateway.refusals import Refusal
 
 DIALECTS: tuple[MakeDialect, ...] = (OpenAI, Responses, Anthropic, VLLM)
 
-# How errors look where no dialect is known: at other addresses, and where a request is no HTTP.
+# How errors look where nothing is known of the client, and where a request is no HTTP.
 default_refuse = OpenAI.refuse
 
 
@@ -28,6 +29,11 @@ class ModelShapes(Protocol):
     ) -> dict[str, Any]: ...
 
     def model(self, listed: ListedModel) -> dict[str, Any]: ...
+
+
+def refuse_shape(header: Callable[[str], str | None]) -> Callable[[Refusal], tuple[int, bytes]]:
+    """How errors look to the client with these headers, at addresses that are no dialect's own."""
+    return default_refuse if header("anthropic-version") is None else Anthropic.refuse
 
 
 def model_shapes(header: Callable[[str], str | None]) -> ModelShapes:

@@ -18,7 +18,7 @@ import falcon.asgi
 from gateway import signals
 from gateway.config import GatewayConfig, StoreSettings, split_address
 from gateway.dialects import MakeDialect, Services
-from gateway.dialects.registry import DIALECTS, default_refuse
+from gateway.dialects.registry import DIALECTS, refuse_shape
 from gateway.fleet.view import Fleet
 from gateway.http import errors
 from gateway.http.body import Bodies
@@ -143,12 +143,13 @@ class _Identity:
         if given is None or not _REQUEST_ID.fullmatch(given):
             given = os.urandom(12).hex()
         req.context.request_id = given
-        req.context.refuse = self._refuse.get(req.path, default_refuse)
+        req.context.refuse = self._refuse.get(req.path) or refuse_shape(req.get_header)
 
     async def process_resource(
         self, req: falcon.asgi.Request, resp: falcon.asgi.Response, resource: object, params: dict[str, Any]
     ) -> None:
-        req.context.refuse = self._refuse.get(req.uri_template, default_refuse)
+        if (refuse := self._refuse.get(req.uri_template)) is not None:
+            req.context.refuse = refuse
 
     async def process_response(
         self, req: falcon.asgi.Request, resp: falcon.asgi.Response, resource: object, succeeded: bool

@@ -68,6 +68,7 @@ MODELS = (
         for kind in ("fails", "breaks", "late")
         for code in (
             Code.CONTEXT_LENGTH_EXCEEDED,
+            Code.TEMPLATE_FAILED,
             Code.QUEUE_FULL,
             Code.WORKER_DIED,
             Code.MODEL_LOAD_FAILED,

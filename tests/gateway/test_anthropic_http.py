@@ -112,6 +112,7 @@ def error_of(answer: httpx.Response, status: int, kind: str) -> dict[str, Any]:
         ("fails/worker_died", 529, "overloaded_error", "2"),
         ("fails/model_load_failed", 500, "api_error", None),
         ("fails/context_length_exceeded", 400, "invalid_request_error", None),
+        ("fails/template_failed", 400, "invalid_request_error", None),
     ],
 )
 def test_an_error_has_its_type_and_status(
@@ -121,6 +122,14 @@ def test_an_error_has_its_type_and_status(
     error_of(answer, status, kind)
     assert answer.headers.get("retry-after") == again
     assert answer.headers.get("x-should-retry") == ("false" if status == 500 else None)
+
+
+def test_a_client_of_anthropic_s_reads_its_errors_everywhere(http: httpx.Client) -> None:
+    headers = {"anthropic-version": "2023-06-01"}
+    for path in ("/v1/messages/batches", "/v1/models/nobody-has-this", "/nowhere"):
+        error_of(http.get(path, headers=headers), 404, "not_found_error")
+        assert http.get(path).json()["error"]["code"]
+    error_of(http.get("/v1/models?limit=x", headers=headers), 400, "invalid_request_error")
 
 
 def test_what_http_does_not_allow_is_said_in_anthropic_s_words(http: httpx.Client) -> None:

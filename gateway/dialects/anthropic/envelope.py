@@ -10,6 +10,7 @@ import msgspec
 from gateway.refusals import Refusal
 
 OVERLOADED = 529  # Anthropic's own: the request is good, and there is no room for it now
+_STATUSES = {503: OVERLOADED, 422: 400}  # where Anthropic's differs
 
 # Where a status is not here, what is below 500 is the client's doing.
 _TYPES = {
@@ -26,8 +27,8 @@ _INDEX = re.compile(r"\[(\d+)\]")
 
 
 def status(refusal: Refusal) -> int:
-    """The status of an error: 529 where everybody else says 503."""
-    return OVERLOADED if refusal.status == 503 else refusal.status
+    """The status of an error, of those that Anthropic has."""
+    return _STATUSES.get(refusal.status, refusal.status)
 
 
 def envelope(refusal: Refusal) -> bytes:
