@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from llguidance import regex_to_lark
 
@@ -26,7 +26,7 @@ from ipc.messages import Structured
 from ipc.worker_messages import GRAMMAR_LIMITS, Constraint
 from neuron.grammar import json_schema
 from neuron.text.formats.lark import JSON_OPTIONS, quoted
-from neuron.text.tags import END_THINK, THINK
+from neuron.text.reasoning import THINK, ThinkTags, Thought
 
 NAMES = {
     "json": "the JSON schema",
@@ -42,8 +42,6 @@ MAX_COUNTED = GRAMMAR_LIMITS["max_lexer_states"] // 2  # characters that a regul
 CHECK_SECONDS = 10.0  # on the clock; the checker itself stops after some seconds of work
 CHECKER = Path(__file__).with_name("check.py")
 
-Thought = Literal["none", "open", "possible"]
-
 OPTIONS = '%llguidance {"no_forcing": true}'  # a text may be spelled with whatever tokens the model likes
 CLASSES = "dws"  # \d, \w and \s stand for ASCII characters, as in the patterns of a JSON schema
 
@@ -58,6 +56,7 @@ def constrain(
     structured: Structured,
     encode: Callable[[str], list[int]],
     thought: Thought = "none",
+    tags: ThinkTags = THINK,
 ) -> Constraint:
     """The grammar that `structured` stands for; it was tried.
 
@@ -65,7 +64,7 @@ def constrain(
         CortexError: BAD_REQUEST naming `structured_outputs.<field>`, with the reason, and for a JSON schema
             with the JSON pointer to what is wrong (also in `details["pointer"]`).
     """
-    return hold(form(structured), encode, thought)
+    return hold(form(structured), encode, thought, tags)
 
 
 def form(structured: Structured) -> str:
@@ -91,13 +90,15 @@ def form(structured: Structured) -> str:
     return grammar
 
 
-def hold(grammar: str, encode: Callable[[str], list[int]], thought: Thought) -> Constraint:
+def hold(
+    grammar: str, encode: Callable[[str], list[int]], thought: Thought, tags: ThinkTags = THINK
+) -> Constraint:
     """What a worker needs to hold an answer to `grammar`, which was tried."""
     return Constraint(
         grammar,
         in_thought=thought == "open",
-        think=encode(THINK) if thought == "possible" else [],
-        end_think=encode(END_THINK) if thought != "none" else [],
+        think=encode(tags.opening) if thought == "possible" else [],
+        end_think=encode(tags.closing) if thought != "none" else [],
     )
 
 

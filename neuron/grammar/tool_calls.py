@@ -16,11 +16,12 @@ from typing import Any
 from ipc.messages import Structured, Tool
 from ipc.worker_messages import Constraint
 from neuron.grammar import json_schema
-from neuron.grammar.structured import OPTIONS, Thought, fault, form, hold
+from neuron.grammar.structured import OPTIONS, fault, form, hold
 from neuron.refusals import bad_request
 from neuron.text.formats.hermes import HERMES
 from neuron.text.formats.lark import Lark
 from neuron.text.formats.tool_format import ToolFormat
+from neuron.text.reasoning import THINK, ThinkTags, Thought
 
 ANY_OBJECT = {"type": "object"}
 
@@ -32,20 +33,21 @@ def require_call(
     thought: Thought,
     parallel: bool = True,
     written: ToolFormat = HERMES,
+    tags: ThinkTags = THINK,
 ) -> Constraint:
     """The grammar of one call of the tool in `names`, or where there are several, of calls of some of them.
 
     Args:
         parallel: whether there may be more than one call.
         written: the format that the model writes calls in.
-        encode, thought: as for `neuron.grammar.structured.constrain`.
+        encode, thought, tags: as for `neuron.grammar.structured.constrain`.
 
     Raises:
         CortexError: BAD_REQUEST naming `tools`: not even their names can be held to a grammar.
     """
     wanted = [tool for tool in tools if tool.name in names]
     once = len(wanted) == 1 or not parallel
-    return hold(_grammar(wanted, once, written, encode, "start: calls"), encode, thought)
+    return hold(_grammar(wanted, once, written, encode, "start: calls"), encode, thought, tags)
 
 
 def allow_call(
@@ -55,17 +57,18 @@ def allow_call(
     thought: Thought,
     parallel: bool = True,
     written: ToolFormat = HERMES,
+    tags: ThinkTags = THINK,
 ) -> Constraint:
     """The grammar of calls of some tools, or else of an answer in the form that was asked for.
 
     Args:
-        encode, thought, parallel, written: as for `require_call`.
+        encode, thought, tags, parallel, written: as for `require_call`.
 
     Raises:
         CortexError: BAD_REQUEST naming the form, as `neuron.grammar.structured.constrain` does, or `tools`.
     """
     start = f"start: calls | answer\nanswer: %lark {{\n{form(structured)}\n}}"
-    return hold(_grammar(tools, not parallel, written, encode, start), encode, thought)
+    return hold(_grammar(tools, not parallel, written, encode, start), encode, thought, tags)
 
 
 def _grammar(

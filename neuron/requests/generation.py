@@ -17,7 +17,7 @@ from neuron.grammar.structured import constrain
 from neuron.grammar.tool_calls import allow_call, require_call
 from neuron.refusals import bad_request, too_long
 from neuron.requests.answer import Answer, News
-from neuron.requests.prompt import Prompt, encode_prompts, named_prompts, pack, thought_after, validate
+from neuron.requests.prompt import Prompt, encode_prompts, named_prompts, pack, validate
 from neuron.requests.request import OpenRequest
 from neuron.requests.sampling import MAX_SEED, resolve
 from neuron.text.frontend import TextFrontEnd
@@ -116,13 +116,13 @@ class Generation(OpenRequest):
         if request.structured is None and not request.must_call:
             return None
         encode = partial(text.encode, special=False)
-        thought = thought_after(self._prompts[0].rendered, description.reasoning)
+        thought, tags = text.thought_after(self._prompts[0].rendered), text.think_tags
         parallel, written = request.parallel_tool_calls, text.tool_format
         if request.must_call:  # of what is no call there is nothing then
-            return require_call(request.tools, request.must_call, encode, thought, parallel, written)
+            return require_call(request.tools, request.must_call, encode, thought, parallel, written, tags)
         if request.tools:
-            return allow_call(request.tools, request.structured, encode, thought, parallel, written)
-        return constrain(request.structured, encode, thought)
+            return allow_call(request.tools, request.structured, encode, thought, parallel, written, tags)
+        return constrain(request.structured, encode, thought, tags)
 
     def _add_answers(
         self, prompt: Prompt, params: SamplingParams, constraint: Constraint | None, text: TextFrontEnd

@@ -5,14 +5,13 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from ipc.errors import Code, CortexError
 from ipc.messages import CountTokens, Embed, Generate, Tokenize, TokenLogprob
 from neuron.refusals import bad_request, too_long
 from neuron.requests.sampling import BLOCK, MAX_CHOICES, MIXED, check, check_ids
 from neuron.text import content, continuation
-from neuron.text.tags import END_THINK, SPACE, THINK
 
 if TYPE_CHECKING:
     from neuron.text.frontend import TextFrontEnd
@@ -206,6 +205,7 @@ def _render(text: TextFrontEnd, request: Generate | CountTokens, seconds: float 
             request.tools,
             request.template_args,
             seconds,
+            request.thinking,
         )
         return continuation.cut(rendered) if continued else rendered
     except CortexError as error:
@@ -252,16 +252,3 @@ def _refuse_by_its_beginning(text: TextFrontEnd, prompt: str, param: str, contex
 def pack(ids: list[int]) -> bytes:
     """Token ids as a worker takes them: uint32, little-endian. In blocks, between which others may run."""
     return b"".join(array("I", ids[start : start + BLOCK]).tobytes() for start in range(0, len(ids), BLOCK))
-
-
-def thought_after(rendered: str | None, reasoning: bool) -> Literal["none", "open", "possible"]:
-    """Where a prompt leaves the model: see `neuron.grammar.structured`.
-
-    Args:
-        rendered: of the `Prompt`.
-        reasoning: whether the model thinks at all.
-    """
-    if rendered is None or not reasoning:
-        return "none"
-    end = rendered.rstrip(SPACE)
-    return "open" if end.endswith(THINK) else "none" if end.endswith(END_THINK) else "possible"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from tokenizers import Tokenizer, decoders
+
+from neuron.text.tags import TOKEN
 
 BROKEN = "\ufffd"  # what a decoder makes of bytes that are no character, or not yet
 CONTEXT = 4  # tokens of the prompt that decide whether the answer begins with a space
@@ -23,13 +25,22 @@ class Detokenizer:
         tokenizer: any; its decoder decides.
         hidden: ids that are no text (special tokens).
         after: the prompt, where the answer continues its text.
+        tags: tokens that are tags, and these as text. A `TOKEN` is put before each, so that it is told from
+            text that merely looks like it.
     """
 
-    __slots__ = ("_context_free", "_hidden", "_read", "_shown", "_tokenizer", "_window")
+    __slots__ = ("_context_free", "_hidden", "_read", "_shown", "_tags", "_tokenizer", "_window")
 
-    def __init__(self, tokenizer: Tokenizer, hidden: Collection[int], after: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        hidden: Collection[int],
+        after: Sequence[int] = (),
+        tags: Mapping[int, str] = {},
+    ) -> None:
         self._tokenizer = tokenizer
         self._hidden = hidden
+        self._tags = tags
         self._context_free = isinstance(tokenizer.decoder, decoders.ByteLevel)
         self._window = [token for token in after[-CONTEXT:] if token not in hidden]
         self._read = len(self._window)  # tokens in the window that are handed out
@@ -37,6 +48,8 @@ class Detokenizer:
 
     def push(self, token_ids: Sequence[int]) -> str:
         """The text that `token_ids` complete; a character that they begin waits for its end."""
+        if self._tags and not self._tags.keys().isdisjoint(token_ids):
+            return self._push_tags(token_ids)
         new = [token for token in token_ids if token not in self._hidden]
         if not new:
             return ""
@@ -49,6 +62,21 @@ class Detokenizer:
         self._read = len(self._window)
         self._shown = len(self._decode()) if self._window else 0
         return piece
+
+    def _push_tags(self, token_ids: Sequence[int]) -> str:
+        """The same where some are tags: whatever was begun before one ends there."""
+        pieces: list[str] = []
+        start = 0
+        for at, token in enumerate(token_ids):
+            if (tag := self._tags.get(token)) is None:
+                continue
+            pieces += self.push(token_ids[start:at]), self.finish(), TOKEN, tag
+            start = at + 1
+            self._window = [] if self._context_free else [token]
+            self._read = len(self._window)
+            self._shown = len(self._decode()) if self._window else 0
+        pieces.append(self.push(token_ids[start:]))
+        return "".join(pieces)
 
     def finish(self) -> str:
         """What is left, bytes of an unfinished character included."""

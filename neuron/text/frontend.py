@@ -7,18 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from ipc.errors import Code, CortexError
-from ipc.messages import Generate, Message, Tool
+from ipc.messages import Generate, Message, Thinking, Tool
 from neuron.text.detokenizer import Detokenizer
 from neuron.text.formats.registry import tool_format
 from neuron.text.formats.tool_format import ToolFormat
 from neuron.text.infill import infill
 from neuron.text.parser import AnswerParser
-from neuron.text.reasoning import ReasoningSplitter
-from neuron.text.tags import END_THINK, THINK
+from neuron.text.reasoning import KNOWN, THINK, ReasoningSplitter, Thought, think_tags
 from neuron.text.template import ChatTemplate
+from neuron.text.thinking import is_off
 from neuron.text.tokenizer import TextTokenizer
 from workers.checkpoints.card import ModelCard
 
+NOTHING_SAID = Thinking()
 TOOL_TEMPLATE = "tool_use"  # the name that transformers gives to a template for requests with tools
 
 
@@ -31,6 +32,12 @@ class TextFrontEnd:
         self.tool_format = tool_format
         self._tokenizer = tokenizer
         self._templates = templates
+        texts = [text for template in templates.values() for text in template.texts]
+        found = think_tags(texts, tokenizer.added)
+        self.thinks = found is not None
+        self.think_tags = found or THINK
+        self._tags = tokenizer.tokens_of((*self.think_tags.pieces, *tool_format.markers))
+        self._tokens = frozenset(self._tags.values())
         self.vocabulary_size = tokenizer.vocabulary_size
         self.infill = infill(tokenizer.id_of)  # None: the model cannot fill in
 
@@ -42,10 +49,9 @@ class TextFrontEnd:
             CortexError: MODEL_LOAD_FAILED.
         """
         calls = tool_format(checkpoint.chat_templates.values())
+        known = {piece for tags in KNOWN for piece in tags.pieces}
         tokenizer = TextTokenizer(
-            checkpoint.tokenizer_file,
-            checkpoint.config.vocab_size,
-            shown=(THINK, END_THINK, *calls.markers),
+            checkpoint.tokenizer_file, checkpoint.config.vocab_size, shown=(*known, *calls.markers)
         )
         templates = {
             name: ChatTemplate(source, checkpoint.special_tokens, _template_file(Path(checkpoint.folder)))
@@ -64,10 +70,13 @@ class TextFrontEnd:
         tools: Sequence[Tool],
         args: dict[str, Any],
         seconds: float | None = None,
+        thinking: Thinking = NOTHING_SAID,
     ) -> str:
         """The prompt for the next turn of a conversation.
 
         Args:
+            args: variables of the template; they count more than `thinking`.
+            thinking: how much the model is to think.
             seconds: that it may take; see `ChatTemplate.render`.
 
         Raises:
@@ -81,7 +90,21 @@ class TextFrontEnd:
             )
         default = next(iter(self._templates.values()))
         template = self._templates.get(TOOL_TEMPLATE, default) if tools else default
-        return template.render(messages, tools, args, seconds)
+        values = template.thinking.values(thinking)
+        prompt = template.render(messages, tools, values | args, seconds)
+        # Nobody can be told not to think by a template that does not listen: but the thought can be over.
+        deaf = not values or self.think_tags.state(prompt) == "open"
+        if self.thinks and deaf and is_off(thinking) and template.thinking.names.isdisjoint(args):
+            return self.think_tags.without_thought(prompt)
+        return prompt
+
+    def thought_after(self, rendered: str | None) -> Thought:
+        """Where a prompt leaves the model.
+
+        Args:
+            rendered: what messages became; None: they are no conversation, and no thought comes.
+        """
+        return "none" if rendered is None or not self.thinks else self.think_tags.state(rendered)
 
     def encode(self, text: str, special: bool) -> list[int]:
         """Token ids of `text`; see `TextTokenizer.encode`."""
@@ -110,7 +133,7 @@ class TextFrontEnd:
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of a prompt that came as token ids."""
-        detokenizer = self.detokenizer()
+        detokenizer = Detokenizer(self._tokenizer.tokenizer, self._tokenizer.hidden)
         return detokenizer.push(token_ids) + detokenizer.finish()
 
     def write(self, token_ids: Sequence[int]) -> str:
@@ -123,7 +146,8 @@ class TextFrontEnd:
 
     def detokenizer(self, after: Sequence[int] = ()) -> Detokenizer:
         """For one answer; `after` is the prompt whose text it continues, nothing for a conversation."""
-        return Detokenizer(self._tokenizer.tokenizer, self._tokenizer.hidden, after)
+        tags = {} if after else self._tags
+        return Detokenizer(self._tokenizer.tokenizer, self._tokenizer.hidden, after, tags)
 
     def answer_parser(self, rendered: str | None, request: Generate) -> AnswerParser:
         """For one answer to `request`; `rendered`: the prompt that its messages became, where it has any."""
@@ -135,8 +159,11 @@ class TextFrontEnd:
             None if request.parallel_tool_calls else 1,
             only=bool(request.must_call),
             first=request.structured is not None,
+            tokens=self._tokens,
         )
-        return AnswerParser(ReasoningSplitter(rendered), tools if request.tools else None, stop, include_stop)
+        tags = self.think_tags.spelled(self._tokens)
+        reasoning = ReasoningSplitter(self.think_tags.state(rendered), tags)
+        return AnswerParser(reasoning, tools if request.tools else None, stop, include_stop)
 
 
 def _template_file(folder: str) -> str:

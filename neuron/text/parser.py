@@ -7,9 +7,9 @@ from typing import Literal
 
 from ipc.messages import ToolCall, ToolCallDelta
 from neuron.text.formats.call_parser import CallParser
-from neuron.text.reasoning import ReasoningSplitter
+from neuron.text.reasoning import Part, ReasoningSplitter
 from neuron.text.stops import StopStrings
-from neuron.text.tags import SPACE
+from neuron.text.tags import SPACE, TOKEN
 
 Piece = tuple[Literal["text", "reasoning"], str] | tuple[Literal["tool"], ToolCallDelta]
 
@@ -66,7 +66,7 @@ class AnswerParser:
 
     def push(self, text: str) -> list[Piece]:
         """Take more text; the pieces that are sure."""
-        parts = self._reasoning.push(text) if self._reasoning is not None else [("text", text)]
+        parts: list[Part] = self._reasoning.push(text) if self._reasoning is not None else [("text", text)]
         return self._end(self._tell_tools(parts))
 
     def finish(self, cut: bool = False) -> list[Piece]:
@@ -86,12 +86,13 @@ class AnswerParser:
             self._space = ""
         return pieces
 
-    def _tell_tools(self, parts: Sequence[Piece]) -> list[Piece]:
-        if self._tools is None:
-            return list(parts)
+    def _tell_tools(self, parts: Sequence[Part]) -> list[Piece]:
         pieces: list[Piece] = []
         for kind, part in parts:
-            pieces += self._tools.push(part) if kind == "text" else [(kind, part)]
+            if kind == "text" and self._tools is not None:
+                pieces += self._tools.push(part)
+            elif said := part.replace(TOKEN, ""):
+                pieces.append((kind, said))
         return pieces
 
     def _end(self, parts: list[Piece]) -> list[Piece]:

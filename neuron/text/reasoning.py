@@ -1,12 +1,83 @@
-"""Tells a model's reasoning, `<think>...</think>`, from its answer."""
+"""Tells a model's reasoning, such as `<think>...</think>`, from its answer."""
 
 from __future__ import annotations
 
-from typing import Literal
+import re
+from collections.abc import Collection, Iterable
+from typing import Literal, NamedTuple
 
-from neuron.text.tags import END_THINK, SPACE, THINK, before
+from neuron.text.tags import SPACE, TOKEN
 
 Part = tuple[Literal["reasoning", "text"], str]
+# Where a prompt leaves the model: no thought comes (or it is over), one is open, or one may begin.
+Thought = Literal["none", "open", "possible"]
+
+_TAG = re.compile(r"<[^<>]+>|\[[^\[\]]+\]|\u25c1[^\u25b7]+\u25b7")
+
+
+class ThinkTags(NamedTuple):
+    """What a model writes around its thoughts."""
+
+    opening: str
+    closing: str
+
+    @property
+    def pieces(self) -> tuple[str, ...]:
+        """The parts of them that are tokens of their own in most vocabularies."""
+        return tuple(dict.fromkeys(_TAG.findall(self.opening) + _TAG.findall(self.closing)))
+
+    def spelled(self, tokens: Collection[str]) -> ThinkTags:
+        """The same as they come in the text of an answer whose model has `tokens`: see `Detokenizer`."""
+        return ThinkTags(*(_TAG.sub(lambda tag: _marked(tag[0], tokens), each) for each in self))
+
+    def state(self, prompt: str) -> Thought:
+        """Where a prompt leaves the model."""
+        end = prompt.rstrip(SPACE)
+        if end.endswith(self.closing):
+            return "none"
+        return "open" if end.endswith(self.opening) else "possible"
+
+    def without_thought(self, prompt: str) -> str:
+        """The same prompt, with a thought at its end in which nothing stands."""
+        state = self.state(prompt)
+        if state == "none":
+            return prompt
+        if state == "open":
+            return prompt.rstrip(SPACE) + f"\n\n{self.closing}\n\n"
+        return prompt + f"{self.opening}\n\n{self.closing}\n\n"
+
+
+THINK = ThinkTags("<think>", "</think>")
+KNOWN = (
+    THINK,
+    ThinkTags("[THINK]", "[/THINK]"),  # Magistral
+    ThinkTags("<seed:think>", "</seed:think>"),  # Seed-OSS
+    ThinkTags("<mm:think>", "</mm:think>"),  # MiniMax-M3
+    ThinkTags("<think:opensource>", "</think:opensource>"),  # Hunyuan 3
+    ThinkTags("<|channel>thought", "<channel|>"),  # Gemma 4
+    ThinkTags("<|START_THINKING|>", "<|END_THINKING|>"),  # Command A
+    ThinkTags("<|inner_prefix|>", "<|inner_suffix|>"),  # Apertus
+    ThinkTags("\u25c1think\u25b7", "\u25c1/think\u25b7"),  # Kimi-VL
+    ThinkTags("Here are my reasoning steps:", "[BEGIN FINAL RESPONSE]"),  # Apriel
+)
+
+
+def think_tags(texts: Iterable[str], vocabulary: Collection[str] = ()) -> ThinkTags | None:
+    """The tags of a model, or None where it is not known to think.
+
+    Args:
+        texts: its chat templates, and prompts that they made: some put their tags together.
+        vocabulary: its added tokens, which say it where the templates do not.
+    """
+    texts = list(texts)
+    for tags in KNOWN:
+        if any(tags.closing in text for text in texts):
+            return tags
+    return next((tags for tags in KNOWN if tags.closing in vocabulary), None)
+
+
+def _marked(tag: str, tokens: Collection[str]) -> str:
+    return TOKEN + tag if tag in tokens else tag
 
 
 class ReasoningSplitter:
@@ -15,40 +86,42 @@ class ReasoningSplitter:
     Only the start of an answer is looked at: a model that later writes about the tag means the word.
 
     Args:
-        prompt: the rendered prompt; templates of reasoning models may end it with the tag, opened or closed.
+        state: where the prompt leaves the model.
+        tags: as they come in the text.
     """
 
-    def __init__(self, prompt: str) -> None:
-        self.in_reasoning = prompt.rstrip(SPACE).endswith(THINK)
+    def __init__(self, state: Thought, tags: ThinkTags = THINK) -> None:
+        self._tags = tags
+        self.in_reasoning = state == "open"
         # Space that comes now belongs to the tag.
-        self._after_tag = self.in_reasoning or prompt.endswith(END_THINK)
-        self._started = self._after_tag  # whether the start, where the tag may be, is behind
+        self._after_tag = self._started = state != "possible"  # started: the tag cannot come any more
         self._held = ""
 
     def push(self, text: str) -> list[Part]:
         """Take more text; the parts that are sure."""
         text = self._held + text
         self._held = ""
+        opening, closing = self._tags
         if not self._started:
             start = text.lstrip(SPACE)
-            if len(start) < len(THINK) and THINK.startswith(start):
+            if len(start) < len(opening) and opening.startswith(start):
                 self._held = text
                 return []
             self._started = True
-            if start.startswith(THINK):
+            if start.startswith(opening):
                 self.in_reasoning = self._after_tag = True
-                text = start[len(THINK) :]
+                text = start[len(opening) :]
         if self._after_tag:
             text = text.lstrip(SPACE)
             self._after_tag = not text
         if not self.in_reasoning:
             return [("text", text)] if text else []
-        thought, tag, rest = text.partition(END_THINK)
+        thought, tag, rest = text.partition(closing)
         if tag:
             self.in_reasoning, self._after_tag = False, True
             thought = thought.rstrip(SPACE)
             return ([("reasoning", thought)] if thought else []) + self.push(rest)
-        sure = before(END_THINK, text)
+        sure = _before(closing, text)
         self._held = text[sure:]
         return [("reasoning", text[:sure])] if sure else []
 
@@ -56,3 +129,13 @@ class ReasoningSplitter:
         """What was held back, once it is known that nothing follows."""
         held, self._held = self._held, ""
         return [("reasoning" if self.in_reasoning else "text", held)] if held else []
+
+
+def _before(tag: str, text: str) -> int:
+    """Characters at the start of `text` that stay outside of `tag` and of the space before it, however the
+    text goes on."""
+    for length in range(min(len(tag) - 1, len(text)), 0, -1):
+        if text.endswith(tag[:length]):
+            text = text[:-length]
+            break
+    return len(text.rstrip(SPACE))

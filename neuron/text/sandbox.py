@@ -74,9 +74,14 @@ class _Budget(threading.local):
 _budget = _Budget()
 
 
+def parse(source: str) -> nodes.Template:
+    """Raises: whatever Jinja says of what is no template."""
+    return _ENVIRONMENT.parse(source)
+
+
 def compile_template(source: str) -> jinja2.Template:
     """Raises: whatever Jinja, and Python's compiler behind it, say of what is no template."""
-    code = _ENVIRONMENT.compile(_Metering().visit(_ENVIRONMENT.parse(source)))
+    code = _ENVIRONMENT.compile(_Metering().visit(parse(source)))
     return jinja2.Template.from_code(_ENVIRONMENT, code, _ENVIRONMENT.make_globals(None))
 
 

@@ -14,8 +14,9 @@ from ipc.errors import Code, CortexError
 from ipc.messages import Message, Tool
 from neuron.text.content import turns as spread
 from neuron.text.history import Takes, Turn, walkable
-from neuron.text.probing import ONE, TOOL, around, forms, takes
-from neuron.text.sandbox import OverBudget, compile_template, render
+from neuron.text.probing import ASSISTANT, ONE, TOOL, USER, around, forms, takes
+from neuron.text.sandbox import OverBudget, compile_template, parse, render
+from neuron.text.thinking import ThinkingVariables
 
 log = logging.getLogger("neuron.template")
 
@@ -45,6 +46,7 @@ class ChatTemplate:
             if len(source) > MAX_SOURCE:
                 raise OverBudget(f"it is longer than {MAX_SOURCE:,} characters")
             self._template = compile_template(source)
+            self.thinking = ThinkingVariables(parse(source))
         except Exception as error:  # Python's compiler has errors of its own for what Jinja makes of it
             line = f" in line {error.lineno}" if isinstance(error, jinja2.TemplateSyntaxError) else ""
             raise self._unfit(f"wrong{line}: {error}") from error
@@ -55,6 +57,8 @@ class ChatTemplate:
         self._forms = {role: forms(role, self._try) for role in ROLES}
         self._knows_developer = "developer" in source and ONE in self._try(around("developer", ONE))
         self._takes = takes(self._try)
+        # What stands in it and in its prompts: the tags that a model writes are put together in some.
+        self.texts = (source, self._try([USER, ASSISTANT, USER]))
 
     def render(
         self,

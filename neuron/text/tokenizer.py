@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -133,6 +133,16 @@ class TextTokenizer:
                     self._path,
                     f"has a regular expression that takes time without bound ({letter!r} many times)",
                 )
+
+    def tokens_of(self, tags: Iterable[str]) -> dict[int, str]:
+        """Those of some tags that are tokens of their own, by id."""
+        ids = {token.content: token_id for token_id, token in self._added.items()}
+        return {ids[tag]: tag for tag in tags if tag in ids}
+
+    @property
+    def added(self) -> frozenset[str]:
+        """Texts that are tokens of their own."""
+        return frozenset(token.content for token in self._added.values())
 
     def fewest(self, characters: int) -> int:
         """A number of tokens that so much text has at least, known without reading it."""

@@ -28,6 +28,7 @@ from neuron.requests.generation import Generation
 from neuron.text.formats.hermes import HERMES
 from neuron.text.frontend import TextFrontEnd
 from neuron.text.parser import AnswerParser
+from neuron.text.reasoning import THINK
 from workers.checkpoints.generation import GenerationDefaults
 
 EOS = 25
@@ -78,7 +79,7 @@ class Parser:
 class Text:
     vocabulary_size = 26
 
-    def render(self, messages, tools, template_args, seconds):
+    def render(self, messages, tools, template_args, seconds, thinking):
         return "".join(message.content for message in messages)
 
     def encode(self, text, special):
@@ -254,6 +255,7 @@ class Words(Text):
         return SimpleNamespace(push=lambda ids: "".join(self.PIECES[id] for id in ids), finish=lambda: "")
 
     answer_parser, tool_format = TextFrontEnd.answer_parser, HERMES
+    think_tags, _tokens = THINK, frozenset()
 
 
 def talk(*steps, finish="", **request):

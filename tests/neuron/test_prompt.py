@@ -145,7 +145,7 @@ def test_a_text_of_many_characters_and_few_tokens_is_read():
 class Refusing(Letters):
     """The same, with a template that refuses."""
 
-    def render(self, messages, tools, args, seconds):
+    def render(self, messages, tools, args, seconds, thinking):
         raise CortexError(
             Code.TEMPLATE_FAILED, "the chat template refuses these messages: no", param="messages"
         )

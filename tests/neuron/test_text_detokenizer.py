@@ -3,6 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from neuron.text.detokenizer import Detokenizer
+from neuron.text.tags import TOKEN
 from neuron.text.tokenizer import hidden_ids
 from tests.neuron.folders import byte_fallback, byte_level, metaspace
 
@@ -89,3 +90,27 @@ def token_of_a_lone_byte():
         for token in BYTE_LEVEL.get_vocab()
         if len(token) == 1 and BYTE_LEVEL.decode([BYTE_LEVEL.token_to_id(token)]) == "\ufffd"
     )
+
+
+@pytest.mark.parametrize("tokenizer", [BYTE_LEVEL, METASPACE], ids=["byte_level", "metaspace"])
+@given(data=st.data())
+def test_tags_are_told_from_text_and_change_nothing_else(tokenizer, data):
+    size = tokenizer.get_vocab_size()
+    ids = data.draw(st.lists(st.integers(0, size - 1), max_size=40))
+    tags = {token: tokenizer.decode([token], skip_special_tokens=False) for token in (size - 1, size - 2)}
+    detokenizer = Detokenizer(tokenizer, frozenset(), (), tags)
+    text = "".join([detokenizer.push(chunk) for chunk in chunked(data.draw, ids)] + [detokenizer.finish()])
+    assert text.count(TOKEN) == sum(token in tags for token in ids)
+    at = 0
+    for token in ids:
+        if token in tags:
+            at = text.index(TOKEN, at) + 1
+            assert text.startswith(tags[token], at)
+
+
+def test_what_a_tag_cuts_ends_there():
+    (tag,) = BYTE_FALLBACK.encode("h").ids[-1:]
+    begun = BYTE_FALLBACK.encode("😀").ids[:-1]
+    detokenizer = Detokenizer(BYTE_FALLBACK, frozenset(), (), {tag: "<tag>"})
+    assert detokenizer.push(begun) == ""
+    assert detokenizer.push([tag]).endswith(f"{TOKEN}<tag>")

@@ -1,10 +1,13 @@
 import json
+from itertools import groupby
+from operator import itemgetter
 
 import pytest
+from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
 from ipc.errors import Code, CortexError
-from ipc.messages import Detokenize, Generate, Message, Tokenize, Tool
+from ipc.messages import Detokenize, Generate, Message, Thinking, Tokenize, Tool
 from neuron.requests.tokens import detokenize, tokenize
 from neuron.text.formats.hermes import HERMES
 from neuron.text.formats.registry import tool_format
@@ -98,6 +101,19 @@ def test_requests_with_tools_get_the_template_for_tools(folder, tmp_path):
     assert text.render(HELLO, [Tool.function(name="f")], {}) == "1"
 
 
+def test_templates_in_files_of_their_own_count_more(folder, tmp_path):
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "additional_chat_templates" / "tool_use.jinja").write_text("{{ tools | length }} tools")
+    (tmp_path / "additional_chat_templates" / "rag.jinja").write_text("{{ documents }}")
+    text = load_with(folder, tmp_path, chat_template="plain")
+    assert text.render(HELLO, [], {}) == "plain"
+    assert text.render(HELLO, [Tool.function(name="f")], {}) == "1 tools"
+    (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": "of a file"}))
+    assert load_with(folder, tmp_path, chat_template="plain").render(HELLO, [], {}) == "of a file"
+    (tmp_path / "chat_template.jinja").write_text("of its own")
+    assert load_with(folder, tmp_path, chat_template="plain").render(HELLO, [], {}) == "of its own"
+
+
 def test_a_model_without_a_template_takes_no_messages(folder, tmp_path):
     text = load_with(folder, tmp_path)
     with pytest.raises(CortexError) as raised:
@@ -116,3 +132,53 @@ def test_a_model_writes_calls_in_the_format_that_its_template_speaks_of():
     assert tool_format(["Write <|call|> and"]) is HERMES  # of which nobody knows more
     assert HERMES.is_of("<tool_call>")
     assert not HERMES.is_of("<|call|>")
+
+
+THINKING = "{% for m in messages %}{{ m.content }}{% endfor %}assistant: {# <think> </think> #}"
+OFF = Thinking(enabled=False)
+
+
+def test_a_model_that_cannot_be_told_not_to_think_finds_its_thought_over(folder, tmp_path):
+    text = load_with(folder, tmp_path, chat_template=THINKING)
+    plain = text.render(HELLO, [], {})
+    assert text.render(HELLO, [], {}, thinking=Thinking(enabled=True)) == plain
+    assert text.render(HELLO, [], {}, thinking=OFF) == plain + "<think>\n\n</think>\n\n"
+    opening = load_with(folder, tmp_path, chat_template=THINKING + "<think>\n")
+    assert opening.render(HELLO, [], {}, thinking=OFF) == plain + "<think>\n\n</think>\n\n"
+    assert opening.thought_after(plain + "<think>\n") == "open"
+
+
+def test_a_model_that_does_not_think_is_told_nothing(folder, tmp_path):
+    text = load_with(folder, tmp_path, chat_template="{{ messages[0].content }}")
+    assert text.render(HELLO, [], {}, thinking=OFF) == HELLO[0].content
+    assert text.thought_after("anything") == "none"
+
+
+def test_the_clients_own_variables_count_more_than_what_thinking_says(folder, tmp_path):
+    switch = THINKING + "{{ enable_thinking }}"
+    text = load_with(folder, tmp_path, chat_template=switch)
+    assert text.render(HELLO, [], {}, thinking=OFF).endswith("assistant: False")
+    assert text.render(HELLO, [], {"enable_thinking": True}, thinking=OFF).endswith("assistant: True")
+
+
+def test_a_tag_that_is_a_token_is_told_from_text_that_spells_it(folder, tmp_path):
+    text = load_with(folder, tmp_path, chat_template=THINKING)
+    tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    spelled = [token for letter in "<think>a</think>b" for token in tokenizer.encode(letter).ids]
+    tokenizer.add_special_tokens(["<think>", "</think>"])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    text = TextFrontEnd.load(read_card(tmp_path))
+    request = Generate(id=0, model="m", messages=HELLO)
+    for ids, pieces in (
+        (text.encode("<think>a</think>b", special=False), [("reasoning", "a"), ("text", "b")]),
+        (spelled, [("text", "<think>a</think>b")]),
+    ):
+        detokenizer, parser = text.detokenizer(), text.answer_parser("assistant: ", request)
+        said = [piece for token in ids for piece in parser.push(detokenizer.push([token]))]
+        said += parser.push(detokenizer.finish()) + parser.finish()
+        assert joined(said) == pieces
+
+
+def joined(pieces):
+    """Pieces of the same kind that follow each other as one."""
+    return [(kind, "".join(text for _, text in group)) for kind, group in groupby(pieces, key=itemgetter(0))]

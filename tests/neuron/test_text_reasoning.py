@@ -2,7 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neuron.text.reasoning import ReasoningSplitter
+from neuron.text.reasoning import KNOWN, THINK, ReasoningSplitter, ThinkTags, think_tags
+from neuron.text.tags import TOKEN
 from tests.neuron.chunks import cut
 
 TEXT = st.lists(st.sampled_from(["<think>", "</think>", "<", "</", "think", " ", "\n", "a", "é"])).map(
@@ -15,7 +16,7 @@ PROMPTS = st.sampled_from(
 
 def run(prompt, chunks):
     """The reasoning and the text of an answer."""
-    splitter = ReasoningSplitter(prompt)
+    splitter = ReasoningSplitter(THINK.state(prompt))
     parts = [part for chunk in chunks for part in splitter.push(chunk)] + splitter.finish()
     return tuple("".join(text for kind, text in parts if kind == which) for which in ("reasoning", "text"))
 
@@ -28,7 +29,7 @@ def test_the_parts_do_not_depend_on_how_the_text_was_cut(prompt, text_and_chunks
 
 def plainly(prompt, text):
     """The same, said about the whole text at once."""
-    if prompt.endswith("</think>"):
+    if prompt.rstrip().endswith("</think>"):
         return "", text.lstrip()
     if not prompt.rstrip().endswith("<think>"):
         if not text.lstrip().startswith("<think>"):
@@ -67,17 +68,71 @@ def test_reasoning_is_told_from_the_answer(prompt, text, reasoning, said):
 
 
 def test_it_knows_whether_the_model_reasons_now():
-    splitter = ReasoningSplitter("assistant\n")
+    splitter = ReasoningSplitter(THINK.state("assistant\n"))
     states = [splitter.in_reasoning]
     for chunk in ("<think>", "hm", "</think>", "Yes."):
         splitter.push(chunk)
         states.append(splitter.in_reasoning)
     assert states == [False, True, True, False, False]
-    assert ReasoningSplitter("assistant\n<think>\n").in_reasoning
+    assert ReasoningSplitter(THINK.state("assistant\n<think>\n")).in_reasoning
 
 
 def test_text_comes_at_once_where_no_tag_can_begin():
-    splitter = ReasoningSplitter("<think>")
+    splitter = ReasoningSplitter("open")
     assert splitter.push("so, a < b") == [("reasoning", "so, a < b")]
     assert splitter.push(" <") == []
     assert splitter.push("/b>") == [("reasoning", " </b>")]
+
+
+@pytest.mark.parametrize("tags", KNOWN, ids=lambda tags: tags.opening)
+def test_every_known_pair_of_tags_is_told_from_the_answer(tags):
+    answer = f"{tags.opening}\nhm\n{tags.closing}\n\nYes, {tags.closing} ends it."
+    for chunks in ([answer], list(answer)):
+        splitter = ReasoningSplitter(tags.state("assistant\n"), tags)
+        parts = [part for chunk in chunks for part in splitter.push(chunk)] + splitter.finish()
+        assert "".join(text for kind, text in parts if kind == "reasoning") == "hm"
+        assert "".join(text for kind, text in parts if kind == "text") == f"Yes, {tags.closing} ends it."
+    assert tags.state(f"assistant\n{tags.opening}\n") == "open"
+    assert tags.state(f"assistant\n{tags.opening}\n\n{tags.closing}\n\n") == "none"
+
+
+def test_where_a_tag_is_a_token_text_that_spells_it_is_none():
+    tags = THINK.spelled({"<think>", "</think>"})
+    assert tags == (f"{TOKEN}<think>", f"{TOKEN}</think>")
+    splitter = ReasoningSplitter("possible", tags)
+    assert splitter.push("<think>") == [("text", "<think>")]
+    splitter = ReasoningSplitter("possible", tags)
+    assert splitter.push(f"{TOKEN}<think>I write </think>.") == [("reasoning", "I write </think>.")]
+    assert splitter.push(f"{TOKEN}</think>Yes.") == [("text", "Yes.")]
+    assert ThinkTags("<|channel>thought", "<channel|>").spelled({"<|channel>"}) == (
+        f"{TOKEN}<|channel>thought",
+        "<channel|>",
+    )
+
+
+@pytest.mark.parametrize(
+    ("texts", "vocabulary", "opening"),
+    [
+        (["{{ '<think>' }}...</think>"], (), "<think>"),
+        (["no tags", "[THINK]a[/THINK]"], ("</think>",), "[THINK]"),
+        (["no tags"], ("<seed:think>", "</seed:think>"), "<seed:think>"),
+    ],
+)
+def test_the_tags_of_a_model_are_those_of_its_template_or_of_its_vocabulary(texts, vocabulary, opening):
+    assert think_tags(texts, vocabulary).opening == opening
+
+
+def test_a_model_that_writes_no_tags_has_none():
+    assert think_tags(["{{ messages }}"], ("<s>",)) is None
+
+
+@pytest.mark.parametrize(
+    ("prompt", "without"),
+    [
+        ("assistant\n", "assistant\n<think>\n\n</think>\n\n"),
+        ("assistant\n<think>\n", "assistant\n<think>\n\n</think>\n\n"),
+        ("assistant\n<think></think>", "assistant\n<think></think>"),
+    ],
+)
+def test_a_thought_can_be_over_before_the_model_writes_one(prompt, without):
+    assert THINK.without_thought(prompt) == without

@@ -237,7 +237,7 @@ def test_in_an_answer_of_calls_or_text_the_text_may_speak_of_calls():
 
 def test_a_stop_string_ends_text_and_neither_thoughts_nor_calls():
     call = '<tool_call>\n{"name": "f", "arguments": {"a": "END"}}\n</tool_call>'
-    parser = AnswerParser(ReasoningSplitter("<think>"), HermesParser(), ["END", "<", "\n\n"])
+    parser = AnswerParser(ReasoningSplitter("open"), HermesParser(), ["END", "<", "\n\n"])
     assert pieces_of(parser, [f"the END<>\n\nis</think>\n\nSo:{call}{call}\n\nNow.END."]) == {
         "text": "So:Now.",
         "reasoning": "the END<>\n\nis",
@@ -266,7 +266,7 @@ def test_a_stop_string_does_not_reach_across_a_call():
 )
 def test_stop_strings_see_the_same_text_however_it_was_cut(text_and_chunks, stop, include):
     def parser():
-        return AnswerParser(ReasoningSplitter(""), HermesParser(), stop, include)
+        return AnswerParser(ReasoningSplitter("possible"), HermesParser(), stop, include)
 
     text, chunks = text_and_chunks
     one, other = parser(), parser()
@@ -282,12 +282,12 @@ def test_text_before_a_call_comes_before_the_call_is_known():
 
 def test_calls_are_told_from_reasoning_and_need_tools():
     answer = '<think>I could <tool_call>.</think>\n\nSo: <tool_call>{"name": "f"}</tool_call>'
-    with_tools = AnswerParser(ReasoningSplitter("assistant\n"), HermesParser())
+    with_tools = AnswerParser(ReasoningSplitter("possible"), HermesParser())
     kinds = with_tools.push(answer) + with_tools.finish()
     assert [kind for kind, _ in kinds] == ["reasoning", "text", "tool"]
     assert kinds[0][1] == "I could <tool_call>."
     assert [call.name for call in with_tools.tool_calls] == ["f"]
-    without = AnswerParser(ReasoningSplitter("assistant\n"))
+    without = AnswerParser(ReasoningSplitter("possible"))
     assert without.push(answer)[1:] == [("text", 'So: <tool_call>{"name": "f"}</tool_call>')]
     assert without.tool_calls == []
 

@@ -123,7 +123,7 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     @cached_property
     def reasoning(self) -> bool:
         """Whether a template knows thinking."""
-        return any("think" in template for template in self.chat_templates.values())
+        return any("think" in template.lower() for template in self.chat_templates.values())
 
     def bytes_per_rank(self, world_size: int, dtype: Dtype | None = None) -> list[int]:
         """Bytes of weights on each rank, exactly; `dtype` None is the checkpoint's own."""

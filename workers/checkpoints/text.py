@@ -11,6 +11,7 @@ import msgspec
 from workers.checkpoints.files import open_file, read_json, read_text
 
 TOKENIZER = "tokenizer.json"
+MORE_TEMPLATES = "additional_chat_templates"  # a folder: one file a template, which has its name
 SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
@@ -77,17 +78,19 @@ def _end_ids(folder: Path, tokens: _TokenizerConfig, special: Mapping[str, str])
 
 
 def _templates(folder: Path, tokens: _TokenizerConfig) -> dict[str, str]:
-    """Chat templates by name, the default first, from the first of three places that has any."""
-    path = folder / "chat_template.jinja"
-    if path.exists():
-        return {"default": read_text(path)}
+    """Chat templates by name, the default first. Those in files of their own count more than what stands in
+    JSON, as transformers has it."""
     path = folder / "chat_template.json"
     found = read_json(path, _TemplateFile).chat_template if path.exists() else tokens.chat_template
-    if not found:
-        return {}
+    path = folder / "chat_template.jinja"
+    if path.exists():
+        found = read_text(path)
     if isinstance(found, str):
-        return {"default": found}
-    templates = {each.name: each.template for each in found}
+        templates = {"default": found} if found else {}
+    else:
+        templates = {each.name: each.template for each in found or ()}
+    for path in sorted((folder / MORE_TEMPLATES).glob("*.jinja")):
+        templates[path.stem] = read_text(path)
     return dict(sorted(templates.items(), key=lambda item: item[0] != "default"))
 
 
