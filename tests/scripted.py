@@ -273,6 +273,8 @@ def _config(vocab_size: int, eos: int, context: int) -> dict[str, Any]:
         "head_dim": HEAD_DIM,
         "max_position_embeddings": context,
         "rope_theta": ROPE_THETA,
+        "layer_types": ["sliding_attention"],  # so that a long prompt takes time in proportion
+        "sliding_window": 128,
         "attention_bias": True,
         "tie_word_embeddings": False,
         "torch_dtype": "bfloat16",
