@@ -1,6 +1,7 @@
 # make run    sets up .venv and starts gateway, neuron and the demo model on this machine (ARGS='--model …')
 # make test   sets up .venv with the test extras and runs every test, two files at once (ARGS='-k rings')
 # make test-real  fetches two real models once (330 MB, into ~/.cache/cortex) and runs what applies to them
+# make test-clients  installs clients of PyPI and npm, 1.6 GB, and runs sessions of each of them; needs node
 # make lint   formatter and linter, as CI runs them
 #
 # TORCH=cpu, where .venv is made, takes PyTorch's build for the CPU, 1.3 GB with all else, in place of PyPI's for
@@ -13,7 +14,7 @@ VENV := .venv
 PIP = $(VENV)/bin/python -m pip install --disable-pip-version-check -c constraints.txt
 PIP_INPUTS := pyproject.toml setup.cfg constraints.txt
 
-.PHONY: run test test-real lint
+.PHONY: run test test-real test-clients lint
 
 run: $(VENV)/installed-run
 	@$(VENV)/bin/cortex up $(ARGS)
@@ -23,6 +24,22 @@ test: $(VENV)/installed-test
 
 test-real: $(VENV)/installed-test
 	folder=$$($(VENV)/bin/python tools/fetch_real_models.py) && CORTEX_REAL_MODELS=$$folder $(VENV)/bin/python -m pytest tests/real $(ARGS)
+
+CLIENTS := .venv-clients
+CLIENTS_NODE := tests/clients/node_modules/.package-lock.json
+
+test-clients: $(VENV)/installed-test $(CLIENTS)/installed $(CLIENTS_NODE)
+	CORTEX_CLIENTS=$(abspath $(CLIENTS))/bin/python $(VENV)/bin/python -m pytest tests/clients $(ARGS)
+
+$(CLIENTS)/installed: tests/clients/requirements.txt
+	$(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/python -m pip install --disable-pip-version-check -r $<
+	@touch $@
+
+$(CLIENTS_NODE): tests/clients/package-lock.json
+	@command -v npm >/dev/null || { echo "make test-clients needs Node 20 or newer, with npm" >&2; exit 1; }
+	npm install --prefix tests/clients --no-save --no-audit --no-fund
+	@touch $@
 
 lint: $(VENV)/installed-test
 	$(VENV)/bin/ruff format --check .

@@ -192,3 +192,14 @@ def test_calls_of_the_conversation_go_to_the_model_as_they_were_made(
         answer = http.post("/v1/messages", json=ask)
         assert answer.status_code == 400
         assert "messages.1.content.0.input" in answer.json()["error"]["message"]
+
+
+def test_a_conversation_that_a_server_would_keep_is_refused_so_that_the_sdk_sends_it_whole(
+    http: httpx.Client,
+) -> None:
+    for thread in ({"type": "create"}, {"type": "continue", "previous_message_id": "msg_1"}):
+        answer = http.post("/v1/messages", json=HELLO | {"model": "echo", "thread": thread})
+        assert answer.status_code == 400
+        error = answer.json()["error"]
+        assert error["message"].startswith("thread: ")
+        assert error["details"] == {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}

@@ -68,6 +68,7 @@ class PromptFields(Struct, kw_only=True):
     output_format: OutputFormat | None = None  # as a beta had it
     mcp_servers: list[Any] | None = None
     container: Any = None
+    thread: Any = None
 
 
 class Conversation:
@@ -83,6 +84,14 @@ class Conversation:
         for name in ("mcp_servers", "container"):
             if getattr(fields, name):
                 raise unsupported(name, "there are no servers of Anthropic's here; leave it out")
+        if fields.thread:
+            # By these details an SDK knows to send whole conversations from now on.
+            raise CortexError(
+                Code.NOT_SUPPORTED,
+                "thread: conversations are not kept here; send all messages",
+                param="thread",
+                details={"error_code": "thread_unsupported_request", "unsupported": ["thread"]},
+            )
         tools = Tools(fields.tools, fields.tool_choice)
         self.tools, self.must_call, self.parallel = tools.tools, tools.must_call, tools.parallel
         self.messages, places = _messages(fields)

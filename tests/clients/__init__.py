@@ -1,0 +1,1 @@
+"""Clients as they come from PyPI and npm, against the whole system (`make test-clients`)."""

@@ -1,0 +1,110 @@
+"""One system, whose model says what each client's session needs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.clients.recorder import Recorder, recording
+from tests.end_to_end.harness import Cortex
+from tests.scripted import ScriptedModel, call
+
+HERE = Path(__file__).parent
+MODULES = HERE / "node_modules"
+PATIENCE = 180.0  # seconds that a whole session may take, on a busy machine
+BEFORE, AFTER = "shape: round\ncolour: red\n", "shape: round\ncolour: blue\n"
+DONE = "Done: the colour is blue now."
+THOUGHT = "<think>\nThe file first.\n</think>\n\n"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if "CORTEX_CLIENTS" not in os.environ:
+        skip = pytest.mark.skip(reason="make test-clients installs the clients")
+        for item in items:
+            if HERE in item.path.parents:
+                item.add_marker(skip)
+
+
+def session(model: ScriptedModel, who: str, first: str, second: str) -> None:
+    """A client reads the file, edits it, and is done."""
+    model.answer(f"{THOUGHT}I read the file.{first}", when=f"{who} and calls == 0")
+    model.answer(f"Now I edit it.\n{second}", when=f"{who} and calls == 1")
+
+
+@pytest.fixture(scope="session")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that agents work in, where the script says absolute paths."""
+    return tmp_path_factory.mktemp("work")
+
+
+@pytest.fixture(scope="session")
+def system(tmp_path_factory: pytest.TempPathFactory, work: Path) -> Iterator[Cortex]:
+    model, notes, change = ScriptedModel(), str(work / "notes.txt"), ("colour: red", "colour: blue")
+    session(
+        model,
+        "'edit_file' in names",
+        call("read_file", path="notes.txt"),
+        call("edit_file", path="notes.txt", old=change[0], new=change[1]),
+    )
+    session(
+        model,
+        "'Edit' in names",
+        call("Read", file_path=notes),
+        call("Edit", file_path=notes, old_string=change[0], new_string=change[1]),
+    )
+    session(
+        model,
+        "'edit' in names",
+        call("read", filePath=notes),
+        call("edit", filePath=notes, oldString=change[0], newString=change[1]),
+    )
+    model.answer(DONE, when="calls == 2")
+    model.answer("A colour made blue")  # agents ask for titles, too
+    folder = tmp_path_factory.mktemp("clients")
+    with Cortex(folder, "--model", str(model.write(folder / "scripted"))) as system:
+        yield system
+
+
+@pytest.fixture
+def recorder(system: Cortex) -> Iterator[Recorder]:
+    """Between client and system; all that went through it went well, once the test is over."""
+    with recording(system.base) as recorder:
+        yield recorder
+        recorder.check()
+
+
+@pytest.fixture
+def run(recorder: Recorder, work: Path, tmp_path: Path) -> Callable[..., str]:
+    """Runs a program in the folder of notes, and returns what it prints."""
+
+    def run(*command: str | Path, **variables: str) -> str:
+        (work / "notes.txt").write_text(BEFORE)
+        nowhere = "http://127.0.0.1:9"  # whoever calls home gets no answer
+        environment = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(tmp_path),
+            "TERM": "dumb",
+            "CORTEX_URL": recorder.base,
+            "HTTPS_PROXY": nowhere,
+            "https_proxy": nowhere,
+            "NO_PROXY": "127.0.0.1,localhost",
+        }
+        done = subprocess.run(
+            command,
+            cwd=work,
+            env=environment | variables,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+        assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+        assert (work / "notes.txt").read_text() == AFTER, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+        return done.stdout
+
+    return run
