@@ -107,6 +107,7 @@ _ABOUT_MODEL = frozenset(
     (
         Code.MODEL_NOT_FOUND,
         Code.MODEL_LOAD_FAILED,
+        Code.MODEL_LOADING,
         Code.INSUFFICIENT_MEMORY,
         Code.DRAINING,
         Code.NEURON_LOST,

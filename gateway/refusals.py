@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 from ipc.errors import Code, CortexError
 
+BUG = "the gateway failed; its log says more under the request id"
+
 
 class ErrorStatus(NamedTuple):
     """How a code is answered. `retry_after`: seconds, if the neuron gave none; None: no use trying again."""
@@ -32,6 +34,7 @@ STATUSES: dict[str, ErrorStatus] = {
     Code.DRAINING: ErrorStatus(503, 5),
     Code.SHUTTING_DOWN: ErrorStatus(503, 5),
     Code.NEURON_LOST: ErrorStatus(503, 2),
+    Code.MODEL_LOADING: ErrorStatus(503, 10),
     Code.UNKNOWN_VERB: ErrorStatus(502),
     Code.BAD_FRAME: ErrorStatus(502),
     Code.PROTOCOL_MISMATCH: ErrorStatus(502),
@@ -90,6 +93,11 @@ _brief.maxstring = 100  # room for the id of a model
 def shown(value: Any) -> str:
     """A client's value for a message or the log: on one line, and without its middle where it is long."""
     return _brief.repr(value)
+
+
+def one_line(text: str) -> str:
+    """A message as a line of the log has it, whatever a client had written into it."""
+    return text if text.isprintable() else text.encode("unicode_escape").decode()
 
 
 def status_of(error: CortexError) -> int:

@@ -22,6 +22,7 @@ class Code:
     DRAINING = "draining"
     SHUTTING_DOWN = "shutting_down"
     NEURON_LOST = "neuron_lost"  # said by clients: the neuron stopped answering
+    MODEL_LOADING = "model_loading"  # said by gateways: longer than they let a request wait without a word
     UNKNOWN_VERB = "unknown_verb"
     BAD_FRAME = "bad_frame"
     PROTOCOL_MISMATCH = "protocol_mismatch"

@@ -260,7 +260,8 @@ class Server:
         except CortexError as error:
             peer.send(Failed.of(request.id, error))
         except Exception as error:
-            logger.exception("handler failed verb=%s id=%d", type(request).__name__, request.id)
+            verb, trace = type(request).__name__, getattr(request, "trace", "")
+            logger.exception("handler failed verb=%s id=%d trace=%a", verb, request.id, trace)
             text = f"{type(error).__name__}: {error}"
             peer.send(Failed(id=request.id, code=Code.INTERNAL, message=text))
 

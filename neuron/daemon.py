@@ -20,6 +20,7 @@ from neuron.config import NeuronConfig
 from neuron.memory.devices import Inventory
 from neuron.models.manager import ModelManager
 from neuron.processes.backoff import Backoff
+from neuron.requests.trace import Traces
 from neuron.service import Service
 
 log = logging.getLogger("neuron.daemon")
@@ -37,8 +38,12 @@ def run(config: NeuronConfig, backoff: Backoff | None = None) -> int:
     Returns:
         The exit code: 0, or 1 when the neuron could not start, of which one line tells.
     """
+    handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(Traces())
     logging.basicConfig(
-        level=config.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr
+        level=config.log_level,
+        format="%(asctime)s %(levelname)s %(name)s %(message)s%(trace)s",
+        handlers=[handler],
     )
     # Python's own 5 ms, several times in one turn of the loop, are more than all else that happens there.
     # By its own rules it also looks for garbage many times while a large request comes into being: 0.6 s.

@@ -60,6 +60,7 @@ from neuron.requests.preparation import Preparation
 from neuron.requests.prompt import encode_prompts, has_grammar, is_quick, validate_prompt
 from neuron.requests.request import OpenRequest
 from neuron.requests.tokens import detokenize, tokenize
+from neuron.requests.trace import traced, word
 from neuron.text.sandbox import OverBudget
 
 log = logging.getLogger("neuron.service")
@@ -140,13 +141,17 @@ class Service:
 
     def _begin(self, peer: Peer, work: OpenRequest) -> None:
         """Prepare and admit: at once where that takes no time, else in a task."""
-        self._refuse_new_work()
         self._open.add(peer, work)
+        with _failing(work):
+            self._refuse_new_work()
+        if work.outcome is not None:
+            return
         model = self._models.known(work.request.model)
         text = model.text_now if model is not None else None
         if text is not None and text.is_quick and is_quick(work.request):
             with _failing(work), suppress(OverBudget):
-                work.prepare(text, model.description, model.context_length, QUICK_SECONDS)
+                args = text, model.description, model.context_length, QUICK_SECONDS
+                traced(work.request.trace, work.prepare, *args)
                 self._admit(model, work)
                 return
         if work.outcome is None:
@@ -161,7 +166,7 @@ class Service:
                 text = await model.text()
                 pool = self._grammars if has_grammar(request) else self._texts
                 args = text, model.description, model.context_length
-                await pool.run(request.account, work.prepare, *args)
+                await pool.run(request.account, traced, request.trace, work.prepare, *args)
                 self._admit(model, work)
             finally:
                 model.preparing -= 1
@@ -214,18 +219,20 @@ class Service:
         model = await self._models.open(request.model)
         text = await model.text()
         count = partial(encode_prompts, text, request, model.context_length)
-        [prompt] = await self._texts.run(request.account, count)
+        [prompt] = await self._texts.run(request.account, traced, request.trace, count)
         return TokenCount(id=request.id, tokens=len(prompt.ids))
 
     async def _tokenize(self, peer: Peer, request: Tokenize) -> Reply:
         validate_prompt(request)
         model = await self._models.open(request.model)
         text = await model.text()
-        return await self._texts.run(request.account, tokenize, text, request, model.context_length)
+        args = text, request, model.context_length
+        return await self._texts.run(request.account, traced, request.trace, tokenize, *args)
 
     async def _detokenize(self, peer: Peer, request: Detokenize) -> Reply:
         model = await self._models.open(request.model)
-        return await self._texts.run(request.account, detokenize, await model.text(), request)
+        args = await model.text(), request
+        return await self._texts.run(request.account, traced, request.trace, detokenize, *args)
 
     async def _cached_pages(self, peer: Peer, request: CachedPages) -> Reply:
         model = await self._models.open(request.model)
@@ -356,8 +363,16 @@ class Service:
         except asyncio.CancelledError:
             reply = Cancelled(id=request.id)
         except Exception as error:
-            log.exception("verb failed verb=%s id=%d", type(request).__name__, request.id)
+            verb_name, trace = type(request).__name__, getattr(request, "trace", "")
+            log.exception("verb failed verb=%s id=%d trace=%s", verb_name, request.id, word(trace))
             reply = Failed(id=request.id, code=Code.INTERNAL, message=f"{type(error).__name__}: {error}")
+        if isinstance(request, CountTokens | Tokenize | Detokenize):
+            log.info(
+                "request answered trace=%s model=%s reply=%s",
+                word(request.trace),
+                word(request.model),
+                f"{reply.code}: {reply.message!a}" if isinstance(reply, Failed) else type(reply).__name__,
+            )
         if reply is not None:
             peer.send(reply)
 
@@ -404,5 +419,5 @@ def _failing(work: OpenRequest) -> Iterator[None]:
     except CortexError as error:
         work.fail(error)
     except Exception as error:
-        log.exception("request cannot be prepared id=%d", work.key)
+        log.exception("request cannot be prepared id=%d trace=%s", work.key, word(work.request.trace))
         work.fail(CortexError(Code.INTERNAL, f"{type(error).__name__}: {error}"))

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import logging
 from time import monotonic
+from typing import Any
 
 from gateway.aliases import naming_both
 from gateway.fleet.view import Fleet, Neuron
-from gateway.refusals import shown, status_of
+from gateway.refusals import one_line, shown, status_of
 from gateway.telemetry import metrics
 from ipc.client import Call
 from ipc.errors import Code, CortexError
@@ -33,7 +34,12 @@ from ipc.messages import (
 logger = logging.getLogger("gateway.requests")
 
 CLIENT_LEFT = 499  # nobody receives it: it stands in metrics and the log only
+EXCHANGE = "cortex.exchange"  # in a request's ASGI scope: its exchange
 WAIT_SECONDS = 60.0  # the client ends a call whose neuron is silent, so this only bounds each wait
+LOOK_SECONDS = 1.0  # between two looks at a load that takes longer than a request waits for it
+
+# While a model is in one of these, nothing of a request to it can have begun.
+_NOT_THERE = frozenset(("unloaded", "waiting", "loading", "restarting", "unloading"))
 
 # Failures after which another neuron may do better, as long as the answer has not begun. The first ones pass.
 _PASSING = frozenset(
@@ -76,6 +82,7 @@ class Exchange:
         self._call: Call | None = None
         self._refusals: dict[Neuron, CortexError] = {}  # of neurons that did not take it
         self._error: CortexError | None = None
+        self._why = ""  # it was refused, for the log
         self._answered = False  # some of the answer has passed through here
         self._left = False
         self._tokens = 0  # of the answer, that passed through here
@@ -136,18 +143,56 @@ class Exchange:
     async def whole(self) -> Finished:
         """Wait for the end of an unstreamed request. CortexError when it failed."""
         while self.finished is None:
-            await self.take(WAIT_SECONDS)
+            await self._wait()
         return self.finished
 
     async def one(self) -> OneReply:
         """Wait for the reply that answers the request by itself. CortexError when it failed."""
         while self.reply is None:
-            await self.take(WAIT_SECONDS)
+            await self._wait()
         return self.reply
 
+    async def _wait(self) -> None:
+        """Take what comes next for a client that is told nothing meanwhile.
+
+        Raises:
+            CortexError: it failed, or its model has been loading for longer than such a client should wait.
+        """
+        left = self._fleet.load_wait_seconds - (monotonic() - self._began)
+        if left > 0:
+            await self.take(min(left, WAIT_SECONDS))
+        elif (error := self._still_loading()) is not None:
+            self._error, self.status = error, status_of(error)
+            raise error
+        else:
+            await self.take(LOOK_SECONDS)
+
+    def _still_loading(self) -> CortexError | None:
+        state = self._neuron.models.get(self._request.model)
+        if not self._needs_load() or state is None or state.status not in _NOT_THERE:
+            return None
+        details: dict[str, Any] = {"status": state.status}
+        so_far = ""
+        if state.progress is not None:
+            details["progress"] = round(state.progress, 3)
+            so_far += f" {state.progress:.0%}"
+        if state.seconds_left is not None:
+            details["seconds_left"] = round(state.seconds_left, 1)
+            so_far += f", {state.seconds_left:.0f} s left"
+        error = CortexError(
+            Code.MODEL_LOADING,
+            f"the model {self._request.model!r} is not loaded yet ({state.status}{so_far}) after "
+            f"{self._fleet.load_wait_seconds:g} s; its load goes on: try again, or stream, which waits",
+            retry_after=state.seconds_left,
+            details=details,
+        )
+        return self._naming_the_alias(error)
+
     async def _place(self) -> tuple[Neuron, str]:
-        needs_load = not isinstance(self._request, CountTokens | Detokenize)
-        return await self._fleet.place(self._request.model, self._refusals, needs_load=needs_load)
+        return await self._fleet.place(self._request.model, self._refusals, needs_load=self._needs_load())
+
+    def _needs_load(self) -> bool:
+        return not isinstance(self._request, CountTokens | Detokenize)
 
     async def _fail(self, reply: Failed | Cancelled) -> None:
         """Go elsewhere, or note what ended the request."""
@@ -233,6 +278,10 @@ class Exchange:
         """The last byte of the answer is ready to be sent."""
         self._ready = monotonic()
 
+    def refused(self, reason: str) -> None:
+        """It is answered with an error, for that reason."""
+        self._why = reason
+
     def leave(self) -> None:
         """The client is gone: what is not ready for it yet will never be asked for."""
         if not self._ready:
@@ -277,7 +326,9 @@ class Exchange:
         if self._left:
             return "client left"
         if self._error is not None:
-            return f"{self._error.code}: {self._error.message}"
+            return one_line(f"{self._error.code}: {self._error.message}")
+        if self._why:
+            return one_line(self._why)
         return self.finished.choices[0].reason if self.finished is not None else ""
 
     def _count(self, duration: float) -> None:

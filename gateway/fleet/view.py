@@ -104,6 +104,7 @@ class Fleet:
         secret = load_secret(key_file) if key_file is not None else None
         self.neurons = [Neuron(entry, secret) for entry in settings.neurons]
         self.aliases = Aliases(settings.aliases)
+        self.load_wait_seconds = settings.gateway.load_wait_seconds
         self._eviction = msgspec.convert(settings.eviction, Eviction, from_attributes=True)
         self._quotes = Quotes()
         self._watches: list[asyncio.Task[None]] = []

@@ -19,11 +19,12 @@ from gateway import signals
 from gateway.config import GatewayConfig, StoreSettings, split_address
 from gateway.dialects import MakeDialect, Services
 from gateway.dialects.registry import DIALECTS, refuse_shape
+from gateway.fleet.exchange import EXCHANGE
 from gateway.fleet.view import Fleet
 from gateway.http import errors
 from gateway.http.body import Bodies
 from gateway.http.browsers import Browsers
-from gateway.http.generation import EXCHANGE, GenerationResource, context_of, open_exchange
+from gateway.http.generation import GenerationResource, context_of, open_exchange
 from gateway.http.health import HealthResource, ReadyResource, VersionResource
 from gateway.http.models import ModelResource, ModelsResource
 from gateway.http.replies import ReplyResource

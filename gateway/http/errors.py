@@ -8,20 +8,37 @@ from typing import Any
 import falcon
 import falcon.asgi
 
-from gateway.refusals import Refusal, shown
+from gateway.fleet.exchange import EXCHANGE
+from gateway.refusals import BUG, Refusal, one_line, shown
 from ipc.errors import Code, CortexError
 
 logger = logging.getLogger("gateway.http.errors")
 
 
 def write(refusal: Refusal, req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
-    """Answer with `refusal`, saying whether and when trying again makes sense."""
+    """Answer with `refusal`, saying whether and when trying again makes sense; and note why."""
+    _note(refusal, req)
     resp.status, resp.data = req.context.refuse(refusal)
     resp.content_type = "application/json"
     if refusal.retry_after is not None:
         resp.set_header("Retry-After", str(refusal.retry_after))
     elif refusal.status >= 500:
         resp.set_header("x-should-retry", "false")  # or the SDKs send it twice more
+
+
+def _note(refusal: Refusal, req: falcon.asgi.Request) -> None:
+    reason = f"{refusal.code}: {refusal.message}"
+    if (exchange := req.scope.get(EXCHANGE)) is not None:
+        exchange.refused(reason)  # it says so at its end
+        return
+    logger.info(
+        "request refused request_id=%s method=%s path=%s status=%d reason=%s",
+        req.context.request_id,
+        req.method,
+        shown(req.path),
+        refusal.status,
+        one_line(reason),
+    )
 
 
 async def _on_cortex_error(
@@ -53,8 +70,7 @@ async def _on_bug(
         req.context.request_id,
         exc_info=error,
     )
-    bug = CortexError(Code.INTERNAL, "the gateway failed; its log says more under the request id")
-    await _on_cortex_error(req, resp, bug, params)
+    await _on_cortex_error(req, resp, CortexError(Code.INTERNAL, BUG), params)
 
 
 def install(app: falcon.asgi.App) -> None:

@@ -5,15 +5,13 @@ from __future__ import annotations
 import falcon.asgi
 
 from gateway.dialects import Parse, Renderer, RequestContext
-from gateway.fleet.exchange import Exchange
+from gateway.fleet.exchange import EXCHANGE, Exchange
 from gateway.fleet.view import Fleet
 from gateway.http.body import Bodies
 from gateway.http.caller import caller
 from gateway.http.sse import EventStream
 from ipc.errors import CortexError
 from ipc.messages import Generate, Started
-
-EXCHANGE = "cortex.exchange"  # in the request's ASGI scope: the account of it
 
 
 def context_of(req: falcon.asgi.Request) -> RequestContext:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from time import monotonic
 
 from gateway.dialects import Renderer
 from gateway.fleet.exchange import Exchange
-from ipc.errors import CortexError
+from gateway.refusals import BUG
+from ipc.errors import Code, CortexError
 from ipc.messages import Delta, Finished, Progress, Reply, Started
+
+logger = logging.getLogger("gateway.http.sse")
 
 KEEP_ALIVE_SECONDS = 1.0
 
@@ -64,9 +68,13 @@ class EventStream:
             return self._answer.failed(error)
         if not replies:
             return self._answer.waiting(None)
-        return b"".join(map(self._write, replies)) or (
-            b"" if self._silent_since else self._answer.waiting(None)
-        )
+        try:
+            written = b"".join(map(self._write, replies))
+        except Exception:
+            logger.exception("request failed request_id=%s", self._exchange.request_id)
+            self._over = True
+            return self._answer.failed(CortexError(Code.INTERNAL, BUG))
+        return written or (b"" if self._silent_since else self._answer.waiting(None))
 
     def _write(self, reply: Reply) -> bytes:
         kind = type(reply)

@@ -584,6 +584,8 @@ class ManagedModel:
         self._statistics = None
         steady = time.monotonic() - self._ready_at >= STEADY_SECONDS or self._served_epoch == self._epoch
         self._bad_starts = 0 if steady else self._bad_starts + 1
+        if self.load_seconds is not None:  # as it took last, it will be back by then
+            error.retry_after = self._backoff.seconds(self._bad_starts) + self.load_seconds
         self.requests.lose_worker(error)
 
     def _fail_waiting(self, error: CortexError) -> None:

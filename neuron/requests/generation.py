@@ -20,6 +20,7 @@ from neuron.requests.answer import Answer, News
 from neuron.requests.prompt import Prompt, encode_prompts, named_prompts, pack, validate
 from neuron.requests.request import OpenRequest
 from neuron.requests.sampling import MAX_SEED, resolve
+from neuron.requests.trace import word
 from neuron.text.frontend import TextFrontEnd
 
 log = logging.getLogger("neuron.requests.generation")
@@ -232,7 +233,12 @@ class Generation(OpenRequest):
 
     def on_fault(self, error: Exception) -> None:
         """The text path failed; that ends this request and no other."""
-        log.error("output of a request cannot be turned into text id=%d", self.key, exc_info=error)
+        log.error(
+            "output of a request cannot be turned into text id=%d trace=%s",
+            self.key,
+            word(self.request.trace),
+            exc_info=error,
+        )
         self.fail(CortexError(Code.INTERNAL, f"the output cannot be turned into text: {error!r}"))
 
     def _stream(self, answer: Answer, news: News) -> None:

@@ -15,6 +15,7 @@ from ipc.messages import Cancelled, Embed, Failed, Finished, Generate, Reply, Us
 from ipc.worker_messages import SequenceReport, Submit
 from neuron.description import ModelDescription
 from neuron.requests.progress import LoadProgress
+from neuron.requests.trace import word
 from neuron.text.frontend import TextFrontEnd
 
 log = logging.getLogger("neuron.requests.request")
@@ -169,19 +170,22 @@ class OpenRequest(ABC):
         self._send(reply)
         usage = self.usage()
         log.info(
-            "request %s id=%d trace=%s model=%s reason=%s prompt_tokens=%d completion_tokens=%d seconds=%.3f",
+            "request %s id=%d trace=%s model=%s prompt_tokens=%d completion_tokens=%d seconds=%.3f reason=%s",
             outcome,
             self.key,
-            _word(self.request.trace),
-            _word(self.request.model),
-            reply.choices[0].reason if isinstance(reply, Finished) else getattr(reply, "code", outcome),
+            word(self.request.trace),
+            word(self.request.model),
             usage.prompt_tokens,
             usage.completion_tokens,
             time.monotonic() - self._arrived,
+            _reason(reply) or outcome,
         )
         self._on_end(self)
 
 
-def _word(text: str) -> str:
-    """A client's text as one word of a line of the log."""
-    return text if text.isascii() and text.isprintable() and " " not in text else ascii(text)
+def _reason(reply: Reply) -> str:
+    """Why a request ended, for the log."""
+    if isinstance(reply, Failed):
+        reason = f"{reply.code}: {reply.message}"
+        return reason if reason.isprintable() else ascii(reason)
+    return reply.choices[0].reason if isinstance(reply, Finished) else ""

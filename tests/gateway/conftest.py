@@ -88,6 +88,7 @@ class GatewayProcess:
         *arguments: str,
         aliases: dict[str, str] | None = None,
         store: dict[str, Any] | None = None,
+        neurons: dict[str, str] | None = None,
         **settings: Any,
     ) -> None:
         self.port, self.metrics_port = free_ports(2)
@@ -102,7 +103,10 @@ class GatewayProcess:
             "eviction": {"strategy": "priority", "defrag_after_cycles": 7},
             "store": {"path": str(folder / "responses.db")} | (store or {}),
             "aliases": aliases or {},
-            "neurons": [{"name": "fake", "endpoint": endpoint}],
+            "neurons": [
+                {"name": name, "endpoint": each}
+                for name, each in ({"fake": endpoint} | (neurons or {})).items()
+            ],
         }
         path = folder / "cortex.yaml"
         path.write_text(json.dumps(self.config))

@@ -8,6 +8,7 @@ Models:
     fails/<code>    refuses at once
     breaks/<code>   fails after two tokens
     late/<code>     is queued for a second, then refuses
+    cold            is loading, and stays so
     tools           reasons, speaks and calls a tool
 Other ids are those of models that it has not.
 """
@@ -61,6 +62,7 @@ MODELS = (
     "slow",
     "stuck",
     "queued",
+    "cold",
     "tools",
     "org/echo",
     *(
@@ -71,6 +73,7 @@ MODELS = (
             Code.TEMPLATE_FAILED,
             Code.QUEUE_FULL,
             Code.WORKER_DIED,
+            Code.TEMPLATE_FAILED,
             Code.MODEL_LOAD_FAILED,
             Code.SHUTTING_DOWN,
         )
@@ -126,7 +129,9 @@ class FakeNeuron:
             models=[
                 ModelState(
                     id=model,
-                    status=self.status.get(model, "ready"),
+                    status=self.status.get(model, "loading" if model == "cold" else "ready"),
+                    progress=0.25 if model == "cold" else None,
+                    seconds_left=11.2 if model == "cold" else None,
                     context_length=4096,
                     cancelled=self.cancelled,
                     running=sum(work.request.model == model for work in self.work.values()),
@@ -203,6 +208,11 @@ class FakeNeuron:
             self.work.pop(key, None)
             send(Failed(id=request.id, code=code, message=f"{self.name} says so", retry_after=7.0))
             return
+        if kind == "cold":
+            send(
+                Progress(id=request.id, stage="loading", message="weights", fraction=0.25, seconds_left=11.2)
+            )
+            await asyncio.sleep(3600)
         if kind in ("late", "queued"):
             send(Progress(id=request.id, stage="queued", message="behind 3 others", fraction=0.25))
             await asyncio.sleep(1.2 if kind == "late" else 3600)
