@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 
 from msgspec.structs import replace
@@ -9,13 +10,17 @@ from msgspec.structs import replace
 from ipc.errors import Code, CortexError
 from ipc.messages import ContentPart, ImagePart, Message, TextPart, ThinkingPart, ToolResultPart
 
+_ERROR = "Error: "
+_SAYS_ERROR = re.compile(r"\W*\w*error", re.IGNORECASE)
+_UNSEEN = "(An image, which this model cannot see.)"
+
 
 def turns(messages: Sequence[Message]) -> Iterator[Message]:
     """The same conversation, with text for content, or parts of nothing but text where the client sent parts:
     results of tools become turns of their own, thoughts the reasoning of their turn.
 
     Raises:
-        CortexError: NOT_SUPPORTED naming a part that is no text.
+        CortexError: NOT_SUPPORTED naming an image that somebody shows.
     """
     for i, message in enumerate(messages):
         if isinstance(message.content, str):
@@ -25,7 +30,7 @@ def turns(messages: Sequence[Message]) -> Iterator[Message]:
         said, thought = [], [] if message.reasoning is None else [message.reasoning]
         for j, part in enumerate(message.content):
             if isinstance(part, ToolResultPart):
-                yield _result(part, f"{param}[{j}]")
+                yield _result(part)
             elif isinstance(part, ThinkingPart):
                 thought.append(part.text)
             else:
@@ -49,11 +54,20 @@ def size(message: Message) -> int:
     return len(message.content) if isinstance(message.content, str) else sum(map(_size, message.content))
 
 
-def _result(part: ToolResultPart, param: str) -> Message:
-    content = part.content
-    if not isinstance(content, str):
-        content = [_only_text(each, f"{param}.content[{k}]") for k, each in enumerate(content)]
+def _result(part: ToolResultPart) -> Message:
+    """A result, as a turn of its own. Templates have no other way than words to say that a call failed."""
+    content = part.content if isinstance(part.content, str) else [_seen(each) for each in part.content]
+    if part.is_error:
+        first = content if isinstance(content, str) else content[0].text if content else ""
+        if not _SAYS_ERROR.match(first):
+            content = f"{_ERROR}{content}" if isinstance(content, str) else [TextPart(text=_ERROR), *content]
     return Message(role="tool", content=content, tool_call_id=part.tool_call_id)
+
+
+def _seen(part: TextPart | ImagePart) -> TextPart:
+    """A part of a result as the model gets it. An image is told of, not refused: the user has not chosen to
+    show it, and it stays in the conversation, which would be over."""
+    return part if isinstance(part, TextPart) else TextPart(text=_UNSEEN)
 
 
 def _only_text(part: TextPart | ImagePart, param: str) -> TextPart:

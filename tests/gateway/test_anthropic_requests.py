@@ -151,6 +151,14 @@ def test_results_of_tools_have_every_shape() -> None:
     ]
 
 
+def test_what_a_tool_shows_and_nobody_can_read_does_not_end_the_conversation() -> None:
+    result = RESULT | {"content": [text("a"), PDF, {"type": "hologram"}]}
+    [_, turn] = turns({"role": "assistant", "content": [CALL]}, {"role": "user", "content": [result]})
+    said, *notes = turn.content[0].content
+    assert said == TextPart(text="a")
+    assert ["document" in notes[0].text, "hologram" in notes[1].text] == [True, True]
+
+
 def test_documents_are_their_text() -> None:
     plain = {"type": "text", "media_type": "text/plain", "data": "a"}
     blocks = {"type": "content", "content": [text("b"), text("c")]}
@@ -447,6 +455,8 @@ PDF = {"type": "document", "source": {"type": "base64", "media_type": "applicati
         (user(PDF | {"source": {"type": "url", "url": "x"}}), "messages[0].content[0].source.type"),
         (user(RESULT), "messages[0].content[0].tool_use_id"),
         (user({"type": "tool_result", "content": "x"}), "messages[0].content[0].tool_use_id"),
+        (user(RESULT | {"content": {}}), "messages[0].content[0].content"),
+        (user(RESULT | {"content": [{"type": "text"}]}), "messages[0].content[0].content[0].text"),
         (assistant({"type": "tool_use", "id": "t", "name": "f"}), "messages[1].content[0].input"),
         (assistant(CALL | {"input": "{}"}), "messages[1].content[0].input"),
         (assistant(CALL | {"input": [1]}), "messages[1].content[0].input"),

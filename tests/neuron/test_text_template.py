@@ -127,14 +127,39 @@ def test_parts_become_turns_reasoning_and_text():
     ]
 
 
-@pytest.mark.parametrize("inside", [False, True])
-def test_an_image_is_refused_where_it_stands(inside):
-    part, place = ImagePart(data=b"x"), "messages[1].content[0]"
-    if inside:
-        part, place = ToolResultPart(tool_call_id="1", content=[part]), f"{place}.content[0]"
+def test_an_image_is_refused_where_it_stands():
     with pytest.raises(CortexError) as raised:
-        ChatTemplate("x", {}).render([*HELLO, Message(role="user", content=[part])], [], {})
-    assert (raised.value.code, raised.value.param) == (Code.NOT_SUPPORTED, place)
+        ChatTemplate("x", {}).render([*HELLO, Message(role="user", content=[ImagePart(data=b"x")])], [], {})
+    assert (raised.value.code, raised.value.param) == (Code.NOT_SUPPORTED, "messages[1].content[0]")
+
+
+def results(*parts):
+    return [turn.content for turn in turns([Message(role="user", content=list(parts))])]
+
+
+def test_an_image_that_a_tool_shows_does_not_end_the_conversation():
+    shown = ToolResultPart(tool_call_id="1", content=[TextPart(text="a"), ImagePart(data=b"x")])
+    [[text, note]] = results(shown)
+    assert text == TextPart(text="a")
+    assert "cannot see" in note.text
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("no such file", "Error: no such file"),
+        ("", "Error: "),
+        ("Error: none", "Error: none"),
+        ("<tool_use_error>none</tool_use_error>", "<tool_use_error>none</tool_use_error>"),
+        ("ValueError: none", "ValueError: none"),
+        ([], [TextPart(text="Error: ")]),
+        ([TextPart(text="none")], [TextPart(text="Error: "), TextPart(text="none")]),
+        ([TextPart(text="[error] none")], [TextPart(text="[error] none")]),
+    ],
+)
+def test_a_call_that_failed_says_so(content, said):
+    assert results(ToolResultPart(tool_call_id="1", content=content, is_error=True)) == [said]
+    assert results(ToolResultPart(tool_call_id="1", content=content)) == [content]
 
 
 @pytest.mark.parametrize(

@@ -181,22 +181,41 @@ _READ: dict[str, Callable[[Block, str], list[TextPart | ImagePart]]] = {
 }
 
 
+_NO_CONTENT = "Expected `str | array`, got `object`"
+
+
 def _inner(content: str | list[Block] | dict[str, Any], param: str) -> list[TextPart | ImagePart]:
     """The content of a block within a block."""
     if isinstance(content, str):
         return [TextPart(text=content)]
     if isinstance(content, dict):
-        raise _bad(param, "Expected `str | array`, got `object`")
+        raise _bad(param, _NO_CONTENT)
     return [part for block, place in _placed(content, param) for part in _said(block, place)]
 
 
 def _result(block: Block, param: str) -> ToolResultPart:
-    content = block.content or ""
+    content = "" if block.content is None else block.content
     return ToolResultPart(
         tool_call_id=call_id(block.tool_use_id, f"{param}.tool_use_id"),
-        content=content if isinstance(content, str) else _inner(content, f"{param}.content"),
+        content=content if isinstance(content, str) else _shown(content, f"{param}.content") or "",
         is_error=bool(block.is_error),
     )
+
+
+def _shown(content: list[Block] | dict[str, Any], param: str) -> list[TextPart | ImagePart]:
+    """What a tool shows. Of what cannot be read here the model is told, in place of a refusal: the user has
+    not chosen to show it, and it stays in the conversation, which would be over."""
+    if isinstance(content, dict):
+        raise _bad(param, _NO_CONTENT)
+    parts: list[TextPart | ImagePart] = []
+    for block, place in _placed(content, param):
+        try:
+            parts += _said(block, place)
+        except CortexError as error:
+            if error.code != Code.NOT_SUPPORTED:
+                raise
+            parts.append(TextPart(text=f"(A block of type {shown(block.type)}, which cannot be read here.)"))
+    return parts
 
 
 def _call(block: Block, param: str) -> ToolCall:
