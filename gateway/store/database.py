@@ -104,10 +104,16 @@ class Database:
         """The same for `work` that changes something."""
         return await self._run("BEGIN IMMEDIATE", work, *args, **kwargs)
 
+    async def check(self) -> None:
+        """See that the file can be used; CortexError, as for `read`, if not."""
+        await self.read(lambda db: None)
+
     def close(self) -> None:
         """Let what is under way end, and close the file."""
-        self._thread.submit(self._close)
         self._thread.shutdown()
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
 
     async def _run(self, begin: str, work: Work[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         loop = asyncio.get_running_loop()
@@ -153,11 +159,6 @@ class Database:
             raise
         self._connection = connection
         return connection
-
-    def _close(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
 
     def _unavailable(self, error: Exception) -> CortexError:
         why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)

@@ -8,6 +8,7 @@ import os
 import signal
 import sqlite3
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -386,3 +387,156 @@ def test_compacted_conversation_can_be_continued(http: httpx.Client, neuron: Neu
     assert contents[:2] == ["a b c", "d"]
     assert contents[2].startswith("Summary of the conversation so far:\n\nSum up")  # the echo's summary
     assert contents[3] == "e"
+
+
+# --- what is wrong --------------------------------------------------------------------------------------
+
+TOOL = {"type": "function", "name": "f"}
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"model": 5}, "model"),
+    ({"model": ""}, "model"),
+    ({"input": 5}, "input"),
+    ({"input": [{"role": "robot", "content": "x"}]}, "input[0].role"),
+    ({"input": [{"type": "function_call_output", "call_id": "c", "output": "x"}]}, "input[0].call_id"),
+    (
+        {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "https://x/y.png"}]}]},
+        "input[0].content[0].image_url",
+    ),
+    (
+        {
+            "input": [
+                {"role": "user", "content": [{"type": "input_image", "image_url": "data:image/png;base64,="}]}
+            ]
+        },
+        "input[0].content[0].image_url",
+    ),
+    ({"input": [{"role": "user", "content": "x", "new": 1 << 70}]}, "input[0]"),
+    ({"tools": [{"type": "new", "size": 1 << 70}]}, "tools[0]"),
+    ({"instructions": ["x"]}, "instructions"),
+    ({"previous_response_id": "resp_gone"}, "previous_response_id"),
+    ({"previous_response_id": 5}, "previous_response_id"),
+    ({"conversation": "conv_gone"}, "conversation"),
+    ({"conversation": {}}, "conversation.id"),
+    ({"tools": {}}, "tools"),
+    ({"tools": [TOOL, TOOL]}, "tools[1].name"),
+    ({"tools": [TOOL | {"parameters": "x"}]}, "tools[0].parameters"),
+    ({"tool_choice": {"type": "function", "name": "g"}}, "tool_choice.name"),
+    ({"tool_choice": 5}, "tool_choice"),
+    ({"parallel_tool_calls": "no"}, "parallel_tool_calls"),
+    ({"max_tool_calls": 0}, "max_tool_calls"),
+    ({"max_output_tokens": -1}, "max_output_tokens"),
+    ({"temperature": "hot"}, "temperature"),
+    ({"top_p": 2}, "top_p"),
+    ({"presence_penalty": 3}, "presence_penalty"),
+    ({"frequency_penalty": -3}, "frequency_penalty"),
+    ({"top_logprobs": -1}, "top_logprobs"),
+    ({"include": [5]}, "include[0]"),
+    ({"reasoning": {"effort": 5}}, "reasoning.effort"),
+    ({"reasoning": "low"}, "reasoning"),
+    ({"text": {"verbosity": "loud"}}, "text.verbosity"),
+    ({"text": {"format": {"type": "json_schema", "name": "n"}}}, "text.format.schema"),
+    ({"text": {"format": {"type": "json_schema", "name": "n", "schema": []}}}, "text.format.schema"),
+    ({"truncation": True}, "truncation"),
+    ({"store": "yes"}, "store"),
+    ({"background": 1}, "background"),
+    ({"stream": "yes"}, "stream"),
+    ({"stream_options": []}, "stream_options"),
+    ({"metadata": {"k": "v" * 513}}, "metadata[...]"),
+    ({"metadata": {str(i): "" for i in range(17)}}, "metadata"),
+    ({"prompt_cache_key": 5}, "prompt_cache_key"),
+    ({"safety_identifier": []}, "safety_identifier"),
+    ({"user": {}}, "user"),
+    ({"service_tier": "gold"}, "service_tier"),
+    ({"priority": 1 << 70}, "priority"),
+    ({"prompt": {"id": "p"}}, "prompt"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "param"), WRONG, ids=[param for _, param in WRONG])
+def test_what_is_wrong_is_named_and_leaves_nothing(
+    pair: GatewayProcess, http: httpx.Client, neuron: NeuronThread, wrong: dict[str, Any], param: str
+) -> None:
+    before, served = all_ids(pair), len(neuron.neuron.served)
+    for mode in ({}, {"stream": True}, {"background": True}):
+        body = {"model": "echo", "input": "x"} | mode | wrong
+        error = error_of(http.post("/v1/responses", json=body), 400)
+        assert error["param"] == param
+        assert error["type"] == "invalid_request_error"
+        assert error["message"].startswith(param)
+    assert all_ids(pair) == before
+    assert len(neuron.neuron.served) == served
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b'{"model": "echo", "input": "\xff"}',
+        b'{"model": "echo", "input": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        b'{"model": "echo", "input": "\\ud800"}',
+        b'{"model": "echo", "input": [{"role": "user", "content": "x", "y": '
+        + b"[" * 900
+        + b"]" * 900
+        + b"}]}",
+    ],
+    ids=["nothing", "a beginning", "a list", "no UTF-8", "deep", "half a pair", "deep inside"],
+)
+def test_body_that_is_no_request_is_refused(http: httpx.Client, body: bytes) -> None:
+    for path in ("/v1/responses", "/v1/responses/compact", "/v1/responses/input_tokens", "/v1/conversations"):
+        reply = http.post(path, content=body, headers={"content-type": "application/json"})
+        assert reply.status_code < 500, reply.text
+        if reply.status_code != 200:
+            assert reply.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_many_at_once_are_all_kept(pair: GatewayProcess) -> None:
+    with ThreadPoolExecutor(16) as threads, api(pair) as http:
+        made = list(threads.map(lambda i: create(http, f"{i}"), range(64)))
+        assert [fetch(http, each["id"]) for each in made] == made
+
+
+# --- when it cannot be used -----------------------------------------------------------------------------
+
+
+def test_store_that_cannot_be_used_is_told_and_needed_by_nobody_else(
+    neuron: NeuronThread, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    store = {"path": str(tmp_path / "file" / "responses.db")}
+    gateway = GatewayProcess(tmp_path, neuron.endpoint, store=store).wait_ready()
+    try:
+        with api(gateway) as http:
+            for more in ({}, {"stream": True}, {"background": True}):
+                reply = http.post("/v1/responses", json={"model": "echo", "input": "x"} | more)
+                error = error_of(reply, 503)
+                assert error["code"] == "store_unavailable"
+                assert store["path"] in error["message"]
+                assert reply.headers["x-should-retry"] == "false"
+            assert create(http, store=False)["status"] == "completed"
+            error_of(http.post("/v1/conversations", json={}), 503)
+    finally:
+        gateway.stop()
+
+
+def test_gateway_that_keeps_nothing_says_so(neuron: NeuronThread, tmp_path: Path) -> None:
+    gateway = GatewayProcess(tmp_path, neuron.endpoint, store={"enabled": False}).wait_ready()
+    try:
+        with api(gateway) as http:
+            response = create(http)
+            assert (response["store"], response["status"]) == (False, "completed")
+            error_of(http.get(f"/v1/responses/{response['id']}"), 404)
+            error_of(http.delete(f"/v1/responses/{response['id']}"), 404)
+            for fields, param in (
+                ({"store": True}, "store"),
+                ({"background": True}, "background"),
+                ({"previous_response_id": response["id"]}, "previous_response_id"),
+                ({"conversation": "conv_1"}, "conversation"),
+            ):
+                body = {"model": "echo", "input": "x"} | fields
+                assert error_of(http.post("/v1/responses", json=body), 400)["param"] == param
+            error_of(http.post("/v1/conversations", json={}), 400)
+        assert not (tmp_path / "responses.db").exists()
+    finally:
+        gateway.stop()

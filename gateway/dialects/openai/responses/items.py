@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from msgspec import Meta, Struct
 
+from gateway.dialects import free_json
 from gateway.dialects.openai.common import Short, ShortName, convert, unsupported
 from gateway.dialects.openai.custom_tools import as_arguments
 from gateway.dialects.openai.images import image
@@ -145,6 +146,7 @@ class _Reader:
         self._called: list[ToolCall] = []
 
     def take(self, entry: Entry) -> None:
+        free_json.check(entry.param, entry.item)
         match kind_of(entry):
             case "message":
                 self._message(entry)

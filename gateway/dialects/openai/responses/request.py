@@ -76,10 +76,12 @@ async def read(body: bytes | bytearray, asker: RequestContext, store: Database |
         raise unsupported(param, "this gateway keeps nothing (store.enabled is false)")
     if fields.background and fields.store is False:
         raise CortexError(Code.BAD_REQUEST, "background: needs store to be true", param="background")
+    is_kept = store is not None and fields.store is not False
+    if is_kept:
+        await store.check()  # rather than after all the work
     known = await context.read(fields, store, asker.account)
     tools = Tools(fields, items.additional_tools(known.entries))
     stamp = os.urandom(20).hex()
-    is_kept = store is not None and fields.store is not False
     return Creation(
         fields=fields,
         account=asker.account,

@@ -83,8 +83,8 @@ class Tools:
             raise _bad(
                 f"{param}.type", "Expected `str`" if "type" in given else "a required field is missing"
             )
+        free_json.check(param, given)
         if kind == "function":
-            free_json.check(param, given)
             tool = convert(given, FunctionTool, param)
             members = {
                 key: value

@@ -1,0 +1,269 @@
+"""The store: whole or nothing, for its owner only, within its limits, and clear about what is wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.refusals import STORE_UNAVAILABLE
+from gateway.store import conversations, owners, responses
+from gateway.store.database import Database, default_path
+from gateway.store.responses import Stored
+from gateway.store.retention import Limits, make_room, size_of
+from ipc.errors import CortexError
+
+DAY = 86400.0
+LIMITS = Limits(30 * DAY, 1 << 30)
+ME, OTHER = "me", "other"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Database]:
+    database = Database(tmp_path / "new" / "responses.db", LIMITS)
+    yield database
+    database.close()
+
+
+def read(store: Database, work: Any, *args: Any) -> Any:
+    return asyncio.run(store.read(work, *args))
+
+
+def write(store: Database, work: Any, *args: Any, **more: Any) -> Any:
+    return asyncio.run(store.write(work, *args, **more))
+
+
+def response(name: str, previous: str | None = None, size: int = 0, status: str = "completed") -> Stored:
+    body = {"id": name, "status": status, "previous_response_id": previous, "output": [], "text": "x" * size}
+    return Stored(body, [{"id": f"item_{name}", "type": "message"}])
+
+
+def keep(store: Database, *stored: Stored, limits: Limits = LIMITS, **more: Any) -> None:
+    for each in stored:
+        write(store, responses.put, limits, ME, each, **more)
+
+
+def ids(store: Database) -> list[str]:
+    query = "SELECT id FROM responses UNION SELECT id FROM conversations ORDER BY 1"
+    return [row[0] for row in read(store, lambda db: db.execute(query).fetchall())]
+
+
+def failure(work: Any, *args: Any, **more: Any) -> CortexError:
+    with pytest.raises(CortexError) as caught:
+        work(*args, **more)
+    assert caught.value.code == STORE_UNAVAILABLE
+    return caught.value
+
+
+def test_file_is_made_for_nobody_else(store: Database) -> None:
+    keep(store, response("a"))
+    assert store.path.stat().st_mode & 0o777 == 0o600
+    assert store.path.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_work_that_fails_leaves_nothing(store: Database) -> None:
+    def work(db: sqlite3.Connection) -> None:
+        responses.put(db, LIMITS, ME, response("a"))
+        raise KeyError(db)
+
+    with pytest.raises(KeyError):
+        write(store, work)
+    assert ids(store) == []
+    keep(store, response("a"))
+    failure(keep, store, response("a"))  # twice the same id
+    assert read(store, responses.item, ME, "item_a") == {"id": "item_a", "type": "message"}
+
+
+def test_what_others_have_is_not_there(store: Database) -> None:
+    keep(store, response("a"))
+    write(store, conversations.create, ME, {"id": "c", "metadata": {}}, [{"id": "i"}])
+    assert read(store, responses.get, OTHER, "a") is None
+    assert read(store, responses.item, OTHER, "item_a") is None
+    assert read(store, responses.follow, OTHER, "a", -1) is None
+    assert write(store, responses.chain, OTHER, "a").missing == "a"
+    assert write(store, responses.end, OTHER, "a", "cancelled", None, False) is None
+    assert not write(store, responses.delete, OTHER, "a")
+    assert read(store, conversations.get, OTHER, "c") is None
+    assert read(store, conversations.items, OTHER, "c") is None
+    assert write(store, conversations.update, OTHER, "c", {"x": "y"}) is None
+    assert not write(store, conversations.remove, OTHER, "c", "i")
+    assert not write(store, conversations.delete, OTHER, "c")
+    write(store, conversations.append, OTHER, "c", [{"id": "j"}])
+    assert read(store, conversations.items, ME, "c") == [{"id": "i"}]
+    assert read(store, responses.get, ME, "a") == response("a")
+
+
+def test_what_nobody_continued_goes_with_age(store: Database) -> None:
+    keep(store, response("a"), response("b", "a"), response("old"), response("c"))
+    write(store, conversations.create, ME, {"id": "conv", "metadata": {}}, [{"id": "i"}])
+
+    def age(db: sqlite3.Connection) -> None:
+        past = time.time() - 31 * DAY
+        for table in ("responses", "conversations"):
+            db.execute(f"UPDATE {table} SET used = ?, created = ?", (past, past))
+
+    write(store, age)
+    assert write(store, responses.chain, ME, "b").missing is None  # they are continued, and so are used now
+    keep(store, response("new"))
+    assert ids(store) == ["a", "b", "new"]
+    assert read(store, responses.item, ME, "item_old") is None
+    assert read(store, responses.item, ME, "i") is None
+
+
+def test_full_store_forgets_what_was_used_longest_ago_and_never_the_middle_of_a_chain(
+    store: Database,
+) -> None:
+    size = 40_000
+    limits = Limits(30 * DAY, 20 * size)
+    keep(store, response("a", size=size), response("b", "a", size), response("c", "b", size), limits=limits)
+    for i in range(8):
+        keep(store, response(f"x{i}", size=size), limits=limits)
+    write(store, responses.chain, ME, "c")
+    for i in range(100):
+        keep(store, response(f"y{i:02}", size=size), limits=limits)
+        there = set(ids(store))
+        assert f"y{i:02}" in there
+        assert there & {"a", "b", "c"} in ({"a", "b", "c"}, {"a", "b"}, {"a"}, set())
+        if "x7" in there:
+            assert "c" in there
+        assert read(store, size_of) <= limits.max_size
+    assert not there & {"a", "b", "c"}
+    assert store.path.stat().st_size <= 2 * limits.max_size
+
+
+def test_one_that_is_larger_than_all_is_refused_and_takes_nothing_away(store: Database) -> None:
+    keep(store, response("a"))
+    error = failure(keep, store, response("b", size=2_000_000), limits=Limits(DAY, 1_000_000))
+    assert "store.max_size" in error.message
+    assert ids(store) == ["a"]
+
+
+def test_what_is_worked_on_stays(store: Database) -> None:
+    limits = Limits(30 * DAY, 400_000)
+    keep(store, response("run", size=40_000, status="in_progress"), owner=owners.ourselves())
+    for i in range(20):
+        keep(store, response(f"x{i}", size=40_000), limits=limits)
+    assert "run" in ids(store)
+
+
+def test_conversations_take_their_turn(store: Database) -> None:
+    limits = Limits(30 * DAY, 400_000)
+
+    def make(db: sqlite3.Connection, name: str) -> None:
+        conversations.create(db, ME, {"id": name, "metadata": {}}, [{"id": f"i{name}", "text": "x" * 40_000}])
+        make_room(db, limits, name)
+
+    for i in range(30):
+        write(store, make, f"c{i:02}")
+    left = ids(store)
+    assert left[-1] == "c29"
+    assert left == [f"c{i:02}" for i in range(30 - len(left), 30)]
+    assert read(store, responses.item, ME, "ic00") is None
+
+
+def test_full_disk_is_told_and_leaves_nothing(store: Database) -> None:
+    keep(store, response("a"))
+    pages = read(store, lambda db: db.execute("PRAGMA page_count").fetchone()[0])
+    read(store, lambda db: db.execute(f"PRAGMA max_page_count = {pages + 2}").fetchone())
+    error = failure(keep, store, response("b", size=100_000))
+    assert "full" in error.message
+    assert str(store.path) in error.message
+    assert ids(store) == ["a"]
+    keep(store, response("c"))
+    assert ids(store) == ["a", "c"]
+
+
+def test_file_that_cannot_be_used_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("this is no database, and never was one " * 100)
+    (tmp_path / "folder").mkdir()
+    for path in ("file/below", "file", "folder"):
+        database = Database(tmp_path / path, LIMITS)
+        error = failure(asyncio.run, database.check())
+        assert str(tmp_path / path) in error.message
+        assert "store: false" in error.message
+        database.close()
+
+
+def test_file_of_another_version_is_left_alone(store: Database) -> None:
+    keep(store, response("a"))
+    store.close()
+    with sqlite3.connect(store.path) as db:
+        db.execute("PRAGMA user_version = 99")
+    db.close()
+    later = Database(store.path, LIMITS)
+    assert "99" in failure(asyncio.run, later.check()).message
+    later.close()
+
+
+def test_two_at_once_find_one_file(tmp_path: Path) -> None:
+    """Both make it, and write to it."""
+    stores = [Database(tmp_path / "responses.db", LIMITS) for _ in range(2)]
+
+    async def run() -> None:
+        work = [stores[i % 2].write(responses.put, LIMITS, ME, response(f"r{i:03}")) for i in range(100)]
+        await asyncio.gather(*work)
+
+    asyncio.run(run())
+    assert [len(ids(store)) for store in stores] == [100, 100]
+    for store in stores:
+        store.close()
+
+
+def test_owner_that_is_gone_is_known(store: Database) -> None:
+    code = "from gateway.store import owners; print(owners.ourselves(), flush=True); input()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    owner = process.stdout.readline().strip()
+    assert owners.lives(owner)
+    assert owners.lives(owners.ourselves())
+    assert not owners.lives(f"{os.getpid()}:1")  # somebody before us, with the same number
+    keep(store, response("a", status="in_progress"), owner=owner)
+    error = {"code": "server_error", "message": "gone"}
+    assert write(store, responses.end, ME, "a", "failed", error, True).body["status"] == "in_progress"
+    assert not read(store, responses.follow, ME, "a", -1).orphaned
+    process.kill()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # dead, and its parent has not looked yet
+    assert not owners.lives(owner)
+    assert read(store, responses.follow, ME, "a", -1).orphaned
+    ended = write(store, responses.end, ME, "a", "failed", error, True)
+    assert (ended.body["status"], ended.body["error"]) == ("failed", error)
+    process.communicate()
+    assert not owners.lives(owner)
+
+
+def test_end_from_outside_holds_against_the_owner(store: Database) -> None:
+    keep(store, response("a", status="in_progress"), owner=owners.ourselves())
+    assert write(store, responses.advance, response("a", status="in_progress").body, [(0, b"e0")])
+    write(store, responses.end, ME, "a", "cancelled", None, False)
+    assert not write(store, responses.advance, response("a").body, [(1, b"e1")])
+    assert not write(store, responses.finish, LIMITS, ME, response("a"), [])
+    assert read(store, responses.get, ME, "a").body["status"] == "cancelled"
+    numbers = [number for number, _ in read(store, responses.follow, ME, "a", -1).events]
+    assert numbers == [0, 1]  # the second one says that it was cancelled
+
+
+@pytest.mark.parametrize(
+    ("environment", "path"),
+    [
+        ({"STATE_DIRECTORY": "/var/lib/cortex:/var/lib/other"}, "/var/lib/cortex/responses.db"),
+        ({"XDG_STATE_HOME": "/state"}, "/state/cortex/responses.db"),
+        ({"HOME": "/home/me"}, "/home/me/.local/state/cortex/responses.db"),
+    ],
+)
+def test_place_without_a_word(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], path: str
+) -> None:
+    for name in ("STATE_DIRECTORY", "XDG_STATE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert default_path() == Path(path)
