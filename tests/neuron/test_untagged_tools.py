@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from ipc.messages import Tool
@@ -212,3 +214,106 @@ def test_the_word_action_is_text():
 def test_phi_calls_behind_the_word_functools_too():
     assert read("phi4", f"functools[{WEATHER}]") == [CALL]
     assert text("phi4", "functools is a module") == "functools is a module"
+
+
+# --- Python -----------------------------------------------------------------------------------------------
+
+
+def test_python_calls_stand_in_a_list_or_between_tags():
+    both = "[get_weather(city='Oslo'), ping()]"
+    wanted = [CALL, ("ping", "{}")]
+    assert read("pythonic", both) == wanted
+    assert read("pythonic", f"<|python_start|>{both}<|python_end|>") == wanted
+    assert read("lfm2", f"So:<|tool_call_start|>{both}<|tool_call_end|>Done.") == ["So:", *wanted, "Done."]
+    assert read("lfm2", "<|tool_call_start|>ping()<|tool_call_end|>") == [("ping", "{}")]
+
+
+@pytest.mark.parametrize(
+    ("written", "value"),
+    [
+        ("'a\"b'", 'a"b'),
+        ('"it\'s"', "it's"),
+        (r"'it\'s\n\t\\'", "it's\n\t\\"),
+        (r"'\x41\u00e9\U0001F600\101\0'", "A\u00e9\U0001f600A\0"),
+        (r"'\ud83d\ude00'", "\U0001f600"),
+        (r"'\d\w+\q\xzz'", r"\d\w+\q\xzz"),
+        ("'a\\\nb'", "ab"),
+        ("'a\nb'", "a\nb"),
+        ('"""a "quoted"\nword"""', 'a "quoted"\nword'),
+        ("'''it's'''", "it's"),
+        ("''", ""),
+        ('""', ""),
+        ("'a' \"b\"\n 'c'", "abc"),
+        ("True", True),
+        ("false", False),
+        ("None", None),
+        ("-3", -3),
+        ("+1_000", 1000),
+        ("1.", 1.0),
+        (".5", 0.5),
+        ("1e5", 1e5),
+        ("0x1F", 31),
+        ("[1, 'a', [], {}, [None],]", [1, "a", [], {}, [None]]),
+        ("{'a': {'b': [1, 2,],}, \"c\": False}", {"a": {"b": [1, 2]}, "c": False}),
+    ],
+)
+def test_a_python_literal_becomes_the_json_that_it_means(written, value):
+    [(_, arguments)] = calls("pythonic", f"[ping(first=0, x={written}, last=[1])]")
+    assert json.loads(arguments) == {"first": 0, "x": value, "last": [1]}
+
+
+def test_arguments_of_python_may_come_as_an_object():
+    [(_, arguments)] = calls("pythonic", "[ping(a=1, **{'b c': 2, 'd': {'e': 3}}, f=4)]")
+    assert json.loads(arguments) == {"a": 1, "b c": 2, "d": {"e": 3}, "f": 4}
+    assert calls("pythonic", "[ping(**{})]") == [("ping", "{}")]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "[1, 2, 3]",
+        "[]",
+        "[get_weather](https://example.com/(a))",
+        "[get_weather(city) tells the weather]",
+        "[get_weather(city=place)]",
+        "[get_weather(day=1 + 1)]",
+        "[get_weather('Oslo')]",
+        "[get_weather(day=(1, 2))]",
+        "[get_weather(day={1: 2})]",
+        "[unknown(a=1)]",
+        "[x for x in get_weather()]",
+        "[[get_weather(city='Oslo')]]",
+        "Call [get_weather(city='Oslo')].",
+        "[" * 5000,
+    ],
+)
+def test_a_list_that_is_no_call_is_text(answer):
+    assert text("pythonic", answer) == answer
+    assert text("pythonic", answer, cut=True) == answer
+
+
+@pytest.mark.parametrize("answer", ["[", "[1", "[get_weather](", "[get_x"])
+def test_a_list_that_was_cut_is_text_where_it_names_no_tool(answer):
+    assert text("pythonic", answer, cut=True) == answer
+
+
+@pytest.mark.parametrize("answer", ["[get_w", "[get_weather", "[get_weather(ci", "[get_weather(city="])
+def test_a_python_call_that_was_cut_is_told_by_its_name(answer):
+    assert read("pythonic", answer, cut=True) == [("get_weather", "")]
+
+
+def test_brackets_that_are_missing_at_the_end_of_python_are_mended():
+    for torn in (
+        "[ping(a=[1, {'b': 2}])",
+        "[ping(a=[1, {'b': 2}]",
+        "[ping(a=[1, {'b': 2}",
+        "[ping(a=[1, {'b': 2",
+    ):
+        assert calls("pythonic", torn) == [("ping", '{"a": [1, {"b": 2}]}')]
+
+
+def test_deep_lists_and_long_words_are_no_trouble():
+    deep = "[" * 5000 + "]" * 5000
+    assert calls("pythonic", f"[ping(a={deep})]") == [("ping", f'{{"a": {deep}}}')]
+    assert not calls("pythonic", f"[ping(a={'-' * 5000}1)]")
+    assert not calls("pythonic", f"[ping(a={'9' * 900}_0{'9' * 9000})]")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 from neuron.text.formats.apriel import APRIEL
 from neuron.text.formats.command_r import COMMAND_R
@@ -10,6 +11,7 @@ from neuron.text.formats.granite import GRANITE
 from neuron.text.formats.llama_json import LLAMA3_JSON
 from neuron.text.formats.mistral import MISTRAL, MISTRAL_ARGS
 from neuron.text.formats.phi4 import PHI4
+from neuron.text.formats.pythonic import LFM2, PYTHONIC
 from tests.neuron.tool_texts import Call, Sample
 
 
@@ -34,7 +36,21 @@ def command_r(calls: list[Call]) -> str:
     return f"Action:\n```json\n{json.dumps(written, indent=4)}```"
 
 
+def python(calls: list[Call]) -> str:
+    written = [
+        f"{name}({', '.join(f'{key}={value!r}' for key, value in arguments.items())})"
+        for name, arguments in calls
+    ]
+    return f"[{', '.join(written)}]"
+
+
+def is_key(key: str, value: object) -> bool:
+    return re.fullmatch(r"[\w.\-]+", key) is not None
+
+
 SAMPLES = (
+    Sample(PYTHONIC, python, carries=is_key),
+    Sample(LFM2, lambda calls: f"<|tool_call_start|>{python(calls)}<|tool_call_end|>", carries=is_key),
     Sample(MISTRAL, mistral, ("mistralai-Mistral-Nemo-Instruct-2407.jinja",)),
     Sample(MISTRAL_ARGS, mistral_args, ("unsloth-mistral-Devstral-Small-2507.jinja",)),
     Sample(GRANITE, lambda calls: f"<|tool_call|>[{objects(calls)}]"),

@@ -390,6 +390,11 @@ class CallParser(ABC):
         return self._name in self.tools
 
     @property
+    def may_be_known(self) -> bool:
+        """Whether what was read of the name begins that of a tool."""
+        return bool(self._name) and any(known.startswith(self._name) for known in self.tools)
+
+    @property
     def in_call(self) -> bool:
         """Whether a call has begun and not ended."""
         return self._in_call

@@ -53,7 +53,7 @@ class JsonListParser(HermesParser):
         """Whether what stands where the list should end is a tag, or the end of the answer."""
         if not (yield from self.peek()):
             return True
-        return bool(self.ends) and (yield from self._goes_on(self.ends)) is not None
+        return (yield from self._goes_on(self.ends)) is not None
 
 
 class JsonListFormat(ToolFormat):

@@ -32,7 +32,7 @@ class LlamaJsonParser(JsonListParser):
             while (yield from self._is_next()):
                 yield from self.member()
         except Unfinished:
-            if self._is_bare and not self.in_call and not self._may_be_call():
+            if self._is_bare and not self.in_call and not self.may_be_known:
                 raise NoCall from None
             raise
 
@@ -56,10 +56,6 @@ class LlamaJsonParser(JsonListParser):
     def _is_bare(self) -> bool:
         """There is no tag before what is read."""
         return self.needs_arguments
-
-    def _may_be_call(self) -> bool:
-        """Whether what was read of the name begins that of a tool."""
-        return bool(self._name) and any(known.startswith(self._name) for known in self.tools)
 
 
 class LlamaJson(JsonListFormat):

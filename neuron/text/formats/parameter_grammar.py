@@ -43,9 +43,9 @@ _ANY_NAME = r"/[A-Za-z_][A-Za-z0-9_]{0,62}/"
 _ANY_TEXT = "/(?s:.*)/"
 # What would be read as something else than a string.
 _NO_STRING = r"/\s*(-?[0-9][0-9.eE+\-]*|true|false|null|True|False|None|\[(?s:.*)|\{(?s:.*))\s*/"
-_OBJECT_KEYS = {"type", "properties", "required", "additionalProperties"}
+OBJECT_KEYS = {"type", "properties", "required", "additionalProperties"}
 _STRING_KEYS = {"type", "minLength", "maxLength", "pattern", "format"}
-_NOTES = {
+NOTES = {
     *("$anchor", "$comment", "$defs", "$id", "$schema", "default", "definitions", "deprecated"),
     *("description", "examples", "id", "readOnly", "title", "writeOnly", "nullable"),
 }
@@ -77,7 +77,7 @@ def parameters(schema: Mapping[str, Any], tags: Tags, lark: Lark) -> str:
 def _known(schema: Mapping[str, Any], tags: Tags, lark: Lark) -> str:
     properties, required = schema.get("properties") or {}, schema.get("required") or []
     open_ended = not properties and schema.get("additionalProperties", True) is not False
-    if open_ended or not schema.keys() <= _OBJECT_KEYS | _NOTES or not {*required} <= properties.keys():
+    if open_ended or not schema.keys() <= OBJECT_KEYS | NOTES or not {*required} <= properties.keys():
         raise _Unfit
     written = []
     for key, each in properties.items():
@@ -128,7 +128,7 @@ def _split(schema: Any, root: Mapping[str, Any], depth: int = 8) -> tuple[list[s
     types = types_of(schema, root)
     if "string" not in types:
         return [], [schema]
-    keys = schema.keys() - _NOTES
+    keys = schema.keys() - NOTES
     if depth == 0:
         raise _Unfit
     if keys == {"$ref"}:

@@ -11,6 +11,7 @@ from neuron.text.formats.hermes import HERMES
 from neuron.text.formats.llama_json import LLAMA3_JSON
 from neuron.text.formats.mistral import MISTRAL, MISTRAL_ARGS
 from neuron.text.formats.phi4 import PHI4
+from neuron.text.formats.pythonic import LFM2, PYTHONIC
 from neuron.text.formats.qwen3_coder import QWEN3_CODER
 from neuron.text.formats.tool_format import ToolFormat
 
@@ -22,6 +23,8 @@ FORMATS: tuple[ToolFormat, ...] = (
     GRANITE,
     APRIEL,
     COMMAND_R,
+    PYTHONIC,
+    LFM2,
     LLAMA3_JSON,
     QWEN3_CODER,
     HERMES,
