@@ -118,7 +118,8 @@ def conversation(turns: list[Turn]) -> list[Message]:
         calls = [_call(call, f"{param}.tool_calls[{j}]") for j, call in enumerate(turn.tool_calls or ())]
         if turn.function_call is not None:
             called[turn.function_call.name] = call_id = f"call{i:05}"
-            calls.append(_function(call_id, turn.function_call, f"{param}.function_call"))
+            arguments = _arguments(turn.function_call, param, ".function_call")
+            calls.append(ToolCall(id=call_id, name=turn.function_call.name, arguments=arguments))
         messages.append(
             Message(
                 role=turn.role,
@@ -185,32 +186,33 @@ def _required(value: Any, param: str) -> Any:
 
 
 def _call(call: Call, param: str) -> ToolCall:
-    if call.type == "custom" or (call.type is None and call.function is None and call.custom is not None):
-        custom = _required(call.custom, f"{param}.custom")
-        return ToolCall(id=call.id or "", name=custom.name, arguments=as_arguments(custom.input))
-    if call.type not in (None, "", "function"):
-        raise unsupported(f"{param}.type", f"{shown(call.type)} is not supported; function and custom are")
-    function = _required(call.function, f"{param}.function")
-    return _function(call.id or "", function, f"{param}.function")
+    function, kind = call.function, call.type or ("custom" if call.custom is not None else "function")
+    if kind == "function" and function is not None:
+        return ToolCall(id=call.id or "", name=function.name, arguments=_arguments(function, param))
+    if kind == "custom" and call.custom is not None:
+        return ToolCall(id=call.id or "", name=call.custom.name, arguments=as_arguments(call.custom.input))
+    if kind in ("function", "custom"):
+        raise _bad(f"{param}.{kind}", "a required field is missing")
+    raise unsupported(f"{param}.type", f"{shown(kind)} is not supported; function and custom are")
 
 
-def _function(call_id: str, function: FunctionCall, param: str) -> ToolCall:
-    return ToolCall(
-        id=call_id, name=function.name, arguments=_arguments(function.arguments, f"{param}.arguments")
-    )
+def _arguments(function: FunctionCall, param: str, member: str = ".function") -> str:
+    """The text of an object is taken as it stands; so is a text, which may be one that was cut off.
 
-
-def _arguments(given: Raw, param: str) -> str:
-    """The text of an object is taken as it stands; so is a text, which may be one that was cut off."""
-    kind = bytes(given)[:1]
-    if kind == b"n":  # null
-        return "{}"
-    if kind not in (b'"', b"{"):
-        raise _bad(param, "Expected `str | object`")
+    Args:
+        member: of what stands at `param`: the function.
+    """
+    given = bytes(function.arguments)
     try:
-        return msgspec.json.decode(given, type=str) if kind == b'"' else bytes(given).decode()
+        if given.startswith(b'"'):
+            return msgspec.json.decode(given, type=str)
+        if given.startswith(b"{"):
+            return given.decode()
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise _bad(param, f"it is not valid JSON: {error}") from error
+        raise _bad(f"{param}{member}.arguments", f"it is not valid JSON: {error}") from error
+    if given == b"null":
+        return "{}"
+    raise _bad(f"{param}{member}.arguments", "Expected `str | object`")
 
 
 def _bad(param: str, text: str) -> CortexError:

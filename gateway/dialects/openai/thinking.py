@@ -74,9 +74,15 @@ def template_args(given: dict[str, Any] | None, thought: Thinking) -> dict[str, 
     Raises:
         CortexError: a message cannot hold them.
     """
-    free_json.check("chat_template_kwargs", given)
-    implied = {"enable_thinking": thought.enabled, "reasoning_effort": thought.effort}
-    return {name: value for name, value in implied.items() if value is not None} | (given or {})
+    args: dict[str, Any] = {}
+    if thought.enabled is not None:
+        args["enable_thinking"] = thought.enabled
+    if thought.effort is not None:
+        args["reasoning_effort"] = thought.effort
+    if given:
+        free_json.check("chat_template_kwargs", given)
+        args |= given
+    return args
 
 
 def _first(*values: Any) -> Any:

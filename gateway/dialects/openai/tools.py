@@ -95,12 +95,17 @@ class Choice(NamedTuple):
     param: str  # of the field that chooses
 
 
+NO_TOOLS = Choice([], [], True, frozenset(), False, "tool_choice")
+
+
 def tool_choice(fields: ToolFields) -> Choice:
     """What was asked for.
 
     Raises:
         CortexError: a tool is none that we know, or one is chosen that is not there; `param` names it.
     """
+    if not fields.tools and not fields.functions and fields.tool_choice is fields.function_call is None:
+        return NO_TOOLS
     if fields.functions and fields.tools:
         raise _bad("functions", "functions and tools contradict each other: send one of them")
     is_old = bool(fields.functions)
@@ -127,7 +132,7 @@ def tool_choice(fields: ToolFields) -> Choice:
         ]
         tools = [tool for tool in tools if tool.name in allowed]
         chosen, names = chosen.allowed_tools.mode, [tool.name for tool in tools]
-    if isinstance(chosen, NamedFunction | NamedCustom):
+    if type(chosen) in (NamedFunction, NamedCustom):
         must_call = [_name(chosen, names, custom, param, is_old)]
     elif chosen == "required":
         if not names:
