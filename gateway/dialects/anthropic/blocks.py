@@ -11,7 +11,7 @@ from msgspec import Raw, Struct
 
 from gateway.dialects.anthropic import thoughts
 from gateway.dialects.anthropic.identifiers import inward
-from gateway.dialects.openai.common import unsupported
+from gateway.dialects.fields import unsupported
 from gateway.refusals import shown
 from ipc.errors import Code, CortexError
 from ipc.messages import (

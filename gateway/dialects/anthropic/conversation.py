@@ -17,7 +17,7 @@ from gateway.dialects.anthropic.blocks import (
     user_parts,
 )
 from gateway.dialects.anthropic.tools import ToolChoice, ToolField, Tools
-from gateway.dialects.openai.common import MAX_INT, Name, unsupported
+from gateway.dialects.fields import MAX_INT, Name, unsupported
 from gateway.refusals import shown
 from ipc.errors import Code, CortexError
 from ipc.messages import (

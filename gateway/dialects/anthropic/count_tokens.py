@@ -7,7 +7,8 @@ import msgspec
 from gateway.dialects import RequestContext
 from gateway.dialects.anthropic.conversation import Conversation, PromptFields
 from gateway.dialects.anthropic.wording import in_client_words
-from gateway.dialects.openai.common import decode, encode
+from gateway.dialects.fields import decode
+from gateway.dialects.writing import encode
 from ipc.errors import CortexError
 from ipc.messages import CountTokens, TokenCount
 

@@ -10,7 +10,7 @@ from msgspec import Meta
 from gateway.dialects import RequestContext
 from gateway.dialects.anthropic.conversation import Conversation, PromptFields
 from gateway.dialects.anthropic.renderer import MessageRenderer, Thoughts
-from gateway.dialects.openai.common import MAX_INT, NonNegative, Stop, decode
+from gateway.dialects.fields import MAX_INT, NonNegative, Stop, decode
 from ipc.errors import Code, CortexError
 from ipc.messages import Generate, Sampling
 

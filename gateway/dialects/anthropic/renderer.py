@@ -12,7 +12,7 @@ from gateway.dialects.anthropic.envelope import envelope
 from gateway.dialects.anthropic.identifiers import outward
 from gateway.dialects.anthropic.wording import in_client_words
 from gateway.dialects.comments import comment
-from gateway.dialects.openai.common import encode, json_string
+from gateway.dialects.writing import encode, json_string
 from gateway.refusals import Refusal
 from ipc.errors import CortexError
 from ipc.messages import Choice, Delta, Finished, Progress, Started, ToolCall, ToolCallDelta, Usage

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Struct
 
 from gateway.dialects import free_json
-from gateway.dialects.openai.common import unsupported
+from gateway.dialects.fields import unsupported
 from gateway.refusals import shown
 from ipc.errors import Code, CortexError
 from ipc.messages import MAX_NAME, MAX_TOOLS, Tool

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gateway.dialects.openai.common import renamed
+from gateway.dialects.fields import renamed
 from ipc.errors import Code, CortexError
 
 

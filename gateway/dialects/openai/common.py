@@ -17,26 +17,32 @@ import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from gateway.dialects.comments import comment
+from gateway.dialects.fields import MAX_INT as MAX_INT
+from gateway.dialects.fields import Count as Count
+from gateway.dialects.fields import Int as Int
+from gateway.dialects.fields import Name as Name
+from gateway.dialects.fields import NonNegative as NonNegative
+from gateway.dialects.fields import Short as Short
+from gateway.dialects.fields import ShortName as ShortName
+from gateway.dialects.fields import Stop as Stop
+from gateway.dialects.fields import convert as convert
+from gateway.dialects.fields import decode as decode
+from gateway.dialects.fields import refuse as refuse
+from gateway.dialects.fields import renamed as renamed
+from gateway.dialects.fields import unsupported as unsupported
 from gateway.dialects.openai.envelope import envelope
 from gateway.dialects.openai.structured import StructuredFields
+from gateway.dialects.writing import encode as encode
+from gateway.dialects.writing import json_string as json_string
 from gateway.refusals import Refusal, shown
 from ipc.errors import Code, CortexError
-from ipc.messages import MAX_NAME, Progress, Sampling, Usage
+from ipc.messages import Progress, Sampling, Usage
 
 T = TypeVar("T")
 
-MAX_INT = (1 << 63) - 1  # of 64 bits with a sign: a message to a neuron holds little more
 MAX_TOKEN_ID = 0xFFFF_FFFF
-MAX_STOP = 4096  # characters of a text that ends an answer, or that does not stand in it
 
-Int = Annotated[int, Meta(ge=-MAX_INT - 1, le=MAX_INT)]
-NonNegative = Annotated[int, Meta(ge=0, le=MAX_INT)]
 TokenId = Annotated[int, Meta(ge=0, le=MAX_TOKEN_ID)]
-Count = Annotated[int, Meta(ge=1, le=MAX_INT)]
-Name = Annotated[str, Meta(min_length=1)]
-Short = Annotated[str, Meta(max_length=MAX_NAME)]
-Stop = Annotated[str, Meta(min_length=1, max_length=MAX_STOP)]
-ShortName = Annotated[str, Meta(min_length=1, max_length=MAX_NAME)]
 LogprobCount = Annotated[int, Meta(ge=0, le=20)]
 TokenIds = Annotated[list[TokenId], Meta(min_length=1)]
 
@@ -47,8 +53,6 @@ OBFUSCATION = b',"obfuscation":"'
 OBFUSCATED_TO = 64  # bytes: the length of an obfuscated event is a multiple of this
 
 MAX_SEED = (1 << 64) - 1  # engines take unsigned seeds; clients send signed ones, too
-
-encode = msgspec.json.encode
 
 
 class StreamOptions(Struct):
@@ -114,67 +118,6 @@ def refusing(
     ]
     refused = [(name, Any, None) for name in neutral]
     return msgspec.defstruct("Refusing", fields + refused, bases=(base,), kw_only=True)
-
-
-def decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
-    """The typed body of a request; CortexError naming the field, by its path, when it is not one."""
-    try:
-        return decoder.decode(body)
-    except msgspec.ValidationError as error:
-        raise invalid(error) from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        text = str(error)
-        if text == "Input data was truncated":
-            text = "it ends too soon, or has half of a surrogate pair"
-        raise CortexError(Code.BAD_REQUEST, f"the body is not valid JSON: {text}") from error
-
-
-def convert(value: Any, kind: Any, param: str) -> Any:
-    """The value of the field `param` as a `kind`; CortexError naming the place when it is none."""
-    try:
-        return msgspec.convert(value, kind)
-    except msgspec.ValidationError as error:
-        raise invalid(error, param) from error
-
-
-# msgspec's words, in which a value of the client may stand, and the path.
-_COMPLAINT = re.compile(r"(.*?)(?: - at `\$([^`]*)`)?", re.DOTALL)
-_LONG_VALUE = re.compile(r"(['`])(.{100}).+\1", re.DOTALL)
-
-
-def invalid(error: msgspec.ValidationError, root: str = "") -> CortexError:
-    """msgspec's complaint as ours. `root`: the field that was validated, where it was not the whole body."""
-    text, path = _COMPLAINT.fullmatch(str(error)).groups("")
-    text = _LONG_VALUE.sub(r"\1\2...\1", text)
-    param = (root + path).lstrip(".")
-    if missing := re.fullmatch(r"Object missing required field `(\w+)`", text):
-        param = f"{param}.{missing[1]}".lstrip(".")
-        text = "a required field is missing"
-    return CortexError(Code.BAD_REQUEST, f"{param}: {text}" if param else text, param=param or None)
-
-
-def renamed(error: CortexError, names: dict[str, str]) -> CortexError:
-    """The same error, with the client's names for fields, by the neuron's."""
-    param = error.param or ""
-    for name, own in names.items():
-        if param == name or param.startswith((f"{name}.", f"{name}[")):
-            error.param = own + param.removeprefix(name)
-            error.message = re.sub(rf"^{re.escape(name)}(?!\w)", own, error.message)
-            break
-    return error
-
-
-def unsupported(param: str, message: str) -> CortexError:
-    """A request for what cortex cannot do, at least not yet."""
-    return CortexError(Code.NOT_SUPPORTED, f"{param}: {message}", param=param)
-
-
-def refuse(fields: Struct, neutral: dict[str, tuple[Any, ...]]) -> None:
-    """Raise for the first field of `neutral` that asks for something."""
-    for name, values in neutral.items():
-        value = getattr(fields, name)
-        if value is not None and value not in values:
-            raise unsupported(name, f"{shown(value)} is not supported; leave it out")
 
 
 def prompts(given: str | list[Any], param: str) -> str | list[int] | list[str] | list[list[int]]:
@@ -284,22 +227,6 @@ def usage_out(usage: Usage) -> UsageOut:
 
 def unset_if_none(value: T | None) -> T | UnsetType:
     return UNSET if value is None else value
-
-
-def json_string(text: str) -> bytes:
-    """`text` in JSON, on what every client takes for one line.
-
-    Some split a stream wherever Unicode knows a line end, though server-sent events know only CR and LF.
-    """
-    encoded = encode(text)
-    if not text.isascii():
-        for char, escape in (
-            (b"\xc2\x85", b"\\u0085"),
-            (b"\xe2\x80\xa8", b"\\u2028"),
-            (b"\xe2\x80\xa9", b"\\u2029"),
-        ):
-            encoded = encoded.replace(char, escape)
-    return encoded
 
 
 class Writer:

@@ -1,0 +1,87 @@
+"""Fields of requests in any dialect: their types, how a body is read, and errors that name a field."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+from msgspec import Meta, Struct
+
+from gateway.refusals import shown
+from ipc.errors import Code, CortexError
+from ipc.messages import MAX_NAME
+
+T = TypeVar("T")
+
+MAX_INT = (1 << 63) - 1  # of 64 bits with a sign: a message to a neuron holds little more
+MAX_STOP = 4096  # characters of a text that ends an answer, or that does not stand in it
+
+Int = Annotated[int, Meta(ge=-MAX_INT - 1, le=MAX_INT)]
+NonNegative = Annotated[int, Meta(ge=0, le=MAX_INT)]
+Count = Annotated[int, Meta(ge=1, le=MAX_INT)]
+Name = Annotated[str, Meta(min_length=1)]
+Short = Annotated[str, Meta(max_length=MAX_NAME)]
+ShortName = Annotated[str, Meta(min_length=1, max_length=MAX_NAME)]
+Stop = Annotated[str, Meta(min_length=1, max_length=MAX_STOP)]
+
+
+def decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
+    """The typed body of a request; CortexError naming the field, by its path, when it is not one."""
+    try:
+        return decoder.decode(body)
+    except msgspec.ValidationError as error:
+        raise invalid(error) from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        text = str(error)
+        if text == "Input data was truncated":
+            text = "it ends too soon, or has half of a surrogate pair"
+        raise CortexError(Code.BAD_REQUEST, f"the body is not valid JSON: {text}") from error
+
+
+def convert(value: Any, kind: Any, param: str) -> Any:
+    """The value of the field `param` as a `kind`; CortexError naming the place when it is none."""
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        raise invalid(error, param) from error
+
+
+# msgspec's words, in which a value of the client may stand, and the path.
+_COMPLAINT = re.compile(r"(.*?)(?: - at `\$([^`]*)`)?", re.DOTALL)
+_LONG_VALUE = re.compile(r"(['`])(.{100}).+\1", re.DOTALL)
+
+
+def invalid(error: msgspec.ValidationError, root: str = "") -> CortexError:
+    """msgspec's complaint as ours. `root`: the field that was validated, where it was not the whole body."""
+    text, path = _COMPLAINT.fullmatch(str(error)).groups("")
+    text = _LONG_VALUE.sub(r"\1\2...\1", text)
+    param = (root + path).lstrip(".")
+    if missing := re.fullmatch(r"Object missing required field `(\w+)`", text):
+        param = f"{param}.{missing[1]}".lstrip(".")
+        text = "a required field is missing"
+    return CortexError(Code.BAD_REQUEST, f"{param}: {text}" if param else text, param=param or None)
+
+
+def renamed(error: CortexError, names: dict[str, str]) -> CortexError:
+    """The same error, with the client's names for fields, by the neuron's."""
+    param = error.param or ""
+    for name, own in names.items():
+        if param == name or param.startswith((f"{name}.", f"{name}[")):
+            error.param = own + param.removeprefix(name)
+            error.message = re.sub(rf"^{re.escape(name)}(?!\w)", own, error.message)
+            break
+    return error
+
+
+def unsupported(param: str, message: str) -> CortexError:
+    """A request for what cortex cannot do, at least not yet."""
+    return CortexError(Code.NOT_SUPPORTED, f"{param}: {message}", param=param)
+
+
+def refuse(fields: Struct, neutral: dict[str, tuple[Any, ...]]) -> None:
+    """Raise for the first field of `neutral` that asks for something."""
+    for name, values in neutral.items():
+        value = getattr(fields, name)
+        if value is not None and value not in values:
+            raise unsupported(name, f"{shown(value)} is not supported; leave it out")
