@@ -44,28 +44,32 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def system(tmp_path_factory: pytest.TempPathFactory, work: Path) -> Iterator[Cortex]:
     model, notes, change = ScriptedModel(), str(work / "notes.txt"), ("colour: red", "colour: blue")
-    session(
-        model,
-        "'edit_file' in names",
-        call("read_file", path="notes.txt"),
-        call("edit_file", path="notes.txt", old=change[0], new=change[1]),
-    )
-    session(
-        model,
-        "'Edit' in names",
-        call("Read", file_path=notes),
-        call("Edit", file_path=notes, old_string=change[0], new_string=change[1]),
-    )
-    session(
-        model,
-        "'edit' in names",
-        call("read", filePath=notes),
-        call("edit", filePath=notes, oldString=change[0], newString=change[1]),
-    )
+    replaced = {"oldString": change[0], "newString": change[1]}
+    patch = f"*** Begin Patch\n*** Update File: notes.txt\n@@\n-{change[0]}\n+{change[1]}\n*** End Patch\n"
+    sessions = {
+        "edit_file": (
+            call("read_file", path="notes.txt"),
+            call("edit_file", path="notes.txt", old=change[0], new=change[1]),
+        ),
+        "Edit": (  # Claude Code
+            call("Read", file_path=notes),
+            call("Edit", file_path=notes, old_string=change[0], new_string=change[1]),
+        ),
+        "edit": (call("read", filePath=notes), call("edit", filePath=notes, **replaced)),  # OpenCode
+        "apply_patch": (call("exec_command", cmd="cat notes.txt"), call("apply_patch", input=patch)),  # Codex
+        "exec_command": (  # Codex, where it does not know the model
+            call("exec_command", cmd="cat notes.txt"),
+            call("exec_command", cmd=f"sed -i 's/{change[0]}/{change[1]}/' notes.txt"),
+        ),
+    }
+    for tool, (first, second) in sessions.items():
+        session(model, f"'{tool}' in names", first, second)
     model.answer(DONE, when="calls == 2")
     model.answer("A colour made blue")  # agents ask for titles, too
     folder = tmp_path_factory.mktemp("clients")
-    with Cortex(folder, "--model", str(model.write(folder / "scripted"))) as system:
+    path = str(model.write(folder / "scripted"))
+    aliases = ("--alias", "claude-*=scripted", "--alias", "gpt-*=scripted")
+    with Cortex(folder, "--model", path, *aliases) as system:
         yield system
 
 

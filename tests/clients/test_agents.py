@@ -1,0 +1,82 @@
+"""Coding agents as people install them, told where the gateway is: each does its task and finishes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.clients.conftest import DONE, MODULES
+from tests.clients.recorder import Recorder
+
+TASK = "Make the colour in notes.txt blue."
+BINARIES = MODULES / ".bin"
+CODEX = """\
+model = "{model}"
+model_provider = "cortex"
+[model_providers.cortex]
+name = "cortex"
+base_url = "{base}/v1"
+wire_api = "responses"
+"""
+
+
+def test_claude_code(run: Callable[..., str], recorder: Recorder) -> None:
+    said = run(
+        BINARIES / "claude",
+        *("-p", TASK, "--dangerously-skip-permissions", "--output-format", "json"),
+        ANTHROPIC_BASE_URL=recorder.base,
+        ANTHROPIC_AUTH_TOKEN="none",
+        CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC="1",
+        DISABLE_AUTOUPDATER="1",
+        IS_SANDBOX="1",  # else it wants no root to skip permissions
+    )
+    result = json.loads(said)
+    assert (result["is_error"], result["result"], result["num_turns"]) == (False, DONE, 3)
+    turns = [each.fields for each in recorder.posts() if each.fields.get("tools")]
+    assert len(turns) == 3
+    assert turns[0]["model"].startswith("claude-")
+    thought, text, call = turns[1]["messages"][-2]["content"]
+    assert (thought["type"], thought["thinking"]) == ("thinking", "The file first.")
+    assert (text["type"], call["type"], call["name"]) == ("text", "tool_use", "Read")
+    usage = result["usage"]
+    assert usage["cache_read_input_tokens"] > usage["input_tokens"]  # each turn begins as the one before it
+
+
+@pytest.mark.parametrize("model", ["scripted", "gpt-5.5"])
+def test_codex(run: Callable[..., str], recorder: Recorder, tmp_path: Path, model: str) -> None:
+    """A model that it knows gets the tool that takes a patch as plain text."""
+    (tmp_path / ".codex").mkdir()
+    (tmp_path / ".codex" / "config.toml").write_text(CODEX.format(model=model, base=recorder.base))
+    flags = ("--skip-git-repo-check", "--dangerously-bypass-approvals-and-sandbox")
+    assert run(BINARIES / "codex", "exec", *flags, TASK).strip() == DONE
+    turns = [each.fields for each in recorder.posts()]
+    assert len(turns) == 3
+    kinds = [item["type"] for item in turns[2]["input"]]
+    edit = "custom_tool_call" if model == "gpt-5.5" else "function_call"
+    assert kinds[-7:-2] == ["reasoning", "message", "function_call", "function_call_output", "message"]
+    assert kinds[-2:] == [edit, f"{edit}_output"]
+
+
+def test_opencode(run: Callable[..., str], recorder: Recorder, tmp_path: Path) -> None:
+    config = {
+        "autoupdate": False,
+        "share": "disabled",
+        "model": "cortex/scripted",
+        "permission": "allow",
+        "provider": {
+            "cortex": {
+                "npm": "@ai-sdk/openai-compatible",
+                "options": {"baseURL": f"{recorder.base}/v1"},
+                "models": {"scripted": {"limit": {"context": 100_000, "output": 8_000}}},
+            }
+        },
+    }
+    (tmp_path / "opencode.json").write_text(json.dumps(config))
+    told = {"OPENCODE_CONFIG": str(tmp_path / "opencode.json"), "OPENCODE_DISABLE_MODELS_FETCH": "1"}
+    assert run(BINARIES / "opencode", "run", TASK, **told).strip().endswith(DONE)
+    turns = [each.fields for each in recorder.posts() if each.fields.get("tools")]
+    assert len(turns) == 3
+    assert turns[1]["messages"][-2]["reasoning_content"] == "The file first."
