@@ -11,7 +11,8 @@ from typing import Annotated, NoReturn
 import typer
 from rich.console import Console
 
-from gateway.commands import status, up
+from gateway.commands import launch, status, up
+from gateway.commands.clients import CLIENTS
 from gateway.commands.up_plan import UpError, make_plan
 from ipc import keys
 from ipc.errors import CortexError
@@ -29,6 +30,9 @@ class Dtype(StrEnum):
     bfloat16 = "bfloat16"
     float16 = "float16"
     float32 = "float32"
+
+
+ClientName = StrEnum("ClientName", list(CLIENTS))
 
 
 def _show_version(wanted: bool) -> None:
@@ -123,6 +127,39 @@ def status_command(
         if not console.is_terminal:
             console.width = PLAIN_WIDTH
         status.show(fleet, console)
+
+
+@app.command("launch")
+def launch_command(
+    client: Annotated[ClientName, typer.Argument(help="The coding agent.")],
+    arguments: Annotated[
+        list[str] | None, typer.Argument(help="What it is told besides, after `--`.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Default: one that suffices, loaded, with the longest context.")
+    ] = None,
+    url: Annotated[
+        str, typer.Option(help="The gateway's address.", envvar="CORTEX_ENDPOINT")
+    ] = "http://127.0.0.1:31313",
+    run: Annotated[bool, typer.Option("--exec", help="Run it, instead of saying how.")] = False,
+    anyway: Annotated[bool, typer.Option(help="Run it even with a model that does not suffice.")] = False,
+) -> None:
+    """Say what a coding agent needs to talk to this gateway, or run it so. Its own files stay as they are."""
+    agent = CLIENTS[client.value]
+    try:
+        chosen = launch.choose(agent, url, launch.models_at(url), model)
+        wrong = agent.shortcomings(chosen)
+        for reason in wrong:
+            typer.echo(f"cortex launch: {chosen.id} does not suffice for {agent.program}: {reason}", err=True)
+        setup = agent.setup(chosen)
+        if not run:
+            typer.echo(launch.instructions(agent, setup, arguments or ()))
+            return
+        if wrong and not anyway:
+            _fail("launch", "choose another with --model, or run it with --anyway")
+        launch.execute(agent, setup, arguments or (), os.environ)
+    except launch.LaunchError as error:
+        _fail("launch", error)
 
 
 @app.command()

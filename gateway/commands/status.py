@@ -38,24 +38,26 @@ class FleetHealth(Struct):
     neurons: list[NeuronHealth]
 
 
-def fetch(endpoint: str) -> bytes:
-    """The JSON of `GET /health`.
+def fetch(endpoint: str, path: str = "/health", option: str = "--endpoint") -> bytes:
+    """What a GET gives.
 
     Args:
         endpoint: the gateway's address, e.g. "http://127.0.0.1:31313".
+        path: what is asked for.
+        option: of the command line, by which people name another gateway.
 
     Raises:
         Unreachable: nothing answers there, or something else.
     """
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(f"{endpoint.rstrip('/')}/health", timeout=ANSWER_SECONDS) as response:
+        with opener.open(f"{endpoint.rstrip('/')}{path}", timeout=ANSWER_SECONDS) as response:
             return response.read()
     except (OSError, HTTPException, ValueError) as error:
         reason = getattr(error, "reason", None) or error
         raise Unreachable(
             f"no gateway answers at {endpoint} ({reason}); start one with `cortex up` or `cortex serve`, "
-            "or name another with --endpoint"
+            f"or name another with {option}"
         ) from error
 
 

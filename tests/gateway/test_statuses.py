@@ -96,7 +96,7 @@ SITUATIONS = {
     "unknown model": ("nothing", Refused(404, "model_not_found", (404, "not_found_error"))),
     "template refuses": (
         "fails/template_failed",
-        Refused(422, "template_failed", (422, "invalid_request_error")),
+        Refused(422, "template_failed", INVALID),
     ),
     "worker died": ("fails/worker_died", Refused(503, "worker_died", OVERLOADED, 2)),
     "load failed": ("fails/model_load_failed", Refused(500, "model_load_failed", (500, "api_error"))),
