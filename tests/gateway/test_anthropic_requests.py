@@ -628,6 +628,39 @@ def test_anything_in_any_place_is_taken_or_refused(path: tuple[Any, ...]) -> Non
             assert refused.param or "valid JSON" in refused.message
 
 
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b'{"a": "\xff"}',
+        b'{"\xff": 1}',
+        b'{"a": "\\ud800"}',
+        b'{"a": ' * 5000 + b"1" + b"}" * 5000,
+        b'{"a": 1e999}',
+        b'{"a": NaN}',
+        b'{"a": 123456789012345678901234567890}',
+        b"{",
+        b"{}}",
+    ],
+)
+@pytest.mark.parametrize("place", ["input", "input_schema", "schema", "unknown"])
+def test_json_of_any_kind_in_free_places_is_taken_or_refused(raw: bytes, place: str) -> None:
+    bodies = {
+        "input": assistant(CALL | {"input": "RAW"}),
+        "input_schema": {"tools": [TOOL | {"input_schema": "RAW"}]},
+        "schema": {"output_config": {"format": {"type": "json_schema", "schema": "RAW"}}},
+        "unknown": {"not_yet_invented": "RAW"},
+    }
+    body = json.dumps({"model": "m", "max_tokens": 9, "messages": [USER]} | bodies[place]).encode()
+    try:
+        request = parsed(messages.parse, body.replace(b'"RAW"', raw))[0]
+    except CortexError as error:
+        refused = error
+    else:
+        msgspec.msgpack.Decoder(AnyRequest).decode(msgspec.msgpack.encode(request))
+        return
+    assert refused.code == Code.BAD_REQUEST
+
+
 def test_a_body_with_a_key_twice_has_the_last_one() -> None:
     body = b'{"model": "a", "model": "m", "max_tokens": 1, "messages": [{"role": "user", "content": "x"}]}'
     assert parsed(messages.parse, body)[0].model == "m"

@@ -2,39 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
-from msgspec.structs import replace
 
 from gateway.dialects import free_json
-from gateway.dialects.anthropic.blocks import (
-    Content,
-    Placed,
-    assistant_parts,
-    system_parts,
-    user_parts,
-)
+from gateway.dialects.anthropic import turns
+from gateway.dialects.anthropic.blocks import Content
 from gateway.dialects.anthropic.tools import ToolChoice, ToolField, Tools
-from gateway.dialects.fields import MAX_INT, Name, unsupported
-from gateway.refusals import shown
+from gateway.dialects.anthropic.turns import TurnField
+from gateway.dialects.fields import MAX_INT, Name, renamed, unsupported
 from ipc.errors import Code, CortexError
-from ipc.messages import (
-    MAX_TURNS,
-    ContentPart,
-    Message,
-    Structured,
-    TextPart,
-    Thinking,
-    ToolCall,
-    ToolResultPart,
-)
-
-
-class Turn(Struct):
-    role: Literal["user", "assistant", "system"]
-    content: Content
+from ipc.messages import Structured, Thinking
 
 
 class ThinkingField(Struct):
@@ -59,7 +38,7 @@ class PromptFields(Struct, kw_only=True):
     every month."""
 
     model: Name
-    messages: Annotated[list[Turn], Meta(min_length=1)]
+    messages: Annotated[list[TurnField], Meta(min_length=1)]
     system: Content | None = None
     tools: list[ToolField] | None = None
     tool_choice: ToolChoice | None = None
@@ -77,7 +56,6 @@ class Conversation:
     Attributes:
         continues: whether the answer goes on with the assistant's last turn, as clients have it do that put
             the beginning of the answer there.
-        names: what the client calls the fields that a neuron may complain of, where that differs.
     """
 
     def __init__(self, fields: PromptFields) -> None:
@@ -94,112 +72,28 @@ class Conversation:
             )
         tools = Tools(fields.tools, fields.tool_choice)
         self.tools, self.must_call, self.parallel = tools.tools, tools.must_call, tools.parallel
-        self.messages, places = _messages(fields)
-        self.continues = _continues(self.messages[-1])
+        self._turns = turns.read(fields.system, fields.messages)
+        self.messages = [turn.message() for turn in self._turns]
+        last = self._turns[-1]
+        self.continues = last.role == "assistant" and last.ends_in_text
         self.thinking = _thinking(fields)
         self.structured, form = _structured(fields)
-        self.names = places | tools.names | form
+        self._names = tools.names | form
+
+    def in_client_words(self, error: CortexError) -> CortexError:
+        """An error of a neuron, with the client's names for fields.
+
+        Agents look for Anthropic's own sentence about a prompt that is too long, and make it shorter.
+        """
+        error = renamed(error, dict(turns.names(self._turns)) | self._names | _NAMES)
+        tokens, most = (error.details.get(name) for name in ("prompt_tokens", "context_length"))
+        if error.code == Code.CONTEXT_LENGTH_EXCEEDED and tokens is not None and most is not None:
+            error.message = f"prompt is too long: {tokens} tokens > {most} maximum"
+        return error
 
 
-# --- turns ------------------------------------------------------------------------------------------------
-
-_BILLING = "x-anthropic-billing-header:"  # differs from one conversation to the next, and means nothing
-
-
-def _messages(fields: PromptFields) -> tuple[list[Message], dict[str, str]]:
-    """The turns, and what the client calls each of them and of their parts."""
-    turns: list[tuple[Message, str, list[str]]] = []
-    if fields.system is not None:
-        system = _without_billing(fields.system)
-        if system:
-            turns.append(_turn("system", system, "system", "system"))
-    for i, turn in enumerate(fields.messages):
-        new = _turn(turn.role, turn.content, f"messages[{i}]", f"messages[{i}].content")
-        if turns and turn.role == turns[-1][0].role != "system":
-            new = _joined(turns.pop(), new)
-        turns.append(new)
-    if turns[-1][0].role == "assistant" and not (turns[-1][0].content or turns[-1][0].tool_calls):
-        turns.pop()  # it says nothing, and nothing of it can be gone on with
-    if not turns:
-        raise _bad("messages", "nobody says anything")
-    if len(turns) > MAX_TURNS:
-        raise _bad("messages", f"there are {len(turns)} turns, more than {MAX_TURNS}")
-    _see_calls(turns)
-    names: dict[str, str] = {}
-    for k, (_, place, parts) in enumerate(turns):
-        names |= {f"messages[{k}].content[{j}]": name for j, name in enumerate(parts)}
-        names[f"messages[{k}]"] = place
-    return [message for message, _, _ in turns], names
-
-
-def _continues(last: Message) -> bool:
-    """Whether the last turn is text of the assistant's. A call is not gone on with, nor is a thought."""
-    if last.role != "assistant" or last.tool_calls or not last.content:
-        return False
-    return isinstance(last.content, str) or isinstance(last.content[-1], TextPart)
-
-
-def _without_billing(system: Content) -> Content:
-    """The system prompt without the line that Claude Code begins it with."""
-    if isinstance(system, str):
-        return system.partition("\n")[2] if system.startswith(_BILLING) else system
-    first = system[0] if system else None
-    if first is None or first.text is None or not first.text.startswith(_BILLING):
-        return system
-    rest = first.text.partition("\n")[2]
-    return [replace(first, text=rest), *system[1:]] if rest else system[1:]
-
-
-def _turn(
-    role: Literal["user", "assistant", "system"], content: Content, place: str, param: str
-) -> tuple[Message, str, list[str]]:
-    """A turn, with the client's names for it and for its parts."""
-    if isinstance(content, str):
-        return Message(role=role, content=content), place, []
-    read = {"user": user_parts, "assistant": assistant_parts, "system": system_parts}[role]
-    placed: Iterable[Placed] = read(content, param)
-    parts: list[ContentPart] = []
-    names: list[str] = []
-    calls: list[ToolCall] = []
-    for part, name in placed:
-        if isinstance(part, ToolCall):
-            calls.append(part)
-        else:
-            parts.append(part)
-            names.append(name)
-    return Message(role=role, content=parts, tool_calls=calls), place, names
-
-
-def _joined(
-    first: tuple[Message, str, list[str]], second: tuple[Message, str, list[str]]
-) -> tuple[Message, str, list[str]]:
-    """Two turns of one role are one turn."""
-    (one, place, names), (two, other, more) = first, second
-    parts = [*_parts(one), *_parts(two)]
-    names = [*(names or [place] * len(_parts(one))), *(more or [other] * len(_parts(two)))]
-    return replace(one, content=parts, tool_calls=one.tool_calls + two.tool_calls), place, names
-
-
-def _parts(message: Message) -> list[ContentPart]:
-    content = message.content
-    if isinstance(content, str):
-        return [TextPart(text=content)] if content else []
-    return content
-
-
-def _see_calls(turns: list[tuple[Message, str, list[str]]]) -> None:
-    """See that each result of a tool is that of a call before it."""
-    called: set[str] = set()
-    for message, _, names in turns:
-        called |= {call.id for call in message.tool_calls}
-        if isinstance(message.content, str):
-            continue
-        for part, name in zip(message.content, names, strict=True):
-            if isinstance(part, ToolResultPart) and part.tool_call_id not in called:
-                raise _bad(
-                    f"{name}.tool_use_id",
-                    f"no `tool_use` block before this `tool_result` has the id {shown(part.tool_call_id)}",
-                )
+# What a client calls the fields that a neuron may complain of.
+_NAMES = {"stop": "stop_sequences", "template_args": "thinking", "continue_final_message": "messages"}
 
 
 # --- how the answer is made -------------------------------------------------------------------------------

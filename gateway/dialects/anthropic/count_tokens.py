@@ -6,7 +6,6 @@ import msgspec
 
 from gateway.dialects import RequestContext
 from gateway.dialects.anthropic.conversation import Conversation, PromptFields
-from gateway.dialects.anthropic.wording import in_client_words
 from gateway.dialects.fields import decode
 from gateway.dialects.writing import encode
 from ipc.errors import CortexError
@@ -31,17 +30,17 @@ async def parse(body: bytes, context: RequestContext) -> tuple[CountTokens, Coun
         thinking=conversation.thinking,
         continue_final_message=conversation.continues,
     )
-    return count, CountRenderer(conversation.names)
+    return count, CountRenderer(conversation)
 
 
 class CountRenderer:
     """Writes the count."""
 
-    def __init__(self, names: dict[str, str]) -> None:
-        self._names = names
+    def __init__(self, conversation: Conversation) -> None:
+        self._conversation = conversation
 
     def whole(self, reply: TokenCount) -> bytes:
         return encode({"input_tokens": reply.tokens})
 
     def in_client_words(self, error: CortexError) -> CortexError:
-        return in_client_words(error, self._names)
+        return self._conversation.in_client_words(error)

@@ -30,9 +30,6 @@ class MessageFields(PromptFields, kw_only=True):
 
 _decoder = msgspec.json.Decoder(MessageFields)
 
-# What a client calls the fields that a neuron may complain of.
-_NAMES = {"stop": "stop_sequences", "template_args": "thinking"}
-
 
 async def parse(body: bytes, context: RequestContext) -> tuple[Generate, MessageRenderer]:
     """Read a request.
@@ -63,7 +60,7 @@ async def parse(body: bytes, context: RequestContext) -> tuple[Generate, Message
         continue_final_message=conversation.continues,
     )
     renderer = MessageRenderer(
-        fields.model, context.request_id, _thoughts(fields), conversation.names | _NAMES
+        fields.model, context.request_id, _thoughts(fields), conversation.in_client_words
     )
     return generate, renderer
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import msgspec
@@ -10,7 +11,6 @@ from gateway.dialects.anthropic import thoughts
 from gateway.dialects.anthropic.blocks import UNREADABLE
 from gateway.dialects.anthropic.envelope import envelope
 from gateway.dialects.anthropic.identifiers import outward
-from gateway.dialects.anthropic.wording import in_client_words
 from gateway.dialects.comments import comment
 from gateway.dialects.writing import encode, json_string
 from gateway.refusals import Refusal
@@ -37,11 +37,18 @@ class MessageRenderer:
 
     Args:
         model: as the client calls it.
-        names: what the client calls the fields that a neuron may complain of, where that differs.
+        in_client_words: an error of a neuron, with the client's names for fields.
     """
 
-    def __init__(self, model: str, request_id: str, thoughts: Thoughts, names: dict[str, str]) -> None:
-        self._model, self._request_id, self._names = model, request_id, names
+    def __init__(
+        self,
+        model: str,
+        request_id: str,
+        thoughts: Thoughts,
+        in_client_words: Callable[[CortexError], CortexError],
+    ) -> None:
+        self._model, self._request_id = model, request_id
+        self.in_client_words = in_client_words
         self._thoughts = thoughts
         self._started = False
         self._blocks = 0  # that were begun
@@ -159,9 +166,6 @@ class MessageRenderer:
         return self._close() + end + _STOP
 
     # --- errors -------------------------------------------------------------------------------------------
-
-    def in_client_words(self, error: CortexError) -> CortexError:
-        return in_client_words(error, self._names)
 
     def failed(self, error: CortexError) -> bytes:
         refusal = Refusal.of(self.in_client_words(error), self._request_id)
