@@ -9,7 +9,7 @@ from pathlib import Path
 
 import jsonschema
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ipc.messages import Message, Tool, ToolCall
@@ -29,7 +29,9 @@ TEMPLATES = next((folder for folder in FOLDERS if folder.is_dir()), Path("none")
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
 TYPES = {dict: "object", list: "array", str: "string", bool: "boolean", int: "integer", float: "number"}
 
-few = settings(max_examples=30)  # for each of many formats
+few = settings(
+    max_examples=30, suppress_health_check=[HealthCheck.filter_too_much]
+)  # for each of many formats
 each_format = pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: sample.name)
 
 CALLS = [
@@ -157,6 +159,9 @@ def turn_with(template, calls, tools):
 # --- how it is read ---------------------------------------------------------------------------------------
 
 
+NAMES = st.sampled_from(["a", "b_c", "d-1"])
+
+
 def values(sample):
     tags = [*sample.format.markers, *sample.format.parser.openings, sample.format.after, "</", "<", '"', "\\"]
     words = st.text(max_size=6) | st.lists(st.sampled_from([*filter(None, tags), "\n", "a"]), max_size=3).map(
@@ -164,13 +169,13 @@ def values(sample):
     )
     return st.recursive(
         st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(-1e9, 1e9) | words,
-        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(words, inner, max_size=3),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(words | NAMES, inner, max_size=3),
         max_leaves=4,
     )
 
 
 def arguments_for(sample):
-    pairs = st.tuples(st.text(max_size=4), values(sample)).filter(lambda pair: sample.carries(*pair))
+    pairs = st.tuples(st.text(max_size=4) | NAMES, values(sample)).filter(lambda pair: sample.carries(*pair))
     return st.lists(pairs, max_size=3).map(dict)
 
 

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 
+import jsonschema
 import pytest
+from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
 from ipc.messages import Tool
+from neuron.grammar.check import Bytes
+from neuron.grammar.tool_calls import require_call
 from neuron.text.formats.registry import BY_NAME
+from tests.neuron.test_tool_grammar import encode, follow
 
 TOOLS = [Tool.function(name) for name in ("get_weather", "ping", "get_time")]
 
@@ -317,3 +322,85 @@ def test_deep_lists_and_long_words_are_no_trouble():
     assert calls("pythonic", f"[ping(a={deep})]") == [("ping", f'{{"a": {deep}}}')]
     assert not calls("pythonic", f"[ping(a={'-' * 5000}1)]")
     assert not calls("pythonic", f"[ping(a={'9' * 900}_0{'9' * 9000})]")
+
+
+# --- Gemma 4 ----------------------------------------------------------------------------------------------
+
+Q = '<|"|>'
+
+
+def test_gemma_calls_with_bare_keys_and_its_own_quotes():
+    said = f'So.<|tool_call>call:ping{{b:[1,None,true],a:{Q}x: "y", {{z}}\n{Q},c:{{d:{Q}{Q}}}}}<tool_call|>'
+    before, (name, arguments) = read("gemma4", said)
+    assert (before, name) == ("So.", "ping")
+    assert json.loads(arguments) == {"b": [1, None, True], "a": 'x: "y", {z}\n', "c": {"d": ""}}
+
+
+def test_a_key_of_gemma_may_stand_in_quotes_and_space_around_it():
+    said = f"<|tool_call>call: get_weather {{ {Q}city{Q} : {Q}Oslo{Q} }}<tool_call|>"
+    assert read("gemma4", said) == [CALL]
+
+
+def test_brackets_and_tags_that_are_missing_at_the_end_of_gemma_are_mended():
+    whole = f"<|tool_call>call:ping{{a:{{b:[{Q}x{Q}]}}}}<tool_call|>"
+    for missing in "<tool_call|>", "}<tool_call|>", "]}}<tool_call|>":
+        assert read("gemma4", whole.removesuffix(missing)) == [("ping", '{"a": {"b": ["x"]}}')]
+
+
+def test_what_gemma_writes_behind_its_tag_and_is_no_call_is_text():
+    for said in (
+        "<|tool_call>",
+        "<|tool_call>call:",
+        "<|tool_call>call:a b{}",
+        "<|tool_call>call:f{x}",
+        "call:f{}",
+    ):
+        assert text("gemma4", said) == said
+
+
+def gemmas(schema):
+    tool = Tool.function("f", parameters=schema)
+    return require_call([tool, TOOLS[0]], ["f"], encode, "none", written=BY_NAME["gemma4"]).grammar
+
+
+TREE = {
+    "type": "object",
+    "properties": {"name": {"enum": ["n"]}, "parts": {"type": "array", "items": {"$ref": "#/$defs/tree"}}},
+    "required": ["name"],
+}
+
+
+@pytest.mark.parametrize(
+    "properties",
+    [
+        {"a": {"enum": ["x", 1, None, ["y"], {"z": "w"}]}},
+        {"a": {"type": "array", "items": {"enum": ["x", "y"]}, "minItems": 2, "maxItems": 3}},
+        {"a": {"anyOf": [{"type": "string", "maxLength": 2}, {"type": "null"}]}},
+        {"a": {"type": "object", "additionalProperties": {"enum": [1, 2]}}},
+    ],
+)
+def test_what_gemmas_grammar_allows_fits_the_schema(properties):
+    schema = {"type": "object", "properties": properties, "required": ["a"]}
+    for seed in range(12):
+        [(_, arguments)] = read("gemma4", follow(gemmas(schema), seed, 3000))
+        jsonschema.validate(json.loads(arguments), schema)
+
+
+@pytest.mark.parametrize(
+    ("schema", "said"),
+    [
+        ({}, f"{{a:{Q}x{Q},b:[1,{{c:true}}],d:[],e:{{}}}}"),
+        ({}, "{}"),
+        ({"properties": {"a": {}, "b": {"type": "array"}}, "required": ["b"]}, f"{{b:[{Q}x{Q},null]}}"),
+        ({"properties": {"a b,c": {"type": "integer"}}}, "{a:1}"),
+        (
+            {"properties": {"a": {"$ref": "#/$defs/tree"}}, "$defs": {"tree": TREE}},
+            f"{{a:{{name:{Q}n{Q},parts:[{{name:{Q}n{Q}}},{{name:{Q}n{Q}}}]}}}}",
+        ),
+        ({"properties": {"a": {"type": "string"}, "b": {"type": "boolean"}}}, f"{{a:{Q}\n<|x>{Q},b:false}}"),
+    ],
+)
+def test_gemmas_grammar_allows_what_no_schema_forbids(schema, said):
+    matcher = LLMatcher(LLTokenizer(TokenizerWrapper(Bytes())), gemmas({"type": "object", **schema}))
+    assert matcher.validate_tokens(encode(whole := f"<|tool_call>call:f{said}<tool_call|>")) == len(whole)
+    assert calls("gemma4", whole)

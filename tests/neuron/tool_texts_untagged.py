@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+from typing import Any
 
 from neuron.text.formats.apriel import APRIEL
 from neuron.text.formats.command_r import COMMAND_R
+from neuron.text.formats.gemma4 import GEMMA4
 from neuron.text.formats.granite import GRANITE
 from neuron.text.formats.llama_json import LLAMA3_JSON
 from neuron.text.formats.mistral import MISTRAL, MISTRAL_ARGS
@@ -48,7 +50,32 @@ def is_key(key: str, value: object) -> bool:
     return re.fullmatch(r"[\w.\-]+", key) is not None
 
 
+def gemma4(calls: list[Call]) -> str:
+    return "".join(f"<|tool_call>call:{name}{in_gemma(given)}<tool_call|>" for name, given in calls)
+
+
+def in_gemma(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{in_gemma(each)}" for key, each in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(map(in_gemma, value)) + "]"
+    return f'<|"|>{value}<|"|>' if isinstance(value, str) else str(value)
+
+
+def fits_gemma(key: str, value: Any) -> bool:
+    if isinstance(value, dict):
+        return is_bare(key) and all(fits_gemma(*each) for each in value.items())
+    if isinstance(value, list):
+        return is_bare(key) and all(fits_gemma("a", each) for each in value)
+    return is_bare(key) and not (isinstance(value, str) and '<|"|>' in value)
+
+
+def is_bare(key: str) -> bool:
+    return re.fullmatch(r"[\w./&-]+", key) is not None
+
+
 SAMPLES = (
+    Sample(GEMMA4, gemma4, ("google-gemma-4-31B-it.jinja",), carries=fits_gemma),
     Sample(PYTHONIC, python, carries=is_key),
     Sample(LFM2, lambda calls: f"<|tool_call_start|>{python(calls)}<|tool_call_end|>", carries=is_key),
     Sample(MISTRAL, mistral, ("mistralai-Mistral-Nemo-Instruct-2407.jinja",)),

@@ -34,13 +34,13 @@ class Tags:
     between_json: str = ""
 
 
-class _Unfit(Exception):
+class Unfit(Exception):
     """No grammar can be made of a schema in this way."""
 
 
 _NAME = re.compile(r"[^<>\"'\s][^<>\"'\n\r\t]*")  # of an argument, where it can stand in a tag
 _ANY_NAME = r"/[A-Za-z_][A-Za-z0-9_]{0,62}/"
-_ANY_TEXT = "/(?s:.*)/"
+ANY_TEXT = "/(?s:.*)/"
 # What would be read as something else than a string.
 _NO_STRING = r"/\s*(-?[0-9][0-9.eE+\-]*|true|false|null|True|False|None|\[(?s:.*)|\{(?s:.*))\s*/"
 OBJECT_KEYS = {"type", "properties", "required", "additionalProperties"}
@@ -68,8 +68,8 @@ def parameters(schema: Mapping[str, Any], tags: Tags, lark: Lark) -> str:
     """The arguments of a call, valid against `schema`; where no grammar can be made of it, any arguments."""
     try:
         return _known(schema, tags, lark)
-    except _Unfit:
-        any_text = _string([_ANY_TEXT], tags, lark, alone=True)
+    except Unfit:
+        any_text = string([ANY_TEXT], tags, lark, alone=True)
         name = lark.terminal(_ANY_NAME)
         return f"({lark.text(tags.before)} {name} {lark.text(tags.between)} {any_text})*"
 
@@ -78,11 +78,11 @@ def _known(schema: Mapping[str, Any], tags: Tags, lark: Lark) -> str:
     properties, required = schema.get("properties") or {}, schema.get("required") or []
     open_ended = not properties and schema.get("additionalProperties", True) is not False
     if open_ended or not schema.keys() <= OBJECT_KEYS | NOTES or not {*required} <= properties.keys():
-        raise _Unfit
+        raise Unfit
     written = []
     for key, each in properties.items():
         if not _NAME.fullmatch(key):
-            raise _Unfit
+            raise Unfit
         rule = lark.rule(_parameter(key, each, schema, tags, lark))
         written.append(rule if key in required else f"{rule}?")
     return " ".join(written)
@@ -91,13 +91,13 @@ def _known(schema: Mapping[str, Any], tags: Tags, lark: Lark) -> str:
 def _parameter(key: str, schema: Any, root: Mapping[str, Any], tags: Tags, lark: Lark) -> str:
     """One argument."""
     try:
-        strings, others = _split(schema, root)
-    except _Unfit:  # a string about which more is asked than can be told: any
-        strings, others = [_ANY_TEXT], []
+        strings, others = split(schema, root)
+    except Unfit:  # a string about which more is asked than can be told: any
+        strings, others = [ANY_TEXT], []
     ways = []
     if strings:
-        string = _string(strings, tags, lark, alone=not others or bool(tags.between_json))
-        ways.append(f"{lark.text(tags.before + key + tags.between)} {string}")
+        said = string(strings, tags, lark, alone=not others or bool(tags.between_json))
+        ways.append(f"{lark.text(tags.before + key + tags.between)} {said}")
     if others:
         definitions = {name: root[name] for name in ("$defs", "definitions") if name in root}
         value = lark.json({**(others[0] if len(others) == 1 else {"anyOf": others}), **definitions})
@@ -106,7 +106,7 @@ def _parameter(key: str, schema: Any, root: Mapping[str, Any], tags: Tags, lark:
     return " | ".join(ways)
 
 
-def _string(contents: list[str], tags: Tags, lark: Lark, alone: bool) -> str:
+def string(contents: list[str], tags: Tags, lark: Lark, alone: bool) -> str:
     """A bare string and what follows it.
 
     Args:
@@ -121,21 +121,21 @@ def _string(contents: list[str], tags: Tags, lark: Lark, alone: bool) -> str:
     return lark.terminal(f"{content} {quoted(tags.after)}")
 
 
-def _split(schema: Any, root: Mapping[str, Any], depth: int = 8) -> tuple[list[str], list[Any]]:
+def split(schema: Any, root: Mapping[str, Any], depth: int = 8) -> tuple[list[str], list[Any]]:
     """The strings that `schema` allows, as terminals, and schemas of what else it allows."""
     if not isinstance(schema, Mapping) or not schema:
-        return [_ANY_TEXT], [{"type": sorted(ANY - {"string"})}] if schema is not False else []
+        return [ANY_TEXT], [{"type": sorted(ANY - {"string"})}] if schema is not False else []
     types = types_of(schema, root)
     if "string" not in types:
         return [], [schema]
     keys = schema.keys() - NOTES
     if depth == 0:
-        raise _Unfit
+        raise Unfit
     if keys == {"$ref"}:
-        return _split(referred(schema["$ref"], root), root, depth - 1)
+        return split(referred(schema["$ref"], root), root, depth - 1)
     for key in ("anyOf", "oneOf", "allOf"):
         if keys - {"type"} == {key} and (key != "allOf" or len(schema[key]) == 1):
-            parts = [_split(each, root, depth - 1) for each in schema[key]]
+            parts = [split(each, root, depth - 1) for each in schema[key]]
             return [each for strings, _ in parts for each in strings], [
                 each for _, others in parts for each in others
             ]
@@ -145,7 +145,7 @@ def _split(schema: Any, root: Mapping[str, Any], depth: int = 8) -> tuple[list[s
         strings = [each for each in allowed if isinstance(each, str)]
         return [*map(quoted, strings)], [{"enum": others}] if others else []
     if types == {"string"} and not keys <= _STRING_KEYS:
-        raise _Unfit
+        raise Unfit
     others = types - {"string"} - ({"integer"} if "number" in types else set())
     return [_pattern(schema)], [{**schema, "type": sorted(others)}] if others else []
 
@@ -162,11 +162,11 @@ def _pattern(schema: Mapping[str, Any]) -> str:
         pattern, within = schema["pattern"], re.compile(r"\\.|\[(?:\\.|[^\]\\])*\]|\((?:\?.)?")
         bare = within.sub("", pattern)
         if "|" in bare or bare.strip("^$").find("^") >= 0 or bare.strip("^$").find("$") >= 0:
-            raise _Unfit
+            raise Unfit
         begins, ends = pattern.startswith("^"), pattern.endswith("$") and not pattern.endswith("\\$")
         inner = regex_to_lark(pattern[begins : len(pattern) - ends], "dws")
         wanted.append(f"/{'' if begins else '(?s:.*)'}({inner}){'' if ends else '(?s:.*)'}/")
-    return " & ".join(wanted) if wanted else _ANY_TEXT
+    return " & ".join(wanted) if wanted else ANY_TEXT
 
 
 def _escaped(pattern: str) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from neuron.text.formats.apriel import APRIEL
 from neuron.text.formats.command_r import COMMAND_R
+from neuron.text.formats.gemma4 import GEMMA4
 from neuron.text.formats.granite import GRANITE
 from neuron.text.formats.hermes import HERMES
 from neuron.text.formats.llama_json import LLAMA3_JSON
@@ -23,6 +24,7 @@ FORMATS: tuple[ToolFormat, ...] = (
     GRANITE,
     APRIEL,
     COMMAND_R,
+    GEMMA4,
     PYTHONIC,
     LFM2,
     LLAMA3_JSON,

@@ -1,0 +1,151 @@
+"""Grammars for values as Gemma 4 writes them: keys are bare, and strings stand between quotes of their own.
+
+Keys come in the order of the schema's properties, and no others come than these. What cannot be told of a
+value is left to the model.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from neuron.text.formats.lark import Lark
+from neuron.text.formats.parameter_grammar import (
+    ANY_TEXT,
+    NOTES,
+    OBJECT_KEYS,
+    Tags,
+    Unfit,
+    split,
+    string,
+)
+from neuron.text.formats.python_grammar import separated
+from neuron.text.formats.schema_types import referred, types_of
+
+QUOTE = '<|"|>'
+MAX_DEPTH = 6  # of values within values; what is deeper is any
+_KEY = re.compile(r"[^\s:{}\[\],<>|\"](?:[^:{}\[\],<>|\"\n]*[^\s:{}\[\],<>|\"])?")
+_ANY_KEY = r"/[A-Za-z_][A-Za-z0-9_.\-]{0,62}/"
+_STRING = Tags("", "", QUOTE, QUOTE)
+_ANY, _ANY_KINDS = "any_value", "any_scalar | any_list | any_object"
+_SCALARS = {"number", "integer", "boolean", "null"}
+_ARRAY_KEYS = {"type", "items", "minItems", "maxItems"}
+
+
+def members(schema: Mapping[str, Any], lark: Lark) -> str:
+    """The arguments of a call in their braces, valid against `schema` as far as that can be told."""
+    values = _Values(schema, lark)
+    try:
+        return values.object(schema, MAX_DEPTH)
+    except Unfit:
+        return values.any_object()
+
+
+class _Values:
+    """Writes values.
+
+    Args:
+        root: the schema that references refer to.
+    """
+
+    def __init__(self, root: Mapping[str, Any], lark: Lark) -> None:
+        self._root, self._lark = root, lark
+
+    def object(self, schema: Mapping[str, Any], depth: int) -> str:
+        """An object with the properties of `schema`.
+
+        Raises:
+            Unfit: there is more to it.
+        """
+        properties, required = schema.get("properties") or {}, schema.get("required") or []
+        if schema.keys() - OBJECT_KEYS - NOTES or not {*required} <= properties.keys():
+            raise Unfit
+        if not properties:
+            more = schema.get("additionalProperties", True)
+            return '"{" "}"' if more is False else self._object_of(self.value(more, depth - 1))
+        if not all(_KEY.fullmatch(key) for key in properties):
+            raise Unfit
+        written = [
+            (f"{self._lark.text(key + ':')} {self.value(each, depth - 1)}", key in required)
+            for key, each in properties.items()
+        ]
+        return f'"{{" {separated(written, ",", self._lark)} "}}"'
+
+    def any_object(self) -> str:
+        """Any object."""
+        self.any()
+        return "any_object"
+
+    def _object_of(self, value: str) -> str:
+        member = f'{self._lark.terminal(_ANY_KEY)} ":" {value}'
+        return f'"{{" ({member} ("," {member})*)? "}}"'
+
+    def any(self) -> str:
+        """Any value."""
+        if f"{_ANY}: {_ANY_KINDS}" not in self._lark.rules:
+            self._lark.rules.append(f"{_ANY}: {_ANY_KINDS}")
+            scalar = self._lark.json({"type": sorted(_SCALARS)})
+            self._lark.rules.append(f"any_scalar: {scalar} | {self._string([ANY_TEXT])}")
+            self._lark.rules.append(f'any_list: "[" ({_ANY} ("," {_ANY})*)? "]"')
+            self._lark.rules.append(f"any_object: {self._object_of(_ANY)}")
+        return _ANY
+
+    def value(self, schema: Any, depth: int) -> str:
+        """A value that is valid against `schema`, as far as that can be told."""
+        if schema is True or (isinstance(schema, Mapping) and not schema.keys() - NOTES):
+            return self.any()
+        try:
+            if depth <= 0:
+                raise Unfit
+            strings, others = split(schema, self._root)
+            ways = [self._string(strings)] if strings else []
+            ways += [self._other(each, depth) for each in others]
+        except Unfit:
+            types = types_of(schema, self._root)
+            return self._string([ANY_TEXT]) if types == {"string"} else self.any()
+        return f"({' | '.join(ways)})"
+
+    def _string(self, contents: list[str]) -> str:
+        return f"{self._lark.text(QUOTE)} {string(contents, _STRING, self._lark, alone=True)}"
+
+    def _other(self, schema: Any, depth: int) -> str:
+        """A value that is no string."""
+        if not isinstance(schema, Mapping):
+            raise Unfit
+        types = types_of(schema, self._root)
+        keys = schema.keys() - NOTES
+        if keys == {"$ref"}:
+            return self.value(referred(schema["$ref"], self._root), depth - 1)
+        if types <= _SCALARS:
+            definitions = {key: self._root[key] for key in ("$defs", "definitions") if key in self._root}
+            return self._lark.json({**schema, **definitions})
+        if keys <= {"type", "enum"} and "enum" in keys:
+            return " | ".join(self._lark.text(written(each)) for each in schema["enum"])
+        if len(types) > 1 and keys == {"type"}:
+            return " | ".join(self._other({"type": each}, depth) for each in sorted(types))
+        if types == {"array"} and keys <= _ARRAY_KEYS:
+            return self._array(schema, depth)
+        if types == {"object"}:
+            return self.object(schema, depth)
+        raise Unfit
+
+    def _array(self, schema: Mapping[str, Any], depth: int) -> str:
+        item = self._lark.rule(self.value(schema.get("items", True), depth - 1))
+        least, most = schema.get("minItems", 0), schema.get("maxItems")
+        if most == 0:
+            return '"[" "]"'
+        more = f'("," {item}){{{max(least - 1, 0)},{"" if most is None else most - 1}}}'
+        return f'"[" ({item} {more}){"" if least else "?"} "]"'
+
+
+def written(value: Any) -> str:
+    """A value as Gemma 4 writes it."""
+    if isinstance(value, str):
+        return QUOTE + value + QUOTE
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{written(each)}" for key, each in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(map(written, value)) + "]"
+    return json.dumps(value)
