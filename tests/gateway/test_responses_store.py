@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import openai
 import pytest
 
 from tests.gateway.conftest import PATIENCE, GatewayProcess, NeuronThread, eventually
@@ -540,3 +541,55 @@ def test_gateway_that_keeps_nothing_says_so(neuron: NeuronThread, tmp_path: Path
         assert not (tmp_path / "responses.db").exists()
     finally:
         gateway.stop()
+
+
+# --- as OpenAI's own client has it ----------------------------------------------------------------------
+
+
+def test_openai_sdk_finds_what_is_kept(pair: GatewayProcess) -> None:
+    client = pair.openai()
+    first = client.responses.create(model="echo", input="one two")
+    again = client.responses.retrieve(first.id)
+    assert again == first
+    second = client.responses.create(model="echo", input="three", previous_response_id=first.id)
+    assert second.previous_response_id == first.id
+    (item,) = client.responses.input_items.list(second.id)
+    assert item.content[0].text == "three"
+    client.responses.delete(first.id)
+    with pytest.raises(openai.NotFoundError):
+        client.responses.retrieve(first.id)
+    assert client.responses.input_tokens.count(model="echo", input="one two").input_tokens == 2
+    compacted = client.responses.compact(model="echo", input="one two")
+    assert [item.type for item in compacted.output] == ["message", "compaction"]
+
+
+def test_openai_sdk_follows_the_background(pair: GatewayProcess) -> None:
+    client = pair.openai()
+    events = list(client.responses.create(model="slow", input="one two", background=True, stream=True))
+    assert events[0].type == "response.created"
+    assert events[-1].type == "response.completed"
+    response_id = events[-1].response.id
+    rest = list(client.responses.retrieve(response_id, stream=True, starting_after=3))
+    assert rest == events[4:]
+    stuck = client.responses.create(model="stuck", input="x", background=True)
+    assert client.responses.cancel(stuck.id).status == "cancelled"
+
+
+def test_openai_sdk_holds_conversations(pair: GatewayProcess) -> None:
+    client = pair.openai()
+    conversation = client.conversations.create(
+        items=[{"type": "message", "role": "user", "content": "before"}], metadata={"a": "b"}
+    )
+    client.responses.create(model="echo", input="one", conversation=conversation.id)
+    items = list(client.conversations.items.list(conversation.id, order="asc"))
+    assert [item.content[0].text for item in items] == ["before", "one", "one"]
+    assert client.conversations.items.retrieve(items[1].id, conversation_id=conversation.id) == items[1]
+    assert client.conversations.update(conversation.id, metadata={"c": "d"}).metadata == {"c": "d"}
+    client.conversations.items.delete(items[1].id, conversation_id=conversation.id)
+    added = client.conversations.items.create(
+        conversation.id, items=[{"type": "message", "role": "user", "content": "more"}]
+    )
+    assert added.data[0].content[0].text == "more"
+    assert client.conversations.delete(conversation.id).deleted
+    with pytest.raises(openai.NotFoundError):
+        client.conversations.retrieve(conversation.id)
