@@ -9,11 +9,11 @@ import os
 from collections.abc import Callable
 from typing import Any, Literal
 
-from gateway.dialects.openai.common import encode, json_string
 from gateway.dialects.openai.custom_tools import InputReader
 from gateway.dialects.openai.logprobs import chat_logprobs
 from gateway.dialects.openai.responses.thoughts import seal
 from gateway.dialects.openai.responses.tools import Origin, Tools
+from gateway.dialects.writing import encode, json_string, on_one_line
 from ipc.messages import Delta, TokenLogprob, ToolCallDelta
 
 Status = Literal["completed", "incomplete"]
@@ -29,7 +29,7 @@ class Events:
         """One event."""
         data = encode({"type": kind, "sequence_number": self.count} | members)
         self.count += 1
-        return b"event: " + kind.encode() + b"\ndata: " + _on_one_line(data) + b"\n\n"
+        return b"event: " + kind.encode() + b"\ndata: " + on_one_line(data) + b"\n\n"
 
 
 class Piece:
@@ -218,7 +218,7 @@ class _Text:
         mine, self._ahead = _behind(text, self._ahead)
         entries = chat_logprobs(mine).content
         self._logprobs += entries
-        return self._piece.write(text, b',"logprobs":' + _on_one_line(encode(entries)))
+        return self._piece.write(text, b',"logprobs":' + on_one_line(encode(entries)))
 
     def done(self, status: Status) -> tuple[dict[str, Any], bytes]:
         text = "".join(self._text)
@@ -319,16 +319,3 @@ def _behind(text: str, tokens: list[TokenLogprob]) -> tuple[list[TokenLogprob], 
             mine.append(token)
         at += len(token.raw)
     return mine, []
-
-
-def _on_one_line(data: bytes) -> bytes:
-    """JSON without what some clients take for the end of a line, though a stream knows only CR and LF."""
-    if data.isascii():
-        return data
-    for char, escape in (
-        (b"\xc2\x85", b"\\u0085"),
-        (b"\xe2\x80\xa8", b"\\u2028"),
-        (b"\xe2\x80\xa9", b"\\u2029"),
-    ):
-        data = data.replace(char, escape)
-    return data
