@@ -57,7 +57,9 @@ class StoreSettings(Struct, frozen=True, kw_only=True):
     """What is kept of responses and conversations."""
 
     enabled: bool = True
-    path: str | None = None  # of the file; null: see `gateway.store.database.default_path`
+    path: Annotated[str, Meta(min_length=1)] | None = (
+        None  # of the file; null: see `gateway.store.database.default_path`
+    )
     max_age_days: Annotated[float, Meta(gt=0)] = 30
     max_size: Size = 1 << 30  # bytes of the file
 
@@ -149,6 +151,8 @@ def _checked(config: GatewayConfig, path: str | Path) -> GatewayConfig:
     if config.store.max_size < MIN_STORE:
         text = f"Expected at least {MIN_STORE} bytes, not {config.store.max_size}"
         raise ConfigError(path, "store.max_size", text)
+    if config.store.path is not None and (why := _unusable_file(Path(config.store.path).expanduser())):
+        raise ConfigError(path, "store.path", f"{config.store.path!r}: {why}")
     for i, origin in enumerate(ours.cors_origins):
         if not _ORIGIN.fullmatch(origin):
             text = f"Expected scheme://host:port, loopback or *, not {origin!r}"
@@ -182,6 +186,16 @@ def _checked(config: GatewayConfig, path: str | Path) -> GatewayConfig:
         endpoint = re.sub(r"^http:", "tcp:", neuron.endpoint).rstrip("/")
         neurons.append(replace(neuron, endpoint=endpoint))
     return replace(config, neurons=neurons)
+
+
+def _unusable_file(path: Path) -> str:
+    """Why we can neither write nor make that file; "" where we can."""
+    if path.is_dir():
+        return "it is a folder"
+    place = path if path.exists() else next(each for each in path.absolute().parents if each.exists())
+    if place != path and not place.is_dir():
+        return f"{place} is no folder"
+    return "" if os.access(place, os.W_OK) else f"{place} cannot be written"
 
 
 def _usable(read_key: Callable[[], str], path: str | Path, key: str) -> None:

@@ -88,7 +88,7 @@ class Database:
     """
 
     def __init__(self, path: str | Path, limits: Limits) -> None:
-        self.path, self.limits = Path(path), limits
+        self.path, self.limits = Path(path).expanduser(), limits
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store")
         self._connection: sqlite3.Connection | None = None
 

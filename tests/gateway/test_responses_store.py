@@ -504,8 +504,8 @@ def test_many_at_once_are_all_kept(pair: GatewayProcess) -> None:
 def test_store_that_cannot_be_used_is_told_and_needed_by_nobody_else(
     neuron: NeuronThread, tmp_path: Path
 ) -> None:
-    (tmp_path / "file").write_text("")
-    store = {"path": str(tmp_path / "file" / "responses.db")}
+    store = {"path": str(tmp_path / "responses.db")}
+    Path(store["path"]).write_text("this is no database, and never was one " * 100)
     gateway = GatewayProcess(tmp_path, neuron.endpoint, store=store).wait_ready()
     try:
         with api(gateway) as http:
