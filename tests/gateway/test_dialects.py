@@ -76,12 +76,10 @@ def test_sampling_is_taken_as_it_is_spelt() -> None:
     assert chat().sampling == type(sampling)()
 
 
-def test_effort_and_template_arguments_reach_the_template() -> None:
-    assert chat(reasoning_effort="none").template_args["enable_thinking"] is False
-    assert chat(reasoning_effort="low").template_args == {"enable_thinking": True, "reasoning_effort": "low"}
-    args = chat(reasoning_effort="none", chat_template_kwargs={"enable_thinking": True}).template_args
-    assert args["enable_thinking"] is True
-    assert chat().template_args == {}
+def test_template_arguments_are_those_that_the_client_spells_out() -> None:
+    assert chat(reasoning_effort="none").template_args == {}
+    args = {"enable_thinking": True, "other": [1]}
+    assert chat(reasoning_effort="none", chat_template_kwargs=args).template_args == args
 
 
 def test_tools_are_told_unless_the_client_says_none() -> None:

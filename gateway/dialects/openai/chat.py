@@ -60,7 +60,7 @@ async def parse(body: bytes, context: RequestContext) -> tuple[Generate, ChatRen
     if fields.top_logprobs and not fields.logprobs:
         raise CortexError(Code.BAD_REQUEST, "top_logprobs: needs logprobs to be true", param="top_logprobs")
     form, names = structured(fields)
-    tools, thought = tool_choice(fields), thinking(fields)
+    tools = tool_choice(fields)
     is_continued, continued_names = continues(fields, fields.messages)
     max_tokens = fields.max_completion_tokens or fields.max_tokens
     generate = Generate(
@@ -69,8 +69,8 @@ async def parse(body: bytes, context: RequestContext) -> tuple[Generate, ChatRen
         messages=conversation(fields.messages),
         tools=tools.tools,
         must_call=tools.must_call,
-        template_args=template_args(fields.chat_template_kwargs, thought),
-        thinking=thought,
+        template_args=template_args(fields.chat_template_kwargs),
+        thinking=thinking(fields),
         sampling=sampling(fields, max_tokens, (fields.top_logprobs or 0) if fields.logprobs else None),
         structured=form,
         stream=bool(fields.stream),

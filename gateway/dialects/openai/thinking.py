@@ -68,21 +68,15 @@ def is_hidden(fields: ThinkingFields) -> bool:
     return bool(hidden) or fields.include_reasoning is False
 
 
-def template_args(given: dict[str, Any] | None, thought: Thinking) -> dict[str, Any]:
-    """Variables of the chat template; those that the client spells out win over what its thinking implies.
+def template_args(given: dict[str, Any] | None) -> dict[str, Any]:
+    """`chat_template_kwargs`, which count more than what a template is told of thinking.
 
     Raises:
         CortexError: a message cannot hold them.
     """
-    args: dict[str, Any] = {}
-    if thought.enabled is not None:
-        args["enable_thinking"] = thought.enabled
-    if thought.effort is not None:
-        args["reasoning_effort"] = thought.effort
     if given:
         free_json.check("chat_template_kwargs", given)
-        args |= given
-    return args
+    return given or {}
 
 
 def _first(*values: Any) -> Any:

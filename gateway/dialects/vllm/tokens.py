@@ -82,7 +82,7 @@ async def parse_tokenize(body: bytes, context: RequestContext) -> tuple[Tokenize
     if len(given) != 1:
         text = "a request has either a prompt or messages"
         raise CortexError(Code.BAD_REQUEST, text, param=given[1] if given else "prompt")
-    tools, thought = tool_choice(fields), thinking(fields)
+    tools = tool_choice(fields)
     if fields.messages is None and tools.tools:
         raise CortexError(Code.BAD_REQUEST, "tools: need messages", param="tools")
     special = fields.add_special if fields.add_special_tokens is None else fields.add_special_tokens
@@ -93,8 +93,8 @@ async def parse_tokenize(body: bytes, context: RequestContext) -> tuple[Tokenize
         messages=None if fields.messages is None else conversation(fields.messages),
         prompt=fields.content if fields.prompt is None else fields.prompt,
         tools=tools.tools,
-        template_args=template_args(fields.chat_template_kwargs, thought),
-        thinking=thought,
+        template_args=template_args(fields.chat_template_kwargs),
+        thinking=thinking(fields),
         continue_final_message=is_continued,
         add_special_tokens=special,
         return_bytes=bool(fields.return_token_strs or fields.with_pieces),
