@@ -170,12 +170,13 @@ class SamplingParams(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Constraint(msgspec.Struct, array_like=True, frozen=True):
-    """A grammar that the output follows, in the thought's stead or after it."""
+    """A grammar that the output follows, in the thought's stead or after it; and how long that may be."""
 
-    grammar: str  # Lark, as llguidance reads it, with `no_forcing`
+    grammar: str  # Lark, as llguidance reads it, with `no_forcing`; empty: only the thought is of interest
     in_thought: bool = False  # the prompt has opened a thought: the grammar holds after its end
     think: list[int] = []  # tokens that may open a thought instead, as the first output
     end_think: list[int] = []  # tokens that end a thought
+    budget: int | None = None  # tokens of the thought, after which nothing but its end may come
 
 
 class Submit(msgspec.Struct, tag=1, array_like=True):

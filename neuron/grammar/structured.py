@@ -91,14 +91,23 @@ def form(structured: Structured) -> str:
 
 
 def hold(
-    grammar: str, encode: Callable[[str], list[int]], thought: Thought, tags: ThinkTags = THINK
+    grammar: str,
+    encode: Callable[[str], list[int]],
+    thought: Thought,
+    tags: ThinkTags = THINK,
+    budget: int | None = None,
 ) -> Constraint:
-    """What a worker needs to hold an answer to `grammar`, which was tried."""
+    """What a worker needs to hold an answer to `grammar`, which was tried.
+
+    Args:
+        budget: tokens of the thought.
+    """
     return Constraint(
         grammar,
         in_thought=thought == "open",
         think=encode(tags.opening) if thought == "possible" else [],
         end_think=encode(tags.closing) if thought != "none" else [],
+        budget=budget,
     )
 
 

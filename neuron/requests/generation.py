@@ -13,7 +13,7 @@ from ipc.errors import Code, CortexError
 from ipc.messages import Delta, Finished, Generate, Reply, Started, Timings, Usage
 from ipc.worker_messages import Constraint, SamplingParams, SequenceReport, Submit
 from neuron.description import ModelDescription
-from neuron.grammar.structured import constrain
+from neuron.grammar.structured import constrain, hold
 from neuron.grammar.tool_calls import allow_call, require_call
 from neuron.refusals import bad_request, too_long
 from neuron.requests.answer import Answer, News
@@ -71,7 +71,7 @@ class Generation(OpenRequest):
         if description.engine == "simulated":
             self._refuse_what_needs_a_model()
         params = self._resolve(text, description)
-        constraint = self._constrain(text, description)
+        constraint = self._constrain(text)
         for prompt in self._prompts:
             self._add_answers(prompt, params, constraint, text)
         if self.request.echo:
@@ -111,19 +111,31 @@ class Generation(OpenRequest):
                 )
         return params
 
-    def _constrain(self, text: TextFrontEnd, description: ModelDescription) -> Constraint | None:
-        """The grammar of every answer. Only messages can leave a thought open, and they are one prompt."""
-        request = self.request
-        if request.structured is None and not request.must_call:
+    def _constrain(self, text: TextFrontEnd) -> Constraint | None:
+        """The grammar of every answer, and how long its thought may be. Only messages can leave a thought
+        open, and they are one prompt."""
+        request, budget = self.request, self.request.thinking.budget
+        formed = request.structured is not None or bool(request.must_call)
+        if not formed and budget is None:
             return None
         encode = partial(text.encode, special=False)
         thought, tags = text.thought_after(self._prompts[0].rendered), text.think_tags
+        if thought == "none":
+            budget = None
+        if not formed:
+            return None if budget is None else hold("", encode, thought, tags, budget)
         parallel, written = request.parallel_tool_calls, text.tool_format
         if request.must_call:  # of what is no call there is nothing then
-            return require_call(request.tools, request.must_call, encode, thought, parallel, written, tags)
-        if request.tools:
-            return allow_call(request.tools, request.structured, encode, thought, parallel, written, tags)
-        return constrain(request.structured, encode, thought, tags)
+            constraint = require_call(
+                request.tools, request.must_call, encode, thought, parallel, written, tags
+            )
+        elif request.tools:
+            constraint = allow_call(
+                request.tools, request.structured, encode, thought, parallel, written, tags
+            )
+        else:
+            constraint = constrain(request.structured, encode, thought, tags)
+        return msgspec.structs.replace(constraint, budget=budget)
 
     def _add_answers(
         self, prompt: Prompt, params: SamplingParams, constraint: Constraint | None, text: TextFrontEnd

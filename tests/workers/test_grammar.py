@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -18,7 +19,7 @@ from tokenizers import Tokenizer
 from ipc.errors import Code, CortexError
 from ipc.messages import Structured
 from ipc.worker_messages import Constraint
-from neuron.grammar.structured import OPTIONS, constrain
+from neuron.grammar.structured import OPTIONS, constrain, hold
 from tests.workers.schemas import SCHEMAS, formats
 from workers.sampling.grammar import MAX_GAP, Grammars
 from workers.sampling.vocabulary import Vocabulary
@@ -418,3 +419,80 @@ def test_space_between_marks_does_not_run_away(grammars):
         if len(output) > 60 or grammars.accept(0, output[-1]):
             break
     assert max(map(len, re.findall(r"\s+", text_of(output).partition('"e"')[0]))) <= 33
+
+
+# --- how long a thought may be ------------------------------------------------------------------------------
+
+
+def budgeted(budget: int, thought: str = "open", **form: object) -> Constraint:
+    held = constrain(Structured(**form), encode, thought) if form else hold("", encode, thought)
+    return msgspec.structs.replace(held, budget=budget)
+
+
+@pytest.mark.parametrize("budget", [0, 5])
+@pytest.mark.parametrize("form", [{}, {"choice": ["yes"]}], ids=["free", "grammar"])
+def test_a_thought_is_ended_by_its_tag_when_its_budget_is_used_up(grammars, budget, form):
+    grammars.add(0, budgeted(budget, **form), [], STOPS)
+    for _ in range(budget):
+        assert len(ids(grammars)) > 1
+        assert not grammars.accept(0, encode("a")[0])
+    assert ids(grammars) == {END_THINK}
+    assert not grammars.accept(0, END_THINK)
+    if form:
+        assert encode("yes")[0] in ids(grammars)
+        assert encode("a")[0] not in ids(grammars)
+    else:
+        assert grammars.begin([0]) is None  # it is free from here on
+
+
+def test_a_thought_that_ends_by_itself_uses_no_budget(grammars):
+    grammars.add(0, budgeted(5), [], STOPS)
+    for token in (*encode("a")[:1], END_THINK, *encode("a b c d e f g h i j")):
+        grammars.accept(0, token)
+    assert grammars.begin([0]) is None
+
+
+def test_a_thought_that_the_model_opens_has_a_budget_and_an_answer_has_none(grammars):
+    for slot in (0, 1):
+        grammars.add(slot, budgeted(1, "possible"), [], STOPS)
+        assert len(ids(grammars, slot)) >= VOCAB - 32  # anything, padding as well
+    newline = encode("\n")[0]
+    for token in (newline, THINK, encode("a")[0]):
+        grammars.accept(0, token)
+    assert ids(grammars) == {END_THINK}
+    for token in (encode("a")[0], THINK, encode("a")[0]):
+        grammars.accept(1, token)
+    assert grammars.begin([1]) is None
+
+
+def test_a_tag_of_several_tokens_is_completed_where_it_was_begun(tmp_path):
+    without_tags(tmp_path)
+    tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    tag = tokenizer.encode("</think>", add_special_tokens=False).ids
+    assert len(tag) > 2
+    grammars = Grammars(tmp_path, VOCAB)
+    constraint = Constraint("", in_thought=True, end_think=tag, budget=3)
+    for begun in range(len(tag) - 1):
+        written = [*encode("a")[:1] * 3, *tag[:begun]]
+        grammars.add(0, constraint, written, ())
+        for token in tag[begun:]:
+            assert ids(grammars) == {token}
+            grammars.accept(0, token)
+        assert grammars.begin([0]) is None
+    grammars.close()
+
+
+@given(
+    st.lists(st.sampled_from([THINK, END_THINK, *encode("a"), *encode("\n"), *encode("yes")]), max_size=12)
+)
+@settings(max_examples=30, deadline=None)
+def test_the_budget_is_a_matter_of_the_tokens_alone(output):
+    grammars = Grammars(DEMO, VOCAB)
+    for thought in ("open", "possible"):
+        grammars.add(0, budgeted(3, thought), [], STOPS)
+        for token in output:
+            grammars.accept(0, token)
+        grammars.add(1, budgeted(3, thought), output, STOPS)
+        rows = grammars.begin([0, 1])
+        assert rows is None or (rows.result()[0] == rows.result()[1]).all()
+    grammars.close()

@@ -11,11 +11,11 @@ import torch
 
 from ipc.messages import Structured
 from ipc.worker_messages import Constraint, SamplingParams, Submit
-from neuron.grammar.structured import constrain
+from neuron.grammar.structured import constrain, form, hold
 from tests.workers.checkpoints import qwen3
 from tests.workers.engines import make_runner, request, serve
 from tests.workers.schemas import SCHEMAS
-from tests.workers.test_grammar import DEMO, STOPS, VOCAB, completion, encode, errors, text_of
+from tests.workers.test_grammar import DEMO, END_THINK, STOPS, VOCAB, completion, encode, errors, text_of
 from workers.sampling.grammar import Grammars
 
 NAMES = ("person", "any of", "tree", "names by pattern", "uuid", "bounded items")
@@ -72,3 +72,21 @@ def test_answers_follow_their_grammars_beside_others_that_have_none(folder, cons
 def test_preempted_answers_are_the_same_as_undisturbed_ones(folder, constraints):
     requests = ask(constraints)
     assert run(folder, requests) == run(folder, requests, kv_pages=9)
+
+
+def test_thoughts_end_at_their_budgets_in_any_company(folder):
+    requests = []
+    for budget in range(12):
+        params = SamplingParams(temperature=1.0, seed=budget, stop_ids=list(STOPS))
+        grammar = "" if budget % 2 else form(Structured(choice=["yes"]))
+        held = hold(grammar, encode, "open", budget=budget)
+        requests.append(Submit(budget, array("I", [9, 40, 41]).tobytes(), 40, params, held))
+    together = run(folder, requests)
+    for budget, output in enumerate(together):
+        ended = output.index(END_THINK) if END_THINK in output else len(output)
+        assert ended <= budget
+        if budget % 2 == 0:
+            assert text_of(output[ended + 1 :]).strip() == "yes"
+    assert run(folder, requests, kv_pages=9) == together
+    for request_alone, output in zip(requests[:3], together, strict=False):
+        assert run(folder, [request_alone]) == [output]

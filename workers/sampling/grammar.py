@@ -1,4 +1,5 @@
-"""Holds answers to grammars: which tokens may come next, computed in threads while the device runs.
+"""Holds answers to grammars, and thoughts to budgets: which tokens may come next, computed in threads while
+the device runs.
 
 Only rank 0 samples, so only rank 0 has grammars. llguidance counts its work and looks at no clock: a grammar
 that explodes is given up at the same token each time, and a preempted sequence goes on as before.
@@ -19,6 +20,8 @@ from llguidance import LLExecutor, LLMatcher, LLParserLimits
 from ipc.errors import Code, CortexError
 from ipc.worker_messages import GRAMMAR_LIMITS, Constraint
 from workers.sampling.vocabulary import Vocabulary
+
+Phase = Literal["opening", "thought", "gap", "answer", "free"]
 
 LIMITS = LLParserLimits(verbose_errors=False, **GRAMMAR_LIMITS)
 MAX_GAP = 4  # tokens of space between the end of a thought and the answer
@@ -71,7 +74,11 @@ class Grammars:
 
         The masks of one step are gone when those of the next begin.
         """
-        rows = {row: self._slots[slot] for row, slot in enumerate(slots) if slot in self._slots}
+        rows = {
+            row: follower
+            for row, slot in enumerate(slots)
+            if (follower := self._slots.get(slot)) is not None and not _is_free(follower)
+        }
         return PendingMasks(self._masking.submit(self._fill, rows, len(slots))) if rows else None
 
     def accept(self, slot: int, token: int) -> bool:
@@ -137,8 +144,10 @@ class PendingMasks:
 class _Follower:
     """One sequence and its grammar.
 
-    It is in one of four phases: "opening" (a thought may begin, or the answer), "thought" (nothing is held to
-    the grammar), "gap" (space between the two) and "answer".
+    It is in one of five phases: "opening" (a thought may begin, or the answer), "thought" (nothing is held to
+    the grammar), "gap" (space between the two), "answer", and "free" (an answer without a grammar).
+
+    Its state follows from the tokens alone: a sequence that was preempted comes to the same.
 
     Raises:
         CortexError: BAD_REQUEST when the grammar cannot be compiled; NOT_SUPPORTED, see `Vocabulary.load`.
@@ -152,43 +161,66 @@ class _Follower:
         stop_ids: frozenset[int],
     ) -> None:
         self._vocabulary = vocabulary.result()
-        self._think, self._stop_ids = constraint.think, stop_ids
-        # The tag is looked for in the text, as the answer's reader does: there are many ways to write it.
+        self._think, self._end_think, self._stop_ids = constraint.think, constraint.end_think, stop_ids
+        # A tag of several tokens is looked for in the text, as the answer's reader does: there are many ways
+        # to write it. One that is a token is that token.
         self._end_tag = b"".join(self._vocabulary.tokens[token] for token in constraint.end_think)
         self._tag_tokens = frozenset(constraint.end_think)
+        self._budget = constraint.budget
         self._thought = b""  # the end of it
+        self._thought_ids: list[int] = []  # the same
+        self._length = 0  # tokens of it
         self._opened = 0  # tokens of `think` that the output began with
         self._spaces = 0  # tokens of the gap
-        self._phase: Literal["opening", "thought", "gap", "answer"] = (
-            "thought" if constraint.in_thought else "opening" if constraint.think else "answer"
+        self._behind: Phase = "gap" if constraint.grammar else "free"  # a thought
+        self._answer: Phase = "answer" if constraint.grammar else "free"
+        self.phase: Phase = (
+            "thought" if constraint.in_thought else "opening" if constraint.think else self._answer
         )
         self._fits = True  # the output so far is the beginning of an answer
-        self.matcher = LLMatcher(self._vocabulary.matching, constraint.grammar, log_level=0, limits=LIMITS)
-        if self.failure:
-            raise _refused(self.failure)
+        self.matcher: LLMatcher | None = None
+        if constraint.grammar:
+            self.matcher = LLMatcher(
+                self._vocabulary.matching, constraint.grammar, log_level=0, limits=LIMITS
+            )
+            if self.failure:
+                raise _refused(self.failure)
         for token in output:
             self.accept(token)
 
     @property
     def failure(self) -> str:
         """What went wrong with the grammar, or nothing."""
-        return self.matcher.get_error().partition("\n")[0][:200]
+        return self.matcher.get_error().partition("\n")[0][:200] if self.matcher is not None else ""
 
     @property
     def matching(self) -> bool:
         """Whether the next mask is a matter for the matcher."""
-        return self._phase != "thought" and self._fits and not self.matcher.is_error()
+        return (
+            self.matcher is not None
+            and self.phase != "thought"
+            and self._fits
+            and not self.matcher.is_error()
+        )
 
     def finish(self, words: np.ndarray) -> None:
         """Complete a mask, uint32 [words], in which the matcher (if it was `matching`) set what it allows."""
-        if self._phase == "thought":
+        if self.phase == "thought" and self._budget is not None and self._length >= self._budget:
+            words[:] = 0
+            _allow(words, self._end_think[self._ended()])
+            return
+        if self.matcher is None:
+            words[:] = 0xFFFFFFFF
+            return
+        if self.phase == "thought":
             words[:] = self._vocabulary.known
-            words &= ~self._vocabulary.beyond(self._end_tag, self._thought)
+            if len(self._end_think) > 1:
+                words &= ~self._vocabulary.beyond(self._end_tag, self._thought)
         elif self.matcher.is_error():
             words[:] = 0
-        if self._phase == "gap" and self._spaces < MAX_GAP:
+        if self.phase == "gap" and self._spaces < MAX_GAP:
             words |= self._vocabulary.spaces
-        if self._phase == "opening":
+        if self.phase == "opening":
             _allow(words, self._think[self._opened])
         may_end = self.matching and self.matcher.is_accepting()
         for token in self._stop_ids:
@@ -199,37 +231,67 @@ class _Follower:
 
     def accept(self, token: int) -> bool:
         """Go on; see `Grammars.accept`."""
-        if self._phase == "thought":
+        if self.phase == "thought":
             self._accept_thought(token)
+            return False
+        if self.matcher is None:
+            self._accept_freely(token)
             return False
         if token in self._stop_ids:
             return True
-        if self._phase == "gap" and token in self._vocabulary.space and self._spaces < MAX_GAP:
+        if self.phase == "gap" and token in self._vocabulary.space and self._spaces < MAX_GAP:
             self._spaces += 1
             return False
-        if self._phase == "opening":
+        if self.phase == "opening":
             if token == self._think[self._opened]:
                 self._opened += 1
                 if self._opened == len(self._think):
-                    self._phase, self._fits = "thought", True
+                    self.phase, self._fits = "thought", True
                     self.matcher.reset()
                     return False
                 self._fits = self._fits and self.matcher.validate_tokens([token]) == 1
                 if not self._fits:
                     return False
             else:
-                self._phase = "answer"
+                self.phase = "answer"
         else:
-            self._phase = "answer"
-        return self.matcher.consume_token(token) and self._phase == "answer" and self.matcher.is_stopped()
+            self.phase = "answer"
+        return self.matcher.consume_token(token) and self.phase == "answer" and self.matcher.is_stopped()
+
+    def _accept_freely(self, token: int) -> None:
+        """Go on without a grammar: of interest is a thought that begins, behind space as for a reader."""
+        if self.phase != "opening":
+            return
+        if token == self._think[self._opened]:
+            self._opened += 1
+            if self._opened == len(self._think):
+                self.phase = "thought"
+        elif self._opened or token not in self._vocabulary.space:
+            self.phase = "free"
 
     def _accept_thought(self, token: int) -> None:
         """Go on in a thought; the tag ends it."""
-        if token in self._tag_tokens or token not in self._vocabulary.control:
-            self._thought += self._vocabulary.tokens[token]
-        if self._end_tag in self._thought:
-            self._phase = "gap"
-        self._thought = self._thought[1 - len(self._end_tag) :]
+        self._length += 1
+        if len(self._end_think) == 1:
+            ended = token == self._end_think[0]
+        else:
+            if token in self._tag_tokens or token not in self._vocabulary.control:
+                self._thought += self._vocabulary.tokens[token]
+            ended = self._end_tag in self._thought
+            self._thought = self._thought[1 - len(self._end_tag) :]
+            self._thought_ids = [*self._thought_ids, token][1 - len(self._end_think) :]
+        if ended:
+            self.phase = self._behind
+
+    def _ended(self) -> int:
+        """How many tokens of the tag the thought ends with."""
+        lengths = range(len(self._thought_ids), 0, -1)
+        return next((n for n in lengths if self._thought_ids[-n:] == self._end_think[:n]), 0)
+
+
+def _is_free(follower: Future[_Follower]) -> bool:
+    """Whether anything may follow, to the end."""
+    return follower.done() and follower.exception() is None and follower.result().phase == "free"
 
 
 def _allow(words: np.ndarray, token: int) -> None:
