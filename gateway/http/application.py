@@ -27,6 +27,7 @@ from gateway.http.browsers import Browsers
 from gateway.http.generation import GenerationResource, context_of, open_exchange
 from gateway.http.health import HealthResource, ReadyResource, VersionResource
 from gateway.http.models import ModelResource, ModelsResource
+from gateway.http.openapi import OpenAPIResource
 from gateway.http.replies import ReplyResource
 from gateway.refusals import Refusal
 from gateway.store.database import Database, default_path
@@ -65,6 +66,7 @@ class Gateway:
             "/health": HealthResource(fleet),
             "/ready": ReadyResource(fleet),
             "/version": VersionResource(),
+            "/openapi.json": OpenAPIResource(),
         }
         refuse: dict[str, Refuse] = {}
         for make in dialects:

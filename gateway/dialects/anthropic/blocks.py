@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import Raw, Struct, field
 
 from gateway.dialects.anthropic import thoughts
 from gateway.dialects.anthropic.identifiers import inward
@@ -46,7 +46,9 @@ class Block(Struct):
     source: Source | str | None = None  # a text where the block is a search result
     id: str | None = None
     name: str | None = None
-    input: Raw = Raw()  # empty where there is none: with None beside it, nothing is taken for raw
+    input: Raw = field(
+        default_factory=Raw
+    )  # empty where there is none: with None beside it, nothing is taken for raw
     tool_use_id: str | None = None
     content: str | list[Block] | dict[str, Any] | None = None
     is_error: bool | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import Raw, Struct, field
 
 from gateway.dialects.openai.common import Short, ShortName, unsupported
 from gateway.dialects.openai.custom_tools import as_arguments
@@ -35,7 +35,7 @@ class FunctionCall(Struct):
     """`arguments` is JSON in a text, as OpenAI has it, or the object itself, as some clients keep it."""
 
     name: ShortName
-    arguments: Raw = Raw(b'"{}"')
+    arguments: Raw = field(default_factory=lambda: Raw(b'"{}"'))
 
 
 class CustomCall(Struct):
