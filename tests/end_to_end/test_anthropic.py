@@ -120,3 +120,16 @@ def test_an_image_for_a_model_that_takes_none_is_refused_in_its_place(cortex):
     assert answer.status_code == 400
     assert answer.json()["error"]["type"] == "invalid_request_error"
     assert answer.json()["error"]["message"].startswith("messages.0.content.1: ")
+
+
+@pytest.mark.parametrize("display", ["summarized", "omitted"])
+def test_a_thought_is_shown_or_carried_and_taken_back(ask, display):
+    sums = [{"role": "user", "content": "What is 17 plus 25?"}]
+    fields = {"messages": sums, "thinking": {"type": "adaptive", "display": display}, "max_tokens": 400}
+    whole, streamed = ask(**fields), ask(stream=True, **fields)
+    assert [block["type"] for block in whole["content"]] == ["thinking", "text"]
+    assert streamed["content"] == whole["content"]
+    assert bool(whole["content"][0]["thinking"]) == (display == "summarized")
+    turns = [*sums, {"role": "assistant", "content": whole["content"]}, *HELLO["messages"]]
+    assert text_of(ask(messages=turns))
+    assert [block["type"] for block in ask(messages=sums)["content"]] == ["text"]

@@ -40,6 +40,7 @@ PNG = base64.b64encode(b"\x89PNG").decode()
 IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": PNG}}
 CALL = {"type": "tool_use", "id": "toolu_1", "name": "f", "input": {"a": 1}}
 RESULT = {"type": "tool_result", "tool_use_id": "toolu_1", "content": "2"}
+SEARCH = {"type": "web_search_20250305", "name": "web_search", "max_uses": 8}
 TOOL = {"name": "f", "description": "does", "input_schema": {"type": "object"}}
 
 
@@ -280,7 +281,7 @@ def test_tools_reach_the_template_in_the_shape_that_it_knows() -> None:
 
 def test_tools_of_anthropic_s_own_have_their_schema_or_are_left_out() -> None:
     given = [
-        {"type": "web_search_20250305", "name": "web_search", "max_uses": 8},
+        SEARCH,
         {"type": "bash_20250124", "name": "bash"},
         {"type": "tool_search_tool_regex_20251119", "name": "tool_search_tool_regex"},
         {"type": "text_editor_20250728", "name": "str_replace_based_edit_tool"},
@@ -437,6 +438,8 @@ PDF = {"type": "document", "source": {"type": "base64", "media_type": "applicati
         ({"tools": [TOOL], "tool_choice": {"type": "tool"}}, "tool_choice.name"),
         ({"tools": [TOOL], "tool_choice": {"type": "tool", "name": "g"}}, "tool_choice.name"),
         ({"tool_choice": {"type": "any"}}, "tool_choice"),
+        ({"tools": [SEARCH], "tool_choice": {"type": "any"}}, "tool_choice"),
+        ({"tools": [SEARCH], "tool_choice": {"type": "tool", "name": "web_search"}}, "tool_choice.name"),
         ({"mcp_servers": [{"type": "url", "url": "http://x", "name": "x"}]}, "mcp_servers"),
         ({"container": "c_1"}, "container"),
         (user({"type": "text"}), "messages[0].content[0].text"),
@@ -519,7 +522,7 @@ def test_an_error_of_the_neuron_names_what_the_client_sent(param: str, own: str)
             {"role": "user", "content": [text("c")]},
             {"role": "user", "content": [text("d"), text("e")]},
         ],
-        "tools": [{"type": "web_search_20250305", "name": "web_search"}, TOOL],
+        "tools": [SEARCH, TOOL],
         "output_config": {"format": {"type": "json_schema", "schema": {}}},
     }
     renderer = parsed(messages.parse, json.dumps(body).encode())[1]

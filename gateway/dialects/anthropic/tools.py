@@ -124,7 +124,7 @@ class Tools:
         if len(told) > MAX_TOOLS:
             raise _bad("tools", f"there are {len(told)}, more than {MAX_TOOLS}")
         self.tools = [tool for tool, _ in told]
-        self.must_call = _must_call(choice, [tool.name for tool in self.tools])
+        self.must_call = _must_call(choice, [tool.name for tool in self.tools], fields or ())
         self.parallel = choice is None or not choice.disable_parallel_tool_use
         self.names = {f"tools[{i}]": place for i, (_, place) in enumerate(told)} | {
             "must_call": "tool_choice"
@@ -174,12 +174,14 @@ def _published(kind: str) -> tuple[str, dict[str, Any], list[str]] | None:
     return next((each for start, each in _PUBLISHED.items() if kind.startswith(start)), None)
 
 
-def _must_call(choice: ToolChoice | None, names: list[str]) -> list[str]:
+def _must_call(choice: ToolChoice | None, names: list[str], given: Sequence[ToolField]) -> list[str]:
     if choice is None or choice.type in ("auto", "none"):
         return []
     if choice.type == "tool":
         if choice.name is None:
             raise _bad("tool_choice.name", "a required field is missing")
+        if choice.name not in names and any(field.name == choice.name for field in given):
+            raise unsupported("tool_choice.name", f"{shown(choice.name)} is a tool of Anthropic's servers")
         if choice.name not in names:
             raise _bad("tool_choice.name", f"{shown(choice.name)} is none of the tools")
         return [choice.name]
