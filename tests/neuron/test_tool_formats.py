@@ -9,7 +9,7 @@ from pathlib import Path
 
 import jsonschema
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from ipc.messages import Message, Tool, ToolCall
@@ -29,9 +29,12 @@ TEMPLATES = next((folder for folder in FOLDERS if folder.is_dir()), Path("none")
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
 TYPES = {dict: "object", list: "array", str: "string", bool: "boolean", int: "integer", float: "number"}
 
+# For each of many formats; the examples are small, and to look for smaller ones takes minutes.
 few = settings(
-    max_examples=30, suppress_health_check=[HealthCheck.filter_too_much]
-)  # for each of many formats
+    max_examples=12,
+    phases=(Phase.explicit, Phase.reuse, Phase.generate),
+    suppress_health_check=[HealthCheck.filter_too_much],
+)
 each_format = pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: sample.name)
 
 CALLS = [

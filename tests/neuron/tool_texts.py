@@ -8,7 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from neuron.text.formats.deepseek import DEEPSEEK_V3, DEEPSEEK_V31
+from neuron.text.formats.glm import GLM
 from neuron.text.formats.hermes import HERMES
+from neuron.text.formats.invoke import DEEPSEEK_V4, DEEPSEEK_V32, MINIMAX_M2
+from neuron.text.formats.kimi import KIMI
+from neuron.text.formats.minimax_m1 import MINIMAX_M1
 from neuron.text.formats.qwen3_coder import QWEN3_CODER
 from neuron.text.formats.tool_format import ToolFormat
 
@@ -58,17 +63,117 @@ def qwen3_coder(calls: list[Call]) -> str:
     )
 
 
+def glm(calls: list[Call]) -> str:
+    return "\n".join(
+        f"<tool_call>{name}\n"
+        + "".join(
+            f"<arg_key>{key}</arg_key>\n<arg_value>{bare(value)}</arg_value>\n"
+            for key, value in arguments.items()
+        )
+        + "</tool_call>"
+        for name, arguments in calls
+    )
+
+
+def minimax_m2(calls: list[Call]) -> str:
+    written = "".join(
+        f'<invoke name="{name}">\n'
+        + "".join(f'<parameter name="{key}">{bare(value)}</parameter>\n' for key, value in arguments.items())
+        + "</invoke>\n"
+        for name, arguments in calls
+    )
+    return f"<minimax:tool_call>\n{written}</minimax:tool_call>"
+
+
+def dsml(section: str) -> Callable[[list[Call]], str]:
+    def write(calls: list[Call]) -> str:
+        written = "".join(
+            f'<｜DSML｜invoke name="{name}">\n'
+            + "".join(
+                f'<｜DSML｜parameter name="{key}" string="{"true" if isinstance(value, str) else "false"}">'
+                f"{bare(value)}</｜DSML｜parameter>\n"
+                for key, value in arguments.items()
+            )
+            + "</｜DSML｜invoke>\n"
+            for name, arguments in calls
+        )
+        return f"<｜DSML｜{section}>\n{written}</｜DSML｜{section}>"
+
+    return write
+
+
+def deepseek_v3(calls: list[Call]) -> str:
+    written = "\n".join(
+        f"<｜tool▁call▁begin｜>function<｜tool▁sep｜>{name}\n```json\n{json.dumps(arguments)}\n```<｜tool▁call▁end｜>"
+        for name, arguments in calls
+    )
+    return f"<｜tool▁calls▁begin｜>{written}<｜tool▁calls▁end｜>"
+
+
+def deepseek_v31(calls: list[Call]) -> str:
+    written = "".join(
+        f"<｜tool▁call▁begin｜>{name}<｜tool▁sep｜>{json.dumps(arguments)}<｜tool▁call▁end｜>"
+        for name, arguments in calls
+    )
+    return f"<｜tool▁calls▁begin｜>{written}<｜tool▁calls▁end｜>"
+
+
+def kimi(calls: list[Call]) -> str:
+    written = "".join(
+        f"<|tool_call_begin|>functions.{name}:{number}<|tool_call_argument_begin|>"
+        f"{json.dumps(arguments)}<|tool_call_end|>"
+        for number, (name, arguments) in enumerate(calls)
+    )
+    return f"<|tool_calls_section_begin|>{written}<|tool_calls_section_end|>"
+
+
+def json_object(call: Call) -> str:
+    return json.dumps({"name": call[0], "arguments": call[1]})
+
+
+def minimax_m1(calls: list[Call]) -> str:
+    return "<tool_calls>\n" + "".join(json_object(call) + "\n" for call in calls) + "</tool_calls>"
+
+
 def fits_in_tag(key: str) -> bool:
     """Whether a tag can have this name in it."""
-    return not re.search(r"[<>]", key)
+    return not re.search(r'[<>"]', key)
+
+
+def without(ends: str) -> Callable[[str, Any], bool]:
+    """What can be carried where a value ends at `ends`."""
+    return lambda key, value: fits_in_tag(key) and not re.search(ends, bare(value))
 
 
 SAMPLES = (
     Sample(
+        GLM,
+        glm,
+        ("GLM-4.6.jinja", "inclusionai-ling-3.0-flash.jinja", "poolside-Laguna-XS-2.1.jinja"),
+        without(r"</arg_value>\s*<|</tool_call>"),
+    ),
+    Sample(MINIMAX_M2, minimax_m2, (), without(r"</(parameter|invoke)>\s*<")),
+    Sample(
+        DEEPSEEK_V32,
+        dsml("function_calls"),
+        ("deepseek-ai-DeepSeek-V3.2.jinja",),
+        without(r"</｜DSML｜(parameter|invoke)>\s*<"),
+    ),
+    Sample(
+        DEEPSEEK_V4,
+        dsml("tool_calls"),
+        ("deepseek-ai-DeepSeek-V4.jinja",),
+        without(r"</｜DSML｜(parameter|invoke)>\s*<"),
+    ),
+    Sample(DEEPSEEK_V3, deepseek_v3, ("deepseek-ai-DeepSeek-R1-Distill-Qwen-32B.jinja",)),
+    Sample(DEEPSEEK_V31, deepseek_v31),
+    Sample(KIMI, kimi, ("Kimi-K2-Thinking.jinja",)),
+    Sample(MINIMAX_M1, minimax_m1, ("MiniMax-M1.jinja",)),
+    Sample(
         QWEN3_CODER,
         qwen3_coder,
         ("Qwen3.5-4B.jinja", "NVIDIA-Nemotron-3-Nano-30B-A3B-BF16.jinja", "StepFun3.5-Flash.jinja"),
-        lambda key, value: fits_in_tag(key) and not re.search(r"</(parameter|function)>\s*<", bare(value)),
+        without(r"</(parameter|function)>\s*<"),
     ),
     Sample(
         HERMES,

@@ -31,7 +31,7 @@ from typing import ClassVar, Literal, TypeVar
 import msgspec
 
 from ipc.messages import MAX_NAME, Tool, ToolCall, ToolCallDelta
-from neuron.text.formats.json_scan import JsonScan
+from neuron.text.formats.json_scan import JsonScan, object_in
 from neuron.text.tags import SPACE, TOKEN
 
 Part = tuple[Literal["text"], str] | tuple[Literal["tool"], ToolCallDelta]
@@ -207,20 +207,35 @@ class CallParser(ABC):
             limit: characters that there may be before it.
 
         Raises:
-            NoCall: there are more.
-            Unfinished: none of them came.
+            NoCall: there are more. Nothing was taken.
+            Unfinished: none of the marks came; with the text that did.
         """
+        if limit is not None:
+            return (yield from self._within(limit, marks))
         said: list[str] = []
         while (mark := self._find(marks, said.append)) is None:
-            if limit is not None and sum(map(len, said)) > limit:
-                raise NoCall
             if not (yield from self.more()):
                 said.append(self._text[self._at :])
                 self._take(len(self._text))
                 raise Unfinished("".join(said))
-        if limit is not None and sum(map(len, said)) > limit:
-            raise NoCall
         return "".join(said), mark
+
+    def _within(self, limit: int, marks: tuple[str, ...]) -> Steps[tuple[str, str]]:
+        """The same, of few characters: they are looked at as a whole."""
+        spelled = self._spelled(marks)
+        while True:
+            end = self._at + limit + max(map(len, spelled))
+            found = _any_of(spelled).search(self._text, self._at, end)
+            if found is not None:
+                said = self._text[self._at : found.start()]
+                self._take(found.end())
+                return said.replace(TOKEN, ""), marks[spelled.index(found[0])]
+            if len(self._text) >= end:
+                raise NoCall
+            if not (yield from self.more()):
+                said = self._text[self._at :]
+                self._take(len(self._text))
+                raise Unfinished(said)
 
     def ahead(self, *groups: tuple[str, ...]) -> Steps[bool]:
         """Whether the text goes on with a mark of each group in turn, with space between them. An empty group
@@ -289,16 +304,22 @@ class CallParser(ABC):
         """Take the name of the call up to the first of `ends`, and that: it is returned.
 
         Raises:
-            NoCall: it is none.
+            NoCall: it is none: too long, of several lines, or with a tag in it.
+            Unfinished: none of the ends came.
         """
+        kept = len(self._kept)
         try:
             name, end = yield from self.until(*ends, limit=MAX_NAME)
         except Unfinished as unfinished:
             self._name = str(unfinished).strip(SPACE)
             raise
-        if "<" in name or "\n" in name.strip(SPACE):
+        name = name.strip(SPACE)
+        if "<" in name or "\n" in name:
+            # What looks like its end may be the end of something else, which is still to be read.
+            self._at -= len("".join(self._kept[kept:]))
+            del self._kept[kept:]
             raise NoCall
-        self.named(name.strip(SPACE))
+        self.named(name)
         return end
 
     def named(self, name: str) -> None:
@@ -385,6 +406,15 @@ class CallParser(ABC):
         return self._name_is_whole
 
     @property
+    def named_so_far(self) -> str:
+        """The name of the call that has not begun yet, or as much of it as there is."""
+        return self._name or ""
+
+    def forget_name(self) -> None:
+        """What was read was not the name."""
+        self._name, self._name_is_whole = None, False
+
+    @property
     def is_known(self) -> bool:
         """Whether there is a tool of that name."""
         return self._name in self.tools
@@ -417,7 +447,14 @@ class CallParser(ABC):
 
     def object(self, *ends: str) -> Steps[None]:
         """Take the arguments of a call that has begun, a JSON object; see `value`."""
-        yield from self.value(*ends, hand_out=self.add)
+        yield from self.space()
+        if (yield from self.peek()) == "{":
+            yield from self.value(*ends, hand_out=self.add)
+            return
+        said = yield from self.value(*ends)
+        if not said and self.cut:
+            raise Unfinished
+        self.add(object_in(said) or said)
 
     def end(self) -> None:
         """The call is whole. Another one may follow in the same section."""
@@ -550,7 +587,7 @@ class CallParser(ABC):
 
     def _forget(self) -> None:
         self._kept = []
-        self._name, self._name_is_whole = None, False
+        self.forget_name()
 
 
 _SPACES = re.compile(f"[{SPACE}]*")

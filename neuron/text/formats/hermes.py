@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-from typing import Any, ClassVar
-
-import msgspec
+from typing import ClassVar
 
 from neuron.text.formats.call_parser import CallParser, NoCall, Steps
-from neuron.text.formats.json_scan import mended
+from neuron.text.formats.json_scan import object_in
 from neuron.text.formats.lark import Lark
 from neuron.text.formats.tool_format import Schema, ToolFormat
 
@@ -65,7 +63,9 @@ class HermesParser(CallParser):
                     yield from self.object(*ends)
                     yield from self.value(opened="{")  # what else stands in the call says nothing
                     return
-                arguments = arguments_in((yield from self.value()))
+                arguments = object_in((yield from self.value()))
+                if arguments is None:
+                    raise NoCall
             elif key in BESIDE:
                 yield from self.value()
             else:
@@ -76,26 +76,6 @@ class HermesParser(CallParser):
         if not self.is_named or (arguments is None and self.needs_arguments):
             raise NoCall
         self.begin(arguments or "{}")
-
-
-def arguments_in(value: str) -> str:
-    """The arguments in JSON that may hold them as an object, as text, or not at all.
-
-    Raises:
-        NoCall: they are no object.
-    """
-    try:
-        found: Any = msgspec.json.decode(value)
-        if isinstance(found, str):
-            value = mended(found)
-            found = msgspec.json.decode(value)
-    except (msgspec.MsgspecError, RecursionError):
-        raise NoCall from None
-    if found is None:
-        return "{}"
-    if not isinstance(found, dict):
-        raise NoCall
-    return value
 
 
 class Hermes(ToolFormat):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import msgspec
 
@@ -116,3 +117,15 @@ def mended(text: str) -> str:
     scan = JsonScan()
     said, at = scan.read(text.strip(SPACE), 0, ended=True)
     return said + (scan.ending(said) or "") + text.strip(SPACE)[at:]
+
+
+def object_in(text: str) -> str | None:
+    """The object in JSON that may hold it as an object, as text, or not at all; None where it is none."""
+    try:
+        value: Any = msgspec.json.decode(text or "null")
+        if isinstance(value, str):
+            text = mended(value)
+            value = msgspec.json.decode(text or "null")
+    except (msgspec.MsgspecError, RecursionError):
+        return None
+    return "{}" if value is None else text if isinstance(value, dict) else None

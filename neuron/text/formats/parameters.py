@@ -31,9 +31,13 @@ class ParametersParser(CallParser):
         self._schema, self._count = tool.parameters if tool is not None else {}, 0
         super().begin(arguments)
 
-    def parameter(self, key: str, ends: Ends) -> Steps[str]:
-        """Take the value of the argument `key`, a text up to one of `ends`, which is returned."""
-        types = self.types(key)
+    def parameter(self, key: str, ends: Ends, types: frozenset[str] | None = None) -> Steps[str]:
+        """Take the value of the argument `key`, a text up to one of `ends`, which is returned.
+
+        Args:
+            types: that it may have, where the format says so.
+        """
+        types = types or self.types(key)
         if types == STRING:
             return (yield from self.string_parameter(key, ends))
         said: list[str] = []

@@ -6,10 +6,15 @@ from collections.abc import Iterable
 
 from neuron.text.formats.apriel import APRIEL
 from neuron.text.formats.command_r import COMMAND_R
+from neuron.text.formats.deepseek import DEEPSEEK_V3, DEEPSEEK_V31
 from neuron.text.formats.gemma4 import GEMMA4
+from neuron.text.formats.glm import GLM
 from neuron.text.formats.granite import GRANITE
 from neuron.text.formats.hermes import HERMES
+from neuron.text.formats.invoke import DEEPSEEK_V4, DEEPSEEK_V32, MINIMAX_M2
+from neuron.text.formats.kimi import KIMI
 from neuron.text.formats.llama_json import LLAMA3_JSON
+from neuron.text.formats.minimax_m1 import MINIMAX_M1
 from neuron.text.formats.mistral import MISTRAL, MISTRAL_ARGS
 from neuron.text.formats.phi4 import PHI4
 from neuron.text.formats.pythonic import LFM2, PYTHONIC
@@ -18,16 +23,24 @@ from neuron.text.formats.tool_format import ToolFormat
 
 # From the one with the most special signs to the one with the least.
 FORMATS: tuple[ToolFormat, ...] = (
+    DEEPSEEK_V32,
+    DEEPSEEK_V4,
+    DEEPSEEK_V3,
+    DEEPSEEK_V31,
+    KIMI,
+    MINIMAX_M2,
     MISTRAL_ARGS,
     MISTRAL,
     PHI4,
     GRANITE,
     APRIEL,
+    MINIMAX_M1,
     COMMAND_R,
     GEMMA4,
     PYTHONIC,
     LFM2,
     LLAMA3_JSON,
+    GLM,
     QWEN3_CODER,
     HERMES,
 )
