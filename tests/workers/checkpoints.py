@@ -9,13 +9,25 @@ from typing import Any
 
 import torch
 from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GraniteConfig,
+    GraniteForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    MinistralConfig,
+    MinistralForCausalLM,
     MistralConfig,
     MistralForCausalLM,
     PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    SmolLM3Config,
+    SmolLM3ForCausalLM,
 )
 
 LLAMA3 = {
@@ -32,6 +44,7 @@ YARN = {
     "factor": 4.0,
     "original_max_position_embeddings": 128,
 }
+TYPES = ["sliding_attention", "full_attention"]
 LINEAR = {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 4.0}
 SIZES = {
     "vocab_size": 131,  # prime: no number of ranks divides it
@@ -61,6 +74,30 @@ def qwen3(**changes: Any) -> PreTrainedModel:
     return Qwen3ForCausalLM(Qwen3Config(**SIZES | changes))
 
 
+def qwen2(**changes: Any) -> PreTrainedModel:
+    return Qwen2ForCausalLM(Qwen2Config(**SIZES | {"num_hidden_layers": 3} | changes))
+
+
+def gemma2(**changes: Any) -> PreTrainedModel:
+    gemma = {"query_pre_attn_scalar": 20, "sliding_window": 24, "num_hidden_layers": 3}
+    return Gemma2ForCausalLM(Gemma2Config(**SIZES | gemma | changes, attn_implementation="eager"))
+
+
+def gemma3(**changes: Any) -> PreTrainedModel:
+    gemma = {"query_pre_attn_scalar": 20, "sliding_window": 24, "num_hidden_layers": 4}
+    types = ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"]
+    return Gemma3ForCausalLM(Gemma3TextConfig(**SIZES | gemma | {"layer_types": types} | changes))
+
+
+def granite(**changes: Any) -> PreTrainedModel:
+    scales = {"embedding_multiplier": 3.0, "attention_multiplier": 0.2, "residual_multiplier": 0.5}
+    return GraniteForCausalLM(GraniteConfig(**SIZES | scales | {"logits_scaling": 0.7} | changes))
+
+
+def smollm3(**changes: Any) -> PreTrainedModel:
+    return SmolLM3ForCausalLM(SmolLM3Config(**SIZES | {"num_hidden_layers": 4} | changes))
+
+
 # Together they cover what a config may say; `sharded` and `flat` are also written to disk in another way.
 VARIANTS: dict[str, Callable[[], PreTrainedModel]] = {
     "qwen3_tied": lambda: qwen3(tie_word_embeddings=True),
@@ -79,6 +116,32 @@ VARIANTS: dict[str, Callable[[], PreTrainedModel]] = {
         use_sliding_window=True, sliding_window=20, max_window_layers=1, num_hidden_layers=3
     ),
     "mistral_gelu_tanh": lambda: mistral(hidden_act="gelu_pytorch_tanh"),
+    "ministral_by_types": lambda: MinistralForCausalLM(
+        MinistralConfig(
+            **SIZES | {"sliding_window": 24, "layer_types": ["sliding_attention", "full_attention"]}
+        )
+    ),
+    "qwen2_tied": lambda: qwen2(tie_word_embeddings=True),
+    "qwen2_window_above": lambda: qwen2(use_sliding_window=True, sliding_window=20, max_window_layers=1),
+    "gemma2": lambda: gemma2(),
+    "gemma2_without_caps": lambda: gemma2(
+        attn_logit_softcapping=None, final_logit_softcapping=None, attention_bias=True
+    ),
+    "gemma3": lambda: gemma3(),
+    "gemma3_linear_capped": lambda: gemma3(
+        rope_parameters={
+            "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 100_000.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1_000.0},
+        },
+        final_logit_softcapping=20.0,
+        tie_word_embeddings=False,
+    ),
+    "granite_tied": lambda: granite(tie_word_embeddings=True),
+    "granite_biased": lambda: granite(attention_bias=True, mlp_bias=True),
+    "smollm3": lambda: smollm3(),
+    "smollm3_windows": lambda: smollm3(
+        use_sliding_window=True, sliding_window=20, no_rope_layers=[1, 0, 1, 0], rope_parameters=YARN
+    ),
     "llama_every_head_its_own_keys": lambda: llama(num_key_value_heads=4, vocab_size=96),
     "llama_one_key_head_sharded": lambda: llama(num_key_value_heads=1, num_hidden_layers=3),
     "llama_flat_llama3": lambda: llama(rope_parameters=LLAMA3, num_attention_heads=8, num_key_value_heads=4),
@@ -104,7 +167,10 @@ def write(name: str, folder: Path) -> PreTrainedModel:
 def fill(model: PreTrainedModel, std: float = 0.4) -> None:
     """Give it random weights of that deviation."""
     for key, parameter in model.named_parameters():
-        parameter.normal_(std=std).add_(1.0 if "norm" in key else 0.0)
+        gemma = model.config.model_type.startswith("gemma")  # which stores norms less one
+        parameter.normal_(std=std).add_(1.0 if "norm" in key and not gemma else 0.0)
+        if gemma and "embed_tokens" in key:  # and multiplies embeddings
+            parameter.div_(model.config.hidden_size**0.5)
     model.tie_weights()
     model.eval()
 

@@ -198,3 +198,61 @@ def test_swish_is_silu_and_gelu_has_two_forms(tmp_path):
 def test_a_qwen3_has_no_mlp_bias_whatever_its_file_says(tmp_path):
     assert not written(tmp_path, architectures=["Qwen3ForCausalLM"], mlp_bias=True).mlp_bias
     assert written(tmp_path, mlp_bias=True).mlp_bias
+
+
+GEMMA = {
+    "architectures": ["Gemma3ForCausalLM"],
+    "num_hidden_layers": 7,
+    "sliding_window": 24,
+    "query_pre_attn_scalar": 16,
+}
+
+
+def test_a_gemma_of_old_and_of_new_says_the_same(tmp_path):
+    old = {
+        "rope_theta": 1e6,
+        "rope_local_base_freq": 5e3,
+        "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+    }
+    ropes = {
+        "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 5e3},
+    }
+    types = ["sliding_attention"] * 5 + ["full_attention", "sliding_attention"]
+    new = written(tmp_path, **GEMMA, rope_parameters=ropes, layer_types=types, _sliding_window_pattern=6)
+    assert written(tmp_path, **GEMMA, **old, sliding_window_pattern=6) == new
+    assert written(tmp_path, **GEMMA, **old) == new
+    assert [layer.kind for layer in new.layers] == ["window"] * 5 + ["full", "window"]
+    assert (new.rope.rope_theta, new.rope.factor) == (1e6, 8.0)
+    assert (new.window_rope.rope_theta, new.window_rope.rope_type) == (5e3, "default")
+    assert new.context_limit == 8 * new.context_length
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"use_bidirectional_attention": True},
+        {"attn_logit_softcapping": 50.0},
+        {"rope_parameters": {"chunked_attention": {"rope_type": "default"}}},
+        {"rope_parameters": {"full_attention": 3}},
+        {"query_pre_attn_scalar": 0},
+        {"final_logit_softcapping": -1.0},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_a_gemma_that_is_another_is_refused_by_the_key(tmp_path, changes):
+    assert next(iter(changes)) in refusal(tmp_path, **GEMMA | changes)
+
+
+def test_what_one_family_understands_another_does_not(tmp_path):
+    multiplied = {"embedding_multiplier": 12.0}
+    config = written(tmp_path, architectures=["GraniteForCausalLM"], **multiplied)
+    assert (config.embedding_scale, config.attention_scale) == (12.0, 1.0)
+    assert "embedding_multiplier" in refusal(tmp_path, **multiplied)
+
+
+def test_layers_without_positions_are_every_fourth_or_those_that_are_listed(tmp_path):
+    smol = {"architectures": ["SmolLM3ForCausalLM"], "num_hidden_layers": 8}
+    assert written(tmp_path, **smol).unrotated == (3, 7)
+    assert written(tmp_path, **smol, no_rope_layers=[0, 1, 1, 1] * 2).unrotated == (0, 4)
+    assert "no_rope_layers" in refusal(tmp_path, **smol, no_rope_layers=[0, 1])

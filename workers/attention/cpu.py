@@ -63,6 +63,25 @@ class GroupStep:
     chunks: list[Chunk]
 
 
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """What becomes of the products of queries and keys, in place."""
+
+    scale: float
+    cap: float | None = None
+
+    def __call__(self, products: Tensor) -> Tensor:  # float32
+        if self.cap is None:
+            return products.mul_(self.scale)
+        return products.mul_(self.scale / self.cap).tanh_().mul_(self.cap)
+
+    def biased(self, products: Tensor, bias: Tensor) -> Tensor:
+        """The same, and `bias` added."""
+        if self.cap is None:
+            return torch.add(bias, products, alpha=self.scale)
+        return self(products).add_(bias)
+
+
 class PagedAttention:
     """The backend that is torch alone. Implements `workers.attention.backend.AttentionBackend`.
 
@@ -72,6 +91,8 @@ class PagedAttention:
         max_sequences: in a step.
         max_pages: of a sequence.
         exact: attend in the same blocks of keys and shapes of products, whatever the step is.
+        scale: of scores; None: 1 / sqrt(head_dim).
+        cap: scores are bent to stay below it.
     """
 
     def __init__(
@@ -81,8 +102,11 @@ class PagedAttention:
         max_sequences: int,
         max_pages: int,
         exact: bool = False,
+        scale: float | None = None,
+        cap: float | None = None,
     ) -> None:
         self.cache = cache
+        self._scale, self._cap = scale, cap
         self._exact = ExactAttention() if exact else None
         self._run_pages = max(1, RUN_BYTES // cache.layers[0][0, 0].nbytes)
         shown = max_sequences * max_pages + max_step_tokens  # the largest step has more, short sequences
@@ -164,15 +188,15 @@ class PagedAttention:
     def run(self, prepared: list[GroupStep], layer: int, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Keep the new tokens' keys and values; then each of these attends over what it sees."""
         step, kv = prepared[self.cache.group_of[layer]], self.cache.layers[layer]
-        scale = q.shape[-1] ** -0.5
+        scores = Scores(q.shape[-1] ** -0.5 if self._scale is None else self._scale, self._cap)
         clear(kv, step.opened)
         write_kv(kv, keys, values, step.pages, step.places)
         out = torch.empty_like(q)
         if step.num_decode:
-            out[: step.num_decode] = attend_decode(q[: step.num_decode], kv, step.runs, scale)
+            out[: step.num_decode] = attend_decode(q[: step.num_decode], kv, step.runs, scores)
         for chunk in step.chunks:
             attend = attend_chunk if self._exact is None else self._exact
-            out[chunk.tokens] = attend(q[chunk.tokens], kv, chunk, scale)
+            out[chunk.tokens] = attend(q[chunk.tokens], kv, chunk, scores)
         return out
 
 
@@ -180,7 +204,7 @@ def attend_decode(
     q: Tensor,  # [sequences, heads, head_dim]
     kv: Tensor,  # [2, pages, kv_heads, PAGE_SIZE, head_dim]
     runs: list[PageRun],
-    scale: float,
+    scores_of: Scores,
 ) -> Tensor:  # [sequences, heads, head_dim]
     """One token per sequence over its pages, for all sequences together.
 
@@ -197,7 +221,7 @@ def attend_decode(
         keys = kv[0].index_select(0, run.pages).view(-1, page_size, head_dim).transpose(1, 2).to(wide)
         rows = queries.to(wide).index_select(0, run.sequence).view(-1, group, head_dim)
         products = _products(rows, keys).view(-1, kv_heads, group, page_size)
-        scores.append(torch.add(run.bias, products, alpha=scale))
+        scores.append(scores_of.biased(products, run.bias))
     maxima = torch.full((count, kv_heads, group), -torch.inf, device=q.device)
     for run, part in zip(runs, scores, strict=True):
         index = run.sequence[:, None, None].expand(-1, kv_heads, group)
@@ -217,7 +241,7 @@ def attend_chunk(
     q: Tensor,  # [tokens, heads, head_dim], the last tokens of the context
     kv: Tensor,  # [2, pages, kv_heads, PAGE_SIZE, head_dim]
     chunk: Chunk,
-    scale: float,
+    scores_of: Scores,
 ) -> Tensor:  # [tokens, heads, head_dim]
     """Consecutive tokens of one sequence over its context, in blocks of keys and of queries.
 
@@ -257,7 +281,8 @@ def attend_chunk(
             count = min(-(-(first + end - seen) // page_size) * page_size, values.shape[1])
             shape = (kv_heads, group, end - start, count - skip)
             rows = queries[:, :, start:end].reshape(kv_heads, -1, head_dim).to(keys.dtype)
-            scores = _products(rows, keys[..., skip:count]).mul_(scale).view(shape)
+            scores = _products(rows, keys[..., skip:count])
+            scores = scores_of(scores).view(shape)
             own = positions[first + start : first + end, None]
             if seen + count > first + start + 1:
                 known = max(skip, first + start + 1 - seen)  # keys from here on not all of the queries see
@@ -287,7 +312,7 @@ class ExactAttention:
     def __init__(self) -> None:
         self._counts: list[int] = []  # of rows of queries; found with the first ones
 
-    def __call__(self, q: Tensor, kv: Tensor, chunk: Chunk, scale: float) -> Tensor:
+    def __call__(self, q: Tensor, kv: Tensor, chunk: Chunk, scores_of: Scores) -> Tensor:
         """See `attend_chunk`."""
         tokens, heads, head_dim = q.shape
         _, _, kv_heads, page_size, _ = kv.shape
@@ -314,7 +339,8 @@ class ExactAttention:
             part[:, : len(own)] = rows[start : start + count].transpose(0, 1)
             scores = torch.cat(
                 [torch.bmm(part, keys[..., i : i + EXACT_KEYS]) for i in range(0, len(places), EXACT_KEYS)], 2
-            ).mul_(scale)
+            )
+            scores = scores_of(scores)
             scores[:, : len(own)].masked_fill_((places > own) | (places <= own - window), -torch.inf)
             weights = torch.softmax(scores, dim=-1)
             total = torch.zeros_like(part)

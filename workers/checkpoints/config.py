@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
@@ -68,9 +68,20 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     activation: Activation
     rope: Rope
     tied_head: bool  # the output head is the token embedding
-    attention_bias: bool
+    qkv_bias: bool
+    output_bias: bool  # of attention
     mlp_bias: bool
     qk_norm: bool  # queries and keys are normalised per head
+    norms_after: bool = False  # attention and MLP have a norm behind them, too
+    norm_offset: float = 0.0  # is added to the weights of all norms
+    window_rope: Rope | None = None  # of layers with a window, where it is another
+    unrotated: tuple[int, ...] = ()  # layers without positions
+    embedding_scale: float = 1.0
+    residual_scale: float = 1.0  # of what attention and MLP add
+    attention_scale: float | None = None  # of scores; None: 1 / sqrt(head_dim)
+    attention_cap: float | None = None  # scores are bent to stay below it: cap * tanh(score / cap)
+    logit_scale: float = 1.0
+    logit_cap: float | None = None
     context_length: int  # tokens that the model was made for
     context_limit: int  # tokens that its positions can be stretched to; no less
     layers: tuple[Layer, ...]
@@ -86,7 +97,8 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ConfigFile(msgspec.Struct, frozen=True, kw_only=True):
-    """The keys of `config.json` that are understood. What is left out, a family fills in."""
+    """The keys of `config.json` that every family understands. What is left out, a family fills in; one with
+    keys of its own has a struct of its own."""
 
     architectures: list[str]
     vocab_size: Size
@@ -136,21 +148,27 @@ _CHANGES_NUMBERS = re.compile(
 _NEUTRAL = (None, False, 0, 1, "", [], {})  # 0.0 and 1.0 are equal to these
 
 
-def read(path: Path, given: Mapping[str, Any]) -> ConfigFile:
+File = TypeVar("File", bound=ConfigFile)
+
+
+def read(path: Path, given: Mapping[str, Any], kind: type[File] = ConfigFile) -> File:
     """The keys of `config.json` that are understood, from all that are in it.
+
+    Args:
+        kind: what a family understands.
 
     Raises:
         CortexError: a key is missing or has the wrong type, or one that is not understood may change numbers.
     """
     try:
-        file = msgspec.convert(given, ConfigFile)
+        file = msgspec.convert(given, kind)
     except msgspec.ValidationError as error:
         refuse(path, str(error))
     for method in filter(None, (file.quantization_config, file.compression_config)):
         name = method.get("quant_method", "unknown")
         refuse(path, f"quantization_config: the weights are quantised ({name}), which is not supported")
     for key, value in given.items():
-        if _may_change_numbers(key) and (value is True or value not in _NEUTRAL):
+        if _may_change_numbers(key, kind) and (value is True or value not in _NEUTRAL):
             refuse(path, f"{key} {value} is not understood, and may change what the model computes")
     return file
 
@@ -168,21 +186,20 @@ def notes(given: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def _may_change_numbers(key: str) -> bool:
+def _may_change_numbers(key: str, kind: type[ConfigFile]) -> bool:
     """Whether a key is none that is known, and has the name of one that matters."""
-    if key in HARMLESS or key in ConfigFile.__struct_fields__:
+    if key in HARMLESS or key in kind.__struct_encode_fields__:
         return False
     return _CHANGES_NUMBERS.search(key) is not None and _HOW_NOT_WHAT.search(key) is None
 
 
-def model_config(
-    path: Path, file: ConfigFile, windows: list[int | None], *, qk_norm: bool = False, mlp_bias: bool = False
-) -> ModelConfig:
+def model_config(path: Path, file: ConfigFile, windows: list[int | None], **changes: Any) -> ModelConfig:
     """What `file` says of a dense decoder whose missing keys its family has filled in.
 
     Args:
         path: of the file, for the refusal.
         windows: tokens that each layer sees; None: all of them.
+        changes: of the result, in what a family is another.
 
     Raises:
         CortexError: it asks for something that is not done here.
@@ -202,7 +219,7 @@ def model_config(
         else Layer("window", num_kv_heads, head_dim, window)
         for window in windows
     )
-    return ModelConfig(
+    config = ModelConfig(
         vocab_size=file.vocab_size,
         hidden_size=file.hidden_size,
         intermediate_size=file.intermediate_size,
@@ -214,13 +231,15 @@ def model_config(
         activation=ACTIVATIONS[file.hidden_act],
         rope=rope,
         tied_head=file.tie_word_embeddings,
-        attention_bias=file.attention_bias,
-        mlp_bias=mlp_bias,
-        qk_norm=qk_norm,
+        qkv_bias=file.attention_bias,
+        output_bias=file.attention_bias,
+        mlp_bias=False,
+        qk_norm=False,
         context_length=context_length,
         context_limit=context_limit,
         layers=layers,
     )
+    return msgspec.structs.replace(config, **changes)
 
 
 def windows_of(path: Path, file: ConfigFile, *, first: int) -> list[int | None]:
@@ -243,6 +262,11 @@ def windows_of(path: Path, file: ConfigFile, *, first: int) -> list[int | None]:
     if any(windowed) and file.sliding_window is None:
         refuse(path, "sliding_window is missing, and some layers have one")
     return [file.sliding_window if each else None for each in windowed]
+
+
+def rope_of(path: Path, file: ConfigFile) -> Rope:
+    """The rotary settings alone."""
+    return _rope(path, file)[0]
 
 
 def _rope(path: Path, file: ConfigFile) -> tuple[Rope, int, int]:

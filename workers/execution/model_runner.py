@@ -127,10 +127,16 @@ class ModelRunner:
 
     def _attend_over(self, cache: KVCache) -> None:
         """Serve with these pages from now on."""
-        spec = self.spec
+        spec, config = self.spec, self.card.config
         self.cache = cache
         self.attention: AttentionBackend = PagedAttention(
-            cache, spec.max_step_tokens, spec.max_sequences, pages_for(spec.context_length), spec.exact
+            cache,
+            spec.max_step_tokens,
+            spec.max_sequences,
+            pages_for(spec.context_length),
+            spec.exact,
+            config.attention_scale,
+            config.attention_cap,
         )
         sizes = dict.fromkeys(("token_ids", "positions", "sampled_rows"), spec.max_step_tokens)
         self.inputs = InputBuffers(sizes | self.attention.sizes, self.group.device)

@@ -13,17 +13,24 @@ from workers.weights.loader import Slice
 
 
 class RMSNorm:
-    """`x / rms(x) * weight` over the last dimension; the statistics are float32 whatever `x` is."""
+    """`x / rms(x) * weight` over the last dimension; the statistics are float32 whatever `x` is.
 
-    def __init__(self, name: str, size: int, eps: float, empty: Empty) -> None:
-        self.name, self.eps = name, eps
+    Args:
+        offset: is added to the weight, which is stored without it. The product is float32 then.
+    """
+
+    def __init__(self, name: str, size: int, eps: float, empty: Empty, offset: float = 0.0) -> None:
+        self.name, self.eps, self.offset = name, eps, offset
         self.weight = empty(size)
 
     def pieces(self) -> Iterator[Slice]:
         yield Slice(f"{self.name}.weight", tuple(self.weight.shape), self.weight)
 
     def __call__(self, x: Tensor) -> Tensor:  # [..., size]
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        if not self.offset:
+            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        weight = self.weight.float() + self.offset
+        return F.rms_norm(x.float(), weight.shape, weight, self.eps).to(x.dtype)
 
 
 class HeadNorm:
@@ -33,12 +40,19 @@ class HeadNorm:
         names: of the two norms in the checkpoint.
         heads: how many there are of each, on this rank.
         head_dim: size of a head.
+        offset: as of `RMSNorm`.
     """
 
     def __init__(
-        self, names: tuple[str, str], heads: tuple[int, int], head_dim: int, eps: float, empty: Empty
+        self,
+        names: tuple[str, str],
+        heads: tuple[int, int],
+        head_dim: int,
+        eps: float,
+        empty: Empty,
+        offset: float = 0.0,
     ) -> None:
-        self.names, self.heads, self.eps = names, heads, eps
+        self.names, self.heads, self.eps, self.offset = names, heads, eps, offset
         self.weights = [empty(head_dim) for _ in names]
 
     def pieces(self) -> Iterator[Slice]:
@@ -50,5 +64,5 @@ class HeadNorm:
         square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_()
         x.mul_(square.div_(x.shape[-1]).add_(self.eps).rsqrt_())
         for part, weight in zip(x.split(self.heads, dim=1), self.weights, strict=True):
-            part.mul_(weight)
+            part.mul_(weight.float() + self.offset if self.offset else weight)
         return x

@@ -1,7 +1,9 @@
-"""The decoder of Llama (Touvron et al. 2023), Mistral and Qwen3: one figure, drawn by the config.
+"""The decoder of Llama (Touvron et al. 2023), Mistral, Qwen, Gemma, Granite and SmolLM: one figure, drawn by
+the config.
 
 tokens ─ embedding ─┬─ norm ─ attention ─┬+─ norm ─ mlp ─┬+─ … ─ norm ─ head ─ logits
                     └────────────────────┘└──────────────┘
+Gemma has norms behind attention and MLP as well.
 """
 
 from __future__ import annotations
@@ -39,9 +41,12 @@ class Decoder:
         self.vocab_size = config.vocab_size
         vocabulary = VocabularySlice(config.vocab_size, group)
         self.embedding = Embedding("model.embed_tokens", vocabulary, config.hidden_size, empty)
-        self.rotary = Rotary(config.rope, config.head_dim, group.device)
+        self.embedding_scale = float(torch.tensor(config.embedding_scale, dtype=dtype))  # as it was trained
+        ropes = [config.rope, *filter(None, [config.window_rope])]
+        self.rotaries = [Rotary(rope, config.head_dim, group.device) for rope in ropes]
+        self.logit_scale, self.logit_cap = config.logit_scale, config.logit_cap
         self.blocks = [Block(i, config, group, empty) for i in range(config.num_layers)]
-        self.norm = RMSNorm("model.norm", config.hidden_size, config.norm_eps, empty)
+        self.norm = RMSNorm("model.norm", config.hidden_size, config.norm_eps, empty, config.norm_offset)
         tied = self.embedding if config.tied_head else None
         self.head = Head("lm_head", vocabulary, config.hidden_size, tied, empty)
 
@@ -75,44 +80,72 @@ class Decoder:
             token_ids: `[tokens]` int64.
             positions: the same, from 0 in each sequence.
         """
-        angles = self.rotary(positions)
+        angles = [rotary(positions) for rotary in self.rotaries]
         x = self.embedding(token_ids)
+        if self.embedding_scale != 1.0:
+            x = x * self.embedding_scale
         for block in self.blocks[:num_blocks]:
             x = block(x, angles, attend)
         return x
 
     def logits(self, x: Tensor) -> Tensor | None:  # [rows, hidden] -> [rows, vocabulary] float32
         """What the rows of `__call__` say about their next tokens: on rank 0, and None on the others."""
-        return self.head(self.norm(x))
+        logits = self.head(self.norm(x))
+        if logits is None:
+            return None
+        if self.logit_scale != 1.0:
+            logits = logits * self.logit_scale
+        return logits if self.logit_cap is None else torch.tanh(logits / self.logit_cap) * self.logit_cap
 
 
 class Block:
     """Attention, then the feed-forward network, each on the normalised residual stream."""
 
     def __init__(self, number: int, config: ModelConfig, group: RankGroup, empty: Empty) -> None:
-        name, size, eps = f"model.layers.{number}", config.hidden_size, config.norm_eps
-        self.number = number
-        self.attention_norm = RMSNorm(f"{name}.input_layernorm", size, eps, empty)
-        self.attention = Attention(f"{name}.self_attn", config, group, empty)
-        self.mlp_norm = RMSNorm(f"{name}.post_attention_layernorm", size, eps, empty)
-        self.mlp = MLP(f"{name}.mlp", config, group, empty)
+        def norm(name: str) -> RMSNorm:
+            full = f"model.layers.{number}.{name}"
+            return RMSNorm(full, config.hidden_size, config.norm_eps, empty, config.norm_offset)
+
+        self.number, self.residual_scale = number, config.residual_scale
+        self.rope: int | None = None  # which of the model's; None: no positions
+        if number not in config.unrotated:
+            self.rope = int(config.window_rope is not None and config.layers[number].kind == "window")
+        self.attention = Attention(f"model.layers.{number}.self_attn", config, group, empty)
+        self.mlp = MLP(f"model.layers.{number}.mlp", config, group, empty)
+        self.attention_norm = norm("input_layernorm")
+        self.after_attention: RMSNorm | None = None
+        self.after_mlp: RMSNorm | None = None
+        if config.norms_after:
+            self.after_attention = norm("post_attention_layernorm")
+            self.mlp_norm = norm("pre_feedforward_layernorm")
+            self.after_mlp = norm("post_feedforward_layernorm")
+        else:
+            self.mlp_norm = norm("post_attention_layernorm")
 
     @property
     def linears(self) -> tuple[Linear, ...]:
         return self.attention.qkv, self.attention.output, self.mlp.gate_up, self.mlp.down
 
     def parts(self) -> Iterator[Shard]:
-        yield Shard([*self.attention_norm.pieces(), *self.mlp_norm.pieces(), *self.attention.norm_pieces()])
+        norms = (self.attention_norm, self.after_attention, self.mlp_norm, self.after_mlp)
+        pieces = [piece for norm in norms if norm is not None for piece in norm.pieces()]
+        yield Shard([*pieces, *self.attention.norm_pieces()])
         for linear in self.linears:
             yield Shard([*linear.pieces()], linear.pack)
 
-    def __call__(self, x: Tensor, angles: Angles, attend: Attend) -> Tensor:  # [tokens, hidden]
-        x = x + self.attention(self.attention_norm(x), angles, partial(attend, self.number))
-        return x + self.mlp(self.mlp_norm(x))
+    def __call__(self, x: Tensor, angles: list[Angles], attend: Attend) -> Tensor:  # [tokens, hidden]
+        turned = None if self.rope is None else angles[self.rope]
+        y = self.attention(self.attention_norm(x), turned, partial(attend, self.number))
+        x = self._add(x, y, self.after_attention)
+        return self._add(x, self.mlp(self.mlp_norm(x)), self.after_mlp)
+
+    def _add(self, x: Tensor, y: Tensor, norm: RMSNorm | None) -> Tensor:
+        y = y if norm is None else norm(y)
+        return x + y if self.residual_scale == 1.0 else x + y * self.residual_scale
 
 
 class Attention:
-    """Grouped-query attention with rotary positions."""
+    """Grouped-query attention with rotary positions, or without any."""
 
     def __init__(self, name: str, config: ModelConfig, group: RankGroup, empty: Empty) -> None:
         heads, kv_heads, head_dim = config.num_heads, config.num_kv_heads, config.head_dim
@@ -127,26 +160,29 @@ class Attention:
             (f"{name}.k_proj", kv_heads * head_dim, rows(mine_kv)),
             (f"{name}.v_proj", kv_heads * head_dim, rows(mine_kv)),
         ]
-        bias = config.attention_bias
-        self.qkv = ColumnParallel(projections, config.hidden_size, bias, empty)
-        self.output = RowParallel(f"{name}.o_proj", config.hidden_size, heads * head_dim, bias, group, empty)
+        hidden, bias = config.hidden_size, config.output_bias
+        self.qkv = ColumnParallel(projections, hidden, config.qkv_bias, empty)
+        self.output = RowParallel(f"{name}.o_proj", hidden, heads * head_dim, bias, group, empty)
         self.qk_norm: HeadNorm | None = None
         if config.qk_norm:
             names, counts = (f"{name}.q_norm", f"{name}.k_norm"), (len(mine), len(mine_kv))
-            self.qk_norm = HeadNorm(names, counts, head_dim, config.norm_eps, empty)
+            self.qk_norm = HeadNorm(names, counts, head_dim, config.norm_eps, empty, config.norm_offset)
 
     def norm_pieces(self) -> Iterator[Slice]:
         if self.qk_norm:
             yield from self.qk_norm.pieces()
 
     def __call__(
-        self, x: Tensor, angles: Angles, attend: Callable[[Tensor, Tensor, Tensor], Tensor]
+        self, x: Tensor, angles: Angles | None, attend: Callable[[Tensor, Tensor, Tensor], Tensor]
     ) -> Tensor:  # [tokens, hidden]
         heads, kv_heads = self.num_heads, self.num_kv_heads
         qkv = self.qkv(x).view(len(x), heads + 2 * kv_heads, self.head_dim)
         qk, values = qkv.split((heads + kv_heads, kv_heads), dim=1)
-        qk = self.qk_norm(qk.float()) if self.qk_norm else qk.float()
-        q, keys = rotate(qk, *angles).to(x.dtype).split((heads, kv_heads), dim=1)
+        if self.qk_norm:
+            qk = self.qk_norm(qk.float())
+        if angles is not None:
+            qk = rotate(qk.float(), *angles)
+        q, keys = qk.to(x.dtype).split((heads, kv_heads), dim=1)
         return self.output(attend(q, keys, values).view(len(x), -1))
 
 

@@ -4,4 +4,13 @@ from __future__ import annotations
 
 from workers.models.decoder import Decoder
 
-MODELS = {"llama": Decoder, "mistral": Decoder, "qwen3": Decoder}
+MODELS = {
+    "gemma2": Decoder,
+    "gemma3": Decoder,
+    "granite": Decoder,
+    "llama": Decoder,
+    "mistral": Decoder,
+    "qwen2": Decoder,
+    "qwen3": Decoder,
+    "smollm3": Decoder,
+}

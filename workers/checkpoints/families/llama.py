@@ -30,6 +30,9 @@ def dense_tensors(model: ModelConfig) -> Iterator[TensorSpec]:
         attention, mlp = prefix + "self_attn.", prefix + "mlp."
         yield TensorSpec(prefix + "input_layernorm.weight", (hidden,), "none")
         yield TensorSpec(prefix + "post_attention_layernorm.weight", (hidden,), "none")
+        if model.norms_after:
+            yield TensorSpec(prefix + "pre_feedforward_layernorm.weight", (hidden,), "none")
+            yield TensorSpec(prefix + "post_feedforward_layernorm.weight", (hidden,), "none")
         yield TensorSpec(attention + "q_proj.weight", (queries, hidden), "rows")
         yield TensorSpec(attention + "k_proj.weight", (keys, hidden), "kv_rows")
         yield TensorSpec(attention + "v_proj.weight", (keys, hidden), "kv_rows")
@@ -40,10 +43,11 @@ def dense_tensors(model: ModelConfig) -> Iterator[TensorSpec]:
         if model.qk_norm:
             yield TensorSpec(attention + "q_norm.weight", (head,), "none")
             yield TensorSpec(attention + "k_norm.weight", (head,), "none")
-        if model.attention_bias:
+        if model.qkv_bias:
             yield TensorSpec(attention + "q_proj.bias", (queries,), "rows")
             yield TensorSpec(attention + "k_proj.bias", (keys,), "kv_rows")
             yield TensorSpec(attention + "v_proj.bias", (keys,), "kv_rows")
+        if model.output_bias:
             yield TensorSpec(attention + "o_proj.bias", (hidden,), "none")
         if model.mlp_bias:
             yield TensorSpec(mlp + "gate_proj.bias", (inner,), "rows")

@@ -1,4 +1,4 @@
-"""Mistral: a Llama whose every layer has the same window, or none."""
+"""Mistral and Ministral: a Llama whose every layer has the same window, or none, or as `layer_types` says."""
 
 from __future__ import annotations
 
@@ -24,4 +24,4 @@ def read(path: Path, given: Mapping[str, Any]) -> ModelConfig:
     return config.model_config(path, file, windows)
 
 
-MISTRAL = Family("mistral", ("MistralForCausalLM",), read, dense_tensors)
+MISTRAL = Family("mistral", ("MistralForCausalLM", "MinistralForCausalLM"), read, dense_tensors)

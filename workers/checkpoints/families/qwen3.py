@@ -7,19 +7,24 @@ from pathlib import Path
 from typing import Any
 
 from workers.checkpoints import config
-from workers.checkpoints.config import ModelConfig
+from workers.checkpoints.config import ConfigFile, ModelConfig
 from workers.checkpoints.families.llama import dense_tensors
 from workers.checkpoints.family import Family
 
-DEFAULTS = {"num_key_value_heads": 32, "head_dim": 128, "sliding_window": 4096, "max_window_layers": 28}
+DEFAULTS = {"num_key_value_heads": 32, "head_dim": 128, "sliding_window": 4096}
+FULL_LAYERS = 28  # below those with a window
 
 
 def read(path: Path, given: Mapping[str, Any]) -> ModelConfig:
     """`mlp_bias` means nothing here: a Qwen3 has none, whatever the file says."""
     file = config.read(path, DEFAULTS | dict(given))
-    first = DEFAULTS["max_window_layers"] if file.max_window_layers is None else file.max_window_layers
-    windows = config.windows_of(path, file, first=first)
-    return config.model_config(path, file, windows, qk_norm=True)
+    return config.model_config(path, file, windows_of(path, file), qk_norm=True)
+
+
+def windows_of(path: Path, file: ConfigFile) -> list[int | None]:
+    """The window of each layer of a Qwen."""
+    first = FULL_LAYERS if file.max_window_layers is None else file.max_window_layers
+    return config.windows_of(path, file, first=first)
 
 
 QWEN3 = Family("qwen3", ("Qwen3ForCausalLM",), read, dense_tensors)

@@ -1,0 +1,107 @@
+"""Gemma 2 and 3, the text models: windows by turns, norms on both sides whose weights are stored less one.
+
+Gemma 2 (https://arxiv.org/abs/2408.00118) bends scores and logits; Gemma 3 (https://arxiv.org/abs/2503.19786)
+normalises queries and keys instead, and turns them faster in the layers that have a window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from workers.checkpoints import config
+from workers.checkpoints.config import ConfigFile, ModelConfig, Rope
+from workers.checkpoints.families.llama import dense_tensors
+from workers.checkpoints.family import Family
+from workers.checkpoints.files import refuse
+
+Positive = Annotated[float, Meta(gt=0)]
+
+DEFAULTS = {
+    "hidden_activation": "gelu_pytorch_tanh",
+    "tie_word_embeddings": True,
+    "head_dim": 256,
+    "query_pre_attn_scalar": 256,
+    "sliding_window": 4096,
+}
+DEFAULTS_2 = DEFAULTS | {"final_logit_softcapping": 30.0, "attn_logit_softcapping": 50.0}
+PATTERN_2, PATTERN_3 = 2, 6  # every second or sixth layer sees all tokens
+THETA_3, WINDOW_THETA_3 = 1_000_000.0, 10_000.0
+
+
+class GemmaFile(ConfigFile, kw_only=True):
+    """The keys of Gemma's `config.json`."""
+
+    hidden_activation: str | None = None
+    query_pre_attn_scalar: Positive
+    final_logit_softcapping: Positive | None = None
+    attn_logit_softcapping: Positive | None = None
+    use_bidirectional_attention: bool | None = None
+    rope_local_base_freq: float | None = None
+    sliding_window_pattern: Annotated[int, Meta(ge=1)] | None = None
+    written_pattern: int | None = msgspec.field(default=None, name="_sliding_window_pattern")  # beside types
+
+
+def read_2(path: Path, given: Mapping[str, Any]) -> ModelConfig:
+    """One rope for all layers."""
+    file = _file(path, DEFAULTS_2 | dict(given))
+    return _model_config(path, file, PATTERN_2, attention_cap=file.attn_logit_softcapping)
+
+
+def read_3(path: Path, given: Mapping[str, Any]) -> ModelConfig:
+    """Two ropes: of old files the keys of the whole model are those of the layers that see all tokens."""
+    given = DEFAULTS | dict(given)
+    ropes = given.pop("rope_parameters", None) or {}
+    if not isinstance(ropes, dict) or any(not isinstance(each, dict | None) for each in ropes.values()):
+        refuse(path, "rope_parameters is no object of objects, one for each type of layer")
+    if unknown := ropes.keys() - {"full_attention", "sliding_attention"}:
+        refuse(path, f"rope_parameters: {min(unknown)} is not understood")
+    file = _file(path, given)
+    if file.attn_logit_softcapping is not None:
+        refuse(path, "attn_logit_softcapping is not supported: Gemma 3 has none")
+    whole, local = ropes.get("full_attention") or {}, ropes.get("sliding_attention") or {}
+    if ropes:
+        file = msgspec.structs.replace(file, rope_scaling=None)
+    theta = whole.get("rope_theta") or file.rope_theta or THETA_3
+    file = msgspec.structs.replace(file, rope_parameters=(file.rope_scaling or whole) | {"rope_theta": theta})
+    theta = local.get("rope_theta") or file.rope_local_base_freq or WINDOW_THETA_3
+    beside = msgspec.structs.replace(file, rope_scaling=None, rope_parameters=local | {"rope_theta": theta})
+    window_rope: Rope = config.rope_of(path, beside)
+    return _model_config(path, file, PATTERN_3, qk_norm=True, window_rope=window_rope)
+
+
+def _file(path: Path, given: Mapping[str, Any]) -> GemmaFile:
+    file = config.read(path, given, GemmaFile)
+    if file.use_bidirectional_attention:
+        refuse(path, "use_bidirectional_attention: tokens that see later ones are not supported")
+    return msgspec.structs.replace(file, hidden_act=file.hidden_activation or file.hidden_act)
+
+
+def _model_config(path: Path, file: GemmaFile, pattern: int, **changes: Any) -> ModelConfig:
+    if file.layer_types is not None:
+        windows = config.windows_of(path, file, first=0)
+    else:
+        every = file.sliding_window_pattern or pattern
+        windows = [
+            None if (number + 1) % every == 0 else file.sliding_window
+            for number in range(file.num_hidden_layers)
+        ]
+    return config.model_config(
+        path,
+        file,
+        windows,
+        norms_after=True,
+        norm_offset=1.0,
+        embedding_scale=file.hidden_size**0.5,
+        attention_scale=file.query_pre_attn_scalar**-0.5,
+        logit_cap=file.final_logit_softcapping,
+        **changes,
+    )
+
+
+GEMMA2 = Family("gemma2", ("Gemma2ForCausalLM",), read_2, dense_tensors)
+GEMMA3 = Family("gemma3", ("Gemma3ForCausalLM",), read_3, dense_tensors)
