@@ -366,6 +366,7 @@ def test_arguments_of_another_form_are_no_lost_answer(arguments: str, text: str)
     [
         ({}, Thinking()),
         ({"reasoning_effort": "none"}, Thinking(enabled=False, effort="none")),
+        ({"reasoning_effort": ""}, Thinking()),
         ({"reasoning_effort": "high"}, Thinking(enabled=True, effort="high")),
         ({"reasoning": {"effort": "low"}}, Thinking(enabled=True, effort="low")),
         ({"reasoning": {"max_tokens": 100}}, Thinking(enabled=True, budget=100)),

@@ -108,6 +108,8 @@ def test_an_image_goes_on_as_the_file_that_it_is() -> None:
     part = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0K", "detail": "auto"}}
     content = chat(messages=[{"role": "user", "content": [part]}]).messages[0].content
     assert content == [ImagePart(data=b"\x89PNG\r\n", media_type="image/png")]
+    bare = part | {"image_url": part["image_url"]["url"]}
+    assert chat(messages=[{"role": "user", "content": [bare]}]).messages[0].content == content
 
 
 @pytest.mark.parametrize(
@@ -132,7 +134,8 @@ def test_an_image_that_is_not_there_is_refused_where_it_should_be(
 def test_a_call_may_be_required_of_any_tool_or_of_one() -> None:
     other = {"type": "function", "function": {"name": "g"}}
     assert chat(tools=[TOOL, other], tool_choice="auto").must_call == []
-    assert chat(tools=[TOOL, other], tool_choice="required").must_call == ["f", "g"]
+    for word in ("required", "any"):
+        assert chat(tools=[TOOL, other], tool_choice=word).must_call == ["f", "g"]
     assert chat(tools=[TOOL, other], tool_choice=other).must_call == ["g"]
 
 

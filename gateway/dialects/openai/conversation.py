@@ -27,7 +27,7 @@ class PartField(Struct):
     type: str
     text: str | None = None
     refusal: str | None = None
-    image_url: ImageUrl | None = None
+    image_url: ImageUrl | str | None = None  # a bare URL is what older clients send
     thinking: str | list[PartField] | None = None
 
 
@@ -170,7 +170,10 @@ def _part(part: PartField, param: str) -> ContentPart:
         case "refusal":
             return TextPart(text=_required(part.refusal, f"{param}.refusal"))
         case "image_url":
-            return image(_required(part.image_url, f"{param}.image_url").url, f"{param}.image_url.url")
+            given = _required(part.image_url, f"{param}.image_url")
+            if isinstance(given, str):
+                return image(given, f"{param}.image_url")
+            return image(given.url, f"{param}.image_url.url")
         case "thinking":
             thought = _required(part.thinking, f"{param}.thinking")
             if not isinstance(thought, str):

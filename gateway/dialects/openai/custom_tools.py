@@ -12,17 +12,26 @@ from ipc.messages import Tool
 INPUT = "input"
 
 
-def as_function(name: str, description: str, pattern: str | None = None) -> Tool:
-    """The function that stands for a tool.
+def as_function(name: str, description: str | None, syntax: str | None = None, grammar: str = "") -> Tool:
+    """The function that stands for a tool. The model is told of its grammar; one that is a regular expression
+    stands in the schema, too, which holds the text where calls are held to it.
 
     Args:
-        pattern: a regular expression that the whole text matches.
+        syntax: of `grammar`, which the whole text follows: "lark" or "regex"; None: there is none.
     """
     text: dict[str, Any] = {"type": "string"}
-    if pattern is not None:
-        text["pattern"] = f"^(?:{pattern})$"
-    schema = {"type": "object", "properties": {INPUT: text}, "required": [INPUT]}
-    return Tool.function(name, description=description, parameters=schema | {"additionalProperties": False})
+    told = [description] if description else []
+    if syntax is not None:
+        told.append(f"The input follows this grammar ({syntax}):\n{grammar}")
+    if syntax == "regex":
+        text["pattern"] = f"^(?:{grammar})$"
+    schema = {
+        "type": "object",
+        "properties": {INPUT: text},
+        "required": [INPUT],
+        "additionalProperties": False,
+    }
+    return Tool.function(name, description="\n\n".join(told), parameters=schema)
 
 
 def as_arguments(text: str) -> str:

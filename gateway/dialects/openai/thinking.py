@@ -45,7 +45,7 @@ class ThinkingFields(Struct, kw_only=True):
 def thinking(fields: ThinkingFields) -> Thinking:
     """What was asked for. A switch says more than an effort or a budget, which clients always send."""
     reasoning, switch = fields.reasoning or Reasoning(), fields.thinking
-    effort = _first(fields.reasoning_effort, reasoning.effort)
+    effort = fields.reasoning_effort or reasoning.effort or None
     budget = _first(
         fields.thinking_budget,
         fields.thinking_token_budget,

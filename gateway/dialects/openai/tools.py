@@ -70,7 +70,9 @@ class ToolFields(Struct, kw_only=True):
     """The fields of a request. `functions` and `function_call` are what came before `tools`."""
 
     tools: list[dict[str, Any]] | None = None
-    tool_choice: Literal["none", "auto", "required"] | NamedFunction | NamedCustom | OnlyAllowed | None = None
+    tool_choice: (
+        Literal["none", "auto", "required", "any"] | NamedFunction | NamedCustom | OnlyAllowed | None
+    ) = None
     parallel_tool_calls: bool | None = None
     functions: list[dict[str, Any]] | None = None
     function_call: Literal["none", "auto"] | Named | None = None
@@ -134,7 +136,7 @@ def tool_choice(fields: ToolFields) -> Choice:
         chosen, names = chosen.allowed_tools.mode, [tool.name for tool in tools]
     if type(chosen) in (NamedFunction, NamedCustom):
         must_call = [_name(chosen, names, custom, param, is_old)]
-    elif chosen == "required":
+    elif chosen in ("required", "any"):  # as Mistral calls it
         if not names:
             raise _bad(param, f"{param}: needs tools to choose from")
         must_call = names
@@ -187,15 +189,12 @@ def _tools(given: list[dict[str, Any]]) -> tuple[list[Tool], frozenset[str]]:
 
 
 def _custom(tool: CustomTool, param: str) -> Tool:
-    """The model is told of the grammar; one that is a regular expression stands in the schema, too."""
-    description, pattern = tool.description or "", None
-    if tool.format is not None and tool.format.type == "grammar":
-        grammar = tool.format.grammar
-        if grammar is None:
-            raise _bad(f"{param}.grammar", f"{param}.grammar: a required field is missing")
-        description += f"\n\nThe input follows this grammar ({grammar.syntax}):\n{grammar.definition}"
-        pattern = grammar.definition if grammar.syntax == "regex" else None
-    return as_function(tool.name, description.strip(), pattern)
+    if tool.format is None or tool.format.type == "text":
+        return as_function(tool.name, tool.description)
+    grammar = tool.format.grammar
+    if grammar is None:
+        raise _bad(f"{param}.grammar", f"{param}.grammar: a required field is missing")
+    return as_function(tool.name, tool.description, grammar.syntax, grammar.definition)
 
 
 def _bad(param: str, message: str) -> CortexError:

@@ -104,18 +104,13 @@ class Tools:
         return []
 
     def _custom(self, tool: CustomTool, param: str, namespace: str | None) -> Tool:
-        """A regular expression holds the text where calls are held to their schema; what it is, the model is
-        told."""
-        description, pattern = tool.description or "", None
-        form = tool.format
-        if form is not None and form.type == "grammar":
-            for field in ("syntax", "definition"):
-                if getattr(form, field) is None:
-                    raise _bad(f"{param}.format.{field}", "a required field is missing")
-            description += f"\n\nThe input follows this grammar ({form.syntax}):\n{form.definition}"
-            pattern = form.definition if form.syntax == "regex" else None
-        name = self._name(Origin("custom", tool.name, namespace), param)
-        return as_function(name, description.strip(), pattern)
+        name, form = self._name(Origin("custom", tool.name, namespace), param), tool.format
+        if form is None or form.type == "text":
+            return as_function(name, tool.description)
+        for field in ("syntax", "definition"):
+            if getattr(form, field) is None:
+                raise _bad(f"{param}.format.{field}", "a required field is missing")
+        return as_function(name, tool.description, form.syntax, form.definition)
 
     def _name(self, origin: Origin, param: str) -> str:
         """The model's name for a tool."""
