@@ -50,7 +50,7 @@ CREATE TABLE holders (      -- where an item stands
     account TEXT NOT NULL,
     item TEXT NOT NULL,
     holder TEXT NOT NULL,   -- a response or a conversation
-    PRIMARY KEY (account, item)
+    PRIMARY KEY (account, item, holder)
 ) WITHOUT ROWID;
 CREATE INDEX holders_holder ON holders (holder);
 CREATE TABLE conversations (

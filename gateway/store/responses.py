@@ -13,6 +13,7 @@ from gateway.store.conversations import append
 from gateway.store.retention import Limits, forget, make_room
 
 ACTIVE = ("queued", "in_progress")
+CONTINUABLE = ("completed", "incomplete")
 
 _encode, _decode = msgspec.json.encode, msgspec.json.decode
 Object = dict[str, Any]
@@ -58,8 +59,7 @@ def put(
         ),
     )
     _hold(db, account, body["id"], [*stored.input, *body["output"]])
-    if conversation is not None:
-        append(db, account, conversation, [*stored.input, *body["output"]])
+    _continue(db, account, conversation, stored)
     make_room(db, limits, keep=body["id"])
 
 
@@ -95,18 +95,18 @@ def chain(db: sqlite3.Connection, account: str, response_id: str) -> Chain:
 
 def item(db: sqlite3.Connection, account: str, item_id: str) -> Object | None:
     """The item with that id, wherever it stands."""
+    holders = "SELECT holder FROM holders WHERE account = ? AND item = ?"
     row = db.execute(
-        "SELECT holder FROM holders WHERE account = ? AND item = ?", (account, item_id)
+        f"SELECT data FROM conversation_items WHERE id = ? AND conversation IN ({holders})",
+        (item_id, account, item_id),
     ).fetchone()
-    if row is None:
-        return None
-    if (stored := get(db, account, row[0])) is not None:
-        items = [*stored.input, *stored.body["output"]]
-        return next((each for each in items if each["id"] == item_id), None)
+    if row is not None:
+        return _decode(row[0])
     row = db.execute(
-        "SELECT data FROM conversation_items WHERE conversation = ? AND id = ?", (row[0], item_id)
+        f"SELECT body, input FROM responses WHERE id IN ({holders})", (account, item_id)
     ).fetchone()
-    return None if row is None else _decode(row[0])
+    items = [] if row is None else [*_decode(row[1]), *_decode(row[0])["output"]]
+    return next((each for each in items if each["id"] == item_id), None)
 
 
 # --- responses that somebody works on -------------------------------------------------------------------
@@ -142,8 +142,7 @@ def finish(
         return False
     db.execute("UPDATE responses SET owner = NULL WHERE id = ?", (body["id"],))
     _hold(db, account, body["id"], body["output"])
-    if conversation is not None and body["status"] in ("completed", "incomplete"):
-        append(db, account, conversation, [*stored.input, *body["output"]])
+    _continue(db, account, conversation, stored)
     make_room(db, limits, keep=body["id"])
     return True
 
@@ -212,6 +211,12 @@ def has_events(db: sqlite3.Connection, response_id: str) -> bool:
     return (
         db.execute("SELECT 1 FROM events WHERE response = ? LIMIT 1", (response_id,)).fetchone() is not None
     )
+
+
+def _continue(db: sqlite3.Connection, account: str, conversation: str | None, stored: Stored) -> None:
+    """Add what was asked and answered to a conversation, where there was an answer."""
+    if conversation is not None and stored.body["status"] in CONTINUABLE:
+        append(db, account, conversation, [*stored.input, *stored.body["output"]])
 
 
 def _record(db: sqlite3.Connection, response_id: str, events: list[tuple[int, bytes]]) -> None:

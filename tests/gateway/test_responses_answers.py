@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sqlite3
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.dialects.openai.responses import request
+from gateway.dialects import RequestContext
+from gateway.dialects.openai.responses import background, request
+from gateway.dialects.openai.responses.replay import follow
 from gateway.dialects.openai.responses.request import Creation
 from gateway.dialects.openai.responses.run import Run
 from gateway.dialects.openai.responses.thoughts import unseal
+from gateway.store import responses as kept
+from gateway.store.database import Database
+from gateway.store.retention import Limits
 from ipc.errors import Code, CortexError
 from ipc.messages import (
     Alternative,
@@ -81,6 +89,8 @@ class Script:
 
     def ready(self) -> None:
         pass
+
+    close = leave = ready
 
 
 def created(**fields: Any) -> Creation:
@@ -322,3 +332,37 @@ def test_stream_that_breaks_tells_what_was_done(code: str, told: str) -> None:
     last = read(body)[-1].data["response"]
     assert [item["type"] for item in last["output"]] == ["reasoning"]
     assert last["usage"] is None
+
+
+def test_background_that_cannot_be_written_has_failed_once_it_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk is full for the first two writes of what came, the second of which is the end."""
+    left, advance = [2], kept.advance
+
+    def full(db: sqlite3.Connection, *args: Any) -> bool:
+        if left[0]:
+            left[0] -= 1
+            raise sqlite3.OperationalError("database or disk is full")
+        return advance(db, *args)
+
+    script = Script([Started(id=0, prompt_tokens=1)], [delta("a")], [finished(Choice(reason="stop"))])
+    monkeypatch.setattr(kept, "advance", full)
+    monkeypatch.setattr(background, "Exchange", lambda *_: script)
+    monkeypatch.setattr(background, "RETRY_SECONDS", (0.01, 0.01))
+    store = Database(tmp_path / "responses.db", Limits(60, 1 << 30))
+
+    async def run() -> tuple[bytes, dict[str, Any]]:
+        body = json.dumps({"model": "m", "input": "x", "background": True, "stream": True}).encode()
+        creation = await request.read(body, RequestContext("r"), store)
+        await background.Background(SimpleNamespace(store=store, fleet=None)).start(creation, "r")
+        told = b"".join([data async for data in follow(store, "", creation.id)])
+        return told, (await store.read(kept.get, "", creation.id)).body
+
+    told, body = asyncio.run(run())
+    store.close()
+    check_response(body)
+    assert body["status"] == "failed"
+    with pytest.raises(Failed) as caught:
+        responses(told)
+    assert "full" in caught.value.error["message"]

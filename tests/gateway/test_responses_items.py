@@ -7,6 +7,8 @@ import json
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gateway.dialects.openai.responses import request
 from gateway.dialects.openai.responses.request import Creation
@@ -288,3 +290,75 @@ def test_what_is_wrong_is_named(fields: dict[str, Any], param: str) -> None:
     error = refusal(**({"given": fields.pop("input")} if "input" in fields else {}), **fields)
     assert (error.param, error.code in (Code.BAD_REQUEST, Code.NOT_SUPPORTED)) == (param, True)
     assert error.message.startswith(param)
+
+
+# --- any conversation -----------------------------------------------------------------------------------
+
+TEXTS = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=8)
+PICTURES = st.binary(min_size=1, max_size=4).map(lambda data: ImagePart(data=data, media_type="image/png"))
+PARTS = st.lists(TEXTS.map(lambda text: TextPart(text=text)) | PICTURES, min_size=2, max_size=3)
+
+
+@st.composite
+def conversations(draw: st.DrawFn) -> list[Message]:
+    """Turns of a user, each with an answer, some of which come after calls of tools."""
+    messages = [
+        Message(role=role, content=draw(TEXTS))
+        for role in draw(st.lists(st.sampled_from(["system", "developer"]), max_size=2))
+    ]
+    number = 0
+    for _ in range(draw(st.integers(1, 3))):
+        messages.append(Message(role="user", content=draw(TEXTS | PARTS)))
+        for _ in range(draw(st.integers(0, 2))):
+            calls = []
+            for _ in range(draw(st.integers(1, 2))):
+                number += 1
+                arguments = draw(st.sampled_from(["{}", '{"a": 1}', '{"cut']))
+                calls.append(ToolCall(id=f"c{number}", name="f", arguments=arguments))
+            thought = draw(st.none() | TEXTS)
+            messages.append(
+                Message(
+                    role="assistant", content=draw(st.just("") | TEXTS), reasoning=thought, tool_calls=calls
+                )
+            )
+            messages += [
+                Message(role="tool", content=draw(TEXTS | PARTS), tool_call_id=call.id) for call in calls
+            ]
+        messages.append(Message(role="assistant", content=draw(TEXTS), reasoning=draw(st.none() | TEXTS)))
+    return messages
+
+
+def as_items(message: Message) -> list[dict[str, Any]]:
+    """A message as a client of this API keeps it."""
+    kind = "output_text" if message.role == "assistant" else "input_text"
+    content: Any = message.content
+    if not isinstance(content, str):
+        content = [
+            {"type": kind, "text": part.text}
+            if isinstance(part, TextPart)
+            else {
+                "type": "input_image",
+                "image_url": f"data:image/png;base64,{base64.b64encode(part.data).decode()}",
+            }
+            for part in content
+        ]
+    if message.role == "tool":
+        return [{"type": "function_call_output", "call_id": message.tool_call_id, "output": content}]
+    items: list[dict[str, Any]] = []
+    if message.reasoning is not None:
+        items.append(
+            {"type": "reasoning", "id": "rs", "summary": [], "encrypted_content": seal(message.reasoning)}
+        )
+    if content or not message.tool_calls:
+        items.append({"type": "message", "role": message.role, "content": content})
+    items += [
+        {"type": "function_call", "call_id": call.id, "name": call.name, "arguments": call.arguments}
+        for call in message.tool_calls
+    ]
+    return items
+
+
+@given(conversations())
+def test_any_conversation_is_read_as_it_is(messages: list[Message]) -> None:
+    items = [item for message in messages for item in as_items(message)]
+    assert asked(items).messages == messages

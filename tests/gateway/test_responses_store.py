@@ -97,6 +97,23 @@ def test_what_is_not_to_be_kept_is_not(http: httpx.Client) -> None:
     assert error["type"] == "invalid_request_error"
 
 
+@pytest.mark.parametrize("stream", [True, False])
+def test_client_that_leaves_ends_its_response_and_leaves_nothing(
+    pair: GatewayProcess, http: httpx.Client, neuron: NeuronThread, stream: bool
+) -> None:
+    before = all_ids(pair)
+    body = {"model": "stuck", "input": "x", "stream": stream}
+    if stream:
+        with http.stream("POST", "/v1/responses", json=body) as reply:
+            assert next(reply.iter_lines()) == "event: response.created"
+            assert neuron.working("stuck")
+    else:
+        with pytest.raises(httpx.ReadTimeout):
+            http.post("/v1/responses", json=body, timeout=1)
+    eventually(lambda: not neuron.working("stuck"), "the neuron is told")
+    assert all_ids(pair) == before
+
+
 def test_chain_gives_the_model_the_whole_conversation(http: httpx.Client, neuron: NeuronThread) -> None:
     first = create(http, "a", instructions="be brief")
     second = create(http, "b", previous_response_id=first["id"])

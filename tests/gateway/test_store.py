@@ -101,6 +101,22 @@ def test_what_others_have_is_not_there(store: Database) -> None:
     assert read(store, responses.get, ME, "a") == response("a")
 
 
+def test_item_is_found_as_long_as_something_holds_it(store: Database) -> None:
+    item = {"id": "item_a", "type": "message"}
+    write(store, conversations.create, ME, {"id": "c", "metadata": {}}, [])
+    keep(store, response("a"), conversation="c")
+    keep(store, response("b", status="failed"), conversation="c")
+    assert read(store, conversations.items, ME, "c") == [item]
+    write(store, responses.delete, ME, "a")
+    assert read(store, responses.item, ME, "item_a") == item
+    write(store, conversations.delete, ME, "c")
+    assert read(store, responses.item, ME, "item_a") is None
+    keep(store, response("a"))
+    write(store, conversations.create, ME, {"id": "c", "metadata": {}}, [item])
+    write(store, conversations.delete, ME, "c")
+    assert read(store, responses.item, ME, "item_a") == item
+
+
 def test_what_nobody_continued_goes_with_age(store: Database) -> None:
     keep(store, response("a"), response("b", "a"), response("old"), response("c"))
     write(store, conversations.create, ME, {"id": "conv", "metadata": {}}, [{"id": "i"}])

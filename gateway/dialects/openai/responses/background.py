@@ -11,11 +11,13 @@ import logging
 from time import monotonic
 
 from gateway.dialects import Services
+from gateway.dialects.openai.responses import response
 from gateway.dialects.openai.responses.request import Creation
 from gateway.dialects.openai.responses.run import Run
 from gateway.fleet.exchange import Exchange
 from gateway.store import owners, responses
-from ipc.errors import CortexError
+from gateway.store.database import Database
+from ipc.errors import Code, CortexError
 
 logger = logging.getLogger("gateway.dialects.openai.responses")
 
@@ -48,38 +50,21 @@ class Background:
 
     async def _work(self, creation: Creation, request_id: str) -> None:
         exchange = Exchange(self._services.fleet, request_id, creation.account)
+        recorder = _Recorder(self._services.store, creation)
         try:
-            events = await self._record(Run(self._services.fleet, exchange, creation), creation)
+            await recorder.record(Run(self._services.fleet, exchange, creation))
         except asyncio.CancelledError:
             exchange.leave()
             raise
+        except CortexError as error:  # of the store
+            recorder.fail(error)
         except Exception:
             logger.exception("response failed id=%s request_id=%s", creation.id, request_id)
-            error = {"code": "server_error", "message": "the gateway failed; its log says more"}
-            creation.response.update(status="failed", error=error)
-            events = []
+            recorder.fail(CortexError(Code.INTERNAL, "the gateway failed; its log says more"))
         finally:
             exchange.close()
-        if events is not None:
-            await self._finish(creation, events)
-
-    async def _record(self, run: Run, creation: Creation) -> list[tuple[int, bytes]] | None:
-        """Write what comes. Gives the last events, which go with the end; None where it is wanted no more."""
-        recorded: list[tuple[int, bytes]] = []
-        number, written = 0, 0.0
-        async for data in run.events():
-            for event in data.split(b"\n\n"):
-                if event and not event.startswith(b":"):
-                    recorded.append((number, event))
-                    number += 1
-            if run.is_over or monotonic() - written < WRITE_SECONDS:
-                continue
-            events = recorded if creation.fields.stream else []
-            store = self._services.store
-            if not await store.write(responses.advance, creation.response, events):
-                return None
-            recorded, written = [], monotonic()
-        return recorded if creation.fields.stream else []
+        if recorder.is_wanted:
+            await self._finish(creation, recorder.events)
 
     async def _finish(self, creation: Creation, events: list[tuple[int, bytes]]) -> None:
         """Write the end: while it cannot be, as on a full disk, again and again, within a bound."""
@@ -94,3 +79,44 @@ class Background:
                 logger.error("response not written id=%s reason=%s", creation.id, error.message)
                 if pause is not None:
                     await asyncio.sleep(pause)
+
+
+class _Recorder:
+    """Writes what comes of a response.
+
+    Attributes:
+        events: those that are not written yet, each with its number; none where nobody asked for a stream.
+        is_wanted: whether it is still to be made.
+    """
+
+    def __init__(self, store: Database, creation: Creation) -> None:
+        self._store, self._creation = store, creation
+        self._count = 0  # events so far
+        self.events: list[tuple[int, bytes]] = []
+        self.is_wanted = True
+
+    async def record(self, run: Run) -> None:
+        """Write until the end, whose events go with the response."""
+        written = 0.0
+        async for data in run.events():
+            self._note(data)
+            if run.is_over or monotonic() - written < WRITE_SECONDS:
+                continue
+            self.is_wanted = await self._store.write(responses.advance, self._creation.response, self.events)
+            if not self.is_wanted:
+                return
+            self.events, written = [], monotonic()
+
+    def fail(self, error: CortexError) -> None:
+        """Note an end that no neuron told."""
+        creation = self._creation
+        response.failed(creation.response, creation.output.items, error)
+        creation.output.events.count = self._count
+        self._note(creation.output.events.write("response.failed", response=creation.response))
+
+    def _note(self, data: bytes) -> None:
+        for event in data.split(b"\n\n"):
+            if event and not event.startswith(b":"):
+                if self._creation.fields.stream:
+                    self.events.append((self._count, event))
+                self._count += 1

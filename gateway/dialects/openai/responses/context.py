@@ -14,8 +14,6 @@ from gateway.store.database import Database
 from ipc.errors import Code, CortexError
 from ipc.messages import Message
 
-_CONTINUED = ("completed", "incomplete")
-
 
 class Context(NamedTuple):
     """A conversation that ends in what is to be answered.
@@ -69,7 +67,7 @@ async def _continued(fields: ContextFields, store: Database | None, account: str
         if chain.missing is not None:
             continues = "" if chain.missing == previous else f", which {shown(previous)} continues"
             raise _bad(param, f"there is no response {shown(chain.missing)}{continues}")
-        if (status := chain.links[-1].body["status"]) not in _CONTINUED:
+        if (status := chain.links[-1].body["status"]) not in responses.CONTINUABLE:
             raise _bad(param, f"the response {shown(previous)} is {status}, and cannot be continued")
         given = [item for link in chain.links for item in (*link.input, *link.body["output"])]
         return [Entry(param, item) for item in given]
