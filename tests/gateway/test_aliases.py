@@ -13,6 +13,7 @@ from gateway.aliases import AliasError, Aliases
 from gateway.commands.up_plan import UpError, parse_aliases
 from ipc.messages import MAX_MODEL_ID
 from ipc.settings import ConfigError
+from tests import streams
 from tests.gateway.conftest import PATIENCE, GatewayProcess, NeuronThread
 
 MODELS = {"qwen3-8b", "org/coder", "claude-home", "tagged:latest"}
@@ -145,6 +146,15 @@ def test_the_answer_has_the_name_that_was_asked_for(
     with client.stream("POST", path, json=body | {"stream": True}) as answer:
         chunks = [line for line in answer.iter_lines() if line.startswith("data: {")]
     assert all(f'"model":"{asked}"' in chunk for chunk in chunks)
+
+
+def test_a_message_has_the_name_that_was_asked_for(client: httpx.Client, neuron: NeuronThread) -> None:
+    body = {"model": "claude-opus-4", "max_tokens": 9, "messages": [{"role": "user", "content": "a b"}]}
+    assert client.post("/v1/messages", json=body).json()["model"] == "claude-opus-4"
+    assert neuron.neuron.served[-1].model == "echo"
+    streamed = client.post("/v1/messages", json=body | {"stream": True})
+    assert streams.anthropic(streamed.content)["model"] == "claude-opus-4"
+    assert client.post("/v1/messages/count_tokens", json=body).json() == {"input_tokens": 2}
 
 
 def test_aliases_are_listed_as_what_they_are(client: httpx.Client) -> None:

@@ -176,6 +176,12 @@ def test_a_search_result_is_its_text() -> None:
     assert [part.text for part in turn.content] == ["T", "http://x", "a"]
 
 
+def test_a_summary_of_the_conversation_is_its_text() -> None:
+    blocks = [{"type": "compaction", "content": "so far"}, {"type": "compaction", "content": None}]
+    [turn] = turns({"role": "assistant", "content": blocks})
+    assert turn.content == [TextPart(text="so far")]
+
+
 def test_what_anthropic_s_servers_did_is_left_out() -> None:
     searched = [
         {"type": "server_tool_use", "id": "srvtoolu_1", "name": "web_search", "input": {"query": "q"}},

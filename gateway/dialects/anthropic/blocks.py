@@ -64,7 +64,7 @@ Content = str | list[Block]
 
 # What tools of Anthropic's servers did in a former turn. No model here has them, and what came of it is in
 # the text behind it.
-_SERVER_SIDE = ("server_tool_use", "mcp_tool_use", "container_upload", "compaction")
+_SERVER_SIDE = ("server_tool_use", "mcp_tool_use", "container_upload")
 
 
 def is_server_side(block: Block) -> bool:
@@ -174,12 +174,18 @@ def _tool_reference(block: Block, param: str) -> list[TextPart | ImagePart]:
     return [TextPart(text=_required(block.tool_name, f"{param}.tool_name"))]
 
 
+def _compaction(block: Block, param: str) -> list[TextPart | ImagePart]:
+    """What a server made of a conversation that had become too long."""
+    return [] if block.content is None else _inner(block.content, f"{param}.content")
+
+
 _READ: dict[str, Callable[[Block, str], list[TextPart | ImagePart]]] = {
     "text": _text,
     "image": _image,
     "document": _document,
     "search_result": _search_result,
     "tool_reference": _tool_reference,
+    "compaction": _compaction,
 }
 
 
