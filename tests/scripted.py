@@ -81,6 +81,7 @@ CHOICE = """
         {%- endif %}
     {%- endfor %}
     {%- set last, turns, calls = seen.last, seen.turns, seen.calls %}
+    {%- set thinks = enable_thinking is not defined or enable_thinking %}
     {%- set functions = (tools or []) | selectattr('function', 'defined') %}
     {%- set names = functions | map(attribute='function.name') | list %}
 """
@@ -145,7 +146,8 @@ class ScriptedModel:
             pieces: one token each: text, or bytes where a piece is a part of a character, or where the
                 content of a special token is meant as text. A string alone is cut by `cut`.
             when: a Jinja expression over `last` (the text of the last user message), `turns` (of the
-                assistant), `calls` (turns that called something), `names` (of tools), and what templates see.
+                assistant), `calls` (turns that called something), `names` (of tools), `thinks` (whether it
+                may), and what templates see.
             opened: the prompt ends with the first piece (`<think>`), which the answer then lacks.
             endless: begin again at the end.
         """

@@ -62,6 +62,10 @@ def system(tmp_path_factory: pytest.TempPathFactory, work: Path) -> Iterator[Cor
             call("exec_command", cmd=f"sed -i 's/{change[0]}/{change[1]}/' notes.txt"),
         ),
     }
+    both = call("Read", file_path=notes) + "\n" + call("Bash", command="ls", description="List files")
+    helper = call("Agent", description="Paint", prompt="Paint it.", subagent_type="general-purpose")
+    model.answer(f"Two at once.\n{both}", when="'DELEGATE' in messages | tojson and calls == 0")
+    model.answer(f"A helper for it.\n{helper}", when="'DELEGATE' in messages | tojson and calls == 1")
     for tool, (first, second) in sessions.items():
         session(model, f"'{tool}' in names", first, second)
     model.answer(DONE, when="calls == 2")

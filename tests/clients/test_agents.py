@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,17 +24,21 @@ wire_api = "responses"
 """
 
 
-def test_claude_code(run: Callable[..., str], recorder: Recorder) -> None:
+def claude(run: Callable[..., str], recorder: Recorder, task: str) -> dict[str, Any]:
     said = run(
         BINARIES / "claude",
-        *("-p", TASK, "--dangerously-skip-permissions", "--output-format", "json"),
+        *("-p", task, "--dangerously-skip-permissions", "--output-format", "json"),
         ANTHROPIC_BASE_URL=recorder.base,
         ANTHROPIC_AUTH_TOKEN="none",
         CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC="1",
         DISABLE_AUTOUPDATER="1",
         IS_SANDBOX="1",  # else it wants no root to skip permissions
     )
-    result = json.loads(said)
+    return json.loads(said)
+
+
+def test_claude_code(run: Callable[..., str], recorder: Recorder) -> None:
+    result = claude(run, recorder, TASK)
     assert (result["is_error"], result["result"], result["num_turns"]) == (False, DONE, 3)
     turns = [each.fields for each in recorder.posts() if each.fields.get("tools")]
     assert len(turns) == 3
@@ -43,6 +48,18 @@ def test_claude_code(run: Callable[..., str], recorder: Recorder) -> None:
     assert (text["type"], call["type"], call["name"]) == ("text", "tool_use", "Read")
     usage = result["usage"]
     assert usage["cache_read_input_tokens"] > usage["input_tokens"]  # each turn begins as the one before it
+
+
+def test_claude_code_calls_two_tools_at_once_and_sends_a_helper(
+    run: Callable[..., str], recorder: Recorder
+) -> None:
+    result = claude(run, recorder, f"DELEGATE this: {TASK}")
+    assert (result["is_error"], result["result"]) == (False, DONE)
+    turns = [each.fields for each in recorder.posts() if each.fields.get("tools")]
+    helpers = [turn for turn in turns if "Paint it." in json.dumps(turn["messages"][0])]
+    assert (len(turns), len(helpers)) == (6, 3)
+    results = turns[1]["messages"][-1]["content"]
+    assert [block["type"] for block in results] == ["tool_result"] * 2
 
 
 @pytest.mark.parametrize("model", ["scripted", "gpt-5.5"])

@@ -27,6 +27,7 @@ def scripted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cortex]:
     model.answer(CUT, when="last == 'cut'")
     model.answer(BYTES, when="last == 'bytes'")
     model.answer(LONG, when="last == 'long'")
+    model.answer("So.", when="last == 'think' and not thinks")
     model.answer("<think>\nHm, hm.\n</think>\n\nSo.", when="last == 'think'")
     model.answer("<think>\nHm.\n</think>\n\nSo.", when="last == 'opened'", opened=True)
     model.answer("I look." + call("get_weather", city="Paris"), when="calls == 0 and 'get_weather' in names")
@@ -80,6 +81,12 @@ def test_a_long_answer_is_whole(scripted: Cortex) -> None:
 def test_thoughts_can_be_written(scripted: Cortex, question: str, thought: str) -> None:
     message = scripted.chat(question, model="scripted", max_tokens=99).json()["choices"][0]["message"]
     assert (message["reasoning"], message["content"]) == (thought, "So.")
+
+
+def test_an_answer_may_do_without_a_thought_where_none_is_wanted(scripted: Cortex) -> None:
+    answer = scripted.chat("think", model="scripted", max_tokens=99, enable_thinking=False).json()
+    message = answer["choices"][0]["message"]
+    assert (message["reasoning"], message["content"]) == (None, "So.")
 
 
 def test_the_conversation_decides_what_is_said(scripted: Cortex) -> None:
