@@ -163,7 +163,8 @@ class TextFrontEnd:
         )
         tags = self.think_tags.spelled(self._tokens)
         reasoning = ReasoningSplitter(self.think_tags.state(rendered), tags)
-        return AnswerParser(reasoning, tools if request.tools else None, stop, include_stop)
+        needed = bool(request.tools) or self.tool_format.frames_text
+        return AnswerParser(reasoning, tools if needed else None, stop, include_stop)
 
 
 def _template_file(folder: str) -> str:

@@ -20,6 +20,7 @@ class ThinkTags(NamedTuple):
 
     opening: str
     closing: str
+    resumed: str = "\n\n"  # what stands behind a thought that is put into a prompt
 
     @property
     def pieces(self) -> tuple[str, ...]:
@@ -28,7 +29,10 @@ class ThinkTags(NamedTuple):
 
     def spelled(self, tokens: Collection[str]) -> ThinkTags:
         """The same as they come in the text of an answer whose model has `tokens`: see `Detokenizer`."""
-        return ThinkTags(*(_TAG.sub(lambda tag: _marked(tag[0], tokens), each) for each in self))
+        opening, closing = (
+            _TAG.sub(lambda tag: _marked(tag[0], tokens), each) for each in (self.opening, self.closing)
+        )
+        return ThinkTags(opening, closing, self.resumed)
 
     def state(self, prompt: str) -> Thought:
         """Where a prompt leaves the model."""
@@ -43,8 +47,8 @@ class ThinkTags(NamedTuple):
         if state == "none":
             return prompt
         if state == "open":
-            return prompt.rstrip(SPACE) + f"\n\n{self.closing}\n\n"
-        return prompt + f"{self.opening}\n\n{self.closing}\n\n"
+            return prompt.rstrip(SPACE) + f"\n\n{self.closing}{self.resumed}"
+        return prompt + f"{self.opening}\n\n{self.closing}{self.resumed}"
 
 
 THINK = ThinkTags("<think>", "</think>")
@@ -61,6 +65,9 @@ KNOWN = (
     ThinkTags("Here are my reasoning steps:", "[BEGIN FINAL RESPONSE]"),  # Apriel
 )
 
+# gpt-oss: the first message of an answer. Its closing tag ends messages of any kind, in other models too.
+HARMONY = ThinkTags("<|channel|>analysis<|message|>", "<|end|>", "<|start|>assistant")
+
 
 def think_tags(texts: Iterable[str], vocabulary: Collection[str] = ()) -> ThinkTags | None:
     """The tags of a model, or None where it is not known to think.
@@ -70,6 +77,8 @@ def think_tags(texts: Iterable[str], vocabulary: Collection[str] = ()) -> ThinkT
         vocabulary: its added tokens, which say it where the templates do not.
     """
     texts = list(texts)
+    if any(HARMONY.opening in text for text in texts):
+        return HARMONY
     for tags in KNOWN:
         if any(tags.closing in text for text in texts):
             return tags
@@ -101,7 +110,7 @@ class ReasoningSplitter:
         """Take more text; the parts that are sure."""
         text = self._held + text
         self._held = ""
-        opening, closing = self._tags
+        opening, closing, _ = self._tags
         if not self._started:
             start = text.lstrip(SPACE)
             if len(start) < len(opening) and opening.startswith(start):

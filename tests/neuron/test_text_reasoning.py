@@ -98,13 +98,13 @@ def test_every_known_pair_of_tags_is_told_from_the_answer(tags):
 
 def test_where_a_tag_is_a_token_text_that_spells_it_is_none():
     tags = THINK.spelled({"<think>", "</think>"})
-    assert tags == (f"{TOKEN}<think>", f"{TOKEN}</think>")
+    assert tags[:2] == (f"{TOKEN}<think>", f"{TOKEN}</think>")
     splitter = ReasoningSplitter("possible", tags)
     assert splitter.push("<think>") == [("text", "<think>")]
     splitter = ReasoningSplitter("possible", tags)
     assert splitter.push(f"{TOKEN}<think>I write </think>.") == [("reasoning", "I write </think>.")]
     assert splitter.push(f"{TOKEN}</think>Yes.") == [("text", "Yes.")]
-    assert ThinkTags("<|channel>thought", "<channel|>").spelled({"<|channel>"}) == (
+    assert ThinkTags("<|channel>thought", "<channel|>").spelled({"<|channel>"})[:2] == (
         f"{TOKEN}<|channel>thought",
         "<channel|>",
     )

@@ -235,7 +235,7 @@ def test_the_parts_do_not_depend_on_how_the_text_was_cut(sample, data, ended, li
 def test_an_answer_without_calls_is_its_text(sample, data, limits):
     text = data.draw(texts_for(sample))
     joined = read(sample, [text], **limits)
-    if not any(isinstance(part, tuple) for part in joined):
+    if not any(isinstance(part, tuple) for part in joined) and not sample.format.frames_text:
         assert "".join(joined) == text
     for part in joined:
         if not isinstance(part, str):

@@ -8,8 +8,11 @@ from typing import Any
 
 from neuron.text.formats.apriel import APRIEL
 from neuron.text.formats.command_r import COMMAND_R
+from neuron.text.formats.functionary import FUNCTIONARY
 from neuron.text.formats.gemma4 import GEMMA4
+from neuron.text.formats.gigachat import GIGACHAT
 from neuron.text.formats.granite import GRANITE
+from neuron.text.formats.harmony import HARMONY
 from neuron.text.formats.llama_json import LLAMA3_JSON
 from neuron.text.formats.mistral import MISTRAL, MISTRAL_ARGS
 from neuron.text.formats.phi4 import PHI4
@@ -74,7 +77,26 @@ def is_bare(key: str) -> bool:
     return re.fullmatch(r"[\w./&-]+", key) is not None
 
 
+def harmony(calls: list[Call]) -> str:
+    return "<|start|>assistant".join(
+        f"<|channel|>commentary to=functions.{name} <|constrain|>json<|message|>{json.dumps(given)}<|call|>"
+        for name, given in calls
+    )
+
+
+def functionary(calls: list[Call]) -> str:
+    return ">>>".join(f"{name}\n{json.dumps(given)}" for name, given in calls)
+
+
+def gigachat(calls: list[Call]) -> str:
+    objects = [json.dumps({"name": name, "arguments": given}) for name, given in calls]
+    return "".join(f"<|message_sep|>\n\nfunction call<|role_sep|>\n{each}" for each in objects)
+
+
 SAMPLES = (
+    Sample(HARMONY, harmony),
+    Sample(FUNCTIONARY, functionary, ("meetkai-functionary-medium-v3.2.jinja",)),
+    Sample(GIGACHAT, gigachat, ("GigaChat3-10B-A1.8B.jinja",), parallel=False),
     Sample(GEMMA4, gemma4, ("google-gemma-4-31B-it.jinja",), carries=fits_gemma),
     Sample(PYTHONIC, python, carries=is_key),
     Sample(LFM2, lambda calls: f"<|tool_call_start|>{python(calls)}<|tool_call_end|>", carries=is_key),

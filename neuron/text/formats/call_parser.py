@@ -34,7 +34,7 @@ from ipc.messages import MAX_NAME, Tool, ToolCall, ToolCallDelta
 from neuron.text.formats.json_scan import JsonScan, object_in
 from neuron.text.tags import SPACE, TOKEN
 
-Part = tuple[Literal["text"], str] | tuple[Literal["tool"], ToolCallDelta]
+Part = tuple[Literal["text", "reasoning"], str] | tuple[Literal["tool"], ToolCallDelta]
 T = TypeVar("T")
 Steps = Generator[None, None, T]
 
@@ -455,6 +455,15 @@ class CallParser(ABC):
         if not said and self.cut:
             raise Unfinished
         self.add(object_in(said) or said)
+
+    def forget(self) -> None:
+        """What was read of it is no call, and no text either: tags around something else."""
+        self._forget()
+
+    def think(self, text: str) -> None:
+        """Hand out a thought."""
+        if text:
+            self._parts.append(("reasoning", text))
 
     def end(self) -> None:
         """The call is whole. Another one may follow in the same section."""

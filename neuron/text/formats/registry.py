@@ -7,9 +7,12 @@ from collections.abc import Iterable
 from neuron.text.formats.apriel import APRIEL
 from neuron.text.formats.command_r import COMMAND_R
 from neuron.text.formats.deepseek import DEEPSEEK_V3, DEEPSEEK_V31
+from neuron.text.formats.functionary import FUNCTIONARY
 from neuron.text.formats.gemma4 import GEMMA4
+from neuron.text.formats.gigachat import GIGACHAT
 from neuron.text.formats.glm import GLM
 from neuron.text.formats.granite import GRANITE
+from neuron.text.formats.harmony import HARMONY
 from neuron.text.formats.hermes import HERMES
 from neuron.text.formats.invoke import DEEPSEEK_V4, DEEPSEEK_V32, MINIMAX_M2
 from neuron.text.formats.kimi import KIMI
@@ -37,6 +40,9 @@ FORMATS: tuple[ToolFormat, ...] = (
     MINIMAX_M1,
     COMMAND_R,
     GEMMA4,
+    HARMONY,
+    FUNCTIONARY,
+    GIGACHAT,
     PYTHONIC,
     LFM2,
     LLAMA3_JSON,

@@ -33,6 +33,7 @@ class ToolFormat(ABC):
             are text even where these tokens are special, and where they are tokens, text that merely looks
             like them is no tag.
         before, between, after: what is written around calls and between them.
+        frames_text: text, too, stands between tags, so the parser is needed where no tool is offered.
     """
 
     name: ClassVar[str]
@@ -41,6 +42,7 @@ class ToolFormat(ABC):
     before: ClassVar[str] = ""
     between: ClassVar[str] = "\n"
     after: ClassVar[str] = ""
+    frames_text: ClassVar[bool] = False
 
     @abstractmethod
     def is_of(self, template: str) -> bool:

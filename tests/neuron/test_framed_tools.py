@@ -1,0 +1,121 @@
+"""Formats in which text, too, stands in a frame that says to whom it is said."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from ipc.messages import Tool
+from neuron.text.formats.harmony import HARMONY
+from neuron.text.formats.registry import BY_NAME, tool_format
+from neuron.text.parser import AnswerParser
+from neuron.text.reasoning import HARMONY as HARMONY_TAGS
+from neuron.text.reasoning import ReasoningSplitter, think_tags
+from neuron.text.tags import TOKEN
+
+TOOLS = [Tool.function(name) for name in ("get_weather", "ping")]
+CALL = ("get_weather", '{"city": "Oslo"}')
+THOUGHT = "<|channel|>analysis<|message|>Let me see.<|end|><|start|>assistant"
+CALLED = '<|channel|>commentary to=functions.get_weather <|constrain|>json<|message|>{"city": "Oslo"}<|call|>'
+FINAL = "<|channel|>final<|message|>It is warm."
+TEMPLATE = "<|start|>assistant<|channel|>analysis<|message|>{{ thought }}<|end|> <|call|>"
+
+
+def answer(name, chunks, *, cut=False, tools=TOOLS, tokens=(), **limits):
+    """The parts of a whole answer, joined."""
+    tags = (HARMONY_TAGS if name == "harmony" else think_tags(["</think>"])).spelled(tokens)
+    tools_parser = BY_NAME[name].parser(tools, tokens=tokens, **limits)
+    parser = AnswerParser(ReasoningSplitter("possible", tags), tools_parser)
+    pieces = [piece for chunk in chunks for piece in parser.push(chunk)] + parser.finish(cut)
+    joined = []
+    for kind, piece in pieces:
+        if kind == "tool" and piece.name is not None:
+            joined.append((piece.name, piece.arguments))
+        elif kind == "tool":
+            joined[-1] = (joined[-1][0], joined[-1][1] + piece.arguments)
+        elif joined and joined[-1][0] == f"{kind}:":
+            joined[-1] = (f"{kind}:", joined[-1][1] + piece)
+        else:
+            joined.append((f"{kind}:", piece))
+    return joined
+
+
+@pytest.mark.parametrize(
+    ("said", "parts"),
+    [
+        (THOUGHT + FINAL, [("reasoning:", "Let me see."), ("text:", "It is warm.")]),
+        (FINAL, [("text:", "It is warm.")]),
+        (FINAL + "<|return|>", [("text:", "It is warm.")]),
+        (THOUGHT + CALLED, [("reasoning:", "Let me see."), CALL]),
+        (CALLED.removesuffix("<|call|>"), [CALL]),
+        (
+            f"{THOUGHT}<|channel|>commentary<|message|>I look.<|end|><|start|>assistant{CALLED}",
+            [("reasoning:", "Let me see."), ("text:", "I look."), CALL],
+        ),
+        (
+            f"<|channel|>commentary<|message|>First.<|end|><|start|>assistant{THOUGHT}{FINAL}",
+            [("text:", "First."), ("reasoning:", "Let me see."), ("text:", "It is warm.")],
+        ),
+        (
+            '<|start|>assistant to=get_weather<|channel|>commentary json<|message|>{"city": "Oslo"}',
+            [CALL],
+        ),
+        ("<|channel|>commentary to=functions.ping<|message|><|call|>", [("ping", "{}")]),
+        ("It is warm.", [("text:", "It is warm.")]),
+    ],
+)
+def test_messages_of_harmony_are_told_apart_by_their_channels(said, parts):
+    assert answer("harmony", [said]) == parts
+    assert answer("harmony", said) == parts
+    tokens = HARMONY.markers
+    spelled = said
+    for token in tokens:
+        spelled = spelled.replace(token, TOKEN + token)
+    assert answer("harmony", spelled, tokens=tokens) == parts
+
+
+def test_an_answer_of_harmony_without_tools_is_its_text_and_its_thought():
+    parts = [("reasoning:", "Let me see."), ("text:", "It is warm.")]
+    assert answer("harmony", [THOUGHT + FINAL], tools=[]) == parts
+
+
+def test_a_message_of_harmony_to_nobody_who_was_offered_is_text():
+    said = "<|channel|>analysis to=browser.search code<|message|>{}<|call|>"
+    assert [kind for kind, _ in answer("harmony", [said])] == ["text:"]
+
+
+def test_of_a_call_of_harmony_that_was_cut_is_told_what_there_is():
+    assert answer("harmony", [CALLED[:-17]], cut=True) == [("get_weather", '{"city"')]
+    assert answer("harmony", [CALLED[:40]], cut=True) == []
+
+
+def test_harmony_and_its_thoughts_are_known_by_the_template():
+    assert tool_format([TEMPLATE]) is HARMONY
+    assert think_tags([TEMPLATE]) == HARMONY_TAGS
+    assert think_tags(["<|end|>"], ["<|end|>"]) is None
+    prompt = HARMONY_TAGS.without_thought("<|start|>assistant")
+    assert prompt.endswith("<|end|><|start|>assistant")
+
+
+def test_functionary_speaks_to_somebody():
+    said = 'all\nLet me see.>>>get_weather\n{"city": "Oslo"}>>>ping\n{}'
+    parts = [("text:", "Let me see."), CALL, ("ping", "{}")]
+    assert answer("functionary", [said]) == answer("functionary", said) == parts
+    assert answer("functionary", ['get_weather\n{"city": "Oslo"}']) == [CALL]
+    assert answer("functionary", ["all\nYes."], tools=[]) == [("text:", "Yes.")]
+
+
+@pytest.mark.parametrize(
+    "said", ["python\nprint(1)", "get_weather\nis a tool", "allow\nme", ">>> print(1)\n1"]
+)
+def test_what_functionary_says_otherwise_is_text(said):
+    assert answer("functionary", [said]) == [("text:", said)]
+
+
+def test_messages_of_gigachat_are_calls_by_their_role():
+    call = json.dumps({"name": "get_weather", "arguments": {"city": "Oslo"}})
+    said = f"I look.<|message_sep|>\n\nfunction call<|role_sep|>\n{call}<|message_sep|>"
+    assert answer("gigachat", [said]) == [("text:", "I look."), CALL]
+    assert answer("gigachat", [f"function call<|role_sep|>\n{call}"]) == [CALL]
+    assert answer("gigachat", ["It is warm.<|message_sep|>"]) == [("text:", "It is warm.")]
