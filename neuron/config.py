@@ -67,6 +67,7 @@ class ModelSettings(Struct, frozen=True, kw_only=True):
     max_sequences: Count = 32
     max_step_tokens: Count | None = None
     kv_memory: Size | None = None  # bytes of the KV pool on each rank
+    tool_format: str | None = None  # how it writes tool calls; null: as its chat template says
     simulated: Simulated | None = None
 
 
@@ -129,6 +130,15 @@ def check(config: NeuronConfig, source: str | Path) -> None:
             raise ConfigError(source, f"{key}.path", f"{model.path!r} is never read: the model is simulated")
         _check_devices(model.devices, f"{key}.devices", source)
         _check_placement(model, config.devices, key, source)
+        if model.tool_format is not None:
+            _check_tool_format(model.tool_format, f"{key}.tool_format", source)
+
+
+def _check_tool_format(name: str, key: str, source: str | Path) -> None:
+    from neuron.text.formats.registry import BY_NAME  # not for everybody who reads a configuration
+
+    if name not in BY_NAME:
+        raise ConfigError(source, key, f"{name!r} is none of {', '.join(sorted(BY_NAME))}")
 
 
 def _check_devices(devices: list[str] | None, key: str, source: str | Path) -> None:

@@ -113,13 +113,13 @@ def describe(settings: ModelSettings, folder: Path) -> ModelDescription:
         reasoning=card.reasoning,
         created=card.created,
         notes=notes,
-        load_text=lambda: TextFrontEnd.load(card),
+        load_text=lambda: TextFrontEnd.load(card, settings.tool_format),
     )
 
 
 def _simulated(settings: ModelSettings, lender: ModelCard) -> ModelDescription:
     plan = settings.simulated
-    text = TextFrontEnd.load(lender)
+    text = TextFrontEnd.load(lender, settings.tool_format)
     return ModelDescription(
         id=settings.id,
         engine="simulated",

@@ -9,7 +9,7 @@ from typing import Any
 from ipc.errors import Code, CortexError
 from ipc.messages import Generate, Message, Thinking, Tool
 from neuron.text.detokenizer import Detokenizer
-from neuron.text.formats.registry import tool_format
+from neuron.text.formats.registry import BY_NAME, tool_format
 from neuron.text.formats.tool_format import ToolFormat
 from neuron.text.infill import infill
 from neuron.text.parser import AnswerParser
@@ -42,13 +42,16 @@ class TextFrontEnd:
         self.infill = infill(tokenizer.id_of)  # None: the model cannot fill in
 
     @classmethod
-    def load(cls, checkpoint: ModelCard) -> TextFrontEnd:
+    def load(cls, checkpoint: ModelCard, calls_as: str | None = None) -> TextFrontEnd:
         """Read the tokenizer and compile the templates: up to a second, for a thread.
+
+        Args:
+            calls_as: the name of the format in which it writes tool calls; None: what its templates speak of.
 
         Raises:
             CortexError: MODEL_LOAD_FAILED.
         """
-        calls = tool_format(checkpoint.chat_templates.values())
+        calls = BY_NAME[calls_as] if calls_as else tool_format(checkpoint.chat_templates.values())
         known = {piece for tags in KNOWN for piece in tags.pieces}
         tokenizer = TextTokenizer(
             checkpoint.tokenizer_file, checkpoint.config.vocab_size, shown=(*known, *calls.markers)

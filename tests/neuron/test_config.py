@@ -42,7 +42,8 @@ load_deadline_seconds: 60
 log_level: DEBUG
 models:
   - {id: org/big, path: /models/big, dtype: float32, exact: true, ranks: 2, devices: ["cuda:0", "cuda:1"],
-     pin: true, priority: 7, context_length: 4096, max_sequences: 2, max_step_tokens: 64, kv_memory: 1GiB}
+     pin: true, priority: 7, context_length: 4096, max_sequences: 2, max_step_tokens: 64, kv_memory: 1GiB,
+     tool_format: glm}
   - id: slow
     simulated:
       step_seconds: 0.01
@@ -67,6 +68,7 @@ models:
         max_sequences=2,
         max_step_tokens=64,
         kv_memory=1 << 30,
+        tool_format="glm",
     )
     assert config.models[1].simulated.failure.die_at_step == 5
 
@@ -92,6 +94,7 @@ def test_endpoints_of_zeromq_are_taken(read, listen):
         ("models: [{id: a, ranks: 0}]", "models[0].ranks", [">= 1", "0"]),
         ("models: [{id: ''}]", "models[0].id", ["length >= 1"]),
         ("models: [{id: a, dtype: int8}]", "models[0].dtype", ["'int8'"]),
+        ("models: [{id: a, tool_format: xml}]", "models[0].tool_format", ["'xml'", "hermes", "mistral"]),
         ("models: [{id: a, devices: [x]}]", "models[0].devices[0]", ["'x'"]),
         ("models: [{id: a, ranks: 2, devices: ['cuda:0']}]", "models[0].devices", ["2 ranks", "cuda:0"]),
         ("models: [{id: a, devices: [cpu, 'cuda:0']}]", "models[0].devices", ["cpu alone"]),

@@ -10,7 +10,7 @@ from ipc.errors import Code, CortexError
 from ipc.messages import Detokenize, Generate, Message, Thinking, Tokenize, Tool
 from neuron.requests.tokens import detokenize, tokenize
 from neuron.text.formats.hermes import HERMES
-from neuron.text.formats.registry import tool_format
+from neuron.text.formats.registry import BY_NAME, tool_format
 from neuron.text.frontend import TextFrontEnd
 from tests.neuron.folders import write_checkpoint
 from workers.checkpoints.card import read_card
@@ -119,6 +119,10 @@ def test_a_model_without_a_template_takes_no_messages(folder, tmp_path):
     with pytest.raises(CortexError) as raised:
         text.render(HELLO, [], {})
     assert (raised.value.code, raised.value.param) == (Code.NOT_SUPPORTED, "messages")
+
+
+def test_a_format_that_is_named_is_the_format(folder):
+    assert TextFrontEnd.load(read_card(folder), "kimi").tool_format is BY_NAME["kimi"]
 
 
 def test_a_broken_template_stops_the_load(folder, tmp_path):

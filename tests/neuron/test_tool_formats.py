@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 import sys
 from pathlib import Path
@@ -11,8 +12,10 @@ import jsonschema
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
 from ipc.messages import Message, Tool, ToolCall
+from neuron.grammar.check import Bytes
 from neuron.grammar.tool_calls import require_call
 from neuron.text.formats.registry import BY_NAME, FORMATS, tool_format
 from neuron.text.tags import TOKEN
@@ -125,6 +128,11 @@ def test_every_format_has_a_sample_and_a_name_of_its_own():
     assert len(BY_NAME) == len(FORMATS)
 
 
+def test_every_format_is_in_the_documentation():
+    documented = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text()
+    assert not [name for name in BY_NAME if f"`{name}`" not in documented]
+
+
 @pytest.mark.parametrize(
     ("sample", "file"),
     [(sample, file) for sample in SAMPLES for file in sample.templates],
@@ -139,8 +147,7 @@ def test_what_a_template_writes_is_read_as_the_calls_that_it_was_given(sample, f
     for calls in [CALLS] if sample.parallel else [[call] for call in CALLS]:
         tools = tools_of(calls)
         assert calls_in(read(sample, [turn_with(template, calls, tools)], tools)) == [
-            (name, {key: value for key, value in arguments.items() if sample.carries(key, value)})
-            for name, arguments in calls
+            (name, sample.reads(arguments)) for name, arguments in calls
         ]
 
 
@@ -369,3 +376,49 @@ def test_one_call_is_the_most_where_calls_are_not_parallel(sample):
     for seed in range(6):
         held = require_call(TOOLS, [*SCHEMAS], encode, "none", parallel=False, written=sample.format)
         assert len(calls_in(read(sample, [follow(held.grammar, seed, 4000)], TOOLS))) == 1
+
+
+class WithMarkers(Bytes):
+    """A tokenizer of bytes that has a token for each marker besides."""
+
+    def __init__(self, markers):
+        self.eos_token_id = 256 + len(markers)
+        self.tokens = [*Bytes.tokens[:256], *(marker.encode() for marker in markers), b"<end>"]
+        self.special_token_ids = [*range(256, self.eos_token_id + 1)]
+
+
+def follow_tokens(grammar, markers, seed, length=4000):
+    """What somebody writes who knows nothing but the grammar, and how it comes from the detokenizer."""
+    tokenizer, rng, said = WithMarkers(markers), random.Random(seed), [b""]
+    matcher = LLMatcher(LLTokenizer(TokenizerWrapper(tokenizer)), grammar, log_level=0)
+    while not matcher.is_stopped() and len(said) < length:
+        mask = int.from_bytes(matcher.compute_bitmask(), "little")
+        choices = [token for token in range(tokenizer.eos_token_id) if mask >> token & 1]
+        # nobody who guesses ends a string that has no bound soon: what ends one is likelier
+        ends = [token for token in choices if token >= 256 or token in b'"<']
+        if not choices or (mask >> tokenizer.eos_token_id & 1 and rng.random() < 0.5):
+            break
+        token = rng.choice(ends if ends and rng.random() < 0.5 else choices)
+        matcher.consume_token(token)
+        said.append(TOKEN.encode(errors="surrogatepass") * (token >= 256) + tokenizer.tokens[token])
+    assert not matcher.is_error(), matcher.get_error()
+    return b"".join(said).decode(errors="surrogatepass")
+
+
+@each_format
+@pytest.mark.parametrize("seed", range(4))
+def test_a_grammar_writes_tags_that_are_tokens_as_such(sample, seed):
+    markers = sample.format.markers
+    if not markers:
+        pytest.skip("it has no tags that are tokens")
+
+    def encode_markers(text):
+        return [256 + markers.index(text)] if text in markers else list(text.encode())
+
+    held = require_call(TOOLS, [*SCHEMAS], encode_markers, "none", written=sample.format)
+    text = follow_tokens(held.grammar, markers, seed)
+    joined = read(sample, [text], TOOLS, tokens=markers)
+    assert calls_in(joined)
+    assert not texts_in(joined), text
+    for name, arguments in calls_in(joined):
+        jsonschema.validate(arguments, SCHEMAS[name])

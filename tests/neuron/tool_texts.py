@@ -14,6 +14,7 @@ from neuron.text.formats.hermes import HERMES
 from neuron.text.formats.invoke import DEEPSEEK_V4, DEEPSEEK_V32, MINIMAX_M2
 from neuron.text.formats.kimi import KIMI
 from neuron.text.formats.minimax_m1 import MINIMAX_M1
+from neuron.text.formats.minimax_m3 import MINIMAX_M3
 from neuron.text.formats.qwen3_coder import QWEN3_CODER
 from neuron.text.formats.tool_format import ToolFormat
 
@@ -28,6 +29,7 @@ class Sample:
         write: calls as a model writes them, the way that the templates do.
         templates: of models that write it, by file name.
         parallel: whether these templates take several calls in a turn.
+        reads: what is read of arguments that a template wrote.
         carries: whether it can write an argument, a key and its value, so that it can be read again.
     """
 
@@ -36,6 +38,7 @@ class Sample:
     templates: tuple[str, ...] = ()
     carries: Callable[[str, Any], bool] = lambda key, value: True
     parallel: bool = True
+    reads: Callable[[dict[str, Any]], dict[str, Any]] = lambda arguments: arguments
 
     @property
     def name(self) -> str:
@@ -135,6 +138,43 @@ def minimax_m1(calls: list[Call]) -> str:
     return "<tool_calls>\n" + "".join(json_object(call) + "\n" for call in calls) + "</tool_calls>"
 
 
+def minimax_m3(calls: list[Call]) -> str:
+    mark = "]<]minimax[>["
+
+    def value(of: Any) -> str:
+        if isinstance(of, dict):
+            return "".join(f"{mark}<{key}>{value(each)}{mark}</{key}>" for key, each in of.items())
+        if isinstance(of, list):
+            return "".join(f"{mark}<item>{value(each)}{mark}</item>" for each in of)
+        return bare(of)
+
+    written = "".join(f'{mark}<invoke name="{name}">{value(given)}{mark}</invoke>\n' for name, given in calls)
+    return f"{mark}<tool_call>\n{written}{mark}</tool_call>"
+
+
+def without_null(value: Any) -> Any:
+    """A value as MiniMax M3's template writes it: members that are null are left out, elements are empty."""
+    if isinstance(value, dict):
+        return {key: without_null(each) for key, each in value.items() if each is not None}
+    if isinstance(value, list):
+        return ["" if each is None else without_null(each) for each in value]
+    return value
+
+
+def fits_in_elements(key: str, value: Any, inner: bool = False) -> bool:
+    """Whether MiniMax M3 can write a value so that it is read as the same: inside of others, types are not
+    told by the tests' schemas, so a text must not look like something else, and nothing be empty."""
+    if not fits_in_tag(key) or not key or key == "item" or key[0] == "/" or value is None:
+        return False
+    if isinstance(value, dict):
+        return (not inner or bool(value)) and all(fits_in_elements(*each, True) for each in value.items())
+    if isinstance(value, list):
+        return (not inner or bool(value)) and all(fits_in_elements("a", each, True) for each in value)
+    if isinstance(value, str):
+        return "]<]minimax[>[<" not in value and (not inner or value == "" or value.isalpha())
+    return True
+
+
 def fits_in_tag(key: str) -> bool:
     """Whether a tag can have this name in it."""
     return not re.search(r'[<>"]', key)
@@ -146,6 +186,7 @@ def without(ends: str) -> Callable[[str, Any], bool]:
 
 
 SAMPLES = (
+    Sample(MINIMAX_M3, minimax_m3, ("MiniMax-M3.jinja",), fits_in_elements, reads=without_null),
     Sample(
         GLM,
         glm,

@@ -38,8 +38,8 @@ class Unfit(Exception):
     """No grammar can be made of a schema in this way."""
 
 
-_NAME = re.compile(r"[^<>\"'\s][^<>\"'\n\r\t]*")  # of an argument, where it can stand in a tag
-_ANY_NAME = r"/[A-Za-z_][A-Za-z0-9_]{0,62}/"
+NAME = re.compile(r"[^<>\"'\s][^<>\"'\n\r\t]*")  # of an argument, where it can stand in a tag
+ANY_NAME = r"/[A-Za-z_][A-Za-z0-9_]{0,62}/"
 ANY_TEXT = "/(?s:.*)/"
 # What would be read as something else than a string.
 _NO_STRING = r"/\s*(-?[0-9][0-9.eE+\-]*|true|false|null|True|False|None|\[(?s:.*)|\{(?s:.*))\s*/"
@@ -70,7 +70,7 @@ def parameters(schema: Mapping[str, Any], tags: Tags, lark: Lark) -> str:
         return _known(schema, tags, lark)
     except Unfit:
         any_text = string([ANY_TEXT], tags, lark, alone=True)
-        name = lark.terminal(_ANY_NAME)
+        name = lark.terminal(ANY_NAME)
         return f"({lark.text(tags.before)} {name} {lark.text(tags.between)} {any_text})*"
 
 
@@ -81,7 +81,7 @@ def _known(schema: Mapping[str, Any], tags: Tags, lark: Lark) -> str:
         raise Unfit
     written = []
     for key, each in properties.items():
-        if not _NAME.fullmatch(key):
+        if not NAME.fullmatch(key):
             raise Unfit
         rule = lark.rule(_parameter(key, each, schema, tags, lark))
         written.append(rule if key in required else f"{rule}?")
@@ -122,7 +122,11 @@ def string(contents: list[str], tags: Tags, lark: Lark, alone: bool) -> str:
 
 
 def split(schema: Any, root: Mapping[str, Any], depth: int = 8) -> tuple[list[str], list[Any]]:
-    """The strings that `schema` allows, as terminals, and schemas of what else it allows."""
+    """The strings that `schema` allows, as terminals, and schemas of what else it allows.
+
+    Raises:
+        Unfit: it says something about strings that cannot be told.
+    """
     if not isinstance(schema, Mapping) or not schema:
         return [ANY_TEXT], [{"type": sorted(ANY - {"string"})}] if schema is not False else []
     types = types_of(schema, root)

@@ -18,6 +18,7 @@ from neuron.text.formats.invoke import DEEPSEEK_V4, DEEPSEEK_V32, MINIMAX_M2
 from neuron.text.formats.kimi import KIMI
 from neuron.text.formats.llama_json import LLAMA3_JSON
 from neuron.text.formats.minimax_m1 import MINIMAX_M1
+from neuron.text.formats.minimax_m3 import MINIMAX_M3
 from neuron.text.formats.mistral import MISTRAL, MISTRAL_ARGS
 from neuron.text.formats.phi4 import PHI4
 from neuron.text.formats.pythonic import LFM2, PYTHONIC
@@ -31,6 +32,7 @@ FORMATS: tuple[ToolFormat, ...] = (
     DEEPSEEK_V3,
     DEEPSEEK_V31,
     KIMI,
+    MINIMAX_M3,
     MINIMAX_M2,
     MISTRAL_ARGS,
     MISTRAL,
