@@ -60,7 +60,8 @@ class Program:
             stdout=subprocess.PIPE,
             stderr=self.log.open("a"),
             text=True,
-            env=os.environ | {"TMPDIR": str(self.tmp), "OMP_NUM_THREADS": "1"},
+            env=os.environ
+            | {"TMPDIR": str(self.tmp), "XDG_STATE_HOME": str(self.tmp), "OMP_NUM_THREADS": "1"},
             cwd=cwd or folder,
         )
         self._reader = threading.Thread(target=self._read, daemon=True)

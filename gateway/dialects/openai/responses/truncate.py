@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from gateway.fleet.view import Fleet
-from ipc.errors import CortexError
+from ipc.errors import Code, CortexError
 from ipc.messages import CountTokens, Generate, Message
 
 COUNT_SECONDS = 30.0
@@ -38,7 +38,12 @@ async def truncate(fleet: Fleet, generate: Generate) -> None:
                 thinking=generate.thinking,
                 account=generate.account,
             )
-            return (await neuron.client.ask(count, COUNT_SECONDS)).tokens <= limit
+            try:
+                return (await neuron.client.ask(count, COUNT_SECONDS)).tokens <= limit
+            except CortexError as error:
+                if error.code != Code.CONTEXT_LENGTH_EXCEEDED:  # so long that nobody counts it
+                    raise
+                return False
 
         if await fits(0):
             return
