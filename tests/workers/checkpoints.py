@@ -166,11 +166,12 @@ def write(name: str, folder: Path) -> PreTrainedModel:
 @torch.no_grad()
 def fill(model: PreTrainedModel, std: float = 0.4) -> None:
     """Give it random weights of that deviation."""
+    config = model.config.get_text_config()
     for key, parameter in model.named_parameters():
-        gemma = model.config.model_type.startswith("gemma")  # which stores norms less one
+        gemma = config.model_type.startswith("gemma")  # which stores norms less one
         parameter.normal_(std=std).add_(1.0 if "norm" in key and not gemma else 0.0)
         if gemma and "embed_tokens" in key:  # and multiplies embeddings
-            parameter.div_(model.config.hidden_size**0.5)
+            parameter.div_(config.hidden_size**0.5)
     model.tie_weights()
     model.eval()
 

@@ -18,7 +18,7 @@ import msgspec
 
 from ipc.errors import Code, CortexError
 from ipc.worker_messages import CacheGroup
-from workers.checkpoints import config, generation, gguf, registry, text
+from workers.checkpoints import config, generation, gguf, registry, text, within
 from workers.checkpoints.caches import group_layers
 from workers.checkpoints.config import ModelConfig
 from workers.checkpoints.families.llama import EMBEDDING, HEAD
@@ -178,10 +178,16 @@ def read_card(folder: Path | str) -> ModelCard:
     if found is None:
         _refuse_unknown(folder, about)
     architecture, family = found
+    is_within = architecture in family.within
+    if is_within:
+        given = within.config(path, given, family.within[architecture])
     model = family.read(path, given)
     _check_served(path, model)
     stored = read_tensors(folder)
+    if is_within:
+        stored = within.tensors(stored)
     model, notes = _head(model, stored)
+    notes += [within.NOTE] * is_within
     files, tensors = _check_tensors(folder, model, family, stored)
     unused = sorted(name for name in stored if name not in tensors and not name.endswith(KNOWN_UNUSED))
     if unused:

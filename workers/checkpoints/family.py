@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -46,6 +46,7 @@ class Family:
     Args:
         name: of its file here, and of its mathematics in `workers/models/`.
         architectures: names in `config.json`.
+        within: names of those that have such a model in them, and its `model_type` there.
         read: `config.json` to what it means; refuses what is not done, by name.
         tensors: all that are loaded.
     """
@@ -54,3 +55,4 @@ class Family:
     architectures: tuple[str, ...]
     read: Callable[[Path, Mapping[str, Any]], ModelConfig]
     tensors: Callable[[ModelConfig], Iterator[TensorSpec]]
+    within: Mapping[str, str] = field(default_factory=dict)

@@ -15,7 +15,9 @@ from workers.checkpoints.family import Family
 
 KNOWN = (LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA2, GEMMA3, GRANITE, SMOLLM3)
 FAMILIES = {family.name: family for family in KNOWN}
-ARCHITECTURES = {name: family for family in FAMILIES.values() for name in family.architectures}
+ARCHITECTURES = {
+    name: family for family in FAMILIES.values() for name in (*family.architectures, *family.within)
+}
 
 
 def find(architectures: Iterable[str]) -> tuple[str, Family] | None:

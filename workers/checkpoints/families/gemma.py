@@ -21,14 +21,26 @@ from workers.checkpoints.files import refuse
 
 Positive = Annotated[float, Meta(gt=0)]
 
+# Files leave out what is as in the smallest model.
 DEFAULTS = {
+    "hidden_size": 2304,
+    "intermediate_size": 9216,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
     "hidden_activation": "gelu_pytorch_tanh",
     "tie_word_embeddings": True,
-    "head_dim": 256,
     "query_pre_attn_scalar": 256,
     "sliding_window": 4096,
 }
-DEFAULTS_2 = DEFAULTS | {"final_logit_softcapping": 30.0, "attn_logit_softcapping": 50.0}
+DEFAULTS_2 = DEFAULTS | {
+    "vocab_size": 256_000,
+    "max_position_embeddings": 8192,
+    "final_logit_softcapping": 30.0,
+    "attn_logit_softcapping": 50.0,
+}
+DEFAULTS_3 = DEFAULTS | {"vocab_size": 262_208, "max_position_embeddings": 131_072}
 PATTERN_2, PATTERN_3 = 2, 6  # every second or sixth layer sees all tokens
 THETA_3, WINDOW_THETA_3 = 1_000_000.0, 10_000.0
 
@@ -54,7 +66,7 @@ def read_2(path: Path, given: Mapping[str, Any]) -> ModelConfig:
 
 def read_3(path: Path, given: Mapping[str, Any]) -> ModelConfig:
     """Two ropes: of old files the keys of the whole model are those of the layers that see all tokens."""
-    given = DEFAULTS | dict(given)
+    given = DEFAULTS_3 | dict(given)
     ropes = given.pop("rope_parameters", None) or {}
     if not isinstance(ropes, dict) or any(not isinstance(each, dict | None) for each in ropes.values()):
         refuse(path, "rope_parameters is no object of objects, one for each type of layer")
@@ -104,4 +116,10 @@ def _model_config(path: Path, file: GemmaFile, pattern: int, **changes: Any) -> 
 
 
 GEMMA2 = Family("gemma2", ("Gemma2ForCausalLM",), read_2, dense_tensors)
-GEMMA3 = Family("gemma3", ("Gemma3ForCausalLM",), read_3, dense_tensors)
+GEMMA3 = Family(
+    "gemma3",
+    ("Gemma3ForCausalLM",),
+    read_3,
+    dense_tensors,
+    within={"Gemma3ForConditionalGeneration": "gemma3_text"},
+)

@@ -24,4 +24,10 @@ def read(path: Path, given: Mapping[str, Any]) -> ModelConfig:
     return config.model_config(path, file, windows)
 
 
-MISTRAL = Family("mistral", ("MistralForCausalLM", "MinistralForCausalLM"), read, dense_tensors)
+MISTRAL = Family(
+    "mistral",
+    ("MistralForCausalLM", "MinistralForCausalLM"),
+    read,
+    dense_tensors,
+    within={"Mistral3ForConditionalGeneration": "mistral"},
+)

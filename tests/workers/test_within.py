@@ -1,0 +1,93 @@
+"""The language model within one that sees answers text as that one does."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import (
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    Mistral3Config,
+    Mistral3ForConditionalGeneration,
+    PreTrainedModel,
+)
+
+from ipc.errors import CortexError
+from tests.workers.checkpoints import SIZES, fill, greedy
+from tests.workers.engines import make_runner, request, serve
+from workers.checkpoints.card import read_card
+
+PROMPT = [(7 * i + 3) % 131 for i in range(40)]
+EYE = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+
+def gemma() -> PreTrainedModel:
+    text = SIZES | {"query_pre_attn_scalar": 20, "sliding_window": 24, "tie_word_embeddings": False}
+    eye = EYE | {"model_type": "siglip_vision_model", "image_size": 28, "patch_size": 14}
+    config = Gemma3Config(
+        text_config=text,
+        vision_config=eye,
+        mm_tokens_per_image=4,
+        image_token_index=5,
+        tie_word_embeddings=False,
+    )
+    return Gemma3ForConditionalGeneration(config)
+
+
+def mistral() -> PreTrainedModel:
+    text = SIZES | {"model_type": "mistral", "sliding_window": None, "tie_word_embeddings": False}
+    eye = EYE | {"model_type": "pixtral", "head_dim": 8, "image_size": 28, "patch_size": 14}
+    config = Mistral3Config(
+        vision_config=eye, text_config=text, image_token_index=5, tie_word_embeddings=False
+    )
+    return Mistral3ForConditionalGeneration(config)
+
+
+def rename_as_before_transformers_5(folder: Path) -> None:
+    """Tensors of the language model below `language_model`, its head among them."""
+    tensors = load_file(folder / "model.safetensors")
+    renamed = {}
+    for name, tensor in tensors.items():
+        if name == "lm_head.weight":
+            name = f"language_model.{name}"
+        for new in ("model.language_model.", "language_model.model."):
+            if name.startswith(new):
+                name = "language_model.model." + name.removeprefix(new)
+        renamed[name] = tensor
+    save_file(renamed, folder / "model.safetensors", {"format": "pt"})
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["new", "old"])
+@pytest.mark.parametrize("make", [gemma, mistral])
+def test_text_is_answered_as_by_the_whole(tmp_path, make, old):
+    torch.manual_seed(1)
+    oracle = make()
+    fill(oracle)
+    oracle.save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    if old:
+        rename_as_before_transformers_5(tmp_path)
+    card = read_card(tmp_path)
+    assert any("language model alone" in note for note in card.notes)
+    assert not any("vision" in name for name in card.tensors)
+    runner = make_runner(tmp_path)
+    runner.load(lambda fraction, message: None)
+    [output] = serve(runner, [request(1, PROMPT, 30)])
+    assert output == greedy(oracle, PROMPT, output)
+
+
+def test_another_language_model_within_is_refused_by_its_type(tmp_path):
+    oracle = mistral()
+    oracle.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    given = json.loads(path.read_text())
+    path.write_text(json.dumps(given | {"text_config": given["text_config"] | {"model_type": "ministral3"}}))
+    with pytest.raises(CortexError, match=r"text_config\.model_type ministral3"):
+        read_card(tmp_path)
+    path.write_text(json.dumps(given | {"text_config": None}))
+    with pytest.raises(CortexError, match="text_config is missing"):
+        read_card(tmp_path)

@@ -1,0 +1,49 @@
+"""The language model within one that sees as well: its part of `config.json`, and of the tensors.
+
+What sees is not served; what is asked of such a model is text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from workers.checkpoints.files import refuse
+
+T = TypeVar("T")
+
+TEXT = "text_config"
+SHARED = ("tie_word_embeddings", "dtype", "torch_dtype", "eos_token_id")  # may stand outside
+# Prefixes of its tensors, before transformers 5 and since, and what the same are called of the model alone.
+PREFIXES = {"language_model.": "", "model.language_model.": "model."}
+NOTE = "of a model that sees, the language model alone is served: it takes text"
+
+
+def config(path: Path, given: Mapping[str, Any], model_type: str) -> dict[str, Any]:
+    """Its `config.json`, as if it stood alone.
+
+    Args:
+        model_type: that it must be of.
+
+    Raises:
+        CortexError: it is another, or none.
+    """
+    inner = given.get(TEXT)
+    if not isinstance(inner, dict):
+        refuse(path, f"{TEXT} is missing: the config of the language model")
+    if (found := inner.get("model_type", model_type)) != model_type:
+        refuse(path, f"{TEXT}.model_type {found} is not supported; {model_type} is")
+    return {key: given[key] for key in SHARED if given.get(key) is not None} | inner | {"architectures": []}
+
+
+def tensors(stored: Mapping[str, T]) -> dict[str, T]:
+    """Its tensors under their usual names, and all others under theirs."""
+    return {_usual(name): tensor for name, tensor in stored.items()}
+
+
+def _usual(name: str) -> str:
+    for prefix, usual in PREFIXES.items():
+        if name.startswith(prefix):
+            return usual + name.removeprefix(prefix)
+    return name
