@@ -74,6 +74,7 @@ def test_sampling_is_taken_as_it_is_spelt() -> None:
     assert (sampling.seed, sampling.max_tokens) == ((1 << 64) - 1, 6)
     assert (sampling.stop, sampling.stop_token_ids, sampling.ignore_eos) == (["end"], [7], True)
     assert chat().sampling == type(sampling)()
+    assert chat(repeat_penalty=1.1).sampling == chat(repetition_penalty=1.1).sampling
 
 
 def test_template_arguments_are_those_that_the_client_spells_out() -> None:
@@ -164,6 +165,12 @@ def test_a_call_of_what_is_not_there_cannot_be_required(fields: dict[str, Any], 
         {"best_of": 2},
         {"skip_special_tokens": False},
         {"grammar": "root ::= x"},
+        {"typical_p": 0.9},
+        {"mirostat": 2},
+        {"dry_multiplier": 0.8},
+        {"xtc_probability": 0.5},
+        {"top_n_sigma": 1.5},
+        {"stop_regex": "a+"},
         {"echo": True},
         {"add_special_tokens": True},
         {"return_tokens_as_token_ids": True},
@@ -208,6 +215,7 @@ def test_hints_and_neutral_values_are_ignored() -> None:
         },
         {"stream_options": None, "modalities": ["text"]},
         {"echo": False, "add_special_tokens": False, "logits_processors": []},
+        {"typical_p": 1.0, "top_a": 0, "mirostat": 0, "dry_multiplier": 0.0, "xtc_probability": 0},
         {"n": None, "stop": None, "tools": None, "temperature": None, "max_tokens": None, "stream": None},
     ):
         assert chat(**fields) == plain

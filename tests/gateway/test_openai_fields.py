@@ -187,6 +187,21 @@ def test_the_table_has_every_field_of_the_schema_and_no_other() -> None:
         assert sum(map(len, told)) == len(fields), "a field stands in two tables"
 
 
+def test_the_page_tells_of_every_field() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
+    refused, hints = (
+        next(line for line in page.splitlines() if line.startswith(f"| {start}"))
+        for start in ("refused with", "hints that")
+    )
+    for table, row in ((EFFECT, page), (REFUSED, refused), (HINTS, hints)):
+        for request, field in cases(table):
+            if field not in PARSE[request][1]:
+                assert f"`{field}`" in row or f'"{field}"' in row, (
+                    request,
+                    field,
+                )  # as code, or in an example
+
+
 def properties(schemas: dict[str, Any], name: str) -> set[str]:
     """The fields of an object, inherited ones included."""
     schema = schemas[name]

@@ -81,6 +81,7 @@ class Fields(StructuredFields, kw_only=True):
     top_k: Annotated[int, Meta(ge=-1, le=MAX_INT)] | None = None
     min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
+    repeat_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None  # as llama.cpp calls it
     min_tokens: NonNegative | None = None
     bad_words: Annotated[list[Stop], Meta(max_length=128)] | None = None
     allowed_token_ids: Annotated[list[TokenId], Meta(min_length=1)] | None = None
@@ -104,7 +105,18 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "prompt_embeds": (),
     "return_tokens_as_token_ids": (False,),
     "grammar": (),  # of llama.cpp: another language than ours
+    # ways to choose tokens that other servers have
     "ebnf": (),
+    "stop_regex": (),
+    "typical_p": (1,),
+    "top_a": (0,),
+    "tfs_z": (1,),
+    "top_n_sigma": (0, -1),
+    "mirostat": (0,),
+    "mirostat_mode": (0,),
+    "dry_multiplier": (0,),
+    "xtc_probability": (0,),
+    "dynatemp_range": (0,),
 }
 
 
@@ -158,7 +170,7 @@ def sampling(fields: Fields, max_tokens: int | None, logprobs: int | None) -> Sa
         top_k=None if fields.top_k is None else max(0, fields.top_k),
         top_p=fields.top_p,
         min_p=fields.min_p,
-        repetition_penalty=fields.repetition_penalty,
+        repetition_penalty=fields.repetition_penalty or fields.repeat_penalty,
         presence_penalty=fields.presence_penalty or 0.0,
         frequency_penalty=fields.frequency_penalty or 0.0,
         logit_bias=_logit_bias(fields.logit_bias or {}),
