@@ -173,6 +173,15 @@ def test_a_call_that_was_cut_is_told_as_far_as_it_went() -> None:
     assert parsed(messages.parse, body)[0].messages[1].tool_calls[0].arguments == '{"a": "b'
 
 
+def test_a_whole_call_has_its_arguments_as_they_were_written() -> None:
+    written = '{"n": 123456789012345678901234567890, "m":1.50, "o": "a"}'
+    calls = [ToolCall(id="call_0", name="f", arguments=each) for each in (written, "", "[1]")]
+    body = renderer().whole(Started(id=0, prompt_tokens=7), end("tool_calls", tool_calls=calls))
+    assert f'"input":{written}}}'.encode() in body
+    inputs = [block["input"] for block in json.loads(body)["content"]]
+    assert inputs[1:] == [{}, {"INVALID_JSON": "[1]"}]
+
+
 def test_silence_is_filled_with_comments_and_then_with_pings() -> None:
     writer = renderer()
     assert writer.waiting(None).startswith(b": ")
@@ -192,7 +201,8 @@ def test_an_error_is_the_last_event() -> None:
 
 
 def test_what_unicode_knows_as_line_ends_is_escaped() -> None:
-    body = streamed([delta(text="a\u2028b\u0085c\nd"), delta(reasoning="\u2029")], end(), SHOWN)
+    pieces = [delta(text="a\u2028b\u0085c\nd"), delta(reasoning="\u2029")]
+    body = streamed(pieces, end(stop_sequence="\u2028"), SHOWN)
     assert len(body.decode().splitlines()) == body.count(b"\n")
     assert streams.anthropic(body)["content"][0]["text"] == "a\u2028b\u0085c\nd"
 

@@ -12,7 +12,7 @@ from gateway.dialects.anthropic.blocks import UNREADABLE
 from gateway.dialects.anthropic.envelope import envelope
 from gateway.dialects.anthropic.identifiers import outward
 from gateway.dialects.comments import comment
-from gateway.dialects.writing import encode, json_string
+from gateway.dialects.writing import encode, json_string, on_one_line
 from gateway.refusals import Refusal
 from ipc.errors import CortexError
 from ipc.messages import Choice, Delta, Finished, Progress, Started, ToolCall, ToolCallDelta, Usage
@@ -173,7 +173,7 @@ class MessageRenderer:
 
 
 def _event(name: str, **fields: Any) -> bytes:
-    return b"event: %b\ndata: %b\n\n" % (name.encode(), encode({"type": name} | fields))
+    return b"event: %b\ndata: %b\n\n" % (name.encode(), on_one_line(encode({"type": name} | fields)))
 
 
 _GOING_ON: dict[str, str | None] = {"stop_reason": None, "stop_sequence": None}
@@ -192,11 +192,10 @@ def _stop(answer: Choice) -> dict[str, str | None]:
 def _tool_use(call: ToolCall) -> dict[str, Any]:
     """The block of a call. Arguments that are no object, as of a call that was cut, stand in one."""
     try:
-        given = msgspec.json.decode(call.arguments or "{}")
+        is_object = isinstance(msgspec.json.decode(call.arguments or "{}"), dict)
     except (msgspec.DecodeError, RecursionError):
-        given = None
-    if not isinstance(given, dict):
-        given = {UNREADABLE: call.arguments}
+        is_object = False
+    given = msgspec.Raw(call.arguments or "{}") if is_object else {UNREADABLE: call.arguments}
     return {"type": "tool_use", "id": outward(call.id), "name": call.name, "input": given}
 
 
