@@ -23,9 +23,10 @@ from neuron.text.template import ChatTemplate
 from tests.neuron.chunks import cut
 from tests.neuron.test_tool_grammar import encode, follow
 from tests.neuron.tool_texts import SAMPLES as TAGGED
+from tests.neuron.tool_texts_parameters import SAMPLES as PARAMETERS
 from tests.neuron.tool_texts_untagged import SAMPLES as UNTAGGED
 
-SAMPLES = (*TAGGED, *UNTAGGED)
+SAMPLES = (*TAGGED, *PARAMETERS, *UNTAGGED)
 
 FOLDERS = (parent / "shared" / "data" / "templates" for parent in Path(__file__).parents)
 TEMPLATES = next((folder for folder in FOLDERS if folder.is_dir()), Path("none"))

@@ -8,6 +8,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from neuron.text.formats.call_parser import Steps
 from neuron.text.formats.lark import Lark
 from neuron.text.formats.parameter_grammar import Tags, parameters
@@ -17,25 +19,41 @@ from neuron.text.formats.tool_format import Schema, ToolFormat
 CALL, END_CALL = "<tool_call>", "</tool_call>"
 KEY, END_KEY = "<arg_key>", "</arg_key>"
 VALUE, END_VALUE = "<arg_value>", "</arg_value>"
-# A value whose end tag is missing is over where the answer is.
-ENDS = ((END_VALUE, ((KEY, END_CALL),)), (END_CALL, ((),)))
 
 
 class GlmParser(ParametersParser):
-    """Reads calls that begin with a name in bare text."""
+    """Reads calls that begin with a name in bare text.
 
+    Attributes:
+        mark: stands at the end of every tag's name.
+        name_ends: what else may end the name of a call.
+    """
+
+    mark: ClassVar[str] = ""
+    name_ends: ClassVar[tuple[str, ...]] = ()
     openings = (CALL,)
 
+    @classmethod
+    def tag(cls, tag: str) -> str:
+        """A tag as it is here."""
+        return tag.replace(">", f"{cls.mark}>")
+
     def call(self, opening: str) -> Steps[None]:
-        mark = yield from self.name(KEY, END_CALL)
+        key_tag, end_call = self.tag(KEY), self.tag(END_CALL)
+        # A value whose end tag is missing is over where the answer is.
+        ends = ((self.tag(END_VALUE), ((key_tag, end_call),)), (end_call, ((),)))
+        mark = yield from self.name(key_tag, end_call, *self.name_ends)
         self.begin()
-        while mark == KEY:
-            key, _ = yield from self.until(END_KEY)
+        if mark in self.name_ends:
             yield from self.space()
-            yield from self.expect(VALUE)
-            end = yield from self.parameter(key, ENDS)
+            mark = yield from self.accept(key_tag, end_call)
+        while mark == key_tag:
+            key, _ = yield from self.until(self.tag(END_KEY))
             yield from self.space()
-            mark = END_CALL if end == END_CALL else (yield from self.accept(KEY, END_CALL))
+            yield from self.expect(self.tag(VALUE))
+            end = yield from self.parameter(key, ends)
+            yield from self.space()
+            mark = end_call if end == end_call else (yield from self.accept(key_tag, end_call))
         yield from self.end_arguments()
         self.end()
 

@@ -15,7 +15,6 @@ kept until then, so that what turns out to be no literal is text.
 
 from __future__ import annotations
 
-import ast
 import json
 import math
 import re
@@ -32,6 +31,7 @@ WORDS = {"True": "true", "False": "false", "None": "null", "true": "true", "fals
 _CLOSES = {"[": "]", "{": "}"}
 _WORD = re.compile(r"[\w.+\-]*")
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
+_FLOAT = re.compile(r"[+-]?(?=[\d_]*[.eE])[\d_]*\.?[\d_]*([eE][+-]?[\d_]+)?", re.ASCII)
 _ESCAPES = {"n": "\\n", "t": "\\t", "r": "\\r", "b": "\\b", "f": "\\f", "a": "\\u0007", "v": "\\u000b"}
 _SAME = {"\\": "\\\\", '"': '\\"', "'": "'", "\n": ""}  # what an escape stands for that is itself
 _DIGITS = {"x": 2, "u": 4, "U": 8}  # that come behind it
@@ -240,10 +240,10 @@ def number(word: str) -> str:
     if _NUMBER.fullmatch(word):
         return word
     try:
-        value = ast.literal_eval(word)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        value: int | float = float(word) if _FLOAT.fullmatch(word) else int(word, 0)
+    except ValueError:
         raise NoCall from None
-    if type(value) not in (int, float) or (isinstance(value, float) and not math.isfinite(value)):
+    if not math.isfinite(value):
         raise NoCall
     return json.dumps(value)
 

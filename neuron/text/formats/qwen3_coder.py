@@ -11,6 +11,8 @@ value
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from neuron.text.formats.call_parser import NoCall, Steps
 from neuron.text.formats.lark import Lark
 from neuron.text.formats.parameter_grammar import Tags, parameters
@@ -21,23 +23,22 @@ CALL, END_CALL = "<tool_call>", "</tool_call>"
 FUNCTION, END_FUNCTION = "<function=", "</function>"
 PARAMETER, END_PARAMETER = "<parameter=", "</parameter>"
 
-_BEHIND_VALUE = ((PARAMETER, END_FUNCTION, END_CALL),)
-_WITHOUT_END = ((END_CALL,), ())  # a value whose end tag is missing is over where the answer is
-ENDS = (
-    ("\n" + END_PARAMETER, _BEHIND_VALUE),
-    (END_PARAMETER, _BEHIND_VALUE),
-    ("\n" + END_FUNCTION, _WITHOUT_END),
-    (END_FUNCTION, _WITHOUT_END),
-)
-
 
 class Qwen3CoderParser(ParametersParser):
-    """Reads calls of which every part has its tag. Without the outer tag, only a known tool is called."""
+    """Reads calls of which every part has its tag. Without the outer tag, only a known tool is called.
+
+    Attributes:
+        outer: the tags around a call.
+        padding: what stands between a value and its tags.
+    """
 
     openings = (CALL, FUNCTION)
+    outer: ClassVar[tuple[str, str]] = (CALL, END_CALL)
+    padding: ClassVar[str] = "\n"
 
     def call(self, opening: str) -> Steps[None]:
-        if opening == CALL:
+        begin_call, end_call = self.outer
+        if opening == begin_call:
             yield from self.space()
             yield from self.expect(FUNCTION)
         yield from self.name(">")
@@ -46,20 +47,28 @@ class Qwen3CoderParser(ParametersParser):
         self.begin()
         yield from self.space()
         if (yield from self.peek()) == "{":  # as Llama writes them
-            yield from self.object(END_FUNCTION, END_CALL)
+            yield from self.object(END_FUNCTION, end_call)
         else:
             yield from self._parameters()
         yield from self.space()
         yield from self.accept(END_FUNCTION)
         yield from self.space()
-        yield from self.accept(END_CALL)
+        yield from self.accept(end_call)
         self.end()
 
     def _parameters(self) -> Steps[None]:
+        behind = ((PARAMETER, END_FUNCTION, self.outer[1]),)
+        without_end = ((self.outer[1],), ())  # a value whose end tag is missing is over where the answer is
+        paddings = dict.fromkeys((self.padding, ""))
+        ends = (
+            *((padding + END_PARAMETER, behind) for padding in paddings),
+            *((padding + END_FUNCTION, without_end) for padding in paddings),
+        )
         while (yield from self.accept(PARAMETER)):
             key, _ = yield from self.until(">")
-            yield from self.accept("\n")
-            yield from self.parameter(key, ENDS)
+            if self.padding:
+                yield from self.accept(self.padding)
+            yield from self.parameter(key, ends)
             yield from self.space()
         yield from self.end_arguments()
 

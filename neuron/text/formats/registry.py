@@ -14,15 +14,18 @@ from neuron.text.formats.glm import GLM
 from neuron.text.formats.granite import GRANITE
 from neuron.text.formats.harmony import HARMONY
 from neuron.text.formats.hermes import HERMES
+from neuron.text.formats.hy3 import HY3
 from neuron.text.formats.invoke import DEEPSEEK_V4, DEEPSEEK_V32, MINIMAX_M2
 from neuron.text.formats.kimi import KIMI
 from neuron.text.formats.llama_json import LLAMA3_JSON
+from neuron.text.formats.minicpm5 import MINICPM5
 from neuron.text.formats.minimax_m1 import MINIMAX_M1
 from neuron.text.formats.minimax_m3 import MINIMAX_M3
 from neuron.text.formats.mistral import MISTRAL, MISTRAL_ARGS
 from neuron.text.formats.phi4 import PHI4
 from neuron.text.formats.pythonic import LFM2, PYTHONIC
 from neuron.text.formats.qwen3_coder import QWEN3_CODER
+from neuron.text.formats.seed_oss import SEED_OSS
 from neuron.text.formats.tool_format import ToolFormat
 
 # From the one with the most special signs to the one with the least.
@@ -40,6 +43,9 @@ FORMATS: tuple[ToolFormat, ...] = (
     GRANITE,
     APRIEL,
     MINIMAX_M1,
+    SEED_OSS,
+    HY3,
+    MINICPM5,
     COMMAND_R,
     GEMMA4,
     HARMONY,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+import json
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +16,7 @@ from neuron.text.tags import SPACE
 ANY = frozenset(("array", "boolean", "integer", "null", "number", "object", "string"))
 STRING = frozenset(("string",))
 PYTHON = {"True": "true", "False": "false", "None": "null"}  # as templates in Jinja write them
+MAX_PYTHON = 1 << 16  # characters of a value that may be Python's
 MAX_DEPTH = 16  # of schemas in each other that are looked at
 
 
@@ -79,7 +83,7 @@ def typed(text: str, types: frozenset[str]) -> str:
     It is of one of `types` other than a string where it can be; else it is a string, of exactly this text.
     """
     bare = text.strip(SPACE)
-    for written in (PYTHON.get(bare, bare), mended(bare)):
+    for written in (PYTHON.get(bare, bare), mended(bare), _from_python(bare)):
         try:
             value = msgspec.json.decode(written)
         except (msgspec.MsgspecError, RecursionError):
@@ -89,3 +93,15 @@ def typed(text: str, types: frozenset[str]) -> str:
         if isinstance(value, str) and "string" not in types:
             break
     return msgspec.json.encode(text).decode()
+
+
+def _from_python(text: str) -> str:
+    """The JSON for a list or an object that is written as Python writes it; other text as it is."""
+    if not text.startswith(("[", "{")) or len(text) > MAX_PYTHON:
+        return text
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of escapes that are none
+            return json.dumps(ast.literal_eval(text))
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return text
