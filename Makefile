@@ -29,7 +29,7 @@ CLIENTS := .venv-clients
 CLIENTS_NODE := tests/clients/node_modules/.package-lock.json
 
 test-clients: $(VENV)/installed-test $(CLIENTS)/installed $(CLIENTS_NODE)
-	CORTEX_CLIENTS=$(abspath $(CLIENTS))/bin/python $(VENV)/bin/python -m pytest tests/clients $(ARGS)
+	CORTEX_CLIENTS=$(abspath $(CLIENTS))/bin/python $(VENV)/bin/python -m pytest -n 2 --dist loadfile tests/clients $(ARGS)
 
 $(CLIENTS)/installed: tests/clients/requirements.txt
 	$(PYTHON) -m venv $(CLIENTS)

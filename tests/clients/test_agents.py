@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 
 from tests.clients.conftest import DONE, MODULES
 from tests.clients.recorder import Recorder
+from tests.end_to_end.harness import SCRIPTS
 
 TASK = "Make the colour in notes.txt blue."
 BINARIES = MODULES / ".bin"
@@ -97,3 +99,25 @@ def test_opencode(run: Callable[..., str], recorder: Recorder, tmp_path: Path) -
     turns = [each.fields for each in recorder.posts() if each.fields.get("tools")]
     assert len(turns) == 3
     assert turns[1]["messages"][-2]["reasoning_content"] == "The file first."
+
+
+LAUNCHED = {
+    "claude": ("-p", TASK, "--dangerously-skip-permissions"),
+    "codex": ("exec", "--skip-git-repo-check", "--dangerously-bypass-approvals-and-sandbox", TASK),
+    "opencode": ("run", TASK),
+}
+
+
+@pytest.mark.parametrize("client", LAUNCHED)
+def test_cortex_launch_starts_it_so_that_it_works(
+    run: Callable[..., str], recorder: Recorder, client: str
+) -> None:
+    options = ("--url", recorder.base, "--model", "scripted", "--exec")
+    said = run(
+        SCRIPTS / "cortex",
+        *("launch", client, *options, "--", *LAUNCHED[client]),
+        PATH=f"{BINARIES}{os.pathsep}{os.environ['PATH']}",
+        IS_SANDBOX="1",
+    )
+    assert said.strip().endswith(DONE)
+    assert all(each.fields["model"] == "scripted" for each in recorder.posts())

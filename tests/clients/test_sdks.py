@@ -13,7 +13,7 @@ from tests.clients.recorder import Recorder
 PYTHON = os.environ.get("CORTEX_CLIENTS", "")  # the interpreter that has the clients
 
 
-@pytest.mark.parametrize("api", ["chat", "responses"])
+@pytest.mark.parametrize("api", ["chat", "responses", "stored"])
 def test_openai(run: Callable[..., str], api: str) -> None:
     assert run(PYTHON, HERE / "python" / "use_openai.py", api).strip() == DONE
 
