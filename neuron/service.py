@@ -61,7 +61,7 @@ from neuron.requests.prompt import encode_prompts, has_grammar, is_quick, valida
 from neuron.requests.request import OpenRequest
 from neuron.requests.tokens import detokenize, tokenize
 from neuron.requests.trace import traced, word
-from neuron.text.sandbox import OverBudget
+from neuron.text.budget import OverBudget
 
 log = logging.getLogger("neuron.service")
 

@@ -1,19 +1,15 @@
 """Runs chat templates as transformers does, within bounds: a template is a program that came with a model.
 
 Jinja's sandbox keeps a template from what it must not touch. What it takes is bounded here: each turn of a
-loop and each call of a macro looks at the clock, text is counted before it comes into being, and what makes
-much of little (padding, wrapping) is not there.
+loop and each call of a macro looks at the clock, what one operation does is counted before it is done, and
+what makes much of little (padding, wrapping) is not there.
 """
 
 from __future__ import annotations
 
-import json
 import re
-import threading
-import time
 from collections.abc import Callable, Mapping
 from datetime import datetime
-from functools import wraps
 from typing import Any, NoReturn
 
 import jinja2
@@ -25,13 +21,22 @@ from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
-MAX_TEXT = 32 << 20  # characters of any one text, a prompt among them
-MAX_WORK = 16 * MAX_TEXT  # characters that are read and written on the way to a prompt
-MAX_VALUES = 1 << 20  # in a list or an object that becomes text
-MANY_VALUES = 20_000  # take some milliseconds to write
-MAX_INDENT = 256  # characters
-SHORT = 256  # characters; of texts up to here the loop around them takes note
-MAX_BITS = 4096  # of a number that is the result of a multiplication
+from neuron.text.budget import (
+    MAX_BITS,
+    MAX_TEXT,
+    SHORT,
+    OverBudget,
+    budget,
+    check_key,
+    check_number,
+    limited,
+    size,
+    spend_on,
+    weigh,
+)
+from neuron.text.template_filters import FILTERS, MAX_INDENT, OWN, metered, spend_on_replacing, text_of
+
+COMPILE_SECONDS = 10.0
 
 # Methods of texts that make no more of them, and those that are counted.
 _METHODS = """
@@ -40,38 +45,8 @@ _METHODS = """
     rindex rpartition rsplit rstrip split splitlines startswith strip swapcase title upper
 """
 METHODS = frozenset(_METHODS.split())
-# Filters: their work is in proportion to the items that they are given, or to all that is in these.
-_OF_ITEMS = """
-    abs attr batch count d default first items last length list map random reject rejectattr reverse select
-    selectattr sum
-"""
-_OF_TEXT = "capitalize e escape float forceescape int lower safe string title trim upper urlencode wordcount"
-_COMPARING = "dictsort groupby max min sort unique"
-OF_ITEMS = frozenset(_OF_ITEMS.split())
-FILTERS = OF_ITEMS | frozenset(_OF_TEXT.split()) | frozenset(_COMPARING.split())
-_TESTS = "== eq equalto != ne < lt lessthan <= le > gt greaterthan >= ge in"  # that compare
-
-
-class OverBudget(jinja2.TemplateError):
-    """A template took more than it may."""
-
-
-class _Budget(threading.local):
-    """What the rendering in this thread may still take."""
-
-    deadline = work = float("inf")  # while nothing is rendered
-    given: tuple[Any, ...] = ()  # variables
-
-    def spend(self, characters: int) -> None:
-        """Take note of text that is about to be read or written."""
-        if characters > MAX_TEXT:
-            raise OverBudget(f"a text in it is longer than {MAX_TEXT:,} characters")
-        self.work -= characters
-        if self.work < 0:
-            raise OverBudget(f"it reads and writes more than {MAX_WORK:,} characters")
-
-
-_budget = _Budget()
+PIECE = 48  # characters that a short text of its own takes the place of
+_TESTS = "== eq equalto != ne < lt lessthan <= le > gt greaterthan >= ge"  # that compare
 
 
 def parse(source: str) -> nodes.Template:
@@ -81,7 +56,8 @@ def parse(source: str) -> nodes.Template:
 
 def compile_template(source: str) -> jinja2.Template:
     """Raises: whatever Jinja, and Python's compiler behind it, say of what is no template."""
-    code = _ENVIRONMENT.compile(_Metering().visit(parse(source)))
+    with limited(COMPILE_SECONDS):  # what is constant in it is worked out already
+        code = _ENVIRONMENT.compile(_Metering().visit(parse(source)))
     return jinja2.Template.from_code(_ENVIRONMENT, code, _ENVIRONMENT.make_globals(None))
 
 
@@ -92,22 +68,18 @@ def render(template: jinja2.Template, variables: Mapping[str, Any], seconds: flo
         OverBudget: it takes more than `seconds`, or makes too much text.
         Exception: whatever the template does wrong.
     """
-    _budget.deadline, _budget.work = time.monotonic() + seconds, MAX_WORK
-    _budget.given = tuple(variables.values())
-    try:
-        pieces, size = [], 0
+    with limited(seconds, given=tuple(variables.values())):
+        pieces, length = [], 0
         for piece in template.generate(variables):
-            size += len(piece)
-            if size > MAX_TEXT:
+            length += len(piece)
+            if length > MAX_TEXT:
                 raise OverBudget(f"the prompt is longer than {MAX_TEXT:,} characters")
             pieces.append(piece)
         return "".join(pieces)
-    finally:
-        del _budget.deadline, _budget.work, _budget.given
 
 
 class _Metering(NodeTransformer):
-    """Puts a look at the budget into every loop and macro, and before `~` and comparisons."""
+    """Puts a look at the budget into every loop and macro, and before what may be much in one operation."""
 
     def _metered(self, node: Any) -> nodes.Node:
         own = sum(len(data.data) for data in node.find_all(nodes.TemplateData))
@@ -122,17 +94,47 @@ class _Metering(NodeTransformer):
         self.generic_visit(node)
         return _call("concat", *node.nodes)
 
+    def visit_Pair(self, node: nodes.Pair) -> nodes.Node:
+        self.generic_visit(node)
+        if not isinstance(node.key, nodes.Const):
+            node.key = _call("key", node.key)
+        return node
+
+    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:
+        self.generic_visit(node)
+        if isinstance(node.arg, nodes.Slice):
+            node.node = _call("sliced", node.node)
+        return node
+
     def visit_Compare(self, node: nodes.Compare) -> nodes.Node:
         self.generic_visit(node)
+        if any(operand.op in ("in", "notin") for operand in node.ops):
+            return _one_by_one(node)
         if isinstance(node.expr, nodes.Const) or (
             len(node.ops) == 1 and isinstance(node.ops[0].expr, nodes.Const)
         ):
             return node  # what is compared with a text or a number is not walked through
         node.expr = _call("compared", node.expr)
         for operand in node.ops:
-            if operand.op not in ("in", "notin"):
-                operand.expr = _call("compared", operand.expr)
+            operand.expr = _call("compared", operand.expr)
         return node
+
+
+def _one_by_one(node: nodes.Compare) -> nodes.Node:
+    """A comparison in which something is looked for."""
+    left, found = node.expr, []
+    for operand in node.ops:
+        if operand.op in ("in", "notin"):
+            test: nodes.Expr = _call("contains", operand.expr, left)
+            found.append(test if operand.op == "in" else nodes.Not(test))
+        else:
+            other = nodes.Operand(operand.op, _call("compared", operand.expr))
+            found.append(nodes.Compare(_call("compared", left), [other]))
+        left = operand.expr
+    whole = found[0]
+    for test in found[1:]:
+        whole = nodes.And(whole, test)
+    return whole
 
 
 def _call(name: str, *args: nodes.Expr) -> nodes.Call:
@@ -156,81 +158,82 @@ class _Code(CodeGenerator):
 
 def tick(characters: int) -> None:
     """Called in each turn of a loop, which writes so many characters at most, but for long texts."""
-    _budget.spend(characters)
-    if time.monotonic() > _budget.deadline:
-        raise OverBudget("it takes too long")
+    budget.spend(characters)
+    budget.look_at_clock()
 
 
 def concat(*values: Any) -> str:
     """Called for `~`."""
-    texts = [as_text(value) for value in values]
-    _budget.spend(sum(map(len, texts)))
+    texts = [text_of(value) for value in values]
+    budget.spend(sum(map(len, texts)))
     return "".join(texts)
 
 
 def compared(value: Any) -> Any:
     """Called for what is compared: a list that holds another twice, and that one a third, has no end."""
     if isinstance(value, list | tuple | dict):
-        _spend_on(value)
+        spend_on(value)
     return value
 
 
-def as_text(value: Any) -> str:
-    """Called for all that is written."""
-    if isinstance(value, str):
-        if len(value) > SHORT:
-            _budget.spend(len(value))
-        return value
-    _spend_on(value)
-    return str(value)
+def key(value: Any) -> Any:
+    """Called for the names of what is put into an object."""
+    check_key(value)
+    return value
 
 
-def _spend_on(*values: Any, times: int = 1) -> int:
-    """Take note of the texts in `values`, each of which is read or written so many times.
+def sliced(value: Any) -> Any:
+    """Called for that of which a part is taken, which is a copy."""
+    if isinstance(value, str | list | tuple) and len(value) > SHORT:
+        budget.spend(size(value))
+    return value
 
-    Returns:
-        How many values there are, those inside of others included. One may hold another twice, and that one a
-        third: there is a bound.
-    """
-    pending, characters, seen = list(values), 0, 0
-    while pending:
-        value = pending.pop()
-        seen += 1
-        if isinstance(value, str):
-            characters += len(value)
-        elif isinstance(value, dict):
-            pending += value.keys()
-            pending += value.values()
-        elif isinstance(value, list | tuple | set):
-            pending += value
-        if seen + len(pending) > MAX_VALUES:
-            raise OverBudget(f"it writes a list or an object of more than {MAX_VALUES:,} values")
-    _budget.spend(characters * times)
-    return seen
+
+def contains(container: Any, value: Any) -> bool:
+    """Called for `in`: a list compares the value with each of its own."""
+    _spend_on_finding(container, value)
+    return value in container
+
+
+def _spend_on_finding(container: Any, *values: Any) -> None:
+    if isinstance(container, str):
+        if len(container) > SHORT:
+            budget.spend(len(container))
+    elif isinstance(container, Mapping):
+        for value in values:
+            check_key(value)
+    else:
+        length = len(container) if hasattr(container, "__len__") else SHORT
+        short = all(value is None or isinstance(value, int | float) for value in values) or all(
+            isinstance(value, str) and len(value) <= SHORT for value in values
+        )
+        budget.spend(length if short else (1 + length) * weigh(*values)[0])
 
 
 class _Environment(ImmutableSandboxedEnvironment):
     code_generator_class = _Code
-    intercepted_binops = frozenset(("+", "*", "**", "%"))
+    intercepted_binops = frozenset(("+", "-", "*", "**", "%", "//"))
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         if operator == "+" and type(left) is type(right) is str:
-            _budget.spend(len(left) + len(right))
+            budget.spend(len(left) + len(right))
             return left + right
-        numbers = isinstance(left, int) and isinstance(right, int)
-        if operator == "+" and not numbers:
-            _budget.spend(_size(left) + _size(right))
-        elif operator == "%" and isinstance(left, str):
-            _spend_on(left, right, times=_fields(left, "%"))
-        elif operator == "*" and not numbers:
-            _budget.spend(abs(_size(left) * _size(right)))
-        elif operator in ("*", "**") and numbers:
-            bits = (
-                left.bit_length() * abs(right) if operator == "**" else left.bit_length() + right.bit_length()
-            )
-            if bits > MAX_BITS:
+        if isinstance(left, int) and isinstance(right, int):
+            check_number(left, right)
+            if operator == "**" and left.bit_length() * abs(right) > MAX_BITS:
                 raise OverBudget("a number in it is too large")
+        elif operator == "+":
+            budget.spend(size(left) + size(right))
+        elif operator == "%" and isinstance(left, str):
+            spend_on(left, right, times=_fields(left, "%"))
+        elif operator == "*":
+            budget.spend(abs(size(left) * size(right)))
         return super().call_binop(context, operator, left, right)
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        if isinstance(argument, tuple):
+            check_key(argument)
+        return super().getitem(obj, argument)
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
         if isinstance(obj, str):
@@ -238,7 +241,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         if attr in ("append", "pop") and isinstance(
             obj, list
         ):  # some collect turns so; what they were given stays
-            return not any(obj is given for given in _budget.given)
+            return not any(obj is given for given in budget.given)
         return super().is_safe_attribute(obj, attr, value)
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
@@ -248,30 +251,38 @@ class _Environment(ImmutableSandboxedEnvironment):
         form = value.__self__
 
         def formatted(*args: Any, **kwargs: Any) -> str:
-            _spend_on(form, args, kwargs, times=_fields(form, "{"))
+            spend_on(form, args, kwargs, times=_fields(form, "{"))
             return wrapped(*args, **kwargs)
 
         return formatted
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
-        text = getattr(__obj, "__self__", None)
-        if isinstance(text, str):
-            name = __obj.__name__
-            _budget.spend(len(text))
-            if name == "replace" and len(args) >= 2:
-                _spend_on_replacing(text, *args[:2])
-            elif name == "join" and args:
-                args = (list(args[0]), *args[1:])
-                _spend_on(args[0])
-                _budget.spend(len(text) * len(args[0]))
+        owner = getattr(__obj, "__self__", None)
+        if isinstance(owner, str):
+            args = _spend_on_method(owner, __obj.__name__, args)
+        elif isinstance(owner, list | tuple) and __obj.__name__ in ("index", "count"):
+            _spend_on_finding(owner, *args)
+        elif owner is dict:  # its `fromkeys`
+            args = ([key(each) for each in args[0]], *args[1:]) if args else args
+        elif isinstance(owner, dict) and args:
+            check_key(args[0])
         return super().call(__context, __obj, *args, **kwargs)
 
 
-def _size(value: Any) -> int:
-    """Characters or items of what has any; a number counts as itself."""
-    if isinstance(value, str | list | tuple):
-        return len(value)
-    return value if isinstance(value, int) else 1
+def _spend_on_method(text: str, name: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Take note of what a method of a text will do. Returns its arguments."""
+    if len(text) > SHORT:
+        budget.spend(len(text) * (1 if text.isascii() else 4))
+    if name == "replace" and len(args) >= 2:
+        spend_on_replacing(text, *args[:2])
+    elif name == "join" and args:
+        args = (list(args[0]), *args[1:])
+        spend_on(args[0])
+        budget.spend(len(text) * len(args[0]))
+    elif name in ("split", "rsplit", "splitlines") and len(text) > SHORT:
+        known = name != "splitlines" and args and isinstance(args[0], str) and args[0]
+        budget.spend(PIECE * (text.count(args[0]) if known else len(text) // 2))
+    return args
 
 
 def _fields(form: str, mark: str) -> int:
@@ -291,70 +302,6 @@ _PERCENT = re.compile(r"%(?:\([^)]*\))?[-+ #.\d*]*")
 _BRACES = re.compile(r"\{[^{}]*(?:\{|\d{4})")
 
 
-def _spend_on_replacing(text: str, old: Any, new: Any) -> None:
-    old, new = str(old), str(new)
-    _budget.spend(len(text) + text.count(old) * len(new))
-
-
-def _metered(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """A filter that takes note of what it is given."""
-
-    @wraps(function)  # with the marks that tell Jinja what to hand over before the value
-    def filtered(*args: Any, **kwargs: Any) -> Any:
-        for each in args:
-            if isinstance(each, str) or (name not in OF_ITEMS and isinstance(each, list | tuple | dict)):
-                _spend_on(each)
-            elif isinstance(each, list | tuple | dict):
-                _budget.spend(len(each))
-        return function(*args, **kwargs)
-
-    return filtered
-
-
-def _replace(value: Any, old: Any, new: Any, count: int = -1) -> str:
-    text = as_text(value)
-    _spend_on_replacing(text, old, new)
-    return text.replace(str(old), str(new), -1 if count is None else count)
-
-
-def _indent(value: Any, width: int | str = 4, first: bool = False, blank: bool = False) -> str:
-    space = width if isinstance(width, str) else " " * min(width, MAX_INDENT)
-    text = as_text(value)
-    _budget.spend(len(text) + (text.count("\n") + 1) * len(space))
-    return filters.do_indent(text, space, first, blank)
-
-
-@jinja2.pass_eval_context
-def _join(context: nodes.EvalContext, value: Any, d: str = "", attribute: str | int | None = None) -> str:
-    values = list(value)
-    _spend_on(values)
-    _budget.spend(len(values) * len(d))
-    return filters.sync_do_join(context, values, d, attribute)
-
-
-def _round(value: float, precision: int = 0, method: str = "common") -> float:
-    return filters.do_round(value, max(-MAX_INDENT, min(precision, MAX_INDENT)), method)
-
-
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | str | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """JSON as Python writes it: Jinja's own filter escapes for HTML, which models were not trained on."""
-    values = _spend_on(value)
-    if indent is not None:
-        indent = indent[:MAX_INDENT] if isinstance(indent, str) else min(indent, MAX_INDENT)
-        _budget.spend(values * (len(indent) if isinstance(indent, str) else indent))
-    encoder = json.JSONEncoder(
-        ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
-    # In one go it holds the interpreter's lock to its end, which is long where there is much to write.
-    return encoder.encode(value) if values <= MANY_VALUES else "".join(encoder.iterencode(value))
-
-
 def _raise_exception(message: str) -> NoReturn:
     raise jinja2.TemplateError(message)
 
@@ -363,6 +310,12 @@ def _strftime_now(form: str) -> str:
     if len(form) > MAX_INDENT:
         raise OverBudget("it asks for a date in too many words")
     return datetime.now().astimezone().strftime(form)
+
+
+def _dict(*args: Any, **kwargs: Any) -> dict[Any, Any]:
+    """`dict`, as a template may call it."""
+    pairs = [each.items() if isinstance(each, Mapping) else each for each in args]
+    return dict(*([(key(name), value) for name, value in each] for each in pairs), **kwargs)
 
 
 class _GenerationTag(Extension):
@@ -377,18 +330,13 @@ class _GenerationTag(Extension):
 
 def _environment() -> _Environment:
     environment = _Environment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _GenerationTag], finalize=as_text
+        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _GenerationTag], finalize=text_of
     )
-    environment.filters = {name: _metered(name, filters.FILTERS[name]) for name in FILTERS}
-    environment.filters |= {
-        "indent": _indent,
-        "join": _join,
-        "replace": _replace,
-        "round": _round,
-        "tojson": _to_json,
-    }
+    environment.filters = {name: metered(name, filters.FILTERS[name]) for name in FILTERS} | OWN
     for name in _TESTS.split():
-        environment.tests[name] = _metered(name, environment.tests[name])
+        environment.tests[name] = metered(name, environment.tests[name])
+    environment.tests["in"] = lambda value, container: contains(container, value)
+    environment.globals["dict"] = _dict
     del environment.globals["lipsum"]
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = _strftime_now

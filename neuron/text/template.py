@@ -12,10 +12,11 @@ import msgspec
 
 from ipc.errors import Code, CortexError
 from ipc.messages import Message, Tool
+from neuron.text.budget import OverBudget
 from neuron.text.content import turns as spread
 from neuron.text.history import Takes, Turn, walkable
 from neuron.text.probing import ASSISTANT, ONE, TOOL, USER, around, forms, takes
-from neuron.text.sandbox import OverBudget, compile_template, parse, render
+from neuron.text.sandbox import compile_template, parse, render
 from neuron.text.thinking import ThinkingVariables
 
 log = logging.getLogger("neuron.template")

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from ipc.errors import Code, CortexError
 from ipc.messages import ImagePart, Message, TextPart, ThinkingPart, Tool, ToolCall, ToolResultPart
 from neuron.text import template
+from neuron.text.budget import OverBudget
 from neuron.text.content import turns
-from neuron.text.sandbox import OverBudget
 from neuron.text.template import ChatTemplate, message_for_template
 
 HELLO = [Message(role="user", content="Hello")]
@@ -199,6 +199,8 @@ def growing(start, step):
     return begin + f"{{% for i in range(60) %}}{{% set n.x = {step} %}}{{% endfor %}}"
 
 
+MANY_LISTS = "{% set x, y = [1] * 2000 + [2], [1] * 2000 + [3] %}{% set l = [y] * 1000000 %}"
+
 HOSTILE = {
     "turns": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
     "turns that are left out": (
@@ -249,6 +251,34 @@ HOSTILE = {
     "one value many times": "{{ ('{0}' * 99999).format('x' * 99999) }}",
     "nothing": "{{ lipsum(99999) }}",
     "slices": "{{ range(9) | slice(9999999999) | list }}",
+    "tuples in tuples as a key": growing("(1,)", "(n.x, n.x)") + "{{ {n.x: 1} | length }}",
+    "tuples in tuples as an index": growing("(1,)", "(n.x, n.x)") + "{{ {}[n.x] }}",
+    "tuples in tuples that are got": growing("(1,)", "(n.x, n.x)") + "{{ {}.get(n.x) }}",
+    "tuples in tuples in `dict`": growing("(1,)", "(n.x, n.x)") + "{{ dict([(n.x, 1)]) | length }}",
+    "tuples in tuples as keys": growing("(1,)", "(n.x, n.x)") + "{{ {}.fromkeys([n.x]) | length }}",
+    "tuples in tuples of which some are the same": growing("(1,)", "(n.x, n.x)")
+    + "{{ [n.x] | unique | list | length }}",
+    "looking for a list among many": MANY_LISTS + "{{ x in l }}",
+    "looking for none of many lists": MANY_LISTS + "{{ x not in l and 1 in l }}",
+    "looking for a list by a test": MANY_LISTS + "{{ x is in(l) }}",
+    "where a list is": MANY_LISTS + "{{ l.index(x) }}",
+    "how many lists there are": MANY_LISTS + "{{ l.count(x) }}",
+    "looking for one of many texts": "{% set l = ['a' * 99999 ~ 'b'] * 999999 %}{{ 'a' * 99999 ~ 'c' in l }}",
+    "a sum of many lists": "{{ ([[1] * 999] * 99999) | sum(start=[]) | length }}",
+    "batches that are filled": "{{ [1] | batch(999999999, 0) | list | length }}",
+    "letters": "{{ ('x' * 30000000) | list | length }}",
+    "words": "{{ ('a b ' * 8000000).split() | length }}",
+    "words that are counted": "{{ ('a b ' * 8000000) | wordcount }}",
+    "words in capitals": "{{ ('a b ' * 8000000) | title | length }}",
+    "parts of a text": "{% set t = 'x' * 30000000 %}{% set n = namespace(l=[]) %}"
+    "{% for i in range(9999) %}{% set n.l = n.l + [t[1:]] %}{% endfor %}",
+    "a number of many digits": "{{ ('f' * 30000000) | int(base=16) // 3 }}",
+    "numbers that grow": growing("9", "n.x + n.x").replace("60", "9999") + "{{ n.x // 3 }}",
+    "numbers that grow by less": growing("9", "n.x - (0 - n.x)").replace("60", "9999") + "{{ n.x // 3 }}",
+    "many lists": "{% set n = namespace(l=[]) %}"
+    "{% for i in range(9999) %}{% set n.l = n.l + [[1] * 30000000] %}{% endfor %}",
+    "collecting": "{% set l = [] %}"
+    "{% for i in range(9999) %}{% for j in range(99999) %}{% set _ = l.append(1) %}{% endfor %}{% endfor %}",
 }
 
 
@@ -354,3 +384,26 @@ def test_a_text_that_is_no_template_is_told_when_it_is_loaded():
     assert raised.value.code == Code.MODEL_LOAD_FAILED
     with pytest.raises(CortexError, match="the chat template in the model's folder is wrong: "):
         ChatTemplate("{{" + "(" * 5000, {})
+
+
+def test_what_is_looked_for_is_found_as_ever():
+    source = (
+        "{{ 'a' in 'cat' }}{{ 'a' not in ['b'] }}{{ messages[0] in messages }}{{ 1 in (1, 2) }}"
+        "{{ 'role' in messages[0] }}{{ 'x' in nothing }}{{ 2 in {2: 1}.keys() }}{{ (1, 2) in {(1, 2): 1} }}"
+        "{{ 1 < 2 in [2] }}{{ 'a' is in ['a'] }}{{ [1, 2].index(2) }}{{ {}.fromkeys([1], 2)[1] }}"
+    )
+    assert render(source) == "TrueTrueTrueTrueTrueFalseTrueTrueTrueTrue12"
+
+
+def test_lists_can_be_collected_and_what_was_given_stays():
+    assert render("{% set l = [] %}{% set _ = l.append(1) %}{{ l }}{{ l.pop() }}{{ l }}") == "[1]1[]"
+    assert refusal("{{ messages.pop() }}").code == Code.TEMPLATE_FAILED
+
+
+def test_filters_calculate_as_ever():
+    source = (
+        "{{ [1, 2] | sum }}{{ [[1], [2]] | sum(start=[]) }}{{ [{'a': 2}] | sum('a') }}{{ '12' | int }}"
+        "{{ 'x' | int(7) }}{{ 'ff' | int(base=16) }}{{ [1, 1, 2] | unique | list }}{{ 'a b c' | wordcount }}"
+        "{{ [1, 2, 3] | batch(2, 0) | list }}{{ 'a b'.split() }}{{ 'a,b'.split(',') }}{{ 7 // 2 - 1 }}"
+    )
+    assert render(source) == "3[1, 2]2127255[1, 2]3[[1, 2], [3, 0]]['a', 'b']['a', 'b']2"

@@ -1,0 +1,109 @@
+"""What the rendering of a chat template may take, counted before it is taken.
+
+The clock alone does not help: one operation that Python does in a single go (comparing long lists, sorting,
+dividing numbers of a million digits) looks at no clock, and holds up every other thread until it is done.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import jinja2
+
+MAX_TEXT = 32 << 20  # characters of any one text, a prompt among them, or that one operation looks at
+MAX_WORK = 16 * MAX_TEXT  # characters that are read and written on the way to a prompt
+MAX_VALUES = 1 << 20  # in a list or an object that is read as a whole
+VALUE = 8  # what a value in a list counts as, in characters
+MAX_BITS = 4096  # of a number that is the result of a calculation
+SHORT = 256  # characters; of texts up to here the loop around them takes note
+
+
+class OverBudget(jinja2.TemplateError):
+    """A template took more than it may."""
+
+
+class _Budget(threading.local):
+    """What the rendering in this thread may still take."""
+
+    deadline = work = float("inf")  # while nothing is rendered
+    given: tuple[Any, ...] = ()  # variables
+
+    def spend(self, characters: int) -> None:
+        """Take note of text that is about to be read or written in one operation."""
+        if characters > MAX_TEXT:
+            raise OverBudget(f"it reads or writes more than {MAX_TEXT:,} characters at once")
+        self.work -= characters
+        if self.work < 0:
+            raise OverBudget(f"it reads and writes more than {MAX_WORK:,} characters")
+
+    def look_at_clock(self) -> None:
+        if time.monotonic() > self.deadline:
+            raise OverBudget("it takes too long")
+
+
+budget = _Budget()
+
+
+@contextmanager
+def limited(seconds: float, given: tuple[Any, ...] = ()) -> Iterator[None]:
+    """What happens in this thread inside of it may take so long, and what `MAX_WORK` says."""
+    budget.deadline, budget.work, budget.given = time.monotonic() + seconds, MAX_WORK, given
+    try:
+        yield
+    finally:
+        del budget.deadline, budget.work, budget.given
+
+
+def weigh(*values: Any) -> tuple[int, int]:
+    """How many characters there are in some values, and how many values; those inside of others included.
+
+    One may hold another twice, and that one a third: there is a bound.
+    """
+    pending, characters, seen = list(values), 0, 0
+    while pending:
+        value = pending.pop()
+        seen += 1
+        if isinstance(value, str):
+            characters += len(value)
+        elif isinstance(value, dict):
+            pending += value.keys()
+            pending += value.values()
+        elif isinstance(value, list | tuple | set):
+            pending += value
+        if seen + len(pending) > MAX_VALUES:
+            raise OverBudget(f"it reads a list or an object of more than {MAX_VALUES:,} values")
+    return characters + VALUE * seen, seen
+
+
+def spend_on(*values: Any, times: int = 1) -> int:
+    """Take note of values, each of which is read or written so many times. Returns how many there are."""
+    weight, seen = weigh(*values)
+    budget.spend(weight * times)
+    return seen
+
+
+def size(value: Any) -> int:
+    """What a text or a list counts as by itself; a number counts as itself."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, list | tuple):
+        return VALUE * len(value)
+    return value if isinstance(value, int) else 1
+
+
+def check_key(value: Any) -> None:
+    """See that a value is quickly looked up in an object: tuples in tuples can take for ever."""
+    if isinstance(value, tuple):
+        if any(isinstance(each, tuple) for each in value):
+            raise OverBudget("it looks for a tuple of tuples in an object")
+        spend_on(value)
+
+
+def check_number(*numbers: int) -> None:
+    """See that calculating with them is quick."""
+    if any(number.bit_length() > MAX_BITS for number in numbers):
+        raise OverBudget("a number in it is too large")
