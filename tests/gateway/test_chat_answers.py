@@ -12,7 +12,17 @@ from hypothesis import strategies as st
 from gateway.dialects.openai import chat as openai_chat
 from gateway.dialects.openai import completions as openai_completions
 from gateway.dialects.openai.chat_answer import ChatRenderer
-from ipc.messages import Choice, Delta, Finished, Started, Timings, ToolCall, ToolCallDelta, Usage
+from ipc.messages import (
+    Choice,
+    Delta,
+    Finished,
+    Started,
+    Timings,
+    TokenLogprob,
+    ToolCall,
+    ToolCallDelta,
+    Usage,
+)
 from tests import streams
 from tests.gateway.parsing import TOOL, USER, parsed
 
@@ -125,6 +135,22 @@ def test_a_thought_is_hidden_where_that_was_asked_for() -> None:
         assert answer.delta(Delta(id=1, tokens=1, reasoning="hm")) == b""
     (choice,) = whole(renderer(include_reasoning=True), Choice(reason="stop", reasoning="hm"))
     assert choice["message"]["reasoning"] == "hm"
+
+
+def test_every_event_is_one_line_for_everybody() -> None:
+    """Some clients split a stream wherever Unicode knows the end of a line."""
+    text = "a\u0085\u2028\u2029b"
+    told = [TokenLogprob(token_id=1, token=text, raw=b"", logprob=-1.0)]
+    calls = [begin("f", 0, text), begin("patch", 1, json.dumps({"input": text}, ensure_ascii=False))]
+    answer = renderer(tools=[TOOL, CUSTOM], stream=True, logprobs=True)
+    delta = Delta(id=1, tokens=1, reasoning=text, text=text, tool_calls=calls, logprobs=told)
+    body = json.dumps({"model": "m", "prompt": "x", "logprobs": 1}).encode()
+    completion = parsed(openai_completions.parse, body)[1]
+    for stream in (answer.delta(delta), completion.delta(Delta(id=1, tokens=1, text=text, logprobs=told))):
+        events = stream.decode().split("\n\n")[:-1]
+        assert all(len(event.splitlines()) == 1 for event in events)
+        assert [text in event for event in events] == [False] * len(events)
+    assert "".join(each.get("content", "") for each in deltas(answer.delta(delta))) == text
 
 
 def test_obfuscated_chunks_do_not_tell_how_long_their_text_is() -> None:

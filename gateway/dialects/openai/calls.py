@@ -6,9 +6,9 @@ from typing import Any
 
 from msgspec import UNSET, Struct, UnsetType
 
-from gateway.dialects.openai.common import encode
 from gateway.dialects.openai.custom_tools import InputReader, as_input
 from gateway.dialects.openai.tools import Choice
+from gateway.dialects.writing import encode, json_string, on_one_line
 from ipc.messages import FinishReason, ToolCall, ToolCallDelta
 
 
@@ -84,7 +84,8 @@ class CallWriter:
     def _more(self, call: ToolCallDelta) -> bytes:
         if self._choice.is_old:
             return _delta({"function_call": {"arguments": call.arguments}})
-        return _call({"index": call.index, "function": {"arguments": call.arguments}})
+        start = b'"delta":{"tool_calls":[{"index":%d,"function":{"arguments":' % call.index
+        return b"".join((start, json_string(call.arguments), b"}}]}"))
 
 
 def _custom(index: int, text: str) -> bytes:
@@ -96,4 +97,4 @@ def _call(piece: dict[str, Any]) -> bytes:
 
 
 def _delta(delta: dict[str, Any]) -> bytes:
-    return b'"delta":' + encode(delta)
+    return b'"delta":' + on_one_line(encode(delta))

@@ -34,6 +34,7 @@ from gateway.dialects.openai.envelope import envelope
 from gateway.dialects.openai.structured import StructuredFields
 from gateway.dialects.writing import encode as encode
 from gateway.dialects.writing import json_string as json_string
+from gateway.dialects.writing import on_one_line
 from gateway.refusals import Refusal, shown
 from ipc.errors import Code, CortexError
 from ipc.messages import Progress, Sampling, Usage
@@ -292,22 +293,22 @@ class Writer:
             extra: further members of the chunk, each with a comma before it.
             choice_extra: the same, of the choice.
         """
-        return self.event(
-            b"".join(
-                (
-                    self._opens[index],
-                    content,
-                    b',"logprobs":',
-                    encode(logprobs),
-                    b',"finish_reason":',
-                    encode(finish),
-                    choice_extra,
-                    b"}]",
-                    extra,
-                    self._close,
-                )
+        if finish is None and logprobs is None and not extra and not choice_extra:  # nearly always
+            return self.event(b"".join((self._opens[index], content, self._next)))
+        data = b"".join(
+            (
+                self._opens[index],
+                content,
+                b',"logprobs":',
+                encode(logprobs),
+                b',"finish_reason":',
+                encode(finish),
+                choice_extra,
+                b"}]",
+                extra,
             )
         )
+        return self.event(on_one_line(data) + self._close)
 
     def event(self, chunk: bytes) -> bytes:
         """The chunk as it is sent: if that was asked for, of a length that does not tell that of its text."""
