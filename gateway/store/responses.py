@@ -15,6 +15,12 @@ from gateway.store.retention import Limits, forget, make_room
 ACTIVE = ("queued", "in_progress")
 CONTINUABLE = ("completed", "incomplete")
 
+# Said of a response whose process ended before it did.
+ORPHANED = {
+    "code": "server_error",
+    "message": "the gateway process that worked on it ended before it did; ask again",
+}
+
 _encode, _decode = msgspec.json.encode, msgspec.json.decode
 Object = dict[str, Any]
 
@@ -60,6 +66,7 @@ def put(
     )
     _hold(db, account, body["id"], [*stored.input, *body["output"]])
     _continue(db, account, conversation, stored)
+    bury(db)  # nobody may ever ask for them again
     make_room(db, limits, keep=body["id"])
 
 
@@ -143,41 +150,42 @@ def finish(
     db.execute("UPDATE responses SET owner = NULL WHERE id = ?", (body["id"],))
     _hold(db, account, body["id"], body["output"])
     _continue(db, account, conversation, stored)
+    bury(db)  # nobody may ever ask for them again
     make_room(db, limits, keep=body["id"])
     return True
 
 
-def end(
-    db: sqlite3.Connection, account: str, response_id: str, status: str, error: Object | None, orphan: bool
-) -> Stored | None:
-    """End a response that is worked on, from outside; what has ended stays as it is.
-
-    Args:
-        orphan: end it only if the process that worked on it is gone.
-    """
+def cancel(db: sqlite3.Connection, account: str, response_id: str) -> Stored | None:
+    """End a response that is worked on, wherever; what has ended stays as it is."""
     stored = get(db, account, response_id)
-    if stored is None or stored.body["status"] not in ACTIVE:
-        return stored
-    (owner,) = db.execute("SELECT owner FROM responses WHERE id = ?", (response_id,)).fetchone()
-    if orphan and owner is not None and owners.lives(owner):
-        return stored
-    stored.body.update(status=status, error=error)
+    if stored is not None and stored.body["status"] in ACTIVE:
+        stored.body["status"] = "cancelled"
+        _end(db, stored.body)
+    return stored
+
+
+def bury(db: sqlite3.Connection) -> None:
+    """Note that those have failed whose process ended before they did."""
+    rows = db.execute("SELECT owner, body FROM responses WHERE owner IS NOT NULL").fetchall()
+    for owner, data in rows:
+        if not owners.lives(owner):
+            body = _decode(data)
+            body.update(status="failed", error=ORPHANED)
+            _end(db, body)
+
+
+def _end(db: sqlite3.Connection, body: Object) -> None:
+    """Write an end that whoever worked on it does not know of."""
+    response_id, status = body["id"], body["status"]
     db.execute(
         "UPDATE responses SET status = ?, owner = NULL, body = ? WHERE id = ?",
-        (status, _encode(stored.body), response_id),
+        (status, _encode(body), response_id),
     )
     (last,) = db.execute("SELECT max(number) FROM events WHERE response = ?", (response_id,)).fetchone()
     if last is not None:
         kind = f"response.{status}"
-        data = _encode({"type": kind, "sequence_number": last + 1, "response": stored.body})
+        data = _encode({"type": kind, "sequence_number": last + 1, "response": body})
         _record(db, response_id, [(last + 1, f"event: {kind}\ndata: ".encode() + data)])
-    return stored
-
-
-def is_ours(db: sqlite3.Connection, response_id: str) -> bool:
-    """Whether this process is still the one to work on it."""
-    row = db.execute("SELECT owner FROM responses WHERE id = ?", (response_id,)).fetchone()
-    return row is not None and row[0] == owners.ourselves()
 
 
 class Progress(NamedTuple):

@@ -334,6 +334,45 @@ def test_stream_that_breaks_tells_what_was_done(code: str, told: str) -> None:
     assert last["usage"] is None
 
 
+def in_background(
+    script: Script, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[bytes, dict[str, Any]]:
+    """The stream and the response that it comes to."""
+    monkeypatch.setattr(background, "Exchange", lambda *_: script)
+    store = Database(folder / "responses.db", Limits(60, 1 << 30))
+
+    async def run() -> tuple[bytes, dict[str, Any]]:
+        body = json.dumps({"model": "m", "input": "x", "background": True, "stream": True}).encode()
+        creation = await request.read(body, RequestContext("r"), store)
+        await background.Background(SimpleNamespace(store=store, fleet=None)).start(creation, "r")
+        told = b"".join([data async for data in follow(store, "", creation.id)])
+        return told, (await store.read(kept.get, "", creation.id)).body
+
+    told, body = asyncio.run(run())
+    store.close()
+    check_response(body)
+    return told, body
+
+
+def test_background_has_not_ended_before_its_last_event_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written, advance = [], kept.advance
+
+    def noting(db: sqlite3.Connection, body: dict[str, Any], events: list[tuple[int, bytes]]) -> bool:
+        written.append((body["status"], events[-1][1].partition(b"\n")[0] if events else None))
+        return advance(db, body, events)
+
+    monkeypatch.setattr(kept, "advance", noting)
+    monkeypatch.setattr(background, "WRITE_SECONDS", 0.0)
+    script = Script([Started(id=0, prompt_tokens=1)], [delta("a")], [finished(Choice(reason="stop"))])
+    told, body = in_background(script, tmp_path, monkeypatch)
+    assert responses(told) == body
+    assert [status for status, _ in written] == ["queued", *["in_progress"] * (len(written) - 2), "completed"]
+    assert written[-1][1] == b"event: response.completed"
+    assert len(written) > 3
+
+
 def test_background_that_cannot_be_written_has_failed_once_it_can(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -346,22 +385,10 @@ def test_background_that_cannot_be_written_has_failed_once_it_can(
             raise sqlite3.OperationalError("database or disk is full")
         return advance(db, *args)
 
-    script = Script([Started(id=0, prompt_tokens=1)], [delta("a")], [finished(Choice(reason="stop"))])
     monkeypatch.setattr(kept, "advance", full)
-    monkeypatch.setattr(background, "Exchange", lambda *_: script)
     monkeypatch.setattr(background, "RETRY_SECONDS", (0.01, 0.01))
-    store = Database(tmp_path / "responses.db", Limits(60, 1 << 30))
-
-    async def run() -> tuple[bytes, dict[str, Any]]:
-        body = json.dumps({"model": "m", "input": "x", "background": True, "stream": True}).encode()
-        creation = await request.read(body, RequestContext("r"), store)
-        await background.Background(SimpleNamespace(store=store, fleet=None)).start(creation, "r")
-        told = b"".join([data async for data in follow(store, "", creation.id)])
-        return told, (await store.read(kept.get, "", creation.id)).body
-
-    told, body = asyncio.run(run())
-    store.close()
-    check_response(body)
+    script = Script([Started(id=0, prompt_tokens=1)], [delta("a")], [finished(Choice(reason="stop"))])
+    told, body = in_background(script, tmp_path, monkeypatch)
     assert body["status"] == "failed"
     with pytest.raises(Failed) as caught:
         responses(told)

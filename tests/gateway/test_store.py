@@ -89,7 +89,7 @@ def test_what_others_have_is_not_there(store: Database) -> None:
     assert read(store, responses.item, OTHER, "item_a") is None
     assert read(store, responses.follow, OTHER, "a", -1) is None
     assert write(store, responses.chain, OTHER, "a").missing == "a"
-    assert write(store, responses.end, OTHER, "a", "cancelled", None, False) is None
+    assert write(store, responses.cancel, OTHER, "a") is None
     assert not write(store, responses.delete, OTHER, "a")
     assert read(store, conversations.get, OTHER, "c") is None
     assert read(store, conversations.items, OTHER, "c") is None
@@ -243,15 +243,17 @@ def test_owner_that_is_gone_is_known(store: Database) -> None:
     assert owners.lives(owners.ourselves())
     assert not owners.lives(f"{os.getpid()}:1")  # somebody before us, with the same number
     keep(store, response("a", status="in_progress"), owner=owner)
-    error = {"code": "server_error", "message": "gone"}
-    assert write(store, responses.end, ME, "a", "failed", error, True).body["status"] == "in_progress"
+    write(store, responses.bury)
+    assert read(store, responses.get, ME, "a").body["status"] == "in_progress"
     assert not read(store, responses.follow, ME, "a", -1).orphaned
     process.kill()
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # dead, and its parent has not looked yet
     assert not owners.lives(owner)
     assert read(store, responses.follow, ME, "a", -1).orphaned
-    ended = write(store, responses.end, ME, "a", "failed", error, True)
-    assert (ended.body["status"], ended.body["error"]) == ("failed", error)
+    keep(store, response("b"))  # whoever writes looks after them, so that they do not stay for ever
+    ended = read(store, responses.get, ME, "a").body
+    assert (ended["status"], ended["error"]["code"]) == ("failed", "server_error")
+    assert read(store, lambda db: db.execute("SELECT owner FROM responses").fetchall()) == [(None,), (None,)]
     process.communicate()
     assert not owners.lives(owner)
 
@@ -259,7 +261,7 @@ def test_owner_that_is_gone_is_known(store: Database) -> None:
 def test_end_from_outside_holds_against_the_owner(store: Database) -> None:
     keep(store, response("a", status="in_progress"), owner=owners.ourselves())
     assert write(store, responses.advance, response("a", status="in_progress").body, [(0, b"e0")])
-    write(store, responses.end, ME, "a", "cancelled", None, False)
+    assert write(store, responses.cancel, ME, "a").body["status"] == "cancelled"
     assert not write(store, responses.advance, response("a").body, [(1, b"e1")])
     assert not write(store, responses.finish, LIMITS, ME, response("a"), [])
     assert read(store, responses.get, ME, "a").body["status"] == "cancelled"

@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from time import monotonic
-from typing import Any
 
 import falcon.asgi
 
@@ -16,12 +15,6 @@ from gateway.store.database import Database
 
 POLL_SECONDS = 0.1
 KEEP_ALIVE_SECONDS = 1.0
-
-# Said of a response that has not ended, and of whose process nothing is left.
-ORPHANED: dict[str, Any] = {
-    "code": "server_error",
-    "message": "the gateway process that worked on it ended before it did; ask again",
-}
 
 
 def send(resp: falcon.asgi.Response, stream: AsyncIterator[bytes]) -> None:
@@ -46,7 +39,7 @@ async def follow(store: Database, account: str, response_id: str, after: int = -
         if progress.over:
             return
         if progress.orphaned:
-            await store.write(responses.end, account, response_id, "failed", ORPHANED, orphan=True)
+            await store.write(responses.bury)
         elif not progress.events:
             if monotonic() - written >= KEEP_ALIVE_SECONDS:
                 yield comment(None)

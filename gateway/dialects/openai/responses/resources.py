@@ -8,7 +8,7 @@ from gateway.dialects import Services
 from gateway.dialects.openai.common import encode
 from gateway.dialects.openai.responses.background import Background
 from gateway.dialects.openai.responses.pages import flag, integer, page
-from gateway.dialects.openai.responses.replay import ORPHANED, follow, send
+from gateway.dialects.openai.responses.replay import follow, send
 from gateway.refusals import NOT_FOUND, shown
 from gateway.store import responses
 from gateway.store.responses import ACTIVE, Stored
@@ -24,7 +24,8 @@ class _Resource:
         store = self._services.store
         stored = await store.read(responses.get, account, response_id) if store is not None else None
         if stored is not None and stored.body["status"] in ACTIVE:
-            stored = await store.write(responses.end, account, response_id, "failed", ORPHANED, orphan=True)
+            await store.write(responses.bury)
+            stored = await store.read(responses.get, account, response_id)
         if stored is None:
             raise _unknown(response_id)
         return stored
@@ -65,7 +66,7 @@ class CancelResource(_Resource):
             text = "only a response that is made with background can be cancelled"
             raise CortexError(Code.BAD_REQUEST, text, param="response_id")
         store = self._services.store
-        stored = await store.write(responses.end, account, response_id, "cancelled", None, orphan=False)
+        stored = await store.write(responses.cancel, account, response_id)
         if stored is None:  # deleted in between
             raise _unknown(response_id)
         self._background.stop(response_id)

@@ -84,7 +84,13 @@ def ended(response: dict[str, Any], status: Status, output: list[dict[str, Any]]
 def failed(response: dict[str, Any], output: list[dict[str, Any]], error: CortexError) -> None:
     """Note what ended it."""
     code = _CODES.get(error.code, "server_error")
-    response |= {"status": "failed", "output": output, "error": {"code": code, "message": error.message}}
+    response |= {
+        "status": "failed",
+        "completed_at": None,
+        "incomplete_details": None,
+        "output": output,
+        "error": {"code": code, "message": error.message},
+    }
 
 
 def usage_out(usage: Usage) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from time import monotonic
 from gateway.dialects.comments import comment
 from gateway.dialects.openai.common import encode
 from gateway.dialects.openai.responses import response
+from gateway.dialects.openai.responses.output import Status
 from gateway.dialects.openai.responses.request import Creation
 from gateway.dialects.openai.responses.truncate import truncate
 from gateway.fleet.exchange import Exchange
@@ -49,6 +50,7 @@ class Run:
         await self._send()
         finished = await self._exchange.whole()
         self._output.take(_as_delta(finished.choices[0]))
+        self._output.close(_status(finished))
         self._finish(finished)
         await self._keep()
         self._exchange.ready()
@@ -94,7 +96,10 @@ class Run:
                     written = monotonic()
                 left = max(written + KEEP_ALIVE_SECONDS - monotonic(), 0.0)
                 replies = [] if self._exchange.finished is not None else await self._exchange.take(left)
-            yield self._finish(self._exchange.finished)
+            finished = self._exchange.finished
+            # Whoever records this must not take it for the end.
+            yield self._output.close(_status(finished))
+            self._finish(finished)
             await self._keep()
         except CortexError as error:
             response.failed(self._creation.response, self._output.items, error)
@@ -132,12 +137,9 @@ class Run:
         """The event that is called as the state is."""
         return self._write(f"response.{self._creation.response['status']}", response=self._creation.response)
 
-    def _finish(self, finished: Finished) -> bytes:
-        """Note the end, and close what is open."""
-        status = "incomplete" if finished.choices[0].reason == "length" else "completed"
-        said = self._output.close(status)
-        response.ended(self._creation.response, status, self._output.items, finished.usage)
-        return said
+    def _finish(self, finished: Finished) -> None:
+        """Note the end."""
+        response.ended(self._creation.response, _status(finished), self._output.items, finished.usage)
 
     async def _keep(self) -> None:
         """Keep the response before the client hears of its end, so that it finds it then."""
@@ -150,6 +152,10 @@ class Run:
                 creation.stored(),
                 conversation=creation.fields.conversation_id,
             )
+
+
+def _status(finished: Finished) -> Status:
+    return "incomplete" if finished.choices[0].reason == "length" else "completed"
 
 
 def _as_delta(choice: Choice) -> Delta:
