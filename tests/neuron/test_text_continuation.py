@@ -23,8 +23,8 @@ class Letters:
         self._template = ChatTemplate(source, {})
         self.vocabulary_size = 1 << 21
 
-    def render(self, *given: object) -> str:
-        return self._template.render(*given)
+    def render(self, messages, tools, args, seconds, thinking) -> str:
+        return self._template.render(messages, tools, args, seconds)
 
     def encode(self, text: str, special: bool) -> list[int]:
         return [ord(char) for char in text]
