@@ -65,8 +65,9 @@ KNOWN = (
     ThinkTags("Here are my reasoning steps:", "[BEGIN FINAL RESPONSE]"),  # Apriel
 )
 
-# gpt-oss: the first message of an answer. Its closing tag ends messages of any kind, in other models too.
+# Where thoughts are messages. What ends them ends messages of any kind, in other models too.
 HARMONY = ThinkTags("<|channel|>analysis<|message|>", "<|end|>", "<|start|>assistant")
+MUSE = ThinkTags("to=self<|message|>", "<|eom|>", "<|start|>assistant")
 
 
 def think_tags(texts: Iterable[str], vocabulary: Collection[str] = ()) -> ThinkTags | None:
@@ -77,8 +78,9 @@ def think_tags(texts: Iterable[str], vocabulary: Collection[str] = ()) -> ThinkT
         vocabulary: its added tokens, which say it where the templates do not.
     """
     texts = list(texts)
-    if any(HARMONY.opening in text for text in texts):
-        return HARMONY
+    for tags in (HARMONY, MUSE):
+        if any(tags.opening in text for text in texts):
+            return tags
     for tags in KNOWN:
         if any(tags.closing in text for text in texts):
             return tags

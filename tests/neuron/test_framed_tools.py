@@ -11,7 +11,8 @@ from neuron.text.formats.harmony import HARMONY
 from neuron.text.formats.registry import BY_NAME, tool_format
 from neuron.text.parser import AnswerParser
 from neuron.text.reasoning import HARMONY as HARMONY_TAGS
-from neuron.text.reasoning import ReasoningSplitter, think_tags
+from neuron.text.reasoning import MUSE as MUSE_TAGS
+from neuron.text.reasoning import THINK, ReasoningSplitter, think_tags
 from neuron.text.tags import TOKEN
 
 TOOLS = [Tool.function(name) for name in ("get_weather", "ping")]
@@ -24,7 +25,7 @@ TEMPLATE = "<|start|>assistant<|channel|>analysis<|message|>{{ thought }}<|end|>
 
 def answer(name, chunks, *, cut=False, tools=TOOLS, tokens=(), **limits):
     """The parts of a whole answer, joined."""
-    tags = (HARMONY_TAGS if name == "harmony" else think_tags(["</think>"])).spelled(tokens)
+    tags = {"harmony": HARMONY_TAGS, "muse": MUSE_TAGS}.get(name, THINK).spelled(tokens)
     tools_parser = BY_NAME[name].parser(tools, tokens=tokens, **limits)
     parser = AnswerParser(ReasoningSplitter("possible", tags), tools_parser)
     pieces = [piece for chunk in chunks for piece in parser.push(chunk)] + parser.finish(cut)
@@ -119,3 +120,30 @@ def test_messages_of_gigachat_are_calls_by_their_role():
     assert answer("gigachat", [said]) == [("text:", "I look."), CALL]
     assert answer("gigachat", [f"function call<|role_sep|>\n{call}"]) == [CALL]
     assert answer("gigachat", ["It is warm.<|message_sep|>"]) == [("text:", "It is warm.")]
+
+
+MUSE_CALL = (
+    '<atem:function_calls>\n<atem:invoke name="get_weather">\n'
+    '<atem:parameter name="city">Oslo</atem:parameter>\n</atem:invoke>\n</atem:function_calls>'
+)
+
+
+@pytest.mark.parametrize(
+    ("said", "parts"),
+    [
+        (" to=user<|message|>It is warm.<|eot|>", [("text:", "It is warm.")]),
+        (f" to=get_weather<|message|>{MUSE_CALL}<|eot|>", [CALL]),
+        (
+            f" to=self<|message|>Let me see.<|eom|><|start|>assistant to=get_weather<|message|>{MUSE_CALL}",
+            [("reasoning:", "Let me see."), CALL],
+        ),
+        (
+            " to=user<|message|>First.<|eom|><|start|>assistant to=self<|message|>Let me see.<|eom|>",
+            [("text:", "First."), ("reasoning:", "Let me see.")],
+        ),
+        ("to=day", [("text:", "to=day")]),
+    ],
+)
+def test_messages_of_muse_are_told_apart_by_whom_they_are_for(said, parts):
+    assert answer("muse", [said]) == answer("muse", said) == parts
+    assert answer("muse", [said], first=True) == parts or parts[0][0] == "text:"

@@ -7,6 +7,7 @@ from typing import Any
 
 from neuron.text.formats.hy3 import HY3
 from neuron.text.formats.minicpm5 import MINICPM5
+from neuron.text.formats.muse import MUSE
 from neuron.text.formats.seed_oss import SEED_OSS
 from tests.neuron.tool_texts import Call, Sample, bare, without
 
@@ -50,7 +51,20 @@ def minicpm5(calls: list[Call]) -> str:
     )
 
 
+def muse(calls: list[Call]) -> str:
+    return "<|eom|><|start|>assistant".join(
+        f' to={name}<|message|><atem:function_calls>\n<atem:invoke name="{name}">\n'
+        + "".join(
+            f'<atem:parameter name="{key}">{bare(value)}</atem:parameter>\n'
+            for key, value in arguments.items()
+        )
+        + "</atem:invoke>\n</atem:function_calls>"
+        for name, arguments in calls
+    )
+
+
 SAMPLES = (
+    Sample(MUSE, muse, ("muse-glimmer.jinja",), without(r"</atem:(parameter|invoke)>\s*<")),
     Sample(SEED_OSS, seed_oss, ("ByteDance-Seed-OSS.jinja",), without(r"</(parameter|function)>\s*<")),
     Sample(HY3, hy3, ("tencent-Hy3.jinja",), without(r"</arg_value:opensource>\s*<|</tool_call:opensource>")),
     Sample(

@@ -89,6 +89,7 @@ class CallParser(ABC):
         self._ended = 0  # calls
         self._begun: list[tuple[ToolCallDelta, list[str]]] = []  # the first of each call, and all arguments
         self._in_call = False  # between `begin` and `end`
+        self._is_frame = False  # what was read last is no text
         self._name: str | None = None  # of the call that is not sure to be one yet
         self._name_is_whole = False
         self._parts: list[Part] = []  # to be handed out
@@ -459,6 +460,7 @@ class CallParser(ABC):
     def forget(self) -> None:
         """What was read of it is no call, and no text either: tags around something else."""
         self._forget()
+        self._is_frame = True
 
     def think(self, text: str) -> None:
         """Hand out a thought."""
@@ -509,11 +511,11 @@ class CallParser(ABC):
             return None
 
     def _try(self, opening: str) -> Steps[bool]:
-        """Read what may be a call; whether it is one."""
-        begun = len(self._begun)
+        """Read what may be a call; whether it is no text."""
+        begun, self._is_frame = len(self._begun), False
         try:
             yield from self.call(opening)
-            is_text = len(self._begun) == begun
+            is_text = len(self._begun) == begun and not self._is_frame
         except NoCall:
             is_text = True
         except Unfinished:

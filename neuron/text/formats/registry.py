@@ -22,6 +22,7 @@ from neuron.text.formats.minicpm5 import MINICPM5
 from neuron.text.formats.minimax_m1 import MINIMAX_M1
 from neuron.text.formats.minimax_m3 import MINIMAX_M3
 from neuron.text.formats.mistral import MISTRAL, MISTRAL_ARGS
+from neuron.text.formats.muse import MUSE
 from neuron.text.formats.phi4 import PHI4
 from neuron.text.formats.pythonic import LFM2, PYTHONIC
 from neuron.text.formats.qwen3_coder import QWEN3_CODER
@@ -49,6 +50,7 @@ FORMATS: tuple[ToolFormat, ...] = (
     COMMAND_R,
     GEMMA4,
     HARMONY,
+    MUSE,
     FUNCTIONARY,
     GIGACHAT,
     PYTHONIC,
