@@ -234,6 +234,8 @@ def test_hints_and_neutral_values_are_ignored() -> None:
         ({"priority": MAX_INT + 1}, "priority"),
         ({"priority": -MAX_INT - 2}, "priority"),
         ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": -2}, "max_tokens"),
+        ({"max_completion_tokens": 0}, "max_completion_tokens"),
         ({"max_completion_tokens": 1.5}, "max_completion_tokens"),
         ({"seed": "1"}, "seed"),
         ({"stop": ""}, "stop"),
@@ -339,6 +341,10 @@ def test_a_completion_has_sixteen_tokens_where_nobody_says_how_many() -> None:
     assert completion().sampling.max_tokens == 16
     assert completion(max_tokens=None).sampling.max_tokens == 16
     assert completion(max_tokens=17).sampling.max_tokens == 17
+    assert completion(max_tokens=-1).sampling.max_tokens is None
+    assert chat(max_tokens=-1).sampling.max_tokens is None
+    assert chat(max_tokens=-1, max_completion_tokens=5).sampling.max_tokens == 5
+    assert chat(max_tokens=5, max_completion_tokens=-1).sampling.max_tokens is None
     assert completion(max_tokens=0, echo=True).sampling.max_tokens == 0
     assert chat().sampling.max_tokens is None
 

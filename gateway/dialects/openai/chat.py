@@ -11,9 +11,10 @@ from gateway.dialects import RequestContext
 from gateway.dialects.openai.chat_answer import ChatRenderer
 from gateway.dialects.openai.common import (
     NEUTRAL,
-    Count,
     LogprobCount,
+    MaxTokens,
     decode,
+    limit,
     refuse,
     refusing,
     sampling,
@@ -40,7 +41,7 @@ CHAT_NEUTRAL = NEUTRAL | {
 
 class ChatFields(refusing(CHAT_NEUTRAL, ToolFields, ThinkingFields, ContinueFields), kw_only=True):
     messages: Annotated[list[Turn], Meta(min_length=1)]
-    max_completion_tokens: Count | None = None
+    max_completion_tokens: MaxTokens | None = None
     logprobs: bool | None = None
     top_logprobs: LogprobCount | None = None
     chat_template_kwargs: dict[str, Any] | None = None
@@ -62,7 +63,9 @@ async def parse(body: bytes, context: RequestContext) -> tuple[Generate, ChatRen
     form, names = structured(fields)
     tools = tool_choice(fields)
     is_continued, continued_names = continues(fields, fields.messages)
-    max_tokens = fields.max_completion_tokens or fields.max_tokens
+    max_tokens = limit(fields.max_tokens, "max_tokens")
+    if fields.max_completion_tokens is not None:
+        max_tokens = limit(fields.max_completion_tokens, "max_completion_tokens")
     generate = Generate(
         id=0,
         model=fields.model,

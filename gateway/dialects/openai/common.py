@@ -44,6 +44,7 @@ T = TypeVar("T")
 MAX_TOKEN_ID = 0xFFFF_FFFF
 
 TokenId = Annotated[int, Meta(ge=0, le=MAX_TOKEN_ID)]
+MaxTokens = Annotated[int, Meta(ge=-1, le=MAX_INT)]  # see `limit`
 LogprobCount = Annotated[int, Meta(ge=0, le=20)]
 TokenIds = Annotated[list[TokenId], Meta(min_length=1)]
 
@@ -70,7 +71,7 @@ class Fields(StructuredFields, kw_only=True):
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
     top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
     seed: int | None = None  # see `_seed`
-    max_tokens: Count | None = None
+    max_tokens: MaxTokens | None = None
     stop: Stop | Annotated[list[Stop], Meta(max_length=16)] | None = None
     n: Annotated[int, Meta(ge=1, le=MAX_CHOICES)] | None = None
     best_of: int | None = None
@@ -143,6 +144,14 @@ def prompts(given: str | list[Any], param: str) -> str | list[int] | list[str] |
     elif given and isinstance(given[0], list):
         kind = list[TokenIds]
     return convert(given, kind, param)
+
+
+def limit(max_tokens: int | None, param: str) -> int | None:
+    """How many tokens an answer may have; None: as many as fit. CortexError when it is to have none."""
+    if max_tokens == 0:
+        text = f"{param}: 0 leaves nothing to answer; 1 or more are taken, and -1 for as many as fit"
+        raise CortexError(Code.BAD_REQUEST, text, param=param)
+    return None if max_tokens == -1 else max_tokens
 
 
 def is_one(prompts: str | list[Any]) -> bool:

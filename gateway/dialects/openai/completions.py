@@ -12,13 +12,14 @@ from gateway.dialects.openai.common import (
     MAX_CHOICES,
     NEUTRAL,
     LogprobCount,
-    NonNegative,
+    MaxTokens,
     UsageOut,
     Writer,
     decode,
     encode,
     is_one,
     json_string,
+    limit,
     prompts,
     refuse,
     refusing,
@@ -43,7 +44,7 @@ COMPLETION_NEUTRAL = NEUTRAL | {
 
 class CompletionFields(refusing(COMPLETION_NEUTRAL), kw_only=True):
     prompt: str | list[Any]
-    max_tokens: NonNegative | None = None
+    max_tokens: MaxTokens | None = None
     logprobs: LogprobCount | None = None
     echo: bool | None = None
     suffix: str | None = None
@@ -67,14 +68,15 @@ async def parse(body: bytes, context: RequestContext) -> tuple[Generate, Complet
     prompt = "" if fields.suffix and fields.prompt == "" else prompts(fields.prompt, "prompt")
     choices = _choices(prompt, fields.n or 1)
     form, names = structured(fields)
+    max_tokens = fields.max_tokens
+    if max_tokens != 0:
+        max_tokens = MAX_TOKENS if max_tokens is None else limit(max_tokens, "max_tokens")
     generate = Generate(
         id=0,
         model=fields.model,
         prompt=prompt,
         suffix=fields.suffix or None,
-        sampling=sampling(
-            fields, MAX_TOKENS if fields.max_tokens is None else fields.max_tokens, fields.logprobs
-        ),
+        sampling=sampling(fields, max_tokens, fields.logprobs),
         structured=form,
         stream=bool(fields.stream),
         echo=bool(fields.echo),

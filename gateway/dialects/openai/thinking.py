@@ -25,7 +25,7 @@ class Reasoning(Struct):
 class Switch(Struct):
     """As GLM, DeepSeek and Kimi have it at home."""
 
-    type: Literal["enabled", "disabled", "adaptive", "auto"]
+    type: Literal["enabled", "disabled", "adaptive", "auto"] | None = None
     budget_tokens: Budget | None = None
 
 
@@ -34,7 +34,7 @@ class ThinkingFields(Struct, kw_only=True):
 
     reasoning_effort: Short | None = None  # OpenAI
     reasoning: Reasoning | None = None
-    thinking: Switch | None = None
+    thinking: Switch | bool | None = None
     enable_thinking: bool | None = None  # Qwen
     thinking_budget: Budget | None = None
     thinking_token_budget: Budget | None = None  # vLLM
@@ -45,6 +45,8 @@ class ThinkingFields(Struct, kw_only=True):
 def thinking(fields: ThinkingFields) -> Thinking:
     """What was asked for. A switch says more than an effort or a budget, which clients always send."""
     reasoning, switch = fields.reasoning or Reasoning(), fields.thinking
+    if isinstance(switch, bool):
+        switch = Switch("enabled" if switch else "disabled")
     effort = fields.reasoning_effort or reasoning.effort or None
     budget = _first(
         fields.thinking_budget,
