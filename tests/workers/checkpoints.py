@@ -21,6 +21,8 @@ from transformers import (
     MinistralForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -89,6 +91,11 @@ def gemma3(**changes: Any) -> PreTrainedModel:
     return Gemma3ForCausalLM(Gemma3TextConfig(**SIZES | gemma | {"layer_types": types} | changes))
 
 
+def phi3(**changes: Any) -> PreTrainedModel:
+    sizes = {key: value for key, value in SIZES.items() if key != "head_dim"}  # which it does not have: 12
+    return Phi3ForCausalLM(Phi3Config(**sizes | changes))
+
+
 def granite(**changes: Any) -> PreTrainedModel:
     scales = {"embedding_multiplier": 3.0, "attention_multiplier": 0.2, "residual_multiplier": 0.5}
     return GraniteForCausalLM(GraniteConfig(**SIZES | scales | {"logits_scaling": 0.7} | changes))
@@ -135,6 +142,11 @@ VARIANTS: dict[str, Callable[[], PreTrainedModel]] = {
         },
         final_logit_softcapping=20.0,
         tie_word_embeddings=False,
+    ),
+    "phi3": lambda: phi3(sliding_window=24),
+    "phi3_partial_tied": lambda: phi3(
+        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 0.67},
+        tie_word_embeddings=True,
     ),
     "granite_tied": lambda: granite(tie_word_embeddings=True),
     "granite_biased": lambda: granite(attention_bias=True, mlp_bias=True),

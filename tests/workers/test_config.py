@@ -74,7 +74,9 @@ def test_what_is_not_done_is_refused_by_its_name(tmp_path, key, value):
 
 
 ROPE_REFUSED = {
-    "rope_type": {"rope_type": "longrope", "factor": 2.0},
+    "rope_type": {"rope_type": "proportional", "factor": 2.0},
+    "long_factor": {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [1.0] * 7},
+    "short_factor": {"rope_type": "longrope", "short_factor": [0.0] * 8, "long_factor": [1.0] * 8},
     "factor": {"rope_type": "yarn"},
     "high_freq_factor": LLAMA3 | {"high_freq_factor": 1.0},
     "partial_rotary_factor": {"partial_rotary_factor": 0.25},

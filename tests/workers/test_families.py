@@ -14,6 +14,7 @@ from ipc.errors import CortexError
 from tests.neuron.folders import CONFIG, write_checkpoint
 from tests.workers.checkpoints import VARIANTS
 from workers.checkpoints.card import read_card, refusal
+from workers.checkpoints.family import TensorSpec
 from workers.checkpoints.registry import ARCHITECTURES, FAMILIES
 from workers.models.registry import MODELS
 from workers.parallel import RankGroup
@@ -46,6 +47,10 @@ def test_a_model_asks_for_what_its_family_declares(tiny, name, size):
         copies = size if tensor.sharing == "none" else 1
         if tensor.sharing == "kv_rows":
             copies = max(1, size // card.config.num_kv_heads)
+        if tensor.sharing == "qkv_rows":
+            spec = TensorSpec(name, tensor.shape, tensor.sharing)
+            assert held[name] == size * spec.elements_on_rank(card.config, size), name
+            continue
         assert held[name] == copies * math.prod(tensor.shape), name
 
 

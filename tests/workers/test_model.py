@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 
-from tests.workers.checkpoints import VARIANTS, greedy
+from tests.workers.checkpoints import VARIANTS, fill, greedy, phi3
 from tests.workers.engines import make_runner, prompt_of, request, serve, some_requests
 from workers.execution.model_runner import ModelRunner
 from workers.layers.linear import Linear
@@ -86,6 +86,23 @@ def test_products_are_rounded_once_whether_there_are_kernels_for_the_type_or_not
     for product in (plain, linear(x)):
         assert product.dtype == dtype
         torch.testing.assert_close(product.double(), exact, rtol=torch.finfo(dtype).eps, atol=1e-4)
+
+
+@pytest.mark.parametrize(("context", "length"), [(4096, 100), (64, 40)], ids=["long", "short"])
+def test_a_longrope_has_the_factors_of_the_context_that_is_served(tmp_path, context, length):
+    torch.manual_seed(3)
+    factors = {"short_factor": [1.0 + i / 10 for i in range(6)], "long_factor": [2.0 + i for i in range(6)]}
+    oracle = phi3(
+        rope_parameters={"rope_type": "longrope", "rope_theta": 10_000.0, **factors},
+        original_max_position_embeddings=64,
+    )
+    fill(oracle)
+    oracle.save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    prompt = [(5 * i + 2) % 131 for i in range(length)]
+    [output] = serve(load(tmp_path, context_length=context), [request(1, prompt, 20)])
+    assert output == greedy(oracle, prompt, output)
+    assert len(set(output)) > 5
 
 
 def test_a_long_answer_of_a_model_with_windows_takes_the_pages_of_a_window(tiny):

@@ -19,6 +19,7 @@ SHARED = (
     "qwen2_tied",
     "gemma3",
     "granite_biased",
+    "phi3",
     "llama_every_head_its_own_keys",
     "llama_one_key_head_sharded",
     "llama_flat_llama3",

@@ -30,6 +30,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "gelu_pytorch_tanh": "gelu_tanh",
 }
 ROPE_KEYS = ("rope_parameters", "rope_scaling")
+OLD_NAMES = {"su": "longrope"}  # of ropes
 # A dynamic rope stretches a sequence once it is longer than `max_position_embeddings`, which keys that are
 # cached cannot follow. Up to that length it is the plain one, and such a model is served up to it.
 PLAIN_UP_TO_CONTEXT = "dynamic"
@@ -38,7 +39,7 @@ PLAIN_UP_TO_CONTEXT = "dynamic"
 class Rope(msgspec.Struct, frozen=True, kw_only=True):
     """Rotary position embedding: which frequencies the positions turn with."""
 
-    rope_type: Literal["default", "linear", "llama3", "yarn"] = "default"
+    rope_type: Literal["default", "linear", "llama3", "yarn", "longrope"] = "default"
     rope_theta: float = 10_000.0
     factor: float = 1.0
     original_max_position_embeddings: int = 0
@@ -52,6 +53,10 @@ class Rope(msgspec.Struct, frozen=True, kw_only=True):
     mscale: float | None = None
     mscale_all_dim: float | None = None
     truncate: bool = True
+    # longrope: what each pair is slowed down by, in contexts up to the original one and in longer ones
+    short_factor: tuple[float, ...] = ()
+    long_factor: tuple[float, ...] = ()
+    is_long: bool = False  # which of the two holds
 
 
 class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,6 +90,18 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     context_length: int  # tokens that the model was made for
     context_limit: int  # tokens that its positions can be stretched to; no less
     layers: tuple[Layer, ...]
+    rotary_dim: int  # of a head, what turns with the positions: its first dimensions
+    fused: bool = False  # projections of the same input are stored as one tensor
+
+    def at_context(self, length: int) -> ModelConfig:
+        """The same where a context is served that long: a longrope has other factors in a long one.
+
+        They hold for all of it, for keys that are cached cannot turn again when their sequence grows.
+        """
+        if self.rope.rope_type != "longrope":
+            return self
+        is_long = length > self.rope.original_max_position_embeddings
+        return msgspec.structs.replace(self, rope=msgspec.structs.replace(self.rope, is_long=is_long))
 
     def splits_into(self, world_size: int) -> bool:
         """Whether the model can be spread over so many ranks."""
@@ -193,26 +210,33 @@ def _may_change_numbers(key: str, kind: type[ConfigFile]) -> bool:
     return _CHANGES_NUMBERS.search(key) is not None and _HOW_NOT_WHAT.search(key) is None
 
 
-def model_config(path: Path, file: ConfigFile, windows: list[int | None], **changes: Any) -> ModelConfig:
+def model_config(
+    path: Path, file: ConfigFile, windows: list[int | None], *, partial: bool = False, **changes: Any
+) -> ModelConfig:
     """What `file` says of a dense decoder whose missing keys its family has filled in.
 
     Args:
         path: of the file, for the refusal.
         windows: tokens that each layer sees; None: all of them.
+        partial: whether a part of a head may be what turns.
         changes: of the result, in what a family is another.
 
     Raises:
         CortexError: it asks for something that is not done here.
     """
     num_kv_heads = file.num_key_value_heads or file.num_attention_heads
-    head_dim = file.head_dim or file.hidden_size // file.num_attention_heads
+    head_dim = _head_dim(file)
     if file.hidden_act not in ACTIVATIONS:
         refuse(path, f"hidden_act {file.hidden_act} is not supported; there are {', '.join(ACTIVATIONS)}")
     if file.num_attention_heads % num_kv_heads:
         refuse(path, f"num_key_value_heads {num_kv_heads} does not divide {file.num_attention_heads} heads")
     if head_dim < 2 or head_dim % 2:
         refuse(path, f"head_dim {head_dim} is not supported: heads have an even size")
-    rope, context_length, context_limit = _rope(path, file)
+    share = file.partial_rotary_factor or (file.rope_parameters or {}).get("partial_rotary_factor") or 1.0
+    rotary_dim = int(head_dim * share) if partial and isinstance(share, int | float) else head_dim
+    if not 2 <= rotary_dim <= head_dim or rotary_dim % 2:
+        refuse(path, f"partial_rotary_factor {share} of a head of {head_dim} is not supported")
+    rope, context_length, context_limit = _rope(path, file, rotary_dim if partial else None)
     layers = tuple(
         Layer("full", num_kv_heads, head_dim)
         if window is None or window >= context_limit  # which no layer could tell from seeing all
@@ -238,6 +262,7 @@ def model_config(path: Path, file: ConfigFile, windows: list[int | None], **chan
         context_length=context_length,
         context_limit=context_limit,
         layers=layers,
+        rotary_dim=rotary_dim,
     )
     return msgspec.structs.replace(config, **changes)
 
@@ -264,27 +289,36 @@ def windows_of(path: Path, file: ConfigFile, *, first: int) -> list[int | None]:
     return [file.sliding_window if each else None for each in windowed]
 
 
+def _head_dim(file: ConfigFile) -> int:
+    return file.head_dim or file.hidden_size // file.num_attention_heads
+
+
 def rope_of(path: Path, file: ConfigFile) -> Rope:
     """The rotary settings alone."""
     return _rope(path, file)[0]
 
 
-def _rope(path: Path, file: ConfigFile) -> tuple[Rope, int, int]:
-    """The rotary settings, from wherever they stand; the context they give, and the longest they allow."""
+def _rope(path: Path, file: ConfigFile, rotary_dim: int | None = None) -> tuple[Rope, int, int]:
+    """The rotary settings, from wherever they stand; the context they give, and the longest they allow.
+
+    Args:
+        rotary_dim: dimensions of a head that turn, where that may be a part of it.
+    """
     key = next((key for key in ROPE_KEYS if getattr(file, key)), ROPE_KEYS[0])
     given = dict(getattr(file, key) or {})
     context = file.max_position_embeddings
-    kind = given["rope_type"] = given.get("rope_type") or given.pop("type", "default")  # until 2024: `type`
+    kind = given.get("rope_type") or given.pop("type", "default")  # until 2024: `type`
+    kind = given["rope_type"] = OLD_NAMES.get(kind, kind)
     given.pop("type", None)
     if given.get("rope_theta") is None:
         given["rope_theta"] = file.rope_theta or 10_000.0
     partial = given.pop("partial_rotary_factor", None) or file.partial_rotary_factor or 1.0
-    if partial != 1.0:
+    if partial != 1.0 and rotary_dim is None:
         refuse(path, f"{key}: partial_rotary_factor {partial} is not supported")
-    if kind in ("llama3", "yarn"):
+    if kind in ("llama3", "yarn", "longrope"):
         original = file.original_max_position_embeddings or given.get("original_max_position_embeddings")
         given["original_max_position_embeddings"] = original or context
-    if kind == "yarn" and "factor" in given and given["factor"] is None:
+    if given.get("factor") is None and (kind == "longrope" or (kind == "yarn" and "factor" in given)):
         given["factor"] = context / given["original_max_position_embeddings"]
     if kind != "default" and given.get("factor") is None:
         refuse(path, f"{key}.factor is missing")
@@ -304,10 +338,16 @@ def _rope(path: Path, file: ConfigFile) -> tuple[Rope, int, int]:
         refuse(path, f"{key}.factor {rope.factor} is not supported")
     if rope.rope_theta <= 1.0:
         refuse(path, f"{key}.rope_theta {rope.rope_theta} is not supported")
-    if kind in ("llama3", "yarn") and rope.original_max_position_embeddings < 1:
+    if kind in ("llama3", "yarn", "longrope") and rope.original_max_position_embeddings < 1:
         refuse(path, f"{key}.original_max_position_embeddings is {rope.original_max_position_embeddings}")
     if kind == "llama3" and not 0 < rope.low_freq_factor < rope.high_freq_factor:
         refuse(path, f"{key}.high_freq_factor {rope.high_freq_factor} is not above low_freq_factor")
+    if kind == "longrope":
+        pairs = (rotary_dim or _head_dim(file)) // 2
+        for name in ("short_factor", "long_factor"):
+            factors = getattr(rope, name)
+            if len(factors) != pairs or not all(0 < factor < LARGEST_FACTOR for factor in factors):
+                refuse(path, f"{key}.{name} is no list of {pairs} numbers above 0")
     if kind == "yarn":
         context = max(context, int(rope.original_max_position_embeddings * rope.factor))
     return rope, context, int(context * rope.factor) if kind == "linear" else context

@@ -11,13 +11,14 @@ from typing import Any, Literal, NamedTuple
 from workers.checkpoints.config import ModelConfig
 from workers.checkpoints.layers import kv_heads_on_rank
 
-Sharing = Literal["rows", "kv_rows", "columns", "vocabulary", "none"]
+Sharing = Literal["rows", "kv_rows", "qkv_rows", "columns", "vocabulary", "none"]
 
 
 class TensorSpec(NamedTuple):
     """A tensor that a model must have, and how ranks share it.
 
     `rows` and `columns`: equal parts. `kv_rows`: by KV head, of which several ranks may hold the same one.
+    `qkv_rows`: `rows`, and below them two times `kv_rows`.
     `vocabulary`: rows, the last parts padded. `none`: all of it on every rank.
     """
 
@@ -35,6 +36,9 @@ class TensorSpec(NamedTuple):
                 return first * (rest[0] // world_size)
             case "kv_rows":
                 heads = kv_heads_on_rank(model.num_kv_heads, world_size)
+                return heads * model.head_dim * math.prod(rest)
+            case "qkv_rows":
+                heads = model.num_heads // world_size + 2 * kv_heads_on_rank(model.num_kv_heads, world_size)
                 return heads * model.head_dim * math.prod(rest)
         return -(-first // world_size) * math.prod(rest)
 

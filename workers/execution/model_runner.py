@@ -78,7 +78,7 @@ class ModelRunner:
         spec = self.spec
         dtype = getattr(torch, spec.dtype)
         device = torch.device(spec.device)
-        config = self.card.config
+        config = self.card.config.at_context(spec.context_length)
         self.card.check_ranks(spec.world_size)
         if device.type == "cuda":
             torch.cuda.set_device(device)

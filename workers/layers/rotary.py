@@ -1,4 +1,5 @@
-"""Rotary position embedding (Su et al. 2021), and how contexts are extended by it: linear, Llama 3, YaRN."""
+"""Rotary position embedding (Su et al. 2021), and how contexts are extended by it: linear, Llama 3,
+YaRN, LongRoPE (https://arxiv.org/abs/2402.13753)."""
 
 from __future__ import annotations
 
@@ -32,6 +33,14 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:  # [tokens, heads, he
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
 
 
+def rotate_part(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:  # [tokens, heads, head_dim] float32
+    """The same of as many dimensions as there are angles for; the others stay."""
+    size = cos.shape[-1]
+    if size == x.shape[-1]:
+        return rotate(x, cos, sin)
+    return torch.cat((rotate(x[..., :size], cos, sin), x[..., size:]), dim=-1)
+
+
 def frequencies(rope: Rope, head_dim: int) -> Tensor:  # [head_dim / 2] float32
     """Radians per token of each pair.
 
@@ -46,15 +55,22 @@ def frequencies(rope: Rope, head_dim: int) -> Tensor:  # [head_dim / 2] float32
             return _llama3(rope, 1.0 / wavelengths)
         case "yarn":
             return _yarn(rope, wavelengths)
+        case "longrope":
+            return 1.0 / (torch.tensor(rope.long_factor if rope.is_long else rope.short_factor) * wavelengths)
     return 1.0 / wavelengths
 
 
 def attention_factor(rope: Rope) -> float:
-    """What cosines and sines are multiplied with: YaRN sharpens attention as the context grows (eq. 22)."""
-    if rope.rope_type != "yarn":
+    """What cosines and sines are multiplied with: YaRN sharpens attention as the context grows (eq. 22), and
+    LongRoPE does."""
+    if rope.rope_type not in ("yarn", "longrope"):
         return 1.0
     if rope.attention_factor is not None:
         return rope.attention_factor
+    if rope.rope_type == "longrope":
+        if rope.factor <= 1.0:
+            return 1.0
+        return math.sqrt(1 + math.log(rope.factor) / math.log(rope.original_max_position_embeddings))
 
     def mscale(weight: float) -> float:
         return 0.1 * weight * math.log(rope.factor) + 1.0

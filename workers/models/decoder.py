@@ -1,5 +1,5 @@
-"""The decoder of Llama (Touvron et al. 2023), Mistral, Qwen, Gemma, Granite and SmolLM: one figure, drawn by
-the config.
+"""The decoder of Llama (Touvron et al. 2023), Mistral, Qwen, Gemma, Granite, Phi and SmolLM: one figure,
+drawn by the config.
 
 tokens ─ embedding ─┬─ norm ─ attention ─┬+─ norm ─ mlp ─┬+─ … ─ norm ─ head ─ logits
                     └────────────────────┘└──────────────┘
@@ -20,7 +20,7 @@ from workers.checkpoints.config import Activation, ModelConfig
 from workers.layers.embedding import Embedding, Head, VocabularySlice
 from workers.layers.linear import ColumnParallel, Empty, Linear, RowParallel
 from workers.layers.norm import HeadNorm, RMSNorm
-from workers.layers.rotary import Rotary, rotate
+from workers.layers.rotary import Rotary, rotate_part
 from workers.layers.steady import SERIAL
 from workers.parallel import RankGroup
 from workers.weights.loader import Shard, Slice
@@ -43,7 +43,7 @@ class Decoder:
         self.embedding = Embedding("model.embed_tokens", vocabulary, config.hidden_size, empty)
         self.embedding_scale = float(torch.tensor(config.embedding_scale, dtype=dtype))  # as it was trained
         ropes = [config.rope, *filter(None, [config.window_rope])]
-        self.rotaries = [Rotary(rope, config.head_dim, group.device) for rope in ropes]
+        self.rotaries = [Rotary(rope, config.rotary_dim, group.device) for rope in ropes]
         self.logit_scale, self.logit_cap = config.logit_scale, config.logit_cap
         self.blocks = [Block(i, config, group, empty) for i in range(config.num_layers)]
         self.norm = RMSNorm("model.norm", config.hidden_size, config.norm_eps, empty, config.norm_offset)
@@ -152,14 +152,19 @@ class Attention:
         mine, mine_kv = group.share(heads), group.share_kv(kv_heads)
         self.num_heads, self.num_kv_heads, self.head_dim = len(mine), len(mine_kv), head_dim
 
-        def rows(part: range) -> range:
-            return range(part.start * head_dim, part.stop * head_dim)
+        def rows(part: range, first: int = 0) -> range:
+            return range((first + part.start) * head_dim, (first + part.stop) * head_dim)
 
-        projections = [
-            (f"{name}.q_proj", heads * head_dim, rows(mine)),
-            (f"{name}.k_proj", kv_heads * head_dim, rows(mine_kv)),
-            (f"{name}.v_proj", kv_heads * head_dim, rows(mine_kv)),
-        ]
+        if config.fused:
+            stored, whole = f"{name}.qkv_proj", (heads + 2 * kv_heads) * head_dim
+            parts = [rows(mine), rows(mine_kv, heads), rows(mine_kv, heads + kv_heads)]
+            projections = [(stored, whole, part) for part in parts]
+        else:
+            projections = [
+                (f"{name}.q_proj", heads * head_dim, rows(mine)),
+                (f"{name}.k_proj", kv_heads * head_dim, rows(mine_kv)),
+                (f"{name}.v_proj", kv_heads * head_dim, rows(mine_kv)),
+            ]
         hidden, bias = config.hidden_size, config.output_bias
         self.qkv = ColumnParallel(projections, hidden, config.qkv_bias, empty)
         self.output = RowParallel(f"{name}.o_proj", hidden, heads * head_dim, bias, group, empty)
@@ -181,7 +186,7 @@ class Attention:
         if self.qk_norm:
             qk = self.qk_norm(qk.float())
         if angles is not None:
-            qk = rotate(qk.float(), *angles)
+            qk = rotate_part(qk.float(), *angles)
         q, keys = qk.to(x.dtype).split((heads, kv_heads), dim=1)
         return self.output(attend(q, keys, values).view(len(x), -1))
 
@@ -195,6 +200,9 @@ class MLP:
         share = group.share(inner)
         self.activation = ACTIVATIONS[config.activation]
         projections = [(f"{name}.gate_proj", inner, share), (f"{name}.up_proj", inner, share)]
+        if config.fused:
+            lower = range(inner + share.start, inner + share.stop)
+            projections = [(f"{name}.gate_up_proj", 2 * inner, part) for part in (share, lower)]
         self.gate_up = ColumnParallel(projections, hidden, config.mlp_bias, empty)
         self.down = RowParallel(f"{name}.down_proj", hidden, inner, config.mlp_bias, group, empty)
 

@@ -10,6 +10,7 @@ MODELS = {
     "granite": Decoder,
     "llama": Decoder,
     "mistral": Decoder,
+    "phi3": Decoder,
     "qwen2": Decoder,
     "qwen3": Decoder,
     "smollm3": Decoder,
