@@ -104,6 +104,8 @@ class _Metering(NodeTransformer):
         self.generic_visit(node)
         if isinstance(node.arg, nodes.Slice):
             node.node = _call("sliced", node.node)
+        elif not isinstance(node.arg, nodes.Const):
+            node.arg = _call("key", node.arg)
         return node
 
     def visit_Compare(self, node: nodes.Compare) -> nodes.Node:
@@ -178,7 +180,8 @@ def compared(value: Any) -> Any:
 
 def key(value: Any) -> Any:
     """Called for the names of what is put into an object."""
-    check_key(value)
+    if type(value) is not str:
+        check_key(value)
     return value
 
 
@@ -191,7 +194,10 @@ def sliced(value: Any) -> Any:
 
 def contains(container: Any, value: Any) -> bool:
     """Called for `in`: a list compares the value with each of its own."""
-    _spend_on_finding(container, value)
+    if type(value) is not str or len(value) > SHORT or type(container) not in (str, list, tuple, dict):
+        _spend_on_finding(container, value)
+    elif len(container) > SHORT:
+        budget.spend(len(container))
     return value in container
 
 
@@ -229,11 +235,6 @@ class _Environment(ImmutableSandboxedEnvironment):
         elif operator == "*":
             budget.spend(abs(size(left) * size(right)))
         return super().call_binop(context, operator, left, right)
-
-    def getitem(self, obj: Any, argument: Any) -> Any:
-        if isinstance(argument, tuple):
-            check_key(argument)
-        return super().getitem(obj, argument)
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
         if isinstance(obj, str):

@@ -47,7 +47,11 @@ def metered(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(function)  # with the marks that tell Jinja what to hand over before the value
     def filtered(*args: Any, **kwargs: Any) -> Any:
-        for each in args:
+        for each in kwargs.values():
+            check_key(each)  # an attribute, mostly
+        for place, each in enumerate(args):
+            if place:
+                check_key(each)
             if isinstance(each, str):
                 if len(each) > SHORT:
                     budget.spend(len(each) * (effort if each.isascii() else max(effort, 4)))
@@ -92,6 +96,7 @@ def _indent(value: Any, width: int | str = 4, first: bool = False, blank: bool =
 
 @jinja2.pass_eval_context
 def _join(context: nodes.EvalContext, value: Any, d: str = "", attribute: str | int | None = None) -> str:
+    check_key(attribute)
     values = list(value)
     spend_on(values)
     budget.spend(len(values) * len(d))
@@ -121,6 +126,7 @@ def _sum(
     """One by one: lists grow with each."""
     if isinstance(start, str):
         raise TypeError("texts are joined, not summed")
+    check_key(attribute)
     if attribute is not None:
         iterable = map(filters.make_attrgetter(environment, attribute), iterable)
     total = start
@@ -139,6 +145,7 @@ def _unique(
     case_sensitive: bool = False,
     attribute: str | int | None = None,
 ) -> Any:
+    check_key(attribute)
     values = list(value)
     spend_on(values)
     looked_up = filters.make_attrgetter(environment, attribute)

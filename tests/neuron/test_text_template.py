@@ -253,6 +253,9 @@ HOSTILE = {
     "slices": "{{ range(9) | slice(9999999999) | list }}",
     "tuples in tuples as a key": growing("(1,)", "(n.x, n.x)") + "{{ {n.x: 1} | length }}",
     "tuples in tuples as an index": growing("(1,)", "(n.x, n.x)") + "{{ {}[n.x] }}",
+    "tuples in tuples as an attribute": growing("(1,)", "(n.x, n.x)")
+    + "{{ [{}] | map(attribute=n.x) | list }}{{ [{}] | sort(attribute=n.x) }}",
+    "tuples in tuples that are summed": growing("(1,)", "(n.x, n.x)") + "{{ [{}] | sum(attribute=n.x) }}",
     "tuples in tuples that are got": growing("(1,)", "(n.x, n.x)") + "{{ {}.get(n.x) }}",
     "tuples in tuples in `dict`": growing("(1,)", "(n.x, n.x)") + "{{ dict([(n.x, 1)]) | length }}",
     "tuples in tuples as keys": growing("(1,)", "(n.x, n.x)") + "{{ {}.fromkeys([n.x]) | length }}",
