@@ -10,18 +10,20 @@ schema is a hint to the model here, as it is when the model calls a tool by its 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ipc.messages import Structured, Tool
 from ipc.worker_messages import Constraint
 from neuron.grammar import json_schema
-from neuron.grammar.structured import OPTIONS, fault, form, hold
+from neuron.grammar.structured import OPTIONS, TOO_LARGE, fault, form, hold
 from neuron.refusals import bad_request
 from neuron.text.formats.hermes import HERMES
 from neuron.text.formats.lark import Lark
 from neuron.text.formats.tool_format import ToolFormat
 from neuron.text.reasoning import THINK, ThinkTags, Thought
+
+Calls = list[tuple[str, dict[str, Any]]]  # names of tools, and schemas of their arguments
 
 ANY_OBJECT = {"type": "object"}
 
@@ -76,18 +78,28 @@ def _grammar(
 ) -> str:
     """`start`, which names `calls`, and what these are. It was tried."""
 
-    def lark(schemas: Sequence[dict[str, Any]], tokens: dict[str, int]) -> str:
+    def lark(calls: Calls, tokens: Mapping[str, int] = {}, begin: str = start) -> str:
         """`tokens`: markers that are written as such."""
-        named = [(tool.name, schema) for tool, schema in zip(tools, schemas, strict=True)]
-        return "\n".join([start, *written.rules(named, once, Lark(tokens)), OPTIONS])
+        return "\n".join([begin, *written.rules(calls, once, Lark(tokens)), OPTIONS])
 
-    schemas = [_schema(tool.parameters) for tool in tools]
-    if fault(lark(schemas, {})) is not None:
-        schemas = [ANY_OBJECT] * len(tools)
-        if (found := fault(lark(schemas, {}))) is not None:
-            raise bad_request("tools", f"tools cannot be held to a grammar: {found[0]}")
+    def fitting(calls: Calls) -> Calls:
+        """Calls with the schemas that a grammar can be made of; of the others, any object."""
+        if (found := fault(lark(calls, begin="start: calls"))) is None:
+            return calls
+        if len(calls) == 1 or found[0] == TOO_LARGE:
+            return [(name, ANY_OBJECT) for name, _ in calls]
+        half = len(calls) // 2
+        return fitting(calls[:half]) + fitting(calls[half:])
+
+    calls: Calls = [(tool.name, _schema(tool.parameters)) for tool in tools]
+    if fault(lark(calls)) is not None:
+        calls = fitting(calls)
+        if fault(lark(calls)) is not None:
+            calls = [(tool.name, ANY_OBJECT) for tool in tools]
+            if (found := fault(lark(calls))) is not None:
+                raise bad_request("tools", f"tools cannot be held to a grammar: {found[0]}")
     encoded = {mark: encode(mark) for mark in written.markers}
-    return lark(schemas, {mark: ids[0] for mark, ids in encoded.items() if len(ids) == 1})
+    return lark(calls, {mark: ids[0] for mark, ids in encoded.items() if len(ids) == 1})
 
 
 def _schema(parameters: dict[str, Any]) -> dict[str, Any]:

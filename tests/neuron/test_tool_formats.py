@@ -301,6 +301,16 @@ def test_reading_takes_time_in_proportion_to_the_text(sample):
     assert work(200) < 1.3 * work(50)
 
 
+@each_format
+def test_a_call_is_over_with_its_last_character(sample):
+    for call in CALLS[1:]:
+        parser = sample.format.parser(tools_of([call]), most=1)
+        parser.push(sample.write([call]))
+        assert parser.over
+        assert parser.calls[0].name == call[0]
+        assert json.loads(parser.calls[0].arguments) == call[1]
+
+
 # --- tags that are tokens ---------------------------------------------------------------------------------
 
 

@@ -95,6 +95,15 @@ def test_a_schema_that_no_grammar_can_be_made_of_leaves_any_object(parameters):
     assert '%json {"type": "object", "x-guidance"' in grammar
 
 
+def test_a_schema_that_no_grammar_can_be_made_of_is_its_own_tools_affair():
+    odd = {"type": "object", "properties": {"x": {"type": "string", "pattern": "(?=a)b"}}}
+    tools = [Tool.function(f"f{number}", parameters=SCHEMA) for number in range(5)]
+    tools.insert(3, Tool.function("odd", parameters=odd))
+    grammar = require_call(tools, [tool.name for tool in tools], encode, "none").grammar
+    assert grammar.count('"maxLength": 9') == 5
+    assert grammar.count('%json {"type": "object", "x-guidance"') == 1
+
+
 def test_tags_that_are_tokens_are_written_as_such():
     def encode_tags(text: str) -> list[int]:
         return [7] if text in ("<tool_call>", "</tool_call>") else list(text.encode())

@@ -43,17 +43,21 @@ class GlmParser(ParametersParser):
         # A value whose end tag is missing is over where the answer is.
         ends = ((self.tag(END_VALUE), ((key_tag, end_call),)), (end_call, ((),)))
         mark = yield from self.name(key_tag, end_call, *self.name_ends)
-        self.begin()
         if mark in self.name_ends:
             yield from self.space()
-            mark = yield from self.accept(key_tag, end_call)
+            mark = yield from self.expect(key_tag, end_call)
         while mark == key_tag:
             key, _ = yield from self.until(self.tag(END_KEY))
             yield from self.space()
             yield from self.expect(self.tag(VALUE))
-            end = yield from self.parameter(key, ends)
-            yield from self.space()
-            mark = end_call if end == end_call else (yield from self.accept(key_tag, end_call))
+            if not self.in_call:
+                self.begin()
+            mark = yield from self.parameter(key, ends)
+            if mark != end_call:
+                yield from self.space()
+                mark = yield from self.behind(key_tag, end_call)
+        if not self.in_call:
+            self.begin()
         yield from self.end_arguments()
         self.end()
 

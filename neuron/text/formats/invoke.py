@@ -57,16 +57,17 @@ class InvokeParser(ParametersParser):
         yield from self.accept(*(self.tag(f"/{section}") for section in self.sections))
 
     def _invoked(self) -> Steps[None]:
+        parameter, end = self.tag("parameter") + ' name="', self.tag("/invoke")
         yield from self.name('">')
-        self.begin()
         yield from self.space()
-        end = ""
-        while (yield from self.accept(self.tag("parameter") + ' name="')):
-            end = yield from self.one_parameter()
-            yield from self.space()
+        mark = yield from self.expect(parameter, end)
+        self.begin()
+        while mark == parameter:
+            mark = yield from self.one_parameter()
+            if mark != end:
+                yield from self.space()
+                mark = yield from self.behind(parameter, end)
         yield from self.end_arguments()
-        if end != self.tag("/invoke"):
-            yield from self.accept(self.tag("/invoke"))
         self.end()
 
     def one_parameter(self) -> Steps[str]:

@@ -40,6 +40,7 @@ class KimiParser(CallParser):
         yield from self.accept(END_SECTION)
 
     def _one(self) -> Steps[None]:
+        yield from self.space()
         yield from self.accept("functions.")
         yield from self.name(ARGUMENTS)
         self.begin()

@@ -29,20 +29,20 @@ class MiniCpm5Parser(ParametersParser):
         yield from self.name(CLOSED)
         if not self.is_known:
             raise NoCall
-        self.begin()
         yield from self.space()
-        end = ""
-        while end != END_FUNCTION and (yield from self.accept(PARAM)):
+        mark = yield from self.expect(PARAM, END_FUNCTION)
+        self.begin()
+        while mark == PARAM:
             key, _ = yield from self.until(CLOSED)
             cdata = yield from self.accept(CDATA)
-            end = yield from self.parameter(key, _CDATA_ENDS if cdata else _ENDS)
-            yield from self.space()
-            if end == END_CDATA:
-                yield from self.accept(END_PARAM)
+            mark = yield from self.parameter(key, _CDATA_ENDS if cdata else _ENDS)
+            if mark == END_CDATA:
                 yield from self.space()
+                yield from self.accept(END_PARAM)
+            if mark != END_FUNCTION:
+                yield from self.space()
+                mark = yield from self.behind(PARAM, END_FUNCTION)
         yield from self.end_arguments()
-        if end != END_FUNCTION:
-            yield from self.accept(END_FUNCTION)
         self.end()
 
 

@@ -36,18 +36,25 @@ class MiniMaxM3Parser(ParametersParser):
         yield from self.expect(INVOKE)
         while True:
             yield from self.name('">')
+            key = yield from self._tag()
+            if key is None:
+                raise NoCall if (yield from self.peek()) else Unfinished
             self.begin()
-            yield from self._arguments()
+            yield from self._arguments(key)
             self.end()
             yield from self.space()
             if not (yield from self.accept(INVOKE)):
                 break
         yield from self.accept(END_CALL)
 
-    def _arguments(self) -> Steps[None]:
-        while (key := (yield from self._tag())) is not None and not key.startswith("/"):
+    def _arguments(self, key: str | None) -> Steps[None]:
+        """Hand out all arguments, of which the first tag was read."""
+        while key is not None and not key.startswith("/"):
             self.argument(key, "")
             yield from self._value(_property(self._schema, key, self._schema), MAX_DEPTH)
+            key = yield from self._tag()
+        if key is None and (yield from self.peek()):
+            raise NoCall
         yield from self.end_arguments()
 
     def _tag(self) -> Steps[str | None]:

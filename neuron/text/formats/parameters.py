@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from neuron.text.formats.call_parser import CallParser, Steps, Unfinished
+from neuron.text.formats.call_parser import CallParser, NoCall, Steps, Unfinished
 from neuron.text.formats.schema_types import STRING, typed, types_of
 
 # Marks that end a value, each with the marks that come behind it where it does: see `CallParser.ahead`.
@@ -56,6 +56,17 @@ class ParametersParser(CallParser):
         self.add('"')
         return end
 
+    def behind(self, *marks: str) -> Steps[str]:
+        """Take the one of `marks` that comes behind an argument; nothing where the text is over.
+
+        Raises:
+            NoCall: something else comes. The call stays incomplete.
+        """
+        mark = yield from self.accept(*marks)
+        if mark is None and (yield from self.peek()):
+            raise NoCall
+        return mark or ""
+
     def types(self, key: str) -> frozenset[str]:
         """The types that the argument `key` may have."""
         properties = self._schema.get("properties")
@@ -77,6 +88,6 @@ class ParametersParser(CallParser):
         Raises:
             Unfinished: nobody knows, as the answer was cut.
         """
-        if not (yield from self.peek()) and self.cut:
+        if self.cut and not (yield from self.peek()):
             raise Unfinished
         self.add("}" if self._count else "{}")

@@ -44,19 +44,23 @@ class Qwen3CoderParser(ParametersParser):
         yield from self.name(">")
         if opening == FUNCTION and not self.is_known:
             raise NoCall
-        self.begin()
         yield from self.space()
         if (yield from self.peek()) == "{":  # as Llama writes them
+            self.begin()
             yield from self.object(END_FUNCTION, end_call)
+            yield from self.space()
+            mark = yield from self.accept(END_FUNCTION)
         else:
-            yield from self._parameters()
-        yield from self.space()
-        yield from self.accept(END_FUNCTION)
-        yield from self.space()
-        yield from self.accept(end_call)
+            mark = yield from self.expect(PARAMETER, END_FUNCTION, end_call)
+            self.begin()
+            mark = yield from self._parameters(mark)
+        if mark != end_call:
+            yield from self.space()
+            yield from self.accept(end_call)
         self.end()
 
-    def _parameters(self) -> Steps[None]:
+    def _parameters(self, mark: str) -> Steps[str]:
+        """Hand out all arguments, of which the first tag was read; the tag behind them is returned."""
         behind = ((PARAMETER, END_FUNCTION, self.outer[1]),)
         without_end = ((self.outer[1],), ())  # a value whose end tag is missing is over where the answer is
         paddings = dict.fromkeys((self.padding, ""))
@@ -64,13 +68,16 @@ class Qwen3CoderParser(ParametersParser):
             *((padding + END_PARAMETER, behind) for padding in paddings),
             *((padding + END_FUNCTION, without_end) for padding in paddings),
         )
-        while (yield from self.accept(PARAMETER)):
+        while mark == PARAMETER:
             key, _ = yield from self.until(">")
             if self.padding:
                 yield from self.accept(self.padding)
-            yield from self.parameter(key, ends)
-            yield from self.space()
+            mark = yield from self.parameter(key, ends)
+            if not mark.endswith(END_FUNCTION):
+                yield from self.space()
+                mark = yield from self.behind(PARAMETER, END_FUNCTION, self.outer[1])
         yield from self.end_arguments()
+        return mark
 
 
 class Qwen3Coder(ToolFormat):
