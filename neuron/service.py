@@ -88,6 +88,7 @@ class Service:
         self._open = OpenRequests()
         threads = CpuProbe().cores()
         self._texts = Preparation("text", threads)
+        self._counts = Preparation("count", threads)  # editors ask for dozens at once, beside an answer
         self._grammars = Preparation("grammar", threads)  # minutes of these hold up no text
         self._tasks: dict[asyncio.Task[None], tuple[Peer, int]] = {}
         self._watches: dict[tuple[Peer, int], bool] = {}  # and whether it has had a whole state
@@ -219,7 +220,7 @@ class Service:
         model = await self._models.open(request.model)
         text = await model.text()
         count = partial(encode_prompts, text, request, model.context_length)
-        [prompt] = await self._texts.run(request.account, traced, request.trace, count)
+        [prompt] = await self._counts.run(request.account, traced, request.trace, count)
         return TokenCount(id=request.id, tokens=len(prompt.ids))
 
     async def _tokenize(self, peer: Peer, request: Tokenize) -> Reply:
@@ -391,6 +392,7 @@ class Service:
         for work in self._open:
             work.fail(error)
         self._texts.close()
+        self._counts.close()
         self._grammars.close()
         for task, (peer, request_id) in list(self._tasks.items()):
             peer.send(Failed.of(request_id, error))
