@@ -78,6 +78,8 @@ def test_every_reference_leads_somewhere(document: dict[str, Any]) -> None:
         ("/v1/responses", {"input": "a b"}),
         ("/v1/messages", {"messages": [{"role": "user", "content": "a b"}], "max_tokens": 3}),
         ("/v1/messages/count_tokens", {"messages": [{"role": "user", "content": "a b"}]}),
+        ("/tokenize", {"prompt": "a b"}),
+        ("/detokenize", {"tokens": [1, 2]}),
     ],
 )
 @pytest.mark.parametrize("model", ["echo", "nothing"])
