@@ -9,11 +9,12 @@ from typing import Any
 import msgspec
 import pytest
 
+from gateway.dialects.fields import MAX_INT
 from gateway.dialects.openai import chat as openai_chat
 from gateway.dialects.openai import completions as openai_completions
 from gateway.dialects.openai import embeddings as openai_embeddings
-from gateway.dialects.openai.common import MAX_INT, encode, json_string
 from gateway.dialects.openai.logprobs import chat_logprobs, completion_logprobs, prompt_logprobs
+from gateway.dialects.writing import encode, json_string
 from ipc.errors import Code, CortexError
 from ipc.messages import (
     Alternative,

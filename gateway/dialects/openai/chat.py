@@ -8,17 +8,9 @@ import msgspec
 from msgspec import Meta
 
 from gateway.dialects import RequestContext
+from gateway.dialects.fields import decode, refuse
 from gateway.dialects.openai.chat_answer import ChatRenderer
-from gateway.dialects.openai.common import (
-    NEUTRAL,
-    LogprobCount,
-    MaxTokens,
-    decode,
-    limit,
-    refuse,
-    refusing,
-    sampling,
-)
+from gateway.dialects.openai.common import NEUTRAL, LogprobCount, MaxTokens, limit, refusing, sampling
 from gateway.dialects.openai.conversation import ContinueFields, Turn, continues, conversation
 from gateway.dialects.openai.structured import structured
 from gateway.dialects.openai.thinking import ThinkingFields, is_hidden, template_args, thinking

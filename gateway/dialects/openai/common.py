@@ -17,24 +17,20 @@ import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from gateway.dialects.comments import comment
-from gateway.dialects.fields import MAX_INT as MAX_INT
-from gateway.dialects.fields import Count as Count
-from gateway.dialects.fields import Int as Int
-from gateway.dialects.fields import Name as Name
-from gateway.dialects.fields import NonNegative as NonNegative
-from gateway.dialects.fields import Short as Short
-from gateway.dialects.fields import ShortName as ShortName
-from gateway.dialects.fields import Stop as Stop
-from gateway.dialects.fields import convert as convert
-from gateway.dialects.fields import decode as decode
-from gateway.dialects.fields import refuse as refuse
-from gateway.dialects.fields import renamed as renamed
-from gateway.dialects.fields import unsupported as unsupported
+from gateway.dialects.fields import (
+    MAX_INT,
+    Int,
+    Name,
+    NonNegative,
+    Short,
+    Stop,
+    convert,
+    renamed,
+    unsupported,
+)
 from gateway.dialects.openai.envelope import envelope
 from gateway.dialects.openai.structured import StructuredFields
-from gateway.dialects.writing import encode as encode
-from gateway.dialects.writing import json_string as json_string
-from gateway.dialects.writing import on_one_line
+from gateway.dialects.writing import encode, on_one_line
 from gateway.refusals import Refusal, shown
 from ipc.errors import Code, CortexError
 from ipc.messages import Progress, Sampling, Usage

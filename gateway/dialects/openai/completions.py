@@ -8,6 +8,7 @@ import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
 from gateway.dialects import RequestContext
+from gateway.dialects.fields import decode, refuse
 from gateway.dialects.openai.common import (
     MAX_CHOICES,
     NEUTRAL,
@@ -15,13 +16,9 @@ from gateway.dialects.openai.common import (
     MaxTokens,
     UsageOut,
     Writer,
-    decode,
-    encode,
     is_one,
-    json_string,
     limit,
     prompts,
-    refuse,
     refusing,
     sampling,
     unset_if_none,
@@ -29,6 +26,7 @@ from gateway.dialects.openai.common import (
 )
 from gateway.dialects.openai.logprobs import CompletionLogprobs, completion_logprobs, prompt_logprobs
 from gateway.dialects.openai.structured import structured
+from gateway.dialects.writing import encode, json_string
 from ipc import messages
 from ipc.errors import Code, CortexError
 from ipc.messages import Delta, Finished, FinishReason, Generate, Started, TokenLogprob

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Raw, Struct, field
 
-from gateway.dialects.openai.common import Short, ShortName, unsupported
+from gateway.dialects.fields import Short, ShortName, unsupported
 from gateway.dialects.openai.custom_tools import as_arguments
 from gateway.dialects.openai.images import image
 from gateway.refusals import shown

@@ -6,7 +6,7 @@ import json
 import re
 from typing import Any
 
-from gateway.dialects.openai.common import encode
+from gateway.dialects.writing import encode
 from ipc.messages import Tool
 
 INPUT = "input"

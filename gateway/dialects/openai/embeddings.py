@@ -9,7 +9,9 @@ import msgspec
 from msgspec import Struct
 
 from gateway.dialects import RequestContext
-from gateway.dialects.openai.common import Count, Int, Name, decode, encode, is_one, prompts, refuse, renamed
+from gateway.dialects.fields import Count, Int, Name, decode, refuse, renamed
+from gateway.dialects.openai.common import is_one, prompts
+from gateway.dialects.writing import encode
 from ipc.errors import CortexError
 from ipc.messages import Embed, Embeddings
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import re
 
-from gateway.dialects.openai.common import unsupported
+from gateway.dialects.fields import unsupported
 from ipc.errors import Code, CortexError
 from ipc.messages import MAX_IMAGE, ImagePart
 

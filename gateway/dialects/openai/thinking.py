@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Struct
 
 from gateway.dialects import free_json
-from gateway.dialects.openai.common import MAX_INT, Short
+from gateway.dialects.fields import MAX_INT, Short
 from ipc.messages import Thinking
 
 Budget = Annotated[int, Meta(ge=-1, le=MAX_INT)]  # tokens; -1: no limit, as llama.cpp has it

@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 from msgspec import Struct
 
 from gateway.dialects import free_json
-from gateway.dialects.openai.common import ShortName, convert, unsupported
+from gateway.dialects.fields import ShortName, convert, unsupported
 from gateway.dialects.openai.custom_tools import as_function
 from gateway.refusals import shown
 from ipc.errors import Code, CortexError

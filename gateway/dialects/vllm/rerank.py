@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from gateway.dialects import RequestContext
-from gateway.dialects.openai.common import Count, Name, Short, decode
+from gateway.dialects.fields import Count, Name, Short, decode
 from gateway.fleet.view import Fleet
 from gateway.refusals import shown
 from ipc.errors import Code, CortexError

@@ -8,10 +8,12 @@ import msgspec
 from msgspec import Meta, Struct
 
 from gateway.dialects import RequestContext
-from gateway.dialects.openai.common import Name, TokenId, decode, encode, refuse, refusing, renamed
+from gateway.dialects.fields import Name, decode, refuse, renamed
+from gateway.dialects.openai.common import TokenId, refusing
 from gateway.dialects.openai.conversation import ContinueFields, Turn, continues, conversation
 from gateway.dialects.openai.thinking import ThinkingFields, template_args, thinking
 from gateway.dialects.openai.tools import ToolFields, tool_choice
+from gateway.dialects.writing import encode
 from ipc.errors import Code, CortexError
 from ipc.messages import MAX_TOKEN_IDS, Detokenize, Text, Tokenize, Tokens
 

@@ -14,7 +14,7 @@ import msgspec
 
 from gateway.dialects import Parse, RequestContext
 from gateway.dialects.comments import comment
-from gateway.dialects.openai.common import decode, encode, renamed
+from gateway.dialects.fields import decode, renamed
 from gateway.dialects.openai.envelope import envelope
 from gateway.dialects.openai.responses import context
 from gateway.dialects.openai.responses.fields import ContextFields
@@ -22,6 +22,7 @@ from gateway.dialects.openai.responses.kept import kept
 from gateway.dialects.openai.responses.request import NAMES
 from gateway.dialects.openai.responses.response import usage_out
 from gateway.dialects.openai.responses.thoughts import seal
+from gateway.dialects.writing import encode
 from gateway.refusals import Refusal
 from gateway.store.database import Database
 from ipc.errors import CortexError

@@ -11,12 +11,13 @@ import msgspec
 from msgspec import Meta, Struct
 
 from gateway.dialects import RequestContext, Services
-from gateway.dialects.openai.common import decode, encode, unsupported
+from gateway.dialects.fields import decode, unsupported
 from gateway.dialects.openai.responses import items as items_of
 from gateway.dialects.openai.responses.fields import Metadata
 from gateway.dialects.openai.responses.items import Entry
 from gateway.dialects.openai.responses.kept import kept
 from gateway.dialects.openai.responses.pages import page
+from gateway.dialects.writing import encode
 from gateway.refusals import NOT_FOUND, shown
 from gateway.store import conversations
 from gateway.store.database import Database

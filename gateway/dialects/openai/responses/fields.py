@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
-from gateway.dialects.openai.common import Count, Int, LogprobCount, Name, Short, refuse
+from gateway.dialects.fields import Count, Int, Name, Short, refuse
+from gateway.dialects.openai.common import LogprobCount
 
 MetadataValue = Annotated[str, Meta(max_length=512)]
 MetadataKey = Annotated[str, Meta(max_length=64)]

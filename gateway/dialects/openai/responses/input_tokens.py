@@ -5,11 +5,12 @@ from __future__ import annotations
 import msgspec
 
 from gateway.dialects import ParseOne, RequestContext
-from gateway.dialects.openai.common import decode, encode, renamed
+from gateway.dialects.fields import decode, renamed
 from gateway.dialects.openai.responses import context, items
 from gateway.dialects.openai.responses.fields import CreateFields
 from gateway.dialects.openai.responses.request import NAMES, thinking
 from gateway.dialects.openai.responses.tools import Tools
+from gateway.dialects.writing import encode
 from gateway.store.database import Database
 from ipc.errors import CortexError
 from ipc.messages import CountTokens, TokenCount

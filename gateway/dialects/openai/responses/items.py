@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from msgspec import Meta, Struct
 
 from gateway.dialects import free_json
-from gateway.dialects.openai.common import Short, ShortName, convert, unsupported
+from gateway.dialects.fields import Short, ShortName, convert, unsupported
 from gateway.dialects.openai.custom_tools import as_arguments
 from gateway.dialects.openai.images import image
 from gateway.dialects.openai.responses.thoughts import unseal

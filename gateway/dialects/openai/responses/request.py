@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from gateway.dialects import RequestContext, free_json
-from gateway.dialects.openai.common import decode, refuse, unsupported
+from gateway.dialects.fields import decode, refuse, unsupported
 from gateway.dialects.openai.responses import context, items, response
 from gateway.dialects.openai.responses.fields import NEUTRAL, CreateFields
 from gateway.dialects.openai.responses.output import Events, Output

@@ -7,11 +7,11 @@ from contextlib import suppress
 from time import monotonic
 
 from gateway.dialects.comments import comment
-from gateway.dialects.openai.common import encode
 from gateway.dialects.openai.responses import response
 from gateway.dialects.openai.responses.output import Status
 from gateway.dialects.openai.responses.request import Creation
 from gateway.dialects.openai.responses.truncate import truncate
+from gateway.dialects.writing import encode
 from gateway.fleet.exchange import Exchange
 from gateway.fleet.view import Fleet
 from gateway.store import responses

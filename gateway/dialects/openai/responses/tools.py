@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from msgspec import Meta, Struct
 
 from gateway.dialects import free_json
-from gateway.dialects.openai.common import ShortName, convert, unsupported
+from gateway.dialects.fields import ShortName, convert, unsupported
 from gateway.dialects.openai.custom_tools import as_function
 from gateway.dialects.openai.responses.fields import CreateFields, NamedTool
 from gateway.refusals import shown
