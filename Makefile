@@ -28,7 +28,7 @@ test-real: $(VENV)/installed-test
 CLIENTS := .venv-clients
 CLIENTS_NODE := tests/clients/node_modules/.package-lock.json
 
-test-clients: $(VENV)/installed-test $(CLIENTS)/installed $(CLIENTS_NODE)
+test-clients: $(CLIENTS_NODE) $(VENV)/installed-test $(CLIENTS)/installed
 	CORTEX_CLIENTS=$(abspath $(CLIENTS))/bin/python $(VENV)/bin/python -m pytest -n 2 --dist loadfile tests/clients $(ARGS)
 
 $(CLIENTS)/installed: tests/clients/requirements.txt

@@ -61,3 +61,21 @@ def test_another_build_is_refused_before_anything_is_installed(make):
     assert ended.returncode != 0
     assert "TORCH=rocm" in ended.stderr
     assert told == []
+
+
+def test_clients_need_npm_and_that_is_said_before_anything_is_installed(tmp_path):
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    (tmp_path / "tests" / "clients").mkdir(parents=True)
+    (tmp_path / "tests" / "clients" / "package-lock.json").touch()
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "sh").symlink_to(shutil.which("sh"))
+    ended = subprocess.run(
+        [shutil.which("make"), "tests/clients/node_modules/.package-lock.json"],
+        cwd=tmp_path,
+        env={"PATH": str(tmp_path / "bin"), "MAKEFLAGS": ""},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert ended.returncode != 0
+    assert "needs Node 20 or newer, with npm" in ended.stderr

@@ -66,6 +66,10 @@ def system(tmp_path_factory: pytest.TempPathFactory, work: Path) -> Iterator[Cor
     helper = call("Agent", description="Paint", prompt="Paint it.", subagent_type="general-purpose")
     model.answer(f"Two at once.\n{both}", when="'DELEGATE' in messages | tojson and calls == 0")
     model.answer(f"A helper for it.\n{helper}", when="'DELEGATE' in messages | tojson and calls == 1")
+    for tool, (first, _) in sessions.items():
+        thought = " ".join(map(str, range(1500)))  # seconds
+        when = f"'{tool}' in names and 'AT LENGTH' in messages | tojson and calls == 0"
+        model.answer(f"<think>\n{thought}\n</think>\n\nI read the file.\n{first}", when=when)
     for tool, (first, second) in sessions.items():
         session(model, f"'{tool}' in names", first, second)
     model.answer(DONE, when="calls == 2")

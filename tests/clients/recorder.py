@@ -31,6 +31,16 @@ class Exchange:
     def fields(self) -> dict[str, Any]:
         return json.loads(self.body)
 
+    def failed(self) -> bool:
+        """Whether it was refused with an error that invites a retry, or ended so in a sound stream."""
+        try:
+            self.check()
+        except streams.Failed:
+            return True
+        except AssertionError:
+            return self.status in (503, 529)
+        return False
+
     def check(self) -> None:
         """It went well, and what was streamed passes the strict reader of its dialect."""
         assert self.status == 200, f"{self.method} {self.path}: {self.status} {self.answer[:2000]!r}"

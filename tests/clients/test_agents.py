@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import pytest
 
 from tests.clients.conftest import DONE, MODULES
 from tests.clients.recorder import Recorder
-from tests.end_to_end.harness import SCRIPTS
+from tests.end_to_end.harness import SCRIPTS, Cortex, wait_until
 
 TASK = "Make the colour in notes.txt blue."
 BINARIES = MODULES / ".bin"
@@ -121,3 +123,34 @@ def test_cortex_launch_starts_it_so_that_it_works(
     )
     assert said.strip().endswith(DONE)
     assert all(each.fields["model"] == "scripted" for each in recorder.posts())
+
+
+@pytest.mark.parametrize("client", LAUNCHED)
+def test_an_agent_goes_on_after_a_worker_died_in_the_middle_of_a_thought(
+    run: Callable[..., str], recorder: Recorder, system: Cortex, client: str
+) -> None:
+    """While it thinks: once text was shown, Claude Code, for one, leaves it to its user to ask again."""
+
+    def is_thinking() -> bool:
+        return any(each.answer.count(b"data: ") > 100 for each in recorder.posts())
+
+    def kill() -> None:
+        wait_until(is_thinking, "a thought")
+        os.kill(system.workers("scripted")[0], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    arguments = [f"{TASK} AT LENGTH" if argument == TASK else argument for argument in LAUNCHED[client]]
+    options = ("--url", recorder.base, "--model", "scripted", "--exec")
+    said = run(
+        SCRIPTS / "cortex",
+        *("launch", client, *options, "--", *arguments),
+        PATH=f"{BINARIES}{os.pathsep}{os.environ['PATH']}",
+        IS_SANDBOX="1",
+    )
+    killer.join()
+    assert said.strip().endswith(DONE)
+    broken = [each for each in recorder.exchanges if each.failed()]
+    assert broken
+    for each in broken:
+        recorder.exchanges.remove(each)
