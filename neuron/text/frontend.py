@@ -33,9 +33,9 @@ class TextFrontEnd:
         self._tokenizer = tokenizer
         self._templates = templates
         texts = [text for template in templates.values() for text in template.texts]
-        found = think_tags(texts, tokenizer.added)
-        self.thinks = found is not None
-        self.think_tags = found or THINK
+        # Vocabularies have tags of thoughts for models, too, that were never taught to think.
+        self.thinks = think_tags(texts) is not None
+        self.think_tags = think_tags(texts, tokenizer.added) or THINK
         self._tags = tokenizer.tokens_of((*self.think_tags.pieces, *tool_format.markers))
         self._tokens = frozenset(self._tags.values())
         self.vocabulary_size = tokenizer.vocabulary_size

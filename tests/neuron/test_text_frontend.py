@@ -158,6 +158,17 @@ def test_a_model_that_does_not_think_is_told_nothing(folder, tmp_path):
     assert text.thought_after("anything") == "none"
 
 
+def test_tags_in_the_vocabulary_alone_do_not_make_a_model_think(folder, tmp_path):
+    load_with(folder, tmp_path, chat_template="{{ messages[0].content }}")
+    tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    tokenizer.add_special_tokens(["[THINK]", "[/THINK]"])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    text = TextFrontEnd.load(read_card(tmp_path))
+    assert text.render(HELLO, [], {}, thinking=OFF) == HELLO[0].content
+    assert text.thought_after("anything") == "none"
+    assert text.think_tags.closing == "[/THINK]"  # but what it writes between them is told apart
+
+
 def test_the_clients_own_variables_count_more_than_what_thinking_says(folder, tmp_path):
     switch = THINKING + "{{ enable_thinking }}"
     text = load_with(folder, tmp_path, chat_template=switch)
