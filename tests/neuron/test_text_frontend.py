@@ -197,3 +197,22 @@ def test_a_tag_that_is_a_token_is_told_from_text_that_spells_it(folder, tmp_path
 def joined(pieces):
     """Pieces of the same kind that follow each other as one."""
     return [(kind, "".join(text for _, text in group)) for kind, group in groupby(pieces, key=itemgetter(0))]
+
+
+HARMONY = """{% for message in messages %}<|start|>{{ message.role }}<|message|>{{ message.content }}<|end|>
+{% endfor %}{# <|channel|>analysis<|message|> ... <|call|> #}<|start|>assistant"""
+
+
+@pytest.mark.parametrize("tools", [[], [Tool.function(name="f")]])
+def test_what_frames_the_text_of_a_message_is_told_to_nobody(folder, tmp_path, tools):
+    text = load_with(folder, tmp_path, chat_template=HARMONY)
+    prompt = text.render(HELLO, tools, {})
+    assert prompt.endswith("<|end|>\n<|start|>assistant")
+    parser = text.answer_parser(prompt, Generate(id=0, model="m", messages=HELLO, tools=tools))
+    said = "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>Yes."
+    detokenizer, pieces = text.detokenizer(), []
+    for token in text.encode(said, special=False):
+        pieces += parser.push(detokenizer.push([token]))
+    pieces += parser.push(detokenizer.finish()) + parser.finish()
+    assert "".join(piece for kind, piece in pieces if kind == "reasoning") == "Hm."
+    assert "".join(piece for kind, piece in pieces if kind == "text") == "Yes."

@@ -54,6 +54,7 @@ CALL = ("get_weather", '{"city": "Oslo"}')
         WEATHER,
         f" \n{WEATHER}\n",
         f"<|python_tag|>{WEATHER}",
+        f"<|python_start|>{WEATHER}<|python_end|>",
         '{"type": "function", "name": "get_weather", "parameters": {"city": "Oslo"}}',
         '{"name": "get_weather", "arguments": {"city": "Oslo"}}',
         '{"parameters": {"city": "Oslo"}, "name": "get_weather"}',

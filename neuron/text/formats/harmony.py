@@ -52,14 +52,15 @@ class HarmonyParser(CallParser):
         yield from self.space()
         if (yield from self.accept(CALL, END)):
             self.begin("{}")
-        else:
-            if (yield from self.peek()) not in ("{", ""):
-                raise NoCall
-            self.begin()
-            yield from self.object(CALL, END, START)
-            yield from self.space()
-            yield from self.accept(CALL, END)
+            self.end()
+            return
+        if (yield from self.peek()) not in ("{", ""):
+            raise NoCall
+        self.begin()
+        yield from self.object(CALL, END, START)
         self.end()
+        yield from self.space()
+        yield from self.accept(CALL, END)
 
 
 class Harmony(ToolFormat):

@@ -6,6 +6,7 @@ from neuron.text.formats.call_parser import NoCall, Steps, Unfinished
 from neuron.text.formats.json_list import JsonListFormat, JsonListParser
 
 PYTHON_TAG = "<|python_tag|>"
+PYTHON_START, PYTHON_END = "<|python_start|>", "<|python_end|>"  # of Llama 4
 
 
 class LlamaJsonParser(JsonListParser):
@@ -15,26 +16,29 @@ class LlamaJsonParser(JsonListParser):
     tool that was offered, and has arguments.
     """
 
-    openings = (PYTHON_TAG,)
+    openings = (PYTHON_TAG, PYTHON_START)
+    ends = (PYTHON_END,)
     starts = ("{", "[")
 
     def call(self, opening: str) -> Steps[None]:
-        self.needs_arguments = opening != PYTHON_TAG
-        if opening == PYTHON_TAG:
+        self.needs_arguments = opening in self.starts
+        if not self._is_bare:
             yield from self.space()
             opening = yield from self.expect("{", "[")
         try:
             if opening == "[":
                 yield from self.space()
                 yield from self.rest_of_list()
-                return
-            yield from self.member()
-            while (yield from self._is_next()):
+            else:
                 yield from self.member()
+                while (yield from self._is_next()):
+                    yield from self.member()
         except Unfinished:
             if self._is_bare and not self.in_call and not self.may_be_known:
                 raise NoCall from None
             raise
+        yield from self.space()
+        yield from self.accept(*self.ends)
 
     def _is_next(self) -> Steps[bool]:
         """Whether another call follows."""
@@ -63,7 +67,7 @@ class LlamaJson(JsonListFormat):
 
     name = "llama3_json"
     parser = LlamaJsonParser
-    markers = (PYTHON_TAG,)
+    markers = (PYTHON_TAG, PYTHON_START, PYTHON_END)
     keys = ("name", "parameters")
     between = "; "
 
