@@ -125,8 +125,8 @@ class Service:
 
     def on_gone(self, peer: Peer) -> None:
         """A peer is gone: nobody wants its answers any more."""
-        for work in self._open.of(peer):
-            work.cancel()
+        for opened in self._open.of(peer):
+            opened.cancel()
         for task, (owner, _) in list(self._tasks.items()):
             if owner is peer:
                 task.cancel()
@@ -140,54 +140,54 @@ class Service:
     def _embed(self, peer: Peer, request: Embed) -> None:
         self._begin(peer, Embedding(self._keys, request, peer.send, partial(self._ended, peer)))
 
-    def _begin(self, peer: Peer, work: OpenRequest) -> None:
+    def _begin(self, peer: Peer, opened: OpenRequest) -> None:
         """Prepare and admit: at once where that takes no time, else in a task."""
-        self._open.add(peer, work)
-        with _failing(work):
+        self._open.add(peer, opened)
+        with _failing(opened):
             self._refuse_new_work()
-        if work.outcome is not None:
+        if opened.outcome is not None:
             return
-        model = self._models.known(work.request.model)
+        model = self._models.known(opened.request.model)
         text = model.text_now if model is not None else None
-        if text is not None and text.is_quick and is_quick(work.request):
-            with _failing(work), suppress(OverBudget):
+        if text is not None and text.is_quick and is_quick(opened.request):
+            with _failing(opened), suppress(OverBudget):
                 args = text, model.description, model.context_length, QUICK_SECONDS
-                traced(work.request.trace, work.prepare, *args)
-                self._admit(model, work)
+                traced(opened.request.trace, opened.prepare, *args)
+                self._admit(model, opened)
                 return
-        if work.outcome is None:
-            self._later(partial(self._prepare, work), peer, work.request)
+        if opened.outcome is None:
+            self._later(partial(self._prepare, opened), peer, opened.request)
 
-    async def _prepare(self, work: OpenRequest, peer: Peer, request: Generate | Embed) -> None:
+    async def _prepare(self, opened: OpenRequest, peer: Peer, request: Generate | Embed) -> None:
         """The way of the first request of a model, and of what takes long: with files and threads."""
-        with _failing(work):
+        with _failing(opened):
             model = await self._models.open(request.model)
             model.preparing += 1
             try:
                 text = await model.text()
                 pool = self._grammars if has_grammar(request) else self._texts
                 args = text, model.description, model.context_length
-                await pool.run(request.account, traced, request.trace, work.prepare, *args)
-                self._admit(model, work)
+                await pool.run(request.account, traced, request.trace, opened.prepare, *args)
+                self._admit(model, opened)
             finally:
                 model.preparing -= 1
 
-    def _admit(self, model: ManagedModel, work: OpenRequest) -> None:
-        """Let prepared work in, unless it ended meanwhile."""
-        if work.outcome is None:
-            model.admit(work)
+    def _admit(self, model: ManagedModel, opened: OpenRequest) -> None:
+        """Let what is prepared in, unless it ended meanwhile."""
+        if opened.outcome is None:
+            model.admit(opened)
 
-    def _ended(self, peer: Peer, work: OpenRequest) -> None:
-        self._open.remove(peer, work)
-        if work.model is not None:
-            work.model.leave(work)
+    def _ended(self, peer: Peer, opened: OpenRequest) -> None:
+        self._open.remove(peer, opened)
+        if opened.model is not None:
+            opened.model.leave(opened)
         self._check_drained()
 
     def _cancel(self, peer: Peer, request: Cancel) -> None:
         self._watches.pop((peer, request.id), None)
-        work = self._open.get(peer, request.id)
-        if work is not None:
-            work.cancel()
+        opened = self._open.get(peer, request.id)
+        if opened is not None:
+            opened.cancel()
         for task, owner in list(self._tasks.items()):
             if owner == (peer, request.id):
                 task.cancel()
@@ -384,13 +384,13 @@ class Service:
         """
         self._ending = True
         error = CortexError(Code.SHUTTING_DOWN, "this neuron is shutting down", retry_after=5.0)
-        for work in self._open:
-            if not work.begun:
-                work.fail(error)
+        for opened in self._open:
+            if not opened.begun:
+                opened.fail(error)
         with suppress(TimeoutError):
             await asyncio.wait_for(self._open.settled.wait(), grace)
-        for work in self._open:
-            work.fail(error)
+        for opened in self._open:
+            opened.fail(error)
         self._texts.close()
         self._counts.close()
         self._grammars.close()
@@ -414,12 +414,12 @@ def _news(before: State, now: State) -> State | None:
 
 
 @contextmanager
-def _failing(work: OpenRequest) -> Iterator[None]:
-    """Whatever goes wrong inside ends `work`, so that it is answered and forgotten."""
+def _failing(opened: OpenRequest) -> Iterator[None]:
+    """Whatever goes wrong inside ends `opened`, so that it is answered and forgotten."""
     try:
         yield
     except CortexError as error:
-        work.fail(error)
+        opened.fail(error)
     except Exception as error:
-        log.exception("request cannot be prepared id=%d trace=%s", work.key, word(work.request.trace))
-        work.fail(CortexError(Code.INTERNAL, f"{type(error).__name__}: {error}"))
+        log.exception("request cannot be prepared id=%d trace=%s", opened.key, word(opened.request.trace))
+        opened.fail(CortexError(Code.INTERNAL, f"{type(error).__name__}: {error}"))

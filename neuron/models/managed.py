@@ -250,32 +250,34 @@ class ManagedModel:
 
     # --- requests ---------------------------------------------------------------------------------------
 
-    def admit(self, work: OpenRequest) -> None:
+    def admit(self, request: OpenRequest) -> None:
         """Take a prepared request; it waits for the model, or for its turn.
 
         Raises:
             CortexError: QUEUE_FULL.
         """
         self.last_used = time.monotonic()
-        work.model = self
-        if self.requests.admit(work):
+        request.model = self
+        if self.requests.admit(request):
             self.bring_up()
             stage = "loading" if self.status in ("loading", "restarting") else "queued"
-            work.progress(replace(self._progress, message=self._progress.message or self.status, stage=stage))
+            request.progress(
+                replace(self._progress, message=self._progress.message or self.status, stage=stage)
+            )
         self._changed()
 
-    def begin(self, work: OpenRequest) -> None:
-        self.requests.begin(work)
+    def begin(self, request: OpenRequest) -> None:
+        self.requests.begin(request)
 
-    def leave(self, work: OpenRequest) -> None:
+    def leave(self, request: OpenRequest) -> None:
         """Forget a request that ended, and end it in the worker where it still runs there."""
         self.last_used = time.monotonic()
-        self.requests.leave(work)
-        for part in work.parts:
+        self.requests.leave(request)
+        for part in request.parts:
             self.abort(part.submit.request_id)
-        if work.outcome == "finished":
+        if request.outcome == "finished":
             self._served_epoch = self._epoch
-            self._request_seconds += 0.2 * (work.seconds_in_worker - self._request_seconds)
+            self._request_seconds += 0.2 * (request.seconds_in_worker - self._request_seconds)
         self._check_quiet()
         self._check_deserted()
         if self._room.contested:

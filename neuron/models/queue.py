@@ -153,13 +153,13 @@ class RequestQueue:
     @property
     def quiet(self) -> bool:
         """Nothing is in the worker."""
-        return not any(work.phase in ("queued", "running") for work in self._requests)
+        return not any(request.phase in ("queued", "running") for request in self._requests)
 
     def open(self, group: WorkerGroup, context_length: int) -> None:
         """From now on requests are handed to `group`."""
         self._group, self._context_length = group, context_length
         self._line.start_clock()
-        self._hand_over([work for work in self._line if work.phase == "waiting"])
+        self._hand_over([request for request in self._line if request.phase == "waiting"])
         self._watch_line()
 
     def shut(self) -> None:
@@ -172,76 +172,76 @@ class RequestQueue:
         """Have all that the worker did not begin wait again, for the next worker."""
         group = self._group
         self.shut()
-        for work in [work for work in self._line if work.phase == "queued"]:
-            for part in work.parts:
+        for request in [request for request in self._line if request.phase == "queued"]:
+            for part in request.parts:
                 group.withdraw(part.submit.request_id)
-            work.take_back()
+            request.take_back()
 
-    def admit(self, work: OpenRequest) -> bool:
+    def admit(self, request: OpenRequest) -> bool:
         """Take a prepared request. Returns whether it has to wait for a worker.
 
         Raises:
             CortexError: QUEUE_FULL.
         """
         # While the model loads, as many as it computes at once have a place there, too.
-        self._line.push(work, max(0, self._max_sequences - self.running))
-        work.phase = "waiting"
-        self._requests[work] = None
+        self._line.push(request, max(0, self._max_sequences - self.running))
+        request.phase = "waiting"
+        self._requests[request] = None
         if self._group is None:
             return True
         if len(self._requests) > self._max_sequences:
-            work.progress(_place_in_line(len(self._line)))
-        self._hand_over([work])
+            request.progress(_place_in_line(len(self._line)))
+        self._hand_over([request])
         if self._timer is None:
             self._watch_line()
         return False
 
-    def begin(self, work: OpenRequest) -> None:
+    def begin(self, request: OpenRequest) -> None:
         """The worker has computed some of it."""
-        self._line.depart(work)
+        self._line.depart(request)
 
-    def leave(self, work: OpenRequest) -> None:
+    def leave(self, request: OpenRequest) -> None:
         """Forget a request that ended."""
-        if work in self._requests:  # else it was never let in
-            del self._requests[work]
-            self.counts[work.outcome] += 1
-            self._line.discard(work)
+        if request in self._requests:  # else it was never let in
+            del self._requests[request]
+            self.counts[request.outcome] += 1
+            self._line.discard(request)
 
     def lose_worker(self, error: CortexError) -> None:
         """The worker died: what had begun is lost and says so, the rest waits for the next one."""
         self.shut()
-        for work in list(self._requests):
-            if work.phase not in ("queued", "running"):
+        for request in list(self._requests):
+            if request.phase not in ("queued", "running"):
                 continue
-            work.deaths += 1
-            if work.phase == "queued" and work.deaths < ATTEMPTS:
-                work.phase = "waiting"
+            request.deaths += 1
+            if request.phase == "queued" and request.deaths < ATTEMPTS:
+                request.phase = "waiting"
             else:
-                work.fail(error)
+                request.fail(error)
 
-    def _hand_over(self, works: Iterable[OpenRequest]) -> None:
+    def _hand_over(self, requests: Iterable[OpenRequest]) -> None:
         """Give the worker what it does not have."""
-        for work in works:
+        for request in requests:
             try:
-                work.check_length(self._context_length)  # it may be less than before the load
+                request.check_length(self._context_length)  # it may be less than before the load
             except CortexError as error:
-                work.fail(error)
+                request.fail(error)
                 continue
             try:
-                for part in work.hand_over(self._context_length):
+                for part in request.hand_over(self._context_length):
                     self._group.submit(part.submit, part)
             except CortexError as error:
-                work.fail(error)
+                request.fail(error)
 
     def fail_all(self, error: CortexError) -> None:
         """End every request, waiting or running."""
-        for work in list(self._requests):
-            work.fail(error)
+        for request in list(self._requests):
+            request.fail(error)
 
     def tell(self, progress: LoadProgress) -> None:
         """Tell those in line how the load goes that they wait for."""
-        for work in list(self._line):
-            work.progress(progress)
+        for request in list(self._line):
+            request.progress(progress)
 
     def _watch_line(self) -> None:
         """See that nobody waits longer than allowed, and knows where it stands; a timer runs only while
@@ -250,8 +250,8 @@ class RequestQueue:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        for work in self._line.expired():
-            work.fail(
+        for request in self._line.expired():
+            request.fail(
                 CortexError(
                     Code.QUEUE_TIMEOUT,
                     f"the request waited {self._wait_seconds:g} seconds for its turn",
@@ -268,10 +268,10 @@ class RequestQueue:
         if len(self._requests) <= self._max_sequences:
             return  # each has a place, and begins with the next step
         now = time.monotonic()
-        for position, (work, since) in enumerate(self._line.arrivals(), 1):
+        for position, (request, since) in enumerate(self._line.arrivals(), 1):
             if now - since < TELL_SECONDS:
                 return
-            work.progress(_place_in_line(position))
+            request.progress(_place_in_line(position))
 
 
 def _place_in_line(position: int) -> LoadProgress:

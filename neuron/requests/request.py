@@ -29,7 +29,7 @@ Phase = Literal["preparing", "waiting", "queued", "running", "ended"]
 class RequestOwner(Protocol):
     """The model that took a request in."""
 
-    def begin(self, work: OpenRequest) -> None:
+    def begin(self, request: OpenRequest) -> None:
         """Told when the worker has computed some of it."""
         ...
 
@@ -37,7 +37,7 @@ class RequestOwner(Protocol):
         """End one of its sequences in the worker."""
         ...
 
-    def leave(self, work: OpenRequest) -> None:
+    def leave(self, request: OpenRequest) -> None:
         """Told when it ended."""
         ...
 
