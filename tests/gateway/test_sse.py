@@ -20,6 +20,7 @@ class Script:
 
     def __init__(self, *batches: list[Reply], error: CortexError | None = None) -> None:
         self.batches, self.error = list(batches), error
+        self.request_id = "r-1"
         self.started: Started | None = None
         self.is_ready = False
 
@@ -44,6 +45,8 @@ class Words:
         return b"<"
 
     def delta(self, delta: Delta) -> bytes:
+        if delta.text == "bug":
+            raise KeyError(delta.text)
         return delta.text.encode()
 
     def waiting(self, progress: Progress | None) -> bytes:
@@ -67,6 +70,11 @@ def written(script: Script) -> list[bytes]:
         return [data async for data in stream]
 
     return asyncio.run(read())
+
+
+def test_a_fault_of_ours_ends_the_stream_with_an_error(caplog: pytest.LogCaptureFixture) -> None:
+    assert written(Script([STARTED, delta("a")], [delta("bug")], [FINISHED])) == [b"<a", b"internal"]
+    assert "request failed request_id=r-1" in caplog.text
 
 
 def test_what_came_together_is_one_write() -> None:

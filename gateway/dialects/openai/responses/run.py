@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from time import monotonic
@@ -14,10 +15,13 @@ from gateway.dialects.openai.responses.truncate import truncate
 from gateway.dialects.writing import encode
 from gateway.fleet.exchange import Exchange
 from gateway.fleet.view import Fleet
+from gateway.refusals import BUG
 from gateway.store import responses
 from gateway.store.database import Database
 from ipc.errors import Code, CortexError
 from ipc.messages import Choice, Delta, Finished, Progress, Reply, Started, ToolCallDelta
+
+logger = logging.getLogger("gateway.dialects.openai.responses.run")
 
 KEEP_ALIVE_SECONDS = 1.0
 VERDICT_SECONDS = 0.5  # an answer that fails so soon gets an HTTP status
@@ -101,7 +105,10 @@ class Run:
             yield self._output.close(_status(finished))
             self._finish(finished)
             await self._keep()
-        except CortexError as error:
+        except Exception as error:
+            if not isinstance(error, CortexError):
+                logger.exception("request failed request_id=%s", self._exchange.request_id)
+                error = CortexError(Code.INTERNAL, BUG)
             response.failed(self._creation.response, self._output.items, error)
             with suppress(CortexError):
                 await self._keep()
