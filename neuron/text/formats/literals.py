@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import string
 from collections.abc import Callable
 from typing import ClassVar
 
@@ -221,7 +222,8 @@ class LiteralParser(CallParser):
         """Take what matches `pattern`, which has no more than `most` characters."""
         while len(self._text) - self._at < most:
             if not (yield from self.more()):
-                if self.cut:
+                if self.cut or all(digit in string.hexdigits for digit in self._text[self._at :]):
+                    self._take(len(self._text))
                     raise Unfinished
                 break
         found = re.compile(pattern).match(self._text, self._at)
