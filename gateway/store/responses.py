@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -47,8 +48,14 @@ def put(
     *,
     owner: str | None = None,
     conversation: str | None = None,
+    events: Sequence[tuple[int, bytes]] = (),
 ) -> None:
-    """Keep a new response; where it belongs to a conversation, its items become the conversation's."""
+    """Keep a new response; where it belongs to a conversation, its items become the conversation's.
+
+    Args:
+        owner: the process that works on it from now on.
+        events: its first ones, where it may be read again as a stream.
+    """
     body, now = stored.body, time.time()
     db.execute(
         "INSERT INTO responses VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -64,6 +71,7 @@ def put(
             _encode(stored.input),
         ),
     )
+    _record(db, body["id"], events)
     _hold(db, account, body["id"], [*stored.input, *body["output"]])
     _continue(db, account, conversation, stored)
     bury(db)  # nobody may ever ask for them again
@@ -166,9 +174,10 @@ def cancel(db: sqlite3.Connection, account: str, response_id: str) -> Stored | N
 
 def bury(db: sqlite3.Connection) -> None:
     """Note that those have failed whose process ended before they did."""
-    rows = db.execute("SELECT owner, body FROM responses WHERE owner IS NOT NULL").fetchall()
-    for owner, data in rows:
+    rows = db.execute("SELECT id, owner FROM responses WHERE owner IS NOT NULL").fetchall()
+    for response_id, owner in rows:
         if not owners.lives(owner):
+            (data,) = db.execute("SELECT body FROM responses WHERE id = ?", (response_id,)).fetchone()
             body = _decode(data)
             body.update(status="failed", error=ORPHANED)
             _end(db, body)
@@ -227,7 +236,7 @@ def _continue(db: sqlite3.Connection, account: str, conversation: str | None, st
         append(db, account, conversation, [*stored.input, *stored.body["output"]])
 
 
-def _record(db: sqlite3.Connection, response_id: str, events: list[tuple[int, bytes]]) -> None:
+def _record(db: sqlite3.Connection, response_id: str, events: Sequence[tuple[int, bytes]]) -> None:
     db.executemany(
         "INSERT INTO events VALUES (?, ?, ?)", [(response_id, number, data) for number, data in events]
     )

@@ -61,7 +61,7 @@ class Script:
     """An exchange with a neuron that says what was written down for it."""
 
     def __init__(self, *batches: list[Reply], error: CortexError | None = None) -> None:
-        self.status, self.started, self.finished = 200, None, None
+        self.status, self.started, self.finished, self.request_id = 200, None, None, "r"
         self._batches, self._error = list(batches), error
 
     async def send(self, request: Any) -> None:
@@ -368,9 +368,9 @@ def test_background_has_not_ended_before_its_last_event_is_there(
     script = Script([Started(id=0, prompt_tokens=1)], [delta("a")], [finished(Choice(reason="stop"))])
     told, body = in_background(script, tmp_path, monkeypatch)
     assert responses(told) == body
-    assert [status for status, _ in written] == ["queued", *["in_progress"] * (len(written) - 2), "completed"]
+    assert [status for status, _ in written] == [*["in_progress"] * (len(written) - 1), "completed"]
     assert written[-1][1] == b"event: response.completed"
-    assert len(written) > 3
+    assert len(written) > 2
 
 
 def test_background_that_cannot_be_written_has_failed_once_it_can(

@@ -254,6 +254,22 @@ def test_background_is_cancelled_from_any_process(http: httpx.Client, neuron: Ne
         assert fetch(http, response["id"]) == cancelled
 
 
+def test_background_stream_may_be_read_as_soon_as_it_is_made(http: httpx.Client) -> None:
+    body = {"model": "stuck", "input": "x", "background": True, "stream": True}
+    for _ in range(5):
+        with http.stream("POST", "/v1/responses", json=body) as reply:
+            lines = reply.iter_lines()
+            next(lines)
+            response_id = json.loads(next(lines).removeprefix("data: "))["response"]["id"]
+        path = f"/v1/responses/{response_id}"
+        with http.stream("GET", path, params={"stream": "true"}) as reply:
+            assert reply.status_code == 200
+            http.post(f"{path}/cancel")
+            names = [line for line in reply.iter_lines() if line.startswith("event: ")]
+        assert names[:2] == ["event: response.created", "event: response.queued"]
+        assert names[-1] == "event: response.cancelled"
+
+
 def test_cancelled_stream_says_so(http: httpx.Client, neuron: NeuronThread) -> None:
     response = create(http, "x", "stuck", background=True)
     path = f"/v1/responses/{response['id']}"

@@ -36,10 +36,20 @@ class Background:
         """Keep a response as queued, and begin to work on it. CortexError when it cannot be kept."""
         store = self._services.store
         creation.response["status"] = "queued"
-        owner = owners.ourselves()
-        await store.write(responses.put, store.limits, creation.account, creation.stored(), owner=owner)
-        name = f"response {creation.id}"
-        task = asyncio.create_task(self._work(creation, request_id), name=name)
+        exchange = Exchange(self._services.fleet, request_id, creation.account)
+        run, recorder = Run(self._services.fleet, exchange, creation), _Recorder(store, creation)
+        recorder.note(run.begin())
+        await store.write(
+            responses.put,
+            store.limits,
+            creation.account,
+            creation.stored(),
+            owner=owners.ourselves(),
+            events=recorder.events,
+        )
+        recorder.events = []
+        work = self._work(creation, exchange, run, recorder)
+        task = asyncio.create_task(work, name=f"response {creation.id}")
         self._tasks[creation.id] = task
         task.add_done_callback(lambda _: self._tasks.pop(creation.id, None))
 
@@ -48,18 +58,16 @@ class Background:
         if (task := self._tasks.get(response_id)) is not None:
             task.cancel()
 
-    async def _work(self, creation: Creation, request_id: str) -> None:
-        exchange = Exchange(self._services.fleet, request_id, creation.account)
-        recorder = _Recorder(self._services.store, creation)
+    async def _work(self, creation: Creation, exchange: Exchange, run: Run, recorder: _Recorder) -> None:
         try:
-            await recorder.record(Run(self._services.fleet, exchange, creation))
+            await recorder.record(run)
         except asyncio.CancelledError:
             exchange.leave()
             raise
         except CortexError as error:  # of the store
             recorder.fail(error)
         except Exception:
-            logger.exception("response failed id=%s request_id=%s", creation.id, request_id)
+            logger.exception("response failed id=%s request_id=%s", creation.id, exchange.request_id)
             recorder.fail(CortexError(Code.INTERNAL, "the gateway failed; its log says more"))
         finally:
             exchange.close()
@@ -99,7 +107,7 @@ class _Recorder:
         """Write until the end, whose events go with the response."""
         written = 0.0
         async for data in run.events():
-            self._note(data)
+            self.note(data)
             if run.is_over or monotonic() - written < WRITE_SECONDS:
                 continue
             self.is_wanted = await self._store.write(responses.advance, self._creation.response, self.events)
@@ -112,9 +120,10 @@ class _Recorder:
         creation = self._creation
         response.failed(creation.response, creation.output.items, error)
         creation.output.events.count = self._count
-        self._note(creation.output.events.write("response.failed", response=creation.response))
+        self.note(creation.output.events.write("response.failed", response=creation.response))
 
-    def _note(self, data: bytes) -> None:
+    def note(self, data: bytes) -> None:
+        """Take events that are to be written."""
         for event in data.split(b"\n\n"):
             if event and not event.startswith(b":"):
                 if self._creation.fields.stream:

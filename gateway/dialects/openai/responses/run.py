@@ -8,9 +8,10 @@ from contextlib import suppress
 from time import monotonic
 
 from gateway.dialects.comments import comment
+from gateway.dialects.fields import renamed
 from gateway.dialects.openai.responses import response
 from gateway.dialects.openai.responses.output import Status
-from gateway.dialects.openai.responses.request import Creation
+from gateway.dialects.openai.responses.request import NAMES, Creation
 from gateway.dialects.openai.responses.truncate import truncate
 from gateway.dialects.writing import encode
 from gateway.fleet.exchange import Exchange
@@ -44,7 +45,7 @@ class Run:
         self._exchange, self._creation = exchange, creation
         self._store = store if creation.response["store"] else None
         self._output, self._write = creation.output, creation.output.events.write
-        self._sent = False
+        self._sent = self._begun = False
         self._early: list[Reply] = []  # that came before the stream began
         self._failure: CortexError | None = None
         self.is_over = False
@@ -83,7 +84,8 @@ class Run:
 
     async def events(self) -> AsyncIterator[bytes]:
         """The stream, never silent for longer than a second; what came together is written together."""
-        yield self._begin()
+        if not self._begun:
+            yield self.begin()
         written = monotonic()
         try:
             if self._failure is not None:
@@ -109,7 +111,7 @@ class Run:
             if not isinstance(error, CortexError):
                 logger.exception("request failed request_id=%s", self._exchange.request_id)
                 error = CortexError(Code.INTERNAL, BUG)
-            response.failed(self._creation.response, self._output.items, error)
+            response.failed(self._creation.response, self._output.items, renamed(error, NAMES))
             with suppress(CortexError):
                 await self._keep()
         self._exchange.ready()
@@ -122,9 +124,9 @@ class Run:
             await truncate(self._fleet, generate)
         await self._exchange.send(generate)
 
-    def _begin(self) -> bytes:
-        """The first events; of a response that waits in the background the next one comes when it no longer
-        does."""
+    def begin(self) -> bytes:
+        """The first events, which `events` begins with, unless they have been asked for."""
+        self._begun = True
         status = self._creation.response["status"]
         created = self._write("response.created", response=self._creation.response)
         return created + self._write(f"response.{status}", response=self._creation.response)
