@@ -15,7 +15,6 @@ from gunicorn.asgi.protocol import ASGIProtocol
 from gunicorn.workers import gasgi
 
 from gateway import config
-from gateway.dialects.registry import default_refuse
 from gateway.refusals import Refusal
 
 HEADERS = 4  # a whole header is at most so many times as long as one field of it may be
@@ -168,6 +167,9 @@ class Connection(ASGIProtocol):
         if self._refused or (self._answering and self._request_ready.is_set()):
             return
         self._refused = True
+        # The master has this module, too, and what counts must not be there before its directory is.
+        from gateway.dialects.registry import default_refuse
+
         status, body = default_refuse(Refusal.of_http(status, message))
         headers = {
             "content-type": "application/json",
