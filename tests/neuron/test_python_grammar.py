@@ -41,6 +41,7 @@ SCHEMAS = {
     "no names": {"type": "object", "additionalProperties": {"type": "integer", "maximum": 9, "minimum": 0}},
     "counted": {**of({"a": {"enum": [1]}, "b": {"enum": [2]}}), "minProperties": 1},
     "references": of({"a": {"enum": [1]}, "b": {"$ref": "#/properties/a"}}, "ab"),
+    "names by pattern": of({}, patternProperties={"^n_[a-c]$": {"enum": [1]}}, minProperties=1),
     "wrong enum": of({"a": {"type": "string", "enum": ["x", 1]}}, "a"),
 }
 
@@ -64,5 +65,5 @@ def test_words_are_those_of_python():
 
 def test_only_arguments_that_cannot_be_told_apart_come_as_an_object():
     for name, schema in SCHEMAS.items():
-        whole = name in ("names that are none", "no names", "counted", "references")
+        whole = name in ("names that are none", "no names", "counted", "references", "names by pattern")
         assert written(schema, 1)[0].startswith("[f(**{") == whole, name

@@ -15,7 +15,6 @@ from neuron.text.formats.lark import Lark
 from neuron.text.formats.parameter_grammar import (
     ANY_TEXT,
     NOTES,
-    OBJECT_KEYS,
     Tags,
     Unfit,
     split,
@@ -57,21 +56,21 @@ class _Values:
         """An object with the properties of `schema`.
 
         Raises:
-            Unfit: there is more to it.
+            Unfit: it needs one that cannot be written.
         """
-        properties, required = schema.get("properties") or {}, schema.get("required") or []
-        if schema.keys() - OBJECT_KEYS - NOTES or not {*required} <= properties.keys():
-            raise Unfit
+        required = schema.get("required") or []
+        more = schema.get("additionalProperties", True)
+        properties = {**dict.fromkeys(required, more), **(schema.get("properties") or {})}
         if not properties:
-            more = schema.get("additionalProperties", True)
             return '"{" "}"' if more is False else self._object_of(self.value(more, depth - 1))
-        if not all(_KEY.fullmatch(key) for key in properties):
+        if not all(_KEY.fullmatch(key) for key in required):
             raise Unfit
         written = [
             (f"{self._lark.text(key + ':')} {self.value(each, depth - 1)}", key in required)
             for key, each in properties.items()
+            if _KEY.fullmatch(key)
         ]
-        return f'"{{" {separated(written, ",", self._lark)} "}}"'
+        return f'"{{" {separated(written, ",", self._lark)} "}}"' if written else '"{" "}"'
 
     def any_object(self) -> str:
         """Any object."""
@@ -121,8 +120,12 @@ class _Values:
         if types <= _SCALARS:
             definitions = {key: self._root[key] for key in ("$defs", "definitions") if key in self._root}
             return self._lark.json({**schema, **definitions})
-        if keys <= {"type", "enum"} and "enum" in keys:
-            return " | ".join(self._lark.text(written(each)) for each in schema["enum"])
+        if "enum" in keys or "const" in keys:
+            allowed = schema["enum"] if "enum" in keys else [schema["const"]]
+            return " | ".join(self._lark.text(written(each)) for each in allowed)
+        for key in ("anyOf", "oneOf", "allOf"):
+            if keys - {"type"} == {key} and (key != "allOf" or len(schema[key]) == 1):
+                return " | ".join(self.value(each, depth - 1) for each in schema[key])
         if len(types) > 1 and keys == {"type"}:
             return " | ".join(self._other({"type": each}, depth) for each in sorted(types))
         if types == {"array"} and keys <= _ARRAY_KEYS:

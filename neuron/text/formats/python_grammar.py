@@ -24,7 +24,8 @@ _TYPES = {"boolean": (True, False), "null": (None,)}
 def keywords(schema: Mapping[str, Any], lark: Lark) -> str:
     """The arguments of a call, valid against `schema`."""
     properties, required = schema.get("properties") or {}, schema.get("required") or []
-    if not properties and schema.get("additionalProperties", True) is False:
+    is_plain = schema.keys() <= OBJECT_KEYS | NOTES and not required
+    if is_plain and not properties and schema.get("additionalProperties", True) is False:
         return ""
     if not fits(schema):
         return f'"**" {lark.json(schema)}'
