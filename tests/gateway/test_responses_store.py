@@ -107,7 +107,8 @@ def test_client_that_leaves_ends_its_response_and_leaves_nothing(
     body = {"model": "stuck", "input": "x", "stream": stream}
     if stream:
         with http.stream("POST", "/v1/responses", json=body) as reply:
-            assert next(reply.iter_lines()) == "event: response.created"
+            lines = reply.iter_lines()  # httpx closes the connection with it
+            assert next(lines) == "event: response.created"
             eventually(lambda: neuron.working("stuck"), "the neuron works on it")
     else:
         # httpx gives up on reading, and closes the connection; nothing is asserted of when.
