@@ -14,7 +14,9 @@ from gateway.dialects import Services
 from gateway.dialects.openai.responses import response
 from gateway.dialects.openai.responses.request import Creation
 from gateway.dialects.openai.responses.run import Run
+from gateway.dialects.writing import encode
 from gateway.fleet.exchange import Exchange
+from gateway.refusals import BUG, status_of
 from gateway.store import owners, responses
 from gateway.store.database import Database
 from ipc.errors import Code, CortexError
@@ -32,45 +34,67 @@ class Background:
         self._services = services
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
-    async def start(self, creation: Creation, request_id: str) -> None:
-        """Keep a response as queued, and begin to work on it. CortexError when it cannot be kept."""
-        store = self._services.store
+    async def start(self, creation: Creation, request_id: str) -> bytes:
+        """Keep a response as queued, and begin to work on it.
+
+        Returns:
+            The response as it is then.
+
+        Raises:
+            CortexError: it cannot be kept.
+        """
         creation.response["status"] = "queued"
         exchange = Exchange(self._services.fleet, request_id, creation.account)
-        run, recorder = Run(self._services.fleet, exchange, creation), _Recorder(store, creation)
+        run = Run(self._services.fleet, exchange, creation)
+        recorder = _Recorder(self._services.store, creation)
         recorder.note(run.begin())
-        await store.write(
-            responses.put,
-            store.limits,
-            creation.account,
-            creation.stored(),
-            owner=owners.ourselves(),
-            events=recorder.events,
-        )
-        recorder.events = []
-        work = self._work(creation, exchange, run, recorder)
+        queued = encode(creation.response)
+        kept = asyncio.get_running_loop().create_future()
+        work = self._work(creation, exchange, run, recorder, kept)
         task = asyncio.create_task(work, name=f"response {creation.id}")
         self._tasks[creation.id] = task
         task.add_done_callback(lambda _: self._tasks.pop(creation.id, None))
+        # Also where the client leaves now: what is kept as queued must have somebody who works on it.
+        if (error := await asyncio.shield(kept)) is not None:
+            raise error
+        return queued
 
     def stop(self, response_id: str) -> None:
         """Work on it no longer; its end has been written."""
         if (task := self._tasks.get(response_id)) is not None:
             task.cancel()
 
-    async def _work(self, creation: Creation, exchange: Exchange, run: Run, recorder: _Recorder) -> None:
+    async def _work(
+        self,
+        creation: Creation,
+        exchange: Exchange,
+        run: Run,
+        recorder: _Recorder,
+        kept: asyncio.Future[CortexError | None],
+    ) -> None:
         try:
+            await recorder.keep()
+            kept.set_result(None)
             await recorder.record(run)
+            if not recorder.is_wanted:
+                exchange.leave()
         except asyncio.CancelledError:
             exchange.leave()
             raise
-        except CortexError as error:  # of the store
+        except Exception as error:
+            if not isinstance(error, CortexError):  # else it is of the store
+                logger.exception("response failed id=%s request_id=%s", creation.id, exchange.request_id)
+                error = CortexError(Code.INTERNAL, BUG)
+            exchange.status = status_of(error)
+            exchange.refused(f"{error.code}: {error.message}")
+            if not kept.done():
+                kept.set_result(error)
+                return
             recorder.fail(error)
-        except Exception:
-            logger.exception("response failed id=%s request_id=%s", creation.id, exchange.request_id)
-            recorder.fail(CortexError(Code.INTERNAL, "the gateway failed; its log says more"))
         finally:
             exchange.close()
+            if not kept.done():
+                kept.cancel()
         if recorder.is_wanted:
             await self._finish(creation, recorder.events)
 
@@ -102,6 +126,19 @@ class _Recorder:
         self._count = 0  # events so far
         self.events: list[tuple[int, bytes]] = []
         self.is_wanted = True
+
+    async def keep(self) -> None:
+        """Write that it is queued. CortexError when it cannot be."""
+        store, creation = self._store, self._creation
+        await store.write(
+            responses.put,
+            store.limits,
+            creation.account,
+            creation.stored(),
+            owner=owners.ourselves(),
+            events=self.events,
+        )
+        self.events = []
 
     async def record(self, run: Run) -> None:
         """Write until the end, whose events go with the response."""

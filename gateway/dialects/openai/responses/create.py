@@ -10,7 +10,6 @@ from gateway.dialects.openai.responses.background import Background
 from gateway.dialects.openai.responses.replay import follow, send
 from gateway.dialects.openai.responses.request import NAMES, read
 from gateway.dialects.openai.responses.run import Run
-from gateway.dialects.writing import encode
 from ipc.errors import CortexError
 
 
@@ -26,11 +25,11 @@ class CreateResource:
         store = self._services.store
         creation = await read(body, asker, store)
         if creation.fields.background:
-            await self._background.start(creation, asker.request_id)
+            queued = await self._background.start(creation, asker.request_id)
             if creation.fields.stream:
                 send(resp, follow(store, asker.account, creation.id))
             else:
-                resp.data = encode(creation.response)
+                resp.data = queued
             return
         run = Run(self._services.fleet, exchange, creation, store)
         try:

@@ -1,0 +1,71 @@
+"""Responses in the background, and the clients that leave while one is being kept."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.config import GatewayConfig
+from gateway.dialects import RequestContext, Services
+from gateway.dialects.openai.responses.background import Background
+from gateway.dialects.openai.responses.request import read
+from gateway.fleet.view import Fleet
+from gateway.refusals import STORE_UNAVAILABLE
+from gateway.store import responses
+from gateway.store.database import Database
+from gateway.store.retention import Limits
+from ipc.errors import CortexError
+
+ME = RequestContext("r-1", "me")
+PATIENCE = 30.0  # seconds
+
+
+async def begin(path: Path, max_size: int = 1 << 30) -> tuple[Database, Background, Any]:
+    """A store, what works in the background with it, and a request; there is no neuron to answer that."""
+    store = Database(path, Limits(86400.0, max_size))
+    services = Services(Fleet(GatewayConfig()), None, GatewayConfig(), None, None, store)
+    body = json.dumps({"model": "m", "input": "x", "background": True}).encode()
+    return store, Background(services), await read(body, ME, store)
+
+
+def test_what_is_kept_is_worked_on_though_its_client_left_meanwhile(tmp_path: Path) -> None:
+    async def run() -> str:
+        store, background, creation = await begin(tmp_path / "responses.db")
+        with contextlib.closing(sqlite3.connect(store.path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            client = asyncio.create_task(background.start(creation, "r-1"))
+            for _ in range(3):
+                await asyncio.sleep(0)  # it asks the store, which waits for the other
+            client.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await client
+            other.execute("ROLLBACK")
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                stored = await store.read(responses.get, "me", creation.id)
+                if stored is not None and stored.body["status"] not in responses.ACTIVE:
+                    store.close()
+                    return stored.body["status"]
+                await asyncio.sleep(0.01)
+
+    assert asyncio.run(run()) == "failed"
+
+
+def test_what_cannot_be_kept_is_told_and_not_worked_on(tmp_path: Path) -> None:
+    async def run() -> None:
+        store, background, creation = await begin(tmp_path / "responses.db", max_size=1)
+        with pytest.raises(CortexError) as caught:
+            await background.start(creation, "r-1")
+        assert caught.value.code == STORE_UNAVAILABLE
+        async with asyncio.timeout(PATIENCE):
+            await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()})
+        assert await store.read(responses.get, "me", creation.id) is None
+        store.close()
+
+    asyncio.run(run())
