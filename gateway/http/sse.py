@@ -63,17 +63,15 @@ class EventStream:
             if not replies and self._silent_since:
                 left = self._silent_since + KEEP_ALIVE_SECONDS - monotonic()
                 replies = await self._exchange.take(max(left, 0.0))
-        except CortexError as error:
+            if not replies:
+                return self._answer.waiting(None)
+            written = b"".join(map(self._write, replies))
+        except Exception as error:
+            if not isinstance(error, CortexError):
+                logger.exception("request failed request_id=%s", self._exchange.request_id)
+                error = CortexError(Code.INTERNAL, BUG)
             self._over = True
             return self._answer.failed(error)
-        if not replies:
-            return self._answer.waiting(None)
-        try:
-            written = b"".join(map(self._write, replies))
-        except Exception:
-            logger.exception("request failed request_id=%s", self._exchange.request_id)
-            self._over = True
-            return self._answer.failed(CortexError(Code.INTERNAL, BUG))
         return written or (b"" if self._silent_since else self._answer.waiting(None))
 
     def _write(self, reply: Reply) -> bytes:

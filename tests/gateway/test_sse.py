@@ -18,7 +18,7 @@ FINISHED = Finished(id=1, choices=[Choice(reason="stop")], usage=Usage(), timing
 class Script:
     """An exchange that gives batches of replies, then its error."""
 
-    def __init__(self, *batches: list[Reply], error: CortexError | None = None) -> None:
+    def __init__(self, *batches: list[Reply], error: Exception | None = None) -> None:
         self.batches, self.error = list(batches), error
         self.request_id = "r-1"
         self.started: Started | None = None
@@ -74,6 +74,11 @@ def written(script: Script) -> list[bytes]:
 
 def test_a_fault_of_ours_ends_the_stream_with_an_error(caplog: pytest.LogCaptureFixture) -> None:
     assert written(Script([STARTED, delta("a")], [delta("bug")], [FINISHED])) == [b"<a", b"internal"]
+    assert "request failed request_id=r-1" in caplog.text
+
+
+def test_a_fault_of_ours_on_the_way_ends_the_stream_with_an_error(caplog: pytest.LogCaptureFixture) -> None:
+    assert written(Script([STARTED], [delta("a")], error=KeyError("bug"))) == [b"<", b"a", b"internal"]
     assert "request failed request_id=r-1" in caplog.text
 
 
