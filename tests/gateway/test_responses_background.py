@@ -14,23 +14,25 @@ import pytest
 from gateway.config import GatewayConfig
 from gateway.dialects import RequestContext, Services
 from gateway.dialects.openai.responses.background import Background
+from gateway.dialects.openai.responses.replay import follow
 from gateway.dialects.openai.responses.request import read
 from gateway.fleet.view import Fleet
 from gateway.refusals import STORE_UNAVAILABLE
-from gateway.store import responses
+from gateway.store import owners, responses
 from gateway.store.database import Database
 from gateway.store.retention import Limits
 from ipc.errors import CortexError
+from tests.streams.sse import read as read_events
 
 ME = RequestContext("r-1", "me")
 PATIENCE = 30.0  # seconds
 
 
-async def begin(path: Path, max_size: int = 1 << 30) -> tuple[Database, Background, Any]:
+async def begin(path: Path, max_size: int = 1 << 30, **fields: Any) -> tuple[Database, Background, Any]:
     """A store, what works in the background with it, and a request; there is no neuron to answer that."""
     store = Database(path, Limits(86400.0, max_size))
     services = Services(Fleet(GatewayConfig()), None, GatewayConfig(), None, None, store)
-    body = json.dumps({"model": "m", "input": "x", "background": True}).encode()
+    body = json.dumps({"model": "m", "input": "x", "background": True} | fields).encode()
     return store, Background(services), await read(body, ME, store)
 
 
@@ -69,3 +71,36 @@ def test_what_cannot_be_kept_is_told_and_not_worked_on(tmp_path: Path) -> None:
         store.close()
 
     asyncio.run(run())
+
+
+def test_stream_of_a_response_that_is_deleted_ends_in_an_error(tmp_path: Path) -> None:
+    async def run() -> bytes:
+        store, _, creation = await begin(tmp_path / "responses.db", stream=True)
+        events = [(0, b"event: response.created\ndata: {}"), (1, b"event: response.queued\ndata: {}")]
+        more = {"owner": owners.ourselves(), "events": events}
+        await store.write(responses.put, store.limits, "me", creation.stored(), **more)
+        stream = follow(store, "me", creation.id)
+        said = await anext(stream)
+        await store.write(responses.delete, "me", creation.id)
+        async for data in stream:
+            said += data
+        store.close()
+        return said
+
+    last = read_events(asyncio.run(run()))[-1].data
+    assert (last["type"], last["sequence_number"], last["code"]) == ("error", 2, "not_found")
+
+
+def test_stream_whose_store_fails_ends_in_an_error(tmp_path: Path) -> None:
+    async def run() -> bytes:
+        store, _, creation = await begin(tmp_path / "responses.db")
+        store.close()
+        store.path.write_bytes(b"no database" * 100)
+        store = Database(store.path, store.limits)
+        said = b"".join([data async for data in follow(store, "me", creation.id)])
+        store.close()
+        return said
+
+    [(_, error)] = read_events(asyncio.run(run()))
+    assert (error["type"], error["sequence_number"], error["code"]) == ("error", 0, STORE_UNAVAILABLE)
+    assert "responses.db" in error["message"]

@@ -10,8 +10,11 @@ from time import monotonic
 import falcon.asgi
 
 from gateway.dialects.comments import comment
+from gateway.dialects.openai.responses.output import Events
+from gateway.refusals import NOT_FOUND
 from gateway.store import responses
 from gateway.store.database import Database
+from ipc.errors import CortexError
 
 POLL_SECONDS = 0.1
 KEEP_ALIVE_SECONDS = 1.0
@@ -26,22 +29,28 @@ def send(resp: falcon.asgi.Response, stream: AsyncIterator[bytes]) -> None:
 
 
 async def follow(store: Database, account: str, response_id: str, after: int = -1) -> AsyncIterator[bytes]:
-    """The events behind number `after`, until the last one, or until the response is deleted."""
+    """The events behind number `after`, until the last one. Where that can no longer come, since the response
+    is deleted or the store fails, the stream ends in an event `error`."""
     written = monotonic()
-    while True:
-        progress = await store.read(responses.follow, account, response_id, after)
-        if progress is None:
-            return
-        if progress.events:
-            after = progress.events[-1][0]
-            yield b"".join(data + b"\n\n" for _, data in progress.events)
-            written = monotonic()
-        if progress.over:
-            return
-        if progress.orphaned:
-            await store.write(responses.bury)
-        elif not progress.events:
-            if monotonic() - written >= KEEP_ALIVE_SECONDS:
-                yield comment(None)
+    try:
+        while True:
+            progress = await store.read(responses.follow, account, response_id, after)
+            if progress is None:
+                raise CortexError(NOT_FOUND, f"the response {response_id!r} has been deleted")
+            if progress.events:
+                after = progress.events[-1][0]
+                yield b"".join(data + b"\n\n" for _, data in progress.events)
                 written = monotonic()
-            await asyncio.sleep(POLL_SECONDS)
+            if progress.over:
+                return
+            if progress.orphaned:
+                await store.write(responses.bury)
+            elif not progress.events:
+                if monotonic() - written >= KEEP_ALIVE_SECONDS:
+                    yield comment(None)
+                    written = monotonic()
+                await asyncio.sleep(POLL_SECONDS)
+    except CortexError as error:
+        events = Events()
+        events.count = after + 1
+        yield events.write("error", code=error.code, message=error.message, param=None)
