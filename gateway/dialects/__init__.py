@@ -14,7 +14,6 @@ from typing import Any, Protocol
 
 import falcon.asgi
 
-from gateway.config import GatewayConfig
 from gateway.fleet.exchange import Exchange
 from gateway.fleet.view import Fleet
 from gateway.refusals import Refusal
@@ -43,7 +42,6 @@ class Services:
 
     fleet: Fleet
     read: Callable[[falcon.asgi.Request], Awaitable[bytes | bytearray]]  # the body of a request
-    settings: GatewayConfig
     context: Callable[[falcon.asgi.Request], RequestContext]  # of a request to a resource of its own
     # The same, and the account that is taken of one that a neuron is asked for.
     open: Callable[[falcon.asgi.Request], tuple[RequestContext, Exchange]]

@@ -58,7 +58,7 @@ class Gateway:
         ours = settings.gateway
         self._bodies = bodies = Bodies(ours.body_limit, ours.body_memory)
         store = _store(settings.store)
-        services = Services(fleet, bodies.read, settings, context_of, partial(open_exchange, fleet), store)
+        services = Services(fleet, bodies.read, context_of, partial(open_exchange, fleet), store)
         routes: dict[str, object] = {
             "/": VersionResource(),  # where some clients look whether anybody is there
             "/v1/models": ModelsResource(fleet),

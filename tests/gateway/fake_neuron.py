@@ -104,6 +104,7 @@ class FakeNeuron:
     quoted: list[str] = field(default_factory=list)  # models that quotes were asked for
     cancelled: int = 0
     served: list[Generate] = field(default_factory=list)
+    counted: list[CountTokens] = field(default_factory=list)
     work: dict[tuple[bytes, int], Work] = field(default_factory=dict)
     watches: dict[tuple[bytes, int], Peer] = field(default_factory=dict)
 
@@ -178,6 +179,7 @@ class FakeNeuron:
                 if (reply := self.quotes.get(request.model, missing)) is not None:
                     peer.send(msgspec.structs.replace(reply, id=request.id))
             case CountTokens() if type(request) is CountTokens:
+                self.counted.append(request)
                 words = sum(len(text_of(message.content).split()) for message in request.messages)
                 peer.send(TokenCount(id=request.id, tokens=words + len(request.tools)))
             case Tokenize():

@@ -31,7 +31,7 @@ PATIENCE = 30.0  # seconds
 async def begin(path: Path, max_size: int = 1 << 30, **fields: Any) -> tuple[Database, Background, Any]:
     """A store, what works in the background with it, and a request; there is no neuron to answer that."""
     store = Database(path, Limits(86400.0, max_size))
-    services = Services(Fleet(GatewayConfig()), None, GatewayConfig(), None, None, store)
+    services = Services(Fleet(GatewayConfig()), None, None, None, store)
     body = json.dumps({"model": "m", "input": "x", "background": True} | fields).encode()
     return store, Background(services), await read(body, ME, store)
 

@@ -129,6 +129,9 @@ def test_truncation_drops_as_few_turns_as_fit(http: httpx.Client, neuron: Neuron
         assert reply.status_code == 200, reply.text
         kept = [message.content[:1] for message in neuron.neuron.served[-1].messages]
         assert kept == ["g", "c", "d", "e", "f"]  # 2998 words; with the call's turn 3998
+        asked, counted = neuron.neuron.served[-1], neuron.neuron.counted[-1]
+        assert asked.account
+        assert (counted.account, counted.trace) == (asked.account, asked.trace)
     ask(http, **fields)
     assert len(neuron.neuron.served[-1].messages) == 8
     ask(http, input="h " * 5000, truncation="auto")
@@ -141,3 +144,5 @@ def test_input_tokens_are_counted(http: httpx.Client) -> None:
     assert reply.json() == {"object": "response.input_tokens", "input_tokens": 6}
     reply = http.post("/v1/responses/input_tokens", json=body | {"input": []})
     assert (reply.status_code, reply.json()["error"]["param"]) == (400, "input")
+    reply = http.post("/v1/responses/input_tokens", json=body | {"prompt": {"id": "pmpt_1"}})
+    assert (reply.status_code, reply.json()["error"]["param"]) == (400, "prompt")

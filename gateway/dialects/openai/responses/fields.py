@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
-from gateway.dialects.fields import Count, Int, Name, Short, refuse
+from gateway.dialects.fields import Count, Int, Name, Short
 from gateway.dialects.openai.common import LogprobCount
 
 MetadataValue = Annotated[str, Meta(max_length=512)]
@@ -106,8 +106,3 @@ class CreateFields(ContextFields, kw_only=True):
     cache_salt: Short | None = None
     prompt: Any = None
     moderation: Any = None
-
-
-def check(fields: CreateFields) -> None:
-    """Raise for what asks for something that we cannot do."""
-    refuse(fields, NEUTRAL)

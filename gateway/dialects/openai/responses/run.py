@@ -121,7 +121,7 @@ class Run:
     async def _send(self) -> None:
         generate = self._creation.generate
         if self._creation.fields.truncation == "auto":
-            await truncate(self._fleet, generate)
+            await truncate(self._fleet, generate, self._creation.account, self._exchange.request_id)
         await self._exchange.send(generate)
 
     def begin(self) -> bytes:

@@ -17,8 +17,13 @@ COUNT_SECONDS = 30.0
 USUAL_ROOM = 1024  # tokens that are left for an answer without a limit of its own
 
 
-async def truncate(fleet: Fleet, generate: Generate) -> None:
-    """Shorten the messages of a request until they fit. Where that cannot be told, the neuron says so."""
+async def truncate(fleet: Fleet, generate: Generate, account: str, trace: str) -> None:
+    """Shorten the messages of a request until they fit. Where that cannot be told, the neuron says so.
+
+    Args:
+        account: who asks, as neurons are told.
+        trace: the request's id.
+    """
     with suppress(CortexError):
         model = fleet.resolve(generate.model)
         neuron, _ = await fleet.place(model, needs_load=False)
@@ -36,7 +41,8 @@ async def truncate(fleet: Fleet, generate: Generate) -> None:
                 messages=messages,
                 tools=generate.tools,
                 thinking=generate.thinking,
-                account=generate.account,
+                account=account,
+                trace=trace,
             )
             try:
                 return (await neuron.client.ask(count, COUNT_SECONDS)).tokens <= limit
