@@ -245,7 +245,7 @@ def number(word: str) -> str:
         value: int | float = float(word) if _FLOAT.fullmatch(word) else int(word, 0)
     except ValueError:
         raise NoCall from None
-    if not math.isfinite(value):
+    if isinstance(value, float) and not math.isfinite(value):
         raise NoCall
     return json.dumps(value)
 
