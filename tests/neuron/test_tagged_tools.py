@@ -338,3 +338,15 @@ def test_a_value_in_many_others_is_no_way_to_break_a_reader():
     parser.push(text)
     parser.finish()
     assert [call.name for call in parser.calls] == ["f"]
+
+
+def test_a_schema_that_refers_to_itself_in_many_ways_is_looked_at_once():
+    itself = {"$ref": "#/$defs/filter"}
+    every = {"anyOf": [*[itself] * 30, {"allOf": [itself] * 30}, {"oneOf": [itself] * 30}]}
+    schema = {"properties": {"a": itself, "b": {"$ref": "#/$defs/number"}}}
+    schema["$defs"] = {"filter": every, "number": {"anyOf": [{"type": "integer"}] * 2}}
+    tool = Tool.function("f", parameters=schema)
+    parser = BY_NAME["glm"].parser([tool])
+    values = "".join(f"<arg_key>{key}</arg_key><arg_value>5</arg_value>" for key in "ab")
+    parser.push(f"<tool_call>f\n{values}</tool_call>")
+    assert json.loads(parser.calls[0].arguments) == {"a": 5, "b": 5}

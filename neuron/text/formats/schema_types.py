@@ -20,15 +20,29 @@ MAX_PYTHON = 1 << 16  # characters of a value that may be Python's
 MAX_DEPTH = 16  # of schemas in each other that are looked at
 
 
-def types_of(schema: Any, root: Mapping[str, Any] | None = None, depth: int = MAX_DEPTH) -> frozenset[str]:
+def types_of(schema: Any, root: Mapping[str, Any] | None = None) -> frozenset[str]:
     """The types of the values that `schema` allows; all of them where it does not say.
 
     Args:
         root: the schema that its references point into.
     """
+    return _types(schema, root, MAX_DEPTH, {})
+
+
+def _types(
+    schema: Any, root: Mapping[str, Any] | None, depth: int, known: dict[int, frozenset[str]]
+) -> frozenset[str]:
+    """The same.
+
+    Args:
+        known: the types of schemas that were looked at, by their identity: one may be referred to from many
+            places, itself among them, and is looked at once.
+    """
     if not isinstance(schema, Mapping) or depth == 0:
         return ANY
-    types = ANY
+    if id(schema) in known:
+        return known[id(schema)]
+    types = known[id(schema)] = ANY
     named = schema.get("type")
     if isinstance(named, str):
         types &= {named}
@@ -42,12 +56,13 @@ def types_of(schema: Any, root: Mapping[str, Any] | None = None, depth: int = MA
         types &= {type_of(each) for each in schema["enum"]}
     for key in ("anyOf", "oneOf"):
         if isinstance(schema.get(key), list):
-            types &= frozenset().union(*(types_of(each, root, depth - 1) for each in schema[key]))
+            types &= frozenset().union(*(_types(each, root, depth - 1, known) for each in schema[key]))
     if isinstance(schema.get("allOf"), list):
         for each in schema["allOf"]:
-            types &= types_of(each, root, depth - 1)
+            types &= _types(each, root, depth - 1, known)
     if isinstance(schema.get("$ref"), str):
-        types &= types_of(referred(schema["$ref"], root), root, depth - 1)
+        types &= _types(referred(schema["$ref"], root), root, depth - 1, known)
+    known[id(schema)] = types or ANY
     return types or ANY
 
 
