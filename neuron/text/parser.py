@@ -9,7 +9,7 @@ from ipc.messages import ToolCall, ToolCallDelta
 from neuron.text.formats.call_parser import CallParser
 from neuron.text.reasoning import Part, ReasoningSplitter
 from neuron.text.stops import StopStrings
-from neuron.text.tags import SPACE, TOKEN
+from neuron.text.tags import TOKEN, HeldSpace
 
 Piece = tuple[Literal["text", "reasoning"], str] | tuple[Literal["tool"], ToolCallDelta]
 
@@ -40,7 +40,7 @@ class AnswerParser:
         self._tools = tools
         self._stop, self._include_stop = stop, include_stop
         self._stops = StopStrings(stop) if stop else None
-        self._space = ""  # the end of the text so far, which belongs to the tag if a call follows
+        self._space = HeldSpace()  # at the end of the text so far: it belongs to the tag if a call follows
 
     @property
     def in_reasoning(self) -> bool:
@@ -81,9 +81,8 @@ class AnswerParser:
             pieces = self._end(parts + self._tools.finish(cut) if self._tools is not None else parts)
         if self.stop_sequence is None:
             pieces += self._flush()
-        if self._space:
-            pieces.append(("text", self._space))
-            self._space = ""
+        if space := self._space.take():
+            pieces.append(("text", space))
         return pieces
 
     def _tell_tools(self, parts: Sequence[Part]) -> list[Piece]:
@@ -101,7 +100,7 @@ class AnswerParser:
         for kind, part in parts:
             if kind != "text":
                 pieces += self._flush()
-                self._space = ""
+                self._space.take()
                 pieces.append((kind, part))
                 continue
             if self._stops is not None:
@@ -119,7 +118,5 @@ class AnswerParser:
 
     def _say(self, text: str) -> list[Piece]:
         if self._tools is not None:
-            text = self._space + text
-            said = text.rstrip(SPACE)
-            text, self._space = said, text[len(said) :]
+            text = self._space.push(text)
         return [("text", text)] if text else []

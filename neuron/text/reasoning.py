@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Iterable
 from typing import Literal, NamedTuple
 
-from neuron.text.tags import SPACE, TOKEN
+from neuron.text.tags import SPACE, TOKEN, HeldSpace
 
 Part = tuple[Literal["reasoning", "text"], str]
 # Where a prompt leaves the model: no thought comes (or it is over), one is open, or one may begin.
@@ -106,47 +106,52 @@ class ReasoningSplitter:
         self.in_reasoning = state == "open"
         # Space that comes now belongs to the tag.
         self._after_tag = self._started = state != "possible"  # started: the tag cannot come any more
-        self._held = ""
+        self._space = HeldSpace()  # before what is held, or before the tag that may come
+        self._held = ""  # the beginning of a tag, perhaps
 
     def push(self, text: str) -> list[Part]:
         """Take more text; the parts that are sure."""
-        text = self._held + text
-        self._held = ""
+        text, self._held = self._held + text, ""
         opening, closing, _ = self._tags
         if not self._started:
             start = text.lstrip(SPACE)
+            self._space.push(text[: len(text) - len(start)])
             if len(start) < len(opening) and opening.startswith(start):
-                self._held = text
+                self._held = start
                 return []
             self._started = True
+            space = self._space.take()
             if start.startswith(opening):
                 self.in_reasoning = self._after_tag = True
                 text = start[len(opening) :]
+            else:
+                text = space + start
         if self._after_tag:
             text = text.lstrip(SPACE)
             self._after_tag = not text
         if not self.in_reasoning:
             return [("text", text)] if text else []
         thought, tag, rest = text.partition(closing)
+        if not tag:
+            sure = _before(closing, text)
+            thought, self._held = text[:sure], text[sure:]
+        thought = self._space.push(thought)
+        parts: list[Part] = [("reasoning", thought)] if thought else []
         if tag:
+            self._space.take()
             self.in_reasoning, self._after_tag = False, True
-            thought = thought.rstrip(SPACE)
-            return ([("reasoning", thought)] if thought else []) + self.push(rest)
-        sure = _before(closing, text)
-        self._held = text[sure:]
-        return [("reasoning", text[:sure])] if sure else []
+            parts += self.push(rest)
+        return parts
 
     def finish(self) -> list[Part]:
         """What was held back, once it is known that nothing follows."""
-        held, self._held = self._held, ""
+        held, self._held = self._space.take() + self._held, ""
         return [("reasoning" if self.in_reasoning else "text", held)] if held else []
 
 
 def _before(tag: str, text: str) -> int:
-    """Characters at the start of `text` that stay outside of `tag` and of the space before it, however the
-    text goes on."""
+    """Characters at the start of `text` that stay outside of `tag`, however the text goes on."""
     for length in range(min(len(tag) - 1, len(text)), 0, -1):
         if text.endswith(tag[:length]):
-            text = text[:-length]
-            break
-    return len(text.rstrip(SPACE))
+            return len(text) - length
+    return len(text)

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from neuron.text.reasoning import KNOWN, THINK, ReasoningSplitter, ThinkTags, think_tags
-from neuron.text.tags import TOKEN
+from neuron.text.tags import TOKEN, HeldSpace
 from tests.neuron.chunks import cut
 
 TEXT = st.lists(st.sampled_from(["<think>", "</think>", "<", "</", "think", " ", "\n", "a", "é"])).map(
@@ -136,3 +136,21 @@ def test_a_model_that_writes_no_tags_has_none():
 )
 def test_a_thought_can_be_over_before_the_model_writes_one(prompt, without):
     assert THINK.without_thought(prompt) == without
+
+
+@pytest.mark.parametrize("prompt", ["assistant\n", "assistant\n<think>\n"])
+def test_space_without_end_is_not_looked_at_again_with_each_token(prompt):
+    splitter = ReasoningSplitter(THINK.state(prompt))
+    parts = []
+    for _ in range(1000):
+        parts += splitter.push("\n   ")
+        assert len(splitter._held) < len("</think>")
+    parts += splitter.push("a") + splitter.finish()
+    assert "".join(text for _, text in parts).lstrip() == "a"
+
+
+def test_space_that_is_held_comes_out_where_it_stood():
+    space = HeldSpace()
+    assert [space.push(text) for text in ("a ", "\n", " ", "b c", "\t")] == ["a", "", "", " \n b c", ""]
+    assert space.take() == "\t"
+    assert space.take() == ""
