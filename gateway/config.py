@@ -57,9 +57,8 @@ class StoreSettings(Struct, frozen=True, kw_only=True):
     """What is kept of responses and conversations."""
 
     enabled: bool = True
-    path: Annotated[str, Meta(min_length=1)] | None = (
-        None  # of the file; null: see `gateway.store.database.default_path`
-    )
+    # Of the file; null: see `gateway.store.database.default_path`.
+    path: Annotated[str, Meta(min_length=1)] | None = None
     max_age_days: Annotated[float, Meta(gt=0)] = 30
     max_size: Size = 1 << 30  # bytes of the file
 

@@ -14,6 +14,8 @@ from ipc.messages import MAX_NAME
 
 T = TypeVar("T")
 
+MISSING = "a required field is missing"  # what is said of one that is not there
+
 MAX_INT = (1 << 63) - 1  # of 64 bits with a sign: a message to a neuron holds little more
 MAX_STOP = 4096  # characters of a text that ends an answer, or that does not stand in it
 
@@ -59,7 +61,7 @@ def invalid(error: msgspec.ValidationError, root: str = "") -> CortexError:
     param = (root + path).lstrip(".")
     if missing := re.fullmatch(r"Object missing required field `(\w+)`", text):
         param = f"{param}.{missing[1]}".lstrip(".")
-        text = "a required field is missing"
+        text = MISSING
     return CortexError(Code.BAD_REQUEST, f"{param}: {text}" if param else text, param=param or None)
 
 
@@ -72,6 +74,18 @@ def renamed(error: CortexError, names: dict[str, str]) -> CortexError:
             error.message = re.sub(rf"^{re.escape(name)}(?!\w)", own, error.message)
             break
     return error
+
+
+def bad_request(param: str, message: str) -> CortexError:
+    """A field that is wrong."""
+    return CortexError(Code.BAD_REQUEST, f"{param}: {message}", param=param)
+
+
+def required(value: T | None, param: str) -> T:
+    """The value of a field that has to be there in this place; CortexError where it is not."""
+    if value is None:
+        raise bad_request(param, MISSING)
+    return value
 
 
 def unsupported(param: str, message: str) -> CortexError:

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from ipc.errors import Code, CortexError
+from gateway.dialects.fields import bad_request
 
 SPARE_LEVELS = 50  # of nesting and of the stack: the message is encoded around it, and further in
 
@@ -18,7 +18,6 @@ def check(param: str, value: Any) -> None:
     try:
         msgspec.msgpack.encode(value)
     except OverflowError as error:
-        text = "a number in it does not fit into 64 bits"
-        raise CortexError(Code.BAD_REQUEST, f"{param}: {text}", param=param) from error
+        raise bad_request(param, "a number in it does not fit into 64 bits") from error
     except RecursionError as error:
-        raise CortexError(Code.BAD_REQUEST, f"{param}: it is nested too deeply", param=param) from error
+        raise bad_request(param, "it is nested too deeply") from error

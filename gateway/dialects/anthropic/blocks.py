@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 from msgspec import Raw, Struct, field
 
 from gateway.dialects.anthropic import thoughts
 from gateway.dialects.anthropic.identifiers import inward
-from gateway.dialects.fields import unsupported
+from gateway.dialects.fields import MISSING, bad_request, required, unsupported
 from gateway.refusals import shown
 from ipc.errors import Code, CortexError
 from ipc.messages import (
@@ -24,8 +24,6 @@ from ipc.messages import (
     ToolCall,
     ToolResultPart,
 )
-
-T = TypeVar("T")
 
 
 class Source(Struct):
@@ -46,9 +44,8 @@ class Block(Struct):
     source: Source | str | None = None  # a text where the block is a search result
     id: str | None = None
     name: str | None = None
-    input: Raw = field(
-        default_factory=Raw
-    )  # empty where there is none: with None beside it, nothing is taken for raw
+    # Empty where there is none: with None beside it in the type, nothing would be taken for raw.
+    input: Raw = field(default_factory=Raw)
     tool_use_id: str | None = None
     content: str | list[Block] | dict[str, Any] | None = None
     is_error: bool | None = None
@@ -91,11 +88,11 @@ def assistant_parts(blocks: Sequence[Block], param: str) -> Iterator[Placed]:
         if block.type == "tool_use":
             yield _call(block, place), place
         elif block.type == "thinking":
-            text = _required(block.thinking, f"{place}.thinking") or thoughts.hidden(block.signature or "")
+            text = required(block.thinking, f"{place}.thinking") or thoughts.hidden(block.signature or "")
             if text:
                 yield ThinkingPart(text=text), place
         elif block.type == "redacted_thinking":
-            if text := thoughts.hidden(_required(block.data, f"{place}.data")):
+            if text := thoughts.hidden(required(block.data, f"{place}.data")):
                 yield ThinkingPart(text=text), place
         else:
             for part in _said(block, place):
@@ -107,7 +104,7 @@ def system_parts(blocks: Sequence[Block], param: str) -> Iterator[tuple[TextPart
     for block, place in _placed(blocks, param):
         if block.type != "text":
             raise unsupported(f"{place}.type", f"{shown(block.type)} is not supported here; text is")
-        yield TextPart(text=_required(block.text, f"{place}.text")), place
+        yield TextPart(text=required(block.text, f"{place}.text")), place
 
 
 def _placed(blocks: Sequence[Block], param: str) -> Iterator[tuple[Block, str]]:
@@ -127,7 +124,7 @@ def _said(block: Block, param: str) -> list[TextPart | ImagePart]:
 
 
 def _text(block: Block, param: str) -> list[TextPart | ImagePart]:
-    return [TextPart(text=_required(block.text, f"{param}.text"))]
+    return [TextPart(text=required(block.text, f"{param}.text"))]
 
 
 def _image(block: Block, param: str) -> list[TextPart | ImagePart]:
@@ -136,16 +133,16 @@ def _image(block: Block, param: str) -> list[TextPart | ImagePart]:
         raise unsupported(
             f"{param}.type", f"{shown(source.type)} is not supported: send the image itself, as base64"
         )
-    media_type = _required(source.media_type, f"{param}.media_type")
+    media_type = required(source.media_type, f"{param}.media_type")
     if not media_type.startswith("image/") or len(media_type) > MAX_NAME:
-        raise _bad(f"{param}.media_type", f"{shown(media_type)} is none of an image")
+        raise bad_request(f"{param}.media_type", f"{shown(media_type)} is none of an image")
     param += ".data"
     try:
-        data = base64.b64decode(_required(source.data, param), validate=True)
+        data = base64.b64decode(required(source.data, param), validate=True)
     except ValueError as error:
-        raise _bad(param, f"it is not base64: {error}") from error
+        raise bad_request(param, f"it is not base64: {error}") from error
     if not 0 < len(data) <= MAX_IMAGE:
-        raise _bad(param, f"the image has {len(data)} bytes; 1 to {MAX_IMAGE} are taken")
+        raise bad_request(param, f"the image has {len(data)} bytes; 1 to {MAX_IMAGE} are taken")
     return [ImagePart(data=data, media_type=media_type)]
 
 
@@ -153,9 +150,9 @@ def _document(block: Block, param: str) -> list[TextPart | ImagePart]:
     source, place = _source(block, param)
     head = [TextPart(text=text) for text in (block.title, block.context) if text]
     if source.type == "text":
-        return [*head, TextPart(text=_required(source.data, f"{place}.data"))]
+        return [*head, TextPart(text=required(source.data, f"{place}.data"))]
     if source.type == "content":
-        return head + _inner(_required(source.content, f"{place}.content"), f"{place}.content")
+        return head + _inner(required(source.content, f"{place}.content"), f"{place}.content")
     if source.type == "base64":
         kind = shown(source.media_type or "application/pdf")
         raise unsupported(f"{place}.media_type", f"{kind} is not supported: send the document's text")
@@ -164,14 +161,14 @@ def _document(block: Block, param: str) -> list[TextPart | ImagePart]:
 
 def _search_result(block: Block, param: str) -> list[TextPart | ImagePart]:
     if not isinstance(block.source, str):
-        raise _bad(f"{param}.source", "Expected `str`" if block.source else "a required field is missing")
+        raise bad_request(f"{param}.source", "Expected `str`" if block.source else MISSING)
     head = [TextPart(text=text) for text in (block.title, block.source) if text]
-    return head + _inner(_required(block.content, f"{param}.content"), f"{param}.content")
+    return head + _inner(required(block.content, f"{param}.content"), f"{param}.content")
 
 
 def _tool_reference(block: Block, param: str) -> list[TextPart | ImagePart]:
     """A tool that a search found. All tools of a request are there, so its name is all there is to say."""
-    return [TextPart(text=_required(block.tool_name, f"{param}.tool_name"))]
+    return [TextPart(text=required(block.tool_name, f"{param}.tool_name"))]
 
 
 def _compaction(block: Block, param: str) -> list[TextPart | ImagePart]:
@@ -197,7 +194,7 @@ def _inner(content: str | list[Block] | dict[str, Any], param: str) -> list[Text
     if isinstance(content, str):
         return [TextPart(text=content)]
     if isinstance(content, dict):
-        raise _bad(param, _NO_CONTENT)
+        raise bad_request(param, _NO_CONTENT)
     return [part for block, place in _placed(content, param) for part in _said(block, place)]
 
 
@@ -214,7 +211,7 @@ def _shown(content: list[Block] | dict[str, Any], param: str) -> list[TextPart |
     """What a tool shows. Of what cannot be read here the model is told, in place of a refusal: the user has
     not chosen to show it, and it stays in the conversation, which would be over."""
     if isinstance(content, dict):
-        raise _bad(param, _NO_CONTENT)
+        raise bad_request(param, _NO_CONTENT)
     parts: list[TextPart | ImagePart] = []
     for block, place in _placed(content, param):
         try:
@@ -227,21 +224,21 @@ def _shown(content: list[Block] | dict[str, Any], param: str) -> list[TextPart |
 
 
 def _call(block: Block, param: str) -> ToolCall:
-    name = _required(block.name, f"{param}.name")
+    name = required(block.name, f"{param}.name")
     if not 0 < len(name) <= MAX_NAME:
-        raise _bad(f"{param}.name", f"it has {len(name)} characters; 1 to {MAX_NAME} are taken")
+        raise bad_request(f"{param}.name", f"it has {len(name)} characters; 1 to {MAX_NAME} are taken")
     return ToolCall(
         id=call_id(block.id, f"{param}.id"),
         name=name,
-        arguments=arguments(_required(block.input or None, f"{param}.input"), f"{param}.input"),
+        arguments=arguments(required(block.input or None, f"{param}.input"), f"{param}.input"),
     )
 
 
 def call_id(given: str | None, param: str) -> str:
     """The id of a call, as the neuron knows it."""
-    own = inward(_required(given, param))
+    own = inward(required(given, param))
     if not 0 < len(own) <= MAX_NAME:
-        raise _bad(param, f"it has {len(own)} characters; 1 to {MAX_NAME} are taken")
+        raise bad_request(param, f"it has {len(own)} characters; 1 to {MAX_NAME} are taken")
     return own
 
 
@@ -253,9 +250,9 @@ def arguments(given: Raw, param: str) -> str:
     try:
         value = msgspec.json.decode(given)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise _bad(param, f"it is not valid JSON: {error}") from error
+        raise bad_request(param, f"it is not valid JSON: {error}") from error
     if not isinstance(value, dict):
-        raise _bad(param, "Expected `object`")
+        raise bad_request(param, "Expected `object`")
     if value.keys() == {UNREADABLE} and isinstance(value[UNREADABLE], str):
         return value[UNREADABLE]
     return bytes(given).decode()
@@ -263,15 +260,5 @@ def arguments(given: Raw, param: str) -> str:
 
 def _source(block: Block, param: str) -> tuple[Source, str]:
     if not isinstance(block.source, Source):
-        raise _bad(f"{param}.source", "Expected `object`" if block.source else "a required field is missing")
+        raise bad_request(f"{param}.source", "Expected `object`" if block.source else MISSING)
     return block.source, f"{param}.source"
-
-
-def _required(value: T | None, param: str) -> T:
-    if value is None:
-        raise _bad(param, "a required field is missing")
-    return value
-
-
-def _bad(param: str, message: str) -> CortexError:
-    return CortexError(Code.BAD_REQUEST, f"{param}: {message}", param=param)

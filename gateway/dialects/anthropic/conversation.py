@@ -11,7 +11,7 @@ from gateway.dialects.anthropic import turns
 from gateway.dialects.anthropic.blocks import Content
 from gateway.dialects.anthropic.tools import ToolChoice, ToolField, Tools
 from gateway.dialects.anthropic.turns import TurnField
-from gateway.dialects.fields import MAX_INT, Name, renamed, unsupported
+from gateway.dialects.fields import MAX_INT, MISSING, Name, bad_request, renamed, unsupported
 from ipc.errors import Code, CortexError
 from ipc.messages import Structured, Thinking
 
@@ -106,7 +106,7 @@ def _thinking(fields: PromptFields) -> Thinking:
     if asked is None or asked.type == "disabled":
         return Thinking(enabled=False, effort=effort)
     if asked.type == "enabled" and asked.budget_tokens is None:
-        raise _bad("thinking.budget_tokens", "a required field is missing")
+        raise bad_request("thinking.budget_tokens", MISSING)
     budget = asked.budget_tokens if asked.type == "enabled" else None
     return Thinking(enabled=True, effort=effort, budget=budget)
 
@@ -121,7 +121,3 @@ def _structured(fields: PromptFields) -> tuple[Structured | None, dict[str, str]
     free_json.check(f"{place}.schema", form.schema)
     names = {"structured_outputs.json": f"{place}.schema", "structured_outputs": place, "structured": place}
     return Structured(json=form.schema), names
-
-
-def _bad(param: str, message: str) -> CortexError:
-    return CortexError(Code.BAD_REQUEST, f"{param}: {message}", param=param)

@@ -10,13 +10,11 @@ from msgspec import Meta
 from gateway.dialects import RequestContext
 from gateway.dialects.anthropic.conversation import Conversation, PromptFields
 from gateway.dialects.anthropic.renderer import MessageRenderer, Thoughts
-from gateway.dialects.fields import MAX_INT, NonNegative, Stop, decode
-from ipc.errors import Code, CortexError
+from gateway.dialects.fields import MAX_INT, NonNegative, Stop, bad_request, decode
 from ipc.messages import Generate, Sampling
 
-INTERLEAVED = (
-    "interleaved-thinking"  # a beta: thoughts between calls, whose budget is of all of them together
-)
+# A beta: thoughts between calls, whose budget is of all of them together.
+INTERLEAVED = "interleaved-thinking"
 
 
 class MessageFields(PromptFields, kw_only=True):
@@ -41,11 +39,8 @@ async def parse(body: bytes, context: RequestContext) -> tuple[Generate, Message
     conversation = Conversation(fields)
     budget = conversation.thinking.budget
     if budget is not None and budget >= fields.max_tokens and not _has_beta(context, INTERLEAVED):
-        raise CortexError(
-            Code.BAD_REQUEST,
-            f"thinking.budget_tokens: {budget} is not below max_tokens, which is {fields.max_tokens}",
-            param="thinking.budget_tokens",
-        )
+        text = f"{budget} is not below max_tokens, which is {fields.max_tokens}"
+        raise bad_request("thinking.budget_tokens", text)
     generate = Generate(
         id=0,
         model=fields.model,

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from gateway.dialects.fields import bad_request
 from gateway.fleet.listing import ListedModel
 from gateway.refusals import shown
-from ipc.errors import Code, CortexError
 
 PAGE = 20  # models of a page where the client does not say
 LARGEST_PAGE = 1000
@@ -30,7 +30,7 @@ def model_list(models: Sequence[ListedModel], param: Callable[[str], str | None]
     limit = _limit(param("limit"))
     after, before = param("after_id"), param("before_id")
     if after is not None and before is not None:
-        raise _wrong("before_id", "a page begins after one model or ends before one, not both")
+        raise bad_request("before_id", "a page begins after one model or ends before one, not both")
     start, end = 0, len(models)
     if after is not None:
         start = _place(models, "after_id", after) + 1
@@ -85,16 +85,12 @@ def _limit(given: str | None) -> int:
     if given is None:
         return PAGE
     if not re.fullmatch(r"[0-9]{1,4}", given) or not 1 <= int(given) <= LARGEST_PAGE:
-        raise _wrong("limit", f"expected a number from 1 to {LARGEST_PAGE}, not {shown(given)}")
+        raise bad_request("limit", f"expected a number from 1 to {LARGEST_PAGE}, not {shown(given)}")
     return int(given)
 
 
 def _place(models: Sequence[ListedModel], param: str, id: str) -> int:
     place = next((i for i, each in enumerate(models) if each.id == id), None)
     if place is None:
-        raise _wrong(param, f"there is no model {shown(id)}")
+        raise bad_request(param, f"there is no model {shown(id)}")
     return place
-
-
-def _wrong(param: str, text: str) -> CortexError:
-    return CortexError(Code.BAD_REQUEST, f"{param}: {text}", param=param)

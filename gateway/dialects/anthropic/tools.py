@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from msgspec import Meta, Struct
+from msgspec import Struct
 
 from gateway.dialects import free_json
-from gateway.dialects.fields import unsupported
+from gateway.dialects.fields import ShortName, bad_request, required, unsupported
 from gateway.refusals import shown
-from ipc.errors import Code, CortexError
-from ipc.messages import MAX_NAME, MAX_TOOLS, Tool
-
-ToolName = Annotated[str, Meta(min_length=1, max_length=MAX_NAME)]
+from ipc.messages import MAX_TOOLS, Tool
 
 
 class ToolField(Struct):
     """What is read of a tool. All tools are told to the model at once, so `defer_loading` makes no
     difference; neither do `cache_control`, `eager_input_streaming` and `allowed_callers`."""
 
-    name: ToolName
+    name: ShortName
     type: str | None = None
     description: str | None = None
     input_schema: dict[str, Any] | None = None
@@ -122,7 +119,7 @@ class Tools:
     def __init__(self, fields: Sequence[ToolField] | None, choice: ToolChoice | None) -> None:
         told = list(_told(fields or ())) if choice is None or choice.type != "none" else []
         if len(told) > MAX_TOOLS:
-            raise _bad("tools", f"there are {len(told)}, more than {MAX_TOOLS}")
+            raise bad_request("tools", f"there are {len(told)}, more than {MAX_TOOLS}")
         self.tools = [tool for tool, _ in told]
         self.must_call = _must_call(choice, [tool.name for tool in self.tools], fields or ())
         self.parallel = choice is None or not choice.disable_parallel_tool_use
@@ -138,7 +135,7 @@ def _told(fields: Sequence[ToolField]) -> Iterator[tuple[Tool, str]]:
         if (tool := _tool(field, place)) is None:
             continue
         if field.name in taken:
-            raise _bad(f"{place}.name", f"{shown(field.name)} is the name of two tools")
+            raise bad_request(f"{place}.name", f"{shown(field.name)} is the name of two tools")
         taken.add(field.name)
         yield tool, place
 
@@ -147,16 +144,15 @@ def _tool(field: ToolField, param: str) -> Tool | None:
     """The tool as templates know it; None where it is one of Anthropic's servers."""
     kind = field.type or "custom"
     if kind == "custom":
-        if field.input_schema is None:
-            raise _bad(f"{param}.input_schema", "a required field is missing")
-        free_json.check(f"{param}.input_schema", field.input_schema)
+        schema = required(field.input_schema, f"{param}.input_schema")
+        free_json.check(f"{param}.input_schema", schema)
         more: dict[str, Any] = {"description": field.description} if field.description is not None else {}
-        more["parameters"] = field.input_schema
+        more["parameters"] = schema
     elif (published := _published(kind)) is not None:
-        description, properties, required = published
+        description, properties, needed = published
         more = {
             "description": description,
-            "parameters": {"type": "object", "properties": properties, "required": required},
+            "parameters": {"type": "object", "properties": properties, "required": needed},
         }
     elif kind.startswith(_SERVER_SIDE):
         return None
@@ -178,17 +174,12 @@ def _must_call(choice: ToolChoice | None, names: list[str], given: Sequence[Tool
     if choice is None or choice.type in ("auto", "none"):
         return []
     if choice.type == "tool":
-        if choice.name is None:
-            raise _bad("tool_choice.name", "a required field is missing")
-        if choice.name not in names and any(field.name == choice.name for field in given):
-            raise unsupported("tool_choice.name", f"{shown(choice.name)} is a tool of Anthropic's servers")
-        if choice.name not in names:
-            raise _bad("tool_choice.name", f"{shown(choice.name)} is none of the tools")
-        return [choice.name]
+        wanted = required(choice.name, "tool_choice.name")
+        if wanted not in names and any(field.name == wanted for field in given):
+            raise unsupported("tool_choice.name", f"{shown(wanted)} is a tool of Anthropic's servers")
+        if wanted not in names:
+            raise bad_request("tool_choice.name", f"{shown(wanted)} is none of the tools")
+        return [wanted]
     if not names:
-        raise _bad("tool_choice", "needs tools to choose from")
+        raise bad_request("tool_choice", "needs tools to choose from")
     return names
-
-
-def _bad(param: str, message: str) -> CortexError:
-    return CortexError(Code.BAD_REQUEST, f"{param}: {message}", param=param)

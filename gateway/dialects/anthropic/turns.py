@@ -10,8 +10,8 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from gateway.dialects.anthropic.blocks import Content, assistant_parts, system_parts, user_parts
+from gateway.dialects.fields import bad_request
 from gateway.refusals import shown
-from ipc.errors import Code, CortexError
 from ipc.messages import MAX_TURNS, ContentPart, Message, TextPart, ToolCall, ToolResultPart
 
 Role = Literal["user", "assistant", "system"]
@@ -99,9 +99,9 @@ def read(system: Content | None, messages: Sequence[TurnField]) -> list[Turn]:
     if turns[-1].role == "assistant" and turns[-1].is_empty:
         turns.pop()  # there is nothing in it to be gone on with
     if not turns:
-        raise _bad("messages", "nobody says anything")
+        raise bad_request("messages", "nobody says anything")
     if len(turns) > MAX_TURNS:
-        raise _bad("messages", f"there are {len(turns)} turns, more than {MAX_TURNS}")
+        raise bad_request("messages", f"there are {len(turns)} turns, more than {MAX_TURNS}")
     _see_calls(turns)
     return turns
 
@@ -132,11 +132,7 @@ def _see_calls(turns: Sequence[Turn]) -> None:
         called.update(call.id for call in turn.calls)
         for part, place in zip(turn.parts, turn.places, strict=True):
             if isinstance(part, ToolResultPart) and part.tool_call_id not in called:
-                raise _bad(
+                raise bad_request(
                     f"{place}.tool_use_id",
                     f"no `tool_use` block before this `tool_result` has the id {shown(part.tool_call_id)}",
                 )
-
-
-def _bad(param: str, message: str) -> CortexError:
-    return CortexError(Code.BAD_REQUEST, f"{param}: {message}", param=param)

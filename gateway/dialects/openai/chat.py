@@ -8,14 +8,13 @@ import msgspec
 from msgspec import Meta
 
 from gateway.dialects import RequestContext
-from gateway.dialects.fields import decode, refuse
+from gateway.dialects.fields import bad_request, decode, refuse
 from gateway.dialects.openai.chat_answer import ChatRenderer
 from gateway.dialects.openai.common import NEUTRAL, LogprobCount, MaxTokens, limit, refusing, sampling
 from gateway.dialects.openai.conversation import ContinueFields, Turn, continues, conversation
 from gateway.dialects.openai.structured import structured
 from gateway.dialects.openai.thinking import ThinkingFields, is_hidden, template_args, thinking
 from gateway.dialects.openai.tools import ToolFields, tool_choice
-from ipc.errors import Code, CortexError
 from ipc.messages import Generate
 
 CHAT_NEUTRAL = NEUTRAL | {
@@ -51,7 +50,7 @@ async def parse(body: bytes, context: RequestContext) -> tuple[Generate, ChatRen
     fields = decode(_decoder, body)
     refuse(fields, CHAT_NEUTRAL)
     if fields.top_logprobs and not fields.logprobs:
-        raise CortexError(Code.BAD_REQUEST, "top_logprobs: needs logprobs to be true", param="top_logprobs")
+        raise bad_request("top_logprobs", "needs logprobs to be true")
     form, names = structured(fields)
     tools = tool_choice(fields)
     is_continued, continued_names = continues(fields, fields.messages)

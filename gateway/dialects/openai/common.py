@@ -24,6 +24,7 @@ from gateway.dialects.fields import (
     NonNegative,
     Short,
     Stop,
+    bad_request,
     convert,
     renamed,
     unsupported,
@@ -32,7 +33,7 @@ from gateway.dialects.openai.envelope import envelope
 from gateway.dialects.openai.structured import StructuredFields
 from gateway.dialects.writing import encode, on_one_line
 from gateway.refusals import Refusal, shown
-from ipc.errors import Code, CortexError
+from ipc.errors import CortexError
 from ipc.messages import Progress, Sampling, Usage
 
 T = TypeVar("T")
@@ -82,7 +83,7 @@ class Fields(StructuredFields, kw_only=True):
     repeat_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None  # as llama.cpp calls it
     min_tokens: NonNegative | None = None
     bad_words: Annotated[list[Stop], Meta(max_length=128)] | None = None
-    allowed_token_ids: Annotated[list[TokenId], Meta(min_length=1)] | None = None
+    allowed_token_ids: TokenIds | None = None
     stop_token_ids: list[TokenId] | None = None
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
@@ -145,8 +146,8 @@ def prompts(given: str | list[Any], param: str) -> str | list[int] | list[str] |
 def limit(max_tokens: int | None, param: str) -> int | None:
     """How many tokens an answer may have; None: as many as fit. CortexError when it is to have none."""
     if max_tokens == 0:
-        text = f"{param}: 0 leaves nothing to answer; 1 or more are taken, and -1 for as many as fit"
-        raise CortexError(Code.BAD_REQUEST, text, param=param)
+        text = "0 leaves nothing to answer; 1 or more are taken, and -1 for as many as fit"
+        raise bad_request(param, text)
     return None if max_tokens == -1 else max_tokens
 
 
@@ -163,8 +164,7 @@ def sampling(fields: Fields, max_tokens: int | None, logprobs: int | None) -> Sa
             `logit_bias` is no token id, or `seed` is too long.
     """
     if fields.stream_options is not None and not fields.stream:
-        text = "stream_options: needs stream to be true"
-        raise CortexError(Code.BAD_REQUEST, text, param="stream_options")
+        raise bad_request("stream_options", "needs stream to be true")
     count = fields.n or 1
     if fields.best_of not in (None, count):
         raise unsupported(
@@ -200,7 +200,7 @@ def _logit_bias(given: dict[str, float]) -> dict[int, float]:
     if wrong:
         listed = ", ".join(map(shown, wrong[:SHOWN_IDS])) + (", ..." if len(wrong) > SHOWN_IDS else "")
         text = f"{listed} is no token id" if len(wrong) == 1 else f"{listed} are no token ids"
-        raise CortexError(Code.BAD_REQUEST, f"logit_bias: {text}", param="logit_bias")
+        raise bad_request("logit_bias", text)
     return {int(key): bias for key, bias in given.items()}
 
 
@@ -210,8 +210,7 @@ def _is_token_id(key: str) -> bool:
 
 def _seed(given: int | None) -> int | None:
     if given is not None and not -MAX_INT - 1 <= given <= MAX_SEED:
-        text = f"seed: {shown(given)} does not fit into 64 bits"
-        raise CortexError(Code.BAD_REQUEST, text, param="seed")
+        raise bad_request("seed", f"{shown(given)} does not fit into 64 bits")
     return None if given is None else given & MAX_SEED
 
 

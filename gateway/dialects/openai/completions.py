@@ -8,7 +8,7 @@ import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
 from gateway.dialects import RequestContext
-from gateway.dialects.fields import decode, refuse
+from gateway.dialects.fields import bad_request, decode, refuse
 from gateway.dialects.openai.common import (
     MAX_CHOICES,
     NEUTRAL,
@@ -28,7 +28,6 @@ from gateway.dialects.openai.logprobs import CompletionLogprobs, completion_logp
 from gateway.dialects.openai.structured import structured
 from gateway.dialects.writing import encode, json_string
 from ipc import messages
-from ipc.errors import Code, CortexError
 from ipc.messages import Delta, Finished, FinishReason, Generate, Started, TokenLogprob
 
 T = TypeVar("T")
@@ -62,7 +61,7 @@ async def parse(body: bytes, context: RequestContext) -> tuple[Generate, Complet
     fields = decode(_decoder, body)
     refuse(fields, COMPLETION_NEUTRAL)
     if fields.max_tokens == 0 and not fields.echo:
-        raise CortexError(Code.BAD_REQUEST, "max_tokens: 0 needs echo", param="max_tokens")
+        raise bad_request("max_tokens", "0 needs echo")
     prompt = "" if fields.suffix and fields.prompt == "" else prompts(fields.prompt, "prompt")
     choices = _choices(prompt, fields.n or 1)
     form, names = structured(fields)
@@ -90,7 +89,7 @@ def _choices(prompt: str | list[int] | list[str] | list[list[int]], n: int) -> i
     count = 1 if is_one(prompt) else len(prompt)
     if count * n > MAX_CHOICES:
         text = f"{count} prompts times n, which is {n}, are more than {MAX_CHOICES} choices"
-        raise CortexError(Code.BAD_REQUEST, f"prompt: {text}", param="prompt")
+        raise bad_request("prompt", text)
     return count * n
 
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 from msgspec import Raw, Struct, field
 
-from gateway.dialects.fields import Short, ShortName, unsupported
+from gateway.dialects.fields import MISSING, Short, ShortName, bad_request, required, unsupported
 from gateway.dialects.openai.custom_tools import as_arguments
 from gateway.dialects.openai.images import image
 from gateway.refusals import shown
-from ipc.errors import Code, CortexError
 from ipc.messages import ContentPart, Message, TextPart, ThinkingPart, ToolCall
 
 
@@ -91,7 +90,7 @@ def continues(fields: ContinueFields, turns: list[Turn]) -> tuple[bool, dict[str
     begins, name = fields.add_generation_prompt, "add_generation_prompt"
     if fields.continue_final_message:
         if begins:
-            raise _bad(name, "it cannot be true where continue_final_message is")
+            raise bad_request(name, "it cannot be true where continue_final_message is")
         return True, {}
     if begins is False:
         raise unsupported(name, "false is supported beside continue_final_message alone")
@@ -166,26 +165,20 @@ def _content(content: str | list[PartField] | None, param: str) -> str | list[Co
 def _part(part: PartField, param: str) -> ContentPart:
     match part.type:
         case "text" | "input_text" | "output_text":
-            return TextPart(text=_required(part.text, f"{param}.text"))
+            return TextPart(text=required(part.text, f"{param}.text"))
         case "refusal":
-            return TextPart(text=_required(part.refusal, f"{param}.refusal"))
+            return TextPart(text=required(part.refusal, f"{param}.refusal"))
         case "image_url":
-            given = _required(part.image_url, f"{param}.image_url")
+            given = required(part.image_url, f"{param}.image_url")
             if isinstance(given, str):
                 return image(given, f"{param}.image_url")
             return image(given.url, f"{param}.image_url.url")
         case "thinking":
-            thought = _required(part.thinking, f"{param}.thinking")
+            thought = required(part.thinking, f"{param}.thinking")
             if not isinstance(thought, str):
                 thought = "".join(each.text or "" for each in thought)
             return ThinkingPart(text=thought)
     raise unsupported(f"{param}.type", f"{shown(part.type)} is not supported; text and image_url are")
-
-
-def _required(value: Any, param: str) -> Any:
-    if value is None:
-        raise _bad(param, "a required field is missing")
-    return value
 
 
 def _call(call: Call, param: str) -> ToolCall:
@@ -195,7 +188,7 @@ def _call(call: Call, param: str) -> ToolCall:
     if kind == "custom" and call.custom is not None:
         return ToolCall(id=call.id or "", name=call.custom.name, arguments=as_arguments(call.custom.input))
     if kind in ("function", "custom"):
-        raise _bad(f"{param}.{kind}", "a required field is missing")
+        raise bad_request(f"{param}.{kind}", MISSING)
     raise unsupported(f"{param}.type", f"{shown(kind)} is not supported; function and custom are")
 
 
@@ -212,11 +205,7 @@ def _arguments(function: FunctionCall, param: str, member: str = ".function") ->
         if given.startswith(b"{"):
             return given.decode()
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise _bad(f"{param}{member}.arguments", f"it is not valid JSON: {error}") from error
+        raise bad_request(f"{param}{member}.arguments", f"it is not valid JSON: {error}") from error
     if given == b"null":
         return "{}"
-    raise _bad(f"{param}{member}.arguments", "Expected `str | object`")
-
-
-def _bad(param: str, text: str) -> CortexError:
-    return CortexError(Code.BAD_REQUEST, f"{param}: {text}", param=param)
+    raise bad_request(f"{param}{member}.arguments", "Expected `str | object`")

@@ -5,8 +5,7 @@ from __future__ import annotations
 import base64
 import re
 
-from gateway.dialects.fields import unsupported
-from ipc.errors import Code, CortexError
+from gateway.dialects.fields import bad_request, unsupported
 from ipc.messages import MAX_IMAGE, ImagePart
 
 _DATA_URL = re.compile(r"data:(image/[\w.+-]{1,64});base64,", re.ASCII)
@@ -24,8 +23,7 @@ def image(url: str, param: str) -> ImagePart:
     try:
         data = base64.b64decode(url[start.end() :], validate=True)
     except ValueError as error:
-        raise CortexError(Code.BAD_REQUEST, f"{param}: it is not base64: {error}", param=param) from error
+        raise bad_request(param, f"it is not base64: {error}") from error
     if not 0 < len(data) <= MAX_IMAGE:
-        text = f"{param}: the image has {len(data)} bytes; 1 to {MAX_IMAGE} are taken"
-        raise CortexError(Code.BAD_REQUEST, text, param=param)
+        raise bad_request(param, f"the image has {len(data)} bytes; 1 to {MAX_IMAGE} are taken")
     return ImagePart(data=data, media_type=start[1])

@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Struct
 
 from gateway.dialects import free_json
-from ipc.errors import Code, CortexError
+from gateway.dialects.fields import bad_request, required
 from ipc.messages import Structured
 
 
@@ -80,7 +80,7 @@ def structured(fields: StructuredFields) -> tuple[Structured | None, dict[str, s
             names = {f"structured_outputs.{name}": guided, "structured_outputs": guided}
     if len(asked) > 1:
         first, second, *_ = asked
-        raise _bad(second, f"{second} and {first} contradict each other: send one of them")
+        raise bad_request(second, f"it and {first} contradict each other: send one of them")
     for param, values in asked.items():
         if isinstance(schema := values.get("json"), str):
             values["json"] = _decoded(schema, param if param in GUIDED else f"{param}.json")
@@ -96,17 +96,11 @@ def _schema(form: ResponseFormat) -> tuple[dict[str, Any] | bool | None, str]:
         return form.schema, "response_format.schema"
     param = "response_format.json_schema"
     param += ".schema" if form.json_schema is not None else ""
-    if nested is None:
-        raise _bad(param, f"{param}: a required field is missing")
-    return nested, param
+    return required(nested, param), param
 
 
 def _decoded(schema: str, param: str) -> Any:
     try:
         return msgspec.json.decode(schema, type=dict[str, Any] | bool)
     except (msgspec.MsgspecError, RecursionError) as error:
-        raise _bad(param, f"{param}: it is no JSON schema: {error}") from error
-
-
-def _bad(param: str, message: str) -> CortexError:
-    return CortexError(Code.BAD_REQUEST, message, param=param)
+        raise bad_request(param, f"it is no JSON schema: {error}") from error

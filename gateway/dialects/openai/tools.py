@@ -7,10 +7,9 @@ from typing import Any, Literal, NamedTuple
 from msgspec import Struct
 
 from gateway.dialects import free_json
-from gateway.dialects.fields import ShortName, convert, unsupported
+from gateway.dialects.fields import MISSING, ShortName, bad_request, convert, required, unsupported
 from gateway.dialects.openai.custom_tools import as_function
 from gateway.refusals import shown
-from ipc.errors import Code, CortexError
 from ipc.messages import Tool
 
 
@@ -109,7 +108,7 @@ def tool_choice(fields: ToolFields) -> Choice:
     if not fields.tools and not fields.functions and fields.tool_choice is fields.function_call is None:
         return NO_TOOLS
     if fields.functions and fields.tools:
-        raise _bad("functions", "functions and tools contradict each other: send one of them")
+        raise bad_request("functions", "it and tools contradict each other: send one of them")
     is_old = bool(fields.functions)
     if is_old:
         tools, custom = _functions(fields.functions), frozenset[str]()
@@ -120,7 +119,7 @@ def tool_choice(fields: ToolFields) -> Choice:
         tools, custom = _tools(fields.tools or [])
         chosen, param = fields.tool_choice, "tool_choice"
         if isinstance(fields.function_call, Named):
-            raise _bad("function_call", "function_call: needs functions to choose from")
+            raise bad_request("function_call", "needs functions to choose from")
     parallel = fields.parallel_tool_calls is not False and not is_old
     if chosen == "none":  # the model is not told of any
         return Choice([], [], parallel, custom, is_old, param)
@@ -138,7 +137,7 @@ def tool_choice(fields: ToolFields) -> Choice:
         must_call = [_name(chosen, names, custom, param, is_old)]
     elif chosen in ("required", "any"):  # as Mistral calls it
         if not names:
-            raise _bad(param, f"{param}: needs tools to choose from")
+            raise bad_request(param, "needs tools to choose from")
         must_call = names
     return Choice(tools, must_call, parallel, custom, is_old, param)
 
@@ -157,7 +156,7 @@ def _name(
     )
     if name not in names or (name in custom) != (kind == "custom"):
         param += ".name" if is_old else f".{kind}.name"
-        raise _bad(param, f"{param}: {shown(name)} is none of the tools")
+        raise bad_request(param, f"{shown(name)} is none of the tools")
     return name
 
 
@@ -179,8 +178,7 @@ def _tools(given: list[dict[str, Any]]) -> tuple[list[Tool], frozenset[str]]:
             tools.append(_custom(tool.custom, f"tools[{i}].custom.format"))
             custom.add(tool.custom.name)
         elif tool.type in ("function", "custom"):
-            param = f"tools[{i}].{tool.type}"
-            raise _bad(param, f"{param}: a required field is missing")
+            raise bad_request(f"tools[{i}].{tool.type}", MISSING)
         else:
             raise unsupported(
                 f"tools[{i}].type", f"{shown(tool.type)} is not supported; function and custom are"
@@ -191,11 +189,5 @@ def _tools(given: list[dict[str, Any]]) -> tuple[list[Tool], frozenset[str]]:
 def _custom(tool: CustomTool, param: str) -> Tool:
     if tool.format is None or tool.format.type == "text":
         return as_function(tool.name, tool.description)
-    grammar = tool.format.grammar
-    if grammar is None:
-        raise _bad(f"{param}.grammar", f"{param}.grammar: a required field is missing")
+    grammar = required(tool.format.grammar, f"{param}.grammar")
     return as_function(tool.name, tool.description, grammar.syntax, grammar.definition)
-
-
-def _bad(param: str, message: str) -> CortexError:
-    return CortexError(Code.BAD_REQUEST, message, param=param)

@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from gateway.dialects import RequestContext
-from gateway.dialects.fields import Name, decode, refuse, renamed
+from gateway.dialects.fields import Name, bad_request, decode, refuse, renamed
 from gateway.dialects.openai.common import TokenId, refusing
 from gateway.dialects.openai.conversation import ContinueFields, Turn, continues, conversation
 from gateway.dialects.openai.thinking import ThinkingFields, template_args, thinking
@@ -86,7 +86,7 @@ async def parse_tokenize(body: bytes, context: RequestContext) -> tuple[Tokenize
         raise CortexError(Code.BAD_REQUEST, text, param=given[1] if given else "prompt")
     tools = tool_choice(fields)
     if fields.messages is None and tools.tools:
-        raise CortexError(Code.BAD_REQUEST, "tools: need messages", param="tools")
+        raise bad_request("tools", "need messages")
     special = fields.add_special if fields.add_special_tokens is None else fields.add_special_tokens
     is_continued, continued_names = continues(fields, fields.messages or [])
     tokenize = Tokenize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from gateway.dialects.fields import MISSING, bad_request
 from gateway.dialects.openai.responses import items
 from gateway.dialects.openai.responses.fields import ContextFields
 from gateway.dialects.openai.responses.items import Entry
@@ -11,7 +12,6 @@ from gateway.dialects.openai.responses.kept import kept
 from gateway.refusals import shown
 from gateway.store import conversations, responses
 from gateway.store.database import Database
-from ipc.errors import Code, CortexError
 from ipc.messages import Message
 
 
@@ -39,8 +39,8 @@ async def read(fields: ContextFields, store: Database | None, account: str) -> C
     own = [await _resolved(entry, store, account) for entry in _own(fields)]
     messages = items.messages([*before, *own])
     if not messages:
-        text = "a required field is missing" if fields.input is None else "there is nothing in it to answer"
-        raise _bad("input", text)
+        text = MISSING if fields.input is None else "there is nothing in it to answer"
+        raise bad_request("input", text)
     if fields.instructions:
         messages.insert(0, Message(role="system", content=fields.instructions))
     return Context([*before, *own], messages, kept(own))
@@ -58,7 +58,8 @@ def _own(fields: ContextFields) -> list[Entry]:
 async def _continued(fields: ContextFields, store: Database | None, account: str) -> list[Entry]:
     previous, conversation = fields.previous_response_id, fields.conversation_id
     if previous is not None and conversation is not None:
-        raise _bad("conversation", "it and previous_response_id contradict each other: send one of them")
+        text = "it and previous_response_id contradict each other: send one of them"
+        raise bad_request("conversation", text)
     if previous is not None:
         param = "previous_response_id"
         chain = (
@@ -66,16 +67,16 @@ async def _continued(fields: ContextFields, store: Database | None, account: str
         )
         if chain.missing is not None:
             continues = "" if chain.missing == previous else f", which {shown(previous)} continues"
-            raise _bad(param, f"there is no response {shown(chain.missing)}{continues}")
+            raise bad_request(param, f"there is no response {shown(chain.missing)}{continues}")
         if (status := chain.links[-1].body["status"]) not in responses.CONTINUABLE:
-            raise _bad(param, f"the response {shown(previous)} is {status}, and cannot be continued")
+            raise bad_request(param, f"the response {shown(previous)} is {status}, and cannot be continued")
         given = [item for link in chain.links for item in (*link.input, *link.body["output"])]
         return [Entry(param, item) for item in given]
     if conversation is not None:
         param = "conversation"
         found = await store.write(conversations.use, account, conversation) if store else None
         if found is None:
-            raise _bad(param, f"there is no conversation {shown(conversation)}")
+            raise bad_request(param, f"there is no conversation {shown(conversation)}")
         return [Entry(param, item) for item in found]
     return []
 
@@ -87,9 +88,5 @@ async def _resolved(entry: Entry, store: Database | None, account: str) -> Entry
         return entry
     found = await store.read(responses.item, account, item_id) if store else None
     if found is None:
-        raise _bad(f"{entry.param}.id", f"there is no item {shown(item_id)}")
+        raise bad_request(f"{entry.param}.id", f"there is no item {shown(item_id)}")
     return Entry(entry.param, found)
-
-
-def _bad(param: str, text: str) -> CortexError:
-    return CortexError(Code.BAD_REQUEST, f"{param}: {text}", param=param)

@@ -8,18 +8,17 @@ here has heard of: clients keep them in every conversation.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from msgspec import Meta, Struct
+from msgspec import Struct
 
 from gateway.dialects import free_json
-from gateway.dialects.fields import Short, ShortName, convert, unsupported
+from gateway.dialects.fields import Short, ShortName, bad_request, convert, required, unsupported
 from gateway.dialects.openai.custom_tools import as_arguments
 from gateway.dialects.openai.images import image
 from gateway.dialects.openai.responses.thoughts import unseal
 from gateway.dialects.openai.responses.tools import flat_name
 from gateway.refusals import shown
-from ipc.errors import Code, CortexError
 from ipc.messages import ContentPart, Message, TextPart, ToolCall
 
 
@@ -53,25 +52,22 @@ class ReasoningItem(Struct):
     encrypted_content: str | None = None
 
 
-CallId = Annotated[Short, Meta(min_length=1)]
-
-
 class FunctionCallItem(Struct):
-    call_id: CallId
+    call_id: ShortName
     name: ShortName
     arguments: str
     namespace: Short | None = None
 
 
 class CustomCallItem(Struct):
-    call_id: CallId
+    call_id: ShortName
     name: ShortName
     input: str
     namespace: Short | None = None
 
 
 class OutputItem(Struct):
-    call_id: CallId
+    call_id: ShortName
     output: Content
 
 
@@ -93,7 +89,7 @@ def kind_of(entry: Entry) -> str:
     if kind is None:
         return "item_reference" if "id" in entry.item and "role" not in entry.item else "message"
     if not isinstance(kind, str):
-        raise _bad(f"{entry.param}.type", f"Expected `str`, got `{type(kind).__name__}`")
+        raise bad_request(f"{entry.param}.type", f"Expected `str`, got `{type(kind).__name__}`")
     return kind
 
 
@@ -204,7 +200,7 @@ class _Reader:
                 return
             if not self._alone:
                 text = f"there is no call with the id {shown(item.call_id)} before it"
-                raise _bad(f"{param}.call_id", text)
+                raise bad_request(f"{param}.call_id", text)
         self._end_turn()
         content = _content(item.output, f"{param}.output")
         self._messages.append(Message(role="tool", content=content, tool_call_id=item.call_id))
@@ -244,23 +240,13 @@ def _content(content: Content, param: str) -> str | list[ContentPart]:
 
 def _part(part: Part, param: str) -> ContentPart:
     if part.type == "refusal":
-        return TextPart(text=_required(part.refusal, f"{param}.refusal"))
+        return TextPart(text=required(part.refusal, f"{param}.refusal"))
     if part.type == "input_image":
-        return image(_required(part.image_url, f"{param}.image_url"), f"{param}.image_url")
+        return image(required(part.image_url, f"{param}.image_url"), f"{param}.image_url")
     if part.type in ("input_text", "output_text", "text", "summary_text", "reasoning_text"):
         return TextPart(text=_text(part, param))
     raise unsupported(f"{param}.type", f"{shown(part.type)} is not supported; texts and input_image are")
 
 
 def _text(part: Part, param: str) -> str:
-    return _required(part.text, f"{param}.text")
-
-
-def _required(value: str | None, param: str) -> str:
-    if value is None:
-        raise _bad(param, "a required field is missing")
-    return value
-
-
-def _bad(param: str, text: str) -> CortexError:
-    return CortexError(Code.BAD_REQUEST, f"{param}: {text}", param=param)
+    return required(part.text, f"{param}.text")

@@ -6,8 +6,8 @@ from typing import Any
 
 import falcon.asgi
 
+from gateway.dialects.fields import bad_request
 from gateway.refusals import shown
-from ipc.errors import Code, CortexError
 
 DEFAULT_LIMIT, MAX_LIMIT = 20, 100
 MAX_DIGITS = 18
@@ -22,13 +22,13 @@ def page(req: falcon.asgi.Request, items: list[dict[str, Any]]) -> dict[str, Any
     limit = integer(req, "limit", DEFAULT_LIMIT, lowest=1, highest=MAX_LIMIT)
     order = req.get_param("order") or "desc"
     if order not in ("asc", "desc"):
-        raise _bad("order", f"Expected asc or desc, not {shown(order)}")
+        raise bad_request("order", f"Expected asc or desc, not {shown(order)}")
     if order == "desc":
         items = items[::-1]
     if (after := req.get_param("after")) is not None:
         places = [i for i, item in enumerate(items) if item["id"] == after]
         if not places:
-            raise _bad("after", f"there is no item {shown(after)}")
+            raise bad_request("after", f"there is no item {shown(after)}")
         items = items[places[0] + 1 :]
     some = items[:limit]
     return {
@@ -51,7 +51,7 @@ def integer(
         given.isascii() and given.isdigit() and len(given) <= MAX_DIGITS and lowest <= int(given) <= highest
     ):
         bound = f"from {lowest} to {highest}" if highest < 10**MAX_DIGITS else f"of at least {lowest}"
-        raise _bad(name, f"Expected a whole number {bound}, not {shown(given)}")
+        raise bad_request(name, f"Expected a whole number {bound}, not {shown(given)}")
     return int(given)
 
 
@@ -59,9 +59,5 @@ def flag(req: falcon.asgi.Request, name: str) -> bool:
     """A parameter that is true or false; CortexError where it is neither."""
     given = req.get_param(name)
     if given not in (None, "true", "false", "True", "False", "1", "0"):
-        raise _bad(name, f"Expected true or false, not {shown(given)}")
+        raise bad_request(name, f"Expected true or false, not {shown(given)}")
     return given in ("true", "True", "1")
-
-
-def _bad(param: str, text: str) -> CortexError:
-    return CortexError(Code.BAD_REQUEST, f"{param}: {text}", param=param)

@@ -9,14 +9,13 @@ from typing import Any
 import msgspec
 
 from gateway.dialects import RequestContext, free_json
-from gateway.dialects.fields import decode, refuse, unsupported
+from gateway.dialects.fields import bad_request, decode, refuse, required, unsupported
 from gateway.dialects.openai.responses import context, items, response
 from gateway.dialects.openai.responses.fields import NEUTRAL, CreateFields
 from gateway.dialects.openai.responses.output import Events, Output
 from gateway.dialects.openai.responses.tools import Tools
 from gateway.store.database import Database
 from gateway.store.responses import Stored
-from ipc.errors import Code, CortexError
 from ipc.messages import Generate, Message, Sampling, Structured, Thinking
 
 ENCRYPTED, LOGPROBS = "reasoning.encrypted_content", "message.output_text.logprobs"
@@ -75,7 +74,7 @@ async def read(body: bytes | bytearray, asker: RequestContext, store: Database |
         param = "store" if fields.store else "background"
         raise unsupported(param, "this gateway keeps nothing (store.enabled is false)")
     if fields.background and fields.store is False:
-        raise CortexError(Code.BAD_REQUEST, "background: needs store to be true", param="background")
+        raise bad_request("background", "needs store to be true")
     is_kept = store is not None and fields.store is not False
     if is_kept:
         await store.check()  # rather than after all the work
@@ -148,8 +147,6 @@ def _structured(fields: CreateFields) -> Structured | None:
     if form.type == "json_object":
         return Structured(json_object=True)
     for name in ("name", "schema"):
-        if getattr(form, name) is None:
-            param = f"text.format.{name}"
-            raise CortexError(Code.BAD_REQUEST, f"{param}: a required field is missing", param=param)
+        required(getattr(form, name), f"text.format.{name}")
     free_json.check("text.format.schema", form.schema)
     return Structured(json=form.schema)

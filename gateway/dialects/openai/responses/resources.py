@@ -5,6 +5,7 @@ from __future__ import annotations
 import falcon.asgi
 
 from gateway.dialects import Services
+from gateway.dialects.fields import bad_request
 from gateway.dialects.openai.responses.background import Background
 from gateway.dialects.openai.responses.pages import flag, integer, page
 from gateway.dialects.openai.responses.replay import follow, send
@@ -43,8 +44,8 @@ class ResponseResource(_Resource):
         after = integer(req, "starting_after", -1, lowest=0)
         store = self._services.store
         if not (stored.body["background"] and await store.read(responses.has_events, response_id)):
-            text = "stream: only a response that was made with background and stream can be read as one again"
-            raise CortexError(Code.BAD_REQUEST, text, param="stream")
+            text = "only a response that was made with background and stream can be read as one again"
+            raise bad_request("stream", text)
         send(resp, follow(store, account, response_id, after))
 
     async def on_delete(self, req: falcon.asgi.Request, resp: falcon.asgi.Response, response_id: str) -> None:

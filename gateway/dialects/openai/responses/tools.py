@@ -13,11 +13,10 @@ from typing import Annotated, Any, Literal, NamedTuple
 from msgspec import Meta, Struct
 
 from gateway.dialects import free_json
-from gateway.dialects.fields import ShortName, convert, unsupported
+from gateway.dialects.fields import MISSING, ShortName, bad_request, convert, required, unsupported
 from gateway.dialects.openai.custom_tools import as_function
 from gateway.dialects.openai.responses.fields import CreateFields, NamedTool
 from gateway.refusals import shown
-from ipc.errors import Code, CortexError
 from ipc.messages import MAX_NAME, Tool
 
 
@@ -80,9 +79,7 @@ class Tools:
     def _read(self, given: dict[str, Any], param: str, namespace: str | None) -> list[Tool]:
         kind = given.get("type")
         if not isinstance(kind, str):
-            raise _bad(
-                f"{param}.type", "Expected `str`" if "type" in given else "a required field is missing"
-            )
+            raise bad_request(f"{param}.type", "Expected `str`" if "type" in given else MISSING)
         free_json.check(param, given)
         if kind == "function":
             tool = convert(given, FunctionTool, param)
@@ -108,17 +105,16 @@ class Tools:
         if form is None or form.type == "text":
             return as_function(name, tool.description)
         for field in ("syntax", "definition"):
-            if getattr(form, field) is None:
-                raise _bad(f"{param}.format.{field}", "a required field is missing")
+            required(getattr(form, field), f"{param}.format.{field}")
         return as_function(name, tool.description, form.syntax, form.definition)
 
     def _name(self, origin: Origin, param: str) -> str:
         """The model's name for a tool."""
         name = flat_name(origin.name, origin.namespace)
         if len(name) > MAX_NAME:
-            raise _bad(f"{param}.name", f"with its namespace it has more than {MAX_NAME} characters")
+            raise bad_request(f"{param}.name", f"with its namespace it has more than {MAX_NAME} characters")
         if name in self._origins:
-            raise _bad(f"{param}.name", f"{shown(name)} is the name of a tool before it already")
+            raise bad_request(f"{param}.name", f"{shown(name)} is the name of a tool before it already")
         self._origins[name] = origin
         return name
 
@@ -132,13 +128,12 @@ class Tools:
             return tools, []
         if choice == "required":
             if not names:
-                raise _bad("tool_choice", "needs tools to choose from")
+                raise bad_request("tool_choice", "needs tools to choose from")
             return tools, names
         if choice.type != "allowed_tools":
             return tools, [self._named(choice, "tool_choice")]
-        if choice.mode is None or choice.tools is None:
-            missing = "mode" if choice.mode is None else "tools"
-            raise _bad(f"tool_choice.{missing}", "a required field is missing")
+        for field in ("mode", "tools"):
+            required(getattr(choice, field), f"tool_choice.{field}")
         allowed = {
             self._named(each, f"tool_choice.tools[{i}]")
             for i, each in enumerate(choice.tools)
@@ -146,7 +141,7 @@ class Tools:
         }
         if choice.mode == "required":
             if not allowed:
-                raise _bad("tool_choice.tools", "needs tools to choose from")
+                raise bad_request("tool_choice.tools", "needs tools to choose from")
             return tools, [name for name in names if name in allowed]
         return [tool for tool in tools if tool.name in allowed], []
 
@@ -155,14 +150,13 @@ class Tools:
             raise unsupported(
                 f"{param}.type", f"{shown(choice.type)} is not supported; function and custom are"
             )
-        if choice.name is None:
-            raise _bad(f"{param}.name", "a required field is missing")
+        required(choice.name, f"{param}.name")
         wanted = Origin(choice.type, choice.name, choice.namespace)
         for name, origin in self._origins.items():
             in_full = choice.namespace is None and name == choice.name and origin.kind == choice.type
             if origin == wanted or in_full:
                 return name
-        raise _bad(f"{param}.name", f"{shown(choice.name)} is none of the tools")
+        raise bad_request(f"{param}.name", f"{shown(choice.name)} is none of the tools")
 
 
 def flat_name(name: str, namespace: str | None) -> str:
@@ -170,7 +164,3 @@ def flat_name(name: str, namespace: str | None) -> str:
     if not namespace:
         return name
     return f"{namespace}{name}" if namespace.endswith("__") else f"{namespace}__{name}"
-
-
-def _bad(param: str, text: str) -> CortexError:
-    return CortexError(Code.BAD_REQUEST, f"{param}: {text}", param=param)
