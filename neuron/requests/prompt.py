@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 INLINE_CHARACTERS = 2000  # up to here tokenising takes less than half a millisecond
 PROBE = 8  # characters for each token of the context: most texts have more tokens than that
+COUNTED = 4  # contexts' worth of tokens: a longer text is not counted
 TURN, TOOL = 50, 1000  # what a template takes for one, in the same measure
 
 
@@ -165,19 +166,24 @@ def encode_prompts(
 
     Raises:
         CortexError: TEMPLATE_FAILED, BAD_REQUEST for ids that the model does not have, or
-            CONTEXT_LENGTH_EXCEEDED for text that is far too long for `context_length`.
+            CONTEXT_LENGTH_EXCEEDED for text that is far too long for `context_length`. What is only counted
+            may be several times as long: clients shorten their conversations by the number.
     """
+    contexts = COUNTED if type(request) is CountTokens else 1
     special = request.add_special_tokens if isinstance(request, Tokenize) else None
     if request.messages is not None:
-        _refuse_unread(text, content.characters(request.messages), "messages", context_length)
+        _refuse_unread(text, content.characters(request.messages), "messages", context_length, contexts)
         rendered = _render(text, request, seconds)
-        ids = to_ids(text, rendered, "messages", context_length, special=bool(special))
+        ids = to_ids(text, rendered, "messages", context_length, special=bool(special), contexts=contexts)
         return [Prompt("messages", ids, rendered)]
     suffix = request.suffix if isinstance(request, Generate) else None
     return [
         Prompt(param, _infill_ids(text, prompt, suffix, param, context_length))
         if suffix is not None
-        else Prompt(param, to_ids(text, prompt, param, context_length, special=special is not False))
+        else Prompt(
+            param,
+            to_ids(text, prompt, param, context_length, special=special is not False, contexts=contexts),
+        )
         for param, prompt in named_prompts(request)
     ]
 
@@ -187,12 +193,10 @@ def _infill_ids(
 ) -> list[int]:
     """The token ids of a prompt that is to be continued up to `suffix`. What cannot fit is refused unread."""
     if isinstance(prompt, str):
-        _refuse_unread(text, len(prompt), param, context_length)
-        _refuse_by_its_beginning(text, prompt, param, context_length)
+        _refuse_long(text, prompt, param, context_length)
     else:
         check_ids(prompt, text, param)
-    _refuse_unread(text, len(suffix), "suffix", context_length)
-    _refuse_by_its_beginning(text, suffix, "suffix", context_length)
+    _refuse_long(text, suffix, "suffix", context_length)
     return text.encode_infill(prompt, suffix)
 
 
@@ -221,32 +225,47 @@ def to_ids(
     context_length: int | None,
     *,
     special: bool = True,
+    contexts: int = 1,
 ) -> list[int]:
     """The token ids of one prompt. What cannot fit is refused unread: megabytes of text take seconds.
+
+    Args:
+        contexts: how many contexts' worth of tokens it may have.
 
     Raises:
         CortexError: BAD_REQUEST or CONTEXT_LENGTH_EXCEEDED, naming `param`.
     """
     if isinstance(prompt, str):
-        _refuse_unread(text, len(prompt), param, context_length)
-        _refuse_by_its_beginning(text, prompt, param, context_length)
+        _refuse_long(text, prompt, param, context_length, contexts)
         prompt = text.encode(prompt, special)
     check_ids(prompt, text, param)
     return prompt
 
 
-def _refuse_unread(text: TextFrontEnd, characters: int, param: str, context_length: int | None) -> None:
-    if context_length is not None and (fewest := text.fewest_tokens(characters)) >= context_length:
+def _refuse_unread(
+    text: TextFrontEnd, characters: int, param: str, context_length: int | None, contexts: int = 1
+) -> None:
+    """Refuse what has too many tokens whatever it says."""
+    if context_length is None:
+        return
+    if (fewest := text.fewest_tokens(characters)) >= contexts * context_length:
         raise too_long(fewest, context_length, param, None, counted=False)
 
 
-def _refuse_by_its_beginning(text: TextFrontEnd, prompt: str, param: str, context_length: int | None) -> None:
-    """Read a part of a long text, which alone may have too many tokens: each takes hundreds of bytes."""
+def _refuse_long(
+    text: TextFrontEnd, prompt: str, param: str, context_length: int | None, contexts: int = 1
+) -> None:
+    """The same, and read a long text piece by piece until it has too many: each token takes hundreds of
+    bytes."""
+    _refuse_unread(text, len(prompt), param, context_length, contexts)
     if context_length is None or len(prompt) <= 2 * PROBE * context_length:
         return
-    tokens = len(text.encode(prompt[: PROBE * context_length], special=False))
-    if 2 * tokens >= 3 * context_length:  # where it was cut there may be some more than in the whole
-        raise too_long(tokens, context_length, param, None, counted=False)
+    tokens = 0
+    for start in range(0, len(prompt), PROBE * context_length):
+        piece = prompt[start : start + PROBE * context_length]
+        tokens += len(text.encode(piece, special=False))
+        if 2 * tokens >= 3 * contexts * context_length:  # where it was cut there may be some more
+            raise too_long(tokens, context_length, param, None, counted=False)
 
 
 def pack(ids: list[int]) -> bytes:

@@ -137,6 +137,31 @@ def test_a_text_that_is_too_long_is_known_by_its_beginning():
     assert text.read == 800
 
 
+def test_a_text_whose_beginning_has_few_tokens_is_read_as_far_as_it_may_fit():
+    text = Letters()
+    with pytest.raises(CortexError):
+        to_ids(text, "=" * 2000 + "word" * 1900, "prompt", 100)
+    assert text.read == 3200
+
+
+def test_a_text_of_several_contexts_is_counted():
+    count = CountTokens(id=1, model="m", prompt="word" * 400)
+    [prompt] = encode_prompts(Letters(), count, 100)
+    assert len(prompt.ids) == 400
+    with pytest.raises(CortexError) as refused:
+        encode_prompts(Letters(), Generate(id=1, model="m", prompt=count.prompt * 2), 100)
+    assert refused.value.code == Code.CONTEXT_LENGTH_EXCEEDED
+
+
+def test_a_text_that_is_far_too_long_to_be_counted_is_refused_by_its_beginning():
+    text = Letters()
+    with pytest.raises(CortexError) as refused:
+        encode_prompts(text, CountTokens(id=1, model="m", prompt="word" * 9000), 100)
+    assert refused.value.code == Code.CONTEXT_LENGTH_EXCEEDED
+    assert refused.value.details == {"prompt_tokens": 600, "context_length": 100}
+    assert text.read == 2400
+
+
 def test_a_text_of_many_characters_and_few_tokens_is_read():
     assert len(to_ids(Letters(), "=" * 9000, "prompt", 100)) == 90
     assert len(to_ids(Letters(), "word" * 99, "prompt", 100)) == 99
