@@ -21,7 +21,7 @@ from msgspec import Meta
 from ipc.errors import CortexError
 
 PROTOCOL_MAJOR = 2
-PROTOCOL_MINOR = 0
+PROTOCOL_MINOR = 1
 HEADER = b"cx" + bytes((PROTOCOL_MAJOR, PROTOCOL_MINOR))
 
 FinishReason = Literal["stop", "length", "tool_calls"]
@@ -543,7 +543,7 @@ class HelloReply(Reply, tag="hello"):
     neuron: str  # its name
     version: str
     instance: str  # random, new at each start of the daemon
-    protocol: tuple[int, int] = (PROTOCOL_MAJOR, PROTOCOL_MINOR)
+    protocol: tuple[int, int] = (2, 0)  # left out by neurons of version 2.0: newer ones say theirs
 
 
 class Device(Plain):

@@ -16,6 +16,8 @@ from msgspec.structs import replace
 
 from ipc.errors import Code, CortexError
 from ipc.messages import (
+    PROTOCOL_MAJOR,
+    PROTOCOL_MINOR,
     AnyRequest,
     CachedPages,
     Cancel,
@@ -252,7 +254,11 @@ class Service:
         log.info("client says hello client=%s eviction=%s", request.client, request.eviction)
         peer.send(
             HelloReply(
-                id=request.id, neuron=self._config.name, version=self._version, instance=self._instance
+                id=request.id,
+                neuron=self._config.name,
+                version=self._version,
+                instance=self._instance,
+                protocol=(PROTOCOL_MAJOR, PROTOCOL_MINOR),
             )
         )
 

@@ -11,7 +11,20 @@ import msgspec
 
 from ipc import messages
 from ipc.errors import Code
-from ipc.messages import HEADER, AnyReply, AnyRequest, Choice, Delta, Finished, Started, Timings, Usage
+from ipc.messages import (
+    HEADER,
+    PROTOCOL_MAJOR,
+    PROTOCOL_MINOR,
+    AnyReply,
+    AnyRequest,
+    Choice,
+    Delta,
+    Finished,
+    HelloReply,
+    Started,
+    Timings,
+    Usage,
+)
 from ipc.server import Server
 
 PAGE = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()
@@ -44,6 +57,13 @@ def test_the_bytes_on_the_page_are_what_they_say():
         messages.Heartbeat(id=0),
     ]
     assert HEADER.hex(" ") in PAGE
+
+
+def test_the_page_and_a_hello_say_the_version():
+    assert f"Version {PROTOCOL_MAJOR}.{PROTOCOL_MINOR}." in PAGE
+    ours = HelloReply(id=1, neuron="n", version="v", instance="i", protocol=(PROTOCOL_MAJOR, PROTOCOL_MINOR))
+    # An older client would take its own version for one that is left out.
+    assert list(msgspec.msgpack.decode(msgspec.msgpack.encode(ours))["protocol"]) == list(ours.protocol)
 
 
 def test_the_example_client_runs_as_it_stands():

@@ -8,6 +8,7 @@ import pytest
 from ipc.errors import Code, CortexError
 from ipc.messages import (
     PROTOCOL_MAJOR,
+    PROTOCOL_MINOR,
     CountTokens,
     Delta,
     Detokenize,
@@ -274,7 +275,7 @@ def test_tokens_are_told_without_loading_the_model(client, neuron):
 
 def test_hello_discover_models_and_health_describe_the_neuron(neuron, client):
     hello = ask(client, Hello(id=0, client="test", eviction=Eviction(strategy="priority")))
-    assert (hello.neuron, hello.protocol[0]) == ("tested", PROTOCOL_MAJOR)
+    assert (hello.neuron, hello.protocol) == ("tested", (PROTOCOL_MAJOR, PROTOCOL_MINOR))
     ask(client, Load(id=0, model="sim"))
     discovery = ask(client, Discover(id=0))
     assert discovery.devices[-1].id == "cpu"
@@ -384,6 +385,12 @@ def test_what_travels_is_bounded_and_the_model_goes_on(client, request_, param):
     error = refused(client, request_)
     assert (error.code, error.param) == (Code.BAD_REQUEST, param)
     assert isinstance(ask(client, chat("sim", 4)), Finished)
+
+
+def test_a_text_longer_than_the_context_is_counted(client):
+    context = 32_768
+    counted = ask(client, CountTokens(id=0, model="sim", prompt="Hello! " * context))
+    assert context < counted.tokens
 
 
 def test_text_that_is_far_too_long_is_not_counted(client):
