@@ -11,7 +11,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 Turn = dict[str, Any]  # as templates read it
@@ -151,23 +152,25 @@ def _parts(content: str | list[Any]) -> list[Any]:
 def _results(turns: list[Turn], takes: Takes) -> Iterator[Turn]:
     """Results that the template does not take as such become a user's words; calls without one get one that
     says nothing, where they have to."""
-    open_ids: list[str] = []
+    open_ids: Counter[str] = Counter()  # in the order of the calls
     for turn in turns:
         if turn["role"] == "tool":
-            answered = turn.get("tool_call_id", open_ids[0] if open_ids else None)
+            answered = turn.get("tool_call_id", next(iter(open_ids), None))
             answers = answered in open_ids
             if answers:
-                open_ids.remove(answered)
+                open_ids[answered] -= 1
+                if not open_ids[answered]:
+                    del open_ids[answered]
                 turn["tool_call_id"] = answered
             told = takes.calls and (answers or takes.orphans)
             yield turn if told else {"role": "user", "content": _told(turn["content"])}
             continue
         if takes.calls and not takes.unanswered:
-            yield from map(_no_result, open_ids)
-        open_ids = [call["id"] for call in turn.get("tool_calls", ())]
+            yield from map(_no_result, open_ids.elements())
+        open_ids = Counter(call["id"] for call in turn.get("tool_calls", ()))
         yield turn
     if takes.calls and not takes.unanswered:
-        yield from map(_no_result, open_ids)
+        yield from map(_no_result, open_ids.elements())
 
 
 def _no_result(call_id: str) -> Turn:
@@ -217,23 +220,27 @@ def _as_text(arguments: dict[str, Any] | str) -> str:
 
 def _one_by_one(turns: list[Turn]) -> Iterator[Turn]:
     """Each call in a turn of its own, with its result behind it."""
-    left: list[Turn] = []
+    left: dict[int, Turn] = {}  # calls by their place in the turn
+    places: dict[str, deque[int]] = {}  # of those with an id
+
+    def called(calls: Iterable[Turn]) -> Iterator[Turn]:
+        return ({"role": "assistant", "content": "", "tool_calls": [call]} for call in calls)
+
     for turn in turns:
         if turn["role"] == "tool":
-            ahead = next((i for i, each in enumerate(left) if each["id"] == turn.get("tool_call_id")), None)
-            if ahead is not None:
-                yield {"role": "assistant", "content": "", "tool_calls": [left.pop(ahead)]}
+            if ahead := places.get(turn.get("tool_call_id", "")):
+                yield from called([left.pop(ahead.popleft())])
             yield turn
             continue
-        for call in left:
-            yield {"role": "assistant", "content": "", "tool_calls": [call]}
-        left = []
-        if len(turn.get("tool_calls", ())) > 1:
-            left = turn["tool_calls"][1:]
-            turn["tool_calls"] = turn["tool_calls"][:1]
+        yield from called(left.values())
+        first, *others = turn.get("tool_calls") or [None]
+        left, places = dict(enumerate(others)), {}
+        for place, call in left.items():
+            places.setdefault(call["id"], deque()).append(place)
+        if others:
+            turn["tool_calls"] = [first]
         yield turn
-    for call in left:
-        yield {"role": "assistant", "content": "", "tool_calls": [call]}
+    yield from called(left.values())
 
 
 def _shorten_ids(turns: list[Turn]) -> None:

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from ipc.errors import Code, CortexError
 from ipc.messages import Message, TextPart, ToolCall
-from neuron.text.history import mended
+from neuron.text.history import Takes, mended, walkable
 from neuron.text.template import ChatTemplate
 
 # What templates insist on, one thing each.
@@ -130,6 +130,30 @@ def test_several_calls_in_one_turn_become_turns_with_their_results():
         "[user:a][assistant:two(a12345678 f k=1)][tool:r<a12345678]"
         "[assistant:(b12345678 f k=2)][tool:s<b12345678][user:b]"
     )
+
+
+class Id(str):
+    """One that counts how often any is compared."""
+
+    compared = 0
+    __hash__ = str.__hash__
+
+    def __eq__(self, other):
+        Id.compared += 1
+        return str.__eq__(self, other)
+
+
+def test_many_calls_and_results_are_put_together_without_comparing_each_with_each():
+    def work(count):
+        Id.compared = 0
+        calls = [{"id": Id(i), "function": {"name": "f", "arguments": {}}} for i in range(count)]
+        results = [{"role": "tool", "content": str(i), "tool_call_id": Id(i)} for i in reversed(range(count))]
+        turns = [{"role": "assistant", "content": "", "tool_calls": calls}, *results]
+        shaped = walkable(turns, Takes(several_calls=False, orphans=False, unanswered=False))
+        assert len(shaped) == 2 * count
+        return Id.compared / count
+
+    assert work(400) < 1.5 * work(50)
 
 
 def test_ids_are_shortened_alike_in_calls_and_results():
