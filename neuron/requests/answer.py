@@ -45,6 +45,7 @@ class Answer:
         index: its number among the answers to its request.
         parser: tells its parts apart, and where it ends.
         spell: the bytes of a token.
+        whole: keep all of it for `choice`. What is streamed need not be kept.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Answer:
         detokenizer: Detokenizer,
         parser: AnswerParser,
         spell: Callable[[int], bytes],
+        whole: bool,
     ) -> None:
         self.submit = submit
         self.index = index
@@ -70,6 +72,7 @@ class Answer:
         self._detokenizer = detokenizer
         self._parser = parser
         self._spell = spell
+        self._whole = whole
         self._stop_ids = frozenset(submit.params.stop_ids)
         self._text: list[str] = []
         self._reasoning: list[str] = []
@@ -99,12 +102,12 @@ class Answer:
             taken += 1
         self._take(ids[taken:] if taken else ids, finish, told[taken:])
 
-    def choice(self, whole: bool, with_ids: bool) -> Choice:
-        """How it ended; `whole`: and all of it."""
+    def choice(self, with_ids: bool) -> Choice:
+        """How it ended, and all of it where that was kept."""
         calls, stop_sequence = self._parser.tool_calls, self._parser.stop_sequence
         reason = "tool_calls" if calls and self.reason == "stop" else self.reason
         full = self.fills_context and reason == "length"
-        if not whole:
+        if not self._whole:
             return Choice(reason=reason, index=self.index, stop_sequence=stop_sequence, context_full=full)
         return Choice(
             reason=reason,
@@ -153,10 +156,14 @@ class Answer:
             token_ids=token_ids,
             logprobs=[self.name(each) for each in told],
         )
-        self.token_ids += token_ids
+        if self._whole:
+            self._keep(news)
+        self._owner.on_news(self, news)
+
+    def _keep(self, news: News) -> None:
+        self.token_ids += news.token_ids
         self.logprobs += news.logprobs
         if news.text:
             self._text.append(news.text)
         if news.reasoning:
             self._reasoning.append(news.reasoning)
-        self._owner.on_news(self, news)

@@ -168,6 +168,7 @@ class Generation(OpenRequest):
             detokenizer=text.detokenizer(after=prompt.ids if goes_on else ()),
             parser=text.answer_parser(prompt.rendered, self.request),
             spell=text.spell,
+            whole=not self.request.stream,
         )
 
     def _refuse_what_needs_a_model(self) -> None:
@@ -280,9 +281,8 @@ class Generation(OpenRequest):
             )
 
     def _finish(self) -> None:
-        whole = not self.request.stream
-        choices = [answer.choice(whole, self.request.return_token_ids) for answer in self.parts]
-        if whole and self.request.echo:
+        choices = [answer.choice(self.request.return_token_ids) for answer in self.parts]
+        if self.request.echo and not self.request.stream:
             choices = [
                 msgspec.structs.replace(choice, text=self._prompt_of(answer).echo + choice.text)
                 for answer, choice in zip(self.parts, choices, strict=True)

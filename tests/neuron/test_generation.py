@@ -142,6 +142,16 @@ def test_a_stream_is_started_deltas_and_finished():
     assert client.ended == [client.generation]
 
 
+def test_what_is_streamed_is_not_kept():
+    client = Client(sampling=Sampling(logprobs=0))
+    client.generation.hand_over(100)
+    [answer] = client.generation.parts
+    for token in (3, 4):
+        answer.advance(SequenceReport(1, [token], "", logprobs=[Logprobs(token, -0.5, 1, [])]))
+    assert [len(delta.logprobs) for delta in client.deltas] == [1, 1]
+    assert (answer.token_ids, answer.logprobs) == ([], [])
+
+
 def test_an_unstreamed_answer_is_one_message():
     client = Client(stream=False)
     [finished] = client.feed([3], [4, 5], finish="length")
