@@ -36,6 +36,8 @@ logger = logging.getLogger("gateway.requests")
 CLIENT_LEFT = 499  # nobody receives it: it stands in metrics and the log only
 EXCHANGE = "cortex.exchange"  # in a request's ASGI scope: its exchange
 WAIT_SECONDS = 60.0  # the client ends a call whose neuron is silent, so this only bounds each wait
+# A stream that fails so soon gets an HTTP status; later it has begun, and says it itself.
+VERDICT_SECONDS = 0.5
 LOOK_SECONDS = 1.0  # between two looks at a load that takes longer than a request waits for it
 
 # While a model is in one of these, nothing of a request to it can have begun.
@@ -133,6 +135,19 @@ class Exchange:
                 await self._fail(reply)
         if tokens:
             self._on_tokens(tokens)
+        return replies
+
+    async def verdict(self) -> list[Reply]:
+        """The replies until the neuron takes a streamed request, or has had its time to refuse it.
+
+        Raises:
+            CortexError: it failed, and nothing was written yet.
+        """
+        replies: list[Reply] = []
+        deadline = monotonic() + VERDICT_SECONDS
+        while self.started is None and (left := deadline - monotonic()) > 0:
+            replies += await self.take(left)
+        self.check()
         return replies
 
     def check(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import falcon.asgi
 
 from gateway.dialects import Parse, Renderer, RequestContext
+from gateway.dialects.event_streams import send
 from gateway.fleet.exchange import EXCHANGE, Exchange
 from gateway.fleet.view import Fleet
 from gateway.http.body import Bodies
@@ -46,12 +47,7 @@ class GenerationResource:
     ) -> None:
         await exchange.send(request)
         if request.stream:
-            stream = EventStream(exchange, answer)
-            await stream.verdict()
-            resp.content_type = "text/event-stream; charset=utf-8"
-            resp.set_header("Cache-Control", "no-cache")
-            resp.set_header("X-Accel-Buffering", "no")  # nginx would hold events back
-            resp.stream = stream
+            send(resp, EventStream(exchange, answer, await exchange.verdict()))
         else:
             finished = await exchange.whole()
             # Unstreamed, a neuron says `Started` only where the prompt's ids were asked for.

@@ -6,6 +6,7 @@ import logging
 from time import monotonic
 
 from gateway.dialects import Renderer
+from gateway.dialects.event_streams import KEEP_ALIVE_SECONDS
 from gateway.fleet.exchange import Exchange
 from gateway.refusals import BUG
 from ipc.errors import Code, CortexError
@@ -13,34 +14,21 @@ from ipc.messages import Delta, Finished, Progress, Reply, Started
 
 logger = logging.getLogger("gateway.http.sse")
 
-KEEP_ALIVE_SECONDS = 1.0
-
-# An answer that fails so soon gets an HTTP status; later, headers have gone out, and the stream says it.
-VERDICT_SECONDS = 0.5
-
 
 class EventStream:
     """An asynchronous iterator of bytes. All that came since the last write is one write.
 
     While there is nothing else it has the dialect tell the client that we live, and what it waits for.
+
+    Args:
+        early: replies that have been taken already.
     """
 
-    def __init__(self, exchange: Exchange, answer: Renderer) -> None:
+    def __init__(self, exchange: Exchange, answer: Renderer, early: list[Reply]) -> None:
         self._exchange, self._answer = exchange, answer
-        self._waiting: list[Reply] = []  # replies to be written first
+        self._waiting = early  # replies to be written first
         self._silent_since = 0.0  # 0: nothing was written yet
         self._over = False
-
-    async def verdict(self) -> None:
-        """Wait until the neuron takes the request, or has had its time to refuse it.
-
-        Raises:
-            CortexError: it failed, and nothing was written yet.
-        """
-        deadline = monotonic() + VERDICT_SECONDS
-        while self._exchange.started is None and (left := deadline - monotonic()) > 0:
-            self._waiting += await self._exchange.take(left)
-        self._exchange.check()
 
     def __aiter__(self) -> EventStream:
         return self

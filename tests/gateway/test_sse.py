@@ -6,7 +6,8 @@ import asyncio
 
 import pytest
 
-from gateway.dialects.comments import comment
+from gateway.dialects.event_streams import comment
+from gateway.fleet.exchange import Exchange
 from gateway.http.sse import EventStream
 from ipc.errors import Code, CortexError
 from ipc.messages import Choice, Delta, Finished, Progress, Reply, Started, Timings, Usage
@@ -65,9 +66,8 @@ def delta(text: str) -> Delta:
 
 def written(script: Script) -> list[bytes]:
     async def read() -> list[bytes]:
-        stream = EventStream(script, Words())
-        await stream.verdict()
-        return [data async for data in stream]
+        early = await Exchange.verdict(script)
+        return [data async for data in EventStream(script, Words(), early)]
 
     return asyncio.run(read())
 

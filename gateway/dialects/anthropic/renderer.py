@@ -11,7 +11,7 @@ from gateway.dialects.anthropic import thoughts
 from gateway.dialects.anthropic.blocks import UNREADABLE
 from gateway.dialects.anthropic.envelope import envelope
 from gateway.dialects.anthropic.identifiers import outward
-from gateway.dialects.comments import comment
+from gateway.dialects.event_streams import comment
 from gateway.dialects.writing import encode, json_string, on_one_line
 from gateway.refusals import Refusal
 from ipc.errors import CortexError

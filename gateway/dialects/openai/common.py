@@ -16,7 +16,7 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from gateway.dialects.comments import comment
+from gateway.dialects.event_streams import comment
 from gateway.dialects.fields import (
     MAX_INT,
     Int,

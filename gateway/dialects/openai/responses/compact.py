@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from gateway.dialects import Parse, RequestContext
-from gateway.dialects.comments import comment
+from gateway.dialects.event_streams import comment
 from gateway.dialects.fields import decode, renamed
 from gateway.dialects.openai.envelope import envelope
 from gateway.dialects.openai.responses import context

@@ -5,9 +5,10 @@ from __future__ import annotations
 import falcon.asgi
 
 from gateway.dialects import Services
+from gateway.dialects.event_streams import send
 from gateway.dialects.fields import renamed
 from gateway.dialects.openai.responses.background import Background
-from gateway.dialects.openai.responses.replay import follow, send
+from gateway.dialects.openai.responses.replay import follow
 from gateway.dialects.openai.responses.request import NAMES, read
 from gateway.dialects.openai.responses.run import Run
 from ipc.errors import CortexError

@@ -7,9 +7,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from time import monotonic
 
-import falcon.asgi
-
-from gateway.dialects.comments import comment
+from gateway.dialects.event_streams import KEEP_ALIVE_SECONDS, comment
 from gateway.dialects.openai.responses.output import Events
 from gateway.refusals import NOT_FOUND
 from gateway.store import responses
@@ -17,15 +15,6 @@ from gateway.store.database import Database
 from ipc.errors import CortexError
 
 POLL_SECONDS = 0.1
-KEEP_ALIVE_SECONDS = 1.0
-
-
-def send(resp: falcon.asgi.Response, stream: AsyncIterator[bytes]) -> None:
-    """Answer with server-sent events."""
-    resp.content_type = "text/event-stream; charset=utf-8"
-    resp.set_header("Cache-Control", "no-cache")
-    resp.set_header("X-Accel-Buffering", "no")  # nginx would hold events back
-    resp.stream = stream
 
 
 async def follow(store: Database, account: str, response_id: str, after: int = -1) -> AsyncIterator[bytes]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import falcon.asgi
 
 from gateway.dialects import Services
+from gateway.dialects.event_streams import send
 from gateway.dialects.fields import bad_request
 from gateway.dialects.openai.responses.background import Background
 from gateway.dialects.openai.responses.pages import flag, integer, page
-from gateway.dialects.openai.responses.replay import follow, send
+from gateway.dialects.openai.responses.replay import follow
 from gateway.dialects.writing import encode
 from gateway.refusals import NOT_FOUND, shown
 from gateway.store import responses

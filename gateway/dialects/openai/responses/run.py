@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 from time import monotonic
 
-from gateway.dialects.comments import comment
+from gateway.dialects.event_streams import KEEP_ALIVE_SECONDS, comment
 from gateway.dialects.fields import renamed
 from gateway.dialects.openai.responses import response
 from gateway.dialects.openai.responses.output import Status
@@ -23,9 +23,6 @@ from ipc.errors import Code, CortexError
 from ipc.messages import Choice, Delta, Finished, Progress, Reply, Started, ToolCallDelta
 
 logger = logging.getLogger("gateway.dialects.openai.responses.run")
-
-KEEP_ALIVE_SECONDS = 1.0
-VERDICT_SECONDS = 0.5  # an answer that fails so soon gets an HTTP status
 
 
 class Run:
@@ -72,10 +69,7 @@ class Run:
         self._sent = True
         try:
             await self._send()
-            deadline = monotonic() + VERDICT_SECONDS
-            while self._exchange.started is None and (left := deadline - monotonic()) > 0:
-                self._early += await self._exchange.take(left)
-            self._exchange.check()
+            self._early = await self._exchange.verdict()
         except CortexError as error:
             if error.code != Code.CONTEXT_LENGTH_EXCEEDED:
                 raise
