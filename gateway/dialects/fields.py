@@ -93,6 +93,16 @@ def unsupported(param: str, message: str) -> CortexError:
     return CortexError(Code.NOT_SUPPORTED, f"{param}: {message}", param=param)
 
 
+def refusing(base: type[Struct], neutral: dict[str, tuple[Any, ...]], *more: type[Struct]) -> type[Any]:
+    """The fields of `base`, those of `more`, and those of `neutral`, so that `refuse` sees what they ask for.
+    (Structs cannot inherit from several.)"""
+    fields = [
+        (each.name, each.type, each.default) for group in more for each in msgspec.structs.fields(group)
+    ]
+    refused = [(name, Any, None) for name in neutral]
+    return msgspec.defstruct("Refusing", fields + refused, bases=(base,), kw_only=True)
+
+
 def refuse(fields: Struct, neutral: dict[str, tuple[Any, ...]]) -> None:
     """Raise for the first field of `neutral` that asks for something."""
     for name, values in neutral.items():

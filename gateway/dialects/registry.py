@@ -10,6 +10,7 @@ from gateway.dialects.anthropic import models as anthropic_models
 from gateway.dialects.anthropic.dialect import Anthropic
 from gateway.dialects.openai import models as openai_models
 from gateway.dialects.openai.dialect import OpenAI
+from gateway.dialects.openai.envelope import refuse
 from gateway.dialects.openai.responses.dialect import Responses
 from gateway.dialects.vllm.dialect import VLLM
 from gateway.fleet.listing import ListedModel
@@ -18,7 +19,7 @@ from gateway.refusals import Refusal
 DIALECTS: tuple[MakeDialect, ...] = (OpenAI, Responses, Anthropic, VLLM)
 
 # How errors look where nothing is known of the client, and where a request is no HTTP.
-default_refuse = OpenAI.refuse
+default_refuse = refuse
 
 
 class ModelShapes(Protocol):

@@ -197,7 +197,7 @@ def _end(db: sqlite3.Connection, body: Object) -> None:
         _record(db, response_id, [(last + 1, f"event: {kind}\ndata: ".encode() + data)])
 
 
-class Progress(NamedTuple):
+class News(NamedTuple):
     """The events of a response after a certain one, and whether more may come."""
 
     events: list[tuple[int, bytes]]
@@ -205,7 +205,7 @@ class Progress(NamedTuple):
     orphaned: bool  # nobody works on it, though it has not ended
 
 
-def follow(db: sqlite3.Connection, account: str, response_id: str, after: int) -> Progress | None:
+def follow(db: sqlite3.Connection, account: str, response_id: str, after: int) -> News | None:
     """What is new of a response; None where there is none, or none with events."""
     row = db.execute(
         "SELECT status, owner FROM responses WHERE id = ? AND account = ?", (response_id, account)
@@ -218,7 +218,7 @@ def follow(db: sqlite3.Connection, account: str, response_id: str, after: int) -
     ).fetchall()
     status, owner = row
     active = status in ACTIVE
-    return Progress(
+    return News(
         events, not active and len(events) < 1000, active and (owner is None or not owners.lives(owner))
     )
 

@@ -7,7 +7,7 @@ from typing import Any
 from msgspec import UNSET, Struct, UnsetType
 
 from gateway.dialects.openai.custom_tools import InputReader, as_input
-from gateway.dialects.openai.tools import Choice
+from gateway.dialects.openai.tools import ChosenTools
 from gateway.dialects.writing import encode, json_string, on_one_line
 from ipc.messages import FinishReason, ToolCall, ToolCallDelta
 
@@ -29,26 +29,26 @@ class CallOut(Struct):
     custom: CustomOut | UnsetType = UNSET
 
 
-def calls_out(calls: list[ToolCall], choice: Choice) -> list[CallOut]:
+def calls_out(calls: list[ToolCall], tools: ChosenTools) -> list[CallOut]:
     """The calls of a whole answer."""
     return [
         CallOut(call.id, "custom", custom=CustomOut(call.name, as_input(call.arguments)))
-        if call.name in choice.custom
+        if call.name in tools.custom
         else CallOut(call.id, "function", FunctionOut(call.name, call.arguments))
         for call in calls
     ]
 
 
-def reason_out(reason: FinishReason, choice: Choice) -> str:
+def reason_out(reason: FinishReason, tools: ChosenTools) -> str:
     """Why an answer ended, in the words that the client knows."""
-    return "function_call" if choice.is_old and reason == "tool_calls" else reason
+    return "function_call" if tools.is_old and reason == "tool_calls" else reason
 
 
 class CallWriter:
     """Writes the calls of one streamed answer. The first piece of a call names it and has nothing else."""
 
-    def __init__(self, choice: Choice) -> None:
-        self._choice = choice
+    def __init__(self, tools: ChosenTools) -> None:
+        self._tools = tools
         self._open: tuple[int, InputReader] | None = None  # a call of a custom tool, and its reader
 
     def pieces(self, call: ToolCallDelta) -> list[bytes]:
@@ -73,16 +73,16 @@ class CallWriter:
 
     def _first(self, call: ToolCallDelta) -> bytes:
         name = call.name or ""
-        if self._choice.is_old:
+        if self._tools.is_old:
             return _delta({"function_call": {"name": name, "arguments": ""}})
         head = {"index": call.index, "id": call.call_id}
-        if name in self._choice.custom:
+        if name in self._tools.custom:
             self._open = call.index, InputReader()
             return _call(head | {"type": "custom", "custom": {"name": name, "input": ""}})
         return _call(head | {"type": "function", "function": {"name": name, "arguments": ""}})
 
     def _more(self, call: ToolCallDelta) -> bytes:
-        if self._choice.is_old:
+        if self._tools.is_old:
             return _delta({"function_call": {"arguments": call.arguments}})
         start = b'"delta":{"tool_calls":[{"index":%d,"function":{"arguments":' % call.index
         return b"".join((start, json_string(call.arguments), b"}}]}"))

@@ -8,9 +8,9 @@ import msgspec
 from msgspec import Meta
 
 from gateway.dialects import RequestContext
-from gateway.dialects.fields import bad_request, decode, refuse
+from gateway.dialects.fields import bad_request, decode, refuse, refusing
 from gateway.dialects.openai.chat_answer import ChatRenderer
-from gateway.dialects.openai.common import NEUTRAL, LogprobCount, MaxTokens, limit, refusing, sampling
+from gateway.dialects.openai.common import NEUTRAL, Fields, LogprobCount, MaxTokens, limit, sampling
 from gateway.dialects.openai.conversation import ContinueFields, Turn, continues, conversation
 from gateway.dialects.openai.structured import structured
 from gateway.dialects.openai.thinking import ThinkingFields, is_hidden, template_args, thinking
@@ -30,7 +30,7 @@ CHAT_NEUTRAL = NEUTRAL | {
 }
 
 
-class ChatFields(refusing(CHAT_NEUTRAL, ToolFields, ThinkingFields, ContinueFields), kw_only=True):
+class ChatFields(refusing(Fields, CHAT_NEUTRAL, ToolFields, ThinkingFields, ContinueFields), kw_only=True):
     messages: Annotated[list[Turn], Meta(min_length=1)]
     max_completion_tokens: MaxTokens | None = None
     logprobs: bool | None = None

@@ -9,7 +9,7 @@ from msgspec import UNSET, Struct, UnsetType
 from gateway.dialects.openai.calls import CallOut, CallWriter, FunctionOut, calls_out, reason_out
 from gateway.dialects.openai.common import Fields, UsageOut, Writer, unset_if_none, usage_out
 from gateway.dialects.openai.logprobs import ChatLogprobs, chat_logprobs, prompt_logprobs
-from gateway.dialects.openai.tools import Choice as ToolChoice
+from gateway.dialects.openai.tools import ChosenTools
 from gateway.dialects.writing import encode, json_string
 from ipc import messages
 from ipc.messages import Delta, Finished, Started, TokenLogprob
@@ -61,7 +61,7 @@ class ChatRenderer(Writer):
         fields: Fields,
         request_id: str,
         names: dict[str, str],
-        tools: ToolChoice,
+        tools: ChosenTools,
         *,
         with_logprobs: bool,
         hides_reasoning: bool,

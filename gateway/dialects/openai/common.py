@@ -13,7 +13,6 @@ import secrets
 import time
 from typing import Annotated, Any, TypeVar
 
-import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from gateway.dialects.event_streams import comment
@@ -117,18 +116,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "xtc_probability": (0,),
     "dynatemp_range": (0,),
 }
-
-
-def refusing(
-    neutral: dict[str, tuple[Any, ...]], *more: type[Struct], base: type[Struct] = Fields
-) -> type[Any]:
-    """The fields of `base`, those of `more`, and those of `neutral`, so that `refuse` sees what they ask for.
-    (Structs cannot inherit from several.)"""
-    fields = [
-        (each.name, each.type, each.default) for group in more for each in msgspec.structs.fields(group)
-    ]
-    refused = [(name, Any, None) for name in neutral]
-    return msgspec.defstruct("Refusing", fields + refused, bases=(base,), kw_only=True)
 
 
 def prompts(given: str | list[Any], param: str) -> str | list[int] | list[str] | list[list[int]]:

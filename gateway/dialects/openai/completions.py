@@ -8,10 +8,11 @@ import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
 from gateway.dialects import RequestContext
-from gateway.dialects.fields import bad_request, decode, refuse
+from gateway.dialects.fields import bad_request, decode, refuse, refusing
 from gateway.dialects.openai.common import (
     MAX_CHOICES,
     NEUTRAL,
+    Fields,
     LogprobCount,
     MaxTokens,
     UsageOut,
@@ -19,7 +20,6 @@ from gateway.dialects.openai.common import (
     is_one,
     limit,
     prompts,
-    refusing,
     sampling,
     unset_if_none,
     usage_out,
@@ -39,7 +39,7 @@ COMPLETION_NEUTRAL = NEUTRAL | {
 }
 
 
-class CompletionFields(refusing(COMPLETION_NEUTRAL), kw_only=True):
+class CompletionFields(refusing(Fields, COMPLETION_NEUTRAL), kw_only=True):
     prompt: str | list[Any]
     max_tokens: MaxTokens | None = None
     logprobs: LogprobCount | None = None

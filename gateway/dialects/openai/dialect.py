@@ -6,8 +6,7 @@ from collections.abc import Mapping
 
 from gateway.dialects import Parse, ParseOne, Services
 from gateway.dialects.openai import chat, completions, embeddings
-from gateway.dialects.openai.envelope import envelope
-from gateway.refusals import Refusal
+from gateway.dialects.openai.envelope import refuse
 
 
 class OpenAI:
@@ -21,6 +20,4 @@ class OpenAI:
         self.replies: Mapping[str, ParseOne] = {"/v1/embeddings": embeddings.parse}
         self.resources: Mapping[str, object] = {}
 
-    @staticmethod
-    def refuse(refusal: Refusal) -> tuple[int, bytes]:
-        return refusal.status, envelope(refusal)
+    refuse = staticmethod(refuse)

@@ -9,6 +9,11 @@ import msgspec
 from gateway.refusals import Refusal
 
 
+def refuse(refusal: Refusal) -> tuple[int, bytes]:
+    """The status and the body of an error."""
+    return refusal.status, envelope(refusal)
+
+
 def envelope(refusal: Refusal) -> bytes:
     """The error as a client reads it, as a body or within a stream."""
     error: dict[str, Any] = {

@@ -77,7 +77,7 @@ class ToolFields(Struct, kw_only=True):
     function_call: Literal["none", "auto"] | Named | None = None
 
 
-class Choice(NamedTuple):
+class ChosenTools(NamedTuple):
     """What a request says of its tools.
 
     Attributes:
@@ -86,6 +86,7 @@ class Choice(NamedTuple):
         parallel: whether it may call several.
         custom: names of those that take a text of any form.
         is_old: whether the client knows no more than one call of a function.
+        param: the field that chooses.
     """
 
     tools: list[Tool]
@@ -93,13 +94,13 @@ class Choice(NamedTuple):
     parallel: bool
     custom: frozenset[str]
     is_old: bool
-    param: str  # of the field that chooses
+    param: str
 
 
-NO_TOOLS = Choice([], [], True, frozenset(), False, "tool_choice")
+NO_TOOLS = ChosenTools([], [], True, frozenset(), False, "tool_choice")
 
 
-def tool_choice(fields: ToolFields) -> Choice:
+def tool_choice(fields: ToolFields) -> ChosenTools:
     """What was asked for.
 
     Raises:
@@ -122,7 +123,7 @@ def tool_choice(fields: ToolFields) -> Choice:
             raise bad_request("function_call", "needs functions to choose from")
     parallel = fields.parallel_tool_calls is not False and not is_old
     if chosen == "none":  # the model is not told of any
-        return Choice([], [], parallel, custom, is_old, param)
+        return ChosenTools([], [], parallel, custom, is_old, param)
     must_call: list[str] = []
     names = [tool.name for tool in tools]
     if isinstance(chosen, OnlyAllowed):
@@ -139,7 +140,7 @@ def tool_choice(fields: ToolFields) -> Choice:
         if not names:
             raise bad_request(param, "needs tools to choose from")
         must_call = names
-    return Choice(tools, must_call, parallel, custom, is_old, param)
+    return ChosenTools(tools, must_call, parallel, custom, is_old, param)
 
 
 def _name(

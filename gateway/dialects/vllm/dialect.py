@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from gateway.dialects import Parse, ParseOne, Services
-from gateway.dialects.openai.dialect import OpenAI
+from gateway.dialects.openai.envelope import refuse
 from gateway.dialects.vllm import tokens
 from gateway.dialects.vllm.rerank import Rerank
 
@@ -25,4 +25,4 @@ class VLLM:
         }
         self.resources: Mapping[str, object] = {}
 
-    refuse = staticmethod(OpenAI.refuse)
+    refuse = staticmethod(refuse)

@@ -8,8 +8,8 @@ import msgspec
 from msgspec import Meta, Struct
 
 from gateway.dialects import RequestContext
-from gateway.dialects.fields import Name, bad_request, decode, refuse, renamed
-from gateway.dialects.openai.common import TokenId, refusing
+from gateway.dialects.fields import Name, bad_request, decode, refuse, refusing, renamed
+from gateway.dialects.openai.common import TokenId
 from gateway.dialects.openai.conversation import ContinueFields, Turn, continues, conversation
 from gateway.dialects.openai.thinking import ThinkingFields, template_args, thinking
 from gateway.dialects.openai.tools import ToolFields, tool_choice
@@ -27,9 +27,7 @@ class ModelField(Struct, kw_only=True):
     model: Name
 
 
-class TokenizeFields(
-    refusing(NEUTRAL, ToolFields, ThinkingFields, ContinueFields, base=ModelField), kw_only=True
-):
+class TokenizeFields(refusing(ModelField, NEUTRAL, ToolFields, ThinkingFields, ContinueFields), kw_only=True):
     """Of `prompt`, `content`, which is llama.cpp's name for it, and `messages` there is one."""
 
     prompt: Name | None = None

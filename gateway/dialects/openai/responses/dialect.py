@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from gateway.dialects import Parse, ParseOne, Services
-from gateway.dialects.openai.envelope import envelope
+from gateway.dialects.openai.envelope import refuse
 from gateway.dialects.openai.responses import compact, input_tokens
 from gateway.dialects.openai.responses.background import Background
 from gateway.dialects.openai.responses.conversations import (
@@ -16,7 +16,6 @@ from gateway.dialects.openai.responses.conversations import (
 )
 from gateway.dialects.openai.responses.create import CreateResource
 from gateway.dialects.openai.responses.resources import CancelResource, InputItemsResource, ResponseResource
-from gateway.refusals import Refusal
 
 
 class Responses:
@@ -40,6 +39,4 @@ class Responses:
             f"{several}/items/{{item_id}}": ItemResource(services),
         }
 
-    @staticmethod
-    def refuse(refusal: Refusal) -> tuple[int, bytes]:
-        return refusal.status, envelope(refusal)
+    refuse = staticmethod(refuse)

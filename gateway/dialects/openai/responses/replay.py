@@ -23,18 +23,18 @@ async def follow(store: Database, account: str, response_id: str, after: int = -
     written = monotonic()
     try:
         while True:
-            progress = await store.read(responses.follow, account, response_id, after)
-            if progress is None:
+            news = await store.read(responses.follow, account, response_id, after)
+            if news is None:
                 raise CortexError(NOT_FOUND, f"the response {response_id!r} has been deleted")
-            if progress.events:
-                after = progress.events[-1][0]
-                yield b"".join(data + b"\n\n" for _, data in progress.events)
+            if news.events:
+                after = news.events[-1][0]
+                yield b"".join(data + b"\n\n" for _, data in news.events)
                 written = monotonic()
-            if progress.over:
+            if news.over:
                 return
-            if progress.orphaned:
+            if news.orphaned:
                 await store.write(responses.bury)
-            elif not progress.events:
+            elif not news.events:
                 if monotonic() - written >= KEEP_ALIVE_SECONDS:
                     yield comment(None)
                     written = monotonic()
