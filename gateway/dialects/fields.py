@@ -17,6 +17,7 @@ T = TypeVar("T")
 MISSING = "a required field is missing"  # what is said of one that is not there
 
 MAX_INT = (1 << 63) - 1  # of 64 bits with a sign: a message to a neuron holds little more
+MAX_TOKEN_ID = 0xFFFF_FFFF
 MAX_STOP = 4096  # characters of a text that ends an answer, or that does not stand in it
 
 Int = Annotated[int, Meta(ge=-MAX_INT - 1, le=MAX_INT)]
@@ -25,6 +26,7 @@ Count = Annotated[int, Meta(ge=1, le=MAX_INT)]
 Name = Annotated[str, Meta(min_length=1)]
 Short = Annotated[str, Meta(max_length=MAX_NAME)]
 ShortName = Annotated[str, Meta(min_length=1, max_length=MAX_NAME)]
+TokenId = Annotated[int, Meta(ge=0, le=MAX_TOKEN_ID)]
 Stop = Annotated[str, Meta(min_length=1, max_length=MAX_STOP)]
 
 

@@ -10,8 +10,8 @@ from msgspec import Meta
 from gateway.dialects import RequestContext
 from gateway.dialects.fields import bad_request, decode, refuse, refusing
 from gateway.dialects.openai.chat_answer import ChatRenderer
-from gateway.dialects.openai.common import NEUTRAL, Fields, LogprobCount, MaxTokens, limit, sampling
 from gateway.dialects.openai.conversation import ContinueFields, Turn, continues, conversation
+from gateway.dialects.openai.fields import NEUTRAL, Fields, LogprobCount, MaxTokens, limit, sampling
 from gateway.dialects.openai.structured import structured
 from gateway.dialects.openai.thinking import ThinkingFields, is_hidden, template_args, thinking
 from gateway.dialects.openai.tools import ToolFields, tool_choice

@@ -7,9 +7,10 @@ from typing import Any
 from msgspec import UNSET, Struct, UnsetType
 
 from gateway.dialects.openai.calls import CallOut, CallWriter, FunctionOut, calls_out, reason_out
-from gateway.dialects.openai.common import Fields, UsageOut, Writer, unset_if_none, usage_out
+from gateway.dialects.openai.fields import Fields
 from gateway.dialects.openai.logprobs import ChatLogprobs, chat_logprobs, prompt_logprobs
 from gateway.dialects.openai.tools import ChosenTools
+from gateway.dialects.openai.writer import UsageOut, Writer, unset_if_none, usage_out
 from gateway.dialects.writing import encode, json_string
 from ipc import messages
 from ipc.messages import Delta, Finished, Started, TokenLogprob

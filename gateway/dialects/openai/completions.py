@@ -9,23 +9,20 @@ from msgspec import UNSET, Struct, UnsetType
 
 from gateway.dialects import RequestContext
 from gateway.dialects.fields import bad_request, decode, refuse, refusing
-from gateway.dialects.openai.common import (
+from gateway.dialects.openai.fields import (
     MAX_CHOICES,
     NEUTRAL,
     Fields,
     LogprobCount,
     MaxTokens,
-    UsageOut,
-    Writer,
     is_one,
     limit,
     prompts,
     sampling,
-    unset_if_none,
-    usage_out,
 )
 from gateway.dialects.openai.logprobs import CompletionLogprobs, completion_logprobs, prompt_logprobs
 from gateway.dialects.openai.structured import structured
+from gateway.dialects.openai.writer import UsageOut, Writer, unset_if_none, usage_out
 from gateway.dialects.writing import encode, json_string
 from ipc import messages
 from ipc.messages import Delta, Finished, FinishReason, Generate, Started, TokenLogprob

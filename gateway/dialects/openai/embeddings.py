@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from gateway.dialects import RequestContext
 from gateway.dialects.fields import Count, Int, Name, decode, refuse, renamed
-from gateway.dialects.openai.common import is_one, prompts
+from gateway.dialects.openai.fields import is_one, prompts
 from gateway.dialects.writing import encode
 from ipc.errors import CortexError
 from ipc.messages import Embed, Embeddings

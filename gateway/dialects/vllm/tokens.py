@@ -8,8 +8,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from gateway.dialects import RequestContext
-from gateway.dialects.fields import Name, bad_request, decode, refuse, refusing, renamed
-from gateway.dialects.openai.common import TokenId
+from gateway.dialects.fields import Name, TokenId, bad_request, decode, refuse, refusing, renamed
 from gateway.dialects.openai.conversation import ContinueFields, Turn, continues, conversation
 from gateway.dialects.openai.thinking import ThinkingFields, template_args, thinking
 from gateway.dialects.openai.tools import ToolFields, tool_choice

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Struct
 
 from gateway.dialects.fields import Count, Int, Name, Short
-from gateway.dialects.openai.common import LogprobCount
+from gateway.dialects.openai.fields import LogprobCount
 
 MetadataValue = Annotated[str, Meta(max_length=512)]
 MetadataKey = Annotated[str, Meta(max_length=64)]
