@@ -63,8 +63,11 @@ class Overhead:
         return tokens * (stream + projected + rotated + attended) + gathered + SCORES
 
     def _mlp(self, tokens: int) -> int:
-        inner = self.shapes.intermediate_size // self.world_size
-        return tokens * (2 * self.shapes.hidden_size + 4 * inner) * self.itemsize
+        inner, experts = self.shapes.intermediate_size // self.world_size, self.shapes.experts
+        if experts is not None:  # all tokens may choose the same one
+            inner = max(inner, experts.intermediate_size // self.world_size)
+        stream = (2 if experts is None else 4) * self.shapes.hidden_size
+        return tokens * (stream + 4 * inner) * self.itemsize
 
     def _told(self, tokens: int) -> int:
         return min(tokens, TOLD_ROWS) * self.shapes.vocab_size * (self.itemsize + 3 * FLOAT)

@@ -28,6 +28,8 @@ from transformers import (
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
     SmolLM3Config,
     SmolLM3ForCausalLM,
 )
@@ -80,6 +82,11 @@ def qwen2(**changes: Any) -> PreTrainedModel:
     return Qwen2ForCausalLM(Qwen2Config(**SIZES | {"num_hidden_layers": 3} | changes))
 
 
+def qwen3_moe(**changes: Any) -> PreTrainedModel:
+    experts = {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 32}
+    return Qwen3MoeForCausalLM(Qwen3MoeConfig(**SIZES | experts | changes))
+
+
 def gemma2(**changes: Any) -> PreTrainedModel:
     gemma = {"query_pre_attn_scalar": 20, "sliding_window": 24, "num_hidden_layers": 3}
     return Gemma2ForCausalLM(Gemma2Config(**SIZES | gemma | changes, attn_implementation="eager"))
@@ -130,6 +137,10 @@ VARIANTS: dict[str, Callable[[], PreTrainedModel]] = {
     ),
     "qwen2_tied": lambda: qwen2(tie_word_embeddings=True),
     "qwen2_window_above": lambda: qwen2(use_sliding_window=True, sliding_window=20, max_window_layers=1),
+    "qwen3_moe": lambda: qwen3_moe(norm_topk_prob=True),
+    "qwen3_moe_some": lambda: qwen3_moe(
+        num_hidden_layers=4, decoder_sparse_step=2, mlp_only_layers=[3], tie_word_embeddings=True
+    ),
     "gemma2": lambda: gemma2(),
     "gemma2_without_caps": lambda: gemma2(
         attn_logit_softcapping=None, final_logit_softcapping=None, attention_bias=True

@@ -20,6 +20,7 @@ SHARED = (
     "gemma3",
     "granite_biased",
     "phi3",
+    "qwen3_moe",
     "llama_every_head_its_own_keys",
     "llama_one_key_head_sharded",
     "llama_flat_llama3",

@@ -59,8 +59,18 @@ class Rope(msgspec.Struct, frozen=True, kw_only=True):
     is_long: bool = False  # which of the two holds
 
 
+class Experts(msgspec.Struct, frozen=True):
+    """MLPs of which each token goes through a few, as a router says."""
+
+    count: int
+    chosen: int  # for each token
+    intermediate_size: int  # of each
+    normalised: bool  # the weights of those that are chosen add up to 1
+    layers: tuple[int, ...]  # that have them; others have one MLP
+
+
 class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """The dimensions and settings of a dense decoder; sizes in elements."""
+    """The dimensions and settings of a decoder; sizes in elements."""
 
     vocab_size: int
     hidden_size: int
@@ -87,6 +97,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     attention_cap: float | None = None  # scores are bent to stay below it: cap * tanh(score / cap)
     logit_scale: float = 1.0
     logit_cap: float | None = None
+    experts: Experts | None = None
     context_length: int  # tokens that the model was made for
     context_limit: int  # tokens that its positions can be stretched to; no less
     layers: tuple[Layer, ...]
@@ -109,6 +120,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
             world_size >= 1
             and self.num_heads % world_size == 0
             and self.intermediate_size % world_size == 0
+            and (self.experts is None or self.experts.intermediate_size % world_size == 0)
             and (self.num_kv_heads % world_size == 0 or world_size % self.num_kv_heads == 0)
         )
 

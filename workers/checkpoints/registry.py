@@ -11,10 +11,11 @@ from workers.checkpoints.families.mistral import MISTRAL
 from workers.checkpoints.families.phi3 import PHI3
 from workers.checkpoints.families.qwen2 import QWEN2
 from workers.checkpoints.families.qwen3 import QWEN3
+from workers.checkpoints.families.qwen3_moe import QWEN3_MOE
 from workers.checkpoints.families.smollm3 import SMOLLM3
 from workers.checkpoints.family import Family
 
-KNOWN = (LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA2, GEMMA3, GRANITE, PHI3, SMOLLM3)
+KNOWN = (LLAMA, MISTRAL, QWEN2, QWEN3, QWEN3_MOE, GEMMA2, GEMMA3, GRANITE, PHI3, SMOLLM3)
 FAMILIES = {family.name: family for family in KNOWN}
 ARCHITECTURES = {
     name: family for family in FAMILIES.values() for name in (*family.architectures, *family.within)

@@ -100,8 +100,8 @@ class ColumnParallel(Linear):
                 yield Slice(f"{name}.bias", whole[:1], self.bias[start:end], row=share.start)
 
 
-class RowParallel(Linear):
-    """A projection whose input is spread over the ranks; the partial products are summed over them.
+class RowPart(Linear):
+    """A projection whose input is spread over the ranks: each has a part of the sum.
 
     Args:
         name: in the checkpoint, without `.weight`.
@@ -109,16 +109,26 @@ class RowParallel(Linear):
         columns: size of the whole input, which the ranks of `group` divide evenly.
     """
 
-    def __init__(
-        self, name: str, rows: int, columns: int, bias: bool, group: RankGroup, empty: Empty
-    ) -> None:
+    def __init__(self, name: str, rows: int, columns: int, group: RankGroup, empty: Empty) -> None:
         self.name, self.shape, self.group = name, (rows, columns), group
         self.share = group.share(columns)
         super().__init__(empty(rows, len(self.share)))
-        self.bias_of_sum = empty(rows) if bias else None
 
     def pieces(self) -> Iterator[Slice]:
         yield Slice(f"{self.name}.weight", self.shape, self.weight, column=self.share.start)
+
+
+class RowParallel(RowPart):
+    """The same with the sum over the ranks, and a bias added to that."""
+
+    def __init__(
+        self, name: str, rows: int, columns: int, bias: bool, group: RankGroup, empty: Empty
+    ) -> None:
+        super().__init__(name, rows, columns, group, empty)
+        self.bias_of_sum = empty(rows) if bias else None
+
+    def pieces(self) -> Iterator[Slice]:
+        yield from super().pieces()
         if self.bias_of_sum is not None:
             yield Slice(f"{self.name}.bias", self.shape[:1], self.bias_of_sum)
 

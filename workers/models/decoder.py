@@ -12,24 +12,19 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from workers.attention.backend import Attend
-from workers.checkpoints.config import Activation, ModelConfig
+from workers.checkpoints.config import ModelConfig
 from workers.layers.embedding import Embedding, Head, VocabularySlice
 from workers.layers.linear import ColumnParallel, Empty, Linear, RowParallel
 from workers.layers.norm import HeadNorm, RMSNorm
 from workers.layers.rotary import Rotary, rotate_part
-from workers.layers.steady import SERIAL
+from workers.models.experts import MixtureOfExperts
+from workers.models.mlp import MLP
 from workers.parallel import RankGroup
 from workers.weights.loader import Shard, Slice
 
-ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
-    "silu": F.silu,
-    "gelu": F.gelu,
-    "gelu_tanh": partial(F.gelu, approximate="tanh"),
-}
 Angles = tuple[Tensor, Tensor]  # cosines and sines, [tokens, 1, head_dim] float32
 
 
@@ -111,7 +106,10 @@ class Block:
         if number not in config.unrotated:
             self.rope = int(config.window_rope is not None and config.layers[number].kind == "window")
         self.attention = Attention(f"model.layers.{number}.self_attn", config, group, empty)
-        self.mlp = MLP(f"model.layers.{number}.mlp", config, group, empty)
+        has_experts = config.experts is not None and number in config.experts.layers
+        self.mlp = (MixtureOfExperts if has_experts else MLP)(
+            f"model.layers.{number}.mlp", config, group, empty
+        )
         self.attention_norm = norm("input_layernorm")
         self.after_attention: RMSNorm | None = None
         self.after_mlp: RMSNorm | None = None
@@ -124,7 +122,7 @@ class Block:
 
     @property
     def linears(self) -> tuple[Linear, ...]:
-        return self.attention.qkv, self.attention.output, self.mlp.gate_up, self.mlp.down
+        return self.attention.qkv, self.attention.output, *self.mlp.linears
 
     def parts(self) -> Iterator[Shard]:
         norms = (self.attention_norm, self.after_attention, self.mlp_norm, self.after_mlp)
@@ -189,26 +187,3 @@ class Attention:
             qk = rotate_part(qk.float(), *angles)
         q, keys = qk.to(x.dtype).split((heads, kv_heads), dim=1)
         return self.output(attend(q, keys, values).view(len(x), -1))
-
-
-class MLP:
-    """The gated feed-forward network (Shazeer 2020)."""
-
-    def __init__(self, name: str, config: ModelConfig, group: RankGroup, empty: Empty) -> None:
-        hidden, inner = config.hidden_size, config.intermediate_size
-        self.exact = False
-        share = group.share(inner)
-        self.activation = ACTIVATIONS[config.activation]
-        projections = [(f"{name}.gate_proj", inner, share), (f"{name}.up_proj", inner, share)]
-        if config.fused:
-            lower = range(inner + share.start, inner + share.stop)
-            projections = [(f"{name}.gate_up_proj", 2 * inner, part) for part in (share, lower)]
-        self.gate_up = ColumnParallel(projections, hidden, config.mlp_bias, empty)
-        self.down = RowParallel(f"{name}.down_proj", hidden, inner, config.mlp_bias, group, empty)
-
-    def __call__(self, x: Tensor) -> Tensor:  # [tokens, hidden]
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
-        # where threads divide a tensor, the last elements of their parts may be rounded another way
-        rows = max(1, SERIAL // gate.shape[1]) if self.exact else len(x)
-        gated = [self.activation(g) * u for g, u in zip(gate.split(rows), up.split(rows), strict=True)]
-        return self.down(torch.cat(gated) if len(gated) > 1 else gated[0])

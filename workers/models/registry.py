@@ -13,5 +13,6 @@ MODELS = {
     "phi3": Decoder,
     "qwen2": Decoder,
     "qwen3": Decoder,
+    "qwen3_moe": Decoder,
     "smollm3": Decoder,
 }

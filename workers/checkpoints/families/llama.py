@@ -1,4 +1,4 @@
-"""Llama, and the tensors that every dense decoder of its shape has.
+"""Llama, and the tensors that every decoder of its shape has.
 
 The sharding is Megatron's (https://arxiv.org/abs/1909.08053): attention and MLP split by column on the way
 in and by row on the way out, embedding and head by vocabulary, padded to equal parts. Norms are on every
@@ -22,7 +22,7 @@ HEAD = "lm_head.weight"
 
 def dense_tensors(model: ModelConfig) -> Iterator[TensorSpec]:
     """Every tensor that is loaded; a tied head is the embedding and not listed again."""
-    hidden, inner, head = model.hidden_size, model.intermediate_size, model.head_dim
+    hidden, head = model.hidden_size, model.head_dim
     queries, keys = model.num_heads * head, model.num_kv_heads * head
     yield TensorSpec(EMBEDDING, (model.vocab_size, hidden), "vocabulary")
     for layer in range(model.num_layers):
@@ -37,9 +37,12 @@ def dense_tensors(model: ModelConfig) -> Iterator[TensorSpec]:
         yield TensorSpec(attention + "k_proj.weight", (keys, hidden), "kv_rows")
         yield TensorSpec(attention + "v_proj.weight", (keys, hidden), "kv_rows")
         yield TensorSpec(attention + "o_proj.weight", (hidden, queries), "columns")
-        yield TensorSpec(mlp + "gate_proj.weight", (inner, hidden), "rows")
-        yield TensorSpec(mlp + "up_proj.weight", (inner, hidden), "rows")
-        yield TensorSpec(mlp + "down_proj.weight", (hidden, inner), "columns")
+        if model.experts is not None and layer in model.experts.layers:
+            yield TensorSpec(mlp + "gate.weight", (model.experts.count, hidden), "none")
+            for expert in range(model.experts.count):
+                yield from _mlp(f"{mlp}experts.{expert}.", hidden, model.experts.intermediate_size)
+        else:
+            yield from _mlp(mlp, hidden, model.intermediate_size, model.mlp_bias)
         if model.qk_norm:
             yield TensorSpec(attention + "q_norm.weight", (head,), "none")
             yield TensorSpec(attention + "k_norm.weight", (head,), "none")
@@ -49,13 +52,19 @@ def dense_tensors(model: ModelConfig) -> Iterator[TensorSpec]:
             yield TensorSpec(attention + "v_proj.bias", (keys,), "kv_rows")
         if model.output_bias:
             yield TensorSpec(attention + "o_proj.bias", (hidden,), "none")
-        if model.mlp_bias:
-            yield TensorSpec(mlp + "gate_proj.bias", (inner,), "rows")
-            yield TensorSpec(mlp + "up_proj.bias", (inner,), "rows")
-            yield TensorSpec(mlp + "down_proj.bias", (hidden,), "none")
     yield TensorSpec("model.norm.weight", (hidden,), "none")
     if not model.tied_head:
         yield TensorSpec(HEAD, (model.vocab_size, hidden), "vocabulary")
+
+
+def _mlp(prefix: str, hidden: int, inner: int, bias: bool = False) -> Iterator[TensorSpec]:
+    yield TensorSpec(prefix + "gate_proj.weight", (inner, hidden), "rows")
+    yield TensorSpec(prefix + "up_proj.weight", (inner, hidden), "rows")
+    yield TensorSpec(prefix + "down_proj.weight", (hidden, inner), "columns")
+    if bias:
+        yield TensorSpec(prefix + "gate_proj.bias", (inner,), "rows")
+        yield TensorSpec(prefix + "up_proj.bias", (inner,), "rows")
+        yield TensorSpec(prefix + "down_proj.bias", (hidden,), "none")
 
 
 def read(path: Path, given: Mapping[str, Any]) -> ModelConfig:

@@ -1,0 +1,57 @@
+"""The gated feed-forward network (Shazeer 2020)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from workers.checkpoints.config import Activation, ModelConfig
+from workers.layers.linear import ColumnParallel, Empty, Linear, RowParallel
+from workers.layers.steady import SERIAL
+from workers.parallel import RankGroup
+
+ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+}
+
+
+class MLP:
+    """`down(activation(gate(x)) * up(x))`."""
+
+    def __init__(self, name: str, config: ModelConfig, group: RankGroup, empty: Empty) -> None:
+        hidden, inner = config.hidden_size, config.intermediate_size
+        self.exact, self.activation = False, config.activation
+        share = group.share(inner)
+        projections = [(f"{name}.gate_proj", inner, share), (f"{name}.up_proj", inner, share)]
+        if config.fused:
+            lower = range(inner + share.start, inner + share.stop)
+            projections = [(f"{name}.gate_up_proj", 2 * inner, part) for part in (share, lower)]
+        self.gate_up = ColumnParallel(projections, hidden, config.mlp_bias, empty)
+        self.down = RowParallel(f"{name}.down_proj", hidden, inner, config.mlp_bias, group, empty)
+
+    @property
+    def linears(self) -> tuple[Linear, ...]:
+        return self.gate_up, self.down
+
+    def __call__(self, x: Tensor) -> Tensor:  # [tokens, hidden]
+        return self.down(gated(self.gate_up(x), self.activation, self.exact))
+
+
+def gated(gate_up: Tensor, name: Activation, exact: bool) -> Tensor:  # [tokens, 2 * inner] -> [tokens, inner]
+    """The first half, activated, times the second.
+
+    Args:
+        exact: each token to the same bits whatever stands beside it.
+    """
+    activation = ACTIVATIONS[name]
+    gate, up = gate_up.chunk(2, dim=-1)
+    # where threads divide a tensor, the last elements of their parts may be rounded another way
+    rows = max(1, SERIAL // gate.shape[1]) if exact else len(gate)
+    parts = [activation(g) * u for g, u in zip(gate.split(rows), up.split(rows), strict=True)]
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
