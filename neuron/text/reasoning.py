@@ -37,7 +37,7 @@ class ThinkTags(NamedTuple):
     def state(self, prompt: str) -> Thought:
         """Where a prompt leaves the model."""
         end = prompt.rstrip(SPACE)
-        if end.endswith(self.closing):
+        if end.endswith((self.closing, self._empty.rstrip(SPACE))):
             return "none"
         return "open" if end.endswith(self.opening) else "possible"
 
@@ -47,8 +47,13 @@ class ThinkTags(NamedTuple):
         if state == "none":
             return prompt
         if state == "open":
-            return prompt.rstrip(SPACE) + f"\n\n{self.closing}{self.resumed}"
-        return prompt + f"{self.opening}\n\n{self.closing}{self.resumed}"
+            return prompt.rstrip(SPACE) + self._empty.removeprefix(self.opening)
+        return prompt + self._empty
+
+    @property
+    def _empty(self) -> str:
+        """A thought in which nothing stands, and what follows it."""
+        return f"{self.opening}\n\n{self.closing}{self.resumed}"
 
 
 THINK = ThinkTags("<think>", "</think>")

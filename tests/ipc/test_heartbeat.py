@@ -67,14 +67,19 @@ def test_beats_are_never_torn(spawn, page):
     child = spawn(ATTACH + BEAT_FOREVER, page.fd, fds=(page.fd,))
     while page.read(1).time == 0.0 and child.poll() is None:
         os.sched_yield()
-    last = -1
+    last, refused = -1, 0
     for _ in range(20000):
-        beat = page.read(1)
+        try:
+            beat = page.read(1)
+        except RuntimeError:  # a writer that never rests can be too fast for a reader with less of a core
+            refused += 1
+            continue
         assert (beat.memory, beat.epoch) == (beat.step * 3, beat.step * 5)
         assert beat.state == STATES[beat.step % len(STATES)]
         assert beat.step >= last
         last = beat.step
     assert last > 0
+    assert refused < 10_000
 
 
 DIE_IN_THE_MIDDLE = """
