@@ -71,9 +71,11 @@ def use(db: sqlite3.Connection, account: str, conversation_id: str) -> list[Obje
 
 
 def append(db: sqlite3.Connection, account: str, conversation_id: str, new: list[Object]) -> None:
-    """Add items at the end. To a conversation that is gone nothing is added; an item that is there stays."""
+    """Add items at the end, which counts as a use. To a conversation that is gone nothing is added; an item
+    that is there stays."""
     if get(db, account, conversation_id) is None:
         return
+    db.execute("UPDATE conversations SET used = ? WHERE id = ?", (time.time(), conversation_id))
     (last,) = db.execute(
         "SELECT coalesce(max(position), -1) FROM conversation_items WHERE conversation = ?",
         (conversation_id,),

@@ -185,6 +185,15 @@ def test_conversations_take_their_turn(store: Database) -> None:
     assert read(store, responses.item, ME, "ic00") is None
 
 
+def test_conversation_that_is_added_to_is_in_use(store: Database) -> None:
+    for name in ("old", "added"):
+        write(store, conversations.create, ME, {"id": name, "metadata": {}}, [])
+    write(store, lambda db: db.execute("UPDATE conversations SET used = ?", (time.time() - 31 * DAY,)))
+    write(store, conversations.append, ME, "added", [{"id": "i"}])
+    write(store, make_room, LIMITS, "")
+    assert ids(store) == ["added"]
+
+
 def test_full_disk_is_told_and_leaves_nothing(store: Database) -> None:
     keep(store, response("a"))
     pages = read(store, lambda db: db.execute("PRAGMA page_count").fetchone()[0])
