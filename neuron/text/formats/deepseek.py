@@ -6,8 +6,9 @@ V3.1:      <｜tool▁call▁begin｜>name<｜tool▁sep｜>the arguments
 
 from __future__ import annotations
 
-from neuron.text.formats.call_parser import CallParser, Steps, Unfinished
+from neuron.text.formats.call_parser import Steps, Unfinished
 from neuron.text.formats.lark import Lark
+from neuron.text.formats.section import SectionParser
 from neuron.text.formats.tool_format import Schema, ToolFormat
 
 SECTION, END_SECTION = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"
@@ -15,23 +16,13 @@ CALL, SEPARATOR, END_CALL = "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>",
 KIND, FENCE = "function", "```"
 
 
-class DeepSeekParser(CallParser):
+class DeepSeekParser(SectionParser):
     """Reads both: where the arguments follow at once, what stood before was the name and not the kind."""
 
     openings = (SECTION, CALL)
+    end_section = END_SECTION
 
-    def call(self, opening: str) -> Steps[None]:
-        if opening == SECTION:
-            yield from self.space()
-            yield from self.expect(CALL)
-        while True:
-            yield from self._one()
-            yield from self.space()
-            if not (yield from self.accept(CALL)):
-                break
-        yield from self.accept(END_SECTION)
-
-    def _one(self) -> Steps[None]:
+    def one_call(self) -> Steps[None]:
         try:
             yield from self.name(SEPARATOR)
             if not (yield from self.peek()):

@@ -57,7 +57,7 @@ class JsonListParser(HermesParser):
 
 
 class JsonListFormat(ToolFormat):
-    """A format whose calls are objects in a list. What is around the list is up to each."""
+    """A format whose calls are JSON objects. What is around and between them is up to each."""
 
     between = ", "
     keys: ClassVar[tuple[str, str]] = ("name", "arguments")

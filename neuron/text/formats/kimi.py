@@ -8,8 +8,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from neuron.text.formats.call_parser import CallParser, NoCall, Steps
+from neuron.text.formats.call_parser import NoCall, Steps
 from neuron.text.formats.lark import Lark
+from neuron.text.formats.section import SectionParser
 from neuron.text.formats.tool_format import Schema, ToolFormat
 
 SECTION, END_SECTION = "<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"
@@ -18,28 +19,18 @@ CALL, ARGUMENTS, END_CALL = "<|tool_call_begin|>", "<|tool_call_argument_begin|>
 _NUMBERED = re.compile(r"(?P<name>.+?)(?::(?P<number>\d{1,9}))?", re.DOTALL)
 
 
-class KimiParser(CallParser):
+class KimiParser(SectionParser):
     """Reads calls and keeps their ids, as some templates write nothing else of a call's name."""
 
     openings = (SECTION, CALL)
+    end_section = END_SECTION
 
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
         self._id = ""  # of the call that begins
         self._ids: set[str] = set()
 
-    def call(self, opening: str) -> Steps[None]:
-        if opening == SECTION:
-            yield from self.space()
-            yield from self.expect(CALL)
-        while True:
-            yield from self._one()
-            yield from self.space()
-            if not (yield from self.accept(CALL)):
-                break
-        yield from self.accept(END_SECTION)
-
-    def _one(self) -> Steps[None]:
+    def one_call(self) -> Steps[None]:
         yield from self.space()
         yield from self.accept("functions.")
         yield from self.name(ARGUMENTS)

@@ -7,12 +7,9 @@
 
 from __future__ import annotations
 
-import json
-
 from neuron.text.formats.call_parser import Steps
 from neuron.text.formats.hermes import HermesParser
-from neuron.text.formats.lark import Lark
-from neuron.text.formats.tool_format import Schema, ToolFormat
+from neuron.text.formats.json_list import JsonListFormat
 
 SECTION, END_SECTION = "<tool_calls>", "</tool_calls>"
 
@@ -34,20 +31,16 @@ class MiniMaxM1Parser(HermesParser):
         yield from self.accept(END_SECTION)
 
 
-class MiniMaxM1(ToolFormat):
+class MiniMaxM1(JsonListFormat):
     """What MiniMax M1 writes."""
 
     name = "minimax_m1"
     parser = MiniMaxM1Parser
     markers = (SECTION, END_SECTION)
-    before, after = f"{SECTION}\n", f"\n{END_SECTION}"
+    before, between, after = f"{SECTION}\n", "\n", f"\n{END_SECTION}"
 
     def is_of(self, template: str) -> bool:
         return SECTION in template
-
-    def written(self, name: str, schema: Schema, lark: Lark) -> str:
-        head = json.dumps({"name": name})[:-1] + ', "arguments": '
-        return f"{lark.text(head)} {lark.json(schema)} {lark.text('}')}"
 
 
 MINIMAX_M1 = MiniMaxM1()

@@ -84,16 +84,17 @@ class Qwen3Coder(ToolFormat):
     """What Qwen3-Coder, Qwen3.5, Nemotron 3 and Step 3.5 write."""
 
     name = "qwen3_coder"
-    parser = Qwen3CoderParser
+    parser: ClassVar[type[Qwen3CoderParser]] = Qwen3CoderParser
     markers = (CALL, END_CALL)
 
     def is_of(self, template: str) -> bool:
         return CALL in template and FUNCTION in template and PARAMETER in template
 
     def written(self, name: str, schema: Schema, lark: Lark) -> str:
-        head = lark.text(f"{CALL}\n{FUNCTION}{name}>\n")
-        tags = Tags(PARAMETER, ">\n", f"\n{END_PARAMETER}\n", END_PARAMETER)
-        end = lark.text(f"{END_FUNCTION}\n{END_CALL}")
+        (begin_call, end_call), padding = self.parser.outer, self.parser.padding
+        head = lark.text(f"{begin_call}\n{FUNCTION}{name}>\n")
+        tags = Tags(PARAMETER, f">{padding}", f"{padding}{END_PARAMETER}\n", END_PARAMETER)
+        end = lark.text(f"{END_FUNCTION}\n{end_call}")
         return f"{head} {parameters(schema, tags, lark)} {end}"
 
 

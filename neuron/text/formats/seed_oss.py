@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from neuron.text.formats.lark import Lark
-from neuron.text.formats.parameter_grammar import Tags, parameters
-from neuron.text.formats.qwen3_coder import END_FUNCTION, END_PARAMETER, FUNCTION, PARAMETER, Qwen3CoderParser
-from neuron.text.formats.tool_format import Schema, ToolFormat
+from neuron.text.formats.qwen3_coder import FUNCTION, Qwen3Coder, Qwen3CoderParser
 
 CALL, END_CALL = "<seed:tool_call>", "</seed:tool_call>"
 
@@ -18,7 +15,7 @@ class SeedOssParser(Qwen3CoderParser):
     padding = ""
 
 
-class SeedOss(ToolFormat):
+class SeedOss(Qwen3Coder):
     """What Seed-OSS writes."""
 
     name = "seed_oss"
@@ -27,12 +24,6 @@ class SeedOss(ToolFormat):
 
     def is_of(self, template: str) -> bool:
         return CALL in template
-
-    def written(self, name: str, schema: Schema, lark: Lark) -> str:
-        head = lark.text(f"{CALL}\n{FUNCTION}{name}>\n")
-        tags = Tags(PARAMETER, ">", f"{END_PARAMETER}\n", END_PARAMETER)
-        end = lark.text(f"{END_FUNCTION}\n{END_CALL}")
-        return f"{head} {parameters(schema, tags, lark)} {end}"
 
 
 SEED_OSS = SeedOss()
