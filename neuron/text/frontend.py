@@ -79,8 +79,8 @@ class TextFrontEnd:
 
         Args:
             args: variables of the template; they count more than `thinking`.
-            thinking: how much the model is to think.
             seconds: that it may take; see `ChatTemplate.render`.
+            thinking: how much the model is to think.
 
         Raises:
             CortexError: NOT_SUPPORTED when the model has no template; TEMPLATE_FAILED with its own words.
@@ -129,10 +129,6 @@ class TextFrontEnd:
     def fewest_tokens(self, characters: int) -> int:
         """A number of tokens that so much text has at least, known without reading it."""
         return self._tokenizer.fewest(characters)
-
-    def count_tokens(self, messages: Sequence[Message], tools: Sequence[Tool], args: dict[str, Any]) -> int:
-        """Tokens of the prompt that `messages` make."""
-        return len(self.encode(self.render(messages, tools, args), special=False))
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of a prompt that came as token ids."""
