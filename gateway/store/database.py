@@ -91,6 +91,7 @@ class Database:
         self.path, self.limits = Path(path).expanduser(), limits
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store")
         self._connection: sqlite3.Connection | None = None
+        self._closed = False
 
     async def read(self, work: Work[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """The result of `work`, which sees one state of the file.
@@ -110,12 +111,15 @@ class Database:
 
     def close(self) -> None:
         """Let what is under way end, and close the file."""
+        self._closed = True
         self._thread.shutdown()
         if self._connection is not None:
             self._connection.close()
             self._connection = None
 
     async def _run(self, begin: str, work: Work[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        if self._closed:
+            raise CortexError(STORE_UNAVAILABLE, "the gateway is being stopped")
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._thread, lambda: self._transact(begin, work, *args, **kwargs))
 

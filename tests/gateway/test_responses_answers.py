@@ -19,6 +19,7 @@ from gateway.dialects.openai.responses.replay import follow
 from gateway.dialects.openai.responses.request import Creation
 from gateway.dialects.openai.responses.run import Run
 from gateway.dialects.openai.responses.thoughts import unseal
+from gateway.fleet.exchange import Exchange
 from gateway.store import responses as kept
 from gateway.store.database import Database
 from gateway.store.retention import Limits
@@ -64,6 +65,8 @@ class Script:
         self.status, self.started, self.finished, self.request_id = 200, None, None, "r"
         self._batches, self._error = list(batches), error
 
+    verdict = Exchange.verdict
+
     async def send(self, request: Any) -> None:
         pass
 
@@ -82,6 +85,9 @@ class Script:
         while self.finished is None:
             await self.take(0)
         return self.finished
+
+    def refused(self, reason: str) -> None:
+        pass
 
     def check(self) -> None:
         if self._error is not None and not self._batches:

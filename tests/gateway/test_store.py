@@ -206,6 +206,12 @@ def test_full_disk_is_told_and_leaves_nothing(store: Database) -> None:
     assert ids(store) == ["a", "c"]
 
 
+def test_store_of_a_gateway_that_stops_is_told(store: Database) -> None:
+    keep(store, response("a"))
+    store.close()
+    assert "stopped" in failure(keep, store, response("b")).message
+
+
 def test_file_that_cannot_be_used_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("this is no database, and never was one " * 100)
     (tmp_path / "folder").mkdir()

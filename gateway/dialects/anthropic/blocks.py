@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -12,10 +11,10 @@ from msgspec import Raw, Struct, field
 from gateway.dialects.anthropic import thoughts
 from gateway.dialects.anthropic.identifiers import inward
 from gateway.dialects.fields import MISSING, bad_request, required, unsupported
+from gateway.dialects.images import from_base64
 from gateway.refusals import shown
 from ipc.errors import Code, CortexError
 from ipc.messages import (
-    MAX_IMAGE,
     MAX_NAME,
     ContentPart,
     ImagePart,
@@ -137,13 +136,7 @@ def _image(block: Block, param: str) -> list[TextPart | ImagePart]:
     if not media_type.startswith("image/") or len(media_type) > MAX_NAME:
         raise bad_request(f"{param}.media_type", f"{shown(media_type)} is none of an image")
     param += ".data"
-    try:
-        data = base64.b64decode(required(source.data, param), validate=True)
-    except ValueError as error:
-        raise bad_request(param, f"it is not base64: {error}") from error
-    if not 0 < len(data) <= MAX_IMAGE:
-        raise bad_request(param, f"the image has {len(data)} bytes; 1 to {MAX_IMAGE} are taken")
-    return [ImagePart(data=data, media_type=media_type)]
+    return [from_base64(required(source.data, param), media_type, param)]
 
 
 def _document(block: Block, param: str) -> list[TextPart | ImagePart]:

@@ -60,6 +60,8 @@ class InputReader:
 
     def push(self, arguments: str) -> str:
         """Take more; the text that is sure."""
+        if self._closed:
+            return ""
         self._held += arguments
         if not self._opened:
             opening = _OPENING.match(self._held)
@@ -67,8 +69,6 @@ class InputReader:
                 return ""
             self._opened = True
             self._held = self._held[opening.end() :]
-        if self._closed:
-            return ""
         end = _INSIDE.match(self._held).end()
         inside, self._held = self._held[:end], self._held[end:]
         self._closed = self._held.startswith('"')

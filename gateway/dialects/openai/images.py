@@ -1,12 +1,12 @@
-"""Images, which come with the request: nothing is fetched."""
+"""Images in `data:` URLs."""
 
 from __future__ import annotations
 
-import base64
 import re
 
-from gateway.dialects.fields import bad_request, unsupported
-from ipc.messages import MAX_IMAGE, ImagePart
+from gateway.dialects.fields import unsupported
+from gateway.dialects.images import from_base64
+from ipc.messages import ImagePart
 
 _DATA_URL = re.compile(r"data:(image/[\w.+-]{1,64});base64,", re.ASCII)
 
@@ -20,10 +20,4 @@ def image(url: str, param: str) -> ImagePart:
     start = _DATA_URL.match(url)
     if start is None:
         raise unsupported(param, "nothing is fetched; send the image itself, as data:image/...;base64,...")
-    try:
-        data = base64.b64decode(url[start.end() :], validate=True)
-    except ValueError as error:
-        raise bad_request(param, f"it is not base64: {error}") from error
-    if not 0 < len(data) <= MAX_IMAGE:
-        raise bad_request(param, f"the image has {len(data)} bytes; 1 to {MAX_IMAGE} are taken")
-    return ImagePart(data=data, media_type=start[1])
+    return from_base64(url[start.end() :], start[1], param)
