@@ -22,7 +22,7 @@ from workers.sampling.logprobs import largest, logprobs
 from workers.sampling.sampler import CANDIDATES, Sampler, uniform
 
 VOCABULARY = 40
-DRAWS = 100_000
+DRAWS = 30_000
 SPREAD = torch.linspace(3, -4, VOCABULARY)[torch.randperm(VOCABULARY, generator=torch.manual_seed(0))]
 
 
