@@ -202,7 +202,7 @@ async def main(seconds: float, seed: int) -> dict[str, object]:
     faults: Counter[str] = Counter()
     while time.monotonic() < until:
         await asyncio.sleep(chance.uniform(0.05, 0.4))
-        fault = chance.choice(("cut", "cut", "refuse", "stall", "long stall"))
+        fault = chance.choice(("cut", "cut", "refuse", "stall", "long stall")) if faults else "cut"
         faults[fault] += 1
         if fault == "cut":
             link.cut()

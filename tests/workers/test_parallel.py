@@ -25,18 +25,30 @@ SHARED = (
     "llama_one_key_head_sharded",
     "llama_flat_llama3",
 )
+# Four processes take their time on two cores. Among these are fewer key heads than ranks, and as many.
+ON_FOUR = (
+    "qwen3_tied",
+    "llama_yarn_biased",
+    "phi3",
+    "qwen3_moe",
+    "llama_one_key_head_sharded",
+    "llama_flat_llama3",
+)
 
 
 @pytest.fixture(scope="module", params=[2, 4], ids="{}_ranks".format)
 def group(request, tiny):
     """What a group of so many processes answered from each checkpoint."""
-    results = ranks.run([ranks.Job(str(tiny(name).folder), "answer") for name in SHARED], request.param)
-    return request.param, dict(zip(SHARED, results, strict=True))
+    names = SHARED if request.param == 2 else ON_FOUR
+    results = ranks.run([ranks.Job(str(tiny(name).folder), "answer") for name in names], request.param)
+    return request.param, dict(zip(names, results, strict=True))
 
 
 @pytest.mark.parametrize("name", SHARED)
 def test_greedy_tokens_of_several_ranks_equal_those_of_transformers(tiny, group, name):
     world_size, results = group
+    if name not in results:
+        pytest.skip("on 2 ranks only")
     assert results[name].all_reduce == world_size
     for prompt, output in zip(results[name].prompts, results[name].outputs, strict=True):
         assert output == greedy(tiny(name).oracle, prompt, output)
