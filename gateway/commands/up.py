@@ -77,7 +77,7 @@ class Up:
         self._folder = folder  # for configurations, and as TMPDIR for whatever the children keep in files
         self._announced = False  # everything has been there once
         (folder / "neuron.yaml").write_text(json.dumps(plan.neuron_settings()))
-        (folder / "cortex.yaml").write_text(json.dumps(plan.gateway_settings()))
+        (folder / "cortex.yaml").write_text(json.dumps(plan.gateway_settings(folder)))
         neuron = ["neuron", "serve", "--config", str(folder / "neuron.yaml")]
         gunicorn = ["gunicorn", "--config", "python:gateway.gunicorn_conf", "gateway:app"]
         self._children = [

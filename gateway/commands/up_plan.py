@@ -60,7 +60,8 @@ class Plan:
             "log_level": "WARNING",
         }
 
-    def gateway_settings(self) -> dict[str, Any]:
+    def gateway_settings(self, folder: Path) -> dict[str, Any]:
+        """What is kept is in `folder`, and goes with it."""
         return {
             "gateway": {
                 "listen": _address(*self.listen),
@@ -68,6 +69,7 @@ class Plan:
                 "log_level": "WARNING",
             },
             "aliases": self.aliases,
+            "store": {"path": str(folder / "responses.db")},
             "neurons": [{"name": socket.gethostname(), "endpoint": self.neuron_endpoint}],
         }
 

@@ -136,8 +136,20 @@ def with_streams(cortex):
     return [long_stream(cortex, "demo"), long_stream(cortex, "twin")]
 
 
+def just_after_a_response_was_kept(cortex):
+    cortex.is_up()
+    assert cortex.post("/v1/responses", model="demo", input="Hello!", max_output_tokens=2).status_code == 200
+
+
 @pytest.mark.parametrize(
-    "moment", [while_it_starts, while_streams_run, just_after_a_worker_died, just_after_the_neuron_died]
+    "moment",
+    [
+        while_it_starts,
+        while_streams_run,
+        just_after_a_worker_died,
+        just_after_the_neuron_died,
+        just_after_a_response_was_kept,
+    ],
 )
 def test_ctrl_c_leaves_nothing(tmp_path, moment):
     before = set(SHARED_MEMORY.iterdir())

@@ -131,7 +131,7 @@ def test_both_daemons_accept_what_they_are_told(tmp_path, checkpoint):
 
     made = plan(["demo", "simulated", str(checkpoint)], "float32", 2, "cpu")
     (tmp_path / "neuron.yaml").write_text(dumps(made.neuron_settings()))
-    (tmp_path / "cortex.yaml").write_text(dumps(made.gateway_settings()))
+    (tmp_path / "cortex.yaml").write_text(dumps(made.gateway_settings(tmp_path)))
     told = neuron.config.load(tmp_path / "neuron.yaml")
     assert [model.id for model in told.models] == ["demo", "simulated", "tiny"]
     assert told.models[1].simulated is not None
