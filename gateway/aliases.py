@@ -65,7 +65,7 @@ class Aliases:
 
         An alias wins over a model of the same name, and a model over patterns.
         """
-        if len(asked) > MAX_MODEL_ID:
+        if len(asked) > MAX_MODEL_ID or not (self._exact or self._patterns or asked.endswith(LATEST)):
             return asked
         found = self._find(asked, exists)
         if found is None and asked.endswith(LATEST) and asked != LATEST:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from operator import attrgetter
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -96,7 +98,7 @@ def unsupported(param: str, message: str) -> CortexError:
 
 
 def refusing(base: type[Struct], neutral: dict[str, tuple[Any, ...]], *more: type[Struct]) -> type[Any]:
-    """The fields of `base`, those of `more`, and those of `neutral`, so that `refuse` sees what they ask for.
+    """The fields of `base`, those of `more`, and those of `neutral`, for a `refuser` to see.
     (Structs cannot inherit from several.)"""
     fields = [
         (each.name, each.type, each.default) for group in more for each in msgspec.structs.fields(group)
@@ -105,9 +107,16 @@ def refusing(base: type[Struct], neutral: dict[str, tuple[Any, ...]], *more: typ
     return msgspec.defstruct("Refusing", fields + refused, bases=(base,), kw_only=True)
 
 
-def refuse(fields: Struct, neutral: dict[str, tuple[Any, ...]]) -> None:
-    """Raise for the first field of `neutral` that asks for something."""
-    for name, values in neutral.items():
-        value = getattr(fields, name)
-        if value is not None and value not in values:
-            raise unsupported(name, f"{shown(value)} is not supported; leave it out")
+def refuser(neutral: dict[str, tuple[Any, ...]]) -> Callable[[Struct], None]:
+    """What raises for the first field of `neutral` that asks for something. Nearly always none is there."""
+    values_of, absent = attrgetter(*neutral), (None,) * len(neutral)
+
+    def refuse(fields: Struct) -> None:
+        given = values_of(fields)
+        if given == absent:
+            return
+        for (name, values), value in zip(neutral.items(), given, strict=True):
+            if value is not None and value not in values:
+                raise unsupported(name, f"{shown(value)} is not supported; leave it out")
+
+    return refuse

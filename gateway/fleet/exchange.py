@@ -100,9 +100,10 @@ class Exchange:
         request.account, request.trace = self._caller, self.request_id
         self._asked, request.model = request.model, self._fleet.resolve(request.model)
         self._request = request
-        self._name = shown(request.model)
         if self._fleet.knows(request.model):
             self._model = self._name = request.model
+        else:
+            self._name = shown(request.model)
         try:
             self._hold(*await self._place())
         except CortexError as error:

@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Meta
 
 from gateway.dialects import RequestContext
-from gateway.dialects.fields import bad_request, decode, refuse, refusing
+from gateway.dialects.fields import bad_request, decode, refuser, refusing
 from gateway.dialects.openai.chat_answer import ChatRenderer
 from gateway.dialects.openai.conversation import ContinueFields, Turn, continues, conversation
 from gateway.dialects.openai.fields import NEUTRAL, Fields, LogprobCount, MaxTokens, limit, sampling
@@ -38,6 +38,7 @@ class ChatFields(refusing(Fields, CHAT_NEUTRAL, ToolFields, ThinkingFields, Cont
     chat_template_kwargs: dict[str, Any] | None = None
 
 
+_refuse = refuser(CHAT_NEUTRAL)
 _decoder = msgspec.json.Decoder(ChatFields)
 
 
@@ -48,7 +49,7 @@ async def parse(body: bytes, context: RequestContext) -> tuple[Generate, ChatRen
         CortexError: a field is wrong or asks for what we cannot do; `param` names it.
     """
     fields = decode(_decoder, body)
-    refuse(fields, CHAT_NEUTRAL)
+    _refuse(fields)
     if fields.top_logprobs and not fields.logprobs:
         raise bad_request("top_logprobs", "needs logprobs to be true")
     form, names = structured(fields)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 from msgspec import UNSET, Struct, UnsetType
@@ -75,11 +76,17 @@ class ChatRenderer(Writer):
             names,
             fields.n or 1,
         )
-        self._texts = [start + b'"delta":{"content":' for start in self._opens]  # by choice
         self._text_next = b"}" + self._next
         self._with_logprobs, self._hides_reasoning = with_logprobs, hides_reasoning
         self._tools = tools
-        self._calls = [CallWriter(tools) for _ in self._opens]  # by choice
+
+    @cached_property
+    def _texts(self) -> list[bytes]:  # by choice
+        return [start + b'"delta":{"content":' for start in self._opens]
+
+    @cached_property
+    def _calls(self) -> list[CallWriter]:  # by choice
+        return [CallWriter(self._tools) for _ in self._opens]
 
     def whole(self, started: Started, finished: Finished) -> bytes:
         ids, told = started.prompt_token_ids, finished.prompt_logprobs

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any, TypeVar
 
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
 from gateway.dialects import RequestContext
-from gateway.dialects.fields import bad_request, decode, refuse, refusing
+from gateway.dialects.fields import bad_request, decode, refuser, refusing
 from gateway.dialects.openai.fields import (
     MAX_CHOICES,
     NEUTRAL,
@@ -46,6 +47,7 @@ class CompletionFields(refusing(Fields, COMPLETION_NEUTRAL), kw_only=True):
 
 MAX_TOKENS = 16  # OpenAI's default
 
+_refuse = refuser(COMPLETION_NEUTRAL)
 _decoder = msgspec.json.Decoder(CompletionFields)
 
 
@@ -56,7 +58,7 @@ async def parse(body: bytes, context: RequestContext) -> tuple[Generate, Complet
         CortexError: a field is wrong or asks for what we cannot do; `param` names it.
     """
     fields = decode(_decoder, body)
-    refuse(fields, COMPLETION_NEUTRAL)
+    _refuse(fields)
     if fields.max_tokens == 0 and not fields.echo:
         raise bad_request("max_tokens", "0 needs echo")
     prompt = "" if fields.suffix and fields.prompt == "" else prompts(fields.prompt, "prompt")
@@ -117,12 +119,15 @@ class CompletionRenderer(Writer):
     ) -> None:
         super().__init__(fields, "text_completion", "text_completion", f"cmpl-{request_id}", names, choices)
         self._each = fields.n or 1  # choices of each prompt
-        self._texts = [start + b'"text":' for start in self._opens]  # by choice
         self._with_logprobs = fields.logprobs is not None
         self._echo = bool(fields.echo)
-        self._offsets = [0] * len(self._opens)  # characters of each choice so far
+        self._offsets = [0] * choices  # characters of each choice so far
         self._echoed: dict[int, list[TokenLogprob]] = {}  # by prompt: tokens that its choices begin with
         self._of_prompt = fields.prompt_logprobs is not None
+
+    @cached_property
+    def _texts(self) -> list[bytes]:  # by choice
+        return [start + b'"text":' for start in self._opens]
 
     def whole(self, started: Started, finished: Finished) -> bytes:
         choices = [self._choice(answer, started, finished) for answer in finished.choices]

@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Struct
 
 from gateway.dialects import RequestContext
-from gateway.dialects.fields import Count, Int, Name, decode, refuse, renamed
+from gateway.dialects.fields import Count, Int, Name, decode, refuser, renamed
 from gateway.dialects.openai.fields import is_one, prompts
 from gateway.dialects.writing import encode
 from ipc.errors import CortexError
@@ -48,6 +48,7 @@ class EmbeddingList(Struct):
     object: str = "list"
 
 
+_refuse = refuser(NEUTRAL)
 _decoder = msgspec.json.Decoder(EmbeddingFields)
 
 
@@ -58,7 +59,7 @@ async def parse(body: bytes, context: RequestContext) -> tuple[Embed, EmbeddingR
         CortexError: a field is wrong or asks for what we cannot do; `param` names it.
     """
     fields = decode(_decoder, body)
-    refuse(fields, NEUTRAL)
+    _refuse(fields)
     inputs = prompts(fields.input, "input")
     embed = Embed(
         id=0,

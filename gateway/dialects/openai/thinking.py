@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
@@ -42,8 +43,14 @@ class ThinkingFields(Struct, kw_only=True):
     include_reasoning: bool | None = None  # vLLM, and OpenRouter before `reasoning`
 
 
+_asked = attrgetter(*ThinkingFields.__struct_fields__)
+_NOTHING = (None,) * len(ThinkingFields.__struct_fields__)
+
+
 def thinking(fields: ThinkingFields) -> Thinking:
     """What was asked for. A switch says more than an effort or a budget, which clients always send."""
+    if _asked(fields) == _NOTHING:
+        return Thinking()
     reasoning, switch = fields.reasoning or Reasoning(), fields.thinking
     if isinstance(switch, bool):
         switch = Switch("enabled" if switch else "disabled")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from functools import cached_property
 from typing import TypeVar
 
 from msgspec import UNSET, Struct, UnsetType
@@ -75,16 +76,24 @@ class Writer:
         names: dict[str, str],
         choices: int,
     ) -> None:
-        self._names = names
+        self._names, self._choices, self._chunk_kind = names, choices, chunk_kind
         self.model, self.kind, self.id = fields.model, kind, response_id
         self.created = int(time.time())
         options = fields.stream_options or StreamOptions()
         self._with_usage, self._obfuscates = bool(options.include_usage), bool(options.include_obfuscation)
-        head = {"id": response_id, "object": chunk_kind, "created": self.created, "model": fields.model}
-        self._head = b"data: " + encode(head)[:-1]
         self._close = (b',"usage":null' if self._with_usage else b"") + b"}\n\n"
         self._next = b',"logprobs":null,"finish_reason":null}]' + self._close
-        self._opens = [self._head + b',"choices":[{"index":%d,' % i for i in range(choices)]  # by choice
+
+    # What only a stream needs is made when it begins.
+
+    @cached_property
+    def _head(self) -> bytes:
+        head = {"id": self.id, "object": self._chunk_kind, "created": self.created, "model": self.model}
+        return b"data: " + encode(head)[:-1]
+
+    @cached_property
+    def _opens(self) -> list[bytes]:  # by choice
+        return [self._head + b',"choices":[{"index":%d,' % i for i in range(self._choices)]
 
     def chunk(
         self,

@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from gateway.dialects import RequestContext
-from gateway.dialects.fields import Name, TokenId, bad_request, decode, refuse, refusing, renamed
+from gateway.dialects.fields import Name, TokenId, bad_request, decode, refuser, refusing, renamed
 from gateway.dialects.openai.conversation import ContinueFields, Turn, continues, conversation
 from gateway.dialects.openai.thinking import ThinkingFields, template_args, thinking
 from gateway.dialects.openai.tools import ToolFields, tool_choice
@@ -24,6 +24,9 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 
 class ModelField(Struct, kw_only=True):
     model: Name
+
+
+_refuse = refuser(NEUTRAL)
 
 
 class TokenizeFields(refusing(ModelField, NEUTRAL, ToolFields, ThinkingFields, ContinueFields), kw_only=True):
@@ -76,7 +79,7 @@ async def parse_tokenize(body: bytes, context: RequestContext) -> tuple[Tokenize
         CortexError: a field is wrong or asks for what we cannot do; `param` names it.
     """
     fields = decode(_tokenize, body)
-    refuse(fields, NEUTRAL)
+    _refuse(fields)
     given = [name for name in ("messages", "prompt", "content") if getattr(fields, name) is not None]
     if len(given) != 1:
         text = "a request has either a prompt or messages"

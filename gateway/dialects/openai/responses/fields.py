@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
-from gateway.dialects.fields import Count, Int, Name, Short
+from gateway.dialects.fields import Count, Int, Name, Short, refuser
 from gateway.dialects.openai.fields import LogprobCount
 
 MetadataValue = Annotated[str, Meta(max_length=512)]
@@ -19,7 +19,7 @@ Metadata = Annotated[dict[MetadataKey, MetadataValue], Meta(max_length=16)]
 Items = str | list[dict[str, Any]]  # text is one message of the user
 
 # Fields that would change the answer and that we refuse, and the values with which they ask for nothing.
-NEUTRAL: dict[str, tuple[Any, ...]] = {"prompt": (), "moderation": ()}
+refuse = refuser({"prompt": (), "moderation": ()})
 
 
 class Reasoning(Struct):

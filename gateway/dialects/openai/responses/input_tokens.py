@@ -5,9 +5,9 @@ from __future__ import annotations
 import msgspec
 
 from gateway.dialects import ParseOne, RequestContext
-from gateway.dialects.fields import decode, refuse, renamed
+from gateway.dialects.fields import decode, renamed
 from gateway.dialects.openai.responses import context, items
-from gateway.dialects.openai.responses.fields import NEUTRAL, CreateFields
+from gateway.dialects.openai.responses.fields import CreateFields, refuse
 from gateway.dialects.openai.responses.request import NAMES, thinking
 from gateway.dialects.openai.responses.tools import Tools
 from gateway.dialects.writing import encode
@@ -23,7 +23,7 @@ def parse_for(store: Database | None) -> ParseOne:
 
     async def parse(body: bytes, asker: RequestContext) -> tuple[CountTokens, TokensRenderer]:
         fields = decode(_decoder, body)
-        refuse(fields, NEUTRAL)
+        refuse(fields)
         known = await context.read(fields, store, asker.account)
         tools = Tools(fields, items.additional_tools(known.entries)).told
         count = CountTokens(

@@ -9,9 +9,9 @@ from typing import Any
 import msgspec
 
 from gateway.dialects import RequestContext, free_json
-from gateway.dialects.fields import bad_request, decode, refuse, required, unsupported
+from gateway.dialects.fields import bad_request, decode, required, unsupported
 from gateway.dialects.openai.responses import context, items, response
-from gateway.dialects.openai.responses.fields import NEUTRAL, CreateFields
+from gateway.dialects.openai.responses.fields import CreateFields, refuse
 from gateway.dialects.openai.responses.output import Events, Output
 from gateway.dialects.openai.responses.tools import Tools
 from gateway.store.database import Database
@@ -69,7 +69,7 @@ async def read(body: bytes | bytearray, asker: RequestContext, store: Database |
         CortexError: a field is wrong or asks for what we cannot do; `param` names it.
     """
     fields = decode(_decoder, body)
-    refuse(fields, NEUTRAL)
+    refuse(fields)
     if store is None and (fields.store or fields.background):
         param = "store" if fields.store else "background"
         raise unsupported(param, "this gateway keeps nothing (store.enabled is false)")
