@@ -38,6 +38,7 @@ class TextFrontEnd:
         self.think_tags = think_tags(texts, tokenizer.added) or THINK
         self._tags = tokenizer.tokens_of((*self.think_tags.pieces, *tool_format.markers))
         self._tokens = frozenset(self._tags.values())
+        self._tags_in_text = self.think_tags.spelled(self._tokens)
         self.vocabulary_size = tokenizer.vocabulary_size
         self.infill = infill(tokenizer.id_of)  # None: the model cannot fill in
 
@@ -153,17 +154,17 @@ class TextFrontEnd:
         stop, include_stop = request.sampling.stop, request.sampling.include_stop
         if rendered is None:
             return AnswerParser(stop=stop, include_stop=include_stop)
-        tools = self.tool_format.parser(
-            [tool for tool in request.tools if not request.must_call or tool.name in request.must_call],
-            None if request.parallel_tool_calls else 1,
-            only=bool(request.must_call),
-            first=request.structured is not None,
-            tokens=self._tokens,
-        )
-        tags = self.think_tags.spelled(self._tokens)
-        reasoning = ReasoningSplitter(self.think_tags.state(rendered), tags)
-        needed = bool(request.tools) or self.tool_format.frames_text
-        return AnswerParser(reasoning, tools if needed else None, stop, include_stop)
+        tools = None
+        if request.tools or self.tool_format.frames_text:
+            tools = self.tool_format.parser(
+                [tool for tool in request.tools if not request.must_call or tool.name in request.must_call],
+                None if request.parallel_tool_calls else 1,
+                only=bool(request.must_call),
+                first=request.structured is not None,
+                tokens=self._tokens,
+            )
+        reasoning = ReasoningSplitter(self.think_tags.state(rendered), self._tags_in_text)
+        return AnswerParser(reasoning, tools, stop, include_stop)
 
 
 def _template_file(folder: str) -> str:

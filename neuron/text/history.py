@@ -50,6 +50,8 @@ class Takes(NamedTuple):
 def walkable(turns: list[Turn], takes: Takes) -> list[Turn]:
     """The conversation as a template that `takes` so much can walk it; the very same where it can already."""
     turns = [dict(turn) for turn in turns]
+    if _is_plain(turns, takes):
+        return turns
     turns = list(_systems(turns, takes))
     turns = list(_results(turns, takes))
     for turn in turns:
@@ -64,6 +66,17 @@ def walkable(turns: list[Turn], takes: Takes) -> list[Turn]:
     turns = list(_merged(turns, takes))
     _open_by_user(turns, takes)
     return turns
+
+
+def _is_plain(turns: list[Turn], takes: Takes) -> bool:
+    """Whether user and assistant take turns, perhaps behind a system turn, and nothing else is there: every
+    template that takes the system turn walks that."""
+    first = 1 if takes.system and turns and turns[0]["role"] in SYSTEM else 0
+    roles = ("user", "assistant")
+    return len(turns) > first and all(
+        turn["role"] == roles[number % 2] and not turn.get("tool_calls")
+        for number, turn in enumerate(turns[first:])
+    )
 
 
 # --- roles ------------------------------------------------------------------------------------------------
