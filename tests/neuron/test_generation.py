@@ -265,7 +265,8 @@ class Words(Text):
         return SimpleNamespace(push=lambda ids: "".join(self.PIECES[id] for id in ids), finish=lambda: "")
 
     answer_parser, tool_format = TextFrontEnd.answer_parser, HERMES
-    think_tags, _tokens = THINK, frozenset()
+    think_tags = _tags_in_text = THINK
+    _tokens = frozenset()
 
 
 def talk(*steps, finish="", **request):
