@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.dialects.anthropic import messages, thoughts
+from gateway.dialects.anthropic import messages
 from gateway.dialects.anthropic.identifiers import outward
 from gateway.dialects.anthropic.renderer import MessageRenderer
+from gateway.dialects.thoughts import seal, unseal
 from ipc.errors import Code, CortexError
 from ipc.messages import Choice, Delta, Finished, Progress, Started, Timings, ToolCall, ToolCallDelta, Usage
 from tests import streams
@@ -93,7 +94,7 @@ def test_kinds_of_output_have_blocks_of_their_own() -> None:
         thinking=SHOWN,
         reason="tool_calls",
     ) == [
-        {"type": "thinking", "thinking": "hm", "signature": thoughts.signature()},
+        {"type": "thinking", "thinking": "hm", "signature": seal("")},
         {"type": "text", "text": "so it"},
         CALL,
         {"type": "text", "text": "and"},
@@ -117,7 +118,7 @@ def test_the_rest_of_a_call_stays_in_its_block_when_text_follows() -> None:
 def test_a_thought_that_is_not_shown_is_in_its_signature() -> None:
     pieces = [delta(reasoning="h"), delta(reasoning="öm"), delta(text="so")]
     thought, text = blocks(*pieces, thinking=HIDDEN)
-    assert (thought["thinking"], thoughts.hidden(thought["signature"])) == ("", "höm")
+    assert (thought["thinking"], unseal(thought["signature"])) == ("", "höm")
     assert text == {"type": "text", "text": "so"}
 
 

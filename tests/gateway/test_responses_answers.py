@@ -18,7 +18,7 @@ from gateway.dialects.openai.responses import background, request
 from gateway.dialects.openai.responses.replay import follow
 from gateway.dialects.openai.responses.request import Creation
 from gateway.dialects.openai.responses.run import Run
-from gateway.dialects.openai.responses.thoughts import unseal
+from gateway.dialects.thoughts import unseal
 from gateway.fleet.exchange import Exchange
 from gateway.store import responses as kept
 from gateway.store.database import Database

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from gateway.dialects.openai.responses import request
 from gateway.dialects.openai.responses.request import Creation
-from gateway.dialects.openai.responses.thoughts import seal
+from gateway.dialects.thoughts import seal
 from ipc.errors import Code, CortexError
 from ipc.messages import Generate, ImagePart, Message, Structured, TextPart, Thinking, ToolCall
 from tests.gateway.parsing import parsed

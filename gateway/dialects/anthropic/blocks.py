@@ -8,10 +8,10 @@ from typing import Any
 import msgspec
 from msgspec import Raw, Struct, field
 
-from gateway.dialects.anthropic import thoughts
 from gateway.dialects.anthropic.identifiers import inward
 from gateway.dialects.fields import MISSING, bad_request, required, unsupported
 from gateway.dialects.images import from_base64
+from gateway.dialects.thoughts import unseal
 from gateway.refusals import shown
 from ipc.errors import Code, CortexError
 from ipc.messages import (
@@ -87,11 +87,11 @@ def assistant_parts(blocks: Sequence[Block], param: str) -> Iterator[Placed]:
         if block.type == "tool_use":
             yield _call(block, place), place
         elif block.type == "thinking":
-            text = required(block.thinking, f"{place}.thinking") or thoughts.hidden(block.signature or "")
+            text = required(block.thinking, f"{place}.thinking") or unseal(block.signature or "") or ""
             if text:
                 yield ThinkingPart(text=text), place
         elif block.type == "redacted_thinking":
-            if text := thoughts.hidden(required(block.data, f"{place}.data")):
+            if text := unseal(required(block.data, f"{place}.data")):
                 yield ThinkingPart(text=text), place
         else:
             for part in _said(block, place):

@@ -7,11 +7,11 @@ from typing import Any, Literal
 
 import msgspec
 
-from gateway.dialects.anthropic import thoughts
 from gateway.dialects.anthropic.blocks import UNREADABLE
 from gateway.dialects.anthropic.envelope import envelope
 from gateway.dialects.anthropic.identifiers import outward
 from gateway.dialects.event_streams import comment
+from gateway.dialects.thoughts import seal
 from gateway.dialects.writing import encode, json_string, on_one_line
 from gateway.refusals import Refusal
 from ipc.errors import CortexError
@@ -67,7 +67,7 @@ class MessageRenderer:
                 {
                     "type": "thinking",
                     "thinking": answer.reasoning if shown else "",
-                    "signature": thoughts.signature("" if shown else answer.reasoning),
+                    "signature": seal("" if shown else answer.reasoning),
                 }
             )
         if answer.text:
@@ -156,7 +156,7 @@ class MessageRenderer:
             return b""
         index, end = self._blocks - 1, b""
         if self._open == "thinking":
-            signature = thoughts.signature("".join(self._hidden))
+            signature = seal("".join(self._hidden))
             self._hidden.clear()
             end = _event(
                 "content_block_delta",

@@ -21,7 +21,7 @@ from gateway.dialects.openai.responses.fields import ContextFields
 from gateway.dialects.openai.responses.kept import kept
 from gateway.dialects.openai.responses.request import NAMES
 from gateway.dialects.openai.responses.response import usage_out
-from gateway.dialects.openai.responses.thoughts import seal
+from gateway.dialects.thoughts import seal
 from gateway.dialects.writing import encode
 from gateway.refusals import Refusal
 from gateway.store.database import Database

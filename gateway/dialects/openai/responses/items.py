@@ -16,8 +16,8 @@ from gateway.dialects import free_json
 from gateway.dialects.fields import Short, ShortName, bad_request, convert, required, unsupported
 from gateway.dialects.openai.custom_tools import as_arguments
 from gateway.dialects.openai.images import image
-from gateway.dialects.openai.responses.thoughts import unseal
 from gateway.dialects.openai.responses.tools import flat_name
+from gateway.dialects.thoughts import unseal
 from gateway.refusals import shown
 from ipc.messages import ContentPart, Message, TextPart, ToolCall
 

@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 from gateway.dialects.openai.custom_tools import InputReader
 from gateway.dialects.openai.logprobs import chat_logprobs
-from gateway.dialects.openai.responses.thoughts import seal
 from gateway.dialects.openai.responses.tools import Origin, Tools
+from gateway.dialects.thoughts import seal
 from gateway.dialects.writing import encode, json_string, on_one_line
 from ipc.messages import Delta, TokenLogprob, ToolCallDelta
 

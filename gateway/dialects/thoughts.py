@@ -1,7 +1,7 @@
-"""Thoughts that clients keep for us, as the `encrypted_content` of reasoning items.
+"""Thoughts that clients keep for us: in a block's signature, a redacted block's data, or encrypted content.
 
-It is not secret, since the same client is shown the thought in clear: it is there so that the thought
-survives clients that send nothing back but this.
+It is not secret, since the same client may be shown the thought in clear: it is there so that the thought
+survives clients that send nothing back but this. What other providers made of theirs is opaque.
 """
 
 from __future__ import annotations
