@@ -358,6 +358,13 @@ def test_arguments_of_another_form_are_no_lost_answer(arguments: str, text: str)
     assert as_input(arguments) == text
 
 
+def test_a_text_that_does_not_come_first_is_found_at_the_end() -> None:
+    arguments = json.dumps({"why": "so " * 1000, "input": "höm"})
+    reader = InputReader()
+    assert not any(reader.push(arguments[i : i + 3]) for i in range(0, len(arguments), 3))
+    assert reader.finish() == "höm"
+
+
 # --- thinking -------------------------------------------------------------------------------------------
 
 

@@ -64,6 +64,15 @@ _RANGE = {
     "items": {"type": "integer"},
     "description": "First and last line to show, from 1; -1 is the end",
 }
+_FILES = {
+    "path": _PATH,
+    "view_range": _RANGE,
+    "file_text": _TEXT,
+    "old_str": _TEXT,
+    "new_str": _TEXT,
+    "insert_line": _LINE,
+    "insert_text": _TEXT,
+}
 # By how the type begins: what the tool is for, its properties, and those that must be there.
 _PUBLISHED: dict[str, tuple[str, dict[str, Any], list[str]]] = {
     "bash_": (
@@ -78,13 +87,7 @@ _PUBLISHED: dict[str, tuple[str, dict[str, Any], list[str]]] = {
         "View, create and edit text files.",
         {
             "command": _command("view", "create", "str_replace", "insert"),
-            "path": _PATH,
-            "view_range": _RANGE,
-            "file_text": _TEXT,
-            "old_str": _TEXT,
-            "new_str": _TEXT,
-            "insert_line": _LINE,
-            "insert_text": _TEXT,
+            **_FILES,
         },
         ["command", "path"],
     ),
@@ -92,13 +95,7 @@ _PUBLISHED: dict[str, tuple[str, dict[str, Any], list[str]]] = {
         "Keep notes in files below /memories, which later conversations can read.",
         {
             "command": _command("view", "create", "str_replace", "insert", "delete", "rename"),
-            "path": _PATH,
-            "view_range": _RANGE,
-            "file_text": _TEXT,
-            "old_str": _TEXT,
-            "new_str": _TEXT,
-            "insert_line": _LINE,
-            "insert_text": _TEXT,
+            **_FILES,
             "old_path": _PATH,
             "new_path": _PATH,
         },

@@ -46,6 +46,7 @@ def as_input(arguments: str) -> str:
 
 
 _OPENING = re.compile(r'\s*\{\s*"input"\s*:\s*"')
+LONGEST_OPENING = 256  # characters, space among them
 # As much of a JSON string as is surely whole: no half of an escape, nor of a surrogate pair.
 _HIGH, _HEX = r"[dD][89abAB][0-9a-fA-F]{2}", r"[0-9a-fA-F]{4}"
 _INSIDE = re.compile(rf'(?:[^"\\]|\\u{_HIGH}\\u{_HEX}|\\u(?!{_HIGH}){_HEX}|\\[^u])*')
@@ -56,16 +57,22 @@ class InputReader:
 
     def __init__(self) -> None:
         self._held = ""
+        self._others: list[str] = []  # pieces of arguments that do not begin with the text
         self._opened = self._closed = False
 
     def push(self, arguments: str) -> str:
         """Take more; the text that is sure."""
         if self._closed:
             return ""
+        if self._others:
+            self._others.append(arguments)
+            return ""
         self._held += arguments
         if not self._opened:
             opening = _OPENING.match(self._held)
             if opening is None:
+                if len(self._held) > LONGEST_OPENING:
+                    self._others.append(self._held)
                 return ""
             self._opened = True
             self._held = self._held[opening.end() :]
@@ -76,7 +83,7 @@ class InputReader:
 
     def finish(self) -> str:
         """What was held back, once it is known that nothing follows."""
-        held, self._held = self._held, ""
+        held, self._held = "".join(self._others) or self._held, ""
         if self._closed:
             return ""
         return held if self._opened else _other(held)
