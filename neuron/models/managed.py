@@ -3,35 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from ipc.errors import Code, CortexError
 from ipc.messages import ModelState, ModelStatus, RankState
-from ipc.worker_messages import StepReport
+from ipc.worker_messages import Ready
 from neuron.config import ModelSettings
 from neuron.description import ModelDescription
 from neuron.memory.fit import Fit, Holder, Need
 from neuron.memory.room import Place, Room
+from neuron.models.epochs import Epochs
 from neuron.models.launcher import Launcher
 from neuron.models.life import TRANSITIONS, Event
 from neuron.models.queue import RequestQueue
-from neuron.models.statistics import Statistics
 from neuron.processes.backoff import Backoff
-from neuron.processes.group import WorkerGroup
 from neuron.requests.progress import LoadProgress
 from neuron.requests.request import OpenRequest
 from neuron.text.frontend import TextFrontEnd
 
 log = logging.getLogger("neuron.models.managed")
 
-BAD_STARTS = 5  # in a row, until a model counts as failed
-STEADY_SECONDS = 60.0  # a group that lived so long was well started
-KILLED_LOADS = 3  # tries of one load, where ranks are killed in it: nothing says that the model is at fault
-SHORT_LOADS = 3  # the same, where a device ran out of memory: each time more of it is asked for
+SHORT_LOADS = 3  # tries of one load, where a device ran out of memory: each time more is asked for
 SPARE_SHARE = 1 / 8  # of what was booked, that is asked for on top then
 SPARE_BYTES = 256 << 20  # and at least so much of it, on each rank
 TURN_SHARE = (
@@ -74,14 +69,19 @@ class ManagedModel:
         self.preparing = 0  # requests that will be admitted
         self.fit: Fit | None = None
         self.last_used = time.monotonic()
-        self.load_seconds: float | None = None  # that its last load took, from the start of its processes
-        self.loaded_on = ""  # kind of the device of that load
         self._room = room
         self._launcher = launcher
-        self._backoff = backoff
         self._told: ModelState | None = None  # while nothing changes: one of many that are not loaded
         self._tell_change = changed
-        self._group: WorkerGroup | None = None
+        self._epochs = Epochs(
+            settings,
+            description,
+            launcher,
+            backoff,
+            on_loading=self._on_loading,
+            on_steps=self._changed,
+            on_death=lambda error: self.handle(Event.DIED, error),
+        )
         self._text: asyncio.Future[TextFrontEnd] | None = None
         self._task: asyncio.Task[None] | None = None  # brings it up, or takes it down
         self._up: asyncio.Future[None] | None = None  # somebody waits until it is ready
@@ -90,15 +90,8 @@ class ManagedModel:
         self._listeners: set[Callable[[LoadProgress], None]] = set()
         self._told_progress = 0.0
         self._progress = LoadProgress()
-        self._epochs = itertools.count(1)
-        self._epoch = 0
-        self._restarts = 0
-        self._bad_starts = 0
-        self._ready_at = 0.0
         self._turn_began = 0.0
-        self._served_epoch = 0  # the last epoch that finished a request
         self._request_seconds = 1.0  # that one runs, smoothed
-        self._statistics: Statistics | None = None  # while it is loaded
         self._retry_timer: asyncio.TimerHandle | None = None
 
     def handle(self, event: Event, error: CortexError | None = None) -> None:
@@ -110,12 +103,13 @@ class ManagedModel:
         if (transition := TRANSITIONS[self.status].get(event)) is None:
             return
         status, action = transition
+        epoch = self._epochs.number
         if error is not None:
             level = logging.WARNING if event is Event.REFUSED else logging.ERROR
-            log.log(level, "model %s model=%s epoch=%d reason=%s", status, self.id, self._epoch, error)
+            log.log(level, "model %s model=%s epoch=%d reason=%s", status, self.id, epoch, error)
             self.error = error.message
         elif status != self.status:
-            log.info("model %s model=%s epoch=%d", status, self.id, self._epoch)
+            log.info("model %s model=%s epoch=%d", status, self.id, epoch)
         if status in ("ready", "waiting") or (status == "unloaded" and error is None):
             self.error = None
         self.status = status
@@ -135,17 +129,27 @@ class ManagedModel:
         return self._progress.seconds_left
 
     @property
+    def load_seconds(self) -> float | None:
+        """That its last load took, from the start of its processes."""
+        return self._epochs.load_seconds
+
+    @property
+    def loaded_on(self) -> str:
+        """Kind of the device of that load."""
+        return self._epochs.loaded_on
+
+    @property
     def in_use(self) -> bool:
         """Whether it is loaded, or somebody has to do with it."""
         return self.status not in ("unloaded", "failed") or not self.requests.idle or self.preparing > 0
 
     def ranks(self) -> list[RankState]:
         """Its processes, from their heartbeat page."""
-        return self._group.ranks() if self._group is not None else []
+        return self._epochs.group.ranks() if self._epochs.group is not None else []
 
     def state(self) -> ModelState:
         """What the neuron tells of it."""
-        if self._told is not None and self._group is None:
+        if self._told is not None and self._epochs.group is None:
             return self._told
         self._told = self._state()
         return self._told
@@ -156,7 +160,7 @@ class ManagedModel:
 
     def _state(self) -> ModelState:
         ranks = self.ranks()
-        plan, fit = self.description, self.fit
+        plan, fit, statistics = self.description, self.fit, self._epochs.statistics
         return ModelState(
             id=self.id,
             status=self.status,
@@ -176,8 +180,8 @@ class ManagedModel:
             progress=self._progress.fraction,
             seconds_left=self._progress.seconds_left,
             error=self.error,
-            epoch=self._epoch,
-            restarts=self._restarts,
+            epoch=self._epochs.number,
+            restarts=self._epochs.restarts,
             running=self.requests.running,
             waiting=self.requests.waiting,
             finished=self.requests.counts["finished"],
@@ -187,12 +191,13 @@ class ManagedModel:
             load_seconds=self.load_seconds,
             collectives=ranks[0].collectives if ranks else 0,
             collective_seconds=[rank.collective_seconds for rank in ranks] if len(ranks) > 1 else [],
-            **(self._statistics.state() if self._statistics is not None else {}),
+            **(statistics.state() if statistics is not None else {}),
         )
 
     def page_hashes(self) -> list[bytes]:
         """Of the pages that its worker has computed and can share, 16 bytes each."""
-        return list(self._statistics.page_hashes) if self._statistics is not None else []
+        statistics = self._epochs.statistics
+        return list(statistics.page_hashes) if statistics is not None else []
 
     async def text(self) -> TextFrontEnd:
         """The tokenizer and template, read once, in a thread, and also while the model is not loaded.
@@ -276,7 +281,7 @@ class ManagedModel:
         for part in request.parts:
             self.abort(part.submit.request_id)
         if request.outcome == "finished":
-            self._served_epoch = self._epoch
+            self._epochs.prove()
             self._request_seconds += 0.2 * (request.seconds_in_worker - self._request_seconds)
         self._check_quiet()
         self._check_deserted()
@@ -286,12 +291,8 @@ class ManagedModel:
 
     def abort(self, key: int) -> None:
         """End one sequence in the worker, if it still has it."""
-        if self._group is not None:
-            self._group.abort(key)
-
-    def _on_steps(self, steps: list[StepReport]) -> None:
-        self._statistics.take(steps)
-        self._changed()
+        if self._epochs.group is not None:
+            self._epochs.group.abort(key)
 
     # --- up and down, for users -------------------------------------------------------------------------
 
@@ -362,8 +363,7 @@ class ManagedModel:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
-        if self._group is not None:
-            await self._group.stop()
+        await self._epochs.stop()
 
     # --- actions ----------------------------------------------------------------------------------------
 
@@ -382,18 +382,17 @@ class ManagedModel:
         up, self._up = self._up, None
         if up is not None:
             up.set_result(None)
-        self.requests.open(self._group, self.fit.context_length)
+        self.requests.open(self._epochs.group, self.fit.context_length)
         self._room.look()
 
     def _give_up(self, error: CortexError | None) -> None:
         """It cannot be had now: everybody who waits is told, and nothing is held."""
-        self._group = None
-        self._bad_starts += 1
+        self._epochs.count_failure()
         self._let_go()
         self._fail_waiting(error)
         if self.settings.pin:
             self._retry_timer = asyncio.get_running_loop().call_later(
-                self._backoff.seconds(self._bad_starts), self.bring_up
+                self._epochs.seconds_to_wait, self.bring_up
             )
 
     def _restart(self, error: CortexError | None) -> None:
@@ -443,7 +442,7 @@ class ManagedModel:
                 self.handle(Event.GRANTED)
                 try:
                     await self.text()  # what can refuse the model comes before its processes
-                    await self._start(KILLED_LOADS)
+                    self._on_ready(await self._epochs.start(self.fit))
                     break
                 except CortexError as error:
                     if error.code != Code.INSUFFICIENT_MEMORY or not tries_left:
@@ -459,87 +458,19 @@ class ManagedModel:
             log.exception("load failed unexpectedly model=%s", self.id)
             self.handle(Event.FAILED, CortexError(Code.INTERNAL, f"loading {self.id} failed: {error!r}"))
         else:
-            self._bad_starts = 0
             self.handle(Event.READY)
 
-    async def _start(self, tries: int) -> None:
-        """Start one epoch and wait until it is ready; nothing of it stays when it does not get there.
-
-        Args:
-            tries: of it, where a rank is killed.
-        """
-        fit = self.fit
-        if fit.context_length < self.description.context_length:
-            log.warning(
-                "context clamped to the memory there is model=%s context_length=%d wanted=%d",
-                self.id,
-                fit.context_length,
-                self.description.context_length,
-            )
-        while True:
-            self._epoch = next(self._epochs)
-            began = time.monotonic()
-            group = self._group = self._launcher.group(
-                self.settings,
-                self.description,
-                fit,
-                self._epoch,
-                on_loading=lambda fraction, message: self._tell(
-                    self._progress.then(message, fraction, time.monotonic())
-                ),
-                on_steps=self._on_steps,
-                on_death=lambda error: self.handle(Event.DIED, error),
-            )
-            try:
-                group.start()
-                ready = await group.ready(self._launcher.config.load_deadline_seconds)
-                break
-            except BaseException as error:
-                await group.stop()
-                tries -= group.was_killed
-                again = group.died_waiting or (group.was_killed and tries > 0)
-                if not again or not isinstance(error, CortexError):
-                    raise
-                log.warning("load begins again model=%s reason=%s", self.id, error)
-        self._ready_at = time.monotonic()
-        self.load_seconds = self._ready_at - began
-        self.loaded_on = fit.devices[0].partition(":")[0]
-        log.info(
-            "model loaded model=%s seconds=%.2f weights_seconds=%.2f bytes=%d",
-            self.id,
-            self.load_seconds,
-            max(report.load_seconds for report in ready),
-            self.description.bytes_weights,
-        )
-        self._statistics = Statistics(ready)
-        self.fit = fit.with_pages(self._statistics.kv_pages)  # it may be smaller or larger than planned
-        learn = self.description.overhead is not None
-        self._room.correct(self.id, self.fit, [report.memory for report in ready], learn=learn)
-
     async def _bring_up_again(self, error: CortexError) -> None:
-        """After a death: wait, start, and wait longer each time that it dies young."""
+        """From a death to workers that are ready."""
         try:
-            while True:
-                await self._group.wait_gone()
-                if self._bad_starts >= BAD_STARTS:
-                    raise CortexError(error.code, f"{error.message}; given up after {BAD_STARTS} bad starts")
-                seconds = self._backoff.seconds(self._bad_starts)
-                self._tell(LoadProgress(f"restarting in {seconds:g} seconds: {error.message}"))
-                await asyncio.sleep(seconds)
-                try:
-                    await self._start(1)
-                except CortexError as failure:
-                    error = failure
-                    self._bad_starts += 1
-                else:
-                    self.handle(Event.READY)
-                    return
+            self._on_ready(await self._epochs.start_again(self.fit, error, self._tell_restart))
         except CortexError as failure:
-            self._bad_starts = 0
             self.handle(Event.FAILED, failure)
         except Exception as failure:
             log.exception("restart failed unexpectedly model=%s", self.id)
             self.handle(Event.FAILED, CortexError(Code.INTERNAL, f"restarting {self.id} failed: {failure!r}"))
+        else:
+            self.handle(Event.READY)
 
     async def _take_down(self, bringing_up: asyncio.Task[None] | None) -> None:
         """End the processes, and before them what brings them up."""
@@ -547,19 +478,29 @@ class ManagedModel:
             if bringing_up is not None:
                 bringing_up.cancel()
                 await asyncio.wait([bringing_up])
-            if self._group is not None:
-                await self._group.stop()
+            await self._epochs.stop()
         except CortexError as error:
             log.error("processes of a model did not end model=%s reason=%s", self.id, error)
             if self._down is not None:
                 self._down.set_exception(error)
                 self._down = None
         finally:
-            self._group = None
             self._let_go()
         self.handle(Event.GONE)
 
     # --- parts of these ---------------------------------------------------------------------------------
+
+    def _on_ready(self, ready: Sequence[Ready]) -> None:
+        """What was measured counts from now on; the pool may be smaller or larger than planned."""
+        self.fit = self.fit.with_pages(self._epochs.statistics.kv_pages)
+        learn = self.description.overhead is not None
+        self._room.correct(self.id, self.fit, [report.memory for report in ready], learn=learn)
+
+    def _on_loading(self, fraction: float, message: str) -> None:
+        self._tell(self._progress.then(message, fraction, time.monotonic()))
+
+    def _tell_restart(self, message: str) -> None:
+        self._tell(LoadProgress(message))
 
     def _on_place(self, place: Place) -> None:
         """The wish for memory has to wait."""
@@ -582,12 +523,9 @@ class ManagedModel:
         self.requests.tell(progress)
 
     def _lose_workers(self, error: CortexError) -> None:
-        self._restarts += 1
-        self._statistics = None
-        steady = time.monotonic() - self._ready_at >= STEADY_SECONDS or self._served_epoch == self._epoch
-        self._bad_starts = 0 if steady else self._bad_starts + 1
+        self._epochs.count_death()
         if self.load_seconds is not None:  # as it took last, it will be back by then
-            error.retry_after = self._backoff.seconds(self._bad_starts) + self.load_seconds
+            error.retry_after = self._epochs.seconds_to_wait + self.load_seconds
         self.requests.lose_worker(error)
 
     def _fail_waiting(self, error: CortexError) -> None:
@@ -598,7 +536,7 @@ class ManagedModel:
 
     def _let_go(self) -> None:
         self.fit = None
-        self._statistics = None
+        self._epochs.forget()
         self._progress = LoadProgress()
         self._room.release(self.id)
 

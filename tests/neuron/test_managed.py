@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+import neuron.models.epochs
 import neuron.models.managed
 from ipc.errors import Code, CortexError
 from ipc.messages import Cancelled, Failed, Finished, Generate, ModelStatus, Progress, Sampling, Started
@@ -372,7 +373,7 @@ def test_restarts_that_fail_in_a_row_end_in_failed_with_nothing_held():
                 if model.status == "failed":
                     break
             assert model.status == "failed"
-            assert model.state().restarts == neuron.models.managed.BAD_STARTS
+            assert model.state().restarts == neuron.models.epochs.BAD_STARTS
             assert room.released == 1
 
     run(scenario())
@@ -436,7 +437,8 @@ def test_the_table_has_every_state_and_event():
 @pytest.mark.parametrize(("state", "event", "end"), list(cells()))
 def test_each_event_in_each_state_leads_where_the_table_says(state, event, end):
     """With no action taken: what the actions do is held by the other tests."""
-    model = types.SimpleNamespace(id="sim", status=state, error=None, _epoch=0, _changed=lambda now: None)
+    model = types.SimpleNamespace(id="sim", status=state, error=None, _changed=lambda now: None)
+    model._epochs = types.SimpleNamespace(number=0)
     done = []
     if (transition := TRANSITIONS[state].get(event)) is not None:
         action = f"_{transition[1]}"

@@ -1,0 +1,193 @@
+"""The epochs of a model: one worker group after the other, each from its start until it is gone."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+
+from ipc.errors import CortexError
+from ipc.worker_messages import Ready, StepReport
+from neuron.config import ModelSettings
+from neuron.description import ModelDescription
+from neuron.memory.fit import Fit
+from neuron.models.launcher import Launcher
+from neuron.models.statistics import Statistics
+from neuron.processes.backoff import Backoff
+from neuron.processes.group import WorkerGroup
+
+log = logging.getLogger("neuron.models.epochs")
+
+BAD_STARTS = 5  # in a row, until a model counts as failed
+STEADY_SECONDS = 60.0  # a group that lived so long was well started
+KILLED_LOADS = 3  # tries of one load, where ranks are killed in it: nothing says that the model is at fault
+
+
+class Epochs:
+    """At most one group at a time, and what is known of those before it.
+
+    Args:
+        settings: what the user said about the model.
+        description: what it is, from its files.
+        launcher: makes the groups.
+        backoff: waits between restarts.
+        on_loading: told the fraction that is read and a message.
+        on_steps: told that steps were reported.
+        on_death: told why the group that was ready is no more.
+
+    Attributes:
+        number: of this epoch; 0 before the first.
+        group: of this epoch, while there is one.
+        statistics: of this epoch, once it is ready.
+        restarts: of the model, after a death.
+        load_seconds: that the last load took, from the start of its processes.
+        loaded_on: kind of the device of that load.
+    """
+
+    def __init__(
+        self,
+        settings: ModelSettings,
+        description: ModelDescription,
+        launcher: Launcher,
+        backoff: Backoff,
+        *,
+        on_loading: Callable[[float, str], None],
+        on_steps: Callable[[], None],
+        on_death: Callable[[CortexError], None],
+    ) -> None:
+        self.number = 0
+        self.group: WorkerGroup | None = None
+        self.statistics: Statistics | None = None
+        self.restarts = 0
+        self.load_seconds: float | None = None
+        self.loaded_on = ""
+        self._settings = settings
+        self._description = description
+        self._launcher = launcher
+        self._backoff = backoff
+        self._on_loading = on_loading
+        self._on_steps = on_steps
+        self._on_death = on_death
+        self._bad_starts = 0
+        self._ready_at = 0.0
+        self._proven = 0  # the last epoch that finished a request
+
+    async def start(self, fit: Fit) -> list[Ready]:
+        """Start an epoch and wait until it is ready; nothing of it stays when it does not get there.
+
+        Raises:
+            CortexError: why not.
+        """
+        ready = await self._start(fit, KILLED_LOADS)
+        self._bad_starts = 0
+        return ready
+
+    async def start_again(self, fit: Fit, error: CortexError, tell: Callable[[str], None]) -> list[Ready]:
+        """After a death: wait, start, and wait longer each time that it dies young.
+
+        Args:
+            error: why it died.
+            tell: hears what is waited for.
+
+        Raises:
+            CortexError: it died young so often that it is given up.
+        """
+        while True:
+            await self.group.wait_gone()
+            if self._bad_starts >= BAD_STARTS:
+                self._bad_starts = 0
+                raise CortexError(error.code, f"{error.message}; given up after {BAD_STARTS} bad starts")
+            seconds = self.seconds_to_wait
+            tell(f"restarting in {seconds:g} seconds: {error.message}")
+            await asyncio.sleep(seconds)
+            try:
+                return await self._start(fit, 1)
+            except CortexError as failure:
+                error = failure
+                self._bad_starts += 1
+
+    @property
+    def seconds_to_wait(self) -> float:
+        """Before the next start, after as many bad ones as there were in a row."""
+        return self._backoff.seconds(self._bad_starts)
+
+    def count_failure(self) -> None:
+        """A load came to nothing."""
+        self._bad_starts += 1
+
+    def prove(self) -> None:
+        """This epoch finished a request, so it was well started."""
+        self._proven = self.number
+
+    def count_death(self) -> None:
+        """The group died. What it had cached and counted is gone with it."""
+        self.restarts += 1
+        self.statistics = None
+        steady = time.monotonic() - self._ready_at >= STEADY_SECONDS or self._proven == self.number
+        self._bad_starts = 0 if steady else self._bad_starts + 1
+
+    async def stop(self) -> None:
+        """End the group, if there is one.
+
+        Raises:
+            CortexError: its processes did not end.
+        """
+        if self.group is not None:
+            await self.group.stop()
+
+    def forget(self) -> None:
+        """Nothing of it is left."""
+        self.group = self.statistics = None
+
+    async def _start(self, fit: Fit, tries: int) -> list[Ready]:
+        """One epoch, or several where a rank is killed before they are ready."""
+        if fit.context_length < self._description.context_length:
+            log.warning(
+                "context clamped to the memory there is model=%s context_length=%d wanted=%d",
+                self._description.id,
+                fit.context_length,
+                self._description.context_length,
+            )
+        while True:
+            self.number += 1
+            began = time.monotonic()
+            group = self.group = self._group(fit)
+            try:
+                group.start()
+                ready = await group.ready(self._launcher.config.load_deadline_seconds)
+                break
+            except BaseException as error:
+                await group.stop()
+                tries -= group.was_killed
+                again = group.died_waiting or (group.was_killed and tries > 0)
+                if not again or not isinstance(error, CortexError):
+                    raise
+                log.warning("load begins again model=%s reason=%s", self._description.id, error)
+        self._ready_at = time.monotonic()
+        self.load_seconds = self._ready_at - began
+        self.loaded_on = fit.devices[0].partition(":")[0]
+        self.statistics = Statistics(ready)
+        log.info(
+            "model loaded model=%s seconds=%.2f weights_seconds=%.2f bytes=%d",
+            self._description.id,
+            self.load_seconds,
+            max(report.load_seconds for report in ready),
+            self._description.bytes_weights,
+        )
+        return ready
+
+    def _group(self, fit: Fit) -> WorkerGroup:
+        return self._launcher.group(
+            self._settings,
+            self._description,
+            fit,
+            self.number,
+            on_loading=self._on_loading,
+            on_steps=self._take,
+            on_death=self._on_death,
+        )
+
+    def _take(self, steps: Sequence[StepReport]) -> None:
+        self.statistics.take(steps)
+        self._on_steps()
