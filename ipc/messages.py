@@ -21,7 +21,7 @@ from msgspec import Meta
 from ipc.errors import CortexError
 
 PROTOCOL_MAJOR = 2
-PROTOCOL_MINOR = 1
+PROTOCOL_MINOR = 2
 HEADER = b"cx" + bytes((PROTOCOL_MAJOR, PROTOCOL_MINOR))
 
 FinishReason = Literal["stop", "length", "tool_calls"]
@@ -408,7 +408,7 @@ class Progress(Reply, tag="progress"):
 
 
 class Delta(Reply, tag="delta"):
-    """New output of one choice of a streamed request.
+    """New output of one choice of a streamed request: a thought, what is said after it, then calls.
 
     `tokens` counts the tokens behind it; text may lag behind tokens.
     """
@@ -423,6 +423,14 @@ class Delta(Reply, tag="delta"):
     prompt_logprobs: list[TokenLogprob] | None = None  # one a token; first delta of a prompt's first choice
 
 
+class Span(Plain):
+    """A part of an answer: so many of the characters of its text or its reasoning, or its next tool call."""
+
+    kind: Literal["text", "reasoning", "call"]
+    length: int = 0  # characters; none of a call
+    tokens: int = 0  # behind it: so many of `logprobs`
+
+
 class Choice(Plain):
     """One whole answer. Of a streamed request only how it ended: the rest came in `Delta`."""
 
@@ -435,6 +443,8 @@ class Choice(Plain):
     logprobs: list[TokenLogprob] = []
     stop_sequence: str | None = None  # the stop string that ended it
     context_full: bool = False  # of "length": the model's context ended it, not `max_tokens`
+    # What follows what, where that is not the reasoning, then the text, then the calls.
+    spans: list[Span] = []
 
 
 class Finished(Reply, tag="finished"):

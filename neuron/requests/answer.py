@@ -6,19 +6,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from ipc.messages import Alternative, Choice, FinishReason, TokenLogprob, ToolCallDelta
+from ipc.messages import Alternative, Choice, FinishReason, TokenLogprob
 from ipc.worker_messages import Logprobs, SequenceReport, Submit
+from neuron.requests.order import Spans
 from neuron.text.detokenizer import Detokenizer
-from neuron.text.parser import AnswerParser
+from neuron.text.parser import AnswerParser, Piece
 
 
 @dataclass(slots=True)
 class News:
     """What a report adds to an answer."""
 
-    text: str = ""
-    reasoning: str = ""
-    tools: list[ToolCallDelta] = field(default_factory=list)
+    pieces: Sequence[Piece] = ()
     token_ids: Sequence[int] = ()
     logprobs: list[TokenLogprob] = field(default_factory=list)
 
@@ -76,6 +75,7 @@ class Answer:
         self._stop_ids = frozenset(submit.params.stop_ids)
         self._text: list[str] = []
         self._reasoning: list[str] = []
+        self._spans = Spans()
 
     @property
     def key(self) -> int:
@@ -119,6 +119,7 @@ class Answer:
             logprobs=self.logprobs,
             stop_sequence=stop_sequence,
             context_full=full,
+            spans=self._spans.told(),
         )
 
     def name(self, told: Logprobs) -> TokenLogprob:
@@ -150,9 +151,7 @@ class Answer:
             over = over or self._parser.stop_sequence is not None
             self.reason = "length" if finish == "length" and not over else "stop"
         news = News(
-            text="".join(piece for kind, piece in pieces if kind == "text"),
-            reasoning="".join(piece for kind, piece in pieces if kind == "reasoning"),
-            tools=[piece for kind, piece in pieces if kind == "tool"],
+            pieces=pieces,
             token_ids=token_ids,
             logprobs=[self.name(each) for each in told],
         )
@@ -163,7 +162,6 @@ class Answer:
     def _keep(self, news: News) -> None:
         self.token_ids += news.token_ids
         self.logprobs += news.logprobs
-        if news.text:
-            self._text.append(news.text)
-        if news.reasoning:
-            self._reasoning.append(news.reasoning)
+        self._text += [piece for kind, piece in news.pieces if kind == "text"]
+        self._reasoning += [piece for kind, piece in news.pieces if kind == "reasoning"]
+        self._spans.add(news.pieces, len(news.logprobs))

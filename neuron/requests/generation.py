@@ -17,6 +17,7 @@ from neuron.grammar.structured import constrain, hold
 from neuron.grammar.tool_calls import allow_call, require_call
 from neuron.refusals import bad_request, too_long
 from neuron.requests.answer import Answer, News
+from neuron.requests.order import stretches
 from neuron.requests.prompt import Prompt, encode_prompts, named_prompts, pack, validate
 from neuron.requests.request import OpenRequest
 from neuron.requests.sampling import MAX_SEED, resolve
@@ -257,14 +258,15 @@ class Generation(OpenRequest):
     def _stream(self, answer: Answer, news: News) -> None:
         """Send what is new. Tokens without text wait for the next delta, but the first one is news itself."""
         tokens = answer.completion_tokens - answer.tokens_sent
-        text, prompt_logprobs, with_ids = news.text, None, self.request.return_token_ids
+        said, *more = stretches(news.pieces)
+        text, prompt_logprobs, with_ids = said.text, None, self.request.return_token_ids
         if not answer.tokens_sent:
             prompt = self._prompt_of(answer)
             text = prompt.echo + text
             if self._speaks_for_prompt(answer):
                 prompt_logprobs, prompt.logprobs = prompt.logprobs, None
         first = tokens and not answer.tokens_sent
-        if text or news.reasoning or news.tools or first or with_ids or news.logprobs or prompt_logprobs:
+        if text or said.reasoning or said.tools or first or with_ids or news.logprobs or prompt_logprobs:
             answer.tokens_sent = answer.completion_tokens
             self._send(
                 Delta(
@@ -272,11 +274,22 @@ class Generation(OpenRequest):
                     tokens=tokens,
                     index=answer.index,
                     text=text,
-                    reasoning=news.reasoning,
-                    tool_calls=news.tools,
+                    reasoning=said.reasoning,
+                    tool_calls=said.tools,
                     token_ids=list(news.token_ids) if with_ids else None,
                     logprobs=news.logprobs,
                     prompt_logprobs=prompt_logprobs,
+                )
+            )
+        for each in more:
+            self._send(
+                Delta(
+                    id=self.request.id,
+                    tokens=0,
+                    index=answer.index,
+                    text=each.text,
+                    reasoning=each.reasoning,
+                    tool_calls=each.tools,
                 )
             )
 

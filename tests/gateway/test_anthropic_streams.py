@@ -110,11 +110,6 @@ def test_several_calls_in_one_piece_are_several_blocks() -> None:
     ]
 
 
-def test_the_rest_of_a_call_stays_in_its_block_when_text_follows() -> None:
-    pieces = [delta(tool_calls=[call(0, '{"a"', "f")]), delta(text="and", tool_calls=[call(0, ":1}")])]
-    assert blocks(*pieces, reason="tool_calls") == [CALL, {"type": "text", "text": "and"}]
-
-
 def test_a_thought_that_is_not_shown_is_in_its_signature() -> None:
     pieces = [delta(reasoning="h"), delta(reasoning="öm"), delta(text="so")]
     thought, text = blocks(*pieces, thinking=HIDDEN)

@@ -11,6 +11,7 @@ from gateway.dialects.anthropic.blocks import UNREADABLE
 from gateway.dialects.anthropic.envelope import envelope
 from gateway.dialects.anthropic.identifiers import outward
 from gateway.dialects.event_streams import comment
+from gateway.dialects.parts import parts
 from gateway.dialects.thoughts import seal
 from gateway.dialects.writing import encode, json_string, on_one_line
 from gateway.refusals import Refusal
@@ -61,18 +62,22 @@ class MessageRenderer:
     def whole(self, started: Started, finished: Finished) -> bytes:
         [answer] = finished.choices
         content: list[dict[str, Any]] = []
-        if answer.reasoning and self._thoughts != "left out":
-            shown = self._thoughts == "shown"
-            content.append(
-                {
-                    "type": "thinking",
-                    "thinking": answer.reasoning if shown else "",
-                    "signature": seal("" if shown else answer.reasoning),
-                }
-            )
-        if answer.text:
-            content.append({"type": "text", "text": answer.text})
-        content += map(_tool_use, answer.tool_calls)
+        for thought, text, call, _ in parts(answer):
+            if call is not None:
+                content.append(_tool_use(call))
+            elif text and content and content[-1]["type"] == "text":  # the thought between them is left out
+                content[-1]["text"] += text
+            elif text:
+                content.append({"type": "text", "text": text})
+            elif self._thoughts != "left out":
+                shown = self._thoughts == "shown"
+                content.append(
+                    {
+                        "type": "thinking",
+                        "thinking": thought if shown else "",
+                        "signature": seal("" if shown else thought),
+                    }
+                )
         return encode(self._message(content, _stop(answer), _usage(finished.usage)))
 
     def _message(
@@ -111,25 +116,21 @@ class MessageRenderer:
         text = delta.text
         if text and self._open == "text" and not delta.reasoning and not delta.tool_calls:
             return b"".join((self._head, json_string(text), _END))
-        parts: list[bytes] = []
+        said: list[bytes] = []
         if delta.reasoning and self._thoughts != "left out":
             if self._open != "thinking":
-                parts.append(self._begin("thinking", thinking="", signature=""))
+                said.append(self._begin("thinking", thinking="", signature=""))
             if self._thoughts == "hidden":
                 self._hidden.append(delta.reasoning)
             else:
-                parts += (self._head, json_string(delta.reasoning), _END)
-        calls = delta.tool_calls
-        if calls and calls[0].call_id is None:  # of the call that is open
-            parts += self._call(calls[0])
-            calls = calls[1:]
+                said += (self._head, json_string(delta.reasoning), _END)
         if text:
             if self._open != "text":
-                parts.append(self._begin("text", text=""))
-            parts += (self._head, json_string(text), _END)
-        for call in calls:
-            parts += self._call(call)
-        return b"".join(parts)
+                said.append(self._begin("text", text=""))
+            said += (self._head, json_string(text), _END)
+        for call in delta.tool_calls:
+            said += self._call(call)
+        return b"".join(said)
 
     def _call(self, call: ToolCallDelta) -> tuple[bytes, ...]:
         begin = b""

@@ -91,6 +91,7 @@ class Output:
         self._stamp = stamp
         self._calls, self._max_calls = 0, max_calls
         self._open: _Thought | _Text | _Call | None = None
+        self._early: list[TokenLogprob] = []  # of tokens that nothing came of yet
 
     def take(self, delta: Delta) -> bytes:
         """What is new, as events: thoughts first, then text, then calls."""
@@ -102,10 +103,13 @@ class Output:
             if type(item) is not _Thought:
                 said += self._begin(_Thought)
             said += self._open.add(delta.reasoning)
+        early, self._early = self._early + delta.logprobs, []
         if delta.text:
             if type(self._open) is not _Text:
                 said += self._begin(_Text)
-            said += self._open.add(delta.text, delta.logprobs)
+            said += self._open.add(delta.text, early)
+        elif not delta.reasoning and not delta.tool_calls:
+            self._early = early
         for piece in delta.tool_calls:
             said += self._take_call(piece)
         return said

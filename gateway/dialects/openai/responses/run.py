@@ -13,6 +13,7 @@ from gateway.dialects.openai.responses import response
 from gateway.dialects.openai.responses.output import Status
 from gateway.dialects.openai.responses.request import NAMES, Creation
 from gateway.dialects.openai.responses.truncate import truncate
+from gateway.dialects.parts import parts
 from gateway.dialects.writing import encode
 from gateway.fleet.exchange import Exchange
 from gateway.fleet.view import Fleet
@@ -20,7 +21,7 @@ from gateway.refusals import BUG
 from gateway.store import responses
 from gateway.store.database import Database
 from ipc.errors import Code, CortexError
-from ipc.messages import Choice, Delta, Finished, Progress, Reply, Started, ToolCallDelta
+from ipc.messages import Delta, Finished, Progress, Reply, Started, TokenLogprob, ToolCall, ToolCallDelta
 
 logger = logging.getLogger("gateway.dialects.openai.responses.run")
 
@@ -51,7 +52,8 @@ class Run:
         """The body of an unstreamed answer. CortexError when it failed."""
         await self._send()
         finished = await self._exchange.whole()
-        self._output.take(_as_delta(finished.choices[0]))
+        for part in parts(finished.choices[0]):
+            self._output.take(_as_delta(*part))
         self._output.close(_status(finished))
         self._finish(finished)
         await self._keep()
@@ -161,17 +163,9 @@ def _status(finished: Finished) -> Status:
     return "incomplete" if finished.choices[0].reason == "length" else "completed"
 
 
-def _as_delta(choice: Choice) -> Delta:
-    """A whole answer as a piece."""
-    calls = [
-        ToolCallDelta(index=i, call_id=call.id, name=call.name, arguments=call.arguments)
-        for i, call in enumerate(choice.tool_calls)
-    ]
-    return Delta(
-        id=0,
-        tokens=0,
-        reasoning=choice.reasoning,
-        text=choice.text,
-        tool_calls=calls,
-        logprobs=choice.logprobs,
-    )
+def _as_delta(thought: str, text: str, call: ToolCall | None, logprobs: list[TokenLogprob]) -> Delta:
+    """A part of a whole answer as a piece of a streamed one."""
+    calls = []
+    if call is not None:
+        calls = [ToolCallDelta(index=0, call_id=call.id, name=call.name, arguments=call.arguments)]
+    return Delta(id=0, tokens=0, reasoning=thought, text=text, tool_calls=calls, logprobs=logprobs)
