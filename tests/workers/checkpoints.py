@@ -13,6 +13,10 @@ from transformers import (
     Gemma2ForCausalLM,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
+    Glm4Config,
+    Glm4ForCausalLM,
+    GlmConfig,
+    GlmForCausalLM,
     GraniteConfig,
     GraniteForCausalLM,
     LlamaConfig,
@@ -21,6 +25,10 @@ from transformers import (
     MinistralForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    Olmo2Config,
+    Olmo2ForCausalLM,
+    Olmo3Config,
+    Olmo3ForCausalLM,
     Phi3Config,
     Phi3ForCausalLM,
     PreTrainedModel,
@@ -112,6 +120,16 @@ def smollm3(**changes: Any) -> PreTrainedModel:
     return SmolLM3ForCausalLM(SmolLM3Config(**SIZES | {"num_hidden_layers": 4} | changes))
 
 
+def olmo2(**changes: Any) -> PreTrainedModel:
+    sizes = {key: value for key, value in SIZES.items() if key != "head_dim"}  # which it does not have: 12
+    return Olmo2ForCausalLM(Olmo2Config(**sizes | changes))
+
+
+def olmo3(**changes: Any) -> PreTrainedModel:
+    sizes = {key: value for key, value in SIZES.items() if key != "head_dim"}
+    return Olmo3ForCausalLM(Olmo3Config(**sizes | {"sliding_window": 24} | changes))
+
+
 # Together they cover what a config may say; `sharded` and `flat` are also written to disk in another way.
 VARIANTS: dict[str, Callable[[], PreTrainedModel]] = {
     "qwen3_tied": lambda: qwen3(tie_word_embeddings=True),
@@ -165,6 +183,25 @@ VARIANTS: dict[str, Callable[[], PreTrainedModel]] = {
     "smollm3_windows": lambda: smollm3(
         use_sliding_window=True, sliding_window=20, no_rope_layers=[1, 0, 1, 0], rope_parameters=YARN
     ),
+    "olmo2": lambda: olmo2(),
+    "olmo2_biased": lambda: olmo2(
+        attention_bias=True, num_key_value_heads=1, num_hidden_layers=3, rope_parameters=LINEAR
+    ),
+    "olmo3": lambda: olmo3(num_hidden_layers=4),
+    "olmo3_by_types": lambda: olmo3(
+        layer_types=TYPES,
+        rope_parameters={
+            "full_attention": YARN,
+            "sliding_attention": {"rope_theta": 1_000.0, "rope_type": "default"},
+        },
+    ),
+    "glm": lambda: GlmForCausalLM(GlmConfig(**SIZES)),
+    "glm_tied_unbiased": lambda: GlmForCausalLM(
+        GlmConfig(
+            **SIZES | {"attention_bias": False, "tie_word_embeddings": True, "partial_rotary_factor": 1.0}
+        )
+    ),
+    "glm4": lambda: Glm4ForCausalLM(Glm4Config(**SIZES)),
     "llama_every_head_its_own_keys": lambda: llama(num_key_value_heads=4, vocab_size=96),
     "llama_one_key_head_sharded": lambda: llama(num_key_value_heads=1, num_hidden_layers=3),
     "llama_flat_llama3": lambda: llama(rope_parameters=LLAMA3, num_attention_heads=8, num_key_value_heads=4),

@@ -20,6 +20,8 @@ SHARED = (
     "gemma3",
     "granite_biased",
     "phi3",
+    "olmo2_biased",
+    "glm",
     "qwen3_moe",
     "llama_every_head_its_own_keys",
     "llama_one_key_head_sharded",

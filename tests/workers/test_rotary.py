@@ -7,7 +7,7 @@ import torch
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from workers.checkpoints.config import Rope
+from workers.checkpoints.rope import Rope
 from workers.layers.rotary import Rotary
 
 LLAMA3 = {

@@ -14,14 +14,14 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
+from workers.checkpoints import rope
 from workers.checkpoints.files import refuse
 from workers.checkpoints.layers import Layer
+from workers.checkpoints.rope import Rope, RopeKeys, Size
 
 Activation = Literal["silu", "gelu", "gelu_tanh"]
 
-Size = Annotated[int, msgspec.Meta(ge=1, le=1 << 31)]
 LayerCount = Annotated[int, msgspec.Meta(ge=1, le=10_000)]
-LARGEST_FACTOR = 1_000_000
 
 ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",
@@ -29,34 +29,15 @@ ACTIVATIONS: dict[str, Activation] = {
     "gelu": "gelu",
     "gelu_pytorch_tanh": "gelu_tanh",
 }
-ROPE_KEYS = ("rope_parameters", "rope_scaling")
-OLD_NAMES = {"su": "longrope"}  # of ropes
-# A dynamic rope stretches a sequence once it is longer than `max_position_embeddings`, which keys that are
-# cached cannot follow. Up to that length it is the plain one, and such a model is served up to it.
-PLAIN_UP_TO_CONTEXT = "dynamic"
 
 
-class Rope(msgspec.Struct, frozen=True, kw_only=True):
-    """Rotary position embedding: which frequencies the positions turn with."""
+class Norms(msgspec.Struct, frozen=True):
+    """What the norms of a layer are called, by where they stand; None: there is none."""
 
-    rope_type: Literal["default", "linear", "llama3", "yarn", "longrope"] = "default"
-    rope_theta: float = 10_000.0
-    factor: float = 1.0
-    original_max_position_embeddings: int = 0
-    # llama3
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    # yarn
-    beta_fast: float | None = None
-    beta_slow: float | None = None
-    attention_factor: float | None = None
-    mscale: float | None = None
-    mscale_all_dim: float | None = None
-    truncate: bool = True
-    # longrope: what each pair is slowed down by, in contexts up to the original one and in longer ones
-    short_factor: tuple[float, ...] = ()
-    long_factor: tuple[float, ...] = ()
-    is_long: bool = False  # which of the two holds
+    before_attention: str | None = "input_layernorm"
+    after_attention: str | None = None
+    before_mlp: str | None = "post_attention_layernorm"
+    after_mlp: str | None = None
 
 
 class Experts(msgspec.Struct, frozen=True):
@@ -86,8 +67,10 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     qkv_bias: bool
     output_bias: bool  # of attention
     mlp_bias: bool
-    qk_norm: bool  # queries and keys are normalised per head
-    norms_after: bool = False  # attention and MLP have a norm behind them, too
+    qk_norm: Literal["none", "heads", "whole"] = (
+        "none"  # of queries and keys: of each head, or of all together
+    )
+    norms: Norms = Norms()
     norm_offset: float = 0.0  # is added to the weights of all norms
     window_rope: Rope | None = None  # of layers with a window, where it is another
     unrotated: tuple[int, ...] = ()  # layers without positions
@@ -102,7 +85,9 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     context_limit: int  # tokens that its positions can be stretched to; no less
     layers: tuple[Layer, ...]
     rotary_dim: int  # of a head, what turns with the positions: its first dimensions
-    fused: bool = False  # projections of the same input are stored as one tensor
+    interleaved: bool = False  # what turns together are neighbours, not dimensions that are half of it apart
+    fused_qkv: bool = False  # queries, keys and values are stored as one tensor
+    fused_gate_up: bool = False  # so are the two projections into an MLP
 
     def at_context(self, length: int) -> ModelConfig:
         """The same where a context is served that long: a longrope has other factors in a long one.
@@ -125,7 +110,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-class ConfigFile(msgspec.Struct, frozen=True, kw_only=True):
+class ConfigFile(RopeKeys, frozen=True, kw_only=True):
     """The keys of `config.json` that every family understands. What is left out, a family fills in; one with
     keys of its own has a struct of its own."""
 
@@ -137,17 +122,11 @@ class ConfigFile(msgspec.Struct, frozen=True, kw_only=True):
     num_attention_heads: Size
     num_key_value_heads: Size | None = None
     head_dim: Size | None = None
-    max_position_embeddings: Size
     rms_norm_eps: Annotated[float, msgspec.Meta(ge=0)] = 1e-6
     hidden_act: str = "silu"
     tie_word_embeddings: bool = False
     attention_bias: bool = False
     mlp_bias: bool = False
-    rope_theta: float | None = None
-    rope_scaling: dict[str, Any] | None = None
-    rope_parameters: dict[str, Any] | None = None
-    partial_rotary_factor: float | None = None
-    original_max_position_embeddings: Size | None = None
     use_sliding_window: bool = False
     sliding_window: Size | None = None
     max_window_layers: Annotated[int, msgspec.Meta(ge=0)] | None = None
@@ -205,10 +184,10 @@ def read(path: Path, given: Mapping[str, Any], kind: type[File] = ConfigFile) ->
 def notes(given: Mapping[str, Any]) -> list[str]:
     """What stands there and is not followed, for whoever serves the model."""
     kind = next(
-        (given[key].get("rope_type") or given[key].get("type") for key in ROPE_KEYS if given.get(key)), None
+        (given[key].get("rope_type") or given[key].get("type") for key in rope.KEYS if given.get(key)), None
     )
     found = []
-    if kind == PLAIN_UP_TO_CONTEXT:
+    if kind == rope.PLAIN_UP_TO_CONTEXT:
         found.append(
             "config.json: the rope is dynamic, which up to the context that is served is the plain one"
         )
@@ -237,21 +216,22 @@ def model_config(
         CortexError: it asks for something that is not done here.
     """
     num_kv_heads = file.num_key_value_heads or file.num_attention_heads
-    head_dim = _head_dim(file)
+    head_dim = file.head_dim or file.hidden_size // file.num_attention_heads
     if file.hidden_act not in ACTIVATIONS:
         refuse(path, f"hidden_act {file.hidden_act} is not supported; there are {', '.join(ACTIVATIONS)}")
     if file.num_attention_heads % num_kv_heads:
         refuse(path, f"num_key_value_heads {num_kv_heads} does not divide {file.num_attention_heads} heads")
     if head_dim < 2 or head_dim % 2:
         refuse(path, f"head_dim {head_dim} is not supported: heads have an even size")
-    share = file.partial_rotary_factor or (file.rope_parameters or {}).get("partial_rotary_factor") or 1.0
+    share = rope.rotary_share(file)
     rotary_dim = int(head_dim * share) if partial and isinstance(share, int | float) else head_dim
     if not 2 <= rotary_dim <= head_dim or rotary_dim % 2:
         refuse(path, f"partial_rotary_factor {share} of a head of {head_dim} is not supported")
-    rope, context_length, context_limit = _rope(path, file, rotary_dim if partial else None)
+    positions, context_length, context_limit = rope.read(path, file, rotary_dim, partial=partial)
     layers = tuple(
         Layer("full", num_kv_heads, head_dim)
-        if window is None or window >= context_limit  # which no layer could tell from seeing all
+        # a window that no layer could tell from seeing all, but for the positions that it may have
+        if window is None or (window >= context_limit and "window_rope" not in changes)
         else Layer("window", num_kv_heads, head_dim, window)
         for window in windows
     )
@@ -265,12 +245,11 @@ def model_config(
         head_dim=head_dim,
         norm_eps=file.rms_norm_eps,
         activation=ACTIVATIONS[file.hidden_act],
-        rope=rope,
+        rope=positions,
         tied_head=file.tie_word_embeddings,
         qkv_bias=file.attention_bias,
         output_bias=file.attention_bias,
         mlp_bias=False,
-        qk_norm=False,
         context_length=context_length,
         context_limit=context_limit,
         layers=layers,
@@ -299,67 +278,3 @@ def windows_of(path: Path, file: ConfigFile, *, first: int) -> list[int | None]:
     if any(windowed) and file.sliding_window is None:
         refuse(path, "sliding_window is missing, and some layers have one")
     return [file.sliding_window if each else None for each in windowed]
-
-
-def _head_dim(file: ConfigFile) -> int:
-    return file.head_dim or file.hidden_size // file.num_attention_heads
-
-
-def rope_of(path: Path, file: ConfigFile) -> Rope:
-    """The rotary settings alone."""
-    return _rope(path, file)[0]
-
-
-def _rope(path: Path, file: ConfigFile, rotary_dim: int | None = None) -> tuple[Rope, int, int]:
-    """The rotary settings, from wherever they stand; the context they give, and the longest they allow.
-
-    Args:
-        rotary_dim: dimensions of a head that turn, where that may be a part of it.
-    """
-    key = next((key for key in ROPE_KEYS if getattr(file, key)), ROPE_KEYS[0])
-    given = dict(getattr(file, key) or {})
-    context = file.max_position_embeddings
-    kind = given.get("rope_type") or given.pop("type", "default")  # until 2024: `type`
-    kind = given["rope_type"] = OLD_NAMES.get(kind, kind)
-    given.pop("type", None)
-    if given.get("rope_theta") is None:
-        given["rope_theta"] = file.rope_theta or 10_000.0
-    partial = given.pop("partial_rotary_factor", None) or file.partial_rotary_factor or 1.0
-    if partial != 1.0 and rotary_dim is None:
-        refuse(path, f"{key}: partial_rotary_factor {partial} is not supported")
-    if kind in ("llama3", "yarn", "longrope"):
-        original = file.original_max_position_embeddings or given.get("original_max_position_embeddings")
-        given["original_max_position_embeddings"] = original or context
-    if given.get("factor") is None and (kind == "longrope" or (kind == "yarn" and "factor" in given)):
-        given["factor"] = context / given["original_max_position_embeddings"]
-    if kind != "default" and given.get("factor") is None:
-        refuse(path, f"{key}.factor is missing")
-    if kind == "llama3":
-        for name in ("low_freq_factor", "high_freq_factor"):
-            if given.get(name) is None:
-                refuse(path, f"{key}.{name} is missing")
-    if kind == PLAIN_UP_TO_CONTEXT:
-        given = {"rope_type": "default", "rope_theta": given["rope_theta"]}
-    for name in given.keys() - set(Rope.__struct_fields__):
-        refuse(path, f"{key}: {name} is not understood")
-    try:
-        rope = msgspec.convert(given, Rope)
-    except msgspec.ValidationError as error:
-        refuse(path, f"{key}: {error}")
-    if not 1.0 <= rope.factor <= LARGEST_FACTOR:
-        refuse(path, f"{key}.factor {rope.factor} is not supported")
-    if rope.rope_theta <= 1.0:
-        refuse(path, f"{key}.rope_theta {rope.rope_theta} is not supported")
-    if kind in ("llama3", "yarn", "longrope") and rope.original_max_position_embeddings < 1:
-        refuse(path, f"{key}.original_max_position_embeddings is {rope.original_max_position_embeddings}")
-    if kind == "llama3" and not 0 < rope.low_freq_factor < rope.high_freq_factor:
-        refuse(path, f"{key}.high_freq_factor {rope.high_freq_factor} is not above low_freq_factor")
-    if kind == "longrope":
-        pairs = (rotary_dim or _head_dim(file)) // 2
-        for name in ("short_factor", "long_factor"):
-            factors = getattr(rope, name)
-            if len(factors) != pairs or not all(0 < factor < LARGEST_FACTOR for factor in factors):
-                refuse(path, f"{key}.{name} is no list of {pairs} numbers above 0")
-    if kind == "yarn":
-        context = max(context, int(rope.original_max_position_embeddings * rope.factor))
-    return rope, context, int(context * rope.factor) if kind == "linear" else context

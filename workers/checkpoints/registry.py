@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from workers.checkpoints.families.gemma import GEMMA2, GEMMA3
+from workers.checkpoints.families.glm import GLM, GLM4
 from workers.checkpoints.families.granite import GRANITE
 from workers.checkpoints.families.llama import LLAMA
 from workers.checkpoints.families.mistral import MISTRAL
+from workers.checkpoints.families.olmo import OLMO2, OLMO3
 from workers.checkpoints.families.phi3 import PHI3
 from workers.checkpoints.families.qwen2 import QWEN2
 from workers.checkpoints.families.qwen3 import QWEN3
@@ -15,7 +17,10 @@ from workers.checkpoints.families.qwen3_moe import QWEN3_MOE
 from workers.checkpoints.families.smollm3 import SMOLLM3
 from workers.checkpoints.family import Family
 
-KNOWN = (LLAMA, MISTRAL, QWEN2, QWEN3, QWEN3_MOE, GEMMA2, GEMMA3, GRANITE, PHI3, SMOLLM3)
+KNOWN = (
+    *(LLAMA, MISTRAL, QWEN2, QWEN3, QWEN3_MOE, GEMMA2, GEMMA3),
+    *(GRANITE, PHI3, SMOLLM3, OLMO2, OLMO3, GLM, GLM4),
+)
 FAMILIES = {family.name: family for family in KNOWN}
 ARCHITECTURES = {
     name: family for family in FAMILIES.values() for name in (*family.architectures, *family.within)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from workers.layers.linear import Empty
+from workers.parallel import RankGroup
 from workers.weights.loader import Slice
 
 
@@ -65,4 +66,43 @@ class HeadNorm:
         x.mul_(square.div_(x.shape[-1]).add_(self.eps).rsqrt_())
         for part, weight in zip(x.split(self.heads, dim=1), self.weights, strict=True):
             part.mul_(weight.float() + self.offset if self.offset else weight)
+        return x
+
+
+class WholeNorm:
+    """RMSNorm of all query heads together, and of all key heads, which are spread over the ranks.
+
+    Args:
+        names: of the two norms in the checkpoint.
+        heads: how many there are of each, on all ranks.
+        head_dim: size of a head.
+    """
+
+    def __init__(
+        self,
+        names: tuple[str, str],
+        heads: tuple[int, int],
+        head_dim: int,
+        eps: float,
+        group: RankGroup,
+        empty: Empty,
+    ) -> None:
+        self.names, self.eps, self.group = names, eps, group
+        self.sizes = [count * head_dim for count in heads]
+        self.shares = [group.share(heads[0]), group.share_kv(heads[1])]
+        self.weights = [empty(len(share), head_dim) for share in self.shares]
+
+    def pieces(self) -> Iterator[Slice]:
+        for name, size, share, weight in zip(self.names, self.sizes, self.shares, self.weights, strict=True):
+            yield Slice(f"{name}.weight", (size,), weight.view(-1), row=share.start * weight.shape[1])
+
+    def __call__(self, x: Tensor) -> Tensor:  # [tokens, heads of both, head_dim] float32; changed in place
+        parts = x.split([len(share) for share in self.shares], dim=1)
+        sums = torch.stack([part.square().sum(dim=(1, 2)) for part in parts])
+        sums = self.group.all_reduce(sums)
+        for part, weight, square, size, share in zip(
+            parts, self.weights, sums, self.sizes, self.shares, strict=True
+        ):
+            copies = self.group.size * len(share) * weight.shape[1] // size  # ranks that have the same heads
+            part.mul_(square.div(copies * size).add_(self.eps).rsqrt_()[:, None, None]).mul_(weight)
         return x

@@ -8,37 +8,44 @@ import math
 import torch
 from torch import Tensor
 
-from workers.checkpoints.config import Rope
+from workers.checkpoints.rope import Rope
 
 
 class Rotary:
     """The angles by which each position turns the pairs of a head's dimensions.
 
-    Dimension i is paired with dimension i + head_dim / 2, as in all Hugging Face checkpoints.
+    Args:
+        interleaved: the pairs are neighbours. Otherwise, as in most checkpoints of Hugging Face, dimension i
+            is paired with dimension i + head_dim / 2.
     """
 
-    def __init__(self, rope: Rope, head_dim: int, device: torch.device) -> None:
+    def __init__(self, rope: Rope, head_dim: int, device: torch.device, interleaved: bool = False) -> None:
         self.frequencies = frequencies(rope, head_dim).to(device)  # [head_dim / 2], radians a token
         self.scale = attention_factor(rope)
+        self.interleaved = interleaved
 
     def __call__(self, positions: Tensor) -> tuple[Tensor, Tensor]:  # [tokens]
         """Cosines and sines for `rotate`, `[tokens, 1, head_dim]` float32; once a step, for all layers."""
         angle = positions[:, None, None].float() * self.frequencies
         cos, sin = angle.cos() * self.scale, angle.sin() * self.scale
+        if self.interleaved:
+            return cos.repeat_interleave(2, dim=-1), torch.stack((-sin, sin), dim=-1).flatten(-2)
         return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:  # [tokens, heads, head_dim] float32
-    """Turn every pair of dimensions by its token's angle."""
-    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False) -> Tensor:
+    """Turn every pair of dimensions of `x` `[tokens, heads, head_dim]` float32 by its token's angle."""
+    half = x.shape[-1] // 2
+    partner = x.unflatten(-1, (half, 2)).flip(-1).flatten(-2) if interleaved else x.roll(half, dims=-1)
+    return torch.addcmul(x * cos, partner, sin)
 
 
-def rotate_part(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:  # [tokens, heads, head_dim] float32
+def rotate_part(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False) -> Tensor:
     """The same of as many dimensions as there are angles for; the others stay."""
     size = cos.shape[-1]
     if size == x.shape[-1]:
-        return rotate(x, cos, sin)
-    return torch.cat((rotate(x[..., :size], cos, sin), x[..., size:]), dim=-1)
+        return rotate(x, cos, sin, interleaved)
+    return torch.cat((rotate(x[..., :size], cos, sin, interleaved), x[..., size:]), dim=-1)
 
 
 def frequencies(rope: Rope, head_dim: int) -> Tensor:  # [head_dim / 2] float32

@@ -1,9 +1,9 @@
-"""The decoder of Llama (Touvron et al. 2023), Mistral, Qwen, Gemma, Granite, Phi and SmolLM: one figure,
-drawn by the config.
+"""The decoder of Llama (Touvron et al. 2023), Mistral, Qwen, Gemma, Granite, Phi, SmolLM, OLMo and GLM: one
+figure, drawn by the config.
 
 tokens ─ embedding ─┬─ norm ─ attention ─┬+─ norm ─ mlp ─┬+─ … ─ norm ─ head ─ logits
                     └────────────────────┘└──────────────┘
-Gemma has norms behind attention and MLP as well.
+Gemma and GLM have norms behind attention and MLP as well, OLMo has them only there.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from workers.attention.backend import Attend
 from workers.checkpoints.config import ModelConfig
 from workers.layers.embedding import Embedding, Head, VocabularySlice
 from workers.layers.linear import ColumnParallel, Empty, Linear, RowParallel
-from workers.layers.norm import HeadNorm, RMSNorm
+from workers.layers.norm import HeadNorm, RMSNorm, WholeNorm
 from workers.layers.rotary import Rotary, rotate_part
 from workers.models.experts import MixtureOfExperts
 from workers.models.mlp import MLP
@@ -38,7 +38,7 @@ class Decoder:
         self.embedding = Embedding("model.embed_tokens", vocabulary, config.hidden_size, empty)
         self.embedding_scale = float(torch.tensor(config.embedding_scale, dtype=dtype))  # as it was trained
         ropes = [config.rope, *filter(None, [config.window_rope])]
-        self.rotaries = [Rotary(rope, config.rotary_dim, group.device) for rope in ropes]
+        self.rotaries = [Rotary(rope, config.rotary_dim, group.device, config.interleaved) for rope in ropes]
         self.logit_scale, self.logit_cap = config.logit_scale, config.logit_cap
         self.blocks = [Block(i, config, group, empty) for i in range(config.num_layers)]
         self.norm = RMSNorm("model.norm", config.hidden_size, config.norm_eps, empty, config.norm_offset)
@@ -97,9 +97,9 @@ class Block:
     """Attention, then the feed-forward network, each on the normalised residual stream."""
 
     def __init__(self, number: int, config: ModelConfig, group: RankGroup, empty: Empty) -> None:
-        def norm(name: str) -> RMSNorm:
+        def norm(name: str | None) -> RMSNorm | None:
             full = f"model.layers.{number}.{name}"
-            return RMSNorm(full, config.hidden_size, config.norm_eps, empty, config.norm_offset)
+            return name and RMSNorm(full, config.hidden_size, config.norm_eps, empty, config.norm_offset)
 
         self.number, self.residual_scale = number, config.residual_scale
         self.rope: int | None = None  # which of the model's; None: no positions
@@ -110,22 +110,19 @@ class Block:
         self.mlp = (MixtureOfExperts if has_experts else MLP)(
             f"model.layers.{number}.mlp", config, group, empty
         )
-        self.attention_norm = norm("input_layernorm")
-        self.after_attention: RMSNorm | None = None
-        self.after_mlp: RMSNorm | None = None
-        if config.norms_after:
-            self.after_attention = norm("post_attention_layernorm")
-            self.mlp_norm = norm("pre_feedforward_layernorm")
-            self.after_mlp = norm("post_feedforward_layernorm")
-        else:
-            self.mlp_norm = norm("post_attention_layernorm")
+        names = config.norms
+        self.before_attention, self.after_attention = (
+            norm(names.before_attention),
+            norm(names.after_attention),
+        )
+        self.before_mlp, self.after_mlp = norm(names.before_mlp), norm(names.after_mlp)
 
     @property
     def linears(self) -> tuple[Linear, ...]:
         return self.attention.qkv, self.attention.output, *self.mlp.linears
 
     def parts(self) -> Iterator[Shard]:
-        norms = (self.attention_norm, self.after_attention, self.mlp_norm, self.after_mlp)
+        norms = (self.before_attention, self.after_attention, self.before_mlp, self.after_mlp)
         pieces = [piece for norm in norms if norm is not None for piece in norm.pieces()]
         yield Shard([*pieces, *self.attention.norm_pieces()])
         for linear in self.linears:
@@ -133,13 +130,17 @@ class Block:
 
     def __call__(self, x: Tensor, angles: list[Angles], attend: Attend) -> Tensor:  # [tokens, hidden]
         turned = None if self.rope is None else angles[self.rope]
-        y = self.attention(self.attention_norm(x), turned, partial(attend, self.number))
+        y = self.attention(_normed(x, self.before_attention), turned, partial(attend, self.number))
         x = self._add(x, y, self.after_attention)
-        return self._add(x, self.mlp(self.mlp_norm(x)), self.after_mlp)
+        return self._add(x, self.mlp(_normed(x, self.before_mlp)), self.after_mlp)
 
     def _add(self, x: Tensor, y: Tensor, norm: RMSNorm | None) -> Tensor:
-        y = y if norm is None else norm(y)
+        y = _normed(y, norm)
         return x + y if self.residual_scale == 1.0 else x + y * self.residual_scale
+
+
+def _normed(x: Tensor, norm: RMSNorm | None) -> Tensor:
+    return x if norm is None else norm(x)
 
 
 class Attention:
@@ -149,11 +150,12 @@ class Attention:
         heads, kv_heads, head_dim = config.num_heads, config.num_kv_heads, config.head_dim
         mine, mine_kv = group.share(heads), group.share_kv(kv_heads)
         self.num_heads, self.num_kv_heads, self.head_dim = len(mine), len(mine_kv), head_dim
+        self.interleaved = config.interleaved
 
         def rows(part: range, first: int = 0) -> range:
             return range((first + part.start) * head_dim, (first + part.stop) * head_dim)
 
-        if config.fused:
+        if config.fused_qkv:
             stored, whole = f"{name}.qkv_proj", (heads + 2 * kv_heads) * head_dim
             parts = [rows(mine), rows(mine_kv, heads), rows(mine_kv, heads + kv_heads)]
             projections = [(stored, whole, part) for part in parts]
@@ -166,10 +168,12 @@ class Attention:
         hidden, bias = config.hidden_size, config.output_bias
         self.qkv = ColumnParallel(projections, hidden, config.qkv_bias, empty)
         self.output = RowParallel(f"{name}.o_proj", hidden, heads * head_dim, bias, group, empty)
-        self.qk_norm: HeadNorm | None = None
-        if config.qk_norm:
-            names, counts = (f"{name}.q_norm", f"{name}.k_norm"), (len(mine), len(mine_kv))
+        self.qk_norm: HeadNorm | WholeNorm | None = None
+        names, counts = (f"{name}.q_norm", f"{name}.k_norm"), (len(mine), len(mine_kv))
+        if config.qk_norm == "heads":
             self.qk_norm = HeadNorm(names, counts, head_dim, config.norm_eps, empty, config.norm_offset)
+        elif config.qk_norm == "whole":
+            self.qk_norm = WholeNorm(names, (heads, kv_heads), head_dim, config.norm_eps, group, empty)
 
     def norm_pieces(self) -> Iterator[Slice]:
         if self.qk_norm:
@@ -184,6 +188,6 @@ class Attention:
         if self.qk_norm:
             qk = self.qk_norm(qk.float())
         if angles is not None:
-            qk = rotate_part(qk.float(), *angles)
+            qk = rotate_part(qk.float(), *angles, self.interleaved)
         q, keys = qk.to(x.dtype).split((heads, kv_heads), dim=1)
         return self.output(attend(q, keys, values).view(len(x), -1))

@@ -29,7 +29,7 @@ class MLP:
         self.exact, self.activation = False, config.activation
         share = group.share(inner)
         projections = [(f"{name}.gate_proj", inner, share), (f"{name}.up_proj", inner, share)]
-        if config.fused:
+        if config.fused_gate_up:
             lower = range(inner + share.start, inner + share.stop)
             projections = [(f"{name}.gate_up_proj", 2 * inner, part) for part in (share, lower)]
         self.gate_up = ColumnParallel(projections, hidden, config.mlp_bias, empty)

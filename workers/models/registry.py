@@ -7,9 +7,13 @@ from workers.models.decoder import Decoder
 MODELS = {
     "gemma2": Decoder,
     "gemma3": Decoder,
+    "glm": Decoder,
+    "glm4": Decoder,
     "granite": Decoder,
     "llama": Decoder,
     "mistral": Decoder,
+    "olmo2": Decoder,
+    "olmo3": Decoder,
     "phi3": Decoder,
     "qwen2": Decoder,
     "qwen3": Decoder,

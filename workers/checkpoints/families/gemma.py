@@ -13,8 +13,8 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from workers.checkpoints import config
-from workers.checkpoints.config import ConfigFile, ModelConfig, Rope
+from workers.checkpoints import config, rope
+from workers.checkpoints.config import ConfigFile, ModelConfig, Norms
 from workers.checkpoints.families.llama import dense_tensors
 from workers.checkpoints.family import Family
 from workers.checkpoints.files import refuse
@@ -41,6 +41,12 @@ DEFAULTS_2 = DEFAULTS | {
     "attn_logit_softcapping": 50.0,
 }
 DEFAULTS_3 = DEFAULTS | {"vocab_size": 262_208, "max_position_embeddings": 131_072}
+NORMS = Norms(
+    "input_layernorm",
+    "post_attention_layernorm",
+    "pre_feedforward_layernorm",
+    "post_feedforward_layernorm",
+)
 PATTERN_2, PATTERN_3 = 2, 6  # every second or sixth layer sees all tokens
 THETA_3, WINDOW_THETA_3 = 1_000_000.0, 10_000.0
 
@@ -67,23 +73,18 @@ def read_2(path: Path, given: Mapping[str, Any]) -> ModelConfig:
 def read_3(path: Path, given: Mapping[str, Any]) -> ModelConfig:
     """Two ropes: of old files the keys of the whole model are those of the layers that see all tokens."""
     given = DEFAULTS_3 | dict(given)
-    ropes = given.pop("rope_parameters", None) or {}
-    if not isinstance(ropes, dict) or any(not isinstance(each, dict | None) for each in ropes.values()):
-        refuse(path, "rope_parameters is no object of objects, one for each type of layer")
-    if unknown := ropes.keys() - {"full_attention", "sliding_attention"}:
-        refuse(path, f"rope_parameters: {min(unknown)} is not understood")
+    whole, local = rope.by_type(path, given)
     file = _file(path, given)
     if file.attn_logit_softcapping is not None:
         refuse(path, "attn_logit_softcapping is not supported: Gemma 3 has none")
-    whole, local = ropes.get("full_attention") or {}, ropes.get("sliding_attention") or {}
-    if ropes:
+    if whole or local:
         file = msgspec.structs.replace(file, rope_scaling=None)
     theta = whole.get("rope_theta") or file.rope_theta or THETA_3
     file = msgspec.structs.replace(file, rope_parameters=(file.rope_scaling or whole) | {"rope_theta": theta})
     theta = local.get("rope_theta") or file.rope_local_base_freq or WINDOW_THETA_3
     beside = msgspec.structs.replace(file, rope_scaling=None, rope_parameters=local | {"rope_theta": theta})
-    window_rope: Rope = config.rope_of(path, beside)
-    return _model_config(path, file, PATTERN_3, qk_norm=True, window_rope=window_rope)
+    window_rope, *_ = rope.read(path, beside, beside.head_dim, partial=False)
+    return _model_config(path, file, PATTERN_3, qk_norm="heads", window_rope=window_rope)
 
 
 def _file(path: Path, given: Mapping[str, Any]) -> GemmaFile:
@@ -106,7 +107,7 @@ def _model_config(path: Path, file: GemmaFile, pattern: int, **changes: Any) -> 
         path,
         file,
         windows,
-        norms_after=True,
+        norms=NORMS,
         norm_offset=1.0,
         embedding_scale=file.hidden_size**0.5,
         attention_scale=file.query_pre_attn_scalar**-0.5,

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from workers.checkpoints import config
 from workers.checkpoints.config import ModelConfig
 from workers.checkpoints.family import Family, TensorSpec
@@ -28,24 +30,30 @@ def dense_tensors(model: ModelConfig) -> Iterator[TensorSpec]:
     for layer in range(model.num_layers):
         prefix = f"model.layers.{layer}."
         attention, mlp = prefix + "self_attn.", prefix + "mlp."
-        yield TensorSpec(prefix + "input_layernorm.weight", (hidden,), "none")
-        yield TensorSpec(prefix + "post_attention_layernorm.weight", (hidden,), "none")
-        if model.norms_after:
-            yield TensorSpec(prefix + "pre_feedforward_layernorm.weight", (hidden,), "none")
-            yield TensorSpec(prefix + "post_feedforward_layernorm.weight", (hidden,), "none")
-        yield TensorSpec(attention + "q_proj.weight", (queries, hidden), "rows")
-        yield TensorSpec(attention + "k_proj.weight", (keys, hidden), "kv_rows")
-        yield TensorSpec(attention + "v_proj.weight", (keys, hidden), "kv_rows")
+        for norm in filter(None, msgspec.structs.astuple(model.norms)):
+            yield TensorSpec(f"{prefix}{norm}.weight", (hidden,), "none")
+        if model.fused_qkv:
+            yield TensorSpec(attention + "qkv_proj.weight", (queries + 2 * keys, hidden), "qkv_rows")
+        else:
+            yield TensorSpec(attention + "q_proj.weight", (queries, hidden), "rows")
+            yield TensorSpec(attention + "k_proj.weight", (keys, hidden), "kv_rows")
+            yield TensorSpec(attention + "v_proj.weight", (keys, hidden), "kv_rows")
         yield TensorSpec(attention + "o_proj.weight", (hidden, queries), "columns")
         if model.experts is not None and layer in model.experts.layers:
             yield TensorSpec(mlp + "gate.weight", (model.experts.count, hidden), "none")
             for expert in range(model.experts.count):
                 yield from _mlp(f"{mlp}experts.{expert}.", hidden, model.experts.intermediate_size)
+        elif model.fused_gate_up:
+            yield TensorSpec(mlp + "gate_up_proj.weight", (2 * model.intermediate_size, hidden), "rows")
+            yield TensorSpec(mlp + "down_proj.weight", (hidden, model.intermediate_size), "columns")
         else:
             yield from _mlp(mlp, hidden, model.intermediate_size, model.mlp_bias)
-        if model.qk_norm:
+        if model.qk_norm == "heads":
             yield TensorSpec(attention + "q_norm.weight", (head,), "none")
             yield TensorSpec(attention + "k_norm.weight", (head,), "none")
+        elif model.qk_norm == "whole":
+            yield TensorSpec(attention + "q_norm.weight", (queries,), "rows")
+            yield TensorSpec(attention + "k_norm.weight", (keys,), "kv_rows")
         if model.qkv_bias:
             yield TensorSpec(attention + "q_proj.bias", (queries,), "rows")
             yield TensorSpec(attention + "k_proj.bias", (keys,), "kv_rows")

@@ -18,7 +18,7 @@ FULL_LAYERS = 28  # below those with a window
 def read(path: Path, given: Mapping[str, Any]) -> ModelConfig:
     """`mlp_bias` means nothing here: a Qwen3 has none, whatever the file says."""
     file = config.read(path, DEFAULTS | dict(given))
-    return config.model_config(path, file, windows_of(path, file), qk_norm=True)
+    return config.model_config(path, file, windows_of(path, file), qk_norm="heads")
 
 
 def windows_of(path: Path, file: ConfigFile) -> list[int | None]:

@@ -46,7 +46,7 @@ def read(path: Path, given: Mapping[str, Any]) -> ModelConfig:
         tuple(n for n in range(layers) if n not in plain and (n + 1) % file.decoder_sparse_step == 0),
     )
     windows = [file.sliding_window if file.use_sliding_window else None] * layers
-    changes = {"qk_norm": True, "experts": experts if experts.layers else None}
+    changes = {"qk_norm": "heads", "experts": experts if experts.layers else None}
     return msgspec.structs.replace(config.model_config(path, file, windows), **changes)
 
 

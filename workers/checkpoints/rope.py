@@ -1,0 +1,134 @@
+"""What `config.json` says about rotary positions, flat or nested, checked and made explicit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from workers.checkpoints.files import refuse
+
+Size = Annotated[int, msgspec.Meta(ge=1, le=1 << 31)]
+LARGEST_FACTOR = 1_000_000
+KEYS = ("rope_parameters", "rope_scaling")
+OLD_NAMES = {"su": "longrope"}  # of ropes
+# A dynamic rope stretches a sequence once it is longer than `max_position_embeddings`, which keys that are
+# cached cannot follow. Up to that length it is the plain one, and such a model is served up to it.
+PLAIN_UP_TO_CONTEXT = "dynamic"
+TYPES = frozenset(
+    {"full_attention", "sliding_attention"}
+)  # of layers, which may each have a rope of their own
+
+
+class Rope(msgspec.Struct, frozen=True, kw_only=True):
+    """Rotary position embedding: which frequencies the positions turn with."""
+
+    rope_type: Literal["default", "linear", "llama3", "yarn", "longrope"] = "default"
+    rope_theta: float = 10_000.0
+    factor: float = 1.0
+    original_max_position_embeddings: int = 0
+    # llama3
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    # yarn
+    beta_fast: float | None = None
+    beta_slow: float | None = None
+    attention_factor: float | None = None
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+    truncate: bool = True
+    # longrope: what each pair is slowed down by, in contexts up to the original one and in longer ones
+    short_factor: tuple[float, ...] = ()
+    long_factor: tuple[float, ...] = ()
+    is_long: bool = False  # which of the two holds
+
+
+class RopeKeys(msgspec.Struct, frozen=True, kw_only=True):
+    """The keys of `config.json` that rotary positions depend on."""
+
+    max_position_embeddings: Size
+    rope_theta: float | None = None
+    rope_scaling: dict[str, Any] | None = None
+    rope_parameters: dict[str, Any] | None = None
+    partial_rotary_factor: float | None = None
+    original_max_position_embeddings: Size | None = None
+
+
+def rotary_share(file: RopeKeys) -> float:
+    """The part of a head that turns."""
+    nested = (file.rope_parameters or file.rope_scaling or {}).get("partial_rotary_factor")
+    return nested or file.partial_rotary_factor or 1.0
+
+
+def by_type(path: Path, given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Take `rope_parameters` out of a `config.json` that has some for each type of layer.
+
+    Returns:
+        Those of the layers that see all tokens, and of those with a window; empty where it says nothing.
+    """
+    ropes = given.pop("rope_parameters", None) or {}
+    if not isinstance(ropes, dict) or any(not isinstance(each, dict | None) for each in ropes.values()):
+        refuse(path, "rope_parameters is no object of objects, one for each type of layer")
+    if unknown := ropes.keys() - TYPES:
+        refuse(path, f"rope_parameters: {min(unknown)} is not understood")
+    return ropes.get("full_attention") or {}, ropes.get("sliding_attention") or {}
+
+
+def read(path: Path, file: RopeKeys, rotary_dim: int, *, partial: bool) -> tuple[Rope, int, int]:
+    """The rotary settings, from wherever they stand; the context they give, and the longest they allow.
+
+    Args:
+        rotary_dim: dimensions of a head that turn.
+        partial: whether that may be a part of it.
+
+    Raises:
+        CortexError: they are not done here, or make no sense.
+    """
+    key = next((key for key in KEYS if getattr(file, key)), KEYS[0])
+    given = dict(getattr(file, key) or {})
+    context = file.max_position_embeddings
+    kind = given.get("rope_type") or given.pop("type", "default")  # until 2024: `type`
+    kind = given["rope_type"] = OLD_NAMES.get(kind, kind)
+    given.pop("type", None)
+    if given.get("rope_theta") is None:
+        given["rope_theta"] = file.rope_theta or 10_000.0
+    given.pop("partial_rotary_factor", None)
+    if (share := rotary_share(file)) != 1.0 and not partial:
+        refuse(path, f"{key}: partial_rotary_factor {share} is not supported")
+    if kind in ("llama3", "yarn", "longrope"):
+        original = file.original_max_position_embeddings or given.get("original_max_position_embeddings")
+        given["original_max_position_embeddings"] = original or context
+    if given.get("factor") is None and (kind == "longrope" or (kind == "yarn" and "factor" in given)):
+        given["factor"] = context / given["original_max_position_embeddings"]
+    if kind != "default" and given.get("factor") is None:
+        refuse(path, f"{key}.factor is missing")
+    if kind == "llama3":
+        for name in ("low_freq_factor", "high_freq_factor"):
+            if given.get(name) is None:
+                refuse(path, f"{key}.{name} is missing")
+    if kind == PLAIN_UP_TO_CONTEXT:
+        given = {"rope_type": "default", "rope_theta": given["rope_theta"]}
+    for name in given.keys() - set(Rope.__struct_fields__):
+        refuse(path, f"{key}: {name} is not understood")
+    try:
+        rope = msgspec.convert(given, Rope)
+    except msgspec.ValidationError as error:
+        refuse(path, f"{key}: {error}")
+    if not 1.0 <= rope.factor <= LARGEST_FACTOR:
+        refuse(path, f"{key}.factor {rope.factor} is not supported")
+    if rope.rope_theta <= 1.0:
+        refuse(path, f"{key}.rope_theta {rope.rope_theta} is not supported")
+    if kind in ("llama3", "yarn", "longrope") and rope.original_max_position_embeddings < 1:
+        refuse(path, f"{key}.original_max_position_embeddings is {rope.original_max_position_embeddings}")
+    if kind == "llama3" and not 0 < rope.low_freq_factor < rope.high_freq_factor:
+        refuse(path, f"{key}.high_freq_factor {rope.high_freq_factor} is not above low_freq_factor")
+    if kind == "longrope":
+        pairs = rotary_dim // 2
+        for name in ("short_factor", "long_factor"):
+            factors = getattr(rope, name)
+            if len(factors) != pairs or not all(0 < factor < LARGEST_FACTOR for factor in factors):
+                refuse(path, f"{key}.{name} is no list of {pairs} numbers above 0")
+    if kind == "yarn":
+        context = max(context, int(rope.original_max_position_embeddings * rope.factor))
+    return rope, context, int(context * rope.factor) if kind == "linear" else context
