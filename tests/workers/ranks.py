@@ -1,17 +1,18 @@
-"""All ranks of a group, over several checkpoints: `run` starts `python -m tests.workers.ranks` for each rank.
+"""All ranks of a group, over several checkpoints: `run` starts a process for each rank.
 
-Every rank drives its own scheduler with the same seed, so that they make the same plans and need no rings;
-what a step brought is told to all by rank 0, which alone samples.
+They are forks of one process that has imported torch, which takes longer than most of what they do. Every
+rank drives its own scheduler with the same seed, so that they make the same plans and need no rings; what a
+step brought is told to all by rank 0, which alone samples.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
+from multiprocessing.connection import Connection
 from typing import Literal
 
 import msgspec
@@ -25,6 +26,9 @@ from workers.step.engine import StepResult
 from workers.step.plan import StepPlan
 
 PATIENCE = 180.0  # seconds
+
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["tests.workers.ranks"])
 
 
 class Job(msgspec.Struct):
@@ -57,31 +61,37 @@ def run(jobs: list[Job], world_size: int) -> list[Result]:
     with ExitStack() as stack:
         stores = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in jobs]
         for job, store in zip(jobs, stores, strict=True):
-            job.fd, job.port = store.fileno(), store.getsockname()[1]
-        processes = []
+            job.port = store.getsockname()[1]
+        ends = []
         for rank in range(world_size):
-            module = [sys.executable, "-m", "tests.workers.ranks"]
-            process = subprocess.Popen(
-                [*module, str(rank), str(world_size)],
-                pass_fds=[store.fileno() for store in stores] if rank == 0 else [],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-            )
-            stack.enter_context(process)
+            ours, theirs = FORKS.Pipe(duplex=False)
+            stack.enter_context(ours)
+            arguments = (theirs, jobs, stores if rank == 0 else [], rank, world_size)
+            process = FORKS.Process(target=be, args=arguments, daemon=True)
+            process.start()
+            stack.callback(process.join)
             stack.callback(process.kill)
-            process.stdin.write(msgspec.json.encode(jobs))
-            process.stdin.close()
-            process.stdin = None
-            processes.append(process)
-        outputs = [process.communicate(timeout=PATIENCE)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0] * world_size
-    by_rank = [msgspec.json.decode(output, type=list[Result]) for output in outputs]
+            theirs.close()
+            ends.append(ours)
+        by_rank = [result_of(end) for end in ends]
     for results in by_rank:
         for result in filter(lambda result: result.observed is not None, results):
             assert (result.observed.collective_seconds > 0) == (world_size > 1)
             result.observed.collective_seconds = 0.0
     assert all(results == by_rank[0] for results in by_rank), "the ranks chose different tokens"
     return by_rank[0]
+
+
+def result_of(end: Connection) -> list[Result]:
+    assert end.poll(PATIENCE), f"no result within {PATIENCE} s"
+    return end.recv()  # EOFError: that rank died, and its output says of what
+
+
+def be(end: Connection, jobs: list[Job], stores: list[socket.socket], rank: int, world_size: int) -> None:
+    """The whole life of a rank; number 0 has the sockets at which the others meet it."""
+    for job, store in zip(jobs, stores, strict=False):
+        job.fd = store.detach()
+    end.send([do(job, rank, world_size) for job in jobs])
 
 
 def do(job: Job, rank: int, world_size: int) -> Result:
@@ -115,14 +125,3 @@ def execute(step: Callable[[StepPlan], StepResult], plan: StepPlan) -> StepResul
     told[: len(record)] = torch.frombuffer(bytearray(record), dtype=torch.uint8)[: int(size)]
     dist.broadcast(told, 0)
     return msgspec.msgpack.decode(told.numpy().tobytes(), type=StepResult)
-
-
-def main() -> None:
-    rank, world_size = map(int, sys.argv[1:3])
-    jobs = msgspec.json.decode(sys.stdin.buffer.read(), type=list[Job])
-    results = [do(job, rank, world_size) for job in jobs]
-    sys.stdout.buffer.write(msgspec.json.encode(results))
-
-
-if __name__ == "__main__":
-    main()
