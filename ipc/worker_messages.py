@@ -127,6 +127,7 @@ class WorkerSpec(Plain, kw_only=True, tag="spec"):
     store_fd: int | None = None  # a listening socket for the rendezvous, rank 0 only
     store_port: int = 0
     log_level: str = "INFO"
+    quantization: Literal["q8", "q6", "q4", "int8", "fp8"] | None = None  # of weights that are stored plain
 
 
 class Footprint(Plain):

@@ -58,6 +58,7 @@ class ModelSettings(Struct, frozen=True, kw_only=True):
     id: Annotated[str, Meta(min_length=1)]
     path: str | None = None  # a checkpoint folder; null: looked up by id
     dtype: Literal["bfloat16", "float16", "float32"] | None = None  # null: the checkpoint's
+    quantization: Literal["q8", "q6", "q4", "int8", "fp8"] | None = None  # of weights stored in a plain type
     exact: bool = False  # the same bits whatever else the engine does
     ranks: Count = 1
     devices: list[str] | None = None  # one a rank, or just "cpu"

@@ -14,6 +14,7 @@ from neuron.memory.fit import Need
 from neuron.memory.step_bytes import UNMEASURED_BYTES, Overhead
 from neuron.text.frontend import TextFrontEnd
 from workers.checkpoints.card import DTYPE_BYTES, Dtype, ModelCard, read_card
+from workers.checkpoints.families.llama import EMBEDDING
 from workers.checkpoints.generation import GenerationDefaults
 
 CPU_STEP_TOKENS = 512  # a step of so many takes about a second on two cores for a model that runs well there
@@ -103,9 +104,14 @@ def describe(settings: ModelSettings, folder: Path) -> ModelDescription:
         card=card,
         dtype=dtype,
         context_length=min(settings.context_length or card.context_length, limit),
-        rank_bytes=tuple(card.bytes_per_rank(settings.ranks, dtype)),
+        rank_bytes=tuple(card.bytes_per_rank(settings.ranks, dtype, settings.quantization)),
         cache_groups=tuple(card.cache_groups(settings.ranks, dtype)),
-        overhead=Overhead(card.config, DTYPE_BYTES[dtype], settings.ranks),
+        overhead=Overhead(
+            card.config,
+            DTYPE_BYTES[dtype],
+            settings.ranks,
+            packs_head=EMBEDDING not in card.formats(settings.ranks, settings.quantization),
+        ),
         defaults=card.defaults,
         eos_ids=card.eos_ids,
         chat=card.chat,

@@ -38,11 +38,13 @@ class Overhead:
         shapes: of the whole model.
         itemsize: bytes of a weight.
         world_size: ranks.
+        packs_head: whether a tied head may be packed; one that is kept in blocks is not.
     """
 
     shapes: ModelConfig
     itemsize: int
     world_size: int
+    packs_head: bool = True
 
     def of_step(self, kind: str, tokens: int, sequences: int) -> int:
         """Bytes that a rank takes for steps of `tokens` that sample for `sequences`, on a CPU or a GPU."""
@@ -79,7 +81,7 @@ class Overhead:
 
     def _packed_head(self) -> int:
         """A tied head, packed for oneDNN, is a copy of the embedding."""
-        if not self.shapes.tied_head:
+        if not (self.shapes.tied_head and self.packs_head):
             return 0
         rows = -(-self.shapes.vocab_size // self.world_size)
         return rows * self.shapes.hidden_size * self.itemsize

@@ -58,6 +58,7 @@ class Launcher:
             exact=settings.exact,
             simulated=description.simulated,
             log_level=self.config.log_level,
+            quantization=settings.quantization,
         )
         return WorkerGroup(
             spec,

@@ -17,6 +17,7 @@ from ipc.ring import Ring
 from ipc.sealed import seal
 from ipc.worker_messages import Fatal, Ready, SimulatedSpec, WorkerSpec
 from neuron.processes.worker import Worker
+from workers.checkpoints.blocks import Quantization
 from workers.checkpoints.card import ModelCard
 
 
@@ -38,6 +39,7 @@ class GroupSpec:
     exact: bool = False
     simulated: SimulatedSpec | None = None
     log_level: str = "INFO"
+    quantization: Quantization | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -129,6 +131,7 @@ def spawn(
                     store_fd=store.fileno() if store is not None and index == 0 else None,
                     store_port=store.getsockname()[1] if store is not None else 0,
                     log_level=spec.log_level,
+                    quantization=spec.quantization,
                 )
                 ranks.append(Rank(index, order.device, _hire(order, take), reports))
         except OSError:

@@ -6,9 +6,10 @@ the workers in their spec, so that nobody reads `config.json` a second time.
 
 from __future__ import annotations
 
+import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +20,7 @@ import msgspec
 from ipc.errors import Code, CortexError
 from ipc.worker_messages import CacheGroup
 from workers.checkpoints import config, generation, gguf, registry, text, within
+from workers.checkpoints.blocks import FORMATS, PLAIN, Quantization, at_load
 from workers.checkpoints.caches import group_layers
 from workers.checkpoints.config import ModelConfig
 from workers.checkpoints.families.llama import EMBEDDING, HEAD
@@ -45,20 +47,29 @@ MOST_RANKS = 8  # of which `check_ranks` tells what would work
 
 
 class StoredTensor(msgspec.Struct, frozen=True, array_like=True):
-    """A tensor of the model, and where it is stored."""
+    """A tensor of the model, and where it is stored.
+
+    What is stored in several tensors, or in a layout that nothing computes with, names a conversion and the
+    tensors that this one is made of. `dtype` is then the format that the conversion gives it.
+    """
 
     shape: tuple[int, ...]
-    dtype: str  # of WEIGHT_DTYPES
+    dtype: str  # of `blocks.FORMATS`, or a stored type that only a conversion reads
     file: int  # index in `ModelCard.files`
     offset: int  # of its first byte in the file
     sharing: Sharing
+    conversion: str = ""  # of `workers.weights.conversions`
+    sources: tuple[StoredTensor, ...] = ()
 
     @property
     def nbytes(self) -> int:
-        size = STORED_BYTES[self.dtype]
-        for length in self.shape:
-            size *= length
-        return size
+        """Bytes in its file, or in those of its sources."""
+        if self.sources:
+            return sum(source.nbytes for source in self.sources)
+        if self.dtype not in FORMATS:
+            return STORED_BYTES[self.dtype] * math.prod(self.shape)
+        *rows, columns = self.shape or (1,)
+        return FORMATS[self.dtype].row_bytes(columns) * math.prod(rows)
 
 
 class WeightFile(msgspec.Struct, frozen=True, array_like=True):
@@ -125,14 +136,56 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         """Whether a template knows thinking."""
         return any("think" in template.lower() for template in self.chat_templates.values())
 
-    def bytes_per_rank(self, world_size: int, dtype: Dtype | None = None) -> list[int]:
+    def bytes_per_rank(
+        self, world_size: int, dtype: Dtype | None = None, quantization: Quantization | None = None
+    ) -> list[int]:
         """Bytes of weights on each rank, exactly; `dtype` None is the checkpoint's own."""
         self.check_ranks(world_size)
-        elements = sum(
-            TensorSpec(name, tensor.shape, tensor.sharing).elements_on_rank(self.config, world_size)
-            for name, tensor in self.tensors.items()
-        )
-        return [elements * DTYPE_BYTES[dtype or self.dtype]] * world_size
+        formats, itemsize, total = self.formats(world_size, quantization), DTYPE_BYTES[dtype or self.dtype], 0
+        for name, shape in self._on_rank(world_size):
+            if name in formats:
+                total += shape[0] * FORMATS[formats[name]].row_bytes(shape[1])
+            else:
+                total += math.prod(shape) * itemsize
+        return [total] * world_size
+
+    def formats(self, world_size: int, quantization: Quantization | None = None) -> dict[str, str]:
+        """The block formats in which ranks keep weights, by name; all others are in the type of the model.
+
+        Weights of products and of the embedding stay as they are stored, in blocks. What is stored in a plain
+        type is quantised where that is wanted and the ranks share it: norms, biases and the router of a
+        mixture of experts never are.
+
+        Raises:
+            CortexError: MODEL_LOAD_FAILED, the ranks would share columns that are not whole blocks.
+        """
+        formats: dict[str, str] = {}
+        for name, shape in self._on_rank(world_size):
+            tensor = self.tensors[name]
+            if len(shape) != 2 or tensor.sharing == "none":
+                continue
+            if tensor.dtype not in PLAIN:
+                self._check_blocks(name, shape[1], world_size)
+                formats[name] = tensor.dtype
+            elif quantization is not None:
+                chosen = at_load(quantization, shape[1], tensor.sharing == "vocabulary")
+                if chosen is not None:
+                    formats[name] = chosen
+        return formats
+
+    def _on_rank(self, world_size: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+        for name, tensor in self.tensors.items():
+            spec = TensorSpec(name, tensor.shape, tensor.sharing)
+            yield name, spec.shape_on_rank(self.config, world_size)
+
+    def _check_blocks(self, name: str, columns: int, world_size: int) -> None:
+        form = FORMATS[self.tensors[name].dtype]
+        if columns % form.elements:
+            raise CortexError(
+                Code.MODEL_LOAD_FAILED,
+                f"{self.folder} cannot be split into {world_size} ranks: {name!r} is {form.name}, in blocks "
+                f"of {form.elements}, and each rank would have {columns} of its columns. Fewer ranks work",
+            )
 
     def kv_bytes_per_token(self, world_size: int, dtype: Dtype | None = None) -> int:
         """Bytes that one token takes on each rank, in all layers that still see it."""
@@ -292,8 +345,8 @@ def _check_tensors(
             refuse(folder, f"the tensor {name!r} is in none of its files")
         if tensor.shape != shape:
             refuse(tensor.file, f"{name!r} is {list(tensor.shape)}, and config.json wants {list(shape)}")
-        if tensor.dtype not in WEIGHT_DTYPES:
-            refuse(tensor.file, f"{name!r} is {tensor.dtype}, and weights are {', '.join(WEIGHT_DTYPES)}")
+        if tensor.dtype not in FORMATS:
+            refuse(tensor.file, f"{name!r} is {tensor.dtype}, and weights are {', '.join(PLAIN)}")
         file = files.setdefault(tensor.file, len(files))
         tensors[name] = StoredTensor(tensor.shape, tensor.dtype, file, tensor.offset, sharing)
     return [_weight_file(path) for path in files], tensors
@@ -307,7 +360,7 @@ def _weight_file(path: Path) -> WeightFile:
 def _dtype(given: Mapping[str, Any], tensors: Mapping[str, StoredTensor]) -> tuple[Dtype, list[str]]:
     """The type to serve in: what config.json says, else that of the embedding."""
     said = (given.get("dtype") or given.get("torch_dtype") or "").removeprefix("torch.")
-    stored = WEIGHT_DTYPES[tensors[EMBEDDING].dtype]
+    stored = WEIGHT_DTYPES.get(tensors[EMBEDDING].dtype, "bfloat16")
     if not said or said in get_args(Dtype):
         return said or stored, []
     return stored, [f"config.json: dtype {said} is none of {', '.join(get_args(Dtype))}; {stored} is used"]

@@ -26,21 +26,25 @@ class TensorSpec(NamedTuple):
     shape: tuple[int, ...]
     sharing: Sharing
 
-    def elements_on_rank(self, model: ModelConfig, world_size: int) -> int:
-        """Elements that each rank holds; the ranks hold equal parts."""
+    def shape_on_rank(self, model: ModelConfig, world_size: int) -> tuple[int, ...]:
+        """The part that each rank holds; the ranks hold equal parts."""
         first, *rest = self.shape
         match self.sharing:
             case "none":
-                return math.prod(self.shape)
+                return self.shape
             case "columns":
-                return first * (rest[0] // world_size)
+                return first, rest[0] // world_size
             case "kv_rows":
                 heads = kv_heads_on_rank(model.num_kv_heads, world_size)
-                return heads * model.head_dim * math.prod(rest)
+                return heads * model.head_dim, *rest
             case "qkv_rows":
                 heads = model.num_heads // world_size + 2 * kv_heads_on_rank(model.num_kv_heads, world_size)
-                return heads * model.head_dim * math.prod(rest)
-        return -(-first // world_size) * math.prod(rest)
+                return heads * model.head_dim, *rest
+        return -(-first // world_size), *rest
+
+    def elements_on_rank(self, model: ModelConfig, world_size: int) -> int:
+        """Elements that each rank holds."""
+        return math.prod(self.shape_on_rank(model, world_size))
 
 
 @dataclass(frozen=True, slots=True)

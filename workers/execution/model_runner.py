@@ -84,7 +84,8 @@ class ModelRunner:
             torch.cuda.set_device(device)
             check_type(torch.cuda.get_device_capability(device), spec)
         self.group = RankGroup.join(spec)
-        self.model = MODELS[self.card.family](config, self.group, dtype)
+        formats = self.card.formats(spec.world_size, spec.quantization)
+        self.model = MODELS[self.card.family](config, self.group, dtype, formats)
         weights = self.model.nbytes
         torch.set_num_threads(1)  # the loader has threads of its own
         files = WeightFiles(self.card)

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 import torch.nn.functional as F
 from torch import Tensor
 
-from workers.layers.linear import Empty, Linear
+from workers.layers.linear import Linear
 from workers.parallel import RankGroup
+from workers.weights.blocks import Blocks, Empty, Weight
 from workers.weights.loader import Slice
 
 
@@ -21,16 +22,16 @@ class VocabularySlice:
         self.first = min(group.rank * self.slice, size)
         self.num_real = min(self.slice, size - self.first)
 
-    def weight(self, hidden_size: int, empty: Empty) -> Tensor:  # [slice, hidden]
-        """A weight to be filled by `pieces`, with zeros as padding."""
-        weight = empty(self.slice, hidden_size)
-        weight[self.num_real :] = 0
+    def weight(self, name: str, hidden_size: int, empty: Empty) -> Weight:  # [slice, hidden]
+        """A weight to be filled by `pieces`, with zeros as padding: in any format, bytes of 0 are zeros."""
+        weight = empty.weight(name, self.slice, hidden_size)
+        (weight.data if isinstance(weight, Blocks) else weight)[self.num_real :] = 0
         return weight
 
-    def pieces(self, name: str, weight: Tensor) -> Iterator[Slice]:
+    def pieces(self, name: str, weight: Weight) -> Iterator[Slice]:
         if self.num_real:
             whole = (self.size, weight.shape[1])
-            yield Slice(name, whole, weight[: self.num_real], row=self.first)
+            yield Slice.of(name, whole, weight[: self.num_real], row=self.first)
 
 
 class Embedding:
@@ -38,7 +39,8 @@ class Embedding:
 
     def __init__(self, name: str, vocabulary: VocabularySlice, hidden_size: int, empty: Empty) -> None:
         self.name, self.vocabulary = name, vocabulary
-        self.weight = vocabulary.weight(hidden_size, empty)
+        self.dtype = empty.dtype
+        self.weight = vocabulary.weight(f"{name}.weight", hidden_size, empty)
 
     def pieces(self) -> Iterator[Slice]:
         return self.vocabulary.pieces(f"{self.name}.weight", self.weight)
@@ -46,11 +48,16 @@ class Embedding:
     def __call__(self, token_ids: Tensor) -> Tensor:  # [tokens] -> [tokens, hidden]
         group = self.vocabulary.group
         if group.size == 1:
-            return F.embedding(token_ids, self.weight)
+            return self._rows(token_ids)
         place = token_ids - self.vocabulary.first
         elsewhere = (place < 0) | (place >= self.vocabulary.num_real)
-        x = F.embedding(place.masked_fill(elsewhere, 0), self.weight)
+        x = self._rows(place.masked_fill(elsewhere, 0))
         return group.all_reduce(x.masked_fill_(elsewhere[:, None], 0))
+
+    def _rows(self, numbers: Tensor) -> Tensor:  # [tokens] -> [tokens, hidden]
+        if isinstance(self.weight, Blocks):
+            return self.weight[numbers].float().to(self.dtype)
+        return F.embedding(numbers, self.weight)
 
 
 class Head(Linear):
@@ -65,7 +72,7 @@ class Head(Linear):
     def __init__(
         self, name: str, vocabulary: VocabularySlice, hidden_size: int, tied: Embedding | None, empty: Empty
     ) -> None:
-        super().__init__(tied.weight if tied else vocabulary.weight(hidden_size, empty))
+        super().__init__(tied.weight if tied else vocabulary.weight(f"{name}.weight", hidden_size, empty))
         self.name, self.vocabulary, self.tied = name, vocabulary, tied
 
     def pieces(self) -> Iterator[Slice]:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from itertools import groupby
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from workers.layers.steady import cancelling, steadily, steady_counts
+from workers.kernels.products import product, widened
+from workers.layers.steady import COUNTS, cancelling, steadily, steady_counts
 from workers.parallel import RankGroup
+from workers.weights.blocks import Blocks, Empty, Weight
 from workers.weights.loader import Slice
 
 WIDE_ROWS = 3  # of input, from which on it pays to make float32 of a weight first
-WIDE_BYTES = 1 << 20  # of float32 made at once: they stay in the cache
-
-Empty = Callable[..., Tensor]  # torch.empty with the type and the device of the model
 
 
 class Linear:
@@ -30,9 +30,9 @@ class Linear:
     instead of 694, 8 rows 6 instead of 11.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
-        self.weight: Tensor | None = weight
-        self._shape, self._dtype = weight.shape, weight.dtype
+    def __init__(self, weight: Weight, bias: Tensor | None = None) -> None:
+        self.weight: Weight | None = weight
+        self._shape = weight.shape
         self.bias = bias
         self.packed: Tensor | None = None
         self._counts: list[int] | None = None  # of rows; None: any
@@ -43,19 +43,29 @@ class Linear:
         Args:
             known: what was found for other weights of the same shape; this one's is added.
         """
-        key = (*self._shape, self.packed is None)
+        weight = self.weight
+        form = weight.format.name if isinstance(weight, Blocks) else None
+        key = (*self._shape, self.packed is None, form)
         if key not in known:
-            device = self.weight.device if self.packed is None else self.packed.device
-            probe, weight = cancelling(*self._shape, self._dtype, device)
-            other = Linear(weight)
-            if self.packed is not None:
-                other.pack()
-            known[key] = steady_counts(other, probe)
+            known[key] = self._block_counts(weight) if isinstance(weight, Blocks) else self._dense_counts()
         self._counts = known[key]
+
+    def _dense_counts(self) -> list[int]:
+        kept = self.packed if self.weight is None else self.weight
+        probe, weight = cancelling(*self._shape, kept.dtype, kept.device)
+        other = Linear(weight)
+        if self.packed is not None:
+            other.pack()
+        return steady_counts(other, probe)
+
+    def _block_counts(self, weight: Blocks) -> list[int]:
+        generator = torch.Generator(weight.device).manual_seed(0)
+        probe = torch.randn(COUNTS[0], self._shape[1], generator=generator, device=weight.device)
+        return steady_counts(self._product, probe)
 
     def pack(self) -> None:
         """Trade the weight for its packed form, where there is a kernel that takes it."""
-        if _can_pack(self.weight):
+        if isinstance(self.weight, Tensor) and _can_pack(self.weight):
             self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight, 1)
             self.weight = None
 
@@ -68,15 +78,19 @@ class Linear:
         return self._product(x) if self._counts is None else steadily(self._product, x, self._counts)
 
     def _product(self, x: Tensor) -> Tensor:
-        if self.packed is None:
-            if len(x) < WIDE_ROWS or has_kernels(x.dtype, x.device):
-                return F.linear(x, self.weight, self.bias)
-            return _widened(x, self.weight, self.bias)
-        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
+        if self.packed is not None:
+            return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
+        if isinstance(self.weight, Blocks):
+            return product(x, self.weight, self.bias)
+        if len(x) < WIDE_ROWS or has_kernels(x.dtype, x.device):
+            return F.linear(x, self.weight, self.bias)
+        return widened(x, self.weight, self.bias)
 
 
 class ColumnParallel(Linear):
     """Projections of the same input, fused to one product; every rank has its rows of each.
+
+    Projections that are kept in unlike formats are products by themselves, one after the other.
 
     Args:
         projections: name in the checkpoint (without `.weight`), rows there, and this rank's rows.
@@ -86,18 +100,43 @@ class ColumnParallel(Linear):
     def __init__(
         self, projections: list[tuple[str, int, range]], columns: int, bias: bool, empty: Empty
     ) -> None:
-        rows = sum(len(share) for _, _, share in projections)
-        super().__init__(empty(rows, columns), empty(rows) if bias else None)
-        self.projections = projections
+        self.projections, self.columns = projections, columns
+        self.parts: list[Linear] = []
+        for _, group in groupby(projections, lambda each: empty.formats.get(f"{each[0]}.weight")):
+            alike = list(group)
+            rows = sum(len(share) for _, _, share in alike)
+            weight = empty.weight(f"{alike[0][0]}.weight", rows, columns)
+            self.parts.append(Linear(weight, empty(rows) if bias else None))
+
+    def make_exact(self, known: dict[object, list[int]]) -> None:
+        for part in self.parts:
+            part.make_exact(known)
+
+    def pack(self) -> None:
+        for part in self.parts:
+            part.pack()
+
+    @property
+    def nbytes(self) -> int:
+        return sum(part.nbytes for part in self.parts)
+
+    def __call__(self, x: Tensor) -> Tensor:  # [tokens, columns] -> [tokens, rows]
+        if len(self.parts) == 1:
+            return self.parts[0](x)
+        return torch.cat([part(x) for part in self.parts], dim=1)
 
     def pieces(self) -> Iterator[Slice]:
-        end = 0
+        parts = iter(self.parts)
+        end = left = 0
         for name, rows, share in self.projections:
-            start, end = end, end + len(share)
-            whole = (rows, self.weight.shape[1])
-            yield Slice(f"{name}.weight", whole, self.weight[start:end], row=share.start)
-            if self.bias is not None:
-                yield Slice(f"{name}.bias", whole[:1], self.bias[start:end], row=share.start)
+            if not left:
+                part = next(parts)
+                end, left = 0, part.weight.shape[0]
+            start, end, left = end, end + len(share), left - len(share)
+            whole = (rows, self.columns)
+            yield Slice.of(f"{name}.weight", whole, part.weight[start:end], row=share.start)
+            if part.bias is not None:
+                yield Slice(f"{name}.bias", whole[:1], part.bias[start:end], row=share.start)
 
 
 class RowPart(Linear):
@@ -112,10 +151,10 @@ class RowPart(Linear):
     def __init__(self, name: str, rows: int, columns: int, group: RankGroup, empty: Empty) -> None:
         self.name, self.shape, self.group = name, (rows, columns), group
         self.share = group.share(columns)
-        super().__init__(empty(rows, len(self.share)))
+        super().__init__(empty.weight(f"{name}.weight", rows, len(self.share)))
 
     def pieces(self) -> Iterator[Slice]:
-        yield Slice(f"{self.name}.weight", self.shape, self.weight, column=self.share.start)
+        yield Slice.of(f"{self.name}.weight", self.shape, self.weight, column=self.share.start)
 
 
 class RowParallel(RowPart):
@@ -150,12 +189,3 @@ def _can_pack(weight: Tensor) -> bool:
     if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
     return has_kernels(weight.dtype, weight.device)
-
-
-def _widened(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # [tokens, columns] -> [tokens, rows]
-    rows = max(1, WIDE_BYTES // (4 * weight.shape[1]))
-    wide, y = x.float(), x.new_empty(len(x), len(weight))
-    for start in range(0, len(weight), rows):
-        part = wide @ weight[start : start + rows].float().t()
-        y[:, start : start + rows] = part if bias is None else part.add_(bias[start : start + rows])
-    return y

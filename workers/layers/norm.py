@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from workers.layers.linear import Empty
 from workers.parallel import RankGroup
+from workers.weights.blocks import Empty
 from workers.weights.loader import Slice
 
 

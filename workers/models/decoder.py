@@ -8,7 +8,7 @@ Gemma and GLM have norms behind attention and MLP as well, OLMo has them only th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 import torch
@@ -17,12 +17,13 @@ from torch import Tensor
 from workers.attention.backend import Attend
 from workers.checkpoints.config import ModelConfig
 from workers.layers.embedding import Embedding, Head, VocabularySlice
-from workers.layers.linear import ColumnParallel, Empty, Linear, RowParallel
+from workers.layers.linear import ColumnParallel, Linear, RowParallel
 from workers.layers.norm import HeadNorm, RMSNorm, WholeNorm
 from workers.layers.rotary import Rotary, rotate_part
 from workers.models.experts import MixtureOfExperts
 from workers.models.mlp import MLP
 from workers.parallel import RankGroup
+from workers.weights.blocks import Empty
 from workers.weights.loader import Shard, Slice
 
 Angles = tuple[Tensor, Tensor]  # cosines and sines, [tokens, 1, head_dim] float32
@@ -31,8 +32,14 @@ Angles = tuple[Tensor, Tensor]  # cosines and sines, [tokens, 1, head_dim] float
 class Decoder:
     """One rank's share of the model: token ids to hidden states, and hidden states to logits."""
 
-    def __init__(self, config: ModelConfig, group: RankGroup, dtype: torch.dtype) -> None:
-        empty = partial(torch.empty, dtype=dtype, device=group.device)
+    def __init__(
+        self,
+        config: ModelConfig,
+        group: RankGroup,
+        dtype: torch.dtype,
+        formats: Mapping[str, str] | None = None,  # of weights that are kept in blocks, by name
+    ) -> None:
+        empty = Empty(dtype, group.device, formats)
         self.vocab_size = config.vocab_size
         vocabulary = VocabularySlice(config.vocab_size, group)
         self.embedding = Embedding("model.embed_tokens", vocabulary, config.hidden_size, empty)

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from workers.checkpoints.config import Experts, ModelConfig
-from workers.layers.linear import ColumnParallel, Empty, Linear, RowPart
+from workers.layers.linear import ColumnParallel, Linear, RowPart
 from workers.models.mlp import gated
 from workers.parallel import RankGroup
+from workers.weights.blocks import Empty
 from workers.weights.loader import Slice
 
 

@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from workers.checkpoints.config import Activation, ModelConfig
-from workers.layers.linear import ColumnParallel, Empty, Linear, RowParallel
+from workers.layers.linear import ColumnParallel, Linear, RowParallel
 from workers.layers.steady import SERIAL
 from workers.parallel import RankGroup
+from workers.weights.blocks import Empty
 
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,

@@ -1,11 +1,12 @@
-"""Weights from safetensors files into the tensors of one rank, reading only what that rank holds.
+"""Weights from the files of a checkpoint into the tensors of one rank, reading only what that rank holds.
 
 The model lists `Slice`s, each a block of a tensor and the tensor that it fills, in `Shard`s that are finished
 as soon as they are there, while others are read. The model's card knows where each tensor is. Rows are read
-with `preadv`, straight into place where type and device allow it, else into a buffer that each thread has for
-itself; of a block of columns, each row's part by itself (a quarter of 2560 x 9728: 174 ms for six such
-tensors, where reading them whole took 663). Not through mmap, though it is faster yet on files in the page
-cache: a file that somebody cuts short would kill the process, which could not even name it.
+with `preadv`, straight into place where format and device allow it, else into a buffer that each thread has
+for itself, which then makes of them what is kept; of a block of columns, each row's part by itself (a quarter
+of 2560 x 9728: 174 ms for six such tensors, where reading them whole took 663). Not through mmap, though it
+is faster yet on files in the page cache: a file that somebody cuts short would kill the process, which could
+not even name it.
 """
 
 from __future__ import annotations
@@ -21,12 +22,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from workers.checkpoints.card import ModelCard
+from workers.checkpoints.blocks import FORMATS, Format
+from workers.checkpoints.card import ModelCard, StoredTensor
 from workers.checkpoints.files import open_file, refuse
+from workers.checkpoints.safetensors import DTYPE_BYTES
+from workers.weights.blocks import Blocks, Weight
+from workers.weights.conversions import CONVERSIONS
+from workers.weights.dequantise import dequantise
+from workers.weights.quantise import quantise
 
-DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 BLOCK = 32 << 20  # bytes that one read covers: progress moves, and staging stays small
 THREADS = 4
+TYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +45,17 @@ class Slice:
 
     name: str
     shape: tuple[int, ...]  # of the whole tensor, as the config implies it
-    into: Tensor  # one or two dimensions
+    into: Tensor  # one or two dimensions; of what is kept in blocks, its bytes
     row: int = 0
     column: int = 0
+    format: Format | None = None  # of `into`, where that is bytes
+
+    @classmethod
+    def of(cls, name: str, shape: tuple[int, ...], weight: Weight, row: int = 0, column: int = 0) -> Slice:
+        """A slice that fills a weight of whatever kind."""
+        if isinstance(weight, Blocks):
+            return cls(name, shape, weight.data, row, column, weight.format)
+        return cls(name, shape, weight, row, column)
 
 
 @dataclass(slots=True)
@@ -49,16 +64,6 @@ class Shard:
 
     pieces: list[Slice]
     finish: Callable[[], None] = field(default=lambda: None)
-
-
-@dataclass(frozen=True, slots=True)
-class _Source:
-    """A tensor in a file. `offset` is where its bytes begin."""
-
-    file: Path
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    offset: int
 
 
 class WeightFiles:
@@ -78,7 +83,7 @@ class WeightFiles:
         """
         self._check_files()
         jobs = deque(job for part in parts for job in self._jobs(part))
-        total = sum(job.block.into.nbytes for job in jobs) or 1
+        total = sum(job.piece.into.nbytes for job in jobs) or 1
         done = 0
         with ThreadPoolExecutor(THREADS, thread_name_prefix="loader") as threads:
             running = deque[Future[int]]()
@@ -92,6 +97,36 @@ class WeightFiles:
                 for future in running:
                     future.cancel()
 
+    def read(self, tensor: StoredTensor, rows: range, columns: range, into: Tensor | None = None) -> Tensor:
+        """Rows of a tensor as they are stored: in its type, or as bytes of blocks.
+
+        Args:
+            rows: of a vector, its elements.
+            columns: whole blocks; of a vector, one.
+            into: `[rows, columns]` of that type, contiguous and on the CPU; None: a new one.
+
+        Raises:
+            EOFError: naming the file, which ends too early.
+        """
+        form = FORMATS.get(tensor.dtype)
+        elements, size = (form.elements, form.nbytes) if form else (1, DTYPE_BYTES[tensor.dtype])
+        width = tensor.shape[1] if len(tensor.shape) == 2 else 1
+        stride, count = width // elements * size, len(columns) // elements * size
+        kind = TYPES.get(tensor.dtype, torch.uint8)
+        if into is None:
+            into = torch.empty(len(rows) * count, dtype=torch.uint8).view(kind).view(len(rows), -1)
+        target = memoryview(into.view(torch.uint8).numpy()).cast("B")
+        offset = tensor.offset + rows.start * stride + columns.start // elements * size
+        path = self._paths[tensor.file]
+        with open_file(path) as file:
+            if count == stride:
+                _fill(file.fileno(), target, offset, path)
+                return into
+            for start in range(0, len(target), count):
+                _fill(file.fileno(), target[start : start + count], offset, path)
+                offset += stride
+        return into
+
     def _check_files(self) -> None:
         for path, known in zip(self._paths, self._card.files, strict=True):
             try:
@@ -102,22 +137,26 @@ class WeightFiles:
                 refuse(path, "has changed since its header was read")
 
     def _jobs(self, part: Shard) -> list[_Job]:
-        blocks = [block for piece in part.pieces for block in self._blocks(piece)]
-        rest = _Countdown(len(blocks), part.finish)
-        return [_Job(source, block, rest) for source, block in blocks]
+        pieces = [block for piece in part.pieces for block in self._blocks(piece)]
+        rest = _Countdown(len(pieces), part.finish)
+        return [_Job(self, self._card.tensors[piece.name], piece, rest) for piece in pieces]
 
-    def _blocks(self, piece: Slice) -> Iterator[tuple[_Source, Slice]]:
-        """`piece` in blocks of rows, with where they are read from; vectors as matrices of one column."""
+    def _blocks(self, piece: Slice) -> Iterator[Slice]:
+        """`piece` in blocks of rows; vectors as matrices of one column."""
         tensor = self._card.tensors[piece.name]
         assert tensor.shape == piece.shape, piece.name
-        dtype = DTYPES[tensor.dtype]
-        source = _Source(self._paths[tensor.file], dtype, tensor.shape, tensor.offset)
         into = piece.into if piece.into.dim() == 2 else piece.into.unsqueeze(1)
-        shape = source.shape if len(source.shape) == 2 else (*source.shape, 1)
-        rows = max(1, BLOCK // (into.shape[1] * dtype.itemsize))
+        width = into.shape[1] if piece.format is None else piece.format.columns(into.shape[1])
+        rows = max(1, BLOCK // (width * _bytes_while_read(tensor, piece)))
         for start in range(0, into.shape[0], rows):
-            part = into[start : start + rows]
-            yield source, replace(piece, shape=shape, into=part, row=piece.row + start)
+            yield replace(piece, into=into[start : start + rows], row=piece.row + start)
+
+
+def _bytes_while_read(tensor: StoredTensor, piece: Slice) -> int:
+    """Of an element, in the widest form that it has on its way."""
+    if tensor.dtype in TYPES and piece.format is None:
+        return TYPES[tensor.dtype].itemsize
+    return 1 if piece.format is not None and piece.format.name == tensor.dtype else torch.float32.itemsize
 
 
 class _Countdown:
@@ -138,42 +177,55 @@ class _Countdown:
 class _Job:
     """One block of rows to be read, in a thread; the bytes that it fills come of it."""
 
-    source: _Source
-    block: Slice
+    files: WeightFiles
+    tensor: StoredTensor
+    piece: Slice
     rest: _Countdown
 
     def __call__(self) -> int:
-        into, dtype = self.block.into, self.source.dtype
-        in_place = into.dtype == dtype and into.is_contiguous() and not into.is_cuda
-        rows = into if in_place else _staging(into.numel() * dtype.itemsize, into.is_cuda)
-        rows = rows.view(dtype).view(into.shape)
-        self._read(memoryview(rows.view(torch.uint8).numpy()).cast("B"))
-        if not in_place:
-            into.copy_(rows)
+        into = self.piece.into
+        try:
+            made = self._made()
+        except EOFError as error:
+            refuse(error.args[0], f"was cut short while tensor {self.piece.name} was read")
+        if made is not into:
+            into.copy_(made)
         size = into.nbytes
-        self.block = into = None  # what is finished may let go of it
+        self.piece = into = made = None  # what is finished may let go of it
         self.rest()
         return size
 
-    def _read(self, target: memoryview) -> None:
-        """Fill `target` with the block: in one go, where it has whole rows of the tensor."""
-        itemsize, width, columns = self.source.dtype.itemsize, self.block.shape[1], self.block.into.shape[1]
-        stride, count = width * itemsize, columns * itemsize
-        offset = self.source.offset + (self.block.row * width + self.block.column) * itemsize
-        with open_file(self.source.file) as file:
-            if columns == width:
-                self._fill(file.fileno(), target, offset)
-                return
-            for start in range(0, len(target), count):
-                self._fill(file.fileno(), target[start : start + count], offset)
-                offset += stride
+    def _made(self) -> Tensor:
+        """What was read, as it is kept, or in a plain type."""
+        tensor, into, form = self.tensor, self.piece.into, self.piece.format
+        rows = range(self.piece.row, self.piece.row + len(into))
+        width = into.shape[1] if form is None else form.columns(into.shape[1])
+        columns = range(self.piece.column, self.piece.column + width)
+        if tensor.conversion:
+            read = CONVERSIONS[tensor.conversion](self.files.read, tensor, rows, columns)
+        else:
+            read = self.files.read(tensor, rows, columns, self._buffer(len(rows), width))
+        if form is not None and form.name == tensor.dtype:
+            return read
+        wide = read if tensor.dtype in TYPES else dequantise(tensor.dtype, read)
+        return wide if form is None else quantise(form.name, wide.float())
 
-    def _fill(self, fd: int, target: memoryview, offset: int) -> None:
-        while target:
-            count = os.preadv(fd, [target], offset)
-            if not count:
-                refuse(self.source.file, f"was cut short while tensor {self.block.name} was read")
-            target, offset = target[count:], offset + count
+    def _buffer(self, rows: int, columns: int) -> Tensor:
+        """Where to read to: into place, or what this thread has for that."""
+        into, stored = self.piece.into, self.tensor.dtype
+        kept = stored if self.piece.format is None else self.piece.format.name
+        kind = TYPES.get(stored, torch.uint8)
+        if kept == stored and into.dtype == kind and into.is_contiguous() and not into.is_cuda:
+            return into
+        return _staging(rows * FORMATS[stored].row_bytes(columns), into.is_cuda).view(kind).view(rows, -1)
+
+
+def _fill(fd: int, target: memoryview, offset: int, path: Path) -> None:
+    while target:
+        count = os.preadv(fd, [target], offset)
+        if not count:
+            raise EOFError(path)
+        target, offset = target[count:], offset + count
 
 
 _staged = threading.local()

@@ -1,0 +1,183 @@
+"""Weights in blocks: read as ggml reads them, made on the way in, planned to the byte, shared by ranks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from ipc.errors import CortexError
+from tests.workers import checkpoints
+from tests.workers.engines import make_runner, serve, some_requests
+from workers.checkpoints.blocks import FORMATS, QUANTIZATIONS
+from workers.checkpoints.card import ModelCard, read_card
+from workers.layers.linear import ColumnParallel
+from workers.models.decoder import Decoder
+from workers.parallel import RankGroup
+from workers.weights.blocks import Blocks, Empty
+from workers.weights.dequantise import BY_BLOCK, dequantise
+from workers.weights.loader import WeightFiles
+from workers.weights.quantise import QUANTISERS, quantise
+
+WIDE = {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A model whose columns are whole blocks on one rank and on two, but for one projection on two."""
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("wide")
+    model = checkpoints.llama(**WIDE, tie_word_embeddings=False)
+    checkpoints.fill(model, std=0.1)
+    model.save_pretrained(folder)
+    (folder / "tokenizer.json").write_text("{}")
+    return folder
+
+
+def loaded(card: ModelCard, quantization: str, rank: int = 0, size: int = 1) -> Decoder:
+    formats = card.formats(size, quantization)
+    model = Decoder(card.config, RankGroup(rank, size), torch.float32, formats)
+    WeightFiles(card).load(model.parts(), lambda fraction: None)
+    return model
+
+
+# --- what blocks mean -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", BY_BLOCK)
+def test_a_block_is_read_as_ggml_reads_it(name):
+    gguf = pytest.importorskip("gguf")
+    kind, form = gguf.GGMLQuantizationType[name], FORMATS[name]
+    assert gguf.GGML_QUANT_SIZES[kind] == (form.elements, form.nbytes)
+    rows = numpy.random.default_rng(0).integers(0, 256, (64, 3 * form.nbytes), dtype=numpy.uint8)
+    with numpy.errstate(all="ignore"):  # of random bytes, some scales are not finite
+        expected = torch.from_numpy(gguf.quants.dequantize(rows, kind))
+    assert torch.equal(dequantise(name, torch.from_numpy(rows)).nan_to_num(7.0), expected.nan_to_num(7.0))
+
+
+ERRORS = {"Q8_0": 0.006, "Q6_K": 0.018, "Q4_K": 0.073, "INT8_128": 0.007, "FP8_128": 0.027}
+
+
+@pytest.mark.parametrize("name", QUANTISERS)
+def test_what_is_quantised_is_near_to_what_it_was(name):
+    rows = torch.randn(32, 512, generator=torch.Generator().manual_seed(0))
+    rows[3], rows[4, :256] = 0.0, 0.0
+    made = quantise(name, rows)
+    assert made.shape == (32, FORMATS[name].row_bytes(512))
+    again = dequantise(name, made)
+    assert not again[3].any()
+    assert not again[4, :256].any()
+    assert (again - rows).norm() / rows.norm() < ERRORS[name]
+
+
+def test_q8_0_is_what_ggml_makes_of_it():
+    gguf = pytest.importorskip("gguf")
+    rows = torch.randn(16, 256, generator=torch.Generator().manual_seed(1))
+    expected = gguf.quants.quantize(rows.numpy(), gguf.GGMLQuantizationType.Q8_0)
+    assert torch.equal(quantise("Q8_0", rows), torch.from_numpy(expected))
+
+
+# --- layers -----------------------------------------------------------------------------------------------
+
+
+def test_projections_in_unlike_formats_are_fused_side_by_side():
+    generator = torch.Generator().manual_seed(0)
+    shares = {"q": 64, "k": 32, "v": 32, "w": 16}
+    formats = {"q.weight": "Q4_K", "k.weight": "Q4_K", "w.weight": "Q6_K"}
+    projections = [(name, rows, range(rows)) for name, rows in shares.items()]
+    layer = ColumnParallel(projections, 256, True, Empty(torch.float32, "cpu", formats))
+    assert [type(part.weight) for part in layer.parts] == [Blocks, torch.Tensor, Blocks]
+    weights, biases = [], []
+    for piece in layer.pieces():
+        wide = torch.randn(piece.shape, generator=generator)
+        made = wide if piece.format is None else quantise(piece.format.name, wide)
+        piece.into.copy_(made)
+        kept = wide if piece.format is None else dequantise(piece.format.name, made)
+        (weights if kept.dim() == 2 else biases).append(kept)
+    x = torch.randn(5, 256, generator=generator)
+    expected = x @ torch.cat(weights).t() + torch.cat(biases)
+    torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-4)
+
+
+# --- a whole model ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("quantization", QUANTIZATIONS)
+def test_planned_bytes_are_the_bytes_that_are_held(folder, quantization):
+    card = read_card(folder)
+    for size in (1, 2):
+        model = Decoder(card.config, RankGroup(0, size), torch.bfloat16, card.formats(size, quantization))
+        padding = size * -(-131 // size) - 131
+        row = FORMATS[card.formats(size, quantization)["lm_head.weight"]].row_bytes(256)
+        planned = card.bytes_per_rank(size, "bfloat16", quantization)[0]
+        assert 0 <= planned - model.nbytes <= 2 * padding * row
+        assert planned < 0.6 * card.bytes_per_rank(size, "bfloat16")[0]
+
+
+def test_norms_stay_wide_and_all_that_is_multiplied_does_not(folder):
+    card = read_card(folder)
+    formats = card.formats(1, "q4")
+    assert {name for name in card.tensors if name not in formats} == {
+        name for name in card.tensors if "norm" in name
+    }
+    assert formats["model.layers.0.mlp.down_proj.weight"] == "Q4_K"
+    assert formats["lm_head.weight"] == formats["model.embed_tokens.weight"] == "Q6_K"
+    assert card.formats(2, "q4")["model.layers.0.self_attn.o_proj.weight"] == "Q8_0"  # 128 columns
+
+
+@pytest.mark.parametrize("quantization", ["q8", "fp8"])
+def test_ranks_hold_the_rows_and_columns_of_what_one_rank_holds(folder, quantization):
+    card = read_card(folder)
+    whole = {
+        piece.name: piece
+        for part in loaded(card, quantization).parts()
+        for piece in part.pieces
+        if piece.format is not None
+    }
+    for rank in range(2):
+        for part in loaded(card, quantization, rank, 2).parts():
+            for piece in filter(lambda piece: piece.format is not None, part.pieces):
+                mine, all_of_it = Blocks(piece.format, piece.into).float(), whole[piece.name]
+                wide = Blocks(all_of_it.format, all_of_it.into).float()
+                rows, columns = mine.shape
+                expected = wide[piece.row : piece.row + rows, piece.column : piece.column + columns]
+                assert torch.equal(mine, expected), piece.name
+
+
+@pytest.mark.parametrize("quantization", QUANTIZATIONS)
+def test_a_quantised_model_answers_as_its_dequantised_weights_do(folder, tmp_path, quantization):
+    card = read_card(folder)
+    tensors = load_file(folder / "model.safetensors")
+    for name, form in card.formats(1, quantization).items():
+        tensors[name] = dequantise(form, quantise(form, tensors[name].float()))
+    save_file(tensors, tmp_path / "model.safetensors")
+    for name in ("config.json", "tokenizer.json"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    requests = some_requests(4, 131, seed=0, longest=12)
+    answers = []
+    for path, wanted in ((folder, quantization), (tmp_path, None)):
+        runner = make_runner(path, quantization=wanted)
+        runner.load(lambda fraction, message: None)
+        answers.append(serve(runner, requests))
+        runner.close()
+    assert answers[0] == answers[1]
+
+
+def test_columns_that_are_not_whole_blocks_are_refused_by_name(folder):
+    card = read_card(folder)
+    name = "model.layers.0.self_attn.o_proj.weight"
+    tensor = card.tensors[name]
+    card.tensors[name] = type(tensor)(tensor.shape, "Q6_K", 0, 0, tensor.sharing)
+    assert card.formats(1) == {name: "Q6_K"}
+    with pytest.raises(CortexError, match=r"o_proj.*is Q6_K, in blocks of 256.*128 of its columns"):
+        card.bytes_per_rank(2)
+
+
+def test_every_format_has_a_reading():
+    for name, form in FORMATS.items():
+        nothing = torch.zeros(2, form.row_bytes(256), dtype=torch.uint8)
+        assert torch.equal(dequantise(name, nothing), torch.zeros(2, 256)), name

@@ -1,0 +1,87 @@
+"""Block formats: how rows of a weight are stored and kept, in blocks of elements that share a scale.
+
+A row of a tensor in such a format is its blocks in order; the plain types are blocks of one element. Names
+and layouts are ggml's (https://github.com/ggml-org/ggml, `ggml-common.h`); those below are of formats that
+are made when a model is loaded. What they mean stands in `workers/weights/dequantise.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple, get_args
+
+Quantization = Literal["q8", "q6", "q4", "int8", "fp8"]
+
+
+class Format(NamedTuple):
+    """`elements` consecutive elements of a row take `nbytes` bytes, and a row takes `row_nbytes` besides."""
+
+    name: str
+    elements: int
+    nbytes: int
+    row_nbytes: int = 0  # after its blocks: what all of them share
+
+    def row_bytes(self, columns: int) -> int:
+        """Bytes of a row of so many elements, which are whole blocks."""
+        return columns // self.elements * self.nbytes + self.row_nbytes
+
+    def columns(self, row_bytes: int) -> int:
+        """Elements in a row of so many bytes."""
+        return (row_bytes - self.row_nbytes) // self.nbytes * self.elements
+
+
+FORMATS = {
+    form.name: form
+    for form in (
+        Format("F32", 1, 4),
+        Format("F16", 1, 2),
+        Format("BF16", 1, 2),
+        Format("Q4_0", 32, 18),
+        Format("Q4_1", 32, 20),
+        Format("Q5_0", 32, 22),
+        Format("Q5_1", 32, 24),
+        Format("Q8_0", 32, 34),
+        Format("Q2_K", 256, 84),
+        Format("Q3_K", 256, 110),
+        Format("Q4_K", 256, 144),
+        Format("Q5_K", 256, 176),
+        Format("Q6_K", 256, 210),
+        Format("IQ4_NL", 32, 18),
+        Format("IQ4_XS", 256, 136),
+        Format("TQ1_0", 256, 54),
+        Format("TQ2_0", 256, 66),
+        Format("MXFP4", 32, 17),
+        # not ggml's: a row's numbers stand first, and then its scales, float32, one a block
+        Format("INT8_128", 128, 132),
+        Format("FP8_128", 128, 132),
+    )
+}
+PLAIN = ("F32", "F16", "BF16")
+
+# What `quantization` makes of a weight: the first format whose blocks the columns of a rank divide into.
+_AT_LOAD: dict[Quantization, tuple[str, ...]] = {
+    "q8": ("Q8_0",),
+    "q6": ("Q6_K", "Q8_0"),
+    "q4": ("Q4_K", "Q8_0"),
+    "int8": ("INT8_128", "Q8_0"),
+    "fp8": ("FP8_128", "Q8_0"),
+}
+# And of embedding and head, which cost more in quality than they take: what llama.cpp chooses for a Q4_K_M.
+_VOCABULARY: dict[Quantization, tuple[str, ...]] = {
+    "q8": ("Q8_0",),
+    "q6": ("Q6_K", "Q8_0"),
+    "q4": ("Q6_K", "Q8_0"),
+    "int8": ("Q8_0",),
+    "fp8": ("Q8_0",),
+}
+QUANTIZATIONS = get_args(Quantization)
+
+
+def at_load(quantization: Quantization, columns: int, vocabulary: bool) -> str | None:
+    """The format that a weight is given; None: it stays as it is.
+
+    Args:
+        columns: on each rank.
+        vocabulary: whether its rows are tokens.
+    """
+    names = (_VOCABULARY if vocabulary else _AT_LOAD)[quantization]
+    return next((name for name in names if columns % FORMATS[name].elements == 0), None)

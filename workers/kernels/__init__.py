@@ -1,0 +1,1 @@
+"""Products that no library has: with weights in blocks, each beside what it means in plain torch."""

@@ -1,0 +1,66 @@
+"""A weight that is kept in blocks, and the factory that makes all weights of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from workers.checkpoints.blocks import FORMATS, Format
+from workers.weights.dequantise import dequantise
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Blocks:
+    """A weight `[rows, columns]` in the bytes of its format."""
+
+    format: Format
+    data: Tensor  # [rows, format.row_bytes(columns)] uint8
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self.data), self.format.columns(self.data.shape[1])
+
+    @property
+    def nbytes(self) -> int:
+        return self.data.nbytes
+
+    @property
+    def device(self) -> torch.device:
+        return self.data.device
+
+    def __getitem__(self, rows: slice | Tensor) -> Blocks:
+        return Blocks(self.format, self.data[rows])
+
+    def float(self) -> Tensor:  # [rows, columns] float32
+        return dequantise(self.format.name, self.data)
+
+
+Weight = Tensor | Blocks
+
+
+class Empty:
+    """Makes the tensors of a model, whose contents the loader brings.
+
+    Args:
+        dtype: of all that is not in blocks.
+        formats: the block formats of weights, by name, as `ModelCard.formats` has them.
+    """
+
+    def __init__(
+        self, dtype: torch.dtype, device: torch.device | str = "cpu", formats: Mapping[str, str] | None = None
+    ) -> None:
+        self.dtype, self.device, self.formats = dtype, torch.device(device), formats or {}
+
+    def __call__(self, *shape: int) -> Tensor:
+        return torch.empty(shape, dtype=self.dtype, device=self.device)
+
+    def weight(self, name: str, rows: int, columns: int) -> Weight:
+        """The weight of that name, or some rows and columns of it."""
+        if name not in self.formats:
+            return self(rows, columns)
+        form = FORMATS[self.formats[name]]
+        data = torch.empty(rows, form.row_bytes(columns), dtype=torch.uint8, device=self.device)
+        return Blocks(form, data)

@@ -1,0 +1,150 @@
+"""float32 to blocks: what `quantization` makes of a checkpoint, in the threads that read it.
+
+Q8_0, Q6_K and Q4_K are found as ggml's reference finds them (`ggml-quants.c`: `quantize_row_q8_0_ref`,
+`make_qx_quants`, `make_qkx2_quants`): of some twenty ways to round a group, the one with the least weighted
+error is taken, where large elements weigh more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+AT_ONCE = 1 << 16  # elements: what is tried with them stays in the cache
+TINY = 1e-15  # a group of nothing larger is zeros
+
+
+def quantise(name: str, rows: Tensor) -> Tensor:  # [rows, columns] float32 -> [rows, row bytes] uint8
+    """Rows in the format of that name, one of QUANTISERS."""
+    count = max(1, AT_ONCE // rows.shape[1])
+    return torch.cat([QUANTISERS[name](part) for part in rows.split(count)])
+
+
+def _inverse(x: Tensor) -> Tensor:
+    return torch.where(x == 0, 0.0, 1 / x)
+
+
+def _nearest(x: Tensor) -> Tensor:
+    """To the next integer, halves to the even one, as ggml's `nearest_int`."""
+    return x.round()
+
+
+def _half(x: Tensor) -> tuple[Tensor, Tensor]:
+    """As float16, in float32 and in bytes `[..., 2]`."""
+    half = x.half()
+    return half.float(), half.unsqueeze(-1).contiguous().view(torch.uint8)
+
+
+def _q8_0(rows: Tensor) -> Tensor:
+    groups = rows.view(len(rows), -1, 32)
+    d = groups.abs().amax(-1) / 127
+    q = groups * _inverse(d).unsqueeze(-1)
+    q = torch.copysign((q.abs() + 0.5).floor(), q).to(torch.int8)  # halves away from zero, as C's roundf
+    return torch.cat([_half(d)[1], q.view(torch.uint8)], dim=-1).view(len(rows), -1)
+
+
+def _scaled(most: float, kind: torch.dtype) -> Callable[[Tensor], Tensor]:
+    """Groups of 128 that share a float32, after all of a row's numbers of one byte."""
+
+    def quantiser(rows: Tensor) -> Tensor:
+        groups = rows.view(len(rows), -1, 128)
+        d = groups.abs().amax(-1) / most
+        q = (groups * _inverse(d).unsqueeze(-1)).clamp(-most, most)
+        q = (q.round() if kind == torch.int8 else q).to(kind).view(torch.uint8)
+        return torch.cat([q.view(len(rows), -1), d.contiguous().view(torch.uint8)], dim=-1)
+
+    return quantiser
+
+
+def _symmetric(x: Tensor, most: int) -> Tensor:  # [..., n] -> [...]
+    """The scale with which groups are rounded best to integers from `-most` to `most - 1`; weights are x²."""
+    largest = x.gather(-1, x.abs().argmax(-1, keepdim=True))
+    weights = x * x
+    best, scale = torch.zeros_like(largest[..., 0]), torch.zeros_like(largest[..., 0])
+    for step in (0, *(step for step in range(-9, 10) if step)):
+        q = _nearest(x * (-(most + 0.1 * step) * _inverse(largest))).clamp_(-most, most - 1)
+        weighted = weights * q
+        sum_xq, sum_qq = (weighted * x).sum(-1), (weighted * q).sum(-1)
+        found = sum_xq * _inverse(sum_qq)
+        better = sum_xq * found > best if step else sum_qq > 0
+        best, scale = torch.where(better, sum_xq * found, best), torch.where(better, found, scale)
+    return torch.where(largest[..., 0].abs() < TINY, 0.0, scale)
+
+
+def _q6_k(rows: Tensor) -> Tensor:
+    x = rows.view(-1, 16, 16)
+    scales = _symmetric(x, 32)
+    largest = scales.gather(-1, scales.abs().argmax(-1, keepdim=True))
+    nothing = largest.abs() < TINY
+    inverse = torch.where(nothing, 0.0, -128 * _inverse(largest))
+    d, d_bytes = _half(_inverse(inverse)[:, 0])
+    small = _nearest(inverse * scales).clamp(max=127)
+    q = _nearest(x * _inverse(d.unsqueeze(-1) * small).unsqueeze(-1)).clamp_(-32, 31) + 32
+    q = torch.where(nothing.unsqueeze(-1), 0.0, q).to(torch.uint8).view(-1, 2, 4, 32)
+    low = q[:, :, :2] & 15 | (q[:, :, 2:] & 15) << 4
+    high = q[:, :, 0] >> 4 | q[:, :, 1] >> 4 << 2 | q[:, :, 2] >> 4 << 4 | q[:, :, 3] >> 4 << 6
+    parts = [low.flatten(1), high.flatten(1), small.to(torch.int8).view(torch.uint8), d_bytes]
+    return torch.cat(parts, dim=1).view(len(rows), -1)
+
+
+def _with_minimum(x: Tensor, most: int) -> tuple[Tensor, Tensor]:  # [..., n] -> [...] both
+    """Scale and minimum, at most 0, with which groups are rounded best to integers from 0 to `most`."""
+    weights = x.abs() + x.square().mean(-1, keepdim=True).sqrt()
+    least, largest = x.amin(-1).clamp(max=0), x.amax(-1)
+    span = (largest - least).unsqueeze(-1)
+    sum_w, sum_x = weights.sum(-1), (weights * x).sum(-1)
+    weighted_x, above = weights * x, x - least.unsqueeze(-1)
+
+    def rounded(steps: float) -> Tensor:
+        return _nearest(above * (steps * _inverse(span))).clamp_(0, most)
+
+    def error(q: Tensor, scale: Tensor, least: Tensor) -> Tensor:
+        return ((q * scale.unsqueeze(-1) + least.unsqueeze(-1) - x).square_() * weights).sum(-1)
+
+    scale, minimum = span[..., 0] / most, least
+    best = error(rounded(most), scale, minimum)
+    for step in range(21):
+        q = rounded(most - 1 + 0.1 * step)
+        weighted = weights * q
+        sum_q, sum_qq, sum_xq = weighted.sum(-1), (weighted * q).sum(-1), (weighted_x * q).sum(-1)
+        inverse = _inverse((sum_w * sum_qq - sum_q * sum_q).clamp(min=0))
+        this_scale = (sum_w * sum_xq - sum_x * sum_q) * inverse
+        this_least = (sum_qq * sum_x - sum_q * sum_xq) * inverse
+        above_zero = this_least > 0
+        this_scale = torch.where(above_zero, sum_xq * _inverse(sum_qq), this_scale)
+        this_least = this_least.clamp(max=0)
+        this_error = error(q, this_scale, this_least)
+        better = (this_error < best) & (inverse > 0)
+        best = torch.where(better, this_error, best)
+        scale, minimum = torch.where(better, this_scale, scale), torch.where(better, this_least, minimum)
+    return scale, minimum
+
+
+def _q4_k(rows: Tensor) -> Tensor:
+    x = rows.view(-1, 8, 32)
+    scales, minima = _with_minimum(x, 15)
+    minima = -minima
+    d, d_bytes = _half(scales.amax(-1) / 63)
+    least, least_bytes = _half(minima.amax(-1) / 63)
+
+    def six_bits(values: Tensor) -> Tensor:  # [n, 8] float32
+        return _nearest(values * (63 * _inverse(values.amax(-1, keepdim=True)))).clamp_(0, 63)
+
+    small, small_least = six_bits(scales), six_bits(minima)
+    by, lift = (d.unsqueeze(-1) * small).unsqueeze(-1), (least.unsqueeze(-1) * small_least).unsqueeze(-1)
+    q = _nearest((x + lift) * _inverse(by)).clamp_(0, 15).to(torch.uint8).view(-1, 4, 2, 32)
+    s, m = small.to(torch.uint8), small_least.to(torch.uint8)
+    packed = [s[:, :4] | s[:, 4:] >> 4 << 6, m[:, :4] | m[:, 4:] >> 4 << 6, s[:, 4:] & 15 | m[:, 4:] << 4]
+    numbers = (q[:, :, 0] | q[:, :, 1] << 4).flatten(1)
+    return torch.cat([d_bytes, least_bytes, *packed, numbers], dim=1).view(len(rows), -1)
+
+
+QUANTISERS: dict[str, Callable[[Tensor], Tensor]] = {
+    "Q8_0": _q8_0,
+    "Q6_K": _q6_k,
+    "Q4_K": _q4_k,
+    "INT8_128": _scaled(127.0, torch.int8),
+    "FP8_128": _scaled(448.0, torch.float8_e4m3fn),
+}
