@@ -630,6 +630,7 @@ class ModelState(Plain):
     steps: int = 0
     created: int = 0  # Unix time of the checkpoint
     load_seconds: float | None = None  # that its last load took, from the start of its processes
+    adapters: list[str] = []  # names; each is asked for as `ID:NAME`
 
 
 class Discovery(Reply, tag="discovery"):

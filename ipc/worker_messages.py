@@ -123,7 +123,7 @@ class WorkerSpec(Plain, kw_only=True, tag="spec"):
     commands: RingHandle | None = None  # rank 0 only
     plans: BroadcastHandle | None = None  # groups of more than one rank
     heartbeat_fd: int
-    card_fd: int | None = None  # of a transformer: what it is (`workers.checkpoints.card`), sealed
+    card_fd: int | None = None  # of a transformer: its card and its adapters' (`workers.checkpoints`), sealed
     store_fd: int | None = None  # a listening socket for the rendezvous, rank 0 only
     store_port: int = 0
     log_level: str = "INFO"
@@ -192,6 +192,7 @@ class Submit(msgspec.Struct, tag=1, array_like=True):
     priority: int = 0  # smaller is sooner
     account: str = ""  # accounts take turns
     cache_salt: str = ""  # only sequences with the same one share pages
+    adapter: int = 0  # its number among those of the model, from 1; 0: none
 
 
 class Abort(msgspec.Struct, tag=2, array_like=True):

@@ -12,6 +12,7 @@ from msgspec import Meta, Struct, field
 from ipc.settings import ConfigError, Size, load_settings
 from ipc.worker_messages import FailurePlan
 
+Name = Annotated[str, Meta(min_length=1, max_length=256, pattern=r"^[^\s:/]+$")]
 Count = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(gt=0)]
 Duration = Annotated[float, Meta(ge=0)]
@@ -68,6 +69,7 @@ class ModelSettings(Struct, frozen=True, kw_only=True):
     max_sequences: Count = 32
     max_step_tokens: Count | None = None
     kv_memory: Size | None = None  # bytes of the KV pool on each rank
+    adapters: dict[Name, str] = {}  # LoRA adapters by their names: folders; served as `ID:NAME`
     tool_format: str | None = None  # how it writes tool calls; null: as its chat template says
     simulated: Simulated | None = None
 
@@ -127,6 +129,9 @@ def check(config: NeuronConfig, source: str | Path) -> None:
                 source, f"{key}.id", f"{model.id!r} is the id of models[{seen[model.id]}] already"
             )
         seen[model.id] = i
+        if model.adapters and (model.exact or model.simulated is not None):
+            what = "exact" if model.exact else "simulated"
+            raise ConfigError(source, f"{key}.adapters", f"a model that is {what} has none")
         if model.path is not None and model.simulated is not None:
             raise ConfigError(source, f"{key}.path", f"{model.path!r} is never read: the model is simulated")
         _check_devices(model.devices, f"{key}.devices", source)

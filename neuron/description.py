@@ -13,6 +13,7 @@ from neuron.memory.cache_plan import CachePlan
 from neuron.memory.fit import Need
 from neuron.memory.step_bytes import UNMEASURED_BYTES, Overhead
 from neuron.text.frontend import TextFrontEnd
+from workers.checkpoints.adapter import AdapterCard, read_adapter
 from workers.checkpoints.card import DTYPE_BYTES, Dtype, ModelCard, read_card
 from workers.checkpoints.families.llama import EMBEDDING
 from workers.checkpoints.generation import GenerationDefaults
@@ -47,7 +48,15 @@ class ModelDescription:
     created: int  # Unix time
     notes: list[str]  # what is not as its files or its settings have it
     load_text: Callable[[], TextFrontEnd]  # reads files: for a thread
+    adapters: tuple[AdapterCard, ...] = ()
     simulated: SimulatedSpec | None = None
+
+    def adapter(self, asked: str) -> int:
+        """The number of the adapter in what a request calls its model, from 1; 0 where there is none."""
+        if asked == self.id:
+            return 0
+        name = asked.removeprefix(f"{self.id}:")
+        return next((number for number, each in enumerate(self.adapters, 1) if each.name == name), 0)
 
     @property
     def bytes_weights(self) -> int:
@@ -92,6 +101,9 @@ def describe(settings: ModelSettings, folder: Path) -> ModelDescription:
         return _simulated(settings, card)
     dtype = settings.dtype or card.dtype
     notes = list(card.notes)
+    adapters = tuple(read_adapter(name, path, card) for name, path in settings.adapters.items())
+    beside = sum(adapter.bytes_per_rank(card, settings.ranks, dtype) for adapter in adapters)
+    weights = card.bytes_per_rank(settings.ranks, dtype, settings.quantization)
     limit = card.config.context_limit
     if settings.context_length is not None and settings.context_length > limit:
         notes.append(
@@ -104,7 +116,7 @@ def describe(settings: ModelSettings, folder: Path) -> ModelDescription:
         card=card,
         dtype=dtype,
         context_length=min(settings.context_length or card.context_length, limit),
-        rank_bytes=tuple(card.bytes_per_rank(settings.ranks, dtype, settings.quantization)),
+        rank_bytes=tuple(size + beside for size in weights),
         cache_groups=tuple(card.cache_groups(settings.ranks, dtype)),
         overhead=Overhead(
             card.config,
@@ -120,6 +132,7 @@ def describe(settings: ModelSettings, folder: Path) -> ModelDescription:
         created=card.created,
         notes=notes,
         load_text=lambda: TextFrontEnd.load(card, settings.tool_format),
+        adapters=adapters,
     )
 
 

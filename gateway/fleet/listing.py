@@ -42,6 +42,11 @@ class ListedModel:
         return [state for _, state in self.places]
 
     @property
+    def base(self) -> str | None:
+        """The model that it is an adapter of; None for a model."""
+        return next((state.id for state in self.states if state.id != self.model), None)
+
+    @property
     def display_name(self) -> str:
         """For people: without the name of whoever published it, and with the model where it is an alias."""
         name = self.model.rpartition("/")[2] or self.model

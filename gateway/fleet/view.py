@@ -56,7 +56,7 @@ class Neuron:
         self.draining = False
         self.instance = ""
         self.version = ""
-        self.models: dict[str, ModelState] = {}
+        self.models: dict[str, ModelState] = {}  # by id, and by that of each adapter
         self.devices: list[Device] = []
         self.in_flight: Counter[str] = Counter()
 
@@ -82,9 +82,14 @@ class Neuron:
         self.healthy, self.heard, self.reason = True, True, ""
         self.instance, self.draining = state.instance, state.draining
         self.devices = state.devices
-        known = {} if state.whole else self.models
-        self.models = {name: model for name, model in known.items() if name not in state.gone}
-        self.models.update((model.id, model) for model in state.models)
+        known = [] if state.whole else [model for model in self.own_models if model.id not in state.gone]
+        own = {model.id: model for model in [*known, *state.models]}
+        self.models = own | {f"{m.id}:{name}": m for m in own.values() for name in m.adapters}
+
+    @property
+    def own_models(self) -> list[ModelState]:
+        """Each model once, whatever adapters it has."""
+        return [model for name, model in self.models.items() if name == model.id]
 
     def _on_lost(self, reason: str) -> None:
         if self.healthy or reason != self.reason:

@@ -30,7 +30,7 @@ class HealthResource:
         broken = [
             {"neuron": neuron.name, "model": model.id, "reason": model.error or model.status}
             for neuron in healthy
-            for model in neuron.models.values()
+            for model in neuron.own_models
             if model.status in ("failed", "restarting")
         ]
         if not healthy:
@@ -49,7 +49,7 @@ class HealthResource:
                 "version": neuron.version,
                 "instance": neuron.instance,
                 "devices": neuron.devices if neuron.healthy else [],
-                "models": list(neuron.models.values()) if neuron.healthy else [],
+                "models": neuron.own_models if neuron.healthy else [],
             }
             for neuron in neurons
         ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 from prometheus_client import CollectorRegistry
@@ -64,7 +64,7 @@ class Neuron(Protocol):
 
     name: str
     healthy: bool
-    models: Mapping[str, ModelState]  # by id
+    own_models: Sequence[ModelState]
     devices: Sequence[Device]
 
 
@@ -111,7 +111,7 @@ def neuron_metrics(neurons: Sequence[Neuron]) -> list[Metric]:
     for neuron in neurons:
         up.add_metric([neuron.name], float(neuron.healthy))
     healthy = [neuron for neuron in neurons if neuron.healthy]
-    models = [([m.id, neuron.name], m) for neuron in healthy for m in neuron.models.values()]
+    models = [([m.id, neuron.name], m) for neuron in healthy for m in neuron.own_models]
     devices = [([neuron.name, device.id], device) for neuron in healthy for device in neuron.devices]
     waited = CounterMetricFamily(
         "cortex_model_collective_seconds",

@@ -27,6 +27,9 @@ class Catalogue:
 
     def __init__(self, config: NeuronConfig) -> None:
         self._configured = {model.id: model for model in config.models}
+        self._adapters = {
+            f"{model.id}:{name}": model.id for model in config.models for name in model.adapters
+        }
         self._only_configured = config.only_configured
         self._folders = [Path(folder).expanduser() for folder in config.model_folders]
         self._cache = Path(config.hf_cache).expanduser() if config.hf_cache else default_cache()
@@ -37,6 +40,10 @@ class Catalogue:
         """How the user wants `model_id` served; the defaults for a model that is not configured."""
         return self._configured.get(model_id) or ModelSettings(id=model_id)
 
+    def base(self, model_id: str) -> str:
+        """The model that an adapter of that name is for; of any other name, the name itself."""
+        return self._adapters.get(model_id, model_id)
+
     def find(self, model_id: str) -> Path:
         """The folder of `model_id`.
 
@@ -44,6 +51,8 @@ class Catalogue:
             CortexError: MODEL_NOT_FOUND, saying where it was looked for and how to get it.
         """
         configured = self._configured.get(model_id)
+        if (adapted := self._configured.get(model_id.rpartition(":")[0])) is not None and adapted.adapters:
+            raise _not_found(model_id, f"the adapters of {adapted.id} are {', '.join(adapted.adapters)}")
         if configured is None and self._only_configured:
             raise _not_found(model_id, f"this neuron serves only {', '.join(self._configured) or 'nothing'}")
         if configured is not None and (configured.path is not None or os.path.isabs(model_id)):
@@ -93,8 +102,9 @@ class Catalogue:
     def _configured_signature(self, model_id: str) -> Signature:
         if self._configured[model_id].simulated is not None:
             return ()
+        folders = [Path(folder).expanduser() for folder in self._configured[model_id].adapters.values()]
         try:
-            return _signature(self.find(model_id))
+            return sum(map(_signature, folders), _signature(self.find(model_id)))
         except CortexError:
             return ()
 

@@ -54,6 +54,7 @@ class Launcher:
             kv_pages=fit.most_pages,
             rank_budgets=fit.rank_budgets,
             card=description.card,
+            adapters=description.adapters,
             dtype=description.dtype,
             exact=settings.exact,
             simulated=description.simulated,

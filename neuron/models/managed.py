@@ -189,6 +189,7 @@ class ManagedModel:
             failed=self.requests.counts["failed"],
             created=plan.created,
             load_seconds=self.load_seconds,
+            adapters=[adapter.name for adapter in plan.adapters],
             collectives=ranks[0].collectives if ranks else 0,
             collective_seconds=[rank.collective_seconds for rank in ranks] if len(ranks) > 1 else [],
             **(statistics.state() if statistics is not None else {}),
@@ -263,6 +264,9 @@ class ManagedModel:
         """
         self.last_used = time.monotonic()
         request.model = self
+        if number := self.description.adapter(request.request.model):
+            for part in request.parts:
+                part.submit.adapter = number
         if self.requests.admit(request):
             self.bring_up()
             stage = "loading" if self.status in ("loading", "restarting") else "queued"

@@ -81,17 +81,18 @@ class ModelManager:
     # --- finding ----------------------------------------------------------------------------------------
 
     def known(self, model_id: str) -> ManagedModel | None:
-        """A model that somebody asked for before."""
-        return self._models.get(model_id)
+        """A model that somebody asked for before, by its name or that of one of its adapters."""
+        return self._models.get(model_id) or self._models.get(self._catalogue.base(model_id))
 
     async def open(self, model_id: str) -> ManagedModel:
-        """The model of that name, loaded or not.
+        """The model of that name, loaded or not; of an adapter's name its base.
 
         Raises:
             CortexError: MODEL_NOT_FOUND, or MODEL_LOAD_FAILED for a checkpoint that cannot be read.
         """
-        if (model := self._models.get(model_id)) is not None:
+        if (model := self.known(model_id)) is not None:
             return model
+        model_id = self._catalogue.base(model_id)
         if (opening := self._opening.get(model_id)) is None:
             opening = asyncio.ensure_future(self._describe(model_id))
             self._opening[model_id] = opening

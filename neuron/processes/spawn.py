@@ -17,6 +17,7 @@ from ipc.ring import Ring
 from ipc.sealed import seal
 from ipc.worker_messages import Fatal, Ready, SimulatedSpec, WorkerSpec
 from neuron.processes.worker import Worker
+from workers.checkpoints.adapter import AdapterCard
 from workers.checkpoints.blocks import Quantization
 from workers.checkpoints.card import ModelCard
 
@@ -35,6 +36,7 @@ class GroupSpec:
     kv_pages: int  # at most
     rank_budgets: tuple[int, ...] | None = None  # bytes of each rank; None: whatever so many pages take
     card: ModelCard | None = None  # of a transformer
+    adapters: tuple[AdapterCard, ...] = ()
     dtype: str = "bfloat16"
     exact: bool = False
     simulated: SimulatedSpec | None = None
@@ -97,7 +99,7 @@ def spawn(
         resources.callback(commands.close)
         plans = store = card_fd = None
         if spec.card is not None:
-            card_fd = seal("model card", msgspec.msgpack.encode(spec.card))
+            card_fd = seal("model card", msgspec.msgpack.encode((spec.card, spec.adapters)))
             passed_on.callback(os.close, card_fd)
         if size > 1:
             plans = BroadcastRing.create(size - 1, capacity)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from ipc.worker_messages import Logprobs, RingHandle, SamplingParams, SequenceReport, Submit, WorkerSpec
+from workers.checkpoints.adapter import read_adapter
 from workers.checkpoints.card import read_card
 from workers.execution.model_runner import ModelRunner
 from workers.scheduling.scheduler import Scheduler
@@ -24,9 +26,11 @@ GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.device_count(), reason
 DEVICES = ["cpu", pytest.param("cuda:0", marks=GPU)]  # what a test is parametrised with to run on both
 
 
-def make_runner(folder: str | Path, **changes: Any) -> ModelRunner:
+def make_runner(folder: str | Path, adapters: Sequence[str | Path] = (), **changes: Any) -> ModelRunner:
     """The engine of the checkpoint in `folder`, in a worker as `make_spec` has it; not loaded yet."""
-    return ModelRunner(make_spec(**changes), read_card(folder))
+    card = read_card(folder)
+    beside = [read_adapter(str(each), each, card) for each in adapters]
+    return ModelRunner(make_spec(**changes), card, beside)
 
 
 def make_spec(**changes: Any) -> WorkerSpec:

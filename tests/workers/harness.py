@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -35,6 +35,7 @@ from ipc.worker_messages import (
     WorkerSpec,
 )
 from neuron.processes.worker import ENVIRONMENT
+from workers.checkpoints.adapter import AdapterCard
 from workers.checkpoints.card import ModelCard
 
 PATIENCE = 120.0  # seconds after which a test gives up, far above what anything here takes
@@ -58,6 +59,7 @@ class Workers:
         world_size: how many ranks.
         ring_capacity: bytes of each report ring.
         card: of a transformer.
+        adapters: of that.
         spec: fields of `WorkerSpec` that differ from the ones below.
     """
 
@@ -67,6 +69,7 @@ class Workers:
         world_size: int = 1,
         ring_capacity: int = 1 << 20,
         card: ModelCard | None = None,
+        adapters: Sequence[AdapterCard] = (),
         **spec: Any,
     ) -> None:
         self.world_size = world_size
@@ -82,7 +85,7 @@ class Workers:
         for resource in (self.heartbeat, self.commands, *self.reports, *filter(None, [self.plans])):
             self._resources.callback(resource.close)
         if card is not None:
-            spec["card_fd"] = seal("model card", msgspec.msgpack.encode(card))
+            spec["card_fd"] = seal("model card", msgspec.msgpack.encode((card, adapters)))
             self._resources.callback(os.close, spec["card_fd"])
         store = self._resources.enter_context(socket.create_server(("127.0.0.1", 0)))
         for rank in range(world_size):
@@ -151,13 +154,14 @@ class Workers:
         request_id: int,
         prompt: list[int] | int,
         max_tokens: int = 8,
+        adapter: int = 0,
         **sampling: Any,
     ) -> None:
         """Start a sequence, greedy unless told; a number stands for a prompt of that many tokens."""
         self.answers[request_id] = Answer()
         ids = array("I", prompt if isinstance(prompt, list) else [5] * prompt).tobytes()
         params = SamplingParams(**{"temperature": 0.0} | sampling)
-        self.send(Submit(request_id, ids, max_tokens, params))
+        self.send(Submit(request_id, ids, max_tokens, params, adapter=adapter))
 
     def abort(self, request_id: int) -> None:
         self.send(Abort(request_id))

@@ -349,10 +349,11 @@ def _check_tensors(
             refuse(tensor.file, f"{name!r} is {tensor.dtype}, and weights are {', '.join(PLAIN)}")
         file = files.setdefault(tensor.file, len(files))
         tensors[name] = StoredTensor(tensor.shape, tensor.dtype, file, tensor.offset, sharing)
-    return [_weight_file(path) for path in files], tensors
+    return [weight_file(path) for path in files], tensors
 
 
-def _weight_file(path: Path) -> WeightFile:
+def weight_file(path: Path) -> WeightFile:
+    """The file at `path` as it is now."""
     status = path.stat()
     return WeightFile(path.name, status.st_size, status.st_mtime_ns)
 

@@ -51,13 +51,14 @@ def trim(device: str) -> None:
         libc.malloc_trim(0)
 
 
-def largest_step(spec: WorkerSpec, sorted_rows: int) -> StepPlan:
+def largest_step(spec: WorkerSpec, sorted_rows: int, adapters: int = 0) -> StepPlan:
     """A step of all the tokens and sequences that there may be, each with the dearest settings.
 
     All of its pages are number 0: what is in them does not matter.
 
     Args:
         sorted_rows: of logits, which the sampler draws from at once.
+        adapters: of the model, which the sequences have in turn.
     """
     added: list[NewSequence] = []
     scheduled: list[Scheduled] = []
@@ -66,7 +67,10 @@ def largest_step(spec: WorkerSpec, sorted_rows: int) -> StepPlan:
         """Schedule the last `tokens` of a prompt of `context`, if that is more."""
         slot, cached = len(added), max(0, context - tokens) // PAGE_SIZE
         length = cached * PAGE_SIZE + tokens
-        added.append(NewSequence(slot, length, bytes(4 * length), params, tables=[[0] * cached]))
+        adapter = slot % (adapters + 1)
+        added.append(
+            NewSequence(slot, length, bytes(4 * length), params, tables=[[0] * cached], adapter=adapter)
+        )
         scheduled.append(Scheduled(slot, tokens, [[0] * pages_for(tokens)]))
 
     # so flat a distribution, and so wide a filter, that all of the vocabulary has to be sorted

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import count
 
@@ -18,10 +18,12 @@ from ipc.worker_messages import KERNEL_BYTES, CacheGroup, Logprobs, MemoryUse, W
 from workers.attention.backend import AttentionBackend
 from workers.attention.cpu import PagedAttention
 from workers.cache.paged import KVCache
+from workers.checkpoints.adapter import AdapterCard
 from workers.checkpoints.card import ModelCard
 from workers.checkpoints.config import ModelConfig
 from workers.execution.input_buffers import InputBuffers
 from workers.execution.memory import TOLD_TOKENS, check_pages, held, largest_step, pool_pages, trim
+from workers.layers.lora import StepAdapters, place
 from workers.models.registry import MODELS
 from workers.parallel import RankGroup
 from workers.sampling.grammar import Grammars
@@ -31,6 +33,7 @@ from workers.step.batch import Segment, Slot, Step, make_step
 from workers.step.engine import Extra, Loaded, OutOfDeviceMemory, StepResult
 from workers.step.pages import pages_for
 from workers.step.plan import NewSequence, Scheduled, StepPlan
+from workers.weights.blocks import Empty
 from workers.weights.loader import WeightFiles
 
 THREAD_BYTES = 32 << 20  # weights that a further CPU thread is worth: less, and it waits longer than it works
@@ -49,8 +52,9 @@ logger = logging.getLogger("workers.execution.model_runner")
 class ModelRunner:
     """One rank of a transformer. Implements `workers.step.engine.Engine`."""
 
-    def __init__(self, spec: WorkerSpec, card: ModelCard) -> None:
-        self.spec, self.card = spec, card
+    def __init__(self, spec: WorkerSpec, card: ModelCard, adapters: Sequence[AdapterCard] = ()) -> None:
+        self.spec, self.card, self.adapters = spec, card, adapters
+        self.step_adapters = StepAdapters()
         self.group = RankGroup()
         self.slots: dict[int, Slot] = {}
         self.grammars: Grammars | None = None  # made when the first one is asked for; on rank 0 only
@@ -90,6 +94,8 @@ class ModelRunner:
         torch.set_num_threads(1)  # the loader has threads of its own
         files = WeightFiles(self.card)
         files.load(self.model.parts(), lambda fraction: progress(fraction, "reading weights"))
+        for number, adapter in enumerate(self.adapters, 1):
+            weights += self._load_adapter(number, adapter, dtype)
         torch.set_num_threads(min(spec.threads, 1 + weights // THREAD_BYTES))
         if device.type == "cpu":
             _tune_cpu(dtype)
@@ -100,6 +106,18 @@ class ModelRunner:
         self.sampler = Sampler(config.vocab_size, device)
         progress(1.0, "measuring a step")
         return self._make_pool(config, dtype, weights + self.model.head.copied)
+
+    def _load_adapter(self, number: int, card: AdapterCard, dtype: torch.dtype) -> int:
+        """Read an adapter, and put it beside the projections that it is for; its bytes come of it."""
+        empty = Empty(dtype, self.group.device)
+        parts = [
+            shard
+            for block in self.model.blocks
+            for linear in block.linears
+            for shard in place(linear, number, card, empty, self.step_adapters)
+        ]
+        WeightFiles(card).load(parts, lambda fraction: None)
+        return sum(piece.into.nbytes for part in parts for piece in part.pieces)
 
     def _make_pool(self, config: ModelConfig, dtype: torch.dtype, weights: int) -> Loaded:
         """A pool as large as memory allows: first one page of one layer, to see what all else takes.
@@ -148,7 +166,7 @@ class ModelRunner:
         Raises:
             CortexError: INSUFFICIENT_MEMORY, not even for that step.
         """
-        device, plan = self.spec.device, largest_step(self.spec, self.sampler.block_rows)
+        device, plan = self.spec.device, largest_step(self.spec, self.sampler.block_rows, len(self.adapters))
         trim(device)
         before = held(device)
         try:
@@ -240,6 +258,8 @@ class ModelRunner:
             {"token_ids": step.token_ids, "positions": step.positions, "sampled_rows": step.sampled_rows}
             | self.attention.arrays(step.segments)
         )
+        if self.adapters:
+            self.step_adapters.begin([(s.slot.new.adapter, s.rows) for s in step.segments], self.group.device)
         attend = partial(self.attention.run, self.attention.prepare(step.segments, inputs))
         masks = self.grammars.begin(step.sampled) if self.grammars is not None else None
         hidden = self.model(inputs["token_ids"], inputs["positions"], attend, len(self.cache.layers))

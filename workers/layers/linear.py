@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import groupby
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,23 @@ from workers.weights.loader import Slice
 WIDE_ROWS = 3  # of input, from which on it pays to make float32 of a weight first
 
 
+class Side(NamedTuple):
+    """A projection in a product: what of it this rank has, and where in the product it is."""
+
+    name: str  # in the checkpoint, without `.weight`
+    rows: range  # of the whole
+    columns: range  # the same
+    out: int  # column of the product where its rows begin
+
+
+class Adds(Protocol):
+    """What may stand beside a product."""
+
+    def add(self, y: Tensor, x: Tensor) -> None:
+        """Add to the product `y` of `x`, in place."""
+        ...
+
+
 class Linear:
     """`x Wᵀ + b` with the weight `[rows, columns]` that this rank holds.
 
@@ -30,12 +48,18 @@ class Linear:
     instead of 694, 8 rows 6 instead of 11.
     """
 
+    beside: Adds | None = None
+
     def __init__(self, weight: Weight, bias: Tensor | None = None) -> None:
         self.weight: Weight | None = weight
         self._shape = weight.shape
         self.bias = bias
         self.packed: Tensor | None = None
         self._counts: list[int] | None = None  # of rows; None: any
+
+    def sides(self) -> Iterator[Side]:
+        """The projections that something may stand beside."""
+        return iter(())
 
     def make_exact(self, known: dict[object, list[int]]) -> None:
         """From now on give a row the same bits whatever stands beside it.
@@ -75,7 +99,10 @@ class Linear:
         return weight + (0 if self.bias is None else self.bias.nbytes)
 
     def __call__(self, x: Tensor) -> Tensor:  # [tokens, columns] -> [tokens, rows]
-        return self._product(x) if self._counts is None else steadily(self._product, x, self._counts)
+        y = self._product(x) if self._counts is None else steadily(self._product, x, self._counts)
+        if self.beside is not None:
+            self.beside.add(y, x)
+        return y
 
     def _product(self, x: Tensor) -> Tensor:
         if self.packed is not None:
@@ -108,6 +135,12 @@ class ColumnParallel(Linear):
             weight = empty.weight(f"{alike[0][0]}.weight", rows, columns)
             self.parts.append(Linear(weight, empty(rows) if bias else None))
 
+    def sides(self) -> Iterator[Side]:
+        end = 0
+        for name, _, share in self.projections:
+            yield Side(name, share, range(self.columns), end)
+            end += len(share)
+
     def make_exact(self, known: dict[object, list[int]]) -> None:
         for part in self.parts:
             part.make_exact(known)
@@ -121,9 +154,11 @@ class ColumnParallel(Linear):
         return sum(part.nbytes for part in self.parts)
 
     def __call__(self, x: Tensor) -> Tensor:  # [tokens, columns] -> [tokens, rows]
-        if len(self.parts) == 1:
-            return self.parts[0](x)
-        return torch.cat([part(x) for part in self.parts], dim=1)
+        products = [part(x) for part in self.parts]
+        y = products[0] if len(products) == 1 else torch.cat(products, dim=1)
+        if self.beside is not None:
+            self.beside.add(y, x)
+        return y
 
     def pieces(self) -> Iterator[Slice]:
         parts = iter(self.parts)
@@ -152,6 +187,9 @@ class RowPart(Linear):
         self.name, self.shape, self.group = name, (rows, columns), group
         self.share = group.share(columns)
         super().__init__(empty.weight(f"{name}.weight", rows, len(self.share)))
+
+    def sides(self) -> Iterator[Side]:
+        yield Side(self.name, range(self.shape[0]), self.share, 0)
 
     def pieces(self) -> Iterator[Slice]:
         yield Slice.of(f"{self.name}.weight", self.shape, self.weight, column=self.share.start)

@@ -7,6 +7,7 @@ import msgspec
 from ipc.heartbeat import HeartbeatPage
 from ipc.sealed import unseal
 from ipc.worker_messages import WorkerSpec
+from workers.checkpoints.adapter import AdapterCard
 from workers.checkpoints.card import ModelCard
 from workers.step.engine import Engine
 
@@ -19,4 +20,5 @@ def make_engine(spec: WorkerSpec, heartbeat: HeartbeatPage) -> Engine:
         return SimulatedEngine(spec, heartbeat)
     from workers.execution.model_runner import ModelRunner
 
-    return ModelRunner(spec, msgspec.msgpack.decode(unseal(spec.card_fd), type=ModelCard))
+    card, adapters = msgspec.msgpack.decode(unseal(spec.card_fd), type=tuple[ModelCard, list[AdapterCard]])
+    return ModelRunner(spec, card, adapters)

@@ -18,13 +18,18 @@ from ipc.worker_messages import PAGE_SIZE
 HASH_BYTES = 16
 
 
-def extend_hashes(hashes: list[bytes], token_ids: array[int], salt: str) -> None:
+def extend_hashes(hashes: list[bytes], token_ids: array[int], salt: str, adapter: int = 0) -> None:
     """Add the hashes of those full pages of `token_ids` (uint32) that `hashes` does not have yet.
 
     A hash is BLAKE2b, 16 bytes, of the one before it and the page's token ids as little-endian uint32. The
-    one before the first page is that of the salt, so sequences with different salts have no page in common.
+    one before the first page is that of the salt, with the number of the adapter as BLAKE2b's "person", so
+    sequences with different salts or adapters have no page in common.
     """
-    parent = hashes[-1] if hashes else blake2b(salt.encode(), digest_size=HASH_BYTES).digest()
+    if hashes:
+        parent = hashes[-1]
+    else:
+        person = adapter.to_bytes(4, "little")
+        parent = blake2b(salt.encode(), digest_size=HASH_BYTES, person=person).digest()
     for start in range(len(hashes) * PAGE_SIZE, len(token_ids) - PAGE_SIZE + 1, PAGE_SIZE):
         tokens = token_ids[start : start + PAGE_SIZE].tobytes()
         parent = blake2b(parent + tokens, digest_size=HASH_BYTES).digest()

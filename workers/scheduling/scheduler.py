@@ -363,6 +363,7 @@ class Scheduler:
             constraint=request.constraint,
             pooling=request.pooling,
             tables=cached,
+            adapter=request.adapter,
         )
 
     def _schedule(self, sequence: Sequence, num_tokens: int) -> Scheduled:

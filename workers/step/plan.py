@@ -43,6 +43,7 @@ class NewSequence(msgspec.Struct, array_like=True, frozen=True):
     constraint: Constraint | None = None
     pooling: Literal["", "last", "mean"] = ""
     tables: list[list[int]] = []  # of each group; none: there are no such pages
+    adapter: int = 0  # its number among those of the model, from 1; 0: none
 
 
 class Scheduled(msgspec.Struct, array_like=True, frozen=True):

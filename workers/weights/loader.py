@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from workers.checkpoints.adapter import AdapterCard
 from workers.checkpoints.blocks import FORMATS, Format
 from workers.checkpoints.card import ModelCard, StoredTensor
 from workers.checkpoints.files import open_file, refuse
@@ -67,9 +68,9 @@ class Shard:
 
 
 class WeightFiles:
-    """The tensors of a checkpoint, where its card says that they are."""
+    """The tensors of a checkpoint or an adapter, where its card says that they are."""
 
-    def __init__(self, card: ModelCard) -> None:
+    def __init__(self, card: ModelCard | AdapterCard) -> None:
         self._card = card
         self._paths = [Path(card.folder) / file.name for file in card.files]
 

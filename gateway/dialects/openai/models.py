@@ -30,6 +30,8 @@ def model(listed: ListedModel) -> dict[str, Any]:
     }
     if listed.id != listed.model:
         entry["alias_of"] = listed.model
+    if listed.base is not None:
+        entry["parent"] = listed.base
     if context := listed.context_length:
         entry["max_model_len"] = entry["context_length"] = entry["max_input_tokens"] = context
         if listed.context_wanted > context:

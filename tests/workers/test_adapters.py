@@ -1,0 +1,198 @@
+"""A request with an adapter gets what a model with the adapter merged into it would answer."""
+
+from __future__ import annotations
+
+import json
+from array import array
+
+import msgspec
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from ipc.errors import CortexError
+from ipc.worker_messages import SamplingParams, Submit
+from tests.workers.adapters import write_adapter
+from tests.workers.checkpoints import greedy
+from tests.workers.engines import Session, make_runner, prompt_of, some_requests
+from tests.workers.harness import Workers
+from workers.checkpoints.adapter import CONFIG, WEIGHTS, read_adapter
+from workers.checkpoints.card import read_card
+
+PROMPT = [(7 * i + 3) % 131 for i in range(80)]
+
+
+@pytest.fixture(scope="module", params=["qwen3_tied", "phi3"])
+def adapted(request, tiny, tmp_path_factory):
+    """A checkpoint, two unlike adapters of it, and what each number of an adapter should answer as."""
+    folder, oracle = tiny(request.param)
+    where = tmp_path_factory.mktemp("adapters")
+    fused = request.param == "phi3"
+    attention = ("qkv_proj", "o_proj") if fused else ("q_proj", "v_proj")
+    mlp = (
+        ("gate_up_proj", "down_proj") if fused else ("k_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    )
+    first = write_adapter(where / "first", oracle, attention, seed=1)
+    second = write_adapter(where / "second", oracle, attention + mlp, rank=3, seed=2, use_rslora=True)
+    return folder, [where / "first", where / "second"], [oracle, first, second]
+
+
+@pytest.fixture(scope="module")
+def runner(adapted):
+    folder, adapters, _ = adapted
+    runner = make_runner(folder, adapters)
+    runner.load(lambda fraction, message: None)
+    yield runner
+    runner.close()
+
+
+def with_adapter(submit: Submit, adapter: int) -> Submit:
+    return msgspec.structs.replace(submit, adapter=adapter)
+
+
+def test_unlike_adapters_in_one_batch_answer_as_merged_models_do(adapted, runner):
+    requests = [with_adapter(each, i % 3) for i, each in enumerate(some_requests(12, 131, seed=3))]
+    session = Session(runner)
+    answers = session.answer(requests)
+    session.end()
+    for submit, answer in zip(requests, answers, strict=True):
+        assert answer.token_ids == greedy(adapted[2][submit.adapter], prompt_of(submit), answer.token_ids)
+
+
+def test_adapters_make_a_difference_and_share_no_cached_pages(adapted, runner):
+    session = Session(runner)
+    outputs = []
+    for number, adapter in enumerate([0, 1, 2, 0, 1, 2]):
+        prompt = array("I", PROMPT).tobytes()
+        request = Submit(number, prompt, 10, SamplingParams(temperature=0.0), adapter=adapter)
+        [answer] = session.answer([request])
+        assert answer.token_ids == greedy(adapted[2][adapter], PROMPT, answer.token_ids)
+        assert bool(answer.cached_tokens) == (number >= 3)
+        outputs.append(answer.token_ids)
+    session.end()
+    assert outputs[:3] == outputs[3:]
+    assert len({tuple(each) for each in outputs}) == 3
+
+
+def test_bytes_of_an_adapter_are_what_its_ranks_hold(adapted, runner):
+    folder, adapters, _ = adapted
+    card = read_card(folder)
+    plain = make_runner(folder)
+    without = plain.load(lambda fraction, message: None).memory.weights
+    plain.close()
+    parts = [
+        part
+        for block in runner.model.blocks
+        for linear in block.linears
+        for parts in linear.beside._parts.values()
+        for part in parts
+    ]
+    matrices = {id(matrix): matrix.nbytes for part in parts for matrix in (part.a, part.b)}
+    held = sum(matrices.values())
+    cards = [read_adapter(each.name, each, card) for each in adapters]
+    assert without > held == sum(each.bytes_per_rank(card, 1, "float32") for each in cards)
+
+
+def test_two_ranks_answer_as_one(adapted):
+    folder, adapters, oracles = adapted
+    card = read_card(folder)
+    cards = [read_adapter(each.name, each, card) for each in adapters]
+    model = {"engine": "transformer", "dtype": "float32", "simulated": None}
+    limits = {"kv_pages": 64, "max_step_tokens": 32}
+    with Workers(world_size=2, card=card, adapters=cards, **limits, **model) as workers:
+        workers.ready()
+        for adapter in range(3):
+            workers.submit(adapter, PROMPT[: 30 + adapter], 10, adapter=adapter)
+        for adapter, answer in enumerate(workers.collect()):
+            prompt = PROMPT[: 30 + adapter]
+            assert answer.token_ids == greedy(oracles[adapter], prompt, answer.token_ids)
+
+
+# --- what is refused ------------------------------------------------------------------------------------
+
+
+def refused(folder, card) -> str:
+    with pytest.raises(CortexError) as caught:
+        read_adapter("broken", folder, card)
+    assert caught.value.code == "model_load_failed"
+    return caught.value.message
+
+
+@pytest.fixture
+def one(tiny, tmp_path):
+    folder, oracle = tiny("qwen3_tied")
+    write_adapter(tmp_path, oracle)
+    return tmp_path, read_card(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"use_dora": True}, "use_dora"),
+        ({"bias": "all"}, "bias"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"rank_pattern": {"q_proj": 8}}, "rank_pattern"),
+        ({"peft_type": "IA3"}, "IA3"),
+        ({"r": 0}, "r"),
+        ({"lora_alpha": "much"}, "lora_alpha"),
+    ],
+)
+def test_what_would_change_numbers_is_refused_by_name(one, change, named):
+    folder, card = one
+    about = json.loads((folder / CONFIG).read_text())
+    (folder / CONFIG).write_text(json.dumps(about | change))
+    message = refused(folder, card)
+    assert named in message
+    assert str(folder / CONFIG) in message
+
+
+def broken(name, tensors):
+    key = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+    match name:
+        case "half":
+            del tensors[key]
+        case "embedding":
+            tensors["base_model.model.model.embed_tokens.lora_embedding_A"] = torch.zeros(4, 131)
+        case "rank":
+            tensors[key] = torch.zeros(5, 48)
+        case "type":
+            tensors[key] = tensors[key].to(torch.int8)
+        case "layer":
+            for part in "AB":
+                old = f"base_model.model.model.layers.0.self_attn.q_proj.lora_{part}.weight"
+                tensors[old.replace("layers.0", "layers.9")] = tensors[old].clone()
+        case "nothing":
+            tensors.clear()
+
+
+@pytest.mark.parametrize(
+    ("name", "named"),
+    [
+        ("half", "lora_A"),
+        ("embedding", "embed_tokens"),
+        ("rank", "rank"),
+        ("type", "I8"),
+        ("layer", "another base"),
+        ("nothing", "no tensors"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_refused(one, name, named):
+    folder, card = one
+    tensors = load_file(folder / WEIGHTS)
+    broken(name, tensors)
+    save_file(tensors, folder / WEIGHTS)
+    assert named in refused(folder, card)
+
+
+def test_an_adapter_for_another_base_is_refused(tiny, tmp_path):
+    write_adapter(tmp_path, tiny("phi3").oracle, ("o_proj",))
+    assert "another base" in refused(tmp_path, read_card(tiny("qwen3_tied").folder))
+
+
+def test_a_file_that_is_missing_or_cut_is_named(one):
+    folder, card = one
+    whole = (folder / WEIGHTS).read_bytes()
+    (folder / WEIGHTS).write_bytes(whole[:-1])
+    assert WEIGHTS in refused(folder, card)
+    (folder / WEIGHTS).unlink()
+    assert WEIGHTS in refused(folder, card)

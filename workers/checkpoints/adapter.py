@@ -1,0 +1,144 @@
+"""LoRA adapters (Hu et al. 2021, https://arxiv.org/abs/2106.09685) as PEFT writes them, read without torch.
+
+A folder with `adapter_config.json` and `adapter_model.safetensors`. Beside a projection `W` of its base there
+stand `A` `[rank, columns]` and `B` `[rows, rank]`, and what the projection gives is `x Wᵀ + scale (x Aᵀ) Bᵀ`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from workers.checkpoints.card import DTYPE_BYTES, Dtype, ModelCard, StoredTensor, WeightFile, weight_file
+from workers.checkpoints.family import TensorSpec
+from workers.checkpoints.files import read_json, refuse
+from workers.checkpoints.safetensors import Tensor, read_header
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+STORED = ("F32", "BF16", "F16")
+PREFIX = "base_model.model."  # what PEFT puts before the base's own names
+A, B = ".lora_A", ".lora_B"
+_PROJECTION = re.compile(r"model\.layers\.\d+\.(self_attn\.(q|k|v|qkv|o)|mlp\.(gate|up|gate_up|down))_proj")
+_NOT_DONE = {  # keys of the config that would change numbers, and what they are where they do not
+    "use_dora": False,
+    "fan_in_fan_out": False,
+    "lora_bias": False,
+    "bias": "none",
+    "modules_to_save": None,
+    "alpha_pattern": {},
+    "rank_pattern": {},
+    "layer_replication": None,
+    "trainable_token_indices": None,
+    "target_parameters": None,
+    "alora_invocation_tokens": None,
+    "use_qalora": False,
+}
+
+
+class AdapterCard(msgspec.Struct, frozen=True, kw_only=True):
+    """An adapter on disk that fits its base. `tensors` are A and B of each projection, by its name in the
+    base and `.lora_A` or `.lora_B`."""
+
+    name: str
+    folder: str
+    scale: float
+    files: list[WeightFile]
+    tensors: dict[str, StoredTensor]
+
+    @property
+    def projections(self) -> list[str]:
+        """Names of what it stands beside, in the base, without `.weight`."""
+        return [name.removesuffix(A) for name in self.tensors if name.endswith(A)]
+
+    def bytes_per_rank(self, base: ModelCard, world_size: int, dtype: Dtype) -> int:
+        """Bytes that it takes on each rank."""
+        elements = 0
+        for name, tensor in self.tensors.items():
+            weight = base.tensors[f"{name.removesuffix(A).removesuffix(B)}.weight"]
+            shared = weight.sharing if (weight.sharing == "columns") == name.endswith(A) else "none"
+            elements += TensorSpec(name, tensor.shape, shared).elements_on_rank(base.config, world_size)
+        return elements * DTYPE_BYTES[dtype]
+
+
+class _Config(msgspec.Struct, kw_only=True):
+    peft_type: str = "LORA"
+    r: Annotated[int, Meta(ge=1)]
+    lora_alpha: Annotated[float, Meta(gt=0)]
+    use_rslora: bool = False
+
+
+def read_adapter(name: str, folder: Path | str, base: ModelCard) -> AdapterCard:
+    """What is in `folder`, and whether it fits.
+
+    Args:
+        name: that requests call it by.
+        base: the model that it is for.
+
+    Raises:
+        CortexError: MODEL_LOAD_FAILED naming the file that is missing or damaged, what is not supported, or
+            that it is for another base.
+    """
+    folder = Path(folder).expanduser()
+    path = folder / CONFIG
+    config, given = read_json(path, _Config), read_json(path, dict[str, Any])
+    if config.peft_type != "LORA":
+        refuse(path, f"peft_type {config.peft_type} is not supported; there is LORA")
+    for key, harmless in _NOT_DONE.items():
+        if given.get(key) not in (harmless, None, [], {}):
+            refuse(path, f"{key}: {given[key]!r} is not supported")
+    weights = folder / WEIGHTS
+    stored = read_header(weights)
+    if not stored:
+        refuse(weights, "holds no tensors")
+    tensors: dict[str, StoredTensor] = {}
+    for full, tensor in stored.items():
+        projection, part = _place(weights, full, tensor)
+        tensors[projection + part] = StoredTensor(tensor.shape, tensor.dtype, 0, tensor.offset, "none")
+    for projection in {key.removesuffix(A).removesuffix(B) for key in tensors}:
+        _check(weights, projection, tensors, base.tensors)
+    return AdapterCard(
+        name=name,
+        folder=str(folder),
+        scale=config.lora_alpha / (math.sqrt(config.r) if config.use_rslora else config.r),
+        files=[weight_file(weights)],
+        tensors=tensors,
+    )
+
+
+def _place(path: Path, full: str, tensor: Tensor) -> tuple[str, str]:
+    """The projection that a tensor stands beside, and which of the two it is."""
+    name = full.removeprefix(PREFIX).removesuffix(".weight")
+    part = A if name.endswith(A) else B
+    projection = name.removesuffix(part)
+    if name == projection or not _PROJECTION.fullmatch(projection):
+        refuse(path, f"{full!r} is beside no projection of attention or MLP, and only these are supported")
+    if tensor.dtype not in STORED or len(tensor.shape) != 2:
+        refuse(path, f"{full!r} is {tensor.dtype} {list(tensor.shape)}, not a matrix of {', '.join(STORED)}")
+    return projection, part
+
+
+def _check(
+    path: Path, projection: str, tensors: Mapping[str, StoredTensor], base: Mapping[str, StoredTensor]
+) -> None:
+    """See that A and B are both there, and that they fit the projection of the base."""
+    for part in (A, B):
+        if projection + part not in tensors:
+            refuse(path, f"has no {projection}{part}.weight, and the other of the two")
+    weight = base.get(f"{projection}.weight")
+    if weight is None:
+        refuse(path, f"is for another base: this one has no {projection}")
+    (rank, columns), (rows, width) = tensors[projection + A].shape, tensors[projection + B].shape
+    if (rows, columns) != weight.shape:
+        refuse(
+            path,
+            f"is for another base: {projection} is [{rows}, {columns}] there, and {list(weight.shape)} here",
+        )
+    if rank != width:
+        refuse(path, f"{projection}: A has rank {rank}, and B has {width}")
