@@ -66,11 +66,15 @@ class Tool(Plain):
     """
 
     definition: dict[str, Any]
+    # Lark, as in `Structured`, of a tool whose one argument is a text: calls are held to it as to a schema.
+    text_grammar: str | None = None
 
     @classmethod
-    def function(cls, name: str, **more: Any) -> Tool:
+    def function(cls, name: str, text_grammar: str | None = None, **more: Any) -> Tool:
         """The tool of that name; `more` are further members of `function`, such as `parameters`."""
-        return cls(definition={"type": "function", "function": {"name": name, **more}})
+        return cls(
+            definition={"type": "function", "function": {"name": name, **more}}, text_grammar=text_grammar
+        )
 
     @property
     def name(self) -> str:

@@ -13,13 +13,15 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from ipc.errors import CortexError
 from ipc.messages import Structured, Tool
 from ipc.worker_messages import Constraint
 from neuron.grammar import json_schema
 from neuron.grammar.structured import OPTIONS, TOO_LARGE, fault, form, hold
+from neuron.grammar.text_grammar import text_grammar
 from neuron.refusals import bad_request
 from neuron.text.formats.hermes import HERMES
-from neuron.text.formats.lark import Lark
+from neuron.text.formats.lark import TEXT_GRAMMAR, Lark
 from neuron.text.formats.tool_format import ToolFormat
 from neuron.text.reasoning import THINK, ThinkTags, Thought
 
@@ -91,7 +93,7 @@ def _grammar(
         half = len(calls) // 2
         return fitting(calls[:half]) + fitting(calls[half:])
 
-    calls: Calls = [(tool.name, _schema(tool.parameters)) for tool in tools]
+    calls: Calls = [(tool.name, _schema(tool)) for tool in tools]
     if fault(lark(calls)) is not None:
         calls = fitting(calls)
         if fault(lark(calls)) is not None:
@@ -102,10 +104,36 @@ def _grammar(
     return lark(calls, {mark: ids[0] for mark, ids in encoded.items() if len(ids) == 1})
 
 
-def _schema(parameters: dict[str, Any]) -> dict[str, Any]:
+def _schema(tool: Tool) -> dict[str, Any]:
     """The schema of a tool's arguments, as far as a grammar can be made of it."""
+    if tool.text_grammar is not None:
+        return _of_text(tool)
     try:
-        schema, _ = json_schema.check(json.loads(json.dumps(parameters, allow_nan=False)))
+        schema, _ = json_schema.check(json.loads(json.dumps(tool.parameters, allow_nan=False)))
     except (json_schema.Unfit, RecursionError, TypeError, ValueError):
         return ANY_OBJECT
     return schema if schema.get("type") == "object" else ANY_OBJECT
+
+
+def _of_text(tool: Tool) -> dict[str, Any]:
+    """The schema of the one argument of a tool that is a text with a grammar of its own.
+
+    Raises:
+        CortexError: BAD_REQUEST naming `tools`: it is no grammar, or there is no such argument.
+    """
+    properties = tool.parameters.get("properties")
+    if not isinstance(properties, dict) or len(properties) != 1:
+        raise bad_request(
+            "tools", f"the tool {tool.name!r} has a grammar, and not one argument that follows it"
+        )
+    try:
+        form(Structured(grammar=tool.text_grammar))
+    except CortexError as error:
+        raise bad_request("tools", f"of the tool {tool.name!r} {error.message}") from None
+    text = {"type": "string", TEXT_GRAMMAR: text_grammar(tool.text_grammar)}
+    return {
+        "type": "object",
+        "properties": dict.fromkeys(properties, text),
+        "required": [*properties],
+        "additionalProperties": False,
+    }

@@ -259,13 +259,14 @@ def test_a_custom_tool_is_a_function_with_one_text() -> None:
     assert chat(tools=[TOOL, CUSTOM], tool_choice=choice).must_call == ["patch"]
 
 
-def test_the_grammar_of_a_custom_tool_is_told_and_a_regular_expression_is_held() -> None:
+def test_the_grammar_of_a_custom_tool_is_told_and_held() -> None:
     grammar = {"type": "grammar", "grammar": {"syntax": "regex", "definition": "[a-c]+"}}
     (tool,) = chat(tools=[{"type": "custom", "custom": {"name": "t", "format": grammar}}]).tools
     assert tool.parameters["properties"]["input"] == {"type": "string", "pattern": "^(?:[a-c]+)$"}
     grammar = {"type": "grammar", "grammar": {"syntax": "lark", "definition": 'start: "a"'}}
     (tool,) = chat(tools=[{"type": "custom", "custom": {"name": "t", "format": grammar}}]).tools
     assert 'start: "a"' in tool.definition["function"]["description"]
+    assert tool.text_grammar == 'start: "a"'
 
 
 @pytest.mark.parametrize(

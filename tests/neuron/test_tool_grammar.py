@@ -37,10 +37,13 @@ def written(tools: list[Tool], names: list[str], seed: int, *, parallel: bool = 
     return follow(require_call(tools, names, encode, "none", parallel).grammar, seed)
 
 
+BYTES = LLTokenizer(TokenizerWrapper(Bytes()))
+
+
 def follow(grammar: str, seed: int, length: int = 2000) -> str:
     """The same, of any grammar."""
     rng, text = random.Random(seed), b""
-    matcher = LLMatcher(LLTokenizer(TokenizerWrapper(Bytes())), grammar, log_level=0)
+    matcher = LLMatcher(BYTES, grammar, log_level=0)
     while not matcher.is_stopped() and len(text) < length:
         mask = int.from_bytes(matcher.compute_bitmask(), "little")
         # nobody who guesses ends a string that has no bound soon: quotes are likelier

@@ -13,8 +13,8 @@ INPUT = "input"
 
 
 def as_function(name: str, description: str | None, syntax: str | None = None, grammar: str = "") -> Tool:
-    """The function that stands for a tool. The model is told of its grammar; one that is a regular expression
-    stands in the schema, too, which holds the text where calls are held to it.
+    """The function that stands for a tool. The model is told of its grammar, and held to it where calls are
+    held to their schema.
 
     Args:
         syntax: of `grammar`, which the whole text follows: "lark" or "regex"; None: there is none.
@@ -31,7 +31,8 @@ def as_function(name: str, description: str | None, syntax: str | None = None, g
         "required": [INPUT],
         "additionalProperties": False,
     }
-    return Tool.function(name, description="\n\n".join(told), parameters=schema)
+    held = grammar if syntax == "lark" else None
+    return Tool.function(name, held, description="\n\n".join(told), parameters=schema)
 
 
 def as_arguments(text: str) -> str:

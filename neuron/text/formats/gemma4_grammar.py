@@ -17,6 +17,7 @@ from neuron.text.formats.parameter_grammar import (
     NOTES,
     Tags,
     Unfit,
+    held_text,
     split,
     string,
 )
@@ -93,6 +94,8 @@ class _Values:
 
     def value(self, schema: Any, depth: int) -> str:
         """A value that is valid against `schema`, as far as that can be told."""
+        if (text := held_text(schema, _STRING, self._lark)) is not None:
+            return f"{self._lark.text(QUOTE)} {text}"
         if schema is True or (isinstance(schema, Mapping) and not schema.keys() - NOTES):
             return self.any()
         try:

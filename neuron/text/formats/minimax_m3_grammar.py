@@ -17,6 +17,7 @@ from neuron.text.formats.parameter_grammar import (
     OBJECT_KEYS,
     Tags,
     Unfit,
+    held_text,
     split,
     string,
 )
@@ -58,14 +59,16 @@ def _element(key: str, schema: Any, root: Mapping[str, Any], lark: Lark, depth: 
     """A value in tags of this name."""
     if depth == 0:
         raise Unfit
+    opening, closing = f"{TAG}{key}>", f"{MARK}</{key}>"
+    tags = Tags(TAG, ">", closing, MARK)
+    if (text := held_text(schema, tags, lark)) is not None:
+        return f"{lark.text(opening)} {text}"
     try:
         strings, others = split(schema, root)
     except Unfit:
         strings, others = [ANY_TEXT], []
-    opening, closing = f"{TAG}{key}>", f"{MARK}</{key}>"
     ways = []
     if strings:
-        tags = Tags(TAG, ">", closing, MARK)
         ways.append(f"{lark.text(opening)} {string(strings, tags, lark, alone=not others)}")
     for other in others:
         for kind in sorted(types_of(other, root)):

@@ -13,7 +13,7 @@ from typing import Any
 
 from llguidance import regex_to_lark
 
-from neuron.text.formats.lark import Lark, quoted
+from neuron.text.formats.lark import TEXT_GRAMMAR, Lark, TextGrammar, quoted
 from neuron.text.formats.schema_types import ANY, referred, type_of, types_of
 
 
@@ -47,7 +47,7 @@ OBJECT_KEYS = {"type", "properties", "required", "additionalProperties"}
 _STRING_KEYS = {"type", "minLength", "maxLength", "pattern", "format"}
 NOTES = {
     *("$anchor", "$comment", "$defs", "$id", "$schema", "default", "definitions", "deprecated"),
-    *("description", "examples", "id", "readOnly", "title", "writeOnly", "nullable"),
+    *("description", "examples", "id", "readOnly", "title", "writeOnly", "nullable", TEXT_GRAMMAR),
 }
 _DATE, _TIME = "[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])", "([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]"
 _FORMATS = {  # a part of what each allows, and nothing else
@@ -90,6 +90,8 @@ def _known(schema: Mapping[str, Any], tags: Tags, lark: Lark) -> str:
 
 def _parameter(key: str, schema: Any, root: Mapping[str, Any], tags: Tags, lark: Lark) -> str:
     """One argument."""
+    if (text := held_text(schema, tags, lark)) is not None:
+        return f"{lark.text(tags.before + key + tags.between)} {text}"
     try:
         strings, others = split(schema, root)
     except Unfit:  # a string about which more is asked than can be told: any
@@ -119,6 +121,15 @@ def string(contents: list[str], tags: Tags, lark: Lark, alone: bool) -> str:
     if lark.has_token(tags.after):  # no part of any terminal
         return f"{lark.terminal(content)} {lark.text(tags.after)}"
     return lark.terminal(f"{content} {quoted(tags.after)}")
+
+
+def held_text(schema: Any, tags: Tags, lark: Lark) -> str | None:
+    """A bare string that has a grammar of its own, and what follows it; None where none can be told."""
+    grammar: TextGrammar | None = schema.get(TEXT_GRAMMAR) if isinstance(schema, Mapping) else None
+    if grammar is None:
+        return None
+    inner = grammar.before(tags.never, None if lark.begins_with_token(tags.after) else tags.after[0])
+    return None if inner is None else f"{lark.nested(inner)} {lark.text(tags.after)}"
 
 
 def split(schema: Any, root: Mapping[str, Any], depth: int = 8) -> tuple[list[str], list[Any]]:
