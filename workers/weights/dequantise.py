@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from workers.checkpoints.blocks import FORMATS
+from workers.weights import codebooks
 
 ByBlock = Callable[[Tensor], Tensor]  # [n, nbytes] uint8 -> [n, elements] float32
 ByRow = Callable[[Tensor], Tensor]  # [rows, row bytes] uint8 -> [rows, columns] float32
@@ -192,6 +193,7 @@ BY_BLOCK: dict[str, ByBlock] = {
     "IQ4_NL": _iq4_nl,
     "IQ4_XS": _iq4_xs,
     "MXFP4": _mxfp4,
+    **codebooks.BY_BLOCK,
 }
 
 
