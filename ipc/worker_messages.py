@@ -180,6 +180,10 @@ class Constraint(msgspec.Struct, array_like=True, frozen=True):
     budget: int | None = None  # tokens of the thought, after which nothing but its end may come
 
 
+# One vector of the hidden states of all tokens, or of the first or the last one; or the model's score of a pair.
+Pooling = Literal["", "last", "mean", "cls", "max", "mean_sqrt_len", "score"]
+
+
 class Submit(msgspec.Struct, tag=1, array_like=True):
     """Start a sequence."""
 
@@ -188,11 +192,12 @@ class Submit(msgspec.Struct, tag=1, array_like=True):
     max_tokens: int
     params: SamplingParams = SamplingParams()
     constraint: Constraint | None = None
-    pooling: Literal["", "last", "mean"] = ""  # not empty: no output, but one vector; max_tokens is 1
+    pooling: Pooling = ""  # not empty: no output, but one vector; max_tokens is 1
     priority: int = 0  # smaller is sooner
     account: str = ""  # accounts take turns
     cache_salt: str = ""  # only sequences with the same one share pages
     adapter: int = 0  # its number among those of the model, from 1; 0: none
+    second: int = 0  # the first token of the second text of a pair, where the model tells them apart
 
 
 class Abort(msgspec.Struct, tag=2, array_like=True):

@@ -12,7 +12,7 @@ from ipc.errors import Code, CortexError
 from ipc.worker_messages import SamplingParams
 from tests.workers.engines import DEVICES, Session, make_runner, make_spec, request, serve, some_requests
 from workers.execution import model_runner
-from workers.execution.model_runner import check_type
+from workers.execution.device import check_type
 from workers.step.engine import OutOfDeviceMemory
 from workers.step.plan import NewSequence, Scheduled, StepPlan
 from workers.weights.loader import WeightFiles

@@ -107,7 +107,7 @@ def read_adapter(name: str, folder: Path | str, base: ModelCard) -> AdapterCard:
         name=name,
         folder=str(folder),
         scale=config.lora_alpha / (math.sqrt(config.r) if config.use_rslora else config.r),
-        files=[weight_file(weights)],
+        files=[weight_file(weights, weights.parent)],
         tensors=tensors,
     )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -24,12 +24,15 @@ from workers.checkpoints.blocks import FORMATS, PLAIN, Quantization, at_load
 from workers.checkpoints.caches import group_layers
 from workers.checkpoints.config import ModelConfig
 from workers.checkpoints.families.llama import EMBEDDING, HEAD
-from workers.checkpoints.family import Family, Sharing, TensorSpec
+from workers.checkpoints.family import Sharing, TensorSpec
 from workers.checkpoints.files import open_file, read_json, refuse
 from workers.checkpoints.generation import GenerationDefaults
 from workers.checkpoints.layers import SERVED, Layer
 from workers.checkpoints.safetensors import DTYPE_BYTES as STORED_BYTES
 from workers.checkpoints.safetensors import Tensor, read_tensors
+from workers.checkpoints.vectors import modules, stages
+from workers.checkpoints.vectors.modules import Embedder
+from workers.checkpoints.vectors.stages import Pooling, Stage
 
 Dtype = Literal["bfloat16", "float16", "float32"]
 
@@ -41,6 +44,9 @@ KNOWN_UNUSED = (
     "rotary_emb.inv_freq",
     "attn.masked_bias",
     "attn.bias",
+    "position_ids",
+    "pooler.dense.weight",
+    "pooler.dense.bias",
 )  # what old files hold and nobody reads
 BLOCK = 1 << 20  # bytes that are compared at once
 MOST_RANKS = 8  # of which `check_ranks` tells what would work
@@ -75,7 +81,7 @@ class StoredTensor(msgspec.Struct, frozen=True, array_like=True):
 class WeightFile(msgspec.Struct, frozen=True, array_like=True):
     """A file of weights as it was when its header was read."""
 
-    name: str
+    name: str  # as a path from the folder
     size: int  # bytes
     changed: int  # ns since 1970
 
@@ -96,6 +102,27 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     defaults: GenerationDefaults
     notes: list[str]  # what is not as the files have it, for whoever serves the model
     created: int  # Unix time
+    embedder: Embedder | None = None  # of a model that is made for nothing but vectors
+
+    @property
+    def completion(self) -> bool:
+        """Whether it writes text."""
+        return self.embedder is None
+
+    @property
+    def embedding(self) -> bool:
+        """Whether it turns texts into vectors, as every model does that is not made for something else."""
+        return True
+
+    @property
+    def pooling(self) -> Pooling:
+        """What becomes of the hidden states of a text, where no request says."""
+        return "last" if self.embedder is None else self.embedder.pooling
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """What the pooled vector goes through."""
+        return () if self.embedder is None else self.embedder.stages
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -104,6 +131,8 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
     def cache_groups(self, world_size: int, dtype: Dtype | None = None) -> list[CacheGroup]:
         """The layers in groups whose pages are alike, in bytes of each rank; `dtype` None is its own."""
+        if self.config.bidirectional:
+            return []
         itemsize = DTYPE_BYTES[dtype or self.dtype]
         return group_layers([layer.on_rank(world_size, itemsize) for layer in self.layers])
 
@@ -124,7 +153,7 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     @property
     def chat(self) -> bool:
         """Whether it takes conversations."""
-        return bool(self.chat_templates)
+        return self.completion and bool(self.chat_templates)
 
     @cached_property
     def tools(self) -> bool:
@@ -236,12 +265,19 @@ def read_card(folder: Path | str) -> ModelCard:
         given = within.config(path, given, family.within[architecture])
     model = family.read(path, given)
     _check_served(path, model)
-    stored = read_tensors(folder)
+    stored = {family.usual_name(name): tensor for name, tensor in read_tensors(folder).items()}
     if is_within:
         stored = within.tensors(stored)
+    listed = modules.read_modules(folder)
+    embedder: Embedder | None = None
+    if listed or model.bidirectional:
+        embedder, beside = modules.read_embedder(folder, listed, model.hidden_size, given)
+        stored |= beside
+        model = config.up_to(model, embedder.max_tokens)
     model, notes = _head(model, stored)
     notes += [within.NOTE] * is_within
-    files, tensors = _check_tensors(folder, model, family, stored)
+    specs = [*family.tensors(model), *stages.tensors(embedder.stages if embedder else ())]
+    files, tensors = _check_tensors(folder, specs, stored)
     unused = sorted(name for name in stored if name not in tensors and not name.endswith(KNOWN_UNUSED))
     if unused:
         notes.append(f"{len(unused)} tensors are not used, among them {unused[0]}")
@@ -262,6 +298,7 @@ def read_card(folder: Path | str) -> ModelCard:
         defaults=said,
         notes=[*notes, *config.notes(given), *stored_as, *more],
         created=int(path.stat().st_mtime),
+        embedder=embedder,
     )
 
 
@@ -334,12 +371,12 @@ def _equal(first: Tensor, second: Tensor) -> bool:
 
 
 def _check_tensors(
-    folder: Path, model: ModelConfig, family: Family, stored: Mapping[str, Tensor]
+    folder: Path, specs: Iterable[TensorSpec], stored: Mapping[str, Tensor]
 ) -> tuple[list[WeightFile], dict[str, StoredTensor]]:
     """See that every tensor is there, in the shape that config.json promises."""
     files: dict[Path, int] = {}
     tensors: dict[str, StoredTensor] = {}
-    for name, shape, sharing in family.tensors(model):
+    for name, shape, sharing in specs:
         tensor = stored.get(name)
         if tensor is None:
             refuse(folder, f"the tensor {name!r} is in none of its files")
@@ -349,19 +386,19 @@ def _check_tensors(
             refuse(tensor.file, f"{name!r} is {tensor.dtype}, and weights are {', '.join(PLAIN)}")
         file = files.setdefault(tensor.file, len(files))
         tensors[name] = StoredTensor(tensor.shape, tensor.dtype, file, tensor.offset, sharing)
-    return [weight_file(path) for path in files], tensors
+    return [weight_file(path, folder) for path in files], tensors
 
 
-def weight_file(path: Path) -> WeightFile:
-    """The file at `path` as it is now."""
+def weight_file(path: Path, folder: Path) -> WeightFile:
+    """The file at `path`, which is somewhere in `folder`, as it is now."""
     status = path.stat()
-    return WeightFile(path.name, status.st_size, status.st_mtime_ns)
+    return WeightFile(str(path.relative_to(folder)), status.st_size, status.st_mtime_ns)
 
 
 def _dtype(given: Mapping[str, Any], tensors: Mapping[str, StoredTensor]) -> tuple[Dtype, list[str]]:
-    """The type to serve in: what config.json says, else that of the embedding."""
+    """The type to serve in: what config.json says, else that of the embedding, which comes first."""
     said = (given.get("dtype") or given.get("torch_dtype") or "").removeprefix("torch.")
-    stored = WEIGHT_DTYPES.get(tensors[EMBEDDING].dtype, "bfloat16")
+    stored = WEIGHT_DTYPES.get(next(iter(tensors.values())).dtype, "bfloat16")
     if not said or said in get_args(Dtype):
         return said or stored, []
     return stored, [f"config.json: dtype {said} is none of {', '.join(get_args(Dtype))}; {stored} is used"]

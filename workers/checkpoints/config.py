@@ -50,8 +50,17 @@ class Experts(msgspec.Struct, frozen=True):
     layers: tuple[int, ...]  # that have them; others have one MLP
 
 
+class Encoder(msgspec.Struct, frozen=True, kw_only=True):
+    """What an encoder has and a decoder has not."""
+
+    positions: int = 0  # rows of a table of them; 0: they turn
+    first_position: int = 0  # the row of the first token
+    token_types: int = 0  # texts that are told apart
+    norm_bias: bool = False
+
+
 class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """The dimensions and settings of a decoder; sizes in elements."""
+    """The dimensions and settings of a decoder, or of an encoder; sizes in elements."""
 
     vocab_size: int
     hidden_size: int
@@ -88,6 +97,8 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     interleaved: bool = False  # what turns together are neighbours, not dimensions that are half of it apart
     fused_qkv: bool = False  # queries, keys and values are stored as one tensor
     fused_gate_up: bool = False  # so are the two projections into an MLP
+    bidirectional: bool = False  # tokens see later ones: a text is computed as a whole, and nothing is kept
+    encoder: Encoder | None = None
 
     def at_context(self, length: int) -> ModelConfig:
         """The same where a context is served that long: a longrope has other factors in a long one.
@@ -256,6 +267,13 @@ def model_config(
         rotary_dim=rotary_dim,
     )
     return msgspec.structs.replace(config, **changes)
+
+
+def up_to(model: ModelConfig, length: int | None) -> ModelConfig:
+    """The same, served with contexts of so many tokens unless somebody asks for all that it has."""
+    if length is None or length >= model.context_length:
+        return model
+    return msgspec.structs.replace(model, context_length=length)
 
 
 def windows_of(path: Path, file: ConfigFile, *, first: int) -> list[int | None]:

@@ -57,6 +57,7 @@ class Family:
         within: names of those that have such a model in them, and its `model_type` there.
         read: `config.json` to what it means; refuses what is not done, by name.
         tensors: all that are loaded.
+        usual_name: how `tensors` calls what stands in files under that name.
     """
 
     name: str
@@ -64,3 +65,4 @@ class Family:
     read: Callable[[Path, Mapping[str, Any]], ModelConfig]
     tensors: Callable[[ModelConfig], Iterator[TensorSpec]]
     within: Mapping[str, str] = field(default_factory=dict)
+    usual_name: Callable[[str], str] = str

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from workers.checkpoints.families.bert import BERT, ROBERTA
 from workers.checkpoints.families.gemma import GEMMA2, GEMMA3
 from workers.checkpoints.families.glm import GLM, GLM4
 from workers.checkpoints.families.granite import GRANITE
@@ -20,6 +21,7 @@ from workers.checkpoints.family import Family
 KNOWN = (
     *(LLAMA, MISTRAL, QWEN2, QWEN3, QWEN3_MOE, GEMMA2, GEMMA3),
     *(GRANITE, PHI3, SMOLLM3, OLMO2, OLMO3, GLM, GLM4),
+    *(BERT, ROBERTA),
 )
 FAMILIES = {family.name: family for family in KNOWN}
 ARCHITECTURES = {

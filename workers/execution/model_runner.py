@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -21,6 +20,7 @@ from workers.cache.paged import KVCache
 from workers.checkpoints.adapter import AdapterCard
 from workers.checkpoints.card import ModelCard
 from workers.checkpoints.config import ModelConfig
+from workers.execution.device import check_type, is_out_of_memory, num_threads, tune_cpu
 from workers.execution.input_buffers import InputBuffers
 from workers.execution.memory import TOLD_TOKENS, check_pages, held, largest_step, pool_pages, trim
 from workers.layers.lora import StepAdapters, place
@@ -36,8 +36,6 @@ from workers.step.plan import NewSequence, Scheduled, StepPlan
 from workers.weights.blocks import Empty
 from workers.weights.loader import WeightFiles
 
-THREAD_BYTES = 32 << 20  # weights that a further CPU thread is worth: less, and it waits longer than it works
-BFLOAT16_CAPABILITY = (8, 0)  # of the first GPUs that compute with it: Ampere
 CHECKED_STEPS = 16  # between two looks at how much memory is held
 
 NOT_FINITE = CortexError(
@@ -70,7 +68,7 @@ class ModelRunner:
         try:
             return self._load(progress)
         except RuntimeError as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             reason = str(error).partition("\n")[0]
         raise CortexError(
@@ -96,9 +94,9 @@ class ModelRunner:
         files.load(self.model.parts(), lambda fraction: progress(fraction, "reading weights"))
         for number, adapter in enumerate(self.adapters, 1):
             weights += self._load_adapter(number, adapter, dtype)
-        torch.set_num_threads(min(spec.threads, 1 + weights // THREAD_BYTES))
+        torch.set_num_threads(num_threads(spec, weights))
         if device.type == "cpu":
-            _tune_cpu(dtype)
+            tune_cpu(dtype)
         if spec.exact:
             progress(1.0, "trying products")
             with torch.inference_mode():
@@ -215,7 +213,7 @@ class ModelRunner:
         try:
             return self._step(plan.scheduled)
         except RuntimeError as error:
-            if self.group.size > 1 or not _is_out_of_memory(error):
+            if self.group.size > 1 or not is_out_of_memory(error):
                 raise
             reason = str(error).partition("\n")[0]
         # here, because the error held what the step had: only now there is something to give back
@@ -348,35 +346,3 @@ def _embedding(slot: Slot) -> Extra:
     if not vector.isfinite().all():
         return Extra("error", NOT_FINITE.code, NOT_FINITE.message)
     return Extra(embedding=vector.float().cpu().numpy().astype("<f4").tobytes())
-
-
-def check_type(capability: tuple[int, int], spec: WorkerSpec) -> None:
-    """See that a GPU has instructions for the model's type.
-
-    Raises:
-        CortexError: MODEL_LOAD_FAILED, saying which types it has.
-    """
-    if spec.dtype == "bfloat16" and capability < BFLOAT16_CAPABILITY:
-        raise CortexError(
-            Code.MODEL_LOAD_FAILED,
-            f"{spec.device} has no bfloat16 (its compute capability is {capability[0]}.{capability[1]}, and "
-            f"that begins with 8.0): set `dtype: float16`, or `float32`, for {spec.model}",
-        )
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    """The CPU's allocator has no exception of its own."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
-def _tune_cpu(dtype: torch.dtype) -> None:
-    """Settings of this process that serving on a CPU is fast with; called when the weights are in place."""
-    # attention multiplies bfloat16 values as float32; this lets oneDNN do it exactly as fast
-    torch.backends.mkldnn.matmul.fp32_precision = "bf16" if dtype == torch.bfloat16 else "ieee"
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
-        # glibc would give freed activations back to the kernel, which then has to clear each page of them
-        # again: half the time of a prefill step
-        m_trim_threshold, m_mmap_threshold = -1, -3
-        libc.mallopt(m_mmap_threshold, 1 << 30)
-        libc.mallopt(m_trim_threshold, (1 << 31) - 1)

@@ -45,14 +45,23 @@ class MLP:
 
 
 def gated(gate_up: Tensor, name: Activation, exact: bool) -> Tensor:  # [tokens, 2 * inner] -> [tokens, inner]
-    """The first half, activated, times the second.
+    """The first half, activated, times the second; as of `activated`."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    return _in_parts(lambda g, u: ACTIVATIONS[name](g) * u, exact, gate, up)
+
+
+def activated(x: Tensor, name: Activation, exact: bool) -> Tensor:  # [tokens, inner]
+    """Each element, activated.
 
     Args:
         exact: each token to the same bits whatever stands beside it.
     """
-    activation = ACTIVATIONS[name]
-    gate, up = gate_up.chunk(2, dim=-1)
+    return _in_parts(ACTIVATIONS[name], exact, x)
+
+
+def _in_parts(function: Callable[..., Tensor], exact: bool, *tensors: Tensor) -> Tensor:
     # where threads divide a tensor, the last elements of their parts may be rounded another way
-    rows = max(1, SERIAL // gate.shape[1]) if exact else len(gate)
-    parts = [activation(g) * u for g, u in zip(gate.split(rows), up.split(rows), strict=True)]
-    return torch.cat(parts) if len(parts) > 1 else parts[0]
+    rows = max(1, SERIAL // tensors[0].shape[1]) if exact else len(tensors[0])
+    if rows >= len(tensors[0]):
+        return function(*tensors)
+    return torch.cat([function(*part) for part in zip(*(x.split(rows) for x in tensors), strict=True)])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from workers.models.bert import Bert
 from workers.models.decoder import Decoder
 
 MODELS = {
+    "bert": Bert,
     "gemma2": Decoder,
     "gemma3": Decoder,
     "glm": Decoder,
@@ -18,5 +20,6 @@ MODELS = {
     "qwen2": Decoder,
     "qwen3": Decoder,
     "qwen3_moe": Decoder,
+    "roberta": Bert,
     "smollm3": Decoder,
 }

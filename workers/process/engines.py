@@ -18,7 +18,8 @@ def make_engine(spec: WorkerSpec, heartbeat: HeartbeatPage) -> Engine:
         from workers.process.simulated import SimulatedEngine
 
         return SimulatedEngine(spec, heartbeat)
+    from workers.execution.encoder_runner import EncoderRunner
     from workers.execution.model_runner import ModelRunner
 
     card, adapters = msgspec.msgpack.decode(unseal(spec.card_fd), type=tuple[ModelCard, list[AdapterCard]])
-    return ModelRunner(spec, card, adapters)
+    return EncoderRunner(spec, card) if card.config.bidirectional else ModelRunner(spec, card, adapters)

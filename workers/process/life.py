@@ -71,7 +71,8 @@ def warm_up(device: str) -> None:
     """Import all that a transformer needs, and make the context of its device."""
     import torch
 
-    import_module("workers.execution.model_runner")
+    for runner in ("model_runner", "encoder_runner"):
+        import_module(f"workers.execution.{runner}")
     if device != "cpu":
         torch.cuda.set_device(device)
         torch.empty(1, device=device)

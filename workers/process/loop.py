@@ -19,6 +19,7 @@ from ipc.worker_messages import Abort, Command, StepReport, Stop, Submit, Worker
 from workers.process.fragments import hear, records, tell
 from workers.scheduling.pacing import Pace
 from workers.scheduling.scheduler import Scheduler
+from workers.scheduling.whole import WholeScheduler
 from workers.step.engine import Engine, Loaded, OutOfDeviceMemory
 
 WRITE_TIMEOUT = 60.0  # seconds of back-pressure after which the reader of a ring counts as lost
@@ -33,14 +34,7 @@ def lead(spec: WorkerSpec, loaded: Loaded, engine: Engine, reports: Ring, beat: 
     """Rank 0: steps as long as there is work, until `Stop`. Commands take effect before the next step."""
     commands = Ring.attach(spec.commands)
     plans = BroadcastRing.attach_writer(spec.plans) if spec.plans else None
-    scheduler = Scheduler(
-        max_sequences=spec.max_sequences,
-        max_step_tokens=spec.max_step_tokens,
-        context_length=spec.context_length,
-        kv_pages=loaded.kv_pages,
-        caches=loaded.caches,
-        states=loaded.states,
-    )
+    scheduler = make_scheduler(spec, loaded)
     pace = Pace(spec.max_step_tokens)
     idle = False
     while True:
@@ -77,6 +71,18 @@ def lead(spec: WorkerSpec, loaded: Loaded, engine: Engine, reports: Ring, beat: 
                 reports.write(record, WRITE_TIMEOUT)
         if idle:
             beat(state="ready", step=scheduler.step, collectives=engine.collectives())
+
+
+def make_scheduler(spec: WorkerSpec, loaded: Loaded) -> Scheduler | WholeScheduler:
+    """The one that fits what the engine does with a sequence."""
+    limits = {
+        "max_sequences": spec.max_sequences,
+        "max_step_tokens": spec.max_step_tokens,
+        "context_length": spec.context_length,
+    }
+    if loaded.whole:
+        return WholeScheduler(**limits)
+    return Scheduler(**limits, kv_pages=loaded.kv_pages, caches=loaded.caches, states=loaded.states)
 
 
 def follow(spec: WorkerSpec, engine: Engine, beat: Beat) -> None:

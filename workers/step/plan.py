@@ -17,11 +17,9 @@ first, and writes entry `(end - 1) // PAGE_SIZE`, which may have the same page.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import msgspec
 
-from ipc.worker_messages import Constraint, SamplingParams
+from ipc.worker_messages import Constraint, Pooling, SamplingParams
 
 HOLE = -1  # in a table of pages: no layer of the group sees that page any more, or ever did
 
@@ -41,9 +39,10 @@ class NewSequence(msgspec.Struct, array_like=True, frozen=True):
     token_ids: bytes
     params: SamplingParams
     constraint: Constraint | None = None
-    pooling: Literal["", "last", "mean"] = ""
+    pooling: Pooling = ""
     tables: list[list[int]] = []  # of each group; none: there are no such pages
     adapter: int = 0  # its number among those of the model, from 1; 0: none
+    second: int = 0  # as of `Submit`
 
 
 class Scheduled(msgspec.Struct, array_like=True, frozen=True):

@@ -1,0 +1,50 @@
+"""What a rank has to know of its device, whatever it computes there."""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+
+from ipc.errors import Code, CortexError
+from ipc.worker_messages import WorkerSpec
+
+THREAD_BYTES = 32 << 20  # weights that a further CPU thread is worth: less, and it waits longer than it works
+BFLOAT16_CAPABILITY = (8, 0)  # of the first GPUs that compute with it: Ampere
+
+
+def num_threads(spec: WorkerSpec, weights: int) -> int:
+    """CPU threads that compute, for so many bytes of weights."""
+    return min(spec.threads, 1 + weights // THREAD_BYTES)
+
+
+def check_type(capability: tuple[int, int], spec: WorkerSpec) -> None:
+    """See that a GPU has instructions for the model's type.
+
+    Raises:
+        CortexError: MODEL_LOAD_FAILED, saying which types it has.
+    """
+    if spec.dtype == "bfloat16" and capability < BFLOAT16_CAPABILITY:
+        raise CortexError(
+            Code.MODEL_LOAD_FAILED,
+            f"{spec.device} has no bfloat16 (its compute capability is {capability[0]}.{capability[1]}, and "
+            f"that begins with 8.0): set `dtype: float16`, or `float32`, for {spec.model}",
+        )
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """The CPU's allocator has no exception of its own."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def tune_cpu(dtype: torch.dtype) -> None:
+    """Settings of this process that serving on a CPU is fast with; called when the weights are in place."""
+    # attention multiplies bfloat16 values as float32; this lets oneDNN do it exactly as fast
+    torch.backends.mkldnn.matmul.fp32_precision = "bf16" if dtype == torch.bfloat16 else "ieee"
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        # glibc would give freed activations back to the kernel, which then has to clear each page of them
+        # again: half the time of a prefill step
+        m_trim_threshold, m_mmap_threshold = -1, -3
+        libc.mallopt(m_mmap_threshold, 1 << 30)
+        libc.mallopt(m_trim_threshold, (1 << 31) - 1)

@@ -1,0 +1,124 @@
+"""The encoder of BERT (Devlin et al. 2018), RoBERTa and XLM-R.
+
+tokens + positions + types ─ norm ─┬─ attention ─┬+─ norm ─┬─ mlp ─┬+─ norm ─ … ─ hidden states
+                                   └─────────────┘         └───────┘
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from workers.attention.backend import Attend
+from workers.checkpoints.config import ModelConfig
+from workers.checkpoints.families.bert import NORM, POSITIONS, TYPES, WORDS
+from workers.layers.embedding import Embedding, VocabularySlice
+from workers.layers.layer_norm import LayerNorm
+from workers.layers.linear import ColumnParallel, Linear, RowParallel
+from workers.models.mlp import activated
+from workers.parallel import RankGroup
+from workers.weights.blocks import Empty
+from workers.weights.loader import Shard, Slice
+
+
+class Bert:
+    """One rank's share of the model: token ids to hidden states."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        group: RankGroup,
+        dtype: torch.dtype,
+        formats: Mapping[str, str] | None = None,  # of weights that are kept in blocks, by name
+    ) -> None:
+        empty = Empty(dtype, group.device, formats)
+        encoder, hidden = config.encoder, config.hidden_size
+        self.vocab_size = config.vocab_size
+        self.embedding = Embedding(WORDS, VocabularySlice(config.vocab_size, group), hidden, empty)
+        self.positions = empty(encoder.positions, hidden)
+        self.first_position = encoder.first_position
+        self.types = empty(encoder.token_types, hidden)
+        self.embedding_norm = LayerNorm(NORM, hidden, config.norm_eps, empty)
+        self.blocks = [Block(i, config, group, empty) for i in range(config.num_layers)]
+
+    def parts(self) -> Iterator[Shard]:
+        """What this rank reads from the checkpoint, and what then becomes of it."""
+        tables = [Slice(f"{POSITIONS}.weight", tuple(self.positions.shape), self.positions)]
+        if len(self.types):
+            tables.append(Slice(f"{TYPES}.weight", tuple(self.types.shape), self.types))
+        yield Shard([*self.embedding.pieces(), *tables, *self.embedding_norm.pieces()])
+        for block in self.blocks:
+            yield from block.parts()
+
+    def make_exact(self) -> None:
+        """From now on compute each token as if it were alone. Called when the weights are in place."""
+        known: dict[object, list[int]] = {}
+        for block in self.blocks:
+            block.exact = True
+            for linear in block.linears:
+                linear.make_exact(known)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the weights that are to be read, in the type that they are kept in."""
+        return sum(piece.into.nbytes for part in self.parts() for piece in part.pieces)
+
+    def __call__(
+        self, token_ids: Tensor, positions: Tensor, attend: Attend, types: Tensor | None = None
+    ) -> Tensor:  # [tokens, hidden]
+        """Run all blocks.
+
+        Args:
+            token_ids: `[tokens]` int64.
+            positions: the same, from 0 in each sequence.
+            types: the same: 0, and in the second text of a pair 1; None: the model has none.
+        """
+        x = self.embedding(token_ids) + F.embedding(positions + self.first_position, self.positions)
+        if types is not None:
+            x = x + F.embedding(types.clamp(max=len(self.types) - 1), self.types)
+        x = self.embedding_norm(x)
+        for block in self.blocks:
+            x = block(x, attend)
+        return x
+
+    def norm(self, x: Tensor) -> Tensor:
+        """What `__call__` gives is normalised."""
+        return x
+
+
+class Block:
+    """Attention, then the feed-forward network, with a norm behind each sum."""
+
+    def __init__(self, number: int, config: ModelConfig, group: RankGroup, empty: Empty) -> None:
+        name, hidden, inner = f"encoder.layer.{number}", config.hidden_size, config.intermediate_size
+        self.number, self.head_dim = number, config.head_dim
+        self.activation, self.exact = config.activation, False
+        heads = group.share(config.num_heads)
+        share = range(heads.start * config.head_dim, heads.stop * config.head_dim)
+        projections = [(f"{name}.attention.self.{each}", hidden, share) for each in ("query", "key", "value")]
+        self.qkv = ColumnParallel(projections, hidden, True, empty)
+        self.output = RowParallel(f"{name}.attention.output.dense", hidden, hidden, True, group, empty)
+        self.attention_norm = LayerNorm(f"{name}.attention.output.LayerNorm", hidden, config.norm_eps, empty)
+        wide = [(f"{name}.intermediate.dense", inner, group.share(inner))]
+        self.up = ColumnParallel(wide, hidden, True, empty)
+        self.down = RowParallel(f"{name}.output.dense", hidden, inner, True, group, empty)
+        self.mlp_norm = LayerNorm(f"{name}.output.LayerNorm", hidden, config.norm_eps, empty)
+
+    @property
+    def linears(self) -> tuple[Linear, ...]:
+        return self.qkv, self.output, self.up, self.down
+
+    def parts(self) -> Iterator[Shard]:
+        yield Shard([*self.attention_norm.pieces(), *self.mlp_norm.pieces()])
+        for linear in self.linears:
+            yield Shard([*linear.pieces()], linear.pack)
+
+    def __call__(self, x: Tensor, attend: Attend) -> Tensor:  # [tokens, hidden]
+        q, keys, values = self.qkv(x).view(len(x), 3, -1, self.head_dim).unbind(1)
+        attended = attend(self.number, q, keys, values).reshape(len(x), -1)
+        x = self.attention_norm(x + self.output(attended))
+        inner = activated(self.up(x), self.activation, self.exact)
+        return self.mlp_norm(x + self.down(inner))
