@@ -295,12 +295,16 @@ class Embed(Request, tag="embed"):
 
     model: ModelId
     input: list[str | TokenIds]  # texts or token ids
-    pooling: Literal["last", "mean"] = "last"
-    normalize: bool = True
+    pooling: Literal["", "last", "mean"] = ""  # empty: as the model was made for, or else of the last token
+    normalize: bool | None = None  # to length 1; None: as the model's files say, or else it is done
     dimensions: int | None = None  # the first so many; None: all
     priority: int = 0
     account: Name = ""
     trace: Name = ""
+    prompt_name: Name | None = None  # of the model's own prompts, which is put before each text
+    # Tokens of an input, of which a longer one loses its last; 0: as many as the model takes. None: a longer
+    # one is refused.
+    cut_to: Annotated[int, Meta(ge=0)] | None = None
 
 
 class CachedPages(Request, tag="cached_pages"):
@@ -635,6 +639,8 @@ class ModelState(Plain):
     created: int = 0  # Unix time of the checkpoint
     load_seconds: float | None = None  # that its last load took, from the start of its processes
     adapters: list[str] = []  # names; each is asked for as `ID:NAME`
+    completion: bool = True  # it writes text
+    embedding: bool = False  # it turns texts into vectors
 
 
 class Discovery(Reply, tag="discovery"):

@@ -180,7 +180,7 @@ class Constraint(msgspec.Struct, array_like=True, frozen=True):
     budget: int | None = None  # tokens of the thought, after which nothing but its end may come
 
 
-# One vector of the hidden states of all tokens, or of the first or the last one; or the model's score of a pair.
+# What becomes of the hidden states of a text: one vector, or the model's score of a pair of texts.
 Pooling = Literal["", "last", "mean", "cls", "max", "mean_sqrt_len", "score"]
 
 

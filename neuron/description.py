@@ -17,6 +17,7 @@ from workers.checkpoints.adapter import AdapterCard, read_adapter
 from workers.checkpoints.card import DTYPE_BYTES, Dtype, ModelCard, read_card
 from workers.checkpoints.families.llama import EMBEDDING
 from workers.checkpoints.generation import GenerationDefaults
+from workers.checkpoints.vectors.modules import Embedder
 
 CPU_STEP_TOKENS = 512  # a step of so many takes about a second on two cores for a model that runs well there
 CUDA_STEP_TOKENS = 2048
@@ -42,6 +43,11 @@ class ModelDescription:
     overhead: Overhead | None  # of each rank, besides these; None for a simulation
     defaults: GenerationDefaults
     eos_ids: list[int]
+    completion: bool  # it writes text
+    embedding: bool  # it makes vectors of texts
+    vector_size: int  # of these
+    embedder: Embedder | None  # how, where it is made for nothing else
+    whole: bool  # it reads a text at once, and no token follows it
     chat: bool
     tools: bool
     reasoning: bool
@@ -71,20 +77,26 @@ class ModelDescription:
         overhead = {"cpu": 0, "cuda": 0}
         if self.overhead is not None:
             for kind in overhead:
-                tokens = step_tokens(settings, kind)
+                tokens = self.step_tokens(settings, kind)
                 overhead[kind] = runtime[kind] + self.overhead.of_step(kind, tokens, settings.max_sequences)
         return Need(
             model=self.id,
             rank_bytes=self.rank_bytes,
             cpu_overhead=overhead["cpu"],
             cuda_overhead=overhead["cuda"],
-            caches=CachePlan(self.cache_groups, step_tokens(settings, "cuda")),
+            caches=CachePlan(self.cache_groups, self.step_tokens(settings, "cuda")),
             context_length=self.context_length,
             max_sequences=settings.max_sequences,
             kv_memory=settings.kv_memory,
             devices=tuple(settings.devices) if settings.devices is not None else None,
             priority=settings.priority,
         )
+
+    def step_tokens(self, settings: ModelSettings, device: str) -> int:
+        """The token budget of one step on such a device; no less than what decode alone takes, and of a model
+        that reads a text as a whole no less than the longest one."""
+        wanted = settings.max_step_tokens or (CPU_STEP_TOKENS if device == "cpu" else CUDA_STEP_TOKENS)
+        return max(wanted, settings.max_sequences, self.context_length if self.whole else 0)
 
 
 def describe(settings: ModelSettings, folder: Path) -> ModelDescription:
@@ -109,6 +121,13 @@ def describe(settings: ModelSettings, folder: Path) -> ModelDescription:
         notes.append(
             f"context_length {settings.context_length} is cut to {limit}, which the model was made for"
         )
+    if (
+        card.config.bidirectional
+        and settings.max_step_tokens is not None
+        and settings.max_step_tokens < limit
+    ):
+        limit = settings.max_step_tokens
+        notes.append(f"inputs have at most {limit} tokens, for a step has no more, and each is read in one")
     return ModelDescription(
         id=settings.id,
         engine="transformer",
@@ -126,6 +145,11 @@ def describe(settings: ModelSettings, folder: Path) -> ModelDescription:
         ),
         defaults=card.defaults,
         eos_ids=card.eos_ids,
+        completion=card.completion,
+        embedding=card.embedding,
+        vector_size=card.embedder.size if card.embedder else card.config.hidden_size,
+        embedder=card.embedder,
+        whole=card.config.bidirectional,
         chat=card.chat,
         tools=card.tools,
         reasoning=card.reasoning,
@@ -151,6 +175,11 @@ def _simulated(settings: ModelSettings, lender: ModelCard) -> ModelDescription:
         overhead=None,
         defaults=GenerationDefaults(),
         eos_ids=lender.eos_ids,
+        completion=True,
+        embedding=False,
+        vector_size=0,
+        embedder=None,
+        whole=False,
         chat=lender.chat,
         tools=lender.tools,
         reasoning=lender.reasoning,
@@ -166,9 +195,3 @@ def _simulated(settings: ModelSettings, lender: ModelCard) -> ModelDescription:
             failure=plan.failure,
         ),
     )
-
-
-def step_tokens(settings: ModelSettings, device: str) -> int:
-    """The token budget of one step on such a device; no less than what decode alone takes."""
-    wanted = settings.max_step_tokens or (CPU_STEP_TOKENS if device == "cpu" else CUDA_STEP_TOKENS)
-    return max(wanted, settings.max_sequences)

@@ -17,13 +17,14 @@ import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from gateway.commands.up_plan import LOOPBACK, Plan, UpError
 from ipc.client import NeuronClient
 from ipc.errors import CortexError
-from ipc.messages import Failed, Hello, Load, Progress
+from ipc.messages import Failed, Hello, ListModels, Load, ModelState, Progress
 
 START_SECONDS = 60.0  # for a daemon to answer, on a slow and busy host
 STOP_SECONDS = 2.0  # for each daemon to end itself; what is left is killed
@@ -151,6 +152,7 @@ class Up:
             await client.ask(Hello(id=0, client="cortex up"), START_SECONDS)
             for entry in self._plan.models:
                 await self._load(client, entry["id"])
+            listed = await client.ask(ListModels(id=0), START_SECONDS)
         except CortexError as error:
             raise UpError(error.message) from error
         finally:
@@ -159,7 +161,7 @@ class Up:
         await self._gateway_is_ready()
         self._announced = True
         self._narrator.quiet()
-        self._explain()
+        self._explain({model.id: model for model in listed.models})
 
     async def _load(self, client: NeuronClient, model: str) -> None:
         stage = f"loading {model}"
@@ -200,15 +202,14 @@ class Up:
         finally:
             writer.close()
 
-    def _explain(self) -> None:
+    def _explain(self, known: dict[str, ModelState]) -> None:
         models = [entry["id"] for entry in self._plan.models]
-        question = {"role": "user", "content": "What is 3 plus 4?"}
-        body = {"model": models[0], "messages": [question], "max_tokens": 100}
+        path, body = example(known.get(models[0], ModelState(id=models[0], status="ready")))
         self._narrator.say(
             f"cortex is up at {self._plan.base}/v1 with {', '.join(models)}; "
             f"metrics at http://{LOOPBACK}:{self._plan.metrics_port}/metrics",
             "Ask it something:",
-            f"  curl {self._plan.base}/v1/chat/completions -H 'Content-Type: application/json' "
+            f"  curl {self._plan.base}{path} -H 'Content-Type: application/json' "
             f"-d {shlex.quote(json.dumps(body))}",
             "Ctrl-C ends it.",
         )
@@ -242,3 +243,11 @@ async def _run(plan: Plan, console: Console) -> None:
 def run(plan: Plan, console: Console) -> None:
     """Start everything and stay until SIGINT, SIGTERM or SIGHUP; UpError when it could not start."""
     asyncio.run(_run(plan, console))
+
+
+def example(model: ModelState) -> tuple[str, dict[str, Any]]:
+    """A path and a body to begin with, for what the model can do."""
+    if model.completion:
+        question = {"role": "user", "content": "What is 3 plus 4?"}
+        return "/v1/chat/completions", {"model": model.id, "messages": [question], "max_tokens": 100}
+    return "/v1/embeddings", {"model": model.id, "input": "What is 3 plus 4?"}

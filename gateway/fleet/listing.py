@@ -23,6 +23,10 @@ _BEST_FIRST: tuple[ModelStatus, ...] = (
 )
 
 
+# fields of `ModelState`
+CAPABILITIES = ("completion", "chat", "tools", "reasoning", "embedding")
+
+
 @dataclass(frozen=True, slots=True)
 class ListedModel:
     """A model under one of its names.
@@ -74,9 +78,7 @@ class ListedModel:
     @property
     def capabilities(self) -> list[str]:
         """What it can do in some place; "chat" needs a chat template, and "tools" one that takes them."""
-        return ["completion"] + [
-            name for name in ("chat", "tools", "reasoning") if any(getattr(s, name) for s in self.states)
-        ]
+        return [name for name in CAPABILITIES if any(getattr(state, name) for state in self.states)]
 
 
 def every(fleet: Fleet) -> list[ListedModel]:

@@ -32,7 +32,7 @@ PIECES = 1.15
 
 @dataclass(frozen=True, slots=True)
 class Overhead:
-    """Of one rank of a decoder.
+    """Of one rank.
 
     Args:
         shapes: of the whole model.
@@ -49,6 +49,8 @@ class Overhead:
     def of_step(self, kind: str, tokens: int, sequences: int) -> int:
         """Bytes that a rank takes for steps of `tokens` that sample for `sequences`, on a CPU or a GPU."""
         layers = max(self._attention(tokens), self._mlp(tokens))
+        if self.shapes.bidirectional:  # there are no logits
+            return int(PIECES * layers) + (KERNEL_BYTES if kind == "cpu" else 0)
         logits = max(self._told(tokens), self._sampling(kind, sequences))
         kept = KERNEL_BYTES + self._packed_head() if kind == "cpu" else 0
         return int(PIECES * (layers + logits)) + kept

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ipc.errors import CortexError
 from ipc.worker_messages import StepReport
 from neuron.config import ModelSettings, NeuronConfig
-from neuron.description import ModelDescription, step_tokens
+from neuron.description import ModelDescription
 from neuron.memory.fit import Fit
 from neuron.processes.group import WorkerGroup
 from neuron.processes.spawn import GroupSpec
@@ -50,7 +50,7 @@ class Launcher:
             threads=self._threads(fit),
             context_length=fit.context_length,
             max_sequences=settings.max_sequences,
-            max_step_tokens=step_tokens(settings, fit.devices[0]),
+            max_step_tokens=description.step_tokens(settings, fit.devices[0]),
             kv_pages=fit.most_pages,
             rank_budgets=fit.rank_budgets,
             card=description.card,

@@ -169,6 +169,8 @@ class ManagedModel:
             dtype=plan.dtype,
             context_length=self.context_length,
             context_wanted=plan.context_length,
+            completion=plan.completion,
+            embedding=plan.embedding,
             chat=plan.chat,
             tools=plan.tools,
             reasoning=plan.reasoning,

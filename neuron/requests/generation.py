@@ -62,6 +62,9 @@ class Generation(OpenRequest):
         context_length: int,
         seconds: float | None = None,
     ) -> None:
+        if not description.completion:
+            message = f"model: {self.request.model} writes no text; /v1/models says what it can do"
+            raise CortexError(Code.NOT_SUPPORTED, message, param="model")
         self._prompts = encode_prompts(text, self.request, context_length, seconds)
         for prompt in self._prompts:
             if not prompt.ids:

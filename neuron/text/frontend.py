@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Encoding
+
 from ipc.errors import Code, CortexError
 from ipc.messages import Generate, Message, Thinking, Tool
 from neuron.text.detokenizer import Detokenizer
@@ -113,6 +115,10 @@ class TextFrontEnd:
     def encode(self, text: str, special: bool) -> list[int]:
         """Token ids of `text`; see `TextTokenizer.encode`."""
         return self._tokenizer.encode(text, special)
+
+    def encoding(self, text: str | tuple[str, str]) -> Encoding:
+        """Of a text, or of two that belong together, with what the tokenizer puts around them."""
+        return self._tokenizer.encoding(text, special=True)
 
     def encode_infill(self, prefix: str | Sequence[int], suffix: str) -> list[int]:
         """Token ids of the prompt for what stands between two texts.

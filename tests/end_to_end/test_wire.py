@@ -248,8 +248,11 @@ def test_embeddings_are_unit_vectors_in_the_order_of_the_input(sdk):
     assert vectors[0] != pytest.approx(vectors[1], abs=1e-2)
     for vector in vectors:
         assert math.fsum(x * x for x in vector) == pytest.approx(1, abs=1e-4)
-    short = sdk.embeddings.create(model="demo", input="one", dimensions=8, encoding_format="float")
-    assert len(short.data[0].embedding) == 8
+    whole = sdk.embeddings.create(model="demo", input="one", dimensions=len(vectors[0]))
+    assert len(whole.data[0].embedding) == len(vectors[0])
+    with pytest.raises(openai.BadRequestError, match="do not say that its vectors of") as refused:
+        sdk.embeddings.create(model="demo", input="one", dimensions=8, encoding_format="float")
+    assert refused.value.param == "dimensions"
     with pytest.raises(openai.BadRequestError) as refused:
         sdk.embeddings.create(model="demo", input=[])
     assert refused.value.param == "input"

@@ -114,7 +114,7 @@ def test_the_list_holds_everything_that_can_be_loaded_and_nothing_else(places):
     config = NeuronConfig(models=[ModelSettings(id="mine")], model_folders=[str(shelf)], hf_cache=str(cache))
     write_checkpoint(shelf / "plain")
     write_checkpoint(shelf / "org" / "nested", shards=2)
-    write_checkpoint(shelf / "encoder", architectures=["BertModel"])
+    write_checkpoint(shelf / "encoder", architectures=["ElectraModel"])
     (shelf / "empty").mkdir()
     cached(cache, "org/hub")
     (cached(cache, "org/partial") / "model.safetensors").unlink()

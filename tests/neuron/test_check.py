@@ -65,7 +65,7 @@ def test_a_yarn_has_the_context_that_it_is_stretched_to(check, tmp_path):
         ({"rope_scaling": {"type": "proportional", "factor": 2.0}}, "proportional"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5 is not supported"),
         ({"attn_logit_softcapping": 50.0}, "attn_logit_softcapping 50.0 is not understood"),
-        ({"architectures": ["BertModel"]}, "BertModel is not supported"),
+        ({"architectures": ["ElectraModel"]}, "ElectraModel is not supported"),
     ],
 )
 def test_what_cannot_be_served_says_why_wherever_it_lies(check, tmp_path, changes, reason):

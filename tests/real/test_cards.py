@@ -35,7 +35,7 @@ def test_what_is_configured_and_cannot_be_served_is_a_problem_that_says_what_it_
     assert "gemma3, 268.1M parameters, 18 layers, a context of 32,768" in said
     assert "109 F32, 81 Q5_0, 27 Q4_K, 10 Q8_0, 9 Q6_K" in said
     assert "GGUF is not supported yet" in said
-    assert "the architecture BertModel is not supported (bert, 6 layers of 384, a context of 512" in said
+    assert "encoder │ BertModel │ float32 │ 256 │" in said
 
 
 def test_what_lies_in_a_model_folder_is_not_offered_and_no_problem(tmp_path):

@@ -448,8 +448,8 @@ def test_what_is_in_a_folder_can_be_loaded_or_there_is_a_reason(tmp_path):
     assert why_not(write_checkpoint(tmp_path / "many", shards=2)) is None
     assert "config.json: is missing" in why_not(tmp_path)
     assert not is_checkpoint(tmp_path)
-    bert = write_checkpoint(tmp_path / "other", architectures=["BertModel"], model_type="bert")
-    assert "BertModel is not supported (bert, 2 layers of 48, a context of 512, 0.0M" in why_not(bert)
+    bert = write_checkpoint(tmp_path / "other", architectures=["ElectraModel"], model_type="electra")
+    assert "ElectraModel is not supported (electra, 2 layers of 48, a context of 512, 0.0M" in why_not(bert)
     assert is_checkpoint(bert)
     (tmp_path / "one" / "config.json").write_text("{")
     assert "bad JSON" in why_not(tmp_path / "one")

@@ -87,7 +87,9 @@ class WholeAttention:
     def _batch(self, sequences: list[tuple[int, int]]) -> Batch:
         """Of sequences as (first row, tokens), the longest first."""
         count, length = len(sequences), sequences[0][1]
-        starts, lengths = (torch.tensor(each, device=self._device)[:, None] for each in zip(*sequences, strict=True))
+        starts, lengths = (
+            torch.tensor(each, device=self._device)[:, None] for each in zip(*sequences, strict=True)
+        )
         places = torch.arange(length, device=self._device)
         rows = starts + torch.minimum(places, lengths - 1)
         padding = places >= lengths
@@ -102,7 +104,9 @@ class WholeAttention:
         window = self._windows[layer]
         for batch in prepared:
             q_, k_, v_ = (
-                each.index_select(0, batch.rows).view(batch.count, batch.length, *each.shape[1:]).transpose(1, 2)
+                each.index_select(0, batch.rows)
+                .view(batch.count, batch.length, *each.shape[1:])
+                .transpose(1, 2)
                 for each in (q, keys, values)
             )
             attended = self._attend(batch, q_, k_, v_, window if window < batch.length else 0)

@@ -273,6 +273,7 @@ def read_card(folder: Path | str) -> ModelCard:
     if listed or model.bidirectional:
         embedder, beside = modules.read_embedder(folder, listed, model.hidden_size, given)
         stored |= beside
+        _check_embedder(folder, model, embedder)
         model = config.up_to(model, embedder.max_tokens)
     model, notes = _head(model, stored)
     notes += [within.NOTE] * is_within
@@ -341,6 +342,13 @@ def _check_served(path: Path, model: ModelConfig) -> None:
         if layer.kind not in SERVED:
             what = f"a window of {layer.window} tokens" if layer.window else f"a {layer.kind}"
             refuse(path, f"layer {number} has {what}, which is not supported yet")
+
+
+def _check_embedder(folder: Path, model: ModelConfig, embedder: Embedder) -> None:
+    """See that a causal model is asked for what can be computed in chunks, from cached prefixes."""
+    if not model.bidirectional and (embedder.stages or embedder.pooling not in ("last", "mean")):
+        what = "Dense" if embedder.stages else f"pooling by {embedder.pooling}"
+        refuse(folder / modules.MODULES, f"{what} after a causal model is not supported")
 
 
 def _head(model: ModelConfig, stored: dict[str, Tensor]) -> tuple[ModelConfig, list[str]]:

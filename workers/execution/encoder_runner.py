@@ -84,9 +84,9 @@ class EncoderRunner:
         if spec.memory_budget is not None and memory.total > spec.memory_budget:
             raise CortexError(
                 Code.INSUFFICIENT_MEMORY,
-                f"{spec.model} takes {memory.total:,} bytes on rank {spec.rank}, of {spec.memory_budget:,} that "
-                f"are planned: its weights {weights:,}, the largest step {memory.activations:,} and the process "
-                f"itself {memory.runtime:,}. A smaller max_step_tokens or context_length needs less",
+                f"{spec.model} takes {memory.total:,} bytes on rank {spec.rank}, of {spec.memory_budget:,} "
+                f"that are planned: its weights {weights:,}, the largest step {memory.activations:,} and the "
+                f"process itself {memory.runtime:,}. A smaller max_step_tokens or context_length needs less",
             )
         return Loaded(spec.kv_pages, memory, whole=True)
 

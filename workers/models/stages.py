@@ -1,4 +1,4 @@
-"""What follows the pooled vector: Dense modules, or a classifier. See `workers.checkpoints.vectors.stages`."""
+"""What follows the pooled vector: Dense modules, or a classifier."""
 
 from __future__ import annotations
 

@@ -1,21 +1,22 @@
-"""`POST /v1/embeddings`, as OpenAI has it; `pooling` and `normalize` are ours."""
+"""`POST /v1/embeddings`, as OpenAI has it, with vLLM's `truncate_prompt_tokens` and the `truncate` and
+`prompt_name` of Text Embeddings Inference; `pooling` and `normalize` are ours."""
 
 from __future__ import annotations
 
 import base64
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from gateway.dialects import RequestContext
-from gateway.dialects.fields import Count, Int, Name, decode, refuser, renamed
+from gateway.dialects.fields import Count, Int, Name, bad_request, decode, renamed, unsupported
 from gateway.dialects.openai.fields import is_one, prompts
 from gateway.dialects.writing import encode
 from ipc.errors import CortexError
-from ipc.messages import Embed, Embeddings
+from ipc.messages import MAX_TOKEN_IDS, Embed, Embeddings
 
-NEUTRAL: dict[str, tuple[Any, ...]] = {"truncate_prompt_tokens": (), "add_special_tokens": (True,)}
+Limit = Annotated[int, Meta(ge=-1, le=MAX_TOKEN_IDS)]
 
 
 class EmbeddingFields(Struct, kw_only=True):
@@ -26,8 +27,10 @@ class EmbeddingFields(Struct, kw_only=True):
     pooling: Literal["last", "mean"] | None = None
     normalize: bool | None = None
     priority: Int | None = None
-    truncate_prompt_tokens: int | None = None  # would change the answer, as the next one
-    add_special_tokens: bool | None = None
+    prompt_name: Name | None = None
+    truncate_prompt_tokens: Limit | None = None
+    truncate: bool | None = None
+    add_special_tokens: bool | None = None  # would change the answer
 
 
 class Vector(Struct):
@@ -48,7 +51,6 @@ class EmbeddingList(Struct):
     object: str = "list"
 
 
-_refuse = refuser(NEUTRAL)
 _decoder = msgspec.json.Decoder(EmbeddingFields)
 
 
@@ -59,18 +61,35 @@ async def parse(body: bytes, context: RequestContext) -> tuple[Embed, EmbeddingR
         CortexError: a field is wrong or asks for what we cannot do; `param` names it.
     """
     fields = decode(_decoder, body)
-    _refuse(fields)
+    if fields.add_special_tokens is False:
+        raise unsupported("add_special_tokens", "false is not supported; token ids are taken as they are")
     inputs = prompts(fields.input, "input")
     embed = Embed(
         id=0,
         model=fields.model,
         input=[inputs] if is_one(inputs) else inputs,
-        pooling=fields.pooling or "last",
-        normalize=fields.normalize is not False,
+        pooling=fields.pooling or "",
+        normalize=fields.normalize,
         dimensions=fields.dimensions,
         priority=fields.priority or 0,
+        prompt_name=fields.prompt_name,
+        cut_to=cut_to(fields.truncate_prompt_tokens, fields.truncate),
     )
     return embed, EmbeddingRenderer(fields, {"input[0]": "input"} if is_one(inputs) else {})
+
+
+def cut_to(tokens: int | None, truncate: bool | None) -> int | None:
+    """Tokens of an input, as `Embed.cut_to` has them.
+
+    Args:
+        tokens: vLLM's way of saying it; -1: as many as the model takes.
+        truncate: the same, as -1 or not at all.
+    """
+    if tokens == 0:
+        raise bad_request("truncate_prompt_tokens", "is 0: an input without tokens has no vector")
+    if tokens is not None:
+        return max(tokens, 0)
+    return 0 if truncate else None
 
 
 class EmbeddingRenderer:

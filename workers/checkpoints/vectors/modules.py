@@ -154,7 +154,9 @@ def _pooling(path: Path) -> Pooling:
     name = given.get("pooling_mode")
     chosen = [name] if name else [key for key, on in given.items() if key.startswith("pooling_mode_") and on]
     if len(chosen) != 1:
-        refuse(path, f"wants {len(chosen)} ways of pooling ({', '.join(map(str, chosen))}), and one is supported")
+        refuse(
+            path, f"wants {len(chosen)} ways of pooling ({', '.join(map(str, chosen))}), and one is supported"
+        )
     found = FLAGS.get(chosen[0]) or NAMES.get(chosen[0], chosen[0])
     if found not in get_args(Pooling):
         refuse(path, f"{chosen[0]} is not supported; there are {', '.join(get_args(Pooling))}")

@@ -1,0 +1,120 @@
+"""Tiny random encoders, written by transformers, and what vectors it makes with them."""
+
+from __future__ import annotations
+
+import json
+from array import array
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import BertConfig, BertModel, PreTrainedModel, RobertaConfig, RobertaModel
+
+from ipc.worker_messages import Submit
+from tests.workers.checkpoints import fill
+from tests.workers.engines import make_spec
+from workers.checkpoints.card import read_card
+from workers.execution.encoder_runner import EncoderRunner
+from workers.scheduling.whole import WholeScheduler
+
+SIZES = {
+    "vocab_size": 131,
+    "hidden_size": 48,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 160,
+}
+ST = "sentence_transformers.models."
+
+
+def bert(**changes: Any) -> PreTrainedModel:
+    return BertModel(BertConfig(**SIZES | changes), add_pooling_layer=False)
+
+
+def roberta(**changes: Any) -> PreTrainedModel:
+    values = SIZES | {"pad_token_id": 1, "type_vocab_size": 1} | changes
+    return RobertaModel(RobertaConfig(**values), add_pooling_layer=False)
+
+
+ENCODERS: dict[str, Callable[[], PreTrainedModel]] = {
+    "bert": bert,
+    "bert_gelu_new": lambda: bert(hidden_act="gelu_new", type_vocab_size=1),
+    "roberta": roberta,
+}
+
+
+def write(
+    name: str, folder: Path, modules: Sequence[tuple[str, str, dict[str, Any] | None]] = ()
+) -> PreTrainedModel:
+    """Make the variant `name` and save it in `folder`; returns the oracle, in float32.
+
+    Args:
+        modules: of sentence-transformers, beside the first: class, folder and configuration.
+    """
+    torch.manual_seed(sum(name.encode()))
+    model = ENCODERS[name]()
+    fill(model, std=0.3)
+    model.save_pretrained(folder)
+    (folder / "tokenizer.json").write_text("{}")  # nobody reads a text here
+    if modules:
+        write_modules(folder, modules)
+    return model
+
+
+def write_modules(folder: Path, modules: Sequence[tuple[str, str, dict[str, Any] | None]]) -> None:
+    entries = [{"idx": 0, "name": "0", "path": "", "type": f"{ST}Transformer"}]
+    for number, (kind, path, config) in enumerate(modules, start=1):
+        entries.append({"idx": number, "name": str(number), "path": path, "type": ST + kind})
+        if config is not None:
+            (folder / path).mkdir(exist_ok=True)
+            (folder / path / "config.json").write_text(json.dumps(config))
+    (folder / "modules.json").write_text(json.dumps(entries))
+
+
+def load(folder: Path, **changes: Any) -> EncoderRunner:
+    values = {"context_length": 128, "max_step_tokens": 256, "max_sequences": 8} | changes
+    runner = EncoderRunner(make_spec(**values), read_card(folder))
+    runner.load(lambda fraction, message: None)
+    return runner
+
+
+def texts(count: int, vocab_size: int = 131, longest: int = 128) -> list[list[int]]:
+    """Token ids of unlike lengths, some of them equal."""
+    lengths = [(1, 2, longest, 17, 64, 63, 30, 30)[i % 8] for i in range(count)]
+    return [[3 + (7 * i * i + 11 * k) % (vocab_size - 3) for i in range(n)] for k, n in enumerate(lengths)]
+
+
+def scheduler(runner: EncoderRunner, inputs: list[list[int]], seconds: Sequence[int] = ()) -> WholeScheduler:
+    """One that all of these wait in."""
+    names = ("max_sequences", "max_step_tokens", "context_length")
+    waiting = WholeScheduler(**{name: getattr(runner.spec, name) for name in names})
+    for number, ids in enumerate(inputs):
+        second = seconds[number] if seconds else 0
+        packed = array("I", ids).tobytes()
+        waiting.submit(Submit(number, packed, 1, pooling=runner.card.pooling, second=second))
+    return waiting
+
+
+def vectors(runner: EncoderRunner, inputs: list[list[int]], seconds: Sequence[int] = ()) -> list[Tensor]:
+    """What the engine makes of each."""
+    waiting = scheduler(runner, inputs, seconds)
+    found: dict[int, Tensor] = {}
+    while (plan := waiting.plan()) is not None:
+        waiting.observe(runner.execute(plan))
+        for report in waiting.take_reports():
+            assert report.finish == "stop", report.message
+            found[report.request_id] = torch.frombuffer(bytearray(report.embedding), dtype=torch.float32)
+    return [found[number] for number in range(len(inputs))]
+
+
+@torch.inference_mode()
+def hidden(oracle: PreTrainedModel, ids: list[int], second: int = 0) -> Tensor:  # [tokens, hidden]
+    """The last hidden states of one text, or of a pair."""
+    more = {}
+    if getattr(oracle.config, "type_vocab_size", 0):
+        types = [int(0 < second <= place) for place in range(len(ids))]
+        more["token_type_ids"] = torch.tensor([types])
+    return oracle(torch.tensor([ids]), **more).last_hidden_state[0]

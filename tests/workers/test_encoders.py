@@ -1,0 +1,186 @@
+"""Encoders make the vectors that transformers makes, whatever else is in a step."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from ipc.errors import CortexError
+from tests.workers import encoders
+from tests.workers.encoders import ENCODERS, hidden, load, texts, vectors, write, write_modules
+from workers.checkpoints.card import read_card, refusal
+
+NORMALIZE = ("Normalize", "2_Normalize", None)
+
+
+def pooling(name: str) -> tuple[str, str, dict[str, bool | int]]:
+    modes = ("cls_token", "mean_tokens", "max_tokens", "lasttoken", "mean_sqrt_len_tokens")
+    flags = {f"pooling_mode_{mode}": mode == name for mode in modes}
+    return "Pooling", "1_Pooling", {"word_embedding_dimension": 48} | flags
+
+
+def close(found: list[torch.Tensor], expected: list[torch.Tensor]) -> None:
+    for mine, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_vectors_in_steps_of_many_texts_equal_those_of_transformers_one_by_one(tmp_path, name):
+    oracle = write(name, tmp_path)
+    inputs = texts(20)
+    close(vectors(load(tmp_path), inputs), [hidden(oracle, ids).mean(0) for ids in inputs])
+
+
+POOLINGS = {
+    "cls_token": lambda x: x[0],
+    "mean_tokens": lambda x: x.mean(0),
+    "max_tokens": lambda x: x.amax(0),
+    "lasttoken": lambda x: x[-1],
+    "mean_sqrt_len_tokens": lambda x: x.sum(0) / len(x) ** 0.5,
+}
+
+
+@pytest.mark.parametrize("name", POOLINGS)
+def test_hidden_states_are_pooled_as_the_modules_say(tmp_path, name):
+    oracle = write("bert", tmp_path, [pooling(name)])
+    inputs = texts(4)
+    close(vectors(load(tmp_path), inputs), [POOLINGS[name](hidden(oracle, ids)) for ids in inputs])
+    assert not read_card(tmp_path).embedder.normalize
+
+
+def test_the_names_of_newer_files_mean_the_same(tmp_path):
+    write("bert", tmp_path, [("Pooling", "1_Pooling", {"embedding_dimension": 48, "pooling_mode": "cls"})])
+    path = tmp_path / "modules.json"
+    path.write_text(
+        path.read_text().replace("models.Pooling", "sentence_transformer.modules.pooling.Pooling")
+    )
+    assert read_card(tmp_path).pooling == "cls"
+
+
+def test_dense_modules_follow_the_pooled_vector(tmp_path):
+    dense = {"in_features": 48, "out_features": 96, "bias": True, "activation_function": "torch.nn.Tanh"}
+    narrow = {"in_features": 96, "out_features": 24, "bias": False}
+    narrow["activation_function"] = "torch.nn.modules.linear.Identity"
+    oracle = write(
+        "bert",
+        tmp_path,
+        [pooling("mean_tokens"), ("Dense", "2_Dense", dense), ("Dense", "3_Dense", narrow), NORMALIZE],
+    )
+    first, second = nn.Linear(48, 96), nn.Linear(96, 24, bias=False)
+    for layer, name in ((first, "2_Dense"), (second, "3_Dense")):
+        tensors = {f"linear.{key}": value.detach() for key, value in layer.named_parameters()}
+        save_file(tensors, tmp_path / name / "model.safetensors")
+    card = read_card(tmp_path)
+    assert (card.embedder.size, card.embedder.normalize) == (24, True)
+    assert card.bytes_per_rank(1)[0] == 4 * (
+        sum(each.numel() for each in oracle.parameters()) + 49 * 96 + 96 * 24
+    )
+    inputs = texts(5)
+    with torch.no_grad():
+        expected = [second(torch.tanh(first(hidden(oracle, ids).mean(0)))) for ids in inputs]
+    close(vectors(load(tmp_path), inputs), expected)
+
+
+def test_the_two_texts_of_a_pair_are_told_apart(tmp_path):
+    oracle = write("bert", tmp_path)
+    inputs, seconds = texts(5, longest=40), [0, 1, 20, 5, 30]
+    expected = [hidden(oracle, ids, second).mean(0) for ids, second in zip(inputs, seconds, strict=True)]
+    close(vectors(load(tmp_path), inputs, seconds), expected)
+
+
+def test_in_an_exact_engine_a_text_has_the_same_bits_beside_any_others(tmp_path):
+    write("bert", tmp_path)
+    runner, inputs = load(tmp_path, exact=True), texts(12)
+    together = vectors(runner, inputs)
+    for mine, ids in zip(together, inputs, strict=True):
+        assert torch.equal(mine, vectors(runner, [ids])[0])
+
+
+@pytest.mark.parametrize("prefix", ["bert.", ""])
+def test_weights_are_found_under_the_names_that_files_have_for_them(tmp_path, prefix):
+    from safetensors.torch import load_file
+
+    oracle = write("bert", tmp_path)
+    path = tmp_path / "model.safetensors"
+    tensors = {
+        prefix
+        + name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): x
+        for name, x in load_file(path).items()
+    }
+    save_file(tensors, path)
+    close(vectors(load(tmp_path), texts(2)), [hidden(oracle, ids).mean(0) for ids in texts(2)])
+
+
+REFUSED = {
+    "a module that is not known": ([("WordWeights", "1_W", {})], "the module WordWeights is not supported"),
+    "several ways of pooling": (
+        [("Pooling", "1_P", {"pooling_mode_cls_token": True, "pooling_mode_max_tokens": True})],
+        "wants 2 ways of pooling",
+    ),
+    "a way that is not known": (
+        [("Pooling", "1_P", {"pooling_mode_weightedmean_tokens": True})],
+        "pooling_mode_weightedmean_tokens is not supported",
+    ),
+    "prompts that do not count": (
+        [("Pooling", "1_P", {"pooling_mode_mean_tokens": True, "include_prompt": False})],
+        "include_prompt false",
+    ),
+    "no pooling": ([NORMALIZE], "the module Normalize is not supported, at least not in that place"),
+    "a folder elsewhere": ([("Pooling", "../other", None)], "is no folder beside it"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_would_make_another_vector_is_refused_by_name(tmp_path, what):
+    modules, reason = REFUSED[what]
+    write("bert", tmp_path)
+    write_modules(tmp_path, modules)
+    assert reason in refusal(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "reason"),
+    [
+        ("position_embedding_type", "relative_key", "relative_key is not supported"),
+        ("is_decoder", True, "is_decoder"),
+        ("hidden_act", "mish", "hidden_act mish is not supported"),
+        ("add_cross_attention", True, "add_cross_attention"),
+        ("num_attention_heads", 5, "do not divide"),
+    ],
+)
+def test_a_config_that_asks_for_something_else_is_refused(tmp_path, key, value, reason):
+    write("bert", tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    assert reason in refusal(tmp_path)
+
+
+def test_an_input_has_as_many_tokens_as_the_model_was_made_for_or_by_wish_has_positions_for(tmp_path):
+    write("roberta", tmp_path)
+    (tmp_path / "sentence_bert_config.json").write_text('{"max_seq_length": 100, "do_lower_case": false}')
+    card = read_card(tmp_path)
+    assert (card.context_length, card.config.context_limit) == (100, 158)  # two positions are for padding
+    assert card.cache_groups(1) == []
+
+
+def test_an_encoder_for_which_there_is_no_memory_says_what_it_takes(tmp_path):
+    write("bert", tmp_path)
+    with pytest.raises(CortexError, match="the largest step"):
+        load(tmp_path, memory_budget=1000)
+
+
+def test_a_vector_that_is_not_finite_is_an_error_and_touches_no_other(tmp_path):
+    oracle = write("bert", tmp_path)
+    runner = load(tmp_path)
+    runner.model.embedding.weight[5] = torch.inf
+    plan_inputs = [[7, 8, 9], [7, 5, 9], [10, 11]]
+    scheduler = encoders.scheduler(runner, plan_inputs)
+    scheduler.observe(runner.execute(scheduler.plan()))
+    reports = scheduler.take_reports()
+    assert [report.finish for report in reports] == ["stop", "error", "stop"]
+    found = torch.frombuffer(bytearray(reports[0].embedding), dtype=torch.float32)
+    close([found], [hidden(oracle, plan_inputs[0]).mean(0)])
