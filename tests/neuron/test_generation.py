@@ -33,7 +33,9 @@ from workers.checkpoints.generation import GenerationDefaults
 
 EOS = 25
 DEFAULTS = GenerationDefaults()
-BLUEPRINT = SimpleNamespace(engine="transformer", defaults=DEFAULTS, eos_ids=[EOS], reasoning=False)
+BLUEPRINT = SimpleNamespace(
+    engine="transformer", defaults=DEFAULTS, eos_ids=[EOS], reasoning=False, completion=True
+)
 
 
 class Letters:
@@ -417,7 +419,9 @@ def test_an_answer_that_the_context_ends_says_so(max_tokens, full):
 
 def test_sampling_is_the_request_s_then_the_model_s_then_neutral():
     defaults = GenerationDefaults(temperature=0.6, top_k=20)
-    description = SimpleNamespace(engine="transformer", defaults=defaults, eos_ids=[EOS], reasoning=False)
+    description = SimpleNamespace(
+        engine="transformer", defaults=defaults, eos_ids=[EOS], reasoning=False, completion=True
+    )
     client = Client(description=description, sampling=Sampling(temperature=0.0, seed=-1))
     submit = client.generation.hand_over(100)[0].submit
     params = submit.params
