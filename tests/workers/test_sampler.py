@@ -18,11 +18,12 @@ from transformers import (
 )
 
 from ipc.worker_messages import SamplingParams
-from workers.sampling.logprobs import largest, logprobs
+from workers.sampling.logprobs import largest, logprobs, measured, named, nth_equal
 from workers.sampling.sampler import CANDIDATES, Sampler, uniform
 
+LOOKS = pytest.mark.parametrize("looks", [True, False])
 VOCABULARY = 40
-DRAWS = 30_000
+DRAWS = 12_000
 SPREAD = torch.linspace(3, -4, VOCABULARY)[torch.randperm(VOCABULARY, generator=torch.manual_seed(0))]
 
 
@@ -32,10 +33,12 @@ def choose(
     prompts: list[list[int]] | None = None,
     outputs: list[list[int]] | None = None,
     bitmask: torch.Tensor | None = None,
+    looks: bool = True,
 ) -> list[int]:
-    """One token for each row, by a new sampler."""
+    """One token for each row, by a new sampler; without `looks` as on a GPU."""
     logits = torch.as_tensor(rows, dtype=torch.float32).clone()
     sampler = Sampler(logits.shape[1])
+    sampler.looks = looks
     for slot, each in enumerate(params):
         prompt = prompts[slot] if prompts else [0] * slot
         sampler.add(slot, each, prompt, outputs[slot] if outputs else [])
@@ -138,14 +141,14 @@ some_params = st.builds(
 row = st.tuples(st.lists(values, min_size=9, max_size=9), some_params, st.lists(st.integers(0, 8)))
 
 
-@given(st.lists(row, min_size=1, max_size=6), st.randoms())
+@given(st.lists(row, min_size=1, max_size=6), st.randoms(), st.booleans())
 @settings(max_examples=150)
-def test_a_token_does_not_depend_on_what_shares_the_batch(rows, random):
+def test_a_token_depends_neither_on_what_shares_the_batch_nor_on_looks(rows, random, looks):
     alone = [choose([logits], [params], [[1]], [output])[0] for logits, params, output in rows]
     shuffled = list(range(len(rows)))
     random.shuffle(shuffled)
     logits, params, outputs = zip(*(rows[i] for i in shuffled), strict=True)
-    together = choose(list(logits), list(params), [[1]] * len(rows), list(outputs))
+    together = choose(list(logits), list(params), [[1]] * len(rows), list(outputs), looks=looks)
     assert together == [alone[i] for i in shuffled]
 
 
@@ -184,21 +187,23 @@ def test_an_unfiltered_token_is_where_its_point_lies_among_the_sums(vocabulary):
     assert choose(logits, params, [[0]] * 300) == expected
 
 
-def test_rows_that_need_unlike_numbers_of_candidates_do_not_disturb_each_other():
+@LOOKS
+def test_rows_that_need_unlike_numbers_of_candidates_do_not_disturb_each_other(looks):
     spreads = torch.tensor([0.0, 0.3, 1.0, 3.0, 9.0]).repeat(8).unsqueeze(1)
     logits = (spreads * torch.randn(40, 300 * 128, generator=torch.manual_seed(4))).bfloat16().float()
     several = ({"top_p": 0.9}, {"min_p": 0.01}, {"top_k": 20, "top_p": 0.95}, {"top_k": 2 * CANDIDATES}, {})
     params = [SamplingParams(seed=seed, **several[seed // 5 % 5]) for seed in range(40)]
-    together = choose(logits, params, [[0]] * 40)
+    together = choose(logits, params, [[0]] * 40, looks=looks)
     alone = [choose(logits[i : i + 1], params[i : i + 1], [[0]])[0] for i in range(40)]
     assert together == alone
 
 
+@LOOKS
 @pytest.mark.parametrize("settings", [{"top_k": 3}, {"top_p": 0.4}, {"min_p": 0.9}])
-def test_of_equal_logits_the_lower_token_ids_stay(settings):
+def test_of_equal_logits_the_lower_token_ids_stay(settings, looks):
     rows = torch.zeros(500, 10)
     params = [SamplingParams(seed=seed, **settings) for seed in range(500)]
-    drawn = set(choose(rows, params, [[0]] * 500))
+    drawn = set(choose(rows, params, [[0]] * 500, looks=looks))
     assert drawn == {"top_k": {0, 1, 2}, "top_p": {0, 1, 2, 3}, "min_p": set(range(10))}[next(iter(settings))]
 
 
@@ -278,8 +283,10 @@ def test_where_nothing_can_be_chosen_there_is_no_token_and_others_have_theirs(te
     assert tokens[0] == choose(SPREAD[None], params[:1], [[0]])[0]
 
 
-def test_logprobs_are_the_model_s_own_whatever_was_changed():
+@LOOKS
+def test_logprobs_are_the_model_s_own_whatever_was_changed(looks):
     sampler = Sampler(VOCABULARY)
+    sampler.looks = looks
     sampler.add(0, SamplingParams(0.0, logit_bias={5: 100.0}, logprobs=3), [1])
     sampler.add(1, SamplingParams(0.0), [1])
     sampled = sampler.sample(SPREAD.repeat(2, 1), [0, 1])
@@ -302,10 +309,29 @@ def test_another_seed_or_another_place_draws_something_else():
     assert len(set(places)) > 200
 
 
+@LOOKS
 @pytest.mark.parametrize("vocabulary", [40, 4096])
-def test_of_equally_probable_alternatives_those_with_the_lowest_numbers_are_named(vocabulary):
-    logits = torch.zeros(2, vocabulary)
+def test_of_equally_probable_alternatives_those_with_the_lowest_numbers_are_named(vocabulary, looks):
+    logits = torch.zeros(3, vocabulary)
     logits[1, vocabulary - 1] = 3.0
-    first, second = logprobs(logits, [7, 7], [4, 2])
-    assert [token for token, _ in first.top] == [0, 1, 2, 3]
-    assert [token for token, _ in second.top] == [vocabulary - 1, 0]
+    logits[2, :7] = torch.arange(7).float()
+    found = measured(logits, torch.tensor([7, 7, 7]), 4, looks).tolist()
+    named_ = [named(row_, 7, count) for row_, count in zip(found, [4, 2, 0], strict=True)]
+    assert [[token for token, _ in each.top] for each in named_] == [[0, 1, 2, 3], [vocabulary - 1, 0], []]
+    assert [each.rank for each in named_] == [1, 2, 7]
+    assert logprobs(logits, [7, 7, 7], [4, 2, 0]) == named_
+
+
+def test_where_all_tokens_are_asked_for_all_are_named():
+    [told] = logprobs(torch.tensor([[1.0, 3.0, 1.0]]), [0], [5])
+    assert [token for token, _ in told.top] == [1, 0, 2]
+    assert (told.token, told.rank) == (0, 2)
+
+
+@given(st.lists(st.integers(0, 2), min_size=1, max_size=300))
+def test_the_nth_of_equal_elements_is_found(row_):
+    x = torch.tensor([row_])
+    for value in range(3):
+        places = [place for place, each in enumerate(row_) if each == value]
+        found = nth_equal(x, torch.tensor([[value]]), torch.arange(len(places))[None])
+        assert found.tolist() == [places]

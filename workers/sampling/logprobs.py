@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ipc.worker_messages import Logprobs
+from workers.sampling.inputs import sent
 
 CHUNK = 128  # tokens; most vocabularies are padded to a multiple of it
 
@@ -20,29 +21,56 @@ def logprobs(logits: Tensor, tokens: list[int], counts: list[int]) -> list[Logpr
         tokens: one a row.
         counts: how many of the most probable tokens to name, one number a row. Equals come by token id.
     """
-    column = torch.tensor(tokens, device=logits.device).unsqueeze(1)
-    chosen = logits.gather(1, column)
+    column = sent(tokens, logits.device)
+    rows = measured(logits, column, max(counts), looks=logits.device.type == "cpu").tolist()
+    return [named(*row) for row in zip(rows, tokens, counts, strict=True)]
+
+
+def measured(logits: Tensor, tokens: Tensor, count: int, looks: bool) -> Tensor:
+    """What `named` makes log-probabilities of.
+
+    Args:
+        logits: `[rows, vocabulary]` float32.
+        tokens: `[rows]` int64, from 0.
+        count: the most probable tokens to name in any row.
+        looks: at numbers on the way, to leave out what is seldom needed. On a GPU that would be a wait.
+
+    Returns:
+        `[rows, 2 + 3 * n]` float64: log-probability and rank of the token; log-probabilities and ids of the n
+        most probable ones, one more than `count` where there are so many; and the lowest ids of those that
+        are as probable as the last of these.
+    """
+    chosen = logits.gather(1, tokens.unsqueeze(1))
     relative = torch.log_softmax(logits, dim=1)  # row by row, whatever their number is
-    values = relative.gather(1, column).flatten().tolist()
-    top, ids = largest(logits, min(max(1, *counts), logits.shape[1]))
-    ranks = (top > chosen).sum(dim=1).add_(1)
-    below = (chosen < top[:, -1:]).flatten().nonzero().flatten()
-    ranks[below] = (logits[below] > chosen[below]).sum(dim=1).add_(1)
-    pairs = zip(relative.gather(1, ids).tolist(), ids.tolist(), strict=True)
-    tops = [sorted(zip(ids, values, strict=True), key=_order) for values, ids in pairs]
-    for row, (entries, count) in enumerate(zip(tops, counts, strict=True)):
-        if count and len(entries) < logits.shape[1] and entries[count - 1][1] == entries[-1][1]:
-            # there may be more tokens as probable as the last of these, with lower numbers
-            equal = (relative[row] == entries[-1][1]).nonzero().flatten()[:count].tolist()
-            known = [entry for entry in entries if entry[1] > entries[-1][1]]
-            entries[:] = known + [(token, entries[-1][1]) for token in equal]
-        del entries[count:]
-    return [Logprobs(*row) for row in zip(tokens, values, ranks.tolist(), tops, strict=True)]
+    top, ids = largest(logits, min(count + 1, logits.shape[1]))
+    if looks:
+        ranks = (top > chosen).sum(dim=1).add_(1)
+        below = (chosen < top[:, -1:]).flatten().nonzero().flatten()
+        ranks[below] = (logits[below] > chosen[below]).sum(dim=1).add_(1)
+    else:
+        ranks = (logits > chosen).sum(dim=1).add_(1)
+    values = relative.gather(1, ids)
+    equal = torch.zeros_like(ids)
+    tied: Tensor | slice = slice(None)
+    if looks:
+        tied = (values[:, -2:-1] == values[:, -1:]).flatten().nonzero().flatten()
+    if not looks or len(tied):
+        nth = torch.arange(ids.shape[1], device=ids.device).unsqueeze(0)
+        equal[tied] = nth_equal(relative[tied], values[tied, -1:], nth)
+    parts = (relative.gather(1, tokens.unsqueeze(1)), ranks.unsqueeze(1), values, ids, equal)
+    return torch.cat([part.double() for part in parts], dim=1)
 
 
-def _order(entry: tuple[int, float]) -> tuple[float, int]:
-    token, value = entry
-    return -value, token
+def named(row: list[float], token: int, count: int) -> Logprobs:
+    """One row of `measured`, with its `count` most probable tokens."""
+    most = (len(row) - 2) // 3
+    values, ids, equal = row[2 : 2 + most], row[2 + most : 2 + 2 * most], row[2 + 2 * most :]
+    top = sorted(zip(map(int, ids), values, strict=True), key=lambda entry: (-entry[1], entry[0]))
+    if count < most and values[count - 1] == values[-1]:
+        # there may be more tokens as probable as the last of these, with lower ids
+        last = values[-1]
+        top = [entry for entry in top if entry[1] > last] + [(int(token), last) for token in equal]
+    return Logprobs(token, row[0], int(row[1]), top[:count])
 
 
 def largest(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:  # both [rows, count]
@@ -62,3 +90,25 @@ def largest(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:  # both [rows,
 
 def chunked(logits: Tensor) -> Tensor:  # [rows, vocabulary] -> [rows, chunks, size], a view
     return logits.unflatten(1, (-1, math.gcd(logits.shape[1], CHUNK)))
+
+
+def nth_equal(x: Tensor, value: Tensor, nth: Tensor) -> Tensor:
+    """Where in each row of `x` the elements equal to `value` are.
+
+    Args:
+        x: `[rows, vocabulary]`.
+        value: `[rows, 1]`.
+        nth: `[rows or 1, n]` int64: which of them, from 0; of one that is not there, what comes back is no
+            more than some place of the row.
+
+    Returns:
+        `[rows, n]` int64.
+    """
+    chunks = chunked(x == value)
+    sums = chunks.sum(dim=2).cumsum(dim=1)
+    nth = nth.expand(len(x), -1).contiguous()
+    chunk = torch.searchsorted(sums, nth, right=True).clamp_(max=sums.shape[1] - 1)
+    left = nth - torch.where(chunk > 0, sums.gather(1, (chunk - 1).clamp_(min=0)), 0)
+    inside = chunks.gather(1, chunk.unsqueeze(2).expand(-1, -1, chunks.shape[2])).cumsum(dim=2)
+    place = (inside <= left.unsqueeze(2)).sum(dim=2).clamp_(max=chunks.shape[2] - 1)
+    return chunk * chunks.shape[2] + place

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ipc.worker_messages import SamplingParams
+from workers.sampling.inputs import sent
 
 
 class NGrams:
@@ -67,14 +68,14 @@ class Penalties:
             self._grow()
         place = self._places[slot] = self._free.pop()
         self._given[slot] = strengths
-        self._strengths[place] = torch.tensor(strengths, device=self._device)
+        self._strengths[place] = sent(strengths, self._device, torch.float32)
         self._counts[place] = 0
         self._seen[place] = False
-        written = torch.tensor(list(output), dtype=torch.int64, device=self._device)
+        written = self._index(list(output))
         ones = torch.ones_like(written, dtype=torch.int16)
         self._counts[place].index_add_(0, written, ones)
         self._seen[place, written] = True
-        self._seen[place, torch.tensor(list(prompt), dtype=torch.int64, device=self._device)] = True
+        self._seen[place, self._index(list(prompt))] = True
 
     def remove(self, slot: int) -> None:
         """A sequence left, penalised or not."""
@@ -124,4 +125,4 @@ class Penalties:
         self._free = list(range(size, size + more))
 
     def _index(self, values: list[int]) -> Tensor:
-        return torch.tensor(values, device=self._device)
+        return sent(values, self._device)

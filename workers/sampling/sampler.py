@@ -6,6 +6,9 @@ before `min_tokens`, the grammar's mask), temperature, top-k, top-p, min-p, and 
 A token depends on its own logits, its settings, its seed and its place in the sequence, and on nothing else:
 not on the other sequences of the batch. So a preempted sequence goes on as if nothing had happened. Of equal
 logits, of which bfloat16 makes many, the lower token id comes first.
+
+The host waits for the device once, for the tokens and what is told with them. On a CPU, where a look at a
+number costs nothing, less is computed: no more logits are sorted than turn out to be needed.
 """
 
 from __future__ import annotations
@@ -20,7 +23,8 @@ import torch
 from torch import Tensor
 
 from ipc.worker_messages import Logprobs, SamplingParams
-from workers.sampling.logprobs import chunked, largest, logprobs
+from workers.sampling.inputs import sent
+from workers.sampling.logprobs import chunked, largest, measured, named, nth_equal
 from workers.sampling.penalties import NGrams, Penalties
 
 CANDIDATES = 1024  # sorted for top-p and min-p if 64 do not hold enough; then 32 times as many, then all
@@ -102,11 +106,13 @@ class Sampler:
 
     Attributes:
         block_rows: of logits that are drawn from at once.
+        looks: it looks at numbers on the way to its tokens.
     """
 
     def __init__(self, vocab_size: int, device: torch.device | str = "cpu") -> None:
         self._vocab_size, self._device = vocab_size, torch.device(device)
         self.block_rows = max(1, BLOCK_LOGITS[self._device.type] // vocab_size)
+        self.looks = self._device.type == "cpu"
         self._slots: dict[int, _Slot] = {}
         self._penalties = Penalties(vocab_size, self._device, self.block_rows)
 
@@ -117,7 +123,7 @@ class Sampler:
         allowed = None
         if params.allowed_token_ids:
             allowed = torch.zeros(self._vocab_size, dtype=torch.bool, device=self._device)
-            allowed[torch.tensor(params.allowed_token_ids, device=self._device)] = True
+            allowed[self._tensor(params.allowed_token_ids)] = True
         bias = (list(params.logit_bias), list(params.logit_bias.values()))
         ngrams = NGrams(params.no_repeat_ngram, chain(prompt, output)) if params.no_repeat_ngram else None
         self._slots[slot] = _Slot(params, len(prompt) + len(output), list(output), allowed, bias, ngrams)
@@ -149,23 +155,40 @@ class Sampler:
         self._forbid(logits, rows, bitmask)
         highest, tokens = _highest(logits)
         self._draw(logits, rows, tokens)
-        ids = torch.where(highest.isfinite(), tokens, -1).tolist()
-        sampled = Sampled(ids)
-        if -1 in ids:
+        chosen = torch.where(highest.isfinite(), tokens, -1)
+        sampled = self._collect(chosen, plain, asking, rows)
+        if -1 in sampled.tokens:
             nothing = highest.tolist()
-            sampled.broken = {row for row, token in enumerate(ids) if token < 0 and nothing[row] != -inf}
-        for block in self._blocks([(place, row) for place, row in enumerate(asking) if ids[row] >= 0]):
-            asked = logprobs(
-                self._take(plain, [place for place, _ in block]),
-                [ids[row] for _, row in block],
-                [rows[row].params.logprobs for _, row in block],
-            )
-            sampled.logprobs.update((row, entry) for (_, row), entry in zip(block, asked, strict=True))
+            lost = [row for row, token in enumerate(sampled.tokens) if token < 0]
+            sampled.broken = {row for row in lost if nothing[row] != -inf}
         # last, when memory cannot run out any more: then nothing was sampled
-        self._penalties.record(slots, ids)
-        for slot, token in zip(rows, ids, strict=True):
+        self._penalties.record(slots, sampled.tokens)
+        for slot, token in zip(rows, sampled.tokens, strict=True):
             if token >= 0:
                 slot.push(token)
+        return sampled
+
+    def _collect(self, chosen: Tensor, plain: Tensor, asking: list[int], rows: list[_Slot]) -> Sampled:
+        """Wait for the tokens, and for the log-probabilities of the rows that ask.
+
+        Args:
+            chosen: `[rows]` int64.
+            plain: `[asking, vocabulary]`, the logits of these rows as they were.
+        """
+        if not asking:
+            return Sampled(chosen.tolist())
+        most, found = max(rows[row].params.logprobs for row in asking), [chosen.double()]
+        for block in self._blocks([*enumerate(asking)]):
+            places, numbers = (list(column) for column in zip(*block, strict=True))
+            tokens = chosen[self._tensor(numbers)].clamp_(min=0)
+            found.append(measured(self._take(plain, places), tokens, most, self.looks).flatten())
+        told = torch.cat(found).tolist()
+        sampled = Sampled([*map(int, told[: len(rows)])])
+        width = (len(told) - len(rows)) // len(asking)
+        for row, start in zip(asking, range(len(rows), len(told), width), strict=True):
+            if (token := sampled.tokens[row]) >= 0:
+                own = told[start : start + width]
+                sampled.logprobs[row] = named(own, token, rows[row].params.logprobs)
         return sampled
 
     def _draw(self, logits: Tensor, rows: list[_Slot], tokens: Tensor) -> None:
@@ -176,12 +199,18 @@ class Sampler:
         left = [row for row in drawn if rows[row].filtered]
         for candidates in (64, CANDIDATES, 32 * CANDIDATES, self._vocab_size):
             count = min(candidates, self._vocab_size)
-            wide = [row for row in left if count < min(rows[row].params.top_k, self._vocab_size)]
+            wide = [row for row in left if count < self._least(rows[row].params)]
             for block in self._blocks(sorted(set(left).difference(wide))):
-                found, enough = _draw_filtered(self._take(logits, block), [rows[row] for row in block], count)
+                drawn = [rows[row] for row in block]
+                found, enough = _draw_filtered(self._take(logits, block), drawn, count, self.looks)
                 tokens[self._tensor(block)] = found
-                wide += [row for row, done in zip(block, enough.tolist(), strict=True) if not done]
+                if self.looks:
+                    wide += [row for row, done in zip(block, enough.tolist(), strict=True) if not done]
             left = wide
+
+    def _least(self, params: SamplingParams) -> int:
+        """Logits to sort that may be enough; where nobody looks whether they were, that are enough."""
+        return min(params.top_k or (0 if self.looks else self._vocab_size), self._vocab_size)
 
     def _bias(self, logits: Tensor, rows: list[_Slot]) -> None:
         at: list[int] = []
@@ -193,7 +222,7 @@ class Sampler:
                 ids += slot.bias[0]
                 values += slot.bias[1]
         if at:
-            added = torch.tensor(values, device=self._device)
+            added = sent(values, self._device, torch.float32)
             logits.index_put_((self._tensor(at), self._tensor(ids)), added, accumulate=True)
 
     def _forbid(self, logits: Tensor, rows: list[_Slot], bitmask: Tensor | None) -> None:
@@ -235,7 +264,7 @@ class Sampler:
         return logits[self._tensor(rows)]
 
     def _tensor(self, values: list[int]) -> Tensor:
-        return torch.tensor(values, dtype=torch.int64, device=self._device)
+        return sent(values, self._device)
 
 
 def uniform(seed: int, position: int) -> float:
@@ -292,7 +321,7 @@ def _draw_plain(logits: Tensor, slots: list[_Slot]) -> Tensor:  # [rows, vocabul
     return (chunk * inside.shape[1] + token).squeeze(1)
 
 
-def _draw_filtered(logits: Tensor, slots: list[_Slot], count: int) -> tuple[Tensor, Tensor]:
+def _draw_filtered(logits: Tensor, slots: list[_Slot], count: int, looks: bool) -> tuple[Tensor, Tensor]:
     """One point on the line of the kept probabilities, in descending order.
 
     Only the largest logits are sorted, and only their values count: a rank is drawn first, then the token is
@@ -302,6 +331,7 @@ def _draw_filtered(logits: Tensor, slots: list[_Slot], count: int) -> tuple[Tens
         logits: `[rows, vocabulary]`.
         slots: one a row.
         count: so many logits are sorted, no fewer than any top-k.
+        looks: for a rank that several equal logits share the token is looked up only where there are such.
 
     Returns:
         Tokens, and whether `count` was enough for them, each `[rows]`.
@@ -331,11 +361,13 @@ def _draw_filtered(logits: Tensor, slots: list[_Slot], count: int) -> tuple[Tens
     rank = (sums <= point).sum(dim=-1, keepdim=True).minimum(last)
     value = values.gather(1, rank)
     tokens = ids.gather(1, rank)
-    equal = values == value
-    tied = enough & ((equal.sum(dim=-1, keepdim=True) > 1) | (value == values[:, -1:]))
-    for row in tied.flatten().nonzero().flatten().tolist():
-        before = int((values[row] > value[row]).sum())
-        tokens[row] = (logits[row] == value[row]).nonzero()[int(rank[row]) - before]
+    tied: Tensor | slice = slice(None)
+    if looks:
+        shared = ((values == value).sum(dim=-1, keepdim=True) > 1) | (value == values[:, -1:])
+        tied = (shared & enough).flatten().nonzero().flatten()
+    if not looks or len(tied):
+        nth = rank - (values > value).sum(dim=-1, keepdim=True)
+        tokens[tied] = nth_equal(logits[tied], value[tied], nth[tied])
     return tokens.squeeze(1), enough.squeeze(1)
 
 
@@ -344,4 +376,4 @@ def _points(slots: list[_Slot], device: torch.device) -> Tensor:  # [rows, 1] fl
 
 
 def _column(values: list[float], device: torch.device) -> Tensor:  # [len(values), 1] float64
-    return torch.tensor(values, dtype=torch.float64, device=device).unsqueeze(1)
+    return sent(values, device, torch.float64).unsqueeze(1)

@@ -1,0 +1,95 @@
+"""A step waits for its device once, for its tokens; as far as that can be known without a device.
+
+Fake tensors hold no numbers: who asks one for its value, or for as many elements as there turn out to be,
+gets an error where a GPU would be waited for.
+"""
+
+from __future__ import annotations
+
+from array import array
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensor, FakeTensorMode
+
+from ipc.worker_messages import PAGE_SIZE, SamplingParams
+from tests.workers.engines import make_runner
+from workers.cache.paged import KVCache
+from workers.execution.model_runner import ModelRunner
+from workers.models.registry import MODELS
+from workers.parallel import RankGroup
+from workers.sampling.sampler import Sampler
+from workers.step.plan import NewSequence, Scheduled, StepPlan
+
+SETTINGS = [
+    {"temperature": 0.0},
+    {"temperature": 1.0},
+    {"temperature": 1.0, "top_k": 20, "top_p": 0.9},
+    {"temperature": 1.0, "top_p": 0.9},
+    {"temperature": 1.0, "min_p": 0.1},
+    {"temperature": 0.0, "repetition_penalty": 1.1, "presence_penalty": 0.5, "frequency_penalty": 0.5},
+    {"temperature": 0.0, "logprobs": 5},
+    {"temperature": 1.0, "top_p": 0.5, "logprobs": 0},
+    {"temperature": 0.0, "logit_bias": {3: 1.0}, "allowed_token_ids": [3, 4], "bad_words": [[4]]},
+    {"temperature": 0.0, "min_tokens": 3, "stop_ids": [0], "no_repeat_ngram": 2},
+]
+PAGES = 1  # of each sequence
+
+
+@pytest.fixture
+def waits(monkeypatch) -> list[tuple[int, ...]]:
+    """The shapes of the tensors that were waited for. They turn out to be full of ones."""
+    seen: list[tuple[int, ...]] = []
+
+    def tolist(tensor: FakeTensor) -> list[int]:
+        seen.append(tuple(tensor.shape))
+        [count] = tensor.shape
+        return [1] * count
+
+    monkeypatch.setattr(FakeTensor, "tolist", tolist, raising=False)
+    return seen
+
+
+def empty_runner(folder: str) -> ModelRunner:
+    """An engine without weights, whose sampler behaves as on a GPU."""
+    runner = make_runner(folder)
+    config, pages = runner.card.config, PAGES * len(SETTINGS)
+    runner.model = MODELS[runner.card.family](config, RankGroup(), torch.float32)
+    runner.sampler = Sampler(config.vocab_size)
+    runner.sampler.looks = False
+    groups = runner.card.cache_groups(1, "float32")
+    sizes = {"kv_heads": config.num_kv_heads, "head_dim": config.head_dim}
+    kind = {"dtype": torch.float32, "device": torch.device("cpu")}
+    runner._attend_over(KVCache(groups, pages=pages * len(groups), **sizes, **kind))
+    runner.most_bytes = 1 << 60
+    return runner
+
+
+def test_a_step_waits_for_its_tokens_and_for_nothing_else(tiny, waits):
+    runner = empty_runner(tiny("gemma3").folder)
+    tables, slots = range(len(runner.cache.groups)), range(len(SETTINGS))
+
+    def pages(slot: int) -> list[list[int]]:
+        start = slot * PAGES * len(tables)
+        return [[*range(start + table * PAGES, start + (table + 1) * PAGES)] for table in tables]
+
+    prompt = array("I", range(2, 2 + PAGE_SIZE // 2))
+    added = [
+        NewSequence(slot, len(prompt), prompt.tobytes(), SamplingParams(**settings))
+        for slot, settings in enumerate(SETTINGS)
+    ]
+    prefill = StepPlan(1, [], added, [Scheduled(slot, len(prompt), pages(slot)) for slot in slots])
+    decode = StepPlan(2, [], [], [Scheduled(slot, 1) for slot in slots])
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        for plan in (prefill, decode):
+            waits.clear()
+            assert runner.execute(plan).tokens == [1] * len(SETTINGS)
+            assert len(waits) == 1
+
+
+def test_a_look_at_numbers_on_the_way_would_be_found():
+    sampler = Sampler(40)
+    with FakeTensorMode():
+        sampler.add(0, SamplingParams(1.0, top_p=0.9), [1])
+        with pytest.raises(DynamicOutputShapeException):
+            sampler.sample(torch.zeros(1, 40), [0])
