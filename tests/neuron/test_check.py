@@ -60,7 +60,7 @@ def test_a_yarn_has_the_context_that_it_is_stretched_to(check, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"quantization_config": {"quant_method": "fp8"}}, "quantised (fp8)"),
+        ({"quantization_config": {"quant_method": "hqq"}}, "quantised (hqq)"),
         ({"hidden_act": "relu"}, "hidden_act relu is not supported"),
         ({"rope_scaling": {"type": "proportional", "factor": 2.0}}, "proportional"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5 is not supported"),

@@ -235,7 +235,7 @@ def test_an_index_cannot_point_out_of_its_folder(tmp_path, shard):
     [
         ({"architectures": ["MambaForCausalLM"]}, ["MambaForCausalLM", "Qwen3ForCausalLM"]),
         ({"architectures": []}, ["none", "not supported"]),
-        ({"quantization_config": {"quant_method": "gptq"}}, ["gptq"]),
+        ({"quantization_config": {"quant_method": "hqq"}}, ["hqq"]),
         ({"max_position_embeddings": 0}, [">= 1"]),
         ({"max_position_embeddings": None}, ["max_position_embeddings"]),
         ({"rope_theta": float("nan")}, ["bad JSON"]),

@@ -28,6 +28,8 @@ from workers.checkpoints.family import Sharing, TensorSpec
 from workers.checkpoints.files import open_file, read_json, refuse
 from workers.checkpoints.generation import GenerationDefaults
 from workers.checkpoints.layers import SERVED, Layer
+from workers.checkpoints.quantisation import registry as schemes
+from workers.checkpoints.quantisation.scheme import Scheme, Stored
 from workers.checkpoints.safetensors import DTYPE_BYTES as STORED_BYTES
 from workers.checkpoints.safetensors import Tensor, read_tensors
 from workers.checkpoints.vectors import modules, stages
@@ -254,7 +256,7 @@ def read_card(folder: Path | str) -> ModelCard:
     folder = Path(folder)
     gguf.refuse_alone(folder)
     path = folder / CONFIG
-    given = read_json(path, dict[str, Any])
+    given = outer = read_json(path, dict[str, Any])
     about = read_json(path, _About)
     found = registry.find(about.architectures)
     if found is None:
@@ -263,6 +265,7 @@ def read_card(folder: Path | str) -> ModelCard:
     is_within = architecture in family.within
     if is_within:
         given = within.config(path, given, family.within[architecture])
+    scheme = schemes.read(path, outer) or schemes.read(path, given)
     model = family.read(path, given)
     _check_served(path, model)
     stored = {family.usual_name(name): tensor for name, tensor in read_tensors(folder).items()}
@@ -278,8 +281,10 @@ def read_card(folder: Path | str) -> ModelCard:
     model, notes = _head(model, stored)
     notes += [within.NOTE] * is_within
     specs = [*family.tensors(model), *stages.tensors(embedder.stages if embedder else ())]
-    files, tensors = _check_tensors(folder, specs, stored)
-    unused = sorted(name for name in stored if name not in tensors and not name.endswith(KNOWN_UNUSED))
+    files, tensors, used = _check_tensors(folder, specs, stored, scheme)
+    ignored = KNOWN_UNUSED if scheme is None else (*KNOWN_UNUSED, *scheme.beside)
+    unused = sorted(name for name in stored.keys() - used if not name.endswith(ignored))
+    notes += [scheme.note] if scheme is not None else []
     if unused:
         notes.append(f"{len(unused)} tensors are not used, among them {unused[0]}")
     said, end_ids, more = generation.read(folder / "generation_config.json", model.vocab_size)
@@ -379,22 +384,39 @@ def _equal(first: Tensor, second: Tensor) -> bool:
 
 
 def _check_tensors(
-    folder: Path, specs: Iterable[TensorSpec], stored: Mapping[str, Tensor]
-) -> tuple[list[WeightFile], dict[str, StoredTensor]]:
-    """See that every tensor is there, in the shape that config.json promises."""
+    folder: Path, specs: Iterable[TensorSpec], tensors: Mapping[str, Tensor], scheme: Scheme | None
+) -> tuple[list[WeightFile], dict[str, StoredTensor], set[str]]:
+    """See that every tensor is there, in the shape that config.json promises.
+
+    Returns:
+        The files, what is in them by the model's names, and the files' names of all that.
+    """
+    stored = Stored(folder, tensors)
     files: dict[Path, int] = {}
-    tensors: dict[str, StoredTensor] = {}
+
+    def place(tensor: Tensor, sharing: Sharing) -> StoredTensor:
+        file = files.setdefault(tensor.file, len(files))
+        return StoredTensor(tensor.shape, tensor.dtype, file, tensor.offset, sharing)
+
+    found: dict[str, StoredTensor] = {}
     for name, shape, sharing in specs:
-        tensor = stored.get(name)
+        parts = None if scheme is None else scheme.parts(stored, name, shape)
+        if parts is not None:
+            sources = tuple(place(source, "none") for source in parts.sources)
+            first = sources[0]
+            found[name] = StoredTensor(
+                shape, parts.format, first.file, first.offset, sharing, parts.conversion, sources
+            )
+            continue
+        tensor = stored.find(name)
         if tensor is None:
             refuse(folder, f"the tensor {name!r} is in none of its files")
         if tensor.shape != shape:
             refuse(tensor.file, f"{name!r} is {list(tensor.shape)}, and config.json wants {list(shape)}")
         if tensor.dtype not in FORMATS:
             refuse(tensor.file, f"{name!r} is {tensor.dtype}, and weights are {', '.join(PLAIN)}")
-        file = files.setdefault(tensor.file, len(files))
-        tensors[name] = StoredTensor(tensor.shape, tensor.dtype, file, tensor.offset, sharing)
-    return [weight_file(path, folder) for path in files], tensors
+        found[name] = place(tensor, sharing)
+    return [weight_file(path, folder) for path in files], found, stored.used
 
 
 def weight_file(path: Path, folder: Path) -> WeightFile:

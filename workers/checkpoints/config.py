@@ -183,9 +183,6 @@ def read(path: Path, given: Mapping[str, Any], kind: type[File] = ConfigFile) ->
         file = msgspec.convert(given, kind)
     except msgspec.ValidationError as error:
         refuse(path, str(error))
-    for method in filter(None, (file.quantization_config, file.compression_config)):
-        name = method.get("quant_method", "unknown")
-        refuse(path, f"quantization_config: the weights are quantised ({name}), which is not supported")
     for key, value in given.items():
         if _may_change_numbers(key, kind) and (value is True or value not in _NEUTRAL):
             refuse(path, f"{key} {value} is not understood, and may change what the model computes")

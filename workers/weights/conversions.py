@@ -1,21 +1,27 @@
-"""Weights that are stored in several tensors, or in a layout that nothing computes with, in a kept format.
+"""Weights that are stored in several tensors, or in a layout that nothing computes with, to what is kept.
 
-A conversion makes some rows and columns of one weight of what it reads of its sources, in a thread of the
-loader. The card names it (`StoredTensor.conversion`), and the format that comes of it (`StoredTensor.dtype`).
+The card names a conversion (`StoredTensor.conversion`), which runs in the threads of the loader, and the
+format that comes of it (`StoredTensor.dtype`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from workers.weights import eight_bits, four_bits
+from workers.weights.reading import Conversion
 
-from torch import Tensor
-
-from workers.checkpoints.card import StoredTensor
-
-Read = Callable[[StoredTensor, range, range], Tensor]
-"""Rows and columns of a stored tensor, in its type; a vector has one column."""
-
-Conversion = Callable[[Read, StoredTensor, range, range], Tensor]
-"""Rows and columns of a weight as `StoredTensor.dtype` has them: in a plain type, or as bytes of blocks."""
-
-CONVERSIONS: dict[str, Conversion] = {}
+CONVERSIONS: dict[str, Conversion] = {
+    "awq": four_bits.awq,
+    "bitsandbytes_4": four_bits.bitsandbytes_4,
+    "bitsandbytes_8": eight_bits.bitsandbytes_8,
+    "fp8_blocks": eight_bits.fp8_blocks,
+    "gptq_4": four_bits.gptq_4,
+    "gptq_8": four_bits.gptq_8,
+    "gptq_v2_4": four_bits.gptq_v2_4,
+    "gptq_v2_8": four_bits.gptq_v2_8,
+    "mxfp4": four_bits.mxfp4,
+    "nvfp4": four_bits.nvfp4,
+    "nvfp4_divided": four_bits.nvfp4_divided,
+    "packed_4": four_bits.packed_4,
+    "packed_8": four_bits.packed_8,
+    "scaled_rows": eight_bits.scaled_rows,
+}

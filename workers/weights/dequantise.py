@@ -13,6 +13,7 @@ from torch import Tensor
 
 from workers.checkpoints.blocks import FORMATS
 from workers.weights import codebooks
+from workers.weights import rows as scaled_rows
 
 ByBlock = Callable[[Tensor], Tensor]  # [n, nbytes] uint8 -> [n, elements] float32
 ByRow = Callable[[Tensor], Tensor]  # [rows, row bytes] uint8 -> [rows, columns] float32
@@ -207,4 +208,5 @@ def _scaled(rows: Tensor, kind: torch.dtype) -> Tensor:
 BY_ROW: dict[str, ByRow] = {
     "INT8_128": lambda rows: _scaled(rows, torch.int8),
     "FP8_128": lambda rows: _scaled(rows, torch.float8_e4m3fn),
+    **scaled_rows.BY_ROW,
 }

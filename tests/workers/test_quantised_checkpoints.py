@@ -1,0 +1,274 @@
+"""Checkpoints of every scheme answer as transformers does with the weights that they mean, and stay so."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from ipc.errors import CortexError
+from tests.workers import quantised
+from tests.workers.checkpoints import greedy
+from tests.workers.conftest import Tiny
+from tests.workers.engines import make_runner, prompt_of, request, serve, some_requests
+from tests.workers.quantised import SCHEMES
+from tests.workers.ranks import Job, run
+from workers.checkpoints.blocks import PLAIN
+from workers.checkpoints.card import read_card
+from workers.checkpoints.quantisation.scheme import matches
+from workers.execution.model_runner import ModelRunner
+from workers.models.decoder import Decoder
+from workers.parallel import RankGroup
+from workers.weights.dequantise import dequantise
+from workers.weights.loader import WeightFiles
+
+QUERIES = "model.layers.0.self_attn.q_proj"
+ROUNDING = 2e-7  # of float32, where a scale is a product or a quotient itself
+BITS = {  # of a quantised weight, with its scales, where columns have groups of 128 or less
+    "fp8_blocks": 8.25,
+    "gptq": 4.5,
+    "awq": 4.5,
+    "nf4": 4.5,
+    "nvfp4": 4.5 + 32 / 256,
+    "mxfp4": 4.25,
+    "w8a8": 8 + 32 / 256,
+}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Tiny]:
+    """`made(name)` is the folder of a checkpoint in that scheme, and transformers with the same weights."""
+
+    @cache
+    def make(name: str) -> Tiny:
+        folder = tmp_path_factory.mktemp(name)
+        return Tiny(folder, quantised.write(name, folder))
+
+    return make
+
+
+def load(folder: Path) -> ModelRunner:
+    """An engine that measures no larger steps than these tests make."""
+    runner = make_runner(folder, max_sequences=4, max_step_tokens=64)
+    runner.load(lambda fraction, message: None)
+    return runner
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_logits_are_those_of_the_weights_that_are_meant(made, name):
+    folder, oracle = made(name)
+    runner = load(folder)
+    seen, logits = [], runner.model.logits
+    runner.model.logits = lambda x: seen.append(logits(x)) or seen[-1].clone()
+    prompt = [(7 * i + 3) % 131 for i in range(40)]
+    serve(runner, [request(1, prompt, 1)])
+    with torch.inference_mode():
+        expected = oracle(torch.tensor([prompt])).logits[0, -1]
+    torch.testing.assert_close(seen[-1][0], expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["awq", "fp8_blocks"])
+def test_greedy_tokens_are_those_of_the_weights_that_are_meant(made, name):
+    folder, oracle = made(name)
+    runner = load(folder)
+    requests = some_requests(4, 131, seed=7)
+    outputs = serve(runner, requests, seed=7, max_sequences=4)
+    for submit, output in zip(requests, outputs, strict=True):
+        assert output == greedy(oracle, prompt_of(submit), output)
+    assert len({token for output in outputs for token in output}) > 20, "answers too dull to prove much"
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_every_rank_keeps_its_part_quantised_and_means_the_same_by_it(made, name):
+    folder, oracle = made(name)
+    card, weights = read_card(folder), oracle.state_dict()
+    for size in (1, 2):
+        formats = card.formats(size)
+        assert len(formats) == 14
+        for rank in range(size):
+            model = Decoder(card.config, RankGroup(rank, size), torch.float32, formats)
+            parts = list(model.parts())
+            WeightFiles(card).load(parts, lambda fraction: None)
+            for piece in (piece for part in parts for piece in part.pieces if piece.format is not None):
+                assert piece.format.name == formats[piece.name] == card.tensors[piece.name].dtype
+                whole = weights[piece.name]
+                width = piece.format.columns(piece.into.shape[1])
+                mine = whole[piece.row :][: len(piece.into), piece.column : piece.column + width]
+                meant = dequantise(piece.format.name, piece.into)
+                torch.testing.assert_close(meant, mine, rtol=ROUNDING, atol=0)
+
+
+@pytest.mark.parametrize(("name", "bits"), BITS.items())
+def test_bytes_of_a_rank_are_those_that_are_kept(made, name, bits):
+    card = read_card(made(name).folder)
+    kept = sum(tensor.shape[0] * tensor.shape[1] for name, tensor in card.tensors.items() if "_proj" in name)
+    plain = sum(tensor.nbytes for tensor in card.tensors.values() if tensor.dtype in PLAIN)
+    [size] = card.bytes_per_rank(1)
+    columns = {"nvfp4", "w8a8"} & {name}
+    assert size - plain == pytest.approx(kept * bits / 8, rel=0.01 if columns else 0)
+
+
+def test_two_ranks_answer_as_one_does(made):
+    names = ["gptq", "nf4_nested", "w8a8"]
+    for name, result in zip(
+        names, run([Job(str(made(name).folder), "answer") for name in names], 2), strict=True
+    ):
+        for prompt, output in zip(result.prompts, result.outputs, strict=True):
+            assert output == greedy(made(name).oracle, prompt, output)
+
+
+# --- what is refused ------------------------------------------------------------------------------------
+
+
+def refusal(folder: Path) -> str:
+    with pytest.raises(CortexError) as caught:
+        read_card(folder)
+    return caught.value.message
+
+
+def without(folder: Path, *names: str) -> Path:
+    path = folder / "model.safetensors"
+    save_file({name: each for name, each in load_file(path).items() if name not in names}, path)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "missing"),
+    [
+        ("fp8_blocks", "weight_scale_inv"),
+        ("fp8_rows", "weight_scale"),
+        ("awq", "scales"),
+        ("awq", "qzeros"),
+        ("gptq", "qweight"),
+        ("w4a16", "weight_scale"),
+        ("w4a16_zeros_32", "weight_zero_point"),
+        ("nvfp4", "weight_scale_2"),
+        ("nvfp4_compressed", "weight_global_scale"),
+        ("mxfp4", "weight_scale"),
+        ("nf4", "weight.absmax"),
+        ("nf4", "weight.quant_state.bitsandbytes__nf4"),
+        ("nf4_nested", "weight.nested_absmax"),
+        ("int8", "SCB"),
+    ],
+)
+def test_a_tensor_that_a_quantised_weight_needs_is_named_where_it_is_missing(tmp_path, name, missing):
+    quantised.write(name, tmp_path)
+    assert f"{QUERIES}.{missing}" in refusal(without(tmp_path, f"{QUERIES}.{missing}"))
+
+
+@pytest.mark.parametrize(
+    ("name", "end", "change", "words"),
+    [
+        ("fp8_blocks", "weight_scale_inv", lambda t: t[:1], "is [1, 2], and its scheme has [2, 2]"),
+        ("fp8_whole", "weight", lambda t: t.to(torch.float8_e5m2), "is F8_E5M2, and its scheme has F8_E4M3"),
+        ("awq", "scales", lambda t: t.int(), "is I32, and its scheme has F16 or BF16 or F32"),
+        ("gptq", "qweight", lambda t: t[:-1], "is [31, 256], and its scheme has [32, 256]"),
+        ("gptq", "g_idx", lambda t: t.flip(0), "out of order (desc_act), which is not supported"),
+        ("gptq", "g_idx", lambda t: t[:-1], "is I32 [255], and its scheme has I32 [256]"),
+        ("nf4", "weight", lambda t: t[1:], "is [32767, 1]"),
+        ("nf4", "weight.quant_state.bitsandbytes__nf4", lambda t: t[1:], "bad JSON in 'the state of"),
+    ],
+)
+def test_a_tensor_that_is_not_as_its_scheme_has_it_is_named(tmp_path, name, end, change, words):
+    quantised.write(name, tmp_path)
+    path = tmp_path / "model.safetensors"
+    tensors = load_file(path)
+    tensors[f"{QUERIES}.{end}"] = change(tensors[f"{QUERIES}.{end}"]).contiguous()
+    save_file(tensors, path)
+    message = refusal(tmp_path)
+    assert QUERIES in message
+    assert words in message
+
+
+def test_zero_points_that_a_symmetric_weight_should_not_have_end_the_load_with_the_reason(tmp_path):
+    quantised.write("gptq", tmp_path)
+    path = tmp_path / "model.safetensors"
+    tensors = load_file(path)
+    tensors[f"{QUERIES}.qzeros"] += 1
+    save_file(tensors, path)
+    with pytest.raises(CortexError, match="sym is true, and a zero point is 9"):
+        load(tmp_path)
+
+
+GROUP = {"targets": ["Linear"], "weights": {"num_bits": 4, "group_size": 128}}
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"quant_method": "hqq"}, "the weights are quantised (hqq), which is not supported; there are awq,"),
+        ({"quant_method": None}, "quantised (unknown)"),
+        ({"quant_method": "fp8", "weight_block_size": [64, 64]}, "weight_block_size [64, 64]"),
+        ({"quant_method": "fp8", "fmt": "e5m2"}, "fmt 'e5m2' is not supported"),
+        ({"quant_method": "awq", "bits": 3}, "bits 3 is not supported"),
+        ({"quant_method": "awq", "version": "gemv"}, "version gemv is not supported; gemm is"),
+        ({"quant_method": "awq", "group_size": 48}, "group_size 48 is not supported"),
+        ({"quant_method": "gptq"}, "bits is missing"),
+        ({"quant_method": "gptq", "bits": 2}, "bits 2 is not supported; there are 4, 8"),
+        ({"quant_method": "gptq", "bits": 8, "sym": False}, "8 bits with zero points"),
+        ({"quant_method": "gptq", "bits": 4, "checkpoint_format": "marlin"}, "checkpoint_format marlin"),
+        ({"quant_method": "gptq", "bits": 4, "dynamic": {"-:down": {}}}, "dynamic is not supported"),
+        ({"quant_method": "bitsandbytes"}, "neither load_in_4bit nor load_in_8bit"),
+        ({"quant_method": "modelopt", "quant_algo": "W4A8_AWQ"}, "quant_algo W4A8_AWQ is not supported"),
+        ({"quant_method": "compressed-tensors"}, "config_groups"),
+        (
+            {"quant_method": "compressed-tensors", "format": "marlin-24", "config_groups": {"a": GROUP}},
+            "format marlin-24 with weights of int 4, by group, is not supported",
+        ),
+        (
+            quantised.compressed("pack-quantized", actorder="group"),
+            "actorder group is not supported",
+        ),
+        (
+            quantised.compressed("int-quantized", num_bits=8, strategy="channel", symmetric=False),
+            "by channel, asymmetric, is not supported",
+        ),
+        (
+            quantised.compressed("pack-quantized") | {"sparsity_config": {"format": "sparse-24-bitmask"}},
+            "sparsity_config sparse-24-bitmask is not supported",
+        ),
+        (quantised.compressed("pack-quantized") | {"ignore": ["re:(a+)+$"]}, "or may take for ever"),
+        ({"quant_method": "awq", "modules_to_not_convert": "lm_head"}, "no list of names"),
+    ],
+)
+def test_a_setting_that_is_not_supported_is_named(made, tmp_path, config, words):
+    source = made("awq").folder / "config.json"
+    (tmp_path / "config.json").write_text(
+        json.dumps(json.loads(source.read_text()) | {"quantization_config": config})
+    )
+    message = refusal(tmp_path)
+    assert "config.json: quantization_config" in message
+    assert words in message
+
+
+def test_modules_that_are_listed_as_not_quantised_have_plain_weights(tmp_path):
+    quantised.write("fp8_whole", tmp_path, modules_to_not_convert=["model.layers.0.self_attn", "lm_head"])
+    assert f"{QUERIES}.weight' is F8_E4M3, and weights are F32" in refusal(tmp_path)
+
+
+def test_names_and_patterns_of_modules_mean_what_their_writers_mean_by_them():
+    module = "model.layers.11.mlp.gate_proj"
+    for pattern in (
+        "gate_proj",
+        "mlp",
+        module,
+        "model.layers.11",
+        "*gate_proj",
+        "re:.*mlp.*",
+        "re:model[.]layers",
+    ):
+        assert matches(module, [pattern])
+    for pattern in ("model.layers.1", "gate", "proj", "re:mlp", "layers.1*", "lm_head"):
+        assert not matches(module, [pattern])
+
+
+def test_how_weights_are_kept_is_a_note(made):
+    assert read_card(made("awq").folder).notes == [
+        "config.json: weights are AWQ, 4 bits in groups of 128, and stay so in memory; "
+        "activations are not quantised"
+    ]

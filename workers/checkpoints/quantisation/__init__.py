@@ -1,0 +1,1 @@
+"""How quantised weights are stored in safetensors files, one file a scheme."""

@@ -1,0 +1,45 @@
+"""Which scheme a checkpoint is quantised in, as its `config.json` says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from workers.checkpoints.files import refuse
+from workers.checkpoints.quantisation import awq, bitsandbytes, compressed, fp4, fp8, gptq
+from workers.checkpoints.quantisation.scheme import Scheme
+
+SCHEMES: dict[str, Callable[[Path, Mapping[str, Any]], Scheme]] = {
+    "awq": awq.read,
+    "bitsandbytes": bitsandbytes.read,
+    "compressed-tensors": compressed.read,
+    "fp8": fp8.read,
+    "gptq": gptq.read,
+    "modelopt": fp4.read_modelopt,
+    "modelopt_fp4": fp4.read_modelopt,
+}
+KEYS = ("quantization_config", "compression_config")
+
+
+def read(path: Path, given: Mapping[str, Any]) -> Scheme | None:
+    """The scheme that `config.json` names; None where it names none.
+
+    Raises:
+        CortexError: MODEL_LOAD_FAILED naming the key that is not supported.
+    """
+    for key in KEYS:
+        says = given.get(key)
+        if says is None or says == {}:
+            continue
+        if not isinstance(says, dict):
+            refuse(path, f"{key} is no object")
+        method = says.get("quant_method")
+        if method not in SCHEMES:
+            refuse(
+                path,
+                f"{key}: the weights are quantised ({method or 'unknown'}), which is not supported; "
+                f"there are {', '.join(SCHEMES)}",
+            )
+        return SCHEMES[method](path, says)
+    return None

@@ -1,0 +1,182 @@
+"""What a scheme of quantised weights is to a checkpoint: the tensors that make up one weight, and its format.
+
+A scheme promises the numbers that a weight is dequantised to, exactly. What activations are rounded to by
+other engines (`activation_scheme`, `input_activations`) is not imitated: here they stay in a wider type.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from workers.checkpoints.blocks import FORMATS, PLAIN
+from workers.checkpoints.files import refuse
+from workers.checkpoints.safetensors import Tensor
+
+MOST_REPEATS = 3  # in a regular expression
+RANKS = 8  # among which columns without groups should still divide into blocks
+
+Shape = tuple[int, ...]
+
+
+class Parts(NamedTuple):
+    """What one weight is made of.
+
+    Args:
+        format: of `blocks.FORMATS`: what the conversion makes of it, and what is kept.
+        conversion: of `workers.weights.conversions`.
+        sources: in the order in which the conversion wants them, of one or two dimensions.
+    """
+
+    format: str
+    conversion: str
+    sources: tuple[Tensor, ...]
+
+
+class Stored:
+    """The tensors of a checkpoint, by name, which are asked for as a scheme has them.
+
+    Attributes:
+        used: names of those that were there.
+    """
+
+    def __init__(self, folder: Path, tensors: Mapping[str, Tensor]) -> None:
+        self._folder, self._tensors = folder, tensors
+        self.used: set[str] = set()
+
+    def find(self, name: str) -> Tensor | None:
+        """The tensor of that name, if there is one."""
+        if (tensor := self._tensors.get(name)) is not None:
+            self.used.add(name)
+        return tensor
+
+    def is_plain(self, module: str) -> bool:
+        """Whether a module has a weight that is not quantised."""
+        tensor = self._tensors.get(f"{module}.weight")
+        return tensor is not None and tensor.dtype in PLAIN
+
+    def need(self, name: str, dtypes: Iterable[str], *shapes: Shape) -> Tensor:
+        """The tensor of that name.
+
+        Raises:
+            CortexError: MODEL_LOAD_FAILED naming it: it is not there, or of another type or shape.
+        """
+        tensor = self.find(name)
+        if tensor is None:
+            refuse(self._folder, f"the tensor {name!r} is in none of its files: a quantised weight needs it")
+        if tensor.dtype not in dtypes:
+            refuse(tensor.file, f"{name!r} is {tensor.dtype}, and its scheme has {' or '.join(dtypes)}")
+        if tensor.shape not in shapes:
+            wanted = " or ".join(str(list(shape)) for shape in dict.fromkeys(shapes))
+            refuse(tensor.file, f"{name!r} is {list(tensor.shape)}, and its scheme has {wanted}")
+        return tensor
+
+    def number(self, name: str, dtypes: Iterable[str] = ("F32", "BF16", "F16")) -> Tensor:
+        """A tensor of one element, as a vector."""
+        return reshaped(self.need(name, dtypes, (), (1,), (1, 1)), 1)
+
+
+Find = Callable[[Stored, str, tuple[int, int]], Parts | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Scheme:
+    """How the weights of one checkpoint are quantised.
+
+    Args:
+        title: for whoever serves the model.
+        find: the parts of the weight of a module, from its name and its shape; None where it is plain.
+        skipped: names or patterns of modules that are not quantised, as `config.json` lists them.
+        beside: endings of tensors that come with it, and have no bearing on weights.
+    """
+
+    title: str
+    find: Find
+    skipped: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
+
+    def parts(self, stored: Stored, name: str, shape: Shape) -> Parts | None:
+        """What the tensor `name` of the model is made of; None: it is stored as itself.
+
+        Raises:
+            CortexError: MODEL_LOAD_FAILED naming the tensor that is missing or wrong.
+        """
+        module = name.removesuffix(".weight")
+        if module == name or len(shape) != 2 or stored.is_plain(module) or matches(module, self.skipped):
+            return None
+        return self.find(stored, module, (shape[0], shape[1]))
+
+    @property
+    def note(self) -> str:
+        return f"config.json: weights are {self.title}, and stay so in memory; activations are not quantised"
+
+
+def reshaped(tensor: Tensor, *shape: int) -> Tensor:
+    """The same bytes in another shape."""
+    assert math.prod(shape) == math.prod(tensor.shape)
+    return Tensor(tensor.file, tensor.dtype, shape, tensor.offset, tensor.size)
+
+
+def matches(module: str, patterns: Iterable[str]) -> bool:
+    """Whether one of `patterns` means `module`: its name or a part of it, at dots; one with `*`; or, behind
+    `re:`, a regular expression."""
+    for pattern in patterns:
+        if pattern.startswith("re:"):
+            if re.match(pattern.removeprefix("re:"), module):
+                return True
+        elif fnmatchcase(module, pattern) or f".{pattern}." in f".{module}.":
+            return True
+    return False
+
+
+def group_format(kind: str, group: int, columns: int) -> str | None:
+    """The format of a kind whose blocks divide groups of so many columns; None where there is none.
+
+    Args:
+        group: columns that have one scale; all of them where a row has one.
+    """
+    sizes = [form.elements for name, form in FORMATS.items() if re.fullmatch(rf"{kind}_\d+", name)]
+    largest = sorted((size for size in sizes if group % size == 0), reverse=True)
+    if group == columns:  # any will do: the one that leaves most ranks to choose from
+        largest.sort(key=lambda size: columns % (size * RANKS) != 0)
+    return f"{kind}_{largest[0]}" if largest else None
+
+
+def strings(path: Path, key: str, value: Any) -> tuple[str, ...]:
+    """A list of names and patterns in `config.json`; None is an empty one."""
+    if value is None:
+        return ()
+    if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
+        refuse(path, f"quantization_config.{key} is no list of names")
+    for pattern in value:
+        if pattern.startswith("re:") and not _is_quick(pattern.removeprefix("re:")):
+            refuse(
+                path, f"quantization_config.{key}: {pattern} is no regular expression, or may take for ever"
+            )
+    return tuple(value)
+
+
+def _is_quick(pattern: str) -> bool:
+    """Whether a regular expression is one, and whoever wrote it cannot make us wait for it."""
+    try:
+        re.compile(pattern)
+    except re.error:
+        return False
+    return len(re.findall(r"[*+{]", pattern)) <= MOST_REPEATS and not re.search(r"\)[*+{]", pattern)
+
+
+def only(path: Path, given: Mapping[str, Any], key: str, *allowed: Any) -> Any:
+    """The value of a key, which has to be one of `allowed`; the first one where it is left out."""
+    value = given.get(key)
+    if value is None:
+        return allowed[0]
+    for each in allowed:
+        if type(each) is type(value) and each == value:
+            return each
+    known = ", ".join(str(each) for each in allowed if each is not None)
+    refuse(path, f"quantization_config.{key} {value!r} is not supported; there are {known}")
