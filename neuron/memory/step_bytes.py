@@ -19,6 +19,7 @@ UNMEASURED_BYTES = {"cpu": 300_000_000, "cuda": CONTEXT_BYTES}
 
 FLOAT = 4  # bytes of a float32
 KEYS_AT_ONCE = 2048  # tokens of context whose keys attention over a prompt gathers in one piece
+PAIRS = 1024  # of a token and an expert that it goes to, whose numbers are in memory at once
 SCORES = 12 << 20  # bytes of attention scores, their weights and their mask
 TOLD_ROWS = 64  # of logits at once, for the log-probabilities of a prompt
 SORTED_LOGITS = {"cpu": 5 << 18, "cuda": 5 << 20}  # at once, for the draw of tokens
@@ -57,8 +58,13 @@ class Overhead:
 
     def _attention(self, tokens: int) -> int:
         shapes, size = self.shapes, self.itemsize
-        queries = shapes.num_heads // self.world_size * shapes.head_dim
-        keys = kv_heads_on_rank(shapes.num_kv_heads, self.world_size) * shapes.head_dim
+        heads = shapes.num_heads // self.world_size
+        queries = heads * shapes.head_dim
+        if (latent := shapes.latent) is not None:  # for which a query is as wide as what is kept of a token
+            keys = latent.rank + latent.rope_dim
+            queries += heads * keys
+        else:
+            keys = kv_heads_on_rank(shapes.num_kv_heads, self.world_size) * shapes.head_dim
         stream = 2 * shapes.hidden_size * size
         projected = (queries + 2 * keys) * size
         rotated = 3 * (queries + keys) * FLOAT
@@ -67,11 +73,15 @@ class Overhead:
         return tokens * (stream + projected + rotated + attended) + gathered + SCORES
 
     def _mlp(self, tokens: int) -> int:
-        inner, experts = self.shapes.intermediate_size // self.world_size, self.shapes.experts
-        if experts is not None:  # all tokens may choose the same one
-            inner = max(inner, experts.intermediate_size // self.world_size)
-        stream = (2 if experts is None else 4) * self.shapes.hidden_size
-        return tokens * (stream + 4 * inner) * self.itemsize
+        hidden, inner, size = self.shapes.hidden_size, self.shapes.intermediate_size, self.itemsize
+        dense = tokens * (2 * hidden + 4 * inner // self.world_size) * size
+        if (experts := self.shapes.experts) is None:
+            return dense
+        inner = experts.intermediate_size // self.world_size
+        pairs = tokens + PAIRS  # all tokens may choose the same expert
+        routed = pairs * ((2 * hidden + 3 * inner) * size + hidden * FLOAT)
+        shared = tokens * 4 * experts.shared_size // self.world_size * size
+        return max(dense, tokens * hidden * (2 * size + FLOAT) + max(routed, shared))
 
     def _told(self, tokens: int) -> int:
         return min(tokens, TOLD_ROWS) * self.shapes.vocab_size * (self.itemsize + 3 * FLOAT)

@@ -9,12 +9,20 @@ from typing import Any
 
 import torch
 from transformers import (
+    DeepseekV2Config,
+    DeepseekV2ForCausalLM,
+    DeepseekV3Config,
+    DeepseekV3ForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
     Glm4Config,
     Glm4ForCausalLM,
+    Glm4MoeConfig,
+    Glm4MoeForCausalLM,
+    Glm4MoeLiteConfig,
+    Glm4MoeLiteForCausalLM,
     GlmConfig,
     GlmForCausalLM,
     GraniteConfig,
@@ -130,6 +138,41 @@ def olmo3(**changes: Any) -> PreTrainedModel:
     return Olmo3ForCausalLM(Olmo3Config(**sizes | {"sliding_window": 24} | changes))
 
 
+ROUTED = {
+    "num_experts_per_tok": 3,
+    "n_routed_experts": 8,
+    "n_shared_experts": 1,
+    "moe_intermediate_size": 32,
+    "routed_scaling_factor": 1.3,
+}
+LATENT = ROUTED | {
+    "q_lora_rank": 24,
+    "kv_lora_rank": 32,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 16,
+    "v_head_dim": 12,
+    "num_key_value_heads": 4,
+}
+GROUPS = {"n_group": 4, "topk_group": 2}
+
+
+def latent_sizes(**changes: Any) -> dict[str, Any]:
+    return {key: value for key, value in SIZES.items() if key != "head_dim"} | LATENT | changes
+
+
+def glm4_moe(**changes: Any) -> PreTrainedModel:
+    return Glm4MoeForCausalLM(Glm4MoeConfig(**SIZES | ROUTED | changes))
+
+
+def deepseek_v3(**changes: Any) -> PreTrainedModel:
+    sizes = latent_sizes(**GROUPS | {"first_k_dense_replace": 1, "num_hidden_layers": 3} | changes)
+    return DeepseekV3ForCausalLM(DeepseekV3Config(**sizes))
+
+
+def deepseek_v2(**changes: Any) -> PreTrainedModel:
+    return DeepseekV2ForCausalLM(DeepseekV2Config(**latent_sizes(n_shared_experts=2, **changes)))
+
+
 # Together they cover what a config may say; `sharded` and `flat` are also written to disk in another way.
 VARIANTS: dict[str, Callable[[], PreTrainedModel]] = {
     "qwen3_tied": lambda: qwen3(tie_word_embeddings=True),
@@ -202,6 +245,21 @@ VARIANTS: dict[str, Callable[[], PreTrainedModel]] = {
         )
     ),
     "glm4": lambda: Glm4ForCausalLM(Glm4Config(**SIZES)),
+    "glm4_moe": lambda: glm4_moe(**GROUPS, num_hidden_layers=3),
+    "glm4_moe_normed_biased": lambda: glm4_moe(
+        use_qk_norm=True, attention_bias=True, norm_topk_prob=False, first_k_dense_replace=0
+    ),
+    "glm4_moe_lite": lambda: Glm4MoeLiteForCausalLM(Glm4MoeLiteConfig(**latent_sizes())),
+    "deepseek_v3": lambda: deepseek_v3(
+        rope_parameters=YARN | {"mscale": 1.0, "mscale_all_dim": 0.7}, attention_bias=True
+    ),
+    "deepseek_v3_plain_queries": lambda: deepseek_v3(
+        q_lora_rank=None, rope_interleave=False, norm_topk_prob=False, tie_word_embeddings=True
+    ),
+    "deepseek_v2": lambda: deepseek_v2(q_lora_rank=None),
+    "deepseek_v2_in_groups": lambda: deepseek_v2(
+        **GROUPS, topk_method="group_limited_greedy", first_k_dense_replace=1
+    ),
     "llama_every_head_its_own_keys": lambda: llama(num_key_value_heads=4, vocab_size=96),
     "llama_one_key_head_sharded": lambda: llama(num_key_value_heads=1, num_hidden_layers=3),
     "llama_flat_llama3": lambda: llama(rope_parameters=LLAMA3, num_attention_heads=8, num_key_value_heads=4),
@@ -232,6 +290,9 @@ def fill(model: PreTrainedModel, std: float = 0.4) -> None:
         parameter.normal_(std=std).add_(1.0 if "norm" in key and not gemma else 0.0)
         if gemma and "embed_tokens" in key:  # and multiplies embeddings
             parameter.div_(config.hidden_size**0.5)
+    for key, buffer in model.named_buffers():
+        if key.endswith("e_score_correction_bias"):
+            buffer.normal_(std=0.1)
     model.tie_weights()
     model.eval()
 

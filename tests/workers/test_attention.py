@@ -21,6 +21,7 @@ from workers.step.pages import pages_for
 from workers.step.plan import HOLE, NewSequence
 
 HEADS, KV_HEADS, HEAD_DIM = 4, 2, 16
+VALUE_DIM = 10  # where values are a part of keys
 LONGEST = 200  # tokens
 GROUPS = [
     CacheGroup(kind="full", layers=[1]),
@@ -29,39 +30,50 @@ GROUPS = [
 ]
 
 
-def reference(q: Tensor, keys: Tensor, values: Tensor, window: int) -> Tensor:  # [tokens, heads, head_dim]
+def reference(
+    q: Tensor, keys: Tensor, values: Tensor, window: int, sinks: Tensor | None
+) -> Tensor:  # [tokens, heads, head_dim]
     """All tokens of a sequence at once."""
-    keys, values = (x.repeat_interleave(HEADS // KV_HEADS, dim=1) for x in (keys, values))
+    keys, values = (x.repeat_interleave(HEADS // x.shape[1], dim=1) for x in (keys, values))
     scores = torch.einsum("qhd,khd->hqk", q, keys) * HEAD_DIM**-0.5
     distance = torch.arange(len(q))[:, None] - torch.arange(len(q))
     seen = (distance >= 0) & (distance < (window or len(q)))
-    return torch.einsum("hqk,khd->qhd", scores.masked_fill(~seen, -torch.inf).softmax(-1), values)
+    scores = scores.masked_fill(~seen, -torch.inf)
+    if sinks is not None:
+        scores = torch.cat((scores, sinks[:, None, None].expand(-1, len(q), 1)), dim=-1)
+    return torch.einsum("hqk,khd->qhd", scores.softmax(-1)[..., : len(q)], values)
 
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("exact", [False, True])
 @pytest.mark.parametrize("block_pages", [cpu.BLOCK_PAGES, 2])
-@pytest.mark.parametrize("seed", range(3))
-def test_steps_of_any_cut_attend_as_whole_sequences_do(device, seed, block_pages, exact, monkeypatch):
+@pytest.mark.parametrize(("seed", "kind"), [*enumerate(["plain", "sinks", "latent"])])
+def test_steps_of_any_cut_attend_as_whole_sequences_do(device, seed, kind, block_pages, exact, monkeypatch):
     """Pages are handed out at random, hold what is not finite, and go as soon as no token sees them."""
     monkeypatch.setattr(cpu, "BLOCK_PAGES", block_pages)
     monkeypatch.setattr(cpu, "BLOCK_SCORES", 1)
     rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
     lengths = [rng.randint(1, LONGEST) for _ in range(5)]
     total = sum(map(pages_for, lengths)) * len(GROUPS)
+    latent = kind == "latent"
+    sinks = torch.randn(HEADS, generator=generator) if kind == "sinks" else None
+    kv_heads = 1 if latent else KV_HEADS
     cache = KVCache(
         GROUPS,
         pages=total,
-        kv_heads=KV_HEADS,
+        blocks=1 if latent else 2,
+        kv_heads=kv_heads,
         head_dim=HEAD_DIM,
         dtype=torch.float32,
         device=torch.device(device),
     )
     for layer in cache.layers:
         layer.fill_(float("nan"))
-    attention = PagedAttention(cache, 4 * LONGEST, len(lengths), pages_for(LONGEST), exact)
+    attention = PagedAttention(
+        cache, 4 * LONGEST, len(lengths), pages_for(LONGEST), exact, value_dim=VALUE_DIM if latent else None
+    )
     buffers = InputBuffers(attention.sizes, torch.device(device))
-    shapes = [(length, heads, HEAD_DIM) for length in lengths for heads in (HEADS, KV_HEADS, KV_HEADS)]
+    shapes = [(length, heads, HEAD_DIM) for length in lengths for heads in (HEADS, kv_heads, kv_heads)]
     data = [torch.randn(*shape, generator=generator) for shape in shapes]
     given = [data[3 * index : 3 * index + 3] for index in range(len(lengths))]
     free = rng.sample(range(total), total)
@@ -95,7 +107,9 @@ def test_steps_of_any_cut_attend_as_whole_sequences_do(device, seed, block_pages
                 torch.cat([given[s.slot.new.slot][part][s.start : s.end] for s in segments]).to(device)
                 for part in range(3)
             ]
-            out = attention.run(prepared, layer, *parts)
+            if latent:
+                parts[2] = None
+            out = attention.run(prepared, layer, *parts, None if sinks is None else sinks.to(device))
             for segment in segments:
                 outputs[segment.slot.new.slot][layer].append(out[segment.rows.start : segment.rows.stop])
         for segment in segments:
@@ -103,4 +117,6 @@ def test_steps_of_any_cut_attend_as_whole_sequences_do(device, seed, block_pages
     for index in range(len(lengths)):
         for layer, parts in enumerate(outputs[index]):
             window = GROUPS[cache.group_of[layer]].window
-            torch.testing.assert_close(torch.cat(parts).cpu(), reference(*given[index], window))
+            q, keys, values = given[index]
+            wanted = reference(q, keys, keys[..., :VALUE_DIM] if latent else values, window, sinks)
+            torch.testing.assert_close(torch.cat(parts).cpu(), wanted)

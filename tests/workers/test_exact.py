@@ -15,8 +15,11 @@ from tests.workers.checkpoints import fill, qwen3
 from tests.workers.equalities import VOCABULARY, Observed
 from tests.workers.ranks import Job
 from tests.workers.test_equalities import DEMO
+from workers.layers.heads import HeadLinear
 from workers.layers.linear import Linear
 from workers.layers.steady import COUNTS, blocks, steadily, steady_counts
+from workers.parallel import RankGroup
+from workers.weights.blocks import Empty
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +64,18 @@ def test_a_row_of_a_product_is_the_same_alone_and_among_others(dtype, packed):
         start = rng.randrange(400)
         end = rng.randint(start + 1, 400)
         assert torch.equal(linear(x[start:end]), alone[start:end])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_token_in_a_product_of_each_head_is_the_same_alone_and_among_others(dtype):
+    generator = torch.Generator().manual_seed(2)
+    heads = HeadLinear("kv", (64, 48), 256, 4, RankGroup(), Empty(dtype))
+    heads.weight.copy_(torch.randn(heads.weight.shape, generator=generator))
+    heads.make_exact()
+    x = torch.randn(100, 4, 64, generator=generator).to(dtype)
+    both = heads.through_values(heads.through_keys(x))
+    alone = torch.cat([heads.through_values(heads.through_keys(row[None])) for row in x])
+    assert torch.equal(both, alone)
 
 
 def test_numbers_of_rows_that_differ_are_found():

@@ -41,7 +41,7 @@ def test_a_model_asks_for_what_its_family_declares(tiny, name, size):
             assert piece.shape == tensor.shape
             held[piece.name] += piece.into.numel()
             whole = piece.into.shape == tensor.shape
-            by_columns = piece.into.dim() == 2 and piece.into.shape[1] < tensor.shape[1]
+            by_columns = piece.into.dim() == 2 and piece.into.shape[1] < tensor.shape[-1]
             assert by_columns == (tensor.sharing == "columns" and size > 1)
             assert whole or tensor.sharing != "none"
     for name, tensor in card.tensors.items():

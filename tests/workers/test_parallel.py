@@ -23,6 +23,8 @@ SHARED = (
     "olmo2_biased",
     "glm",
     "qwen3_moe",
+    "glm4_moe",
+    "deepseek_v3",
     "llama_every_head_its_own_keys",
     "llama_one_key_head_sharded",
     "llama_flat_llama3",

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from torch import Tensor
 
 from workers.step.batch import Segment
 
-# What a model calls in each of its layers: with its number, queries `[tokens, heads, head_dim]`, and the keys
-# and values of the same tokens `[tokens, kv_heads, head_dim]`. What comes back has the shape of the queries.
-Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+
+class Attend(Protocol):
+    """What a model calls in each of its layers."""
+
+    def __call__(
+        self,
+        layer: int,
+        q: Tensor,  # [tokens, heads, head_dim]
+        keys: Tensor,  # [tokens, kv_heads, head_dim], of the same tokens
+        values: Tensor | None,  # the same; None: they are in the keys
+        sinks: Tensor
+        | None = None,  # [heads]: a score that each has beside those of tokens, and no value for it
+    ) -> Tensor:  # [tokens, heads, head_dim of values]
+        ...
 
 
 class AttentionBackend(Protocol):
@@ -28,6 +39,14 @@ class AttentionBackend(Protocol):
         """Once a step: what `run` needs to know of it, from the same segments and arrays."""
         ...
 
-    def run(self, prepared: Any, layer: int, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    def run(
+        self,
+        prepared: Any,
+        layer: int,
+        q: Tensor,
+        keys: Tensor,
+        values: Tensor | None,
+        sinks: Tensor | None = None,
+    ) -> Tensor:
         """In each layer: keep the keys and values of the new tokens, and let these attend (see `Attend`)."""
         ...

@@ -18,7 +18,7 @@ from ipc.worker_messages import PAGE_SIZE, CacheGroup
 from workers.cache.paged import KVCache, clear, write_kv
 from workers.checkpoints.caches import first_page_seen
 from workers.layers.linear import has_kernels
-from workers.layers.steady import COUNTS, blocks, steady_counts
+from workers.layers.steady import COUNTS, add_rows, blocks, steady_counts
 from workers.step.batch import Segment
 from workers.step.pages import pages_for
 
@@ -69,6 +69,7 @@ class Scores:
 
     scale: float
     cap: float | None = None
+    sinks: Tensor | None = None  # [heads] float32: a score besides, of what has no value
 
     def __call__(self, products: Tensor) -> Tensor:  # float32
         if self.cap is None:
@@ -93,6 +94,8 @@ class PagedAttention:
         exact: attend in the same blocks of keys and shapes of products, whatever the step is.
         scale: of scores; None: 1 / sqrt(head_dim).
         cap: scores are bent to stay below it.
+        value_dim: of a head; None: as large as keys. Where the cache has one block for both, values are the
+            first part of keys.
     """
 
     def __init__(
@@ -104,9 +107,11 @@ class PagedAttention:
         exact: bool = False,
         scale: float | None = None,
         cap: float | None = None,
+        value_dim: int | None = None,
     ) -> None:
         self.cache = cache
         self._scale, self._cap = scale, cap
+        self._value_dim = value_dim or cache.layers[0].shape[-1]
         self._exact = ExactAttention() if exact else None
         self._run_pages = max(1, RUN_BYTES // cache.layers[0][0, 0].nbytes)
         shown = max_sequences * max_pages + max_step_tokens  # the largest step has more, short sequences
@@ -185,40 +190,51 @@ class PagedAttention:
         parts = (each.split(self._run_pages) for each in (pages, rows, bias))
         return [PageRun(*run) for run in zip(*parts, strict=True)]
 
-    def run(self, prepared: list[GroupStep], layer: int, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    def run(
+        self,
+        prepared: list[GroupStep],
+        layer: int,
+        q: Tensor,
+        keys: Tensor,
+        values: Tensor | None,
+        sinks: Tensor | None = None,
+    ) -> Tensor:
         """Keep the new tokens' keys and values; then each of these attends over what it sees."""
         step, kv = prepared[self.cache.group_of[layer]], self.cache.layers[layer]
-        scores = Scores(q.shape[-1] ** -0.5 if self._scale is None else self._scale, self._cap)
+        scale = q.shape[-1] ** -0.5 if self._scale is None else self._scale
+        scores = Scores(scale, self._cap, None if sinks is None else sinks.float())
         clear(kv, step.opened)
         write_kv(kv, keys, values, step.pages, step.places)
-        out = torch.empty_like(q)
+        seen = kv[0], kv[-1][..., : self._value_dim]
+        out = q.new_empty(*q.shape[:2], self._value_dim)
         if step.num_decode:
-            out[: step.num_decode] = attend_decode(q[: step.num_decode], kv, step.runs, scores)
+            out[: step.num_decode] = attend_decode(q[: step.num_decode], *seen, step.runs, scores)
         for chunk in step.chunks:
             attend = attend_chunk if self._exact is None else self._exact
-            out[chunk.tokens] = attend(q[chunk.tokens], kv, chunk, scores)
+            out[chunk.tokens] = attend(q[chunk.tokens], *seen, chunk, scores)
         return out
 
 
 def attend_decode(
     q: Tensor,  # [sequences, heads, head_dim]
-    kv: Tensor,  # [2, pages, kv_heads, PAGE_SIZE, head_dim]
+    all_keys: Tensor,  # [pages, kv_heads, PAGE_SIZE, head_dim]
+    all_values: Tensor,  # [pages, kv_heads, PAGE_SIZE, value_dim]
     runs: list[PageRun],
     scores_of: Scores,
-) -> Tensor:  # [sequences, heads, head_dim]
+) -> Tensor:  # [sequences, heads, value_dim]
     """One token per sequence over its pages, for all sequences together.
 
     Every page is one entry of a batched product, so that contexts of unlike lengths need no padding, and a
     softmax per sequence is put together from the pages' maxima and sums (as in flash-decoding).
     """
     count, heads, head_dim = q.shape
-    _, _, kv_heads, page_size, _ = kv.shape
+    _, kv_heads, page_size, value_dim = all_values.shape
     group = heads // kv_heads
     queries = q.view(count, kv_heads, group, head_dim)
     wide = torch.float32 if not has_kernels(q.dtype, q.device) else q.dtype
     scores = []
     for run in runs:
-        keys = kv[0].index_select(0, run.pages).view(-1, page_size, head_dim).transpose(1, 2).to(wide)
+        keys = all_keys.index_select(0, run.pages).view(-1, page_size, head_dim).transpose(1, 2).to(wide)
         rows = queries.to(wide).index_select(0, run.sequence).view(-1, group, head_dim)
         products = _products(rows, keys).view(-1, kv_heads, group, page_size)
         scores.append(scores_of.biased(products, run.bias))
@@ -227,45 +243,50 @@ def attend_decode(
         index = run.sequence[:, None, None].expand(-1, kv_heads, group)
         maxima.scatter_reduce_(0, index, part.amax(-1), "amax")
     sums = torch.zeros_like(maxima)
-    out = torch.zeros(queries.shape, device=q.device)
+    out = torch.zeros(count, kv_heads, group, value_dim, device=q.device)
     for run, part in zip(runs, scores, strict=True):
         weights = part.sub_(maxima.index_select(0, run.sequence).unsqueeze(-1)).exp_()
-        _add_rows(sums, run.sequence, weights.sum(-1))
-        values = kv[1].index_select(0, run.pages).view(-1, page_size, head_dim).to(wide)
+        add_rows(sums, run.sequence, weights.sum(-1))
+        values = all_values.index_select(0, run.pages).view(-1, page_size, value_dim).to(wide)
         products = torch.bmm(weights.to(wide).view(-1, group, page_size), values)
-        _add_rows(out, run.sequence, products.view(-1, kv_heads, group, head_dim).float())
-    return (out / sums.unsqueeze(-1)).to(q.dtype).view(count, heads, head_dim)
+        add_rows(out, run.sequence, products.view(-1, kv_heads, group, value_dim).float())
+    if scores_of.sinks is not None:
+        sums += torch.exp(scores_of.sinks.view(kv_heads, group) - maxima)
+    return (out / sums.unsqueeze(-1)).to(q.dtype).view(count, heads, value_dim)
 
 
 def attend_chunk(
     q: Tensor,  # [tokens, heads, head_dim], the last tokens of the context
-    kv: Tensor,  # [2, pages, kv_heads, PAGE_SIZE, head_dim]
+    all_keys: Tensor,  # [pages, kv_heads, PAGE_SIZE, head_dim]
+    all_values: Tensor,  # [pages, kv_heads, PAGE_SIZE, value_dim]
     chunk: Chunk,
     scores_of: Scores,
-) -> Tensor:  # [tokens, heads, head_dim]
+) -> Tensor:  # [tokens, heads, value_dim]
     """Consecutive tokens of one sequence over its context, in blocks of keys and of queries.
 
     A softmax over several blocks of keys is put together from theirs (as in FlashAttention): over a context
     of 16,384 tokens that takes a third of the time that whole rows of scores take.
     """
     tokens, heads, head_dim = q.shape
-    _, _, kv_heads, page_size, _ = kv.shape
+    _, kv_heads, page_size, value_dim = all_values.shape
     group = heads // kv_heads
     first = chunk.context - tokens  # position of the first query, from the first of the pages
     window, unseen = (chunk.window, UNSEEN) if chunk.window else (chunk.context, -torch.inf)
     # the heads of a group lie one under the other, so that their keys need no copies
     queries = q.view(tokens, kv_heads, group, head_dim).permute(1, 2, 0, 3)
-    out = torch.zeros(kv_heads, group, tokens, head_dim, device=q.device)
+    out = torch.zeros(kv_heads, group, tokens, value_dim, device=q.device)
     log_sums = torch.full((kv_heads, group, tokens, 1), -torch.inf, device=q.device)
     positions = torch.arange(len(chunk.pages) * page_size, device=q.device)
     step = max(16, BLOCK_SCORES // (heads * min(chunk.context, BLOCK_PAGES * page_size)))
     native = has_kernels(q.dtype, q.device)
     few = native and group * tokens <= FEW_ROWS
-    block_pages = max(BLOCK_PAGES, FEW_BYTES // kv[:, 0].nbytes) if few else BLOCK_PAGES
+    page_bytes = all_keys[0].nbytes + all_values[0].nbytes
+    block_pages = max(BLOCK_PAGES, FEW_BYTES // page_bytes) if few else BLOCK_PAGES
+    joined = len(chunk.pages) > block_pages or scores_of.sinks is not None
     for number, pages in enumerate(chunk.pages.split(block_pages)):
         seen = number * block_pages * page_size  # keys before this block
-        block = kv.transpose(1, 2).index_select(2, pages).flatten(2, 3)
-        keys, values = block[0].transpose(1, 2), block[1]
+        keys = all_keys.transpose(0, 1).index_select(1, pages).flatten(1, 2).transpose(1, 2)
+        values = all_values.transpose(0, 1).index_select(1, pages).flatten(1, 2)
         if not few:
             keys = keys.float()
         if not native:
@@ -290,15 +311,17 @@ def attend_chunk(
             if seen + skip <= first + end - 1 - window:
                 scores.masked_fill_(positions[seen + skip : seen + count] <= own - window, unseen)
             weights = torch.softmax(scores, dim=-1).to(values.dtype).view(kv_heads, -1, count - skip)
-            part = torch.bmm(weights, values[:, skip:count]).view(*shape[:3], head_dim).float()
-            if len(chunk.pages) > block_pages:
+            part = torch.bmm(weights, values[:, skip:count]).view(*shape[:3], value_dim).float()
+            if joined:
                 log_sum = log_sums[:, :, start:end]
                 new = scores.logsumexp(dim=-1, keepdim=True)
                 share = torch.sigmoid(new - log_sum)  # of this block in the sum so far
                 part = torch.lerp(out[:, :, start:end], part, share) if number else part
                 log_sum.copy_(torch.logaddexp(log_sum, new))
             out[:, :, start:end] = part
-    return out.permute(2, 0, 1, 3).reshape(tokens, heads, head_dim).to(q.dtype)
+    if scores_of.sinks is not None:
+        out *= torch.sigmoid(log_sums - scores_of.sinks.view(kv_heads, group, 1, 1))
+    return out.permute(2, 0, 1, 3).reshape(tokens, heads, value_dim).to(q.dtype)
 
 
 class ExactAttention:
@@ -312,20 +335,26 @@ class ExactAttention:
     def __init__(self) -> None:
         self._counts: list[int] = []  # of rows of queries; found with the first ones
 
-    def __call__(self, q: Tensor, kv: Tensor, chunk: Chunk, scores_of: Scores) -> Tensor:
+    def __call__(
+        self, q: Tensor, all_keys: Tensor, all_values: Tensor, chunk: Chunk, scores_of: Scores
+    ) -> Tensor:
         """See `attend_chunk`."""
         tokens, heads, head_dim = q.shape
-        _, _, kv_heads, page_size, _ = kv.shape
+        _, kv_heads, page_size, value_dim = all_values.shape
         group = heads // kv_heads
         block_pages = EXACT_KEYS // page_size
         before = chunk.first_page % block_pages  # pages of the first block that nobody sees any more
         num_blocks = -(-(before + len(chunk.pages)) // block_pages)
-        gathered = kv.transpose(1, 2).index_select(2, chunk.pages).flatten(2, 3)
-        padded = torch.zeros(2, kv_heads, num_blocks * EXACT_KEYS, head_dim, device=q.device)
-        padded[:, :, before * page_size :][:, :, : gathered.shape[2]] = gathered
-        keys, values = padded[0].transpose(1, 2), padded[1]
+
+        def gathered(pool: Tensor) -> Tensor:  # [kv_heads, keys, ...] float32
+            taken = pool.transpose(0, 1).index_select(1, chunk.pages).flatten(1, 2)
+            padded = torch.zeros(kv_heads, num_blocks * EXACT_KEYS, pool.shape[-1], device=q.device)
+            padded[:, before * page_size :][:, : taken.shape[1]] = taken
+            return padded
+
+        keys, values = gathered(all_keys).transpose(1, 2), gathered(all_values)
         if not self._counts:
-            self._counts = _steady_rows(kv_heads, head_dim, q.device)
+            self._counts = _steady_rows(kv_heads, head_dim, value_dim, q.device)
         rows = q.float().view(tokens, kv_heads, group, head_dim).permute(0, 2, 1, 3).flatten(0, 1)
         first = before * page_size + chunk.context - tokens
         positions = torch.arange(first, first + tokens, device=q.device).repeat_interleave(group)
@@ -342,20 +371,34 @@ class ExactAttention:
             )
             scores = scores_of(scores)
             scores[:, : len(own)].masked_fill_((places > own) | (places <= own - window), -torch.inf)
-            weights = torch.softmax(scores, dim=-1)
-            total = torch.zeros_like(part)
+            weights = _softmax(scores, scores_of.sinks, start, len(own))
+            total = torch.zeros(kv_heads, count, value_dim, device=q.device)
             for i in range(0, len(places), EXACT_KEYS):
                 total += torch.bmm(weights[..., i : i + EXACT_KEYS], values[:, i : i + EXACT_KEYS])
             out.append(total[:, : len(own)].transpose(0, 1))
-        whole = torch.cat(out).view(tokens, group, kv_heads, head_dim).transpose(1, 2)
-        return whole.reshape(tokens, heads, head_dim).to(q.dtype)
+        whole = torch.cat(out).view(tokens, group, kv_heads, value_dim).transpose(1, 2)
+        return whole.reshape(tokens, heads, value_dim).to(q.dtype)
 
 
-def _steady_rows(kv_heads: int, head_dim: int, device: torch.device) -> list[int]:
+def _softmax(scores: Tensor, sinks: Tensor | None, start: int, rows: int) -> Tensor:
+    """The weights of scores `[kv_heads, count, keys]`, whose first `rows` are the queries from `start` on.
+
+    A sink stands before the keys, so that these stay in their places, whatever their number is.
+    """
+    if sinks is None:
+        return torch.softmax(scores, dim=-1)
+    own = sinks.view(len(scores), 1, -1).expand(-1, start + rows, -1).flatten(1)[:, start : start + rows]
+    column = torch.zeros_like(scores[..., :1])
+    column[:, :rows, 0] = own
+    return torch.softmax(torch.cat((column, scores), dim=-1), dim=-1)[..., 1:].contiguous()
+
+
+def _steady_rows(kv_heads: int, head_dim: int, value_dim: int, device: torch.device) -> list[int]:
     """Numbers of rows of queries that agree in every bit, in both products of attention."""
     generator = torch.Generator(device).manual_seed(0)
     sizes = (head_dim, EXACT_KEYS)
-    right = [torch.randn(kv_heads, n, m, generator=generator, device=device) for n, m in (sizes, sizes[::-1])]
+    shapes = ((head_dim, EXACT_KEYS), (EXACT_KEYS, value_dim))
+    right = [torch.randn(kv_heads, n, m, generator=generator, device=device) for n, m in shapes]
     found = []
     for size, other in zip(sizes, right, strict=True):
         probe = torch.randn(COUNTS[0], kv_heads, size, generator=generator, device=device)
@@ -365,14 +408,6 @@ def _steady_rows(kv_heads: int, head_dim: int, device: torch.device) -> list[int
 
         found.append(steady_counts(product, probe))
     return [count for count in found[0] if count in found[1]] or [1]
-
-
-def _add_rows(out: Tensor, rows: Tensor, values: Tensor) -> None:
-    """Add to each of `rows` what is there for it, in a fixed order."""
-    if out.device.type == "cpu":
-        out.index_add_(0, rows, values)
-    else:
-        out.index_put_((rows,), values, accumulate=True)  # on a GPU, index_add_ adds in any order
 
 
 def _products(rows: Tensor, keys: Tensor) -> Tensor:  # [batch, n, d], [batch, d, m] -> [batch, n, m] float32

@@ -16,7 +16,8 @@ class KVCache:
     """Pages that serve every group of layers: where a group has fewer layers than another, a part is unused.
 
     Number i of a page's parts belongs to layer i of the group that has the page. A part is one block of keys
-    and one of values, `[kv_heads, PAGE_SIZE, head_dim]`, so gathering pages is copying blocks.
+    and one of values, `[kv_heads, PAGE_SIZE, head_dim]`, so gathering pages is copying blocks. Of latent
+    vectors there is one block, for they are both.
 
     Whoever attends over whole pages multiplies the unwritten rest of a last page with a weight of zero, and
     zero times what another sequence left there is NaN if that was not finite: so a page that is taken is
@@ -25,7 +26,7 @@ class KVCache:
     Attributes:
         groups: as the tables of plans have them.
         group_of: the number of each layer's group.
-        layers: what each layer sees of the pages, `[2, pages, kv_heads, PAGE_SIZE, head_dim]`.
+        layers: what each layer sees of the pages, `[blocks, pages, kv_heads, PAGE_SIZE, head_dim]`.
     """
 
     def __init__(
@@ -37,8 +38,9 @@ class KVCache:
         head_dim: int,
         dtype: torch.dtype,
         device: torch.device,
+        blocks: int = 2,
     ) -> None:
-        shape = (2, pages, kv_heads, PAGE_SIZE, head_dim)
+        shape = (blocks, pages, kv_heads, PAGE_SIZE, head_dim)
         self.groups = list(groups)
         self._parts = [_zeros(shape, dtype, device) for _ in range(max(len(g.layers) for g in groups))]
         self.group_of = {layer: number for number, group in enumerate(groups) for layer in group.layers}
@@ -52,16 +54,18 @@ class KVCache:
         return sum(part.nbytes for part in self._parts)
 
 
-def write_kv(kv: Tensor, keys: Tensor, values: Tensor, pages: Tensor, places: Tensor) -> None:
+def write_kv(kv: Tensor, keys: Tensor, values: Tensor | None, pages: Tensor, places: Tensor) -> None:
     """Put keys and values `[tokens, kv_heads, head_dim]` into one layer's pool.
 
     Args:
-        kv: `[2, pages, kv_heads, PAGE_SIZE, head_dim]`.
+        kv: `[blocks, pages, kv_heads, PAGE_SIZE, head_dim]`.
+        values: None, where they are in the keys.
         pages: `[tokens]` int64, the page of each token.
         places: `[tokens]` int64, its place in the page.
     """
     kv[0, pages, :, places] = keys
-    kv[1, pages, :, places] = values
+    if values is not None:
+        kv[1, pages, :, places] = values
 
 
 def clear(kv: Tensor, pages: list[int]) -> None:

@@ -193,7 +193,7 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         formats: dict[str, str] = {}
         for name, shape in self._on_rank(world_size):
             tensor = self.tensors[name]
-            if len(shape) != 2 or tensor.sharing == "none":
+            if len(shape) != 2 or tensor.sharing in ("none", "plain_rows"):
                 continue
             if tensor.dtype not in PLAIN:
                 self._check_blocks(name, shape[1], world_size)

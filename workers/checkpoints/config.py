@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 
 from workers.checkpoints import rope
+from workers.checkpoints.experts import Experts
 from workers.checkpoints.files import refuse
 from workers.checkpoints.layers import Layer
 from workers.checkpoints.rope import Rope, RopeKeys, Size
@@ -40,14 +41,15 @@ class Norms(msgspec.Struct, frozen=True):
     after_mlp: str | None = None
 
 
-class Experts(msgspec.Struct, frozen=True):
-    """MLPs of which each token goes through a few, as a router says."""
+class Latent(msgspec.Struct, frozen=True):
+    """Multi-head latent attention (https://arxiv.org/abs/2405.04434): of keys and values of all heads one
+    vector a token is kept, and a key with positions that all heads share."""
 
-    count: int
-    chosen: int  # for each token
-    intermediate_size: int  # of each
-    normalised: bool  # the weights of those that are chosen add up to 1
-    layers: tuple[int, ...]  # that have them; others have one MLP
+    rank: int  # of that vector
+    rope_dim: int  # of the key with positions
+    plain_dim: int  # of a head's own key, without positions
+    value_dim: int  # of a head
+    query_rank: int | None = None  # of the vector that queries are made of; None: they are made of the input
 
 
 class Encoder(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,9 +78,8 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     qkv_bias: bool
     output_bias: bool  # of attention
     mlp_bias: bool
-    qk_norm: Literal["none", "heads", "whole"] = (
-        "none"  # of queries and keys: of each head, or of all together
-    )
+    qk_norm: Literal["none", "heads", "whole"] = "none"  # queries and keys, each head or all together
+    latent: Latent | None = None  # attention is that
     norms: Norms = Norms()
     norm_offset: float = 0.0  # is added to the weights of all norms
     window_rope: Rope | None = None  # of layers with a window, where it is another
@@ -116,7 +117,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
             world_size >= 1
             and self.num_heads % world_size == 0
             and self.intermediate_size % world_size == 0
-            and (self.experts is None or self.experts.intermediate_size % world_size == 0)
+            and (self.experts is None or self.experts.splits_into(world_size))
             and (self.num_kv_heads % world_size == 0 or world_size % self.num_kv_heads == 0)
         )
 

@@ -11,14 +11,14 @@ from typing import Any, Literal, NamedTuple
 from workers.checkpoints.config import ModelConfig
 from workers.checkpoints.layers import kv_heads_on_rank
 
-Sharing = Literal["rows", "kv_rows", "qkv_rows", "columns", "vocabulary", "none"]
+Sharing = Literal["rows", "plain_rows", "kv_rows", "qkv_rows", "columns", "vocabulary", "none"]
 
 
 class TensorSpec(NamedTuple):
     """A tensor that a model must have, and how ranks share it.
 
     `rows` and `columns`: equal parts. `kv_rows`: by KV head, of which several ranks may hold the same one.
-    `qkv_rows`: `rows`, and below them two times `kv_rows`.
+    `qkv_rows`: `rows`, and below them two times `kv_rows`. `plain_rows`: `rows` that are never in blocks.
     `vocabulary`: rows, the last parts padded. `none`: all of it on every rank.
     """
 

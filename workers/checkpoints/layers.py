@@ -6,7 +6,7 @@ import msgspec
 
 from workers.checkpoints.caches import Kind, LayerCache
 
-SERVED: frozenset[Kind] = frozenset({"full", "window"})  # the kinds that the engine can keep
+SERVED: frozenset[Kind] = frozenset({"full", "window", "latent"})  # the kinds that the engine can keep
 STATE_BYTES = 4  # of an element of a recurrent state: float32, whatever the weights are
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from workers.checkpoints.families.bert import BERT, ROBERTA
+from workers.checkpoints.families.deepseek import DEEPSEEK_V2, DEEPSEEK_V3, GLM4_MOE_LITE
 from workers.checkpoints.families.gemma import GEMMA2, GEMMA3
 from workers.checkpoints.families.glm import GLM, GLM4
+from workers.checkpoints.families.glm_moe import GLM4_MOE
 from workers.checkpoints.families.granite import GRANITE
 from workers.checkpoints.families.llama import LLAMA
 from workers.checkpoints.families.mistral import MISTRAL
@@ -22,6 +24,7 @@ KNOWN = (
     *(LLAMA, MISTRAL, QWEN2, QWEN3, QWEN3_MOE, GEMMA2, GEMMA3),
     *(GRANITE, PHI3, SMOLLM3, OLMO2, OLMO3, GLM, GLM4),
     *(BERT, ROBERTA),
+    *(GLM4_MOE, GLM4_MOE_LITE, DEEPSEEK_V2, DEEPSEEK_V3),
 )
 FAMILIES = {family.name: family for family in KNOWN}
 ARCHITECTURES = {

@@ -125,13 +125,12 @@ class ModelRunner:
         """
         spec = self.spec
         groups = self.card.cache_groups(spec.world_size, spec.dtype)
-        pool = partial(
-            KVCache,
-            kv_heads=len(self.group.share_kv(config.num_kv_heads)),
-            head_dim=config.head_dim,
-            dtype=dtype,
-            device=self.group.device,
-        )
+        if (latent := config.latent) is not None:
+            shape = {"blocks": 1, "kv_heads": 1, "head_dim": latent.rank + latent.rope_dim}
+        else:
+            kv_heads = len(self.group.share_kv(config.num_kv_heads))
+            shape = {"kv_heads": kv_heads, "head_dim": config.head_dim}
+        pool = partial(KVCache, **shape, dtype=dtype, device=self.group.device)
         self._attend_over(pool([CacheGroup(kind="full", layers=[0])], pages=1))
         page_bytes = max(len(group.layers) for group in groups) * self.cache.nbytes
         used = self._measure(weights)
@@ -154,6 +153,7 @@ class ModelRunner:
             spec.exact,
             config.attention_scale,
             config.attention_cap,
+            None if config.latent is None else config.latent.rank,
         )
         sizes = dict.fromkeys(("token_ids", "positions", "sampled_rows"), spec.max_step_tokens)
         self.inputs = InputBuffers(sizes | self.attention.sizes, self.group.device)

@@ -93,3 +93,11 @@ def steadily(product: Product, x: Tensor, counts: list[int]) -> Tensor:
         padded[: len(rows)] = rows
         parts.append(product(padded)[: len(rows)])
     return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def add_rows(out: Tensor, rows: Tensor, values: Tensor) -> None:
+    """Add to each of `rows` what is there for it, in a fixed order."""
+    if out.device.type == "cpu":
+        out.index_add_(0, rows, values)
+    else:
+        out.index_put_((rows,), values, accumulate=True)  # on a GPU, index_add_ adds in any order

@@ -21,6 +21,7 @@ from workers.layers.linear import ColumnParallel, Linear, RowParallel
 from workers.layers.norm import HeadNorm, RMSNorm, WholeNorm
 from workers.layers.rotary import Rotary, rotate_part
 from workers.models.experts import MixtureOfExperts
+from workers.models.latent import LatentAttention
 from workers.models.mlp import MLP
 from workers.parallel import RankGroup
 from workers.weights.blocks import Empty
@@ -65,6 +66,8 @@ class Decoder:
         for block in self.blocks:
             for linear in block.linears:
                 linear.make_exact(known)
+            if isinstance(block.attention, LatentAttention):
+                block.attention.make_exact()
             block.mlp.exact = True
         self.head.make_exact(known)
 
@@ -112,21 +115,21 @@ class Block:
         self.rope: int | None = None  # which of the model's; None: no positions
         if number not in config.unrotated:
             self.rope = int(config.window_rope is not None and config.layers[number].kind == "window")
-        self.attention = Attention(f"model.layers.{number}.self_attn", config, group, empty)
+        self.attention = (Attention if config.latent is None else LatentAttention)(
+            f"model.layers.{number}.self_attn", config, group, empty
+        )
         has_experts = config.experts is not None and number in config.experts.layers
         self.mlp = (MixtureOfExperts if has_experts else MLP)(
             f"model.layers.{number}.mlp", config, group, empty
         )
         names = config.norms
-        self.before_attention, self.after_attention = (
-            norm(names.before_attention),
-            norm(names.after_attention),
-        )
+        self.before_attention = norm(names.before_attention)
+        self.after_attention = norm(names.after_attention)
         self.before_mlp, self.after_mlp = norm(names.before_mlp), norm(names.after_mlp)
 
     @property
     def linears(self) -> tuple[Linear, ...]:
-        return self.attention.qkv, self.attention.output, *self.mlp.linears
+        return *self.attention.linears, *self.mlp.linears
 
     def parts(self) -> Iterator[Shard]:
         norms = (self.before_attention, self.after_attention, self.before_mlp, self.after_mlp)
@@ -181,6 +184,10 @@ class Attention:
             self.qk_norm = HeadNorm(names, counts, head_dim, config.norm_eps, empty, config.norm_offset)
         elif config.qk_norm == "whole":
             self.qk_norm = WholeNorm(names, (heads, kv_heads), head_dim, config.norm_eps, group, empty)
+
+    @property
+    def linears(self) -> tuple[Linear, ...]:
+        return self.qkv, self.output
 
     def norm_pieces(self) -> Iterator[Slice]:
         if self.qk_norm:

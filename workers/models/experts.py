@@ -7,30 +7,55 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from workers.checkpoints.config import Experts, ModelConfig
+from workers.checkpoints.config import ModelConfig
+from workers.checkpoints.experts import Experts
 from workers.layers.linear import ColumnParallel, Linear, RowPart
-from workers.models.mlp import gated
+from workers.layers.steady import add_rows
+from workers.models.mlp import MLP, gated
 from workers.parallel import RankGroup
 from workers.weights.blocks import Empty
 from workers.weights.loader import Slice
 
+PAIRS = 1024  # of a token and an expert that it goes to, whose numbers are in memory at once
+LEAST = 1e-20  # is added to a sum of scores, which may all be 0
+
 
 class Router(Linear):
-    """Which experts a token goes to, and with what weight; the same on every rank."""
+    """Which experts a token goes to, and with what weight; in float32, and the same on every rank."""
 
     def __init__(self, name: str, experts: Experts, hidden: int, empty: Empty) -> None:
-        super().__init__(empty(experts.count, hidden))
+        super().__init__(empty(experts.count, hidden, dtype=torch.float32))
         self.name, self.experts = name, experts
+        self.correction = empty(experts.count, dtype=torch.float32) if experts.corrected else None
 
     def pieces(self) -> Iterator[Slice]:
-        yield Slice(f"{self.name}.weight", tuple(self.weight.shape), self.weight)
+        experts, hidden = self.experts.count, self.weight.shape[1]
+        yield Slice(f"{self.name}.weight", (experts, hidden), self.weight)
+        if self.correction is not None:
+            yield Slice(f"{self.name}.e_score_correction_bias", (experts,), self.correction)
 
     def choose(self, x: Tensor) -> tuple[Tensor, Tensor]:  # [tokens, chosen] both
-        """The weights of the experts that are chosen, in the type of `x`, and their numbers."""
-        weights, numbers = torch.softmax(self(x), dim=-1, dtype=torch.float32).topk(self.experts.chosen)
-        if self.experts.normalised:
-            weights = weights / weights.sum(dim=-1, keepdim=True)
-        return weights.to(x.dtype), numbers
+        """The weights of the experts that are chosen, float32, and their numbers."""
+        experts, logits = self.experts, self(x.float())
+        scores = logits.sigmoid() if experts.scoring == "sigmoid" else logits.softmax(dim=-1)
+        ranking = scores if self.correction is None else scores + self.correction
+        if experts.groups > 1:
+            ranking = self._best_groups(ranking)
+        numbers = ranking.topk(experts.chosen, dim=-1).indices
+        weights = scores.gather(1, numbers)
+        if experts.normalised:
+            weights = weights / (weights.sum(dim=-1, keepdim=True) + LEAST)
+        return weights * experts.scale, numbers
+
+    def _best_groups(self, ranking: Tensor) -> Tensor:  # [tokens, experts]
+        """The same with minus infinity for experts of other groups. A group is as good as its best expert, or
+        with corrections (DeepSeek V3) as its best two."""
+        experts = self.experts
+        grouped = ranking.unflatten(1, (experts.groups, -1))
+        best = grouped.topk(1 if self.correction is None else 2, dim=-1).values.sum(dim=-1)
+        chosen = best.topk(experts.groups_chosen, dim=-1).indices
+        others = torch.ones_like(best, dtype=torch.bool).scatter_(1, chosen, False)
+        return grouped.masked_fill(others[..., None], -torch.inf).flatten(1)
 
 
 class MixtureOfExperts:
@@ -49,16 +74,57 @@ class MixtureOfExperts:
             projections = [(f"{own}.gate_proj", inner, share), (f"{own}.up_proj", inner, share)]
             self.gate_up.append(ColumnParallel(projections, hidden, False, empty))
             self.down.append(RowPart(f"{own}.down_proj", hidden, inner, group, empty))
+        self.shared: MLP | None = None
+        if experts.shared_size:
+            shared = f"{name}.{experts.shared_name}"
+            self.shared = MLP(shared, config, group, empty, inner=experts.shared_size, part=True)
 
     @property
     def linears(self) -> tuple[Linear, ...]:
-        return self.router, *self.gate_up, *self.down
+        shared = () if self.shared is None else self.shared.linears
+        return self.router, *self.gate_up, *self.down, *shared
 
     def __call__(self, x: Tensor) -> Tensor:  # [tokens, hidden]
-        weights, numbers = self.router.choose(x)
-        y = torch.zeros_like(x)
-        for number in numbers.unique().tolist():  # in order, so that sums do not depend on what else there is
-            rows, place = torch.where(numbers == number)
-            inner = gated(self.gate_up[number](x[rows]), self.activation, self.exact)
-            y[rows] += self.down[number](inner) * weights[rows, place, None]
+        y = self._routed(x, *self.router.choose(x))
+        if self.shared is not None:
+            self.shared.exact = self.exact
+            y += self.shared(x)
         return self.group.all_reduce(y)
+
+    def _routed(self, x: Tensor, weights: Tensor, numbers: Tensor) -> Tensor:  # [tokens, hidden]
+        """What the experts make of their tokens. Pairs of a token and an expert are sorted by expert, and are
+        taken together for some experts at once: what is not a product is then done for all of these."""
+        chosen = numbers.shape[1]
+        by_expert, order = numbers.flatten().sort(stable=True)
+        rows, weights = order // chosen, weights.flatten()[order, None]
+        y = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
+        start = 0
+        for run in _runs(by_expert.bincount(minlength=len(self.gate_up)).tolist()):
+            counts = [count for _, count in run]
+            end = start + sum(counts)
+            parts = x[rows[start:end]].split(counts)
+            inner = _cat([self.gate_up[n](part) for (n, _), part in zip(run, parts, strict=True)])
+            parts = gated(inner, self.activation, self.exact).split(counts)
+            outputs = _cat([self.down[n](part) for (n, _), part in zip(run, parts, strict=True)])
+            # in the order of the experts, so that sums do not depend on what other tokens there are
+            add_rows(y, rows[start:end], outputs * weights[start:end])
+            start = end
+        return y.to(x.dtype)
+
+
+def _runs(counts: list[int]) -> Iterator[list[tuple[int, int]]]:
+    """Experts that have pairs, by number and how many, as many at once as have no more than PAIRS."""
+    run: list[tuple[int, int]] = []
+    total = 0
+    for number, count in enumerate(counts):
+        if count and run and total + count > PAIRS:
+            yield run
+            run, total = [], 0
+        if count:
+            run.append((number, count))
+            total += count
+    yield run
+
+
+def _cat(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)

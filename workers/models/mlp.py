@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from workers.checkpoints.config import Activation, ModelConfig
-from workers.layers.linear import ColumnParallel, Linear, RowParallel
+from workers.layers.linear import ColumnParallel, Linear, RowParallel, RowPart
 from workers.layers.steady import SERIAL
 from workers.parallel import RankGroup
 from workers.weights.blocks import Empty
@@ -23,10 +23,24 @@ ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
 
 
 class MLP:
-    """`down(activation(gate(x)) * up(x))`."""
+    """`down(activation(gate(x)) * up(x))`.
 
-    def __init__(self, name: str, config: ModelConfig, group: RankGroup, empty: Empty) -> None:
-        hidden, inner = config.hidden_size, config.intermediate_size
+    Args:
+        inner: its inner size, where that is not the one of the config.
+        part: leave the sum over the ranks to others.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        config: ModelConfig,
+        group: RankGroup,
+        empty: Empty,
+        *,
+        inner: int | None = None,
+        part: bool = False,
+    ) -> None:
+        hidden, inner = config.hidden_size, inner or config.intermediate_size
         self.exact, self.activation = False, config.activation
         share = group.share(inner)
         projections = [(f"{name}.gate_proj", inner, share), (f"{name}.up_proj", inner, share)]
@@ -34,7 +48,10 @@ class MLP:
             lower = range(inner + share.start, inner + share.stop)
             projections = [(f"{name}.gate_up_proj", 2 * inner, part) for part in (share, lower)]
         self.gate_up = ColumnParallel(projections, hidden, config.mlp_bias, empty)
-        self.down = RowParallel(f"{name}.down_proj", hidden, inner, config.mlp_bias, group, empty)
+        if part:
+            self.down: RowPart = RowPart(f"{name}.down_proj", hidden, inner, group, empty)
+        else:
+            self.down = RowParallel(f"{name}.down_proj", hidden, inner, config.mlp_bias, group, empty)
 
     @property
     def linears(self) -> tuple[Linear, ...]:

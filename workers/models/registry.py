@@ -7,10 +7,14 @@ from workers.models.decoder import Decoder
 
 MODELS = {
     "bert": Bert,
+    "deepseek_v2": Decoder,
+    "deepseek_v3": Decoder,
     "gemma2": Decoder,
     "gemma3": Decoder,
     "glm": Decoder,
     "glm4": Decoder,
+    "glm4_moe": Decoder,
+    "glm4_moe_lite": Decoder,
     "granite": Decoder,
     "llama": Decoder,
     "mistral": Decoder,

@@ -54,8 +54,8 @@ class Empty:
     ) -> None:
         self.dtype, self.device, self.formats = dtype, torch.device(device), formats or {}
 
-    def __call__(self, *shape: int) -> Tensor:
-        return torch.empty(shape, dtype=self.dtype, device=self.device)
+    def __call__(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        return torch.empty(shape, dtype=dtype or self.dtype, device=self.device)
 
     def weight(self, name: str, rows: int, columns: int) -> Weight:
         """The weight of that name, or some rows and columns of it."""

@@ -8,7 +8,7 @@ rank holds a copy of one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import msgspec
 
 from workers.checkpoints import config
 from workers.checkpoints.config import ModelConfig
+from workers.checkpoints.experts import Experts
 from workers.checkpoints.family import Family, TensorSpec
 
 EMBEDDING = "model.embed_tokens.weight"
@@ -24,45 +25,66 @@ HEAD = "lm_head.weight"
 
 def dense_tensors(model: ModelConfig) -> Iterator[TensorSpec]:
     """Every tensor that is loaded; a tied head is the embedding and not listed again."""
-    hidden, head = model.hidden_size, model.head_dim
-    queries, keys = model.num_heads * head, model.num_kv_heads * head
+    return decoder_tensors(model, _attention)
+
+
+def decoder_tensors(
+    model: ModelConfig, attention: Callable[[ModelConfig, str], Iterator[TensorSpec]]
+) -> Iterator[TensorSpec]:
+    """The same, with the tensors of attention, whose names begin with what is given to it."""
+    hidden = model.hidden_size
     yield TensorSpec(EMBEDDING, (model.vocab_size, hidden), "vocabulary")
     for layer in range(model.num_layers):
         prefix = f"model.layers.{layer}."
-        attention, mlp = prefix + "self_attn.", prefix + "mlp."
         for norm in filter(None, msgspec.structs.astuple(model.norms)):
             yield TensorSpec(f"{prefix}{norm}.weight", (hidden,), "none")
-        if model.fused_qkv:
-            yield TensorSpec(attention + "qkv_proj.weight", (queries + 2 * keys, hidden), "qkv_rows")
-        else:
-            yield TensorSpec(attention + "q_proj.weight", (queries, hidden), "rows")
-            yield TensorSpec(attention + "k_proj.weight", (keys, hidden), "kv_rows")
-            yield TensorSpec(attention + "v_proj.weight", (keys, hidden), "kv_rows")
-        yield TensorSpec(attention + "o_proj.weight", (hidden, queries), "columns")
+        yield from attention(model, prefix + "self_attn.")
         if model.experts is not None and layer in model.experts.layers:
-            yield TensorSpec(mlp + "gate.weight", (model.experts.count, hidden), "none")
-            for expert in range(model.experts.count):
-                yield from _mlp(f"{mlp}experts.{expert}.", hidden, model.experts.intermediate_size)
+            yield from _experts(prefix + "mlp.", hidden, model.experts)
         elif model.fused_gate_up:
-            yield TensorSpec(mlp + "gate_up_proj.weight", (2 * model.intermediate_size, hidden), "rows")
-            yield TensorSpec(mlp + "down_proj.weight", (hidden, model.intermediate_size), "columns")
+            yield TensorSpec(
+                prefix + "mlp.gate_up_proj.weight", (2 * model.intermediate_size, hidden), "rows"
+            )
+            yield TensorSpec(prefix + "mlp.down_proj.weight", (hidden, model.intermediate_size), "columns")
         else:
-            yield from _mlp(mlp, hidden, model.intermediate_size, model.mlp_bias)
-        if model.qk_norm == "heads":
-            yield TensorSpec(attention + "q_norm.weight", (head,), "none")
-            yield TensorSpec(attention + "k_norm.weight", (head,), "none")
-        elif model.qk_norm == "whole":
-            yield TensorSpec(attention + "q_norm.weight", (queries,), "rows")
-            yield TensorSpec(attention + "k_norm.weight", (keys,), "kv_rows")
-        if model.qkv_bias:
-            yield TensorSpec(attention + "q_proj.bias", (queries,), "rows")
-            yield TensorSpec(attention + "k_proj.bias", (keys,), "kv_rows")
-            yield TensorSpec(attention + "v_proj.bias", (keys,), "kv_rows")
-        if model.output_bias:
-            yield TensorSpec(attention + "o_proj.bias", (hidden,), "none")
+            yield from _mlp(prefix + "mlp.", hidden, model.intermediate_size, model.mlp_bias)
     yield TensorSpec("model.norm.weight", (hidden,), "none")
     if not model.tied_head:
         yield TensorSpec(HEAD, (model.vocab_size, hidden), "vocabulary")
+
+
+def _attention(model: ModelConfig, prefix: str) -> Iterator[TensorSpec]:
+    hidden, head = model.hidden_size, model.head_dim
+    queries, keys = model.num_heads * head, model.num_kv_heads * head
+    if model.fused_qkv:
+        yield TensorSpec(prefix + "qkv_proj.weight", (queries + 2 * keys, hidden), "qkv_rows")
+    else:
+        yield TensorSpec(prefix + "q_proj.weight", (queries, hidden), "rows")
+        yield TensorSpec(prefix + "k_proj.weight", (keys, hidden), "kv_rows")
+        yield TensorSpec(prefix + "v_proj.weight", (keys, hidden), "kv_rows")
+    yield TensorSpec(prefix + "o_proj.weight", (hidden, queries), "columns")
+    if model.qk_norm == "heads":
+        yield TensorSpec(prefix + "q_norm.weight", (head,), "none")
+        yield TensorSpec(prefix + "k_norm.weight", (head,), "none")
+    elif model.qk_norm == "whole":
+        yield TensorSpec(prefix + "q_norm.weight", (queries,), "rows")
+        yield TensorSpec(prefix + "k_norm.weight", (keys,), "kv_rows")
+    if model.qkv_bias:
+        yield TensorSpec(prefix + "q_proj.bias", (queries,), "rows")
+        yield TensorSpec(prefix + "k_proj.bias", (keys,), "kv_rows")
+        yield TensorSpec(prefix + "v_proj.bias", (keys,), "kv_rows")
+    if model.output_bias:
+        yield TensorSpec(prefix + "o_proj.bias", (hidden,), "none")
+
+
+def _experts(prefix: str, hidden: int, experts: Experts) -> Iterator[TensorSpec]:
+    yield TensorSpec(prefix + "gate.weight", (experts.count, hidden), "none")
+    if experts.corrected:
+        yield TensorSpec(prefix + "gate.e_score_correction_bias", (experts.count,), "none")
+    for expert in range(experts.count):
+        yield from _mlp(f"{prefix}experts.{expert}.", hidden, experts.intermediate_size)
+    if experts.shared_size:
+        yield from _mlp(f"{prefix}{experts.shared_name}.", hidden, experts.shared_size)
 
 
 def _mlp(prefix: str, hidden: int, inner: int, bias: bool = False) -> Iterator[TensorSpec]:

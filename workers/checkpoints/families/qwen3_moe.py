@@ -9,10 +9,12 @@ from typing import Any
 import msgspec
 
 from workers.checkpoints import config
-from workers.checkpoints.config import ConfigFile, Experts, ModelConfig, Size
+from workers.checkpoints.config import ConfigFile, ModelConfig
+from workers.checkpoints.experts import Experts
 from workers.checkpoints.families.llama import dense_tensors
 from workers.checkpoints.family import Family
 from workers.checkpoints.files import refuse
+from workers.checkpoints.rope import Size
 
 DEFAULTS = {"num_key_value_heads": 4, "sliding_window": 4096}
 
@@ -39,11 +41,11 @@ def read(path: Path, given: Mapping[str, Any]) -> ModelConfig:
         refuse(path, f"num_experts_per_tok {file.num_experts_per_tok} is above num_experts, which is {count}")
     plain = set(file.mlp_only_layers or ())
     experts = Experts(
-        count,
-        file.num_experts_per_tok,
-        file.moe_intermediate_size,
-        file.norm_topk_prob,
-        tuple(n for n in range(layers) if n not in plain and (n + 1) % file.decoder_sparse_step == 0),
+        count=count,
+        chosen=file.num_experts_per_tok,
+        intermediate_size=file.moe_intermediate_size,
+        normalised=file.norm_topk_prob,
+        layers=tuple(n for n in range(layers) if n not in plain and (n + 1) % file.decoder_sparse_step == 0),
     )
     windows = [file.sliding_window if file.use_sliding_window else None] * layers
     changes = {"qk_norm": "heads", "experts": experts if experts.layers else None}

@@ -1,0 +1,29 @@
+"""What a mixture of experts is: how many there are, how a router chooses them, what stands beside."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+
+class Experts(msgspec.Struct, frozen=True, kw_only=True):
+    """MLPs of which each token goes through a few, as a router says."""
+
+    count: int
+    chosen: int  # for each token
+    intermediate_size: int  # of each
+    layers: tuple[int, ...]  # that have them; others have one MLP
+    # the router
+    scoring: Literal["softmax", "sigmoid"] = "softmax"
+    normalised: bool = False  # the weights of those that are chosen add up to 1
+    corrected: bool = False  # each expert has a number that is added to its score for the choice alone
+    groups: int = 1  # of experts, of which some are chosen first, and experts only from them
+    groups_chosen: int = 1
+    scale: float = 1.0  # of the weights
+    # beside them
+    shared_size: int = 0  # of an MLP that every token goes through; 0: there is none
+    shared_name: str = "shared_experts"
+
+    def splits_into(self, world_size: int) -> bool:
+        return self.intermediate_size % world_size == 0 and self.shared_size % world_size == 0
