@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from workers.kernels import compiled
 from workers.weights.blocks import Blocks, Weight
 
 WIDE_BYTES = 1 << 20  # of float32 made at once: they stay in the cache
@@ -11,6 +12,8 @@ WIDE_BYTES = 1 << 20  # of float32 made at once: they stay in the cache
 
 def product(x: Tensor, weight: Blocks, bias: Tensor | None = None) -> Tensor:
     """`x Wᵀ + b`: `[tokens, columns] -> [tokens, rows]`, in the type of `x`."""
+    if compiled.takes(x, weight):
+        return compiled.product(x, weight, bias)
     return widened(x, weight, bias)
 
 

@@ -1,0 +1,122 @@
+"""The compiled products: what they compute, in what they differ from float32, and that nothing needs them."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+
+import pytest
+import torch
+
+from workers.checkpoints.blocks import FORMATS
+from workers.kernels import compiled, products
+from workers.kernels.products import widened
+from workers.layers.linear import Linear
+from workers.weights.blocks import Blocks
+
+SCALES = {"Q6_K": [208], "Q4_1": [0, 2], "Q5_1": [0, 2], "Q4_K": [0, 2], "Q5_K": [0, 2], "MXFP4": []}
+COLUMNS = 768
+
+
+@pytest.fixture(scope="module", autouse=True)
+def library(tmp_path_factory):
+    """The library, built here where no install did."""
+    found = compiled.library()
+    if found is None:
+        if shutil.which("gcc") is None:
+            pytest.skip("there is no compiler")
+        path = tmp_path_factory.mktemp("library") / "blocks.so"
+        source = str(compiled.Path(compiled.__file__).with_name("blocks.c"))
+        options = ["-O1", "-std=gnu11", "-fopenmp", "-shared", "-fPIC"]
+        subprocess.run(["gcc", *options, "-o", str(path), source], check=True, timeout=120)
+        found = compiled.load(path)
+    if found is None:
+        pytest.skip("this CPU has no AVX2")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiled, "library", lambda: found)
+        yield found
+
+
+def random_weight(name: str, rows: int, columns: int = COLUMNS) -> Blocks:
+    """Random bytes, with scales that are numbers."""
+    form = FORMATS[name]
+    generator = torch.Generator().manual_seed(sum(name.encode()))
+    data = torch.randint(0, 256, (rows, form.row_bytes(columns)), dtype=torch.uint8, generator=generator)
+    blocks = data.view(rows, -1, form.nbytes)
+    for at in SCALES.get(name, [0]):
+        scales = torch.randn(blocks.shape[:2], generator=generator) * 0.01
+        blocks[:, :, at : at + 2] = scales.half().unsqueeze(-1).view(torch.uint8)
+    if name == "MXFP4":
+        blocks[:, :, 0] = blocks[:, :, 0] % 8 + 116
+    return Blocks(form, data)
+
+
+def rounded(x: torch.Tensor) -> torch.Tensor:
+    """`x` as the products see it: integers up to 127, in groups of 32 that share a scale."""
+    groups = x.float().view(len(x), -1, 32)
+    scale = groups.abs().amax(-1, keepdim=True) / 127
+    return ((groups / scale).round() * scale).view(len(x), -1)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", compiled.KINDS)
+def test_a_product_is_that_of_the_rounded_input(name, dtype):
+    weight = random_weight(name, 37)  # the last rows are no whole tile
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(9, COLUMNS, generator=generator).to(dtype)
+    bias = torch.randn(37, generator=generator).to(dtype)
+    assert compiled.takes(x, weight)
+    y = products.product(x, weight, bias)
+    assert y.dtype == dtype
+    expected = rounded(x) @ weight.float().t() + bias.float()
+    error = (y.float() - expected).norm() / expected.norm()
+    assert error < (0.004 if dtype == torch.bfloat16 else 0.0006)  # the rounding of its own type
+    exact = widened(x.float(), weight, bias.float())
+    assert (expected - exact).norm() / exact.norm() < 0.01
+
+
+@pytest.mark.parametrize("name", compiled.KINDS)
+def test_a_row_has_the_same_bits_whatever_stands_beside_it(name, monkeypatch):
+    weight = random_weight(name, 64)
+    x = torch.randn(11, COLUMNS, generator=torch.Generator().manual_seed(0)).bfloat16()
+    whole = compiled.product(x, weight, None)
+    for count in (1, 3, 4, 7):
+        parts = [compiled.product(part, weight, None) for part in x.split(count)]
+        assert torch.equal(torch.cat(parts), whole)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    assert torch.equal(compiled.product(x, weight, None), whole)
+
+
+def test_exact_products_are_cut_into_no_more_blocks_than_others():
+    linear = Linear(random_weight("Q4_K", 64))
+    linear.make_exact({})
+    assert linear._counts[0] == 256
+    assert linear._counts[-1] == 1
+
+
+def test_float32_is_not_rounded():
+    x, weight = torch.randn(2, COLUMNS), random_weight("Q8_0", 8)
+    assert not compiled.takes(x, weight)
+    assert torch.equal(products.product(x, weight), widened(x, weight, None))
+
+
+def test_without_the_library_products_are_those_of_the_weights(monkeypatch):
+    monkeypatch.setattr(compiled, "library", lambda: None)
+    x, weight = torch.randn(2, COLUMNS).bfloat16(), random_weight("Q8_0", 8)
+    assert torch.equal(products.product(x, weight), widened(x, weight, None))
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), -float("inf")])
+def test_what_is_not_finite_stays_in_its_row(value):
+    weight = random_weight("Q4_K", 16)
+    x = torch.randn(5, COLUMNS, generator=torch.Generator().manual_seed(0)).bfloat16()
+    whole = compiled.product(x, weight, None)
+    x[2, 40] = value
+    y = compiled.product(x, weight, None)
+    assert not y[2].isfinite().any()
+    assert torch.equal(torch.cat([y[:2], y[3:]]), torch.cat([whole[:2], whole[3:]]))
+
+
+def test_a_file_that_is_no_library_is_left_alone(tmp_path):
+    (tmp_path / "blocks.so").write_bytes(b"no library")
+    assert compiled.load(tmp_path / "blocks.so") is None

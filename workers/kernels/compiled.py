@@ -1,0 +1,83 @@
+"""The compiled products of `blocks.c`, where an install could build them and the CPU has what they take."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+from functools import cache
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from workers.weights.blocks import Blocks
+
+# in the order of the numbers that blocks.c gives them
+KINDS = "Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q4_K Q5_K Q6_K IQ4_NL IQ4_XS MXFP4".split()
+TYPES = (torch.float32, torch.bfloat16, torch.float16)
+STEM = "_blocks"
+
+logger = logging.getLogger("workers.kernels.compiled")
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The library beside this file; None: it was not built, or cannot be used here."""
+    paths = [Path(__file__).with_name(STEM + suffix) for suffix in EXTENSION_SUFFIXES]
+    path = next(filter(Path.exists, paths), None)
+    return None if path is None else load(path)
+
+
+def load(path: Path) -> ctypes.CDLL | None:
+    """The library at `path`; None where this CPU has not what it takes."""
+    try:
+        found = ctypes.CDLL(str(path))  # with the same libgomp as torch, and so with its threads
+    except OSError as error:
+        logger.warning("compiled products cannot be loaded: %s", error)
+        return None
+    number, size, pointer = ctypes.c_int, ctypes.c_long, ctypes.c_void_p
+    found.blocks_product.argtypes = (
+        *(number, pointer, size, size, size),  # weight
+        *(pointer, pointer, number, size, pointer),  # input, output, their type, tokens, bias
+        number,  # threads
+    )
+    return found if found.blocks_supported() else None
+
+
+def takes(x: Tensor, weight: Blocks) -> bool:
+    """Whether `product` computes this one: not of float32, whose input it would round."""
+    return (
+        x.device.type == "cpu"
+        and x.dtype in TYPES[1:]
+        and weight.format.name in KINDS
+        and library() is not None
+    )
+
+
+def product(x: Tensor, weight: Blocks, bias: Tensor | None) -> Tensor:
+    """`x Wᵀ + b` with `x` rounded to int8 in groups of 32: `[tokens, columns] -> [tokens, rows]`.
+
+    Raises:
+        RuntimeError: memory is short, as torch says it.
+    """
+    x = x.contiguous()
+    rows, columns = weight.shape
+    y = x.new_empty(len(x), rows)
+    wide = None if bias is None else bias.float()
+    failed = library().blocks_product(
+        KINDS.index(weight.format.name),
+        weight.data.data_ptr(),
+        rows,
+        columns,
+        weight.data.shape[1],
+        x.data_ptr(),
+        y.data_ptr(),
+        TYPES.index(x.dtype),
+        len(x),
+        None if wide is None else wide.data_ptr(),
+        torch.get_num_threads(),
+    )
+    if failed:
+        raise RuntimeError("can't allocate memory for a product")
+    return y
