@@ -48,7 +48,7 @@ def random_weight(name: str, rows: int, columns: int = COLUMNS) -> Blocks:
         blocks[:, :, at : at + 2] = scales.half().unsqueeze(-1).view(torch.uint8)
     if name == "MXFP4":
         blocks[:, :, 0] = blocks[:, :, 0] % 8 + 116
-    return Blocks(form, data)
+    return Blocks(form, data, torch.bfloat16)
 
 
 def rounded(x: torch.Tensor) -> torch.Tensor:

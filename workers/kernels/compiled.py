@@ -14,7 +14,7 @@ from torch import Tensor
 from workers.weights.blocks import Blocks
 
 # in the order of the numbers that blocks.c gives them
-KINDS = "Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q4_K Q5_K Q6_K IQ4_NL IQ4_XS MXFP4".split()
+KINDS = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "MXFP4"]
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
 STEM = "_blocks"
 

@@ -39,7 +39,6 @@ class Embedding:
 
     def __init__(self, name: str, vocabulary: VocabularySlice, hidden_size: int, empty: Empty) -> None:
         self.name, self.vocabulary = name, vocabulary
-        self.dtype = empty.dtype
         self.weight = vocabulary.weight(f"{name}.weight", hidden_size, empty)
 
     def pieces(self) -> Iterator[Slice]:
@@ -56,7 +55,7 @@ class Embedding:
 
     def _rows(self, numbers: Tensor) -> Tensor:  # [tokens] -> [tokens, hidden]
         if isinstance(self.weight, Blocks):
-            return self.weight[numbers].float().to(self.dtype)
+            return self.weight[numbers].float().to(self.weight.dtype)
         return F.embedding(numbers, self.weight)
 
 

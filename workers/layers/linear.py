@@ -85,7 +85,7 @@ class Linear:
     def _block_counts(self, weight: Blocks) -> list[int]:
         generator = torch.Generator(weight.device).manual_seed(0)
         probe = torch.randn(COUNTS[0], self._shape[1], generator=generator, device=weight.device)
-        return steady_counts(self._product, probe)
+        return steady_counts(self._product, probe.to(weight.dtype))
 
     def pack(self) -> None:
         """Trade the weight for its packed form, where there is a kernel that takes it."""

@@ -18,6 +18,7 @@ class Blocks:
 
     format: Format
     data: Tensor  # [rows, format.row_bytes(columns)] uint8
+    dtype: torch.dtype = torch.float32  # of what it is multiplied with, and of its rows in an embedding
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -32,7 +33,7 @@ class Blocks:
         return self.data.device
 
     def __getitem__(self, rows: slice | Tensor) -> Blocks:
-        return Blocks(self.format, self.data[rows])
+        return Blocks(self.format, self.data[rows], self.dtype)
 
     def float(self) -> Tensor:  # [rows, columns] float32
         return dequantise(self.format.name, self.data)
@@ -63,4 +64,4 @@ class Empty:
             return self(rows, columns)
         form = FORMATS[self.formats[name]]
         data = torch.empty(rows, form.row_bytes(columns), dtype=torch.uint8, device=self.device)
-        return Blocks(form, data)
+        return Blocks(form, data, self.dtype)
