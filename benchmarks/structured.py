@@ -75,7 +75,10 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--tokenizer", type=Path, default=Path("neuron/demo"), help="folder with tokenizer.json"
+        "--tokenizer",
+        type=Path,
+        default=Path("neuron/demo/tokenizer.json"),
+        help="a tokenizer.json or GGUF file",
     )
     parser.add_argument("--vocab", type=int, default=1792, help="logits of the model")
     parser.add_argument("--steps", type=int, default=60)

@@ -1,4 +1,4 @@
-"""A model's tokenizer, from its `tokenizer.json`."""
+"""A model's tokenizer, from its `tokenizer.json` or what a GGUF file has in its place."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from tokenizers import Encoding, Tokenizer, decoders
 from ipc.errors import Code, CortexError
 from workers.checkpoints.files import refuse
 from workers.checkpoints.token_bytes import from_byte_level, from_sentencepiece
+from workers.checkpoints.tokenizer import read
 
 log = logging.getLogger("neuron.tokenizer")
 
@@ -36,7 +37,7 @@ class TextTokenizer:
     """Text to token ids. Safe from several threads.
 
     Args:
-        path: the `tokenizer.json`.
+        path: the `tokenizer.json`, or a GGUF file.
         vocabulary_size: token ids that the model has.
         shown: contents of special tokens that are text for us all the same, such as tags.
 
@@ -45,8 +46,9 @@ class TextTokenizer:
     """
 
     def __init__(self, path: Path, vocabulary_size: int, shown: tuple[str, ...]) -> None:
+        source = read(path)
         try:
-            self.tokenizer = Tokenizer.from_file(str(path))
+            self.tokenizer = Tokenizer.from_buffer(source)
         except Exception as error:  # the library raises nothing more special
             refuse(path, f"is no tokenizer: {error}")
         # Files may carry the limits of the training run; cutting a prompt is not for the tokenizer to do.
@@ -60,9 +62,10 @@ class TextTokenizer:
         self._path = path
         self._longest = max(map(len, self.tokenizer.get_vocab()))
         self._may_overrun = self.tokenizer.get_vocab_size() > vocabulary_size
-        self.is_linear = not any(map(nests, regexes(path)))  # in time, as far as a look at them tells
-        if not self.is_linear:
-            self._try()
+        doubtful = list(filter(nests, regexes(source)))
+        self.is_linear = not doubtful  # in time, as far as a look at them tells
+        if doubtful:
+            self._try(doubtful)
 
     def encode(self, text: str, special: bool) -> list[int]:
         """Token ids of `text`. Lets other threads run meanwhile.
@@ -122,13 +125,13 @@ class TextTokenizer:
         """The text of token ids, with that of special tokens. Lets other threads run meanwhile."""
         return self.tokenizer.decode_batch([token_ids], skip_special_tokens=False)[0]
 
-    def _try(self) -> None:
+    def _try(self, doubtful: list[str]) -> None:
         """See that regular expressions which look as if they could take time without bound do not.
 
         What repeats a choice may take twice as long for each further character, where it finds no end. The
         library gives up by itself after ten million steps at one place.
         """
-        letters = {*PROBES, *"".join(filter(nests, regexes(self._path)))}
+        letters = {*PROBES, *"".join(doubtful)}
         for letter, end in product(sorted(letters)[:MAX_PROBES], ("", "\x01")):
             started = time.monotonic()
             try:
@@ -164,9 +167,9 @@ class TextTokenizer:
         return self._bytes_of(piece) if piece is not None else b""
 
 
-def regexes(path: Path) -> Iterator[str]:
+def regexes(source: bytes) -> Iterator[str]:
     """The regular expressions in a `tokenizer.json`, outside of its vocabulary."""
-    file = msgspec.json.decode(path.read_bytes(), type=_File)
+    file = msgspec.json.decode(source, type=_File)
     pending: list[Any] = [file.normalizer, file.pre_tokenizer, file.decoder]
     while pending:
         value = pending.pop()

@@ -29,7 +29,7 @@ SIZE, VOCAB = 1792, 1856  # tokens that the demo model's tokenizer has; here it 
 END, TURN, THINK, END_THINK, CALL = 0, 2, 3, 4, 5
 STOPS = (END, TURN)
 TOKENIZER = Tokenizer.from_file(str(DEMO / "tokenizer.json"))
-VOCABULARY = Vocabulary.load(DEMO, VOCAB)
+VOCABULARY = Vocabulary.load(DEMO / "tokenizer.json", VOCAB)
 
 
 def encode(text: str) -> list[int]:
@@ -64,7 +64,7 @@ def ids(grammars: Grammars, slot: int = 0) -> set[int]:
 
 @pytest.fixture
 def grammars() -> Iterator[Grammars]:
-    grammars = Grammars(DEMO, VOCAB)
+    grammars = Grammars(DEMO / "tokenizer.json", VOCAB)
     yield grammars
     grammars.close()
 
@@ -194,7 +194,7 @@ def test_sequences_without_a_grammar_may_write_anything(grammars):
 
 
 def test_every_rank_gets_the_same_masks(grammars):
-    other = Grammars(DEMO, VOCAB)
+    other = Grammars(DEMO / "tokenizer.json", VOCAB)
     constraint = constrain(Structured(json=SCHEMAS["any of"]), encode)
     models = RandomModels(1, seed=3)
     for each in (grammars, other):
@@ -266,7 +266,7 @@ def test_tags_may_be_written_with_several_tokens(tmp_path, thought):
     split = splitter(tokenizer)
     constraint = constrain(Structured(choice=["<thank", "no"]), split, thought)
     assert len(constraint.end_think) > 1
-    grammars = Grammars(tmp_path, VOCAB)
+    grammars = Grammars(tmp_path / "tokenizer.json", VOCAB)
     grammars.add(0, constraint, [], STOPS)
     for token in ([] if thought == "open" else split("<think>")) + split("1 < 2 </thin or </x> </think"):
         assert token in ids(grammars)
@@ -285,7 +285,7 @@ def test_tags_may_be_written_with_several_tokens(tmp_path, thought):
 def test_an_answer_that_looks_like_a_tag_at_first_is_an_answer(tmp_path):
     without_tags(tmp_path)
     tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
-    grammars = Grammars(tmp_path, VOCAB)
+    grammars = Grammars(tmp_path / "tokenizer.json", VOCAB)
     split = splitter(tokenizer)
     constraint = constrain(Structured(choice=["<thank"]), split, "possible")
     grammars.add(0, constraint, [], STOPS)
@@ -307,7 +307,7 @@ def test_sentencepiece_tokens_are_known_as_bytes(tmp_path):
         "decoder": {"type": "Sequence", "decoders": [{"type": "Replace"}, {"type": "ByteFallback"}]},
     }
     (tmp_path / "tokenizer.json").write_text(json.dumps(file))
-    grammars = Grammars(tmp_path, 300)
+    grammars = Grammars(tmp_path / "tokenizer.json", 300)
     grammars.add(0, lark('start: "yes é" | "  "'), [], (1,))
     begin = np.flatnonzero(
         np.unpackbits(grammars.begin([0]).result().numpy().view(np.uint8), bitorder="little")
@@ -322,7 +322,7 @@ def test_other_tokenizers_fail_the_request(tmp_path):
     (tmp_path / "tokenizer.json").write_text(
         json.dumps({"model": {"type": "WordPiece", "vocab": {"a": 0}}, "decoder": {"type": "WordPiece"}})
     )
-    grammars = Grammars(tmp_path, 8)
+    grammars = Grammars(tmp_path / "tokenizer.json", 8)
     grammars.add(0, lark('start: "a"'), [], ())
     assert not grammars.begin([0]).result().any()
     assert grammars.error(0).code == Code.NOT_SUPPORTED
@@ -361,7 +361,7 @@ def test_a_grammar_that_explodes_fails_its_sequence_and_no_other(grammars):
     )
 )
 def test_a_choice_is_one_of_them(choices):
-    grammars = Grammars(DEMO, VOCAB)
+    grammars = Grammars(DEMO / "tokenizer.json", VOCAB)
     constraint = constrain(Structured(choice=choices), encode)
     for output, ended in answers(grammars, [constraint] * 3, max_tokens=60):
         assert ended
@@ -377,7 +377,7 @@ REGEXES = st.lists(st.tuples(PIECES, TIMES).map("".join), min_size=1, max_size=6
 @settings(max_examples=25, deadline=None)
 @given(REGEXES)
 def test_an_answer_matches_its_regex(regex):
-    grammars = Grammars(DEMO, VOCAB)
+    grammars = Grammars(DEMO / "tokenizer.json", VOCAB)
     constraint = constrain(Structured(regex=regex), encode)
     for output, ended in answers(grammars, [constraint] * 3, max_tokens=40):
         if not ended:
@@ -470,7 +470,7 @@ def test_a_tag_of_several_tokens_is_completed_where_it_was_begun(tmp_path):
     tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     tag = tokenizer.encode("</think>", add_special_tokens=False).ids
     assert len(tag) > 2
-    grammars = Grammars(tmp_path, VOCAB)
+    grammars = Grammars(tmp_path / "tokenizer.json", VOCAB)
     constraint = Constraint("", in_thought=True, end_think=tag, budget=3)
     for begun in range(len(tag) - 1):
         written = [*encode("a")[:1] * 3, *tag[:begun]]
@@ -487,7 +487,7 @@ def test_a_tag_of_several_tokens_is_completed_where_it_was_begun(tmp_path):
 )
 @settings(max_examples=30, deadline=None)
 def test_the_budget_is_a_matter_of_the_tokens_alone(output):
-    grammars = Grammars(DEMO, VOCAB)
+    grammars = Grammars(DEMO / "tokenizer.json", VOCAB)
     for thought in ("open", "possible"):
         grammars.add(0, budgeted(3, thought), [], STOPS)
         for token in output:

@@ -60,7 +60,7 @@ def ask(constraints: list[tuple[str, Constraint]]) -> list[Submit]:
 
 def test_answers_follow_their_grammars_beside_others_that_have_none(folder, constraints):
     outputs = run(folder, ask(constraints))
-    grammars = Grammars(folder, VOCAB)
+    grammars = Grammars(folder / "tokenizer.json", VOCAB)
     for (name, constraint), output in zip(constraints, outputs[::2], strict=True):
         text = text_of(output)
         if len(output) == 60:

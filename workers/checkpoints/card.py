@@ -19,7 +19,7 @@ import msgspec
 
 from ipc.errors import Code, CortexError
 from ipc.worker_messages import CacheGroup
-from workers.checkpoints import config, generation, gguf, registry, text, within
+from workers.checkpoints import config, generation, registry, text, within
 from workers.checkpoints.blocks import FORMATS, PLAIN, Quantization, at_load
 from workers.checkpoints.caches import group_layers
 from workers.checkpoints.config import ModelConfig
@@ -27,11 +27,14 @@ from workers.checkpoints.families.llama import EMBEDDING, HEAD
 from workers.checkpoints.family import Sharing, TensorSpec
 from workers.checkpoints.files import open_file, read_json, refuse
 from workers.checkpoints.generation import GenerationDefaults
+from workers.checkpoints.gguf import checkpoint as gguf
+from workers.checkpoints.gguf import splits
+from workers.checkpoints.gguf.header import SUFFIX
 from workers.checkpoints.layers import SERVED, Layer
 from workers.checkpoints.quantisation import registry as schemes
 from workers.checkpoints.quantisation.scheme import Scheme, Stored
 from workers.checkpoints.safetensors import DTYPE_BYTES as STORED_BYTES
-from workers.checkpoints.safetensors import Tensor, read_tensors
+from workers.checkpoints.safetensors import INDEX, SINGLE, Tensor, read_tensors
 from workers.checkpoints.vectors import modules, stages
 from workers.checkpoints.vectors.modules import Embedder
 from workers.checkpoints.vectors.stages import Pooling, Stage
@@ -145,7 +148,9 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
     @property
     def tokenizer_file(self) -> Path:
-        return Path(self.folder) / text.TOKENIZER
+        """A `tokenizer.json`, or a GGUF file with what it would have."""
+        first = self.files[0].name
+        return Path(self.folder) / (first if first.endswith(SUFFIX) else text.TOKENIZER)
 
     @property
     def chat_template(self) -> str | None:
@@ -247,14 +252,74 @@ class _About(msgspec.Struct):
     max_position_embeddings: int | None = None
 
 
-def read_card(folder: Path | str) -> ModelCard:
-    """Read what is in `folder`, and see that it is whole.
+def read_card(path: Path | str) -> ModelCard:
+    """Read what is at `path`, and see that it is whole.
+
+    Args:
+        path: a folder of Hugging Face's, a GGUF file (any of a set), or a folder with one such model.
 
     Raises:
         CortexError: MODEL_LOAD_FAILED naming the file that is missing, damaged or not supported.
     """
-    folder = Path(folder)
-    gguf.refuse_alone(folder)
+    file = _gguf_file(Path(path))
+    return _of_folder(Path(path)) if file is None else _of_gguf(file)
+
+
+def _gguf_file(path: Path) -> Path | None:
+    """The GGUF file that `path` is, or has and nothing else; None: it is a folder of Hugging Face's."""
+    if path.suffix == SUFFIX and not path.is_dir():
+        return path
+    if any((path / name).exists() for name in (SINGLE, INDEX)):
+        return None
+    files = splits.files_in(path)
+    if len(files) > 1:
+        refuse(path, f"has several models; name one of them: {', '.join(each.name for each in files)}")
+    return files[0] if files else None
+
+
+def _of_gguf(path: Path) -> ModelCard:
+    checkpoint = gguf.read(path)
+    path = checkpoint.file.path
+    architecture = checkpoint.config["architectures"][0]
+    if (family := registry.ARCHITECTURES.get(architecture)) is None:
+        refuse(path, f"is {checkpoint.file}: {architecture} is not supported")
+    model = family.read(path, checkpoint.config)
+    _check_served(path, model)
+    files, stored, used = _check_tensors(path, family.tensors(model), checkpoint.tensors)
+    tensors = {
+        name: _as_meant(tensor, *checkpoint.undone(name, tensor.shape)) for name, tensor in stored.items()
+    }
+    unused = sorted(checkpoint.tensors.keys() - used)
+    notes = [f"{len(unused)} tensors are not used, among them {unused[0]}"] if unused else []
+    wanted, more = checkpoint.sampling
+    said, _, left_out = generation.understood(wanted, model.vocab_size, path.name)
+    words = checkpoint.text
+    return ModelCard(
+        folder=str(path.parent),
+        architecture=architecture,
+        family=family.name,
+        config=model,
+        dtype=WEIGHT_DTYPES.get(stored[EMBEDDING].dtype, "bfloat16"),
+        files=files,
+        tensors=tensors,
+        chat_templates=words.chat_templates,
+        special_tokens=words.special_tokens,
+        eos_ids=_eos_ids([], None, words.end_ids, model.vocab_size),
+        defaults=said,
+        notes=[*notes, *more, *left_out],
+        created=int(path.stat().st_mtime),
+    )
+
+
+def _as_meant(tensor: StoredTensor, conversion: str, shape: tuple[int, ...]) -> StoredTensor:
+    """`tensor` as `conversion` makes it of what is stored, which is read in `shape`."""
+    if not conversion:
+        return tensor
+    source = msgspec.structs.replace(tensor, shape=shape)
+    return msgspec.structs.replace(tensor, conversion=conversion, sources=(source,))
+
+
+def _of_folder(folder: Path) -> ModelCard:
     path = folder / CONFIG
     given = outer = read_json(path, dict[str, Any])
     about = read_json(path, _About)
@@ -281,7 +346,7 @@ def read_card(folder: Path | str) -> ModelCard:
     model, notes = _head(model, stored)
     notes += [within.NOTE] * is_within
     specs = [*family.tensors(model), *stages.tensors(embedder.stages if embedder else ())]
-    files, tensors, used = _check_tensors(folder, specs, stored, scheme)
+    files, tensors, used = _check_tensors(path, specs, stored, scheme)
     ignored = KNOWN_UNUSED if scheme is None else (*KNOWN_UNUSED, *scheme.beside)
     unused = sorted(name for name in stored.keys() - used if not name.endswith(ignored))
     notes += [scheme.note] if scheme is not None else []
@@ -308,18 +373,18 @@ def read_card(folder: Path | str) -> ModelCard:
     )
 
 
-def refusal(folder: Path) -> str | None:
-    """Why `read_card` would refuse what is in `folder`; None where it would not."""
+def refusal(path: Path) -> str | None:
+    """Why `read_card` would refuse what is at `path`; None where it would not."""
     try:
-        read_card(folder)
+        read_card(path)
     except CortexError as error:
         return error.message
     return None
 
 
-def is_checkpoint(folder: Path) -> bool:
+def is_checkpoint(path: Path) -> bool:
     """Whether somebody put a model there, of whatever kind and however much of it."""
-    return os.path.exists(folder / CONFIG) or bool(gguf.files_in(folder))
+    return os.path.exists(path / CONFIG) or bool(splits.files_in(path)) or path.suffix == SUFFIX
 
 
 def _refuse_unknown(folder: Path, about: _About) -> NoReturn:
@@ -384,15 +449,16 @@ def _equal(first: Tensor, second: Tensor) -> bool:
 
 
 def _check_tensors(
-    folder: Path, specs: Iterable[TensorSpec], tensors: Mapping[str, Tensor], scheme: Scheme | None
+    path: Path, specs: Iterable[TensorSpec], tensors: Mapping[str, Tensor], scheme: Scheme | None = None
 ) -> tuple[list[WeightFile], dict[str, StoredTensor], set[str]]:
-    """See that every tensor is there, in the shape that config.json promises.
+    """See that every tensor is there, in the shape that `path` promises: config.json, or a GGUF file.
 
     Returns:
         The files, what is in them by the model's names, and the files' names of all that.
     """
+    folder = path.parent
     stored = Stored(folder, tensors)
-    files: dict[Path, int] = {}
+    files = {path: 0} if path.suffix == SUFFIX else {}
 
     def place(tensor: Tensor, sharing: Sharing) -> StoredTensor:
         file = files.setdefault(tensor.file, len(files))
@@ -410,13 +476,14 @@ def _check_tensors(
             continue
         tensor = stored.find(name)
         if tensor is None:
-            refuse(folder, f"the tensor {name!r} is in none of its files")
+            where = path if path in files else folder
+            refuse(where, f"the tensor {name!r} is in none of its files")
         if tensor.shape != shape:
-            refuse(tensor.file, f"{name!r} is {list(tensor.shape)}, and config.json wants {list(shape)}")
+            refuse(tensor.file, f"{name!r} is {list(tensor.shape)}, and {path.name} wants {list(shape)}")
         if tensor.dtype not in FORMATS:
             refuse(tensor.file, f"{name!r} is {tensor.dtype}, and weights are {', '.join(PLAIN)}")
         found[name] = place(tensor, sharing)
-    return [weight_file(path, folder) for path in files], found, stored.used
+    return [weight_file(file, folder) for file in files], found, stored.used
 
 
 def weight_file(path: Path, folder: Path) -> WeightFile:

@@ -72,7 +72,13 @@ def read(path: Path, vocab_size: int) -> tuple[GenerationDefaults, list[int] | N
     """
     if not path.exists():
         return GenerationDefaults(), None, []
-    given = read_json(path, dict[str, Any])
+    return understood(read_json(path, dict[str, Any]), vocab_size, path.name)
+
+
+def understood(
+    given: Mapping[str, Any], vocab_size: int, where: str
+) -> tuple[GenerationDefaults, list[int] | None, list[str]]:
+    """The same of what stands in such a file, or would; `where` begins the notes."""
     reader = _Reader(given, vocab_size)
     temperature = reader.number("temperature", lambda value: value >= 0, "0 or more")
     top_k = reader.whole("top_k")
@@ -99,7 +105,7 @@ def read(path: Path, vocab_size: int) -> tuple[GenerationDefaults, list[int] | N
         if given.get(key) is not None and given[key] not in neutral:
             reader.notes.append(f"{key} {_shortened(given[key])} is not followed")
     eos = reader.ids("eos_token_id")
-    return defaults, eos, [f"generation_config.json: {note}" for note in reader.notes]
+    return defaults, eos, [f"{where}: {note}" for note in reader.notes]
 
 
 class _Reader:

@@ -239,7 +239,7 @@ class ModelRunner:
         slot = self.slots[new.slot] = Slot.of(new, len(self.cache.groups))
         if new.constraint is not None and self.group.rank == 0:
             if self.grammars is None:
-                self.grammars = Grammars(self.card.folder, self.model.vocab_size)
+                self.grammars = Grammars(self.card.tokenizer_file, self.model.vocab_size)
             self.grammars.add(new.slot, new.constraint, slot.output, new.params.stop_ids)
 
     def _release(self, number: int) -> None:

@@ -33,12 +33,12 @@ class Grammars:
     """The grammars of the sequences in a batch, by slot.
 
     Args:
-        folder: of the checkpoint. Its `tokenizer.json` is read when the first grammar comes, or at `prepare`.
+        tokenizer: a `tokenizer.json` or GGUF file, read when the first grammar comes, or at `prepare`.
         vocab_size: of the model; ids that its tokenizer does not have are never allowed.
     """
 
-    def __init__(self, folder: str | Path, vocab_size: int) -> None:
-        self._folder, self._vocab_size = Path(folder), vocab_size
+    def __init__(self, tokenizer: Path, vocab_size: int) -> None:
+        self._tokenizer, self._vocab_size = tokenizer, vocab_size
         self._words = (vocab_size + 31) // 32
         self._slots: dict[int, Future[_Follower]] = {}
         self._compiling = ThreadPoolExecutor(COMPILERS, "grammar-compile")
@@ -50,7 +50,7 @@ class Grammars:
     def prepare(self) -> None:
         """Begin to read the tokenizer, so that the first grammar need not wait for it."""
         if self._vocabulary is None:
-            self._vocabulary = self._compiling.submit(Vocabulary.load, self._folder, self._vocab_size)
+            self._vocabulary = self._compiling.submit(Vocabulary.load, self._tokenizer, self._vocab_size)
 
     def add(self, slot: int, constraint: Constraint, output: Sequence[int], stop_ids: Sequence[int]) -> None:
         """A sequence enters. A thread compiles its grammar; if that fails, its mask allows nothing: `error`.

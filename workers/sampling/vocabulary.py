@@ -12,6 +12,7 @@ import numpy as np
 from llguidance import LLTokenizer, TokenizerWrapper
 
 from ipc.errors import Code, CortexError
+from workers.checkpoints import tokenizer
 from workers.checkpoints.token_bytes import from_byte_level, from_sentencepiece
 
 SPACE = b" \t\r\n"
@@ -69,13 +70,13 @@ class Vocabulary:
         self._beyond: dict[tuple[bytes, ...], np.ndarray] = {}
 
     @classmethod
-    def load(cls, folder: Path, vocab_size: int) -> Vocabulary:
-        """Read the `tokenizer.json` in `folder`, without the ids from `vocab_size` on.
+    def load(cls, path: Path, vocab_size: int) -> Vocabulary:
+        """Read the tokenizer at `path`, a `tokenizer.json` or GGUF file, without ids from `vocab_size` on.
 
         Raises:
             CortexError: NOT_SUPPORTED for a kind of tokenizer of which the bytes of a token are not known.
         """
-        file = msgspec.json.decode((folder / "tokenizer.json").read_bytes(), type=_File)
+        file = msgspec.json.decode(tokenizer.read(path), type=_File)
         vocab = file.model.vocab
         if isinstance(vocab, list):
             vocab = {piece: token_id for token_id, (piece, _) in enumerate(vocab)}

@@ -6,7 +6,7 @@ format that comes of it (`StoredTensor.dtype`).
 
 from __future__ import annotations
 
-from workers.weights import eight_bits, four_bits
+from workers.weights import eight_bits, four_bits, llama_cpp
 from workers.weights.reading import Conversion
 
 CONVERSIONS: dict[str, Conversion] = {
@@ -18,6 +18,8 @@ CONVERSIONS: dict[str, Conversion] = {
     "gptq_8": four_bits.gptq_8,
     "gptq_v2_4": four_bits.gptq_v2_4,
     "gptq_v2_8": four_bits.gptq_v2_8,
+    "halves_apart": llama_cpp.halves_apart,
+    "less_one": llama_cpp.less_one,
     "mxfp4": four_bits.mxfp4,
     "nvfp4": four_bits.nvfp4,
     "nvfp4_divided": four_bits.nvfp4_divided,

@@ -1,0 +1,193 @@
+"""GGUF files for tests, written with the package `gguf` as llama.cpp's converters write them."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoConfig, PretrainedConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+# By `model_type`: the architecture, and whether rows of queries and keys are stored as pairs.
+ARCHITECTURES = {
+    "llama": ("llama", True),
+    "mistral": ("llama", True),
+    "qwen2": ("qwen2", False),
+    "qwen3": ("qwen3", False),
+    "qwen3_moe": ("qwen3moe", False),
+    "gemma2": ("gemma2", False),
+    "gemma3_text": ("gemma3", False),
+    "phi3": ("phi3", False),
+    "granite": ("granite", True),
+    "smollm3": ("smollm3", True),
+    "olmo2": ("olmo2", False),
+    "olmo3": ("olmo2", False),
+    "glm4": ("glm4", False),
+}
+TOKENS = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581", "a", "b", "ab"]
+TYPES = [2, 3, 3, *[6] * 256, 1, 1, 1, 1]
+SCORES = [0.0] * 259 + [-1.0, -2.0, -3.0, -4.0]
+
+
+class Writer:
+    """A `GGUFWriter` that has its keys below the architecture's name, and a tokenizer."""
+
+    def __init__(self, path: Path, architecture: str, **settings: Any) -> None:
+        gguf = pytest.importorskip("gguf")
+        self.gguf, self._path, self._architecture = gguf, path, architecture
+        self.writer = gguf.GGUFWriter(path, architecture, **settings)
+
+    def keys(self, **values: Any) -> None:
+        """Add what is not None; `a__b` is `ARCHITECTURE.a.b`, and `_a__b` `a.b`."""
+        for name, value in values.items():
+            if value is None:
+                continue
+            key = name.replace("__", ".")
+            key = key[1:] if key[0] == "_" else f"{self._architecture}.{key}"
+            match value:
+                case bool():
+                    self.writer.add_bool(key, value)
+                case int():
+                    self.writer.add_uint32(key, value)
+                case float():
+                    self.writer.add_float32(key, value)
+                case str():
+                    self.writer.add_string(key, value)
+                case _:
+                    self.writer.add_array(key, value)
+
+    def tokenizer(self) -> None:
+        """A small one of sentencepiece's."""
+        self.keys(_tokenizer__ggml__model="llama", _tokenizer__ggml__pre="default")
+        self.keys(_tokenizer__ggml__tokens=TOKENS, _tokenizer__ggml__scores=SCORES)
+        self.keys(_tokenizer__ggml__token_type=TYPES, _tokenizer__ggml__eos_token_id=2)
+
+    def tensor(self, name: str, tensor: torch.Tensor, kind: str | None = None) -> None:
+        """Add a tensor as it is, or in a block format that `gguf` can make."""
+        array = tensor.detach().contiguous().numpy()
+        if kind is None:
+            self.writer.add_tensor(name, array)
+            return
+        type_ = self.gguf.GGMLQuantizationType[kind]
+        data = self.gguf.quants.quantize(array.astype(numpy.float32), type_)
+        self.writer.add_tensor(name, data, raw_dtype=type_)
+
+    def close(self) -> Path:
+        """Write all of it; returns the (first) file."""
+        self.writer.write_header_to_file()
+        self.writer.write_kv_data_to_file()
+        self.writer.write_tensors_to_file()
+        self.writer.close()
+        first = sorted(self._path.parent.glob(f"{self._path.stem}-00001-of-*.gguf"))
+        return first[0] if first else self._path
+
+
+def write(path: Path, folder: Path, kind: str | None = None, **settings: Any) -> Path:
+    """The checkpoint in `folder` as a converter writes it; returns the (first) file.
+
+    Args:
+        kind: the block format of all matrices but the router's.
+        settings: of the writer, for a set of several files.
+    """
+    config = AutoConfig.from_pretrained(folder)
+    architecture, pairs = ARCHITECTURES[config.model_type]
+    writer = Writer(path, architecture, **settings)
+    _keys(writer, config)
+    writer.tokenizer()
+    tensors = {key: each for file in folder.glob("*.safetensors") for key, each in load_file(file).items()}
+    if config.tie_word_embeddings:
+        tensors.pop("lm_head.weight", None)
+    names = writer.gguf.get_tensor_name_map(_enum(writer.gguf, architecture), config.num_hidden_layers)
+    for name, tensor in sorted(_merged(tensors).items()):
+        known = names.get_name(name, (".weight", ".bias"))
+        if architecture.startswith("gemma") and name.endswith("norm.weight"):
+            tensor = tensor + 1
+        if pairs and name.split(".")[-2] in ("q_proj", "k_proj"):
+            heads = config.num_attention_heads if "q_proj" in name else config.num_key_value_heads
+            halves = tensor.unflatten(0, (heads, 2, len(tensor) // heads // 2))
+            tensor = halves.transpose(1, 2).reshape(tensor.shape)
+        writer.tensor(known, tensor, kind if tensor.dim() > 1 and "gate_inp" not in known else None)
+    for name, factors in _factors(config).items():
+        writer.tensor(f"{name}.weight", factors)
+    return writer.close()
+
+
+def _enum(gguf: Any, architecture: str) -> Any:
+    return next(enum for enum, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
+
+
+def _merged(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """With the experts of a layer as one tensor."""
+    merged, experts = {}, defaultdict(dict)
+    for name, tensor in tensors.items():
+        before, split, after = name.partition(".experts.")
+        if split:
+            number, rest = after.split(".", 1)
+            experts[f"{before}.experts.{rest}"][int(number)] = tensor
+        else:
+            merged[name] = tensor
+    return merged | {name: torch.stack([each[n] for n in sorted(each)]) for name, each in experts.items()}
+
+
+def _keys(writer: Writer, config: PretrainedConfig) -> None:
+    """What `set_gguf_parameters` of the converters writes."""
+    rope = config.rope_parameters
+    whole = rope.get("full_attention", rope)
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    writer.keys(
+        context_length=config.max_position_embeddings,
+        embedding_length=config.hidden_size,
+        block_count=config.num_hidden_layers,
+        feed_forward_length=config.intermediate_size,
+        attention__head_count=config.num_attention_heads,
+        attention__head_count_kv=config.num_key_value_heads,
+        attention__layer_norm_rms_epsilon=config.rms_norm_eps,
+        attention__key_length=head_dim,
+        attention__value_length=head_dim,
+        rope__freq_base=float(whole["rope_theta"]),
+        rope__freq_base_swa=rope.get("sliding_attention", {}).get("rope_theta"),
+        rope__dimension_count=int(head_dim * (whole.get("partial_rotary_factor") or 1.0)),
+        attn_logit_softcapping=getattr(config, "attn_logit_softcapping", None),
+        final_logit_softcapping=getattr(config, "final_logit_softcapping", None),
+        attention__scale=getattr(config, "attention_multiplier", None),
+        embedding_scale=getattr(config, "embedding_multiplier", None),
+        residual_scale=getattr(config, "residual_multiplier", None),
+        logit_scale=getattr(config, "logits_scaling", None),
+    )
+    if whole["rope_type"] in ("linear", "yarn", "longrope"):
+        writer.keys(
+            rope__scaling__type=whole["rope_type"],
+            rope__scaling__factor=whole.get("factor"),
+            rope__scaling__original_context_length=whole.get("original_max_position_embeddings"),
+            rope__scaling__yarn_beta_fast=whole.get("beta_fast"),
+            rope__scaling__yarn_beta_slow=whole.get("beta_slow"),
+            rope__scaling__yarn_attn_factor=whole.get("attention_factor"),
+        )
+    types = getattr(config, "layer_types", None) or []
+    if "sliding_attention" in types:
+        writer.keys(
+            attention__sliding_window=config.sliding_window,
+            attention__sliding_window_pattern=[each == "sliding_attention" for each in types],
+        )
+    if getattr(config, "num_experts", None):
+        writer.keys(
+            expert_count=config.num_experts,
+            expert_used_count=config.num_experts_per_tok,
+            expert_feed_forward_length=config.moe_intermediate_size,
+        )
+
+
+def _factors(config: PretrainedConfig) -> dict[str, torch.Tensor]:
+    """What each pair of a rope is slowed down by, where that stands in tensors."""
+    rope = config.rope_parameters
+    if rope.get("rope_type") == "llama3":
+        plain = 1.0 / rope["rope_theta"] ** (torch.arange(0, config.head_dim, 2).float() / config.head_dim)
+        stretched, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
+        return {"rope_freqs": plain / stretched}
+    names = {"rope_factors_short": "short_factor", "rope_factors_long": "long_factor"}
+    return {name: torch.tensor(rope[key]) for name, key in names.items() if rope.get(key)}

@@ -1,0 +1,1 @@
+"""GGUF: the files of llama.cpp, each a whole model with config, tokenizer, templates and weights."""

@@ -1,0 +1,264 @@
+"""The architectures of llama.cpp: which of Hugging Face's each is, and its metadata as a `config.json`.
+
+So the family's own reader says what is supported, and refuses the rest by its name. What llama.cpp knows of a
+model without a key for it (every second layer of a Gemma 2 has a window) stands here as it stands there:
+`src/models/` and `conversion/` in https://github.com/ggml-org/llama.cpp
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from workers.checkpoints.files import refuse
+from workers.checkpoints.gguf.header import Gguf
+
+Json = dict[str, Any]
+
+
+class Keys:
+    """The metadata of one architecture, by their names without it."""
+
+    def __init__(self, file: Gguf) -> None:
+        self.file, self.path, self._prefix = file, file.path, f"{file.architecture}."
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return self.file.get(self._prefix + name, default)
+
+    def number(self, name: str, default: int | float | None = None) -> Any:
+        """A number; of a list with one for each layer the one that is in all of them.
+
+        Raises:
+            CortexError: MODEL_LOAD_FAILED, it is missing and has no default, or is something else.
+        """
+        value = self.get(name, default)
+        if isinstance(value, list) and len(set(value)) == 1:
+            value = value[0]
+        if value is None:
+            refuse(self.path, f"has no {self._prefix}{name}")
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            what = "differs from layer to layer, which is" if isinstance(value, list) else f"{value!r} is"
+            refuse(self.path, f"{self._prefix}{name} {what} not supported")
+        return value
+
+    def has(self, tensor: str) -> bool:
+        return tensor in self.file.tensors
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """How files of one architecture are read.
+
+    Args:
+        name: of the architecture in `config.json`.
+        config: what of `config.json` is not the same for all.
+        halves_as_pairs: rows of queries and keys are stored so that the two dimensions that turn together are
+            neighbours, where `config.json` means them half a head apart.
+        norms_with_one: weights of norms are stored with the 1 that the model adds to them.
+        tensors: names that are others than in `names.LAYER`.
+    """
+
+    name: str
+    config: Callable[[Keys], Json] = lambda keys: {}
+    halves_as_pairs: bool = False
+    norms_with_one: bool = False
+    tensors: Mapping[str, str] = field(default_factory=dict)
+
+
+def config_json(file: Gguf, architecture: Architecture) -> Json:
+    """What `config.json` would say of the model in `file`.
+
+    Raises:
+        CortexError: MODEL_LOAD_FAILED naming the key that is missing, or that nothing here understands.
+    """
+    keys = Keys(file)
+    if (embedding := file.tensors.get("token_embd.weight")) is None:
+        refuse(file.path, "has no tensor 'token_embd.weight', so no language model")
+    heads = keys.number("attention.head_count")
+    width = keys.number("embedding_length")
+    head_dim = keys.number("attention.key_length", width // heads if heads else 0)
+    if (values := keys.number("attention.value_length", head_dim)) != head_dim:
+        refuse(file.path, f"has keys of {head_dim} and values of {values}, which is not supported")
+    turning = keys.number("rope.dimension_count", head_dim)
+    given = {
+        "architectures": [architecture.name],
+        "vocab_size": embedding.shape[0],
+        "hidden_size": width,
+        "intermediate_size": keys.number("feed_forward_length"),
+        "num_hidden_layers": keys.number("block_count"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": keys.number("attention.head_count_kv", heads),
+        "head_dim": head_dim,
+        "max_position_embeddings": keys.number("context_length"),
+        "rms_norm_eps": keys.number("attention.layer_norm_rms_epsilon"),
+        "tie_word_embeddings": not keys.has("output.weight"),
+        "attention_bias": keys.has("blk.0.attn_q.bias"),
+        "mlp_bias": keys.has("blk.0.ffn_gate.bias"),
+        "sliding_window": None,
+        "rope_theta": keys.number("rope.freq_base", 10_000.0),
+        "rope_scaling": _rope_scaling(keys),
+    }
+    if turning != head_dim:
+        given["partial_rotary_factor"] = turning / head_dim
+    return given | architecture.config(keys)
+
+
+def _rope_scaling(keys: Keys) -> Json | None:
+    kind, context = keys.get("rope.scaling.type", "none"), keys.number("context_length")
+    original = keys.get("rope.scaling.original_context_length")
+    attention = keys.get("rope.scaling.attn_factor")
+    tensors = keys.file.tensors
+    if "rope_freqs.weight" in tensors:
+        # What Llama 3 stretches each pair by was computed when the file was written.
+        factors = _floats(keys.file, "rope_freqs.weight")
+        given = {"rope_type": "longrope", "short_factor": factors, "long_factor": factors, "factor": 1.0}
+        return given | {"attention_factor": 1.0, "original_max_position_embeddings": context}
+    if "rope_factors_long.weight" in tensors or kind == "longrope":
+        given = {"rope_type": "longrope", "attention_factor": attention}
+        for name in ("short", "long"):
+            given[f"{name}_factor"] = _floats(keys.file, f"rope_factors_{name}.weight")
+        return given | {
+            "factor": context / (original or context),
+            "original_max_position_embeddings": original,
+        }
+    if kind == "linear" or (kind == "none" and keys.get("rope.scale_linear")):
+        factor = keys.number("rope.scaling.factor", keys.get("rope.scale_linear"))
+        return {"rope_type": "linear", "factor": factor} if factor != 1.0 else None
+    if kind == "yarn":
+        given = {
+            "rope_type": "yarn",
+            "factor": keys.number("rope.scaling.factor"),
+            "original_max_position_embeddings": original,
+            "attention_factor": keys.get("rope.scaling.yarn_attn_factor", attention),
+            "beta_fast": keys.get("rope.scaling.yarn_beta_fast"),
+            "beta_slow": keys.get("rope.scaling.yarn_beta_slow"),
+        }
+        for name, neutral in (("yarn_ext_factor", 1.0), ("yarn_log_multiplier", 0.0)):
+            if (value := keys.get(f"rope.scaling.{name}", neutral)) not in (neutral, None):
+                refuse(keys.path, f"rope.scaling.{name} {value} is not supported")
+        return {key: value for key, value in given.items() if value is not None}
+    if kind != "none":
+        refuse(keys.path, f"rope.scaling.type {kind!r} is not supported")
+    return None
+
+
+def _floats(file: Gguf, name: str) -> list[float]:
+    """A small tensor of float32."""
+    if name not in file.tensors:
+        refuse(file.path, f"has no tensor {name!r}")
+    return file.floats(name)
+
+
+# --- what is their own --------------------------------------------------------------------------------------
+
+
+def _pattern(keys: Keys, every: int) -> list[str]:
+    """The type of each layer, of which every so many'th sees all tokens where no list says it."""
+    given = keys.get("attention.sliding_window_pattern", every)
+    count = keys.number("block_count")
+    if not isinstance(given, list):
+        given = [bool((number + 1) % given) if given else True for number in range(count)]
+    if not keys.get("attention.sliding_window"):
+        given = [False] * count
+    return ["sliding_attention" if window else "full_attention" for window in given[:count]]
+
+
+def _gemma(keys: Keys, every: int, large: int) -> Json:
+    """What Gemma 2 and 3 share; `large`: layers of the one whose heads are scaled otherwise."""
+    heads, width = keys.number("attention.head_count"), keys.number("embedding_length")
+    head_dim = keys.number("attention.key_length", width // heads)
+    return {
+        "query_pre_attn_scalar": width // heads if keys.number("block_count") == large else head_dim,
+        "sliding_window": keys.get("attention.sliding_window") or None,
+        "layer_types": _pattern(keys, every),
+        "final_logit_softcapping": keys.get("final_logit_softcapping") or None,
+        "hidden_activation": "gelu_pytorch_tanh",
+    }
+
+
+def _gemma2(keys: Keys) -> Json:
+    caps = {"attn_logit_softcapping": keys.get("attn_logit_softcapping", 50.0) or None}
+    return _gemma(keys, every=2, large=46) | caps
+
+
+def _gemma3(keys: Keys) -> Json:
+    return _gemma(keys, every=6, large=62) | {
+        "rope_local_base_freq": keys.get("rope.freq_base_swa", 10_000.0)
+    }
+
+
+def _qwen3_moe(keys: Keys) -> Json:
+    return {
+        "num_experts": keys.number("expert_count"),
+        "num_experts_per_tok": keys.number("expert_used_count"),
+        "moe_intermediate_size": keys.number("expert_feed_forward_length"),
+        "intermediate_size": keys.number("feed_forward_length", keys.get("expert_feed_forward_length")),
+        "norm_topk_prob": True,
+    }
+
+
+def _llama(keys: Keys) -> Json:
+    if keys.get("expert_count"):
+        return {"architectures": ["MixtralForCausalLM"], "num_local_experts": keys.get("expert_count")}
+    return {}
+
+
+def _mistral3(keys: Keys) -> Json:
+    if keys.get("attention.temperature_scale"):
+        return {"architectures": ["Ministral3ForCausalLM"]}
+    return {}
+
+
+def _phi3(keys: Keys) -> Json:
+    given = {"sliding_window": keys.get("attention.sliding_window") or None}
+    if (original := keys.get("rope.scaling.original_context_length")) is not None:
+        given["original_max_position_embeddings"] = original
+    return given
+
+
+def _granite(keys: Keys) -> Json:
+    return {
+        "attention_multiplier": keys.number("attention.scale", keys.get("attention.key_length", 0) ** -0.5)
+        if keys.get("attention.scale") or keys.get("attention.key_length")
+        else (keys.number("embedding_length") // keys.number("attention.head_count")) ** -0.5,
+        "embedding_multiplier": keys.number("embedding_scale", 1.0),
+        "residual_multiplier": keys.number("residual_scale", 1.0),
+        "logits_scaling": keys.number("logit_scale"),
+    }
+
+
+def _olmo2(keys: Keys) -> Json:
+    window = keys.get("attention.sliding_window")
+    if not window:
+        return {}
+    return {"architectures": ["Olmo3ForCausalLM"], "sliding_window": window, "layer_types": _pattern(keys, 4)}
+
+
+AFTER = {"post_attention_norm": "post_attention_layernorm", "post_ffw_norm": "post_feedforward_layernorm"}
+GEMMA_NORMS = AFTER | {"ffn_norm": "pre_feedforward_layernorm"}
+GLM_NORMS = {"post_attention_norm": "post_self_attn_layernorm", "post_ffw_norm": "post_mlp_layernorm"}
+FUSED = {"ffn_up": "mlp.gate_up_proj"}
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "llama": Architecture("LlamaForCausalLM", _llama, halves_as_pairs=True),
+    "mistral3": Architecture("MistralForCausalLM", _mistral3, halves_as_pairs=True),
+    "qwen2": Architecture("Qwen2ForCausalLM"),
+    "qwen3": Architecture("Qwen3ForCausalLM"),
+    "qwen3moe": Architecture("Qwen3MoeForCausalLM", _qwen3_moe),
+    "gemma2": Architecture("Gemma2ForCausalLM", _gemma2, norms_with_one=True, tensors=GEMMA_NORMS),
+    "gemma3": Architecture("Gemma3ForCausalLM", _gemma3, norms_with_one=True, tensors=GEMMA_NORMS),
+    "phi3": Architecture("Phi3ForCausalLM", _phi3, tensors=FUSED),
+    "granite": Architecture("GraniteForCausalLM", _granite, halves_as_pairs=True),
+    "smollm3": Architecture("SmolLM3ForCausalLM", halves_as_pairs=True),
+    "olmo2": Architecture("Olmo2ForCausalLM", _olmo2, tensors=AFTER),
+    "glm4": Architecture("Glm4ForCausalLM", tensors=FUSED | GLM_NORMS),
+}
+
+
+def find(file: Gguf) -> Architecture:
+    """How `file` is read; raises CortexError for an unknown architecture, saying what the file is."""
+    found = ARCHITECTURES.get(file.architecture)
+    if found is None:
+        refuse(file.path, f"is {file}: such files are not supported; there are {', '.join(ARCHITECTURES)}")
+    return found

@@ -1,0 +1,66 @@
+"""A GGUF file as a checkpoint of Hugging Face: its config, and its tensors under their usual names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from workers.checkpoints.gguf import architectures, names, splits, text
+from workers.checkpoints.gguf.architectures import Architecture
+from workers.checkpoints.gguf.header import Gguf
+from workers.checkpoints.safetensors import Tensor
+from workers.checkpoints.text import TextFormat
+
+# Conversions of `workers.weights.conversions`, which undo what the writer did.
+APART, LESS_ONE = "halves_apart", "less_one"
+TURNED = ("q_proj.weight", "k_proj.weight", "q_proj.bias", "k_proj.bias")
+
+
+@dataclass(frozen=True, slots=True)
+class GgufCheckpoint:
+    """All that a card is made of."""
+
+    file: Gguf
+    architecture: Architecture
+    config: dict[str, Any]  # as `config.json` would have it
+    tensors: dict[str, Tensor]
+
+    @property
+    def text(self) -> TextFormat:
+        """What stands beside the tokenizer."""
+        return text.read(self.file)
+
+    @property
+    def sampling(self) -> tuple[dict[str, Any], list[str]]:
+        """As `generation_config.json` would have it, and what of it is not followed."""
+        return text.sampling(self.file)
+
+    def undone(self, name: str, shape: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
+        """What makes the tensor that is meant of the one that is stored, and the shape to read that in.
+
+        Rows whose dimensions are to be apart are read as `[heads, head_dim, columns]`. "": as it is.
+        """
+        if self.architecture.norms_with_one and name.endswith("norm.weight"):
+            return LESS_ONE, shape
+        if self.architecture.halves_as_pairs and name.endswith(TURNED):
+            head_dim = self.config["head_dim"]
+            return APART, (shape[0] // head_dim, head_dim, *shape[1:])
+        return "", shape
+
+
+def read(path: Path) -> GgufCheckpoint:
+    """Read the headers of the model that `path` is a file of.
+
+    Raises:
+        CortexError: MODEL_LOAD_FAILED naming the file, and what of it is damaged or not known here.
+    """
+    file = splits.read(path)
+    architecture = architectures.find(file)
+    config = architectures.config_json(file, architecture)
+    tensors = {
+        usual: part
+        for name, tensor in file.tensors.items()
+        for usual, part in names.usual(name, tensor, architecture)
+    }
+    return GgufCheckpoint(file, architecture, config, tensors)

@@ -1,0 +1,54 @@
+"""What ggml calls the tensors of a model, and what Hugging Face does."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+
+from workers.checkpoints.families.llama import EMBEDDING, HEAD
+from workers.checkpoints.gguf.architectures import Architecture
+from workers.checkpoints.safetensors import Tensor
+
+MODEL = {"token_embd": EMBEDDING, "output": HEAD, "output_norm": "model.norm.weight"}
+LAYER = {
+    "attn_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_qkv": "self_attn.qkv_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+    "ffn_gate_inp": "mlp.gate",
+}
+EXPERTS = {"ffn_gate_exps": "gate_proj", "ffn_up_exps": "up_proj", "ffn_down_exps": "down_proj"}
+READ_WITH_CONFIG = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+_LAYER = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
+
+
+def usual(name: str, tensor: Tensor, architecture: Architecture) -> Iterator[tuple[str, Tensor]]:
+    """The tensors that `name` is in a checkpoint of Hugging Face; itself where nobody knows it."""
+    if name in READ_WITH_CONFIG:
+        return
+    if name.removesuffix(".weight") in MODEL:
+        yield MODEL[name.removesuffix(".weight")], tensor
+        return
+    match = _LAYER.fullmatch(name)
+    known = LAYER | dict(architecture.tensors)
+    if match is None:
+        yield name, tensor
+    elif match[2] in known:
+        yield f"model.layers.{match[1]}.{known[match[2]]}.{match[3]}", tensor
+    elif match[2] in EXPERTS and len(tensor.shape) == 3:
+        count, *shape = tensor.shape  # experts one after the other
+        size = tensor.size // count
+        for number in range(count):
+            part = replace(tensor, shape=tuple(shape), offset=tensor.offset + number * size, size=size)
+            yield f"model.layers.{match[1]}.mlp.experts.{number}.{EXPERTS[match[2]]}.{match[3]}", part
+    else:
+        yield name, tensor
