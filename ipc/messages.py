@@ -307,6 +307,15 @@ class Embed(Request, tag="embed"):
     cut_to: Annotated[int, Meta(ge=0)] | None = None
 
 
+class Rerank(Embed, tag="rerank", kw_only=True):
+    """Answered by `Ranked`. `input` is the documents, as texts, and of the rest what is about vectors is not
+    used. A document that is longer than `cut_to` leaves room for, beside the query, loses its end."""
+
+    query: str
+    document_tokens: Annotated[int, Meta(ge=1)] | None = None  # that a document is cut to
+    instruction: str | None = None  # what makes a document a good one; None: the model's own words
+
+
 class CachedPages(Request, tag="cached_pages"):
     """Which pages of prompts a model has computed already. Answered by `PageHashes`."""
 
@@ -341,6 +350,7 @@ AnyRequest = (
     | Tokenize
     | Detokenize
     | Embed
+    | Rerank
     | CachedPages
     | Quote
     | Drain
@@ -530,6 +540,11 @@ class Embeddings(Reply, tag="embeddings"):
     prompt_tokens: int
 
 
+class Ranked(Reply, tag="ranked"):
+    scores: list[float]  # of the documents, in their order; the higher, the better
+    prompt_tokens: int
+
+
 class PageHashes(Reply, tag="page_hashes"):
     """Each hash stands for a page of `page_size` tokens and all that come before it (docs/protocol.md)."""
 
@@ -641,6 +656,7 @@ class ModelState(Plain):
     adapters: list[str] = []  # names; each is asked for as `ID:NAME`
     completion: bool = True  # it writes text
     embedding: bool = False  # it turns texts into vectors
+    rerank: bool = False  # it scores documents for a query
 
 
 class Discovery(Reply, tag="discovery"):
@@ -693,6 +709,7 @@ AnyReply = (
     | Tokens
     | Text
     | Embeddings
+    | Ranked
     | PageHashes
     | Quoted
     | HelloReply
@@ -712,6 +729,7 @@ TERMINAL = (
     Tokens,
     Text,
     Embeddings,
+    Ranked,
     PageHashes,
     Quoted,
     HelloReply,

@@ -18,6 +18,7 @@ from workers.checkpoints.card import DTYPE_BYTES, Dtype, ModelCard, read_card
 from workers.checkpoints.families.llama import EMBEDDING
 from workers.checkpoints.generation import GenerationDefaults
 from workers.checkpoints.vectors.modules import Embedder
+from workers.checkpoints.vectors.rerankers import Reranker
 
 CPU_STEP_TOKENS = 512  # a step of so many takes about a second on two cores for a model that runs well there
 CUDA_STEP_TOKENS = 2048
@@ -47,6 +48,7 @@ class ModelDescription:
     embedding: bool  # it makes vectors of texts
     vector_size: int  # of these
     embedder: Embedder | None  # how, where it is made for nothing else
+    reranker: Reranker | None  # how it scores documents, where it is made for that
     whole: bool  # it reads a text at once, and no token follows it
     chat: bool
     tools: bool
@@ -149,6 +151,7 @@ def describe(settings: ModelSettings, folder: Path) -> ModelDescription:
         embedding=card.embedding,
         vector_size=card.embedder.size if card.embedder else card.config.hidden_size,
         embedder=card.embedder,
+        reranker=card.reranker,
         whole=card.config.bidirectional,
         chat=card.chat,
         tools=card.tools,
@@ -179,6 +182,7 @@ def _simulated(settings: ModelSettings, lender: ModelCard) -> ModelDescription:
         embedding=False,
         vector_size=0,
         embedder=None,
+        reranker=None,
         whole=False,
         chat=lender.chat,
         tools=lender.tools,

@@ -42,6 +42,7 @@ from ipc.messages import (
     Quote,
     Reply,
     Request,
+    Rerank,
     Resume,
     State,
     TokenCount,
@@ -61,6 +62,7 @@ from neuron.requests.open_requests import OpenRequests
 from neuron.requests.preparation import Preparation
 from neuron.requests.prompt import encode_prompts, has_grammar, is_quick, validate_prompt
 from neuron.requests.request import OpenRequest
+from neuron.requests.reranking import Reranking
 from neuron.requests.tokens import detokenize, tokenize
 from neuron.requests.trace import traced, word
 from neuron.text.budget import OverBudget
@@ -108,6 +110,7 @@ class Service:
             Hello: self._hello,
             Resume: self._resume,
             Embed: self._embed,
+            Rerank: self._rerank,
             Load: partial(self._later, self._load),
             Unload: partial(self._later, self._unload),
             Discover: partial(self._later, self._discover),
@@ -141,6 +144,9 @@ class Service:
 
     def _embed(self, peer: Peer, request: Embed) -> None:
         self._begin(peer, Embedding(self._keys, request, peer.send, partial(self._ended, peer)))
+
+    def _rerank(self, peer: Peer, request: Rerank) -> None:
+        self._begin(peer, Reranking(self._keys, request, peer.send, partial(self._ended, peer)))
 
     def _begin(self, peer: Peer, opened: OpenRequest) -> None:
         """Prepare and admit: at once where that takes no time, else in a task."""

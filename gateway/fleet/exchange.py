@@ -23,6 +23,7 @@ from ipc.messages import (
     Failed,
     Finished,
     Generate,
+    Ranked,
     Reply,
     Started,
     Text,
@@ -50,7 +51,7 @@ _PASSING = frozenset(
 _ELSEWHERE = _PASSING | {Code.MODEL_LOAD_FAILED, Code.MODEL_NOT_FOUND}
 
 Asked = Generate | Embed | CountTokens | Detokenize
-OneReply = Embeddings | TokenCount | Tokens | Text  # that answers a request by itself
+OneReply = Embeddings | Ranked | TokenCount | Tokens | Text  # that answers a request by itself
 ONE_REPLY = OneReply.__args__
 
 
@@ -333,7 +334,7 @@ class Exchange:
         """What it came to; of a request without a regular end, as much as is known here."""
         if self.finished is not None:
             return self.finished.usage
-        if isinstance(self.reply, Embeddings):
+        if isinstance(self.reply, Embeddings | Ranked):
             return Usage(prompt_tokens=self.reply.prompt_tokens)
         prompt_tokens = self.started.prompt_tokens if self.started is not None else 0
         return Usage(prompt_tokens=prompt_tokens, completion_tokens=self._tokens)

@@ -24,7 +24,7 @@ _BEST_FIRST: tuple[ModelStatus, ...] = (
 
 
 # fields of `ModelState`
-CAPABILITIES = ("completion", "chat", "tools", "reasoning", "embedding")
+CAPABILITIES = ("completion", "chat", "tools", "reasoning", "embedding", "rerank")
 
 
 @dataclass(frozen=True, slots=True)

@@ -171,6 +171,7 @@ class ManagedModel:
             context_wanted=plan.context_length,
             completion=plan.completion,
             embedding=plan.embedding,
+            rerank=plan.reranker is not None,
             chat=plan.chat,
             tools=plan.tools,
             reasoning=plan.reasoning,

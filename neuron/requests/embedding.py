@@ -11,10 +11,8 @@ from neuron.description import ModelDescription
 from neuron.refusals import bad_request
 from neuron.requests.inputs import check_embed, encode_inputs
 from neuron.requests.request import OpenRequest
-from neuron.requests.vectors import VectorRequest
+from neuron.requests.vectors import MAX_INPUTS, VectorRequest
 from neuron.text.frontend import TextFrontEnd
-
-MAX_INPUTS = 2048  # of one request, as OpenAI has it
 
 
 class Embedding(VectorRequest):

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from tokenizers import Encoding
 
 from ipc.errors import Code, CortexError
-from ipc.messages import Embed
+from ipc.messages import Embed, Rerank
 from neuron.description import ModelDescription
 from neuron.refusals import bad_request
 from neuron.requests.sampling import check_ids
 from neuron.text.frontend import TextFrontEnd
+from workers.checkpoints.vectors.rerankers import Question
 
 HEAD = 64  # characters for each token that there is room for: read first, and more only if these are too few
 SLACK = 16  # tokens near a cut that may be others than in the whole text
@@ -99,22 +101,81 @@ def encode_text(text: TextFrontEnd, given: str, param: str, most: int, cut_to: i
         most: tokens that the model takes.
         cut_to: as of `Embed`.
     """
-    encoding = _encode_head(text, None, given, most)
+    encoding = _encode_head(text.encoding, given, most)
     ids = encoding.ids
     if not ids:
         raise bad_request(param, f"{param} has no tokens")
     if (limit := _limit(most, cut_to)) is not None and len(ids) > limit:
-        return Input(_without_end(encoding, param, limit).ids)
+        return Input(_without_end(encoding, 0, param, limit).ids)
     return Input(_within(ids, param, most, cut_to))
 
 
-def _encode_head(text: TextFrontEnd, first: str | None, given: str, most: int) -> Encoding:
+def encode_pairs(
+    request: Rerank, text: TextFrontEnd, model: ModelDescription, context_length: int
+) -> list[Input]:
+    """Each document of a request with its query, within what the model takes.
+
+    Raises:
+        CortexError: NOT_SUPPORTED, BAD_REQUEST or CONTEXT_LENGTH_EXCEEDED, naming the field.
+    """
+    if model.reranker is None:
+        why = "cannot rank documents; /v1/models says which models can"
+        raise CortexError(Code.NOT_SUPPORTED, f"model: {request.model} {why}", param="model")
+    most, question = most_tokens(model, context_length), model.reranker.question
+    if request.instruction is not None and question is None:
+        raise bad_request("instruction", "instruction: the model takes none")
+    if len(request.query) > HEAD * most:
+        raise bad_request("query", f"query is too long: the model takes {most} tokens, documents included")
+    inputs = []
+    for number, document in enumerate(request.input):
+        param = f"input[{number}]"
+        if not isinstance(document, str):
+            raise bad_request(param, f"{param}: a document is a text")
+        if question is None:
+            inputs.append(_pair(text, request, document, param, most))
+        else:
+            inputs.append(_asked(text, request, question, document, param, most))
+    return inputs
+
+
+def _pair(text: TextFrontEnd, request: Rerank, document: str, param: str, most: int) -> Input:
+    """As the tokenizer puts two texts together."""
+    encoding = _encode_head(lambda head: text.encoding((request.query, head)), document, most)
+    size = len(encoding.ids)
+    limit = min(size, _limit(most, request.cut_to) or size)
+    if request.document_tokens is not None:
+        limit = min(limit, size - encoding.sequence_ids.count(1) + request.document_tokens)
+    made = _without_end(encoding, 1, param, limit)
+    check_tokens(param, len(made.ids), most)
+    return made
+
+
+def _asked(
+    text: TextFrontEnd, request: Rerank, question: Question, document: str, param: str, most: int
+) -> Input:
+    """As a question to a causal model, whose parts are tokenised apart, so that only the document is cut."""
+    instruction = request.instruction or question.instruction
+    asked = f"<Instruct>: {instruction}\n<Query>: {request.query}\n<Document>: "
+    before, behind = (text.encode(part, special=False) for part in (question.before, question.behind))
+    query = text.encode(asked, special=False)
+    ids = _encode_head(lambda head: text.encoding(asked + head, special=False), document, most).ids
+    room = most - len(before) - len(behind)
+    if request.document_tokens is not None:
+        ids = ids[: len(query) + request.document_tokens]
+    if (limit := _limit(most, request.cut_to)) is not None:
+        ids = ids[: limit - len(before) - len(behind)]
+        if len(ids) <= len(query):
+            raise bad_request(param, f"{param}: {limit} tokens leave no room for it")
+    check_tokens(param, len(ids), room)
+    return Input([*before, *ids, *behind])
+
+
+def _encode_head(encode: Callable[[str], Encoding], given: str, most: int) -> Encoding:
     """Of all of `given`, or of so much of it that it is too long for certain: megabytes take seconds, and
     each token takes hundreds of bytes. A text of spaces may have few tokens however long it is."""
     size = HEAD * most
     while True:
-        head = given[:size]
-        encoding = text.encoding(head if first is None else (first, head))
+        encoding = encode(given[:size])
         if size >= len(given) or len(encoding.ids) > most + SLACK:
             return encoding
         size *= 4
@@ -133,15 +194,19 @@ def _within(ids: list[int], param: str, most: int, cut_to: int | None) -> list[i
     return ids
 
 
-def _without_end(encoding: Encoding, param: str, limit: int) -> Input:
-    """`limit` tokens of an encoding: its last text loses its end, and what stands around the texts stays."""
+def _without_end(encoding: Encoding, last: int, param: str, limit: int) -> Input:
+    """`limit` tokens of an encoding: its last text loses its end, and what stands around the texts stays.
+
+    Args:
+        last: number of that text.
+    """
     ids, kinds, texts = encoding.ids, encoding.type_ids, encoding.sequence_ids
-    last = max((number for number in texts if number is not None), default=0)
-    end = max((place for place, number in enumerate(texts) if number == last), default=-1) + 1
-    first = end - (len(ids) - limit)
-    if first < 1 or texts[first - 1] != last:
-        raise bad_request(param, f"{param}: {limit} tokens leave no room for it")
-    ids, kinds = ids[:first] + ids[end:], kinds[:first] + kinds[end:]
+    if (surplus := len(ids) - limit) > 0:
+        end = max((place for place, number in enumerate(texts) if number == last), default=-1) + 1
+        first = end - surplus
+        if first < 1 or texts[first - 1] != last:
+            raise bad_request(param, f"{param}: {limit} tokens leave no room for it")
+        ids, kinds = ids[:first] + ids[end:], kinds[:first] + kinds[end:]
     return Input(ids, kinds.index(1) if 1 in kinds else 0)
 
 

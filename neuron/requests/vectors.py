@@ -14,6 +14,8 @@ from neuron.requests.inputs import Input, check_tokens, most_tokens
 from neuron.requests.prompt import pack
 from neuron.requests.request import OpenRequest
 
+MAX_INPUTS = 2048  # of one request, as OpenAI has it
+
 
 class VectorRequest(OpenRequest):
     """Ends when all of its inputs have their vectors.

@@ -116,9 +116,9 @@ class TextFrontEnd:
         """Token ids of `text`; see `TextTokenizer.encode`."""
         return self._tokenizer.encode(text, special)
 
-    def encoding(self, text: str | tuple[str, str]) -> Encoding:
-        """Of a text, or of two that belong together, with what the tokenizer puts around them."""
-        return self._tokenizer.encoding(text, special=True)
+    def encoding(self, text: str | tuple[str, str], special: bool = True) -> Encoding:
+        """Of a text, or of two that belong together; `special`: with what the tokenizer puts around them."""
+        return self._tokenizer.encoding(text, special)
 
     def encode_infill(self, prefix: str | Sequence[int], suffix: str) -> list[int]:
         """Token ids of the prompt for what stands between two texts.

@@ -140,6 +140,7 @@ def test_what_is_filled_in_ends_where_another_file_would_begin(sdk: openai.OpenA
     assert sdk.completions.create(**fields).choices[0].text == "x + 1another file"
 
 
-def test_no_model_ranks(scripted: Cortex) -> None:
+def test_a_model_that_writes_does_not_rank(scripted: Cortex) -> None:
     response = scripted.post("/v1/rerank", model="scripted", query="q", documents=["a"])
     assert (response.status_code, response.json()["error"]["param"]) == (400, "model")
+    assert "cannot rank documents" in response.json()["error"]["message"]

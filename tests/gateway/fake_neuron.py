@@ -42,6 +42,8 @@ from ipc.messages import (
     Progress,
     Quote,
     Quoted,
+    Ranked,
+    Rerank,
     Started,
     State,
     Text,
@@ -190,6 +192,9 @@ class FakeNeuron:
                 )
             case Detokenize():
                 peer.send(Text(id=request.id, text=" ".join(map(str, request.token_ids))))
+            case Rerank():
+                scores = [float(len(each)) for each in request.input]
+                peer.send(Ranked(id=request.id, scores=scores, prompt_tokens=len(scores)))
             case Generate():
                 self.served.append(request)
                 work = self.work[key] = Work(peer, request)

@@ -14,23 +14,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.config import GatewayConfig
 from gateway.dialects import RequestContext
 from gateway.dialects.openai import chat, completions, embeddings
-from gateway.dialects.vllm import tokens
-from gateway.dialects.vllm.rerank import Rerank
-from gateway.fleet.view import Fleet
+from gateway.dialects.vllm import rerank, tokens
 from ipc.errors import Code, CortexError
 from tests.gateway.parsing import TOOL, USER
 
-FLEET = Fleet(GatewayConfig(neurons=[]))
 PARSE: dict[str, Callable[[bytes, RequestContext], Any]] = {
     "/v1/chat/completions": chat.parse,
     "/v1/completions": completions.parse,
     "/v1/embeddings": embeddings.parse,
     "/tokenize": tokens.parse_tokenize,
     "/detokenize": tokens.parse_detokenize,
-    "/v1/rerank": Rerank(FLEET).parse,
+    "/v1/rerank": rerank.parse,
 }
 CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 PART = {"type": "text", "text": "x"}
@@ -144,11 +140,8 @@ def test_ten_megabytes_of_a_wrong_value_are_not_repeated(path: str) -> None:
 def test_of_a_key_that_comes_twice_the_last_one_counts(path: str) -> None:
     body = json.dumps(VALID[path]).encode()
     twice = b'{"model":"another",' + body[1:]
-    if path == "/v1/rerank":
-        assert outcome(path, body).code == outcome(path, twice).code == Code.NEURON_LOST
-    else:
-        request, _ = asyncio.run(PARSE[path](twice, RequestContext("r")))
-        assert request.model == "m"
+    request, _ = asyncio.run(PARSE[path](twice, RequestContext("r")))
+    assert request.model == "m"
     assert outcome(path, body[:-1] + b',"model":5}').param == "model"
 
 
@@ -183,7 +176,7 @@ def spoilt(draw: st.DrawFn) -> tuple[str, str, dict[str, Any]]:
 def test_one_wrong_value_is_refused_by_its_name_or_taken(case: tuple[str, str, dict[str, Any]]) -> None:
     path, field, body = case
     error = outcome(path, json.dumps(body).encode())
-    if error is None or (path == "/v1/rerank" and error.code in (Code.MODEL_NOT_FOUND, Code.NEURON_LOST)):
+    if error is None:
         return
     assert error.code in (Code.BAD_REQUEST, Code.NOT_SUPPORTED)
     # What refers to another field may be told at either end.

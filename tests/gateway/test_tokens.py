@@ -112,11 +112,16 @@ RANK = {"model": "echo", "query": "q", "documents": ["a", {"text": "b"}], "top_n
 
 
 @pytest.mark.parametrize("path", ["/rerank", "/v1/rerank", "/v2/rerank"])
-def test_no_model_ranks_and_each_says_so(http: httpx.Client, path: str) -> None:
-    answer = http.post(path, json=RANK)
-    error = answer.json()["error"]
-    assert (answer.status_code, error["code"], error["param"]) == (400, "not_supported", "model")
-    assert "'echo' is a language model and cannot rank" in error["message"]
+def test_the_best_documents_come_first(http: httpx.Client, path: str) -> None:
+    asked = RANK | {"documents": ["a", {"text": "long"}, "long", "three"]}
+    answer = http.post(path, json=asked | {"top_n": 3, "return_documents": True}).json()
+    scores = [
+        (each["index"], each["relevance_score"], each["document"]["text"]) for each in answer["results"]
+    ]
+    assert scores == [(3, 5.0, "three"), (1, 4.0, "long"), (2, 4.0, "long")]  # of equals the earlier one
+    assert answer["usage"] == {"prompt_tokens": 4, "total_tokens": 4}
+    answer = http.post(path, json=asked | {"top_n": None}).json()
+    assert [set(each) for each in answer["results"]] == [{"index", "relevance_score"}] * 4
     answer = http.post(path, json=RANK | {"model": "nobody's"})
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
 

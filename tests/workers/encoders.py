@@ -10,7 +10,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import BertConfig, BertModel, PreTrainedModel, RobertaConfig, RobertaModel
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    BertModel,
+    PreTrainedModel,
+    RobertaConfig,
+    RobertaModel,
+    XLMRobertaConfig,
+    XLMRobertaForSequenceClassification,
+)
 
 from ipc.worker_messages import Submit
 from tests.workers.checkpoints import fill
@@ -39,10 +48,23 @@ def roberta(**changes: Any) -> PreTrainedModel:
     return RobertaModel(RobertaConfig(**values), add_pooling_layer=False)
 
 
+def bert_classifier(**changes: Any) -> PreTrainedModel:
+    return BertForSequenceClassification(BertConfig(**SIZES | {"num_labels": 1} | changes))
+
+
+def xlm_roberta_classifier(**changes: Any) -> PreTrainedModel:
+    values = SIZES | {"pad_token_id": 1, "type_vocab_size": 1, "num_labels": 1} | changes
+    return XLMRobertaForSequenceClassification(XLMRobertaConfig(**values))
+
+
 ENCODERS: dict[str, Callable[[], PreTrainedModel]] = {
     "bert": bert,
     "bert_gelu_new": lambda: bert(hidden_act="gelu_new", type_vocab_size=1),
     "roberta": roberta,
+}
+CLASSIFIERS: dict[str, Callable[[], PreTrainedModel]] = {
+    "bert_classifier": bert_classifier,
+    "xlm_roberta_classifier": xlm_roberta_classifier,
 }
 
 
@@ -55,7 +77,7 @@ def write(
         modules: of sentence-transformers, beside the first: class, folder and configuration.
     """
     torch.manual_seed(sum(name.encode()))
-    model = ENCODERS[name]()
+    model = (ENCODERS | CLASSIFIERS)[name]()
     fill(model, std=0.3)
     model.save_pretrained(folder)
     (folder / "tokenizer.json").write_text("{}")  # nobody reads a text here
@@ -113,8 +135,18 @@ def vectors(runner: EncoderRunner, inputs: list[list[int]], seconds: Sequence[in
 @torch.inference_mode()
 def hidden(oracle: PreTrainedModel, ids: list[int], second: int = 0) -> Tensor:  # [tokens, hidden]
     """The last hidden states of one text, or of a pair."""
-    more = {}
-    if getattr(oracle.config, "type_vocab_size", 0):
+    return oracle(**_inputs(oracle, ids, second)).last_hidden_state[0]
+
+
+@torch.inference_mode()
+def score(oracle: PreTrainedModel, ids: list[int], second: int) -> Tensor:  # [1]
+    """The logit of a pair."""
+    return oracle(**_inputs(oracle, ids, second)).logits[0]
+
+
+def _inputs(oracle: PreTrainedModel, ids: list[int], second: int) -> dict[str, Tensor]:
+    inputs = {"input_ids": torch.tensor([ids])}
+    if getattr(oracle.config, "type_vocab_size", 0) > 1:
         types = [int(0 < second <= place) for place in range(len(ids))]
-        more["token_type_ids"] = torch.tensor([types])
-    return oracle(torch.tensor([ids]), **more).last_hidden_state[0]
+        inputs["token_type_ids"] = torch.tensor([types])
+    return inputs

@@ -35,8 +35,9 @@ from workers.checkpoints.quantisation import registry as schemes
 from workers.checkpoints.quantisation.scheme import Scheme, Stored
 from workers.checkpoints.safetensors import DTYPE_BYTES as STORED_BYTES
 from workers.checkpoints.safetensors import INDEX, SINGLE, Tensor, read_tensors
-from workers.checkpoints.vectors import modules, stages
+from workers.checkpoints.vectors import purpose
 from workers.checkpoints.vectors.modules import Embedder
+from workers.checkpoints.vectors.rerankers import Reranker
 from workers.checkpoints.vectors.stages import Pooling, Stage
 
 Dtype = Literal["bfloat16", "float16", "float32"]
@@ -108,26 +109,29 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     notes: list[str]  # what is not as the files have it, for whoever serves the model
     created: int  # Unix time
     embedder: Embedder | None = None  # of a model that is made for nothing but vectors
+    reranker: Reranker | None = None  # the same, for scores
 
     @property
     def completion(self) -> bool:
         """Whether it writes text."""
-        return self.embedder is None
+        return self.embedder is None and self.reranker is None
 
     @property
     def embedding(self) -> bool:
         """Whether it turns texts into vectors, as every model does that is not made for something else."""
-        return True
+        return self.reranker is None
 
     @property
     def pooling(self) -> Pooling:
         """What becomes of the hidden states of a text, where no request says."""
-        return "last" if self.embedder is None else self.embedder.pooling
+        made_for = self.embedder or self.reranker
+        return "last" if made_for is None else made_for.pooling
 
     @property
     def stages(self) -> tuple[Stage, ...]:
         """What the pooled vector goes through."""
-        return () if self.embedder is None else self.embedder.stages
+        made_for = self.embedder or self.reranker
+        return () if made_for is None else made_for.stages
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -336,16 +340,16 @@ def _of_folder(folder: Path) -> ModelCard:
     stored = {family.usual_name(name): tensor for name, tensor in read_tensors(folder).items()}
     if is_within:
         stored = within.tensors(stored)
-    listed = modules.read_modules(folder)
-    embedder: Embedder | None = None
-    if listed or model.bidirectional:
-        embedder, beside = modules.read_embedder(folder, listed, model.hidden_size, given)
-        stored |= beside
-        _check_embedder(folder, model, embedder)
-        model = config.up_to(model, embedder.max_tokens)
+    made_for = purpose.read(
+        path, architecture, given, model, family.classifier and family.classifier(model, given)
+    )
+    stored |= made_for.beside
+    if made_for.embedder is not None:
+        model = config.up_to(model, made_for.embedder.max_tokens)
     model, notes = _head(model, stored)
     notes += [within.NOTE] * is_within
-    specs = [*family.tensors(model), *stages.tensors(embedder.stages if embedder else ())]
+    specs = [*family.tensors(model)]
+    specs += [TensorSpec(*tensor, "none") for stage in made_for.stages for tensor in stage.tensors()]
     files, tensors, used = _check_tensors(path, specs, stored, scheme)
     ignored = KNOWN_UNUSED if scheme is None else (*KNOWN_UNUSED, *scheme.beside)
     unused = sorted(name for name in stored.keys() - used if not name.endswith(ignored))
@@ -369,7 +373,8 @@ def _of_folder(folder: Path) -> ModelCard:
         defaults=said,
         notes=[*notes, *config.notes(given), *stored_as, *more],
         created=int(path.stat().st_mtime),
-        embedder=embedder,
+        embedder=made_for.embedder,
+        reranker=made_for.reranker,
     )
 
 
@@ -412,13 +417,6 @@ def _check_served(path: Path, model: ModelConfig) -> None:
         if layer.kind not in SERVED:
             what = f"a window of {layer.window} tokens" if layer.window else f"a {layer.kind}"
             refuse(path, f"layer {number} has {what}, which is not supported yet")
-
-
-def _check_embedder(folder: Path, model: ModelConfig, embedder: Embedder) -> None:
-    """See that a causal model is asked for what can be computed in chunks, from cached prefixes."""
-    if not model.bidirectional and (embedder.stages or embedder.pooling not in ("last", "mean")):
-        what = "Dense" if embedder.stages else f"pooling by {embedder.pooling}"
-        refuse(folder / modules.MODULES, f"{what} after a causal model is not supported")
 
 
 def _head(model: ModelConfig, stored: dict[str, Tensor]) -> tuple[ModelConfig, list[str]]:

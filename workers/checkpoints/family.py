@@ -10,7 +10,9 @@ from typing import Any, Literal, NamedTuple
 
 from workers.checkpoints.config import ModelConfig
 from workers.checkpoints.layers import kv_heads_on_rank
+from workers.checkpoints.vectors.stages import Pooling, Stage
 
+Classifier = tuple[Pooling, tuple[Stage, ...]]
 Sharing = Literal["rows", "plain_rows", "kv_rows", "qkv_rows", "columns", "vocabulary", "none"]
 
 
@@ -57,6 +59,7 @@ class Family:
         within: names of those that have such a model in them, and its `model_type` there.
         read: `config.json` to what it means; refuses what is not done, by name.
         tensors: all that are loaded.
+        classifier: of models that end in one, the pooling before it and its stages.
         usual_name: how `tensors` calls what stands in files under that name.
     """
 
@@ -66,3 +69,4 @@ class Family:
     tensors: Callable[[ModelConfig], Iterator[TensorSpec]]
     within: Mapping[str, str] = field(default_factory=dict)
     usual_name: Callable[[str], str] = str
+    classifier: Callable[[ModelConfig, Mapping[str, Any]], Classifier] | None = None

@@ -290,8 +290,19 @@ class ModelRunner:
     def _pool(self, segment: Segment, hidden: Tensor) -> Tensor:  # [hidden] float64
         """The last of its hidden states, or the sum of all: in float64, so that chunks do not matter."""
         rows = segment.rows
+        if segment.slot.new.pooling == "score":
+            return self._score(segment, hidden)
         first = rows.start if segment.slot.new.pooling == "mean" else rows.stop - 1
         return self.model.norm(hidden[first : rows.stop]).sum(dim=0, dtype=torch.float64)
+
+    def _score(self, segment: Segment, hidden: Tensor) -> Tensor:  # [1] float64
+        """How much more likely the one answer to a whole prompt is than the other; on rank 0."""
+        nothing = hidden.new_zeros(1, dtype=torch.float64)
+        question, last = self.card.reranker.question, segment.rows.stop - 1
+        if segment.end < segment.slot.new.prompt_len:
+            return nothing
+        logits = self.model.logits(hidden[last : last + 1])
+        return nothing if logits is None else (logits[:, question.yes] - logits[:, question.no]).double()
 
     def _tell(self, segment: Segment, hidden: Tensor) -> list[Logprobs]:
         """How probable the tokens of a prompt were that follow those of `segment`."""

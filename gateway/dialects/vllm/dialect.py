@@ -6,15 +6,13 @@ from collections.abc import Mapping
 
 from gateway.dialects import Parse, ParseOne, Services
 from gateway.dialects.openai.envelope import refuse
-from gateway.dialects.vllm import tokens
-from gateway.dialects.vllm.rerank import Rerank
+from gateway.dialects.vllm import rerank, tokens
 
 
 class VLLM:
     """Text to tokens and back, and ranking."""
 
     def __init__(self, services: Services) -> None:
-        rerank = Rerank(services.fleet)
         self.generations: Mapping[str, Parse] = {}
         self.replies: Mapping[str, ParseOne] = {
             "/tokenize": tokens.parse_tokenize,

@@ -1,21 +1,23 @@
-"""`POST /rerank`, `/v1/rerank` and `/v2/rerank`, as Cohere and Jina have them.
+"""`POST /rerank`, `/v1/rerank` and `/v2/rerank`: documents in the order in which they answer a query.
 
-No model that is served here can rank: they continue texts. The request is read as if one could, and refused:
-an order that were made of their embeddings would look like an answer and be none.
+One request and one answer for what Cohere, Jina, vLLM and Text Embeddings Inference take. A document that is
+longer than the model takes is refused, unless one of them asks for it to be cut: Cohere's
+`max_tokens_per_doc`, vLLM's `truncate_prompt_tokens`, or `truncate`.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import msgspec
 from msgspec import Meta, Struct
 
 from gateway.dialects import RequestContext
-from gateway.dialects.fields import Count, Name, Short, decode
-from gateway.fleet.view import Fleet
-from gateway.refusals import shown
-from ipc.errors import Code, CortexError
+from gateway.dialects.fields import Count, Int, Name, Short, decode, renamed
+from gateway.dialects.openai.embeddings import Limit, UsageOut, cut_to
+from gateway.dialects.writing import encode
+from ipc.errors import CortexError
+from ipc.messages import Ranked, Rerank
 
 
 class Document(Struct):
@@ -27,31 +29,70 @@ class RerankFields(Struct, kw_only=True):
     query: str
     documents: Annotated[list[str | Document], Meta(min_length=1)]
     top_n: Count | None = None
-    max_tokens_per_doc: Count | None = None  # Cohere
     return_documents: bool | None = None
+    max_tokens_per_doc: Count | None = None
+    truncate_prompt_tokens: Limit | None = None  # of query and document together
+    truncate: bool | None = None
+    instruction: Name | None = None  # ours: for models that are told what makes a document a good one
+    priority: Int | None = None
     user: Short | None = None
+
+
+class Result(Struct, omit_defaults=True):
+    index: int
+    relevance_score: float
+    document: Document | None = None
+
+
+class Ranking(Struct):
+    id: str
+    model: str
+    results: list[Result]
+    usage: UsageOut
+    meta: dict[str, dict[str, int]]  # where Cohere tells of tokens
 
 
 _decoder = msgspec.json.Decoder(RerankFields)
 
 
-class Rerank:
-    """Reads requests, and says why there is no answer."""
+async def parse(body: bytes, context: RequestContext) -> tuple[Rerank, RerankRenderer]:
+    """Read a request.
 
-    def __init__(self, fleet: Fleet) -> None:
-        self._fleet = fleet
+    Raises:
+        CortexError: a field is wrong; `param` names it.
+    """
+    fields = decode(_decoder, body)
+    texts = [each if isinstance(each, str) else each.text for each in fields.documents]
+    rerank = Rerank(
+        id=0,
+        model=fields.model,
+        input=texts,
+        query=fields.query,
+        document_tokens=fields.max_tokens_per_doc,
+        instruction=fields.instruction,
+        priority=fields.priority or 0,
+        cut_to=cut_to(fields.truncate_prompt_tokens, fields.truncate),
+    )
+    return rerank, RerankRenderer(fields, texts, context.request_id)
 
-    async def parse(self, body: bytes, context: RequestContext) -> NoReturn:
-        """Refuse a request.
 
-        Raises:
-            CortexError: a field is wrong, there is no such model, or there is; `param` names the field.
-        """
-        fields = decode(_decoder, body)
-        await self._fleet.place(self._fleet.resolve(fields.model), needs_load=False)
-        raise CortexError(
-            Code.NOT_SUPPORTED,
-            f"model: {shown(fields.model)} is a language model and cannot rank documents; no model that can "
-            "is served here",
-            param="model",
-        )
+class RerankRenderer:
+    """Writes the best documents, the best one first; of equal ones the earlier is first."""
+
+    def __init__(self, fields: RerankFields, texts: list[str], request_id: str) -> None:
+        self._fields, self._texts, self._id = fields, texts, request_id
+
+    def whole(self, reply: Ranked) -> bytes:
+        fields, scores = self._fields, reply.scores
+        order = sorted(range(len(scores)), key=lambda index: -scores[index])[: fields.top_n]
+        results = [
+            Result(index, scores[index], Document(self._texts[index]) if fields.return_documents else None)
+            for index in order
+        ]
+        tokens = reply.prompt_tokens
+        meta = {"tokens": {"input_tokens": tokens}}
+        return encode(Ranking(self._id, fields.model, results, UsageOut(tokens, tokens), meta))
+
+    def in_client_words(self, error: CortexError) -> CortexError:
+        """An error of the neuron, with the field called as the client calls it."""
+        return renamed(error, {"input": "documents"})

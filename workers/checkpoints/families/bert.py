@@ -15,8 +15,9 @@ from msgspec.structs import replace
 
 from workers.checkpoints import config
 from workers.checkpoints.config import ConfigFile, Encoder, ModelConfig
-from workers.checkpoints.family import Family, TensorSpec
+from workers.checkpoints.family import Classifier, Family, TensorSpec
 from workers.checkpoints.files import refuse
+from workers.checkpoints.vectors.stages import Stage
 
 WORDS, POSITIONS, TYPES = (f"embeddings.{name}_embeddings" for name in ("word", "position", "token_type"))
 NORM = "embeddings.LayerNorm"
@@ -102,6 +103,21 @@ def tensors(model: ModelConfig) -> Iterator[TensorSpec]:
         yield from _norm(f"{prefix}output.LayerNorm", hidden)
 
 
+def bert_classifier(model: ModelConfig, given: Mapping[str, Any]) -> Classifier:
+    """Of the first token, through the pooler that was trained with the model."""
+    hidden = model.hidden_size
+    return "cls", (Stage("pooler.dense", hidden, hidden, True, "tanh"), Stage("classifier", hidden, 1, True))
+
+
+def roberta_classifier(model: ModelConfig, given: Mapping[str, Any]) -> Classifier:
+    """Of the first token, by two layers of its own."""
+    hidden = model.hidden_size
+    return "cls", (
+        Stage("classifier.dense", hidden, hidden, True, "tanh"),
+        Stage("classifier.out_proj", hidden, 1, True),
+    )
+
+
 def usual_name(name: str) -> str:
     """The name of a tensor as a BertModel that stands alone has it, and as it is written since 2019."""
     for prefix in PREFIXES:
@@ -122,14 +138,23 @@ def _norm(name: str, size: int) -> Iterator[TensorSpec]:
     yield TensorSpec(f"{name}.bias", (size,), "none")
 
 
-BERT = Family("bert", ("BertModel", "BertForMaskedLM"), read_bert, tensors, usual_name=usual_name)
+BERT = Family(
+    "bert",
+    ("BertModel", "BertForMaskedLM", "BertForSequenceClassification"),
+    read_bert,
+    tensors,
+    usual_name=usual_name,
+    classifier=bert_classifier,
+)
 ROBERTA = Family(
     "roberta",
     (
         *("RobertaModel", "RobertaForMaskedLM", "XLMRobertaModel", "XLMRobertaForMaskedLM"),
-        *("CamembertModel", "CamembertForMaskedLM"),
+        *("CamembertModel", "CamembertForMaskedLM", "RobertaForSequenceClassification"),
+        *("XLMRobertaForSequenceClassification", "CamembertForSequenceClassification"),
     ),
     read_roberta,
     tensors,
     usual_name=usual_name,
+    classifier=roberta_classifier,
 )

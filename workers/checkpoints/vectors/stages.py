@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Literal
 
 import msgspec
-
-from workers.checkpoints.family import TensorSpec
 
 # Of the hidden states of a text: the first, the last, their mean, the largest of each dimension, or their sum
 # over the square root of their number.
@@ -26,14 +24,12 @@ class Stage(msgspec.Struct, frozen=True):
     norm: str = ""  # the name of a LayerNorm behind it
     norm_bias: bool = False
 
-
-def tensors(stages: Iterable[Stage]) -> Iterator[TensorSpec]:
-    """All that the stages load."""
-    for stage in stages:
-        yield TensorSpec(f"{stage.name}.weight", (stage.outputs, stage.inputs), "none")
-        if stage.bias:
-            yield TensorSpec(f"{stage.name}.bias", (stage.outputs,), "none")
-        if stage.norm:
-            yield TensorSpec(f"{stage.norm}.weight", (stage.outputs,), "none")
-            if stage.norm_bias:
-                yield TensorSpec(f"{stage.norm}.bias", (stage.outputs,), "none")
+    def tensors(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """What it loads: names and shapes."""
+        yield f"{self.name}.weight", (self.outputs, self.inputs)
+        if self.bias:
+            yield f"{self.name}.bias", (self.outputs,)
+        if self.norm:
+            yield f"{self.norm}.weight", (self.outputs,)
+            if self.norm_bias:
+                yield f"{self.norm}.bias", (self.outputs,)
