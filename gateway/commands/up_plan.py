@@ -15,6 +15,8 @@ from gateway.config import split_address
 
 LOOPBACK = "127.0.0.1"
 NEURON_PORT = 13131
+GGUF = ".gguf"
+PART = re.compile(r"-\d{5}-of-\d{5}$")  # at the end of the name of a part of a set
 
 
 class UpError(Exception):
@@ -160,11 +162,15 @@ def model_entry(name: str, dtype: str | None, ranks: int, devices: list[str] | N
     folder = Path(name).expanduser()
     if name == "simulated":
         entry["simulated"] = {}
+    elif folder.suffix == GGUF and not folder.is_dir():
+        if not folder.is_file():
+            raise UpError(f"--model {name}: there is no such file")
+        entry |= {"id": PART.sub("", folder.stem), "path": str(folder.absolute())}
     elif name != "demo" and (folder.is_dir() or name.startswith(("/", ".", "~"))):
         if not folder.is_dir():
             raise UpError(f"--model {name}: there is no such folder")
-        if not (folder / "config.json").is_file():
-            raise UpError(f"--model {name}: the folder holds no config.json, so no Hugging Face checkpoint")
+        if not (folder / "config.json").is_file() and not any(folder.glob(f"*{GGUF}")):
+            raise UpError(f"--model {name}: the folder holds neither a config.json nor a GGUF file")
         entry |= {"id": folder.resolve().name, "path": str(folder.resolve())}
     return entry
 

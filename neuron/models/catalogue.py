@@ -8,7 +8,8 @@ from pathlib import Path
 
 from ipc.errors import Code, CortexError
 from neuron.config import ModelSettings, NeuronConfig
-from workers.checkpoints.card import is_checkpoint, refusal
+from workers.checkpoints.card import gguf_files, is_checkpoint, refusal
+from workers.checkpoints.gguf.splits import by_label, files_in, name_of
 
 DEMO = "demo"  # the id of the model that comes with the package
 DEMO_FOLDER = Path(__file__).parents[1] / "demo"
@@ -20,8 +21,9 @@ class Catalogue:
     """The models that this neuron can find.
 
     An id is looked up in the configured models, then it may be `demo`, then a folder below one of
-    `model_folders`, then a repository in the Hugging Face cache. Ids come from clients: an absolute path
-    is found only where the configuration has it as a model's id, and one that climbs with `..` never; with
+    `model_folders` or a GGUF file in it, then a repository in the Hugging Face cache. Of several GGUF models
+    in one folder each has its own name: `folder:Q4_K_M`. Ids come from clients: an absolute path is found
+    only where the configuration has it as a model's id, and one that climbs with `..` never; with
     `only_configured` no id is that the configuration does not have.
     """
 
@@ -45,7 +47,7 @@ class Catalogue:
         return self._adapters.get(model_id, model_id)
 
     def find(self, model_id: str) -> Path:
-        """The folder of `model_id`.
+        """The folder or the GGUF file of `model_id`.
 
         Raises:
             CortexError: MODEL_NOT_FOUND, saying where it was looked for and how to get it.
@@ -58,15 +60,19 @@ class Catalogue:
         if configured is not None and (configured.path is not None or os.path.isabs(model_id)):
             folder = Path(configured.path or model_id).expanduser()
             if not folder.exists():
-                raise _not_found(model_id, f"its configured folder {folder} is not there")
+                raise _not_found(model_id, f"its configured path {folder} is not there")
             return folder
         if model_id == DEMO:
             return DEMO_FOLDER
         if not _is_plain(model_id):
             raise _not_found(model_id, "an id is a name, or organisation/name")
-        for folder in (*(parent / model_id for parent in self._folders), self._snapshot(model_id)):
-            if folder is not None and is_checkpoint(folder):
-                return folder
+        beside = []  # of the same folder
+        for name, path in self._named(model_id):
+            if name == model_id and is_checkpoint(path):
+                return path
+            beside += [name] if name.startswith(f"{model_id}:") else []
+        if beside:
+            raise _not_found(model_id, f"there are {', '.join(beside)}")
         places = ", ".join(str(place) for place in (*self._folders, self._cache))
         raise _not_found(model_id, f"looked in {places}; `hf download {model_id}` gets it into the cache")
 
@@ -85,17 +91,17 @@ class Catalogue:
         looked_at = dict(self._looked_at)
         self._looked_at.clear()
         self.refused = {}
-        for model_id, folder in ((DEMO, DEMO_FOLDER), *self._in_folders(), *self._in_cache()):
+        for model_id, path in ((DEMO, DEMO_FOLDER), *self._in_folders(), *self._in_cache()):
             if model_id in found:
                 continue
-            signature = _signature(folder)
-            before, reason = looked_at.get(folder, (None, None))
+            signature = _signature(path)
+            before, reason = looked_at.get(path, (None, None))
             if signature != before:
-                reason = refusal(folder)
-            self._looked_at[folder] = (signature, reason)
+                reason = refusal(path)
+            self._looked_at[path] = (signature, reason)
             if reason is None:
                 found[model_id] = signature
-            elif is_checkpoint(folder):
+            elif is_checkpoint(path):
                 self.refused[model_id] = reason
         return found
 
@@ -108,19 +114,30 @@ class Catalogue:
         except CortexError:
             return ()
 
+    def _named(self, model_id: str) -> Iterator[tuple[str, Path]]:
+        """Where `model_id` may be, and what else is in the same folders."""
+        name = model_id.partition(":")[0]
+        for parent in self._folders:
+            yield model_id, parent / model_id
+            yield from _models(name, parent / name)
+            yield from _files(parent)
+        if (folder := self._snapshot(name)) is not None:
+            yield from _models(name, folder)
+
     def _in_folders(self) -> Iterator[tuple[str, Path]]:
         for parent in self._folders:
             for folder in _subfolders(parent):
-                yield folder.name, folder
+                yield from _models(folder.name, folder)
                 for nested in _subfolders(folder):
-                    yield f"{folder.name}/{nested.name}", nested
+                    yield from _models(f"{folder.name}/{nested.name}", nested)
+            yield from _files(parent)
 
     def _in_cache(self) -> Iterator[tuple[str, Path]]:
         for repository in _subfolders(self._cache):
             kind, *names = repository.name.split("--")
             model_id = "/".join(names)
             if kind == "models" and (folder := self._snapshot(model_id)) is not None:
-                yield model_id, folder
+                yield from _models(model_id, folder)
 
     def _snapshot(self, model_id: str) -> Path | None:
         """The folder to which `refs/main` of the cached repository points."""
@@ -141,6 +158,21 @@ def default_cache() -> Path:
     return Path(HF_HUB_CACHE)
 
 
+def _models(name: str, folder: Path) -> Iterator[tuple[str, Path]]:
+    """The models in a folder called `name`: itself, or where it has several in GGUF files, each of them."""
+    files = gguf_files(folder)
+    if len(files) < 2:
+        yield name, folder
+        return
+    for label, path in by_label(files).items():
+        yield f"{name}:{label}", path
+
+
+def _files(parent: Path) -> Iterator[tuple[str, Path]]:
+    """The GGUF files that lie in a model folder itself, by their names."""
+    return ((name_of(path), path) for path in files_in(parent))
+
+
 def _subfolders(folder: Path) -> list[Path]:
     """Those of `folder`, in order; none where it is not there or cannot be read."""
     try:
@@ -150,11 +182,13 @@ def _subfolders(folder: Path) -> list[Path]:
         return []
 
 
-def _signature(folder: Path) -> Signature:
-    """Name, size and time of each file in `folder`, whatever links it is behind."""
+def _signature(path: Path) -> Signature:
+    """Name, size and time of a file, or of each one in a folder, whatever links it is behind."""
+    folder, only = (path, "") if os.path.isdir(path) else (path.parent, name_of(path))  # and its other parts
     try:
         with os.scandir(folder) as entries:
-            stats = [(entry.name, entry.stat()) for entry in entries if entry.is_file()]
+            files = [entry for entry in entries if entry.name.startswith(only) and entry.is_file()]
+            stats = [(entry.name, entry.stat()) for entry in files]
     except OSError:
         return ()
     return tuple(sorted((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats))

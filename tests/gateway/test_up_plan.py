@@ -60,12 +60,21 @@ def test_a_folder_of_the_working_directory_is_found(checkpoint, monkeypatch):
     assert model_entry("./tiny", None, 1, None)["id"] == "tiny"
 
 
+def test_a_gguf_file_is_served_under_its_name(tmp_path):
+    for name, model_id in (("a-Q4_K_M.gguf", "a-Q4_K_M"), ("b-00001-of-00002.gguf", "b")):
+        (tmp_path / name).write_text("")
+        entry = model_entry(str(tmp_path / name), None, 1, None)
+        assert (entry["id"], entry["path"]) == (model_id, str(tmp_path / name))
+    with pytest.raises(UpError, match="no such file"):
+        model_entry("missing.gguf", None, 1, None)
+
+
 def test_an_id_is_left_to_the_neuron_to_find():
     assert "path" not in model_entry("Qwen/Qwen3-0.6B", None, 1, None)
 
 
 def test_a_folder_without_a_checkpoint_is_refused(tmp_path):
-    with pytest.raises(UpError, match=r"holds no config\.json"):
+    with pytest.raises(UpError, match=r"neither a config\.json nor a GGUF file"):
         plan([str(tmp_path)])
     with pytest.raises(UpError, match="no such folder"):
         plan([str(tmp_path / "missing")])

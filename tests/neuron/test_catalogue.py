@@ -47,6 +47,51 @@ def test_a_model_is_found_in_a_model_folder_and_in_the_cache(places):
     assert catalogue.find("org/hub") == hub
 
 
+def gguf(path):
+    """The header of a GGUF file without anything in it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"GGUF" + (3).to_bytes(4, "little") + bytes(16))
+    return path
+
+
+def test_gguf_files_have_the_name_of_their_folder_or_their_own(places):
+    catalogue, shelf, cache = places
+    alone = gguf(shelf / "alone" / "whatever-Q8_0.gguf")
+    small, large = (
+        gguf(shelf / "org" / "two" / "two-IQ4_XS.gguf"),
+        gguf(shelf / "org" / "two" / "two.f16.gguf"),
+    )
+    gguf(shelf / "org" / "two" / "mmproj-two-f16.gguf")
+    beside = gguf(shelf / "beside-00001-of-00002.gguf")
+    gguf(shelf / "beside-00002-of-00002.gguf")
+    snapshot = cached(cache, "org/hub")
+    for file in snapshot.glob("*.safetensors"):
+        file.unlink()
+    hub = gguf(snapshot / "hub-Q4_K_M.gguf")
+    assert catalogue.find("alone") == alone.parent
+    assert catalogue.find("org/two:IQ4_XS") == small
+    assert catalogue.find("org/two:F16") == large
+    assert catalogue.find("beside") == beside
+    assert catalogue.find("org/hub") == hub.parent
+    gguf(snapshot / "hub-UD-Q8_K_XL.gguf")
+    assert catalogue.find("org/hub:Q4_K_M") == hub
+    assert "there are org/hub:Q4_K_M, org/hub:UD-Q8_K_XL" in refusal(catalogue, "org/hub")
+    refusal(catalogue, "org/two:Q2_K")
+    refusal(catalogue, "other.gguf")
+    catalogue.scan()
+    assert {"alone", "org/two:F16", "org/two:IQ4_XS", "beside", "org/hub:Q4_K_M"} <= catalogue.refused.keys()
+
+
+def test_a_part_that_comes_makes_a_set_another_one(places):
+    catalogue, shelf, _ = places
+    gguf(shelf / "split-00001-of-00002.gguf")
+    catalogue.scan()
+    assert "split-00002-of-00002.gguf: is missing" in catalogue.refused["split"]
+    gguf(shelf / "split-00002-of-00002.gguf")
+    catalogue.scan()
+    assert "is missing" not in catalogue.refused["split"]
+
+
 def test_a_model_folder_comes_before_the_cache(places):
     catalogue, shelf, cache = places
     cached(cache, "org/both")

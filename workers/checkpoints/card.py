@@ -273,12 +273,16 @@ def _gguf_file(path: Path) -> Path | None:
     """The GGUF file that `path` is, or has and nothing else; None: it is a folder of Hugging Face's."""
     if path.suffix == SUFFIX and not path.is_dir():
         return path
-    if any((path / name).exists() for name in (SINGLE, INDEX)):
-        return None
-    files = splits.files_in(path)
+    files = gguf_files(path)
     if len(files) > 1:
         refuse(path, f"has several models; name one of them: {', '.join(each.name for each in files)}")
     return files[0] if files else None
+
+
+def gguf_files(folder: Path) -> list[Path]:
+    """The models in GGUF files that `folder` has, where it is no checkpoint of Hugging Face's."""
+    plain = any(os.path.exists(folder / name) for name in (SINGLE, INDEX))
+    return [] if plain else splits.files_in(folder)
 
 
 def _of_gguf(path: Path) -> ModelCard:
@@ -389,7 +393,11 @@ def refusal(path: Path) -> str | None:
 
 def is_checkpoint(path: Path) -> bool:
     """Whether somebody put a model there, of whatever kind and however much of it."""
-    return os.path.exists(path / CONFIG) or bool(splits.files_in(path)) or path.suffix == SUFFIX
+    return (
+        os.path.exists(path / CONFIG)
+        or bool(splits.files_in(path))
+        or (path.suffix == SUFFIX and os.path.isfile(path))
+    )
 
 
 def _refuse_unknown(folder: Path, about: _About) -> NoReturn:

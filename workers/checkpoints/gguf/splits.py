@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from pathlib import Path
 
 from workers.checkpoints.files import refuse
@@ -30,12 +31,22 @@ def files_in(folder: Path) -> list[Path]:
     return list(found.values())
 
 
+def name_of(path: Path) -> str:
+    """What the model in a file is called: the file's name, without what only says which part it is."""
+    part = PART.fullmatch(path.name)
+    return part[1] if part else path.stem
+
+
 def label(path: Path) -> str:
     """What tells a file from those beside it: its quantisation, else its name."""
-    part = PART.fullmatch(path.name)
-    name = part[1] if part else path.stem
-    found = QUANTIZATION.findall(name)
-    return found[-1].upper() if found else name
+    found = QUANTIZATION.findall(name_of(path))
+    return found[-1].upper() if found else name_of(path)
+
+
+def by_label(files: list[Path]) -> dict[str, Path]:
+    """Files by their labels; those that share one by their names."""
+    labels = Counter(label(path) for path in files)
+    return {label(path) if labels[label(path)] == 1 else name_of(path): path for path in files}
 
 
 def parts_of(path: Path) -> list[Path]:
