@@ -93,7 +93,7 @@ class Overhead:
 
     def _packed_head(self) -> int:
         """A tied head, packed for oneDNN, is a copy of the embedding."""
-        if not (self.shapes.tied_head and self.packs_head):
+        if not (self.shapes.tied_head and self.shapes.writes and self.packs_head):
             return 0
         rows = -(-self.shapes.vocab_size // self.world_size)
         return rows * self.shapes.hidden_size * self.itemsize

@@ -14,6 +14,11 @@ from transformers import (
     BertConfig,
     BertForSequenceClassification,
     BertModel,
+    Gemma3TextConfig,
+    Gemma3TextModel,
+    ModernBertConfig,
+    ModernBertForSequenceClassification,
+    ModernBertModel,
     PreTrainedModel,
     RobertaConfig,
     RobertaModel,
@@ -36,6 +41,15 @@ SIZES = {
     "num_attention_heads": 4,
     "max_position_embeddings": 160,
 }
+MODERN = SIZES | {
+    "num_hidden_layers": 4,
+    "local_attention": 20,
+    "pad_token_id": 0,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "cls_token_id": None,
+    "sep_token_id": None,
+}
 ST = "sentence_transformers.models."
 
 
@@ -46,6 +60,26 @@ def bert(**changes: Any) -> PreTrainedModel:
 def roberta(**changes: Any) -> PreTrainedModel:
     values = SIZES | {"pad_token_id": 1, "type_vocab_size": 1} | changes
     return RobertaModel(RobertaConfig(**values), add_pooling_layer=False)
+
+
+def modernbert(**changes: Any) -> PreTrainedModel:
+    return ModernBertModel(ModernBertConfig(**MODERN | changes))
+
+
+def gemma(**changes: Any) -> PreTrainedModel:
+    """EmbeddingGemma: one key head, windows by turns."""
+    types = ["sliding_attention", "full_attention", "sliding_attention"]
+    values = {
+        **SIZES,
+        **{"num_key_value_heads": 1, "head_dim": 16, "query_pre_attn_scalar": 20, "sliding_window": 24},
+        **{"num_hidden_layers": 3, "layer_types": types, "use_bidirectional_attention": True},
+        **{"eos_token_id": None, "bos_token_id": None, "pad_token_id": None},
+    }
+    return Gemma3TextModel(Gemma3TextConfig(**values | changes))
+
+
+def modernbert_classifier(**changes: Any) -> PreTrainedModel:
+    return ModernBertForSequenceClassification(ModernBertConfig(**MODERN | {"num_labels": 1} | changes))
 
 
 def bert_classifier(**changes: Any) -> PreTrainedModel:
@@ -61,10 +95,20 @@ ENCODERS: dict[str, Callable[[], PreTrainedModel]] = {
     "bert": bert,
     "bert_gelu_new": lambda: bert(hidden_act="gelu_new", type_vocab_size=1),
     "roberta": roberta,
+    "modernbert": modernbert,
+    "modernbert_biased": lambda: modernbert(norm_bias=True, attention_bias=True, mlp_bias=True),
+    "modernbert_near": lambda: modernbert(
+        layer_types=["sliding_attention"] * 4, hidden_activation="gelu_pytorch_tanh", local_attention=600
+    ),
+    "gemma": gemma,
 }
 CLASSIFIERS: dict[str, Callable[[], PreTrainedModel]] = {
     "bert_classifier": bert_classifier,
     "xlm_roberta_classifier": xlm_roberta_classifier,
+    "modernbert_classifier": modernbert_classifier,
+    "modernbert_mean_classifier": lambda: modernbert_classifier(
+        classifier_pooling="mean", classifier_bias=True, classifier_activation="tanh", norm_bias=True
+    ),
 }
 
 

@@ -12,6 +12,7 @@ from torch import nn
 from ipc.errors import CortexError
 from tests.workers import encoders
 from tests.workers.encoders import ENCODERS, hidden, load, texts, vectors, write, write_modules
+from workers.attention import whole
 from workers.checkpoints.card import read_card, refusal
 
 NORMALIZE = ("Normalize", "2_Normalize", None)
@@ -32,6 +33,16 @@ def close(found: list[torch.Tensor], expected: list[torch.Tensor]) -> None:
 def test_vectors_in_steps_of_many_texts_equal_those_of_transformers_one_by_one(tmp_path, name):
     oracle = write(name, tmp_path)
     inputs = texts(20)
+    close(vectors(load(tmp_path), inputs), [hidden(oracle, ids).mean(0) for ids in inputs])
+
+
+@pytest.mark.parametrize("name", ["modernbert", "gemma"])
+def test_a_window_is_the_same_whether_its_queries_are_attended_for_at_once_or_in_blocks(
+    tmp_path, name, monkeypatch
+):
+    oracle = write(name, tmp_path)
+    monkeypatch.setattr(whole, "QUERIES", 16)
+    inputs = texts(8)
     close(vectors(load(tmp_path), inputs), [hidden(oracle, ids).mean(0) for ids in inputs])
 
 

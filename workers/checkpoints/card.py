@@ -351,6 +351,8 @@ def _of_folder(folder: Path) -> ModelCard:
     if made_for.embedder is not None:
         model = config.up_to(model, made_for.embedder.max_tokens)
     model, notes = _head(model, stored)
+    if made_for.embedder is not None:
+        model = msgspec.structs.replace(model, tied_head=True, writes=False)
     notes += [within.NOTE] * is_within
     specs = [*family.tensors(model)]
     specs += [TensorSpec(*tensor, "none") for stage in made_for.stages for tensor in stage.tensors()]

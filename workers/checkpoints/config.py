@@ -98,6 +98,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     interleaved: bool = False  # what turns together are neighbours, not dimensions that are half of it apart
     fused_qkv: bool = False  # queries, keys and values are stored as one tensor
     fused_gate_up: bool = False  # so are the two projections into an MLP
+    writes: bool = True  # it is asked for tokens; else its head is not read
     bidirectional: bool = False  # tokens see later ones: a text is computed as a whole, and nothing is kept
     encoder: Encoder | None = None
 

@@ -49,6 +49,11 @@ class TensorSpec(NamedTuple):
         return math.prod(self.shape_on_rank(model, world_size))
 
 
+def in_causal(name: str) -> str:
+    """The name of a decoder's tensor where the decoder stands alone in the files, as embedders do."""
+    return f"model.{name}" if name.startswith(("embed_tokens.", "layers.", "norm.")) else name
+
+
 @dataclass(frozen=True, slots=True)
 class Family:
     """Models whose `config.json` and tensors are read alike.
@@ -68,5 +73,5 @@ class Family:
     read: Callable[[Path, Mapping[str, Any]], ModelConfig]
     tensors: Callable[[ModelConfig], Iterator[TensorSpec]]
     within: Mapping[str, str] = field(default_factory=dict)
-    usual_name: Callable[[str], str] = str
+    usual_name: Callable[[str], str] = in_causal
     classifier: Callable[[ModelConfig, Mapping[str, Any]], Classifier] | None = None

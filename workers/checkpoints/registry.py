@@ -12,6 +12,7 @@ from workers.checkpoints.families.glm_moe import GLM4_MOE
 from workers.checkpoints.families.granite import GRANITE
 from workers.checkpoints.families.llama import LLAMA
 from workers.checkpoints.families.mistral import MISTRAL
+from workers.checkpoints.families.modernbert import MODERNBERT
 from workers.checkpoints.families.olmo import OLMO2, OLMO3
 from workers.checkpoints.families.phi3 import PHI3
 from workers.checkpoints.families.qwen2 import QWEN2
@@ -23,7 +24,7 @@ from workers.checkpoints.family import Family
 KNOWN = (
     *(LLAMA, MISTRAL, QWEN2, QWEN3, QWEN3_MOE, GEMMA2, GEMMA3),
     *(GRANITE, PHI3, SMOLLM3, OLMO2, OLMO3, GLM, GLM4),
-    *(BERT, ROBERTA),
+    *(BERT, ROBERTA, MODERNBERT),
     *(GLM4_MOE, GLM4_MOE_LITE, DEEPSEEK_V2, DEEPSEEK_V3),
 )
 FAMILIES = {family.name: family for family in KNOWN}

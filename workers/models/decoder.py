@@ -41,7 +41,7 @@ class Decoder:
         formats: Mapping[str, str] | None = None,  # of weights that are kept in blocks, by name
     ) -> None:
         empty = Empty(dtype, group.device, formats)
-        self.vocab_size = config.vocab_size
+        self.vocab_size, self.writes = config.vocab_size, config.writes
         vocabulary = VocabularySlice(config.vocab_size, group)
         self.embedding = Embedding("model.embed_tokens", vocabulary, config.hidden_size, empty)
         self.embedding_scale = float(torch.tensor(config.embedding_scale, dtype=dtype))  # as it was trained
@@ -55,7 +55,8 @@ class Decoder:
 
     def parts(self) -> Iterator[Shard]:
         """What this rank reads from the checkpoint, and what then becomes of it."""
-        yield Shard([*self.embedding.pieces(), *self.head.pieces()], self.head.pack)
+        pieces = [*self.embedding.pieces(), *self.head.pieces()]
+        yield Shard(pieces, self.head.pack) if self.writes else Shard(pieces)
         for block in self.blocks:
             yield from block.parts()
         yield Shard([*self.norm.pieces()])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from workers.models.bert import Bert
 from workers.models.decoder import Decoder
+from workers.models.modernbert import ModernBert
 
 MODELS = {
     "bert": Bert,
@@ -18,6 +19,7 @@ MODELS = {
     "granite": Decoder,
     "llama": Decoder,
     "mistral": Decoder,
+    "modernbert": ModernBert,
     "olmo2": Decoder,
     "olmo3": Decoder,
     "phi3": Decoder,

@@ -67,6 +67,8 @@ class GemmaFile(ConfigFile, kw_only=True):
 def read_2(path: Path, given: Mapping[str, Any]) -> ModelConfig:
     """One rope for all layers."""
     file = _file(path, DEFAULTS_2 | dict(given))
+    if file.use_bidirectional_attention:
+        refuse(path, "use_bidirectional_attention is not supported: Gemma 2 has none")
     return _model_config(path, file, PATTERN_2, attention_cap=file.attn_logit_softcapping)
 
 
@@ -81,6 +83,8 @@ def read_3(path: Path, given: Mapping[str, Any]) -> ModelConfig:
         file = msgspec.structs.replace(file, rope_scaling=None)
     theta = whole.get("rope_theta") or file.rope_theta or THETA_3
     file = msgspec.structs.replace(file, rope_parameters=(file.rope_scaling or whole) | {"rope_theta": theta})
+    if file.use_bidirectional_attention and file.sliding_window is not None:  # half before, half behind
+        file = msgspec.structs.replace(file, sliding_window=file.sliding_window // 2 + 1)
     theta = local.get("rope_theta") or file.rope_local_base_freq or WINDOW_THETA_3
     beside = msgspec.structs.replace(file, rope_scaling=None, rope_parameters=local | {"rope_theta": theta})
     window_rope, *_ = rope.read(path, beside, beside.head_dim, partial=False)
@@ -89,8 +93,6 @@ def read_3(path: Path, given: Mapping[str, Any]) -> ModelConfig:
 
 def _file(path: Path, given: Mapping[str, Any]) -> GemmaFile:
     file = config.read(path, given, GemmaFile)
-    if file.use_bidirectional_attention:
-        refuse(path, "use_bidirectional_attention: tokens that see later ones are not supported")
     return msgspec.structs.replace(file, hidden_act=file.hidden_activation or file.hidden_act)
 
 
@@ -112,6 +114,7 @@ def _model_config(path: Path, file: GemmaFile, pattern: int, **changes: Any) -> 
         embedding_scale=file.hidden_size**0.5,
         attention_scale=file.query_pre_attn_scalar**-0.5,
         logit_cap=file.final_logit_softcapping,
+        bidirectional=bool(file.use_bidirectional_attention),
         **changes,
     )
 
@@ -119,7 +122,7 @@ def _model_config(path: Path, file: GemmaFile, pattern: int, **changes: Any) -> 
 GEMMA2 = Family("gemma2", ("Gemma2ForCausalLM",), read_2, dense_tensors)
 GEMMA3 = Family(
     "gemma3",
-    ("Gemma3ForCausalLM",),
+    ("Gemma3ForCausalLM", "Gemma3TextModel"),
     read_3,
     dense_tensors,
     within={"Gemma3ForConditionalGeneration": "gemma3_text"},

@@ -27,4 +27,4 @@ def windows_of(path: Path, file: ConfigFile) -> list[int | None]:
     return config.windows_of(path, file, first=first)
 
 
-QWEN3 = Family("qwen3", ("Qwen3ForCausalLM",), read, dense_tensors)
+QWEN3 = Family("qwen3", ("Qwen3ForCausalLM", "Qwen3Model"), read, dense_tensors)
