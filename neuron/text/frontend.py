@@ -20,6 +20,7 @@ from neuron.text.template import ChatTemplate
 from neuron.text.thinking import is_off
 from neuron.text.tokenizer import TextTokenizer
 from workers.checkpoints.card import ModelCard
+from workers.checkpoints.text import TOKENIZER
 
 NOTHING_SAID = Thinking()
 TOOL_TEMPLATE = "tool_use"  # the name that transformers gives to a template for requests with tools
@@ -60,7 +61,7 @@ class TextFrontEnd:
             checkpoint.tokenizer_file, checkpoint.config.vocab_size, shown=(*known, *calls.markers)
         )
         templates = {
-            name: ChatTemplate(source, checkpoint.special_tokens, _template_file(Path(checkpoint.folder)))
+            name: ChatTemplate(source, checkpoint.special_tokens, _template_file(checkpoint))
             for name, source in checkpoint.chat_templates.items()
         }
         return cls(tokenizer, templates, calls)
@@ -173,7 +174,10 @@ class TextFrontEnd:
         return AnswerParser(reasoning, tools, stop, include_stop)
 
 
-def _template_file(folder: str) -> str:
+def _template_file(checkpoint: ModelCard) -> str:
     """Where the templates of a checkpoint stand."""
+    if checkpoint.tokenizer_file.name != TOKENIZER:
+        return str(checkpoint.tokenizer_file)
     names = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
-    return str(next((path for name in names if (path := Path(folder, name)).exists()), folder))
+    paths = (Path(checkpoint.folder, name) for name in names)
+    return str(next((path for path in paths if path.exists()), checkpoint.folder))

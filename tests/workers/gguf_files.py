@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,46 @@ ARCHITECTURES = {
 TOKENS = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581", "a", "b", "ab"]
 TYPES = [2, 3, 3, *[6] * 256, 1, 1, 1, 1]
 SCORES = [0.0] * 259 + [-1.0, -2.0, -3.0, -4.0]
+
+
+U32, F32, BOOL, STRING, ARRAY = 4, 6, 7, 8, 9  # types of metadata
+
+
+def text(value: str) -> bytes:
+    return struct.pack("<Q", len(value.encode())) + value.encode()
+
+
+def entry(key: str, value: Any) -> bytes:
+    """One of the metadata; numbers have 32 bits."""
+    match value:
+        case str():
+            return text(key) + struct.pack("<I", STRING) + text(value)
+        case [str(), *_]:
+            items = b"".join(map(text, value))
+            return text(key) + struct.pack("<IIQ", ARRAY, STRING, len(value)) + items
+        case list():
+            kind, form = (F32, "f") if value and isinstance(value[0], float) else (U32, "I")
+            items = struct.pack(f"<{len(value)}{form}", *value)
+            return text(key) + struct.pack("<IIQ", ARRAY, kind, len(value)) + items
+        case bool():
+            return text(key) + struct.pack("<I?", BOOL, value)
+        case float():
+            return text(key) + struct.pack("<If", F32, value)
+        case _:
+            return text(key) + struct.pack("<II", U32, value)
+
+
+def file(path: Path, metadata: dict[str, Any], tensors: list[tuple], **more: int) -> Path:
+    """A file with whatever metadata and tensors: name, dimensions as ggml has them, type, offset."""
+    entries = b"".join(entry(key, value) for key, value in metadata.items())
+    described = b"".join(
+        text(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, kind, offset)
+        for name, shape, kind, offset in tensors
+    )
+    counts = more.get("described", len(tensors)), more.get("entries", len(metadata))
+    header = b"GGUF" + struct.pack("<IQQ", more.get("version", 3), *counts) + entries + described
+    path.write_bytes(header + bytes(-len(header) % 32 + 4096))
+    return path
 
 
 class Writer:
@@ -87,11 +128,14 @@ class Writer:
         return first[0] if first else self._path
 
 
-def write(path: Path, folder: Path, kind: str | None = None, **settings: Any) -> Path:
+def write(
+    path: Path, folder: Path, kind: str | None = None, more: dict[str, Any] | None = None, **settings: Any
+) -> Path:
     """The checkpoint in `folder` as a converter writes it; returns the (first) file.
 
     Args:
         kind: the block format of all matrices but the router's.
+        more: metadata besides.
         settings: of the writer, for a set of several files.
     """
     config = AutoConfig.from_pretrained(folder)
@@ -99,6 +143,7 @@ def write(path: Path, folder: Path, kind: str | None = None, **settings: Any) ->
     writer = Writer(path, architecture, **settings)
     _keys(writer, config)
     writer.tokenizer()
+    writer.keys(**{f"_{name}": value for name, value in (more or {}).items()})
     tensors = {key: each for file in folder.glob("*.safetensors") for key, each in load_file(file).items()}
     if config.tie_word_embeddings:
         tensors.pop("lm_head.weight", None)

@@ -287,7 +287,7 @@ def gguf_files(folder: Path) -> list[Path]:
 
 def _of_gguf(path: Path) -> ModelCard:
     checkpoint = gguf.read(path)
-    path = checkpoint.file.path
+    path, words = checkpoint.file.path, checkpoint.text
     architecture = checkpoint.config["architectures"][0]
     if (family := registry.ARCHITECTURES.get(architecture)) is None:
         refuse(path, f"is {checkpoint.file}: {architecture} is not supported")
@@ -301,7 +301,6 @@ def _of_gguf(path: Path) -> ModelCard:
     notes = [f"{len(unused)} tensors are not used, among them {unused[0]}"] if unused else []
     wanted, more = checkpoint.sampling
     said, _, left_out = generation.understood(wanted, model.vocab_size, path.name)
-    words = checkpoint.text
     return ModelCard(
         folder=str(path.parent),
         architecture=architecture,

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from workers.checkpoints.files import refuse
-from workers.checkpoints.gguf.header import Gguf, List
+from workers.checkpoints.gguf.header import STRING, Gguf, List
 from workers.checkpoints.gguf.pretokenizers import BY_NAME, DEFAULT
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # types of tokens
@@ -53,10 +53,12 @@ def check(file: Gguf) -> str:
         refuse(file.path, f"tokenizer.ggml.model {kind!r} is not supported; there are {', '.join(BUILDERS)}")
     if kind == "gpt2" and pre not in BY_NAME:
         refuse(file.path, f"tokenizer.ggml.pre {pre!r} is not supported; there are {', '.join(BY_NAME)}")
-    needed = ["tokens", *NEEDED.get(kind, ())]
-    for name in needed:
-        if not isinstance(file.metadata.get(f"tokenizer.ggml.{name}"), List):
-            refuse(file.path, f"has no list tokenizer.ggml.{name}")
+    for name in ("tokens", *NEEDED.get(kind, ())):
+        listed = file.metadata.get(f"tokenizer.ggml.{name}")
+        if not isinstance(listed, List) or (listed.kind == STRING) != (name in TEXTS):
+            refuse(
+                file.path, f"has no list tokenizer.ggml.{name} of {'texts' if name in TEXTS else 'numbers'}"
+            )
     return kind
 
 
@@ -82,8 +84,6 @@ DEFAULT_IDS = {
 def _tokens(file: Gguf) -> list[str]:
     tokens = file.get("tokenizer.ggml.tokens")
     for number, token in enumerate(tokens):
-        if not isinstance(token, str):
-            refuse(file.path, "tokenizer.ggml.tokens is no list of texts")
         if not token:
             tokens[number] = f"[EMPTY_{number}]"
     if len(set(tokens)) < len(tokens):
@@ -220,6 +220,7 @@ BUILDERS: dict[str, Callable[[Gguf, list[str], list[int]], Json]] = {
     "t5": _t5,
     "bert": _bert,
 }
+TEXTS = ("tokens", "merges")
 NEEDED = {"gpt2": ("merges",), "llama": ("scores",), "gemma4": ("merges",), "t5": ("scores",)}
 
 

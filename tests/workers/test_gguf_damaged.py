@@ -1,0 +1,187 @@
+"""GGUF files that are damaged, or not what they say: one error, which names the file."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ipc.errors import Code, CortexError
+from tests.workers import gguf_files
+from tests.workers.gguf_files import file
+from workers.checkpoints.card import read_card
+from workers.checkpoints.card import refusal as why_not
+from workers.checkpoints.gguf.header import Gguf, read_header
+
+SIZES = {"context_length": 512, "embedding_length": 32, "block_count": 1, "feed_forward_length": 32}
+SIZES |= {"attention.head_count": 2, "rope.freq_base": 1e4, "attention.layer_norm_rms_epsilon": 1e-5}
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(CortexError) as raised:
+        read_card(path)
+    assert raised.value.code == Code.MODEL_LOAD_FAILED
+    return raised.value.message
+
+
+def llama(**changes: Any) -> dict[str, Any]:
+    """The metadata of a small model, without those that are None."""
+    given = {"general.architecture": "llama"} | {f"llama.{key}": value for key, value in SIZES.items()}
+    given |= {"tokenizer.ggml.model": "llama", "tokenizer.ggml.tokens": ["a"], "tokenizer.ggml.scores": [0]}
+    return {key: value for key, value in (given | changes).items() if value is not None}
+
+
+EMBEDDING = ("token_embd.weight", (32, 4), 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "reason"),
+    [
+        ([EMBEDDING, ("b", (32, 4), 0, 480)], "has 'b' in the bytes of 'token_embd.weight'"),
+        ([EMBEDDING, EMBEDDING], "names 'token_embd.weight' twice"),
+        ([("a", (32, 4), 99, 0)], "has 'a' in the unknown type 99"),
+        ([("a", (32, 4), 4, 0)], "has 'a' in the unknown type 4"),  # Q4_2, of which nobody knows any more
+        ([("a", (33, 4), 8, 0)], "in Q8_0, and rows of 33 are no whole blocks"),
+        ([("a", (32, 4), 0, 4)], "at an offset that is no multiple of 32"),
+        ([("a", (32, 400), 0, 0)], "is cut short: it has"),
+        ([("a", (32, 4), 0, 1 << 62)], "is cut short: it has"),
+        ([("a", (1 << 40, 1 << 40), 0, 0)], "gives 'a' the shape"),
+        ([("a", (0, 4), 0, 0)], "gives 'a' the shape"),
+        ([("a", (), 0, 0)], "gives 'a' 0 dimensions"),
+        ([("a", (1,) * 9, 0, 0)], "gives 'a' 9 dimensions"),
+    ],
+)
+def test_tensors_that_lie_are_named(tmp_path, tensors, reason):
+    path = file(tmp_path / "model.gguf", llama(), tensors)
+    assert (message := refusal(path)).startswith(f"{path}: ")
+    assert reason in message
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        (
+            {"general.architecture": "unheard-of"},
+            "is unheard-of, 0.0M parameters, tensors: 1 F32: such files",
+        ),
+        ({"general.architecture": None}, "is unknown"),
+        ({"llama.block_count": None}, "has no llama.block_count"),
+        ({"llama.block_count": "many"}, "llama.block_count 'many' is not supported"),
+        ({"llama.attention.head_count": [2, 4]}, "llama.attention.head_count differs from layer to layer"),
+        ({"llama.attention.value_length": 8}, "has keys of 16 and values of 8"),
+        ({"llama.rope.scaling.type": "spiral"}, "rope.scaling.type 'spiral' is not supported"),
+        ({"llama.expert_count": 8}, "MixtralForCausalLM is not supported"),
+        ({"general.alignment": 24}, "general.alignment 24 is no power of two"),
+        ({"tokenizer.ggml.model": None}, "tokenizer.ggml.model is missing"),
+        ({"tokenizer.ggml.model": "rwkv"}, "tokenizer.ggml.model 'rwkv' is not supported; there are gpt2"),
+        ({"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "new"}, "tokenizer.ggml.pre 'new' is not"),
+        ({"tokenizer.ggml.model": "gpt2"}, "has no list tokenizer.ggml.merges"),
+        ({"tokenizer.ggml.scores": None}, "has no list tokenizer.ggml.scores"),
+        ({"tokenizer.ggml.tokens": [1, 2]}, "has no list tokenizer.ggml.tokens of texts"),
+        ({"tokenizer.chat_template": 1}, "tokenizer.chat_template is no text"),
+    ],
+)
+def test_metadata_that_are_not_understood_are_named(tmp_path, changes, reason):
+    assert reason in refusal(file(tmp_path / "model.gguf", llama(**changes), [EMBEDDING]))
+
+
+def test_a_tensor_that_is_missing_is_named(tmp_path):
+    path = file(tmp_path / "model.gguf", llama(), [EMBEDDING])
+    assert f"{path}: the tensor 'model.layers.0.input_layernorm.weight' is in none" in refusal(path)
+
+
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        ({"version": 1}, "is GGUF version 1, and known are 2, 3"),
+        ({"version": 3 << 24}, "is GGUF for a big-endian machine"),
+        ({"described": 1 << 40}, "entries, above"),
+        ({"entries": 1 << 63}, "entries, above"),
+        ({"entries": 40}, "model.gguf: "),
+    ],
+)
+def test_headers_that_lie_are_refused(tmp_path, more, reason):
+    assert reason in refusal(file(tmp_path / "model.gguf", llama(), [EMBEDDING], **more))
+
+
+def test_what_is_no_gguf_file_is_refused(tmp_path):
+    path = tmp_path / "model.gguf"
+    assert "is missing" in refusal(path)
+    for data in (b"", b"GGUF", b"GGUF\3\0\0\0", b"PK\3\4" * 100):
+        path.write_bytes(data)
+        assert str(path) in refusal(path)
+
+
+# --- sets of files ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def parts(tiny, tmp_path_factory) -> Path:
+    """The first of several parts of one model."""
+    folder = tmp_path_factory.mktemp("parts")
+    return gguf_files.write(folder / "model.gguf", tiny("llama_untied_linear").folder, split_max_tensors=6)
+
+
+def test_any_part_of_a_set_is_the_model(parts):
+    cards = [read_card(part) for part in sorted(parts.parent.iterdir())]
+    assert len(cards[0].files) == len(cards) > 2
+    assert all(card == cards[0] for card in cards)
+    assert read_card(parts.parent) == cards[0]
+    assert cards[0].tokenizer_file == parts
+
+
+def test_sets_that_are_no_set_are_refused_naming_the_file(parts, tmp_path):
+    def copy(name: str) -> list[Path]:
+        shutil.copytree(parts.parent, tmp_path / name)
+        return sorted((tmp_path / name).iterdir())
+
+    first, second, *_ = copy("missing")
+    second.unlink()
+    assert f"{second}: is missing, and {first.name} is another part" in refusal(first)
+    first, second, third, *_ = copy("doubled")
+    shutil.copy(third, second)
+    assert f"{second}: is called part 2 of" in refusal(first)
+    first, second, *_ = copy("renamed")
+    whole = first.rename(first.with_name("whole.gguf"))
+    assert f"{whole}: is called a whole model, and says that it is part 1 of" in refusal(whole)
+    metadata = {"split.no": 1, "split.count": len(list(parts.parent.iterdir()))}
+    first, second, *_ = copy("foreign")
+    file(second, metadata | {"general.architecture": "gemma3"}, [])
+    assert f"{second}: is of a gemma3, and {first.name} of a llama" in refusal(first)
+    file(second, metadata, [EMBEDDING])
+    assert f"{second}: holds 'token_embd.weight', and so does {first.name}" in refusal(first)
+    file(second, metadata, [("other", (32, 4), 0, 0)])
+    assert f"{first}: says that the model has" in refusal(first)
+
+
+# --- and any other ------------------------------------------------------------------------------------------
+
+
+def test_damage_is_a_refusal_and_nothing_else(tiny, tmp_path):
+    whole = gguf_files.write(tmp_path / "whole.gguf", tiny("llama_tied_llama3").folder)
+    data, path, rng = whole.read_bytes(), tmp_path / "model.gguf", random.Random(5)
+    header = min(tensor.offset for tensor in read_header(whole).tensors.values())
+    refused = 0
+    for _ in range(300):
+        changed = bytearray(data)
+        for _ in range(rng.choice((1, 1, 2, 8))):
+            place = rng.randrange(header)
+            if rng.random() < 0.5:
+                changed[place] ^= 1 << rng.randrange(8)
+            else:
+                changed[place : place + 8] = rng.choice((b"\xff" * 8, bytes(8), rng.randbytes(8)))
+        path.write_bytes(changed[: rng.randrange(len(data))] if rng.random() < 0.2 else changed)
+        reason = why_not(path)
+        refused += reason is not None
+        assert reason is None or str(path) in reason
+    assert refused > 50
+
+
+def test_a_list_is_read_when_it_is_asked_for(tmp_path):
+    values = {"general.architecture": "llama", "a": ["x", "", "é" * 3], "b": [1, 2], "c": 1e-6}
+    header = read_header(file(tmp_path / "model.gguf", values, []))
+    assert isinstance(header, Gguf)
+    assert [header.get(key) for key in ("a", "b", "c", "d")] == [["x", "", "ééé"], [1, 2], 1e-6, None]
