@@ -20,7 +20,7 @@ run: $(VENV)/installed-run
 	@$(VENV)/bin/cortex up $(ARGS)
 
 test: $(VENV)/installed-test
-	$(VENV)/bin/python -m pytest -n 2 --dist loadfile $(ARGS)
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-real: $(VENV)/installed-test
 	folder=$$($(VENV)/bin/python tools/fetch_real_models.py) && CORTEX_REAL_MODELS=$$folder $(VENV)/bin/python -m pytest tests/real $(ARGS)

@@ -1,11 +1,32 @@
 """What holds for all tests: none of them asserts a time, the property tests included."""
 
 import os
+from pathlib import Path
 
 # Two processes run tests; with a thread a core in every product they would wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import pytest
 from hypothesis import settings
 
 settings.register_profile("no_clock", deadline=None)
 settings.load_profile("no_clock")
+
+# Of the files that take longest. They begin first, so that no process ends with one while the other idles.
+LONGEST = (
+    "neuron/test_faults.py",
+    "neuron/test_standby.py",
+    "workers/test_storms.py",
+    "workers/test_exact.py",
+    "workers/test_equalities.py",
+    "workers/test_parallel.py",
+    "workers/test_memory.py",
+    "workers/test_model_runner.py",
+    "workers/test_sampler.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first."""
+    places = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))

@@ -1,36 +1,36 @@
 """The program that waits for a GPU works, as far as can be known without one."""
 
 import json
-import subprocess
 import sys
-from pathlib import Path
 
 import msgspec
 import pytest
 import torch
 
-from benchmarks.gpu import Result, report, run_part
-
-ROOT = Path(__file__).parents[1]
+from benchmarks.gpu import Result, main, report, run_part
 
 
-def benchmark(*arguments):
-    command = [sys.executable, "-m", "benchmarks.gpu", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT)
+@pytest.fixture
+def benchmark(monkeypatch):
+    """Calls the program with such arguments; its exit code."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["benchmarks.gpu", *map(str, arguments)])
+        return main()
+
+    return call
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_it_says_so_in_one_line(tmp_path):
-    ended = benchmark(tmp_path / "out")
-    assert ended.returncode == 2
-    [line] = ended.stderr.splitlines()
+def test_without_a_gpu_it_says_so_in_one_line(benchmark, capsys, tmp_path):
+    assert benchmark(tmp_path / "out") == 2
+    [line] = capsys.readouterr().err.splitlines()
     assert "no GPU" in line
     assert not (tmp_path / "out").exists()
 
 
-def test_it_can_be_rehearsed_on_a_cpu(tmp_path):
-    ended = benchmark(tmp_path, "--device", "cpu", "--only", "engine")
-    assert ended.returncode == 0, ended.stdout
+def test_it_can_be_rehearsed_on_a_cpu(benchmark, capsys, tmp_path):
+    assert benchmark(tmp_path, "--device", "cpu", "--only", "engine") == 0, capsys.readouterr().out
     results = {each["name"]: each for each in json.loads((tmp_path / "gpu.json").read_text())["results"]}
     assert results["memory without its pool"]["figures"]["measured"] > 0
     for name in ("load", "prefill 64", "decode 1 at once", "decode 8 at once", "decode 32 at once"):
