@@ -3,7 +3,7 @@
     require_call(tools, names, encode, thought) -> Constraint
     allow_call(tools, structured, encode, thought) -> Constraint
 
-The arguments follow a tool's schema where a grammar can be made of it, and are any JSON object where not: a
+The arguments follow a tool's schema where a grammar can be made of it, and where not, what is left of it: a
 schema is a hint to the model here, as it is when the model calls a tool by its own choice.
 """
 
@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from itertools import combinations
 from typing import Any
 
 from ipc.errors import CortexError
@@ -28,6 +30,7 @@ from neuron.text.reasoning import THINK, ThinkTags, Thought
 Calls = list[tuple[str, dict[str, Any]]]  # names of tools, and schemas of their arguments
 
 ANY_OBJECT = {"type": "object"}
+MAX_COUNTED = 6  # named members of an object that counts them; every choice of them is a schema of its own
 
 
 def require_call(
@@ -85,11 +88,17 @@ def _grammar(
         return "\n".join([begin, *written.rules(calls, once, Lark(tokens)), OPTIONS])
 
     def fitting(calls: Calls) -> Calls:
-        """Calls with the schemas that a grammar can be made of; of the others, any object."""
+        """Calls with the schemas that a grammar can be made of; for the others, with what is left of them."""
         if (found := fault(lark(calls, begin="start: calls"))) is None:
             return calls
-        if len(calls) == 1 or found[0] == TOO_LARGE:
+        if found[0] == TOO_LARGE:
             return [(name, ANY_OBJECT) for name, _ in calls]
+        if len(calls) == 1:
+            [(name, schema)] = calls
+            inner = {key: _counted(each) for key, each in schema.items()}
+            ways = ([(name, each)] for each in (inner, _counted(schema), _names(schema)))
+            good = (way for way in ways if fault(lark(way, begin="start: calls")) is None)
+            return next(good, [(name, ANY_OBJECT)])
         half = len(calls) // 2
         return fitting(calls[:half]) + fitting(calls[half:])
 
@@ -108,11 +117,57 @@ def _schema(tool: Tool) -> dict[str, Any]:
     """The schema of a tool's arguments, as far as a grammar can be made of it."""
     if tool.text_grammar is not None:
         return _of_text(tool)
-    try:
-        schema, _ = json_schema.check(json.loads(json.dumps(tool.parameters, allow_nan=False)))
-    except (json_schema.Unfit, RecursionError, TypeError, ValueError):
+    for parameters in (tool.parameters, _names(tool.parameters)):
+        with suppress(json_schema.Unfit, RecursionError, TypeError, ValueError):
+            schema, _ = json_schema.check(json.loads(json.dumps(parameters, allow_nan=False)))
+            return schema if schema.get("type") == "object" else ANY_OBJECT
+    return ANY_OBJECT
+
+
+def _counted(schema: Any) -> Any:
+    """The same, where members are counted: none but those that are named, and every choice of them by itself.
+    llguidance counts no members that may be missing."""
+    if isinstance(schema, list):
+        return [_counted(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    counted = {key: _counted(each) for key, each in schema.items()}
+    properties, needed = schema.get("properties"), schema.get("required", [])
+    least, most = counted.pop("minProperties", 0), counted.pop("maxProperties", MAX_COUNTED)
+    if "minProperties" not in schema and "maxProperties" not in schema:
+        return counted
+    if (
+        not isinstance(properties, dict)
+        or len(properties) > MAX_COUNTED
+        or not {*needed} <= properties.keys()
+    ):
+        return schema
+    return {
+        "anyOf": [
+            counted
+            | {
+                "properties": {key: counted["properties"][key] for key in chosen},
+                "required": [*chosen],
+                "additionalProperties": False,
+            }
+            for count in range(least, min(most, len(properties)) + 1)
+            for chosen in combinations(properties, count)
+            if {*needed} <= {*chosen}
+        ]
+    }
+
+
+def _names(schema: dict[str, Any]) -> dict[str, Any]:
+    """What a schema says of the names of arguments and of their types, and no more."""
+    properties = schema.get("properties")
+    if schema.get("type") != "object" or not isinstance(properties, dict):
         return ANY_OBJECT
-    return schema if schema.get("type") == "object" else ANY_OBJECT
+    types = {
+        key: {"type": each["type"]} if isinstance(each, dict) and "type" in each else {}
+        for key, each in properties.items()
+    }
+    needed = [key for key in schema.get("required") or [] if key in types]
+    return {"type": "object", "properties": types, "required": needed, "additionalProperties": False}
 
 
 def _of_text(tool: Tool) -> dict[str, Any]:

@@ -65,5 +65,5 @@ def test_words_are_those_of_python():
 
 def test_only_arguments_that_cannot_be_told_apart_come_as_an_object():
     for name, schema in SCHEMAS.items():
-        whole = name in ("names that are none", "no names", "counted", "references", "names by pattern")
+        whole = name in ("names that are none", "no names", "references", "names by pattern")
         assert written(schema, 1)[0].startswith("[f(**{") == whole, name

@@ -88,14 +88,28 @@ def test_of_several_tools_one_is_called_where_calls_are_not_to_be_parallel():
     [
         {},
         {"type": "string"},
-        {"type": "object", "properties": {"x": {"not": {}}}},
-        {"type": "object", "properties": {"x": {"pattern": "(?=a)b"}}},
         {"type": "object", "properties": {"x": {"enum": ["y" * 200_000]}}},
+        {"type": "object", "properties": 7},
     ],
 )
 def test_a_schema_that_no_grammar_can_be_made_of_leaves_any_object(parameters):
     grammar = require_call([Tool.function("f", parameters=parameters)], ["f"], encode, "none").grammar
     assert '%json {"type": "object", "x-guidance"' in grammar
+
+
+@pytest.mark.parametrize("unfit", [{"not": {}}, {"pattern": "(?=a)b"}])
+def test_of_a_schema_that_no_grammar_can_be_made_of_names_and_types_are_left(unfit):
+    schema = {
+        "type": "object",
+        "properties": {"x": unfit, "y": {"type": "integer", **unfit}},
+        "required": ["x", "y"],
+    }
+    [call] = calls_in(
+        follow(require_call([Tool.function("f", parameters=schema)], ["f"], encode, "none").grammar, 3)
+    )
+    arguments = json.loads(call.arguments)
+    assert arguments.keys() == {"x", "y"}
+    assert type(arguments["y"]) is int
 
 
 def test_a_schema_that_no_grammar_can_be_made_of_is_its_own_tools_affair():
@@ -104,7 +118,7 @@ def test_a_schema_that_no_grammar_can_be_made_of_is_its_own_tools_affair():
     tools.insert(3, Tool.function("odd", parameters=odd))
     grammar = require_call(tools, [tool.name for tool in tools], encode, "none").grammar
     assert grammar.count('"maxLength": 9') == 5
-    assert grammar.count('%json {"type": "object", "x-guidance"') == 1
+    assert grammar.count('"x": {"type": "string"}') == 1
 
 
 def test_tags_that_are_tokens_are_written_as_such():

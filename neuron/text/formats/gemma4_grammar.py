@@ -12,17 +12,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from neuron.text.formats.lark import Lark
-from neuron.text.formats.parameter_grammar import (
-    ANY_TEXT,
-    NOTES,
-    Tags,
-    Unfit,
-    held_text,
-    split,
-    string,
-)
-from neuron.text.formats.python_grammar import separated
-from neuron.text.formats.schema_types import referred, types_of
+from neuron.text.formats.members import NOTES, Unfit, named, several
+from neuron.text.formats.members import members as in_order
+from neuron.text.formats.parameter_grammar import ANY_TEXT, Tags, held_text, split, string
+from neuron.text.formats.schema_types import ANY, referred, types_of
 
 QUOTE = '<|"|>'
 MAX_DEPTH = 6  # of values within values; what is deeper is any
@@ -31,7 +24,7 @@ _ANY_KEY = r"/[A-Za-z_][A-Za-z0-9_.\-]{0,62}/"
 _STRING = Tags("", "", QUOTE, QUOTE)
 _ANY, _ANY_KINDS = "any_value", "any_scalar | any_list | any_object"
 _SCALARS = {"number", "integer", "boolean", "null"}
-_ARRAY_KEYS = {"type", "items", "minItems", "maxItems"}
+_ARRAY_KEYS = {"type", "items", "minItems", "maxItems", "prefixItems"}
 
 
 def members(schema: Mapping[str, Any], lark: Lark) -> str:
@@ -59,28 +52,27 @@ class _Values:
         Raises:
             Unfit: it needs one that cannot be written.
         """
-        required = schema.get("required") or []
         more = schema.get("additionalProperties", True)
-        properties = {**dict.fromkeys(required, more), **(schema.get("properties") or {})}
-        if not properties:
-            return '"{" "}"' if more is False else self._object_of(self.value(more, depth - 1))
-        if not all(_KEY.fullmatch(key) for key in required):
+        if not schema.get("properties") and more is not False:
+            count = schema.get("minProperties", 0), schema.get("maxProperties")
+            return self._object_of(self.value(more, depth - 1), *count)
+        if not named(schema) or any(QUOTE in key for key in schema.get("properties") or {}):
             raise Unfit
-        written = [
-            (f"{self._lark.text(key + ':')} {self.value(each, depth - 1)}", key in required)
-            for key, each in properties.items()
-            if _KEY.fullmatch(key)
-        ]
-        return f'"{{" {separated(written, ",", self._lark)} "}}"' if written else '"{" "}"'
+
+        def written(key: str, each: Any) -> str:
+            spelled = key if _KEY.fullmatch(key) else QUOTE + key + QUOTE
+            return f"{self._lark.text(spelled + ':')} {self.value(each, depth - 1)}"
+
+        return f'"{{" {in_order(schema, written, self._lark, between=",")} "}}"'
 
     def any_object(self) -> str:
         """Any object."""
         self.any()
         return "any_object"
 
-    def _object_of(self, value: str) -> str:
+    def _object_of(self, value: str, least: int = 0, most: int | None = None) -> str:
         member = f'{self._lark.terminal(_ANY_KEY)} ":" {value}'
-        return f'"{{" ({member} ("," {member})*)? "}}"'
+        return f'"{{" {several(member, least, most, self._lark, ",")} "}}"'
 
     def any(self) -> str:
         """Any value."""
@@ -105,9 +97,17 @@ class _Values:
             ways = [self._string(strings)] if strings else []
             ways += [self._other(each, depth) for each in others]
         except Unfit:
-            types = types_of(schema, self._root)
-            return self._string([ANY_TEXT]) if types == {"string"} else self.any()
+            return self._of_types(types_of(schema, self._root))
         return f"({' | '.join(ways)})"
+
+    def _of_types(self, types: frozenset[str]) -> str:
+        """Any value of these types."""
+        if types == ANY:
+            return self.any()
+        self.any()
+        ways = {"string": self._string([ANY_TEXT]), "array": "any_list", "object": "any_object"}
+        scalars = [self._lark.json({"type": sorted(types & _SCALARS)})] if types & _SCALARS else []
+        return f"({' | '.join([*scalars, *(ways[each] for each in sorted(types - _SCALARS))])})"
 
     def _string(self, contents: list[str]) -> str:
         return f"{self._lark.text(QUOTE)} {string(contents, _STRING, self._lark, alone=True)}"
@@ -138,12 +138,23 @@ class _Values:
         raise Unfit
 
     def _array(self, schema: Mapping[str, Any], depth: int) -> str:
-        item = self._lark.rule(self.value(schema.get("items", True), depth - 1))
         least, most = schema.get("minItems", 0), schema.get("maxItems")
-        if most == 0:
-            return '"[" "]"'
-        more = f'("," {item}){{{max(least - 1, 0)},{"" if most is None else most - 1}}}'
-        return f'"[" ({item} {more}){"" if least else "?"} "]"'
+        first, others = schema.get("prefixItems") or [], schema.get("items", True)
+        if most is not None:
+            first = first[:most]
+        if others is False and least > len(first):
+            raise Unfit
+        rest = ""
+        if others is not False and (most is None or most > len(first)):
+            item = self.value(others, depth - 1)
+            if not first:
+                return f'"[" {several(item, least, most, self._lark, ",")} "]"'
+            bound = None if most is None else most - len(first)
+            rest = several(f'"," {item}', max(least - len(first), 0), bound, self._lark)
+        for place in reversed(range(len(first))):
+            comma = '","' if place else ""
+            rest = f"({comma} {self.value(first[place], depth - 1)} {rest}){'' if place < least else '?'}"
+        return f'"[" {rest} "]"'
 
 
 def written(value: Any) -> str:

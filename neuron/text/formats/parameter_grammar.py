@@ -14,6 +14,7 @@ from typing import Any
 from llguidance import regex_to_lark
 
 from neuron.text.formats.lark import TEXT_GRAMMAR, Lark, TextGrammar, quoted
+from neuron.text.formats.members import NOTES, Unfit, fitting, members, named, several
 from neuron.text.formats.schema_types import ANY, referred, type_of, types_of
 
 
@@ -34,21 +35,12 @@ class Tags:
     between_json: str = ""
 
 
-class Unfit(Exception):
-    """No grammar can be made of a schema in this way."""
-
-
 NAME = re.compile(r"[^<>\"'\s][^<>\"'\n\r\t]*")  # of an argument, where it can stand in a tag
 ANY_NAME = r"/[A-Za-z_][A-Za-z0-9_]{0,62}/"
 ANY_TEXT = "/(?s:.*)/"
 # What would be read as something else than a string.
 _NO_STRING = r"/\s*(-?[0-9][0-9.eE+\-]*|true|false|null|True|False|None|\[(?s:.*)|\{(?s:.*))\s*/"
-OBJECT_KEYS = {"type", "properties", "required", "additionalProperties"}
 _STRING_KEYS = {"type", "minLength", "maxLength", "pattern", "format"}
-NOTES = {
-    *("$anchor", "$comment", "$defs", "$id", "$schema", "default", "definitions", "deprecated"),
-    *("description", "examples", "id", "readOnly", "title", "writeOnly", "nullable", TEXT_GRAMMAR),
-}
 _DATE, _TIME = "[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])", "([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]"
 _FORMATS = {  # a part of what each allows, and nothing else
     "date": _DATE,
@@ -66,32 +58,22 @@ _FORMATS = {  # a part of what each allows, and nothing else
 
 def parameters(schema: Mapping[str, Any], tags: Tags, lark: Lark) -> str:
     """The arguments of a call, valid against `schema`; where no grammar can be made of it, any arguments."""
-    try:
-        return _known(schema, tags, lark)
-    except Unfit:
-        any_text = string([ANY_TEXT], tags, lark, alone=True)
-        name = lark.terminal(ANY_NAME)
-        return f"({lark.text(tags.before)} {name} {lark.text(tags.between)} {any_text})*"
-
-
-def _known(schema: Mapping[str, Any], tags: Tags, lark: Lark) -> str:
-    properties, required = schema.get("properties") or {}, schema.get("required") or []
-    open_ended = not properties and schema.get("additionalProperties", True) is not False
-    if open_ended or not schema.keys() <= OBJECT_KEYS | NOTES or not {*required} <= properties.keys():
-        raise Unfit
-    written = []
-    for key, each in properties.items():
-        if not NAME.fullmatch(key):
-            raise Unfit
-        rule = lark.rule(_parameter(key, each, schema, tags, lark))
-        written.append(rule if key in required else f"{rule}?")
-    return " ".join(written)
+    others = schema.get("additionalProperties", True)
+    if not schema.get("properties") and others is not False:
+        written = _parameter(lark.terminal(ANY_NAME), others, schema, tags, lark)
+        return several(written, schema.get("minProperties", 0), schema.get("maxProperties"), lark)
+    if named(fit := fitting(schema, NAME.fullmatch)):
+        return members(fit, lambda key, each: _parameter(lark.text(key), each, schema, tags, lark), lark)
+    any_text = string([ANY_TEXT], tags, lark, alone=True)
+    name = lark.terminal(ANY_NAME)
+    return f"({lark.text(tags.before)} {name} {lark.text(tags.between)} {any_text})*"
 
 
 def _parameter(key: str, schema: Any, root: Mapping[str, Any], tags: Tags, lark: Lark) -> str:
-    """One argument."""
+    """One argument; `key` is what its name is written with."""
+    head = f"{lark.text(tags.before)} {key} {lark.text(tags.between)}"
     if (text := held_text(schema, tags, lark)) is not None:
-        return f"{lark.text(tags.before + key + tags.between)} {text}"
+        return f"{head} {text}"
     try:
         strings, others = split(schema, root)
     except Unfit:  # a string about which more is asked than can be told: any
@@ -99,12 +81,13 @@ def _parameter(key: str, schema: Any, root: Mapping[str, Any], tags: Tags, lark:
     ways = []
     if strings:
         said = string(strings, tags, lark, alone=not others or bool(tags.between_json))
-        ways.append(f"{lark.text(tags.before + key + tags.between)} {said}")
+        ways.append(f"{head} {said}")
     if others:
         definitions = {name: root[name] for name in ("$defs", "definitions") if name in root}
         value = lark.json({**(others[0] if len(others) == 1 else {"anyOf": others}), **definitions})
-        between = tags.between_json or tags.between
-        ways.append(f"{lark.text(tags.before + key + between)} {value} {lark.text(tags.after)}")
+        if tags.between_json:
+            head = f"{lark.text(tags.before)} {key} {lark.text(tags.between_json)}"
+        ways.append(f"{head} {value} {lark.text(tags.after)}")
     return " | ".join(ways)
 
 
@@ -174,14 +157,28 @@ def _pattern(schema: Mapping[str, Any]) -> str:
     if "format" in schema and schema["format"] in _FORMATS:
         wanted.append(f"/{_escaped(_FORMATS[schema['format']])}/")
     if "pattern" in schema:
-        pattern, within = schema["pattern"], re.compile(r"\\.|\[(?:\\.|[^\]\\])*\]|\((?:\?.)?")
-        bare = within.sub("", pattern)
-        if "|" in bare or bare.strip("^$").find("^") >= 0 or bare.strip("^$").find("$") >= 0:
+        pattern = schema["pattern"]
+        signs = _SIGNS.findall(pattern)
+        begins, ends = signs[:1] == ["^"], signs[-1:] == ["$"]
+        between = signs[begins : len(signs) - ends]
+        if "^" in between or "$" in between or ((begins or ends) and _has_ways(between)):
             raise Unfit
-        begins, ends = pattern.startswith("^"), pattern.endswith("$") and not pattern.endswith("\\$")
         inner = regex_to_lark(pattern[begins : len(pattern) - ends], "dws")
         wanted.append(f"/{'' if begins else '(?s:.*)'}({inner}){'' if ends else '(?s:.*)'}/")
     return " & ".join(wanted) if wanted else ANY_TEXT
+
+
+_SIGNS = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|.", re.DOTALL)  # of a regular expression
+
+
+def _has_ways(signs: list[str]) -> bool:
+    """Whether there is a `|` that stands in no parentheses."""
+    depth = 0
+    for sign in signs:
+        depth += (sign == "(") - (sign == ")")
+        if sign == "|" and not depth:
+            return True
+    return False
 
 
 def _escaped(pattern: str) -> str:

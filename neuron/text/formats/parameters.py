@@ -71,7 +71,7 @@ class ParametersParser(CallParser):
         """The types that the argument `key` may have."""
         properties = self._schema.get("properties")
         known = properties.get(key) if isinstance(properties, Mapping) else None
-        return types_of(known, self._schema)
+        return types_of(self._schema.get("additionalProperties") if known is None else known, self._schema)
 
     def argument(self, key: str, value: str) -> None:
         """Hand out an argument, or the beginning of one."""

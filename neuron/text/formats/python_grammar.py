@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from neuron.text.formats.lark import Lark
-from neuron.text.formats.parameter_grammar import NOTES, OBJECT_KEYS
+from neuron.text.formats.members import NOTES, members, named
 from neuron.text.formats.schema_types import type_of
 
 _KEY = re.compile(r"[A-Za-z_][\w.\-]*", re.ASCII)
@@ -23,28 +23,22 @@ _TYPES = {"boolean": (True, False), "null": (None,)}
 
 def keywords(schema: Mapping[str, Any], lark: Lark) -> str:
     """The arguments of a call, valid against `schema`."""
-    properties, required = schema.get("properties") or {}, schema.get("required") or []
-    is_plain = schema.keys() <= OBJECT_KEYS | NOTES and not required
-    if is_plain and not properties and schema.get("additionalProperties", True) is False:
-        return ""
     if not fits(schema):
         return f'"**" {lark.json(schema)}'
     definitions = {name: schema[name] for name in ("$defs", "definitions") if name in schema}
-    arguments = [
-        (f"{lark.text(key + '=')} {literal(each, definitions, lark)}", key in required)
-        for key, each in properties.items()
-    ]
-    return separated(arguments, ", ", lark)
+    return members(
+        schema,
+        lambda key, each: f"{lark.text(key + '=')} {literal(each, definitions, lark)}",
+        lark,
+        between=", ",
+    )
 
 
 def fits(schema: Mapping[str, Any]) -> bool:
     """Whether arguments that fit one by one fit `schema`."""
-    properties, required = schema.get("properties") or {}, schema.get("required") or []
-    return (
-        bool(properties)
-        and schema.keys() <= OBJECT_KEYS | NOTES
-        and {*required} <= properties.keys()
-        and all(_KEY.fullmatch(key) and _is_apart(each) for key, each in properties.items())
+    properties = schema.get("properties") or {}
+    return (bool(properties) or schema.get("additionalProperties", True) is False) and (
+        named(schema) and all(_KEY.fullmatch(key) and _is_apart(each) for key, each in properties.items())
     )
 
 
@@ -55,26 +49,6 @@ def _is_apart(schema: Any) -> bool:
         known = isinstance(reference, str) and reference.startswith(("#/$defs/", "#/definitions/"))
         return known and all(map(_is_apart, schema.values()))
     return all(map(_is_apart, schema)) if isinstance(schema, list) else schema is not False
-
-
-def separated(parts: Sequence[tuple[str, bool]], between: str, lark: Lark) -> str:
-    """Some of several expressions in their order, with `between` between them.
-
-    Args:
-        parts: and whether each has to be there.
-    """
-    rest, ways = "", []
-    for part, needed in reversed(parts):
-        rule = lark.rule(part)
-        follows = f"{rule} {rest}"
-        if needed:
-            ways = [follows]
-        else:
-            ways.append(follows)
-        more = f"{lark.text(between)} {follows}"
-        rest = lark.rule(more if needed else f"({more}) | {rest}" if rest else f"({more})?")
-    some = " | ".join(ways)
-    return f"({some})" if any(needed for _, needed in parts) else f"({some})?"
 
 
 def literal(schema: Any, definitions: Mapping[str, Any], lark: Lark) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -18,6 +19,8 @@ STRING = frozenset(("string",))
 PYTHON = {"True": "true", "False": "false", "None": "null"}  # as templates in Jinja write them
 MAX_PYTHON = 1 << 16  # characters of a value that may be Python's
 MAX_DEPTH = 16  # of schemas in each other that are looked at
+_HUGE = re.compile(r"[0-9][eE]\+?[0-9]{3}|[0-9]{300}")  # what may be in such a number
+_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
 
 
 def types_of(schema: Any, root: Mapping[str, Any] | None = None) -> frozenset[str]:
@@ -98,16 +101,32 @@ def typed(text: str, types: frozenset[str]) -> str:
     It is of one of `types` other than a string where it can be; else it is a string, of exactly this text.
     """
     bare = text.strip(SPACE)
+    if "number" in types and _NUMBER.fullmatch(bare):  # also one that is too large for others
+        return bare
     for written in (PYTHON.get(bare, bare), mended(bare), _from_python(bare)):
         try:
-            value = msgspec.json.decode(written)
-        except (msgspec.MsgspecError, RecursionError):
+            value = _value(written)
+        except (ValueError, RecursionError):
             continue
         if not isinstance(value, str) and type_of(value) in types:
             return written
         if isinstance(value, str) and "string" not in types:
             break
     return msgspec.json.encode(text).decode()
+
+
+def _value(written: str) -> Any:
+    """What JSON stands for; also with numbers in it that are too large for others."""
+    try:
+        return msgspec.json.decode(written)
+    except msgspec.MsgspecError:
+        if not _HUGE.search(written):
+            raise
+        return json.loads(written, parse_constant=_no_constant)
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON")
 
 
 def _from_python(text: str) -> str:
