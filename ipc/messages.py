@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from ipc.errors import CortexError
+from ipc.errors import Code, CortexError
 
 PROTOCOL_MAJOR = 2
 PROTOCOL_MINOR = 2
@@ -356,6 +356,13 @@ AnyRequest = (
     | Drain
     | Resume
 )
+
+
+def misread(error: Exception) -> CortexError:
+    """The error for a body that is no such request, of what msgspec says of it."""
+    # msgspec ends its sentences with " - at `$.path`".
+    message, _, path = str(error).partition(" - at `$.")
+    return CortexError(Code.BAD_REQUEST, message, param=path.rstrip("`") or None)
 
 
 # --- replies: neuron to client --------------------------------------------------------------------------

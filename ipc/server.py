@@ -12,6 +12,7 @@ import ipaddress
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from typing import Any
 
 import msgspec
 import zmq
@@ -25,10 +26,19 @@ from ipc.messages import (
     AnyRequest,
     Cancel,
     Cancelled,
+    CountTokens,
+    Detokenize,
+    Embed,
     Failed,
+    Generate,
     Heartbeat,
+    ModelId,
+    Name,
     Reply,
+    Rerank,
+    Tokenize,
     Watch,
+    misread,
 )
 from ipc.sockets import LINGER_MS, NOBLOCK, NOBLOCK_MORE, Pump, configure
 from ipc.zap import Gatekeeper
@@ -41,8 +51,7 @@ STALL_SECONDS = 10.0  # a peer that takes nothing for so long is given up
 MAX_BACKLOG = 100_000  # replies that wait for one peer, before it is given up
 MAX_ID = (1 << 64) - 1
 PROTOCOL_1 = b"cx\x01"  # how messages of it begin; they had two frames, header and body
-
-_TERMINAL = frozenset(TERMINAL)
+LARGE = 64 << 10  # bytes of a request; smaller ones are read within a millisecond
 
 
 class _Envelope(msgspec.Struct):
@@ -53,6 +62,51 @@ class _Envelope(msgspec.Struct):
 
 
 _VERBS = frozenset(request.__struct_config__.tag for request in AnyRequest.__args__)
+
+
+class Unread(msgspec.Struct, kw_only=True):
+    """A large request as a handler gets it, who has another process read it: the least that there is to know.
+
+    `misread` is the error for a body that is no such request after all.
+    """
+
+    verb: str
+    id: int
+    model: ModelId | None = None
+    account: Name = ""
+    trace: Name = ""
+    structured: msgspec.Raw = msgspec.Raw()  # as they stand there, if they do
+    must_call: msgspec.Raw = msgspec.Raw()
+    body: memoryview = memoryview(b"")  # all of it
+
+
+_UNREAD_VERBS = frozenset(
+    request.__struct_config__.tag for request in (Generate, Embed, Rerank, CountTokens, Tokenize, Detokenize)
+)
+
+
+class Encoded:
+    """A terminal reply that another process has encoded.
+
+    Args:
+        request_id: of the request that it answers; the reply itself says the same.
+        kind: the name of its type.
+        reply: in msgpack.
+    """
+
+    def __init__(self, request_id: int, kind: str, reply: bytes) -> None:
+        self.id = request_id
+        self.kind = kind
+        self.reply = reply
+
+
+def _encoded(reply: Any) -> msgspec.Raw:
+    if isinstance(reply, Encoded):
+        return msgspec.Raw(reply.reply)
+    raise NotImplementedError(f"there is no way to encode {type(reply).__name__}")
+
+
+_TERMINAL = frozenset((*TERMINAL, Encoded))
 
 
 class Peer:
@@ -70,7 +124,7 @@ class Peer:
         self.gone = False
         self._server = server
         self._open: dict[int, type] = {}  # request id -> its verb's type
-        self._outbox: list[Reply] = []
+        self._outbox: list[Reply | Encoded] = []
         self._stuck: bytes | None = None  # the body of a message that its queue had no room for
         self._stalled = 0.0  # since when (loop time)
 
@@ -78,7 +132,7 @@ class Peer:
         """Whether that request is still open: not ended, the peer not gone."""
         return request_id in self._open
 
-    def send(self, reply: Reply) -> None:
+    def send(self, reply: Reply | Encoded) -> None:
         """Queue a reply; all replies queued in one turn of the loop leave as one message.
 
         A terminal reply closes its request. What comes for a closed request is dropped, so nothing can follow
@@ -96,7 +150,8 @@ class Server:
     Args:
         endpoint: e.g. "tcp://127.0.0.1:13131"; port 0 takes a free one.
         handler: called with each well-formed request, in the loop; it must not block. `Cancel` is passed on,
-            too, where its request is still open. An exception it raises ends that request with `Failed`.
+            too, where its request is still open. A large one comes as `Unread`, of a verb that may be large.
+            An exception it raises ends that request with `Failed`.
         on_gone: called once with each peer that vanished with requests open, or that stopped reading. Those
             requests are closed; whoever works for them should stop.
         secret: this neuron's CURVE secret key (Z85).
@@ -110,7 +165,7 @@ class Server:
     def __init__(
         self,
         endpoint: str,
-        handler: Callable[[Peer, AnyRequest], None],
+        handler: Callable[[Peer, AnyRequest | Unread], None],
         on_gone: Callable[[Peer], None],
         *,
         secret: str | None = None,
@@ -133,8 +188,9 @@ class Server:
         self._peers: dict[bytes, Peer] = {}  # those with open requests
         self._dirty: list[Peer] = []  # those with replies queued since the last flush
         self._blocked: list[Peer] = []  # those with a message that their queue had no room for
-        self._encode = msgspec.msgpack.Encoder().encode
+        self._encode = msgspec.msgpack.Encoder(enc_hook=_encoded).encode
         self._decode = msgspec.msgpack.Decoder(AnyRequest).decode
+        self._decode_unread = msgspec.msgpack.Decoder(Unread).decode
         self._started = False
 
     def start(self) -> None:
@@ -156,7 +212,7 @@ class Server:
             self._close_context()
             raise OSError(error.errno, f"cannot listen on {self.endpoint}: {error.strerror}") from error
         self.endpoint = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
-        self._pump = Pump(self._socket, self._on_message)
+        self._pump = Pump(self._socket, self._on_message, views=True)
         self._send = self._socket.send
         self._retry: asyncio.TimerHandle | None = None
         self._flushing: asyncio.Handle | None = None
@@ -182,9 +238,9 @@ class Server:
 
     # --- in ---------------------------------------------------------------------------------------------
 
-    def _on_message(self, frames: list[bytes]) -> None:
+    def _on_message(self, frames: list[bytes | memoryview]) -> None:
         key = frames[0]
-        if len(frames) == 3 and frames[1].startswith(PROTOCOL_1):
+        if len(frames) == 3 and frames[1][: len(PROTOCOL_1)] == PROTOCOL_1:
             self._refuse_older(key, frames[1])
             return
         try:
@@ -203,18 +259,18 @@ class Server:
         peer._open[request.id] = type(request)
         self._handle(peer, request)
 
-    def _read(self, frames: list[bytes]) -> AnyRequest:
+    def _read(self, frames: list[bytes | memoryview]) -> AnyRequest | Unread:
         """The request in a message; CortexError, with `details["id"]` where the id is known and free."""
         if len(frames) != 2:
             raise CortexError(
                 Code.BAD_FRAME, f"a message is one frame, header and body; this one has {len(frames) - 1}"
             )
         key, frame = frames
-        if not frame.startswith(HEADER):
-            _check_header(frame[: len(HEADER)])
+        if (header := bytes(frame[: len(HEADER)])) != HEADER:
+            _check_header(header)
         body = memoryview(frame)[len(HEADER) :]
         try:
-            request = self._decode(body)
+            request = self._decode(body) if len(body) <= LARGE else self._read_large(body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise self._explain(key, body, error) from error
         if not 0 < request.id <= MAX_ID:
@@ -232,6 +288,16 @@ class Server:
             raise CortexError(Code.DUPLICATE_ID, f"request {request.id} is still open on this connection")
         return request
 
+    def _read_large(self, body: memoryview) -> AnyRequest | Unread:
+        """No more of it than is needed, where somebody else can read the rest."""
+        unread = self._decode_unread(body)
+        if unread.verb not in _UNREAD_VERBS:
+            return self._decode(body)
+        if unread.model is None:
+            raise msgspec.ValidationError("Object missing required field `model`")
+        unread.body = body
+        return unread
+
     def _explain(self, key: bytes, body: memoryview, error: Exception) -> CortexError:
         """Say what is wrong with a body that could not be decoded, and to which request that belongs."""
         try:
@@ -243,9 +309,9 @@ class Server:
         details = {"id": envelope.id} if known else {}
         if envelope.verb not in _VERBS:
             return CortexError(Code.UNKNOWN_VERB, f"there is no verb {envelope.verb!r}", details=details)
-        # msgspec ends its sentences with " - at `$.path`".
-        message, _, path = str(error).partition(" - at `$.")
-        return CortexError(Code.BAD_REQUEST, message, param=path.rstrip("`") or None, details=details)
+        explained = misread(error)
+        explained.details = details
+        return explained
 
     def _cancel(self, peer: Peer, request: Cancel) -> None:
         verb = peer._open.get(request.id)
@@ -254,7 +320,7 @@ class Server:
         if verb is not None:
             self._handle(peer, request)
 
-    def _handle(self, peer: Peer, request: AnyRequest) -> None:
+    def _handle(self, peer: Peer, request: AnyRequest | Unread) -> None:
         try:
             self._handler(peer, request)
         except CortexError as error:
@@ -280,7 +346,7 @@ class Server:
         """Reply to what is no open request."""
         self._queue(self._peers.get(key) or Peer(self, key), reply)
 
-    def _queue(self, peer: Peer, reply: Reply) -> None:
+    def _queue(self, peer: Peer, reply: Reply | Encoded) -> None:
         if not peer._outbox:
             self._dirty.append(peer)
             if self._flushing is None:
@@ -305,9 +371,9 @@ class Server:
         if not peer._open and self._peers.get(peer.key) is peer:
             del self._peers[peer.key]
 
-    def _encodable(self, peer: Peer, replies: list[Reply]) -> list[Reply]:
+    def _encodable(self, peer: Peer, replies: list[Reply | Encoded]) -> list[Reply | Encoded]:
         """The replies with what cannot be encoded replaced by `Failed`, which ends its request."""
-        good: list[Reply] = []
+        good: list[Reply | Encoded] = []
         ended = set()
         for reply in replies:
             if reply.id in ended:

@@ -21,6 +21,7 @@ NOBLOCK_MORE = int(zmq.NOBLOCK) | int(zmq.SNDMORE)
 
 MAX_MESSAGE = 64 << 20  # bytes; a peer that sends more is disconnected
 MAX_FRAMES = 16  # of one message that are kept: garbage may have more
+LARGE_FRAME = 1 << 20  # bytes; a copy of 40 MB takes 20 ms
 HEARTBEAT_MS = 1000  # ZMTP ping; a peer silent for three of them is disconnected, even where TCP sees nothing
 LINGER_MS = 500
 MESSAGES_PER_TURN = 256  # then other callbacks of the loop have their turn
@@ -38,15 +39,19 @@ def configure(socket: zmq.Socket, endpoint: str) -> None:
     socket.setsockopt(zmq.IPV6, int("[" in endpoint))
 
 
-def receive(socket: zmq.Socket) -> list[bytes]:
-    """The frames of the next message; `zmq.Again` when there is none."""
+def receive(socket: zmq.Socket, views: bool = False) -> list[bytes | memoryview]:
+    """The frames of the next message; `zmq.Again` when there is none.
+
+    Args:
+        views: large ones stay where they lie.
+    """
     frames = []
     more = True
     while more:
         frame = socket.recv(NOBLOCK, copy=False)
         more = frame.more
         if len(frames) < MAX_FRAMES:
-            frames.append(frame.bytes)
+            frames.append(frame.buffer if views and len(frame) > LARGE_FRAME else frame.bytes)
     return frames
 
 
@@ -79,6 +84,7 @@ class Pump:
     Args:
         on_drained: called when nothing is left to read, which is also when the socket may have become
             writable again.
+        views: see `receive`.
     """
 
     def __init__(
@@ -86,8 +92,10 @@ class Pump:
         socket: zmq.Socket,
         on_message: Callable[[list[bytes]], None],
         on_drained: Callable[[], None] | None = None,
+        *,
+        views: bool = False,
     ) -> None:
-        self._socket = socket
+        self._socket, self._views = socket, views
         self._on_message, self._on_drained = on_message, on_drained
         self._loop = asyncio.get_running_loop()
         self._fd = socket.getsockopt(zmq.FD)
@@ -112,7 +120,7 @@ class Pump:
             self._soon = None
         for _ in range(MESSAGES_PER_TURN):
             try:
-                frames = receive(self._socket)
+                frames = receive(self._socket, self._views)
             except zmq.Again:
                 if self._on_drained is not None:
                     self._on_drained()

@@ -19,9 +19,10 @@ from ipc.version import version
 from neuron.config import NeuronConfig
 from neuron.memory.devices import Inventory
 from neuron.models.manager import ModelManager
+from neuron.preparation.preparation import Preparation
 from neuron.processes.backoff import Backoff
-from neuron.requests.trace import Traces
 from neuron.service import Service
+from neuron.trace import log_to_stderr
 
 log = logging.getLogger("neuron.daemon")
 
@@ -38,13 +39,7 @@ def run(config: NeuronConfig, backoff: Backoff | None = None) -> int:
     Returns:
         The exit code: 0, or 1 when the neuron could not start, of which one line tells.
     """
-    handler = logging.StreamHandler(sys.stderr)
-    handler.addFilter(Traces())
-    logging.basicConfig(
-        level=config.log_level,
-        format="%(asctime)s %(levelname)s %(name)s %(message)s%(trace)s",
-        handlers=[handler],
-    )
+    log_to_stderr(config.log_level)
     # Python's own 5 ms, several times in one turn of the loop, are more than all else that happens there.
     # By its own rules it also looks for garbage many times while a large request comes into being: 0.6 s.
     sys.setswitchinterval(SWITCH_SECONDS)
@@ -74,8 +69,11 @@ async def serve(config: NeuronConfig, backoff: Backoff | None = None) -> None:
     else:
         loop.add_signal_handler(signal.SIGHUP, _ignore_reload)
     inventory = Inventory(config)
-    models = ModelManager(config, inventory, lambda now=False: service.changed(now), backoff)
-    service = Service(config, version(), models)
+    preparation = Preparation(config.log_level)
+    models = ModelManager(
+        config, inventory, lambda now=False: service.changed(now), preparation.read_text, backoff
+    )
+    service = Service(config, version(), models, preparation)
     server = Server(
         config.listen,
         service.handle,
@@ -102,6 +100,7 @@ async def serve(config: NeuronConfig, backoff: Backoff | None = None) -> None:
         async with asyncio.timeout(STOP_SECONDS):
             await service.close(GRACE_SECONDS)
             await models.close()
+            await preparation.close()
             # A socket closed over unread data resets the connection, and the last replies would be lost.
             await asyncio.sleep(FAREWELL_SECONDS)
             server.close()

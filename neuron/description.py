@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,7 +12,7 @@ from neuron.config import ModelSettings
 from neuron.memory.cache_plan import CachePlan
 from neuron.memory.fit import Need
 from neuron.memory.step_bytes import UNMEASURED_BYTES, Overhead
-from neuron.text.frontend import TextFrontEnd
+from neuron.text.frontend import TextFiles, TextFrontEnd
 from workers.checkpoints.adapter import AdapterCard, read_adapter
 from workers.checkpoints.card import DTYPE_BYTES, Dtype, ModelCard, read_card
 from workers.checkpoints.families.llama import EMBEDDING
@@ -55,7 +55,7 @@ class ModelDescription:
     reasoning: bool
     created: int  # Unix time
     notes: list[str]  # what is not as its files or its settings have it
-    load_text: Callable[[], TextFrontEnd]  # reads files: for a thread
+    text: TextFiles  # what its text path is made of
     adapters: tuple[AdapterCard, ...] = ()
     simulated: SimulatedSpec | None = None
 
@@ -158,7 +158,7 @@ def describe(settings: ModelSettings, folder: Path) -> ModelDescription:
         reasoning=card.reasoning,
         created=card.created,
         notes=notes,
-        load_text=lambda: TextFrontEnd.load(card, settings.tool_format),
+        text=TextFiles.of(card, settings.tool_format),
         adapters=adapters,
     )
 
@@ -189,7 +189,7 @@ def _simulated(settings: ModelSettings, lender: ModelCard) -> ModelDescription:
         reasoning=lender.reasoning,
         created=lender.created,
         notes=[],
-        load_text=lambda: text,
+        text=TextFiles.of(lender, settings.tool_format),
         simulated=SimulatedSpec(
             step_seconds=plan.step_seconds,
             prefill_tokens_per_second=plan.prefill_tokens_per_second,

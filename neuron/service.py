@@ -45,27 +45,26 @@ from ipc.messages import (
     Rerank,
     Resume,
     State,
-    TokenCount,
     Tokenize,
     Unload,
     Watch,
 )
-from ipc.server import Peer
+from ipc.server import Encoded, Peer, Unread
 from ipc.worker_messages import PAGE_SIZE
 from neuron.config import NeuronConfig
-from neuron.memory.devices import CpuProbe
 from neuron.models.managed import ManagedModel
 from neuron.models.manager import ModelManager
+from neuron.preparation.preparation import Preparation
+from neuron.preparation.prompt import is_quick, validate_prompt
+from neuron.preparation.tokens import count_tokens
 from neuron.requests.embedding import Embedding
 from neuron.requests.generation import Generation
 from neuron.requests.open_requests import OpenRequests
-from neuron.requests.preparation import Preparation
-from neuron.requests.prompt import encode_prompts, has_grammar, is_quick, validate_prompt
 from neuron.requests.request import OpenRequest
 from neuron.requests.reranking import Reranking
-from neuron.requests.tokens import detokenize, tokenize
-from neuron.requests.trace import traced, word
 from neuron.text.budget import OverBudget
+from neuron.text.frontend import TextFrontEnd
+from neuron.trace import traced, word
 
 log = logging.getLogger("neuron.service")
 
@@ -80,20 +79,20 @@ class Service:
         config: the neuron's.
         version: what `hello` says.
         models: all that this neuron can serve.
+        preparation: where requests are prepared that take long.
     """
 
-    def __init__(self, config: NeuronConfig, version: str, models: ModelManager) -> None:
+    def __init__(
+        self, config: NeuronConfig, version: str, models: ModelManager, preparation: Preparation
+    ) -> None:
         self._config = config
         self._version = version
         self._models = models
+        self._preparation = preparation
         self._instance = secrets.token_hex(8)
         self._started = time.monotonic()
         self._keys = itertools.count(1)
         self._open = OpenRequests()
-        threads = CpuProbe().cores()
-        self._texts = Preparation("text", threads)
-        self._counts = Preparation("count", threads)  # editors ask for dozens at once, beside an answer
-        self._grammars = Preparation("grammar", threads)  # minutes of these hold up no text
         self._tasks: dict[asyncio.Task[None], tuple[Peer, int]] = {}
         self._watches: dict[tuple[Peer, int], bool] = {}  # and whether it has had a whole state
         self._told: State | None = None  # to all of them, last
@@ -117,14 +116,15 @@ class Service:
             Health: partial(self._later, self._health),
             ListModels: partial(self._later, self._list_models),
             CountTokens: partial(self._later, self._count_tokens),
-            Tokenize: partial(self._later, self._tokenize),
-            Detokenize: partial(self._later, self._detokenize),
+            Tokenize: partial(self._later, self._reply_with_tokens),
+            Detokenize: partial(self._later, self._reply_with_text),
+            Unread: self._unread,
             CachedPages: partial(self._later, self._cached_pages),
             Quote: partial(self._later, self._quote),
             Drain: partial(self._later, self._drain),
         }
 
-    def handle(self, peer: Peer, request: AnyRequest) -> None:
+    def handle(self, peer: Peer, request: AnyRequest | Unread) -> None:
         """Begin to answer. What is raised here is answered by the server, as `Failed`."""
         self._verbs[type(request)](peer, request)
 
@@ -139,13 +139,21 @@ class Service:
 
     # --- work for workers ---------------------------------------------------------------------------------
 
-    def _generate(self, peer: Peer, request: Generate) -> None:
+    def _unread(self, peer: Peer, request: Unread) -> None:
+        """A large request: what it says will be known once it is prepared."""
+        begin = {"generate": self._generate, "embed": self._embed, "rerank": self._rerank}.get(request.verb)
+        if begin is not None:
+            begin(peer, request)
+        else:
+            self._later(self._reply_with_text, peer, request)
+
+    def _generate(self, peer: Peer, request: Generate | Unread) -> None:
         self._begin(peer, Generation(self._keys, request, peer.send, partial(self._ended, peer)))
 
-    def _embed(self, peer: Peer, request: Embed) -> None:
+    def _embed(self, peer: Peer, request: Embed | Unread) -> None:
         self._begin(peer, Embedding(self._keys, request, peer.send, partial(self._ended, peer)))
 
-    def _rerank(self, peer: Peer, request: Rerank) -> None:
+    def _rerank(self, peer: Peer, request: Rerank | Unread) -> None:
         self._begin(peer, Reranking(self._keys, request, peer.send, partial(self._ended, peer)))
 
     def _begin(self, peer: Peer, opened: OpenRequest) -> None:
@@ -157,33 +165,43 @@ class Service:
             return
         model = self._models.known(opened.request.model)
         text = model.text_now if model is not None else None
-        if text is not None and text.is_quick and is_quick(opened.request):
-            with _failing(opened), suppress(OverBudget):
-                args = text, model.description, model.context_length, QUICK_SECONDS
-                traced(opened.request.trace, opened.prepare, *args)
-                self._admit(model, opened)
+        with _failing(opened):
+            if text is not None and self._prepare_now(model, text, opened):
                 return
         if opened.outcome is None:
             self._later(partial(self._prepare, opened), peer, opened.request)
 
-    async def _prepare(self, opened: OpenRequest, peer: Peer, request: Generate | Embed) -> None:
-        """The way of the first request of a model, and of what takes long: with files and threads."""
+    def _prepare_now(self, model: ManagedModel, text: TextFrontEnd, opened: OpenRequest) -> bool:
+        """Prepare and admit, where that takes no time; whether that was done."""
+        if not self._is_quick(text, opened.request):
+            return False
+        args = text, model.description, model.context_length, QUICK_SECONDS
+        try:
+            traced(opened.request.trace, opened.prepare, *args)
+        except OverBudget:
+            return False
+        model.admit(opened)
+        return True
+
+    def _is_quick(self, text: TextFrontEnd, request: AnyRequest | Unread) -> bool:
+        return text.is_quick and not isinstance(request, Unread) and is_quick(request)
+
+    async def _prepare(self, opened: OpenRequest, peer: Peer, request: Generate | Embed | Unread) -> None:
+        """The way of the first request of a model, and of what takes long: with files and processes."""
         with _failing(opened):
             model = await self._models.open(request.model)
             model.preparing += 1
             try:
                 text = await model.text()
-                pool = self._grammars if has_grammar(request) else self._texts
+                if opened.outcome is not None or self._prepare_now(model, text, opened):
+                    return
                 args = text, model.description, model.context_length
-                await pool.run(request.account, traced, request.trace, opened.prepare, *args)
-                self._admit(model, opened)
+                prepared = await self._preparation.prepare(request, *args)
+                if opened.outcome is None:
+                    opened.accept(prepared, text, model.description)
+                    model.admit(opened)
             finally:
                 model.preparing -= 1
-
-    def _admit(self, model: ManagedModel, opened: OpenRequest) -> None:
-        """Let what is prepared in, unless it ended meanwhile."""
-        if opened.outcome is None:
-            model.admit(opened)
 
     def _ended(self, peer: Peer, opened: OpenRequest) -> None:
         self._open.remove(peer, opened)
@@ -223,25 +241,24 @@ class Service:
         await self._models.find_all()
         return ModelList(id=request.id, models=self._models.states())
 
-    async def _count_tokens(self, peer: Peer, request: CountTokens) -> Reply:
+    async def _count_tokens(self, peer: Peer, request: CountTokens) -> Reply | Encoded:
         validate_prompt(request)
         model = await self._models.open(request.model)
         text = await model.text()
-        count = partial(encode_prompts, text, request, model.context_length)
-        [prompt] = await self._counts.run(request.account, traced, request.trace, count)
-        return TokenCount(id=request.id, tokens=len(prompt.ids))
+        if self._is_quick(text, request):
+            with suppress(OverBudget):
+                return traced(request.trace, count_tokens, text, request, model.context_length, QUICK_SECONDS)
+        return await self._preparation.answer(request, text, model.description, model.context_length)
 
-    async def _tokenize(self, peer: Peer, request: Tokenize) -> Reply:
+    async def _reply_with_tokens(self, peer: Peer, request: Tokenize) -> Encoded:
         validate_prompt(request)
+        return await self._reply_with_text(peer, request)
+
+    async def _reply_with_text(self, peer: Peer, request: Tokenize | Detokenize | Unread) -> Encoded:
+        """What is read or written in a text process, and needs no worker."""
         model = await self._models.open(request.model)
         text = await model.text()
-        args = text, request, model.context_length
-        return await self._texts.run(request.account, traced, request.trace, tokenize, *args)
-
-    async def _detokenize(self, peer: Peer, request: Detokenize) -> Reply:
-        model = await self._models.open(request.model)
-        args = await model.text(), request
-        return await self._texts.run(request.account, traced, request.trace, detokenize, *args)
+        return await self._preparation.answer(request, text, model.description, model.context_length)
 
     async def _cached_pages(self, peer: Peer, request: CachedPages) -> Reply:
         model = await self._models.open(request.model)
@@ -379,12 +396,12 @@ class Service:
             verb_name, trace = type(request).__name__, getattr(request, "trace", "")
             log.exception("verb failed verb=%s id=%d trace=%s", verb_name, request.id, word(trace))
             reply = Failed(id=request.id, code=Code.INTERNAL, message=f"{type(error).__name__}: {error}")
-        if isinstance(request, CountTokens | Tokenize | Detokenize):
+        if _is_about_text(request):
             log.info(
                 "request answered trace=%s model=%s reply=%s",
                 word(request.trace),
                 word(request.model),
-                f"{reply.code}: {reply.message!a}" if isinstance(reply, Failed) else type(reply).__name__,
+                f"{reply.code}: {reply.message!a}" if isinstance(reply, Failed) else _kind(reply),
             )
         if reply is not None:
             peer.send(reply)
@@ -403,9 +420,6 @@ class Service:
             await asyncio.wait_for(self._open.settled.wait(), grace)
         for opened in self._open:
             opened.fail(error)
-        self._texts.close()
-        self._counts.close()
-        self._grammars.close()
         for task, (peer, request_id) in list(self._tasks.items()):
             peer.send(Failed.of(request_id, error))
             task.cancel()
@@ -414,6 +428,17 @@ class Service:
         self._watches.clear()
         if self._pushing is not None:
             self._pushing.cancel()
+
+
+def _is_about_text(request: AnyRequest | Unread) -> bool:
+    """Whether a request wants nothing but tokens of a text, or text of tokens."""
+    if isinstance(request, Unread):
+        return request.verb not in ("generate", "embed", "rerank")
+    return isinstance(request, CountTokens | Tokenize | Detokenize)
+
+
+def _kind(reply: Reply | Encoded) -> str:
+    return reply.kind if isinstance(reply, Encoded) else type(reply).__name__
 
 
 def _news(before: State, now: State) -> State | None:

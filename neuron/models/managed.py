@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 
 from ipc.errors import Code, CortexError
@@ -22,7 +22,7 @@ from neuron.models.queue import RequestQueue
 from neuron.processes.backoff import Backoff
 from neuron.requests.progress import LoadProgress
 from neuron.requests.request import OpenRequest
-from neuron.text.frontend import TextFrontEnd
+from neuron.text.frontend import TextFiles, TextFrontEnd
 
 log = logging.getLogger("neuron.models.managed")
 
@@ -49,6 +49,7 @@ class ManagedModel:
         launcher: makes its worker groups.
         backoff: waits between restarts.
         changed: called when its `ModelState` is not what it was; with True where its status may be another.
+        read_text: makes a text path.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class ManagedModel:
         launcher: Launcher,
         backoff: Backoff,
         changed: Callable[..., None],
+        read_text: Callable[[TextFiles], Awaitable[TextFrontEnd]],
     ) -> None:
         self.settings = settings
         self.description = description
@@ -71,6 +73,7 @@ class ManagedModel:
         self.last_used = time.monotonic()
         self._room = room
         self._launcher = launcher
+        self._read_text = read_text
         self._told: ModelState | None = None  # while nothing changes: one of many that are not loaded
         self._tell_change = changed
         self._epochs = Epochs(
@@ -204,13 +207,13 @@ class ManagedModel:
         return list(statistics.page_hashes) if statistics is not None else []
 
     async def text(self) -> TextFrontEnd:
-        """The tokenizer and template, read once, in a thread, and also while the model is not loaded.
+        """The tokenizer and template, read once, and also while the model is not loaded.
 
         Raises:
             CortexError: MODEL_LOAD_FAILED naming the file.
         """
         if self._text is None or (self._text.done() and self._text.exception() is not None):
-            self._text = asyncio.ensure_future(asyncio.to_thread(self.description.load_text))
+            self._text = asyncio.ensure_future(self._read_text(self.description.text))
         return await asyncio.shield(self._text)
 
     @property

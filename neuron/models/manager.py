@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 
 from ipc.errors import CortexError
@@ -20,6 +20,7 @@ from neuron.models.launcher import Launcher
 from neuron.models.managed import ManagedModel
 from neuron.processes.backoff import Backoff
 from neuron.processes.standby import Standby
+from neuron.text.frontend import TextFiles, TextFrontEnd
 
 log = logging.getLogger("neuron.models.manager")
 
@@ -38,6 +39,7 @@ class ModelManager:
         inventory: its devices.
         changed: called when a `ModelState` or a device's figures are not what they were; with True where the
             status of a model may be another.
+        read_text: makes the text path of a model.
         backoff: waits between restarts.
 
     Attributes:
@@ -50,12 +52,14 @@ class ModelManager:
         config: NeuronConfig,
         inventory: Inventory,
         changed: Callable[..., None],
+        read_text: Callable[[TextFiles], Awaitable[TextFrontEnd]],
         backoff: Backoff | None = None,
     ) -> None:
         self.searched = False
         self._config = config
         self._inventory = inventory
         self._changed = changed
+        self._read_text = read_text
         self._catalogue = Catalogue(config)
         self._models: dict[str, ManagedModel] = {}
         self._broken: dict[str, str] = {}  # ids that are there and cannot be read, and why
@@ -112,7 +116,7 @@ class ModelManager:
             log.warning("model is not as its files have it model=%s note=%s", model_id, note)
         self._broken.pop(model_id, None)
         model = self._models[model_id] = ManagedModel(
-            settings, description, self.room, self._launcher, self._backoff, self._changed
+            settings, description, self.room, self._launcher, self._backoff, self._changed, self._read_text
         )
         self._standby.tend()
         self._changed()

@@ -4,29 +4,43 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 
 from ipc.errors import Code, CortexError
-from ipc.messages import Delta, Finished, Generate, Reply, Started, Timings, Usage
-from ipc.worker_messages import Constraint, SamplingParams, SequenceReport, Submit
+from ipc.messages import Delta, Finished, Generate, Reply, Started, Timings, TokenLogprob, Tool, Usage
+from ipc.server import Unread
+from ipc.worker_messages import SequenceReport, Submit
 from neuron.description import ModelDescription
-from neuron.grammar.structured import constrain, hold
-from neuron.grammar.tool_calls import allow_call, require_call
-from neuron.refusals import bad_request, too_long
+from neuron.preparation.prepared import Prepared, PreparedPrompt, check_length, prepare
+from neuron.preparation.prompt import validate
+from neuron.preparation.sampling import MAX_SEED
 from neuron.requests.answer import Answer, News
 from neuron.requests.order import stretches
-from neuron.requests.prompt import Prompt, encode_prompts, named_prompts, pack, validate
 from neuron.requests.request import OpenRequest
-from neuron.requests.sampling import MAX_SEED, resolve
-from neuron.requests.trace import word
+from neuron.text.detokenizer import CONTEXT
 from neuron.text.frontend import TextFrontEnd
+from neuron.text.offered_tool import OfferedTool
+from neuron.trace import word
 
 log = logging.getLogger("neuron.requests.generation")
 
-MAX_PROMPT_LOGPROBS = 800_000  # of one request, alternatives included: some 50 MB in the last message
+
+class Prompt:
+    """One prompt of a request, and what the worker says of it.
+
+    Attributes:
+        logprobs: of its tokens, where they were asked for, until they were sent.
+    """
+
+    __slots__ = ("cached_tokens", "given", "logprobs", "tokens")
+
+    def __init__(self, given: PreparedPrompt) -> None:
+        self.given = given
+        self.tokens = given.tokens
+        self.cached_tokens = 0
+        self.logprobs: list[TokenLogprob] | None = None
 
 
 class Generation(OpenRequest):
@@ -35,23 +49,24 @@ class Generation(OpenRequest):
     It ends with the last of them. Answers are in the order of their prompts.
     """
 
-    request: Generate
+    request: Generate  # while it comes unread: an `Unread`, until it is accepted
     parts: list[Answer]
 
     def __init__(
         self,
         keys: Iterator[int],
-        request: Generate,
+        request: Generate | Unread,
         send: Callable[[Reply], None],
         on_end: Callable[[OpenRequest], None],
     ) -> None:
-        validate(request)
+        if isinstance(request, Generate):
+            validate(request)
         super().__init__(keys, request, send, on_end)
         self.parts = []
         self._prompts: list[Prompt] = []
         self._first_token: float | None = None
         self._usual_tokens: int | None = None  # of an answer, where the model has a say
-        self._scoring = request.sampling.max_tokens == 0  # only the prompts are of interest
+        self._scoring = False  # only the prompts are of interest
 
     # --- on the way down --------------------------------------------------------------------------------
 
@@ -62,144 +77,64 @@ class Generation(OpenRequest):
         context_length: int,
         seconds: float | None = None,
     ) -> None:
-        if not description.completion:
-            message = f"model: {self.request.model} writes no text; /v1/models says what it can do"
-            raise CortexError(Code.NOT_SUPPORTED, message, param="model")
-        self._prompts = encode_prompts(text, self.request, context_length, seconds)
-        for prompt in self._prompts:
-            if not prompt.ids:
-                raise bad_request(prompt.param, f"{prompt.param} has no tokens")
-        self.prompt_tokens = sum(len(prompt.ids) for prompt in self._prompts)
-        self.check_length(context_length)
-        self._check_choices(context_length)
-        if description.engine == "simulated":
-            self._refuse_what_needs_a_model()
-        params = self._resolve(text, description)
-        constraint = self._constrain(text)
-        for prompt in self._prompts:
-            self._add_answers(prompt, params, constraint, text)
-        if self.request.echo:
-            for prompt, (_, given) in zip(self._prompts, named_prompts(self.request), strict=True):
-                prompt.echo = given if isinstance(given, str) else text.decode(given)
+        self.accept(prepare(self.request, text, description, context_length, seconds), text, description)
 
-    def _check_choices(self, context_length: int) -> None:
-        """See that all choices of a prompt are no more work than one that fills the context.
-
-        Where no `max_tokens` is given, they share the context: see `hand_over`.
-        """
-        sampling = self.request.sampling
-        if sampling.n > 1 and sampling.n * (sampling.max_tokens or 0) > context_length:
-            raise bad_request(
-                "n",
-                f"n times max_tokens is {sampling.n * sampling.max_tokens}, above the model's context of "
-                f"{context_length} tokens",
-            )
-
-    def _resolve(self, text: TextFrontEnd, description: ModelDescription) -> SamplingParams:
-        """How tokens are chosen, and what is told of them."""
-        sampling = self.request.sampling
+    def accept(self, prepared: Prepared, text: TextFrontEnd, description: ModelDescription) -> None:
+        tools = prepared.tools if prepared.request is not None else self.request.tools
+        if prepared.request is not None:
+            self.request = prepared.request
+        self._scoring = self.request.sampling.max_tokens == 0
         self._usual_tokens = description.defaults.max_tokens
-        ends = description.eos_ids
-        if self.request.suffix is not None and text.infill is not None:
-            ends = [*ends, *text.infill.ends]
-        params = resolve(sampling, description.defaults, ends, text)
-        if self.request.echo and params.prompt_logprobs is None:
-            params = msgspec.structs.replace(params, prompt_logprobs=params.logprobs)
-        if params.prompt_logprobs is not None:
-            count = self.prompt_tokens * (1 + params.prompt_logprobs)
-            if count > MAX_PROMPT_LOGPROBS:
-                raise bad_request(
-                    "logprobs" if sampling.prompt_logprobs is None else "prompt_logprobs",
-                    f"{self.prompt_tokens} tokens of prompts, and alternatives to them, have {count} "
-                    f"log-probabilities, more than {MAX_PROMPT_LOGPROBS}",
-                )
-        return params
-
-    def _constrain(self, text: TextFrontEnd) -> Constraint | None:
-        """The grammar of every answer, and how long its thought may be. Only messages can leave a thought
-        open, and they are one prompt."""
-        request, budget = self.request, self.request.thinking.budget
-        formed = request.structured is not None or bool(request.must_call)
-        if not formed and budget is None:
-            return None
-        encode = partial(text.encode, special=False)
-        thought, tags = text.thought_after(self._prompts[0].rendered), text.think_tags
-        if thought == "none":
-            budget = None
-        if not formed:
-            return None if budget is None else hold("", encode, thought, tags, budget)
-        parallel, written = request.parallel_tool_calls, text.tool_format
-        if request.must_call:  # of what is no call there is nothing then
-            constraint = require_call(
-                request.tools, request.must_call, encode, thought, parallel, written, tags
-            )
-        elif request.tools:
-            constraint = allow_call(
-                request.tools, request.structured, encode, thought, parallel, written, tags
-            )
-        else:
-            constraint = constrain(request.structured, encode, thought, tags)
-        return msgspec.structs.replace(constraint, budget=budget)
+        self._prompts = [Prompt(prompt) for prompt in prepared.prompts]
+        self.prompt_tokens = sum(prompt.tokens for prompt in self._prompts)
+        for prompt in self._prompts:
+            self._add_answers(prompt, prepared, tools, text)
 
     def _add_answers(
-        self, prompt: Prompt, params: SamplingParams, constraint: Constraint | None, text: TextFrontEnd
+        self,
+        prompt: Prompt,
+        prepared: Prepared,
+        tools: Sequence[Tool | OfferedTool],
+        text: TextFrontEnd,
     ) -> None:
         """The `n` answers to one prompt. Prompts that draw with a seed of the client's all draw with that."""
-        given = pack(prompt.ids)
-        for choice in range(self.request.sampling.n):
+        request, params = self.request, prepared.params
+        goes_on = prepared.thought is None or request.continue_final_message
+        after = prompt.given.token_ids(CONTEXT) if goes_on else ()
+        for choice in range(request.sampling.n):
             index = len(self.parts)
-            seed = params.seed + (index if self.request.sampling.seed is None else choice)
+            seed = params.seed + (index if request.sampling.seed is None else choice)
             submit = Submit(
                 request_id=next(self._keys) if index else self.key,
-                prompt=given,
+                prompt=prompt.given.ids,
                 max_tokens=0,  # known when the context is: see `hand_over`
                 params=msgspec.structs.replace(params, seed=seed & MAX_SEED),
-                constraint=constraint,
-                priority=self.request.priority,
-                account=self.request.account,
-                cache_salt=self.request.cache_salt,
+                constraint=prepared.constraint,
+                priority=request.priority,
+                account=request.account,
+                cache_salt=request.cache_salt,
             )
-            self.parts.append(self._answer(submit, index, prompt, text))
+            answer = Answer(
+                submit,
+                index,
+                self,
+                detokenizer=text.detokenizer(after=after),
+                parser=text.answer_parser(prepared.thought, request, tools),
+                spell=text.spell,
+                whole=not request.stream,
+            )
+            self.parts.append(answer)
         if params.prompt_logprobs is not None:
-            prompt.logprobs = [self.parts[-1].name_first(prompt.ids[0])]
-
-    def _answer(self, submit: Submit, index: int, prompt: Prompt, text: TextFrontEnd) -> Answer:
-        goes_on = prompt.rendered is None or self.request.continue_final_message
-        return Answer(
-            submit,
-            index,
-            self,
-            detokenizer=text.detokenizer(after=prompt.ids if goes_on else ()),
-            parser=text.answer_parser(prompt.rendered, self.request),
-            spell=text.spell,
-            whole=not self.request.stream,
-        )
-
-    def _refuse_what_needs_a_model(self) -> None:
-        """A simulated engine has neither probabilities nor a choice of tokens."""
-        sampling = self.request.sampling
-        for name, asked in (
-            ("structured_outputs", self.request.structured),
-            ("must_call", self.request.must_call or None),
-            ("logprobs", sampling.logprobs),
-            ("prompt_logprobs", sampling.prompt_logprobs),
-        ):
-            if asked is not None:
-                raise CortexError(
-                    Code.NOT_SUPPORTED, f"{name}: the model is simulated and cannot do that", param=name
-                )
+            prompt.logprobs = [answer.name_first(prompt.given.first)]
 
     def check_length(self, context_length: int) -> None:
         for prompt in self._prompts:
-            if len(prompt.ids) >= context_length:
-                raise too_long(
-                    len(prompt.ids), context_length, prompt.param, self.request.sampling.max_tokens
-                )
+            check_length(prompt.given.param, prompt.tokens, self.request.sampling.max_tokens, context_length)
 
     def hand_over(self, context_length: int) -> list[Answer]:
         """The sequences for the worker; says `Started` to the client."""
         for answer in self.parts:
-            room = context_length - len(self._prompt_of(answer).ids)
+            room = context_length - self._prompt_of(answer).tokens
             # a worker makes one token at least: where only the prompt is of interest it is not used
             share = context_length // self.request.sampling.n
             share = min(share, self._usual_tokens or share)
@@ -208,7 +143,7 @@ class Generation(OpenRequest):
             answer.fills_context = wanted > room
         with_ids = self.request.return_token_ids
         if not self.attempts and (self.request.stream or with_ids):
-            ids = [prompt.ids for prompt in self._prompts] if with_ids else None
+            ids = [prompt.given.token_ids() for prompt in self._prompts] if with_ids else None
             self._send(Started(id=self.request.id, prompt_tokens=self.prompt_tokens, prompt_token_ids=ids))
         return super().hand_over(context_length)
 
@@ -265,7 +200,7 @@ class Generation(OpenRequest):
         text, prompt_logprobs, with_ids = said.text, None, self.request.return_token_ids
         if not answer.tokens_sent:
             prompt = self._prompt_of(answer)
-            text = prompt.echo + text
+            text = prompt.given.echo + text
             if self._speaks_for_prompt(answer):
                 prompt_logprobs, prompt.logprobs = prompt.logprobs, None
         first = tokens and not answer.tokens_sent
@@ -300,7 +235,7 @@ class Generation(OpenRequest):
         choices = [answer.choice(self.request.return_token_ids) for answer in self.parts]
         if self.request.echo and not self.request.stream:
             choices = [
-                msgspec.structs.replace(choice, text=self._prompt_of(answer).echo + choice.text)
+                msgspec.structs.replace(choice, text=self._prompt_of(answer).given.echo + choice.text)
                 for answer, choice in zip(self.parts, choices, strict=True)
             ]
         told = [prompt.logprobs for prompt in self._prompts if prompt.logprobs is not None]

@@ -6,17 +6,18 @@ import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import msgspec
 
 from ipc.errors import Code, CortexError
 from ipc.messages import Cancelled, Embed, Failed, Finished, Generate, Reply, Usage
+from ipc.server import Unread
 from ipc.worker_messages import SequenceReport, Submit
 from neuron.description import ModelDescription
 from neuron.requests.progress import LoadProgress
-from neuron.requests.trace import word
 from neuron.text.frontend import TextFrontEnd
+from neuron.trace import word
 
 log = logging.getLogger("neuron.requests.request")
 
@@ -65,7 +66,7 @@ class OpenRequest(ABC):
     def __init__(
         self,
         keys: Iterator[int],
-        request: Generate | Embed,
+        request: Generate | Embed | Unread,
         send: Callable[[Reply], None],
         on_end: Callable[[OpenRequest], None],
     ) -> None:
@@ -92,7 +93,7 @@ class OpenRequest(ABC):
         context_length: int,
         seconds: float | None = None,
     ) -> None:
-        """Tokenise and resolve. Touches nothing but this object, so that it may run in a thread.
+        """Tokenise and resolve, and take that in.
 
         Args:
             seconds: that the chat template may take; see `ChatTemplate.render`.
@@ -100,6 +101,10 @@ class OpenRequest(ABC):
         Raises:
             CortexError: what is wrong with the request, for this model.
         """
+
+    @abstractmethod
+    def accept(self, prepared: Any, text: TextFrontEnd, description: ModelDescription) -> None:
+        """Take in what preparing came to, wherever that was done."""
 
     @abstractmethod
     def check_length(self, context_length: int) -> None:

@@ -8,60 +8,66 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from ipc.messages import Embed, Reply, Usage
-from ipc.worker_messages import Pooling, SequenceReport, Submit
+from ipc.server import Unread
+from ipc.worker_messages import SequenceReport, Submit
 from neuron.description import ModelDescription
-from neuron.requests.inputs import Input, check_tokens, most_tokens
-from neuron.requests.prompt import pack
+from neuron.preparation.inputs import check_tokens, most_tokens
+from neuron.preparation.prepared_inputs import PreparedInputs, prepare_inputs, validate_inputs
 from neuron.requests.request import OpenRequest
-
-MAX_INPUTS = 2048  # of one request, as OpenAI has it
+from neuron.text.frontend import TextFrontEnd
 
 
 class VectorRequest(OpenRequest):
-    """Ends when all of its inputs have their vectors.
+    """Ends when all of its inputs have their vectors."""
 
-    Args:
-        field: of the request, that has the inputs.
-        count: of them.
-    """
-
+    request: Embed
     parts: list[Vector]
+    description: ModelDescription  # of the model that took it in
 
     def __init__(
         self,
         keys: Iterator[int],
-        request: Embed,
+        request: Embed | Unread,
         send: Callable[[Reply], None],
         on_end: Callable[[OpenRequest], None],
-        field: str,
-        count: int,
     ) -> None:
         super().__init__(keys, request, send, on_end)
+        if isinstance(request, Embed):
+            validate_inputs(request)
         self.parts = []
-        self._field = field
-        self._missing = count
-        self._description: ModelDescription | None = None
+        self._missing = 0
 
-    def submit(self, inputs: list[Input], pooling: Pooling, description: ModelDescription) -> None:
-        """Make the sequences."""
-        self._description = description
-        for number, each in enumerate(inputs):
+    def prepare(
+        self,
+        text: TextFrontEnd,
+        description: ModelDescription,
+        context_length: int,
+        seconds: float | None = None,
+    ) -> None:
+        self.accept(prepare_inputs(self.request, text, description, context_length), text, description)
+
+    def accept(self, prepared: PreparedInputs, text: TextFrontEnd, description: ModelDescription) -> None:
+        if prepared.request is not None:
+            self.request = prepared.request
+        self.description = description
+        self._missing = len(prepared.inputs)
+        for number, each in enumerate(prepared.inputs):
             submit = Submit(
                 request_id=next(self._keys) if number else self.key,
-                prompt=pack(each.ids),
+                prompt=each.ids,
                 max_tokens=1,
-                pooling=pooling,
+                pooling=prepared.pooling,
                 priority=self.request.priority,
                 account=self.request.account,
                 second=each.second,
             )
             self.parts.append(Vector(submit, self))
-        self.prompt_tokens = sum(len(each.ids) for each in inputs)
+            self.prompt_tokens += len(each.ids) // 4
 
     def check_length(self, context_length: int) -> None:
-        most = most_tokens(self._description, context_length)
+        most = most_tokens(self.description, context_length)
         for number, part in enumerate(self.parts):
-            check_tokens(f"{self._field}[{number}]", len(part.submit.prompt) // 4, most)
+            check_tokens(f"input[{number}]", len(part.submit.prompt) // 4, most)
 
     def usage(self) -> Usage:
         return Usage(prompt_tokens=self.prompt_tokens)

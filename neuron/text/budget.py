@@ -10,16 +10,29 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 
-MAX_TEXT = 32 << 20  # characters of any one text, a prompt among them, or that one operation looks at
-MAX_WORK = 16 * MAX_TEXT  # characters that are read and written on the way to a prompt
-MAX_VALUES = 1 << 20  # in a list or an object that is read as a whole
 VALUE = 8  # what a value in a list counts as, in characters
 MAX_BITS = 4096  # of a number that is the result of a calculation
 SHORT = 256  # characters; of texts up to here the loop around them takes note
+
+
+class Bounds(NamedTuple):
+    """What is bounded beside time."""
+
+    text: int  # characters of any one text, a prompt among them, or that one operation looks at
+    values: int  # in a list or an object that is read as a whole
+
+    @property
+    def work(self) -> int:
+        """Characters that are read and written on the way to a prompt."""
+        return 16 * self.text
+
+
+MOST = Bounds(text=32 << 20, values=1 << 20)
+QUICK = Bounds(text=128 << 10, values=8 << 10)  # where others wait: one operation takes some milliseconds
 
 
 class OverBudget(jinja2.TemplateError):
@@ -31,14 +44,15 @@ class _Budget(threading.local):
 
     deadline = work = float("inf")  # while nothing is rendered
     given: tuple[Any, ...] = ()  # variables
+    bounds = MOST
 
     def spend(self, characters: int) -> None:
         """Take note of text that is about to be read or written in one operation."""
-        if characters > MAX_TEXT:
-            raise OverBudget(f"it reads or writes more than {MAX_TEXT:,} characters at once")
+        if characters > self.bounds.text:
+            raise OverBudget(f"it reads or writes more than {self.bounds.text:,} characters at once")
         self.work -= characters
         if self.work < 0:
-            raise OverBudget(f"it reads and writes more than {MAX_WORK:,} characters")
+            raise OverBudget(f"it reads and writes more than {self.bounds.work:,} characters")
 
     def look_at_clock(self) -> None:
         if time.monotonic() > self.deadline:
@@ -49,13 +63,14 @@ budget = _Budget()
 
 
 @contextmanager
-def limited(seconds: float, given: tuple[Any, ...] = ()) -> Iterator[None]:
-    """What happens in this thread inside of it may take so long, and what `MAX_WORK` says."""
-    budget.deadline, budget.work, budget.given = time.monotonic() + seconds, MAX_WORK, given
+def limited(seconds: float, given: tuple[Any, ...] = (), bounds: Bounds = MOST) -> Iterator[None]:
+    """What happens in this thread inside of it may take so long, and so much."""
+    budget.deadline, budget.work = time.monotonic() + seconds, bounds.work
+    budget.given, budget.bounds = given, bounds
     try:
         yield
     finally:
-        del budget.deadline, budget.work, budget.given
+        del budget.deadline, budget.work, budget.given, budget.bounds
 
 
 def weigh(*values: Any) -> tuple[int, int]:
@@ -63,7 +78,7 @@ def weigh(*values: Any) -> tuple[int, int]:
 
     One may hold another twice, and that one a third: there is a bound.
     """
-    pending, characters, seen = list(values), 0, 0
+    pending, characters, seen, most = list(values), 0, 0, budget.bounds.values
     while pending:
         value = pending.pop()
         seen += 1
@@ -74,8 +89,8 @@ def weigh(*values: Any) -> tuple[int, int]:
             pending += value.values()
         elif isinstance(value, list | tuple | set):
             pending += value
-        if seen + len(pending) > MAX_VALUES:
-            raise OverBudget(f"it reads a list or an object of more than {MAX_VALUES:,} values")
+        if seen + len(pending) > most:
+            raise OverBudget(f"it reads a list or an object of more than {most:,} values")
     return characters + VALUE * seen, seen
 
 

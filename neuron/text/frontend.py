@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from tokenizers import Encoding
 
 from ipc.errors import Code, CortexError
@@ -14,16 +15,75 @@ from neuron.text.detokenizer import Detokenizer
 from neuron.text.formats.registry import BY_NAME, tool_format
 from neuron.text.formats.tool_format import ToolFormat
 from neuron.text.infill import infill
+from neuron.text.offered_tool import OfferedTool
 from neuron.text.parser import AnswerParser
 from neuron.text.reasoning import KNOWN, THINK, ReasoningSplitter, Thought, think_tags
-from neuron.text.template import ChatTemplate
+from neuron.text.template import ChatTemplate, Tried, attempt
 from neuron.text.thinking import is_off
 from neuron.text.tokenizer import TextTokenizer
 from workers.checkpoints.card import ModelCard
+from workers.checkpoints.files import refuse
 from workers.checkpoints.text import TOKENIZER
 
 NOTHING_SAID = Thinking()
+PACKAGE = Path(__file__).parents[1]
 TOOL_TEMPLATE = "tool_use"  # the name that transformers gives to a template for requests with tools
+
+
+class TextFiles(msgspec.Struct, frozen=True):
+    """What a model's text path is made of. It may travel to another process."""
+
+    tokenizer: str  # the file
+    changed: tuple[int, int]  # its size, and when it was written, in ns since 1970
+    vocabulary_size: int
+    templates: dict[str, str]  # by name; the first one is the default
+    template_file: str  # where they stand
+    special_tokens: dict[str, str]
+    calls_as: str  # the name of the format in which it writes tool calls
+    ours: bool  # they come with this package
+
+    @classmethod
+    def of(cls, card: ModelCard, calls_as: str | None = None) -> TextFiles:
+        """Those of a checkpoint.
+
+        Args:
+            calls_as: the name of the format of its calls; None: what its templates speak of.
+
+        Raises:
+            CortexError: MODEL_LOAD_FAILED when its tokenizer is not there.
+        """
+        try:
+            stat = card.tokenizer_file.stat()
+        except OSError as error:
+            refuse(card.tokenizer_file, f"cannot be read: {error.strerror}")
+        return cls(
+            str(card.tokenizer_file),
+            (stat.st_size, stat.st_mtime_ns),
+            card.config.vocab_size,
+            card.chat_templates,
+            _template_file(card),
+            card.special_tokens,
+            calls_as or tool_format(card.chat_templates.values()).name,
+            ours=Path(card.folder).is_relative_to(PACKAGE),
+        )
+
+    def try_templates(self) -> dict[str, Tried]:
+        """What is found out about each template: seconds, where a template is up to no good.
+
+        Raises:
+            CortexError: MODEL_LOAD_FAILED.
+        """
+        return {
+            name: attempt(source, self.special_tokens, self.template_file)
+            for name, source in self.templates.items()
+        }
+
+
+class ModelText(msgspec.Struct, frozen=True):
+    """A model's text path as it travels: what it is made of, and what was found out about its templates."""
+
+    files: TextFiles
+    tried: dict[str, Tried]
 
 
 class TextFrontEnd:
@@ -32,6 +92,7 @@ class TextFrontEnd:
     def __init__(
         self, tokenizer: TextTokenizer, templates: dict[str, ChatTemplate], tool_format: ToolFormat
     ) -> None:
+        self.encoded = b""  # the `ModelText` that it was read from, in msgpack
         self.tool_format = tool_format
         self._tokenizer = tokenizer
         self._templates = templates
@@ -47,29 +108,35 @@ class TextFrontEnd:
 
     @classmethod
     def load(cls, checkpoint: ModelCard, calls_as: str | None = None) -> TextFrontEnd:
-        """Read the tokenizer and compile the templates: up to a second, for a thread.
+        """The same of a checkpoint whose templates are nobody's to be afraid of. See `TextFiles.of`."""
+        files = TextFiles.of(checkpoint, calls_as)
+        return cls.read(ModelText(files, files.try_templates()))
 
-        Args:
-            calls_as: the name of the format in which it writes tool calls; None: what its templates speak of.
+    @classmethod
+    def read(cls, model: ModelText) -> TextFrontEnd:
+        """Read the tokenizer: up to a second, for a thread.
 
         Raises:
             CortexError: MODEL_LOAD_FAILED.
         """
-        calls = BY_NAME[calls_as] if calls_as else tool_format(checkpoint.chat_templates.values())
+        files = model.files
+        calls = BY_NAME[files.calls_as]
         known = {piece for tags in KNOWN for piece in tags.pieces}
         tokenizer = TextTokenizer(
-            checkpoint.tokenizer_file, checkpoint.config.vocab_size, shown=(*known, *calls.markers)
+            Path(files.tokenizer), files.vocabulary_size, shown=(*known, *calls.markers)
         )
         templates = {
-            name: ChatTemplate(source, checkpoint.special_tokens, _template_file(checkpoint))
-            for name, source in checkpoint.chat_templates.items()
+            name: ChatTemplate(each, files.special_tokens, files.template_file)
+            for name, each in model.tried.items()
         }
-        return cls(tokenizer, templates, calls)
+        front = cls(tokenizer, templates, calls)
+        front.encoded = msgspec.msgpack.encode(model)
+        return front
 
     @property
     def is_quick(self) -> bool:
-        """Whether the time that its tokenizer takes is in proportion to the text."""
-        return self._tokenizer.is_linear
+        """Whether small requests take little time: that of its tokenizer is in proportion to the text."""
+        return self._tokenizer.is_linear and all(each.is_quick for each in self._templates.values())
 
     def render(
         self,
@@ -97,11 +164,11 @@ class TextFrontEnd:
             )
         default = next(iter(self._templates.values()))
         template = self._templates.get(TOOL_TEMPLATE, default) if tools else default
-        values = template.thinking.values(thinking)
+        values = template.thinking_values(thinking)
         prompt = template.render(messages, tools, values | args, seconds)
         # Nobody can be told not to think by a template that does not listen: but the thought can be over.
         deaf = not values or self.think_tags.state(prompt) == "open"
-        if self.thinks and deaf and is_off(thinking) and template.thinking.names.isdisjoint(args):
+        if self.thinks and deaf and is_off(thinking) and not template.sets_thinking(args):
             return self.think_tags.without_thought(prompt)
         return prompt
 
@@ -156,22 +223,29 @@ class TextFrontEnd:
         tags = {} if after else self._tags
         return Detokenizer(self._tokenizer.tokenizer, self._tokenizer.hidden, after, tags)
 
-    def answer_parser(self, rendered: str | None, request: Generate) -> AnswerParser:
-        """For one answer to `request`; `rendered`: the prompt that its messages became, where it has any."""
+    def answer_parser(
+        self, thought: Thought | None, request: Generate, tools: Sequence[Tool | OfferedTool]
+    ) -> AnswerParser:
+        """For one answer to `request`.
+
+        Args:
+            thought: where its messages leave a model of these tags; None: it has none.
+            tools: that it offers.
+        """
         stop, include_stop = request.sampling.stop, request.sampling.include_stop
-        if rendered is None:
+        if thought is None:
             return AnswerParser(stop=stop, include_stop=include_stop)
-        tools = None
-        if request.tools or self.tool_format.frames_text:
-            tools = self.tool_format.parser(
-                [tool for tool in request.tools if not request.must_call or tool.name in request.must_call],
+        calls = None
+        if tools or self.tool_format.frames_text:
+            calls = self.tool_format.parser(
+                [tool for tool in tools if not request.must_call or tool.name in request.must_call],
                 None if request.parallel_tool_calls else 1,
                 only=bool(request.must_call),
                 first=request.structured is not None,
                 tokens=self._tokens,
             )
-        reasoning = ReasoningSplitter(self.think_tags.state(rendered), self._tags_in_text)
-        return AnswerParser(reasoning, tools, stop, include_stop)
+        reasoning = ReasoningSplitter(thought, self._tags_in_text)
+        return AnswerParser(reasoning, calls, stop, include_stop)
 
 
 def _template_file(checkpoint: ModelCard) -> str:

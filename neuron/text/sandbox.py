@@ -23,8 +23,9 @@ from jinja2.visitor import NodeTransformer
 
 from neuron.text.budget import (
     MAX_BITS,
-    MAX_TEXT,
+    MOST,
     SHORT,
+    Bounds,
     OverBudget,
     budget,
     check_key,
@@ -37,6 +38,7 @@ from neuron.text.budget import (
 from neuron.text.template_filters import FILTERS, MAX_INDENT, OWN, metered, spend_on_replacing, text_of
 
 COMPILE_SECONDS = 10.0
+MAX_PROGRAM = 8 << 20  # characters that Jinja makes of a template
 
 # Methods of texts that make no more of them, and those that are counted.
 _METHODS = """
@@ -54,28 +56,46 @@ def parse(source: str) -> nodes.Template:
     return _ENVIRONMENT.parse(source)
 
 
-def compile_template(source: str) -> jinja2.Template:
-    """Raises: whatever Jinja, and Python's compiler behind it, say of what is no template."""
-    with limited(COMPILE_SECONDS):  # what is constant in it is worked out already
-        code = _ENVIRONMENT.compile(_Metering().visit(parse(source)))
+def translate(source: str) -> str:
+    """The Python program that Jinja makes of a template. What is constant in it is worked out already.
+
+    Raises:
+        Exception: whatever Jinja says of what is no template.
+        OverBudget: it takes too long, or the program is too large to be read in one go.
+    """
+    with limited(COMPILE_SECONDS):
+        program = _ENVIRONMENT.compile(_Metering().visit(parse(source)), raw=True)
+    if len(program) > MAX_PROGRAM:
+        raise OverBudget(f"as a program it is longer than {MAX_PROGRAM:,} characters")
+    return program
+
+
+def load(program: str) -> jinja2.Template:
+    """The template of a program that `translate` made. Raises what Python's compiler says of it."""
+    code = compile(program, "<template>", "exec")
     return jinja2.Template.from_code(_ENVIRONMENT, code, _ENVIRONMENT.make_globals(None))
 
 
-def render(template: jinja2.Template, variables: Mapping[str, Any], seconds: float) -> str:
+def render(
+    template: jinja2.Template, variables: Mapping[str, Any], seconds: float, bounds: Bounds = MOST
+) -> str:
     """What `template` makes of `variables`.
 
     Raises:
-        OverBudget: it takes more than `seconds`, or makes too much text.
+        OverBudget: it takes more than `seconds`, or more than `bounds` allow, or than there is memory.
         Exception: whatever the template does wrong.
     """
-    with limited(seconds, given=tuple(variables.values())):
+    with limited(seconds, tuple(variables.values()), bounds):
         pieces, length = [], 0
-        for piece in template.generate(variables):
-            length += len(piece)
-            if length > MAX_TEXT:
-                raise OverBudget(f"the prompt is longer than {MAX_TEXT:,} characters")
-            pieces.append(piece)
-        return "".join(pieces)
+        try:
+            for piece in template.generate(variables):
+                length += len(piece)
+                if length > bounds.text:
+                    raise OverBudget(f"the prompt is longer than {bounds.text:,} characters")
+                pieces.append(piece)
+            return "".join(pieces)
+        except MemoryError:
+            raise OverBudget("it takes more memory than there is for it") from None
 
 
 class _Metering(NodeTransformer):

@@ -5,18 +5,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import jinja2
 import msgspec
 
 from ipc.errors import Code, CortexError
-from ipc.messages import Message, Tool
-from neuron.text.budget import OverBudget
+from ipc.messages import Message, Thinking, Tool
+from neuron.text.budget import QUICK, OverBudget
 from neuron.text.content import turns as spread
 from neuron.text.history import Takes, Turn, walkable
 from neuron.text.probing import ASSISTANT, ONE, TOOL, USER, around, forms, takes
-from neuron.text.sandbox import compile_template, parse, render
+from neuron.text.sandbox import load, parse, render, translate
 from neuron.text.thinking import ThinkingVariables
 
 log = logging.getLogger("neuron.template")
@@ -26,40 +27,63 @@ RESERVED = ("messages", "tools", "add_generation_prompt")
 MAX_SOURCE = 1 << 20  # characters of a template
 SECONDS = 20.0  # for one prompt
 PROBE_SECONDS = 2.0  # for a conversation of a few words
+QUICK_PROGRAM = 256 << 10  # characters; up to here a program is read within some hundredths of a second
+
+
+class Tried(msgspec.Struct, frozen=True):
+    """What was found out about a template: enough to render it without looking at its text again."""
+
+    program: str  # that Jinja made of it, in Python
+    thinking: ThinkingVariables
+    forms: dict[str, tuple[bool, bool]]  # by role, whether content is read as text, and as parts
+    takes: Takes
+    knows_developer: bool
+    texts: tuple[str, str]  # it, and a prompt: the tags that a model writes are put together in some
 
 
 class ChatTemplate:
-    """A compiled template. Rendering is safe from several threads.
+    """A template that was tried. Rendering is safe from several threads.
 
     Args:
-        source: the template's text.
+        tried: what `attempt` found out about it.
         special_tokens: bos_token, eos_token and so on, which templates may name.
         file: where it stands, for whoever has to mend it.
-
-    Raises:
-        CortexError: MODEL_LOAD_FAILED when the text is no template, or never comes to an end.
     """
 
-    def __init__(self, source: str, special_tokens: dict[str, str], file: str = "the model's folder") -> None:
+    def __init__(
+        self, tried: Tried, special_tokens: dict[str, str], file: str = "the model's folder"
+    ) -> None:
+        self.tried = tried
         self._special_tokens = special_tokens
         self._file = file
-        try:
-            if len(source) > MAX_SOURCE:
-                raise OverBudget(f"it is longer than {MAX_SOURCE:,} characters")
-            self._template = compile_template(source)
-            self.thinking = ThinkingVariables(parse(source))
-        except Exception as error:  # Python's compiler has errors of its own for what Jinja makes of it
-            line = f" in line {error.lineno}" if isinstance(error, jinja2.TemplateSyntaxError) else ""
-            raise self._unfit(f"wrong{line}: {error}") from error
-        # There are templates for requests with tools, and for no others.
-        self._trying_tools: list[dict[str, Any]] = []
-        if not self._try(around("user", ONE)):
-            self._trying_tools = [TOOL]
-        self._forms = {role: forms(role, self._try) for role in ROLES}
-        self._knows_developer = "developer" in source and ONE in self._try(around("developer", ONE))
-        self._takes = takes(self._try)
-        # What stands in it and in its prompts: the tags that a model writes are put together in some.
-        self.texts = (source, self._try([USER, ASSISTANT, USER]))
+        self._thinking_names = tried.thinking.names
+        # A very long one is left to those who have the time.
+        self.is_quick = len(tried.program) <= QUICK_PROGRAM
+        self._template = load(tried.program) if self.is_quick else None
+
+    @classmethod
+    def of(
+        cls, source: str, special_tokens: dict[str, str], file: str = "the model's folder"
+    ) -> ChatTemplate:
+        """The template that `source` is.
+
+        Raises:
+            CortexError: as `attempt` does.
+        """
+        return cls(attempt(source, special_tokens, file), special_tokens, file)
+
+    @property
+    def texts(self) -> tuple[str, str]:
+        """See `Tried`."""
+        return self.tried.texts
+
+    def thinking_values(self, thinking: Thinking) -> dict[str, Any]:
+        """Its variables for how much to think."""
+        return self.tried.thinking.values(thinking)
+
+    def sets_thinking(self, args: dict[str, Any]) -> bool:
+        """Whether some of a request's own variables say how much to think."""
+        return not self._thinking_names.isdisjoint(args)
 
     def render(
         self,
@@ -72,12 +96,12 @@ class ChatTemplate:
 
         Args:
             args: further variables for the template; they may replace special tokens and nothing else.
-            seconds: that it may take; None: as long as any may.
+            seconds: that it may take, and little of all else, for others wait; None: as much as any may.
 
         Raises:
             CortexError: TEMPLATE_FAILED with the template's own words; BAD_REQUEST for a variable that is
                 not the client's to set.
-            OverBudget: it took longer than `seconds`, which were given.
+            OverBudget: it took more than that, where `seconds` are given.
         """
         for name in RESERVED:
             if name in args:
@@ -87,7 +111,7 @@ class ChatTemplate:
         turns = [message_for_template(message, self._role(message)) for message in spread(messages)]
         definitions = [tool.definition for tool in tools]
         try:
-            return self._render_any(turns, definitions, args, seconds or SECONDS)
+            return self._render_any(turns, definitions, args, seconds)
         except OverBudget as error:
             if seconds is not None:
                 raise
@@ -97,16 +121,17 @@ class ChatTemplate:
             raise _failed(f"the chat template refuses these messages: {error}") from error
 
     def _render_any(
-        self, turns: list[Turn], tools: list[dict[str, Any]], args: dict[str, Any], seconds: float
+        self, turns: list[Turn], tools: list[dict[str, Any]], args: dict[str, Any], seconds: float | None
     ) -> str:
         """The conversation as the template takes it, or where it refuses that, at its plainest."""
+        takes = self.tried.takes
         try:
-            return self._render(self._shaped(turns, self._takes), tools, args, seconds)
+            return self._render(self._shaped(turns, takes), tools, args, seconds)
         except OverBudget:
             raise
         except Exception as refusal:
             try:
-                return self._render(self._shaped(turns, self._takes.at_least()), tools, args, seconds)
+                return self._render(self._shaped(turns, takes.at_least()), tools, args, seconds)
             except OverBudget:
                 raise
             except Exception:
@@ -117,28 +142,27 @@ class ChatTemplate:
         conversation: list[dict[str, Any]],
         tools: list[dict[str, Any]],
         args: dict[str, Any],
-        seconds: float,
+        seconds: float | None,
     ) -> str:
-        variables = {
-            **self._special_tokens,
-            **args,
-            "messages": conversation,
-            "tools": tools or None,
-            "add_generation_prompt": True,
-        }
-        return render(self._template, variables, seconds)
+        if self._template is None:
+            self._template = load(self.tried.program)
+        variables = _variables(self._special_tokens, args, conversation, tools)
+        if seconds is None:
+            return render(self._template, variables, SECONDS)
+        return render(self._template, variables, seconds, QUICK)
 
     # --- what it reads ------------------------------------------------------------------------------------
 
     def _role(self, message: Message) -> str:
-        return "system" if message.role == "developer" and not self._knows_developer else message.role
+        known = message.role != "developer" or self.tried.knows_developer
+        return message.role if known else "system"
 
     def _shaped(self, turns: list[Turn], takes: Takes) -> list[Turn]:
         """The conversation as this template reads it; what it reads in the form of the client's has that."""
         shaped = walkable(turns, takes)
         for turn in shaped:
             role, content = turn["role"], turn["content"]
-            reads_text, reads_parts = self._forms["system" if role == "developer" else role]
+            reads_text, reads_parts = self.tried.forms["system" if role == "developer" else role]
             if isinstance(content, str):
                 if reads_parts and not reads_text:
                     turn["content"] = [{"type": "text", "text": content}]
@@ -146,17 +170,66 @@ class ChatTemplate:
                 turn["content"] = "\n".join(part["text"] for part in content)
         return shaped
 
-    def _try(self, conversation: list[Turn]) -> str:
+
+def attempt(source: str, special_tokens: dict[str, str], file: str) -> Tried:
+    """Compile a template and try it with small conversations.
+
+    Args:
+        source: the template's text.
+
+    Raises:
+        CortexError: MODEL_LOAD_FAILED when the text is no template, or never comes to an end.
+    """
+
+    def unfit(reason: str) -> CortexError:
+        return CortexError(Code.MODEL_LOAD_FAILED, f"the chat template in {file} is {reason}")
+
+    try:
+        if len(source) > MAX_SOURCE:
+            raise OverBudget(f"it is longer than {MAX_SOURCE:,} characters")
+        program = translate(source)
+        template = load(program)
+        thinking = ThinkingVariables.of(parse(source))
+    except Exception as error:  # Python's compiler has errors of its own for what Jinja makes of it
+        line = f" in line {error.lineno}" if isinstance(error, jinja2.TemplateSyntaxError) else ""
+        raise unfit(f"wrong{line}: {error}") from error
+
+    def rendered(tools: list[dict[str, Any]], conversation: list[Turn]) -> str:
         """A small conversation, rendered; nothing where the template refuses it."""
         try:
-            return self._render(deepcopy(conversation), self._trying_tools, {}, PROBE_SECONDS)
+            return render(
+                template, _variables(special_tokens, {}, deepcopy(conversation), tools), PROBE_SECONDS
+            )
         except OverBudget as error:
-            raise self._unfit(f"never done: {error}") from error
+            raise unfit(f"never done: {error}") from error
         except Exception:
             return ""
 
-    def _unfit(self, reason: str) -> CortexError:
-        return CortexError(Code.MODEL_LOAD_FAILED, f"the chat template in {self._file} is {reason}")
+    # There are templates for requests with tools, and for no others.
+    tries = partial(rendered, [] if rendered([], around("user", ONE)) else [TOOL])
+    return Tried(
+        program,
+        thinking,
+        forms={role: forms(role, tries) for role in ROLES},
+        takes=takes(tries),
+        knows_developer="developer" in source and ONE in tries(around("developer", ONE)),
+        texts=(source, tries([USER, ASSISTANT, USER])),
+    )
+
+
+def _variables(
+    special_tokens: dict[str, str],
+    args: dict[str, Any],
+    conversation: list[Turn],
+    tools: list[dict[str, Any]],
+) -> dict[str, Any]:
+    return {
+        **special_tokens,
+        **args,
+        "messages": conversation,
+        "tools": tools or None,
+        "add_generation_prompt": True,
+    }
 
 
 def _failed(message: str) -> CortexError:

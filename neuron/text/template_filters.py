@@ -13,7 +13,6 @@ from jinja2 import filters, nodes
 
 from neuron.text.budget import (
     MAX_BITS,
-    MAX_VALUES,
     SHORT,
     VALUE,
     OverBudget,
@@ -114,8 +113,8 @@ def _int(value: Any, default: int = 0, base: int = 10) -> int:
 
 
 def _batch(value: Iterable[Any], linecount: int, fill_with: Any = None) -> Any:
-    if linecount > MAX_VALUES:
-        raise OverBudget(f"it makes a list of more than {MAX_VALUES:,} values")
+    if linecount > budget.bounds.values:
+        raise OverBudget(f"it makes a list of more than {budget.bounds.values:,} values")
     return filters.do_batch(value, linecount, fill_with)
 
 

@@ -7,8 +7,9 @@ number of tokens in others. Which of them one reads is seen in its source, and s
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Self
 
+import msgspec
 from jinja2 import nodes
 from jinja2.meta import find_undeclared_variables
 
@@ -32,21 +33,33 @@ def is_off(thinking: Thinking) -> bool:
     return thinking.effort in OFF or thinking.budget == 0
 
 
-class ThinkingVariables:
+class ThinkingVariables(msgspec.Struct, frozen=True):
     """The variables of one template that say whether to think, and how much.
 
-    Args:
-        template: as Jinja parsed it.
+    Words stand in pairs: those that the variable is compared with, and those of which it must be one.
     """
 
-    def __init__(self, template: nodes.Template) -> None:
+    switches: list[str] = []
+    modes: dict[str, tuple[frozenset[str], frozenset[str]]] = {}
+    efforts: dict[str, tuple[frozenset[str], frozenset[str]]] = {}
+    budgets: list[str] = []
+
+    @classmethod
+    def of(cls, template: nodes.Template) -> Self:
+        """Those of a template, as Jinja parsed it."""
         words = {name: _words(template, name) for name in (*MODES, *EFFORTS)}
         read = find_undeclared_variables(template)  # which changes the template
-        self._switches = [name for name in SWITCHES if name in read]
-        self._modes = {name: words[name] for name in MODES if name in read}
-        self._efforts = {name: words[name] for name in EFFORTS if name in read}
-        self._budgets = [name for name in BUDGETS if name in read]
-        self.names = frozenset((*self._switches, *self._modes, *self._efforts, *self._budgets))
+        return cls(
+            [name for name in SWITCHES if name in read],
+            {name: words[name] for name in MODES if name in read},
+            {name: words[name] for name in EFFORTS if name in read},
+            [name for name in BUDGETS if name in read],
+        )
+
+    @property
+    def names(self) -> frozenset[str]:
+        """All of them."""
+        return frozenset((*self.switches, *self.modes, *self.efforts, *self.budgets))
 
     def values(self, thinking: Thinking) -> dict[str, Any]:
         """What they are for a request; nothing for one that says nothing."""
@@ -54,14 +67,14 @@ class ThinkingVariables:
             return {}
         off = is_off(thinking)
         said = off or thinking.enabled or thinking.effort is not None
-        values: dict[str, Any] = dict.fromkeys(self._switches, not off) if said else {}
-        for name, (named, _) in self._modes.items():
+        values: dict[str, Any] = dict.fromkeys(self.switches, not off) if said else {}
+        for name, (named, _) in self.modes.items():
             if said and (word := next((each for each in (OFF if off else ON) if each in named), None)):
                 values[name] = word
-        for name, words in self._efforts.items():
+        for name, words in self.efforts.items():
             if (word := self._effort(thinking, off, *words)) is not None:
                 values[name] = word
-        for name in self._budgets:
+        for name in self.budgets:
             if off or thinking.budget is not None:
                 values[name] = 0 if off else thinking.budget
         return values
@@ -80,7 +93,7 @@ class ThinkingVariables:
         effort = thinking.effort
         if effort is None:
             # One that is off unless it is told otherwise has to be told.
-            if not thinking.enabled or self._switches or named.isdisjoint(OFF):
+            if not thinking.enabled or self.switches or named.isdisjoint(OFF):
                 return None
             effort = "medium"
         if effort in named or effort not in LEVELS:

@@ -80,6 +80,7 @@ class Parser:
 
 class Text:
     vocabulary_size = 26
+    think_tags = THINK
 
     def render(self, messages, tools, template_args, seconds, thinking):
         return "".join(message.content for message in messages)
@@ -99,11 +100,9 @@ class Text:
     def spell(self, token):
         return string.ascii_lowercase[token].encode()
 
-    def answer_parser(self, rendered, request):
+    def answer_parser(self, thought, request, tools):
         sampling = request.sampling
-        return (
-            AnswerParser(None, None, sampling.stop, sampling.include_stop) if rendered is None else Parser()
-        )
+        return AnswerParser(None, None, sampling.stop, sampling.include_stop) if thought is None else Parser()
 
 
 class Client:

@@ -11,8 +11,8 @@ from tokenizers.processors import TemplateProcessing
 
 from ipc.errors import Code, CortexError
 from ipc.messages import Generate, Sampling
+from neuron.preparation.prompt import encode_prompts
 from neuron.requests.generation import Generation
-from neuron.requests.prompt import encode_prompts
 from neuron.text.formats.hermes import HERMES
 from neuron.text.frontend import TextFrontEnd
 from neuron.text.tokenizer import TextTokenizer

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from ipc.errors import Code, CortexError
 from ipc.messages import Embed, Rerank
-from neuron.requests.inputs import Input, check_embed, encode_inputs, encode_pairs
+from neuron.preparation.inputs import Input, check_embed, encode_inputs, encode_pairs
 from neuron.text.formats.hermes import HERMES
 from neuron.text.frontend import TextFrontEnd
 from neuron.text.tokenizer import TextTokenizer

@@ -45,7 +45,7 @@ class Text:
     def spell(self, token):
         return b"%d" % token
 
-    def answer_parser(self, rendered, request):
+    def answer_parser(self, thought, request, tools):
         return AnswerParser()
 
 
@@ -109,6 +109,10 @@ class Room:
 @asynccontextmanager
 async def owning(room=None, *, settings=None, text=Text, config=None, backoff=None, **simulated):
     launcher = Launcher(config or NeuronConfig(), cores=1)
+
+    async def read_text(files):
+        return text()
+
     description = ModelDescription(
         id="sim",
         engine="simulated",
@@ -121,12 +125,18 @@ async def owning(room=None, *, settings=None, text=Text, config=None, backoff=No
         overhead=None,
         defaults=GenerationDefaults(),
         eos_ids=[],
+        completion=True,
+        embedding=False,
+        vector_size=0,
+        embedder=None,
+        reranker=None,
+        whole=False,
         chat=False,
         tools=False,
         reasoning=False,
         created=0,
         notes=[],
-        load_text=text,
+        text=None,
         simulated=SimulatedSpec(answer=[7, 8], **simulated),
     )
     children = children_of(os.getpid())  # those of fixtures that outlive this test
@@ -137,6 +147,7 @@ async def owning(room=None, *, settings=None, text=Text, config=None, backoff=No
         launcher,
         backoff or Backoff(0.01, 0.05),
         lambda *now: None,
+        read_text,
     )
     try:
         yield model

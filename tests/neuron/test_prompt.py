@@ -2,7 +2,7 @@ import pytest
 
 from ipc.errors import Code, CortexError
 from ipc.messages import CountTokens, Generate, Message, Sampling, Tool, ToolCall
-from neuron.requests.prompt import encode_prompts, is_quick, to_ids, validate, validate_prompt
+from neuron.preparation.prompt import encode_prompts, is_quick, to_ids, validate, validate_prompt
 
 HELLO = [Message(role="user", content="hello")]
 

@@ -6,7 +6,7 @@ import pytest
 
 from ipc.errors import Code, CortexError
 from ipc.messages import Generate, ImagePart, Message, TextPart, ThinkingPart, ToolCall
-from neuron.requests.prompt import encode_prompts, validate
+from neuron.preparation.prompt import encode_prompts, validate
 from neuron.text.template import ChatTemplate
 
 HELLO = Message(role="user", content="Hello")
@@ -20,7 +20,7 @@ class Letters:
     """A text front end whose tokens are characters."""
 
     def __init__(self, source: str) -> None:
-        self._template = ChatTemplate(source, {})
+        self._template = ChatTemplate.of(source, {})
         self.vocabulary_size = 1 << 21
 
     def render(self, messages, tools, args, seconds, thinking) -> str:

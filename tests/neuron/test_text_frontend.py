@@ -8,7 +8,7 @@ from tokenizers.processors import TemplateProcessing
 
 from ipc.errors import Code, CortexError
 from ipc.messages import Detokenize, Generate, Message, Thinking, Tokenize, Tool
-from neuron.requests.tokens import detokenize, tokenize
+from neuron.preparation.tokens import detokenize, tokenize
 from neuron.text.formats.hermes import HERMES
 from neuron.text.formats.registry import BY_NAME, tool_format
 from neuron.text.frontend import TextFrontEnd
@@ -27,6 +27,11 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def text(folder):
     return TextFrontEnd.load(read_card(folder))
+
+
+def parser_of(text, prompt, request):
+    """Of an answer to what became `prompt`."""
+    return text.answer_parser(text.think_tags.state(prompt), request, request.tools)
 
 
 def load_with(folder, tmp_path, **tokenizer_config):
@@ -82,7 +87,7 @@ def test_special_tokens_around_a_text_are_for_whoever_asks(text):
 
 def test_a_tool_call_is_seen_even_where_its_tag_is_a_special_token(text):
     answer = '<tool_call>{"name": "f", "arguments": {}}</tool_call>'
-    detokenizer, parser = text.detokenizer(), text.answer_parser("assistant: ", ASKED)
+    detokenizer, parser = text.detokenizer(), parser_of(text, "assistant: ", ASKED)
     for token in text.encode(answer, special=False):
         parser.push(detokenizer.push([token]))
     parser.push(detokenizer.finish())
@@ -187,7 +192,7 @@ def test_a_tag_that_is_a_token_is_told_from_text_that_spells_it(folder, tmp_path
         (text.encode("<think>a</think>b", special=False), [("reasoning", "a"), ("text", "b")]),
         (spelled, [("text", "<think>a</think>b")]),
     ):
-        detokenizer, parser = text.detokenizer(), text.answer_parser("assistant: ", request)
+        detokenizer, parser = text.detokenizer(), parser_of(text, "assistant: ", request)
         said = [piece for token in ids for piece in parser.push(detokenizer.push([token]))]
         said += parser.push(detokenizer.finish()) + parser.finish()
         assert joined(said) == pieces
@@ -207,7 +212,7 @@ def test_what_frames_the_text_of_a_message_is_told_to_nobody(folder, tmp_path, t
     text = load_with(folder, tmp_path, chat_template=HARMONY)
     prompt = text.render(HELLO, tools, {})
     assert prompt.endswith("<|end|>\n<|start|>assistant")
-    parser = text.answer_parser(prompt, Generate(id=0, model="m", messages=HELLO, tools=tools))
+    parser = parser_of(text, prompt, Generate(id=0, model="m", messages=HELLO, tools=tools))
     said = "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>Yes."
     detokenizer, pieces = text.detokenizer(), []
     for token in text.encode(said, special=False):

@@ -67,7 +67,7 @@ def result(content, which="a"):
 
 
 def render(source, *messages):
-    return ChatTemplate(source, {}).render(messages, [], {})
+    return ChatTemplate.of(source, {}).render(messages, [], {})
 
 
 @pytest.mark.parametrize(

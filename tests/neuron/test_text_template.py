@@ -13,7 +13,7 @@ from neuron.text.content import turns
 from neuron.text.template import ChatTemplate, message_for_template
 
 HELLO = [Message(role="user", content="Hello")]
-JSON_TEMPLATE = ChatTemplate("{{ value | tojson }}", {})
+JSON_TEMPLATE = ChatTemplate.of("{{ value | tojson }}", {})
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
@@ -22,7 +22,7 @@ JSON = st.recursive(
 
 
 def render(source, messages=HELLO, tools=(), special=None, **args):
-    return ChatTemplate(source, special or {}).render(messages, tools, args)
+    return ChatTemplate.of(source, special or {}).render(messages, tools, args)
 
 
 def refusal(source, messages=HELLO, tools=(), **args):
@@ -50,7 +50,7 @@ def test_special_tokens_and_arguments_are_variables():
 @pytest.mark.parametrize("name", ["messages", "tools", "add_generation_prompt"])
 def test_what_is_not_the_clients_to_set_is_refused(name):
     with pytest.raises(CortexError) as raised:
-        ChatTemplate("x", {}).render(HELLO, [], {name: []})
+        ChatTemplate.of("x", {}).render(HELLO, [], {name: []})
     assert (raised.value.code, raised.value.param) == (Code.BAD_REQUEST, f"template_args.{name}")
 
 
@@ -129,7 +129,9 @@ def test_parts_become_turns_reasoning_and_text():
 
 def test_an_image_is_refused_where_it_stands():
     with pytest.raises(CortexError) as raised:
-        ChatTemplate("x", {}).render([*HELLO, Message(role="user", content=[ImagePart(data=b"x")])], [], {})
+        ChatTemplate.of("x", {}).render(
+            [*HELLO, Message(role="user", content=[ImagePart(data=b"x")])], [], {}
+        )
     assert (raised.value.code, raised.value.param) == (Code.NOT_SUPPORTED, "messages[1].content[0]")
 
 
@@ -291,7 +293,7 @@ def test_a_template_that_takes_too_much_is_stopped_and_its_file_named(name, monk
     monkeypatch.setattr(template, "SECONDS", 0.1)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(CortexError) as raised:
-        ChatTemplate(HOSTILE[name], {}, "/models/hostile/chat_template.jinja").render(HELLO, [], {})
+        ChatTemplate.of(HOSTILE[name], {}, "/models/hostile/chat_template.jinja").render(HELLO, [], {})
     assert raised.value.code in (Code.MODEL_LOAD_FAILED, Code.TEMPLATE_FAILED)
     if "takes too long" in raised.value.message:
         assert "/models/hostile/chat_template.jinja" in raised.value.message
@@ -324,7 +326,7 @@ def test_a_template_that_loops_for_some_messages_alone_is_stopped_too(monkeypatc
 
 def test_after_a_template_was_stopped_the_next_is_not(monkeypatch):
     with pytest.raises(OverBudget):
-        ChatTemplate("{% for m in messages %}{% endfor %}", {}).render(HELLO, [], {}, seconds=1e-9)
+        ChatTemplate.of("{% for m in messages %}{% endfor %}", {}).render(HELLO, [], {}, seconds=1e-9)
     assert render("{{ 'a' ~ 1 }}") == "a1"
 
 
@@ -383,10 +385,10 @@ def test_large_json_is_written_without_holding_the_others_up():
 
 def test_a_text_that_is_no_template_is_told_when_it_is_loaded():
     with pytest.raises(CortexError, match="wrong in line 2") as raised:
-        ChatTemplate("a\n{% if %}", {})
+        ChatTemplate.of("a\n{% if %}", {})
     assert raised.value.code == Code.MODEL_LOAD_FAILED
     with pytest.raises(CortexError, match="the chat template in the model's folder is wrong: "):
-        ChatTemplate("{{" + "(" * 5000, {})
+        ChatTemplate.of("{{" + "(" * 5000, {})
 
 
 def test_what_is_looked_for_is_found_as_ever():

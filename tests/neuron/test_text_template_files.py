@@ -93,7 +93,7 @@ WELL_FORMED = {
 
 @cache
 def template_in(file):
-    return ChatTemplate(file.read_text(), SPECIAL)
+    return ChatTemplate.of(file.read_text(), SPECIAL)
 
 
 def rendered_by_transformers(source, turns, tools):

@@ -55,7 +55,7 @@ def effort(word):
     ],
 )
 def test_a_template_is_told_in_the_variables_that_it_reads(source, thinking, values):
-    assert ThinkingVariables(parse(source)).values(thinking) == values
+    assert ThinkingVariables.of(parse(source)).values(thinking) == values
 
 
 def test_a_switch_says_more_than_an_effort():
@@ -69,16 +69,16 @@ FILES = sorted(next((folder for folder in FOLDERS if folder.is_dir()), Path("non
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_a_known_template_never_opens_a_thought_that_nobody_wants(file):
-    template = ChatTemplate(file.read_text(), {"bos_token": "<s>", "eos_token": "</s>"})
+    template = ChatTemplate.of(file.read_text(), {"bos_token": "<s>", "eos_token": "</s>"})
     tags = think_tags(template.texts)
     if tags is None or "tool_use" in file.name:
         return
     hello = [Message(role="user", content="Hello")]
     for thinking in (OFF, effort("none")):
-        values = template.thinking.values(thinking)
+        values = template.thinking_values(thinking)
         assert tags.state(tags.without_thought(template.render(hello, [], values))) == "none"
         if values:
             assert tags.state(template.render(hello, [], values)) != "open"
-    template.render(hello, [], template.thinking.values(ON))
+    template.render(hello, [], template.thinking_values(ON))
     for word in ("minimal", "low", "medium", "high", "xhigh", "max"):
-        template.render(hello, [], template.thinking.values(effort(word)))
+        template.render(hello, [], template.thinking_values(effort(word)))

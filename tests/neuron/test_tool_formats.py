@@ -144,7 +144,7 @@ def test_what_a_template_writes_is_read_as_the_calls_that_it_was_given(sample, f
         pytest.skip("there are no templates here")
     source = (TEMPLATES / file).read_text()
     assert tool_format([source]) is sample.format
-    template = ChatTemplate(source, SPECIAL)
+    template = ChatTemplate.of(source, SPECIAL)
     for calls in [CALLS] if sample.parallel else [[call] for call in CALLS]:
         tools = tools_of(calls)
         assert calls_in(read(sample, [turn_with(template, calls, tools)], tools)) == [

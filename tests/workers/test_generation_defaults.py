@@ -17,7 +17,7 @@ from transformers.generation.logits_process import (
 
 from ipc.messages import Sampling
 from ipc.worker_messages import SamplingParams
-from neuron.requests.sampling import resolve
+from neuron.preparation.sampling import resolve
 from workers.checkpoints.generation import GenerationDefaults, read
 from workers.sampling.sampler import Sampler
 

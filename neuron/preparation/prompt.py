@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ipc.errors import Code, CortexError
-from ipc.messages import CountTokens, Embed, Generate, Tokenize, TokenLogprob
+from ipc.messages import CountTokens, Embed, Generate, Tokenize
+from neuron.preparation.sampling import BLOCK, MAX_CHOICES, MIXED, check, check_ids
 from neuron.refusals import bad_request, too_long
-from neuron.requests.sampling import BLOCK, MAX_CHOICES, MIXED, check, check_ids
 from neuron.text import content, continuation
 
 if TYPE_CHECKING:
@@ -25,21 +25,16 @@ TURN, TOOL = 50, 1000  # what a template takes for one, in the same measure
 
 @dataclass(slots=True)
 class Prompt:
-    """One prompt of a request, and what the worker says of it.
+    """One prompt of a request.
 
     Attributes:
         param: the field that it came in.
         rendered: the text that the chat template made of messages.
-        echo: the text that each answer begins with.
-        logprobs: of its tokens, where they were asked for, until they were sent.
     """
 
     param: str
     ids: list[int]
     rendered: str | None = None
-    echo: str = ""
-    cached_tokens: int = 0
-    logprobs: list[TokenLogprob] | None = None
 
 
 def validate(request: Generate) -> None:
@@ -96,16 +91,20 @@ def validate_prompt(request: Generate | CountTokens) -> None:
             raise bad_request(f"tools[{i}]", f"tools[{i}] is no definition of a function")
 
 
-def has_grammar(request: Generate | Embed) -> bool:
+def has_grammar(request: Generate | Embed | CountTokens) -> bool:
     """Whether preparing it makes and tries a grammar."""
     return isinstance(request, Generate) and (request.structured is not None or bool(request.must_call))
 
 
-def is_quick(request: Generate | Embed) -> bool:
+def is_quick(request: Generate | Embed | CountTokens) -> bool:
     """Whether preparing it takes so little time that the event loop can do it itself."""
-    if isinstance(request, Embed) or has_grammar(request) or request.sampling.bad_words:
+    if isinstance(request, Embed) or has_grammar(request):
         return False
-    left = INLINE_CHARACTERS // request.sampling.n
+    left = INLINE_CHARACTERS
+    if isinstance(request, Generate):
+        if request.sampling.bad_words:
+            return False
+        left //= request.sampling.n
     for cost in _costs(request):
         left -= cost
         if left < 0:
@@ -113,11 +112,12 @@ def is_quick(request: Generate | Embed) -> bool:
     return True
 
 
-def _costs(request: Generate) -> Iterator[int]:
+def _costs(request: Generate | CountTokens) -> Iterator[int]:
     """What each part of a request costs, as if it were so many characters of text."""
     if request.messages is None:
+        suffix = request.suffix or "" if isinstance(request, Generate) else ""
         for _, prompt in named_prompts(request):
-            yield len(prompt) + len(request.suffix or "")
+            yield len(prompt) + len(suffix)
     for message in request.messages or ():
         yield TURN * (1 if isinstance(message.content, str) else 1 + len(message.content))
         yield content.size(message) + len(message.reasoning or "")

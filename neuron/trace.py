@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable
 from contextvars import ContextVar
 from typing import TypeVar
@@ -33,3 +34,14 @@ class Traces(logging.Filter):
         trace = _trace.get()
         record.trace = f" trace={word(trace)}" if trace else ""
         return True
+
+
+def log_to_stderr(level: str) -> None:
+    """Have this process write its log as every process of a neuron does."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(Traces())
+    logging.basicConfig(
+        level=level,
+        format="%(asctime)s %(levelname)s %(name)s %(message)s%(trace)s",
+        handlers=[handler],
+    )

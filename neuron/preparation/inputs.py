@@ -9,9 +9,9 @@ from tokenizers import Encoding
 
 from ipc.errors import Code, CortexError
 from ipc.messages import Embed, Rerank
-from neuron.description import ModelDescription
+from neuron.preparation.facts import ModelFacts
+from neuron.preparation.sampling import check_ids
 from neuron.refusals import bad_request
-from neuron.requests.sampling import check_ids
 from neuron.text.frontend import TextFrontEnd
 from workers.checkpoints.vectors.rerankers import Question
 
@@ -28,12 +28,12 @@ class Input(NamedTuple):
     second: int = 0
 
 
-def most_tokens(model: ModelDescription, context_length: int) -> int:
+def most_tokens(model: ModelFacts, context_length: int) -> int:
     """Of an input. A causal model has room for one more behind it."""
     return context_length if model.whole else context_length - 1
 
 
-def check_embed(request: Embed, model: ModelDescription) -> None:
+def check_embed(request: Embed, model: ModelFacts) -> None:
     """See that the model can do what is asked of it.
 
     Raises:
@@ -55,7 +55,7 @@ def check_embed(request: Embed, model: ModelDescription) -> None:
     _check_dimensions(request.dimensions, model)
 
 
-def _check_dimensions(wanted: int | None, model: ModelDescription) -> None:
+def _check_dimensions(wanted: int | None, model: ModelFacts) -> None:
     """Only a model that was trained for it has its meaning in the first dimensions (Kusupati et al. 2022)."""
     size, cuts = model.vector_size, None if model.embedder is None else model.embedder.cuts
     if wanted is None or wanted == size:
@@ -71,9 +71,7 @@ def _check_dimensions(wanted: int | None, model: ModelDescription) -> None:
         raise bad_request("dimensions", f"dimensions {wanted}: there are {', '.join(map(str, cuts))}")
 
 
-def encode_inputs(
-    request: Embed, text: TextFrontEnd, model: ModelDescription, context_length: int
-) -> list[Input]:
+def encode_inputs(request: Embed, text: TextFrontEnd, model: ModelFacts, context_length: int) -> list[Input]:
     """Each input of a request, within what the model takes.
 
     Raises:
@@ -110,9 +108,7 @@ def encode_text(text: TextFrontEnd, given: str, param: str, most: int, cut_to: i
     return Input(_within(ids, param, most, cut_to))
 
 
-def encode_pairs(
-    request: Rerank, text: TextFrontEnd, model: ModelDescription, context_length: int
-) -> list[Input]:
+def encode_pairs(request: Rerank, text: TextFrontEnd, model: ModelFacts, context_length: int) -> list[Input]:
     """Each document of a request with its query, within what the model takes.
 
     Raises:

@@ -1,11 +1,19 @@
-"""Text to token ids and back, for those who ask for no more. What is here takes long, and runs in threads."""
+"""Text to token ids and back, for those who ask for no more."""
 
 from __future__ import annotations
 
-from ipc.messages import Detokenize, Text, Tokenize, Tokens
-from neuron.requests.prompt import encode_prompts
-from neuron.requests.sampling import check_ids
+from ipc.messages import CountTokens, Detokenize, Text, TokenCount, Tokenize, Tokens
+from neuron.preparation.prompt import encode_prompts
+from neuron.preparation.sampling import check_ids
 from neuron.text.frontend import TextFrontEnd
+
+
+def count_tokens(
+    text: TextFrontEnd, request: CountTokens, context_length: int, seconds: float | None = None
+) -> TokenCount:
+    """The answer to `request`; arguments and errors as of `encode_prompts`."""
+    [prompt] = encode_prompts(text, request, context_length, seconds)
+    return TokenCount(id=request.id, tokens=len(prompt.ids))
 
 
 def tokenize(text: TextFrontEnd, request: Tokenize, context_length: int) -> Tokens:

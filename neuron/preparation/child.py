@@ -1,0 +1,56 @@
+"""A text process: renders and tokenises for a neuron, and whatever becomes of it, the neuron goes on.
+
+    python -m neuron.preparation.child FD PARENT_PID MEMORY LOG_LEVEL
+
+FD is its end of a socket pair. What others wrote runs here without their looking on: the chat template of a
+checkpoint, the regular expressions of its tokenizer, the requests of strangers. The kernel bounds its memory,
+its neuron the time of each job.
+"""
+
+from __future__ import annotations
+
+import resource
+import socket
+import sys
+
+import msgspec
+
+from ipc.errors import Code
+from ipc.lifeline import die_with_parent
+from ipc.messages import Failed
+from neuron.preparation.jobs import Fronts, Job, Outcome, perform
+from neuron.preparation.wire import receive, send
+from neuron.trace import log_to_stderr
+
+KEPT = 1 << 30  # bytes; a process that once held more of them ends after its job
+
+
+def main() -> None:
+    """Do one job after the other, until the neuron hangs up."""
+    fd, parent, memory, level = sys.argv[1:]
+    die_with_parent(int(parent))
+    resource.setrlimit(resource.RLIMIT_AS, (int(memory), int(memory)))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    log_to_stderr(level)
+    fronts = Fronts()
+    with socket.socket(fileno=int(fd)) as connection:
+        while (asked := receive(connection)) is not None:
+            outcome, result = _do(*asked, fronts, int(memory))
+            del asked
+            send(connection, msgspec.msgpack.encode(outcome), result)
+            if outcome.leaves:
+                return
+
+
+def _do(header: bytearray, body: bytearray, fronts: Fronts, memory: int) -> tuple[Outcome, bytes]:
+    job = msgspec.msgpack.decode(header, type=Job)
+    try:
+        error, result = perform(job, body, fronts)
+    except MemoryError:
+        message = f"the request takes more than {memory >> 20} MiB to prepare; send less in one request"
+        return Outcome(Failed(id=0, code=Code.NOT_SUPPORTED, message=message), leaves=True), b""
+    return Outcome(error, leaves=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10 > KEPT), result
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,161 @@
+"""Text processes for one kind of work, which accounts use in turn."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable
+
+from ipc.errors import Code, CortexError
+from neuron.preparation.jobs import Job
+from neuron.preparation.process import ProcessDied, TextProcess
+
+log = logging.getLogger("neuron.preparation.pool")
+
+JOB_SECONDS = 120.0  # for one job: a template stops by itself long before
+IDLE_SECONDS = 600.0  # that a process waits for the next job, before its memory is given back
+
+
+class Pool:
+    """Has work done by processes of its own. No account ever has all of them, and those who wait take turns:
+    one dear request slows its own account, and nobody else's.
+
+    A process is started when there is work for it and none that waits. One that dies, or takes too long,
+    costs the request that it worked on.
+
+    Args:
+        start: makes a process.
+        size: processes, at least two.
+        seconds: that a job may take.
+    """
+
+    def __init__(self, start: Callable[[], TextProcess], size: int, seconds: float = JOB_SECONDS) -> None:
+        self._start = start
+        self._size = max(2, size)
+        self._seconds = seconds
+        self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()  # by account, in turn
+        self._running: Counter[str] = Counter()
+        self._idle: list[tuple[TextProcess, asyncio.TimerHandle]] = []  # the one that worked last is last
+        self._tasks: set[asyncio.Task] = set()
+
+    async def run(self, account: str, job: Job, body: bytes | memoryview) -> bytes:
+        """The result of `job`, once `account` has had its turn. Cancelled before that, it is never begun.
+
+        Raises:
+            CortexError: what the job ended with instead.
+        """
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(account, deque()).append(turn)
+        self._next()
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():  # it had its turn in this moment
+                self._done(account)
+            raise
+        # Work counts until it is done, whether anybody still waits for it or not.
+        return await asyncio.shield(self._keep(self._work(account, job, body)))
+
+    async def close(self) -> None:
+        """End all processes, and what they work on."""
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for process, timer in self._idle:
+            timer.cancel()
+            await process.end()
+        self._idle.clear()
+
+    # --- processes ----------------------------------------------------------------------------------------
+
+    def _keep(self, coroutine) -> asyncio.Task:
+        task = asyncio.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._forget)
+        return task
+
+    def _forget(self, task: asyncio.Task) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # whoever waited for it has it; nobody has to
+
+    async def _work(self, account: str, job: Job, body: bytes | memoryview) -> bytes:
+        process = None
+        try:
+            process = self._take()
+            async with asyncio.timeout(self._seconds):
+                outcome, result = await process.ask(job, body)
+        except TimeoutError as error:
+            message = f"the request takes more than {self._seconds:g} seconds to prepare; send less in one"
+            raise CortexError(Code.NOT_SUPPORTED, message) from error
+        except ProcessDied as error:
+            log.error("a text process died pid=%d verb=%s reason=%s", process.pid, job.verb, error)
+            message = f"the process that prepared the request {error}; other requests go on"
+            raise CortexError(Code.INTERNAL, message) from error
+        except OSError as error:
+            message = f"no process could be started to prepare the request: {error}"
+            raise CortexError(Code.INTERNAL, message) from error
+        else:
+            if not outcome.leaves:
+                self._give_back(process)
+                process = None
+            if outcome.error is not None:
+                raise outcome.error.error()
+            return result
+        finally:
+            if process is not None:
+                await process.end()
+            self._done(account)
+
+    def _take(self) -> TextProcess:
+        """One that waits, or a new one."""
+        while self._idle:
+            process, timer = self._idle.pop()
+            timer.cancel()
+            if process.is_there:
+                return process
+            log.warning("a text process died while it had nothing to do pid=%d", process.pid)
+            self._keep(process.end())
+        return self._start()
+
+    def _give_back(self, process: TextProcess) -> None:
+        timer = asyncio.get_running_loop().call_later(IDLE_SECONDS, self._dismiss, process)
+        self._idle.append((process, timer))
+
+    def _dismiss(self, process: TextProcess) -> None:
+        self._idle = [each for each in self._idle if each[0] is not process]
+        self._keep(process.end())
+
+    # --- turns --------------------------------------------------------------------------------------------
+
+    def _done(self, account: str) -> None:
+        self._running[account] -= 1
+        if not self._running[account]:
+            del self._running[account]
+        self._next()
+
+    def _next(self) -> None:
+        """Begin what may begin: one of each account, and again from the first."""
+        begun = True
+        while begun:
+            begun = False
+            for account in list(self._waiting):
+                if self._running.total() >= self._size:
+                    return
+                begun |= self._begin_one(account)
+
+    def _begin_one(self, account: str) -> bool:
+        """Give `account` a turn, if it may have one."""
+        turns = self._waiting[account]
+        while turns and turns[0].done():  # nobody waits for it any more
+            turns.popleft()
+        if not turns:
+            del self._waiting[account]
+            return False
+        if self._running[account] >= self._size - 1:
+            return False
+        self._running[account] += 1
+        turns.popleft().set_result(None)
+        self._waiting.move_to_end(account)
+        return True

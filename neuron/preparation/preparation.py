@@ -1,0 +1,128 @@
+"""What takes long of preparing requests, done by text processes: no template, text or request, whoever wrote
+it, holds up the event loop of a neuron."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+from typing import Any
+
+import msgspec
+
+from ipc.errors import Code, CortexError
+from ipc.messages import CountTokens, Detokenize, Embed, Generate, Text, TokenCount, Tokenize, Tokens
+from ipc.server import Encoded, Unread
+from neuron.description import ModelDescription
+from neuron.memory.devices import CpuProbe
+from neuron.preparation.facts import ModelFacts
+from neuron.preparation.jobs import Job
+from neuron.preparation.pool import JOB_SECONDS, Pool
+from neuron.preparation.prepared import Prepared
+from neuron.preparation.prepared_inputs import PreparedInputs
+from neuron.preparation.process import TextProcess
+from neuron.preparation.prompt import has_grammar
+from neuron.text.frontend import ModelText, TextFiles, TextFrontEnd
+from neuron.text.template import Tried
+
+MEMORY = 4 << 30  # bytes of a process: a million tokens of text take a fifth of that
+MOST_PROCESSES = 8  # of a pool; more do not help one host
+REPLIES = {"count_tokens": TokenCount, "tokenize": Tokens, "detokenize": Text}
+
+Asked = Generate | Embed | CountTokens | Tokenize | Detokenize | Unread
+
+
+class Preparation:
+    """Hands requests to text processes.
+
+    Args:
+        log_level: of what they write to the neuron's log.
+        memory: bytes that each of them may have.
+        seconds: that one request may take.
+    """
+
+    def __init__(self, log_level: str, memory: int = MEMORY, seconds: float = JOB_SECONDS) -> None:
+        start, size = partial(TextProcess, memory, log_level), min(CpuProbe().cores(), MOST_PROCESSES)
+        self._texts = Pool(start, size, seconds)
+        self._counts = Pool(start, 2, seconds)  # editors ask for dozens at once, beside an answer
+        self._grammars = Pool(start, size, seconds)  # minutes of these hold up no text
+
+    async def read_text(self, files: TextFiles) -> TextFrontEnd:
+        """A model's text path; templates of others, which may be up to anything, are tried elsewhere.
+
+        Raises:
+            CortexError: MODEL_LOAD_FAILED.
+        """
+        if files.ours:
+            return await asyncio.to_thread(lambda: TextFrontEnd.read(ModelText(files, files.try_templates())))
+        try:
+            tried = await self._texts.run("", Job(verb="try"), msgspec.msgpack.encode(files))
+        except CortexError as error:
+            if error.code == Code.MODEL_LOAD_FAILED:
+                raise
+            message = f"the chat template in {files.template_file} cannot be tried: {error.message}"
+            raise CortexError(Code.MODEL_LOAD_FAILED, message) from error
+        model = ModelText(files, msgspec.msgpack.decode(tried, type=dict[str, Tried]))
+        return await asyncio.to_thread(TextFrontEnd.read, model)
+
+    async def prepare(
+        self,
+        request: Generate | Embed | Unread,
+        text: TextFrontEnd,
+        model: ModelDescription,
+        context_length: int,
+    ) -> Prepared | PreparedInputs:
+        """What `neuron.preparation.prepared` makes of a request. CortexError: what is wrong with it."""
+        verb = _verb(request)
+        kind = Prepared if verb == "generate" else PreparedInputs
+        pool = self._grammars if _has_grammar(request) else self._texts
+        result = await self._run(pool, verb, request, text, model, context_length)
+        return msgspec.msgpack.decode(result, type=kind)
+
+    async def answer(
+        self,
+        request: CountTokens | Tokenize | Detokenize | Unread,
+        text: TextFrontEnd,
+        model: ModelDescription,
+        context_length: int,
+    ) -> Encoded:
+        """The reply to a request that needs no worker. CortexError: what is wrong with it."""
+        verb = _verb(request)
+        pool = self._counts if verb == "count_tokens" else self._texts
+        reply = await self._run(pool, verb, request, text, model, context_length)
+        return Encoded(request.id, REPLIES[verb].__name__, reply)
+
+    async def close(self) -> None:
+        """End all processes."""
+        await asyncio.gather(*(pool.close() for pool in (self._texts, self._counts, self._grammars)))
+
+    async def _run(
+        self,
+        pool: Pool,
+        verb: str,
+        request: Asked,
+        text: TextFrontEnd,
+        model: ModelDescription,
+        context_length: int,
+    ) -> bytes:
+        unread = isinstance(request, Unread)
+        job = Job(
+            verb=verb,
+            text=text.encoded,
+            model=ModelFacts.of(model),
+            context_length=context_length,
+            unread=unread,
+            trace=request.trace,
+        )
+        body = request.body if unread else msgspec.msgpack.encode(request)
+        return await pool.run(request.account, job, body)
+
+
+def _verb(request: Asked) -> Any:
+    return request.verb if isinstance(request, Unread) else request.__struct_config__.tag
+
+
+def _has_grammar(request: Asked) -> bool:
+    if not isinstance(request, Unread):
+        return has_grammar(request)
+    nothing = (b"", b"\xc0", b"\x90")  # in msgpack: not there, nil, and an empty list
+    return bytes(request.structured) not in nothing or bytes(request.must_call) not in nothing

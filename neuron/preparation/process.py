@@ -1,0 +1,116 @@
+"""A text process, as its neuron sees it: started, asked, ended, reaped."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import suppress
+
+import msgspec
+
+from neuron.preparation.jobs import Job, Outcome
+from neuron.preparation.wire import LENGTHS, lengths
+
+WIRE_BUFFER = 1 << 20  # bytes that are read ahead
+
+
+class ProcessDied(Exception):
+    """It ended before it answered; says how."""
+
+
+class TextProcess:
+    """One process. It does one job at a time. Made in the running loop, on the main thread: it dies with its
+    thread.
+
+    Args:
+        memory: bytes that it may have.
+        log_level: of what it writes to the neuron's own log.
+
+    Raises:
+        OSError: it cannot be had.
+    """
+
+    def __init__(self, memory: int, log_level: str) -> None:
+        self._socket, theirs = socket.socketpair()
+        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+        fd = theirs.fileno()
+        try:
+            with theirs:
+                self._process = subprocess.Popen(
+                    [
+                        *(sys.executable, "-m", "neuron.preparation.child"),
+                        *(str(fd), str(os.getpid()), str(memory), log_level),
+                    ],
+                    pass_fds=[fd],
+                    process_group=0,  # with what it starts to try a grammar
+                    stdin=subprocess.DEVNULL,
+                    stdout=2,
+                    env=os.environ | {"TOKENIZERS_PARALLELISM": "false"},
+                )
+            try:
+                self._pidfd = os.pidfd_open(self._process.pid)
+            except OSError:
+                self._process.kill()
+                self._process.wait()
+                raise
+        except OSError:
+            self._socket.close()
+            raise
+        self._gone = asyncio.Event()
+        asyncio.get_running_loop().add_reader(self._pidfd, self._reap)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def is_there(self) -> bool:
+        """Whether it has not ended."""
+        return not self._gone.is_set() and self._process.poll() is None
+
+    def _reap(self) -> None:
+        """It ended."""
+        asyncio.get_running_loop().remove_reader(self._pidfd)
+        os.close(self._pidfd)
+        self._process.wait()
+        self._gone.set()
+
+    async def ask(self, job: Job, body: bytes | memoryview) -> tuple[Outcome, bytes]:
+        """What becomes of `job`, and its result.
+
+        Raises:
+            ProcessDied: nothing.
+        """
+        header = msgspec.msgpack.encode(job)
+        try:
+            if self._streams is None:
+                self._streams = await asyncio.open_connection(sock=self._socket, limit=WIRE_BUFFER)
+            reader, writer = self._streams
+            writer.write(lengths(header, body) + header)
+            writer.write(body)
+            await writer.drain()
+            sizes = LENGTHS.unpack(await reader.readexactly(LENGTHS.size))
+            outcome, result = [await reader.readexactly(size) for size in sizes]
+        except (OSError, EOFError) as error:
+            raise ProcessDied(await self._last_words()) from error
+        return msgspec.msgpack.decode(outcome, type=Outcome), result
+
+    async def _last_words(self) -> str:
+        code = await self.end()
+        return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+
+    async def end(self) -> int:
+        """End it, if it has not ended, and give its exit code. Gigabytes of memory take a while to go."""
+        if self.is_there:
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+        await self._gone.wait()
+        if self._streams is not None:
+            self._streams[1].transport.abort()
+        else:
+            self._socket.close()
+        return self._process.returncode

@@ -1,0 +1,152 @@
+"""Turns and processes of a pool; the processes are played by coroutines."""
+
+import asyncio
+
+import pytest
+
+from ipc.errors import Code, CortexError
+from ipc.messages import Failed
+from neuron.preparation.jobs import Job, Outcome
+from neuron.preparation.pool import Pool
+from neuron.preparation.process import ProcessDied
+
+PATIENCE = 60.0
+JOB = Job(verb="generate")
+
+
+class Process:
+    """Calls what it is given instead of a request, and answers with what that returns."""
+
+    pid = 1
+
+    def __init__(self):
+        self.is_there, self.ended = True, False
+
+    async def ask(self, job, work):
+        outcome = await work() if asyncio.iscoroutinefunction(work) else work()
+        return outcome if isinstance(outcome, tuple) else (Outcome(), outcome)
+
+    async def end(self):
+        self.is_there, self.ended = False, True
+
+
+class Started(list):
+    """Makes processes, and keeps them."""
+
+    def __call__(self):
+        self.append(Process())
+        return self[-1]
+
+
+def run(scenario):
+    asyncio.run(asyncio.wait_for(scenario, PATIENCE))
+
+
+def test_one_account_never_has_all_processes():
+    async def scenario():
+        pool, done = Pool(Started(), 3), asyncio.Event()
+        dear = [asyncio.create_task(pool.run("dear", JOB, done.wait)) for _ in range(20)]
+        await asyncio.sleep(0)
+        for number in range(5):
+            assert await pool.run(f"other {number}", JOB, lambda: b"served") == b"served"
+        assert not any(task.done() for task in dear)
+        done.set()
+        assert await asyncio.gather(*dear) == [True] * 20
+        await pool.close()
+
+    run(scenario())
+
+
+def test_accounts_take_turns():
+    async def scenario():
+        pool, begin, order = Pool(Started(), 2), asyncio.Event(), []
+        blocked = [asyncio.create_task(pool.run(name, JOB, begin.wait)) for name in "xy"]
+        await asyncio.sleep(0)
+        waiting = [
+            asyncio.create_task(pool.run(name, JOB, lambda name=name: order.append(name)))
+            for name in "aaaabb"
+        ]
+        await asyncio.sleep(0)
+        begin.set()
+        await asyncio.gather(*blocked, *waiting)
+        assert set(order[:2]) == {"a", "b"}
+        assert set(order[2:4]) == {"a", "b"}
+        await pool.close()
+
+    run(scenario())
+
+
+def test_what_is_cancelled_before_its_turn_never_runs_and_holds_nobody_up():
+    async def scenario():
+        pool, begin, order = Pool(Started(), 2), asyncio.Event(), []
+        blocked = [asyncio.create_task(pool.run(name, JOB, begin.wait)) for name in "xy"]
+        await asyncio.sleep(0)
+        gone = asyncio.create_task(pool.run("a", JOB, lambda: order.append("gone")))
+        stays = asyncio.create_task(pool.run("a", JOB, lambda: order.append("stays")))
+        await asyncio.sleep(0)
+        gone.cancel()
+        begin.set()
+        await asyncio.gather(*blocked, stays)
+        assert order == ["stays"]
+        await pool.close()
+
+    run(scenario())
+
+
+def test_work_whose_caller_left_counts_until_it_is_done():
+    async def scenario():
+        pool, done = Pool(Started(), 2), asyncio.Event()
+        left = asyncio.create_task(pool.run("a", JOB, done.wait))
+        await asyncio.sleep(0.01)
+        left.cancel()
+        second = asyncio.create_task(pool.run("a", JOB, lambda: b"second"))
+        await asyncio.sleep(0.05)
+        assert not second.done()
+        done.set()
+        assert await second == b"second"
+        await pool.close()
+
+    run(scenario())
+
+
+def test_a_process_serves_one_request_after_the_other_and_is_replaced_when_it_is_gone_or_leaves():
+    async def scenario():
+        started = Started()
+        pool = Pool(started, 2)
+        for _ in range(3):
+            await pool.run("a", JOB, lambda: b"")
+        assert len(started) == 1
+        started[0].is_there = False  # it died while it had nothing to do: nobody is told
+        await pool.run("a", JOB, lambda: (Outcome(leaves=True), b""))
+        await pool.run("a", JOB, lambda: b"")
+        assert [process.ended for process in started] == [True, True, False]
+        await pool.close()
+        assert all(process.ended for process in started)
+
+    run(scenario())
+
+
+def died():
+    raise ProcessDied("was killed by SIGKILL")
+
+
+@pytest.mark.parametrize(
+    ("work", "code", "words"),
+    [
+        (died, Code.INTERNAL, "was killed by SIGKILL"),
+        (asyncio.Event().wait, Code.NOT_SUPPORTED, "more than 0.05 seconds"),
+        (lambda: (Outcome(Failed(id=0, code="bad_request", message="no")), b""), Code.BAD_REQUEST, "no"),
+    ],
+)
+def test_what_goes_wrong_costs_one_request(work, code, words):
+    async def scenario():
+        started = Started()
+        pool = Pool(started, 2, seconds=0.05)
+        with pytest.raises(CortexError, match=words) as raised:
+            await pool.run("a", JOB, work)
+        assert raised.value.code == code
+        assert await pool.run("a", JOB, lambda: b"served") == b"served"
+        assert started[0].ended == (code != Code.BAD_REQUEST)
+        await pool.close()
+
+    run(scenario())
