@@ -66,6 +66,7 @@ class Exchange:
         started: the neuron's word that the prompt is accepted.
         finished: its regular end.
         reply: the same, of a request that one reply answers.
+        goes_on: it outlives its HTTP request; whoever notes that closes it.
     """
 
     def __init__(self, fleet: Fleet, request_id: str, caller: str = "") -> None:
@@ -75,6 +76,7 @@ class Exchange:
         self.started: Started | None = None
         self.finished: Finished | None = None
         self.reply: OneReply | None = None
+        self.goes_on = False
         self._fleet = fleet
         self._began = monotonic()
         self._model = metrics.UNKNOWN

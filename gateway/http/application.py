@@ -19,7 +19,7 @@ from gateway import signals
 from gateway.config import GatewayConfig, StoreSettings, split_address
 from gateway.dialects import MakeDialect, Services
 from gateway.dialects.registry import DIALECTS, refuse_shape
-from gateway.fleet.exchange import EXCHANGE
+from gateway.fleet.exchange import EXCHANGE, Exchange
 from gateway.fleet.view import Fleet
 from gateway.http import errors
 from gateway.http.body import Bodies
@@ -98,13 +98,19 @@ class Gateway:
         try:
             await self._falcon(scope, receive, send)
         except asyncio.CancelledError:
-            if EXCHANGE in scope:
-                scope[EXCHANGE].leave()
+            if (exchange := _own_exchange(scope)) is not None:
+                exchange.leave()
             raise
         finally:
             self._bodies.release(scope)
-            if EXCHANGE in scope:
-                scope[EXCHANGE].close()
+            if (exchange := _own_exchange(scope)) is not None:
+                exchange.close()
+
+
+def _own_exchange(scope: Mapping[str, Any]) -> Exchange | None:
+    """The exchange that ends with an HTTP request."""
+    exchange = scope.get(EXCHANGE)
+    return None if exchange is None or exchange.goes_on else exchange
 
 
 def _store(settings: StoreSettings) -> Database | None:
@@ -159,5 +165,5 @@ class _Identity:
     ) -> None:
         for name in ("x-request-id", "request-id"):  # as OpenAI's clients read it, and Anthropic's
             resp.set_header(name, req.context.request_id)
-        if EXCHANGE in req.scope:
-            req.scope[EXCHANGE].status = resp.status_code
+        if (exchange := _own_exchange(req.scope)) is not None:
+            exchange.status = resp.status_code

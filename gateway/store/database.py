@@ -23,6 +23,7 @@ T = TypeVar("T")
 Work = Callable[Concatenate[sqlite3.Connection, P], T]
 
 TURN_SECONDS = 10.0  # that a writer waits for the others
+RETRY_SECONDS = 1.0  # after which a client may try again whose turn did not come
 VERSION = 1
 FILE = "responses.db"
 
@@ -165,9 +166,15 @@ class Database:
         return connection
 
     def _unavailable(self, error: Exception) -> CortexError:
+        """A file that others write to may be tried again; what else is wrong with it stays."""
         why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         text = (
             f"the store of responses, {self.path}, cannot be used: {why}. "
             "With store: false nothing has to be kept"
         )
-        return CortexError(STORE_UNAVAILABLE, text)
+        return CortexError(STORE_UNAVAILABLE, text, retry_after=RETRY_SECONDS if _is_busy(error) else None)
+
+
+def _is_busy(error: Exception) -> bool:
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the rest says more of it
+    return code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -108,7 +108,13 @@ def chain(db: sqlite3.Connection, account: str, response_id: str) -> Chain:
     return Chain(links[::-1], None)
 
 
-def item(db: sqlite3.Connection, account: str, item_id: str) -> Object | None:
+def items(db: sqlite3.Connection, account: str, item_ids: Iterable[str]) -> dict[str, Object]:
+    """Those of the items that are there, by their ids, wherever they stand."""
+    found = ((item_id, _item(db, account, item_id)) for item_id in item_ids)
+    return {item_id: each for item_id, each in found if each is not None}
+
+
+def _item(db: sqlite3.Connection, account: str, item_id: str) -> Object | None:
     """The item with that id, wherever it stands."""
     holders = "SELECT holder FROM holders WHERE account = ? AND item = ?"
     row = db.execute(

@@ -121,3 +121,14 @@ def test_a_line_of_the_log_stays_one(two: TwoNeurons) -> None:
     assert one_line("größer") == "größer"
     ask(two, "line-1", model="echo", reasoning_effort=json.dumps("\n" * 300))
     assert len(two.lines("line-1")) >= 1
+
+
+def test_a_response_in_the_background_is_one_request_with_its_model(two: TwoNeurons) -> None:
+    made = httpx.post(
+        f"{two.gateway.base}/v1/responses",
+        headers={"x-request-id": "behind"},
+        json={"model": "echo", "input": "one two", "background": True},
+    )
+    assert made.json()["status"] == "queued"
+    [line] = [line for line in two.lines("behind") if "request ended" in line]
+    assert parts(line) >= {"model=echo", "status=200", "completion_tokens=2"}

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from gateway.dialects import RequestContext
 from gateway.dialects.openai.responses import background, request
-from gateway.dialects.openai.responses.replay import follow
+from gateway.dialects.openai.responses.replay import Changes, follow
 from gateway.dialects.openai.responses.request import Creation
 from gateway.dialects.openai.responses.run import Run
 from gateway.dialects.thoughts import unseal
@@ -340,18 +340,15 @@ def test_stream_that_breaks_tells_what_was_done(code: str, told: str) -> None:
     assert last["usage"] is None
 
 
-def in_background(
-    script: Script, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> tuple[bytes, dict[str, Any]]:
+def in_background(script: Script, folder: Path) -> tuple[bytes, dict[str, Any]]:
     """The stream and the response that it comes to."""
-    monkeypatch.setattr(background, "Exchange", lambda *_: script)
     store = Database(folder / "responses.db", Limits(60, 1 << 30))
 
     async def run() -> tuple[bytes, dict[str, Any]]:
         body = json.dumps({"model": "m", "input": "x", "background": True, "stream": True}).encode()
         creation = await request.read(body, RequestContext("r"), store)
-        await background.Background(SimpleNamespace(store=store, fleet=None)).start(creation, "r")
-        told = b"".join([data async for data in follow(store, "", creation.id)])
+        await background.Background(SimpleNamespace(store=store, fleet=None)).start(creation, script)
+        told = b"".join([data async for data in follow(store, Changes(), "", creation.id)])
         return told, (await store.read(kept.get, "", creation.id)).body
 
     told, body = asyncio.run(run())
@@ -372,7 +369,7 @@ def test_background_has_not_ended_before_its_last_event_is_there(
     monkeypatch.setattr(kept, "advance", noting)
     monkeypatch.setattr(background, "WRITE_SECONDS", 0.0)
     script = Script([Started(id=0, prompt_tokens=1)], [delta("a")], [finished(Choice(reason="stop"))])
-    told, body = in_background(script, tmp_path, monkeypatch)
+    told, body = in_background(script, tmp_path)
     assert responses(told) == body
     assert [status for status, _ in written] == [*["in_progress"] * (len(written) - 1), "completed"]
     assert written[-1][1] == b"event: response.completed"
@@ -394,7 +391,7 @@ def test_background_that_cannot_be_written_has_failed_once_it_can(
     monkeypatch.setattr(kept, "advance", full)
     monkeypatch.setattr(background, "RETRY_SECONDS", (0.01, 0.01))
     script = Script([Started(id=0, prompt_tokens=1)], [delta("a")], [finished(Choice(reason="stop"))])
-    told, body = in_background(script, tmp_path, monkeypatch)
+    told, body = in_background(script, tmp_path)
     assert body["status"] == "failed"
     with pytest.raises(Failed) as caught:
         responses(told)

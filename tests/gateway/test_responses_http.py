@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
 import httpx
 import pytest
 
+from gateway.dialects.openai.responses.truncate import fewest
+from ipc.messages import Message
 from tests.gateway.conftest import GatewayProcess, NeuronThread
 from tests.streams import Failed, responses
 from tests.streams.responses_events import check_response
@@ -146,3 +149,19 @@ def test_input_tokens_are_counted(http: httpx.Client) -> None:
     assert (reply.status_code, reply.json()["error"]["param"]) == (400, "input")
     reply = http.post("/v1/responses/input_tokens", json=body | {"prompt": {"id": "pmpt_1"}})
     assert (reply.status_code, reply.json()["error"]["param"]) == (400, "prompt")
+
+
+def test_truncation_counts_seldom() -> None:
+    messages = [Message(role="user", content="word " * (5 + i % 7)) for i in range(2000)]
+    counts: list[int] = []
+
+    async def tokens(dropped: int) -> float:
+        counts.append(dropped)
+        return sum(len(message.content.split()) + 4 for message in messages[dropped:])
+
+    for limit in (20, 1000, 9000, 17000, 30000):
+        counts.clear()
+        dropped = asyncio.run(fewest(messages, tokens, limit))
+        assert asyncio.run(tokens(dropped)) <= limit
+        assert not dropped or asyncio.run(tokens(dropped - 1)) > limit
+        assert len(counts) <= 2 + 3 + 6  # the two above are among them

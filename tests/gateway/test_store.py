@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sqlite3
 import subprocess
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 
 from gateway.refusals import STORE_UNAVAILABLE
-from gateway.store import conversations, owners, responses
+from gateway.store import conversations, database, owners, responses
 from gateway.store.database import Database, default_path
 from gateway.store.responses import Stored
 from gateway.store.retention import Limits, make_room, size_of
@@ -79,14 +80,14 @@ def test_work_that_fails_leaves_nothing(store: Database) -> None:
     assert ids(store) == []
     keep(store, response("a"))
     failure(keep, store, response("a"))  # twice the same id
-    assert read(store, responses.item, ME, "item_a") == {"id": "item_a", "type": "message"}
+    assert read(store, responses.items, ME, ["item_a"]).get("item_a") == {"id": "item_a", "type": "message"}
 
 
 def test_what_others_have_is_not_there(store: Database) -> None:
     keep(store, response("a"))
     write(store, conversations.create, ME, {"id": "c", "metadata": {}}, [{"id": "i"}])
     assert read(store, responses.get, OTHER, "a") is None
-    assert read(store, responses.item, OTHER, "item_a") is None
+    assert read(store, responses.items, OTHER, ["item_a"]).get("item_a") is None
     assert read(store, responses.follow, OTHER, "a", -1) is None
     assert write(store, responses.chain, OTHER, "a").missing == "a"
     assert write(store, responses.cancel, OTHER, "a") is None
@@ -108,13 +109,13 @@ def test_item_is_found_as_long_as_something_holds_it(store: Database) -> None:
     keep(store, response("b", status="failed"), conversation="c")
     assert read(store, conversations.items, ME, "c") == [item]
     write(store, responses.delete, ME, "a")
-    assert read(store, responses.item, ME, "item_a") == item
+    assert read(store, responses.items, ME, ["item_a"]).get("item_a") == item
     write(store, conversations.delete, ME, "c")
-    assert read(store, responses.item, ME, "item_a") is None
+    assert read(store, responses.items, ME, ["item_a"]).get("item_a") is None
     keep(store, response("a"))
     write(store, conversations.create, ME, {"id": "c", "metadata": {}}, [item])
     write(store, conversations.delete, ME, "c")
-    assert read(store, responses.item, ME, "item_a") == item
+    assert read(store, responses.items, ME, ["item_a"]).get("item_a") == item
 
 
 def test_what_nobody_continued_goes_with_age(store: Database) -> None:
@@ -130,8 +131,8 @@ def test_what_nobody_continued_goes_with_age(store: Database) -> None:
     assert write(store, responses.chain, ME, "b").missing is None  # they are continued, and so are used now
     keep(store, response("new"))
     assert ids(store) == ["a", "b", "new"]
-    assert read(store, responses.item, ME, "item_old") is None
-    assert read(store, responses.item, ME, "i") is None
+    assert read(store, responses.items, ME, ["item_old"]).get("item_old") is None
+    assert read(store, responses.items, ME, ["i"]).get("i") is None
 
 
 def test_full_store_forgets_what_was_used_longest_ago_and_never_the_middle_of_a_chain(
@@ -182,7 +183,7 @@ def test_conversations_take_their_turn(store: Database) -> None:
     left = ids(store)
     assert left[-1] == "c29"
     assert left == [f"c{i:02}" for i in range(30 - len(left), 30)]
-    assert read(store, responses.item, ME, "ic00") is None
+    assert read(store, responses.items, ME, ["ic00"]).get("ic00") is None
 
 
 def test_conversation_that_is_added_to_is_in_use(store: Database) -> None:
@@ -300,3 +301,17 @@ def test_place_without_a_word(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert default_path() == Path(path)
+
+
+def test_a_file_that_another_holds_may_be_tried_again(
+    store: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "TURN_SECONDS", 0.0)
+    read(store, lambda db: None)  # there is a file
+    with contextlib.closing(sqlite3.connect(store.path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(CortexError, match="locked") as caught:
+            write(store, lambda db: None)
+        other.execute("ROLLBACK")
+    assert caught.value.code == STORE_UNAVAILABLE
+    assert caught.value.retry_after

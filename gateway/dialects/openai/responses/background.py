@@ -12,6 +12,7 @@ from time import monotonic
 
 from gateway.dialects import Services
 from gateway.dialects.openai.responses import response
+from gateway.dialects.openai.responses.replay import Changes
 from gateway.dialects.openai.responses.request import Creation
 from gateway.dialects.openai.responses.run import Run
 from gateway.dialects.writing import encode
@@ -28,14 +29,22 @@ RETRY_SECONDS = (1.0, 2.0, 5.0, 10.0, 30.0, 60.0)  # before an end is written ag
 
 
 class Background:
-    """Those that this process works on."""
+    """Those that this process works on.
+
+    Attributes:
+        changes: what is told of them to those who read them.
+    """
 
     def __init__(self, services: Services) -> None:
         self._services = services
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self.changes = Changes()
 
-    async def start(self, creation: Creation, request_id: str) -> bytes:
+    async def start(self, creation: Creation, exchange: Exchange) -> bytes:
         """Keep a response as queued, and begin to work on it.
+
+        Args:
+            exchange: that of the HTTP request, which it outlives from here on.
 
         Returns:
             The response as it is then.
@@ -44,20 +53,24 @@ class Background:
             CortexError: it cannot be kept.
         """
         creation.response["status"] = "queued"
-        exchange = Exchange(self._services.fleet, request_id, creation.account)
+        exchange.goes_on = True
         run = Run(self._services.fleet, exchange, creation)
-        recorder = _Recorder(self._services.store, creation)
+        recorder = _Recorder(self._services.store, creation, self.changes)
         recorder.note(run.begin())
         queued = encode(creation.response)
         kept = asyncio.get_running_loop().create_future()
         work = self._work(creation, exchange, run, recorder, kept)
         task = asyncio.create_task(work, name=f"response {creation.id}")
         self._tasks[creation.id] = task
-        task.add_done_callback(lambda _: self._tasks.pop(creation.id, None))
+        task.add_done_callback(lambda _: self._forget(creation.id))
         # Also where the client leaves now: what is kept as queued must have somebody who works on it.
         if (error := await asyncio.shield(kept)) is not None:
             raise error
         return queued
+
+    def _forget(self, response_id: str) -> None:
+        self._tasks.pop(response_id, None)
+        self.changes.end(response_id)
 
     def stop(self, response_id: str) -> None:
         """Work on it no longer; its end has been written."""
@@ -121,8 +134,8 @@ class _Recorder:
         is_wanted: whether it is still to be made.
     """
 
-    def __init__(self, store: Database, creation: Creation) -> None:
-        self._store, self._creation = store, creation
+    def __init__(self, store: Database, creation: Creation, changes: Changes) -> None:
+        self._store, self._creation, self._changes = store, creation, changes
         self._count = 0  # events so far
         self.events: list[tuple[int, bytes]] = []
         self.is_wanted = True
@@ -139,6 +152,7 @@ class _Recorder:
             events=self.events,
         )
         self.events = []
+        self._changes.tell(creation.id)
 
     async def record(self, run: Run) -> None:
         """Write until the end, whose events go with the response."""
@@ -150,6 +164,7 @@ class _Recorder:
             self.is_wanted = await self._store.write(responses.advance, self._creation.response, self.events)
             if not self.is_wanted:
                 return
+            self._changes.tell(self._creation.id)
             self.events, written = [], monotonic()
 
     def fail(self, error: CortexError) -> None:

@@ -36,7 +36,7 @@ async def read(fields: ContextFields, store: Database | None, account: str) -> C
         CortexError: an item is wrong, something is not there for `account`, or there is nothing to answer.
     """
     before = await _continued(fields, store, account)
-    own = [await _resolved(entry, store, account) for entry in _own(fields)]
+    own = await _resolved(_own(fields), store, account)
     messages = items.messages([*before, *own])
     if not messages:
         text = MISSING if fields.input is None else "there is nothing in it to answer"
@@ -81,12 +81,14 @@ async def _continued(fields: ContextFields, store: Database | None, account: str
     return []
 
 
-async def _resolved(entry: Entry, store: Database | None, account: str) -> Entry:
-    """The item itself, where the client sent a reference to it."""
-    item_id = items.referred(entry)
-    if item_id is None:
-        return entry
-    found = await store.read(responses.item, account, item_id) if store else None
-    if found is None:
-        raise bad_request(f"{entry.param}.id", f"there is no item {shown(item_id)}")
-    return Entry(entry.param, found)
+async def _resolved(given: list[Entry], store: Database | None, account: str) -> list[Entry]:
+    """The items themselves, where the client sent references to them."""
+    wanted = {item_id for entry in given if (item_id := items.referred(entry)) is not None}
+    found = await store.read(responses.items, account, wanted) if store and wanted else {}
+    resolved = []
+    for entry in given:
+        item_id = items.referred(entry)
+        if item_id is not None and item_id not in found:
+            raise bad_request(f"{entry.param}.id", f"there is no item {shown(item_id)}")
+        resolved.append(entry if item_id is None else Entry(entry.param, found[item_id]))
+    return resolved

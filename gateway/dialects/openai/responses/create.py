@@ -26,9 +26,9 @@ class CreateResource:
         store = self._services.store
         creation = await read(body, asker, store)
         if creation.fields.background:
-            queued = await self._background.start(creation, asker.request_id)
+            queued = await self._background.start(creation, exchange)
             if creation.fields.stream:
-                send(resp, follow(store, asker.account, creation.id))
+                send(resp, follow(store, self._background.changes, asker.account, creation.id))
             else:
                 resp.data = queued
             return

@@ -47,7 +47,7 @@ class ResponseResource(_Resource):
         if not (stored.body["background"] and await store.read(responses.has_events, response_id)):
             text = "only a response that was made with background and stream can be read as one again"
             raise bad_request("stream", text)
-        send(resp, follow(store, account, response_id, after))
+        send(resp, follow(store, self._background.changes, account, response_id, after))
 
     async def on_delete(self, req: falcon.asgi.Request, resp: falcon.asgi.Response, response_id: str) -> None:
         store = self._services.store

@@ -6,8 +6,12 @@ instructions, nor the turn that is to be answered.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from itertools import accumulate
+from math import inf
+
+import msgspec
 
 from gateway.fleet.view import Fleet
 from ipc.errors import Code, CortexError
@@ -33,34 +37,61 @@ async def truncate(fleet: Fleet, generate: Generate, account: str, trace: str) -
         wanted = generate.sampling.max_tokens or USUAL_ROOM
         limit = state.context_length - min(wanted, max(1, state.context_length // 4))
 
-        async def fits(dropped: int) -> bool:
-            messages = without(generate.messages, dropped)
+        async def tokens(dropped: int) -> float:
+            """What is left without so many turns; without end where it is so long that nobody counts it."""
             count = CountTokens(
                 id=0,
                 model=model,
-                messages=messages,
+                messages=without(generate.messages, dropped),
                 tools=generate.tools,
                 thinking=generate.thinking,
                 account=account,
                 trace=trace,
             )
             try:
-                return (await neuron.client.ask(count, COUNT_SECONDS)).tokens <= limit
+                return (await neuron.client.ask(count, COUNT_SECONDS)).tokens
             except CortexError as error:
-                if error.code != Code.CONTEXT_LENGTH_EXCEEDED:  # so long that nobody counts it
+                if error.code != Code.CONTEXT_LENGTH_EXCEEDED:
                     raise
-                return False
+                return inf
 
-        if await fits(0):
-            return
-        enough, most = 1, droppable(generate.messages)
-        while enough < most:
-            middle = (enough + most) // 2
-            if await fits(middle):
-                most = middle
-            else:
-                enough = middle + 1
-        generate.messages = without(generate.messages, most)
+        generate.messages = without(generate.messages, await fewest(generate.messages, tokens, limit))
+
+
+async def fewest(messages: Sequence[Message], tokens: Callable[[int], Awaitable[float]], limit: int) -> int:
+    """How many turns have to go at least, or all that may where that is not enough.
+
+    The first count tells how many tokens a character has, and so about how many turns have to go. From there
+    on it looks further and further away, until it knows of too few and of enough, and then between these.
+
+    Args:
+        tokens: counts what is left without so many turns.
+    """
+    whole = await tokens(0)
+    if whole <= limit:
+        return 0
+    too_few, enough = 0, droppable(messages)
+    place, step, found = _estimate(messages, whole, limit), 1, set[bool]()
+    while too_few + 1 < enough:
+        place = min(max(place, too_few + 1), enough - 1)
+        fits = await tokens(place) <= limit
+        found.add(fits)
+        if fits:
+            enough = place
+        else:
+            too_few = place
+        place = (too_few + enough) // 2 if len(found) == 2 else place - step if fits else place + step
+        step *= 2
+    return enough
+
+
+def _estimate(messages: Sequence[Message], whole: float, limit: int) -> int:
+    """How many turns probably have to go of so many tokens; half of the turns where nobody knows."""
+    sizes = [sum(len(msgspec.msgpack.encode(messages[i])) for i in turn) for turn in _turns(messages)]
+    if whole == inf:
+        return len(sizes) // 2
+    excess = (whole - limit) / whole * sum(sizes)
+    return next((i for i, size in enumerate(accumulate(sizes), 1) if size >= excess), len(sizes))
 
 
 def droppable(messages: Sequence[Message]) -> int:
