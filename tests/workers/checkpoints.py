@@ -25,6 +25,8 @@ from transformers import (
     Glm4MoeLiteForCausalLM,
     GlmConfig,
     GlmForCausalLM,
+    GptOssConfig,
+    GptOssForCausalLM,
     GraniteConfig,
     GraniteForCausalLM,
     LlamaConfig,
@@ -49,6 +51,8 @@ from transformers import (
     SmolLM3Config,
     SmolLM3ForCausalLM,
 )
+
+from tests.workers import stacked
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -173,6 +177,11 @@ def deepseek_v2(**changes: Any) -> PreTrainedModel:
     return DeepseekV2ForCausalLM(DeepseekV2Config(**latent_sizes(n_shared_experts=2, **changes)))
 
 
+def gpt_oss(**changes: Any) -> PreTrainedModel:
+    experts = {"num_local_experts": 6, "num_experts_per_tok": 3, "sliding_window": 20, "swiglu_limit": 1.5}
+    return GptOssForCausalLM(GptOssConfig(**SIZES | experts | changes, attn_implementation="eager"))
+
+
 # Together they cover what a config may say; `sharded` and `flat` are also written to disk in another way.
 VARIANTS: dict[str, Callable[[], PreTrainedModel]] = {
     "qwen3_tied": lambda: qwen3(tie_word_embeddings=True),
@@ -260,6 +269,14 @@ VARIANTS: dict[str, Callable[[], PreTrainedModel]] = {
     "deepseek_v2_in_groups": lambda: deepseek_v2(
         **GROUPS, topk_method="group_limited_greedy", first_k_dense_replace=1
     ),
+    "gpt_oss": lambda: gpt_oss(),
+    "gpt_oss_by_types": lambda: gpt_oss(
+        layer_types=TYPES[::-1],
+        attention_bias=False,
+        tie_word_embeddings=True,
+        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+    ),
+    "gpt_oss_mxfp4": lambda: gpt_oss(hidden_size=64),
     "llama_every_head_its_own_keys": lambda: llama(num_key_value_heads=4, vocab_size=96),
     "llama_one_key_head_sharded": lambda: llama(num_key_value_heads=1, num_hidden_layers=3),
     "llama_flat_llama3": lambda: llama(rope_parameters=LLAMA3, num_attention_heads=8, num_key_value_heads=4),
@@ -274,9 +291,12 @@ def write(name: str, folder: Path) -> PreTrainedModel:
     torch.manual_seed(sum(name.encode()))
     model = VARIANTS[name]()
     fill(model)
+    blocks = stacked.mxfp4_experts(model) if "mxfp4" in name else {}
     model.save_pretrained(folder, max_shard_size="40KB" if "sharded" in name else "5GB")
     if "flat" in name:
         flatten(folder / "config.json")
+    if blocks:
+        stacked.store(folder, blocks)
     (folder / "tokenizer.json").write_text("{}")  # nobody reads a text here
     return model
 

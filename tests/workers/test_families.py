@@ -27,7 +27,7 @@ def test_each_family_has_its_mathematics():
 
 
 @pytest.mark.parametrize("size", [1, 2, 4])
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", [name for name in VARIANTS if "mxfp4" not in name])
 def test_a_model_asks_for_what_its_family_declares(tiny, name, size):
     card = read_card(tiny(name).folder)
     if not card.config.splits_into(size):

@@ -23,6 +23,7 @@ SHARED = (
     "olmo2_biased",
     "glm",
     "qwen3_moe",
+    "gpt_oss_mxfp4",
     "glm4_moe",
     "deepseek_v3",
     "llama_every_head_its_own_keys",

@@ -35,6 +35,7 @@ from workers.checkpoints.quantisation import registry as schemes
 from workers.checkpoints.quantisation.scheme import Scheme, Stored
 from workers.checkpoints.safetensors import DTYPE_BYTES as STORED_BYTES
 from workers.checkpoints.safetensors import INDEX, SINGLE, Tensor, read_tensors
+from workers.checkpoints.stacked import transposed
 from workers.checkpoints.vectors import purpose
 from workers.checkpoints.vectors.modules import Embedder
 from workers.checkpoints.vectors.rerankers import Reranker
@@ -340,7 +341,9 @@ def _of_folder(folder: Path) -> ModelCard:
     scheme = schemes.read(path, outer) or schemes.read(path, given)
     model = family.read(path, given)
     _check_served(path, model)
-    stored = {family.usual_name(name): tensor for name, tensor in read_tensors(folder).items()}
+    stored = family.rearrange(
+        {family.usual_name(name): tensor for name, tensor in read_tensors(folder).items()}
+    )
     if is_within:
         stored = within.tensors(stored)
     made_for = purpose.read(
@@ -473,7 +476,9 @@ def _check_tensors(
 
     found: dict[str, StoredTensor] = {}
     for name, shape, sharing in specs:
-        parts = None if scheme is None else scheme.parts(stored, name, shape)
+        parts = transposed(stored, name, shape)
+        if parts is None and scheme is not None:
+            parts = scheme.parts(stored, name, shape)
         if parts is not None:
             sources = tuple(place(source, "none") for source in parts.sources)
             first = sources[0]

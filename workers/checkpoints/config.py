@@ -90,6 +90,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     attention_cap: float | None = None  # scores are bent to stay below it: cap * tanh(score / cap)
     logit_scale: float = 1.0
     logit_cap: float | None = None
+    sinks: bool = False  # of attention: every head has a score for nothing
     experts: Experts | None = None
     context_length: int  # tokens that the model was made for
     context_limit: int  # tokens that its positions can be stretched to; no less

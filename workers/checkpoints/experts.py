@@ -7,6 +7,13 @@ from typing import Literal
 import msgspec
 
 
+class Clamp(msgspec.Struct, frozen=True):
+    """An MLP's gate that lets through no more than a limit: `(up + 1) * gate * sigmoid(alpha * gate)`."""
+
+    alpha: float
+    limit: float  # of the gate, above; of the other, on both sides
+
+
 class Experts(msgspec.Struct, frozen=True, kw_only=True):
     """MLPs of which each token goes through a few, as a router says."""
 
@@ -21,6 +28,13 @@ class Experts(msgspec.Struct, frozen=True, kw_only=True):
     groups: int = 1  # of experts, of which some are chosen first, and experts only from them
     groups_chosen: int = 1
     scale: float = 1.0  # of the weights
+    router: str = "gate"  # its name
+    biased: bool = False  # it, and all projections
+    # each
+    interleaved: bool = (
+        False  # the two projections into an expert are one tensor, whose rows are theirs by turns
+    )
+    clamp: Clamp | None = None
     # beside them
     shared_size: int = 0  # of an MLP that every token goes through; 0: there is none
     shared_name: str = "shared_experts"

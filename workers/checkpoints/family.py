@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 from workers.checkpoints.config import ModelConfig
 from workers.checkpoints.layers import kv_heads_on_rank
+from workers.checkpoints.safetensors import Tensor
 from workers.checkpoints.vectors.stages import Pooling, Stage
 
 Classifier = tuple[Pooling, tuple[Stage, ...]]
@@ -66,6 +67,7 @@ class Family:
         tensors: all that are loaded.
         classifier: of models that end in one, the pooling before it and its stages.
         usual_name: how `tensors` calls what stands in files under that name.
+        rearrange: tensors in files, where one of them is several.
     """
 
     name: str
@@ -75,3 +77,4 @@ class Family:
     within: Mapping[str, str] = field(default_factory=dict)
     usual_name: Callable[[str], str] = in_causal
     classifier: Callable[[ModelConfig, Mapping[str, Any]], Classifier] | None = None
+    rearrange: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] = dict

@@ -9,6 +9,7 @@ from workers.checkpoints.families.deepseek import DEEPSEEK_V2, DEEPSEEK_V3, GLM4
 from workers.checkpoints.families.gemma import GEMMA2, GEMMA3
 from workers.checkpoints.families.glm import GLM, GLM4
 from workers.checkpoints.families.glm_moe import GLM4_MOE
+from workers.checkpoints.families.gpt_oss import GPT_OSS
 from workers.checkpoints.families.granite import GRANITE
 from workers.checkpoints.families.llama import LLAMA
 from workers.checkpoints.families.mistral import MISTRAL
@@ -25,7 +26,7 @@ KNOWN = (
     *(LLAMA, MISTRAL, QWEN2, QWEN3, QWEN3_MOE, GEMMA2, GEMMA3),
     *(GRANITE, PHI3, SMOLLM3, OLMO2, OLMO3, GLM, GLM4),
     *(BERT, ROBERTA, MODERNBERT),
-    *(GLM4_MOE, GLM4_MOE_LITE, DEEPSEEK_V2, DEEPSEEK_V3),
+    *(GPT_OSS, GLM4_MOE, GLM4_MOE_LITE, DEEPSEEK_V2, DEEPSEEK_V3),
 )
 FAMILIES = {family.name: family for family in KNOWN}
 ARCHITECTURES = {

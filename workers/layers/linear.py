@@ -181,18 +181,25 @@ class RowPart(Linear):
         name: in the checkpoint, without `.weight`.
         rows: size of the output.
         columns: size of the whole input, which the ranks of `group` divide evenly.
+        biased: the first rank's part has a bias.
     """
 
-    def __init__(self, name: str, rows: int, columns: int, group: RankGroup, empty: Empty) -> None:
+    def __init__(
+        self, name: str, rows: int, columns: int, group: RankGroup, empty: Empty, *, biased: bool = False
+    ) -> None:
         self.name, self.shape, self.group = name, (rows, columns), group
         self.share = group.share(columns)
-        super().__init__(empty.weight(f"{name}.weight", rows, len(self.share)))
+        self.stored_bias = empty(rows) if biased else None
+        bias = self.stored_bias if group.rank == 0 else None
+        super().__init__(empty.weight(f"{name}.weight", rows, len(self.share)), bias)
 
     def sides(self) -> Iterator[Side]:
         yield Side(self.name, range(self.shape[0]), self.share, 0)
 
     def pieces(self) -> Iterator[Slice]:
         yield Slice.of(f"{self.name}.weight", self.shape, self.weight, column=self.share.start)
+        if self.stored_bias is not None:
+            yield Slice(f"{self.name}.bias", self.shape[:1], self.stored_bias)
 
 
 class RowParallel(RowPart):

@@ -20,6 +20,7 @@ from workers.layers.embedding import Embedding, Head, VocabularySlice
 from workers.layers.linear import ColumnParallel, Linear, RowParallel
 from workers.layers.norm import HeadNorm, RMSNorm, WholeNorm
 from workers.layers.rotary import Rotary, rotate_part
+from workers.layers.sinks import Sinks
 from workers.models.experts import MixtureOfExperts
 from workers.models.latent import LatentAttention
 from workers.models.mlp import MLP
@@ -179,6 +180,7 @@ class Attention:
         hidden, bias = config.hidden_size, config.output_bias
         self.qkv = ColumnParallel(projections, hidden, config.qkv_bias, empty)
         self.output = RowParallel(f"{name}.o_proj", hidden, heads * head_dim, bias, group, empty)
+        self.sinks = Sinks(f"{name}.sinks", heads, group, empty) if config.sinks else None
         self.qk_norm: HeadNorm | WholeNorm | None = None
         names, counts = (f"{name}.q_norm", f"{name}.k_norm"), (len(mine), len(mine_kv))
         if config.qk_norm == "heads":
@@ -193,9 +195,14 @@ class Attention:
     def norm_pieces(self) -> Iterator[Slice]:
         if self.qk_norm:
             yield from self.qk_norm.pieces()
+        if self.sinks:
+            yield from self.sinks.pieces()
 
     def __call__(
-        self, x: Tensor, angles: Angles | None, attend: Callable[[Tensor, Tensor, Tensor], Tensor]
+        self,
+        x: Tensor,  # [tokens, hidden]
+        angles: Angles | None,
+        attend: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor],
     ) -> Tensor:  # [tokens, hidden]
         heads, kv_heads = self.num_heads, self.num_kv_heads
         qkv = self.qkv(x).view(len(x), heads + 2 * kv_heads, self.head_dim)
@@ -205,4 +212,5 @@ class Attention:
         if angles is not None:
             qk = rotate_part(qk.float(), *angles, self.interleaved)
         q, keys = qk.to(x.dtype).split((heads, kv_heads), dim=1)
-        return self.output(attend(q, keys, values).view(len(x), -1))
+        sinks = None if self.sinks is None else self.sinks.weight
+        return self.output(attend(q, keys, values, sinks).view(len(x), -1))

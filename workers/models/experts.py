@@ -11,7 +11,7 @@ from workers.checkpoints.config import ModelConfig
 from workers.checkpoints.experts import Experts
 from workers.layers.linear import ColumnParallel, Linear, RowPart
 from workers.layers.steady import add_rows
-from workers.models.mlp import MLP, gated
+from workers.models.mlp import MLP, clamped, gated
 from workers.parallel import RankGroup
 from workers.weights.blocks import Empty
 from workers.weights.loader import Slice
@@ -24,13 +24,16 @@ class Router(Linear):
     """Which experts a token goes to, and with what weight; in float32, and the same on every rank."""
 
     def __init__(self, name: str, experts: Experts, hidden: int, empty: Empty) -> None:
-        super().__init__(empty(experts.count, hidden, dtype=torch.float32))
+        bias = empty(experts.count, dtype=torch.float32) if experts.biased else None
+        super().__init__(empty(experts.count, hidden, dtype=torch.float32), bias)
         self.name, self.experts = name, experts
         self.correction = empty(experts.count, dtype=torch.float32) if experts.corrected else None
 
     def pieces(self) -> Iterator[Slice]:
         experts, hidden = self.experts.count, self.weight.shape[1]
         yield Slice(f"{self.name}.weight", (experts, hidden), self.weight)
+        if self.bias is not None:
+            yield Slice(f"{self.name}.bias", (experts,), self.bias)
         if self.correction is not None:
             yield Slice(f"{self.name}.e_score_correction_bias", (experts,), self.correction)
 
@@ -65,15 +68,19 @@ class MixtureOfExperts:
         experts, hidden = config.experts, config.hidden_size
         inner = experts.intermediate_size
         self.group, self.exact = group, False
-        self.activation = config.activation
-        self.router = Router(f"{name}.gate", experts, hidden, empty)
+        self.activation, self.clamp = config.activation, experts.clamp
+        self.router = Router(f"{name}.{experts.router}", experts, hidden, empty)
         share = group.share(inner)
         self.gate_up, self.down = [], []
         for number in range(experts.count):
             own = f"{name}.experts.{number}"
             projections = [(f"{own}.gate_proj", inner, share), (f"{own}.up_proj", inner, share)]
-            self.gate_up.append(ColumnParallel(projections, hidden, False, empty))
-            self.down.append(RowPart(f"{own}.down_proj", hidden, inner, group, empty))
+            if experts.interleaved:
+                both = range(2 * share.start, 2 * share.stop)
+                projections = [(f"{own}.gate_up_proj", 2 * inner, both)]
+            self.gate_up.append(ColumnParallel(projections, hidden, experts.biased, empty))
+            down = RowPart(f"{own}.down_proj", hidden, inner, group, empty, biased=experts.biased)
+            self.down.append(down)
         self.shared: MLP | None = None
         if experts.shared_size:
             shared = f"{name}.{experts.shared_name}"
@@ -104,12 +111,17 @@ class MixtureOfExperts:
             end = start + sum(counts)
             parts = x[rows[start:end]].split(counts)
             inner = _cat([self.gate_up[n](part) for (n, _), part in zip(run, parts, strict=True)])
-            parts = gated(inner, self.activation, self.exact).split(counts)
+            parts = self._gated(inner).split(counts)
             outputs = _cat([self.down[n](part) for (n, _), part in zip(run, parts, strict=True)])
             # in the order of the experts, so that sums do not depend on what other tokens there are
             add_rows(y, rows[start:end], outputs * weights[start:end])
             start = end
         return y.to(x.dtype)
+
+    def _gated(self, inner: Tensor) -> Tensor:  # [pairs, 2 * inner] -> [pairs, inner]
+        if self.clamp is None:
+            return gated(inner, self.activation, self.exact)
+        return clamped(inner, self.clamp, self.exact)
 
 
 def _runs(counts: list[int]) -> Iterator[list[tuple[int, int]]]:

@@ -67,7 +67,7 @@ class LatentAttention:
         self,
         x: Tensor,  # [tokens, hidden]
         angles: tuple[Tensor, Tensor],
-        attend: Callable[[Tensor, Tensor, None], Tensor],
+        attend: Callable[[Tensor, Tensor, None], Tensor],  # queries, and keys that have the values in them
     ) -> Tensor:  # [tokens, hidden]
         latent = self.latent
         compressed = self.compressed(x)

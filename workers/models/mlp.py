@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from workers.checkpoints.config import Activation, ModelConfig
+from workers.checkpoints.experts import Clamp
 from workers.layers.linear import ColumnParallel, Linear, RowParallel, RowPart
 from workers.layers.steady import SERIAL
 from workers.parallel import RankGroup
@@ -65,6 +66,16 @@ def gated(gate_up: Tensor, name: Activation, exact: bool) -> Tensor:  # [tokens,
     """The first half, activated, times the second; as of `activated`."""
     gate, up = gate_up.chunk(2, dim=-1)
     return _in_parts(lambda g, u: ACTIVATIONS[name](g) * u, exact, gate, up)
+
+
+def clamped(gate_up: Tensor, clamp: Clamp, exact: bool) -> Tensor:  # [tokens, 2 * inner] -> [tokens, inner]
+    """The gates, which are every second element, times the others, as gpt-oss has it; as of `activated`."""
+
+    def function(gate: Tensor, up: Tensor) -> Tensor:
+        gate, up = gate.clamp(max=clamp.limit), up.clamp(-clamp.limit, clamp.limit)
+        return (up + 1) * gate * torch.sigmoid(gate * clamp.alpha)
+
+    return _in_parts(function, exact, gate_up[:, ::2], gate_up[:, 1::2])
 
 
 def activated(x: Tensor, name: Activation, exact: bool) -> Tensor:  # [tokens, inner]

@@ -16,6 +16,7 @@ MODELS = {
     "glm4": Decoder,
     "glm4_moe": Decoder,
     "glm4_moe_lite": Decoder,
+    "gpt_oss": Decoder,
     "granite": Decoder,
     "llama": Decoder,
     "mistral": Decoder,

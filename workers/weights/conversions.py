@@ -6,8 +6,18 @@ format that comes of it (`StoredTensor.dtype`).
 
 from __future__ import annotations
 
+from torch import Tensor
+
+from workers.checkpoints.card import StoredTensor
 from workers.weights import eight_bits, four_bits, llama_cpp
-from workers.weights.reading import Conversion
+from workers.weights.reading import Conversion, Read
+
+
+def transposed(read: Read, tensor: StoredTensor, rows: range, columns: range) -> Tensor:
+    """What is stored with inputs as rows."""
+    [source] = tensor.sources
+    return read(source, columns, rows).t().contiguous()
+
 
 CONVERSIONS: dict[str, Conversion] = {
     "awq": four_bits.awq,
@@ -26,4 +36,5 @@ CONVERSIONS: dict[str, Conversion] = {
     "packed_4": four_bits.packed_4,
     "packed_8": four_bits.packed_8,
     "scaled_rows": eight_bits.scaled_rows,
+    "transposed": transposed,
 }

@@ -75,14 +75,27 @@ def _attention(model: ModelConfig, prefix: str) -> Iterator[TensorSpec]:
         yield TensorSpec(prefix + "v_proj.bias", (keys,), "kv_rows")
     if model.output_bias:
         yield TensorSpec(prefix + "o_proj.bias", (hidden,), "none")
+    if model.sinks:
+        yield TensorSpec(prefix + "sinks", (model.num_heads,), "rows")
 
 
 def _experts(prefix: str, hidden: int, experts: Experts) -> Iterator[TensorSpec]:
-    yield TensorSpec(prefix + "gate.weight", (experts.count, hidden), "none")
+    router, inner = prefix + experts.router, experts.intermediate_size
+    yield TensorSpec(f"{router}.weight", (experts.count, hidden), "none")
+    if experts.biased:
+        yield TensorSpec(f"{router}.bias", (experts.count,), "none")
     if experts.corrected:
-        yield TensorSpec(prefix + "gate.e_score_correction_bias", (experts.count,), "none")
+        yield TensorSpec(f"{router}.e_score_correction_bias", (experts.count,), "none")
     for expert in range(experts.count):
-        yield from _mlp(f"{prefix}experts.{expert}.", hidden, experts.intermediate_size)
+        own = f"{prefix}experts.{expert}."
+        if not experts.interleaved:
+            yield from _mlp(own, hidden, inner, experts.biased)
+            continue
+        yield TensorSpec(own + "gate_up_proj.weight", (2 * inner, hidden), "rows")
+        yield TensorSpec(own + "down_proj.weight", (hidden, inner), "columns")
+        if experts.biased:
+            yield TensorSpec(own + "gate_up_proj.bias", (2 * inner,), "rows")
+            yield TensorSpec(own + "down_proj.bias", (hidden,), "none")
     if experts.shared_size:
         yield from _mlp(f"{prefix}{experts.shared_name}.", hidden, experts.shared_size)
 

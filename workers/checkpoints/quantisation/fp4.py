@@ -34,6 +34,12 @@ def read_modelopt(path: Path, given: Mapping[str, Any]) -> Scheme:
     return Scheme("NVFP4", _modelopt, skipped, fp8.BESIDE)
 
 
+def read_mxfp4(path: Path, given: Mapping[str, Any]) -> Scheme:
+    """The scheme of gpt-oss."""
+    key = "modules_to_not_convert"
+    return Scheme("MXFP4", mxfp4, strings(path, key, given.get(key)))
+
+
 def _modelopt(stored: Stored, module: str, shape: tuple[int, int]) -> Parts:
     return nvfp4(stored, module, shape, "weight", "weight_scale_2", "nvfp4")
 

@@ -18,6 +18,7 @@ SCHEMES: dict[str, Callable[[Path, Mapping[str, Any]], Scheme]] = {
     "gptq": gptq.read,
     "modelopt": fp4.read_modelopt,
     "modelopt_fp4": fp4.read_modelopt,
+    "mxfp4": fp4.read_mxfp4,
 }
 KEYS = ("quantization_config", "compression_config")
 

@@ -1,0 +1,48 @@
+"""Tensors that hold what all experts of a layer have, one after the other, as one tensor an expert.
+
+Where they are stored as transformers computes with them, rows are inputs: then the name says so, and
+`transposed` finds them. MXFP4 is stored as products have it.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+
+from workers.checkpoints.blocks import PLAIN
+from workers.checkpoints.quantisation.scheme import Parts, Stored
+from workers.checkpoints.safetensors import Tensor
+
+MOST_EXPERTS = 4096
+TRANSPOSED = "weight_transposed"
+
+_STACKED = re.compile(r"(.*\.experts)\.(gate_up_proj|down_proj)(_blocks|_scales|_bias)?")
+_USUAL = {None: TRANSPOSED, "_blocks": "weight_packed", "_scales": "weight_scale", "_bias": "bias"}
+
+
+def unstacked(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those of each expert under names of their own, and all others under theirs."""
+    found: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        match = _STACKED.fullmatch(name)
+        if match is None or len(tensor.shape) < 2 or not 1 <= tensor.shape[0] <= MOST_EXPERTS:
+            found[name] = tensor
+            continue
+        experts, projection, kind = match.groups()
+        count, first, *rest = tensor.shape
+        shape = (first, math.prod(rest)) if rest else (first,)
+        size = tensor.size // count
+        for number in range(count):
+            own = f"{experts}.{number}.{projection}.{_USUAL[kind]}"
+            found[own] = Tensor(tensor.file, tensor.dtype, shape, tensor.offset + number * size, size)
+    return found
+
+
+def transposed(stored: Stored, name: str, shape: tuple[int, ...]) -> Parts | None:
+    """What a weight is made of whose rows are stored as columns; None where it is not."""
+    other = name.removesuffix("weight") + TRANSPOSED
+    if len(shape) != 2 or stored.find(other) is None:
+        return None
+    source = stored.need(other, PLAIN, shape[::-1])
+    return Parts(source.dtype, "transposed", (source,))
