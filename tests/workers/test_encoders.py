@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from array import array
 
 import pytest
 import torch
@@ -10,8 +11,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ipc.errors import CortexError
+from ipc.worker_messages import Submit
 from tests.workers import encoders
 from tests.workers.encoders import ENCODERS, hidden, load, texts, vectors, write, write_modules
+from tests.workers.harness import Answer, Workers
 from workers.attention import whole
 from workers.checkpoints.card import read_card, refusal
 
@@ -124,6 +127,22 @@ def test_weights_are_found_under_the_names_that_files_have_for_them(tmp_path, pr
     }
     save_file(tensors, path)
     close(vectors(load(tmp_path), texts(2)), [hidden(oracle, ids).mean(0) for ids in texts(2)])
+
+
+def test_two_ranks_make_the_vectors_of_one(tmp_path):
+    oracle = write("modernbert_biased", tmp_path)
+    model = {"engine": "transformer", "card": read_card(tmp_path), "dtype": "float32", "simulated": None}
+    inputs = texts(9)
+    with Workers(world_size=2, context_length=128, max_step_tokens=256, max_sequences=8, **model) as workers:
+        assert [ready.all_reduce for ready in workers.ready()] == [2, 2]
+        for number, ids in enumerate(inputs):
+            workers.answers[number] = Answer()
+            workers.send(Submit(number, array("I", ids).tobytes(), 1, pooling="mean"))
+        workers.collect()
+    reports = [report for step in workers.steps for report in step.sequences]
+    found = {each.request_id: bytearray(each.embedding) for each in reports}
+    made = [torch.frombuffer(found[number], dtype=torch.float32) for number in range(len(inputs))]
+    close(made, [hidden(oracle, ids).mean(0) for ids in inputs])
 
 
 REFUSED = {
