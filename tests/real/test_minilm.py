@@ -24,7 +24,8 @@ from workers.scheduling.whole import WholeScheduler
 FOLDER = Path(os.environ.get("CORTEX_REAL_MODELS", "")) / "all-MiniLM-L6-v2"
 TEXT = (
     "the sea is high again today with a thrilling flush of wind café naïve Zürich 東京 で 会い ましょう "
-    "привет мир مرحبا बारिश 안녕하세요 (yes!) 3.14 x=y+1 don't e-mail: a@b.org — “quoted” 😀 antidisestablishment"
+    "привет мир مرحبا बारिश 안녕하세요 (yes!) 3.14 x=y+1 don't e-mail: a@b.org — “quoted” 😀 "
+    "antidisestablishment"
 )
 LENGTHS = [1, 2, 3, 127, 128, 129, 254, 255, 256, 257, 300, 511, 512, *range(4, 512, 5)][:100]
 CUT = 256  # tokens: `max_seq_length`, at which sentence-transformers cuts without a word
