@@ -16,7 +16,7 @@ from ipc.messages import Embed
 from ipc.worker_messages import Submit
 from neuron.config import ModelSettings
 from neuron.description import describe
-from neuron.requests.inputs import encode_inputs
+from neuron.preparation.inputs import encode_inputs
 from tests.workers.engines import make_spec
 from workers.execution.encoder_runner import EncoderRunner
 from workers.scheduling.whole import WholeScheduler
