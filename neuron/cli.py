@@ -12,6 +12,7 @@ from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from ipc.errors import CortexError
@@ -87,11 +88,19 @@ def discover() -> None:
 
 
 @app.command()
-def check(config: ConfigOption = None) -> None:
+def check(
+    path: Annotated[
+        Path | None, typer.Argument(help="A checkpoint's folder or file: say what it is, and what it takes.")
+    ] = None,
+    config: ConfigOption = None,
+) -> None:
     """Read the configuration, inspect its models, and say what would fit where. Exit code 1 on problems.
 
-    Pinned models are placed together, in their order; every other one is placed beside those alone.
+    Pinned models are placed together, in their order; every other one is placed beside those alone. With a
+    PATH the checkpoint there is looked at, and no other; a configuration then only limits the devices.
     """
+    if path is not None:
+        _check_path(path, config)
     from neuron.description import describe
     from neuron.memory.devices import Inventory
     from neuron.memory.fit import find_fit
@@ -145,6 +154,40 @@ def check(config: ConfigOption = None) -> None:
     for line in (*notes, *problems):
         print(line)
     raise typer.Exit(1 if problems else 0)
+
+
+def _check_path(path: Path, config: Path | None) -> NoReturn:
+    from neuron.inspection import inspect, size_of
+    from neuron.memory.devices import Inventory
+
+    try:
+        inventory = Inventory(NeuronConfig() if config is None else _read(config))
+        found = inspect(path, inventory.devices)
+    except ConfigError as error:
+        _fail(error)
+    except CortexError as error:
+        _fail(error.message)
+    facts = Table.grid("", "", padding=(0, 3))
+    for about, fact in found.facts.items():
+        facts.add_row(about, escape(fact))
+    ranks = list(found.choices[0].rank_bytes)
+    table = Table("weights", *("1 rank" if count == 1 else f"{count} ranks, each" for count in ranks))
+    free = {
+        device.id: f"context on {device.id}\n{_gib(device.memory_free)} free" for device in inventory.devices
+    }
+    for place in found.choices[0].contexts:
+        table.add_column(free.get(place, f"context on {place}"))
+    for choice in found.choices:
+        sizes = (choice.rank_bytes.get(count) for count in ranks)
+        table.add_row(
+            choice.quantization or "as stored",
+            *("-" if size is None else size_of(size) for size in sizes),
+            *(f"{tokens:,}" if tokens else "does not fit" for tokens in choice.contexts.values()),
+        )
+    Console().print(facts, table)
+    for line in (*found.notes, *found.problems):
+        print(line)
+    raise typer.Exit(1 if found.problems else 0)
 
 
 def main() -> None:

@@ -111,8 +111,11 @@ def describe(settings: ModelSettings, folder: Path) -> ModelDescription:
         CortexError: MODEL_LOAD_FAILED naming what is wrong with the checkpoint.
     """
     card = read_card(folder)
-    if settings.simulated is not None:
-        return _simulated(settings, card)
+    return _simulated(settings, card) if settings.simulated is not None else described(settings, card)
+
+
+def described(settings: ModelSettings, card: ModelCard) -> ModelDescription:
+    """The model of `card`, served as `settings` want it; raises as `describe` does."""
     dtype = settings.dtype or card.dtype
     notes = list(card.notes)
     adapters = tuple(read_adapter(name, path, card) for name, path in settings.adapters.items())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,10 @@ import pytest
 from typer.testing import CliRunner
 
 from neuron.cli import app
+from neuron.inspection import size_of
 from neuron.processes.worker import Worker
 from tests.neuron.folders import CONFIG, write_checkpoint
+from workers.checkpoints.card import read_card
 
 YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512}
 
@@ -86,3 +90,85 @@ def test_a_gguf_file_is_told_for_what_it_is(check, tmp_path):
     assert "such files are not supported; there are llama" in said
     (tmp_path / "model.gguf").write_bytes(b"GGUF" + (3).to_bytes(4, "little") + b"\xff" * 16)
     assert "entries, above" in check(**configured(tmp_path / "model.gguf"))[1]
+
+
+# --- one checkpoint -------------------------------------------------------------------------------------
+
+
+def look(*arguments: object) -> tuple[int, str]:
+    """`neuron check PATH` on a host with a CPU alone: the exit code, and what it prints, on one line."""
+    environment = {"COLUMNS": "200", "CUDA_VISIBLE_DEVICES": ""}
+    result = CliRunner().invoke(app, ["check", *map(str, arguments)], env=environment)
+    return result.exit_code, " ".join((result.output + result.stderr).split())
+
+
+def test_a_checkpoint_is_told_for_what_it_is_and_takes(tmp_path):
+    folder = write_checkpoint(tmp_path / "model", hidden_size=256, intermediate_size=512)
+    (folder / "chat_template.jinja").write_text("{{ tools }}<tool_call></tool_call><think></think>")
+    code, said = look(folder)
+    assert code == 0, said
+    card = read_card(folder)
+    for fact in (
+        "family qwen3 (Qwen3ForCausalLM)",
+        "parameters 1.0M",
+        "layers 2 of 256 (2 full)",
+        "stored as BF16 1.8 MiB",
+        "context 512 tokens",
+        "tool calls hermes",
+        "reasoning <think> … </think>",
+    ):
+        assert fact in said
+    for quantization in (None, "q8", "q6", "q4", "int8", "fp8"):
+        sizes = [size_of(card.bytes_per_rank(ranks, None, quantization)[0]) for ranks in (1, 2, 4)]
+        assert f"│ {quantization or 'as stored'} │ {' │ '.join(sizes)} │ 512 │" in said
+    assert look(folder / "config.json") == (code, said)
+
+
+def test_what_does_not_fit_on_a_device_says_so(tmp_path):
+    folder, config = write_checkpoint(tmp_path / "model"), tmp_path / "neuron.yaml"
+    config.write_text(json.dumps({"devices": ["cpu"], "cpu": {"memory": "100MB"}}))
+    code, said = look(folder, "--config", config)
+    assert code == 0, said
+    assert f"│ as stored │ {size_of(read_card(folder).bytes_per_rank(1)[0])} │" in said
+    assert "│ does not fit │" in said
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"architectures": ["MambaForCausalLM"]}, "MambaForCausalLM is not supported"),
+        ({"logits_scaling": 3.0}, "logits_scaling 3.0 is not understood"),
+        ({"quantization_config": {"quant_method": "hqq"}}, "quantised (hqq)"),
+        ({"num_hidden_layers": 3}, "'model.layers.2.input_layernorm.weight' is in none of its files"),
+    ],
+)
+def test_a_checkpoint_that_is_not_served_says_why(tmp_path, changes, reason):
+    folder = write_checkpoint(tmp_path)
+    (folder / "config.json").write_text(json.dumps(CONFIG | changes))
+    code, said = look(folder)
+    assert (code, reason in said) == (1, True), said
+
+
+def test_a_text_format_that_fails_is_a_problem_beside_what_is_known(tmp_path):
+    folder = write_checkpoint(tmp_path)
+    (folder / "chat_template.jinja").write_text("{% for %}")
+    code, said = look(folder)
+    assert code == 1
+    assert "family qwen3" in said
+    assert "chat_template.jinja" in said
+
+
+def test_what_is_no_checkpoint_says_what_it_is(tmp_path):
+    assert "nowhere: is not there" in look(tmp_path / "nowhere")[1]
+    (tmp_path / "adapter_config.json").write_text("{}")
+    assert "is an adapter, which is served beside its base" in look(tmp_path)[1]
+
+
+def test_a_checkpoint_is_looked_at_without_torch(tmp_path):
+    folder = write_checkpoint(tmp_path)
+    code = (
+        "import sys\nfrom neuron.memory.devices import Inventory\nfrom neuron.config import NeuronConfig\n"
+        "from pathlib import Path\nfrom neuron.inspection import inspect\n"
+        f"inspect(Path({str(folder)!r}), Inventory(NeuronConfig()).devices)\nsys.exit('torch' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

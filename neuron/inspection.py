@@ -1,0 +1,166 @@
+"""What a checkpoint is and what it would take here, from headers and small files: `neuron check PATH`."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from ipc.errors import CortexError
+from ipc.messages import Device
+from neuron.config import ModelSettings
+from neuron.description import described
+from neuron.memory.fit import find_fit
+from neuron.memory.ledger import Ledger
+from neuron.text.frontend import TextFrontEnd
+from workers.checkpoints.blocks import QUANTIZATIONS, Quantization
+from workers.checkpoints.card import ModelCard, StoredTensor, read_card
+from workers.checkpoints.files import refuse
+
+ADAPTER = "adapter_config.json"
+RANKS = (1, 2, 4, 8)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One way to keep the weights.
+
+    Args:
+        quantization: None: as they are stored.
+        rank_bytes: of weights, by number of ranks; of those numbers that work.
+        contexts: tokens that fit in what is free now, by device, and on all GPUs together; 0: none.
+    """
+
+    quantization: Quantization | None
+    rank_bytes: dict[int, int]
+    contexts: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What is known of a checkpoint that can be served.
+
+    Args:
+        facts: what it is, and what each fact is about.
+        problems: what cannot be served of it, though the rest can.
+    """
+
+    facts: dict[str, str]
+    choices: list[Choice]
+    notes: list[str]
+    problems: list[str]
+
+
+def inspect(path: Path, devices: list[Device]) -> Inspection:
+    """Read what is at `path`: a folder, a GGUF file, or any file of a folder.
+
+    Raises:
+        CortexError: MODEL_LOAD_FAILED naming the file, and why it cannot be served.
+    """
+    if path.is_file() and path.suffix != ".gguf":
+        path = path.parent
+    if not path.exists():
+        refuse(path, "is not there")
+    if (path / ADAPTER).is_file() and not (path / "config.json").exists():
+        refuse(path, "is an adapter, which is served beside its base: list it there, under `adapters`")
+    card = read_card(path)
+    facts, problems = _facts(card), []
+    try:
+        facts |= _text(card, TextFrontEnd.load(card))
+    except CortexError as error:
+        problems.append(error.message)
+    choices = [_choice(path.resolve().name, card, each, devices) for each in (None, *QUANTIZATIONS)]
+    stored = choices[0].rank_bytes
+    choices[1:] = [each for each in choices[1:] if each.rank_bytes != stored]
+    return Inspection(facts, choices, card.notes, problems)
+
+
+def _facts(card: ModelCard) -> dict[str, str]:
+    model = card.config
+    layers = Counter(
+        f"{layer.kind} of {layer.window:,} tokens" if layer.window else layer.kind for layer in card.layers
+    )
+    kept = ", ".join(f"{count} {kind}" for kind, count in layers.items())
+    sizes: Counter[str] = Counter()
+    for each in _stored(card.tensors.values()):
+        sizes[each.dtype] += each.nbytes
+    facts = {
+        "family": f"{card.family} ({card.architecture})",
+        "parameters": _parameters(card),
+        "layers": f"{model.num_layers} of {model.hidden_size:,} ({kept})",
+        "stored as": ", ".join(f"{kind} {size_of(size)}" for kind, size in sizes.most_common()),
+        "context": f"{card.context_length:,} tokens",
+    }
+    if not model.bidirectional:
+        facts["a token keeps"] = f"{size_of(card.kv_bytes_per_token(1))} of keys and values, on one rank"
+    return facts
+
+
+def _parameters(card: ModelCard) -> str:
+    routed = 0
+    total = 0
+    for name, tensor in card.tensors.items():
+        total += math.prod(tensor.shape)
+        routed += math.prod(tensor.shape) if ".experts." in name else 0
+    if not routed or card.config.experts is None:
+        return _count(total)
+    active = total - routed + routed * card.config.experts.chosen // card.config.experts.count
+    return f"{_count(total)}, of which a token goes through {_count(active)}"
+
+
+def _stored(tensors: Iterator[StoredTensor]) -> Iterator[StoredTensor]:
+    """What stands in the files: a weight that is converted is its sources."""
+    for tensor in tensors:
+        yield from tensor.sources or [tensor]
+
+
+def _text(card: ModelCard, text: TextFrontEnd) -> dict[str, str]:
+    facts = {"vocabulary": f"{text.vocabulary_size:,} tokens"}
+    if not card.completion:
+        return facts | {"does": f"turns texts into vectors ({card.pooling})"}
+    if not card.chat:
+        return facts | {"does": "completes text; it has no chat template"}
+    facts["chat templates"] = ", ".join(card.chat_templates)
+    mentions = "" if card.tools else ", though no template mentions tools"
+    facts["tool calls"] = text.tool_format.name + mentions
+    tags = text.think_tags
+    facts["reasoning"] = f"{tags.opening} … {tags.closing}" if text.thinks else "none that a template knows"
+    return facts
+
+
+def _choice(name: str, card: ModelCard, quantization: Quantization | None, devices: list[Device]) -> Choice:
+    rank_bytes = {}
+    for ranks in RANKS:
+        with suppress(CortexError):  # so many ranks do not share it
+            rank_bytes[ranks] = card.bytes_per_rank(ranks, None, quantization)[0]
+    ledger = Ledger(devices)
+    free = {device: ledger.free(device) for device in ledger.devices}
+    gpus = [device for device in free if device != "cpu"]
+    places = {device: [device] for device in free}
+    if len(gpus) > 1:
+        places[f"{len(gpus)} GPUs"] = gpus
+    contexts = {}
+    for place, chosen in places.items():
+        settings = ModelSettings(id=name, quantization=quantization, devices=chosen, ranks=len(chosen))
+        try:
+            contexts[place] = find_fit(
+                described(settings, card).need(settings), free, [], "lru"
+            ).context_length
+        except CortexError:
+            contexts[place] = 0
+    return Choice(quantization, rank_bytes, contexts)
+
+
+def _count(parameters: int) -> str:
+    return f"{parameters / 1e9:,.2f}B" if parameters >= 1e9 else f"{parameters / 1e6:,.1f}M"
+
+
+def size_of(size: int) -> str:
+    """Bytes, as one reads them."""
+    for unit, name in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
+        if size >= unit:
+            return f"{size / unit:,.1f} {name}"
+    return f"{size} B"
