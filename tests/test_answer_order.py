@@ -26,7 +26,7 @@ from neuron.text.reasoning import THINK, ReasoningSplitter
 from tests import streams
 from tests.gateway.parsing import parsed
 from tests.gateway.test_responses_answers import Script
-from workers.checkpoints.generation import GenerationDefaults
+from tests.neuron.test_generation import BLUEPRINT
 
 CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>'
 HERMES = ("<think>", "hm", "</think>", "so", " it", "\n", CALL, *(CALL[i : i + 19] for i in (0, 19, 38)))
@@ -44,6 +44,7 @@ class Scraps:
     """A front end whose token n is the n-th scrap of a format."""
 
     vocabulary_size = 99
+    think_tags = THINK
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -66,7 +67,7 @@ class Scraps:
     def _scrap(self, token: int) -> str:
         return SCRAPS[self._name][token]
 
-    def answer_parser(self, rendered: str, request: Generate) -> AnswerParser:
+    def answer_parser(self, thought: str, request: Generate, tools: Any) -> AnswerParser:
         if self._name == "muse":
             return AnswerParser(tools=MuseParser([ADD]))
         return AnswerParser(ReasoningSplitter("possible", THINK), HermesParser([ADD]))
@@ -90,9 +91,7 @@ def replies(name: str, steps: list[list[int]], stream: bool) -> list[Reply]:
         sampling=Sampling(logprobs=0),
         stream=stream,
     )
-    description = SimpleNamespace(
-        engine="transformer", defaults=GenerationDefaults(), eos_ids=[98], reasoning=False
-    )
+    description = SimpleNamespace(**vars(BLUEPRINT) | {"eos_ids": [98]})
     generation = Generation(itertools.count(1), asked, said.append, lambda ended: None)
     generation.prepare(Scraps(name), description, 1000)
     generation.hand_over(1000)

@@ -55,7 +55,13 @@ def call(index: int, arguments: str = "", name: str | None = None) -> ToolCallDe
     )
 
 
-CALL = {"type": "tool_use", "id": "toolu_0", "name": "f", "input": {"a": 1}}
+CALLED = {"caller": {"type": "direct"}}
+CALL = {"type": "tool_use", "id": "toolu_0", "name": "f", "input": {"a": 1}, **CALLED}
+
+
+def said(text: str) -> dict[str, Any]:
+    """A block of text."""
+    return {"type": "text", "text": text, "citations": []}
 
 
 def test_the_first_event_says_what_the_input_was() -> None:
@@ -95,18 +101,18 @@ def test_kinds_of_output_have_blocks_of_their_own() -> None:
         reason="tool_calls",
     ) == [
         {"type": "thinking", "thinking": "hm", "signature": seal("")},
-        {"type": "text", "text": "so it"},
+        said("so it"),
         CALL,
-        {"type": "text", "text": "and"},
+        said("and"),
     ]
 
 
 def test_several_calls_in_one_piece_are_several_blocks() -> None:
     calls = [call(0, '{"a":1}', "f"), call(1, "{}", "g")]
     assert blocks(delta(text="so", tool_calls=calls), reason="tool_calls") == [
-        {"type": "text", "text": "so"},
+        said("so"),
         CALL,
-        {"type": "tool_use", "id": "toolu_1", "name": "g", "input": {}},
+        {"type": "tool_use", "id": "toolu_1", "name": "g", "input": {}, **CALLED},
     ]
 
 
@@ -114,14 +120,12 @@ def test_a_thought_that_is_not_shown_is_in_its_signature() -> None:
     pieces = [delta(reasoning="h"), delta(reasoning="öm"), delta(text="so")]
     thought, text = blocks(*pieces, thinking=HIDDEN)
     assert (thought["thinking"], unseal(thought["signature"])) == ("", "höm")
-    assert text == {"type": "text", "text": "so"}
+    assert text == said("so")
 
 
 @pytest.mark.parametrize("thinking", [None, {"type": "disabled"}])
 def test_a_thought_that_nobody_asked_for_is_left_out(thinking: dict[str, Any] | None) -> None:
-    assert blocks(delta(reasoning="h"), delta(text="so"), thinking=thinking) == [
-        {"type": "text", "text": "so"}
-    ]
+    assert blocks(delta(reasoning="h"), delta(text="so"), thinking=thinking) == [said("so")]
 
 
 def test_an_answer_without_anything_is_a_message() -> None:
@@ -173,7 +177,7 @@ def test_a_whole_call_has_its_arguments_as_they_were_written() -> None:
     written = '{"n": 123456789012345678901234567890, "m":1.50, "o": "a"}'
     calls = [ToolCall(id="call_0", name="f", arguments=each) for each in (written, "", "[1]")]
     body = renderer().whole(Started(id=0, prompt_tokens=7), end("tool_calls", tool_calls=calls))
-    assert f'"input":{written}}}'.encode() in body
+    assert f'"input":{written},'.encode() in body
     inputs = [block["input"] for block in json.loads(body)["content"]]
     assert inputs[1:] == [{}, {"INVALID_JSON": "[1]"}]
 

@@ -68,7 +68,7 @@ class MessageRenderer:
             elif text and content and content[-1]["type"] == "text":  # the thought between them is left out
                 content[-1]["text"] += text
             elif text:
-                content.append({"type": "text", "text": text})
+                content.append({"type": "text", "text": text} | _UNCITED)
             elif self._thoughts != "left out":
                 shown = self._thoughts == "shown"
                 content.append(
@@ -126,7 +126,7 @@ class MessageRenderer:
                 said += (self._head, json_string(delta.reasoning), _END)
         if text:
             if self._open != "text":
-                said.append(self._begin("text", text=""))
+                said.append(self._begin("text", text="", **_UNCITED))
             said += (self._head, json_string(text), _END)
         for call in delta.tool_calls:
             said += self._call(call)
@@ -135,7 +135,7 @@ class MessageRenderer:
     def _call(self, call: ToolCallDelta) -> tuple[bytes, ...]:
         begin = b""
         if call.call_id is not None:
-            begin = self._begin("tool_use", id=outward(call.call_id), name=call.name, input={})
+            begin = self._begin("tool_use", id=outward(call.call_id), name=call.name, input={}, **_CALLED)
         if not call.arguments:
             return (begin,)
         return begin, self._head, json_string(call.arguments), _END
@@ -183,6 +183,9 @@ def _event(name: str, **fields: Any) -> bytes:
     return b"event: %b\ndata: %b\n\n" % (name.encode(), on_one_line(encode({"type": name} | fields)))
 
 
+# The specification asks for both. Null is nothing that every client takes: Vercel's refuse an answer with it.
+_UNCITED: dict[str, Any] = {"citations": []}
+_CALLED: dict[str, Any] = {"caller": {"type": "direct"}}
 _GOING_ON: dict[str, str | None] = {"stop_reason": None, "stop_sequence": None}
 
 
@@ -203,7 +206,7 @@ def _tool_use(call: ToolCall) -> dict[str, Any]:
     except (msgspec.DecodeError, RecursionError):
         is_object = False
     given = msgspec.Raw(call.arguments or "{}") if is_object else {UNREADABLE: call.arguments}
-    return {"type": "tool_use", "id": outward(call.id), "name": call.name, "input": given}
+    return {"type": "tool_use", "id": outward(call.id), "name": call.name, "input": given} | _CALLED
 
 
 def _usage(usage: Usage) -> dict[str, Any]:
