@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+import zlib
 from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
@@ -33,6 +34,8 @@ class RankGroup:
             row in an order that depends on what else is in the tensor.
 
     Attributes:
+        alike: the ranks compute the same bits of the same numbers. Unlike cards may not: they add in other
+            orders, and what is chosen by comparing such sums has to be one rank's choice.
         collectives: that this rank took part in.
         collective_seconds: that it spent in all of them. Part of that is waiting: of ranks that take part in
             the same collectives, the one with the fewest seconds is the one that the others wait for. A GPU
@@ -43,6 +46,7 @@ class RankGroup:
         self, rank: int = 0, size: int = 1, device: str | torch.device = "cpu", exact: bool = False
     ) -> None:
         self.exact = exact
+        self.alike = True
         self.rank = rank
         self.size = size
         self.device = torch.device(device)
@@ -77,7 +81,11 @@ class RankGroup:
                 timeout=TIMEOUT,
                 device_id=device if device.type == "cuda" else None,
             )
-        return cls(spec.rank, spec.world_size, spec.device, spec.exact)
+        group = cls(spec.rank, spec.world_size, spec.device, spec.exact)
+        if group.size > 1 and group.device.type == "cuda":
+            kind = zlib.crc32(torch.cuda.get_device_name(group.device).encode())
+            group.alike = group.least(kind) == -group.least(-kind)
+        return group
 
     def share(self, total: int) -> range:
         """This rank's part of `total` rows, columns or heads that the ranks divide evenly."""
@@ -119,6 +127,12 @@ class RankGroup:
         parts = [torch.empty_like(x) for _ in range(self.size)] if self.rank == 0 else None
         self._run(dist.gather, x.contiguous(), parts)
         return torch.cat(parts, dim=-1) if parts else None
+
+    def chosen(self, x: Tensor) -> Tensor:
+        """The choice of rank 0 in place of one that unlike ranks may each have made in another way."""
+        if self.size > 1 and not self.alike:
+            self._run(partial(dist.broadcast, src=0), x)
+        return x
 
     def least(self, value: int) -> int:
         """The smallest of the ranks' values."""

@@ -23,10 +23,10 @@ LEAST = 1e-20  # is added to a sum of scores, which may all be 0
 class Router(Linear):
     """Which experts a token goes to, and with what weight; in float32, and the same on every rank."""
 
-    def __init__(self, name: str, experts: Experts, hidden: int, empty: Empty) -> None:
+    def __init__(self, name: str, experts: Experts, hidden: int, group: RankGroup, empty: Empty) -> None:
         bias = empty(experts.count, dtype=torch.float32) if experts.biased else None
         super().__init__(empty(experts.count, hidden, dtype=torch.float32), bias)
-        self.name, self.experts = name, experts
+        self.name, self.experts, self.group = name, experts, group
         self.correction = empty(experts.count, dtype=torch.float32) if experts.corrected else None
 
     def pieces(self) -> Iterator[Slice]:
@@ -44,7 +44,7 @@ class Router(Linear):
         ranking = scores if self.correction is None else scores + self.correction
         if experts.groups > 1:
             ranking = self._best_groups(ranking)
-        numbers = ranking.topk(experts.chosen, dim=-1).indices
+        numbers = self.group.chosen(ranking.topk(experts.chosen, dim=-1).indices)
         weights = scores.gather(1, numbers)
         if experts.normalised:
             weights = weights / (weights.sum(dim=-1, keepdim=True) + LEAST)
@@ -69,7 +69,7 @@ class MixtureOfExperts:
         inner = experts.intermediate_size
         self.group, self.exact = group, False
         self.activation, self.clamp = config.activation, experts.clamp
-        self.router = Router(f"{name}.{experts.router}", experts, hidden, empty)
+        self.router = Router(f"{name}.{experts.router}", experts, hidden, group, empty)
         share = group.share(inner)
         self.gate_up, self.down = [], []
         for number in range(experts.count):

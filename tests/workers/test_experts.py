@@ -1,0 +1,52 @@
+"""Tokens go to the experts that they chose, on every rank, however many are taken at once."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.workers.engines import make_runner
+from workers.checkpoints.experts import Experts
+from workers.models import experts
+from workers.models.experts import MixtureOfExperts, Router
+from workers.parallel import RankGroup
+from workers.weights.blocks import Empty
+
+CHOICE = Experts(count=8, chosen=2, intermediate_size=16, layers=(0,), normalised=True)
+
+
+def router(group: RankGroup) -> Router:
+    made = Router("gate", CHOICE, 24, group, Empty(torch.float32))
+    made.weight.copy_(torch.randn(8, 24, generator=torch.Generator().manual_seed(1)))
+    return made
+
+
+def test_a_rank_on_an_unlike_card_goes_to_the_experts_that_the_first_rank_chose(monkeypatch):
+    group, x = RankGroup(1, 2), torch.randn(5, 24, generator=torch.Generator().manual_seed(2))
+    group.alike = False
+    _, own = router(RankGroup()).choose(x)
+    chosen = (own + 1) % 8
+    monkeypatch.setattr(group, "_run", lambda collective, tensor: tensor.copy_(chosen))
+    weights, numbers = router(group).choose(x)
+    assert torch.equal(numbers, chosen)
+    scores = (x @ router(group).weight.t()).softmax(dim=-1).gather(1, chosen)
+    torch.testing.assert_close(weights, scores / scores.sum(dim=-1, keepdim=True))
+
+
+def test_ranks_that_are_alike_choose_without_a_collective(monkeypatch):
+    group = RankGroup(1, 2)
+    monkeypatch.setattr(group, "_run", lambda *_: pytest.fail("there was one"))
+    router(group).choose(torch.ones(3, 24))
+
+
+def test_how_many_pairs_are_taken_at_once_changes_nothing(tiny, monkeypatch):
+    runner = make_runner(tiny("qwen3_moe").folder)
+    runner.load(lambda fraction, message: None)
+    mixture = runner.model.blocks[0].mlp
+    assert isinstance(mixture, MixtureOfExperts)
+    x = torch.randn(40, 48, generator=torch.Generator().manual_seed(3))
+    with torch.inference_mode():
+        expected = mixture(x)
+        for pairs in (1, 7, 30):
+            monkeypatch.setattr(experts, "PAIRS", pairs)
+            torch.testing.assert_close(mixture(x), expected, rtol=0, atol=0)
