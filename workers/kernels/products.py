@@ -14,6 +14,11 @@ def product(x: Tensor, weight: Blocks, bias: Tensor | None = None) -> Tensor:
     """`x Wᵀ + b`: `[tokens, columns] -> [tokens, rows]`, in the type of `x`."""
     if compiled.takes(x, weight):
         return compiled.product(x, weight, bias)
+    if x.is_cuda:
+        from workers.kernels import blocks_triton  # which comes with torch where there is CUDA
+
+        if blocks_triton.takes(weight):
+            return blocks_triton.product(x, weight, bias)
     return widened(x, weight, bias)
 
 

@@ -1,0 +1,121 @@
+"""What the kernels for GPUs come to: `python -m benchmarks.kernels [--device cuda:0]`; needs Triton.
+
+Without a device every kernel is compiled for every card: registers a thread, bytes of shared memory a block,
+bytes spilt, and the widest load of a weight. With one they also run, over the shapes of an 8B model's MLP;
+figures are shares of the rate at which the same device copies memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from workers.checkpoints.blocks import FORMATS
+from workers.kernels import blocks_triton
+from workers.weights.blocks import Blocks
+
+CARDS = {80: "A100", 86: "3060, 3090", 89: "4090", 90: "H100", 120: "5090"}  # by compute capability
+SHARED_BYTES = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 120: 99 << 10}  # a block may have
+TOKENS = (1, 32, 64)
+ALIGNED = ("Q4_K", "Q5_K", "INT8_128", "FP8_128")  # formats with rows that begin at 16 bytes
+SHAPES = ((14336, 4096), (4096, 14336))  # rows, columns
+
+
+class Compiled(NamedTuple):
+    """What the assembler says of a kernel. Of loads: bytes of the widest that fetches weights."""
+
+    registers: int
+    shared: int  # bytes
+    spilt: int  # bytes
+    load: int
+
+
+def compile_product(capability: int, kind: str, tokens: int) -> Compiled:
+    """The product with weights of that format, for cards of that capability; needs no device."""
+    block_m, block_n, warps = blocks_triton.tiles(tokens)
+    pointers = dict.fromkeys(("x", "bias", "y"), "*bf16") | {"w": "*u8"}
+    numbers = dict.fromkeys(("tokens", "num_rows", "columns", "row_bytes"), "i32")
+    constants = {"KIND": kind, "HAS_BIAS": False, "BLOCK_M": block_m, "BLOCK_N": block_n}
+    names = blocks_triton.product_kernel.arg_names
+    aligned = [*pointers, "columns", *["row_bytes"] * (kind in ALIGNED)]
+    source = ASTSource(
+        fn=blocks_triton.product_kernel,
+        signature={name: (pointers | numbers).get(name, "constexpr") for name in names},
+        constexprs={(names.index(name),): value for name, value in constants.items()},
+        attrs={(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
+    )
+    options = {"num_warps": warps, "num_stages": blocks_triton.STAGES}
+    kernel = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        usage = _output(tools / "cuobjdump", "-res-usage", file.name)
+        code = _output(tools / "nvdisasm", "-c", file.name)
+    registers, stack, local = map(int, re.search(r"REG:(\d+) STACK:(\d+).*?LOCAL:(\d+)", usage).groups())
+    loads = re.findall(r"\bLDG(?:STS)?\.E((?:\.\w+)*)", code)
+    bits = [int(found[1]) for load in loads if (found := re.search(r"\.U?(8|16|64|128)\b", load))]
+    widest = 128 if kind in ALIGNED and 128 in bits else max(b for b in bits if b < 128)
+    return Compiled(registers, kernel.metadata.shared, stack + local, widest // 8)
+
+
+def _output(*command: object) -> str:
+    return subprocess.run([*map(str, command)], check=True, capture_output=True, text=True).stdout
+
+
+def seconds(device: str, call: object, repeats: int = 20) -> float:
+    """Of one call on the device, the least of some."""
+    best = float("inf")
+    for _ in range(repeats):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        call()
+        end.record()
+        torch.cuda.synchronize(device)
+        best = min(best, start.elapsed_time(end) / 1000)
+    return best
+
+
+def measure(device: str) -> None:
+    """Print what products take, and what share of the device's memory rate that is."""
+    big = torch.empty(1 << 28, dtype=torch.uint8, device=device)
+    rate = 2 * big.nbytes / seconds(device, lambda: big.clone())
+    print(f"copying {rate / 1e9:.0f} GB/s\n\n| format | rows x columns | tokens | µs | of memory's rate |")
+    print("|---|---|---|---|---|")
+    for kind in blocks_triton.KINDS:
+        for rows, columns in SHAPES:
+            form = FORMATS[kind]
+            data = torch.zeros(rows, form.row_bytes(columns), dtype=torch.uint8, device=device)
+            weight = Blocks(form, data, torch.bfloat16)
+            for tokens in TOKENS:
+                x = torch.randn(tokens, columns, dtype=torch.bfloat16, device=device)
+                took = seconds(device, lambda x=x, weight=weight: blocks_triton.product(x, weight, None))
+                share = weight.nbytes / took / rate
+                print(f"| {kind} | {rows} x {columns} | {tokens} | {took * 1e6:.0f} | {share:.0%} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--device", help="cuda:N, to run on as well")
+    device = parser.parse_args().device
+    print("| format | tokens | card | registers | shared | spilt | load |\n|---|---|---|---|---|---|---|")
+    for kind in blocks_triton.KINDS:
+        for tokens in TOKENS:
+            for capability, card in CARDS.items():
+                found = compile_product(capability, kind, tokens)
+                print(f"| {kind} | {tokens} | {card} | {' | '.join(map(str, found))} |", flush=True)
+    if device is not None:
+        measure(device)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""Run in a process of its own, with TRITON_INTERPRET=1: prints how far the kernels are from their reference.
+
+Triton decides when it is imported whether it interprets. bfloat16 is left to devices: the interpreter
+multiplies its bits as if they were integers.
+"""
+
+from __future__ import annotations
+
+import json
+
+import torch
+
+from tests.workers.test_compiled_products import random_weight
+from workers.checkpoints.blocks import FORMATS
+from workers.kernels import blocks_triton
+from workers.weights.blocks import Blocks
+from workers.weights.quantise import quantise
+
+
+def weight_of(kind: str, rows: int, columns: int) -> Blocks:
+    if not kind.endswith("_128"):
+        return random_weight(kind, rows, columns)
+    generator = torch.Generator().manual_seed(0)
+    form = FORMATS[kind]
+    return Blocks(form, quantise(kind, torch.randn(rows, columns, generator=generator)))
+
+
+def main() -> None:
+    errors = {}
+    for kind in blocks_triton.KINDS:
+        for dtype in (torch.float32, torch.float16):
+            for tokens, rows, columns, biased in ((1, 33, 256, True), (17, 40, 256, False)):
+                weight = weight_of(kind, rows, columns)
+                generator = torch.Generator().manual_seed(1)
+                x = torch.randn(tokens, columns, generator=generator).to(dtype)
+                bias = torch.randn(rows, generator=generator).to(dtype) if biased else None
+                y = blocks_triton.product(x, weight, bias).float()
+                expected = x.float() @ weight.float().to(dtype).float().t()
+                if bias is not None:
+                    expected += bias.float()
+                error = (y - expected).norm() / expected.norm()
+                errors[f"{kind} {dtype} {tokens}"] = float(error)
+    print(json.dumps(errors))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""Products with weights in blocks on a GPU: right where they are interpreted, and compiled for every card."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+
+import pytest
+import torch
+
+from tests.workers.engines import GPU
+from tests.workers.test_compiled_products import random_weight
+from workers.kernels.products import product
+from workers.weights.blocks import Blocks
+
+pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="torch for the CPU has no Triton")
+
+
+def test_what_is_interpreted_is_the_product_with_the_dequantised_weight():
+    command = [sys.executable, "-m", "tests.workers.interpreted_products"]
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    errors = json.loads(done.stdout)
+    assert len(errors) == 4 * 6  # formats
+    for name, error in errors.items():
+        assert error < (1e-5 if "float32" in name else 1e-3), name
+
+
+@pytest.mark.parametrize(
+    ("kind", "tokens", "capability"),
+    [
+        ("Q8_0", 1, 86),
+        ("Q4_K", 64, 120),
+        ("Q5_K", 32, 80),
+        ("Q6_K", 64, 86),
+        ("INT8_128", 1, 90),
+        ("FP8_128", 64, 89),
+    ],
+)
+def test_a_kernel_fits_its_card_and_spills_nothing(kind, tokens, capability):
+    from benchmarks.kernels import ALIGNED, SHARED_BYTES, compile_product
+
+    found = compile_product(capability, kind, tokens)
+    assert found.shared <= SHARED_BYTES[capability]
+    assert found.spilt == 0
+    assert found.load == 16 or kind not in ALIGNED
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_K", "Q5_K", "Q6_K"])
+@pytest.mark.parametrize("tokens", [1, 40, 200])
+@pytest.mark.parametrize("device", [pytest.param("cuda:0", marks=GPU)])
+def test_a_device_computes_what_the_reference_does(kind, tokens, device):
+    weight = random_weight(kind, 300, 512)
+    x = torch.randn(tokens, 512, generator=torch.Generator().manual_seed(0)).bfloat16()
+    expected = x.float() @ weight.float().bfloat16().float().t()
+    y = product(x.to(device), Blocks(weight.format, weight.data.to(device), torch.bfloat16))
+    assert (y.float().cpu() - expected).norm() / expected.norm() < 0.004
