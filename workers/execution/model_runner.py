@@ -23,6 +23,7 @@ from workers.checkpoints.config import ModelConfig
 from workers.execution.device import check_type, is_out_of_memory, num_threads, tune_cpu
 from workers.execution.input_buffers import InputBuffers
 from workers.execution.memory import TOLD_TOKENS, check_pages, held, largest_step, pool_pages, trim
+from workers.execution.threads import Threads
 from workers.layers.lora import StepAdapters, place
 from workers.models.registry import MODELS
 from workers.parallel import RankGroup
@@ -56,6 +57,7 @@ class ModelRunner:
         self.group = RankGroup()
         self.slots: dict[int, Slot] = {}
         self.grammars: Grammars | None = None  # made when the first one is asked for; on rank 0 only
+        self.threads: Threads | None = None  # None: their number stays
         self.untold: deque[Slot] = deque()  # on the others: who got tokens that no plan has told yet
 
     def load(self, progress: Callable[[float, str], None]) -> Loaded:
@@ -94,13 +96,15 @@ class ModelRunner:
         files.load(self.model.parts(), lambda fraction: progress(fraction, "reading weights"))
         for number, adapter in enumerate(self.adapters, 1):
             weights += self._load_adapter(number, adapter, dtype)
-        torch.set_num_threads(num_threads(spec, weights))
+        torch.set_num_threads(threads := num_threads(spec, weights))
         if device.type == "cpu":
             tune_cpu(dtype)
         if spec.exact:
             progress(1.0, "trying products")
             with torch.inference_mode():
                 self.model.make_exact()
+        elif device.type == "cpu":  # how many threads there are can change a bit
+            self.threads = Threads(threads)
         self.sampler = Sampler(config.vocab_size, device)
         progress(1.0, "measuring a step")
         return self._make_pool(config, dtype, weights + self.model.head.copied)
@@ -195,6 +199,8 @@ class ModelRunner:
     def execute(self, plan: StepPlan) -> StepResult:
         """Run one step."""
         self.group.begin_step(plan.step)
+        if self.threads is not None:
+            self.threads.follow()
         if self.group.rank > 0:
             for token in plan.tokens:
                 slot = self.untold.popleft()
