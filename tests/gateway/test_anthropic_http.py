@@ -44,7 +44,7 @@ def test_a_message_has_what_anthropic_s_has(http: httpx.Client) -> None:
     message = answer.json()
     assert message["id"].startswith("msg_")
     assert (message["type"], message["role"], message["model"]) == ("message", "assistant", "echo")
-    assert message["content"] == [{"type": "text", "text": "one two three"}]
+    assert message["content"] == [{"type": "text", "text": "one two three", "citations": []}]
     assert (message["stop_reason"], message["stop_sequence"]) == ("end_turn", None)
     # Of three tokens of input the fake neuron says that one was cached: the parts have nothing in common.
     counts = {name: message["usage"][name] for name in message["usage"] if name.endswith("tokens")}
@@ -60,8 +60,9 @@ def test_a_message_has_what_anthropic_s_has(http: httpx.Client) -> None:
 def test_thoughts_are_for_those_who_ask_for_them(http: httpx.Client) -> None:
     ask = HELLO | {"model": "tools", "tools": [ADD]}
     call = {"type": "tool_use", "id": "toolu_1", "name": "add", "input": {"a": 1}}
+    call["caller"] = {"type": "direct"}
     without = http.post("/v1/messages", json=ask).json()
-    assert without["content"] == [{"type": "text", "text": "so "}, call]
+    assert without["content"] == [{"type": "text", "text": "so ", "citations": []}, call]
     assert without["stop_reason"] == "tool_use"
     thought, *others = http.post("/v1/messages", json=ask | THINKING).json()["content"]
     assert others == without["content"]
