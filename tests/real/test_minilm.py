@@ -17,6 +17,7 @@ from ipc.worker_messages import Submit
 from neuron.config import ModelSettings
 from neuron.description import describe
 from neuron.preparation.inputs import encode_inputs
+from neuron.text.frontend import TextFrontEnd
 from tests.workers.engines import make_spec
 from workers.execution.encoder_runner import EncoderRunner
 from workers.scheduling.whole import WholeScheduler
@@ -73,7 +74,9 @@ def test_tokens_and_vectors_of_100_sentences_are_those_of_transformers(sentences
     description = describe(settings, FOLDER)
     assert description.context_length == most
     request = Embed(id=1, model="minilm", input=sentences, cut_to=0)
-    inputs = encode_inputs(request, description.load_text(), description, description.context_length)
+    inputs = encode_inputs(
+        request, TextFrontEnd.load(description.card), description, description.context_length
+    )
     spec = make_spec(context_length=most, max_step_tokens=1024, max_sequences=32)
     runner = EncoderRunner(spec, description.card)
     runner.load(lambda fraction, message: None)
