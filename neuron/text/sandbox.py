@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from datetime import datetime
+from types import BuiltinMethodType
 from typing import Any, NoReturn
 
 import jinja2
@@ -47,6 +48,9 @@ _METHODS = """
     rindex rpartition rsplit rstrip split splitlines startswith strip swapcase title upper
 """
 METHODS = frozenset(_METHODS.split())
+_DICT_NAMES = frozenset(dir(dict))
+_DICT_METHODS = frozenset(("copy", "fromkeys", "get", "items", "keys", "values"))
+_OF_JINJA = ("_loop_vars", "_block_vars")  # what it hands to every call, for functions that want its context
 PIECE = 48  # characters that a short text of its own takes the place of
 _TESTS = "== eq equalto != ne < lt lessthan <= le > gt greaterthan >= ge"  # that compare
 
@@ -256,9 +260,16 @@ class _Environment(ImmutableSandboxedEnvironment):
             budget.spend(abs(size(left) * size(right)))
         return super().call_binop(context, operator, left, right)
 
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        if type(obj) is dict and attribute not in _DICT_NAMES:  # most are: no error has to be made and caught
+            return obj[attribute] if attribute in obj else self.undefined(obj=obj, name=attribute)
+        return super().getattr(obj, attribute)
+
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
         if isinstance(obj, str):
             return attr in METHODS
+        if type(obj) is dict:
+            return attr in _DICT_METHODS
         if attr in ("append", "pop") and isinstance(
             obj, list
         ):  # some collect turns so; what they were given stays
@@ -287,6 +298,10 @@ class _Environment(ImmutableSandboxedEnvironment):
             args = ([key(each) for each in args[0]], *args[1:]) if args else args
         elif isinstance(owner, dict) and args:
             check_key(args[0])
+        if type(__obj) is BuiltinMethodType and type(owner) in (str, dict):
+            for name in _OF_JINJA:
+                kwargs.pop(name, None)
+            return __obj(*args, **kwargs)
         return super().call(__context, __obj, *args, **kwargs)
 
 

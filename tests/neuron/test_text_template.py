@@ -4,10 +4,11 @@ import resource
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from ipc.errors import Code, CortexError
 from ipc.messages import ImagePart, Message, TextPart, ThinkingPart, Tool, ToolCall, ToolResultPart
-from neuron.text import template
+from neuron.text import sandbox, template
 from neuron.text.budget import OverBudget
 from neuron.text.content import turns
 from neuron.text.template import ChatTemplate, message_for_template
@@ -412,3 +413,33 @@ def test_filters_calculate_as_ever():
         "{{ [1, 2, 3] | batch(2, 0) | list }}{{ 'a b'.split() }}{{ 'a,b'.split(',') }}{{ 7 // 2 - 1 }}"
     )
     assert render(source) == "3[1, 2]2127255[1, 2]3[[1, 2], [3, 0]]['a', 'b']['a', 'b']2"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ d.a }}{{ d.none is defined }}{{ d.none }}{{ d.items() | list }}{{ d.get('b', 3) }}",
+        "{{ d['items'] is defined }}{{ d.keys is defined }}{{ d.__class__ is defined }}{{ d.none.a }}",
+        "{% for i in [1, 2] %}{{ d.get('a') }}{{ 'a-b'.split('-') }}{{ 'x'.join(['1', '2']) }}{% endfor %}",
+        "{% block one %}{{ d.copy() }}{{ 'ab'.upper() }}{{ d.values() | list }}{% endblock %}",
+        "{{ d.fromkeys(['k'], 1) }}{{ 'a'.replace('a', 'b', 1) }}",
+        "{{ d.update({'a': 2}) }}",
+        "{{ d.pop('a') }}",
+        "{{ d.setdefault('b', 1) }}",
+        "{{ d.get() }}",
+        "{{ 'a'.split(1) }}",
+        "{{ d.a() }}",
+    ],
+)
+def test_objects_and_texts_are_read_as_in_jinjas_own_sandbox(source):
+    plain = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(source)
+    outcomes = []
+    for attempt in (
+        lambda: plain.render(d={"a": 1}),
+        lambda: sandbox.render(sandbox.load(sandbox.translate(source)), {"d": {"a": 1}}, 10.0),
+    ):
+        try:
+            outcomes.append(attempt())
+        except Exception as error:
+            outcomes.append((type(error), str(error)))
+    assert outcomes[0] == outcomes[1]

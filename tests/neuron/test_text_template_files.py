@@ -136,7 +136,7 @@ def test_parts_are_handed_over_as_they_are_where_a_template_reads_them(file):
     parts = [TextPart(text="one"), TextPart(text="two")]
     plain = [{"type": "text", "text": part.text} for part in parts]
     prompt = ours.render([turn("user", parts)], TOOLS, {})
-    if ours._forms["user"][1]:
+    if ours.tried.forms["user"][1]:
         assert prompt == rendered_by_transformers(source, [{"role": "user", "content": plain}], TOOLS)
     else:
         assert prompt == ours.render([turn("user", "one\ntwo")], TOOLS, {})
