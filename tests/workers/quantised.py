@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from tests.workers.checkpoints import fill, qwen3
+from tests.workers.checkpoints import fill, qwen3, qwen3_moe
 
 SIZES = {
     "hidden_size": 256,
@@ -27,6 +27,7 @@ SIZES = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 512,
 }
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 256}
 Stored = dict[str, torch.Tensor]  # by the end of a name
 Writer = Callable[[np.ndarray], tuple[Stored, np.ndarray]]
 
@@ -292,33 +293,32 @@ SCHEMES: dict[str, tuple[dict[str, Any], Writer]] = {
 }
 
 
-def write(name: str, folder: Path, **changes: Any) -> PreTrainedModel:
+def write(name: str, folder: Path, experts: bool = False, **changes: Any) -> PreTrainedModel:
     """Write a checkpoint in that scheme; returns transformers with the numbers that it means.
 
     Args:
+        experts: whether it has some.
         changes: of `quantization_config`.
     """
     config, writer = SCHEMES[name]
     torch.manual_seed(3)
-    model = qwen3(**SIZES)
+    model = qwen3_moe(**SIZES | EXPERTS) if experts else qwen3(**SIZES)
     fill(model, std=0.12)
+    meant = folder / "meant"  # not a part of the checkpoint, which has no folders
+    model.save_pretrained(meant)
     tensors: Stored = {}
-    with torch.no_grad():
-        for key, weight in model.state_dict().items():
-            module = key.removesuffix(".weight")
-            if module.endswith("_proj"):
-                stored, values = writer(weight.numpy().copy())
-                tensors |= {f"{module}.{end}": each for end, each in stored.items()}
-                weight.copy_(torch.from_numpy(np.ascontiguousarray(values.astype(np.float32))))
-            else:
-                tensors[key] = weight
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file({key: each.contiguous().clone() for key, each in tensors.items()}, folder / "model.safetensors")
-    given = model.config.to_dict() | {
-        "architectures": [type(model).__name__],
-        "quantization_config": config | changes,
-        "dtype": "float32",
-    }
+    dense = load_file(meant / "model.safetensors")
+    for key, weight in dense.items():
+        module = key.removesuffix(".weight")
+        if module.endswith("_proj"):
+            stored, values = writer(weight.numpy().copy())
+            tensors |= {f"{module}.{end}": each.contiguous().clone() for end, each in stored.items()}
+            dense[key] = tensor(values.astype(np.float32))
+        else:
+            tensors[key] = weight
+    save_file(dense, meant / "model.safetensors", metadata={"format": "pt"})
+    save_file(tensors, folder / "model.safetensors")
+    given = json.loads((meant / "config.json").read_text()) | {"quantization_config": config | changes}
     (folder / "config.json").write_text(json.dumps(given))
     (folder / "tokenizer.json").write_text("{}")  # nobody reads a text here
-    return model
+    return type(model).from_pretrained(meant, dtype=torch.float32).eval()

@@ -1,7 +1,8 @@
 """What a scheme of quantised weights is to a checkpoint: the tensors that make up one weight, and its format.
 
-A scheme promises the numbers that a weight is dequantised to, exactly. What activations are rounded to by
-other engines (`activation_scheme`, `input_activations`) is not imitated: here they stay in a wider type.
+A scheme promises the numbers that a weight is dequantised to: exactly, but where a scale is itself a product
+or a quotient, which is rounded once to float32. What activations are rounded to by other engines
+(`activation_scheme`, `input_activations`) is not imitated.
 """
 
 from __future__ import annotations
@@ -113,7 +114,11 @@ class Scheme:
 
     @property
     def note(self) -> str:
-        return f"config.json: weights are {self.title}, and stay so in memory; activations are not quantised"
+        """For whoever serves the model."""
+        return (
+            f"config.json: weights are {self.title}, and stay so in memory; "
+            "what the scheme does to activations is not imitated"
+        )
 
 
 def reshaped(tensor: Tensor, *shape: int) -> Tensor:
