@@ -35,6 +35,8 @@ from transformers import (
     MinistralForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     Olmo2Config,
     Olmo2ForCausalLM,
     Olmo3Config,
@@ -44,6 +46,8 @@ from transformers import (
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen2MoeConfig,
+    Qwen2MoeForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
     Qwen3MoeConfig,
@@ -177,6 +181,13 @@ def deepseek_v2(**changes: Any) -> PreTrainedModel:
     return DeepseekV2ForCausalLM(DeepseekV2Config(**latent_sizes(n_shared_experts=2, **changes)))
 
 
+def qwen2_moe(**changes: Any) -> PreTrainedModel:
+    experts = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+    sizes = {key: value for key, value in SIZES.items() if key != "head_dim"}
+    shared = {"shared_expert_intermediate_size": 40}
+    return Qwen2MoeForCausalLM(Qwen2MoeConfig(**sizes | experts | shared | changes))
+
+
 def gpt_oss(**changes: Any) -> PreTrainedModel:
     experts = {"num_local_experts": 6, "num_experts_per_tok": 3, "sliding_window": 20, "swiglu_limit": 1.5}
     return GptOssForCausalLM(GptOssConfig(**SIZES | experts | changes, attn_implementation="eager"))
@@ -268,6 +279,17 @@ VARIANTS: dict[str, Callable[[], PreTrainedModel]] = {
     "deepseek_v2": lambda: deepseek_v2(q_lora_rank=None),
     "deepseek_v2_in_groups": lambda: deepseek_v2(
         **GROUPS, topk_method="group_limited_greedy", first_k_dense_replace=1
+    ),
+    "mixtral_window": lambda: MixtralForCausalLM(
+        MixtralConfig(**SIZES, num_local_experts=4, sliding_window=24)
+    ),
+    "qwen2_moe": lambda: qwen2_moe(norm_topk_prob=True, qkv_bias=False),
+    "qwen2_moe_windows": lambda: qwen2_moe(
+        num_hidden_layers=4,
+        use_sliding_window=True,
+        sliding_window=20,
+        max_window_layers=3,
+        mlp_only_layers=[1],
     ),
     "gpt_oss": lambda: gpt_oss(),
     "gpt_oss_by_types": lambda: gpt_oss(

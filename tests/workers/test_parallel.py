@@ -23,6 +23,7 @@ SHARED = (
     "olmo2_biased",
     "glm",
     "qwen3_moe",
+    "qwen2_moe",
     "gpt_oss_mxfp4",
     "glm4_moe",
     "deepseek_v3",

@@ -38,6 +38,7 @@ class Experts(msgspec.Struct, frozen=True, kw_only=True):
     # beside them
     shared_size: int = 0  # of an MLP that every token goes through; 0: there is none
     shared_name: str = "shared_experts"
+    shared_gate: bool = False  # a number for each token, that what comes of it is multiplied with
 
     def splits_into(self, world_size: int) -> bool:
         return self.intermediate_size % world_size == 0 and self.shared_size % world_size == 0

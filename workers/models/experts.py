@@ -85,17 +85,22 @@ class MixtureOfExperts:
         if experts.shared_size:
             shared = f"{name}.{experts.shared_name}"
             self.shared = MLP(shared, config, group, empty, inner=experts.shared_size, part=True)
+        self.shared_gate: Linear | None = None
+        if experts.shared_gate:
+            self.shared_gate = ColumnParallel([(f"{shared}_gate", 1, range(1))], hidden, False, empty)
 
     @property
     def linears(self) -> tuple[Linear, ...]:
         shared = () if self.shared is None else self.shared.linears
-        return self.router, *self.gate_up, *self.down, *shared
+        gate = () if self.shared_gate is None else (self.shared_gate,)
+        return self.router, *self.gate_up, *self.down, *shared, *gate
 
     def __call__(self, x: Tensor) -> Tensor:  # [tokens, hidden]
         y = self._routed(x, *self.router.choose(x))
         if self.shared is not None:
             self.shared.exact = self.exact
-            y += self.shared(x)
+            shared = self.shared(x)
+            y += shared if self.shared_gate is None else self.shared_gate(x).sigmoid() * shared
         return self.group.all_reduce(y)
 
     def _routed(self, x: Tensor, weights: Tensor, numbers: Tensor) -> Tensor:  # [tokens, hidden]

@@ -98,6 +98,8 @@ def _experts(prefix: str, hidden: int, experts: Experts) -> Iterator[TensorSpec]
             yield TensorSpec(own + "down_proj.bias", (hidden,), "none")
     if experts.shared_size:
         yield from _mlp(f"{prefix}{experts.shared_name}.", hidden, experts.shared_size)
+    if experts.shared_gate:
+        yield TensorSpec(f"{prefix}{experts.shared_name}_gate.weight", (1, hidden), "none")
 
 
 def _mlp(prefix: str, hidden: int, inner: int, bias: bool = False) -> Iterator[TensorSpec]:

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from workers.checkpoints import config
 from workers.checkpoints.config import ConfigFile, ModelConfig
 from workers.checkpoints.experts import Experts
@@ -36,6 +34,12 @@ class Qwen3MoeFile(ConfigFile, kw_only=True):
 def read(path: Path, given: Mapping[str, Any]) -> ModelConfig:
     """Windows, where the file asks for some, are those of all layers."""
     file = config.read(path, DEFAULTS | dict(given), Qwen3MoeFile)
+    windows = [file.sliding_window if file.use_sliding_window else None] * file.num_hidden_layers
+    return config.model_config(path, file, windows, qk_norm="heads", experts=experts_of(path, file))
+
+
+def experts_of(path: Path, file: Qwen3MoeFile) -> Experts | None:
+    """The experts that a file asks for; None where no layer has any."""
     count, layers = file.num_experts or file.num_local_experts or 128, file.num_hidden_layers
     if file.num_experts_per_tok > count:
         refuse(path, f"num_experts_per_tok {file.num_experts_per_tok} is above num_experts, which is {count}")
@@ -47,9 +51,7 @@ def read(path: Path, given: Mapping[str, Any]) -> ModelConfig:
         normalised=file.norm_topk_prob,
         layers=tuple(n for n in range(layers) if n not in plain and (n + 1) % file.decoder_sparse_step == 0),
     )
-    windows = [file.sliding_window if file.use_sliding_window else None] * layers
-    changes = {"qk_norm": "heads", "experts": experts if experts.layers else None}
-    return msgspec.structs.replace(config.model_config(path, file, windows), **changes)
+    return experts if experts.layers else None
 
 
 QWEN3_MOE = Family("qwen3_moe", ("Qwen3MoeForCausalLM",), read, dense_tensors)

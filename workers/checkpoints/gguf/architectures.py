@@ -200,7 +200,10 @@ def _qwen3_moe(keys: Keys) -> Json:
 
 def _llama(keys: Keys) -> Json:
     if keys.get("expert_count"):
-        return {"architectures": ["MixtralForCausalLM"], "num_local_experts": keys.get("expert_count")}
+        return {
+            "architectures": ["MixtralForCausalLM of a GGUF file"],
+            "num_local_experts": keys.get("expert_count"),
+        }
     return {}
 
 

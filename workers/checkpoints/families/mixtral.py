@@ -1,0 +1,59 @@
+"""Mixtral (https://arxiv.org/abs/2401.04088): a Mistral with experts, which have names of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from workers.checkpoints import config
+from workers.checkpoints.config import ConfigFile, ModelConfig
+from workers.checkpoints.experts import Experts
+from workers.checkpoints.families.llama import dense_tensors
+from workers.checkpoints.family import Family, in_causal
+from workers.checkpoints.files import refuse
+from workers.checkpoints.rope import Size
+
+DEFAULTS = {"num_key_value_heads": 8, "rms_norm_eps": 1e-5, "rope_theta": 1_000_000.0}
+USUAL = {
+    ".block_sparse_moe.": ".mlp.",
+    ".w1.weight": ".gate_proj.weight",
+    ".w2.weight": ".down_proj.weight",
+    ".w3.weight": ".up_proj.weight",
+}
+
+
+class MixtralFile(ConfigFile, kw_only=True):
+    """The keys of Mixtral's `config.json`."""
+
+    num_local_experts: Size = 8
+    num_experts_per_tok: Size = 2
+    router_aux_loss_coef: float | None = None  # of training, as the next one
+    router_jitter_noise: float | None = None
+
+
+def usual_name(name: str) -> str:
+    """As every other family calls it."""
+    name = in_causal(name)
+    for own, usual in USUAL.items():
+        name = name.replace(own, usual)
+    return name
+
+
+def read(path: Path, given: Mapping[str, Any]) -> ModelConfig:
+    """A window is that of all layers; there are no biases, whatever the file says."""
+    file = config.read(path, DEFAULTS | dict(given) | {"attention_bias": False}, MixtralFile)
+    count, chosen, layers = file.num_local_experts, file.num_experts_per_tok, file.num_hidden_layers
+    if chosen > count:
+        refuse(path, f"num_experts_per_tok {chosen} is above num_local_experts, which is {count}")
+    experts = Experts(
+        count=count,
+        chosen=chosen,
+        intermediate_size=file.intermediate_size,
+        layers=tuple(range(layers)),
+        normalised=True,
+    )
+    return config.model_config(path, file, [file.sliding_window] * layers, experts=experts)
+
+
+MIXTRAL = Family("mixtral", ("MixtralForCausalLM",), read, dense_tensors, usual_name=usual_name)
