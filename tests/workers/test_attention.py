@@ -51,7 +51,7 @@ def reference(
 def test_steps_of_any_cut_attend_as_whole_sequences_do(device, seed, kind, block_pages, exact, monkeypatch):
     """Pages are handed out at random, hold what is not finite, and go as soon as no token sees them."""
     monkeypatch.setattr(cpu, "BLOCK_PAGES", block_pages)
-    monkeypatch.setattr(cpu, "BLOCK_SCORES", 1)
+    monkeypatch.setattr(cpu, "BLOCK_SCORES", dict.fromkeys(cpu.BLOCK_SCORES, 1))
     rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
     lengths = [rng.randint(1, LONGEST) for _ in range(5)]
     total = sum(map(pages_for, lengths)) * len(GROUPS)

@@ -22,11 +22,12 @@ from workers.layers.steady import COUNTS, add_rows, blocks, steady_counts
 from workers.step.batch import Segment
 from workers.step.pages import pages_for
 
-BLOCK_SCORES = 1 << 20  # scores computed at once in prefill: 4 MB, which stays in the cache
+# Scores computed at once in prefill: on a CPU 4 MB, which stay in its cache; on a GPU each block is launches.
+BLOCK_SCORES = {"cpu": 1 << 20, "cuda": 1 << 24}
 BLOCK_PAGES = 64  # pages of keys that they belong to at most
 FEW_ROWS = 32  # of queries for each key: so few are not worth a copy of the keys in float32
 FEW_BYTES = 8 << 20  # of keys and values that these read at once
-RUN_BYTES = 4 << 20  # of keys that decode gathers at once, so that they stay in the cache
+RUN_BYTES = {"cpu": 4 << 20, "cuda": 32 << 20}  # of keys that decode gathers at once, for the same reasons
 EXACT_KEYS = 256  # keys of a block where `exact` is asked for
 UNSEEN = -1e30  # a score outside of a window: below all others, and no infinity, of which a row may be full
 
@@ -113,7 +114,7 @@ class PagedAttention:
         self._scale, self._cap = scale, cap
         self._value_dim = value_dim or cache.layers[0].shape[-1]
         self._exact = ExactAttention() if exact else None
-        self._run_pages = max(1, RUN_BYTES // cache.layers[0][0, 0].nbytes)
+        self._run_pages = max(1, RUN_BYTES[cache.layers[0].device.type] // cache.layers[0][0, 0].nbytes)
         shown = max_sequences * max_pages + max_step_tokens  # the largest step has more, short sequences
         groups = range(len(cache.groups))
         self.sizes = {"places": max_step_tokens}
@@ -277,7 +278,7 @@ def attend_chunk(
     out = torch.zeros(kv_heads, group, tokens, value_dim, device=q.device)
     log_sums = torch.full((kv_heads, group, tokens, 1), -torch.inf, device=q.device)
     positions = torch.arange(len(chunk.pages) * page_size, device=q.device)
-    step = max(16, BLOCK_SCORES // (heads * min(chunk.context, BLOCK_PAGES * page_size)))
+    step = max(16, BLOCK_SCORES[q.device.type] // (heads * min(chunk.context, BLOCK_PAGES * page_size)))
     native = has_kernels(q.dtype, q.device)
     few = native and group * tokens <= FEW_ROWS
     page_bytes = all_keys[0].nbytes + all_values[0].nbytes
@@ -360,7 +361,7 @@ class ExactAttention:
         positions = torch.arange(first, first + tokens, device=q.device).repeat_interleave(group)
         places = torch.arange(num_blocks * EXACT_KEYS, device=q.device)
         window = chunk.window or len(places)
-        most = max(BLOCK_SCORES // (kv_heads * len(places)), self._counts[-1])
+        most = max(BLOCK_SCORES[q.device.type] // (kv_heads * len(places)), self._counts[-1])
         out = []
         for start, count in blocks(len(rows), [count for count in self._counts if count <= most]):
             own = positions[start : start + count, None]
