@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ipc.errors import Code, CortexError
-from ipc.worker_messages import KERNEL_BYTES, PAGE_SIZE, MemoryUse
+from ipc.worker_messages import KERNEL_BYTES, PAGE_SIZE, SMALLEST_CONTEXT, CacheGroup, MemoryUse
 from neuron.memory.step_bytes import Overhead
 from neuron.models.catalogue import DEMO_FOLDER
 from neuron.processes.worker import Worker
@@ -22,6 +22,7 @@ from workers.layers.linear import has_kernels
 from workers.step.pages import pages_for
 
 MIB = 1 << 20
+FULL = CacheGroup(kind="full", layers=[0])
 LIMITS = {"context_length": 2048, "max_sequences": 16, "max_step_tokens": 512}
 PAGE = read_card(DEMO_FOLDER).kv_bytes_per_token(1) * PAGE_SIZE  # bytes of one of the demo's, bfloat16
 
@@ -101,13 +102,22 @@ def test_all_ranks_refuse_what_one_has_no_room_for(tiny):
     used = MemoryUse(weights=MIB)
     assert pool_pages(spec, 1000, used) == 0
     with pytest.raises(CortexError, match="room for 0 pages"):
-        check_pages(spec, 0, 1000, used)
+        check_pages(spec, 0, 1000, used, [FULL])
 
 
 def test_a_pool_has_no_more_pages_than_are_wanted():
     spec = make_spec(kv_pages=7, memory_budget=100 * MIB)
     assert pool_pages(spec, 1000, MemoryUse()) == 7
-    check_pages(spec, 7, 1000, MemoryUse())
+    check_pages(spec, 7, 1000, MemoryUse(), [FULL])
+
+
+def test_a_window_asks_for_the_pages_that_are_in_sight():
+    spec = make_spec(kv_pages=1000, max_step_tokens=64, memory_budget=100 * MIB)
+    window = CacheGroup(kind="window", layers=[1], window=100)
+    needed = pages_for(SMALLEST_CONTEXT) + pages_for(100 + 64 + PAGE_SIZE)
+    check_pages(spec, needed, 1000, MemoryUse(), [FULL, window])
+    with pytest.raises(CortexError, match=f"room for {needed - 1} pages .* needs {needed}"):
+        check_pages(spec, needed - 1, 1000, MemoryUse(), [FULL, window])
 
 
 @settings(deadline=None)

@@ -76,6 +76,19 @@ def first_page_seen(group: CacheGroup, position: int) -> int:
     return 0
 
 
+def most_pages(group: CacheGroup, num_tokens: int, chunk: int) -> int:
+    """Pages that a sequence has in a group at most, while its first `num_tokens` are computed.
+
+    Args:
+        chunk: tokens of it in a step, at most.
+    """
+    if group.kind == "state":
+        return 0
+    if group.kind == "window":
+        num_tokens = min(num_tokens, group.window + chunk + PAGE_SIZE)
+    return -(-num_tokens // PAGE_SIZE)
+
+
 def _group_bytes(paged: dict[LayerCache, list[int]]) -> int:
     """Bytes per token that a group may have, so that all groups come near it."""
     total = sum(layer.bytes_per_token * len(numbers) for layer, numbers in paged.items())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -13,11 +14,13 @@ from ipc.worker_messages import (
     CONTEXT_BYTES,
     PAGE_SIZE,
     SMALLEST_CONTEXT,
+    CacheGroup,
     Footprint,
     MemoryUse,
     SamplingParams,
     WorkerSpec,
 )
+from workers.checkpoints.caches import most_pages
 from workers.step.pages import pages_for
 from workers.step.plan import NewSequence, Scheduled, StepPlan
 
@@ -104,16 +107,20 @@ def pool_pages(spec: WorkerSpec, page_bytes: int, used: MemoryUse) -> int:
     return max(0, min(spec.kv_pages, room // page_bytes))
 
 
-def check_pages(spec: WorkerSpec, pages: int, page_bytes: int, used: MemoryUse, num_groups: int = 1) -> None:
+def check_pages(
+    spec: WorkerSpec, pages: int, page_bytes: int, used: MemoryUse, groups: Sequence[CacheGroup]
+) -> None:
     """See that so many pages are worth a load.
 
     Args:
-        num_groups: of layers, each of which has pages of its own for every sequence.
+        groups: of layers, each of which has pages of its own for every sequence: one with a window needs no
+            more than lie in sight.
 
     Raises:
         CortexError: INSUFFICIENT_MEMORY, saying what the memory went to.
     """
-    least = num_groups * pages_for(min(spec.context_length, SMALLEST_CONTEXT))
+    tokens = min(spec.context_length, SMALLEST_CONTEXT)
+    least = sum(most_pages(group, tokens, spec.max_step_tokens) for group in groups)
     if pages < min(least, spec.kv_pages):
         raise CortexError(
             Code.INSUFFICIENT_MEMORY,

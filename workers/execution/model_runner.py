@@ -139,7 +139,7 @@ class ModelRunner:
         page_bytes = max(len(group.layers) for group in groups) * self.cache.nbytes
         used = self._measure(weights)
         pages = self.group.least(pool_pages(spec, page_bytes, used))
-        check_pages(spec, pages, page_bytes, used, len(groups))
+        check_pages(spec, pages, page_bytes, used, groups)
         self._attend_over(pool(groups, pages=pages))
         memory = msgspec.structs.replace(used, kv_pool=self.cache.nbytes)
         self.most_bytes = memory.total

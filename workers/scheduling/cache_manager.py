@@ -20,7 +20,7 @@ from collections.abc import Sequence as Row
 from typing import NamedTuple
 
 from ipc.worker_messages import PAGE_SIZE, CacheGroup
-from workers.checkpoints.caches import first_page_seen
+from workers.checkpoints.caches import first_page_seen, most_pages
 from workers.scheduling.page_pool import PagePool, extend_hashes
 from workers.scheduling.sequence import Sequence
 from workers.step.pages import pages_for
@@ -218,11 +218,7 @@ class CacheManager:
 
     def _most_held(self, group: CacheGroup, num_tokens: int) -> int:
         """Pages of a group while a prompt of so many tokens is computed, and one more row in the end."""
-        if group.kind == "state":
-            return 0
-        if group.kind == "window":
-            num_tokens = min(num_tokens, group.window + self._chunk + PAGE_SIZE)
-        return pages_for(num_tokens)
+        return most_pages(group, num_tokens, self._chunk)
 
     def _missing(self, sequence: Sequence) -> int:
         """Pages that one in prefill still needs to finish its prompt, and for the token after it."""
