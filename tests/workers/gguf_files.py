@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from collections import defaultdict
 from pathlib import Path
@@ -29,6 +30,8 @@ ARCHITECTURES = {
     "olmo2": ("olmo2", False),
     "olmo3": ("olmo2", False),
     "glm4": ("glm4", False),
+    "glm4_moe": ("glm4moe", False),
+    "gpt_oss": ("gpt-oss", False),
 }
 TOKENS = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581", "a", "b", "ab"]
 TYPES = [2, 3, 3, *[6] * 256, 1, 1, 1, 1]
@@ -162,14 +165,27 @@ def write(
     return writer.close()
 
 
+_STACKED = re.compile(r"(.*\.experts)\.(gate_up|down)_proj(_bias)?")
+
+
 def _enum(gguf: Any, architecture: str) -> Any:
     return next(enum for enum, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
 
 
 def _merged(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """With the experts of a layer as one tensor."""
+    """With the experts of a layer as one tensor, and their gates apart."""
     merged, experts = {}, defaultdict(dict)
     for name, tensor in tensors.items():
+        name = name.replace("correction_bias", "correction.bias")
+        if match := _STACKED.fullmatch(name):  # of gpt-oss, where rows are inputs
+            whole = tensor if match[3] else tensor.transpose(-1, -2)
+            kind = "bias" if match[3] else "weight"
+            parts = (
+                {"gate": whole[:, ::2], "up": whole[:, 1::2]} if match[2] == "gate_up" else {"down": whole}
+            )
+            merged |= {f"{match[1]}.{part}_proj.{kind}": value for part, value in parts.items()}
+            continue
+        name = f"{name}.weight" if name.endswith("sinks") else name
         before, split, after = name.partition(".experts.")
         if split:
             number, rest = after.split(".", 1)
@@ -219,11 +235,18 @@ def _keys(writer: Writer, config: PretrainedConfig) -> None:
             attention__sliding_window=config.sliding_window,
             attention__sliding_window_pattern=[each == "sliding_attention" for each in types],
         )
-    if getattr(config, "num_experts", None):
+    names = ("num_experts", "n_routed_experts", "num_local_experts")
+    if count := next((number for name in names if (number := getattr(config, name, None))), None):
         writer.keys(
-            expert_count=config.num_experts,
+            expert_count=count,
             expert_used_count=config.num_experts_per_tok,
-            expert_feed_forward_length=config.moe_intermediate_size,
+            expert_feed_forward_length=getattr(config, "moe_intermediate_size", config.intermediate_size),
+            expert_shared_count=getattr(config, "n_shared_experts", None),
+            expert_weights_scale=getattr(config, "routed_scaling_factor", None),
+            expert_weights_norm=getattr(config, "norm_topk_prob", None),
+            expert_group_count=getattr(config, "n_group", None),
+            expert_group_used_count=getattr(config, "topk_group", None),
+            leading_dense_block_count=getattr(config, "first_k_dense_replace", None),
         )
 
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import msgspec
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import workers.weights.loader
-from tests.workers import gguf_files
+from tests.workers import checkpoints, gguf_files
+from tests.workers.engines import make_runner, prompt_of, request, serve
 from workers.checkpoints.card import ModelCard, read_card
 from workers.layers.rotary import frequencies
 from workers.models.registry import MODELS
 from workers.parallel import RankGroup
+from workers.weights.dequantise import dequantise
 from workers.weights.loader import Shard, Slice, WeightFiles
 
 SAME = [
@@ -32,6 +35,8 @@ SAME = [
     "olmo2_biased",
     "olmo3",
     "glm4",
+    "glm4_moe",
+    "glm4_moe_normed_biased",
 ]
 
 
@@ -64,3 +69,37 @@ def test_a_converted_checkpoint_is_the_same_model(tiny, tmp_path, monkeypatch, n
             for mine, other in zip(loaded(ours, rank, size), loaded(theirs, rank, size), strict=True):
                 assert (mine.name, mine.row, mine.column) == (other.name, other.row, other.column)
                 torch.testing.assert_close(mine.into, other.into, rtol=0, atol=2e-7, msg=mine.name)
+
+
+def test_rows_in_blocks_are_put_in_order_without_being_touched(tmp_path):
+    gguf = pytest.importorskip("gguf")
+    torch.manual_seed(1)
+    model = checkpoints.llama(hidden_size=64, head_dim=16, vocab_size=96)
+    checkpoints.fill(model)
+    model.save_pretrained(tmp_path / "checkpoint")
+    card = read_card(gguf_files.write(tmp_path / "model.gguf", tmp_path / "checkpoint", "Q8_0"))
+    kind, weights = gguf.GGMLQuantizationType.Q8_0, load_file(tmp_path / "checkpoint" / "model.safetensors")
+    for rank in range(2):
+        for piece in loaded(card, rank, 2):
+            if "_proj" not in piece.name:
+                continue
+            whole = gguf.quants.dequantize(gguf.quants.quantize(weights[piece.name].numpy(), kind), kind)
+            mine = dequantise("Q8_0", piece.into)
+            rows, columns = (
+                slice(start, start + size)
+                for start, size in zip((piece.row, piece.column), mine.shape, strict=True)
+            )
+            assert torch.equal(mine, torch.from_numpy(whole)[rows, columns]), piece.name
+
+
+def test_answers_are_those_of_the_checkpoint_that_was_converted(tmp_path):
+    model = checkpoints.gpt_oss(swiglu_limit=7.0)  # of which files do not speak
+    torch.manual_seed(3)
+    checkpoints.fill(model)
+    model.save_pretrained(tmp_path / "checkpoint")
+    runner = make_runner(gguf_files.write(tmp_path / "model.gguf", tmp_path / "checkpoint"))
+    runner.load(lambda fraction, message: None)
+    requests = [request(number, [7 * number + 3, 5, 99], 30) for number in range(3)]
+    for asked, output in zip(requests, serve(runner, requests), strict=True):
+        assert output == checkpoints.greedy(model, prompt_of(asked), output)
+    runner.close()

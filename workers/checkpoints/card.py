@@ -293,6 +293,9 @@ def _of_gguf(path: Path) -> ModelCard:
     if (family := registry.ARCHITECTURES.get(architecture)) is None:
         refuse(path, f"is {checkpoint.file}: {architecture} is not supported")
     model = family.read(path, checkpoint.config)
+    if model.experts is not None:  # whose gates are never stored between what they open
+        experts = msgspec.structs.replace(model.experts, interleaved=False)
+        model = msgspec.structs.replace(model, experts=experts)
     _check_served(path, model)
     files, stored, used = _check_tensors(path, family.tensors(model), checkpoint.tensors)
     tensors = {

@@ -69,6 +69,7 @@ class MixtureOfExperts:
         inner = experts.intermediate_size
         self.group, self.exact = group, False
         self.activation, self.clamp = config.activation, experts.clamp
+        self.interleaved = experts.interleaved
         self.router = Router(f"{name}.{experts.router}", experts, hidden, group, empty)
         share = group.share(inner)
         self.gate_up, self.down = [], []
@@ -126,7 +127,7 @@ class MixtureOfExperts:
     def _gated(self, inner: Tensor) -> Tensor:  # [pairs, 2 * inner] -> [pairs, inner]
         if self.clamp is None:
             return gated(inner, self.activation, self.exact)
-        return clamped(inner, self.clamp, self.exact)
+        return clamped(inner, self.clamp, self.exact, self.interleaved)
 
 
 def _runs(counts: list[int]) -> Iterator[list[tuple[int, int]]]:

@@ -68,14 +68,19 @@ def gated(gate_up: Tensor, name: Activation, exact: bool) -> Tensor:  # [tokens,
     return _in_parts(lambda g, u: ACTIVATIONS[name](g) * u, exact, gate, up)
 
 
-def clamped(gate_up: Tensor, clamp: Clamp, exact: bool) -> Tensor:  # [tokens, 2 * inner] -> [tokens, inner]
-    """The gates, which are every second element, times the others, as gpt-oss has it; as of `activated`."""
+def clamped(gate_up: Tensor, clamp: Clamp, exact: bool, interleaved: bool) -> Tensor:  # as `gated`
+    """Gates times what they open, as gpt-oss has it; as of `activated`.
+
+    Args:
+        interleaved: the gates are every second element, and not the first half.
+    """
+    gates, others = (gate_up[:, ::2], gate_up[:, 1::2]) if interleaved else gate_up.chunk(2, dim=-1)
 
     def function(gate: Tensor, up: Tensor) -> Tensor:
         gate, up = gate.clamp(max=clamp.limit), up.clamp(-clamp.limit, clamp.limit)
         return (up + 1) * gate * torch.sigmoid(gate * clamp.alpha)
 
-    return _in_parts(function, exact, gate_up[:, ::2], gate_up[:, 1::2])
+    return _in_parts(function, exact, gates, others)
 
 
 def activated(x: Tensor, name: Activation, exact: bool) -> Tensor:  # [tokens, inner]

@@ -85,7 +85,7 @@ def config_json(file: Gguf, architecture: Architecture) -> Json:
         "architectures": [architecture.name],
         "vocab_size": embedding.shape[0],
         "hidden_size": width,
-        "intermediate_size": keys.number("feed_forward_length"),
+        "intermediate_size": keys.number("feed_forward_length", keys.get("expert_feed_forward_length")),
         "num_hidden_layers": keys.number("block_count"),
         "num_attention_heads": heads,
         "num_key_value_heads": keys.number("attention.head_count_kv", heads),
@@ -193,7 +193,6 @@ def _qwen3_moe(keys: Keys) -> Json:
         "num_experts": keys.number("expert_count"),
         "num_experts_per_tok": keys.number("expert_used_count"),
         "moe_intermediate_size": keys.number("expert_feed_forward_length"),
-        "intermediate_size": keys.number("feed_forward_length", keys.get("expert_feed_forward_length")),
         "norm_topk_prob": True,
     }
 
@@ -238,6 +237,36 @@ def _olmo2(keys: Keys) -> Json:
     return {"architectures": ["Olmo3ForCausalLM"], "sliding_window": window, "layer_types": _pattern(keys, 4)}
 
 
+def _glm4_moe(keys: Keys) -> Json:
+    return {
+        "num_hidden_layers": keys.number("block_count") - keys.number("nextn_predict_layers", 0),
+        "n_routed_experts": keys.number("expert_count"),
+        "num_experts_per_tok": keys.number("expert_used_count"),
+        "moe_intermediate_size": keys.number("expert_feed_forward_length"),
+        "n_shared_experts": keys.number("expert_shared_count", 0),
+        "first_k_dense_replace": keys.number("leading_dense_block_count", 0),
+        "routed_scaling_factor": keys.number("expert_weights_scale", 1.0),
+        "norm_topk_prob": keys.get("expert_weights_norm", False),
+        "n_group": keys.number("expert_group_count", 1),
+        "topk_group": keys.number("expert_group_used_count", 1),
+        "use_qk_norm": keys.has("blk.0.attn_q_norm.weight"),
+    }
+
+
+def _gpt_oss(keys: Keys) -> Json:
+    scaling = _rope_scaling(keys)
+    return {
+        "num_local_experts": keys.number("expert_count"),
+        "num_experts_per_tok": keys.number("expert_used_count"),
+        "intermediate_size": keys.number("expert_feed_forward_length"),
+        "sliding_window": keys.get("attention.sliding_window") or None,
+        "layer_types": _pattern(keys, 2),
+        "rope_parameters": {"rope_theta": keys.number("rope.freq_base")}
+        | ({"rope_type": "default"} if scaling is None else scaling | {"truncate": False}),
+        "rope_scaling": None,
+    }
+
+
 AFTER = {"post_attention_norm": "post_attention_layernorm", "post_ffw_norm": "post_feedforward_layernorm"}
 GEMMA_NORMS = AFTER | {"ffn_norm": "pre_feedforward_layernorm"}
 GLM_NORMS = {"post_attention_norm": "post_self_attn_layernorm", "post_ffw_norm": "post_mlp_layernorm"}
@@ -255,6 +284,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     "granite": Architecture("GraniteForCausalLM", _granite, halves_as_pairs=True),
     "smollm3": Architecture("SmolLM3ForCausalLM", halves_as_pairs=True),
     "olmo2": Architecture("Olmo2ForCausalLM", _olmo2, tensors=AFTER),
+    "glm4moe": Architecture("Glm4MoeForCausalLM", _glm4_moe, tensors=AFTER),
+    "gpt-oss": Architecture("GptOssForCausalLM", _gpt_oss, tensors=AFTER | {"ffn_gate_inp": "mlp.router"}),
     "glm4": Architecture("Glm4ForCausalLM", tensors=FUSED | GLM_NORMS),
 }
 

@@ -25,8 +25,12 @@ LAYER = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
     "ffn_gate_inp": "mlp.gate",
+    "ffn_gate_shexp": "mlp.shared_experts.gate_proj",
+    "ffn_up_shexp": "mlp.shared_experts.up_proj",
+    "ffn_down_shexp": "mlp.shared_experts.down_proj",
 }
 EXPERTS = {"ffn_gate_exps": "gate_proj", "ffn_up_exps": "up_proj", "ffn_down_exps": "down_proj"}
+BARE = {"attn_sinks.weight": "self_attn.sinks", "exp_probs_b.bias": "mlp.gate.e_score_correction_bias"}
 READ_WITH_CONFIG = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 _LAYER = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
 
@@ -42,9 +46,11 @@ def usual(name: str, tensor: Tensor, architecture: Architecture) -> Iterator[tup
     known = LAYER | dict(architecture.tensors)
     if match is None:
         yield name, tensor
+    elif f"{match[2]}.{match[3]}" in BARE:
+        yield f"model.layers.{match[1]}.{BARE[f'{match[2]}.{match[3]}']}", tensor
     elif match[2] in known:
         yield f"model.layers.{match[1]}.{known[match[2]]}.{match[3]}", tensor
-    elif match[2] in EXPERTS and len(tensor.shape) == 3:
+    elif match[2] in EXPERTS and len(tensor.shape) == (3 if match[3] == "weight" else 2):
         count, *shape = tensor.shape  # experts one after the other
         size = tensor.size // count
         for number in range(count):
