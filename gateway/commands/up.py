@@ -250,4 +250,7 @@ def example(model: ModelState) -> tuple[str, dict[str, Any]]:
     if model.completion:
         question = {"role": "user", "content": "What is 3 plus 4?"}
         return "/v1/chat/completions", {"model": model.id, "messages": [question], "max_tokens": 100}
+    if model.rerank:
+        documents = ["It is 7.", "Paris is in France."]
+        return "/v1/rerank", {"model": model.id, "query": "What is 3 plus 4?", "documents": documents}
     return "/v1/embeddings", {"model": model.id, "input": "What is 3 plus 4?"}

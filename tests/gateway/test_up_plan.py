@@ -6,7 +6,9 @@ import msgspec
 import pytest
 
 import neuron.config
+from gateway.commands.up import example
 from gateway.commands.up_plan import LOOPBACK, UpError, free_socket, make_plan, model_entry, parse_devices
+from ipc.messages import ModelState
 from ipc.settings import load_settings
 from neuron.models.catalogue import Catalogue
 
@@ -151,3 +153,16 @@ def test_only_the_models_that_were_asked_for_are_offered(checkpoint):
     """Neither the bundled model nor what else is on the host: nobody asked for it."""
     told = msgspec.convert(plan([str(checkpoint)]).neuron_settings(), neuron.config.NeuronConfig)
     assert Catalogue(told).list_models() == ["tiny"]
+
+
+@pytest.mark.parametrize(
+    ("can", "path"),
+    [
+        ({}, "/v1/chat/completions"),
+        ({"completion": False, "embedding": True}, "/v1/embeddings"),
+        ({"completion": False, "rerank": True}, "/v1/rerank"),
+    ],
+)
+def test_what_to_begin_with_is_what_the_model_can_do(can, path):
+    shown, body = example(ModelState(id="m", status="ready", **can))
+    assert (shown, body["model"]) == (path, "m")

@@ -16,6 +16,7 @@ from tests.workers import encoders
 from tests.workers.encoders import ENCODERS, hidden, load, texts, vectors, write, write_modules
 from tests.workers.harness import Answer, Workers
 from workers.attention import whole
+from workers.checkpoints.adapter import read_adapter
 from workers.checkpoints.card import read_card, refusal
 
 NORMALIZE = ("Normalize", "2_Normalize", None)
@@ -214,3 +215,9 @@ def test_a_vector_that_is_not_finite_is_an_error_and_touches_no_other(tmp_path):
     assert [report.finish for report in reports] == ["stop", "error", "stop"]
     found = torch.frombuffer(bytearray(reports[0].embedding), dtype=torch.float32)
     close([found], [hidden(oracle, plan_inputs[0]).mean(0)])
+
+
+def test_an_adapter_of_an_encoder_is_refused(tmp_path):
+    write("bert", tmp_path)
+    with pytest.raises(CortexError, match="adapters of BertModel, an encoder, are not supported"):
+        read_adapter("mine", tmp_path / "mine", read_card(tmp_path))

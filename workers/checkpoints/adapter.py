@@ -86,6 +86,8 @@ def read_adapter(name: str, folder: Path | str, base: ModelCard) -> AdapterCard:
             that it is for another base.
     """
     folder = Path(folder).expanduser()
+    if base.config.bidirectional:
+        refuse(folder, f"adapters of {base.architecture}, an encoder, are not supported")
     path = folder / CONFIG
     config, given = read_json(path, _Config), read_json(path, dict[str, Any])
     if config.peft_type != "LORA":
