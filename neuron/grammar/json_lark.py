@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator
 
 from neuron.grammar.json_regex import class_of, literal, pattern, single, spells_itself
-from neuron.grammar.lark_rules import Statement, Token, Unfit, statements
+from neuron.grammar.lark_rules import MAX_ROUNDS, Statement, Token, Unfit, statements
 
 # Common terminals with characters in them that have another spelling, and without.
 COMMON = {
@@ -53,8 +53,7 @@ def _terminals_to_rules(found: list[Statement]) -> dict[str, str]:
     """Names of terminals that have to be rules, and what they are called as such."""
     defined = [each for each in found if each.is_terminal]
     renamed: dict[str, str] = {}
-    more = defined
-    while more:
+    for _ in range(MAX_ROUNDS):
         more = [
             each
             for each in defined
@@ -63,7 +62,9 @@ def _terminals_to_rules(found: list[Statement]) -> dict[str, str]:
         ]
         for each in more:
             renamed[each.name] = f"spelled_{len(renamed)}"
-    return renamed
+        if not more:
+            return renamed
+    raise Unfit("too long a chain of terminals in it")
 
 
 def _is_spelled(token: Token, renamed: dict[str, str]) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 Token = re.Match[str]
+MAX_ROUNDS = 16  # over all of a grammar, in which definitions refer to each other
 
 TOKEN = re.compile(
     r'(?P<text>"(?:\\.|[^"\\\n])*")(?P<text_flags>i?)'
@@ -74,12 +75,13 @@ def _begins(tokens: list[Token], i: int) -> bool:
     if token["imported"] or token["ignore"] or token[0].startswith("%"):
         return True
     is_first = i == 0 or "\n" in tokens[i - 1][0]
-    return is_first and bool(token["name"] or token[0] in "?!") and _colon(tokens[i:]) > 0
+    return is_first and bool(token["name"] or token[0] in "?!") and _colon(tokens, i) > i
 
 
-def _colon(tokens: Sequence[Token]) -> int:
-    """Where the head of a definition ends; 0 where there is none."""
-    for i, token in enumerate(tokens):
+def _colon(tokens: Sequence[Token], start: int = 0) -> int:
+    """Where the head of a definition ends that begins at `start`; 0 where there is none."""
+    for i in range(start, len(tokens)):
+        token = tokens[i]
         if token[0] == ":":
             return i
         if "\n" in token[0] or token["text"] or token["pattern"]:
@@ -132,12 +134,14 @@ def last_terminals(grammar: str) -> set[str]:
         elif each.name is not None and not each.imported:  # what is common is never nothing
             rules[each.name] = said
     nullable: set[str] = set()
-    while True:  # until no rule more can be nothing
+    for _ in range(MAX_ROUNDS):  # until no rule more can be nothing
         known = {name: _Reader(body, nullable).all() for name, body in rules.items()}
         more = {name for name, each in known.items() if each.nullable}
         if more == nullable:
             break
         nullable = more
+    else:
+        raise Unfit("too long a chain of rules in it")
     pending, seen = ["start"], set[str]()
     while pending:
         name = pending.pop()

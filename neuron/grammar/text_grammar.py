@@ -17,7 +17,7 @@ def text_grammar(grammar: str) -> TextGrammar:
     """What a call is held to. `grammar` was tried; what cannot be told in a way is not held there."""
     try:
         in_json = in_json_string(grammar)
-    except Unfit:
+    except (Unfit, RecursionError):
         in_json = None
     if in_json is not None and fault(in_json) is not None:
         in_json = None
@@ -30,7 +30,7 @@ def _before(grammar: str, never: str, end: str | None) -> str | None:
         if end is not None and not _ends_before(grammar, end):
             return None
         limited = without(grammar, never)
-    except Unfit:
+    except (Unfit, RecursionError):
         return None
     return limited if fault(limited) is None else None
 

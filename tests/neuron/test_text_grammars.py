@@ -200,3 +200,17 @@ def test_a_patch_may_be_written_in_json() -> None:
     text = f"<tool_call>\n{json.dumps(call, ensure_ascii=False)}\n</tool_call>"
     assert accepted(grammar, text)
     assert not accepted(grammar, text.replace("*** End", "** End"))
+
+
+@pytest.mark.parametrize(
+    "grammar",
+    [
+        f"start: {'(' * 300}/a\\n/{')' * 300}",
+        f"start: /{'(' * 300}a\\n{')' * 300}/",
+        "start: r0\n" + "".join(f"r{i}: r{i + 1}?\n" for i in range(2000)) + 'r2000: "a" /\\n/',
+        "start: T0\n" + "".join(f"T{i}: T{i + 1}\n" for i in range(300)) + "T300: /a\\n/",
+    ],
+    ids=["parentheses", "groups", "rules", "terminals"],
+)
+def test_what_is_deep_or_long_takes_no_time_and_breaks_nothing(grammar: str) -> None:
+    text_grammar(grammar).before("</p>", "\n")
