@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import numpy
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from ipc.errors import CortexError
+from ipc.worker_messages import Submit
 from tests.workers import checkpoints
-from tests.workers.engines import make_runner, serve, some_requests
+from tests.workers.engines import Answer, Session, make_runner, serve, some_requests
 from workers.checkpoints.blocks import FORMATS, QUANTIZATIONS
 from workers.checkpoints.card import ModelCard, read_card
 from workers.layers.linear import ColumnParallel
@@ -148,7 +150,7 @@ def test_ranks_hold_the_rows_and_columns_of_what_one_rank_holds(folder, quantiza
                 assert torch.equal(mine, expected), piece.name
 
 
-@pytest.mark.parametrize("quantization", QUANTIZATIONS)
+@pytest.mark.parametrize("quantization", ["q4", "int8"])
 def test_a_quantised_model_answers_as_its_dequantised_weights_do(folder, tmp_path, quantization):
     card = read_card(folder)
     tensors = load_file(folder / "model.safetensors")
@@ -165,6 +167,25 @@ def test_a_quantised_model_answers_as_its_dequantised_weights_do(folder, tmp_pat
         answers.append(serve(runner, requests))
         runner.close()
     assert answers[0] == answers[1]
+
+
+@pytest.mark.parametrize("quantization", ["q4", "fp8"])
+def test_exact_answers_of_quantised_weights_do_not_depend_on_company(folder, quantization):
+    runner = make_runner(folder, quantization=quantization, dtype="bfloat16", exact=True)
+    runner.load(lambda fraction, message: None)
+    requests = some_requests(4, 131, seed=2, longest=8)
+    for each in requests:
+        each.params = msgspec.structs.replace(each.params, logprobs=2)
+
+    def answers(*together: Submit) -> list[Answer]:
+        session = Session(runner)
+        found = session.answer([*together])
+        session.end()
+        return found
+
+    alone = [answer for each in requests for answer in answers(each)]
+    assert answers(*requests) == alone
+    runner.close()
 
 
 def test_columns_that_are_not_whole_blocks_are_refused_by_name(folder):

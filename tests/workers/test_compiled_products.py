@@ -65,7 +65,7 @@ def test_a_product_is_that_of_the_rounded_input(name, dtype):
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(9, COLUMNS, generator=generator).to(dtype)
     bias = torch.randn(37, generator=generator).to(dtype)
-    assert compiled.takes(x, weight)
+    assert compiled.takes(x.device, x.dtype, weight)
     y = products.product(x, weight, bias)
     assert y.dtype == dtype
     expected = rounded(x) @ weight.float().t() + bias.float()
@@ -96,7 +96,7 @@ def test_exact_products_are_cut_into_no_more_blocks_than_others():
 
 def test_float32_is_not_rounded():
     x, weight = torch.randn(2, COLUMNS), random_weight("Q8_0", 8)
-    assert not compiled.takes(x, weight)
+    assert not compiled.takes(x.device, x.dtype, weight)
     assert torch.equal(products.product(x, weight), widened(x, weight, None))
 
 

@@ -45,13 +45,10 @@ def load(path: Path) -> ctypes.CDLL | None:
     return found if found.blocks_supported() else None
 
 
-def takes(x: Tensor, weight: Blocks) -> bool:
-    """Whether `product` computes this one: not of float32, whose input it would round."""
+def takes(device: torch.device, dtype: torch.dtype, weight: Blocks) -> bool:
+    """Whether `product` computes with input of that type: not of float32, which it would round."""
     return (
-        x.device.type == "cpu"
-        and x.dtype in TYPES[1:]
-        and weight.format.name in KINDS
-        and library() is not None
+        device.type == "cpu" and dtype in TYPES[1:] and weight.format.name in KINDS and library() is not None
     )
 
 
@@ -63,7 +60,8 @@ def product(x: Tensor, weight: Blocks, bias: Tensor | None) -> Tensor:
     """
     x = x.contiguous()
     rows, columns = weight.shape
-    y = x.new_empty(len(x), rows)
+    tokens = x.shape[0]
+    y = x.new_empty(tokens, rows)
     wide = None if bias is None else bias.float()
     failed = library().blocks_product(
         KINDS.index(weight.format.name),
@@ -74,7 +72,7 @@ def product(x: Tensor, weight: Blocks, bias: Tensor | None) -> Tensor:
         x.data_ptr(),
         y.data_ptr(),
         TYPES.index(x.dtype),
-        len(x),
+        tokens,
         None if wide is None else wide.data_ptr(),
         torch.get_num_threads(),
     )

@@ -8,18 +8,33 @@ from workers.kernels import compiled
 from workers.weights.blocks import Blocks, Weight
 
 WIDE_BYTES = 1 << 20  # of float32 made at once: they stay in the cache
+TILE = 16  # tokens that a program of the kernel for GPUs has at least
 
 
 def product(x: Tensor, weight: Blocks, bias: Tensor | None = None) -> Tensor:
     """`x Wᵀ + b`: `[tokens, columns] -> [tokens, rows]`, in the type of `x`."""
-    if compiled.takes(x, weight):
+    if compiled.takes(x.device, x.dtype, weight):
         return compiled.product(x, weight, bias)
-    if x.is_cuda:
-        from workers.kernels import blocks_triton  # which comes with torch where there is CUDA
+    if _has_kernel(weight):
+        from workers.kernels import blocks_triton
 
-        if blocks_triton.takes(weight):
-            return blocks_triton.product(x, weight, bias)
+        return blocks_triton.product(x, weight, bias)
     return widened(x, weight, bias)
+
+
+def steady_rows(weight: Blocks) -> int | None:
+    """Tokens at once, up to which each has the same bits in any company; None: that has to be tried."""
+    if compiled.takes(weight.device, weight.dtype, weight):
+        return 1 << 30
+    return TILE if _has_kernel(weight) else None
+
+
+def _has_kernel(weight: Blocks) -> bool:
+    if weight.device.type != "cuda":
+        return False
+    from workers.kernels import blocks_triton  # which comes with torch where there is CUDA
+
+    return blocks_triton.takes(weight)
 
 
 def widened(x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:  # [tokens, columns] -> [tokens, rows]

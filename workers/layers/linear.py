@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from itertools import groupby
 from typing import NamedTuple, Protocol
 
@@ -10,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from workers.kernels.products import product, widened
+from workers.kernels.products import product, steady_rows, widened
 from workers.layers.steady import COUNTS, cancelling, steadily, steady_counts
 from workers.parallel import RankGroup
 from workers.weights.blocks import Blocks, Empty, Weight
@@ -87,9 +88,13 @@ class Linear:
         return [count for count in counts if count >= WIDE_ROWS] or counts
 
     def _block_counts(self, weight: Blocks) -> list[int]:
+        steady = steady_rows(weight)
+        if steady is not None:
+            return [count for count in COUNTS if count <= steady]
         generator = torch.Generator(weight.device).manual_seed(0)
+        # in float32, whose last bits show what rounding to 16 bits would hide; sums are made in it either way
         probe = torch.randn(COUNTS[0], self._shape[1], generator=generator, device=weight.device)
-        return steady_counts(self._product, probe.to(weight.dtype))
+        return steady_counts(partial(widened, weight=weight, bias=None), probe)
 
     def pack(self) -> None:
         """Trade the weight for its packed form, where there is a kernel that takes it."""

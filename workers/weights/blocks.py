@@ -22,7 +22,7 @@ class Blocks:
 
     @property
     def shape(self) -> tuple[int, int]:
-        return len(self.data), self.format.columns(self.data.shape[1])
+        return self.data.shape[0], self.format.columns(self.data.shape[1])
 
     @property
     def nbytes(self) -> int:
