@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,8 +100,7 @@ def _facts(card: ModelCard) -> dict[str, str]:
 
 
 def _parameters(card: ModelCard) -> str:
-    routed = 0
-    total = 0
+    total = routed = 0
     for name, tensor in card.tensors.items():
         total += math.prod(tensor.shape)
         routed += math.prod(tensor.shape) if ".experts." in name else 0
@@ -111,7 +110,7 @@ def _parameters(card: ModelCard) -> str:
     return f"{_count(total)}, of which a token goes through {_count(active)}"
 
 
-def _stored(tensors: Iterator[StoredTensor]) -> Iterator[StoredTensor]:
+def _stored(tensors: Iterable[StoredTensor]) -> Iterator[StoredTensor]:
     """What stands in the files: a weight that is converted is its sources."""
     for tensor in tensors:
         yield from tensor.sources or [tensor]

@@ -21,7 +21,6 @@ from workers.weights.rows import joined, nibbles, paired
 
 AWQ_ORDER = [0, 4, 1, 5, 2, 6, 3, 7]  # where, in an int32, the four bits of each of eight outputs are
 GGML_BLOCK = 32
-INT32 = 4  # bytes
 
 
 class Groups(NamedTuple):
@@ -136,7 +135,7 @@ def bitsandbytes_4(read: Read, tensor: StoredTensor, rows: range, columns: range
         scale = scale.long()
         says, maxima, meaning = nested
         state = msgspec.json.decode(bytes(read(says, range(says.shape[0]), ONE).flatten().tolist()))
-        offset, per = state["nested_offset"], state["nested_blocksize"]
+        offset, per = state.get("nested_offset", 0.0), state["nested_blocksize"]
         flat = torch.arange(rows.start, rows.stop).unsqueeze(1) * largest.shape[1] + torch.tensor(blocks)
         scale = read(meaning, range(meaning.shape[0]), ONE).float().flatten()[scale]
         scale = scale * read(maxima, range(maxima.shape[0]), ONE).float().flatten()[flat // per] + offset
@@ -177,7 +176,7 @@ def _unpacked(words: Tensor, bits: int) -> Tensor:  # [..., bytes] uint8 -> [...
 
 
 def _words(numbers: range, packed: int) -> range:
-    """What so many of which stand in one has of these numbers."""
+    """The words, each of so many numbers, that these numbers stand in."""
     return range(numbers.start // packed, -(-numbers.stop // packed))
 
 

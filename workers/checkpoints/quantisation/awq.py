@@ -24,6 +24,8 @@ def read(path: Path, given: Mapping[str, Any]) -> Scheme:
     version = given.get("version") or "gemm"
     if not isinstance(version, str) or version.lower() != "gemm":
         refuse(path, f"quantization_config.version {version} is not supported; gemm is")
+    if given.get("backend") == "llm-awq":
+        refuse(path, "quantization_config.backend llm-awq is not supported: it packs in another order")
     group = given.get("group_size") or given.get("q_group_size") or 128
     check_group(path, group)
 

@@ -54,9 +54,9 @@ class Compressed(msgspec.Struct, kw_only=True):
     """The `quantization_config` itself."""
 
     config_groups: dict[str, Group]
-    format: str = ""
+    format: str | None = None
     ignore: list[str] | None = None
-    quantization_status: str = "compressed"
+    quantization_status: str | None = None
     sparsity_config: dict[str, Any] | None = None
     transform_config: dict[str, Any] | None = None
 
@@ -72,7 +72,7 @@ def read(path: Path, given: Mapping[str, Any]) -> Scheme:
         says = msgspec.convert(given, Compressed)
     except msgspec.ValidationError as error:
         refuse(path, f"quantization_config: {error}")
-    if says.quantization_status not in ("compressed", "frozen"):
+    if says.quantization_status not in (None, "compressed", "frozen"):
         refuse(path, f"quantization_config.quantization_status {says.quantization_status} is not supported")
     if (says.sparsity_config or {}).get("format", "dense") != "dense":
         refuse(path, f"quantization_config.sparsity_config {says.sparsity_config['format']} is not supported")
@@ -97,7 +97,7 @@ def read(path: Path, given: Mapping[str, Any]) -> Scheme:
     return Scheme(f"compressed-tensors {' and '.join(dict.fromkeys(titles))}", find, skipped, UNUSED)
 
 
-def _group(path: Path, layout: str, weights: Weights) -> tuple[str, Find]:
+def _group(path: Path, layout: str | None, weights: Weights) -> tuple[str, Find]:
     """What a group is called, and how the parts of its weights are found."""
     if weights.dynamic:
         refuse(path, "quantization_config: weights that are quantised dynamically are not supported")

@@ -12,6 +12,7 @@ from typing import Any
 
 from workers.checkpoints.files import refuse
 from workers.checkpoints.quantisation.scheme import Parts, Scheme, Stored, only, reshaped, strings
+from workers.checkpoints.safetensors import Tensor
 
 BLOCK = 128
 SCALES = ("F32", "BF16", "F16")
@@ -51,7 +52,7 @@ def in_rows(stored: Stored, module: str, shape: tuple[int, int]) -> Parts:
     return Parts("FP8_ROW", "scaled_rows", (weight, row_scales(stored, _scale(stored, module), shape[0])))
 
 
-def row_scales(stored: Stored, name: str, rows: int) -> Any:
+def row_scales(stored: Stored, name: str, rows: int) -> Tensor:
     """A scale for each row, or one for all, as a vector."""
     scales = stored.need(name, SCALES, (rows, 1), (rows,), (1, 1), (1,), ())
     return reshaped(scales, rows if scales.shape[:1] == (rows,) else 1)
