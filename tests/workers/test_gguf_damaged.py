@@ -14,6 +14,7 @@ from tests.workers import gguf_files
 from tests.workers.gguf_files import file
 from workers.checkpoints.card import read_card
 from workers.checkpoints.card import refusal as why_not
+from workers.checkpoints.gguf.architectures import ARCHITECTURES
 from workers.checkpoints.gguf.header import Gguf, read_header
 
 SIZES = {"context_length": 512, "embedding_length": 32, "block_count": 1, "feed_forward_length": 32}
@@ -146,7 +147,7 @@ def test_sets_that_are_no_set_are_refused_naming_the_file(parts, tmp_path):
     assert f"{second}: is called part 2 of" in refusal(first)
     first, second, *_ = copy("renamed")
     whole = first.rename(first.with_name("whole.gguf"))
-    assert f"{whole}: is called a whole model, and says that it is part 1 of" in refusal(whole)
+    assert f"{whole}: is called a whole model, and has the split.no 0 of" in refusal(whole)
     metadata = {"split.no": 1, "split.count": len(list(parts.parent.iterdir()))}
     first, second, *_ = copy("foreign")
     file(second, metadata | {"general.architecture": "gemma3"}, [])
@@ -178,6 +179,28 @@ def test_damage_is_a_refusal_and_nothing_else(tiny, tmp_path):
         refused += reason is not None
         assert reason is None or str(path) in reason
     assert refused > 50
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_no_value_of_any_key_is_more_than_a_refusal(tmp_path, architecture):
+    more = {
+        "split.no": 0,
+        "split.count": 1,
+        "tokenizer.ggml.eos_token_id": 0,
+        "tokenizer.ggml.pre": "default",
+    }
+    sizes = SIZES | dict.fromkeys(("expert_count", "expert_used_count", "expert_feed_forward_length"), 1)
+    sizes |= {"attention.sliding_window": 8, "logit_scale": 1.0, "attention.sliding_window_pattern": 2}
+    sizes |= {"attention.key_length": 16, "rope.dimension_count": 16, "rope.scaling.type": "yarn"}
+    sizes |= {"rope.scaling.factor": 2.0, "rope.scaling.original_context_length": 64, "expert_group_count": 1}
+    whole = llama(**{"general.architecture": architecture}, **more)
+    whole |= {f"{architecture}.{key}": value for key, value in sizes.items()}
+    path = tmp_path / "model.gguf"
+    for key in whole:
+        for value in ("x", 0, 1 << 31, [1, 2], 1e30, True):
+            reason = why_not(file(path, whole | {key: value}, [EMBEDDING]))
+            assert reason is not None, (key, value)
+            assert str(path) in reason
 
 
 def test_a_list_is_read_when_it_is_asked_for(tmp_path):

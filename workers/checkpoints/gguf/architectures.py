@@ -15,6 +15,7 @@ from workers.checkpoints.files import refuse
 from workers.checkpoints.gguf.header import Gguf
 
 Json = dict[str, Any]
+MOST_LAYERS = 10_000  # no family has more
 
 
 class Keys:
@@ -41,6 +42,19 @@ class Keys:
             what = "differs from layer to layer, which is" if isinstance(value, list) else f"{value!r} is"
             refuse(self.path, f"{self._prefix}{name} {what} not supported")
         return value
+
+    def size(self, name: str, default: int | None = None) -> int:
+        """A number of one or more; raises as `number` does."""
+        value = self.number(name, default)
+        if not isinstance(value, int) or value < 1:
+            refuse(self.path, f"{self._prefix}{name} {value} is not supported")
+        return value
+
+    def head_dim(self) -> int:
+        """The size of a head."""
+        return self.size(
+            "attention.key_length", self.size("embedding_length") // self.size("attention.head_count")
+        )
 
     def has(self, tensor: str) -> bool:
         return tensor in self.file.tensors
@@ -75,22 +89,20 @@ def config_json(file: Gguf, architecture: Architecture) -> Json:
     keys = Keys(file)
     if (embedding := file.tensors.get("token_embd.weight")) is None:
         refuse(file.path, "has no tensor 'token_embd.weight', so no language model")
-    heads = keys.number("attention.head_count")
-    width = keys.number("embedding_length")
-    head_dim = keys.number("attention.key_length", width // heads if heads else 0)
+    heads, head_dim = keys.size("attention.head_count"), keys.head_dim()
     if (values := keys.number("attention.value_length", head_dim)) != head_dim:
         refuse(file.path, f"has keys of {head_dim} and values of {values}, which is not supported")
     turning = keys.number("rope.dimension_count", head_dim)
     given = {
         "architectures": [architecture.name],
         "vocab_size": embedding.shape[0],
-        "hidden_size": width,
+        "hidden_size": keys.size("embedding_length"),
         "intermediate_size": keys.number("feed_forward_length", keys.get("expert_feed_forward_length")),
         "num_hidden_layers": keys.number("block_count"),
         "num_attention_heads": heads,
         "num_key_value_heads": keys.number("attention.head_count_kv", heads),
         "head_dim": head_dim,
-        "max_position_embeddings": keys.number("context_length"),
+        "max_position_embeddings": keys.size("context_length"),
         "rms_norm_eps": keys.number("attention.layer_norm_rms_epsilon"),
         "tie_word_embeddings": not keys.has("output.weight"),
         "attention_bias": keys.has("blk.0.attn_q.bias"),
@@ -105,8 +117,8 @@ def config_json(file: Gguf, architecture: Architecture) -> Json:
 
 
 def _rope_scaling(keys: Keys) -> Json | None:
-    kind, context = keys.get("rope.scaling.type", "none"), keys.number("context_length")
-    original = keys.get("rope.scaling.original_context_length")
+    kind, context = keys.get("rope.scaling.type", "none"), keys.size("context_length")
+    original = keys.number("rope.scaling.original_context_length", 0) or None
     attention = keys.get("rope.scaling.attn_factor")
     tensors = keys.file.tensors
     if "rope_freqs.weight" in tensors:
@@ -156,8 +168,9 @@ def _floats(file: Gguf, name: str) -> list[float]:
 def _pattern(keys: Keys, every: int) -> list[str]:
     """The type of each layer, of which every so many'th sees all tokens where no list says it."""
     given = keys.get("attention.sliding_window_pattern", every)
-    count = keys.number("block_count")
+    count = min(keys.size("block_count"), MOST_LAYERS)
     if not isinstance(given, list):
+        given = keys.number("attention.sliding_window_pattern", every)
         given = [bool((number + 1) % given) if given else True for number in range(count)]
     if not keys.get("attention.sliding_window"):
         given = [False] * count
@@ -166,10 +179,9 @@ def _pattern(keys: Keys, every: int) -> list[str]:
 
 def _gemma(keys: Keys, every: int, large: int) -> Json:
     """What Gemma 2 and 3 share; `large`: layers of the one whose heads are scaled otherwise."""
-    heads, width = keys.number("attention.head_count"), keys.number("embedding_length")
-    head_dim = keys.number("attention.key_length", width // heads)
+    heads, width = keys.size("attention.head_count"), keys.size("embedding_length")
     return {
-        "query_pre_attn_scalar": width // heads if keys.number("block_count") == large else head_dim,
+        "query_pre_attn_scalar": width // heads if keys.number("block_count") == large else keys.head_dim(),
         "sliding_window": keys.get("attention.sliding_window") or None,
         "layer_types": _pattern(keys, every),
         "final_logit_softcapping": keys.get("final_logit_softcapping") or None,
@@ -221,9 +233,7 @@ def _phi3(keys: Keys) -> Json:
 
 def _granite(keys: Keys) -> Json:
     return {
-        "attention_multiplier": keys.number("attention.scale", keys.get("attention.key_length", 0) ** -0.5)
-        if keys.get("attention.scale") or keys.get("attention.key_length")
-        else (keys.number("embedding_length") // keys.number("attention.head_count")) ** -0.5,
+        "attention_multiplier": keys.number("attention.scale", keys.head_dim() ** -0.5),
         "embedding_multiplier": keys.number("embedding_scale", 1.0),
         "residual_multiplier": keys.number("residual_scale", 1.0),
         "logits_scaling": keys.number("logit_scale"),

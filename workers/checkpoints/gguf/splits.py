@@ -79,10 +79,10 @@ def read(path: Path) -> Gguf:
     first, total = headers[0], headers[0].metadata.get("split.tensors.count")
     tensors: dict[str, Tensor] = {}
     for number, header in enumerate(headers):
-        said = header.metadata.get("split.no", 0) + 1, header.metadata.get("split.count", 1) or 1
-        if said != (number + 1, len(paths)):
+        said = header.metadata.get("split.no", 0), header.metadata.get("split.count", 1) or 1
+        if said != (number, len(paths)):
             called = f"part {number + 1} of {len(paths)}" if len(paths) > 1 else "a whole model"
-            refuse(header.path, f"is called {called}, and says that it is part {said[0]} of {said[1]}")
+            refuse(header.path, f"is called {called}, and has the split.no {said[0]} of {said[1]}")
         of = header.metadata.get("general.architecture", first.architecture)
         if of != first.architecture:
             refuse(header.path, f"is of a {of}, and {first.path.name} of a {first.architecture}")

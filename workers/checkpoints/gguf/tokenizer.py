@@ -179,7 +179,10 @@ def _t5(file: Gguf, tokens: list[str], types: list[int]) -> Json:
     }
     steps: list[Json] = []
     if (table := file.get("tokenizer.ggml.precompiled_charsmap")) is not None:
-        steps.append({"type": "Precompiled", "precompiled_charsmap": base64.b64encode(bytes(table)).decode()})
+        if not isinstance(table, list) or not all(isinstance(byte, int) for byte in table):
+            refuse(file.path, "tokenizer.ggml.precompiled_charsmap is no list of bytes")
+        packed = base64.b64encode(bytes(byte & 0xFF for byte in table)).decode()
+        steps.append({"type": "Precompiled", "precompiled_charsmap": packed})
     if file.metadata.get("tokenizer.ggml.remove_extra_whitespaces", False):
         steps.append({"type": "Strip", "strip_left": True, "strip_right": True})
         steps.append({"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "})
