@@ -5,7 +5,7 @@
 `encode` turns a text into token ids and adds none (`partial(front_end.encode, special=False)`).
 `thought` says where the prompt leaves the model: "none" (no thought comes: plain prompts, models that do not
 think, a thought that the prompt has closed), "open" (the prompt has opened one) or "possible" (the model may
-begin with one). It takes 0.1 seconds for a grammar that is new, and some at most: call it in a thread.
+begin with one). It takes 0.1 seconds for a grammar that is new, and some at most: not for an event loop.
 """
 
 from __future__ import annotations
