@@ -233,7 +233,6 @@ def test_a_gemma_of_old_and_of_new_says_the_same(tmp_path):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"use_bidirectional_attention": True},
         {"attn_logit_softcapping": 50.0},
         {"rope_parameters": {"chunked_attention": {"rope_type": "default"}}},
         {"rope_parameters": {"full_attention": 3}},
