@@ -28,7 +28,7 @@ log = logging.getLogger("neuron.daemon")
 
 GRACE_SECONDS = 1.0  # for running requests, after a signal
 FAREWELL_SECONDS = 0.05  # for the last replies to be read
-SWITCH_SECONDS = 0.0005  # after which a thread, such as one that reads a checkpoint, lets the event loop go on
+SWITCH_SECONDS = 0.0005  # after which a thread that reads a checkpoint lets the event loop go on
 GARBAGE = 10_000, 50, 1000  # new objects between two looks at the youngest, and how many of these go further
 STOP_SECONDS = 4.5  # for everything, after a signal
 
