@@ -59,7 +59,6 @@ REFUSED = {
     "sliding_window": 0,
     "layer_types": ["full_attention", "chunked_attention"],
     "partial_rotary_factor": 0.5,
-    "quantization_config": {"quant_method": "fp8"},
     "num_key_value_heads": 3,
     "head_dim": 15,
     "num_hidden_layers": 0,
