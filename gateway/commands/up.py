@@ -247,6 +247,8 @@ def run(plan: Plan, console: Console) -> None:
 
 def example(model: ModelState) -> tuple[str, dict[str, Any]]:
     """A path and a body to begin with, for what the model can do."""
+    if model.completion and not model.chat:  # it goes on with a text, and knows no turns
+        return "/v1/completions", {"model": model.id, "prompt": "Three plus four is", "max_tokens": 20}
     if model.completion:
         question = {"role": "user", "content": "What is 3 plus 4?"}
         return "/v1/chat/completions", {"model": model.id, "messages": [question], "max_tokens": 100}

@@ -159,6 +159,7 @@ def test_only_the_models_that_were_asked_for_are_offered(checkpoint):
     ("can", "path"),
     [
         ({}, "/v1/chat/completions"),
+        ({"chat": False}, "/v1/completions"),
         ({"completion": False, "embedding": True}, "/v1/embeddings"),
         ({"completion": False, "rerank": True}, "/v1/rerank"),
     ],
