@@ -159,7 +159,7 @@ def _asked(
     if request.document_tokens is not None:
         ids = ids[: len(query) + request.document_tokens]
     if (limit := _limit(most, request.cut_to)) is not None:
-        ids = ids[: limit - len(before) - len(behind)]
+        ids = ids[: max(0, limit - len(before) - len(behind))]
         if len(ids) <= len(query):
             raise bad_request(param, f"{param}: {limit} tokens leave no room for it")
     check_tokens(param, len(ids), room)
@@ -169,7 +169,7 @@ def _asked(
 def _encode_head(encode: Callable[[str], Encoding], given: str, most: int) -> Encoding:
     """Of all of `given`, or of so much of it that it is too long for certain: megabytes take seconds, and
     each token takes hundreds of bytes. A text of spaces may have few tokens however long it is."""
-    size = HEAD * most
+    size = HEAD * max(1, most)
     while True:
         encoding = encode(given[:size])
         if size >= len(given) or len(encoding.ids) > most + SLACK:

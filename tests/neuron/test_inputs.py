@@ -149,6 +149,8 @@ def test_a_causal_model_is_asked_in_its_own_words_and_only_the_document_is_cut(t
     assert asked(document_tokens=2) == [*whole[:-3], 10]
     assert asked(cut_to=len(whole) - 1) == [*whole[:-2], 10]
     assert asked(instruction="d").index(6) < whole.index(6)
+    for few in (1, 2, 3, len(whole) - 4):  # less than the words around the document take
+        assert refusal(asked, cut_to=few, input=["d e f g h a b c"]).param == "input[0]"
     assert refusal(pairs, text, ["c"], instruction="d").param == "instruction"
 
 
