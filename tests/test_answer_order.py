@@ -29,7 +29,7 @@ from tests.gateway.test_responses_answers import Script
 from tests.neuron.test_generation import BLUEPRINT
 
 CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>'
-HERMES = ("<think>", "hm", "</think>", "so", " it", "\n", CALL, *(CALL[i : i + 19] for i in (0, 19, 38)))
+HERMES = ("<think>", "hm", "</think>", "so", " it", "\n", CALL, *(CALL[i : i + 19] for i in (0, 19, 38)), "a")
 ATEM = (
     '<atem:function_calls>\n<atem:invoke name="add">\n<atem:parameter name="a">',
     "1</atem:parameter>\n</atem:invoke>\n</atem:function_calls>",
@@ -158,6 +158,12 @@ def test_each_text_of_a_response_has_its_own_tokens(stream: bool) -> None:
     tokens = [[entry["token"] for entry in part["logprobs"]] for part in parts]
     assert [part["text"] for part in parts] == ["so it", "it it"]
     assert tokens == [["so", " it"], [" it", " it"]]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_text_that_a_call_repeats_has_its_own_tokens(stream: bool) -> None:
+    [said, _] = items(("hermes", [[10], [6]]), stream, include=["message.output_text.logprobs"])
+    assert [entry["token"] for entry in said["content"][0]["logprobs"]] == ["a"]
 
 
 @given(answers())

@@ -64,7 +64,10 @@ class Spans:
             self._spans[-1] = Span(kind=kind, length=last.length + length, tokens=last.tokens + tokens)
 
     def told(self) -> list[Span]:
-        """All of them; none where they are in the order that a delta has, and so need not be told."""
+        """All of them; none where that need not be told: they are in the order that a delta has, and all tokens
+        are the text's."""
         kinds = [span.kind for span in self._spans]
         usual = ["reasoning"] * ("reasoning" in kinds) + ["text"] * ("text" in kinds)
-        return [] if kinds == usual + ["call"] * kinds.count("call") else self._spans
+        is_usual = kinds == usual + ["call"] * kinds.count("call")
+        elsewhere = any(span.tokens for span in self._spans if span.kind != "text")
+        return [] if is_usual and not elsewhere else self._spans
