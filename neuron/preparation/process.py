@@ -16,6 +16,7 @@ from neuron.preparation.jobs import Job, Outcome
 from neuron.preparation.wire import LENGTHS, lengths
 
 WIRE_BUFFER = 1 << 20  # bytes that are read ahead
+FAREWELL_SECONDS = 1.0  # for a process that has hung up to say why in the log
 
 
 class ProcessDied(Exception):
@@ -100,6 +101,8 @@ class TextProcess:
         return msgspec.msgpack.decode(outcome, type=Outcome), result
 
     async def _last_words(self) -> str:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._gone.wait(), FAREWELL_SECONDS)
         code = await self.end()
         return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
 

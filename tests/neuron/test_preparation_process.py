@@ -172,6 +172,16 @@ def test_a_process_that_is_killed_in_mid_work_says_how_and_leaves_nothing(loop, 
     loop.run(asyncio.wait_for(scenario(), PATIENCE))
 
 
+def test_a_process_that_ends_by_itself_has_the_time_to_say_why(loop, capfd):
+    async def scenario():
+        process = TextProcess(MEMORY, "INFO")
+        with pytest.raises(ProcessDied, match="ended with exit code 1"):
+            await process.ask(msgspec.Raw(b"\xc1"), b"")
+
+    loop.run(asyncio.wait_for(scenario(), PATIENCE))
+    assert "DecodeError" in capfd.readouterr().err
+
+
 def test_a_process_that_does_not_come_back_is_ended(loop, text):
     async def scenario():
         pids = []
