@@ -132,6 +132,9 @@ def check(config: NeuronConfig, source: str | Path) -> None:
         if model.adapters and (model.exact or model.simulated is not None):
             what = "exact" if model.exact else "simulated"
             raise ConfigError(source, f"{key}.adapters", f"a model that is {what} has none")
+        for name in model.adapters:
+            if any(other.id == f"{model.id}:{name}" for other in config.models):
+                raise ConfigError(source, f"{key}.adapters.{name}", f"a model is called {model.id}:{name}")
         if model.path is not None and model.simulated is not None:
             raise ConfigError(source, f"{key}.path", f"{model.path!r} is never read: the model is simulated")
         _check_devices(model.devices, f"{key}.devices", source)

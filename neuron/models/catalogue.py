@@ -53,7 +53,8 @@ class Catalogue:
             CortexError: MODEL_NOT_FOUND, saying where it was looked for and how to get it.
         """
         configured = self._configured.get(model_id)
-        if (adapted := self._configured.get(model_id.rpartition(":")[0])) is not None and adapted.adapters:
+        adapted = self._configured.get(model_id.rpartition(":")[0])
+        if configured is None and adapted is not None and adapted.adapters:
             raise _not_found(model_id, f"the adapters of {adapted.id} are {', '.join(adapted.adapters)}")
         if configured is None and self._only_configured:
             raise _not_found(model_id, f"this neuron serves only {', '.join(self._configured) or 'nothing'}")

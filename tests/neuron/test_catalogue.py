@@ -108,6 +108,17 @@ def test_a_configured_path_wins_and_its_settings_are_the_users(tmp_path):
     assert catalogue.settings("other") == ModelSettings(id="other")
 
 
+def test_a_model_may_be_called_like_an_adapter_of_another(tmp_path):
+    folder = write_checkpoint(tmp_path / "x")
+    models = [
+        ModelSettings(id="a", adapters={"b": "/b"}),
+        ModelSettings(id="a:Q4_K_M", path=str(folder)),
+    ]
+    catalogue = Catalogue(NeuronConfig(models=models, hf_cache=str(tmp_path)))
+    assert catalogue.find("a:Q4_K_M") == folder
+    assert "the adapters of a are b" in refusal(catalogue, "a:Q8_0")
+
+
 def test_a_configured_path_that_is_gone_is_named(tmp_path):
     catalogue = Catalogue(
         NeuronConfig(models=[ModelSettings(id="a", path="/not/there")], hf_cache=str(tmp_path))

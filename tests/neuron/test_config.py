@@ -96,6 +96,7 @@ def test_endpoints_of_zeromq_are_taken(read, listen):
         ("models: [{id: a, dtype: int8}]", "models[0].dtype", ["'int8'"]),
         ("models: [{id: a, exact: true, adapters: {b: /b}}]", "models[0].adapters", ["exact"]),
         ("models: [{id: a, adapters: {'b/c': /b}}]", "models[0].adapters", ["b/c"]),
+        ("models: [{id: a, adapters: {b: /b}}, {id: 'a:b'}]", "models[0].adapters.b", ["a:b"]),
         ("models: [{id: a, tool_format: xml}]", "models[0].tool_format", ["'xml'", "hermes", "mistral"]),
         ("models: [{id: a, devices: [x]}]", "models[0].devices[0]", ["'x'"]),
         ("models: [{id: a, ranks: 2, devices: ['cuda:0']}]", "models[0].devices", ["2 ranks", "cuda:0"]),
