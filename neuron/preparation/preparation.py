@@ -25,6 +25,7 @@ from neuron.text.frontend import ModelText, TextFiles, TextFrontEnd
 from neuron.text.template import Tried
 
 MEMORY = 4 << 30  # bytes of a process: a million tokens of text take a fifth of that
+OURS = "\0"  # an account that no client has: a load waits behind nobody's requests
 MOST_PROCESSES = 8  # of a pool; more do not help one host
 REPLIES = {"count_tokens": TokenCount, "tokenize": Tokens, "detokenize": Text}
 
@@ -55,7 +56,7 @@ class Preparation:
         if files.ours:
             return await asyncio.to_thread(lambda: TextFrontEnd.read(ModelText(files, files.try_templates())))
         try:
-            tried = await self._texts.run("", Job(verb="try"), msgspec.msgpack.encode(files))
+            tried = await self._texts.run(OURS, Job(verb="try"), msgspec.msgpack.encode(files))
         except CortexError as error:
             if error.code == Code.MODEL_LOAD_FAILED:
                 raise

@@ -24,11 +24,13 @@ from ipc.messages import (
     Tokenize,
     Tool,
 )
-from neuron.preparation.jobs import Fronts, Job, perform
+from neuron.preparation.facts import ModelFacts
+from neuron.preparation.jobs import Fronts, Job, Outcome, perform
 from neuron.preparation.pool import Pool
+from neuron.preparation.preparation import Preparation
 from neuron.preparation.prepared import Prepared
 from neuron.preparation.process import ProcessDied, TextProcess
-from neuron.text.frontend import TextFrontEnd
+from neuron.text.frontend import TextFiles, TextFrontEnd
 from tests.neuron.folders import write_checkpoint
 from tests.neuron.harness import Neuron, chat, is_running, simulated, wait_until
 from workers.checkpoints.card import read_card
@@ -197,6 +199,37 @@ def test_a_process_that_does_not_come_back_is_ended(loop, text):
         assert not is_running(pids[0])
         await pool.close()
 
+    loop.run(asyncio.wait_for(scenario(), PATIENCE))
+
+
+def test_a_model_s_templates_are_tried_whatever_its_clients_ask(loop, monkeypatch, folder, text):
+    done = asyncio.Event()
+
+    class Played:
+        """Does not come back from a request."""
+
+        is_there, pid = True, 0
+
+        async def ask(self, job, body):
+            if job.verb != "try":
+                await done.wait()
+            return Outcome(), msgspec.msgpack.encode({})
+
+        async def end(self):
+            return 0
+
+    async def scenario():
+        preparation = Preparation("INFO")
+        asked = Tokenize(id=1, model="m", prompt="a")
+        answers = (preparation.answer(asked, text, ModelFacts(), 64) for _ in range(20))
+        clients = asyncio.gather(*answers)
+        await asyncio.sleep(0)
+        await preparation.read_text(TextFiles.of(read_card(folder)))
+        done.set()
+        await clients
+        await preparation.close()
+
+    monkeypatch.setattr("neuron.preparation.preparation.TextProcess", lambda memory, level: Played())
     loop.run(asyncio.wait_for(scenario(), PATIENCE))
 
 
