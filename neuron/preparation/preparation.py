@@ -25,7 +25,7 @@ from neuron.text.frontend import ModelText, TextFiles, TextFrontEnd
 from neuron.text.template import Tried
 
 MEMORY = 4 << 30  # bytes of a process: a million tokens of text take a fifth of that
-OURS = "\0"  # an account that no client has: a load waits behind nobody's requests
+OURS = "\0"  # the neuron's own account: a load waits behind nobody's requests
 MOST_PROCESSES = 8  # of a pool; more do not help one host
 REPLIES = {"count_tokens": TokenCount, "tokenize": Tokens, "detokenize": Text}
 
