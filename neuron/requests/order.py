@@ -64,7 +64,7 @@ class Spans:
             self._spans[-1] = Span(kind=kind, length=last.length + length, tokens=last.tokens + tokens)
 
     def told(self) -> list[Span]:
-        """All of them; none where nobody has to be told: in the order that a delta has, all tokens the text's."""
+        """All of them; none where they are in the order that a delta has, with no token but the text's."""
         kinds = [span.kind for span in self._spans]
         usual = ["reasoning"] * ("reasoning" in kinds) + ["text"] * ("text" in kinds)
         is_usual = kinds == usual + ["call"] * kinds.count("call")
