@@ -105,6 +105,18 @@ def test_projections_in_unlike_formats_are_fused_side_by_side():
     torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", QUANTISERS)
+@pytest.mark.parametrize("least", [1e-37, 1e-40])
+def test_weights_that_are_next_to_nothing_become_nothing(name, least):
+    rows = torch.zeros(2, 256)
+    rows[:, ::2] = least
+    assert dequantise(name, quantise(name, rows)).abs().max() <= least
+    rows = torch.linspace(0.5, 1, 512).view(2, 256)
+    rows[:, 3] = -least
+    made = dequantise(name, quantise(name, rows))
+    assert (made - rows).abs().max() < 0.07  # the rest of their group is as ever
+
+
 # --- a whole model ----------------------------------------------------------------------------------------
 
 

@@ -74,6 +74,8 @@ def test_what_is_not_done_is_refused_by_its_name(tmp_path, key, value):
 
 ROPE_REFUSED = {
     "rope_type": {"rope_type": "proportional", "factor": 2.0},
+    "is no name": {"rope_type": ["yarn"], "factor": 2.0},
+    "original_max_position_embeddings": {"rope_type": "longrope", "original_max_position_embeddings": "8"},
     "long_factor": {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [1.0] * 7},
     "short_factor": {"rope_type": "longrope", "short_factor": [0.0] * 8, "long_factor": [1.0] * 8},
     "factor": {"rope_type": "yarn"},

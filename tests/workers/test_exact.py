@@ -66,6 +66,15 @@ def test_a_row_of_a_product_is_the_same_alone_and_among_others(dtype, packed):
         assert torch.equal(linear(x[start:end]), alone[start:end])
 
 
+def test_what_is_found_for_a_product_holds_for_no_other_kind_of_the_same_shape():
+    known = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        for bias in (None, torch.zeros(8, dtype=dtype)):
+            for _ in range(2):
+                Linear(torch.zeros(8, 16, dtype=dtype), bias).make_exact(known)
+    assert len(known) == 4
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_a_token_in_a_product_of_each_head_is_the_same_alone_and_among_others(dtype):
     generator = torch.Generator().manual_seed(2)

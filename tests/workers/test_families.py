@@ -43,9 +43,9 @@ def test_a_model_asks_for_what_its_family_declares(tiny, name, size):
             whole = piece.into.shape == tensor.shape
             by_columns = piece.into.dim() == 2 and piece.into.shape[1] < tensor.shape[-1]
             assert by_columns == (tensor.sharing == "columns" and size > 1)
-            assert whole or tensor.sharing != "none"
+            assert whole or tensor.sharing not in ("none", "wide")
     for name, tensor in card.tensors.items():
-        copies = size if tensor.sharing == "none" else 1
+        copies = size if tensor.sharing in ("none", "wide") else 1
         if tensor.sharing == "kv_rows":
             copies = max(1, size // card.config.num_kv_heads)
         if tensor.sharing == "qkv_rows":
@@ -53,6 +53,14 @@ def test_a_model_asks_for_what_its_family_declares(tiny, name, size):
             assert held[name] == size * spec.elements_on_rank(card.config, size), name
             continue
         assert held[name] == copies * math.prod(tensor.shape), name
+
+
+@pytest.mark.parametrize("name", ["qwen3_moe", "deepseek_v3", "gpt_oss"])
+def test_planned_bytes_have_routers_in_float32(tiny, name):
+    name = next(each for each in VARIANTS if each.startswith(name) and "mxfp4" not in each)
+    card = read_card(tiny(name).folder)
+    model = MODELS[card.family](card.config, RankGroup(), torch.bfloat16)
+    assert model.nbytes == card.bytes_per_rank(1, "bfloat16")[0]
 
 
 def loads(card) -> None:

@@ -94,6 +94,12 @@ def test_a_tensor_that_is_missing_is_named(tmp_path):
     assert f"{path}: the tensor 'model.layers.0.input_layernorm.weight' is in none" in refusal(path)
 
 
+def test_a_vector_in_blocks_is_named(tmp_path):
+    norm = ("blk.0.attn_norm.weight", (32,), 8, 512)
+    message = refusal(file(tmp_path / "model.gguf", llama(), [EMBEDDING, norm]))
+    assert "'model.layers.0.input_layernorm.weight' is Q8_0, and vectors are F32" in message
+
+
 @pytest.mark.parametrize(
     ("more", "reason"),
     [

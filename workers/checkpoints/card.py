@@ -187,7 +187,8 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, dict=True):
             if name in formats:
                 total += shape[0] * FORMATS[formats[name]].row_bytes(shape[1])
             else:
-                total += math.prod(shape) * itemsize
+                wide = self.tensors[name].sharing == "wide"
+                total += math.prod(shape) * (DTYPE_BYTES["float32"] if wide else itemsize)
         return [total] * world_size
 
     def formats(self, world_size: int, quantization: Quantization | None = None) -> dict[str, str]:
@@ -203,7 +204,7 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         formats: dict[str, str] = {}
         for name, shape in self._on_rank(world_size):
             tensor = self.tensors[name]
-            if len(shape) != 2 or tensor.sharing in ("none", "plain_rows"):
+            if len(shape) != 2 or tensor.sharing in ("none", "wide", "plain_rows"):
                 continue
             if tensor.dtype not in PLAIN:
                 self._check_blocks(name, shape[1], world_size)
@@ -495,8 +496,9 @@ def _check_tensors(
             refuse(where, f"the tensor {name!r} is in none of its files")
         if tensor.shape != shape:
             refuse(tensor.file, f"{name!r} is {list(tensor.shape)}, and {path.name} wants {list(shape)}")
-        if tensor.dtype not in FORMATS:
-            refuse(tensor.file, f"{name!r} is {tensor.dtype}, and weights are {', '.join(PLAIN)}")
+        if tensor.dtype not in (FORMATS if len(shape) == 2 else PLAIN):
+            what = "weights" if len(shape) == 2 else "vectors"
+            refuse(tensor.file, f"{name!r} is {tensor.dtype}, and {what} are {', '.join(PLAIN)}")
         found[name] = place(tensor, sharing)
     return [weight_file(file, folder) for file in files], found, stored.used
 

@@ -14,7 +14,7 @@ from workers.checkpoints.safetensors import Tensor
 from workers.checkpoints.vectors.stages import Pooling, Stage
 
 Classifier = tuple[Pooling, tuple[Stage, ...]]
-Sharing = Literal["rows", "plain_rows", "kv_rows", "qkv_rows", "columns", "vocabulary", "none"]
+Sharing = Literal["rows", "plain_rows", "kv_rows", "qkv_rows", "columns", "vocabulary", "none", "wide"]
 
 
 class TensorSpec(NamedTuple):
@@ -22,7 +22,7 @@ class TensorSpec(NamedTuple):
 
     `rows` and `columns`: equal parts. `kv_rows`: by KV head, of which several ranks may hold the same one.
     `qkv_rows`: `rows`, and below them two times `kv_rows`. `plain_rows`: `rows` that are never in blocks.
-    `vocabulary`: rows, the last parts padded. `none`: all of it on every rank.
+    `vocabulary`: rows, the last parts padded. `none`: all of it on every rank. `wide`: the same, in float32.
     """
 
     name: str
@@ -33,7 +33,7 @@ class TensorSpec(NamedTuple):
         """The part that each rank holds; the ranks hold equal parts."""
         first, *rest = self.shape
         match self.sharing:
-            case "none":
+            case "none" | "wide":
                 return self.shape
             case "columns":
                 return first, rest[0] // world_size

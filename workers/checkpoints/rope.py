@@ -89,6 +89,8 @@ def read(path: Path, file: RopeKeys, rotary_dim: int, *, partial: bool) -> tuple
     given = dict(getattr(file, key) or {})
     context = file.max_position_embeddings
     kind = given.get("rope_type") or given.pop("type", "default")  # until 2024: `type`
+    if not isinstance(kind, str):
+        refuse(path, f"{key}.rope_type {kind!r} is no name")
     kind = given["rope_type"] = OLD_NAMES.get(kind, kind)
     given.pop("type", None)
     if given.get("rope_theta") is None:
@@ -98,6 +100,8 @@ def read(path: Path, file: RopeKeys, rotary_dim: int, *, partial: bool) -> tuple
         refuse(path, f"{key}: partial_rotary_factor {share} is not supported")
     if kind in ("llama3", "yarn", "longrope"):
         original = file.original_max_position_embeddings or given.get("original_max_position_embeddings")
+        if not isinstance(original, int | float | None):
+            refuse(path, f"{key}.original_max_position_embeddings {original!r} is no number")
         given["original_max_position_embeddings"] = original or context
     if given.get("factor") is None and (kind == "longrope" or (kind == "yarn" and "factor" in given)):
         given["factor"] = context / given["original_max_position_embeddings"]

@@ -66,11 +66,12 @@ class Linear:
         """From now on give a row the same bits whatever stands beside it.
 
         Args:
-            known: what was found for other weights of the same shape; this one's is added.
+            known: what was found for other products of the same kind; this one's is added.
         """
         weight = self.weight
         form = weight.format.name if isinstance(weight, Blocks) else None
-        key = (*self._shape, self.packed is None, form)
+        kept = self.packed if weight is None else weight
+        key = (*self._shape, kept.dtype, self.packed is None, form, self.bias is None)
         if key not in known:
             known[key] = self._block_counts(weight) if isinstance(weight, Blocks) else self._dense_counts()
         self._counts = known[key]
@@ -78,7 +79,8 @@ class Linear:
     def _dense_counts(self) -> list[int]:
         kept = self.packed if self.weight is None else self.weight
         probe, weight = cancelling(*self._shape, kept.dtype, kept.device)
-        other = Linear(weight)
+        bias = None if self.bias is None else torch.zeros_like(self.bias)
+        other = Linear(weight, bias)  # with a bias it may be another kernel
         if self.packed is not None:
             other.pack()
         counts = steady_counts(other, probe)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 AT_ONCE = 1 << 16  # elements: what is tried with them stays in the cache
 TINY = 1e-15  # a group of nothing larger is zeros
+LEAST = 1e-36  # of what is divided by: some hundred times 1 / LEAST is still a float32
 
 
 def quantise(name: str, rows: Tensor) -> Tensor:  # [rows, columns] float32 -> [rows, row bytes] uint8
@@ -23,7 +24,8 @@ def quantise(name: str, rows: Tensor) -> Tensor:  # [rows, columns] float32 -> [
 
 
 def _inverse(x: Tensor) -> Tensor:
-    return torch.where(x == 0, 0.0, 1 / x)
+    """0 of what is nothing, or next to it: of an infinity and a 0 would come NaN."""
+    return torch.where(x.abs() < LEAST, 0.0, 1 / x)
 
 
 def _nearest(x: Tensor) -> Tensor:

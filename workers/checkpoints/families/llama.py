@@ -81,11 +81,11 @@ def _attention(model: ModelConfig, prefix: str) -> Iterator[TensorSpec]:
 
 def _experts(prefix: str, hidden: int, experts: Experts) -> Iterator[TensorSpec]:
     router, inner = prefix + experts.router, experts.intermediate_size
-    yield TensorSpec(f"{router}.weight", (experts.count, hidden), "none")
+    yield TensorSpec(f"{router}.weight", (experts.count, hidden), "wide")
     if experts.biased:
-        yield TensorSpec(f"{router}.bias", (experts.count,), "none")
+        yield TensorSpec(f"{router}.bias", (experts.count,), "wide")
     if experts.corrected:
-        yield TensorSpec(f"{router}.e_score_correction_bias", (experts.count,), "none")
+        yield TensorSpec(f"{router}.e_score_correction_bias", (experts.count,), "wide")
     for expert in range(experts.count):
         own = f"{prefix}experts.{expert}."
         if not experts.interleaved:

@@ -36,7 +36,7 @@ def read(path: Path, given: Mapping[str, Any]) -> Scheme | None:
         if not isinstance(says, dict):
             refuse(path, f"{key} is no object")
         method = says.get("quant_method")
-        if method not in SCHEMES:
+        if not isinstance(method, str) or method not in SCHEMES:
             refuse(
                 path,
                 f"{key}: the weights are quantised ({method or 'unknown'}), which is not supported; "
