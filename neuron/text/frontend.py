@@ -126,7 +126,7 @@ class TextFrontEnd:
             Path(files.tokenizer), files.vocabulary_size, shown=(*known, *calls.markers)
         )
         templates = {
-            name: ChatTemplate(each, files.special_tokens, files.template_file)
+            name: ChatTemplate(each, files.special_tokens, files.template_file, calls)
             for name, each in model.tried.items()
         }
         front = cls(tokenizer, templates, calls)

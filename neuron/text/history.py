@@ -15,6 +15,9 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
+from neuron.text.formats.hermes import HERMES
+from neuron.text.formats.tool_format import ToolFormat
+
 Turn = dict[str, Any]  # as templates read it
 SYSTEM = ("system", "developer")
 
@@ -32,7 +35,7 @@ class Takes(NamedTuple):
     several_assistants: bool = True
     assistant_first: bool = True  # its turn before any of a user
     no_user: bool = True  # a conversation without one
-    calls: bool = True  # and their results
+    calls: bool = True  # and shows them to the model
     call_objects: bool = True  # arguments of a call that are an object; else JSON text
     call_texts: bool = True  # and such as are any text
     several_calls: bool = True  # in one turn
@@ -47,8 +50,12 @@ class Takes(NamedTuple):
         return plain._replace(system=self.system, calls=self.calls, call_objects=self.call_objects)
 
 
-def walkable(turns: list[Turn], takes: Takes) -> list[Turn]:
-    """The conversation as a template that `takes` so much can walk it; the very same where it can already."""
+def walkable(turns: list[Turn], takes: Takes, tool_format: ToolFormat = HERMES) -> list[Turn]:
+    """The conversation as a template that `takes` so much can walk it; the very same where it can already.
+
+    Args:
+        tool_format: how the model writes calls, for a template that takes none or leaves them out.
+    """
     turns = [dict(turn) for turn in turns]
     if _is_plain(turns, takes):
         return turns
@@ -56,7 +63,7 @@ def walkable(turns: list[Turn], takes: Takes) -> list[Turn]:
     turns = list(_results(turns, takes))
     for turn in turns:
         if turn.get("tool_calls"):
-            _calls(turn, takes)
+            _calls(turn, takes, tool_format)
     if not takes.long_ids:
         _shorten_ids(turns)
     if not takes.several_calls:
@@ -175,7 +182,7 @@ def _results(turns: list[Turn], takes: Takes) -> Iterator[Turn]:
                 if not open_ids[answered]:
                     del open_ids[answered]
                 turn["tool_call_id"] = answered
-            told = takes.calls and (answers or takes.orphans)
+            told = takes.orphans or (takes.calls and answers)
             yield turn if told else {"role": "user", "content": _told(turn["content"])}
             continue
         if takes.calls and not takes.unanswered:
@@ -197,25 +204,18 @@ def _told(content: str | list[Any]) -> str | list[Any]:
     return [{"type": "text", "text": before}, *content, {"type": "text", "text": after}]
 
 
-def _calls(turn: Turn, takes: Takes) -> None:
-    """Write the calls of a turn in the way that the template reads."""
+def _calls(turn: Turn, takes: Takes, tool_format: ToolFormat) -> None:
+    """Write the calls of a turn in the way that the template reads, or else as the model wrote them."""
     if not takes.calls:
-        text = "\n".join(
-            _written(call["function"]["name"], _as_text(call["function"]["arguments"]))
-            for call in turn["tool_calls"]
-        )
-        _append(turn, {"content": text})
+        functions = [call["function"] for call in turn["tool_calls"]]
+        calls = [(each["name"], _as_object(each["arguments"])) for each in functions]
+        _append(turn, {"content": tool_format.as_text(calls)})
         del turn["tool_calls"]
         return
     turn["tool_calls"] = [
         call | {"function": call["function"] | {"arguments": _arguments(call, takes)}}
         for call in turn["tool_calls"]
     ]
-
-
-def _written(name: str, arguments: str) -> str:
-    """A call as text, for templates that know none: in the way that most models have seen it."""
-    return f'<tool_call>\n{{"name": {json.dumps(name)}, "arguments": {arguments or "{}"}}}\n</tool_call>'
 
 
 def _arguments(call: Turn, takes: Takes) -> dict[str, Any] | str:
@@ -225,6 +225,10 @@ def _arguments(call: Turn, takes: Takes) -> dict[str, Any] | str:
     if takes.call_texts or not takes.call_objects:
         return arguments
     return mended(arguments)
+
+
+def _as_object(arguments: dict[str, Any] | str) -> dict[str, Any]:
+    return mended(arguments) if isinstance(arguments, str) else arguments
 
 
 def _as_text(arguments: dict[str, Any] | str) -> str:

@@ -82,12 +82,16 @@ def forms(role: str, attempt: Try) -> tuple[bool, bool]:
     return ONE in attempt(around(role, ONE)), reads_parts
 
 
-def takes(attempt: Try) -> Takes:
+def takes(attempt: Try, offered: Try) -> Takes:
     """What a template takes as it is.
 
     Of what is well formed (a system turn first, then turns of user and assistant, with calls that are
     answered) it is enough that the template does not refuse it: what it leaves out of that, it was made to.
-    Of all else it has to write every word.
+    Of all else it has to write every word. Calls, too, it has to write, if only in some place: an agent that
+    does not see what it has done does it again.
+
+    Args:
+        offered: the same as `attempt`, with a tool.
     """
 
     def tells(*turns: Turn) -> bool:
@@ -100,8 +104,16 @@ def takes(attempt: Try) -> Takes:
 
     objects = bool(called({"a": "a"}))
     arguments: Any = {"a": "a"} if objects else '{"a": "a"}'
-    calls = bool(called(arguments))
     call = _called(arguments)
+
+    def shows(*words: str) -> bool:
+        """Whether calls in one turn, with these words in their arguments, are all written."""
+        each = [{"a": word} if objects else f'{{"a": "{word}"}}' for word in words]
+        turns = [USER, _called(*each), *(_result(number=i) for i in range(len(words)))]
+        texts = [render(turns + more) for render in (attempt, offered) for more in ([], [ASSISTANT, USER])]
+        return any(all(word in text for word in words) for text in texts)
+
+    calls = bool(called(arguments)) and shows(ONE)
     return Takes(
         system=tells(_said("system", ONE), USER),
         several_systems=tells(_said("system", ONE), _said("system", TWO), USER),
@@ -115,7 +127,7 @@ def takes(attempt: Try) -> Takes:
         calls=calls,
         call_objects=objects or not calls,
         call_texts=ONE in called(ONE),
-        several_calls=not calls or bool(called(arguments, arguments)),
+        several_calls=not calls or (bool(called(arguments, arguments)) and shows(ONE, TWO)),
         long_ids=not calls or bool(called(arguments, call_id=LONG_ID)),
         orphans=tells(USER, _result(ONE), ASSISTANT, USER) and tells(_result(ONE), USER),
         unanswered=tells(USER, call, _said("user", ONE)),

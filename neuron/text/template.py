@@ -15,6 +15,8 @@ from ipc.errors import Code, CortexError
 from ipc.messages import Message, Thinking, Tool
 from neuron.text.budget import QUICK, OverBudget
 from neuron.text.content import turns as spread
+from neuron.text.formats.hermes import HERMES
+from neuron.text.formats.tool_format import ToolFormat
 from neuron.text.history import Takes, Turn, walkable
 from neuron.text.probing import ASSISTANT, ONE, TOOL, USER, around, forms, takes
 from neuron.text.sandbox import load, parse, render, translate
@@ -48,12 +50,18 @@ class ChatTemplate:
         tried: what `attempt` found out about it.
         special_tokens: bos_token, eos_token and so on, which templates may name.
         file: where it stands, for whoever has to mend it.
+        tool_format: how its model writes calls.
     """
 
     def __init__(
-        self, tried: Tried, special_tokens: dict[str, str], file: str = "the model's folder"
+        self,
+        tried: Tried,
+        special_tokens: dict[str, str],
+        file: str = "the model's folder",
+        tool_format: ToolFormat = HERMES,
     ) -> None:
         self.tried = tried
+        self._tool_format = tool_format
         self._special_tokens = special_tokens
         self._file = file
         self._thinking_names = tried.thinking.names
@@ -63,14 +71,18 @@ class ChatTemplate:
 
     @classmethod
     def of(
-        cls, source: str, special_tokens: dict[str, str], file: str = "the model's folder"
+        cls,
+        source: str,
+        special_tokens: dict[str, str],
+        file: str = "the model's folder",
+        tool_format: ToolFormat = HERMES,
     ) -> ChatTemplate:
         """The template that `source` is.
 
         Raises:
             CortexError: as `attempt` does.
         """
-        return cls(attempt(source, special_tokens, file), special_tokens, file)
+        return cls(attempt(source, special_tokens, file), special_tokens, file, tool_format)
 
     @property
     def texts(self) -> tuple[str, str]:
@@ -159,7 +171,7 @@ class ChatTemplate:
 
     def _shaped(self, turns: list[Turn], takes: Takes) -> list[Turn]:
         """The conversation as this template reads it; what it reads in the form of the client's has that."""
-        shaped = walkable(turns, takes)
+        shaped = walkable(turns, takes, self._tool_format)
         for turn in shaped:
             role, content = turn["role"], turn["content"]
             reads_text, reads_parts = self.tried.forms["system" if role == "developer" else role]
@@ -211,7 +223,7 @@ def attempt(source: str, special_tokens: dict[str, str], file: str) -> Tried:
         program,
         thinking,
         forms={role: forms(role, tries) for role in ROLES},
-        takes=takes(tries),
+        takes=takes(tries, partial(rendered, [TOOL])),
         knows_developer="developer" in source and ONE in tries(around("developer", ONE)),
         texts=(source, tries([USER, ASSISTANT, USER])),
     )

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from ipc.errors import Code, CortexError
 from ipc.messages import Message, TextPart, ToolCall
+from neuron.text.formats.pythonic import LFM2
 from neuron.text.history import Takes, mended, walkable
 from neuron.text.template import ChatTemplate
 
@@ -174,6 +175,21 @@ def test_a_template_that_knows_no_calls_is_told_them_in_words():
         '[user:a][assistant:see\n\n<tool_call>\n{"name": "f", "arguments": {"k": 1}}\n</tool_call>]'
         "[user:<tool_response>\nr\n</tool_response>][assistant:b]"
     )
+
+
+SILENT = "{% for m in messages %}[{{ m.role }}:{{ m.content }}]{% endfor %}"  # about calls
+
+
+def test_calls_that_the_template_would_leave_out_are_told_as_the_model_writes_them():
+    messages = [said("user", "a"), called('{"k": [true, "é"]}', '{"k": "v', content="see", ids="ab")]
+    messages += [result("r"), result("s", "b")]
+    prompt = ChatTemplate.of(SILENT, {}, tool_format=LFM2).render(messages, [], {})
+    assert prompt == (
+        '[user:a][assistant:see\n\n<|tool_call_start|>[f(k=[True, "é"]), f(k="v")]<|tool_call_end|>]'
+        "[tool:r][tool:s]"
+    )
+    with_tools = "{% if tools %}" + TURNS + "{% else %}" + SILENT + "{% endif %}"
+    assert "f(k=" not in ChatTemplate.of(with_tools, {}, tool_format=LFM2).render(messages, [], {})
 
 
 @pytest.mark.parametrize(

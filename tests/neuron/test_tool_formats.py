@@ -17,7 +17,9 @@ from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 from ipc.messages import Message, Tool, ToolCall
 from neuron.grammar.check import Bytes
 from neuron.grammar.tool_calls import require_call
+from neuron.text.formats.hermes import HERMES
 from neuron.text.formats.registry import BY_NAME, FORMATS, tool_format
+from neuron.text.formats.tool_format import ToolFormat
 from neuron.text.tags import TOKEN
 from neuron.text.template import ChatTemplate
 from tests.neuron.chunks import cut
@@ -39,6 +41,13 @@ few = settings(
     phases=(Phase.explicit, Phase.reuse, Phase.generate),
     suppress_health_check=[HealthCheck.filter_too_much],
 )
+
+
+def writes(each):
+    """Whether a format writes calls as text in a way of its own, or as Hermes."""
+    return each is HERMES or type(each).as_text is not ToolFormat.as_text
+
+
 each_format = pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: sample.name)
 
 CALLS = [
@@ -210,6 +219,18 @@ def test_calls_that_were_written_are_read(sample, data):
     assert not texts_in(joined)
     joined = joined if sample.format.parser.starts else read(sample, ["So: " + text], tools_of(calls))
     assert calls_in(joined) == calls
+
+
+@pytest.mark.parametrize(
+    "sample", [each for each in SAMPLES if writes(each.format)], ids=lambda each: each.name
+)
+def test_calls_that_are_told_to_a_model_in_words_are_read_as_the_same(sample):
+    calls = [*CALLS, ("f", {"not a name": 1, "b": None})]
+    text = sample.format.as_text(calls)
+    assert text.startswith(sample.format.before)
+    joined = read(sample, [text], tools_of(calls))
+    assert calls_in(joined) == calls
+    assert not texts_in(joined)
 
 
 def texts_for(sample):

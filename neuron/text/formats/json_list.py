@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import ClassVar
 
 from neuron.text.formats.call_parser import NoCall, Steps
 from neuron.text.formats.hermes import HermesParser
 from neuron.text.formats.lark import Lark
-from neuron.text.formats.tool_format import Schema, ToolFormat
+from neuron.text.formats.tool_format import Call, Schema, ToolFormat
 
 
 class JsonListParser(HermesParser):
@@ -66,3 +67,7 @@ class JsonListFormat(ToolFormat):
         called, arguments = self.keys
         head = json.dumps({called: name}, ensure_ascii=False)[:-1] + f', "{arguments}": '
         return f"{lark.text(head)} {lark.json(schema)} {lark.text('}')}"
+
+    def as_text(self, calls: Sequence[Call]) -> str:
+        written = (json.dumps(dict(zip(self.keys, call, strict=True)), ensure_ascii=False) for call in calls)
+        return self.before + self.between.join(written) + self.after

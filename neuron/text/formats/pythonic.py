@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 from neuron.text.formats.call_parser import CallParser, NoCall, Steps, Unfinished
 from neuron.text.formats.lark import Lark
 from neuron.text.formats.literals import LiteralParser
 from neuron.text.formats.python_grammar import keywords
-from neuron.text.formats.tool_format import Schema, ToolFormat
+from neuron.text.formats.tool_format import Call, Schema, ToolFormat
 
 MAX_KEY = 256  # characters of the name of an argument
 _NAME = re.compile(r"[\w.\-]+")
@@ -111,6 +113,25 @@ class Pythonic(ToolFormat):
 
     def written(self, name: str, schema: Schema, lark: Lark) -> str:
         return f"{lark.text(name + '(')} {keywords(schema, lark)} {lark.text(')')}"
+
+    def as_text(self, calls: Sequence[Call]) -> str:
+        written = (f"{name}({_keywords(given)})" for name, given in calls)
+        return self.before + self.between.join(written) + self.after
+
+
+def _keywords(arguments: dict[str, Any]) -> str:
+    if all(map(_NAME.fullmatch, arguments)):
+        return ", ".join(f"{key}={_python(value)}" for key, value in arguments.items())
+    return f"**{_python(arguments)}"
+
+
+def _python(value: Any) -> str:
+    """A value of JSON in Python, its strings as JSON has them."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_python(key)}: {_python(each)}" for key, each in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_python, value)) + "]"
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
 
 
 CALL, END_CALL = "<|tool_call_start|>", "<|tool_call_end|>"

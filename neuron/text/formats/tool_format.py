@@ -6,6 +6,7 @@ A new format is one file and one line in `registry.py`. The file holds
 2. a `ToolFormat`: how its chat templates are known (`is_of`), which tags are tokens in some vocabularies
    (`markers`), and how calls are written in a grammar (`written`; `before`, `between` and `after` for what is
    around them). What its templates want to be given otherwise need not be said: templates are tried.
+   `as_text` is for those that show the model no calls: where there is none, these are as Hermes writes them.
 
 What it writes in a grammar its parser reads; what its chat templates render for calls its parser reads as the
 same calls. `tests/neuron/test_tool_formats.py` holds every registered format to that.
@@ -13,6 +14,7 @@ same calls. `tests/neuron/test_tool_formats.py` holds every registered format to
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -21,6 +23,7 @@ from neuron.text.formats.call_parser import CallParser
 from neuron.text.formats.lark import Lark
 
 Schema = Mapping[str, Any]
+Call = tuple[str, dict[str, Any]]  # a name, and its arguments
 
 
 class ToolFormat(ABC):
@@ -56,6 +59,16 @@ class ToolFormat(ABC):
             schema: of its arguments, an object. A grammar can be made of it.
             lark: writes text, JSON and rules.
         """
+
+    def as_text(self, calls: Sequence[Call]) -> str:
+        """Calls in the way that its models write them, for a template that leaves them out.
+
+        A format without a way of its own has them as most models have seen them.
+        """
+        written = (
+            json.dumps({"name": name, "arguments": given}, ensure_ascii=False) for name, given in calls
+        )
+        return "\n".join(f"<tool_call>\n{call}\n</tool_call>" for call in written)
 
     def rules(self, tools: Sequence[tuple[str, Schema]], once: bool, lark: Lark) -> list[str]:
         """The rule `calls`, and those that it refers to.
