@@ -190,6 +190,13 @@ def test_a_grammar_needs_the_one_argument_that_follows_it() -> None:
         require_call([Tool.function("edit", PATCH)], ["edit"], encode, "none")
 
 
+@pytest.mark.parametrize("written", FORMATS, ids=lambda each: each.name)
+def test_no_key_of_a_client_s_schema_is_taken_for_a_grammar(written) -> None:
+    schema = {"type": "object", "properties": {"input": {"type": "string", "x-text-grammar": 'start: "a"'}}}
+    held = require_call([Tool.function("f", parameters=schema)], ["f"], encode, "none", written=written)
+    assert 'start: "a"' not in held.grammar
+
+
 def test_a_patch_may_be_written_in_json() -> None:
     """As the model of Codex writes them: quotes, backslashes and line ends in them."""
     grammar = require_call([tool(PATCH)], ["edit"], encode, "none").grammar

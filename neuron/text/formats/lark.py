@@ -12,7 +12,7 @@ from typing import Any
 WHITESPACE = r" |\n(?: {0,32}|\t{0,8})"
 JSON_OPTIONS = {"x-guidance": {"whitespace_pattern": WHITESPACE}}
 
-TEXT_GRAMMAR = "x-text-grammar"  # in the schema of a string: its `TextGrammar`
+TEXT_GRAMMAR = ("grammar",)  # in the schema of a string: its `TextGrammar`. No client's JSON has such a key
 
 
 @dataclass(frozen=True, slots=True)
