@@ -162,6 +162,11 @@ REFUSED = {
     ),
     "no pooling": ([NORMALIZE], "the module Normalize is not supported, at least not in that place"),
     "a folder elsewhere": ([("Pooling", "../other", None)], "is no folder beside it"),
+    "the folder above": ([("Pooling", "..", None)], "is no folder beside it"),
+    "a way that is no name": (
+        [("Pooling", "1_P", {"pooling_mode": ["mean"]})],
+        "pooling_mode ['mean'] is no name",
+    ),
 }
 
 

@@ -258,6 +258,8 @@ GROUP = {"targets": ["Linear"], "weights": {"num_bits": 4, "group_size": 128}}
             "sparsity_config sparse-24-bitmask is not supported",
         ),
         (quantised.compressed("pack-quantized") | {"ignore": ["re:(a+)+$"]}, "or may take for ever"),
+        (quantised.compressed("pack-quantized") | {"ignore": ["re:" + ".?" * 32 + "X"]}, "take for ever"),
+        (quantised.compressed("pack-quantized") | {"ignore": ["re:" + "(?:.|m)" * 32]}, "take for ever"),
         ({"quant_method": "awq", "modules_to_not_convert": "lm_head"}, "no list of names"),
     ],
 )
@@ -274,6 +276,15 @@ def test_a_setting_that_is_not_supported_is_named(made, tmp_path, config, words)
 def test_modules_that_are_listed_as_not_quantised_have_plain_weights(tmp_path):
     quantised.write("fp8_whole", tmp_path, modules_to_not_convert=["model.layers.0.self_attn", "lm_head"])
     assert f"{QUERIES}.weight' is F8_E4M3, and weights are F32" in refusal(tmp_path)
+
+
+def test_columns_that_are_no_whole_blocks_are_refused_naming_the_file(tmp_path, monkeypatch):
+    monkeypatch.setitem(quantised.SIZES, "intermediate_size", 448)
+    quantised.write("fp8_blocks", tmp_path)
+    assert refusal(tmp_path) == (
+        f"{tmp_path}/model.safetensors: 'model.layers.0.mlp.down_proj.weight' is FP8_128, in blocks of 128, "
+        "which do not divide its 448 columns"
+    )
 
 
 def test_names_and_patterns_of_modules_mean_what_their_writers_mean_by_them():

@@ -484,6 +484,13 @@ def _check_tensors(
         if parts is None and scheme is not None:
             parts = scheme.parts(stored, name, shape)
         if parts is not None:
+            elements = FORMATS[parts.format].elements
+            if shape[-1] % elements:
+                refuse(
+                    parts.sources[0].file,
+                    f"{name!r} is {parts.format}, in blocks of {elements}, which do not divide its "
+                    f"{shape[-1]} columns",
+                )
             sources = tuple(place(source, "none") for source in parts.sources)
             first = sources[0]
             found[name] = StoredTensor(

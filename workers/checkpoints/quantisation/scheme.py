@@ -20,6 +20,8 @@ from workers.checkpoints.files import refuse
 from workers.checkpoints.safetensors import Tensor
 
 MOST_REPEATS = 3  # in a regular expression
+MOST_CHOICES = 3  # in one, too: groups with alternatives, and what may be left out
+MOST_ALTERNATIVES = 32
 RANKS = 8  # among which columns without groups should still divide into blocks
 
 Shape = tuple[int, ...]
@@ -172,7 +174,14 @@ def _is_quick(pattern: str) -> bool:
         re.compile(pattern)
     except re.error:
         return False
-    return len(re.findall(r"[*+{]", pattern)) <= MOST_REPEATS and not re.search(r"\)[*+{]", pattern)
+    plain = re.sub(r"\(\?[:!=]|\(\?<[!=]", "(", pattern.replace("\\?", ""))
+    groups = sum("|" in part for part in re.split(r"[()]", plain))  # each of which multiplies the ways to try
+    return (
+        len(re.findall(r"[*+{]", plain)) <= MOST_REPEATS
+        and plain.count("?") + groups <= MOST_CHOICES
+        and plain.count("|") < MOST_ALTERNATIVES
+        and not re.search(r"\)[*+{]", plain)
+    )
 
 
 def only(path: Path, given: Mapping[str, Any], key: str, *allowed: Any) -> Any:

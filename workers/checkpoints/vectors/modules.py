@@ -82,10 +82,10 @@ def read_modules(folder: Path) -> list[Module]:
     if not modules or modules[0].kind != "Transformer":
         refuse(path, "does not begin with a Transformer")
     for module in modules:
-        if Path(module.path).name != module.path:
+        if Path(module.path).name != module.path or module.path == "..":
             refuse(path, f"names a module in {module.path!r}, which is no folder beside it")
     if modules[0].path:
-        refuse(path, f"the Transformer is in a folder of its own, {module.path!r}, which is not supported")
+        refuse(path, f"the Transformer is in a folder of its own, {modules[0].path!r}, which is not supported")
     return modules
 
 
@@ -152,6 +152,8 @@ def _pooling(path: Path) -> Pooling:
     if given.get("include_prompt", True) is not True:
         refuse(path, "include_prompt false is not supported: prompts count in the mean")
     name = given.get("pooling_mode")
+    if not isinstance(name, str | None):
+        refuse(path, f"pooling_mode {name!r} is no name")
     chosen = [name] if name else [key for key, on in given.items() if key.startswith("pooling_mode_") and on]
     if len(chosen) != 1:
         refuse(
