@@ -310,7 +310,7 @@ def write(name: str, folder: Path, experts: bool = False, **changes: Any) -> Pre
     dense = load_file(meant / "model.safetensors")
     for key, weight in dense.items():
         module = key.removesuffix(".weight")
-        if module.endswith("_proj"):
+        if module.endswith(("_proj", ".w1", ".w2", ".w3")):  # as a Mixtral calls its own
             stored, values = writer(weight.numpy().copy())
             tensors |= {f"{module}.{end}": each.contiguous().clone() for end, each in stored.items()}
             dense[key] = tensor(values.astype(np.float32))

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import PreTrainedModel
+from transformers import MixtralConfig, MixtralForCausalLM, PreTrainedModel
 from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 
 import workers.weights.loader
 from ipc.errors import CortexError
 from tests.workers import quantised
-from tests.workers.checkpoints import greedy
+from tests.workers.checkpoints import SIZES, greedy
 from tests.workers.conftest import Tiny
 from tests.workers.engines import make_runner, prompt_of, request, serve, some_requests
 from tests.workers.quantised import SCHEMES
@@ -74,6 +74,16 @@ def test_experts_may_be_quantised(tmp_path, name):
     formats = read_card(tmp_path).formats(1)
     assert "model.layers.1.mlp.experts.3.down_proj.weight" in formats
     assert "model.layers.1.mlp.gate.weight" not in formats
+
+
+def test_experts_of_a_mixtral_may_be_quantised_under_their_own_names(tmp_path, monkeypatch):
+    def mixtral(**changes: int) -> PreTrainedModel:
+        return MixtralForCausalLM(MixtralConfig(**SIZES | quantised.SIZES, num_local_experts=4))
+
+    monkeypatch.setattr(quantised, "qwen3_moe", mixtral)
+    oracle = quantised.write("awq", tmp_path, experts=True)
+    assert any(name.endswith(".w2.qweight") for name in load_file(tmp_path / "model.safetensors"))
+    same_logits(tmp_path, oracle)
 
 
 def same_logits(folder: Path, oracle: PreTrainedModel) -> None:

@@ -17,9 +17,9 @@ from workers.checkpoints.rope import Size
 DEFAULTS = {"num_key_value_heads": 8, "rms_norm_eps": 1e-5, "rope_theta": 1_000_000.0}
 USUAL = {
     ".block_sparse_moe.": ".mlp.",
-    ".w1.weight": ".gate_proj.weight",
-    ".w2.weight": ".down_proj.weight",
-    ".w3.weight": ".up_proj.weight",
+    ".w1.": ".gate_proj.",
+    ".w2.": ".down_proj.",
+    ".w3.": ".up_proj.",
 }
 
 
