@@ -186,3 +186,13 @@ def http(gateway: GatewayProcess) -> Iterator[httpx.Client]:
     """A plain client of it."""
     with httpx.Client(base_url=gateway.base, trust_env=False, timeout=PATIENCE) as client:
         yield client
+
+
+@pytest.fixture(scope="module")
+def pair(neuron: NeuronThread, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
+    """A gateway of two processes."""
+    process = GatewayProcess(tmp_path_factory.mktemp("pair"), neuron.endpoint, workers=2)
+    try:
+        yield process.wait_ready()
+    finally:
+        process.stop()
