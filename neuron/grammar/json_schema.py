@@ -41,6 +41,7 @@ NUMBERS = ("exclusiveMaximum", "exclusiveMinimum", "maximum", "minimum", "multip
 COUNTS = ("maxItems", "maxLength", "maxProperties", "minItems", "minLength", "minProperties")
 MAPS = ("$defs", "definitions", "patternProperties", "properties")  # of schemas
 LISTS = ("allOf", "anyOf", "oneOf", "prefixItems")
+TEXTS = ("$ref", "pattern")
 SINGLES = ("additionalItems", "additionalProperties", "items")
 _CLASSES = re.compile(r"\\[pP](?:\{[^}]*\}|\w)")  # classes that Python's `re` does not have
 
@@ -167,6 +168,12 @@ def _check_keywords(pointer: str, schema: dict[str, Any]) -> None:
             raise Unfit(here, f"{key} must be a whole number, 0 or more")
         if key in MAPS and not isinstance(value, dict):
             raise Unfit(here, f"{key} must be an object")
+        if key in TEXTS and not isinstance(value, str):
+            raise Unfit(here, f"{key} must be a text")
+        if key == "enum" and not isinstance(value, list):
+            raise Unfit(here, "enum must be a list")
+        if key == "type" and not _is_type(value):
+            raise Unfit(here, "type must be the name of a type, or a list of such")
         if key in LISTS and not (isinstance(value, list) and value):
             raise Unfit(here, f"{key} must be a list, and not an empty one")
         if key == "multipleOf" and value <= 0:
@@ -190,6 +197,11 @@ def _check_keywords(pointer: str, schema: dict[str, Any]) -> None:
             f"{pointer}/minProperties",
             "more properties than the required ones and one more cannot be enforced",
         )
+
+
+def _is_type(value: Any) -> bool:
+    names = value if isinstance(value, list) and value else [value]
+    return all(isinstance(name, str) for name in names)
 
 
 def _referred(root: dict[str, Any], schema: dict[str, Any]) -> list[tuple[str, Any, int]]:

@@ -166,7 +166,8 @@ def _names(schema: dict[str, Any]) -> dict[str, Any]:
         key: {"type": each["type"]} if isinstance(each, dict) and "type" in each else {}
         for key, each in properties.items()
     }
-    needed = [key for key in schema.get("required") or [] if key in types]
+    required = schema.get("required")
+    needed = [key for key in types if isinstance(required, list) and key in required]
     return {"type": "object", "properties": types, "required": needed, "additionalProperties": False}
 
 

@@ -15,6 +15,7 @@ from ipc.messages import Structured, Tool
 from neuron.grammar.check import Bytes
 from neuron.grammar.tool_calls import allow_call, require_call
 from neuron.text.formats.hermes import HermesParser
+from neuron.text.formats.registry import FORMATS
 
 SCHEMA = {
     "type": "object",
@@ -95,6 +96,22 @@ def test_of_several_tools_one_is_called_where_calls_are_not_to_be_parallel():
 def test_a_schema_that_no_grammar_can_be_made_of_leaves_any_object(parameters):
     grammar = require_call([Tool.function("f", parameters=parameters)], ["f"], encode, "none").grammar
     assert '%json {"type": "object", "x-guidance"' in grammar
+
+
+@pytest.mark.parametrize("written", FORMATS, ids=lambda each: each.name)
+def test_of_odd_schemas_a_grammar_is_written_in_every_format(written, monkeypatch):
+    monkeypatch.setattr("neuron.grammar.tool_calls.fault", lambda *given: None)  # which takes a process each
+    odd = [
+        {"type": ["string", "null"], "const": "a"},
+        {"type": ["string", "null"], "enum": [["x"], None]},
+        *({"type": "string", "enum": value} for value in (None, 5)),
+        *({"type": "string", "pattern": value} for value in (None, 5)),
+        *({"type": value} for value in ({}, [], [["string"]])),
+    ]
+    schemas = [{"type": "object", "properties": {"x": each}} for each in odd]
+    schemas += [{"type": "object", "properties": {"x": {}}, "required": each} for each in (True, 5, [["x"]])]
+    tools = [Tool.function(f"f{number}", parameters=each) for number, each in enumerate(schemas)]
+    assert require_call(tools, [tool.name for tool in tools], encode, "none", written=written).grammar
 
 
 @pytest.mark.parametrize("unfit", [{"not": {}}, {"pattern": "(?=a)b"}])

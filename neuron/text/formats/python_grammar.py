@@ -62,7 +62,7 @@ def literal(schema: Any, definitions: Mapping[str, Any], lark: Lark) -> str:
     types = schema.get("type")
     if isinstance(types, list) and "enum" not in schema and "const" not in schema and types:
         return _any_of([literal({**schema, "type": each}, definitions, lark) for each in types])
-    if types in _TYPES and keys == {"type"}:
+    if keys == {"type"} and types in _TYPES:
         return _any_of([lark.text(_WORDS[each]) for each in _TYPES[types]])
     return lark.json({**schema, **definitions})
 
