@@ -94,6 +94,13 @@ def test_a_tensor_that_is_missing_is_named(tmp_path):
     assert f"{path}: the tensor 'model.layers.0.input_layernorm.weight' is in none" in refusal(path)
 
 
+def test_more_experts_than_any_model_has_are_refused(tmp_path):
+    experts = ("blk.0.ffn_gate_exps.weight", (1, 1, 5000), 24, 512)
+    path = file(tmp_path / "model.gguf", llama(), [EMBEDDING, experts])
+    path.write_bytes(path.read_bytes() + bytes(8192))
+    assert f"{path}: has 'blk.0.ffn_gate_exps.weight' of 5,000 experts" in refusal(path)
+
+
 def test_a_vector_in_blocks_is_named(tmp_path):
     norm = ("blk.0.attn_norm.weight", (32,), 8, 512)
     message = refusal(file(tmp_path / "model.gguf", llama(), [EMBEDDING, norm]))

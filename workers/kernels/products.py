@@ -7,7 +7,8 @@ from torch import Tensor
 from workers.kernels import compiled
 from workers.weights.blocks import Blocks, Weight
 
-WIDE_BYTES = 1 << 20  # of float32 made at once: they stay in the cache
+# Of float32 made at once: they stay in a CPU's cache; a GPU waits for some ten launches each time.
+WIDE_BYTES = {"cpu": 1 << 20, "cuda": 16 << 20}
 TILE = 16  # tokens that a program of the kernel for GPUs has at least
 
 
@@ -40,7 +41,7 @@ def _has_kernel(weight: Blocks) -> bool:
 def widened(x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:  # [tokens, columns] -> [tokens, rows]
     """The same for any weight: some of its rows are made float32, which is exact, and then the next ones."""
     total, columns = weight.shape
-    rows = max(1, WIDE_BYTES // (4 * columns))
+    rows = max(1, WIDE_BYTES[x.device.type] // (4 * columns))
     wide, y = x.float(), x.new_empty(len(x), total)
     for start in range(0, total, rows):
         part = wide @ weight[start : start + rows].float().t()

@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from workers.checkpoints.families.llama import EMBEDDING, HEAD
+from workers.checkpoints.files import refuse
 from workers.checkpoints.gguf.architectures import Architecture
 from workers.checkpoints.safetensors import Tensor
+from workers.checkpoints.stacked import MOST_EXPERTS
 
 MODEL = {"token_embd": EMBEDDING, "output": HEAD, "output_norm": "model.norm.weight"}
 LAYER = {
@@ -52,6 +54,8 @@ def usual(name: str, tensor: Tensor, architecture: Architecture) -> Iterator[tup
         yield f"model.layers.{match[1]}.{known[match[2]]}.{match[3]}", tensor
     elif match[2] in EXPERTS and len(tensor.shape) == (3 if match[3] == "weight" else 2):
         count, *shape = tensor.shape  # experts one after the other
+        if count > MOST_EXPERTS:
+            refuse(tensor.file, f"has {name!r} of {count:,} experts, and {MOST_EXPERTS:,} is the limit")
         size = tensor.size // count
         for number in range(count):
             part = replace(tensor, shape=tuple(shape), offset=tensor.offset + number * size, size=size)
