@@ -457,6 +457,8 @@ def _failing(opened: OpenRequest) -> Iterator[None]:
         yield
     except CortexError as error:
         opened.fail(error)
+    except asyncio.CancelledError:  # answered here: its id may be another request's when its task has ended
+        opened.cancel()
     except Exception as error:
         log.exception("request cannot be prepared id=%d trace=%s", opened.key, word(opened.request.trace))
         opened.fail(CortexError(Code.INTERNAL, f"{type(error).__name__}: {error}"))

@@ -1,7 +1,10 @@
 """Every verb, asked of a real neuron over ZeroMQ."""
 
+import asyncio
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 
@@ -9,6 +12,8 @@ from ipc.errors import Code, CortexError
 from ipc.messages import (
     PROTOCOL_MAJOR,
     PROTOCOL_MINOR,
+    Cancel,
+    Cancelled,
     CountTokens,
     Delta,
     Detokenize,
@@ -33,6 +38,8 @@ from ipc.messages import (
     Unload,
     Watch,
 )
+from neuron.config import NeuronConfig
+from neuron.service import Service
 from tests.neuron.harness import PATIENCE, Neuron, chat, simulated, wait_until
 
 
@@ -131,6 +138,26 @@ def test_cancel_ends_a_running_request_and_its_worker_s_share(neuron, client, st
     call.close()
     state = neuron.wait_for("steady", running=0, cancelled=before + 1)
     wait_until(lambda: neuron.model("steady").pages_free == state.pages_total, "its pages to be free")
+
+
+def test_an_id_may_be_used_again_as_soon_as_its_request_is_cancelled():
+    peer = Mock()
+    models = SimpleNamespace(known=lambda model: None, open=lambda model: asyncio.Event().wait())
+
+    async def scenario():
+        service = Service(NeuronConfig(), "0", models, None)
+        asked = Generate(id=5, model="sim", prompt="Hello")
+        service.handle(peer, asked)
+        await asyncio.sleep(0)  # its preparation has begun
+        service.handle(peer, Cancel(id=5))
+        service.handle(peer, asked)
+        for _ in range(5):
+            await asyncio.sleep(0)
+        # and the second one is under way
+        assert [type(reply) for (reply,), _ in peer.send.call_args_list] == [Cancelled]
+        service.on_gone(peer)
+
+    asyncio.run(scenario())
 
 
 def test_a_client_that_vanishes_cancels_its_requests(neuron):
