@@ -85,7 +85,9 @@ def read_modules(folder: Path) -> list[Module]:
         if Path(module.path).name != module.path or module.path == "..":
             refuse(path, f"names a module in {module.path!r}, which is no folder beside it")
     if modules[0].path:
-        refuse(path, f"the Transformer is in a folder of its own, {modules[0].path!r}, which is not supported")
+        refuse(
+            path, f"the Transformer is in a folder of its own, {modules[0].path!r}, which is not supported"
+        )
     return modules
 
 
