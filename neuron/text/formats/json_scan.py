@@ -87,7 +87,7 @@ class JsonScan:
 
     def _read_scalar(self, text: str, at: int, ended: bool) -> tuple[str, int]:
         """A number, true, false or null: it ends where something else begins."""
-        end = _SCALAR.match(text, at).end()  # type: ignore[union-attr]
+        end = end_of(_SCALAR, text, at)
         self.whole = end < len(text) or ended
         return text[at:end], end
 
@@ -129,3 +129,9 @@ def object_in(text: str) -> str | None:
     except (msgspec.MsgspecError, RecursionError):
         return None
     return "{}" if value is None else text if isinstance(value, dict) else None
+
+
+def end_of(pattern: re.Pattern[str], text: str, at: int) -> int:
+    """Where that ends which `pattern` matches from `at` on: there, where it does not."""
+    found = pattern.match(text, at)
+    return at if found is None else found.end()

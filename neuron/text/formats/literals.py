@@ -25,6 +25,7 @@ from typing import ClassVar
 import msgspec
 
 from neuron.text.formats.call_parser import CallParser, NoCall, Steps, Unfinished
+from neuron.text.formats.json_scan import end_of
 
 MAX_CHARACTER = 0x10FFFF
 MAX_WORD = 1024  # characters of a number, or of a word such as True
@@ -178,7 +179,7 @@ class LiteralParser(CallParser):
     def _word(self) -> Steps[str]:
         """Take a number or a word."""
         while True:
-            end = _WORD.match(self._text, self._at).end()  # type: ignore[union-attr]
+            end = end_of(_WORD, self._text, self._at)
             if end - self._at > MAX_WORD:
                 raise NoCall
             if end < len(self._text) or not (yield from self.more()):

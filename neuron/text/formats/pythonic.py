@@ -7,7 +7,8 @@ import re
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from neuron.text.formats.call_parser import CallParser, NoCall, Steps, Unfinished
+from neuron.text.formats.bare import BareParser
+from neuron.text.formats.call_parser import CallParser, NoCall, Steps
 from neuron.text.formats.lark import Lark
 from neuron.text.formats.literals import LiteralParser
 from neuron.text.formats.python_grammar import keywords
@@ -19,38 +20,21 @@ _NO_KEY = (*"()[]{},'\"",)  # characters of other things
 _FUNCTION = re.compile(r"\[func(tion)?(_name)?1?\(")  # as the prompts of templates show it
 
 
-class PythonicParser(LiteralParser):
-    """Reads calls in a list that may stand between two tags.
-
-    Without a tag, an answer that is a list looks like calls: they are such where it begins the answer and
-    names a tool that was offered.
-
-    Attributes:
-        ends: tags behind the list.
-    """
+class PythonicParser(BareParser, LiteralParser):
+    """Reads calls in a list that may stand between two tags."""
 
     starts = ("[",)
-    ends: ClassVar[tuple[str, ...]] = ()
-    _is_bare = False  # there is no tag before what is read
 
-    def call(self, opening: str) -> Steps[None]:
-        self._is_bare = opening == "["
-        try:
-            yield from self.space()
-            if self._is_bare or (yield from self.accept("[")):
-                yield from self._list()
-            else:
-                yield from self._function()
-        except Unfinished:
-            if self._is_bare and not self.in_call and not self.may_be_known:
-                raise NoCall from None
-            raise
+    def calls_behind(self, opening: str) -> Steps[None]:
         yield from self.space()
-        yield from self.accept(*self.ends)
+        if self.is_bare or (yield from self.accept("[")):
+            yield from self._list()
+        else:
+            yield from self._function()
 
     def named(self, name: str) -> None:
         super().named(name)
-        if not self.is_known and (self._is_bare or not _NAME.fullmatch(name)):
+        if not self.is_known and not _NAME.fullmatch(name):
             raise NoCall
 
     def _list(self) -> Steps[None]:

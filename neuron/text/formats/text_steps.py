@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import msgspec
 
-from neuron.text.formats.json_scan import JsonScan
+from neuron.text.formats.json_scan import JsonScan, end_of
 from neuron.text.tags import SPACE, TOKEN
 
 T = TypeVar("T")
@@ -61,7 +61,7 @@ class TextSteps:
     def space(self) -> Steps[None]:
         """Skip space."""
         while (yield from self.peek()) in (*SPACE,):
-            self._take(_SPACES.match(self._text, self._at).end())  # type: ignore[union-attr]
+            self._take(end_of(_SPACES, self._text, self._at))
 
     def accept(self, *marks: str) -> Steps[str | None]:
         """Take the first of `marks` that the text goes on with; None when it goes on otherwise.
@@ -155,7 +155,7 @@ class TextSteps:
         """Whether they follow, and whether that is sure."""
         at = self._at
         for group in groups:
-            at = _GAP.match(self._text, at).end()  # type: ignore[union-attr]
+            at = end_of(_GAP, self._text, at)
             if at == len(self._text):
                 return not group, False
             for mark in self._spelled(group):
