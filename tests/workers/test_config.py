@@ -82,6 +82,14 @@ ROPE_REFUSED = {
     "high_freq_factor": LLAMA3 | {"high_freq_factor": 1.0},
     "partial_rotary_factor": {"partial_rotary_factor": 0.25},
     "beta_fast": YARN | {"beta_fast": "fast"},
+    "beta_fast -1": YARN | {"beta_fast": -1.0},
+    "beta_slow -1": YARN | {"beta_slow": -1.0},
+    "original_max_position_embeddings is 1": {
+        "rope_type": "longrope",
+        "short_factor": [1.0] * 8,
+        "long_factor": [1.0] * 8,
+        "original_max_position_embeddings": 1,
+    },
 }
 
 

@@ -125,6 +125,11 @@ def read(path: Path, file: RopeKeys, rotary_dim: int, *, partial: bool) -> tuple
         refuse(path, f"{key}.rope_theta {rope.rope_theta} is not supported")
     if kind in ("llama3", "yarn", "longrope") and rope.original_max_position_embeddings < 1:
         refuse(path, f"{key}.original_max_position_embeddings is {rope.original_max_position_embeddings}")
+    for name in ("beta_fast", "beta_slow"):
+        if not 0 < (getattr(rope, name) or 1.0) < LARGEST_FACTOR:
+            refuse(path, f"{key}.{name} {getattr(rope, name)} is not supported")
+    if kind == "longrope" and rope.original_max_position_embeddings < 2:
+        refuse(path, f"{key}.original_max_position_embeddings is {rope.original_max_position_embeddings}")
     if kind == "llama3" and not 0 < rope.low_freq_factor < rope.high_freq_factor:
         refuse(path, f"{key}.high_freq_factor {rope.high_freq_factor} is not above low_freq_factor")
     if kind == "longrope":
