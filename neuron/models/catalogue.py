@@ -53,11 +53,9 @@ class Catalogue:
             CortexError: MODEL_NOT_FOUND, saying where it was looked for and how to get it.
         """
         configured = self._configured.get(model_id)
-        adapted = self._configured.get(model_id.rpartition(":")[0])
-        if configured is None and adapted is not None and adapted.adapters:
-            raise _not_found(model_id, f"the adapters of {adapted.id} are {', '.join(adapted.adapters)}")
         if configured is None and self._only_configured:
-            raise _not_found(model_id, f"this neuron serves only {', '.join(self._configured) or 'nothing'}")
+            why = f"this neuron serves only {', '.join(self._configured) or 'nothing'}"
+            raise self._nowhere(model_id, why)
         if configured is not None and (configured.path is not None or os.path.isabs(model_id)):
             folder = Path(configured.path or model_id).expanduser()
             if not folder.exists():
@@ -66,7 +64,7 @@ class Catalogue:
         if model_id == DEMO:
             return DEMO_FOLDER
         if not _is_plain(model_id):
-            raise _not_found(model_id, "an id is a name, or organisation/name")
+            raise self._nowhere(model_id, "an id is a name, or organisation/name")
         beside = []  # of the same folder
         for name, path in self._named(model_id):
             if name == model_id and is_checkpoint(path):
@@ -75,7 +73,14 @@ class Catalogue:
         if beside:
             raise _not_found(model_id, f"there are {', '.join(beside)}")
         places = ", ".join(str(place) for place in (*self._folders, self._cache))
-        raise _not_found(model_id, f"looked in {places}; `hf download {model_id}` gets it into the cache")
+        raise self._nowhere(model_id, f"looked in {places}; `hf download {model_id}` gets it into the cache")
+
+    def _nowhere(self, model_id: str, why: str) -> CortexError:
+        """MODEL_NOT_FOUND for `why`, or with the adapters there are where an adapter seems to be meant."""
+        base = self._configured.get(model_id.rpartition(":")[0])
+        if base is not None and base.adapters:
+            why = f"the adapters of {base.id} are {', '.join(base.adapters)}"
+        return _not_found(model_id, why)
 
     def list_models(self) -> list[str]:
         """Every id that can be loaded: configured, bundled, in the model folders, in the cache."""

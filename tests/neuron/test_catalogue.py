@@ -119,6 +119,16 @@ def test_a_model_may_be_called_like_an_adapter_of_another(tmp_path):
     assert "the adapters of a are b" in refusal(catalogue, "a:Q8_0")
 
 
+def test_other_files_beside_a_model_with_adapters_are_found(tmp_path):
+    small, large = (gguf(tmp_path / "shelf" / "a" / f"x-{kind}.gguf") for kind in ("Q4_K_M", "Q8_0"))
+    model = ModelSettings(id="a", path=str(large), adapters={"b": "/b"})
+    catalogue = Catalogue(
+        NeuronConfig(models=[model], model_folders=[str(tmp_path / "shelf")], hf_cache=str(tmp_path / "none"))
+    )
+    assert catalogue.find("a:Q4_K_M") == small
+    assert "the adapters of a are b" in refusal(catalogue, "a:c")
+
+
 def test_a_configured_path_that_is_gone_is_named(tmp_path):
     catalogue = Catalogue(
         NeuronConfig(models=[ModelSettings(id="a", path="/not/there")], hf_cache=str(tmp_path))
