@@ -188,6 +188,10 @@ def test_calls_that_the_template_would_leave_out_are_told_as_the_model_writes_th
         '[user:a][assistant:see\n\n<|tool_call_start|>[f(k=[True, "é"]), f(k="v")]<|tool_call_end|>]'
         "[tool:r][tool:s]"
     )
+    deep = '{"k":' * 900 + "1" + "}" * 900
+    assert deep in ChatTemplate.of(SILENT, {}, tool_format=LFM2).render([called(deep)], [], {}).replace(
+        " ", ""
+    )
     with_tools = "{% if tools %}" + TURNS + "{% else %}" + SILENT + "{% endif %}"
     assert "f(k=" not in ChatTemplate.of(with_tools, {}, tool_format=LFM2).render(messages, [], {})
 

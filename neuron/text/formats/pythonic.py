@@ -104,9 +104,12 @@ class Pythonic(ToolFormat):
 
 
 def _keywords(arguments: dict[str, Any]) -> str:
-    if all(map(_NAME.fullmatch, arguments)):
-        return ", ".join(f"{key}={_python(value)}" for key, value in arguments.items())
-    return f"**{_python(arguments)}"
+    try:
+        if all(map(_NAME.fullmatch, arguments)):
+            return ", ".join(f"{key}={_python(value)}" for key, value in arguments.items())
+        return f"**{_python(arguments)}"
+    except RecursionError:
+        return f"**{json.dumps(arguments, ensure_ascii=False)}"  # which goes deeper
 
 
 def _python(value: Any) -> str:
