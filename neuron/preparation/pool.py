@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
+from itertools import chain
 
 from ipc.errors import Code, CortexError
 from neuron.preparation.jobs import Job
@@ -58,7 +59,9 @@ class Pool:
         return await asyncio.shield(self._keep(self._work(account, job, body)))
 
     async def close(self) -> None:
-        """End all processes, and what they work on."""
+        """End all processes, what they work on, and what waits for them."""
+        for turn in chain.from_iterable(self._waiting.values()):
+            turn.cancel()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

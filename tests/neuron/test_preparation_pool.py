@@ -57,6 +57,20 @@ def test_one_account_never_has_all_processes():
     run(scenario())
 
 
+def test_what_waits_when_it_closes_never_begins():
+    async def scenario():
+        made, never = Started(), asyncio.Event()
+        pool = Pool(made, 2)
+        jobs = [asyncio.create_task(pool.run("a", JOB, never.wait)) for _ in range(3)]
+        await asyncio.sleep(0.01)
+        await pool.close()
+        await asyncio.wait(jobs)
+        assert all(job.cancelled() for job in jobs)
+        assert [process.ended for process in made] == [True]
+
+    run(scenario())
+
+
 def test_accounts_take_turns():
     async def scenario():
         pool, begin, order = Pool(Started(), 2), asyncio.Event(), []
