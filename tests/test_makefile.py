@@ -24,8 +24,9 @@ def make(tmp_path):
         f'case "$*" in "-m pip"*) echo "$@" >> {told};; esac\n'
     )
     python.chmod(0o755)
-    for name in ("Makefile", "pyproject.toml", "setup.cfg", "constraints.txt"):
-        shutil.copy(ROOT / name, tmp_path)
+    for name in ("Makefile", "pyproject.toml", "setup.cfg", "constraints.txt", "workers/kernels/blocks.c"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
 
     def run(*arguments):
         ended = subprocess.run(

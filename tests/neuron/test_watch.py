@@ -47,7 +47,7 @@ def test_a_watch_is_told_all_once_then_what_changed_a_status_at_once_and_nothing
 
     async def main():
         models = Models({"a": "ready", "b": "unloaded"})
-        watched = Service(NeuronConfig(), "1", models)
+        watched = Service(NeuronConfig(), "1", models, None)
         first, second = Peer(), Peer()
         watched.handle(first, Watch(id=1))
         assert first.told() == [(True, {"a": "ready", "b": "unloaded"}, [])]
@@ -74,7 +74,7 @@ def test_a_watch_is_told_all_once_then_what_changed_a_status_at_once_and_nothing
 def test_a_watch_that_came_before_the_search_was_over_is_told_all_when_it_is():
     async def main():
         models = Models({"a": "unloaded"}, searched=False)
-        watched = Service(NeuronConfig(), "1", models)
+        watched = Service(NeuronConfig(), "1", models, None)
         peer = Peer()
         watched.handle(peer, Watch(id=1))
         assert peer.told() == []

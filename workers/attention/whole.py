@@ -98,8 +98,16 @@ class WholeAttention:
         real = (~padding).flatten().nonzero().squeeze(1)
         return Batch(count, length, rows.flatten(), real, padding[:, None, None])
 
-    def run(self, prepared: list[Batch], layer: int, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """In each layer: see `workers.attention.backend.Attend`."""
+    def run(
+        self,
+        prepared: list[Batch],
+        layer: int,
+        q: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        sinks: Tensor | None = None,
+    ) -> Tensor:
+        """In each layer: see `workers.attention.backend.Attend`. No model that is served so has sinks."""
         out = torch.empty_like(q)
         window = self._windows[layer]
         for batch in prepared:
