@@ -22,6 +22,7 @@ from workers.layers.linear import has_kernels
 from workers.step.pages import pages_for
 
 MIB = 1 << 20
+PIECES = 8 * MIB  # of free memory, too small for anything, that may gather until a rank trims it
 FULL = CacheGroup(kind="full", layers=[0])
 LIMITS = {"context_length": 2048, "max_sequences": 16, "max_step_tokens": 512}
 PAGE = read_card(DEMO_FOLDER).kv_bytes_per_token(1) * PAGE_SIZE  # bytes of one of the demo's, bfloat16
@@ -75,7 +76,8 @@ def test_what_was_measured_is_near_what_a_rank_holds_when_all_of_its_pages_are_i
         serve_everything_at_once(group)
         # a CPU without instructions for bfloat16 makes next to none of the kernels that are booked
         unmade = 0 if has_kernels(torch.bfloat16, torch.device("cpu")) else KERNEL_BYTES
-        assert 0.85 < (resident(group.processes[0].pid) + unmade) / report.memory.total < 1.03
+        held = resident(group.processes[0].pid) + unmade
+        assert 0.85 * report.memory.total < held < 1.03 * report.memory.total + PIECES
 
 
 def test_what_is_planned_is_near_what_is_measured(runtime):
