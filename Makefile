@@ -50,7 +50,7 @@ $(VENV)/installed-run: extras := neuron
 $(VENV)/installed-test: extras := test
 $(VENV)/installed-%: $(PIP_INPUTS) | $(VENV)/bin/pip
 ifeq ($(TORCH),cpu)
-	$(PIP) --index-url $(TORCH_CPU_INDEX) torch
+	$(PIP) --no-deps --index-url $(TORCH_CPU_INDEX) torch
 endif
 	$(PIP) -e '.[$(extras)]'
 	@touch $@

@@ -53,7 +53,7 @@ def test_it_says_how_much_it_takes_before_it_begins_and_hides_nothing(make):
 def test_the_smaller_build_comes_from_its_own_index(make):
     ended, [torch, install] = make("TORCH=cpu")
     assert "1.3 GB" in ended.stdout
-    assert "--index-url https://download.pytorch.org/whl/cpu torch" in torch
+    assert "--no-deps --index-url https://download.pytorch.org/whl/cpu torch" in torch
     assert "--index-url" not in install
 
 
