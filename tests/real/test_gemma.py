@@ -6,6 +6,7 @@ import math
 import os
 from pathlib import Path
 
+import gguf
 import numpy
 import pytest
 import torch
@@ -72,7 +73,6 @@ def tokenizer() -> TextTokenizer:
 @pytest.fixture(scope="module")
 def oracle() -> PreTrainedModel:
     """transformers with the weights as the package `gguf` dequantises them, in float32."""
-    gguf = pytest.importorskip("gguf")
     model = Gemma3ForCausalLM(Gemma3TextConfig(**CONFIG)).eval()
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.GEMMA3, CONFIG["num_hidden_layers"])
     stored = read_header(GEMMA).tensors

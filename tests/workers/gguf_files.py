@@ -8,8 +8,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy
-import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, PretrainedConfig
@@ -82,8 +82,7 @@ class Writer:
     """A `GGUFWriter` that has its keys below the architecture's name, and a tokenizer."""
 
     def __init__(self, path: Path, architecture: str, **settings: Any) -> None:
-        gguf = pytest.importorskip("gguf")
-        self.gguf, self._path, self._architecture = gguf, path, architecture
+        self._path, self._architecture = path, architecture
         self.writer = gguf.GGUFWriter(path, architecture, **settings)
 
     def keys(self, **values: Any) -> None:
@@ -117,8 +116,8 @@ class Writer:
         if kind is None:
             self.writer.add_tensor(name, array)
             return
-        type_ = self.gguf.GGMLQuantizationType[kind]
-        data = self.gguf.quants.quantize(array.astype(numpy.float32), type_)
+        type_ = gguf.GGMLQuantizationType[kind]
+        data = gguf.quants.quantize(array.astype(numpy.float32), type_)
         self.writer.add_tensor(name, data, raw_dtype=type_)
 
     def close(self) -> Path:
@@ -150,7 +149,7 @@ def write(
     tensors = {key: each for file in folder.glob("*.safetensors") for key, each in load_file(file).items()}
     if config.tie_word_embeddings:
         tensors.pop("lm_head.weight", None)
-    names = writer.gguf.get_tensor_name_map(_enum(writer.gguf, architecture), config.num_hidden_layers)
+    names = gguf.get_tensor_name_map(_enum(architecture), config.num_hidden_layers)
     for name, tensor in sorted(_merged(tensors).items()):
         known = names.get_name(name, (".weight", ".bias"))
         if architecture.startswith("gemma") and name.endswith("norm.weight"):
@@ -168,7 +167,7 @@ def write(
 _STACKED = re.compile(r"(.*\.experts)\.(gate_up|down)_proj(_bias)?")
 
 
-def _enum(gguf: Any, architecture: str) -> Any:
+def _enum(architecture: str) -> gguf.MODEL_ARCH:
     return next(enum for enum, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
 
 

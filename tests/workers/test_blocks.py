@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import gguf
 import msgspec
 import numpy
 import pytest
@@ -52,7 +53,6 @@ def loaded(card: ModelCard, quantization: str, rank: int = 0, size: int = 1) -> 
 
 @pytest.mark.parametrize("name", BY_BLOCK)
 def test_a_block_is_read_as_ggml_reads_it(name):
-    gguf = pytest.importorskip("gguf")
     kind, form = gguf.GGMLQuantizationType[name], FORMATS[name]
     assert gguf.GGML_QUANT_SIZES[kind] == (form.elements, form.nbytes)
     rows = numpy.random.default_rng(0).integers(0, 256, (64, 3 * form.nbytes), dtype=numpy.uint8)
@@ -77,7 +77,6 @@ def test_what_is_quantised_is_near_to_what_it_was(name):
 
 
 def test_q8_0_is_what_ggml_makes_of_it():
-    gguf = pytest.importorskip("gguf")
     rows = torch.randn(16, 256, generator=torch.Generator().manual_seed(1))
     expected = gguf.quants.quantize(rows.numpy(), gguf.GGMLQuantizationType.Q8_0)
     assert torch.equal(quantise("Q8_0", rows), torch.from_numpy(expected))
@@ -211,7 +210,6 @@ def test_columns_that_are_not_whole_blocks_are_refused_by_name(folder):
 
 
 def test_every_format_has_a_reading():
-    pytest.importorskip("gguf")  # which has the codebooks
     for name, form in FORMATS.items():
         nothing = torch.zeros(2, form.row_bytes(256), dtype=torch.uint8)
         assert torch.equal(dequantise(name, nothing), torch.zeros(2, 256)), name

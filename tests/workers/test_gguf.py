@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gguf
 import msgspec
 import pytest
 import torch
@@ -72,7 +73,6 @@ def test_a_converted_checkpoint_is_the_same_model(tiny, tmp_path, monkeypatch, n
 
 
 def test_rows_in_blocks_are_put_in_order_without_being_touched(tmp_path):
-    gguf = pytest.importorskip("gguf")
     torch.manual_seed(1)
     model = checkpoints.llama(hidden_size=64, head_dim=16, vocab_size=96)
     checkpoints.fill(model)
