@@ -35,7 +35,7 @@ from workers.step.engine import Extra, Loaded, OutOfDeviceMemory, StepResult
 from workers.step.pages import pages_for
 from workers.step.plan import NewSequence, Scheduled, StepPlan
 from workers.weights.blocks import Empty
-from workers.weights.loader import WeightFiles
+from workers.weights.loader import WeightFiles, bytes_filled
 
 CHECKED_STEPS = 16  # between two looks at how much memory is held
 
@@ -119,7 +119,7 @@ class ModelRunner:
             for shard in place(linear, number, card, empty, self.step_adapters)
         ]
         WeightFiles(card).load(parts, lambda fraction: None)
-        return sum(piece.into.nbytes for part in parts for piece in part.pieces)
+        return bytes_filled(parts)
 
     def _make_pool(self, config: ModelConfig, dtype: torch.dtype, weights: int) -> Loaded:
         """A pool as large as memory allows: first one page of one layer, to see what all else takes.

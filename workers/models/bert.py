@@ -21,7 +21,7 @@ from workers.layers.linear import ColumnParallel, Linear, RowParallel
 from workers.models.mlp import activated
 from workers.parallel import RankGroup
 from workers.weights.blocks import Empty
-from workers.weights.loader import Shard, Slice
+from workers.weights.loader import Shard, Slice, bytes_filled
 
 
 class Bert:
@@ -64,7 +64,7 @@ class Bert:
     @property
     def nbytes(self) -> int:
         """Bytes of the weights that are to be read, in the type that they are kept in."""
-        return sum(piece.into.nbytes for part in self.parts() for piece in part.pieces)
+        return bytes_filled(self.parts())
 
     def __call__(
         self, token_ids: Tensor, positions: Tensor, attend: Attend, types: Tensor | None = None

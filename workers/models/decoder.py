@@ -26,7 +26,7 @@ from workers.models.latent import LatentAttention
 from workers.models.mlp import MLP
 from workers.parallel import RankGroup
 from workers.weights.blocks import Empty
-from workers.weights.loader import Shard, Slice
+from workers.weights.loader import Shard, Slice, bytes_filled
 
 Angles = tuple[Tensor, Tensor]  # cosines and sines, [tokens, 1, head_dim] float32
 
@@ -76,7 +76,7 @@ class Decoder:
     @property
     def nbytes(self) -> int:
         """Bytes of the weights that are to be read, in the type that they are kept in."""
-        return sum(piece.into.nbytes for part in self.parts() for piece in part.pieces)
+        return bytes_filled(self.parts())
 
     def __call__(
         self, token_ids: Tensor, positions: Tensor, attend: Attend, num_blocks: int | None = None

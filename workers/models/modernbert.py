@@ -21,7 +21,7 @@ from workers.layers.rotary import Rotary, rotate
 from workers.models.mlp import gated
 from workers.parallel import RankGroup
 from workers.weights.blocks import Empty
-from workers.weights.loader import Shard
+from workers.weights.loader import Shard, bytes_filled
 
 Angles = tuple[Tensor, Tensor]  # cosines and sines, [tokens, 1, head_dim] float32
 
@@ -64,7 +64,7 @@ class ModernBert:
     @property
     def nbytes(self) -> int:
         """Bytes of the weights that are to be read, in the type that they are kept in."""
-        return sum(piece.into.nbytes for part in self.parts() for piece in part.pieces)
+        return bytes_filled(self.parts())
 
     def __call__(self, token_ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:  # [tokens, hidden]
         """Run all blocks; before the last norm.

@@ -12,7 +12,7 @@ from workers.checkpoints.vectors.stages import Pooling, Stage, StageActivation
 from workers.layers.layer_norm import LayerNorm
 from workers.layers.linear import ColumnParallel
 from workers.weights.blocks import Empty
-from workers.weights.loader import Shard
+from workers.weights.loader import Shard, bytes_filled
 
 ACTIVATIONS: dict[StageActivation, Callable[[Tensor], Tensor]] = {
     "identity": lambda x: x,
@@ -49,7 +49,7 @@ class Stages:
 
     @property
     def nbytes(self) -> int:
-        return sum(piece.into.nbytes for part in self.parts() for piece in part.pieces)
+        return bytes_filled(self.parts())
 
     def __call__(self, x: Tensor) -> Tensor:  # [texts, inputs of the first] -> [texts, outputs of the last]
         for stage, linear, norm in zip(self.stages, self.linears, self.norms, strict=True):

@@ -67,6 +67,11 @@ class Shard:
     finish: Callable[[], None] = field(default=lambda: None)
 
 
+def bytes_filled(shards: Iterable[Shard]) -> int:
+    """Bytes of all that they fill, in the type that it is kept in."""
+    return sum(piece.into.nbytes for shard in shards for piece in shard.pieces)
+
+
 class WeightFiles:
     """The tensors of a checkpoint or an adapter, where its card says that they are."""
 
