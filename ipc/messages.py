@@ -19,6 +19,7 @@ import msgspec
 from msgspec import Meta
 
 from ipc.errors import Code, CortexError
+from ipc.model_settings import MAX_MODEL_ID
 
 PROTOCOL_MAJOR = 2
 PROTOCOL_MINOR = 2
@@ -39,7 +40,6 @@ class Plain(msgspec.Struct, omit_defaults=True, frozen=True, kw_only=True):
 
 
 MAX_NAME = 256  # characters of a name or an id that a client chooses
-MAX_MODEL_ID = 1024  # characters; it may be a folder's path
 MAX_IMAGE = 32 << 20  # bytes of an image's file
 MAX_TURNS = 10_000
 MAX_TOOLS = 1024

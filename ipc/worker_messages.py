@@ -14,6 +14,7 @@ from typing import Literal
 import msgspec
 
 from ipc.messages import Plain
+from ipc.model_settings import FailurePlan
 
 PAGE_SIZE = 32  # tokens in one page of a KV pool
 SMALLEST_CONTEXT = 2048  # tokens; a model that cannot have so many is not worth its weights
@@ -53,19 +54,6 @@ class BroadcastHandle(Plain):
     memory_fd: int
     data_fds: list[int]
     space_fd: int
-
-
-class FailurePlan(Plain):
-    """What a simulated engine does wrong, and when. Steps count from 1; None is never."""
-
-    rank: int = 0
-    fail_load: str | None = None  # refuse to load, with this message
-    out_of_memory_in_load: bool = False
-    die_at_step: int | None = None  # SIGKILL itself
-    hang_at_step: int | None = None  # never come back from that step
-    error_at_step: int | None = None  # raise in that step
-    out_of_memory_at_step: int | None = None  # and not for good: the next step is as any other
-    epochs: int | None = None  # only in the first so many epochs; None: in all
 
 
 class CacheGroup(Plain, frozen=True):

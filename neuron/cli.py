@@ -114,7 +114,7 @@ def check(
         inventory = Inventory(settings)
     except ConfigError as error:
         _fail(error)
-    catalogue = Catalogue(settings)
+    catalogue = Catalogue(settings, inventory.devices)
     ledger = Ledger(inventory.devices)
     table = Table("model", "architecture", "dtype", "context", "devices", "memory", "KV tokens")
     problems, notes = [], []
@@ -149,6 +149,9 @@ def check(
             " + ".join(_gib(size) for size in fit.reservations.values()),
             str(fit.kv_tokens),
         )
+    notes += [
+        f"{model_id} is not served here: it {reason}" for model_id, reason in catalogue.not_here.items()
+    ]
     notes += [f"{model_id} is not offered: {reason}" for model_id, reason in catalogue.refused.items()]
     Console().print(table)
     for line in (*notes, *problems):

@@ -9,15 +9,12 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct, field
 
-from ipc.settings import ConfigError, Size, load_settings
-from ipc.worker_messages import FailurePlan
+from ipc.model_settings import ModelSettings, check_devices, check_models
+from ipc.settings import ConfigError, Duration, Size, load_settings
 
-Name = Annotated[str, Meta(min_length=1, max_length=256, pattern=r"^[^\s:/]+$")]
 Count = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(gt=0)]
-Duration = Annotated[float, Meta(ge=0)]
 
-_DEVICE = re.compile(r"cpu|cuda:(0|[1-9]\d*)")
 _ENDPOINT = re.compile(r"ipc://.+|tcp://(\[[0-9A-Fa-f:.%*]+\]|[^:/\[\]\s]+):(\d{1,5}|\*)")
 
 
@@ -40,38 +37,6 @@ class Memory(Struct, frozen=True, kw_only=True):
 
     wait_seconds: Seconds = 120.0  # until whoever waits is refused
     turn_seconds: Duration = 10.0  # that a model serves before it leaves for another
-
-
-class Simulated(Struct, frozen=True, kw_only=True):
-    """The simulated engine in place of a checkpoint: its speed, size and failure plan."""
-
-    step_seconds: Duration = 0.0
-    prefill_tokens_per_second: Duration = 0.0  # 0: prefill takes no time
-    load_seconds: Duration = 0.0
-    memory: Size = 0  # on each rank
-    context_length: Count = 32768
-    failure: FailurePlan | None = None
-
-
-class ModelSettings(Struct, frozen=True, kw_only=True):
-    """One model as the user wants it served; null: the neuron decides."""
-
-    id: Annotated[str, Meta(min_length=1)]
-    path: str | None = None  # a checkpoint folder; null: looked up by id
-    dtype: Literal["bfloat16", "float16", "float32"] | None = None  # null: the checkpoint's
-    quantization: Literal["q8", "q6", "q4", "int8", "fp8"] | None = None  # of weights stored in a plain type
-    exact: bool = False  # the same bits whatever else the engine does
-    ranks: Count = 1
-    devices: list[str] | None = None  # one a rank, or just "cpu"
-    pin: bool = False  # loaded at start, never evicted
-    priority: int = 100  # higher stays longer
-    context_length: Count | None = None
-    max_sequences: Count = 32
-    max_step_tokens: Count | None = None
-    kv_memory: Size | None = None  # bytes of the KV pool on each rank
-    adapters: dict[Name, str] = {}  # LoRA adapters by their names: folders; served as `ID:NAME`
-    tool_format: str | None = None  # how it writes tool calls; null: as its chat template says
-    simulated: Simulated | None = None
 
 
 class NeuronConfig(Struct, frozen=True, kw_only=True):
@@ -120,59 +85,5 @@ def check(config: NeuronConfig, source: str | Path) -> None:
     port = endpoint and endpoint[2]
     if endpoint is None or (port and port != "*" and int(port) > 65535):
         raise ConfigError(source, "listen", f"Expected tcp://host:port or ipc://path, not {config.listen!r}")
-    _check_devices(config.devices, "devices", source)
-    seen: dict[str, int] = {}
-    for i, model in enumerate(config.models):
-        key = f"models[{i}]"
-        if model.id in seen:
-            raise ConfigError(
-                source, f"{key}.id", f"{model.id!r} is the id of models[{seen[model.id]}] already"
-            )
-        seen[model.id] = i
-        if model.adapters and (model.exact or model.simulated is not None):
-            what = "exact" if model.exact else "simulated"
-            raise ConfigError(source, f"{key}.adapters", f"a model that is {what} has none")
-        for name in model.adapters:
-            if any(other.id == f"{model.id}:{name}" for other in config.models):
-                raise ConfigError(source, f"{key}.adapters.{name}", f"a model is called {model.id}:{name}")
-        if model.path is not None and model.simulated is not None:
-            raise ConfigError(source, f"{key}.path", f"{model.path!r} is never read: the model is simulated")
-        _check_devices(model.devices, f"{key}.devices", source)
-        _check_placement(model, config.devices, key, source)
-        if model.tool_format is not None:
-            _check_tool_format(model.tool_format, f"{key}.tool_format", source)
-
-
-def _check_tool_format(name: str, key: str, source: str | Path) -> None:
-    from neuron.text.formats.registry import BY_NAME  # not for everybody who reads a configuration
-
-    if name not in BY_NAME:
-        raise ConfigError(source, key, f"{name!r} is none of {', '.join(sorted(BY_NAME))}")
-
-
-def _check_devices(devices: list[str] | None, key: str, source: str | Path) -> None:
-    if devices == []:
-        raise ConfigError(source, key, "the list is empty; leave it out to use every device")
-    for i, device in enumerate(devices or []):
-        if not _DEVICE.fullmatch(device):
-            raise ConfigError(source, f"{key}[{i}]", f"Expected cpu or cuda:N, not {device!r}")
-        if device in devices[:i]:
-            raise ConfigError(source, f"{key}[{i}]", f"{device!r} is given twice")
-
-
-def _check_placement(model: ModelSettings, allowed: list[str] | None, key: str, source: str | Path) -> None:
-    devices = model.devices
-    if devices is None:
-        return
-    if allowed is not None and (outside := [device for device in devices if device not in allowed]):
-        raise ConfigError(
-            source,
-            f"{key}.devices",
-            f"{outside[0]!r} is not one of the neuron's: {', '.join(allowed)}",
-        )
-    if devices != ["cpu"] and ("cpu" in devices or len(devices) < model.ranks):
-        raise ConfigError(
-            source,
-            f"{key}.devices",
-            f"{', '.join(devices)} cannot take {model.ranks} ranks: name cpu alone, or one GPU a rank",
-        )
+    check_devices(config.devices, "devices", source)
+    check_models({f"models[{i}]": model for i, model in enumerate(config.models)}, config.devices, source)

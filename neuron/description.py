@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import msgspec
+
 from ipc.worker_messages import CacheGroup, SimulatedSpec
 from neuron.config import ModelSettings
 from neuron.memory.cache_plan import CachePlan
@@ -58,6 +60,7 @@ class ModelDescription:
     text: TextFiles  # what its text path is made of
     adapters: tuple[AdapterCard, ...] = ()
     simulated: SimulatedSpec | None = None
+    max_output: int | None = None  # tokens of an answer, whatever a request wants
 
     def adapter(self, asked: str) -> int:
         """The number of the adapter in what a request calls its model, from 1; 0 where there is none."""
@@ -148,7 +151,7 @@ def described(settings: ModelSettings, card: ModelCard) -> ModelDescription:
             settings.ranks,
             packs_head=EMBEDDING not in card.formats(settings.ranks, settings.quantization),
         ),
-        defaults=card.defaults,
+        defaults=_defaults(card.defaults, settings),
         eos_ids=card.eos_ids,
         completion=card.completion,
         embedding=card.embedding,
@@ -163,7 +166,16 @@ def described(settings: ModelSettings, card: ModelCard) -> ModelDescription:
         notes=notes,
         text=TextFiles.of(card, settings.tool_format),
         adapters=adapters,
+        max_output=settings.max_output,
     )
+
+
+def _defaults(checkpoint: GenerationDefaults, settings: ModelSettings) -> GenerationDefaults:
+    """The checkpoint's, and over them what the user said."""
+    said = {
+        name: value for name, value in msgspec.structs.asdict(settings.sampling).items() if value is not None
+    }
+    return msgspec.structs.replace(checkpoint, **said)
 
 
 def _simulated(settings: ModelSettings, lender: ModelCard) -> ModelDescription:
@@ -179,7 +191,7 @@ def _simulated(settings: ModelSettings, lender: ModelCard) -> ModelDescription:
         rank_bytes=(plan.memory,) * settings.ranks,
         cache_groups=(),
         overhead=None,
-        defaults=GenerationDefaults(),
+        defaults=_defaults(GenerationDefaults(), settings),
         eos_ids=lender.eos_ids,
         completion=True,
         embedding=False,
@@ -201,4 +213,5 @@ def _simulated(settings: ModelSettings, lender: ModelCard) -> ModelDescription:
             answer=text.encode(SIMULATED_TEXT, special=False),
             failure=plan.failure,
         ),
+        max_output=settings.max_output,
     )

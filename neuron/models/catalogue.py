@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ipc.errors import Code, CortexError
+from ipc.messages import Device
 from neuron.config import ModelSettings, NeuronConfig
+from neuron.models.hosting import NotHere, hosted
 from workers.checkpoints.card import gguf_files, is_checkpoint, refusal
 from workers.checkpoints.gguf.splits import by_label, files_in, name_of
 
@@ -25,18 +27,36 @@ class Catalogue:
     in one folder each has its own name: `folder:Q4_K_M`. Ids come from clients: an absolute path is found
     only where the configuration has it as a model's id, and one that climbs with `..` never; with
     `only_configured` no id is that the configuration does not have.
+
+    Args:
+        devices: of this host; None: not known, and every model may be served here.
     """
 
-    def __init__(self, config: NeuronConfig) -> None:
-        self._configured = {model.id: model for model in config.models}
+    def __init__(self, config: NeuronConfig, devices: Sequence[Device] | None = None) -> None:
+        self._devices = devices
+        self._looked_at: dict[Path, tuple[Signature, str | None]] = {}  # by the last scan: why it is no model
+        self.refused: dict[str, str] = {}  # what the last scan found and cannot load, and why
+        self.configure(config)
+
+    def configure(self, config: NeuronConfig) -> None:
+        """Find by `config` from now on."""
+        self._configured: dict[str, ModelSettings] = {}
+        self.not_here: dict[str, str] = {}  # configured models that this host cannot serve, and why
+        for model in config.models:
+            try:
+                self._configured[model.id] = self._hosted(model)
+            except NotHere as reason:
+                self.not_here[model.id] = str(reason)
         self._adapters = {
-            f"{model.id}:{name}": model.id for model in config.models for name in model.adapters
+            f"{model.id}:{name}": model.id for model in self._configured.values() for name in model.adapters
         }
         self._only_configured = config.only_configured
         self._folders = [Path(folder).expanduser() for folder in config.model_folders]
         self._cache = Path(config.hf_cache).expanduser() if config.hf_cache else default_cache()
-        self._looked_at: dict[Path, tuple[Signature, str | None]] = {}  # by the last scan: why it is no model
-        self.refused: dict[str, str] = {}  # what the last scan found and cannot load, and why
+
+    def _hosted(self, model: ModelSettings) -> ModelSettings:
+        floors = model.min_device_memory or model.min_memory
+        return hosted(model, self._devices) if floors and self._devices is not None else model
 
     def settings(self, model_id: str) -> ModelSettings:
         """How the user wants `model_id` served; the defaults for a model that is not configured."""
@@ -53,27 +73,31 @@ class Catalogue:
             CortexError: MODEL_NOT_FOUND, saying where it was looked for and how to get it.
         """
         configured = self._configured.get(model_id)
+        if model_id in self.not_here:
+            raise _not_found(model_id, f"it {self.not_here[model_id]}")
         if configured is None and self._only_configured:
             why = f"this neuron serves only {', '.join(self._configured) or 'nothing'}"
             raise self._nowhere(model_id, why)
-        if configured is not None and (configured.path is not None or os.path.isabs(model_id)):
-            folder = Path(configured.path or model_id).expanduser()
+        if configured is not None and (configured.folder is not None or os.path.isabs(model_id)):
+            folder = Path(configured.folder or model_id).expanduser()
             if not folder.exists():
                 raise _not_found(model_id, f"its configured path {folder} is not there")
             return folder
-        if model_id == DEMO:
+        called = (configured and configured.name_on_hub) or model_id
+        if called == DEMO:
             return DEMO_FOLDER
-        if not _is_plain(model_id):
+        if not _is_plain(called):
             raise self._nowhere(model_id, "an id is a name, or organisation/name")
         beside = []  # of the same folder
-        for name, path in self._named(model_id):
-            if name == model_id and is_checkpoint(path):
+        for name, path in self._named(called):
+            if name == called and is_checkpoint(path):
                 return path
-            beside += [name] if name.startswith(f"{model_id}:") else []
+            beside += [name] if name.startswith(f"{called}:") else []
         if beside:
             raise _not_found(model_id, f"there are {', '.join(beside)}")
         places = ", ".join(str(place) for place in (*self._folders, self._cache))
-        raise self._nowhere(model_id, f"looked in {places}; `hf download {model_id}` gets it into the cache")
+        get = f"`hf download {called.partition(':')[0]}` gets it into the cache"
+        raise self._nowhere(model_id, f"looked in {places}; {get}")
 
     def _nowhere(self, model_id: str, why: str) -> CortexError:
         """MODEL_NOT_FOUND for `why`, or with the adapters there are where an adapter seems to be meant."""
@@ -98,7 +122,7 @@ class Catalogue:
         self._looked_at.clear()
         self.refused = {}
         for model_id, path in ((DEMO, DEMO_FOLDER), *self._in_folders(), *self._in_cache()):
-            if model_id in found:
+            if model_id in found or model_id in self.not_here:
                 continue
             signature = _signature(path)
             before, reason = looked_at.get(path, (None, None))

@@ -60,7 +60,7 @@ class ModelManager:
         self._inventory = inventory
         self._changed = changed
         self._read_text = read_text
-        self._catalogue = Catalogue(config)
+        self._catalogue = Catalogue(config, inventory.devices)
         self._models: dict[str, ManagedModel] = {}
         self._broken: dict[str, str] = {}  # ids that are there and cannot be read, and why
         self._seen: dict[str, Signature] = {}  # of every model that was found, when it was inspected
@@ -169,14 +169,14 @@ class ModelManager:
             await asyncio.sleep(max(SCAN_SECONDS, SCAN_SHARE * (loop.time() - began)))
 
     async def start(self) -> None:
-        """Find every model, and load the pinned ones."""
+        """Find every model, and load those that are wanted from the start."""
         try:
             await self.find_all()
         finally:
             self.searched = True
             self._changed()
         for model in self._models.values():
-            if model.settings.pin:
+            if model.settings.pin or model.settings.preload:
                 model.bring_up()
         self._watching = asyncio.create_task(self._watch())
 

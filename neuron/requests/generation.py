@@ -66,6 +66,7 @@ class Generation(OpenRequest):
         self._prompts: list[Prompt] = []
         self._first_token: float | None = None
         self._usual_tokens: int | None = None  # of an answer, where the model has a say
+        self._most_tokens: int | None = None  # of an answer, where its owner has
         self._scoring = False  # only the prompts are of interest
 
     # --- on the way down --------------------------------------------------------------------------------
@@ -85,6 +86,7 @@ class Generation(OpenRequest):
             self.request = prepared.request
         self._scoring = self.request.sampling.max_tokens == 0
         self._usual_tokens = description.defaults.max_tokens
+        self._most_tokens = description.max_output
         self._prompts = [Prompt(prompt) for prompt in prepared.prompts]
         self.prompt_tokens = sum(prompt.tokens for prompt in self._prompts)
         for prompt in self._prompts:
@@ -139,6 +141,7 @@ class Generation(OpenRequest):
             share = context_length // self.request.sampling.n
             share = min(share, self._usual_tokens or share)
             wanted = 1 if self._scoring else self.request.sampling.max_tokens or share
+            wanted = min(wanted, self._most_tokens or wanted)
             answer.submit.max_tokens = min(wanted, room)
             answer.fills_context = wanted > room
         with_ids = self.request.return_token_ids

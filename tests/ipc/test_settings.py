@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import Meta, Struct
 
-from ipc.settings import ConfigError, Size, load_settings, parse_size
+from ipc.settings import ConfigError, Duration, Size, load_settings, parse_size
 
 
 class Shelf(Struct):
@@ -20,6 +20,7 @@ class Room(Struct):
     air: Size = 1000
     height: float = 2.5
     floor: Size | None = None
+    stay: Duration | None = None
     shelves: list[Shelf] = []
     names: list[str] | None = None
     best: Shelf | None = None
@@ -150,3 +151,13 @@ def test_any_bytes_are_settings_or_a_config_error(tmp_path_factory, data, suffix
     path.write_bytes(data)
     with suppress(ConfigError):
         assert isinstance(load_settings(path, Room), Room)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90s", 90), ("1.5m", 90), ("2 h", 7200), ("1D", 86400), ("90", None), ("m", None)]
+)
+def test_a_time_may_be_written_with_its_unit(read, text, seconds):
+    if seconds is None:
+        assert "15m" in refusal(read, f"stay: '{text}'").message
+    else:
+        assert read(f"stay: '{text}'").stay == seconds

@@ -6,6 +6,7 @@ import pytest
 
 import neuron.models.catalogue
 from ipc.errors import Code, CortexError
+from ipc.messages import Device
 from neuron.config import ModelSettings, NeuronConfig
 from neuron.models.catalogue import Catalogue
 from tests.neuron.folders import write_checkpoint
@@ -106,6 +107,28 @@ def test_a_configured_path_wins_and_its_settings_are_the_users(tmp_path):
     assert catalogue.find("demo") == folder
     assert catalogue.settings("demo") is model
     assert catalogue.settings("other") == ModelSettings(id="other")
+
+
+def test_a_source_says_under_which_name_a_model_is_found(places):
+    catalogue, shelf, cache = places
+    hub, file = cached(cache, "org/hub"), gguf(shelf / "several" / "m-Q8_0.gguf")
+    gguf(shelf / "several" / "m-Q4_K_M.gguf")
+    folder = write_checkpoint(shelf / "plain")
+    sources = {"a": "hf:org/hub", "b": str(folder), "c": "hf:org/gone"}
+    models = [ModelSettings(id=name, source=source) for name, source in sources.items()]
+    models.append(ModelSettings(id="d", path=str(file)))
+    catalogue.configure(NeuronConfig(models=models, model_folders=[str(shelf)], hf_cache=str(cache)))
+    assert [catalogue.find(name) for name in "abd"] == [hub, folder, file]
+    assert "hf download org/gone" in refusal(catalogue, "c")
+
+
+def test_a_model_that_its_host_is_too_small_for_is_neither_found_nor_listed(tmp_path):
+    cached(tmp_path, "org/hub")
+    device = Device(id="cpu", kind="cpu", name="cpu", memory_total=1 << 30, memory_free=0)
+    models = [ModelSettings(id="org/hub", min_memory=2 << 30)]
+    catalogue = Catalogue(NeuronConfig(models=models, hf_cache=str(tmp_path)), [device])
+    assert catalogue.list_models() == ["demo"]
+    assert "wants 2.00 GiB" in refusal(catalogue, "org/hub")
 
 
 def test_a_model_may_be_called_like_an_adapter_of_another(tmp_path):

@@ -3,6 +3,7 @@ import sys
 
 import pytest
 
+from ipc.model_settings import SamplingDefaults
 from ipc.settings import ConfigError
 from neuron.config import ModelSettings, NeuronConfig, check, load
 
@@ -42,7 +43,9 @@ load_deadline_seconds: 60
 log_level: DEBUG
 models:
   - {id: org/big, path: /models/big, dtype: float32, exact: true, ranks: 2, devices: ["cuda:0", "cuda:1"],
-     pin: true, priority: 7, context_length: 4096, max_sequences: 2, max_step_tokens: 64, kv_memory: 1GiB,
+     pin: true, preload: true, priority: 7, keep_alive: 15m, context_length: 4096, max_output: 512,
+     max_sequences: 2, max_step_tokens: 64, kv_memory: 1GiB, min_device_memory: 24GB, min_memory: 48GB,
+     sampling: {temperature: 0.6, top_k: 20, top_p: 0.95, min_p: 0, repetition_penalty: 1.1, max_tokens: 256},
      tool_format: glm}
   - id: slow
     simulated:
@@ -63,8 +66,16 @@ models:
         ranks=2,
         devices=["cuda:0", "cuda:1"],
         pin=True,
+        preload=True,
         priority=7,
+        keep_alive=900.0,
         context_length=4096,
+        max_output=512,
+        min_device_memory=24 * 10**9,
+        min_memory=48 * 10**9,
+        sampling=SamplingDefaults(
+            temperature=0.6, top_k=20, top_p=0.95, min_p=0, repetition_penalty=1.1, max_tokens=256
+        ),
         max_sequences=2,
         max_step_tokens=64,
         kv_memory=1 << 30,
@@ -94,6 +105,15 @@ def test_endpoints_of_zeromq_are_taken(read, listen):
         ("models: [{id: a, ranks: 0}]", "models[0].ranks", [">= 1", "0"]),
         ("models: [{id: ''}]", "models[0].id", ["length >= 1"]),
         ("models: [{id: a, dtype: int8}]", "models[0].dtype", ["'int8'"]),
+        ("models: [{id: a, source: 'ollama:b'}]", "models[0].source", ["hf:ORG/NAME", "'ollama:b'"]),
+        ("models: [{id: a, source: 'hf:b'}]", "models[0].source", ["'hf:b'"]),
+        ("models: [{id: a, source: /a, path: /b}]", "models[0].source", ["'/b'"]),
+        ("models: [{id: a, source: 'hf:b/c', simulated: {}}]", "models[0].source", ["simulated"]),
+        ("models: [{id: a, keep_alive: soon}]", "models[0].keep_alive", ["15m", "'soon'"]),
+        ("models: [{id: a, keep_alive: -1}]", "models[0].keep_alive", [">= 0"]),
+        ("models: [{id: a, max_output: 0}]", "models[0].max_output", [">= 1"]),
+        ("models: [{id: a, sampling: {top_p: 0}}]", "models[0].sampling.top_p", ["> 0"]),
+        ("models: [{id: a, sampling: {seed: 1}}]", "models[0].sampling.seed", ["unknown", "top_p"]),
         ("models: [{id: a, exact: true, adapters: {b: /b}}]", "models[0].adapters", ["exact"]),
         ("models: [{id: a, adapters: {'b/c': /b}}]", "models[0].adapters", ["b/c"]),
         ("models: [{id: a, adapters: {b: /b}}, {id: 'a:b'}]", "models[0].adapters.b", ["a:b"]),

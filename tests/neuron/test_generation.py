@@ -34,7 +34,7 @@ from workers.checkpoints.generation import GenerationDefaults
 EOS = 25
 DEFAULTS = GenerationDefaults()
 BLUEPRINT = SimpleNamespace(
-    engine="transformer", defaults=DEFAULTS, eos_ids=[EOS], reasoning=False, completion=True
+    engine="transformer", defaults=DEFAULTS, eos_ids=[EOS], reasoning=False, completion=True, max_output=None
 )
 
 
@@ -407,6 +407,13 @@ def test_an_answer_never_gets_longer_than_the_context(max_tokens, allowed):
     assert client.generation.hand_over(100)[0].submit.max_tokens == allowed
 
 
+@pytest.mark.parametrize(("max_tokens", "allowed"), [(None, 10), (4, 4), (32_000, 10)])
+def test_no_answer_gets_longer_than_the_owner_of_the_model_allows(max_tokens, allowed):
+    description = SimpleNamespace(**vars(BLUEPRINT) | {"max_output": 10})
+    client = Client(description=description, sampling=Sampling(max_tokens=max_tokens))
+    assert client.generation.hand_over(100)[0].submit.max_tokens == allowed
+
+
 @pytest.mark.parametrize(("max_tokens", "full"), [(97, False), (98, True), (None, True)])
 def test_an_answer_that_the_context_ends_says_so(max_tokens, full):
     client = Client(sampling=Sampling(max_tokens=max_tokens))
@@ -418,9 +425,7 @@ def test_an_answer_that_the_context_ends_says_so(max_tokens, full):
 
 def test_sampling_is_the_request_s_then_the_model_s_then_neutral():
     defaults = GenerationDefaults(temperature=0.6, top_k=20)
-    description = SimpleNamespace(
-        engine="transformer", defaults=defaults, eos_ids=[EOS], reasoning=False, completion=True
-    )
+    description = SimpleNamespace(**vars(BLUEPRINT) | {"defaults": defaults})
     client = Client(description=description, sampling=Sampling(temperature=0.0, seed=-1))
     submit = client.generation.hand_over(100)[0].submit
     params = submit.params

@@ -118,7 +118,12 @@ def test_what_ends_a_file_ends_the_answer(tmp_path):
     tokens = ("<fim_prefix>", "<fim_suffix>", "<fim_middle>", "<file_sep>")
     text = front_end(tmp_path / "t.json", byte_level(), tokens)
     description = SimpleNamespace(
-        completion=True, engine="transformer", defaults=GenerationDefaults(), eos_ids=[0], reasoning=False
+        completion=True,
+        engine="transformer",
+        defaults=GenerationDefaults(),
+        eos_ids=[0],
+        reasoning=False,
+        max_output=None,
     )
     for suffix, ends in ((AFTER, {0, *text.infill.ends}), (None, {0})):
         request = Generate(id=1, model="m", prompt=BEFORE, suffix=suffix, sampling=Sampling(max_tokens=4))

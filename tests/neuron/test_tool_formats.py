@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
 from ipc.messages import Message, Tool, ToolCall
+from ipc.model_settings import TOOL_FORMATS
 from neuron.grammar.check import Bytes
 from neuron.grammar.tool_calls import require_call
 from neuron.text.formats.hermes import HERMES
@@ -136,6 +137,7 @@ def texts_in(joined):
 def test_every_format_has_a_sample_and_a_name_of_its_own():
     assert {sample.format for sample in SAMPLES} == {*FORMATS}
     assert len(BY_NAME) == len(FORMATS)
+    assert sorted(BY_NAME) == [*TOOL_FORMATS]
 
 
 def test_every_format_is_in_the_documentation():

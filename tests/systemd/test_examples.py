@@ -8,6 +8,7 @@ import pytest
 
 import gateway.config
 import neuron.config
+from ipc.model_settings import ModelSettings, Simulated
 
 FOLDER = Path(__file__).parents[2] / "systemd"
 EXAMPLES = {"neuron.yaml": neuron.config, "cortex.yaml": gateway.config}
@@ -48,8 +49,8 @@ def test_the_values_it_shows_are_the_defaults(name, module, tmp_path):
     default = module.load(FOLDER / name)
     if module is neuron.config:
         real, simulated = shown.models
-        assert real == neuron.config.ModelSettings(id=real.id)
-        assert simulated.simulated == neuron.config.Simulated()
+        assert real == ModelSettings(id=real.id)
+        assert simulated.simulated == Simulated()
         shown = msgspec.structs.replace(shown, models=[])
     assert shown == default
 

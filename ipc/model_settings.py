@@ -1,0 +1,209 @@
+"""How a model is to be served: the same keys in a neuron's file, in a fleet's catalogue, and between them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+
+from ipc.settings import ConfigError, Duration, Size
+
+Name = Annotated[str, Meta(min_length=1, max_length=256, pattern=r"^[^\s:/]+$")]
+Count = Annotated[int, Meta(ge=1)]
+Seconds = Annotated[float, Meta(ge=0)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+
+MAX_MODEL_ID = 1024  # characters; it may be a folder's path
+
+HUB = "hf:"  # the scheme of a source in the Hugging Face cache
+
+# The formats in which models write tool calls, by their names; `neuron.text.formats.registry` has them.
+TOOL_FORMATS = (
+    "apriel",
+    "command_r",
+    "deepseek_v3",
+    "deepseek_v31",
+    "deepseek_v32",
+    "deepseek_v4",
+    "functionary",
+    "gemma4",
+    "gigachat",
+    "glm",
+    "granite",
+    "harmony",
+    "hermes",
+    "hy3",
+    "kimi",
+    "lfm2",
+    "llama3_json",
+    "minicpm5",
+    "minimax_m1",
+    "minimax_m2",
+    "minimax_m3",
+    "mistral",
+    "mistral_args",
+    "muse",
+    "phi4",
+    "pythonic",
+    "qwen3_coder",
+    "seed_oss",
+)
+
+_DEVICE = re.compile(r"cpu|cuda:(0|[1-9]\d*)")
+_SOURCE = re.compile(r"hf:[^\s:/]+/[^\s:/]+(:[^\s:/]+)?|[^:]*/[^:]*")
+
+
+class FailurePlan(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a simulated engine does wrong, and when. Steps count from 1; None is never."""
+
+    rank: int = 0
+    fail_load: str | None = None  # refuse to load, with this message
+    out_of_memory_in_load: bool = False
+    die_at_step: int | None = None  # SIGKILL itself
+    hang_at_step: int | None = None  # never come back from that step
+    error_at_step: int | None = None  # raise in that step
+    out_of_memory_at_step: int | None = None  # and not for good: the next step is as any other
+    epochs: int | None = None  # only in the first so many epochs; None: in all
+
+
+class Simulated(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The simulated engine in place of a checkpoint: its speed, size and failure plan."""
+
+    step_seconds: Seconds = 0.0
+    prefill_tokens_per_second: Seconds = 0.0  # 0: prefill takes no time
+    load_seconds: Seconds = 0.0
+    memory: Size = 0  # on each rank
+    context_length: Count = 32768
+    failure: FailurePlan | None = None
+
+
+class SamplingDefaults(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How tokens are chosen where a request does not say; null: as the checkpoint says."""
+
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    top_k: Annotated[int, Meta(ge=0)] | None = None
+    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
+    min_p: Share | None = None
+    repetition_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
+    max_tokens: Count | None = None  # of an answer
+
+
+class ModelSettings(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One model as the user wants it served; null: the neuron decides."""
+
+    id: Annotated[str, Meta(min_length=1, max_length=MAX_MODEL_ID)]
+    path: str | None = None  # a checkpoint folder or a GGUF file; null: looked up by source or id
+    source: str | None = None  # hf:ORG/NAME, hf:ORG/NAME:Q4_K_M, or a path
+    dtype: Literal["bfloat16", "float16", "float32"] | None = None  # null: the checkpoint's
+    quantization: Literal["q8", "q6", "q4", "int8", "fp8"] | None = None  # of weights stored in a plain type
+    exact: bool = False  # the same bits whatever else the engine does
+    ranks: Count = 1
+    devices: list[str] | None = None  # one a rank, or just "cpu"
+    min_device_memory: Size = 0  # a device with less in all is not used for it
+    min_memory: Size = 0  # a host whose devices have less in all, together, does not serve it
+    pin: bool = False  # loaded at start, never evicted
+    preload: bool = False  # loaded at start, and evicted as any other
+    priority: int = 100  # higher stays longer
+    keep_alive: Duration | None = None  # without a request, until it leaves; null: until its memory is needed
+    context_length: Count | None = None
+    max_output: Count | None = None  # tokens of one answer, whatever a request wants
+    max_sequences: Count = 32
+    max_step_tokens: Count | None = None
+    kv_memory: Size | None = None  # bytes of the KV pool on each rank
+    adapters: dict[Name, str] = {}  # LoRA adapters by their names: folders; served as `ID:NAME`
+    sampling: SamplingDefaults = SamplingDefaults()
+    tool_format: str | None = None  # how it writes tool calls; null: as its chat template says
+    simulated: Simulated | None = None
+
+    @property
+    def folder(self) -> str | None:
+        """The path that was given for it, where one was."""
+        if self.path is None and self.source is not None and not self.source.startswith(HUB):
+            return self.source
+        return self.path
+
+    @property
+    def name_on_hub(self) -> str | None:
+        """The name by which it is looked up, where its source is another than its id."""
+        is_hub = self.source is not None and self.source.startswith(HUB)
+        return self.source.removeprefix(HUB) if is_hub else None
+
+
+# What may change while a model is loaded, without another load of it.
+LIVE = frozenset(
+    ("min_device_memory", "min_memory", "pin", "preload", "priority", "keep_alive", "max_output", "sampling")
+)
+
+
+def changed_keys(before: ModelSettings, after: ModelSettings) -> list[str]:
+    """The keys in which the two differ."""
+    names = ModelSettings.__struct_fields__
+    return [name for name in names if getattr(before, name) != getattr(after, name)]
+
+
+def check_models(models: Mapping[str, ModelSettings], devices: Collection[str] | None, source: str) -> None:
+    """Check what types alone cannot say.
+
+    Args:
+        models: by the dotted key that each has in its file.
+        devices: those that there are; None: not known.
+        source: the file, for the error.
+
+    Raises:
+        ConfigError: naming file, key and value.
+    """
+    seen: dict[str, str] = {}
+    for key, model in models.items():
+        if model.id in seen:
+            raise ConfigError(source, f"{key}.id", f"{model.id!r} is the id of {seen[model.id]} already")
+        seen[model.id] = key
+    for key, model in models.items():
+        for name in model.adapters:
+            if f"{model.id}:{name}" in seen:
+                raise ConfigError(source, f"{key}.adapters.{name}", f"a model is called {model.id}:{name}")
+        _check_one(model, devices, key, source)
+
+
+def check_devices(devices: list[str] | None, key: str, source: str) -> None:
+    """See that each is a name of a device, and no two are the same. ConfigError where not."""
+    if devices == []:
+        raise ConfigError(source, key, "the list is empty; leave it out to use every device")
+    for i, device in enumerate(devices or []):
+        if not _DEVICE.fullmatch(device):
+            raise ConfigError(source, f"{key}[{i}]", f"Expected cpu or cuda:N, not {device!r}")
+        if device in devices[:i]:
+            raise ConfigError(source, f"{key}[{i}]", f"{device!r} is given twice")
+
+
+def _check_one(model: ModelSettings, devices: Collection[str] | None, key: str, source: str) -> None:
+    if model.adapters and (model.exact or model.simulated is not None):
+        what = "exact" if model.exact else "simulated"
+        raise ConfigError(source, f"{key}.adapters", f"a model that is {what} has none")
+    given = [name for name in ("path", "source") if getattr(model, name) is not None]
+    if given and model.simulated is not None:
+        value = getattr(model, given[0])
+        raise ConfigError(source, f"{key}.{given[0]}", f"{value!r} is never read: the model is simulated")
+    if len(given) == 2:
+        raise ConfigError(source, f"{key}.source", f"there is a path, too: {model.path!r}; give one of them")
+    if model.source is not None and not _SOURCE.fullmatch(model.source):
+        text = f"Expected hf:ORG/NAME, hf:ORG/NAME:QUANTISATION or a path, not {model.source!r}"
+        raise ConfigError(source, f"{key}.source", text)
+    check_devices(model.devices, f"{key}.devices", source)
+    _check_placement(model, devices, key, source)
+    if model.tool_format is not None and model.tool_format not in TOOL_FORMATS:
+        text = f"{model.tool_format!r} is none of {', '.join(TOOL_FORMATS)}"
+        raise ConfigError(source, f"{key}.tool_format", text)
+
+
+def _check_placement(model: ModelSettings, allowed: Collection[str] | None, key: str, source: str) -> None:
+    devices = model.devices
+    if devices is None:
+        return
+    if allowed is not None and (outside := [device for device in devices if device not in allowed]):
+        text = f"{outside[0]!r} is not one of the neuron's: {', '.join(allowed)}"
+        raise ConfigError(source, f"{key}.devices", text)
+    if devices != ["cpu"] and ("cpu" in devices or len(devices) < model.ranks):
+        text = f"{', '.join(devices)} cannot take {model.ranks} ranks: name cpu alone, or one GPU a rank"
+        raise ConfigError(source, f"{key}.devices", text)
