@@ -89,6 +89,13 @@ class WarmUp(Plain, tag="warm_up"):
     device: str  # "cpu" or "cuda:N"
 
 
+class WeightCache(Plain, frozen=True):
+    """Where copies of quantised weights are kept, and how much of them."""
+
+    folder: str
+    max_bytes: int
+
+
 class WorkerSpec(Plain, kw_only=True, tag="spec"):
     """All that one rank needs to know, given to a waiting process with the descriptors that it names."""
 
@@ -116,6 +123,7 @@ class WorkerSpec(Plain, kw_only=True, tag="spec"):
     store_port: int = 0
     log_level: str = "INFO"
     quantization: Literal["q8", "q6", "q4", "int8", "fp8"] | None = None  # of weights that are stored plain
+    weight_cache: WeightCache | None = None  # of what that makes; None: it is made with every load
 
 
 class Footprint(Plain):

@@ -107,6 +107,7 @@ def check(
     from neuron.memory.ledger import Ledger
     from neuron.memory.step_bytes import UNMEASURED_BYTES
     from neuron.models.catalogue import DEMO_FOLDER, Catalogue
+    from neuron.models.launcher import weight_cache
     from neuron.processes.worker import Worker
 
     settings = _read(config)
@@ -115,7 +116,7 @@ def check(
     except ConfigError as error:
         _fail(error)
     catalogue = Catalogue(settings, inventory.devices)
-    ledger = Ledger(inventory.devices)
+    ledger, copies = Ledger(inventory.devices), weight_cache(settings.quantised_cache)
     table = Table("model", "architecture", "dtype", "context", "devices", "memory", "KV tokens")
     problems, notes = [], []
     models = sorted(map(catalogue.settings, catalogue.list_models()), key=lambda model: not model.pin)
@@ -136,6 +137,8 @@ def check(
         if model.pin:
             ledger.reserve(model.id, fit.reservations)
         notes += [f"{model.id}: {note}" for note in description.notes]
+        if model.quantization is not None and copies is not None:
+            notes.append(f"{model.id}: what {model.quantization} makes of it is kept in {copies.folder}")
         if fit.context_length < description.context_length:
             notes.append(
                 f"{model.id}: the context is cut from {description.context_length} to fit the memory"

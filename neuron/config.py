@@ -39,6 +39,13 @@ class Memory(Struct, frozen=True, kw_only=True):
     turn_seconds: Duration = 10.0  # that a model serves before it leaves for another
 
 
+class QuantisedCache(Struct, frozen=True, kw_only=True):
+    """Copies on disk of what `quantization` makes of models."""
+
+    path: str | None = None  # a folder; null: quantised/ in the cache folder of the service, or of the user
+    max_size: Size = 64 << 30  # of all of them; 0: none is kept
+
+
 class NeuronConfig(Struct, frozen=True, kw_only=True):
     """Everything a neuron can be told. Every key has a default: an empty file is a working configuration."""
 
@@ -54,6 +61,7 @@ class NeuronConfig(Struct, frozen=True, kw_only=True):
     cpu: Cpu = Cpu()
     queue: Queue = Queue()
     memory: Memory = Memory()
+    quantised_cache: QuantisedCache = QuantisedCache()
     standby: bool = True  # keep a warm process on each device that a model may be loaded on
     step_deadline_seconds: Seconds = 120.0
     load_deadline_seconds: Seconds = 1800.0

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from ipc.errors import CortexError
-from ipc.worker_messages import StepReport
-from neuron.config import ModelSettings, NeuronConfig
+from ipc.worker_messages import StepReport, WeightCache
+from neuron.config import ModelSettings, NeuronConfig, QuantisedCache
 from neuron.description import ModelDescription
 from neuron.memory.fit import Fit
 from neuron.processes.group import WorkerGroup
@@ -60,6 +62,7 @@ class Launcher:
             simulated=description.simulated,
             log_level=self.config.log_level,
             quantization=settings.quantization,
+            weight_cache=weight_cache(self.config.quantised_cache),
         )
         return WorkerGroup(
             spec,
@@ -75,3 +78,19 @@ class Launcher:
         """CPU threads of each rank."""
         share = max(1, self.cores // len(fit.devices))
         return share if fit.devices[0] == "cpu" else min(share, CUDA_RANK_THREADS)
+
+
+def weight_cache(settings: QuantisedCache) -> WeightCache | None:
+    """Where workers keep copies of quantised weights; None: nowhere.
+
+    Without a word that is in the cache folder that systemd gives a service, else in the user's.
+    """
+    if not settings.max_size:
+        return None
+    if settings.path is not None:
+        folder = Path(settings.path)
+    elif given := os.environ.get("CACHE_DIRECTORY"):
+        folder = Path(given.split(":")[0]) / "quantised"
+    else:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "cortex" / "quantised"
+    return WeightCache(folder=os.path.abspath(folder.expanduser()), max_bytes=settings.max_size)

@@ -15,7 +15,7 @@ from ipc.broadcast import BroadcastRing
 from ipc.heartbeat import HeartbeatPage
 from ipc.ring import Ring
 from ipc.sealed import seal
-from ipc.worker_messages import Fatal, Ready, SimulatedSpec, WorkerSpec
+from ipc.worker_messages import Fatal, Ready, SimulatedSpec, WeightCache, WorkerSpec
 from neuron.processes.worker import Worker
 from workers.checkpoints.adapter import AdapterCard
 from workers.checkpoints.blocks import Quantization
@@ -42,6 +42,7 @@ class GroupSpec:
     simulated: SimulatedSpec | None = None
     log_level: str = "INFO"
     quantization: Quantization | None = None
+    weight_cache: WeightCache | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -134,6 +135,7 @@ def spawn(
                     store_port=store.getsockname()[1] if store is not None else 0,
                     log_level=spec.log_level,
                     quantization=spec.quantization,
+                    weight_cache=spec.weight_cache,
                 )
                 ranks.append(Rank(index, order.device, _hire(order, take), reports))
         except OSError:

@@ -54,6 +54,15 @@ def test_a_context_that_positions_do_not_reach_is_cut_with_a_word(check, tmp_pat
     assert "mine: context_length 8192 is cut to 512, which the model was made for" in said
 
 
+def test_where_quantised_weights_are_kept_is_said(check, tmp_path):
+    folder = write_checkpoint(tmp_path / "model")
+    config = configured(folder, quantization="q4")
+    _, said = check(**config, quantised_cache={"path": str(tmp_path / "kept")})
+    assert f"mine: what q4 makes of it is kept in {tmp_path / 'kept'}" in said
+    _, said = check(**config, quantised_cache={"max_size": 0})
+    assert "is kept" not in said
+
+
 def test_a_yarn_has_the_context_that_it_is_stretched_to(check, tmp_path):
     folder = write_checkpoint(tmp_path / "model", rope_scaling=YARN)
     _, said = check(**configured(folder, context_length=2048))

@@ -5,7 +5,9 @@ import pytest
 
 from ipc.model_settings import SamplingDefaults
 from ipc.settings import ConfigError
-from neuron.config import ModelSettings, NeuronConfig, check, load
+from ipc.worker_messages import WeightCache
+from neuron.config import ModelSettings, NeuronConfig, QuantisedCache, check, load
+from neuron.models.launcher import weight_cache
 
 
 @pytest.fixture
@@ -161,3 +163,13 @@ def test_knowing_the_neuron_costs_no_heavy_import():
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
     )
     assert done.stdout.strip() == "set()"
+
+
+def test_quantised_copies_are_kept_where_the_service_or_the_user_keeps_what_can_be_made_again(monkeypatch):
+    monkeypatch.delenv("CACHE_DIRECTORY", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", "/home/somebody/cache")
+    assert weight_cache(QuantisedCache()).folder == "/home/somebody/cache/cortex/quantised"
+    monkeypatch.setenv("CACHE_DIRECTORY", "/var/cache/neuron")
+    assert weight_cache(QuantisedCache()).folder == "/var/cache/neuron/quantised"
+    assert weight_cache(QuantisedCache(path="/data/q", max_size=5)) == WeightCache("/data/q", 5)
+    assert weight_cache(QuantisedCache(max_size=0)) is None

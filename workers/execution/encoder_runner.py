@@ -21,7 +21,8 @@ from workers.parallel import RankGroup
 from workers.step.engine import Extra, Loaded, OutOfDeviceMemory, StepResult
 from workers.step.plan import NewSequence, StepPlan
 from workers.weights.blocks import Empty
-from workers.weights.loader import Shard, WeightFiles
+from workers.weights.loader import Shard
+from workers.weights.quantised_cache import load_weights
 
 
 class EncoderRunner:
@@ -67,13 +68,16 @@ class EncoderRunner:
         self.stages = Stages(self.card.stages, config.norm_eps, Empty(dtype, device))
         weights = self.model.nbytes + self.stages.nbytes
         torch.set_num_threads(1)  # the loader has threads of its own
-        files = WeightFiles(self.card)
         parts = [*self.model.parts(), *self.stages.parts()]
         if dtype == torch.float32:
             # Packed for oneDNN, products of many rows are slower than MKL's: 360 rows and a weight of
             # 384 x 1536 take 6.4 ms instead of 5.1 on an EPYC core.
             parts = [Shard(part.pieces) for part in parts]
-        files.load(parts, lambda fraction: progress(fraction, "reading weights"))
+
+        def reading(fraction: float) -> None:
+            progress(fraction, "reading weights")
+
+        load_weights(self.card, formats, parts, reading, self.group, spec.weight_cache)
         torch.set_num_threads(num_threads(spec, weights))
         if device.type == "cpu":
             tune_cpu(dtype)

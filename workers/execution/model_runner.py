@@ -36,6 +36,7 @@ from workers.step.pages import pages_for
 from workers.step.plan import NewSequence, Scheduled, StepPlan
 from workers.weights.blocks import Empty
 from workers.weights.loader import WeightFiles, bytes_filled
+from workers.weights.quantised_cache import load_weights
 
 CHECKED_STEPS = 16  # between two looks at how much memory is held
 
@@ -92,8 +93,11 @@ class ModelRunner:
         self.model = MODELS[self.card.family](config, self.group, dtype, formats)
         weights = self.model.nbytes
         torch.set_num_threads(1)  # the loader has threads of its own
-        files = WeightFiles(self.card)
-        files.load(self.model.parts(), lambda fraction: progress(fraction, "reading weights"))
+
+        def reading(fraction: float) -> None:
+            progress(fraction, "reading weights")
+
+        load_weights(self.card, formats, self.model.parts(), reading, self.group, spec.weight_cache)
         for number, adapter in enumerate(self.adapters, 1):
             weights += self._load_adapter(number, adapter, dtype)
         torch.set_num_threads(threads := num_threads(spec, weights))

@@ -20,6 +20,7 @@ def transposed(read: Read, tensor: StoredTensor, rows: range, columns: range) ->
 
 
 CONVERSIONS: dict[str, Conversion] = {
+    "apart": eight_bits.apart,
     "awq": four_bits.awq,
     "bitsandbytes_4": four_bits.bitsandbytes_4,
     "bitsandbytes_8": eight_bits.bitsandbytes_8,

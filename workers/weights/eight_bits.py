@@ -34,3 +34,11 @@ def bitsandbytes_8(read: Read, tensor: StoredTensor, rows: range, columns: range
     numbers, largest = tensor.sources
     scale = read(largest, rows, ONE).float() * (1 / 127)
     return joined(read(numbers, rows, columns), scale)
+
+
+def apart(read: Read, tensor: StoredTensor, rows: range, columns: range) -> Tensor:
+    """Sources: the numbers, and a scale for each block of a row, as they are kept."""
+    numbers, scales = tensor.sources
+    left = columns.start // BLOCK
+    scale = read(scales, rows, range(left, left + len(columns) // BLOCK))
+    return joined(read(numbers, rows, columns), scale)

@@ -79,16 +79,24 @@ class WeightFiles:
         self._card = card
         self._paths = [Path(card.folder) / file.name for file in card.files]
 
-    def load(self, parts: Iterable[Shard], progress: Callable[[float], None]) -> None:
+    def load(
+        self,
+        parts: Iterable[Shard],
+        progress: Callable[[float], None],
+        keep: Callable[[Slice, Tensor], None] | None = None,
+    ) -> None:
         """Fill and finish every part; `progress` hears the fraction of bytes that are there.
 
         Nothing here keeps a tensor that was filled: what `finish` replaces is gone with it.
+
+        Args:
+            keep: is given what weights in blocks are filled with, in the threads that read.
 
         Raises:
             CortexError: a file is not what it was when the card was read, or ends too early.
         """
         self._check_files()
-        jobs = deque(job for part in parts for job in self._jobs(part))
+        jobs = deque(job for part in parts for job in self._jobs(part, keep))
         total = sum(job.piece.into.nbytes for job in jobs) or 1
         done = 0
         with ThreadPoolExecutor(THREADS, thread_name_prefix="loader") as threads:
@@ -142,10 +150,10 @@ class WeightFiles:
             if (status.st_size, status.st_mtime_ns) != (known.size, known.changed):
                 refuse(path, "has changed since its header was read")
 
-    def _jobs(self, part: Shard) -> list[_Job]:
+    def _jobs(self, part: Shard, keep: Callable[[Slice, Tensor], None] | None) -> list[_Job]:
         pieces = [block for piece in part.pieces for block in self._blocks(piece)]
         rest = _Countdown(len(pieces), part.finish)
-        return [_Job(self, self._card.tensors[piece.name], piece, rest) for piece in pieces]
+        return [_Job(self, self._card.tensors[piece.name], piece, rest, keep) for piece in pieces]
 
     def _blocks(self, piece: Slice) -> Iterator[Slice]:
         """`piece` in blocks of rows; vectors as matrices of one column."""
@@ -187,6 +195,7 @@ class _Job:
     tensor: StoredTensor
     piece: Slice
     rest: _Countdown
+    keep: Callable[[Slice, Tensor], None] | None
 
     def __call__(self) -> int:
         into = self.piece.into
@@ -194,6 +203,8 @@ class _Job:
             made = self._made()
         except EOFError as error:
             refuse(error.args[0], f"was cut short while tensor {self.piece.name} was read")
+        if self.keep is not None and self.piece.format is not None:
+            self.keep(self.piece, made)
         if made is not into:
             into.copy_(made)
         size = into.nbytes

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+VERSION = 1  # of the bits that come out: copies of another one are made again
 AT_ONCE = 1 << 16  # elements: what is tried with them stays in the cache
 TINY = 1e-15  # a group of nothing larger is zeros
 LEAST = 1e-36  # of what is divided by: some hundred times 1 / LEAST is still a float32
