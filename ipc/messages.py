@@ -22,7 +22,7 @@ from ipc.errors import Code, CortexError
 from ipc.model_settings import MAX_MODEL_ID
 
 PROTOCOL_MAJOR = 2
-PROTOCOL_MINOR = 2
+PROTOCOL_MINOR = 3
 HEADER = b"cx" + bytes((PROTOCOL_MAJOR, PROTOCOL_MINOR))
 
 FinishReason = Literal["stop", "length", "tool_calls"]
@@ -44,6 +44,7 @@ MAX_IMAGE = 32 << 20  # bytes of an image's file
 MAX_TURNS = 10_000
 MAX_TOOLS = 1024
 MAX_TOKEN_IDS = 1 << 20  # of one list
+MAX_MARKS = 8
 
 Name = Annotated[str, Meta(max_length=MAX_NAME)]
 ModelId = Annotated[str, Meta(max_length=MAX_MODEL_ID)]
@@ -168,6 +169,16 @@ class Thinking(Plain):
     budget: Annotated[int, Meta(ge=0)] | None = None  # tokens, after which the thought is ended
 
 
+class Mark(Plain):
+    """What a client calls a place in a prompt, so that it is told which neurons hold the prompt up to there.
+
+    `digest` is the client's own, the same for all prompts that are the same up to there.
+    """
+
+    digest: Annotated[bytes, Meta(min_length=1, max_length=32)]
+    share: Annotated[float, Meta(ge=0, le=1)] = 1.0  # of the prompt, that comes before it
+
+
 class Structured(Plain):
     """What an answer must look like. Exactly one is set; the names are vLLM's."""
 
@@ -255,6 +266,8 @@ class Generate(Request, tag="generate"):
     trace: Name = ""  # the client's own id of it, for the neuron's log
     # The last turn is the assistant's and ends in text, which the answer goes on with.
     continue_final_message: bool = False
+    session: Name = ""  # the conversation that it belongs to, as its client calls that
+    marks: Annotated[list[Mark], Meta(max_length=MAX_MARKS)] = []  # of its one prompt; told again in `State`
 
 
 class Cancel(Request, tag="cancel"):
@@ -664,6 +677,9 @@ class ModelState(Plain):
     completion: bool = True  # it writes text
     embedding: bool = False  # it turns texts into vectors
     rerank: bool = False  # it scores documents for a query
+    max_sequences: int = 0  # that it computes at once
+    request_seconds: float = 0.0  # that a request takes in the worker, smoothed
+    prefill_rate: float = 0.0  # tokens of prompts a second, lately at best; 0: not measured yet
 
 
 class Discovery(Reply, tag="discovery"):
@@ -698,6 +714,9 @@ class State(Reply, tag="state"):
     models: list[ModelState]
     whole: bool = True
     gone: list[str] = []
+    # By model, the marks of prompts whose pages its worker holds, and how many tokens that is: those that are
+    # new, and with 0 those of which it no longer holds all. An epoch begins with none.
+    prefixes: dict[str, dict[bytes, int]] = {}
 
 
 class Heartbeat(Reply, tag="heartbeat"):

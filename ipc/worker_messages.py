@@ -194,6 +194,8 @@ class Submit(msgspec.Struct, tag=1, array_like=True):
     cache_salt: str = ""  # only sequences with the same one share pages
     adapter: int = 0  # its number among those of the model, from 1; 0: none
     second: int = 0  # the first token of the second text of a pair, where the model tells them apart
+    output: bytes = b""  # what it has written already, elsewhere; as `prompt`. `max_tokens` counts it, too
+    marks: list[int] = []  # pages of the prompt whose hashes its first report is to tell, by number
 
 
 class Abort(msgspec.Struct, tag=2, array_like=True):
@@ -264,6 +266,7 @@ class SequenceReport(msgspec.Struct, array_like=True):
     # Of each prompt token but the first. Many come in parts, the last of them with the first token.
     prompt_logprobs: list[Logprobs] = []
     embedding: bytes = b""  # float32, little-endian
+    marks: list[bytes] = []  # in its first report: the hashes of the pages that its `Submit` marks
 
 
 class StepReport(msgspec.Struct, tag=3, array_like=True):

@@ -363,8 +363,11 @@ class Service:
             devices=self._models.room.devices(),
             models=self._models.states(),
         )
-        news = _news(self._told, state) if self._told is not None else None
+        prefixes = self._models.take_prefix_news()
+        news = _news(self._told, state, prefixes) if self._told is not None else None
         self._told = state
+        if not all(self._watches.values()):
+            state = replace(state, prefixes=self._models.prefixes())
         for (peer, request_id), had_whole in self._watches.items():
             if (reply := news if had_whole else state) is not None:
                 peer.send(replace(reply, id=request_id))
@@ -441,13 +444,14 @@ def _kind(reply: Reply | Encoded) -> str:
     return reply.kind if isinstance(reply, Encoded) else type(reply).__name__
 
 
-def _news(before: State, now: State) -> State | None:
+def _news(before: State, now: State, prefixes: dict[str, dict[bytes, int]]) -> State | None:
     """What is not as it was; None: nothing."""
     known = {model.id: model for model in before.models}
     models = [model for model in now.models if known.pop(model.id, None) != model]
-    if not models and not known and (before.draining, before.devices) == (now.draining, now.devices):
+    same = (before.draining, before.devices) == (now.draining, now.devices)
+    if same and not models and not known and not prefixes:
         return None
-    return replace(now, models=models, whole=False, gone=list(known))
+    return replace(now, models=models, whole=False, gone=list(known), prefixes=prefixes)
 
 
 @contextmanager

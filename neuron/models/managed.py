@@ -18,6 +18,7 @@ from neuron.memory.room import Place, Room
 from neuron.models.epochs import Epochs
 from neuron.models.launcher import Launcher
 from neuron.models.life import TRANSITIONS, Event
+from neuron.models.prefixes import Prefixes
 from neuron.models.queue import RequestQueue
 from neuron.processes.backoff import Backoff
 from neuron.requests.progress import LoadProgress
@@ -34,6 +35,8 @@ TURN_SHARE = (
 )  # of the time that a load took, that the model serves at least before it leaves for another
 UNLOAD_SECONDS = 600.0  # for running requests to end before an unload gives up
 PROGRESS_INTERVAL = 0.25  # seconds between two `Progress` of one load
+PREFILL_TOKENS = 128  # of a prompt that says something of how fast prompts are computed
+PREFILL_FADES = 0.98  # of what was measured at best, with each that took longer: it may have waited
 
 
 class ManagedModel:
@@ -95,6 +98,7 @@ class ManagedModel:
         self._progress = LoadProgress()
         self._turn_began = 0.0
         self._request_seconds = 1.0  # that one runs, smoothed
+        self._prefill_rate = 0.0  # tokens a second
         self._retry_timer: asyncio.TimerHandle | None = None
 
     def handle(self, event: Event, error: CortexError | None = None) -> None:
@@ -196,6 +200,9 @@ class ManagedModel:
             created=plan.created,
             load_seconds=self.load_seconds,
             adapters=[adapter.name for adapter in plan.adapters],
+            max_sequences=self.settings.max_sequences,
+            request_seconds=self._request_seconds,
+            prefill_rate=self._prefill_rate,
             collectives=ranks[0].collectives if ranks else 0,
             collective_seconds=[rank.collective_seconds for rank in ranks] if len(ranks) > 1 else [],
             **(statistics.state() if statistics is not None else {}),
@@ -205,6 +212,11 @@ class ManagedModel:
         """Of the pages that its worker has computed and can share, 16 bytes each."""
         statistics = self._epochs.statistics
         return list(statistics.page_hashes) if statistics is not None else []
+
+    @property
+    def prefixes(self) -> Prefixes | None:
+        """Of prompts whose pages its worker holds; None while there is none."""
+        return self._epochs.statistics.prefixes if self._epochs.statistics is not None else None
 
     async def text(self) -> TextFrontEnd:
         """The tokenizer and template, read once, and also while the model is not loaded.
@@ -284,6 +296,10 @@ class ManagedModel:
     def begin(self, request: OpenRequest) -> None:
         self.requests.begin(request)
 
+    def hold(self, mark: bytes, tokens: int, page: bytes) -> None:
+        if self.prefixes is not None:
+            self.prefixes.note(mark, tokens, page)
+
     def leave(self, request: OpenRequest) -> None:
         """Forget a request that ended, and end it in the worker where it still runs there."""
         self.last_used = time.monotonic()
@@ -293,11 +309,18 @@ class ManagedModel:
         if request.outcome == "finished":
             self._epochs.prove()
             self._request_seconds += 0.2 * (request.seconds_in_worker - self._request_seconds)
+            self._measure_prefill(*request.prefill)
+        elif request.pages and self._epochs.statistics is not None:
+            self._epochs.statistics.doubt(request.pages)
         self._check_quiet()
         self._check_deserted()
         if self._room.contested:
             self._room.look()
         self._changed()
+
+    def _measure_prefill(self, tokens: int, seconds: float) -> None:
+        if tokens >= PREFILL_TOKENS and seconds > 0:
+            self._prefill_rate = max(tokens / seconds, PREFILL_FADES * self._prefill_rate)
 
     def abort(self, key: int) -> None:
         """End one sequence in the worker, if it still has it."""

@@ -197,6 +197,22 @@ class ModelManager:
         ]
         return [model.state() for model in self._models.values()] + broken
 
+    def prefixes(self) -> dict[str, dict[bytes, int]]:
+        """Of each model the marks of prompts that its worker holds, and their tokens."""
+        return {
+            model.id: whole
+            for model in self._models.values()
+            if model.prefixes is not None and (whole := model.prefixes.whole())
+        }
+
+    def take_prefix_news(self) -> dict[str, dict[bytes, int]]:
+        """How that changed since the last call; 0 tokens: no longer."""
+        return {
+            model.id: news
+            for model in self._models.values()
+            if model.prefixes is not None and (news := model.prefixes.take_news())
+        }
+
     def ranks(self) -> dict[str, list[RankState]]:
         """The processes of every model that has any."""
         return {model.id: ranks for model in self._models.values() if (ranks := model.ranks())}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ipc.worker_messages import Ready, StepReport
+from neuron.models.prefixes import Prefixes
 
 
 class Statistics:
@@ -16,11 +17,13 @@ class Statistics:
     Attributes:
         kv_pages: in its pool.
         page_hashes: of the pages that can be shared now, 16 bytes each.
+        prefixes: of prompts, that clients gave names to.
     """
 
     def __init__(self, ready: Sequence[Ready]) -> None:
         self.kv_pages = min(report.kv_pages for report in ready)
         self.page_hashes: set[bytes] = set()
+        self.prefixes = Prefixes()
         self._measured = sum(report.memory.total for report in ready)
         self._step = StepReport(step=0, sequences=[], running=0, waiting=0, pages_free=self.kv_pages)
 
@@ -28,8 +31,13 @@ class Statistics:
         """Steps that were reported, in their order; counts in them run from the load."""
         for step in steps:
             self.page_hashes.difference_update(step.evicted)
+            self.prefixes.forget(step.evicted)
             self.page_hashes.update(step.cached)
         self._step = steps[-1]
+
+    def doubt(self, pages: Sequence[bytes]) -> None:
+        """Who was to compute those pages has left: those that are not there will not come."""
+        self.prefixes.forget(page for page in pages if page not in self.page_hashes)
 
     def state(self) -> dict[str, int]:
         """Fields of `ModelState`."""

@@ -11,7 +11,7 @@ import msgspec
 from ipc.errors import Code, CortexError
 from ipc.messages import Delta, Finished, Generate, Reply, Started, Timings, TokenLogprob, Tool, Usage
 from ipc.server import Unread
-from ipc.worker_messages import SequenceReport, Submit
+from ipc.worker_messages import PAGE_SIZE, SequenceReport, Submit
 from neuron.description import ModelDescription
 from neuron.preparation.prepared import Prepared, PreparedPrompt, check_length, prepare
 from neuron.preparation.prompt import validate
@@ -68,6 +68,7 @@ class Generation(OpenRequest):
         self._usual_tokens: int | None = None  # of an answer, where the model has a say
         self._most_tokens: int | None = None  # of an answer, where its owner has
         self._scoring = False  # only the prompts are of interest
+        self._pages: list[bytes] = []  # that its marks stand for
 
     # --- on the way down --------------------------------------------------------------------------------
 
@@ -144,11 +145,19 @@ class Generation(OpenRequest):
             wanted = min(wanted, self._most_tokens or wanted)
             answer.submit.max_tokens = min(wanted, room)
             answer.fills_context = wanted > room
+        self.parts[0].submit.marks = [page for page, _ in self._marked()]
         with_ids = self.request.return_token_ids
         if not self.attempts and (self.request.stream or with_ids):
             ids = [prompt.given.token_ids() for prompt in self._prompts] if with_ids else None
             self._send(Started(id=self.request.id, prompt_tokens=self.prompt_tokens, prompt_token_ids=ids))
         return super().hand_over(context_length)
+
+    def _marked(self) -> list[tuple[int, bytes]]:
+        """The last whole page of each marked part of the prompt, and the mark."""
+        if len(self._prompts) > 1:
+            return []
+        ends = [(int(mark.share * self.prompt_tokens), mark.digest) for mark in self.request.marks]
+        return [(tokens // PAGE_SIZE - 1, digest) for tokens, digest in ends if tokens >= PAGE_SIZE]
 
     def _prompt_of(self, answer: Answer) -> Prompt:
         return self._prompts[answer.index // self.request.sampling.n]
@@ -168,6 +177,10 @@ class Generation(OpenRequest):
             prompt.cached_tokens = max(prompt.cached_tokens, report.cached_tokens)
             if report.prompt_logprobs:
                 prompt.logprobs += map(answer.name, report.prompt_logprobs)
+            if report.marks and self.model is not None:
+                self._pages = report.marks
+                for (page, mark), digest in zip(self._marked(), report.marks, strict=True):
+                    self.model.hold(mark, PAGE_SIZE * (page + 1), digest)
         if report.token_ids and self._first_token is None:
             self._first_token = time.monotonic()
         if self._scoring and report.finish:
@@ -257,6 +270,15 @@ class Generation(OpenRequest):
                 prompt_logprobs=told or None,
             ),
         )
+
+    @property
+    def prefill(self) -> tuple[int, float]:
+        computed = self.prompt_tokens - sum(prompt.cached_tokens for prompt in self._prompts)
+        return computed, (self._first_token or self._handed_over) - self._handed_over
+
+    @property
+    def pages(self) -> list[bytes]:
+        return self._pages if self._first_token is None else []
 
     def usage(self) -> Usage:
         return Usage(

@@ -42,6 +42,10 @@ class RequestOwner(Protocol):
         """Told when it ended."""
         ...
 
+    def hold(self, mark: bytes, tokens: int, page: bytes) -> None:
+        """Told of so many tokens of a prompt, which a client calls `mark`, and their last page's hash."""
+        ...
+
 
 class OpenSequence(Protocol):
     """One of the worker's sequences that a request is made of; takes the reports on it."""
@@ -133,6 +137,16 @@ class OpenRequest(ABC):
     def seconds_in_worker(self) -> float:
         """Since it was handed over."""
         return time.monotonic() - self._handed_over
+
+    @property
+    def prefill(self) -> tuple[int, float]:
+        """Tokens that were computed before its first one, and the seconds from its hand-over to that."""
+        return 0, 0.0
+
+    @property
+    def pages(self) -> list[bytes]:
+        """Hashes of the pages that it had marked, of which it is not known yet that they are computed."""
+        return []
 
     @property
     def begun(self) -> bool:

@@ -23,6 +23,11 @@ class Models:
     def states(self) -> list[ModelState]:
         return [ModelState(id=name, status=status) for name, status in self.status.items()]
 
+    def prefixes(self) -> dict[str, dict[bytes, int]]:
+        return {}
+
+    take_prefix_news = prefixes
+
 
 @dataclass(eq=False)
 class Peer:

@@ -10,6 +10,7 @@ import pytest
 from ipc.errors import Code
 from ipc.worker_messages import PAGE_SIZE, Logprobs
 from tests.workers.simulation import END, Run, make_scheduler, submit
+from workers.scheduling.page_pool import extend_hashes
 from workers.step.engine import Extra, StepResult
 from workers.step.pages import pages_for
 
@@ -52,6 +53,37 @@ def test_a_sequence_that_alone_fills_the_pool_ends_with_length():
     run.to_the_end().assert_nothing_is_held()
     assert len(run.output[1]) == 2 * PAGE_SIZE - 5
     assert run.finish == {1: "length"}
+
+
+def test_a_sequence_that_began_elsewhere_goes_on_as_if_it_had_not_and_only_says_what_is_new():
+    seen = []
+
+    def sampler(token_ids: list[int]) -> StepResult:
+        seen.append(len(token_ids))
+        return StepResult([7])
+
+    run = Run(make_scheduler(), sampler)
+    run.scheduler.submit(submit(1, 5, max_tokens=6, output=array("I", [7, 7, 7]).tobytes()))
+    run.to_the_end().assert_nothing_is_held()
+    assert (run.output, run.finish) == ({1: [7, 7, 7]}, {1: "length"})
+    assert seen == [8, 9, 10]
+
+
+def test_what_began_elsewhere_and_has_no_room_left_is_refused():
+    run = Run(make_scheduler())
+    run.scheduler.submit(submit(1, 5, max_tokens=3, output=array("I", [7, 7, 7]).tobytes()))
+    (report,) = run.scheduler.take_reports()
+    assert (report.finish, report.code) == ("error", Code.CONTEXT_LENGTH_EXCEEDED)
+
+
+def test_the_first_report_has_the_hashes_of_the_marked_pages():
+    run = Run(make_scheduler())
+    run.scheduler.submit(submit(1, 3 * PAGE_SIZE + 1, max_tokens=2, marks=[2, 0]))
+    run.to_the_end()
+    hashes: list[bytes] = []
+    extend_hashes(hashes, array("I", [11] * (3 * PAGE_SIZE)), "")
+    first, *later = run.reports
+    assert (first.marks, [report.marks for report in later]) == ([hashes[2], hashes[0]], [[]] * len(later))
 
 
 @pytest.mark.parametrize(

@@ -35,13 +35,13 @@ class FairQueue:
         self._arrivals = 0
         self._departures = 0  # sequences that were admitted for the first time
 
-    def enter(self, request: Submit, token_ids: array[int], max_len: int) -> Sequence:
+    def enter(self, request: Submit, token_ids: array[int], max_len: int, prompt_len: int) -> Sequence:
         """A new sequence waits from now on, at the end of its lane."""
         account = self._accounts.setdefault(request.account, Account())
         if not account.open:
             account.served = max(account.served, min(self._open_counters(), default=0))
         account.open += 1
-        sequence = Sequence(request, token_ids, len(token_ids), max_len, account, self._arrivals)
+        sequence = Sequence(request, token_ids, prompt_len, max_len, account, self._arrivals)
         self._arrivals += 1
         self._insert(sequence)
         return sequence

@@ -108,13 +108,14 @@ class Scheduler:
         """
         if request.request_id in self._open:
             raise ValueError(f"request {request.request_id} is open already")
-        token_ids = array("I", request.prompt)
-        if problem := self._problem(len(token_ids), request.max_tokens):
+        token_ids = array("I", request.prompt + request.output)
+        prompt_len = len(request.prompt) // token_ids.itemsize
+        if problem := self._problem(prompt_len, len(token_ids), request.max_tokens):
             code, message = problem
             self._reports.append(SequenceReport(request.request_id, [], "error", message, code))
             return
-        max_len = min(len(token_ids) + request.max_tokens, self.max_len)
-        self._open[request.request_id] = self.queue.enter(request, token_ids, max_len)
+        max_len = min(prompt_len + request.max_tokens, self.max_len)
+        self._open[request.request_id] = self.queue.enter(request, token_ids, max_len, prompt_len)
 
     def abort(self, request_id: int) -> None:
         """End a sequence and free its pages now. One that ended already has had its last report."""
@@ -399,7 +400,7 @@ class Scheduler:
 
     # --- what becomes of a sequence ---------------------------------------------------------------------
 
-    def _problem(self, prompt_len: int, max_tokens: int) -> tuple[str, str] | None:
+    def _problem(self, prompt_len: int, length: int, max_tokens: int) -> tuple[str, str] | None:
         """Why a request can never run (code and message), or None."""
         if not prompt_len:
             return Code.BAD_REQUEST, "the prompt is empty"
@@ -408,14 +409,17 @@ class Scheduler:
         if prompt_len >= self.max_len:
             limit = f"prompt and answer together may have {self.max_len}"
             return Code.CONTEXT_LENGTH_EXCEEDED, f"the prompt has {prompt_len} tokens, and {limit}"
+        if length >= min(prompt_len + max_tokens, self.max_len):
+            return Code.CONTEXT_LENGTH_EXCEEDED, "the answer so far leaves no room for more of it"
         return None
 
     def _begin(self, sequence: Sequence, report: SequenceReport) -> None:
         """Make `report` the first of its sequence."""
         sequence.started = True
-        report.cached_tokens = sequence.num_reused
+        report.cached_tokens = min(sequence.num_reused, sequence.prompt_len)
+        report.marks = [sequence.hashes[number] for number in sequence.request.marks]
         self._counts["prompt_tokens"] += sequence.prompt_len
-        self._counts["cached_tokens"] += sequence.num_reused
+        self._counts["cached_tokens"] += report.cached_tokens
 
     def _settle_prompt(self, sequence: Sequence, end: int) -> None:
         """So many of its tokens are computed; the first time this is reported."""

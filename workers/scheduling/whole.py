@@ -55,7 +55,7 @@ class WholeScheduler:
             code, message = problem
             self._reports.append(SequenceReport(request.request_id, [], "error", message, code))
             return
-        self._open[request.request_id] = self.queue.enter(request, token_ids, len(token_ids))
+        self._open[request.request_id] = self.queue.enter(request, token_ids, len(token_ids), len(token_ids))
 
     def abort(self, request_id: int) -> None:
         """End a sequence. One that is in a step is computed all the same, and nobody is told."""
