@@ -24,7 +24,14 @@ def make(tmp_path):
         f'case "$*" in "-m pip"*) echo "$@" >> {told};; esac\n'
     )
     python.chmod(0o755)
-    for name in ("Makefile", "pyproject.toml", "setup.cfg", "constraints.txt", "workers/kernels/blocks.c"):
+    for name in (
+        "Makefile",
+        "pyproject.toml",
+        "setup.cfg",
+        "constraints.txt",
+        "workers/kernels/blocks.c",
+        "workers/weights/quantise.c",
+    ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
 

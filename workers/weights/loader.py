@@ -225,7 +225,9 @@ class _Job:
         if form is not None and form.name == tensor.dtype:
             return read
         wide = read if tensor.dtype in TYPES else dequantise(tensor.dtype, read)
-        return wide if form is None else quantise(form.name, wide.float())
+        if form is None:
+            return wide
+        return quantise(form.name, wide, into if into.is_contiguous() and not into.is_cuda else None)
 
     def _buffer(self, rows: int, columns: int) -> Tensor:
         """Where to read to: into place, or what this thread has for that."""

@@ -1,27 +1,74 @@
-"""float32 to blocks: what `quantization` makes of a checkpoint, in the threads that read it.
+"""Plain types to blocks: what `quantization` makes of a checkpoint, in the threads that read it.
 
 Q8_0, Q6_K and Q4_K are found as ggml's reference finds them (`ggml-quants.c`: `quantize_row_q8_0_ref`,
 `make_qx_quants`, `make_qkx2_quants`): of some twenty ways to round a group, the one with the least weighted
-error is taken, where large elements weigh more.
+error is taken, where large elements weigh more. `quantise.c` does the same without a tensor for each step;
+where an install could not build it, or the CPU has not what it takes, it is done here.
 """
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
+from functools import cache
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from workers.checkpoints.blocks import FORMATS
 
 VERSION = 1  # of the bits that come out: copies of another one are made again
 AT_ONCE = 1 << 16  # elements: what is tried with them stays in the cache
 TINY = 1e-15  # a group of nothing larger is zeros
 LEAST = 1e-36  # of what is divided by: some hundred times 1 / LEAST is still a float32
 
+STEM = "_quantise"
+SUPER = 256  # elements that quantise.c takes at once
+KINDS = ["Q8_0", "Q6_K", "Q4_K"]  # in the order of the numbers that it gives them
+TYPES = [torch.float32, torch.bfloat16, torch.float16]
 
-def quantise(name: str, rows: Tensor) -> Tensor:  # [rows, columns] float32 -> [rows, row bytes] uint8
-    """Rows in the format of that name, one of QUANTISERS."""
-    count = max(1, AT_ONCE // rows.shape[1])
-    return torch.cat([QUANTISERS[name](part) for part in rows.split(count)])
+
+def quantise(name: str, rows: Tensor, into: Tensor | None = None) -> Tensor:
+    """Rows in the format of that name, one of QUANTISERS.
+
+    Args:
+        rows: `[rows, columns]` of a plain type.
+        into: `[rows, row bytes]` uint8, contiguous and on the CPU; None: a new one.
+    """
+    count, columns = rows.shape
+    if into is None:
+        into = torch.empty(count, FORMATS[name].row_bytes(columns), dtype=torch.uint8)
+    if name in KINDS and rows.numel() % SUPER == 0 and (found := library()) is not None:
+        rows = rows.contiguous()
+        kind, dtype, supers = KINDS.index(name), TYPES.index(rows.dtype), rows.numel() // SUPER
+        found.quantise_blocks(kind, rows.data_ptr(), dtype, supers, into.data_ptr())
+        return into
+    at_once = max(1, AT_ONCE // columns)
+    for part, made in zip(rows.split(at_once), into.split(at_once), strict=True):
+        made.copy_(QUANTISERS[name](part.float()))
+    return into
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The library beside this file; None: it was not built, or cannot be used here."""
+    paths = [Path(__file__).with_name(STEM + suffix) for suffix in EXTENSION_SUFFIXES]
+    path = next(filter(Path.exists, paths), None)
+    return None if path is None else load(path)
+
+
+def load(path: Path) -> ctypes.CDLL | None:
+    """The library at `path`; None where it cannot be loaded, or this CPU has not what it takes."""
+    try:
+        found = ctypes.CDLL(str(path))
+    except OSError:
+        return None
+    number, size, pointer = ctypes.c_int, ctypes.c_long, ctypes.c_void_p
+    found.quantise_blocks.argtypes = (number, pointer, number, size, pointer)
+    found.quantise_blocks.restype = None
+    return found if found.quantise_supported() else None
 
 
 def _inverse(x: Tensor) -> Tensor:

@@ -142,7 +142,7 @@ class Layout:
         folder = os.path.realpath(card.folder)
         sources = [card.tensors[name] for name in made]
         place = _digest((folder, [file.name for file in card.files], made))
-        content = _digest((quantise.VERSION, card.files, sources))
+        content = _digest((quantise.VERSION, quantise.library() is not None, card.files, sources))
         return cls(place, content, {name: card.tensors[name].shape for name in made}, made)
 
     @property
