@@ -41,8 +41,7 @@ from gateway.fleet.quotes import FRESH_SECONDS
 from gateway.fleet.view import Fleet
 from ipc.errors import CortexError
 from ipc.messages import Generate, ModelState, ModelStatus, Quoted, Sampling
-from neuron.memory.room import RECENT_SECONDS
-from neuron.models.managed import TURN_SHARE
+from neuron.memory.eviction import RESIDENCY_SHARE, RecentUse
 from tests.neuron.harness import Neuron, simulated
 
 MODELS = [f"m{number}" for number in range(10)]
@@ -73,10 +72,11 @@ class Holder:
     ready: float  # from then on it has its turn
     busy_until: float = 0.0
     last_used: float = 0.0
+    use: RecentUse = field(default_factory=RecentUse)
 
     def leaves(self, now: float) -> float:
         """When it could be gone."""
-        turn = max(TURN_SECONDS, TURN_SHARE * (self.ready - self.begins))
+        turn = max(TURN_SECONDS, RESIDENCY_SHARE * (self.ready - self.begins))
         return now if self.busy_until <= now else max(self.busy_until, self.ready + turn)
 
 
@@ -104,7 +104,7 @@ class Host:
             return Quoted(id=1, verdict="fits", seconds=self.load)
         leaves, victim = self._victim(now)
         verdict = "evicts" if leaves <= now else "waits"
-        loss = self.load / (1.0 + (now - self.holders[victim].last_used) / RECENT_SECONDS)
+        loss = self.load * min(1.0, self.holders[victim].use.at(now))
         seconds = leaves - now + self.load
         return Quoted(id=1, verdict=verdict, seconds=seconds, evicts=[victim], loss=loss)
 
@@ -118,6 +118,7 @@ class Host:
                 self.leaving[victim] = begins
             holder = self.holders[model] = Holder(begins, begins + self.load)
         start = holder.last_used = max(now, holder.ready)
+        holder.use.add(now)
         holder.busy_until = max(holder.busy_until, start + SERVICE_SECONDS)
         return start
 

@@ -66,8 +66,9 @@ class StoreSettings(Struct, frozen=True, kw_only=True):
 class EvictionPolicy(Struct, frozen=True, kw_only=True):
     """How neurons make room; each is told at `hello`."""
 
-    strategy: Literal["lru", "priority"] = "lru"
+    strategy: Literal["cost", "lru", "priority"] = "cost"
     defrag_after_cycles: Annotated[int, Meta(ge=1)] = 50
+    min_residency_seconds: Annotated[float, Meta(ge=0)] = 0.0
 
 
 class NeuronSettings(Struct, frozen=True, kw_only=True):

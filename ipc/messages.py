@@ -199,9 +199,12 @@ class Request(msgspec.Struct, tag_field="verb", omit_defaults=True, kw_only=True
 class Eviction(Plain):
     """How a neuron makes room for a model that does not fit. The gateway hands it over in `hello`."""
 
-    strategy: Literal["lru", "priority"] = "lru"
+    # Who leaves first: the one that costs least to bring back, was used longest ago, has the lowest priority.
+    strategy: Literal["cost", "lru", "priority"] = "cost"
     # loads that one worker process serves at most before it is replaced
     defrag_after_cycles: Annotated[int, Meta(ge=1)] = 50
+    # from the end of its load, for which a model stays where another of its priority wants its memory
+    min_residency_seconds: Annotated[float, Meta(ge=0)] = 0.0
 
 
 class Hello(Request, tag="hello"):
@@ -229,6 +232,7 @@ class Load(Request, tag="load"):
     """Answered by `Progress` as it goes, then `Done`. Loading a loaded model is `Done` at once."""
 
     model: ModelId
+    keep_alive: float | None = None  # as in `Generate`
 
 
 class Unload(Request, tag="unload"):
@@ -268,6 +272,9 @@ class Generate(Request, tag="generate"):
     continue_final_message: bool = False
     session: Name = ""  # the conversation that it belongs to, as its client calls that
     marks: Annotated[list[Mark], Meta(max_length=MAX_MARKS)] = []  # of its one prompt; told again in `State`
+    # Seconds without another request after which the model is unloaded; below 0: never. None: as its settings
+    # say.
+    keep_alive: float | None = None
 
 
 class Cancel(Request, tag="cancel"):
@@ -318,6 +325,7 @@ class Embed(Request, tag="embed"):
     # Tokens of an input, of which a longer one loses its last; 0: as many as the model takes. None: a longer
     # one is refused.
     cut_to: Annotated[int, Meta(ge=0)] | None = None
+    keep_alive: float | None = None  # as in `Generate`
 
 
 class Rerank(Embed, tag="rerank", kw_only=True):
@@ -680,6 +688,8 @@ class ModelState(Plain):
     max_sequences: int = 0  # that it computes at once
     request_seconds: float = 0.0  # that a request takes in the worker, smoothed
     prefill_rate: float = 0.0  # tokens of prompts a second, lately at best; 0: not measured yet
+    evictions: int = 0  # times that it left for another model
+    keep_alive: float | None = None  # seconds without a request after which it is unloaded; None: never
 
 
 class Discovery(Reply, tag="discovery"):

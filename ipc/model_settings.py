@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
-from ipc.settings import ConfigError, Duration, Size
+from ipc.settings import ConfigError, Period, Size
 
 Name = Annotated[str, Meta(min_length=1, max_length=256, pattern=r"^[^\s:/]+$")]
 Count = Annotated[int, Meta(ge=1)]
@@ -104,9 +104,9 @@ class ModelSettings(Struct, frozen=True, kw_only=True, omit_defaults=True):
     min_device_memory: Size = 0  # a device with less in all is not used for it
     min_memory: Size = 0  # a host whose devices have less in all, together, does not serve it
     pin: bool = False  # loaded at start, never evicted
-    preload: bool = False  # loaded at start, and evicted as any other
-    priority: int = 100  # higher stays longer
-    keep_alive: Duration | None = None  # without a request, until it leaves; null: until its memory is needed
+    preload: bool = False  # loaded at start, if nobody has to leave for it, and evicted as any other
+    priority: int = 100  # its class: it leaves for no model with a lower one
+    keep_alive: Period | None = None  # without a request, until it leaves; below 0: never; null: the neuron's
     context_length: Count | None = None
     max_output: Count | None = None  # tokens of one answer, whatever a request wants
     max_sequences: Count = 32

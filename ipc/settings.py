@@ -12,16 +12,19 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 import msgspec
 import yaml
 
+from ipc.periods import parse_period
+
 T = TypeVar("T", bound=msgspec.Struct)
 
 # A number of bytes, which files may also write as `12GiB` or `500MB`.
 Size = Annotated[int, msgspec.Meta(ge=0, extra={"unit": "bytes"})]
 
-# Seconds, which files may also write as `90s`, `15m` or `2h`.
+# Seconds, which files may also write as `90s`, `15m` or `1h30m`.
 Duration = Annotated[float, msgspec.Meta(ge=0, extra={"unit": "seconds"})]
 
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h|d)", re.IGNORECASE)
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+# The same, or below 0 for ever.
+Period = Annotated[float, msgspec.Meta(extra={"unit": "seconds"})]
+
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b", re.IGNORECASE)
 
 
@@ -52,14 +55,6 @@ def parse_size(text: str) -> int:
         raise ValueError("Expected a size such as 12GiB, 500MB or a number of bytes")
     number, prefix, binary = match.groups()
     return int(float(number) * (1024 if binary else 1000) ** " kmgt".index(prefix.lower() or " "))
-
-
-def parse_duration(text: str) -> float:
-    """Seconds meant by `text`; ValueError, with a sentence for people, when it is no time."""
-    match = _DURATION.fullmatch(text.strip())
-    if match is None:
-        raise ValueError("Expected a time such as 90s, 15m, 2h or a number of seconds")
-    return float(match[1]) * _SECONDS[match[2].lower()]
 
 
 def load_settings(path: str | Path, kind: type[T]) -> T:
@@ -123,8 +118,8 @@ def _convert(value: Any, kind: Any, key: str, path: str | Path) -> Any:
     try:
         if isinstance(value, str) and Size in _options(kind):
             return parse_size(value)
-        if isinstance(value, str) and Duration in _options(kind):
-            return parse_duration(value)
+        if (Duration in _options(kind) or Period in _options(kind)) and isinstance(value, str):
+            value = parse_period(value)
         return msgspec.convert(value, kind)
     except ValueError as error:  # msgspec's own is one, too
         raise ConfigError(path, key, f"{str(error).split(' - at ')[0]}; the value is {value!r}") from error

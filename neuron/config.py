@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct, field
 
 from ipc.model_settings import ModelSettings, check_devices, check_models
-from ipc.settings import ConfigError, Duration, Size, load_settings
+from ipc.settings import ConfigError, Duration, Period, Size, load_settings
 
 Count = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(gt=0)]
@@ -62,6 +62,9 @@ class NeuronConfig(Struct, frozen=True, kw_only=True):
     queue: Queue = Queue()
     memory: Memory = Memory()
     quantised_cache: QuantisedCache = QuantisedCache()
+    keep_alive: Period = -1.0  # of models that do not say; below 0: until their memory is wanted
+    default_model: str | None = None  # loaded at start, and again when the one that it left for is idle
+    default_after_seconds: Duration = 60.0  # without a request, that is
     standby: bool = True  # keep a warm process on each device that a model may be loaded on
     step_deadline_seconds: Seconds = 120.0
     load_deadline_seconds: Seconds = 1800.0

@@ -229,7 +229,7 @@ class Service:
     async def _load(self, peer: Peer, request: Load) -> Reply:
         self._refuse_new_work()
         model = await self._models.open(request.model)
-        await model.load(lambda progress: peer.send(progress.reply(request.id)))
+        await model.load(lambda progress: peer.send(progress.reply(request.id)), request.keep_alive)
         return Done(id=request.id)
 
     async def _unload(self, peer: Peer, request: Unload) -> Reply:

@@ -13,6 +13,7 @@ from msgspec import Meta, Struct
 from gateway.refusals import shown
 from ipc.errors import Code, CortexError
 from ipc.messages import MAX_NAME
+from ipc.periods import parse_period
 
 T = TypeVar("T")
 
@@ -30,6 +31,21 @@ Short = Annotated[str, Meta(max_length=MAX_NAME)]
 ShortName = Annotated[str, Meta(min_length=1, max_length=MAX_NAME)]
 TokenId = Annotated[int, Meta(ge=0, le=MAX_TOKEN_ID)]
 Stop = Annotated[str, Meta(min_length=1, max_length=MAX_STOP)]
+
+
+def keep_alive(given: float | str | None) -> float | None:
+    """Seconds that a model stays loaded after a request, as clients of Ollama say it: a number of them, or
+    text such as `5m`; below 0: for ever. None: nothing is said.
+
+    Raises:
+        CortexError: it is neither.
+    """
+    if given is None:
+        return None
+    try:
+        return parse_period(given)
+    except ValueError as error:
+        raise bad_request("keep_alive", str(error)) from error
 
 
 def decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 from ipc.errors import Code, CortexError
 from ipc.worker_messages import SMALLEST_CONTEXT
 from neuron.memory.cache_plan import CachePlan
+from neuron.memory.eviction import Holder, Strategy, order, stays
 from neuron.memory.ledger import gib
 
 CUDA_KV_SHARE = 0.95  # of what is left for it; the rest is for what a desktop takes from one hour to the next
@@ -43,19 +43,6 @@ class Need:
 
 
 @dataclass(frozen=True, slots=True)
-class Holder:
-    """A model that holds memory. `last_used` orders them by age."""
-
-    model: str
-    reserved: dict[str, int]  # bytes by device
-    priority: int
-    last_used: float
-    pinned: bool = False
-    busy: bool = False  # it has requests to finish, or is on its way up, before it can leave
-    leaving: bool = False  # it leaves already, whoever asked for that
-
-
-@dataclass(frozen=True, slots=True)
 class Fit:
     """The outcome: one device a rank, bytes to reserve by device, and what the pool allows.
 
@@ -84,46 +71,41 @@ class Fit:
 
 
 def find_fit(
-    need: Need, free: dict[str, int], holders: Sequence[Holder], strategy: Literal["lru", "priority"]
+    need: Need,
+    free: dict[str, int],
+    holders: Sequence[Holder],
+    strategy: Strategy,
+    leaving: Collection[str] = (),
 ) -> Fit:
     """Find room for `need`, with as little eviction as possible.
 
     A whole context comes first, if need be by eviction; only where even that cannot be had, the context is
-    cut to what the pool holds. Who leaves already costs nothing; then come idle models, and busy ones last.
+    cut to what the pool holds.
 
     Args:
         free: bytes by device that nobody holds. Names tell the kind: "cpu" or "cuda:N".
         holders: all models that hold memory now.
-        strategy: who leaves first: the least recently used, or the lowest priority (and then nobody who
-            stands above the new model).
+        strategy: who leaves first (`neuron.memory.eviction`).
+        leaving: holders that shall leave for it, whether it would fit beside them or not.
 
     Raises:
         CortexError: INSUFFICIENT_MEMORY saying who holds what; BAD_REQUEST for devices that are not there.
     """
-    candidates = _candidates(need, free)
-    evictable = [holder for holder in holders if _stays(holder, need, strategy) is None]
-    evictable.sort(
-        key=lambda h: (not h.leaving, h.busy, h.priority if strategy == "priority" else 0, h.last_used)
-    )
+    candidates = candidates_for(need, free)
+    evictable = order(holders, need.priority, candidates, strategy)
+    chosen = [holder for holder in evictable if holder.model in leaving]
+    evictable = [holder for holder in evictable if holder.model not in leaving]
+    free_then = _without(free, chosen)
     for context_length in dict.fromkeys((need.context_length, min(need.context_length, SMALLEST_CONTEXT))):
         for victims in _growing(evictable):
-            if _place(need, candidates, _without(free, victims), context_length) is not None:
-                victims = _spare(need, candidates, free, victims, context_length)
-                fit = _place(need, candidates, _without(free, victims), context_length)
-                return replace(fit, victims=tuple(victim.model for victim in victims))
-    raise _refusal(need, candidates, free, holders, strategy)
+            if _place(need, candidates, _without(free_then, victims), context_length) is not None:
+                victims = _spare(need, candidates, free_then, victims, context_length)
+                fit = _place(need, candidates, _without(free_then, victims), context_length)
+                return replace(fit, victims=tuple(victim.model for victim in (*chosen, *victims)))
+    raise _refusal(need, candidates, free, holders)
 
 
-def _stays(holder: Holder, need: Need, strategy: Literal["lru", "priority"]) -> str | None:
-    """Why `holder` does not leave for `need`, whatever happens; None: it does, once it has nothing to do."""
-    if holder.pinned:
-        return "is pinned"
-    if strategy == "priority" and holder.priority > need.priority and not holder.leaving:
-        return f"has priority {holder.priority}, above its {need.priority}"
-    return None
-
-
-def _candidates(need: Need, free: dict[str, int]) -> list[str]:
+def candidates_for(need: Need, free: Collection[str]) -> list[str]:
     """Devices that may be used: the user's, else every GPU, else the CPU."""
     ranks = len(need.rank_bytes)
     chosen = list(need.devices or [name for name in free if name != "cpu"] or ["cpu"])
@@ -213,7 +195,6 @@ def _refusal(
     candidates: list[str],
     free: dict[str, int],
     holders: Sequence[Holder],
-    strategy: Literal["lru", "priority"],
 ) -> CortexError:
     context_length = min(need.context_length, SMALLEST_CONTEXT)
     smallest = need.caches.pages_for(context_length) * need.caches.page_bytes
@@ -227,7 +208,7 @@ def _refusal(
     who = "".join(
         f"; {holder.model} holds "
         + ", ".join(f"{gib(size)} on {name}" for name, size in held[holder.model].items())
-        + f" and {_stays(holder, need, strategy) or 'could leave, which is not enough'}"
+        + f" and {stays(holder, need.priority) or 'could leave, which is not enough'}"
         for holder in there
     )
     return CortexError(

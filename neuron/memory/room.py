@@ -22,14 +22,14 @@ from ipc.messages import Device, Eviction
 from ipc.worker_messages import MemoryUse
 from neuron.config import Memory
 from neuron.memory.devices import Inventory
-from neuron.memory.fit import Fit, Holder, Need, find_fit
+from neuron.memory.eviction import RESIDENCY_SHARE, Holder, Strategy, explain, must_wait, order
+from neuron.memory.fit import Fit, Need, candidates_for, find_fit
 from neuron.memory.ledger import Ledger
 from neuron.memory.step_bytes import UNMEASURED_BYTES
 
 log = logging.getLogger("neuron.memory.room")
 
 LOOK_SECONDS = 0.5  # between looks while somebody waits: other programs come and go without a word
-RECENT_SECONDS = 10.0  # without a request, after which a model is half as likely to be wanted next
 SETTLE_SECONDS = 2.0  # until a driver has given back what a process held that ended
 
 
@@ -37,7 +37,7 @@ class Tenant(Protocol):
     """A model, as far as its memory goes."""
 
     id: str
-    last_used: float  # monotonic
+    ready_at: float  # monotonic: when it was ready last, or went on to serve
     load_seconds: float | None  # that its last load took
 
     def need(self, runtime: Mapping[str, int]) -> Need:
@@ -59,7 +59,8 @@ class Tenant(Protocol):
         ...
 
     def give_way(self) -> None:
-        """Take nothing new, finish what runs, end, and `release`. Asked again it does nothing."""
+        """Take nothing new, finish what runs, end, and `release`: another model needs its memory. Asked again
+        it does nothing."""
         ...
 
     def stay(self) -> None:
@@ -99,7 +100,9 @@ class Wish:
     tell: Callable[[Place], None]
     deadline: float
     granted: asyncio.Future[Fit]
+    leaving: tuple[str, ...] = ()  # who leaves for it in any case
     place: Place | None = None  # as it was told last
+    victims: tuple[str, ...] = ()  # as the log has it last
     settles: float = 0.0  # until then memory may come back that was given up for it
 
 
@@ -131,22 +134,22 @@ class _Outlook:
     later: dict[str, int]  # what is left of them once all that leave have left and those wishes are granted
     holders: dict[str, Holder]  # that are not leaving for one of those wishes
 
-    def add(self, need: Need, strategy: Literal["lru", "priority"]) -> Prospect:
+    def add(self, need: Need, strategy: Strategy, leaving: Sequence[str] = ()) -> Prospect:
         """The next wish: what it comes to, and what it leaves to those behind it."""
         try:
-            fit = find_fit(need, self.later, list(self.holders.values()), strategy)
+            fit = find_fit(need, self.later, list(self.holders.values()), strategy, leaving)
         except CortexError as refusal:
             return Prospect(refusal=refusal)
-        leaving = [self.holders.pop(victim) for victim in fit.victims]
-        now = not leaving and all(size <= self.free[name] for name, size in fit.reservations.items())
+        victims = [self.holders.pop(victim) for victim in fit.victims]
+        now = not victims and all(size <= self.free[name] for name, size in fit.reservations.items())
         for name, size in fit.reservations.items():
             self.free[name] -= size if now else 0
             self.later[name] -= size
-        for holder in leaving:
+        for holder in victims:
             for name, size in holder.reserved.items():
                 self.later[name] += size
-        waits = not now and (not leaving or any(holder.busy or holder.leaving for holder in leaving))
-        return Prospect(fit, now=now, waits=waits)
+        waits = not now and (not victims or any(must_wait(holder, need.priority) for holder in victims))
+        return Prospect(fit, now=now, waits=waits, loss=sum(holder.loss for holder in victims))
 
 
 class Room:
@@ -197,7 +200,8 @@ class Room:
         Args:
             tell: told where the wish stands, now and when that changes, while it has to wait.
             reuse: the model takes over the waiting processes on its devices.
-            spare: bytes on each rank over what is planned: a load found that it needs more.
+            spare: bytes on each rank over what is planned: a load found that it needs more. One idle model
+                more than it would take leaves then, for what was booked was not there.
 
         Raises:
             CortexError: INSUFFICIENT_MEMORY, at once where nobody who could leave makes it fit, else after
@@ -207,7 +211,9 @@ class Room:
             await self._measure_process(tenant)
         granted = asyncio.get_running_loop().create_future()
         deadline = time.monotonic() + self._settings.wait_seconds
-        self._wishes[tenant.id] = Wish(tenant, reuse, spare, tell, deadline, granted)
+        wish = self._wishes[tenant.id] = Wish(tenant, reuse, spare, tell, deadline, granted)
+        if spare:
+            wish.leaving = self._one_more(self._need(wish))
         self.look()
         try:
             return await granted
@@ -272,7 +278,7 @@ class Room:
         outlook = self._outlook()
         strategy = self.eviction.strategy
         for wish in self._wishes.values():
-            outlook.add(self._need(wish), strategy)
+            outlook.add(self._need(wish), strategy, wish.leaving)
         prospect = outlook.add(tenant.need(self._runtime), strategy)
         if prospect.refusal is not None and self._wishes:  # it has to wait for those who wait
             behind = self._outlook().add(tenant.need(self._runtime), strategy)
@@ -283,8 +289,7 @@ class Room:
         return replace(
             prospect,
             ahead=len(self._wishes),
-            seconds=max((victim.seconds_to_leave for victim in victims), default=0.0),
-            loss=sum(map(_loss, victims)),
+            seconds=max((self._seconds_to_leave(victim, tenant) for victim in victims), default=0.0),
         )
 
     # --- serving wishes ---------------------------------------------------------------------------------
@@ -325,6 +330,8 @@ class Room:
         now = time.monotonic()
         moments = [wish.deadline for wish in self._wishes.values()]
         moments += [tenant.turn_ends for tenant in self._tenants.values() if (tenant.turn_ends or 0.0) > now]
+        settling = map(self._settles_at, self._tenants.values())
+        moments += [moment for moment in settling if moment > now]
         return max(0.0, min(LOOK_SECONDS, min(moments) - now))
 
     async def _serve(self) -> None:
@@ -336,7 +343,7 @@ class Room:
             if wish.granted.done():
                 continue
             need = self._need(wish)
-            prospect = outlook.add(need, self.eviction.strategy)
+            prospect = outlook.add(need, self.eviction.strategy, wish.leaving)
             if prospect.now:
                 await self._grant(wish, prospect.fit)
                 continue
@@ -348,7 +355,7 @@ class Room:
                 wish.granted.set_exception(prospect.refusal)
             else:
                 claimed.update(victims)
-                self._ask(wish, victims)
+                self._ask(wish, need, victims)
                 self._tell(wish, Place(waiting, victims))
         for name in self._asked - claimed:
             self._asked.discard(name)
@@ -367,19 +374,52 @@ class Room:
         self._tenants[wish.tenant.id] = wish.tenant
         wish.granted.set_result(fit)
 
-    def _ask(self, wish: Wish, victims: Sequence[str]) -> None:
+    def _ask(self, wish: Wish, need: Need, victims: tuple[str, ...]) -> None:
         """See that `victims` leave, once each has had its turn."""
+        self._explain(wish, need, victims)
         for name in victims:
             tenant = self._tenants[name]
-            holder = tenant.holder({})
+            holder = self._holder(tenant)
             ends = tenant.turn_ends
             if holder.leaving or (holder.busy and (ends is None or ends > time.monotonic())):
+                continue
+            if not holder.busy and must_wait(holder, need.priority):
                 continue
             log.info("model makes way model=%s for=%s busy=%s", name, wish.tenant.id, holder.busy)
             self._asked.add(name)
             tenant.give_way()
         if victims:
             wish.settles = time.monotonic() + SETTLE_SECONDS
+
+    def _explain(self, wish: Wish, need: Need, victims: tuple[str, ...]) -> None:
+        """One line in the log for each decision: who leaves, and why not another."""
+        if victims == wish.victims:
+            return
+        wish.victims = victims
+        holders = self._holders()
+        leave = [holders.pop(name) for name in victims]
+        devices = candidates_for(need, self._ledger.devices)
+        why = explain(leave, holders.values(), need.priority, devices, self.eviction.strategy)
+        log.info("making room model=%s %s", wish.tenant.id, why)
+
+    def _one_more(self, need: Need) -> tuple[str, ...]:
+        """The model that would leave first, if one can leave now."""
+        devices = candidates_for(need, self._ledger.devices)
+        first = order(self._holders().values(), need.priority, devices, self.eviction.strategy)[:1]
+        return tuple(holder.model for holder in first if not must_wait(holder, need.priority))
+
+    def _settles_at(self, tenant: Tenant) -> float:
+        """When it has been loaded for as long as it may stay where an equal wants its memory."""
+        share = RESIDENCY_SHARE * (tenant.load_seconds or 0.0)
+        return tenant.ready_at + max(self.eviction.min_residency_seconds, share)
+
+    def _seconds_to_leave(self, tenant: Tenant, other: Tenant) -> float:
+        """How long it would take until it is gone for `other`, at a guess."""
+        holder, priority = self._holder(tenant), other.need(self._runtime).priority
+        seconds = tenant.seconds_to_leave
+        if not holder.busy and must_wait(holder, priority):
+            seconds = max(seconds, self._settles_at(tenant) - time.monotonic())
+        return seconds
 
     def _tell(self, wish: Wish, place: Place) -> None:
         if place != wish.place:
@@ -388,7 +428,7 @@ class Room:
 
     def _is_hopeless(self, wish: Wish, need: Need) -> bool:
         """Whether it would not fit either if nobody else waited, now that what ended has had time to go."""
-        alone = self._outlook().add(need, self.eviction.strategy)
+        alone = self._outlook().add(need, self.eviction.strategy, wish.leaving)
         return alone.refusal is not None and time.monotonic() >= wish.settles
 
     def _late(self, wish: Wish) -> CortexError:
@@ -409,11 +449,12 @@ class Room:
     def _outlook(self) -> _Outlook:
         """Memory as it is. Processes that wait make way for a model."""
         free = {name: self._ledger.free(name) + self._lender.booked(name) for name in self._ledger.devices}
-        holders = {name: each.holder(self._ledger.held_by(name)) for name, each in self._tenants.items()}
-        return _Outlook(free, dict(free), holders)
+        return _Outlook(free, dict(free), self._holders())
 
+    def _holders(self) -> dict[str, Holder]:
+        """Who holds memory, by name."""
+        return {name: self._holder(tenant) for name, tenant in self._tenants.items()}
 
-def _loss(tenant: Tenant) -> float:
-    """Seconds of loading that its eviction will cost, at a guess: who was used a moment ago will be again."""
-    idle = max(0.0, time.monotonic() - tenant.last_used)
-    return (tenant.load_seconds or 0.0) / (1.0 + idle / RECENT_SECONDS)
+    def _holder(self, tenant: Tenant) -> Holder:
+        holder = tenant.holder(self._ledger.held_by(tenant.id))
+        return replace(holder, settled=time.monotonic() >= self._settles_at(tenant))

@@ -13,9 +13,11 @@ from ipc.messages import ModelState, ModelStatus, RankState
 from ipc.worker_messages import Ready
 from neuron.config import ModelSettings
 from neuron.description import ModelDescription
-from neuron.memory.fit import Fit, Holder, Need
+from neuron.memory.eviction import RESIDENCY_SHARE, Holder, RecentUse
+from neuron.memory.fit import Fit, Need
 from neuron.memory.room import Place, Room
 from neuron.models.epochs import Epochs
+from neuron.models.keep_alive import KeepAlive
 from neuron.models.launcher import Launcher
 from neuron.models.life import TRANSITIONS, Event
 from neuron.models.prefixes import Prefixes
@@ -30,9 +32,6 @@ log = logging.getLogger("neuron.models.managed")
 SHORT_LOADS = 3  # tries of one load, where a device ran out of memory: each time more is asked for
 SPARE_SHARE = 1 / 8  # of what was booked, that is asked for on top then
 SPARE_BYTES = 256 << 20  # and at least so much of it, on each rank
-TURN_SHARE = (
-    1 / 4
-)  # of the time that a load took, that the model serves at least before it leaves for another
 UNLOAD_SECONDS = 600.0  # for running requests to end before an unload gives up
 PROGRESS_INTERVAL = 0.25  # seconds between two `Progress` of one load
 PREFILL_TOKENS = 128  # of a prompt that says something of how fast prompts are computed
@@ -74,6 +73,8 @@ class ManagedModel:
         self.preparing = 0  # requests that will be admitted
         self.fit: Fit | None = None
         self.last_used = time.monotonic()
+        self.ready_at = 0.0  # monotonic: when it was ready last, or went on to serve
+        self.displaced = False  # it leaves or left for another model, and has not been back since
         self._room = room
         self._launcher = launcher
         self._read_text = read_text
@@ -96,7 +97,9 @@ class ManagedModel:
         self._listeners: set[Callable[[LoadProgress], None]] = set()
         self._told_progress = 0.0
         self._progress = LoadProgress()
-        self._turn_began = 0.0
+        self._use = RecentUse()
+        self._evictions = 0
+        self._keep_alive = KeepAlive(self._default_keep_alive, self._expire)
         self._request_seconds = 1.0  # that one runs, smoothed
         self._prefill_rate = 0.0  # tokens a second
         self._retry_timer: asyncio.TimerHandle | None = None
@@ -199,6 +202,8 @@ class ManagedModel:
             failed=self.requests.counts["failed"],
             created=plan.created,
             load_seconds=self.load_seconds,
+            evictions=self._evictions,
+            keep_alive=None if self.settings.pin else self._keep_alive.told,
             adapters=[adapter.name for adapter in plan.adapters],
             max_sequences=self.settings.max_sequences,
             request_seconds=self._request_seconds,
@@ -248,14 +253,16 @@ class ManagedModel:
             pinned=self.settings.pin,
             busy=self.status in ("waiting", "loading") or not self.requests.idle,
             leaving=self.status in ("draining", "unloading"),
+            reload_seconds=self.load_seconds or 0.0,
+            recent_use=self._use.at(time.monotonic()),
         )
 
     @property
     def turn_ends(self) -> float | None:
         if self.status not in ("ready", "draining"):
             return None
-        shortest = TURN_SHARE * (self.load_seconds or 0.0)
-        return self._turn_began + max(self._launcher.config.memory.turn_seconds, shortest)
+        shortest = RESIDENCY_SHARE * (self.load_seconds or 0.0)
+        return self.ready_at + max(self._launcher.config.memory.turn_seconds, shortest)
 
     @property
     def seconds_to_leave(self) -> float:
@@ -266,6 +273,7 @@ class ManagedModel:
 
     def give_way(self) -> None:
         if self.status in ("ready", "restarting"):
+            self.displaced = True
             self.handle(Event.LEAVE)
 
     def stay(self) -> None:
@@ -280,7 +288,7 @@ class ManagedModel:
         Raises:
             CortexError: QUEUE_FULL.
         """
-        self.last_used = time.monotonic()
+        self._use_now(request.request.keep_alive)
         request.model = self
         if number := self.description.adapter(request.request.model):
             for part in request.parts:
@@ -314,6 +322,7 @@ class ManagedModel:
             self._epochs.statistics.doubt(request.pages)
         self._check_quiet()
         self._check_deserted()
+        self._check_idle()
         if self._room.contested:
             self._room.look()
         self._changed()
@@ -329,16 +338,18 @@ class ManagedModel:
 
     # --- up and down, for users -------------------------------------------------------------------------
 
-    async def load(self, listener: Callable[[LoadProgress], None]) -> None:
+    async def load(self, listener: Callable[[LoadProgress], None], keep_alive: float | None = None) -> None:
         """Return when the model is ready. The load goes on when the caller does not wait for it.
 
         Args:
             listener: told how it goes.
+            keep_alive: seconds that it stays though nobody uses it; below 0: for ever; None: as its
+                settings say.
 
         Raises:
             CortexError: why it cannot be loaded.
         """
-        self.last_used = time.monotonic()
+        self._use_now(keep_alive)
         self._listeners.add(listener)
         try:
             while self.status != "ready":
@@ -346,6 +357,7 @@ class ManagedModel:
         finally:
             self._listeners.discard(listener)
             self._check_deserted()
+            self._check_idle()
 
     def bring_up(self) -> asyncio.Future[None]:
         """See that the model gets ready, and return the future that ends when it is or cannot be."""
@@ -376,6 +388,7 @@ class ManagedModel:
             self._down.add_done_callback(_nobody_has_to_ask)
         down = self._down
         self._unloads += 1
+        self.displaced = False
         try:
             self.handle(Event.LEAVE)
             await asyncio.wait([down], timeout=UNLOAD_SECONDS)
@@ -392,6 +405,7 @@ class ManagedModel:
     async def close(self) -> None:
         """The neuron ends: no task and no process may stay. Requests have been answered before."""
         self._cancel_retry()
+        self._keep_alive.stop()
         self.requests.shut()
         if self._task is not None:
             self._task.cancel()
@@ -411,11 +425,13 @@ class ManagedModel:
     def _serve(self, error: CortexError | None) -> None:
         """Hand over what waits. It may be the group that is just ready, or the one that was to end."""
         self._progress = LoadProgress()
-        self._turn_began = time.monotonic()
+        self.ready_at = time.monotonic()
+        self.displaced = False
         up, self._up = self._up, None
         if up is not None:
             up.set_result(None)
         self.requests.open(self._epochs.group, self.fit.context_length)
+        self._check_idle()
         self._room.look()
 
     def _give_up(self, error: CortexError | None) -> None:
@@ -519,6 +535,7 @@ class ManagedModel:
                 self._down = None
         finally:
             self._let_go()
+        self._evictions += self.displaced
         self.handle(Event.GONE)
 
     # --- parts of these ---------------------------------------------------------------------------------
@@ -580,6 +597,33 @@ class ManagedModel:
     def _check_deserted(self) -> None:
         if self.status == "waiting" and self.requests.idle and not self._listeners and not self.settings.pin:
             self.handle(Event.DESERTED)
+
+    def _default_keep_alive(self) -> float:
+        own = self.settings.keep_alive
+        return self._launcher.config.keep_alive if own is None else own
+
+    def _use_now(self, keep_alive: float | None) -> None:
+        """Somebody asks for it."""
+        self.last_used = time.monotonic()
+        self._use.add(self.last_used)
+        self._keep_alive.ask(keep_alive)
+        self._keep_alive.stop()
+
+    def _check_idle(self) -> None:
+        """See that it leaves when nobody uses it for as long as it is kept."""
+        if self.status == "ready" and self.requests.idle and not self.settings.pin:
+            self._keep_alive.start()
+        else:
+            self._keep_alive.stop()
+
+    def _expire(self) -> None:
+        if self.status != "ready" or not self.requests.idle:
+            return
+        if self.preparing:
+            self._check_idle()
+            return
+        log.info("model was idle model=%s keep_alive=%g", self.id, self._keep_alive.told)
+        self.handle(Event.LEAVE)
 
     def _cancel_retry(self) -> None:
         if self._retry_timer is not None:

@@ -18,6 +18,7 @@ from neuron.memory.room import Room
 from neuron.models.catalogue import DEMO_FOLDER, Catalogue, Signature
 from neuron.models.launcher import Launcher
 from neuron.models.managed import ManagedModel
+from neuron.models.residents import Residents
 from neuron.processes.backoff import Backoff
 from neuron.processes.standby import Standby
 from neuron.text.frontend import TextFiles, TextFrontEnd
@@ -58,7 +59,7 @@ class ModelManager:
         self.searched = False
         self._config = config
         self._inventory = inventory
-        self._changed = changed
+        self._tell_changed = changed
         self._read_text = read_text
         self._catalogue = Catalogue(config, inventory.devices)
         self._models: dict[str, ManagedModel] = {}
@@ -79,6 +80,7 @@ class ModelManager:
             backoff=self._backoff,
         )
         self.room = Room(config.memory, ledger, inventory, self._standby, changed)
+        self._residents = Residents(config, self.room, self._models, self.open)
         cores = CpuProbe().cores()
         self._launcher = Launcher(config, min(cores, config.cpu.cores or cores), self._standby)
 
@@ -169,21 +171,20 @@ class ModelManager:
             await asyncio.sleep(max(SCAN_SECONDS, SCAN_SHARE * (loop.time() - began)))
 
     async def start(self) -> None:
-        """Find every model, and load those that are wanted from the start."""
+        """Find every model, and load those that shall be there."""
         try:
             await self.find_all()
         finally:
             self.searched = True
             self._changed()
-        for model in self._models.values():
-            if model.settings.pin or model.settings.preload:
-                model.bring_up()
+        await self._residents.start()
         self._watching = asyncio.create_task(self._watch())
 
     async def close(self) -> None:
         """End every worker process."""
         if self._watching is not None:
             self._watching.cancel()
+        self._residents.close()
         await self.room.close()
         await self._standby.close()
         await asyncio.gather(*(model.close() for model in self._models.values()))
@@ -271,6 +272,10 @@ class ModelManager:
             for device in model.settings.devices or default
         ]
         return [device for device in everywhere if device in chosen]
+
+    def _changed(self, now: bool = False) -> None:
+        self._residents.look()
+        self._tell_changed(now)
 
     def _any_is(self, *statuses: ModelStatus) -> bool:
         return any(model.status in statuses for model in self._models.values())

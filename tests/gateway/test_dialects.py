@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 from typing import Any
@@ -9,11 +10,15 @@ from typing import Any
 import msgspec
 import pytest
 
+from gateway.dialects import RequestContext
+from gateway.dialects.anthropic import messages as anthropic_messages
 from gateway.dialects.fields import MAX_INT
 from gateway.dialects.openai import chat as openai_chat
 from gateway.dialects.openai import completions as openai_completions
 from gateway.dialects.openai import embeddings as openai_embeddings
 from gateway.dialects.openai.logprobs import chat_logprobs, completion_logprobs, prompt_logprobs
+from gateway.dialects.openai.responses import request as responses_request
+from gateway.dialects.vllm import rerank
 from gateway.dialects.writing import encode, json_string
 from ipc.errors import Code, CortexError
 from ipc.messages import (
@@ -547,6 +552,24 @@ def test_everything_about_sampling_reaches_the_neuron() -> None:
     request = completion(echo=True, max_tokens=0, priority=-1, cache_salt="mine")
     assert (request.echo, request.sampling.max_tokens) == (True, 0)
     assert (request.priority, request.cache_salt) == (-1, "mine")
+
+
+@pytest.mark.parametrize(
+    ("given", "seconds"), [(None, None), ("5m", 300.0), (0, 0.0), ("0", 0.0), (-1, -1.0), (12.5, 12.5)]
+)
+def test_keep_alive_is_read_as_ollama_has_it_wherever_a_model_is_loaded(
+    given: Any, seconds: float | None
+) -> None:
+    def body(**fields: Any) -> bytes:
+        return json.dumps({"model": "m", "keep_alive": given} | fields).encode()
+
+    requests = [parse(keep_alive=given) for parse in (chat, completion, embed)]
+    requests.append(parsed(rerank.parse, body(query="q", documents=["d"]))[0])
+    requests.append(parsed(anthropic_messages.parse, body(messages=[USER], max_tokens=9))[0])
+    asker = RequestContext("r")
+    requests.append(asyncio.run(responses_request.read(body(input="x"), asker, None)).generate)
+    assert [request.keep_alive for request in requests] == [seconds] * len(requests)
+    assert refusal(chat, keep_alive="soon").param == "keep_alive"
 
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}

@@ -40,6 +40,9 @@ hf_cache: /cache
 devices: [cuda:0, "cuda:1", cpu]
 cpu: {cores: 4, memory: 12GiB}
 queue: {limit: 8, wait_seconds: 1.5}
+keep_alive: 30m
+default_model: org/big
+default_after_seconds: 5
 step_deadline_seconds: 20
 load_deadline_seconds: 60
 log_level: DEBUG
@@ -60,6 +63,7 @@ models:
 """
     )
     assert config.cpu.memory == 12 << 30
+    assert (config.keep_alive, config.default_model, config.default_after_seconds) == (1800.0, "org/big", 5.0)
     assert config.models[0] == ModelSettings(
         id="org/big",
         path="/models/big",
@@ -112,7 +116,6 @@ def test_endpoints_of_zeromq_are_taken(read, listen):
         ("models: [{id: a, source: /a, path: /b}]", "models[0].source", ["'/b'"]),
         ("models: [{id: a, source: 'hf:b/c', simulated: {}}]", "models[0].source", ["simulated"]),
         ("models: [{id: a, keep_alive: soon}]", "models[0].keep_alive", ["15m", "'soon'"]),
-        ("models: [{id: a, keep_alive: -1}]", "models[0].keep_alive", [">= 0"]),
         ("models: [{id: a, max_output: 0}]", "models[0].max_output", [">= 1"]),
         ("models: [{id: a, sampling: {top_p: 0}}]", "models[0].sampling.top_p", ["> 0"]),
         ("models: [{id: a, sampling: {seed: 1}}]", "models[0].sampling.seed", ["unknown", "top_p"]),

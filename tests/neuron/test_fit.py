@@ -5,7 +5,8 @@ from hypothesis import strategies as st
 from ipc.errors import Code, CortexError
 from ipc.worker_messages import PAGE_SIZE, SMALLEST_CONTEXT, CacheGroup
 from neuron.memory.cache_plan import CachePlan
-from neuron.memory.fit import Holder, Need, find_fit
+from neuron.memory.eviction import Holder
+from neuron.memory.fit import Need, find_fit
 
 GIB = 1 << 30
 

@@ -52,11 +52,16 @@ class Text:
 class Client:
     """One request and its replies."""
 
-    def __init__(self, model, key, max_tokens=3, prompt=(1, 2, 3)):
+    def __init__(self, model, key, max_tokens=3, prompt=(1, 2, 3), keep_alive=None):
         self.replies = []
         self.ended = asyncio.get_running_loop().create_future()
         request = Generate(
-            id=key, model="sim", prompt=list(prompt), sampling=Sampling(max_tokens=max_tokens), stream=True
+            id=key,
+            model="sim",
+            prompt=list(prompt),
+            sampling=Sampling(max_tokens=max_tokens),
+            stream=True,
+            keep_alive=keep_alive,
         )
         self.generation = Generation(
             itertools.chain((key,), itertools.count(1000 * key)), request, self.replies.append, self._end

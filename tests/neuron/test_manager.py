@@ -44,8 +44,10 @@ def test_a_model_that_does_not_fit_makes_the_idle_one_leave(tmp_path):
 def test_the_least_recently_used_leaves(tmp_path):
     models = [big(name, "1.5GiB") for name in "abc"]
     with Neuron(tmp_path, models, cpu=LIMIT) as neuron, neuron.client() as client:
+        client.ask(Hello(id=0, eviction=Eviction(strategy="lru")), PATIENCE)
         load(client, "a")
         load(client, "b")
+        time.sleep(neuron.model("b").load_seconds)  # its residency, and more
         client.ask(chat("a"), PATIENCE)
         load(client, "c")
         assert status(neuron) == {"a": "ready", "b": "unloaded", "c": "ready"}
@@ -264,6 +266,7 @@ def test_a_quote_says_what_it_would_take_and_does_nothing(tmp_path):
         assert free.seconds is None  # nothing was measured yet
         load(client, "a")
         assert quote(client, "a").verdict == "ready"
+        time.sleep(neuron.model("a").load_seconds)  # its residency, and more
         evicting = quote(client, "b")
         assert (evicting.verdict, evicting.evicts) == ("evicts", ["a"])
         assert evicting.seconds > 0.1  # at the rate of a

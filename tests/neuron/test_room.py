@@ -10,13 +10,15 @@ import types
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 import neuron.memory.room
 from ipc.errors import Code, CortexError
 from ipc.messages import Device, Eviction
 from neuron.config import Memory
 from neuron.memory.cache_plan import CachePlan
-from neuron.memory.fit import Holder, Need
+from neuron.memory.eviction import HALF_LIFE, RESIDENCY_SHARE, Holder, RecentUse
+from neuron.memory.fit import Need
 from neuron.memory.ledger import Ledger
 from neuron.memory.room import Room
 
@@ -64,16 +66,17 @@ async def at_once(function, *args):
 
 
 class Inventory:
-    """One device, of which nobody else has anything."""
+    """Devices of which nobody else has anything."""
 
-    def __init__(self):
-        self.devices = [Device(id="cuda:0", kind="cuda", name="", memory_total=TOTAL, memory_free=TOTAL)]
+    def __init__(self, names):
+        self.devices = [
+            Device(id=name, kind="cuda", name="", memory_total=TOTAL, memory_free=TOTAL) for name in names
+        ]
         self.ledger = Ledger(self.devices)
 
     def refresh(self):
-        taken = self.ledger.reserved("cuda:0")
         self.devices = [
-            Device(id="cuda:0", kind="cuda", name="", memory_total=TOTAL, memory_free=TOTAL - taken)
+            replace(device, memory_free=TOTAL - self.ledger.reserved(device.id)) for device in self.devices
         ]
         return self.devices
 
@@ -92,8 +95,9 @@ class NoStandby:
 class Model:
     """As `ManagedModel` is to a room: it loads, serves, drains and ends."""
 
-    def __init__(self, place, name, size, *, pin=False):
-        self.place, self.id, self.size, self.pin = place, name, size, pin
+    def __init__(self, place, name, size, *, pin=False, priority=100):
+        self.place, self.id, self.size, self.pin, self.priority = place, name, size, pin, priority
+        self.use = RecentUse()
         self.status = "unloaded"
         self.last_used = 0.0
         self.load_seconds = LOAD
@@ -112,17 +116,21 @@ class Model:
             caches=CachePlan(),
             context_length=32,
             max_sequences=1,
+            priority=self.priority,
+            devices=self.place.devices.get(self.id),
         )
 
     def holder(self, reserved):
         return Holder(
             self.id,
             reserved,
-            priority=100,
+            priority=self.priority,
             last_used=self.last_used,
             pinned=self.pin,
             busy=self.status in ("waiting", "loading") or self.open > 0,
             leaving=self.status == "draining",
+            reload_seconds=self.load_seconds,
+            recent_use=self.use.at(asyncio.get_running_loop().time()),
         )
 
     @property
@@ -161,7 +169,7 @@ class Model:
             self.become("unloaded")
             return
         self.status = "loading"
-        await asyncio.sleep(LOAD)
+        await asyncio.sleep(self.load_seconds)
         self.ready_at = asyncio.get_running_loop().time()
         self.become("ready")
         self.place.room.look()
@@ -170,6 +178,7 @@ class Model:
         """One request: how long it waited to begin."""
         loop = asyncio.get_running_loop()
         began = self.last_used = loop.time()
+        self.use.add(began)
         self.error = None
         self.open += 1
         try:
@@ -195,17 +204,24 @@ class Model:
 
 
 class Place:
-    """A room and the models of a test; `sizes` by name, of TOTAL bytes."""
+    """A room and the models of a test; `sizes` by name, of TOTAL bytes on each of the `names`."""
 
-    def __init__(self, sizes, *, wait_seconds=1000.0, pinned=()):
-        inventory = Inventory()
+    def __init__(
+        self, sizes, *, wait_seconds=1000.0, pinned=(), names=("cuda:0",), devices=None, priorities=None
+    ):
+        inventory = Inventory(names)
+        self.devices = devices or {}
+        priorities = priorities or {}
         memory = Memory(wait_seconds=wait_seconds, turn_seconds=TURN)
         self.room = Room(memory, inventory.ledger, inventory, NoStandby(), self.check)
         self.ledger = inventory.ledger
-        self.models = {name: Model(self, name, size, pin=name in pinned) for name, size in sizes.items()}
+        self.models = {
+            name: Model(self, name, size, pin=name in pinned, priority=priorities.get(name, 100))
+            for name, size in sizes.items()
+        }
 
     def check(self):
-        assert self.ledger.reserved("cuda:0") <= TOTAL
+        assert all(self.ledger.reserved(device) <= TOTAL for device in self.ledger.devices)
 
     async def users(self, name, count, seconds, until):
         """So many who ask for one answer after the other."""
@@ -234,7 +250,7 @@ def test_steady_traffic_on_one_model_does_not_starve_another_and_back(monkeypatc
     sizes=st.dictionaries(st.sampled_from("abcdef"), st.integers(10, 100), min_size=2, max_size=6),
     users=st.integers(1, 4),
     seconds=st.floats(0.1, 5.0),
-    strategy=st.sampled_from(["lru", "priority"]),
+    strategy=st.sampled_from(["cost", "lru", "priority"]),
 )
 @settings(max_examples=15, deadline=None)
 def test_everybody_who_fits_is_served_within_a_bound_whatever_the_mix(sizes, users, seconds, strategy):
@@ -372,10 +388,112 @@ def test_a_prospect_says_whom_it_would_cost_something(monkeypatch):
         await place.models["a"].serve(1.0)
         at_once = await place.room.prospect(place.models["b"])
         assert at_once.verdict == "evicts"
-        assert at_once.loss == pytest.approx(LOAD)
-        await asyncio.sleep(neuron.memory.room.RECENT_SECONDS)
+        assert at_once.loss == pytest.approx(LOAD, rel=0.01)
+        await asyncio.sleep(HALF_LIFE)
         later = await place.room.prospect(place.models["b"])
-        assert later.loss == pytest.approx(LOAD / 2)
+        assert later.loss == pytest.approx(LOAD / 2, rel=0.01)
+        await place.room.close()
+
+    play(scenario(), monkeypatch)
+
+
+def test_a_swap_between_equals_waits_for_the_residency_of_the_other_and_says_so(monkeypatch):
+    async def scenario():
+        place = Place({"a": 60, "b": 60})
+        place.room.eviction = Eviction(min_residency_seconds=30.0)
+        await place.models["a"].serve(1.0)
+        prospect = await place.room.prospect(place.models["b"])
+        assert (prospect.verdict, prospect.fit.victims) == ("waits", ("a",))
+        assert prospect.seconds == pytest.approx(30.0 - 1.0)
+        for _ in range(3):
+            for name in "ba":
+                await place.models[name].serve(0.1)
+        waits = [wait for model in place.models.values() for wait in model.waits[-3:]]
+        assert min(waits) == pytest.approx(30.0 - 0.1 + LOAD, abs=1.0)
+        await place.room.close()
+
+    play(scenario(), monkeypatch)
+
+
+def test_two_that_swap_all_the_time_stay_for_a_share_of_what_their_load_took(monkeypatch):
+    async def scenario():
+        place = Place({"a": 60, "b": 60})
+        for model in place.models.values():
+            model.load_seconds = 80.0
+        await place.models["a"].serve(1.0)
+        await place.models["b"].serve(1.0)
+        assert place.models["b"].waits == [pytest.approx(RESIDENCY_SHARE * 80.0 - 1.0 + 80.0, abs=1.0)]
+        await place.room.close()
+
+    play(scenario(), monkeypatch)
+
+
+def test_a_higher_class_waits_for_no_residency_and_a_lower_one_displaces_nobody_above(monkeypatch):
+    async def scenario():
+        place = Place({"low": 60, "high": 60}, priorities={"high": 200})
+        place.room.eviction = Eviction(min_residency_seconds=1000.0)
+        await place.models["low"].serve(1.0)
+        await place.models["high"].serve(1.0)
+        assert place.models["high"].waits == [pytest.approx(LOAD)]
+        for strategy in ("cost", "lru", "priority"):
+            place.room.eviction = Eviction(strategy=strategy)
+            with pytest.raises(CortexError, match="has priority 200, above its 100"):
+                await place.models["low"].serve(1.0)
+        assert place.models["high"].status == "ready"
+        await place.room.close()
+
+    play(scenario(), monkeypatch)
+
+
+def test_what_costs_least_to_bring_back_leaves_and_the_quote_and_the_log_say_the_same(monkeypatch, caplog):
+    async def scenario():
+        place = Place({"slow": 50, "quick": 50, "new": 50})
+        place.models["slow"].load_seconds = 60.0
+        await place.models["slow"].serve(1.0)
+        await place.models["quick"].serve(1.0)  # used last, and back soonest
+        await asyncio.sleep(60)
+        quoted = await place.room.prospect(place.models["new"])
+        assert quoted.fit.victims == ("quick",)
+        with caplog.at_level("INFO", "neuron.memory.room"):
+            await place.models["new"].serve(1.0)
+        assert [place.models[name].status for name in ("slow", "quick")] == ["ready", "unloaded"]
+        [line] = [record.getMessage() for record in caplog.records if "making room" in record.getMessage()]
+        assert "model=new strategy=cost leave=quick (2.00 s to load x 0.8" in line
+        assert "stay=slow (60.00 s to load" in line
+        await place.room.close()
+
+    play(scenario(), monkeypatch)
+
+
+def test_a_load_that_ran_out_of_memory_has_one_idle_model_more_leave(monkeypatch):
+    async def scenario():
+        place = Place({"a": 30, "b": 30, "new": 30})
+        for name in "ab":
+            await place.models[name].serve(1.0)
+        await asyncio.sleep(60)
+        new = place.models["new"]
+        await place.room.take(new, new.places.append)
+        place.room.release("new")  # its device had less than the books say
+        await place.room.take(new, new.places.append, spare=1)
+        await asyncio.sleep(5)
+        assert [place.models[name].status for name in "ab"] == ["unloaded", "ready"]
+        await place.room.close()
+
+    play(scenario(), monkeypatch)
+
+
+def test_wishes_for_other_devices_do_not_wait_for_each_other(monkeypatch):
+    async def scenario():
+        where = {"a": ("cuda:0",), "b": ("cuda:0",), "c": ("cuda:1",)}
+        place = Place(dict.fromkeys("abc", 80), names=("cuda:0", "cuda:1"), devices=where)
+        busy = asyncio.create_task(place.models["a"].serve(50.0))
+        await asyncio.sleep(LOAD + 1)
+        waiting = asyncio.create_task(place.models["b"].serve(1.0))
+        await asyncio.sleep(1)
+        await place.models["c"].serve(1.0)
+        assert place.models["c"].waits == [pytest.approx(LOAD)]
+        assert place.models["b"].status == "waiting"
+        await asyncio.gather(busy, waiting)
         await place.room.close()
 
     play(scenario(), monkeypatch)

@@ -10,7 +10,7 @@ from msgspec import Meta
 from gateway.dialects import RequestContext
 from gateway.dialects.anthropic.conversation import Conversation, PromptFields
 from gateway.dialects.anthropic.renderer import MessageRenderer, Thoughts
-from gateway.dialects.fields import MAX_INT, NonNegative, Stop, bad_request, decode
+from gateway.dialects.fields import MAX_INT, NonNegative, Short, Stop, bad_request, decode, keep_alive
 from ipc.messages import Generate, Sampling
 
 # A beta: thoughts between calls, whose budget is of all of them together.
@@ -24,6 +24,7 @@ class MessageFields(PromptFields, kw_only=True):
     temperature: Annotated[float, Meta(ge=0, le=1)] | None = None
     top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
     top_k: Annotated[int, Meta(ge=0, le=MAX_INT)] | None = None
+    keep_alive: float | Short | None = None  # as Ollama has it
 
 
 _decoder = msgspec.json.Decoder(MessageFields)
@@ -53,6 +54,7 @@ async def parse(body: bytes, context: RequestContext) -> tuple[Generate, Message
         stream=bool(fields.stream),
         parallel_tool_calls=conversation.parallel,
         continue_final_message=conversation.continues,
+        keep_alive=keep_alive(fields.keep_alive),
     )
     renderer = MessageRenderer(
         fields.model, context.request_id, _thoughts(fields), conversation.in_client_words

@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Meta
 
 from gateway.dialects import RequestContext
-from gateway.dialects.fields import bad_request, decode, refuser, refusing
+from gateway.dialects.fields import bad_request, decode, keep_alive, refuser, refusing
 from gateway.dialects.openai.chat_answer import ChatRenderer
 from gateway.dialects.openai.conversation import ContinueFields, Turn, continues, conversation
 from gateway.dialects.openai.fields import NEUTRAL, Fields, LogprobCount, MaxTokens, limit, sampling
@@ -72,6 +72,7 @@ async def parse(body: bytes, context: RequestContext) -> tuple[Generate, ChatRen
         return_token_ids=bool(fields.return_token_ids),
         priority=fields.priority or 0,
         cache_salt=fields.cache_salt or "",
+        keep_alive=keep_alive(fields.keep_alive),
         parallel_tool_calls=tools.parallel,
         continue_final_message=is_continued,
     )

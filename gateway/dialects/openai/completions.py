@@ -9,7 +9,7 @@ import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
 from gateway.dialects import RequestContext
-from gateway.dialects.fields import bad_request, decode, refuser, refusing
+from gateway.dialects.fields import bad_request, decode, keep_alive, refuser, refusing
 from gateway.dialects.openai.fields import (
     MAX_CHOICES,
     NEUTRAL,
@@ -79,6 +79,7 @@ async def parse(body: bytes, context: RequestContext) -> tuple[Generate, Complet
         return_token_ids=bool(fields.return_token_ids),
         priority=fields.priority or 0,
         cache_salt=fields.cache_salt or "",
+        keep_alive=keep_alive(fields.keep_alive),
     )
     return generate, CompletionRenderer(fields, context.request_id, names, choices)
 

@@ -10,7 +10,17 @@ import msgspec
 from msgspec import Meta, Struct
 
 from gateway.dialects import RequestContext
-from gateway.dialects.fields import Count, Int, Name, bad_request, decode, renamed, unsupported
+from gateway.dialects.fields import (
+    Count,
+    Int,
+    Name,
+    Short,
+    bad_request,
+    decode,
+    keep_alive,
+    renamed,
+    unsupported,
+)
 from gateway.dialects.openai.fields import is_one, prompts
 from gateway.dialects.writing import encode
 from ipc.errors import CortexError
@@ -27,6 +37,7 @@ class EmbeddingFields(Struct, kw_only=True):
     pooling: Literal["last", "mean"] | None = None
     normalize: bool | None = None
     priority: Int | None = None
+    keep_alive: float | Short | None = None  # as Ollama has it
     prompt_name: Name | None = None
     truncate_prompt_tokens: Limit | None = None
     truncate: bool | None = None
@@ -72,6 +83,7 @@ async def parse(body: bytes, context: RequestContext) -> tuple[Embed, EmbeddingR
         normalize=fields.normalize,
         dimensions=fields.dimensions,
         priority=fields.priority or 0,
+        keep_alive=keep_alive(fields.keep_alive),
         prompt_name=fields.prompt_name,
         cut_to=cut_to(fields.truncate_prompt_tokens, fields.truncate),
     )

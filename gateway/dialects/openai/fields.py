@@ -77,6 +77,7 @@ class Fields(StructuredFields, kw_only=True):
     return_token_ids: bool | None = None
     priority: Int | None = None
     cache_salt: Short | None = None
+    keep_alive: float | Short | None = None  # as Ollama has it
 
 
 # Fields of both APIs that we refuse, and the values, besides null, with which they ask for nothing.

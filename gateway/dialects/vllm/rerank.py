@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from gateway.dialects import RequestContext
-from gateway.dialects.fields import Count, Int, Name, Short, decode, renamed
+from gateway.dialects.fields import Count, Int, Name, Short, decode, keep_alive, renamed
 from gateway.dialects.openai.embeddings import Limit, UsageOut, cut_to
 from gateway.dialects.writing import encode
 from ipc.errors import CortexError
@@ -35,6 +35,7 @@ class RerankFields(Struct, kw_only=True):
     truncate: bool | None = None
     instruction: Name | None = None  # ours: for models that are told what makes a document a good one
     priority: Int | None = None
+    keep_alive: float | Short | None = None  # as Ollama has it
     user: Short | None = None
 
 
@@ -71,6 +72,7 @@ async def parse(body: bytes, context: RequestContext) -> tuple[Rerank, RerankRen
         document_tokens=fields.max_tokens_per_doc,
         instruction=fields.instruction,
         priority=fields.priority or 0,
+        keep_alive=keep_alive(fields.keep_alive),
         cut_to=cut_to(fields.truncate_prompt_tokens, fields.truncate),
     )
     return rerank, RerankRenderer(fields, texts, context.request_id)

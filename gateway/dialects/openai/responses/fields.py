@@ -104,5 +104,6 @@ class CreateFields(ContextFields, kw_only=True):
     service_tier: Literal["auto", "default", "flex", "scale", "priority", "fast"] | None = None
     priority: Int | None = None  # as the other addresses have it
     cache_salt: Short | None = None
+    keep_alive: float | Short | None = None  # as Ollama has it
     prompt: Any = None
     moderation: Any = None

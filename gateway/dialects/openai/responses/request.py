@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from gateway.dialects import RequestContext, free_json
-from gateway.dialects.fields import bad_request, decode, required, unsupported
+from gateway.dialects.fields import bad_request, decode, keep_alive, required, unsupported
 from gateway.dialects.openai.responses import context, items, response
 from gateway.dialects.openai.responses.fields import CreateFields, refuse
 from gateway.dialects.openai.responses.output import Events, Output
@@ -112,6 +112,7 @@ def _generate(fields: CreateFields, messages: list[Message], tools: Tools) -> Ge
         stream=bool(fields.stream or fields.background),
         priority=fields.priority or 0,
         cache_salt=fields.cache_salt or "",
+        keep_alive=keep_alive(fields.keep_alive),
     )
 
 

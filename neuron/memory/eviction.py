@@ -1,0 +1,135 @@
+"""Who leaves so that another model fits: who may, in which order, and what that costs.
+
+Plain arithmetic of what is known, without a clock: a load, a quote and a simulation decide alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from neuron.memory.ledger import gib
+
+Strategy = Literal["cost", "lru", "priority"]
+
+HALF_LIFE = 300.0  # seconds after which a request counts half
+# Of the time that its load took, a model stays at least where another of its class wants its memory: two that
+# swap all the time load for four fifths of it at most.
+RESIDENCY_SHARE = 1 / 4
+
+
+class RecentUse:
+    """How much a model was used lately: its requests, each of which counts less the longer ago it was."""
+
+    def __init__(self) -> None:
+        self._count = 0.0
+        self._counted_at = 0.0
+
+    def add(self, now: float) -> None:
+        """One request, now (seconds on any clock)."""
+        self._count, self._counted_at = self.at(now) + 1.0, now
+
+    def at(self, now: float) -> float:
+        """Requests, as they count now."""
+        return self._count * 0.5 ** (max(0.0, now - self._counted_at) / HALF_LIFE)
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """A model that holds memory. `last_used` orders them by age."""
+
+    model: str
+    reserved: dict[str, int]  # bytes by device
+    priority: int
+    last_used: float
+    pinned: bool = False
+    busy: bool = False  # it has requests to finish, or is on its way up, before it can leave
+    leaving: bool = False  # it leaves already, whoever asked for that
+    settled: bool = True  # it has had its residency, so it leaves for its equals, too
+    reload_seconds: float = 0.0  # that it takes to come back
+    recent_use: float = 0.0  # as `RecentUse` has it
+
+    def freed(self, devices: Collection[str]) -> int:
+        """Bytes that come free on `devices` when it leaves."""
+        return sum(size for name, size in self.reserved.items() if name in devices)
+
+    @property
+    def loss(self) -> float:
+        """Seconds that whoever wants it next will wait, at a guess: who was not used for long will not be."""
+        return self.reload_seconds * min(1.0, self.recent_use)
+
+    def cost(self, devices: Collection[str]) -> float:
+        """Of its eviction, for each byte that it frees on `devices`."""
+        weight = max(1, self.priority)
+        return self.reload_seconds * self.recent_use * weight / max(1, self.freed(devices))
+
+
+def stays(holder: Holder, priority: int) -> str | None:
+    """Why `holder` does not leave for a model of that priority, whatever happens; None: it does, once it has
+    nothing to do."""
+    if holder.pinned:
+        return "is pinned"
+    if holder.priority > priority and not holder.leaving:
+        return f"has priority {holder.priority}, above its {priority}"
+    return None
+
+
+def must_wait(holder: Holder, priority: int) -> bool:
+    """Whether it leaves for a model of that priority, but not now."""
+    return holder.busy or holder.leaving or not (holder.settled or holder.priority < priority)
+
+
+def order(
+    holders: Iterable[Holder], priority: int, devices: Collection[str], strategy: Strategy
+) -> list[Holder]:
+    """Those that may leave for a model of that priority on `devices`, the first to leave first.
+
+    Who leaves already costs nothing; those that can leave now come before those that cannot.
+    """
+    scores = {
+        "cost": lambda holder: holder.cost(devices),
+        "lru": lambda holder: 0,
+        "priority": lambda holder: holder.priority,
+    }
+    score = scores[strategy]
+    return sorted(
+        (holder for holder in holders if stays(holder, priority) is None and holder.freed(devices)),
+        key=lambda holder: (
+            not holder.leaving,
+            holder.busy,
+            must_wait(holder, priority),
+            score(holder),
+            holder.last_used,
+            holder.model,
+        ),
+    )
+
+
+def explain(
+    victims: Sequence[Holder],
+    others: Iterable[Holder],
+    priority: int,
+    devices: Collection[str],
+    strategy: Strategy,
+) -> str:
+    """What was chosen and why, for the log: the numbers that the strategy went by, and why others stay."""
+
+    def numbers(holder: Holder) -> str:
+        if strategy == "priority":
+            return f"priority {holder.priority}, last used {holder.last_used:.1f}"
+        if strategy == "lru":
+            return f"last used {holder.last_used:.1f}"
+        return (
+            f"{holder.reload_seconds:.2f} s to load x {holder.recent_use:.2f} uses x priority "
+            f"{holder.priority} / {gib(holder.freed(devices))}"
+        )
+
+    def listed(named: Iterable[tuple[Holder, str]]) -> str:
+        return ", ".join(f"{holder.model} ({why})" for holder, why in named) or "none"
+
+    leave = listed((holder, numbers(holder)) for holder in victims)
+    stay = listed(
+        (holder, stays(holder, priority) or numbers(holder)) for holder in others if holder.freed(devices)
+    )
+    return f"strategy={strategy} leave={leave}; stay={stay}"

@@ -1,0 +1,107 @@
+"""Models that are loaded though nobody asks for them: the pinned, those to be preloaded, and the default."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+
+from ipc.errors import CortexError
+from neuron.config import NeuronConfig
+from neuron.memory.room import Room
+from neuron.models.managed import ManagedModel
+
+log = logging.getLogger("neuron.models.residents")
+
+
+class Residents:
+    """Loads them at the start, and the default again when what it left for is idle.
+
+    Args:
+        config: the neuron's.
+        room: says whether a model fits beside those that are there.
+        models: all that are known, by id.
+        open_model: gets to know one.
+    """
+
+    def __init__(
+        self,
+        config: NeuronConfig,
+        room: Room,
+        models: Mapping[str, ManagedModel],
+        open_model: Callable[[str], Awaitable[ManagedModel]],
+    ) -> None:
+        self._default = config.default_model
+        self._idle_seconds = config.default_after_seconds
+        self._room = room
+        self._models = models
+        self._open = open_model
+        self._preloading: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._tried = 0.0  # monotonic: when the default was called back last
+
+    async def start(self) -> None:
+        """Call the pinned; then, one after the other, the default and whoever else shall be there."""
+        if self._default is not None and self._default not in self._models:
+            try:
+                await self._open(self._default)
+            except CortexError as error:
+                log.warning("default model cannot be used model=%s reason=%s", self._default, error)
+        for model in self._models.values():
+            if model.settings.pin:
+                model.bring_up()
+        self._preloading = asyncio.create_task(self._preload())
+
+    def look(self) -> None:
+        """Something is not what it was: see whether, and when, the default comes back."""
+        model = self._models.get(self._default) if self._default is not None else None
+        if self._timer is not None or model is None or not _is_away(model):
+            return
+        self._timer = asyncio.get_running_loop().call_later(self._seconds_left(), self._return)
+
+    def close(self) -> None:
+        """Load nothing more."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._preloading is not None:
+            self._preloading.cancel()
+
+    async def _preload(self) -> None:
+        wanted = [model for model in self._models.values() if model.settings.preload]
+        if self._default in self._models:
+            wanted.insert(0, self._models[self._default])
+        for model in wanted:
+            try:
+                prospect = await self._room.prospect(model)
+                if model.status == "unloaded" and prospect.verdict != "fits":
+                    why = prospect.refusal or f"{', '.join(prospect.fit.victims)} would have to leave"
+                    log.warning("model is not preloaded model=%s reason=%s", model.id, why)
+                else:
+                    await asyncio.shield(model.bring_up())
+            except CortexError as error:
+                log.warning("model was not preloaded model=%s reason=%s", model.id, error)
+
+    def _return(self) -> None:
+        """The default comes back, if it still is away and nobody uses another."""
+        self._timer = None
+        model = self._models.get(self._default)
+        if model is None or not _is_away(model):
+            return
+        if self._seconds_left() > 0:
+            self.look()
+            return
+        self._tried = time.monotonic()
+        log.info("default model comes back model=%s idle=%g", model.id, self._idle_seconds)
+        model.bring_up()
+
+    def _seconds_left(self) -> float:
+        """Until nobody has used any model for long enough, as it looks now; some, while one is in use."""
+        if self._room.contested or any(m.preparing or not m.requests.idle for m in self._models.values()):
+            return max(self._idle_seconds, 0.1)
+        last = max([self._tried, *(model.last_used for model in self._models.values())])
+        return max(0.0, last + self._idle_seconds - time.monotonic())
+
+
+def _is_away(model: ManagedModel) -> bool:
+    return model.displaced and model.status == "unloaded"
