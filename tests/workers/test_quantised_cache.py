@@ -21,7 +21,6 @@ import workers.weights.quantised_cache as quantised_cache
 from ipc.errors import CortexError
 from ipc.worker_messages import WeightCache
 from tests.workers import checkpoints
-from tests.workers.harness import Workers
 from tests.workers.test_blocks import WIDE
 from workers.checkpoints.blocks import QUANTIZATIONS
 from workers.checkpoints.card import read_card
@@ -131,9 +130,12 @@ def quantised(monkeypatch) -> list[str]:
     """The formats that something was quantised to since, block by block."""
     found = []
     quantise = workers.weights.loader.quantise
-    monkeypatch.setattr(
-        workers.weights.loader, "quantise", lambda name, rows: found.append(name) or quantise(name, rows)
-    )
+
+    def heard(name: str, *rows: torch.Tensor) -> torch.Tensor:
+        found.append(name)
+        return quantise(name, *rows)
+
+    monkeypatch.setattr(workers.weights.loader, "quantise", heard)
     return found
 
 
@@ -159,17 +161,6 @@ def test_a_copy_that_two_ranks_made_serves_one_and_the_other_way_round(original,
         again = load(original, other, "fp8", then)
         assert not quantised
         assert same(again, load(original, None, "fp8", then))
-
-
-def test_ranks_that_are_processes_write_one_copy(original, cache, quantised):
-    plain = load(original, None, "fp8")
-    changes = {"engine": "transformer", "quantization": "fp8", "max_step_tokens": 8, "max_sequences": 2}
-    with Workers(world_size=2, card=read_card(original), weight_cache=cache, **changes) as group:
-        group.ready()
-    kept(cache)
-    quantised.clear()
-    assert same(load(original, cache, "fp8"), plain)
-    assert not quantised
 
 
 def test_a_copy_is_a_safetensors_file_of_all_rows(original, cache):
