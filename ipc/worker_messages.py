@@ -59,13 +59,14 @@ class BroadcastHandle(Plain):
 class CacheGroup(Plain, frozen=True):
     """Layers that keep the same of the tokens before, so that one list of pages serves them all.
 
-    A `full` layer keeps keys and values of every token, a `window` layer those of the last tokens, a `latent`
-    one a short vector of every token, and a `state` layer one state, as large after any number of tokens.
+    A `full` layer keeps keys and values of every token, a `window` layer those of the last tokens, a `chunk`
+    layer those since the last multiple of so many tokens, a `latent` one a short vector of every token, and a
+    `state` layer one state, as large after any number of tokens.
     """
 
-    kind: Literal["full", "window", "state", "latent"]
+    kind: Literal["full", "window", "chunk", "state", "latent"]
     layers: list[int]  # their numbers in the model
-    window: int = 0  # tokens that a token sees, itself included; 0 for all kinds but `window`
+    window: int = 0  # tokens that a token sees at most, itself included; of `window` and `chunk`
     bytes_per_token: int = 0  # of all these layers, on one rank; 0 for a state
     bytes_per_sequence: int = 0  # of a state, the same
 

@@ -15,6 +15,7 @@ from workers.attention import cpu
 from workers.attention.cpu import PagedAttention
 from workers.cache.paged import KVCache
 from workers.checkpoints.caches import first_page_seen
+from workers.checkpoints.layers import PageShape
 from workers.execution.input_buffers import InputBuffers
 from workers.step.batch import Segment, Slot
 from workers.step.pages import pages_for
@@ -27,17 +28,21 @@ GROUPS = [
     CacheGroup(kind="full", layers=[1]),
     CacheGroup(kind="window", layers=[0, 2], window=50),
     CacheGroup(kind="window", layers=[3], window=7),
+    CacheGroup(kind="chunk", layers=[4], window=64),
 ]
 
 
 def reference(
-    q: Tensor, keys: Tensor, values: Tensor, window: int, sinks: Tensor | None
+    q: Tensor, keys: Tensor, values: Tensor, group: CacheGroup, sinks: Tensor | None
 ) -> Tensor:  # [tokens, heads, head_dim]
     """All tokens of a sequence at once."""
     keys, values = (x.repeat_interleave(HEADS // x.shape[1], dim=1) for x in (keys, values))
     scores = torch.einsum("qhd,khd->hqk", q, keys) * HEAD_DIM**-0.5
     distance = torch.arange(len(q))[:, None] - torch.arange(len(q))
-    seen = (distance >= 0) & (distance < (window or len(q)))
+    seen = (distance >= 0) & (distance < (group.window or len(q)))
+    if group.kind == "chunk":
+        number = torch.arange(len(q)) // group.window
+        seen &= number[:, None] == number
     scores = scores.masked_fill(~seen, -torch.inf)
     if sinks is not None:
         scores = torch.cat((scores, sinks[:, None, None].expand(-1, len(q), 1)), dim=-1)
@@ -60,14 +65,12 @@ def test_steps_of_any_cut_attend_as_whole_sequences_do(device, seed, kind, block
     kv_heads = 1 if latent else KV_HEADS
     cache = KVCache(
         GROUPS,
+        dict.fromkeys(range(5), PageShape(2 - latent, kv_heads, HEAD_DIM)),
         pages=total,
-        blocks=1 if latent else 2,
-        kv_heads=kv_heads,
-        head_dim=HEAD_DIM,
         dtype=torch.float32,
         device=torch.device(device),
     )
-    for layer in cache.layers:
+    for layer in cache.layers.values():
         layer.fill_(float("nan"))
     attention = PagedAttention(
         cache, 4 * LONGEST, len(lengths), pages_for(LONGEST), exact, value_dim=VALUE_DIM if latent else None
@@ -109,14 +112,17 @@ def test_steps_of_any_cut_attend_as_whole_sequences_do(device, seed, kind, block
             ]
             if latent:
                 parts[2] = None
-            out = attention.run(prepared, layer, *parts, None if sinks is None else sinks.to(device))
+            given_sinks = None if sinks is None else sinks.to(device)
+            out = attention.run(prepared, layer, *parts, given_sinks)
+            # a layer without keys of its own reads the same
+            assert torch.equal(attention.run(prepared, layer, parts[0], None, None, given_sinks), out)
             for segment in segments:
                 outputs[segment.slot.new.slot][layer].append(out[segment.rows.start : segment.rows.stop])
         for segment in segments:
             segment.slot.num_computed = segment.end
     for index in range(len(lengths)):
         for layer, parts in enumerate(outputs[index]):
-            window = GROUPS[cache.group_of[layer]].window
+            group = GROUPS[cache.group_of[layer]]
             q, keys, values = given[index]
-            wanted = reference(q, keys, keys[..., :VALUE_DIM] if latent else values, window, sinks)
+            wanted = reference(q, keys, keys[..., :VALUE_DIM] if latent else values, group, sinks)
             torch.testing.assert_close(torch.cat(parts).cpu(), wanted)

@@ -8,6 +8,7 @@ from ipc.worker_messages import PAGE_SIZE
 from workers.checkpoints.caches import LayerCache, first_page_seen, group_layers, page_bytes, state_bytes
 
 FULL = LayerCache("full", bytes_per_token=512)
+CHUNK = LayerCache("chunk", 4 * PAGE_SIZE, bytes_per_token=512)
 WINDOW = LayerCache("window", 1024, bytes_per_token=512)
 STATE = LayerCache("state", bytes_per_sequence=1 << 21)
 
@@ -51,6 +52,11 @@ def test_layers_that_fit_no_common_size_waste_what_they_must():
     assert page_bytes(group_layers(odd)) == 1000 * PAGE_SIZE
 
 
+def test_a_layer_that_keeps_nothing_is_in_no_group():
+    groups = group_layers([FULL, WINDOW, None, FULL, None])
+    assert sorted(number for group in groups for number in group.layers) == [0, 1, 3]
+
+
 def test_groups_that_keep_everything_come_first():
     kinds = [group.kind for group in group_layers([STATE, WINDOW, FULL])]
     assert kinds == ["full", "window", "state"]
@@ -64,6 +70,8 @@ def test_groups_that_keep_everything_come_first():
         (WINDOW, 1_023, 0),
         (WINDOW, 1_023 + PAGE_SIZE - 1, 0),
         (WINDOW, 1_023 + PAGE_SIZE, 1),
+        (CHUNK, 8 * PAGE_SIZE - 1, 4),
+        (CHUNK, 8 * PAGE_SIZE, 8),
         (STATE, 0, 0),
         (STATE, PAGE_SIZE, 0),
         (STATE, PAGE_SIZE + 1, 1),

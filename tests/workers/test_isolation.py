@@ -52,7 +52,7 @@ def test_a_page_carries_nothing_from_one_request_into_another(runner, value, chu
     fresh = greedy(runner, prompt, pages, chunk)
     runner.model.embedding.weight[POISON] = value
     greedy(runner, [POISON] * (PAGES * PAGE_SIZE - 1), pages)
-    assert not any(layer.isfinite().all() for layer in runner.cache.layers), "nothing was poisoned"
+    assert not any(layer.isfinite().all() for layer in runner.cache.layers.values()), "nothing was poisoned"
     assert greedy(runner, prompt, pages[::-1], chunk) == fresh
 
 

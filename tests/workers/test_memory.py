@@ -144,5 +144,5 @@ def test_nothing_of_the_largest_step_stays(tiny):
     loaded = runner.load(lambda fraction, message: None)
     assert loaded.kv_pages == 200
     assert not runner.slots
-    assert all(not layer.any() for layer in runner.cache.layers)
+    assert all(not layer.any() for layer in runner.cache.layers.values())
     runner.close()

@@ -78,7 +78,7 @@ def test_preempted_sequences_go_on_as_if_nothing_had_happened(runner):
 def test_answers_do_not_depend_on_what_pages_held_before(runner):
     requests = list(unlike_requests(6))
     before = alone(runner, requests)
-    for layer in runner.cache.layers:
+    for layer in runner.cache.layers.values():
         layer.fill_(1e4)
     assert alone(runner, requests) == before
 

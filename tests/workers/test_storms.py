@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ipc.worker_messages import PAGE_SIZE
 from tests.workers.simulation import STORM_STEPS, Shape, Storm, group, replay
 from workers.scheduling import fair_queue
 from workers.scheduling.scheduler import Scheduler
@@ -32,6 +33,7 @@ CACHES = {
     "window": (group("window", 40),),
     "full and window": (group("full"), group("window", 70)),
     "two of each": (group("full"), group("full"), group("window", 33), group("window", 100)),
+    "full and chunk": (group("full"), group("chunk", 64)),
     "latent": (group("latent"),),
     "state": (group("state"),),
     "hybrid": (group("full"), group("window", 50), group("state")),
@@ -56,6 +58,7 @@ def test_a_storm_with_steps_in_flight_gives_the_answers_of_one_without(kv_pages,
 kinds = st.one_of(
     st.sampled_from(["full", "latent", "state"]).map(group),
     st.integers(1, 200).map(lambda window: group("window", window)),
+    st.integers(1, 6).map(lambda pages: group("chunk", PAGE_SIZE * pages)),
 )
 
 

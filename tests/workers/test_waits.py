@@ -58,9 +58,9 @@ def empty_runner(folder: str) -> ModelRunner:
     runner.sampler = Sampler(config.vocab_size)
     runner.sampler.looks = False
     groups = runner.card.cache_groups(1, "float32")
-    sizes = {"kv_heads": config.num_kv_heads, "head_dim": config.head_dim}
+    shapes = dict(enumerate(layer.shape_on_rank(1) for layer in config.layers))
     kind = {"dtype": torch.float32, "device": torch.device("cpu")}
-    runner._attend_over(KVCache(groups, pages=pages * len(groups), **sizes, **kind))
+    runner._attend_over(KVCache(groups, shapes, pages=pages * len(groups), **kind))
     runner.most_bytes = 1 << 60
     return runner
 

@@ -18,7 +18,7 @@ class Attend(Protocol):
         self,
         layer: int,
         q: Tensor,  # [tokens, heads, head_dim]
-        keys: Tensor,  # [tokens, kv_heads, head_dim], of the same tokens
+        keys: Tensor | None,  # [tokens, kv_heads, head_dim], of the same tokens; None: they are kept already
         values: Tensor | None,  # the same; None: they are in the keys
         sinks: Tensor
         | None = None,  # [heads]: a score that each has beside those of tokens, and no value for it
@@ -44,7 +44,7 @@ class AttentionBackend(Protocol):
         prepared: Any,
         layer: int,
         q: Tensor,
-        keys: Tensor,
+        keys: Tensor | None,
         values: Tensor | None,
         sinks: Tensor | None = None,
     ) -> Tensor:

@@ -8,7 +8,7 @@ Scores and softmax are float32: a bfloat16 product would round the scores to thr
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -111,10 +111,8 @@ class PagedAttention:
         value_dim: int | None = None,
     ) -> None:
         self.cache = cache
-        self._scale, self._cap = scale, cap
-        self._value_dim = value_dim or cache.layers[0].shape[-1]
+        self._scale, self._cap, self._value_dim = scale, cap, value_dim
         self._exact = ExactAttention() if exact else None
-        self._run_pages = max(1, RUN_BYTES[cache.layers[0].device.type] // cache.layers[0][0, 0].nbytes)
         shown = max_sequences * max_pages + max_step_tokens  # the largest step has more, short sequences
         groups = range(len(cache.groups))
         self.sizes = {"places": max_step_tokens}
@@ -134,7 +132,9 @@ class PagedAttention:
                 first = first_page_seen(group, segment.start)
                 if self._is_chunk(segment):
                     pages.extend(table[position // PAGE_SIZE] for position in range(segment.start, end))
-                    chunk_pages.extend(table[first : pages_for(end)])
+                    for part in _parts(group, segment):
+                        first = first_page_seen(group, part.start)
+                        chunk_pages.extend(table[first : pages_for(part.stop)])
                     continue
                 last = segment.start // PAGE_SIZE
                 pages.append(table[last])
@@ -161,20 +161,22 @@ class PagedAttention:
             for segment in segments
             if segment.end % PAGE_SIZE and segment.end // PAGE_SIZE * PAGE_SIZE >= segment.start
         ]
+        window = group.window if group.kind == "window" else 0
         chunks, begin = [], 0
         for segment in segments:
-            if self._is_chunk(segment):
-                first, count = first_page_seen(group, segment.start), pages_for(segment.end)
+            for part in _parts(group, segment) if self._is_chunk(segment) else ():
+                first, count = first_page_seen(group, part.start), pages_for(part.stop)
                 pages = tensors[f"chunk_pages_{number}"][begin : begin + count - first]
-                rows, context = slice(segment.rows.start, segment.rows.stop), segment.end - first * PAGE_SIZE
-                chunks.append(Chunk(rows, pages, context, group.window, first))
+                row = segment.rows.start + part.start - segment.start
+                rows, context = slice(row, row + len(part)), part.stop - first * PAGE_SIZE
+                chunks.append(Chunk(rows, pages, context, window, first))
                 begin += count - first
         return GroupStep(
             pages=tensors[f"pages_{number}"],
             places=tensors["places"],
             opened=opened,
             num_decode=sum(not self._is_chunk(segment) for segment in segments),
-            runs=self._runs(number, group.window, tensors),
+            runs=self._runs(number, window, tensors),
             chunks=chunks,
         )
 
@@ -188,7 +190,9 @@ class PagedAttention:
         if window:
             hidden |= place < seen.unsqueeze(1) - window
         bias = torch.zeros(hidden.shape, device=pages.device).masked_fill_(hidden, -torch.inf)[:, None, None]
-        parts = (each.split(self._run_pages) for each in (pages, rows, bias))
+        kv = self.cache.layers[self.cache.groups[number].layers[0]]
+        run_pages = max(1, RUN_BYTES[kv.device.type] // kv[0, 0].nbytes)
+        parts = (each.split(run_pages) for each in (pages, rows, bias))
         return [PageRun(*run) for run in zip(*parts, strict=True)]
 
     def run(
@@ -196,7 +200,7 @@ class PagedAttention:
         prepared: list[GroupStep],
         layer: int,
         q: Tensor,
-        keys: Tensor,
+        keys: Tensor | None,
         values: Tensor | None,
         sinks: Tensor | None = None,
     ) -> Tensor:
@@ -204,16 +208,27 @@ class PagedAttention:
         step, kv = prepared[self.cache.group_of[layer]], self.cache.layers[layer]
         scale = q.shape[-1] ** -0.5 if self._scale is None else self._scale
         scores = Scores(scale, self._cap, None if sinks is None else sinks.float())
-        clear(kv, step.opened)
-        write_kv(kv, keys, values, step.pages, step.places)
-        seen = kv[0], kv[-1][..., : self._value_dim]
-        out = q.new_empty(*q.shape[:2], self._value_dim)
+        if keys is not None:
+            clear(kv, step.opened)
+            write_kv(kv, keys, values, step.pages, step.places)
+        value_dim = self._value_dim or kv.shape[-1]
+        seen = kv[0], kv[-1][..., :value_dim]
+        out = q.new_empty(*q.shape[:2], value_dim)
         if step.num_decode:
             out[: step.num_decode] = attend_decode(q[: step.num_decode], *seen, step.runs, scores)
         for chunk in step.chunks:
             attend = attend_chunk if self._exact is None else self._exact
             out[chunk.tokens] = attend(q[chunk.tokens], *seen, chunk, scores)
         return out
+
+
+def _parts(group: CacheGroup, segment: Segment) -> Iterator[range]:
+    """Positions of a segment that see the same first token, where there are more than one; else all of it."""
+    start = segment.start
+    while group.kind == "chunk" and (end := start - start % group.window + group.window) < segment.end:
+        yield range(start, end)
+        start = end
+    yield range(start, segment.end)
 
 
 def attend_decode(
@@ -334,7 +349,8 @@ class ExactAttention:
     """
 
     def __init__(self) -> None:
-        self._counts: list[int] = []  # of rows of queries; found with the first ones
+        # of rows of queries, by (kv_heads, head_dim, value_dim); found with the first ones
+        self._counts: dict[tuple[int, int, int], list[int]] = {}
 
     def __call__(
         self, q: Tensor, all_keys: Tensor, all_values: Tensor, chunk: Chunk, scores_of: Scores
@@ -354,16 +370,17 @@ class ExactAttention:
             return padded
 
         keys, values = gathered(all_keys).transpose(1, 2), gathered(all_values)
-        if not self._counts:
-            self._counts = _steady_rows(kv_heads, head_dim, value_dim, q.device)
+        if (shape := (kv_heads, head_dim, value_dim)) not in self._counts:
+            self._counts[shape] = _steady_rows(*shape, q.device)
+        counts = self._counts[shape]
         rows = q.float().view(tokens, kv_heads, group, head_dim).permute(0, 2, 1, 3).flatten(0, 1)
         first = before * page_size + chunk.context - tokens
         positions = torch.arange(first, first + tokens, device=q.device).repeat_interleave(group)
         places = torch.arange(num_blocks * EXACT_KEYS, device=q.device)
         window = chunk.window or len(places)
-        most = max(BLOCK_SCORES[q.device.type] // (kv_heads * len(places)), self._counts[-1])
+        most = max(BLOCK_SCORES[q.device.type] // (kv_heads * len(places)), counts[-1])
         out = []
-        for start, count in blocks(len(rows), [count for count in self._counts if count <= most]):
+        for start, count in blocks(len(rows), [count for count in counts if count <= most]):
             own = positions[start : start + count, None]
             part = rows.new_zeros(kv_heads, count, head_dim)
             part[:, : len(own)] = rows[start : start + count].transpose(0, 1)
@@ -371,7 +388,8 @@ class ExactAttention:
                 [torch.bmm(part, keys[..., i : i + EXACT_KEYS]) for i in range(0, len(places), EXACT_KEYS)], 2
             )
             scores = scores_of(scores)
-            scores[:, : len(own)].masked_fill_((places > own) | (places <= own - window), -torch.inf)
+            unseen = (places > own) | (places <= own - window) | (places < before * page_size)
+            scores[:, : len(own)].masked_fill_(unseen, -torch.inf)
             weights = _softmax(scores, scores_of.sinks, start, len(own))
             total = torch.zeros(kv_heads, count, value_dim, device=q.device)
             for i in range(0, len(places), EXACT_KEYS):

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import math
 import mmap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from ipc.worker_messages import PAGE_SIZE, CacheGroup
+from workers.checkpoints.layers import PageShape
 
 
 class KVCache:
-    """Pages that serve every group of layers: where a group has fewer layers than another, a part is unused.
+    """Pages that serve every group of layers: where one has fewer layers than another, a part is unused.
 
-    Number i of a page's parts belongs to layer i of the group that has the page. A part is one block of keys
-    and one of values, `[kv_heads, PAGE_SIZE, head_dim]`, so gathering pages is copying blocks. Of latent
-    vectors there is one block, for they are both.
+    A page has a part for each layer of the group that has it. A part is one block of keys and one of values,
+    `[kv_heads, PAGE_SIZE, head_dim]`, so gathering pages is copying blocks. Of latent vectors there is one
+    block, for they are both.
 
     Whoever attends over whole pages multiplies the unwritten rest of a last page with a weight of zero, and
     zero times what another sequence left there is NaN if that was not finite: so a page that is taken is
     cleared, unless it is filled at once.
+
+    Args:
+        shapes: by the number of a layer; the layers of a group are alike in their sum.
 
     Attributes:
         groups: as the tables of plans have them.
@@ -32,26 +36,29 @@ class KVCache:
     def __init__(
         self,
         groups: Sequence[CacheGroup],
+        shapes: Mapping[int, PageShape],
         *,
         pages: int,
-        kv_heads: int,
-        head_dim: int,
         dtype: torch.dtype,
         device: torch.device,
-        blocks: int = 2,
     ) -> None:
-        shape = (blocks, pages, kv_heads, PAGE_SIZE, head_dim)
         self.groups = list(groups)
-        self._parts = [_zeros(shape, dtype, device) for _ in range(max(len(g.layers) for g in groups))]
         self.group_of = {layer: number for number, group in enumerate(groups) for layer in group.layers}
-        parts = {
-            layer: part for group in groups for layer, part in zip(group.layers, self._parts, strict=False)
-        }
-        self.layers = [parts[layer] for layer in sorted(parts)]
+        sizes = {layer: PAGE_SIZE * math.prod(shapes[layer]) for layer in self.group_of}
+        page = max(sum(sizes[layer] for layer in group.layers) for group in groups)
+        self._arena = _zeros((pages, page), dtype, device)
+        self.layers: dict[int, Tensor] = {}
+        for group in groups:
+            start = 0
+            for layer in group.layers:
+                blocks, heads, size = shapes[layer]
+                part = self._arena[:, start : start + sizes[layer]]
+                self.layers[layer] = part.unflatten(1, (blocks, heads, PAGE_SIZE, size)).transpose(0, 1)
+                start += sizes[layer]
 
     @property
     def nbytes(self) -> int:
-        return sum(part.nbytes for part in self._parts)
+        return self._arena.nbytes
 
 
 def write_kv(kv: Tensor, keys: Tensor, values: Tensor | None, pages: Tensor, places: Tensor) -> None:

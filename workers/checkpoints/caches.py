@@ -15,8 +15,14 @@ import msgspec
 
 from ipc.worker_messages import PAGE_SIZE, CacheGroup
 
-Kind = Literal["full", "window", "state", "latent"]
-ORDER: tuple[Kind, ...] = ("full", "latent", "window", "state")  # of groups: those that keep most come first
+Kind = Literal["full", "window", "chunk", "state", "latent"]
+ORDER: tuple[Kind, ...] = (
+    "full",
+    "latent",
+    "chunk",
+    "window",
+    "state",
+)  # of groups: those that keep most come first
 MOST_WASTE = 1 / 8  # of a page may be without use where layers do not divide evenly into groups
 
 
@@ -24,19 +30,22 @@ class LayerCache(msgspec.Struct, frozen=True):
     """What one layer keeps on one rank."""
 
     kind: Kind
-    window: int = 0  # tokens that a token sees, itself included
+    window: int = 0  # tokens that a token sees at most, itself included
     bytes_per_token: int = 0
     bytes_per_sequence: int = 0  # of a state
 
 
-def group_layers(layers: Sequence[LayerCache]) -> list[CacheGroup]:
+def group_layers(layers: Sequence[LayerCache | None]) -> list[CacheGroup]:
     """The groups of a model's layers, of which each has one list of pages for every sequence.
+
+    A layer that is None keeps nothing, and is in no group.
 
     Groups are as few as they can be while no more than MOST_WASTE of their pages would be unused.
     """
     alike: dict[LayerCache, list[int]] = {}
     for number, layer in enumerate(layers):
-        alike.setdefault(layer, []).append(number)
+        if layer is not None:
+            alike.setdefault(layer, []).append(number)
     paged = {layer: numbers for layer, numbers in alike.items() if layer.kind != "state"}
     size = _group_bytes(paged)
     groups = []
@@ -67,10 +76,13 @@ def state_bytes(groups: Iterable[CacheGroup]) -> int:
 def first_page_seen(group: CacheGroup, position: int) -> int:
     """The number in a sequence of the first page that a token at `position` needs of `group`.
 
-    A state stands for all tokens before it: only the page that ends there, or has it inside, is needed.
+    A chunk begins with a page. A state stands for all tokens before it: only the page that ends there, or has
+    it inside, is needed.
     """
     if group.kind == "window":
         return max(0, position - group.window + 1) // PAGE_SIZE
+    if group.kind == "chunk":
+        return position // group.window * group.window // PAGE_SIZE
     if group.kind == "state":
         return max(0, position - 1) // PAGE_SIZE
     return 0
@@ -84,7 +96,7 @@ def most_pages(group: CacheGroup, num_tokens: int, chunk: int) -> int:
     """
     if group.kind == "state":
         return 0
-    if group.kind == "window":
+    if group.kind in ("window", "chunk"):
         num_tokens = min(num_tokens, group.window + chunk + PAGE_SIZE)
     return -(-num_tokens // PAGE_SIZE)
 

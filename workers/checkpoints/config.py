@@ -52,6 +52,13 @@ class Latent(msgspec.Struct, frozen=True):
     query_rank: int | None = None  # of the vector that queries are made of; None: they are made of the input
 
 
+class PerLayer(msgspec.Struct, frozen=True):
+    """An input of each token into every layer, from a table of its own (Gemma 4)."""
+
+    vocab_size: int  # of that table
+    size: int  # of such an input
+
+
 class Encoder(msgspec.Struct, frozen=True, kw_only=True):
     """What an encoder has and a decoder has not."""
 
@@ -83,7 +90,11 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     norms: Norms = Norms()
     norm_offset: float = 0.0  # is added to the weights of all norms
     window_rope: Rope | None = None  # of layers with a window, where it is another
+    window_rotary_dim: int | None = None  # the same of `rotary_dim`
     unrotated: tuple[int, ...] = ()  # layers without positions
+    values_of_keys: tuple[int, ...] = ()  # layers whose values are made by the projection of their keys
+    double_wide: tuple[int, ...] = ()  # layers whose MLP is twice as wide
+    per_layer: PerLayer | None = None
     embedding_scale: float = 1.0
     residual_scale: float = 1.0  # of what attention and MLP add
     attention_scale: float | None = None  # of scores; None: 1 / sqrt(head_dim)
@@ -113,6 +124,16 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
         is_long = length > self.rope.original_max_position_embeddings
         return msgspec.structs.replace(self, rope=msgspec.structs.replace(self.rope, is_long=is_long))
 
+    def unlike_layers(self) -> list[int]:
+        """Numbers of layers of which each other one is like one, and of those whose keys they read."""
+        first: dict[object, int] = {}
+        for number, layer in enumerate(self.layers):
+            shape, has_experts = layer.shape_on_rank(1), self.experts and number in self.experts.layers
+            kind = shape, has_experts, layer.keys_of is not None, number in self.double_wide
+            first.setdefault(kind, number)
+        read = {self.layers[number].keys_of for number in first.values()} - {None}
+        return sorted({*first.values(), *read})
+
     def splits_into(self, world_size: int) -> bool:
         """Whether the model can be spread over so many ranks."""
         return (
@@ -120,7 +141,10 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
             and self.num_heads % world_size == 0
             and self.intermediate_size % world_size == 0
             and (self.experts is None or self.experts.splits_into(world_size))
-            and (self.num_kv_heads % world_size == 0 or world_size % self.num_kv_heads == 0)
+            and all(
+                heads % world_size == 0 or world_size % heads == 0
+                for heads in {self.num_kv_heads, *(layer.kv_heads or world_size for layer in self.layers)}
+            )
         )
 
 

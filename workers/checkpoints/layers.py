@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import math
+from typing import NamedTuple
+
 import msgspec
 
 from workers.checkpoints.caches import Kind, LayerCache
 
-SERVED: frozenset[Kind] = frozenset({"full", "window", "latent"})  # the kinds that the engine can keep
+SERVED: frozenset[Kind] = frozenset({"full", "window", "chunk", "latent"})  # what the engine can keep
 STATE_BYTES = 4  # of an element of a recurrent state: float32, whatever the weights are
+
+
+class PageShape(NamedTuple):
+    """What one layer keeps of each token on one rank, in elements."""
+
+    blocks: int  # keys, and values; 1: one block is both
+    heads: int
+    size: int  # of a head
 
 
 class Layer(msgspec.Struct, frozen=True, array_like=True):
@@ -15,26 +26,36 @@ class Layer(msgspec.Struct, frozen=True, array_like=True):
 
     * `full`: keys and values of every token.
     * `window`: keys and values, of which a token sees the last `window`, its own included.
+    * `chunk`: keys and values. Tokens see those before them of the same `window`, which follow each other.
     * `state`: one state a sequence, which every token changes; its elements are spread over the ranks.
     * `latent`: one compressed vector a token, of which every rank keeps all (multi-head latent attention).
     """
 
     kind: Kind
-    kv_heads: int = 0  # `full`, `window`
+    kv_heads: int = 0  # `full`, `window`, `chunk`
     head_dim: int = 0
     window: int | None = None  # tokens
     latent_size: int = 0  # elements a token
     state_size: int = 0  # elements a sequence
+    keys_of: int | None = None  # an earlier layer, whose keys and values this one reads: it keeps none
 
-    def on_rank(self, world_size: int, itemsize: int) -> LayerCache:
+    def on_rank(self, world_size: int, itemsize: int) -> LayerCache | None:
         """The same in bytes of each rank, where an element of keys and values takes `itemsize`."""
-        keys = kv_heads_on_rank(self.kv_heads, world_size) * self.head_dim if self.kv_heads else 0
+        if self.keys_of is not None:
+            return None
         return LayerCache(
             self.kind,
             window=self.window or 0,
-            bytes_per_token=(2 * keys + self.latent_size) * itemsize,
+            bytes_per_token=math.prod(self.shape_on_rank(world_size)) * itemsize,
             bytes_per_sequence=-(-self.state_size // world_size) * STATE_BYTES,
         )
+
+    def shape_on_rank(self, world_size: int) -> PageShape:
+        """Of what it keeps of a token."""
+        if self.kind == "latent":
+            return PageShape(1, 1, self.latent_size)
+        heads = kv_heads_on_rank(self.kv_heads, world_size) if self.kv_heads else 0
+        return PageShape(2, heads, self.head_dim)
 
 
 def kv_heads_on_rank(kv_heads: int, world_size: int) -> int:

@@ -24,10 +24,12 @@ TYPES = frozenset(
 class Rope(msgspec.Struct, frozen=True, kw_only=True):
     """Rotary position embedding: which frequencies the positions turn with."""
 
-    rope_type: Literal["default", "linear", "llama3", "yarn", "longrope"] = "default"
+    rope_type: Literal["default", "linear", "llama3", "yarn", "longrope", "proportional"] = "default"
     rope_theta: float = 10_000.0
     factor: float = 1.0
     original_max_position_embeddings: int = 0
+    # proportional: as many of the pairs turn, as if all did; the others stay
+    proportion: float = 1.0
     # llama3
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
@@ -95,8 +97,10 @@ def read(path: Path, file: RopeKeys, rotary_dim: int, *, partial: bool) -> tuple
     given.pop("type", None)
     if given.get("rope_theta") is None:
         given["rope_theta"] = file.rope_theta or 10_000.0
-    given.pop("partial_rotary_factor", None)
-    if (share := rotary_share(file)) != 1.0 and not partial:
+    nested = given.pop("partial_rotary_factor", None)
+    if kind == "proportional" and not partial:
+        given = {"factor": 1.0, "proportion": 1.0 if nested is None else nested} | given
+    elif (share := rotary_share(file)) != 1.0 and not partial:
         refuse(path, f"{key}: partial_rotary_factor {share} is not supported")
     if kind in ("llama3", "yarn", "longrope"):
         original = file.original_max_position_embeddings or given.get("original_max_position_embeddings")
@@ -113,6 +117,8 @@ def read(path: Path, file: RopeKeys, rotary_dim: int, *, partial: bool) -> tuple
                 refuse(path, f"{key}.{name} is missing")
     if kind == PLAIN_UP_TO_CONTEXT:
         given = {"rope_type": "default", "rope_theta": given["rope_theta"]}
+    if kind == "proportional" and partial:
+        refuse(path, f"{key}.rope_type proportional is not supported beside partial_rotary_factor")
     for name in given.keys() - set(Rope.__struct_fields__):
         refuse(path, f"{key}: {name} is not understood")
     try:
@@ -121,6 +127,8 @@ def read(path: Path, file: RopeKeys, rotary_dim: int, *, partial: bool) -> tuple
         refuse(path, f"{key}: {error}")
     if not 1.0 <= rope.factor <= LARGEST_FACTOR:
         refuse(path, f"{key}.factor {rope.factor} is not supported")
+    if not 0.0 <= rope.proportion <= 1.0:
+        refuse(path, f"{key}.partial_rotary_factor {rope.proportion} is not supported")
     if rope.rope_theta <= 1.0:
         refuse(path, f"{key}.rope_theta {rope.rope_theta} is not supported")
     if kind in ("llama3", "yarn", "longrope") and rope.original_max_position_embeddings < 1:

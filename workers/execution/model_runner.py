@@ -17,6 +17,7 @@ from ipc.worker_messages import KERNEL_BYTES, CacheGroup, Logprobs, MemoryUse, W
 from workers.attention.backend import AttentionBackend
 from workers.attention.cpu import PagedAttention
 from workers.cache.paged import KVCache
+from workers.checkpoints import caches
 from workers.checkpoints.adapter import AdapterCard
 from workers.checkpoints.card import ModelCard
 from workers.checkpoints.config import ModelConfig
@@ -59,6 +60,7 @@ class ModelRunner:
         self.slots: dict[int, Slot] = {}
         self.grammars: Grammars | None = None  # made when the first one is asked for; on rank 0 only
         self.threads: Threads | None = None  # None: their number stays
+        self.blocks: list[int] | None = None  # of the model, that run; None: all
         self.untold: deque[Slot] = deque()  # on the others: who got tokens that no plan has told yet
 
     def load(self, progress: Callable[[float, str], None]) -> Loaded:
@@ -126,22 +128,21 @@ class ModelRunner:
         return bytes_filled(parts)
 
     def _make_pool(self, config: ModelConfig, dtype: torch.dtype, weights: int) -> Loaded:
-        """A pool as large as memory allows: first one page of one layer, to see what all else takes.
+        """A pool as large as memory allows: first one page of few layers, to see what all else takes.
 
         Args:
             weights: bytes.
         """
         spec = self.spec
         groups = self.card.cache_groups(spec.world_size, spec.dtype)
-        if (latent := config.latent) is not None:
-            shape = {"blocks": 1, "kv_heads": 1, "head_dim": latent.rank + latent.rope_dim}
-        else:
-            kv_heads = len(self.group.share_kv(config.num_kv_heads))
-            shape = {"kv_heads": kv_heads, "head_dim": config.head_dim}
-        pool = partial(KVCache, **shape, dtype=dtype, device=self.group.device)
-        self._attend_over(pool([CacheGroup(kind="full", layers=[0])], pages=1))
-        page_bytes = max(len(group.layers) for group in groups) * self.cache.nbytes
+        shapes = dict(enumerate(layer.shape_on_rank(spec.world_size) for layer in config.layers))
+        pool = partial(KVCache, shapes=shapes, dtype=dtype, device=self.group.device)
+        self.blocks = config.unlike_layers()
+        keeping = [number for number in self.blocks if config.layers[number].keys_of is None]
+        self._attend_over(pool([CacheGroup(kind="full", layers=keeping)], pages=1))
         used = self._measure(weights)
+        self.blocks = None
+        page_bytes = caches.page_bytes(groups)
         pages = self.group.least(pool_pages(spec, page_bytes, used))
         check_pages(spec, pages, page_bytes, used, groups)
         self._attend_over(pool(groups, pages=pages))
@@ -270,7 +271,7 @@ class ModelRunner:
             self.step_adapters.begin([(s.slot.new.adapter, s.rows) for s in step.segments], self.group.device)
         attend = partial(self.attention.run, self.attention.prepare(step.segments, inputs))
         masks = self.grammars.begin(step.sampled) if self.grammars is not None else None
-        hidden = self.model(inputs["token_ids"], inputs["positions"], attend, len(self.cache.layers))
+        hidden = self.model(inputs["token_ids"], inputs["positions"], attend, self.blocks)
         segments = step.segments
         pooled = [(each.slot, self._pool(each, hidden)) for each in segments if each.slot.new.pooling]
         told = [(each.slot, self._tell(each, hidden)) for each in segments if each.slot.tells]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -34,11 +34,18 @@ class RMSNorm:
         return F.rms_norm(x.float(), weight.shape, weight, self.eps).to(x.dtype)
 
 
+def over_rms(x: Tensor, eps: float) -> Tensor:  # [..., size] -> [..., 1]
+    """What float32 is multiplied with to be normalised, over the last dimension."""
+    # F.rms_norm takes ten times as long where the rows are many and short
+    square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_()
+    return square.div_(x.shape[-1]).add_(eps).rsqrt_()
+
+
 class HeadNorm:
     """RMSNorm of each head by itself, with one weight for the query heads and another for the key heads.
 
     Args:
-        names: of the two norms in the checkpoint.
+        names: of the norms in the checkpoint: two, or one where there are no key heads.
         heads: how many there are of each, on this rank.
         head_dim: size of a head.
         offset: as of `RMSNorm`.
@@ -46,14 +53,14 @@ class HeadNorm:
 
     def __init__(
         self,
-        names: tuple[str, str],
-        heads: tuple[int, int],
+        names: Sequence[str],
+        heads: Sequence[int],
         head_dim: int,
         eps: float,
         empty: Empty,
         offset: float = 0.0,
     ) -> None:
-        self.names, self.heads, self.eps, self.offset = names, heads, eps, offset
+        self.names, self.heads, self.eps, self.offset = names, list(heads), eps, offset
         self.weights = [empty(head_dim) for _ in names]
 
     def pieces(self) -> Iterator[Slice]:
@@ -61,9 +68,7 @@ class HeadNorm:
             yield Slice(f"{name}.weight", tuple(weight.shape), weight)
 
     def __call__(self, x: Tensor) -> Tensor:  # [tokens, heads of both, head_dim] float32; changed in place
-        # F.rms_norm takes ten times as long where the rows are many and short
-        square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_()
-        x.mul_(square.div_(x.shape[-1]).add_(self.eps).rsqrt_())
+        x.mul_(over_rms(x, self.eps))
         for part, weight in zip(x.split(self.heads, dim=1), self.weights, strict=True):
             part.mul_(weight.float() + self.offset if self.offset else weight)
         return x

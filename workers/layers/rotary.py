@@ -62,6 +62,10 @@ def frequencies(rope: Rope, head_dim: int) -> Tensor:  # [head_dim / 2] float32
             return _llama3(rope, 1.0 / wavelengths)
         case "yarn":
             return _yarn(rope, wavelengths)
+        case "proportional":
+            turning = int(rope.proportion * head_dim // 2)
+            kept = torch.zeros(head_dim // 2 - turning)
+            return torch.cat((1.0 / wavelengths[:turning], kept)) / rope.factor
         case "longrope":
             return 1.0 / (torch.tensor(rope.long_factor if rope.is_long else rope.short_factor) * wavelengths)
     return 1.0 / wavelengths

@@ -8,7 +8,7 @@ Gemma and GLM have norms behind attention and MLP as well, OLMo has them only th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -46,13 +46,18 @@ class Decoder:
         vocabulary = VocabularySlice(config.vocab_size, group)
         self.embedding = Embedding("model.embed_tokens", vocabulary, config.hidden_size, empty)
         self.embedding_scale = float(torch.tensor(config.embedding_scale, dtype=dtype))  # as it was trained
-        ropes = [config.rope, *filter(None, [config.window_rope])]
-        self.rotaries = [Rotary(rope, config.rotary_dim, group.device, config.interleaved) for rope in ropes]
+        ropes = [(config.rope, config.rotary_dim)]
+        if config.window_rope is not None:
+            ropes.append((config.window_rope, config.window_rotary_dim or config.rotary_dim))
+        self.rotaries = [Rotary(*rope, group.device, config.interleaved) for rope in ropes]
         self.logit_scale, self.logit_cap = config.logit_scale, config.logit_cap
-        self.blocks = [Block(i, config, group, empty) for i in range(config.num_layers)]
+        self.blocks = [self.block(i, config, group, empty) for i in range(config.num_layers)]
         self.norm = RMSNorm("model.norm", config.hidden_size, config.norm_eps, empty, config.norm_offset)
         tied = self.embedding if config.tied_head else None
         self.head = Head("lm_head", vocabulary, config.hidden_size, tied, empty)
+
+    def block(self, number: int, config: ModelConfig, group: RankGroup, empty: Empty) -> Block:
+        return Block(number, config, group, empty)
 
     def parts(self) -> Iterator[Shard]:
         """What this rank reads from the checkpoint, and what then becomes of it."""
@@ -66,11 +71,7 @@ class Decoder:
         """From now on compute each token as if it were alone. Called when the weights are in place."""
         known: dict[object, list[int]] = {}
         for block in self.blocks:
-            for linear in block.linears:
-                linear.make_exact(known)
-            if isinstance(block.attention, LatentAttention):
-                block.attention.make_exact()
-            block.mlp.exact = True
+            block.make_exact(known)
         self.head.make_exact(known)
 
     @property
@@ -79,21 +80,26 @@ class Decoder:
         return bytes_filled(self.parts())
 
     def __call__(
-        self, token_ids: Tensor, positions: Tensor, attend: Attend, num_blocks: int | None = None
+        self, token_ids: Tensor, positions: Tensor, attend: Attend, numbers: Sequence[int] | None = None
     ) -> Tensor:  # [tokens, hidden], before the last norm
-        """Run all blocks, or the first ones: to see what memory they take, each alike.
+        """Run all blocks, or some of them: to see what memory they take, as others of their kind do.
 
         Args:
             token_ids: `[tokens]` int64.
             positions: the same, from 0 in each sequence.
         """
         angles = [rotary(positions) for rotary in self.rotaries]
-        x = self.embedding(token_ids)
-        if self.embedding_scale != 1.0:
-            x = x * self.embedding_scale
-        for block in self.blocks[:num_blocks]:
+        x = self._embedded(token_ids)
+        for block in self._blocks(numbers):
             x = block(x, angles, attend)
         return x
+
+    def _embedded(self, token_ids: Tensor) -> Tensor:  # [tokens, hidden]
+        x = self.embedding(token_ids)
+        return x if self.embedding_scale == 1.0 else x * self.embedding_scale
+
+    def _blocks(self, numbers: Sequence[int] | None) -> Sequence[Block]:
+        return self.blocks if numbers is None else [self.blocks[number] for number in numbers]
 
     def logits(self, x: Tensor) -> Tensor | None:  # [rows, hidden] -> [rows, vocabulary] float32
         """What the rows of `__call__` say about their next tokens: on rank 0, and None on the others."""
@@ -117,28 +123,43 @@ class Block:
         self.rope: int | None = None  # which of the model's; None: no positions
         if number not in config.unrotated:
             self.rope = int(config.window_rope is not None and config.layers[number].kind == "window")
-        self.attention = (Attention if config.latent is None else LatentAttention)(
-            f"model.layers.{number}.self_attn", config, group, empty
-        )
-        has_experts = config.experts is not None and number in config.experts.layers
-        self.mlp = (MixtureOfExperts if has_experts else MLP)(
-            f"model.layers.{number}.mlp", config, group, empty
-        )
+        self.attention = self._attention(f"model.layers.{number}.self_attn", config, group, empty)
+        self.mlp = self._mlp(f"model.layers.{number}.mlp", config, group, empty)
         names = config.norms
         self.before_attention = norm(names.before_attention)
         self.after_attention = norm(names.after_attention)
         self.before_mlp, self.after_mlp = norm(names.before_mlp), norm(names.after_mlp)
 
+    def _attention(
+        self, name: str, config: ModelConfig, group: RankGroup, empty: Empty
+    ) -> Attention | LatentAttention:
+        return (Attention if config.latent is None else LatentAttention)(name, config, group, empty)
+
+    def _mlp(self, name: str, config: ModelConfig, group: RankGroup, empty: Empty) -> MLP | MixtureOfExperts:
+        has_experts = config.experts is not None and self.number in config.experts.layers
+        return (MixtureOfExperts if has_experts else MLP)(name, config, group, empty)
+
     @property
     def linears(self) -> tuple[Linear, ...]:
         return *self.attention.linears, *self.mlp.linears
 
+    def make_exact(self, known: dict[object, list[int]]) -> None:
+        for linear in self.linears:
+            linear.make_exact(known)
+        if isinstance(self.attention, LatentAttention):
+            self.attention.make_exact()
+        self.mlp.exact = True
+
     def parts(self) -> Iterator[Shard]:
-        norms = (self.before_attention, self.after_attention, self.before_mlp, self.after_mlp)
-        pieces = [piece for norm in norms if norm is not None for piece in norm.pieces()]
-        yield Shard([*pieces, *self.attention.norm_pieces()])
+        yield Shard([*self._vectors()])
         for linear in self.linears:
             yield Shard([*linear.pieces()], linear.pack)
+
+    def _vectors(self) -> Iterator[Slice]:
+        """All that is no product."""
+        norms = (self.before_attention, self.after_attention, self.before_mlp, self.after_mlp)
+        yield from (piece for norm in norms if norm is not None for piece in norm.pieces())
+        yield from self.attention.norm_pieces()
 
     def __call__(self, x: Tensor, angles: list[Angles], attend: Attend) -> Tensor:  # [tokens, hidden]
         turned = None if self.rope is None else angles[self.rope]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -62,15 +62,27 @@ class Router(Linear):
 
 
 class MixtureOfExperts:
-    """Every rank has its rows of every expert; what they add up to is summed over the ranks once."""
+    """Every rank has its rows of every expert; what they add up to is summed over the ranks once.
 
-    def __init__(self, name: str, config: ModelConfig, group: RankGroup, empty: Empty) -> None:
+    Args:
+        router: what chooses them.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        config: ModelConfig,
+        group: RankGroup,
+        empty: Empty,
+        *,
+        router: Callable[..., Router] = Router,
+    ) -> None:
         experts, hidden = config.experts, config.hidden_size
         inner = experts.intermediate_size
         self.group, self.exact = group, False
         self.activation, self.clamp = config.activation, experts.clamp
         self.interleaved = experts.interleaved
-        self.router = Router(f"{name}.{experts.router}", experts, hidden, group, empty)
+        self.router = router(f"{name}.{experts.router}", experts, hidden, group, empty)
         share = group.share(inner)
         self.gate_up, self.down = [], []
         for number in range(experts.count):
@@ -97,12 +109,20 @@ class MixtureOfExperts:
         return self.router, *self.gate_up, *self.down, *shared, *gate
 
     def __call__(self, x: Tensor) -> Tensor:  # [tokens, hidden]
-        y = self._routed(x, *self.router.choose(x))
+        return self.group.all_reduce(self.part(x))
+
+    def part(self, x: Tensor, shown: Tensor | None = None) -> Tensor:  # [tokens, hidden]
+        """This rank's part of the sum.
+
+        Args:
+            shown: what the router sees in place of `x`.
+        """
+        y = self._routed(x, *self.router.choose(x if shown is None else shown))
         if self.shared is not None:
             self.shared.exact = self.exact
             shared = self.shared(x)
             y += shared if self.shared_gate is None else self.shared_gate(x).sigmoid() * shared
-        return self.group.all_reduce(y)
+        return y
 
     def _routed(self, x: Tensor, weights: Tensor, numbers: Tensor) -> Tensor:  # [tokens, hidden]
         """What the experts make of their tokens. Pairs of a token and an expert are sorted by expert, and are

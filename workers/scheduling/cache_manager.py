@@ -67,7 +67,7 @@ class CacheManager:
         self._pools = [self.states if state else self.pages for state in stateful]
         # what a sequence takes for PAGE_SIZE tokens more
         self.row = Room(stateful.count(False), stateful.count(True))
-        self._forgetful = [i for i, group in enumerate(self.groups) if group.kind in ("window", "state")]
+        self._forgetful = [i for i, group in enumerate(self.groups) if group.window or group.kind == "state"]
         self.keeps_states = any(stateful)
         self.max_pages = self._most_pages()  # of one sequence, the only one
         if not self.max_pages or states < LIVE_STATES * self.row.states:
@@ -236,7 +236,7 @@ class CacheManager:
 
         def held(length: int) -> int:
             return sum(
-                min(length, pages_for(group.window) + 2) if group.kind == "window" else length
+                min(length, pages_for(group.window) + 2) if group.window else length
                 for group in self.groups
                 if group.kind != "state"
             )
