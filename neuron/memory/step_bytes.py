@@ -49,7 +49,7 @@ class Overhead:
 
     def of_step(self, kind: str, tokens: int, sequences: int) -> int:
         """Bytes that a rank takes for steps of `tokens` that sample for `sequences`, on a CPU or a GPU."""
-        layers = max(self._attention(tokens), self._mlp(tokens))
+        layers = max(self._attention(tokens), self._mlp(tokens)) + self._inputs(tokens)
         if self.shapes.bidirectional:  # there are no logits
             return int(PIECES * layers) + (KERNEL_BYTES if kind == "cpu" else 0)
         logits = max(self._told(tokens), self._sampling(kind, sequences))
@@ -59,12 +59,14 @@ class Overhead:
     def _attention(self, tokens: int) -> int:
         shapes, size = self.shapes, self.itemsize
         heads = shapes.num_heads // self.world_size
-        queries = heads * shapes.head_dim
+        queries = heads * max(layer.head_dim or shapes.head_dim for layer in shapes.layers)
         if (latent := shapes.latent) is not None:  # for which a query is as wide as what is kept of a token
             keys = latent.rank + latent.rope_dim
             queries += heads * keys
         else:
-            keys = kv_heads_on_rank(shapes.num_kv_heads, self.world_size) * shapes.head_dim
+            keys = max(
+                kv_heads_on_rank(layer.kv_heads, self.world_size) * layer.head_dim for layer in shapes.layers
+            )
         stream = 2 * shapes.hidden_size * size
         projected = (queries + 2 * keys) * size
         rotated = 3 * (queries + keys) * FLOAT
@@ -74,6 +76,7 @@ class Overhead:
 
     def _mlp(self, tokens: int) -> int:
         hidden, inner, size = self.shapes.hidden_size, self.shapes.intermediate_size, self.itemsize
+        inner *= 2 if self.shapes.double_wide else 1
         dense = tokens * (2 * hidden + 4 * inner // self.world_size) * size
         if (experts := self.shapes.experts) is None:
             return dense
@@ -82,6 +85,12 @@ class Overhead:
         routed = pairs * ((2 * hidden + 3 * inner) * size + hidden * FLOAT)
         shared = tokens * 4 * experts.shared_size // self.world_size * size
         return max(dense, tokens * hidden * (2 * size + FLOAT) + max(routed, shared))
+
+    def _inputs(self, tokens: int) -> int:
+        """Of all layers, which are there while these run, and what they are made of."""
+        if (inputs := self.shapes.per_layer) is None:
+            return 0
+        return 3 * tokens * self.shapes.num_layers * inputs.size * self.itemsize
 
     def _told(self, tokens: int) -> int:
         return min(tokens, TOLD_ROWS) * self.shapes.vocab_size * (self.itemsize + 3 * FLOAT)

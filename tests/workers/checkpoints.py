@@ -17,6 +17,10 @@ from transformers import (
     Gemma2ForCausalLM,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
+    Gemma4ForCausalLM,
+    Gemma4TextConfig,
+    Gemma4UnifiedForCausalLM,
+    Gemma4UnifiedTextConfig,
     Glm4Config,
     Glm4ForCausalLM,
     Glm4MoeConfig,
@@ -120,6 +124,12 @@ def gemma3(**changes: Any) -> PreTrainedModel:
     gemma = {"query_pre_attn_scalar": 20, "sliding_window": 24, "num_hidden_layers": 4}
     types = ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"]
     return Gemma3ForCausalLM(Gemma3TextConfig(**SIZES | gemma | {"layer_types": types} | changes))
+
+
+def gemma4(**changes: Any) -> PreTrainedModel:
+    heads = {"global_head_dim": 32, "sliding_window": 24, "num_hidden_layers": 3}
+    inputs = {"hidden_size_per_layer_input": 0, "layer_types": [TYPES[0], *TYPES]}
+    return Gemma4ForCausalLM(Gemma4TextConfig(**SIZES | heads | inputs | changes))
 
 
 def phi3(**changes: Any) -> PreTrainedModel:
@@ -235,6 +245,36 @@ VARIANTS: dict[str, Callable[[], PreTrainedModel]] = {
         final_logit_softcapping=20.0,
         tie_word_embeddings=False,
     ),
+    "gemma4": lambda: gemma4(),
+    "gemma4_inputs_shared": lambda: gemma4(
+        num_hidden_layers=6,
+        layer_types=[*TYPES, *TYPES, *TYPES],
+        num_kv_shared_layers=3,
+        use_double_wide_mlp=True,
+        hidden_size_per_layer_input=8,
+        vocab_size_per_layer_input=131,
+        attention_bias=True,
+    ),
+    "gemma4_experts_k_eq_v": lambda: gemma4(
+        enable_moe_block=True,
+        num_experts=6,
+        top_k_experts=3,
+        moe_intermediate_size=24,
+        attention_k_eq_v=True,
+        num_global_key_value_heads=1,
+        final_logit_softcapping=20.0,
+        rope_parameters={
+            "full_attention": {"rope_type": "proportional", "rope_theta": 5_000.0, "factor": 2.0},
+            "sliding_attention": LINEAR,
+        },
+    ),
+    "gemma4_unified": lambda: Gemma4UnifiedForCausalLM(
+        Gemma4UnifiedTextConfig(
+            **SIZES | {"global_head_dim": 24, "layer_types": TYPES, "sliding_window": 24},
+            attention_k_eq_v=True,
+            tie_word_embeddings=False,
+        )
+    ),
     "phi3": lambda: phi3(sliding_window=24),
     "phi3_partial_tied": lambda: phi3(
         rope_parameters={"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 0.67},
@@ -328,11 +368,15 @@ def fill(model: PreTrainedModel, std: float = 0.4) -> None:
     """Give it random weights of that deviation."""
     config = model.config.get_text_config()
     for key, parameter in model.named_parameters():
-        gemma = config.model_type.startswith("gemma")  # which stores norms less one
-        parameter.normal_(std=std).add_(1.0 if "norm" in key and not gemma else 0.0)
-        if gemma and "embed_tokens" in key:  # and multiplies embeddings
-            parameter.div_(config.hidden_size**0.5)
+        gemma = config.model_type.startswith("gemma")
+        less_one = config.model_type.startswith(("gemma2", "gemma3"))  # of the weights of norms
+        parameter.normal_(std=std).add_(1.0 if ("norm" in key and not less_one) or "scale" in key else 0.0)
+        if gemma and "embed_tokens" in key:  # which it multiplies
+            size = config.hidden_size_per_layer_input if "per_layer" in key else config.hidden_size
+            parameter.div_(size**0.5)
     for key, buffer in model.named_buffers():
+        if key.endswith("layer_scalar"):
+            buffer.uniform_(0.6, 1.4)
         if key.endswith("e_score_correction_bias"):
             buffer.normal_(std=0.1)
     model.tie_weights()

@@ -73,7 +73,7 @@ def test_what_is_not_done_is_refused_by_its_name(tmp_path, key, value):
 
 
 ROPE_REFUSED = {
-    "rope_type": {"rope_type": "proportional", "factor": 2.0},
+    "rope_type": {"rope_type": "axial", "factor": 2.0},
     "is no name": {"rope_type": ["yarn"], "factor": 2.0},
     "original_max_position_embeddings": {"rope_type": "longrope", "original_max_position_embeddings": "8"},
     "long_factor": {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [1.0] * 7},
@@ -252,6 +252,51 @@ def test_a_gemma_of_old_and_of_new_says_the_same(tmp_path):
 )
 def test_a_gemma_that_is_another_is_refused_by_the_key(tmp_path, changes):
     assert next(iter(changes)) in refusal(tmp_path, **GEMMA | changes)
+
+
+GEMMA4 = {
+    "architectures": ["Gemma4ForCausalLM"],
+    "num_hidden_layers": 8,
+    "head_dim": 16,
+    "layer_types": 2 * (["sliding_attention"] * 3 + ["full_attention"]),
+}
+
+
+def test_a_gemma_4_has_layers_of_two_shapes_however_its_file_says_so(tmp_path):
+    own = {"head_dim": 32, "num_key_value_heads": 1}
+    new = written(tmp_path, **GEMMA4, attention_k_eq_v=True, per_layer_config={"3": own, "7": own})
+    old = written(tmp_path, **GEMMA4, attention_k_eq_v=True, global_head_dim=32, num_global_key_value_heads=1)
+    assert old == new
+    shapes = [(layer.kind, layer.kv_heads, layer.head_dim) for layer in new.layers]
+    assert shapes == 2 * ([("window", 2, 16)] * 3 + [("full", 1, 32)])
+    assert new.values_of_keys == (3, 7)
+    assert (new.rope.rope_type, new.rope.proportion, new.rotary_dim) == ("proportional", 0.25, 32)
+    assert (new.window_rope.rope_type, new.window_rotary_dim) == ("default", 16)
+
+
+def test_upper_layers_of_a_gemma_4_read_what_the_last_ones_of_their_kind_keep(tmp_path):
+    config = written(tmp_path, **GEMMA4, num_kv_shared_layers=4, use_double_wide_mlp=True)
+    assert [layer.keys_of for layer in config.layers] == [None] * 4 + [2, 2, 2, 3]
+    assert config.double_wide == (4, 5, 6, 7)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"use_bidirectional_attention": "all"},
+        {"num_kv_shared_layers": 6},
+        {"per_layer_config": {"3": {"head_dim": 32}}},
+        {"per_layer_config": {"9": {"head_dim": 32}}},
+        {"per_layer_config": {"0": {"hidden_size": 32}}},
+        {"num_experts": 4, "enable_moe_block": True},
+        {"rope_parameters": {"chunked_attention": {"rope_type": "default"}}},
+        {"num_global_key_value_heads": 3, "attention_k_eq_v": True},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_a_gemma_4_that_is_another_is_refused_by_the_key(tmp_path, changes):
+    reason = refusal(tmp_path, **GEMMA4 | changes)
+    assert any(word in reason for word in [next(iter(changes)), "top_k_experts", "layer 3 has 3 heads"])
 
 
 def test_what_one_family_understands_another_does_not(tmp_path):

@@ -46,8 +46,9 @@ def test_a_model_asks_for_what_its_family_declares(tiny, name, size):
             assert whole or tensor.sharing not in ("none", "wide")
     for name, tensor in card.tensors.items():
         copies = size if tensor.sharing in ("none", "wide") else 1
-        if tensor.sharing == "kv_rows":
-            copies = max(1, size // card.config.num_kv_heads)
+        if tensor.sharing in ("kv_rows", "full_kv_rows"):
+            kind = "full" if tensor.sharing == "full_kv_rows" else card.layers[0].kind
+            copies = max(1, size // next(each.kv_heads for each in card.layers if each.kind == kind))
         if tensor.sharing == "qkv_rows":
             spec = TensorSpec(name, tensor.shape, tensor.sharing)
             assert held[name] == size * spec.elements_on_rank(card.config, size), name

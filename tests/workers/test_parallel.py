@@ -18,6 +18,8 @@ SHARED = (
     "mistral_window",
     "qwen2_tied",
     "gemma3",
+    "gemma4_inputs_shared",
+    "gemma4_experts_k_eq_v",
     "granite_biased",
     "phi3",
     "olmo2_biased",

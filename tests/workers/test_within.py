@@ -11,6 +11,8 @@ from safetensors.torch import load_file, save_file
 from transformers import (
     Gemma3Config,
     Gemma3ForConditionalGeneration,
+    Gemma4Config,
+    Gemma4ForConditionalGeneration,
     Mistral3Config,
     Mistral3ForConditionalGeneration,
     PreTrainedModel,
@@ -38,6 +40,20 @@ def gemma() -> PreTrainedModel:
     return Gemma3ForConditionalGeneration(config)
 
 
+def gemma4() -> PreTrainedModel:
+    text = SIZES | {
+        "sliding_window": 24,
+        "global_head_dim": 32,
+        "hidden_size_per_layer_input": 8,
+        "num_kv_shared_layers": 2,
+    }
+    text |= {"vocab_size_per_layer_input": 131, "num_hidden_layers": 4, "pad_token_id": 0}
+    text |= {"layer_types": 2 * ["sliding_attention", "full_attention"]}
+    eye = EYE | {"num_key_value_heads": 2, "head_dim": 8, "position_embedding_size": 16}
+    tokens = {"image_token_id": 1000, "video_token_id": 1001, "audio_token_id": 1002}
+    return Gemma4ForConditionalGeneration(Gemma4Config(text_config=text, vision_config=eye, **tokens))
+
+
 def mistral() -> PreTrainedModel:
     text = SIZES | {"model_type": "mistral", "sliding_window": None, "tie_word_embeddings": False}
     eye = EYE | {"model_type": "pixtral", "head_dim": 8, "image_size": 28, "patch_size": 14}
@@ -62,7 +78,7 @@ def rename_as_before_transformers_5(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("old", [False, True], ids=["new", "old"])
-@pytest.mark.parametrize("make", [gemma, mistral])
+@pytest.mark.parametrize("make", [gemma, gemma4, mistral])
 def test_text_is_answered_as_by_the_whole(tmp_path, make, old):
     torch.manual_seed(1)
     oracle = make()

@@ -14,15 +14,18 @@ from workers.checkpoints.safetensors import Tensor
 from workers.checkpoints.vectors.stages import Pooling, Stage
 
 Classifier = tuple[Pooling, tuple[Stage, ...]]
-Sharing = Literal["rows", "plain_rows", "kv_rows", "qkv_rows", "columns", "vocabulary", "none", "wide"]
+Sharing = Literal[
+    "rows", "plain_rows", "kv_rows", "full_kv_rows", "qkv_rows", "columns", "vocabulary", "none", "wide"
+]
 
 
 class TensorSpec(NamedTuple):
     """A tensor that a model must have, and how ranks share it.
 
     `rows` and `columns`: equal parts. `kv_rows`: by KV head, of which several ranks may hold the same one.
-    `qkv_rows`: `rows`, and below them two times `kv_rows`. `plain_rows`: `rows` that are never in blocks.
-    `vocabulary`: rows, the last parts padded. `none`: all of it on every rank. `wide`: the same, in float32.
+    `full_kv_rows`: the same, where layers that see all tokens have heads of their own. `qkv_rows`: `rows`,
+    and below them two times `kv_rows`. `plain_rows`: `rows` that are never in blocks. `vocabulary`: rows, the
+    last parts padded. `none`: all of it on every rank. `wide`: the same, in float32.
     """
 
     name: str
@@ -40,6 +43,9 @@ class TensorSpec(NamedTuple):
             case "kv_rows":
                 heads = kv_heads_on_rank(model.num_kv_heads, world_size)
                 return heads * model.head_dim, *rest
+            case "full_kv_rows":
+                layer = next(layer for layer in model.layers if layer.kind == "full")
+                return kv_heads_on_rank(layer.kv_heads, world_size) * layer.head_dim, *rest
             case "qkv_rows":
                 heads = model.num_heads // world_size + 2 * kv_heads_on_rank(model.num_kv_heads, world_size)
                 return heads * model.head_dim, *rest

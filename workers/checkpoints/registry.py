@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from workers.checkpoints.families.bert import BERT, ROBERTA
 from workers.checkpoints.families.deepseek import DEEPSEEK_V2, DEEPSEEK_V3, GLM4_MOE_LITE
 from workers.checkpoints.families.gemma import GEMMA2, GEMMA3
+from workers.checkpoints.families.gemma4 import GEMMA4, GEMMA4_UNIFIED
 from workers.checkpoints.families.glm import GLM, GLM4
 from workers.checkpoints.families.glm_moe import GLM4_MOE
 from workers.checkpoints.families.gpt_oss import GPT_OSS
@@ -25,7 +26,7 @@ from workers.checkpoints.families.smollm3 import SMOLLM3
 from workers.checkpoints.family import Family
 
 KNOWN = (
-    *(LLAMA, MISTRAL, QWEN2, QWEN3, QWEN3_MOE, GEMMA2, GEMMA3),
+    *(LLAMA, MISTRAL, QWEN2, QWEN3, QWEN3_MOE, GEMMA2, GEMMA3, GEMMA4, GEMMA4_UNIFIED),
     *(GRANITE, PHI3, SMOLLM3, OLMO2, OLMO3, GLM, GLM4),
     *(BERT, ROBERTA, MODERNBERT),
     *(MIXTRAL, QWEN2_MOE, GPT_OSS, GLM4_MOE, GLM4_MOE_LITE, DEEPSEEK_V2, DEEPSEEK_V3),

@@ -1,7 +1,7 @@
 """Tensors that hold what all experts of a layer have, one after the other, as one tensor an expert.
 
 Where they are stored as transformers computes with them, rows are inputs: then the name says so, and
-`transposed` finds them. MXFP4 is stored as products have it.
+`transposed` finds them. MXFP4 is stored as products have it, and so are the experts of Gemma 4.
 """
 
 from __future__ import annotations
@@ -36,6 +36,27 @@ def unstacked(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         for number in range(count):
             own = f"{experts}.{number}.{projection}.{_USUAL[kind]}"
             found[own] = Tensor(tensor.file, tensor.dtype, shape, tensor.offset + number * size, size)
+    return found
+
+
+def unstacked_rows(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same of what is stored as products have it, gates above what they open."""
+    found: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        match = _STACKED.fullmatch(name)
+        if match is None or match[3] or len(tensor.shape) != 3 or not 1 <= tensor.shape[0] <= MOST_EXPERTS:
+            found[name] = tensor
+            continue
+        experts, projection, _ = match.groups()
+        count, rows, columns = tensor.shape
+        parts = ["gate_proj", "up_proj"] if projection == "gate_up_proj" and rows % 2 == 0 else [projection]
+        size, start = tensor.size // count // len(parts), tensor.offset
+        for number in range(count):
+            for part in parts:
+                own = f"{experts}.{number}.{part}.weight"
+                shape = (rows // len(parts), columns)
+                found[own] = Tensor(tensor.file, tensor.dtype, shape, start, size)
+                start += size
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from workers.models.bert import Bert
 from workers.models.decoder import Decoder
+from workers.models.gemma4 import Gemma4
 from workers.models.modernbert import ModernBert
 
 MODELS = {
@@ -12,6 +13,8 @@ MODELS = {
     "deepseek_v3": Decoder,
     "gemma2": Decoder,
     "gemma3": Decoder,
+    "gemma4": Gemma4,
+    "gemma4_unified": Gemma4,
     "glm": Decoder,
     "glm4": Decoder,
     "glm4_moe": Decoder,

@@ -40,14 +40,14 @@ def decoder_tensors(
             yield TensorSpec(f"{prefix}{norm}.weight", (hidden,), "none")
         yield from attention(model, prefix + "self_attn.")
         if model.experts is not None and layer in model.experts.layers:
-            yield from _experts(prefix + "mlp.", hidden, model.experts)
+            yield from expert_tensors(prefix + "mlp.", hidden, model.experts)
         elif model.fused_gate_up:
             yield TensorSpec(
                 prefix + "mlp.gate_up_proj.weight", (2 * model.intermediate_size, hidden), "rows"
             )
             yield TensorSpec(prefix + "mlp.down_proj.weight", (hidden, model.intermediate_size), "columns")
         else:
-            yield from _mlp(prefix + "mlp.", hidden, model.intermediate_size, model.mlp_bias)
+            yield from mlp_tensors(prefix + "mlp.", hidden, model.intermediate_size, model.mlp_bias)
     yield TensorSpec("model.norm.weight", (hidden,), "none")
     if not model.tied_head:
         yield TensorSpec(HEAD, (model.vocab_size, hidden), "vocabulary")
@@ -79,7 +79,8 @@ def _attention(model: ModelConfig, prefix: str) -> Iterator[TensorSpec]:
         yield TensorSpec(prefix + "sinks", (model.num_heads,), "rows")
 
 
-def _experts(prefix: str, hidden: int, experts: Experts) -> Iterator[TensorSpec]:
+def expert_tensors(prefix: str, hidden: int, experts: Experts) -> Iterator[TensorSpec]:
+    """Router, experts, and what stands beside them, under names that begin with `prefix`."""
     router, inner = prefix + experts.router, experts.intermediate_size
     yield TensorSpec(f"{router}.weight", (experts.count, hidden), "wide")
     if experts.biased:
@@ -89,7 +90,7 @@ def _experts(prefix: str, hidden: int, experts: Experts) -> Iterator[TensorSpec]
     for expert in range(experts.count):
         own = f"{prefix}experts.{expert}."
         if not experts.interleaved:
-            yield from _mlp(own, hidden, inner, experts.biased)
+            yield from mlp_tensors(own, hidden, inner, experts.biased)
             continue
         yield TensorSpec(own + "gate_up_proj.weight", (2 * inner, hidden), "rows")
         yield TensorSpec(own + "down_proj.weight", (hidden, inner), "columns")
@@ -97,12 +98,13 @@ def _experts(prefix: str, hidden: int, experts: Experts) -> Iterator[TensorSpec]
             yield TensorSpec(own + "gate_up_proj.bias", (2 * inner,), "rows")
             yield TensorSpec(own + "down_proj.bias", (hidden,), "none")
     if experts.shared_size:
-        yield from _mlp(f"{prefix}{experts.shared_name}.", hidden, experts.shared_size)
+        yield from mlp_tensors(f"{prefix}{experts.shared_name}.", hidden, experts.shared_size)
     if experts.shared_gate:
         yield TensorSpec(f"{prefix}{experts.shared_name}_gate.weight", (1, hidden), "none")
 
 
-def _mlp(prefix: str, hidden: int, inner: int, bias: bool = False) -> Iterator[TensorSpec]:
+def mlp_tensors(prefix: str, hidden: int, inner: int, bias: bool = False) -> Iterator[TensorSpec]:
+    """A gated feed-forward network, under names that begin with `prefix`."""
     yield TensorSpec(prefix + "gate_proj.weight", (inner, hidden), "rows")
     yield TensorSpec(prefix + "up_proj.weight", (inner, hidden), "rows")
     yield TensorSpec(prefix + "down_proj.weight", (hidden, inner), "columns")
