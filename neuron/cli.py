@@ -53,11 +53,12 @@ def serve(
     """Run the daemon until SIGTERM or Ctrl-C."""
     if die_with is not None:
         die_with_parent(die_with)
-    settings = _read(config)
+    path = _find(config)
+    settings = _load(path)
     from neuron.daemon import run
 
     try:
-        code = run(settings)
+        code = run(settings, path)
     except ConfigError as error:
         _fail(error)
     sys.stdout.flush()
@@ -208,12 +209,20 @@ def main() -> None:
 
 def _read(path: Path | None) -> NeuronConfig:
     """The configuration that was named, or at the first default place that has one."""
+    return _load(_find(path))
+
+
+def _find(path: Path | None) -> str | Path:
     named = path or os.environ.get("NEURON_CONFIG")
     found = named or next((place for place in DEFAULT_PATHS if Path(place).is_file()), None)
     if found is None:
         _fail(f"no configuration: give --config, or write one of {', '.join(DEFAULT_PATHS)}")
+    return found
+
+
+def _load(path: str | Path) -> NeuronConfig:
     try:
-        return load(found)
+        return load(path)
     except ConfigError as error:
         _fail(error)
 

@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import sys
+from pathlib import Path
 
 import uvloop
 
@@ -21,6 +22,7 @@ from neuron.memory.devices import Inventory
 from neuron.models.manager import ModelManager
 from neuron.preparation.preparation import Preparation
 from neuron.processes.backoff import Backoff
+from neuron.reload import Reload
 from neuron.service import Service
 from neuron.trace import log_to_stderr
 
@@ -33,8 +35,11 @@ GARBAGE = 10_000, 50, 1000  # new objects between two looks at the youngest, and
 STOP_SECONDS = 4.5  # for everything, after a signal
 
 
-def run(config: NeuronConfig, backoff: Backoff | None = None) -> int:
+def run(config: NeuronConfig, path: str | Path | None = None, backoff: Backoff | None = None) -> int:
     """Serve until SIGTERM or SIGINT, or until the terminal closes that it was started from.
+
+    Args:
+        path: the file that `config` was read from, to be read again when it changes, and at SIGHUP.
 
     Returns:
         The exit code: 0, or 1 when the neuron could not start, of which one line tells.
@@ -46,15 +51,15 @@ def run(config: NeuronConfig, backoff: Backoff | None = None) -> int:
     gc.set_threshold(*GARBAGE)
     loop = uvloop.new_event_loop()
     try:
-        loop.run_until_complete(serve(config, backoff))
+        loop.run_until_complete(serve(config, path, backoff))
     except (CortexError, OSError) as error:
         log.error("neuron cannot start reason=%s", error)
         return 1
     return 0
 
 
-async def serve(config: NeuronConfig, backoff: Backoff | None = None) -> None:
-    """Start all parts, wait for a signal, and end them.
+async def serve(config: NeuronConfig, path: str | Path | None = None, backoff: Backoff | None = None) -> None:
+    """Start all parts, wait for a signal, and end them. The arguments are those of `run`.
 
     Raises:
         OSError: the port is in use, or a key file cannot be read.
@@ -64,10 +69,8 @@ async def serve(config: NeuronConfig, backoff: Backoff | None = None) -> None:
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _stop, stopping)
-    if os.isatty(0):
-        loop.add_signal_handler(signal.SIGHUP, _stop, stopping)
-    else:
-        loop.add_signal_handler(signal.SIGHUP, _ignore_reload)
+    at_terminal = os.isatty(0)  # which closes with this signal
+    loop.add_signal_handler(signal.SIGHUP, *((_stop, stopping) if at_terminal else (_nothing_to_read,)))
     inventory = Inventory(config)
     preparation = Preparation(config.log_level)
     models = ModelManager(
@@ -82,6 +85,9 @@ async def serve(config: NeuronConfig, backoff: Backoff | None = None) -> None:
         allowed=[load_public(key) for key in config.allowed_keys],
         insecure=config.insecure,
     )
+    reload = Reload(config, path, models.configure) if path is not None else None
+    if reload is not None and not at_terminal:
+        loop.add_signal_handler(signal.SIGHUP, reload.at_once)
     server.start()  # before any model is loaded: who waits for one shall see how it goes
     log.info(
         "neuron listens name=%s endpoint=%s devices=%s",
@@ -96,6 +102,8 @@ async def serve(config: NeuronConfig, backoff: Backoff | None = None) -> None:
     sd_notify("STOPPING=1")
     log.info("neuron stops name=%s", config.name)
     starting.cancel()
+    if reload is not None:
+        reload.close()
     try:
         async with asyncio.timeout(STOP_SECONDS):
             await service.close(GRACE_SECONDS)
@@ -114,8 +122,8 @@ def _report(starting: asyncio.Task[None]) -> None:
         log.error("models cannot be looked for", exc_info=error)
 
 
-def _ignore_reload() -> None:
-    log.warning("SIGHUP changes nothing: a neuron reads its configuration when it starts; restart it")
+def _nothing_to_read() -> None:
+    log.warning("SIGHUP changes nothing: there is no configuration file, or it has just been read")
 
 
 def _stop(stopping: asyncio.Event) -> None:

@@ -52,7 +52,7 @@ from ipc.messages import (
 from ipc.server import Encoded, Peer, Unread
 from ipc.worker_messages import PAGE_SIZE
 from neuron.config import NeuronConfig
-from neuron.models.managed import ManagedModel
+from neuron.models.managed import ManagedModel, replaced
 from neuron.models.manager import ModelManager
 from neuron.preparation.preparation import Preparation
 from neuron.preparation.prompt import is_quick, validate_prompt
@@ -198,6 +198,8 @@ class Service:
                 args = text, model.description, model.context_length
                 prepared = await self._preparation.prepare(request, *args)
                 if opened.outcome is None:
+                    if model.text_now is not text:
+                        raise replaced(model.id)
                     opened.accept(prepared, text, model.description)
                     model.admit(opened)
             finally:

@@ -62,6 +62,10 @@ class Catalogue:
         """How the user wants `model_id` served; the defaults for a model that is not configured."""
         return self._configured.get(model_id) or ModelSettings(id=model_id)
 
+    def is_configured(self, model_id: str) -> bool:
+        """Whether the user has said something of it."""
+        return model_id in self._configured
+
     def base(self, model_id: str) -> str:
         """The model that an adapter of that name is for; of any other name, the name itself."""
         return self._adapters.get(model_id, model_id)

@@ -73,6 +73,10 @@ class Epochs:
         self._ready_at = 0.0
         self._proven = 0  # the last epoch that finished a request
 
+    def adopt(self, settings: ModelSettings, description: ModelDescription) -> None:
+        """Make the groups that follow by these."""
+        self._settings, self._description = settings, description
+
     async def start(self, fit: Fit) -> list[Ready]:
         """Start an epoch and wait until it is ready; nothing of it stays when it does not get there.
 

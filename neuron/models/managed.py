@@ -8,8 +8,11 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 
+import msgspec
+
 from ipc.errors import Code, CortexError
 from ipc.messages import ModelState, ModelStatus, RankState
+from ipc.model_settings import LIVE, changed_keys
 from ipc.worker_messages import Ready
 from neuron.config import ModelSettings
 from neuron.description import ModelDescription
@@ -32,6 +35,7 @@ log = logging.getLogger("neuron.models.managed")
 SHORT_LOADS = 3  # tries of one load, where a device ran out of memory: each time more is asked for
 SPARE_SHARE = 1 / 8  # of what was booked, that is asked for on top then
 SPARE_BYTES = 256 << 20  # and at least so much of it, on each rank
+OUTDATED_SECONDS = 60.0  # that a model with other settings waits for a moment without requests
 UNLOAD_SECONDS = 600.0  # for running requests to end before an unload gives up
 PROGRESS_INTERVAL = 0.25  # seconds between two `Progress` of one load
 PREFILL_TOKENS = 128  # of a prompt that says something of how fast prompts are computed
@@ -103,6 +107,10 @@ class ManagedModel:
         self._request_seconds = 1.0  # that one runs, smoothed
         self._prefill_rate = 0.0  # tokens a second
         self._retry_timer: asyncio.TimerHandle | None = None
+        self.retired = False  # it leaves for good, once nobody has to do with it
+        self._next: tuple[ModelSettings, ModelDescription] | None = None  # what counts from its next load on
+        self._next_timer: asyncio.TimerHandle | None = None  # until it leaves for that, though it is busy
+        self._comes_back = False  # it leaves only to be loaded again
 
     def handle(self, event: Event, error: CortexError | None = None) -> None:
         """Enter the state that `event` leads to from this one, and do what belongs to that.
@@ -280,6 +288,71 @@ class ManagedModel:
         if not self._unloads:
             self.handle(Event.STAY)
 
+    # --- other settings ---------------------------------------------------------------------------------
+
+    @property
+    def wanted(self) -> ModelSettings:
+        """The settings that it has, or will have from its next load on."""
+        return self.settings if self._next is None else self._next[0]
+
+    def renew(self, settings: ModelSettings, description: ModelDescription) -> None:
+        """Be served like this: at once in what needs no other load, and in the rest when nothing runs.
+
+        A model that is never without requests leaves after a minute; those that come then wait for its next
+        load.
+        """
+        self.retired = False
+        fixed = [key for key in changed_keys(self.settings, settings) if key not in LIVE]
+        log.info("model has other settings model=%s reload=%s", self.id, ",".join(fixed) or "no")
+        self._stop_waiting_to_renew()
+        self._next = (settings, description) if fixed else None
+        live = {key: getattr(settings, key) for key in LIVE}
+        self.settings = msgspec.structs.replace(self.settings, **live)
+        self.description = replace(
+            self.description, defaults=description.defaults, max_output=description.max_output
+        )
+        if self.status in ("unloaded", "waiting", "failed"):
+            self._adopt()
+        if self.status == "failed":
+            self.handle(Event.LEAVE)
+        if self._next is not None:
+            loop = asyncio.get_running_loop()
+            self._next_timer = loop.call_later(OUTDATED_SECONDS, self._leave_outdated)
+        self._check_outdated()
+        self._changed()
+
+    def retire(self) -> None:
+        """Leave for good, once what runs and what waits is done."""
+        self.retired = True
+        self._check_outdated()
+
+    def _check_outdated(self) -> None:
+        if (self._next is not None or self.retired) and self.requests.idle and not self.preparing:
+            self._leave_outdated()
+
+    def _leave_outdated(self) -> None:
+        if self.status == "ready" or self.retired:
+            self._comes_back = not self.retired
+            self.handle(Event.LEAVE)
+
+    def _adopt(self) -> None:
+        """Nothing of it is loaded: other settings count from now on."""
+        if self._next is None:
+            return
+        before = self.description
+        (self.settings, self.description), self._next = self._next, None
+        self._stop_waiting_to_renew()
+        self._epochs.adopt(self.settings, self.description)
+        self.requests.max_sequences = self.settings.max_sequences
+        if self.description.text != before.text:  # what waits was read by another tokenizer
+            self._text = None
+            self.requests.fail_all(replaced(self.id))
+
+    def _stop_waiting_to_renew(self) -> None:
+        if self._next_timer is not None:
+            self._next_timer.cancel()
+            self._next_timer = None
+
     # --- requests ---------------------------------------------------------------------------------------
 
     def admit(self, request: OpenRequest) -> None:
@@ -323,6 +396,7 @@ class ManagedModel:
         self._check_quiet()
         self._check_deserted()
         self._check_idle()
+        self._check_outdated()
         if self._room.contested:
             self._room.look()
         self._changed()
@@ -406,6 +480,7 @@ class ManagedModel:
         """The neuron ends: no task and no process may stay. Requests have been answered before."""
         self._cancel_retry()
         self._keep_alive.stop()
+        self._stop_waiting_to_renew()
         self.requests.shut()
         if self._task is not None:
             self._task.cancel()
@@ -432,12 +507,14 @@ class ManagedModel:
             up.set_result(None)
         self.requests.open(self._epochs.group, self.fit.context_length)
         self._check_idle()
+        self._check_outdated()
         self._room.look()
 
     def _give_up(self, error: CortexError | None) -> None:
         """It cannot be had now: everybody who waits is told, and nothing is held."""
         self._epochs.count_failure()
         self._let_go()
+        self._adopt()
         self._fail_waiting(error)
         if self.settings.pin:
             self._retry_timer = asyncio.get_running_loop().call_later(
@@ -473,10 +550,12 @@ class ManagedModel:
     def _rest(self, error: CortexError | None) -> None:
         """Nothing of it is left, or never was; whoever came meanwhile has it loaded again."""
         self._cancel_retry()
+        self._adopt()
         down, self._down = self._down, None
         if down is not None:
             down.set_result(None)
-        if self._up is not None or self.requests.waiting:
+        comes_back, self._comes_back = self._comes_back, False
+        if self._up is not None or self.requests.waiting or comes_back:
             self.bring_up()
 
     # --- tasks ------------------------------------------------------------------------------------------
@@ -629,6 +708,13 @@ class ManagedModel:
         if self._retry_timer is not None:
             self._retry_timer.cancel()
             self._retry_timer = None
+
+
+def replaced(model_id: str) -> CortexError:
+    """For a request that another model of the same name cannot go on with."""
+    return CortexError(
+        Code.SHUTTING_DOWN, f"{model_id} was replaced while the request waited; ask again", retry_after=1.0
+    )
 
 
 def _nobody_has_to_ask(outcome: asyncio.Future[None]) -> None:

@@ -57,7 +57,6 @@ class ModelManager:
         backoff: Backoff | None = None,
     ) -> None:
         self.searched = False
-        self._config = config
         self._inventory = inventory
         self._tell_changed = changed
         self._read_text = read_text
@@ -65,6 +64,7 @@ class ModelManager:
         self._models: dict[str, ManagedModel] = {}
         self._broken: dict[str, str] = {}  # ids that are there and cannot be read, and why
         self._seen: dict[str, Signature] = {}  # of every model that was found, when it was inspected
+        self._tried: dict[str, tuple[Signature, ModelSettings]] = {}  # with which a model could not be read
         self._finding = asyncio.Lock()
         self._watching: asyncio.Task[None] | None = None
         self._opening: dict[str, asyncio.Future[ManagedModel]] = {}
@@ -88,7 +88,8 @@ class ModelManager:
 
     def known(self, model_id: str) -> ManagedModel | None:
         """A model that somebody asked for before, by its name or that of one of its adapters."""
-        return self._models.get(model_id) or self._models.get(self._catalogue.base(model_id))
+        model = self._models.get(model_id) or self._models.get(self._catalogue.base(model_id))
+        return None if model is not None and model.retired else model
 
     async def open(self, model_id: str) -> ManagedModel:
         """The model of that name, loaded or not; of an adapter's name its base.
@@ -110,13 +111,16 @@ class ModelManager:
         try:
             description = await asyncio.to_thread(self._inspect, settings)
         except CortexError as error:
-            if any(model.id == model_id for model in self._config.models):  # whose user waits to see it
+            if self._catalogue.is_configured(model_id):  # whose user waits to see it
                 self._broken[model_id] = error.message
                 self._changed()
             raise
         for note in description.notes:
             log.warning("model is not as its files have it model=%s note=%s", model_id, note)
         self._broken.pop(model_id, None)
+        if (model := self._models.get(model_id)) is not None:  # it was to leave for good
+            model.renew(settings, description)
+            return model
         model = self._models[model_id] = ManagedModel(
             settings, description, self.room, self._launcher, self._backoff, self._changed, self._read_text
         )
@@ -128,33 +132,69 @@ class ModelManager:
         folder = DEMO_FOLDER if settings.simulated is not None else self._catalogue.find(settings.id)
         return describe(settings, folder)
 
+    async def configure(self, config: NeuronConfig) -> None:
+        """Serve by what `config` says of models from now on. What it says of the rest counts at a start."""
+        async with self._finding:
+            self._catalogue.configure(config)
+            found = await self._find_all()
+            for model in [model for model in self._models.values() if model.id not in found]:
+                model.retire()
+
     async def find_all(self) -> None:
         """Get to know every model that is on this host now, and forget those that are gone.
 
         A folder whose files changed is inspected again; one that is not whole is none, until it is.
         """
         async with self._finding:
-            found = await asyncio.to_thread(self._catalogue.scan)
-            for model_id in [*{**self._seen, **self._models, **self._broken}]:
-                as_it_was = model_id in found and self._seen.get(model_id) in (None, found[model_id])
-                if not as_it_was and self._forget(model_id):
-                    self._seen.pop(model_id, None)
-            for model_id, signature in found.items():
-                if model_id in self._seen:
-                    continue
-                self._seen[model_id] = signature
-                try:
-                    await self.open(model_id)
-                except CortexError as error:
-                    log.warning("model cannot be used model=%s reason=%s", model_id, error)
+            await self._find_all()
+
+    async def _find_all(self) -> dict[str, Signature]:
+        """The same; what was found."""
+        found = await asyncio.to_thread(self._catalogue.scan)
+        for model_id in [*{**self._seen, **self._models, **self._broken}]:
+            as_it_was = model_id in found and self._seen.get(model_id) in (None, found[model_id])
+            if as_it_was and model_id in self._tried:
+                as_it_was = self._tried[model_id] == (found[model_id], self._catalogue.settings(model_id))
+            if not as_it_was and self._forget(model_id):
+                self._seen.pop(model_id, None)
+        for model_id, signature in found.items():
+            if (model := self._models.get(model_id)) is not None:
+                await self._renew(model, signature)
+            if model_id in self._seen:
+                continue
+            self._seen[model_id] = signature
+            try:
+                await self.open(model_id)
+            except CortexError as error:
+                self._tried[model_id] = signature, self._catalogue.settings(model_id)
+                log.warning("model cannot be used model=%s reason=%s", model_id, error)
+        self._residents.call()
+        return found
+
+    async def _renew(self, model: ManagedModel, signature: Signature) -> None:
+        """Have `model` served as it is wanted now."""
+        settings = self._catalogue.settings(model.id)
+        if settings == model.wanted and not model.retired:
+            self._tried.pop(model.id, None)
+            return
+        if self._tried.get(model.id) == (signature, settings):
+            return
+        try:
+            description = await asyncio.to_thread(self._inspect, settings)
+        except CortexError as error:
+            self._tried[model.id] = signature, settings
+            log.warning("model stays as it was model=%s reason=%s", model.id, error)
+            return
+        self._seen[model.id] = signature
+        model.renew(settings, description)
 
     def _forget(self, model_id: str) -> bool:
         """Know nothing of a model any more; False while somebody has to do with it."""
         model = self._models.get(model_id)
         if model is not None and model.in_use:
             return False
-        self._models.pop(model_id, None)
-        self._broken.pop(model_id, None)
+        for known in (self._models, self._broken, self._tried):
+            known.pop(model_id, None)
         log.info("model forgotten, or to be read again model=%s", model_id)
         self._changed()
         return True

@@ -120,13 +120,13 @@ class RequestQueue:
 
     Args:
         queue: how many may wait, and how long.
-        max_sequences: that the worker computes at once.
+        max_sequences: that the worker computes at once; of the next worker it may be another number.
     """
 
     def __init__(self, queue: Queue, max_sequences: int) -> None:
         self.counts = {"finished": 0, "cancelled": 0, "failed": 0}  # by outcome
         self._wait_seconds = queue.wait_seconds
-        self._max_sequences = max_sequences
+        self.max_sequences = max_sequences
         self._requests: dict[OpenRequest, None] = {}  # all that are open, in the order of their arrival
         self._line: WaitingLine[OpenRequest] = WaitingLine(queue.limit, queue.wait_seconds)
         self._group: WorkerGroup | None = None  # while requests are handed over
@@ -184,12 +184,12 @@ class RequestQueue:
             CortexError: QUEUE_FULL.
         """
         # While the model loads, as many as it computes at once have a place there, too.
-        self._line.push(request, max(0, self._max_sequences - self.running))
+        self._line.push(request, max(0, self.max_sequences - self.running))
         request.phase = "waiting"
         self._requests[request] = None
         if self._group is None:
             return True
-        if len(self._requests) > self._max_sequences:
+        if len(self._requests) > self.max_sequences:
             request.progress(_place_in_line(len(self._line)))
         self._hand_over([request])
         if self._timer is None:
@@ -265,7 +265,7 @@ class RequestQueue:
 
     def _tell_places(self) -> None:
         """Tell those who still wait how many stand before them. Priorities and accounts may change that."""
-        if len(self._requests) <= self._max_sequences:
+        if len(self._requests) <= self.max_sequences:
             return  # each has a place, and begins with the next step
         now = time.monotonic()
         for position, (request, since) in enumerate(self._line.arrivals(), 1):

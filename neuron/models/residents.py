@@ -16,7 +16,7 @@ log = logging.getLogger("neuron.models.residents")
 
 
 class Residents:
-    """Loads them at the start, and the default again when what it left for is idle.
+    """Loads them at the start and when they come, and the default again when what it left for is idle.
 
     Args:
         config: the neuron's.
@@ -37,21 +37,40 @@ class Residents:
         self._room = room
         self._models = models
         self._open = open_model
+        self._started = False
+        self._called: set[str] = set()  # models that shall be there
+        self._to_preload: list[ManagedModel] = []
         self._preloading: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._tried = 0.0  # monotonic: when the default was called back last
 
     async def start(self) -> None:
-        """Call the pinned; then, one after the other, the default and whoever else shall be there."""
+        """Know the default, and from now on call the pinned and, one after the other, the others."""
         if self._default is not None and self._default not in self._models:
             try:
                 await self._open(self._default)
             except CortexError as error:
                 log.warning("default model cannot be used model=%s reason=%s", self._default, error)
-        for model in self._models.values():
+        self._started = True
+        self.call()
+
+    def call(self) -> None:
+        """Call whoever shall be there by now and was not called before; before the start it does nothing."""
+        if not self._started:
+            return
+        wanted = [model for model in self._models.values() if self._shall_be_there(model)]
+        new = [model for model in wanted if model.id not in self._called]
+        self._called = {model.id for model in wanted}
+        for model in sorted(new, key=lambda model: model.id != self._default):
             if model.settings.pin:
                 model.bring_up()
-        self._preloading = asyncio.create_task(self._preload())
+            else:
+                self._to_preload.append(model)
+        if self._to_preload and (self._preloading is None or self._preloading.done()):
+            self._preloading = asyncio.create_task(self._preload())
+
+    def _shall_be_there(self, model: ManagedModel) -> bool:
+        return model.settings.pin or model.settings.preload or model.id == self._default
 
     def look(self) -> None:
         """Something is not what it was: see whether, and when, the default comes back."""
@@ -68,10 +87,8 @@ class Residents:
             self._preloading.cancel()
 
     async def _preload(self) -> None:
-        wanted = [model for model in self._models.values() if model.settings.preload]
-        if self._default in self._models:
-            wanted.insert(0, self._models[self._default])
-        for model in wanted:
+        while self._to_preload:
+            model = self._to_preload.pop(0)
             try:
                 prospect = await self._room.prospect(model)
                 if model.status == "unloaded" and prospect.verdict != "fits":

@@ -62,18 +62,21 @@ class Neuron:
     def __init__(self, folder: Path, models: list[dict[str, Any]] | None = None, **config: Any) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._log = folder / "neuron.log"
-        config_file = folder / "neuron.yaml"
-        keys = {
+        self.config_file = folder / "neuron.yaml"
+        self._keys = {
             "name": "tested",
             "listen": "tcp://127.0.0.1:*",
             "hf_cache": str(folder / "no-cache"),
             "devices": ["cpu"],
             "standby": False,  # most tests count processes, and simulated models have no use for one
-            "models": models or [],
-        }
-        config_file.write_text(json.dumps(keys | config))
-        self._command = [sys.executable, "-m", "tests.neuron.harness", str(config_file)]
+        } | config
+        self.configure(models or [])
+        self._command = [sys.executable, "-m", "tests.neuron.harness", str(self.config_file)]
         self.endpoint = ""
+
+    def configure(self, models: list[dict[str, Any]], **config: Any) -> None:
+        """Write its configuration file, with further keys; a running neuron reads it within seconds."""
+        self.config_file.write_text(json.dumps(self._keys | {"models": models} | config))
 
     def __enter__(self) -> Self:
         with self._log.open("wb") as log:
@@ -168,7 +171,7 @@ def main() -> None:
     from neuron.daemon import run
     from neuron.processes.backoff import Backoff
 
-    os._exit(run(load(sys.argv[1]), Backoff(first=0.01, longest=0.05)))
+    os._exit(run(load(sys.argv[1]), sys.argv[1], Backoff(first=0.01, longest=0.05)))
 
 
 if __name__ == "__main__":

@@ -229,7 +229,7 @@ def test_without_its_extra_it_says_what_to_install_and_helps_all_the_same(tmp_pa
 def test_a_reload_is_no_end(tmp_path):
     with Neuron(tmp_path) as neuron, neuron.client() as client:
         neuron.process.send_signal(signal.SIGHUP)
-        wait_until(lambda: "SIGHUP changes nothing" in neuron.log, "its word on the signal")
+        wait_until(lambda: "configuration read" in neuron.log, "its word on the signal")
         assert isinstance(client.ask(Hello(id=0), PATIENCE), HelloReply)
 
 

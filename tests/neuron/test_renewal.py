@@ -1,0 +1,112 @@
+"""Other settings for a model that is there already: what waits for them, and what does not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import msgspec
+
+import neuron.models.managed
+from ipc.errors import Code
+from ipc.messages import Finished
+from neuron.config import ModelSettings
+from tests.neuron.test_managed import Client, load, owning, run, until
+
+
+def renew(model, **settings):
+    """Have it served otherwise; `text` stands for the files of its tokenizer."""
+    text = settings.pop("text", None)
+    settings = msgspec.structs.replace(model.wanted, **settings)
+    context_length = settings.context_length or 1000
+    model.renew(settings, replace(model.description, context_length=context_length, text=text))
+
+
+def test_a_model_that_is_not_loaded_takes_them_at_once():
+    async def scenario():
+        async with owning() as model:
+            renew(model, context_length=50, max_sequences=2)
+            assert model.context_length == 50
+            assert model.requests.max_sequences == 2
+            await load(model)
+            assert model.state().epoch == 1
+
+    run(scenario())
+
+
+def test_an_idle_model_is_loaded_again_and_a_busy_one_once_it_is_idle():
+    async def scenario():
+        async with owning(step_seconds=0.005) as model:
+            await load(model)
+            renew(model, context_length=50)
+            await until(lambda: model.status == "ready" and model.state().epoch == 2)
+            running = Client(model, 1, 30)
+            await until(lambda: running.generation.begun)
+            renew(model, context_length=60)
+            assert (model.settings.context_length, model.wanted.context_length) == (50, 60)
+            assert isinstance(await running.last(), Finished)
+            await until(lambda: model.status == "ready" and model.state().epoch == 3)
+            assert model.settings == ModelSettings(id="sim", context_length=60)
+
+    run(scenario())
+
+
+def test_what_is_taken_back_before_it_counted_costs_no_load():
+    async def scenario():
+        async with owning(step_seconds=0.005) as model:
+            running = Client(model, 1, 30)
+            await until(lambda: running.generation.begun)
+            renew(model, context_length=50)
+            renew(model, context_length=None, priority=7)
+            assert isinstance(await running.last(), Finished)
+            assert (model.status, model.state().epoch, model.state().priority) == ("ready", 1, 7)
+
+    run(scenario())
+
+
+def test_a_model_that_is_never_idle_leaves_in_the_end_and_who_waits_then_is_served(monkeypatch):
+    monkeypatch.setattr(neuron.models.managed, "OUTDATED_SECONDS", 0.05)
+
+    async def scenario():
+        async with owning(step_seconds=0.005) as model:
+            running = Client(model, 1, 100)
+            await until(lambda: running.generation.begun)
+            renew(model, context_length=50)
+            await until(lambda: model.status == "draining")
+            waiting = Client(model, 2)
+            assert isinstance(await running.last(), Finished)
+            assert isinstance(await waiting.last(), Finished)
+            assert (model.settings.context_length, model.state().epoch) == (50, 2)
+
+    run(scenario())
+
+
+def test_a_prompt_that_another_tokenizer_read_is_not_given_to_the_new_model(monkeypatch):
+    monkeypatch.setattr(neuron.models.managed, "OUTDATED_SECONDS", 0.05)
+
+    async def scenario():
+        async with owning(step_seconds=0.005) as model:
+            running = Client(model, 1, 100)
+            await until(lambda: running.generation.begun)
+            renew(model, path="/another", text="another")
+            await until(lambda: model.status == "draining")
+            failed = await Client(model, 2).last()
+            assert (failed.code, failed.retry_after) == (Code.SHUTTING_DOWN, 1.0)  # which gateways try again
+            assert isinstance(await running.last(), Finished)
+            await until(lambda: model.status == "ready")
+
+    run(scenario())
+
+
+def test_a_model_that_retires_finishes_what_it_has_and_one_that_nobody_uses_leaves_at_once():
+    async def scenario():
+        async with owning(step_seconds=0.005) as model:
+            running = Client(model, 1, 30)
+            await until(lambda: running.generation.begun)
+            model.retire()
+            assert model.status == "ready"
+            assert isinstance(await running.last(), Finished)
+            await until(lambda: not model.in_use)
+            model.bring_up()
+            await until(lambda: not model.in_use)
+
+    run(scenario())
