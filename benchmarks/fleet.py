@@ -35,8 +35,9 @@ from rich.console import Console
 from rich.table import Table
 
 from gateway.config import GatewayConfig, NeuronSettings
-from gateway.fleet import router
+from gateway.fleet import router, score
 from gateway.fleet.exchange import Exchange
+from gateway.fleet.prefixes import Prefixes
 from gateway.fleet.quotes import FRESH_SECONDS
 from gateway.fleet.view import Fleet
 from ipc.errors import CortexError
@@ -80,7 +81,7 @@ class Holder:
         return now if self.busy_until <= now else max(self.busy_until, self.ready + turn)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Host:
     """A host on paper: `ROOM` models at most. For the router it is a neuron as a gateway sees it."""
 
@@ -94,6 +95,9 @@ class Host:
     heard: bool = True
     draining: bool = False
     devices: tuple[()] = ()
+
+    def is_shaky(self, model: str) -> bool:
+        return False
 
     def quote(self, model: str, now: float) -> Quoted:
         """What a neuron would say."""
@@ -188,6 +192,7 @@ def routed(arrivals: Sequence[Outcome], hosts: int, load: float) -> list[float]:
     quoted: dict[tuple[str, str], tuple[float, Quoted]] = {}
     ends: list[tuple[float, str, str]] = []  # of requests in flight: when, host, model
     by_name = {host.name: host for host in places}
+    prefixes: Prefixes[Host] = Prefixes()
     waits = []
     for each in arrivals:
         now = each.arrival
@@ -196,8 +201,10 @@ def routed(arrivals: Sequence[Outcome], hosts: int, load: float) -> list[float]:
             by_name[name].in_flight[model] -= 1
         for host in places:
             host.tell(now)
-        host = router.ready(router.able(places, each.model), each.model)
-        if host is None:
+        ready = [place for place in places if place.models[each.model].status == "ready"]
+        if ready:
+            host = score.best(ready, score.Asked(each.model), prefixes).host
+        else:
             for place in places:
                 asked, _ = quoted.get((place.name, each.model), (-1.0, None))
                 if now - asked > FRESH_SECONDS:

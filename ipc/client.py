@@ -201,6 +201,11 @@ class NeuronClient:
         self._events.close()
         self.alive = False
 
+    @property
+    def silent_seconds(self) -> float:
+        """Since the neuron was heard last. It speaks each second while something is open."""
+        return self._loop.time() - self._heard if self._started and self._calls else 0.0
+
     def open(self, request: AnyRequest, *, patient: bool = False) -> Call:
         """Send a request; its `id` is set here. It waits for the connection where there is none yet.
 

@@ -8,6 +8,9 @@ from time import monotonic
 from typing import Any
 
 from gateway.aliases import naming_both
+from gateway.fleet import prompts
+from gateway.fleet.breaker import FAULTS
+from gateway.fleet.prompts import NOTHING
 from gateway.fleet.view import Fleet, Neuron
 from gateway.refusals import one_line, shown, status_of
 from gateway.telemetry import metrics
@@ -50,6 +53,9 @@ _PASSING = frozenset(
 )
 _ELSEWHERE = _PASSING | {Code.MODEL_LOAD_FAILED, Code.MODEL_NOT_FOUND}
 
+# The same, once: another time it would be the request itself that kills workers.
+_DEATHS = frozenset((Code.WORKER_DIED, Code.STEP_DEADLINE))
+
 Asked = Generate | Embed | CountTokens | Detokenize
 OneReply = Embeddings | Ranked | TokenCount | Tokens | Text  # that answers a request by itself
 ONE_REPLY = OneReply.__args__
@@ -60,23 +66,26 @@ class Exchange:
 
     Args:
         caller: who asks, as neurons are told.
+        session: the conversation that it belongs to, where its headers say so; else the request may.
 
     Attributes:
         status: the HTTP status it is answered with.
         started: the neuron's word that the prompt is accepted.
         finished: its regular end.
         reply: the same, of a request that one reply answers.
+        placement: the neuron that has it, and why, in words.
         goes_on: it outlives its HTTP request; whoever notes that closes it.
     """
 
-    def __init__(self, fleet: Fleet, request_id: str, caller: str = "") -> None:
-        self._caller = caller
+    def __init__(self, fleet: Fleet, request_id: str, caller: str = "", session: str = "") -> None:
+        self._caller, self._session = caller, session
         self.request_id = request_id
         self.status = 200
         self.started: Started | None = None
         self.finished: Finished | None = None
         self.reply: OneReply | None = None
         self.goes_on = False
+        self.placement = ""
         self._fleet = fleet
         self._began = monotonic()
         self._model = metrics.UNKNOWN
@@ -85,6 +94,7 @@ class Exchange:
         self._request: Asked | None = None
         self._neuron: Neuron | None = None
         self._call: Call | None = None
+        self._prompt = NOTHING
         self._refusals: dict[Neuron, CortexError] = {}  # of neurons that did not take it
         self._error: CortexError | None = None
         self._why = ""  # it was refused, for the log
@@ -107,6 +117,11 @@ class Exchange:
             self._model = self._name = request.model
         else:
             self._name = shown(request.model)
+        if isinstance(request, Generate):
+            request.session = prompts.session_name(self._caller, self._session or request.session)
+            if self._fleet.has_choice(request.model):
+                self._prompt = prompts.read(request)
+                request.marks = self._prompt.marks()
         try:
             self._hold(*await self._place())
         except CortexError as error:
@@ -132,8 +147,10 @@ class Exchange:
                 self.started = reply
             elif kind is Finished:
                 self.finished = reply
+                self._neuron.served(self._request.model)
             elif kind in ONE_REPLY:
                 self.reply = reply
+                self._neuron.served(self._request.model)
             elif kind is Failed or kind is Cancelled:
                 replies.pop()  # the last one: it is terminal
                 await self._fail(reply)
@@ -208,7 +225,13 @@ class Exchange:
         return self._naming_the_alias(error)
 
     async def _place(self) -> tuple[Neuron, str]:
-        return await self._fleet.place(self._request.model, self._refusals, needs_load=self._needs_load())
+        return await self._fleet.place(
+            self._request.model,
+            self._refusals,
+            needs_load=self._needs_load(),
+            prompt=self._prompt,
+            key=self._prompt.key or self.request_id.encode(),
+        )
 
     def _needs_load(self) -> bool:
         return not isinstance(self._request, CountTokens | Detokenize)
@@ -219,11 +242,19 @@ class Exchange:
             error = CortexError(Code.INTERNAL, "the neuron cancelled the request, and nobody had asked it to")
         else:
             error = reply.error()
-        if not self._answered and error.code in _ELSEWHERE:
+        if error.code in FAULTS:
+            self._neuron.failed(self._request.model)
+        if not self._answered and self._may_go_elsewhere(error):
             if await self._move(error):
                 return
             error = self._refusal()
         self._error, self.status = self._naming_the_alias(error), status_of(error)
+
+    def _may_go_elsewhere(self, error: CortexError) -> bool:
+        """Whether another neuron might serve it, of which this one has made nothing yet."""
+        if error.code in _DEATHS:
+            return not any(other.code in _DEATHS for other in self._refusals.values())
+        return error.code in _ELSEWHERE
 
     def _naming_the_alias(self, error: CortexError) -> CortexError:
         return naming_both(error, self._asked, self._request.model)
@@ -263,7 +294,9 @@ class Exchange:
             self._let_go()
         self._handed_over = monotonic()
         self._neuron, self._call = neuron, call
-        neuron.in_flight[self._request.model] += 1
+        neuron.began(self._request.model)
+        self._fleet.placed(neuron, self._request.model, self._prompt)
+        self.placement = f"{neuron.name}: {reason}"
         self._metrics = metrics.of(self._model, neuron.name)
         self._metrics.in_flight.inc()
         if self._refusals or len(self._fleet.neurons) > 1:  # there was something to decide
@@ -278,7 +311,7 @@ class Exchange:
             )
 
     def _let_go(self) -> None:
-        self._neuron.in_flight[self._request.model] -= 1
+        self._neuron.left(self._request.model)
         self._metrics.in_flight.dec()
 
     # --- the account ------------------------------------------------------------------------------------
@@ -361,6 +394,7 @@ class Exchange:
         if finished is None:
             return
         counts.queue.observe(finished.timings.queue)
+        self._fleet.measure(self._request.model, self._prompt, usage.prompt_tokens)
         if not self._tokens:  # it was not streamed
             self._first_token = finished.timings.first_token
             counts.first_token.observe(self._first_token)

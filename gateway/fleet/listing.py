@@ -96,7 +96,7 @@ def one(fleet: Fleet, asked: str) -> ListedModel:
     """
     model = fleet.resolve(asked)
     try:
-        if not router.able(fleet.neurons, model):
+        if not router.able(fleet.directory.of(model).known, model):
             raise router.absent(fleet.neurons, model)
     except CortexError as error:
         raise naming_both(error, asked, model) from None

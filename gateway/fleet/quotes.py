@@ -11,7 +11,7 @@ from ipc.client import NeuronClient
 from ipc.errors import CortexError
 from ipc.messages import Quote, Quoted
 
-WAIT_SECONDS = 0.5  # for the quotes of one request; who is slower has given none
+WAIT_SECONDS = 1.0  # for the quotes of one request; who is slower has given none
 ANSWER_SECONDS = 5.0  # for one neuron, which may have to read a checkpoint's headers from a cold disk
 FRESH_SECONDS = 0.5  # a quote is good for so long
 REMEMBERED = 1000  # quotes at most: the names of models come from clients

@@ -1,4 +1,7 @@
-"""The router: which neuron gets a request. Pure functions of what is known of the fleet."""
+"""The router: which neuron loads a model, and what to say where none can. Pure functions of what is known.
+
+Where a model is loaded already, `gateway.fleet.score` decides.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from math import inf
 from typing import Protocol, TypeVar
 
+from gateway.fleet.score import order, some
 from gateway.refusals import shown
 from ipc.errors import Code, CortexError
 from ipc.messages import Device, ModelState, Quoted
@@ -13,18 +17,22 @@ from ipc.messages import Device, ModelState, Quoted
 KNOWN_IDS_SHOWN = 10
 RETRY_SECONDS = 2.0  # a neuron that is away may be back by then
 
-# What a neuron says of a model (`Quoted`), or is known of it, from the best to the worst. A load that goes on
-# and one that could begin stand together: the seconds decide. Where a model waits for memory already comes
-# before where another would have to leave for a second copy of it.
+# A load that goes on is waited for, and no second one begun, unless that would be there in so small a part of
+# the time, and so many seconds sooner. What is left of a load is a guess, and all processes must agree.
+SOONER_SHARE = 1 / 3
+SOONER_SECONDS = 5.0
+
+# What a neuron says of a model (`Quoted`), or is known of it, from the best to the worst. Where a model waits
+# for memory already comes before where another would have to leave for a second copy of it.
 _RANKS = {
     "ready": 0,
     "loading": 1,
-    "fits": 1,
-    "waiting": 2,
-    "evicts": 3,
-    "waits": 4,
-    "unknown": 5,
-    "refused": 6,
+    "fits": 2,
+    "waiting": 3,
+    "evicts": 4,
+    "waits": 5,
+    "unknown": 6,
+    "refused": 7,
 }
 _COMING = frozenset(("loading", "restarting", "waiting"))
 _AWAY = frozenset(("unloaded", "unloading", "failed"))
@@ -40,6 +48,10 @@ class Host(Protocol):
     models: Mapping[str, ModelState]  # as it said last
     devices: Sequence[Device]
     in_flight: Mapping[str, int]  # our own requests, by model
+
+    def is_shaky(self, model: str) -> bool:
+        """Whether it fails requests to that model, or is silent: others come first."""
+        ...
 
 
 H = TypeVar("H", bound=Host)
@@ -69,12 +81,11 @@ def able(hosts: Sequence[H], model: str) -> list[H]:
     )
 
 
-def ready(hosts: Sequence[H], model: str) -> H | None:
-    """The least loaded of the neurons that have the model loaded."""
-    loaded = [host for host in hosts if host.models[model].status == "ready"]
-    if len(loaded) < 2:
-        return loaded[0] if loaded else None
-    return min(loaded, key=lambda host: (_load(host, model), host.name))
+def few(hosts: Sequence[H], model: str, count: int) -> list[H]:
+    """At most that many of the hosts that have a model: those where it is on its way, and some others."""
+    if len(hosts) <= count:
+        return list(hosts)
+    return list(dict.fromkeys([h for h in hosts if _is_coming(h, model)] + some(hosts, count, model)))[:count]
 
 
 def best(hosts: Sequence[H], model: str, quotes: Mapping[str, Quoted | CortexError]) -> tuple[H, str]:
@@ -83,7 +94,8 @@ def best(hosts: Sequence[H], model: str, quotes: Mapping[str, Quoted | CortexErr
     Args:
         quotes: what the neurons said of it, by their names; who is not there did not answer in time.
     """
-    costs = {host.name: _cost(host, model, quotes.get(host.name)) for host in hosts}
+    soonest = min((quote.seconds for quote in quotes.values() if _would_fit(quote)), default=inf)
+    costs = {host.name: _cost(host, model, quotes.get(host.name), soonest) for host in hosts}
     host = min(hosts, key=lambda host: costs[host.name])
     return host, _reason(host, model, quotes.get(host.name))
 
@@ -106,10 +118,8 @@ def absent(hosts: Sequence[Host], model: str) -> CortexError:
     return CortexError(Code.MODEL_NOT_FOUND, text, param="model")
 
 
-def _load(host: Host, model: str) -> int:
-    # The neuron's numbers are up to a tenth of a second old; our own tell a burst apart at once.
-    state = host.models[model]
-    return state.running + state.waiting + host.in_flight.get(model, 0)
+def _would_fit(quote: Quoted | CortexError) -> bool:
+    return isinstance(quote, Quoted) and quote.verdict == "fits" and quote.seconds is not None
 
 
 def _is_coming(host: Host, model: str) -> bool:
@@ -120,32 +130,43 @@ def _is_coming(host: Host, model: str) -> bool:
     return (state is None or state.status in _AWAY) and host.in_flight.get(model, 0) > 0
 
 
-def _cost(host: Host, model: str, quote: Quoted | CortexError | None) -> tuple[float | str, ...]:
-    """The least of these is best: rank, loads that come first, seconds of this request and of those who want
-    the evicted models next, models that leave, free memory.
+def _cost(
+    host: Host, model: str, quote: Quoted | CortexError | None, soonest: float
+) -> tuple[float | bytes, ...]:
+    """The least of these is best: whether it failed lately, rank, loads that come first, seconds of this
+    request and of those who want the evicted models next, models that leave, free memory to the next power of
+    two.
+
+    Args:
+        soonest: seconds of a load where it fits.
     """
-    state = host.models.get(model)
-    if _is_coming(host, model):
-        verdict, seconds = "loading", state.seconds_left if state is not None else None
-        if state is not None and state.status == "waiting":
-            verdict = "waiting"
-        return _RANKS[verdict], 0, seconds or 0.0, 0, 0, host.name
-    free = sum(device.memory_free for device in host.devices if device.kind == "cuda")
+    state, tie = host.models.get(model), order(host.name, model)
+    coming, left = _is_coming(host, model), state.seconds_left if state is not None else None
+    if not coming and isinstance(quote, Quoted) and quote.verdict == "loading":
+        coming, left = True, quote.seconds
+    if coming:
+        verdict = "waiting" if state is not None and state.status == "waiting" else "loading"
+        left = left or 0.0
+        if verdict == "loading" and soonest < min(SOONER_SHARE * left, left - SOONER_SECONDS):
+            verdict = "fits"
+        return host.is_shaky(model), _RANKS[verdict], 0, left, 0, 0, tie
+    free = sum(device.memory_free for device in host.devices if device.kind == "cuda").bit_length()
     begun = sum(  # loads that we asked for and that its quotes may not know of yet
         count > 0 and name in host.models and host.models[name].status in _AWAY
         for name, count in host.in_flight.items()
     )
     failed = state is not None and state.status == "failed"  # tried again where nobody else has it
     if failed or isinstance(quote, CortexError):
-        return _RANKS["refused"], begun, inf, 0, -free, host.name
+        return host.is_shaky(model), _RANKS["refused"], begun, inf, 0, -free, tie
     if quote is None:
-        return _RANKS["unknown"], begun, inf, 0, -free, host.name
+        return host.is_shaky(model), _RANKS["unknown"], begun, inf, 0, -free, tie
     seconds = inf if quote.seconds is None else quote.seconds + quote.loss
-    return _RANKS[quote.verdict], begun + quote.ahead, seconds, len(quote.evicts), -free, host.name
+    rank = _RANKS[quote.verdict]
+    return host.is_shaky(model), rank, begun + quote.ahead, seconds, len(quote.evicts), -free, tie
 
 
 def _reason(host: Host, model: str, quote: Quoted | CortexError | None) -> str:
-    if _is_coming(host, model):
+    if _is_coming(host, model) or (isinstance(quote, Quoted) and quote.verdict == "loading"):
         return "it is loading there"
     if quote is None:
         return "no quote came in time"

@@ -4,7 +4,8 @@ It is a view and no more: memory, queues and model state belong to the neurons. 
 policy (`hello`), then pushes its state as it changes (`watch`). One that falls silent, or whose connection
 breaks, is lost until it answers again.
 
-A request goes where its model is loaded; where it is not, those that have it are asked for a quote first.
+A request goes where its model is loaded and it begins soonest; where it is loaded nowhere, those that have it
+are asked for a quote first.
 """
 
 from __future__ import annotations
@@ -16,12 +17,17 @@ import socket
 from collections import Counter
 from collections.abc import Collection, Iterator
 from functools import partial
+from time import monotonic
 
 import msgspec
 
 from gateway import config
 from gateway.aliases import Aliases
-from gateway.fleet import router
+from gateway.fleet import router, score
+from gateway.fleet.breaker import Breaker
+from gateway.fleet.directory import Directory
+from gateway.fleet.prefixes import Prefixes
+from gateway.fleet.prompts import NOTHING, Prompt
 from gateway.fleet.quotes import Quotes
 from ipc.client import NeuronClient
 from ipc.errors import Code, CortexError
@@ -32,10 +38,18 @@ logger = logging.getLogger("gateway.fleet.view")
 
 HELLO_SECONDS = 5.0
 RETRY_SECONDS = 0.5  # between tries to watch a neuron again
+SILENT_SECONDS = 3.0  # three heartbeats that did not come: others are asked first
+QUOTED = 16  # neurons that are asked for a quote for one request
+SEARCHED = 64  # the same, for a model that none says that it has
+MEASURED = 0.1  # the weight of one prompt in how many bytes a token has
 
 
 class Neuron:
     """One neuron as this process sees it: a `router.Host` with a client.
+
+    Args:
+        directory: is kept up to date with what it has, and
+        prefixes: with which prompts it holds.
 
     Attributes:
         healthy: it has told its state, and has not been lost since.
@@ -45,7 +59,13 @@ class Neuron:
         in_flight: our own open requests, by model.
     """
 
-    def __init__(self, entry: config.NeuronSettings, secret: str | None) -> None:
+    def __init__(
+        self,
+        entry: config.NeuronSettings,
+        secret: str | None,
+        directory: Directory[Neuron] | None = None,
+        prefixes: Prefixes[Neuron] | None = None,
+    ) -> None:
         self.name = entry.name
         public = load_public(entry.public_key) if entry.public_key is not None else None
         self.client = NeuronClient(
@@ -59,6 +79,11 @@ class Neuron:
         self.models: dict[str, ModelState] = {}  # by id, and by that of each adapter
         self.devices: list[Device] = []
         self.in_flight: Counter[str] = Counter()
+        self._directory = directory if directory is not None else Directory()
+        self._prefixes = prefixes if prefixes is not None else Prefixes()
+        self._breakers: dict[
+            str, Breaker
+        ] = {}  # of models that failed here since one of their requests ended well
 
     async def watch(self, eviction: Eviction) -> None:
         """Follow its state until this task is cancelled."""
@@ -76,15 +101,60 @@ class Neuron:
                 self._on_lost(error.message)
             await asyncio.sleep(RETRY_SECONDS)
 
+    def is_shaky(self, model: str) -> bool:
+        breaker = self._breakers.get(model)
+        return self.client.silent_seconds > SILENT_SECONDS or (
+            breaker is not None and breaker.is_open(monotonic())
+        )
+
+    def began(self, model: str) -> None:
+        """It was handed a request of ours."""
+        self.in_flight[model] += 1
+        if (breaker := self._breakers.get(model)) is not None:
+            breaker.began(monotonic())
+
+    def left(self, model: str) -> None:
+        """That request is its no longer."""
+        self.in_flight[model] -= 1
+
+    def failed(self, model: str) -> None:
+        """It did not serve one, for no fault of that one's own."""
+        self._breakers.setdefault(model, Breaker()).failed(monotonic())
+
+    def served(self, model: str) -> None:
+        """It served one to its end."""
+        self._breakers.pop(model, None)
+
     def _on_state(self, state: State) -> None:
+        takes = self.healthy and not self.draining
         if not self.healthy:
             logger.info("neuron answers name=%s endpoint=%s", self.name, self.client.endpoint)
         self.healthy, self.heard, self.reason = True, True, ""
         self.instance, self.draining = state.instance, state.draining
         self.devices = state.devices
+        before = self.models
         known = [] if state.whole else [model for model in self.own_models if model.id not in state.gone]
         own = {model.id: model for model in [*known, *state.models]}
         self.models = own | {f"{m.id}:{name}": m for m in own.values() for name in m.adapters}
+        again = state.whole or takes == self.draining  # all of them come or go
+        self._directory.update(
+            self,
+            [
+                name
+                for name in before.keys() | self.models.keys()
+                if again or before.get(name) is not self.models.get(name)
+            ],
+        )
+        self._prefixes.forget(
+            self,
+            [
+                name
+                for name, model in before.items()
+                if state.whole or _epoch(model) != _epoch(self.models.get(name))
+            ],
+        )
+        for name, news in state.prefixes.items():
+            self._prefixes.learn(self, name, news)
 
     @property
     def own_models(self) -> list[ModelState]:
@@ -94,7 +164,18 @@ class Neuron:
     def _on_lost(self, reason: str) -> None:
         if self.healthy or reason != self.reason:
             logger.warning("neuron lost name=%s reason=%s", self.name, reason)
+        self.lose(reason)
+
+    def lose(self, reason: str) -> None:
+        """It takes nothing until it tells its state again."""
         self.healthy, self.reason = False, reason
+        self._directory.update(self, self.models)
+        self._prefixes.forget(self, self.models)
+
+
+def _epoch(model: ModelState | None) -> int | None:
+    """Of the workers that hold pages; None: there are none."""
+    return model.epoch if model is not None and model.status in ("ready", "draining") else None
 
 
 class Fleet:
@@ -107,11 +188,14 @@ class Fleet:
     def __init__(self, settings: config.GatewayConfig) -> None:
         key_file = settings.gateway.key_file
         secret = load_secret(key_file) if key_file is not None else None
-        self.neurons = [Neuron(entry, secret) for entry in settings.neurons]
+        self.directory: Directory[Neuron] = Directory()
+        self.prefixes: Prefixes[Neuron] = Prefixes()
+        self.neurons = [Neuron(entry, secret, self.directory, self.prefixes) for entry in settings.neurons]
         self.aliases = Aliases(settings.aliases)
         self.load_wait_seconds = settings.gateway.load_wait_seconds
         self._eviction = msgspec.convert(settings.eviction, Eviction, from_attributes=True)
         self._quotes = Quotes()
+        self._bytes_per_token: dict[str, float] = {}  # of text, by model
         self._watches: list[asyncio.Task[None]] = []
 
     async def start(self, patience: float) -> None:
@@ -145,7 +229,7 @@ class Fleet:
 
     def knows(self, model: str) -> bool:
         """Whether some neuron has, or had, that model: only then may its name become a label."""
-        return any(model in neuron.models for neuron in self.neurons)
+        return model in self.directory
 
     def resolve(self, asked: str) -> str:
         """The model that is meant by what a client calls one."""
@@ -153,41 +237,81 @@ class Fleet:
 
     def states(self, model: str) -> Iterator[tuple[Neuron, ModelState]]:
         """Where that model is, on neurons that answer."""
-        for neuron in self.neurons:
-            if neuron.healthy and model in neuron.models:
+        for neuron in self.directory.of(model).known:
+            if neuron.healthy:
                 yield neuron, neuron.models[model]
 
+    def has_choice(self, model: str) -> bool:
+        """Whether more than one neuron has that model."""
+        return len(self.directory.of(model).known) > 1
+
     async def place(
-        self, model: str, avoid: Collection[Neuron] = (), *, needs_load: bool = True
+        self,
+        model: str,
+        avoid: Collection[Neuron] = (),
+        *,
+        needs_load: bool = True,
+        prompt: Prompt = NOTHING,
+        key: bytes = b"",
     ) -> tuple[Neuron, str]:
         """The neuron that suits a request to `model` best, and why.
 
         Args:
             avoid: neurons that have refused this request already.
             needs_load: whether the model must be loaded for it; if not, any neuron that has it will do.
+            prompt: what can be told of its prompt.
+            key: what it has in common with others that go to the same one of equal neurons.
 
         Raises:
             CortexError: no neuron can take it, and why.
         """
-        neurons = [neuron for neuron in self.neurons if neuron not in avoid]
-        having = router.able(neurons, model)
-        if (neuron := router.ready(having, model)) is not None:
-            return neuron, "it is loaded there"
+        copies = self.directory.of(model)
+        ready = [neuron for neuron in copies.ready if neuron not in avoid] if avoid else copies.ready
+        if ready and needs_load:
+            asked = score.Asked(model, prompt, key, self.bytes_per_token(model))
+            best = score.best(ready, asked, self.prefixes)
+            return best.host, best.reason(asked, len(ready))
+        having = router.able([neuron for neuron in copies.known if neuron not in avoid], model)
         if len(having) == 1:
             return having[0], "no other neuron has it"
         if having and not needs_load:
             return min(having, key=lambda neuron: neuron.in_flight.total()), "it has the least to do"
+        neurons = [neuron for neuron in self.neurons if neuron not in avoid]
         # A neuron may have found a model since it told its state last.
-        asked = having or [neuron for neuron in neurons if neuron.healthy and not neuron.draining]
-        quotes = await self._quotes.ask(asked, model) if asked else {}
-        having = [neuron for neuron in asked if not _has_not(quotes.get(neuron.name))]
+        asked_for_quotes = router.few(having, model, QUOTED) or score.some(
+            [neuron for neuron in neurons if neuron.healthy and not neuron.draining], SEARCHED, model
+        )
+        quotes = await self._quotes.ask(asked_for_quotes, model) if asked_for_quotes else {}
+        having = [neuron for neuron in asked_for_quotes if not _has_not(quotes.get(neuron.name))]
         if not having:
-            raise router.absent(self.neurons, model)
-        if (neuron := router.ready([each for each in having if model in each.models], model)) is not None:
-            return neuron, "it is loaded there by now"
+            raise router.absent(neurons, model)
+        if ready := [neuron for neuron in self.directory.of(model).ready if neuron in having]:
+            best = score.best(ready, score.Asked(model, prompt, key), self.prefixes)
+            return best.host, f"by now {best.reason(score.Asked(model), len(ready))}"
         neuron, reason = router.best(having, model, quotes)
         self._quotes.forget(neuron.name)
         return neuron, reason
+
+    def placed(self, neuron: Neuron, model: str, prompt: Prompt) -> None:
+        """A request was handed over: others may count on it that the neuron will hold its prompt."""
+        if not prompt.places or (state := neuron.models.get(model)) is None:
+            return
+        rate = self.bytes_per_token(model)
+        sizes = [prompt.places[0], *([prompt.head] if prompt.head is not None else [])]
+        held = [(place.digest, int(place.size / rate)) for place in sizes]
+        if prompt.session:
+            held.append((prompt.session, held[0][1]))
+        self.prefixes.expect(neuron, state.id, held, monotonic())
+
+    def bytes_per_token(self, model: str) -> float:
+        """Of the text of prompts to that model, as measured."""
+        return self._bytes_per_token.get(model, score.BYTES_PER_TOKEN)
+
+    def measure(self, model: str, prompt: Prompt, tokens: int) -> None:
+        """A prompt had so many tokens."""
+        if prompt.size and tokens:
+            known = self.bytes_per_token(model)
+            self._bytes_per_token[model] = known + MEASURED * (prompt.size / tokens - known)
 
 
 def _has_not(quote: Quoted | CortexError | None) -> bool:
@@ -197,5 +321,5 @@ def _has_not(quote: Quoted | CortexError | None) -> bool:
 def _on_watch_ended(neuron: Neuron, watch: asyncio.Task[None]) -> None:
     """Only the end of the process should end a watch; a bug that does must not look like a healthy neuron."""
     if not watch.cancelled() and (error := watch.exception()) is not None:
-        neuron.healthy, neuron.reason = False, f"{Code.INTERNAL}: {error}"
+        neuron.lose(f"{Code.INTERNAL}: {error}")
         logger.error("watch failed name=%s", neuron.name, exc_info=error)

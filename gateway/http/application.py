@@ -37,6 +37,9 @@ from gateway.telemetry.exposition import Exposition
 SECONDS_OF_A_DAY = 86400.0
 START_PATIENCE = 2.0  # seconds that a process waits for its neurons before it takes requests
 
+EXPLAIN = "x-cortex-explain"  # a request that has this header, with any value,
+PLACEMENT = "x-cortex-placement"  # is told in this one which neuron got it, and why
+
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
@@ -165,5 +168,7 @@ class _Identity:
     ) -> None:
         for name in ("x-request-id", "request-id"):  # as OpenAI's clients read it, and Anthropic's
             resp.set_header(name, req.context.request_id)
+        if (exchange := req.scope.get(EXCHANGE)) is not None and req.get_header(EXPLAIN):
+            resp.set_header(PLACEMENT, exchange.placement)
         if (exchange := _own_exchange(req.scope)) is not None:
             exchange.status = resp.status_code

@@ -1,10 +1,22 @@
-"""Who asks: neurons let callers take turns, so that one with many requests does not hold up the others."""
+"""Who asks, and in which conversation: neurons let callers take turns, so that one with many requests does
+not hold up the others, and a conversation goes on where its beginning is held.
+"""
 
 from __future__ import annotations
 
 from hashlib import blake2b
 
 import falcon.asgi
+
+# As Claude Code calls them; then Codex; then OpenCode and others. A subagent has a conversation of its own.
+_SESSIONS = (
+    "x-claude-code-session-id",
+    "session-id",
+    "x-session-id",
+    "x-session-affinity",
+    "conversation-id",
+)
+_AGENTS = ("x-claude-code-agent-id", "x-agent-id")
 
 
 def caller(req: falcon.asgi.Request) -> str:
@@ -15,3 +27,12 @@ def caller(req: falcon.asgi.Request) -> str:
     """
     key = req.get_header("Authorization") or req.get_header("X-API-Key") or ""
     return blake2b(f"{req.remote_addr} {key}".encode(), digest_size=8).hexdigest()
+
+
+def session(req: falcon.asgi.Request) -> str:
+    """What its client calls the conversation that `req` belongs to; "" where it does not say."""
+    name = next((value for header in _SESSIONS if (value := req.get_header(header))), "")
+    if not name:
+        return ""
+    agent = next((value for header in _AGENTS if (value := req.get_header(header))), "")
+    return f"{name}\0{agent}"

@@ -9,7 +9,7 @@ from gateway.dialects.event_streams import send
 from gateway.fleet.exchange import EXCHANGE, Exchange
 from gateway.fleet.view import Fleet
 from gateway.http.body import Bodies
-from gateway.http.caller import caller
+from gateway.http.caller import caller, session
 from gateway.http.sse import EventStream
 from ipc.errors import CortexError
 from ipc.messages import Generate, Started
@@ -23,7 +23,8 @@ def context_of(req: falcon.asgi.Request) -> RequestContext:
 def open_exchange(fleet: Fleet, req: falcon.asgi.Request) -> tuple[RequestContext, Exchange]:
     """What is known of a request, and the account of it, which `Gateway` closes."""
     context = context_of(req)
-    exchange = req.scope[EXCHANGE] = Exchange(fleet, context.request_id, context.account)
+    exchange = Exchange(fleet, context.request_id, context.account, session(req))
+    req.scope[EXCHANGE] = exchange
     return context, exchange
 
 

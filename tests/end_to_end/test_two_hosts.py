@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,9 +15,11 @@ from gateway.config import GatewayConfig, NeuronSettings
 from gateway.fleet.exchange import Exchange
 from gateway.fleet.view import Fleet
 from ipc.errors import Code, CortexError
-from ipc.messages import Generate, Sampling
+from ipc.messages import Generate, Load, Message, Sampling, Usage
+from ipc.worker_messages import PAGE_SIZE
 from tests.neuron.harness import Neuron, simulated
 
+NUMBERS = itertools.count()
 MODELS = [
     simulated("idle", memory="2GiB"),
     simulated("large", memory="2GiB"),
@@ -24,19 +28,21 @@ MODELS = [
 ]
 
 
-def with_two_hosts(folder: Path, scenario: Callable[[Fleet], Awaitable[None]]) -> None:
-    """Run `scenario` with a host "a" of 1 GiB and a host "b" of 3 GiB."""
+def with_two_hosts(folder: Path, scenario: Callable[..., Awaitable[None]], fleets: int = 1) -> None:
+    """Run `scenario` with a host "a" of 1 GiB and a host "b" of 3 GiB, as that many gateways see them."""
 
     async def main(endpoints: list[str]) -> None:
         places = [
             NeuronSettings(name=name, endpoint=each) for name, each in zip("ab", endpoints, strict=True)
         ]
-        fleet = Fleet(GatewayConfig(neurons=places))
-        await fleet.start(patience=20.0)
+        views = [Fleet(GatewayConfig(neurons=places)) for _ in range(fleets)]
+        for fleet in views:
+            await fleet.start(patience=20.0)
         try:
-            await scenario(fleet)
+            await scenario(*views)
         finally:
-            await fleet.stop()
+            for fleet in views:
+                await fleet.stop()
 
     queue = {"limit": 8}
     with (
@@ -46,14 +52,28 @@ def with_two_hosts(folder: Path, scenario: Callable[[Fleet], Awaitable[None]]) -
         asyncio.run(main([a.endpoint, b.endpoint]))
 
 
+async def until(condition: Callable[[], bool]) -> None:
+    for _ in range(2000):
+        if condition():
+            return
+        await asyncio.sleep(0.01)
+    raise TimeoutError
+
+
 async def ask(fleet: Fleet, model: str, tokens: int = 2) -> str:
     """The name of the neuron that served it."""
-    exchange = Exchange(fleet, "r")
+    name, _ = await served(fleet, model, tokens, prompt=[1])
+    return name
+
+
+async def served(fleet: Fleet, model: str, tokens: int = 2, **fields: Any) -> tuple[str, Usage]:
+    """The name of the neuron that served a request, and what it came to."""
+    exchange = Exchange(fleet, f"r{next(NUMBERS)}")
     sampling = Sampling(max_tokens=tokens, ignore_eos=True)
     try:
-        await exchange.send(Generate(id=0, model=model, prompt=[1], sampling=sampling))
-        await exchange.whole()
-        return exchange._neuron.name
+        await exchange.send(Generate(id=0, model=model, sampling=sampling, **fields))
+        finished = await exchange.whole()
+        return exchange._neuron.name, finished.usage
     finally:
         exchange.close()
 
@@ -74,3 +94,25 @@ def test_a_model_goes_where_it_fits_and_an_overflow_to_the_next_host(tmp_path: P
         assert caught.value.code == Code.INSUFFICIENT_MEMORY
 
     with_two_hosts(tmp_path, scenario)
+
+
+def test_a_conversation_goes_on_where_its_beginning_is_whichever_process_takes_its_next_turn(
+    tmp_path: Path,
+) -> None:
+    def turns(name: str, count: int) -> list[Message]:
+        first = Message(role="user", content=f"{name} " * 100)
+        return [first, *(Message(role="user", content=f"{name} and then?") for _ in range(count))]
+
+    async def scenario(*fleets: Fleet) -> None:
+        for neuron in fleets[0].neurons:
+            await neuron.client.ask(Load(id=0, model="small"), 30.0)
+        await until(lambda: all(len(fleet.directory.of("small").ready) == 2 for fleet in fleets))
+        names = [f"conversation-{number}" for number in range(8)]
+        began = {name: await served(fleets[0], "small", messages=turns(name, 0)) for name in names}
+        assert {host for host, _ in began.values()} == {"a", "b"}
+        await until(lambda: len(fleets[1].prefixes) == len(names))
+        for name, (host, usage) in began.items():
+            there, now = await served(fleets[1], "small", messages=turns(name, 1))
+            assert (there, now.cached_tokens) == (host, usage.prompt_tokens // PAGE_SIZE * PAGE_SIZE)
+
+    with_two_hosts(tmp_path, scenario, fleets=2)

@@ -210,7 +210,7 @@ def test_what_is_no_text_is_refused_where_it_stands(fields: dict[str, Any], para
 def test_hints_and_neutral_values_are_ignored() -> None:
     plain = chat()
     for fields in (
-        {"user": "u", "metadata": {"a": "b"}, "store": True, "service_tier": "auto", "prompt_cache_key": "k"},
+        {"user": "u", "metadata": {"a": "b"}, "store": True, "service_tier": "auto"},
         {"parallel_tool_calls": True, "verbosity": "low", "safety_identifier": "s", "never_heard_of": [1]},
         {
             "n": 1,

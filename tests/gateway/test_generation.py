@@ -68,6 +68,14 @@ def test_sdk_streams_chat_with_usage_last(gateway: GatewayProcess) -> None:
     assert len({chunk.id for chunk in (first, *middle, finish, usage)}) == 1
 
 
+def test_who_asks_is_told_which_neuron_got_the_request_and_why(http: httpx.Client) -> None:
+    for stream in (False, True):
+        body = chat("echo", stream=stream)
+        answer = http.post(CHAT, json=body, headers={"x-cortex-explain": "1", "session-id": "s"})
+        assert answer.headers["x-cortex-placement"].startswith("fake: loaded, ")
+        assert "x-cortex-placement" not in http.post(CHAT, json=body).headers
+
+
 def test_stream_without_usage_asked_for_has_none_and_ends_with_done(http: httpx.Client) -> None:
     answer = http.post(CHAT, json=chat("echo", stream=True))
     assert answer.headers["content-type"].startswith("text/event-stream")

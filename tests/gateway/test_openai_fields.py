@@ -40,6 +40,7 @@ EFFECT: dict[str, dict[str, tuple[Any, dict[str, Any]]]] = {
         "n": (2, {}),
         "parallel_tool_calls": (False, {"tools": [TOOL]}),
         "presence_penalty": (0.5, {}),
+        "prompt_cache_key": ("k", {}),
         "reasoning_effort": ("low", {}),
         "response_format": (SCHEMA, {}),
         "seed": (5, {}),
@@ -91,7 +92,6 @@ HINTS: dict[str, dict[str, Any]] = {
     "CreateChatCompletionRequest": {
         "metadata": {"a": "b"},
         "prediction": {"type": "content", "content": "x"},
-        "prompt_cache_key": "k",
         "prompt_cache_options": {"mode": "auto"},
         "prompt_cache_retention": "24h",
         "safety_identifier": "s",

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from benchmarks import fleet
-from gateway.fleet.router import able, absent, best, ready
+from gateway.fleet.router import able, absent, best
 from ipc.errors import Code, CortexError
 from ipc.messages import Device, ModelState, Quoted
 
@@ -24,6 +24,10 @@ class Host:
     draining: bool = False
     devices: list[Device] = field(default_factory=list)
     in_flight: dict[str, int] = field(default_factory=dict)
+    shaky: bool = False
+
+    def is_shaky(self, model: str) -> bool:
+        return self.shaky
 
 
 def host(name: str, status: str = "ready", *, running: int = 0, gpu: int = 0, left=None, **fields) -> Host:
@@ -39,22 +43,6 @@ def quote(verdict: str, seconds: float | None = None, **fields) -> Quoted:
 
 def chosen(hosts: list[Host], **quotes: Quoted | CortexError) -> str:
     return best(hosts, "m", quotes)[0].name
-
-
-# --- loaded ---------------------------------------------------------------------------------------------
-
-
-def test_least_loaded_of_the_ready_gets_it() -> None:
-    assert ready([host("a", running=3), host("b", running=1), host("c", running=2)], "m").name == "b"
-
-
-def test_own_requests_count_before_the_neuron_says_so() -> None:
-    assert ready([host("a", in_flight={"m": 2}), host("b", running=1)], "m").name == "b"
-
-
-def test_busy_copy_is_better_than_loading_another() -> None:
-    assert ready([host("a", running=30), host("b", "unloaded", gpu=1 << 40)], "m").name == "a"
-    assert ready([host("a", "loading"), host("b", "unloaded")], "m") is None
 
 
 # --- not loaded: quotes ---------------------------------------------------------------------------------
@@ -103,16 +91,41 @@ def test_a_burst_begins_one_load_and_waits_for_it() -> None:
 
 
 def test_two_models_at_once_go_to_two_empty_neurons() -> None:
-    hosts = [host("a", "unloaded", in_flight={"other": 1}), host("b", "unloaded")]
-    hosts[0].models["other"] = ModelState(id="other", status="unloaded")
-    assert chosen(hosts, a=quote("fits", 5.0), b=quote("fits", 5.0)) == "b"
-    hosts[0].models["other"] = ModelState(id="other", status="ready")  # its memory is in the quote by now
-    assert chosen(hosts, a=quote("fits", 5.0), b=quote("fits", 5.0)) == "a"
+    fits = {"a": quote("fits", 5.0), "b": quote("fits", 5.0)}
+    hosts = [host("a", "unloaded"), host("b", "unloaded")]
+    first = chosen(hosts, **fits)
+    busy = next(each for each in hosts if each.name == first)
+    busy.in_flight, busy.models["other"] = {"other": 1}, ModelState(id="other", status="unloaded")
+    assert chosen(hosts, **fits) != first
+    busy.models["other"] = ModelState(id="other", status="ready")  # its memory is in the quote by now
+    assert chosen(hosts, **fits) == first
 
 
 def test_failed_model_is_tried_again_only_where_nobody_else_can() -> None:
     hosts = [host("a", "failed", gpu=2), host("b", "unloaded", gpu=1)]
     assert chosen(hosts, a=quote("fits", 1.0), b=quote("waits", 60.0)) == "b"
+    assert chosen(hosts[:1], a=quote("fits", 1.0)) == "a"
+
+
+def test_of_equals_every_process_takes_the_same_one_and_not_always_the_first() -> None:
+    hosts = [host(name, "unloaded") for name in "abcdefgh"]
+    quotes = {each.name: quote("fits", 5.0) for each in hosts}
+    chosen_twice = [best(order, "m", quotes)[0].name for order in (hosts, hosts[::-1])]
+    assert len(set(chosen_twice)) == 1
+    for each in hosts:
+        each.models = {f"m{number}": ModelState(id=f"m{number}", status="unloaded") for number in range(9)}
+    assert len({best(hosts, f"m{number}", quotes)[0].name for number in range(9)}) > 2
+
+
+def test_a_load_that_nobody_has_told_yet_is_found_by_its_quote_and_no_second_one_begins() -> None:
+    hosts = [host("a", "unloaded", gpu=1 << 40), host("b", "unloaded")]
+    for left in (None, 6.0, 12.0):
+        assert chosen(hosts, a=quote("fits", 4.0), b=quote("loading", left)) == "b"
+
+
+def test_what_failed_lately_comes_last() -> None:
+    hosts = [host("a", "unloaded", shaky=True), host("b", "unloaded")]
+    assert chosen(hosts, a=quote("fits", 1.0), b=quote("evicts", 60.0, evicts=["x"])) == "b"
     assert chosen(hosts[:1], a=quote("fits", 1.0)) == "a"
 
 

@@ -75,6 +75,7 @@ async def parse(body: bytes, context: RequestContext) -> tuple[Generate, ChatRen
         keep_alive=keep_alive(fields.keep_alive),
         parallel_tool_calls=tools.parallel,
         continue_final_message=is_continued,
+        session=fields.prompt_cache_key or "",
     )
     names |= {"must_call": tools.param, "template_args": "chat_template_kwargs"} | continued_names
     if tools.is_old:

@@ -2,7 +2,7 @@
 
 A field that would change the answer and that we cannot honour is refused by name: an answer that silently
 ignores it is worse than none. Hints that leave the answer as it is are ignored (`user`, `store`, `metadata`,
-`service_tier`, `prompt_cache_key`, `prediction`, `verbosity`, ...), and so are fields that nobody here has
+`service_tier`, `prediction`, `verbosity`, ...), and so are fields that nobody here has
 heard of: agents send new ones every month.
 """
 
@@ -78,6 +78,7 @@ class Fields(StructuredFields, kw_only=True):
     priority: Int | None = None
     cache_salt: Short | None = None
     keep_alive: float | Short | None = None  # as Ollama has it
+    prompt_cache_key: str | None = None  # of a conversation
 
 
 # Fields of both APIs that we refuse, and the values, besides null, with which they ask for nothing.

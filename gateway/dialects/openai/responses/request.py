@@ -113,6 +113,7 @@ def _generate(fields: CreateFields, messages: list[Message], tools: Tools) -> Ge
         priority=fields.priority or 0,
         cache_salt=fields.cache_salt or "",
         keep_alive=keep_alive(fields.keep_alive),
+        session=fields.prompt_cache_key or fields.conversation_id or "",
     )
 
 

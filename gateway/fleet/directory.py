@@ -1,0 +1,84 @@
+"""Which hosts have a model: found by its name, whatever the number of hosts."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping
+from typing import Generic, Protocol, TypeVar
+
+from ipc.messages import ModelState
+
+
+class Listed(Protocol):
+    """What a directory must know of a host."""
+
+    name: str
+    healthy: bool  # it answers
+    draining: bool
+    models: Mapping[str, ModelState]  # as it said last
+
+
+H = TypeVar("H", bound=Listed)
+
+
+class Copies(Generic[H]):
+    """The hosts that have one model, each list by their names.
+
+    Attributes:
+        known: all, also those that are away for now.
+        ready: those that take requests and have it loaded.
+        others: those that take requests, and would have to load it.
+    """
+
+    __slots__ = ("known", "others", "ready")
+
+    def __init__(self) -> None:
+        self.known: list[H] = []
+        self.ready: list[H] = []
+        self.others: list[H] = []
+
+
+class Directory(Generic[H]):
+    """Kept up to date by `update`; what it says costs the same with one host and with a thousand."""
+
+    def __init__(self) -> None:
+        self._copies: dict[str, Copies[H]] = {}
+        self._none: Copies[H] = Copies()
+
+    def __contains__(self, model: str) -> bool:
+        """Whether some host has, or had, that model."""
+        return model in self._copies
+
+    def of(self, model: str) -> Copies[H]:
+        """Where that model is."""
+        return self._copies.get(model, self._none)
+
+    def update(self, host: H, models: Iterable[str]) -> None:
+        """What the host has of these models, or whether it takes requests, may not be as it was."""
+        takes = host.healthy and not host.draining
+        for model in models:
+            state = host.models.get(model)
+            copies = self._copies.get(model)
+            if copies is None:
+                if state is None:
+                    continue
+                copies = self._copies[model] = Copies()
+            is_ready = takes and state is not None and state.status == "ready"
+            _put(copies.known, host, state is not None)
+            _put(copies.ready, host, is_ready)
+            _put(copies.others, host, takes and state is not None and not is_ready)
+            if not copies.known:
+                del self._copies[model]
+
+
+def _put(hosts: list[H], host: H, belongs: bool) -> None:
+    at = bisect_left(hosts, host.name, key=_name)
+    is_there = at < len(hosts) and hosts[at] is host
+    if belongs and not is_there:
+        hosts.insert(at, host)
+    elif is_there and not belongs:
+        del hosts[at]
+
+
+def _name(host: Listed) -> str:
+    return host.name

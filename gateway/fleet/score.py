@@ -1,0 +1,168 @@
+"""Which of the hosts that have a model loaded gets a request: where it begins soonest. A pure function.
+
+What it costs is the same however many hosts there are: of many, a few are looked at, and those that hold the
+beginning of its prompt.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Generic, Protocol, TypeVar
+
+from gateway.fleet.prefixes import Prefixes
+from gateway.fleet.prompts import NOTHING, Prompt
+from ipc.messages import ModelState
+
+LOOKED_AT = 12  # hosts of many, and
+HOLDERS = 4  # at most of those that hold some of the prompt
+BYTES_PER_TOKEN = 4.0  # of text, until it was measured
+PREFILL_RATE = 1000.0  # tokens a second, of a host that has not measured its own
+SEQUENCES = 8  # computed at once, where a neuron does not say
+STAY_SHARE = 1 / 4  # of the time that a request takes: so much later a session begins rather than move,
+STAY_SECONDS = 1.0  # and at most that
+CLOSE = 100  # hundredths of a second: what is closer to each other than one of them is equal
+
+
+class Loaded(Protocol):
+    """What must be known of a host."""
+
+    name: str
+    models: Mapping[str, ModelState]  # as it said last
+    in_flight: Mapping[str, int]  # our own requests, by model
+
+    def is_shaky(self, model: str) -> bool:
+        """Whether it fails requests to that model, or is silent: others come first."""
+        ...
+
+
+H = TypeVar("H", bound=Loaded)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What must be known of a request.
+
+    Attributes:
+        key: what requests have in common that go to the same one of equal hosts.
+        bytes_per_token: of text, in that model's prompts.
+    """
+
+    model: str
+    prompt: Prompt = NOTHING
+    key: bytes = b""
+    bytes_per_token: float = BYTES_PER_TOKEN
+
+    @property
+    def tokens(self) -> int:
+        """Of the prompt, at a guess."""
+        return int(self.prompt.size / self.bytes_per_token)
+
+
+@dataclass(frozen=True, slots=True)
+class Score(Generic[H]):
+    """How one host would do.
+
+    Attributes:
+        seconds: until the first token, at a guess.
+        cached: tokens of the prompt that it need not compute.
+        open: requests that it has.
+        stays: the session was there before.
+    """
+
+    host: H
+    seconds: float
+    cached: int
+    open: int
+    stays: bool
+
+    def reason(self, asked: Asked, among: int) -> str:
+        """Why it was chosen, in words."""
+        told = f"loaded, {self.seconds:.2f} s: {self.open} open"
+        if asked.tokens:
+            told += f", {min(self.cached, asked.tokens)} of about {asked.tokens} tokens cached"
+        return f"{told}{', its session' if self.stays else ''}; best of {among}"
+
+
+def best(hosts: Sequence[H], asked: Asked, prefixes: Prefixes[H]) -> Score[H]:
+    """The one of these hosts, which all have the model loaded, where the request begins soonest.
+
+    Args:
+        hosts: by name, and one at least.
+    """
+    prompt = asked.prompt
+    known = [held for place in prompt.places if (held := prefixes.held(place.digest)) is not None]
+    session = (prefixes.held(prompt.session) or {}) if prompt.session else {}
+    looked_at = hosts if len(hosts) <= LOOKED_AT else _looked_at(hosts, asked, [session, *known])
+    scores = [_score(host, asked, known, session) for host in looked_at]
+    if len(scores) == 1:
+        return scores[0]
+    at_home = any(score.stays for score in scores)
+    costs = [
+        (score.host.is_shaky(asked.model), _rounded(score, asked, at_home), not score.stays, -score.cached)
+        for score in scores
+    ]
+    least = min(costs)
+    equals = [score for score, cost in zip(scores, costs, strict=True) if cost == least]
+    if len(equals) == 1:
+        return equals[0]
+    return min(equals, key=lambda score: order(score.host.name, asked.model, asked.key))
+
+
+def order(name: str, model: str, key: bytes = b"") -> bytes:
+    """Where a host stands among equals, for one kind of requests: the same in every process, another for each
+    kind (rendezvous hashing)."""
+    return blake2b(f"{name}\0{model}\0".encode() + key, digest_size=8).digest()
+
+
+def some(hosts: Sequence[H], count: int, model: str, key: bytes = b"") -> list[H]:
+    """At most that many of these hosts: the same for requests of one kind, and others for others."""
+    if len(hosts) <= count:
+        return list(hosts)
+    seed = int.from_bytes(order("", model, key))
+    start, step = seed % len(hosts), 1 + seed // len(hosts) % (len(hosts) // count)
+    return [hosts[(start + step * number) % len(hosts)] for number in range(count)]
+
+
+def load(host: Loaded, model: str) -> int:
+    """Requests that it has for that model."""
+    # The neuron's numbers are up to a tenth of a second old; our own tell a burst apart at once.
+    state = host.models[model]
+    return state.running + state.waiting + host.in_flight.get(model, 0)
+
+
+def _looked_at(hosts: Sequence[H], asked: Asked, held: Sequence[Mapping[H, int]]) -> list[H]:
+    """Of many hosts a few, and those that hold most of the prompt."""
+    chosen = dict.fromkeys(some(hosts, LOOKED_AT, asked.model, asked.key))
+    for holders in held:
+        if len(holders) > HOLDERS:  # so many hold it that some are among the few
+            continue
+        for host in holders:
+            if len(chosen) < LOOKED_AT + HOLDERS and _is_in(hosts, host):
+                chosen[host] = None
+    return list(chosen)
+
+
+def _is_in(hosts: Sequence[H], host: H) -> bool:
+    at = bisect_left(hosts, host.name, key=lambda each: each.name)
+    return at < len(hosts) and hosts[at] is host
+
+
+def _score(host: H, asked: Asked, known: Sequence[Mapping[H, int]], session: Mapping[H, int]) -> Score[H]:
+    state, tokens = host.models[asked.model], asked.tokens
+    cached = next((held[host] for held in known if host in held), 0)
+    already = load(host, asked.model)
+    seconds = already * state.request_seconds / (state.max_sequences or SEQUENCES)
+    if tokens > cached:
+        seconds += (tokens - cached) / (state.prefill_rate or PREFILL_RATE)
+    return Score(host, seconds, cached, already, host in session)
+
+
+def _rounded(score: Score, asked: Asked, at_home: bool) -> int:
+    """Its seconds, in hundredths; of a host that would have a session move, with what that is worth."""
+    seconds = score.seconds
+    if at_home and not score.stays:
+        seconds += min(STAY_SHARE * score.host.models[asked.model].request_seconds, STAY_SECONDS)
+    return round(CLOSE * seconds)

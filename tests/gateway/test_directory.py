@@ -1,0 +1,60 @@
+"""Where models are, and what is left alone for a while."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from gateway.fleet.breaker import FAILURES, MAX_SECONDS, SECONDS, TRIAL_SECONDS, Breaker
+from gateway.fleet.directory import Directory
+from ipc.messages import ModelState
+
+
+@dataclass(eq=False)
+class Host:
+    name: str
+    models: dict[str, ModelState] = field(default_factory=dict)
+    healthy: bool = True
+    draining: bool = False
+
+    def has(self, **statuses: str) -> Host:
+        self.models = {model: ModelState(id=model, status=status) for model, status in statuses.items()}
+        return self
+
+
+def names(hosts: list[Host]) -> str:
+    return "".join(host.name for host in hosts)
+
+
+def test_a_directory_tells_who_has_a_model_and_who_has_it_loaded() -> None:
+    directory: Directory[Host] = Directory()
+    a, b, c = Host("a").has(m="ready"), Host("b").has(m="unloaded", n="ready"), Host("c").has(m="ready")
+    for host in (c, a, b):
+        directory.update(host, host.models)
+    copies = directory.of("m")
+    assert (names(copies.known), names(copies.ready), names(copies.others)) == ("abc", "ac", "b")
+    a.draining = True
+    c.healthy = False
+    b.has(m="loading")
+    for host in (a, b, c):
+        directory.update(host, ["m", "n"])
+    assert (names(copies.known), names(copies.ready), names(copies.others)) == ("abc", "", "b")
+    assert "n" not in directory
+    assert directory.of("n").known == []
+    assert "m" in directory
+
+
+def test_a_breaker_opens_after_failures_in_a_row_lets_one_through_and_opens_for_longer() -> None:
+    breaker = Breaker()
+    for _ in range(FAILURES - 1):
+        breaker.failed(0.0)
+    assert not breaker.is_open(0.0)
+    breaker.failed(0.0)
+    assert breaker.is_open(SECONDS - 0.1)
+    assert not breaker.is_open(SECONDS)
+    breaker.began(SECONDS)  # the trial
+    assert breaker.is_open(SECONDS + TRIAL_SECONDS - 0.1)
+    breaker.failed(10.0)
+    assert breaker.is_open(10.0 + 2 * SECONDS - 0.1)
+    for _ in range(9):
+        breaker.failed(100.0)
+    assert not breaker.is_open(100.0 + MAX_SECONDS)
