@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Callable
 from functools import partial
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -13,6 +14,8 @@ from msgspec import Meta, Struct, field
 from msgspec.structs import replace
 
 from gateway.aliases import AliasError, Aliases
+from gateway.store.database import default_path
+from gateway.store.key_store import KEYS
 from ipc.errors import CortexError
 from ipc.keys import load_public, load_secret
 from ipc.settings import ConfigError, Size, load_settings
@@ -63,6 +66,14 @@ class StoreSettings(Struct, frozen=True, kw_only=True):
     max_size: Size = 1 << 30  # bytes of the file
 
 
+class AccessSettings(Struct, frozen=True, kw_only=True):
+    """Who may ask."""
+
+    anonymous: bool | None = None  # requests without a key are served; null: on loopback alone
+    # Of the file of keys; null: see `keys_path`.
+    path: Annotated[str, Meta(min_length=1)] | None = None
+
+
 class EvictionPolicy(Struct, frozen=True, kw_only=True):
     """How neurons make room; each is told at `hello`."""
 
@@ -83,12 +94,19 @@ class GatewayConfig(Struct, frozen=True, kw_only=True):
     """Everything a gateway can be told. Without a word it serves the neuron of its own host."""
 
     gateway: Listeners = Listeners()
+    access: AccessSettings = AccessSettings()
     eviction: EvictionPolicy = EvictionPolicy()
     store: StoreSettings = StoreSettings()
     aliases: dict[str, str] = {}  # models, by the further names that they have here; see `Aliases`
     neurons: list[NeuronSettings] = field(
         default_factory=lambda: [NeuronSettings(name="local", endpoint="tcp://127.0.0.1:13131")]
     )
+
+    @property
+    def anonymous(self) -> bool:
+        """Whether requests without a key are served."""
+        given = self.access.anonymous
+        return is_loopback(split_address(self.gateway.listen)[0]) if given is None else given
 
 
 # What gunicorn's master has read, where it runs with our settings: its children inherit it.
@@ -122,6 +140,19 @@ def split_address(address: str) -> tuple[str, int]:
     return match[1].strip("[]"), int(match[2])
 
 
+def is_loopback(host: str) -> bool:
+    """Whether nobody but this host reaches it there."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def keys_path(settings: AccessSettings) -> Path:
+    """The file of keys: without a word in the service's own folder under systemd, else in the user's."""
+    return Path(settings.path).expanduser() if settings.path is not None else default_path(KEYS)
+
+
 def _checked(config: GatewayConfig, path: str | Path) -> GatewayConfig:
     """`config` with endpoints in their one form, after what types alone cannot say."""
     ours = config.gateway
@@ -153,6 +184,8 @@ def _checked(config: GatewayConfig, path: str | Path) -> GatewayConfig:
         raise ConfigError(path, "store.max_size", text)
     if config.store.path is not None and (why := _unusable_file(Path(config.store.path).expanduser())):
         raise ConfigError(path, "store.path", f"{config.store.path!r}: {why}")
+    if config.access.path is not None and (why := _unusable_file(Path(config.access.path).expanduser())):
+        raise ConfigError(path, "access.path", f"{config.access.path!r}: {why}")
     for i, origin in enumerate(ours.cors_origins):
         if not _ORIGIN.fullmatch(origin):
             text = f"Expected scheme://host:port, loopback or *, not {origin!r}"

@@ -9,13 +9,16 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from ipaddress import ip_address
 from typing import Any
+
+from msgspec.structs import replace
 
 from gateway import config as _config  # gunicorn takes every public name here for a setting
 from gateway import signals, startup
+from gateway.access.keyring import has_keys
 from gateway.config import split_address
 from gateway.telemetry import metrics_directory
+from ipc.errors import CortexError
 from ipc.settings import ConfigError
 
 try:
@@ -50,8 +53,7 @@ def on_starting(server: Any) -> None:
     if not os.environ.keys() & {"GUNICORN_FD", "LISTEN_FDS"}:  # else the listeners are there already
         for address in server.cfg.address:
             _check_free(address)
-    for address in server.cfg.address:
-        _warn_if_open(server, address)
+    _decide_access(server, may_exit=True)
     metrics_directory.create()
     os.register_at_fork(after_in_parent=signals.release)
 
@@ -63,6 +65,7 @@ def on_reload(server: Any) -> None:
     except ConfigError as error:
         server.log.error("cortex: the old configuration stays: %s", error)
         return
+    _decide_access(server)
     server.cfg.set("keepalive", _config.in_force.gateway.keepalive_seconds)
     for name in ("limit_request_line", "limit_request_field_size"):
         server.cfg.set(name, _config.in_force.gateway.header_limit)
@@ -78,23 +81,42 @@ def child_exit(server: Any, worker: Any) -> None:
     metrics_directory.forget(worker.pid)
 
 
-def _warn_if_open(server: Any, address: Any) -> None:
-    """A neuron refuses to listen off loopback without keys. The API has none to ask for, so it says it."""
+def _decide_access(server: Any, may_exit: bool = False) -> None:
+    """Whether requests without a key are served, by where this gateway listens in fact.
+
+    A neuron refuses to listen off loopback without keys, and so does a gateway.
+    """
+    config = _config.in_force
     metrics = _gateway.metrics_listen and split_address(_gateway.metrics_listen)
-    if not isinstance(address, tuple) or address[:2] == metrics or _is_loopback(address[0]):
+    apis = [each[:2] for each in server.cfg.address if isinstance(each, tuple) and each[:2] != metrics]
+    reached = [f"{host}:{port}" for host, port in apis if not _config.is_loopback(host)]
+    if config.access.anonymous is None:
+        config = replace(config, access=replace(config.access, anonymous=not reached))
+        _config.in_force = config
+    if not reached:
         return
-    server.log.warning(
-        "cortex: the API at %s:%s asks nobody for a key: whoever reaches it can use the models. "
-        "Keep it behind a firewall, or a proxy that asks",
-        *address[:2],
-    )
-
-
-def _is_loopback(host: str) -> bool:
+    if config.access.anonymous:
+        server.log.warning(
+            "cortex: the API at %s serves whoever reaches it, also without a key (access.anonymous). "
+            "Keep it behind a firewall, or a proxy that asks",
+            ", ".join(reached),
+        )
+        return
+    path = _config.keys_path(config.access)
     try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+        some = has_keys(path)
+    except CortexError as error:
+        text = f"cortex: {error.message}"
+    else:
+        if some:
+            return
+        text = (
+            f"cortex: others can reach the API at {', '.join(reached)}, and nobody has a key yet ({path}). "
+            "Make one with `cortex keys create NAME`, or serve everybody with access: {anonymous: true}"
+        )
+    if may_exit:
+        sys.exit(text)
+    server.log.error("%s", text)
 
 
 def _check_free(address: Any) -> None:

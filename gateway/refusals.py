@@ -44,7 +44,14 @@ STATUSES: dict[str, ErrorStatus] = {
 
 # What the gateway says of what it keeps, and no neuron does.
 NOT_FOUND, STORE_UNAVAILABLE = "not_found", "store_unavailable"
-STATUSES |= {NOT_FOUND: ErrorStatus(404), STORE_UNAVAILABLE: ErrorStatus(503)}
+INVALID_KEY, FORBIDDEN, RATE_LIMITED = "invalid_api_key", "forbidden", "rate_limit_exceeded"
+STATUSES |= {
+    NOT_FOUND: ErrorStatus(404),
+    STORE_UNAVAILABLE: ErrorStatus(503),
+    INVALID_KEY: ErrorStatus(401),
+    FORBIDDEN: ErrorStatus(403),
+    RATE_LIMITED: ErrorStatus(429),
+}
 
 # What Falcon raises, and we with its classes: errors of HTTP, before any model is asked.
 HTTP_CODES = {

@@ -11,6 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 from rich.console import Console
 
+from gateway.commands import keys as keys_commands
 from gateway.commands import launch, status, up
 from gateway.commands.clients import CLIENTS
 from gateway.commands.up_plan import UpError, make_plan
@@ -23,6 +24,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(keys_commands.app, name="keys")
 PLAIN_WIDTH = 200  # of tables for files and pipes, where nothing has to fit a screen
 
 

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-TOKEN = "cortex"  # there are no API keys yet, and some clients want to send one
+NO_KEY = "cortex"  # some clients want to send a key where none is needed
+KEY_VARIABLE = "CORTEX_API_KEY"  # of the environment: the key to be sent
 SHARE_OF_ANSWER = 4  # an answer may have a quarter of the context: the rest is for what was said
 LONGEST_ANSWER = 32_000  # tokens
 
@@ -19,12 +20,14 @@ class ChosenModel:
     Attributes:
         base: the gateway's address, without a path.
         context: tokens of prompt and answer; 0: not known.
+        key: what it shall send for a key.
     """
 
     base: str
     id: str
     context: int
     capabilities: frozenset[str]
+    key: str = NO_KEY
 
     @property
     def answer(self) -> int:
@@ -81,7 +84,7 @@ class Client:
 
 def _claude(model: ChosenModel) -> Setup:
     """Its background calls would ask for models of Anthropic's, and its context would be one of theirs."""
-    variables = {"ANTHROPIC_BASE_URL": model.base, "ANTHROPIC_AUTH_TOKEN": TOKEN}
+    variables = {"ANTHROPIC_BASE_URL": model.base, "ANTHROPIC_AUTH_TOKEN": model.key}
     variables |= dict.fromkeys(
         (
             "ANTHROPIC_MODEL",
@@ -108,6 +111,8 @@ def _codex(model: ChosenModel) -> Setup:
     if model.context:
         top["model_context_window"] = model.context
     provider = {"name": "cortex", "base_url": f"{model.base}/v1", "wire_api": "responses"}
+    if model.key != NO_KEY:
+        provider["env_key"] = KEY_VARIABLE
     values = top | {f"model_providers.cortex.{key}": value for key, value in provider.items()}
     # A string of JSON is one of TOML.
     lines = [f"{key} = {_toml(value)}" for key, value in top.items()]
@@ -136,7 +141,10 @@ def _opencode(model: ChosenModel) -> Setup:
             "cortex": {
                 "npm": "@ai-sdk/openai-compatible",
                 "name": "cortex",
-                "options": {"baseURL": f"{model.base}/v1", "apiKey": TOKEN},
+                "options": {
+                    "baseURL": f"{model.base}/v1",
+                    "apiKey": NO_KEY if model.key == NO_KEY else f"{{env:{KEY_VARIABLE}}}",
+                },
                 "models": {model.id: entry},
             }
         },
@@ -151,7 +159,7 @@ def _opencode(model: ChosenModel) -> Setup:
 def _aider(model: ChosenModel) -> Setup:
     """Edits are text to it: it calls no tools."""
     name = f"openai/{model.id}"
-    variables = {"OPENAI_API_BASE": f"{model.base}/v1", "OPENAI_API_KEY": TOKEN}
+    variables = {"OPENAI_API_BASE": f"{model.base}/v1", "OPENAI_API_KEY": model.key}
     arguments = ("--model", name, "--weak-model", name, "--no-show-model-warnings")
     return Setup(variables=variables, arguments=arguments)
 

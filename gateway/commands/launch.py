@@ -12,7 +12,7 @@ from urllib.parse import quote
 import msgspec
 
 from gateway.commands import status
-from gateway.commands.clients import ChosenModel, Client, Setup
+from gateway.commands.clients import KEY_VARIABLE, NO_KEY, ChosenModel, Client, Setup
 
 SHOWN = 10  # models that are named where one is missing
 
@@ -79,7 +79,8 @@ def _asked_for(url: str, name: str) -> Listed | None:
 
 
 def _chosen(url: str, model: Listed) -> ChosenModel:
-    return ChosenModel(url.rstrip("/"), model.id, model.context_length, frozenset(model.capabilities))
+    key = os.environ.get(KEY_VARIABLE, NO_KEY)
+    return ChosenModel(url.rstrip("/"), model.id, model.context_length, frozenset(model.capabilities), key)
 
 
 def _order(client: Client, chosen: ChosenModel, model: Listed) -> tuple[Any, ...]:
@@ -92,12 +93,17 @@ def command(client: Client, setup: Setup, arguments: Sequence[str]) -> list[str]
 
 
 def instructions(client: Client, setup: Setup, arguments: Sequence[str]) -> str:
-    """What to type, and what to keep for good."""
+    """What to type, and what to keep for good. A key is never shown, but said where it is."""
+    key = os.environ.get(KEY_VARIABLE)
     lines = [f"unset {name}" for name in setup.unset]
-    lines += [f"export {name}={shlex.quote(value)}" for name, value in setup.variables.items()]
+    lines += [
+        f'export {name}="${KEY_VARIABLE}"' if value == key else f"export {name}={shlex.quote(value)}"
+        for name, value in setup.variables.items()
+    ]
     lines.append(shlex.join(command(client, setup, arguments)))
     if setup.file:
-        lines += ["", f"# or for good, in {setup.file}:", setup.snippet]
+        snippet = setup.snippet.replace(key, f"the value of {KEY_VARIABLE}") if key else setup.snippet
+        lines += ["", f"# or for good, in {setup.file}:", snippet]
     return "\n".join(lines)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import urllib.request
 from http.client import HTTPException
+from urllib.error import HTTPError
 
 import msgspec
 from msgspec import Struct
@@ -11,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from gateway.commands.clients import KEY_VARIABLE
 from ipc.messages import Device, ModelState
 
 ANSWER_SECONDS = 30.0  # of a gateway that is there, on a busy host
@@ -50,9 +53,19 @@ def fetch(endpoint: str, path: str = "/health", option: str = "--endpoint") -> b
         Unreachable: nothing answers there, or something else.
     """
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    if key := os.environ.get(KEY_VARIABLE):
+        opener.addheaders.append(("Authorization", f"Bearer {key}"))
     try:
         with opener.open(f"{endpoint.rstrip('/')}{path}", timeout=ANSWER_SECONDS) as response:
             return response.read()
+    except HTTPError as error:
+        if error.code == 401:
+            raise Unreachable(
+                f"the gateway at {endpoint} wants an API key; put one into {KEY_VARIABLE}"
+            ) from error
+        raise Unreachable(
+            f"the gateway at {endpoint} answers {path} with {error.code} {error.reason}"
+        ) from error
     except (OSError, HTTPException, ValueError) as error:
         reason = getattr(error, "reason", None) or error
         raise Unreachable(

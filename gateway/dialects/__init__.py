@@ -14,10 +14,11 @@ from typing import Any, Protocol
 
 import falcon.asgi
 
+from gateway.access.principal import ANYBODY, Principal
 from gateway.fleet.exchange import Exchange
 from gateway.fleet.view import Fleet
 from gateway.refusals import Refusal
-from gateway.store.database import Database
+from gateway.store.response_store import ResponseStore
 from ipc.errors import CortexError
 from ipc.messages import CountTokens, Delta, Detokenize, Embed, Finished, Generate, Progress, Started
 
@@ -34,6 +35,7 @@ class RequestContext:
     request_id: str
     account: str = ""  # who asks, as neurons are told
     header: Callable[[str], str | None] = no_header  # a header's value, by its name
+    principal: Principal = ANYBODY
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,7 @@ class Services:
     context: Callable[[falcon.asgi.Request], RequestContext]  # of a request to a resource of its own
     # The same, and the account that is taken of one that a neuron is asked for.
     open: Callable[[falcon.asgi.Request], tuple[RequestContext, Exchange]]
-    store: Database | None  # what is kept for clients; None: nothing is
+    store: ResponseStore | None  # what is kept for clients; None: nothing is
 
 
 class Renderer(Protocol):

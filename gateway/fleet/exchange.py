@@ -7,6 +7,7 @@ import logging
 from time import monotonic
 from typing import Any
 
+from gateway.access.principal import ANYBODY, Principal
 from gateway.aliases import naming_both
 from gateway.fleet import prompts
 from gateway.fleet.breaker import FAULTS
@@ -65,7 +66,7 @@ class Exchange:
     """A request and its account. Whoever makes one calls `close` in the end, whatever happened.
 
     Args:
-        caller: who asks, as neurons are told.
+        principal: who asks.
         session: the conversation that it belongs to, where its headers say so; else the request may.
 
     Attributes:
@@ -77,8 +78,11 @@ class Exchange:
         goes_on: it outlives its HTTP request; whoever notes that closes it.
     """
 
-    def __init__(self, fleet: Fleet, request_id: str, caller: str = "", session: str = "") -> None:
-        self._caller, self._session = caller, session
+    def __init__(
+        self, fleet: Fleet, request_id: str, principal: Principal = ANYBODY, session: str = ""
+    ) -> None:
+        self._principal, self._session = principal, session
+        self._admitted = False
         self.request_id = request_id
         self.status = 200
         self.started: Started | None = None
@@ -110,7 +114,7 @@ class Exchange:
 
     async def send(self, request: Asked) -> None:
         """Hand the request over. CortexError when no neuron can take it."""
-        request.account, request.trace = self._caller, self.request_id
+        request.account, request.trace = self._principal.account, self.request_id
         self._asked, request.model = request.model, self._fleet.resolve(request.model)
         self._request = request
         if self._fleet.knows(request.model):
@@ -118,11 +122,15 @@ class Exchange:
         else:
             self._name = shown(request.model)
         if isinstance(request, Generate):
-            request.session = prompts.session_name(self._caller, self._session or request.session)
+            request.session = prompts.session_name(self._principal.account, self._session or request.session)
             if self._fleet.has_choice(request.model):
                 self._prompt = prompts.read(request)
                 request.marks = self._prompt.marks()
         try:
+            self._principal.admit(request.model)
+            self._admitted = True
+            if isinstance(request, Generate | Embed):
+                request.priority = self._principal.weigh(request.priority)
             self._hold(*await self._place())
         except CortexError as error:
             raise self._naming_the_alias(error) from None
@@ -350,10 +358,13 @@ class Exchange:
             self._let_go()
             self._count(duration)
         usage = self._usage()
+        if self._admitted:
+            self._principal.charge(self._model, usage)
         logger.info(
-            "request ended request_id=%s model=%s alias=%s neuron=%s status=%d prompt_tokens=%d "
+            "request ended request_id=%s key=%s model=%s alias=%s neuron=%s status=%d prompt_tokens=%d "
             "completion_tokens=%d first_token=%.4f duration=%.4f reason=%s",
             self.request_id,
+            self._principal.key_id,
             self._name,
             self._alias(),
             neuron,

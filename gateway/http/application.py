@@ -16,12 +16,14 @@ from typing import Any
 import falcon.asgi
 
 from gateway import signals
-from gateway.config import GatewayConfig, StoreSettings, split_address
+from gateway.access.keyring import Keyring
+from gateway.config import GatewayConfig, StoreSettings, keys_path, split_address
 from gateway.dialects import MakeDialect, Services
 from gateway.dialects.registry import DIALECTS, refuse_shape
 from gateway.fleet.exchange import EXCHANGE, Exchange
 from gateway.fleet.view import Fleet
 from gateway.http import errors
+from gateway.http.access import Access
 from gateway.http.body import Bodies
 from gateway.http.browsers import Browsers
 from gateway.http.generation import GenerationResource, context_of, open_exchange
@@ -30,7 +32,8 @@ from gateway.http.models import ModelResource, ModelsResource
 from gateway.http.openapi import OpenAPIResource
 from gateway.http.replies import ReplyResource
 from gateway.refusals import Refusal
-from gateway.store.database import Database, default_path
+from gateway.store.database import default_path
+from gateway.store.response_store import RESPONSES, ResponseStore
 from gateway.store.retention import Limits
 from gateway.telemetry.exposition import Exposition
 
@@ -61,6 +64,7 @@ class Gateway:
         ours = settings.gateway
         self._bodies = bodies = Bodies(ours.body_limit, ours.body_memory)
         store = _store(settings.store)
+        keyring = Keyring(keys_path(settings.access), settings.anonymous)
         services = Services(fleet, bodies.read, context_of, partial(open_exchange, fleet), store)
         routes: dict[str, object] = {
             "/": VersionResource(),  # where some clients look whether anybody is there
@@ -82,7 +86,9 @@ class Gateway:
             routes |= own
             refuse |= dict.fromkeys(own, dialect.refuse)
         browsers = Browsers(ours.cors_origins, ours.hosts)
-        self._falcon = falcon.asgi.App(middleware=[_Lifetime(fleet, store), _Identity(refuse), browsers])
+        self._falcon = falcon.asgi.App(
+            middleware=[_Lifetime(fleet, store, keyring), _Identity(refuse), browsers, Access(keyring)]
+        )
         errors.install(self._falcon)
         for path, resource in routes.items():
             self._falcon.add_route(path, resource)
@@ -116,25 +122,27 @@ def _own_exchange(scope: Mapping[str, Any]) -> Exchange | None:
     return None if exchange is None or exchange.goes_on else exchange
 
 
-def _store(settings: StoreSettings) -> Database | None:
+def _store(settings: StoreSettings) -> ResponseStore | None:
     if not settings.enabled:
         return None
     limits = Limits(settings.max_age_days * SECONDS_OF_A_DAY, settings.max_size)
-    return Database(settings.path or default_path(), limits)
+    return ResponseStore(settings.path or default_path(RESPONSES), limits)
 
 
 class _Lifetime:
-    """Ties the fleet's connections, and the file of the store, to the process."""
+    """Ties the fleet's connections, and the files of the stores, to the process."""
 
-    def __init__(self, fleet: Fleet, store: Database | None) -> None:
-        self._fleet, self._store = fleet, store
+    def __init__(self, fleet: Fleet, store: ResponseStore | None, keyring: Keyring) -> None:
+        self._fleet, self._store, self._keyring = fleet, store, keyring
 
     async def process_startup(self, scope: dict[str, Any], event: dict[str, Any]) -> None:
         signals.release()
+        await self._keyring.start()
         await self._fleet.start(START_PATIENCE)
 
     async def process_shutdown(self, scope: dict[str, Any], event: dict[str, Any]) -> None:
         await self._fleet.stop()
+        await self._keyring.stop()
         if self._store is not None:
             self._store.close()
 

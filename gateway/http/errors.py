@@ -12,6 +12,8 @@ from gateway.fleet.exchange import EXCHANGE
 from gateway.refusals import BUG, Refusal, one_line, shown
 from ipc.errors import Code, CortexError
 
+LONGEST_RETRY = 120  # seconds, after which no client should try again by itself
+
 logger = logging.getLogger("gateway.http.errors")
 
 
@@ -20,8 +22,12 @@ def write(refusal: Refusal, req: falcon.asgi.Request, resp: falcon.asgi.Response
     _note(refusal, req)
     resp.status, resp.data = req.context.refuse(refusal)
     resp.content_type = "application/json"
+    if refusal.status == 401:
+        resp.set_header("WWW-Authenticate", "Bearer")
     if refusal.retry_after is not None:
         resp.set_header("Retry-After", str(refusal.retry_after))
+        if refusal.retry_after > LONGEST_RETRY:
+            resp.set_header("x-should-retry", "false")  # as when a day's limit is reached
     elif refusal.status >= 500:
         resp.set_header("x-should-retry", "false")  # or the SDKs send it twice more
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import falcon.asgi
 
+from gateway.access.principal import Principal
 from gateway.dialects import Parse, Renderer, RequestContext
 from gateway.dialects.event_streams import send
 from gateway.fleet.exchange import EXCHANGE, Exchange
 from gateway.fleet.view import Fleet
 from gateway.http.body import Bodies
-from gateway.http.caller import caller, session
+from gateway.http.caller import session
 from gateway.http.sse import EventStream
 from ipc.errors import CortexError
 from ipc.messages import Generate, Started
@@ -17,13 +18,14 @@ from ipc.messages import Generate, Started
 
 def context_of(req: falcon.asgi.Request) -> RequestContext:
     """What is known of a request beside its body."""
-    return RequestContext(req.context.request_id, caller(req), req.get_header)
+    principal: Principal = req.context.principal
+    return RequestContext(req.context.request_id, principal.account, req.get_header, principal)
 
 
 def open_exchange(fleet: Fleet, req: falcon.asgi.Request) -> tuple[RequestContext, Exchange]:
     """What is known of a request, and the account of it, which `Gateway` closes."""
     context = context_of(req)
-    exchange = Exchange(fleet, context.request_id, context.account, session(req))
+    exchange = Exchange(fleet, context.request_id, context.principal, session(req))
     req.scope[EXCHANGE] = exchange
     return context, exchange
 

@@ -15,7 +15,8 @@ from ipc.version import version
 
 
 class HealthResource:
-    """`GET /health`: everything known of every neuron. The status is 200 as long as this process answers.
+    """`GET /health`: everything known of every neuron, and for those who need a key and have none, the status
+    alone. That of HTTP is 200 as long as this process answers.
 
     "ok": all neurons answer and every model that should serve can; "impaired": some do not; "degraded": no
     neuron answers.
@@ -39,6 +40,9 @@ class HealthResource:
             status = "impaired"
         else:
             status = "ok"
+        if req.context.principal is None:
+            resp.data = msgspec.json.encode({"status": status})
+            return
         details = [
             {
                 "name": neuron.name,

@@ -1,4 +1,4 @@
-"""The models of the whole fleet, as one list, in the shape that the client speaks."""
+"""The models of the whole fleet, as one list, in the shape that the client speaks: those that it may use."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ class ModelsResource:
 
     async def on_get(self, req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
         shapes = model_shapes(req.get_header)
-        resp.data = msgspec.json.encode(shapes.model_list(listing.every(self._fleet), req.get_param))
+        mine = [each for each in listing.every(self._fleet) if req.context.principal.may_use(each.model)]
+        resp.data = msgspec.json.encode(shapes.model_list(mine, req.get_param))
 
     on_head = on_get
 
@@ -31,6 +32,8 @@ class ModelResource:
 
     async def on_get(self, req: falcon.asgi.Request, resp: falcon.asgi.Response, model: str) -> None:
         shapes = model_shapes(req.get_header)
-        resp.data = msgspec.json.encode(shapes.model(listing.one(self._fleet, model)))
+        found = listing.one(self._fleet, model)
+        req.context.principal.require(found.model)
+        resp.data = msgspec.json.encode(shapes.model(found))
 
     on_head = on_get

@@ -1,4 +1,4 @@
-"""The file itself: one connection a process, used by one thread, so that the loop never waits for a disk.
+"""A file of SQLite: one connection a process, used by one thread, so that the loop never waits for a disk.
 
 All processes of a gateway share it. SQLite's write-ahead log lets them read while one writes; whoever writes
 waits for its turn, within a bound. A piece of work is one transaction: it is all there, or nothing of it.
@@ -12,10 +12,9 @@ import sqlite3
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
 
 from gateway.refusals import STORE_UNAVAILABLE
-from gateway.store.retention import Limits
 from ipc.errors import CortexError
 
 P = ParamSpec("P")
@@ -24,72 +23,42 @@ Work = Callable[Concatenate[sqlite3.Connection, P], T]
 
 TURN_SECONDS = 10.0  # that a writer waits for the others
 RETRY_SECONDS = 1.0  # after which a client may try again whose turn did not come
-VERSION = 1
-FILE = "responses.db"
-
-_SCHEMA = """
-CREATE TABLE responses (
-    id TEXT PRIMARY KEY,
-    account TEXT NOT NULL,
-    status TEXT NOT NULL,
-    created REAL NOT NULL,
-    used REAL NOT NULL,     -- when it was last continued
-    previous TEXT,          -- the response that it continues
-    owner TEXT,             -- the process that works on it
-    body BLOB NOT NULL,     -- the object, as JSON
-    input BLOB NOT NULL     -- the items that came with the request, as a JSON list
-);
-CREATE INDEX responses_used ON responses (used, created DESC);
-CREATE INDEX responses_owner ON responses (owner) WHERE owner IS NOT NULL;
-CREATE TABLE events (       -- of responses that may be read again as streams
-    response TEXT NOT NULL,
-    number INTEGER NOT NULL,
-    data BLOB NOT NULL,
-    PRIMARY KEY (response, number)
-) WITHOUT ROWID;
-CREATE TABLE holders (      -- where an item stands
-    account TEXT NOT NULL,
-    item TEXT NOT NULL,
-    holder TEXT NOT NULL,   -- a response or a conversation
-    PRIMARY KEY (account, item, holder)
-) WITHOUT ROWID;
-CREATE INDEX holders_holder ON holders (holder);
-CREATE TABLE conversations (
-    id TEXT PRIMARY KEY,
-    account TEXT NOT NULL,
-    created REAL NOT NULL,
-    used REAL NOT NULL,
-    body BLOB NOT NULL      -- the object, as JSON
-);
-CREATE INDEX conversations_used ON conversations (used, created DESC);
-CREATE TABLE conversation_items (
-    conversation TEXT NOT NULL,
-    position INTEGER NOT NULL,
-    id TEXT NOT NULL,
-    data BLOB NOT NULL,
-    PRIMARY KEY (conversation, position),
-    UNIQUE (conversation, id)
-) WITHOUT ROWID;
-"""
 
 
-def default_path() -> Path:
+class Kind(NamedTuple):
+    """What a file holds.
+
+    Attributes:
+        name: as errors call it.
+        file: how it is called in the folder of the service.
+        version: of its format.
+        schema: the statements that make its tables.
+        advice: what to do without it; a sentence, or nothing.
+    """
+
+    name: str
+    file: str
+    version: int
+    schema: str
+    advice: str = ""
+
+
+def default_path(kind: Kind) -> Path:
     """Where the file is without a word: in the service's own folder under systemd, else in the user's."""
     if given := os.environ.get("STATE_DIRECTORY"):
-        return Path(given.split(":")[0]) / FILE
+        return Path(given.split(":")[0]) / kind.file
     state = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
-    return Path(state).expanduser() / "cortex" / FILE
+    return Path(state).expanduser() / "cortex" / kind.file
 
 
 class Database:
     """The file at `path`, which is made, with its folder, when it is first needed.
 
-    Args:
-        limits: of what it holds.
+    What root makes belongs to the folder's owner, which is the user of the service that uses it.
     """
 
-    def __init__(self, path: str | Path, limits: Limits) -> None:
-        self.path, self.limits = Path(path).expanduser(), limits
+    def __init__(self, path: str | Path, kind: Kind) -> None:
+        self.path, self._kind = Path(path).expanduser(), kind
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store")
         self._connection: sqlite3.Connection | None = None
         self._closed = False
@@ -141,7 +110,7 @@ class Database:
 
     def _open(self) -> sqlite3.Connection:
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))  # conversations are nobody else's affair
+        self._make()
         connection = sqlite3.connect(
             self.path, timeout=TURN_SECONDS, isolation_level=None, check_same_thread=False
         )
@@ -151,12 +120,12 @@ class Database:
             connection.execute("BEGIN IMMEDIATE")
             (version,) = connection.execute("PRAGMA user_version").fetchone()
             if version == 0:
-                for statement in _SCHEMA.split(";\n"):
+                for statement in self._kind.schema.split(";\n"):
                     connection.execute(statement)
-                connection.execute(f"PRAGMA user_version = {VERSION}")
-            elif version != VERSION:
+                connection.execute(f"PRAGMA user_version = {self._kind.version}")
+            elif version != self._kind.version:
                 raise sqlite3.DatabaseError(
-                    f"its format is {version}, and this version of cortex knows {VERSION}"
+                    f"its format is {version}, and this version of cortex knows {self._kind.version}"
                 )
             connection.execute("COMMIT")
         except BaseException:
@@ -165,13 +134,23 @@ class Database:
         self._connection = connection
         return connection
 
+    def _make(self) -> None:
+        """Make the file, for nobody else to read, where it is missing."""
+        try:
+            fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        except FileExistsError:
+            os.close(os.open(self.path, os.O_RDWR))  # says why not
+            return
+        if os.geteuid() == 0:
+            owner = self.path.parent.stat()
+            os.fchown(fd, owner.st_uid, owner.st_gid)
+        os.close(fd)
+
     def _unavailable(self, error: Exception) -> CortexError:
         """A file that others write to may be tried again; what else is wrong with it stays."""
         why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        text = (
-            f"the store of responses, {self.path}, cannot be used: {why}. "
-            "With store: false nothing has to be kept"
-        )
+        advice = f". {self._kind.advice}" if self._kind.advice else ""
+        text = f"{self._kind.name}, {self.path}, cannot be used: {why}{advice}"
         return CortexError(STORE_UNAVAILABLE, text, retry_after=RETRY_SECONDS if _is_busy(error) else None)
 
 

@@ -89,6 +89,7 @@ class GatewayProcess:
         aliases: dict[str, str] | None = None,
         store: dict[str, Any] | None = None,
         neurons: dict[str, str] | None = None,
+        access: dict[str, Any] | None = None,
         **settings: Any,
     ) -> None:
         self.port, self.metrics_port = free_ports(2)
@@ -102,6 +103,7 @@ class GatewayProcess:
             "gateway": gateway | settings,
             "eviction": {"strategy": "priority", "defrag_after_cycles": 7},
             "store": {"path": str(folder / "responses.db")} | (store or {}),
+            "access": {"path": str(folder / "keys.db")} | (access or {}),
             "aliases": aliases or {},
             "neurons": [
                 {"name": name, "endpoint": each}

@@ -21,7 +21,7 @@ from gateway.dialects.openai.responses.run import Run
 from gateway.dialects.thoughts import unseal
 from gateway.fleet.exchange import Exchange
 from gateway.store import responses as kept
-from gateway.store.database import Database
+from gateway.store.response_store import ResponseStore
 from gateway.store.retention import Limits
 from ipc.errors import Code, CortexError
 from ipc.messages import (
@@ -342,7 +342,7 @@ def test_stream_that_breaks_tells_what_was_done(code: str, told: str) -> None:
 
 def in_background(script: Script, folder: Path) -> tuple[bytes, dict[str, Any]]:
     """The stream and the response that it comes to."""
-    store = Database(folder / "responses.db", Limits(60, 1 << 30))
+    store = ResponseStore(folder / "responses.db", Limits(60, 1 << 30))
 
     async def run() -> tuple[bytes, dict[str, Any]]:
         body = json.dumps({"model": "m", "input": "x", "background": True, "stream": True}).encode()

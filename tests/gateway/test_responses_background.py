@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from gateway.access.principal import Principal
 from gateway.config import GatewayConfig
 from gateway.dialects import RequestContext, Services
 from gateway.dialects.openai.responses.background import Background
@@ -20,7 +21,7 @@ from gateway.fleet.exchange import Exchange
 from gateway.fleet.view import Fleet
 from gateway.refusals import STORE_UNAVAILABLE
 from gateway.store import owners, responses
-from gateway.store.database import Database
+from gateway.store.response_store import ResponseStore
 from gateway.store.retention import Limits
 from ipc.errors import CortexError
 from tests.streams.sse import read as read_events
@@ -30,12 +31,12 @@ PATIENCE = 30.0  # seconds
 
 
 def exchange() -> Exchange:
-    return Exchange(Fleet(GatewayConfig()), "r-1", "me")
+    return Exchange(Fleet(GatewayConfig()), "r-1", Principal("me"))
 
 
-async def begin(path: Path, max_size: int = 1 << 30, **fields: Any) -> tuple[Database, Background, Any]:
+async def begin(path: Path, max_size: int = 1 << 30, **fields: Any) -> tuple[ResponseStore, Background, Any]:
     """A store, what works in the background with it, and a request; there is no neuron to answer that."""
-    store = Database(path, Limits(86400.0, max_size))
+    store = ResponseStore(path, Limits(86400.0, max_size))
     services = Services(Fleet(GatewayConfig()), None, None, None, store)
     body = json.dumps({"model": "m", "input": "x", "background": True} | fields).encode()
     return store, Background(services), await read(body, ME, store)
@@ -101,7 +102,7 @@ def test_stream_whose_store_fails_ends_in_an_error(tmp_path: Path) -> None:
         store, _, creation = await begin(tmp_path / "responses.db")
         store.close()
         store.path.write_bytes(b"no database" * 100)
-        store = Database(store.path, store.limits)
+        store = ResponseStore(store.path, store.limits)
         said = b"".join([data async for data in follow(store, Changes(), "me", creation.id)])
         store.close()
         return said

@@ -116,14 +116,38 @@ def names(process: GatewayProcess) -> list[str]:
 
 
 @pytest.mark.parametrize(("host", "words"), [("0.0.0.0", 1), ("127.0.0.1", 0)])
-def test_an_api_that_others_can_reach_says_so_once(
+def test_an_api_that_serves_whoever_reaches_it_says_so_once(
     neuron: NeuronThread, tmp_path: Path, host: str, words: int
 ) -> None:
     (port,) = free_ports(1)
-    process = GatewayProcess(tmp_path, neuron.endpoint, workers=2, listen=f"{host}:{port}")
+    access = {"anonymous": True}
+    process = GatewayProcess(tmp_path, neuron.endpoint, access=access, workers=2, listen=f"{host}:{port}")
     process.base = f"http://127.0.0.1:{port}"
     try:
         process.wait_ready()
-        assert process.log.read_text().count("asks nobody for a key") == words
+        assert process.log.read_text().count("serves whoever reaches it") == words
     finally:
         process.stop()
+
+
+@pytest.mark.parametrize("where", ["listen", "--bind"])
+def test_an_api_that_others_can_reach_does_not_start_without_keys(tmp_path: Path, where: str) -> None:
+    address = f"0.0.0.0:{free_ports(1)[0]}"
+    lines = [f"listen = '{address}'"] if where == "listen" else []
+    (tmp_path / "cortex.toml").write_text("\n".join(["[gateway]", *lines, "[access]", "path = 'keys.db'"]))
+    bind = ("--bind", address) if where == "--bind" else ()
+    ended = start(tmp_path, "-c", "python:gateway.gunicorn_conf", *bind)
+    assert ended.returncode != 0
+    said = ended.stderr.splitlines()[-1]
+    assert address in said
+    assert "cortex keys create NAME" in said
+    assert not (tmp_path / "keys.db").exists()
+
+
+def test_a_store_of_keys_that_cannot_be_read_stops_the_start_off_loopback(tmp_path: Path) -> None:
+    (tmp_path / "keys.db").write_text("no database " * 100)
+    lines = ("[gateway]", f"listen = '0.0.0.0:{free_ports(1)[0]}'", "[access]", "path = 'keys.db'")
+    (tmp_path / "cortex.toml").write_text("\n".join(lines))
+    ended = start(tmp_path, "-c", "python:gateway.gunicorn_conf")
+    assert ended.returncode != 0
+    assert ended.stderr.splitlines()[-1].startswith("cortex: the store of keys, keys.db, cannot be used: ")

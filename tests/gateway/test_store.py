@@ -17,7 +17,8 @@ import pytest
 
 from gateway.refusals import STORE_UNAVAILABLE
 from gateway.store import conversations, database, owners, responses
-from gateway.store.database import Database, default_path
+from gateway.store.database import default_path
+from gateway.store.response_store import RESPONSES, ResponseStore
 from gateway.store.responses import Stored
 from gateway.store.retention import Limits, make_room, size_of
 from ipc.errors import CortexError
@@ -28,17 +29,17 @@ ME, OTHER = "me", "other"
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Database]:
-    database = Database(tmp_path / "new" / "responses.db", LIMITS)
+def store(tmp_path: Path) -> Iterator[ResponseStore]:
+    database = ResponseStore(tmp_path / "new" / "responses.db", LIMITS)
     yield database
     database.close()
 
 
-def read(store: Database, work: Any, *args: Any) -> Any:
+def read(store: ResponseStore, work: Any, *args: Any) -> Any:
     return asyncio.run(store.read(work, *args))
 
 
-def write(store: Database, work: Any, *args: Any, **more: Any) -> Any:
+def write(store: ResponseStore, work: Any, *args: Any, **more: Any) -> Any:
     return asyncio.run(store.write(work, *args, **more))
 
 
@@ -47,12 +48,12 @@ def response(name: str, previous: str | None = None, size: int = 0, status: str 
     return Stored(body, [{"id": f"item_{name}", "type": "message"}])
 
 
-def keep(store: Database, *stored: Stored, limits: Limits = LIMITS, **more: Any) -> None:
+def keep(store: ResponseStore, *stored: Stored, limits: Limits = LIMITS, **more: Any) -> None:
     for each in stored:
         write(store, responses.put, limits, ME, each, **more)
 
 
-def ids(store: Database) -> list[str]:
+def ids(store: ResponseStore) -> list[str]:
     query = "SELECT id FROM responses UNION SELECT id FROM conversations ORDER BY 1"
     return [row[0] for row in read(store, lambda db: db.execute(query).fetchall())]
 
@@ -64,13 +65,13 @@ def failure(work: Any, *args: Any, **more: Any) -> CortexError:
     return caught.value
 
 
-def test_file_is_made_for_nobody_else(store: Database) -> None:
+def test_file_is_made_for_nobody_else(store: ResponseStore) -> None:
     keep(store, response("a"))
     assert store.path.stat().st_mode & 0o777 == 0o600
     assert store.path.parent.stat().st_mode & 0o777 == 0o700
 
 
-def test_work_that_fails_leaves_nothing(store: Database) -> None:
+def test_work_that_fails_leaves_nothing(store: ResponseStore) -> None:
     def work(db: sqlite3.Connection) -> None:
         responses.put(db, LIMITS, ME, response("a"))
         raise KeyError(db)
@@ -83,7 +84,7 @@ def test_work_that_fails_leaves_nothing(store: Database) -> None:
     assert read(store, responses.items, ME, ["item_a"]).get("item_a") == {"id": "item_a", "type": "message"}
 
 
-def test_what_others_have_is_not_there(store: Database) -> None:
+def test_what_others_have_is_not_there(store: ResponseStore) -> None:
     keep(store, response("a"))
     write(store, conversations.create, ME, {"id": "c", "metadata": {}}, [{"id": "i"}])
     assert read(store, responses.get, OTHER, "a") is None
@@ -102,7 +103,7 @@ def test_what_others_have_is_not_there(store: Database) -> None:
     assert read(store, responses.get, ME, "a") == response("a")
 
 
-def test_item_is_found_as_long_as_something_holds_it(store: Database) -> None:
+def test_item_is_found_as_long_as_something_holds_it(store: ResponseStore) -> None:
     item = {"id": "item_a", "type": "message"}
     write(store, conversations.create, ME, {"id": "c", "metadata": {}}, [])
     keep(store, response("a"), conversation="c")
@@ -118,7 +119,7 @@ def test_item_is_found_as_long_as_something_holds_it(store: Database) -> None:
     assert read(store, responses.items, ME, ["item_a"]).get("item_a") == item
 
 
-def test_what_nobody_continued_goes_with_age(store: Database) -> None:
+def test_what_nobody_continued_goes_with_age(store: ResponseStore) -> None:
     keep(store, response("a"), response("b", "a"), response("old"), response("c"))
     write(store, conversations.create, ME, {"id": "conv", "metadata": {}}, [{"id": "i"}])
 
@@ -136,7 +137,7 @@ def test_what_nobody_continued_goes_with_age(store: Database) -> None:
 
 
 def test_full_store_forgets_what_was_used_longest_ago_and_never_the_middle_of_a_chain(
-    store: Database,
+    store: ResponseStore,
 ) -> None:
     size = 40_000
     limits = Limits(30 * DAY, 20 * size)
@@ -156,14 +157,14 @@ def test_full_store_forgets_what_was_used_longest_ago_and_never_the_middle_of_a_
     assert store.path.stat().st_size <= 2 * limits.max_size
 
 
-def test_one_that_is_larger_than_all_is_refused_and_takes_nothing_away(store: Database) -> None:
+def test_one_that_is_larger_than_all_is_refused_and_takes_nothing_away(store: ResponseStore) -> None:
     keep(store, response("a"))
     error = failure(keep, store, response("b", size=2_000_000), limits=Limits(DAY, 1_000_000))
     assert "store.max_size" in error.message
     assert ids(store) == ["a"]
 
 
-def test_what_is_worked_on_stays(store: Database) -> None:
+def test_what_is_worked_on_stays(store: ResponseStore) -> None:
     limits = Limits(30 * DAY, 400_000)
     keep(store, response("run", size=40_000, status="in_progress"), owner=owners.ourselves())
     for i in range(20):
@@ -171,7 +172,7 @@ def test_what_is_worked_on_stays(store: Database) -> None:
     assert "run" in ids(store)
 
 
-def test_conversations_take_their_turn(store: Database) -> None:
+def test_conversations_take_their_turn(store: ResponseStore) -> None:
     limits = Limits(30 * DAY, 400_000)
 
     def make(db: sqlite3.Connection, name: str) -> None:
@@ -186,7 +187,7 @@ def test_conversations_take_their_turn(store: Database) -> None:
     assert read(store, responses.items, ME, ["ic00"]).get("ic00") is None
 
 
-def test_conversation_that_is_added_to_is_in_use(store: Database) -> None:
+def test_conversation_that_is_added_to_is_in_use(store: ResponseStore) -> None:
     for name in ("old", "added"):
         write(store, conversations.create, ME, {"id": name, "metadata": {}}, [])
     write(store, lambda db: db.execute("UPDATE conversations SET used = ?", (time.time() - 31 * DAY,)))
@@ -195,7 +196,7 @@ def test_conversation_that_is_added_to_is_in_use(store: Database) -> None:
     assert ids(store) == ["added"]
 
 
-def test_full_disk_is_told_and_leaves_nothing(store: Database) -> None:
+def test_full_disk_is_told_and_leaves_nothing(store: ResponseStore) -> None:
     keep(store, response("a"))
     pages = read(store, lambda db: db.execute("PRAGMA page_count").fetchone()[0])
     read(store, lambda db: db.execute(f"PRAGMA max_page_count = {pages + 2}").fetchone())
@@ -207,7 +208,7 @@ def test_full_disk_is_told_and_leaves_nothing(store: Database) -> None:
     assert ids(store) == ["a", "c"]
 
 
-def test_store_of_a_gateway_that_stops_is_told(store: Database) -> None:
+def test_store_of_a_gateway_that_stops_is_told(store: ResponseStore) -> None:
     keep(store, response("a"))
     store.close()
     assert "stopped" in failure(keep, store, response("b")).message
@@ -217,27 +218,27 @@ def test_file_that_cannot_be_used_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("this is no database, and never was one " * 100)
     (tmp_path / "folder").mkdir()
     for path in ("file/below", "file", "folder"):
-        database = Database(tmp_path / path, LIMITS)
+        database = ResponseStore(tmp_path / path, LIMITS)
         error = failure(asyncio.run, database.check())
         assert str(tmp_path / path) in error.message
         assert "store: false" in error.message
         database.close()
 
 
-def test_file_of_another_version_is_left_alone(store: Database) -> None:
+def test_file_of_another_version_is_left_alone(store: ResponseStore) -> None:
     keep(store, response("a"))
     store.close()
     with sqlite3.connect(store.path) as db:
         db.execute("PRAGMA user_version = 99")
     db.close()
-    later = Database(store.path, LIMITS)
+    later = ResponseStore(store.path, LIMITS)
     assert "99" in failure(asyncio.run, later.check()).message
     later.close()
 
 
 def test_two_at_once_find_one_file(tmp_path: Path) -> None:
     """Both make it, and write to it."""
-    stores = [Database(tmp_path / "responses.db", LIMITS) for _ in range(2)]
+    stores = [ResponseStore(tmp_path / "responses.db", LIMITS) for _ in range(2)]
 
     async def run() -> None:
         work = [stores[i % 2].write(responses.put, LIMITS, ME, response(f"r{i:03}")) for i in range(100)]
@@ -249,7 +250,7 @@ def test_two_at_once_find_one_file(tmp_path: Path) -> None:
         store.close()
 
 
-def test_owner_that_is_gone_is_known(store: Database) -> None:
+def test_owner_that_is_gone_is_known(store: ResponseStore) -> None:
     code = "from gateway.store import owners; print(owners.ourselves(), flush=True); input()"
     process = subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -274,7 +275,7 @@ def test_owner_that_is_gone_is_known(store: Database) -> None:
     assert not owners.lives(owner)
 
 
-def test_end_from_outside_holds_against_the_owner(store: Database) -> None:
+def test_end_from_outside_holds_against_the_owner(store: ResponseStore) -> None:
     keep(store, response("a", status="in_progress"), owner=owners.ourselves())
     assert write(store, responses.advance, response("a", status="in_progress").body, [(0, b"e0")])
     assert write(store, responses.cancel, ME, "a").body["status"] == "cancelled"
@@ -300,11 +301,11 @@ def test_place_without_a_word(
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert default_path() == Path(path)
+    assert default_path(RESPONSES) == Path(path)
 
 
 def test_a_file_that_another_holds_may_be_tried_again(
-    store: Database, monkeypatch: pytest.MonkeyPatch
+    store: ResponseStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(database, "TURN_SECONDS", 0.0)
     read(store, lambda db: None)  # there is a file

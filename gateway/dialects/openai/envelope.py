@@ -18,10 +18,16 @@ def envelope(refusal: Refusal) -> bytes:
     """The error as a client reads it, as a body or within a stream."""
     error: dict[str, Any] = {
         "message": refusal.message,
-        "type": "server_error" if refusal.status >= 500 else "invalid_request_error",
+        "type": _type(refusal.status),
         "param": refusal.param,
         "code": refusal.code,
     }
     if refusal.details:
         error["details"] = refusal.details
     return msgspec.json.encode({"error": error})
+
+
+def _type(status: int) -> str:
+    if status == 429:
+        return "rate_limit_error"
+    return "server_error" if status >= 500 else "invalid_request_error"

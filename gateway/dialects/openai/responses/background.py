@@ -19,7 +19,7 @@ from gateway.dialects.writing import encode
 from gateway.fleet.exchange import Exchange
 from gateway.refusals import BUG, status_of
 from gateway.store import owners, responses
-from gateway.store.database import Database
+from gateway.store.response_store import ResponseStore
 from ipc.errors import Code, CortexError
 
 logger = logging.getLogger("gateway.dialects.openai.responses")
@@ -134,7 +134,7 @@ class _Recorder:
         is_wanted: whether it is still to be made.
     """
 
-    def __init__(self, store: Database, creation: Creation, changes: Changes) -> None:
+    def __init__(self, store: ResponseStore, creation: Creation, changes: Changes) -> None:
         self._store, self._creation, self._changes = store, creation, changes
         self._count = 0  # events so far
         self.events: list[tuple[int, bytes]] = []

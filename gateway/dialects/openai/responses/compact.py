@@ -24,7 +24,7 @@ from gateway.dialects.openai.responses.response import usage_out
 from gateway.dialects.thoughts import seal
 from gateway.dialects.writing import encode
 from gateway.refusals import Refusal
-from gateway.store.database import Database
+from gateway.store.response_store import ResponseStore
 from ipc.errors import CortexError
 from ipc.messages import Delta, Finished, Generate, Message, Progress, Started
 
@@ -38,7 +38,7 @@ HEAD = "Summary of the conversation so far:\n\n"
 _decoder = msgspec.json.Decoder(ContextFields)
 
 
-def parse_for(store: Database | None) -> Parse:
+def parse_for(store: ResponseStore | None) -> Parse:
     """How requests are read that may continue what is in `store`."""
 
     async def parse(body: bytes, asker: RequestContext) -> tuple[Generate, CompactRenderer]:

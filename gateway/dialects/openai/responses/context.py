@@ -11,7 +11,7 @@ from gateway.dialects.openai.responses.items import Entry
 from gateway.dialects.openai.responses.kept import kept
 from gateway.refusals import shown
 from gateway.store import conversations, responses
-from gateway.store.database import Database
+from gateway.store.response_store import ResponseStore
 from ipc.messages import Message
 
 
@@ -29,7 +29,7 @@ class Context(NamedTuple):
     own: list[dict[str, Any]]
 
 
-async def read(fields: ContextFields, store: Database | None, account: str) -> Context:
+async def read(fields: ContextFields, store: ResponseStore | None, account: str) -> Context:
     """Put a conversation together.
 
     Raises:
@@ -55,7 +55,7 @@ def _own(fields: ContextFields) -> list[Entry]:
     return [Entry(f"input[{i}]", item) for i, item in enumerate(given)]
 
 
-async def _continued(fields: ContextFields, store: Database | None, account: str) -> list[Entry]:
+async def _continued(fields: ContextFields, store: ResponseStore | None, account: str) -> list[Entry]:
     previous, conversation = fields.previous_response_id, fields.conversation_id
     if previous is not None and conversation is not None:
         text = "it and previous_response_id contradict each other: send one of them"
@@ -81,7 +81,7 @@ async def _continued(fields: ContextFields, store: Database | None, account: str
     return []
 
 
-async def _resolved(given: list[Entry], store: Database | None, account: str) -> list[Entry]:
+async def _resolved(given: list[Entry], store: ResponseStore | None, account: str) -> list[Entry]:
     """The items themselves, where the client sent references to them."""
     wanted = {item_id for entry in given if (item_id := items.referred(entry)) is not None}
     found = await store.read(responses.items, account, wanted) if store and wanted else {}

@@ -20,7 +20,7 @@ from gateway.dialects.openai.responses.pages import page
 from gateway.dialects.writing import encode
 from gateway.refusals import NOT_FOUND, shown
 from gateway.store import conversations
-from gateway.store.database import Database
+from gateway.store.response_store import ResponseStore
 from gateway.store.retention import make_room
 from ipc.errors import CortexError
 
@@ -51,7 +51,7 @@ class _Resource:
     def __init__(self, services: Services) -> None:
         self._services = services
 
-    def _open(self, req: falcon.asgi.Request) -> tuple[Database, RequestContext]:
+    def _open(self, req: falcon.asgi.Request) -> tuple[ResponseStore, RequestContext]:
         """The store, and who asks."""
         if self._services.store is None:
             raise unsupported("conversation", "this gateway keeps nothing (store.enabled is false)")

@@ -11,14 +11,14 @@ from gateway.dialects.openai.responses.fields import CreateFields, refuse
 from gateway.dialects.openai.responses.request import NAMES, thinking
 from gateway.dialects.openai.responses.tools import Tools
 from gateway.dialects.writing import encode
-from gateway.store.database import Database
+from gateway.store.response_store import ResponseStore
 from ipc.errors import CortexError
 from ipc.messages import CountTokens, TokenCount
 
 _decoder = msgspec.json.Decoder(CreateFields)
 
 
-def parse_for(store: Database | None) -> ParseOne:
+def parse_for(store: ResponseStore | None) -> ParseOne:
     """How requests are read that may continue what is in `store`."""
 
     async def parse(body: bytes, asker: RequestContext) -> tuple[CountTokens, TokensRenderer]:

@@ -12,7 +12,7 @@ from gateway.dialects.event_streams import KEEP_ALIVE_SECONDS, comment
 from gateway.dialects.openai.responses.output import Events
 from gateway.refusals import NOT_FOUND
 from gateway.store import responses
-from gateway.store.database import Database
+from gateway.store.response_store import ResponseStore
 from ipc.errors import CortexError
 
 # Between two looks at what another process works on: longer and longer while nothing comes.
@@ -43,7 +43,7 @@ class Changes:
 
 
 async def follow(
-    store: Database, changes: Changes, account: str, response_id: str, after: int = -1
+    store: ResponseStore, changes: Changes, account: str, response_id: str, after: int = -1
 ) -> AsyncIterator[bytes]:
     """The events behind number `after`, until the last one. Where that can no longer come, since the response
     is deleted or the store fails, the stream ends in an event `error`."""

@@ -14,7 +14,7 @@ from gateway.dialects.openai.responses import context, items, response
 from gateway.dialects.openai.responses.fields import CreateFields, refuse
 from gateway.dialects.openai.responses.output import Events, Output
 from gateway.dialects.openai.responses.tools import Tools
-from gateway.store.database import Database
+from gateway.store.response_store import ResponseStore
 from gateway.store.responses import Stored
 from ipc.messages import Generate, Message, Sampling, Structured, Thinking
 
@@ -62,7 +62,7 @@ class Creation:
         return Stored(self.response, self.own)
 
 
-async def read(body: bytes | bytearray, asker: RequestContext, store: Database | None) -> Creation:
+async def read(body: bytes | bytearray, asker: RequestContext, store: ResponseStore | None) -> Creation:
     """Read a request.
 
     Raises:

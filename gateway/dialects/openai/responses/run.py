@@ -19,7 +19,7 @@ from gateway.fleet.exchange import Exchange
 from gateway.fleet.view import Fleet
 from gateway.refusals import BUG
 from gateway.store import responses
-from gateway.store.database import Database
+from gateway.store.response_store import ResponseStore
 from ipc.errors import Code, CortexError
 from ipc.messages import Delta, Finished, Progress, Reply, Started, TokenLogprob, ToolCall, ToolCallDelta
 
@@ -37,7 +37,7 @@ class Run:
     """
 
     def __init__(
-        self, fleet: Fleet, exchange: Exchange, creation: Creation, store: Database | None = None
+        self, fleet: Fleet, exchange: Exchange, creation: Creation, store: ResponseStore | None = None
     ) -> None:
         self._fleet = fleet
         self._exchange, self._creation = exchange, creation

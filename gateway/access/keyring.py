@@ -1,0 +1,169 @@
+"""The keys that one process knows: read from the store, and read again within a second of any change."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import defaultdict
+from pathlib import Path
+
+from gateway.access import api_key
+from gateway.access.limits import Limits
+from gateway.access.principal import LEFTOVERS, Principal
+from gateway.refusals import INVALID_KEY, STORE_UNAVAILABLE, one_line
+from gateway.store import key_store
+from gateway.store.key_store import Key, KeyStore, UsageRow
+from ipc.errors import CortexError
+from ipc.messages import Usage
+
+logger = logging.getLogger("gateway.access")
+
+LOOK_SECONDS = 1.0  # between two looks at the store; what was revoked is refused after that
+
+NO_KEY = (
+    "an API key is needed, as `Authorization: Bearer KEY` or as `x-api-key: KEY`; "
+    "whoever runs this gateway makes one with `cortex keys create NAME`"
+)
+
+
+class Keyring:
+    """Tells who sends a request, and notes what keys are used for.
+
+    Args:
+        path: of the store; a file that is not there holds no keys.
+        anonymous: whether requests without a key are served.
+    """
+
+    def __init__(self, path: Path, anonymous: bool) -> None:
+        self._store = KeyStore(path)
+        self._limits = Limits(path.with_name(f"{path.name}-limits"))
+        self._anonymous = anonymous
+        self._keys: dict[bytes, Key] = {}
+        self._edition: tuple[int, int] | None = None
+        self._looks = 0  # that have begun
+        self._looking = asyncio.Lock()
+        self._used: dict[tuple[str, str, str], list[int]] = defaultdict(lambda: [0, 0, 0, 0])
+        self._keeping: asyncio.Task[None] | None = None
+        self._broken = ""  # why the store could not be used last
+
+    @property
+    def holds_keys(self) -> bool:
+        """Whether somebody has a key."""
+        return bool(self._keys)
+
+    async def start(self) -> None:
+        await self._look()
+        self._keeping = asyncio.create_task(self._keep())
+
+    async def stop(self) -> None:
+        if self._keeping is not None:
+            self._keeping.cancel()
+            await asyncio.gather(self._keeping, return_exceptions=True)
+        await self._flush()
+        self._store.close()
+        self._limits.close()
+
+    async def who(self, texts: list[str], account: str) -> Principal:
+        """Who sends a request with these keys, of which one that is ours counts.
+
+        Args:
+            account: a name for the sender, should it have none of ours.
+
+        Raises:
+            CortexError: none of the keys holds, and one is needed, or a key of ours was revoked or has
+                expired; STORE_UNAVAILABLE: nobody can tell.
+        """
+        ours = [text for text in texts if api_key.is_ours(text)]
+        for text in ours:
+            if (key := await self._find(api_key.digest(text))) is not None:
+                return Principal(key.id, key, key.terms.priority, self._limits, self)
+        if ours and self._broken and self._edition is None:
+            raise CortexError(STORE_UNAVAILABLE, self._broken)
+        if ours:
+            raise CortexError(INVALID_KEY, "this API key is not known here, or holds no longer")
+        if not self._anonymous:
+            raise CortexError(INVALID_KEY, "this API key is none of this gateway's" if texts else NO_KEY)
+        return Principal(account, priority=LEFTOVERS if self._keys else None)
+
+    def note(self, key_id: str, model: str, usage: Usage) -> None:
+        """Add what one request came to; it is written within a second."""
+        day = time.strftime("%Y-%m-%d", time.gmtime())
+        row = self._used[key_id, model, day]
+        for i, count in enumerate((1, usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens)):
+            row[i] += count
+
+    async def _find(self, digest: bytes) -> Key | None:
+        key = self._keys.get(digest)
+        if key is None:  # it may be a new one
+            begun = self._looks
+            async with self._looking:
+                if self._looks == begun:  # else somebody's look, which began after this, was enough
+                    await self._look()
+            key = self._keys.get(digest)
+        if key is None or (key.expires is not None and key.expires <= time.time()):
+            return None
+        return key
+
+    async def _keep(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            async with self._looking:
+                await self._look()
+            await self._flush()
+
+    async def _look(self) -> None:
+        """Read the keys where they have changed. Those that are known hold while the store cannot be read."""
+        self._looks += 1
+        if not await asyncio.to_thread(self._store.path.exists):
+            self._keys, self._edition = {}, None
+            return
+        try:
+            edition = await self._store.read(key_store.edition)
+            if edition != self._edition:
+                keys = await self._store.read(key_store.every)
+                self._keys = {key.digest: key for key in keys if key.revoked is None}
+                self._edition = edition
+        except CortexError as error:
+            self._say(error)
+        else:
+            if self._broken:
+                logger.info("the store of keys is read again")
+            self._broken = ""
+
+    async def _flush(self) -> None:
+        """Write what was used; what cannot be written now is written later."""
+        if not self._used:
+            return
+        used, self._used = self._used, defaultdict(lambda: [0, 0, 0, 0])
+        try:
+            await self._store.write(
+                key_store.use, [UsageRow(*which, *counts) for which, counts in used.items()]
+            )
+        except CortexError as error:
+            for which, counts in used.items():
+                row = self._used[which]
+                for i, count in enumerate(counts):
+                    row[i] += count
+            self._say(error)
+
+    def _say(self, error: CortexError) -> None:
+        if error.message != self._broken:
+            logger.error("%s; the keys that are known hold", one_line(error.message))
+        self._broken = error.message
+
+
+def has_keys(path: Path) -> bool:
+    """Whether a key in the store at `path` holds, or may hold again when clocks are put right.
+
+    Raises:
+        CortexError: the store cannot be used.
+    """
+    if not path.exists():
+        return False
+    store = KeyStore(path)
+    try:
+        made, revoked = asyncio.run(store.read(key_store.edition))
+    finally:
+        store.close()
+    return made > revoked

@@ -1,0 +1,158 @@
+"""Limits by key, exact over all processes of a gateway.
+
+A file of fixed records beside the store of keys holds what each key used in this minute and on this day.
+Whoever looks and counts holds the file's lock for some microseconds; the kernel opens the lock of a process
+that dies. Minutes and days are UTC's. A clock that jumps, either way, begins new ones: nobody is ever locked
+out by it.
+
+The tokens of a request are known at its end. So a request begins while its key has not reached its limit, and
+what is under way then may pass it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import struct
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from gateway.store.key_store import Terms
+
+logger = logging.getLogger("gateway.access")
+
+MINUTE, DAY = 60, 86400  # seconds
+LOCK_SECONDS = (
+    0.05  # that the loop waits for others at most; they hold it for microseconds, unless they are stopped
+)
+
+# The numbers of this minute and this day, and requests and tokens of each.
+_RECORD = struct.Struct("=6q")
+
+
+class Limit(NamedTuple):
+    """One limit of a key, as it stands now."""
+
+    what: str  # "requests" or "tokens"
+    period: str  # "minute" or "day"
+    allowed: int
+    left: int
+    reset: float  # seconds until all of it is there again
+
+
+class Limits:
+    """The file at `path`, which is made when it is first needed.
+
+    What cannot be counted is not limited: a full disk takes nobody's models away. The log says so, once.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: int | None = None
+        self._broken = False
+
+    def close(self) -> None:
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+    def admit(self, number: int, terms: Terms) -> Limit | None:
+        """Count a request of the key `number`, unless a limit forbids it, which is returned: the one that
+        forbids it for longest."""
+        now = time.time()
+        try:
+            file = self._lock()
+            try:
+                counts = self._read(file, number, now)
+                reached = [limit for limit in _limits(counts, terms, now) if not limit.left]
+                if reached:
+                    return max(reached, key=lambda limit: limit.reset)
+                minute, day, per_minute, per_day, *tokens = counts
+                self._write(file, number, (minute, day, per_minute + 1, per_day + 1, *tokens))
+            finally:
+                fcntl.flock(file, fcntl.LOCK_UN)
+        except OSError as error:
+            self._say(error)
+        else:
+            self._broken = False
+        return None
+
+    def charge(self, number: int, tokens: int) -> None:
+        """Count the tokens of a request of the key `number` that has ended."""
+        try:
+            file = self._lock()
+            try:
+                *counts, per_minute, per_day = self._read(file, number, time.time())
+                self._write(file, number, (*counts, per_minute + tokens, per_day + tokens))
+            finally:
+                fcntl.flock(file, fcntl.LOCK_UN)
+        except OSError as error:
+            self._say(error)
+
+    def standing(self, number: int, terms: Terms) -> list[Limit]:
+        """The limits of a key as they stand, the nearest end first; nothing where they cannot be read."""
+        now = time.time()
+        try:
+            return _limits(self._read(self._open(), number, now), terms, now)
+        except OSError as error:
+            self._say(error)
+            return []
+
+    def _open(self) -> int:
+        if self._file is None:
+            self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        return self._file
+
+    def _lock(self) -> int:
+        """The file, locked: unless a process that holds the lock was stopped, which nobody waits for."""
+        file = self._open()
+        deadline = 0.0
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return file
+            except BlockingIOError:
+                now = time.monotonic()
+                deadline = deadline or now + LOCK_SECONDS
+                if now >= deadline:
+                    raise
+                time.sleep(0.0001)
+
+    def _read(self, file: int, number: int, now: float) -> tuple[int, ...]:
+        data = os.pread(file, _RECORD.size, number * _RECORD.size)
+        this_minute, this_day = int(now // MINUTE), int(now // DAY)
+        if len(data) < _RECORD.size:
+            return this_minute, this_day, 0, 0, 0, 0
+        minute, day, requests, daily_requests, tokens, daily_tokens = _RECORD.unpack(data)
+        if minute != this_minute:
+            requests = tokens = 0
+        if day != this_day:
+            daily_requests = daily_tokens = 0
+        return this_minute, this_day, requests, daily_requests, tokens, daily_tokens
+
+    def _write(self, file: int, number: int, counts: tuple[int, ...]) -> None:
+        os.pwrite(file, _RECORD.pack(*counts), number * _RECORD.size)
+
+    def _say(self, error: OSError) -> None:
+        if not self._broken:
+            why = error.strerror or error
+            logger.error("limits of keys are not held: %s cannot be used: %s", self._path, why)
+        self._broken = True
+
+
+def _limits(counts: tuple[int, ...], terms: Terms, now: float) -> list[Limit]:
+    _, _, requests, daily_requests, tokens, daily_tokens = counts
+    of_minute, of_day = MINUTE - now % MINUTE, DAY - now % DAY
+    each = (
+        ("requests", "minute", terms.requests_per_minute, requests, of_minute),
+        ("tokens", "minute", terms.tokens_per_minute, tokens, of_minute),
+        ("requests", "day", terms.requests_per_day, daily_requests, of_day),
+        ("tokens", "day", terms.tokens_per_day, daily_tokens, of_day),
+    )
+    return [
+        Limit(what, period, allowed, max(allowed - used, 0), reset)
+        for what, period, allowed, used, reset in each
+        if allowed is not None
+    ]

@@ -1,0 +1,251 @@
+"""`cortex keys`: who may ask, kept in a file that running gateways look at every second."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from gateway import config
+from gateway.access import api_key
+from gateway.store import key_store
+from gateway.store.database import Work
+from gateway.store.key_store import Key, KeyStore, Terms, UsageRow
+from ipc.errors import CortexError
+from ipc.settings import ConfigError
+
+app = typer.Typer(no_args_is_help=True, help="Make, list and revoke API keys.")
+
+SERVICE = Path("/etc/cortex")  # where the configuration of the service is
+SERVICE_STATE = Path("/var/lib/cortex")  # what systemd gives the service
+_AGO = re.compile(r"(\d+)([smhdw])")
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", help="The gateway's. Default: $CORTEX_CONFIG, ./cortex.yaml, /etc/cortex."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="For programs.")]
+
+
+def _fail(message: object) -> NoReturn:
+    typer.echo(f"cortex keys: {message}", err=True)
+    raise typer.Exit(1)
+
+
+def store_path(given: Path | None) -> Path:
+    """The file of keys of the gateway with that configuration.
+
+    Raises:
+        ConfigError: of it.
+    """
+    found = given or config.find()
+    settings = config.load(found).access if found is not None else config.AccessSettings()
+    served = found is not None and found.absolute().parent == SERVICE and SERVICE_STATE.is_dir()
+    if settings.path is None and served:  # outside of the service, nobody tells where it keeps things
+        return SERVICE_STATE / key_store.KEYS.file
+    return config.keys_path(settings)
+
+
+def moment(text: str, now: float) -> float:
+    """The Unix time meant by `30d` or `2027-01-31`, which must be to come; ValueError when it means none."""
+    if match := _AGO.fullmatch(text):
+        when = now + int(match[1]) * _UNITS[match[2]]
+    else:
+        given = datetime.fromisoformat(text)
+        when = (given if given.tzinfo else given.replace(tzinfo=UTC)).timestamp()
+    if when <= now:
+        raise ValueError
+    datetime.fromtimestamp(when, UTC)  # there is such a time
+    return when
+
+
+def _run(path: Path, work: Work[..., Any], *args: Any, write: bool = False) -> Any:
+    """Do that with the store at `path`, or fail in words."""
+    store = KeyStore(path)
+
+    async def run() -> Any:
+        return await (store.write if write else store.read)(work, *args)
+
+    try:
+        return asyncio.run(run())
+    except CortexError as error:
+        _fail(error.message)
+    finally:
+        store.close()
+
+
+def _path(given: Path | None) -> Path:
+    try:
+        return store_path(given)
+    except (ConfigError, CortexError) as error:
+        _fail(error)
+
+
+@app.command()
+def create(
+    name: Annotated[str, typer.Argument(help="Whose it is, for people.")],
+    model: Annotated[
+        list[str] | None, typer.Option(help="A model that it allows, as often as you like; 'Qwen/*' too.")
+    ] = None,
+    endpoint: Annotated[
+        list[str] | None, typer.Option(help="A path that it allows, such as '/v1/chat/*', as often.")
+    ] = None,
+    admin: Annotated[bool, typer.Option("--admin", help="It may change the fleet.")] = False,
+    requests_per_minute: Annotated[int | None, typer.Option(min=0)] = None,
+    requests_per_day: Annotated[int | None, typer.Option(min=0)] = None,
+    tokens_per_minute: Annotated[int | None, typer.Option(min=0, help="Of prompts and answers.")] = None,
+    tokens_per_day: Annotated[int | None, typer.Option(min=0)] = None,
+    priority: Annotated[int, typer.Option(help="Of its requests; a smaller one is sooner.")] = 0,
+    expires: Annotated[str | None, typer.Option(help="30d, 12h or 2027-01-31 (UTC). Default: never.")] = None,
+    config_file: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a key and show it, this once."""
+    if not name.isprintable() or not 0 < len(name) <= 100:
+        _fail("NAME: Expected 1 to 100 characters that can be printed")
+    try:
+        until = moment(expires, time.time()) if expires is not None else None
+    except (ValueError, OverflowError, OSError):  # the last two of a year that is none
+        _fail(f"--expires {expires}: Expected a time to come, as 30d, 12h or 2027-01-31")
+    terms = Terms(
+        models=tuple(model or ()),
+        endpoints=tuple(endpoint or ()),
+        admin=admin,
+        requests_per_minute=requests_per_minute,
+        requests_per_day=requests_per_day,
+        tokens_per_minute=tokens_per_minute,
+        tokens_per_day=tokens_per_day,
+        priority=priority,
+    )
+    path = _path(config_file)
+    key = api_key.make()
+    _run(path, key_store.add, key.id, key.digest, name, until, terms, write=True)
+    if as_json:
+        typer.echo(msgspec.json.encode({"id": key.id, "name": name, "key": key.text, "store": str(path)}))
+        return
+    typer.echo(key.text)
+    typer.echo(f"{key.id}, kept as a digest in {path}: this is the only time that it is shown", err=True)
+
+
+@app.command("list")
+def list_keys(config_file: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """Show the keys and what each allows."""
+    path = _path(config_file)
+    found: list[Key] = _run(path, key_store.every) if path.exists() else []
+    if as_json:
+        typer.echo(msgspec.json.encode([_plain(key) for key in found]))
+        return
+    table = _table("key", "name", "made", "state", "models", "endpoints", "limits", "priority")
+    for key in found:
+        terms = key.terms
+        _row(
+            table,
+            key.id,
+            key.name,
+            _date(key.created),
+            _state(key),
+            " ".join(terms.models) or "all",
+            (" ".join(terms.endpoints) or "all") + (", admin" if terms.admin else ""),
+            _limits(terms),
+            str(terms.priority),
+        )
+    _print(table, f"no keys in {path}; make one with `cortex keys create NAME`")
+
+
+@app.command()
+def revoke(
+    key: Annotated[str, typer.Argument(help="Its id, or its name where no other has it.")],
+    config_file: ConfigOption = None,
+) -> None:
+    """Take a key back: within a second no gateway accepts it."""
+    path = _path(config_file)
+    found: list[Key] = _run(path, key_store.named, key) if path.exists() else []
+    if not found:
+        _fail(f"{key}: no key in {path} has that id or name and holds; see `cortex keys list`")
+    if len(found) > 1:
+        _fail(
+            f"{key}: several keys have that name; name one by its id: {', '.join(each.id for each in found)}"
+        )
+    _run(path, key_store.revoke, found[0].id, write=True)
+    typer.echo(f"{found[0].id} ({found[0].name}) is revoked")
+
+
+@app.command()
+def usage(
+    days: Annotated[int, typer.Option(min=1, help="Today and the days before it, of UTC.")] = 30,
+    config_file: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what was used, by key and model."""
+    path = _path(config_file)
+    since = (datetime.now(UTC) - timedelta(days=days - 1)).strftime("%Y-%m-%d")
+    rows: list[UsageRow] = _run(path, key_store.usage, since) if path.exists() else []
+    names = {key.id: key.name for key in (_run(path, key_store.every) if path.exists() else ())}
+    if as_json:
+        typer.echo(msgspec.json.encode([row._asdict() for row in rows]))
+        return
+    table = _table(
+        "key", "name", "model", "requests", "prompt tokens", "of these cached", "answer tokens", "last"
+    )
+    for row in rows:
+        counts = (row.requests, row.prompt_tokens, row.cached_tokens, row.completion_tokens)
+        _row(table, row.key, names.get(row.key, ""), row.model, *(f"{count:,}" for count in counts), row.day)
+    _print(table, f"nothing was used with a key since {since}")
+
+
+def _plain(key: Key) -> dict[str, Any]:
+    fields = key._asdict() | {"terms": msgspec.to_builtins(key.terms), "state": _state(key)}
+    return {name: value for name, value in fields.items() if name not in ("number", "digest")}
+
+
+def _state(key: Key) -> str:
+    if key.revoked is not None:
+        return f"revoked {_date(key.revoked)}"
+    if key.expires is None:
+        return "holds"
+    return f"{'expired' if key.expires <= time.time() else 'holds until'} {_date(key.expires)}"
+
+
+def _limits(terms: Terms) -> str:
+    each = (
+        (terms.requests_per_minute, "requests/min"),
+        (terms.requests_per_day, "requests/day"),
+        (terms.tokens_per_minute, "tokens/min"),
+        (terms.tokens_per_day, "tokens/day"),
+    )
+    return ", ".join(f"{limit:,} {what}" for limit, what in each if limit is not None) or "none"
+
+
+def _date(when: float) -> str:
+    return datetime.fromtimestamp(when, UTC).strftime("%Y-%m-%d %H:%M")
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _row(table: Table, *cells: str) -> None:
+    table.add_row(*map(Text, cells))  # names may hold what rich takes for markup
+
+
+def _print(table: Table, instead: str) -> None:
+    if not table.row_count:
+        typer.echo(instead)
+        return
+    console = Console()
+    if not console.is_terminal:
+        console.width = 200
+    console.print(table)

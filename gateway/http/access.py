@@ -1,0 +1,75 @@
+"""Middleware: who sends a request, whether that may ask there, and how much is left of what it may.
+
+Where a gateway says no more than that it is there, nobody needs a key.
+"""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from typing import Any
+
+import falcon.asgi
+
+from gateway.access.keyring import Keyring
+from gateway.access.limits import Limit
+from gateway.access.principal import Principal
+from gateway.fleet.exchange import EXCHANGE
+from gateway.http.caller import caller
+from gateway.refusals import FORBIDDEN
+from ipc.errors import CortexError
+
+OPEN = frozenset(("/", "/version", "/ready", "/health", "/openapi.json"))
+
+
+class Access:
+    """Asks the keyring."""
+
+    def __init__(self, keyring: Keyring) -> None:
+        self._keyring = keyring
+
+    async def process_request(self, req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
+        try:
+            principal = await self._keyring.who(_keys(req), caller(req))
+        except CortexError:
+            if req.path not in OPEN:
+                raise
+            principal = None
+        req.context.principal = principal
+        if principal is not None and req.path not in OPEN and not principal.may_reach(req.path):
+            raise CortexError(FORBIDDEN, f"this key does not allow {req.path}")
+
+    async def process_response(
+        self, req: falcon.asgi.Request, resp: falcon.asgi.Response, resource: object, succeeded: bool
+    ) -> None:
+        principal: Principal | None = getattr(req.context, "principal", None)
+        if principal is None or EXCHANGE not in req.scope:
+            return
+        shown: set[str] = set()
+        for limit in principal.standing():
+            if limit.what not in shown:  # clients look at the next limit they meet: the minute's
+                shown.add(limit.what)
+                for name, value in _headers(limit).items():
+                    resp.set_header(name, value)
+
+
+def _keys(req: falcon.asgi.Request) -> list[str]:
+    """What a client sends for keys; some send one of each."""
+    scheme, _, token = (req.get_header("Authorization") or "").partition(" ")
+    keys = [token.strip()] if scheme.lower() == "bearer" and token.strip() else []
+    if other := req.get_header("X-API-Key"):
+        keys.append(other.strip())
+    return keys
+
+
+def _headers(limit: Limit) -> dict[str, Any]:
+    """As OpenAI's clients read them, and Anthropic's."""
+    at = datetime.fromtimestamp(time.time() + limit.reset, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return {
+        f"x-ratelimit-limit-{limit.what}": str(limit.allowed),
+        f"x-ratelimit-remaining-{limit.what}": str(limit.left),
+        f"x-ratelimit-reset-{limit.what}": f"{limit.reset:.0f}s",
+        f"anthropic-ratelimit-{limit.what}-limit": str(limit.allowed),
+        f"anthropic-ratelimit-{limit.what}-remaining": str(limit.left),
+        f"anthropic-ratelimit-{limit.what}-reset": at,
+    }
