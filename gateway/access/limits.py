@@ -58,26 +58,28 @@ class Limits:
             os.close(self._file)
             self._file = None
 
-    def admit(self, number: int, terms: Terms) -> Limit | None:
-        """Count a request of the key `number`, unless a limit forbids it, which is returned: the one that
-        forbids it for longest."""
+    def admit(self, number: int, terms: Terms) -> list[Limit]:
+        """Count a request of the key `number`, unless a limit forbids it: one of which nothing is left.
+
+        Returns:
+            The limits as they stood before, the minute's first; nothing where they cannot be read.
+        """
         now = time.time()
         try:
             file = self._lock()
             try:
                 counts = self._read(file, number, now)
-                reached = [limit for limit in _limits(counts, terms, now) if not limit.left]
-                if reached:
-                    return max(reached, key=lambda limit: limit.reset)
-                minute, day, per_minute, per_day, *tokens = counts
-                self._write(file, number, (minute, day, per_minute + 1, per_day + 1, *tokens))
+                limits = _limits(counts, terms, now)
+                if all(limit.left for limit in limits):
+                    minute, day, per_minute, per_day, *tokens = counts
+                    self._write(file, number, (minute, day, per_minute + 1, per_day + 1, *tokens))
             finally:
                 fcntl.flock(file, fcntl.LOCK_UN)
         except OSError as error:
             self._say(error)
-        else:
-            self._broken = False
-        return None
+            return []
+        self._broken = False
+        return limits
 
     def charge(self, number: int, tokens: int) -> None:
         """Count the tokens of a request of the key `number` that has ended."""
@@ -90,15 +92,6 @@ class Limits:
                 fcntl.flock(file, fcntl.LOCK_UN)
         except OSError as error:
             self._say(error)
-
-    def standing(self, number: int, terms: Terms) -> list[Limit]:
-        """The limits of a key as they stand, the nearest end first; nothing where they cannot be read."""
-        now = time.time()
-        try:
-            return _limits(self._read(self._open(), number, now), terms, now)
-        except OSError as error:
-            self._say(error)
-            return []
 
     def _open(self) -> int:
         if self._file is None:

@@ -35,6 +35,7 @@ class Principal:
     Attributes:
         key_id: for the log; empty: it has no key.
         admin: it may change the fleet.
+        limits: as they stood when a request was last admitted, or was not; the minute's first.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Principal:
         self.key_id = key.id if key is not None else ""
         self.admin = key is not None and key.terms.admin
         self._key, self._priority, self._limits, self._ledger = key, priority, limits, ledger
+        self.limits: list[Limit] = []
         self._terms = key.terms if key is not None else _NO_TERMS
 
     def may_use(self, model: str) -> bool:
@@ -75,7 +77,9 @@ class Principal:
         self.require(model)
         if self._key is None or not self._terms.limited:
             return
-        if (reached := self._limits.admit(self._key.number, self._terms)) is not None:
+        self.limits = self._limits.admit(self._key.number, self._terms)
+        if spent := [limit for limit in self.limits if not limit.left]:
+            reached = max(spent, key=lambda limit: limit.reset)
             details = {"limit": reached.allowed, "of": reached.what, "per": reached.period}
             text = f"this key allows {reached.allowed} {reached.what} per {reached.period}, and they are used"
             raise CortexError(RATE_LIMITED, text, details=details, retry_after=reached.reset)
@@ -91,10 +95,6 @@ class Principal:
         if self._terms.limited:
             self._limits.charge(self._key.number, usage.prompt_tokens + usage.completion_tokens)
         self._ledger.note(self.key_id, model, usage)
-
-    def standing(self) -> list[Limit]:
-        """Its limits, as they stand."""
-        return self._limits.standing(self._key.number, self._terms) if self._terms.limited else []
 
 
 ANYBODY = Principal("")  # where nobody asked who it is

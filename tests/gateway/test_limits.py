@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from gateway.access import limits as module
-from gateway.access.limits import DAY, MINUTE, Limits
+from gateway.access.limits import DAY, MINUTE, Limit, Limits
 from gateway.store.key_store import Terms
 
 NOON = 20_000 * DAY + DAY // 2 + 15.0  # 15 seconds into a minute
@@ -27,17 +27,22 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def admitted(limits: Limits, terms: Terms, tries: int, number: int = 1) -> int:
-    return sum(limits.admit(number, terms) is None for _ in range(tries))
+    return sum(not spent(limits, terms, number) for _ in range(tries))
+
+
+def spent(limits: Limits, terms: Terms, number: int = 1) -> list[Limit]:
+    """The limits that forbid another request, which is counted where there are none."""
+    return [limit for limit in limits.admit(number, terms) if not limit.left]
 
 
 def test_requests_of_a_minute_and_of_a_day(tmp_path: Path, clock: list[float]) -> None:
     limits, terms = Limits(tmp_path / "limits"), Terms(requests_per_minute=3, requests_per_day=5)
     assert admitted(limits, terms, 10) == 3
-    reached = limits.admit(1, terms)
+    (reached,) = spent(limits, terms)
     assert (reached.what, reached.period, reached.allowed, reached.reset) == ("requests", "minute", 3, 45.0)
     clock[0] += MINUTE
     assert admitted(limits, terms, 10) == 2
-    assert limits.admit(1, terms).period == "day"
+    assert [limit.period for limit in spent(limits, terms)] == ["day"]
     clock[0] += DAY
     assert admitted(limits, terms, 10) == 3
     assert admitted(limits, terms, 10, number=2) == 3  # another key
@@ -45,18 +50,17 @@ def test_requests_of_a_minute_and_of_a_day(tmp_path: Path, clock: list[float]) -
 
 def test_tokens_count_when_they_are_known(tmp_path: Path, clock: list[float]) -> None:
     limits, terms = Limits(tmp_path / "limits"), Terms(tokens_per_minute=100, tokens_per_day=150)
-    assert limits.admit(1, terms) is None
+    assert not spent(limits, terms)
     limits.charge(1, 90)
-    assert [limit.left for limit in limits.standing(1, terms)] == [10, 60]
-    assert limits.admit(1, terms) is None
+    assert [limit.left for limit in limits.admit(1, terms)] == [10, 60]
     limits.charge(1, 70)
-    assert limits.admit(1, terms).period == "day"
+    assert [limit.period for limit in spent(limits, terms)] == ["minute", "day"]
     clock[0] += DAY
-    assert limits.admit(1, terms) is None
+    assert not spent(limits, terms)
 
 
 def test_limit_of_nothing_allows_nothing(tmp_path: Path) -> None:
-    assert Limits(tmp_path / "limits").admit(1, Terms(tokens_per_day=0)) is not None
+    assert admitted(Limits(tmp_path / "limits"), Terms(tokens_per_day=0), 2) == 0
 
 
 @pytest.mark.parametrize("jump", [-400 * DAY, -MINUTE, MINUTE, 400 * DAY])
@@ -78,7 +82,7 @@ def test_several_processes_admit_exactly_what_is_allowed(tmp_path: Path) -> None
         "import sys; from pathlib import Path; from gateway.access.limits import Limits;"
         "from gateway.store.key_store import Terms; limits = Limits(Path(sys.argv[1]));"
         "terms = Terms(requests_per_day=1500); input();"
-        "print(sum(limits.admit(7, terms) is None for _ in range(1000)))"
+        "print(sum(limits.admit(7, terms)[0].left > 0 for _ in range(1000)))"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "limits")]
     processes = [
@@ -125,6 +129,5 @@ def test_file_that_cannot_be_used_is_told_once_and_limits_nobody(tmp_path: Path,
     with caplog.at_level(logging.ERROR):
         assert admitted(limits, terms, 3) == 3
         limits.charge(1, 5)
-        assert limits.standing(1, terms) == []
     assert len(caplog.records) == 1
     assert str(tmp_path / "missing" / "limits") in caplog.text
