@@ -1,10 +1,13 @@
 /* Products with weights in ggml's blocks, for CPUs with AVX2: y = x Wᵀ.
  *
  * The input is rounded to int8 in groups of 32 that share a scale, as llama.cpp does; all else is exact up to
- * the order of float32 sums. Eight rows of W are unpacked at once to bytes in which one register holds four
- * columns of each of the eight: a register of products then has one sum for each row, and nothing is ever
- * added across lanes. A token is computed in the same order whatever stands beside it, so that its bits do not
- * depend on how many there are, nor on the number of threads.
+ * the order of float32 sums. Eight rows of W are computed at once, a register of sums having one for each row.
+ * A token is computed in the same order whatever stands beside it, so that its bits do not depend on how many
+ * there are, nor on the number of threads.
+ *
+ * What a format is, two functions say: `scales` and `weights`. Of one token the products are made where the
+ * weights lie (`one_token`). For more the rows are unpacked first, to bytes in which one register holds four
+ * columns of each row, so that nothing is added across lanes (`unpack`, `multiply`).
  *
  * Built at install where there is a compiler, and loaded by compiled.py; nothing depends on it.
  */
@@ -28,36 +31,34 @@ int blocks_supported(void)
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
 }
 
-/* --- eight rows, unpacked ------------------------------------------------------------------------------ */
+/* --- formats ------------------------------------------------------------------------------------------- */
 
-typedef struct {
-    const uint8_t *row[8];
-    const uint8_t *next; /* the eight rows that come after these, in one piece */
-    uint8_t *quads; /* [columns / 4][8][4]: four columns of each row */
-    float *scale;   /* [groups][8] */
-    float *least;   /* [groups][8]: taken from every element, times it */
-} Tile;
+static const struct {
+    int columns, bytes; /* of a block */
+    int group;          /* columns that share a scale */
+    int bits;           /* that a weight takes as an unsigned number; 8: it has a sign */
+} FORMATS[] = {
+    [Q4_0] = {32, 18, 32, 4},    [Q4_1] = {32, 20, 32, 4},    [Q5_0] = {32, 22, 32, 5},
+    [Q5_1] = {32, 24, 32, 5},    [Q8_0] = {32, 34, 32, 8},    [Q4_K] = {256, 144, 32, 4},
+    [Q5_K] = {256, 176, 32, 5},  [Q6_K] = {256, 210, 16, 6},  [IQ4_NL] = {32, 18, 32, 8},
+    [IQ4_XS] = {256, 136, 32, 8}, [MXFP4] = {32, 17, 32, 8},
+};
 
-INLINE __m256i load(const uint8_t *p) { return _mm256_load_si256((const __m256i *)p); }
-INLINE void store(uint8_t *p, __m256i v) { _mm256_store_si256((__m256i *)p, v); }
+typedef const uint8_t *const Rows[8]; /* where each of eight rows begins */
+
 INLINE __m256i loadu(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }
-
-/* Asks memory for the part of the next rows that is where `block` is in these: eight streams in one page are
- * more than hardware foresees. */
-INLINE void ahead(const Tile *t, long block, long size)
-{
-    for (long at = 8 * size * block; at < 8 * size * (block + 1); at += 64)
-        _mm_prefetch((const char *)t->next + at, _MM_HINT_T0);
-}
+INLINE __m256i low4(__m256i v) { return _mm256_and_si256(v, _mm256_set1_epi8(15)); }
+INLINE __m256i high4(__m256i v) { return low4(_mm256_srli_epi16(v, 4)); }
+INLINE __m256 scaled(__m256 d, __m256i n) { return _mm256_mul_ps(d, _mm256_cvtepi32_ps(n)); }
 
 /* 16 bytes from `at` on of each row, as four registers of four bytes of each */
-INLINE void quads(const Tile *t, long at, __m256i out[4])
+INLINE void quads(Rows row, long at, __m256i out[4])
 {
     __m256i r[4];
     for (int i = 0; i < 4; i++) {
-        __m128i low = _mm_loadu_si128((const __m128i *)(t->row[i] + at));
+        __m128i low = _mm_loadu_si128((const __m128i *)(row[i] + at));
         r[i] = _mm256_inserti128_si256(
-            _mm256_castsi128_si256(low), _mm_loadu_si128((const __m128i *)(t->row[i + 4] + at)), 1);
+            _mm256_castsi128_si256(low), _mm_loadu_si128((const __m128i *)(row[i + 4] + at)), 1);
     }
     __m256i a = _mm256_unpacklo_epi32(r[0], r[1]), b = _mm256_unpackhi_epi32(r[0], r[1]);
     __m256i c = _mm256_unpacklo_epi32(r[2], r[3]), d = _mm256_unpackhi_epi32(r[2], r[3]);
@@ -68,254 +69,183 @@ INLINE void quads(const Tile *t, long at, __m256i out[4])
 }
 
 /* a float16 from `at` on of each row */
-INLINE __m256 halves(const Tile *t, long at)
+INLINE __m256 halves(Rows row, long at)
 {
     __m128i h = _mm_setzero_si128();
-#define HALF(i) h = _mm_insert_epi16(h, *(const uint16_t *)(t->row[i] + at), i)
+#define HALF(i) h = _mm_insert_epi16(h, *(const uint16_t *)(row[i] + at), i)
     HALF(0), HALF(1), HALF(2), HALF(3), HALF(4), HALF(5), HALF(6), HALF(7);
 #undef HALF
     return _mm256_cvtph_ps(h);
 }
 
-INLINE __m256i words(const Tile *t, long at)
+/* the float16 in the lower half of each word */
+INLINE __m256 lower_halves(__m256i words)
 {
-    uint32_t w[8];
-    for (int i = 0; i < 8; i++)
-        memcpy(&w[i], t->row[i] + at, 4);
-    return loadu(w);
-}
-
-INLINE __m256i low4(__m256i v) { return _mm256_and_si256(v, _mm256_set1_epi8(15)); }
-INLINE __m256i high4(__m256i v) { return low4(_mm256_srli_epi16(v, 4)); }
-
-/* bit `4 * quad + byte` of each word, as 16 in that byte */
-INLINE __m256i fifth_bits(__m256i words, int quad)
-{
-    const __m256i first = _mm256_set_epi32(0x0c0c0c0c, 0x08080808, 0x04040404, 0, 0x0c0c0c0c, 0x08080808, 0x04040404, 0);
-    __m256i at = _mm256_add_epi8(first, _mm256_set1_epi8((char)(quad / 2)));
-    __m256i bytes = _mm256_shuffle_epi8(words, at);
-    __m256i bit = _mm256_set1_epi32(quad % 2 ? (int)0x80402010 : 0x08040201);
-    __m256i unset = _mm256_cmpeq_epi8(_mm256_and_si256(bytes, bit), _mm256_setzero_si256());
-    return _mm256_andnot_si256(unset, _mm256_set1_epi8(16));
-}
-
-/* eight floats of each of eight rows, turned so that each register has one of each row */
-INLINE void turn(__m256 r[8])
-{
-    __m256 a[8], b[8];
-    for (int i = 0; i < 4; i++) {
-        a[2 * i] = _mm256_unpacklo_ps(r[2 * i], r[2 * i + 1]);
-        a[2 * i + 1] = _mm256_unpackhi_ps(r[2 * i], r[2 * i + 1]);
-    }
-    for (int i = 0; i < 2; i++) {
-        b[4 * i] = _mm256_shuffle_ps(a[4 * i], a[4 * i + 2], 0x44);
-        b[4 * i + 1] = _mm256_shuffle_ps(a[4 * i], a[4 * i + 2], 0xee);
-        b[4 * i + 2] = _mm256_shuffle_ps(a[4 * i + 1], a[4 * i + 3], 0x44);
-        b[4 * i + 3] = _mm256_shuffle_ps(a[4 * i + 1], a[4 * i + 3], 0xee);
-    }
-    for (int i = 0; i < 4; i++) {
-        r[i] = _mm256_permute2f128_ps(b[i], b[i + 4], 0x20);
-        r[i + 4] = _mm256_permute2f128_ps(b[i], b[i + 4], 0x31);
-    }
-}
-
-/* blocks of 32 with 16 bytes of low bits: scale, minimum where it has one, fifth bits where it has those */
-INLINE void unpack_32(Tile *t, long groups, int kind)
-{
-    const int has_least = kind == Q4_1 || kind == Q5_1, has_fifth = kind == Q5_0 || kind == Q5_1;
-    const long size = 18 + 2 * has_least + 4 * has_fifth;
-    for (long g = 0; g < groups; g++) {
-        ahead(t, g, size);
-        __m256i q[4], bits = _mm256_setzero_si256();
-        __m256 d = halves(t, g * size), m;
-        if (has_least)
-            m = _mm256_sub_ps(_mm256_setzero_ps(), halves(t, g * size + 2));
-        else
-            m = _mm256_mul_ps(d, _mm256_set1_ps(has_fifth ? 16 : 8));
-        if (has_fifth)
-            bits = words(t, g * size + 2 + 2 * has_least);
-        quads(t, (g + 1) * size - 16, q);
-        for (int i = 0; i < 4; i++) {
-            __m256i low = low4(q[i]), high = high4(q[i]);
-            if (has_fifth) {
-                low = _mm256_or_si256(low, fifth_bits(bits, i));
-                high = _mm256_or_si256(high, fifth_bits(bits, i + 4));
-            }
-            store(t->quads + 256 * g + 32 * i, low);
-            store(t->quads + 256 * g + 32 * i + 128, high);
-        }
-        _mm256_store_ps(t->scale + 8 * g, d);
-        _mm256_store_ps(t->least + 8 * g, m);
-    }
-}
-
-INLINE void unpack_q8_0(Tile *t, long groups)
-{
-    for (long g = 0; g < groups; g++) {
-        ahead(t, g, 34);
-        __m256i q[8];
-        quads(t, 34 * g + 2, q);
-        quads(t, 34 * g + 18, q + 4);
-        for (int i = 0; i < 8; i++)
-            store(t->quads + 256 * g + 32 * i, q[i]);
-        _mm256_store_ps(t->scale + 8 * g, halves(t, 34 * g));
-    }
+    __m256i h = _mm256_and_si256(words, _mm256_set1_epi32(0xffff));
+    h = _mm256_permute4x64_epi64(_mm256_packus_epi32(h, h), 0x08);
+    return _mm256_cvtph_ps(_mm256_castsi256_si128(h));
 }
 
 /* Q4_K and Q5_K: six bits of scale and six of minimum for each of the eight groups of a block */
-INLINE void unpack_six_bits(Tile *t, long at, long group)
+INLINE void six_bits(Rows row, long at, float *scale, float *least)
 {
-    const uint32_t low6 = 0x3f3f3f3f, low4 = 0x0f0f0f0f, two = 0x03030303;
-    __m256 s[8], m[8];
+    const __m256i six = _mm256_set1_epi8(63), four = _mm256_set1_epi8(15), two = _mm256_set1_epi8(0x30);
+    __m256i w[4], n[2], m[2];
+    quads(row, at, w);
+    n[0] = _mm256_and_si256(w[1], six);
+    m[0] = _mm256_and_si256(w[2], six);
+    n[1] = _mm256_or_si256(_mm256_and_si256(w[3], four), _mm256_and_si256(_mm256_srli_epi32(w[1], 2), two));
+    m[1] = _mm256_or_si256(_mm256_and_si256(_mm256_srli_epi32(w[3], 4), four),
+                           _mm256_and_si256(_mm256_srli_epi32(w[2], 2), two));
+    const __m256 d = lower_halves(w[0]), least_d = lower_halves(_mm256_srli_epi32(w[0], 16));
     for (int i = 0; i < 8; i++) {
-        uint32_t w[3];
-        memcpy(w, t->row[i] + at + 4, 12);
-        uint64_t scales = (w[0] & low6)
-            | (uint64_t)((w[2] & low4) | ((w[0] >> 6 & two) << 4)) << 32;
-        uint64_t minima = (w[1] & low6)
-            | (uint64_t)((w[2] >> 4 & low4) | ((w[1] >> 6 & two) << 4)) << 32;
-        uint32_t both;
-        memcpy(&both, t->row[i] + at, 4);
-        __m128 d = _mm_cvtph_ps(_mm_cvtsi32_si128((int)both));
-        s[i] = _mm256_mul_ps(_mm256_broadcastss_ps(d),
-                             _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128((long long)scales))));
-        m[i] = _mm256_mul_ps(_mm256_broadcastss_ps(_mm_movehdup_ps(d)),
-                             _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128((long long)minima))));
+        const __m256i byte = _mm256_set1_epi32(255);
+        __m256i s = _mm256_and_si256(_mm256_srli_epi32(n[i / 4], 8 * (i % 4)), byte);
+        __m256i l = _mm256_and_si256(_mm256_srli_epi32(m[i / 4], 8 * (i % 4)), byte);
+        _mm256_store_ps(scale + 8 * i, scaled(d, s));
+        _mm256_store_ps(least + 8 * i, scaled(least_d, l));
     }
-    turn(s);
-    turn(m);
+}
+
+INLINE void scales_q6_k(Rows row, long at, float *scale, float *least)
+{
+    const __m256 d = halves(row, at + 208);
+    __m256i w[4];
+    quads(row, at + 192, w);
+    for (int i = 0; i < 16; i++) {
+        __m256 s = scaled(d, _mm256_srai_epi32(_mm256_slli_epi32(w[i / 4], 24 - 8 * (i % 4)), 24));
+        _mm256_store_ps(scale + 8 * i, s);
+        _mm256_store_ps(least + 8 * i, _mm256_mul_ps(s, _mm256_set1_ps(32)));
+    }
+}
+
+INLINE void scales_iq4_xs(Rows row, long at, float *scale)
+{
+    __m256i w[4];
+    quads(row, at, w);
+    const __m256 d = lower_halves(w[0]);
     for (int i = 0; i < 8; i++) {
-        _mm256_store_ps(t->scale + 8 * (group + i), s[i]);
-        _mm256_store_ps(t->least + 8 * (group + i), m[i]);
+        __m256i low = _mm256_and_si256(_mm256_srli_epi32(w[1], 4 * i), _mm256_set1_epi32(15));
+        __m256i high = _mm256_and_si256(_mm256_srli_epi32(w[0], 16 + 2 * i), _mm256_set1_epi32(3));
+        __m256i n = _mm256_or_si256(low, _mm256_slli_epi32(high, 4));
+        _mm256_store_ps(scale + 8 * i, scaled(d, _mm256_sub_epi32(n, _mm256_set1_epi32(32))));
     }
 }
 
-INLINE void unpack_q45_k(Tile *t, long blocks, int kind)
+/* half of two to the power of a byte less 127: the numbers of fp4 are twice what they stand for */
+INLINE __m256 powers(Rows row, long at)
 {
-    const long size = kind == Q5_K ? 176 : 144;
-    for (long b = 0; b < blocks; b++) {
-        ahead(t, b, size);
-        __m256i high[8];
-        unpack_six_bits(t, b * size, 8 * b);
-        if (kind == Q5_K) {
-            quads(t, b * size + 16, high);
-            quads(t, b * size + 32, high + 4);
-        }
-        for (int c = 0; c < 4; c++) {
-            __m256i q[8];
-            quads(t, (b + 1) * size - 128 + 32 * c, q);
-            quads(t, (b + 1) * size - 112 + 32 * c, q + 4);
-            uint8_t *to = t->quads + 2048 * b + 512 * c;
-            for (int i = 0; i < 8; i++) {
-                __m256i first = low4(q[i]), second = high4(q[i]);
-                if (kind == Q5_K) {
-                    const __m256i bit = _mm256_set1_epi8(16);
-                    __m256i h = high[i];
-                    __m256i f = 2 * c < 4 ? _mm256_slli_epi16(h, 4 - 2 * c) : _mm256_srli_epi16(h, 2 * c - 4);
-                    __m256i s = 2 * c + 1 < 4 ? _mm256_slli_epi16(h, 3 - 2 * c) : _mm256_srli_epi16(h, 2 * c - 3);
-                    first = _mm256_or_si256(first, _mm256_and_si256(f, bit));
-                    second = _mm256_or_si256(second, _mm256_and_si256(s, bit));
-                }
-                store(to + 32 * i, first);
-                store(to + 32 * i + 256, second);
-            }
-        }
-    }
+    __m128i e = _mm_setzero_si128();
+#define BYTE(i) e = _mm_insert_epi8(e, row[i][at], i)
+    BYTE(0), BYTE(1), BYTE(2), BYTE(3), BYTE(4), BYTE(5), BYTE(6), BYTE(7);
+#undef BYTE
+    const __m256i n = _mm256_cvtepu8_epi32(e), one = _mm256_set1_epi32(1);
+    __m256i normal = _mm256_slli_epi32(_mm256_sub_epi32(n, one), 23);
+    __m256i small = _mm256_sllv_epi32(_mm256_set1_epi32(0x00200000), n);
+    return _mm256_castsi256_ps(_mm256_blendv_epi8(small, normal, _mm256_cmpgt_epi32(n, one)));
 }
 
-INLINE void unpack_q6_k(Tile *t, long blocks)
+/* Of each group of a block and each row: its scale, and where weights have no sign what is taken from every
+ * element, [groups][8] */
+INLINE void scales(int kind, Rows row, long at, float *scale, float *least)
 {
-    for (long b = 0; b < blocks; b++) {
-        const long at = 210 * b;
-        ahead(t, b, 210);
-        __m256 s[8];
-        for (int half = 0; half < 2; half++) {
-            __m256i low[16], high[8];
-            for (int i = 0; i < 4; i++)
-                quads(t, at + 64 * half + 16 * i, low + 4 * i);
-            for (int i = 0; i < 2; i++)
-                quads(t, at + 128 + 32 * half + 16 * i, high + 4 * i);
-            uint8_t *to = t->quads + 2048 * b + 1024 * half;
-            const __m256i two = _mm256_set1_epi8(0x30);
-            for (int i = 0; i < 8; i++) {
-                __m256i h = high[i];
-                __m256i h0 = _mm256_and_si256(_mm256_slli_epi16(h, 4), two);
-                __m256i h1 = _mm256_and_si256(_mm256_slli_epi16(h, 2), two);
-                __m256i h2 = _mm256_and_si256(h, two);
-                __m256i h3 = _mm256_and_si256(_mm256_srli_epi16(h, 2), two);
-                store(to + 32 * i, _mm256_or_si256(low4(low[i]), h0));
-                store(to + 32 * i + 256, _mm256_or_si256(low4(low[i + 8]), h1));
-                store(to + 32 * i + 512, _mm256_or_si256(high4(low[i]), h2));
-                store(to + 32 * i + 768, _mm256_or_si256(high4(low[i + 8]), h3));
-            }
-        }
-        __m256 d = halves(t, at + 208);
-        for (int half = 0; half < 2; half++) {
-            for (int i = 0; i < 8; i++)
-                s[i] = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(
-                    _mm_loadl_epi64((const __m128i *)(t->row[i] + at + 192 + 8 * half))));
-            turn(s);
-            for (int i = 0; i < 8; i++) {
-                __m256 scale = _mm256_mul_ps(d, s[i]);
-                _mm256_store_ps(t->scale + 8 * (16 * b + 8 * half + i), scale);
-                _mm256_store_ps(t->least + 8 * (16 * b + 8 * half + i), _mm256_mul_ps(scale, _mm256_set1_ps(32)));
-            }
-        }
+    __m256 d, m = _mm256_setzero_ps();
+    switch (kind) {
+    case Q4_K:
+    case Q5_K:
+        six_bits(row, at, scale, least);
+        return;
+    case Q6_K:
+        scales_q6_k(row, at, scale, least);
+        return;
+    case IQ4_XS:
+        scales_iq4_xs(row, at, scale);
+        return;
+    case MXFP4:
+        d = powers(row, at);
+        break;
+    default:
+        d = halves(row, at);
+        if (kind == Q4_1 || kind == Q5_1)
+            m = _mm256_sub_ps(m, halves(row, at + 2));
+        else if (kind == Q4_0 || kind == Q5_0)
+            m = _mm256_mul_ps(d, _mm256_set1_ps(kind == Q4_0 ? 8 : 16));
     }
+    _mm256_store_ps(scale, d);
+    if (FORMATS[kind].bits != 8)
+        _mm256_store_ps(least, m);
 }
 
-/* nibbles that are places in a table of int8 */
-INLINE void unpack_table(Tile *t, long groups, int kind)
+/* 16 bytes: the lower halves of all, then the upper ones */
+INLINE __m256i nibbles(const uint8_t *p)
+{
+    __m256i v = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)p));
+    return low4(_mm256_srlv_epi32(v, _mm256_set_epi32(4, 4, 4, 4, 0, 0, 0, 0)));
+}
+
+/* 16 in each byte whose bit is set, of 32 */
+INLINE __m256i fifth_bits(const uint8_t *p)
+{
+    const __m256i byte = _mm256_set_epi64x(0x0303030303030303, 0x0202020202020202, 0x0101010101010101, 0);
+    const __m256i bit = _mm256_set1_epi64x((long long)0x8040201008040201);
+    int32_t word;
+    memcpy(&word, p, 4);
+    __m256i set = _mm256_and_si256(_mm256_shuffle_epi8(_mm256_set1_epi32(word), byte), bit);
+    return _mm256_and_si256(_mm256_cmpeq_epi8(set, bit), _mm256_set1_epi8(16));
+}
+
+/* The 32 weights of a block from column 32 * part on. Constants are those that the compiler makes of `kind`
+ * and, where it unrolls, of `part`. */
+INLINE __m256i weights(int kind, const uint8_t *p, int part)
 {
     static const int8_t nl[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
     static const int8_t fp4[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
-    const __m256i table
-        = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)(kind == MXFP4 ? fp4 : nl)));
-    for (long g = 0; g < groups; g++) {
-        __m256i q[4];
-        __m256 d;
-        long at;
-        if (kind == MXFP4) {
-            float f[8];
-            at = 17 * g;
-            ahead(t, g, 17);
-            for (int i = 0; i < 8; i++) {
-                uint8_t e = t->row[i][at];
-                uint32_t bits = e < 2 ? 0x00200000u << e : (uint32_t)(e - 1) << 23;
-                memcpy(&f[i], &bits, 4);
-            }
-            d = _mm256_loadu_ps(f);
-            at += 1;
-        } else if (kind == IQ4_NL) {
-            at = 18 * g;
-            ahead(t, g, 18);
-            d = halves(t, at);
-            at += 2;
-        } else {
-            const long block = 136 * (g / 8), n = g % 8;
-            float f[8];
-            ahead(t, g, 17);
-            for (int i = 0; i < 8; i++) {
-                const uint8_t *p = t->row[i] + block;
-                int low = p[4 + n / 2] >> 4 * (n % 2) & 15, high = p[2 + n / 4] >> 2 * (n % 4) & 3;
-                f[i] = (float)((low | high << 4) - 32);
-            }
-            d = _mm256_mul_ps(halves(t, block), _mm256_loadu_ps(f));
-            at = block + 8 + 16 * n;
-        }
-        quads(t, at, q);
-        for (int i = 0; i < 4; i++) {
-            store(t->quads + 256 * g + 32 * i, _mm256_shuffle_epi8(table, low4(q[i])));
-            store(t->quads + 256 * g + 32 * i + 128, _mm256_shuffle_epi8(table, high4(q[i])));
-        }
-        _mm256_store_ps(t->scale + 8 * g, d);
+#define TABLE(t) _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)(t)))
+    switch (kind) {
+    case Q4_0:
+        return nibbles(p + 2);
+    case Q4_1:
+        return nibbles(p + 4);
+    case Q5_0:
+        return _mm256_or_si256(nibbles(p + 6), fifth_bits(p + 2));
+    case Q5_1:
+        return _mm256_or_si256(nibbles(p + 8), fifth_bits(p + 4));
+    case Q8_0:
+        return loadu(p + 2);
+    case Q4_K:
+    case Q5_K: {
+        __m256i v = loadu(p + (kind == Q5_K ? 48 : 16) + 32 * (part / 2));
+        v = part % 2 ? high4(v) : low4(v);
+        if (kind == Q4_K)
+            return v;
+        const __m256i bit = _mm256_set1_epi8((char)(1 << part));
+        __m256i set = _mm256_cmpeq_epi8(_mm256_and_si256(loadu(p + 16), bit), bit);
+        return _mm256_or_si256(v, _mm256_and_si256(set, _mm256_set1_epi8(16)));
     }
+    case Q6_K: {
+        __m256i v = loadu(p + 64 * (part / 4) + 32 * (part % 2)), h = loadu(p + 128 + 32 * (part / 4));
+        v = part % 4 / 2 ? high4(v) : low4(v);
+        h = part % 4 == 0 ? _mm256_slli_epi16(h, 4)
+            : part % 4 == 1 ? _mm256_slli_epi16(h, 2)
+            : part % 4 == 2 ? h
+                            : _mm256_srli_epi16(h, 2);
+        return _mm256_or_si256(v, _mm256_and_si256(h, _mm256_set1_epi8(0x30)));
+    }
+    case IQ4_NL:
+        return _mm256_shuffle_epi8(TABLE(nl), nibbles(p + 2));
+    case IQ4_XS:
+        return _mm256_shuffle_epi8(TABLE(nl), nibbles(p + 8 + 16 * part));
+    default:
+        return _mm256_shuffle_epi8(TABLE(fp4), nibbles(p + 1));
+    }
+#undef TABLE
 }
 
 /* --- the input, rounded -------------------------------------------------------------------------------- */
 
 typedef struct {
     int8_t *numbers; /* [tokens][columns] */
+    int16_t *wide;   /* the same, where a product takes them */
     float *scale;    /* [tokens][columns / 32] */
     float *sums;     /* [tokens][groups]: of the elements of a group, rounded */
 } Input;
@@ -340,8 +270,11 @@ INLINE int sum_16(__m128i bytes)
 }
 
 /* One token. A group that holds what is not finite has a scale that is not, and so has all that comes of it. */
-AVX2 static void round_token(const void *x, long at, int type, long columns, int group, int8_t *q, float *d, float *sums)
+AVX2 static void round_token(const void *x, int type, long columns, int group, const Input *in, long token)
 {
+    const long at = token * columns;
+    int8_t *q = in->numbers + at;
+    float *d = in->scale + token * (columns / 32), *sums = in->sums + token * (columns / group);
     const __m256 sign = _mm256_set1_ps(-0.0f);
     for (long g = 0; g < columns / 32; g++) {
         __m256 v[4], most = _mm256_setzero_ps(), odd = _mm256_setzero_ps();
@@ -366,6 +299,11 @@ AVX2 static void round_token(const void *x, long at, int type, long columns, int
         __m256i bytes = _mm256_permutevar8x32_epi32(
             _mm256_packs_epi16(a, b), _mm256_set_epi32(7, 3, 6, 2, 5, 1, 4, 0));
         _mm256_storeu_si256((__m256i *)(q + 32 * g), bytes);
+        if (in->wide) {
+            __m256i *wide = (__m256i *)(in->wide + at + 32 * g);
+            _mm256_storeu_si256(wide, _mm256_cvtepi8_epi16(_mm256_castsi256_si128(bytes)));
+            _mm256_storeu_si256(wide + 1, _mm256_cvtepi8_epi16(_mm256_extracti128_si256(bytes, 1)));
+        }
         d[g] = scale + nothing;
         int first = sum_16(_mm256_castsi256_si128(bytes)), second = sum_16(_mm256_extracti128_si256(bytes, 1));
         if (group == 16) {
@@ -376,156 +314,327 @@ AVX2 static void round_token(const void *x, long at, int type, long columns, int
     }
 }
 
-/* --- products ------------------------------------------------------------------------------------------ */
+/* --- more tokens --------------------------------------------------------------------------------------- */
 
-/* Sums of four registers of bytes in int32: `bits` of a weight say how many products int16 can hold */
-INLINE __m256i dot(const uint8_t *w, const int8_t *a, int count, int bits)
+typedef struct {
+    uint8_t *quads; /* [columns / 4][8][4]: four columns of each of eight rows; of 8 bits two, in int16 */
+    float *scale;   /* [groups][8] */
+    float *least;   /* [groups][8]: taken from every element, times it */
+} Tile;
+
+/* eight words of each of eight rows, turned so that each register has one of each row */
+INLINE void turn(__m256 r[8])
 {
-    const __m256i ones = _mm256_set1_epi16(1);
-    const int together = bits == 4 ? 8 : bits == 5 ? 4 : bits == 6 ? 2 : 1;
-    __m256i total = _mm256_setzero_si256();
-    for (int i = 0; i < count; i += together) {
-        __m256i part = _mm256_setzero_si256();
-        for (int j = i; j < i + together; j++) {
-            int32_t four;
-            memcpy(&four, a + 4 * j, 4);
-            __m256i x = _mm256_set1_epi32(four), q = load(w + 32 * j);
-            __m256i two = bits == 8 ? _mm256_maddubs_epi16(_mm256_abs_epi8(q), _mm256_sign_epi8(x, q))
-                                    : _mm256_maddubs_epi16(q, x);
-            part = j == i ? two : _mm256_add_epi16(part, two);
-        }
-        part = _mm256_madd_epi16(part, ones);
-        total = i == 0 ? part : _mm256_add_epi32(total, part);
+    __m256 a[8], b[8];
+    for (int i = 0; i < 4; i++) {
+        a[2 * i] = _mm256_unpacklo_ps(r[2 * i], r[2 * i + 1]);
+        a[2 * i + 1] = _mm256_unpackhi_ps(r[2 * i], r[2 * i + 1]);
     }
-    return total;
+    for (int i = 0; i < 2; i++) {
+        b[4 * i] = _mm256_shuffle_ps(a[4 * i], a[4 * i + 2], 0x44);
+        b[4 * i + 1] = _mm256_shuffle_ps(a[4 * i], a[4 * i + 2], 0xee);
+        b[4 * i + 2] = _mm256_shuffle_ps(a[4 * i + 1], a[4 * i + 3], 0x44);
+        b[4 * i + 3] = _mm256_shuffle_ps(a[4 * i + 1], a[4 * i + 3], 0xee);
+    }
+    for (int i = 0; i < 4; i++) {
+        r[i] = _mm256_permute2f128_ps(b[i], b[i + 4], 0x20);
+        r[i + 4] = _mm256_permute2f128_ps(b[i], b[i + 4], 0x31);
+    }
 }
 
-/* `tokens` times eight rows */
+/* four bytes, or two of twice their size, in each of eight places */
+INLINE __m256i word(const void *p)
+{
+    int32_t w;
+    memcpy(&w, p, 4);
+    return _mm256_set1_epi32(w);
+}
+
+INLINE void unpack(int kind, Rows row, const Tile *t, long columns)
+{
+    const int parts = FORMATS[kind].columns / 32, groups = FORMATS[kind].columns / FORMATS[kind].group;
+    const int wide = FORMATS[kind].bits == 8;
+    for (long b = 0; b < columns / FORMATS[kind].columns; b++) {
+        const long at = b * FORMATS[kind].bytes;
+        scales(kind, row, at, t->scale + 8 * groups * b, t->least + 8 * groups * b);
+#pragma GCC unroll 8
+        for (int part = 0; part < parts; part++) {
+            __m256 r[16];
+            for (int i = 0; i < 8; i++) {
+                __m256i w = weights(kind, row[i] + at, part);
+                if (wide) {
+                    r[i + 8] = _mm256_castsi256_ps(_mm256_cvtepi8_epi16(_mm256_extracti128_si256(w, 1)));
+                    w = _mm256_cvtepi8_epi16(_mm256_castsi256_si128(w));
+                }
+                r[i] = _mm256_castsi256_ps(w);
+            }
+            turn(r);
+            if (wide)
+                turn(r + 8);
+            for (int i = 0; i < (wide ? 16 : 8); i++)
+                _mm256_store_ps((float *)(t->quads + (wide ? 512 : 256) * (b * parts + part) + 32 * i), r[i]);
+        }
+    }
+}
+
+/* The compiler would make all products before it adds the first two, and has no registers for them. */
+#define HOLD(v) __asm__("" : "+x"(v))
+
+/* `tokens` times eight rows; `bits` of a weight say how many products int16 can hold */
 INLINE void multiply(const Tile *t, const Input *in, long first, int tokens, long columns, int group, int bits, __m256 *y)
 {
+    const int together = bits == 4 ? 8 : bits == 5 ? 4 : 2;
+    const __m256i ones = _mm256_set1_epi16(1);
     const long groups = columns / group;
+#pragma GCC unroll 4
     for (int k = 0; k < tokens; k++)
         y[k] = _mm256_setzero_ps();
     for (long g = 0; g < groups; g++) {
-        __m256 scale = _mm256_load_ps(t->scale + 8 * g);
+        __m256i sum[4];
+        const uint8_t *w = t->quads + (bits == 8 ? 16 : 8) * group * g;
+#pragma GCC unroll 4
+        for (int k = 0; k < tokens; k++)
+            sum[k] = _mm256_setzero_si256();
+        if (bits == 8) {
+            const int16_t *x = in->wide + first * columns + group * g;
+#pragma GCC unroll 16
+            for (int i = 0; i < group / 2; i++) {
+                const __m256i two = _mm256_load_si256((const __m256i *)(w + 32 * i));
+#pragma GCC unroll 4
+                for (int k = 0; k < tokens; k++) {
+                    sum[k] = _mm256_add_epi32(sum[k], _mm256_madd_epi16(two, word(x + k * columns + 2 * i)));
+                    HOLD(sum[k]);
+                }
+            }
+        } else {
+            const int8_t *x = in->numbers + first * columns + group * g;
+#pragma GCC unroll 8
+            for (int i = 0; i < group / 4; i += together) {
+                __m256i part[4];
+#pragma GCC unroll 8
+                for (int j = 0; j < together; j++) {
+                    const __m256i four = _mm256_load_si256((const __m256i *)(w + 32 * (i + j)));
+#pragma GCC unroll 4
+                    for (int k = 0; k < tokens; k++) {
+                        __m256i two = _mm256_maddubs_epi16(four, word(x + k * columns + 4 * (i + j)));
+                        part[k] = j == 0 ? two : _mm256_add_epi16(part[k], two);
+                        HOLD(part[k]);
+                    }
+                }
+#pragma GCC unroll 4
+                for (int k = 0; k < tokens; k++)
+                    sum[k] = _mm256_add_epi32(sum[k], _mm256_madd_epi16(part[k], ones));
+            }
+        }
+        const __m256 scale = _mm256_load_ps(t->scale + 8 * g);
+#pragma GCC unroll 4
         for (int k = 0; k < tokens; k++) {
             const long token = first + k;
-            __m256i sum = dot(t->quads + 8 * group * g, in->numbers + token * columns + group * g, group / 4, bits);
             __m256 by = _mm256_mul_ps(scale, _mm256_set1_ps(in->scale[token * (columns / 32) + g * group / 32]));
-            y[k] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum), by, y[k]);
-            if (bits != 8) {
-                __m256 least = _mm256_load_ps(t->least + 8 * g);
-                y[k] = _mm256_fnmadd_ps(least, _mm256_set1_ps(in->sums[token * groups + g]), y[k]);
-            }
+            y[k] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum[k]), by, y[k]);
+            if (bits != 8)
+                y[k] = _mm256_fnmadd_ps(_mm256_load_ps(t->least + 8 * g), _mm256_set1_ps(in->sums[token * groups + g]), y[k]);
         }
     }
 }
 
-INLINE void store_any(void *y, long at, int count, int type, __m256 values)
+/* --- one token ----------------------------------------------------------------------------------------- */
+
+/* [a, b] out of registers that have numbers of one row in each four, then out of [a, b] and [c, d] */
+#define FOLD(name, add)                                                                                      \
+    INLINE __m256i name##_two(__m256i a, __m256i b) { return add(_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b)); } \
+    INLINE __m256i name##_four(__m256i a, __m256i b) { return add(_mm256_unpacklo_epi64(a, b), _mm256_unpackhi_epi64(a, b)); }
+FOLD(fold16, _mm256_add_epi16)
+FOLD(fold32, _mm256_add_epi32)
+#undef FOLD
+
+/* Products of four rows with 32 columns: in int32 a sum of each row over the lower 16, then over the upper.
+ * `bits` of a weight say how many products int16 can hold. */
+INLINE __m256i fold(const __m256i p[4], int bits)
 {
-    float f[8];
-    if (type == FLOAT32) {
-        _mm256_storeu_ps(f, values);
-        memcpy((float *)y + at, f, 4 * count);
+    const __m256i ones = _mm256_set1_epi16(1);
+    if (bits == 8)
+        return fold32_four(fold32_two(p[0], p[1]), fold32_two(p[2], p[3]));
+    __m256i a = fold16_two(p[0], p[1]), b = fold16_two(p[2], p[3]);
+    if (bits == 6)
+        return fold32_four(_mm256_madd_epi16(a, ones), _mm256_madd_epi16(b, ones));
+    return _mm256_madd_epi16(fold16_four(a, b), ones);
+}
+
+/* One token times eight rows. Sums of integers are the same in any order, and those of float32 are made in the
+ * order of `multiply`. */
+INLINE __m256 one_token(int kind, Rows row, const Input *in, long token, long columns)
+{
+    const int group = FORMATS[kind].group, bits = FORMATS[kind].bits, size = FORMATS[kind].bytes;
+    const int parts = FORMATS[kind].columns / 32, each = 32 / group;
+    __m256 y = _mm256_setzero_ps();
+    const int8_t *numbers = in->numbers + token * columns;
+    const float *by = in->scale + token * (columns / 32), *sums = in->sums + token * (columns / group);
+    long at = 0;
+    for (long g = 0; g < columns / 32; g += parts, at += size) {
+        float scale[128] __attribute__((aligned(32))), least[128] __attribute__((aligned(32)));
+        scales(kind, row, at, scale, least);
+#pragma GCC unroll 8
+        for (int part = 0; part < parts; part++) {
+            const __m256i x = loadu(numbers + 32 * (g + part)), ones = _mm256_set1_epi16(1);
+            __m256i p[8];
+#pragma GCC unroll 8
+            for (int i = 0; i < 8; i++) {
+                __m256i w = weights(kind, row[i] + at, part);
+                if (bits == 8)
+                    p[i] = _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w)), ones);
+                else
+                    p[i] = _mm256_maddubs_epi16(w, x);
+            }
+            __m256i a = fold(p, bits), b = fold(p + 4, bits);
+            __m256i sum[2] = {_mm256_permute2x128_si256(a, b, 0x20), _mm256_permute2x128_si256(a, b, 0x31)};
+            if (each == 1)
+                sum[0] = _mm256_add_epi32(sum[0], sum[1]);
+            for (int i = 0; i < each; i++) {
+                const int n = part * each + i;
+                __m256 both = _mm256_mul_ps(_mm256_load_ps(scale + 8 * n), _mm256_set1_ps(by[g + part]));
+                y = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum[i]), both, y);
+                if (bits != 8)
+                    y = _mm256_fnmadd_ps(_mm256_load_ps(least + 8 * n), _mm256_set1_ps(sums[g * each + n]), y);
+            }
+        }
+    }
+    return y;
+}
+
+/* float32 to bfloat16, to the nearest and even */
+INLINE __m128i bfloat16(__m256 values)
+{
+    __m256i b = _mm256_castps_si256(values);
+    __m256i odd = _mm256_and_si256(_mm256_srli_epi32(b, 16), _mm256_set1_epi32(1));
+    __m256i rounded = _mm256_add_epi32(b, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+    __m256i quiet = _mm256_or_si256(b, _mm256_set1_epi32(0x400000));
+    __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(values, values, _CMP_UNORD_Q));
+    rounded = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, nan), 16);
+    __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(rounded, rounded), 0x08);
+    return _mm256_castsi256_si128(packed);
+}
+
+/* --- products ------------------------------------------------------------------------------------------ */
+
+enum {
+    UNPACKED = 4,  /* tokens, from which on unpacking pays */
+    SCATTERED = 32 /* up to which rows are far from each other */
+};
+
+typedef struct {
+    int kind;
+    const uint8_t *weight;
+    long rows, columns, row_bytes;
+    void *y;  /* [tokens][rows] */
+    int type; /* of y */
+    long tokens;
+    const float *bias; /* [rows], or NULL */
+} Product;
+
+/* The sums of one token and eight rows: `row`, and those that follow it `apart` from each other */
+INLINE void keep(const Product *p, long token, long row, long apart, __m256 sums)
+{
+    const int count = p->rows - row > 7 * apart ? 8 : (int)((p->rows - row + apart - 1) / apart);
+    if (p->bias) {
+        float bias[8] = {0};
+        for (int i = 0; i < count; i++)
+            bias[i] = p->bias[row + i * apart];
+        sums = _mm256_add_ps(sums, _mm256_loadu_ps(bias));
+    }
+    uint32_t words[8];
+    uint16_t halves[8];
+    if (p->type == FLOAT32)
+        _mm256_storeu_ps((float *)words, sums);
+    else
+        _mm_storeu_si128((__m128i *)halves, p->type == FLOAT16 ? _mm256_cvtps_ph(sums, 0) : bfloat16(sums));
+    for (int i = 0; i < count; i++) {
+        const long at = token * p->rows + row + i * apart;
+        if (p->type == FLOAT32)
+            ((uint32_t *)p->y)[at] = words[i];
+        else
+            ((uint16_t *)p->y)[at] = halves[i];
+    }
+}
+
+INLINE void eight_rows(int kind, const Product *p, Rows rows, const Input *in, const Tile *t, long row, long apart)
+{
+    if (p->tokens < UNPACKED) {
+        for (long token = 0; token < p->tokens; token++)
+            keep(p, token, row, apart, one_token(kind, rows, in, token, p->columns));
         return;
     }
-    uint16_t h[8];
-    if (type == FLOAT16)
-        _mm_storeu_si128((__m128i *)h, _mm256_cvtps_ph(values, 0));
-    else {
-        __m256i b = _mm256_castps_si256(values);
-        __m256i odd = _mm256_and_si256(_mm256_srli_epi32(b, 16), _mm256_set1_epi32(1));
-        __m256i rounded = _mm256_add_epi32(b, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
-        __m256i quiet = _mm256_or_si256(b, _mm256_set1_epi32(0x400000));
-        __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(values, values, _CMP_UNORD_Q));
-        rounded = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, nan), 16);
-        __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(rounded, rounded), 0x08);
-        _mm_storeu_si128((__m128i *)h, _mm256_castsi256_si128(packed));
-    }
-    memcpy((uint16_t *)y + at, h, 2 * count);
-}
-
-INLINE void tile(Tile *t, const Input *in, long tokens, long columns, int group, int bits, void *y, int type,
-                 long rows, long row, const float *bias)
-{
-    const int count = rows - row < 8 ? (int)(rows - row) : 8;
-    float b[8] = {0};
-    if (bias)
-        memcpy(b, bias + row, 4 * count);
-    const __m256 add = _mm256_loadu_ps(b);
+    unpack(kind, rows, t, p->columns);
     long token = 0;
-    for (; token + 4 <= tokens; token += 4) {
-        __m256 out[4];
-        multiply(t, in, token, 4, columns, group, bits, out);
+    for (; token + 4 <= p->tokens; token += 4) {
+        __m256 y[4];
+        multiply(t, in, token, 4, p->columns, FORMATS[kind].group, FORMATS[kind].bits, y);
         for (int k = 0; k < 4; k++)
-            store_any(y, (token + k) * rows + row, count, type, _mm256_add_ps(out[k], add));
+            keep(p, token + k, row, apart, y[k]);
     }
-    for (; token < tokens; token++) {
-        __m256 out[1];
-        multiply(t, in, token, 1, columns, group, bits, out);
-        store_any(y, token * rows + row, count, type, _mm256_add_ps(out[0], add));
+    for (; token < p->tokens; token++) {
+        __m256 y[1];
+        multiply(t, in, token, 1, p->columns, FORMATS[kind].group, FORMATS[kind].bits, y);
+        keep(p, token, row, apart, y[0]);
     }
 }
 
-#define CASE(kind, group, bits, unpack)                                                                  \
-    case kind:                                                                                           \
-        unpack;                                                                                          \
-        tile(t, in, tokens, columns, group, bits, y, type, rows, row, bias);                             \
-        break
-
-AVX2 static void eight_rows(int kind, Tile *t, const Input *in, long tokens, long columns, void *y, int type,
-                            long rows, long row, const float *bias)
-{
-    switch (kind) {
-        CASE(Q4_0, 32, 4, unpack_32(t, columns / 32, Q4_0));
-        CASE(Q4_1, 32, 4, unpack_32(t, columns / 32, Q4_1));
-        CASE(Q5_0, 32, 5, unpack_32(t, columns / 32, Q5_0));
-        CASE(Q5_1, 32, 5, unpack_32(t, columns / 32, Q5_1));
-        CASE(Q8_0, 32, 8, unpack_q8_0(t, columns / 32));
-        CASE(Q4_K, 32, 4, unpack_q45_k(t, columns / 256, Q4_K));
-        CASE(Q5_K, 32, 5, unpack_q45_k(t, columns / 256, Q5_K));
-        CASE(Q6_K, 16, 6, unpack_q6_k(t, columns / 256));
-        CASE(IQ4_NL, 32, 8, unpack_table(t, columns / 32, IQ4_NL));
-        CASE(IQ4_XS, 32, 8, unpack_table(t, columns / 32, IQ4_XS));
-        CASE(MXFP4, 32, 8, unpack_table(t, columns / 32, MXFP4));
+#define FORMAT(kind)                                                                                         \
+    AVX2 static void product_##kind(const Product *p, Rows rows, const Input *in, const Tile *t, long row,   \
+                                    long apart)                                                              \
+    {                                                                                                        \
+        eight_rows(kind, p, rows, in, t, row, apart);                                                        \
     }
-}
+FORMAT(Q4_0) FORMAT(Q4_1) FORMAT(Q5_0) FORMAT(Q5_1) FORMAT(Q8_0) FORMAT(Q4_K) FORMAT(Q5_K) FORMAT(Q6_K)
+FORMAT(IQ4_NL) FORMAT(IQ4_XS) FORMAT(MXFP4)
+#undef FORMAT
+
+static void (*const PRODUCTS[])(const Product *, Rows, const Input *, const Tile *, long, long) = {
+    product_Q4_0, product_Q4_1, product_Q5_0,   product_Q5_1,   product_Q8_0, product_Q4_K,
+    product_Q5_K, product_Q6_K, product_IQ4_NL, product_IQ4_XS, product_MXFP4,
+};
 
 /* y [tokens, rows] = x [tokens, columns] times W [rows, columns] transposed, plus bias [rows] float32 or NULL.
  * x and y are of `type`. Returns 0, or 1 where memory is short. */
 int blocks_product(int kind, const uint8_t *w, long rows, long columns, long row_bytes, const void *x, void *y,
                    int type, long tokens, const float *bias, int threads)
 {
-    const int group = kind == Q6_K ? 16 : 32;
-    const size_t numbers = (size_t)tokens * columns, scales = (size_t)tokens * (columns / 32);
-    char *memory = malloc(numbers + 4 * (scales + (size_t)tokens * (columns / group)) + 64);
+    const Product p = {kind, w, rows, columns, row_bytes, y, type, tokens, bias};
+    const int group = FORMATS[kind].group, unpacked = tokens >= UNPACKED, wide = unpacked && FORMATS[kind].bits == 8;
+    const size_t numbers = (size_t)tokens * columns, scales = numbers / 32, sums = numbers / group;
+    char *memory = malloc(4 * (scales + sums) + numbers + (wide ? 2 * numbers : 0));
     if (!memory)
         return 1;
     Input in;
     in.scale = (float *)memory;
     in.sums = in.scale + scales;
-    in.numbers = (int8_t *)(in.sums + (size_t)tokens * (columns / group));
+    in.wide = wide ? (int16_t *)(in.sums + sums) : NULL;
+    in.numbers = (int8_t *)(in.sums + sums) + (wide ? 2 * numbers : 0);
+    /* Rows that are an eighth of the weight apart are eight streams, in each of which hardware reads ahead: of
+     * a large weight that is twice as fast as one. Where tokens are many, places in y had better be near. */
+    const long tiles = (rows + 7) / 8, apart = tokens <= SCATTERED ? tiles : 1;
     int failed = 0;
 #pragma omp parallel num_threads(threads) reduction(| : failed)
     {
 #pragma omp for schedule(static)
         for (long token = 0; token < tokens; token++)
-            round_token(x, token * columns, type, columns, group, in.numbers + token * columns,
-                        in.scale + token * (columns / 32), in.sums + token * (columns / group));
-        Tile t;
-        const size_t wide = 8 * (size_t)columns, groups = 32 * (size_t)(columns / group);
-        t.quads = aligned_alloc(64, (wide + 2 * groups + 63) / 64 * 64);
-        failed |= !t.quads;
-        t.scale = (float *)(t.quads + wide);
-        t.least = t.scale + groups / 4;
+            round_token(x, type, columns, group, &in, token);
+        Tile t = {NULL, NULL, NULL};
+        if (unpacked) {
+            const size_t quads = (wide ? 16 : 8) * (size_t)columns, groups = 8 * (size_t)(columns / group);
+            t.quads = aligned_alloc(64, (quads + 8 * groups + 63) / 64 * 64);
+            failed |= !t.quads;
+            t.scale = (float *)(t.quads + quads);
+            t.least = t.scale + groups;
+        }
 #pragma omp for schedule(static)
-        for (long row = 0; row < rows; row += 8) {
-            if (!t.quads)
-                continue;
+        for (long n = 0; n < tiles; n++) {
+            const long row = apart == 1 ? 8 * n : n;
+            const uint8_t *at[8];
             for (int i = 0; i < 8; i++)
-                t.row[i] = w + (row + i < rows ? row + i : rows - 1) * row_bytes;
-            t.next = t.row[7] + row_bytes;
-            eight_rows(kind, &t, &in, tokens, columns, y, type, rows, row, bias);
+                at[i] = w + (row + i * apart < rows ? row + i * apart : rows - 1) * row_bytes;
+            if (t.quads || !unpacked)
+                PRODUCTS[kind](&p, at, &in, &t, row, apart);
         }
         free(t.quads);
     }
