@@ -19,7 +19,7 @@ import msgspec
 from msgspec import Meta
 
 from ipc.errors import Code, CortexError
-from ipc.model_settings import MAX_MODEL_ID
+from ipc.model_settings import MAX_MODEL_ID, ModelSettings
 
 PROTOCOL_MAJOR = 2
 PROTOCOL_MINOR = 3
@@ -357,6 +357,32 @@ class Resume(Request, tag="resume"):
     pass
 
 
+class FleetCatalogue(Plain):
+    """What a gateway's file says of models, as far as it is about one neuron."""
+
+    version: Name  # of what the file says: the same one says the same
+    origin: Name  # the gateway's host and its file
+    modified: float  # Unix time at which the file was written
+    models: list[ModelSettings] = []
+    elsewhere: dict[ModelId, list[str]] = {}  # models that only these other neurons serve
+
+
+class SetCatalogue(Request, tag="catalogue"):
+    """Serve models as this says, from now on. Answered by `CatalogueReply`.
+
+    What the neuron's own file has of a model counts instead. The catalogue of one origin replaces what came
+    from there before; of two origins the file that was written last counts, whoever says it.
+    """
+
+    catalogue: FleetCatalogue
+
+
+class CheckCatalogue(Request, tag="check_catalogue"):
+    """What would become of each model by this catalogue here. Nothing is done. Answered by `Appraisals`."""
+
+    catalogue: FleetCatalogue
+
+
 AnyRequest = (
     Hello
     | Discover
@@ -376,6 +402,8 @@ AnyRequest = (
     | Quote
     | Drain
     | Resume
+    | SetCatalogue
+    | CheckCatalogue
 )
 
 
@@ -600,6 +628,39 @@ class Quoted(Reply, tag="quoted"):
     loss: float = 0.0  # seconds that whoever wants the evicted models next will wait for them, at a guess
 
 
+class CatalogueReply(Reply, tag="catalogue"):
+    """Terminal. The catalogue that counts here now, which may be that of another gateway."""
+
+    version: str
+    origin: str
+    own: dict[str, list[str]] = {}  # models of which the neuron's own file counts: the keys that differ there
+    refused: dict[str, str] = {}  # models that it cannot serve as they are wanted, and why
+
+
+class Appraisal(Plain):
+    """What would become of one model of a catalogue on one host.
+
+    `fits`: it is there, and would fit if nothing else was loaded. `too_large`: it would not. `missing`: its
+    files are not there. `broken`: they cannot be served like this. `refused`: the host or the catalogue says
+    no. `own`: the neuron's own file has it, which counts.
+    """
+
+    model: str
+    verdict: Literal["fits", "too_large", "missing", "broken", "refused", "own"]
+    message: str = ""
+    path: str = ""  # of its files
+    devices: list[str] = []  # that its ranks would be on
+    bytes: int = 0  # that it would book
+    context_length: int = 0
+    context_wanted: int = 0  # what that would be with enough memory
+
+
+class Appraisals(Reply, tag="appraisals"):
+    """Terminal."""
+
+    models: list[Appraisal]
+
+
 class HelloReply(Reply, tag="hello"):
     neuron: str  # its name
     version: str
@@ -748,6 +809,8 @@ AnyReply = (
     | Ranked
     | PageHashes
     | Quoted
+    | CatalogueReply
+    | Appraisals
     | HelloReply
     | Discovery
     | HealthReply
@@ -768,6 +831,8 @@ TERMINAL = (
     Ranked,
     PageHashes,
     Quoted,
+    CatalogueReply,
+    Appraisals,
     HelloReply,
     Discovery,
     HealthReply,

@@ -19,9 +19,11 @@ from ipc.messages import (
     PROTOCOL_MAJOR,
     PROTOCOL_MINOR,
     AnyRequest,
+    Appraisals,
     CachedPages,
     Cancel,
     Cancelled,
+    CheckCatalogue,
     CountTokens,
     Detokenize,
     Discover,
@@ -30,6 +32,7 @@ from ipc.messages import (
     Drain,
     Embed,
     Failed,
+    FleetCatalogue,
     Generate,
     Health,
     HealthReply,
@@ -44,12 +47,15 @@ from ipc.messages import (
     Request,
     Rerank,
     Resume,
+    SetCatalogue,
     State,
     Tokenize,
     Unload,
     Watch,
 )
+from ipc.model_settings import check_models
 from ipc.server import Encoded, Peer, Unread
+from ipc.settings import ConfigError
 from ipc.worker_messages import PAGE_SIZE
 from neuron.config import NeuronConfig
 from neuron.models.managed import ManagedModel, replaced
@@ -122,6 +128,8 @@ class Service:
             CachedPages: partial(self._later, self._cached_pages),
             Quote: partial(self._later, self._quote),
             Drain: partial(self._later, self._drain),
+            SetCatalogue: partial(self._later, self._set_catalogue),
+            CheckCatalogue: partial(self._later, self._check_catalogue),
         }
 
     def handle(self, peer: Peer, request: AnyRequest | Unread) -> None:
@@ -270,6 +278,14 @@ class Service:
         self._refuse_new_work()
         model = await self._models.open(request.model)
         return await self._models.quote(model, request.id)
+
+    async def _set_catalogue(self, peer: Peer, request: SetCatalogue) -> Reply:
+        _check(request.catalogue)
+        return await self._models.take_catalogue(request.catalogue, request.id)
+
+    async def _check_catalogue(self, peer: Peer, request: CheckCatalogue) -> Reply:
+        _check(request.catalogue)
+        return Appraisals(id=request.id, models=await self._models.appraise(request.catalogue))
 
     # --- the neuron itself ------------------------------------------------------------------------------
 
@@ -468,3 +484,11 @@ def _failing(opened: OpenRequest) -> Iterator[None]:
     except Exception as error:
         log.exception("request cannot be prepared id=%d trace=%s", opened.key, word(opened.request.trace))
         opened.fail(CortexError(Code.INTERNAL, f"{type(error).__name__}: {error}"))
+
+
+def _check(catalogue: FleetCatalogue) -> None:
+    """See that a catalogue makes sense: BAD_REQUEST naming the key where it does not."""
+    try:
+        check_models({f"models[{i}]": model for i, model in enumerate(catalogue.models)}, None, "catalogue")
+    except ConfigError as error:
+        raise CortexError(Code.BAD_REQUEST, str(error), param=f"catalogue.{error.key}") from error

@@ -256,6 +256,11 @@ class Room:
     # --- telling ----------------------------------------------------------------------------------------
 
     @property
+    def runtime(self) -> Mapping[str, int]:
+        """Bytes of a process without a model, by kind of device."""
+        return self._runtime
+
+    @property
     def contested(self) -> bool:
         """Whether anybody waits for memory."""
         return bool(self._wishes)

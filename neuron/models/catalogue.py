@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ipc.errors import Code, CortexError
-from ipc.messages import Device
+from ipc.messages import Device, FleetCatalogue
+from ipc.model_settings import changed_keys
 from neuron.config import ModelSettings, NeuronConfig
 from neuron.models.hosting import NotHere, hosted
 from workers.checkpoints.card import gguf_files, is_checkpoint, refusal
@@ -38,33 +39,45 @@ class Catalogue:
         self.refused: dict[str, str] = {}  # what the last scan found and cannot load, and why
         self.configure(config)
 
-    def configure(self, config: NeuronConfig) -> None:
-        """Find by `config` from now on."""
-        self._configured: dict[str, ModelSettings] = {}
-        self.not_here: dict[str, str] = {}  # configured models that this host cannot serve, and why
-        for model in config.models:
+    def configure(self, config: NeuronConfig, fleet: FleetCatalogue | None = None) -> None:
+        """Find by `config` from now on, and by what the gateway says of models that are not in it."""
+        own = {model.id: model for model in config.models}
+        said = {} if fleet is None else {model.id: model for model in fleet.models}
+        elsewhere = {} if fleet is None else fleet.elsewhere
+        self.not_here: dict[str, str] = {}  # models that this host is not to serve or cannot, and why
+        self.differs: dict[str, list[str]] = {}  # own ones that the fleet's file has, too: in which keys
+        for model_id in own.keys() & said.keys():
+            self.differs[model_id] = changed_keys(own[model_id], said[model_id])
+        for model_id in elsewhere.keys() - own.keys():
+            self.not_here[model_id] = f"is served by {', '.join(elsewhere[model_id])} only"
+        configured = {}
+        for model in (said | own).values():
             try:
-                self._configured[model.id] = self._hosted(model)
+                configured[model.id] = self._hosted(model, is_own=model.id in own)
             except NotHere as reason:
                 self.not_here[model.id] = str(reason)
+        self._own = own.keys()
+        self._configured: dict[str, ModelSettings] = configured
         self._adapters = {
-            f"{model.id}:{name}": model.id for model in self._configured.values() for name in model.adapters
+            f"{model.id}:{name}": model.id for model in configured.values() for name in model.adapters
         }
         self._only_configured = config.only_configured
         self._folders = [Path(folder).expanduser() for folder in config.model_folders]
         self._cache = Path(config.hf_cache).expanduser() if config.hf_cache else default_cache()
 
-    def _hosted(self, model: ModelSettings) -> ModelSettings:
-        floors = model.min_device_memory or model.min_memory
-        return hosted(model, self._devices) if floors and self._devices is not None else model
+    def _hosted(self, model: ModelSettings, *, is_own: bool) -> ModelSettings:
+        """The settings as this host can follow them. Its own user's may name devices that come later."""
+        if self._devices is None or (is_own and not (model.min_device_memory or model.min_memory)):
+            return model
+        return hosted(model, self._devices)
 
     def settings(self, model_id: str) -> ModelSettings:
         """How the user wants `model_id` served; the defaults for a model that is not configured."""
         return self._configured.get(model_id) or ModelSettings(id=model_id)
 
-    def is_configured(self, model_id: str) -> bool:
-        """Whether the user has said something of it."""
-        return model_id in self._configured
+    def is_own(self, model_id: str) -> bool:
+        """Whether the neuron's own file says something of it."""
+        return model_id in self._own
 
     def base(self, model_id: str) -> str:
         """The model that an adapter of that name is for; of any other name, the name itself."""
@@ -119,7 +132,11 @@ class Catalogue:
 
         Of folders that did not change only names, sizes and times are read: it may be done every few seconds.
         """
-        found = {model_id: self._configured_signature(model_id) for model_id in self._configured}
+        found = {}
+        for model_id in self._configured:
+            signature = self._configured_signature(model_id)
+            if signature is not None or self.is_own(model_id):  # whose user waits to see it
+                found[model_id] = signature or ()
         if self._only_configured:
             return found
         looked_at = dict(self._looked_at)
@@ -139,14 +156,15 @@ class Catalogue:
                 self.refused[model_id] = reason
         return found
 
-    def _configured_signature(self, model_id: str) -> Signature:
+    def _configured_signature(self, model_id: str) -> Signature | None:
+        """None where nothing of it is there."""
         if self._configured[model_id].simulated is not None:
             return ()
         folders = [Path(folder).expanduser() for folder in self._configured[model_id].adapters.values()]
         try:
             return sum(map(_signature, folders), _signature(self.find(model_id)))
         except CortexError:
-            return ()
+            return None
 
     def _named(self, model_id: str) -> Iterator[tuple[str, Path]]:
         """Where `model_id` may be, and what else is in the same folders."""

@@ -6,19 +6,30 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from functools import partial
+from typing import NamedTuple
 
 from ipc.errors import CortexError
-from ipc.messages import ModelState, ModelStatus, Quoted, RankState
+from ipc.messages import (
+    Appraisal,
+    CatalogueReply,
+    FleetCatalogue,
+    ModelState,
+    ModelStatus,
+    Quoted,
+    RankState,
+)
 from neuron.config import ModelSettings, NeuronConfig
 from neuron.description import ModelDescription, describe
 from neuron.memory.devices import CpuProbe, Inventory
 from neuron.memory.fit import Fit
 from neuron.memory.ledger import Ledger
 from neuron.memory.room import Room
+from neuron.models.appraisal import appraise
 from neuron.models.catalogue import DEMO_FOLDER, Catalogue, Signature
 from neuron.models.launcher import Launcher
 from neuron.models.managed import ManagedModel
 from neuron.models.residents import Residents
+from neuron.models.succession import Succession
 from neuron.processes.backoff import Backoff
 from neuron.processes.standby import Standby
 from neuron.text.frontend import TextFiles, TextFrontEnd
@@ -27,6 +38,18 @@ log = logging.getLogger("neuron.models.manager")
 
 SCAN_SECONDS = 2.0  # between two looks for models that came or went
 SCAN_SHARE = 20.0  # times as long as one look takes, at least
+
+
+class Tried(NamedTuple):
+    """What a model could not be served with, and why."""
+
+    signature: Signature
+    settings: ModelSettings
+    why: str
+
+    def is_of(self, signature: Signature, settings: ModelSettings) -> bool:
+        """Whether nothing is otherwise by now."""
+        return (self.signature, self.settings) == (signature, settings)
 
 
 class ModelManager:
@@ -60,11 +83,13 @@ class ModelManager:
         self._inventory = inventory
         self._tell_changed = changed
         self._read_text = read_text
+        self._own = config
+        self._fleet = Succession()
         self._catalogue = Catalogue(config, inventory.devices)
         self._models: dict[str, ManagedModel] = {}
         self._broken: dict[str, str] = {}  # ids that are there and cannot be read, and why
         self._seen: dict[str, Signature] = {}  # of every model that was found, when it was inspected
-        self._tried: dict[str, tuple[Signature, ModelSettings]] = {}  # with which a model could not be read
+        self._tried: dict[str, Tried] = {}  # models that could not be served as they are wanted
         self._finding = asyncio.Lock()
         self._watching: asyncio.Task[None] | None = None
         self._opening: dict[str, asyncio.Future[ManagedModel]] = {}
@@ -111,7 +136,7 @@ class ModelManager:
         try:
             description = await asyncio.to_thread(self._inspect, settings)
         except CortexError as error:
-            if self._catalogue.is_configured(model_id):  # whose user waits to see it
+            if self._catalogue.is_own(model_id):  # whose user waits to see it
                 self._broken[model_id] = error.message
                 self._changed()
             raise
@@ -133,9 +158,37 @@ class ModelManager:
         return describe(settings, folder)
 
     async def configure(self, config: NeuronConfig) -> None:
-        """Serve by what `config` says of models from now on. What it says of the rest counts at a start."""
+        """Serve by what the neuron's own file says of models now; the rest of it counts from a start."""
+        self._own = config
+        await self._configure()
+
+    async def take_catalogue(self, said: FleetCatalogue, request_id: int) -> CatalogueReply:
+        """Serve by what a gateway says of models, where it is the one that counts; which one that is."""
+        if self._fleet.take(said):
+            log.info(
+                "catalogue counts version=%s origin=%s models=%d", said.version, said.origin, len(said.models)
+            )
+            await self._configure()
+        counts = self._fleet.current
+        unreadable = {m.id: self._tried[m.id].why for m in counts.models if m.id in self._tried}
+        return CatalogueReply(
+            id=request_id,
+            version=counts.version,
+            origin=counts.origin,
+            own=self._catalogue.differs,
+            refused=unreadable | self._catalogue.not_here,
+        )
+
+    async def appraise(self, said: FleetCatalogue) -> list[Appraisal]:
+        """What would become of each model of that catalogue."""
+        catalogue = Catalogue(self._own, self._inventory.devices)
+        catalogue.configure(self._own, said)
+        runtime = self.room.runtime
+        return await asyncio.to_thread(appraise, catalogue, said, self._inventory.devices, runtime)
+
+    async def _configure(self) -> None:
         async with self._finding:
-            self._catalogue.configure(config)
+            self._catalogue.configure(self._own, self._fleet.current)
             found = await self._find_all()
             for model in [model for model in self._models.values() if model.id not in found]:
                 model.retire()
@@ -153,8 +206,8 @@ class ModelManager:
         found = await asyncio.to_thread(self._catalogue.scan)
         for model_id in [*{**self._seen, **self._models, **self._broken}]:
             as_it_was = model_id in found and self._seen.get(model_id) in (None, found[model_id])
-            if as_it_was and model_id in self._tried:
-                as_it_was = self._tried[model_id] == (found[model_id], self._catalogue.settings(model_id))
+            if as_it_was and (tried := self._tried.get(model_id)) is not None:
+                as_it_was = tried.is_of(found[model_id], self._catalogue.settings(model_id))
             if not as_it_was and self._forget(model_id):
                 self._seen.pop(model_id, None)
         for model_id, signature in found.items():
@@ -166,7 +219,7 @@ class ModelManager:
             try:
                 await self.open(model_id)
             except CortexError as error:
-                self._tried[model_id] = signature, self._catalogue.settings(model_id)
+                self._tried[model_id] = Tried(signature, self._catalogue.settings(model_id), error.message)
                 log.warning("model cannot be used model=%s reason=%s", model_id, error)
         self._residents.call()
         return found
@@ -177,14 +230,15 @@ class ModelManager:
         if settings == model.wanted and not model.retired:
             self._tried.pop(model.id, None)
             return
-        if self._tried.get(model.id) == (signature, settings):
+        if model.id in self._tried and self._tried[model.id].is_of(signature, settings):
             return
         try:
             description = await asyncio.to_thread(self._inspect, settings)
         except CortexError as error:
-            self._tried[model.id] = signature, settings
+            self._tried[model.id] = Tried(signature, settings, error.message)
             log.warning("model stays as it was model=%s reason=%s", model.id, error)
             return
+        self._tried.pop(model.id, None)
         self._seen[model.id] = signature
         model.renew(settings, description)
 

@@ -1,0 +1,62 @@
+"""What would become of the models of a catalogue on this host, before it counts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ipc.errors import Code, CortexError
+from ipc.messages import Appraisal, Device, FleetCatalogue
+from neuron.config import ModelSettings
+from neuron.description import describe
+from neuron.memory.fit import find_fit
+from neuron.models.catalogue import DEMO_FOLDER, Catalogue
+
+_VERDICTS = {Code.MODEL_NOT_FOUND: "missing", Code.INSUFFICIENT_MEMORY: "too_large"}
+
+
+def appraise(
+    catalogue: Catalogue, said: FleetCatalogue, devices: Sequence[Device], runtime: Mapping[str, int]
+) -> list[Appraisal]:
+    """One for each model of `said`, those that only other hosts serve included. Reads headers; for a thread.
+
+    Args:
+        catalogue: of this host, with `said` in it.
+        runtime: bytes of a process without a model, by kind of device.
+    """
+    free = {device.id: device.memory_total for device in devices}
+    names = [*(model.id for model in said.models), *said.elsewhere]
+    return [_appraise(name, catalogue, free, runtime) for name in names]
+
+
+def _appraise(name: str, catalogue: Catalogue, free: dict[str, int], runtime: Mapping[str, int]) -> Appraisal:
+    if name in catalogue.differs:
+        keys = ", ".join(catalogue.differs[name])
+        message = f"its own file has it, with another {keys}" if keys else "its own file has the same"
+        return Appraisal(model=name, verdict="own", message=message)
+    if (why := catalogue.not_here.get(name)) is not None:
+        return Appraisal(model=name, verdict="refused", message=f"it {why}")
+    path = ""
+    try:
+        settings = catalogue.settings(name)
+        path = _path(settings, catalogue)
+        description = describe(settings, Path(path) if path else DEMO_FOLDER)
+        fit = find_fit(description.need(settings, runtime), free, [], "lru")
+    except CortexError as error:
+        verdict = _VERDICTS.get(error.code, "broken")
+        return Appraisal(model=name, verdict=verdict, message=error.message, path=path)
+    return Appraisal(
+        model=name,
+        verdict="fits",
+        message="; ".join(description.notes),
+        path=path,
+        devices=list(fit.devices),
+        bytes=sum(fit.reservations.values()),
+        context_length=fit.context_length,
+        context_wanted=description.context_length,
+    )
+
+
+def _path(settings: ModelSettings, catalogue: Catalogue) -> str:
+    """Of its files; of a simulated model there are none."""
+    return "" if settings.simulated is not None else str(catalogue.find(settings.id))

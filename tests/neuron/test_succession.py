@@ -1,0 +1,50 @@
+"""Which gateway's catalogue counts, where several have one."""
+
+import itertools
+import logging
+
+import pytest
+
+from ipc.messages import FleetCatalogue
+from neuron.models.succession import Succession
+
+
+def said(version, origin="a:/models.yaml", modified=1.0):
+    return FleetCatalogue(version=version, origin=origin, modified=modified)
+
+
+def test_a_gateway_replaces_what_it_said_and_saying_it_again_changes_nothing():
+    succession = Succession()
+    assert succession.take(said("1"))
+    assert not succession.take(said("1"))
+    assert succession.take(said("2", modified=0.5))  # an older file put back
+    assert succession.current.version == "2"
+
+
+@pytest.mark.parametrize("order", [*itertools.permutations(range(3))])
+def test_of_several_gateways_the_newest_file_counts_whoever_speaks_last(order):
+    catalogues = [
+        said(str(i), origin=f"{i}:/m.yaml", modified=modified) for i, modified in enumerate((2, 5, 3))
+    ]
+    succession = Succession()
+    for i in (*order, *order):
+        succession.take(catalogues[i])
+    assert succession.current.version == "1"
+
+
+def test_who_is_passed_over_is_told_of_in_one_line(caplog):
+    caplog.set_level(logging.INFO)
+    succession = Succession()
+    succession.take(said("1", modified=2))
+    for _ in range(3):
+        assert not succession.take(said("2", origin="b:/models.yaml"))
+    [line] = caplog.messages
+    assert "passed_over=b:/models.yaml counts=a:/models.yaml" in line
+
+
+def test_gateways_with_the_same_content_agree(caplog):
+    succession = Succession()
+    succession.take(said("1"))
+    assert not succession.take(said("1", origin="b:/models.yaml", modified=2))
+    assert not succession.take(said("1"))
+    assert not caplog.messages
