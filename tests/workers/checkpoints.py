@@ -33,8 +33,12 @@ from transformers import (
     GptOssForCausalLM,
     GraniteConfig,
     GraniteForCausalLM,
+    Llama4ForCausalLM,
+    Llama4TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
+    Ministral3Config,
+    Ministral3ForCausalLM,
     MinistralConfig,
     MinistralForCausalLM,
     MistralConfig,
@@ -47,6 +51,8 @@ from transformers import (
     Olmo3ForCausalLM,
     Phi3Config,
     Phi3ForCausalLM,
+    PhimoeConfig,
+    PhimoeForCausalLM,
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -108,6 +114,22 @@ def qwen3(**changes: Any) -> PreTrainedModel:
 
 def qwen2(**changes: Any) -> PreTrainedModel:
     return Qwen2ForCausalLM(Qwen2Config(**SIZES | {"num_hidden_layers": 3} | changes))
+
+
+def llama4(**changes: Any) -> PreTrainedModel:
+    experts = {"num_local_experts": 4, "intermediate_size": 32, "intermediate_size_mlp": 64}
+    chunk = {"attention_chunk_size": 32, "floor_scale": 24, "attn_scale": 0.5, "num_hidden_layers": 4}
+    return Llama4ForCausalLM(Llama4TextConfig(**SIZES | experts | chunk | changes))
+
+
+def phimoe(**changes: Any) -> PreTrainedModel:
+    sizes = {key: value for key, value in SIZES.items() if key != "head_dim"}  # which it does not have: 12
+    return PhimoeForCausalLM(PhimoeConfig(**sizes | {"num_local_experts": 6} | changes))
+
+
+def ministral3(**changes: Any) -> PreTrainedModel:
+    rope = YARN | {"original_max_position_embeddings": 16, "llama_4_scaling_beta": 0.5}
+    return Ministral3ForCausalLM(Ministral3Config(**SIZES | {"rope_parameters": rope} | changes))
 
 
 def qwen3_moe(**changes: Any) -> PreTrainedModel:
@@ -225,6 +247,28 @@ VARIANTS: dict[str, Callable[[], PreTrainedModel]] = {
         MinistralConfig(
             **SIZES | {"sliding_window": 24, "layer_types": ["sliding_attention", "full_attention"]}
         )
+    ),
+    "ministral3": lambda: ministral3(),
+    "ministral3_window": lambda: ministral3(sliding_window=24, tie_word_embeddings=True),
+    "llama4": lambda: llama4(),
+    "llama4_some_experts": lambda: llama4(
+        interleave_moe_layer_step=2,
+        num_experts_per_tok=2,
+        no_rope_layers=[1, 0, 1, 1],
+        use_qk_norm=False,
+        attention_bias=True,
+        rope_parameters=LLAMA3,
+        tie_word_embeddings=True,
+    ),
+    "llama4_by_types": lambda: llama4(
+        attn_temperature_tuning=False,
+        layer_types=["chunked_attention", "full_attention"] * 2,
+        moe_layers=[],
+        rope_parameters=YARN,
+    ),
+    "phimoe": lambda: phimoe(router_jitter_noise=0.3, attention_bias=True),
+    "phimoe_window_head_bias": lambda: phimoe(
+        sliding_window=24, lm_head_bias=True, router_jitter_noise=0.1, hidden_act="gelu"
     ),
     "qwen2_tied": lambda: qwen2(tie_word_embeddings=True),
     "qwen2_window_above": lambda: qwen2(use_sliding_window=True, sliding_window=20, max_window_layers=1),
@@ -370,7 +414,8 @@ def fill(model: PreTrainedModel, std: float = 0.4) -> None:
     for key, parameter in model.named_parameters():
         gemma = config.model_type.startswith("gemma")
         less_one = config.model_type.startswith(("gemma2", "gemma3"))  # of the weights of norms
-        parameter.normal_(std=std).add_(1.0 if ("norm" in key and not less_one) or "scale" in key else 0.0)
+        is_norm = "norm" in key and not key.endswith("bias") and not less_one
+        parameter.normal_(std=std).add_(1.0 if is_norm or "scale" in key else 0.0)
         if gemma and "embed_tokens" in key:  # which it multiplies
             size = config.hidden_size_per_layer_input if "per_layer" in key else config.hidden_size
             parameter.div_(size**0.5)

@@ -11,7 +11,8 @@ from ipc.errors import Code, CortexError
 from tests.workers.checkpoints import LLAMA3, SIZES, YARN
 from workers.checkpoints import registry
 from workers.checkpoints.card import read_card
-from workers.checkpoints.config import ModelConfig
+from workers.checkpoints.config import ModelConfig, Temperature
+from workers.layers.rotary import attention_factor
 
 
 def written(folder: Path, **changes: Any) -> ModelConfig:
@@ -297,6 +298,78 @@ def test_upper_layers_of_a_gemma_4_read_what_the_last_ones_of_their_kind_keep(tm
 def test_a_gemma_4_that_is_another_is_refused_by_the_key(tmp_path, changes):
     reason = refusal(tmp_path, **GEMMA4 | changes)
     assert any(word in reason for word in [next(iter(changes)), "top_k_experts", "layer 3 has 3 heads"])
+
+
+LLAMA4 = {"architectures": ["Llama4ForCausalLM"], "num_hidden_layers": 8, "max_position_embeddings": 65_536}
+
+
+def test_a_llama_4_sees_chunks_where_it_has_positions_and_all_where_it_has_none(tmp_path):
+    for said in ({}, {"no_rope_layers": []}, {"attn_temperature_tuning": 4}):  # as files say it
+        config = written(tmp_path, **LLAMA4, **said)
+        assert [layer.kind for layer in config.layers] == 2 * (["chunk"] * 3 + ["full"])
+        assert {layer.window for layer in config.layers} == {8192, None}
+        assert config.unrotated == (3, 7)
+        assert config.temperature.unrotated
+    whole = written(tmp_path, **LLAMA4, attention_chunk_size=1 << 20, attn_temperature_tuning=False)
+    assert {layer.kind for layer in whole.layers} == {"full"}, "a chunk that is never full"
+    assert whole.temperature is None
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"attention_chunk_size": 100},
+        {"attention_chunk_size": None},
+        {"no_rope_layers": [1, 0]},
+        {"layer_types": ["sliding_attention"] * 8},
+        {"num_experts_per_tok": 17},
+    ],
+    ids=str,
+)
+def test_a_llama_4_that_is_another_is_refused_by_the_key(tmp_path, changes):
+    assert next(iter(changes)) in refusal(tmp_path, **LLAMA4 | changes)
+
+
+PHIMOE = {"architectures": ["PhimoeForCausalLM"]}
+LONG = {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
+
+
+def test_a_phi_with_experts_has_a_scale_for_short_contexts_and_one_for_long(tmp_path):
+    said = LONG | {"original_max_position_embeddings": 64, "short_mscale": 1.1, "long_mscale": 1.3}
+    for place in ("rope_scaling", "rope_parameters"):
+        config = written(tmp_path, **PHIMOE, **{place: said})
+        assert attention_factor(config.at_context(64).rope) == 1.1
+        assert attention_factor(config.at_context(65).rope) == 1.3
+    assert "_mscale is not understood" in refusal(
+        tmp_path, architectures=["Phi3ForCausalLM"], rope_scaling=said
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"num_experts_per_tok": 3}, "num_experts_per_tok 3"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "rope_type linear"),
+        ({"rope_scaling": LONG | {"original_max_position_embeddings": 64}}, "short_mscale None"),
+    ],
+    ids=["experts", "rope", "scale"],
+)
+def test_a_phi_with_experts_that_is_another_is_refused_by_the_key(tmp_path, changes, named):
+    assert named in refusal(tmp_path, **PHIMOE | changes)
+
+
+def test_how_the_queries_of_a_ministral_3_grow_stands_among_its_rotary_settings(tmp_path):
+    said = {"architectures": ["Ministral3ForCausalLM"]}
+    assert written(tmp_path, **said).temperature == Temperature(16_384, 0.1)
+    yarn = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}
+    assert written(tmp_path, **said, rope_parameters=yarn).temperature is None
+    grows = yarn | {"llama_4_scaling_beta": 0.3, "max_position_embeddings": 512}
+    assert written(tmp_path, **said, rope_parameters=grows).temperature == Temperature(128, 0.3)
+    grows.pop("max_position_embeddings")
+    assert "llama_4_scaling_beta" in refusal(tmp_path, rope_parameters=grows), "a Llama has none"
+    assert "llama_4_scaling_beta" in refusal(
+        tmp_path, **said, rope_parameters=yarn | {"llama_4_scaling_beta": "much"}
+    )
 
 
 def test_what_one_family_understands_another_does_not(tmp_path):

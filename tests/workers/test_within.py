@@ -13,13 +13,15 @@ from transformers import (
     Gemma3ForConditionalGeneration,
     Gemma4Config,
     Gemma4ForConditionalGeneration,
+    Llama4Config,
+    Llama4ForConditionalGeneration,
     Mistral3Config,
     Mistral3ForConditionalGeneration,
     PreTrainedModel,
 )
 
 from ipc.errors import CortexError
-from tests.workers.checkpoints import SIZES, fill, greedy
+from tests.workers.checkpoints import SIZES, YARN, fill, greedy
 from tests.workers.engines import make_runner, request, serve
 from workers.checkpoints.card import read_card
 
@@ -63,6 +65,20 @@ def mistral() -> PreTrainedModel:
     return Mistral3ForConditionalGeneration(config)
 
 
+def ministral() -> PreTrainedModel:
+    whole = mistral().config.to_dict()
+    rope = YARN | {"original_max_position_embeddings": 16, "llama_4_scaling_beta": 0.5}
+    text = SIZES | {"model_type": "ministral3", "rope_parameters": rope, "tie_word_embeddings": False}
+    return Mistral3ForConditionalGeneration(Mistral3Config(**whole | {"text_config": text}))
+
+
+def llama4() -> PreTrainedModel:
+    text = SIZES | {"num_local_experts": 4, "attention_chunk_size": 32, "intermediate_size_mlp": 64}
+    eye = EYE | {"image_size": 28, "patch_size": 14, "vision_output_dim": 16, "projector_input_dim": 16}
+    eye |= {"projector_output_dim": 16, "intermediate_size": 64, "pixel_shuffle_ratio": 0.5}
+    return Llama4ForConditionalGeneration(Llama4Config(text_config=text, vision_config=eye))
+
+
 def rename_as_before_transformers_5(folder: Path) -> None:
     """Tensors of the language model below `language_model`, its head among them."""
     tensors = load_file(folder / "model.safetensors")
@@ -78,7 +94,7 @@ def rename_as_before_transformers_5(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("old", [False, True], ids=["new", "old"])
-@pytest.mark.parametrize("make", [gemma, gemma4, mistral])
+@pytest.mark.parametrize("make", [gemma, gemma4, mistral, ministral, llama4])
 def test_text_is_answered_as_by_the_whole(tmp_path, make, old):
     torch.manual_seed(1)
     oracle = make()
@@ -101,8 +117,10 @@ def test_another_language_model_within_is_refused_by_its_type(tmp_path):
     oracle.save_pretrained(tmp_path)
     path = tmp_path / "config.json"
     given = json.loads(path.read_text())
-    path.write_text(json.dumps(given | {"text_config": given["text_config"] | {"model_type": "ministral3"}}))
-    with pytest.raises(CortexError, match=r"text_config\.model_type ministral3"):
+    path.write_text(json.dumps(given | {"text_config": given["text_config"] | {"model_type": "qwen2"}}))
+    with pytest.raises(
+        CortexError, match=r"text_config\.model_type qwen2 is not supported; there are mistral"
+    ):
         read_card(tmp_path)
     path.write_text(json.dumps(given | {"text_config": None}))
     with pytest.raises(CortexError, match="text_config is missing"):

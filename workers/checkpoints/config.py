@@ -52,6 +52,16 @@ class Latent(msgspec.Struct, frozen=True):
     query_rank: int | None = None  # of the vector that queries are made of; None: they are made of the input
 
 
+class Temperature(msgspec.Struct, frozen=True):
+    """Queries that grow with their positions (https://arxiv.org/abs/2501.19399), a step at a time:
+    `1 + weight * log(1 + floor((position + first) / every))`."""
+
+    every: int  # tokens
+    weight: float
+    first: int = 0
+    unrotated: bool = False  # in layers without positions alone
+
+
 class PerLayer(msgspec.Struct, frozen=True):
     """An input of each token into every layer, from a table of its own (Gemma 4)."""
 
@@ -82,13 +92,17 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     activation: Activation
     rope: Rope
     tied_head: bool  # the output head is the token embedding
+    head_bias: bool = False
     qkv_bias: bool
     output_bias: bool  # of attention
     mlp_bias: bool
-    qk_norm: Literal["none", "heads", "whole"] = "none"  # queries and keys, each head or all together
+    # queries and keys: each head, or all together; or each head, without weights, once it is turned
+    qk_norm: Literal["none", "heads", "whole", "turned"] = "none"
+    temperature: Temperature | None = None
     latent: Latent | None = None  # attention is that
     norms: Norms = Norms()
     norm_offset: float = 0.0  # is added to the weights of all norms
+    layer_norm: bool = False  # norms take the mean away, and have a bias
     window_rope: Rope | None = None  # of layers with a window, where it is another
     window_rotary_dim: int | None = None  # the same of `rotary_dim`
     unrotated: tuple[int, ...] = ()  # layers without positions

@@ -22,7 +22,9 @@ class Experts(msgspec.Struct, frozen=True, kw_only=True):
     intermediate_size: int  # of each
     layers: tuple[int, ...]  # that have them; others have one MLP
     # the router
-    scoring: Literal["softmax", "sigmoid"] = "softmax"
+    scoring: Literal["softmax", "sigmoid", "sigmoid_of_chosen", "sparse_mixer"] = "softmax"
+    jitter: float = 0.0  # of a sparse mixer
+    weighs_inputs: bool = False  # what goes into an expert is multiplied with its weight, not what comes out
     normalised: bool = False  # the weights of those that are chosen add up to 1
     corrected: bool = False  # each expert has a number that is added to its score for the choice alone
     groups: int = 1  # of experts, of which some are chosen first, and experts only from them

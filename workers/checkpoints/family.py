@@ -68,7 +68,7 @@ class Family:
     Args:
         name: of its file here, and of its mathematics in `workers/models/`.
         architectures: names in `config.json`.
-        within: names of those that have such a model in them, and its `model_type` there.
+        within: names of those that have such a model in them, and what its `model_type` there may be.
         read: `config.json` to what it means; refuses what is not done, by name.
         tensors: all that are loaded.
         classifier: of models that end in one, the pooling before it and its stages.
@@ -80,7 +80,7 @@ class Family:
     architectures: tuple[str, ...]
     read: Callable[[Path, Mapping[str, Any]], ModelConfig]
     tensors: Callable[[ModelConfig], Iterator[TensorSpec]]
-    within: Mapping[str, str] = field(default_factory=dict)
+    within: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     usual_name: Callable[[str], str] = in_causal
     classifier: Callable[[ModelConfig, Mapping[str, Any]], Classifier] | None = None
     rearrange: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] = dict

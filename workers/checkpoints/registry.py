@@ -13,11 +13,13 @@ from workers.checkpoints.families.glm_moe import GLM4_MOE
 from workers.checkpoints.families.gpt_oss import GPT_OSS
 from workers.checkpoints.families.granite import GRANITE
 from workers.checkpoints.families.llama import LLAMA
-from workers.checkpoints.families.mistral import MISTRAL
+from workers.checkpoints.families.llama4 import LLAMA4
+from workers.checkpoints.families.mistral import MINISTRAL3, MISTRAL
 from workers.checkpoints.families.mixtral import MIXTRAL
 from workers.checkpoints.families.modernbert import MODERNBERT
 from workers.checkpoints.families.olmo import OLMO2, OLMO3
 from workers.checkpoints.families.phi3 import PHI3
+from workers.checkpoints.families.phimoe import PHIMOE
 from workers.checkpoints.families.qwen2 import QWEN2
 from workers.checkpoints.families.qwen2_moe import QWEN2_MOE
 from workers.checkpoints.families.qwen3 import QWEN3
@@ -26,8 +28,8 @@ from workers.checkpoints.families.smollm3 import SMOLLM3
 from workers.checkpoints.family import Family
 
 KNOWN = (
-    *(LLAMA, MISTRAL, QWEN2, QWEN3, QWEN3_MOE, GEMMA2, GEMMA3, GEMMA4, GEMMA4_UNIFIED),
-    *(GRANITE, PHI3, SMOLLM3, OLMO2, OLMO3, GLM, GLM4),
+    *(LLAMA, LLAMA4, MISTRAL, MINISTRAL3, QWEN2, QWEN3, QWEN3_MOE, GEMMA2, GEMMA3, GEMMA4, GEMMA4_UNIFIED),
+    *(GRANITE, PHI3, PHIMOE, SMOLLM3, OLMO2, OLMO3, GLM, GLM4),
     *(BERT, ROBERTA, MODERNBERT),
     *(MIXTRAL, QWEN2_MOE, GPT_OSS, GLM4_MOE, GLM4_MOE_LITE, DEEPSEEK_V2, DEEPSEEK_V3),
 )

@@ -11,6 +11,7 @@ from workers.checkpoints.files import refuse
 
 Size = Annotated[int, msgspec.Meta(ge=1, le=1 << 31)]
 LARGEST_FACTOR = 1_000_000
+NOT_READ = frozenset({"is_long", "short_mscale", "long_mscale"})  # but by a family that says so
 KEYS = ("rope_parameters", "rope_scaling")
 OLD_NAMES = {"su": "longrope"}  # of ropes
 # A dynamic rope stretches a sequence once it is longer than `max_position_embeddings`, which keys that are
@@ -44,6 +45,8 @@ class Rope(msgspec.Struct, frozen=True, kw_only=True):
     short_factor: tuple[float, ...] = ()
     long_factor: tuple[float, ...] = ()
     is_long: bool = False  # which of the two holds
+    short_mscale: float | None = None  # what cosines and sines are multiplied with, in either
+    long_mscale: float | None = None
 
 
 class RopeKeys(msgspec.Struct, frozen=True, kw_only=True):
@@ -119,7 +122,7 @@ def read(path: Path, file: RopeKeys, rotary_dim: int, *, partial: bool) -> tuple
         given = {"rope_type": "default", "rope_theta": given["rope_theta"]}
     if kind == "proportional" and partial:
         refuse(path, f"{key}.rope_type proportional is not supported beside partial_rotary_factor")
-    for name in given.keys() - set(Rope.__struct_fields__):
+    for name in given.keys() - set(Rope.__struct_fields__) | given.keys() & NOT_READ:
         refuse(path, f"{key}: {name} is not understood")
     try:
         rope = msgspec.convert(given, Rope)

@@ -16,6 +16,7 @@ from workers.checkpoints.safetensors import Tensor
 
 MOST_EXPERTS = 4096
 TRANSPOSED = "weight_transposed"
+HALVES = {"gate_proj": "transposed", "up_proj": "transposed_second"}  # of the columns of both
 
 _STACKED = re.compile(r"(.*\.experts)\.(gate_up_proj|down_proj)(_blocks|_scales|_bias)?")
 _USUAL = {None: TRANSPOSED, "_blocks": "weight_packed", "_scales": "weight_scale", "_bias": "bias"}
@@ -62,8 +63,15 @@ def unstacked_rows(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def transposed(stored: Stored, name: str, shape: tuple[int, ...]) -> Parts | None:
     """What a weight is made of whose rows are stored as columns; None where it is not."""
-    other = name.removesuffix("weight") + TRANSPOSED
-    if len(shape) != 2 or stored.find(other) is None:
+    if len(shape) != 2:
         return None
-    source = stored.need(other, PLAIN, shape[::-1])
-    return Parts(source.dtype, "transposed", (source,))
+    other = name.removesuffix("weight") + TRANSPOSED
+    if stored.find(other) is not None:
+        source = stored.need(other, PLAIN, shape[::-1])
+        return Parts(source.dtype, "transposed", (source,))
+    for own, conversion in HALVES.items():
+        other = name.removesuffix(f"{own}.weight") + f"gate_up_proj.{TRANSPOSED}"
+        if name.endswith(f".{own}.weight") and stored.find(other) is not None:
+            source = stored.need(other, PLAIN, (shape[1], 2 * shape[0]))
+            return Parts(source.dtype, conversion, (source,))
+    return None

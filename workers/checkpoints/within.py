@@ -20,11 +20,11 @@ PREFIXES = {"language_model.": "", "model.language_model.": "model."}
 NOTE = "of a model that sees, the language model alone is served: it takes text"
 
 
-def config(path: Path, given: Mapping[str, Any], model_type: str) -> dict[str, Any]:
+def config(path: Path, given: Mapping[str, Any], model_types: tuple[str, ...]) -> dict[str, Any]:
     """Its `config.json`, as if it stood alone.
 
     Args:
-        model_type: that it must be of.
+        model_types: of which it must be one; the first, where it does not say.
 
     Raises:
         CortexError: it is another, or none.
@@ -32,8 +32,8 @@ def config(path: Path, given: Mapping[str, Any], model_type: str) -> dict[str, A
     inner = given.get(TEXT)
     if not isinstance(inner, dict):
         refuse(path, f"{TEXT} is missing: the config of the language model")
-    if (found := inner.get("model_type", model_type)) != model_type:
-        refuse(path, f"{TEXT}.model_type {found} is not supported; {model_type} is")
+    if (found := inner.get("model_type", model_types[0])) not in model_types:
+        refuse(path, f"{TEXT}.model_type {found} is not supported; there are {', '.join(model_types)}")
     return {key: given[key] for key in SHARED if given.get(key) is not None} | inner | {"architectures": []}
 
 

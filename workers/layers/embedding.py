@@ -66,17 +66,29 @@ class Head(Linear):
         name: of its own weight in the checkpoint; not read when `tied`.
         tied: the embedding whose weight it shares, or None. A packed head is a copy: the embedding reads rows
             of the plain weight, which the packed one does not have.
+        biased: it has a bias, tied or not.
     """
 
     def __init__(
-        self, name: str, vocabulary: VocabularySlice, hidden_size: int, tied: Embedding | None, empty: Empty
+        self,
+        name: str,
+        vocabulary: VocabularySlice,
+        hidden_size: int,
+        tied: Embedding | None,
+        empty: Empty,
+        biased: bool = False,
     ) -> None:
-        super().__init__(tied.weight if tied else vocabulary.weight(f"{name}.weight", hidden_size, empty))
+        weight = tied.weight if tied else vocabulary.weight(f"{name}.weight", hidden_size, empty)
+        super().__init__(weight, empty(vocabulary.slice).zero_() if biased else None)
         self.name, self.vocabulary, self.tied = name, vocabulary, tied
 
     def pieces(self) -> Iterator[Slice]:
+        vocabulary = self.vocabulary
         if not self.tied:
-            yield from self.vocabulary.pieces(f"{self.name}.weight", self.weight)
+            yield from vocabulary.pieces(f"{self.name}.weight", self.weight)
+        if self.bias is not None and vocabulary.num_real:
+            bias = self.bias[: vocabulary.num_real]
+            yield Slice(f"{self.name}.bias", (vocabulary.size,), bias, row=vocabulary.first)
 
     @property
     def copied(self) -> int:

@@ -76,6 +76,8 @@ def attention_factor(rope: Rope) -> float:
     LongRoPE does."""
     if rope.rope_type not in ("yarn", "longrope"):
         return 1.0
+    if (mscale := rope.long_mscale if rope.is_long else rope.short_mscale) is not None:
+        return mscale
     if rope.attention_factor is not None:
         return rope.attention_factor
     if rope.rope_type == "longrope":
@@ -83,12 +85,12 @@ def attention_factor(rope: Rope) -> float:
             return 1.0
         return math.sqrt(1 + math.log(rope.factor) / math.log(rope.original_max_position_embeddings))
 
-    def mscale(weight: float) -> float:
+    def sharpened(weight: float) -> float:
         return 0.1 * weight * math.log(rope.factor) + 1.0
 
     if rope.mscale and rope.mscale_all_dim:
-        return mscale(rope.mscale) / mscale(rope.mscale_all_dim)
-    return mscale(1.0)
+        return sharpened(rope.mscale) / sharpened(rope.mscale_all_dim)
+    return sharpened(1.0)
 
 
 def _llama3(rope: Rope, plain: Tensor) -> Tensor:

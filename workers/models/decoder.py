@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,18 +18,28 @@ from torch import Tensor
 from workers.attention.backend import Attend
 from workers.checkpoints.config import ModelConfig
 from workers.layers.embedding import Embedding, Head, VocabularySlice
+from workers.layers.layer_norm import LayerNorm
 from workers.layers.linear import ColumnParallel, Linear, RowParallel
-from workers.layers.norm import HeadNorm, RMSNorm, WholeNorm
+from workers.layers.norm import HeadNorm, RMSNorm, WholeNorm, over_rms
 from workers.layers.rotary import Rotary, rotate_part
 from workers.layers.sinks import Sinks
 from workers.models.experts import MixtureOfExperts
 from workers.models.latent import LatentAttention
 from workers.models.mlp import MLP
+from workers.models.routers import ROUTERS
 from workers.parallel import RankGroup
 from workers.weights.blocks import Empty
 from workers.weights.loader import Shard, Slice, bytes_filled
 
 Angles = tuple[Tensor, Tensor]  # cosines and sines, [tokens, 1, head_dim] float32
+Norm = RMSNorm | LayerNorm
+
+
+class Places(NamedTuple):
+    """What the positions of a step's tokens come to, once for all layers."""
+
+    angles: list[Angles]  # of each of the model's ropes
+    growth: Tensor | None = None  # of queries, [tokens, 1, 1] float32
 
 
 class Decoder:
@@ -50,11 +61,12 @@ class Decoder:
         if config.window_rope is not None:
             ropes.append((config.window_rope, config.window_rotary_dim or config.rotary_dim))
         self.rotaries = [Rotary(*rope, group.device, config.interleaved) for rope in ropes]
+        self.temperature = config.temperature
         self.logit_scale, self.logit_cap = config.logit_scale, config.logit_cap
         self.blocks = [self.block(i, config, group, empty) for i in range(config.num_layers)]
-        self.norm = RMSNorm("model.norm", config.hidden_size, config.norm_eps, empty, config.norm_offset)
+        self.norm = norm_of("model.norm", config, empty)
         tied = self.embedding if config.tied_head else None
-        self.head = Head("lm_head", vocabulary, config.hidden_size, tied, empty)
+        self.head = Head("lm_head", vocabulary, config.hidden_size, tied, empty, config.head_bias)
 
     def block(self, number: int, config: ModelConfig, group: RankGroup, empty: Empty) -> Block:
         return Block(number, config, group, empty)
@@ -88,11 +100,18 @@ class Decoder:
             token_ids: `[tokens]` int64.
             positions: the same, from 0 in each sequence.
         """
-        angles = [rotary(positions) for rotary in self.rotaries]
+        places = self._places(positions)
         x = self._embedded(token_ids)
         for block in self._blocks(numbers):
-            x = block(x, angles, attend)
+            x = block(x, places, attend)
         return x
+
+    def _places(self, positions: Tensor) -> Places:
+        angles = [rotary(positions) for rotary in self.rotaries]
+        if (each := self.temperature) is None:
+            return Places(angles)
+        steps = torch.floor((positions.float() + each.first) / each.every)
+        return Places(angles, (torch.log1p(steps) * each.weight + 1.0)[:, None, None])
 
     def _embedded(self, token_ids: Tensor) -> Tensor:  # [tokens, hidden]
         x = self.embedding(token_ids)
@@ -115,14 +134,15 @@ class Block:
     """Attention, then the feed-forward network, each on the normalised residual stream."""
 
     def __init__(self, number: int, config: ModelConfig, group: RankGroup, empty: Empty) -> None:
-        def norm(name: str | None) -> RMSNorm | None:
-            full = f"model.layers.{number}.{name}"
-            return name and RMSNorm(full, config.hidden_size, config.norm_eps, empty, config.norm_offset)
+        def norm(name: str | None) -> Norm | None:
+            return name and norm_of(f"model.layers.{number}.{name}", config, empty)
 
         self.number, self.residual_scale = number, config.residual_scale
         self.rope: int | None = None  # which of the model's; None: no positions
         if number not in config.unrotated:
             self.rope = int(config.window_rope is not None and config.layers[number].kind == "window")
+        grows = config.temperature is not None
+        self.grows = grows and (self.rope is None or not config.temperature.unrotated)
         self.attention = self._attention(f"model.layers.{number}.self_attn", config, group, empty)
         self.mlp = self._mlp(f"model.layers.{number}.mlp", config, group, empty)
         names = config.norms
@@ -136,8 +156,9 @@ class Block:
         return (Attention if config.latent is None else LatentAttention)(name, config, group, empty)
 
     def _mlp(self, name: str, config: ModelConfig, group: RankGroup, empty: Empty) -> MLP | MixtureOfExperts:
-        has_experts = config.experts is not None and self.number in config.experts.layers
-        return (MixtureOfExperts if has_experts else MLP)(name, config, group, empty)
+        if config.experts is None or self.number not in config.experts.layers:
+            return MLP(name, config, group, empty)
+        return MixtureOfExperts(name, config, group, empty, router=ROUTERS[config.experts.scoring])
 
     @property
     def linears(self) -> tuple[Linear, ...]:
@@ -161,19 +182,33 @@ class Block:
         yield from (piece for norm in norms if norm is not None for piece in norm.pieces())
         yield from self.attention.norm_pieces()
 
-    def __call__(self, x: Tensor, angles: list[Angles], attend: Attend) -> Tensor:  # [tokens, hidden]
-        turned = None if self.rope is None else angles[self.rope]
+    def __call__(self, x: Tensor, places: Places, attend: Attend) -> Tensor:  # [tokens, hidden]
+        turned = None if self.rope is None else places.angles[self.rope]
+        if self.grows:
+            attend = _growing(attend, places.growth)
         y = self.attention(_normed(x, self.before_attention), turned, partial(attend, self.number))
         x = self._add(x, y, self.after_attention)
         return self._add(x, self.mlp(_normed(x, self.before_mlp)), self.after_mlp)
 
-    def _add(self, x: Tensor, y: Tensor, norm: RMSNorm | None) -> Tensor:
+    def _add(self, x: Tensor, y: Tensor, norm: Norm | None) -> Tensor:
         y = _normed(y, norm)
         return x + y if self.residual_scale == 1.0 else x + y * self.residual_scale
 
 
-def _normed(x: Tensor, norm: RMSNorm | None) -> Tensor:
+def norm_of(name: str, config: ModelConfig, empty: Empty) -> Norm:
+    """A norm of the residual stream, of the model's kind."""
+    if config.layer_norm:
+        return LayerNorm(name, config.hidden_size, config.norm_eps, empty)
+    return RMSNorm(name, config.hidden_size, config.norm_eps, empty, config.norm_offset)
+
+
+def _normed(x: Tensor, norm: Norm | None) -> Tensor:
     return x if norm is None else norm(x)
+
+
+def _growing(attend: Attend, growth: Tensor) -> Attend:
+    """The same with queries that are multiplied before."""
+    return lambda layer, q, *others: attend(layer, (q * growth).to(q.dtype), *others)
 
 
 class Attention:
@@ -184,6 +219,7 @@ class Attention:
         mine, mine_kv = group.share(heads), group.share_kv(kv_heads)
         self.num_heads, self.num_kv_heads, self.head_dim = len(mine), len(mine_kv), head_dim
         self.interleaved = config.interleaved
+        self.eps = config.norm_eps if config.qk_norm == "turned" else None
 
         def rows(part: range, first: int = 0) -> range:
             return range((first + part.start) * head_dim, (first + part.stop) * head_dim)
@@ -232,6 +268,8 @@ class Attention:
             qk = self.qk_norm(qk.float())
         if angles is not None:
             qk = rotate_part(qk.float(), *angles, self.interleaved)
+            if self.eps is not None:
+                qk = qk * over_rms(qk, self.eps)
         q, keys = qk.to(x.dtype).split((heads, kv_heads), dim=1)
         sinks = None if self.sinks is None else self.sinks.weight
         return self.output(attend(q, keys, values, sinks).view(len(x), -1))

@@ -81,7 +81,7 @@ class MixtureOfExperts:
         inner = experts.intermediate_size
         self.group, self.exact = group, False
         self.activation, self.clamp = config.activation, experts.clamp
-        self.interleaved = experts.interleaved
+        self.interleaved, self.weighs_inputs = experts.interleaved, experts.weighs_inputs
         self.router = router(f"{name}.{experts.router}", experts, hidden, group, empty)
         share = group.share(inner)
         self.gate_up, self.down = [], []
@@ -117,12 +117,19 @@ class MixtureOfExperts:
         Args:
             shown: what the router sees in place of `x`.
         """
-        y = self._routed(x, *self.router.choose(x if shown is None else shown))
+        weights, numbers = self.router.choose(x if shown is None else shown)
+        y = self._weighed(x, weights, numbers) if self.weighs_inputs else self._routed(x, weights, numbers)
         if self.shared is not None:
             self.shared.exact = self.exact
             shared = self.shared(x)
             y += shared if self.shared_gate is None else self.shared_gate(x).sigmoid() * shared
         return y
+
+    def _weighed(self, x: Tensor, weights: Tensor, numbers: Tensor) -> Tensor:  # [tokens, hidden]
+        """What the experts make of their tokens, each of which is multiplied before."""
+        each = (x[:, None] * weights[..., None].to(x.dtype)).flatten(0, 1)
+        y = self._routed(each, torch.ones_like(weights).view(-1, 1), numbers.view(-1, 1))
+        return y.unflatten(0, weights.shape).sum(dim=1)
 
     def _routed(self, x: Tensor, weights: Tensor, numbers: Tensor) -> Tensor:  # [tokens, hidden]
         """What the experts make of their tokens. Pairs of a token and an expert are sorted by expert, and are

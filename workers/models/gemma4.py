@@ -22,7 +22,7 @@ from workers.layers.embedding import Embedding, VocabularySlice
 from workers.layers.linear import ColumnParallel, Linear, RowParallel
 from workers.layers.norm import HeadNorm, RMSNorm, over_rms
 from workers.layers.rotary import rotate
-from workers.models.decoder import Angles, Block, Decoder
+from workers.models.decoder import Angles, Block, Decoder, Places
 from workers.models.experts import MixtureOfExperts, Router
 from workers.models.mlp import MLP, activated
 from workers.parallel import RankGroup
@@ -60,11 +60,11 @@ class Gemma4(Decoder):
     def __call__(
         self, token_ids: Tensor, positions: Tensor, attend: Attend, numbers: Sequence[int] | None = None
     ) -> Tensor:  # [tokens, hidden], before the last norm
-        angles = [rotary(positions) for rotary in self.rotaries]
+        places = self._places(positions)
         x = self._embedded(token_ids)
         inputs = None if self.inputs is None else self.inputs(token_ids, x)
         for block in self._blocks(numbers):
-            x = block(x, angles, attend, None if inputs is None else inputs[:, block.number])
+            x = block(x, places, attend, None if inputs is None else inputs[:, block.number])
         return x
 
 
@@ -146,14 +146,15 @@ class Gemma4Block(Block):
         yield Slice(f"{self.name}.{names.SCALE}", (1,), self.scale)
 
     def __call__(
-        self, x: Tensor, angles: list[Angles], attend: Attend, own: Tensor | None = None
+        self, x: Tensor, places: Places, attend: Attend, own: Tensor | None = None
     ) -> Tensor:  # [tokens, hidden]
         """One layer.
 
         Args:
             own: its input, `[tokens, size]`.
         """
-        y = self.attention(self.before_attention(x), angles[self.rope], partial(attend, self.source))
+        angles = places.angles[self.rope]
+        y = self.attention(self.before_attention(x), angles, partial(attend, self.source))
         x = x + self.after_attention(y)
         y = self.mlp(self.before_mlp(x))
         x = x + self.after_mlp(y if self.experts is None else self._with_experts(y, x))

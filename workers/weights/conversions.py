@@ -19,6 +19,12 @@ def transposed(read: Read, tensor: StoredTensor, rows: range, columns: range) ->
     return read(source, columns, rows).t().contiguous()
 
 
+def transposed_second(read: Read, tensor: StoredTensor, rows: range, columns: range) -> Tensor:
+    """The same of columns that others stand before, as many as there are rows."""
+    before = tensor.shape[0]
+    return transposed(read, tensor, range(before + rows.start, before + rows.stop), columns)
+
+
 CONVERSIONS: dict[str, Conversion] = {
     "apart": eight_bits.apart,
     "awq": four_bits.awq,
@@ -38,4 +44,5 @@ CONVERSIONS: dict[str, Conversion] = {
     "packed_8": four_bits.packed_8,
     "scaled_rows": eight_bits.scaled_rows,
     "transposed": transposed,
+    "transposed_second": transposed_second,
 }

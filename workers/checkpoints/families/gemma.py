@@ -125,5 +125,5 @@ GEMMA3 = Family(
     ("Gemma3ForCausalLM", "Gemma3TextModel"),
     read_3,
     dense_tensors,
-    within={"Gemma3ForConditionalGeneration": "gemma3_text"},
+    within={"Gemma3ForConditionalGeneration": ("gemma3_text",)},
 )

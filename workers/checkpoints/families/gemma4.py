@@ -272,7 +272,7 @@ GEMMA4 = Family(
     ("Gemma4ForCausalLM",),
     read,
     tensors,
-    within={"Gemma4ForConditionalGeneration": "gemma4_text"},
+    within={"Gemma4ForConditionalGeneration": ("gemma4_text",)},
     rearrange=unstacked_rows,
 )
 GEMMA4_UNIFIED = Family(
@@ -280,5 +280,5 @@ GEMMA4_UNIFIED = Family(
     ("Gemma4UnifiedForCausalLM",),
     read_unified,
     tensors,
-    within={"Gemma4UnifiedForConditionalGeneration": "gemma4_unified_text"},
+    within={"Gemma4UnifiedForConditionalGeneration": ("gemma4_unified_text",)},
 )

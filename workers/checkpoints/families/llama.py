@@ -20,7 +20,7 @@ from workers.checkpoints.experts import Experts
 from workers.checkpoints.family import Family, TensorSpec
 
 EMBEDDING = "model.embed_tokens.weight"
-HEAD = "lm_head.weight"
+HEAD, HEAD_BIAS = "lm_head.weight", "lm_head.bias"
 
 
 def dense_tensors(model: ModelConfig) -> Iterator[TensorSpec]:
@@ -37,7 +37,7 @@ def decoder_tensors(
     for layer in range(model.num_layers):
         prefix = f"model.layers.{layer}."
         for norm in filter(None, msgspec.structs.astuple(model.norms)):
-            yield TensorSpec(f"{prefix}{norm}.weight", (hidden,), "none")
+            yield from _norm(f"{prefix}{norm}", model)
         yield from attention(model, prefix + "self_attn.")
         if model.experts is not None and layer in model.experts.layers:
             yield from expert_tensors(prefix + "mlp.", hidden, model.experts)
@@ -48,9 +48,17 @@ def decoder_tensors(
             yield TensorSpec(prefix + "mlp.down_proj.weight", (hidden, model.intermediate_size), "columns")
         else:
             yield from mlp_tensors(prefix + "mlp.", hidden, model.intermediate_size, model.mlp_bias)
-    yield TensorSpec("model.norm.weight", (hidden,), "none")
+    yield from _norm("model.norm", model)
     if not model.tied_head:
         yield TensorSpec(HEAD, (model.vocab_size, hidden), "vocabulary")
+    if model.head_bias:
+        yield TensorSpec(HEAD_BIAS, (model.vocab_size,), "vocabulary")
+
+
+def _norm(name: str, model: ModelConfig) -> Iterator[TensorSpec]:
+    yield TensorSpec(f"{name}.weight", (model.hidden_size,), "none")
+    if model.layer_norm:
+        yield TensorSpec(f"{name}.bias", (model.hidden_size,), "none")
 
 
 def _attention(model: ModelConfig, prefix: str) -> Iterator[TensorSpec]:

@@ -1,4 +1,7 @@
-"""Mistral and Ministral: a Llama whose every layer has the same window, or none, or as `layer_types` says."""
+"""Mistral and Ministral: a Llama whose every layer has the same window, or none, or as `layer_types` says.
+
+In Ministral 3 queries grow with the context.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,27 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from workers.checkpoints import config
-from workers.checkpoints.config import ModelConfig
+from workers.checkpoints.config import ModelConfig, Temperature
 from workers.checkpoints.families.llama import dense_tensors
 from workers.checkpoints.family import Family
+from workers.checkpoints.files import refuse
 
+TYPE_3 = "ministral3"
+ROPE_3 = {
+    "rope_type": "yarn",
+    "rope_theta": 1_000_000.0,
+    "factor": 16.0,
+    "original_max_position_embeddings": 16_384,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "mscale_all_dim": 1.0,
+    "mscale": 1.0,
+    "llama_4_scaling_beta": 0.1,
+}
+DEFAULTS_3 = {"num_key_value_heads": 8, "head_dim": 128, "rms_norm_eps": 1e-5, "rope_parameters": ROPE_3}
 DEFAULTS = {"num_key_value_heads": 8, "sliding_window": 4096}  # a window of null is none
 
 
@@ -24,10 +43,31 @@ def read(path: Path, given: Mapping[str, Any]) -> ModelConfig:
     return config.model_config(path, file, windows)
 
 
+def read_3(path: Path, given: Mapping[str, Any]) -> ModelConfig:
+    """How queries grow stands among the rotary settings."""
+    given = {**DEFAULTS_3, "sliding_window": None} | dict(given)
+    turning = given["rope_parameters"] = dict(given["rope_parameters"] or ROPE_3)
+    turning.pop("max_position_embeddings", None)  # once more
+    weight = turning.pop("llama_4_scaling_beta", None)
+    model = read(path, given)
+    if weight is None:
+        return model
+    every = turning.get("original_max_position_embeddings")
+    if not isinstance(weight, int | float) or not isinstance(every, int) or every < 1:
+        refuse(path, f"rope_parameters: llama_4_scaling_beta {weight!r} is no number, or beside no context")
+    return msgspec.structs.replace(model, temperature=Temperature(every, weight))
+
+
+def read_within(path: Path, given: Mapping[str, Any]) -> ModelConfig:
+    """Of a Mistral that sees, or a Ministral."""
+    return (read_3 if given.get("model_type") == TYPE_3 else read)(path, given)
+
+
 MISTRAL = Family(
     "mistral",
     ("MistralForCausalLM", "MinistralForCausalLM"),
-    read,
+    read_within,
     dense_tensors,
-    within={"Mistral3ForConditionalGeneration": "mistral"},
+    within={"Mistral3ForConditionalGeneration": ("mistral", TYPE_3)},
 )
+MINISTRAL3 = Family("ministral3", ("Ministral3ForCausalLM",), read_3, dense_tensors)
