@@ -626,6 +626,7 @@ class Quoted(Reply, tag="quoted"):
     code: str = ""
     message: str = ""
     loss: float = 0.0  # seconds that whoever wants the evicted models next will wait for them, at a guess
+    parked: bool = False  # its weights are in the host's memory, which `seconds` reckons with
 
 
 class CatalogueReply(Reply, tag="catalogue"):
@@ -750,6 +751,9 @@ class ModelState(Plain):
     request_seconds: float = 0.0  # that a request takes in the worker, smoothed
     prefill_rate: float = 0.0  # tokens of prompts a second, lately at best; 0: not measured yet
     evictions: int = 0  # times that it left for another model
+    bytes_parked: int = 0  # of its weights, in the host's memory, from where a load brings them back
+    wakes: int = 0  # loads from there
+    wake_seconds: float | None = None  # that the last one took
     keep_alive: float | None = None  # seconds without a request after which it is unloaded; None: never
 
 

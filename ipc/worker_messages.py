@@ -125,6 +125,7 @@ class WorkerSpec(Plain, kw_only=True, tag="spec"):
     log_level: str = "INFO"
     quantization: Literal["q8", "q6", "q4", "int8", "fp8"] | None = None  # of weights that are stored plain
     weight_cache: WeightCache | None = None  # of what that makes; None: it is made with every load
+    parking_fd: int | None = None  # memory for its weights (`ipc.parked`): whole to be read, or to be filled
 
 
 class Footprint(Plain):
@@ -243,6 +244,7 @@ class Ready(msgspec.Struct, tag=2, array_like=True):
     kv_pages: int  # in its pool, the same on every rank
     memory: MemoryUse
     load_seconds: float
+    woken: bool = False  # its weights came from memory in which they had been parked
 
 
 class Logprobs(msgspec.Struct, array_like=True):

@@ -141,7 +141,8 @@ def _state(neuron: NeuronHealth) -> str:
 
 
 def _status(model: ModelState) -> str:
-    return _phase(model) + (", pinned" if model.pinned else "")
+    parked = f", parked ({_size(model.bytes_parked)})" if model.bytes_parked and not model.devices else ""
+    return _phase(model) + parked + (", pinned" if model.pinned else "")
 
 
 def _phase(model: ModelState) -> str:

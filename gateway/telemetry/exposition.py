@@ -37,12 +37,15 @@ _MODEL_GAUGES = {
     "context_wanted": "Tokens of prompt and answer that would fit with enough memory.",
     "bytes_reserved": "Device memory booked for the model.",
     "bytes_measured": "Device memory that its processes hold.",
+    "bytes_parked": "Host memory that its weights are kept in, for its next load.",
 }
 _MODEL_COUNTERS = {
     "finished": "Requests that ended regularly, as the neuron counts them.",
     "cancelled": "Requests cancelled, as the neuron counts them.",
     "failed": "Requests that failed, as the neuron counts them.",
     "restarts": "Restarts of its worker group after a fault.",
+    "evictions": "Times that it left for another model.",
+    "wakes": "Loads whose weights came from the host's memory.",
     "steps": "Engine steps.",
     "prompt_tokens": "Tokens of prompts that the worker began.",
     "cached_tokens": "Part of these that it had computed before.",

@@ -25,6 +25,7 @@ from neuron.memory.devices import Inventory
 from neuron.memory.eviction import RESIDENCY_SHARE, Holder, Strategy, explain, must_wait, order
 from neuron.memory.fit import Fit, Need, candidates_for, find_fit
 from neuron.memory.ledger import Ledger
+from neuron.memory.parking import Parking
 from neuron.memory.step_bytes import UNMEASURED_BYTES
 
 log = logging.getLogger("neuron.memory.room")
@@ -38,7 +39,7 @@ class Tenant(Protocol):
 
     id: str
     ready_at: float  # monotonic: when it was ready last, or went on to serve
-    load_seconds: float | None  # that its last load took
+    reload_seconds: float  # that its next load should take; 0: not known
 
     def need(self, runtime: Mapping[str, int]) -> Need:
         """What a load asks of the devices; `runtime` is what a process takes without a model, by kind."""
@@ -161,6 +162,7 @@ class Room:
         inventory: the devices.
         lender: processes that wait, warm.
         changed: called when a device's figures are not what they were.
+        parking: weights that make way for a model; None: there are none.
 
     Attributes:
         eviction: who leaves first, as the gateway wants it.
@@ -173,6 +175,7 @@ class Room:
         inventory: Inventory,
         lender: Lender,
         changed: Callable[[], None],
+        parking: Parking | None = None,
     ) -> None:
         self.eviction = Eviction()
         self._settings = settings
@@ -180,6 +183,7 @@ class Room:
         self._inventory = inventory
         self._lender = lender
         self._changed = changed
+        self._parking = parking or Parking(0, ledger, lambda: (0, 0))
         self._tenants: dict[str, Tenant] = {}  # who hold memory
         self._wishes: dict[str, Wish] = {}  # by model, in order
         self._asked: set[str] = set()  # tenants that were asked to leave
@@ -275,6 +279,7 @@ class Room:
     async def refresh(self) -> None:
         """Read new figures of the devices; in a thread, for a driver may take its time."""
         self._ledger.observe(await asyncio.to_thread(self._inventory.refresh))
+        self._parking.relieve()
         self._changed()
 
     async def prospect(self, tenant: Tenant) -> Prospect:
@@ -371,6 +376,7 @@ class Room:
         await self._lender.make_way(fit.reservations, reuse=wish.reuse)
         if wish.granted.done():
             return
+        self._parking.make_way(wish.tenant.id, fit.reservations)
         try:
             self._ledger.reserve(wish.tenant.id, fit.reservations)
         except CortexError as error:
@@ -415,7 +421,7 @@ class Room:
 
     def _settles_at(self, tenant: Tenant) -> float:
         """When it has been loaded for as long as it may stay where an equal wants its memory."""
-        share = RESIDENCY_SHARE * (tenant.load_seconds or 0.0)
+        share = RESIDENCY_SHARE * tenant.reload_seconds
         return tenant.ready_at + max(self.eviction.min_residency_seconds, share)
 
     def _seconds_to_leave(self, tenant: Tenant, other: Tenant) -> float:
@@ -452,8 +458,11 @@ class Room:
         )
 
     def _outlook(self) -> _Outlook:
-        """Memory as it is. Processes that wait make way for a model."""
-        free = {name: self._ledger.free(name) + self._lender.booked(name) for name in self._ledger.devices}
+        """Memory as it is. Processes that wait and what is parked make way for a model."""
+        free = {
+            name: self._ledger.free(name) + self._lender.booked(name) + self._parking.booked(name)
+            for name in self._ledger.devices
+        }
         return _Outlook(free, dict(free), self._holders())
 
     def _holders(self) -> dict[str, Holder]:

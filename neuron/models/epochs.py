@@ -7,11 +7,12 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 
-from ipc.errors import CortexError
+from ipc.errors import Code, CortexError
 from ipc.worker_messages import Ready, StepReport
 from neuron.config import ModelSettings
 from neuron.description import ModelDescription
 from neuron.memory.fit import Fit
+from neuron.memory.parking import Loan
 from neuron.models.launcher import Launcher
 from neuron.models.statistics import Statistics
 from neuron.processes.backoff import Backoff
@@ -41,7 +42,9 @@ class Epochs:
         group: of this epoch, while there is one.
         statistics: of this epoch, once it is ready.
         restarts: of the model, after a death.
-        load_seconds: that the last load took, from the start of its processes.
+        load_seconds: that the last load from files took, from the start of its processes.
+        wakes: loads from memory, where its weights had been parked.
+        wake_seconds: the same of the last of these.
         loaded_on: kind of the device of that load.
     """
 
@@ -61,6 +64,8 @@ class Epochs:
         self.statistics: Statistics | None = None
         self.restarts = 0
         self.load_seconds: float | None = None
+        self.wake_seconds: float | None = None
+        self.wakes = 0
         self.loaded_on = ""
         self._settings = settings
         self._description = description
@@ -156,12 +161,14 @@ class Epochs:
         while True:
             self.number += 1
             began = time.monotonic()
-            group = self.group = self._group(fit)
+            loan = self._launcher.lend(self._settings, self._description, fit)
+            group = self.group = self._group(fit, loan)
             try:
                 group.start()
                 ready = await group.ready(self._launcher.config.load_deadline_seconds)
                 break
             except BaseException as error:
+                self._settle(loan, error)
                 await group.stop()
                 tries -= group.was_killed
                 again = group.died_waiting or (group.was_killed and tries > 0)
@@ -169,19 +176,35 @@ class Epochs:
                     raise
                 log.warning("load begins again model=%s reason=%s", self._description.id, error)
         self._ready_at = time.monotonic()
-        self.load_seconds = self._ready_at - began
+        seconds, woken = self._ready_at - began, all(report.woken for report in ready)
+        if woken:
+            self.wakes += 1
+            self.wake_seconds = seconds
+        else:
+            self.load_seconds = seconds
+        if loan is not None:
+            self._launcher.parking.settle(loan, loaded=True, woken=woken)
         self.loaded_on = fit.devices[0].partition(":")[0]
         self.statistics = Statistics(ready)
         log.info(
-            "model loaded model=%s seconds=%.2f weights_seconds=%.2f bytes=%d",
+            "model %s model=%s seconds=%.2f weights_seconds=%.2f bytes=%d",
+            "woken" if woken else "loaded",
             self._description.id,
-            self.load_seconds,
+            seconds,
             max(report.load_seconds for report in ready),
             self._description.bytes_weights,
         )
         return ready
 
-    def _group(self, fit: Fit) -> WorkerGroup:
+    def _settle(self, loan: Loan | None, error: BaseException) -> None:
+        """A load has failed. Its weights stay parked where they are not what was wrong with it."""
+        if loan is None:
+            return
+        at_fault = isinstance(error, CortexError) and error.code != Code.INSUFFICIENT_MEMORY
+        broken = at_fault and not self.group.was_killed
+        self._launcher.parking.settle(loan, loaded=False, woken=not broken)
+
+    def _group(self, fit: Fit, loan: Loan | None) -> WorkerGroup:
         return self._launcher.group(
             self._settings,
             self._description,
@@ -190,6 +213,7 @@ class Epochs:
             on_loading=self._on_loading,
             on_steps=self._take,
             on_death=self._on_death,
+            parking_fds=loan.fds if loan is not None else (),
         )
 
     def _take(self, steps: Sequence[StepReport]) -> None:

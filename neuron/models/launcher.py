@@ -12,6 +12,7 @@ from ipc.worker_messages import StepReport, WeightCache
 from neuron.config import ModelSettings, NeuronConfig, QuantisedCache
 from neuron.description import ModelDescription
 from neuron.memory.fit import Fit
+from neuron.memory.parking import Loan, Parking
 from neuron.processes.group import WorkerGroup
 from neuron.processes.spawn import GroupSpec
 from neuron.processes.standby import Standby
@@ -27,11 +28,13 @@ class Launcher:
         config: the neuron's.
         cores: CPU cores that this process may use.
         standby: where transformers get their processes from, and leave them.
+        parking: where their weights stay; None: nowhere.
     """
 
     config: NeuronConfig
     cores: int
     standby: Standby | None = None
+    parking: Parking | None = None
 
     def group(
         self,
@@ -43,8 +46,13 @@ class Launcher:
         on_loading: Callable[[float, str], None],
         on_steps: Callable[[list[StepReport]], None],
         on_death: Callable[[CortexError], None],
+        parking_fds: tuple[int, ...] = (),
     ) -> WorkerGroup:
-        """A group that can be started. The callbacks are those of `WorkerGroup`."""
+        """A group that can be started. The callbacks are those of `WorkerGroup`.
+
+        Args:
+            parking_fds: memory for the weights of each rank.
+        """
         spec = GroupSpec(
             model=description.id,
             engine=description.engine,
@@ -63,6 +71,7 @@ class Launcher:
             log_level=self.config.log_level,
             quantization=settings.quantization,
             weight_cache=weight_cache(self.config.quantised_cache),
+            parking_fds=parking_fds,
         )
         return WorkerGroup(
             spec,
@@ -74,10 +83,30 @@ class Launcher:
             standby=self.standby if description.engine == "transformer" else None,
         )
 
+    def lend(self, settings: ModelSettings, description: ModelDescription, fit: Fit) -> Loan | None:
+        """Memory for the weights of a load, if there is some."""
+        if self.parking is None or description.engine != "transformer":
+            return None
+        identity = parked_identity(settings, description, fit.devices[0])
+        return self.parking.lend(description.id, identity, description.rank_bytes)
+
     def _threads(self, fit: Fit) -> int:
         """CPU threads of each rank."""
         share = max(1, self.cores // len(fit.devices))
         return share if fit.devices[0] == "cpu" else min(share, CUDA_RANK_THREADS)
+
+
+def parked_identity(settings: ModelSettings, description: ModelDescription, device: str) -> object:
+    """Equal for loads whose ranks are filled with the same bytes: the files, and what is made of them."""
+    card, kind = description.card, device.partition(":")[0]
+    return (
+        card.folder,
+        tuple(card.files),
+        description.dtype,
+        settings.quantization,
+        len(description.rank_bytes),
+        kind,
+    )
 
 
 def weight_cache(settings: QuantisedCache) -> WeightCache | None:

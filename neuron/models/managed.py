@@ -148,8 +148,24 @@ class ManagedModel:
 
     @property
     def load_seconds(self) -> float | None:
-        """That its last load took, from the start of its processes."""
+        """That its last load from files took, from the start of its processes."""
         return self._epochs.load_seconds
+
+    @property
+    def bytes_parked(self) -> int:
+        """Of its weights, in the host's memory."""
+        parking = self._launcher.parking
+        return parking.bytes_of(self.id) if parking is not None else 0
+
+    @property
+    def reload_seconds(self) -> float:
+        """That its next load should take, from files or from the host's memory; 0: not known."""
+        wake = self._epochs.wake_seconds if self.bytes_parked else None
+        return wake or self.load_seconds or 0.0
+
+    def tell_parked(self) -> None:
+        """What is parked of it is not what it was."""
+        self._changed()
 
     @property
     def loaded_on(self) -> str:
@@ -211,6 +227,9 @@ class ManagedModel:
             created=plan.created,
             load_seconds=self.load_seconds,
             evictions=self._evictions,
+            bytes_parked=self.bytes_parked,
+            wakes=self._epochs.wakes,
+            wake_seconds=self._epochs.wake_seconds,
             keep_alive=None if self.settings.pin else self._keep_alive.told,
             adapters=[adapter.name for adapter in plan.adapters],
             max_sequences=self.settings.max_sequences,
@@ -261,7 +280,7 @@ class ManagedModel:
             pinned=self.settings.pin,
             busy=self.status in ("waiting", "loading") or not self.requests.idle,
             leaving=self.status in ("draining", "unloading"),
-            reload_seconds=self.load_seconds or 0.0,
+            reload_seconds=self.reload_seconds,
             recent_use=self._use.at(time.monotonic()),
         )
 
@@ -269,7 +288,7 @@ class ManagedModel:
     def turn_ends(self) -> float | None:
         if self.status not in ("ready", "draining"):
             return None
-        shortest = RESIDENCY_SHARE * (self.load_seconds or 0.0)
+        shortest = RESIDENCY_SHARE * self.reload_seconds
         return self.ready_at + max(self._launcher.config.memory.turn_seconds, shortest)
 
     @property

@@ -23,6 +23,7 @@ from neuron.description import ModelDescription, describe
 from neuron.memory.devices import CpuProbe, Inventory
 from neuron.memory.fit import Fit
 from neuron.memory.ledger import Ledger
+from neuron.memory.parking import Parking
 from neuron.memory.room import Room
 from neuron.models.appraisal import appraise
 from neuron.models.catalogue import DEMO_FOLDER, Catalogue, Signature
@@ -104,10 +105,12 @@ class ModelManager:
             cycles=lambda: self.room.eviction.defrag_after_cycles,
             backoff=self._backoff,
         )
-        self.room = Room(config.memory, ledger, inventory, self._standby, changed)
+        self._parking = Parking(config.parking, ledger, CpuProbe().memory, self._on_parked)
+        self.room = Room(config.memory, ledger, inventory, self._standby, changed, self._parking)
         self._residents = Residents(config, self.room, self._models, self.open)
         cores = CpuProbe().cores()
-        self._launcher = Launcher(config, min(cores, config.cpu.cores or cores), self._standby)
+        cores = min(cores, config.cpu.cores or cores)
+        self._launcher = Launcher(config, cores, self._standby, self._parking)
 
     # --- finding ----------------------------------------------------------------------------------------
 
@@ -249,6 +252,7 @@ class ModelManager:
             return False
         for known in (self._models, self._broken, self._tried):
             known.pop(model_id, None)
+        self._parking.drop(model_id)
         log.info("model forgotten, or to be read again model=%s", model_id)
         self._changed()
         return True
@@ -282,6 +286,7 @@ class ModelManager:
         await self.room.close()
         await self._standby.close()
         await asyncio.gather(*(model.close() for model in self._models.values()))
+        self._parking.close()
 
     # --- telling ----------------------------------------------------------------------------------------
 
@@ -336,12 +341,13 @@ class ModelManager:
             bytes=sum(prospect.fit.reservations.values()),
             ahead=prospect.ahead,
             loss=prospect.loss,
+            parked=model.bytes_parked > 0,
         )
 
     def _load_seconds(self, model: ManagedModel, fit: Fit) -> float | None:
         """How long a load of `model` should take; None where nothing like it was loaded yet."""
-        if model.load_seconds is not None:
-            return model.load_seconds
+        if model.reload_seconds:
+            return model.reload_seconds
         kind = fit.devices[0].partition(":")[0]
         like = [
             other
@@ -366,6 +372,10 @@ class ModelManager:
             for device in model.settings.devices or default
         ]
         return [device for device in everywhere if device in chosen]
+
+    def _on_parked(self, model_id: str) -> None:
+        if (model := self._models.get(model_id)) is not None:
+            model.tell_parked()
 
     def _changed(self, now: bool = False) -> None:
         self._residents.look()

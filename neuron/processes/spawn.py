@@ -43,6 +43,7 @@ class GroupSpec:
     log_level: str = "INFO"
     quantization: Quantization | None = None
     weight_cache: WeightCache | None = None
+    parking_fds: tuple[int, ...] = ()  # memory for the weights of each rank (`ipc.parked`), if any
 
 
 @dataclass(slots=True, eq=False)
@@ -136,6 +137,7 @@ def spawn(
                     log_level=spec.log_level,
                     quantization=spec.quantization,
                     weight_cache=spec.weight_cache,
+                    parking_fd=spec.parking_fds[index] if spec.parking_fds else None,
                 )
                 ranks.append(Rank(index, order.device, _hire(order, take), reports))
         except OSError:

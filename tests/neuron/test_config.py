@@ -41,6 +41,7 @@ devices: [cuda:0, "cuda:1", cpu]
 cpu: {cores: 4, memory: 12GiB}
 queue: {limit: 8, wait_seconds: 1.5}
 keep_alive: 30m
+parking: 48GiB
 default_model: org/big
 default_after_seconds: 5
 step_deadline_seconds: 20
@@ -62,7 +63,7 @@ models:
       failure: {rank: 1, die_at_step: 5, epochs: 1}
 """
     )
-    assert config.cpu.memory == 12 << 30
+    assert (config.cpu.memory, config.parking) == (12 << 30, 48 << 30)
     assert (config.keep_alive, config.default_model, config.default_after_seconds) == (1800.0, "org/big", 5.0)
     assert config.models[0] == ModelSettings(
         id="org/big",

@@ -100,7 +100,7 @@ class Model:
         self.use = RecentUse()
         self.status = "unloaded"
         self.last_used = 0.0
-        self.load_seconds = LOAD
+        self.reload_seconds = LOAD
         self.open = self.running = 0  # requests
         self.ready_at = 0.0
         self.changed = asyncio.Event()
@@ -129,7 +129,7 @@ class Model:
             pinned=self.pin,
             busy=self.status in ("waiting", "loading") or self.open > 0,
             leaving=self.status == "draining",
-            reload_seconds=self.load_seconds,
+            reload_seconds=self.reload_seconds,
             recent_use=self.use.at(asyncio.get_running_loop().time()),
         )
 
@@ -169,7 +169,7 @@ class Model:
             self.become("unloaded")
             return
         self.status = "loading"
-        await asyncio.sleep(self.load_seconds)
+        await asyncio.sleep(self.reload_seconds)
         self.ready_at = asyncio.get_running_loop().time()
         self.become("ready")
         self.place.room.look()
@@ -419,7 +419,7 @@ def test_two_that_swap_all_the_time_stay_for_a_share_of_what_their_load_took(mon
     async def scenario():
         place = Place({"a": 60, "b": 60})
         for model in place.models.values():
-            model.load_seconds = 80.0
+            model.reload_seconds = 80.0
         await place.models["a"].serve(1.0)
         await place.models["b"].serve(1.0)
         assert place.models["b"].waits == [pytest.approx(RESIDENCY_SHARE * 80.0 - 1.0 + 80.0, abs=1.0)]
@@ -448,7 +448,7 @@ def test_a_higher_class_waits_for_no_residency_and_a_lower_one_displaces_nobody_
 def test_what_costs_least_to_bring_back_leaves_and_the_quote_and_the_log_say_the_same(monkeypatch, caplog):
     async def scenario():
         place = Place({"slow": 50, "quick": 50, "new": 50})
-        place.models["slow"].load_seconds = 60.0
+        place.models["slow"].reload_seconds = 60.0
         await place.models["slow"].serve(1.0)
         await place.models["quick"].serve(1.0)  # used last, and back soonest
         await asyncio.sleep(60)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 import torch
@@ -20,6 +20,7 @@ from workers.models.stages import Stages, pool
 from workers.parallel import RankGroup
 from workers.step.engine import Extra, Loaded, OutOfDeviceMemory, StepResult
 from workers.step.plan import NewSequence, StepPlan
+from workers.weights import parking
 from workers.weights.blocks import Empty
 from workers.weights.loader import Shard
 from workers.weights.quantised_cache import load_weights
@@ -68,16 +69,22 @@ class EncoderRunner:
         self.stages = Stages(self.card.stages, config.norm_eps, Empty(dtype, device))
         weights = self.model.nbytes + self.stages.nbytes
         torch.set_num_threads(1)  # the loader has threads of its own
-        parts = [*self.model.parts(), *self.stages.parts()]
-        if dtype == torch.float32:
-            # Packed for oneDNN, products of many rows are slower than MKL's: 360 rows and a weight of
-            # 384 x 1536 take 6.4 ms instead of 5.1 on an EPYC core.
-            parts = [Shard(part.pieces) for part in parts]
+
+        def parts() -> list[Shard]:
+            parts = [*self.model.parts(), *self.stages.parts()]
+            if dtype == torch.float32:
+                # Packed for oneDNN, products of many rows are slower than MKL's: 360 rows and a weight of
+                # 384 x 1536 take 6.4 ms instead of 5.1 on an EPYC core.
+                return [Shard(part.pieces) for part in parts]
+            return parts
 
         def reading(fraction: float) -> None:
             progress(fraction, "reading weights")
 
-        load_weights(self.card, formats, parts, reading, self.group, spec.weight_cache)
+        def read(parts: Iterable[Shard]) -> None:
+            load_weights(self.card, formats, parts, reading, self.group, spec.weight_cache)
+
+        woken = parking.load(spec.parking_fd, parts, reading, self.group, read)
         torch.set_num_threads(num_threads(spec, weights))
         if device.type == "cpu":
             tune_cpu(dtype)
@@ -96,7 +103,7 @@ class EncoderRunner:
                 f"that are planned: its weights {weights:,}, the largest step {memory.activations:,} and the "
                 f"process itself {memory.runtime:,}. A smaller max_step_tokens or context_length needs less",
             )
-        return Loaded(spec.kv_pages, memory, whole=True)
+        return Loaded(spec.kv_pages, memory, whole=True, woken=woken)
 
     def _measure(self, weights: int) -> MemoryUse:
         """What this rank holds beside `weights`, and what the largest step takes: the longest texts, then as

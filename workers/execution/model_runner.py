@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import count
 
@@ -35,8 +35,9 @@ from workers.step.batch import Segment, Slot, Step, make_step
 from workers.step.engine import Extra, Loaded, OutOfDeviceMemory, StepResult
 from workers.step.pages import pages_for
 from workers.step.plan import NewSequence, Scheduled, StepPlan
+from workers.weights import parking
 from workers.weights.blocks import Empty
-from workers.weights.loader import WeightFiles, bytes_filled
+from workers.weights.loader import Shard, WeightFiles, bytes_filled
 from workers.weights.quantised_cache import load_weights
 
 CHECKED_STEPS = 16  # between two looks at how much memory is held
@@ -99,7 +100,10 @@ class ModelRunner:
         def reading(fraction: float) -> None:
             progress(fraction, "reading weights")
 
-        load_weights(self.card, formats, self.model.parts(), reading, self.group, spec.weight_cache)
+        def read(parts: Iterable[Shard]) -> None:
+            load_weights(self.card, formats, parts, reading, self.group, spec.weight_cache)
+
+        self.woken = parking.load(spec.parking_fd, self.model.parts, reading, self.group, read)
         for number, adapter in enumerate(self.adapters, 1):
             weights += self._load_adapter(number, adapter, dtype)
         torch.set_num_threads(threads := num_threads(spec, weights))
@@ -148,7 +152,7 @@ class ModelRunner:
         self._attend_over(pool(groups, pages=pages))
         memory = msgspec.structs.replace(used, kv_pool=self.cache.nbytes)
         self.most_bytes = memory.total
-        return Loaded(pages, memory, groups)
+        return Loaded(pages, memory, groups, woken=self.woken)
 
     def _attend_over(self, cache: KVCache) -> None:
         """Serve with these pages from now on."""

@@ -63,7 +63,7 @@ def be(spec: WorkerSpec) -> bool:
         return serve(spec)
     finally:
         for fd in descriptors(spec):
-            if fd != spec.store_fd:  # the rendezvous has taken that one, and closes it
+            if fd not in (spec.store_fd, spec.parking_fd):  # who has taken these closes them
                 os.close(fd)
 
 

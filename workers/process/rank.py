@@ -75,7 +75,8 @@ def load(spec: WorkerSpec, engine: Engine, reports: Ring, beat: Beat) -> Loaded:
     memory = loaded.memory.total
     beat(state="ready", step=0, memory=memory)
     seconds = time.monotonic() - started
-    reports.write(encode(Ready(all_reduce, loaded.kv_pages, loaded.memory, seconds)), WRITE_TIMEOUT)
+    ready = Ready(all_reduce, loaded.kv_pages, loaded.memory, seconds, loaded.woken)
+    reports.write(encode(ready), WRITE_TIMEOUT)
     logger.info("rank ready model=%s rank=%d memory=%d seconds=%.2f", spec.model, spec.rank, memory, seconds)
     return loaded
 

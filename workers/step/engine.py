@@ -23,6 +23,7 @@ class Loaded:
     caches: list[CacheGroup] = field(default_factory=list)  # none: all layers keep everything
     states: int = 0  # that there is room for, where a group has one
     whole: bool = False  # each sequence is computed in one step, and nothing of it is kept
+    woken: bool = False  # its weights had been parked (`workers.weights.parking`)
 
 
 @dataclass(slots=True)

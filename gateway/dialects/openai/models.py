@@ -45,6 +45,8 @@ def _location(neuron: Neuron, state: ModelState) -> dict[str, Any]:
         location["progress"] = state.progress
     if state.seconds_left is not None:
         location["seconds_left"] = round(state.seconds_left, 1)
+    if state.bytes_parked and not state.devices:
+        location["parked"] = True
     if state.error is not None:
         location["error"] = state.error
     return location

@@ -1,0 +1,200 @@
+"""Weights of models that left, in the host's memory: within a budget, and as long as nobody needs it.
+
+The memory has no name and belongs to this process, which lends its descriptors to the workers of a load: they
+fill it, or read what is there. It is in the ledger, under a name of its own.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from ipc import parked
+from neuron.memory.ledger import Ledger, gib
+
+log = logging.getLogger("neuron.memory.parking")
+
+HOST = "cpu"  # the device whose memory it is
+SPARE_SHARE = 1 / 20  # of the host's memory, that stays free beside what is parked
+
+
+@dataclass(slots=True, eq=False)
+class Loan:
+    """Memory for the weights of one load.
+
+    Attributes:
+        fds: of each rank.
+        woken: whether the weights are there, to be read; else they are to be filled in.
+    """
+
+    model: str
+    identity: object  # of what the weights are made of
+    fds: tuple[int, ...]
+    nbytes: int  # as booked
+    woken: bool = False
+    lent: bool = True  # to a load that goes on
+    last_used: float = field(default_factory=time.monotonic)
+
+
+class Parking:
+    """What is parked, by model.
+
+    Args:
+        budget: bytes; 0: nothing is parked.
+        ledger: where it is booked, if the host's memory is one of its devices.
+        host: gives the host's memory now, total and free, in bytes.
+        changed: told of which model something is parked now, or nothing any more.
+    """
+
+    def __init__(
+        self,
+        budget: int,
+        ledger: Ledger,
+        host: Callable[[], tuple[int, int]],
+        changed: Callable[[str], None] = lambda model: None,
+    ) -> None:
+        self._budget = budget
+        self._ledger = ledger
+        self._host = host
+        self._changed = changed
+        self._books = HOST in ledger.devices
+        self._loans: dict[str, Loan] = {}
+
+    # --- for loads --------------------------------------------------------------------------------------
+
+    def lend(self, model: str, identity: object, sizes: Sequence[int]) -> Loan | None:
+        """Memory for a load of `model`: with its weights in it, or empty, or none at all.
+
+        Args:
+            identity: equal for loads that come to the same weights.
+            sizes: bytes of the weights of each rank, as planned.
+        """
+        loan = self._loans.get(model)
+        if loan is not None and loan.woken and loan.identity == identity:
+            loan.lent, loan.last_used = True, time.monotonic()
+            return loan
+        self.drop(model)
+        size = sum(sizes)
+        if not self._has_room(model, size):
+            return None
+        try:
+            fds = tuple(parked.create("parked weights") for _ in sizes)
+        except OSError as error:
+            log.warning("nothing is parked model=%s reason=%s", model, error)
+            return None
+        loan = self._loans[model] = Loan(model, identity, fds, size)
+        if self._books:
+            self._ledger.reserve(_name(model), {HOST: size})
+        return loan
+
+    def settle(self, loan: Loan, *, loaded: bool, woken: bool = False) -> None:
+        """A load has ended that had this memory.
+
+        Args:
+            loaded: whether all ranks are ready.
+            woken: whether its weights came from there, if they were there; what is of no use leaves.
+        """
+        if self._loans.get(loan.model) is not loan:
+            return
+        loan.lent, loan.last_used = False, time.monotonic()
+        if loan.woken:
+            if not woken:
+                self.drop(loan.model)
+            return
+        if not loaded or any(parked.digest_of(fd) is None for fd in loan.fds):
+            self.drop(loan.model)
+            return
+        loan.nbytes, loan.woken = sum(map(parked.seal, loan.fds)), True
+        if self._books:
+            self._ledger.correct(_name(loan.model), HOST, loan.nbytes)
+        log.info("weights are kept in memory model=%s bytes=%d held=%d", loan.model, loan.nbytes, self.held)
+        self._changed(loan.model)
+        self._shrink(0)
+
+    def drop(self, model: str) -> None:
+        """Park nothing of `model`, if anything is."""
+        if (loan := self._loans.pop(model, None)) is None:
+            return
+        for fd in loan.fds:
+            os.close(fd)
+        if self._books:
+            self._ledger.release(_name(model))
+        if loan.woken:
+            log.info("weights left memory model=%s bytes=%d", model, loan.nbytes)
+            self._changed(model)
+
+    # --- for others -------------------------------------------------------------------------------------
+
+    @property
+    def held(self) -> int:
+        """Bytes, of all models."""
+        return sum(loan.nbytes for loan in self._loans.values())
+
+    def bytes_of(self, model: str) -> int:
+        """Bytes that a load of `model` would come back from; 0: it would not."""
+        loan = self._loans.get(model)
+        return loan.nbytes if loan is not None and loan.woken else 0
+
+    def booked(self, device: str) -> int:
+        """Bytes on `device` that a model may have, because what is parked makes way."""
+        if device != HOST or not self._books:
+            return 0
+        return sum(loan.nbytes for loan in self._loans.values() if not loan.lent)
+
+    def make_way(self, model: str, amounts: Mapping[str, int]) -> None:
+        """See that `amounts` (bytes by device) can be booked for `model`, as far as what is parked is in the
+        way: its own weights leave last."""
+        needed = amounts.get(HOST, 0)
+        for loan in self._idle(last=model):
+            if not self._books or needed <= self._ledger.free(HOST):
+                return
+            self.drop(loan.model)
+
+    def relieve(self) -> None:
+        """Give back as much as the host is short of, for others have taken it."""
+        if not self._loans:
+            return
+        total, free = self._host()
+        for loan in self._idle():
+            if free >= SPARE_SHARE * total:
+                return
+            log.warning("the host runs short of memory free=%s", gib(free))
+            free += loan.nbytes
+            self.drop(loan.model)
+
+    def close(self) -> None:
+        """Keep nothing."""
+        for model in list(self._loans):
+            self.drop(model)
+
+    def _has_room(self, model: str, size: int) -> bool:
+        """Whether `size` bytes more can be parked, once who was used longest ago has made way."""
+        if size > self._budget:
+            if self._budget:
+                log.info("too large to be parked model=%s bytes=%d budget=%d", model, size, self._budget)
+            return False
+        self._shrink(size)
+        if self.held + size > self._budget:
+            return False
+        total, free = self._host()
+        return size <= free - SPARE_SHARE * total and not (self._books and size > self._ledger.free(HOST))
+
+    def _shrink(self, more: int) -> None:
+        """Have what was used longest ago leave, until `more` bytes are within the budget."""
+        for loan in self._idle():
+            if self.held + more <= self._budget:
+                return
+            self.drop(loan.model)
+
+    def _idle(self, last: str = "") -> list[Loan]:
+        """What can leave, in the order in which it does."""
+        idle = [loan for loan in self._loans.values() if not loan.lent]
+        return sorted(idle, key=lambda loan: (loan.model == last, loan.last_used))
+
+
+def _name(model: str) -> str:
+    """Under which it is booked; no model has such an id."""
+    return f"parked {model}"

@@ -1,0 +1,179 @@
+"""What is parked: within its budget, in the ledger, and gone when somebody needs its memory."""
+
+import os
+
+import pytest
+
+from ipc import parked
+from ipc.errors import CortexError
+from ipc.messages import Device
+from neuron.memory.ledger import Ledger
+from neuron.memory.parking import SPARE_SHARE, Parking
+
+TOTAL = 1 << 20  # bytes of the host
+HEAD = parked.HEAD
+
+
+class Place:
+    """A host, and what is parked on it."""
+
+    def __init__(self, budget, *, devices=("cpu",)):
+        self.ledger = Ledger(
+            Device(id=name, kind="cpu", name="", memory_total=TOTAL, memory_free=TOTAL) for name in devices
+        )
+        self.elsewhere = 0  # bytes that other programs have
+        self.told = []
+        self.parking = Parking(budget, self.ledger, self._host, self.told.append)
+
+    def _host(self):
+        return TOTAL, TOTAL - self.elsewhere - self.parking.held
+
+    def park(self, model, size=100 * 1024, *, identity="files", ranks=1):
+        """As a load does that is ready."""
+        loan = self.parking.lend(model, identity, [size] * ranks)
+        if loan is not None:
+            for fd in loan.fds:
+                fill(fd, size)
+            self.parking.settle(loan, loaded=True)
+        return loan
+
+    @property
+    def models(self):
+        return {name for name in "abcdef" if self.parking.bytes_of(name)}
+
+
+def fill(fd, size):
+    os.truncate(fd, size)
+    parked.sign(fd, bytes(parked.DIGEST))
+
+
+@pytest.fixture
+def place():
+    place = Place(300 * 1024)
+    yield place
+    place.parking.close()
+    assert place.ledger.reserved("cpu") == 0
+
+
+def test_what_a_load_filled_is_lent_to_the_next_one_and_cannot_be_changed(place):
+    first = place.park("a", ranks=2)
+    again = place.parking.lend("a", "files", [1, 1])
+    assert again is first
+    assert again.woken
+    for fd in again.fds:
+        with pytest.raises(PermissionError):
+            os.pwrite(fd, b"x", 0)
+    place.parking.settle(again, loaded=True, woken=True)
+    assert place.parking.bytes_of("a") == place.ledger.reserved("cpu") == 200 * 1024
+    assert place.told == ["a"]
+
+
+def test_what_was_used_longest_ago_leaves_when_the_budget_is_short(place):
+    for name in "abc":
+        place.park(name)
+    place.parking.settle(place.parking.lend("a", "files", [1]), loaded=True, woken=True)
+    place.park("d")
+    assert place.models == {"a", "c", "d"}
+    assert place.parking.held == 300 * 1024 == place.ledger.reserved("cpu")
+
+
+def test_what_never_fits_is_not_parked_and_nobody_leaves_for_it(place):
+    place.park("a")
+    assert place.park("b", 301 * 1024) is None
+    assert place.models == {"a"}
+    assert Place(0).park("a", 1) is None
+
+
+def test_nothing_is_parked_in_memory_that_others_hold(place):
+    place.elsewhere = TOTAL - 200 * 1024
+    assert place.park("a") is not None
+    assert place.park("b") is None
+    place.elsewhere = 0
+    place.ledger.reserve("model", {"cpu": TOTAL - 150 * 1024})
+    assert place.park("c") is None
+    place.ledger.release("model")
+
+
+def test_other_files_are_other_weights(place):
+    old = place.park("a", identity="files")
+    new = place.parking.lend("a", "other files", [100])
+    assert new is not old
+    assert not new.woken
+    assert place.parking.bytes_of("a") == 0
+    assert os.fstat(new.fds[0]).st_size == 0
+    place.parking.settle(new, loaded=False)
+
+
+@pytest.mark.parametrize("half", ["nothing", "unsigned", "one rank"])
+def test_a_load_that_did_not_get_there_leaves_no_half(place, half):
+    loan = place.parking.lend("a", "files", [1000, 1000])
+    if half != "nothing":
+        os.truncate(loan.fds[0], 5000)
+    if half == "one rank":
+        fill(loan.fds[0], 5000)
+    place.parking.settle(loan, loaded=half == "one rank")
+    assert place.parking.bytes_of("a") == place.parking.held == 0
+    assert place.told == []
+
+
+def test_weights_that_a_wake_could_not_use_are_read_again_from_files(place):
+    place.park("a")
+    loan = place.parking.lend("a", "files", [1])
+    place.parking.settle(loan, loaded=True, woken=False)
+    assert place.models == set()
+    assert place.told == ["a", "a"]
+
+
+def test_a_model_that_needs_the_memory_gets_it_and_its_own_weights_leave_last(place):
+    for name in "ba":
+        place.park(name)
+    free = place.ledger.free("cpu")
+    assert place.parking.booked("cpu") == 200 * 1024
+    place.parking.make_way("b", {"cpu": free})
+    assert place.models == {"a", "b"}
+    place.parking.make_way("b", {"cpu": free + 1})
+    assert place.models == {"b"}
+    place.parking.make_way("b", {"cpu": free + 200 * 1024})
+    assert place.models == set()
+    place.ledger.reserve("b", {"cpu": free + 200 * 1024})
+    place.ledger.release("b")
+
+
+def test_what_a_load_reads_or_fills_does_not_leave(place):
+    place.park("a")
+    reading, filling = place.parking.lend("a", "files", [1]), place.parking.lend("b", "files", [100 * 1024])
+    assert place.parking.booked("cpu") == 0
+    place.parking.make_way("c", {"cpu": TOTAL})
+    assert place.park("c", 150 * 1024) is None
+    place.elsewhere = TOTAL
+    place.parking.relieve()
+    assert place.models == {"a"}
+    place.parking.settle(reading, loaded=True, woken=True)
+    place.parking.settle(filling, loaded=False)
+
+
+def test_a_host_that_runs_short_gets_its_memory_back(place):
+    for name in "abc":
+        place.park(name)
+    place.parking.relieve()
+    assert place.models == {"a", "b", "c"}
+    place.elsewhere = TOTAL - 300 * 1024  # nothing is free
+    place.parking.relieve()
+    assert place.models == {"b", "c"}
+    assert TOTAL - place.elsewhere - place.parking.held >= SPARE_SHARE * TOTAL
+
+
+def test_a_neuron_that_may_not_use_the_cpu_parks_all_the_same_and_books_nothing():
+    place = Place(300 * 1024, devices=("cuda:0",))
+    place.park("a")
+    assert place.models == {"a"}
+    assert place.parking.booked("cpu") == 0
+    place.parking.make_way("b", {"cuda:0": TOTAL})
+    assert place.models == {"a"}
+    place.parking.close()
+
+
+def test_what_is_parked_is_named_where_a_booking_is_refused(place):
+    place.park("a")
+    with pytest.raises(CortexError, match="parked a"):
+        place.ledger.reserve("b", {"cpu": TOTAL})
