@@ -134,7 +134,7 @@ def _choice(name: str, card: ModelCard, quantization: Quantization | None, devic
     rank_bytes = {}
     for ranks in RANKS:
         with suppress(CortexError):  # so many ranks do not share it
-            rank_bytes[ranks] = card.bytes_per_rank(ranks, None, quantization)[0]
+            rank_bytes[ranks] = max(card.bytes_per_rank(ranks, None, quantization))
     ledger = Ledger(devices)
     free = {device: ledger.free(device) for device in ledger.devices}
     gpus = [device for device in free if device != "cpu"]

@@ -80,7 +80,8 @@ class Overhead:
         dense = tokens * (2 * hidden + 4 * inner // self.world_size) * size
         if (experts := self.shapes.experts) is None:
             return dense
-        inner = experts.intermediate_size // self.world_size
+        ranks = 1 if experts.whole_on(self.world_size) else self.world_size
+        inner = experts.intermediate_size // ranks
         pairs = tokens + PAIRS  # all tokens may choose the same expert
         routed = pairs * ((2 * hidden + 3 * inner) * size + hidden * FLOAT)
         shared = tokens * 4 * experts.shared_size // self.world_size * size

@@ -225,6 +225,12 @@ def gpt_oss(**changes: Any) -> PreTrainedModel:
     return GptOssForCausalLM(GptOssConfig(**SIZES | experts | changes, attn_implementation="eager"))
 
 
+def one_by_one(model: PreTrainedModel) -> PreTrainedModel:
+    """The same, whose experts may have any size: what computes them together wants rows of 16 bytes."""
+    model.set_experts_implementation("eager")
+    return model
+
+
 # Together they cover what a config may say; `sharded` and `flat` are also written to disk in another way.
 VARIANTS: dict[str, Callable[[], PreTrainedModel]] = {
     "qwen3_tied": lambda: qwen3(tie_word_embeddings=True),
@@ -353,6 +359,9 @@ VARIANTS: dict[str, Callable[[], PreTrainedModel]] = {
     "glm4_moe_normed_biased": lambda: glm4_moe(
         use_qk_norm=True, attention_bias=True, norm_topk_prob=False, first_k_dense_replace=0
     ),
+    "glm4_moe_whole": lambda: one_by_one(
+        glm4_moe(n_routed_experts=7, moe_intermediate_size=33, n_shared_experts=4)
+    ),
     "glm4_moe_lite": lambda: Glm4MoeLiteForCausalLM(Glm4MoeLiteConfig(**latent_sizes())),
     "deepseek_v3": lambda: deepseek_v3(
         rope_parameters=YARN | {"mscale": 1.0, "mscale_all_dim": 0.7}, attention_bias=True
@@ -382,6 +391,7 @@ VARIANTS: dict[str, Callable[[], PreTrainedModel]] = {
         tie_word_embeddings=True,
         rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
     ),
+    "gpt_oss_whole": lambda: one_by_one(gpt_oss(intermediate_size=33)),
     "gpt_oss_mxfp4": lambda: gpt_oss(hidden_size=64),
     "llama_every_head_its_own_keys": lambda: llama(num_key_value_heads=4, vocab_size=96),
     "llama_one_key_head_sharded": lambda: llama(num_key_value_heads=1, num_hidden_layers=3),

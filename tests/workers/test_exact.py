@@ -10,14 +10,17 @@ import msgspec
 import pytest
 import torch
 
+from ipc.worker_messages import Submit
 from tests.workers import ranks
-from tests.workers.checkpoints import fill, qwen3
+from tests.workers.checkpoints import deepseek_v3, fill, gpt_oss, qwen2_moe, qwen3
+from tests.workers.engines import Answer, Session, make_runner, request
 from tests.workers.equalities import VOCABULARY, Observed
 from tests.workers.ranks import Job
 from tests.workers.test_equalities import DEMO
+from workers.execution.model_runner import ModelRunner
 from workers.layers.heads import HeadLinear
 from workers.layers.linear import Linear
-from workers.layers.steady import COUNTS, blocks, steadily, steady_counts
+from workers.layers.steady import COUNTS, blocks, elementwise, steadily, steady_counts
 from workers.parallel import RankGroup
 from workers.weights.blocks import Empty
 
@@ -47,6 +50,48 @@ def test_circumstances_change_no_bit(seen, circumstance):
         answer.cached_tokens = alone.cached_tokens
         assert msgspec.json.encode(answer) == msgspec.json.encode(alone)
     assert seen.preemptions
+
+
+# Odd sizes, of which torch computes the last elements another way.
+ROUTED = {
+    "sigmoid_latent": lambda: deepseek_v3(n_routed_experts=12, moe_intermediate_size=52),
+    "clamped_biased_sinks": lambda: gpt_oss(intermediate_size=52),
+    "softmax_beside_a_gate": lambda: qwen2_moe(moe_intermediate_size=52, shared_expert_intermediate_size=84),
+}
+
+
+@pytest.mark.parametrize("name", ROUTED)
+def test_experts_and_latents_change_no_bit_either(tmp_path, name):
+    torch.manual_seed(12)
+    model = ROUTED[name]()
+    fill(model, std=0.1)
+    model.save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")  # nobody reads a text here
+    runner = make_runner(tmp_path, dtype="bfloat16", exact=True, max_step_tokens=256)
+    runner.load(lambda fraction, message: None)
+    submits = [request(n, [*range(n, 9 * n)], 6, temperature=1.0, seed=n, logprobs=3) for n in range(1, 8)]
+    alone = [answer for submit in submits for answer in answers(runner, [submit])]
+    for limits in ({"max_step_tokens": 256}, {"max_step_tokens": 17}):
+        assert answers(runner, submits, **limits) == alone
+    runner.close()
+
+
+def answers(runner: ModelRunner, submits: list[Submit], **limits: int) -> list[Answer]:
+    """What a scheduler of its own brings, to the last bit of each log-probability."""
+    session = Session(runner, **limits)
+    found = session.answer(submits)
+    session.end()
+    return found
+
+
+@pytest.mark.parametrize("columns", [1, 12, 52, 64, 4000])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_an_element_of_a_function_is_the_same_alone_and_among_others(dtype, columns):
+    x = torch.randn(100, columns, generator=torch.Generator().manual_seed(2)).to(dtype)
+    whole = elementwise(torch.sigmoid, x)
+    torch.testing.assert_close(whole, torch.sigmoid(x))
+    for start, end in ((0, 1), (7, 8), (3, 6), (11, 100)):
+        assert torch.equal(elementwise(torch.sigmoid, x[start:end]), whole[start:end])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.workers.engines import make_runner
+from workers.checkpoints.card import read_card
 from workers.checkpoints.experts import Experts
 from workers.models import experts
 from workers.models.experts import MixtureOfExperts, Router
@@ -50,3 +51,34 @@ def test_how_many_pairs_are_taken_at_once_changes_nothing(tiny, monkeypatch):
         for pairs in (1, 7, 30):
             monkeypatch.setattr(experts, "PAIRS", pairs)
             torch.testing.assert_close(mixture(x), expected, rtol=0, atol=0)
+
+
+def test_experts_stay_whole_where_their_columns_cannot_be_parted_and_there_are_enough():
+    def whole(inner: int, block: int, count: int, ranks: int) -> bool:
+        return Experts(count=count, chosen=1, intermediate_size=inner, layers=(0,), block=block).whole_on(
+            ranks
+        )
+
+    assert not whole(768, 1, 128, 2)
+    assert not whole(768, 128, 128, 2)
+    assert whole(768, 256, 128, 2)  # Qwen3 30B-A3B in Q4_K
+    assert not whole(768, 256, 128, 3)
+    assert not whole(768, 256, 1, 2)
+    assert not whole(100, 256, 8, 1)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 7])
+def test_each_whole_expert_is_on_one_rank_and_ranks_differ_by_one_at_most(ranks):
+    experts = Experts(count=7, chosen=1, intermediate_size=9, layers=(0,))
+    shares = [experts.share(rank, ranks) for rank in range(ranks)]
+    assert [number for share in shares for number in share] == [*range(7)]
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_experts_without_any_token_give_nothing(tiny):
+    card = read_card(tiny("glm4_moe_whole").folder)
+    mixture = MixtureOfExperts("mlp", card.config, RankGroup(1, 2), Empty(torch.float32))
+    assert mixture.mine == range(3, 7)
+    numbers = torch.tensor([[0, 1, 2], [2, 1, 0]])  # all the other rank's
+    y = mixture._routed(torch.ones(2, 48), torch.ones(2, 3), numbers)
+    assert torch.equal(y, torch.zeros(2, 48))

@@ -28,6 +28,8 @@ SHARED = (
     "qwen2_moe",
     "gpt_oss_mxfp4",
     "glm4_moe",
+    "glm4_moe_whole",
+    "gpt_oss_whole",
     "deepseek_v3",
     "llama_every_head_its_own_keys",
     "llama_one_key_head_sharded",
@@ -39,6 +41,7 @@ ON_FOUR = (
     "llama_yarn_biased",
     "phi3",
     "qwen3_moe",
+    "glm4_moe_whole",
     "llama_one_key_head_sharded",
     "llama_flat_llama3",
 )

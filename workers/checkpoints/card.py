@@ -23,6 +23,7 @@ from workers.checkpoints import config, generation, registry, text, within
 from workers.checkpoints.blocks import FORMATS, PLAIN, Quantization, at_load
 from workers.checkpoints.caches import group_layers
 from workers.checkpoints.config import ModelConfig
+from workers.checkpoints.experts import number_of
 from workers.checkpoints.families.llama import EMBEDDING, HEAD
 from workers.checkpoints.family import Sharing, TensorSpec
 from workers.checkpoints.files import open_file, read_json, refuse
@@ -182,14 +183,22 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     ) -> list[int]:
         """Bytes of weights on each rank, exactly; `dtype` None is the checkpoint's own."""
         self.check_ranks(world_size)
-        formats, itemsize, total = self.formats(world_size, quantization), DTYPE_BYTES[dtype or self.dtype], 0
-        for name, shape in self._on_rank(world_size):
-            if name in formats:
-                total += shape[0] * FORMATS[formats[name]].row_bytes(shape[1])
-            else:
-                wide = self.tensors[name].sharing == "wide"
-                total += math.prod(shape) * (DTYPE_BYTES["float32"] if wide else itemsize)
-        return [total] * world_size
+        formats, itemsize = self.formats(world_size, quantization), DTYPE_BYTES[dtype or self.dtype]
+
+        def bytes_of(rank: int) -> int:
+            total = 0
+            for name, shape in self._on_rank(world_size, rank):
+                if name in formats:
+                    total += shape[0] * FORMATS[formats[name]].row_bytes(shape[1])
+                else:
+                    wide = self.tensors[name].sharing == "wide"
+                    total += math.prod(shape) * (DTYPE_BYTES["float32"] if wide else itemsize)
+            return total
+
+        experts = self.config.experts
+        if experts is not None and experts.whole_on(world_size):
+            return [bytes_of(rank) for rank in range(world_size)]
+        return [bytes_of(0)] * world_size
 
     def formats(self, world_size: int, quantization: Quantization | None = None) -> dict[str, str]:
         """The block formats in which ranks keep weights, by name; all others are in the type of the model.
@@ -215,10 +224,10 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, dict=True):
                     formats[name] = chosen
         return formats
 
-    def _on_rank(self, world_size: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    def _on_rank(self, world_size: int, rank: int = 0) -> Iterator[tuple[str, tuple[int, ...]]]:
         for name, tensor in self.tensors.items():
             spec = TensorSpec(name, tensor.shape, tensor.sharing)
-            yield name, spec.shape_on_rank(self.config, world_size)
+            yield name, spec.shape_on_rank(self.config, world_size, rank)
 
     def _check_blocks(self, name: str, columns: int, world_size: int) -> None:
         form = FORMATS[self.tensors[name].dtype]
@@ -246,7 +255,7 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, dict=True):
                 Code.MODEL_LOAD_FAILED,
                 f"{self.folder} cannot be split into {world_size} ranks: it has {model.num_heads} attention "
                 f"heads, {model.num_kv_heads} KV heads and an intermediate size of "
-                f"{model.intermediate_size}. What works: {', '.join(works)}",
+                f"{model.intermediate_size}{_of_experts(model)}. What works: {', '.join(works)}",
             )
 
 
@@ -310,7 +319,7 @@ def _of_gguf(path: Path) -> ModelCard:
         folder=str(path.parent),
         architecture=architecture,
         family=family.name,
-        config=model,
+        config=_with_blocks(model, tensors),
         dtype=WEIGHT_DTYPES.get(stored[EMBEDDING].dtype, "bfloat16"),
         files=files,
         tensors=tensors,
@@ -321,6 +330,26 @@ def _of_gguf(path: Path) -> ModelCard:
         notes=[*notes, *more, *left_out],
         created=int(path.stat().st_mtime),
     )
+
+
+def _of_experts(model: ModelConfig) -> str:
+    """What of them has to divide as well."""
+    if (experts := model.experts) is None:
+        return ""
+    shared = f", beside one of {experts.shared_size}" if experts.shared_size else ""
+    return f", {experts.count} experts of {experts.intermediate_size}{shared}"
+
+
+def _with_blocks(model: ModelConfig, tensors: Mapping[str, StoredTensor]) -> ModelConfig:
+    """The same, whose experts know what of their columns stays together."""
+    if model.experts is None:
+        return model
+    block = max(
+        FORMATS[tensor.dtype].elements
+        for name, tensor in tensors.items()
+        if tensor.sharing == "columns" and number_of(name) is not None
+    )
+    return msgspec.structs.replace(model, experts=msgspec.structs.replace(model.experts, block=block))
 
 
 def _as_meant(tensor: StoredTensor, conversion: str, shape: tuple[int, ...]) -> StoredTensor:
@@ -375,7 +404,7 @@ def _of_folder(folder: Path) -> ModelCard:
         folder=str(folder),
         architecture=architecture,
         family=family.name,
-        config=model,
+        config=_with_blocks(model, tensors),
         dtype=dtype,
         files=files,
         tensors=tensors,

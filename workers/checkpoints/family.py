@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from workers.checkpoints.config import ModelConfig
+from workers.checkpoints.experts import number_of
 from workers.checkpoints.layers import kv_heads_on_rank
 from workers.checkpoints.safetensors import Tensor
 from workers.checkpoints.vectors.stages import Pooling, Stage
@@ -26,15 +27,19 @@ class TensorSpec(NamedTuple):
     `full_kv_rows`: the same, where layers that see all tokens have heads of their own. `qkv_rows`: `rows`,
     and below them two times `kv_rows`. `plain_rows`: `rows` that are never in blocks. `vocabulary`: rows, the
     last parts padded. `none`: all of it on every rank. `wide`: the same, in float32.
+    What an expert has is on one rank where experts stay whole, whatever is said here.
     """
 
     name: str
     shape: tuple[int, ...]
     sharing: Sharing
 
-    def shape_on_rank(self, model: ModelConfig, world_size: int) -> tuple[int, ...]:
-        """The part that each rank holds; the ranks hold equal parts."""
+    def shape_on_rank(self, model: ModelConfig, world_size: int, rank: int = 0) -> tuple[int, ...]:
+        """The part that a rank holds. The ranks hold equal parts, but for experts that stay whole."""
         first, *rest = self.shape
+        experts, number = model.experts, number_of(self.name)
+        if experts is not None and number is not None and experts.whole_on(world_size):
+            return self.shape if number in experts.share(rank, world_size) else (0, *rest)
         match self.sharing:
             case "none" | "wide":
                 return self.shape

@@ -50,6 +50,7 @@ class Linear:
     """
 
     beside: Adds | None = None
+    packs = True  # False: the weight stays as it is
 
     def __init__(self, weight: Weight, bias: Tensor | None = None) -> None:
         self.weight: Weight | None = weight
@@ -98,9 +99,13 @@ class Linear:
         probe = torch.randn(COUNTS[0], self._shape[1], generator=generator, device=weight.device)
         return steady_counts(partial(widened, weight=weight, bias=None), probe)
 
+    @property
+    def biased(self) -> bool:
+        return self.bias is not None
+
     def pack(self) -> None:
         """Trade the weight for its packed form, where there is a kernel that takes it."""
-        if isinstance(self.weight, Tensor) and _can_pack(self.weight):
+        if self.packs and isinstance(self.weight, Tensor) and can_pack(self.weight.dtype, self.weight.device):
             self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight, 1)
             self.weight = None
 
@@ -156,8 +161,12 @@ class ColumnParallel(Linear):
         for part in self.parts:
             part.make_exact(known)
 
+    @property
+    def biased(self) -> bool:
+        return self.parts[0].biased
+
     def pack(self) -> None:
-        for part in self.parts:
+        for part in self.parts if self.packs else ():
             part.pack()
 
     @property
@@ -241,7 +250,6 @@ def has_kernels(dtype: torch.dtype, device: torch.device) -> bool:
     return torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
-def _can_pack(weight: Tensor) -> bool:
-    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
-        return False
-    return has_kernels(weight.dtype, weight.device)
+def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether there is a kernel for a weight of that type, packed."""
+    return device.type == "cpu" and torch.backends.mkldnn.is_available() and has_kernels(dtype, device)

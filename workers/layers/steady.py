@@ -11,9 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 COUNTS = (256, 128, 64, 32, 16, 8, 4, 2, 1)  # of rows that are tried
+LANES = 64  # elements: what is left of a tensor after so many and so many, torch computes another way
 SERIAL = 32_767  # elements: torch gives no thread a part of so few, whose ends would be computed another way
 
 Product = Callable[[Tensor], Tensor]  # [rows, ...] -> [rows, ...]
@@ -93,6 +95,18 @@ def steadily(product: Product, x: Tensor, counts: list[int]) -> Tensor:
         padded[: len(rows)] = rows
         parts.append(product(padded)[: len(rows)])
     return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def elementwise(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+    """`function` of each element of `tensors`, all `[rows, columns]`: to the same bits in any company."""
+    columns = tensors[0].shape[1]
+    missing = -columns % LANES
+    rows = max(1, SERIAL // (columns + missing))
+    if missing:
+        tensors = tuple(F.pad(each, (0, missing)) for each in tensors)
+    parts = [function(*part) for part in zip(*(each.split(rows) for each in tensors), strict=True)]
+    y = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return y[:, :columns] if missing else y
 
 
 def add_rows(out: Tensor, rows: Tensor, values: Tensor) -> None:

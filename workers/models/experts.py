@@ -9,9 +9,10 @@ from torch import Tensor
 
 from workers.checkpoints.config import ModelConfig
 from workers.checkpoints.experts import Experts
+from workers.layers.grouped import GroupedLinear
 from workers.layers.linear import ColumnParallel, Linear, RowPart
 from workers.layers.steady import add_rows
-from workers.models.mlp import MLP, clamped, gated
+from workers.models.mlp import MLP, activated, clamped, gated
 from workers.parallel import RankGroup
 from workers.weights.blocks import Empty
 from workers.weights.loader import Slice
@@ -26,7 +27,7 @@ class Router(Linear):
     def __init__(self, name: str, experts: Experts, hidden: int, group: RankGroup, empty: Empty) -> None:
         bias = empty(experts.count, dtype=torch.float32) if experts.biased else None
         super().__init__(empty(experts.count, hidden, dtype=torch.float32), bias)
-        self.name, self.experts, self.group = name, experts, group
+        self.name, self.experts, self.group, self.exact = name, experts, group, False
         self.correction = empty(experts.count, dtype=torch.float32) if experts.corrected else None
 
     def pieces(self) -> Iterator[Slice]:
@@ -40,7 +41,10 @@ class Router(Linear):
     def choose(self, x: Tensor) -> tuple[Tensor, Tensor]:  # [tokens, chosen] both
         """The weights of the experts that are chosen, float32, and their numbers."""
         experts, logits = self.experts, self(x.float())
-        scores = logits.sigmoid() if experts.scoring == "sigmoid" else logits.softmax(dim=-1)
+        if experts.scoring == "sigmoid":
+            scores = activated(logits, "sigmoid", self.exact)
+        else:
+            scores = logits.softmax(dim=-1)
         ranking = scores if self.correction is None else scores + self.correction
         if experts.groups > 1:
             ranking = self._best_groups(ranking)
@@ -62,7 +66,8 @@ class Router(Linear):
 
 
 class MixtureOfExperts:
-    """Every rank has its rows of every expert; what they add up to is summed over the ranks once.
+    """Every rank has its rows of every expert, or some experts whole (`Experts.whole_on`): either way what
+    the ranks have adds up to the sum over a token's experts, and that is summed over the ranks once.
 
     Args:
         router: what chooses them.
@@ -78,22 +83,29 @@ class MixtureOfExperts:
         router: Callable[..., Router] = Router,
     ) -> None:
         experts, hidden = config.experts, config.hidden_size
-        inner = experts.intermediate_size
-        self.group, self.exact = group, False
+        self.group, self._exact = group, False
         self.activation, self.clamp = config.activation, experts.clamp
         self.interleaved, self.weighs_inputs = experts.interleaved, experts.weighs_inputs
         self.router = router(f"{name}.{experts.router}", experts, hidden, group, empty)
-        share = group.share(inner)
-        self.gate_up, self.down = [], []
-        for number in range(experts.count):
-            own = f"{name}.experts.{number}"
+        whole = experts.whole_on(group.size)
+        self.mine = experts.share(group.rank, group.size) if whole else range(experts.count)
+        each = RankGroup(device=group.device) if whole else group  # that has an expert to share
+        inner, share = experts.intermediate_size, each.share(experts.intermediate_size)
+
+        def gate_up(number: int, empty: Empty) -> Linear:
+            own = f"{name}.experts.{self.mine[number]}"
             projections = [(f"{own}.gate_proj", inner, share), (f"{own}.up_proj", inner, share)]
             if experts.interleaved:
                 both = range(2 * share.start, 2 * share.stop)
                 projections = [(f"{own}.gate_up_proj", 2 * inner, both)]
-            self.gate_up.append(ColumnParallel(projections, hidden, experts.biased, empty))
-            down = RowPart(f"{own}.down_proj", hidden, inner, group, empty, biased=experts.biased)
-            self.down.append(down)
+            return ColumnParallel(projections, hidden, experts.biased, empty)
+
+        def down(number: int, empty: Empty) -> Linear:
+            own = f"{name}.experts.{self.mine[number]}.down_proj"
+            return RowPart(own, hidden, inner, each, empty, biased=experts.biased)
+
+        self.gate_up = GroupedLinear(len(self.mine), gate_up, empty)
+        self.down = GroupedLinear(len(self.mine), down, empty)
         self.shared: MLP | None = None
         if experts.shared_size:
             shared = f"{name}.{experts.shared_name}"
@@ -106,7 +118,19 @@ class MixtureOfExperts:
     def linears(self) -> tuple[Linear, ...]:
         shared = () if self.shared is None else self.shared.linears
         gate = () if self.shared_gate is None else (self.shared_gate,)
-        return self.router, *self.gate_up, *self.down, *shared, *gate
+        return self.router, *self.gate_up.experts, *self.down.experts, *shared, *gate
+
+    @property
+    def exact(self) -> bool:
+        """Whether each token is computed as if it were alone."""
+        return self._exact
+
+    @exact.setter
+    def exact(self, exact: bool) -> None:
+        parts = (self, self.router, self.gate_up, self.down, *filter(None, [self.shared]))
+        self._exact = exact
+        for part in parts[1:]:
+            part.exact = exact
 
     def __call__(self, x: Tensor) -> Tensor:  # [tokens, hidden]
         return self.group.all_reduce(self.part(x))
@@ -120,9 +144,10 @@ class MixtureOfExperts:
         weights, numbers = self.router.choose(x if shown is None else shown)
         y = self._weighed(x, weights, numbers) if self.weighs_inputs else self._routed(x, weights, numbers)
         if self.shared is not None:
-            self.shared.exact = self.exact
             shared = self.shared(x)
-            y += shared if self.shared_gate is None else self.shared_gate(x).sigmoid() * shared
+            if self.shared_gate is not None:
+                shared *= activated(self.shared_gate(x), "sigmoid", self.exact)
+            y += shared
         return y
 
     def _weighed(self, x: Tensor, weights: Tensor, numbers: Tensor) -> Tensor:  # [tokens, hidden]
@@ -132,22 +157,23 @@ class MixtureOfExperts:
         return y.unflatten(0, weights.shape).sum(dim=1)
 
     def _routed(self, x: Tensor, weights: Tensor, numbers: Tensor) -> Tensor:  # [tokens, hidden]
-        """What the experts make of their tokens. Pairs of a token and an expert are sorted by expert, and are
-        taken together for some experts at once: what is not a product is then done for all of these."""
-        chosen = numbers.shape[1]
-        by_expert, order = numbers.flatten().sort(stable=True)
+        """What the experts of this rank make of their tokens. Pairs of a token and an expert are sorted by
+        expert, and are taken together for some experts at once."""
+        chosen, numbers = numbers.shape[1], numbers.flatten()
+        if len(self.mine) < self.router.experts.count:  # the others' come last
+            theirs = (numbers < self.mine.start) | (numbers >= self.mine.stop)
+            numbers = (numbers - self.mine.start).masked_fill(theirs, len(self.mine))
+        by_expert, order = numbers.sort(stable=True)
         rows, weights = order // chosen, weights.flatten()[order, None]
         y = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
+        counts = by_expert.bincount(minlength=len(self.mine)).tolist()[: len(self.mine)]
         start = 0
-        for run in _runs(by_expert.bincount(minlength=len(self.gate_up)).tolist()):
-            counts = [count for _, count in run]
-            end = start + sum(counts)
-            parts = x[rows[start:end]].split(counts)
-            inner = _cat([self.gate_up[n](part) for (n, _), part in zip(run, parts, strict=True)])
-            parts = self._gated(inner).split(counts)
-            outputs = _cat([self.down[n](part) for (n, _), part in zip(run, parts, strict=True)])
+        for run in _runs(counts):
+            taken = counts[run.start : run.stop]
+            end = start + sum(taken)
+            inner = self._gated(self.gate_up(x[rows[start:end]], taken, run.start))
             # in the order of the experts, so that sums do not depend on what other tokens there are
-            add_rows(y, rows[start:end], outputs * weights[start:end])
+            add_rows(y, rows[start:end], self.down(inner, taken, run.start) * weights[start:end])
             start = end
         return y.to(x.dtype)
 
@@ -157,19 +183,15 @@ class MixtureOfExperts:
         return clamped(inner, self.clamp, self.exact, self.interleaved)
 
 
-def _runs(counts: list[int]) -> Iterator[list[tuple[int, int]]]:
-    """Experts that have pairs, by number and how many, as many at once as have no more than PAIRS."""
-    run: list[tuple[int, int]] = []
-    total = 0
+def _runs(counts: list[int]) -> Iterator[range]:
+    """Experts, from the first to the last that has pairs, as many at once as have no more than PAIRS."""
+    begin = total = 0
     for number, count in enumerate(counts):
-        if count and run and total + count > PAIRS:
-            yield run
-            run, total = [], 0
-        if count:
-            run.append((number, count))
-            total += count
-    yield run
-
-
-def _cat(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+        if total and total + count > PAIRS:
+            yield range(begin, number)
+            begin, total = number, 0
+        if not total:
+            begin = number
+        total += count
+    if total:
+        yield range(begin, len(counts))

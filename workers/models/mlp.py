@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,14 +13,15 @@ from torch import Tensor
 from workers.checkpoints.config import Activation, ModelConfig
 from workers.checkpoints.experts import Clamp
 from workers.layers.linear import ColumnParallel, Linear, RowParallel, RowPart
-from workers.layers.steady import SERIAL
+from workers.layers.steady import elementwise
 from workers.parallel import RankGroup
 from workers.weights.blocks import Empty
 
-ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+ACTIVATIONS: dict[Activation | Literal["sigmoid"], Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "gelu": F.gelu,
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "sigmoid": torch.sigmoid,
 }
 
 
@@ -65,7 +67,7 @@ class MLP:
 def gated(gate_up: Tensor, name: Activation, exact: bool) -> Tensor:  # [tokens, 2 * inner] -> [tokens, inner]
     """The first half, activated, times the second; as of `activated`."""
     gate, up = gate_up.chunk(2, dim=-1)
-    return _in_parts(lambda g, u: ACTIVATIONS[name](g) * u, exact, gate, up)
+    return _each(lambda g, u: ACTIVATIONS[name](g) * u, exact, gate, up)
 
 
 def clamped(gate_up: Tensor, clamp: Clamp, exact: bool, interleaved: bool) -> Tensor:  # as `gated`
@@ -80,21 +82,17 @@ def clamped(gate_up: Tensor, clamp: Clamp, exact: bool, interleaved: bool) -> Te
         gate, up = gate.clamp(max=clamp.limit), up.clamp(-clamp.limit, clamp.limit)
         return (up + 1) * gate * torch.sigmoid(gate * clamp.alpha)
 
-    return _in_parts(function, exact, gates, others)
+    return _each(function, exact, gates, others)
 
 
-def activated(x: Tensor, name: Activation, exact: bool) -> Tensor:  # [tokens, inner]
+def activated(x: Tensor, name: Activation | Literal["sigmoid"], exact: bool) -> Tensor:  # [tokens, inner]
     """Each element, activated.
 
     Args:
         exact: each token to the same bits whatever stands beside it.
     """
-    return _in_parts(ACTIVATIONS[name], exact, x)
+    return _each(ACTIVATIONS[name], exact, x)
 
 
-def _in_parts(function: Callable[..., Tensor], exact: bool, *tensors: Tensor) -> Tensor:
-    # where threads divide a tensor, the last elements of their parts may be rounded another way
-    rows = max(1, SERIAL // tensors[0].shape[1]) if exact else len(tensors[0])
-    if rows >= len(tensors[0]):
-        return function(*tensors)
-    return torch.cat([function(*part) for part in zip(*(x.split(rows) for x in tensors), strict=True)])
+def _each(function: Callable[..., Tensor], exact: bool, *tensors: Tensor) -> Tensor:
+    return elementwise(function, *tensors) if exact else function(*tensors)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from workers.models.experts import Router
+from workers.models.mlp import activated
 
 
 class TopLogits(Router):
@@ -14,7 +15,7 @@ class TopLogits(Router):
     def choose(self, x: Tensor) -> tuple[Tensor, Tensor]:  # [tokens, chosen] both
         logits = self(x.float())
         numbers = self.group.chosen(logits.topk(self.experts.chosen, dim=-1).indices)
-        return logits.gather(1, numbers).sigmoid(), numbers
+        return activated(logits.gather(1, numbers), "sigmoid", self.exact), numbers
 
 
 class SparseMixer(Router):
