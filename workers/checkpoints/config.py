@@ -150,12 +150,13 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     def splits_into(self, world_size: int) -> bool:
         """Whether the model can be spread over so many ranks."""
-        has_mlps = self.experts is None or len(self.experts.layers) < self.num_layers
+        experts = self.experts
+        has_mlps = experts is None or experts.beside_mlp or len(experts.layers) < self.num_layers
         return (
             world_size >= 1
             and self.num_heads % world_size == 0
             and (self.intermediate_size % world_size == 0 or not has_mlps)
-            and (self.experts is None or self.experts.splits_into(world_size))
+            and (experts is None or experts.splits_into(world_size))
             and all(
                 heads % world_size == 0 or world_size % heads == 0
                 for heads in {self.num_kv_heads, *(layer.kv_heads or world_size for layer in self.layers)}

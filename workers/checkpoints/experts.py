@@ -24,6 +24,7 @@ class Experts(msgspec.Struct, frozen=True, kw_only=True):
     chosen: int  # for each token
     intermediate_size: int  # of each
     layers: tuple[int, ...]  # that have them; others have one MLP
+    beside_mlp: bool = False  # and so have these
     # the router
     scoring: Literal["softmax", "sigmoid", "sigmoid_of_chosen", "sparse_mixer"] = "softmax"
     jitter: float = 0.0  # of a sparse mixer

@@ -262,6 +262,7 @@ def _experts(path: Path, file: Gemma4File) -> Experts | None:
         chosen=file.top_k_experts,
         intermediate_size=file.moe_intermediate_size,
         layers=tuple(range(file.num_hidden_layers)),
+        beside_mlp=True,
         normalised=True,
         router=ROUTER,
     )
