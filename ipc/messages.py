@@ -272,6 +272,10 @@ class Generate(Request, tag="generate"):
     continue_final_message: bool = False
     session: Name = ""  # the conversation that it belongs to, as its client calls that
     marks: Annotated[list[Mark], Meta(max_length=MAX_MARKS)] = []  # of its one prompt; told again in `State`
+    # Every token is told with its id as soon as it is there, so that the answer can go on elsewhere.
+    resumable: bool = False
+    # By choice, what was written of it elsewhere: the answer is told again from its beginning, and goes on.
+    written: list[TokenIds] = []
     # Seconds without another request after which the model is unloaded; below 0: never. None: as its settings
     # say.
     keep_alive: float | None = None

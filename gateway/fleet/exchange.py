@@ -1,5 +1,5 @@
-"""One request on its way: to a neuron and, while nothing of its answer has begun, to another where that one
-refuses or is lost; and the account that is taken of it."""
+"""One request on its way: to a neuron, and to another where that one refuses or is lost, which goes on with
+what has begun; and the account that is taken of it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from gateway.aliases import naming_both
 from gateway.fleet import prompts
 from gateway.fleet.breaker import FAULTS
 from gateway.fleet.prompts import NOTHING
+from gateway.fleet.transcript import Transcript
 from gateway.fleet.view import Fleet, Neuron
 from gateway.refusals import one_line, shown, status_of
 from gateway.telemetry import metrics
@@ -56,6 +57,10 @@ _ELSEWHERE = _PASSING | {Code.MODEL_LOAD_FAILED, Code.MODEL_NOT_FOUND}
 
 # The same, once: another time it would be the request itself that kills workers.
 _DEATHS = frozenset((Code.WORKER_DIED, Code.STEP_DEADLINE))
+
+# Failures after which a stream goes on where another neuron has the model, and how often it may.
+_RESUMED = _DEATHS | {Code.NEURON_LOST, Code.SHUTTING_DOWN}
+RESUMES = 2
 
 Asked = Generate | Embed | CountTokens | Detokenize
 OneReply = Embeddings | Ranked | TokenCount | Tokens | Text  # that answers a request by itself
@@ -103,6 +108,8 @@ class Exchange:
         self._error: CortexError | None = None
         self._why = ""  # it was refused, for the log
         self._answered = False  # some of the answer has passed through here
+        self._transcript: Transcript | None = None  # of it, where it can go on elsewhere
+        self._resumes = 0
         self._left = False
         self._tokens = 0  # of the answer, that passed through here
         self._first_token = 0.0  # seconds
@@ -126,6 +133,9 @@ class Exchange:
             if self._fleet.has_choice(request.model):
                 self._prompt = prompts.read(request)
                 request.marks = self._prompt.marks()
+                if request.stream:
+                    request.resumable = True
+                    self._transcript = Transcript(_choices(request), request.return_token_ids)
         try:
             self._principal.admit(request.model)
             self._admitted = True
@@ -143,6 +153,8 @@ class Exchange:
         """
         self.check()
         replies = await self._call.take(within)
+        if self._transcript is not None:
+            replies = [each for each in replies if type(each) is not Delta or self._transcript.take(each)]
         tokens = 0
         for reply in replies:
             kind = type(reply)
@@ -256,6 +268,8 @@ class Exchange:
             if await self._move(error):
                 return
             error = self._refusal()
+        elif self._answered and self._can_resume(error) and await self._resume(error):
+            return
         self._error, self.status = self._naming_the_alias(error), status_of(error)
 
     def _may_go_elsewhere(self, error: CortexError) -> bool:
@@ -266,6 +280,17 @@ class Exchange:
 
     def _naming_the_alias(self, error: CortexError) -> CortexError:
         return naming_both(error, self._asked, self._request.model)
+
+    def _can_resume(self, error: CortexError) -> bool:
+        """Whether another neuron can go on with what this one has begun."""
+        whole = self._transcript is not None and self._transcript.is_whole
+        return whole and error.code in _RESUMED and self._resumes < RESUMES
+
+    async def _resume(self, error: CortexError) -> bool:
+        """Have another neuron go on, where there is one."""
+        self._resumes += 1
+        self._request.written = self._transcript.written()
+        return await self._move(error)
 
     async def _move(self, error: CortexError) -> bool:
         """Hand the request to another neuron, where there is one."""
@@ -302,6 +327,8 @@ class Exchange:
             self._let_go()
         self._handed_over = monotonic()
         self._neuron, self._call = neuron, call
+        if self._resumes:
+            reason += f", to go on after {sum(map(len, self._request.written))} tokens"
         neuron.began(self._request.model)
         self._fleet.placed(neuron, self._request.model, self._prompt)
         self.placement = f"{neuron.name}: {reason}"
@@ -411,3 +438,9 @@ class Exchange:
             counts.first_token.observe(self._first_token)
         if self._ready and not self._refusals:  # else a lost neuron's silence would count as ours
             counts.added.observe(self._handed_over - self._began + self._ready - self._call.ended)
+
+
+def _choices(request: Generate) -> int:
+    """How many answers there will be: `n` of each prompt."""
+    several = isinstance(request.prompt, list) and not isinstance(request.prompt[0], int)
+    return request.sampling.n * (len(request.prompt) if several else 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -90,6 +91,21 @@ class Answer:
             return
         try:
             self._advance(report.token_ids, report.finish, report.logprobs)
+        except Exception as error:
+            self._owner.on_fault(error)
+
+    def go_on(self, token_ids: Sequence[int]) -> None:
+        """Take what another worker wrote of it, which is told again; it may turn out that it was all."""
+        if not token_ids:
+            return
+        finish = ""
+        if token_ids[-1] in self._stop_ids:
+            finish = "stop"
+        elif len(token_ids) >= self.submit.max_tokens:
+            finish = "length"
+        self.submit.output = array("I", token_ids).tobytes()
+        try:
+            self._advance(list(token_ids), finish, [])
         except Exception as error:
             self._owner.on_fault(error)
 

@@ -15,7 +15,8 @@ from ipc.worker_messages import PAGE_SIZE, SequenceReport, Submit
 from neuron.description import ModelDescription
 from neuron.preparation.prepared import Prepared, PreparedPrompt, check_length, prepare
 from neuron.preparation.prompt import validate
-from neuron.preparation.sampling import MAX_SEED
+from neuron.preparation.sampling import MAX_SEED, check_ids
+from neuron.refusals import bad_request
 from neuron.requests.answer import Answer, News
 from neuron.requests.order import stretches
 from neuron.requests.request import OpenRequest
@@ -92,6 +93,7 @@ class Generation(OpenRequest):
         self.prompt_tokens = sum(prompt.tokens for prompt in self._prompts)
         for prompt in self._prompts:
             self._add_answers(prompt, prepared, tools, text)
+        self._check_written(text)
 
     def _add_answers(
         self,
@@ -127,8 +129,15 @@ class Generation(OpenRequest):
                 whole=not request.stream,
             )
             self.parts.append(answer)
-        if params.prompt_logprobs is not None:
+        if params.prompt_logprobs is not None and not request.written:
             prompt.logprobs = [answer.name_first(prompt.given.first)]
+
+    def _check_written(self, text: TextFrontEnd) -> None:
+        written = self.request.written
+        if len(written) not in (0, len(self.parts)):
+            raise bad_request("written", f"written has {len(written)} choices, not {len(self.parts)}")
+        for number, token_ids in enumerate(written):
+            check_ids(token_ids, text, f"written[{number}]")
 
     def check_length(self, context_length: int) -> None:
         for prompt in self._prompts:
@@ -150,7 +159,11 @@ class Generation(OpenRequest):
         if not self.attempts and (self.request.stream or with_ids):
             ids = [prompt.given.token_ids() for prompt in self._prompts] if with_ids else None
             self._send(Started(id=self.request.id, prompt_tokens=self.prompt_tokens, prompt_token_ids=ids))
-        return super().hand_over(context_length)
+        super().hand_over(context_length)
+        if self.attempts == 1:
+            for answer, token_ids in zip(self.parts, self.request.written, strict=False):
+                answer.go_on(token_ids)
+        return [answer for answer in self.parts if answer.reason is None]
 
     def _marked(self) -> list[tuple[int, bytes]]:
         """The last whole page of each marked part of the prompt, and the mark."""
@@ -213,7 +226,8 @@ class Generation(OpenRequest):
         """Send what is new. Tokens without text wait for the next delta, but the first one is news itself."""
         tokens = answer.completion_tokens - answer.tokens_sent
         said, *more = stretches(news.pieces)
-        text, prompt_logprobs, with_ids = said.text, None, self.request.return_token_ids
+        text, prompt_logprobs = said.text, None
+        with_ids = self.request.return_token_ids or self.request.resumable
         if not answer.tokens_sent:
             prompt = self._prompt_of(answer)
             text = prompt.given.echo + text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from array import array
 
 import pytest
 import torch
@@ -73,6 +74,16 @@ def test_preempted_sequences_go_on_as_if_nothing_had_happened(runner):
     del runner.execute
     assert sum(len(plan.added) for plan in plans) >= len(requests) + 3, "nothing was preempted"
     assert outputs == expected
+
+
+def test_sequences_that_began_elsewhere_go_on_as_if_they_had_not(runner):
+    requests = [*unlike_requests(16)]
+    expected = alone(runner, requests)
+    cuts = [number % len(output) for number, output in enumerate(expected)]
+    for submit, output, cut in zip(requests, expected, cuts, strict=True):
+        submit.output = array("I", output[:cut]).tobytes()
+    rest = [output[cut:] for output, cut in zip(expected, cuts, strict=True)]
+    assert serve(runner, requests) == rest
 
 
 def test_answers_do_not_depend_on_what_pages_held_before(runner):

@@ -74,6 +74,15 @@ def test_preempted_answers_are_the_same_as_undisturbed_ones(folder, constraints)
     assert run(folder, requests) == run(folder, requests, kv_pages=9)
 
 
+def test_answers_that_began_elsewhere_follow_their_grammars_on(folder, constraints):
+    requests = ask(constraints)
+    whole = run(folder, requests)
+    cuts = [number % len(output) for number, output in enumerate(whole)]
+    for submit, output, cut in zip(requests, whole, cuts, strict=True):
+        submit.output = array("I", output[:cut]).tobytes()
+    assert run(folder, requests) == [output[cut:] for output, cut in zip(whole, cuts, strict=True)]
+
+
 def test_thoughts_end_at_their_budgets_in_any_company(folder):
     requests = []
     for budget in range(12):
