@@ -98,6 +98,9 @@ class GatewayConfig(Struct, frozen=True, kw_only=True):
     eviction: EvictionPolicy = EvictionPolicy()
     store: StoreSettings = StoreSettings()
     aliases: dict[str, str] = {}  # models, by the further names that they have here; see `Aliases`
+    models_config: Annotated[str, Meta(min_length=1)] | None = (
+        None  # the fleet's catalogue, a file; null: none
+    )
     neurons: list[NeuronSettings] = field(
         default_factory=lambda: [NeuronSettings(name="local", endpoint="tcp://127.0.0.1:13131")]
     )
@@ -129,7 +132,13 @@ def load(path: str | Path | None = None) -> GatewayConfig:
     path = path or find()
     if path is None:
         return GatewayConfig()
-    return _checked(load_settings(path, GatewayConfig), path)
+    config = _checked(load_settings(path, GatewayConfig), path)
+    if config.models_config is None:
+        return config
+    beside = (
+        Path(path).absolute().parent
+    )  # where a relative name is looked for, whatever folder we were started in
+    return replace(config, models_config=str(beside / Path(config.models_config).expanduser()))
 
 
 def split_address(address: str) -> tuple[str, int]:

@@ -13,7 +13,8 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from gateway import config as _config  # gunicorn takes every public name here for a setting
+from gateway import catalogue as _catalogue  # gunicorn takes every public name here for a setting
+from gateway import config as _config
 from gateway import signals, startup
 from gateway.access.keyring import has_keys
 from gateway.config import split_address
@@ -23,6 +24,7 @@ from ipc.settings import ConfigError
 
 try:
     _config.in_force = _config.load()
+    _catalogue.check(_config.in_force)
 except ConfigError as error:
     sys.exit(f"cortex: {error}")
 _gateway = _config.in_force.gateway
@@ -61,7 +63,9 @@ def on_starting(server: Any) -> None:
 def on_reload(server: Any) -> None:
     """In the master, at SIGHUP, before new processes start."""
     try:
-        _config.in_force = _config.load()
+        new = _config.load()
+        _catalogue.check(new)
+        _config.in_force = new
     except ConfigError as error:
         server.log.error("cortex: the old configuration stays: %s", error)
         return

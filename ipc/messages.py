@@ -759,6 +759,7 @@ class ModelState(Plain):
     wakes: int = 0  # loads from there
     wake_seconds: float | None = None  # that the last one took
     keep_alive: float | None = None  # seconds without a request after which it is unloaded; None: never
+    max_output: int = 0  # tokens of one answer, whatever a request wants; 0: what the context leaves
 
 
 class Discovery(Reply, tag="discovery"):

@@ -64,12 +64,55 @@ def load_settings(path: str | Path, kind: type[T]) -> T:
         ConfigError: the file cannot be read or parsed, a key is unknown or given twice, a required one is
             missing, or a value has the wrong type or is out of range.
     """
+    return convert_settings(read_mapping(path), kind, path)
+
+
+def read_mapping(path: str | Path) -> dict[Any, Any]:
+    """The keys and values of the file at `path`, as they stand there. ConfigError where there are none."""
     data = _parse(Path(path))
     if data is None:
-        data = {}
+        return {}
     if not isinstance(data, dict):
         raise ConfigError(path, "", f"holds a {type(data).__name__} where keys and values are expected")
-    return _convert(data, kind, "", path)
+    return data
+
+
+def convert_settings(data: Any, kind: type[T], path: str | Path, key: str = "") -> T:
+    """`data` as a `kind`.
+
+    Args:
+        path: where it comes from, for the error.
+        key: where it stands there.
+
+    Raises:
+        ConfigError: as of `load_settings`.
+    """
+    if not isinstance(data, dict):
+        raise ConfigError(path, key, f"Expected keys and values; the value is {data!r}")
+    return _convert(data, kind, key, path)
+
+
+def line_of(path: str | Path, key: str) -> int | None:
+    """The line on which `key`, or the nearest thing around it, stands in a YAML file; None where unknown."""
+    try:
+        node = yaml.compose(Path(path).read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    except (OSError, ValueError, yaml.YAMLError, RecursionError):
+        return None
+    if Path(path).suffix == ".toml" or node is None or not key:
+        return None
+    line = node.start_mark.line
+    for part in re.findall(r"[^.\[\]]+", key):
+        if isinstance(node, yaml.SequenceNode) and part.isdecimal() and int(part) < len(node.value):
+            node = node.value[int(part)]
+            line = node.start_mark.line
+        elif isinstance(node, yaml.MappingNode):
+            found = [pair for pair in node.value if pair[0].value == part]
+            if not found:
+                break
+            line, node = found[0][0].start_mark.line, found[0][1]
+        else:
+            break
+    return line + 1
 
 
 def _parse(path: Path) -> Any:

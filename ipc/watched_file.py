@@ -43,6 +43,11 @@ class WatchedFile(Generic[T]):
         self._seen = self._state()  # by the last look
         self._known: State = ()  # when it was read last; it may have changed since `value` was
 
+    @property
+    def is_current(self) -> bool:
+        """Whether it is as it was when it was read last."""
+        return self._state() == self._known
+
     def look(self) -> bool:
         """Read it if it changed and is not being written any more; whether it says something else now."""
         before, self._seen = self._seen, self._state()

@@ -34,11 +34,17 @@ class NeuronHealth(Struct):
     models: list[ModelState]
 
 
+class CatalogueHealth(Struct):
+    path: str
+    error: str | None = None
+
+
 class FleetHealth(Struct):
     """What `GET /health` says, as far as it is shown."""
 
     status: str
     neurons: list[NeuronHealth]
+    catalogue: CatalogueHealth | None = None
 
 
 def fetch(endpoint: str, path: str = "/health", option: str = "--endpoint") -> bytes:
@@ -121,6 +127,8 @@ def show(fleet: FleetHealth, console: Console) -> None:
         if table.row_count:
             console.print(table)
             console.print()
+    if fleet.catalogue is not None and fleet.catalogue.error is not None:
+        console.print(Text(f"the catalogue stays as it was: {fleet.catalogue.error}"))
 
 
 def _table(*columns: str) -> Table:

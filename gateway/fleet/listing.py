@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gateway.aliases import naming_both
+from gateway.catalogue import Cost
 from gateway.fleet import router
 from gateway.fleet.view import Fleet, Neuron
 from ipc.errors import CortexError
@@ -35,11 +36,13 @@ class ListedModel:
         id: the name.
         model: the model's own name, of which `id` may be an alias.
         places: the neurons that have it, with what they say of it.
+        cost: as the catalogue has it; None: nobody has said.
     """
 
     id: str
     model: str
     places: list[tuple[Neuron, ModelState]]
+    cost: Cost | None = None
 
     @property
     def states(self) -> list[ModelState]:
@@ -71,6 +74,11 @@ class ListedModel:
         return min((state.context_length for state in self.states if state.context_length), default=0)
 
     @property
+    def max_output(self) -> int:
+        """Tokens of one answer, the fewest of all places; 0: what the context leaves."""
+        return min((state.max_output for state in self.states if state.max_output), default=0)
+
+    @property
     def context_wanted(self) -> int:
         """What it would be with enough memory."""
         return max((state.context_wanted for state in self.states), default=0)
@@ -85,7 +93,7 @@ def every(fleet: Fleet) -> list[ListedModel]:
     """All that can be asked for, in the order of their ids."""
     models = {model: model for neuron in fleet.neurons if neuron.healthy for model in neuron.models}
     names = models | fleet.aliases.listed(models.__contains__)
-    return [ListedModel(name, model, list(fleet.states(model))) for name, model in sorted(names.items())]
+    return [_listed(fleet, name, model) for name, model in sorted(names.items())]
 
 
 def one(fleet: Fleet, asked: str) -> ListedModel:
@@ -100,4 +108,9 @@ def one(fleet: Fleet, asked: str) -> ListedModel:
             raise router.absent(fleet.neurons, model)
     except CortexError as error:
         raise naming_both(error, asked, model) from None
-    return ListedModel(asked, model, list(fleet.states(model)))
+    return _listed(fleet, asked, model)
+
+
+def _listed(fleet: Fleet, name: str, model: str) -> ListedModel:
+    entry = fleet.entry(model)
+    return ListedModel(name, model, list(fleet.states(model)), entry.cost if entry is not None else None)

@@ -17,15 +17,18 @@ import socket
 from collections import Counter
 from collections.abc import Collection, Iterator
 from functools import partial
+from pathlib import Path
 from time import monotonic
 
 import msgspec
 
 from gateway import config
 from gateway.aliases import Aliases
+from gateway.catalogue import Entry
 from gateway.fleet import router, score
 from gateway.fleet.breaker import Breaker
 from gateway.fleet.directory import Directory
+from gateway.fleet.held_catalogue import CatalogueAtNeuron, HeldCatalogue
 from gateway.fleet.prefixes import Prefixes
 from gateway.fleet.prompts import NOTHING, Prompt
 from gateway.fleet.quotes import Quotes
@@ -57,6 +60,7 @@ class Neuron:
         reason: why it is not healthy.
         models: by id. Those of a lost neuron are kept: a model that is away is not one that never was.
         in_flight: our own open requests, by model.
+        catalogue: what it makes of ours; None: we have none.
     """
 
     def __init__(
@@ -79,6 +83,7 @@ class Neuron:
         self.models: dict[str, ModelState] = {}  # by id, and by that of each adapter
         self.devices: list[Device] = []
         self.in_flight: Counter[str] = Counter()
+        self.catalogue: CatalogueAtNeuron | None = None
         self._directory = directory if directory is not None else Directory()
         self._prefixes = prefixes if prefixes is not None else Prefixes()
         self._breakers: dict[
@@ -92,6 +97,8 @@ class Neuron:
             try:
                 hello = await self.client.ask(Hello(id=0, client=name, eviction=eviction), HELLO_SECONDS)
                 self.version = hello.version
+                if self.catalogue is not None:
+                    self.catalogue.tell()
                 async for reply in self.client.open(Watch(id=0)):
                     if isinstance(reply, State):
                         self._on_state(reply)
@@ -191,7 +198,13 @@ class Fleet:
         self.directory: Directory[Neuron] = Directory()
         self.prefixes: Prefixes[Neuron] = Prefixes()
         self.neurons = [Neuron(entry, secret, self.directory, self.prefixes) for entry in settings.neurons]
-        self.aliases = Aliases(settings.aliases)
+        path = settings.models_config
+        self.catalogue = HeldCatalogue(Path(path), settings) if path is not None else None
+        if self.catalogue is not None:
+            for neuron in self.neurons:
+                neuron.catalogue = self.catalogue.at(neuron.client, neuron.name)
+        self._own_aliases = settings.aliases
+        self.aliases = self._all_aliases()
         self.load_wait_seconds = settings.gateway.load_wait_seconds
         self._eviction = msgspec.convert(settings.eviction, Eviction, from_attributes=True)
         self._quotes = Quotes()
@@ -208,6 +221,8 @@ class Fleet:
             watch = asyncio.create_task(neuron.watch(self._eviction), name=f"watch {neuron.name}")
             watch.add_done_callback(partial(_on_watch_ended, neuron))
             self._watches.append(watch)
+        if self.catalogue is not None:
+            self._watches.append(asyncio.create_task(self.catalogue.follow(self._on_catalogue)))
         deadline = asyncio.get_running_loop().time() + patience
         while not all(neuron.healthy for neuron in self.neurons):
             if asyncio.get_running_loop().time() > deadline:
@@ -225,7 +240,25 @@ class Fleet:
         self._watches.clear()
         self._quotes.close()
         for neuron in self.neurons:
+            if neuron.catalogue is not None:
+                neuron.catalogue.close()
             neuron.client.close()
+
+    def _on_catalogue(self) -> None:
+        """Its file was read: names count at once, and neurons are told."""
+        self.aliases = self._all_aliases()
+        for neuron in self.neurons:
+            if neuron.healthy:
+                neuron.catalogue.tell()
+
+    def _all_aliases(self) -> Aliases:
+        """Ours, then the catalogue's: of several patterns the first one that fits counts."""
+        more = self.catalogue.value.aliases if self.catalogue is not None else {}
+        return Aliases({**self._own_aliases, **more})
+
+    def entry(self, model: str) -> Entry | None:
+        """What the catalogue has of that model."""
+        return self.catalogue.value.entries.get(model) if self.catalogue is not None else None
 
     def knows(self, model: str) -> bool:
         """Whether some neuron has, or had, that model: only then may its name become a label."""

@@ -18,8 +18,8 @@ class HealthResource:
     """`GET /health`: everything known of every neuron, and for those who need a key and have none, the status
     alone. That of HTTP is 200 as long as this process answers.
 
-    "ok": all neurons answer and every model that should serve can; "impaired": some do not; "degraded": no
-    neuron answers.
+    "ok": all neurons answer and every model that should serve can; "impaired": some do not, or the file of
+    the catalogue cannot be used as it is now; "degraded": no neuron answers.
     """
 
     def __init__(self, fleet: Fleet) -> None:
@@ -34,9 +34,10 @@ class HealthResource:
             for model in neuron.own_models
             if model.status in ("failed", "restarting")
         ]
+        catalogue = self._fleet.catalogue.told() if self._fleet.catalogue is not None else None
         if not healthy:
             status = "degraded"
-        elif broken or len(healthy) < len(neurons):
+        elif broken or len(healthy) < len(neurons) or (catalogue is not None and catalogue["error"]):
             status = "impaired"
         else:
             status = "ok"
@@ -54,10 +55,13 @@ class HealthResource:
                 "instance": neuron.instance,
                 "devices": neuron.devices if neuron.healthy else [],
                 "models": neuron.own_models if neuron.healthy else [],
+                "catalogue": neuron.catalogue.told() if neuron.catalogue is not None else None,
             }
             for neuron in neurons
         ]
-        resp.data = msgspec.json.encode({"status": status, "unservable": broken, "neurons": details})
+        resp.data = msgspec.json.encode(
+            {"status": status, "unservable": broken, "catalogue": catalogue, "neurons": details}
+        )
 
     on_head = on_get
 

@@ -9,6 +9,7 @@ import atexit
 import os
 import shutil
 import tempfile
+from pathlib import Path
 
 VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 
@@ -24,6 +25,12 @@ def ensure() -> None:
     """Make one where no parent has."""
     if not os.path.isdir(os.environ.get(VARIABLE, "")):
         create()
+
+
+def beside(name: str) -> Path | None:
+    """The file of that name there, for what else these processes share; None where there is no directory."""
+    folder = os.environ.get(VARIABLE)
+    return Path(folder) / name if folder else None
 
 
 def forget(pid: int) -> None:

@@ -226,6 +226,7 @@ class ManagedModel:
             failed=self.requests.counts["failed"],
             created=plan.created,
             load_seconds=self.load_seconds,
+            max_output=plan.max_output or 0,
             evictions=self._evictions,
             bytes_parked=self.bytes_parked,
             wakes=self._epochs.wakes,

@@ -26,6 +26,7 @@ from ipc.messages import (
     AnyRequest,
     Cancel,
     Cancelled,
+    CatalogueReply,
     Choice,
     ContentPart,
     CountTokens,
@@ -35,6 +36,7 @@ from ipc.messages import (
     Eviction,
     Failed,
     Finished,
+    FleetCatalogue,
     Generate,
     Hello,
     HelloReply,
@@ -44,6 +46,7 @@ from ipc.messages import (
     Quoted,
     Ranked,
     Rerank,
+    SetCatalogue,
     Started,
     State,
     Text,
@@ -104,6 +107,8 @@ class FakeNeuron:
     quotes: dict[str, Quoted | Failed | None] = field(default_factory=dict)  # None: no answer
     refuses: dict[str, str] = field(default_factory=dict)  # models, and with what code
     quoted: list[str] = field(default_factory=list)  # models that quotes were asked for
+    catalogues: list[FleetCatalogue] = field(default_factory=list)  # that it was told
+    makes_of_catalogues: dict[str, object] = field(default_factory=dict)  # fields of its `CatalogueReply`
     cancelled: int = 0
     served: list[Generate] = field(default_factory=list)
     counted: list[CountTokens] = field(default_factory=list)
@@ -170,6 +175,10 @@ class FakeNeuron:
             case Hello():
                 self.eviction = request.eviction
                 peer.send(HelloReply(id=request.id, neuron=self.name, version="0", instance="1"))
+            case SetCatalogue(catalogue=said):
+                self.catalogues.append(said)
+                reply = CatalogueReply(id=request.id, version=said.version, origin=said.origin)
+                peer.send(msgspec.structs.replace(reply, **self.makes_of_catalogues))
             case Watch():
                 self.watches[key] = peer
                 peer.send(self.state(request.id))

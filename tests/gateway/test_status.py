@@ -121,3 +121,10 @@ def test_something_else_behind_the_address_is_told_from_a_gateway(gateway):
     result = CliRunner().invoke(app, ["status", "--endpoint", gateway.url])
     assert result.exit_code == 1
     assert "no cortex gateway" in result.stderr
+
+
+def test_a_catalogue_that_cannot_be_used_is_told_of():
+    catalogue = status.CatalogueHealth("/m.yaml", "/m.yaml: models[0].id: no")
+    fleet = status.FleetHealth("impaired", [BEAST], catalogue)
+    assert line_with("the", fleet)[1:3] == ["catalogue", "stays"]
+    assert line_with("the", fleet)[-1] == "no"

@@ -8,6 +8,8 @@ import pytest
 
 import gateway.config
 import neuron.config
+from gateway import catalogue
+from gateway.catalogue import Entry
 from ipc.model_settings import ModelSettings, Simulated
 
 FOLDER = Path(__file__).parents[2] / "systemd"
@@ -63,3 +65,12 @@ def test_every_key_is_shown(name, struct):
     text = (FOLDER / name).read_text()
     missing = [key for key in keys_of(struct, []) if not re.search(rf"^#[ -]*{key}:", text, re.MULTILINE)]
     assert missing == []
+
+
+def test_the_example_of_a_catalogue_shows_every_key_with_its_default(tmp_path):
+    assert catalogue.load(FOLDER / "models.yaml", [], {}).models == []
+    [entry] = catalogue.load(with_every_key("models.yaml", tmp_path), [], {}).models
+    assert entry == Entry(id=entry.id)
+    text = (FOLDER / "models.yaml").read_text()
+    names = ["defaults", "models", "aliases", *Entry.__struct_fields__]
+    assert [name for name in names if not re.search(rf"^#[ -]*{name}:", text, re.MULTILINE)] == []

@@ -46,15 +46,16 @@ def model_list(models: Sequence[ListedModel], param: Callable[[str], str | None]
 
 
 def model(listed: ListedModel) -> dict[str, Any]:
-    """One entry. Nobody limits `max_tokens` but the context."""
+    """One entry. Where nobody limits `max_tokens`, the context does."""
     context = listed.context_length or None
+    limits = [limit for limit in (context, listed.max_output) if limit]
     return {
         "type": "model",
         "id": listed.id,
         "display_name": listed.display_name,
         "created_at": datetime.fromtimestamp(listed.created, UTC).isoformat().replace("+00:00", "Z"),
         "max_input_tokens": context,
-        "max_tokens": context,
+        "max_tokens": min(limits, default=None),
         "capabilities": _capabilities("reasoning" in listed.capabilities),
         "lifecycle": "active",
         "deprecated_at": None,

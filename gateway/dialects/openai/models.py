@@ -36,6 +36,10 @@ def model(listed: ListedModel) -> dict[str, Any]:
         entry["max_model_len"] = entry["context_length"] = entry["max_input_tokens"] = context
         if listed.context_wanted > context:
             entry["context_length_with_more_memory"] = listed.context_wanted
+    if listed.max_output:
+        entry["max_output_tokens"] = listed.max_output
+    if listed.cost is not None:
+        entry["cost"] = listed.cost
     return entry
 
 

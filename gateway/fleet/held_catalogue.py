@@ -1,0 +1,197 @@
+"""The catalogue as one process holds it: read again when it changes, and what each neuron makes of it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import shutil
+import socket
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from gateway.catalogue import Catalogue, load
+from gateway.config import GatewayConfig
+from gateway.telemetry import metrics_directory
+from ipc.client import NeuronClient
+from ipc.errors import CortexError
+from ipc.messages import CatalogueReply, SetCatalogue
+from ipc.settings import ConfigError
+from ipc.watched_file import LOOK_SECONDS, WatchedFile
+
+logger = logging.getLogger("gateway.fleet.held_catalogue")
+
+TELL_SECONDS = 60.0  # for a neuron, which may have to read many headers from a cold disk
+COPY = "catalogue"  # of the last good file, for processes that start while it is not
+
+
+class HeldCatalogue:
+    """What the file says, or said last.
+
+    The processes of a gateway each read it. One that starts while the file cannot be used takes the copy that
+    another one left.
+
+    Raises:
+        ConfigError: there is no such copy either: the gateway has just been started.
+    """
+
+    def __init__(self, path: Path, settings: GatewayConfig) -> None:
+        read = partial(load, neurons=[each.name for each in settings.neurons], aliases=settings.aliases)
+        self._origin = f"{socket.gethostname()}:{path}"[-256:]
+        self._copy = metrics_directory.beside(COPY + path.suffix)
+        try:
+            value = read(path)
+        except ConfigError as error:
+            if self._copy is None or not self._copy.exists():
+                raise
+            logger.error("catalogue cannot be used, and stays as it was reason=%s", error)
+            value = read(self._copy)
+        self._file: WatchedFile[Catalogue] = WatchedFile(path, read, value)
+
+    @property
+    def value(self) -> Catalogue:
+        return self._file.value
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the file is as it was when it was read."""
+        return self._file.is_current
+
+    def at(self, client: NeuronClient, neuron: str) -> CatalogueAtNeuron:
+        """The catalogue as that neuron has it."""
+        return CatalogueAtNeuron(client, neuron, lambda: self.value.of(neuron, self._origin), self)
+
+    async def follow(self, on_read: Callable[[], None]) -> None:
+        """Look at the file until this task is cancelled.
+
+        Args:
+            on_read: called when the file was read, to what end ever.
+        """
+        while True:
+            try:
+                self._look(on_read)
+            except Exception:  # a later change may do better
+                logger.exception("catalogue cannot be followed path=%s", self._file.path)
+            await asyncio.sleep(LOOK_SECONDS)
+
+    def _look(self, on_read: Callable[[], None]) -> None:
+        before, was_current = self.value, self.is_current
+        if self._file.look():
+            logger.info("catalogue changed path=%s %s", self._file.path, difference(before, self.value))
+        if was_current or not self.is_current:
+            return
+        if self._file.error is None and self._copy is not None:
+            _copy(self._file.path, self._copy)
+        on_read()
+
+    def told(self) -> dict[str, Any]:
+        """For `GET /health`."""
+        error = self._file.error
+        return {
+            "path": str(self._file.path),
+            "version": self.value.version,
+            "models": len(self.value.models),
+            "error": str(error) if error is not None else None,
+        }
+
+
+class CatalogueAtNeuron:
+    """What one neuron makes of it.
+
+    Attributes:
+        reply: what it said last; None before that.
+        error: why it could not be told.
+    """
+
+    def __init__(self, client: NeuronClient, name: str, said: Callable[[], Any], held: HeldCatalogue) -> None:
+        self.reply: CatalogueReply | None = None
+        self.error: str | None = None
+        self._client = client
+        self._name = name
+        self._said = said
+        self._held = held
+        self._again = False
+        self._telling: asyncio.Task[None] | None = None
+
+    def tell(self) -> None:
+        """Tell it again, now or once the file has been read."""
+        if not self._held.is_current:  # another process may have told it what is newer
+            return
+        self._again = True
+        if self._telling is None or self._telling.done():
+            self._telling = asyncio.create_task(self._tell(), name=f"catalogue to {self._name}")
+
+    def close(self) -> None:
+        if self._telling is not None:
+            self._telling.cancel()
+
+    async def _tell(self) -> None:
+        while self._again:
+            self._again = False
+            said = self._said()
+            try:
+                reply = await self._client.ask(SetCatalogue(id=0, catalogue=said), TELL_SECONDS)
+            except CortexError as error:  # one that is lost is told when it is back
+                if error.message != self.error:
+                    logger.warning("catalogue not taken neuron=%s reason=%s", self._name, error)
+                self.error = error.message
+                continue
+            if (reply.version, reply.own, reply.refused) != (self.reply and _facts(self.reply)):
+                self._log(reply, said.version)
+            self.reply, self.error = reply, None
+
+    def _log(self, reply: CatalogueReply, version: str) -> None:
+        if reply.version != version:
+            logger.warning(
+                "catalogue of another gateway counts, whose file is newer neuron=%s origin=%s",
+                self._name,
+                reply.origin,
+            )
+            return
+        logger.info("catalogue taken neuron=%s version=%s", self._name, version)
+        for model, keys in reply.own.items():
+            if keys:
+                text = "neuron's own file counts neuron=%s model=%s differs=%s"
+                logger.warning(text, self._name, model, ",".join(keys))
+        for model, why in reply.refused.items():
+            logger.info("model is not served there neuron=%s model=%s reason=%s", self._name, model, why)
+
+    def told(self) -> dict[str, Any]:
+        """For `GET /health`."""
+        if self.reply is None:
+            return {"error": self.error}
+        version, own, refused = _facts(self.reply)
+        return {
+            "version": version,
+            "origin": self.reply.origin,
+            "own": own,
+            "refused": refused,
+            "error": self.error,
+        }
+
+
+def difference(before: Catalogue, after: Catalogue) -> str:
+    """What a change is about, in one line."""
+    old, new = ({entry.id: entry for entry in each.models} for each in (before, after))
+    names = {
+        "added": new.keys() - old.keys(),
+        "removed": old.keys() - new.keys(),
+        "changed": {name for name in old.keys() & new.keys() if old[name] != new[name]},
+    }
+    return " ".join(f"{what}={','.join(sorted(which))}" for what, which in names.items())
+
+
+def _facts(reply: CatalogueReply) -> tuple[str, dict[str, list[str]], dict[str, str]]:
+    return reply.version, reply.own, reply.refused
+
+
+def _copy(path: Path, to: Path) -> None:
+    """Leave a copy, with the time of the file. Without one, a process that starts needs a file in order."""
+    whole = to.with_suffix(f".{os.getpid()}")
+    try:
+        shutil.copy2(path, whole)
+        os.replace(whole, to)
+    except OSError as error:
+        logger.warning("catalogue cannot be copied to=%s reason=%s", to, error.strerror)

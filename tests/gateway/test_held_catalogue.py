@@ -1,0 +1,167 @@
+"""The catalogue at a gateway: told to neurons, followed as its file changes, kept while that is no good."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from gateway.config import GatewayConfig, NeuronSettings
+from gateway.fleet import held_catalogue, listing
+from gateway.fleet.view import Fleet
+from gateway.telemetry import metrics_directory
+from ipc.settings import ConfigError
+from tests.gateway.fake_neuron import FakeNeuron
+from tests.gateway.test_view import eventually, run
+
+COST = {"input": 0, "output": 2}
+
+
+@pytest.fixture(autouse=True)
+def quickly(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(held_catalogue, "LOOK_SECONDS", 0.02)
+    monkeypatch.setenv(metrics_directory.VARIABLE, str(tmp_path))
+
+
+@pytest.fixture
+def write(tmp_path: Path):
+    def write(*models: dict, **more: object) -> Path:
+        path = tmp_path / "models.yaml"
+        path.write_text(json.dumps({"models": models, **more}))
+        return path
+
+    return write
+
+
+@asynccontextmanager
+async def fleet_of(path: Path, *neurons: FakeNeuron, **settings: object):
+    for neuron in neurons:
+        neuron.start()
+    places = [NeuronSettings(name=neuron.name, endpoint=neuron.endpoint) for neuron in neurons]
+    fleet = Fleet(GatewayConfig(neurons=places, models_config=str(path), **settings))
+    try:
+        await fleet.start(patience=10)
+        yield fleet
+    finally:
+        await fleet.stop()
+        for neuron in neurons:
+            neuron.close()
+
+
+def test_each_neuron_is_told_what_is_about_it(write) -> None:
+    path = write(
+        {
+            "id": "echo",
+            "ranks": 2,
+            "pinned_on": ["a"],
+            "aliases": ["gpt-4o"],
+            "cost": {"input": 0, "output": 2},
+        },
+        {"id": "slow", "max_output": 5},
+    )
+
+    async def scenario() -> None:
+        a, b = FakeNeuron(name="a"), FakeNeuron(name="b")
+        async with fleet_of(path, a, b, aliases={"mine": "slow"}) as fleet:
+            await eventually(lambda: a.catalogues and b.catalogues)
+            [at_a], [at_b] = a.catalogues, b.catalogues
+            assert [(each.id, each.ranks) for each in at_a.models] == [("echo", 2), ("slow", 1)]
+            assert [each.id for each in at_b.models] == ["slow"]
+            assert (at_a.elsewhere, at_b.elsewhere) == ({}, {"echo": ["a"]})
+            assert at_a.version == at_b.version
+            assert at_a.origin.endswith(f":{path}")
+            assert (fleet.resolve("gpt-4o"), fleet.resolve("mine")) == ("echo", "slow")
+            listed = {each.id: each for each in listing.every(fleet)}
+            assert listed["gpt-4o"].cost.output == 2
+            assert listed["slow"].cost is None
+
+    run(scenario)
+
+
+def test_a_change_is_told_and_its_names_count_without_a_restart(write, caplog) -> None:
+    caplog.set_level(logging.INFO)
+    path = write({"id": "echo", "aliases": ["x"]}, {"id": "gone"})
+
+    async def scenario() -> None:
+        neuron = FakeNeuron()
+        async with fleet_of(path, neuron) as fleet:
+            await eventually(lambda: len(neuron.catalogues) == 1)
+            write({"id": "slow", "aliases": ["x"]}, {"id": "echo", "priority": 7})
+            await eventually(lambda: len(neuron.catalogues) == 2)
+            first, second = neuron.catalogues
+            assert first.version != second.version
+            assert fleet.resolve("x") == "slow"
+            await eventually(lambda: fleet.neurons[0].catalogue.reply.version == second.version)
+            await asyncio.sleep(0.1)
+            assert len(neuron.catalogues) == 2  # a file that rests is not told again
+
+    run(scenario)
+    [line] = [line for line in caplog.messages if line.startswith("catalogue changed")]
+    assert "added=slow removed=gone changed=echo" in line
+
+
+def test_a_file_that_cannot_be_used_changes_nothing_and_says_why(write) -> None:
+    path = write({"id": "echo", "aliases": ["x"]})
+
+    async def scenario() -> None:
+        neuron = FakeNeuron()
+        async with fleet_of(path, neuron) as fleet:
+            await eventually(lambda: neuron.catalogues)
+            path.write_text("models:\n- id: echo\n- id: slow\n  contxt: 5\n")
+            await eventually(lambda: fleet.catalogue.told()["error"])
+            told = fleet.catalogue.told()
+            assert f"{path}: models[1].contxt: unknown key" in told["error"]
+            assert "(line 4)" in told["error"]
+            assert (told["models"], told["version"]) == (1, neuron.catalogues[0].version)
+            assert fleet.resolve("x") == "echo"
+            write({"id": "slow"})
+            await eventually(lambda: fleet.catalogue.told()["error"] is None)
+            assert fleet.resolve("x") == "x"
+
+    run(scenario)
+
+
+def test_a_process_that_starts_while_the_file_is_no_good_goes_on_with_the_last_good_one(write) -> None:
+    path = write({"id": "echo"})
+    settings = GatewayConfig(models_config=str(path))
+
+    async def scenario() -> None:
+        neuron = FakeNeuron()
+        async with fleet_of(path, neuron):
+            await eventually(lambda: neuron.catalogues)
+        path.write_text("models: [")
+        second = FakeNeuron()
+        async with fleet_of(path, second) as fleet:
+            await eventually(lambda: second.catalogues)
+            assert second.catalogues[0].version == neuron.catalogues[0].version
+            assert "line 1" in fleet.catalogue.told()["error"]
+
+    run(scenario)
+    path.with_name(f"{held_catalogue.COPY}.yaml").unlink()
+    with pytest.raises(ConfigError, match="line 1"):
+        Fleet(settings)
+
+
+def test_a_neuron_that_follows_another_gateway_or_its_own_file_is_told_of_in_one_line(write, caplog) -> None:
+    caplog.set_level(logging.INFO)
+    path = write({"id": "echo"}, {"id": "slow"})
+
+    async def scenario() -> None:
+        other = FakeNeuron(name="a", makes_of_catalogues={"version": "9", "origin": "there:/m.yaml"})
+        own = FakeNeuron(
+            name="b", makes_of_catalogues={"own": {"slow": ["ranks"]}, "refused": {"echo": "no"}}
+        )
+        async with fleet_of(path, other, own) as fleet:
+            await eventually(lambda: all(each.catalogue.reply for each in fleet.neurons))
+            at_a, at_b = (each.catalogue.told() for each in fleet.neurons)
+            assert (at_a["version"], at_a["origin"]) == ("9", "there:/m.yaml")
+            assert (at_b["own"], at_b["refused"]) == ({"slow": ["ranks"]}, {"echo": "no"})
+
+    run(scenario)
+    text = "\n".join(caplog.messages)
+    assert "another gateway counts, whose file is newer neuron=a origin=there:/m.yaml" in text
+    assert "own file counts neuron=b model=slow differs=ranks" in text
