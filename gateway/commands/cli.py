@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from gateway.commands import keys as keys_commands
-from gateway.commands import launch, status, up
+from gateway.commands import launch, models, status, up
 from gateway.commands.clients import CLIENTS
 from gateway.commands.up_plan import UpError, make_plan
 from ipc import keys
@@ -25,6 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(keys_commands.app, name="keys")
+app.add_typer(models.app, name="models")
 PLAIN_WIDTH = 200  # of tables for files and pipes, where nothing has to fit a screen
 
 

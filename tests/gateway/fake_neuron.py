@@ -24,9 +24,12 @@ import msgspec
 from ipc.errors import Code
 from ipc.messages import (
     AnyRequest,
+    Appraisal,
+    Appraisals,
     Cancel,
     Cancelled,
     CatalogueReply,
+    CheckCatalogue,
     Choice,
     ContentPart,
     CountTokens,
@@ -108,6 +111,8 @@ class FakeNeuron:
     refuses: dict[str, str] = field(default_factory=dict)  # models, and with what code
     quoted: list[str] = field(default_factory=list)  # models that quotes were asked for
     catalogues: list[FleetCatalogue] = field(default_factory=list)  # that it was told
+    checked: list[FleetCatalogue] = field(default_factory=list)  # the same, that it was to check
+    appraisals: dict[str, Appraisal] = field(default_factory=dict)
     makes_of_catalogues: dict[str, object] = field(default_factory=dict)  # fields of its `CatalogueReply`
     cancelled: int = 0
     served: list[Generate] = field(default_factory=list)
@@ -179,6 +184,10 @@ class FakeNeuron:
                 self.catalogues.append(said)
                 reply = CatalogueReply(id=request.id, version=said.version, origin=said.origin)
                 peer.send(msgspec.structs.replace(reply, **self.makes_of_catalogues))
+            case CheckCatalogue(catalogue=said):
+                self.checked.append(said)
+                names = [*(model.id for model in said.models), *said.elsewhere]
+                peer.send(Appraisals(id=request.id, models=[self.appraisals[name] for name in names]))
             case Watch():
                 self.watches[key] = peer
                 peer.send(self.state(request.id))

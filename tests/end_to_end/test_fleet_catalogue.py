@@ -1,0 +1,123 @@
+"""One catalogue for a gateway and two neurons, as they run: what changes in the file counts on both hosts."""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.end_to_end.harness import PATIENCE, Program, free_port, wait_until
+from tests.neuron.harness import Neuron, simulated
+
+
+def entry(name: str, **keys: Any) -> dict[str, Any]:
+    return {"id": name, "simulated": {}, **keys}
+
+
+class Fleet:
+    """A gateway of two processes in front of two neurons, `a` and `b`."""
+
+    def __init__(self, folder: Path, endpoints: dict[str, str]) -> None:
+        self.catalogue = folder / "models.yaml"
+        port, metrics = free_port(), free_port()
+        self.base = f"http://127.0.0.1:{port}"
+        gateway = {"listen": f"127.0.0.1:{port}", "metrics_listen": f"127.0.0.1:{metrics}", "workers": 2}
+        config = {
+            "gateway": gateway,
+            "store": {"enabled": False},
+            "models_config": "models.yaml",
+            "neurons": [{"name": name, "endpoint": each} for name, each in endpoints.items()],
+        }
+        self.config = folder / "cortex.yaml"
+        self.config.write_text(json.dumps(config))
+        self._folder = folder
+
+    def say(self, *models: dict[str, Any], **more: Any) -> None:
+        """Put another catalogue in place."""
+        new = self.catalogue.with_suffix(".new")
+        new.write_text(json.dumps({"models": models, **more}))
+        new.rename(self.catalogue)
+
+    def start(self) -> Program:
+        return Program("cortex", "serve", "--config", self.config, folder=self._folder)
+
+    def ready(self) -> bool:
+        try:
+            return httpx.get(f"{self.base}/ready", timeout=PATIENCE).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def listed(self) -> dict[str, dict[str, Any]]:
+        data = httpx.get(f"{self.base}/v1/models", timeout=PATIENCE).json()["data"]
+        return {each["id"]: each for each in data}
+
+    def places(self, model: str) -> set[str]:
+        """The neurons that say that they have it."""
+        return {each["neuron"] for each in self.listed().get(model, {"locations": []})["locations"]}
+
+    def tokens(self, model: str) -> int | None:
+        """Of an answer that may have 100; None where there is none."""
+        message = {"role": "user", "content": "Hello!"}
+        body = {"model": model, "messages": [message], "max_tokens": 100}
+        response = httpx.post(f"{self.base}/v1/chat/completions", json=body, timeout=PATIENCE)
+        return response.json().get("usage", {}).get("completion_tokens")
+
+    def health(self) -> dict[str, Any]:
+        return httpx.get(f"{self.base}/health", timeout=PATIENCE).json()
+
+    def impaired(self) -> dict[str, Any] | None:
+        """The health, as a process says it that has seen that the file cannot be used."""
+        health = self.health()
+        return health if health["catalogue"]["error"] else None
+
+
+@pytest.fixture
+def hosts(tmp_path: Path):
+    own = [simulated("own", settings={"priority": 1})]
+    with Neuron(tmp_path / "a", own) as a, Neuron(tmp_path / "b") as b:
+        yield {"a": a, "b": b}
+
+
+def test_what_the_file_says_counts_on_both_hosts_and_a_change_touches_only_what_changed(
+    hosts, tmp_path
+) -> None:
+    fleet = Fleet(tmp_path, {name: each.endpoint for name, each in hosts.items()})
+    fleet.say(
+        entry("everywhere", aliases=["gpt-4o"], max_output=4, cost={"input": 1, "output": 2}),
+        entry("here", pinned_on=["b"]),
+        entry("own", priority=2),
+    )
+    with fleet.start():
+        wait_until(fleet.ready, "the gateway to be ready")
+        wait_until(lambda: fleet.places("everywhere") == {"a", "b"}, "both hosts to be told")
+        wait_until(lambda: fleet.places("here") == {"b"}, "one host to be told")
+        assert fleet.tokens("gpt-4o") == 4
+        listed = fleet.listed()["gpt-4o"]
+        assert (listed["alias_of"], listed["max_output_tokens"]) == ("everywhere", 4)
+        assert listed["cost"] == {"input": 1.0, "output": 2.0}
+        at_a = next(each for each in fleet.health()["neurons"] if each["name"] == "a")["catalogue"]
+        assert at_a["own"] == {"own": ["priority"]}
+        assert at_a["origin"] == f"{socket.gethostname()}:{fleet.catalogue}"
+        assert hosts["a"].model("own").priority == 1
+
+        serving = next(each for each in hosts.values() if each.model("everywhere").status == "ready")
+        workers = serving.workers("everywhere")
+        fleet.say(entry("everywhere", aliases=["claude-*"], max_output=6), entry("new", pinned_on=["a"]))
+        wait_until(lambda: fleet.places("new") == {"a"}, "a change to count")
+        wait_until(lambda: not fleet.places("here"), "a model to be gone")
+        wait_until(lambda: "gpt-4o" not in fleet.listed(), "its old name to be gone")
+        wait_until(lambda: fleet.tokens("claude-3") == 6, "its limit to count")
+        assert serving.workers("everywhere") == workers
+
+        version = fleet.health()["catalogue"]["version"]
+        fleet.catalogue.write_text("models:\n- id: everywhere\n  rank: 2\n")
+        health = wait_until(fleet.impaired, "its word on the file")
+        assert health["status"] == "impaired"
+        assert "models[0].rank: unknown key" in health["catalogue"]["error"]
+        assert "(line 3)" in health["catalogue"]["error"]
+        assert health["catalogue"]["version"] == version
+        assert fleet.tokens("claude-3") == 6
