@@ -13,7 +13,7 @@ from ipc.worker_messages import CacheGroup, SimulatedSpec
 from neuron.config import ModelSettings
 from neuron.memory.cache_plan import CachePlan
 from neuron.memory.fit import Need
-from neuron.memory.step_bytes import UNMEASURED_BYTES, Overhead
+from neuron.memory.step_bytes import UNMEASURED_BYTES, Overhead, packs
 from neuron.text.frontend import TextFiles, TextFrontEnd
 from workers.checkpoints.adapter import AdapterCard, read_adapter
 from workers.checkpoints.card import DTYPE_BYTES, Dtype, ModelCard, read_card
@@ -149,7 +149,7 @@ def described(settings: ModelSettings, card: ModelCard) -> ModelDescription:
             card.config,
             DTYPE_BYTES[dtype],
             settings.ranks,
-            packs_head=EMBEDDING not in card.formats(settings.ranks, settings.quantization),
+            packs_head=packs(dtype) and EMBEDDING not in card.formats(settings.ranks, settings.quantization),
         ),
         defaults=_defaults(card.defaults, settings),
         eos_ids=card.eos_ids,

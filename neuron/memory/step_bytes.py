@@ -7,9 +7,12 @@ meanwhile.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from ipc.worker_messages import CONTEXT_BYTES, KERNEL_BYTES
+from workers.checkpoints.card import Dtype
 from workers.checkpoints.config import ModelConfig
 from workers.checkpoints.layers import kv_heads_on_rank
 
@@ -23,12 +26,30 @@ PAIRS = 1024  # of a token and an expert that it goes to, whose numbers are in m
 SCORES = 12 << 20  # bytes of attention scores, their weights and their mask
 TOLD_ROWS = 64  # of logits at once, for the log-probabilities of a prompt
 SORTED_LOGITS = {"cpu": 5 << 18, "cuda": 5 << 20}  # at once, for the draw of tokens
-SORTED_BYTES = 44  # for each of these logits: values, ids, probabilities and their sums, in float64
+# For each of these logits: values, ids, probabilities and their sums, in float64; a CPU uses memory again.
+SORTED_BYTES = {"cpu": 25, "cuda": 44}
+TOLD_BYTES = {"cpu": 2 * FLOAT, "cuda": 3 * FLOAT}  # for each of the logits that a prompt is told of
 PENALTY_BYTES = 3  # for each logit, kept: how often its token came, and whether at all
 
 # Memory that the layers freed is in pieces of which what follows them can use little. Measured on a CPU for
-# shapes between 256 and 2048 wide: 0.9 to 1.6 times the sum of both.
-PIECES = 1.15
+# shapes between 256 and 2048 wide with vocabularies up to 262,144: 0.9 to 1.2 times the sum of both.
+PIECES = {"cpu": 1.05, "cuda": 1.15}
+
+CPU_FACTS = Path("/proc/cpuinfo")
+BFLOAT16_CPUS = ({"avx512bw", "avx512dq", "avx512vl"}, {"avx_ne_convert"}, {"bf16"})  # any of these
+FLOAT16_CPUS = ({"avx512_fp16"}, {"avx_ne_convert"}, {"fphp", "asimdhp"})
+
+
+def packs(dtype: Dtype) -> bool:
+    """Whether a CPU like this one has products of that type for which weights are packed.
+
+    What oneDNN says of it is known where there is torch; here the kernel's list of instructions has to do.
+    """
+    if dtype == "float32":
+        return True
+    lists = re.findall(r"^(?:flags|Features)\s*:(.*)$", CPU_FACTS.read_text(), re.MULTILINE)
+    there = set(lists[0].split()) if lists else set()
+    return any(each <= there for each in (BFLOAT16_CPUS if dtype == "bfloat16" else FLOAT16_CPUS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +60,7 @@ class Overhead:
         shapes: of the whole model.
         itemsize: bytes of a weight.
         world_size: ranks.
-        packs_head: whether a tied head may be packed; one that is kept in blocks is not.
+        packs_head: whether a tied head is packed on a CPU; one that is kept in blocks is not.
     """
 
     shapes: ModelConfig
@@ -51,10 +72,10 @@ class Overhead:
         """Bytes that a rank takes for steps of `tokens` that sample for `sequences`, on a CPU or a GPU."""
         layers = max(self._attention(tokens), self._mlp(tokens)) + self._inputs(tokens)
         if self.shapes.bidirectional:  # there are no logits
-            return int(PIECES * layers) + (KERNEL_BYTES if kind == "cpu" else 0)
-        logits = max(self._told(tokens), self._sampling(kind, sequences))
+            return int(PIECES[kind] * layers) + (KERNEL_BYTES if kind == "cpu" else 0)
+        logits = max(self._told(kind, tokens), self._sampling(kind, sequences))
         kept = KERNEL_BYTES + self._packed_head() if kind == "cpu" else 0
-        return int(PIECES * (layers + logits)) + kept
+        return int(PIECES[kind] * (layers + logits)) + kept
 
     def _attention(self, tokens: int) -> int:
         shapes, size = self.shapes, self.itemsize
@@ -93,13 +114,13 @@ class Overhead:
             return 0
         return 3 * tokens * self.shapes.num_layers * inputs.size * self.itemsize
 
-    def _told(self, tokens: int) -> int:
-        return min(tokens, TOLD_ROWS) * self.shapes.vocab_size * (self.itemsize + 3 * FLOAT)
+    def _told(self, kind: str, tokens: int) -> int:
+        return min(tokens, TOLD_ROWS) * self.shapes.vocab_size * (self.itemsize + TOLD_BYTES[kind])
 
     def _sampling(self, kind: str, sequences: int) -> int:
         row = self.itemsize + 2 * FLOAT + PENALTY_BYTES
         logits = sequences * self.shapes.vocab_size
-        return logits * row + min(logits, SORTED_LOGITS[kind]) * SORTED_BYTES
+        return logits * row + min(logits, SORTED_LOGITS[kind]) * SORTED_BYTES[kind]
 
     def _packed_head(self) -> int:
         """A tied head, packed for oneDNN, is a copy of the embedding."""

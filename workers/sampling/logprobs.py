@@ -10,6 +10,7 @@ from torch import Tensor
 from ipc.worker_messages import Logprobs
 from workers.sampling.inputs import sent
 
+AT_ONCE = 8  # rows that are copied to be looked at
 CHUNK = 128  # tokens; most vocabularies are padded to a multiple of it
 
 
@@ -46,17 +47,19 @@ def measured(logits: Tensor, tokens: Tensor, count: int, looks: bool) -> Tensor:
     if looks:
         ranks = (top > chosen).sum(dim=1).add_(1)
         below = (chosen < top[:, -1:]).flatten().nonzero().flatten()
-        ranks[below] = (logits[below] > chosen[below]).sum(dim=1).add_(1)
+        for rows in below.split(AT_ONCE):
+            ranks[rows] = (logits[rows] > chosen[rows]).sum(dim=1).add_(1)
     else:
         ranks = (logits > chosen).sum(dim=1).add_(1)
     values = relative.gather(1, ids)
     equal = torch.zeros_like(ids)
-    tied: Tensor | slice = slice(None)
+    nth = torch.arange(ids.shape[1], device=ids.device).unsqueeze(0)
     if looks:
         tied = (values[:, -2:-1] == values[:, -1:]).flatten().nonzero().flatten()
-    if not looks or len(tied):
-        nth = torch.arange(ids.shape[1], device=ids.device).unsqueeze(0)
-        equal[tied] = nth_equal(relative[tied], values[tied, -1:], nth)
+        for rows in tied.split(AT_ONCE):
+            equal[rows] = nth_equal(relative[rows], values[rows, -1:], nth)
+    else:
+        equal = nth_equal(relative, values[:, -1:], nth)
     parts = (relative.gather(1, tokens.unsqueeze(1)), ranks.unsqueeze(1), values, ids, equal)
     return torch.cat([part.double() for part in parts], dim=1)
 

@@ -1,0 +1,51 @@
+"""What a plan knows of this CPU is what torch finds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from neuron.config import ModelSettings
+from neuron.description import described
+from neuron.memory import step_bytes
+from neuron.models.catalogue import DEMO_FOLDER
+from workers.checkpoints.card import read_card
+from workers.layers.linear import has_kernels
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_a_plan_knows_whether_weights_are_packed_here(dtype):
+    assert step_bytes.packs(dtype) == has_kernels(getattr(torch, dtype), torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("facts", "expected"),
+    [
+        ("flags\t\t: fpu avx2 fma\n", [False, False]),
+        ("flags\t\t: avx512f avx512bw avx512dq avx512vl\n", [True, False]),
+        ("flags\t\t: avx512bw avx512dq avx512vl avx512_fp16 avx512_bf16\n", [True, True]),
+        ("flags\t\t: avx2 avx_vnni avx_ne_convert\n", [True, True]),
+        ("Features\t: fp asimd fphp asimdhp bf16\n", [True, True]),
+        ("processor\t: 0\n", [False, False]),
+    ],
+)
+def test_instructions_say_what_is_packed(monkeypatch, tmp_path: Path, facts, expected):
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\n{facts}\nprocessor\t: 1\n{facts}")
+    monkeypatch.setattr(step_bytes, "CPU_FACTS", tmp_path / "cpuinfo")
+    assert [step_bytes.packs(dtype) for dtype in ("bfloat16", "float16")] == expected
+    assert step_bytes.packs("float32")
+
+
+def test_a_head_is_booked_where_it_is_packed(monkeypatch):
+    card = read_card(DEMO_FOLDER)
+    head = card.config.vocab_size * card.config.hidden_size * 2
+    booked = {}
+    for packs in (False, True):
+        monkeypatch.setattr("neuron.description.packs", lambda dtype, packs=packs: packs)
+        for quantization in (None, "q8"):
+            overhead = described(ModelSettings(id="demo", quantization=quantization), card).overhead
+            booked[packs, quantization] = overhead.of_step("cpu", 512, 16)
+    assert booked[True, None] - booked[False, None] == head
+    assert booked[True, "q8"] == booked[False, "q8"] == booked[False, None]
