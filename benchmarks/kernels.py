@@ -42,7 +42,7 @@ class Compiled(NamedTuple):
 def compile_product(capability: int, kind: str, tokens: int) -> Compiled:
     """The product with weights of that format, for cards of that capability; needs no device."""
     block_m, block_n, warps = blocks_triton.tiles(tokens)
-    pointers = dict.fromkeys(("x", "bias", "y"), "*bf16") | {"w": "*u8"}
+    pointers = dict.fromkeys(("x", "bias", "y"), "*bf16") | {"w": "*u8", "table": "*fp32"}
     numbers = dict.fromkeys(("tokens", "num_rows", "columns", "row_bytes"), "i32")
     constants = {"KIND": kind, "HAS_BIAS": False, "BLOCK_M": block_m, "BLOCK_N": block_n}
     names = blocks_triton.product_kernel.arg_names

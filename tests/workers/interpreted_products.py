@@ -14,15 +14,25 @@ from tests.workers.test_compiled_products import random_weight
 from workers.checkpoints.blocks import FORMATS
 from workers.kernels import blocks_triton
 from workers.weights.blocks import Blocks
-from workers.weights.quantise import quantise
+from workers.weights.dequantise import BY_ROW
+from workers.weights.quantise import QUANTISERS, quantise
 
 
 def weight_of(kind: str, rows: int, columns: int) -> Blocks:
-    if not kind.endswith("_128"):
+    """Random numbers; scales that are numbers too."""
+    form = FORMATS[kind]
+    if kind not in BY_ROW:
         return random_weight(kind, rows, columns)
     generator = torch.Generator().manual_seed(0)
-    form = FORMATS[kind]
-    return Blocks(form, quantise(kind, torch.randn(rows, columns, generator=generator)))
+    if kind in QUANTISERS:
+        return Blocks(form, quantise(kind, torch.randn(rows, columns, generator=generator)))
+    data = torch.randint(0, 256, (rows, form.row_bytes(columns)), dtype=torch.uint8, generator=generator)
+    floats = 4 if kind == "NVFP4" else data.shape[1] - columns * (8 if kind.endswith("ROW") else 4) // 8
+    scales = torch.rand(rows, floats // 4, generator=generator) + 0.5
+    data[:, -floats:] = scales.view(torch.uint8)
+    if "FP8" in kind or kind == "NVFP4":
+        data[:, :-floats] &= 0xF7  # none is a NaN
+    return Blocks(form, data)
 
 
 def main() -> None:

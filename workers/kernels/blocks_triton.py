@@ -7,20 +7,75 @@ padded to 16, the least that tensor cores take: with few of them memory is what 
 
 from __future__ import annotations
 
+from functools import cache
+
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from workers.weights.blocks import Blocks
+from workers.weights.rows import FP4, NF4
 
 STEP = 128  # elements
 STAGES = 3  # steps that are on their way from memory at once
-KINDS = ("Q8_0", "Q4_K", "Q5_K", "Q6_K", "INT8_128", "FP8_128")
+KINDS = (
+    *("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "MXFP4"),
+    *("INT8_128", "FP8_128", "INT8_ROW", "FP8_ROW", "INT4_32", "INT4_128", "NVFP4", "NF4_64", "FP4_64"),
+)
+TABLES = {"NF4_64": NF4, "FP4_64": FP4}  # what the numbers of a format mean
 
 
 @triton.jit
 def _half(at):  # a float16 at these bytes
     return tl.load(at.to(tl.pointer_type(tl.float16))).to(tl.float32)
+
+
+@triton.jit
+def _float(at):  # a float32 at these bytes
+    return tl.load(at.to(tl.pointer_type(tl.float32)))
+
+
+@triton.jit
+def _e4m3(bits):  # by its bits: not every GPU converts it
+    bits = bits.to(tl.int32)
+    wide = ((bits & 128) << 24 | (bits & 127) << 20).to(tl.float32, bitcast=True)
+    return tl.where((bits & 127) == 127, float("nan"), wide * 1.329227995784916e36)  # 2**120
+
+
+@triton.jit
+def _e2m1(bits):
+    most = bits & 7
+    wide = ((most // 2 + 126) << 23 | most % 2 << 22).to(tl.float32, bitcast=True)
+    value = tl.where(most < 2, most.to(tl.float32) * 0.5, wide)
+    return tl.where(bits & 8 == 0, value, -value)
+
+
+@triton.jit
+def _read_q45_01(rows, k, columns, FIFTH: tl.constexpr, LEAST: tl.constexpr):
+    """Four blocks of 32, whose two halves are the nibbles of 16 bytes."""
+    HEAD: tl.constexpr = 4 if LEAST else 2
+    SIZE: tl.constexpr = HEAD + (20 if FIFTH else 16)
+    block = tl.arange(0, 4)[None, :, None]
+    within = tl.arange(0, 32)[None, None, :]
+    at = rows + (k // 32 + block) * SIZE
+    q = tl.load(at + (SIZE - 16) + within % 16).to(tl.int32) >> within // 16 * 4 & 15
+    if FIFTH:
+        q |= (tl.load(at + HEAD + within // 8).to(tl.int32) >> within % 8 & 1) << 4
+    if LEAST:
+        return _half(at) * q.to(tl.float32) + _half(at + 2)
+    return _half(at) * (q - (16 if FIFTH else 8)).to(tl.float32)
+
+
+@triton.jit
+def _read_mxfp4(rows, k, columns):
+    """The same with an exponent: of 2 to the power of what it is over 127."""
+    block = tl.arange(0, 4)[None, :, None]
+    within = tl.arange(0, 32)[None, None, :]
+    at = rows + (k // 32 + block) * 17
+    e = tl.load(at).to(tl.int32)
+    scale = tl.where(e == 0, 1 << 22, e << 23).to(tl.float32, bitcast=True)
+    return scale * _e2m1(tl.load(at + 1 + within % 16).to(tl.int32) >> within // 16 * 4 & 15)
 
 
 @triton.jit
@@ -63,18 +118,42 @@ def _read_q6_k(rows, k, columns):
 
 
 @triton.jit
-def _read_128(rows, k, columns, FLOAT: tl.constexpr):
-    """128 numbers of one byte, whose float32 stands behind all numbers of the row."""
+def _read_bytes(rows, k, columns, FLOAT: tl.constexpr, BY_ROW: tl.constexpr):
+    """128 numbers of one byte; a float32 for them, or for the row, stands behind all numbers of the row."""
     within = tl.arange(0, 4)[None, :, None] * 32 + tl.arange(0, 32)[None, None, :]
-    scale = tl.load((rows + columns + k // 128 * 4).to(tl.pointer_type(tl.float32)))
     q = tl.load(rows + k + within)
-    if FLOAT:  # e4m3 by its bits: not every GPU converts it
-        bits = q.to(tl.int32)
-        wide = ((bits & 128) << 24 | (bits & 127) << 20).to(tl.float32, bitcast=True)
-        value = tl.where((bits & 127) == 127, float("nan"), wide * 1.329227995784916e36)  # 2**120
-    else:
-        value = q.to(tl.int8, bitcast=True).to(tl.float32)
-    return scale * value
+    value = _e4m3(q) if FLOAT else q.to(tl.int8, bitcast=True).to(tl.float32)
+    return _float(rows + columns + (0 if BY_ROW else k // 128 * 4)) * value
+
+
+@triton.jit
+def _pairs(rows, k):
+    """128 numbers of four bits, two in a byte, the first in its lower half."""
+    within = tl.arange(0, 4)[None, :, None] * 32 + tl.arange(0, 32)[None, None, :]
+    return tl.load(rows + k // 2 + within // 2).to(tl.int32) >> within % 2 * 4 & 15
+
+
+@triton.jit
+def _read_int4(rows, k, columns, SIZE: tl.constexpr):
+    """A scale for each group of that size, and then a zero point for each."""
+    group = (k + tl.arange(0, 4)[None, :, None] * 32) // SIZE
+    scale = rows + columns // 2 + group * 4
+    return _float(scale) * (_pairs(rows, k).to(tl.float32) - _float(scale + columns // SIZE * 4))
+
+
+@triton.jit
+def _read_table(rows, k, columns, table):
+    """Numbers of entries of a table, and a scale for each 64 of them."""
+    scale = rows + columns // 2 + (k + tl.arange(0, 4)[None, :, None] * 32) // 64 * 4
+    return _float(scale) * tl.load(table + _pairs(rows, k))
+
+
+@triton.jit
+def _read_nvfp4(rows, k, columns):
+    """A scale for each 16, and one for the row behind all of them."""
+    within = tl.arange(0, 4)[None, :, None] * 32 + tl.arange(0, 32)[None, None, :]
+    scale = _e4m3(tl.load(rows + columns // 2 + (k + within) // 16))
+    return scale * _float(rows + columns // 2 + columns // 16) * _e2m1(_pairs(rows, k))
 
 
 @triton.jit
@@ -83,6 +162,7 @@ def product_kernel(
     w,  # [rows, row_bytes] uint8
     bias,  # [rows], or anything
     y,  # [tokens, rows]
+    table,  # [16] float32 of KINDS that have one, or anything
     tokens,
     num_rows,
     columns,
@@ -100,16 +180,28 @@ def product_kernel(
     for k in range(0, columns, 128):
         if KIND == "Q8_0":
             wide = _read_q8_0(rows, k, columns)
-        elif KIND == "Q4_K":
-            wide = _read_q45_k(rows, k, columns, False)
-        elif KIND == "Q5_K":
-            wide = _read_q45_k(rows, k, columns, True)
+        elif KIND == "Q4_0" or KIND == "Q5_0":
+            wide = _read_q45_01(rows, k, columns, KIND == "Q5_0", False)
+        elif KIND == "Q4_1" or KIND == "Q5_1":
+            wide = _read_q45_01(rows, k, columns, KIND == "Q5_1", True)
+        elif KIND == "Q4_K" or KIND == "Q5_K":
+            wide = _read_q45_k(rows, k, columns, KIND == "Q5_K")
         elif KIND == "Q6_K":
             wide = _read_q6_k(rows, k, columns)
-        elif KIND == "FP8_128":
-            wide = _read_128(rows, k, columns, True)
+        elif KIND == "MXFP4":
+            wide = _read_mxfp4(rows, k, columns)
+        elif KIND == "INT4_32":
+            wide = _read_int4(rows, k, columns, 32)
+        elif KIND == "INT4_128":
+            wide = _read_int4(rows, k, columns, 128)
+        elif KIND == "NVFP4":
+            wide = _read_nvfp4(rows, k, columns)
+        elif KIND == "NF4_64" or KIND == "FP4_64":
+            wide = _read_table(rows, k, columns, table)
+        elif KIND == "FP8_128" or KIND == "FP8_ROW":
+            wide = _read_bytes(rows, k, columns, True, KIND == "FP8_ROW")
         else:
-            wide = _read_128(rows, k, columns, False)
+            wide = _read_bytes(rows, k, columns, False, KIND == "INT8_ROW")
         part = tl.load(
             x + m[:, None].to(tl.int64) * columns + k + inner[None, :], mask=m[:, None] < tokens, other=0.0
         )
@@ -126,6 +218,11 @@ def takes(weight: Blocks) -> bool:
     return weight.format.name in KINDS and weight.shape[1] % STEP == 0
 
 
+@cache
+def _table(kind: str, device: torch.device) -> Tensor | None:
+    return torch.tensor(TABLES[kind], device=device) if kind in TABLES else None
+
+
 def tiles(tokens: int) -> tuple[int, int, int]:
     """Tokens and rows of a program, and its warps."""
     if tokens <= 16:
@@ -140,9 +237,11 @@ def product(x: Tensor, weight: Blocks, bias: Tensor | None) -> Tensor:
     y = x.new_empty(len(x), rows)
     block_m, block_n, warps = tiles(len(x))
     grid = (triton.cdiv(rows, block_n), triton.cdiv(len(x), block_m))
+    name, table = weight.format.name, _table(weight.format.name, x.device)
     product_kernel[grid](
-        *(x, weight.data, y if bias is None else bias, y, len(x), rows, columns, weight.data.shape[1]),
-        weight.format.name,
+        *(x, weight.data, y if bias is None else bias, y, y if table is None else table),
+        *(len(x), rows, columns, weight.data.shape[1]),
+        name,
         bias is not None,
         block_m,
         block_n,
