@@ -52,7 +52,7 @@ class Reload:
             asked = self._asked.is_set()
             self._asked.clear()
             try:
-                changed = self._file.read() if asked else self._file.look()
+                changed = await asyncio.to_thread(self._file.read if asked else self._file.look)
                 if changed:
                     await self._take(self._file.value)
                 if asked:

@@ -17,7 +17,7 @@ from gateway.config import GatewayConfig
 from gateway.telemetry import metrics_directory
 from ipc.client import NeuronClient
 from ipc.errors import CortexError
-from ipc.messages import CatalogueReply, SetCatalogue
+from ipc.messages import CatalogueReply, FleetCatalogue, SetCatalogue
 from ipc.settings import ConfigError
 from ipc.watched_file import LOOK_SECONDS, WatchedFile
 
@@ -71,14 +71,14 @@ class HeldCatalogue:
         """
         while True:
             try:
-                self._look(on_read)
+                await self._look(on_read)
             except Exception:  # a later change may do better
                 logger.exception("catalogue cannot be followed path=%s", self._file.path)
             await asyncio.sleep(LOOK_SECONDS)
 
-    def _look(self, on_read: Callable[[], None]) -> None:
+    async def _look(self, on_read: Callable[[], None]) -> None:
         before, was_current = self.value, self.is_current
-        if self._file.look():
+        if await asyncio.to_thread(self._file.look):  # a large file takes long to read
             logger.info("catalogue changed path=%s %s", self._file.path, difference(before, self.value))
         if was_current or not self.is_current:
             return
@@ -105,20 +105,36 @@ class CatalogueAtNeuron:
         error: why it could not be told.
     """
 
-    def __init__(self, client: NeuronClient, name: str, said: Callable[[], Any], held: HeldCatalogue) -> None:
+    def __init__(
+        self, client: NeuronClient, name: str, said: Callable[[], FleetCatalogue], held: HeldCatalogue
+    ) -> None:
         self.reply: CatalogueReply | None = None
         self.error: str | None = None
         self._client = client
         self._name = name
         self._said = said
         self._held = held
+        self._last: FleetCatalogue | None = None  # that it was told
+        self._waits = False  # to be told, until the file has been read
         self._again = False
         self._telling: asyncio.Task[None] | None = None
 
-    def tell(self) -> None:
-        """Tell it again, now or once the file has been read."""
-        if not self._held.is_current:  # another process may have told it what is newer
-            return
+    def greet(self) -> None:
+        """It answers, and may have begun anew: tell it, now or once the file has been read.
+
+        While the file is newer than what we have of it, another process may have told it what is newer, too.
+        """
+        self._waits = not self._held.is_current
+        if not self._waits:
+            self._tell_soon()
+
+    def update(self) -> None:
+        """The file has been read: tell it what it has not been told yet, where it has been there at all."""
+        if self._waits or (self._last is not None and self._last != self._said()):
+            self._waits = False
+            self._tell_soon()
+
+    def _tell_soon(self) -> None:
         self._again = True
         if self._telling is None or self._telling.done():
             self._telling = asyncio.create_task(self._tell(), name=f"catalogue to {self._name}")
@@ -130,11 +146,11 @@ class CatalogueAtNeuron:
     async def _tell(self) -> None:
         while self._again:
             self._again = False
-            said = self._said()
+            said = self._last = self._said()
             try:
                 reply = await self._client.ask(SetCatalogue(id=0, catalogue=said), TELL_SECONDS)
             except CortexError as error:  # one that is lost is told when it is back
-                if error.message != self.error:
+                if error.message != self.error and self._client.alive:
                     logger.warning("catalogue not taken neuron=%s reason=%s", self._name, error)
                 self.error = error.message
                 continue

@@ -98,7 +98,7 @@ class Neuron:
                 hello = await self.client.ask(Hello(id=0, client=name, eviction=eviction), HELLO_SECONDS)
                 self.version = hello.version
                 if self.catalogue is not None:
-                    self.catalogue.tell()
+                    self.catalogue.greet()
                 async for reply in self.client.open(Watch(id=0)):
                     if isinstance(reply, State):
                         self._on_state(reply)
@@ -229,7 +229,7 @@ class Fleet:
                 break
             await asyncio.sleep(0.02)
         for name, model in self.aliases.targets().items():
-            if not self.knows(model):
+            if not self.knows(model) and self.entry(model) is None:
                 logger.warning("alias leads to a model that no neuron has yet alias=%s model=%s", name, model)
 
     async def stop(self) -> None:
@@ -248,8 +248,7 @@ class Fleet:
         """Its file was read: names count at once, and neurons are told."""
         self.aliases = self._all_aliases()
         for neuron in self.neurons:
-            if neuron.healthy:
-                neuron.catalogue.tell()
+            neuron.catalogue.update()
 
     def _all_aliases(self) -> Aliases:
         """Ours, then the catalogue's: of several patterns the first one that fits counts."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,7 @@ def test_what_the_file_says_counts_on_both_hosts_and_a_change_touches_only_what_
         entry("here", pinned_on=["b"]),
         entry("own", priority=2),
     )
-    with fleet.start():
+    with fleet.start() as gateway:
         wait_until(fleet.ready, "the gateway to be ready")
         wait_until(lambda: fleet.places("everywhere") == {"a", "b"}, "both hosts to be told")
         wait_until(lambda: fleet.places("here") == {"b"}, "one host to be told")
@@ -119,5 +120,13 @@ def test_what_the_file_says_counts_on_both_hosts_and_a_change_touches_only_what_
         assert health["status"] == "impaired"
         assert "models[0].rank: unknown key" in health["catalogue"]["error"]
         assert "(line 3)" in health["catalogue"]["error"]
+        assert health["catalogue"]["version"] == version
+        assert fleet.tokens("claude-3") == 6
+
+        # New processes go on with what the old ones had: the copy that those left.
+        old = {process.pid for process in gateway.family()}
+        gateway.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: not old & {process.pid for process in gateway.family()}, "other processes")
+        health = wait_until(fleet.impaired, "a new process")
         assert health["catalogue"]["version"] == version
         assert fleet.tokens("claude-3") == 6

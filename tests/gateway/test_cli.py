@@ -62,6 +62,14 @@ def test_serve_names_the_unknown_key(tmp_path):
     assert "gateway.listn" in said
 
 
+def test_serve_names_what_is_wrong_with_the_catalogue_or_that_it_is_not_there(tmp_path):
+    config, models = tmp_path / "cortex.yaml", tmp_path / "models.yaml"
+    config.write_text("models_config: models.yaml")
+    assert f"{models}: cannot be read" in serve(config)
+    models.write_text("models:\n- id: a\n  pinned_on: [beast]\n")
+    assert f"{models}: models[0].pinned_on[0]: 'beast' is no neuron" in serve(config)
+
+
 def test_serve_names_the_port_in_use(tmp_path):
     config = tmp_path / "cortex.yaml"
     with socket.create_server(("127.0.0.1", 0)) as server:

@@ -165,3 +165,25 @@ def test_a_neuron_that_follows_another_gateway_or_its_own_file_is_told_of_in_one
     text = "\n".join(caplog.messages)
     assert "another gateway counts, whose file is newer neuron=a origin=there:/m.yaml" in text
     assert "own file counts neuron=b model=slow differs=ranks" in text
+
+
+def test_a_neuron_that_comes_back_is_told_again(write) -> None:
+    path = write({"id": "echo"})
+
+    async def scenario() -> None:
+        neuron = FakeNeuron()
+        async with fleet_of(path, neuron) as fleet:
+            await eventually(lambda: neuron.catalogues)
+            neuron.close()
+            await eventually(lambda: not fleet.neurons[0].healthy)
+            write({"id": "slow"})
+            await eventually(lambda: fleet.catalogue.value.models[0].id == "slow")
+            again = FakeNeuron(neuron.endpoint)
+            again.start()
+            try:
+                await eventually(lambda: again.catalogues)
+                assert [each.id for each in again.catalogues[-1].models] == ["slow"]
+            finally:
+                again.close()
+
+    run(scenario)
