@@ -752,7 +752,7 @@ class ModelState(Plain):
     embedding: bool = False  # it turns texts into vectors
     rerank: bool = False  # it scores documents for a query
     max_sequences: int = 0  # that it computes at once
-    request_seconds: float = 0.0  # that a request takes in the worker, smoothed
+    request_seconds: float = 0.0  # that a request takes from its beginning, smoothed; 0: not measured yet
     prefill_rate: float = 0.0  # tokens of prompts a second, lately at best; 0: not measured yet
     evictions: int = 0  # times that it left for another model
     bytes_parked: int = 0  # of its weights, in the host's memory, from where a load brings them back

@@ -16,7 +16,11 @@ class Listed(Protocol):
     healthy: bool  # it answers
     draining: bool
     models: Mapping[str, ModelState]  # as it said last
+    in_flight: Mapping[str, int]  # our own requests, by model
 
+
+_COMING = frozenset(("loading", "restarting", "waiting"))
+_AWAY = frozenset(("unloaded", "unloading", "failed"))
 
 H = TypeVar("H", bound=Listed)
 
@@ -28,14 +32,24 @@ class Copies(Generic[H]):
         known: all, also those that are away for now.
         ready: those that take requests and have it loaded.
         others: those that take requests, and would have to load it.
+        coming: those of them that do so already.
     """
 
-    __slots__ = ("known", "others", "ready")
+    __slots__ = ("coming", "known", "others", "ready")
 
     def __init__(self) -> None:
         self.known: list[H] = []
         self.ready: list[H] = []
         self.others: list[H] = []
+        self.coming: list[H] = []
+
+
+def is_coming(host: Listed, model: str) -> bool:
+    """Whether a model is on its way on a host, as that says or as our own requests will have it."""
+    state = host.models.get(model)
+    if state is not None and state.status in _COMING:
+        return True
+    return (state is None or state.status in _AWAY) and host.in_flight.get(model, 0) > 0
 
 
 class Directory(Generic[H]):
@@ -54,7 +68,8 @@ class Directory(Generic[H]):
         return self._copies.get(model, self._none)
 
     def update(self, host: H, models: Iterable[str]) -> None:
-        """What the host has of these models, or whether it takes requests, may not be as it was."""
+        """What the host has of these models, what we asked of it, or whether it takes requests, is not as it
+        was. Our own requests matter only where the model is not loaded."""
         takes = host.healthy and not host.draining
         for model in models:
             state = host.models.get(model)
@@ -66,7 +81,9 @@ class Directory(Generic[H]):
             is_ready = takes and state is not None and state.status == "ready"
             _put(copies.known, host, state is not None)
             _put(copies.ready, host, is_ready)
-            _put(copies.others, host, takes and state is not None and not is_ready)
+            is_other = takes and state is not None and not is_ready
+            _put(copies.others, host, is_other)
+            _put(copies.coming, host, is_other and is_coming(host, model))
             if not copies.known:
                 del self._copies[model]
 

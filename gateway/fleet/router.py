@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from math import inf
 from typing import Protocol, TypeVar
 
+from gateway.fleet.directory import Copies, is_coming
 from gateway.fleet.score import order, some
 from gateway.refusals import shown
 from ipc.errors import Code, CortexError
@@ -22,6 +23,11 @@ RETRY_SECONDS = 2.0  # a neuron that is away may be back by then
 SOONER_SHARE = 1 / 3
 SOONER_SECONDS = 5.0
 
+# Where all copies of a model are full, one more is loaded if requests would begin there in so small a part of
+# the time that they wait, and if that is some seconds. Idle models may leave for it, busy ones do not.
+SECOND_SHARE = 1 / 2
+SECOND_SECONDS = 5.0
+
 # What a neuron says of a model (`Quoted`), or is known of it, from the best to the worst. Where a model waits
 # for memory already comes before where another would have to leave for a second copy of it.
 _RANKS = {
@@ -34,7 +40,6 @@ _RANKS = {
     "unknown": 6,
     "refused": 7,
 }
-_COMING = frozenset(("loading", "restarting", "waiting"))
 _AWAY = frozenset(("unloaded", "unloading", "failed"))
 
 
@@ -81,11 +86,10 @@ def able(hosts: Sequence[H], model: str) -> list[H]:
     )
 
 
-def few(hosts: Sequence[H], model: str, count: int) -> list[H]:
-    """At most that many of the hosts that have a model: those where it is on its way, and some others."""
-    if len(hosts) <= count:
-        return list(hosts)
-    return list(dict.fromkeys([h for h in hosts if _is_coming(h, model)] + some(hosts, count, model)))[:count]
+def few(copies: Copies[H], model: str, count: int) -> list[H]:
+    """At most that many of the hosts that would have to load a model; first those that do so already."""
+    chosen = dict.fromkeys([*copies.coming[:count], *some(copies.others, count, model)])
+    return list(chosen)[:count]
 
 
 def best(hosts: Sequence[H], model: str, quotes: Mapping[str, Quoted | CortexError]) -> tuple[H, str]:
@@ -98,6 +102,45 @@ def best(hosts: Sequence[H], model: str, quotes: Mapping[str, Quoted | CortexErr
     costs = {host.name: _cost(host, model, quotes.get(host.name), soonest) for host in hosts}
     host = min(hosts, key=lambda host: costs[host.name])
     return host, _reason(host, model, quotes.get(host.name))
+
+
+def second(
+    hosts: Sequence[H], model: str, quotes: Mapping[str, Quoted | CortexError], waits: float, each: float
+) -> tuple[H, str] | None:
+    """Where to load one more copy of a model, or where one is coming, for a request that begins there sooner.
+
+    Args:
+        hosts: that have the model, and not loaded.
+        waits: seconds that it would wait where the model is loaded.
+        each: seconds that one request makes the next one wait where all places are taken.
+
+    Returns:
+        None when it is not worth that.
+    """
+    if waits < SECOND_SECONDS:
+        return None
+    for may_load in (False, True):  # rather wait for a copy that comes than for one more
+        found = [
+            (seconds + host.in_flight.get(model, 0) * each, order(host.name, model), host)
+            for host in hosts
+            if (seconds := _until_there(host, model, quotes.get(host.name), may_load)) < inf
+            and not host.is_shaky(model)
+        ]
+        seconds, _, host = min(found, key=lambda each: each[:2], default=(inf, b"", None))
+        if seconds < SECOND_SHARE * waits:
+            return host, f"one more copy, in {seconds:.1f} s, for all are full for {waits:.1f} s"
+    return None
+
+
+def _until_there(host: Host, model: str, quote: Quoted | CortexError | None, may_load: bool) -> float:
+    """Seconds until a copy is loaded that comes, or that may be loaded where no busy model leaves for it."""
+    state = host.models.get(model)
+    told = quote.seconds if isinstance(quote, Quoted) and quote.verdict != "refused" else None
+    if is_coming(host, model) or (isinstance(quote, Quoted) and quote.verdict == "loading"):
+        left = state.seconds_left if state is not None else None
+        return left if left is not None else told or 0.0
+    loads = isinstance(quote, Quoted) and quote.verdict in ("fits", "evicts") and not quote.ahead
+    return told + quote.loss if may_load and loads and told is not None else inf
 
 
 def absent(hosts: Sequence[Host], model: str) -> CortexError:
@@ -122,14 +165,6 @@ def _would_fit(quote: Quoted | CortexError) -> bool:
     return isinstance(quote, Quoted) and quote.verdict == "fits" and quote.seconds is not None
 
 
-def _is_coming(host: Host, model: str) -> bool:
-    """Whether the model is on its way there, as the neuron says or as our own requests will have it."""
-    state = host.models.get(model)
-    if state is not None and state.status in _COMING:
-        return True
-    return (state is None or state.status in _AWAY) and host.in_flight.get(model, 0) > 0
-
-
 def _cost(
     host: Host, model: str, quote: Quoted | CortexError | None, soonest: float
 ) -> tuple[float | bytes, ...]:
@@ -141,7 +176,7 @@ def _cost(
         soonest: seconds of a load where it fits.
     """
     state, tie = host.models.get(model), order(host.name, model)
-    coming, left = _is_coming(host, model), state.seconds_left if state is not None else None
+    coming, left = is_coming(host, model), state.seconds_left if state is not None else None
     if not coming and isinstance(quote, Quoted) and quote.verdict == "loading":
         coming, left = True, quote.seconds
     if coming:
@@ -166,7 +201,7 @@ def _cost(
 
 
 def _reason(host: Host, model: str, quote: Quoted | CortexError | None) -> str:
-    if _is_coming(host, model) or (isinstance(quote, Quoted) and quote.verdict == "loading"):
+    if is_coming(host, model) or (isinstance(quote, Quoted) and quote.verdict == "loading"):
         return "it is loading there"
     if quote is None:
         return "no quote came in time"

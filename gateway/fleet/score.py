@@ -19,7 +19,9 @@ from ipc.messages import ModelState
 LOOKED_AT = 12  # hosts of many, and
 HOLDERS = 4  # at most of those that hold some of the prompt
 BYTES_PER_TOKEN = 4.0  # of text, until it was measured
-PREFILL_RATE = 1000.0  # tokens a second, of a host that has not measured its own
+# Of a host that has not measured its own: tokens a second, and seconds of a request.
+PREFILL_RATE = 1000.0
+REQUEST_SECONDS = 1.0
 SEQUENCES = 8  # computed at once, where a neuron does not say
 STAY_SHARE = 1 / 4  # of the time that a request takes: so much later a session begins rather than move,
 STAY_SECONDS = 1.0  # and at most that
@@ -66,7 +68,9 @@ class Score(Generic[H]):
     """How one host would do.
 
     Attributes:
-        seconds: until the first token, at a guess.
+        seconds: until the first token, at a guess, with what its requests cost each other.
+        waits: part of these, until it has a place for one more.
+        each: seconds that one request makes the next one wait where all places are taken.
         cached: tokens of the prompt that it need not compute.
         open: requests that it has.
         stays: the session was there before.
@@ -74,6 +78,8 @@ class Score(Generic[H]):
 
     host: H
     seconds: float
+    waits: float
+    each: float
     cached: int
     open: int
     stays: bool
@@ -153,16 +159,18 @@ def _is_in(hosts: Sequence[H], host: H) -> bool:
 def _score(host: H, asked: Asked, known: Sequence[Mapping[H, int]], session: Mapping[H, int]) -> Score[H]:
     state, tokens = host.models[asked.model], asked.tokens
     cached = next((held[host] for held in known if host in held), 0)
-    already = load(host, asked.model)
-    seconds = already * state.request_seconds / (state.max_sequences or SEQUENCES)
+    already, places = load(host, asked.model), state.max_sequences or SEQUENCES
+    each = (state.request_seconds or REQUEST_SECONDS) / places
+    seconds = already * each
     if tokens > cached:
         seconds += (tokens - cached) / (state.prefill_rate or PREFILL_RATE)
-    return Score(host, seconds, cached, already, host in session)
+    return Score(host, seconds, max(already + 1 - places, 0) * each, each, cached, already, host in session)
 
 
 def _rounded(score: Score, asked: Asked, at_home: bool) -> int:
     """Its seconds, in hundredths; of a host that would have a session move, with what that is worth."""
     seconds = score.seconds
     if at_home and not score.stays:
-        seconds += min(STAY_SHARE * score.host.models[asked.model].request_seconds, STAY_SECONDS)
+        usual = score.host.models[asked.model].request_seconds or REQUEST_SECONDS
+        seconds += min(STAY_SHARE * usual, STAY_SECONDS)
     return round(CLOSE * seconds)

@@ -117,12 +117,19 @@ class Neuron:
     def began(self, model: str) -> None:
         """It was handed a request of ours."""
         self.in_flight[model] += 1
+        self._tell_of_own(model)
         if (breaker := self._breakers.get(model)) is not None:
             breaker.began(monotonic())
 
     def left(self, model: str) -> None:
         """That request is its no longer."""
         self.in_flight[model] -= 1
+        self._tell_of_own(model)
+
+    def _tell_of_own(self, model: str) -> None:
+        state = self.models.get(model)
+        if state is None or state.status != "ready":
+            self._directory.update(self, [model])
 
     def failed(self, model: str) -> None:
         """It did not serve one, for no fault of that one's own."""
@@ -302,15 +309,19 @@ class Fleet:
         if ready and needs_load:
             asked = score.Asked(model, prompt, key, self.bytes_per_token(model))
             best = score.best(ready, asked, self.prefixes)
+            if best.waits > router.SECOND_SECONDS and (found := await self._second(asked, best, avoid)):
+                return found
             return best.host, best.reason(asked, len(ready))
-        having = router.able([neuron for neuron in copies.known if neuron not in avoid], model)
+        having = [neuron for neuron in (*copies.ready, *copies.others) if neuron not in avoid]
+        if not having:
+            router.able([neuron for neuron in copies.known if neuron not in avoid], model)
         if len(having) == 1:
             return having[0], "no other neuron has it"
         if having and not needs_load:
             return min(having, key=lambda neuron: neuron.in_flight.total()), "it has the least to do"
         neurons = [neuron for neuron in self.neurons if neuron not in avoid]
         # A neuron may have found a model since it told its state last.
-        asked_for_quotes = router.few(having, model, QUOTED) or score.some(
+        asked_for_quotes = _without(router.few(copies, model, QUOTED + len(avoid)), avoid) or score.some(
             [neuron for neuron in neurons if neuron.healthy and not neuron.draining], SEARCHED, model
         )
         quotes = await self._quotes.ask(asked_for_quotes, model) if asked_for_quotes else {}
@@ -323,6 +334,19 @@ class Fleet:
         neuron, reason = router.best(having, model, quotes)
         self._quotes.forget(neuron.name)
         return neuron, reason
+
+    async def _second(
+        self, asked: score.Asked, best: score.Score[Neuron], avoid: Collection[Neuron]
+    ) -> tuple[Neuron, str] | None:
+        """Where a request begins much sooner with one more copy of its model; None: nowhere."""
+        model = asked.model
+        others = _without(router.few(self.directory.of(model), model, QUOTED + len(avoid)), avoid)
+        if not others:
+            return None
+        found = router.second(others, model, await self._quotes.ask(others, model), best.waits, best.each)
+        if found is not None:
+            self._quotes.forget(found[0].name)
+        return found
 
     def placed(self, neuron: Neuron, model: str, prompt: Prompt) -> None:
         """A request was handed over: others may count on it that the neuron will hold its prompt."""
@@ -344,6 +368,10 @@ class Fleet:
         if prompt.size and tokens:
             known = self.bytes_per_token(model)
             self._bytes_per_token[model] = known + MEASURED * (prompt.size / tokens - known)
+
+
+def _without(neurons: list[Neuron], avoid: Collection[Neuron]) -> list[Neuron]:
+    return [neuron for neuron in neurons if neuron not in avoid]
 
 
 def _has_not(quote: Quoted | CortexError | None) -> bool:

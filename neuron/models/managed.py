@@ -104,7 +104,8 @@ class ManagedModel:
         self._use = RecentUse()
         self._evictions = 0
         self._keep_alive = KeepAlive(self._default_keep_alive, self._expire)
-        self._request_seconds = 1.0  # that one runs, smoothed
+        self._request_seconds = 1.0  # that one is in the worker, smoothed
+        self._running_seconds = 0.0  # that one runs, smoothed; 0: none did yet
         self._prefill_rate = 0.0  # tokens a second
         self._retry_timer: asyncio.TimerHandle | None = None
         self.retired = False  # it leaves for good, once nobody has to do with it
@@ -234,7 +235,7 @@ class ManagedModel:
             keep_alive=None if self.settings.pin else self._keep_alive.told,
             adapters=[adapter.name for adapter in plan.adapters],
             max_sequences=self.settings.max_sequences,
-            request_seconds=self._request_seconds,
+            request_seconds=self._running_seconds,
             prefill_rate=self._prefill_rate,
             collectives=ranks[0].collectives if ranks else 0,
             collective_seconds=[rank.collective_seconds for rank in ranks] if len(ranks) > 1 else [],
@@ -410,6 +411,8 @@ class ManagedModel:
         if request.outcome == "finished":
             self._epochs.prove()
             self._request_seconds += 0.2 * (request.seconds_in_worker - self._request_seconds)
+            known = self._running_seconds or request.seconds_running
+            self._running_seconds = known + 0.2 * (request.seconds_running - known)
             self._measure_prefill(*request.prefill)
         elif request.pages and self._epochs.statistics is not None:
             self._epochs.statistics.doubt(request.pages)

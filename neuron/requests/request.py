@@ -88,6 +88,7 @@ class OpenRequest(ABC):
         self._on_end = on_end
         self._arrived = time.monotonic()
         self._handed_over = self._arrived
+        self._begun_at = self._arrived
 
     @abstractmethod
     def prepare(
@@ -139,6 +140,11 @@ class OpenRequest(ABC):
         return time.monotonic() - self._handed_over
 
     @property
+    def seconds_running(self) -> float:
+        """Since the worker was told to have begun with it."""
+        return time.monotonic() - self._begun_at
+
+    @property
     def prefill(self) -> tuple[int, float]:
         """Tokens that were computed before its first one, and the seconds from its hand-over to that."""
         return 0, 0.0
@@ -164,6 +170,7 @@ class OpenRequest(ABC):
             return False
         if self.phase != "running":
             self.phase = "running"
+            self._begun_at = time.monotonic()
             if self.model is not None:
                 self.model.begin(self)
         if report.finish == "error":

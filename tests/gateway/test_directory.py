@@ -15,6 +15,7 @@ class Host:
     models: dict[str, ModelState] = field(default_factory=dict)
     healthy: bool = True
     draining: bool = False
+    in_flight: dict[str, int] = field(default_factory=dict)
 
     def has(self, **statuses: str) -> Host:
         self.models = {model: ModelState(id=model, status=status) for model, status in statuses.items()}
@@ -41,6 +42,20 @@ def test_a_directory_tells_who_has_a_model_and_who_has_it_loaded() -> None:
     assert "n" not in directory
     assert directory.of("n").known == []
     assert "m" in directory
+
+
+def test_a_model_that_was_asked_for_is_coming_before_its_host_says_so() -> None:
+    directory: Directory[Host] = Directory()
+    a, b = Host("a").has(m="unloaded"), Host("b").has(m="loading")
+    for host in (a, b):
+        directory.update(host, ["m"])
+    assert names(directory.of("m").coming) == "b"
+    a.in_flight = {"m": 1}
+    directory.update(a, ["m"])
+    assert names(directory.of("m").coming) == "ab"
+    b.has(m="ready")
+    directory.update(b, ["m"])
+    assert names(directory.of("m").coming) == "a"
 
 
 def test_a_breaker_opens_after_failures_in_a_row_lets_one_through_and_opens_for_longer() -> None:

@@ -8,14 +8,15 @@ from dataclasses import dataclass, field
 import pytest
 
 from benchmarks import fleet
-from gateway.fleet.router import able, absent, best
+from gateway.fleet.directory import Directory
+from gateway.fleet.router import able, absent, best, few, second
 from ipc.errors import Code, CortexError
 from ipc.messages import Device, ModelState, Quoted
 
 REFUSAL = CortexError(Code.MODEL_LOAD_FAILED, "its checkpoint is torn")
 
 
-@dataclass
+@dataclass(eq=False)
 class Host:
     name: str
     models: dict[str, ModelState] = field(default_factory=dict)
@@ -141,6 +142,37 @@ def test_the_reason_is_in_words() -> None:
     assert "loading" in best([host("a", "loading")], "m", {})[1]
 
 
+# --- loaded, and full -------------------------------------------------------------------------------------
+
+
+def more(hosts: list[Host], waits: float, each: float = 1.0, **quotes: Quoted | CortexError) -> str | None:
+    found = second(hosts, "m", quotes, waits, each)
+    return None if found is None else found[0].name
+
+
+def test_one_more_copy_is_loaded_only_where_that_saves_much_time() -> None:
+    hosts = [host("a", "unloaded")]
+    assert more(hosts, 30.0, a=quote("fits", 8.0)) == "a"
+    assert more(hosts, 12.0, a=quote("fits", 8.0)) is None
+    assert more(hosts, 4.0, a=quote("fits", 0.1)) is None
+    assert more(hosts, 30.0, a=quote("evicts", 8.0, evicts=["idle"], loss=1.0)) == "a"
+    assert more(hosts, 30.0, a=quote("evicts", 8.0, evicts=["wanted"], loss=9.0)) is None
+
+
+def test_nobody_with_work_leaves_for_one_more_copy() -> None:
+    hosts = [host("a", "unloaded"), host("b", "unloaded"), host("c", "unloaded", shaky=True)]
+    refused = quote("refused", code=Code.INSUFFICIENT_MEMORY, message="18 GiB")
+    assert more(hosts, 99.0, a=quote("waits", 1.0), b=refused, c=quote("fits", 1.0)) is None
+    assert more(hosts, 99.0, a=REFUSAL, b=quote("fits", 1.0, ahead=1)) is None
+
+
+def test_a_copy_that_is_coming_is_filled_before_a_third_one_is_loaded() -> None:
+    hosts = [host("a", "loading", left=9.0, in_flight={"m": 3}), host("b", "unloaded")]
+    assert more(hosts, 30.0, b=quote("fits", 1.0)) == "a"
+    hosts[0].in_flight["m"] = 20
+    assert more(hosts, 30.0, b=quote("fits", 1.0)) == "b"
+
+
 # --- away, or nowhere -----------------------------------------------------------------------------------
 
 
@@ -182,6 +214,17 @@ def test_of_two_that_would_evict_the_one_goes_whose_model_is_wanted_least() -> N
     often = quote("evicts", 2.0, evicts=["x"], loss=1.5)
     seldom = quote("evicts", 2.1, evicts=["y"], loss=0.1)
     assert chosen(hosts, a=often, b=seldom) == "b"
+
+
+def test_of_a_thousand_hosts_a_few_are_asked_and_those_that_load_it_already_are_among_them() -> None:
+    directory: Directory[Host] = Directory()
+    hosts = [host(f"h{number:04}", "unloaded") for number in range(1000)]
+    hosts[700].models = {"m": ModelState(id="m", status="loading")}
+    for each in hosts:
+        directory.update(each, ["m"])
+    asked = few(directory.of("m"), "m", 16)
+    assert len({each.name for each in asked}) == 16
+    assert hosts[700] in asked
 
 
 # --- many ------------------------------------------------------------------------------------------------
