@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from ipc.control import Control, ControlBroken
 from ipc.worker_messages import KERNELS, Waiting, WarmUp, WorkerSpec
 
+PROGRAM = (sys.executable, "-m", "workers")
+
 # A process that waits does not know how many CPU threads its next model wants: the engine sets that number.
 # Without these, each library would begin with a thread a core.
 ENVIRONMENT = {
@@ -51,10 +53,7 @@ class Worker:
             with theirs:
                 fd = theirs.fileno()
                 process = subprocess.Popen(
-                    [
-                        *(sys.executable, "-m", "workers"),
-                        *("--control-fd", str(fd), "--supervisor-pid", str(os.getpid())),
-                    ],
+                    [*PROGRAM, "--control-fd", str(fd), "--supervisor-pid", str(os.getpid())],
                     pass_fds=[fd],
                     process_group=0,  # Ctrl-C reaches the supervisor alone, which ends its ranks in order
                     stdin=subprocess.DEVNULL,

@@ -1,21 +1,26 @@
-"""Processes that wait warm for a model: taken, given back, replaced, and never in the way."""
+"""Processes that wait warm for a model: taken, given back, replaced, and never in the way.
+
+Where it matters what a process holds or computes, it is a real worker with the demo model; else one that has
+not imported torch, with a simulated model.
+"""
 
 import asyncio
 import os
 import re
 import signal
+import sys
 from array import array
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import msgspec
 import pytest
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 import neuron.processes.standby
+import neuron.processes.worker
 from ipc.errors import CortexError
 from ipc.messages import Device, Finished, Load, Unload
-from ipc.worker_messages import SamplingParams, SimulatedSpec, Submit
+from ipc.worker_messages import FailurePlan, SamplingParams, SimulatedSpec, Submit
 from neuron.memory.ledger import Ledger
 from neuron.models.catalogue import DEMO_FOLDER
 from neuron.processes.backoff import Backoff
@@ -27,11 +32,20 @@ from tests.neuron.harness import PATIENCE, Neuron, chat, children_of, is_running
 from workers.checkpoints.card import read_card
 
 TOTAL = 8 << 30  # bytes of the device that the tests have
+UNTORCHED = (sys.executable, "-m", "tests.neuron.untorched")
 
 
 @pytest.fixture(autouse=True)
-def at_once(monkeypatch):
+def quick(monkeypatch):
     monkeypatch.setattr(neuron.processes.standby, "QUIET_SECONDS", 0.01)
+    monkeypatch.setattr(neuron.processes.worker, "PROGRAM", UNTORCHED)
+
+
+@pytest.fixture
+def real(monkeypatch):
+    """What makes groups serve the demo model, with real workers."""
+    monkeypatch.setattr(neuron.processes.worker, "PROGRAM", (sys.executable, "-m", "workers"))
+    return {"engine": "transformer", "simulated": None, "card": read_card(DEMO_FOLDER)}
 
 
 async def until(condition, what):
@@ -93,13 +107,13 @@ class Place:
     def group(self, *, devices=("cpu",), **changes):
         values = {
             "model": "demo",
-            "engine": "transformer",
+            "engine": "simulated",
+            "simulated": SimulatedSpec(answer=[1]),
             "threads": 1,
             "context_length": 256,
             "max_sequences": 2,
             "max_step_tokens": 64,
             "kv_pages": 16,
-            "card": read_card(DEMO_FOLDER),
             "log_level": "ERROR",
         }
         self.deaths = []
@@ -175,7 +189,7 @@ def descriptors(pid):
 # --- taken and given back -------------------------------------------------------------------------------
 
 
-def test_a_model_of_some_size_leaves_nothing_behind(tmp_path):
+def test_a_model_of_some_size_leaves_nothing_behind(tmp_path, real):
     """Its weights are read, and packed, by several threads."""
     shape = {"vocab_size": 16_384, "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 2}
     Qwen3ForCausalLM(Qwen3Config(**shape, dtype="bfloat16")).bfloat16().save_pretrained(tmp_path)
@@ -184,8 +198,9 @@ def test_a_model_of_some_size_leaves_nothing_behind(tmp_path):
     async def scenario(place):
         pid = await place.warm()
         before = place.standby.booked("cpu")
-        for _ in range(3):
-            async with place.serving(card=read_card(tmp_path), threads=2, max_step_tokens=256) as group:
+        sized = real | {"card": read_card(tmp_path), "threads": 2, "max_step_tokens": 256}
+        for _ in range(2):
+            async with place.serving(**sized) as group:
                 await Output(group).all()
             assert place.pid == pid
         assert place.standby.booked("cpu") < before + (48 << 20)
@@ -193,17 +208,18 @@ def test_a_model_of_some_size_leaves_nothing_behind(tmp_path):
     run(scenario)
 
 
-def test_twenty_loads_leave_one_process_as_it_was():
+def test_twelve_loads_leave_one_process_as_it_was(real):
     async def scenario(place):
         pid = await place.warm()
         answers, baseline = set(), place.standby.booked("cpu")
-        for cycle in range(20):
-            async with place.serving() as group:
+        assert 50 << 20 < baseline < 1 << 30
+        for cycle in range(12):
+            async with place.serving(**real) as group:
                 assert [rank.pid for rank in group.ranks()] == [pid]
                 assert place.standby.booked("cpu") == 0
                 answers.add(tuple(await Output(group).all()))
             assert place.pid == pid
-            if cycle == 9:
+            if cycle == 5:
                 there, here = descriptors(pid), descriptors(os.getpid())
                 memory = place.standby.booked("cpu")
         assert len(answers) == 1
@@ -215,12 +231,12 @@ def test_twenty_loads_leave_one_process_as_it_was():
     run(scenario, cycles=100)
 
 
-def test_the_same_process_serves_models_of_other_threads_and_types():
+def test_the_same_process_serves_models_of_other_threads_and_types(real):
     async def scenario(place):
         pid = await place.warm()
         answers = []
         for changes in ({"dtype": "float32"}, {"threads": 2}, {"dtype": "float32"}):
-            async with place.serving(**changes) as group:
+            async with place.serving(**real | changes) as group:
                 assert [rank.pid for rank in group.ranks()] == [pid]
                 answers.append(await Output(group).all())
         assert answers[0] == answers[2] != answers[1]
@@ -228,16 +244,14 @@ def test_the_same_process_serves_models_of_other_threads_and_types():
     run(scenario)
 
 
-def test_a_group_takes_the_one_that_waits_and_leaves_one():
+def test_a_group_takes_the_one_that_waits_and_leaves_one(real):
     async def scenario(place):
         pid = await place.warm()
-        for _ in range(2):
-            async with place.serving(devices=("cpu", "cpu")) as group:
-                pids = [rank.pid for rank in group.ranks()]
-                assert pids[0] == pid
-                assert await Output(group).all()
-            assert place.pid in pids
-            pid = place.pid
+        async with place.serving(devices=("cpu", "cpu"), **real) as group:
+            pids = [rank.pid for rank in group.ranks()]
+            assert pids[0] == pid
+            assert await Output(group).all()
+        assert place.pid in pids
 
     run(scenario)
 
@@ -271,7 +285,7 @@ def test_a_process_whose_memory_is_not_back_is_not_used_again(monkeypatch):
 
 def test_a_simulated_model_neither_takes_nor_leaves_one():
     async def scenario(place):
-        group = place.group(engine="simulated", simulated=SimulatedSpec(answer=[1]))
+        group = place.group()
         group._standby = None
         pid = await place.warm()
         group.start()
@@ -335,7 +349,7 @@ def test_a_process_that_died_serving_or_loading_does_not_come_back():
         assert not group.died_waiting
         assert len(place.deaths) == 1
         pid = await place.warm()
-        group = place.group(card=msgspec.structs.replace(read_card(DEMO_FOLDER), folder="/nonexistent"))
+        group = place.group(simulated=SimulatedSpec(failure=FailurePlan(fail_load="a bad shard")))
         group.start()
         with pytest.raises(CortexError):
             await group.ready(PATIENCE)
@@ -360,7 +374,7 @@ def test_one_that_does_not_give_its_memory_back_in_time_is_ended(monkeypatch):
 
 
 def test_a_process_that_does_not_get_warm_is_ended(monkeypatch):
-    monkeypatch.setattr(neuron.processes.standby, "WARM_SECONDS", 0.1)
+    monkeypatch.setattr(neuron.processes.standby, "WARM_SECONDS", 0.01)
 
     async def scenario(place):
         place.standby.tend()
@@ -478,10 +492,11 @@ def test_a_neuron_keeps_one_for_its_transformers_and_it_dies_with_it(tmp_path):
         assert isinstance(client.ask(chat("demo"), PATIENCE), Finished)
         assert daemon.workers("demo") == [pid]
         client.ask(Unload(id=0, model="demo"), PATIENCE)
-        assert daemon.children() == [pid]
+        # the same one, or on a busy machine the next one, if that was started before the end of this load
+        [waits] = wait_until(lambda: len(found := daemon.children()) == 1 and found, "one that waits")
         assert daemon.model("demo").pages_total == 0
         client.ask(Load(id=0, model="demo"), PATIENCE)
-        assert daemon.workers("demo") == [pid]
+        assert daemon.workers("demo") == [waits]
         wait_until(lambda: len(daemon.children()) == 2, "the next one")
         pids = daemon.children()
         daemon.process.kill()
@@ -504,7 +519,7 @@ def test_what_a_process_takes_is_measured_and_not_written_down(enabled):
 
     async def scenario(place):
         measured = await place.standby.measure("cpu")
-        assert 50 << 20 < measured < 1 << 30
+        assert 1 << 20 < measured < 1 << 30
         if enabled:
             assert place.standby.booked("cpu") == await place.standby.measure("cpu") == measured
         else:
