@@ -233,7 +233,7 @@ class Services(Client):
         listen = {"listen": f"127.0.0.1:{port}", "metrics_listen": f"127.0.0.1:{metrics}"}
         entry = {"name": "beast", "endpoint": self.endpoint, "public_key": public_key}
         store = {"path": str(folder / "responses.db")}
-        self._write("neuron", {"name": "beast", "listen": self.endpoint} | neuron)
+        self._write("neuron", {"name": "beast", "listen": self.endpoint, "standby": False} | neuron)
         self._write("cortex", {"gateway": listen | gateway, "store": store, "neurons": [entry]})
         self.neuron = self.start_neuron()
         self.gateway = Program("cortex", "serve", "--config", folder / "cortex.yaml", folder=folder)

@@ -18,15 +18,17 @@ MODELS = ["demo", "simulated", "twin"]
 SHARED_MEMORY = Path("/dev/shm")
 
 
-def up(folder: Path) -> Cortex:
-    """`cortex up` with the demo model twice, so that one may go on without the other, and a simulated one."""
-    twin = shutil.copytree(DEMO, folder / "twin")
-    return Cortex(folder, "--model", "demo", "--model", "simulated", "--model", str(twin))
+def up(folder: Path, *models: str | Path) -> Cortex:
+    """`cortex up` with the demo model, a simulated one, and others."""
+    named = [option for model in models for option in ("--model", str(model))]
+    return Cortex(folder, "--model", "demo", "--model", "simulated", *named)
 
 
 @pytest.fixture(scope="module")
 def cortex(tmp_path_factory):
-    with up(tmp_path_factory.mktemp("faults")) as system:
+    """With the demo model twice, so that one may go on without the other."""
+    folder = tmp_path_factory.mktemp("faults")
+    with up(folder, shutil.copytree(DEMO, folder / "twin")) as system:
         yield system
 
 
@@ -132,13 +134,10 @@ def just_after_the_neuron_died(cortex):
 
 
 def with_streams(cortex):
-    cortex.is_up()
-    return [long_stream(cortex, "demo"), long_stream(cortex, "twin")]
-
-
-def just_after_a_response_was_kept(cortex):
+    """Two of them, and a response that is kept."""
     cortex.is_up()
     assert cortex.post("/v1/responses", model="demo", input="Hello!", max_output_tokens=2).status_code == 200
+    return [long_stream(cortex, "demo"), cortex.stream()]
 
 
 @pytest.mark.parametrize(
@@ -148,7 +147,6 @@ def just_after_a_response_was_kept(cortex):
         while_streams_run,
         just_after_a_worker_died,
         just_after_the_neuron_died,
-        just_after_a_response_was_kept,
     ],
 )
 def test_ctrl_c_leaves_nothing(tmp_path, moment):

@@ -11,7 +11,7 @@ SIMULATED = {"id": "sim", "simulated": {"context_length": 1000}, "devices": ["cp
 
 @pytest.fixture(scope="module")
 def services(tmp_path_factory):
-    neuron = {"models": [SIMULATED], "only_configured": True, "devices": ["cpu"], "standby": False}
+    neuron = {"models": [SIMULATED], "only_configured": True, "devices": ["cpu"]}
     with Services(tmp_path_factory.mktemp("ids"), neuron, {}) as services:
         wait_until(services.ready, "the gateway to be ready")
         yield services

@@ -120,19 +120,18 @@ class Neuron:
 
     def model(self, model_id: str) -> ModelState:
         """What it says of one model now; just after its start it has yet to find its models."""
-        return wait_until(
-            lambda: next((state for state in self.health().models if state.id == model_id), None),
-            f"{model_id} to be known",
-        )
+        return self.wait_for(model_id)
 
     def wait_for(self, model_id: str, **facts: Any) -> ModelState:
         """The state of a model, once each of `facts` is true of it, e.g. status="ready"."""
+        with self.client() as client:  # one for all questions: each connection costs both sides milliseconds
 
-        def right() -> ModelState | None:
-            state = self.model(model_id)
-            return state if all(getattr(state, name) == value for name, value in facts.items()) else None
+            def right() -> ModelState | None:
+                states = client.ask(Health(id=0), PATIENCE).models
+                of_it = [state for state in states if state.id == model_id]
+                return next((s for s in of_it if all(getattr(s, k) == v for k, v in facts.items())), None)
 
-        return wait_until(right, f"{model_id} to have {facts}")
+            return wait_until(right, f"{model_id} to have {facts}")
 
     def workers(self, model_id: str) -> list[int]:
         """Process ids of the ranks of a model, rank 0 first."""
