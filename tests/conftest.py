@@ -1,13 +1,16 @@
 """What holds for all tests: none of them asserts a time, the property tests included."""
 
+import gc
 import os
 from pathlib import Path
 
-# Two processes run tests; with a thread a core in every product they would wait for each other.
+# Several processes run tests; with a thread a core in every product they would wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from hypothesis import settings
+
+gc.disable()  # until all is imported and collected: a million objects, none of which is garbage
 
 settings.register_profile("no_clock", deadline=None)
 settings.load_profile("no_clock")
@@ -30,3 +33,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the longest files first."""
     places = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path, len(places)))
+
+
+def pytest_collection_finish() -> None:
+    """Let collections pass by what stays to the end; tests that measure memory make many."""
+    gc.freeze()
+    gc.enable()

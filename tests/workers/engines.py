@@ -21,7 +21,7 @@ from workers.step.engine import Engine, OutOfDeviceMemory
 from workers.step.plan import StepPlan
 
 LIMITS = {"max_sequences": 8, "max_step_tokens": 64, "context_length": 4096, "kv_pages": 200}
-LARGEST = {"max_sequences": 16, "max_step_tokens": 4096}  # of the steps that any test makes
+LARGEST = {"max_sequences": 16, "max_step_tokens": 512}  # of the steps that most tests make; a load tries one
 GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.device_count(), reason="there is no GPU")]
 DEVICES = ["cpu", pytest.param("cuda:0", marks=GPU)]  # what a test is parametrised with to run on both
 

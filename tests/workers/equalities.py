@@ -20,6 +20,7 @@ from workers.step.plan import NewSequence, Scheduled, StepPlan
 VOCABULARY = 1856  # of the demo's tokenizer, padded
 STOP = 0  # its end of text
 CHOICES = 5  # of a request with n
+LARGEST_STEP = 1536  # tokens: all prompts at once
 WORDS = Constraint(f'start: WORD (" " WORD)*\nWORD: /[a-z]{{2,9}}/\n{OPTIONS}')
 LIST = Constraint(f'start: "[" NUMBER ("," NUMBER)* "]"\nNUMBER: /[0-9]{{1,3}}/\n{OPTIONS}')
 
@@ -88,7 +89,8 @@ def answer_alone(runner: ModelRunner, submits: list[Submit]) -> list[Answer]:
 
 
 def observe(runner: ModelRunner, every: int = 1) -> Observed:
-    """Answer the requests in all circumstances of one engine; on one rank, or if it is exact, also alone."""
+    """Answer the requests in all circumstances of one engine; on one rank, or if it is exact, also alone.
+    Choices are only asked for where it is not exact: to an engine they are requests like others."""
     seen = Observed()
 
     def answer(name: str, submits: list[Submit], seed: int | None = None, **limits: int) -> None:
@@ -98,10 +100,12 @@ def observe(runner: ModelRunner, every: int = 1) -> Observed:
 
     if runner.group.size == 1 or runner.spec.exact:
         seen.answers["alone"] = answer_alone(runner, requests(every))
-        seen.answers["single"] = answer_alone(runner, choices())
-    answer("batched", requests(every), max_sequences=16, max_step_tokens=2048)
+    if not runner.spec.exact:
+        answer("choices", choices())
+        if runner.group.size == 1:
+            seen.answers["single"] = answer_alone(runner, choices())
+    answer("batched", requests(every), max_sequences=16, max_step_tokens=LARGEST_STEP)
     answer("chunked", requests(every), seed=1, max_step_tokens=41)
-    answer("choices", choices())
     session = Session(runner, max_sequences=16, max_step_tokens=512)
     session.answer(requests(every))
     later = copy.deepcopy(requests(every))
@@ -164,3 +168,4 @@ def resume(runner: ModelRunner, stopped: list[Answer]) -> list[list[int]]:
 
 
 assert max(len(submit.prompt) // 4 + submit.max_tokens for submit in requests()) < 15 * PAGE_SIZE
+assert sum(len(submit.prompt) // 4 for submit in requests()) <= LARGEST_STEP

@@ -7,6 +7,7 @@ step brought is told to all by rank 0, which alone samples.
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import socket
 from collections.abc import Callable
@@ -89,6 +90,7 @@ def result_of(end: Connection) -> list[Result]:
 
 def be(end: Connection, jobs: list[Job], stores: list[socket.socket], rank: int, world_size: int) -> None:
     """The whole life of a rank; number 0 has the sockets at which the others meet it."""
+    gc.freeze()  # what was imported is no garbage; a load and an end collect what is
     for job, store in zip(jobs, stores, strict=False):
         job.fd = store.detach()
     end.send([do(job, rank, world_size) for job in jobs])
@@ -98,6 +100,8 @@ def do(job: Job, rank: int, world_size: int) -> Result:
     store = {"store_fd": job.fd if rank == 0 else None, "store_port": job.port}
     device = job.device if job.device == "cpu" else f"cuda:{rank}"
     kind = {"device": device, "dtype": job.dtype, "exact": job.exact}
+    if job.what != "answer":
+        kind["max_step_tokens"] = equalities.LARGEST_STEP
     runner = make_runner(job.folder, rank=rank, world_size=world_size, **kind, **store)
     runner.load(lambda fraction, message: None)
     if world_size > 1:

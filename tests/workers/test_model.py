@@ -65,7 +65,7 @@ def test_half_precision_is_as_close_to_float32_as_that_of_transformers(tiny, nam
 def test_a_long_prompt_in_chunks_equals_the_same_prompt_in_one_piece(tiny, name):
     folder, oracle = tiny(name)
     prompt = [(i * i + 5) % oracle.config.vocab_size for i in range(3000)]
-    runner = load(folder)
+    runner = load(folder, max_step_tokens=4096)
     [whole] = serve(runner, [request(1, prompt, 12)], max_step_tokens=4096)
     runner.slots.clear()
     [chunked] = serve(runner, [request(1, prompt, 12)], max_step_tokens=257)
