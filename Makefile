@@ -1,5 +1,5 @@
 # make run    sets up .venv and starts gateway, neuron and the demo model on this machine (ARGS='--model …')
-# make test   sets up .venv with the test extras and runs every test, two files at once (ARGS='-k rings')
+# make test   sets up .venv with the test extras and runs every test, three files at once (ARGS='-k rings')
 # make test-real  fetches two real models once (330 MB, into ~/.cache/cortex) and runs what applies to them
 # make test-clients  installs clients of PyPI and npm, 1.6 GB, and runs sessions of each of them; needs node
 # make lint   formatter and linter, as CI runs them
@@ -14,13 +14,16 @@ VENV := .venv
 PIP = $(VENV)/bin/python -m pip install --disable-pip-version-check -c constraints.txt
 PIP_INPUTS := pyproject.toml setup.cfg constraints.txt workers/kernels/blocks.c workers/weights/quantise.c
 
+# Tests start hundreds of processes of ours; each would compile all that it imports.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: run test test-real test-clients lint
 
 run: $(VENV)/installed-run
 	@$(VENV)/bin/cortex up $(ARGS)
 
 test: $(VENV)/installed-test
-	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(VENV)/bin/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-real: $(VENV)/installed-test
 	folder=$$($(VENV)/bin/python tools/fetch_real_models.py) && CORTEX_REAL_MODELS=$$folder $(VENV)/bin/python -m pytest tests/real $(ARGS)
