@@ -51,6 +51,21 @@ TOOL_FORMATS = (
     "seed_oss",
 )
 
+# What models write around their thoughts, by name; `neuron.text.reasoning` has it.
+REASONING_FORMATS = (
+    "none",
+    "apertus",
+    "apriel",
+    "command_a",
+    "gemma4",
+    "hy3",
+    "kimi_vl",
+    "magistral",
+    "minimax_m3",
+    "seed_oss",
+    "think",
+)
+
 _DEVICE = re.compile(r"cpu|cuda:(0|[1-9]\d*)")
 _SOURCE = re.compile(r"hf:[^\s:/]+/[^\s:/]+(:[^\s:/]+)?|[^:]*/[^:]*")
 
@@ -115,6 +130,7 @@ class ModelSettings(Struct, frozen=True, kw_only=True, omit_defaults=True):
     adapters: dict[Name, str] = {}  # LoRA adapters by their names: folders; served as `ID:NAME`
     sampling: SamplingDefaults = SamplingDefaults()
     tool_format: str | None = None  # how it writes tool calls; null: as its chat template says
+    reasoning_format: str | None = None  # what it writes around its thoughts; null: the same
     simulated: Simulated | None = None
 
     @property
@@ -192,9 +208,10 @@ def _check_one(model: ModelSettings, devices: Collection[str] | None, key: str, 
         raise ConfigError(source, f"{key}.source", text)
     check_devices(model.devices, f"{key}.devices", source)
     _check_placement(model, devices, key, source)
-    if model.tool_format is not None and model.tool_format not in TOOL_FORMATS:
-        text = f"{model.tool_format!r} is none of {', '.join(TOOL_FORMATS)}"
-        raise ConfigError(source, f"{key}.tool_format", text)
+    for name, known in (("tool_format", TOOL_FORMATS), ("reasoning_format", REASONING_FORMATS)):
+        value = getattr(model, name)
+        if value is not None and value not in known:
+            raise ConfigError(source, f"{key}.{name}", f"{value!r} is none of {', '.join(known)}")
 
 
 def _check_placement(model: ModelSettings, allowed: Collection[str] | None, key: str, source: str) -> None:

@@ -161,13 +161,19 @@ def described(settings: ModelSettings, card: ModelCard) -> ModelDescription:
         whole=card.config.bidirectional,
         chat=card.chat,
         tools=card.tools,
-        reasoning=card.reasoning,
+        reasoning=_thinks(card, settings),
         created=card.created,
         notes=notes,
-        text=TextFiles.of(card, settings.tool_format),
+        text=TextFiles.of(card, settings.tool_format, settings.reasoning_format),
         adapters=adapters,
         max_output=settings.max_output,
     )
+
+
+def _thinks(card: ModelCard, settings: ModelSettings) -> bool:
+    """Whether it does, as its templates say or the user."""
+    said = settings.reasoning_format
+    return card.reasoning if said is None else said != "none"
 
 
 def _defaults(checkpoint: GenerationDefaults, settings: ModelSettings) -> GenerationDefaults:
@@ -201,10 +207,10 @@ def _simulated(settings: ModelSettings, lender: ModelCard) -> ModelDescription:
         whole=False,
         chat=lender.chat,
         tools=lender.tools,
-        reasoning=lender.reasoning,
+        reasoning=_thinks(lender, settings),
         created=lender.created,
         notes=[],
-        text=TextFiles.of(lender, settings.tool_format),
+        text=TextFiles.of(lender, settings.tool_format, settings.reasoning_format),
         simulated=SimulatedSpec(
             step_seconds=plan.step_seconds,
             prefill_tokens_per_second=plan.prefill_tokens_per_second,

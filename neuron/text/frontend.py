@@ -17,6 +17,7 @@ from neuron.text.formats.tool_format import ToolFormat
 from neuron.text.infill import infill
 from neuron.text.offered_tool import OfferedTool
 from neuron.text.parser import AnswerParser
+from neuron.text.reasoning import BY_NAME as THOUGHTS
 from neuron.text.reasoning import KNOWN, THINK, ReasoningSplitter, Thought, think_tags
 from neuron.text.template import ChatTemplate, Tried, attempt
 from neuron.text.thinking import is_off
@@ -41,13 +42,15 @@ class TextFiles(msgspec.Struct, frozen=True):
     special_tokens: dict[str, str]
     calls_as: str  # the name of the format in which it writes tool calls
     ours: bool  # they come with this package
+    thinks_as: str | None = None  # the name of what it writes around its thoughts; None: as its templates say
 
     @classmethod
-    def of(cls, card: ModelCard, calls_as: str | None = None) -> TextFiles:
+    def of(cls, card: ModelCard, calls_as: str | None = None, thinks_as: str | None = None) -> TextFiles:
         """Those of a checkpoint.
 
         Args:
             calls_as: the name of the format of its calls; None: what its templates speak of.
+            thinks_as: that of its thoughts, or "none"; None: the same.
 
         Raises:
             CortexError: MODEL_LOAD_FAILED when its tokenizer is not there.
@@ -65,6 +68,7 @@ class TextFiles(msgspec.Struct, frozen=True):
             card.special_tokens,
             calls_as or tool_format(card.chat_templates.values()).name,
             ours=Path(card.folder).is_relative_to(PACKAGE),
+            thinks_as=thinks_as,
         )
 
     def try_templates(self) -> dict[str, Tried]:
@@ -90,7 +94,11 @@ class TextFrontEnd:
     """A model's tokenizer and chat templates. `render` and `encode` are safe from several threads."""
 
     def __init__(
-        self, tokenizer: TextTokenizer, templates: dict[str, ChatTemplate], tool_format: ToolFormat
+        self,
+        tokenizer: TextTokenizer,
+        templates: dict[str, ChatTemplate],
+        tool_format: ToolFormat,
+        thinks_as: str | None = None,
     ) -> None:
         self.encoded = b""  # the `ModelText` that it was read from, in msgpack
         self.tool_format = tool_format
@@ -98,8 +106,8 @@ class TextFrontEnd:
         self._templates = templates
         texts = [text for template in templates.values() for text in template.texts]
         # Vocabularies have tags of thoughts for models, too, that were never taught to think.
-        self.thinks = think_tags(texts) is not None
-        self.think_tags = think_tags(texts, tokenizer.added) or THINK
+        self.thinks = think_tags(texts) is not None if thinks_as is None else thinks_as in THOUGHTS
+        self.think_tags = THOUGHTS.get(thinks_as) or think_tags(texts, tokenizer.added) or THINK
         self._tags = tokenizer.tokens_of((*self.think_tags.pieces, *tool_format.markers))
         self._tokens = frozenset(self._tags.values())
         self._tags_in_text = self.think_tags.spelled(self._tokens)
@@ -107,9 +115,11 @@ class TextFrontEnd:
         self.infill = infill(tokenizer.id_of)  # None: the model cannot fill in
 
     @classmethod
-    def load(cls, checkpoint: ModelCard, calls_as: str | None = None) -> TextFrontEnd:
+    def load(
+        cls, checkpoint: ModelCard, calls_as: str | None = None, thinks_as: str | None = None
+    ) -> TextFrontEnd:
         """The same of a checkpoint whose templates are nobody's to be afraid of. See `TextFiles.of`."""
-        files = TextFiles.of(checkpoint, calls_as)
+        files = TextFiles.of(checkpoint, calls_as, thinks_as)
         return cls.read(ModelText(files, files.try_templates()))
 
     @classmethod
@@ -129,7 +139,7 @@ class TextFrontEnd:
             name: ChatTemplate(each, files.special_tokens, files.template_file, calls)
             for name, each in model.tried.items()
         }
-        front = cls(tokenizer, templates, calls)
+        front = cls(tokenizer, templates, calls, files.thinks_as)
         front.encoded = msgspec.msgpack.encode(model)
         return front
 

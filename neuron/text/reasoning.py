@@ -57,18 +57,20 @@ class ThinkTags(NamedTuple):
 
 
 THINK = ThinkTags("<think>", "</think>")
-KNOWN = (
-    THINK,
-    ThinkTags("[THINK]", "[/THINK]"),  # Magistral
-    ThinkTags("<seed:think>", "</seed:think>"),  # Seed-OSS
-    ThinkTags("<mm:think>", "</mm:think>"),  # MiniMax-M3
-    ThinkTags("<think:opensource>", "</think:opensource>"),  # Hunyuan 3
-    ThinkTags("<|channel>thought", "<channel|>"),  # Gemma 4
-    ThinkTags("<|START_THINKING|>", "<|END_THINKING|>"),  # Command A
-    ThinkTags("<|inner_prefix|>", "<|inner_suffix|>"),  # Apertus
-    ThinkTags("\u25c1think\u25b7", "\u25c1/think\u25b7"),  # Kimi-VL
-    ThinkTags("Here are my reasoning steps:", "[BEGIN FINAL RESPONSE]"),  # Apriel
-)
+
+BY_NAME = {  # as settings call them
+    "think": THINK,
+    "magistral": ThinkTags("[THINK]", "[/THINK]"),
+    "seed_oss": ThinkTags("<seed:think>", "</seed:think>"),
+    "minimax_m3": ThinkTags("<mm:think>", "</mm:think>"),
+    "hy3": ThinkTags("<think:opensource>", "</think:opensource>"),  # Hunyuan 3
+    "gemma4": ThinkTags("<|channel>thought", "<channel|>"),
+    "command_a": ThinkTags("<|START_THINKING|>", "<|END_THINKING|>"),
+    "apertus": ThinkTags("<|inner_prefix|>", "<|inner_suffix|>"),
+    "kimi_vl": ThinkTags("\u25c1think\u25b7", "\u25c1/think\u25b7"),
+    "apriel": ThinkTags("Here are my reasoning steps:", "[BEGIN FINAL RESPONSE]"),
+}
+KNOWN = tuple(BY_NAME.values())
 
 # Where thoughts are messages. What ends them ends messages of any kind, in other models too.
 HARMONY = ThinkTags("<|channel|>analysis<|message|>", "<|end|>", "<|start|>assistant")

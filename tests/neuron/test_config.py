@@ -52,7 +52,7 @@ models:
      pin: true, preload: true, priority: 7, keep_alive: 15m, context_length: 4096, max_output: 512,
      max_sequences: 2, max_step_tokens: 64, kv_memory: 1GiB, min_device_memory: 24GB, min_memory: 48GB,
      sampling: {temperature: 0.6, top_k: 20, top_p: 0.95, min_p: 0, repetition_penalty: 1.1, max_tokens: 256},
-     tool_format: glm}
+     tool_format: glm, reasoning_format: think}
   - id: slow
     simulated:
       step_seconds: 0.01
@@ -87,6 +87,7 @@ models:
         max_step_tokens=64,
         kv_memory=1 << 30,
         tool_format="glm",
+        reasoning_format="think",
     )
     assert config.models[1].simulated.failure.die_at_step == 5
 
@@ -124,6 +125,7 @@ def test_endpoints_of_zeromq_are_taken(read, listen):
         ("models: [{id: a, adapters: {'b/c': /b}}]", "models[0].adapters", ["b/c"]),
         ("models: [{id: a, adapters: {b: /b}}, {id: 'a:b'}]", "models[0].adapters.b", ["a:b"]),
         ("models: [{id: a, tool_format: xml}]", "models[0].tool_format", ["'xml'", "hermes", "mistral"]),
+        ("models: [{id: a, reasoning_format: xml}]", "models[0].reasoning_format", ["'xml'", "think"]),
         ("models: [{id: a, devices: [x]}]", "models[0].devices[0]", ["'x'"]),
         ("models: [{id: a, ranks: 2, devices: ['cuda:0']}]", "models[0].devices", ["2 ranks", "cuda:0"]),
         ("models: [{id: a, devices: [cpu, 'cuda:0']}]", "models[0].devices", ["cpu alone"]),

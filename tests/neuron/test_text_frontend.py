@@ -8,10 +8,12 @@ from tokenizers.processors import TemplateProcessing
 
 from ipc.errors import Code, CortexError
 from ipc.messages import Detokenize, Generate, Message, Thinking, Tokenize, Tool
+from ipc.model_settings import REASONING_FORMATS
 from neuron.preparation.tokens import detokenize, tokenize
 from neuron.text.formats.hermes import HERMES
 from neuron.text.formats.registry import BY_NAME, tool_format
 from neuron.text.frontend import TextFrontEnd
+from neuron.text.reasoning import BY_NAME as REASONING
 from tests.neuron.folders import write_checkpoint
 from workers.checkpoints.card import read_card
 
@@ -220,3 +222,24 @@ def test_what_frames_the_text_of_a_message_is_told_to_nobody(folder, tmp_path, t
     pieces += parser.push(detokenizer.finish()) + parser.finish()
     assert "".join(piece for kind, piece in pieces if kind == "reasoning") == "Hm."
     assert "".join(piece for kind, piece in pieces if kind == "text") == "Yes."
+
+
+@pytest.mark.parametrize(
+    ("thinks_as", "parts"),
+    [
+        (None, [("text", "[THINK]a[/THINK]b")]),  # no template of its speaks of thoughts
+        ("magistral", [("reasoning", "a"), ("text", "b")]),
+        ("none", [("text", "[THINK]a[/THINK]b")]),
+    ],
+)
+def test_what_stands_around_thoughts_may_be_said_where_no_template_does(folder, thinks_as, parts):
+    text = TextFrontEnd.load(read_card(folder), thinks_as=thinks_as)
+    thought = text.thought_after(text.render(HELLO, [], {}))
+    parser = text.answer_parser(thought, Generate(id=1, model="m", messages=HELLO), [])
+    pieces = parser.push("[THINK]a[/THINK]b") + parser.finish("stop")
+    joined = [(kind, "".join(piece for _, piece in group)) for kind, group in groupby(pieces, itemgetter(0))]
+    assert joined == parts
+
+
+def test_settings_know_the_names_of_all_that_stands_around_thoughts():
+    assert sorted(["none", *REASONING]) == sorted(REASONING_FORMATS)
