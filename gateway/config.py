@@ -108,8 +108,12 @@ class GatewayConfig(Struct, frozen=True, kw_only=True):
     @property
     def anonymous(self) -> bool:
         """Whether requests without a key are served."""
-        given = self.access.anonymous
-        return is_loopback(split_address(self.gateway.listen)[0]) if given is None else given
+        return self.local if self.access.anonymous is None else self.access.anonymous
+
+    @property
+    def local(self) -> bool:
+        """Whether nobody but this host reaches the API."""
+        return is_loopback(split_address(self.gateway.listen)[0])
 
 
 # What gunicorn's master has read, where it runs with our settings: its children inherit it.

@@ -94,11 +94,9 @@ def _decide_access(server: Any, may_exit: bool = False) -> None:
     metrics = _gateway.metrics_listen and split_address(_gateway.metrics_listen)
     apis = [each[:2] for each in server.cfg.address if isinstance(each, tuple) and each[:2] != metrics]
     reached = [f"{host}:{port}" for host, port in apis if not _config.is_loopback(host)]
-    if config.access.anonymous is None:
-        config = replace(config, access=replace(config.access, anonymous=not reached))
-        _config.in_force = config
     if not reached:
         return
+    _config.in_force = replace(config, gateway=replace(config.gateway, listen=reached[0]))
     if config.access.anonymous:
         server.log.warning(
             "cortex: the API at %s serves whoever reaches it, also without a key (access.anonymous). "

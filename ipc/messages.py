@@ -240,6 +240,13 @@ class Unload(Request, tag="unload"):
     force: bool = False  # end requests that still run, instead of waiting for them
 
 
+class Pin(Request, tag="pin"):
+    """Keep a model loaded, or no longer, until the neuron starts again."""
+
+    model: ModelId
+    pinned: bool = True
+
+
 class Generate(Request, tag="generate"):
     """Answered by `Started`, `Delta` (when `stream`), and one of `Finished`, `Cancelled`, `Failed`.
 
@@ -395,6 +402,7 @@ AnyRequest = (
     | ListModels
     | Load
     | Unload
+    | Pin
     | Generate
     | Cancel
     | CountTokens

@@ -42,6 +42,7 @@ from ipc.messages import (
     Load,
     ModelList,
     PageHashes,
+    Pin,
     Quote,
     Reply,
     Request,
@@ -118,6 +119,7 @@ class Service:
             Rerank: self._rerank,
             Load: partial(self._later, self._load),
             Unload: partial(self._later, self._unload),
+            Pin: partial(self._later, self._pin),
             Discover: partial(self._later, self._discover),
             Health: partial(self._later, self._health),
             ListModels: partial(self._later, self._list_models),
@@ -245,6 +247,10 @@ class Service:
     async def _unload(self, peer: Peer, request: Unload) -> Reply:
         model = await self._models.open(request.model)
         await model.unload(request.force)
+        return Done(id=request.id)
+
+    async def _pin(self, peer: Peer, request: Pin) -> Reply:
+        self._models.pin(await self._models.open(request.model), request.pinned)
         return Done(id=request.id)
 
     async def _list_models(self, peer: Peer, request: ListModels) -> Reply:

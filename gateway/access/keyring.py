@@ -33,13 +33,15 @@ class Keyring:
     Args:
         path: of the store; a file that is not there holds no keys.
         anonymous: whether requests without a key are served.
+        local: nobody but this host reaches us, and who does is an administrator while no key is one's.
     """
 
-    def __init__(self, path: Path, anonymous: bool) -> None:
+    def __init__(self, path: Path, anonymous: bool, local: bool = False) -> None:
         self._store = KeyStore(path)
         self._limits = Limits(path.with_name(f"{path.name}-limits"))
-        self._anonymous = anonymous
+        self._anonymous, self._local = anonymous, local
         self._keys: dict[bytes, Key] = {}
+        self._has_admin = False
         self._edition: tuple[int, int] | None = None
         self._looks = 0  # that have begun
         self._looking = asyncio.Lock()
@@ -84,7 +86,8 @@ class Keyring:
             raise CortexError(INVALID_KEY, "this API key is not known here, or holds no longer")
         if not self._anonymous:
             raise CortexError(INVALID_KEY, "this API key is none of this gateway's" if texts else NO_KEY)
-        return Principal(account, priority=LEFTOVERS if self._keys else None)
+        admin = self._local and not self._has_admin
+        return Principal(account, priority=LEFTOVERS if self._keys else None, admin=admin)
 
     def note(self, key_id: str, model: str, usage: Usage) -> None:
         """Add what one request came to; it is written within a second."""
@@ -116,13 +119,14 @@ class Keyring:
         """Read the keys where they have changed. Those that are known hold while the store cannot be read."""
         self._looks += 1
         if not await asyncio.to_thread(self._store.path.exists):
-            self._keys, self._edition = {}, None
+            self._keys, self._edition, self._has_admin = {}, None, False
             return
         try:
             edition = await self._store.read(key_store.edition)
             if edition != self._edition:
                 keys = await self._store.read(key_store.every)
                 self._keys = {key.digest: key for key in keys if key.revoked is None}
+                self._has_admin = any(key.terms.admin for key in self._keys.values())
                 self._edition = edition
         except CortexError as error:
             self._say(error)

@@ -31,6 +31,7 @@ class Principal:
         account: a name for it, as neurons are told.
         key: its key; None: it has none.
         priority: of its requests at least; None: as they say.
+        admin: it may change the fleet though it has no key.
 
     Attributes:
         key_id: for the log; empty: it has no key.
@@ -45,13 +46,19 @@ class Principal:
         priority: int | None = None,
         limits: Limits | None = None,
         ledger: Ledger | None = None,
+        admin: bool = False,
     ) -> None:
         self.account = account
         self.key_id = key.id if key is not None else ""
-        self.admin = key is not None and key.terms.admin
+        self.admin = key.terms.admin if key is not None else admin
         self._key, self._priority, self._limits, self._ledger = key, priority, limits, ledger
         self.limits: list[Limit] = []
         self._terms = key.terms if key is not None else _NO_TERMS
+
+    @property
+    def sees_all(self) -> bool:
+        """Whether it may know what there is in the fleet."""
+        return self.admin or not self._terms.models
 
     def may_use(self, model: str) -> bool:
         """Whether it may ask for the model of that name."""

@@ -11,8 +11,8 @@ from typing import Annotated, NoReturn
 import typer
 from rich.console import Console
 
+from gateway.commands import fleet, launch, models, remote, status, top, up
 from gateway.commands import keys as keys_commands
-from gateway.commands import launch, models, status, up
 from gateway.commands.clients import CLIENTS
 from gateway.commands.up_plan import UpError, make_plan
 from ipc import keys
@@ -21,12 +21,11 @@ from ipc.version import version
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 app.add_typer(keys_commands.app, name="keys")
 app.add_typer(models.app, name="models")
-PLAIN_WIDTH = 200  # of tables for files and pipes, where nothing has to fit a screen
+fleet.add_to(app)
 
 
 class Dtype(StrEnum):
@@ -119,17 +118,33 @@ def status_command(
 ) -> None:
     """Show neurons, devices and models."""
     try:
-        body = status.fetch(endpoint)
-        fleet = status.read(body, endpoint)
-    except status.Unreachable as error:
+        body = remote.fetch(endpoint)
+        read = status.read(body, endpoint)
+    except remote.Unreachable as error:
         _fail("status", error)
     if as_json:
         typer.echo(body)
     else:
         console = Console()
         if not console.is_terminal:
-            console.width = PLAIN_WIDTH
-        status.show(fleet, console)
+            console.width = status.PLAIN_WIDTH
+        status.show(read, console)
+
+
+@app.command("top")
+def top_command(
+    endpoint: Annotated[
+        str, typer.Option(help="The gateway's address.", envvar="CORTEX_ENDPOINT")
+    ] = fleet.LOCAL,
+    every: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 1.0,
+) -> None:
+    """Watch devices and models at work; Ctrl-C ends it."""
+    try:
+        top.run(endpoint, every, Console())
+    except remote.Unreachable as error:
+        _fail("top", error)
+    except KeyboardInterrupt:
+        pass
 
 
 @app.command("launch")

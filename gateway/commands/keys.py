@@ -17,6 +17,7 @@ from rich.text import Text
 
 from gateway import config
 from gateway.access import api_key
+from gateway.commands.status import PLAIN_WIDTH
 from gateway.store import key_store
 from gateway.store.database import Work
 from gateway.store.key_store import Key, KeyStore, Terms, UsageRow
@@ -247,5 +248,5 @@ def _print(table: Table, instead: str) -> None:
         return
     console = Console()
     if not console.is_terminal:
-        console.width = 200
+        console.width = PLAIN_WIDTH
     console.print(table)

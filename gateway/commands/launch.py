@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from gateway.commands import status
+from gateway.commands import remote
 from gateway.commands.clients import KEY_VARIABLE, NO_KEY, ChosenModel, Client, Setup
 
 SHOWN = 10  # models that are named where one is missing
@@ -42,9 +42,9 @@ def models_at(url: str) -> list[Listed]:
         LaunchError: no gateway answers there.
     """
     try:
-        body = status.fetch(url, "/v1/models", "--url")
+        body = remote.fetch(url, "/v1/models", "--url")
         return msgspec.json.decode(body, type=ModelList).data
-    except status.Unreachable as error:
+    except remote.Unreachable as error:
         raise LaunchError(str(error)) from error
     except msgspec.DecodeError as error:
         raise LaunchError(f"what answers at {url} is no cortex gateway: {error}") from error
@@ -73,8 +73,8 @@ def choose(client: Client, url: str, models: Sequence[Listed], wanted: str | Non
 def _asked_for(url: str, name: str) -> Listed | None:
     """The model behind a name that is not in the list, as of a pattern."""
     try:
-        return msgspec.json.decode(status.fetch(url, f"/v1/models/{quote(name)}", "--url"), type=Listed)
-    except (status.Unreachable, msgspec.DecodeError):
+        return msgspec.json.decode(remote.fetch(url, f"/v1/models/{quote(name)}", "--url"), type=Listed)
+    except (remote.Unreachable, msgspec.DecodeError):
         return None
 
 

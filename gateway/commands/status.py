@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import urllib.request
-from http.client import HTTPException
-from urllib.error import HTTPError
+from typing import Any
 
 import msgspec
 from msgspec import Struct
@@ -14,13 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from gateway.commands.clients import KEY_VARIABLE
+from gateway.commands.remote import Unreachable
 from ipc.messages import Device, ModelState
 
-ANSWER_SECONDS = 30.0  # of a gateway that is there, on a busy host
-
-
-class Unreachable(Exception):
-    """Why there is no status, in one sentence."""
+PLAIN_WIDTH = 200  # of tables for files and pipes, where nothing has to fit a screen
 
 
 class NeuronHealth(Struct):
@@ -39,6 +33,13 @@ class CatalogueHealth(Struct):
     error: str | None = None
 
 
+class Brief(Struct):
+    """The same, for who may not see it."""
+
+    status: str
+    neurons: Any = None
+
+
 class FleetHealth(Struct):
     """What `GET /health` says, as far as it is shown."""
 
@@ -47,42 +48,14 @@ class FleetHealth(Struct):
     catalogue: CatalogueHealth | None = None
 
 
-def fetch(endpoint: str, path: str = "/health", option: str = "--endpoint") -> bytes:
-    """What a GET gives.
-
-    Args:
-        endpoint: the gateway's address, e.g. "http://127.0.0.1:31313".
-        path: what is asked for.
-        option: of the command line, by which people name another gateway.
-
-    Raises:
-        Unreachable: nothing answers there, or something else.
-    """
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    if key := os.environ.get(KEY_VARIABLE):
-        opener.addheaders.append(("Authorization", f"Bearer {key}"))
-    try:
-        with opener.open(f"{endpoint.rstrip('/')}{path}", timeout=ANSWER_SECONDS) as response:
-            return response.read()
-    except HTTPError as error:
-        if error.code == 401:
-            raise Unreachable(
-                f"the gateway at {endpoint} wants an API key; put one into {KEY_VARIABLE}"
-            ) from error
-        raise Unreachable(
-            f"the gateway at {endpoint} answers {path} with {error.code} {error.reason}"
-        ) from error
-    except (OSError, HTTPException, ValueError) as error:
-        reason = getattr(error, "reason", None) or error
-        raise Unreachable(
-            f"no gateway answers at {endpoint} ({reason}); start one with `cortex up` or `cortex serve`, "
-            f"or name another with {option}"
-        ) from error
-
-
 def read(body: bytes, endpoint: str) -> FleetHealth:
-    """What `fetch` gave, understood; Unreachable when it is no gateway's."""
+    """What `GET /health` gave, understood; Unreachable when it is no gateway's, or not for us."""
     try:
+        if msgspec.json.decode(body, type=Brief).neurons is None:
+            raise Unreachable(
+                f"the gateway at {endpoint} shows its fleet to holders of a key for all models; "
+                f"put one into {KEY_VARIABLE}"
+            )
         return msgspec.json.decode(body, type=FleetHealth)
     except msgspec.DecodeError as error:
         raise Unreachable(f"what answers at {endpoint} is no cortex gateway: {error}") from error
@@ -103,9 +76,9 @@ def show(fleet: FleetHealth, console: Console) -> None:
                 device.id,
                 neuron.name,
                 device.name,
-                _size(device.memory_total - device.memory_free),
-                _size(device.memory_reserved),
-                _size(device.memory_total),
+                size(device.memory_total - device.memory_free),
+                size(device.memory_reserved),
+                size(device.memory_total),
                 "" if device.utilization is None else f"{device.utilization:.0%}",
                 "" if device.temperature is None else f"{device.temperature:.0f} °C",
             )
@@ -149,7 +122,7 @@ def _state(neuron: NeuronHealth) -> str:
 
 
 def _status(model: ModelState) -> str:
-    parked = f", parked ({_size(model.bytes_parked)})" if model.bytes_parked and not model.devices else ""
+    parked = f", parked ({size(model.bytes_parked)})" if model.bytes_parked and not model.devices else ""
     return _phase(model) + parked + (", pinned" if model.pinned else "")
 
 
@@ -163,9 +136,9 @@ def _phase(model: ModelState) -> str:
 def _memory(model: ModelState) -> str:
     """What is held, and where that is another amount, what was planned."""
     held, planned = model.bytes_measured, model.bytes_reserved
-    if not held or _size(held) == _size(planned):
-        return _size(held or planned or model.bytes_weights)
-    return f"{_size(held)} ({_size(planned)} planned)"
+    if not held or size(held) == size(planned):
+        return size(held or planned or model.bytes_weights)
+    return f"{size(held)} ({size(planned)} planned)"
 
 
 def _context(model: ModelState) -> str:
@@ -174,7 +147,7 @@ def _context(model: ModelState) -> str:
     return f"{model.context_length} of {model.context_wanted}" if clamped else str(model.context_length or "")
 
 
-def _size(count: int) -> str:
+def size(count: float) -> str:
     """Bytes for people."""
     for unit in ("B", "KiB", "MiB"):
         if count < 1024:

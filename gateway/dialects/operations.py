@@ -7,6 +7,7 @@ from typing import Any
 
 from msgspec import Struct
 
+from gateway.dialects.admin.fields import LoadFields, ModelFields, NeuronFields, PinFields, UnloadFields
 from gateway.dialects.anthropic.conversation import PromptFields
 from gateway.dialects.anthropic.messages import MessageFields
 from gateway.dialects.openai import chat_answer, completions
@@ -76,6 +77,8 @@ MESSAGE = having(
 TOKENS = having(tokens={"type": "array"}, count=_COUNT)
 RANKED = having(results={"type": "array"})
 PAGED = (("limit", _PAGE), ("order", _ORDER), ("after", _TEXT))
+
+CHANGED = having(neurons={"type": "array"})
 
 OPERATIONS = (
     Operation(
@@ -167,6 +170,20 @@ OPERATIONS = (
         anthropics=None,
     ),
     Operation("get", "/v1/models/{model}", "Tell of a model", MODEL, anthropics=None),
+    Operation("post", "/admin/models/load", "Load a model", having(neuron=_TEXT), LoadFields),
+    Operation("post", "/admin/models/unload", "Unload a model", CHANGED, UnloadFields),
+    Operation("post", "/admin/models/pin", "Keep a model loaded, or no longer", CHANGED, PinFields),
+    Operation(
+        "post",
+        "/admin/models/quote",
+        "Say what it would take to serve a model",
+        having(quotes={"type": "array"}),
+        ModelFields,
+    ),
+    Operation(
+        "post", "/admin/neurons/drain", "Have a neuron take no new work", having(neuron=_TEXT), NeuronFields
+    ),
+    Operation("post", "/admin/neurons/resume", "Have it take work again", CHANGED, NeuronFields),
     Operation("get", "/", "Say what runs here", having(version=_TEXT), anthropics=None),
     Operation("get", "/version", "Say what runs here", having(version=_TEXT), anthropics=None),
     Operation("get", "/health", "Tell all of every neuron", having(status=_TEXT), anthropics=None),

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from gateway.dialects import MakeDialect
+from gateway.dialects.admin.dialect import Admin
 from gateway.dialects.anthropic import models as anthropic_models
 from gateway.dialects.anthropic.dialect import Anthropic
 from gateway.dialects.openai import models as openai_models
@@ -16,7 +17,7 @@ from gateway.dialects.vllm.dialect import VLLM
 from gateway.fleet.listing import ListedModel
 from gateway.refusals import Refusal
 
-DIALECTS: tuple[MakeDialect, ...] = (OpenAI, Responses, Anthropic, VLLM)
+DIALECTS: tuple[MakeDialect, ...] = (OpenAI, Responses, Anthropic, VLLM, Admin)
 
 # How errors look where nothing is known of the client, and where a request is no HTTP.
 default_refuse = refuse

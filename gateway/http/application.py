@@ -64,7 +64,7 @@ class Gateway:
         ours = settings.gateway
         self._bodies = bodies = Bodies(ours.body_limit, ours.body_memory)
         store = _store(settings.store)
-        keyring = Keyring(keys_path(settings.access), settings.anonymous)
+        keyring = Keyring(keys_path(settings.access), settings.anonymous, settings.local)
         services = Services(fleet, bodies.read, context_of, partial(open_exchange, fleet), store)
         routes: dict[str, object] = {
             "/": VersionResource(),  # where some clients look whether anybody is there

@@ -15,8 +15,8 @@ from ipc.version import version
 
 
 class HealthResource:
-    """`GET /health`: everything known of every neuron, and for those who need a key and have none, the status
-    alone. That of HTTP is 200 as long as this process answers.
+    """`GET /health`: everything known of every neuron, and for those who may not ask for all models the
+    status alone. That of HTTP is 200 as long as this process answers.
 
     "ok": all neurons answer and every model that should serve can; "impaired": some do not, or the file of
     the catalogue cannot be used as it is now; "degraded": no neuron answers.
@@ -41,7 +41,7 @@ class HealthResource:
             status = "impaired"
         else:
             status = "ok"
-        if req.context.principal is None:
+        if req.context.principal is None or not req.context.principal.sees_all:
             resp.data = msgspec.json.encode({"status": status})
             return
         details = [

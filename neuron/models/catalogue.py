@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from ipc.errors import Code, CortexError
 from ipc.messages import Device, FleetCatalogue
 from ipc.model_settings import changed_keys
@@ -35,6 +37,7 @@ class Catalogue:
 
     def __init__(self, config: NeuronConfig, devices: Sequence[Device] | None = None) -> None:
         self._devices = devices
+        self._pinned: dict[str, bool] = {}  # models of which somebody said so while we run
         self._looked_at: dict[Path, tuple[Signature, str | None]] = {}  # by the last scan: why it is no model
         self.refused: dict[str, str] = {}  # what the last scan found and cannot load, and why
         self.configure(config)
@@ -73,7 +76,13 @@ class Catalogue:
 
     def settings(self, model_id: str) -> ModelSettings:
         """How the user wants `model_id` served; the defaults for a model that is not configured."""
-        return self._configured.get(model_id) or ModelSettings(id=model_id)
+        configured = self._configured.get(model_id) or ModelSettings(id=model_id)
+        pin = self._pinned.get(model_id, configured.pin)
+        return configured if pin == configured.pin else replace(configured, pin=pin)
+
+    def pin(self, model_id: str, pinned: bool) -> None:
+        """Have `model_id` pinned, or not, whatever files say."""
+        self._pinned[model_id] = pinned
 
     def is_own(self, model_id: str) -> bool:
         """Whether the neuron's own file says something of it."""

@@ -342,6 +342,16 @@ class ManagedModel:
         self._check_outdated()
         self._changed()
 
+    def pin(self, pinned: bool) -> None:
+        """Stay loaded, or no longer, whatever the settings said."""
+        log.info("model is %s model=%s", "pinned" if pinned else "pinned no longer", self.id)
+        self.settings = msgspec.structs.replace(self.settings, pin=pinned)
+        if self._next is not None:
+            settings, description = self._next
+            self._next = msgspec.structs.replace(settings, pin=pinned), description
+        self._check_idle()
+        self._check_deserted()
+
     def retire(self) -> None:
         """Leave for good, once what runs and what waits is done."""
         self.retired = True

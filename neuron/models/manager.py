@@ -160,6 +160,13 @@ class ModelManager:
         folder = DEMO_FOLDER if settings.simulated is not None else self._catalogue.find(settings.id)
         return describe(settings, folder)
 
+    def pin(self, model: ManagedModel, pinned: bool) -> None:
+        """Keep `model` loaded, or no longer."""
+        self._catalogue.pin(model.id, pinned)
+        model.pin(pinned)
+        self._residents.call()
+        self._changed()
+
     async def configure(self, config: NeuronConfig) -> None:
         """Serve by what the neuron's own file says of models now; the rest of it counts from a start."""
         self._own = config

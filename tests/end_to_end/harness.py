@@ -18,7 +18,7 @@ from typing import Any, Self
 import httpx
 import psutil
 
-from gateway.commands import status
+from gateway.commands import remote, status
 from ipc.client import BlockingClient
 from ipc.messages import Health, ModelState
 
@@ -160,7 +160,7 @@ class Client:
         return Stream(self.base, model, max_tokens, **body)
 
     def fleet(self) -> status.FleetHealth:
-        return status.read(status.fetch(self.base), self.base)
+        return status.read(remote.fetch(self.base), self.base)
 
     def model(self, model: str = "simulated") -> ModelState | None:
         """What the gateway knows of a model now, on the first neuron."""

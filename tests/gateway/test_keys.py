@@ -117,6 +117,7 @@ def test_a_key_for_some_models_sees_and_gets_these(guarded: GatewayProcess, keys
     key = keys.create("dan", "--model", "org/*", "--model", "slow")
     assert [model["id"] for model in get(guarded, "/v1/models", key).json()["data"]] == ["org/echo", "slow"]
     assert get(guarded, "/v1/models/org/echo", key).status_code == 200
+    assert "neurons" not in get(guarded, "/health", key).json()
     assert get(guarded, "/v1/models/echo", key).status_code == 403
     assert ask(guarded, key, model="org/echo").status_code == 200
     refused = ask(guarded, key)
@@ -204,6 +205,22 @@ def test_the_secret_stands_nowhere(guarded: GatewayProcess, keys: Keys) -> None:
             assert key.removeprefix("sk-cortex-").encode() not in path.read_bytes()
     assert key not in keys("list") + keys("list", "--json")
     assert f"key={listed(keys, 'leo')[0]['id']}" in guarded.log.read_text()
+
+
+@pytest.mark.parametrize("command", ["load", "unload", "pin", "unpin", "evict", "drain", "resume", "status"])
+def test_commands_want_an_administrators_key_and_say_so(
+    guarded: GatewayProcess, keys: Keys, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    arguments = [command, *(["echo"] if command != "status" else []), "--endpoint", guarded.base]
+    monkeypatch.delenv("CORTEX_API_KEY", raising=False)
+    without = CliRunner().invoke(app, arguments)
+    assert (without.exit_code, without.stderr.count("\n")) == (1, 1)
+    assert "CORTEX_API_KEY" in without.stderr
+    if command == "status":
+        return
+    monkeypatch.setenv("CORTEX_API_KEY", keys.create("ned"))
+    plain = CliRunner().invoke(app, arguments)
+    assert (plain.exit_code, "--admin" in plain.stderr) == (1, True)
 
 
 def test_a_key_has_its_own_account_and_priority(
