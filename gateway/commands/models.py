@@ -15,6 +15,7 @@ from rich.text import Text
 
 from gateway import catalogue, config
 from gateway.catalogue import Catalogue, Entry
+from gateway.commands.status import PLAIN_WIDTH
 from ipc.client import NeuronClient
 from ipc.errors import CortexError
 from ipc.keys import load_public, load_secret
@@ -25,7 +26,6 @@ app = typer.Typer(no_args_is_help=True, help="The fleet's models.")
 
 HELLO_SECONDS = 5.0
 CHECK_SECONDS = 60.0  # for a neuron, which may have to read many headers from a cold disk
-PLAIN_WIDTH = 200  # of tables for files and pipes, where nothing has to fit a screen
 UNUSABLE, UNSERVED = 1, 2  # exit codes
 SERVED = ("fits", "own")
 _WORDS = {
