@@ -16,7 +16,7 @@ from ipc.messages import Generate, ImagePart, Mark, Message
 
 DIGEST_BYTES = 12
 IMAGE_BYTES = 4000  # of text, that an image is about as long as
-LAST_TURNS = 48  # after which a prompt may have been asked for before; further back only its head
+LAST_TURNS = 24  # after which a prompt may have been asked for before; further back only its head
 
 _encode = msgspec.msgpack.Encoder().encode
 

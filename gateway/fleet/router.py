@@ -30,6 +30,7 @@ SECOND_SECONDS = 5.0
 
 # What a neuron says of a model (`Quoted`), or is known of it, from the best to the worst. Where a model waits
 # for memory already comes before where another would have to leave for a second copy of it.
+PARKED = 0.5  # by so much its rank is better where the weights are in the host's memory
 _RANKS = {
     "ready": 0,
     "loading": 1,
@@ -120,15 +121,17 @@ def second(
     if waits < SECOND_SECONDS:
         return None
     for may_load in (False, True):  # rather wait for a copy that comes than for one more
-        found = [
-            (seconds + host.in_flight.get(model, 0) * each, order(host.name, model), host)
+        found = {
+            host: seconds + host.in_flight.get(model, 0) * each
             for host in hosts
             if (seconds := _until_there(host, model, quotes.get(host.name), may_load)) < inf
             and not host.is_shaky(model)
-        ]
-        seconds, _, host = min(found, key=lambda each: each[:2], default=(inf, b"", None))
-        if seconds < SECOND_SHARE * waits:
-            return host, f"one more copy, in {seconds:.1f} s, for all are full for {waits:.1f} s"
+        }
+        soonest = min(found.values(), default=inf)
+        if soonest < SECOND_SHARE * waits:
+            equals = [host for host, seconds in found.items() if seconds == soonest]
+            host = min(equals, key=lambda host: order(host.name, model))
+            return host, f"one more copy, in {soonest:.1f} s, for all are full for {waits:.1f} s"
     return None
 
 
@@ -196,7 +199,7 @@ def _cost(
     if quote is None:
         return host.is_shaky(model), _RANKS["unknown"], begun, inf, 0, -free, tie
     seconds = inf if quote.seconds is None else quote.seconds + quote.loss
-    rank = _RANKS[quote.verdict]
+    rank = _RANKS[quote.verdict] - PARKED * quote.parked
     return host.is_shaky(model), rank, begun + quote.ahead, seconds, len(quote.evicts), -free, tie
 
 

@@ -56,6 +56,14 @@ def test_free_memory_comes_before_eviction_and_eviction_before_waiting() -> None
     assert chosen(hosts[:2], a=waits, b=evicts) == "b"
 
 
+def test_what_is_parked_in_memory_comes_before_what_is_on_disk() -> None:
+    hosts = [host(name, "unloaded") for name in "ab"]
+    parked = quote("fits", None, parked=True)
+    assert chosen(hosts, a=parked, b=quote("fits", 3.0)) == chosen(hosts[:1], a=parked) == "a"
+    assert chosen(hosts, a=quote("evicts", 1.0, evicts=["x"], parked=True), b=quote("fits", 3.0)) == "b"
+    assert chosen(hosts, b=quote("evicts", 9.0, parked=True), a=quote("evicts", 1.0)) == "b"
+
+
 def test_a_neuron_that_can_evict_gets_what_an_empty_one_is_too_small_for() -> None:
     hosts = [host("small", "unloaded", gpu=12 << 30), host("large", "unloaded", gpu=1 << 30)]
     refused = quote("refused", code=Code.INSUFFICIENT_MEMORY, message="18 GiB")

@@ -6,14 +6,32 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
+import msgspec
 import pytest
 
 from gateway.config import EvictionPolicy, GatewayConfig, NeuronSettings
 from gateway.fleet import quotes
+from gateway.fleet.breaker import FAILURES
 from gateway.fleet.exchange import Exchange
-from gateway.fleet.view import Fleet, Neuron
+from gateway.fleet.view import SILENT_SECONDS, Fleet, Neuron
 from ipc.errors import Code, CortexError
-from ipc.messages import Delta, Failed, Generate, ModelState, Quoted, Started, State
+from ipc.messages import (
+    AnyRequest,
+    CountTokens,
+    Delta,
+    Detokenize,
+    Embed,
+    Failed,
+    Generate,
+    Message,
+    ModelState,
+    Quoted,
+    Rerank,
+    Started,
+    State,
+    Tokenize,
+)
+from ipc.server import Peer
 from tests.gateway.fake_neuron import FakeNeuron
 
 
@@ -239,6 +257,81 @@ def test_request_that_one_neuron_refuses_goes_to_the_next(code: str) -> None:
         async with fleet_of(full, other) as fleet:
             assert await ask(fleet) == "one two"
             assert (len(full.served), len(other.served)) == (1, 1)
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        CountTokens(id=0, model="echo", messages=[Message(role="user", content="one two")]),
+        Tokenize(id=0, model="echo", prompt="one two"),
+        Detokenize(id=0, model="echo", token_ids=[1, 2]),
+        Rerank(id=0, model="echo", query="one", input=["two"]),
+    ],
+    ids=lambda each: type(each).__name__,
+)
+def test_what_one_reply_answers_goes_to_the_next_as_well(request_: CountTokens | Detokenize | Embed) -> None:
+    class Ending(FakeNeuron):
+        def _on_request(self, peer: Peer, request: AnyRequest) -> None:
+            if isinstance(request, CountTokens | Detokenize | Embed):
+                self.served.append(request)
+                peer.send(Failed(id=request.id, code=Code.SHUTTING_DOWN, message="it ends"))
+            else:
+                super()._on_request(peer, request)
+
+    async def scenario() -> None:
+        ending, other = Ending(name="a", models=("echo",)), FakeNeuron(name="b", models=("echo",))
+        async with fleet_of(ending, other) as fleet:
+            fleet.neurons[1].in_flight["echo"] = 9  # so the first one has less to do
+            exchange = Exchange(fleet, "r")
+            await exchange.send(msgspec.structs.replace(request_))
+            while not ending.served and exchange.reply is None:
+                await exchange.take(0.1)
+            assert await exchange.one() is not None
+            exchange.close()
+
+    run(scenario)
+
+
+def test_a_model_whose_worker_dies_again_and_again_on_a_host_is_left_alone_there() -> None:
+    async def scenario() -> None:
+        bad = FakeNeuron(name="a", models=("echo",), refuses={"echo": Code.WORKER_DIED})
+        good = FakeNeuron(name="b", models=("echo",))
+        async with fleet_of(bad, good) as fleet:
+            fleet.neurons[1].in_flight["echo"] = 9  # so the first one has less to do
+            for _ in range(30):
+                assert await ask(fleet) == "one two"
+            assert (len(bad.served), len(good.served)) == (FAILURES, 30)
+            fleet.neurons[1].lose("the test says so")
+            with pytest.raises(CortexError):  # where nobody else can, it is asked all the same
+                await ask(fleet)
+            assert len(bad.served) == FAILURES + 1
+
+    run(scenario)
+
+
+def test_a_request_that_kills_workers_is_given_to_two_of_them_and_no_more() -> None:
+    async def scenario() -> None:
+        hosts = [
+            FakeNeuron(name=name, models=("echo",), refuses={"echo": Code.WORKER_DIED}) for name in "abc"
+        ]
+        async with fleet_of(*hosts) as fleet:
+            with pytest.raises(CortexError) as caught:
+                await ask(fleet)
+            assert caught.value.code == Code.WORKER_DIED
+            assert sum(len(each.served) for each in hosts) == 2
+
+    run(scenario)
+
+
+def test_a_host_that_is_silent_for_three_heartbeats_comes_last() -> None:
+    async def scenario() -> None:
+        hosts = [FakeNeuron(name=name, models=("echo",)) for name in "ab"]
+        async with fleet_of(*hosts) as fleet:
+            fleet.neurons[0].client._heard -= SILENT_SECONDS + 1
+            places = {(await fleet.place("echo", key=bytes([key])))[0].name for key in range(20)}
+            assert places == {"b"}
 
     run(scenario)
 
