@@ -13,7 +13,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Protocol
 
 import msgspec
 
@@ -22,9 +22,10 @@ from ipc.messages import Device, Eviction
 from ipc.worker_messages import MemoryUse
 from neuron.config import Memory
 from neuron.memory.devices import Inventory
-from neuron.memory.eviction import RESIDENCY_SHARE, Holder, Strategy, explain, must_wait, order
-from neuron.memory.fit import Fit, Need, candidates_for, find_fit
+from neuron.memory.eviction import RESIDENCY_SHARE, Holder, explain, must_wait, order
+from neuron.memory.fit import Fit, Need, candidates_for
 from neuron.memory.ledger import Ledger
+from neuron.memory.outlook import Outlook, Prospect
 from neuron.memory.parking import Parking
 from neuron.memory.step_bytes import UNMEASURED_BYTES
 
@@ -105,52 +106,6 @@ class Wish:
     place: Place | None = None  # as it was told last
     victims: tuple[str, ...] = ()  # as the log has it last
     settles: float = 0.0  # until then memory may come back that was given up for it
-
-
-@dataclass(frozen=True, slots=True)
-class Prospect:
-    """What a wish would come to: a fit, whose victims have to leave first; or a refusal."""
-
-    fit: Fit | None = None
-    refusal: CortexError | None = None
-    now: bool = False  # its memory is free
-    waits: bool = False  # some victims have work to finish, or others wait for that memory
-    ahead: int = 0  # wishes before it
-    seconds: float = 0.0  # until its memory is free, at a guess
-    loss: float = 0.0  # seconds that those who want the victims next will wait, at a guess
-
-    @property
-    def verdict(self) -> Literal["fits", "evicts", "waits", "refused"]:
-        """In the words of a quote."""
-        if self.fit is None:
-            return "refused"
-        return "fits" if self.now else "waits" if self.waits else "evicts"
-
-
-@dataclass(slots=True)
-class _Outlook:
-    """Memory as the wishes that were looked at leave it."""
-
-    free: dict[str, int]  # bytes by device that nobody has now
-    later: dict[str, int]  # what is left of them once all that leave have left and those wishes are granted
-    holders: dict[str, Holder]  # that are not leaving for one of those wishes
-
-    def add(self, need: Need, strategy: Strategy, leaving: Sequence[str] = ()) -> Prospect:
-        """The next wish: what it comes to, and what it leaves to those behind it."""
-        try:
-            fit = find_fit(need, self.later, list(self.holders.values()), strategy, leaving)
-        except CortexError as refusal:
-            return Prospect(refusal=refusal)
-        victims = [self.holders.pop(victim) for victim in fit.victims]
-        now = not victims and all(size <= self.free[name] for name, size in fit.reservations.items())
-        for name, size in fit.reservations.items():
-            self.free[name] -= size if now else 0
-            self.later[name] -= size
-        for holder in victims:
-            for name, size in holder.reserved.items():
-                self.later[name] += size
-        waits = not now and (not victims or any(must_wait(holder, need.priority) for holder in victims))
-        return Prospect(fit, now=now, waits=waits, loss=sum(holder.loss for holder in victims))
 
 
 class Room:
@@ -457,13 +412,13 @@ class Room:
             need, cpu_overhead=need.cpu_overhead + wish.spare, cuda_overhead=need.cuda_overhead + wish.spare
         )
 
-    def _outlook(self) -> _Outlook:
+    def _outlook(self) -> Outlook:
         """Memory as it is. Processes that wait and what is parked make way for a model."""
         free = {
             name: self._ledger.free(name) + self._lender.booked(name) + self._parking.booked(name)
             for name in self._ledger.devices
         }
-        return _Outlook(free, dict(free), self._holders())
+        return Outlook(free, dict(free), self._holders())
 
     def _holders(self) -> dict[str, Holder]:
         """Who holds memory, by name."""

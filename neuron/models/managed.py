@@ -414,7 +414,7 @@ class ManagedModel:
 
     def leave(self, request: OpenRequest) -> None:
         """Forget a request that ended, and end it in the worker where it still runs there."""
-        self.last_used = time.monotonic()
+        self._count_use()
         self.requests.leave(request)
         for part in request.parts:
             self.abort(part.submit.request_id)
@@ -457,6 +457,7 @@ class ManagedModel:
             CortexError: why it cannot be loaded.
         """
         self._use_now(keep_alive)
+        self._count_use()
         self._listeners.add(listener)
         try:
             while self.status != "ready":
@@ -588,8 +589,10 @@ class ManagedModel:
         if down is not None:
             down.set_result(None)
         comes_back, self._comes_back = self._comes_back, False
-        if self._up is not None or self.requests.waiting or comes_back:
+        if self.requests.waiting or self._listeners or self.settings.pin or comes_back:
             self.bring_up()
+        elif self._up is not None:  # whoever wanted it has left meanwhile
+            self._fail_waiting(CortexError(Code.MODEL_LOAD_FAILED, f"nobody waits for {self.id} any more"))
 
     # --- tasks ------------------------------------------------------------------------------------------
 
@@ -717,9 +720,12 @@ class ManagedModel:
     def _use_now(self, keep_alive: float | None) -> None:
         """Somebody asks for it."""
         self.last_used = time.monotonic()
-        self._use.add(self.last_used)
         self._keep_alive.ask(keep_alive)
         self._keep_alive.stop()
+
+    def _count_use(self) -> None:
+        self.last_used = time.monotonic()
+        self._use.add(self.last_used)
 
     def _check_idle(self) -> None:
         """See that it leaves when nobody uses it for as long as it is kept."""

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from math import inf
 
 from ipc.errors import CortexError
 from neuron.config import NeuronConfig
@@ -13,6 +14,8 @@ from neuron.memory.room import Room
 from neuron.models.managed import ManagedModel
 
 log = logging.getLogger("neuron.models.residents")
+
+RETRY_SECONDS = 1.0  # between two tries to bring the default back, at least
 
 
 class Residents:
@@ -42,7 +45,7 @@ class Residents:
         self._to_preload: list[ManagedModel] = []
         self._preloading: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._tried = 0.0  # monotonic: when the default was called back last
+        self._tried = -inf  # monotonic: when the default was called back last
 
     async def start(self) -> None:
         """Know the default, and from now on call the pinned and, one after the other, the others."""
@@ -116,8 +119,9 @@ class Residents:
         """Until nobody has used any model for long enough, as it looks now; some, while one is in use."""
         if self._room.contested or any(m.preparing or not m.requests.idle for m in self._models.values()):
             return max(self._idle_seconds, 0.1)
-        last = max([self._tried, *(model.last_used for model in self._models.values())])
-        return max(0.0, last + self._idle_seconds - time.monotonic())
+        last = max([0.0, *(model.last_used for model in self._models.values())])
+        next_try = max(last + self._idle_seconds, self._tried + max(self._idle_seconds, RETRY_SECONDS))
+        return max(0.0, next_try - time.monotonic())
 
 
 def _is_away(model: ManagedModel) -> bool:

@@ -314,6 +314,22 @@ def test_who_comes_during_an_unload_is_served_by_the_next_load():
     run(scenario())
 
 
+def test_a_request_whose_client_left_during_an_unload_starts_no_load():
+    async def scenario():
+        async with owning() as model:
+            await load(model)
+            unloading = asyncio.create_task(model.unload())
+            await until(lambda: model.status == "unloading")
+            client = Client(model, 1)
+            client.generation.cancel()
+            assert isinstance(await client.last(), Cancelled)
+            await unloading
+            await asyncio.sleep(0.05)
+            assert (model.status, model.state().epoch) == ("unloaded", 1)
+
+    run(scenario())
+
+
 def test_what_the_worker_had_not_begun_is_taken_back_and_served_by_the_same_one_after_all():
     async def scenario():
         async with owning(settings={"max_sequences": 1}, step_seconds=0.01) as model:

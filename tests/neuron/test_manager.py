@@ -173,6 +173,20 @@ def test_a_model_that_never_fits_is_refused_and_nobody_leaves_for_it(tmp_path):
         assert status(neuron) == {"a": "ready", "huge": "unloaded"}
 
 
+def test_a_load_that_runs_out_of_memory_has_one_model_more_leave_and_tries_again(tmp_path):
+    short = {"memory": "2GiB", "failure": {"out_of_memory_in_load": True, "epochs": 1}}
+    models = [big("a", "0.5GiB"), big("b", "0.5GiB"), simulated("new", **short)]
+    with Neuron(tmp_path, models, cpu=LIMIT) as neuron, neuron.client() as client:
+        client.ask(Hello(id=0, eviction=Eviction(strategy="lru")), PATIENCE)
+        load(client, "a")
+        load(client, "b")
+        time.sleep(neuron.model("b").load_seconds)  # its residency, and more
+        load(client, "new")
+        assert status(neuron) == {"a": "unloaded", "b": "ready", "new": "ready"}
+        assert neuron.model("new").epoch == 2
+        assert "making room model=new strategy=lru leave=a (" in neuron.log
+
+
 def test_many_who_ask_for_one_model_get_one_load(tmp_path):
     with Neuron(tmp_path, [simulated("a", load_seconds=0.3)]) as neuron, ThreadPoolExecutor() as threads:
 

@@ -1,0 +1,125 @@
+"""Which model leaves: what the strategies come to, under one host's own room on a clock that costs no time.
+
+    python -m benchmarks.eviction [--sessions 400] [--hours 4] [--seeds 3] [--json PATH]
+
+Sixteen models share memory for about five; they are of unlike size and load at unlike speed (a third of them
+is quantised while it is read), and neither has to do with how much they are used. Sessions of agents begin at
+random, each with one model, and make some ten requests with pauses between them. Every strategy gets the same
+trace. A wait runs from a request to its beginning.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from rich.console import Console
+from rich.table import Table
+
+from ipc.messages import Eviction
+from tests.neuron.test_room import Place, play
+
+STRATEGIES = ("lru", "priority", "cost")
+MODELS = 16
+REQUESTS = 10  # of a session, on average
+PAUSE_SECONDS = 15.0  # between two of them, on average
+SECONDS = 4.0  # that a request runs, on average
+
+
+class Session(NamedTuple):
+    """Of one agent. For each request the seconds that it runs, and of the pause after it."""
+
+    begins: float
+    model: str
+    requests: list[tuple[float, float]]
+
+
+class Outcome(NamedTuple):
+    waits: list[float]
+    loads: int
+    load_seconds: float
+
+
+def host(seed: int) -> dict[str, tuple[int, float]]:
+    """Models: the hundredths of the memory that each takes, and the seconds of its load."""
+    chance = random.Random(seed)
+    models = {}
+    for number in range(MODELS):
+        size = chance.choice([6, 10, 15, 20, 30, 40])
+        rate = 1.0 if chance.random() < 1 / 3 else 5.0  # hundredths a second
+        models[f"m{number}"] = size, size / rate
+    return models
+
+
+def sessions(count: int, seconds: float, seed: int) -> Iterator[Session]:
+    """A day's work: few models get most of it (Zipf)."""
+    chance = random.Random(seed)
+    names = [f"m{number}" for number in range(MODELS)]
+    chance.shuffle(names)
+    weights = [1 / (rank + 1) for rank in range(MODELS)]
+    for _ in range(count):
+        length = 1 + int(chance.expovariate(1 / (REQUESTS - 1)))
+        requests = [
+            (chance.expovariate(1 / SECONDS), chance.expovariate(1 / PAUSE_SECONDS)) for _ in range(length)
+        ]
+        yield Session(chance.uniform(0, seconds), chance.choices(names, weights)[0], requests)
+
+
+def run(strategy: str, models: dict[str, tuple[int, float]], work: list[Session]) -> Outcome:
+    """The waits of all requests."""
+
+    async def scenario() -> Outcome:
+        place = Place({name: size for name, (size, _) in models.items()}, wait_seconds=1e6)
+        place.room.eviction = Eviction(strategy=strategy)
+        for name, (_, seconds) in models.items():
+            place.models[name].reload_seconds = seconds
+
+        async def agent(session: Session) -> None:
+            await asyncio.sleep(session.begins)
+            for seconds, pause in session.requests:
+                await place.models[session.model].serve(seconds)
+                await asyncio.sleep(pause)
+
+        await asyncio.gather(*map(agent, work))
+        await place.room.close()
+        waits = [wait for model in place.models.values() for wait in model.waits]
+        loads = {name: model.loads for name, model in place.models.items()}
+        return Outcome(waits, sum(loads.values()), sum(models[name][1] * loads[name] for name in loads))
+
+    with pytest.MonkeyPatch.context() as patch:
+        return play(scenario(), patch)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sessions", type=int, default=400)
+    parser.add_argument("--hours", type=float, default=4.0)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--json", metavar="PATH", help="write the results there, too")
+    options = parser.parse_args()
+    columns = ("seed", "strategy", "requests", "loads", "load seconds", "mean", "p50", "p95", "p99", "max")
+    table = Table(*columns, title="seconds that requests waited")
+    rows = []
+    for seed in range(1, options.seeds + 1):
+        models, work = host(seed), list(sessions(options.sessions, options.hours * 3600, seed))
+        for strategy in STRATEGIES:
+            waits, loads, load_seconds = run(strategy, models, work)
+            cuts = statistics.quantiles(waits, n=100)
+            told = (statistics.mean(waits), cuts[49], cuts[94], cuts[98], max(waits))
+            rows.append((seed, strategy, len(waits), loads, load_seconds, *told))
+            table.add_row(*(f"{value:.2f}" if isinstance(value, float) else str(value) for value in rows[-1]))
+    Console().print(table)
+    if options.json:
+        results = [dict(zip(columns, row, strict=True)) for row in rows]
+        Path(options.json).write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
