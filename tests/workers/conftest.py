@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -17,6 +18,13 @@ from tests.workers import checkpoints
 class Tiny(NamedTuple):
     folder: Path
     oracle: PreTrainedModel
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_old_is_collected() -> None:
+    """Every load collects garbage: a quarter of a second, among all that transformers is made of."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -103,7 +103,7 @@ class Session:
 
     def __init__(self, engine: Engine, **limits: int) -> None:
         self.engine = engine
-        caches = engine.cache.groups if isinstance(engine, ModelRunner) else ()
+        caches = engine.cache.groups if hasattr(engine, "cache") else ()
         self.scheduler = Scheduler(**LIMITS | limits, caches=caches)
 
     def answer(

@@ -7,8 +7,10 @@ import copy
 import pytest
 import torch
 
+from ipc.worker_messages import Submit
 from tests.workers.checkpoints import VARIANTS, fill, greedy, phi3
-from tests.workers.engines import make_runner, prompt_of, request, serve, some_requests
+from tests.workers.engines import Answer, Session, make_runner, request, serve
+from tests.workers.thread_ranks import Ranks
 from workers.execution.model_runner import ModelRunner
 from workers.layers.linear import Linear
 
@@ -28,23 +30,49 @@ def logits_of(runner: ModelRunner, prompt: list[int]) -> torch.Tensor:
     return seen[-1][0]
 
 
-@pytest.mark.parametrize("name", VARIANTS)
-def test_greedy_tokens_equal_those_of_transformers(tiny, name):
-    folder, oracle = tiny(name)
-    requests = some_requests(16, oracle.config.vocab_size, seed=7)
-    outputs = serve(load(folder), requests, seed=7)
-    for submit, output in zip(requests, outputs, strict=True):
-        assert output == greedy(oracle, prompt_of(submit), output)
-    assert len({token for output in outputs for token in output}) > 40, "answers too dull to prove much"
+LONG = [(7 * i + 3) % 131 for i in range(100)]  # tokens, more than a step takes
+LENGTHS = (1, 2, 33, 7, 64)  # of other prompts
+TOKENS = {1: 64, 2: 24}  # of each answer, on so many ranks
+SMALL = {"max_sequences": 8, "max_step_tokens": 128, "context_length": 512, "kv_pages": 120}
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_logits_are_close_to_those_of_transformers(tiny, name):
+def test_a_family_answers_as_transformers_does(tiny, name, monkeypatch):
+    """Each greedily, in chunks, in a batch, the last one from what is cached, on one rank and on two."""
     folder, oracle = tiny(name)
-    prompt = [(7 * i + 3) % oracle.config.vocab_size for i in range(50)]
+    vocabulary, prompt = oracle.config.get_text_config().vocab_size, [token % 96 for token in LONG]
+    prompts = [[(i * k + k) % vocabulary for i in range(length)] for k, length in enumerate(LENGTHS, 3)]
+    prompts = [prompt, *prompts, prompt[:70] + prompt[:15]]
+    runner = load(folder, **SMALL)
     with torch.inference_mode():
         expected = oracle(torch.tensor([prompt])).logits[0, -1]
-    torch.testing.assert_close(logits_of(load(folder), prompt), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(logits_of(runner, prompt), expected, rtol=1e-4, atol=1e-4)
+    two = Ranks(folder, 2, monkeypatch, **SMALL)
+    for engine, tokens in zip((runner, two), TOKENS.values(), strict=True):
+        answers = answer_in_turn(engine, [request(i, each, tokens) for i, each in enumerate(prompts)])
+        for each, answer in zip(prompts, answers, strict=True):
+            assert answer.token_ids == greedy(oracle, each, answer.token_ids)
+            assert len(answer.token_ids) == tokens
+        assert [answer.cached_tokens for answer in answers] == [0] * (len(answers) - 1) + [64]
+        assert len({token for answer in answers for token in answer.token_ids}) > 10, "answers too dull"
+    two.close()
+
+
+def answer_in_turn(engine: ModelRunner | Ranks, requests: list[Submit]) -> list[Answer]:
+    """The last one comes when the others have been writing for a while."""
+    session = Session(engine, **SMALL | {"max_step_tokens": 41})
+    *first, last = requests
+    for submit in first:
+        session.scheduler.submit(submit)
+    answers = {submit.request_id: Answer() for submit in requests}
+    while not all(answer.finish for answer in answers.values()):
+        if last is not None and len(answers[0].token_ids) > 4:
+            session.scheduler.submit(last)
+            last = None
+        session.scheduler.observe(session.engine.execute(session.scheduler.plan()))
+        for report in session.scheduler.take_reports():
+            answers[report.request_id].take(report)
+    return list(answers.values())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

@@ -1,0 +1,88 @@
+"""All ranks of a model in threads of this process: they meet as processes do, and start in no time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Barrier
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from ipc.worker_messages import WorkerSpec
+from tests.workers.engines import make_runner
+from workers.execution.model_runner import ModelRunner
+from workers.parallel import RankGroup
+from workers.step.engine import StepResult
+from workers.step.plan import StepPlan
+
+PATIENCE = 60.0  # seconds that a rank waits for another
+
+T = TypeVar("T")
+
+
+class Meeting:
+    """Where the ranks meet: each brings something, and sees what all have brought."""
+
+    def __init__(self, size: int) -> None:
+        self.brought: list[Any] = [None] * size
+        self.barrier = Barrier(size, timeout=PATIENCE)
+
+    def __call__(self, rank: int, what: Any) -> list[Any]:
+        self.brought[rank] = what
+        self.barrier.wait()
+        seen = list(self.brought)
+        self.barrier.wait()  # until all have looked
+        return seen
+
+
+class ThreadGroup(RankGroup):
+    """A rank whose collectives are meetings."""
+
+    def __init__(self, spec: WorkerSpec, meeting: Meeting) -> None:
+        super().__init__(spec.rank, spec.world_size, spec.device)
+        self.meet = meeting
+
+    def all_reduce(self, x: Tensor) -> Tensor:
+        parts = self.meet(self.rank, x.clone())
+        return x.copy_(sum(parts[1:], parts[0]))
+
+    def gather(self, x: Tensor) -> Tensor | None:
+        parts = self.meet(self.rank, x)
+        return torch.cat(parts, dim=-1) if self.rank == 0 else None
+
+    def least(self, value: int) -> int:
+        return min(self.meet(self.rank, value))
+
+
+class Ranks:
+    """An engine of several ranks, for one scheduler: what `tests.workers.engines.Session` drives."""
+
+    def __init__(self, folder: str | Path, size: int, monkeypatch: Any, **changes: Any) -> None:
+        self.meeting = Meeting(size)
+        self.threads = ThreadPoolExecutor(size)
+        join = lambda spec: ThreadGroup(spec, self.meeting)  # noqa: E731
+        monkeypatch.setattr(RankGroup, "join", join)
+        self.ranks = [make_runner(folder, rank=rank, world_size=size, **changes) for rank in range(size)]
+        self.all(lambda rank: rank.load(lambda fraction, message: None))
+        self.cache = self.ranks[0].cache
+
+    def all(self, what: Callable[[ModelRunner], T]) -> list[T]:
+        """What each rank makes of it; a rank that fails is none that the others wait for."""
+
+        def guarded(rank: ModelRunner) -> T:
+            try:
+                return what(rank)
+            except BaseException:
+                self.meeting.barrier.abort()
+                raise
+
+        return [each.result() for each in [self.threads.submit(guarded, rank) for rank in self.ranks]]
+
+    def execute(self, plan: StepPlan) -> StepResult:
+        return self.all(lambda rank: rank.execute(plan))[0]
+
+    def close(self) -> None:
+        self.threads.shutdown()
