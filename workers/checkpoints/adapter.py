@@ -42,6 +42,11 @@ _NOT_DONE = {  # keys of the config that would change numbers, and what they are
 }
 
 
+# Ways to begin with A and B that leave the base as it is. Others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) take
+# from its weights what they put into the adapter, which beside the whole base would count twice.
+_BEGINNINGS = (None, True, False, "gaussian", "eva", "orthogonal")
+
+
 class AdapterCard(msgspec.Struct, frozen=True, kw_only=True):
     """An adapter on disk that fits its base. `tensors` are A and B of each projection, by its name in the
     base and `.lora_A` or `.lora_B`."""
@@ -95,6 +100,12 @@ def read_adapter(name: str, folder: Path | str, base: ModelCard) -> AdapterCard:
     for key, harmless in _NOT_DONE.items():
         if given.get(key) not in (harmless, None, [], {}):
             refuse(path, f"{key}: {given[key]!r} is not supported")
+    if (begun := given.get("init_lora_weights")) not in _BEGINNINGS:
+        refuse(
+            path,
+            f"init_lora_weights: {begun!r} changes the base as well, and is not supported. PEFT saves such "
+            "an adapter as a plain one with `path_initial_model_for_weight_conversion`",
+        )
     weights = folder / WEIGHTS
     stored = read_header(weights)
     if not stored:
