@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from transformers import (
     DeepseekV2Config,
     DeepseekV2ForCausalLM,
@@ -162,6 +163,14 @@ def phi3(**changes: Any) -> PreTrainedModel:
 def granite(**changes: Any) -> PreTrainedModel:
     scales = {"embedding_multiplier": 3.0, "attention_multiplier": 0.2, "residual_multiplier": 0.5}
     return GraniteForCausalLM(GraniteConfig(**SIZES | scales | {"logits_scaling": 0.7} | changes))
+
+
+def granite_moe(kind: str, **changes: Any) -> PreTrainedModel:
+    config, model = getattr(transformers, f"{kind}Config"), getattr(transformers, f"{kind}ForCausalLM")
+    sizes = {key: value for key, value in SIZES.items() if key != "head_dim"}  # which it does not have: 12
+    scales = {"embedding_multiplier": 3.0, "attention_multiplier": 0.2, "residual_multiplier": 0.5}
+    experts = {"num_local_experts": 6, "intermediate_size": 32}
+    return model(config(**sizes | scales | experts | {"logits_scaling": 0.7} | changes))
 
 
 def smollm3(**changes: Any) -> PreTrainedModel:
@@ -332,6 +341,23 @@ VARIANTS: dict[str, Callable[[], PreTrainedModel]] = {
     ),
     "granite_tied": lambda: granite(tie_word_embeddings=True),
     "granite_biased": lambda: granite(attention_bias=True, mlp_bias=True),
+    "granitemoe": lambda: granite_moe("GraniteMoe", attention_bias=True),
+    "granitemoe_shared": lambda: granite_moe("GraniteMoeShared", shared_intermediate_size=40),
+    "granitemoe_of_4_plain": lambda: granite_moe(
+        "GraniteMoeHybrid",
+        num_local_experts=0,
+        shared_intermediate_size=40,
+        layer_types=["full_attention"] * 2,
+        position_embedding_type="rope",
+        mamba_n_heads=4,
+        tie_word_embeddings=True,
+    ),
+    "granitemoe_of_4_unrotated": lambda: granite_moe(
+        "GraniteMoeHybrid",
+        shared_intermediate_size=40,
+        layer_types=["full_attention"] * 2,
+        mamba_n_heads=4,
+    ),
     "smollm3": lambda: smollm3(),
     "smollm3_windows": lambda: smollm3(
         use_sliding_window=True, sliding_window=20, no_rope_layers=[1, 0, 1, 0], rope_parameters=YARN

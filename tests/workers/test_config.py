@@ -265,7 +265,7 @@ GEMMA4 = {
 
 def test_a_gemma_4_has_layers_of_two_shapes_however_its_file_says_so(tmp_path):
     own = {"head_dim": 32, "num_key_value_heads": 1}
-    new = written(tmp_path, **GEMMA4, attention_k_eq_v=True, per_layer_config={"3": own, "7": own})
+    new = written(tmp_path, **GEMMA4, attention_k_eq_v=True, per_layer_config={"03": own, "7": own})
     old = written(tmp_path, **GEMMA4, attention_k_eq_v=True, global_head_dim=32, num_global_key_value_heads=1)
     assert old == new
     shapes = [(layer.kind, layer.kv_heads, layer.head_dim) for layer in new.layers]
@@ -288,6 +288,7 @@ def test_upper_layers_of_a_gemma_4_read_what_the_last_ones_of_their_kind_keep(tm
         {"num_kv_shared_layers": 6},
         {"per_layer_config": {"3": {"head_dim": 32}}},
         {"per_layer_config": {"9": {"head_dim": 32}}},
+        {"per_layer_config": {"full_attention": {"head_dim": 32}}},
         {"per_layer_config": {"0": {"hidden_size": 32}}},
         {"num_experts": 4, "enable_moe_block": True},
         {"rope_parameters": {"chunked_attention": {"rope_type": "default"}}},
@@ -370,6 +371,15 @@ def test_how_the_queries_of_a_ministral_3_grow_stands_among_its_rotary_settings(
     assert "llama_4_scaling_beta" in refusal(
         tmp_path, **said, rope_parameters=yarn | {"llama_4_scaling_beta": "much"}
     )
+
+
+def test_a_granite_4_with_a_state_is_refused_by_it(tmp_path):
+    said = {"architectures": ["GraniteMoeHybridForCausalLM"], "shared_intermediate_size": 64}
+    for key in ("layer_types", "layers_block_type"):  # as transformers has written it, and did before
+        kinds = ["attention", "attention"]
+        assert len(written(tmp_path, **said, num_local_experts=0, **{key: kinds}).layers) == 2
+        assert "mamba" in refusal(tmp_path, **said, **{key: ["mamba", "attention"]})
+    assert "mamba" in refusal(tmp_path, **said), "all layers, where it does not say"
 
 
 def test_what_one_family_understands_another_does_not(tmp_path):

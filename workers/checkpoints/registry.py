@@ -12,6 +12,7 @@ from workers.checkpoints.families.glm import GLM, GLM4
 from workers.checkpoints.families.glm_moe import GLM4_MOE
 from workers.checkpoints.families.gpt_oss import GPT_OSS
 from workers.checkpoints.families.granite import GRANITE
+from workers.checkpoints.families.granitemoe import GRANITE_MOE
 from workers.checkpoints.families.llama import LLAMA
 from workers.checkpoints.families.llama4 import LLAMA4
 from workers.checkpoints.families.mistral import MINISTRAL3, MISTRAL
@@ -29,7 +30,7 @@ from workers.checkpoints.family import Family
 
 KNOWN = (
     *(LLAMA, LLAMA4, MISTRAL, MINISTRAL3, QWEN2, QWEN3, QWEN3_MOE, GEMMA2, GEMMA3, GEMMA4, GEMMA4_UNIFIED),
-    *(GRANITE, PHI3, PHIMOE, SMOLLM3, OLMO2, OLMO3, GLM, GLM4),
+    *(GRANITE, GRANITE_MOE, PHI3, PHIMOE, SMOLLM3, OLMO2, OLMO3, GLM, GLM4),
     *(BERT, ROBERTA, MODERNBERT),
     *(MIXTRAL, QWEN2_MOE, GPT_OSS, GLM4_MOE, GLM4_MOE_LITE, DEEPSEEK_V2, DEEPSEEK_V3),
 )

@@ -21,6 +21,7 @@ MODELS = {
     "glm4_moe_lite": Decoder,
     "gpt_oss": Decoder,
     "granite": Decoder,
+    "granitemoe": Decoder,
     "llama": Decoder,
     "llama4": Decoder,
     "ministral3": Decoder,

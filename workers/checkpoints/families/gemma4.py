@@ -212,15 +212,15 @@ def _layers(path: Path, file: Gemma4File, types: list[str]) -> tuple[Layer, ...]
     """What each layer keeps, or whose keys and values it reads: of the last own ones of its kind."""
     fewer = file.num_global_key_value_heads if file.attention_k_eq_v else None
     others = Heads(head_dim=file.global_head_dim, num_key_value_heads=fewer)
-    own = file.per_layer_config
-    if own is None:
-        own = dict.fromkeys(map(str, _full(types)), others)
-    if unknown := own.keys() - set(map(str, range(len(types)))):
-        refuse(path, f"per_layer_config has layer {min(unknown)}, and there are {len(types)}")
+    own = dict.fromkeys(_full(types), others)
+    if file.per_layer_config is not None:
+        own = {int(number): heads for number, heads in file.per_layer_config.items() if number.isdecimal()}
+        if len(own) < len(file.per_layer_config) or not own.keys() <= set(range(len(types))):
+            refuse(path, f"per_layer_config has other keys than numbers of {len(types)} layers")
     first_reading = len(types) - file.num_kv_shared_layers
     layers: list[Layer] = []
     for number, kind in enumerate(types):
-        heads = own.get(str(number), Heads())
+        heads = own.get(number, Heads())
         layer = Layer(
             "full" if kind == "full_attention" else "window",
             heads.num_key_value_heads or file.num_key_value_heads,

@@ -33,11 +33,18 @@ def read(path: Path, given: Mapping[str, Any]) -> ModelConfig:
         file,
         [None] * file.num_hidden_layers,
         mlp_bias=file.mlp_bias,
-        embedding_scale=file.embedding_multiplier,
-        attention_scale=file.attention_multiplier,
-        residual_scale=file.residual_multiplier,
-        logit_scale=1 / file.logits_scaling,
+        **scales_of(file),
     )
+
+
+def scales_of(file: GraniteFile) -> dict[str, float]:
+    """What is multiplied, as `ModelConfig` calls it."""
+    return {
+        "embedding_scale": file.embedding_multiplier,
+        "attention_scale": file.attention_multiplier,
+        "residual_scale": file.residual_multiplier,
+        "logit_scale": 1 / file.logits_scaling,
+    }
 
 
 GRANITE = Family("granite", ("GraniteForCausalLM",), read, dense_tensors)

@@ -1,0 +1,112 @@
+"""Granite with experts (3.x), with an MLP beside them, and Granite 4 where all layers attend.
+
+Of Granite 4 the layers with a recurrent state are not done. One without experts has the MLP alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from workers.checkpoints import config
+from workers.checkpoints.config import ModelConfig
+from workers.checkpoints.experts import Experts
+from workers.checkpoints.families.granite import GraniteFile, scales_of
+from workers.checkpoints.families.llama import dense_tensors
+from workers.checkpoints.family import Family, in_causal
+from workers.checkpoints.files import refuse
+from workers.checkpoints.rope import Size
+from workers.checkpoints.safetensors import Tensor
+from workers.checkpoints.stacked import unstacked_rows
+
+ROUTED, BESIDE, SHARED = ".block_sparse_moe.", ".shared_mlp.", "shared_mlp"
+EXPERTS = {
+    "router.layer.weight": "gate.weight",
+    "input_linear.weight": "experts.gate_up_proj",
+    "output_linear.weight": "experts.down_proj",
+}
+HYBRID = "GraniteMoeHybridForCausalLM"
+
+
+class GraniteMoeFile(GraniteFile, kw_only=True):
+    """The keys of such a `config.json`."""
+
+    num_local_experts: Annotated[int, Meta(ge=0)] = 8
+    num_experts_per_tok: Size = 2
+    shared_intermediate_size: Annotated[int, Meta(ge=0)] = 0
+    position_embedding_type: Literal["rope", "nope"] | None = None
+    normalization_function: Literal["rmsnorm"] | None = None
+    # of layers that attend none
+    layers_block_type: Any = None
+    mamba_conv_bias: Any = None
+    mamba_proj_bias: Any = None
+
+
+def read(path: Path, given: Mapping[str, Any]) -> ModelConfig:
+    """Every layer has experts, or none has."""
+    given = dict(given)
+    hybrid = HYBRID in given.get("architectures", ())
+    file = config.read(path, given, GraniteMoeFile)
+    count, chosen, layers = file.num_local_experts, file.num_experts_per_tok, file.num_hidden_layers
+    if hybrid:
+        types = file.layer_types or file.layers_block_type
+        if not isinstance(types, list) or set(types) - {"attention", "full_attention"}:
+            refuse(path, "layer_types has layers with a state (mamba), which is not supported")
+    if count and chosen > count:
+        refuse(path, f"num_experts_per_tok {chosen} is above num_local_experts, which is {count}")
+    shared = file.shared_intermediate_size
+    if not count and not shared:
+        refuse(path, "num_local_experts and shared_intermediate_size are both 0")
+    experts = Experts(
+        count=count,
+        chosen=chosen,
+        intermediate_size=file.intermediate_size,
+        layers=tuple(range(layers)),
+        normalised=True,
+        shared_size=shared,
+        shared_name=SHARED,
+    )
+    return config.model_config(
+        path,
+        file if count else msgspec.structs.replace(file, intermediate_size=shared),
+        [None] * layers,
+        unrotated=tuple(range(layers)) if hybrid and file.position_embedding_type != "rope" else (),
+        experts=experts if count else None,
+        **scales_of(file),
+    )
+
+
+def rearranged(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Under the names that every other family has. Of two projections in one, gates stand above."""
+    has_experts = any(ROUTED in name for name in tensors)
+    found: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        for own, usual in EXPERTS.items():
+            name = name.replace(ROUTED + own, f".mlp.{usual}")
+        if BESIDE not in name:
+            found[name] = tensor
+            continue
+        layer, _, own = name.partition(BESIDE)
+        mlp = f"{layer}.mlp.{SHARED}." if has_experts else f"{layer}.mlp."
+        if own == "input_linear.weight" and len(tensor.shape) == 2 and tensor.shape[0] % 2 == 0:
+            shape, size = (tensor.shape[0] // 2, tensor.shape[1]), tensor.size // 2
+            for number, part in enumerate(("gate_proj", "up_proj")):
+                start = tensor.offset + number * size
+                found[f"{mlp}{part}.weight"] = Tensor(tensor.file, tensor.dtype, shape, start, size)
+        else:
+            found[mlp + own.replace("output_linear", "down_proj")] = tensor
+    return unstacked_rows(found)
+
+
+GRANITE_MOE = Family(
+    "granitemoe",
+    ("GraniteMoeForCausalLM", "GraniteMoeSharedForCausalLM", HYBRID),
+    read,
+    dense_tensors,
+    usual_name=in_causal,
+    rearrange=rearranged,
+)
