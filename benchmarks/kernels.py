@@ -20,7 +20,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from workers.checkpoints.blocks import FORMATS
-from workers.kernels import blocks_triton
+from workers.kernels import blocks_triton, grouped_triton
 from workers.weights.blocks import Blocks
 
 CARDS = {80: "A100", 86: "3060, 3090", 89: "4090", 90: "H100", 120: "5090"}  # by compute capability
@@ -55,6 +55,39 @@ def compile_product(capability: int, kind: str, tokens: int) -> Compiled:
     )
     options = {"num_warps": warps, "num_stages": blocks_triton.STAGES}
     kernel = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    return assembled(kernel, kind in ALIGNED)
+
+
+def compile_experts(capability: int, kind: str, tokens: int) -> Compiled:
+    """The product of so many tokens an expert, as `compile_product`; of `PLAIN`, with weights in bfloat16."""
+    kernel = grouped_triton.grouped_kernel
+    block_m, block_n, warps = grouped_triton.tiles(kind, tokens)
+    is_plain = kind == grouped_triton.PLAIN
+    pointers = dict.fromkeys(("x", "bias", "y"), "*bf16")
+    pointers |= {"w": "*bf16" if is_plain else "*u8", "table": "*fp32", "scales": "*fp32"}
+    pointers |= {"order": "*i64", "starts": "*i32"}
+    numbers = dict.fromkeys(("num_rows", "columns", "row_size", "y_stride", "experts"), "i32")
+    constants = {"KIND": kind, "HAS_BIAS": True, "SCALED": True, "CHOSEN": 8, "EVEN": True, "EXPERTS": 128}
+    constants |= {"BLOCK_M": block_m, "BLOCK_N": block_n}
+    names = kernel.arg_names
+    aligned = [*pointers, "columns", "num_rows", "y_stride", *["row_size"] * (is_plain or kind in ALIGNED)]
+    source = ASTSource(
+        fn=kernel,
+        signature={name: (pointers | numbers).get(name, "constexpr") for name in names},
+        constexprs={(names.index(name),): value for name, value in constants.items()},
+        attrs={(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
+    )
+    options = {"num_warps": warps, "num_stages": grouped_triton.STAGES}
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    return assembled(compiled, is_plain or kind in ALIGNED)
+
+
+def assembled(kernel: triton.compiler.CompiledKernel, aligned: bool) -> Compiled:
+    """What the assembler says of it.
+
+    Args:
+        aligned: whether weights begin where loads of 16 bytes may.
+    """
     tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
@@ -64,7 +97,7 @@ def compile_product(capability: int, kind: str, tokens: int) -> Compiled:
     registers, stack, local = map(int, re.search(r"REG:(\d+) STACK:(\d+).*?LOCAL:(\d+)", usage).groups())
     loads = re.findall(r"\bLDG(?:STS)?\.E((?:\.\w+)*)", code)
     bits = [int(found[1]) for load in loads if (found := re.search(r"\.U?(8|16|64|128)\b", load))]
-    widest = 128 if kind in ALIGNED and 128 in bits else max(b for b in bits if b < 128)
+    widest = 128 if aligned and 128 in bits else max(b for b in bits if b < 128)
     return Compiled(registers, kernel.metadata.shared, stack + local, widest // 8)
 
 

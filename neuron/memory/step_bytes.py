@@ -23,6 +23,7 @@ UNMEASURED_BYTES = {"cpu": 300_000_000, "cuda": CONTEXT_BYTES}
 FLOAT = 4  # bytes of a float32
 KEYS_AT_ONCE = 2048  # tokens of context whose keys attention over a prompt gathers in one piece
 PAIRS = 1024  # of a token and an expert that it goes to, whose numbers are in memory at once
+PAIRS_OF_A_GPU = 16_384  # the same there
 SCORES = 12 << 20  # bytes of attention scores, their weights and their mask
 TOLD_ROWS = 64  # of logits at once, for the log-probabilities of a prompt
 SORTED_LOGITS = {"cpu": 5 << 18, "cuda": 5 << 20}  # at once, for the draw of tokens
@@ -70,7 +71,7 @@ class Overhead:
 
     def of_step(self, kind: str, tokens: int, sequences: int) -> int:
         """Bytes that a rank takes for steps of `tokens` that sample for `sequences`, on a CPU or a GPU."""
-        layers = max(self._attention(tokens), self._mlp(tokens)) + self._inputs(tokens)
+        layers = max(self._attention(tokens), self._mlp(kind, tokens)) + self._inputs(tokens)
         if self.shapes.bidirectional:  # there are no logits
             return int(PIECES[kind] * layers) + (KERNEL_BYTES if kind == "cpu" else 0)
         logits = max(self._told(kind, tokens), self._sampling(kind, sequences))
@@ -95,7 +96,7 @@ class Overhead:
         gathered = KEYS_AT_ONCE * keys * (4 * size + FLOAT)
         return tokens * (stream + projected + rotated + attended) + gathered + SCORES
 
-    def _mlp(self, tokens: int) -> int:
+    def _mlp(self, kind: str, tokens: int) -> int:
         hidden, inner, size = self.shapes.hidden_size, self.shapes.intermediate_size, self.itemsize
         inner *= 2 if self.shapes.double_wide else 1
         dense = tokens * (2 * hidden + 4 * inner // self.world_size) * size
@@ -103,7 +104,9 @@ class Overhead:
             return dense
         ranks = 1 if experts.whole_on(self.world_size) else self.world_size
         inner = experts.intermediate_size // ranks
-        pairs = tokens + PAIRS  # all tokens may choose the same expert
+        pairs = min(tokens * experts.chosen, PAIRS_OF_A_GPU)
+        if kind == "cpu":
+            pairs = tokens + PAIRS  # all tokens may choose the same expert
         routed = pairs * ((2 * hidden + 3 * inner) * size + hidden * FLOAT)
         shared = tokens * 4 * experts.shared_size // self.world_size * size
         return max(dense, tokens * hidden * (2 * size + FLOAT) + max(routed, shared))

@@ -8,6 +8,7 @@ import torch
 from tests.workers.engines import make_runner
 from workers.checkpoints.card import read_card
 from workers.checkpoints.experts import Experts
+from workers.kernels import grouped
 from workers.models import experts
 from workers.models.experts import MixtureOfExperts, Router
 from workers.parallel import RankGroup
@@ -51,6 +52,25 @@ def test_how_many_pairs_are_taken_at_once_changes_nothing(tiny, monkeypatch):
         for pairs in (1, 7, 30):
             monkeypatch.setattr(experts, "PAIRS", pairs)
             torch.testing.assert_close(mixture(x), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["qwen2_moe", "gpt_oss_whole"])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_pairs_that_a_gpu_counts_come_to_what_a_cpu_makes_of_them(tiny, monkeypatch, name, rank):
+    config = read_card(tiny(name).folder).config
+    mixture = MixtureOfExperts("mlp", config, RankGroup(rank, 2), Empty(torch.float32))
+    generator = torch.Generator().manual_seed(4)
+    for linear in mixture.linears:
+        for piece in linear.pieces():
+            piece.into.normal_(generator=generator)
+    monkeypatch.setattr(grouped, "product", grouped.reference)
+    monkeypatch.setattr(experts, "PAIRS_OF_A_GPU", 20)
+    for tokens in (1, 30):
+        x = torch.randn(tokens, 48, generator=generator)
+        mixture.in_pairs = False
+        expected = mixture.part(x)
+        mixture.in_pairs = True
+        torch.testing.assert_close(mixture.part(x), expected)
 
 
 def test_experts_stay_whole_where_their_columns_cannot_be_parted_and_there_are_enough():

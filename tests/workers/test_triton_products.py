@@ -13,8 +13,10 @@ import torch
 
 from tests.workers.engines import GPU
 from tests.workers.test_compiled_products import random_weight
+from workers.kernels import grouped
+from workers.kernels.pairs import Pairs
 from workers.kernels.products import product
-from workers.weights.blocks import Blocks
+from workers.weights.blocks import Blocks, Weight
 
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="torch for the CPU has no Triton")
 
@@ -59,3 +61,51 @@ def test_a_device_computes_what_the_reference_does(kind, tokens, device):
     expected = x.float() @ weight.float().bfloat16().float().t()
     y = product(x.to(device), Blocks(weight.format, weight.data.to(device), torch.bfloat16))
     assert (y.float().cpu() - expected).norm() / expected.norm() < 0.004
+
+
+def test_what_is_interpreted_of_experts_is_what_torch_makes_of_each_pair():
+    command = [sys.executable, "-m", "tests.workers.interpreted_experts"]
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    errors = json.loads(done.stdout)
+    assert len(errors) == 8 * 5  # formats and types, ways to choose
+    for name, error in errors.items():
+        assert error < (1e-5 if "float32" in name else 1e-3), name
+
+
+@pytest.mark.parametrize(
+    ("kind", "tokens", "capability"),
+    [("PLAIN", 1, 86), ("PLAIN", 64, 120), ("Q4_K", 32, 80), ("Q6_K", 64, 86), ("MXFP4", 64, 90)],
+)
+def test_a_kernel_of_experts_fits_its_card_and_spills_nothing(kind, tokens, capability):
+    from benchmarks.kernels import ALIGNED, SHARED_BYTES, compile_experts
+
+    found = compile_experts(capability, kind, tokens)
+    assert found.shared <= SHARED_BYTES[capability]
+    assert found.spilt == 0
+    assert found.load == 16 or kind not in (*ALIGNED, "PLAIN")
+
+
+@pytest.mark.parametrize("kind", ["PLAIN", "Q4_K", "MXFP4"])
+@pytest.mark.parametrize("tokens", [1, 40, 500])
+@pytest.mark.parametrize("device", [pytest.param("cuda:0", marks=GPU)])
+def test_a_device_computes_pairs_as_the_reference_does(kind, tokens, device):
+    generator, experts = torch.Generator().manual_seed(0), 6
+    weight: Weight = torch.randn(experts * 96, 512, generator=generator).bfloat16()
+    if kind != "PLAIN":
+        weight = random_weight(kind, experts * 96, 512)
+        weight = Blocks(weight.format, weight.data, torch.bfloat16)
+    numbers = torch.randint(experts + 1, (tokens * 2,), generator=generator)  # some go elsewhere
+    x = torch.randn(tokens, 512, generator=generator).bfloat16()
+    bias = torch.randn(experts, 96, generator=generator).bfloat16()
+    expected, found = (torch.zeros(tokens * 2, 96, dtype=torch.bfloat16) for _ in range(2))
+    grouped.reference(x, weight, bias, Pairs.of(numbers, experts, 2), expected)
+    there = (
+        Blocks(weight.format, weight.data.to(device), torch.bfloat16)
+        if kind != "PLAIN"
+        else weight.to(device)
+    )
+    found = found.to(device)
+    grouped.product(x.to(device), there, bias.to(device), Pairs.of(numbers.to(device), experts, 2), found)
+    assert (found.float().cpu() - expected.float()).norm() / expected.float().norm() < 0.004

@@ -16,6 +16,7 @@ from ipc.worker_messages import PAGE_SIZE, SamplingParams
 from tests.workers.engines import make_runner
 from workers.cache.paged import KVCache
 from workers.execution.model_runner import ModelRunner
+from workers.kernels import grouped
 from workers.models.registry import MODELS
 from workers.parallel import RankGroup
 from workers.sampling.sampler import Sampler
@@ -84,6 +85,22 @@ def test_a_step_waits_for_its_tokens_and_for_nothing_else(tiny, waits):
         for plan in (prefill, decode):
             waits.clear()
             assert runner.execute(plan).tokens == [1] * len(SETTINGS)
+            assert len(waits) == 1
+
+
+def test_nor_does_it_ask_how_many_tokens_an_expert_has(tiny, waits, monkeypatch):
+    runner = empty_runner(tiny("qwen3_moe").folder)
+    for block in runner.model.blocks:
+        block.mlp.in_pairs = True
+    monkeypatch.setattr(grouped, "product", grouped.reference)
+    slots = range(len(SETTINGS))
+    added = [NewSequence(slot, 3, bytes(12), SamplingParams()) for slot in slots]
+    prefill = StepPlan(1, [], added, [Scheduled(slot, 3, [[slot]]) for slot in slots])
+    decode = StepPlan(2, [], [], [Scheduled(slot, 1) for slot in slots])
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        for plan in (prefill, decode):
+            waits.clear()
+            runner.execute(plan)
             assert len(waits) == 1
 
 

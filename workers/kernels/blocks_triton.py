@@ -129,8 +129,8 @@ def _read_bytes(rows, k, columns, FLOAT: tl.constexpr, BY_ROW: tl.constexpr):
 @triton.jit
 def _pairs(rows, k):
     """128 numbers of four bits, two in a byte, the first in its lower half."""
-    within = tl.arange(0, 4)[None, :, None] * 32 + tl.arange(0, 32)[None, None, :]
-    return tl.load(rows + k // 2 + within // 2).to(tl.int32) >> within % 2 * 4 & 15
+    q = tl.load(rows + k // 2 + tl.arange(0, 64)[None, None, :])
+    return tl.reshape(tl.join(q & 15, q >> 4), (q.shape[0], 4, 32)).to(tl.int32)
 
 
 @triton.jit
@@ -157,6 +157,35 @@ def _read_nvfp4(rows, k, columns):
 
 
 @triton.jit
+def read_step(rows, k, columns, table, KIND: tl.constexpr):  # rows [n, 1, 1]: where they begin
+    """128 elements of each row, from element `k` on, of whatever format: `[n, 4, 32]` float32."""
+    if KIND == "Q8_0":
+        return _read_q8_0(rows, k, columns)
+    elif KIND == "Q4_0" or KIND == "Q5_0":
+        return _read_q45_01(rows, k, columns, KIND == "Q5_0", False)
+    elif KIND == "Q4_1" or KIND == "Q5_1":
+        return _read_q45_01(rows, k, columns, KIND == "Q5_1", True)
+    elif KIND == "Q4_K" or KIND == "Q5_K":
+        return _read_q45_k(rows, k, columns, KIND == "Q5_K")
+    elif KIND == "Q6_K":
+        return _read_q6_k(rows, k, columns)
+    elif KIND == "MXFP4":
+        return _read_mxfp4(rows, k, columns)
+    elif KIND == "INT4_32":
+        return _read_int4(rows, k, columns, 32)
+    elif KIND == "INT4_128":
+        return _read_int4(rows, k, columns, 128)
+    elif KIND == "NVFP4":
+        return _read_nvfp4(rows, k, columns)
+    elif KIND == "NF4_64" or KIND == "FP4_64":
+        return _read_table(rows, k, columns, table)
+    elif KIND == "FP8_128" or KIND == "FP8_ROW":
+        return _read_bytes(rows, k, columns, True, KIND == "FP8_ROW")
+    else:
+        return _read_bytes(rows, k, columns, False, KIND == "INT8_ROW")
+
+
+@triton.jit
 def product_kernel(
     x,  # [tokens, columns]
     w,  # [rows, row_bytes] uint8
@@ -178,30 +207,7 @@ def product_kernel(
     inner = tl.arange(0, 128)
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for k in range(0, columns, 128):
-        if KIND == "Q8_0":
-            wide = _read_q8_0(rows, k, columns)
-        elif KIND == "Q4_0" or KIND == "Q5_0":
-            wide = _read_q45_01(rows, k, columns, KIND == "Q5_0", False)
-        elif KIND == "Q4_1" or KIND == "Q5_1":
-            wide = _read_q45_01(rows, k, columns, KIND == "Q5_1", True)
-        elif KIND == "Q4_K" or KIND == "Q5_K":
-            wide = _read_q45_k(rows, k, columns, KIND == "Q5_K")
-        elif KIND == "Q6_K":
-            wide = _read_q6_k(rows, k, columns)
-        elif KIND == "MXFP4":
-            wide = _read_mxfp4(rows, k, columns)
-        elif KIND == "INT4_32":
-            wide = _read_int4(rows, k, columns, 32)
-        elif KIND == "INT4_128":
-            wide = _read_int4(rows, k, columns, 128)
-        elif KIND == "NVFP4":
-            wide = _read_nvfp4(rows, k, columns)
-        elif KIND == "NF4_64" or KIND == "FP4_64":
-            wide = _read_table(rows, k, columns, table)
-        elif KIND == "FP8_128" or KIND == "FP8_ROW":
-            wide = _read_bytes(rows, k, columns, True, KIND == "FP8_ROW")
-        else:
-            wide = _read_bytes(rows, k, columns, False, KIND == "INT8_ROW")
+        wide = read_step(rows, k, columns, table, KIND)
         part = tl.load(
             x + m[:, None].to(tl.int64) * columns + k + inner[None, :], mask=m[:, None] < tokens, other=0.0
         )
@@ -219,7 +225,7 @@ def takes(weight: Blocks) -> bool:
 
 
 @cache
-def _table(kind: str, device: torch.device) -> Tensor | None:
+def table_of(kind: str, device: torch.device) -> Tensor | None:
     return torch.tensor(TABLES[kind], device=device) if kind in TABLES else None
 
 
@@ -237,7 +243,7 @@ def product(x: Tensor, weight: Blocks, bias: Tensor | None) -> Tensor:
     y = x.new_empty(len(x), rows)
     block_m, block_n, warps = tiles(len(x))
     grid = (triton.cdiv(rows, block_n), triton.cdiv(len(x), block_m))
-    name, table = weight.format.name, _table(weight.format.name, x.device)
+    name, table = weight.format.name, table_of(weight.format.name, x.device)
     product_kernel[grid](
         *(x, weight.data, y if bias is None else bias, y, y if table is None else table),
         *(len(x), rows, columns, weight.data.shape[1]),

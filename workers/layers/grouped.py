@@ -11,6 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from workers.checkpoints.blocks import FORMATS
+from workers.kernels import grouped
+from workers.kernels.pairs import Pairs
+from workers.kernels.products import TILE
 from workers.layers.linear import Linear, can_pack, has_kernels
 from workers.weights.blocks import Blocks, Empty, Weight
 
@@ -24,6 +27,11 @@ class Stacked:
 
     whole: Tensor  # [experts, ...]
     format: str | None  # of what stands there in blocks
+
+    def flat(self, dtype: torch.dtype) -> Weight:  # [experts * rows, columns]
+        """A weight, as one; `dtype` is that of what it is multiplied with."""
+        flat = self.whole.flatten(0, 1)
+        return flat if self.format is None else Blocks(FORMATS[self.format], flat, dtype)
 
 
 class Stack(Empty):
@@ -79,7 +87,7 @@ class GroupedLinear:
 
     def __init__(self, count: int, make: Callable[[int, Empty], Linear], empty: Empty) -> None:
         self.exact = False
-        self.stacks: list[tuple[Stacked, Tensor | None]] = []  # weights and biases; []: none stand together
+        self.stacks: list[tuple[Weight, Tensor | None]] = []  # [experts * rows, columns], [experts, rows]
         self.experts: list[Linear] = []
         self._plain: Tensor | None = None  # [experts, rows, columns], of which `_together` makes products
         if can_pack(empty.dtype, empty.device) and empty.dtype != torch.float32:
@@ -94,7 +102,9 @@ class GroupedLinear:
             return
         weights, biases = ([each for each in stack.made if each.whole.dim() == dim] for dim in (3, 2))
         has_bias = biases and self.experts[0].biased
-        self.stacks = [(w, biases[i].whole if has_bias else None) for i, w in enumerate(weights)]
+        self.stacks = [
+            (each.flat(empty.dtype), biases[i].whole if has_bias else None) for i, each in enumerate(weights)
+        ]
         whole = weights[0].whole
         aligned = whole.stride(1) * whole.itemsize % ALIGNED == 0
         if empty.device.type == "cpu" and len(weights) == 1 and weights[0].format is None and aligned:
@@ -117,6 +127,24 @@ class GroupedLinear:
             elif rows:
                 parts.append(self.experts[first + run.start](part))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    @property
+    def takes_pairs(self) -> bool:
+        """Whether `of_pairs` can be asked."""
+        return bool(self.stacks) and all(grouped.takes(weight) for weight, _ in self.stacks)
+
+    @property
+    def rows(self) -> int:
+        """Columns of what `of_pairs` gives."""
+        return sum(weight.shape[0] for weight, _ in self.stacks) // len(self.experts)
+
+    def of_pairs(self, x: Tensor, pairs: Pairs, y: Tensor, scales: Tensor | None = None) -> None:
+        """As `workers.kernels.grouped.product`, for what is stored apart too: `y` has the columns of all."""
+        start, at_once = 0, TILE if self.exact else None
+        for weight, bias in self.stacks:
+            end = start + weight.shape[0] // len(self.experts)
+            grouped.product(x, weight, bias, pairs, y[:, start:end], scales, at_once)
+            start = end
 
     def _runs(self, counts: Sequence[int]) -> Iterator[range]:
         """Experts that follow each other, to be computed together."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from workers.checkpoints.config import ModelConfig
 from workers.checkpoints.experts import Experts
+from workers.kernels.pairs import Pairs
 from workers.layers.grouped import GroupedLinear
 from workers.layers.linear import ColumnParallel, Linear, RowPart
 from workers.layers.steady import add_rows
@@ -18,6 +19,7 @@ from workers.weights.blocks import Empty
 from workers.weights.loader import Slice
 
 PAIRS = 1024  # of a token and an expert that it goes to, whose numbers are in memory at once
+PAIRS_OF_A_GPU = 16_384  # the same there, where each time reads the weights of all experts
 LEAST = 1e-20  # is added to a sum of scores, which may all be 0
 
 
@@ -106,6 +108,7 @@ class MixtureOfExperts:
 
         self.gate_up = GroupedLinear(len(self.mine), gate_up, empty)
         self.down = GroupedLinear(len(self.mine), down, empty)
+        self.in_pairs = self.gate_up.takes_pairs and self.down.takes_pairs  # and nobody asks how many
         self.shared: MLP | None = None
         if experts.shared_size:
             shared = f"{name}.{experts.shared_name}"
@@ -163,6 +166,13 @@ class MixtureOfExperts:
         if len(self.mine) < self.router.experts.count:  # the others' come last
             theirs = (numbers < self.mine.start) | (numbers >= self.mine.stop)
             numbers = (numbers - self.mine.start).masked_fill(theirs, len(self.mine))
+        if self.in_pairs:
+            step = max(1, PAIRS_OF_A_GPU // chosen) * chosen
+            parts = zip(
+                x.split(step // chosen), weights.flatten().split(step), numbers.split(step), strict=True
+            )
+            found = [self._of_pairs(*part, chosen) for part in parts]
+            return found[0] if len(found) == 1 else torch.cat(found)
         by_expert, order = numbers.sort(stable=True)
         rows, weights = order // chosen, weights.flatten()[order, None]
         y = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
@@ -176,6 +186,20 @@ class MixtureOfExperts:
             add_rows(y, rows[start:end], self.down(inner, taken, run.start) * weights[start:end])
             start = end
         return y.to(x.dtype)
+
+    def _of_pairs(self, x: Tensor, weights: Tensor, numbers: Tensor, chosen: int) -> Tensor:
+        """The same of tokens that a GPU takes at once; how many pairs an expert has, only the GPU knows."""
+        pairs, count, hidden = Pairs.of(numbers, len(self.mine), chosen), len(numbers), x.shape[1]
+        inner = x.new_empty(count, self.gate_up.rows)
+        self.gate_up.of_pairs(x, pairs, inner)
+        # of pairs that are another rank's nothing is written
+        y = (
+            x.new_empty(count, hidden)
+            if len(self.mine) == self.router.experts.count
+            else x.new_zeros(count, hidden)
+        )
+        self.down.of_pairs(self._gated(inner), pairs, y, weights)
+        return y.view(-1, chosen, hidden).sum(dim=1, dtype=torch.float32).to(x.dtype)
 
     def _gated(self, inner: Tensor) -> Tensor:  # [pairs, 2 * inner] -> [pairs, inner]
         if self.clamp is None:
