@@ -12,7 +12,7 @@ TORCH ?= pypi
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 VENV := .venv
 PIP = $(VENV)/bin/python -m pip install --disable-pip-version-check -c constraints.txt
-PIP_INPUTS := pyproject.toml setup.cfg constraints.txt workers/kernels/blocks.c workers/weights/quantise.c
+PIP_INPUTS := pyproject.toml setup.cfg constraints.txt $(wildcard workers/kernels/*.[ch]) workers/weights/quantise.c
 
 # Tests start hundreds of processes of ours; each would compile all that it imports.
 unexport PYTHONDONTWRITEBYTECODE

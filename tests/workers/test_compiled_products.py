@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import shutil
-import subprocess
 
 import pytest
 import torch
 
+from tests.workers.compiled_library import build, built
 from workers.checkpoints.blocks import FORMATS
 from workers.kernels import compiled, products
 from workers.kernels.products import widened
@@ -20,18 +21,7 @@ COLUMNS = 768
 
 @pytest.fixture(scope="module", autouse=True)
 def library(tmp_path_factory):
-    """The library, built here where no install did."""
-    found = compiled.library()
-    if found is None:
-        if shutil.which("gcc") is None:
-            pytest.skip("there is no compiler")
-        path = tmp_path_factory.mktemp("library") / "blocks.so"
-        source = str(compiled.Path(compiled.__file__).with_name("blocks.c"))
-        options = ["-O1", "-std=gnu11", "-fopenmp", "-shared", "-fPIC"]
-        subprocess.run(["gcc", *options, "-o", str(path), source], check=True, timeout=120)
-        found = compiled.load(path)
-    if found is None:
-        pytest.skip("this CPU has no AVX2")
+    found = built(tmp_path_factory)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compiled, "library", lambda: found)
         yield found
@@ -120,3 +110,20 @@ def test_what_is_not_finite_stays_in_its_row(value):
 def test_a_file_that_is_no_library_is_left_alone(tmp_path):
     (tmp_path / "blocks.so").write_bytes(b"no library")
     assert compiled.load(tmp_path / "blocks.so") is None
+
+
+def test_a_library_of_other_sources_is_not_used_and_the_log_says_what_to_run(tmp_path, monkeypatch, caplog):
+    shutil.copy(compiled.FOLDER / "vectors.h", tmp_path)
+    (tmp_path / "blocks.c").write_text('#define OWN_SOURCE\n#include "vectors.h"\nSOURCE(blocks)\n')
+    (tmp_path / "step.c").write_text('#include "vectors.h"\nSOURCE(step)\n')
+    found = ctypes.CDLL(str(build(tmp_path, tmp_path / "library.so", "-O0")))
+    monkeypatch.setattr(compiled, "FOLDER", tmp_path)
+    assert compiled.other_source(found) is None
+    with (tmp_path / "step.c").open("a") as file:
+        file.write("/* as it will be one day */\n")
+    assert compiled.load(tmp_path / "library.so") is None
+    (record,) = caplog.records
+    assert "another step.c" in record.getMessage()
+    assert "pip install -e ." in record.getMessage()
+    (tmp_path / "step.c").unlink()  # as in a package
+    assert compiled.other_source(found) is None

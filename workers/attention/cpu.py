@@ -17,6 +17,7 @@ from torch import Tensor
 from ipc.worker_messages import PAGE_SIZE, CacheGroup
 from workers.cache.paged import KVCache, clear, write_kv
 from workers.checkpoints.caches import first_page_seen
+from workers.kernels import step as kernels
 from workers.layers.linear import has_kernels
 from workers.layers.steady import COUNTS, add_rows, blocks, steady_counts
 from workers.step.batch import Segment
@@ -59,8 +60,12 @@ class GroupStep:
     pages: Tensor  # [tokens] int64, the page that takes each token's keys and values
     places: Tensor  # [tokens] int64, its place in that page
     opened: list[int]  # pages that get their first tokens, and are not full after the step
-    num_decode: int  # tokens that `runs` is for
-    runs: list[PageRun]
+    window: int  # tokens that a token sees, itself included; 0: all
+    num_decode: int  # sequences with one token, which come first
+    shown: tuple[
+        Tensor, Tensor, Tensor
+    ]  # as `pages` and `sequence` of `PageRun`, and tokens seen from a page on
+    runs: list[PageRun]  # the same for those of them that no compiled kernel is for
     chunks: list[Chunk]
 
 
@@ -162,6 +167,8 @@ class PagedAttention:
             if segment.end % PAGE_SIZE and segment.end // PAGE_SIZE * PAGE_SIZE >= segment.start
         ]
         window = group.window if group.kind == "window" else 0
+        kv = self.cache.layers[self.cache.groups[number].layers[0]]
+        shown = tuple(tensors[f"{name}_{number}"] for name in ("run_pages", "run_rows", "seen"))
         chunks, begin = [], 0
         for segment in segments:
             for part in _parts(group, segment) if self._is_chunk(segment) else ():
@@ -175,14 +182,17 @@ class PagedAttention:
             pages=tensors[f"pages_{number}"],
             places=tensors["places"],
             opened=opened,
+            window=window,
             num_decode=sum(not self._is_chunk(segment) for segment in segments),
-            runs=self._runs(number, window, tensors),
+            shown=shown,
+            runs=[]
+            if kernels.takes_cache(kv, self._value_dim or kv.shape[-1])
+            else self._runs(kv, window, *shown),
             chunks=chunks,
         )
 
-    def _runs(self, number: int, window: int, tensors: dict[str, Tensor]) -> list[PageRun]:
+    def _runs(self, kv: Tensor, window: int, pages: Tensor, rows: Tensor, seen: Tensor) -> list[PageRun]:
         """The pages that sequences with one token in this step attend over."""
-        pages, rows, seen = (tensors[f"{name}_{number}"] for name in ("run_pages", "run_rows", "seen"))
         if not len(pages):
             return []
         place = torch.arange(PAGE_SIZE, device=pages.device)
@@ -190,7 +200,6 @@ class PagedAttention:
         if window:
             hidden |= place < seen.unsqueeze(1) - window
         bias = torch.zeros(hidden.shape, device=pages.device).masked_fill_(hidden, -torch.inf)[:, None, None]
-        kv = self.cache.layers[self.cache.groups[number].layers[0]]
         run_pages = max(1, RUN_BYTES[kv.device.type] // kv[0, 0].nbytes)
         parts = (each.split(run_pages) for each in (pages, rows, bias))
         return [PageRun(*run) for run in zip(*parts, strict=True)]
@@ -208,14 +217,24 @@ class PagedAttention:
         step, kv = prepared[self.cache.group_of[layer]], self.cache.layers[layer]
         scale = q.shape[-1] ** -0.5 if self._scale is None else self._scale
         scores = Scores(scale, self._cap, None if sinks is None else sinks.float())
+        value_dim = self._value_dim or kv.shape[-1]
+        compiled = kernels.takes_cache(kv, value_dim)
         if keys is not None:
             clear(kv, step.opened)
-            write_kv(kv, keys, values, step.pages, step.places)
-        value_dim = self._value_dim or kv.shape[-1]
+            write = kernels.write if compiled and keys.dtype == kv.dtype else write_kv
+            write(kv, keys, values, step.pages, step.places)
         seen = kv[0], kv[-1][..., :value_dim]
         out = q.new_empty(*q.shape[:2], value_dim)
         if step.num_decode:
-            out[: step.num_decode] = attend_decode(q[: step.num_decode], *seen, step.runs, scores)
+            rows = q[: step.num_decode]
+            if compiled:
+                of_scores = scores.scale, scores.cap, scores.sinks
+                attended = kernels.attention(rows, kv, value_dim, step.shown, step.window, *of_scores)
+            else:
+                attended = attend_decode(rows, *seen, step.runs, scores)
+            if not step.chunks:
+                return attended
+            out[: step.num_decode] = attended
         for chunk in step.chunks:
             attend = attend_chunk if self._exact is None else self._exact
             out[chunk.tokens] = attend(q[chunk.tokens], *seen, chunk, scores)

@@ -12,19 +12,16 @@
  * Built at install where there is a compiler, and loaded by compiled.py; nothing depends on it.
  */
 
-#include <stdint.h>
+#define OWN_SOURCE
+#include "vectors.h"
+
+SOURCE(blocks)
 
 enum { Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS, MXFP4 };
-enum { FLOAT32, BFLOAT16, FLOAT16 };
-
 #if defined(__x86_64__) && defined(__GNUC__)
 
-#include <immintrin.h>
 #include <stdlib.h>
 #include <string.h>
-
-#define AVX2 __attribute__((target("avx2,fma,f16c")))
-#define INLINE static inline __attribute__((always_inline)) AVX2
 
 int blocks_supported(void)
 {
@@ -249,16 +246,6 @@ typedef struct {
     float *scale;    /* [tokens][columns / 32] */
     float *sums;     /* [tokens][groups]: of the elements of a group, rounded */
 } Input;
-
-INLINE __m256 load_any(const void *x, long i, int type)
-{
-    if (type == FLOAT32)
-        return _mm256_loadu_ps((const float *)x + i);
-    __m128i h = _mm_loadu_si128((const __m128i *)((const uint16_t *)x + i));
-    if (type == FLOAT16)
-        return _mm256_cvtph_ps(h);
-    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
-}
 
 INLINE int sum_16(__m128i bytes)
 {
@@ -502,19 +489,6 @@ INLINE __m256 one_token(int kind, Rows row, const Input *in, long token, long co
     return y;
 }
 
-/* float32 to bfloat16, to the nearest and even */
-INLINE __m128i bfloat16(__m256 values)
-{
-    __m256i b = _mm256_castps_si256(values);
-    __m256i odd = _mm256_and_si256(_mm256_srli_epi32(b, 16), _mm256_set1_epi32(1));
-    __m256i rounded = _mm256_add_epi32(b, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
-    __m256i quiet = _mm256_or_si256(b, _mm256_set1_epi32(0x400000));
-    __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(values, values, _CMP_UNORD_Q));
-    rounded = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, nan), 16);
-    __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(rounded, rounded), 0x08);
-    return _mm256_castsi256_si128(packed);
-}
-
 /* --- products ------------------------------------------------------------------------------------------ */
 
 enum {
@@ -547,7 +521,7 @@ INLINE void keep(const Product *p, long token, long row, long apart, __m256 sums
     if (p->type == FLOAT32)
         _mm256_storeu_ps((float *)words, sums);
     else
-        _mm_storeu_si128((__m128i *)halves, p->type == FLOAT16 ? _mm256_cvtps_ph(sums, 0) : bfloat16(sums));
+        _mm_storeu_si128((__m128i *)halves, to_half(sums, p->type));
     for (int i = 0; i < count; i++) {
         const long at = token * p->rows + row + i * apart;
         if (p->type == FLOAT32)

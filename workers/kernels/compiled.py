@@ -1,4 +1,7 @@
-"""The compiled products of `blocks.c`, where an install could build them and the CPU has what they take."""
+"""The library of compiled kernels, where an install could build it and the CPU has what it takes.
+
+Of its kernels those of `blocks.c` are called here, and those of `step.c` in `step.py`.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,8 @@ from workers.weights.blocks import Blocks
 KINDS = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "MXFP4"]
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
 STEM = "_blocks"
+FOLDER = Path(__file__).parent
+SOURCES = ("blocks.c", "step.c", "vectors.h")
 
 logger = logging.getLogger("workers.kernels.compiled")
 
@@ -24,7 +29,7 @@ logger = logging.getLogger("workers.kernels.compiled")
 @cache
 def library() -> ctypes.CDLL | None:
     """The library beside this file; None: it was not built, or cannot be used here."""
-    paths = [Path(__file__).with_name(STEM + suffix) for suffix in EXTENSION_SUFFIXES]
+    paths = [FOLDER / (STEM + suffix) for suffix in EXTENSION_SUFFIXES]
     path = next(filter(Path.exists, paths), None)
     return None if path is None else load(path)
 
@@ -34,15 +39,53 @@ def load(path: Path) -> ctypes.CDLL | None:
     try:
         found = ctypes.CDLL(str(path))  # with the same libgomp as torch, and so with its threads
     except OSError as error:
-        logger.warning("compiled products cannot be loaded: %s", error)
+        logger.warning("compiled kernels cannot be loaded: %s", error)
         return None
-    number, size, pointer = ctypes.c_int, ctypes.c_long, ctypes.c_void_p
+    if (other := other_source(found)) is not None:
+        logger.warning(
+            "%s was built from another %s than the one beside it, and is not used: steps take longer until "
+            "it is built again (pip install -e . does that)",
+            path,
+            other,
+        )
+        return None
+    number, size, pointer, real = ctypes.c_int, ctypes.c_long, ctypes.c_void_p, ctypes.c_float
     found.blocks_product.argtypes = (
         *(number, pointer, size, size, size),  # weight
         *(pointer, pointer, number, size, pointer),  # input, output, their type, tokens, bias
         number,  # threads
     )
-    return found if found.blocks_supported() else None
+    if not found.blocks_supported():
+        return None
+    found.step_norm.argtypes = (*[pointer] * 4, number, size, size, real, real, number)
+    found.step_gated.argtypes = (pointer, pointer, number, number, size, size, number)
+    found.step_heads.argtypes = (
+        *(pointer, number, *[size] * 5),  # input and its shape
+        *(pointer, pointer, real, real),  # norms
+        *(pointer, pointer, size, number),  # angles, threads
+    )
+    found.step_write.argtypes = (pointer, size, pointer, size, pointer, pointer, *[size] * 3)
+    found.step_attention.argtypes = (
+        *(pointer, size, pointer, pointer, size, pointer, number),  # queries, cache, output, their type
+        *(*[pointer] * 3, size),  # pages
+        *(*[size] * 5, real, real, pointer, number),  # shape, scores, threads
+    )
+    return found
+
+
+def other_source(found: ctypes.CDLL) -> str | None:
+    """The first source that the library was not built from as it is here; None: there is no such."""
+    for name in SOURCES:
+        file = FOLDER / name
+        if not file.exists():  # an installed package has none
+            continue
+        text = getattr(found, f"{file.stem}_source", None)
+        if text is None:
+            return name
+        text.restype = ctypes.c_char_p
+        if text() not in (b"", file.read_bytes()):  # empty: its compiler could not keep it
+            return name
+    return None
 
 
 def takes(device: torch.device, dtype: torch.dtype, weight: Blocks) -> bool:

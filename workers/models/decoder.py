@@ -17,6 +17,7 @@ from torch import Tensor
 
 from workers.attention.backend import Attend
 from workers.checkpoints.config import ModelConfig
+from workers.kernels import step
 from workers.layers.embedding import Embedding, Head, VocabularySlice
 from workers.layers.layer_norm import LayerNorm
 from workers.layers.linear import ColumnParallel, Linear, RowParallel
@@ -191,6 +192,8 @@ class Block:
         return self._add(x, self.mlp(_normed(x, self.before_mlp)), self.after_mlp)
 
     def _add(self, x: Tensor, y: Tensor, norm: Norm | None) -> Tensor:
+        if isinstance(norm, RMSNorm) and self.residual_scale == 1.0:
+            return norm.added(x, y)
         y = _normed(y, norm)
         return x + y if self.residual_scale == 1.0 else x + y * self.residual_scale
 
@@ -264,12 +267,22 @@ class Attention:
         heads, kv_heads = self.num_heads, self.num_kv_heads
         qkv = self.qkv(x).view(len(x), heads + 2 * kv_heads, self.head_dim)
         qk, values = qkv.split((heads + kv_heads, kv_heads), dim=1)
-        if self.qk_norm:
-            qk = self.qk_norm(qk.float())
-        if angles is not None:
-            qk = rotate_part(qk.float(), *angles, self.interleaved)
-            if self.eps is not None:
-                qk = qk * over_rms(qk, self.eps)
+        if self._compiled(qkv, angles):
+            norm = self.qk_norm
+            of_norm = (None, 0.0, 0.0) if norm is None else (norm.weights, norm.eps, norm.offset)
+            step.heads(qkv, (heads, kv_heads), *of_norm, angles)
+        else:
+            if self.qk_norm:
+                qk = self.qk_norm(qk.float())
+            if angles is not None:
+                qk = rotate_part(qk.float(), *angles, self.interleaved)
+                if self.eps is not None:
+                    qk = qk * over_rms(qk, self.eps)
         q, keys = qk.to(x.dtype).split((heads, kv_heads), dim=1)
         sinks = None if self.sinks is None else self.sinks.weight
         return self.output(attend(q, keys, values, sinks).view(len(x), -1))
+
+    def _compiled(self, qkv: Tensor, angles: Angles | None) -> bool:
+        if self.interleaved or self.eps is not None or isinstance(self.qk_norm, WholeNorm):
+            return False
+        return step.takes_heads(qkv, 0 if angles is None else angles[0].shape[-1])
