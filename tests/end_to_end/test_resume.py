@@ -109,6 +109,25 @@ def test_a_rolling_restart_loses_no_request(hosts) -> None:
     asyncio.run(scenario())
 
 
+def test_streams_of_a_worker_that_is_killed_go_on_as_well(hosts) -> None:
+    gateway, neurons = hosts
+
+    async def scenario() -> None:
+        async with httpx.AsyncClient(base_url=gateway.base, timeout=PATIENCE, trust_env=False) as client:
+            begun: asyncio.Queue[str] = asyncio.Queue()
+            streams = [asyncio.create_task(stream(client, CHAT, begun)) for _ in range(2)]
+            places = [await asyncio.wait_for(begun.get(), PATIENCE) for _ in streams]
+            victim = neurons[places[0]]
+            [worker] = await asyncio.to_thread(victim.workers, "sim")
+            os.kill(worker, signal.SIGKILL)
+            first, second = [said(CHAT, events) for events in await asyncio.gather(*streams)]
+            assert first == second
+            assert first[1]["completion_tokens"] == 2 * TOKENS
+        await asyncio.to_thread(victim.wait_for, "sim", status="ready")
+
+    asyncio.run(scenario())
+
+
 def _serves(gateway: GatewayProcess, name: str) -> bool:
     health = httpx.get(f"{gateway.base}/health", trust_env=False, timeout=PATIENCE).json()
     [neuron] = [each for each in health["neurons"] if each["name"] == name]
