@@ -61,6 +61,7 @@ class State:
     status: str = "unloaded"
     running: int = 0
     waiting: int = 0
+    drained: bool = False
     seconds_left: float | None = None
     max_sequences: int = SEQUENCES
     request_seconds: float = 0.0

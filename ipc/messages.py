@@ -363,9 +363,11 @@ class Quote(Request, tag="quote"):
 class Drain(Request, tag="drain"):
     """Take no new work, finish what runs. `Done` comes when nothing runs any more."""
 
+    model: ModelId = ""  # only of that model, which stays loaded; empty: of all
+
 
 class Resume(Request, tag="resume"):
-    pass
+    model: ModelId = ""  # as it was drained
 
 
 class FleetCatalogue(Plain):
@@ -767,6 +769,7 @@ class ModelState(Plain):
     wakes: int = 0  # loads from there
     wake_seconds: float | None = None  # that the last one took
     keep_alive: float | None = None  # seconds without a request after which it is unloaded; None: never
+    drained: bool = False  # it takes nothing new here until a `Resume`
     max_output: int = 0  # tokens of one answer, whatever a request wants; 0: what the context leaves
 
 

@@ -64,6 +64,7 @@ from neuron.models.manager import ModelManager
 from neuron.preparation.preparation import Preparation
 from neuron.preparation.prompt import is_quick, validate_prompt
 from neuron.preparation.tokens import count_tokens
+from neuron.requests.drains import ALL, Drains
 from neuron.requests.embedding import Embedding
 from neuron.requests.generation import Generation
 from neuron.requests.open_requests import OpenRequests
@@ -106,15 +107,14 @@ class Service:
         self._pushing: asyncio.TimerHandle | None = None
         self._pushing_now = False
         self._pushed = 0.0
-        self._draining = False
-        self._drained: asyncio.Future[None] | None = None  # while draining: done when nothing is open
+        self._drains = Drains(self._is_idle)
         self._ending = False
         self._verbs: dict[type[Request], Callable] = {
             Generate: self._generate,
             Cancel: self._cancel,
             Watch: self._watch,
             Hello: self._hello,
-            Resume: self._resume,
+            Resume: partial(self._later, self._resume),
             Embed: self._embed,
             Rerank: self._rerank,
             Load: partial(self._later, self._load),
@@ -176,6 +176,8 @@ class Service:
         model = self._models.known(opened.request.model)
         text = model.text_now if model is not None else None
         with _failing(opened):
+            if model is not None:
+                self._drains.refuse(model.id)
             if text is not None and self._prepare_now(model, text, opened):
                 return
         if opened.outcome is None:
@@ -200,6 +202,7 @@ class Service:
         """The way of the first request of a model, and of what takes long: with files and processes."""
         with _failing(opened):
             model = await self._models.open(request.model)
+            self._drains.refuse(model.id)
             model.preparing += 1
             try:
                 text = await model.text()
@@ -214,12 +217,13 @@ class Service:
                     model.admit(opened)
             finally:
                 model.preparing -= 1
+                self._drains.check()
 
     def _ended(self, peer: Peer, opened: OpenRequest) -> None:
         self._open.remove(peer, opened)
         if opened.model is not None:
             opened.model.leave(opened)
-        self._check_drained()
+        self._drains.check()
 
     def _cancel(self, peer: Peer, request: Cancel) -> None:
         self._watches.pop((peer, request.id), None)
@@ -233,14 +237,14 @@ class Service:
     def _refuse_new_work(self) -> None:
         if self._ending:
             raise CortexError(Code.SHUTTING_DOWN, "this neuron is shutting down", retry_after=5.0)
-        if self._draining:
-            raise CortexError(Code.DRAINING, "this neuron is being drained and takes no new work")
+        self._drains.refuse(ALL)
 
     # --- models -----------------------------------------------------------------------------------------
 
     async def _load(self, peer: Peer, request: Load) -> Reply:
         self._refuse_new_work()
         model = await self._models.open(request.model)
+        self._drains.refuse(model.id)
         await model.load(lambda progress: peer.send(progress.reply(request.id)), request.keep_alive)
         return Done(id=request.id)
 
@@ -283,6 +287,7 @@ class Service:
     async def _quote(self, peer: Peer, request: Quote) -> Reply:
         self._refuse_new_work()
         model = await self._models.open(request.model)
+        self._drains.refuse(model.id)
         return await self._models.quote(model, request.id)
 
     async def _set_catalogue(self, peer: Peer, request: SetCatalogue) -> Reply:
@@ -323,34 +328,36 @@ class Service:
         return HealthReply(
             id=request.id,
             uptime=time.monotonic() - self._started,
-            draining=self._draining,
+            draining=ALL in self._drains,
             devices=self._models.room.devices(),
             models=self._models.states(),
             ranks=self._models.ranks(),
         )
 
     async def _drain(self, peer: Peer, request: Drain) -> Reply:
-        log.info("draining open=%d", len(self._open))
-        self._draining = True
-        self.changed()
-        if self._drained is None:
-            self._drained = asyncio.get_running_loop().create_future()
-        self._check_drained()
-        await asyncio.shield(self._drained)
+        model = await self._models.open(request.model) if request.model else None
+        log.info("draining open=%d model=%s", len(self._open), word(request.model))
+        drained = self._drains.begin(model.id if model is not None else ALL)
+        if model is not None:
+            model.drain(True)
+        self.changed(True)
+        await asyncio.shield(drained)
         return Done(id=request.id)
 
-    def _check_drained(self) -> None:
-        if self._drained is not None and not self._open and not self._drained.done():
-            self._drained.set_result(None)
+    def _is_idle(self, model_id: str) -> bool:
+        if model_id == ALL:
+            return not self._open
+        model = self._models.known(model_id)
+        return model is None or (model.requests.idle and not model.preparing)
 
-    def _resume(self, peer: Peer, request: Resume) -> None:
-        log.info("resumed")
-        self._draining = False
-        drained, self._drained = self._drained, None
-        if drained is not None and not drained.done():
-            drained.set_exception(CortexError(Code.DRAINING, "the drain was ended by a resume"))
-        self.changed()
-        peer.send(Done(id=request.id))
+    async def _resume(self, peer: Peer, request: Resume) -> Reply:
+        model = await self._models.open(request.model) if request.model else None
+        log.info("resumed model=%s", word(request.model))
+        self._drains.end(model.id if model is not None else ALL)
+        if model is not None:
+            model.drain(False)
+        self.changed(True)
+        return Done(id=request.id)
 
     # --- watch ------------------------------------------------------------------------------------------
 
@@ -383,7 +390,7 @@ class Service:
             id=0,
             neuron=self._config.name,
             instance=self._instance,
-            draining=self._draining,
+            draining=ALL in self._drains,
             devices=self._models.room.devices(),
             models=self._models.states(),
         )

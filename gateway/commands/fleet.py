@@ -24,6 +24,7 @@ NeuronOption = Annotated[str | None, typer.Option("--neuron", help="On that one 
 JsonOption = Annotated[bool, typer.Option("--json", help="For programs.")]
 ModelArgument = Annotated[str, typer.Argument(help="Its id, or an alias.")]
 NeuronArgument = Annotated[str, typer.Argument(help="Its name in `cortex status`.")]
+DrainedOption = Annotated[str | None, typer.Option("--model", help="Only that model, there.")]
 LOCAL = "http://127.0.0.1:31313"
 
 
@@ -116,18 +117,37 @@ def evict(
         typer.echo(f"{best['neuron']} has room for {model}" + (f" without {', '.join(done)}" if done else ""))
 
 
-def drain(neuron: NeuronArgument, endpoint: EndpointOption = LOCAL, as_json: JsonOption = False) -> None:
+def _drained(neuron: str, model: str | None) -> tuple[dict[str, str], str]:
+    """What the gateway is asked, and what it is called."""
+    if model is None:
+        return {"neuron": neuron}, neuron
+    return {"neuron": neuron, "model": model}, f"{model} on {neuron}"
+
+
+def drain(
+    neuron: NeuronArgument,
+    model: DrainedOption = None,
+    endpoint: EndpointOption = LOCAL,
+    as_json: JsonOption = False,
+) -> None:
     """Have a neuron take no new work, and wait until what runs there has ended."""
-    _watch("drain", endpoint, "/admin/neurons/drain", {"neuron": neuron}, f"draining {neuron}", as_json)
+    body, what = _drained(neuron, model)
+    _watch("drain", endpoint, "/admin/neurons/drain", body, f"draining {what}", as_json)
     if not as_json:
-        typer.echo(f"{neuron} is drained; `cortex resume {neuron}` takes it back")
+        option = f" --model {model}" if model else ""
+        typer.echo(f"{what} is drained; `cortex resume {neuron}{option}` takes it back")
 
 
-def resume(neuron: NeuronArgument, endpoint: EndpointOption = LOCAL, as_json: JsonOption = False) -> None:
+def resume(
+    neuron: NeuronArgument,
+    model: DrainedOption = None,
+    endpoint: EndpointOption = LOCAL,
+    as_json: JsonOption = False,
+) -> None:
     """Have a neuron that was drained take work again."""
     _tell(
         "resume",
-        _post("resume", endpoint, "/admin/neurons/resume", {"neuron": neuron}),
+        _post("resume", endpoint, "/admin/neurons/resume", _drained(neuron, model)[0]),
         as_json,
         "taking work",
     )

@@ -30,8 +30,8 @@ class Copies(Generic[H]):
 
     Attributes:
         known: all, also those that are away for now.
-        ready: those that take requests and have it loaded.
-        others: those that take requests, and would have to load it.
+        ready: those that take requests to it, and have it loaded.
+        others: those that take requests to it, and would have to load it.
         coming: those of them that do so already.
     """
 
@@ -70,18 +70,18 @@ class Directory(Generic[H]):
     def update(self, host: H, models: Iterable[str]) -> None:
         """What the host has of these models, what we asked of it, or whether it takes requests, is not as it
         was. Our own requests matter only where the model is not loaded."""
-        takes = host.healthy and not host.draining
         for model in models:
             state = host.models.get(model)
+            takes = host.healthy and not host.draining and state is not None and not state.drained
             copies = self._copies.get(model)
             if copies is None:
                 if state is None:
                     continue
                 copies = self._copies[model] = Copies()
-            is_ready = takes and state is not None and state.status == "ready"
+            is_ready = takes and state.status == "ready"
             _put(copies.known, host, state is not None)
             _put(copies.ready, host, is_ready)
-            is_other = takes and state is not None and not is_ready
+            is_other = takes and not is_ready
             _put(copies.others, host, is_other)
             _put(copies.coming, host, is_other and is_coming(host, model))
             if not copies.known:

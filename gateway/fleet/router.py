@@ -74,12 +74,12 @@ def able(hosts: Sequence[H], model: str) -> list[H]:
     """
     knowing = [host for host in hosts if model in host.models]
     answering = [host for host in knowing if host.healthy]
-    takes = [host for host in answering if not host.draining]
+    takes = [host for host in answering if not host.draining and not host.models[model].drained]
     if takes or not knowing:
         return takes
     names = ", ".join(host.name for host in answering or knowing)
     if answering:
-        raise CortexError(Code.DRAINING, f"the neuron {names}, which has the model {model!r}, is draining")
+        raise CortexError(Code.DRAINING, f"{model!r} is being drained on the neuron {names}, which has it")
     raise CortexError(
         Code.NEURON_LOST,
         f"the neuron {names}, which has the model {model!r}, does not answer",

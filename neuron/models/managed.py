@@ -105,6 +105,7 @@ class ManagedModel:
         self._evictions = 0
         self._keep_alive = KeepAlive(self._default_keep_alive, self._expire)
         self._request_seconds = 1.0  # that one is in the worker, smoothed
+        self._drained = False  # it takes nothing new, as a client said
         self._running_seconds = 0.0  # that one runs, smoothed; 0: none did yet
         self._prefill_rate = 0.0  # tokens a second
         self._retry_timer: asyncio.TimerHandle | None = None
@@ -176,7 +177,13 @@ class ManagedModel:
     @property
     def in_use(self) -> bool:
         """Whether it is loaded, or somebody has to do with it."""
-        return self.status not in ("unloaded", "failed") or not self.requests.idle or self.preparing > 0
+        working = not self.requests.idle or self.preparing > 0
+        return self.status not in ("unloaded", "failed") or working or self._drained
+
+    def drain(self, drained: bool) -> None:
+        """Tell that it takes nothing new, or does so again. Whoever takes requests sees to that."""
+        self._drained = drained
+        self._changed(True)
 
     def ranks(self) -> list[RankState]:
         """Its processes, from their heartbeat page."""
@@ -237,6 +244,7 @@ class ManagedModel:
             max_sequences=self.settings.max_sequences,
             request_seconds=self._running_seconds,
             prefill_rate=self._prefill_rate,
+            drained=self._drained,
             collectives=ranks[0].collectives if ranks else 0,
             collective_seconds=[rank.collective_seconds for rank in ranks] if len(ranks) > 1 else [],
             **(statistics.state() if statistics is not None else {}),

@@ -44,6 +44,14 @@ def test_a_directory_tells_who_has_a_model_and_who_has_it_loaded() -> None:
     assert "m" in directory
 
 
+def test_a_model_that_is_drained_on_a_host_gets_nothing_there() -> None:
+    directory: Directory[Host] = Directory()
+    a = Host("a", {name: ModelState(id=name, status="ready", drained=name == "m") for name in "mn"})
+    directory.update(a, "mn")
+    assert [names(directory.of(name).ready) for name in "mn"] == ["", "a"]
+    assert (names(directory.of("m").known), names(directory.of("m").others)) == ("a", "")
+
+
 def test_a_model_that_was_asked_for_is_coming_before_its_host_says_so() -> None:
     directory: Directory[Host] = Directory()
     a, b = Host("a").has(m="unloaded"), Host("b").has(m="loading")

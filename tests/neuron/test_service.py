@@ -30,6 +30,7 @@ from ipc.messages import (
     Load,
     Message,
     Progress,
+    Quote,
     Resume,
     Sampling,
     Started,
@@ -376,6 +377,27 @@ def test_drain_finishes_what_runs_and_takes_nothing_new_until_resume(neuron, cli
     assert isinstance(ask(client, Drain(id=0)), Done)
     assert isinstance(ask(client, Resume(id=0)), Done)
     assert isinstance(ask(client, chat("steady", 2)), Finished)
+
+
+def test_a_model_that_is_drained_finishes_what_runs_while_others_go_on(neuron, client):
+    def drain():
+        with neuron.client() as draining:
+            return ask(draining, Drain(id=0, model="steady"))
+
+    with neuron.client() as running, ThreadPoolExecutor() as threads:
+        stream = begin(running, chat("steady", 100))
+        drained = threads.submit(drain)
+        neuron.wait_for("steady", drained=True)
+        for request in (chat("steady"), Load(id=0, model="steady"), Quote(id=0, model="steady")):
+            assert refused(client, request).code == Code.DRAINING
+        assert isinstance(ask(client, chat("sim", 2)), Finished)
+        assert not drained.done()
+        assert isinstance(list(stream)[-1], Finished)
+        assert isinstance(drained.result(PATIENCE), Done)
+    assert neuron.model("steady").status == "ready"
+    assert isinstance(ask(client, Resume(id=0, model="steady")), Done)
+    assert isinstance(ask(client, chat("steady", 2)), Finished)
+    assert refused(client, Drain(id=0, model="nowhere")).code == Code.MODEL_NOT_FOUND
 
 
 def test_resume_ends_a_drain_that_still_waits(neuron, client):

@@ -28,3 +28,4 @@ class PinFields(ModelFields, forbid_unknown_fields=True, kw_only=True):
 
 class NeuronFields(Struct, forbid_unknown_fields=True, kw_only=True):
     neuron: ShortName
+    model: ShortName | None = None  # only that model, there

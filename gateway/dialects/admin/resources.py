@@ -47,6 +47,11 @@ class AdminResource:
         names = ", ".join(neuron.name for neuron in self._fleet.neurons)
         raise bad_request("neuron", f"{shown(name)} is none of this gateway's, which are {names}")
 
+    def _meant(self, fields: NeuronFields) -> tuple[Neuron, str]:
+        """A neuron, and the own name of a model; "": all of its models."""
+        model = self._fleet.resolve(fields.model) if fields.model is not None else ""
+        return self._neuron(fields.neuron), model
+
     def _having(self, fields: ModelFields) -> tuple[str, Sequence[Neuron]]:
         """The model's own name, and the neurons that are meant."""
         model = self._fleet.resolve(fields.model)
@@ -126,19 +131,19 @@ class QuoteResource(AdminResource):
 
 
 class DrainResource(AdminResource):
-    """`POST /admin/neurons/drain`: answered when nothing is open there any more."""
+    """`POST /admin/neurons/drain`: answered when nothing is open there any more, of a model or at all."""
 
     async def on_post(self, req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
-        neuron = self._neuron((await self._read(req, NeuronFields)).neuron)
-        progress.send(resp, neuron.client.open(Drain(id=0)), neuron.name)
+        neuron, model = self._meant(await self._read(req, NeuronFields))
+        progress.send(resp, neuron.client.open(Drain(id=0, model=model)), neuron.name)
 
 
 class ResumeResource(AdminResource):
     """`POST /admin/neurons/resume`."""
 
     async def on_post(self, req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
-        neuron = self._neuron((await self._read(req, NeuronFields)).neuron)
-        await neuron.client.ask(Resume(id=0), ANSWER_SECONDS)
+        neuron, model = self._meant(await self._read(req, NeuronFields))
+        await neuron.client.ask(Resume(id=0, model=model), ANSWER_SECONDS)
         resp.data = msgspec.json.encode({"neurons": [{"neuron": neuron.name, "done": True}]})
 
 
