@@ -26,7 +26,10 @@ from workers.weights.blocks import Blocks
 CARDS = {80: "A100", 86: "3060, 3090", 89: "4090", 90: "H100", 120: "5090"}  # by compute capability
 SHARED_BYTES = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 120: 99 << 10}  # a block may have
 TOKENS = (1, 32, 64)
-ALIGNED = ("Q4_K", "Q5_K", "INT8_128", "FP8_128")  # formats with rows that begin at 16 bytes
+ALIGNED = (  # formats with rows that begin at 16 bytes
+    *("Q4_K", "Q5_K", "INT8_128", "FP8_128", "INT8_ROW", "FP8_ROW"),
+    *("INT4_32", "INT4_128", "NVFP4", "NF4_64", "FP4_64"),
+)
 SHAPES = ((14336, 4096), (4096, 14336))  # rows, columns
 
 

@@ -16,6 +16,7 @@ from workers.kernels import blocks_triton
 from workers.weights.blocks import Blocks
 from workers.weights.dequantise import BY_ROW
 from workers.weights.quantise import QUANTISERS, quantise
+from workers.weights.rows import four_times
 
 
 def weight_of(kind: str, rows: int, columns: int) -> Blocks:
@@ -27,9 +28,10 @@ def weight_of(kind: str, rows: int, columns: int) -> Blocks:
     if kind in QUANTISERS:
         return Blocks(form, quantise(kind, torch.randn(rows, columns, generator=generator)))
     data = torch.randint(0, 256, (rows, form.row_bytes(columns)), dtype=torch.uint8, generator=generator)
-    floats = 4 if kind == "NVFP4" else data.shape[1] - columns * (8 if kind.endswith("ROW") else 4) // 8
+    floats = form.row_nbytes or data.shape[1] - columns // 2
     scales = torch.rand(rows, floats // 4, generator=generator) + 0.5
-    data[:, -floats:] = scales.view(torch.uint8)
+    scales = four_times(scales[:, :1]) if form.row_nbytes else scales
+    data[:, -floats:] = scales.contiguous().view(torch.uint8)
     if "FP8" in kind or kind == "NVFP4":
         data[:, :-floats] &= 0xF7  # none is a NaN
     return Blocks(form, data)

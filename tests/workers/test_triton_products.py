@@ -41,6 +41,12 @@ def test_what_is_interpreted_is_the_product_with_the_dequantised_weight():
         ("Q6_K", 64, 86),
         ("INT8_128", 1, 90),
         ("FP8_128", 64, 89),
+        ("FP8_ROW", 1, 86),
+        ("INT4_128", 64, 89),
+        ("NVFP4", 32, 120),
+        ("NF4_64", 64, 86),
+        ("MXFP4", 1, 90),
+        ("Q5_0", 64, 120),
     ],
 )
 def test_a_kernel_fits_its_card_and_spills_nothing(kind, tokens, capability):
@@ -52,7 +58,7 @@ def test_a_kernel_fits_its_card_and_spills_nothing(kind, tokens, capability):
     assert found.load == 16 or kind not in ALIGNED
 
 
-@pytest.mark.parametrize("kind", ["Q8_0", "Q4_K", "Q5_K", "Q6_K"])
+@pytest.mark.parametrize("kind", ["Q4_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "MXFP4"])
 @pytest.mark.parametrize("tokens", [1, 40, 200])
 @pytest.mark.parametrize("device", [pytest.param("cuda:0", marks=GPU)])
 def test_a_device_computes_what_the_reference_does(kind, tokens, device):

@@ -60,11 +60,11 @@ FORMATS = {
         # not ggml's: a row's numbers stand first, and then its scales, float32, one a block
         Format("INT8_128", 128, 132),
         Format("FP8_128", 128, 132),
-        Format("INT8_ROW", 1, 1, 4),
-        Format("FP8_ROW", 1, 1, 4),
+        Format("INT8_ROW", 1, 1, 16),  # one for the row, four times: so that rows begin at 16 bytes on a GPU
+        Format("FP8_ROW", 1, 1, 16),
         Format("NF4_64", 64, 36),
         Format("FP4_64", 64, 36),
-        Format("NVFP4", 16, 9, 4),  # a scale of e4m3 a block, and one float32
+        Format("NVFP4", 16, 9, 16),  # a scale of e4m3 a block, and one float32, four times
         Format("INT4_32", 32, 24),  # and as many zero points
         Format("INT4_128", 128, 72),
     )

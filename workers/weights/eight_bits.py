@@ -6,7 +6,7 @@ from torch import Tensor
 
 from workers.checkpoints.card import StoredTensor
 from workers.weights.reading import Read
-from workers.weights.rows import joined
+from workers.weights.rows import four_times, joined
 
 BLOCK = 128  # rows and columns that have one scale
 ONE = range(1)
@@ -26,14 +26,14 @@ def scaled_rows(read: Read, tensor: StoredTensor, rows: range, columns: range) -
     """Sources: the numbers, and a vector with a scale for each row, or with one for all."""
     numbers, scales = tensor.sources
     scale = read(scales, ONE if scales.shape == (1,) else rows, ONE).float().expand(len(rows), 1)
-    return joined(read(numbers, rows, columns), scale)
+    return joined(read(numbers, rows, columns), four_times(scale))
 
 
 def bitsandbytes_8(read: Read, tensor: StoredTensor, rows: range, columns: range) -> Tensor:
     """Sources: the numbers, and a vector with the largest of each row, which is 127 there."""
     numbers, largest = tensor.sources
     scale = read(largest, rows, ONE).float() * (1 / 127)
-    return joined(read(numbers, rows, columns), scale)
+    return joined(read(numbers, rows, columns), four_times(scale))
 
 
 def apart(read: Read, tensor: StoredTensor, rows: range, columns: range) -> Tensor:

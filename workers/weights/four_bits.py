@@ -17,7 +17,7 @@ from workers.checkpoints.blocks import FORMATS
 from workers.checkpoints.card import StoredTensor
 from workers.weights.eight_bits import ONE
 from workers.weights.reading import Read
-from workers.weights.rows import joined, nibbles, paired
+from workers.weights.rows import four_times, joined, nibbles, paired
 
 AWQ_ORDER = [0, 4, 1, 5, 2, 6, 3, 7]  # where, in an int32, the four bits of each of eight outputs are
 GGML_BLOCK = 32
@@ -114,7 +114,7 @@ def nvfp4_divided(read: Read, tensor: StoredTensor, rows: range, columns: range)
 def _nvfp4(read: Read, tensor: StoredTensor, rows: range, columns: range, whole: Tensor) -> Tensor:
     weight, scales, _ = tensor.sources
     scale = read(scales, rows, _words(columns, 16))
-    return joined(read(weight, rows, _words(columns, 2)), scale, whole.expand(len(rows), 1))
+    return joined(read(weight, rows, _words(columns, 2)), scale, four_times(whole.expand(len(rows), 1)))
 
 
 def mxfp4(read: Read, tensor: StoredTensor, rows: range, columns: range) -> Tensor:
@@ -163,7 +163,8 @@ def kept(name: str, groups: Groups) -> Tensor:  # [rows, row bytes] uint8
     if name == "Q4_0":
         halves = scales.to(torch.float16).contiguous().view(torch.uint8).view(len(scales), -1, 2)
         return _ggml_blocks(halves, numbers)
-    return joined(numbers ^ 128, scales)  # less 128, in two's complement
+    # less 128, in two's complement
+    return joined(numbers ^ 128, four_times(scales) if name == "INT8_ROW" else scales)
 
 
 def _ggml_blocks(heads: Tensor, numbers: Tensor) -> Tensor:  # [rows, blocks, bytes], [rows, columns]

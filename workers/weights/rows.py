@@ -43,6 +43,11 @@ def joined(*parts: Tensor) -> Tensor:  # each [rows, some] of any type -> [rows,
     return torch.cat([part.contiguous().view(torch.uint8) for part in parts], dim=1)
 
 
+def four_times(scale: Tensor) -> Tensor:  # [rows, 1] -> [rows, 4]
+    """What stands behind the numbers of a row that has one scale."""
+    return scale.expand(len(scale), 4)
+
+
 def _floats(data: Tensor) -> Tensor:  # [rows, 4 * n] uint8 -> [rows, n] float32
     return data.contiguous().view(torch.float32)
 
@@ -69,11 +74,11 @@ def _nvfp4(rows: Tensor) -> Tensor:
     end = columns // 2 + columns // NV_BLOCK
     values = torch.tensor(E2M1, device=rows.device)[nibbles(rows[:, : columns // 2]).int()]
     scales = rows[:, columns // 2 : end].contiguous().view(torch.float8_e4m3fn).float()
-    return _scaled(values, scales * _floats(rows[:, end:]))
+    return _scaled(values, scales * _floats(rows[:, -4:]))
 
 
 def _row(kind: torch.dtype, rows: Tensor) -> Tensor:
-    return rows[:, :-4].contiguous().view(kind).float() * _floats(rows[:, -4:])
+    return rows[:, :-16].contiguous().view(kind).float() * _floats(rows[:, -4:])
 
 
 BY_ROW: dict[str, Callable[[Tensor], Tensor]] = {  # [rows, row bytes] uint8 -> [rows, columns] float32
