@@ -87,6 +87,7 @@ class ModelManager:
         self._own = config
         self._fleet = Succession()
         self._catalogue = Catalogue(config, inventory.devices)
+        self._configured = True  # by what is said now
         self._models: dict[str, ManagedModel] = {}
         self._broken: dict[str, str] = {}  # ids that are there and cannot be read, and why
         self._seen: dict[str, Signature] = {}  # of every model that was found, when it was inspected
@@ -170,6 +171,7 @@ class ModelManager:
     async def configure(self, config: NeuronConfig) -> None:
         """Serve by what the neuron's own file says of models now; the rest of it counts from a start."""
         self._own = config
+        self._configured = False
         await self._configure()
 
     async def take_catalogue(self, said: FleetCatalogue, request_id: int) -> CatalogueReply:
@@ -178,7 +180,8 @@ class ModelManager:
             log.info(
                 "catalogue counts version=%s origin=%s models=%d", said.version, said.origin, len(said.models)
             )
-            await self._configure()
+            self._configured = False
+        await asyncio.shield(asyncio.ensure_future(self._configure()))  # whoever said it may be gone by now
         counts = self._fleet.current
         unreadable = {m.id: self._tried[m.id].why for m in counts.models if m.id in self._tried}
         return CatalogueReply(
@@ -197,8 +200,12 @@ class ModelManager:
         return await asyncio.to_thread(appraise, catalogue, said, self._inventory.devices, runtime)
 
     async def _configure(self) -> None:
+        """Go by what the neuron's own file and the gateways say by now, unless that is done."""
         async with self._finding:
+            if self._configured:
+                return
             self._catalogue.configure(self._own, self._fleet.current)
+            self._configured = True
             found = await self._find_all()
             for model in [model for model in self._models.values() if model.id not in found]:
                 model.retire()

@@ -93,3 +93,10 @@ def test_a_file_that_cannot_be_used_changes_nothing_and_is_told_of_once(neuron):
     wait_until(lambda: listed(neuron) == {"same"}, "the others to be gone")
     assert neuron.workers("same") == before
     assert neuron.log.count("models[0].ranks") == 1
+
+
+def test_a_model_that_could_not_be_read_is_there_once_its_entry_is_right(neuron):
+    configure(neuron, {"id": "late", "path": str(neuron.config_file)})
+    assert "neuron.yaml" in neuron.wait_for("late", status="failed").error
+    configure(neuron, slow("late"))
+    assert neuron.wait_for("late", status="unloaded").error is None
