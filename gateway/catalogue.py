@@ -88,13 +88,14 @@ class Catalogue(Struct, frozen=True, kw_only=True, dict=True):
         Args:
             origin: where it comes from, for the neuron to tell gateways apart.
         """
-        here = [entry for entry in self.models if not entry.pinned_on or neuron in entry.pinned_on]
+        models, elsewhere = [], {}
+        for entry in self.models:
+            if not entry.pinned_on or neuron in entry.pinned_on:
+                models.append(entry.settings)
+            else:
+                elsewhere[entry.id] = entry.pinned_on
         return FleetCatalogue(
-            version=self.version,
-            origin=origin,
-            modified=self.modified,
-            models=[entry.settings for entry in here],
-            elsewhere={entry.id: entry.pinned_on for entry in self.models if entry not in here},
+            version=self.version, origin=origin, modified=self.modified, models=models, elsewhere=elsewhere
         )
 
 
@@ -182,6 +183,7 @@ def _aliases(file: _File, own: Mapping[str, str], path: str | Path) -> dict[str,
         for name in entry.aliases
     ]
     given += [(f"aliases.{name}", name, target) for name, target in file.aliases.items()]
+    keys = {name: key for key, name, _ in given}
     for key, name, target in given:
         before = found.get(name, own.get(name, target))
         if before != target:
@@ -189,8 +191,9 @@ def _aliases(file: _File, own: Mapping[str, str], path: str | Path) -> dict[str,
         if name in ids and name != target:
             raise ConfigError(path, key, f"{name!r} is the id of a model")
         found[name] = target
-        try:
-            Aliases(dict(own) | found)
-        except AliasError as error:
-            raise ConfigError(path, key, f"{error.name!r} {error.message}") from error
+    try:
+        Aliases(dict(own) | found)
+    except AliasError as error:
+        key = keys.get(error.name, "aliases")
+        raise ConfigError(path, key, f"{error.name!r} {error.message}") from error
     return found

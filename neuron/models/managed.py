@@ -311,6 +311,7 @@ class ManagedModel:
     def give_way(self) -> None:
         if self.status in ("ready", "restarting"):
             self.displaced = True
+            self._comes_back = False
             self.handle(Event.LEAVE)
 
     def stay(self) -> None:
@@ -345,8 +346,7 @@ class ManagedModel:
         if self.status == "failed":
             self.handle(Event.LEAVE)
         if self._next is not None:
-            loop = asyncio.get_running_loop()
-            self._next_timer = loop.call_later(OUTDATED_SECONDS, self._leave_outdated)
+            self._wait_to_renew()
         self._check_outdated()
         self._changed()
 
@@ -373,6 +373,15 @@ class ManagedModel:
         if self.status == "ready" or self.retired:
             self._comes_back = not self.retired
             self.handle(Event.LEAVE)
+
+    def _wait_to_renew(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._next_timer = loop.call_later(OUTDATED_SECONDS, self._stop_waiting)
+
+    def _stop_waiting(self) -> None:
+        """It was never without requests: it leaves all the same, once it is ready."""
+        self._wait_to_renew()
+        self._leave_outdated()
 
     def _adopt(self) -> None:
         """Nothing of it is loaded: other settings count from now on."""
@@ -504,7 +513,7 @@ class ManagedModel:
             self._down.add_done_callback(_nobody_has_to_ask)
         down = self._down
         self._unloads += 1
-        self.displaced = False
+        self.displaced = self._comes_back = False
         try:
             self.handle(Event.LEAVE)
             await asyncio.wait([down], timeout=UNLOAD_SECONDS)
@@ -548,6 +557,7 @@ class ManagedModel:
         if up is not None:
             up.set_result(None)
         self.requests.open(self._epochs.group, self.fit.context_length)
+        self._comes_back = False
         self._check_idle()
         self._check_outdated()
         self._room.look()

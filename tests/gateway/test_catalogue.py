@@ -146,7 +146,7 @@ def test_the_version_is_that_of_the_content(read) -> None:
         ("models: [{id: a, aliases: [b]}, {id: b}]", "models[0].aliases", ["'b' is the id of a model"]),
         ("models: [{id: a, aliases: [mine]}]", "models[0].aliases", ["'mine' means 'other' already"]),
         ("models: [{id: a, aliases: [a]}]", "models[0].aliases", ["leads back to itself"]),
-        ("aliases: {x: y, y: x}", "aliases.y", ["leads back to itself"]),
+        ("aliases: {x: y, y: x}", "aliases.x", ["leads back to itself"]),
         ("defaults: {id: a}", "defaults.id", ["one model's"]),
         ("defaults: {ranks: 0}\nmodels: [{id: a}]", "defaults.ranks", [">= 1", "(line 1)"]),
         ("defaults: [a]", "defaults", ["['a']"]),
