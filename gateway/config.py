@@ -54,6 +54,7 @@ class Listeners(Struct, frozen=True, kw_only=True):
     hosts: tuple[str, ...] = ()  # further names that it is reached by through loopback
     key_file: str | None = None  # our CURVE secret key, for neurons that have a public_key
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    log_format: Literal["text", "json"] = "text"
 
 
 class StoreSettings(Struct, frozen=True, kw_only=True):

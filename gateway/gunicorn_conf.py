@@ -32,6 +32,15 @@ _gateway = _config.in_force.gateway
 bind = [address for address in (_gateway.listen, _gateway.metrics_listen) if address is not None]
 workers = _gateway.workers
 loglevel = _gateway.log_level.lower()
+if _gateway.log_format == "json":
+    logconfig_dict = {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {"json": {"()": "ipc.logs.JSONLines"}},
+        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "json"}},
+        "loggers": {"gunicorn.error": {"handlers": ["stderr"], "propagate": False}},
+        "root": {},
+    }
 proc_name = "cortex"
 
 worker_class = "gateway.http.connections.Worker"

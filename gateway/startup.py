@@ -5,13 +5,13 @@ The exit codes are gunicorn's: with them its master stops, instead of starting t
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
 from gateway import config
 from gateway.telemetry import metrics_directory
+from ipc import logs
 from ipc.errors import CortexError
 from ipc.settings import ConfigError
 
@@ -32,7 +32,7 @@ def application() -> Callable[..., Any]:
         _refuse(WRONG_WORKER)
     try:
         chosen = config.in_force or config.load()
-        logging.basicConfig(level=chosen.gateway.log_level, format=LOG_FORMAT)
+        logs.log_to_stderr(chosen.gateway.log_level, LOG_FORMAT, chosen.gateway.log_format)
         metrics_directory.ensure()
         from gateway.http.application import Gateway  # it counts, so it must know where
 

@@ -70,6 +70,7 @@ class NeuronConfig(Struct, frozen=True, kw_only=True):
     step_deadline_seconds: Seconds = 120.0
     load_deadline_seconds: Seconds = 1800.0
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    log_format: Literal["text", "json"] = "text"
     models: list[ModelSettings] = []
 
 

@@ -44,7 +44,7 @@ def run(config: NeuronConfig, path: str | Path | None = None, backoff: Backoff |
     Returns:
         The exit code: 0, or 1 when the neuron could not start, of which one line tells.
     """
-    log_to_stderr(config.log_level)
+    log_to_stderr(config.log_level, config.log_format)
     # Python's own 5 ms, several times in one turn of the loop, are more than all else that happens there.
     # By its own rules it also looks for garbage many times while a large request comes into being: 0.6 s.
     sys.setswitchinterval(SWITCH_SECONDS)

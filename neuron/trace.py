@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Callable
 from contextvars import ContextVar
 from typing import TypeVar
+
+from ipc import logs
 
 T = TypeVar("T")
 
@@ -36,12 +37,8 @@ class Traces(logging.Filter):
         return True
 
 
-def log_to_stderr(level: str) -> None:
-    """Have this process write its log as every process of a neuron does."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.addFilter(Traces())
-    logging.basicConfig(
-        level=level,
-        format="%(asctime)s %(levelname)s %(name)s %(message)s%(trace)s",
-        handlers=[handler],
+def log_to_stderr(level: str, style: logs.Style | None = None) -> None:
+    """Have this process write its log as every process of a neuron does; `style` as in `ipc.logs`."""
+    logs.log_to_stderr(
+        level, "%(asctime)s %(levelname)s %(name)s %(message)s%(trace)s", style, Traces().filter
     )

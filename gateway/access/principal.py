@@ -35,6 +35,7 @@ class Principal:
 
     Attributes:
         key_id: for the log; empty: it has no key.
+        name: whose the key is.
         admin: it may change the fleet.
         limits: as they stood when a request was last admitted, or was not; the minute's first.
     """
@@ -50,6 +51,7 @@ class Principal:
     ) -> None:
         self.account = account
         self.key_id = key.id if key is not None else ""
+        self.name = key.name if key is not None else ""
         self.admin = key.terms.admin if key is not None else admin
         self._key, self._priority, self._limits, self._ledger = key, priority, limits, ledger
         self.limits: list[Limit] = []

@@ -41,6 +41,7 @@ logger = logging.getLogger("gateway.requests")
 
 CLIENT_LEFT = 499  # nobody receives it: it stands in metrics and the log only
 EXCHANGE = "cortex.exchange"  # in a request's ASGI scope: its exchange
+SHORTEST_STREAM = 8  # tokens, of which it can be said how fast they came
 WAIT_SECONDS = 60.0  # the client ends a call whose neuron is silent, so this only bounds each wait
 # A stream that fails so soon gets an HTTP status; later it has begun, and says it itself.
 VERDICT_SECONDS = 0.5
@@ -141,7 +142,9 @@ class Exchange:
             self._admitted = True
             if isinstance(request, Generate | Embed):
                 request.priority = self._principal.weigh(request.priority)
+            began = monotonic()
             self._hold(*await self._place())
+            self._metrics.placement.observe(monotonic() - began)
         except CortexError as error:
             raise self._naming_the_alias(error) from None
 
@@ -262,6 +265,7 @@ class Exchange:
             error = CortexError(Code.INTERNAL, "the neuron cancelled the request, and nobody had asked it to")
         else:
             error = reply.error()
+        metrics.rejected(self._model, self._neuron.name, error.code).inc()
         if error.code in FAULTS:
             self._neuron.failed(self._request.model)
         if not self._answered and self._may_go_elsewhere(error):
@@ -299,6 +303,9 @@ class Exchange:
             self._hold(*await self._place())
         except CortexError:
             return False
+        metrics.retried(self._model, self._neuron.name, error.code).inc()
+        if self._resumes:
+            self._metrics.resumes.inc()
         return True
 
     def _refusal(self) -> CortexError:
@@ -334,6 +341,8 @@ class Exchange:
         self.placement = f"{neuron.name}: {reason}"
         self._metrics = metrics.of(self._model, neuron.name)
         self._metrics.in_flight.inc()
+        if self._needs_load() and _is_away(neuron, self._request.model):
+            self._metrics.cold_starts.inc()
         if self._refusals or len(self._fleet.neurons) > 1:  # there was something to decide
             logger.info(
                 "request placed request_id=%s model=%s alias=%s neuron=%s reason=%s refused=%s",
@@ -387,6 +396,9 @@ class Exchange:
         usage = self._usage()
         if self._admitted:
             self._principal.charge(self._model, usage)
+        if self._principal.key_id:
+            spent = metrics.spent(self._principal.key_id, self._principal.name)
+            spent.count(usage.prompt_tokens, usage.completion_tokens)
         logger.info(
             "request ended request_id=%s key=%s model=%s alias=%s neuron=%s status=%d prompt_tokens=%d "
             "completion_tokens=%d first_token=%.4f duration=%.4f reason=%s",
@@ -424,6 +436,10 @@ class Exchange:
     def _count(self, duration: float) -> None:
         counts, usage, finished = self._metrics, self._usage(), self.finished
         counts.duration.observe(duration)
+        if self.status >= 400 and not self._left:
+            counts.errors.inc()
+        if self._tokens >= SHORTEST_STREAM and (taken := self._last_tokens - self._began - self._first_token):
+            counts.speed.observe((self._tokens - 1) / taken)
         counts.prompt_tokens.inc(usage.prompt_tokens)
         counts.completion_tokens.inc(usage.completion_tokens)
         counts.cached_tokens.inc(usage.cached_tokens)
@@ -444,3 +460,9 @@ def _choices(request: Generate) -> int:
     """How many answers there will be: `n` of each prompt."""
     several = isinstance(request.prompt, list) and not isinstance(request.prompt[0], int)
     return request.sampling.n * (len(request.prompt) if several else 1)
+
+
+def _is_away(neuron: Neuron, model: str) -> bool:
+    """Whether the model is not loaded there."""
+    state = neuron.models.get(model)
+    return state is None or state.status in _NOT_THERE

@@ -60,7 +60,7 @@ class Gateway:
         fleet = Fleet(settings)
         listen = settings.gateway.metrics_listen
         self._metrics_port = split_address(listen)[1] if listen is not None else None
-        self._metrics = Exposition(fleet.neurons)
+        self._metrics = Exposition(fleet.neurons, fleet.knows)
         ours = settings.gateway
         self._bodies = bodies = Bodies(ours.body_limit, ours.body_memory)
         store = _store(settings.store)

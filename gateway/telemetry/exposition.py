@@ -19,6 +19,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
+from gateway.telemetry.metrics import UNKNOWN
 from gateway.telemetry.metrics_directory import VARIABLE
 from ipc.messages import Device, ModelState
 
@@ -26,7 +27,14 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 # Attributes of `ipc.messages.ModelState` and `Device`, and what they are here. Prometheus keeps `_total` for
 # counters, so those that end so have a name of their own.
-_NAMES = {"pages_total": "pages", "memory_total": "memory"}
+_NAMES = {
+    "pages_total": "pages",
+    "memory_total": "memory",
+    "max_sequences": "max_in_flight",
+    "prefill_rate": "prefill_tokens_per_second",
+    "progress": "load_progress",
+    "epoch": "starts",
+}
 _MODEL_GAUGES = {
     "running": "Requests in the worker.",
     "waiting": "Requests in the neuron's queue.",
@@ -38,12 +46,18 @@ _MODEL_GAUGES = {
     "bytes_reserved": "Device memory booked for the model.",
     "bytes_measured": "Device memory that its processes hold.",
     "bytes_parked": "Host memory that its weights are kept in, for its next load.",
+    "max_sequences": "Requests that the worker computes at once.",
+    "load_seconds": "What its last load took.",
+    "wake_seconds": "What its last return from the host's memory took.",
+    "prefill_rate": "Tokens of prompts a second, lately at best.",
+    "progress": "Of its load, 0 to 1.",
 }
 _MODEL_COUNTERS = {
     "finished": "Requests that ended regularly, as the neuron counts them.",
     "cancelled": "Requests cancelled, as the neuron counts them.",
     "failed": "Requests that failed, as the neuron counts them.",
     "restarts": "Restarts of its worker group after a fault.",
+    "epoch": "Worker groups that were started for it.",
     "evictions": "Times that it left for another model.",
     "wakes": "Loads whose weights came from the host's memory.",
     "steps": "Engine steps.",
@@ -62,20 +76,32 @@ _DEVICE_GAUGES = {
 }
 
 
+class Client(Protocol):
+    """What is told of the connection to one."""
+
+    silent_seconds: float
+
+
 class Neuron(Protocol):
     """What is told of a neuron."""
 
     name: str
     healthy: bool
+    draining: bool
+    client: Client
     own_models: Sequence[ModelState]
     devices: Sequence[Device]
 
 
 class Exposition:
-    """The ASGI application of the metrics port."""
+    """The ASGI application of the metrics port.
 
-    def __init__(self, neurons: Sequence[Neuron]) -> None:
-        self._neurons = neurons
+    Args:
+        knows: whether some neuron has, or had, the model of a name; of others no series is shown.
+    """
+
+    def __init__(self, neurons: Sequence[Neuron], knows: Callable[[str], bool]) -> None:
+        self._neurons, self._knows = neurons, knows
 
     async def __call__(self, scope: dict[str, Any], receive: object, send: Send) -> None:
         if scope["path"] != "/metrics" or scope["method"] not in ("GET", "HEAD"):
@@ -84,7 +110,7 @@ class Exposition:
         accept = dict(scope["headers"]).get(b"accept", b"").decode("latin-1")
         encoder, content_type = choose_encoder(accept)
         registry = CollectorRegistry()
-        MultiProcessCollector(registry, os.environ[VARIABLE])
+        registry.register(OfKnownModels(MultiProcessCollector(None, os.environ[VARIABLE]), self._knows))
         registry.register(_Fixed(neuron_metrics(self._neurons)))
         # In a thread: it reads a file or two for each process, and streams must not wait for that.
         body = await asyncio.to_thread(encoder, registry)
@@ -100,6 +126,22 @@ async def _answer(send: Send, status: int, content_type: str, body: bytes) -> No
     await send({"type": "http.response.body", "body": body})
 
 
+class OfKnownModels(Collector):
+    """The counts of all processes, but of models that are gone: nobody looks at those again."""
+
+    def __init__(self, counts: MultiProcessCollector, knows: Callable[[str], bool]) -> None:
+        self._counts, self._knows = counts, knows
+
+    def collect(self) -> Iterable[Metric]:
+        for family in self._counts.collect():
+            family.samples = [sample for sample in family.samples if self._is_known(sample.labels)]
+            yield family
+
+    def _is_known(self, labels: dict[str, str]) -> bool:
+        model = labels.get("model", UNKNOWN)
+        return model == UNKNOWN or self._knows(model)
+
+
 class _Fixed(Collector):
     def __init__(self, families: list[Metric]) -> None:
         self._families = families
@@ -111,8 +153,16 @@ class _Fixed(Collector):
 def neuron_metrics(neurons: Sequence[Neuron]) -> list[Metric]:
     """What the neurons that answer say of themselves, now."""
     up = GaugeMetricFamily("cortex_neuron_up", "1 while the neuron answers.", labels=["neuron"])
+    silence = GaugeMetricFamily(
+        "cortex_neuron_silent_seconds", "Since the last word of the neuron.", labels=["neuron"]
+    )
+    draining = GaugeMetricFamily(
+        "cortex_neuron_draining", "1 while the neuron takes no new work.", labels=["neuron"]
+    )
     for neuron in neurons:
         up.add_metric([neuron.name], float(neuron.healthy))
+        silence.add_metric([neuron.name], neuron.client.silent_seconds)
+        draining.add_metric([neuron.name], float(neuron.healthy and neuron.draining))
     healthy = [neuron for neuron in neurons if neuron.healthy]
     models = [([m.id, neuron.name], m) for neuron in healthy for m in neuron.own_models]
     devices = [([neuron.name, device.id], device) for neuron in healthy for device in neuron.devices]
@@ -121,11 +171,23 @@ def neuron_metrics(neurons: Sequence[Neuron]) -> list[Metric]:
         "Time in collectives; the others wait for the rank with the least.",
         labels=["model", "neuron", "rank"],
     )
+    status = GaugeMetricFamily(
+        "cortex_model_status", "1 for the status that the model has.", labels=["model", "neuron", "status"]
+    )
+    in_flight = GaugeMetricFamily(
+        "cortex_model_in_flight", "Requests in the worker and in the queue.", labels=["model", "neuron"]
+    )
     for labels, model in models:
+        status.add_metric([*labels, model.status], 1.0)
+        in_flight.add_metric(labels, model.running + model.waiting)
         for rank, seconds in enumerate(model.collective_seconds):
             waited.add_metric([*labels, str(rank)], seconds)
     return [
         up,
+        silence,
+        draining,
+        status,
+        in_flight,
         waited,
         *_families(GaugeMetricFamily, "cortex_model_", ["model", "neuron"], _MODEL_GAUGES, models),
         *_families(CounterMetricFamily, "cortex_model_", ["model", "neuron"], _MODEL_COUNTERS, models),

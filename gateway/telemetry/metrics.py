@@ -19,6 +19,7 @@ UNKNOWN = "unknown"  # label of a model that no neuron has: clients cannot make 
 _WAITS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120)
 _DURATIONS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1200)
 _GAPS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5)
+_SPEEDS = (1, 2.5, 5, 10, 15, 20, 30, 40, 60, 80, 120, 200, 400, 1000)
 _ADDED = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25)
 
 _BOTH = ("model", "neuron")
@@ -55,6 +56,33 @@ _requests = Counter(
     (*_BOTH, "status"),
 )
 _cancelled = Counter("cortex_cancelled", "Requests whose client left before their end.", _BOTH)
+_errors = Counter(
+    "cortex_request_errors",
+    "Requests that ended with an error, of those that a client waited for.",
+    _BOTH,
+)
+_cold_starts = Counter(
+    "cortex_cold_starts", "Requests handed to a neuron that had to load their model first.", _BOTH
+)
+_rejections = Counter(
+    "cortex_model_rejections",
+    "Requests that a neuron refused, or did not end, by the code of its error; another one may have served "
+    "them.",
+    (*_BOTH, "reason"),
+)
+_retries = Counter(
+    "cortex_retries",
+    "Requests handed to a further neuron, by the code of the error of the one before.",
+    (*_BOTH, "reason"),
+)
+_resumes = Counter(
+    "cortex_resumes", "Of these, answers that had begun, with which the further neuron went on.", _BOTH
+)
+_spent_prompt = Counter("cortex_spend_prompt_tokens", "Tokens of prompts, by API key.", ("key", "account"))
+_spent_completion = Counter(
+    "cortex_spend_completion_tokens", "Tokens of answers, by API key.", ("key", "account")
+)
+_spent = Counter("cortex_spend_tokens", "Both together.", ("key", "account"))
 _in_flight = Gauge(
     "cortex_requests_in_flight", "Requests at a neuron now.", ("model",), multiprocess_mode="livesum"
 )
@@ -88,6 +116,18 @@ _added = Histogram(
     _BOTH,
     buckets=_ADDED,
 )
+_speed = Histogram(
+    "cortex_tokens_per_second",
+    "Of streams of 8 tokens or more, from the first token to the last.",
+    _BOTH,
+    buckets=_SPEEDS,
+)
+_placement = Histogram(
+    "cortex_placement_seconds",
+    "What choosing a neuron took, for the first one of each request; quotes of neurons included.",
+    ("model",),
+    buckets=_ADDED,
+)
 _duration = Histogram(
     "cortex_request_duration_seconds",
     "From the whole request read to the last byte of its answer sent.",
@@ -111,6 +151,11 @@ class ModelMetrics:
         self.queue = _queue.labels(*labels)
         self.added = _added.labels(*labels)
         self.duration = _duration.labels(*labels)
+        self.errors = _errors.labels(*labels)
+        self.cold_starts = _cold_starts.labels(*labels)
+        self.resumes = _resumes.labels(*labels)
+        self.speed = _speed.labels(*labels)
+        self.placement = _placement.labels(model)
 
 
 of = cache(ModelMetrics)
@@ -120,3 +165,32 @@ of = cache(ModelMetrics)
 def ended(model: str, neuron: str, status: int) -> Counter:
     """The counter of requests that ended so."""
     return _requests.labels(model, neuron, str(status))
+
+
+@cache
+def rejected(model: str, neuron: str, reason: str) -> Counter:
+    """The counter of requests that a neuron refused so."""
+    return _rejections.labels(model, neuron, reason)
+
+
+@cache
+def retried(model: str, neuron: str, reason: str) -> Counter:
+    """The counter of requests that this neuron was handed after such an error of another."""
+    return _retries.labels(model, neuron, reason)
+
+
+class SpendMetrics:
+    """What was used with one API key."""
+
+    def __init__(self, key: str, account: str) -> None:
+        self._prompt = _spent_prompt.labels(key, account)
+        self._completion = _spent_completion.labels(key, account)
+        self._both = _spent.labels(key, account)
+
+    def count(self, prompt: int, completion: int) -> None:
+        self._prompt.inc(prompt)
+        self._completion.inc(completion)
+        self._both.inc(prompt + completion)
+
+
+spent = cache(SpendMetrics)

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import socket
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import psutil
 import pytest
+from prometheus_client.core import REGISTRY, CounterMetricFamily
 
-from tests.gateway.conftest import GatewayProcess, NeuronThread, eventually
+from gateway.telemetry import exposition
+from tests.gateway.conftest import ROOT, GatewayProcess, NeuronThread, eventually
 
 JSON = {"content-type": "application/json"}
 CHAT = "/v1/chat/completions"
@@ -69,6 +74,10 @@ def test_counts_are_the_sums_of_all_processes(pair: GatewayProcess) -> None:
         assert counts[f"cortex_{name}_seconds_count{{{label}}}"] == 20
     assert counts[f"cortex_inter_token_seconds_count{{{label}}}"] <= 20
     assert counts['cortex_requests_in_flight{model="echo"}'] == 0
+    refused = 'model="fails/queue_full",neuron="fake"'
+    assert counts[f"cortex_request_errors_total{{{refused}}}"] == 1
+    assert counts[f'cortex_model_rejections_total{{{refused},reason="queue_full"}}'] == 1
+    assert counts['cortex_placement_seconds_count{model="echo"}'] == 20
 
 
 def test_state_of_the_fleet_comes_from_the_neurons(pair: GatewayProcess) -> None:
@@ -120,6 +129,68 @@ def test_process_killed_in_mid_stream_takes_only_its_own_requests(
             stream.close()
     assert ended == cut
     eventually(lambda: not neuron.working("stuck"), "the others are cancelled when they leave")
+
+
+@pytest.fixture(scope="module")
+def exposed(gateway: GatewayProcess) -> str:
+    """What a gateway says that has answered something."""
+    for model in ("echo", "cold/none", "fails/queue_full"):
+        ask(gateway, model)
+    return httpx.get(f"http://127.0.0.1:{gateway.metrics_port}/metrics", trust_env=False).text
+
+
+# What `promtool check metrics` finds wrong in names.
+ABBREVIATED = {"s", "ms", "us", "ns", "sec", "b", "kb", "mb", "gb", "tb", "m", "h", "d", "pct"}
+KINDS = {"gauge", "counter", "histogram", "summary", "untyped", "info"}
+
+
+def test_names_are_as_prometheus_wants_them(exposed: str) -> None:
+    kinds = dict(line.split()[2:4] for line in exposed.splitlines() if line.startswith("# TYPE "))
+    helps = dict(line.split(None, 3)[2:] for line in exposed.splitlines() if line.startswith("# HELP "))
+    assert kinds.keys() == helps.keys()
+    for name, kind in kinds.items():
+        assert kind in KINDS
+        assert name.endswith("_total") == (kind == "counter"), name
+        assert not set(name.split("_")) & (ABBREVIATED | KINDS), name
+        assert name == name.lower()
+        assert helps[name]
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="Prometheus' own check is not installed")
+def test_promtool_has_nothing_to_say(exposed: str) -> None:
+    checked = subprocess.run(
+        ["promtool", "check", "metrics"], input=exposed, text=True, capture_output=True, timeout=60
+    )
+    assert (checked.returncode, checked.stdout, checked.stderr) == (0, "", "")
+
+
+def test_the_dashboard_shows_what_there_is(exposed: str) -> None:
+    board = json.loads((ROOT / "docs" / "grafana.json").read_text())
+    kinds = dict(line.split()[2:4] for line in exposed.splitlines() if line.startswith("# TYPE "))
+    own = {family.name for family in REGISTRY.collect()}  # also those that nothing was counted in yet
+    there = {f"{name}{end}" for name in kinds | dict.fromkeys(own) for end in ("", "_total", "_bucket")}
+    asked = {
+        name
+        for panel in board["panels"]
+        for target in panel["targets"]
+        for name in re.findall(r"cortex_\w+", target["expr"])
+    }
+    assert asked
+    assert asked <= there, asked - there
+    assert len({panel["id"] for panel in board["panels"]}) == len(board["panels"])
+
+
+def test_counts_of_a_model_that_is_gone_are_not_shown() -> None:
+    class Counts:
+        def collect(self) -> Iterator[CounterMetricFamily]:
+            family = CounterMetricFamily("x", "Of models.", labels=["model"])
+            for model in ("here", "gone", "unknown"):
+                family.add_metric([model], 1)
+            family.add_sample("y_total", {}, 1)
+            yield family
+
+    (family,) = exposition.OfKnownModels(Counts(), "here".__eq__).collect()
+    assert [sample.labels.get("model") for sample in family.samples] == ["here", "unknown", None]
 
 
 def test_what_ends_in_total_is_a_counter(gateway: GatewayProcess) -> None:

@@ -8,11 +8,11 @@ is done when the first order names a transformer or asks for it with `WarmUp`.
 from __future__ import annotations
 
 import gc
-import logging
 import os
 from importlib import import_module
 
 from ipc.control import Control, descriptors
+from ipc.logs import log_to_stderr
 from ipc.worker_messages import Footprint, Waiting, WorkerSpec
 from workers.execution.memory import footprint, trim
 from workers.process.rank import serve
@@ -54,11 +54,8 @@ def be(spec: WorkerSpec) -> bool:
     Returns:
         Whether it ended because it was told to.
     """
-    logging.basicConfig(
-        level=spec.log_level,
-        format=f"%(asctime)s %(levelname)s %(name)s rank={spec.rank} %(message)s",
-        force=True,
-    )
+    text = f"%(asctime)s %(levelname)s %(name)s rank={spec.rank} %(message)s"
+    log_to_stderr(spec.log_level, text, rank=spec.rank)
     try:
         return serve(spec)
     finally:

@@ -1,0 +1,91 @@
+"""The log of every process: lines of text, or one JSON object a line, as the daemon's configuration says.
+
+A daemon's children have it from the environment, so that all of them write alike.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import Any, Literal
+
+Style = Literal["text", "json"]
+
+VARIABLE = "CORTEX_LOG_FORMAT"  # of the environment: what children write
+
+_NAMED = re.compile(r"(\w+)=%[-#0+]*\d*(?:\.\d+)?[sdrgfxei](?=\s|$)")
+
+
+class JSONLines(logging.Formatter):
+    """Writes `time` (UTC), `level`, `logger`, `event`, and each `name=value` of a line as a member.
+
+    Args:
+        members: further ones, of every line.
+    """
+
+    def __init__(self, **members: Any) -> None:
+        super().__init__()
+        self._members = members
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line."""
+        time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        line = {"time": time.replace("+00:00", "Z"), "level": record.levelname, "logger": record.name}
+        line |= {"pid": record.process} | self._members
+        event, names, args = None, (), record.args
+        if isinstance(record.msg, str) and isinstance(args, tuple):
+            event, names = _read(record.msg)
+        if event is None or len(args) < len(names):
+            line["event"] = record.getMessage()
+        else:
+            unnamed = len(args) - len(names)
+            line["event"] = event % args[:unnamed] if args else event
+            line |= dict(zip(names, args[unnamed:], strict=True))
+        if trace := getattr(record, "trace", "").strip().removeprefix("trace="):
+            line["trace"] = trace
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)
+
+
+def log_to_stderr(
+    level: str,
+    text: str,
+    style: Style | None = None,
+    filter: Callable[[logging.LogRecord], bool] | None = None,
+    **members: Any,
+) -> None:
+    """Have this process write its log, and its children theirs.
+
+    Args:
+        level: of which lines are written, at least.
+        text: the format of lines of text.
+        style: None: as the process that started this one.
+        filter: sees each line first.
+        members: of JSON, of every line.
+    """
+    if style is not None:
+        os.environ[VARIABLE] = style
+    handler = logging.StreamHandler(sys.stderr)
+    as_json = os.environ.get(VARIABLE) == "json"
+    handler.setFormatter(JSONLines(**members) if as_json else logging.Formatter(text))
+    if filter is not None:
+        handler.addFilter(filter)
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+
+
+@lru_cache(1024)
+def _read(message: str) -> tuple[str | None, tuple[str, ...]]:
+    """What a message says before its named values, and their names; (None, ()) of one that is not made so."""
+    first = _NAMED.search(message)
+    event, rest = (message[: first.start()], message[first.start() :]) if first else (message, "")
+    names = tuple(_NAMED.findall(rest))
+    if _NAMED.sub("", rest).strip() or len(set(names)) != len(names):
+        return None, ()
+    return event.strip(), names

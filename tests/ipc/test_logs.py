@@ -1,0 +1,71 @@
+"""A line of the log as JSON has what the line of text has, by name."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from ipc.logs import JSONLines
+
+
+def line(message: object, *args: Any, **more: Any) -> dict[str, Any]:
+    record = logging.LogRecord("neuron.x", logging.INFO, "f.py", 1, message, args, None)
+    record.__dict__.update(more)
+    text = JSONLines(rank=2).format(record)
+    assert "\n" not in text
+    return json.loads(text)
+
+
+def test_named_values_are_members_with_their_types() -> None:
+    said = line("model loaded model=%s seconds=%.2f bytes=%d why=%s", "a/b", 1.234, 5, None)
+    assert said["event"] == "model loaded"
+    assert (said["model"], said["seconds"], said["bytes"], said["why"]) == ("a/b", 1.234, 5, None)
+    assert (said["level"], said["logger"], said["rank"]) == ("INFO", "neuron.x", 2)
+    assert said["time"].endswith("Z")
+
+
+@pytest.mark.parametrize(
+    ("message", "args", "event"),
+    [
+        ("%s; the keys that are known hold", ("no file",), "no file; the keys that are known hold"),
+        ("twice a=%s a=%s", (1, 2), "twice a=1 a=2"),
+        ("100%", (), "100%"),
+        ("plain", (), "plain"),
+        ("model is %s model=%s", ("pinned", "m"), "model is pinned"),
+        ("made a=%s, and more", (1,), "made a=1, and more"),
+        ("of a mapping %(a)s", ({"a": 1},), "of a mapping 1"),
+        (ValueError("an object"), (), "an object"),
+    ],
+)
+def test_what_has_no_names_is_the_event(message: Any, args: Any, event: str) -> None:
+    assert line(message, *args)["event"] == event
+
+
+def test_values_that_are_no_json_are_text() -> None:
+    assert line("x value=%s", object)["value"] == "<class 'object'>"
+    assert line("x value=%s", 'quo"te\nline')["value"] == 'quo"te\nline'
+
+
+def test_trace_and_exception_stand_in_it() -> None:
+    try:
+        raise KeyError("lost")
+    except KeyError:
+        said = line("failed", trace=" trace=r-1", exc_info=sys.exc_info())
+    assert said["trace"] == "r-1"
+    assert "KeyError: 'lost'" in said["exception"]
+
+
+def test_children_write_as_their_parent_does() -> None:
+    write = "from ipc.logs import log_to_stderr as to; "
+    child = f"{write} import logging; to('INFO', '%(message)s'); logging.info('x n=%d', 1)"
+    run = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    parent = f"{write} to('INFO', '', STYLE); {run}"
+    for style, wanted in (("json", 1), ("text", None)):
+        code = parent.replace("STYLE", repr(style))
+        said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60).stderr
+        assert (json.loads(said)["n"] if wanted else said) == (wanted or "x n=1\n")
