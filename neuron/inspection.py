@@ -19,6 +19,7 @@ from neuron.text.frontend import TextFrontEnd
 from workers.checkpoints.blocks import QUANTIZATIONS, Quantization
 from workers.checkpoints.card import ModelCard, StoredTensor, read_card
 from workers.checkpoints.files import refuse
+from workers.checkpoints.layers import Layer
 
 ADAPTER = "adapter_config.json"
 RANKS = (1, 2, 4, 8)
@@ -80,9 +81,7 @@ def inspect(path: Path, devices: list[Device]) -> Inspection:
 
 def _facts(card: ModelCard) -> dict[str, str]:
     model = card.config
-    layers = Counter(
-        f"{layer.kind} of {layer.window:,} tokens" if layer.window else layer.kind for layer in card.layers
-    )
+    layers = Counter(map(_kept, card.layers))
     kept = ", ".join(f"{count} {kind}" for kind, count in layers.items())
     sizes: Counter[str] = Counter()
     for each in _stored(card.tensors.values()):
@@ -97,6 +96,13 @@ def _facts(card: ModelCard) -> dict[str, str]:
     if not model.bidirectional:
         facts["a token keeps"] = f"{size_of(card.kv_bytes_per_token(1))} of keys and values, on one rank"
     return facts
+
+
+def _kept(layer: Layer) -> str:
+    """What a layer keeps of the tokens before."""
+    if layer.keys_of is not None:
+        return "that read another's keys"
+    return f"{layer.kind} of {layer.window:,} tokens" if layer.window else layer.kind
 
 
 def _parameters(card: ModelCard) -> str:

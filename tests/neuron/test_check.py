@@ -75,7 +75,7 @@ def test_a_yarn_has_the_context_that_it_is_stretched_to(check, tmp_path):
     [
         ({"quantization_config": {"quant_method": "hqq"}}, "quantised (hqq)"),
         ({"hidden_act": "relu"}, "hidden_act relu is not supported"),
-        ({"rope_scaling": {"type": "proportional", "factor": 2.0}}, "proportional"),
+        ({"rope_scaling": {"type": "axial", "factor": 2.0}}, "axial"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5 is not supported"),
         ({"attn_logit_softcapping": 50.0}, "attn_logit_softcapping 50.0 is not understood"),
         ({"architectures": ["ElectraModel"]}, "ElectraModel is not supported"),

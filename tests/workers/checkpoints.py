@@ -322,16 +322,16 @@ VARIANTS: dict[str, Callable[[], PreTrainedModel]] = {
         attention_k_eq_v=True,
         num_global_key_value_heads=1,
         final_logit_softcapping=20.0,
-        rope_parameters={
-            "full_attention": {"rope_type": "proportional", "rope_theta": 5_000.0, "factor": 2.0},
-            "sliding_attention": LINEAR,
-        },
     ),
     "gemma4_unified": lambda: Gemma4UnifiedForCausalLM(
         Gemma4UnifiedTextConfig(
             **SIZES | {"global_head_dim": 24, "layer_types": TYPES, "sliding_window": 24},
             attention_k_eq_v=True,
             tie_word_embeddings=False,
+            rope_parameters={
+                "full_attention": {"rope_type": "proportional", "rope_theta": 5_000.0, "factor": 2.0},
+                "sliding_attention": LINEAR,
+            },
         )
     ),
     "phi3": lambda: phi3(sliding_window=24),

@@ -94,6 +94,7 @@ def xlm_roberta_classifier(**changes: Any) -> PreTrainedModel:
 ENCODERS: dict[str, Callable[[], PreTrainedModel]] = {
     "bert": bert,
     "bert_gelu_new": lambda: bert(hidden_act="gelu_new", type_vocab_size=1),
+    "bert_of_32": lambda: bert(hidden_size=64, intermediate_size=128),
     "roberta": roberta,
     "modernbert": modernbert,
     "modernbert_biased": lambda: modernbert(norm_bias=True, attention_bias=True, mlp_bias=True),

@@ -24,6 +24,7 @@ ARCHITECTURES = {
     "qwen3_moe": ("qwen3moe", False),
     "gemma2": ("gemma2", False),
     "gemma3_text": ("gemma3", False),
+    "gemma4_text": ("gemma4", False),
     "phi3": ("phi3", False),
     "granite": ("granite", True),
     "smollm3": ("smollm3", True),
@@ -141,18 +142,23 @@ def write(
         settings: of the writer, for a set of several files.
     """
     config = AutoConfig.from_pretrained(folder)
+    config.allow_global_per_layer_attribute_access = True  # as that of most layers
     architecture, pairs = ARCHITECTURES[config.model_type]
     writer = Writer(path, architecture, **settings)
     _keys(writer, config)
+    if architecture == "gemma4":
+        _gemma4_keys(writer, config)
     writer.tokenizer()
     writer.keys(**{f"_{name}": value for name, value in (more or {}).items()})
     tensors = {key: each for file in folder.glob("*.safetensors") for key, each in load_file(file).items()}
     if config.tie_word_embeddings:
         tensors.pop("lm_head.weight", None)
     names = gguf.get_tensor_name_map(_enum(architecture), config.num_hidden_layers)
-    for name, tensor in sorted(_merged(tensors).items()):
-        known = names.get_name(name, (".weight", ".bias"))
-        if architecture.startswith("gemma") and name.endswith("norm.weight"):
+    merged = tensors if architecture == "gemma4" else _merged(tensors)
+    for name, tensor in sorted(merged.items()):
+        known = GEMMA4.get(re.sub(r"\.\d+\.", ".{}.", name)) or names.get_name(name, (".weight", ".bias"))
+        known = known.format(*re.findall(r"layers\.(\d+)\.", name))
+        if architecture in ("gemma2", "gemma3") and name.endswith("norm.weight"):
             tensor = tensor + 1
         if pairs and name.split(".")[-2] in ("q_proj", "k_proj"):
             heads = config.num_attention_heads if "q_proj" in name else config.num_key_value_heads
@@ -164,6 +170,40 @@ def write(
     return writer.close()
 
 
+def write_bert(path: Path, folder: Path, kind: str | None = None, **more: Any) -> Path:
+    """The encoder in `folder` as its converter writes it; `kind` and `more` as of `write`."""
+    config = AutoConfig.from_pretrained(folder)
+    writer = Writer(path, "bert")
+    writer.keys(
+        context_length=config.max_position_embeddings,
+        embedding_length=config.hidden_size,
+        block_count=config.num_hidden_layers,
+        feed_forward_length=config.intermediate_size,
+        attention__head_count=config.num_attention_heads,
+        attention__layer_norm_epsilon=config.layer_norm_eps,
+        attention__causal=False,
+    )
+    tokens = [f"[{name}]" for name in ("PAD", "UNK", "CLS", "SEP", "MASK")]
+    words = [f"\u2581w{number}" for number in range(config.vocab_size - len(tokens))]
+    writer.keys(_tokenizer__ggml__model="bert", _tokenizer__ggml__tokens=tokens + words)
+    writer.keys(_tokenizer__ggml__token_type=[3] * len(tokens) + [1] * len(words))
+    for name, number in {"padding": 0, "unknown": 1, "cls": 2, "seperator": 3, "mask": 4}.items():
+        writer.keys(**{f"_tokenizer__ggml__{name}_token_id": number})
+    writer.keys(**more)
+    names = gguf.get_tensor_name_map(_enum("bert"), config.num_hidden_layers)
+    for name, tensor in sorted(load_file(folder / "model.safetensors").items()):
+        known = names.get_name(name, (".weight", ".bias"))
+        writer.tensor(known, tensor, kind if "blk" in known and tensor.dim() == 2 else None)
+    return writer.close()
+
+
+GEMMA4 = {  # what its converter renames by hand
+    "model.layers.{}.layer_scalar": "blk.{}.layer_output_scale.weight",
+    "model.layers.{}.router.scale": "blk.{}.ffn_gate_inp.scale",
+    "model.layers.{}.router.per_expert_scale": "blk.{}.ffn_down_exps.scale",
+    "model.layers.{}.experts.gate_up_proj": "blk.{}.ffn_gate_up_exps.weight",
+    "model.layers.{}.experts.down_proj": "blk.{}.ffn_down_exps.weight",
+}
 _STACKED = re.compile(r"(.*\.experts)\.(gate_up|down)_proj(_bias)?")
 
 
@@ -238,7 +278,7 @@ def _keys(writer: Writer, config: PretrainedConfig) -> None:
     if count := next((number for name in names if (number := getattr(config, name, None))), None):
         writer.keys(
             expert_count=count,
-            expert_used_count=config.num_experts_per_tok,
+            expert_used_count=getattr(config, "num_experts_per_tok", None),
             expert_feed_forward_length=getattr(config, "moe_intermediate_size", config.intermediate_size),
             expert_shared_count=getattr(config, "n_shared_experts", None),
             expert_weights_scale=getattr(config, "routed_scaling_factor", None),
@@ -249,9 +289,37 @@ def _keys(writer: Writer, config: PretrainedConfig) -> None:
         )
 
 
+def _gemma4_keys(writer: Writer, config: PretrainedConfig) -> None:
+    """What the converter of Gemma 4 writes in another way, or besides."""
+    local = [each == "sliding_attention" for each in config.layer_types]
+    layers = list(config.per_layer_config)
+    full = layers[local.index(False)].head_dim
+    first = config.num_hidden_layers - config.num_kv_shared_layers
+    inner = config.intermediate_size
+    if config.use_double_wide_mlp:
+        inner = [inner * (1 if number < first else 2) for number in range(config.num_hidden_layers)]
+    writer.keys(
+        feed_forward_length=inner,
+        attention__head_count_kv=[layer.num_key_value_heads for layer in layers],
+        attention__key_length=full,
+        attention__value_length=full,
+        attention__key_length_swa=config.head_dim,
+        attention__value_length_swa=config.head_dim,
+        attention__shared_kv_layers=config.num_kv_shared_layers,
+        embedding_length_per_layer_input=config.hidden_size_per_layer_input,
+        rope__dimension_count=full,
+        rope__dimension_count_swa=config.head_dim,
+        expert_used_count=config.top_k_experts,
+    )
+
+
 def _factors(config: PretrainedConfig) -> dict[str, torch.Tensor]:
     """What each pair of a rope is slowed down by, where that stands in tensors."""
     rope = config.rope_parameters
+    if config.model_type == "gemma4_text":
+        pairs = max(layer.head_dim for layer in config.per_layer_config) // 2
+        turning = int(pairs * rope["full_attention"]["partial_rotary_factor"])
+        return {"rope_freqs": torch.tensor([1.0] * turning + [1e30] * (pairs - turning))}
     if rope.get("rope_type") == "llama3":
         plain = 1.0 / rope["rope_theta"] ** (torch.arange(0, config.head_dim, 2).float() / config.head_dim)
         stretched, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))

@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 import workers.weights.loader
-from tests.workers import checkpoints, gguf_files
+from ipc.errors import CortexError
+from tests.workers import checkpoints, encoders, gguf_files
 from tests.workers.engines import make_runner, prompt_of, request, serve
 from workers.checkpoints.card import ModelCard, read_card
 from workers.layers.rotary import frequencies
@@ -30,6 +31,9 @@ SAME = [
     "gemma2",
     "gemma3",
     "gemma3_linear_capped",
+    "gemma4",
+    "gemma4_inputs_shared",
+    "gemma4_experts_k_eq_v",
     "phi3_partial_tied",
     "granite_biased",
     "smollm3",
@@ -70,6 +74,40 @@ def test_a_converted_checkpoint_is_the_same_model(tiny, tmp_path, monkeypatch, n
             for mine, other in zip(loaded(ours, rank, size), loaded(theirs, rank, size), strict=True):
                 assert (mine.name, mine.row, mine.column) == (other.name, other.row, other.column)
                 torch.testing.assert_close(mine.into, other.into, rtol=0, atol=2e-7, msg=mine.name)
+
+
+@pytest.mark.parametrize(("said", "pooling"), [({}, "mean"), ({"pooling_type": 2}, "cls")])
+def test_a_converted_encoder_makes_the_same_vectors(tmp_path, said, pooling):
+    oracle = encoders.write("bert", tmp_path / "checkpoint")
+    card = read_card(gguf_files.write_bert(tmp_path / "model.gguf", tmp_path / "checkpoint", **said))
+    assert (card.family, card.pooling, card.embedder.normalize) == ("bert", pooling, True)
+    assert (card.completion, card.context_length) == (False, 160)
+    inputs = encoders.texts(6)
+    hidden = [encoders.hidden(oracle, ids) for ids in inputs]
+    wanted = [states[0] if pooling == "cls" else states.mean(0) for states in hidden]
+    found = encoders.vectors(encoders.load(tmp_path / "model.gguf"), inputs)
+    torch.testing.assert_close(torch.stack(found), torch.stack(wanted), rtol=1e-4, atol=1e-4)
+
+
+def test_an_encoder_in_blocks_makes_nearly_the_same_vectors(tmp_path):
+    oracle = encoders.write("bert_of_32", tmp_path / "checkpoint")
+    gguf_files.write_bert(tmp_path / "model.gguf", tmp_path / "checkpoint", "Q8_0")
+    inputs = encoders.texts(6)
+    wanted = torch.stack([encoders.hidden(oracle, ids).mean(0) for ids in inputs])
+    found = torch.stack(encoders.vectors(encoders.load(tmp_path / "model.gguf"), inputs))
+    assert torch.cosine_similarity(found, wanted).min() > 0.999
+
+
+@pytest.mark.parametrize(
+    ("said", "named"),
+    [({"pooling_type": 4}, "pooling_type 4"), ({"_tokenizer__ggml__model": "t5"}, "kind 't5'")],
+    ids=["pooling", "tokenizer"],
+)
+def test_an_encoder_that_is_another_is_refused_by_its_key(tmp_path, said, named):
+    encoders.write("bert", tmp_path / "checkpoint")
+    path = gguf_files.write_bert(tmp_path / "model.gguf", tmp_path / "checkpoint", **said)
+    with pytest.raises(CortexError, match=named):
+        read_card(path)
 
 
 def test_rows_in_blocks_are_put_in_order_without_being_touched(tmp_path):

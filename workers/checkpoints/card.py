@@ -306,6 +306,8 @@ def _of_gguf(path: Path) -> ModelCard:
     if model.experts is not None:  # whose gates are never stored between what they open
         experts = msgspec.structs.replace(model.experts, interleaved=False)
         model = msgspec.structs.replace(model, experts=experts)
+    if (embedder := checkpoint.embedder) is not None:
+        model = msgspec.structs.replace(model, writes=False)
     _check_served(path, model)
     files, stored, used = _check_tensors(path, family.tensors(model), checkpoint.tensors)
     tensors = {
@@ -320,7 +322,7 @@ def _of_gguf(path: Path) -> ModelCard:
         architecture=architecture,
         family=family.name,
         config=_with_blocks(model, tensors),
-        dtype=WEIGHT_DTYPES.get(stored[EMBEDDING].dtype, "bfloat16"),
+        dtype=_stored_dtype(stored),
         files=files,
         tensors=tensors,
         chat_templates=words.chat_templates,
@@ -329,6 +331,7 @@ def _of_gguf(path: Path) -> ModelCard:
         defaults=said,
         notes=[*notes, *more, *left_out],
         created=int(path.stat().st_mtime),
+        embedder=embedder,
     )
 
 
@@ -546,12 +549,17 @@ def weight_file(path: Path, folder: Path) -> WeightFile:
 
 
 def _dtype(given: Mapping[str, Any], tensors: Mapping[str, StoredTensor]) -> tuple[Dtype, list[str]]:
-    """The type to serve in: what config.json says, else that of the embedding, which comes first."""
+    """The type to serve in: what config.json says, else that of the embedding."""
     said = (given.get("dtype") or given.get("torch_dtype") or "").removeprefix("torch.")
-    stored = WEIGHT_DTYPES.get(next(iter(tensors.values())).dtype, "bfloat16")
+    stored = _stored_dtype(tensors)
     if not said or said in get_args(Dtype):
         return said or stored, []
     return stored, [f"config.json: dtype {said} is none of {', '.join(get_args(Dtype))}; {stored} is used"]
+
+
+def _stored_dtype(tensors: Mapping[str, StoredTensor]) -> Dtype:
+    """That of the embedding, which comes first; of one in blocks bfloat16."""
+    return WEIGHT_DTYPES.get(next(iter(tensors.values())).dtype, "bfloat16")
 
 
 def _eos_ids(said: list[int] | None, in_config: Any, own: list[int], vocabulary: int) -> list[int]:

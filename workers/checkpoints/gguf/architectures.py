@@ -11,8 +11,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from workers.checkpoints.families import bert
 from workers.checkpoints.files import refuse
 from workers.checkpoints.gguf.header import Gguf
+from workers.checkpoints.vectors.stages import Pooling
 
 Json = dict[str, Any]
 MOST_LAYERS = 10_000  # no family has more
@@ -71,6 +73,10 @@ class Architecture:
             neighbours, where `config.json` means them half a head apart.
         norms_with_one: weights of norms are stored with the 1 that the model adds to them.
         tensors: names that are others than in `names.LAYER`.
+        whole: names of tensors, their endings included; of a layer without its number.
+        experts: what the names of a layer's experts begin with.
+        layers: what the names of all layers begin with.
+        embeds: it is an encoder: `config` is all of `config.json`.
     """
 
     name: str
@@ -78,6 +84,10 @@ class Architecture:
     halves_as_pairs: bool = False
     norms_with_one: bool = False
     tensors: Mapping[str, str] = field(default_factory=dict)
+    whole: Mapping[str, str] = field(default_factory=dict)
+    experts: str = "mlp.experts"
+    layers: str = "model.layers"
+    embeds: bool = False
 
 
 def config_json(file: Gguf, architecture: Architecture) -> Json:
@@ -89,18 +99,25 @@ def config_json(file: Gguf, architecture: Architecture) -> Json:
     keys = Keys(file)
     if (embedding := file.tensors.get("token_embd.weight")) is None:
         refuse(file.path, "has no tensor 'token_embd.weight', so no language model")
+    if architecture.embeds:
+        return {"architectures": [architecture.name], "vocab_size": embedding.shape[0]} | architecture.config(
+            keys
+        )
     heads, head_dim = keys.size("attention.head_count"), keys.head_dim()
     if (values := keys.number("attention.value_length", head_dim)) != head_dim:
         refuse(file.path, f"has keys of {head_dim} and values of {values}, which is not supported")
     turning = keys.number("rope.dimension_count", head_dim)
+    own = architecture.config(keys)
     given = {
         "architectures": [architecture.name],
         "vocab_size": embedding.shape[0],
         "hidden_size": keys.size("embedding_length"),
-        "intermediate_size": keys.number("feed_forward_length", keys.get("expert_feed_forward_length")),
+        "intermediate_size": own.get("intermediate_size")
+        or keys.number("feed_forward_length", keys.get("expert_feed_forward_length")),
         "num_hidden_layers": keys.number("block_count"),
         "num_attention_heads": heads,
-        "num_key_value_heads": keys.number("attention.head_count_kv", heads),
+        "num_key_value_heads": own.get("num_key_value_heads")
+        or keys.number("attention.head_count_kv", heads),
         "head_dim": head_dim,
         "max_position_embeddings": keys.size("context_length"),
         "rms_norm_eps": keys.number("attention.layer_norm_rms_epsilon"),
@@ -113,7 +130,7 @@ def config_json(file: Gguf, architecture: Architecture) -> Json:
     }
     if turning != head_dim:
         given["partial_rotary_factor"] = turning / head_dim
-    return given | architecture.config(keys)
+    return given | own
 
 
 def _rope_scaling(keys: Keys) -> Json | None:
@@ -200,6 +217,113 @@ def _gemma3(keys: Keys) -> Json:
     }
 
 
+def _gemma4(keys: Keys) -> Json:
+    """Layers of two shapes: heads of another size and number see all tokens."""
+    types = _pattern(keys, every=6)
+    count, large, small = len(types), keys.head_dim(), keys.size("attention.key_length_swa")
+    full = [number for number, kind in enumerate(types) if kind == "full_attention"]
+    for name, size in (("attention.value_length_swa", small), ("rope.dimension_count_swa", small)):
+        if (value := keys.number(name, size)) != size:
+            refuse(keys.path, f"{name} {value} is not supported: heads in a window have {size}")
+    kv_heads = _of_layers(keys, "attention.head_count_kv", count)
+    inner, shared = (
+        _of_layers(keys, "feed_forward_length", count),
+        keys.number("attention.shared_kv_layers", 0),
+    )
+    local = [number for number in range(count) if number not in full]
+    if not full or not local or len({kv_heads[n] for n in local}) > 1:
+        refuse(keys.path, "attention.head_count_kv and sliding_window_pattern are of no Gemma 4")
+    own = {"head_dim": large, "num_key_value_heads": kv_heads[full[0]]}
+    factors = _floats(keys.file, "rope_freqs.weight")
+    turning = sum(factor == 1.0 for factor in factors)
+    if len(factors) != large // 2 or any(factor < 1e20 for factor in factors[turning:]):
+        refuse(
+            keys.path, "rope_freqs.weight is not supported: it does more than leave some pairs as they are"
+        )
+    wide = inner[-1] == 2 * inner[0]
+    if inner != [inner[0]] * (count - shared * wide) + [2 * inner[0]] * (shared * wide):
+        refuse(
+            keys.path, "feed_forward_length is not supported: layers that share keys may have twice as much"
+        )
+    table = keys.file.tensors.get("per_layer_token_embd.weight")
+    given = {
+        "head_dim": small,
+        "num_key_value_heads": kv_heads[local[0]],
+        "per_layer_config": {str(number): own for number in full},
+        "attention_k_eq_v": not keys.has(f"blk.{full[0]}.attn_v.weight"),
+        "num_kv_shared_layers": shared,
+        "intermediate_size": inner[0],
+        "use_double_wide_mlp": wide,
+        "hidden_size_per_layer_input": keys.number("embedding_length_per_layer_input", 0),
+        "sliding_window": keys.size("attention.sliding_window"),
+        "layer_types": types,
+        "final_logit_softcapping": keys.get("final_logit_softcapping") or None,
+        "rope_parameters": {
+            "full_attention": {
+                "rope_type": "proportional",
+                "partial_rotary_factor": turning / len(factors),
+                "rope_theta": keys.number("rope.freq_base"),
+            },
+            "sliding_attention": {
+                "rope_type": "default",
+                "rope_theta": keys.number("rope.freq_base_swa", 10_000.0),
+            },
+        },
+        "rope_scaling": None,
+    }
+    if table is not None:
+        given["vocab_size_per_layer_input"] = table.shape[0]
+    if keys.get("expert_count"):
+        given |= {
+            "enable_moe_block": True,
+            "num_experts": keys.number("expert_count"),
+            "top_k_experts": keys.number("expert_used_count"),
+            "moe_intermediate_size": keys.number("expert_feed_forward_length"),
+        }
+    return given
+
+
+def _bert(keys: Keys) -> Json:
+    """What XLM-R is, with positions that count from padding, has another tokenizer and is not read."""
+    if (kind := keys.file.get("tokenizer.ggml.model")) != "bert":
+        refuse(keys.path, f"is a BERT with a tokenizer of kind {kind!r}, which is not supported")
+    if keys.has("cls.weight") or keys.has("cls.output.weight"):
+        refuse(
+            keys.path, "ends in a classifier, which is not supported in GGUF: rerankers are in safetensors"
+        )
+    tensors = keys.file.tensors
+    if (positions := tensors.get("position_embd.weight")) is None:
+        refuse(keys.path, "has no tensor 'position_embd.weight'")
+    types = tensors.get("token_types.weight")
+    return {
+        "hidden_size": keys.size("embedding_length"),
+        "intermediate_size": keys.size("feed_forward_length"),
+        "num_hidden_layers": keys.size("block_count"),
+        "num_attention_heads": keys.size("attention.head_count"),
+        "max_position_embeddings": positions.shape[0],
+        "layer_norm_eps": keys.number("attention.layer_norm_epsilon"),
+        "type_vocab_size": 0 if types is None else types.shape[0],
+        "rope_theta": None,
+    }
+
+
+def pooling(file: Gguf) -> Pooling:
+    """How vectors are made of hidden states, as the file of an encoder says; else they are means."""
+    kind = Keys(file).get("pooling_type", 1)
+    if kind not in POOLINGS:
+        refuse(file.path, f"pooling_type {kind!r} is not supported; there are 1 (mean), 2 (cls) and 3 (last)")
+    return POOLINGS[kind]
+
+
+def _of_layers(keys: Keys, name: str, count: int) -> list[int]:
+    """A size of each layer, whether the file lists them or has one for all."""
+    value = keys.get(name)
+    listed = value if isinstance(value, list) else [value] * count
+    if len(listed) != count or not all(type(each) is int and each > 0 for each in listed):
+        refuse(keys.path, f"{name} {value!r} is no size, nor a list of {count}")
+    return listed
+
+
 def _qwen3_moe(keys: Keys) -> Json:
     return {
         "num_experts": keys.number("expert_count"),
@@ -280,6 +404,44 @@ def _gpt_oss(keys: Keys) -> Json:
 AFTER = {"post_attention_norm": "post_attention_layernorm", "post_ffw_norm": "post_feedforward_layernorm"}
 GEMMA_NORMS = AFTER | {"ffn_norm": "pre_feedforward_layernorm"}
 GLM_NORMS = {"post_attention_norm": "post_self_attn_layernorm", "post_ffw_norm": "post_mlp_layernorm"}
+# of Gemma 4
+INPUT_NAMES = {
+    "inp_gate": "per_layer_input_gate",
+    "proj": "per_layer_projection",
+    "post_norm": "post_per_layer_input_norm",
+}
+BESIDE_MLP = {
+    "ffn_gate_inp": "router.proj",
+    "post_ffw_norm_1": "post_feedforward_layernorm_1",
+    "pre_ffw_norm_2": "pre_feedforward_layernorm_2",
+    "post_ffw_norm_2": "post_feedforward_layernorm_2",
+}
+GEMMA4_WHOLE = {
+    "per_layer_token_embd.weight": "model.embed_tokens_per_layer.weight",
+    "per_layer_model_proj.weight": "model.per_layer_model_projection.weight",
+    "per_layer_proj_norm.weight": "model.per_layer_projection_norm.weight",
+    "layer_output_scale.weight": "layer_scalar",
+    "ffn_gate_inp.scale": "router.scale",
+    "ffn_down_exps.scale": "router.per_expert_scale",
+}
+BERT_LAYER = {
+    "attn_q": "attention.self.query",
+    "attn_k": "attention.self.key",
+    "attn_v": "attention.self.value",
+    "attn_output": "attention.output.dense",
+    "attn_output_norm": "attention.output.LayerNorm",
+    "ffn_up": "intermediate.dense",
+    "ffn_down": "output.dense",
+    "layer_output_norm": "output.LayerNorm",
+}
+BERT_WHOLE = {
+    "token_embd.weight": f"{bert.WORDS}.weight",
+    "position_embd.weight": f"{bert.POSITIONS}.weight",
+    "token_types.weight": f"{bert.TYPES}.weight",
+    "token_embd_norm.weight": f"{bert.NORM}.weight",
+    "token_embd_norm.bias": f"{bert.NORM}.bias",
+}
+POOLINGS: dict[int, Pooling] = {1: "mean", 2: "cls", 3: "last"}
 FUSED = {"ffn_up": "mlp.gate_up_proj"}
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -290,6 +452,16 @@ ARCHITECTURES: dict[str, Architecture] = {
     "qwen3moe": Architecture("Qwen3MoeForCausalLM", _qwen3_moe),
     "gemma2": Architecture("Gemma2ForCausalLM", _gemma2, norms_with_one=True, tensors=GEMMA_NORMS),
     "gemma3": Architecture("Gemma3ForCausalLM", _gemma3, norms_with_one=True, tensors=GEMMA_NORMS),
+    "bert": Architecture(
+        "BertModel", _bert, tensors=BERT_LAYER, whole=BERT_WHOLE, layers="encoder.layer", embeds=True
+    ),
+    "gemma4": Architecture(
+        "Gemma4ForCausalLM",
+        _gemma4,
+        tensors=GEMMA_NORMS | INPUT_NAMES | BESIDE_MLP,
+        whole=GEMMA4_WHOLE,
+        experts="experts",
+    ),
     "phi3": Architecture("Phi3ForCausalLM", _phi3, tensors=FUSED),
     "granite": Architecture("GraniteForCausalLM", _granite, halves_as_pairs=True),
     "smollm3": Architecture("SmolLM3ForCausalLM", halves_as_pairs=True),

@@ -11,6 +11,7 @@ from workers.checkpoints.gguf.architectures import Architecture
 from workers.checkpoints.gguf.header import Gguf
 from workers.checkpoints.safetensors import Tensor
 from workers.checkpoints.text import TextFormat
+from workers.checkpoints.vectors.modules import Embedder
 
 # Conversions of `workers.weights.conversions`, which undo what the writer did.
 APART, LESS_ONE = "halves_apart", "less_one"
@@ -35,6 +36,14 @@ class GgufCheckpoint:
     def sampling(self) -> tuple[dict[str, Any], list[str]]:
         """As `generation_config.json` would have it, and what of it is not followed."""
         return text.sampling(self.file)
+
+    @property
+    def embedder(self) -> Embedder | None:
+        """How texts become vectors, where that is what it was made for. Files do not say whether these have
+        the length 1, which llama.cpp gives them."""
+        if not self.architecture.embeds:
+            return None
+        return Embedder(pooling=architectures.pooling(self.file), size=self.config["hidden_size"])
 
     def undone(self, name: str, shape: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
         """What makes the tensor that is meant of the one that is stored, and the shape to read that in.

@@ -31,15 +31,23 @@ LAYER = {
     "ffn_up_shexp": "mlp.shared_experts.up_proj",
     "ffn_down_shexp": "mlp.shared_experts.down_proj",
 }
-EXPERTS = {"ffn_gate_exps": "gate_proj", "ffn_up_exps": "up_proj", "ffn_down_exps": "down_proj"}
+EXPERTS = {  # of each, one after the other
+    "ffn_gate_exps": ("gate_proj",),
+    "ffn_up_exps": ("up_proj",),
+    "ffn_down_exps": ("down_proj",),
+    "ffn_gate_up_exps": ("gate_proj", "up_proj"),
+}
 BARE = {"attn_sinks.weight": "self_attn.sinks", "exp_probs_b.bias": "mlp.gate.e_score_correction_bias"}
 READ_WITH_CONFIG = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
-_LAYER = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
+_LAYER = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias|scale)")
 
 
 def usual(name: str, tensor: Tensor, architecture: Architecture) -> Iterator[tuple[str, Tensor]]:
     """The tensors that `name` is in a checkpoint of Hugging Face; itself where nobody knows it."""
     if name in READ_WITH_CONFIG:
+        return
+    if name in architecture.whole:
+        yield architecture.whole[name], tensor
         return
     if name.removesuffix(".weight") in MODEL:
         yield MODEL[name.removesuffix(".weight")], tensor
@@ -48,17 +56,23 @@ def usual(name: str, tensor: Tensor, architecture: Architecture) -> Iterator[tup
     known = LAYER | dict(architecture.tensors)
     if match is None:
         yield name, tensor
-    elif f"{match[2]}.{match[3]}" in BARE:
-        yield f"model.layers.{match[1]}.{BARE[f'{match[2]}.{match[3]}']}", tensor
+    elif (own := f"{match[2]}.{match[3]}") in (bare := BARE | dict(architecture.whole)):
+        yield f"{architecture.layers}.{match[1]}.{bare[own]}", tensor
     elif match[2] in known:
-        yield f"model.layers.{match[1]}.{known[match[2]]}.{match[3]}", tensor
+        yield f"{architecture.layers}.{match[1]}.{known[match[2]]}.{match[3]}", tensor
     elif match[2] in EXPERTS and len(tensor.shape) == (3 if match[3] == "weight" else 2):
         count, *shape = tensor.shape  # experts one after the other
         if count > MOST_EXPERTS:
             refuse(tensor.file, f"has {name!r} of {count:,} experts, and {MOST_EXPERTS:,} is the limit")
-        size = tensor.size // count
+        parts = EXPERTS[match[2]]
+        if len(parts) > 1 and shape[0] % len(parts):
+            refuse(tensor.file, f"has {name!r} of {shape[0]} rows, which are no gates and as many others")
+        shape[0] //= len(parts)
+        size, start = tensor.size // count // len(parts), tensor.offset
         for number in range(count):
-            part = replace(tensor, shape=tuple(shape), offset=tensor.offset + number * size, size=size)
-            yield f"model.layers.{match[1]}.mlp.experts.{number}.{EXPERTS[match[2]]}.{match[3]}", part
+            for part in parts:
+                whole = f"{architecture.layers}.{match[1]}.{architecture.experts}.{number}.{part}.{match[3]}"
+                yield whole, replace(tensor, shape=tuple(shape), offset=start, size=size)
+                start += size
     else:
         yield name, tensor
