@@ -294,7 +294,7 @@ def test_a_rank_that_ignores_everything_is_killed_on_stop():
 
 def test_a_spawn_that_fails_leaves_nothing_behind(monkeypatch):
     async def scenario():
-        monkeypatch.setattr("sys.executable", "/nonexistent/python")
+        monkeypatch.setattr("neuron.processes.worker.PROGRAM", ("/nonexistent/python",))
         group = make_group(Death(), ranks=2)
         with pytest.raises(CortexError, match="did not start") as failed:
             group.start()
