@@ -14,8 +14,8 @@ from neuron.memory.ledger import gib
 Strategy = Literal["cost", "lru", "priority"]
 
 # Seconds after which a request counts half: long enough for the pauses of an agent, and short enough that one
-# which is done is soon forgotten (`benchmarks.eviction`: mean waits are 12 % below those of `lru`; with 300 s
-# they are the same).
+# which is done is soon forgotten (`benchmarks.eviction`: where a host is not overloaded, mean waits are 3 to
+# 19 % below those of `lru`; with 300 s they are the same).
 HALF_LIFE = 30.0
 # Of the time that its load took, a model stays at least where another of its class wants its memory: two that
 # swap all the time load for four fifths of it at most.

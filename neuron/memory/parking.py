@@ -27,14 +27,14 @@ class Loan:
 
     Attributes:
         fds: of each rank.
-        woken: whether the weights are there, to be read; else they are to be filled in.
+        whole: whether the weights are there, to be read; else they are to be filled in.
     """
 
     model: str
     identity: object  # of what the weights are made of
     fds: tuple[int, ...]
     nbytes: int  # as booked
-    woken: bool = False
+    whole: bool = False
     lent: bool = True  # to a load that goes on
     last_used: float = field(default_factory=time.monotonic)
 
@@ -73,7 +73,7 @@ class Parking:
             sizes: bytes of the weights of each rank, as planned.
         """
         loan = self._loans.get(model)
-        if loan is not None and loan.woken and loan.identity == identity:
+        if loan is not None and loan.whole and loan.identity == identity:
             loan.lent, loan.last_used = True, time.monotonic()
             return loan
         self.drop(model)
@@ -100,14 +100,14 @@ class Parking:
         if self._loans.get(loan.model) is not loan:
             return
         loan.lent, loan.last_used = False, time.monotonic()
-        if loan.woken:
+        if loan.whole:
             if not woken:
                 self.drop(loan.model)
             return
         if not loaded or any(parked.digest_of(fd) is None for fd in loan.fds):
             self.drop(loan.model)
             return
-        loan.nbytes, loan.woken = sum(map(parked.seal, loan.fds)), True
+        loan.nbytes, loan.whole = sum(map(parked.seal, loan.fds)), True
         if self._books:
             self._ledger.correct(_name(loan.model), HOST, loan.nbytes)
         log.info("weights are kept in memory model=%s bytes=%d held=%d", loan.model, loan.nbytes, self.held)
@@ -122,7 +122,7 @@ class Parking:
             os.close(fd)
         if self._books:
             self._ledger.release(_name(model))
-        if loan.woken:
+        if loan.whole:
             log.info("weights left memory model=%s bytes=%d", model, loan.nbytes)
             self._changed(model)
 
@@ -136,7 +136,7 @@ class Parking:
     def bytes_of(self, model: str) -> int:
         """Bytes that a load of `model` would come back from; 0: it would not."""
         loan = self._loans.get(model)
-        return loan.nbytes if loan is not None and loan.woken else 0
+        return loan.nbytes if loan is not None and loan.whole else 0
 
     def booked(self, device: str) -> int:
         """Bytes on `device` that a model may have, because what is parked makes way."""

@@ -59,7 +59,7 @@ def test_what_a_load_filled_is_lent_to_the_next_one_and_cannot_be_changed(place)
     first = place.park("a", ranks=2)
     again = place.parking.lend("a", "files", [1, 1])
     assert again is first
-    assert again.woken
+    assert again.whole
     for fd in again.fds:
         with pytest.raises(PermissionError):
             os.pwrite(fd, b"x", 0)
@@ -98,7 +98,7 @@ def test_other_files_are_other_weights(place):
     old = place.park("a", identity="files")
     new = place.parking.lend("a", "other files", [100])
     assert new is not old
-    assert not new.woken
+    assert not new.whole
     assert place.parking.bytes_of("a") == 0
     assert os.fstat(new.fds[0]).st_size == 0
     place.parking.settle(new, loaded=False)
