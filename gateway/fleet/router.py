@@ -120,13 +120,13 @@ def second(
     """
     if waits < SECOND_SECONDS:
         return None
-    for may_load in (False, True):  # rather wait for a copy that comes than for one more
-        found = {
-            host: seconds + host.in_flight.get(model, 0) * each
-            for host in hosts
-            if (seconds := _until_there(host, model, quotes.get(host.name), may_load)) < inf
-            and not host.is_shaky(model)
-        }
+    coming: dict[H, float] = {}
+    others: dict[H, float] = {}
+    for host in hosts:
+        comes, seconds = _until_there(host, model, quotes.get(host.name))
+        if seconds < inf and not host.is_shaky(model):
+            (coming if comes else others)[host] = seconds + host.in_flight.get(model, 0) * each
+    for found in (coming, others):  # rather wait for a copy that comes than load one more
         soonest = min(found.values(), default=inf)
         if soonest < SECOND_SHARE * waits:
             equals = [host for host, seconds in found.items() if seconds == soonest]
@@ -135,15 +135,18 @@ def second(
     return None
 
 
-def _until_there(host: Host, model: str, quote: Quoted | CortexError | None, may_load: bool) -> float:
-    """Seconds until a copy is loaded that comes, or that may be loaded where no busy model leaves for it."""
+def _until_there(host: Host, model: str, quote: Quoted | CortexError | None) -> tuple[bool, float]:
+    """Whether a copy is on its way, and the seconds until it is there; else until a new one would be, where
+    no busy model leaves for it.
+    """
     state = host.models.get(model)
-    told = quote.seconds if isinstance(quote, Quoted) and quote.verdict != "refused" else None
-    if is_coming(host, model) or (isinstance(quote, Quoted) and quote.verdict == "loading"):
+    told = quote if isinstance(quote, Quoted) else None
+    if is_coming(host, model) or (told is not None and told.verdict == "loading"):
         left = state.seconds_left if state is not None else None
-        return left if left is not None else told or 0.0
-    loads = isinstance(quote, Quoted) and quote.verdict in ("fits", "evicts") and not quote.ahead
-    return told + quote.loss if may_load and loads and told is not None else inf
+        return True, left if left is not None else (told.seconds or 0.0) if told is not None else 0.0
+    if told is None or told.verdict not in ("fits", "evicts") or told.ahead or told.seconds is None:
+        return False, inf
+    return False, told.seconds + told.loss
 
 
 def absent(hosts: Sequence[Host], model: str) -> CortexError:

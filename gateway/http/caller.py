@@ -8,15 +8,9 @@ from hashlib import blake2b
 
 import falcon.asgi
 
-# As Claude Code calls them; then Codex; then OpenCode and others. A subagent has a conversation of its own.
-_SESSIONS = (
-    "x-claude-code-session-id",
-    "session-id",
-    "x-session-id",
-    "x-session-affinity",
-    "conversation-id",
-)
-_AGENTS = ("x-claude-code-agent-id", "x-agent-id")
+# As Claude Code calls it; then Codex; then OpenCode. What a subagent says is a conversation of its own.
+_SESSIONS = ("x-claude-code-session-id", "session-id", "x-session-id", "x-session-affinity")
+_AGENT = "x-claude-code-agent-id"
 
 
 def caller(req: falcon.asgi.Request) -> str:
@@ -34,5 +28,4 @@ def session(req: falcon.asgi.Request) -> str:
     name = next((value for header in _SESSIONS if (value := req.get_header(header))), "")
     if not name:
         return ""
-    agent = next((value for header in _AGENTS if (value := req.get_header(header))), "")
-    return f"{name}\0{agent}"
+    return f"{name}\0{req.get_header(_AGENT) or ''}"
