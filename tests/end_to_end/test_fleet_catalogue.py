@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 import signal
 import socket
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+import gateway.config
+import gateway.fleet.view
 from tests.end_to_end.harness import PATIENCE, Program, free_port, wait_until
+from tests.gateway.test_view import eventually
 from tests.neuron.harness import Neuron, simulated
 
 
@@ -92,7 +98,7 @@ def test_what_the_file_says_counts_on_both_hosts_and_a_change_touches_only_what_
         entry("here", pinned_on=["b"]),
         entry("own", priority=2),
     )
-    with fleet.start() as gateway:
+    with fleet.start() as program:
         wait_until(fleet.ready, "the gateway to be ready")
         wait_until(lambda: fleet.places("everywhere") == {"a", "b"}, "both hosts to be told")
         wait_until(lambda: fleet.places("here") == {"b"}, "one host to be told")
@@ -124,9 +130,37 @@ def test_what_the_file_says_counts_on_both_hosts_and_a_change_touches_only_what_
         assert fleet.tokens("claude-3") == 6
 
         # New processes go on with what the old ones had: the copy that those left.
-        old = {process.pid for process in gateway.family()}
-        gateway.process.send_signal(signal.SIGHUP)
-        wait_until(lambda: not old & {process.pid for process in gateway.family()}, "other processes")
+        old = {process.pid for process in program.family()}
+        program.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: not old & {process.pid for process in program.family()}, "other processes")
         health = wait_until(fleet.impaired, "a new process")
         assert health["catalogue"]["version"] == version
         assert fleet.tokens("claude-3") == 6
+
+
+def test_of_two_gateways_the_newer_file_counts_and_the_other_one_says_so(tmp_path) -> None:
+    def fleet(name: str, written: float, endpoint: str) -> gateway.fleet.view.Fleet:
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(json.dumps({"models": [entry(name)]}))
+        os.utime(path, (written, written))
+        places = [gateway.config.NeuronSettings(name="a", endpoint=endpoint)]
+        return gateway.fleet.view.Fleet(gateway.config.GatewayConfig(neurons=places, models_config=str(path)))
+
+    async def scenario(endpoint: str) -> None:
+        fleets = fleet("newer", 2e9, endpoint), fleet("older", 1e9, endpoint)
+        newer, older = (each.neurons[0].catalogue for each in fleets)
+        try:
+            for each, at in zip(fleets, (newer, older), strict=True):  # the older one speaks last
+                await each.start(patience=PATIENCE)
+                await eventually(partial(getattr, at, "reply"))
+            assert older.told()["origin"] == newer.told()["origin"]
+            assert older.told()["origin"].endswith("/newer.yaml")
+            assert fleets[1].knows("newer")
+            assert not fleets[1].knows("older")
+        finally:
+            for each in fleets:
+                await each.stop()
+
+    with Neuron(tmp_path / "a") as neuron:
+        asyncio.run(scenario(neuron.endpoint))
+        assert "passed_over" in neuron.log

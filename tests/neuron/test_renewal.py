@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import random
 from dataclasses import replace
 
 import msgspec
+import pytest
 
 import neuron.models.managed
 from ipc.errors import Code
-from ipc.messages import Finished
+from ipc.messages import TERMINAL, Failed, Finished
 from neuron.config import ModelSettings
 from tests.neuron.test_managed import Client, load, owning, run, until
 
@@ -108,5 +111,39 @@ def test_a_model_that_retires_finishes_what_it_has_and_one_that_nobody_uses_leav
             await until(lambda: not model.in_use)
             model.bring_up()
             await until(lambda: not model.in_use)
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_whatever_comes_in_whatever_order_each_request_ends_and_the_last_settings_count(seed, monkeypatch):
+    monkeypatch.setattr(neuron.models.managed, "OUTDATED_SECONDS", 0.1)
+    draw = random.Random(seed)
+
+    async def scenario():
+        async with owning(step_seconds=0.002) as model:
+            clients = []
+            for key in range(1, 25):
+                what = draw.choice(("ask", "ask", "renew", "live", "leave", "unload"))
+                if what == "ask":
+                    clients.append(Client(model, key, draw.randint(1, 60)))
+                elif what == "renew":
+                    renew(model, context_length=draw.randint(100, 500), text=draw.choice((None, "another")))
+                elif what == "live":
+                    renew(model, priority=draw.randint(0, 9), text=model.description.text)
+                elif what == "leave":
+                    model.give_way()
+                else:
+                    unloading = asyncio.create_task(model.unload(force=draw.random() < 0.5))
+                    unloading.add_done_callback(lambda done: done.cancelled() or done.exception())
+                await asyncio.sleep(draw.random() * 0.1)
+            for client in clients:
+                assert isinstance(await client.last(), Finished | Failed)
+                assert sum(type(reply) in TERMINAL for reply in client.replies) == 1
+            wanted = model.wanted
+            await until(lambda: model.settings == wanted and model.status in ("ready", "unloaded"))
+            await load(model)
+            assert model.settings == wanted
+            assert isinstance(await Client(model, 100).last(), Finished)
 
     run(scenario())
