@@ -15,7 +15,7 @@ from gateway.fleet.prompts import NOTHING
 from gateway.fleet.transcript import Transcript
 from gateway.fleet.view import Fleet, Neuron
 from gateway.refusals import one_line, shown, status_of
-from gateway.telemetry import metrics
+from gateway.telemetry import metrics, traces
 from ipc.client import Call
 from ipc.errors import Code, CortexError
 from ipc.messages import (
@@ -63,6 +63,9 @@ _DEATHS = frozenset((Code.WORKER_DIED, Code.STEP_DEADLINE))
 _RESUMED = _DEATHS | {Code.NEURON_LOST, Code.SHUTTING_DOWN}
 RESUMES = 2
 
+# Of OpenTelemetry's, by what is asked.
+_OPERATIONS = {Generate: "chat", Embed: "embeddings"}
+
 Asked = Generate | Embed | CountTokens | Detokenize
 OneReply = Embeddings | Ranked | TokenCount | Tokens | Text  # that answers a request by itself
 ONE_REPLY = OneReply.__args__
@@ -81,6 +84,7 @@ class Exchange:
         finished: its regular end.
         reply: the same, of a request that one reply answers.
         placement: the neuron that has it, and why, in words.
+        parent: the `traceparent` header that it came with.
         goes_on: it outlives its HTTP request; whoever notes that closes it.
     """
 
@@ -96,6 +100,7 @@ class Exchange:
         self.reply: OneReply | None = None
         self.goes_on = False
         self.placement = ""
+        self.parent: str | None = None
         self._fleet = fleet
         self._began = monotonic()
         self._model = metrics.UNKNOWN
@@ -399,6 +404,8 @@ class Exchange:
         if self._principal.key_id:
             spent = metrics.spent(self._principal.key_id, self._principal.name)
             spent.count(usage.prompt_tokens, usage.completion_tokens)
+        if traces.is_on():
+            self._trace(neuron, usage, duration)
         logger.info(
             "request ended request_id=%s key=%s model=%s alias=%s neuron=%s status=%d prompt_tokens=%d "
             "completion_tokens=%d first_token=%.4f duration=%.4f reason=%s",
@@ -413,6 +420,46 @@ class Exchange:
             self._first_token,
             duration,
             self._reason(),
+        )
+
+    def _trace(self, neuron: str, usage: Usage, seconds: float) -> None:
+        """Have a span made of it, in the words of OpenTelemetry."""
+        operation = _OPERATIONS.get(type(self._request), "")
+        attributes = {
+            "gen_ai.operation.name": operation,
+            "gen_ai.provider.name": "cortex",
+            "gen_ai.request.model": self._asked,
+            "gen_ai.response.model": self._name if self._request is not None else None,
+            "gen_ai.response.id": self.request_id,
+            "gen_ai.usage.input_tokens": usage.prompt_tokens,
+            "gen_ai.usage.output_tokens": usage.completion_tokens,
+            "gen_ai.usage.cache_read.input_tokens": usage.cached_tokens,
+            "gen_ai.response.time_to_first_chunk": self._first_token or None,
+            "http.response.status_code": self.status,
+            "cortex.neuron": neuron,
+            "cortex.placement": self.placement,
+            "cortex.account": self._principal.name,
+        }
+        if isinstance(self._request, Generate):
+            if self._request.messages is None:
+                operation = attributes["gen_ai.operation.name"] = "text_completion"
+            asked = self._request.sampling
+            attributes |= {
+                "gen_ai.request.max_tokens": asked.max_tokens,
+                "gen_ai.request.temperature": asked.temperature,
+                "gen_ai.request.top_p": asked.top_p,
+                "gen_ai.request.seed": asked.seed,
+                "gen_ai.request.choice.count": asked.n if asked.n != 1 else None,
+            }
+        if self.finished is not None:
+            timings = self.finished.timings
+            reasons = tuple(choice.reason for choice in self.finished.choices)
+            attributes |= {"gen_ai.response.finish_reasons": reasons, "cortex.queue_seconds": timings.queue}
+        error = self._error.code if self._error is not None else "cancelled" if self._left else ""
+        if not error and self.status >= 400:
+            error = str(self.status)
+        traces.record(
+            f"{operation or 'request'} {self._name}".strip(), seconds, attributes, self.parent, error
         )
 
     def _usage(self) -> Usage:

@@ -35,6 +35,7 @@ from gateway.refusals import Refusal
 from gateway.store.database import default_path
 from gateway.store.response_store import RESPONSES, ResponseStore
 from gateway.store.retention import Limits
+from gateway.telemetry import traces
 from gateway.telemetry.exposition import Exposition
 
 SECONDS_OF_A_DAY = 86400.0
@@ -137,12 +138,14 @@ class _Lifetime:
 
     async def process_startup(self, scope: dict[str, Any], event: dict[str, Any]) -> None:
         signals.release()
+        traces.start()
         await self._keyring.start()
         await self._fleet.start(START_PATIENCE)
 
     async def process_shutdown(self, scope: dict[str, Any], event: dict[str, Any]) -> None:
         await self._fleet.stop()
         await self._keyring.stop()
+        await asyncio.to_thread(traces.stop)  # it sends what is left
         if self._store is not None:
             self._store.close()
 

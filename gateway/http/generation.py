@@ -26,6 +26,7 @@ def open_exchange(fleet: Fleet, req: falcon.asgi.Request) -> tuple[RequestContex
     """What is known of a request, and the account of it, which `Gateway` closes."""
     context = context_of(req)
     exchange = Exchange(fleet, context.request_id, context.principal, session(req))
+    exchange.parent = req.get_header("traceparent")
     req.scope[EXCHANGE] = exchange
     return context, exchange
 
