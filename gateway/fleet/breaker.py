@@ -20,12 +20,13 @@ class Breaker:
     closes it, or opens it for longer.
     """
 
-    __slots__ = ("_failures", "_seconds", "_until")
+    __slots__ = ("_failures", "_is_tried", "_seconds", "_until")
 
     def __init__(self) -> None:
         self._failures = 0
         self._seconds = SECONDS
-        self._until: float | None = None  # while it is open
+        self._until: float | None = None  # once it was opened
+        self._is_tried = False  # a trial is on its way
 
     def is_open(self, now: float) -> bool:
         """Whether requests had better go elsewhere."""
@@ -34,12 +35,14 @@ class Breaker:
     def began(self, now: float) -> None:
         """A request was let through; where the time was over, it is the trial."""
         if self._until is not None and now >= self._until:
-            self._until = now + TRIAL_SECONDS
+            self._until, self._is_tried = now + TRIAL_SECONDS, True
 
     def failed(self, now: float) -> None:
-        """A request ended with one of `FAULTS`."""
-        self._failures += 1
-        if self._until is not None:
+        """A request ended with one of `FAULTS`. Those that were open when it opened change nothing more."""
+        if self._is_tried:
             self._seconds = min(2 * self._seconds, MAX_SECONDS)
-        if self._failures >= FAILURES:
-            self._until = now + self._seconds
+            self._until, self._is_tried = now + self._seconds, False
+        elif not self.is_open(now):
+            self._failures += 1
+            if self._failures >= FAILURES:
+                self._until = now + self._seconds

@@ -277,8 +277,11 @@ class Exchange:
             if await self._move(error):
                 return
             error = self._refusal()
-        elif self._answered and self._can_resume(error) and await self._resume(error):
-            return
+        elif self._answered and self._may_resume(error):
+            self._resumes += error.code in _RESUMED
+            self._request.written = self._transcript.written()
+            if await self._move(error):
+                return
         self._error, self.status = self._naming_the_alias(error), status_of(error)
 
     def _may_go_elsewhere(self, error: CortexError) -> bool:
@@ -290,16 +293,13 @@ class Exchange:
     def _naming_the_alias(self, error: CortexError) -> CortexError:
         return naming_both(error, self._asked, self._request.model)
 
-    def _can_resume(self, error: CortexError) -> bool:
-        """Whether another neuron can go on with what this one has begun."""
-        whole = self._transcript is not None and self._transcript.is_whole
-        return whole and error.code in _RESUMED and self._resumes < RESUMES
-
-    async def _resume(self, error: CortexError) -> bool:
-        """Have another neuron go on, where there is one."""
-        self._resumes += 1
-        self._request.written = self._transcript.written()
-        return await self._move(error)
+    def _may_resume(self, error: CortexError) -> bool:
+        """Whether another neuron might go on with what one has begun; this one may have refused to."""
+        if self._transcript is None or not self._transcript.is_whole:
+            return False
+        if error.code in _RESUMED:
+            return self._resumes < RESUMES
+        return self._resumes > 0 and error.code in _ELSEWHERE
 
     async def _move(self, error: CortexError) -> bool:
         """Hand the request to another neuron, where there is one."""

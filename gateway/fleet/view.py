@@ -86,9 +86,7 @@ class Neuron:
         self.catalogue: CatalogueAtNeuron | None = None
         self._directory = directory if directory is not None else Directory()
         self._prefixes = prefixes if prefixes is not None else Prefixes()
-        self._breakers: dict[
-            str, Breaker
-        ] = {}  # of models that failed here since one of their requests ended well
+        self._breakers: dict[str, Breaker] = {}  # of models that failed since they served somebody
 
     async def watch(self, eviction: Eviction) -> None:
         """Follow its state until this task is cancelled."""

@@ -31,7 +31,7 @@ from gateway.http.health import HealthResource, ReadyResource, VersionResource
 from gateway.http.models import ModelResource, ModelsResource
 from gateway.http.openapi import OpenAPIResource
 from gateway.http.replies import ReplyResource
-from gateway.refusals import Refusal
+from gateway.refusals import Refusal, one_line
 from gateway.store.database import default_path
 from gateway.store.response_store import RESPONSES, ResponseStore
 from gateway.store.retention import Limits
@@ -180,6 +180,6 @@ class _Identity:
         for name in ("x-request-id", "request-id"):  # as OpenAI's clients read it, and Anthropic's
             resp.set_header(name, req.context.request_id)
         if (exchange := req.scope.get(EXCHANGE)) is not None and req.get_header(EXPLAIN):
-            resp.set_header(PLACEMENT, exchange.placement)
+            resp.set_header(PLACEMENT, one_line(exchange.placement).encode("ascii", "replace").decode())
         if (exchange := _own_exchange(req.scope)) is not None:
             exchange.status = resp.status_code

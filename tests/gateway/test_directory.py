@@ -78,6 +78,18 @@ def test_a_breaker_opens_after_failures_in_a_row_lets_one_through_and_opens_for_
     assert breaker.is_open(SECONDS + TRIAL_SECONDS - 0.1)
     breaker.failed(10.0)
     assert breaker.is_open(10.0 + 2 * SECONDS - 0.1)
+    assert not breaker.is_open(10.0 + 2 * SECONDS)
+    now = 10.0
     for _ in range(9):
-        breaker.failed(100.0)
-    assert not breaker.is_open(100.0 + MAX_SECONDS)
+        now += MAX_SECONDS
+        breaker.began(now)
+        breaker.failed(now)
+    assert breaker.is_open(now + MAX_SECONDS - 0.1)
+    assert not breaker.is_open(now + MAX_SECONDS)
+
+
+def test_a_crash_under_many_requests_opens_a_breaker_for_no_longer() -> None:
+    breaker = Breaker()
+    for _ in range(50):
+        breaker.failed(0.0)
+    assert not breaker.is_open(SECONDS)

@@ -52,7 +52,7 @@ def collected(deltas: list[Delta]) -> dict[str, object]:
     }
 
 
-@pytest.mark.parametrize("deaths", itertools.combinations_with_replacement(range(7), 2))
+@pytest.mark.parametrize("deaths", list(itertools.combinations_with_replacement(range(7), 2)))
 def test_each_piece_is_shown_once_wherever_neurons_die(deaths: tuple[int, int]) -> None:
     whole = collected([delta(**fields) for fields in ANSWER])
     transcript, shown, at = Transcript(1, with_ids=True), [], 0

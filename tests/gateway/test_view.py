@@ -311,6 +311,37 @@ def test_a_model_whose_worker_dies_again_and_again_on_a_host_is_left_alone_there
     run(scenario)
 
 
+def test_a_stream_that_one_host_refuses_to_go_on_with_goes_to_the_next() -> None:
+    class Naming(FakeNeuron):
+        """Tells the ids of tokens."""
+
+        def _on_request(self, peer: Peer, request: AnyRequest) -> None:
+            if isinstance(request, Generate):
+                request.return_token_ids = True
+            super()._on_request(peer, request)
+
+    async def scenario() -> None:
+        hosts = [Naming(name=name, models=("slow",)) for name in "abc"]
+        async with fleet_of(*hosts) as fleet:
+            exchange = Exchange(fleet, "r")
+            await exchange.send(Generate(id=0, model="slow", prompt="one two three four", stream=True))
+            text = ""
+            while not text:
+                text += "".join(each.text for each in await exchange.take(1.0) if isinstance(each, Delta))
+            there = next(each for each in hosts if each.work)
+            second, _ = await fleet.place("slow", [fleet.neurons[hosts.index(there)]], key=b"r")
+            full = next(each for each in hosts if each.name == second.name)
+            full.refuses["slow"] = Code.QUEUE_FULL
+            there.close()
+            while exchange.finished is None:
+                text += "".join(each.text for each in await exchange.take(1.0) if isinstance(each, Delta))
+            exchange.close()
+            assert text == "one two three four"
+            assert sum(len(each.served) for each in hosts) == 3
+
+    run(scenario)
+
+
 def test_a_request_that_kills_workers_is_given_to_two_of_them_and_no_more() -> None:
     async def scenario() -> None:
         hosts = [
