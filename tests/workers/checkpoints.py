@@ -388,7 +388,9 @@ VARIANTS: dict[str, Callable[[], PreTrainedModel]] = {
     "glm4_moe_whole": lambda: one_by_one(
         glm4_moe(n_routed_experts=7, moe_intermediate_size=33, n_shared_experts=4)
     ),
-    "glm4_moe_lite": lambda: Glm4MoeLiteForCausalLM(Glm4MoeLiteConfig(**latent_sizes())),
+    "glm4_moe_lite": lambda: Glm4MoeLiteForCausalLM(
+        Glm4MoeLiteConfig(**latent_sizes(rope_parameters=YARN | {"mscale": 0.7, "mscale_all_dim": 0.7}))
+    ),
     "deepseek_v3": lambda: deepseek_v3(
         rope_parameters=YARN | {"mscale": 1.0, "mscale_all_dim": 0.7}, attention_bias=True
     ),
@@ -402,8 +404,10 @@ VARIANTS: dict[str, Callable[[], PreTrainedModel]] = {
     "mixtral_window": lambda: MixtralForCausalLM(
         MixtralConfig(**SIZES, num_local_experts=4, sliding_window=24)
     ),
-    "qwen2_moe": lambda: qwen2_moe(norm_topk_prob=True, qkv_bias=False),
+    "mixtral": lambda: MixtralForCausalLM(MixtralConfig(**SIZES, num_local_experts=4)),
+    "qwen2_moe": lambda: qwen2_moe(norm_topk_prob=False, qkv_bias=False),
     "qwen2_moe_windows": lambda: qwen2_moe(
+        norm_topk_prob=True,
         num_hidden_layers=4,
         use_sliding_window=True,
         sliding_window=20,

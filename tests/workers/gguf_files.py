@@ -33,6 +33,11 @@ ARCHITECTURES = {
     "glm4": ("glm4", False),
     "glm4_moe": ("glm4moe", False),
     "gpt_oss": ("gpt-oss", False),
+    "mixtral": ("llama", True),
+    "qwen2_moe": ("qwen2moe", False),
+    "deepseek_v2": ("deepseek2", False),
+    "deepseek_v3": ("deepseek2", False),
+    "glm4_moe_lite": ("deepseek2", False),
 }
 TOKENS = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581", "a", "b", "ab"]
 TYPES = [2, 3, 3, *[6] * 256, 1, 1, 1, 1]
@@ -154,6 +159,8 @@ def write(
     if config.tie_word_embeddings:
         tensors.pop("lm_head.weight", None)
     names = gguf.get_tensor_name_map(_enum(architecture), config.num_hidden_layers)
+    if architecture == "deepseek2":
+        tensors = by_keys_and_values(tensors, config)
     merged = tensors if architecture == "gemma4" else _merged(tensors)
     for name, tensor in sorted(merged.items()):
         known = GEMMA4.get(re.sub(r"\.\d+\.", ".{}.", name)) or names.get_name(name, (".weight", ".bias"))
@@ -164,6 +171,7 @@ def write(
             heads = config.num_attention_heads if "q_proj" in name else config.num_key_value_heads
             halves = tensor.unflatten(0, (heads, 2, len(tensor) // heads // 2))
             tensor = halves.transpose(1, 2).reshape(tensor.shape)
+        tensor = tensor[0] if "gate_inp_shexp" in known else tensor
         writer.tensor(known, tensor, kind if tensor.dim() > 1 and "gate_inp" not in known else None)
     for name, factors in _factors(config).items():
         writer.tensor(f"{name}.weight", factors)
@@ -234,31 +242,66 @@ def _merged(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return merged | {name: torch.stack([each[n] for n in sorted(each)]) for name, each in experts.items()}
 
 
+def by_keys_and_values(tensors: dict[str, torch.Tensor], config: PretrainedConfig) -> dict[str, torch.Tensor]:
+    """With the matrices of a latent vector apart, as llama.cpp has had them since it keeps the vector."""
+    found = {}
+    for name, tensor in tensors.items():
+        if "kv_b_proj" not in name:
+            found[name] = tensor
+            continue
+        heads = tensor.unflatten(0, (config.num_attention_heads, -1))
+        keys, values = heads.split((config.qk_nope_head_dim, config.v_head_dim), dim=1)
+        found[name.replace("kv_b_proj", "k_b_proj")] = keys.transpose(1, 2)
+        found[name.replace("kv_b_proj", "v_b_proj")] = values
+    return found
+
+
+def latent_keys(config: PretrainedConfig) -> dict[str, Any]:
+    """What is said of a latent vector in place of heads."""
+    kept = config.kv_lora_rank
+    scaling = config.rope_parameters.get("mscale_all_dim")
+    return {
+        "attention__head_count_kv": 1,
+        "attention__key_length": kept + config.qk_rope_head_dim,
+        "attention__value_length": kept,
+        "attention__key_length_mla": config.qk_nope_head_dim + config.qk_rope_head_dim,
+        "attention__value_length_mla": config.v_head_dim,
+        "attention__q_lora_rank": config.q_lora_rank,
+        "attention__kv_lora_rank": kept,
+        "rope__dimension_count": config.qk_rope_head_dim,
+        "rope__scaling__yarn_log_multiplier": None if scaling is None else 0.1 * scaling,
+        "expert_gating_func": 1 if config.model_type == "deepseek_v2" else 2,
+    }
+
+
 def _keys(writer: Writer, config: PretrainedConfig) -> None:
     """What `set_gguf_parameters` of the converters writes."""
     rope = config.rope_parameters
     whole = rope.get("full_attention", rope)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    writer.keys(
-        context_length=config.max_position_embeddings,
-        embedding_length=config.hidden_size,
-        block_count=config.num_hidden_layers,
-        feed_forward_length=config.intermediate_size,
-        attention__head_count=config.num_attention_heads,
-        attention__head_count_kv=config.num_key_value_heads,
-        attention__layer_norm_rms_epsilon=config.rms_norm_eps,
-        attention__key_length=head_dim,
-        attention__value_length=head_dim,
-        rope__freq_base=float(whole["rope_theta"]),
-        rope__freq_base_swa=rope.get("sliding_attention", {}).get("rope_theta"),
-        rope__dimension_count=int(head_dim * (whole.get("partial_rotary_factor") or 1.0)),
-        attn_logit_softcapping=getattr(config, "attn_logit_softcapping", None),
-        final_logit_softcapping=getattr(config, "final_logit_softcapping", None),
-        attention__scale=getattr(config, "attention_multiplier", None),
-        embedding_scale=getattr(config, "embedding_multiplier", None),
-        residual_scale=getattr(config, "residual_multiplier", None),
-        logit_scale=getattr(config, "logits_scaling", None),
-    )
+    sizes: dict[str, Any] = {
+        "context_length": config.max_position_embeddings,
+        "embedding_length": config.hidden_size,
+        "block_count": config.num_hidden_layers,
+        "feed_forward_length": config.intermediate_size,
+        "attention__head_count": config.num_attention_heads,
+        "attention__head_count_kv": config.num_key_value_heads,
+        "attention__layer_norm_rms_epsilon": config.rms_norm_eps,
+        "attention__key_length": head_dim,
+        "attention__value_length": head_dim,
+        "rope__freq_base": float(whole["rope_theta"]),
+        "rope__freq_base_swa": rope.get("sliding_attention", {}).get("rope_theta"),
+        "rope__dimension_count": int(head_dim * (whole.get("partial_rotary_factor") or 1.0)),
+        "attn_logit_softcapping": getattr(config, "attn_logit_softcapping", None),
+        "final_logit_softcapping": getattr(config, "final_logit_softcapping", None),
+        "attention__scale": getattr(config, "attention_multiplier", None),
+        "embedding_scale": getattr(config, "embedding_multiplier", None),
+        "residual_scale": getattr(config, "residual_multiplier", None),
+        "logit_scale": getattr(config, "logits_scaling", None),
+    }
+    if hasattr(config, "kv_lora_rank"):
+        sizes |= latent_keys(config)
+    writer.keys(**sizes)
     if whole["rope_type"] in ("linear", "yarn", "longrope"):
         writer.keys(
             rope__scaling__type=whole["rope_type"],
@@ -283,9 +326,11 @@ def _keys(writer: Writer, config: PretrainedConfig) -> None:
             expert_shared_count=getattr(config, "n_shared_experts", None),
             expert_weights_scale=getattr(config, "routed_scaling_factor", None),
             expert_weights_norm=getattr(config, "norm_topk_prob", None),
+            expert_shared_feed_forward_length=getattr(config, "shared_expert_intermediate_size", None),
             expert_group_count=getattr(config, "n_group", None),
             expert_group_used_count=getattr(config, "topk_group", None),
-            leading_dense_block_count=getattr(config, "first_k_dense_replace", None),
+            leading_dense_block_count=getattr(config, "first_k_dense_replace", None)
+            or [*(getattr(config, "mlp_layer_types", None) or ())].count("dense"),
         )
 
 

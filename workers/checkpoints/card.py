@@ -31,6 +31,7 @@ from workers.checkpoints.generation import GenerationDefaults
 from workers.checkpoints.gguf import checkpoint as gguf
 from workers.checkpoints.gguf import splits
 from workers.checkpoints.gguf.header import SUFFIX
+from workers.checkpoints.gguf.latent import LATENT_HEADS
 from workers.checkpoints.layers import SERVED, Layer
 from workers.checkpoints.quantisation import registry as schemes
 from workers.checkpoints.quantisation.scheme import Scheme, Stored
@@ -309,7 +310,7 @@ def _of_gguf(path: Path) -> ModelCard:
     if (embedder := checkpoint.embedder) is not None:
         model = msgspec.structs.replace(model, writes=False)
     _check_served(path, model)
-    files, stored, used = _check_tensors(path, family.tensors(model), checkpoint.tensors)
+    files, stored, used = _check_tensors(path, family.tensors(model), checkpoint.tensors, LATENT_HEADS)
     tensors = {
         name: _as_meant(tensor, *checkpoint.undone(name, tensor.shape)) for name, tensor in stored.items()
     }

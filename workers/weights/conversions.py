@@ -36,6 +36,7 @@ CONVERSIONS: dict[str, Conversion] = {
     "gptq_v2_4": four_bits.gptq_v2_4,
     "gptq_v2_8": four_bits.gptq_v2_8,
     "halves_apart": llama_cpp.halves_apart,
+    "latent_heads": llama_cpp.latent_heads,
     "less_one": llama_cpp.less_one,
     "mxfp4": four_bits.mxfp4,
     "nvfp4": four_bits.nvfp4,

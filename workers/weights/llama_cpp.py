@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import msgspec
+import torch
 from torch import Tensor
 
+from workers.checkpoints.blocks import PLAIN
 from workers.checkpoints.card import StoredTensor
+from workers.weights.dequantise import dequantise
 from workers.weights.reading import Read
 
 
@@ -27,3 +30,22 @@ def halves_apart(read: Read, weight: StoredTensor, rows: range, columns: range) 
 def less_one(read: Read, weight: StoredTensor, rows: range, columns: range) -> Tensor:
     """A norm's weight to which one was added, as that of a Gemma is."""
     return read(weight.sources[0], rows, columns).float() - 1.0
+
+
+def latent_heads(read: Read, weight: StoredTensor, rows: range, columns: range) -> Tensor:
+    """Of each head the rows of its keys, `[heads * rank, key]` with inputs as rows, and those of its values,
+    `[heads * value, rank]`; whatever they are stored as, as float32."""
+    keys, values = weight.sources
+    rank = weight.shape[1]
+    heads = keys.shape[0] // rank
+    key, value = keys.shape[1], values.shape[0] // heads
+    first, last = rows.start // (key + value), -(-rows.stop // (key + value))
+
+    def wide(source: StoredTensor, size: int, width: int) -> Tensor:  # [heads, size, width]
+        part = read(source, range(first * size, last * size), range(width))
+        part = part if source.dtype in PLAIN else dequantise(source.dtype, part)
+        return part.float().view(last - first, size, width)
+
+    both = torch.cat([wide(keys, rank, key).transpose(1, 2), wide(values, value, rank)], dim=1).flatten(0, 1)
+    start = rows.start - first * (key + value)
+    return both[start : start + len(rows), columns.start : columns.stop]

@@ -18,6 +18,7 @@ from workers.checkpoints.vectors.stages import Pooling
 
 Json = dict[str, Any]
 MOST_LAYERS = 10_000  # no family has more
+SOFTMAX, SIGMOID = 1, 2  # of `expert_gating_func`
 
 
 class Keys:
@@ -77,6 +78,7 @@ class Architecture:
         experts: what the names of a layer's experts begin with.
         layers: what the names of all layers begin with.
         embeds: it is an encoder: `config` is all of `config.json`.
+        latent: what is kept of a token is one vector, of which all heads make their keys and values.
     """
 
     name: str
@@ -88,6 +90,7 @@ class Architecture:
     experts: str = "mlp.experts"
     layers: str = "model.layers"
     embeds: bool = False
+    latent: bool = False
 
 
 def config_json(file: Gguf, architecture: Architecture) -> Json:
@@ -104,7 +107,7 @@ def config_json(file: Gguf, architecture: Architecture) -> Json:
             keys
         )
     heads, head_dim = keys.size("attention.head_count"), keys.head_dim()
-    if (values := keys.number("attention.value_length", head_dim)) != head_dim:
+    if not architecture.latent and (values := keys.number("attention.value_length", head_dim)) != head_dim:
         refuse(file.path, f"has keys of {head_dim} and values of {values}, which is not supported")
     turning = keys.number("rope.dimension_count", head_dim)
     own = architecture.config(keys)
@@ -128,7 +131,7 @@ def config_json(file: Gguf, architecture: Architecture) -> Json:
         "rope_theta": keys.number("rope.freq_base", 10_000.0),
         "rope_scaling": _rope_scaling(keys),
     }
-    if turning != head_dim:
+    if turning != head_dim and not architecture.latent:
         given["partial_rotary_factor"] = turning / head_dim
     return given | own
 
@@ -163,7 +166,13 @@ def _rope_scaling(keys: Keys) -> Json | None:
             "beta_fast": keys.get("rope.scaling.yarn_beta_fast"),
             "beta_slow": keys.get("rope.scaling.yarn_beta_slow"),
         }
+        if (sharpening := keys.get("rope.scaling.yarn_log_multiplier")) and keys.has(
+            "blk.0.attn_kv_a_mqa.weight"
+        ):
+            given |= dict.fromkeys(("mscale", "mscale_all_dim"), round(10 * sharpening, 6))
         for name, neutral in (("yarn_ext_factor", 1.0), ("yarn_log_multiplier", 0.0)):
+            if "mscale" in given and name == "yarn_log_multiplier":
+                continue
             if (value := keys.get(f"rope.scaling.{name}", neutral)) not in (neutral, None):
                 refuse(keys.path, f"rope.scaling.{name} {value} is not supported")
         return {key: value for key, value in given.items() if value is not None}
@@ -333,13 +342,51 @@ def _qwen3_moe(keys: Keys) -> Json:
     }
 
 
+def _qwen2_moe(keys: Keys) -> Json:
+    return _qwen3_moe(keys) | {
+        "norm_topk_prob": False,  # llama.cpp does so, whatever the config said that was converted
+        "shared_expert_intermediate_size": keys.number("expert_shared_feed_forward_length"),
+        "qkv_bias": keys.has("blk.0.attn_q.bias"),
+    }
+
+
 def _llama(keys: Keys) -> Json:
     if keys.get("expert_count"):
         return {
-            "architectures": ["MixtralForCausalLM of a GGUF file"],
-            "num_local_experts": keys.get("expert_count"),
+            "architectures": ["MixtralForCausalLM"],
+            "num_local_experts": keys.number("expert_count"),
+            "num_experts_per_tok": keys.number("expert_used_count"),
         }
     return {}
+
+
+def _deepseek2(keys: Keys) -> Json:
+    """Scores of V3 and its kin are sigmoids, those of V2 a softmax, which old files do not name."""
+    gating = keys.number("expert_gating_func", SOFTMAX)
+    normalised, groups = keys.get("expert_weights_norm", False), keys.number("expert_group_count", 1)
+    if gating not in (SOFTMAX, SIGMOID) or (gating == SOFTMAX and normalised):
+        refuse(keys.path, f"expert_gating_func {gating}, expert_weights_norm {normalised} is not supported")
+    turning = keys.size("rope.dimension_count")
+    key = keys.size("attention.key_length_mla", keys.head_dim())
+    return {
+        "architectures": ["DeepseekV3ForCausalLM" if gating == SIGMOID else "DeepseekV2ForCausalLM"],
+        "topk_method": None if gating == SIGMOID or groups == 1 else "group_limited_greedy",
+        "num_hidden_layers": keys.number("block_count") - keys.number("nextn_predict_layers", 0),
+        "q_lora_rank": keys.get("attention.q_lora_rank") or None,
+        "kv_lora_rank": keys.size("attention.kv_lora_rank"),
+        "qk_rope_head_dim": turning,
+        "qk_nope_head_dim": key - turning,
+        "v_head_dim": keys.size("attention.value_length_mla", keys.get("attention.value_length")),
+        "n_routed_experts": keys.number("expert_count"),
+        "num_experts_per_tok": keys.number("expert_used_count"),
+        "moe_intermediate_size": keys.number("expert_feed_forward_length"),
+        "n_shared_experts": keys.number("expert_shared_count", 0),
+        "first_k_dense_replace": keys.number("leading_dense_block_count", 0),
+        "routed_scaling_factor": keys.number("expert_weights_scale", 1.0),
+        "norm_topk_prob": normalised,
+        "n_group": groups,
+        "topk_group": keys.number("expert_group_used_count", 1),
+    }
 
 
 def _mistral3(keys: Keys) -> Json:
@@ -443,6 +490,17 @@ BERT_WHOLE = {
 }
 POOLINGS: dict[int, Pooling] = {1: "mean", 2: "cls", 3: "last"}
 FUSED = {"ffn_up": "mlp.gate_up_proj"}
+SHARED_EXPERT = {f"ffn_{part}_shexp": f"mlp.shared_expert.{part}_proj" for part in ("gate", "up", "down")}
+LATENT = {
+    "attn_q_a": "self_attn.q_a_proj",
+    "attn_q_a_norm": "self_attn.q_a_layernorm",
+    "attn_q_b": "self_attn.q_b_proj",
+    "attn_kv_a_mqa": "self_attn.kv_a_proj_with_mqa",
+    "attn_kv_a_norm": "self_attn.kv_a_layernorm",
+    "attn_kv_b": "self_attn.kv_b_proj",
+    "attn_k_b": "self_attn.k_b_proj",
+    "attn_v_b": "self_attn.v_b_proj",
+}
 
 ARCHITECTURES: dict[str, Architecture] = {
     "llama": Architecture("LlamaForCausalLM", _llama, halves_as_pairs=True),
@@ -450,6 +508,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     "qwen2": Architecture("Qwen2ForCausalLM"),
     "qwen3": Architecture("Qwen3ForCausalLM"),
     "qwen3moe": Architecture("Qwen3MoeForCausalLM", _qwen3_moe),
+    "qwen2moe": Architecture("Qwen2MoeForCausalLM", _qwen2_moe, tensors=SHARED_EXPERT),
+    "deepseek2": Architecture("DeepseekV3ForCausalLM", _deepseek2, tensors=LATENT, latent=True),
     "gemma2": Architecture("Gemma2ForCausalLM", _gemma2, norms_with_one=True, tensors=GEMMA_NORMS),
     "gemma3": Architecture("Gemma3ForCausalLM", _gemma3, norms_with_one=True, tensors=GEMMA_NORMS),
     "bert": Architecture(
