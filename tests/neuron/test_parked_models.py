@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from ipc.messages import Done, Finished, ListModels, Load, Quote, Unload
 from tests.neuron.folders import write_checkpoint
@@ -101,3 +102,21 @@ def test_a_worker_that_is_killed_while_it_parks_leaves_no_half(tmp_path):
         client.ask(Unload(id=0, model="m"), PATIENCE)
         assert ask(client, "m") == first
         assert loads(neuron, "m")[-1] == "woken"
+
+
+def test_two_that_fit_one_at_a_time_are_swapped_without_a_file_being_read(tmp_path):
+    models = [
+        {"id": name, "path": str(write(tmp_path / name, seed=i)), **SMALL} for i, name in enumerate("ab")
+    ]
+    # Of which one process takes half and more; with the CUDA build of torch it is larger.
+    small = {"memory": "330MiB" if torch.version.cuda is None else "560MiB"}
+    with (
+        Neuron(tmp_path, models, cpu=small, standby=True, parking="64MiB") as neuron,
+        neuron.client() as client,
+    ):
+        first = [ask(client, name) for name in "ab"]
+        assert [ask(client, name) for name in "ab"] == first
+        assert loads(neuron, "a") == loads(neuron, "b") == ["loaded", "woken"]
+        a, b = neuron.model("a"), neuron.model("b")
+        assert (a.status, a.evictions, a.wakes) == ("unloaded", 2, 1)
+        assert (b.status, b.evictions, b.wakes) == ("ready", 1, 1)
