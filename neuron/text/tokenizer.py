@@ -60,7 +60,8 @@ class TextTokenizer:
         by_bytes = isinstance(self.tokenizer.decoder, decoders.ByteLevel)
         self._bytes_of = from_byte_level if by_bytes else from_sentencepiece
         self._path = path
-        self._longest = max(map(len, self.tokenizer.get_vocab()))
+        pieces = map(self.tokenizer.id_to_token, range(vocabulary_size))
+        self._longest = max((len(piece) for piece in pieces if piece is not None), default=1)
         self._may_overrun = self.tokenizer.get_vocab_size() > vocabulary_size
         doubtful = list(filter(nests, regexes(source)))
         self.is_linear = not doubtful  # in time, as far as a look at them tells
@@ -212,14 +213,15 @@ _UNBOUNDED = re.compile(r"\{\d*,\}")
 
 
 def hidden_ids(tokenizer: Tokenizer, vocabulary_size: int, shown: tuple[str, ...] = ()) -> frozenset[int]:
-    """Ids that are no text: special tokens but those in `shown`, and ids that pad the model's vocabulary."""
+    """Ids that are no text: special tokens but those in `shown`, and ids that pad the model's vocabulary.
+
+    They are asked for one by one. `get_vocab` holds the interpreter's lock all the while, a quarter of a second
+    for 150,000 tokens, and takes longer.
+    """
     special = {
         token_id
         for token_id, token in tokenizer.get_added_tokens_decoder().items()
         if token.special and token.content not in shown
     }
-    return frozenset(
-        special.union(range(vocabulary_size)).difference(
-            token_id for token_id in tokenizer.get_vocab().values() if token_id not in special
-        )
-    )
+    padding = (number for number in range(vocabulary_size) if tokenizer.id_to_token(number) is None)
+    return frozenset(special.union(padding))
