@@ -785,6 +785,7 @@ class HealthReply(Reply, tag="health"):
     devices: list[Device]
     models: list[ModelState]
     ranks: dict[str, list[RankState]]
+    text_memory: int = 0  # bytes of the host that the processes hold which prepare requests
 
 
 class ModelList(Reply, tag="models"):
@@ -808,6 +809,7 @@ class State(Reply, tag="state"):
     # By model, the marks of prompts whose pages its worker holds, and how many tokens that is: those that are
     # new, and with 0 those of which it no longer holds all. An epoch begins with none.
     prefixes: dict[str, dict[bytes, int]] = {}
+    text_memory: int = 0  # as of `health`
 
 
 class Heartbeat(Reply, tag="heartbeat"):

@@ -332,6 +332,7 @@ class Service:
             devices=self._models.room.devices(),
             models=self._models.states(),
             ranks=self._models.ranks(),
+            text_memory=self._preparation.memory,
         )
 
     async def _drain(self, peer: Peer, request: Drain) -> Reply:
@@ -393,6 +394,7 @@ class Service:
             draining=ALL in self._drains,
             devices=self._models.room.devices(),
             models=self._models.states(),
+            text_memory=self._preparation.memory,
         )
         prefixes = self._models.take_prefix_news()
         news = _news(self._told, state, prefixes) if self._told is not None else None

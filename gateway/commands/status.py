@@ -26,6 +26,7 @@ class NeuronHealth(Struct):
     version: str
     devices: list[Device]
     models: list[ModelState]
+    text_memory: int = 0  # bytes
 
 
 class CatalogueHealth(Struct):
@@ -63,13 +64,13 @@ def read(body: bytes, endpoint: str) -> FleetHealth:
 
 def show(fleet: FleetHealth, console: Console) -> None:
     """Print neurons, devices and models."""
-    neurons = _table("neuron", "state", "endpoint", "version")
+    neurons = _table("neuron", "state", "endpoint", "version", "text")
     devices = _table("device", "neuron", "name", "used", "reserved", "total", "load", "temperature")
     models = _table(
         "model", "neuron", "status", "memory", "devices", "context", "cached", "running", "waiting", "served"
     )
     for neuron in fleet.neurons:
-        _row(neurons, neuron.name, _state(neuron), neuron.endpoint, neuron.version)
+        _row(neurons, neuron.name, _state(neuron), neuron.endpoint, neuron.version, size(neuron.text_memory))
         for device in neuron.devices:
             _row(
                 devices,

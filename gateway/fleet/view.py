@@ -82,6 +82,7 @@ class Neuron:
         self.version = ""
         self.models: dict[str, ModelState] = {}  # by id, and by that of each adapter
         self.devices: list[Device] = []
+        self.text_memory = 0  # bytes that its text processes hold
         self.in_flight: Counter[str] = Counter()
         self.catalogue: CatalogueAtNeuron | None = None
         self._directory = directory if directory is not None else Directory()
@@ -143,7 +144,7 @@ class Neuron:
             logger.info("neuron answers name=%s endpoint=%s", self.name, self.client.endpoint)
         self.healthy, self.heard, self.reason = True, True, ""
         self.instance, self.draining = state.instance, state.draining
-        self.devices = state.devices
+        self.devices, self.text_memory = state.devices, state.text_memory
         before = self.models
         known = [] if state.whole else [model for model in self.own_models if model.id not in state.gone]
         own = {model.id: model for model in [*known, *state.models]}

@@ -55,6 +55,7 @@ class HealthResource:
                 "instance": neuron.instance,
                 "devices": neuron.devices if neuron.healthy else [],
                 "models": neuron.own_models if neuron.healthy else [],
+                "text_memory": neuron.text_memory if neuron.healthy else 0,
                 "catalogue": neuron.catalogue.told() if neuron.catalogue is not None else None,
             }
             for neuron in neurons

@@ -91,6 +91,7 @@ class Neuron(Protocol):
     client: Client
     own_models: Sequence[ModelState]
     devices: Sequence[Device]
+    text_memory: int
 
 
 class Exposition:
@@ -164,6 +165,13 @@ def neuron_metrics(neurons: Sequence[Neuron]) -> list[Metric]:
         silence.add_metric([neuron.name], neuron.client.silent_seconds)
         draining.add_metric([neuron.name], float(neuron.healthy and neuron.draining))
     healthy = [neuron for neuron in neurons if neuron.healthy]
+    text = GaugeMetricFamily(
+        "cortex_neuron_text_memory",
+        "Bytes that the processes hold which prepare requests.",
+        labels=["neuron"],
+    )
+    for neuron in healthy:
+        text.add_metric([neuron.name], neuron.text_memory)
     models = [([m.id, neuron.name], m) for neuron in healthy for m in neuron.own_models]
     devices = [([neuron.name, device.id], device) for neuron in healthy for device in neuron.devices]
     waited = CounterMetricFamily(
@@ -188,6 +196,7 @@ def neuron_metrics(neurons: Sequence[Neuron]) -> list[Metric]:
         draining,
         status,
         in_flight,
+        text,
         waited,
         *_families(GaugeMetricFamily, "cortex_model_", ["model", "neuron"], _MODEL_GAUGES, models),
         *_families(CounterMetricFamily, "cortex_model_", ["model", "neuron"], _MODEL_COUNTERS, models),

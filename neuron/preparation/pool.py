@@ -14,8 +14,11 @@ from neuron.preparation.process import ProcessDied, TextProcess
 
 log = logging.getLogger("neuron.preparation.pool")
 
+OURS = "\0"  # the neuron's own account: a load waits behind nobody's requests
 JOB_SECONDS = 120.0  # for one job: a template stops by itself long before
 IDLE_SECONDS = 600.0  # that a process waits for the next job, before its memory is given back
+IDLE_MEMORY = 1 << 30  # bytes that those which wait for a job hold together; the longest idle make way
+MAX_WAITING = 512  # requests that wait for a turn, of which one account may have half
 
 
 class Pool:
@@ -29,12 +32,25 @@ class Pool:
         start: makes a process.
         size: processes, at least two.
         seconds: that a job may take.
+        most: requests that may wait for a turn.
+        idle_memory: bytes that waiting processes may hold together.
     """
 
-    def __init__(self, start: Callable[[], TextProcess], size: int, seconds: float = JOB_SECONDS) -> None:
+    def __init__(
+        self,
+        start: Callable[[], TextProcess],
+        size: int,
+        seconds: float = JOB_SECONDS,
+        *,
+        most: int = MAX_WAITING,
+        idle_memory: int = IDLE_MEMORY,
+    ) -> None:
         self._start = start
         self._size = max(2, size)
         self._seconds = seconds
+        self._most = most
+        self._idle_memory = idle_memory
+        self._busy: set[TextProcess] = set()
         self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()  # by account, in turn
         self._running: Counter[str] = Counter()
         self._idle: list[tuple[TextProcess, asyncio.TimerHandle]] = []  # the one that worked last is last
@@ -44,8 +60,9 @@ class Pool:
         """The result of `job`, once `account` has had its turn. Cancelled before that, it is never begun.
 
         Raises:
-            CortexError: what the job ended with instead.
+            CortexError: what the job ended with instead; QUEUE_FULL where it could not even wait.
         """
+        self._check_room(account)
         turn = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(account, deque()).append(turn)
         self._next()
@@ -54,9 +71,16 @@ class Pool:
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():  # it had its turn in this moment
                 self._done(account)
+            else:
+                self._withdraw(account, turn)
             raise
         # Work counts until it is done, whether anybody still waits for it or not.
         return await asyncio.shield(self._keep(self._work(account, job, body)))
+
+    @property
+    def memory(self) -> int:
+        """Bytes that its processes hold now."""
+        return sum(process.memory for process in (*self._busy, *(process for process, _ in self._idle)))
 
     async def close(self) -> None:
         """End all processes, what they work on, and what waits for them."""
@@ -87,6 +111,7 @@ class Pool:
         process = None
         try:
             process = self._take()
+            self._busy.add(process)
             async with asyncio.timeout(self._seconds):
                 outcome, result = await process.ask(job, body)
         except TimeoutError as error:
@@ -101,6 +126,7 @@ class Pool:
             raise CortexError(Code.INTERNAL, message) from error
         else:
             if not outcome.leaves:
+                self._busy.discard(process)
                 self._give_back(process)
                 process = None
             if outcome.error is not None:
@@ -109,6 +135,7 @@ class Pool:
         finally:
             if process is not None:
                 await process.end()
+                self._busy.discard(process)
             self._done(account)
 
     def _take(self) -> TextProcess:
@@ -125,12 +152,31 @@ class Pool:
     def _give_back(self, process: TextProcess) -> None:
         timer = asyncio.get_running_loop().call_later(IDLE_SECONDS, self._dismiss, process)
         self._idle.append((process, timer))
+        while len(self._idle) > 1 and sum(each.memory for each, _ in self._idle) > self._idle_memory:
+            longest, timer = self._idle[0]
+            timer.cancel()
+            self._dismiss(longest)
 
     def _dismiss(self, process: TextProcess) -> None:
         self._idle = [each for each in self._idle if each[0] is not process]
         self._keep(process.end())
 
     # --- turns --------------------------------------------------------------------------------------------
+
+    def _check_room(self, account: str) -> None:
+        """QUEUE_FULL where no more may wait. Nobody's requests keep a load of the neuron's own out."""
+        own, waiting = len(self._waiting.get(account, ())), sum(map(len, self._waiting.values()))
+        if account != OURS and (waiting >= self._most or own >= self._most // 2):
+            raise CortexError(
+                Code.QUEUE_FULL,
+                f"{waiting} requests already wait to be prepared, {own} of this account: that is the limit",
+                details={"waiting": waiting, "limit": self._most},
+            )
+
+    def _withdraw(self, account: str, turn: asyncio.Future[None]) -> None:
+        """Nobody waits for `turn` any more."""
+        if turn in (turns := self._waiting.get(account, ())):
+            turns.remove(turn)
 
     def _done(self, account: str) -> None:
         self._running[account] -= 1

@@ -16,7 +16,7 @@ from neuron.description import ModelDescription
 from neuron.memory.devices import CpuProbe
 from neuron.preparation.facts import ModelFacts
 from neuron.preparation.jobs import Job
-from neuron.preparation.pool import JOB_SECONDS, Pool
+from neuron.preparation.pool import JOB_SECONDS, OURS, Pool
 from neuron.preparation.prepared import Prepared
 from neuron.preparation.prepared_inputs import PreparedInputs
 from neuron.preparation.process import TextProcess
@@ -25,7 +25,6 @@ from neuron.text.frontend import ModelText, TextFiles, TextFrontEnd
 from neuron.text.template import Tried
 
 MEMORY = 4 << 30  # bytes of a process: a million tokens of text take a fifth of that
-OURS = "\0"  # the neuron's own account: a load waits behind nobody's requests
 MOST_PROCESSES = 8  # of a pool; more do not help one host
 REPLIES = {"count_tokens": TokenCount, "tokenize": Tokens, "detokenize": Text}
 
@@ -46,6 +45,7 @@ class Preparation:
         self._texts = Pool(start, size, seconds)
         self._counts = Pool(start, 2, seconds)  # editors ask for dozens at once, beside an answer
         self._grammars = Pool(start, size, seconds)  # minutes of these hold up no text
+        self._pools = (self._texts, self._counts, self._grammars)
 
     async def read_text(self, files: TextFiles) -> TextFrontEnd:
         """A model's text path; templates of others, which may be up to anything, are tried elsewhere.
@@ -92,9 +92,14 @@ class Preparation:
         reply = await self._run(pool, verb, request, text, model, context_length)
         return Encoded(request.id, REPLIES[verb].__name__, reply)
 
+    @property
+    def memory(self) -> int:
+        """Bytes that text processes hold now. They are in no ledger: of the host's memory, not a device's."""
+        return sum(pool.memory for pool in self._pools)
+
     async def close(self) -> None:
         """End all processes."""
-        await asyncio.gather(*(pool.close() for pool in (self._texts, self._counts, self._grammars)))
+        await asyncio.gather(*(pool.close() for pool in self._pools))
 
     async def _run(
         self,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import mmap
 import os
 import signal
 import socket
 import subprocess
 import sys
 from contextlib import suppress
+from pathlib import Path
 
 import msgspec
 
@@ -72,6 +74,15 @@ class TextProcess:
     def is_there(self) -> bool:
         """Whether it has not ended."""
         return not self._gone.is_set() and self._process.poll() is None
+
+    @property
+    def memory(self) -> int:
+        """Bytes that it holds and shares with no file; 0: it has ended."""
+        try:
+            _, resident, shared, *_ = Path(f"/proc/{self.pid}/statm").read_text().split()
+        except (OSError, ValueError):
+            return 0
+        return (int(resident) - int(shared)) * mmap.PAGESIZE
 
     def _reap(self) -> None:
         """It ended."""

@@ -215,8 +215,8 @@ _UNBOUNDED = re.compile(r"\{\d*,\}")
 def hidden_ids(tokenizer: Tokenizer, vocabulary_size: int, shown: tuple[str, ...] = ()) -> frozenset[int]:
     """Ids that are no text: special tokens but those in `shown`, and ids that pad the model's vocabulary.
 
-    They are asked for one by one. `get_vocab` holds the interpreter's lock all the while, a quarter of a second
-    for 150,000 tokens, and takes longer.
+    They are asked for one by one. `get_vocab` holds the interpreter's lock all the while, a quarter of a
+    second for 150,000 tokens, and takes longer.
     """
     special = {
         token_id

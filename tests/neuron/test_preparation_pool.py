@@ -7,7 +7,7 @@ import pytest
 from ipc.errors import Code, CortexError
 from ipc.messages import Failed
 from neuron.preparation.jobs import Job, Outcome
-from neuron.preparation.pool import Pool
+from neuron.preparation.pool import OURS, Pool
 from neuron.preparation.process import ProcessDied
 
 PATIENCE = 60.0
@@ -21,6 +21,7 @@ class Process:
 
     def __init__(self):
         self.is_there, self.ended = True, False
+        self.memory = 100
 
     async def ask(self, job, work):
         outcome = await work() if asyncio.iscoroutinefunction(work) else work()
@@ -103,6 +104,59 @@ def test_what_is_cancelled_before_its_turn_never_runs_and_holds_nobody_up():
         await asyncio.gather(*blocked, stays)
         assert order == ["stays"]
         await pool.close()
+
+    run(scenario())
+
+
+def test_so_many_may_wait_and_an_account_half_of_them_and_who_leaves_makes_room():
+    async def scenario():
+        pool, done = Pool(Started(), 2, most=4), asyncio.Event()
+
+        async def ask(account, count):
+            asked = [asyncio.create_task(pool.run(account, JOB, done.wait)) for _ in range(count)]
+            await asyncio.sleep(0)
+            return asked
+
+        def refused(account):
+            with pytest.raises(CortexError) as error:
+                pool._check_room(account)
+            return error.value.code == Code.QUEUE_FULL
+
+        first = await ask("a", 3)  # one runs, for no account has all
+        assert refused("a")
+        pool._check_room("b")
+        others = await ask("b", 3)
+        assert refused("b")
+        assert refused("c")
+        with pytest.raises(CortexError, match="4 requests already wait"):
+            await pool.run("c", JOB, done.wait)
+        pool._check_room(OURS)
+        first.pop().cancel()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        pool._check_room("c")
+        done.set()
+        await asyncio.gather(*first, *others)
+        await pool.close()
+
+    run(scenario())
+
+
+def test_idle_processes_hold_so_much_together_and_the_longest_idle_makes_way():
+    async def scenario():
+        made = Started()
+        pool = Pool(made, 4, idle_memory=250)
+
+        async def work():
+            await asyncio.sleep(0.01)
+            return b""
+
+        await asyncio.gather(*(pool.run(str(number), JOB, work) for number in range(4)))
+        await asyncio.sleep(0)
+        assert [process.ended for process in made] == [True, True, False, False]
+        assert pool.memory == 200
+        await pool.close()
+        assert pool.memory == 0
 
     run(scenario())
 

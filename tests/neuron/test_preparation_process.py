@@ -208,7 +208,7 @@ def test_a_model_s_templates_are_tried_whatever_its_clients_ask(loop, monkeypatc
     class Played:
         """Does not come back from a request."""
 
-        is_there, pid = True, 0
+        is_there, pid, memory = True, 0, 0
 
         async def ask(self, job, body):
             if job.verb != "try":

@@ -40,6 +40,7 @@ from ipc.messages import (
     Watch,
 )
 from neuron.config import NeuronConfig
+from neuron.preparation.preparation import Preparation
 from neuron.service import Service
 from tests.neuron.harness import PATIENCE, Neuron, chat, simulated, wait_until
 
@@ -146,7 +147,7 @@ def test_an_id_may_be_used_again_as_soon_as_its_request_is_cancelled():
     models = SimpleNamespace(known=lambda model: None, open=lambda model: asyncio.Event().wait())
 
     async def scenario():
-        service = Service(NeuronConfig(), "0", models, None)
+        service = Service(NeuronConfig(), "0", models, Preparation("INFO"))
         asked = Generate(id=5, model="sim", prompt="Hello")
         service.handle(peer, asked)
         await asyncio.sleep(0)  # its preparation has begun
