@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -41,6 +43,8 @@ class Blocks:
 
 Weight = Tensor | Blocks
 
+LARGE_PAGE = 2 << 20  # bytes
+
 
 class Empty:
     """Makes the tensors of a model, whose contents the loader brings.
@@ -64,4 +68,18 @@ class Empty:
             return self(rows, columns)
         form = FORMATS[self.formats[name]]
         data = torch.empty(rows, form.row_bytes(columns), dtype=torch.uint8, device=self.device)
+        _in_large_pages(data)
         return Blocks(form, data, self.dtype)
+
+
+def _in_large_pages(data: Tensor) -> None:
+    """Ask the kernel for large pages, as far as whole ones lie in a tensor that nobody has written to.
+
+    A weight is read from end to end at each step, and 170 MB in small pages take a fifth longer.
+    """
+    if data.device.type != "cpu" or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return
+    start = -(-data.data_ptr() // LARGE_PAGE) * LARGE_PAGE
+    size = (data.data_ptr() + data.nbytes) // LARGE_PAGE * LARGE_PAGE - start
+    if size > 0:  # where there are none the call fails, and nothing is lost
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), mmap.MADV_HUGEPAGE)
