@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Mapping
 from typing import Generic, TypeVar
 
+MOST = 20_000  # of one model on one host: neurons remember fewer
 EXPECTED_SECONDS = 5.0  # that a host has to say of a prompt it was just given that it holds it
 
 H = TypeVar("H", bound=Hashable)
@@ -26,14 +27,22 @@ class Prefixes(Generic[H]):
         """Who holds that beginning, and how many tokens it has; None: nobody does."""
         return self._held.get(digest)
 
-    def learn(self, host: H, model: str, news: Mapping[bytes, int]) -> None:
-        """What a host says of a model; 0 tokens: it no longer holds it."""
+    def learn(self, host: H, model: str, news: Mapping[bytes, int]) -> bool:
+        """What a host says of a model; 0 tokens: it no longer holds it.
+
+        Returns:
+            False when it says that it holds more than any neuron would, which is not believed.
+        """
         for digest, tokens in news.items():
             self._expected.pop((digest, host), None)
             if tokens:
                 self._add(host, model, digest, tokens)
             else:
                 self._drop(host, model, digest)
+        if len(self._of.get((host, model), ())) <= MOST:
+            return True
+        self.forget(host, [model])
+        return False
 
     def expect(self, host: H, model: str, held: Iterable[tuple[bytes, int]], now: float) -> None:
         """A host was given a prompt with these beginnings, and of about so many tokens each."""

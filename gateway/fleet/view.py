@@ -167,7 +167,10 @@ class Neuron:
             ],
         )
         for name, news in state.prefixes.items():
-            self._prefixes.learn(self, name, news)
+            if name in self.models and not self._prefixes.learn(self, name, news):
+                logger.warning(
+                    "neuron claims too many prefixes, none counts name=%s model=%s", self.name, name
+                )
 
     @property
     def own_models(self) -> list[ModelState]:

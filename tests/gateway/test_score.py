@@ -6,7 +6,7 @@ import sys
 from collections import Counter
 from dataclasses import dataclass, field
 
-from gateway.fleet.prefixes import EXPECTED_SECONDS, Prefixes
+from gateway.fleet.prefixes import EXPECTED_SECONDS, MOST, Prefixes
 from gateway.fleet.prompts import Prompt, read
 from gateway.fleet.score import Asked, Score, best, some
 from ipc.messages import Generate, ImagePart, Message, ModelState, TextPart, Tool
@@ -243,3 +243,12 @@ def test_nothing_is_left_of_a_model_that_left_its_host() -> None:
     prefixes.forget("b", ["m", "n"])
     prefixes.expect("a", "m", [], now=100.0)
     assert (len(prefixes), prefixes._of, dict(prefixes._expected)) == (0, {}, {})
+
+
+def test_a_host_that_claims_to_hold_more_than_any_can_is_not_believed() -> None:
+    prefixes: Prefixes[str] = Prefixes()
+    prefixes.learn("honest", "m", {b"1": 64})
+    claims = {number.to_bytes(4): 64 for number in range(MOST + 1)}
+    assert not prefixes.learn("liar", "m", claims | {b"1": 64})
+    assert (len(prefixes), prefixes.held(b"1")) == (1, {"honest": 64})
+    assert prefixes.learn("liar", "m", {b"1": 64})
