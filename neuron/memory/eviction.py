@@ -115,14 +115,20 @@ def explain(
     priority: int,
     devices: Collection[str],
     strategy: Strategy,
+    now: float,
 ) -> str:
-    """What was chosen and why, for the log: the numbers that the strategy went by, and why others stay."""
+    """What was chosen and why, for the log: the numbers that the strategy went by, and why others stay.
+
+    Args:
+        now: on the clock of `last_used`.
+    """
 
     def numbers(holder: Holder) -> str:
+        idle = f"used {now - holder.last_used:.1f} s ago"
         if strategy == "priority":
-            return f"priority {holder.priority}, last used {holder.last_used:.1f}"
+            return f"priority {holder.priority}, {idle}"
         if strategy == "lru":
-            return f"last used {holder.last_used:.1f}"
+            return idle
         return (
             f"{holder.reload_seconds:.2f} s to load x {holder.recent_use:.2f} uses x priority "
             f"{holder.priority} / {gib(holder.freed(devices))}"

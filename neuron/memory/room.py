@@ -365,7 +365,8 @@ class Room:
         holders = self._holders()
         leave = [holders.pop(name) for name in victims]
         devices = candidates_for(need, self._ledger.devices)
-        why = explain(leave, holders.values(), need.priority, devices, self.eviction.strategy)
+        strategy, now = self.eviction.strategy, time.monotonic()
+        why = explain(leave, holders.values(), need.priority, devices, strategy, now)
         log.info("making room model=%s %s", wish.tenant.id, why)
 
     def _one_more(self, need: Need) -> tuple[str, ...]:

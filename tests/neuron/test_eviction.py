@@ -101,7 +101,8 @@ def test_no_strategy_ever_takes_a_pinned_model_or_one_of_a_higher_class(everybod
 def test_a_decision_is_explained_with_the_numbers_it_went_by_and_why_others_stay():
     victim = holder("a", 2 * GIB, reload_seconds=12.0, recent_use=0.5)
     others = [holder("b", pinned=True), holder("c", priority=200), holder("d", device="cuda:1")]
-    assert explain([victim], others, 100, HERE, "cost") == (
+    assert explain([victim], others, 100, HERE, "cost", 7.0) == (
         "strategy=cost leave=a (12.00 s to load x 0.50 uses x priority 100 / 2.00 GiB); "
         "stay=b (is pinned), c (has priority 200, above its 100)"
     )
+    assert explain([victim], [], 100, HERE, "lru", 7.0) == "strategy=lru leave=a (used 7.0 s ago); stay=none"
