@@ -117,7 +117,7 @@ class ModelSettings(Struct, frozen=True, kw_only=True, omit_defaults=True):
     ranks: Count = 1
     devices: list[str] | None = None  # one a rank, or just "cpu"
     min_device_memory: Size = 0  # a device with less in all is not used for it
-    min_memory: Size = 0  # a host whose devices have less in all, together, does not serve it
+    min_memory: Size = 0  # a host that has less in all, on the devices of its ranks, does not serve it
     pin: bool = False  # loaded at start, never evicted
     preload: bool = False  # loaded at start, if nobody has to leave for it, and evicted as any other
     priority: int = 100  # its class: it leaves for no model with a lower one

@@ -49,6 +49,8 @@ class HeldCatalogue:
             logger.error("catalogue cannot be used, and stays as it was reason=%s", error)
             value = read(self._copy)
         self._file: WatchedFile[Catalogue] = WatchedFile(path, read, value)
+        level = logging.INFO if value.models else logging.WARNING  # an empty one may be a mistake
+        logger.log(level, "catalogue path=%s version=%s models=%d", path, value.version, len(value.models))
 
     @property
     def value(self) -> Catalogue:

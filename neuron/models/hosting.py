@@ -36,7 +36,7 @@ def hosted(settings: ModelSettings, devices: Sequence[Device]) -> ModelSettings:
         needed = "a device" if settings.ranks == 1 else f"{settings.ranks} devices"
         least = f" of {gib(floor)}" if floor else ""
         raise NotHere(f"wants {needed}{least}, and this host has {_shown(devices)}")
-    together = sum(there[name].memory_total for name in large)
+    together = sum(sorted(there[name].memory_total for name in large)[-settings.ranks :])
     if together < settings.min_memory:
         raise NotHere(f"wants {gib(settings.min_memory)} of memory, and this host has {_shown(devices)}")
     return settings if large == wanted else replace(settings, devices=large)

@@ -34,6 +34,11 @@ def test_settings_that_every_device_meets_stay_as_they_are():
         assert hosted(model, host(12, 32)) is model
 
 
+def test_memory_is_counted_on_as_many_devices_as_there_are_ranks():
+    model = settings(ranks=2, min_memory=48 * GIB)
+    assert hosted(model, host(24, 12, 24)) is model
+
+
 def test_ranks_may_share_a_cpu_that_is_large_enough():
     model = settings(ranks=2, min_device_memory=8 * GIB)
     assert hosted(model, host()) is model
@@ -46,6 +51,7 @@ def test_ranks_may_share_a_cpu_that_is_large_enough():
         ({"min_device_memory": 24 * GIB, "ranks": 2}, [24, 12], ["2 devices of 24.00 GiB"]),
         ({"min_memory": 48 * GIB}, [24, 16], ["48.00 GiB of memory", "cuda:1 of 16.00 GiB"]),
         ({"min_memory": 65 * GIB}, [], ["cpu of 64.00 GiB"]),
+        ({"min_memory": 48 * GIB, "ranks": 2}, [24, 16, 16], ["48.00 GiB of memory"]),
         ({"ranks": 2}, [24], ["wants 2 devices,"]),
         ({"devices": ["cuda:1"]}, [24], ["wants cuda:1", "has cuda:0, cpu"]),
     ],
