@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoModelForCausalLM, DynamicCache, Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoModelForCausalLM, DynamicCache, PretrainedConfig, Qwen3Config
 from transformers.utils import logging as transformers_logging
 
 from ipc.worker_messages import RingHandle, SamplingParams, WorkerSpec
@@ -126,12 +126,10 @@ class Transformers(Engine):
         self.state[sequences] = cache, logits[:, -1].argmax(dim=-1, keepdim=True)
 
 
-def write_weights(folder: Path, shape: Qwen3Config = SHAPE) -> int:
+def write_weights(folder: Path, shape: PretrainedConfig = SHAPE) -> int:
     """Save a random model; returns its bytes."""
     torch.manual_seed(0)
-    torch.set_default_dtype(torch.bfloat16)
-    model = Qwen3ForCausalLM(shape)
-    torch.set_default_dtype(torch.float32)
+    model = AutoModelForCausalLM.from_config(shape, dtype=torch.bfloat16)
     model.save_pretrained(folder)
     (folder / "tokenizer.json").write_text("{}")  # nobody reads a text here
     return sum(parameter.nbytes for parameter in model.parameters())

@@ -3,9 +3,10 @@
 * tests: `pytest -m gpu` over the engine's tests.
 * equalities: unlike requests answered alone, batched, chunked, cached and preempted; in float32 all of them
   equal, or that is a failure; in bfloat16 how many are.
-* engine: Qwen3-0.6B's shape with random weights. What the device can do at most is measured first (reading
-  memory, multiplying matrices, copying from the host); the load, prefill and decode are given as shares of
-  that, and memory as planned and as measured.
+* engine, experts: Qwen3-0.6B's shape with random weights, and 6 of the 48 layers of Qwen3-30B-A3B. What the
+  device can do at most is measured first (reading memory, multiplying matrices, copying from the host); the
+  load, prefill and decode are given as shares of that, and memory as planned and as measured. Of experts, a
+  step is to read those that its tokens choose by lot.
 
 Each part runs in a process of its own with a time limit, so that one that faults or hangs leaves the rest as
 it is, and what it found before that is kept. OUT/gpu.txt has failures first; OUT/gpu.json says the same for
@@ -33,7 +34,7 @@ from pathlib import Path
 
 import msgspec
 import torch
-from transformers import Qwen3Config
+from transformers import PretrainedConfig, Qwen3Config, Qwen3MoeConfig
 
 from benchmarks.engine import SHAPE, write_weights
 from ipc.worker_messages import RingHandle, SamplingParams, WorkerSpec
@@ -46,7 +47,12 @@ from workers.step.plan import NewSequence, Scheduled, StepPlan
 
 ROOT = Path(__file__).parents[1]
 SECONDS = 570.0  # for everything
-LIMITS = {"tests": 240.0, "equalities": 150.0, "engine": 200.0}  # of each part, in their order
+LIMITS = {
+    "tests": 240.0,
+    "equalities": 150.0,
+    "engine": 200.0,
+    "experts": 150.0,
+}  # of each part, in their order
 PLAN_ERROR = 1.2  # measured memory over planned, at most
 
 CONTEXT = 128  # tokens before the first decode step
@@ -120,6 +126,18 @@ def equalities(device: str, out: Path) -> Iterator[Result]:
 
 def engine(device: str, out: Path) -> Iterator[Result]:
     """The engine's times beside what the device can do at most, and its memory beside the plan."""
+    yield from of_shape("engine", device, Qwen3Config(**TINY) if device == "cpu" else SHAPE)
+
+
+def experts(device: str, out: Path) -> Iterator[Result]:
+    """The same of a mixture of experts, of which a step reads those that its tokens choose."""
+    yield from of_shape(
+        "experts", device, Qwen3MoeConfig(**TINY | TINY_EXPERTS) if device == "cpu" else MIXTURE
+    )
+
+
+def of_shape(part: str, device: str, shape: PretrainedConfig) -> Iterator[Result]:
+    """What a model of that shape takes."""
     small = device == "cpu"
     prompts = (64,) if small else (512, 2048)
     read, multiply, copy = measure_limits(device)
@@ -128,8 +146,7 @@ def engine(device: str, out: Path) -> Iterator[Result]:
         ("bfloat16 product", f"{multiply / 1e12:.1f} TFLOP/s", multiply),
         ("copy from the host", f"{copy / 1e9:.1f} GB/s", copy),
     ):
-        yield Result("engine", f"limit: {name}", True, text, {"per_second": limit})
-    shape = Qwen3Config(**TINY) if small else SHAPE
+        yield Result(part, f"limit: {name}", True, text, {"per_second": limit})
     pages = pages_for(CONTEXT + STEPS + 1)
     with tempfile.TemporaryDirectory() as folder:
         weights = write_weights(Path(folder), shape)
@@ -153,7 +170,7 @@ def engine(device: str, out: Path) -> Iterator[Result]:
         began = time.perf_counter()
         loaded = runner.load(lambda fraction, message: None)
         took = time.perf_counter() - began
-    yield share("load", weights / copy, took, f"{weights / took / 1e9:.2f} GB/s of weights")
+    yield share(part, "load", weights / copy, took, f"{weights / took / 1e9:.2f} GB/s of weights")
 
     kind = device.partition(":")[0]
     step = Overhead(card.config, 2, 1).of_step(kind, spec.max_step_tokens, spec.max_sequences)
@@ -161,19 +178,22 @@ def engine(device: str, out: Path) -> Iterator[Result]:
     measured = loaded.memory.total - loaded.memory.kv_pool
     text = f"{measured / 1e6:.0f} MB measured, {planned / 1e6:.0f} MB planned"
     figures = {"measured": measured, "planned": planned}
-    yield Result("engine", "memory without its pool", measured <= PLAN_ERROR * planned, text, figures)
+    yield Result(part, "memory without its pool", measured <= PLAN_ERROR * planned, text, figures)
 
     driver = Driver(runner, pages)
     head = card.config.vocab_size * card.config.hidden_size  # tied, and used for the last token alone
     for tokens in prompts:
         took = median(lambda tokens=tokens: driver.prompt(0, tokens), device)
-        products = 2 * ((weights / 2 - head) * tokens + head)
-        limit = max(products / multiply, weights / read)
-        yield share(f"prefill {tokens}", limit, took, f"{tokens / took:,.0f} tokens/s")
+        products = 2 * ((active(card.config, weights, 1) / 2 - head) * tokens + head)
+        limit = max(products / multiply, active(card.config, weights, tokens) / read)
+        yield share(part, f"prefill {tokens}", limit, took, f"{tokens / took:,.0f} tokens/s")
     for count in BATCHES:
         took = driver.decode(count)
-        limit = (weights + count * CONTEXT * card.config.num_layers * kv_bytes(card.config)) / read
-        yield share(f"decode {count} at once", limit, took, f"{count / took:,.0f} tokens/s")
+        limit = (
+            active(card.config, weights, count)
+            + count * CONTEXT * card.config.num_layers * kv_bytes(card.config)
+        ) / read
+        yield share(part, f"decode {count} at once", limit, took, f"{count / took:,.0f} tokens/s")
     runner.close()
 
 
@@ -188,6 +208,26 @@ TINY = {
     "tie_word_embeddings": True,
     "dtype": "bfloat16",
 }
+TINY_EXPERTS = {
+    "num_experts": 8,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "norm_topk_prob": True,
+}
+MIXTURE = Qwen3MoeConfig(  # with a vocabulary that leaves most of a step to the layers
+    vocab_size=32_768,
+    hidden_size=2048,
+    moe_intermediate_size=768,
+    num_hidden_layers=6,
+    num_attention_heads=32,
+    num_key_value_heads=4,
+    head_dim=128,
+    num_experts=128,
+    num_experts_per_tok=8,
+    norm_topk_prob=True,
+    tie_word_embeddings=True,
+    dtype="bfloat16",
+)
 
 
 class Driver:
@@ -226,15 +266,24 @@ class Driver:
         return statistics.median(times)
 
 
+def active(config: ModelConfig, weights: int, tokens: int) -> float:
+    """Bytes of weights that so many tokens go through, who choose experts as if by lot."""
+    if (experts := config.experts) is None:
+        return weights
+    each = len(experts.layers) * 3 * config.hidden_size * experts.intermediate_size * 2  # in bfloat16
+    chosen = experts.count * (1 - (1 - experts.chosen / experts.count) ** tokens)
+    return weights - each * (experts.count - chosen)
+
+
 def kv_bytes(config: ModelConfig) -> int:
     """Of one token in one layer, in bfloat16."""
     return 2 * config.num_kv_heads * config.head_dim * 2
 
 
-def share(name: str, limit: float, took: float, rate: str) -> Result:
+def share(part: str, name: str, limit: float, took: float, rate: str) -> Result:
     """Seconds that something took, beside the fewest that it could."""
     text = f"{took * 1e3:.2f} ms, {rate}, {limit / took:.0%} of the limit"
-    return Result("engine", name, True, text, {"seconds": took, "limit": limit, "share": limit / took})
+    return Result(part, name, True, text, {"seconds": took, "limit": limit, "share": limit / took})
 
 
 def measure_limits(device: str) -> tuple[float, float, float]:
@@ -267,6 +316,7 @@ PARTS: dict[str, Callable[[str, Path], Iterator[Result]]] = {
     "tests": tests,
     "equalities": equalities,
     "engine": engine,
+    "experts": experts,
 }
 
 

@@ -11,6 +11,7 @@ import argparse
 import re
 import subprocess
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,12 +21,14 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from workers.checkpoints.blocks import FORMATS
-from workers.kernels import blocks_triton, grouped_triton
+from workers.kernels import blocks_triton, grouped, grouped_triton
+from workers.kernels.pairs import Pairs
 from workers.weights.blocks import Blocks
 
 CARDS = {80: "A100", 86: "3060, 3090", 89: "4090", 90: "H100", 120: "5090"}  # by compute capability
 SHARED_BYTES = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 120: 99 << 10}  # a block may have
 TOKENS = (1, 32, 64)
+EXPERT_KINDS = (grouped_triton.PLAIN, "Q4_K", "Q6_K", "Q8_0", "MXFP4")
 ALIGNED = (  # formats with rows that begin at 16 bytes
     *("Q4_K", "Q5_K", "INT8_128", "FP8_128", "INT8_ROW", "FP8_ROW"),
     *("INT4_32", "INT4_128", "NVFP4", "NF4_64", "FP4_64"),
@@ -121,10 +124,14 @@ def seconds(device: str, call: object, repeats: int = 20) -> float:
     return best
 
 
-def measure(device: str) -> None:
-    """Print what products take, and what share of the device's memory rate that is."""
+def memory_rate(device: str) -> float:
+    """Bytes a second that the device reads and writes when it copies."""
     big = torch.empty(1 << 28, dtype=torch.uint8, device=device)
-    rate = 2 * big.nbytes / seconds(device, lambda: big.clone())
+    return 2 * big.nbytes / seconds(device, lambda: big.clone())
+
+
+def measure(device: str, rate: float) -> None:
+    """Print what products take, and what share of the device's memory rate that is."""
     print(f"copying {rate / 1e9:.0f} GB/s\n\n| format | rows x columns | tokens | µs | of memory's rate |")
     print("|---|---|---|---|---|")
     for kind in blocks_triton.KINDS:
@@ -139,6 +146,34 @@ def measure(device: str) -> None:
                 print(f"| {kind} | {rows} x {columns} | {tokens} | {took * 1e6:.0f} | {share:.0%} |")
 
 
+def measure_experts(device: str, rate: float) -> None:
+    """The same of both products of a layer of Qwen3-30B-A3B, by what its experts take of memory's rate."""
+    hidden, inner, count, chosen = 2048, 768, 128, 8
+    print(
+        "\n| format | rows x columns | tokens | experts | µs | of memory's rate |\n|---|---|---|---|---|---|"
+    )
+    for kind in EXPERT_KINDS:
+        for rows, columns, is_last in ((2 * inner, hidden, False), (hidden, inner, True)):
+            if kind == grouped_triton.PLAIN:
+                weight = torch.zeros(count * rows, columns, dtype=torch.bfloat16, device=device)
+            else:
+                form = FORMATS[kind]
+                data = torch.zeros(count * rows, form.row_bytes(columns), dtype=torch.uint8, device=device)
+                weight = Blocks(form, data, torch.bfloat16)
+            for tokens in (1, 8, 32, 512):
+                scores = torch.rand(tokens, count, device=device)
+                numbers = scores.topk(chosen, dim=-1).indices.flatten()
+                pairs = Pairs.of(numbers, count, chosen)
+                x = torch.randn(len(numbers) if is_last else tokens, columns, device=device).bfloat16()
+                y = x.new_empty(len(numbers), rows)
+                scales = torch.rand(len(numbers), device=device) if is_last else None
+                call = partial(grouped.product, x, weight, None, pairs, y, scales)
+                took, found = seconds(device, call), len(numbers.unique())
+                share = weight.nbytes * found / count / took / rate
+                size = f"{rows} x {columns} | {tokens} | {found}"
+                print(f"| {kind} | {size} | {took * 1e6:.0f} | {share:.0%} |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--device", help="cuda:N, to run on as well")
@@ -149,8 +184,17 @@ def main() -> None:
             for capability, card in CARDS.items():
                 found = compile_product(capability, kind, tokens)
                 print(f"| {kind} | {tokens} | {card} | {' | '.join(map(str, found))} |", flush=True)
+    print("\nOf experts, with so many tokens each:\n")
+    print("| format | tokens | card | registers | shared | spilt | load |\n|---|---|---|---|---|---|---|")
+    for kind in EXPERT_KINDS:
+        for tokens in TOKENS:
+            for capability, card in CARDS.items():
+                found = compile_experts(capability, kind, tokens)
+                print(f"| {kind} | {tokens} | {card} | {' | '.join(map(str, found))} |", flush=True)
     if device is not None:
-        measure(device)
+        rate = memory_rate(device)
+        measure(device, rate)
+        measure_experts(device, rate)
 
 
 if __name__ == "__main__":

@@ -2,12 +2,14 @@
 
 import json
 import sys
+from types import SimpleNamespace
 
 import msgspec
 import pytest
 import torch
 
-from benchmarks.gpu import Result, main, report, run_part
+from benchmarks.gpu import Result, active, experts, main, report, run_part
+from workers.checkpoints.experts import Experts
 
 
 @pytest.fixture
@@ -37,6 +39,21 @@ def test_it_can_be_rehearsed_on_a_cpu(benchmark, capsys, tmp_path):
         figures = results[name]["figures"]
         assert figures["share"] == pytest.approx(figures["limit"] / figures["seconds"])
         assert f"ok      {name} " in (tmp_path / "gpu.txt").read_text()
+
+
+def test_so_can_its_mixture_of_experts(tmp_path):
+    results = {result.name: result for result in experts("cpu", tmp_path)}
+    assert all(result.part == "experts" for result in results.values())
+    assert results["decode 8 at once"].figures["share"] > 0
+
+
+def test_a_step_reads_the_experts_that_its_tokens_choose():
+    mixture = Experts(count=8, chosen=2, intermediate_size=10, layers=(0, 1))
+    config = SimpleNamespace(experts=mixture, hidden_size=4)
+    each = 2 * 3 * 4 * 10 * 2
+    assert active(config, 100 * each, 1) == 94 * each
+    assert active(config, 100 * each, 2) == 95.5 * each
+    assert active(config, 100 * each, 500) == pytest.approx(100 * each)
 
 
 def part(code, tmp_path, seconds=30.0):
