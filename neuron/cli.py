@@ -163,6 +163,36 @@ def check(
     raise typer.Exit(1 if problems else 0)
 
 
+@app.command()
+def pull(
+    model: Annotated[
+        str, typer.Argument(help="ORGANISATION/NAME, or ORGANISATION/NAME:Q4_K_M of several GGUF models.")
+    ],
+    revision: Annotated[str | None, typer.Option(help="A branch, a tag or a commit. Default: main.")] = None,
+    config: ConfigOption = None,
+) -> None:
+    """Fetch the files that a model needs from the Hugging Face hub, or the one in HF_ENDPOINT.
+
+    They go where the neuron of this configuration, or without one of this user, looks for models; a neuron
+    that runs offers the model within seconds. What was cut off goes on where it was.
+    """
+    from neuron.models import pulling
+    from neuron.models.catalogue import default_cache
+
+    here = config or next((Path(place) for place in DEFAULT_PATHS if Path(place).is_file()), None)
+    own = _read(here).hf_cache if here is not None else None
+    cache = Path(own).expanduser() if own else default_cache()
+    try:
+        chosen = pulling.look(model, cache, revision)
+        print(
+            f"{len(chosen.files)} files, {_gib(chosen.size)}, of {chosen.repository} at {chosen.commit[:12]}"
+        )
+        folder = pulling.fetch(chosen, cache, lambda name: print(f"comparing {name} with its checksum"))
+    except CortexError as error:
+        _fail(error.message)
+    print(f"{model} is in {folder}")
+
+
 def _check_path(path: Path, config: Path | None) -> NoReturn:
     from neuron.inspection import inspect, size_of
     from neuron.memory.devices import Inventory

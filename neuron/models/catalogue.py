@@ -122,7 +122,7 @@ class Catalogue:
         if beside:
             raise _not_found(model_id, f"there are {', '.join(beside)}")
         places = ", ".join(str(place) for place in (*self._folders, self._cache))
-        get = f"`hf download {called.partition(':')[0]}` gets it into the cache"
+        get = f"`neuron pull {called}` gets it from the hub"
         raise self._nowhere(model_id, f"looked in {places}; {get}")
 
     def _nowhere(self, model_id: str, why: str) -> CortexError:

@@ -1,0 +1,223 @@
+"""Fetching a model's files from a hub into the Hugging Face cache: those that it needs, and no others.
+
+The hub is whatever `HF_ENDPOINT` names; `HF_TOKEN` opens what is not for everybody. A download that was cut
+off goes on where it was, and what comes is compared with the hub's checksums.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import glob
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from ipc.errors import Code, CortexError
+from ipc.model_settings import HUB
+from workers.checkpoints.gguf.header import SUFFIX
+from workers.checkpoints.gguf.splits import BESIDE, PART, by_label
+
+INDEX = "model.safetensors.index.json"
+# Beside weights: what says how they are to be used.
+USEFUL = ("*.json", "*.jinja", "*.model", "*.tiktoken", "vocab.txt", "merges.txt", "chat_template*")
+# The same weights once more, in another layout.
+DOUBLE = ("consolidated*",)
+CHUNK = 1 << 20  # bytes that are looked at at once
+ROOM = 1 << 30  # bytes that stay free on the disk
+
+
+class Remote(NamedTuple):
+    """A file of a repository; `sha256` is empty where the hub has none."""
+
+    size: int
+    sha256: str
+
+
+class Chosen(NamedTuple):
+    """What is fetched."""
+
+    repository: str
+    commit: str
+    files: dict[str, Remote]
+
+    @property
+    def size(self) -> int:
+        return sum(file.size for file in self.files.values())
+
+
+def look(model_id: str, cache: Path, revision: str | None = None) -> Chosen:
+    """What has to be fetched for `model_id`: `org/name`, or `org/name:Q4_K_M` of several GGUF models.
+
+    Raises:
+        CortexError: there is no such repository, it is not for us, no hub answers, or it has no weights that
+            can be loaded.
+    """
+    from huggingface_hub import HfApi, hf_hub_download
+
+    repository, _, label = model_id.removeprefix(HUB).partition(":")
+    with _hub_errors(repository):
+        found = HfApi().model_info(repository, revision=revision, files_metadata=True)
+    there = {
+        each.rfilename: Remote(each.size or 0, each.lfs.sha256 if each.lfs is not None else "")
+        for each in found.siblings or ()
+    }
+
+    def weight_map() -> Mapping[str, str]:
+        with _hub_errors(repository):
+            path = hf_hub_download(repository, INDEX, revision=found.sha, cache_dir=cache)
+        try:
+            return json.loads(Path(path).read_bytes())["weight_map"]
+        except (ValueError, KeyError) as error:
+            raise _refused(repository, f"its {INDEX} cannot be read: {error!r}") from error
+
+    names = choose(repository, list(there), label, weight_map)
+    return Chosen(repository, found.sha, {name: there[name] for name in names})
+
+
+def choose(
+    repository: str, names: Sequence[str], label: str, weight_map: Callable[[], Mapping[str, str]]
+) -> list[str]:
+    """The files of a model, of all that its repository has.
+
+    Args:
+        label: of one of several GGUF models; empty: none is named.
+        weight_map: reads which files the weights are in, where there is an index of them.
+
+    Raises:
+        CortexError: there are none, or several and none is named.
+    """
+    top = [name for name in names if "/" not in name]
+    useful = [
+        name for name in names if any(fnmatch.fnmatch(name.rpartition("/")[2], each) for each in USEFUL)
+    ]
+    useful = [
+        name for name in useful if name.count("/") < 2
+    ]  # a module of an encoder has a folder of its own
+    weights = [name for name in top if name.endswith(".safetensors") and not _is_any(name, DOUBLE)]
+    if weights and not label:
+        if INDEX in top:
+            weights = sorted(set(weight_map().values()))
+            if missing := [name for name in weights if name not in names]:
+                raise _refused(repository, f"{INDEX} names {', '.join(missing)}, which it has not")
+        folders = {name.partition("/")[0] for name in useful if "/" in name}
+        modules = [
+            name
+            for name in names
+            if name.endswith(".safetensors") and name.count("/") == 1 and name.partition("/")[0] in folders
+        ]
+        return sorted({*useful, *weights, *(modules if "modules.json" in top else ())})
+    first_parts = [
+        Path(name)
+        for name in sorted(top)
+        if name.endswith(SUFFIX)
+        and not BESIDE.search(name)
+        and ((part := PART.fullmatch(name)) is None or int(part[2]) == 1)
+    ]
+    models = by_label(first_parts)
+    if label:
+        found = {each.upper(): path for each, path in models.items()}.get(label.upper())
+        if found is None:
+            which = ", ".join(models) or "no GGUF files"
+            raise _refused(repository, f"it has no {label}, but {which}", Code.MODEL_NOT_FOUND)
+        return [*_parts(found.name, top)]
+    if len(models) == 1:
+        return [*_parts(next(iter(models.values())).name, top)]
+    if models:
+        each = f"{repository}:{next(iter(models))}"
+        several = ", ".join(models)
+        raise _refused(repository, f"it has several GGUF models, {several}: name one, as in {each}")
+    raise _refused(repository, "it has neither safetensors nor GGUF files, and nothing else is loaded")
+
+
+def fetch(chosen: Chosen, cache: Path, checking: Callable[[str], None] = lambda name: None) -> Path:
+    """Bring the files into `cache`, where they are not there yet; the folder that has them.
+
+    Args:
+        checking: is told which file is compared with its checksum.
+
+    Raises:
+        CortexError: the disk has no room, the hub is gone, or a file came damaged, which is deleted.
+    """
+    from huggingface_hub import snapshot_download, try_to_load_from_cache
+
+    repository = chosen.repository
+    missing = {
+        name: file
+        for name, file in chosen.files.items()
+        if not isinstance(try_to_load_from_cache(repository, name, cache, chosen.commit), str)
+    }
+    cache.mkdir(parents=True, exist_ok=True)
+    needed, free = sum(file.size for file in missing.values()), shutil.disk_usage(cache).free
+    if needed + ROOM > free:
+        raise _refused(
+            repository,
+            f"{needed >> 20:,} MiB are to come; {cache} has {free >> 20:,} free, of which 1,024 stay so",
+        )
+    with _hub_errors(repository):
+        folder = snapshot_download(
+            repository,
+            revision=chosen.commit,
+            cache_dir=cache,
+            allow_patterns=[glob.escape(name) for name in chosen.files],
+        )
+    for name, file in missing.items():
+        if file.sha256:
+            checking(name)
+            _check(repository, Path(folder, name), file.sha256)
+    return Path(folder)
+
+
+def _check(repository: str, path: Path, sha256: str) -> None:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    if digest.hexdigest() != sha256:
+        path.resolve().unlink()
+        path.unlink(missing_ok=True)
+        raise _refused(repository, f"{path.name} came damaged, and is deleted; try again")
+
+
+def _parts(name: str, names: Sequence[str]) -> list[str]:
+    """All parts of the GGUF model whose first file is `name`."""
+    part = PART.fullmatch(name)
+    if part is None:
+        return [name]
+    return sorted(each for each in names if (other := PART.fullmatch(each)) and other[1] == part[1])
+
+
+def _is_any(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
+
+
+def _refused(repository: str, why: str, code: str = Code.MODEL_LOAD_FAILED) -> CortexError:
+    return CortexError(code, f"{repository}: {why}")
+
+
+@contextmanager
+def _hub_errors(repository: str) -> Iterator[None]:
+    """What the hub's library raises, in our words."""
+    from huggingface_hub import constants, errors
+
+    hub = constants.ENDPOINT
+    try:
+        yield
+    except errors.GatedRepoError as error:
+        why = f"its owner asks for consent: give it at {hub}/{repository}, and set HF_TOKEN"
+        raise _refused(repository, why) from error
+    except errors.RepositoryNotFoundError as error:
+        why = f"{hub} has no such repository, or not for us: a private one needs HF_TOKEN"
+        raise _refused(repository, why, Code.MODEL_NOT_FOUND) from error
+    except errors.RevisionNotFoundError as error:
+        raise _refused(repository, "it has no such revision") from error
+    except errors.HFValidationError as error:
+        raise _refused(repository, "that is no name of a repository, which are ORGANISATION/NAME") from error
+    except errors.OfflineModeIsEnabled as error:
+        raise _refused(repository, "HF_HUB_OFFLINE is set, so no hub is asked") from error
+    except (OSError, errors.HTTPError) as error:  # what it raises where no hub answers is either
+        said = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise _refused(repository, f"{hub} does not give it: {said}") from error

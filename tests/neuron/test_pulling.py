@@ -1,0 +1,140 @@
+"""What is fetched is what a model needs, whole and undamaged; else it is said why not."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ipc.errors import CortexError
+from neuron.models.pulling import INDEX, choose
+from tests.neuron.hub import Hub, Repository, serving
+
+NEURON = sysconfig.get_path("scripts") + "/neuron"
+DEMO = Path(__file__).parents[2] / "neuron" / "demo"
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    demo = files_of(DEMO) | {"pytorch_model.bin": b"pickle", "consolidated.safetensors": b"again"}
+    gguf = {f"m-{label}.gguf": label.encode() * 40_000 for label in ("Q4_K_M", "Q8_0")}
+    gguf |= {f"m-BF16-0000{i}-of-00002.gguf": b"part" * i for i in (1, 2)} | {"mmproj-F16.gguf": b"eyes"}
+    repositories = {
+        "org/demo": Repository(demo),
+        "org/quants": Repository(gguf | {"README.md": b"#"}),
+        "org/private": Repository({"model-Q4_0.gguf": b"x" * 100}, token="hf_secret"),
+        "org/gated": Repository({}, gated=True),
+        "org/pickle": Repository({"pytorch_model.bin": b"pickle", "config.json": b"{}"}),
+    }
+    with serving(repositories) as each:
+        yield each
+
+
+def pull(hub: Hub, folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    environment |= {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(folder), "HF_HUB_DISABLE_XET": "1"}
+    return subprocess.run(
+        [NEURON, "pull", *arguments],
+        env=environment | variables,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def refusal(hub: Hub, folder: Path, *arguments: str, **variables: str) -> str:
+    ended = pull(hub, folder, *arguments, **variables)
+    assert ended.returncode == 1, ended.stdout
+    return ended.stderr.splitlines()[-1]
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    (found,) = folder.glob("hub/models--*/snapshots/*")
+    return files_of(found)
+
+
+def test_a_checkpoint_comes_without_what_is_not_read(hub: Hub, tmp_path: Path) -> None:
+    ended = pull(hub, tmp_path, "hf:org/demo")
+    assert ended.returncode == 0, ended.stderr
+    got = snapshot(tmp_path)
+    wanted = files_of(DEMO)
+    del wanted["README.md"]
+    assert got == wanted
+    assert "hf:org/demo is in" in ended.stdout
+    given = len(hub.given)
+    assert pull(hub, tmp_path, "org/demo").returncode == 0
+    assert len(hub.given) == given  # nothing comes twice
+
+
+def test_one_of_several_ggufs_comes_with_all_its_parts(hub: Hub, tmp_path: Path) -> None:
+    said = refusal(hub, tmp_path, "org/quants")
+    assert "name one, as in org/quants:" in said
+    assert "it has no Q2_K, but" in refusal(hub, tmp_path, "org/quants:Q2_K")
+    assert pull(hub, tmp_path, "org/quants:q4_k_m").returncode == 0
+    assert snapshot(tmp_path).keys() == {"m-Q4_K_M.gguf"}
+    assert pull(hub, tmp_path, "org/quants:BF16").returncode == 0
+    parts = {f"m-BF16-0000{i}-of-00002.gguf" for i in (1, 2)}
+    assert snapshot(tmp_path).keys() == {"m-Q4_K_M.gguf"} | parts
+
+
+def test_what_was_cut_off_goes_on_where_it_was(hub: Hub, tmp_path: Path) -> None:
+    quants = hub.repositories["org/quants"]  # the library keeps what comes in pieces of 10 MB
+    quants.files["m-Q8_0.gguf"], quants.cut["m-Q8_0.gguf"] = b"Q8_0" * 6_000_000, 15_000_000
+    pull(hub, tmp_path, "org/quants:Q8_0")
+    assert pull(hub, tmp_path, "org/quants:Q8_0").returncode == 0
+    assert snapshot(tmp_path) == {"m-Q8_0.gguf": b"Q8_0" * 6_000_000}
+    assert max(begin for name, begin in hub.given if name == "m-Q8_0.gguf") > 0
+
+
+def test_what_comes_damaged_is_deleted(hub: Hub, tmp_path: Path) -> None:
+    hub.repositories["org/quants"].damaged.add("m-Q8_0.gguf")
+    assert "came damaged" in refusal(hub, tmp_path, "org/quants:Q8_0")
+    assert snapshot(tmp_path) == {}
+    hub.repositories["org/quants"].damaged.clear()
+    assert pull(hub, tmp_path, "org/quants:Q8_0").returncode == 0
+
+
+def test_what_is_not_for_us_says_what_to_do(hub: Hub, tmp_path: Path) -> None:
+    assert "needs HF_TOKEN" in refusal(hub, tmp_path, "org/private")
+    assert pull(hub, tmp_path, "org/private", HF_TOKEN="hf_secret").returncode == 0
+    assert "consent" in refusal(hub, tmp_path, "org/gated")
+    assert "no such revision" in refusal(hub, tmp_path, "org/demo", "--revision", "v9")
+    assert "no such repository" in refusal(hub, tmp_path, "org/nothing")
+    assert "ORGANISATION/NAME" in refusal(hub, tmp_path, "../../etc/passwd")
+    assert "neither safetensors nor GGUF" in refusal(hub, tmp_path, "org/pickle")
+    assert "HF_HUB_OFFLINE" in refusal(hub, tmp_path, "org/demo", HF_HUB_OFFLINE="1")
+    said = refusal(hub, tmp_path, "org/demo", HF_ENDPOINT="http://127.0.0.1:9")
+    assert "http://127.0.0.1:9 does not give it" in said
+
+
+def test_the_index_says_which_files_there_are() -> None:
+    names = [INDEX, "config.json", "a-1.safetensors", "a-2.safetensors", "model.safetensors", "x/y/z.json"]
+    index = {"w": "a-1.safetensors", "v": "a-2.safetensors"}
+    chosen = choose("r", names, "", lambda: index)
+    assert chosen == ["a-1.safetensors", "a-2.safetensors", "config.json", INDEX]
+    with pytest.raises(CortexError, match=r"names lost\.safetensors"):
+        choose("r", names, "", lambda: {"w": "lost.safetensors"})
+
+
+def test_an_encoder_comes_with_its_modules() -> None:
+    names = ["modules.json", "1_Pooling/config.json", "2_Dense/config.json", "2_Dense/model.safetensors"]
+    names += ["model.safetensors", "onnx/model.onnx", "openvino/model.xml", "vocab.txt", "config.json"]
+    assert choose("r", names, "", dict) == sorted(set(names) - {"onnx/model.onnx", "openvino/model.xml"})
+
+
+def test_only_what_fits_is_begun(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from neuron.models import pulling
+
+    monkeypatch.setattr(pulling, "ROOM", 1 << 60)
+    chosen = pulling.Chosen("org/big", "c" * 40, {"model.safetensors": pulling.Remote(5 << 30, "")})
+    with pytest.raises(CortexError, match=r"5,120 MiB are to come"):
+        pulling.fetch(chosen, tmp_path / "cache")
