@@ -105,6 +105,7 @@ def test_norms_stay_wide_and_all_that_is_multiplied_does_not(folder):
         name for name in card.tensors if "norm" in name
     }
     assert formats["model.layers.0.mlp.down_proj.weight"] == "Q4_K"
+    assert formats["model.layers.1.mlp.down_proj.weight"] == "Q6_K"  # of the last eighth
     assert formats["lm_head.weight"] == formats["model.embed_tokens.weight"] == "Q6_K"
     assert card.formats(2, "q4")["model.layers.0.self_attn.o_proj.weight"] == "Q8_0"  # 128 columns
 

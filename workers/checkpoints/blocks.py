@@ -7,6 +7,7 @@ are made when a model is loaded. What they mean stands in `workers/weights/dequa
 
 from __future__ import annotations
 
+import re
 from typing import Literal, NamedTuple, get_args
 
 Quantization = Literal["q8", "q6", "q4", "int8", "fp8"]
@@ -79,6 +80,9 @@ _AT_LOAD: dict[Quantization, tuple[str, ...]] = {
     "int8": ("INT8_128", "Q8_0"),
     "fp8": ("FP8_128", "Q8_0"),
 }
+# And of the weights that cost most in quality, of some layers: as llama.cpp has them in a Q4_K_M.
+_DEAR: dict[Quantization, tuple[str, ...]] = _AT_LOAD | {"q4": ("Q6_K", "Q8_0")}
+DEAR = re.compile(r".*\.layers\.(\d+)\..*\b(?:v_proj|down_proj)\.weight")
 # And of embedding and head, which cost more in quality than they take: what llama.cpp chooses for a Q4_K_M.
 _VOCABULARY: dict[Quantization, tuple[str, ...]] = {
     "q8": ("Q8_0",),
@@ -90,12 +94,19 @@ _VOCABULARY: dict[Quantization, tuple[str, ...]] = {
 QUANTIZATIONS = get_args(Quantization)
 
 
-def at_load(quantization: Quantization, columns: int, vocabulary: bool) -> str | None:
+def at_load(quantization: Quantization, name: str, layers: int, columns: int, vocabulary: bool) -> str | None:
     """The format that a weight is given; None: it stays as it is.
 
     Args:
+        layers: of the model.
         columns: on each rank.
         vocabulary: whether its rows are tokens.
     """
-    names = (_VOCABULARY if vocabulary else _AT_LOAD)[quantization]
+    dear = (found := DEAR.fullmatch(name)) is not None and _has_more_bits(int(found[1]), layers)
+    names = (_VOCABULARY if vocabulary else _DEAR if dear else _AT_LOAD)[quantization]
     return next((name for name in names if columns % FORMATS[name].elements == 0), None)
+
+
+def _has_more_bits(layer: int, layers: int) -> bool:
+    """The first eighth, the last, and every third between (llama.cpp's `use_more_bits`)."""
+    return layer < layers // 8 or layer >= 7 * layers // 8 or (layer - layers // 8) % 3 == 2

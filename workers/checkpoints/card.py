@@ -220,7 +220,8 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, dict=True):
                 self._check_blocks(name, shape[1], world_size)
                 formats[name] = tensor.dtype
             elif quantization is not None:
-                chosen = at_load(quantization, shape[1], tensor.sharing == "vocabulary")
+                layers, vocabulary = self.config.num_layers, tensor.sharing == "vocabulary"
+                chosen = at_load(quantization, name, layers, shape[1], vocabulary)
                 if chosen is not None:
                     formats[name] = chosen
         return formats

@@ -76,17 +76,39 @@ INLINE __m256 across(const float *x, int size, int i)
 
 /* --- Q8_0 ---------------------------------------------------------------------------------------------- */
 
-INLINE void q8_0(const float *x, uint8_t *to)
+/* Of the scales that make the largest of a group -127, -128 and so on to -113, the one with the least error. */
+INLINE void q8_0(const float *groups, uint8_t *to)
 {
-    for (int group = 0; group < 8; group++, x += 32, to += 34) {
-        float most = 0;
-        for (int i = 0; i < 32; i++)
-            most = __builtin_fmaxf(most, __builtin_fabsf(x[i]));
-        const float d = most / 127, by = inverse1(d);
-        half(d, to);
-        for (int i = 0; i < 32; i++) { /* halves away from zero */
-            const float y = x[i] * by;
-            to[2 + i] = (int8_t)__builtin_copysignf(__builtin_floorf(__builtin_fabsf(y) + 0.5f), y);
+    __m256 x[32], largest = all(0);
+    for (int i = 0; i < 32; i++) {
+        x[i] = across(groups, 32, i);
+        largest = where(above(absolute(x[i]), absolute(largest)), x[i], largest);
+    }
+    __m256 scale = all(0), best = all(0);
+    for (int number = 0; number < 16; number++) {
+        const float most = number == 0 ? 127 : number == 1 ? 128 : 128 - number;
+        const __m128i halves = _mm256_cvtps_ph(largest / all(-most), _MM_FROUND_TO_NEAREST_INT);
+        const __m256 d = _mm256_cvtph_ps(halves), by = inverse(d);
+        __m256 error = all(0);
+        for (int i = 0; i < 32; i++) {
+            const __m256 off = _mm256_fnmadd_ps(clamp(nearest(x[i] * by), -128, 127), d, x[i]);
+            error = _mm256_fmadd_ps(off, off, error);
+        }
+        const __m256 better = above(best, error);
+        scale = number ? where(better, d, scale) : d;
+        best = number ? where(better, error, best) : error;
+    }
+    float scales[LANES], by[LANES];
+    _mm256_storeu_ps(scales, scale);
+    _mm256_storeu_ps(by, inverse(scale));
+    for (int group = 0; group < LANES; group++, groups += 32, to += 34) {
+        half(scales[group], to);
+        for (int i = 0; i < 32; i += LANES) {
+            int32_t numbers[LANES];
+            const __m256 q = clamp(nearest(_mm256_load_ps(groups + i) * all(by[group])), -128, 127);
+            _mm256_storeu_si256((__m256i *)numbers, _mm256_cvtps_epi32(q));
+            for (int lane = 0; lane < LANES; lane++)
+                to[2 + i + lane] = (int8_t)numbers[lane];
         }
     }
 }

@@ -1,9 +1,10 @@
 """Plain types to blocks: what `quantization` makes of a checkpoint, in the threads that read it.
 
-Q8_0, Q6_K and Q4_K are found as ggml's reference finds them (`ggml-quants.c`: `quantize_row_q8_0_ref`,
-`make_qx_quants`, `make_qkx2_quants`): of some twenty ways to round a group, the one with the least weighted
-error is taken, where large elements weigh more. `quantise.c` does the same without a tensor for each step;
-where an install could not build it, or the CPU has not what it takes, it is done here.
+Q6_K and Q4_K are found as ggml's reference finds them (`ggml-quants.c`: `make_qx_quants` and
+`make_qkx2_quants`): of some twenty ways to round a group, the one with the least weighted error is taken,
+where large elements weigh more. Q8_0 likewise, where ggml takes one way: so it loses nothing of what had
+fewer bits before. `quantise.c` does the same without a tensor for each step; where an install could not build
+it, or the CPU has not what it takes, it is done here.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from workers.checkpoints.blocks import FORMATS
 
-VERSION = 1  # of the bits that come out: copies of another one are made again
+VERSION = 2  # of the bits that come out: copies of another one are made again
 AT_ONCE = 1 << 16  # elements: what is tried with them stays in the cache
 TINY = 1e-15  # a group of nothing larger is zeros
 LEAST = 1e-36  # of what is divided by: some hundred times 1 / LEAST is still a float32
@@ -88,11 +89,17 @@ def _half(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _q8_0(rows: Tensor) -> Tensor:
-    groups = rows.view(len(rows), -1, 32)
-    d = groups.abs().amax(-1) / 127
-    q = groups * _inverse(d).unsqueeze(-1)
-    q = torch.copysign((q.abs() + 0.5).floor(), q).to(torch.int8)  # halves away from zero, as C's roundf
-    return torch.cat([_half(d)[1], q.view(torch.uint8)], dim=-1).view(len(rows), -1)
+    """Of the scales that make the largest of a group -127, -128 and so on to -113, the one of least error."""
+    x = rows.view(len(rows), -1, 32)
+    largest = x.gather(-1, x.abs().argmax(-1, keepdim=True))
+    scale, best = torch.zeros_like(largest), torch.full_like(largest, torch.inf)
+    for most in (127, 128, *range(126, 112, -1)):
+        d = (largest / -most).half().float()
+        q = _nearest(x * _inverse(d)).clamp_(-128, 127)
+        error = (x - q * d).square_().sum(-1, keepdim=True)
+        scale, best = torch.where(error < best, d, scale), torch.where(error < best, error, best)
+    q = _nearest(x * _inverse(scale)).clamp_(-128, 127).to(torch.int8)
+    return torch.cat([_half(scale[..., 0])[1], q.view(torch.uint8)], dim=-1).view(len(rows), -1)
 
 
 def _scaled(most: float, kind: torch.dtype) -> Callable[[Tensor], Tensor]:
