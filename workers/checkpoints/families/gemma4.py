@@ -160,9 +160,13 @@ def _read(path: Path, given: dict[str, Any]) -> ModelConfig:
     file = config.read(path, given, Gemma4File)
     if file.use_bidirectional_attention == "all":
         refuse(path, "use_bidirectional_attention all is not supported: tokens see those before them")
+    if file.rope_scaling:
+        refuse(path, "rope_scaling is not supported: rope_parameters has what is of each type of layer")
     types = _types(path, file)
     file = msgspec.structs.replace(
         file,
+        num_key_value_heads=file.num_key_value_heads or file.num_attention_heads,
+        head_dim=file.head_dim or file.hidden_size // file.num_attention_heads,
         layer_types=types,
         hidden_act=file.hidden_activation or file.hidden_act,
         rope_scaling=None,
@@ -214,7 +218,8 @@ def _layers(path: Path, file: Gemma4File, types: list[str]) -> tuple[Layer, ...]
     others = Heads(head_dim=file.global_head_dim, num_key_value_heads=fewer)
     own = dict.fromkeys(_full(types), others)
     if file.per_layer_config is not None:
-        own = {int(number): heads for number, heads in file.per_layer_config.items() if number.isdecimal()}
+        numbers = {name: int(name) for name in file.per_layer_config if name.isdecimal() and len(name) < 6}
+        own = {number: file.per_layer_config[name] for name, number in numbers.items()}
         if len(own) < len(file.per_layer_config) or not own.keys() <= set(range(len(types))):
             refuse(path, f"per_layer_config has other keys than numbers of {len(types)} layers")
     first_reading = len(types) - file.num_kv_shared_layers

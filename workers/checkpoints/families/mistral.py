@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from workers.checkpoints import config
+from workers.checkpoints import config, rope
 from workers.checkpoints.config import ModelConfig, Temperature
 from workers.checkpoints.families.llama import dense_tensors
 from workers.checkpoints.family import Family
@@ -29,7 +29,7 @@ ROPE_3 = {
     "mscale": 1.0,
     "llama_4_scaling_beta": 0.1,
 }
-DEFAULTS_3 = {"num_key_value_heads": 8, "head_dim": 128, "rms_norm_eps": 1e-5, "rope_parameters": ROPE_3}
+DEFAULTS_3 = {"num_key_value_heads": 8, "head_dim": 128, "rms_norm_eps": 1e-5}
 DEFAULTS = {"num_key_value_heads": 8, "sliding_window": 4096}  # a window of null is none
 
 
@@ -46,7 +46,11 @@ def read(path: Path, given: Mapping[str, Any]) -> ModelConfig:
 def read_3(path: Path, given: Mapping[str, Any]) -> ModelConfig:
     """How queries grow stands among the rotary settings."""
     given = {**DEFAULTS_3, "sliding_window": None} | dict(given)
-    turning = given["rope_parameters"] = dict(given["rope_parameters"] or ROPE_3)
+    key = next((key for key in rope.KEYS if given.get(key)), rope.KEYS[0])
+    turning = given.get(key) or ROPE_3
+    if not isinstance(turning, dict):
+        refuse(path, f"{key} is no object")
+    turning = given[key] = dict(turning)
     turning.pop("max_position_embeddings", None)  # once more
     weight = turning.pop("llama_4_scaling_beta", None)
     model = read(path, given)
@@ -54,7 +58,7 @@ def read_3(path: Path, given: Mapping[str, Any]) -> ModelConfig:
         return model
     every = turning.get("original_max_position_embeddings")
     if not isinstance(weight, int | float) or not isinstance(every, int) or every < 1:
-        refuse(path, f"rope_parameters: llama_4_scaling_beta {weight!r} is no number, or beside no context")
+        refuse(path, f"{key}: llama_4_scaling_beta {weight!r} is no number, or beside no context")
     return msgspec.structs.replace(model, temperature=Temperature(every, weight))
 
 

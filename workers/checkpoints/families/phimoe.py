@@ -36,7 +36,10 @@ def read(path: Path, given: Mapping[str, Any]) -> ModelConfig:
     """A window is that of all layers. A longrope multiplies cosines and sines with numbers of its own."""
     given = DEFAULTS | dict(given)
     key = next((key for key in rope.KEYS if given.get(key)), rope.KEYS[0])
-    turning = given[key] = dict(given.get(key) or {})
+    turning = given.get(key) or {}
+    if not isinstance(turning, dict):
+        refuse(path, f"{key} is no object")
+    turning = given[key] = dict(turning)
     scales = {name: turning.pop(name, None) for name in SCALES}
     file = config.read(path, given, PhimoeFile)
     if file.num_experts_per_tok != CHOSEN:
