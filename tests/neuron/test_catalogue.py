@@ -119,7 +119,7 @@ def test_a_source_says_under_which_name_a_model_is_found(places):
     models.append(ModelSettings(id="d", path=str(file)))
     catalogue.configure(NeuronConfig(models=models, model_folders=[str(shelf)], hf_cache=str(cache)))
     assert [catalogue.find(name) for name in "abd"] == [hub, folder, file]
-    assert "hf download org/gone" in refusal(catalogue, "c")
+    assert "neuron pull org/gone" in refusal(catalogue, "c")
 
 
 def test_a_model_that_its_host_is_too_small_for_is_neither_found_nor_listed(tmp_path):
@@ -195,7 +195,7 @@ def test_not_found_says_where_it_looked_and_how_to_get_it(places):
     message = refusal(catalogue, "Qwen/Qwen3-0.6B")
     assert str(shelf) in message
     assert str(cache) in message
-    assert "hf download Qwen/Qwen3-0.6B" in message
+    assert "neuron pull Qwen/Qwen3-0.6B" in message
 
 
 def test_the_list_holds_everything_that_can_be_loaded_and_nothing_else(places):

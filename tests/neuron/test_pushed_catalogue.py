@@ -63,7 +63,7 @@ def test_what_a_gateway_says_counts_for_what_the_neurons_own_file_does_not_name(
     assert "served by other only" in reply.refused["demo"]
     assert priorities(neuron) == {"mine": 5, "new": 7, "found": 9}
     with neuron.client() as client:
-        for name, words in (("demo", "other only"), ("org/gone", "hf download"), ("large", "2.00 GiB")):
+        for name, words in (("demo", "other only"), ("org/gone", "neuron pull"), ("large", "2.00 GiB")):
             with pytest.raises(CortexError, match=words) as refused:
                 client.ask(chat(name), PATIENCE)
             assert refused.value.code == Code.MODEL_NOT_FOUND

@@ -215,7 +215,7 @@ def test_a_prompt_over_the_context_is_refused_with_both_counts(client):
         (chat("nowhere"), Code.MODEL_NOT_FOUND, "/nonexistent/checkpoint"),
         (chat("broken"), Code.MODEL_LOAD_FAILED, "shard 2 is missing"),
         (Load(id=0, model="broken"), Code.MODEL_LOAD_FAILED, "shard 2 is missing"),
-        (Load(id=0, model="no/such-model"), Code.MODEL_NOT_FOUND, "hf download"),
+        (Load(id=0, model="no/such-model"), Code.MODEL_NOT_FOUND, "neuron pull"),
         (Embed(id=0, model="sim", input=[]), Code.BAD_REQUEST, "input"),
         (Embed(id=0, model="sim", input=["x", ""]), Code.BAD_REQUEST, "input[1]"),
         (Embed(id=0, model="sim", input=["x"], dimensions=0), Code.BAD_REQUEST, "dimensions"),
