@@ -232,7 +232,8 @@ def test_a_key_has_its_own_account_and_priority(
         with httpx.Client(trust_env=False, timeout=PATIENCE) as client:
             headers, body = {"Authorization": f"Bearer {key}"}, BODIES[CHAT] | fields
             with client.stream("POST", f"{guarded.base}{CHAT}", json=body, headers=headers) as answer:
-                next(answer.iter_lines())
+                lines = answer.iter_lines()  # which leaves when it is forgotten
+                next(lines)
                 (work,) = [
                     each for each in list(neuron.neuron.work.values()) if each.request.model == "stuck"
                 ]
