@@ -242,7 +242,7 @@ INLINE __m256i weights(int kind, const uint8_t *p, int part)
 
 typedef struct {
     int8_t *numbers; /* [tokens][columns] */
-    int16_t *wide;   /* the same, where a product takes them */
+    int16_t *wide;   /* the same, where a product takes them: of each four the first, third, second and fourth */
     float *scale;    /* [tokens][columns / 32] */
     float *sums;     /* [tokens][groups]: of the elements of a group, rounded */
 } Input;
@@ -287,9 +287,12 @@ AVX2 static void round_token(const void *x, int type, long columns, int group, c
             _mm256_packs_epi16(a, b), _mm256_set_epi32(7, 3, 6, 2, 5, 1, 4, 0));
         _mm256_storeu_si256((__m256i *)(q + 32 * g), bytes);
         if (in->wide) {
+            const __m256i order = _mm256_broadcastsi128_si256(
+                _mm_setr_epi8(0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15));
+            const __m256i ordered = _mm256_shuffle_epi8(bytes, order);
             __m256i *wide = (__m256i *)(in->wide + at + 32 * g);
-            _mm256_storeu_si256(wide, _mm256_cvtepi8_epi16(_mm256_castsi256_si128(bytes)));
-            _mm256_storeu_si256(wide + 1, _mm256_cvtepi8_epi16(_mm256_extracti128_si256(bytes, 1)));
+            _mm256_storeu_si256(wide, _mm256_cvtepi8_epi16(_mm256_castsi256_si128(ordered)));
+            _mm256_storeu_si256(wide + 1, _mm256_cvtepi8_epi16(_mm256_extracti128_si256(ordered, 1)));
         }
         d[g] = scale + nothing;
         int first = sum_16(_mm256_castsi256_si128(bytes)), second = sum_16(_mm256_extracti128_si256(bytes, 1));
@@ -304,7 +307,8 @@ AVX2 static void round_token(const void *x, int type, long columns, int group, c
 /* --- more tokens --------------------------------------------------------------------------------------- */
 
 typedef struct {
-    uint8_t *quads; /* [columns / 4][8][4]: four columns of each of eight rows; of 8 bits two, in int16 */
+    uint8_t *quads; /* [columns / 4][8][4]: four columns of each of eight rows; of 8 bits, in int16, [2][8][2]: the
+                       first and third of them, then the others */
     float *scale;   /* [groups][8] */
     float *least;   /* [groups][8]: taken from every element, times it */
 } Tile;
@@ -346,20 +350,20 @@ INLINE void unpack(int kind, Rows row, const Tile *t, long columns)
         scales(kind, row, at, t->scale + 8 * groups * b, t->least + 8 * groups * b);
 #pragma GCC unroll 8
         for (int part = 0; part < parts; part++) {
-            __m256 r[16];
-            for (int i = 0; i < 8; i++) {
-                __m256i w = weights(kind, row[i] + at, part);
-                if (wide) {
-                    r[i + 8] = _mm256_castsi256_ps(_mm256_cvtepi8_epi16(_mm256_extracti128_si256(w, 1)));
-                    w = _mm256_cvtepi8_epi16(_mm256_castsi256_si128(w));
-                }
-                r[i] = _mm256_castsi256_ps(w);
-            }
+            __m256 r[8];
+            for (int i = 0; i < 8; i++)
+                r[i] = _mm256_castsi256_ps(weights(kind, row[i] + at, part));
             turn(r);
-            if (wide)
-                turn(r + 8);
-            for (int i = 0; i < (wide ? 16 : 8); i++)
-                _mm256_store_ps((float *)(t->quads + (wide ? 512 : 256) * (b * parts + part) + 32 * i), r[i]);
+            uint8_t *to = t->quads + (wide ? 512 : 256) * (b * parts + part);
+            for (int i = 0; i < 8; i++) {
+                const __m256i four = _mm256_castps_si256(r[i]);
+                if (!wide) {
+                    _mm256_store_si256((__m256i *)to + i, four);
+                    continue;
+                }
+                _mm256_store_si256((__m256i *)to + 2 * i, _mm256_srai_epi16(_mm256_slli_epi16(four, 8), 8));
+                _mm256_store_si256((__m256i *)to + 2 * i + 1, _mm256_srai_epi16(four, 8));
+            }
         }
     }
 }
