@@ -83,11 +83,16 @@ class GroupedLinear:
     Args:
         count: experts.
         make: makes an expert's, from its number (from 0) and what makes its tensors.
+
+    Attributes:
+        exact: each row is to have the same bits in any company.
+        stacks: weights `[experts * rows, columns]` and biases `[experts, rows]`, of projections in unlike
+            formats one after the other; empty: they do not stand together.
     """
 
     def __init__(self, count: int, make: Callable[[int, Empty], Linear], empty: Empty) -> None:
         self.exact = False
-        self.stacks: list[tuple[Weight, Tensor | None]] = []  # [experts * rows, columns], [experts, rows]
+        self.stacks: list[tuple[Weight, Tensor | None]] = []
         self.experts: list[Linear] = []
         self._plain: Tensor | None = None  # [experts, rows, columns], of which `_together` makes products
         if can_pack(empty.dtype, empty.device) and empty.dtype != torch.float32:
@@ -120,11 +125,13 @@ class GroupedLinear:
         parts, start = [], 0
         for run in self._runs(counts):
             rows = sum(counts[number] for number in run)
+            if not rows:
+                continue
             part, start = x[start : start + rows], start + rows
             if len(run) > 1:
                 experts = slice(first + run.start, first + run.stop)
                 parts.append(self._together(part, counts[run.start : run.stop], experts))
-            elif rows:
+            else:
                 parts.append(self.experts[first + run.start](part))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 

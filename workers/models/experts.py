@@ -192,12 +192,9 @@ class MixtureOfExperts:
         pairs, count, hidden = Pairs.of(numbers, len(self.mine), chosen), len(numbers), x.shape[1]
         inner = x.new_empty(count, self.gate_up.rows)
         self.gate_up.of_pairs(x, pairs, inner)
+        has_all = len(self.mine) == self.router.experts.count
         # of pairs that are another rank's nothing is written
-        y = (
-            x.new_empty(count, hidden)
-            if len(self.mine) == self.router.experts.count
-            else x.new_zeros(count, hidden)
-        )
+        y = x.new_empty(count, hidden) if has_all else x.new_zeros(count, hidden)
         self.down.of_pairs(self._gated(inner), pairs, y, weights)
         return y.view(-1, chosen, hidden).sum(dim=1, dtype=torch.float32).to(x.dtype)
 
