@@ -279,6 +279,8 @@ def test_upper_layers_of_a_gemma_4_read_what_the_last_ones_of_their_kind_keep(tm
     config = written(tmp_path, **GEMMA4, num_kv_shared_layers=4, use_double_wide_mlp=True)
     assert [layer.keys_of for layer in config.layers] == [None] * 4 + [2, 2, 2, 3]
     assert config.double_wide == (4, 5, 6, 7)
+    # two shapes that keep, two that read, and the layers that these read
+    assert config.unlike_layers() == [0, 2, 3, 4, 7]
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,7 @@ class Decoder:
         self.head = Head("lm_head", vocabulary, config.hidden_size, tied, empty, config.head_bias)
 
     def block(self, number: int, config: ModelConfig, group: RankGroup, empty: Empty) -> Block:
+        """One layer; a family whose layers are more than that has its own."""
         return Block(number, config, group, empty)
 
     def parts(self) -> Iterator[Shard]:
@@ -100,6 +101,7 @@ class Decoder:
         Args:
             token_ids: `[tokens]` int64.
             positions: the same, from 0 in each sequence.
+            numbers: of the blocks that run; None: all of them.
         """
         places = self._places(positions)
         x = self._embedded(token_ids)
