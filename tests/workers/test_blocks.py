@@ -181,3 +181,18 @@ def test_every_format_has_a_reading():
     for name, form in FORMATS.items():
         nothing = torch.zeros(2, form.row_bytes(256), dtype=torch.uint8)
         assert torch.equal(dequantise(name, nothing), torch.zeros(2, 256)), name
+
+
+def test_a_large_weight_asks_for_large_pages():
+    weight = Empty(torch.bfloat16, formats={"w": "Q8_0"}).weight("w", 8192, 1024)
+    middle = weight.data.data_ptr() + weight.nbytes // 2
+    flags = ""
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        first = line.split(maxsplit=1)[0]
+        if "-" in first:
+            begin, end = (int(each, 16) for each in first.split("-"))
+        elif first == "VmFlags:" and begin <= middle < end:
+            flags = line
+    if not Path("/sys/kernel/mm/transparent_hugepage").exists():
+        pytest.skip("this kernel has none")
+    assert " hg" in flags

@@ -64,8 +64,8 @@ class GroupStep:
     num_decode: int  # sequences with one token, which come first
     shown: tuple[
         Tensor, Tensor, Tensor
-    ]  # as `pages` and `sequence` of `PageRun`, and tokens seen from a page on
-    runs: list[PageRun]  # the same for those of them that no compiled kernel is for
+    ]  # their pages, and of each its sequence and the tokens seen from it on
+    runs: list[PageRun]  # the same for torch; empty where there is a compiled kernel
     chunks: list[Chunk]
 
 
@@ -167,7 +167,8 @@ class PagedAttention:
             if segment.end % PAGE_SIZE and segment.end // PAGE_SIZE * PAGE_SIZE >= segment.start
         ]
         window = group.window if group.kind == "window" else 0
-        kv = self.cache.layers[self.cache.groups[number].layers[0]]
+        kv = self.cache.layers[group.layers[0]]
+        compiled = kernels.takes_cache(kv, self._value_dim or kv.shape[-1])
         shown = tuple(tensors[f"{name}_{number}"] for name in ("run_pages", "run_rows", "seen"))
         chunks, begin = [], 0
         for segment in segments:
@@ -185,9 +186,7 @@ class PagedAttention:
             window=window,
             num_decode=sum(not self._is_chunk(segment) for segment in segments),
             shown=shown,
-            runs=[]
-            if kernels.takes_cache(kv, self._value_dim or kv.shape[-1])
-            else self._runs(kv, window, *shown),
+            runs=[] if compiled else self._runs(kv, window, *shown),
             chunks=chunks,
         )
 
