@@ -69,7 +69,7 @@ class Score(Generic[H]):
 
     Attributes:
         seconds: until the first token, at a guess, with what its requests cost each other.
-        waits: part of these, until it has a place for one more.
+        waits: part of these, until it has a place for one more; 0 where no request was measured yet.
         each: seconds that one request makes the next one wait where all places are taken.
         cached: tokens of the prompt that it need not compute.
         open: requests that it has.
@@ -164,7 +164,8 @@ def _score(host: H, asked: Asked, known: Sequence[Mapping[H, int]], session: Map
     seconds = already * each
     if tokens > cached:
         seconds += (tokens - cached) / (state.prefill_rate or PREFILL_RATE)
-    return Score(host, seconds, max(already + 1 - places, 0) * each, each, cached, already, host in session)
+    waits = max(already + 1 - places, 0) * state.request_seconds / places
+    return Score(host, seconds, waits, each, cached, already, host in session)
 
 
 def _rounded(score: Score, asked: Asked, at_home: bool) -> int:

@@ -67,6 +67,12 @@ def test_a_host_with_more_places_and_faster_answers_is_less_busy_with_the_same_l
     assert chosen([host("a", 4), host("b", 4, request_seconds=0.5)]).host.name == "b"
 
 
+def test_a_request_waits_where_more_are_open_than_there_are_places_and_only_where_it_was_measured() -> None:
+    for running, waits in ((9, 0.0), (10, 0.2), (29, 4.0)):
+        assert chosen([host("a", running)]).waits == waits
+    assert chosen([host("a", 29, request_seconds=0.0)]).waits == 0.0
+
+
 def test_what_failed_lately_comes_last() -> None:
     hosts = [host("a", shaky=True), host("b", 9)]
     assert chosen(hosts).host.name == "b"
