@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from enum import StrEnum
@@ -11,7 +12,7 @@ from typing import Annotated, NoReturn
 import typer
 from rich.console import Console
 
-from gateway.commands import fleet, launch, models, remote, status, top, up
+from gateway.commands import bench, fleet, launch, models, remote, status, top, up
 from gateway.commands import keys as keys_commands
 from gateway.commands.clients import CLIENTS
 from gateway.commands.up_plan import UpError, make_plan
@@ -145,6 +146,30 @@ def top_command(
         _fail("top", error)
     except KeyboardInterrupt:
         pass
+
+
+@app.command("bench")
+def bench_command(
+    model: Annotated[str, typer.Argument(help="Its id, or an alias.")],
+    requests: Annotated[int, typer.Option(min=1)] = 32,
+    concurrency: Annotated[int, typer.Option(min=1, max=1000, help="Requests at once.")] = 8,
+    words: Annotated[int, typer.Option(min=1, help="Of each prompt; no two are alike.")] = 200,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Of each answer.")] = 128,
+    endpoint: fleet.EndpointOption = fleet.LOCAL,
+    as_json: fleet.JsonOption = False,
+) -> None:
+    """Measure how fast a model answers, as its clients see it."""
+    load = bench.Load(model, requests, concurrency, words, max_tokens)
+    try:
+        answers, seconds = bench.run(endpoint, load)
+    except remote.Unreachable as error:
+        _fail("bench", error)
+    if as_json:
+        typer.echo(json.dumps(bench.summary(answers, seconds)))
+    else:
+        Console().print(bench.table(answers, seconds))
+    if failed := [answer.error for answer in answers if answer.error]:
+        _fail("bench", f"{len(failed)} requests failed, the first one so: {failed[0]}")
 
 
 @app.command("launch")

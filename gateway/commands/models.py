@@ -15,6 +15,7 @@ from rich.text import Text
 
 from gateway import catalogue, config
 from gateway.catalogue import Catalogue, Entry
+from gateway.commands import remote
 from gateway.commands.status import PLAIN_WIDTH
 from ipc.client import NeuronClient
 from ipc.errors import CortexError
@@ -69,6 +70,40 @@ class Report(Struct):
     models: list[Checked]
     silent: dict[str, str]
     notes: list[str]
+
+
+@app.command("list")
+def list_command(
+    endpoint: Annotated[
+        str, typer.Option(help="The gateway's address.", envvar="CORTEX_ENDPOINT")
+    ] = "http://127.0.0.1:31313",
+    as_json: Annotated[bool, typer.Option("--json", help="As the gateway says it, for programs.")] = False,
+) -> None:
+    """Show what can be asked for, and where it is."""
+    try:
+        body = remote.fetch(endpoint, "/v1/models")
+        listed = msgspec.json.decode(body)["data"]
+    except (remote.Unreachable, msgspec.DecodeError, KeyError, TypeError) as error:
+        typer.echo(f"cortex models list: {error}", err=True)
+        raise typer.Exit(1) from error
+    if as_json:
+        typer.echo(body)
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("model", "means", "status", "on", "context", "can"):
+        table.add_column(column, overflow="fold")
+    for each in listed:
+        where = ", ".join(
+            place["neuron"] + ("" if place["status"] == each["status"] else f" ({place['status']})")
+            for place in each["locations"]
+        )
+        context = str(each.get("context_length", ""))
+        cells = (each["id"], each.get("alias_of", ""), each["status"], where, context)
+        table.add_row(*map(Text, cells), Text(" ".join(each["capabilities"])))
+    console = Console()
+    if not console.is_terminal:
+        console.width = PLAIN_WIDTH
+    console.print(table)
 
 
 @app.command("check")

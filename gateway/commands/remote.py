@@ -51,6 +51,20 @@ def follow(endpoint: str, path: str, body: dict[str, Any]) -> Iterator[dict[str,
             raise Unreachable(f"the gateway at {endpoint} is gone: {error}") from error
 
 
+def events(endpoint: str, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The events of a stream, as they come; Unreachable as for `follow`, also where it has no end."""
+    with _open(endpoint, _posted(endpoint, path, body)) as response:
+        try:
+            for line in response:
+                if line == b"data: [DONE]\n":
+                    return
+                if line.startswith(b"data: "):
+                    yield json.loads(line.removeprefix(b"data: "))
+        except (OSError, HTTPException) as error:
+            raise Unreachable(f"the gateway at {endpoint} is gone: {error}") from error
+    raise Unreachable("the stream broke off")
+
+
 def _url(endpoint: str, path: str) -> str:
     return f"{endpoint.rstrip('/')}{path}"
 

@@ -119,6 +119,29 @@ def test_a_drained_neuron_takes_nothing_until_it_is_resumed(services: Services) 
     assert services.chat(model="slow").status_code == 200
 
 
+def test_models_are_listed(services: Services) -> None:
+    lines = cortex(services, "models", "list").splitlines()[1:]
+    assert sorted(line.split()[0] for line in lines) == ["broken", "huge", "one", "slow", "two"]
+    assert {each["id"] for each in cortex(services, "models", "list", "--json")[0]["data"]} >= {"one", "two"}
+
+
+def test_a_bench_measures_what_was_answered(services: Services) -> None:
+    load = ("--requests", "6", "--concurrency", "3", "--max-tokens", "5", "--words", "20")
+    shown = cortex(services, "bench", "slow", *load)
+    assert "6 of 6 answered" in shown
+    assert "first token, s" in shown
+    (said,) = cortex(services, "bench", "slow", *load, "--json")
+    assert [answer["tokens"] for answer in said["answers"]] == [5] * 6
+    assert all(0 < answer["first_token"] <= answer["total"] for answer in said["answers"])
+
+
+def test_a_bench_of_nothing_fails_with_the_reason(services: Services) -> None:
+    arguments = ["bench", "nothing", "--requests", "2", "--endpoint", services.base]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 1
+    assert "2 requests failed, the first one so: the model 'nothing' does not exist" in result.stderr
+
+
 def test_top_shows_what_is_there_until_it_is_ended(services: Services, tmp_path: Path) -> None:
     cortex(services, "load", "one")
     command = [SCRIPTS / "cortex", "top", "--endpoint", services.base, "--every", "0.1"]
