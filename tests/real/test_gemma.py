@@ -64,8 +64,7 @@ CONFIG = {  # of the model, as its publisher has it
     "query_pre_attn_scalar": 256,
 }
 CHARACTERS = 4000  # of a text whose perplexity is measured
-# Of perplexity, what each quantisation may cost. Of this model most weights have columns for which q4 has no
-# blocks, and takes those of q8.
+# Of perplexity, what each quantisation may cost.
 MOST_LOST = {"q8": 0.001, "q6": 0.005, "fp8": 0.005, "int8": 0.005, "q4": 0.01}
 CLOSE = 0.05  # of logits: which of two is the larger may be chance
 
