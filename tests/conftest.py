@@ -17,15 +17,16 @@ settings.load_profile("no_clock")
 
 # Of the files that take longest. They begin first, so that no process ends with one while the other idles.
 LONGEST = (
-    "neuron/test_faults.py",
-    "neuron/test_standby.py",
-    "workers/test_storms.py",
+    "neuron/test_tool_formats.py",
+    "end_to_end/test_faults.py",
     "workers/test_exact.py",
     "workers/test_equalities.py",
+    "neuron/test_faults.py",
     "workers/test_parallel.py",
+    "neuron/test_standby.py",
+    "workers/test_model.py",
     "workers/test_memory.py",
-    "workers/test_model_runner.py",
-    "workers/test_sampler.py",
+    "neuron/test_manager.py",
 )
 
 

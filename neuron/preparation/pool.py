@@ -134,8 +134,8 @@ class Pool:
             return result
         finally:
             if process is not None:
-                await process.end()
                 self._busy.discard(process)
+                await process.end()
             self._done(account)
 
     def _take(self) -> TextProcess:
@@ -177,6 +177,8 @@ class Pool:
         """Nobody waits for `turn` any more."""
         if turn in (turns := self._waiting.get(account, ())):
             turns.remove(turn)
+            if not turns:
+                del self._waiting[account]
 
     def _done(self, account: str) -> None:
         self._running[account] -= 1

@@ -78,6 +78,8 @@ class TextProcess:
     @property
     def memory(self) -> int:
         """Bytes that it holds and shares with no file; 0: it has ended."""
+        if self._gone.is_set():  # its number may be another's by now
+            return 0
         try:
             _, resident, shared, *_ = Path(f"/proc/{self.pid}/statm").read_text().split()
         except (OSError, ValueError):
