@@ -128,7 +128,8 @@ class Layout:
     Args:
         place: names the model and what is made of it.
         content: names all that the numbers depend on.
-        parts: the weights that it has.
+        shapes: of the weights that it has, by name.
+        formats: the same, of their blocks.
     """
 
     place: str
@@ -260,9 +261,14 @@ class Folder:
         try:
             self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            if not _locked(fd, path, ALONE) or (self.path / layout.name).exists():
+            mine = _locked(fd, path, ALONE)
+            if (
+                not mine or (self.path / layout.name).exists()
+            ):  # another process writes it, or has just done so
+                if mine:
+                    path.unlink()
                 os.close(fd)
-                return None  # another process writes it, or has done so in this moment
+                return None
             self._make_room(layout)
             free = shutil.disk_usage(self.path).free
             if free < layout.size + SPARE:
