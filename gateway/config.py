@@ -237,10 +237,11 @@ def _checked(config: GatewayConfig, path: str | Path) -> GatewayConfig:
 
 def _unusable_file(path: Path) -> str:
     """Why we can neither write nor make that file; "" where we can."""
-    if path.is_dir():
+    exists, is_dir = os.path.exists, os.path.isdir  # which say no, where pathlib raises, of a closed folder
+    if is_dir(path):
         return "it is a folder"
-    place = path if path.exists() else next(each for each in path.absolute().parents if each.exists())
-    if place != path and not place.is_dir():
+    place = path if exists(path) else next(each for each in path.absolute().parents if exists(each))
+    if place != path and not is_dir(place):
         return f"{place} is no folder"
     return "" if os.access(place, os.W_OK) else f"{place} cannot be written"
 

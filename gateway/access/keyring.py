@@ -42,7 +42,7 @@ class Keyring:
         self._anonymous, self._local = anonymous, local
         self._keys: dict[bytes, Key] = {}
         self._has_admin = False
-        self._edition: tuple[int, int] | None = None
+        self._edition: tuple[float, ...] | None = None
         self._looks = 0  # that have begun
         self._looking = asyncio.Lock()
         self._used: dict[tuple[str, str, str], list[int]] = defaultdict(lambda: [0, 0, 0, 0])
@@ -111,24 +111,27 @@ class Keyring:
     async def _keep(self) -> None:
         while True:
             await asyncio.sleep(LOOK_SECONDS)
-            async with self._looking:
-                await self._look()
-            await self._flush()
+            try:
+                async with self._looking:
+                    await self._look()
+                await self._flush()
+            except Exception:  # or nobody would hear of a key that is revoked
+                logger.exception("keys cannot be followed")
 
     async def _look(self) -> None:
         """Read the keys where they have changed. Those that are known hold while the store cannot be read."""
         self._looks += 1
-        if not await asyncio.to_thread(self._store.path.exists):
-            self._keys, self._edition, self._has_admin = {}, None, False
-            return
         try:
-            edition = await self._store.read(key_store.edition)
-            if edition != self._edition:
+            if not await self._store.exists():
+                self._keys, self._edition, self._has_admin = {}, None, False
+            elif (edition := await self._store.read(key_store.edition)) != self._edition:
                 keys = await self._store.read(key_store.every)
                 self._keys = {key.digest: key for key in keys if key.revoked is None}
                 self._has_admin = any(key.terms.admin for key in self._keys.values())
                 self._edition = edition
         except CortexError as error:
+            if self._edition is None:  # somebody may be an administrator
+                self._has_admin = True
             self._say(error)
         else:
             if self._broken:
@@ -163,11 +166,15 @@ def has_keys(path: Path) -> bool:
     Raises:
         CortexError: the store cannot be used.
     """
-    if not path.exists():
-        return False
     store = KeyStore(path)
+
+    async def look() -> bool:
+        if not await store.exists():
+            return False
+        made, revoked, *_ = await store.read(key_store.edition)
+        return made > revoked
+
     try:
-        made, revoked = asyncio.run(store.read(key_store.edition))
+        return asyncio.run(look())
     finally:
         store.close()
-    return made > revoked

@@ -70,12 +70,19 @@ def moment(text: str, now: float) -> float:
     return when
 
 
+def _read(path: Path, work: Work[..., list[Any]], *args: Any) -> list[Any]:
+    """What that finds in the store at `path`, which nobody makes for it; or fail in words."""
+    return _run(path, work, *args) or []
+
+
 def _run(path: Path, work: Work[..., Any], *args: Any, write: bool = False) -> Any:
-    """Do that with the store at `path`, or fail in words."""
+    """Do that with the store at `path`, or fail in words; None where there is none to read."""
     store = KeyStore(path)
 
     async def run() -> Any:
-        return await (store.write if write else store.read)(work, *args)
+        if write:
+            return await store.write(work, *args)
+        return await store.read(work, *args) if await store.exists() else None
 
     try:
         return asyncio.run(run())
@@ -142,7 +149,7 @@ def create(
 def list_keys(config_file: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Show the keys and what each allows."""
     path = _path(config_file)
-    found: list[Key] = _run(path, key_store.every) if path.exists() else []
+    found: list[Key] = _read(path, key_store.every)
     if as_json:
         typer.echo(msgspec.json.encode([_plain(key) for key in found]))
         return
@@ -170,7 +177,7 @@ def revoke(
 ) -> None:
     """Take a key back: within a second no gateway accepts it."""
     path = _path(config_file)
-    found: list[Key] = _run(path, key_store.named, key) if path.exists() else []
+    found: list[Key] = _read(path, key_store.named, key)
     if not found:
         _fail(f"{key}: no key in {path} has that id or name and holds; see `cortex keys list`")
     if len(found) > 1:
@@ -190,8 +197,8 @@ def usage(
     """Show what was used, by key and model."""
     path = _path(config_file)
     since = (datetime.now(UTC) - timedelta(days=days - 1)).strftime("%Y-%m-%d")
-    rows: list[UsageRow] = _run(path, key_store.usage, since) if path.exists() else []
-    names = {key.id: key.name for key in (_run(path, key_store.every) if path.exists() else ())}
+    rows: list[UsageRow] = _read(path, key_store.usage, since)
+    names = {key.id: key.name for key in _read(path, key_store.every)}
     if as_json:
         typer.echo(msgspec.json.encode([row._asdict() for row in rows]))
         return

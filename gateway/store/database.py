@@ -61,6 +61,7 @@ class Database:
         self.path, self._kind = Path(path).expanduser(), kind
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store")
         self._connection: sqlite3.Connection | None = None
+        self._opened: tuple[int, int] | None = None  # which file the connection has
         self._closed = False
 
     async def read(self, work: Work[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -75,6 +76,14 @@ class Database:
         """The same for `work` that changes something."""
         return await self._run("BEGIN IMMEDIATE", work, *args, **kwargs)
 
+    async def exists(self) -> bool:
+        """Whether there is a file. One that is gone is let go of: SQLite would mix it up with the next.
+
+        Raises:
+            CortexError: STORE_UNAVAILABLE: we may not look.
+        """
+        return await self._in_thread(self._is_there)
+
     async def check(self) -> None:
         """See that the file can be used; CortexError, as for `read`, if not."""
         await self.read(lambda db: None)
@@ -83,17 +92,36 @@ class Database:
         """Let what is under way end, and close the file."""
         self._closed = True
         self._thread.shutdown()
+        self._let_go()
+
+    async def _run(self, begin: str, work: Work[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        return await self._in_thread(lambda: self._transact(begin, work, *args, **kwargs))
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        if self._closed:
+            raise CortexError(STORE_UNAVAILABLE, "the gateway is being stopped")
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+    def _is_there(self) -> bool:
+        """Whether there is a file; the connection is closed where it has another one, or one that is gone."""
+        try:
+            found = os.stat(self.path)
+            which = found.st_dev, found.st_ino
+        except (FileNotFoundError, NotADirectoryError):
+            which = None
+        except OSError as error:
+            raise self._unavailable(error) from error
+        if self._opened != which:
+            self._let_go()
+        return which is not None
+
+    def _let_go(self) -> None:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
 
-    async def _run(self, begin: str, work: Work[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        if self._closed:
-            raise CortexError(STORE_UNAVAILABLE, "the gateway is being stopped")
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, lambda: self._transact(begin, work, *args, **kwargs))
-
     def _transact(self, begin: str, work: Work[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        self._is_there()
         try:
             connection = self._connection or self._open()
             connection.execute(begin)
@@ -111,6 +139,7 @@ class Database:
     def _open(self) -> sqlite3.Connection:
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._make()
+        made = os.stat(self.path)
         connection = sqlite3.connect(
             self.path, timeout=TURN_SECONDS, isolation_level=None, check_same_thread=False
         )
@@ -131,7 +160,7 @@ class Database:
         except BaseException:
             connection.close()
             raise
-        self._connection = connection
+        self._connection, self._opened = connection, (made.st_dev, made.st_ino)
         return connection
 
     def _make(self) -> None:

@@ -125,12 +125,16 @@ def every(db: sqlite3.Connection) -> list[Key]:
     rows = db.execute(
         "SELECT number, id, digest, name, created, expires, revoked, terms FROM keys ORDER BY number"
     )
-    return [Key(*row[:-1], msgspec.json.decode(row[-1], type=Terms)) for row in rows]
+    try:
+        return [Key(*row[:-1], msgspec.json.decode(row[-1], type=Terms)) for row in rows]
+    except (msgspec.DecodeError, TypeError) as error:
+        raise sqlite3.DatabaseError(f"what a key allows cannot be read: {error}") from error
 
 
-def edition(db: sqlite3.Connection) -> tuple[int, int]:
-    """A value that changes when a key is made or revoked."""
-    return db.execute("SELECT count(*), count(revoked) FROM keys").fetchone()
+def edition(db: sqlite3.Connection) -> tuple[int, int, float, float]:
+    """How many keys were made and revoked, and what differs for others: another file may be there."""
+    query = "SELECT count(*), count(revoked), total(created), total(revoked) FROM keys"
+    return db.execute(query).fetchone()
 
 
 def named(db: sqlite3.Connection, name: str) -> list[Key]:

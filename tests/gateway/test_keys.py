@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -189,7 +190,11 @@ def test_what_was_used_is_known_by_key_and_model(guarded: GatewayProcess, keys: 
         every = json.loads(keys("usage", "--json"))
         return {row["model"]: row for row in every if row["key"] == made["id"]}
 
-    used = eventually(lambda: len(rows()) == 3 and rows(), "all of it is written")
+    def whole() -> dict[str, Any] | None:  # each process writes its own part, when it comes to it
+        found = rows()
+        return found if sum(row["requests"] for row in found.values()) == 4 else None
+
+    used = eventually(whole, "all of it is written")
     echo = used["echo"]
     assert (echo["requests"], echo["prompt_tokens"], echo["completion_tokens"]) == (2, 6, 6)
     assert used["org/echo"]["requests"] == used["fails/queue_full"]["requests"] == 1
@@ -321,3 +326,18 @@ def test_store_that_is_none_is_told(tmp_path: Path) -> None:
     keys = Keys(tmp_path)
     keys.store.write_text("no database " * 100)
     assert str(keys.store) in keys("create", "x", ok=False)
+
+
+@pytest.mark.parametrize("command", [["list"], ["usage"], ["revoke", "x"], ["create", "x"]])
+def test_store_in_a_folder_that_is_not_ours_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]
+) -> None:
+    keys, stat = Keys(tmp_path), os.stat
+
+    def refused(path: Any, **kwargs: Any) -> os.stat_result:
+        if path in (keys.store, str(keys.store)):
+            raise PermissionError(13, "Permission denied")  # which root, and tests may be it, never meets
+        return stat(path, **kwargs)
+
+    monkeypatch.setattr(os, "stat", refused)
+    assert f"{keys.store}, cannot be used: Permission denied" in keys(*command, ok=False)

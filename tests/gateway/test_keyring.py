@@ -1,0 +1,186 @@
+"""The keys that one process knows, whatever happens to the file that they are in."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.access import api_key, keyring
+from gateway.access.keyring import Keyring, has_keys
+from gateway.refusals import INVALID_KEY, STORE_UNAVAILABLE
+from gateway.store import key_store
+from gateway.store.key_store import KeyStore, Terms
+from ipc.errors import CortexError
+
+
+def make_key(path: Path, **terms: Any) -> str:
+    """As another process does it, which is gone then."""
+    key, store = api_key.make(), KeyStore(path)
+    asyncio.run(store.write(key_store.add, key.id, key.digest, "somebody", None, Terms(**terms)))
+    store.close()
+    return key.text
+
+
+def beside(ring: Keyring, work: Callable[[], Awaitable[None]]) -> None:
+    async def run() -> None:
+        await ring.start()
+        try:
+            await work()
+        finally:
+            await ring.stop()
+
+    asyncio.run(run())
+
+
+async def holds(ring: Keyring, key: str) -> bool:
+    try:
+        await ring.who([key], "")
+    except CortexError as error:
+        if error.code != INVALID_KEY:
+            raise
+        return False
+    return True
+
+
+@pytest.fixture(autouse=True)
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keyring, "LOOK_SECONDS", 0.01)
+
+
+async def until(found: Callable[[], Awaitable[bool]]) -> None:
+    async with asyncio.timeout(20):
+        while not await found():  # noqa: ASYNC110 - nothing says when a file has been read
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("how", ["deleted", "replaced"])
+def test_keys_of_a_file_that_took_anothers_place_count_and_its_own_no_longer(
+    tmp_path: Path, how: str
+) -> None:
+    path, other = tmp_path / "keys.db", tmp_path / "other.db"
+    old, new = make_key(path), make_key(other)
+    ring = Keyring(path, anonymous=False)
+
+    async def work() -> None:
+        assert await holds(ring, old)
+        if how == "deleted":
+            path.unlink()
+
+            async def gone() -> bool:
+                return not ring.holds_keys
+
+            await until(gone)
+        os.replace(other, path)
+
+        async def changed() -> bool:
+            return await holds(ring, new) and not await holds(ring, old)
+
+        await until(changed)
+
+    beside(ring, work)
+
+
+def test_a_store_made_anew_while_a_gateway_runs_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "keys.db"
+    old = make_key(path)
+    ring = Keyring(path, anonymous=False)
+
+    async def work() -> None:
+        assert await holds(ring, old)
+        path.unlink()
+        new = await asyncio.to_thread(make_key, path)
+
+        async def changed() -> bool:
+            return await holds(ring, new) and not await holds(ring, old)
+
+        await until(changed)
+        found = sqlite3.connect(path).execute("PRAGMA integrity_check").fetchone()
+        assert found == ("ok",)
+
+    beside(ring, work)
+
+
+def test_nobody_is_an_administrator_on_loopback_while_nobody_knows_whose_key_is_one(tmp_path: Path) -> None:
+    path = tmp_path / "keys.db"
+    path.write_bytes(b"no database " * 100)
+    ring = Keyring(path, anonymous=True, local=True)
+
+    async def work() -> None:
+        assert not (await ring.who([], "someone")).admin
+        path.unlink()
+
+        async def alone() -> bool:
+            return (await ring.who([], "someone")).admin
+
+        await until(alone)
+
+    beside(ring, work)
+
+
+def test_a_look_that_fails_in_any_way_is_not_the_last_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "keys.db"
+    key = make_key(path)
+    ring = Keyring(path, anonymous=False)
+
+    async def work() -> None:
+        failed = asyncio.Event()
+
+        async def fail(*args: object) -> bool:
+            failed.set()
+            raise RuntimeError
+
+        with monkeypatch.context() as patch:
+            patch.setattr(KeyStore, "exists", fail)
+            async with asyncio.timeout(20):
+                await failed.wait()
+        with sqlite3.connect(path) as db:
+            db.execute("UPDATE keys SET revoked = 1")
+
+        async def revoked() -> bool:
+            return not await holds(ring, key)
+
+        await until(revoked)
+
+    beside(ring, work)
+
+
+def test_a_folder_that_may_not_be_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "keys.db"
+
+    def refused(*args: object, **kwargs: object) -> None:
+        raise PermissionError(13, "Permission denied")  # root, which tests may be, never meets it
+
+    ring = Keyring(path, anonymous=False)
+    monkeypatch.setattr(os, "stat", refused)
+
+    async def work() -> None:
+        with pytest.raises(CortexError, match=r"keys\.db, cannot be used: Permission denied") as caught:
+            await ring.who(["sk-cortex-any"], "")
+        assert caught.value.code == STORE_UNAVAILABLE
+
+    beside(ring, work)
+    with pytest.raises(CortexError, match=r"keys\.db, cannot be used: Permission denied"):
+        has_keys(path)
+
+
+def test_terms_that_are_none_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "keys.db"
+    key = make_key(path)
+    with sqlite3.connect(path) as db:
+        db.execute("UPDATE keys SET terms = '{'")
+    ring = Keyring(path, anonymous=False)
+
+    async def work() -> None:
+        with pytest.raises(CortexError, match="what a key allows cannot be read") as caught:
+            await ring.who([key], "")
+        assert caught.value.code == STORE_UNAVAILABLE
+
+    beside(ring, work)
