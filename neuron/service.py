@@ -203,20 +203,19 @@ class Service:
         with _failing(opened):
             model = await self._models.open(request.model)
             self._drains.refuse(model.id)
-            model.preparing += 1
             try:
-                text = await model.text()
-                if opened.outcome is not None or self._prepare_now(model, text, opened):
-                    return
-                args = text, model.description, model.context_length
-                prepared = await self._preparation.prepare(request, *args)
-                if opened.outcome is None:
-                    if model.text_now is not text:
-                        raise replaced(model.id)
-                    opened.accept(prepared, text, model.description)
-                    model.admit(opened)
+                with model.expecting():
+                    text = await model.text()
+                    if opened.outcome is not None or self._prepare_now(model, text, opened):
+                        return
+                    args = text, model.description, model.context_length
+                    prepared = await self._preparation.prepare(request, *args)
+                    if opened.outcome is None:
+                        if model.text_now is not text:
+                            raise replaced(model.id)
+                        opened.accept(prepared, text, model.description)
+                        model.admit(opened)
             finally:
-                model.preparing -= 1
                 self._drains.check()
 
     def _ended(self, peer: Peer, opened: OpenRequest) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import msgspec
@@ -179,6 +180,11 @@ class ManagedModel:
         """Whether it is loaded, or somebody has to do with it."""
         working = not self.requests.idle or self.preparing > 0
         return self.status not in ("unloaded", "failed") or working or self._drained
+
+    @property
+    def drained(self) -> bool:
+        """It takes nothing new, as a client said."""
+        return self._drained
 
     def drain(self, drained: bool) -> None:
         """Tell that it takes nothing new, or does so again. Whoever takes requests sees to that."""
@@ -363,6 +369,8 @@ class ManagedModel:
     def retire(self) -> None:
         """Leave for good, once what runs and what waits is done."""
         self.retired = True
+        self._stop_waiting_to_renew()
+        self._next = None
         self._check_outdated()
 
     def _check_outdated(self) -> None:
@@ -402,6 +410,17 @@ class ManagedModel:
             self._next_timer = None
 
     # --- requests ---------------------------------------------------------------------------------------
+
+    @contextmanager
+    def expecting(self) -> Iterator[None]:
+        """A request for it is prepared meanwhile, which may come to nothing."""
+        self.preparing += 1
+        try:
+            yield
+        finally:
+            self.preparing -= 1
+            self._check_idle()
+            self._check_outdated()
 
     def admit(self, request: OpenRequest) -> None:
         """Take a prepared request; it waits for the model, or for its turn.
@@ -568,9 +587,9 @@ class ManagedModel:
         self._let_go()
         self._adopt()
         self._fail_waiting(error)
-        if self.settings.pin:
+        if self._is_resident:
             self._retry_timer = asyncio.get_running_loop().call_later(
-                self._epochs.seconds_to_wait, self.bring_up
+                self._epochs.seconds_to_wait, self._retry
             )
 
     def _restart(self, error: CortexError | None) -> None:
@@ -607,7 +626,7 @@ class ManagedModel:
         if down is not None:
             down.set_result(None)
         comes_back, self._comes_back = self._comes_back, False
-        if self.requests.waiting or self._listeners or self.settings.pin or comes_back:
+        if self.requests.waiting or self._listeners or self._is_resident or comes_back:
             self.bring_up()
         elif self._up is not None:  # whoever wanted it has left meanwhile
             self._fail_waiting(CortexError(Code.MODEL_LOAD_FAILED, f"nobody waits for {self.id} any more"))
@@ -727,8 +746,13 @@ class ManagedModel:
         if self.status == "draining" and self.requests.quiet:
             self.handle(Event.QUIET)
 
+    @property
+    def _is_resident(self) -> bool:
+        """Whether it is loaded though nobody asks for it."""
+        return self.settings.pin and not self.retired
+
     def _check_deserted(self) -> None:
-        if self.status == "waiting" and self.requests.idle and not self._listeners and not self.settings.pin:
+        if self.status == "waiting" and self.requests.idle and not self._listeners and not self._is_resident:
             self.handle(Event.DESERTED)
 
     def _default_keep_alive(self) -> float:
@@ -747,19 +771,23 @@ class ManagedModel:
 
     def _check_idle(self) -> None:
         """See that it leaves when nobody uses it for as long as it is kept."""
-        if self.status == "ready" and self.requests.idle and not self.settings.pin:
+        working = not self.requests.idle or self.preparing > 0
+        if self.status == "ready" and not working and not self.settings.pin:
             self._keep_alive.start()
         else:
             self._keep_alive.stop()
 
     def _expire(self) -> None:
-        if self.status != "ready" or not self.requests.idle:
-            return
-        if self.preparing:
-            self._check_idle()
+        if self.status != "ready" or not self.requests.idle or self.preparing:
             return
         log.info("model was idle model=%s keep_alive=%g", self.id, self._keep_alive.told)
         self.handle(Event.LEAVE)
+
+    def _retry(self) -> None:
+        """It could not be had; it may be pinned no longer by now."""
+        self._retry_timer = None
+        if self._is_resident:
+            self.bring_up()
 
     def _cancel_retry(self) -> None:
         if self._retry_timer is not None:

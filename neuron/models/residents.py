@@ -125,4 +125,4 @@ class Residents:
 
 
 def _is_away(model: ManagedModel) -> bool:
-    return model.displaced and model.status == "unloaded" and not model.retired
+    return model.displaced and model.status == "unloaded" and not (model.retired or model.drained)

@@ -6,6 +6,7 @@ import pytest
 
 from ipc.messages import Finished
 from neuron.config import NeuronConfig
+from neuron.models.keep_alive import KeepAlive
 from tests.neuron.test_managed import Client, load, owning, run, until
 
 
@@ -60,6 +61,23 @@ def test_a_request_that_comes_while_it_ends_is_served_by_the_next_load():
             await until(lambda: model.status in ("unloading", "unloaded"))
             assert isinstance(await Client(model, 2).last(), Finished)
             assert model.state().epoch == 2
+
+    run(scenario())
+
+
+def test_no_time_runs_while_a_request_is_prepared_and_it_leaves_where_that_comes_to_nothing(monkeypatch):
+    async def scenario():
+        async with owning() as model:
+            await load(model)
+            with model.expecting():
+                await Client(model, 1, keep_alive=0.0).last()
+                started = []
+                monkeypatch.setattr(
+                    KeepAlive, "start", lambda timer, start=KeepAlive.start: started.append(start(timer))
+                )
+                await asyncio.sleep(0.05)
+                assert (model.status, started) == ("ready", [])
+            await until(lambda: model.status == "unloaded")
 
     run(scenario())
 

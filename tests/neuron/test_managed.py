@@ -505,6 +505,20 @@ def test_a_load_that_runs_out_of_device_memory_asks_for_more_of_it():
     run(scenario())
 
 
+def test_a_model_that_is_pinned_no_longer_is_not_tried_again():
+    async def scenario():
+        room = Room(refusal=CortexError(Code.INSUFFICIENT_MEMORY, "too large"))
+        async with owning(room, settings={"pin": True}) as model:
+            model.bring_up()
+            await until(lambda: len(room.spares) > 1 and model.status == "unloaded")
+            model.pin(False)
+            tries = len(room.spares)
+            await asyncio.sleep(0.2)
+            assert (model.status, len(room.spares)) == ("unloaded", tries)
+
+    run(scenario())
+
+
 def test_a_load_that_never_finds_memory_says_so_and_the_model_is_not_at_fault():
     async def scenario():
         async with owning(failure=FailurePlan(out_of_memory_in_load=True)) as model:

@@ -115,6 +115,30 @@ def test_a_model_that_retires_finishes_what_it_has_and_one_that_nobody_uses_leav
     run(scenario())
 
 
+def test_a_pinned_model_that_retires_does_not_come_back():
+    async def scenario():
+        async with owning(settings={"pin": True}) as model:
+            await load(model)
+            model.retire()
+            await until(lambda: not model.in_use)
+            await asyncio.sleep(0.05)
+            assert (model.status, model.state().epoch) == ("unloaded", 1)
+
+    run(scenario())
+
+
+def test_a_model_that_retires_leaves_though_a_request_that_was_on_its_way_comes_to_nothing():
+    async def scenario():
+        async with owning() as model:
+            await load(model)
+            with model.expecting():
+                model.retire()
+                assert model.status == "ready"
+            await until(lambda: not model.in_use)
+
+    run(scenario())
+
+
 @pytest.mark.parametrize("seed", range(2))
 def test_whatever_comes_in_whatever_order_each_request_ends_and_the_last_settings_count(seed, monkeypatch):
     monkeypatch.setattr(neuron.models.managed, "OUTDATED_SECONDS", 0.1)

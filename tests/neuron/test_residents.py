@@ -2,7 +2,7 @@
 
 import time
 
-from ipc.messages import Load, Unload
+from ipc.messages import Drain, Load, Resume, Unload
 from tests.neuron.harness import PATIENCE, Neuron, chat, wait_until
 from tests.neuron.test_manager import LIMIT, big, load, status
 
@@ -45,6 +45,19 @@ def test_the_default_does_not_interrupt_whoever_works(tmp_path):
         neuron.wait_for("home", status="ready")
         assert (neuron.model("guest").finished, neuron.model("guest").failed) == (1, 0)
         assert neuron.model("guest").epoch == neuron.model("guest").evictions == 1
+
+
+def test_a_default_that_is_drained_comes_back_when_it_takes_requests_again(tmp_path):
+    models = [big("home"), big("guest")]
+    config = {"default_model": "home", "default_after_seconds": 0.05}
+    with Neuron(tmp_path, models, cpu=LIMIT, **config) as neuron, neuron.client() as client:
+        neuron.wait_for("home", status="ready")
+        client.ask(Drain(id=0, model="home"), PATIENCE)
+        load(client, "guest")
+        time.sleep(0.3)
+        assert status(neuron) == {"home": "unloaded", "guest": "ready"}
+        client.ask(Resume(id=0, model="home"), PATIENCE)
+        neuron.wait_for("home", status="ready")
 
 
 def test_a_default_that_its_user_unloads_stays_away(tmp_path):
