@@ -6,6 +6,7 @@ import json
 import os
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.client import HTTPException, HTTPResponse
 from typing import Any
 from urllib.error import HTTPError
@@ -30,39 +31,46 @@ def fetch(endpoint: str, path: str = "/health", option: str = "--endpoint") -> b
     Raises:
         Unreachable: nothing answers there, or with an error.
     """
-    with _open(endpoint, urllib.request.Request(_url(endpoint, path)), option) as response:
+    request = urllib.request.Request(_url(endpoint, path))
+    with _open(endpoint, request, option) as response, _reading(endpoint):
         return response.read()
 
 
 def post(endpoint: str, path: str, body: dict[str, Any], within: float = ANSWER_SECONDS) -> Any:
     """What a POST gives; Unreachable as for `fetch`."""
-    with _open(endpoint, _posted(endpoint, path, body), within=within) as response:
+    request = _posted(endpoint, path, body)
+    with _open(endpoint, request, within=within) as response, _reading(endpoint):
         return json.load(response)
 
 
 def follow(endpoint: str, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The lines that a POST gives, as they come; Unreachable as for `fetch`, also in between."""
-    with _open(endpoint, _posted(endpoint, path, body)) as response:
-        try:
-            for line in response:
-                if line.strip():
-                    yield json.loads(line)
-        except (OSError, HTTPException) as error:
-            raise Unreachable(f"the gateway at {endpoint} is gone: {error}") from error
+    with _open(endpoint, _posted(endpoint, path, body)) as response, _reading(endpoint):
+        for line in response:
+            if line.strip():
+                yield json.loads(line)
 
 
 def events(endpoint: str, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The events of a stream, as they come; Unreachable as for `follow`, also where it has no end."""
-    with _open(endpoint, _posted(endpoint, path, body)) as response:
-        try:
-            for line in response:
-                if line == b"data: [DONE]\n":
-                    return
-                if line.startswith(b"data: "):
-                    yield json.loads(line.removeprefix(b"data: "))
-        except (OSError, HTTPException) as error:
-            raise Unreachable(f"the gateway at {endpoint} is gone: {error}") from error
+    with _open(endpoint, _posted(endpoint, path, body)) as response, _reading(endpoint):
+        for line in response:
+            if line == b"data: [DONE]\n":
+                return
+            if line.startswith(b"data: "):
+                yield json.loads(line.removeprefix(b"data: "))
     raise Unreachable("the stream broke off")
+
+
+@contextmanager
+def _reading(endpoint: str) -> Iterator[None]:
+    """What may go wrong with an answer that has begun, in our words."""
+    try:
+        yield
+    except (OSError, HTTPException) as error:
+        raise Unreachable(f"the gateway at {endpoint} is gone: {error}") from error
+    except ValueError as error:  # it is no JSON
+        raise Unreachable(f"what answers at {endpoint} is no gateway: {error}") from error
 
 
 def _url(endpoint: str, path: str) -> str:
@@ -81,8 +89,10 @@ def _open(
     within: float = ANSWER_SECONDS,
 ) -> HTTPResponse:
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    if key := os.environ.get(KEY_VARIABLE):
-        request.add_header("Authorization", f"Bearer {key}")
+    if key := os.environ.get(KEY_VARIABLE, "").strip():
+        if not (key.isascii() and key.isprintable()):  # what http.client says of it would show it
+            raise Unreachable(f"{KEY_VARIABLE}: Expected a key as `cortex keys create` shows it")
+        request.add_unredirected_header("Authorization", f"Bearer {key}")
     try:
         return opener.open(request, timeout=within)
     except HTTPError as error:
