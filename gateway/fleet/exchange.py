@@ -14,7 +14,7 @@ from gateway.fleet.breaker import FAULTS
 from gateway.fleet.prompts import NOTHING
 from gateway.fleet.transcript import Transcript
 from gateway.fleet.view import Fleet, Neuron
-from gateway.refusals import one_line, shown, status_of
+from gateway.refusals import STATUSES, one_line, shown, status_of
 from gateway.telemetry import metrics, traces
 from ipc.client import Call
 from ipc.errors import Code, CortexError
@@ -178,7 +178,8 @@ class Exchange:
                 self._neuron.served(self._request.model)
             elif kind in ONE_REPLY:
                 self.reply = reply
-                self._neuron.served(self._request.model)
+                if self._needs_load():
+                    self._neuron.served(self._request.model)
             elif kind is Failed or kind is Cancelled:
                 replies.pop()  # the last one: it is terminal
                 await self._fail(reply)
@@ -262,6 +263,7 @@ class Exchange:
         )
 
     def _needs_load(self) -> bool:
+        """Whether a worker has to do with it. What has not says nothing of how a neuron serves the model."""
         return not isinstance(self._request, CountTokens | Detokenize)
 
     async def _fail(self, reply: Failed | Cancelled) -> None:
@@ -270,8 +272,8 @@ class Exchange:
             error = CortexError(Code.INTERNAL, "the neuron cancelled the request, and nobody had asked it to")
         else:
             error = reply.error()
-        metrics.rejected(self._model, self._neuron.name, error.code).inc()
-        if error.code in FAULTS:
+        metrics.rejected(self._model, self._neuron.name, _label(error)).inc()
+        if error.code in FAULTS and self._needs_load():
             self._neuron.failed(self._request.model)
         if not self._answered and self._may_go_elsewhere(error):
             if await self._move(error):
@@ -308,7 +310,7 @@ class Exchange:
             self._hold(*await self._place())
         except CortexError:
             return False
-        metrics.retried(self._model, self._neuron.name, error.code).inc()
+        metrics.retried(self._model, self._neuron.name, _label(error)).inc()
         if self._resumes:
             self._metrics.resumes.inc()
         return True
@@ -341,7 +343,8 @@ class Exchange:
         self._neuron, self._call = neuron, call
         if self._resumes:
             reason += f", to go on after {sum(map(len, self._request.written))} tokens"
-        neuron.began(self._request.model)
+        if self._needs_load():
+            neuron.began(self._request.model)
         self._fleet.placed(neuron, self._request.model, self._prompt)
         self.placement = f"{neuron.name}: {reason}"
         self._metrics = metrics.of(self._model, neuron.name)
@@ -360,7 +363,8 @@ class Exchange:
             )
 
     def _let_go(self) -> None:
-        self._neuron.left(self._request.model)
+        if self._needs_load():
+            self._neuron.left(self._request.model)
         self._metrics.in_flight.dec()
 
     # --- the account ------------------------------------------------------------------------------------
@@ -507,6 +511,11 @@ def _choices(request: Generate) -> int:
     """How many answers there will be: `n` of each prompt."""
     several = isinstance(request.prompt, list) and not isinstance(request.prompt[0], int)
     return request.sampling.n * (len(request.prompt) if several else 1)
+
+
+def _label(error: CortexError) -> str:
+    """Its code, for a metric: neurons cannot make labels up."""
+    return error.code if error.code in STATUSES else metrics.UNKNOWN
 
 
 def _is_away(neuron: Neuron, model: str) -> bool:

@@ -123,6 +123,8 @@ class Neuron:
     def left(self, model: str) -> None:
         """That request is its no longer."""
         self.in_flight[model] -= 1
+        if not self.in_flight[model]:
+            del self.in_flight[model]  # names may come from clients
         self._tell_of_own(model)
 
     def _tell_of_own(self, model: str) -> None:
@@ -132,7 +134,8 @@ class Neuron:
 
     def failed(self, model: str) -> None:
         """It did not serve one, for no fault of that one's own."""
-        self._breakers.setdefault(model, Breaker()).failed(monotonic())
+        if model in self.models:
+            self._breakers.setdefault(model, Breaker()).failed(monotonic())
 
     def served(self, model: str) -> None:
         """It served one to its end."""
@@ -320,7 +323,11 @@ class Fleet:
         if len(having) == 1:
             return having[0], "no other neuron has it"
         if having and not needs_load:
-            return min(having, key=lambda neuron: neuron.in_flight.total()), "it has the least to do"
+            least = min(
+                having,
+                key=lambda neuron: (neuron.in_flight.total(), score.order(neuron.name, model, key)),
+            )
+            return least, "it has the least to do"
         neurons = [neuron for neuron in self.neurons if neuron not in avoid]
         # A neuron may have found a model since it told its state last.
         asked_for_quotes = _without(router.few(copies, model, QUOTED + len(avoid)), avoid) or score.some(

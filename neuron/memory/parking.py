@@ -80,12 +80,15 @@ class Parking:
         size = sum(sizes)
         if not self._has_room(model, size):
             return None
+        fds: list[int] = []
         try:
-            fds = tuple(parked.create("parked weights") for _ in sizes)
+            fds.extend(parked.create("parked weights") for _ in sizes)
         except OSError as error:
             log.warning("nothing is parked model=%s reason=%s", model, error)
+            for fd in fds:
+                os.close(fd)
             return None
-        loan = self._loans[model] = Loan(model, identity, fds, size)
+        loan = self._loans[model] = Loan(model, identity, tuple(fds), size)
         if self._books:
             self._ledger.reserve(_name(model), {HOST: size})
         return loan
@@ -107,7 +110,12 @@ class Parking:
         if not loaded or any(parked.digest_of(fd) is None for fd in loan.fds):
             self.drop(loan.model)
             return
-        loan.nbytes, loan.whole = sum(map(parked.seal, loan.fds)), True
+        try:
+            loan.nbytes, loan.whole = sum(map(parked.seal, loan.fds)), True
+        except OSError as error:  # a worker can still write to it
+            log.warning("weights are not kept in memory model=%s reason=%s", loan.model, error)
+            self.drop(loan.model)
+            return
         if self._books:
             self._ledger.correct(_name(loan.model), HOST, loan.nbytes)
         log.info("weights are kept in memory model=%s bytes=%d held=%d", loan.model, loan.nbytes, self.held)

@@ -14,6 +14,7 @@ from gateway.fleet import quotes
 from gateway.fleet.breaker import FAILURES
 from gateway.fleet.exchange import Exchange
 from gateway.fleet.view import SILENT_SECONDS, Fleet, Neuron
+from gateway.telemetry import metrics
 from ipc.errors import Code, CortexError
 from ipc.messages import (
     AnyRequest,
@@ -63,6 +64,10 @@ async def eventually(condition: Callable[[], object]) -> None:
 
 def run(scenario: Callable[[], Awaitable[None]]) -> None:
     asyncio.run(scenario())
+
+
+def count(model: str) -> CountTokens:
+    return CountTokens(id=0, model=model, messages=[Message(role="user", content="one two")])
 
 
 def generate(model: str) -> Generate:
@@ -307,6 +312,62 @@ def test_a_model_whose_worker_dies_again_and_again_on_a_host_is_left_alone_there
             with pytest.raises(CortexError):  # where nobody else can, it is asked all the same
                 await ask(fleet)
             assert len(bad.served) == FAILURES + 1
+
+    run(scenario)
+
+
+def test_what_needs_no_worker_says_nothing_of_how_a_host_serves_a_model() -> None:
+    async def scenario() -> None:
+        bad = FakeNeuron(name="a", models=("echo",), refuses={"echo": Code.WORKER_DIED})
+        async with fleet_of(bad) as fleet:
+            neuron = fleet.neurons[0]
+            for _ in range(FAILURES):
+                with pytest.raises(CortexError):
+                    await ask(fleet)
+                exchange = Exchange(fleet, "r")
+                await exchange.send(count("echo"))
+                assert await exchange.one() is not None
+                exchange.close()
+            assert neuron.is_shaky("echo")
+
+    run(scenario)
+
+
+def test_a_model_whose_tokens_are_counted_is_not_on_its_way() -> None:
+    async def scenario() -> None:
+        hosts = [FakeNeuron(name=name, models=("echo",), status={"echo": "unloaded"}) for name in "ab"]
+        async with fleet_of(*hosts) as fleet:
+            exchange = Exchange(fleet, "r")
+            await exchange.send(count("echo"))
+            assert fleet.directory.of("echo").coming == []
+            assert await exchange.one() is not None
+            exchange.close()
+
+    run(scenario)
+
+
+def test_names_that_clients_and_neurons_make_up_are_kept_nowhere() -> None:
+    async def scenario() -> None:
+        bad = FakeNeuron(name="a", models=("echo",))
+        async with fleet_of(bad) as fleet:
+            neuron = fleet.neurons[0]
+            for number in range(3):
+                name = f"made-up-{number}"
+                bad.quotes[name] = Quoted(id=0, verdict="fits")
+                bad.refuses[name] = Code.WORKER_DIED
+                with pytest.raises(CortexError):
+                    await ask(fleet, name)
+                bad.refuses["echo"] = name
+                with pytest.raises(CortexError):
+                    await ask(fleet)
+            assert not neuron.in_flight
+            assert not neuron._breakers
+            told = {
+                sample.labels["reason"]
+                for metric in metrics._rejections.collect()
+                for sample in metric.samples
+            }
+            assert not [reason for reason in told if reason.startswith("made-up")]
 
     run(scenario)
 

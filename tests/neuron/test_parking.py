@@ -1,5 +1,7 @@
 """What is parked: within its budget, in the ledger, and gone when somebody needs its memory."""
 
+import errno
+import mmap
 import os
 
 import pytest
@@ -114,6 +116,30 @@ def test_a_load_that_did_not_get_there_leaves_no_half(place, half):
     place.parking.settle(loan, loaded=half == "one rank")
     assert place.parking.bytes_of("a") == place.parking.held == 0
     assert place.told == []
+
+
+def test_memory_that_a_worker_can_still_write_is_not_kept(place):
+    loan = place.parking.lend("a", "files", [1000])
+    fill(loan.fds[0], 5000)
+    with mmap.mmap(loan.fds[0], 5000):  # so it cannot be sealed
+        place.parking.settle(loan, loaded=True)
+    assert place.parking.held == place.ledger.reserved("cpu") == 0
+    assert place.told == []
+
+
+def test_descriptors_that_could_not_all_be_had_are_given_back(place, monkeypatch):
+    made = []
+
+    def create(name, create=parked.create):
+        if made:
+            raise OSError(errno.EMFILE, "too many")
+        made.append(create(name))
+        return made[0]
+
+    monkeypatch.setattr(parked, "create", create)
+    assert place.parking.lend("a", "files", [1, 1]) is None
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(made[0])
 
 
 def test_weights_that_a_wake_could_not_use_are_read_again_from_files(place):
