@@ -18,6 +18,9 @@ from gateway.http.caller import caller
 from gateway.refusals import FORBIDDEN
 from ipc.errors import CortexError
 
+# What proxies say of whom they ask for: one on this host reaches us over loopback, for anybody.
+_FORWARDED = ("Forwarded", "X-Forwarded-For", "X-Real-IP", "Via", "X-Forwarded-Host", "X-Forwarded-Proto")
+
 OPEN = frozenset(("/", "/version", "/ready", "/health", "/openapi.json"))
 
 
@@ -34,6 +37,8 @@ class Access:
             if req.path not in OPEN:
                 raise
             principal = None
+        if principal is not None and principal.admin and not principal.key_id and _is_forwarded(req):
+            principal.admin = False
         req.context.principal = principal
         if principal is not None and req.path not in OPEN and not principal.may_reach(req.path):
             raise CortexError(FORBIDDEN, f"this key does not allow {req.path}")
@@ -57,6 +62,10 @@ def _keys(req: falcon.asgi.Request) -> list[str]:
     if other := req.get_header("X-API-Key"):
         keys.append(other.strip())
     return keys
+
+
+def _is_forwarded(req: falcon.asgi.Request) -> bool:
+    return any(req.get_header(name) for name in _FORWARDED)
 
 
 def _headers(limit: Limit) -> dict[str, Any]:

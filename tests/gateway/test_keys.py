@@ -283,6 +283,19 @@ def test_on_loopback_nobody_needs_a_key_but_one_of_ours_must_hold(
     assert ask(gateway, "sk-cortex-" + "x" * 43).status_code == 401
 
 
+@pytest.mark.parametrize(
+    ("header", "status"),
+    [("Accept", 400), ("X-Forwarded-For", 403), ("forwarded", 403), ("X-Real-IP", 403), ("Via", 403)],
+)
+def test_whom_a_proxy_asks_for_is_no_administrator(
+    gateway: GatewayProcess, http: httpx.Client, header: str, status: int
+) -> None:
+    body = {"model": "echo", "neuron": "none of them"}
+    answer = http.post("/admin/models/unload", json=body, headers={header: "203.0.113.9"})
+    assert answer.status_code == status
+    assert ask(gateway, None).status_code == 200
+
+
 # --- the command ----------------------------------------------------------------------------------------
 
 
