@@ -3,10 +3,11 @@
 * tests: `pytest -m gpu` over the engine's tests.
 * equalities: unlike requests answered alone, batched, chunked, cached and preempted; in float32 all of them
   equal, or that is a failure; in bfloat16 how many are.
-* engine, experts: Qwen3-0.6B's shape with random weights, and 6 of the 48 layers of Qwen3-30B-A3B. What the
-  device can do at most is measured first (reading memory, multiplying matrices, copying from the host); the
-  load, prefill and decode are given as shares of that, and memory as planned and as measured. Of experts, a
-  step is to read those that its tokens choose by lot.
+* engine, experts, gguf, fp8: random weights in the shape of Qwen3-0.6B, of 6 of the 48 layers of
+  Qwen3-30B-A3B, and of Qwen3-8B in Q4_K and in FP8. What the device can do at most is measured first (reading
+  memory, multiplying matrices, copying from the host); the load, prefill and decode are given as shares of
+  that, and memory as planned and as measured. Of experts, a step is to read those that its tokens choose by
+  lot. Beside the decode of one sequence stands the share that it is meant to reach; to miss it is no failure.
 
 Each part runs in a process of its own with a time limit, so that one that faults or hangs leaves the rest as
 it is, and what it found before that is kept. OUT/gpu.txt has failures first; OUT/gpu.json says the same for
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shutil
 import signal
@@ -37,10 +39,12 @@ import torch
 from transformers import PretrainedConfig, Qwen3Config, Qwen3MoeConfig
 
 from benchmarks.engine import SHAPE, write_weights
+from benchmarks.quantised_models import write_fp8, write_gguf
 from ipc.worker_messages import RingHandle, SamplingParams, WorkerSpec
 from neuron.memory.step_bytes import UNMEASURED_BYTES, Overhead
-from workers.checkpoints.card import read_card
+from workers.checkpoints.card import ModelCard, read_card
 from workers.checkpoints.config import ModelConfig
+from workers.checkpoints.families.llama import EMBEDDING
 from workers.execution.model_runner import ModelRunner
 from workers.step.pages import pages_for
 from workers.step.plan import NewSequence, Scheduled, StepPlan
@@ -52,7 +56,10 @@ LIMITS = {
     "equalities": 150.0,
     "engine": 200.0,
     "experts": 150.0,
+    "gguf": 150.0,
+    "fp8": 150.0,
 }  # of each part, in their order
+GOALS = {"experts": 0.45, "gguf": 0.50, "fp8": 0.55}  # of the limit: the decode of one sequence
 PLAN_ERROR = 1.2  # measured memory over planned, at most
 
 CONTEXT = 128  # tokens before the first decode step
@@ -126,18 +133,35 @@ def equalities(device: str, out: Path) -> Iterator[Result]:
 
 def engine(device: str, out: Path) -> Iterator[Result]:
     """The engine's times beside what the device can do at most, and its memory beside the plan."""
-    yield from of_shape("engine", device, Qwen3Config(**TINY) if device == "cpu" else SHAPE)
+    yield from of_shape("engine", device, Qwen3Config(**TINY) if device == "cpu" else SHAPE, write_plain)
 
 
 def experts(device: str, out: Path) -> Iterator[Result]:
     """The same of a mixture of experts, of which a step reads those that its tokens choose."""
-    yield from of_shape(
-        "experts", device, Qwen3MoeConfig(**TINY | TINY_EXPERTS) if device == "cpu" else MIXTURE
-    )
+    shape = Qwen3MoeConfig(**TINY | TINY_EXPERTS) if device == "cpu" else MIXTURE
+    yield from of_shape("experts", device, shape, write_plain)
 
 
-def of_shape(part: str, device: str, shape: PretrainedConfig) -> Iterator[Result]:
-    """What a model of that shape takes."""
+def in_gguf(device: str, out: Path) -> Iterator[Result]:
+    """The same of a GGUF file in Q4_K."""
+    yield from of_shape("gguf", device, TINY_BLOCKS if device == "cpu" else EIGHT_BILLION, write_gguf)
+
+
+def fp8(device: str, out: Path) -> Iterator[Result]:
+    """The same of a checkpoint in FP8, with a scale for 128 x 128 numbers."""
+    yield from of_shape("fp8", device, TINY_BLOCKS if device == "cpu" else EIGHT_BILLION, write_fp8)
+
+
+def write_plain(folder: Path, shape: PretrainedConfig) -> Path:
+    """A random model in bfloat16; returns `folder`."""
+    write_weights(folder, shape)
+    return folder
+
+
+def of_shape(
+    part: str, device: str, shape: PretrainedConfig, write: Callable[[Path, PretrainedConfig], Path]
+) -> Iterator[Result]:
+    """What a model of that shape takes; `write` makes its files, and returns what to read them by."""
     small = device == "cpu"
     prompts = (64,) if small else (512, 2048)
     read, multiply, copy = measure_limits(device)
@@ -149,8 +173,8 @@ def of_shape(part: str, device: str, shape: PretrainedConfig) -> Iterator[Result
         yield Result(part, f"limit: {name}", True, text, {"per_second": limit})
     pages = pages_for(CONTEXT + STEPS + 1)
     with tempfile.TemporaryDirectory() as folder:
-        weights = write_weights(Path(folder), shape)
-        card = read_card(folder)
+        card = read_card(write(Path(folder), shape))
+        [weights] = card.bytes_per_rank(1)
         spec = WorkerSpec(
             model="benchmark",
             engine="transformer",
@@ -181,19 +205,21 @@ def of_shape(part: str, device: str, shape: PretrainedConfig) -> Iterator[Result
     yield Result(part, "memory without its pool", measured <= PLAN_ERROR * planned, text, figures)
 
     driver = Driver(runner, pages)
-    head = card.config.vocab_size * card.config.hidden_size  # tied, and used for the last token alone
+    used, parameters = of_each_token(card, weights)
+    head = card.config.vocab_size * card.config.hidden_size  # used for the last token alone
     for tokens in prompts:
         took = median(lambda tokens=tokens: driver.prompt(0, tokens), device)
-        products = 2 * ((active(card.config, weights, 1) / 2 - head) * tokens + head)
-        limit = max(products / multiply, active(card.config, weights, tokens) / read)
+        products = 2 * ((active(card.config, 2 * parameters, 1) / 2 - head) * tokens + head)
+        limit = max(products / multiply, active(card.config, used, tokens) / read)
         yield share(part, f"prefill {tokens}", limit, took, f"{tokens / took:,.0f} tokens/s")
     for count in BATCHES:
         took = driver.decode(count)
         limit = (
-            active(card.config, weights, count)
+            active(card.config, used, count)
             + count * CONTEXT * card.config.num_layers * kv_bytes(card.config)
         ) / read
-        yield share(part, f"decode {count} at once", limit, took, f"{count / took:,.0f} tokens/s")
+        goal = GOALS.get(part) if count == 1 else None
+        yield share(part, f"decode {count} at once", limit, took, f"{count / took:,.0f} tokens/s", goal)
     runner.close()
 
 
@@ -214,6 +240,20 @@ TINY_EXPERTS = {
     "moe_intermediate_size": 32,
     "norm_topk_prob": True,
 }
+TINY_BLOCKS = Qwen3Config(  # whose columns are blocks of 256
+    **TINY | {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64, "tie_word_embeddings": False}
+)
+EIGHT_BILLION = Qwen3Config(
+    vocab_size=151_936,
+    hidden_size=4096,
+    intermediate_size=12_288,
+    num_hidden_layers=36,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    head_dim=128,
+    tie_word_embeddings=False,
+    dtype="bfloat16",
+)
 MIXTURE = Qwen3MoeConfig(  # with a vocabulary that leaves most of a step to the layers
     vocab_size=32_768,
     hidden_size=2048,
@@ -266,6 +306,18 @@ class Driver:
         return statistics.median(times)
 
 
+def of_each_token(card: ModelCard, weights: int) -> tuple[int, int]:
+    """What a token that chose all experts would go through, of all `weights`: bytes, and how many numbers.
+
+    Of an embedding that is no head it reads one row.
+    """
+    numbers = sum(math.prod(tensor.shape) for tensor in card.tensors.values())
+    if card.config.tied_head:
+        return weights, numbers
+    embedding = card.tensors[EMBEDDING]
+    return weights - embedding.nbytes, numbers - math.prod(embedding.shape)
+
+
 def active(config: ModelConfig, weights: int, tokens: int) -> float:
     """Bytes of weights that so many tokens go through, who choose experts as if by lot."""
     if (experts := config.experts) is None:
@@ -280,10 +332,13 @@ def kv_bytes(config: ModelConfig) -> int:
     return 2 * config.num_kv_heads * config.head_dim * 2
 
 
-def share(part: str, name: str, limit: float, took: float, rate: str) -> Result:
-    """Seconds that something took, beside the fewest that it could."""
+def share(part: str, name: str, limit: float, took: float, rate: str, goal: float | None = None) -> Result:
+    """Seconds that something took, beside the fewest that it could, and the share that it is to reach."""
     text = f"{took * 1e3:.2f} ms, {rate}, {limit / took:.0%} of the limit"
-    return Result(part, name, True, text, {"seconds": took, "limit": limit, "share": limit / took})
+    figures = {"seconds": took, "limit": limit, "share": limit / took}
+    if goal is not None:
+        text, figures["goal"] = f"{text} (goal: {goal:.0%})", goal
+    return Result(part, name, True, text, figures)
 
 
 def measure_limits(device: str) -> tuple[float, float, float]:
@@ -317,6 +372,8 @@ PARTS: dict[str, Callable[[str, Path], Iterator[Result]]] = {
     "equalities": equalities,
     "engine": engine,
     "experts": experts,
+    "gguf": in_gguf,
+    "fp8": fp8,
 }
 
 

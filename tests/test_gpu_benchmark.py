@@ -8,7 +8,10 @@ import msgspec
 import pytest
 import torch
 
-from benchmarks.gpu import Result, active, experts, main, report, run_part
+from benchmarks import gpu
+from benchmarks.gpu import TINY_BLOCKS, Result, active, experts, main, of_each_token, report, run_part
+from benchmarks.quantised_models import write_fp8, write_gguf
+from workers.checkpoints.card import read_card
 from workers.checkpoints.experts import Experts
 
 
@@ -45,6 +48,35 @@ def test_so_can_its_mixture_of_experts(tmp_path):
     results = {result.name: result for result in experts("cpu", tmp_path)}
     assert all(result.part == "experts" for result in results.values())
     assert results["decode 8 at once"].figures["share"] > 0
+
+
+@pytest.mark.parametrize(("part", "goal"), [("gguf", 0.5), ("fp8", 0.55)])
+def test_so_can_its_quantised_models(tmp_path, part, goal):
+    results = {result.name: result for result in gpu.PARTS[part]("cpu", tmp_path)}
+    assert all(result.part == part for result in results.values())
+    figures = results["decode 1 at once"].figures
+    assert figures["share"] > 0
+    assert figures["goal"] == goal
+    assert "goal" not in results["decode 8 at once"].figures
+
+
+@pytest.mark.parametrize(
+    ("write", "formats", "of_layers", "head"),
+    [(write_gguf, {"Q4_K", "Q6_K"}, 144 / 256, 210 / 256), (write_fp8, {"FP8_128"}, 132 / 128, 2)],
+    ids=["gguf", "fp8"],
+)
+def test_their_weights_are_in_the_format_that_is_measured(tmp_path, write, formats, of_layers, head):
+    card = read_card(write(tmp_path, TINY_BLOCKS))
+    assert set(card.formats(1).values()) == formats
+    [weights] = card.bytes_per_rank(1)
+    read, numbers = of_each_token(card, weights)
+    layers, vocabulary, norms = (
+        2 * (2 * 256 * 256 + 2 * 256 * 128 + 3 * 256 * 512),
+        1024 * 256,
+        5 * 256 + 4 * 64,
+    )
+    assert numbers == layers + vocabulary + norms
+    assert read == layers * of_layers + vocabulary * head + norms * 2
 
 
 def test_a_step_reads_the_experts_that_its_tokens_choose():
