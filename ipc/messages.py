@@ -13,6 +13,7 @@ connection). Every reply carries the id that it answers. A request ends with exa
 
 from __future__ import annotations
 
+from math import isfinite
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -575,11 +576,12 @@ class Failed(Reply, tag="failed"):
 
     def error(self) -> CortexError:
         """The error that it carries."""
+        wait = self.retry_after
         return CortexError(
             self.code,
             self.message,
             param=self.param,
-            retry_after=self.retry_after,
+            retry_after=wait if wait is not None and isfinite(wait) else None,
             tokens_sent=self.tokens_sent,
             details=self.details,
         )

@@ -25,6 +25,7 @@ REQUEST_SECONDS = 1.0
 SEQUENCES = 8  # computed at once, where a neuron does not say
 STAY_SHARE = 1 / 4  # of the time that a request takes: so much later a session begins rather than move,
 STAY_SECONDS = 1.0  # and at most that
+NEVER = 1e9  # seconds: of a host whose figures cannot be, and it comes last
 CLOSE = 100  # hundredths of a second: what is closer to each other than one of them is equal
 
 
@@ -165,6 +166,8 @@ def _score(host: H, asked: Asked, known: Sequence[Mapping[H, int]], session: Map
     if tokens > cached:
         seconds += (tokens - cached) / (state.prefill_rate or PREFILL_RATE)
     waits = max(already + 1 - places, 0) * state.request_seconds / places
+    if not (0 <= seconds < NEVER and 0 <= waits < NEVER):
+        seconds, waits = NEVER, 0.0
     return Score(host, seconds, waits, each, cached, already, host in session)
 
 

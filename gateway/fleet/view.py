@@ -374,7 +374,7 @@ class Fleet:
 
     def measure(self, model: str, prompt: Prompt, tokens: int) -> None:
         """A prompt had so many tokens."""
-        if prompt.size and tokens:
+        if prompt.size and tokens > 0:
             known = self.bytes_per_token(model)
             self._bytes_per_token[model] = known + MEASURED * (prompt.size / tokens - known)
 

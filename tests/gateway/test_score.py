@@ -5,6 +5,9 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from dataclasses import dataclass, field
+from math import inf, nan
+
+import pytest
 
 from gateway.fleet.prefixes import EXPECTED_SECONDS, MOST, Prefixes
 from gateway.fleet.prompts import Prompt, read
@@ -77,6 +80,26 @@ def test_what_failed_lately_comes_last() -> None:
     hosts = [host("a", shaky=True), host("b", 9)]
     assert chosen(hosts).host.name == "b"
     assert chosen(hosts[:1]).host.name == "a"
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        {"request_seconds": nan},
+        {"request_seconds": inf},
+        {"request_seconds": -1e9},
+        {"prefill_rate": 5e-324},
+        {"prefill_rate": nan},
+        {"max_sequences": -1},
+        {"running": -100},
+    ],
+)
+def test_a_host_that_cannot_be_as_it_says_comes_last_and_the_others_serve(lie: dict) -> None:
+    liar, busy = host("a", **lie), host("b", 9)
+    liar.in_flight["m"] = 3
+    asked = Asked("m", prompt("a long one" * 100))
+    assert chosen([liar, busy], asked).host is busy
+    assert chosen([liar], asked).waits >= 0.0
 
 
 def test_equals_share_what_has_nothing_in_common_and_the_same_goes_to_the_same_one() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,9 @@ from typing import Any
 import httpx
 import pytest
 
+from gateway.refusals import STATUSES, Refusal
+from ipc.errors import Code
+from ipc.messages import Failed
 from tests import streams
 from tests.gateway.conftest import PATIENCE, GatewayProcess, NeuronThread, eventually
 from tests.gateway.fake_neuron import MODELS
@@ -230,3 +234,9 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
         yield process
     finally:
         process.stop()
+
+
+@pytest.mark.parametrize("seconds", [math.nan, math.inf, -math.inf])
+def test_a_neuron_that_names_no_real_time_gets_the_usual_one(seconds: float) -> None:
+    failed = Failed(id=1, code=Code.QUEUE_FULL, message="full", retry_after=seconds)
+    assert Refusal.of(failed.error()).retry_after == STATUSES[Code.QUEUE_FULL].retry_after
