@@ -53,6 +53,7 @@ class Entry(ModelSettings, frozen=True, kw_only=True, omit_defaults=True):
 class _File(Struct, frozen=True, kw_only=True):
     models: list[Entry] = []
     aliases: dict[str, str] = {}
+    defaults: dict[str, Any] = {}  # what they mean is in `models` already
 
 
 class Catalogue(Struct, frozen=True, kw_only=True, dict=True):
@@ -129,7 +130,7 @@ def _load(path: str | Path, neurons: Collection[str], aliases: Mapping[str, str]
     except OSError as error:
         raise ConfigError(path, "", f"cannot be read: {error.strerror}") from error
     data, notes, inherited = dict(read_mapping(path)), [], {}
-    defaults = _defaults(data.pop("defaults", None) or {}, path, notes)
+    defaults = _defaults(data.get("defaults") or {}, path, notes)
     if isinstance(listed := data.get("models"), list):
         entries = [translated(each, f"models[{i}]", path, notes) for i, each in enumerate(listed)]
         data["models"] = [_inheriting(each, defaults) for each in entries]

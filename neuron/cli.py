@@ -23,6 +23,8 @@ from neuron.config import NeuronConfig, load
 
 DEFAULT_PATHS = ("neuron.yaml", "neuron.toml", "/etc/neuron/neuron.yaml", "/etc/neuron/neuron.toml")
 
+PLAIN_WIDTH = 200  # of tables for files and pipes, where nothing has to fit a screen
+
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 ConfigOption = Annotated[
     Path | None,
@@ -83,9 +85,9 @@ def discover() -> None:
             device.driver or "",
             str(device.cores or ""),
         )
-    Console().print(table)
+    _console().print(table)
     if inventory.cuda_unavailable:
-        Console().print(f"CUDA cannot be used: {inventory.cuda_unavailable}")
+        _console().print(f"CUDA cannot be used: {inventory.cuda_unavailable}")
 
 
 @app.command()
@@ -157,7 +159,7 @@ def check(
         f"{model_id} is not served here: it {reason}" for model_id, reason in catalogue.not_here.items()
     ]
     notes += [f"{model_id} is not offered: {reason}" for model_id, reason in catalogue.refused.items()]
-    Console().print(table)
+    _console().print(table)
     for line in (*notes, *problems):
         print(line)
     raise typer.Exit(1 if problems else 0)
@@ -221,7 +223,7 @@ def _check_path(path: Path, config: Path | None) -> NoReturn:
             *("-" if size is None else size_of(size) for size in sizes),
             *(f"{tokens:,}" if tokens else "does not fit" for tokens in choice.contexts.values()),
         )
-    Console().print(facts, table)
+    _console().print(facts, table)
     for line in (*found.notes, *found.problems):
         print(line)
     raise typer.Exit(1 if found.problems else 0)
@@ -260,6 +262,13 @@ def _load(path: str | Path) -> NeuronConfig:
 def _fail(reason: object) -> NoReturn:
     print(f"neuron: {reason}", file=sys.stderr)
     raise typer.Exit(1)
+
+
+def _console() -> Console:
+    console = Console()
+    if not console.is_terminal:
+        console.width = PLAIN_WIDTH
+    return console
 
 
 def _gib(size: int) -> str:

@@ -41,6 +41,10 @@ class Limit(NamedTuple):
     left: int
     reset: float  # seconds until all of it is there again
 
+    def after_one(self) -> Limit:
+        """What is left of it when one request more is admitted, whose tokens nobody knows yet."""
+        return self._replace(left=self.left - 1) if self.what == "requests" else self
+
 
 class Limits:
     """The file at `path`, which is made when it is first needed.

@@ -92,6 +92,7 @@ class Principal:
             details = {"limit": reached.allowed, "of": reached.what, "per": reached.period}
             text = f"this key allows {reached.allowed} {reached.what} per {reached.period}, and they are used"
             raise CortexError(RATE_LIMITED, text, details=details, retry_after=reached.reset)
+        self.limits = [limit.after_one() for limit in self.limits]
 
     def weigh(self, priority: int) -> int:
         """The priority of a request of its that asks for `priority`: never sooner than it may."""

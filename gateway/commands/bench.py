@@ -6,8 +6,10 @@ import json
 import random
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import quantiles
+from typing import Any
+from urllib.parse import quote
 
 from rich.table import Table
 
@@ -43,18 +45,26 @@ class Load:
 
 
 def run(endpoint: str, load: Load, seed: int = 0) -> tuple[list[Answer], float]:
-    """Ask, and the seconds that all of it took. Unreachable when the very first request finds no gateway."""
+    """Ask, and the seconds that all of it took, once the model is loaded.
+
+    Raises:
+        Unreachable: no gateway is there, or the very first request, which is not measured, fails.
+    """
     draw = random.Random(seed)
     prompts = [" ".join(draw.choices(WORDS, k=load.words)) for _ in range(load.requests)]
-    remote.fetch(endpoint, "/v1/models")
+    model = json.loads(remote.fetch(endpoint, f"/v1/models/{quote(load.model)}"))
+    ask = _chat if "chat" in model.get("capabilities", ("chat",)) else _complete
+    first = _measure(endpoint, *ask("Hello"), replace(load, max_tokens=1))
+    if first.error:
+        raise remote.Unreachable(first.error)
     began = time.monotonic()
     with ThreadPoolExecutor(load.concurrency) as pool:
-        answers = list(pool.map(lambda prompt: _ask(endpoint, load, prompt), prompts))
+        answers = list(pool.map(lambda prompt: _measure(endpoint, *ask(prompt), load), prompts))
     return answers, time.monotonic() - began
 
 
-def table(answers: list[Answer], seconds: float) -> Table:
-    """What came of it."""
+def table(answers: list[Answer]) -> Table:
+    """How long clients waited."""
     good = [answer for answer in answers if not answer.error]
     rows = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("", "median", "95 %", "worst"):
@@ -74,13 +84,17 @@ def table(answers: list[Answer], seconds: float) -> Table:
         if values:
             _, *cuts = quantiles([*values, *values], n=20)  # a single one has quantiles, too
             rows.add_row(name, *(f"{value:.{digits}f}" for value in (cuts[8], cuts[17], max(values))))
+    return rows
+
+
+def total(answers: list[Answer], seconds: float) -> str:
+    """What all requests together came to, in one line."""
+    good = [answer for answer in answers if not answer.error]
     tokens, prompts = sum(answer.tokens for answer in good), sum(answer.prompt_tokens for answer in good)
-    rows.caption = (
+    return (
         f"{len(good)} of {len(answers)} answered in {seconds:.1f} s: "
         f"{tokens / seconds:.1f} tokens/s of answers, {prompts / seconds:.1f} tokens/s of prompts"
     )
-    rows.caption_justify = "left"
-    return rows
 
 
 def summary(answers: list[Answer], seconds: float) -> dict[str, object]:
@@ -92,10 +106,18 @@ def summary(answers: list[Answer], seconds: float) -> dict[str, object]:
     }
 
 
-def _ask(endpoint: str, load: Load, prompt: str) -> Answer:
-    body = {
+def _chat(prompt: str) -> tuple[str, dict[str, object]]:
+    return "/v1/chat/completions", {"messages": [{"role": "user", "content": prompt}]}
+
+
+def _complete(prompt: str) -> tuple[str, dict[str, object]]:
+    """For a model without a chat template."""
+    return "/v1/completions", {"prompt": prompt}
+
+
+def _measure(endpoint: str, path: str, asked: dict[str, object], load: Load) -> Answer:
+    body = asked | {
         "model": load.model,
-        "messages": [{"role": "user", "content": prompt}],
         "max_tokens": load.max_tokens,
         "stream": True,
         "stream_options": {"include_usage": True},
@@ -103,10 +125,10 @@ def _ask(endpoint: str, load: Load, prompt: str) -> Answer:
     }
     began, first, usage = time.monotonic(), 0.0, {}
     try:
-        for event in remote.events(endpoint, "/v1/chat/completions", body):
+        for event in remote.events(endpoint, path, body):
             if "error" in event:
                 return Answer(0.0, 0.0, 0, 0, event["error"]["message"])
-            if not first and any(choice["delta"].get(key) for choice in event["choices"] for key in _SAID):
+            if not first and any(map(_says, event["choices"])):
                 first = time.monotonic() - began
             usage = event.get("usage") or usage
     except (remote.Unreachable, json.JSONDecodeError, KeyError) as error:
@@ -115,4 +137,7 @@ def _ask(endpoint: str, load: Load, prompt: str) -> Answer:
     return Answer(first or total, total, usage.get("prompt_tokens", 0), usage.get("completion_tokens", 0))
 
 
-_SAID = ("content", "reasoning_content", "tool_calls")
+def _says(choice: dict[str, Any]) -> bool:
+    """Whether a choice in a chunk brings something of the answer."""
+    said = choice.get("delta", choice)
+    return any(said.get(key) for key in ("content", "reasoning_content", "tool_calls", "text"))

@@ -80,8 +80,8 @@ def up_command(
     model: Annotated[
         list[str] | None,
         typer.Option(
-            help="A model id or a checkpoint folder, as often as you like. 'demo' is the bundled model, "
-            "'simulated' an engine without a model at full speed."
+            help="A model id, a checkpoint folder or a GGUF file, as often as you like. 'demo' is the "
+            "bundled model, 'simulated' an engine without a model at full speed."
         ),
     ] = None,
     dtype: Annotated[Dtype | None, typer.Option(help="Default: the checkpoint's.")] = None,
@@ -162,12 +162,13 @@ def bench_command(
     load = bench.Load(model, requests, concurrency, words, max_tokens)
     try:
         answers, seconds = bench.run(endpoint, load)
-    except remote.Unreachable as error:
+    except (remote.Unreachable, json.JSONDecodeError) as error:
         _fail("bench", error)
     if as_json:
         typer.echo(json.dumps(bench.summary(answers, seconds)))
-    else:
-        Console().print(bench.table(answers, seconds))
+    elif not all(answer.error for answer in answers):
+        Console().print(bench.table(answers))
+        typer.echo(bench.total(answers, seconds))
     if failed := [answer.error for answer in answers if answer.error]:
         _fail("bench", f"{len(failed)} requests failed, the first one so: {failed[0]}")
 
@@ -185,7 +186,9 @@ def launch_command(
         str, typer.Option(help="The gateway's address.", envvar="CORTEX_ENDPOINT")
     ] = "http://127.0.0.1:31313",
     run: Annotated[bool, typer.Option("--exec", help="Run it, instead of saying how.")] = False,
-    anyway: Annotated[bool, typer.Option(help="Run it even with a model that does not suffice.")] = False,
+    anyway: Annotated[
+        bool, typer.Option("--anyway", help="Run it even with a model that does not suffice.")
+    ] = False,
 ) -> None:
     """Say what a coding agent needs to talk to this gateway, or run it so. Its own files stay as they are."""
     agent = CLIENTS[client.value]

@@ -20,7 +20,7 @@ UNLOAD_SECONDS = 660.0  # a little more than the gateway waits for what runs to 
 EndpointOption = Annotated[
     str, typer.Option("--endpoint", help="The gateway's address.", envvar="CORTEX_ENDPOINT")
 ]
-NeuronOption = Annotated[str | None, typer.Option("--neuron", help="On that one alone.")]
+NeuronOption = Annotated[str | None, typer.Option("--neuron", help="On that neuron alone.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="For programs.")]
 ModelArgument = Annotated[str, typer.Argument(help="Its id, or an alias.")]
 NeuronArgument = Annotated[str, typer.Argument(help="Its name in `cortex status`.")]
@@ -38,7 +38,10 @@ def load(
     model: ModelArgument,
     neuron: NeuronOption = None,
     keep_alive: Annotated[
-        str | None, typer.Option(help="How long it stays unused: 5m, or -1 for ever. Default: as configured.")
+        str | None,
+        typer.Option(
+            help="How long it stays though nobody uses it: 5m, or -1 for ever. Default: as configured."
+        ),
     ] = None,
     endpoint: EndpointOption = LOCAL,
     as_json: JsonOption = False,

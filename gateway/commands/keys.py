@@ -124,7 +124,7 @@ def create(
     try:
         until = moment(expires, time.time()) if expires is not None else None
     except (ValueError, OverflowError, OSError):  # the last two of a year that is none
-        _fail(f"--expires {expires}: Expected a time to come, as 30d, 12h or 2027-01-31")
+        _fail(f"--expires {expires} is no time to come, such as 30d, 12h or 2027-01-31")
     terms = Terms(
         models=tuple(model or ()),
         endpoints=tuple(endpoint or ()),

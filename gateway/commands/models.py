@@ -99,7 +99,7 @@ def list_command(
         )
         context = str(each.get("context_length", ""))
         cells = (each["id"], each.get("alias_of", ""), each["status"], where, context)
-        table.add_row(*map(Text, cells), Text(" ".join(each["capabilities"])))
+        table.add_row(*map(Text, cells), Text(", ".join(each["capabilities"])))
     console = Console()
     if not console.is_terminal:
         console.width = PLAIN_WIDTH
@@ -250,5 +250,5 @@ def _facts(model: Checked) -> list[str]:
 
 
 def _fail(message: object) -> NoReturn:
-    typer.echo(f"cortex models: {message}", err=True)
+    typer.echo(f"cortex models check: {message}", err=True)
     raise typer.Exit(UNUSABLE)

@@ -81,7 +81,8 @@ class HeldCatalogue:
     async def _look(self, on_read: Callable[[], None]) -> None:
         before, was_current = self.value, self.is_current
         if await asyncio.to_thread(self._file.look):  # a large file takes long to read
-            logger.info("catalogue changed path=%s %s", self._file.path, difference(before, self.value))
+            changes = difference(before, self.value)
+            logger.info("catalogue changed path=%s added=%s removed=%s changed=%s", self._file.path, *changes)
         if was_current or not self.is_current:
             return
         if self._file.error is None and self._copy is not None:
@@ -190,15 +191,11 @@ class CatalogueAtNeuron:
         }
 
 
-def difference(before: Catalogue, after: Catalogue) -> str:
-    """What a change is about, in one line."""
+def difference(before: Catalogue, after: Catalogue) -> list[str]:
+    """The models that a change adds, removes and changes, each with commas between."""
     old, new = ({entry.id: entry for entry in each.models} for each in (before, after))
-    names = {
-        "added": new.keys() - old.keys(),
-        "removed": old.keys() - new.keys(),
-        "changed": {name for name in old.keys() & new.keys() if old[name] != new[name]},
-    }
-    return " ".join(f"{what}={','.join(sorted(which))}" for what, which in names.items())
+    changed = {name for name in old.keys() & new.keys() if old[name] != new[name]}
+    return [",".join(sorted(names)) for names in (new.keys() - old.keys(), old.keys() - new.keys(), changed)]
 
 
 def _facts(reply: CatalogueReply) -> tuple[str, dict[str, list[str]], dict[str, str]]:

@@ -135,11 +135,18 @@ def test_a_bench_measures_what_was_answered(services: Services) -> None:
     assert all(0 < answer["first_token"] <= answer["total"] for answer in said["answers"])
 
 
+def test_a_bench_does_not_measure_the_load(services: Services) -> None:
+    before = services.model("two").finished
+    cortex(services, "bench", "two", "--requests", "2", "--max-tokens", "2")
+    wait_until(lambda: services.model("two").finished == before + 3, "one was for the load")
+
+
 def test_a_bench_of_nothing_fails_with_the_reason(services: Services) -> None:
     arguments = ["bench", "nothing", "--requests", "2", "--endpoint", services.base]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 1
-    assert "2 requests failed, the first one so: the model 'nothing' does not exist" in result.stderr
+    assert result.stderr.startswith("cortex bench: the model 'nothing' does not exist")
+    assert result.stdout == ""
 
 
 def test_top_shows_what_is_there_until_it_is_ended(services: Services, tmp_path: Path) -> None:

@@ -157,7 +157,7 @@ def test_the_version_is_that_of_the_content(read) -> None:
         ("models: [{id: a, limit: 5}]", "models[0].limit", ["5"]),
         ("models: [{id: a, devices: [gpu]}]", "models[0].devices[0]", ["'gpu'"]),
         ("models: [", "", ["line 1"]),
-        ("model: []", "model", ["unknown", "models"]),
+        ("model: []", "model", ["unknown", "models", "defaults"]),
     ],
 )
 def test_an_error_names_file_key_value_and_line(

@@ -14,6 +14,7 @@ from gateway.config import GatewayConfig, NeuronSettings
 from gateway.fleet import held_catalogue, listing
 from gateway.fleet.view import Fleet
 from gateway.telemetry import metrics_directory
+from ipc.logs import JSONLines
 from ipc.settings import ConfigError
 from tests.gateway.fake_neuron import FakeNeuron
 from tests.gateway.test_view import eventually, run
@@ -100,8 +101,10 @@ def test_a_change_is_told_and_its_names_count_without_a_restart(write, caplog) -
             assert len(neuron.catalogues) == 2  # a file that rests is not told again
 
     run(scenario)
-    [line] = [line for line in caplog.messages if line.startswith("catalogue changed")]
-    assert "added=slow removed=gone changed=echo" in line
+    [record] = [record for record in caplog.records if record.message.startswith("catalogue changed")]
+    assert "added=slow removed=gone changed=echo" in record.message
+    said = json.loads(JSONLines().format(record))
+    assert (said["added"], said["removed"], said["changed"]) == ("slow", "gone", "echo")
 
 
 def test_a_file_that_cannot_be_used_changes_nothing_and_says_why(write) -> None:

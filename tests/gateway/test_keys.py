@@ -158,6 +158,13 @@ def test_tokens_are_limited_and_what_is_left_is_said(guarded: GatewayProcess, ke
     assert ask(guarded, key).status_code == 429
 
 
+def test_what_is_left_of_requests_is_left_after_this_one(guarded: GatewayProcess, keys: Keys) -> None:
+    key = keys.create("lea", "--requests-per-day", "2")
+    answers = [ask(guarded, key) for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [200, 200, 429]
+    assert [answer.headers["x-ratelimit-remaining-requests"] for answer in answers] == ["1", "0", "0"]
+
+
 def test_a_request_that_is_refused_is_not_counted(guarded: GatewayProcess, keys: Keys) -> None:
     key = keys.create("hal", "--requests-per-day", "1", "--model", "echo")
     assert ask(guarded, key, model="slow").status_code == 403
