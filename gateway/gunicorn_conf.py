@@ -11,6 +11,7 @@ import socket
 import sys
 from typing import Any
 
+from gunicorn import systemd
 from msgspec.structs import replace
 
 from gateway import catalogue as _catalogue  # gunicorn takes every public name here for a setting
@@ -100,8 +101,8 @@ def _decide_access(server: Any, may_exit: bool = False) -> None:
     A neuron refuses to listen off loopback without keys, and so does a gateway.
     """
     config = _config.in_force
-    metrics = _gateway.metrics_listen and split_address(_gateway.metrics_listen)
-    apis = [each[:2] for each in server.cfg.address if isinstance(each, tuple) and each[:2] != metrics]
+    metrics = _gateway.metrics_listen and split_address(_gateway.metrics_listen)[1]
+    apis = [each[:2] for each in _addresses(server) if isinstance(each, tuple) and each[1] != metrics]
     reached = [f"{host}:{port}" for host, port in apis if not _config.is_loopback(host)]
     if not reached:
         return
@@ -128,6 +129,29 @@ def _decide_access(server: Any, may_exit: bool = False) -> None:
     if may_exit:
         sys.exit(text)
     server.log.error("%s", text)
+
+
+def _addresses(server: Any) -> list[Any]:
+    """Where it listens: what it was handed over counts, by systemd or by a gunicorn that it replaces."""
+    if server.LISTENERS:
+        return [listener.getsockname() for listener in server.LISTENERS]
+    count = systemd.listen_fds(unset_environment=False)
+    handed = list(range(systemd.SD_LISTEN_FDS_START, systemd.SD_LISTEN_FDS_START + count))
+    if not handed and server.master_pid:
+        handed = [int(fd) for fd in os.environ["GUNICORN_FD"].split(",")]
+    handed += [each for each in server.cfg.address if isinstance(each, int)]  # --bind fd://N
+    if not handed:
+        return server.cfg.address
+    return [_address_of(fd) for fd in handed]
+
+
+def _address_of(fd: int) -> Any:
+    """The address that a socket is bound to."""
+    bound = socket.socket(fileno=fd)
+    try:
+        return bound.getsockname()
+    finally:
+        bound.detach()
 
 
 def _check_free(address: Any) -> None:

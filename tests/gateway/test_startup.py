@@ -144,6 +144,32 @@ def test_an_api_that_others_can_reach_does_not_start_without_keys(tmp_path: Path
     assert not (tmp_path / "keys.db").exists()
 
 
+@pytest.mark.parametrize("how", ["systemd", "fd", "upgrade"])
+def test_a_socket_that_is_handed_over_is_looked_at_whatever_is_configured(tmp_path: Path, how: str) -> None:
+    (tmp_path / "cortex.toml").write_text("access.path = 'keys.db'\ngateway.metrics_listen = '127.0.0.1:1'")
+    gunicorn = f"{sys.executable} -m gunicorn -c python:gateway.gunicorn_conf gateway:app"
+    with socket.create_server(("0.0.0.0", 0)) as handed:
+        port = handed.getsockname()[1]
+        command = {
+            "systemd": f"export LISTEN_FDS=1 LISTEN_PID=$$; exec {gunicorn} 3<&0",
+            "fd": f"exec {gunicorn} --bind fd://3 3<&0",
+            "upgrade": f"export GUNICORN_PID=$$ GUNICORN_FD=3; exec {gunicorn} 3<&0",
+        }[how]
+        ended = subprocess.run(
+            ["sh", "-c", command],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)},
+            stdin=handed,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+        )
+    assert ended.returncode != 0
+    said = ended.stderr.splitlines()[-1]
+    assert f"0.0.0.0:{port}" in said
+    assert "cortex keys create NAME" in said
+
+
 def test_a_store_of_keys_that_cannot_be_read_stops_the_start_off_loopback(tmp_path: Path) -> None:
     (tmp_path / "keys.db").write_text("no database " * 100)
     lines = ("[gateway]", f"listen = '0.0.0.0:{free_ports(1)[0]}'", "[access]", "path = 'keys.db'")
