@@ -314,6 +314,8 @@ class Room:
                 continue
             waiting += 1
             victims = prospect.fit.victims if prospect.fit is not None else ()
+            # who left while another wish was granted; a look that follows sees that
+            victims = tuple(name for name in victims if name in self._tenants)
             if time.monotonic() >= wish.deadline:
                 wish.granted.set_exception(self._late(wish))
             elif prospect.refusal is not None and self._is_hopeless(wish, need):

@@ -499,3 +499,24 @@ def test_wishes_for_other_devices_do_not_wait_for_each_other(monkeypatch):
         await place.room.close()
 
     play(scenario(), monkeypatch)
+
+
+def test_a_model_that_leaves_while_another_wish_is_granted_disturbs_nobody(monkeypatch, caplog):
+    class Slow(NoStandby):
+        async def make_way(self, amounts, *, reuse):
+            await asyncio.sleep(1)
+
+    async def scenario():
+        where = {"a": ("cuda:0",), "b": ("cuda:0",), "c": ("cuda:1",)}
+        place = Place(dict.fromkeys("abc", 80), names=("cuda:0", "cuda:1"), devices=where)
+        await place.models["a"].serve(1.0)
+        monkeypatch.setattr(place.room, "_lender", Slow())
+        both = [asyncio.create_task(place.models[name].serve(1.0)) for name in "cb"]
+        await asyncio.sleep(0.5)
+        place.models["a"].become("unloaded")
+        place.room.release("a")
+        await asyncio.gather(*both)
+        await place.room.close()
+
+    play(scenario(), monkeypatch)
+    assert "cannot be served" not in caplog.text
