@@ -626,8 +626,11 @@ class ManagedModel:
         if down is not None:
             down.set_result(None)
         comes_back, self._comes_back = self._comes_back, False
-        if self.requests.waiting or self._listeners or self._is_resident or comes_back:
+        wanted = not self.retired and (self._listeners or self.settings.pin or comes_back)
+        if self.requests.waiting or wanted:
             self.bring_up()
+        elif self._up is not None and self.retired:
+            self._fail_waiting(CortexError(Code.MODEL_NOT_FOUND, f"{self.id} is no longer served here"))
         elif self._up is not None:  # whoever wanted it has left meanwhile
             self._fail_waiting(CortexError(Code.MODEL_LOAD_FAILED, f"nobody waits for {self.id} any more"))
 

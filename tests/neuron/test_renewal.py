@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 import neuron.models.managed
-from ipc.errors import Code
+from ipc.errors import Code, CortexError
 from ipc.messages import TERMINAL, Failed, Finished
 from neuron.config import ModelSettings
 from tests.neuron.test_managed import Client, load, owning, run, until
@@ -123,6 +123,23 @@ def test_a_pinned_model_that_retires_does_not_come_back():
             await until(lambda: not model.in_use)
             await asyncio.sleep(0.05)
             assert (model.status, model.state().epoch) == ("unloaded", 1)
+
+    run(scenario())
+
+
+def test_a_load_of_a_model_that_retires_ends_and_the_model_leaves():
+    async def scenario():
+        async with owning() as model:
+            await load(model)
+            unloading = asyncio.create_task(model.unload())
+            await until(lambda: model.status == "unloading")
+            loading = asyncio.create_task(load(model))
+            await asyncio.sleep(0)
+            model.retire()
+            with pytest.raises(CortexError, match="no longer served"):
+                await loading
+            await unloading
+            await until(lambda: not model.in_use)
 
     run(scenario())
 
