@@ -52,6 +52,13 @@ def test_the_demo_model_travels_with_the_package(wheel):
     assert sum(wheel.getinfo(path).file_size for path in files) <= 8_000_000
 
 
+def test_the_page_travels_with_the_package(wheel):
+    static = ROOT / "gateway" / "page" / "static"
+    packed = {path: wheel.read(path) for path in wheel.namelist() if path.startswith("gateway/page/static/")}
+    assert {path.rpartition("/")[2] for path in packed} == {"index.html", "page.css", "page.js"}
+    assert all(packed[f"gateway/page/static/{file.name}"] == file.read_bytes() for file in static.iterdir())
+
+
 def test_every_module_of_the_tree_is_in_the_wheel(wheel):
     tree = {str(path.relative_to(ROOT)) for room in ROOMS for path in (ROOT / room).rglob("*.py")}
     assert tree <= set(wheel.namelist())

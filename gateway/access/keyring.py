@@ -96,6 +96,15 @@ class Keyring:
         for i, count in enumerate((1, usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens)):
             row[i] += count
 
+    async def every(self) -> list[Key]:
+        """All keys that were made, as the store has them; CortexError where it cannot be read."""
+        return await self._store.read(key_store.every) if self._store.path.exists() else []
+
+    async def used(self, since: str) -> list[UsageRow]:
+        """What was used from that day on, such as 2026-11-27; CortexError where the store cannot be read."""
+        await self._flush()
+        return await self._store.read(key_store.usage, since) if self._store.path.exists() else []
+
     async def _find(self, digest: bytes) -> Key | None:
         key = self._keys.get(digest)
         if key is None:  # it may be a new one

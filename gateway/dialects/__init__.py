@@ -14,11 +14,13 @@ from typing import Any, Protocol
 
 import falcon.asgi
 
+from gateway.access.keyring import Keyring
 from gateway.access.principal import ANYBODY, Principal
 from gateway.fleet.exchange import Exchange
 from gateway.fleet.view import Fleet
 from gateway.refusals import Refusal
 from gateway.store.response_store import ResponseStore
+from gateway.telemetry.history import History
 from ipc.errors import CortexError
 from ipc.messages import CountTokens, Delta, Detokenize, Embed, Finished, Generate, Progress, Started
 
@@ -48,6 +50,8 @@ class Services:
     # The same, and the account that is taken of one that a neuron is asked for.
     open: Callable[[falcon.asgi.Request], tuple[RequestContext, Exchange]]
     store: ResponseStore | None  # what is kept for clients; None: nothing is
+    keys: Keyring
+    history: History
 
 
 class Renderer(Protocol):

@@ -20,6 +20,8 @@ from gateway.dialects.vllm.tokens import DetokenizeFields, TextOut, TokenizeFiel
 
 Schema = dict[str, Any]  # of JSON
 
+JSON = "application/json"
+
 _TEXT: Schema = {"type": "string"}
 _COUNT: Schema = {"type": "integer", "minimum": 0}
 _PAGE: Schema = {"type": "integer", "minimum": 1, "maximum": 100, "default": 20}
@@ -47,6 +49,7 @@ class Operation:
         streamed: whether `stream` has the answer come in server-sent events.
         anthropics: whether its errors are Anthropic's; None: those of whoever sends `anthropic-version` are.
         statuses: with which it may answer besides, with no error.
+        media: types of the answer, besides event streams; what is not JSON is a text.
     """
 
     method: str
@@ -58,6 +61,7 @@ class Operation:
     streamed: bool = False
     anthropics: bool | None = False
     statuses: tuple[int, ...] = ()
+    media: tuple[str, ...] = (JSON,)
 
 
 MODEL = having(id=_TEXT)
@@ -184,7 +188,32 @@ OPERATIONS = (
         "post", "/admin/neurons/drain", "Have a neuron take no new work", having(neuron=_TEXT), NeuronFields
     ),
     Operation("post", "/admin/neurons/resume", "Have it take work again", CHANGED, NeuronFields),
-    Operation("get", "/", "Say what runs here", having(version=_TEXT), anthropics=None),
+    Operation("get", "/admin/keys", "List the API keys, without their texts", _list(having(id=_TEXT))),
+    Operation(
+        "get",
+        "/admin/usage",
+        "Tell what was used, by key and model",
+        _list(having(key=_TEXT, model=_TEXT, requests=_COUNT), since=_TEXT),
+        query=(("days", {"type": "integer", "minimum": 1, "maximum": 3660, "default": 30}),),
+    ),
+    Operation(
+        "get",
+        "/admin/history",
+        "Tell what was counted in each minute of the last hour",
+        _list(having(time={"type": "number"}, requests=_COUNT, completion_tokens=_COUNT)),
+    ),
+    Operation(
+        "get",
+        "/",
+        "Say what runs here; to browsers, the page for people",
+        having(version=_TEXT),
+        anthropics=None,
+        media=(JSON, "text/html"),
+    ),
+    *(
+        Operation("get", path, "A file of that page", _TEXT, anthropics=None, media=(media,))
+        for path, media in (("/page.css", "text/css"), ("/page.js", "text/javascript"))
+    ),
     Operation("get", "/version", "Say what runs here", having(version=_TEXT), anthropics=None),
     Operation("get", "/health", "Tell all of every neuron", having(status=_TEXT), anthropics=None),
     Operation(

@@ -21,7 +21,7 @@ from ipc.errors import CortexError
 # What proxies say of whom they ask for: one on this host reaches us over loopback, for anybody.
 _FORWARDED = ("Forwarded", "X-Forwarded-For", "X-Real-IP", "Via", "X-Forwarded-Host", "X-Forwarded-Proto")
 
-OPEN = frozenset(("/", "/version", "/ready", "/health", "/openapi.json"))
+OPEN = frozenset(("/", "/page.css", "/page.js", "/version", "/ready", "/health", "/openapi.json"))
 
 
 class Access:

@@ -31,12 +31,14 @@ from gateway.http.health import HealthResource, ReadyResource, VersionResource
 from gateway.http.models import ModelResource, ModelsResource
 from gateway.http.openapi import OpenAPIResource
 from gateway.http.replies import ReplyResource
+from gateway.page import resources as page
 from gateway.refusals import Refusal, one_line
 from gateway.store.database import default_path
 from gateway.store.response_store import RESPONSES, ResponseStore
 from gateway.store.retention import Limits
 from gateway.telemetry import traces
 from gateway.telemetry.exposition import Exposition
+from gateway.telemetry.history import History
 
 SECONDS_OF_A_DAY = 86400.0
 START_PATIENCE = 2.0  # seconds that a process waits for its neurons before it takes requests
@@ -65,10 +67,11 @@ class Gateway:
         ours = settings.gateway
         self._bodies = bodies = Bodies(ours.body_limit, ours.body_memory)
         store = _store(settings.store)
+        history = History()
         keyring = Keyring(keys_path(settings.access), settings.anonymous, settings.local)
-        services = Services(fleet, bodies.read, context_of, partial(open_exchange, fleet), store)
+        opened = partial(open_exchange, fleet)
+        services = Services(fleet, bodies.read, context_of, opened, store, keyring, history)
         routes: dict[str, object] = {
-            "/": VersionResource(),  # where some clients look whether anybody is there
             "/v1/models": ModelsResource(fleet),
             "/v1/models/{model:path}": ModelResource(fleet),
             "/health": HealthResource(fleet),
@@ -76,6 +79,7 @@ class Gateway:
             "/version": VersionResource(),
             "/openapi.json": OpenAPIResource(),
         }
+        routes |= page.resources(otherwise=VersionResource())
         refuse: dict[str, Refuse] = {}
         for make in dialects:
             dialect = make(services)
@@ -88,7 +92,12 @@ class Gateway:
             refuse |= dict.fromkeys(own, dialect.refuse)
         browsers = Browsers(ours.cors_origins, ours.hosts)
         self._falcon = falcon.asgi.App(
-            middleware=[_Lifetime(fleet, store, keyring), _Identity(refuse), browsers, Access(keyring)]
+            middleware=[
+                _Lifetime(fleet, store, keyring, history),
+                _Identity(refuse),
+                browsers,
+                Access(keyring),
+            ]
         )
         errors.install(self._falcon)
         for path, resource in routes.items():
@@ -133,18 +142,20 @@ def _store(settings: StoreSettings) -> ResponseStore | None:
 class _Lifetime:
     """Ties the fleet's connections, and the files of the stores, to the process."""
 
-    def __init__(self, fleet: Fleet, store: ResponseStore | None, keyring: Keyring) -> None:
-        self._fleet, self._store, self._keyring = fleet, store, keyring
+    def __init__(self, fleet: Fleet, store: ResponseStore | None, keyring: Keyring, history: History) -> None:
+        self._fleet, self._store, self._keyring, self._history = fleet, store, keyring, history
 
     async def process_startup(self, scope: dict[str, Any], event: dict[str, Any]) -> None:
         signals.release()
         traces.start()
+        self._history.start()
         await self._keyring.start()
         await self._fleet.start(START_PATIENCE)
 
     async def process_shutdown(self, scope: dict[str, Any], event: dict[str, Any]) -> None:
         await self._fleet.stop()
         await self._keyring.stop()
+        await self._history.stop()
         await asyncio.to_thread(traces.stop)  # it sends what is left
         if self._store is not None:
             self._store.close()

@@ -79,8 +79,8 @@ class Browsers:
         name = _name(netloc)
         if LOOPBACK in self._origins and (name.endswith(".localhost") or _is_loopback(name)):
             return True
-        # Our own page. A name could be anybody's that leads here; an address cannot.
-        return netloc == host and _is_address(name)
+        # Our own page. Most names could be anybody's that lead here.
+        return netloc == host and self._is_ours(host)
 
 
 def _name(netloc: str) -> str:

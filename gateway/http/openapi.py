@@ -9,7 +9,7 @@ from typing import Any
 import falcon.asgi
 import msgspec
 
-from gateway.dialects.operations import OPERATIONS, Operation, Schema, having
+from gateway.dialects.operations import JSON, OPERATIONS, Operation, Schema, having
 from ipc.version import version
 
 _REFERENCE = "#/components/schemas/{name}"
@@ -56,7 +56,9 @@ def document() -> dict[str, Any]:
 
 def _operation(each: Operation, by_struct: dict[Any, Schema]) -> dict[str, Any]:
     answer = each.answer if isinstance(each.answer, dict) else by_struct[each.answer]
-    content: dict[str, Any] = {"application/json": {"schema": answer}}
+    content: dict[str, Any] = {
+        media: {"schema": answer if media == JSON else {"type": "string"}} for media in each.media
+    }
     if each.streamed:
         content["text/event-stream"] = {"schema": {"type": "string"}}
     responses: dict[str, Any] = {"200": {"description": "what was asked for", "content": content}}

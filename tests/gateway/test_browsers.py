@@ -137,3 +137,6 @@ def test_what_the_operator_lists_may_ask_and_nothing_else(open_gateway: GatewayP
     assert status(host="other.example.org") == 403
     assert status(origin="http://localhost:3000") == 403
     assert status(origin=open_gateway.base) == 200  # its own page, by its address
+    assert status(host="gateway:31313", origin="http://gateway:31313") == 200  # and by names that are ours
+    assert status(host="api.example.org", origin="https://api.example.org") == 200
+    assert status(host="gateway:31313", origin="http://other:31313") == 403

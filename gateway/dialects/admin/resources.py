@@ -33,12 +33,15 @@ class AdminResource:
 
     async def _read(self, req: falcon.asgi.Request, kind: type[T]) -> T:
         """The body; CortexError unless an administrator sends it."""
+        self._require_admin(req)
+        return decode(msgspec.json.Decoder(kind), await self._services.read(req))
+
+    def _require_admin(self, req: falcon.asgi.Request) -> None:
         if not self._services.context(req).principal.admin:
             text = (
                 "only a key of an administrator allows this; one is made by `cortex keys create NAME --admin`"
             )
             raise CortexError(FORBIDDEN, text)
-        return decode(msgspec.json.Decoder(kind), await self._services.read(req))
 
     def _neuron(self, name: str) -> Neuron:
         for neuron in self._fleet.neurons:
