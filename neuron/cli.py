@@ -170,7 +170,9 @@ def pull(
     model: Annotated[
         str, typer.Argument(help="ORGANISATION/NAME, or ORGANISATION/NAME:Q4_K_M of several GGUF models.")
     ],
-    revision: Annotated[str | None, typer.Option(help="A branch, a tag or a commit. Default: main.")] = None,
+    revision: Annotated[
+        str | None, typer.Option(help="A branch, a tag or a commit, to be served. Default: main.")
+    ] = None,
     config: ConfigOption = None,
 ) -> None:
     """Fetch the files that a model needs from the Hugging Face hub, or the one in HF_ENDPOINT.

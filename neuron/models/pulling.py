@@ -1,5 +1,6 @@
 """Fetching a model's files from a hub into the Hugging Face cache: those that it needs, and no others.
 
+What is whole there is what the neuron finds by the repository's name (`refs/main`), whatever its revision.
 The hub is whatever `HF_ENDPOINT` names; `HF_TOKEN` opens what is not for everybody. A download that was cut
 off goes on where it was, and what comes is compared with the hub's checksums.
 """
@@ -9,12 +10,15 @@ from __future__ import annotations
 import fnmatch
 import glob
 import hashlib
-import json
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
+
+import msgspec
+from msgspec import Struct
 
 from ipc.errors import Code, CortexError
 from ipc.model_settings import HUB
@@ -49,6 +53,10 @@ class Chosen(NamedTuple):
         return sum(file.size for file in self.files.values())
 
 
+class _Index(Struct):
+    weight_map: dict[str, str]  # files of tensors
+
+
 def look(model_id: str, cache: Path, revision: str | None = None) -> Chosen:
     """What has to be fetched for `model_id`: `org/name`, or `org/name:Q4_K_M` of several GGUF models.
 
@@ -64,18 +72,25 @@ def look(model_id: str, cache: Path, revision: str | None = None) -> Chosen:
     there = {
         each.rfilename: Remote(each.size or 0, each.lfs.sha256 if each.lfs is not None else "")
         for each in found.siblings or ()
+        if not {"", ".", ".."}
+        & set(each.rfilename.split("/"))  # the library gives up all for one that climbs
     }
 
     def weight_map() -> Mapping[str, str]:
         with _hub_errors(repository):
             path = hf_hub_download(repository, INDEX, revision=found.sha, cache_dir=cache)
-        try:
-            return json.loads(Path(path).read_bytes())["weight_map"]
-        except (ValueError, KeyError) as error:
-            raise _refused(repository, f"its {INDEX} cannot be read: {error!r}") from error
+        return read_index(repository, Path(path).read_bytes())
 
     names = choose(repository, list(there), label, weight_map)
     return Chosen(repository, found.sha, {name: there[name] for name in names})
+
+
+def read_index(repository: str, content: bytes) -> Mapping[str, str]:
+    """Which file each tensor is in. CortexError where that is not what it says."""
+    try:
+        return msgspec.json.decode(content, type=_Index).weight_map
+    except (ValueError, msgspec.DecodeError) as error:
+        raise _refused(repository, f"its {INDEX} cannot be read: {error}") from error
 
 
 def choose(
@@ -134,13 +149,14 @@ def choose(
 
 
 def fetch(chosen: Chosen, cache: Path, checking: Callable[[str], None] = lambda name: None) -> Path:
-    """Bring the files into `cache`, where they are not there yet; the folder that has them.
+    """Bring the files into `cache`, where they are not there yet; the folder, which is found from now on.
 
     Args:
         checking: is told which file is compared with its checksum.
 
     Raises:
-        CortexError: the disk has no room, the hub is gone, or a file came damaged, which is deleted.
+        CortexError: the disk has no room or cannot be written, the hub is gone, or a file came damaged, which
+            is deleted.
     """
     from huggingface_hub import snapshot_download, try_to_load_from_cache
 
@@ -150,7 +166,8 @@ def fetch(chosen: Chosen, cache: Path, checking: Callable[[str], None] = lambda 
         for name, file in chosen.files.items()
         if not isinstance(try_to_load_from_cache(repository, name, cache, chosen.commit), str)
     }
-    cache.mkdir(parents=True, exist_ok=True)
+    with _hub_errors(repository):
+        cache.mkdir(parents=True, exist_ok=True)
     needed, free = sum(file.size for file in missing.values()), shutil.disk_usage(cache).free
     if needed + ROOM > free:
         raise _refused(
@@ -168,7 +185,18 @@ def fetch(chosen: Chosen, cache: Path, checking: Callable[[str], None] = lambda 
         if file.sha256:
             checking(name)
             _check(repository, Path(folder, name), file.sha256)
+    with _hub_errors(repository):
+        _make_current(Path(folder), chosen.commit)
     return Path(folder)
+
+
+def _make_current(snapshot: Path, commit: str) -> None:
+    """Have the repository's name lead to that snapshot: the library writes this for a branch only."""
+    ref = snapshot.parents[1] / "refs" / "main"
+    ref.parent.mkdir(exist_ok=True)
+    whole = ref.with_name(f".main.{os.getpid()}")
+    whole.write_text(commit)
+    os.replace(whole, ref)
 
 
 def _check(repository: str, path: Path, sha256: str) -> None:
@@ -219,5 +247,7 @@ def _hub_errors(repository: str) -> Iterator[None]:
     except errors.OfflineModeIsEnabled as error:
         raise _refused(repository, "HF_HUB_OFFLINE is set, so no hub is asked") from error
     except (OSError, errors.HTTPError) as error:  # what it raises where no hub answers is either
+        if isinstance(error, OSError) and error.filename is not None:
+            raise _refused(repository, f"{error.filename} cannot be written: {error.strerror}") from error
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise _refused(repository, f"{hub} does not give it: {said}") from error

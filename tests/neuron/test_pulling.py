@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from ipc.errors import CortexError
-from neuron.models.pulling import INDEX, choose
+from neuron.config import NeuronConfig
+from neuron.models.catalogue import Catalogue
+from neuron.models.pulling import INDEX, choose, read_index
 from tests.neuron.hub import Hub, Repository, serving
 
 NEURON = sysconfig.get_path("scripts") + "/neuron"
@@ -138,3 +140,49 @@ def test_only_what_fits_is_begun(hub: Hub, tmp_path: Path, monkeypatch: pytest.M
     chosen = pulling.Chosen("org/big", "c" * 40, {"model.safetensors": pulling.Remote(5 << 30, "")})
     with pytest.raises(CortexError, match=r"5,120 MiB are to come"):
         pulling.fetch(chosen, tmp_path / "cache")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "found"),
+    [(["org/demo"], "org/demo"), (["org/quants:Q8_0", "--revision", "main"], "org/quants")],
+)
+def test_what_was_pulled_is_found_once_it_is_whole(
+    hub: Hub, tmp_path: Path, arguments: list[str], found: str
+) -> None:
+    catalogue = Catalogue(NeuronConfig(model_folders=[], hf_cache=str(tmp_path / "hub")))
+
+    def there() -> bool:
+        try:
+            return tmp_path in catalogue.find(found).parents
+        except CortexError:
+            return False
+
+    for repository in hub.repositories.values():
+        repository.damaged |= {"model.safetensors", "m-Q8_0.gguf"}
+    assert "came damaged" in refusal(hub, tmp_path, *arguments)
+    assert not there()
+    for repository in hub.repositories.values():
+        repository.damaged.clear()
+    assert pull(hub, tmp_path, *arguments).returncode == 0
+    assert there()
+
+
+def test_a_place_that_cannot_be_written_is_told(hub: Hub, tmp_path: Path) -> None:
+    (tmp_path / "hub").write_text("a file")
+    assert f"{tmp_path / 'hub'} cannot be written" in refusal(hub, tmp_path, "org/demo")
+
+
+@pytest.mark.parametrize(
+    "index", [b"{", b"[]", b'{"weight_map": ["a"]}', b'{"weight_map": {"w": 1}}', b"\xff"]
+)
+def test_an_index_that_is_none_is_told(index: bytes) -> None:
+    with pytest.raises(CortexError, match=r"^org/demo: its model\.safetensors\.index\.json cannot be read: "):
+        read_index("org/demo", index)
+
+
+def test_names_that_lead_out_of_the_snapshot_are_none(hub: Hub, tmp_path: Path) -> None:
+    outside = "../../../../../out.safetensors"
+    files = hub.repositories["org/demo"].files
+    files |= {outside: b"x", INDEX: b'{"weight_map": {"w": "%s"}}' % outside.encode()}
+    assert f"names {outside}, which it has not" in refusal(hub, tmp_path, "org/demo")
+    assert not [*tmp_path.rglob("out.safetensors"), *tmp_path.parent.glob("out.safetensors")]
