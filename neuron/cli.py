@@ -180,6 +180,7 @@ def pull(
     They go where the neuron of this configuration, or without one of this user, looks for models; a neuron
     that runs offers the model within seconds. What was cut off goes on where it was.
     """
+    from neuron.inspection import size_of
     from neuron.models import pulling
     from neuron.models.catalogue import default_cache
 
@@ -188,9 +189,8 @@ def pull(
     cache = Path(own).expanduser() if own else default_cache()
     try:
         chosen = pulling.look(model, cache, revision)
-        print(
-            f"{len(chosen.files)} files, {_gib(chosen.size)}, of {chosen.repository} at {chosen.commit[:12]}"
-        )
+        of = f"{chosen.repository} at {chosen.commit[:12]}"
+        print(f"{len(chosen.files)} files, {size_of(chosen.size)}, of {of}")
         folder = pulling.fetch(chosen, cache, lambda name: print(f"comparing {name} with its checksum"))
     except CortexError as error:
         _fail(error.message)

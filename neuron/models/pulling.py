@@ -136,8 +136,8 @@ def choose(
     if label:
         found = {each.upper(): path for each, path in models.items()}.get(label.upper())
         if found is None:
-            which = ", ".join(models) or "no GGUF files"
-            raise _refused(repository, f"it has no {label}, but {which}", Code.MODEL_NOT_FOUND)
+            what = f"it has no {label}, but {', '.join(models)}" if models else "it has no GGUF files"
+            raise _refused(repository, what, Code.MODEL_NOT_FOUND)
         return [*_parts(found.name, top)]
     if len(models) == 1:
         return [*_parts(next(iter(models.values())).name, top)]
