@@ -98,12 +98,12 @@ class Keyring:
 
     async def every(self) -> list[Key]:
         """All keys that were made, as the store has them; CortexError where it cannot be read."""
-        return await self._store.read(key_store.every) if self._store.path.exists() else []
+        return await self._store.read(key_store.every) if await self._store.exists() else []
 
     async def used(self, since: str) -> list[UsageRow]:
         """What was used from that day on, such as 2026-11-27; CortexError where the store cannot be read."""
         await self._flush()
-        return await self._store.read(key_store.usage, since) if self._store.path.exists() else []
+        return await self._store.read(key_store.usage, since) if await self._store.exists() else []
 
     async def _find(self, digest: bytes) -> Key | None:
         key = self._keys.get(digest)

@@ -98,6 +98,8 @@ class Limits:
             self._say(error)
 
     def _open(self) -> int:
+        if self._file is not None and not os.fstat(self._file).st_nlink:  # others make another
+            self.close()
         if self._file is None:
             self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         return self._file

@@ -165,6 +165,9 @@ def test_a_folder_that_may_not_be_read_is_told(tmp_path: Path, monkeypatch: pyte
         with pytest.raises(CortexError, match=r"keys\.db, cannot be used: Permission denied") as caught:
             await ring.who(["sk-cortex-any"], "")
         assert caught.value.code == STORE_UNAVAILABLE
+        for look in (ring.every(), ring.used("2026-11-27")):  # for the page
+            with pytest.raises(CortexError, match="Permission denied"):
+                await look
 
     beside(ring, work)
     with pytest.raises(CortexError, match=r"keys\.db, cannot be used: Permission denied"):

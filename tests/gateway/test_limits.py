@@ -77,6 +77,17 @@ def test_counts_outlive_the_process(tmp_path: Path, clock: list[float]) -> None:
     assert admitted(Limits(tmp_path / "limits"), terms, 2) == 1
 
 
+def test_a_file_that_is_deleted_is_the_next_one_for_all(tmp_path: Path, clock: list[float]) -> None:
+    path, terms = tmp_path / "limits", Terms(requests_per_day=3)
+    before = Limits(path)
+    assert admitted(before, terms, 4) == 3
+    path.unlink()
+    after = Limits(path)
+    assert admitted(after, terms, 2) == 2
+    assert admitted(before, terms, 4) == 1
+    assert admitted(after, terms, 4) == 0
+
+
 def test_several_processes_admit_exactly_what_is_allowed(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from gateway.access.limits import Limits;"
