@@ -281,6 +281,31 @@ def test_what_models_say_is_text(page: Chromium) -> None:
 
 
 @needs_chromium
+def test_a_browser_holds_the_page_to_its_policy(browser: Chromium, gateway: GatewayProcess) -> None:
+    browser.open(f"{gateway.base}/")
+    script = "try { document.body.innerHTML = '<b>' } catch (error) { error.name }"
+    assert browser.run(script) == "TypeError"
+    browser.complaints.clear()
+    browser.run(
+        "const style = document.createElement('style'); style.textContent = 'body { display: none }';"
+        "document.head.append(style)"
+    )
+    assert browser.run("getComputedStyle(document.body).display") == "block"
+    assert any("Content Security Policy" in each for each in browser.complaints)
+
+
+@needs_chromium
+def test_a_new_conversation_knows_nothing_of_the_last(page: Chromium, neuron: NeuronThread) -> None:
+    say(page, "slow", "a b c d e f g h i j k l m n o p")
+    page.wait("[...document.querySelectorAll('.turn .said')].at(-1).textContent.startsWith('a b')")
+    page.run("document.getElementById('clear').click()")
+    page.wait(f"{IDLE} && document.querySelectorAll('.turn').length === 0")
+    say(page, "echo", "hello")
+    page.wait(f"{IDLE} && document.querySelectorAll('.turn').length === 2")
+    assert len(neuron.neuron.served[-1].messages) == 1
+
+
+@needs_chromium
 def test_an_answer_that_waits_says_why_and_can_be_stopped(page: Chromium, neuron: NeuronThread) -> None:
     say(page, "cold", "hello")
     page.wait("[...document.querySelectorAll('.turn')].at(-1)?.innerText.includes('loading 25% weights')")

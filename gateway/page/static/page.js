@@ -30,6 +30,7 @@ function say(node, text) {
 /** Make the children of `parent` those of `items`, [name, value] each, and keep the nodes (and the focus) of
  *  those that stay. `make` gives a node that has a method `show(value)`. */
 function fill(parent, items, make) {
+  const held = document.activeElement;
   const old = new Map([...parent.children].map((node) => [node.dataset.name, node]));
   items.forEach(([name, value], i) => {
     let node = old.get(name);
@@ -42,6 +43,7 @@ function fill(parent, items, make) {
     if (parent.children[i] !== node) parent.insertBefore(node, parent.children[i] ?? null);
   });
   for (const node of old.values()) node.remove();
+  if (parent.contains(held)) held.focus({ preventScroll: true }); // a node that was moved has lost it
 }
 
 function bytes(count) {
@@ -117,8 +119,9 @@ async function change(button, path, body) {
     say($("said"), error.message);
   } finally {
     button.disabled = false;
-    button.focus();
-    look().catch(() => {});
+    await look().catch(() => {});
+    // A button that was disabled has lost the focus, and another one may stand in its place now.
+    if (document.activeElement === document.body) button.parentElement.querySelector("button:not([hidden])")?.focus();
   }
 }
 
@@ -181,22 +184,21 @@ function showFleet() {
 
 function neuronCard({ name }) {
   const state = el("span"), facts = el("p", { className: "facts" }), error = el("p", { className: "error" });
-  const devices = el("div"), drain = el("button", { type: "button" });
-  let draining = false;
-  drain.onclick = () => change(drain, `admin/neurons/${draining ? "resume" : "drain"}`, { neuron: name });
+  const button = (word) => el("button", { type: "button", "aria-label": `${word} ${name}` }, word);
+  const devices = el("div"), drain = button("Drain"), resume = button("Resume"); // a drain can take long
+  drain.onclick = () => change(drain, "admin/neurons/drain", { neuron: name });
+  resume.onclick = () => change(resume, "admin/neurons/resume", { neuron: name });
   const node = el("li", { className: "card" },
-    el("div", { className: "top" }, el("h3", {}, name), state), facts, error, devices, el("div", { className: "row" }, drain));
+    el("div", { className: "top" }, el("h3", {}, name), state), facts, error, devices, el("div", { className: "row" }, drain, resume));
   node.show = (neuron) => {
-    draining = neuron.draining;
-    const word = !neuron.healthy ? "lost" : draining ? "draining" : "serving";
+    const word = !neuron.healthy ? "lost" : neuron.draining ? "draining" : "serving";
     pill(state, word, { lost: "bad", draining: "busy", serving: "good" }[word]);
     const busy = neuron.models.reduce((sum, model) => sum + (model.running ?? 0), 0);
     say(facts, [neuron.endpoint, neuron.version, `${busy} running`].filter(Boolean).map(whole).join(" · "));
     say(error, neuron.healthy ? "" : neuron.reason);
     fill(devices, neuron.devices.map((device) => [device.id, device]), deviceBar);
-    say(drain, draining ? "Resume" : "Drain");
-    drain.setAttribute("aria-label", `${drain.textContent} ${name}`);
-    drain.hidden = !admin || !neuron.healthy;
+    drain.hidden = !admin || word !== "serving";
+    resume.hidden = !admin || word !== "draining";
   };
   return node;
 }
@@ -416,7 +418,8 @@ let messages = [], asking = null;
 
 async function listModels() {
   const chosen = $("chat-model").value;
-  const ids = (await read("v1/models")).data.map((model) => model.id);
+  const talking = (await read("v1/models")).data.filter((model) => model.capabilities.includes("chat"));
+  const ids = talking.map((model) => model.id);
   const shown = [...$("chat-model").options].map((option) => option.value);
   if (ids.join("\n") === shown.join("\n")) return;
   $("chat-model").replaceChildren(...ids.map((id) => el("option", { value: id, selected: id === chosen }, id)));
@@ -464,6 +467,7 @@ async function send() {
   } catch (error) {
     const stopped = error.name === "AbortError";
     answer.end(stopped ? "stopped" : error.message, !stopped);
+    if (!answer.node.isConnected) return; // a new conversation has begun
     if (stopped && answer.content) messages = [...body.messages, { role: "assistant", content: answer.content }];
     else $("text").value ||= text;
   } finally {
