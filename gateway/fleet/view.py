@@ -170,7 +170,9 @@ class Neuron:
             ],
         )
         for name, news in state.prefixes.items():
-            if name in self.models and not self._prefixes.learn(self, name, news):
+            if _epoch(self.models.get(name)) is None:  # no worker holds any
+                continue
+            if not self._prefixes.learn(self, name, news):
                 logger.warning(
                     "neuron claims too many prefixes, none counts name=%s model=%s", self.name, name
                 )

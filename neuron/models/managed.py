@@ -353,6 +353,8 @@ class ManagedModel:
             self.handle(Event.LEAVE)
         if self._next is not None:
             self._wait_to_renew()
+        self._check_idle()
+        self._check_deserted()
         self._check_outdated()
         self._changed()
 

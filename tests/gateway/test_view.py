@@ -372,6 +372,19 @@ def test_names_that_clients_and_neurons_make_up_are_kept_nowhere() -> None:
     run(scenario)
 
 
+def test_a_host_holds_nothing_of_a_model_that_it_has_not_loaded() -> None:
+    async def scenario() -> None:
+        liar = FakeNeuron(name="a", models=("echo",), status={"echo": "unloaded"})
+        async with fleet_of(liar) as fleet:
+            neuron = fleet.neurons[0]
+            for changes in ({"prefixes": {"echo": {b"x": 7}}}, {"gone": ["echo"], "models": []}):
+                neuron._on_state(msgspec.structs.replace(liar.state(1), whole=False, **changes))
+            assert not neuron.models
+            assert not len(fleet.prefixes)
+
+    run(scenario)
+
+
 def test_a_stream_that_one_host_refuses_to_go_on_with_goes_to_the_next() -> None:
     class Naming(FakeNeuron):
         """Tells the ids of tokens."""

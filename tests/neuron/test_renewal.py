@@ -13,7 +13,8 @@ import neuron.models.managed
 from ipc.errors import Code, CortexError
 from ipc.messages import TERMINAL, Failed, Finished
 from neuron.config import ModelSettings
-from tests.neuron.test_managed import Client, load, owning, run, until
+from tests.neuron.harness import PATIENCE
+from tests.neuron.test_managed import Client, Room, load, owning, run, until
 
 
 def renew(model, **settings):
@@ -111,6 +112,44 @@ def test_a_model_that_retires_finishes_what_it_has_and_one_that_nobody_uses_leav
             await until(lambda: not model.in_use)
             model.bring_up()
             await until(lambda: not model.in_use)
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("before", [{"keep_alive": -1.0}, {"pin": True}])
+def test_an_idle_model_that_need_stay_no_longer_leaves_as_the_new_settings_say(before):
+    async def scenario():
+        async with owning(settings=before) as model:
+            await load(model)
+            renew(model, keep_alive=0.05, pin=False)
+            await until(lambda: model.status == "unloaded")
+
+    run(scenario())
+
+
+def test_an_idle_model_that_is_pinned_by_new_settings_stays():
+    async def scenario():
+        async with owning(settings={"keep_alive": 0.3}) as model:
+            await load(model)
+            renew(model, pin=True)
+            await asyncio.sleep(0.5)
+            assert (model.status, model.state().epoch) == ("ready", 1)
+
+    run(scenario())
+
+
+def test_a_wish_for_memory_of_a_model_that_is_pinned_no_longer_is_taken_back():
+    async def scenario():
+        class Full(Room):
+            async def take(self, *args, **kwargs):
+                await asyncio.sleep(PATIENCE)
+
+        async with owning(Full(), settings={"pin": True}) as model:
+            model.bring_up()
+            await asyncio.sleep(0)
+            assert model.status == "waiting"
+            renew(model, pin=False)
+            await until(lambda: model.status == "unloaded")
 
     run(scenario())
 
