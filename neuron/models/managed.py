@@ -679,7 +679,7 @@ class ManagedModel:
             self.handle(Event.READY)
 
     async def _take_down(self, bringing_up: asyncio.Task[None] | None) -> None:
-        """End the processes, and before them what brings them up."""
+        """End the processes, and before them what brings them up. Cancelled, it leaves that to `close`."""
         try:
             if bringing_up is not None:
                 bringing_up.cancel()
@@ -690,8 +690,9 @@ class ManagedModel:
             if self._down is not None:
                 self._down.set_exception(error)
                 self._down = None
-        finally:
-            self._let_go()
+        except Exception:
+            log.exception("end of a model failed unexpectedly model=%s", self.id)
+        self._let_go()
         self._evictions += self.displaced
         self.handle(Event.GONE)
 

@@ -382,6 +382,17 @@ def test_a_death_during_an_unload_ends_in_unloaded():
     run(scenario())
 
 
+def test_a_neuron_that_ends_while_a_model_does_leaves_no_process():
+    async def scenario():
+        async with owning() as model:
+            await load(model)
+            unloading = asyncio.create_task(model.unload())
+            await until(lambda: model.status == "unloading")
+        unloading.cancel()
+
+    run(scenario())
+
+
 def test_a_restart_can_be_unloaded():
     async def scenario():
         async with owning(backoff=Backoff(60.0, 60.0)) as model:
