@@ -30,6 +30,7 @@ except ConfigError as error:
     sys.exit(f"cortex: {error}")
 _gateway = _config.in_force.gateway
 
+_bind_given: list[str] = []  # here, or on the command line
 bind = [address for address in (_gateway.listen, _gateway.metrics_listen) if address is not None]
 workers = _gateway.workers
 loglevel = _gateway.log_level.lower()
@@ -60,6 +61,8 @@ def on_starting(server: Any) -> None:
     """In the master, before anything listens: refuse what cannot work, and make room for metrics."""
     if server.worker_class.__module__ != "gateway.http.connections":
         sys.exit(startup.WRONG_WORKER)
+    global _bind_given
+    _bind_given = server.cfg.bind
     if _gateway.metrics_listen is not None and _gateway.metrics_listen not in server.cfg.bind:
         server.cfg.set("bind", [*server.cfg.bind, _gateway.metrics_listen])  # after a --bind
     if not os.environ.keys() & {"GUNICORN_FD", "LISTEN_FDS"}:  # else the listeners are there already
@@ -68,6 +71,13 @@ def on_starting(server: Any) -> None:
     _decide_access(server, may_exit=True)
     metrics_directory.create()
     os.register_at_fork(after_in_parent=signals.release)
+
+
+def when_ready(server: Any) -> None:
+    """In the master, which listens by now: what stood beside a --bind is taken out again, for a reload that
+    finds another `bind` listens anew, while the old processes still have the ports."""
+    if not server.cfg.reuse_port:  # else each process listens itself
+        server.cfg.set("bind", _bind_given)
 
 
 def on_reload(server: Any) -> None:

@@ -88,6 +88,23 @@ def test_bind_on_the_command_line_wins_and_metrics_stay(neuron: NeuronThread, tm
         process.stop()
 
 
+def test_metrics_stay_at_a_reload_beside_a_bind_on_the_command_line(
+    neuron: NeuronThread, tmp_path: Path
+) -> None:
+    (port,) = free_ports(1)
+    process = GatewayProcess(tmp_path, neuron.endpoint, "--bind", f"127.0.0.1:{port}")
+    path = tmp_path / "cortex.yaml"
+    try:
+        process.base = f"http://127.0.0.1:{port}"
+        process.wait_ready()
+        path.write_text(path.read_text().replace('"fake"', '"renamed"'))
+        process.process.send_signal(1)
+        eventually(lambda: names(process) == ["renamed"], "the new configuration is used")
+        assert process.metrics()['cortex_neuron_up{neuron="renamed"}'] == 1
+    finally:
+        process.stop()
+
+
 def test_reload_takes_the_new_configuration_or_keeps_the_old_one(
     neuron: NeuronThread, tmp_path: Path
 ) -> None:
