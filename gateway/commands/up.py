@@ -10,7 +10,6 @@ import asyncio
 import json
 import os
 import re
-import shlex
 import signal
 import sys
 import tempfile
@@ -21,6 +20,7 @@ from typing import Any
 
 from rich.console import Console
 
+from gateway.commands.clients import KEY_VARIABLE
 from gateway.commands.up_plan import LOOPBACK, Plan, UpError
 from ipc.client import NeuronClient
 from ipc.errors import CortexError
@@ -208,9 +208,8 @@ class Up:
         self._narrator.say(
             f"cortex is up at {self._plan.base}/v1 with {', '.join(models)}; "
             f"metrics at http://{LOOPBACK}:{self._plan.metrics_port}/metrics",
-            "Ask it something:",
-            f"  curl {self._plan.base}{path} -H 'Content-Type: application/json' "
-            f"-d {shlex.quote(json.dumps(body))}",
+            f"Ask it something{f', with a key in {KEY_VARIABLE}' if self._plan.wants_key else ''}:",
+            f"  {self._plan.curl(path, body)}",
             "Ctrl-C ends it.",
         )
 

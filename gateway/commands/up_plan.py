@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import json
 import re
+import shlex
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from gateway.aliases import AliasError, Aliases
-from gateway.config import split_address
+from gateway.commands.clients import KEY_VARIABLE
+from gateway.config import is_loopback, split_address
 
 LOOPBACK = "127.0.0.1"
 NEURON_PORT = 13131
@@ -48,6 +51,17 @@ class Plan:
         """The API's address for a client on this host."""
         host = {"0.0.0.0": LOOPBACK, "::": "::1"}.get(self.listen[0], self.listen[0])
         return f"http://{_address(host, self.listen[1])}"
+
+    @property
+    def wants_key(self) -> bool:
+        """Whether the API asks for keys, as it does where others can reach it."""
+        return not is_loopback(self.listen[0])
+
+    def curl(self, path: str, body: dict[str, Any]) -> str:
+        """A line for a shell on this host that posts `body`."""
+        key = f' -H "Authorization: Bearer ${KEY_VARIABLE}"' if self.wants_key else ""
+        data = shlex.quote(json.dumps(body))
+        return f"curl {self.base}{path}{key} -H 'Content-Type: application/json' -d {data}"
 
     @property
     def neuron_endpoint(self) -> str:

@@ -1,5 +1,7 @@
 """`cortex up` refuses what cannot work before anything starts, and says which option it is."""
 
+import json
+import shlex
 import socket
 
 import msgspec
@@ -147,6 +149,14 @@ def test_both_daemons_accept_what_they_are_told(tmp_path, checkpoint):
     assert [model.id for model in told.models] == ["demo", "simulated", "tiny"]
     assert told.models[1].simulated is not None
     assert load_settings(tmp_path / "cortex.yaml", config.GatewayConfig).neurons[0].endpoint == told.listen
+
+
+@pytest.mark.parametrize(("listen", "wanted"), [("0.0.0.0:0", True), ("127.0.0.1:0", False)])
+def test_what_is_there_to_paste_has_a_key_where_one_is_wanted(listen, wanted):
+    line = plan(listen=listen).curl("/v1/completions", {"prompt": "It's"})
+    words = shlex.split(line)
+    assert ("Authorization: Bearer $CORTEX_API_KEY" in words) is wanted
+    assert json.loads(words[words.index("-d") + 1]) == {"prompt": "It's"}
 
 
 def test_only_the_models_that_were_asked_for_are_offered(checkpoint):
