@@ -23,7 +23,7 @@ FP8_BLOCK = 128
 DEVIATION = 0.02  # of weights
 DRAWN = 1 << 22  # numbers, or bytes of blocks
 # Where a block has its scales, float16, and what they are where all its other bytes are random.
-SCALES = {"Q4_K": {0: DEVIATION / 145, 2: 7.5 * DEVIATION / 145}, "Q6_K": {208: DEVIATION / 1370}}
+SCALES = {"Q4_K": {0: DEVIATION / 258, 2: 7.5 * DEVIATION / 258}, "Q6_K": {208: DEVIATION / 1370}}
 
 
 def write_gguf(folder: Path, shape: PretrainedConfig) -> Path:

@@ -38,6 +38,7 @@ ARCHITECTURES = {
     "deepseek_v2": ("deepseek2", False),
     "deepseek_v3": ("deepseek2", False),
     "glm4_moe_lite": ("deepseek2", False),
+    "llama4_text": ("llama4", False),
 }
 TOKENS = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581", "a", "b", "ab"]
 TYPES = [2, 3, 3, *[6] * 256, 1, 1, 1, 1]
@@ -224,11 +225,12 @@ def _merged(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     merged, experts = {}, defaultdict(dict)
     for name, tensor in tensors.items():
         name = name.replace("correction_bias", "correction.bias")
-        if match := _STACKED.fullmatch(name):  # of gpt-oss, where rows are inputs
+        if match := _STACKED.fullmatch(name):  # of gpt-oss and Llama 4, where rows are inputs
             whole = tensor if match[3] else tensor.transpose(-1, -2)
             kind = "bias" if match[3] else "weight"
+            halves = whole.chunk(2, dim=1) if ".feed_forward." in name else (whole[:, ::2], whole[:, 1::2])
             parts = (
-                {"gate": whole[:, ::2], "up": whole[:, 1::2]} if match[2] == "gate_up" else {"down": whole}
+                dict(zip(("gate", "up"), halves, strict=True)) if match[2] == "gate_up" else {"down": whole}
             )
             merged |= {f"{match[1]}.{part}_proj.{kind}": value for part, value in parts.items()}
             continue
@@ -283,7 +285,7 @@ def _keys(writer: Writer, config: PretrainedConfig) -> None:
         "context_length": config.max_position_embeddings,
         "embedding_length": config.hidden_size,
         "block_count": config.num_hidden_layers,
-        "feed_forward_length": config.intermediate_size,
+        "feed_forward_length": getattr(config, "intermediate_size_mlp", config.intermediate_size),
         "attention__head_count": config.num_attention_heads,
         "attention__head_count_kv": config.num_key_value_heads,
         "attention__layer_norm_rms_epsilon": config.rms_norm_eps,
@@ -327,6 +329,7 @@ def _keys(writer: Writer, config: PretrainedConfig) -> None:
             expert_weights_scale=getattr(config, "routed_scaling_factor", None),
             expert_weights_norm=getattr(config, "norm_topk_prob", None),
             expert_shared_feed_forward_length=getattr(config, "shared_expert_intermediate_size", None),
+            interleave_moe_layer_step=getattr(config, "interleave_moe_layer_step", None),
             expert_group_count=getattr(config, "n_group", None),
             expert_group_used_count=getattr(config, "topk_group", None),
             leading_dense_block_count=getattr(config, "first_k_dense_replace", None)

@@ -75,13 +75,65 @@ def test_a_converted_checkpoint_is_the_same_model(tiny, tmp_path, monkeypatch, n
     unlike = {"window_rope"}  # where it is the same as the other
     unlike |= {"rope"} if "llama3" in name else set()  # by its factors, which were compared
     unlike |= {"attention_scale"} if "gemma" in name else set()  # which follows from the sizes
+    assert differing(ours, theirs) <= unlike
+    same_weights(ours, theirs)
+
+
+def differing(ours: ModelCard, theirs: ModelCard) -> set[str]:
+    """The fields of their configs that are not equal."""
     left, right = msgspec.to_builtins(ours.config), msgspec.to_builtins(theirs.config)
-    assert {key for key in left if left[key] != right[key]} <= unlike
+    return {key for key in left if left[key] != right[key]}
+
+
+def same_weights(ours: ModelCard, theirs: ModelCard) -> None:
+    """On one rank and on two."""
     for size in (1, 2):
         for rank in range(size):
             for mine, other in zip(loaded(ours, rank, size), loaded(theirs, rank, size), strict=True):
                 assert (mine.name, mine.row, mine.column) == (other.name, other.row, other.column)
                 torch.testing.assert_close(mine.into, other.into, rtol=0, atol=2e-7, msg=mine.name)
+
+
+RELEASED = {"attention_chunk_size": 8192, "floor_scale": 8192, "attn_scale": 0.1}  # which no file says
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"interleave_moe_layer_step": 2, "rope_parameters": checkpoints.LLAMA3},
+        {"num_local_experts": 128, "use_qk_norm": False},
+    ],
+    ids=["all_experts", "some_experts_llama3", "no_norms"],
+)
+def test_a_converted_llama_4_is_the_same_model(tmp_path, changes):
+    torch.manual_seed(5)
+    model = checkpoints.llama4(**RELEASED | changes)
+    checkpoints.fill(model)
+    model.save_pretrained(tmp_path / "checkpoint")
+    (tmp_path / "checkpoint" / "tokenizer.json").write_text("{}")
+    ours = read_card(gguf_files.write(tmp_path / "model.gguf", tmp_path / "checkpoint"))
+    theirs = read_card(tmp_path / "checkpoint")
+    assert differing(ours, theirs) <= ({"rope"} if "rope_parameters" in changes else set())
+    left, right = (frequencies(card.config.rope, card.config.rotary_dim) for card in (ours, theirs))
+    torch.testing.assert_close(left, right)
+    same_weights(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("said", "named"),
+    [
+        ({"llama4.attention.chunk_size": 4096}, "llama4.attention.chunk_size 4096"),
+        ({"llama4.attention.sliding_window": 0}, "without chunks"),
+        ({"llama4.attention.sliding_window_pattern": 2}, "llama4.attention.sliding_window_pattern 2"),
+    ],
+    ids=["chunk", "no_chunks", "pattern"],
+)
+def test_a_llama_4_that_is_another_is_refused_by_its_key(tmp_path, said, named):
+    checkpoints.llama4(**RELEASED, num_hidden_layers=1).save_pretrained(tmp_path / "checkpoint")
+    path = gguf_files.write(tmp_path / "model.gguf", tmp_path / "checkpoint", more=said)
+    with pytest.raises(CortexError, match=named):
+        read_card(path)
 
 
 @pytest.mark.parametrize(("said", "pooling"), [({}, "mean"), ({"pooling_type": 2}, "cls")])

@@ -434,6 +434,31 @@ def _glm4_moe(keys: Keys) -> Json:
     }
 
 
+def _llama4(keys: Keys) -> Json:
+    """What llama.cpp has for all of them, without keys; one with 128 experts has no norms of queries."""
+    if not (count := keys.number("expert_count", 0)) or keys.get("attention.sliding_window") == 0:
+        refuse(keys.path, "is a Llama 4 without experts or without chunks, which is not supported in GGUF")
+    for name, known in (
+        ("attention.chunk_size", 8192),
+        ("attention.sliding_window", 8192),
+        ("attention.sliding_window_pattern", 4),
+    ):
+        if (value := keys.get(name, known)) != known:
+            refuse(keys.path, f"{keys.file.architecture}.{name} {value} is not supported; {known} is")
+    return {
+        "intermediate_size": keys.size("expert_feed_forward_length"),
+        "intermediate_size_mlp": keys.size("feed_forward_length"),
+        "num_local_experts": count,
+        "num_experts_per_tok": keys.size("expert_used_count"),
+        "interleave_moe_layer_step": keys.size("interleave_moe_layer_step"),
+        "no_rope_layer_interval": 4,
+        "attention_chunk_size": 8192,
+        "floor_scale": 8192,
+        "attn_scale": 0.1,
+        "use_qk_norm": count != 128,
+    }
+
+
 def _gpt_oss(keys: Keys) -> Json:
     scaling = _rope_scaling(keys)
     return {
@@ -529,6 +554,9 @@ ARCHITECTURES: dict[str, Architecture] = {
     "glm4moe": Architecture("Glm4MoeForCausalLM", _glm4_moe, tensors=AFTER),
     "gpt-oss": Architecture("GptOssForCausalLM", _gpt_oss, tensors=AFTER | {"ffn_gate_inp": "mlp.router"}),
     "glm4": Architecture("Glm4ForCausalLM", tensors=FUSED | GLM_NORMS),
+    "llama4": Architecture(
+        "Llama4ForCausalLM", _llama4, tensors=SHARED_EXPERT | {"ffn_gate_inp": "mlp.router"}
+    ),
 }
 
 
