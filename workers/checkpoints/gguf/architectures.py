@@ -9,58 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
-from workers.checkpoints.families import bert
 from workers.checkpoints.files import refuse
+from workers.checkpoints.gguf import bert, gemma4
 from workers.checkpoints.gguf.header import Gguf
-from workers.checkpoints.vectors.stages import Pooling
+from workers.checkpoints.gguf.keys import Json, Keys, floats, pattern
 
-Json = dict[str, Any]
-MOST_LAYERS = 10_000  # no family has more
 SOFTMAX, SIGMOID = 1, 2  # of `expert_gating_func`
-
-
-class Keys:
-    """The metadata of one architecture, by their names without it."""
-
-    def __init__(self, file: Gguf) -> None:
-        self.file, self.path, self._prefix = file, file.path, f"{file.architecture}."
-
-    def get(self, name: str, default: Any = None) -> Any:
-        return self.file.get(self._prefix + name, default)
-
-    def number(self, name: str, default: int | float | None = None) -> Any:
-        """A number; of a list with one for each layer the one that is in all of them.
-
-        Raises:
-            CortexError: MODEL_LOAD_FAILED, it is missing and has no default, or is something else.
-        """
-        value = self.get(name, default)
-        if isinstance(value, list) and len(set(value)) == 1:
-            value = value[0]
-        if value is None:
-            refuse(self.path, f"has no {self._prefix}{name}")
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            what = "differs from layer to layer, which is" if isinstance(value, list) else f"{value!r} is"
-            refuse(self.path, f"{self._prefix}{name} {what} not supported")
-        return value
-
-    def size(self, name: str, default: int | None = None) -> int:
-        """A number of one or more; raises as `number` does."""
-        value = self.number(name, default)
-        if not isinstance(value, int) or value < 1:
-            refuse(self.path, f"{self._prefix}{name} {value} is not supported")
-        return value
-
-    def head_dim(self) -> int:
-        """The size of a head."""
-        return self.size(
-            "attention.key_length", self.size("embedding_length") // self.size("attention.head_count")
-        )
-
-    def has(self, tensor: str) -> bool:
-        return tensor in self.file.tensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,13 +98,13 @@ def _rope_scaling(keys: Keys) -> Json | None:
     tensors = keys.file.tensors
     if "rope_freqs.weight" in tensors:
         # What Llama 3 stretches each pair by was computed when the file was written.
-        factors = _floats(keys.file, "rope_freqs.weight")
+        factors = floats(keys.file, "rope_freqs.weight")
         given = {"rope_type": "longrope", "short_factor": factors, "long_factor": factors, "factor": 1.0}
         return given | {"attention_factor": 1.0, "original_max_position_embeddings": context}
     if "rope_factors_long.weight" in tensors or kind == "longrope":
         given = {"rope_type": "longrope", "attention_factor": attention}
         for name in ("short", "long"):
-            given[f"{name}_factor"] = _floats(keys.file, f"rope_factors_{name}.weight")
+            given[f"{name}_factor"] = floats(keys.file, f"rope_factors_{name}.weight")
         return given | {
             "factor": context / (original or context),
             "original_max_position_embeddings": original,
@@ -181,26 +136,7 @@ def _rope_scaling(keys: Keys) -> Json | None:
     return None
 
 
-def _floats(file: Gguf, name: str) -> list[float]:
-    """A small tensor of float32."""
-    if name not in file.tensors:
-        refuse(file.path, f"has no tensor {name!r}")
-    return file.floats(name)
-
-
 # --- what is their own --------------------------------------------------------------------------------------
-
-
-def _pattern(keys: Keys, every: int) -> list[str]:
-    """The type of each layer, of which every so many'th sees all tokens where no list says it."""
-    given = keys.get("attention.sliding_window_pattern", every)
-    count = min(keys.size("block_count"), MOST_LAYERS)
-    if not isinstance(given, list):
-        given = keys.number("attention.sliding_window_pattern", every)
-        given = [bool((number + 1) % given) if given else True for number in range(count)]
-    if not keys.get("attention.sliding_window"):
-        given = [False] * count
-    return ["sliding_attention" if window else "full_attention" for window in given[:count]]
 
 
 def _gemma(keys: Keys, every: int, large: int) -> Json:
@@ -209,7 +145,7 @@ def _gemma(keys: Keys, every: int, large: int) -> Json:
     return {
         "query_pre_attn_scalar": width // heads if keys.number("block_count") == large else keys.head_dim(),
         "sliding_window": keys.get("attention.sliding_window") or None,
-        "layer_types": _pattern(keys, every),
+        "layer_types": pattern(keys, every),
         "final_logit_softcapping": keys.get("final_logit_softcapping") or None,
         "hidden_activation": "gelu_pytorch_tanh",
     }
@@ -224,113 +160,6 @@ def _gemma3(keys: Keys) -> Json:
     return _gemma(keys, every=6, large=62) | {
         "rope_local_base_freq": keys.get("rope.freq_base_swa", 10_000.0)
     }
-
-
-def _gemma4(keys: Keys) -> Json:
-    """Layers of two shapes: heads of another size and number see all tokens."""
-    types = _pattern(keys, every=6)
-    count, large, small = len(types), keys.head_dim(), keys.size("attention.key_length_swa")
-    full = [number for number, kind in enumerate(types) if kind == "full_attention"]
-    for name, size in (("attention.value_length_swa", small), ("rope.dimension_count_swa", small)):
-        if (value := keys.number(name, size)) != size:
-            refuse(keys.path, f"{name} {value} is not supported: heads in a window have {size}")
-    kv_heads = _of_layers(keys, "attention.head_count_kv", count)
-    inner, shared = (
-        _of_layers(keys, "feed_forward_length", count),
-        keys.number("attention.shared_kv_layers", 0),
-    )
-    local = [number for number in range(count) if number not in full]
-    if not full or not local or len({kv_heads[n] for n in local}) > 1:
-        refuse(keys.path, "attention.head_count_kv and sliding_window_pattern are of no Gemma 4")
-    own = {"head_dim": large, "num_key_value_heads": kv_heads[full[0]]}
-    factors = _floats(keys.file, "rope_freqs.weight")
-    turning = sum(factor == 1.0 for factor in factors)
-    if len(factors) != large // 2 or any(factor < 1e20 for factor in factors[turning:]):
-        refuse(
-            keys.path, "rope_freqs.weight is not supported: it does more than leave some pairs as they are"
-        )
-    wide = inner[-1] == 2 * inner[0]
-    if inner != [inner[0]] * (count - shared * wide) + [2 * inner[0]] * (shared * wide):
-        refuse(
-            keys.path, "feed_forward_length is not supported: layers that share keys may have twice as much"
-        )
-    table = keys.file.tensors.get("per_layer_token_embd.weight")
-    given = {
-        "head_dim": small,
-        "num_key_value_heads": kv_heads[local[0]],
-        "per_layer_config": {str(number): own for number in full},
-        "attention_k_eq_v": not keys.has(f"blk.{full[0]}.attn_v.weight"),
-        "num_kv_shared_layers": shared,
-        "intermediate_size": inner[0],
-        "use_double_wide_mlp": wide,
-        "hidden_size_per_layer_input": keys.number("embedding_length_per_layer_input", 0),
-        "sliding_window": keys.size("attention.sliding_window"),
-        "layer_types": types,
-        "final_logit_softcapping": keys.get("final_logit_softcapping") or None,
-        "rope_parameters": {
-            "full_attention": {
-                "rope_type": "proportional",
-                "partial_rotary_factor": turning / len(factors),
-                "rope_theta": keys.number("rope.freq_base"),
-            },
-            "sliding_attention": {
-                "rope_type": "default",
-                "rope_theta": keys.number("rope.freq_base_swa", 10_000.0),
-            },
-        },
-        "rope_scaling": None,
-    }
-    if table is not None:
-        given["vocab_size_per_layer_input"] = table.shape[0]
-    if keys.get("expert_count"):
-        given |= {
-            "enable_moe_block": True,
-            "num_experts": keys.number("expert_count"),
-            "top_k_experts": keys.number("expert_used_count"),
-            "moe_intermediate_size": keys.number("expert_feed_forward_length"),
-        }
-    return given
-
-
-def _bert(keys: Keys) -> Json:
-    """What XLM-R is, with positions that count from padding, has another tokenizer and is not read."""
-    if (kind := keys.file.get("tokenizer.ggml.model")) != "bert":
-        refuse(keys.path, f"is a BERT with a tokenizer of kind {kind!r}, which is not supported")
-    if keys.has("cls.weight") or keys.has("cls.output.weight"):
-        refuse(
-            keys.path, "ends in a classifier, which is not supported in GGUF: rerankers are in safetensors"
-        )
-    tensors = keys.file.tensors
-    if (positions := tensors.get("position_embd.weight")) is None:
-        refuse(keys.path, "has no tensor 'position_embd.weight'")
-    types = tensors.get("token_types.weight")
-    return {
-        "hidden_size": keys.size("embedding_length"),
-        "intermediate_size": keys.size("feed_forward_length"),
-        "num_hidden_layers": keys.size("block_count"),
-        "num_attention_heads": keys.size("attention.head_count"),
-        "max_position_embeddings": positions.shape[0],
-        "layer_norm_eps": keys.number("attention.layer_norm_epsilon"),
-        "type_vocab_size": 0 if types is None else types.shape[0],
-        "rope_theta": None,
-    }
-
-
-def pooling(file: Gguf) -> Pooling:
-    """How vectors are made of hidden states, as the file of an encoder says; else they are means."""
-    kind = Keys(file).get("pooling_type", 1)
-    if kind not in POOLINGS:
-        refuse(file.path, f"pooling_type {kind!r} is not supported; there are 1 (mean), 2 (cls) and 3 (last)")
-    return POOLINGS[kind]
-
-
-def _of_layers(keys: Keys, name: str, count: int) -> list[int]:
-    """A size of each layer, whether the file lists them or has one for all."""
-    value = keys.get(name)
-    listed = value if isinstance(value, list) else [value] * count
-    if len(listed) != count or not all(type(each) is int and each > 0 for each in listed):
-        refuse(keys.path, f"{name} {value!r} is no size, nor a list of {count}")
-    return listed
 
 
 def _qwen3_moe(keys: Keys) -> Json:
@@ -415,7 +244,7 @@ def _olmo2(keys: Keys) -> Json:
     window = keys.get("attention.sliding_window")
     if not window:
         return {}
-    return {"architectures": ["Olmo3ForCausalLM"], "sliding_window": window, "layer_types": _pattern(keys, 4)}
+    return {"architectures": ["Olmo3ForCausalLM"], "sliding_window": window, "layer_types": pattern(keys, 4)}
 
 
 def _glm4_moe(keys: Keys) -> Json:
@@ -466,7 +295,7 @@ def _gpt_oss(keys: Keys) -> Json:
         "num_experts_per_tok": keys.number("expert_used_count"),
         "intermediate_size": keys.number("expert_feed_forward_length"),
         "sliding_window": keys.get("attention.sliding_window") or None,
-        "layer_types": _pattern(keys, 2),
+        "layer_types": pattern(keys, 2),
         "rope_parameters": {"rope_theta": keys.number("rope.freq_base")}
         | ({"rope_type": "default"} if scaling is None else scaling | {"truncate": False}),
         "rope_scaling": None,
@@ -476,44 +305,6 @@ def _gpt_oss(keys: Keys) -> Json:
 AFTER = {"post_attention_norm": "post_attention_layernorm", "post_ffw_norm": "post_feedforward_layernorm"}
 GEMMA_NORMS = AFTER | {"ffn_norm": "pre_feedforward_layernorm"}
 GLM_NORMS = {"post_attention_norm": "post_self_attn_layernorm", "post_ffw_norm": "post_mlp_layernorm"}
-# of Gemma 4
-INPUT_NAMES = {
-    "inp_gate": "per_layer_input_gate",
-    "proj": "per_layer_projection",
-    "post_norm": "post_per_layer_input_norm",
-}
-BESIDE_MLP = {
-    "ffn_gate_inp": "router.proj",
-    "post_ffw_norm_1": "post_feedforward_layernorm_1",
-    "pre_ffw_norm_2": "pre_feedforward_layernorm_2",
-    "post_ffw_norm_2": "post_feedforward_layernorm_2",
-}
-GEMMA4_WHOLE = {
-    "per_layer_token_embd.weight": "model.embed_tokens_per_layer.weight",
-    "per_layer_model_proj.weight": "model.per_layer_model_projection.weight",
-    "per_layer_proj_norm.weight": "model.per_layer_projection_norm.weight",
-    "layer_output_scale.weight": "layer_scalar",
-    "ffn_gate_inp.scale": "router.scale",
-    "ffn_down_exps.scale": "router.per_expert_scale",
-}
-BERT_LAYER = {
-    "attn_q": "attention.self.query",
-    "attn_k": "attention.self.key",
-    "attn_v": "attention.self.value",
-    "attn_output": "attention.output.dense",
-    "attn_output_norm": "attention.output.LayerNorm",
-    "ffn_up": "intermediate.dense",
-    "ffn_down": "output.dense",
-    "layer_output_norm": "output.LayerNorm",
-}
-BERT_WHOLE = {
-    "token_embd.weight": f"{bert.WORDS}.weight",
-    "position_embd.weight": f"{bert.POSITIONS}.weight",
-    "token_types.weight": f"{bert.TYPES}.weight",
-    "token_embd_norm.weight": f"{bert.NORM}.weight",
-    "token_embd_norm.bias": f"{bert.NORM}.bias",
-}
-POOLINGS: dict[int, Pooling] = {1: "mean", 2: "cls", 3: "last"}
 FUSED = {"ffn_up": "mlp.gate_up_proj"}
 SHARED_EXPERT = {f"ffn_{part}_shexp": f"mlp.shared_expert.{part}_proj" for part in ("gate", "up", "down")}
 LATENT = {
@@ -538,13 +329,13 @@ ARCHITECTURES: dict[str, Architecture] = {
     "gemma2": Architecture("Gemma2ForCausalLM", _gemma2, norms_with_one=True, tensors=GEMMA_NORMS),
     "gemma3": Architecture("Gemma3ForCausalLM", _gemma3, norms_with_one=True, tensors=GEMMA_NORMS),
     "bert": Architecture(
-        "BertModel", _bert, tensors=BERT_LAYER, whole=BERT_WHOLE, layers="encoder.layer", embeds=True
+        "BertModel", bert.config, tensors=bert.LAYER, whole=bert.WHOLE, layers="encoder.layer", embeds=True
     ),
     "gemma4": Architecture(
         "Gemma4ForCausalLM",
-        _gemma4,
-        tensors=GEMMA_NORMS | INPUT_NAMES | BESIDE_MLP,
-        whole=GEMMA4_WHOLE,
+        gemma4.config,
+        tensors=GEMMA_NORMS | gemma4.INPUT_NAMES | gemma4.BESIDE_MLP,
+        whole=gemma4.WHOLE,
         experts="experts",
     ),
     "phi3": Architecture("Phi3ForCausalLM", _phi3, tensors=FUSED),

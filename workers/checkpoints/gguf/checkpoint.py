@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from workers.checkpoints.gguf import architectures, names, splits, text
+from workers.checkpoints.gguf import architectures, bert, names, splits, text
 from workers.checkpoints.gguf.architectures import Architecture
 from workers.checkpoints.gguf.header import Gguf
 from workers.checkpoints.safetensors import Tensor
@@ -43,7 +43,7 @@ class GgufCheckpoint:
         the length 1, which llama.cpp gives them."""
         if not self.architecture.embeds:
             return None
-        return Embedder(pooling=architectures.pooling(self.file), size=self.config["hidden_size"])
+        return Embedder(pooling=bert.pooling(self.file), size=self.config["hidden_size"])
 
     def undone(self, name: str, shape: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
         """What makes the tensor that is meant of the one that is stored, and the shape to read that in.

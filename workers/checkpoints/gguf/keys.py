@@ -1,0 +1,81 @@
+"""The metadata of one architecture, with what is missing or is not understood refused by its key."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from workers.checkpoints.files import refuse
+from workers.checkpoints.gguf.header import Gguf
+
+Json = dict[str, Any]
+MOST_LAYERS = 10_000  # no family has more
+
+
+class Keys:
+    """The metadata of one architecture, by their names without it."""
+
+    def __init__(self, file: Gguf) -> None:
+        self.file, self.path, self._prefix = file, file.path, f"{file.architecture}."
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return self.file.get(self._prefix + name, default)
+
+    def number(self, name: str, default: int | float | None = None) -> Any:
+        """A number; of a list with one for each layer the one that is in all of them.
+
+        Raises:
+            CortexError: MODEL_LOAD_FAILED, it is missing and has no default, or is something else.
+        """
+        value = self.get(name, default)
+        if isinstance(value, list) and len(set(value)) == 1:
+            value = value[0]
+        if value is None:
+            refuse(self.path, f"has no {self._prefix}{name}")
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            what = "differs from layer to layer, which is" if isinstance(value, list) else f"{value!r} is"
+            refuse(self.path, f"{self._prefix}{name} {what} not supported")
+        return value
+
+    def size(self, name: str, default: int | None = None) -> int:
+        """A number of one or more; raises as `number` does."""
+        value = self.number(name, default)
+        if not isinstance(value, int) or value < 1:
+            refuse(self.path, f"{self._prefix}{name} {value} is not supported")
+        return value
+
+    def head_dim(self) -> int:
+        """The size of a head."""
+        return self.size(
+            "attention.key_length", self.size("embedding_length") // self.size("attention.head_count")
+        )
+
+    def has(self, tensor: str) -> bool:
+        return tensor in self.file.tensors
+
+
+def pattern(keys: Keys, every: int) -> list[str]:
+    """The type of each layer, of which every so many'th sees all tokens where no list says it."""
+    given = keys.get("attention.sliding_window_pattern", every)
+    count = min(keys.size("block_count"), MOST_LAYERS)
+    if not isinstance(given, list):
+        given = keys.number("attention.sliding_window_pattern", every)
+        given = [bool((number + 1) % given) if given else True for number in range(count)]
+    if not keys.get("attention.sliding_window"):
+        given = [False] * count
+    return ["sliding_attention" if window else "full_attention" for window in given[:count]]
+
+
+def of_layers(keys: Keys, name: str, count: int) -> list[int]:
+    """A size of each layer, whether the file lists them or has one for all."""
+    value = keys.get(name)
+    listed = value if isinstance(value, list) else [value] * count
+    if len(listed) != count or not all(type(each) is int and each > 0 for each in listed):
+        refuse(keys.path, f"{name} {value!r} is no size, nor a list of {count}")
+    return listed
+
+
+def floats(file: Gguf, name: str) -> list[float]:
+    """A small tensor of float32."""
+    if name not in file.tensors:
+        refuse(file.path, f"has no tensor {name!r}")
+    return file.floats(name)
