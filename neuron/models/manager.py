@@ -162,10 +162,12 @@ class ModelManager:
         return describe(settings, folder)
 
     def pin(self, model: ManagedModel, pinned: bool) -> None:
-        """Keep `model` loaded, or no longer."""
+        """Load `model` and keep it so, or keep it no longer."""
         self._catalogue.pin(model.id, pinned)
         model.pin(pinned)
         self._residents.call()
+        if pinned:
+            model.bring_up()  # it may have been called once, and have left since
         self._changed()
 
     async def configure(self, config: NeuronConfig) -> None:

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from ipc.errors import Code, CortexError
-from ipc.messages import Delta, Done, Eviction, Finished, Hello, ListModels, Load, Quote
+from ipc.messages import Delta, Done, Eviction, Finished, Hello, ListModels, Load, Pin, Quote, Unload
 from tests.neuron.folders import write_checkpoint
 from tests.neuron.harness import PATIENCE, Neuron, chat, simulated, wait_until
 
@@ -214,6 +214,15 @@ def test_pinned_models_are_loaded_at_start_and_the_listener_is_there_before(tmp_
     model = simulated("a", load_seconds=1.0, settings={"pin": True})
     with Neuron(tmp_path, [model]) as neuron:
         assert neuron.model("a").status in ("unloaded", "waiting", "loading")
+        assert neuron.wait_for("a", status="ready").pinned
+
+
+def test_a_model_that_was_preloaded_and_left_is_loaded_again_once_it_is_pinned(tmp_path):
+    with Neuron(tmp_path, [big("a", preload=True)], cpu=LIMIT) as neuron, neuron.client() as client:
+        neuron.wait_for("a", status="ready")
+        client.ask(Unload(id=0, model="a"), PATIENCE)
+        neuron.wait_for("a", status="unloaded")
+        assert isinstance(client.ask(Pin(id=0, model="a"), PATIENCE), Done)
         assert neuron.wait_for("a", status="ready").pinned
 
 
