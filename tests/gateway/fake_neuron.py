@@ -36,6 +36,8 @@ from ipc.messages import (
     Delta,
     Detokenize,
     Device,
+    Done,
+    Drain,
     Eviction,
     Failed,
     Finished,
@@ -43,12 +45,15 @@ from ipc.messages import (
     Generate,
     Hello,
     HelloReply,
+    Load,
     ModelState,
+    Pin,
     Progress,
     Quote,
     Quoted,
     Ranked,
     Rerank,
+    Resume,
     SetCatalogue,
     Started,
     State,
@@ -60,6 +65,7 @@ from ipc.messages import (
     Tokens,
     ToolCall,
     ToolCallDelta,
+    Unload,
     Usage,
     Watch,
 )
@@ -217,6 +223,8 @@ class FakeNeuron:
                 self.served.append(request)
                 work = self.work[key] = Work(peer, request)
                 work.task = asyncio.get_running_loop().create_task(self._generate(key, work))
+            case Load() | Unload() | Pin() | Drain() | Resume():
+                peer.send(Done(id=request.id))  # and nothing comes of it
             case _:
                 peer.send(Failed(id=request.id, code=Code.UNKNOWN_VERB, message="not in this play"))
 
