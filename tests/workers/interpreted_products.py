@@ -12,7 +12,6 @@ import torch
 
 from tests.workers.test_compiled_products import random_weight
 from workers.checkpoints.blocks import FORMATS
-from workers.kernels import blocks_triton
 from workers.weights.blocks import Blocks
 from workers.weights.dequantise import BY_ROW
 from workers.weights.quantise import QUANTISERS, quantise
@@ -38,6 +37,8 @@ def weight_of(kind: str, rows: int, columns: int) -> Blocks:
 
 
 def main() -> None:
+    from workers.kernels import blocks_triton
+
     errors = {}
     for kind in blocks_triton.KINDS:
         for dtype in (torch.float32, torch.float16):

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from tests.workers.engines import GPU
+from tests.workers.interpreted_products import weight_of
 from tests.workers.test_compiled_products import random_weight
 from workers.kernels import grouped
 from workers.kernels.pairs import Pairs
@@ -27,7 +28,8 @@ def test_what_is_interpreted_is_the_product_with_the_dequantised_weight():
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     errors = json.loads(done.stdout)
-    assert len(errors) == 4 * 18  # formats
+    assert {name.split()[0] for name in errors} == set(KINDS)
+    assert len(errors) == 4 * len(KINDS)
     for name, error in errors.items():
         assert error < (1e-5 if "float32" in name else 1e-3), name
 
@@ -58,11 +60,17 @@ def test_a_kernel_fits_its_card_and_spills_nothing(kind, tokens, capability):
     assert found.load == 16 or kind not in ALIGNED
 
 
-@pytest.mark.parametrize("kind", ["Q4_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "MXFP4"])
+KINDS = (
+    *("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "MXFP4", "NVFP4", "NF4_64", "FP4_64"),
+    *("INT4_32", "INT4_128", "INT8_128", "INT8_ROW", "FP8_128", "FP8_ROW"),
+)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("tokens", [1, 40, 200])
 @pytest.mark.parametrize("device", [pytest.param("cuda:0", marks=GPU)])
 def test_a_device_computes_what_the_reference_does(kind, tokens, device):
-    weight = random_weight(kind, 300, 512)
+    weight = weight_of(kind, 300, 512)
     x = torch.randn(tokens, 512, generator=torch.Generator().manual_seed(0)).bfloat16()
     expected = x.float() @ weight.float().bfloat16().float().t()
     y = product(x.to(device), Blocks(weight.format, weight.data.to(device), torch.bfloat16))
