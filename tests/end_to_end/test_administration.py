@@ -152,7 +152,14 @@ def test_a_bench_of_nothing_fails_with_the_reason(services: Services) -> None:
 def test_top_shows_what_is_there_until_it_is_ended(services: Services, tmp_path: Path) -> None:
     cortex(services, "load", "one")
     command = [SCRIPTS / "cortex", "top", "--endpoint", services.base, "--every", "0.1"]
-    with (tmp_path / "out").open("w") as out, subprocess.Popen(command, stdout=out, stderr=out) as process:
+
+    def heed() -> None:  # Ctrl-C, which shells have what they start in the background ignore
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    with (
+        (tmp_path / "out").open("w") as out,
+        subprocess.Popen(command, stdout=out, stderr=out, preexec_fn=heed) as process,
+    ):
         try:
             wait_until(lambda: "ready" in (tmp_path / "out").read_text(), "it shows the model")
             process.send_signal(signal.SIGINT)

@@ -223,6 +223,9 @@ class FakeNeuron:
                 self.served.append(request)
                 work = self.work[key] = Work(peer, request)
                 work.task = asyncio.get_running_loop().create_task(self._generate(key, work))
+            case Load() | Unload() | Pin() if request.model.startswith("fails/"):
+                code = request.model.partition("/")[2]
+                peer.send(Failed(id=request.id, code=code, message=f"not {request.model}"))
             case Load() | Unload() | Pin() | Drain() | Resume():
                 peer.send(Done(id=request.id))  # and nothing comes of it
             case _:

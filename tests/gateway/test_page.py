@@ -351,6 +351,7 @@ def test_it_asks_for_a_key_and_shows_what_that_may_see(
 
 @needs_chromium
 def test_what_a_neuron_refuses_is_said(page: Chromium) -> None:
-    page.wait("document.querySelector('#places button[aria-label=\"Unload echo on fake\"]') !== null")
-    page.run("document.querySelector('#places button[aria-label=\"Unload echo on fake\"]').click()")
-    page.wait("document.getElementById('said').textContent.includes('not in this play')")
+    button = "document.querySelector('#places button[aria-label=\"Unload fails/queue_full on fake\"]')"
+    page.wait(f"{button} !== null")
+    page.run(f"{button}.click()")
+    page.wait("document.getElementById('said').textContent.includes('not fails/queue_full')")
