@@ -7,6 +7,7 @@ import json
 import torch
 
 from tests.workers.interpreted_products import weight_of
+from tests.workers.interpreter import take_arrays_for_numbers
 from workers.kernels import grouped, grouped_triton
 from workers.kernels.pairs import Pairs
 
@@ -62,4 +63,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    take_arrays_for_numbers()
     main()

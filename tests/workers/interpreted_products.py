@@ -10,6 +10,7 @@ import json
 
 import torch
 
+from tests.workers.interpreter import take_arrays_for_numbers
 from tests.workers.test_compiled_products import random_weight
 from workers.checkpoints.blocks import FORMATS
 from workers.weights.blocks import Blocks
@@ -57,4 +58,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    take_arrays_for_numbers()
     main()
