@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from rich.table import Table
 
-from gateway.commands import remote
+from gateway.commands import remote, tables
 
 WORDS = ("river", "stone", "lamp", "garden", "winter", "signal", "paper", "copper", "island", "thread")
 
@@ -66,9 +66,7 @@ def run(endpoint: str, load: Load, seed: int = 0) -> tuple[list[Answer], float]:
 def table(answers: list[Answer]) -> Table:
     """How long clients waited."""
     good = [answer for answer in answers if not answer.error]
-    rows = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("", "median", "95 %", "worst"):
-        rows.add_column(column)
+    rows = tables.table("", "median", "95 %", "worst")
     firsts = [answer.first_token for answer in good]
     gaps = [
         1000 * (answer.total - answer.first_token) / (answer.tokens - 1)

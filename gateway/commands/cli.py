@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 import typer
 from rich.console import Console
 
-from gateway.commands import bench, fleet, launch, models, remote, status, top, up
+from gateway.commands import bench, fleet, launch, models, remote, status, tables, top, up
 from gateway.commands import keys as keys_commands
 from gateway.commands.clients import CLIENTS
 from gateway.commands.up_plan import UpError, make_plan
@@ -126,10 +126,7 @@ def status_command(
     if as_json:
         typer.echo(body)
     else:
-        console = Console()
-        if not console.is_terminal:
-            console.width = status.PLAIN_WIDTH
-        status.show(read, console)
+        status.show(read, tables.console())
 
 
 @app.command("top")
@@ -141,7 +138,7 @@ def top_command(
 ) -> None:
     """Watch devices and models at work; Ctrl-C ends it."""
     try:
-        top.run(endpoint, every, Console())
+        top.run(endpoint, every, tables.console())
     except remote.Unreachable as error:
         _fail("top", error)
     except KeyboardInterrupt:

@@ -9,11 +9,8 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
-from rich.text import Text
 
-from gateway.commands import remote
-from gateway.commands.status import PLAIN_WIDTH, size
+from gateway.commands import remote, tables
 
 UNLOAD_SECONDS = 660.0  # a little more than the gateway waits for what runs to end
 
@@ -248,9 +245,7 @@ def _reason(quote: dict[str, Any]) -> str:
 
 
 def _show_quotes(quotes: list[dict[str, Any]]) -> None:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("neuron", "verdict", "would leave", "memory", "seconds", "why"):
-        table.add_column(column, overflow="fold")
+    table = tables.table("neuron", "verdict", "would leave", "memory", "seconds", "why")
     for quote in quotes:
         if "error" in quote:
             cells = (quote["neuron"], "refused", "", "", "", _reason(quote))
@@ -261,12 +256,9 @@ def _show_quotes(quotes: list[dict[str, Any]]) -> None:
                 quote["neuron"],
                 quote["verdict"],
                 leaving,
-                size(quote["bytes"]),
+                tables.size(quote["bytes"]),
                 seconds,
                 quote["message"],
             )
-        table.add_row(*map(Text, cells))
-    console = Console()
-    if not console.is_terminal:
-        console.width = PLAIN_WIDTH
-    console.print(table)
+        tables.row(table, *cells)
+    tables.console().print(table)

@@ -11,13 +11,11 @@ from typing import Annotated, Any, NoReturn
 
 import msgspec
 import typer
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from gateway import config
 from gateway.access import api_key
-from gateway.commands.status import PLAIN_WIDTH
+from gateway.commands import tables
 from gateway.store import key_store
 from gateway.store.database import Work
 from gateway.store.key_store import Key, KeyStore, Terms, UsageRow
@@ -153,10 +151,10 @@ def list_keys(config_file: ConfigOption = None, as_json: JsonOption = False) -> 
     if as_json:
         typer.echo(msgspec.json.encode([_plain(key) for key in found]))
         return
-    table = _table("key", "name", "made", "state", "models", "endpoints", "limits", "priority")
+    table = tables.table("key", "name", "made", "state", "models", "endpoints", "limits", "priority")
     for key in found:
         terms = key.terms
-        _row(
+        tables.row(
             table,
             key.id,
             key.name,
@@ -202,12 +200,14 @@ def usage(
     if as_json:
         typer.echo(msgspec.json.encode([row._asdict() for row in rows]))
         return
-    table = _table(
+    table = tables.table(
         "key", "name", "model", "requests", "prompt tokens", "of these cached", "answer tokens", "last"
     )
     for row in rows:
         counts = (row.requests, row.prompt_tokens, row.cached_tokens, row.completion_tokens)
-        _row(table, row.key, names.get(row.key, ""), row.model, *(f"{count:,}" for count in counts), row.day)
+        tables.row(
+            table, row.key, names.get(row.key, ""), row.model, *(f"{count:,}" for count in counts), row.day
+        )
     _print(table, f"nothing was used with a key since {since}")
 
 
@@ -238,22 +238,8 @@ def _date(when: float) -> str:
     return datetime.fromtimestamp(when, UTC).strftime("%Y-%m-%d %H:%M")
 
 
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
-
-
-def _row(table: Table, *cells: str) -> None:
-    table.add_row(*map(Text, cells))  # names may hold what rich takes for markup
-
-
 def _print(table: Table, instead: str) -> None:
     if not table.row_count:
         typer.echo(instead)
         return
-    console = Console()
-    if not console.is_terminal:
-        console.width = PLAIN_WIDTH
-    console.print(table)
+    tables.console().print(table)

@@ -10,13 +10,11 @@ import msgspec
 import typer
 from msgspec import Struct
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from gateway import catalogue, config
 from gateway.catalogue import Catalogue, Entry
-from gateway.commands import remote
-from gateway.commands.status import PLAIN_WIDTH
+from gateway.commands import remote, tables
 from ipc.client import NeuronClient
 from ipc.errors import CortexError
 from ipc.keys import load_public, load_secret
@@ -89,9 +87,7 @@ def list_command(
     if as_json:
         typer.echo(body)
         return
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("model", "means", "status", "on", "context", "can"):
-        table.add_column(column, overflow="fold")
+    table = tables.table("model", "means", "status", "on", "context", "can")
     for each in listed:
         where = ", ".join(
             place["neuron"] + ("" if place["status"] == each["status"] else f" ({place['status']})")
@@ -99,11 +95,8 @@ def list_command(
         )
         context = str(each.get("context_length", ""))
         cells = (each["id"], each.get("alias_of", ""), each["status"], where, context)
-        table.add_row(*map(Text, cells), Text(", ".join(each["capabilities"])))
-    console = Console()
-    if not console.is_terminal:
-        console.width = PLAIN_WIDTH
-    console.print(table)
+        tables.row(table, *cells, ", ".join(each["capabilities"]))
+    tables.console().print(table)
 
 
 @app.command("check")
@@ -136,10 +129,7 @@ def check_command(
     if as_json:
         typer.echo(msgspec.json.encode(report))
     else:
-        console = Console()
-        if not console.is_terminal:
-            console.width = PLAIN_WIDTH
-        show(report, console)
+        show(report, tables.console())
     if any(each.unserved for each in report.models):
         raise typer.Exit(UNSERVED)
 
@@ -207,13 +197,11 @@ def _checked(
 
 def show(report: Report, console: Console) -> None:
     """Print it for people."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("model", "neuron", "", "memory", "context", "devices", "files, or why not"):
-        table.add_column(column, overflow="fold")
+    table = tables.table("model", "neuron", "", "memory", "context", "devices", "files, or why not")
     for model in report.models:
         for name, host in model.hosts.items():
             cells = (model.model, name, _WORDS[host.verdict], *_figures(host), _reason(host))
-            table.add_row(*map(Text, cells))
+            tables.row(table, *cells)
     if table.row_count:
         console.print(table)
         console.print()

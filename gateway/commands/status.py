@@ -7,14 +7,12 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from gateway.commands.clients import KEY_VARIABLE
 from gateway.commands.remote import Unreachable
+from gateway.commands.tables import row, size, table
 from ipc.messages import Device, ModelState
-
-PLAIN_WIDTH = 200  # of tables for files and pipes, where nothing has to fit a screen
 
 
 class NeuronHealth(Struct):
@@ -64,15 +62,15 @@ def read(body: bytes, endpoint: str) -> FleetHealth:
 
 def show(fleet: FleetHealth, console: Console) -> None:
     """Print neurons, devices and models."""
-    neurons = _table("neuron", "state", "endpoint", "version", "text")
-    devices = _table("device", "neuron", "name", "used", "reserved", "total", "load", "temperature")
-    models = _table(
+    neurons = table("neuron", "state", "endpoint", "version", "text")
+    devices = table("device", "neuron", "name", "used", "reserved", "total", "load", "temperature")
+    models = table(
         "model", "neuron", "status", "memory", "devices", "context", "cached", "running", "waiting", "served"
     )
     for neuron in fleet.neurons:
-        _row(neurons, neuron.name, _state(neuron), neuron.endpoint, neuron.version, size(neuron.text_memory))
+        row(neurons, neuron.name, _state(neuron), neuron.endpoint, neuron.version, size(neuron.text_memory))
         for device in neuron.devices:
-            _row(
+            row(
                 devices,
                 device.id,
                 neuron.name,
@@ -84,7 +82,7 @@ def show(fleet: FleetHealth, console: Console) -> None:
                 "" if device.temperature is None else f"{device.temperature:.0f} °C",
             )
         for model in neuron.models:
-            _row(
+            row(
                 models,
                 model.id,
                 neuron.name,
@@ -97,23 +95,12 @@ def show(fleet: FleetHealth, console: Console) -> None:
                 str(model.waiting),
                 str(model.finished),
             )
-    for table in (neurons, devices, models):
-        if table.row_count:
-            console.print(table)
+    for each in (neurons, devices, models):
+        if each.row_count:
+            console.print(each)
             console.print()
     if fleet.catalogue is not None and fleet.catalogue.error is not None:
         console.print(Text(f"the catalogue stays as it was: {fleet.catalogue.error}"))
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
-
-
-def _row(table: Table, *cells: str) -> None:
-    table.add_row(*map(Text, cells))  # names and reasons may hold what rich takes for markup
 
 
 def _state(neuron: NeuronHealth) -> str:
@@ -146,12 +133,3 @@ def _context(model: ModelState) -> str:
     """Tokens that fit, and where memory is short, how many might."""
     clamped = model.context_wanted > model.context_length
     return f"{model.context_length} of {model.context_wanted}" if clamped else str(model.context_length or "")
-
-
-def size(count: float) -> str:
-    """Bytes for people."""
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}"
-        count /= 1024
-    return f"{count:.1f} GiB"

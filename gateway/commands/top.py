@@ -7,11 +7,11 @@ from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
 from gateway.commands import remote, status
-from gateway.commands.status import FleetHealth, size
+from gateway.commands.status import FleetHealth
+from gateway.commands.tables import row, size, table
 
 BAR = 20  # characters
 
@@ -39,8 +39,6 @@ def run(endpoint: str, seconds: float, console: Console) -> None:
     """
     rates = Rates()
     fleet = status.read(remote.fetch(endpoint), endpoint)
-    if not console.is_terminal:
-        console.width = status.PLAIN_WIDTH
     with Live(console=console, screen=console.is_terminal, auto_refresh=False) as live:
         while True:
             picture = fleet if isinstance(fleet, Text) else frame(fleet, rates, time.monotonic())
@@ -57,8 +55,8 @@ def run(endpoint: str, seconds: float, console: Console) -> None:
 
 def frame(fleet: FleetHealth, rates: Rates, now: float) -> Group:
     """One picture."""
-    devices = _table("device", "memory", "", "load")
-    models = _table(
+    devices = table("device", "memory", "", "load")
+    models = table(
         "model", "neuron", "status", "running", "waiting", "requests/s", "prompt tokens/s", "steps/s"
     )
     for neuron in fleet.neurons:
@@ -67,14 +65,14 @@ def frame(fleet: FleetHealth, rates: Rates, now: float) -> Group:
             share = used / device.memory_total if device.memory_total else 0.0
             load = "" if device.utilization is None else f"{device.utilization:.0%}"
             amount = f"{size(used)} of {size(device.memory_total)}"
-            _row(devices, f"{neuron.name} {device.id}", _bar(share), amount, load)
+            row(devices, f"{neuron.name} {device.id}", _bar(share), amount, load)
         for model in neuron.models:
             if model.status in ("unloaded", "failed") and not model.waiting:
                 continue
             counts = {"finished": model.finished, "prompt": model.prompt_tokens, "steps": model.steps}
             rate = rates.since((neuron.name, model.id), now, counts)
             each = (f"{rate[name]:.1f}" if rate else "" for name in counts)
-            _row(models, model.id, neuron.name, model.status, str(model.running), str(model.waiting), *each)
+            row(models, model.id, neuron.name, model.status, str(model.running), str(model.waiting), *each)
     lost = [f"{neuron.name} is lost: {neuron.reason}" for neuron in fleet.neurons if not neuron.healthy]
     parts: list[Any] = [
         Text(f"fleet {fleet.status}", style="bold"),
@@ -89,14 +87,3 @@ def frame(fleet: FleetHealth, rates: Rates, now: float) -> Group:
 def _bar(share: float) -> str:
     full = round(min(max(share, 0.0), 1.0) * BAR)
     return "█" * full + "░" * (BAR - full)
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
-
-
-def _row(table: Table, *cells: str) -> None:
-    table.add_row(*map(Text, cells))
