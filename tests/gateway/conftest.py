@@ -19,7 +19,9 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from typer.testing import CliRunner
 
+from gateway.commands.cli import app
 from tests.gateway.fake_neuron import FakeNeuron
 
 ROOT = Path(__file__).parents[2]
@@ -194,6 +196,39 @@ def http(gateway: GatewayProcess) -> Iterator[httpx.Client]:
 def pair(neuron: NeuronThread, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
     """A gateway of two processes."""
     process = GatewayProcess(tmp_path_factory.mktemp("pair"), neuron.endpoint, workers=2)
+    try:
+        yield process.wait_ready()
+    finally:
+        process.stop()
+
+
+class Keys:
+    """`cortex keys` for one store."""
+
+    def __init__(self, folder: Path) -> None:
+        self.store = folder / "keys.db"
+        self._config = folder / "keys.yaml"
+        self._config.write_text(json.dumps({"access": {"path": str(self.store)}}))
+
+    def __call__(self, *arguments: str, ok: bool = True) -> str:
+        result = CliRunner().invoke(app, ["keys", *arguments, "--config", str(self._config)])
+        assert (result.exit_code == 0) is ok, result.output
+        return result.stdout if ok else result.stderr
+
+    def create(self, *arguments: str) -> str:
+        return json.loads(self("create", *arguments, "--json"))["key"]
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Keys:
+    """The keys of `guarded`."""
+    return Keys(tmp_path_factory.mktemp("keys"))
+
+
+@pytest.fixture(scope="module")
+def guarded(neuron: NeuronThread, keys: Keys) -> Iterator[GatewayProcess]:
+    """A gateway of two processes that serves nobody without a key."""
+    process = GatewayProcess(keys.store.parent, neuron.endpoint, access={"anonymous": False}, workers=2)
     try:
         yield process.wait_ready()
     finally:

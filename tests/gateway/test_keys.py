@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from gateway.commands.cli import app
-from tests.gateway.conftest import PATIENCE, GatewayProcess, NeuronThread, eventually
+from tests.gateway.conftest import PATIENCE, GatewayProcess, Keys, NeuronThread, eventually
 
 CHAT, MESSAGES = "/v1/chat/completions", "/v1/messages"
 HELLO = [{"role": "user", "content": "one two three"}]
@@ -23,43 +22,6 @@ BODIES = {
     CHAT: {"model": "echo", "messages": HELLO},
     MESSAGES: {"model": "echo", "messages": HELLO, "max_tokens": 9},
 }
-
-
-class Keys:
-    """`cortex keys` for one store."""
-
-    def __init__(self, folder: Path) -> None:
-        self.store = folder / "keys.db"
-        self._config = folder / "keys.yaml"
-        self._config.write_text(json.dumps({"access": {"path": str(self.store)}}))
-
-    def __call__(self, *arguments: str, ok: bool = True) -> str:
-        result = CliRunner().invoke(app, ["keys", *arguments, "--config", str(self._config)])
-        assert (result.exit_code == 0) is ok, result.output
-        return result.stdout if ok else result.stderr
-
-    def create(self, *arguments: str) -> str:
-        return json.loads(self("create", *arguments, "--json"))["key"]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("keys")
-
-
-@pytest.fixture(scope="module")
-def keys(folder: Path) -> Keys:
-    return Keys(folder)
-
-
-@pytest.fixture(scope="module")
-def guarded(neuron: NeuronThread, folder: Path) -> Iterator[GatewayProcess]:
-    """A gateway of two processes that serves nobody without a key."""
-    process = GatewayProcess(folder, neuron.endpoint, access={"anonymous": False}, workers=2)
-    try:
-        yield process.wait_ready()
-    finally:
-        process.stop()
 
 
 def ask(

@@ -8,7 +8,6 @@ import re
 import time
 from collections.abc import Iterator
 from html.parser import HTMLParser
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -16,8 +15,7 @@ import pytest
 
 from gateway.page.resources import STATIC
 from tests.chromium import PROGRAM, Chromium
-from tests.gateway.conftest import PATIENCE, GatewayProcess, NeuronThread, eventually
-from tests.gateway.test_keys import Keys
+from tests.gateway.conftest import PATIENCE, GatewayProcess, Keys, NeuronThread, eventually
 
 BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,*/*;q=0.8"
 FILES = {"/": "text/html", "/page.css": "text/css", "/page.js": "text/javascript"}
@@ -99,26 +97,6 @@ def test_nothing_stands_inline_and_nothing_comes_from_elsewhere() -> None:
 
 
 # --- whose key says what --------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("page")
-
-
-@pytest.fixture(scope="module")
-def keys(folder: Path) -> Keys:
-    return Keys(folder)
-
-
-@pytest.fixture(scope="module")
-def guarded(neuron: NeuronThread, folder: Path) -> Iterator[GatewayProcess]:
-    """A gateway of two processes that serves nobody without a key."""
-    process = GatewayProcess(folder, neuron.endpoint, access={"anonymous": False}, workers=2)
-    try:
-        yield process.wait_ready()
-    finally:
-        process.stop()
 
 
 @pytest.fixture(scope="module")
