@@ -7,6 +7,8 @@ import logging
 from time import monotonic
 from typing import Any
 
+from msgspec import structs
+
 from gateway.access.principal import ANYBODY, Principal
 from gateway.aliases import naming_both
 from gateway.fleet import prompts
@@ -41,6 +43,7 @@ logger = logging.getLogger("gateway.requests")
 
 CLIENT_LEFT = 499  # nobody receives it: it stands in metrics and the log only
 EXCHANGE = "cortex.exchange"  # in a request's ASGI scope: its exchange
+MOST_TOKENS = 1 << 40  # of one request, whatever a neuron says that it came to
 SHORTEST_STREAM = 8  # tokens, of which it can be said how fast they came
 WAIT_SECONDS = 60.0  # the client ends a call whose neuron is silent, so this only bounds each wait
 # A stream that fails so soon gets an HTTP status; later it has begun, and says it itself.
@@ -167,7 +170,7 @@ class Exchange:
         for reply in replies:
             kind = type(reply)
             if kind is Delta:
-                tokens += reply.tokens
+                tokens += max(reply.tokens, 0)
                 self._answered = True
             elif kind is Started:
                 if self.started is not None:  # at the neuron before this one, and the client was told
@@ -469,11 +472,13 @@ class Exchange:
     def _usage(self) -> Usage:
         """What it came to; of a request without a regular end, as much as is known here."""
         if self.finished is not None:
-            return self.finished.usage
-        if isinstance(self.reply, Embeddings | Ranked):
-            return Usage(prompt_tokens=self.reply.prompt_tokens)
-        prompt_tokens = self.started.prompt_tokens if self.started is not None else 0
-        return Usage(prompt_tokens=prompt_tokens, completion_tokens=self._tokens)
+            said = self.finished.usage
+        elif isinstance(self.reply, Embeddings | Ranked):
+            said = Usage(prompt_tokens=self.reply.prompt_tokens)
+        else:
+            prompt_tokens = self.started.prompt_tokens if self.started is not None else 0
+            said = Usage(prompt_tokens=prompt_tokens, completion_tokens=self._tokens)
+        return Usage(*(min(max(count, 0), MOST_TOKENS) for count in structs.astuple(said)))
 
     def _reason(self) -> str:
         if self._left:

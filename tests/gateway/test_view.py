@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -31,6 +32,7 @@ from ipc.messages import (
     Started,
     State,
     Tokenize,
+    Usage,
 )
 from ipc.server import Peer
 from tests.gateway.fake_neuron import FakeNeuron
@@ -100,6 +102,26 @@ def test_state_that_is_not_whole_changes_what_it_names() -> None:
     assert known() == {"a": "ready", "b": "ready", "d": "unloaded"}
     view._on_state(state(("d", "ready")))
     assert known() == {"d": "ready"}
+
+
+@pytest.mark.parametrize(("said", "counted"), [(-5, 0), (1 << 62, 1 << 40)])
+def test_a_neuron_that_lies_about_tokens_costs_no_request_its_account(
+    said: int, counted: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario() -> None:
+        async with fleet_of(FakeNeuron()) as fleet:
+            exchange = Exchange(fleet, "r")
+            await exchange.send(generate("echo"))
+            finished = await exchange.whole()
+            exchange.finished = msgspec.structs.replace(
+                finished, usage=Usage(prompt_tokens=said, completion_tokens=said)
+            )
+            with caplog.at_level(logging.INFO):
+                exchange.close()
+        (line,) = [text for text in caplog.messages if text.startswith("request ended")]
+        assert f"prompt_tokens={counted} completion_tokens={counted}" in line
+
+    run(scenario)
 
 
 def test_lost_neuron_comes_back_by_itself() -> None:
