@@ -100,7 +100,8 @@ def test_metrics_stay_at_a_reload_beside_a_bind_on_the_command_line(
         path.write_text(path.read_text().replace('"fake"', '"renamed"'))
         process.process.send_signal(1)
         eventually(lambda: names(process) == ["renamed"], "the new configuration is used")
-        assert process.metrics()['cortex_neuron_up{neuron="renamed"}'] == 1
+        # The old process still answers until it has ended.
+        eventually(lambda: process.metrics().get('cortex_neuron_up{neuron="renamed"}') == 1, "so do metrics")
     finally:
         process.stop()
 
