@@ -27,9 +27,17 @@ class Attend(Protocol):
 
 
 class AttentionBackend(Protocol):
-    """Causal attention of a step's tokens over what their sequences have in the cache."""
+    """Causal attention of a step's tokens over what their sequences have in the cache.
+
+    A step that decodes may be a CUDA graph (`workers.execution.graphs`), if `capturable`. It is padded then
+    with segments of one token at position 0, all of one slot with a page that no sequence has; and what one
+    such step made of its inputs is done again with those of any other that has as many segments. So `prepare`
+    and `run` may depend on that number, on addresses and on what is in them on the device, and on nothing
+    else: no count of pages, no context length that the host looked at.
+    """
 
     sizes: dict[str, int]  # of its arrays in the input buffers, the most that a step may need
+    capturable: bool
 
     def arrays(self, segments: Sequence[Segment]) -> dict[str, array[int]]:
         """What it wants to have on the device in this step, under the names of `sizes`."""

@@ -104,6 +104,8 @@ class PagedAttention:
             first part of keys.
     """
 
+    capturable = False  # how many pages there are to see decides on the shapes
+
     def __init__(
         self,
         cache: KVCache,
