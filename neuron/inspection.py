@@ -17,6 +17,7 @@ from neuron.memory.fit import find_fit
 from neuron.memory.ledger import Ledger
 from neuron.text.frontend import TextFrontEnd
 from workers.checkpoints.blocks import QUANTIZATIONS, Quantization
+from workers.checkpoints.caches import state_bytes
 from workers.checkpoints.card import ModelCard, StoredTensor, read_card
 from workers.checkpoints.files import refuse
 from workers.checkpoints.layers import Layer
@@ -95,6 +96,8 @@ def _facts(card: ModelCard) -> dict[str, str]:
     }
     if not model.bidirectional:
         facts["a token keeps"] = f"{size_of(card.kv_bytes_per_token(1))} of keys and values, on one rank"
+    if size := state_bytes(card.cache_groups(1)):
+        facts["a sequence keeps"] = f"{size_of(size)} of states besides, whatever its length, on one rank"
     return facts
 
 

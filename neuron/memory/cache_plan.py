@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ipc.worker_messages import PAGE_SIZE, CacheGroup
-from workers.checkpoints.caches import page_bytes, state_bytes
-
-STATES = 2  # that a sequence keeps of each state: the one in use, and the one that the next step writes
+from workers.checkpoints.caches import LIVE_STATES, page_bytes, state_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +27,7 @@ class CachePlan:
     @property
     def sequence_bytes(self) -> int:
         """Bytes that a sequence takes besides its pages, whatever its length."""
-        return STATES * state_bytes(self.groups)
+        return LIVE_STATES * state_bytes(self.groups)
 
     @property
     def _windows(self) -> list[int | None]:

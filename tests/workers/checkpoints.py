@@ -59,10 +59,16 @@ from transformers import (
     Qwen2ForCausalLM,
     Qwen2MoeConfig,
     Qwen2MoeForCausalLM,
+    Qwen3_5ForCausalLM,
+    Qwen3_5MoeForCausalLM,
+    Qwen3_5MoeTextConfig,
+    Qwen3_5TextConfig,
     Qwen3Config,
     Qwen3ForCausalLM,
     Qwen3MoeConfig,
     Qwen3MoeForCausalLM,
+    Qwen3NextConfig,
+    Qwen3NextForCausalLM,
     SmolLM3Config,
     SmolLM3ForCausalLM,
 )
@@ -136,6 +142,36 @@ def ministral3(**changes: Any) -> PreTrainedModel:
 def qwen3_moe(**changes: Any) -> PreTrainedModel:
     experts = {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 32}
     return Qwen3MoeForCausalLM(Qwen3MoeConfig(**SIZES | experts | changes))
+
+
+HYBRID = {
+    "num_hidden_layers": 4,
+    "num_key_value_heads": 2,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 12,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 0.5},
+}
+HYBRID_EXPERTS = {
+    "num_experts": 6,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "shared_expert_intermediate_size": 40,
+}
+
+
+def qwen3_next(**changes: Any) -> PreTrainedModel:
+    return Qwen3NextForCausalLM(Qwen3NextConfig(**SIZES | HYBRID | HYBRID_EXPERTS | changes))
+
+
+def qwen3_5(**changes: Any) -> PreTrainedModel:
+    return Qwen3_5ForCausalLM(Qwen3_5TextConfig(**SIZES | HYBRID | changes))
+
+
+def qwen3_5_moe(**changes: Any) -> PreTrainedModel:
+    sizes = {key: value for key, value in SIZES.items() if key != "intermediate_size"}
+    return Qwen3_5MoeForCausalLM(Qwen3_5MoeTextConfig(**sizes | HYBRID | HYBRID_EXPERTS | changes))
 
 
 def gemma2(**changes: Any) -> PreTrainedModel:
@@ -414,6 +450,15 @@ VARIANTS: dict[str, Callable[[], PreTrainedModel]] = {
         max_window_layers=3,
         mlp_only_layers=[1],
     ),
+    "qwen3_next": lambda: qwen3_next(mlp_only_layers=[2], linear_conv_kernel_dim=3),
+    "qwen3_5": lambda: qwen3_5(attention_bias=True),
+    "qwen3_5_tied": lambda: qwen3_5(
+        tie_word_embeddings=True,
+        layer_types=["full_attention", "linear_attention", "linear_attention"],
+        num_hidden_layers=3,
+        linear_num_value_heads=2,
+    ),
+    "qwen3_5_moe": lambda: qwen3_5_moe(),
     "gpt_oss": lambda: gpt_oss(),
     "gpt_oss_by_types": lambda: gpt_oss(
         layer_types=TYPES[::-1],
@@ -453,7 +498,9 @@ def fill(model: PreTrainedModel, std: float = 0.4) -> None:
     config = model.config.get_text_config()
     for key, parameter in model.named_parameters():
         gemma = config.model_type.startswith("gemma")
-        less_one = config.model_type.startswith(("gemma2", "gemma3"))  # of the weights of norms
+        # of the weights of norms; not of those in layers with a state
+        less_one = config.model_type.startswith(("gemma2", "gemma3", "qwen3_5", "qwen3_next"))
+        less_one = less_one and "linear_attn" not in key
         is_norm = "norm" in key and not key.endswith("bias") and not less_one
         parameter.normal_(std=std).add_(1.0 if is_norm or "scale" in key else 0.0)
         if gemma and "embed_tokens" in key:  # which it multiplies

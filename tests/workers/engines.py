@@ -14,6 +14,7 @@ import torch
 
 from ipc.worker_messages import Logprobs, RingHandle, SamplingParams, SequenceReport, Submit, WorkerSpec
 from workers.checkpoints.adapter import read_adapter
+from workers.checkpoints.caches import num_states
 from workers.checkpoints.card import read_card
 from workers.execution.model_runner import ModelRunner
 from workers.scheduling.scheduler import Scheduler
@@ -103,8 +104,9 @@ class Session:
 
     def __init__(self, engine: Engine, **limits: int) -> None:
         self.engine = engine
-        caches = engine.cache.groups if hasattr(engine, "cache") else ()
-        self.scheduler = Scheduler(**LIMITS | limits, caches=caches)
+        caches = engine.groups if hasattr(engine, "groups") else ()
+        states = num_states(caches, (LIMITS | limits)["max_sequences"])
+        self.scheduler = Scheduler(**LIMITS | limits, caches=caches, states=states)
 
     def answer(
         self, requests: list[Submit], *, seed: int | None = None, aborts: bool = False

@@ -53,7 +53,8 @@ def test_a_model_asks_for_what_its_family_declares(tiny, name, size):
         in_one = "whole" in variant and ".experts." in name
         copies = size if tensor.sharing in ("none", "wide") and not in_one else 1
         if tensor.sharing in ("kv_rows", "full_kv_rows"):
-            kind = "full" if tensor.sharing == "full_kv_rows" else card.layers[0].kind
+            kind = next(each.kind for each in card.layers if each.kv_heads)
+            kind = "full" if tensor.sharing == "full_kv_rows" else kind
             copies = max(1, size // next(each.kv_heads for each in card.layers if each.kind == kind))
         if tensor.sharing == "qkv_rows":
             spec = TensorSpec(name, tensor.shape, tensor.sharing)

@@ -67,7 +67,7 @@ class Ranks:
         monkeypatch.setattr(RankGroup, "join", join)
         self.ranks = [make_runner(folder, rank=rank, world_size=size, **changes) for rank in range(size)]
         self.all(lambda rank: rank.load(lambda fraction, message: None))
-        self.cache = self.ranks[0].cache
+        self.cache, self.groups = self.ranks[0].cache, self.ranks[0].groups
 
     def all(self, what: Callable[[ModelRunner], T]) -> list[T]:
         """What each rank makes of it; a rank that fails is none that the others wait for."""

@@ -46,7 +46,7 @@ class KVCache:
         self.group_of = {layer: number for number, group in enumerate(groups) for layer in group.layers}
         sizes = {layer: PAGE_SIZE * math.prod(shapes[layer]) for layer in self.group_of}
         page = max(sum(sizes[layer] for layer in group.layers) for group in groups)
-        self._arena = _zeros((pages, page), dtype, device)
+        self._arena = zeros((pages, page), dtype, device)
         self.layers: dict[int, Tensor] = {}
         for group in groups:
             start = 0
@@ -81,7 +81,7 @@ def clear(kv: Tensor, pages: list[int]) -> None:
         kv[:, page].zero_()
 
 
-def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Zeros that cost nothing until they are written: a pool is big, and `torch.zeros` touches all of it."""
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)

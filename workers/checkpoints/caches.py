@@ -23,6 +23,8 @@ ORDER: tuple[Kind, ...] = (
     "window",
     "state",
 )  # of groups: those that keep most come first
+# States of a sequence at once: the one at a page's end, and the one that a step makes of it.
+LIVE_STATES = 2
 MOST_WASTE = 1 / 8  # of a page may be without use where layers do not divide evenly into groups
 
 
@@ -71,6 +73,11 @@ def page_bytes(groups: Iterable[CacheGroup]) -> int:
 def state_bytes(groups: Iterable[CacheGroup]) -> int:
     """Bytes of what a sequence keeps on one rank beside its pages, whatever its length."""
     return sum(group.bytes_per_sequence for group in groups)
+
+
+def num_states(groups: Iterable[CacheGroup], sequences: int) -> int:
+    """States that so many sequences need at once; none, where no layer keeps one."""
+    return LIVE_STATES * sequences * sum(group.kind == "state" for group in groups)
 
 
 def first_page_seen(group: CacheGroup, position: int) -> int:

@@ -32,7 +32,7 @@ from workers.checkpoints.gguf import checkpoint as gguf
 from workers.checkpoints.gguf import splits
 from workers.checkpoints.gguf.header import SUFFIX
 from workers.checkpoints.gguf.latent import LATENT_HEADS
-from workers.checkpoints.layers import SERVED, Layer
+from workers.checkpoints.layers import Layer
 from workers.checkpoints.quantisation import registry as schemes
 from workers.checkpoints.quantisation.scheme import Scheme, Stored
 from workers.checkpoints.safetensors import DTYPE_BYTES as STORED_BYTES
@@ -192,7 +192,7 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, dict=True):
                 if name in formats:
                     total += shape[0] * FORMATS[formats[name]].row_bytes(shape[1])
                 else:
-                    wide = self.tensors[name].sharing == "wide"
+                    wide = self.tensors[name].sharing in ("wide", "wide_rows")
                     total += math.prod(shape) * (DTYPE_BYTES["float32"] if wide else itemsize)
             return total
 
@@ -214,7 +214,7 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         formats: dict[str, str] = {}
         for name, shape in self._on_rank(world_size):
             tensor = self.tensors[name]
-            if len(shape) != 2 or tensor.sharing in ("none", "wide", "plain_rows"):
+            if len(shape) != 2 or tensor.sharing in ("none", "wide", "plain_rows", "wide_rows"):
                 continue
             if tensor.dtype not in PLAIN:
                 self._check_blocks(name, shape[1], world_size)
@@ -257,7 +257,8 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, dict=True):
                 Code.MODEL_LOAD_FAILED,
                 f"{self.folder} cannot be split into {world_size} ranks: it has {model.num_heads} attention "
                 f"heads, {model.num_kv_heads} KV heads and an intermediate size of "
-                f"{model.intermediate_size}{_of_experts(model)}. What works: {', '.join(works)}",
+                f"{model.intermediate_size}{_of_experts(model)}{_of_delta(model)}. "
+                f"What works: {', '.join(works)}",
             )
 
 
@@ -310,7 +311,6 @@ def _of_gguf(path: Path) -> ModelCard:
         model = msgspec.structs.replace(model, experts=experts)
     if (embedder := checkpoint.embedder) is not None:
         model = msgspec.structs.replace(model, writes=False)
-    _check_served(path, model)
     files, stored, used = _check_tensors(path, family.tensors(model), checkpoint.tensors, LATENT_HEADS)
     tensors = {
         name: _as_meant(tensor, *checkpoint.undone(name, tensor.shape)) for name, tensor in stored.items()
@@ -343,6 +343,11 @@ def _of_experts(model: ModelConfig) -> str:
         return ""
     shared = f", beside one of {experts.shared_size}" if experts.shared_size else ""
     return f", {experts.count} experts of {experts.intermediate_size}{shared}"
+
+
+def _of_delta(model: ModelConfig) -> str:
+    """The same of layers with a state."""
+    return "" if model.delta is None else f", {model.delta.key_heads} key heads in layers with a state"
 
 
 def _with_blocks(model: ModelConfig, tensors: Mapping[str, StoredTensor]) -> ModelConfig:
@@ -378,7 +383,6 @@ def _of_folder(folder: Path) -> ModelCard:
         given = within.config(path, given, family.within[architecture])
     scheme = schemes.read(path, outer) or schemes.read(path, given)
     model = family.read(path, given)
-    _check_served(path, model)
     stored = family.rearrange(
         {family.usual_name(name): tensor for name, tensor in read_tensors(folder).items()}
     )
@@ -400,6 +404,10 @@ def _of_folder(folder: Path) -> ModelCard:
     ignored = KNOWN_UNUSED if scheme is None else (*KNOWN_UNUSED, *scheme.beside)
     unused = sorted(name for name in stored.keys() - used if not name.endswith(ignored))
     notes += [scheme.note] if scheme is not None else []
+    for prefix, what in family.beside.items():
+        known = [name for name in unused if name.startswith(prefix)]
+        unused = [name for name in unused if not name.startswith(prefix)]
+        notes += [f"{len(known)} tensors are {what}"] if known else []
     if unused:
         notes.append(f"{len(unused)} tensors are not used, among them {unused[0]}")
     said, end_ids, more = generation.read(folder / "generation_config.json", model.vocab_size)
@@ -459,14 +467,6 @@ def _refuse_unknown(folder: Path, about: _About) -> NoReturn:
         f"the architecture {', '.join(about.architectures) or 'none'} is not supported "
         f"({', '.join(known)}); there are {', '.join(registry.ARCHITECTURES)}",
     )
-
-
-def _check_served(path: Path, model: ModelConfig) -> None:
-    """See that the engine can keep what each layer wants kept."""
-    for number, layer in enumerate(model.layers):
-        if layer.kind not in SERVED:
-            what = f"a window of {layer.window} tokens" if layer.window else f"a {layer.kind}"
-            refuse(path, f"layer {number} has {what}, which is not supported yet")
 
 
 def _head(model: ModelConfig, stored: dict[str, Tensor]) -> tuple[ModelConfig, list[str]]:

@@ -52,6 +52,41 @@ class Latent(msgspec.Struct, frozen=True):
     query_rank: int | None = None  # of the vector that queries are made of; None: they are made of the input
 
 
+class DeltaNet(msgspec.Struct, frozen=True):
+    """Gated DeltaNet (https://arxiv.org/abs/2412.06464), of the layers that keep a state.
+
+    Each value head has a matrix `[key_dim, value_dim]`; a key head serves several of them, which follow each
+    other. Queries, keys and values go through a short convolution over the last `kernel` tokens first.
+    """
+
+    key_heads: int
+    value_heads: int
+    key_dim: int  # of a head
+    value_dim: int
+    kernel: int  # tokens
+    grouped: bool = False  # what a key head and its value heads are made of is stored together (Qwen3-Next)
+
+    @property
+    def channels(self) -> int:
+        """Of the convolution: queries, keys, values."""
+        return 2 * self.key_heads * self.key_dim + self.value_heads * self.value_dim
+
+    @property
+    def state_size(self) -> int:
+        """Elements that a layer keeps of a sequence: its matrices, and what the convolution still sees."""
+        return self.value_heads * self.key_dim * self.value_dim + (self.kernel - 1) * self.channels
+
+    def on_rank(self, world_size: int) -> DeltaNet:
+        """The heads of each rank."""
+        return msgspec.structs.replace(
+            self, key_heads=self.key_heads // world_size, value_heads=self.value_heads // world_size
+        )
+
+    def splits_into(self, world_size: int) -> bool:
+        """Whether ranks can have equal numbers of key heads, each with its value heads."""
+        return self.key_heads % world_size == 0
+
+
 class Temperature(msgspec.Struct, frozen=True):
     """Queries that grow with their positions (https://arxiv.org/abs/2501.19399), a step at a time:
     `1 + weight * log(1 + floor((position + first) / every))`."""
@@ -100,6 +135,8 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     qk_norm: Literal["none", "heads", "whole", "turned"] = "none"
     temperature: Temperature | None = None
     latent: Latent | None = None  # attention is that
+    attention_gate: bool = False  # what attention gives is let through by gates, which q_proj makes as well
+    delta: DeltaNet | None = None  # what layers with a state are, in place of attention
     norms: Norms = Norms()
     norm_offset: float = 0.0  # is added to the weights of all norms
     layer_norm: bool = False  # norms take the mean away, and have a bias
@@ -157,6 +194,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
             and self.num_heads % world_size == 0
             and (self.intermediate_size % world_size == 0 or not has_mlps)
             and (experts is None or experts.splits_into(world_size))
+            and (self.delta is None or self.delta.splits_into(world_size))
             and all(
                 heads % world_size == 0 or world_size % heads == 0
                 for heads in {self.num_kv_heads, *(layer.kv_heads or world_size for layer in self.layers)}

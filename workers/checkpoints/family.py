@@ -16,7 +16,16 @@ from workers.checkpoints.vectors.stages import Pooling, Stage
 
 Classifier = tuple[Pooling, tuple[Stage, ...]]
 Sharing = Literal[
-    "rows", "plain_rows", "kv_rows", "full_kv_rows", "qkv_rows", "columns", "vocabulary", "none", "wide"
+    "rows",
+    "plain_rows",
+    "wide_rows",
+    "kv_rows",
+    "full_kv_rows",
+    "qkv_rows",
+    "columns",
+    "vocabulary",
+    "none",
+    "wide",
 ]
 
 
@@ -25,8 +34,9 @@ class TensorSpec(NamedTuple):
 
     `rows` and `columns`: equal parts. `kv_rows`: by KV head, of which several ranks may hold the same one.
     `full_kv_rows`: the same, where layers that see all tokens have heads of their own. `qkv_rows`: `rows`,
-    and below them two times `kv_rows`. `plain_rows`: `rows` that are never in blocks. `vocabulary`: rows, the
-    last parts padded. `none`: all of it on every rank. `wide`: the same, in float32.
+    and below them two times `kv_rows`. `plain_rows`: `rows` that are never in blocks; `wide_rows`: such in
+    float32. `vocabulary`: rows, the last parts padded. `none`: all of it on every rank. `wide`: the same, in
+    float32.
     What an expert has is on one rank where experts stay whole, whatever is said here.
     """
 
@@ -79,6 +89,7 @@ class Family:
         classifier: of models that end in one, the pooling before it and its stages.
         usual_name: how `tensors` calls what stands in files under that name.
         rearrange: tensors in files, where one of them is several.
+        beside: of tensors that may be there and are not read, how their names begin, and what they are.
     """
 
     name: str
@@ -89,3 +100,4 @@ class Family:
     usual_name: Callable[[str], str] = in_causal
     classifier: Callable[[ModelConfig, Mapping[str, Any]], Classifier] | None = None
     rearrange: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] = dict
+    beside: Mapping[str, str] = field(default_factory=dict)

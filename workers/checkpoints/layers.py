@@ -9,7 +9,6 @@ import msgspec
 
 from workers.checkpoints.caches import Kind, LayerCache
 
-SERVED: frozenset[Kind] = frozenset({"full", "window", "chunk", "latent"})  # what the engine can keep
 STATE_BYTES = 4  # of an element of a recurrent state: float32, whatever the weights are
 
 

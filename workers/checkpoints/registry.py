@@ -24,7 +24,9 @@ from workers.checkpoints.families.phimoe import PHIMOE
 from workers.checkpoints.families.qwen2 import QWEN2
 from workers.checkpoints.families.qwen2_moe import QWEN2_MOE
 from workers.checkpoints.families.qwen3 import QWEN3
+from workers.checkpoints.families.qwen3_5 import QWEN3_5, QWEN3_5_MOE
 from workers.checkpoints.families.qwen3_moe import QWEN3_MOE
+from workers.checkpoints.families.qwen3_next import QWEN3_NEXT
 from workers.checkpoints.families.smollm3 import SMOLLM3
 from workers.checkpoints.family import Family
 
@@ -32,6 +34,7 @@ KNOWN = (
     *(LLAMA, LLAMA4, MISTRAL, MINISTRAL3, QWEN2, QWEN3, QWEN3_MOE, GEMMA2, GEMMA3, GEMMA4, GEMMA4_UNIFIED),
     *(GRANITE, GRANITE_MOE, PHI3, PHIMOE, SMOLLM3, OLMO2, OLMO3, GLM, GLM4),
     *(BERT, ROBERTA, MODERNBERT),
+    *(QWEN3_NEXT, QWEN3_5, QWEN3_5_MOE),
     *(MIXTRAL, QWEN2_MOE, GPT_OSS, GLM4_MOE, GLM4_MOE_LITE, DEEPSEEK_V2, DEEPSEEK_V3),
 )
 FAMILIES = {family.name: family for family in KNOWN}

@@ -54,7 +54,7 @@ def trim(device: str) -> None:
         libc.malloc_trim(0)
 
 
-def largest_step(spec: WorkerSpec, sorted_rows: int, adapters: int = 0) -> StepPlan:
+def largest_step(spec: WorkerSpec, sorted_rows: int, adapters: int = 0, groups: int = 1) -> StepPlan:
     """A step of all the tokens and sequences that there may be, each with the dearest settings.
 
     All of its pages are number 0: what is in them does not matter.
@@ -62,6 +62,7 @@ def largest_step(spec: WorkerSpec, sorted_rows: int, adapters: int = 0) -> StepP
     Args:
         sorted_rows: of logits, which the sampler draws from at once.
         adapters: of the model, which the sequences have in turn.
+        groups: of its layers.
     """
     added: list[NewSequence] = []
     scheduled: list[Scheduled] = []
@@ -69,12 +70,10 @@ def largest_step(spec: WorkerSpec, sorted_rows: int, adapters: int = 0) -> StepP
     def feed(tokens: int, params: SamplingParams, context: int = 0) -> None:
         """Schedule the last `tokens` of a prompt of `context`, if that is more."""
         slot, cached = len(added), max(0, context - tokens) // PAGE_SIZE
-        length = cached * PAGE_SIZE + tokens
+        length, tables = cached * PAGE_SIZE + tokens, [[0] * cached] * groups
         adapter = slot % (adapters + 1)
-        added.append(
-            NewSequence(slot, length, bytes(4 * length), params, tables=[[0] * cached], adapter=adapter)
-        )
-        scheduled.append(Scheduled(slot, tokens, [[0] * pages_for(tokens)]))
+        added.append(NewSequence(slot, length, bytes(4 * length), params, tables=tables, adapter=adapter))
+        scheduled.append(Scheduled(slot, tokens, [[0] * pages_for(tokens)] * groups))
 
     # so flat a distribution, and so wide a filter, that all of the vocabulary has to be sorted
     sorting = SamplingParams(100.0, top_p=0.99, **DEAR)

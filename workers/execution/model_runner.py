@@ -16,7 +16,9 @@ from ipc.errors import Code, CortexError
 from ipc.worker_messages import KERNEL_BYTES, CacheGroup, Logprobs, MemoryUse, WorkerSpec
 from workers.attention.backend import AttentionBackend
 from workers.attention.cpu import PagedAttention
+from workers.attention.states import Mixing, RecurrentStates, StateBackend
 from workers.cache.paged import KVCache
+from workers.cache.state import StateCache
 from workers.checkpoints import caches
 from workers.checkpoints.adapter import AdapterCard
 from workers.checkpoints.card import ModelCard
@@ -143,21 +145,32 @@ class ModelRunner:
         pool = partial(KVCache, shapes=shapes, dtype=dtype, device=self.group.device)
         self.blocks = config.unlike_layers()
         keeping = [number for number in self.blocks if config.layers[number].keys_of is None]
-        self._attend_over(pool([CacheGroup(kind="full", layers=keeping)], pages=1))
+        stateful = [number for number in keeping if config.layers[number].kind == "state"]
+        few = [CacheGroup(kind="full", layers=[each for each in keeping if each not in stateful])]
+        if stateful:
+            few.append(CacheGroup(kind="state", layers=stateful))
+        self._attend_over(few, pool(few[:1], pages=1), 1)
         used = self._measure(weights)
         self.blocks = None
+        states = caches.num_states(groups, spec.max_sequences)
+        used = msgspec.structs.replace(used, kv_pool=states * caches.state_bytes(groups))
         page_bytes = caches.page_bytes(groups)
         pages = self.group.least(pool_pages(spec, page_bytes, used))
         check_pages(spec, pages, page_bytes, used, groups)
-        self._attend_over(pool(groups, pages=pages))
-        memory = msgspec.structs.replace(used, kv_pool=self.cache.nbytes)
+        paged = [group for group in groups if group.kind != "state"]
+        self._attend_over(groups, pool(paged, pages=pages), states)
+        memory = msgspec.structs.replace(used, kv_pool=self.cache.nbytes + used.kv_pool)
         self.most_bytes = memory.total
-        return Loaded(pages, memory, groups, woken=self.woken)
+        return Loaded(pages, memory, groups, states, woken=self.woken)
 
-    def _attend_over(self, cache: KVCache) -> None:
-        """Serve with these pages from now on."""
+    def _attend_over(self, groups: Sequence[CacheGroup], cache: KVCache, states: int) -> None:
+        """Serve with these pages and so many states from now on.
+
+        Args:
+            groups: of the tables of plans; one with states comes behind those of `cache`.
+        """
         spec, config = self.spec, self.card.config
-        self.cache = cache
+        self.groups, self.cache = list(groups), cache
         self.attention: AttentionBackend = PagedAttention(
             cache,
             spec.max_step_tokens,
@@ -169,6 +182,13 @@ class ModelRunner:
             None if config.latent is None else config.latent.rank,
         )
         sizes = dict.fromkeys(("token_ids", "positions", "sampled_rows"), spec.max_step_tokens)
+        self.states: StateBackend | None = None
+        if config.delta is not None:
+            delta, layers = config.delta.on_rank(spec.world_size), groups[-1].layers
+            self.state_cache = StateCache(layers, delta, states=states, device=self.group.device)
+            group = len(groups) - 1
+            self.states = RecurrentStates(self.state_cache, group, spec.max_step_tokens, spec.exact)
+            sizes |= self.states.sizes
         self.inputs = InputBuffers(sizes | self.attention.sizes, self.group.device)
 
     def _measure(self, weights: int) -> MemoryUse:
@@ -177,7 +197,8 @@ class ModelRunner:
         Raises:
             CortexError: INSUFFICIENT_MEMORY, not even for that step.
         """
-        device, plan = self.spec.device, largest_step(self.spec, self.sampler.block_rows, len(self.adapters))
+        device, groups = self.spec.device, len(self.groups)
+        plan = largest_step(self.spec, self.sampler.block_rows, len(self.adapters), groups)
         trim(device)
         before = held(device)
         try:
@@ -246,12 +267,12 @@ class ModelRunner:
         if self.grammars is not None:
             self.grammars.close()
         self.slots.clear()
-        for name in ("model", "cache", "attention", "inputs", "sampler"):
+        for name in ("model", "cache", "state_cache", "attention", "states", "inputs", "sampler"):
             self.__dict__.pop(name, None)
 
     def _add(self, new: NewSequence) -> None:
         """A sequence enters, without device memory. Its grammar is compiled while its prompt is computed."""
-        slot = self.slots[new.slot] = Slot.of(new, len(self.cache.groups))
+        slot = self.slots[new.slot] = Slot.of(new, len(self.groups))
         if new.constraint is not None and self.group.rank == 0:
             if self.grammars is None:
                 self.grammars = Grammars(self.card.tokenizer_file, self.model.vocab_size)
@@ -270,10 +291,13 @@ class ModelRunner:
         inputs = self.inputs.fill(
             {"token_ids": step.token_ids, "positions": step.positions, "sampled_rows": step.sampled_rows}
             | self.attention.arrays(step.segments)
+            | (self.states.arrays(step.segments) if self.states is not None else {})
         )
         if self.adapters:
             self.step_adapters.begin([(s.slot.new.adapter, s.rows) for s in step.segments], self.group.device)
         attend = partial(self.attention.run, self.attention.prepare(step.segments, inputs))
+        if self.states is not None:
+            attend = Mixing(attend, partial(self.states.run, self.states.prepare(step.segments, inputs)))
         masks = self.grammars.begin(step.sampled) if self.grammars is not None else None
         hidden = self.model(inputs["token_ids"], inputs["positions"], attend, self.blocks)
         segments = step.segments

@@ -26,7 +26,7 @@ from workers.layers.rotary import Rotary, rotate_part
 from workers.layers.sinks import Sinks
 from workers.models.experts import MixtureOfExperts
 from workers.models.latent import LatentAttention
-from workers.models.mlp import MLP
+from workers.models.mlp import MLP, activated
 from workers.models.routers import ROUTERS
 from workers.parallel import RankGroup
 from workers.weights.blocks import Empty
@@ -172,6 +172,7 @@ class Block:
             linear.make_exact(known)
         if isinstance(self.attention, LatentAttention):
             self.attention.make_exact()
+        self.attention.exact = True
         self.mlp.exact = True
 
     def parts(self) -> Iterator[Shard]:
@@ -239,9 +240,17 @@ class Attention:
                 (f"{name}.k_proj", kv_heads * head_dim, rows(mine_kv)),
                 (f"{name}.v_proj", kv_heads * head_dim, rows(mine_kv)),
             ]
+        if config.attention_gate:  # behind the queries of each head in q_proj
+            stored, whole = projections[0][0], 2 * heads * head_dim
+            halves = [(stored, whole, rows(range(n, n + 1))) for n in range(2 * mine.start, 2 * mine.stop)]
+            projections[:1] = halves[::2]
         hidden, bias = config.hidden_size, config.output_bias
         self.qkv = ColumnParallel(projections, hidden, config.qkv_bias, empty)
         self.output = RowParallel(f"{name}.o_proj", hidden, heads * head_dim, bias, group, empty)
+        self.exact = False
+        self.gate: Linear | None = None
+        if config.attention_gate:
+            self.gate = ColumnParallel(halves[1::2], hidden, config.qkv_bias, empty)
         self.sinks = Sinks(f"{name}.sinks", heads, group, empty) if config.sinks else None
         self.qk_norm: HeadNorm | WholeNorm | None = None
         names, counts = (f"{name}.q_norm", f"{name}.k_norm"), (len(mine), len(mine_kv))
@@ -252,7 +261,7 @@ class Attention:
 
     @property
     def linears(self) -> tuple[Linear, ...]:
-        return self.qkv, self.output
+        return self.qkv, self.output, *filter(None, [self.gate])
 
     def norm_pieces(self) -> Iterator[Slice]:
         if self.qk_norm:
@@ -282,7 +291,10 @@ class Attention:
                     qk = qk * over_rms(qk, self.eps)
         q, keys = qk.to(x.dtype).split((heads, kv_heads), dim=1)
         sinks = None if self.sinks is None else self.sinks.weight
-        return self.output(attend(q, keys, values, sinks).view(len(x), -1))
+        attended = attend(q, keys, values, sinks).view(len(x), -1)
+        if self.gate is not None:
+            attended = attended * activated(self.gate(x), "sigmoid", self.exact)
+        return self.output(attended)
 
     def _compiled(self, qkv: Tensor, angles: Angles | None) -> bool:
         if self.interleaved or self.eps is not None or isinstance(self.qk_norm, WholeNorm):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from workers.models.bert import Bert
 from workers.models.decoder import Decoder
 from workers.models.gemma4 import Gemma4
+from workers.models.hybrid import Hybrid
 from workers.models.modernbert import ModernBert
 
 MODELS = {
@@ -35,7 +36,10 @@ MODELS = {
     "qwen2": Decoder,
     "qwen2_moe": Decoder,
     "qwen3": Decoder,
+    "qwen3_5": Hybrid,
+    "qwen3_5_moe": Hybrid,
     "qwen3_moe": Decoder,
+    "qwen3_next": Hybrid,
     "roberta": Bert,
     "smollm3": Decoder,
 }

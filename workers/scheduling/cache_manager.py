@@ -20,14 +20,13 @@ from collections.abc import Sequence as Row
 from typing import NamedTuple
 
 from ipc.worker_messages import PAGE_SIZE, CacheGroup
-from workers.checkpoints.caches import first_page_seen, most_pages
+from workers.checkpoints.caches import LIVE_STATES, first_page_seen, most_pages
 from workers.scheduling.page_pool import PagePool, extend_hashes
 from workers.scheduling.sequence import Sequence
 from workers.step.pages import pages_for
 from workers.step.plan import HOLE
 
 FULL = CacheGroup(kind="full", layers=[])
-LIVE_STATES = 2  # of a sequence at once: the one at a page's end, and the one that a step makes of it
 
 Table = list[int]
 

@@ -70,7 +70,8 @@ def tensors(model: ModelConfig) -> Iterator[TensorSpec]:
     return decoder_tensors(model, _attention)
 
 
-def _attention(model: ModelConfig, prefix: str) -> Iterator[TensorSpec]:
+def _attention(model: ModelConfig, layer: str) -> Iterator[TensorSpec]:
+    prefix = layer + "self_attn."
     hidden, heads, latent = model.hidden_size, model.num_heads, model.latent
     queries, both = heads * model.head_dim, latent.plain_dim + latent.value_dim
     if latent.query_rank is None:

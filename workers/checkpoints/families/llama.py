@@ -25,20 +25,20 @@ HEAD, HEAD_BIAS = "lm_head.weight", "lm_head.bias"
 
 def dense_tensors(model: ModelConfig) -> Iterator[TensorSpec]:
     """Every tensor that is loaded; a tied head is the embedding and not listed again."""
-    return decoder_tensors(model, _attention)
+    return decoder_tensors(model, attention_tensors)
 
 
 def decoder_tensors(
     model: ModelConfig, attention: Callable[[ModelConfig, str], Iterator[TensorSpec]]
 ) -> Iterator[TensorSpec]:
-    """The same, with the tensors of attention, whose names begin with what is given to it."""
+    """The same, with the tensors of attention, whose names begin with the layer's, which it is given."""
     hidden = model.hidden_size
     yield TensorSpec(EMBEDDING, (model.vocab_size, hidden), "vocabulary")
     for layer in range(model.num_layers):
         prefix = f"model.layers.{layer}."
         for norm in filter(None, msgspec.structs.astuple(model.norms)):
             yield from _norm(f"{prefix}{norm}", model)
-        yield from attention(model, prefix + "self_attn.")
+        yield from attention(model, prefix)
         if model.experts is not None and layer in model.experts.layers:
             yield from expert_tensors(prefix + "mlp.", hidden, model.experts)
         elif model.fused_gate_up:
@@ -61,13 +61,15 @@ def _norm(name: str, model: ModelConfig) -> Iterator[TensorSpec]:
         yield TensorSpec(f"{name}.bias", (model.hidden_size,), "none")
 
 
-def _attention(model: ModelConfig, prefix: str) -> Iterator[TensorSpec]:
-    hidden, head = model.hidden_size, model.head_dim
+def attention_tensors(model: ModelConfig, layer: str) -> Iterator[TensorSpec]:
+    """Attention, under names that begin with `layer`. With gates, each head has one behind its queries."""
+    prefix, hidden, head = layer + "self_attn.", model.hidden_size, model.head_dim
     queries, keys = model.num_heads * head, model.num_kv_heads * head
+    projected = 2 * queries if model.attention_gate else queries
     if model.fused_qkv:
         yield TensorSpec(prefix + "qkv_proj.weight", (queries + 2 * keys, hidden), "qkv_rows")
     else:
-        yield TensorSpec(prefix + "q_proj.weight", (queries, hidden), "rows")
+        yield TensorSpec(prefix + "q_proj.weight", (projected, hidden), "rows")
         yield TensorSpec(prefix + "k_proj.weight", (keys, hidden), "kv_rows")
         yield TensorSpec(prefix + "v_proj.weight", (keys, hidden), "kv_rows")
     yield TensorSpec(prefix + "o_proj.weight", (hidden, queries), "columns")
@@ -78,7 +80,7 @@ def _attention(model: ModelConfig, prefix: str) -> Iterator[TensorSpec]:
         yield TensorSpec(prefix + "q_norm.weight", (queries,), "rows")
         yield TensorSpec(prefix + "k_norm.weight", (keys,), "kv_rows")
     if model.qkv_bias:
-        yield TensorSpec(prefix + "q_proj.bias", (queries,), "rows")
+        yield TensorSpec(prefix + "q_proj.bias", (projected,), "rows")
         yield TensorSpec(prefix + "k_proj.bias", (keys,), "kv_rows")
         yield TensorSpec(prefix + "v_proj.bias", (keys,), "kv_rows")
     if model.output_bias:

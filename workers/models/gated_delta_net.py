@@ -1,0 +1,107 @@
+"""Gated DeltaNet (https://arxiv.org/abs/2412.06464): a layer that keeps one state of all tokens before.
+
+x ─┬─ qkv ─ convolution ─ delta rule ─ norm ─ × ─ out
+   ├─ a, b ─ decay, beta ─┘                  │
+   └─ z ─────────────────────────── SiLU ────┘
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from workers.attention.states import Recur
+from workers.checkpoints.config import ModelConfig
+from workers.layers.linear import ColumnParallel, Linear, RowParallel
+from workers.layers.norm import over_rms
+from workers.layers.steady import elementwise
+from workers.parallel import RankGroup
+from workers.weights.blocks import Empty
+from workers.weights.loader import Slice
+
+Region = tuple[str, int, range]  # a tensor, its rows, and some of them
+
+
+class GatedDeltaNet:
+    """The key heads of a rank, with their value heads."""
+
+    def __init__(self, name: str, number: int, config: ModelConfig, group: RankGroup, empty: Empty) -> None:
+        whole, hidden = config.delta, config.hidden_size
+        self.name, self.number, self.whole, self.eps, self.exact = name, number, whole, config.norm_eps, False
+        self.mine, self.mine_values = group.share(whole.key_heads), group.share(whole.value_heads)
+        self.delta = mine = whole.on_rank(group.size)
+        self.sizes = (mine.channels, mine.value_heads * mine.value_dim, mine.value_heads, mine.value_heads)
+        self.projections = ColumnParallel(
+            [*self._grouped()] if whole.grouped else [*self._one_by_one()], hidden, False, empty
+        )
+        columns = whole.value_heads * whole.value_dim
+        self.output = RowParallel(f"{name}.out_proj", hidden, columns, False, group, empty)
+        self.convolution = empty(mine.channels, whole.kernel)
+        self.step_bias = empty(mine.value_heads, dtype=torch.float32)
+        self.rate = empty(mine.value_heads, dtype=torch.float32)  # its logarithm
+        self.norm = empty(whole.value_dim)
+
+    def _regions(self) -> Iterator[range]:
+        """This rank's rows of all queries, keys and values, of which the files have one after the other."""
+        delta, end = self.whole, 0
+        for heads, size, mine in (
+            (delta.key_heads, delta.key_dim, self.mine),
+            (delta.key_heads, delta.key_dim, self.mine),
+            (delta.value_heads, delta.value_dim, self.mine_values),
+        ):
+            yield range(end + mine.start * size, end + mine.stop * size)
+            end += heads * size
+
+    def _one_by_one(self) -> Iterator[Region]:
+        delta, values = self.whole, self.mine_values
+        for rows in self._regions():
+            yield f"{self.name}.in_proj_qkv", delta.channels, rows
+        size, heads = delta.value_dim, delta.value_heads
+        yield f"{self.name}.in_proj_z", heads * size, range(values.start * size, values.stop * size)
+        yield f"{self.name}.in_proj_b", heads, values
+        yield f"{self.name}.in_proj_a", heads, values
+
+    def _grouped(self) -> Iterator[Region]:
+        """The same, where each key head has its queries, keys, values and gates together."""
+        delta = self.whole
+        shared = delta.value_heads // delta.key_heads
+
+        def parts(name: str, sizes: tuple[int, ...]) -> Iterator[Region]:
+            for place, size in enumerate(sizes):
+                for head in self.mine:
+                    start = head * sum(sizes) + sum(sizes[:place])
+                    yield f"{self.name}.{name}", delta.key_heads * sum(sizes), range(start, start + size)
+
+        values = shared * delta.value_dim
+        yield from parts("in_proj_qkvz", (delta.key_dim, delta.key_dim, values, values))
+        yield from parts("in_proj_ba", (shared, shared))
+
+    @property
+    def linears(self) -> tuple[Linear, ...]:
+        return self.projections, self.output
+
+    def norm_pieces(self) -> Iterator[Slice]:
+        shape, end = (self.whole.channels, self.whole.kernel), 0
+        for rows in self._regions():
+            into = self.convolution[end : end + len(rows)]
+            yield Slice(f"{self.name}.conv1d.weight", shape, into, row=rows.start)
+            end += len(rows)
+        heads, first = (self.whole.value_heads,), self.mine_values.start
+        yield Slice(f"{self.name}.dt_bias", heads, self.step_bias, row=first)
+        yield Slice(f"{self.name}.A_log", heads, self.rate, row=first)
+        yield Slice(f"{self.name}.norm.weight", tuple(self.norm.shape), self.norm)
+
+    def __call__(self, x: Tensor, recur: Recur) -> Tensor:  # [tokens, hidden]
+        mixed, gates, beta, step = self.projections(x).split(self.sizes, dim=1)
+        decay = -self.rate.exp() * self._each(F.softplus, step.float() + self.step_bias)
+        beta = self._each(torch.sigmoid, beta.float())
+        y = recur(self.number, mixed, self.convolution, decay, beta)
+        y = (y * over_rms(y, self.eps)).to(x.dtype) * self.norm
+        y = y.flatten(1).float() * self._each(F.silu, gates.float())
+        return self.output(y.to(x.dtype))
+
+    def _each(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:  # [tokens, columns]
+        return elementwise(function, x) if self.exact else function(x)
