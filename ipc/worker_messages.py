@@ -29,6 +29,10 @@ CONTEXT_BYTES = 640 << 20
 KERNELS = 64
 KERNEL_BYTES = 48 << 20
 
+# What decode steps that are recorded as graphs hold, on a GPU: their activations, and what the driver keeps
+# for some hundred launches in each. A worker records no more of them once they hold as much.
+GRAPH_BYTES = 256 << 20
+
 # llguidance's own bounds (`LLParserLimits`) on what a grammar may cost, in a supervisor that tries it and in
 # a rank that follows it. They count work and not time, so all ranks come to the same end.
 GRAMMAR_LIMITS = {
@@ -229,7 +233,7 @@ class MemoryUse(msgspec.Struct, array_like=True, frozen=True):
 
     weights: int = 0
     kv_pool: int = 0
-    activations: int = 0  # the most that steps take, with the kernels that they leave (`KERNEL_BYTES`)
+    activations: int = 0  # the most that steps take, with what they leave (`KERNEL_BYTES`, `GRAPH_BYTES`)
     runtime: int = 0  # all else: the process, its libraries, the driver's context (`CONTEXT_BYTES`)
 
     @property

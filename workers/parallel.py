@@ -144,7 +144,7 @@ class RankGroup:
 
     def _run(self, collective: Callable[..., object], *tensors: Tensor | list[Tensor] | None) -> None:
         self.collectives += 1
-        if not self._timed:
+        if not self._timed or (self.device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
             collective(*tensors)
         elif self.device.type == "cpu":
             began = time.perf_counter()

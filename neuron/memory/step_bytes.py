@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from ipc.worker_messages import CONTEXT_BYTES, KERNEL_BYTES
+from ipc.worker_messages import CONTEXT_BYTES, GRAPH_BYTES, KERNEL_BYTES
 from workers.checkpoints.card import Dtype
 from workers.checkpoints.config import ModelConfig
 from workers.checkpoints.layers import kv_heads_on_rank
@@ -75,7 +75,10 @@ class Overhead:
         if self.shapes.bidirectional:  # there are no logits
             return int(PIECES[kind] * layers) + (KERNEL_BYTES if kind == "cpu" else 0)
         logits = max(self._told(kind, tokens), self._sampling(kind, sequences))
-        kept = KERNEL_BYTES + self._packed_head() if kind == "cpu" else 0
+        if kind == "cpu":
+            kept = KERNEL_BYTES + self._packed_head()
+        else:
+            kept = GRAPH_BYTES + sequences * self.shapes.vocab_size * FLOAT
         return int(PIECES[kind] * (layers + logits)) + kept
 
     def _attention(self, tokens: int) -> int:

@@ -45,6 +45,7 @@ class StateBackend(Protocol):
     """The tokens of a step through the states of their sequences; asked as `AttentionBackend` is."""
 
     sizes: dict[str, int]
+    capturable: bool  # as of `AttentionBackend`
 
     def arrays(self, segments: Sequence[Segment]) -> dict[str, array[int]]: ...
 
@@ -81,6 +82,7 @@ class RecurrentStates:
     def __init__(self, cache: StateCache, group: int, max_segments: int, exact: bool = False) -> None:
         self.cache, self._group, self._exact = cache, group, exact
         self.sizes = {"states_read": max_segments, "states_written": max_segments}
+        self.capturable = cache.device.type != "cpu" and not exact
 
     def arrays(self, segments: Sequence[Segment]) -> dict[str, array[int]]:
         """Which state each sequence begins with, and which it leaves: those of the last pages before."""

@@ -26,6 +26,7 @@ class KVCache:
 
     Args:
         shapes: by the number of a layer; the layers of a group are alike in their sum.
+        padded: there is one page more, after those that plans name, for steps that are padded.
 
     Attributes:
         groups: as the tables of plans have them.
@@ -41,12 +42,13 @@ class KVCache:
         pages: int,
         dtype: torch.dtype,
         device: torch.device,
+        padded: bool = False,
     ) -> None:
         self.groups = list(groups)
         self.group_of = {layer: number for number, group in enumerate(groups) for layer in group.layers}
         sizes = {layer: PAGE_SIZE * math.prod(shapes[layer]) for layer in self.group_of}
         page = max(sum(sizes[layer] for layer in group.layers) for group in groups)
-        self._arena = zeros((pages, page), dtype, device)
+        self._arena = zeros((pages + padded, page), dtype, device)
         self.layers: dict[int, Tensor] = {}
         for group in groups:
             start = 0

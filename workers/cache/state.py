@@ -27,7 +27,7 @@ class StateCache:
     """
 
     def __init__(self, layers: Sequence[int], delta: DeltaNet, *, states: int, device: torch.device) -> None:
-        self.states, self.delta = states, delta
+        self.states, self.delta, self.device = states, delta, device
         size = delta.state_size
         self._arena = zeros((states + 1, len(layers) * size), torch.float32, device)
         self.matrices: dict[int, Tensor] = {}

@@ -7,13 +7,14 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import count
+from typing import NamedTuple
 
 import msgspec
 import torch
 from torch import Tensor
 
 from ipc.errors import Code, CortexError
-from ipc.worker_messages import KERNEL_BYTES, CacheGroup, Logprobs, MemoryUse, WorkerSpec
+from ipc.worker_messages import GRAPH_BYTES, KERNEL_BYTES, CacheGroup, Logprobs, MemoryUse, WorkerSpec
 from workers.attention.backend import AttentionBackend
 from workers.attention.cpu import PagedAttention
 from workers.attention.states import Mixing, RecurrentStates, StateBackend
@@ -24,6 +25,7 @@ from workers.checkpoints.adapter import AdapterCard
 from workers.checkpoints.card import ModelCard
 from workers.checkpoints.config import ModelConfig
 from workers.execution.device import check_type, is_out_of_memory, num_threads, tune_cpu
+from workers.execution.graphs import CudaGraphs, GraphDevice, Graphs
 from workers.execution.input_buffers import InputBuffers
 from workers.execution.memory import TOLD_TOKENS, check_pages, held, largest_step, pool_pages, trim
 from workers.execution.threads import Threads
@@ -53,6 +55,13 @@ NOT_FINITE = CortexError(
 logger = logging.getLogger("workers.execution.model_runner")
 
 
+class Decoded(NamedTuple):
+    """What a decode step computed, before tokens are chosen."""
+
+    logits: Tensor | None  # [rows, vocabulary] float32, on rank 0
+    collectives: int  # that it took part in
+
+
 class ModelRunner:
     """One rank of a transformer. Implements `workers.step.engine.Engine`."""
 
@@ -65,6 +74,8 @@ class ModelRunner:
         self.threads: Threads | None = None  # None: their number stays
         self.blocks: list[int] | None = None  # of the model, that run; None: all
         self.untold: deque[Slot] = deque()  # on the others: who got tokens that no plan has told yet
+        self.graphs: Graphs[Decoded] | None = None  # None: steps are not padded, and none is recorded
+        self.decoded: Tensor | None = None  # [rows, vocabulary], the logits that recorded steps leave
 
     def load(self, progress: Callable[[float, str], None]) -> Loaded:
         """Read this rank's weights, measure what a step takes, and make KV pages of the rest.
@@ -155,19 +166,29 @@ class ModelRunner:
         states = caches.num_states(groups, spec.max_sequences)
         used = msgspec.structs.replace(used, kv_pool=states * caches.state_bytes(groups))
         page_bytes = caches.page_bytes(groups)
+        recorder = graph_device(self.group.device)
         pages = self.group.least(pool_pages(spec, page_bytes, used))
         check_pages(spec, pages, page_bytes, used, groups)
         paged = [group for group in groups if group.kind != "state"]
-        self._attend_over(groups, pool(paged, pages=pages), states)
+        padded = recorder is not None
+        self._attend_over(groups, pool(paged, pages=pages, padded=padded), states, padded)
+        if recorder is not None and self._capturable:
+            self.graphs = Graphs(recorder, self._most_rows)
+            self.padding = Slot.padding([states if each.kind == "state" else pages for each in groups])
+            if self.group.rank == 0:
+                self.decoded = torch.empty(self._most_rows, config.vocab_size, device=self.group.device)
         memory = msgspec.structs.replace(used, kv_pool=self.cache.nbytes + used.kv_pool)
         self.most_bytes = memory.total
         return Loaded(pages, memory, groups, states, woken=self.woken)
 
-    def _attend_over(self, groups: Sequence[CacheGroup], cache: KVCache, states: int) -> None:
+    def _attend_over(
+        self, groups: Sequence[CacheGroup], cache: KVCache, states: int, padded: bool = False
+    ) -> None:
         """Serve with these pages and so many states from now on.
 
         Args:
             groups: of the tables of plans; one with states comes behind those of `cache`.
+            padded: there is one state more, for steps that are padded.
         """
         spec, config = self.spec, self.card.config
         self.groups, self.cache = list(groups), cache
@@ -185,14 +206,23 @@ class ModelRunner:
         self.states: StateBackend | None = None
         if config.delta is not None:
             delta, layers = config.delta.on_rank(spec.world_size), groups[-1].layers
-            self.state_cache = StateCache(layers, delta, states=states, device=self.group.device)
+            self.state_cache = StateCache(layers, delta, states=states + padded, device=self.group.device)
             group = len(groups) - 1
             self.states = RecurrentStates(self.state_cache, group, spec.max_step_tokens, spec.exact)
             sizes |= self.states.sizes
         self.inputs = InputBuffers(sizes | self.attention.sizes, self.group.device)
 
+    @property
+    def _capturable(self) -> bool:
+        return self.attention.capturable and (self.states is None or self.states.capturable)
+
+    @property
+    def _most_rows(self) -> int:
+        """Of a decode step."""
+        return min(self.spec.max_sequences, self.spec.max_step_tokens)
+
     def _measure(self, weights: int) -> MemoryUse:
-        """What this rank holds beside `weights`, and what the largest step takes.
+        """What this rank holds beside `weights`, and what the largest step and recorded ones take.
 
         Raises:
             CortexError: INSUFFICIENT_MEMORY, not even for that step.
@@ -212,8 +242,8 @@ class ModelRunner:
         took = held(device) - before
         self.empty()
         most = -self.group.least(-took)  # the ranks do the same: what one of them took, each may come to take
-        kernels = KERNEL_BYTES if device == "cpu" else 0
-        return MemoryUse(weights=weights, activations=most + kernels, runtime=before - weights)
+        kept = KERNEL_BYTES if device == "cpu" else GRAPH_BYTES + 4 * self._most_rows * self.model.vocab_size
+        return MemoryUse(weights=weights, activations=most + kept, runtime=before - weights)
 
     def empty(self) -> None:
         """Let all sequences go."""
@@ -267,6 +297,9 @@ class ModelRunner:
         if self.grammars is not None:
             self.grammars.close()
         self.slots.clear()
+        if self.graphs is not None:
+            self.graphs.release()
+        self.graphs = self.decoded = None
         for name in ("model", "cache", "state_cache", "attention", "states", "inputs", "sampler"):
             self.__dict__.pop(name, None)
 
@@ -288,28 +321,24 @@ class ModelRunner:
     def _step(self, scheduled: list[Scheduled]) -> StepResult:
         """What the plan's tokens lead to. No slot and no sampler changes before all of it was computed."""
         step = make_step(scheduled, self.slots)
-        inputs = self.inputs.fill(
-            {"token_ids": step.token_ids, "positions": step.positions, "sampled_rows": step.sampled_rows}
-            | self.attention.arrays(step.segments)
-            | (self.states.arrays(step.segments) if self.states is not None else {})
-        )
         if self.adapters:
             self.step_adapters.begin([(s.slot.new.adapter, s.rows) for s in step.segments], self.group.device)
-        attend = partial(self.attention.run, self.attention.prepare(step.segments, inputs))
-        if self.states is not None:
-            attend = Mixing(attend, partial(self.states.run, self.states.prepare(step.segments, inputs)))
         masks = self.grammars.begin(step.sampled) if self.grammars is not None else None
-        hidden = self.model(inputs["token_ids"], inputs["positions"], attend, self.blocks)
         segments = step.segments
-        pooled = [(each.slot, self._pool(each, hidden)) for each in segments if each.slot.new.pooling]
-        told = [(each.slot, self._tell(each, hidden)) for each in segments if each.slot.tells]
+        pooled, told = [], []
+        if self.graphs is not None and step.is_decode:
+            logits = self._decode(step)
+        else:
+            inputs = self._fill(step, segments)
+            hidden = self._hidden(segments, inputs)
+            pooled = [(each.slot, self._pool(each, hidden)) for each in segments if each.slot.new.pooling]
+            told = [(each.slot, self._tell(each, hidden)) for each in segments if each.slot.tells]
+            logits = self.model.logits(hidden[inputs["sampled_rows"]]) if step.sampled else None
         sampled = Sampled([])
-        if step.sampled:
-            logits = self.model.logits(hidden[inputs["sampled_rows"]])
-            if logits is not None:
-                self._enter(step.sampled)
-                bitmask = masks.result() if masks is not None else None
-                sampled = self.sampler.sample(logits, step.sampled, bitmask)
+        if logits is not None:
+            self._enter(step.sampled)
+            bitmask = masks.result() if masks is not None else None
+            sampled = self.sampler.sample(logits, step.sampled, bitmask)
         for slot, vector in pooled:
             slot.pooled = slot.pooled + vector if slot.new.pooling == "mean" else vector
         for slot, entries in told:
@@ -317,6 +346,37 @@ class ModelRunner:
         for segment in segments:
             segment.slot.num_computed += len(segment.rows)
         return self._conclude(step, sampled)
+
+    def _fill(self, step: Step, segments: list[Segment]) -> dict[str, Tensor]:
+        """The inputs of a step, on the device."""
+        return self.inputs.fill(
+            {"token_ids": step.token_ids, "positions": step.positions, "sampled_rows": step.sampled_rows}
+            | self.attention.arrays(segments)
+            | (self.states.arrays(segments) if self.states is not None else {})
+        )
+
+    def _hidden(self, segments: list[Segment], inputs: dict[str, Tensor]) -> Tensor:  # [tokens, hidden]
+        attend = partial(self.attention.run, self.attention.prepare(segments, inputs))
+        if self.states is not None:
+            attend = Mixing(attend, partial(self.states.run, self.states.prepare(segments, inputs)))
+        return self.model(inputs["token_ids"], inputs["positions"], attend, self.blocks)
+
+    def _decode(self, step: Step) -> Tensor | None:  # [sampled, vocabulary] float32, on rank 0
+        """Logits of a decode step, which is padded, and replayed where such a one was recorded."""
+        rows = self.graphs.rows(len(step.segments))
+        segments = step.pad(rows, self.padding)
+        inputs, before = self._fill(step, segments), self.group.collectives
+
+        def launches() -> Decoded:
+            before = self.group.collectives
+            logits = self.model.logits(self._hidden(segments, inputs))
+            if logits is not None:
+                logits = self.decoded[:rows].copy_(logits)
+            return Decoded(logits, self.group.collectives - before)
+
+        decoded = self.graphs.run(rows, launches)
+        self.group.collectives = before + decoded.collectives  # a replay does not count them
+        return None if decoded.logits is None else decoded.logits[: len(step.segments)]
 
     def _enter(self, numbers: list[int]) -> None:
         """Tell the sampler of those that get a token for the first time."""
@@ -396,3 +456,8 @@ def _embedding(slot: Slot) -> Extra:
     if not vector.isfinite().all():
         return Extra("error", NOT_FINITE.code, NOT_FINITE.message)
     return Extra(embedding=vector.float().cpu().numpy().astype("<f4").tobytes())
+
+
+def graph_device(device: torch.device) -> GraphDevice | None:
+    """What records decode steps there; None: a CPU has nothing to gain by that."""
+    return CudaGraphs(device) if device.type == "cuda" else None

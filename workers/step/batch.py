@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from ipc.worker_messages import PAGE_SIZE, Logprobs
+from ipc.worker_messages import PAGE_SIZE, Logprobs, SamplingParams
 from workers.step.plan import NewSequence, Scheduled
 
 
@@ -23,6 +23,14 @@ class Slot:
     sampling: bool = False  # the sampler knows it
     pooled: Tensor | float = 0.0  # [hidden] float64: the last hidden state, or the sum of all so far
     prompt_logprobs: list[Logprobs] = field(default_factory=list)
+
+    @classmethod
+    def padding(cls, pages: Sequence[int]) -> Slot:
+        """What decode steps are padded with (`Step.pad`): a token, and the page that it has in each group."""
+        tables = [[page] for page in pages]
+        slot = cls.of(NewSequence(-1, 1, bytes(4), SamplingParams(), tables=tables), len(tables))
+        slot.num_computed = 0
+        return slot
 
     @classmethod
     def of(cls, new: NewSequence, num_groups: int) -> Slot:
@@ -69,6 +77,24 @@ class Step:
     token_ids: array[int]
     positions: array[int]
     sampled_rows: array[int]  # the tokens that are followed by a new one
+
+    @property
+    def is_decode(self) -> bool:
+        """Whether it feeds one token of each sequence and samples one for each, of the model as it is."""
+        return len(self.sampled) == len(self.segments) == len(self.token_ids) and not any(
+            segment.slot.tells or segment.slot.new.adapter for segment in self.segments
+        )
+
+    def pad(self, rows: int, slot: Slot) -> list[Segment]:
+        """Fill a decode step up with the first token of `slot`; what comes of that is nobody's.
+
+        Returns:
+            `segments`, and those that were added, which it does not have.
+        """
+        added = range(len(self.token_ids), rows)
+        self.token_ids.extend(slot.token_ids[0] for _ in added)
+        self.positions.extend(0 for _ in added)
+        return [*self.segments, *(Segment(slot, range(row, row + 1), 0) for row in added)]
 
 
 def make_step(scheduled: Sequence[Scheduled], slots: dict[int, Slot]) -> Step:

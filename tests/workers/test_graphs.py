@@ -1,0 +1,161 @@
+"""A decode step that is replayed brings what it would have brought, and nothing else knows of it."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+
+from tests.workers.engines import Session, make_runner, request, serve
+from tests.workers.recorded import FixedAttention, Recorder
+from tests.workers.test_model_runner import unlike_requests
+from workers.execution import model_runner
+from workers.execution.graphs import MOST_GRAPHS, Graphs, sizes
+
+CONTEXT = 96  # tokens; attention that can be recorded here reads so many, whatever there is
+LIMITS = {"context_length": CONTEXT, "max_step_tokens": 64}
+
+
+@pytest.fixture
+def recorder(monkeypatch) -> Recorder:
+    """In place of the device that steps are recorded on."""
+    recorder = Recorder()
+    monkeypatch.setattr(model_runner, "graph_device", lambda device: recorder)
+    monkeypatch.setattr(model_runner, "PagedAttention", FixedAttention)
+    return recorder
+
+
+@pytest.fixture(params=["qwen3_untied_biased"])
+def runner(request, tiny, recorder):
+    runner = make_runner(tiny(request.param).folder, **LIMITS)
+    runner.load(lambda fraction, message: None)
+    yield runner
+    runner.close()
+
+
+def requests(count: int = 10):
+    """Of all kinds, that end one after the other."""
+    found = [*unlike_requests(count)]
+    for number, submit in enumerate(found):
+        submit.prompt, submit.max_tokens = submit.prompt[: 4 * 40], 5 + 4 * number
+    return found
+
+
+def eagerly(runner, submits, **limits):
+    """Their answers by steps that are computed as they come."""
+    runner.graphs.paused = True
+    tokens = serve(runner, submits, **LIMITS | limits)
+    runner.graphs.paused = False
+    return tokens
+
+
+@pytest.mark.parametrize("runner", ["qwen3_untied_biased", "gemma3"], indirect=True)
+def test_replayed_steps_answer_as_computed_ones_do(runner, recorder):
+    expected = eagerly(runner, requests(), max_sequences=10)
+    assert recorder.captured == 0
+    assert serve(runner, requests(), max_sequences=10, **LIMITS) == expected
+    assert recorder.captured >= 4, "the numbers of sequences shrink"
+    assert recorder.replayed > 3 * recorder.captured
+
+
+def test_whoever_comes_goes_or_is_preempted(runner, recorder):
+    """Steps with prompts between, sequences that are aborted, and pages that are another's then."""
+    limits = LIMITS | {"kv_pages": 10, "seed": 7}
+    expected = eagerly(runner, requests(), **limits)
+    assert serve(runner, requests(), **limits) == expected
+    assert recorder.replayed > recorder.captured > 1
+
+
+def test_what_stands_beside_a_sequence_and_what_it_is_padded_with_changes_nothing(runner):
+    alone = [serve(runner, [each], **LIMITS)[0] for each in requests(5)]
+    assert serve(runner, requests(5), **LIMITS) == alone
+
+
+def test_logits_of_a_replay_are_those_of_the_step_to_the_last_bit(runner, monkeypatch):
+    seen = []
+    sample = runner.sampler.sample
+    monkeypatch.setattr(
+        runner.sampler,
+        "sample",
+        lambda logits, *others: seen.append(logits.clone()) or sample(logits, *others),
+    )
+    submits = [request(number, [5, number, 7], 6) for number in range(3)]
+    eagerly(runner, submits)
+    eager, seen[:] = seen[:], []
+    serve(runner, submits, **LIMITS)
+    assert len(seen) == len(eager)
+    assert all(torch.equal(a, b) for a, b in zip(seen, eager, strict=True))
+
+
+def test_a_step_that_cannot_be_recorded_is_computed_and_so_are_all_after_it(runner, recorder, caplog):
+    submits = [request(number, [5, number, 7], 20) for number in range(3)]
+    expected = serve(runner, submits, **LIMITS)
+    runner.graphs.release()
+    assert recorder.released == 1
+    recorder.fails, recorder.captured, recorder.replayed = True, 0, 0
+    with caplog.at_level(logging.WARNING):
+        assert serve(runner, submits, **LIMITS) == expected
+        assert serve(runner, submits, **LIMITS) == expected
+    [line] = [record.getMessage() for record in caplog.records if "recorded" in record.getMessage()]
+    assert "not permitted when stream is capturing" in line
+    assert "and so on" not in line
+    assert recorder.replayed == 0
+    recorder.fails = False
+
+
+def test_what_a_graph_cannot_hold_is_computed_as_it_comes(runner, recorder):
+    """Prompts, their log-probabilities, and hidden states that are asked for."""
+    session = Session(runner, **LIMITS)
+    submits = [request(number, [5, 6, 7], 1, prompt_logprobs=2) for number in range(3)]
+    pooling = request(9, [4, 5], 1)
+    pooling.pooling = "mean"
+    answers = session.answer([*submits, pooling])
+    session.end()
+    assert all(len(answer.prompt_logprobs) == 2 for answer in answers[:3])
+    assert answers[3].embedding
+    assert recorder.captured == recorder.replayed == 0
+
+
+def test_nothing_is_recorded_where_attention_cannot_be(tiny, monkeypatch):
+    recorder = Recorder()
+    monkeypatch.setattr(model_runner, "graph_device", lambda device: recorder)
+    runner = make_runner(tiny("qwen3_tied").folder)
+    runner.load(lambda fraction, message: None)
+    serve(runner, [request(1, [5, 6], 10)])
+    assert (runner.graphs, recorder.captured) == (None, 0)
+    runner.close()
+
+
+def test_recordings_go_with_the_engine(tiny, recorder):
+    runner = make_runner(tiny("qwen3_tied").folder, **LIMITS)
+    runner.load(lambda fraction, message: None)
+    serve(runner, [request(1, [5, 6], 10)])
+    assert (recorder.captured, recorder.released) == (1, 0)
+    runner.close()
+    assert recorder.released == 1
+
+
+def test_recordings_take_no_more_memory_than_they_may():
+    recorder = Recorder()  # each takes a byte
+    graphs = Graphs(recorder, 8, limit=2)
+    for _ in range(3):
+        for kind in range(5):
+            graphs.run(kind, lambda: torch.zeros(1))
+    assert recorder.captured == 2
+    graphs = Graphs(recorder, 8)
+    for _ in range(2):
+        for kind in range(MOST_GRAPHS + 5):
+            graphs.run(kind, lambda: torch.zeros(1))
+    assert recorder.captured == 2 + MOST_GRAPHS
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 7, 16, 32, 100, 256, 512])
+def test_few_numbers_of_rows_come_near_to_every_number(most):
+    found = sizes(most)
+    assert found[-1] == most
+    assert found == sorted(set(found))
+    assert len(found) <= 36
+    graphs = Graphs(Recorder(), most)
+    for count in range(1, most + 1):
+        assert count <= graphs.rows(count) <= max(count * 9 // 8, count + 7, 2 * (count - 1))
