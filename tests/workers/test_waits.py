@@ -61,7 +61,7 @@ def empty_runner(folder: str) -> ModelRunner:
     groups = runner.card.cache_groups(1, "float32")
     shapes = dict(enumerate(layer.shape_on_rank(1) for layer in config.layers))
     kind = {"dtype": torch.float32, "device": torch.device("cpu")}
-    runner._attend_over(KVCache(groups, shapes, pages=pages * len(groups), **kind))
+    runner._attend_over(groups, KVCache(groups, shapes, pages=pages * len(groups), **kind), 0)
     runner.most_bytes = 1 << 60
     return runner
 
