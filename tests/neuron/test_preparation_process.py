@@ -1,9 +1,12 @@
 """Text processes: what they make of a request is what this process makes of it, and they end alone."""
 
 import asyncio
+import mmap
 import os
+import resource
 import signal
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 
 import msgspec
 import pytest
@@ -24,6 +27,7 @@ from ipc.messages import (
     Tokenize,
     Tool,
 )
+from neuron.preparation import child
 from neuron.preparation.facts import ModelFacts
 from neuron.preparation.jobs import Fronts, Job, Outcome, perform
 from neuron.preparation.pool import Pool
@@ -160,6 +164,40 @@ def said(content, **changes):
     return Generate(id=1, model="m", messages=[Message(role="user", content=content)], **changes)
 
 
+@contextmanager
+def seeming_to_hold(size):
+    """This process counts as one of so many bytes: they are the same few, mapped many times."""
+    few = 16 << 20
+    with ExitStack() as maps, open(os.memfd_create("few"), "r+b") as file:
+        file.truncate(few)
+        for _ in range(0, size, few):
+            flags = mmap.MAP_SHARED | mmap.MAP_POPULATE
+            maps.enter_context(mmap.mmap(file.fileno(), few, flags, mmap.PROT_READ))
+        yield
+
+
+def test_what_the_neuron_holds_is_no_reason_for_a_process_to_leave(loop, text):
+    async def scenario():
+        with seeming_to_hold(child.KEPT):
+            assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10 > child.KEPT
+            process = TextProcess(MEMORY, "INFO")
+        request = said("Hello")
+        for _ in range(2):
+            outcome, _ = await process.ask(job(text, request), msgspec.msgpack.encode(request))
+            assert outcome == Outcome()
+        await process.end()
+
+    loop.run(asyncio.wait_for(scenario(), PATIENCE))
+
+
+def test_a_process_that_has_held_much_leaves_after_its_job(monkeypatch, text):
+    header, body = (msgspec.msgpack.encode(each) for each in (job(text, said("Hello")), said("Hello")))
+    for kept, leaves in ((2 * child.most_held(), False), (child.most_held() // 2, True)):
+        monkeypatch.setattr(child, "KEPT", kept)
+        outcome, _ = child._do(header, body, Fronts(), MEMORY)
+        assert outcome == Outcome(leaves=leaves)
+
+
 def test_a_process_that_is_killed_in_mid_work_says_how_and_leaves_nothing(loop, text):
     async def scenario():
         process = TextProcess(MEMORY, "INFO")
@@ -174,7 +212,9 @@ def test_a_process_that_is_killed_in_mid_work_says_how_and_leaves_nothing(loop, 
     loop.run(asyncio.wait_for(scenario(), PATIENCE))
 
 
-def test_a_process_that_ends_by_itself_has_the_time_to_say_why(loop, capfd):
+def test_a_process_that_ends_by_itself_has_the_time_to_say_why(loop, capfd, monkeypatch):
+    monkeypatch.setattr("neuron.preparation.process.FAREWELL_SECONDS", PATIENCE)
+
     async def scenario():
         process = TextProcess(MEMORY, "INFO")
         with pytest.raises(ProcessDied, match="ended with exit code 1"):
