@@ -7,7 +7,7 @@ import logging
 import pytest
 import torch
 
-from tests.workers.engines import Session, make_runner, request, serve
+from tests.workers.engines import GPU, Session, make_runner, request, serve
 from tests.workers.recorded import FixedAttention, Recorder
 from tests.workers.test_model_runner import unlike_requests
 from workers.execution import model_runner
@@ -86,6 +86,26 @@ def test_logits_of_a_replay_are_those_of_the_step_to_the_last_bit(runner, monkey
     serve(runner, submits, **LIMITS)
     assert len(seen) == len(eager)
     assert all(torch.equal(a, b) for a, b in zip(seen, eager, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [pytest.param(each, marks=GPU) for each in ("float32", "bfloat16")])
+@pytest.mark.parametrize("name", ["qwen3_untied_biased", "gemma3"])
+def test_a_gpu_replays_what_it_would_have_computed(tiny, monkeypatch, name, dtype):
+    runner = make_runner(tiny(name).folder, device="cuda:0", dtype=dtype)
+    runner.load(lambda fraction, message: None)
+    seen = []
+    sample = runner.sampler.sample
+    monkeypatch.setattr(
+        runner.sampler,
+        "sample",
+        lambda logits, *others: seen.append(logits.clone()) or sample(logits, *others),
+    )
+    expected = eagerly(runner, requests())
+    eager, seen[:] = seen[:], []
+    assert serve(runner, requests(), **LIMITS) == expected
+    assert all(torch.equal(a, b) for a, b in zip(seen, eager, strict=True))
+    assert runner.graphs.replay(1) is not None
+    runner.close()
 
 
 def test_a_step_that_cannot_be_recorded_is_computed_and_so_are_all_after_it(runner, recorder, caplog):

@@ -128,9 +128,8 @@ class Graphs(Generic[T]):
         """
         if self.paused:
             return launches()
-        if (recording := self._recordings.get(kind)) is not None:
-            recording.replay()
-            return recording.result
+        if (result := self.replay(kind)) is not None:
+            return result
         full = len(self._recordings) == MOST_GRAPHS or self._device.held() >= self._limit
         if kind not in self._met or full:
             self._met.add(kind)
@@ -143,6 +142,12 @@ class Graphs(Generic[T]):
             self.paused = True
             return launches()
         self._recordings[kind] = recording
+        return self.replay(kind)
+
+    def replay(self, kind: Hashable) -> T | None:
+        """Once more what was recorded of this kind, with what stands in the inputs now; None: nothing was."""
+        if (recording := self._recordings.get(kind)) is None:
+            return None
         recording.replay()
         return recording.result
 
