@@ -773,6 +773,7 @@ class ModelState(Plain):
     keep_alive: float | None = None  # seconds without a request after which it is unloaded; None: never
     drained: bool = False  # it takes nothing new here until a `Resume`
     max_output: int = 0  # tokens of one answer, whatever a request wants; 0: what the context leaves
+    adapters_loaded: list[str] = []  # names of those that are in memory now
 
 
 class Discovery(Reply, tag="discovery"):

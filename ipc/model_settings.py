@@ -132,6 +132,7 @@ class ModelSettings(Struct, frozen=True, kw_only=True, omit_defaults=True):
     tool_format: str | None = None  # how it writes tool calls; null: as its chat template says
     reasoning_format: str | None = None  # what it writes around its thoughts; null: the same
     simulated: Simulated | None = None
+    max_adapters: Count = 8  # in memory at once; who was used longest ago makes way
 
     @property
     def folder(self) -> str | None:

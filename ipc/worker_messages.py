@@ -214,7 +214,20 @@ class Stop(msgspec.Struct, tag=3, array_like=True):
     """Serve no more: the model is unloaded. The process frees all that the model took, and waits."""
 
 
-Command = Submit | Abort | Stop
+class LoadAdapter(msgspec.Struct, tag=4, array_like=True, frozen=True):
+    """Read an adapter of the model, while steps go on. Each rank answers with an `AdapterReport`; when all
+    have, sequences that use it may come."""
+
+    number: int  # among those of the model, from 1
+
+
+class DropAdapter(msgspec.Struct, tag=5, array_like=True, frozen=True):
+    """Give the memory of an adapter back, which no open sequence uses. Each rank answers as before."""
+
+    number: int
+
+
+Command = Submit | Abort | Stop | LoadAdapter | DropAdapter
 
 
 # --- a rank to its supervisor ---------------------------------------------------------------------------
@@ -300,4 +313,13 @@ class Fatal(msgspec.Struct, tag=4, array_like=True):
     message: str
 
 
-Report = Loading | Ready | StepReport | Fatal
+class AdapterReport(msgspec.Struct, tag=5, array_like=True):
+    """This rank has done what a `LoadAdapter` or a `DropAdapter` said, or could not."""
+
+    number: int
+    nbytes: int = 0  # that it takes on this rank's device from now on
+    code: str = ""  # of `ipc.errors.Code`, where it could not be read; nothing of it stays
+    message: str = ""
+
+
+Report = Loading | Ready | StepReport | Fatal | AdapterReport

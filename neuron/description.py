@@ -59,6 +59,7 @@ class ModelDescription:
     notes: list[str]  # what is not as its files or its settings have it
     text: TextFiles  # what its text path is made of
     adapters: tuple[AdapterCard, ...] = ()
+    adapter_bytes: tuple[int, ...] = ()  # that each of them takes on each rank
     simulated: SimulatedSpec | None = None
     max_output: int | None = None  # tokens of an answer, whatever a request wants
 
@@ -95,6 +96,7 @@ class ModelDescription:
             kv_memory=settings.kv_memory,
             devices=tuple(settings.devices) if settings.devices is not None else None,
             priority=settings.priority,
+            beside=sum(sorted(self.adapter_bytes)[-settings.max_adapters :]),
         )
 
     def step_tokens(self, settings: ModelSettings, device: str) -> int:
@@ -122,7 +124,6 @@ def described(settings: ModelSettings, card: ModelCard) -> ModelDescription:
     dtype = settings.dtype or card.dtype
     notes = list(card.notes)
     adapters = tuple(read_adapter(name, path, card) for name, path in settings.adapters.items())
-    beside = sum(adapter.bytes_per_rank(card, settings.ranks, dtype) for adapter in adapters)
     weights = card.bytes_per_rank(settings.ranks, dtype, settings.quantization)
     limit = card.config.context_limit
     if settings.context_length is not None and settings.context_length > limit:
@@ -143,7 +144,7 @@ def described(settings: ModelSettings, card: ModelCard) -> ModelDescription:
         card=card,
         dtype=dtype,
         context_length=min(settings.context_length or card.context_length, limit),
-        rank_bytes=tuple(size + beside for size in weights),
+        rank_bytes=tuple(weights),
         cache_groups=tuple(card.cache_groups(settings.ranks, dtype)),
         overhead=Overhead(
             card.config,
@@ -166,6 +167,7 @@ def described(settings: ModelSettings, card: ModelCard) -> ModelDescription:
         notes=notes,
         text=TextFiles.of(card, settings.tool_format, settings.reasoning_format),
         adapters=adapters,
+        adapter_bytes=tuple(each.bytes_per_rank(card, settings.ranks, dtype) for each in adapters),
         max_output=settings.max_output,
     )
 

@@ -35,6 +35,8 @@ class Need:
     priority: int = 100
     cpu_overhead: int = 0  # bytes
     cuda_overhead: int = 0
+    beside: int = 0  # bytes that the pool of each rank leaves free, for what may come: not booked
+    base: str = ""  # who does not leave for it, for without that one it is of no use
 
     def fixed_bytes(self, rank: int, device: str) -> int:
         """Bytes of `rank` on `device`, without its pool."""
@@ -92,6 +94,7 @@ def find_fit(
         CortexError: INSUFFICIENT_MEMORY saying who holds what; BAD_REQUEST for devices that are not there.
     """
     candidates = candidates_for(need, free)
+    holders = [holder for holder in holders if holder.model != need.base]
     evictable = order(holders, need.priority, candidates, strategy)
     chosen = [holder for holder in evictable if holder.model in leaving]
     evictable = [holder for holder in evictable if holder.model not in leaving]
@@ -153,8 +156,10 @@ def _place(need: Need, candidates: list[str], free: dict[str, int], context_leng
     freest = sorted(candidates, key=lambda name: -free[name])[:ranks]
     devices = tuple(name for name in candidates if name in freest) * (ranks // len(freest))
     fixed = Counter[str]()
+    free = dict(free)  # what the pool may take
     for rank, name in enumerate(devices):
         fixed[name] += need.fixed_bytes(rank, name)
+        free[name] -= need.beside
     if any(size > free[name] for name, size in fixed.items()):
         return None
     sharing = Counter(devices)

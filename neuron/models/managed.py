@@ -20,6 +20,7 @@ from neuron.description import ModelDescription
 from neuron.memory.eviction import RESIDENCY_SHARE, Holder, RecentUse
 from neuron.memory.fit import Fit, Need
 from neuron.memory.room import Place, Room
+from neuron.models.adapters import Adapters
 from neuron.models.epochs import Epochs
 from neuron.models.keep_alive import KeepAlive
 from neuron.models.launcher import Launcher
@@ -74,7 +75,8 @@ class ManagedModel:
         self.id = settings.id
         self.status: ModelStatus = "unloaded"
         self.error: str | None = None
-        self.requests = RequestQueue(launcher.config.queue, settings.max_sequences)
+        self.requests = RequestQueue(launcher.config.queue, settings.max_sequences, self._serves)
+        self._adapters = Adapters(launcher.config, room, self.requests)
         self.preparing = 0  # requests that will be admitted
         self.fit: Fit | None = None
         self.last_used = time.monotonic()
@@ -209,6 +211,7 @@ class ManagedModel:
     def _state(self) -> ModelState:
         ranks = self.ranks()
         plan, fit, statistics = self.description, self.fit, self._epochs.statistics
+        beside = self._adapters.nbytes
         return ModelState(
             id=self.id,
             status=self.status,
@@ -225,7 +228,7 @@ class ManagedModel:
             reasoning=plan.reasoning,
             devices=list(fit.devices) if fit is not None else [],
             bytes_weights=plan.bytes_weights,
-            bytes_reserved=sum(fit.reservations.values()) if fit is not None else 0,
+            bytes_reserved=sum(fit.reservations.values()) + beside if fit is not None else 0,
             pinned=self.settings.pin,
             priority=self.settings.priority,
             progress=self._progress.fraction,
@@ -253,7 +256,8 @@ class ManagedModel:
             drained=self._drained,
             collectives=ranks[0].collectives if ranks else 0,
             collective_seconds=[rank.collective_seconds for rank in ranks] if len(ranks) > 1 else [],
-            **(statistics.state() if statistics is not None else {}),
+            adapters_loaded=self._adapters.loaded,
+            **(statistics.state(beside) if statistics is not None else {}),
         )
 
     def page_hashes(self) -> list[bytes]:
@@ -433,6 +437,7 @@ class ManagedModel:
         self._use_now(request.request.keep_alive)
         request.model = self
         if number := self.description.adapter(request.request.model):
+            request.adapter = number
             for part in request.parts:
                 part.submit.adapter = number
         if self.requests.admit(request):
@@ -445,6 +450,10 @@ class ManagedModel:
 
     def begin(self, request: OpenRequest) -> None:
         self.requests.begin(request)
+
+    def _serves(self, request: OpenRequest) -> bool:
+        """Whether the worker has the adapter of a request; else it is got."""
+        return self._adapters.serves(request)
 
     def hold(self, mark: bytes, tokens: int, page: bytes) -> None:
         if self.prefixes is not None:
@@ -464,6 +473,7 @@ class ManagedModel:
             self._measure_prefill(*request.prefill)
         elif request.pages and self._epochs.statistics is not None:
             self._epochs.statistics.doubt(request.pages)
+        self._adapters.look()
         self._check_quiet()
         self._check_deserted()
         self._check_idle()
@@ -558,6 +568,7 @@ class ManagedModel:
             self._task.cancel()
             await asyncio.wait([self._task])
         await self._epochs.stop()
+        self._adapters.close()
 
     # --- actions ----------------------------------------------------------------------------------------
 
@@ -602,6 +613,7 @@ class ManagedModel:
     def _drain(self, error: CortexError | None) -> None:
         """Let what runs end; all else waits for the next load."""
         self.requests.take_back()
+        self._adapters.pause()
         self._check_quiet()
 
     def _lose_and_end(self, error: CortexError | None) -> None:
@@ -611,6 +623,7 @@ class ManagedModel:
 
     def _end(self, error: CortexError | None) -> None:
         """End the processes."""
+        self._adapters.stop()
         self._task = asyncio.create_task(self._take_down(None))
 
     def _cancel(self, error: CortexError | None) -> None:
@@ -703,6 +716,7 @@ class ManagedModel:
         self.fit = self.fit.with_pages(self._epochs.statistics.kv_pages)
         learn = self.description.overhead is not None
         self._room.correct(self.id, self.fit, [report.memory for report in ready], learn=learn)
+        self._adapters.open(self.settings, self.description, self.fit.devices, self._epochs.group)
 
     def _on_loading(self, fraction: float, message: str) -> None:
         self._tell(self._progress.then(message, fraction, time.monotonic()))
@@ -731,6 +745,7 @@ class ManagedModel:
         self.requests.tell(progress)
 
     def _lose_workers(self, error: CortexError) -> None:
+        self._adapters.stop()
         self._epochs.count_death()
         if self.load_seconds is not None:  # as it took last, it will be back by then
             error.retry_after = self._epochs.seconds_to_wait + self.load_seconds
@@ -744,6 +759,7 @@ class ManagedModel:
 
     def _let_go(self) -> None:
         self.fit = None
+        self._adapters.close()
         self._epochs.forget()
         self._progress = LoadProgress()
         self._room.release(self.id)

@@ -16,7 +16,7 @@ from ipc.errors import Code, CortexError
 from neuron.config import Queue
 from neuron.processes.group import WorkerGroup
 from neuron.requests.progress import LoadProgress
-from neuron.requests.request import OpenRequest
+from neuron.requests.request import OpenRequest, Phase
 
 T = TypeVar("T")
 
@@ -121,11 +121,16 @@ class RequestQueue:
     Args:
         queue: how many may wait, and how long.
         max_sequences: that the worker computes at once; of the next worker it may be another number.
+        serves: whether the worker has the adapter of a request that has one. While it has not, the request
+            waits; `resume` says when to ask again.
     """
 
-    def __init__(self, queue: Queue, max_sequences: int) -> None:
+    def __init__(
+        self, queue: Queue, max_sequences: int, serves: Callable[[OpenRequest], bool] = lambda request: True
+    ) -> None:
         self.counts = {"finished": 0, "cancelled": 0, "failed": 0}  # by outcome
         self._wait_seconds = queue.wait_seconds
+        self._serves = serves
         self.max_sequences = max_sequences
         self._requests: dict[OpenRequest, None] = {}  # all that are open, in the order of their arrival
         self._line: WaitingLine[OpenRequest] = WaitingLine(queue.limit, queue.wait_seconds)
@@ -159,8 +164,19 @@ class RequestQueue:
         """From now on requests are handed to `group`."""
         self._group, self._context_length = group, context_length
         self._line.start_clock()
-        self._hand_over([request for request in self._line if request.phase == "waiting"])
+        self.resume()
         self._watch_line()
+
+    def resume(self) -> None:
+        """Hand over what waits, as far as the worker has its adapters."""
+        if self._group is not None:
+            self._hand_over([request for request in self._line if request.phase == "waiting"])
+
+    def with_adapter(self, number: int, *phases: Phase) -> list[OpenRequest]:
+        """The requests for that adapter which are in one of these phases, in the order of their arrival."""
+        return [
+            request for request in self._requests if request.adapter == number and request.phase in phases
+        ]
 
     def shut(self) -> None:
         """From now on requests wait, and their time does not count."""
@@ -226,6 +242,8 @@ class RequestQueue:
                 request.check_length(self._context_length)  # it may be less than before the load
             except CortexError as error:
                 request.fail(error)
+                continue
+            if request.adapter and not self._serves(request):
                 continue
             try:
                 for part in request.hand_over(self._context_length):

@@ -39,11 +39,11 @@ class Statistics:
         """Who was to compute those pages has left: those that are not there will not come."""
         self.prefixes.forget(page for page in pages if page not in self.page_hashes)
 
-    def state(self) -> dict[str, int]:
-        """Fields of `ModelState`."""
+    def state(self, beside: int) -> dict[str, int]:
+        """Fields of `ModelState`; `beside` are bytes of what came after the load."""
         step = self._step
         return {
-            "bytes_measured": self._measured,
+            "bytes_measured": self._measured + beside,
             "pages_total": self.kv_pages,
             "pages_free": step.pages_free,
             "pages_cached": step.pages_cached,

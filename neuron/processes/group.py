@@ -19,7 +19,10 @@ from ipc.messages import RankState
 from ipc.ring import Ring, RingBroken
 from ipc.worker_messages import (
     Abort,
+    AdapterReport,
+    DropAdapter,
     Fatal,
+    LoadAdapter,
     Loading,
     Ready,
     Report,
@@ -29,6 +32,7 @@ from ipc.worker_messages import (
     Submit,
     Waiting,
 )
+from neuron.processes.adapting import Adapting
 from neuron.processes.spawn import GroupSpec, Rank, spawn
 from neuron.processes.watchdog import Watchdog
 from neuron.processes.worker import Worker
@@ -109,6 +113,7 @@ class WorkerGroup:
         self.was_killed = False  # a rank was killed before it was ready, by whomever, and said no word
         self._backlog: deque[bytes] = deque()  # commands that found the ring full
         self._fractions = [0.0] * len(spec.devices)
+        self._adapting = Adapting(len(spec.devices))
         self._ready: asyncio.Future[list[Ready]] = self._loop.create_future()
         self.gone: asyncio.Future[None] = self._loop.create_future()
         self._death: CortexError | None = None
@@ -199,6 +204,22 @@ class WorkerGroup:
         if self.open.pop(request_id, None) is not None and not self._ended:
             self._send(_encoder.encode(Abort(request_id)))
 
+    def adapt(self, order: LoadAdapter | DropAdapter) -> asyncio.Future[list[AdapterReport]]:
+        """Have every rank read an adapter, or give its memory back, while steps go on.
+
+        Returns:
+            What each rank answered, in their order; or the error with which the group ended before that.
+
+        Raises:
+            ValueError: not all have answered yet what they were told of it before.
+        """
+        done = self._adapting.begin(order.number)
+        if self._ended:
+            self._adapting.end(self._death or stopped(self.spec.model))
+        else:
+            self._send(_encoder.encode(order))
+        return done
+
     def ranks(self) -> list[RankState]:
         """The heartbeat page, read without asking anybody."""
         if self.gone.done():
@@ -260,6 +281,8 @@ class WorkerGroup:
                 self._on_loading(min(self._fractions), report.message)
             elif isinstance(report, Ready):
                 self._on_rank_ready(rank, report)
+            elif isinstance(report, AdapterReport):
+                self._adapting.take(rank.index, report)
             elif isinstance(report, Fatal):
                 rank.fatal = report
                 self._end(self._failure(rank))
@@ -379,10 +402,9 @@ class WorkerGroup:
         self._death = error
         if self._deadline_timer is not None:
             self._deadline_timer.cancel()
+        self._adapting.end(error or stopped(self.spec.model))
         if not self._ready.done():
-            self._ready.set_exception(
-                error or CortexError(Code.MODEL_LOAD_FAILED, f"the load of {self.spec.model} was stopped")
-            )
+            self._ready.set_exception(error or stopped(self.spec.model))
             self._ready.exception()  # nobody has to ask
             tell_owner = False
         else:
@@ -434,6 +456,11 @@ class WorkerGroup:
             self._resources.close()
             self.gone.set_result(None)
             log.info("worker group gone model=%s epoch=%d", self.spec.model, self.epoch)
+
+
+def stopped(model: str) -> CortexError:
+    """For whoever waits for a load that nobody wants any more."""
+    return CortexError(Code.MODEL_LOAD_FAILED, f"the load of {model} was stopped")
 
 
 def _append(whole: SequenceReport, later: SequenceReport) -> None:

@@ -81,6 +81,7 @@ class OpenRequest(ABC):
         self.deaths = 0  # of workers that had it
         self.outcome: str | None = None  # "finished", "cancelled" or "failed", once it ended
         self.model: RequestOwner | None = None  # that took it in
+        self.adapter = 0  # its number among those of the model, from 1; 0: none
         self.prompt_tokens = 0
         self.parts: Sequence[OpenSequence] = ()
         self._keys = keys

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 
 import pytest
 import torch
@@ -15,20 +17,39 @@ from gateway.fleet.exchange import Exchange
 from gateway.fleet.view import Fleet
 from gateway.telemetry.exposition import neuron_metrics
 from ipc.errors import Code, CortexError
-from ipc.messages import Generate, Sampling
+from ipc.messages import Generate, Health, Load, Sampling
 from neuron.models.catalogue import DEMO_FOLDER
-from tests.neuron.harness import Neuron
+from tests.neuron.harness import PATIENCE, Neuron
 from workers.checkpoints.card import read_card
+
+NAMES = ("pirate", "poet", "pilot", "broken")
 
 
 @pytest.fixture(scope="module")
-def endpoint(tmp_path_factory):
-    """A neuron with the demo model and an adapter of it."""
+def neuron(tmp_path_factory):
+    """A neuron with the demo model and adapters of it, of which two are in memory at once; one changes."""
     folder = tmp_path_factory.mktemp("adapters")
-    adapter = folder / "pirate"
+    for seed, name in enumerate(NAMES):
+        write(folder / name, seed)
+    model = {
+        "id": "demo",
+        "adapters": {name: str(folder / name) for name in NAMES},
+        "max_adapters": 2,
+        "context_length": 2048,
+        "max_sequences": 4,
+        "dtype": "float32",  # in which a batch does not decide what is the most likely token
+    }
+    with Neuron(folder / "neuron", [model], only_configured=True, memory={"turn_seconds": 0.2}) as neuron:
+        with neuron.client() as client:
+            client.ask(Load(id=0, model="demo"), PATIENCE)
+        (folder / "broken" / "adapter_model.safetensors").write_bytes(b"")
+        yield neuron
+
+
+def write(adapter, seed):
     adapter.mkdir()
     rows, columns = read_card(DEMO_FOLDER).tensors["model.layers.0.mlp.down_proj.weight"].shape
-    generator = torch.Generator().manual_seed(3)
+    generator = torch.Generator().manual_seed(seed)
     name = "base_model.model.model.layers.0.mlp.down_proj"
     weights = {
         f"{name}.lora_A.weight": torch.randn(2, columns, generator=generator),
@@ -36,9 +57,11 @@ def endpoint(tmp_path_factory):
     }
     save_file(weights, adapter / "adapter_model.safetensors")
     (adapter / "adapter_config.json").write_text(json.dumps({"r": 2, "lora_alpha": 2}))
-    model = {"id": "demo", "adapters": {"pirate": str(adapter)}, "context_length": 2048, "max_sequences": 4}
-    with Neuron(folder / "neuron", [model], only_configured=True) as neuron:
-        yield neuron.endpoint
+
+
+@pytest.fixture(scope="module")
+def endpoint(neuron):
+    return neuron.endpoint
 
 
 def with_fleet(endpoint, scenario):
@@ -79,7 +102,7 @@ def test_an_adapter_is_listed_beside_its_base_and_counted_once(endpoint):
         return listed, {sample.labels["model"] for sample in samples if "model" in sample.labels}
 
     listed, counted = with_fleet(endpoint, scenario)
-    assert listed == [("demo", None), ("demo:pirate", "demo")]
+    assert listed == [("demo", None), *sorted((f"demo:{name}", "demo") for name in NAMES)]
     assert counted == {"demo"}
 
 
@@ -91,3 +114,51 @@ def test_an_adapter_that_is_not_there_is_not_found_and_the_others_are_named(endp
         with_fleet(endpoint, scenario)
     assert caught.value.code == Code.MODEL_NOT_FOUND
     assert "demo:pirate" in caught.value.message
+
+
+def health(neuron):
+    with neuron.client() as client:
+        return client.ask(Health(id=0), PATIENCE)
+
+
+def test_of_three_adapters_wanted_at_once_two_are_in_memory_and_all_answer(neuron):
+    names = NAMES[:3]
+
+    async def scenario(fleet):
+        alone = [await ask(fleet, f"demo:{name}") for name in names]
+        base = await ask(fleet, "demo")
+        crowd = [f"demo:{name}" for name in names] * 3 + ["demo"] * 3
+        return alone, base, await asyncio.gather(*(ask(fleet, model) for model in crowd))
+
+    alone, base, together = with_fleet(neuron.endpoint, scenario)
+    assert len({*alone, base}) == 4
+    assert together == alone * 3 + [base] * 3
+    assert len(health(neuron).models[0].adapters_loaded) == 2
+
+
+def test_an_adapter_that_cannot_be_read_fails_its_own_requests_only(neuron):
+    async def scenario(fleet):
+        asked = [ask(fleet, model) for model in ("demo", "demo:broken", "demo:poet")]
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    base, broken, poet = with_fleet(neuron.endpoint, scenario)
+    assert broken.code == Code.MODEL_LOAD_FAILED
+    assert "broken/adapter_model.safetensors" in broken.message
+    assert isinstance(base, str)
+    assert isinstance(poet, str)
+
+
+def test_after_its_worker_died_an_adapter_is_read_again(neuron):
+    async def scenario(fleet):
+        before = await ask(fleet, "demo:pirate")
+        [rank] = (await asyncio.to_thread(health, neuron)).ranks["demo"]
+        os.kill(rank.pid, signal.SIGKILL)
+        try:
+            after = await ask(fleet, "demo:pirate")
+        except CortexError:  # it had been handed over
+            after = await ask(fleet, "demo:pirate")
+        return before, after
+
+    before, after = with_fleet(neuron.endpoint, scenario)
+    assert before == after
+    assert health(neuron).models[0].adapters_loaded == ["pirate"]

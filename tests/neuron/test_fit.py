@@ -219,3 +219,21 @@ def test_a_fit_never_takes_more_than_is_free_once_its_victims_left(
         assert size <= free[device] + sum(h.reserved.get(device, 0) for h in leaving)
     assert len(fit.devices) == len(ranks)
     assert 0 < fit.context_length <= min(context, fit.kv_pages * 32)
+
+
+def test_a_pool_leaves_room_for_what_may_come_beside_it_and_does_not_book_it():
+    free = {"cuda:0": 8 * GIB}
+    alone = find_fit(need(context_length=131072), free, [], "lru")
+    fit = find_fit(need(context_length=131072, beside=GIB), free, [], "lru")
+    assert alone.reservations["cuda:0"] > 7 * GIB
+    assert sum(fit.rank_budgets) == fit.reservations["cuda:0"] < 7 * GIB
+
+
+def test_a_base_does_not_leave_for_its_own_adapter_and_others_do():
+    free = {"cuda:0": 0}
+    adapter = need(rank_bytes=(GIB,), caches=CachePlan(), context_length=1, max_sequences=1, base="base")
+    base, other = holder("base", 8 * GIB), holder("other", 2 * GIB, last_used=1.0)
+    assert find_fit(adapter, free, [base, other], "lru").victims == ("other",)
+    with pytest.raises(CortexError) as refused:
+        find_fit(adapter, free, [base], "lru")
+    assert refused.value.code == Code.INSUFFICIENT_MEMORY

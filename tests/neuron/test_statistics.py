@@ -16,7 +16,7 @@ def step(number, cached=(), evicted=(), **counts):
 
 
 def test_a_pool_is_as_large_as_that_of_its_tightest_rank_and_all_ranks_memory_counts():
-    state = Statistics([ready(20, 100), ready(18, 50)]).state()
+    state = Statistics([ready(20, 100), ready(18, 50)]).state(0)
     assert (state["pages_total"], state["pages_free"], state["bytes_measured"]) == (18, 18, 152)
 
 
@@ -31,7 +31,7 @@ def test_pages_that_can_be_shared_are_those_of_every_step():
 def test_counts_are_those_of_the_newest_step():
     figures = Statistics([ready(20, 100)])
     figures.take([step(1, preemptions=1, cached_tokens=32), step(5, preemptions=2, cached_tokens=64)])
-    state = figures.state()
+    state = figures.state(0)
     assert (state["steps"], state["preemptions"], state["cached_tokens"], state["pages_free"]) == (
         5,
         2,

@@ -22,8 +22,11 @@ from ipc.ring import Ring
 from ipc.sealed import seal
 from ipc.worker_messages import (
     Abort,
+    AdapterReport,
     Command,
+    DropAdapter,
     Fatal,
+    LoadAdapter,
     Loading,
     Ready,
     Report,
@@ -165,6 +168,11 @@ class Workers:
 
     def abort(self, request_id: int) -> None:
         self.send(Abort(request_id))
+
+    def adapt(self, order: LoadAdapter | DropAdapter) -> list[AdapterReport]:
+        """Have all ranks follow an order, and wait for what each says then."""
+        self.send(order)
+        return [self._last_of(rank, AdapterReport) for rank in range(self.world_size)]
 
     def stop(self) -> None:
         self.send(Stop())

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from array import array
+from queue import Queue
 
 import msgspec
 import pytest
@@ -11,13 +13,22 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ipc.errors import CortexError
-from ipc.worker_messages import SamplingParams, Submit
+from ipc.worker_messages import (
+    AdapterReport,
+    DropAdapter,
+    LoadAdapter,
+    Logprobs,
+    SamplingParams,
+    Submit,
+)
 from tests.workers.adapters import write_adapter
 from tests.workers.checkpoints import greedy
-from tests.workers.engines import Session, make_runner, prompt_of, some_requests
-from tests.workers.harness import Workers
+from tests.workers.engines import Session, make_runner, prompt_of, request, some_requests
+from tests.workers.harness import PATIENCE, Workers
 from workers.checkpoints.adapter import CONFIG, WEIGHTS, read_adapter
 from workers.checkpoints.card import read_card
+from workers.execution.memory import held, trim
+from workers.execution.model_runner import ModelRunner
 
 PROMPT = [(7 * i + 3) % 131 for i in range(80)]
 
@@ -42,8 +53,23 @@ def runner(adapted):
     folder, adapters, _ = adapted
     runner = make_runner(folder, adapters)
     runner.load(lambda fraction, message: None)
+    read(runner, 1, 2)
     yield runner
     runner.close()
+
+
+def adapt(runner: ModelRunner, order: LoadAdapter | DropAdapter) -> AdapterReport:
+    """Have `runner` follow an order, and wait for what it says then."""
+    said: Queue[AdapterReport] = Queue()
+    runner.adapt(order, said.put)
+    return said.get(timeout=PATIENCE)
+
+
+def read(runner: ModelRunner, *numbers: int) -> list[int]:
+    """Have adapters read; their bytes."""
+    reports = [adapt(runner, LoadAdapter(number)) for number in numbers]
+    assert not any(report.message for report in reports), reports
+    return [report.nbytes for report in reports]
 
 
 def with_adapter(submit: Submit, adapter: int) -> Submit:
@@ -77,9 +103,6 @@ def test_adapters_make_a_difference_and_share_no_cached_pages(adapted, runner):
 def test_bytes_of_an_adapter_are_what_its_ranks_hold(adapted, runner):
     folder, adapters, _ = adapted
     card = read_card(folder)
-    plain = make_runner(folder)
-    without = plain.load(lambda fraction, message: None).memory.weights
-    plain.close()
     parts = [
         part
         for block in runner.model.blocks
@@ -90,9 +113,99 @@ def test_bytes_of_an_adapter_are_what_its_ranks_hold(adapted, runner):
     matrices = {id(matrix): matrix.nbytes for part in parts for matrix in (part.a, part.b)}
     held = sum(matrices.values())
     cards = [read_adapter(each.name, each, card) for each in adapters]
-    assert without > held == sum(each.bytes_per_rank(card, 1, "float32") for each in cards)
+    assert held == sum(each.bytes_per_rank(card, 1, "float32") for each in cards) == runner.adapters.nbytes
 
 
+def test_what_a_load_measures_is_without_adapters(adapted):
+    folder, adapters, _ = adapted
+    weights = []
+    for beside in ([], adapters):
+        runner = make_runner(folder, beside)
+        weights.append(runner.load(lambda fraction, message: None).memory.weights)
+        assert runner.adapters.nbytes == 0
+        assert not any(linear.beside and linear.beside._parts for linear in runner.adapters._linears)
+        runner.close()
+    assert weights[0] == weights[1]
+
+
+def test_an_adapter_comes_while_others_are_served_and_leaves_without_a_trace(adapted):
+    """Requests with none get the same bits, before, while and after."""
+    folder, adapters, oracles = adapted
+    plain, runner = make_runner(folder), make_runner(folder, adapters)
+    for each in (plain, runner):
+        each.load(lambda fraction, message: None)
+    asked = [request(number, PROMPT[: 20 + number], 6, logprobs=5) for number in range(3)]
+
+    def answers(engine: ModelRunner) -> list[list[Logprobs]]:
+        session = Session(engine)
+        told = [answer.logprobs for answer in session.answer(asked)]
+        session.end()
+        return told
+
+    expected = answers(plain)
+    assert answers(runner) == expected
+    for number in (2, 1):
+        [nbytes] = read(runner, number)
+        assert answers(runner) == expected
+        session = Session(runner)
+        [answer] = session.answer([with_adapter(request(9, PROMPT, 6), number)])
+        session.end()
+        assert answer.token_ids == greedy(oracles[number], PROMPT, answer.token_ids)
+        assert nbytes == runner.adapters.nbytes > 0
+        assert not adapt(runner, DropAdapter(number)).message
+        assert runner.adapters.nbytes == 0
+        assert not any(linear.beside and linear.beside._parts for linear in runner.adapters._linears)
+        assert answers(runner) == expected
+    plain.close()
+    runner.close()
+
+
+def test_a_sequence_whose_adapter_is_not_in_memory_gets_no_answer_of_the_base(adapted):
+    folder, adapters, _ = adapted
+    runner = make_runner(folder, adapters)
+    runner.load(lambda fraction, message: None)
+    with pytest.raises(RuntimeError, match="adapter 2"):
+        Session(runner).answer([with_adapter(request(1, PROMPT, 4), 2)])
+    runner.close()
+
+
+def test_an_adapter_that_cannot_be_read_says_why_and_leaves_nothing(adapted, tmp_path):
+    folder, adapters, oracles = adapted
+    broken = tmp_path / "broken"
+    shutil.copytree(adapters[0], broken)
+    runner = make_runner(folder, [broken, adapters[1]])
+    runner.load(lambda fraction, message: None)
+    (broken / WEIGHTS).write_bytes(b"")
+    report = adapt(runner, LoadAdapter(1))
+    assert report.code == "model_load_failed"
+    assert str(broken / WEIGHTS) in report.message
+    assert (report.nbytes, runner.adapters.nbytes) == (0, 0)
+    read(runner, 2)
+    session = Session(runner)
+    [answer] = session.answer([with_adapter(request(1, PROMPT, 6), 2)])
+    session.end()
+    assert answer.token_ids == greedy(oracles[2], PROMPT, answer.token_ids)
+    runner.close()
+
+
+def test_what_an_adapter_holds_is_given_back_with_it(tiny, tmp_path):
+    folder, oracle = tiny("qwen3_tied")
+    write_adapter(tmp_path, oracle, rank=4096)
+    runner = make_runner(folder, [tmp_path])
+    runner.load(lambda fraction, message: None)
+    trim("cpu")
+    before = held("cpu")
+    [nbytes] = read(runner, 1)
+    took = held("cpu") - before
+    adapt(runner, DropAdapter(1))
+    left = held("cpu") - before
+    assert nbytes > 20 << 20
+    assert took == pytest.approx(nbytes, rel=0.1)
+    assert left < 0.1 * nbytes
+    runner.close()
+
+
+@pytest.mark.parametrize("adapted", ["qwen3_tied"], indirect=True)
 def test_two_ranks_answer_as_one(adapted):
     folder, adapters, oracles = adapted
     card = read_card(folder)
@@ -101,11 +214,19 @@ def test_two_ranks_answer_as_one(adapted):
     limits = {"kv_pages": 64, "max_step_tokens": 32}
     with Workers(world_size=2, card=card, adapters=cards, **limits, **model) as workers:
         workers.ready()
-        for adapter in range(3):
+        workers.submit(0, PROMPT[:30], 50)
+        reports = [workers.adapt(LoadAdapter(number)) for number in (1, 2)]  # while the base is asked
+        assert [[each.nbytes for each in ranks] for ranks in reports] == [
+            [each.bytes_per_rank(card, 2, "float32")] * 2 for each in cards
+        ]
+        for adapter in (1, 2):
             workers.submit(adapter, PROMPT[: 30 + adapter], 10, adapter=adapter)
         for adapter, answer in enumerate(workers.collect()):
             prompt = PROMPT[: 30 + adapter]
             assert answer.token_ids == greedy(oracles[adapter], prompt, answer.token_ids)
+        assert workers.adapt(DropAdapter(1)) == [AdapterReport(1)] * 2
+        workers.submit(3, PROMPT[:32], 10, adapter=2)
+        assert workers.collect(3)[0].token_ids == workers.answers[2].token_ids
 
 
 # --- what is refused ------------------------------------------------------------------------------------

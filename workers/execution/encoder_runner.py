@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 
 from ipc.errors import Code, CortexError
-from ipc.worker_messages import KERNEL_BYTES, MemoryUse, SamplingParams, WorkerSpec
+from ipc.worker_messages import (
+    KERNEL_BYTES,
+    AdapterReport,
+    DropAdapter,
+    LoadAdapter,
+    MemoryUse,
+    SamplingParams,
+    WorkerSpec,
+)
 from workers.attention.whole import WholeAttention
 from workers.checkpoints.card import ModelCard
 from workers.execution.device import check_type, is_out_of_memory, num_threads, tune_cpu
@@ -158,6 +166,10 @@ class EncoderRunner:
         if self.stages.stages:
             pooled = self.stages(pooled.to(hidden.dtype)).float()
         return StepResult([-1] * len(added), dict(enumerate(map(_vector, pooled.cpu()))))
+
+    def adapt(self, order: LoadAdapter | DropAdapter, tell: Callable[[AdapterReport], None]) -> None:
+        """There are none: adapters of an encoder are refused when they are read."""
+        raise RuntimeError(f"{self.card.architecture} was told of an adapter, and has none")
 
     def collectives(self) -> tuple[int, float]:
         """How many there were, and the seconds in them."""

@@ -54,14 +54,14 @@ def trim(device: str) -> None:
         libc.malloc_trim(0)
 
 
-def largest_step(spec: WorkerSpec, sorted_rows: int, adapters: int = 0, groups: int = 1) -> StepPlan:
+def largest_step(spec: WorkerSpec, sorted_rows: int, adapter: bool = False, groups: int = 1) -> StepPlan:
     """A step of all the tokens and sequences that there may be, each with the dearest settings.
 
     All of its pages are number 0: what is in them does not matter.
 
     Args:
         sorted_rows: of logits, which the sampler draws from at once.
-        adapters: of the model, which the sequences have in turn.
+        adapter: all sequences but the first have number 1: rows are picked out then, and are many.
         groups: of its layers.
     """
     added: list[NewSequence] = []
@@ -71,8 +71,8 @@ def largest_step(spec: WorkerSpec, sorted_rows: int, adapters: int = 0, groups: 
         """Schedule the last `tokens` of a prompt of `context`, if that is more."""
         slot, cached = len(added), max(0, context - tokens) // PAGE_SIZE
         length, tables = cached * PAGE_SIZE + tokens, [[0] * cached] * groups
-        adapter = slot % (adapters + 1)
-        added.append(NewSequence(slot, length, bytes(4 * length), params, tables=tables, adapter=adapter))
+        number = int(adapter and slot > 0)
+        added.append(NewSequence(slot, length, bytes(4 * length), params, tables=tables, adapter=number))
         scheduled.append(Scheduled(slot, tokens, [[0] * pages_for(tokens)] * groups))
 
     # so flat a distribution, and so wide a filter, that all of the vocabulary has to be sorted

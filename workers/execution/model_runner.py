@@ -14,7 +14,17 @@ import torch
 from torch import Tensor
 
 from ipc.errors import Code, CortexError
-from ipc.worker_messages import GRAPH_BYTES, KERNEL_BYTES, CacheGroup, Logprobs, MemoryUse, WorkerSpec
+from ipc.worker_messages import (
+    GRAPH_BYTES,
+    KERNEL_BYTES,
+    AdapterReport,
+    CacheGroup,
+    DropAdapter,
+    LoadAdapter,
+    Logprobs,
+    MemoryUse,
+    WorkerSpec,
+)
 from workers.attention.backend import AttentionBackend
 from workers.attention.cpu import PagedAttention
 from workers.attention.states import Mixing, RecurrentStates, StateBackend
@@ -24,12 +34,12 @@ from workers.checkpoints import caches
 from workers.checkpoints.adapter import AdapterCard
 from workers.checkpoints.card import ModelCard
 from workers.checkpoints.config import ModelConfig
+from workers.execution.adapters import Adapters
 from workers.execution.device import check_type, is_out_of_memory, num_threads, tune_cpu
 from workers.execution.graphs import CudaGraphs, GraphDevice, Graphs
 from workers.execution.input_buffers import InputBuffers
 from workers.execution.memory import TOLD_TOKENS, check_pages, held, largest_step, pool_pages, trim
 from workers.execution.threads import Threads
-from workers.layers.lora import StepAdapters, place
 from workers.models.registry import MODELS
 from workers.parallel import RankGroup
 from workers.sampling.grammar import Grammars
@@ -41,7 +51,7 @@ from workers.step.pages import pages_for
 from workers.step.plan import NewSequence, Scheduled, StepPlan
 from workers.weights import parking
 from workers.weights.blocks import Empty
-from workers.weights.loader import Shard, WeightFiles, bytes_filled
+from workers.weights.loader import Shard
 from workers.weights.quantised_cache import load_weights
 
 CHECKED_STEPS = 16  # between two looks at how much memory is held
@@ -66,8 +76,8 @@ class ModelRunner:
     """One rank of a transformer. Implements `workers.step.engine.Engine`."""
 
     def __init__(self, spec: WorkerSpec, card: ModelCard, adapters: Sequence[AdapterCard] = ()) -> None:
-        self.spec, self.card, self.adapters = spec, card, adapters
-        self.step_adapters = StepAdapters()
+        self.spec, self.card = spec, card
+        self.adapters = Adapters(adapters)
         self.group = RankGroup()
         self.slots: dict[int, Slot] = {}
         self.grammars: Grammars | None = None  # made when the first one is asked for; on rank 0 only
@@ -117,8 +127,8 @@ class ModelRunner:
             load_weights(self.card, formats, parts, reading, self.group, spec.weight_cache)
 
         self.woken = parking.load(spec.parking_fd, self.model.parts, reading, self.group, read)
-        for number, adapter in enumerate(self.adapters, 1):
-            weights += self._load_adapter(number, adapter, dtype)
+        linears = [linear for block in self.model.blocks for linear in block.linears]
+        self.adapters.stand_beside(linears, Empty(dtype, device))
         torch.set_num_threads(threads := num_threads(spec, weights))
         if device.type == "cpu":
             tune_cpu(dtype)
@@ -131,18 +141,6 @@ class ModelRunner:
         self.sampler = Sampler(config.vocab_size, device)
         progress(1.0, "measuring a step")
         return self._make_pool(config, dtype, weights + self.model.head.copied)
-
-    def _load_adapter(self, number: int, card: AdapterCard, dtype: torch.dtype) -> int:
-        """Read an adapter, and put it beside the projections that it is for; its bytes come of it."""
-        empty = Empty(dtype, self.group.device)
-        parts = [
-            shard
-            for block in self.model.blocks
-            for linear in block.linears
-            for shard in place(linear, number, card, empty, self.step_adapters)
-        ]
-        WeightFiles(card).load(parts, lambda fraction: None)
-        return bytes_filled(parts)
 
     def _make_pool(self, config: ModelConfig, dtype: torch.dtype, weights: int) -> Loaded:
         """A pool as large as memory allows: first one page of few layers, to see what all else takes.
@@ -161,7 +159,9 @@ class ModelRunner:
         if stateful:
             few.append(CacheGroup(kind="state", layers=stateful))
         self._attend_over(few, pool(few[:1], pages=1), 1)
-        used = self._measure(weights)
+        with self.adapters.largest() as beside:
+            used = self._measure(weights + beside)
+        used = msgspec.structs.replace(used, weights=weights)
         self.blocks = None
         states = caches.num_states(groups, spec.max_sequences)
         used = msgspec.structs.replace(used, kv_pool=states * caches.state_bytes(groups))
@@ -228,7 +228,7 @@ class ModelRunner:
             CortexError: INSUFFICIENT_MEMORY, not even for that step.
         """
         device, groups = self.spec.device, len(self.groups)
-        plan = largest_step(self.spec, self.sampler.block_rows, len(self.adapters), groups)
+        plan = largest_step(self.spec, self.sampler.block_rows, bool(self.adapters), groups)
         trim(device)
         before = held(device)
         try:
@@ -273,9 +273,9 @@ class ModelRunner:
         for entry in plan.scheduled:
             for table, pages in zip(self.slots[entry.slot].tables, entry.new_pages, strict=False):
                 table.extend(pages)
-        if plan.step % CHECKED_STEPS == CHECKED_STEPS - 1 and held(self.spec.device) > self.most_bytes:
+        if plan.step % CHECKED_STEPS == CHECKED_STEPS - 1 and self._held() > self.most_bytes:
             trim(self.spec.device)  # free memory in pieces too small for anything
-            self.most_bytes = max(self.most_bytes, held(self.spec.device))  # the rest is in use
+            self.most_bytes = max(self.most_bytes, self._held())  # the rest is in use
         try:
             return self._step(plan.scheduled)
         except RuntimeError as error:
@@ -287,6 +287,14 @@ class ModelRunner:
             torch.cuda.empty_cache()
         raise OutOfDeviceMemory(reason)
 
+    def _held(self) -> int:
+        """Bytes, without adapters, which come and go."""
+        return held(self.spec.device) - self.adapters.nbytes
+
+    def adapt(self, order: LoadAdapter | DropAdapter, tell: Callable[[AdapterReport], None]) -> None:
+        """Begin to read an adapter, or let it go."""
+        self.adapters.follow(order, tell)
+
     def collectives(self) -> tuple[int, float]:
         """How many there were, and the seconds in them."""
         return self.group.collectives, self.group.collective_seconds
@@ -294,6 +302,7 @@ class ModelRunner:
     def close(self) -> None:
         """Leave the group, and let go of all memory."""
         self.group.leave()
+        self.adapters.close()
         if self.grammars is not None:
             self.grammars.close()
         self.slots.clear()
@@ -305,6 +314,7 @@ class ModelRunner:
 
     def _add(self, new: NewSequence) -> None:
         """A sequence enters, without device memory. Its grammar is compiled while its prompt is computed."""
+        self.adapters.check(new.adapter)
         slot = self.slots[new.slot] = Slot.of(new, len(self.groups))
         if new.constraint is not None and self.group.rank == 0:
             if self.grammars is None:
@@ -322,7 +332,7 @@ class ModelRunner:
         """What the plan's tokens lead to. No slot and no sampler changes before all of it was computed."""
         step = make_step(scheduled, self.slots)
         if self.adapters:
-            self.step_adapters.begin([(s.slot.new.adapter, s.rows) for s in step.segments], self.group.device)
+            self.adapters.step.begin([(s.slot.new.adapter, s.rows) for s in step.segments], self.group.device)
         masks = self.grammars.begin(step.sampled) if self.grammars is not None else None
         segments = step.segments
         pooled, told = [], []

@@ -68,6 +68,9 @@ class Beside:
     def put(self, number: int, parts: list[LowRank]) -> None:
         self._parts[number] = parts
 
+    def remove(self, number: int) -> None:
+        self._parts.pop(number, None)
+
     def add(self, y: Tensor, x: Tensor) -> None:
         """Add to `y` `[tokens, rows]` what the adapters of this step make of `x` `[tokens, columns]`."""
         for number, rows in self._step.rows:
@@ -105,3 +108,9 @@ def place(
             linear.beside = Beside(step)
         linear.beside.put(number, parts)
         yield Shard(pieces)
+
+
+def take_away(linear: Linear, number: int) -> None:
+    """Have that adapter beside `linear` no longer, if it is there."""
+    if isinstance(linear.beside, Beside):
+        linear.beside.remove(number)

@@ -11,7 +11,7 @@ from typing import Protocol
 import msgspec
 
 from ipc.worker_messages import SequenceReport, StepReport
-from workers.step.plan import StepPlan, decode_plan, encode_plan
+from workers.step.plan import Told, decode_plan, encode_plan
 
 PART_BYTES = 128 << 10  # in one record; a ring has room for a few
 MESSAGE_CHARS = 4096  # of an error in a report that is too long
@@ -27,16 +27,16 @@ class PlanReader(Protocol):
     def read(self, timeout: float | None) -> bytes | None: ...
 
 
-def tell(plans: PlanWriter, plan: StepPlan | None, timeout: float) -> None:
-    """Send a plan to the other ranks. The first byte of a record says whether more of the plan follows."""
+def tell(plans: PlanWriter, plan: Told | None, timeout: float) -> None:
+    """Send a plan or an order to the other ranks. A record's first byte says whether more of it follows."""
     record = encode_plan(plan)
     for start in range(0, len(record), PART_BYTES):
         end = start + PART_BYTES
         plans.write(bytes((end < len(record),)) + record[start:end], timeout)
 
 
-def hear(plans: PlanReader) -> StepPlan | None:
-    """Wait for the next plan that `tell` sent."""
+def hear(plans: PlanReader) -> Told | None:
+    """Wait for what `tell` sends next."""
     record = plans.read(None)
     whole = record[1:]
     while record[0]:

@@ -15,14 +15,24 @@ import msgspec
 
 from ipc.broadcast import BroadcastRing
 from ipc.ring import Ring
-from ipc.worker_messages import Abort, Command, StepReport, Stop, Submit, WorkerSpec
+from ipc.worker_messages import (
+    Abort,
+    Command,
+    DropAdapter,
+    LoadAdapter,
+    StepReport,
+    Stop,
+    Submit,
+    WorkerSpec,
+)
 from workers.process.fragments import hear, records, tell
+from workers.process.outbox import WRITE_TIMEOUT, Outbox
 from workers.scheduling.pacing import Pace
 from workers.scheduling.scheduler import Scheduler
 from workers.scheduling.whole import WholeScheduler
 from workers.step.engine import Engine, Loaded, OutOfDeviceMemory
+from workers.step.plan import StepPlan
 
-WRITE_TIMEOUT = 60.0  # seconds of back-pressure after which the reader of a ring counts as lost
 TURN_COMMANDS = 256  # taken between two steps: a few milliseconds, however many are waiting
 
 logger = logging.getLogger("workers.process.loop")
@@ -30,7 +40,7 @@ decode_command = msgspec.msgpack.Decoder(Command).decode
 Beat = Callable[..., None]  # HeartbeatPage.beat of this rank
 
 
-def lead(spec: WorkerSpec, loaded: Loaded, engine: Engine, reports: Ring, beat: Beat) -> None:
+def lead(spec: WorkerSpec, loaded: Loaded, engine: Engine, reports: Outbox, beat: Beat) -> None:
     """Rank 0: steps as long as there is work, until `Stop`. Commands take effect before the next step."""
     commands = Ring.attach(spec.commands)
     plans = BroadcastRing.attach_writer(spec.plans) if spec.plans else None
@@ -44,6 +54,10 @@ def lead(spec: WorkerSpec, loaded: Loaded, engine: Engine, reports: Ring, beat: 
                     scheduler.submit(request)
                 case Abort(request_id=request_id):
                     scheduler.abort(request_id)
+                case LoadAdapter() | DropAdapter() as order:
+                    if plans is not None:
+                        tell(plans, order, WRITE_TIMEOUT)
+                    engine.adapt(order, reports.say)
                 case Stop():
                     if plans is not None:
                         tell(plans, None, WRITE_TIMEOUT)
@@ -85,11 +99,14 @@ def make_scheduler(spec: WorkerSpec, loaded: Loaded) -> Scheduler | WholeSchedul
     return Scheduler(**limits, kv_pages=loaded.kv_pages, caches=loaded.caches, states=loaded.states)
 
 
-def follow(spec: WorkerSpec, engine: Engine, beat: Beat) -> None:
+def follow(spec: WorkerSpec, engine: Engine, reports: Outbox, beat: Beat) -> None:
     """Any other rank: execute what rank 0 plans, until it plans no more."""
     plans = BroadcastRing.attach_reader(spec.plans, spec.rank - 1)
     step = 0
     while (plan := hear(plans)) is not None:
+        if not isinstance(plan, StepPlan):
+            engine.adapt(plan, reports.say)
+            continue
         step = plan.step
         beat(state="stepping", step=step)
         engine.execute(plan)

@@ -15,7 +15,8 @@ from ipc.heartbeat import HeartbeatPage
 from ipc.ring import Ring
 from ipc.worker_messages import Fatal, Loading, Ready, WorkerSpec
 from workers.process.engines import make_engine
-from workers.process.loop import WRITE_TIMEOUT, Beat, follow, lead
+from workers.process.loop import Beat, follow, lead
+from workers.process.outbox import WRITE_TIMEOUT, Outbox
 from workers.step.engine import Engine, Loaded
 
 PROGRESS_INTERVAL = 0.1  # seconds between two reports of a load
@@ -30,7 +31,7 @@ def serve(spec: WorkerSpec) -> bool:
     Returns:
         True after a `Stop`; False after an error, of which a `Fatal` report has told the supervisor.
     """
-    reports = Ring.attach(spec.reports)
+    reports = Outbox(Ring.attach(spec.reports))
     heartbeat = HeartbeatPage.attach(spec.heartbeat_fd, spec.world_size)
     beat = partial(heartbeat.beat, spec.rank)
     beat(state="starting", step=0, epoch=spec.epoch)
@@ -42,7 +43,7 @@ def serve(spec: WorkerSpec) -> bool:
             if spec.rank == 0:
                 lead(spec, loaded, engine, reports, beat)
             else:
-                follow(spec, engine, beat)
+                follow(spec, engine, reports, beat)
         except Exception as error:
             logger.exception("rank failed model=%s rank=%d epoch=%d", spec.model, spec.rank, spec.epoch)
             reports.write(encode(last_words(error)), WRITE_TIMEOUT)
@@ -50,7 +51,7 @@ def serve(spec: WorkerSpec) -> bool:
     return True
 
 
-def load(spec: WorkerSpec, engine: Engine, reports: Ring, beat: Beat) -> Loaded:
+def load(spec: WorkerSpec, engine: Engine, reports: Outbox, beat: Beat) -> Loaded:
     """Load the engine and prove the group, with `Loading` reports on the way and `Ready` at the end."""
     started = last_report = time.monotonic()
 

@@ -10,7 +10,15 @@ from dataclasses import dataclass, field
 
 from ipc.errors import Code, CortexError
 from ipc.heartbeat import HeartbeatPage
-from ipc.worker_messages import PAGE_SIZE, FailurePlan, MemoryUse, WorkerSpec
+from ipc.worker_messages import (
+    PAGE_SIZE,
+    AdapterReport,
+    DropAdapter,
+    FailurePlan,
+    LoadAdapter,
+    MemoryUse,
+    WorkerSpec,
+)
 from workers.checkpoints.caches import first_page_seen
 from workers.step.engine import Loaded, OutOfDeviceMemory, StepResult
 from workers.step.plan import HOLE, Scheduled, StepPlan
@@ -99,6 +107,10 @@ class SimulatedEngine:
             self._meet(plan.step)
         self.untold = len(sampled)
         return StepResult([] if follows else sampled)
+
+    def adapt(self, order: LoadAdapter | DropAdapter, tell: Callable[[AdapterReport], None]) -> None:
+        """Adapters are there at once, take no memory, and change no answer."""
+        tell(AdapterReport(order.number))
 
     def collectives(self) -> tuple[int, float]:
         return self.met, self.met_seconds

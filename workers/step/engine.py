@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from ipc.worker_messages import CacheGroup, Logprobs, MemoryUse
+from ipc.worker_messages import AdapterReport, CacheGroup, DropAdapter, LoadAdapter, Logprobs, MemoryUse
 from workers.step.plan import StepPlan
 
 
@@ -69,6 +69,14 @@ class Engine(Protocol):
                 it: the others of a larger one wait in a collective that this rank will not come to, so there
                 any other error is raised, and the group ends. It does not come to that as long as the most
                 that a step takes was left free.
+        """
+        ...
+
+    def adapt(self, order: LoadAdapter | DropAdapter, tell: Callable[[AdapterReport], None]) -> None:
+        """Begin to read an adapter, while steps go on, or give its memory back.
+
+        Args:
+            tell: hears once, in whatever thread, how that ended. One that cannot be read is no error here.
         """
         ...
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import msgspec
 
-from ipc.worker_messages import Constraint, Pooling, SamplingParams
+from ipc.worker_messages import Constraint, DropAdapter, LoadAdapter, Pooling, SamplingParams
 
 HOLE = -1  # in a table of pages: no layer of the group sees that page any more, or ever did
 
@@ -53,7 +53,7 @@ class Scheduled(msgspec.Struct, array_like=True, frozen=True):
     new_pages: list[list[int]] = []  # of each group as many; none: it needs none
 
 
-class StepPlan(msgspec.Struct, array_like=True, frozen=True):
+class StepPlan(msgspec.Struct, tag=0, array_like=True, frozen=True):
     """One step. `scheduled` is never empty; a slot stands in it at most once.
 
     `tokens` are those that rank 0 sampled and no plan has told yet, in the order of the steps, and in each of
@@ -67,15 +67,17 @@ class StepPlan(msgspec.Struct, array_like=True, frozen=True):
     tokens: list[int] = []
 
 
+Told = StepPlan | LoadAdapter | DropAdapter  # what rank 0 tells the others, in its order
+
 _encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(StepPlan | None)
+_decoder = msgspec.msgpack.Decoder(Told | None)
 
 
-def encode_plan(plan: StepPlan | None) -> bytes:
+def encode_plan(plan: Told | None) -> bytes:
     """The record for the plan ring. None is the last one: the other ranks end."""
     return _encoder.encode(plan)
 
 
-def decode_plan(record: bytes) -> StepPlan | None:
+def decode_plan(record: bytes) -> Told | None:
     """The reverse of `encode_plan`; a record that is no plan is a `msgspec.MsgspecError`."""
     return _decoder.decode(record)
