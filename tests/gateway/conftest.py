@@ -75,6 +75,10 @@ class NeuronThread:
             self._thread.join(PATIENCE)
             self._loop.close()
 
+    def let_fail(self, *_: object) -> None:
+        """See `FakeNeuron`. As a hook of a client for the responses it gets, it is called in time."""
+        self._loop.call_soon_threadsafe(self.neuron.let_fail)
+
     def working(self, model: str) -> int:
         """Requests to that model that are open now."""
         return sum(work.request.model == model for work in list(self.neuron.work.values()))
@@ -167,6 +171,12 @@ class GatewayProcess:
         )
 
 
+def client_of(gateway: GatewayProcess, neuron: NeuronThread) -> httpx.Client:
+    """A client of `gateway`. What shall fail at `neuron` in mid-answer does so once the answer has begun."""
+    hooks = {"response": [neuron.let_fail]}
+    return httpx.Client(base_url=gateway.base, trust_env=False, timeout=PATIENCE, event_hooks=hooks)
+
+
 @pytest.fixture(scope="package")
 def neuron() -> Iterator[NeuronThread]:
     """A neuron that stays."""
@@ -186,9 +196,9 @@ def gateway(neuron: NeuronThread, tmp_path_factory: pytest.TempPathFactory) -> I
 
 
 @pytest.fixture
-def http(gateway: GatewayProcess) -> Iterator[httpx.Client]:
+def http(gateway: GatewayProcess, neuron: NeuronThread) -> Iterator[httpx.Client]:
     """A plain client of it."""
-    with httpx.Client(base_url=gateway.base, trust_env=False, timeout=PATIENCE) as client:
+    with client_of(gateway, neuron) as client:
         yield client
 
 

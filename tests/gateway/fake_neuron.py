@@ -6,8 +6,8 @@ Models:
     stuck           starts and never says a token
     queued          says "queued" and never starts
     fails/<code>    refuses at once
-    breaks/<code>   fails after two tokens
-    late/<code>     is queued for a second, then refuses
+    breaks/<code>   streams two tokens, and fails when `let_fail` is called
+    late/<code>     is queued until then, and refuses
     cold            is loading, and stays so
     tools           reasons, speaks and calls a tool
 Other ids are those of models that it has not.
@@ -102,6 +102,7 @@ class Work:
     peer: Peer
     request: Generate
     task: asyncio.Task[None] | None = None
+    may_fail: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 @dataclass
@@ -136,6 +137,15 @@ class FakeNeuron:
             work.task.cancel()
         self.work.clear()
         self.server.close()
+
+    def let_fail(self) -> None:
+        """What is open now, and shall fail in the midst of its answer, may.
+
+        A gateway gives what fails before it has written anything a status, however much of it came before;
+        so a test that is about the stream calls this when the answer's headers are there.
+        """
+        for work in self.work.values():
+            work.may_fail.set()
 
     def state(self, request_id: int) -> State:
         device = Device(id="cpu", kind="cpu", name="fake", memory_total=1 << 30, memory_free=1 << 29)
@@ -251,7 +261,7 @@ class FakeNeuron:
             await asyncio.sleep(3600)
         if kind in ("late", "queued"):
             send(Progress(id=request.id, stage="queued", message="behind 3 others", fraction=0.25))
-            await asyncio.sleep(1.2 if kind == "late" else 3600)
+            await (work.may_fail.wait() if kind == "late" else asyncio.sleep(3600))
         if kind in ("fails", "late"):
             self.work.pop(key, None)
             send(failure)
@@ -270,6 +280,7 @@ class FakeNeuron:
         if request.stream:
             for i, index in [(i, index) for i in range(limit) for index in range(len(answers))]:
                 if kind == "breaks" and i == 2:
+                    await work.may_fail.wait()
                     self.work.pop(key, None)
                     send(failure)
                     return
@@ -277,7 +288,7 @@ class FakeNeuron:
                     token_ids = [i] if request.return_token_ids else None
                     text = answers[index][i]
                     send(Delta(id=request.id, tokens=1, index=index, text=text, token_ids=token_ids))
-                await asyncio.sleep(0.05 if kind in ("slow", "breaks") else 0)
+                await asyncio.sleep(0.05 if kind == "slow" else 0)
         elif kind == "slow":
             await asyncio.sleep(0.05 * limit)
         self.work.pop(key, None)

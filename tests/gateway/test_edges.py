@@ -141,7 +141,11 @@ def test_its_answers_are_in_its_words(make_gateway: Callable[..., Any]) -> None:
     assert (stream.status_code, stream.text) == (200, "HEAR\nONE TWO\nTHAT WAS IT\n")
 
 
-def test_its_silence_is_in_its_words(make_gateway: Callable[..., Any], neuron: NeuronThread) -> None:
+def test_its_silence_is_in_its_words(
+    make_gateway: Callable[..., Any], neuron: NeuronThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    say = Shouter.waiting
+    monkeypatch.setattr(Shouter, "waiting", lambda *args: neuron.let_fail() or say(*args))
     (late,) = ask(make_gateway, b"+late/queue_full: x")
     assert late.text.startswith("WAIT")
     assert late.text.endswith("\nALAS\n")

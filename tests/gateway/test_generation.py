@@ -217,8 +217,9 @@ def test_stream_that_breaks_says_so_and_is_not_done(http: httpx.Client, model: s
     assert last["error"]["code"] == model.partition("/")[2]
 
 
-def test_sdk_raises_what_breaks_a_stream(gateway: GatewayProcess) -> None:
+def test_sdk_raises_what_breaks_a_stream(gateway: GatewayProcess, neuron: NeuronThread) -> None:
     stream = gateway.openai().chat.completions.create(model="breaks/worker_died", messages=HELLO, stream=True)
+    neuron.let_fail()
     with pytest.raises(openai.APIError, match="it breaks"):
         list(stream)
 

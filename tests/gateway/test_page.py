@@ -294,8 +294,13 @@ def test_an_answer_that_waits_says_why_and_can_be_stopped(page: Chromium, neuron
 
 
 @needs_chromium
-def test_an_answer_that_breaks_says_so_and_the_question_stays(page: Chromium) -> None:
+def test_an_answer_that_breaks_says_so_and_the_question_stays(page: Chromium, neuron: NeuronThread) -> None:
     say(page, "breaks/worker_died", "a b c d")
+    page.wait(
+        "document.querySelectorAll('.turn').length === 2"
+        " && [...document.querySelectorAll('.turn')].at(-1).innerText.includes('a b')"
+    )
+    neuron.let_fail()
     page.wait(IDLE)
     assert "it breaks" in last_turn(page)
     assert page.run("document.getElementById('text').value") == "a b c d"

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from gateway.refusals import one_line
-from tests.gateway.conftest import PATIENCE, GatewayProcess, NeuronThread, eventually
+from tests.gateway.conftest import GatewayProcess, NeuronThread, client_of, eventually
 
 CHAT = {"messages": [{"role": "user", "content": "one two three four"}]}
 
@@ -56,13 +56,9 @@ def parts(line: str) -> set[str]:
 
 
 def ask(two: TwoNeurons, request_id: str, **fields: object) -> httpx.Response:
-    return httpx.post(
-        f"{two.gateway.base}/v1/chat/completions",
-        json=CHAT | fields,
-        headers={"x-request-id": request_id},
-        trust_env=False,
-        timeout=PATIENCE,
-    )
+    with client_of(two.gateway, two.other) as client:
+        headers = {"x-request-id": request_id}
+        return client.post("/v1/chat/completions", json=CHAT | fields, headers=headers)
 
 
 def test_a_request_that_moves_on_keeps_its_id(two: TwoNeurons) -> None:

@@ -14,7 +14,7 @@ from gateway.refusals import STATUSES, Refusal
 from ipc.errors import Code
 from ipc.messages import Failed
 from tests import streams
-from tests.gateway.conftest import PATIENCE, GatewayProcess, NeuronThread, eventually
+from tests.gateway.conftest import PATIENCE, GatewayProcess, NeuronThread, client_of, eventually
 from tests.gateway.fake_neuron import MODELS
 
 ASKED = "one two three four"
@@ -66,8 +66,8 @@ def impatient(busy: NeuronThread, tmp_path_factory: pytest.TempPathFactory) -> I
 
 
 @pytest.fixture
-def client(impatient: GatewayProcess) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=impatient.base, trust_env=False, timeout=PATIENCE) as client:
+def client(impatient: GatewayProcess, busy: NeuronThread) -> Iterator[httpx.Client]:
+    with client_of(impatient, busy) as client:
         yield client
 
 
