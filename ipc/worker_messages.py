@@ -186,6 +186,28 @@ class Constraint(msgspec.Struct, array_like=True, frozen=True):
 Pooling = Literal["", "last", "mean", "cls", "max", "mean_sqrt_len", "score"]
 
 
+class PlacedImage(msgspec.Struct, array_like=True, frozen=True):
+    """An image in a prompt: a token for each square of its pixels, row by row."""
+
+    digest: bytes  # of its pixels
+    start: int  # of its first token
+    rows: int  # of tokens
+    columns: int
+
+    @property
+    def end(self) -> int:
+        """The first token behind it."""
+        return self.start + self.rows * self.columns
+
+
+class ImageData(msgspec.Struct, tag=9, array_like=True):
+    """Pixels of an image, from byte number `start` on. All of them come in order, before its prompt."""
+
+    digest: bytes
+    start: int
+    pixels: bytes  # uint8: row by row, of each pixel red, green and blue
+
+
 class Submit(msgspec.Struct, tag=1, array_like=True):
     """Start a sequence."""
 
@@ -202,6 +224,7 @@ class Submit(msgspec.Struct, tag=1, array_like=True):
     second: int = 0  # the first token of the second text of a pair, where the model tells them apart
     output: bytes = b""  # what it has written already, elsewhere; as `prompt`. `max_tokens` counts it, too
     marks: list[int] = []  # pages of the prompt whose hashes its first report is to tell, by number
+    images: list[PlacedImage] = []  # in the prompt, in order
 
 
 class Abort(msgspec.Struct, tag=2, array_like=True):
@@ -227,7 +250,7 @@ class DropAdapter(msgspec.Struct, tag=5, array_like=True, frozen=True):
     number: int
 
 
-Command = Submit | Abort | Stop | LoadAdapter | DropAdapter
+Command = Submit | Abort | Stop | LoadAdapter | DropAdapter | ImageData
 
 
 # --- a rank to its supervisor ---------------------------------------------------------------------------

@@ -134,6 +134,12 @@ class RankGroup:
             self._run(partial(dist.broadcast, src=0), x)
         return x
 
+    def told(self, x: Tensor) -> Tensor:
+        """What rank 0 has in `x`, on all ranks, in place."""
+        if self.size > 1:
+            self._run(partial(dist.broadcast, src=0), x)
+        return x
+
     def least(self, value: int) -> int:
         """The smallest of the ranks' values."""
         if self.size == 1:

@@ -53,6 +53,9 @@ class ThreadGroup(RankGroup):
         parts = self.meet(self.rank, x)
         return torch.cat(parts, dim=-1) if self.rank == 0 else None
 
+    def told(self, x: Tensor) -> Tensor:
+        return x.copy_(self.meet(self.rank, x)[0])
+
     def least(self, value: int) -> int:
         return min(self.meet(self.rank, value))
 
@@ -68,6 +71,7 @@ class Ranks:
         self.ranks = [make_runner(folder, rank=rank, world_size=size, **changes) for rank in range(size)]
         self.all(lambda rank: rank.load(lambda fraction, message: None))
         self.cache, self.groups = self.ranks[0].cache, self.ranks[0].groups
+        self.sight = self.ranks[0].sight
 
     def all(self, what: Callable[[ModelRunner], T]) -> list[T]:
         """What each rank makes of it; a rank that fails is none that the others wait for."""
@@ -83,6 +87,10 @@ class Ranks:
 
     def execute(self, plan: StepPlan) -> StepResult:
         return self.all(lambda rank: rank.execute(plan))[0]
+
+    def empty(self) -> None:
+        for rank in self.ranks:
+            rank.empty()
 
     def close(self) -> None:
         self.threads.shutdown()

@@ -19,7 +19,7 @@ import msgspec
 
 from ipc.errors import Code, CortexError
 from ipc.worker_messages import CacheGroup
-from workers.checkpoints import config, generation, registry, text, within
+from workers.checkpoints import config, generation, registry, text, vision, within
 from workers.checkpoints.blocks import FORMATS, PLAIN, Quantization, at_load
 from workers.checkpoints.caches import group_layers
 from workers.checkpoints.config import ModelConfig
@@ -42,6 +42,7 @@ from workers.checkpoints.vectors import purpose
 from workers.checkpoints.vectors.modules import Embedder
 from workers.checkpoints.vectors.rerankers import Reranker
 from workers.checkpoints.vectors.stages import Pooling, Stage
+from workers.checkpoints.vision import Vision
 
 Dtype = Literal["bfloat16", "float16", "float32"]
 
@@ -113,6 +114,7 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     created: int  # Unix time
     embedder: Embedder | None = None  # of a model that is made for nothing but vectors
     reranker: Reranker | None = None  # the same, for scores
+    vision: Vision | None = None  # of a model that sees
 
     @property
     def completion(self) -> bool:
@@ -197,7 +199,7 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, dict=True):
             return total
 
         experts = self.config.experts
-        if experts is not None and experts.whole_on(world_size):
+        if self.vision is not None or (experts is not None and experts.whole_on(world_size)):
             return [bytes_of(rank) for rank in range(world_size)]
         return [bytes_of(0)] * world_size
 
@@ -214,7 +216,7 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         formats: dict[str, str] = {}
         for name, shape in self._on_rank(world_size):
             tensor = self.tensors[name]
-            if len(shape) != 2 or tensor.sharing in ("none", "wide", "plain_rows", "wide_rows"):
+            if len(shape) != 2 or tensor.sharing in ("none", "wide", "plain_rows", "wide_rows", "first"):
                 continue
             if tensor.dtype not in PLAIN:
                 self._check_blocks(name, shape[1], world_size)
@@ -388,6 +390,10 @@ def _of_folder(folder: Path) -> ModelCard:
     )
     if is_within:
         stored = within.tensors(stored)
+    seeing: Vision | None = None
+    if architecture in family.sees:
+        seeing = vision.read(folder, path, model.vocab_size, model.hidden_size)
+        stored = vision.tensors(stored, seeing)
     made_for = purpose.read(
         path, architecture, given, model, family.classifier and family.classifier(model, given)
     )
@@ -397,8 +403,8 @@ def _of_folder(folder: Path) -> ModelCard:
     model, notes = _head(model, stored)
     if made_for.embedder is not None:
         model = msgspec.structs.replace(model, tied_head=True, writes=False)
-    notes += [within.NOTE] * is_within
-    specs = [*family.tensors(model)]
+    notes += [within.NOTE] * (is_within and seeing is None)
+    specs = [*family.tensors(model), *(() if seeing is None else seeing.tensors())]
     specs += [TensorSpec(*tensor, "none") for stage in made_for.stages for tensor in stage.tensors()]
     files, tensors, used = _check_tensors(path, specs, stored, scheme)
     ignored = KNOWN_UNUSED if scheme is None else (*KNOWN_UNUSED, *scheme.beside)
@@ -429,6 +435,7 @@ def _of_folder(folder: Path) -> ModelCard:
         created=int(path.stat().st_mtime),
         embedder=made_for.embedder,
         reranker=made_for.reranker,
+        vision=seeing,
     )
 
 

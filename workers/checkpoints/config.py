@@ -158,6 +158,9 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     context_limit: int  # tokens that its positions can be stretched to; no less
     layers: tuple[Layer, ...]
     rotary_dim: int  # of a head, what turns with the positions: its first dimensions
+    # Of a model that sees: how many pairs of a head's dimensions turn with a token's time, its row and its
+    # column, in turn (interleaved M-RoPE). Of text all three are its position.
+    rope_sections: tuple[int, int, int] | None = None
     interleaved: bool = False  # what turns together are neighbours, not dimensions that are half of it apart
     fused_qkv: bool = False  # queries, keys and values are stored as one tensor
     fused_gate_up: bool = False  # so are the two projections into an MLP

@@ -26,6 +26,7 @@ Sharing = Literal[
     "vocabulary",
     "none",
     "wide",
+    "first",
 ]
 
 
@@ -36,7 +37,7 @@ class TensorSpec(NamedTuple):
     `full_kv_rows`: the same, where layers that see all tokens have heads of their own. `qkv_rows`: `rows`,
     and below them two times `kv_rows`. `plain_rows`: `rows` that are never in blocks; `wide_rows`: such in
     float32. `vocabulary`: rows, the last parts padded. `none`: all of it on every rank. `wide`: the same, in
-    float32.
+    float32. `first`: all of it on the first rank, and nothing on the others.
     What an expert has is on one rank where experts stay whole, whatever is said here.
     """
 
@@ -47,6 +48,8 @@ class TensorSpec(NamedTuple):
     def shape_on_rank(self, model: ModelConfig, world_size: int, rank: int = 0) -> tuple[int, ...]:
         """The part that a rank holds. The ranks hold equal parts, but for experts that stay whole."""
         first, *rest = self.shape
+        if self.sharing == "first":
+            return self.shape if rank == 0 else (0, *rest)
         experts, number = model.experts, number_of(self.name)
         if experts is not None and number is not None and experts.whole_on(world_size):
             return self.shape if number in experts.share(rank, world_size) else (0, *rest)
@@ -90,6 +93,7 @@ class Family:
         usual_name: how `tensors` calls what stands in files under that name.
         rearrange: tensors in files, where one of them is several.
         beside: of tensors that may be there and are not read, how their names begin, and what they are.
+        sees: those names of `within` whose towers are served, too (`workers.checkpoints.vision`).
     """
 
     name: str
@@ -101,3 +105,4 @@ class Family:
     classifier: Callable[[ModelConfig, Mapping[str, Any]], Classifier] | None = None
     rearrange: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] = dict
     beside: Mapping[str, str] = field(default_factory=dict)
+    sees: frozenset[str] = frozenset()

@@ -80,6 +80,28 @@ def by_type(path: Path, given: dict[str, Any]) -> tuple[dict[str, Any], dict[str
     return ropes.get("full_attention") or {}, ropes.get("sliding_attention") or {}
 
 
+def sections(path: Path, given: dict[str, Any]) -> tuple[int, int, int] | None:
+    """Take out of a `config.json` how the pairs are dealt out to time, rows and columns of what is seen.
+
+    Raises:
+        CortexError: they are not dealt out in turn, or these are no three numbers.
+    """
+    key = next((key for key in KEYS if given.get(key)), KEYS[0])
+    if not isinstance(turning := given.get(key), dict) or "mrope_section" not in turning:
+        return None
+    turning = given[key] = dict(turning)
+    found, in_turn = turning.pop("mrope_section"), turning.pop("mrope_interleaved", True)
+    if in_turn is not True:
+        refuse(path, f"{key}: mrope_interleaved {in_turn!r} is not supported")
+    if (
+        not isinstance(found, list)
+        or len(found) != 3
+        or not all(type(each) is int and each >= 0 for each in found)
+    ):
+        refuse(path, f"{key}.mrope_section {found!r} is no list of three numbers")
+    return tuple(found)
+
+
 def read(path: Path, file: RopeKeys, rotary_dim: int, *, partial: bool) -> tuple[Rope, int, int]:
     """The rotary settings, from wherever they stand; the context they give, and the longest they allow.
 

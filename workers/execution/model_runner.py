@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+from array import array
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import count
 from typing import NamedTuple
@@ -47,13 +48,18 @@ from workers.sampling.logprobs import logprobs
 from workers.sampling.sampler import Sampled, Sampler
 from workers.step.batch import Segment, Slot, Step, make_step
 from workers.step.engine import Extra, Loaded, OutOfDeviceMemory, StepResult
+from workers.step.gallery import Gallery
 from workers.step.pages import pages_for
 from workers.step.plan import NewSequence, Scheduled, StepPlan
+from workers.vision.sight import Sight
 from workers.weights import parking
 from workers.weights.blocks import Empty
-from workers.weights.loader import Shard
+from workers.weights.loader import Shard, bytes_filled
 from workers.weights.quantised_cache import load_weights
 
+REMEMBERED_BYTES = 64 << 20  # of what was seen in images
+GRID = ("rows", "columns")  # of the tokens of images, among the inputs of a step
+NO_GRID = (array("q"), array("q"))
 CHECKED_STEPS = 16  # between two looks at how much memory is held
 
 NOT_FINITE = CortexError(
@@ -117,7 +123,10 @@ class ModelRunner:
         self.group = RankGroup.join(spec)
         formats = self.card.formats(spec.world_size, spec.quantization)
         self.model = MODELS[self.card.family](config, self.group, dtype, formats)
-        weights = self.model.nbytes
+        self.sight: Sight | None = None
+        if self.card.vision is not None:
+            self.sight = Sight(self.card.vision, dtype, self.group, Gallery(), REMEMBERED_BYTES)
+        weights = bytes_filled(self._parts())
         torch.set_num_threads(1)  # the loader has threads of its own
 
         def reading(fraction: float) -> None:
@@ -126,7 +135,7 @@ class ModelRunner:
         def read(parts: Iterable[Shard]) -> None:
             load_weights(self.card, formats, parts, reading, self.group, spec.weight_cache)
 
-        self.woken = parking.load(spec.parking_fd, self.model.parts, reading, self.group, read)
+        self.woken = parking.load(spec.parking_fd, self._parts, reading, self.group, read)
         linears = [linear for block in self.model.blocks for linear in block.linears]
         self.adapters.stand_beside(linears, Empty(dtype, device))
         torch.set_num_threads(threads := num_threads(spec, weights))
@@ -141,6 +150,12 @@ class ModelRunner:
         self.sampler = Sampler(config.vocab_size, device)
         progress(1.0, "measuring a step")
         return self._make_pool(config, dtype, weights + self.model.head.copied)
+
+    def _parts(self) -> Iterator[Shard]:
+        """All that this rank reads from the checkpoint."""
+        yield from self.model.parts()
+        if self.sight is not None and self.sight.tower is not None:
+            yield from self.sight.tower.parts()
 
     def _make_pool(self, config: ModelConfig, dtype: torch.dtype, weights: int) -> Loaded:
         """A pool as large as memory allows: first one page of few layers, to see what all else takes.
@@ -179,7 +194,8 @@ class ModelRunner:
                 self.decoded = torch.empty(self._most_rows, config.vocab_size, device=self.group.device)
         memory = msgspec.structs.replace(used, kv_pool=self.cache.nbytes + used.kv_pool)
         self.most_bytes = memory.total
-        return Loaded(pages, memory, groups, states, woken=self.woken)
+        gallery = None if self.sight is None else self.sight.gallery
+        return Loaded(pages, memory, groups, states, woken=self.woken, gallery=gallery)
 
     def _attend_over(
         self, groups: Sequence[CacheGroup], cache: KVCache, states: int, padded: bool = False
@@ -202,7 +218,8 @@ class ModelRunner:
             config.attention_cap,
             None if config.latent is None else config.latent.rank,
         )
-        sizes = dict.fromkeys(("token_ids", "positions", "sampled_rows"), spec.max_step_tokens)
+        grid = () if self.sight is None else GRID
+        sizes = dict.fromkeys(("token_ids", "positions", "sampled_rows", *grid), spec.max_step_tokens)
         self.states: StateBackend | None = None
         if config.delta is not None:
             delta, layers = config.delta.on_rank(spec.world_size), groups[-1].layers
@@ -309,7 +326,7 @@ class ModelRunner:
         if self.graphs is not None:
             self.graphs.release()
         self.graphs = self.decoded = None
-        for name in ("model", "cache", "state_cache", "attention", "states", "inputs", "sampler"):
+        for name in ("model", "sight", "cache", "state_cache", "attention", "states", "inputs", "sampler"):
             self.__dict__.pop(name, None)
 
     def _add(self, new: NewSequence) -> None:
@@ -340,7 +357,7 @@ class ModelRunner:
             logits = self._decode(step)
         else:
             inputs = self._fill(step, segments)
-            hidden = self._hidden(segments, inputs)
+            hidden = self._hidden(segments, inputs, step.grid is not None)
             pooled = [(each.slot, self._pool(each, hidden)) for each in segments if each.slot.new.pooling]
             told = [(each.slot, self._tell(each, hidden)) for each in segments if each.slot.tells]
             logits = self.model.logits(hidden[inputs["sampled_rows"]]) if step.sampled else None
@@ -363,13 +380,21 @@ class ModelRunner:
             {"token_ids": step.token_ids, "positions": step.positions, "sampled_rows": step.sampled_rows}
             | self.attention.arrays(segments)
             | (self.states.arrays(segments) if self.states is not None else {})
+            | (dict(zip(GRID, step.grid or NO_GRID, strict=True)) if self.sight is not None else {})
         )
 
-    def _hidden(self, segments: list[Segment], inputs: dict[str, Tensor]) -> Tensor:  # [tokens, hidden]
+    def _hidden(
+        self, segments: list[Segment], inputs: dict[str, Tensor], shows: bool = False
+    ) -> Tensor:  # [tokens, hidden]
+        """What the model makes of all tokens of a step, some of which may be of images."""
         attend = partial(self.attention.run, self.attention.prepare(segments, inputs))
         if self.states is not None:
             attend = Mixing(attend, partial(self.states.run, self.states.prepare(segments, inputs)))
-        return self.model(inputs["token_ids"], inputs["positions"], attend, self.blocks)
+        positions = inputs["positions"]
+        if not shows:
+            return self.model(inputs["token_ids"], positions, attend, self.blocks)
+        positions = torch.stack((positions, *(inputs[name] for name in GRID)))
+        return self.model(inputs["token_ids"], positions, attend, self.blocks, self.sight.look(segments))
 
     def _decode(self, step: Step) -> Tensor | None:  # [sampled, vocabulary] float32, on rank 0
         """Logits of a decode step, which is padded, and replayed where such a one was recorded."""

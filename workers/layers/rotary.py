@@ -17,20 +17,42 @@ class Rotary:
     Args:
         interleaved: the pairs are neighbours. Otherwise, as in most checkpoints of Hugging Face, dimension i
             is paired with dimension i + head_dim / 2.
+        sections: pairs that turn with rows and columns of what is seen; see `ModelConfig.rope_sections`.
     """
 
-    def __init__(self, rope: Rope, head_dim: int, device: torch.device, interleaved: bool = False) -> None:
+    def __init__(
+        self,
+        rope: Rope,
+        head_dim: int,
+        device: torch.device,
+        interleaved: bool = False,
+        sections: tuple[int, int, int] | None = None,
+    ) -> None:
         self.frequencies = frequencies(rope, head_dim).to(device)  # [head_dim / 2], radians a token
         self.scale = attention_factor(rope)
         self.interleaved = interleaved
+        self.axes = None if sections is None else axes(sections).to(device)
 
-    def __call__(self, positions: Tensor) -> tuple[Tensor, Tensor]:  # [tokens]
-        """Cosines and sines for `rotate`, `[tokens, 1, head_dim]` float32; once a step, for all layers."""
-        angle = positions[:, None, None].float() * self.frequencies
+    def __call__(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines for `rotate`, `[tokens, 1, head_dim]` float32; once a step, for all layers.
+
+        Args:
+            positions: `[tokens]`, or of what is seen `[3, tokens]`: time, row and column.
+        """
+        turning = positions[:, None] if positions.dim() == 1 else positions[self.axes].t()
+        angle = turning[:, None].float() * self.frequencies
         cos, sin = angle.cos() * self.scale, angle.sin() * self.scale
         if self.interleaved:
             return cos.repeat_interleave(2, dim=-1), torch.stack((-sin, sin), dim=-1).flatten(-2)
         return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
+
+
+def axes(sections: tuple[int, int, int]) -> Tensor:  # [head_dim / 2] int64
+    """Which part of a position turns each pair: 0, 1, 2, 0, 1, 2, … as long as rows and columns have some."""
+    found = torch.zeros(sum(sections), dtype=torch.int64)
+    for axis in (1, 2):
+        found[axis : 3 * sections[axis] : 3] = axis
+    return found
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False) -> Tensor:

@@ -43,6 +43,21 @@ class Places(NamedTuple):
     growth: Tensor | None = None  # of queries, [tokens, 1, 1] float32
 
 
+class Seen(NamedTuple):
+    """What rows of a step are that stand for an image."""
+
+    rows: Tensor  # [seen] int64
+    features: Tensor  # [seen, n * hidden]: in place of their embeddings, and added to the first n - 1 layers'
+
+    def shown(self, x: Tensor, layer: int) -> Tensor:
+        """`x` with what these rows are at the input (0), or get behind a layer (its number from 1)."""
+        hidden = x.shape[1]
+        if layer * hidden >= self.features.shape[1]:
+            return x
+        part = self.features[:, layer * hidden : (layer + 1) * hidden]
+        return x.index_copy(0, self.rows, part) if layer == 0 else x.index_add(0, self.rows, part)
+
+
 class Decoder:
     """One rank's share of the model: token ids to hidden states, and hidden states to logits."""
 
@@ -61,7 +76,8 @@ class Decoder:
         ropes = [(config.rope, config.rotary_dim)]
         if config.window_rope is not None:
             ropes.append((config.window_rope, config.window_rotary_dim or config.rotary_dim))
-        self.rotaries = [Rotary(*rope, group.device, config.interleaved) for rope in ropes]
+        turning = group.device, config.interleaved, config.rope_sections
+        self.rotaries = [Rotary(*rope, *turning) for rope in ropes]
         self.temperature = config.temperature
         self.logit_scale, self.logit_cap = config.logit_scale, config.logit_cap
         self.blocks = [self.block(i, config, group, empty) for i in range(config.num_layers)]
@@ -94,19 +110,29 @@ class Decoder:
         return bytes_filled(self.parts())
 
     def __call__(
-        self, token_ids: Tensor, positions: Tensor, attend: Attend, numbers: Sequence[int] | None = None
+        self,
+        token_ids: Tensor,
+        positions: Tensor,
+        attend: Attend,
+        numbers: Sequence[int] | None = None,
+        seen: Seen | None = None,
     ) -> Tensor:  # [tokens, hidden], before the last norm
         """Run all blocks, or some of them: to see what memory they take, as others of their kind do.
 
         Args:
             token_ids: `[tokens]` int64.
-            positions: the same, from 0 in each sequence.
+            positions: the same, from 0 in each sequence; `[3, tokens]` where some of them are seen.
             numbers: of the blocks that run; None: all of them.
+            seen: the tokens that are images.
         """
         places = self._places(positions)
         x = self._embedded(token_ids)
+        if seen is not None:
+            x = seen.shown(x, 0)
         for block in self._blocks(numbers):
             x = block(x, places, attend)
+            if seen is not None:
+                x = seen.shown(x, block.number + 1)
         return x
 
     def _places(self, positions: Tensor) -> Places:

@@ -19,6 +19,7 @@ from ipc.worker_messages import (
     Abort,
     Command,
     DropAdapter,
+    ImageData,
     LoadAdapter,
     StepReport,
     Stop,
@@ -46,12 +47,17 @@ def lead(spec: WorkerSpec, loaded: Loaded, engine: Engine, reports: Outbox, beat
     plans = BroadcastRing.attach_writer(spec.plans) if spec.plans else None
     scheduler = make_scheduler(spec, loaded)
     pace = Pace(spec.max_step_tokens)
+    gallery = loaded.gallery
     idle = False
     while True:
         for record in take(commands, wait=idle):
             match decode_command(record):
+                case Submit(images=[_, *_]) as request:
+                    scheduler.submit(request, gallery.take(request.images))
                 case Submit() as request:
                     scheduler.submit(request)
+                case ImageData() as piece:
+                    gallery.receive(piece)
                 case Abort(request_id=request_id):
                     scheduler.abort(request_id)
                 case LoadAdapter() | DropAdapter() as order:

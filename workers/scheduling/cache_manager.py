@@ -124,7 +124,9 @@ class CacheManager:
     def find(self, sequence: Sequence) -> list[Table]:
         """The pages that it need not compute, as tables of one length; none where there are none."""
         request = sequence.request
-        extend_hashes(sequence.hashes, sequence.token_ids, request.cache_salt, request.adapter)
+        extend_hashes(
+            sequence.hashes, sequence.token_ids, request.cache_salt, request.adapter, request.images
+        )
         hashes, length = sequence.hashes, sequence.may_reuse
         tables: list[Table] = [[] for _ in self.groups]
         for index, group in enumerate(self.groups):
@@ -267,8 +269,8 @@ class CacheManager:
 
     def _offer(self, sequence: Sequence, num_full: int) -> None:
         """Let others share its first `num_full` pages."""
-        hashes, tables = sequence.hashes, sequence.tables
-        extend_hashes(hashes, sequence.token_ids, sequence.request.cache_salt, sequence.request.adapter)
+        hashes, tables, request = sequence.hashes, sequence.tables, sequence.request
+        extend_hashes(hashes, sequence.token_ids, request.cache_salt, request.adapter, request.images)
         if sequence.shares:
             first = sequence.num_offered
             parent = hashes[first - 1] if first else b""

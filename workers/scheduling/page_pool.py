@@ -10,20 +10,27 @@ from __future__ import annotations
 
 from array import array
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from hashlib import blake2b
 
-from ipc.worker_messages import PAGE_SIZE
+from ipc.worker_messages import PAGE_SIZE, PlacedImage
 
 HASH_BYTES = 16
 
 
-def extend_hashes(hashes: list[bytes], token_ids: array[int], salt: str, adapter: int = 0) -> None:
+def extend_hashes(
+    hashes: list[bytes],
+    token_ids: array[int],
+    salt: str,
+    adapter: int = 0,
+    images: Sequence[PlacedImage] = (),
+) -> None:
     """Add the hashes of those full pages of `token_ids` (uint32) that `hashes` does not have yet.
 
     A hash is BLAKE2b, 16 bytes, of the one before it and the page's token ids as little-endian uint32. The
     one before the first page is that of the salt, with the number of the adapter as BLAKE2b's "person", so
-    sequences with different salts or adapters have no page in common.
+    sequences with different salts or adapters have no page in common. Of an image all tokens are the same:
+    in a page with one, its digest follows the ids.
     """
     if hashes:
         parent = hashes[-1]
@@ -32,6 +39,9 @@ def extend_hashes(hashes: list[bytes], token_ids: array[int], salt: str, adapter
         parent = blake2b(salt.encode(), digest_size=HASH_BYTES, person=person).digest()
     for start in range(len(hashes) * PAGE_SIZE, len(token_ids) - PAGE_SIZE + 1, PAGE_SIZE):
         tokens = token_ids[start : start + PAGE_SIZE].tobytes()
+        for image in images:
+            if image.start < start + PAGE_SIZE and start < image.end:
+                tokens += image.digest
         parent = blake2b(parent + tokens, digest_size=HASH_BYTES).digest()
         hashes.append(parent)
 

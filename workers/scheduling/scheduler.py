@@ -100,8 +100,11 @@ class Scheduler:
 
     # --- what it is told --------------------------------------------------------------------------------
 
-    def submit(self, request: Submit) -> None:
+    def submit(self, request: Submit, pixels: Row[object] = ()) -> None:
         """Queue a sequence. One that could never run is answered at once, with finish "error".
+
+        Args:
+            pixels: of its images, which are kept as long as it is open.
 
         Raises:
             ValueError: the request id is open already, or the prompt is no array of uint32.
@@ -115,7 +118,9 @@ class Scheduler:
             self._reports.append(SequenceReport(request.request_id, [], "error", message, code))
             return
         max_len = min(prompt_len + request.max_tokens, self.max_len)
-        self._open[request.request_id] = self.queue.enter(request, token_ids, max_len, prompt_len)
+        sequence = self.queue.enter(request, token_ids, max_len, prompt_len)
+        sequence.pixels = pixels
+        self._open[request.request_id] = sequence
 
     def abort(self, request_id: int) -> None:
         """End a sequence and free its pages now. One that ended already has had its last report."""
@@ -365,6 +370,7 @@ class Scheduler:
             pooling=request.pooling,
             tables=cached,
             adapter=request.adapter,
+            images=request.images,
         )
 
     def _schedule(self, sequence: Sequence, num_tokens: int) -> Scheduled:

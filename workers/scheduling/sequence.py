@@ -48,6 +48,7 @@ class Sequence:
     num_prefill: int = 0  # tokens that it had then: so many are computed before the next one is sampled
     num_settled: int = 0  # tokens of these that are computed for certain: the step has been observed
     num_computed: int = 0
+    pixels: tuple[object, ...] | list[object] = ()  # of its images: kept here, looked at elsewhere
     stop_ids: frozenset[int] = field(init=False)
 
     def __post_init__(self) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ipc.worker_messages import PAGE_SIZE, Logprobs, SamplingParams
 from workers.step.plan import NewSequence, Scheduled
+from workers.step.positions import axes, shows
 
 
 @dataclass(slots=True)
@@ -77,13 +78,14 @@ class Step:
     token_ids: array[int]
     positions: array[int]
     sampled_rows: array[int]  # the tokens that are followed by a new one
+    # Where tokens are parts of images: the row and column of each, where `positions` has its time
+    grid: tuple[array[int], array[int]] | None = None
 
     @property
     def is_decode(self) -> bool:
         """Whether it feeds one token of each sequence and samples one for each, of the model as it is."""
-        return len(self.sampled) == len(self.segments) == len(self.token_ids) and not any(
-            segment.slot.tells or segment.slot.new.adapter for segment in self.segments
-        )
+        alone = self.grid is None and len(self.sampled) == len(self.segments) == len(self.token_ids)
+        return alone and not any(segment.slot.tells or segment.slot.new.adapter for segment in self.segments)
 
     def pad(self, rows: int, slot: Slot) -> list[Segment]:
         """Fill a decode step up with the first token of `slot`; what comes of that is nobody's.
@@ -104,6 +106,7 @@ def make_step(scheduled: Sequence[Scheduled], slots: dict[int, Slot]) -> Step:
         slots: by their numbers; the pages that the plan adds are in them already.
     """
     token_ids, positions = array("q"), array("q")
+    grid = (array("q"), array("q")) if any(_shows(entry, slots) for entry in scheduled) else None
     segments: list[Segment] = []
     last: dict[int, int] = {}  # slot -> row of its last token
     singles = [entry for entry in scheduled if entry.num_tokens == 1]
@@ -111,7 +114,14 @@ def make_step(scheduled: Sequence[Scheduled], slots: dict[int, Slot]) -> Step:
         slot, row = slots[entry.slot], len(token_ids)
         start, end = slot.num_computed, slot.num_computed + entry.num_tokens
         token_ids.extend(slot.token_ids[start:end])
-        positions.extend(range(start, end))
+        if slot.new.images:
+            times, *across = axes(slot.new.images, start, end)
+        else:
+            times = range(start, end)
+            across = times, times
+        positions.extend(times)
+        for axis, places in zip(grid or (), across, strict=False):
+            axis.extend(places)
         segments.append(Segment(slot, range(row, row + entry.num_tokens), start))
         last[entry.slot] = len(token_ids) - 1
     complete = [
@@ -121,4 +131,11 @@ def make_step(scheduled: Sequence[Scheduled], slots: dict[int, Slot]) -> Step:
     ]
     sampled = [number for number in complete if not slots[number].new.pooling]
     rows = array("q", [last[number] for number in sampled])
-    return Step(segments, complete, sampled, token_ids, positions, rows)
+    return Step(segments, complete, sampled, token_ids, positions, rows, grid)
+
+
+def _shows(entry: Scheduled, slots: dict[int, Slot]) -> bool:
+    """Whether what a plan feeds is a part of an image."""
+    slot = slots[entry.slot]
+    start = slot.num_computed
+    return bool(slot.new.images) and shows(slot.new.images, start, start + entry.num_tokens)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from ipc.worker_messages import AdapterReport, CacheGroup, DropAdapter, LoadAdapter, Logprobs, MemoryUse
+from workers.step.gallery import Gallery
 from workers.step.plan import StepPlan
 
 
@@ -24,6 +25,7 @@ class Loaded:
     states: int = 0  # that there is room for, where a group has one
     whole: bool = False  # each sequence is computed in one step, and nothing of it is kept
     woken: bool = False  # its weights had been parked (`workers.weights.parking`)
+    gallery: Gallery | None = None  # for images, where the model sees
 
 
 @dataclass(slots=True)

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import msgspec
 
-from ipc.worker_messages import Constraint, DropAdapter, LoadAdapter, Pooling, SamplingParams
+from ipc.worker_messages import Constraint, DropAdapter, LoadAdapter, PlacedImage, Pooling, SamplingParams
 
 HOLE = -1  # in a table of pages: no layer of the group sees that page any more, or ever did
 
@@ -43,6 +43,7 @@ class NewSequence(msgspec.Struct, array_like=True, frozen=True):
     tables: list[list[int]] = []  # of each group; none: there are no such pages
     adapter: int = 0  # its number among those of the model, from 1; 0: none
     second: int = 0  # as of `Submit`
+    images: list[PlacedImage] = []  # the same
 
 
 class Scheduled(msgspec.Struct, array_like=True, frozen=True):

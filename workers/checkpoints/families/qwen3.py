@@ -1,4 +1,5 @@
-"""Qwen3: a Llama whose queries and keys are normalised per head, and whose upper layers may have a window."""
+"""Qwen3: a Llama whose queries and keys are normalised per head, and whose upper layers may have a window;
+and the same within Qwen3-VL, where positions have three parts."""
 
 from __future__ import annotations
 
@@ -6,10 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from workers.checkpoints import config
+from workers.checkpoints import config, rope
 from workers.checkpoints.config import ConfigFile, ModelConfig
 from workers.checkpoints.families.llama import dense_tensors
 from workers.checkpoints.family import Family
+from workers.checkpoints.files import refuse
 
 DEFAULTS = {"num_key_value_heads": 32, "head_dim": 128, "sliding_window": 4096}
 FULL_LAYERS = 28  # below those with a window
@@ -17,8 +19,13 @@ FULL_LAYERS = 28  # below those with a window
 
 def read(path: Path, given: Mapping[str, Any]) -> ModelConfig:
     """`mlp_bias` means nothing here: a Qwen3 has none, whatever the file says."""
-    file = config.read(path, DEFAULTS | dict(given))
-    return config.model_config(path, file, windows_of(path, file), qk_norm="heads")
+    given = DEFAULTS | dict(given)
+    sections = rope.sections(path, given)
+    file = config.read(path, given)
+    model = config.model_config(path, file, windows_of(path, file), qk_norm="heads", rope_sections=sections)
+    if sections is not None and sum(sections) != model.rotary_dim // 2:
+        refuse(path, f"mrope_section {[*sections]} are not the {model.rotary_dim // 2} pairs of a head")
+    return model
 
 
 def windows_of(path: Path, file: ConfigFile) -> list[int | None]:
@@ -27,4 +34,13 @@ def windows_of(path: Path, file: ConfigFile) -> list[int | None]:
     return config.windows_of(path, file, first=first)
 
 
-QWEN3 = Family("qwen3", ("Qwen3ForCausalLM", "Qwen3Model"), read, dense_tensors)
+VL = "Qwen3VLForConditionalGeneration"
+
+QWEN3 = Family(
+    "qwen3",
+    ("Qwen3ForCausalLM", "Qwen3Model"),
+    read,
+    dense_tensors,
+    within={VL: ("qwen3_vl_text",)},
+    sees=frozenset({VL}),
+)

@@ -1,0 +1,176 @@
+"""Tiny models that see, images for them, and what transformers makes of both."""
+
+from __future__ import annotations
+
+import hashlib
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+from ipc.worker_messages import ImageData, PlacedImage, Submit
+from tests.workers.checkpoints import SIZES, fill
+from tests.workers.engines import LIMITS, Answer, request
+from workers.execution.model_runner import ModelRunner
+from workers.scheduling.scheduler import Scheduler
+
+Images = list[tuple[PlacedImage, Tensor]]
+Parts = tuple[int | list[int] | Tensor, ...]
+
+IMAGE, START, END = 120, 121, 122  # tokens
+PATCH, MERGE = 4, 2
+SIDE = PATCH * MERGE
+TEXT = {key: value for key, value in SIZES.items() if not key.endswith("_token_id")} | {
+    "num_hidden_layers": 4,
+    "rope_parameters": {
+        "rope_type": "default",
+        "rope_theta": 10_000.0,
+        "mrope_section": [4, 2, 2],
+        "mrope_interleaved": True,
+    },
+}
+TOWER = {
+    "depth": 3,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_heads": 2,
+    "patch_size": PATCH,
+    "spatial_merge_size": MERGE,
+    "out_hidden_size": SIZES["hidden_size"],
+    "num_position_embeddings": 36,
+    "deepstack_visual_indexes": [0, 2],
+}
+
+
+def write(folder: Path, text: dict[str, Any] | None = None, **tower: Any) -> PreTrainedModel:
+    """Make such a checkpoint in `folder`; returns the oracle, in float32."""
+    config = Qwen3VLConfig(
+        text_config=TEXT | (text or {}),
+        vision_config=TOWER | tower,
+        image_token_id=IMAGE,
+        video_token_id=123,
+        vision_start_token_id=START,
+        vision_end_token_id=END,
+    )
+    torch.manual_seed(1)
+    model = Qwen3VLForConditionalGeneration(config).eval()
+    fill(model, std=0.2)
+    model.save_pretrained(folder)
+    (folder / "tokenizer.json").write_text("{}")
+    return model
+
+
+def picture(rows: int, columns: int, seed: int = 0) -> Tensor:  # [rows * SIDE, columns * SIDE, 3] uint8
+    """An image of so many tokens."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (rows * SIDE, columns * SIDE, 3), dtype=torch.uint8, generator=generator)
+
+
+def patches(
+    image: Tensor,
+) -> Tensor:  # [patches, 3 * 2 * PATCH * PATCH], as the processor of transformers has it
+    colours = (image.float() / 255 - 0.5) / 0.5
+    rows, columns = (size // SIDE for size in image.shape[:2])
+    parts = colours.permute(2, 0, 1).reshape(3, rows, MERGE, PATCH, columns, MERGE, PATCH)
+    return (
+        parts.permute(1, 4, 2, 5, 0, 3, 6)
+        .unsqueeze(5)
+        .expand(-1, -1, -1, -1, -1, 2, -1, -1)
+        .reshape(rows * columns * MERGE**2, -1)
+    )
+
+
+def prompt(*parts: int | list[int] | Tensor) -> tuple[list[int], Images]:
+    """Tokens and images of a prompt; a number is that of a text's tokens, which follow from it."""
+    ids: list[int] = []
+    images = []
+    for part in parts:
+        if isinstance(part, Tensor):
+            rows, columns = (size // SIDE for size in part.shape[:2])
+            digest = hashlib.blake2b(part.numpy().tobytes(), digest_size=16).digest()
+            images.append((PlacedImage(digest, len(ids) + 1, rows, columns), part))
+            ids += [START, *[IMAGE] * (rows * columns), END]
+        else:
+            ids += part if isinstance(part, list) else [(7 * part + 3 * n) % 119 for n in range(part)]
+    return ids, images
+
+
+def oracle(model: PreTrainedModel, ids: list[int], images: Images) -> dict[str, Any]:
+    """What transformers is given for such a prompt."""
+    model.model.rope_deltas = None  # of the prompt before
+    given = {"input_ids": torch.tensor([ids])}
+    if images:
+        grids = [[1, placed.rows * MERGE, placed.columns * MERGE] for placed, _ in images]
+        given |= {
+            "pixel_values": torch.cat([patches(image) for _, image in images]),
+            "image_grid_thw": torch.tensor(grids),
+            "mm_token_type_ids": torch.tensor([[int(token == IMAGE) for token in ids]]),
+        }
+    return given
+
+
+@torch.no_grad()
+def greedy(model: PreTrainedModel, ids: list[int], images: Images, count: int) -> list[int]:
+    """The tokens that transformers continues with."""
+    found: list[int] = []
+    for _ in range(count):
+        # whole each time: with what it keeps between steps it answers otherwise behind some images
+        logits = model(**oracle(model, ids + found, images), use_cache=False).logits
+        found.append(int(logits[0, -1].argmax()))
+    return found
+
+
+def submit(
+    request_id: int,
+    ids: list[int],
+    images: Images,
+    max_tokens: int,
+    **sampling: Any,
+) -> Submit:
+    made = request(request_id, ids, max_tokens, **sampling)
+    made.images = [placed for placed, _ in images]
+    return made
+
+
+def show(engine: ModelRunner, images: Images) -> list[object]:
+    """Send pixels to an engine, in pieces."""
+    if not images:
+        return []
+    gallery = engine.sight.gallery
+    for placed, image in images:
+        pixels = image.numpy().tobytes()
+        for start in range(0, len(pixels), 1000):
+            gallery.receive(ImageData(placed.digest, start, pixels[start : start + 1000]))
+    return gallery.take([placed for placed, _ in images])
+
+
+def serve(
+    engine: Any, asked: list[tuple[Parts, int]], *, later: int = 0, **settings: int
+) -> tuple[list[Answer], Scheduler]:
+    """What an engine answers to prompts, each with the number of tokens that it wants.
+
+    Args:
+        later: steps between the arrival of one and of the next.
+        settings: limits of the scheduler, and sampling.
+    """
+    limits = {key: value for key, value in settings.items() if key in LIMITS}
+    sampling = {key: value for key, value in settings.items() if key not in LIMITS}
+    scheduler = Scheduler(**LIMITS | limits, caches=engine.cache.groups)
+    coming = list(enumerate(asked))
+    answers = [Answer() for _ in asked]
+    for step in count():
+        while coming and (not later or step >= coming[0][0] * later):
+            number, (parts, tokens) = coming.pop(0)
+            ids, images = prompt(*parts)
+            scheduler.submit(submit(number, ids, images, tokens, **sampling), show(engine, images))
+        if (plan := scheduler.plan()) is not None:
+            scheduler.observe(engine.execute(plan))
+        for report in scheduler.take_reports():
+            answers[report.request_id].take(report)
+        if plan is None and not coming:
+            break
+    engine.empty()
+    return answers, scheduler

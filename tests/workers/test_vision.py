@@ -1,0 +1,247 @@
+"""Models that see answer as those of transformers do, however their prompts are computed."""
+
+from __future__ import annotations
+
+import gc
+import json
+
+import pytest
+import torch
+
+from ipc.errors import CortexError
+from ipc.worker_messages import PlacedImage
+from tests.workers import seeing
+from tests.workers.engines import make_runner, prompt_of
+from tests.workers.seeing import oracle, picture, prompt, serve
+from tests.workers.thread_ranks import Ranks
+from workers.checkpoints.card import read_card
+from workers.step.positions import axes
+from workers.vision.tower import Tower
+from workers.weights.loader import WeightFiles
+
+SHAPES = [(1, 1), (1, 7), (7, 1), (2, 3), (3, 2), (4, 4), (5, 2), (2, 9), (6, 6), (8, 1), (3, 11), (10, 10)]
+TOKENS = 16
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("seeing")
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    torch.set_num_threads(1)
+    return seeing.write(folder)
+
+
+@pytest.fixture(scope="module")
+def engine(folder, model):
+    engine = make_runner(folder)
+    engine.load(lambda fraction, message: None)
+    yield engine
+    engine.close()
+
+
+def expected(model, parts, count=TOKENS):
+    return seeing.greedy(model, *prompt(*parts), count)
+
+
+ONE = (5, picture(3, 2), 7)
+TWO = (3, picture(2, 5, 1), 4, picture(6, 3, 2), 40)
+ADJACENT = (picture(4, 2, 3), picture(1, 3, 4), 2)
+LONG = (60, picture(7, 9, 5), 70, picture(2, 2, 6), 5)
+PROMPTS = {"one": ONE, "two": TWO, "at the start, one beside the other": ADJACENT, "over pages": LONG}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_an_image_of_any_shape_stands_where_transformers_has_it(model, shape):
+    ids, images = prompt(4, picture(*shape), 6, picture(2, 2), 3)
+    given = oracle(model, ids, images)
+    places, _ = model.model.get_rope_index(
+        given["input_ids"], given["mm_token_type_ids"], image_grid_thw=given["image_grid_thw"]
+    )
+    placed = [image for image, _ in images]
+    assert [list(axis) for axis in axes(placed, 0, len(ids))] == places[:, 0].tolist()
+    for start in range(0, len(ids), 3):
+        part = axes(placed, start, min(start + 5, len(ids)))
+        assert [list(axis) for axis in part] == places[:, 0, start : start + 5].tolist()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_tower_sees_what_that_of_transformers_sees(folder, model, shape):
+    card = read_card(folder)
+    tower = Tower(card.vision, torch.float32, torch.device("cpu"))
+    WeightFiles(card).load(tower.parts(), lambda fraction: None)
+    image = picture(*shape)
+    with torch.no_grad():
+        seen = model.model.get_image_features(
+            seeing.patches(image), torch.tensor([[1, shape[0] * seeing.MERGE, shape[1] * seeing.MERGE]])
+        )
+        found = tower(image)
+    features = torch.cat([seen.pooler_output[0], *(each[0] for each in seen.deepstack_features)], dim=1)
+    torch.testing.assert_close(found, features, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("parts", PROMPTS.values(), ids=PROMPTS)
+def test_log_probabilities_are_those_of_transformers(engine, model, parts):
+    ids, images = prompt(*parts)
+    with torch.no_grad():
+        logits = model(**oracle(model, ids, images)).logits[0]
+    following = logits[:-1].log_softmax(-1).gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
+    [answer], _ = serve(engine, [(parts, 1)], prompt_logprobs=0)
+    told = torch.tensor([each.logprob for each in answer.prompt_logprobs])
+    torch.testing.assert_close(told, following, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("parts", PROMPTS.values(), ids=PROMPTS)
+def test_answers_are_the_same_wherever_a_prompt_is_cut(engine, model, parts):
+    want = expected(model, parts)
+    for size in (1, 2, 3, 5, 8, 13) if parts is ONE else (7, 31, 32, 33, 130):
+        [answer], _ = serve(engine, [(parts, TOKENS)], max_step_tokens=size)
+        assert answer.token_ids == want, size
+
+
+def test_answers_are_the_same_beside_others(engine, model):
+    asked = [ONE, (30,), TWO, LONG, (9,), ADJACENT]
+    answers, _ = serve(engine, [(parts, TOKENS) for parts in asked], later=2, max_step_tokens=24)
+    for parts, answer in zip(asked, answers, strict=True):
+        assert answer.token_ids == expected(model, parts)
+
+
+def test_answers_are_the_same_after_a_preemption(engine, model):
+    asked = [(30 + 7 * n, picture(4, 8, 8 + n), 20) for n in range(3)]
+    answers, scheduler = serve(engine, [(parts, 60) for parts in asked], kv_pages=12)
+    assert scheduler.statistics()["preemptions"]
+    for parts, answer in zip(asked, answers, strict=True):
+        assert answer.token_ids == expected(model, parts, 60)
+
+
+def test_a_second_turn_reuses_an_image_and_no_other_one(engine, model):
+    first = (20, picture(8, 5, 9), 30)
+    changed = (20, picture(8, 5, 10), 30)
+    again = (*first, [1, 2, 3], picture(2, 2, 11), 5)
+    answers, _ = serve(engine, [(first, 4), (changed, 4), (again, TOKENS)], later=30)
+    assert [answer.cached_tokens for answer in answers] == [0, 0, 64]
+    assert answers[1].token_ids == expected(model, changed, 4)
+    assert answers[2].token_ids == expected(model, again)
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_answers_are_the_same_on_several_ranks(folder, model, monkeypatch, size):
+    ranks = Ranks(folder, size, monkeypatch)
+    try:
+        assert [rank.sight.tower is None for rank in ranks.ranks] == [False] + [True] * (size - 1)
+        asked = [ONE, LONG] if size == 2 else [TWO]
+        answers, _ = serve(ranks, [(parts, TOKENS) for parts in asked], max_step_tokens=20)
+    finally:
+        ranks.close()
+    assert [answer.token_ids for answer in answers] == [expected(model, parts) for parts in asked]
+
+
+def test_text_alone_is_computed_as_without_eyes(engine, folder, tmp_path):
+    """The same weights as a Qwen3 give the same bits."""
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    prefix = "model.language_model."
+    text = {
+        name.replace(prefix, "model."): weight.contiguous()
+        for name, weight in weights.items()
+        if name.startswith((prefix, "lm_head"))
+    }
+    save_file(text, tmp_path / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())["text_config"]
+    for key in ("mrope_section", "mrope_interleaved"):
+        config["rope_parameters"].pop(key)
+    (tmp_path / "config.json").write_text(json.dumps(config | {"architectures": ["Qwen3ForCausalLM"]}))
+    (tmp_path / "tokenizer.json").write_text("{}")
+    blind = make_runner(tmp_path)
+    blind.load(lambda fraction, message: None)
+    try:
+        told = [serve(each, [((90,), 8)], prompt_logprobs=3)[0][0] for each in (engine, blind)]
+    finally:
+        blind.close()
+    assert told[0].prompt_logprobs == told[1].prompt_logprobs
+    assert told[0].token_ids == told[1].token_ids
+
+
+def test_an_image_is_looked_at_once(engine, monkeypatch):
+    looks = []
+    look = Tower.__call__
+    monkeypatch.setattr(Tower, "__call__", lambda tower, image: (looks.append(image), look(tower, image))[1])
+    image = picture(5, 5, 12)
+    serve(engine, [((5, image, 60), 2), ((6, image, 3), 2)], max_step_tokens=7)
+    assert len(looks) == 1
+
+
+def test_what_was_seen_is_forgotten_for_what_is_new(engine, monkeypatch):
+    kept = engine.sight
+    monkeypatch.setattr(kept, "_seen", type(kept._seen)())
+    one = 25 * 3 * 48 * 4
+    monkeypatch.setattr(kept, "_left", 2 * one)
+    serve(engine, [((3, picture(5, 5, seed), 3), 1) for seed in range(5)])
+    assert len(kept._seen) == 2
+    assert kept._left == 0
+
+
+def test_pixels_go_with_the_last_who_shows_them(engine):
+    serve(engine, [(ONE, 2), (TWO, 2)])
+    gc.collect()
+    gallery = engine.sight.gallery
+    assert not gallery._coming
+    assert not gallery._there
+
+
+def test_a_prompt_with_an_image_keeps_its_tokens(engine):
+    ids, images = prompt(*ONE)
+    assert prompt_of(seeing.submit(1, ids, images, 1)) == ids
+
+
+def changed(folder, tmp_path, **changes):
+    config = json.loads((folder / "config.json").read_text())
+    for key, value in changes.items():
+        part = config if key in config else config["vision_config"]
+        if key in config["text_config"]:
+            part = config["text_config"]
+        part[key] = value
+    for file in folder.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"in_channels": 1}, "in_channels 1"),
+        ({"num_heads": 3}, "num_heads 3"),
+        ({"num_position_embeddings": 35}, "num_position_embeddings 35 is no square"),
+        ({"out_hidden_size": 32}, "out_hidden_size 32"),
+        ({"image_token_id": 1000}, "image_token_id 1000"),
+        ({"deepstack_visual_indexes": [0, 3]}, "deepstack_visual_indexes"),
+        ({"depth": 4}, "visual.blocks.3"),
+        ({"patch_size": 8}, "visual.patch_embed.proj.weight"),
+        ({"rope_parameters": {"rope_type": "default", "mrope_section": [4, 2, 1]}}, "mrope_section"),
+        ({"rope_parameters": {"rope_type": "default", "mrope_section": "all"}}, "mrope_section"),
+    ],
+)
+def test_a_tower_that_cannot_be_is_refused_by_what_is_wrong(folder, model, tmp_path, changes, reason):
+    with pytest.raises(CortexError, match=reason):
+        read_card(changed(folder, tmp_path, **changes))
+
+
+@pytest.mark.parametrize("quantization", [None, "q8"])
+@pytest.mark.parametrize("size", [1, 2])
+def test_planned_bytes_have_the_tower_on_the_first_rank(folder, model, size, quantization):
+    card = read_card(folder)
+    tower = sum(tensor.nbytes for name, tensor in card.tensors.items() if name.startswith("visual."))
+    planned = card.bytes_per_rank(size, "float32", quantization)
+    assert Tower(card.vision, torch.float32, torch.device("cpu")).nbytes == tower
+    assert size == 1 or planned[0] - planned[1] == tower
+
+
+def test_positions_of_text_are_its_tokens():
+    assert [list(axis) for axis in axes([], 5, 9)] == [[5, 6, 7, 8]] * 3
+    image = PlacedImage(b"", 2, 2, 3)
+    assert [list(axis) for axis in axes([image], 9, 11)] == [[6, 7]] * 3

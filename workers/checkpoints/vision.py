@@ -1,0 +1,232 @@
+"""What of a checkpoint sees: the tower of Qwen3-VL and Qwen3.5, which makes tokens of images.
+
+Its tensors are all on rank 0, which looks for all ranks; what it saw is sent to the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+
+from workers.checkpoints.config import ACTIVATIONS, Activation
+from workers.checkpoints.family import TensorSpec
+from workers.checkpoints.files import read_json, refuse
+from workers.checkpoints.rope import Size
+from workers.checkpoints.safetensors import Tensor
+
+PREFIX = "visual."
+FILE_PREFIXES = ("model.visual.", "visual.")
+PATCHES = "visual.patch_embed.proj.weight"
+PREPROCESSORS = {"preprocessor_config.json": None, "processor_config.json": "image_processor"}
+CHANNELS = 3
+
+
+class Vision(msgspec.Struct, frozen=True, kw_only=True):
+    """The dimensions of the tower, and which images it takes.
+
+    An image becomes patches of `patch_size` pixels a side, in a grid whose sides are multiples of
+    `merge_size`; of each `merge_size` x `merge_size` patches comes one token.
+    """
+
+    depth: int
+    hidden_size: int
+    intermediate_size: int
+    num_heads: int
+    patch_size: int  # pixels
+    merge_size: int  # patches
+    frames: int  # of a film in a patch: an image is so many of the same
+    table_side: int  # of the square table of positions, which is stretched over the grid
+    out_size: int  # hidden size of the language model
+    deepstack: tuple[int, ...]  # layers whose output is shown to the first layers of the language model
+    activation: Activation
+    token: int  # stands in a prompt for each token of an image
+    min_pixels: int  # an image is made larger or smaller to have so many, its sides near their ratio
+    max_pixels: int
+    mean: tuple[float, float, float]  # of colours between 0 and 1, that become 0
+    deviation: tuple[float, float, float]  # and what is 1 away from there then
+
+    @property
+    def side(self) -> int:
+        """Pixels of a token's side; those of an image are multiples of it."""
+        return self.patch_size * self.merge_size
+
+    @property
+    def patch_values(self) -> int:
+        """Numbers in a patch."""
+        return CHANNELS * self.frames * self.patch_size**2
+
+    def tensors(self) -> Iterator[TensorSpec]:
+        """All that the tower loads."""
+
+        def linear(name: str, rows: int, columns: int) -> Iterator[TensorSpec]:
+            yield TensorSpec(f"{PREFIX}{name}.weight", (rows, columns), "first")
+            yield TensorSpec(f"{PREFIX}{name}.bias", (rows,), "first")
+
+        def norm(name: str, size: int) -> Iterator[TensorSpec]:
+            yield TensorSpec(f"{PREFIX}{name}.weight", (size,), "first")
+            yield TensorSpec(f"{PREFIX}{name}.bias", (size,), "first")
+
+        hidden, merged = self.hidden_size, self.hidden_size * self.merge_size**2
+        yield from linear("patch_embed.proj", hidden, self.patch_values)
+        yield TensorSpec(f"{PREFIX}pos_embed.weight", (self.table_side**2, hidden), "first")
+        for number in range(self.depth):
+            block = f"blocks.{number}"
+            yield from norm(f"{block}.norm1", hidden)
+            yield from norm(f"{block}.norm2", hidden)
+            yield from linear(f"{block}.attn.qkv", 3 * hidden, hidden)
+            yield from linear(f"{block}.attn.proj", hidden, hidden)
+            yield from linear(f"{block}.mlp.linear_fc1", self.intermediate_size, hidden)
+            yield from linear(f"{block}.mlp.linear_fc2", hidden, self.intermediate_size)
+        mergers = {"merger": hidden} | {
+            f"deepstack_merger_list.{number}": merged for number in range(len(self.deepstack))
+        }
+        for name, size in mergers.items():
+            yield from norm(f"{name}.norm", size)
+            yield from linear(f"{name}.linear_fc1", merged, merged)
+            yield from linear(f"{name}.linear_fc2", self.out_size, merged)
+
+
+class _Tower(msgspec.Struct, kw_only=True):
+    """The part `vision_config` of a `config.json`."""
+
+    depth: Size = 27
+    hidden_size: Size = 1152
+    intermediate_size: Size = 4304
+    num_heads: Size = 16
+    in_channels: Size = CHANNELS
+    patch_size: Size = 16
+    spatial_merge_size: Size = 2
+    temporal_patch_size: Size = 2
+    out_hidden_size: Size
+    num_position_embeddings: Size = 2304
+    deepstack_visual_indexes: list[Annotated[int, msgspec.Meta(ge=0)]] = []
+    hidden_act: str = "gelu_pytorch_tanh"
+    rope_parameters: dict[str, Any] | None = None
+
+
+class _Around(msgspec.Struct):
+    vision_config: _Tower
+    image_token_id: Annotated[int, msgspec.Meta(ge=0)]
+
+
+class _Edges(msgspec.Struct):
+    shortest_edge: Size
+    longest_edge: Size
+
+
+Colours = tuple[float, float, float]
+
+
+class _Preprocessor(msgspec.Struct, kw_only=True):
+    size: _Edges | None = None
+    min_pixels: Size | None = None  # the same, until 2025
+    max_pixels: Size | None = None
+    patch_size: Size | None = None
+    merge_size: Size | None = None
+    temporal_patch_size: Size | None = None
+    image_mean: Colours = (0.5, 0.5, 0.5)
+    image_std: Colours = (0.5, 0.5, 0.5)
+    rescale_factor: float = 1 / 255
+    resample: int = 3  # bicubic
+
+
+USUAL_EDGES = _Edges(shortest_edge=1 << 16, longest_edge=1 << 24)
+
+
+def read(folder: Path, path: Path, vocabulary: int, hidden: int) -> Vision:
+    """What the `config.json` at `path` and the settings for images in its `folder` say.
+
+    Args:
+        vocabulary: of the language model.
+        hidden: its hidden size.
+
+    Raises:
+        CortexError: MODEL_LOAD_FAILED, naming the file and what is not done here.
+    """
+    around = read_json(path, _Around)
+    tower, images = around.vision_config, _preprocessor(folder)
+    name = "vision_config"
+    if tower.in_channels != CHANNELS:
+        refuse(path, f"{name}.in_channels {tower.in_channels} is not supported: images have {CHANNELS}")
+    if tower.hidden_act not in ACTIVATIONS:
+        refuse(path, f"{name}.hidden_act {tower.hidden_act} is not supported")
+    if tower.hidden_size % (4 * tower.num_heads):
+        refuse(path, f"{name}.num_heads {tower.num_heads} does not divide {tower.hidden_size} into fours")
+    table_side = round(tower.num_position_embeddings**0.5)
+    if table_side**2 != tower.num_position_embeddings:
+        refuse(path, f"{name}.num_position_embeddings {tower.num_position_embeddings} is no square")
+    if tower.out_hidden_size != hidden:
+        refuse(
+            path, f"{name}.out_hidden_size {tower.out_hidden_size} is not text_config.hidden_size, {hidden}"
+        )
+    if (rope := tower.rope_parameters or {}).get("rope_theta", 10_000.0) != 10_000.0:
+        refuse(path, f"{name}.rope_parameters.rope_theta {rope['rope_theta']} is not supported")
+    if around.image_token_id >= vocabulary:
+        refuse(path, f"image_token_id {around.image_token_id} is none of {vocabulary} tokens")
+    deepstack = tower.deepstack_visual_indexes
+    if len(set(deepstack)) < len(deepstack) or max(deepstack, default=0) >= tower.depth:
+        refuse(path, f"{name}.deepstack_visual_indexes {deepstack} are no {len(deepstack)} of its layers")
+    edges = images.size or _Edges(
+        images.min_pixels or USUAL_EDGES.shortest_edge, images.max_pixels or USUAL_EDGES.longest_edge
+    )
+    if edges.shortest_edge > edges.longest_edge:
+        refuse(
+            folder, f"its images have {edges.shortest_edge} to {edges.longest_edge} pixels, which are none"
+        )
+    return Vision(
+        depth=tower.depth,
+        hidden_size=tower.hidden_size,
+        intermediate_size=tower.intermediate_size,
+        num_heads=tower.num_heads,
+        patch_size=tower.patch_size,
+        merge_size=tower.spatial_merge_size,
+        frames=tower.temporal_patch_size,
+        table_side=table_side,
+        out_size=tower.out_hidden_size,
+        deepstack=tuple(deepstack),
+        activation=ACTIVATIONS[tower.hidden_act],
+        token=around.image_token_id,
+        min_pixels=edges.shortest_edge,
+        max_pixels=edges.longest_edge,
+        mean=images.image_mean,
+        deviation=images.image_std,
+    )
+
+
+def tensors(stored: Mapping[str, Tensor], vision: Vision) -> dict[str, Tensor]:
+    """All tensors, those of the tower under its names, and the filter of its patches as a matrix."""
+    found = {_named(name): tensor for name, tensor in stored.items()}
+    patches = found.get(PATCHES)
+    filters = (vision.hidden_size, CHANNELS, vision.frames, vision.patch_size, vision.patch_size)
+    if patches is not None and patches.shape == filters:
+        found[PATCHES] = replace(patches, shape=(vision.hidden_size, vision.patch_values))
+    return found
+
+
+def _named(name: str) -> str:
+    prefix = next(filter(name.startswith, FILE_PREFIXES), None)
+    return name if prefix is None else PREFIX + name.removeprefix(prefix)
+
+
+def _preprocessor(folder: Path) -> _Preprocessor:
+    """The settings for images, which stand in one of two files, or are the usual ones."""
+    for name, part in PREPROCESSORS.items():
+        if not (path := folder / name).exists():
+            continue
+        given = read_json(path, dict[str, Any])
+        if part is not None:
+            given = given.get(part)
+        if given is None:
+            continue
+        try:
+            found = msgspec.convert(given, _Preprocessor)
+        except msgspec.ValidationError as error:
+            refuse(path, str(error))
+        if abs(found.rescale_factor * 255 - 1) > 1e-6 or found.resample != 3 or min(found.image_std) <= 0:
+            refuse(path, "has a rescale_factor, resample or image_std that is not supported")
+        return found
+    return _Preprocessor()

@@ -1,0 +1,67 @@
+"""What the language model gets of the images in its sequences, step by step, on each rank."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ipc.worker_messages import PlacedImage
+from workers.checkpoints.vision import Vision
+from workers.models.decoder import Seen
+from workers.parallel import RankGroup
+from workers.step.batch import Segment
+from workers.step.gallery import Gallery
+from workers.vision.tower import Tower
+
+
+class Sight:
+    """Rank 0 looks at each image once, and remembers what it saw; the others are told, row by row.
+
+    Args:
+        remembered: bytes of that, at most, beside what the step itself needs. They are on the CPU.
+    """
+
+    def __init__(
+        self, vision: Vision, dtype: torch.dtype, group: RankGroup, gallery: Gallery, remembered: int
+    ) -> None:
+        self.vision, self.dtype, self.group, self.gallery = vision, dtype, group, gallery
+        self.tower = Tower(vision, dtype, group.device) if group.rank == 0 else None
+        self._width = (1 + len(vision.deepstack)) * vision.out_size
+        self._seen: OrderedDict[bytes, Tensor] = OrderedDict()
+        self._left = remembered
+
+    def look(self, segments: Sequence[Segment]) -> Seen | None:
+        """What of these is seen; None: it is all text."""
+        rows: list[int] = []
+        parts: list[tuple[PlacedImage, int, int]] = []
+        for segment in segments:
+            for image in segment.slot.new.images:
+                first, end = max(segment.start, image.start), min(segment.end, image.end)
+                if first < end:
+                    row = segment.rows.start + first - segment.start
+                    rows.extend(range(row, row + end - first))
+                    parts.append((image, first - image.start, end - image.start))
+        if not rows:
+            return None
+        device = self.group.device
+        if self.tower is None:
+            features = torch.empty(len(rows), self._width, dtype=self.dtype, device=device)
+        else:
+            features = torch.cat([self._features(image)[first:end].to(device) for image, first, end in parts])
+        return Seen(torch.tensor(rows, device=device), self.group.told(features))
+
+    def _features(self, image: PlacedImage) -> Tensor:  # [tokens, width]
+        found = self._seen.pop(image.digest, None)
+        if found is None:
+            side = self.vision.side
+            pixels = torch.frombuffer(self.gallery[image.digest], dtype=torch.uint8)
+            found = self.tower(pixels.view(image.rows * side, image.columns * side, 3)).cpu()
+            self._left -= found.nbytes
+        self._seen[image.digest] = found
+        while self._left < 0 and len(self._seen) > 1:
+            _, oldest = self._seen.popitem(last=False)
+            self._left += oldest.nbytes
+        return found
