@@ -48,6 +48,7 @@ class KVCache:
         self.group_of = {layer: number for number, group in enumerate(groups) for layer in group.layers}
         sizes = {layer: PAGE_SIZE * math.prod(shapes[layer]) for layer in self.group_of}
         page = max(sum(sizes[layer] for layer in group.layers) for group in groups)
+        self.device = device
         self._arena = zeros((pages + padded, page), dtype, device)
         self.layers: dict[int, Tensor] = {}
         for group in groups:

@@ -27,7 +27,7 @@ from ipc.worker_messages import (
     WorkerSpec,
 )
 from workers.attention.backend import AttentionBackend
-from workers.attention.cpu import PagedAttention
+from workers.attention.registry import attention_over
 from workers.attention.states import Mixing, RecurrentStates, StateBackend
 from workers.cache.paged import KVCache
 from workers.cache.state import StateCache
@@ -208,7 +208,7 @@ class ModelRunner:
         """
         spec, config = self.spec, self.card.config
         self.groups, self.cache = list(groups), cache
-        self.attention: AttentionBackend = PagedAttention(
+        self.attention: AttentionBackend = attention_over(
             cache,
             spec.max_step_tokens,
             spec.max_sequences,

@@ -1,0 +1,140 @@
+"""Steps of attention over pages at random, beside whole sequences: what every backend has to agree with."""
+
+from __future__ import annotations
+
+import random
+from array import array
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from ipc.worker_messages import PAGE_SIZE, CacheGroup, SamplingParams
+from workers.attention.backend import AttentionBackend
+from workers.cache.paged import KVCache
+from workers.checkpoints.caches import first_page_seen
+from workers.checkpoints.layers import PageShape
+from workers.execution.input_buffers import InputBuffers
+from workers.step.batch import Segment, Slot
+from workers.step.pages import pages_for
+from workers.step.plan import HOLE, NewSequence
+
+HEADS, KV_HEADS, HEAD_DIM = 4, 2, 16
+VALUE_DIM = 10  # where values are a part of keys
+LONGEST = 200  # tokens
+GROUPS = [
+    CacheGroup(kind="full", layers=[1]),
+    CacheGroup(kind="window", layers=[0, 2], window=50),
+    CacheGroup(kind="window", layers=[3], window=7),
+    CacheGroup(kind="chunk", layers=[4], window=64),
+]
+
+
+def reference(
+    q: Tensor, keys: Tensor, values: Tensor, group: CacheGroup, sinks: Tensor | None
+) -> Tensor:  # [tokens, heads, head_dim]
+    """All tokens of a sequence at once."""
+    keys, values = (x.repeat_interleave(HEADS // x.shape[1], dim=1) for x in (keys, values))
+    scores = torch.einsum("qhd,khd->hqk", q, keys) * HEAD_DIM**-0.5
+    distance = torch.arange(len(q))[:, None] - torch.arange(len(q))
+    seen = (distance >= 0) & (distance < (group.window or len(q)))
+    if group.kind == "chunk":
+        number = torch.arange(len(q)) // group.window
+        seen &= number[:, None] == number
+    scores = scores.masked_fill(~seen, -torch.inf)
+    if sinks is not None:
+        scores = torch.cat((scores, sinks[:, None, None].expand(-1, len(q), 1)), dim=-1)
+    return torch.einsum("hqk,khd->qhd", scores.softmax(-1)[..., : len(q)], values)
+
+
+def attend_in_any_cut(
+    make: Callable[..., AttentionBackend],
+    device: str,
+    seed: int,
+    kind: str,
+    *,
+    exact: bool = False,
+    longest: int = LONGEST,
+    sequences: int = 5,
+    groups: Sequence[CacheGroup] = GROUPS,
+) -> None:
+    """Feed random sequences in random steps, and compare what each token gets.
+
+    Pages are handed out at random, hold what is not finite, and go as soon as no token sees them.
+
+    Args:
+        make: the backend, of its arguments.
+        kind: "plain", "sinks" or "latent".
+    """
+    rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
+    lengths = [rng.randint(1, longest) for _ in range(sequences)]
+    total = sum(map(pages_for, lengths)) * len(groups)
+    latent = kind == "latent"
+    sinks = torch.randn(HEADS, generator=generator) if kind == "sinks" else None
+    kv_heads = 1 if latent else KV_HEADS
+    cache = KVCache(
+        groups,
+        dict.fromkeys(
+            range(sum(len(group.layers) for group in groups)), PageShape(2 - latent, kv_heads, HEAD_DIM)
+        ),
+        pages=total,
+        dtype=torch.float32,
+        device=torch.device(device),
+    )
+    for layer in cache.layers.values():
+        layer.fill_(float("nan"))
+    attention = make(
+        cache, 4 * longest, len(lengths), pages_for(longest), exact, value_dim=VALUE_DIM if latent else None
+    )
+    buffers = InputBuffers(attention.sizes, torch.device(device))
+    shapes = [(length, heads, HEAD_DIM) for length in lengths for heads in (HEADS, kv_heads, kv_heads)]
+    data = [torch.randn(*shape, generator=generator) for shape in shapes]
+    given = [data[3 * index : 3 * index + 3] for index in range(len(lengths))]
+    free = rng.sample(range(total), total)
+    slots = [Slot(NewSequence(i, 1, b"", SamplingParams()), array("q"), [], 0) for i in range(len(lengths))]
+    for slot in slots:
+        slot.tables = [array("q") for _ in groups]
+    outputs: list[list[list[Tensor]]] = [[[] for _ in cache.layers] for _ in lengths]
+    while True:
+        left = [index for index, slot in enumerate(slots) if slot.num_computed < lengths[index]]
+        if not left:
+            break
+        counts = {}
+        for index in rng.sample(left, rng.randint(1, len(left))):
+            most = lengths[index] - slots[index].num_computed
+            counts[index] = rng.choice((1, 1, min(most, 2), min(most, PAGE_SIZE), rng.randint(1, most)))
+        segments, row = [], 0
+        for index, count in sorted(counts.items(), key=lambda pair: pair[1] > 1):
+            slot = slots[index]
+            for table, group in zip(slot.tables, groups, strict=True):
+                while len(table) < pages_for(slot.num_computed + count):
+                    table.append(free.pop())
+                for number in range(first_page_seen(group, slot.num_computed)):
+                    if table[number] != HOLE:
+                        free.insert(rng.randint(0, len(free)), table[number])
+                        table[number] = HOLE
+            segments.append(Segment(slot, range(row, row + count), slot.num_computed))
+            row += count
+        prepared = attention.prepare(segments, buffers.fill(attention.arrays(segments)))
+        for layer in range(len(cache.layers)):
+            parts = [
+                torch.cat([given[s.slot.new.slot][part][s.start : s.end] for s in segments]).to(device)
+                for part in range(3)
+            ]
+            if latent:
+                parts[2] = None
+            given_sinks = None if sinks is None else sinks.to(device)
+            out = attention.run(prepared, layer, *parts, given_sinks)
+            # a layer without keys of its own reads the same
+            if layer == 0:
+                assert torch.equal(attention.run(prepared, layer, parts[0], None, None, given_sinks), out)
+            for segment in segments:
+                outputs[segment.slot.new.slot][layer].append(out[segment.rows.start : segment.rows.stop])
+        for segment in segments:
+            segment.slot.num_computed = segment.end
+    for index in range(len(lengths)):
+        for layer, parts in enumerate(outputs[index]):
+            group = groups[cache.group_of[layer]]
+            q, keys, values = given[index]
+            wanted = reference(q, keys, keys[..., :VALUE_DIM] if latent else values, group, sinks)
+            torch.testing.assert_close(torch.cat(parts).cpu(), wanted)

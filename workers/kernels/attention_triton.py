@@ -1,0 +1,418 @@
+"""Causal attention over paged keys and values on a GPU: one kernel for prompts, single tokens and several.
+
+A program has some rows of queries of one sequence that share a key head: tokens times the heads of a group,
+one under the other, so that keys are read once for all of them. It walks along the keys that these rows see
+in blocks, with a running softmax (FlashAttention, https://arxiv.org/abs/2205.14135).
+
+Where tokens are few, programs share the keys of a sequence (as in flash-decoding), and a second kernel puts
+their parts together in order. How keys are divided depends on that sequence alone: company changes no bit.
+
+What no query sees is not read: neither pages before a window, nor what another sequence left in the rest of a
+page, so that no number in them can reach a result.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ipc.worker_messages import PAGE_SIZE
+
+MOST_SPLITS = 32  # of the keys of a sequence
+SPLIT = 128  # keys, of which a split is a multiple, and begins at one
+LOG2_E = tl.constexpr(1.4426950408889634)
+WINDOWS = ("full", "window", "chunk")  # by the number that the kernel knows them by
+
+
+class Rows(NamedTuple):
+    """Sequences of a step that are computed by one launch."""
+
+    first: int  # in the order of `Sequences.order`
+    count: int  # of sequences
+    tokens: int  # that one of them has in the step at most
+    few: bool  # rows of a program, so that many programs read keys at once
+    splits: int = 0  # of the keys of one of them at most; 0: keys are not split
+
+
+class Sequences(NamedTuple):
+    """Where a step's sequences have their rows and pages, on the device; all int64."""
+
+    order: Tensor  # [sequences], their numbers, those of one launch together
+    starts: Tensor  # [sequences + 1], of their rows in the step
+    contexts: Tensor  # [sequences], tokens that have keys after the step
+    tables: Tensor  # [sequences], where in `pages` number 0 of a sequence would be
+    pages: Tensor  # of all of them
+
+
+class Tile(NamedTuple):
+    """What a program computes at once."""
+
+    rows: int  # of queries
+    keys: int
+    warps: int
+    stages: int  # blocks of keys that are on their way from memory at once
+
+
+@triton.jit
+def _first_seen(position, window, WINDOW: tl.constexpr):
+    """The first key that a token sees."""
+    if WINDOW == 1:
+        return tl.maximum(position - window + 1, 0)
+    if WINDOW == 2:
+        return position // window * window
+    return position * 0
+
+
+@triton.jit
+def _splits(first, context, MOST: tl.constexpr, UNIT: tl.constexpr):
+    """Where the first split begins, keys of each, and how many there are; `first`: the first key seen."""
+    begin = first // UNIT * UNIT
+    size = tl.maximum(tl.cdiv(tl.cdiv(context - begin, MOST), UNIT), 1) * UNIT
+    return begin, size, tl.cdiv(context - begin, size)
+
+
+@triton.jit
+def _walk(
+    carried,  # sum of values, greatest score, sum of weights
+    queries,  # their first part, and the rest
+    blocks,  # keys, values, page numbers, of this sequence and head
+    begin,
+    end,
+    position,  # [rows]
+    low,  # [rows], the first key that each sees
+    lowest,  # the first that one of them sees
+    context,
+    page_stride,
+    scores,  # scale and cap
+    HEAD_DIM: tl.constexpr,
+    VALUE_DIM: tl.constexpr,
+    PAGE: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_REST: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    CAPPED: tl.constexpr,
+    SHARED: tl.constexpr,
+    HIDDEN: tl.constexpr,  # some of the keys are not seen by all rows
+):
+    """Attend over keys from `begin` to `end`, in blocks."""
+    total, most, weight = carried
+    q, q_rest = queries
+    keys, values, table = blocks
+    scale, cap = scores
+    FIRST: tl.constexpr = VALUE_DIM if SHARED else HEAD_DIM
+    d, v, rest = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_V), tl.arange(0, BLOCK_REST)
+    for start in range(begin, end, BLOCK_N):
+        n = start + tl.arange(0, BLOCK_N)
+        there = (n >= lowest) & (n < context)
+        page = tl.load(table + n // PAGE, mask=there, other=0) if HIDDEN else tl.load(table + n // PAGE)
+        at = page * page_stride + n % PAGE * HEAD_DIM
+        key_at, value_at = keys + at[:, None] + d[None, :], values + at[:, None] + v[None, :]
+        if HIDDEN:
+            key = tl.load(key_at, mask=there[:, None] & (d < FIRST)[None, :], other=0.0)
+        elif BLOCK_D == FIRST:
+            key = tl.load(key_at)
+        else:
+            key = tl.load(key_at, mask=(d < FIRST)[None, :], other=0.0)
+        score = tl.dot(q, tl.trans(key), input_precision="ieee")
+        if FIRST < HEAD_DIM:
+            rest_at = keys + at[:, None] + FIRST + rest[None, :]
+            rest_mask = there[:, None] & (FIRST + rest < HEAD_DIM)[None, :]
+            key_rest = tl.load(rest_at, mask=rest_mask, other=0.0)
+            score = tl.dot(q_rest, tl.trans(key_rest), score, input_precision="ieee")
+        score *= scale
+        if CAPPED:
+            score = cap * (
+                1.0 - 2.0 / (tl.exp2(score) + 1.0)
+            )  # tanh, by the power of 2 that `scale` makes it
+        if HIDDEN:
+            seen = (n[None, :] <= position[:, None]) & (n[None, :] >= low[:, None])
+            score = tl.where(seen, score, float("-inf"))
+        more = tl.maximum(most, tl.max(score, 1))
+        base = tl.where(more == float("-inf"), 0.0, more) if HIDDEN else more
+        share = tl.exp2(score - base[:, None])
+        shrink = tl.exp2(most - base)
+        weight = weight * shrink + tl.sum(share, 1)
+        most = more
+        if SHARED:
+            value = key
+        elif HIDDEN:
+            value = tl.load(value_at, mask=there[:, None] & (v < VALUE_DIM)[None, :], other=0.0)
+        elif BLOCK_V == VALUE_DIM:
+            value = tl.load(value_at)
+        else:
+            value = tl.load(value_at, mask=(v < VALUE_DIM)[None, :], other=0.0)
+        total = tl.dot(share.to(value.dtype), value, total * shrink[:, None], input_precision="ieee")
+    return total, most, weight
+
+
+@triton.jit(do_not_specialize=["first", "tokens", "programs", "window"])
+def attention_kernel(
+    q,  # [tokens, heads, head_dim], each row of which is contiguous
+    keys,  # [pages, kv_heads, PAGE, head_dim], each page of which is contiguous
+    values,  # the same
+    y,  # [tokens, heads, value_dim]
+    parts,  # [count * tokens, heads, splits, value_dim] float32, or anything
+    sums,  # [count * tokens, heads, splits, 2] float32: greatest score, sum of weights
+    sinks,  # [heads], or anything
+    order,  # for these see `Sequences`
+    starts,
+    contexts,
+    tables,
+    pages,
+    first,
+    tokens,
+    programs,  # of a sequence and key head, for its rows
+    window,
+    q_stride,  # elements, of a token
+    head_stride,
+    page_stride,
+    scale,  # of scores, times log2(e); with CAPPED over half the cap
+    cap,  # times log2(e)
+    HEADS: tl.constexpr,
+    GROUP: tl.constexpr,  # heads that share a key head
+    HEAD_DIM: tl.constexpr,
+    VALUE_DIM: tl.constexpr,
+    PAGE: tl.constexpr,
+    WINDOW: tl.constexpr,
+    CAPPED: tl.constexpr,
+    SINKS: tl.constexpr,
+    SHARED: tl.constexpr,  # values are the first part of keys
+    MOST: tl.constexpr,  # splits of a sequence; 0: keys are not split
+    UNIT: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_REST: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+):
+    place, kv_head = tl.program_id(0) // programs, tl.program_id(1)
+    sequence = tl.load(order + first + place)
+    start, context = tl.load(starts + sequence), tl.load(contexts + sequence).to(tl.int32)
+    count = (tl.load(starts + sequence + 1) - start).to(tl.int32)
+    first_row = tl.program_id(0) % programs * BLOCK_M
+    row = first_row + tl.arange(0, BLOCK_M)
+    token, head = row // GROUP, kv_head * GROUP + row % GROUP
+    mine = token < count
+    v = tl.arange(0, BLOCK_V)
+    into = y + ((start + token) * HEADS + head)[:, None] * VALUE_DIM + v[None, :]
+    inside = mine[:, None] & (v < VALUE_DIM)[None, :]
+    split = tl.program_id(2)
+    if first_row >= count * GROUP:
+        return
+    before = context - count
+    position = before + token
+    low = _first_seen(position, window, WINDOW)
+    first_token = first_row // GROUP
+    last_token = tl.minimum((first_row + BLOCK_M - 1) // GROUP, count - 1)
+    lowest = _first_seen(before + first_token, window, WINDOW)
+    begin = lowest // BLOCK_N * BLOCK_N
+    end = before + last_token + 1
+    splits = 1
+    if MOST:
+        split_begin, size, splits = _splits(_first_seen(before, window, WINDOW), context, MOST, UNIT)
+        if split >= splits:
+            return
+        begin = tl.maximum(begin, split_begin + split * size)
+        end = tl.minimum(end, split_begin + (split + 1) * size)
+
+    FIRST: tl.constexpr = VALUE_DIM if SHARED else HEAD_DIM
+    d, rest = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_REST)
+    q_at = q + (start + token)[:, None] * q_stride + head[:, None] * head_stride
+    query = tl.load(q_at + d[None, :], mask=mine[:, None] & (d < FIRST)[None, :], other=0.0)
+    query_rest = query
+    if FIRST < HEAD_DIM:
+        rest_mask = mine[:, None] & (FIRST + rest < HEAD_DIM)[None, :]
+        query_rest = tl.load(q_at + FIRST + rest[None, :], mask=rest_mask, other=0.0)
+    k_head, v_head = keys + kv_head * PAGE * HEAD_DIM, values + kv_head * PAGE * HEAD_DIM
+    table = pages + tl.load(tables + sequence)
+    total = tl.zeros((BLOCK_M, BLOCK_V), tl.float32)
+    most = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+    weight = tl.zeros((BLOCK_M,), tl.float32)
+    # blocks that every row sees whole need no mask; a window cuts those before, and rows those after
+    clear_begin = tl.maximum(_first_seen(before + last_token, window, WINDOW), begin)
+    clear_begin = tl.cdiv(clear_begin, BLOCK_N) * BLOCK_N
+    clear_end = tl.maximum(tl.minimum(before + first_token + 1, end) // BLOCK_N * BLOCK_N, clear_begin)
+    carried, queries, blocks, scores = (
+        (total, most, weight),
+        (query, query_rest),
+        (k_head, v_head, table),
+        (scale, cap),
+    )
+    if WINDOW:
+        carried = _walk(
+            *(carried, queries, blocks, begin, tl.minimum(clear_begin, end), position, low, lowest, context),
+            *(page_stride, scores, HEAD_DIM, VALUE_DIM, PAGE, BLOCK_N, BLOCK_D, BLOCK_REST, BLOCK_V),
+            *(CAPPED, SHARED, True),
+        )
+    carried = _walk(
+        *(carried, queries, blocks, clear_begin, clear_end, position, low, lowest, context),
+        *(page_stride, scores, HEAD_DIM, VALUE_DIM, PAGE, BLOCK_N, BLOCK_D, BLOCK_REST, BLOCK_V),
+        *(CAPPED, SHARED, False),
+    )
+    total, most, weight = _walk(
+        *(carried, queries, blocks, clear_end, end, position, low, lowest, context),
+        *(page_stride, scores, HEAD_DIM, VALUE_DIM, PAGE, BLOCK_N, BLOCK_D, BLOCK_REST, BLOCK_V),
+        *(CAPPED, SHARED, True),
+    )
+    if splits == 1:
+        if SINKS:
+            weight += tl.exp2(tl.load(sinks + head, mask=mine, other=0.0).to(tl.float32) * LOG2_E - most)
+        tl.store(into, (total / weight[:, None]).to(y.dtype.element_ty), mask=inside)
+    else:
+        at = ((place * tokens + token).to(tl.int64) * HEADS + head) * tl.num_programs(2) + split
+        tl.store(parts + at[:, None] * VALUE_DIM + v[None, :], total, mask=inside)
+        tl.store(sums + at * 2, most, mask=mine)
+        tl.store(sums + at * 2 + 1, weight, mask=mine)
+
+
+@triton.jit(do_not_specialize=["first", "tokens", "window", "launched"])
+def join_kernel(
+    y,  # for these see `attention_kernel`
+    parts,
+    sums,
+    sinks,
+    order,
+    starts,
+    contexts,
+    first,
+    tokens,
+    window,
+    launched,  # splits that there is room for
+    HEADS: tl.constexpr,
+    VALUE_DIM: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SINKS: tl.constexpr,
+    MOST: tl.constexpr,
+    UNIT: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+):
+    """One head of one token, of the splits of its keys."""
+    place, token, head = tl.program_id(0) // tokens, tl.program_id(0) % tokens, tl.program_id(1)
+    sequence = tl.load(order + first + place)
+    start, context = tl.load(starts + sequence), tl.load(contexts + sequence).to(tl.int32)
+    count = (tl.load(starts + sequence + 1) - start).to(tl.int32)
+    if token >= count:
+        return
+    _, _, splits = _splits(_first_seen(context - count, window, WINDOW), context, MOST, UNIT)
+    if splits == 1:
+        return
+    split, v = tl.arange(0, MOST), tl.program_id(2) * BLOCK_V + tl.arange(0, BLOCK_V)
+    there, inside = split < splits, v < VALUE_DIM
+    at = (tl.program_id(0).to(tl.int64) * HEADS + head) * launched + split
+    part_most = tl.load(sums + at * 2, mask=there, other=float("-inf"))
+    weight = tl.load(sums + at * 2 + 1, mask=there, other=0.0)
+    part = tl.load(
+        parts + at[:, None] * VALUE_DIM + v[None, :], mask=there[:, None] & inside[None, :], other=0.0
+    )
+    most = tl.max(part_most, 0)
+    share = tl.exp2(part_most - most)
+    whole = tl.sum(weight * share, 0)
+    if SINKS:
+        whole += tl.exp2(tl.load(sinks + head).to(tl.float32) * LOG2_E - most)
+    total = tl.sum(part * share[:, None], 0) / whole
+    into = y + ((start + token) * HEADS + head) * VALUE_DIM + v
+    tl.store(into, total.to(y.dtype.element_ty), mask=inside)
+
+
+def num_splits(first: int, context: int) -> int:
+    """As `_splits`: into how many parts the keys of a sequence are divided.
+
+    Args:
+        first: the first key that the first of its tokens in the step sees.
+    """
+    begin = first // SPLIT * SPLIT
+    seen = context - begin
+    return -(-seen // (max(-(-seen // (MOST_SPLITS * SPLIT)), 1) * SPLIT))
+
+
+def most_splits(context: int) -> int:
+    """The same of any sequence that sees up to so many keys, at most."""
+    return min(MOST_SPLITS, -(-context // SPLIT))
+
+
+def tile(few: bool, head_dim: int, itemsize: int, capability: int) -> Tile:
+    """The shape for `few` tokens of a sequence, or many, on a card of that capability.
+
+    None spills a register or takes more shared memory than there is (`benchmarks.kernels` shows both). Cards
+    with instructions for 64 rows and more (Hopper) have registers left for wider blocks. float32 is
+    multiplied without tensor cores.
+    """
+    if itemsize == 4:
+        return Tile(16, 16, 4 if head_dim <= 128 else 8, 2)
+    if few or head_dim > 256:
+        return (
+            Tile(16, 64, 4, 2)
+            if head_dim <= 128
+            else Tile(16, 32, 8, 2)
+            if head_dim <= 256
+            else Tile(16, 16, 4, 2)
+        )
+    if head_dim > 128:
+        return Tile(64, 32, 8, 2)
+    return (
+        Tile(128, 64, 8, 3) if head_dim <= 64 else Tile(128, 64 if capability // 10 in (9, 10) else 32, 8, 2)
+    )
+
+
+@cache
+def _capability(device: torch.device) -> int:
+    major, minor = torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
+    return 10 * major + minor
+
+
+def attention(
+    q: Tensor,  # [tokens, heads, head_dim]
+    kv: Tensor,  # [blocks, pages, kv_heads, PAGE_SIZE, head_dim]
+    value_dim: int,
+    y: Tensor,  # [tokens, heads, value_dim]; rows of other sequences stay as they are
+    sequences: Sequences,
+    rows: Rows,
+    kind: str,  # of WINDOWS
+    window: int,  # tokens, where there is one
+    scale: float,
+    cap: float | None,
+    sinks: Tensor | None,  # [heads]
+) -> None:
+    """Let the tokens of some of a step's sequences attend over what each sees of its pages."""
+    heads, head_dim = q.shape[1:]
+    kv_heads = kv.shape[2]
+    group, shared = heads // kv_heads, len(kv) == 1
+    shape = tile(rows.few, head_dim, kv.element_size(), _capability(q.device))
+    first_dim = value_dim if shared else head_dim
+    block_rest = _padded(head_dim - first_dim)
+    programs = triton.cdiv(rows.tokens * group, shape.rows)
+    splits = max(rows.splits, 1)
+    parts, sums = y, y
+    if splits > 1:
+        split_rows = rows.count * rows.tokens, heads, splits
+        parts, sums = (q.new_empty(*split_rows, size, dtype=torch.float32) for size in (value_dim, 2))
+    log2_e = LOG2_E.value
+    most = MOST_SPLITS if rows.splits else 0
+    given = y if sinks is None else sinks
+    number = WINDOWS.index(kind)
+    attention_kernel[(rows.count * programs, kv_heads, splits)](
+        *(q, kv[0], kv[-1], y, parts, sums, given, *sequences),
+        *(rows.first, rows.tokens, programs, window, q.stride(0), q.stride(1), kv.stride(1)),
+        *((scale * log2_e, 0.0) if cap is None else (2 * scale * log2_e / cap, cap * log2_e)),
+        *(heads, group, head_dim, value_dim, PAGE_SIZE, number, cap is not None, sinks is not None, shared),
+        *(most, SPLIT, shape.rows, shape.keys, _padded(first_dim), block_rest, _padded(value_dim)),
+        num_warps=shape.warps,
+        num_stages=shape.stages,
+    )
+    if splits > 1:
+        block = min(_padded(value_dim), 128)
+        join_kernel[(rows.count * rows.tokens, heads, triton.cdiv(value_dim, block))](
+            *(y, parts, sums, given, *sequences[:3], rows.first, rows.tokens, window, splits),
+            *(heads, value_dim, number, sinks is not None, most, SPLIT, block),
+        )
+
+
+def _padded(size: int) -> int:
+    """To what tensor cores take."""
+    return max(16, triton.next_power_of_2(size))
