@@ -18,6 +18,7 @@ settings.load_profile("no_clock")
 # Of the files that take longest. They begin first, so that no process ends with one while the other idles.
 LONGEST = (
     "neuron/test_tool_formats.py",
+    "chaos/test_chaos.py",
     "end_to_end/test_faults.py",
     "workers/test_exact.py",
     "workers/test_equalities.py",

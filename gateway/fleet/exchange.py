@@ -319,11 +319,15 @@ class Exchange:
         return True
 
     def _refusal(self) -> CortexError:
-        """What to say of a request that all refused: the last refusal that may pass, and who else refused."""
+        """What to say of a request that all refused: the last refusal that may pass, and who else refused.
+
+        One that has not the model says least, where another has it and failed.
+        """
         refusals = list(self._refusals.values())
         if len(refusals) == 1:
             return refusals[0]
-        told = next((error for error in reversed(refusals) if error.code in _PASSING), refusals[-1])
+        having = [error for error in refusals if error.code != Code.MODEL_NOT_FOUND] or refusals
+        told = next((error for error in reversed(having) if error.code in _PASSING), having[-1])
         codes = ", ".join(f"{neuron.name} ({error.code})" for neuron, error in self._refusals.items())
         waits = [error.retry_after for error in refusals if error.retry_after is not None]
         return CortexError(

@@ -487,6 +487,18 @@ def test_refusal_by_all_is_the_one_that_may_pass_and_names_the_others() -> None:
     run(scenario)
 
 
+def test_that_another_has_not_the_model_does_not_hide_why_its_host_failed() -> None:
+    async def scenario() -> None:
+        dead = host("a", quote("fits", 1.0), refuses={"echo": Code.WORKER_DIED})
+        without = host("b", quote("evicts", 1.0), refuses={"echo": Code.MODEL_NOT_FOUND})
+        async with fleet_of(dead, without) as fleet:
+            with pytest.raises(CortexError, match=r"a says so; refused by a \(worker_died\), b") as caught:
+                await ask(fleet)
+            assert caught.value.code == Code.WORKER_DIED
+
+    run(scenario)
+
+
 def test_model_that_no_state_lists_yet_is_found_by_asking() -> None:
     async def scenario() -> None:
         first, second = FakeNeuron(name="a"), FakeNeuron(name="b", quotes={"new": quote("fits")})

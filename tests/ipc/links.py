@@ -48,7 +48,7 @@ class Link:
         self._writers: set[asyncio.StreamWriter] = set()
         self._flows = asyncio.Event()
         self._flows.set()
-        self._refuses = False
+        self.refuses = False
         self._pumps: set[asyncio.Task[None]] = set()
 
     async def start(self) -> str:
@@ -71,13 +71,13 @@ class Link:
         self._flows.set()
 
     async def refuse(self, seconds: float) -> None:
-        self._refuses = True
+        self.refuses = True
         self.cut()
         await asyncio.sleep(seconds)
-        self._refuses = False
+        self.refuses = False
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self._refuses:
+        if self.refuses:
             writer.transport.abort()
             return
         other_reader, other_writer = await asyncio.open_connection("127.0.0.1", self._port)
