@@ -2,6 +2,7 @@
 # make test   sets up .venv with the test extras and runs every test, three files at once (ARGS='-k rings')
 # make test-real  fetches two real models once (330 MB, into ~/.cache/cortex) and runs what applies to them
 # make test-clients  installs clients of PyPI and npm, 1.6 GB, and runs sessions of each of them; needs node
+# make packages   builds sdist, wheel, .deb and .rpm into dist/, for this machine's processor and Python
 # make lint   formatter and linter, as CI runs them
 #
 # TORCH=cpu, where .venv is made, takes PyTorch's build for the CPU, 1.3 GB with all else, in place of PyPI's for
@@ -17,7 +18,7 @@ PIP_INPUTS := pyproject.toml setup.cfg constraints.txt $(wildcard workers/kernel
 # Tests start hundreds of processes of ours; each would compile all that it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run test test-real test-clients lint
+.PHONY: run test test-real test-clients packages lint
 
 run: $(VENV)/installed-run
 	@$(VENV)/bin/cortex up $(ARGS)
@@ -44,6 +45,9 @@ $(CLIENTS_NODE): tests/clients/package-lock.json
 	npm install --prefix tests/clients --no-save --no-audit --no-fund
 	@touch $@
 
+packages: $(VENV)/installed-packages
+	$(VENV)/bin/python packaging/build.py dist deb rpm
+
 lint: $(VENV)/installed-test
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
@@ -51,6 +55,7 @@ lint: $(VENV)/installed-test
 # The stamps are newer than what pip read, so that it runs again only when that changes.
 $(VENV)/installed-run: extras := neuron
 $(VENV)/installed-test: extras := test
+$(VENV)/installed-packages: extras := packages
 $(VENV)/installed-%: $(PIP_INPUTS) | $(VENV)/bin/pip
 ifeq ($(TORCH),cpu)
 	$(PIP) --no-deps --index-url $(TORCH_CPU_INDEX) torch
