@@ -129,6 +129,7 @@ class WorkerSpec(Plain, kw_only=True, tag="spec"):
     log_level: str = "INFO"
     quantization: Literal["q8", "q6", "q4", "int8", "fp8"] | None = None  # of weights that are stored plain
     weight_cache: WeightCache | None = None  # of what that makes; None: it is made with every load
+    states: int | None = None  # where layers keep one, on each rank; None: enough for all sequences
     parking_fd: int | None = None  # memory for its weights (`ipc.parked`): whole to be read, or to be filled
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ipc.worker_messages import PAGE_SIZE, CacheGroup
-from workers.checkpoints.caches import LIVE_STATES, page_bytes, state_bytes
+from workers.checkpoints.caches import LIVE_STATES, num_states, page_bytes, state_bytes
+
+STATE_SHARE = 0.25  # of what weights and steps leave, that states may take: the rest is for keys and values
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,9 +27,19 @@ class CachePlan:
         return page_bytes(self.groups)
 
     @property
-    def sequence_bytes(self) -> int:
-        """Bytes that a sequence takes besides its pages, whatever its length."""
-        return LIVE_STATES * state_bytes(self.groups)
+    def state_bytes(self) -> int:
+        """Bytes of one state of all layers that keep one."""
+        return state_bytes(self.groups)
+
+    def states_in(self, room: int, sequences: int) -> int:
+        """States that are planned where `room` bytes are left beside the weights, for so many sequences.
+
+        One sequence has to go. All of them do if they need no more than STATE_SHARE; else fewer run at once.
+        """
+        if not self.state_bytes:
+            return 0
+        most = max(LIVE_STATES, int(room * STATE_SHARE) // self.state_bytes)
+        return min(num_states(self.groups, sequences), most)
 
     @property
     def _windows(self) -> list[int | None]:

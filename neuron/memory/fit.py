@@ -39,9 +39,9 @@ class Need:
     base: str = ""  # who does not leave for it, for without that one it is of no use
 
     def fixed_bytes(self, rank: int, device: str) -> int:
-        """Bytes of `rank` on `device`, without its pool."""
+        """Bytes of `rank` on `device`, without its pages and states."""
         overhead = self.cpu_overhead if device == "cpu" else self.cuda_overhead
-        return self.rank_bytes[rank] + overhead + self.max_sequences * self.caches.sequence_bytes
+        return self.rank_bytes[rank] + overhead
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +58,7 @@ class Fit:
     kv_pages: int
     most_pages: int
     context_length: int
+    states: int = 0  # on each rank, where layers keep one
     victims: tuple[str, ...] = field(default=())
     caches: CachePlan = field(default_factory=CachePlan)
 
@@ -163,7 +164,12 @@ def _place(need: Need, candidates: list[str], free: dict[str, int], context_leng
     if any(size > free[name] for name, size in fixed.items()):
         return None
     sharing = Counter(devices)
-    pool = min(_pool(need, name, (free[name] - size) // sharing[name]) for name, size in fixed.items())
+    room = {name: (free[name] - size) // sharing[name] for name, size in fixed.items()}
+    states = need.caches.states_in(min(room.values()) - (need.kv_memory or 0), need.max_sequences)
+    of_states = states * need.caches.state_bytes
+    if any(size < of_states for size in room.values()):
+        return None
+    pool = min(_pool(need, name, size - of_states) for name, size in room.items())
     page_bytes = need.caches.page_bytes
     most = need.max_sequences * need.caches.pages_for(need.context_length)
     if page_bytes and need.kv_memory is not None:
@@ -171,16 +177,18 @@ def _place(need: Need, candidates: list[str], free: dict[str, int], context_leng
     pages = min(most, pool // page_bytes) if page_bytes else most
     if pages < need.caches.pages_for(context_length):
         return None
-    budgets = [need.fixed_bytes(rank, name) + pages * page_bytes for rank, name in enumerate(devices)]
+    kept = pages * page_bytes + of_states
+    budgets = [need.fixed_bytes(rank, name) + kept for rank, name in enumerate(devices)]
     if need.kv_memory is not None:  # it is kept to, though all else should take more than planned
         budgets = [free[name] // sharing[name] for name in devices]
     return Fit(
         devices=devices,
-        reservations={name: size + sharing[name] * pages * page_bytes for name, size in fixed.items()},
+        reservations={name: size + sharing[name] * kept for name, size in fixed.items()},
         rank_budgets=tuple(budgets),
         kv_pages=pages,
         most_pages=most,
         context_length=need.caches.longest(pages, need.context_length),
+        states=states,
         caches=need.caches,
     )
 
@@ -204,6 +212,7 @@ def _refusal(
     context_length = min(need.context_length, SMALLEST_CONTEXT)
     smallest = need.caches.pages_for(context_length) * need.caches.page_bytes
     pool = need.kv_memory if need.kv_memory is not None else smallest
+    pool += need.caches.states_in(0, need.max_sequences) * need.caches.state_bytes
     needed = [need.fixed_bytes(rank, candidates[0]) + pool for rank in range(len(need.rank_bytes))]
     there = [holder for holder in holders if any(name in candidates for name in holder.reserved)]
     held = {

@@ -62,6 +62,7 @@ class Launcher:
             max_sequences=settings.max_sequences,
             max_step_tokens=description.step_tokens(settings, fit.devices[0]),
             kv_pages=fit.most_pages,
+            states=fit.states,
             rank_budgets=fit.rank_budgets,
             card=description.card,
             adapters=description.adapters,

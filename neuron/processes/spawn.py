@@ -34,6 +34,7 @@ class GroupSpec:
     max_sequences: int
     max_step_tokens: int
     kv_pages: int  # at most
+    states: int | None = None  # on each rank; None: enough for all sequences
     rank_budgets: tuple[int, ...] | None = None  # bytes of each rank; None: whatever so many pages take
     card: ModelCard | None = None  # of a transformer
     adapters: tuple[AdapterCard, ...] = ()
@@ -125,6 +126,7 @@ def spawn(
                     max_sequences=spec.max_sequences,
                     max_step_tokens=spec.max_step_tokens,
                     kv_pages=spec.kv_pages,
+                    states=spec.states,
                     memory_budget=spec.rank_budgets[index] if spec.rank_budgets is not None else None,
                     simulated=spec.simulated,
                     reports=reports.handle,

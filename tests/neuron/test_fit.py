@@ -168,11 +168,23 @@ def test_layers_with_a_window_take_no_more_however_long_the_context_is():
     assert fit.kv_pages == 4 * plan.pages_for(32768)
 
 
-def test_a_state_is_booked_for_every_sequence_and_takes_no_pages():
+def test_states_are_booked_for_every_sequence_and_a_few_texts_more_and_take_no_pages():
     plain = find_fit(need(caches=CachePlan((FULL,))), {"cuda:0": 40 * GIB}, [], "lru")
     hybrid = find_fit(need(caches=CachePlan((FULL, STATE))), {"cuda:0": 40 * GIB}, [], "lru")
     assert hybrid.kv_pages == plain.kv_pages
-    assert hybrid.reservations["cuda:0"] - plain.reservations["cuda:0"] == 4 * 2 * (10 << 20)
+    assert hybrid.states == 4 * 2 + 4
+    assert hybrid.reservations["cuda:0"] - plain.reservations["cuda:0"] == 12 * (10 << 20)
+    assert hybrid.rank_budgets[0] - plain.rank_budgets[0] == 12 * (10 << 20)
+
+
+def test_states_leave_most_of_a_small_device_to_keys_and_values():
+    caches = CachePlan((FULL, STATE))
+    wanted = need(caches=caches, max_sequences=1000, context_length=512)
+    free = sum(wanted.rank_bytes) + wanted.cuda_overhead + (400 << 20)
+    fit = find_fit(wanted, {"cuda:0": free}, [], "lru")
+    assert fit.states == 10
+    assert fit.reservations["cuda:0"] <= free
+    assert fit.kv_pages * caches.page_bytes >= 250 << 20
 
 
 @given(pages=st.integers(1, 3000), wanted=st.integers(1, 60_000), chunk=st.integers(1, 2048))

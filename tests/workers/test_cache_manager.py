@@ -7,6 +7,7 @@ import pytest
 from ipc.errors import Code
 from ipc.worker_messages import PAGE_SIZE
 from tests.workers.simulation import Run, group, make_scheduler, submit
+from workers.scheduling.cache_manager import CHECKPOINT_TOKENS
 from workers.step.engine import Extra, StepResult
 from workers.step.plan import HOLE
 
@@ -75,15 +76,65 @@ def test_a_prefix_is_reused_as_far_as_every_group_has_what_it_needs():
     assert run.cached[3] == 10 * PAGE_SIZE
 
 
-def test_a_state_is_reused_at_the_boundary_where_it_was_kept():
-    run = Run(
-        make_scheduler(max_step_tokens=5 * PAGE_SIZE, caches=[group("full"), group("state")], states=10)
-    )
-    run.scheduler.submit(submit(1, TEXT, max_tokens=1))
-    run.to_the_end()
-    run.scheduler.submit(submit(2, TEXT[: 12 * PAGE_SIZE] + [7] * 50, max_tokens=1))
+HYBRID = [group("full"), group("state")]
+
+
+def cached_of(run: Run, request_id: int, prompt: list[int], max_tokens: int = 1) -> int:
+    """Tokens of its prompt that a request need not compute, once it is through."""
+    run.scheduler.submit(submit(request_id, prompt, max_tokens=max_tokens))
     run.to_the_end().assert_nothing_is_held()
-    assert run.cached[2] == 10 * PAGE_SIZE, "chunks of five pages left states after 5, 10, 15 and 20"
+    return run.cached[request_id]
+
+
+def test_a_state_is_kept_where_a_prompt_ends_but_for_what_the_next_turn_writes_otherwise():
+    run = Run(make_scheduler(max_step_tokens=5 * PAGE_SIZE, caches=HYBRID, states=10))
+    prompt = TEXT[: 12 * PAGE_SIZE + 3]
+    assert cached_of(run, 1, prompt) == 0
+    assert cached_of(run, 2, [*prompt[:-5], *[7] * 50]) == 11 * PAGE_SIZE
+
+
+def test_the_second_turn_of_a_long_conversation_reuses_nearly_all_of_it():
+    run = Run(make_scheduler(context_length=30_000, kv_pages=2_000, caches=HYBRID, states=6))
+    prompt = [100 + i % 997 for i in range(20_000)]
+    assert cached_of(run, 1, prompt, 700) == 0
+    assert (
+        cached_of(run, 2, [*prompt[:-5], 1, 2, *[7] * 300], 10) >= 19_950
+    )  # its answer was written otherwise
+    assert cached_of(run, 3, [*prompt, *run.output[1], 7]) >= 20_670
+
+
+def test_of_a_long_text_a_state_is_kept_every_so_often_and_none_between():
+    run = Run(make_scheduler(context_length=9_000, kv_pages=600, caches=HYBRID, states=20))
+    prompt = [100 + i % 997 for i in range(7_000)]
+    cached_of(run, 1, prompt, 1_500)
+    kept = len(run.scheduler.cache.states.cached(1))
+    assert kept == 3 + 1 + 1, "at 2,048, 4,096 and 6,144 tokens, where the prompt and the answer end"
+    assert cached_of(run, 2, [*prompt[:5_000], 9, 9]) == 2 * CHECKPOINT_TOKENS
+
+
+def test_where_texts_were_seen_to_part_a_state_is_kept_for_the_next():
+    run = Run(make_scheduler(caches=HYBRID, states=10))
+    common = TEXT[: 10 * PAGE_SIZE + 7]
+    assert cached_of(run, 1, [*common, *[5] * 100]) == 0
+    assert cached_of(run, 2, [*common, *[6] * 100]) == 0, "here it was seen"
+    assert cached_of(run, 3, [*common, *[7] * 100]) == 10 * PAGE_SIZE
+
+
+def test_answers_to_one_prompt_share_all_of_it_but_its_end():
+    run = Run(make_scheduler(caches=HYBRID, states=10))
+    for request_id in range(3):
+        run.scheduler.submit(submit(request_id, TEXT[:500], max_tokens=5))
+    run.to_the_end().assert_nothing_is_held()
+    assert [run.cached[request_id] for request_id in range(3)] == [0, 480, 480]
+
+
+def test_a_preempted_sequence_goes_on_from_a_state_that_was_kept():
+    run = Run(make_scheduler(caches=HYBRID, states=10, kv_pages=40))
+    for request_id in range(2):
+        run.scheduler.submit(submit(request_id, 300, max_tokens=400))
+    run.to_the_end().assert_nothing_is_held()
+    assert run.scheduler.statistics()["preemptions"] == 1
+    assert 0 < run.engine.computed - 2 * 699 <= 699 - 256, "of its prompt all but the end was there"
 
 
 def test_the_next_turn_of_a_conversation_finds_the_state_of_its_answer():

@@ -12,7 +12,7 @@ import torch
 
 from ipc.worker_messages import Submit
 from tests.workers import ranks
-from tests.workers.checkpoints import deepseek_v3, fill, gpt_oss, qwen2_moe, qwen3
+from tests.workers.checkpoints import deepseek_v3, fill, gpt_oss, qwen2_moe, qwen3, qwen3_5
 from tests.workers.engines import Answer, Session, make_runner, request
 from tests.workers.equalities import VOCABULARY, Observed
 from tests.workers.ranks import Job
@@ -59,12 +59,13 @@ def test_circumstances_change_no_bit(seen, circumstance):
 ROUTED = {
     "sigmoid_latent": lambda: deepseek_v3(n_routed_experts=12, moe_intermediate_size=52),
     "clamped_biased_sinks": lambda: gpt_oss(intermediate_size=52),
+    "states": lambda: qwen3_5(),
     "softmax_beside_a_gate": lambda: qwen2_moe(moe_intermediate_size=52, shared_expert_intermediate_size=84),
 }
 
 
 @pytest.mark.parametrize("name", ROUTED)
-def test_experts_and_latents_change_no_bit_either(tmp_path, name):
+def test_experts_latents_and_states_change_no_bit_either(tmp_path, name):
     torch.manual_seed(12)
     model = ROUTED[name]()
     fill(model, std=0.1)

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from ipc.errors import CortexError
+from tests.workers.checkpoints import greedy
+from tests.workers.engines import Session, make_runner, request
+from tests.workers.test_model import logits_of
+from tests.workers.thread_ranks import Ranks
+from workers.checkpoints.caches import num_states
 from workers.checkpoints.card import read_card
 
 
@@ -70,3 +77,67 @@ def test_a_head_for_several_tokens_is_named_and_not_read(changed):
     save_file(tensors | {name: tensor.clone() for name, tensor in more.items()}, folder / "model.safetensors")
     [note] = read_card(folder).notes
     assert note.startswith("2 tensors are a head that predicts several tokens")
+
+
+SMALL = {"max_sequences": 4, "max_step_tokens": 48, "context_length": 512}
+
+
+def runner_of(folder, **changes):
+    runner = make_runner(folder, **SMALL | changes)
+    runner.load(lambda fraction, message: None)
+    return runner
+
+
+def test_turns_of_a_conversation_go_on_from_states_and_say_the_same(tiny):
+    folder, oracle = tiny("qwen3_5")
+    session = Session(runner_of(folder), **SMALL)
+    prompt = [(5 * i + 2) % 131 for i in range(100)]
+    for turn in range(3):
+        [answer] = session.answer([request(turn, prompt, 24)])
+        assert answer.token_ids == greedy(oracle, prompt, answer.token_ids)
+        assert answer.cached_tokens == (0, 64, 160)[turn]
+        prompt = [*prompt, *answer.token_ids, *range(10, 30)]
+
+
+def test_what_is_preempted_and_what_shares_its_beginning_says_the_same(tiny):
+    """Pages for less than two of them, so that one waits, and states for two."""
+    folder, oracle = tiny("qwen3_next")
+    common = [(5 * i + 2) % 131 for i in range(90)]
+    prompts = [[*common, *[number] * (7 * number)] for number in range(1, 4)]
+    limits = SMALL | {"kv_pages": 8}
+    session = Session(runner_of(folder, **limits), **limits)
+    answers = session.answer([request(i, prompt, 64) for i, prompt in enumerate(prompts)], seed=3)
+    for prompt, answer in zip(prompts, answers, strict=True):
+        assert answer.token_ids == greedy(oracle, prompt, answer.token_ids)
+    counts = session.scheduler.statistics()
+    assert counts["preemptions"]
+    assert counts["cached_tokens"]
+
+
+def test_a_rank_holds_states_for_its_heads_alone_and_says_what_they_take(tiny, monkeypatch):
+    folder = tiny("qwen3_5").folder
+    card, sizes = read_card(folder), {}
+    for size in (1, 2):
+        ranks = Ranks(folder, size, monkeypatch, **SMALL)
+        [group] = [each for each in card.cache_groups(size, "float32") if each.kind == "state"]
+        states = num_states([group], SMALL["max_sequences"])
+        sizes[size] = group.bytes_per_sequence
+        for rank in ranks.ranks:
+            assert rank.state_cache.nbytes == (states + 1) * group.bytes_per_sequence
+        ranks.close()
+    assert sizes[1] == 2 * sizes[2] == 3 * card.config.delta.state_size * 4
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_in_16_bits_it_is_as_close_to_float32_as_transformers_is(tiny, dtype):
+    folder, oracle = tiny("qwen3_5")
+    rounded, runner = copy.deepcopy(oracle).to(dtype), runner_of(folder, dtype=str(dtype).split(".")[1])
+    ours, theirs = torch.zeros(2)
+    for k in range(6):
+        prompt = [(5 * i + 1 + k * i * i) % 131 for i in range(48)]
+        with torch.inference_mode():
+            exact = oracle(torch.tensor([prompt])).logits[0, -1]
+            theirs += (rounded(torch.tensor([prompt])).logits[0, -1] - exact).square().sum()
+        ours += (logits_of(runner, prompt) - exact).square().sum()
+        runner.empty()
+    assert 0 < ours.sqrt() <= 1.5 * theirs.sqrt()

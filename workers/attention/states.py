@@ -116,7 +116,7 @@ class RecurrentStates:
         rows = [slice(row, row + 1) for row in range(single)] if self._exact else []
         first = 0 if self._exact else single
         for number, part in enumerate([*rows, *prepared.chunks], first):
-            places = prepared.read[number], prepared.written[number]
+            places = prepared.read[number : number + 1], prepared.written[number : number + 1]
             found.append(self._sequence(places, layer, mixed[part], weight, decay[part], beta[part]))
         return found[0] if len(found) == 1 else torch.cat(found)
 
@@ -146,7 +146,7 @@ class RecurrentStates:
 
     def _sequence(
         self,
-        places: tuple[Tensor, Tensor],
+        places: tuple[Tensor, Tensor],  # [1] int64 each
         layer: int,
         mixed: Tensor,
         weight: Tensor,
@@ -157,15 +157,15 @@ class RecurrentStates:
         read, written = places
         inputs, matrices = self.cache.inputs[layer], self.cache.matrices[layer]
         if not self._exact:
-            y, after = convolve(mixed, inputs[read], weight)
-            found, state = chunked(matrices[read], *self._heads(y), decay, beta)
+            y, after = convolve(mixed, inputs[read][0], weight)
+            found, state = chunked(matrices[read][0], *self._heads(y), decay, beta)
             inputs[written], matrices[written] = after, state
             return found
-        before, state = inputs[read][None], matrices[read][None]
+        before, state = inputs[read], matrices[read]
         found = []
         for row in range(len(mixed)):
             token = slice(row, row + 1)
             y, before = convolve_each(mixed[token], before, weight)
             found.append(recur(state, *self._heads(y), decay[token], beta[token]))
-        inputs[written], matrices[written] = before[0], state[0]
+        inputs[written], matrices[written] = before, state
         return torch.cat(found)

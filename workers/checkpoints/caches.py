@@ -25,6 +25,7 @@ ORDER: tuple[Kind, ...] = (
 )  # of groups: those that keep most come first
 # States of a sequence at once: the one at a page's end, and the one that a step makes of it.
 LIVE_STATES = 2
+KEPT_STATES = 4  # of texts that may go on, beside those of sequences that run
 MOST_WASTE = 1 / 8  # of a page may be without use where layers do not divide evenly into groups
 
 
@@ -76,8 +77,8 @@ def state_bytes(groups: Iterable[CacheGroup]) -> int:
 
 
 def num_states(groups: Iterable[CacheGroup], sequences: int) -> int:
-    """States that so many sequences need at once; none, where no layer keeps one."""
-    return LIVE_STATES * sequences * sum(group.kind == "state" for group in groups)
+    """States that are of use to so many sequences, and beside them; none, where no layer keeps one."""
+    return (LIVE_STATES * sequences + KEPT_STATES) * sum(group.kind == "state" for group in groups)
 
 
 def first_page_seen(group: CacheGroup, position: int) -> int:

@@ -178,7 +178,7 @@ class ModelRunner:
             used = self._measure(weights + beside)
         used = msgspec.structs.replace(used, weights=weights)
         self.blocks = None
-        states = caches.num_states(groups, spec.max_sequences)
+        states = caches.num_states(groups, spec.max_sequences) if spec.states is None else spec.states
         used = msgspec.structs.replace(used, kv_pool=states * caches.state_bytes(groups))
         page_bytes = caches.page_bytes(groups)
         recorder = graph_device(self.group.device)

@@ -115,7 +115,7 @@ def _block(
     last = total[..., -1:]
     keys = (k * (last - total).exp()[..., None]).flatten(0, 1).transpose(-1, -2)
     kept = last.exp()[..., None].flatten(0, 1)
-    y = torch.empty_like(own)
+    y = own.new_empty(own.shape)
     for number in range(own.shape[1]):
         change = torch.baddbmm(own[:, number], lost[:, number], state, alpha=-1)
         y[:, number] = torch.baddbmm(asked[:, number] @ state, seen[:, number], change)

@@ -9,7 +9,9 @@ for each sequence and not for each of its pages, so states have a pool of their 
 
 What was computed before can be reused up to the last page boundary for which every group has what it needs: a
 full group all pages before, one with a window those in sight, one with a state the state at the boundary
-itself. States are therefore kept at the boundaries where steps end, as long as nobody needs the room.
+itself. A state is large, so it is kept where it is likely to be wanted, as long as nobody needs the room:
+where a prompt ends, but for what the next turn may write in another way; where an answer ends; every
+CHECKPOINT_TOKENS; and where texts were seen to part.
 """
 
 from __future__ import annotations
@@ -27,6 +29,9 @@ from workers.step.pages import pages_for
 from workers.step.plan import HOLE
 
 FULL = CacheGroup(kind="full", layers=[])
+CHECKPOINT_TOKENS = 2048  # between the states of a long prompt or answer that are kept
+REWRITTEN = 16  # tokens at the end of a prompt that ask for an answer, and are often others once it is there
+WORTH_A_STATE = 4  # pages before the place where two texts part, that could be reused if there were a state
 
 Table = list[int]
 
@@ -129,15 +134,18 @@ class CacheManager:
         )
         hashes, length = sequence.hashes, sequence.may_reuse
         tables: list[Table] = [[] for _ in self.groups]
+        sequence.parts_at = 0
         for index, group in enumerate(self.groups):
             if group.kind in ("full", "latent"):
                 tables[index] = self.pages.find(hashes, length, index)
                 length = len(tables[index])
-        agreed = -1
+        agreed, there = -1, length
         while self._forgetful and length != agreed:
             agreed = length
             for index in self._forgetful:
                 length = self._reach(index, hashes, length)
+        if self.keeps_states and there - length >= WORTH_A_STATE and there < sequence.may_reuse:
+            sequence.parts_at = there * PAGE_SIZE
         if not length:
             return []
         for index in self._forgetful:
@@ -156,11 +164,18 @@ class CacheManager:
         sequence.num_offered = num_pages
         sequence.shares = True
         sequence.num_dropped = [first_page_seen(group, sequence.capacity) for group in self.groups]
+        sequence.last_kept, sequence.passing = sequence.capacity, b""
 
     def chunk_end(self, sequence: Sequence, end: int) -> int:
         """Where a step that could go on to `end` of a prompt shall stop: where a state is worth keeping."""
+        if not self.keeps_states:
+            return end
+        begun = sequence.num_computed
+        stops = [stop for stop in (_prompt_kept(sequence), sequence.parts_at) if begun < stop < end]
+        if stops:
+            return min(stops)
         boundary = end // PAGE_SIZE * PAGE_SIZE
-        return boundary if self.keeps_states and boundary > sequence.num_computed else end
+        return boundary if begun < boundary and end < len(sequence.token_ids) else end
 
     def grow(self, sequence: Sequence, end: int) -> list[Table]:
         """Give it the pages that it needs for its tokens up to `end`; the caller saw that these are free."""
@@ -285,5 +300,29 @@ class CacheManager:
         if first > done:
             pages = table[done:first]
             table[done:first] = [HOLE] * len(pages)
-            self._pools[index].free(page for page in pages if page != HOLE)
             sequence.num_dropped[index] = first
+            if self.groups[index].kind == "state":
+                self._leave_states(sequence, index, done, pages)
+            else:
+                self._pools[index].free(page for page in pages if page != HOLE)
+
+    def _leave_states(self, sequence: Sequence, index: int, first: int, states: Table) -> None:
+        """Give up these, from entry number `first` on, as long as there is room for them: the last one, from
+        which the sequence would go on, or the next turn, and those that are worth it."""
+        for number, state in enumerate(states, first):
+            if state == HOLE:
+                continue
+            self.states.free([state])
+            if sequence.passing:
+                self.states.discard(sequence.passing, index)
+            end, sequence.passing = (number + 1) * PAGE_SIZE, b""
+            chosen = end in (_prompt_kept(sequence), sequence.parts_at)
+            if chosen or end <= sequence.num_reused or end - sequence.last_kept >= CHECKPOINT_TOKENS:
+                sequence.last_kept = max(end, sequence.last_kept)
+            elif self.states.cached(index).get(sequence.hashes[number]) == state:
+                sequence.passing = sequence.hashes[number]
+
+
+def _prompt_kept(sequence: Sequence) -> int:
+    """Tokens of its prompt, up to a page's end, that the next turn most likely begins with."""
+    return max(0, sequence.prompt_len - REWRITTEN) // PAGE_SIZE * PAGE_SIZE

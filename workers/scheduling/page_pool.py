@@ -143,6 +143,14 @@ class PagePool:
                 else:
                     self._empty.append(page)
 
+    def discard(self, digest: bytes, group: int) -> None:
+        """Forget what an idle page holds that is not worth keeping."""
+        page = self._page_of[group].get(digest)
+        if page in self._idle:
+            del self._idle[page]
+            self._forget(page)
+            self._empty.append(page)
+
     def clear(self) -> None:
         """Forget all that idle pages hold."""
         for page in self._idle:

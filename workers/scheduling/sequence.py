@@ -43,6 +43,9 @@ class Sequence:
     hashes: list[bytes] = field(default_factory=list)  # of its full pages, computed or not, as far as known
     num_offered: int = 0  # pages at the beginning of its tables that were offered to others
     num_dropped: list[int] = field(default_factory=list)  # entries at the beginning of each table given up
+    parts_at: int = 0  # tokens that it has in common with others, where no state was kept; 0: it has one
+    last_kept: int = 0  # tokens at the last of its states that is kept for others
+    passing: bytes = b""  # hash at the state that it left last, which is kept until it leaves another
     shares: bool = True  # what it computes is offered to others
     num_reused: int = 0  # tokens that were in cached pages when it was admitted last
     num_prefill: int = 0  # tokens that it had then: so many are computed before the next one is sampled
