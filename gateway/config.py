@@ -48,7 +48,8 @@ class Listeners(Struct, frozen=True, kw_only=True):
     # Longer than clients keep a connection that idles (reqwest and Go 90, nginx and .NET 60), so that none is
     # closed while they use it again.
     keepalive_seconds: Annotated[int, Meta(ge=1)] = 100
-    # That a request which is not streamed waits for its model to load: less than proxies wait for an answer.
+    # That a request which is not streamed waits for its model to load, and for its turn: less than proxies
+    # wait for an answer.
     load_wait_seconds: Annotated[float, Meta(ge=0)] = 90
     cors_origins: tuple[str, ...] = ("loopback",)  # pages that may ask: scheme://host:port, loopback, or *
     hosts: tuple[str, ...] = ()  # further names that it is reached by through loopback

@@ -494,6 +494,7 @@ class Progress(Reply, tag="progress"):
     position: int | None = (
         None  # when "queued": of the request before its model, or of its model before memory
     )
+    waiting: int | None = None  # requests that stand in the former line
 
 
 class Delta(Reply, tag="delta"):

@@ -28,8 +28,14 @@ class Cpu(Struct, frozen=True, kw_only=True):
 class Queue(Struct, frozen=True, kw_only=True):
     """Requests that may wait for one model, and how long one may wait while the model is ready."""
 
-    limit: Count = 256
+    limit: Count = 512
+    account_limit: Count | None = None  # of one account; null: half of them
     wait_seconds: Seconds = 120.0
+
+    @property
+    def most_of_one_account(self) -> int:
+        """Requests of one account that may wait for one model."""
+        return self.account_limit if self.account_limit is not None else (self.limit + 1) // 2
 
 
 class Memory(Struct, frozen=True, kw_only=True):

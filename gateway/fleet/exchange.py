@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import logging
 from time import monotonic
-from typing import Any
 
 from msgspec import structs
 
@@ -13,6 +12,7 @@ from gateway.access.principal import ANYBODY, Principal
 from gateway.aliases import naming_both
 from gateway.fleet import prompts
 from gateway.fleet.breaker import FAULTS
+from gateway.fleet.patience import NOT_THERE, waited_too_long
 from gateway.fleet.prompts import NOTHING
 from gateway.fleet.transcript import Transcript
 from gateway.fleet.view import Fleet, Neuron
@@ -30,6 +30,7 @@ from ipc.messages import (
     Failed,
     Finished,
     Generate,
+    Progress,
     Ranked,
     Reply,
     Started,
@@ -48,10 +49,8 @@ SHORTEST_STREAM = 8  # tokens, of which it can be said how fast they came
 WAIT_SECONDS = 60.0  # the client ends a call whose neuron is silent, so this only bounds each wait
 # A stream that fails so soon gets an HTTP status; later it has begun, and says it itself.
 VERDICT_SECONDS = 0.5
-LOOK_SECONDS = 1.0  # between two looks at a load that takes longer than a request waits for it
-
-# While a model is in one of these, nothing of a request to it can have begun.
-_NOT_THERE = frozenset(("unloaded", "waiting", "loading", "restarting", "unloading"))
+STALE_SECONDS = 3.0  # after which a request waits no more whose neuron has not said so again
+LOOK_SECONDS = 1.0  # between two looks at whether a request that has waited for long enough has begun
 
 # Failures after which another neuron may do better, as long as the answer has not begun. The first ones pass.
 _PASSING = frozenset(
@@ -116,6 +115,8 @@ class Exchange:
         self._refusals: dict[Neuron, CortexError] = {}  # of neurons that did not take it
         self._error: CortexError | None = None
         self._why = ""  # it was refused, for the log
+        self._waits_for: Progress | None = None  # as its neuron said last, and
+        self._told = 0.0  # when
         self._answered = False  # some of the answer has passed through here
         self._transcript: Transcript | None = None  # of it, where it can go on elsewhere
         self._resumes = 0
@@ -175,7 +176,9 @@ class Exchange:
             elif kind is Started:
                 if self.started is not None:  # at the neuron before this one, and the client was told
                     replies = [other for other in replies if other is not reply]
-                self.started = reply
+                self.started, self._waits_for = reply, None
+            elif kind is Progress:
+                self._waits_for, self._told = reply, monotonic()
             elif kind is Finished:
                 self.finished = reply
                 self._neuron.served(self._request.model)
@@ -224,37 +227,22 @@ class Exchange:
         """Take what comes next for a client that is told nothing meanwhile.
 
         Raises:
-            CortexError: it failed, or its model has been loading for longer than such a client should wait.
+            CortexError: it failed, or has not begun though it waited for longer than such a client should.
         """
         left = self._fleet.load_wait_seconds - (monotonic() - self._began)
         if left > 0:
             await self.take(min(left, WAIT_SECONDS))
-        elif (error := self._still_loading()) is not None:
-            self._error, self.status = error, status_of(error)
-            raise error
-        else:
+            return
+        state = self._neuron.models.get(self._request.model) if self._needs_load() else None
+        waits_for = self._waits_for if monotonic() - self._told < STALE_SECONDS else None
+        seconds = self._fleet.load_wait_seconds
+        error = waited_too_long(self._request.model, state, waits_for, seconds)
+        if error is None:
             await self.take(LOOK_SECONDS)
-
-    def _still_loading(self) -> CortexError | None:
-        state = self._neuron.models.get(self._request.model)
-        if not self._needs_load() or state is None or state.status not in _NOT_THERE:
-            return None
-        details: dict[str, Any] = {"status": state.status}
-        so_far = ""
-        if state.progress is not None:
-            details["progress"] = round(state.progress, 3)
-            so_far += f" {state.progress:.0%}"
-        if state.seconds_left is not None:
-            details["seconds_left"] = round(state.seconds_left, 1)
-            so_far += f", {state.seconds_left:.0f} s left"
-        error = CortexError(
-            Code.MODEL_LOADING,
-            f"the model {self._request.model!r} is not loaded yet ({state.status}{so_far}) after "
-            f"{self._fleet.load_wait_seconds:g} s; its load goes on: try again, or stream, which waits",
-            retry_after=state.seconds_left,
-            details=details,
-        )
-        return self._naming_the_alias(error)
+            return
+        error = self._naming_the_alias(error)
+        self._error, self.status = error, status_of(error)
+        raise error
 
     async def _place(self) -> tuple[Neuron, str]:
         return await self._fleet.place(
@@ -347,7 +335,7 @@ class Exchange:
         if self._call is not None:
             self._let_go()
         self._handed_over = monotonic()
-        self._neuron, self._call = neuron, call
+        self._neuron, self._call, self._waits_for = neuron, call, None
         if self._resumes:
             reason += f", to go on after {sum(map(len, self._request.written))} tokens"
         if self._needs_load():
@@ -530,4 +518,4 @@ def _label(error: CortexError) -> str:
 def _is_away(neuron: Neuron, model: str) -> bool:
     """Whether the model is not loaded there."""
     state = neuron.models.get(model)
-    return state is None or state.status in _NOT_THERE
+    return state is None or state.status in NOT_THERE

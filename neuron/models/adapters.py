@@ -33,7 +33,7 @@ class Group(Protocol):
 
 
 class Line(Protocol):
-    """The requests of the model (`neuron.models.queue.RequestQueue`)."""
+    """The requests of the model (`neuron.admission.request_queue.RequestQueue`)."""
 
     def with_adapter(self, number: int, *phases: str) -> Sequence[OpenRequest]: ...
 

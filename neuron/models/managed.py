@@ -15,6 +15,7 @@ from ipc.errors import Code, CortexError
 from ipc.messages import ModelState, ModelStatus, RankState
 from ipc.model_settings import LIVE, changed_keys
 from ipc.worker_messages import Ready
+from neuron.admission.request_queue import RequestQueue
 from neuron.config import ModelSettings
 from neuron.description import ModelDescription
 from neuron.memory.eviction import RESIDENCY_SHARE, Holder, RecentUse
@@ -26,7 +27,6 @@ from neuron.models.keep_alive import KeepAlive
 from neuron.models.launcher import Launcher
 from neuron.models.life import TRANSITIONS, Event
 from neuron.models.prefixes import Prefixes
-from neuron.models.queue import RequestQueue
 from neuron.processes.backoff import Backoff
 from neuron.requests.progress import LoadProgress
 from neuron.requests.request import OpenRequest
@@ -75,7 +75,9 @@ class ManagedModel:
         self.id = settings.id
         self.status: ModelStatus = "unloaded"
         self.error: str | None = None
-        self.requests = RequestQueue(launcher.config.queue, settings.max_sequences, self._serves)
+        self.requests = RequestQueue(
+            launcher.config.queue, settings.max_sequences, description.whole, self._serves
+        )
         self._adapters = Adapters(launcher.config, room, self.requests)
         self.preparing = 0  # requests that will be admitted
         self.fit: Fit | None = None
@@ -93,7 +95,7 @@ class ManagedModel:
             launcher,
             backoff,
             on_loading=self._on_loading,
-            on_steps=self._changed,
+            on_steps=self._on_steps,
             on_death=lambda error: self.handle(Event.DIED, error),
         )
         self._text: asyncio.Future[TextFrontEnd] | None = None
@@ -107,7 +109,6 @@ class ManagedModel:
         self._use = RecentUse()
         self._evictions = 0
         self._keep_alive = KeepAlive(self._default_keep_alive, self._expire)
-        self._request_seconds = 1.0  # that one is in the worker, smoothed
         self._drained = False  # it takes nothing new, as a client said
         self._running_seconds = 0.0  # that one runs, smoothed; 0: none did yet
         self._prefill_rate = 0.0  # tokens a second
@@ -316,7 +317,7 @@ class ManagedModel:
         if self.requests.idle:
             return 0.0
         turn = max(0.0, (self.turn_ends or time.monotonic()) - time.monotonic())
-        return turn + self._request_seconds + (self._progress.seconds_left or 0.0)
+        return turn + self.requests.seconds_in_worker + (self._progress.seconds_left or 0.0)
 
     def give_way(self) -> None:
         if self.status in ("ready", "restarting"):
@@ -405,7 +406,7 @@ class ManagedModel:
         (self.settings, self.description), self._next = self._next, None
         self._stop_waiting_to_renew()
         self._epochs.adopt(self.settings, self.description)
-        self.requests.max_sequences = self.settings.max_sequences
+        self.requests.adopt(self.settings.max_sequences, self.description.whole)
         if self.description.text != before.text:  # what waits was read by another tokenizer
             self._text = None
             self.requests.fail_all(replaced(self.id))
@@ -459,6 +460,12 @@ class ManagedModel:
         if self.prefixes is not None:
             self.prefixes.note(mark, tokens, page)
 
+    def held(self, mark: bytes) -> int:
+        return self.prefixes.tokens(mark) if self.prefixes is not None else 0
+
+    def reuse(self, request: OpenRequest, tokens: int) -> None:
+        self.requests.reuse(request, tokens)
+
     def leave(self, request: OpenRequest) -> None:
         """Forget a request that ended, and end it in the worker where it still runs there."""
         self._count_use()
@@ -467,7 +474,6 @@ class ManagedModel:
             self.abort(part.submit.request_id)
         if request.outcome == "finished":
             self._epochs.prove()
-            self._request_seconds += 0.2 * (request.seconds_in_worker - self._request_seconds)
             known = self._running_seconds or request.seconds_running
             self._running_seconds = known + 0.2 * (request.seconds_running - known)
             self._measure_prefill(*request.prefill)
@@ -710,6 +716,10 @@ class ManagedModel:
         self.handle(Event.GONE)
 
     # --- parts of these ---------------------------------------------------------------------------------
+
+    def _on_steps(self) -> None:
+        self.requests.on_steps(self._epochs.statistics.sequences_waiting)
+        self._changed()
 
     def _on_ready(self, ready: Sequence[Ready]) -> None:
         """What was measured counts from now on; the pool may be smaller or larger than planned."""

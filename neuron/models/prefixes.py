@@ -45,6 +45,11 @@ class Prefixes:
                 for mark in list(self._at.get(page, ())):
                     self._drop(mark)
 
+    def tokens(self, mark: bytes) -> int:
+        """That are held up to there."""
+        known = self._held.get(mark)
+        return known[0] if known is not None else 0
+
     def whole(self) -> dict[bytes, int]:
         """Tokens by mark."""
         return {mark: tokens for mark, (tokens, _) in self._held.items()}

@@ -35,6 +35,11 @@ class Statistics:
             self.page_hashes.update(step.cached)
         self._step = steps[-1]
 
+    @property
+    def sequences_waiting(self) -> int:
+        """That the worker had no place for in its last step."""
+        return self._step.waiting
+
     def doubt(self, pages: Sequence[bytes]) -> None:
         """Who was to compute those pages has left: those that are not there will not come."""
         self.prefixes.forget(page for page in pages if page not in self.page_hashes)

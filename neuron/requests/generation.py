@@ -143,6 +143,16 @@ class Generation(OpenRequest):
         for prompt in self._prompts:
             check_length(prompt.given.param, prompt.tokens, self.request.sampling.max_tokens, context_length)
 
+    def cost_of(self, part: Answer, usual_output: int) -> int:
+        tokens = min(usual_output, self.request.sampling.max_tokens or usual_output)
+        if not self._speaks_for_prompt(part):
+            return tokens  # the others have the prompt's pages
+        of_prompt = self._prompt_of(part).tokens
+        if self.model is not None and len(self._prompts) == 1:
+            held = max((self.model.held(mark.digest) for mark in self.request.marks), default=0)
+            of_prompt = max(of_prompt - held, 0)
+        return of_prompt + tokens
+
     def hand_over(self, context_length: int) -> list[Answer]:
         """The sequences for the worker; says `Started` to the client."""
         for answer in self.parts:
@@ -159,6 +169,7 @@ class Generation(OpenRequest):
         if not self.attempts and (self.request.stream or with_ids):
             ids = [prompt.given.token_ids() for prompt in self._prompts] if with_ids else None
             self._send(Started(id=self.request.id, prompt_tokens=self.prompt_tokens, prompt_token_ids=ids))
+            self.told_started = True
         super().hand_over(context_length)
         if self.attempts == 1:
             for answer, token_ids in zip(self.parts, self.request.written, strict=False):
@@ -187,7 +198,10 @@ class Generation(OpenRequest):
             return False
         if self._speaks_for_prompt(answer):
             prompt = self._prompt_of(answer)
-            prompt.cached_tokens = max(prompt.cached_tokens, report.cached_tokens)
+            if report.cached_tokens > prompt.cached_tokens:
+                if self.model is not None:
+                    self.model.reuse(self, report.cached_tokens - prompt.cached_tokens)
+                prompt.cached_tokens = report.cached_tokens
             if report.prompt_logprobs:
                 prompt.logprobs += map(answer.name, report.prompt_logprobs)
             if report.marks and self.model is not None:
@@ -289,6 +303,10 @@ class Generation(OpenRequest):
     def prefill(self) -> tuple[int, float]:
         computed = self.prompt_tokens - sum(prompt.cached_tokens for prompt in self._prompts)
         return computed, (self._first_token or self._handed_over) - self._handed_over
+
+    @property
+    def output_tokens(self) -> float:
+        return sum(answer.completion_tokens for answer in self.parts) / len(self.parts)
 
     @property
     def pages(self) -> list[bytes]:

@@ -19,6 +19,7 @@ class LoadProgress:
         seconds_left: until all are there, at the rate so far; None while there is none.
         began: when the first fraction was told, monotonic.
         position: of the request in the line for its model, or of the model in the line for memory.
+        waiting: requests that stand in the former.
     """
 
     message: str = ""
@@ -27,6 +28,7 @@ class LoadProgress:
     began: float | None = None
     position: int | None = None
     stage: Literal["queued", "loading"] = "loading"
+    waiting: int | None = None
 
     def reply(self, request_id: int) -> Progress:
         """The same, for a client that waits."""
@@ -37,6 +39,7 @@ class LoadProgress:
             position=self.position,
             fraction=self.fraction,
             seconds_left=self.seconds_left,
+            waiting=self.waiting,
         )
 
     def then(self, message: str, fraction: float | None, now: float) -> LoadProgress:

@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol
 import msgspec
 
 from ipc.errors import Code, CortexError
-from ipc.messages import Cancelled, Embed, Failed, Finished, Generate, Reply, Usage
+from ipc.messages import Cancelled, Embed, Failed, Finished, Generate, Reply, Started, Usage
 from ipc.server import Unread
 from ipc.worker_messages import SequenceReport, Submit
 from neuron.description import ModelDescription
@@ -44,6 +44,14 @@ class RequestOwner(Protocol):
 
     def hold(self, mark: bytes, tokens: int, page: bytes) -> None:
         """Told of so many tokens of a prompt, which a client calls `mark`, and their last page's hash."""
+        ...
+
+    def held(self, mark: bytes) -> int:
+        """How many tokens of prompts it holds up to that mark."""
+        ...
+
+    def reuse(self, request: OpenRequest, tokens: int) -> None:
+        """Told that so many tokens of its prompt were computed before."""
         ...
 
 
@@ -84,6 +92,8 @@ class OpenRequest(ABC):
         self.adapter = 0  # its number among those of the model, from 1; 0: none
         self.prompt_tokens = 0
         self.parts: Sequence[OpenSequence] = ()
+        self.told_started = False
+        self._waited = False  # and was told so
         self._keys = keys
         self._send = send
         self._on_end = on_end
@@ -117,8 +127,32 @@ class OpenRequest(ABC):
         """See that all of it fits; CONTEXT_LENGTH_EXCEEDED when not."""
 
     @abstractmethod
+    def cost_of(self, part: OpenSequence, usual_output: int) -> int:
+        """Tokens that one of its sequences will come to: to compute of its prompt, and to write, at a guess.
+
+        Args:
+            usual_output: tokens of an answer.
+        """
+
+    @abstractmethod
     def usage(self) -> Usage:
         """What it came to so far."""
+
+    @property
+    def tokens_computed(self) -> int:
+        """What it has cost the worker, once that has begun with it."""
+        usage = self.usage()
+        return usage.prompt_tokens - usage.cached_tokens + usage.completion_tokens
+
+    @property
+    def output_tokens(self) -> float:
+        """Of one of its answers, on average."""
+        return 0.0
+
+    @property
+    def session(self) -> str:
+        """The conversation that it belongs to; empty where nobody says."""
+        return getattr(self.request, "session", "")
 
     def hand_over(self, context_length: int) -> Sequence[OpenSequence]:
         """The sequences as the worker takes them."""
@@ -163,6 +197,7 @@ class OpenRequest(ABC):
     def progress(self, progress: LoadProgress) -> None:
         """Tell the client what it waits for."""
         if self.outcome is None:
+            self._waited = True
             self._send(progress.reply(self.request.id))
 
     def take(self, report: SequenceReport) -> bool:
@@ -172,6 +207,9 @@ class OpenRequest(ABC):
         if self.phase != "running":
             self.phase = "running"
             self._begun_at = time.monotonic()
+            if self._waited and not self.told_started:  # or its client would think that it waits
+                self.told_started = True
+                self._send(Started(id=self.request.id, prompt_tokens=self.prompt_tokens))
             if self.model is not None:
                 self.model.begin(self)
         if report.finish == "error":

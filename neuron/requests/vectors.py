@@ -69,6 +69,9 @@ class VectorRequest(OpenRequest):
         for number, part in enumerate(self.parts):
             check_tokens(f"input[{number}]", len(part.submit.prompt) // 4, most)
 
+    def cost_of(self, part: Vector, usual_output: int) -> int:
+        return len(part.submit.prompt) // 4
+
     def usage(self) -> Usage:
         return Usage(prompt_tokens=self.prompt_tokens)
 

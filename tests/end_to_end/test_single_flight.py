@@ -35,7 +35,7 @@ async def ask_all(base: str, model: str) -> tuple[Counter[int], Counter[str]]:
 
 def test_the_first_requests_over_four_processes_and_three_neurons_cause_one_load(tmp_path: Path) -> None:
     models = [simulated("cold", load_seconds=1.0, settings={"max_sequences": 16})]
-    queue = {"limit": REQUESTS}
+    queue = {"limit": REQUESTS, "account_limit": REQUESTS}
     with ExitStack() as stack:
         neurons = [
             stack.enter_context(Neuron(tmp_path / f"n{number}", models, queue=queue)) for number in range(3)

@@ -44,7 +44,7 @@ def with_two_hosts(folder: Path, scenario: Callable[..., Awaitable[None]], fleet
             for fleet in views:
                 await fleet.stop()
 
-    queue = {"limit": 8}
+    queue = {"limit": 8, "account_limit": 8}
     with (
         Neuron(folder / "a", MODELS, cpu={"memory": "1GiB"}, queue=queue) as a,
         Neuron(folder / "b", MODELS, cpu={"memory": "3GiB"}, queue=queue) as b,

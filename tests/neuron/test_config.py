@@ -24,7 +24,7 @@ def test_an_empty_file_is_a_working_configuration(read):
     config = read("")
     assert config.listen == "tcp://127.0.0.1:13131"
     assert config.name
-    assert (config.queue.limit, config.queue.wait_seconds) == (256, 120.0)
+    assert (config.queue.limit, config.queue.wait_seconds) == (512, 120.0)
 
 
 def test_every_key_can_be_set(read):

@@ -56,7 +56,7 @@ def neuron(tmp_path_factory):
         simulated("broken", failure={"fail_load": "shard 2 is missing"}),
         {"id": "nowhere", "path": "/nonexistent/checkpoint"},
     ]
-    with Neuron(tmp_path_factory.mktemp("neuron"), models, queue={"limit": 2}) as neuron:
+    with Neuron(tmp_path_factory.mktemp("neuron"), models, queue={"limit": 2, "account_limit": 2}) as neuron:
         yield neuron
 
 

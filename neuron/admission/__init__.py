@@ -1,0 +1,1 @@
+"""Who waits for a model, in which order, and for how long."""

@@ -1,0 +1,116 @@
+"""Those who wait for a busy model, from HTTP to the worker and back, in every dialect."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+import pytest
+
+from ipc.messages import Started
+from tests.end_to_end.harness import LONG
+from tests.gateway.conftest import PATIENCE, GatewayProcess
+from tests.neuron.harness import Neuron, chat, simulated
+
+WAIT = 1.5  # seconds that a request which is not streamed waits
+MESSAGES = {"messages": [{"role": "user", "content": "Hello!"}]}
+
+
+class Dialect(NamedTuple):
+    body: dict[str, Any]
+    end: str  # of a stream
+
+
+DIALECTS = {
+    "/v1/chat/completions": Dialect(MESSAGES | {"max_tokens": 2}, "[DONE]"),
+    "/v1/completions": Dialect({"prompt": "Hello!", "max_tokens": 2}, "[DONE]"),
+    "/v1/responses": Dialect({"input": "Hello!", "max_output_tokens": 16, "store": False}, "completed"),
+    "/v1/messages": Dialect(MESSAGES | {"max_tokens": 2}, "message_stop"),
+}
+PLACE = re.compile(r"^: queued number (\d+) of (\d+) in the line for this model", re.M)
+
+
+@pytest.fixture(scope="module")
+def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Neuron, GatewayProcess]]:
+    """A gateway, and a neuron whose model does one thing at a time."""
+    folder = tmp_path_factory.mktemp("queue")
+    with ExitStack() as stack:
+        models = [simulated("narrow", step_seconds=0.002, settings={"max_sequences": 1})]
+        neuron = stack.enter_context(Neuron(folder / "neuron", models))
+        gateway = GatewayProcess(folder, neuron.endpoint, load_wait_seconds=WAIT)
+        stack.callback(gateway.stop)
+        yield neuron, gateway.wait_ready()
+
+
+async def stream(client: httpx.AsyncClient, path: str) -> str:
+    answer = await client.post(path, json=DIALECTS[path].body | {"model": "narrow", "stream": True})
+    return answer.text
+
+
+async def whole(client: httpx.AsyncClient, path: str) -> httpx.Response:
+    return await client.post(path, json=DIALECTS[path].body | {"model": "narrow"})
+
+
+def test_who_waits_is_told_its_place_or_when_to_come_again_and_then_served(
+    system: tuple[Neuron, GatewayProcess],
+) -> None:
+    neuron, gateway = system
+
+    async def ask() -> tuple[list[str], list[httpx.Response]]:
+        async with httpx.AsyncClient(base_url=gateway.base, timeout=PATIENCE, trust_env=False) as client:
+            streams = [asyncio.create_task(stream(client, path)) for path in DIALECTS]
+            refused = await asyncio.gather(*(whole(client, path) for path in DIALECTS))
+            blocker.close()
+            return await asyncio.gather(*streams), refused
+
+    with neuron.client() as client:
+        blocker = client.stream(chat("narrow", LONG), PATIENCE)
+        assert any(isinstance(reply, Started) for reply in blocker)
+        neuron.wait_for("narrow", running=1)
+        streams, refused = asyncio.run(ask())
+    for answer in refused:
+        assert answer.status_code == (529 if answer.url.path == "/v1/messages" else 503)
+        assert 1 <= int(answer.headers["Retry-After"]) <= 600
+        assert re.search(r"number \d+ of \d+ in the line", answer.text)
+    for path, text in zip(DIALECTS, streams, strict=True):
+        told = PLACE.findall(text)
+        assert len(told) >= 2, text
+        assert all(1 <= int(place) <= int(waiting) <= 8 for place, waiting in told)
+        assert DIALECTS[path].end in text
+    neuron.wait_for("narrow", running=0, waiting=0)
+
+
+def test_who_waits_when_the_neuron_ends_is_told_so_and_the_next_one_starts_with_an_empty_line(
+    tmp_path: Path,
+) -> None:
+    models = [simulated("narrow", step_seconds=0.002, settings={"max_sequences": 1})]
+    body = MESSAGES | {"model": "narrow", "max_tokens": LONG, "stream": True}
+
+    async def ask(base: str, neuron: Neuron) -> list[str]:
+        async with httpx.AsyncClient(base_url=base, timeout=PATIENCE, trust_env=False) as client:
+            asked = [asyncio.create_task(client.post("/v1/chat/completions", json=body)) for _ in range(6)]
+            await asyncio.to_thread(neuron.wait_for, "narrow", running=1, waiting=5)
+            neuron.process.kill()
+            return [answer.text for answer in await asyncio.gather(*asked)]
+
+    with Neuron(tmp_path / "a", models, listen=f"ipc://{tmp_path}/neuron") as neuron:
+        gateway = GatewayProcess(tmp_path, neuron.endpoint)
+        try:
+            answers = asyncio.run(ask(gateway.wait_ready().base, neuron))
+            assert all(answer.count("neuron_lost") == 1 and "[DONE]" not in answer for answer in answers)
+            with Neuron(tmp_path / "b", models, listen=f"ipc://{tmp_path}/neuron") as again:
+                assert again.model("narrow").waiting == 0
+                gateway.wait_ready()
+                answer = httpx.post(
+                    f"{gateway.base}/v1/chat/completions",
+                    json=body | {"max_tokens": 2, "stream": False},
+                    timeout=PATIENCE,
+                )
+                assert answer.status_code == 200, answer.text
+        finally:
+            gateway.stop()

@@ -1,0 +1,318 @@
+"""The queue of one model, with a worker that a test moves by hand."""
+
+import asyncio
+import itertools
+from types import SimpleNamespace
+
+import pytest
+
+from ipc.errors import Code, CortexError
+from ipc.messages import Failed, Generate, Progress, Started, Usage
+from neuron.admission import request_queue
+from neuron.admission.request_queue import RequestQueue
+from neuron.config import Queue
+from neuron.requests.progress import LoadProgress
+from neuron.requests.request import OpenRequest
+
+DIED = CortexError(Code.WORKER_DIED, "it died")
+
+
+class Part:
+    def __init__(self, key):
+        self.submit = SimpleNamespace(request_id=key)
+
+
+class Request(OpenRequest):
+    """One of so many sequences, each of which costs the same."""
+
+    keys = itertools.count(1)
+
+    def __init__(self, queue, account="", *, priority=0, session="", parts=1, cost=256):
+        self.replies = []
+        asked = Generate(
+            id=1, model="m", prompt="", account=account, priority=priority, session=session, stream=True
+        )
+        super().__init__(self.keys, asked, self.replies.append, queue.leave)
+        self.parts = [Part(next(self.keys)) for _ in range(parts)]
+        self.cost = cost
+
+    def prepare(self, *args): ...
+
+    def accept(self, *args): ...
+
+    def check_length(self, context_length): ...
+
+    def cost_of(self, part, usual_output):
+        return self.cost
+
+    def usage(self):
+        return Usage()
+
+    @property
+    def tokens_computed(self):
+        return self.cost * len(self.parts)
+
+    @property
+    def places(self):
+        return [(reply.position, reply.waiting) for reply in self.replies if isinstance(reply, Progress)]
+
+
+class Worker:
+    """A worker group: what it has, in the order in which that came."""
+
+    def __init__(self, queue):
+        self.open = {}
+        self.order = []
+        self.queue = queue
+
+    def submit(self, submit, part):
+        self.open[submit.request_id] = part
+        self.order.append(part)
+
+    def withdraw(self, request_id):
+        self.open.pop(request_id, None)
+
+    def begin(self, request):
+        request.phase = "running"
+        self.queue.begin(request)
+
+    def end(self, request):
+        """It is finished; the next step is reported."""
+        for part in request.parts:
+            self.open.pop(part.submit.request_id, None)
+        request._end("finished", Started(id=1, prompt_tokens=0))
+        self.queue.on_steps(0)
+
+
+def scenario(test):
+    """Run a test in an event loop."""
+
+    def run():
+        asyncio.run(test())
+
+    run.__name__, run.__doc__ = test.__name__, test.__doc__
+    return run
+
+
+def ready(limit=512, max_sequences=2, whole=False, **settings):
+    """A queue, and the worker that it hands over to."""
+    queue = RequestQueue(Queue(limit=limit, **settings), max_sequences, whole)
+    worker = Worker(queue)
+    queue.open(worker, 1000)
+    return queue, worker
+
+
+def admit(queue, *requests):
+    for request in requests:
+        queue.admit(request)
+    return requests
+
+
+def owners(worker, requests):
+    """Whose the sequences are that the worker was given, in order."""
+    by_part = {part: request for request in requests for part in request.parts}
+    return [by_part[part] for part in worker.order]
+
+
+def serve_all(queue, worker, requests):
+    """Have the worker do one request after the other, in its order."""
+    while worker.open:
+        part = next(iter(worker.open.values()))
+        request = next(request for request in requests if part in request.parts)
+        worker.begin(request)
+        worker.end(request)
+
+
+@scenario
+async def test_the_worker_gets_what_it_computes_and_a_few_that_are_ready():
+    queue, worker = ready(max_sequences=16)
+    requests = admit(queue, *(Request(queue) for _ in range(40)))
+    assert len(worker.open) == 16 + 2
+    assert (queue.running, queue.waiting) == (0, 40)
+    worker.begin(requests[0])
+    worker.end(requests[0])
+    assert len(worker.order) == 16 + 3
+
+
+@scenario
+async def test_where_a_step_is_all_there_is_of_a_sequence_the_next_step_is_ready():
+    queue, worker = ready(max_sequences=16, whole=True)
+    admit(queue, *(Request(queue) for _ in range(40)))
+    assert len(worker.open) == 32
+
+
+@scenario
+async def test_a_worker_that_has_no_room_for_what_it_has_gets_no_more():
+    queue, worker = ready(max_sequences=8)
+    first = admit(queue, *(Request(queue) for _ in range(5)))
+    queue.on_steps(3)  # pages are short
+    late = admit(queue, Request(queue))[0]
+    assert len(worker.order) == 5
+    queue.on_steps(0)
+    assert owners(worker, [*first, late])[-1] is late
+
+
+@scenario
+async def test_a_flood_of_one_account_holds_up_no_other():
+    queue, worker = ready()
+    flood = admit(queue, *(Request(queue, "flood") for _ in range(200)))
+    others = admit(queue, Request(queue, "b"), Request(queue, "c"))
+    everybody = [*flood, *others]
+    serve_all(queue, worker, everybody)
+    order = owners(worker, everybody)
+    assert len(order) == 202
+    assert max(order.index(other) for other in others) <= 3 + 4  # three were in the worker already
+    assert queue.idle
+
+
+@scenario
+async def test_sequences_of_one_request_take_turns_with_other_accounts():
+    queue, worker = ready()
+    batch = Request(queue, "batch", parts=100)
+    other = Request(queue, "other")
+    admit(queue, batch, other)
+    assert len(worker.order) == 3
+    worker.begin(batch)
+    for number in range(4):
+        worker.open.pop(batch.parts[number].submit.request_id, None)
+        queue.on_steps(0)
+    assert other in owners(worker, [batch, other])
+
+
+@scenario
+async def test_priorities_are_the_order_of_those_who_wait():
+    queue, worker = ready()
+    running = admit(queue, *(Request(queue, "a") for _ in range(3)))
+    late = admit(queue, *(Request(queue, "a", priority=priority) for priority in (100, 0, -1)))
+    serve_all(queue, worker, [*running, *late])
+    assert owners(worker, [*running, *late])[3:] == [late[2], late[1], late[0]]
+
+
+@scenario
+async def test_one_account_cannot_fill_the_queue():
+    queue, _ = ready(limit=10, max_sequences=1)
+    admit(queue, *(Request(queue, "flood") for _ in range(6)))
+    with pytest.raises(CortexError) as refused:
+        admit(queue, Request(queue, "flood"))
+    assert refused.value.code == Code.QUEUE_FULL
+    assert 1 <= refused.value.retry_after <= 600
+    assert queue.waiting == 6
+    admit(queue, Request(queue, "other"))
+
+
+@scenario
+async def test_who_waits_is_told_the_place_in_which_it_will_be_served():
+    queue, worker = ready()
+    first = admit(queue, *(Request(queue, "flood") for _ in range(12)))
+    other = admit(queue, Request(queue, "other"))[0]
+    await asyncio.sleep(1.5 * request_queue.SOON_SECONDS)
+    told = {request: request.places[-1] for request in (*first[3:], other)}  # three are in the worker
+    assert {waiting for _, waiting in told.values()} == {13}
+    serve_all(queue, worker, [*first, other])
+    assert sorted(told, key=told.get) == owners(worker, [*first, other])[3:]
+
+
+@scenario
+async def test_everybody_who_waits_is_told_again():
+    queue, _ = ready()
+    requests = admit(queue, *(Request(queue) for _ in range(6)))
+    queue._watch()  # the timer
+    queue._watch()
+    assert all(len(request.places) >= 2 for request in requests)
+    assert [request.places[-1] for request in requests] == [(place, 6) for place in range(1, 7)]
+
+
+@scenario
+async def test_who_is_in_the_worker_is_not_told_that_it_waits():
+    queue, _ = ready(max_sequences=8)
+    requests = admit(queue, *(Request(queue) for _ in range(8)))
+    queue._watch()
+    assert not any(request.places for request in requests)
+
+
+@scenario
+async def test_a_request_whose_client_is_gone_leaves_at_once():
+    queue, worker = ready()
+    requests = admit(queue, *(Request(queue) for _ in range(6)))
+    requests[4].cancel()
+    assert queue.waiting == 5
+    serve_all(queue, worker, requests)
+    assert requests[4] not in owners(worker, requests)
+    assert queue.counts == {"finished": 5, "cancelled": 1, "failed": 0}
+
+
+@scenario
+async def test_who_waited_too_long_is_told_where_it_stands_and_when_to_come_again():
+    queue, _ = ready(max_sequences=1, wait_seconds=0.01)
+    requests = admit(queue, *(Request(queue) for _ in range(5)))
+    await asyncio.sleep(0.02)
+    queue._watch()
+    failed = requests[3].replies[-1]
+    assert isinstance(failed, Failed)
+    assert failed.code == Code.QUEUE_TIMEOUT
+    assert failed.retry_after >= 1
+    assert failed.details["waiting"] >= failed.details["position"] >= 1
+    assert queue.idle
+
+
+@scenario
+async def test_what_was_not_begun_keeps_its_place_for_the_next_worker():
+    queue, worker = ready()
+    requests = admit(queue, *(Request(queue, f"account {number % 2}") for number in range(7)))
+    worker.begin(requests[0])
+    order = owners(worker, requests)
+    queue.take_back()
+    assert len(worker.open) == 1
+    worker.end(requests[0])
+    following = Worker(queue)
+    queue.open(following, 1000)
+    serve_all(queue, following, requests)
+    assert owners(following, requests)[:2] == order[1:3]
+    assert queue.idle
+
+
+@scenario
+async def test_what_a_request_has_begun_with_goes_to_the_worker_that_has_it():
+    queue, worker = ready()
+    batch = admit(queue, Request(queue, parts=20))[0]
+    worker.begin(batch)
+    queue.take_back()
+    assert len(worker.open) == 20
+    assert not queue.quiet
+
+
+@scenario
+async def test_a_dead_worker_costs_those_who_wait_nothing():
+    queue, worker = ready()
+    requests = admit(queue, *(Request(queue) for _ in range(6)))
+    worker.begin(requests[0])
+    queue.lose_worker(DIED)
+    assert [request.phase for request in requests] == ["ended", *["waiting"] * 5]
+    following = Worker(queue)
+    queue.open(following, 1000)
+    serve_all(queue, following, requests)
+    assert queue.counts == {"finished": 5, "cancelled": 0, "failed": 1}
+
+
+@scenario
+async def test_who_waited_is_told_when_it_begins():
+    queue, _ = ready(max_sequences=1)
+    requests = admit(queue, *(Request(queue) for _ in range(2)))
+    report = SimpleNamespace(finish="")
+    for request in requests:
+        request.model = queue
+        request.take(report)
+    assert [any(isinstance(reply, Started) for reply in each.replies) for each in requests] == [False, True]
+
+
+@scenario
+async def test_those_who_wait_for_a_load_are_served_in_turn_once_it_is_there():
+    queue = RequestQueue(Queue(), 2)
+    flood = [Request(queue, "flood") for _ in range(20)]
+    other = Request(queue, "other")
+    assert all(queue.admit(request) for request in (*flood, other))
+    queue.tell(LoadProgress("loading", 0.5))
+    assert other.replies[-1].fraction == 0.5
+    worker = Worker(queue)
+    queue.open(worker, 1000)
+    assert owners(worker, [*flood, other])[1] is other
