@@ -1,0 +1,295 @@
+"""Products with weights in planes on a GPU, of few rows: the weight is read once, at the rate of memory.
+
+A program is one warp. It has some rows of the weight and some of its columns, from the first register on in
+the order in which its tensor core takes them, so that it needs no shared memory and waits for nobody; and it
+is small, so that a GPU has some ten of them on each multiprocessor, which is what it takes to keep memory
+busy. What parts of the columns give is added by whoever of them comes last, in the order of the columns: sums
+do not depend on who that is, nor on how many rows there are.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from workers.kernels.planes_triton import (
+    STEP,
+    halves_of,
+    has_least,
+    is_coarse,
+    load_numbers,
+    load_scales,
+    middle_of,
+    numbers_of,
+    offset_of,
+    scale_of,
+    tile,
+)
+
+COUNTERS = 1 << 16  # of programs' parts that are done
+
+
+class Shape(NamedTuple):
+    """What a program has.
+
+    Args:
+        tokens: rows of x, at most: a power of two from 8 on.
+        rows: of the weight: 16, 32 or 64.
+        warps: programs of a warp that a multiprocessor is to have, so that memory is busy.
+    """
+
+    tokens: int
+    rows: int
+    warps: int
+
+
+@triton.jit
+def _for_all(sums, BLOCK_N: tl.constexpr):
+    """The same for each 16 rows: `[16, m] -> [BLOCK_N, m]`."""
+    m: tl.constexpr = sums.shape[1]
+    return tl.reshape(tl.broadcast_to(sums[None], (BLOCK_N // 16, 16, m)), (BLOCK_N, m))
+
+
+@triton.jit
+def _inputs(at, HALVES: tl.constexpr, N: tl.constexpr):
+    """32 columns of x, `[HALVES * N, 4, 4]` pointers to 16 of them: `[32, HALVES * N]`. With two halves the
+    first N have the first 16 columns and zeros, the last N the others."""
+    if HALVES == 2:
+        row = tl.arange(0, 2 * N)[:, None, None]
+        a = tl.load(at, mask=row < N, other=0.0)
+        b = tl.load(at + 16, mask=row >= N, other=0.0)
+    else:
+        a = tl.load(at)
+        b = tl.load(at + 16)
+    return tl.reshape(tl.permute(tl.join(a, b), (3, 1, 2, 0)), (32, HALVES * N))
+
+
+@triton.jit
+def _beside(scale, HALVES: tl.constexpr):
+    """Scales of rows, `[n, 4]` or `[n, 4, 2]`, as they stand beside `_seen`."""
+    n: tl.constexpr = scale.shape[0]
+    if HALVES == 2:
+        return tl.reshape(tl.permute(scale, (0, 2, 1)), (n // 16, 16, 2, 1, 4, 1))
+    else:
+        return tl.reshape(scale, (n // 16, 16, 1, 1, 4, 1))
+
+
+@triton.jit
+def _seen(product, HALVES: tl.constexpr):
+    """A product `[n, HALVES * N]` by rows of 16, halves, and which of four threads has it."""
+    n: tl.constexpr = product.shape[0]
+    m: tl.constexpr = product.shape[1]
+    return tl.reshape(product, (n // 16, 16, HALVES, m // HALVES // 8, 4, 2))
+
+
+@triton.jit
+def columns_of(
+    rows,  # [BLOCK_N, 1, 1] pointers: where rows of the weight begin
+    inputs,  # [HALVES * N, 4, 4] pointers: of each token 16 columns
+    begin,
+    end,
+    columns,
+    KIND: tl.constexpr,
+    DTYPE: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    N: tl.constexpr,
+):
+    """The product of columns from `begin` to `end`, as `_seen`."""
+    HALVES: tl.constexpr = halves_of(KIND)
+    OFFSET: tl.constexpr = offset_of(KIND, DTYPE)
+    total = tl.zeros((BLOCK_N // 16, 16, HALVES, N // 8, 4, 2), tl.float32)
+    taken = tl.full((16, 32), -middle_of(KIND, DTYPE), DTYPE)  # off all numbers, by its product with x
+    for k in range(begin, end, STEP):
+        scales = load_scales(rows, k, columns, KIND)
+        loaded = load_numbers(rows, k, columns, KIND)
+        for group in tl.static_range(4):
+            x = _inputs(inputs + k + 32 * group, HALVES, N)
+            a, b, c, d = numbers_of(loaded, group, KIND, DTYPE)
+            if group == 0 or not is_coarse(KIND):
+                if OFFSET > 0:
+                    sums = tl.dot(taken, x)
+                    found = tl.dot(tile(a, b, c, d), x, _for_all(sums, BLOCK_N))
+                else:
+                    found = tl.dot(tile(a, b, c, d), x)
+            else:
+                if OFFSET > 0:
+                    new = tl.dot(taken, x)
+                    sums += new
+                    found += _for_all(new, BLOCK_N)
+                found = tl.dot(tile(a, b, c, d), x, found)
+            if group == 3 or not is_coarse(KIND):
+                scale, least = scale_of(scales, group, KIND)
+                total += _beside(scale, HALVES) * _seen(found, HALVES)
+                if has_least(KIND):
+                    total += _beside(least * (1.0 / OFFSET), HALVES) * _seen(sums, HALVES)
+    return tl.reshape(tl.sum(total, axis=2), (BLOCK_N, N))
+
+
+@triton.jit
+def pointers_of(x, stride, token, HALVES: tl.constexpr, N: tl.constexpr):
+    """`[HALVES * N, 4, 4]`: of each `token` `[HALVES * N]` its first 16 columns."""
+    thread = tl.arange(0, 4)[None, :, None] * 4 + tl.arange(0, 4)[None, None, :]
+    return x + token.to(tl.int64)[:, None, None] * stride + thread
+
+
+@triton.jit
+def product_kernel(
+    x,  # [tokens, columns]
+    w,  # [rows, row_stride] uint8, in planes
+    bias,  # [num_rows], or anything
+    y,  # [tokens, num_rows]
+    parts,  # [splits, tokens, num_rows] float32, or anything
+    done,  # [programs] int32 zeros, and zeros again afterwards
+    tokens,
+    num_rows,
+    columns,
+    row_stride,
+    split_steps,  # of columns, that a program has
+    KIND: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    SPLIT: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    N: tl.constexpr,
+):
+    HALVES: tl.constexpr = halves_of(KIND)
+    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    rows = w + (tl.minimum(n, num_rows - 1).to(tl.int64) * row_stride)[:, None, None]
+    token = tl.minimum(tl.program_id(2) * N + tl.arange(0, HALVES * N) % N, tokens - 1)
+    begin = tl.program_id(1) * split_steps * STEP
+    end = tl.minimum(begin + split_steps * STEP, columns)
+    total = columns_of(
+        *(rows, pointers_of(x, columns, token, HALVES, N)),
+        *(begin, end, columns),
+        KIND,
+        x.dtype.element_ty,
+        BLOCK_N,
+        N,
+    )
+    m = tl.program_id(2) * N + tl.arange(0, N)
+    there = (m[None, :] < tokens) & (n[:, None] < num_rows)
+    at = m[None, :].to(tl.int64) * num_rows + n[:, None]
+    is_last = True
+    if SPLIT:
+        size = tokens.to(tl.int64) * num_rows
+        tl.store(parts + tl.program_id(1) * size + at, total, mask=there, cache_modifier=".cg")
+        tl.debug_barrier()  # what all threads wrote is there before one of them says so
+        mine = done + tl.program_id(2) * tl.num_programs(0) + tl.program_id(0)
+        is_last = tl.atomic_add(mine, 1) == tl.num_programs(1) - 1
+        if is_last:
+            tl.store(mine, 0)
+            total = tl.zeros((BLOCK_N, N), tl.float32)
+            for split in range(0, tl.num_programs(1)):
+                total += tl.load(parts + split * size + at, mask=there, other=0.0, cache_modifier=".cg")
+    if is_last:
+        if HAS_BIAS:
+            total += tl.load(bias + n, mask=n < num_rows, other=0.0).to(tl.float32)[:, None]
+        tl.store(y + at, total.to(y.dtype.element_ty), mask=there)
+
+
+@triton.jit
+def dequantise_kernel(
+    w,  # [rows, row_stride] uint8, in planes
+    y,  # [num_rows, columns]
+    num_rows,
+    columns,
+    row_stride,
+    KIND: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """Rows as numbers: of each program `BLOCK_N` of them, and the columns of a step."""
+    DTYPE: tl.constexpr = y.dtype.element_ty
+    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    rows = w + (tl.minimum(n, num_rows - 1).to(tl.int64) * row_stride)[:, None, None]
+    k = tl.program_id(1) * STEP
+    into = y + n.to(tl.int64)[:, None] * columns + k + tl.arange(0, 32)[None, :]
+    scales = load_scales(rows, k, columns, KIND)
+    loaded = load_numbers(rows, k, columns, KIND)
+    for group in tl.static_range(4):
+        scale, least = scale_of(scales, group, KIND)
+        a, b, c, d = numbers_of(loaded, group, KIND, DTYPE)
+        if halves_of(KIND) == 2:
+            low, high = tl.split(scale)
+        else:
+            low, high = scale, scale
+        a, b = _whole(a, low, least, KIND), _whole(b, low, least, KIND)
+        c, d = _whole(c, high, least, KIND), _whole(d, high, least, KIND)
+        tl.store(into + group * 32, tile(a, b, c, d), mask=n[:, None] < num_rows)
+
+
+@triton.jit
+def _whole(numbers, scale, least, KIND: tl.constexpr):
+    DTYPE: tl.constexpr = numbers.dtype
+    wide = (numbers.to(tl.float32) - middle_of(KIND, DTYPE)) * scale[:, :, None]
+    if has_least(KIND):
+        wide -= least[:, :, None]
+    return wide.to(DTYPE)
+
+
+# --- on the host ----------------------------------------------------------------------------------------
+
+
+def shape_of(tokens: int, kind: str) -> Shape:
+    """What a program has; the same of up to 16 tokens, which so have the same bits in any company."""
+    if tokens <= 16:
+        return Shape(8 if tokens <= 8 else 16, 32, 16)
+    return Shape(32, 32, 12)
+
+
+def splits_of(shape: Shape, rows: int, columns: int, kind: str, tokens: int, processors: int) -> tuple[int, int]:
+    """How many parts columns have, and how many steps each."""
+    steps = triton.cdiv(columns, STEP.value)
+    programs = triton.cdiv(rows, shape.rows) * triton.cdiv(tokens, shape.tokens)
+    each = triton.cdiv(steps, max(1, min(steps, processors * shape.warps // programs)))
+    return triton.cdiv(steps, each), each
+
+
+@cache
+def counters(device: torch.device) -> Tensor:
+    """Of parts that are done: zeros between products, of which a device has one at a time."""
+    return torch.zeros(COUNTERS, dtype=torch.int32, device=device)
+
+
+@cache
+def processors_of(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
+
+
+def product(
+    x: Tensor, data: Tensor, kind: str, bias: Tensor | None, shape: Shape | None = None
+) -> Tensor:  # [tokens, columns] -> [tokens, rows]
+    """`x Wᵀ + b`, with W as `data` `[rows, bytes]` has it in planes.
+
+    Args:
+        shape: another than `shape_of` has, to be measured.
+    """
+    x = x.contiguous()
+    (tokens, columns), rows = x.shape, len(data)
+    shape = shape or shape_of(tokens, kind)
+    splits, each = splits_of(shape, rows, columns, kind, tokens, processors_of(x.device))
+    y = x.new_empty(tokens, rows)
+    parts = x.new_empty(splits, tokens, rows, dtype=torch.float32) if splits > 1 else y
+    grid = (triton.cdiv(rows, shape.rows), splits, triton.cdiv(tokens, shape.tokens))
+    product_kernel[grid](
+        *(x, data, y if bias is None else bias, y, parts, counters(x.device)),
+        *(tokens, rows, columns, data.stride(0), each),
+        kind,
+        bias is not None,
+        splits > 1,
+        shape.rows,
+        shape.tokens,
+        num_warps=1,
+    )
+    return y
+
+
+def dequantise(data: Tensor, kind: str, columns: int, dtype: torch.dtype) -> Tensor:  # [rows, columns]
+    """What rows in planes mean."""
+    y = torch.empty(len(data), columns, dtype=dtype, device=data.device)
+    grid = (triton.cdiv(len(data), 32), triton.cdiv(columns, STEP.value))
+    dequantise_kernel[grid](data, y, len(data), columns, data.stride(0), kind, 32, num_warps=1)
+    return y
