@@ -3,6 +3,7 @@
 * tests: `pytest -m gpu` over the engine's tests.
 * equalities: unlike requests answered alone, batched, chunked, cached and preempted; in float32 all of them
   equal, or that is a failure; in bfloat16 how many are.
+* products: quantised weights in every format, right and at what share of the rate at which memory is copied.
 * engine, large, experts, gguf, fp8: random weights in the shape of Qwen3-0.6B, of Qwen3-8B, of 6 of the 48
   layers of Qwen3-30B-A3B, and of Qwen3-8B in Q4_K and in FP8. What the device can do at most is measured
   first (reading memory, multiplying matrices, copying from the host); the load, prefill and decode are given
@@ -55,6 +56,7 @@ SECONDS = 570.0  # for everything
 LIMITS = {
     "tests": 240.0,
     "equalities": 150.0,
+    "products": 120.0,
     "engine": 120.0,
     "large": 120.0,
     "experts": 150.0,
@@ -138,6 +140,20 @@ def equalities(device: str, out: Path) -> Iterator[Result]:
                 figures = {"equal": equal, "requests": len(given)}
                 ok = equal == len(given) or dtype != "float32"
                 yield Result("equalities", f"{dtype} {name}", ok, f"{equal} of {len(given)}", figures)
+
+
+def of_products(device: str, out: Path) -> Iterator[Result]:
+    """Products with quantised weights by themselves; without a device there is none."""
+    if device == "cpu":
+        yield Result("products", "kernels", True, "want a GPU")
+        return
+    from benchmarks import products  # which wants Triton
+
+    products.compile_all(device, 60.0)
+    for name, ok, error in products.right(device):
+        yield Result("products", f"{name} is right", ok, f"error {error:.1e}", {"error": error})
+    for name, text, figures in products.rates(device, time.monotonic() + products.SECONDS):
+        yield Result("products", name, True, text, figures)
 
 
 def engine(device: str, out: Path) -> Iterator[Result]:
@@ -358,6 +374,7 @@ def median(function: Callable[[], object], device: str, rounds: int = 5) -> floa
 PARTS: dict[str, Callable[[str, Path], Iterator[Result]]] = {
     "tests": tests,
     "equalities": equalities,
+    "products": of_products,
     "engine": engine,
     "large": large,
     "experts": experts,

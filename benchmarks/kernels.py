@@ -21,7 +21,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from workers.checkpoints.blocks import FORMATS
-from workers.kernels import blocks_triton, grouped, grouped_triton
+from workers.kernels import blocks_triton, grouped, grouped_triton, skinny
 from workers.kernels.pairs import Pairs
 from workers.weights.blocks import Blocks
 
@@ -64,6 +64,39 @@ def compile_product(capability: int, kind: str, tokens: int) -> Compiled:
     return assembled(kernel, kind in ALIGNED)
 
 
+def compile_skinny(capability: int, kind: str, tokens: int) -> tuple[Compiled, str]:
+    """The product of few tokens with a weight in planes, as `compile_product`, and the code of its loop."""
+    kernel, shape = skinny.product_kernel, skinny.shape_of(tokens, kind)
+    pointers = dict.fromkeys(("x", "bias", "y"), "*bf16") | {"w": "*u8", "parts": "*fp32", "done": "*i32"}
+    numbers = dict.fromkeys(("tokens", "num_rows", "columns", "row_stride", "split_steps"), "i32")
+    constants = {"KIND": kind, "HAS_BIAS": False, "SPLIT": True, "BLOCK_N": shape.rows, "N": shape.tokens}
+    names = kernel.arg_names
+    aligned = [*pointers, "columns", "num_rows", "row_stride"]
+    source = ASTSource(
+        fn=kernel,
+        signature={name: (pointers | numbers).get(name, "constexpr") for name in names},
+        constexprs={(names.index(name),): value for name, value in constants.items()},
+        attrs={(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
+    )
+    options = {"num_warps": 1, "num_stages": shape.stages}
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    return assembled(compiled, True), longest_loop(disassembled(compiled)[1])
+
+
+def longest_loop(code: str) -> str:
+    """Instructions from a label to the last branch back to it: of all such the most, one a line."""
+    lines, labels, longest = [], {}, []
+    for line in code.splitlines():
+        if label := re.match(r"(\.L_x_\d+):", line):
+            labels[label[1]] = len(lines)
+        elif found := re.match(r"\s+/\*[0-9a-f]+\*/\s+(.*?);", line):
+            lines.append(found[1])
+            back = re.search(r"\bBRA\b.*?(\.L_x_\d+)", found[1])
+            if back and back[1] in labels:
+                longest = max(longest, lines[labels[back[1]] :], key=len)
+    return "\n".join(longest)
+
+
 def compile_experts(capability: int, kind: str, tokens: int) -> Compiled:
     """The product of so many tokens an expert, as `compile_product`; of `PLAIN`, with weights in bfloat16."""
     kernel = grouped_triton.grouped_kernel
@@ -94,17 +127,22 @@ def assembled(kernel: triton.compiler.CompiledKernel, aligned: bool) -> Compiled
     Args:
         aligned: whether weights begin where loads of 16 bytes may.
     """
-    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(kernel.asm["cubin"])
-        file.flush()
-        usage = _output(tools / "cuobjdump", "-res-usage", file.name)
-        code = _output(tools / "nvdisasm", "-c", file.name)
+    usage, code = disassembled(kernel)
     registers, stack, local = map(int, re.search(r"REG:(\d+) STACK:(\d+).*?LOCAL:(\d+)", usage).groups())
     loads = re.findall(r"\bLDG(?:STS)?\.E((?:\.\w+)*)", code)
     bits = [int(found[1]) for load in loads if (found := re.search(r"\.U?(8|16|64|128)\b", load))]
     widest = 128 if aligned and 128 in bits else max(b for b in bits if b < 128)
     return Compiled(registers, kernel.metadata.shared, stack + local, widest // 8)
+
+
+def disassembled(kernel: triton.compiler.CompiledKernel) -> tuple[str, str]:
+    """What resources it takes, and its code."""
+    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        usage = _output(tools / "cuobjdump", "-res-usage", file.name)
+        return usage, _output(tools / "nvdisasm", "-c", file.name)
 
 
 def _output(*command: object) -> str:

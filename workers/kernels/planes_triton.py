@@ -117,7 +117,7 @@ def _bytes_asm(dtype, floats):
     lines = []
     for number in range(2):
         down = 8 * number
-        if floats:  # e4m3: exponent and mantissa where the type has them, and its sign; then the exponent's bias
+        if floats:  # e4m3: exponent and mantissa where the type has them, its sign, and then the bias
             left, mask, scale = (4, 0x07F0, 0x7B80) if dtype == tl.bfloat16 else (7, 0x3F80, 0x5C00)
             lines += [
                 _moved("a", "$2", left - down),
@@ -280,10 +280,8 @@ def load_numbers(rows, k, columns, KIND: tl.constexpr):
     else:
         a, b, c, d = _split_pairs4(_halves(rows + k // 2, 8))
         if _high_bits(KIND) == 2:
-            high = tl.permute(
-                tl.reshape(_halves(rows + columns // 128 * 64 + k // 4, 4), (rows.shape[0], 4, 2, 2)), (0, 1, 3, 2)
-            )
-            e, f = tl.split(high)
+            high = tl.reshape(_halves(rows + columns // 128 * 64 + k // 4, 4), (rows.shape[0], 4, 2, 2))
+            e, f = tl.split(tl.permute(high, (0, 1, 3, 2)))
         elif _high_bits(KIND) == 1:
             e = _halves(rows + columns // 128 * 64 + k // 8, 2)
             f = e

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from workers.kernels import compiled
+from workers.weights import planes
 from workers.weights.blocks import Blocks, Weight
 
 # Of float32 made at once: they stay in a CPU's cache; a GPU waits for some ten launches each time.
 WIDE_BYTES = {"cpu": 1 << 20, "cuda": 16 << 20}
 TILE = 16  # tokens that a program of the kernel for GPUs has at least
+SKINNY = 48  # tokens, up to which a weight in planes is multiplied as it is read
+# Of such a weight in the type of its input, made at once for more: it is multiplied while an L2 cache has it.
+SCRATCH_BYTES = 32 << 20
 
 
 def product(x: Tensor, weight: Blocks, bias: Tensor | None = None) -> Tensor:
     """`x Wᵀ + b`: `[tokens, columns] -> [tokens, rows]`, in the type of `x`."""
     if compiled.takes(x.device, x.dtype, weight):
         return compiled.product(x, weight, bias)
+    if weight.in_planes:
+        return _in_planes(x, weight, bias)
     if _has_kernel(weight):
         from workers.kernels import blocks_triton
 
@@ -27,7 +35,29 @@ def steady_rows(weight: Blocks) -> int | None:
     """Tokens at once, up to which each has the same bits in any company; None: that has to be tried."""
     if compiled.takes(weight.device, weight.dtype, weight):
         return 1 << 30
-    return TILE if _has_kernel(weight) else None
+    return TILE if weight.in_planes or _has_kernel(weight) else None
+
+
+def wants_planes(weight: Blocks) -> bool:
+    """Whether the weight is multiplied faster in planes, where it is and with inputs of its type."""
+    if weight.device.type != "cuda" or weight.dtype not in (torch.bfloat16, torch.float16):
+        return False
+    enough = torch.cuda.get_device_capability(weight.device) >= (8, 0)  # what has products of bfloat16
+    return enough and planes.takes(weight.format.name, weight.shape[1])
+
+
+def _in_planes(x: Tensor, weight: Blocks, bias: Tensor | None) -> Tensor:
+    from workers.kernels import skinny  # for which Triton comes with torch where there is CUDA
+
+    name, (total, columns) = weight.format.name, weight.shape
+    if len(x) <= SKINNY:
+        return skinny.product(x, weight.data, name, bias)
+    y, rows = x.new_empty(len(x), total), max(1, SCRATCH_BYTES // (x.itemsize * columns))
+    for start in range(0, total, rows):
+        part = slice(start, start + rows)
+        wide = skinny.dequantise(weight.data[part], name, columns, x.dtype)
+        y[:, part] = F.linear(x, wide, None if bias is None else bias[part])
+    return y
 
 
 def _has_kernel(weight: Blocks) -> bool:

@@ -32,6 +32,7 @@ from workers.kernels.planes_triton import (
 )
 
 COUNTERS = 1 << 16  # of programs' parts that are done
+WIDE = ("Q4_K", "Q5_K", "Q6_K", "NVFP4")  # take many registers
 
 
 class Shape(NamedTuple):
@@ -41,11 +42,14 @@ class Shape(NamedTuple):
         tokens: rows of x, at most: a power of two from 8 on.
         rows: of the weight: 16, 32 or 64.
         warps: programs of a warp that a multiprocessor is to have, so that memory is busy.
+        stages: steps that are on their way from memory at once; with more than one they come by way of
+            shared memory.
     """
 
     tokens: int
     rows: int
     warps: int
+    stages: int = 1
 
 
 @triton.jit
@@ -137,7 +141,7 @@ def pointers_of(x, stride, token, HALVES: tl.constexpr, N: tl.constexpr):
     return x + token.to(tl.int64)[:, None, None] * stride + thread
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "split_steps"])
 def product_kernel(
     x,  # [tokens, columns]
     w,  # [rows, row_stride] uint8, in planes
@@ -234,17 +238,19 @@ def _whole(numbers, scale, least, KIND: tl.constexpr):
 
 
 def shape_of(tokens: int, kind: str) -> Shape:
-    """What a program has; the same of up to 16 tokens, which so have the same bits in any company."""
+    """What a program has. Registers decide: of few tokens a program takes more rows."""
+    if tokens <= 8:
+        return Shape(8, 32, 16)
     if tokens <= 16:
-        return Shape(8 if tokens <= 8 else 16, 32, 16)
-    return Shape(32, 32, 12)
+        return Shape(16, 16, 16)
+    return Shape(16, 32, 12) if kind in WIDE else Shape(32, 32, 12)
 
 
-def splits_of(shape: Shape, rows: int, columns: int, kind: str, tokens: int, processors: int) -> tuple[int, int]:
-    """How many parts columns have, and how many steps each."""
+def splits_of(rows: int, columns: int, warps: int, processors: int) -> tuple[int, int]:
+    """How many parts columns have, and how many steps each: the same for any number of tokens, so that a row
+    of up to 16 has the same bits in any company."""
     steps = triton.cdiv(columns, STEP.value)
-    programs = triton.cdiv(rows, shape.rows) * triton.cdiv(tokens, shape.tokens)
-    each = triton.cdiv(steps, max(1, min(steps, processors * shape.warps // programs)))
+    each = triton.cdiv(steps, max(1, min(steps, processors * warps // triton.cdiv(rows, 32))))
     return triton.cdiv(steps, each), each
 
 
@@ -270,7 +276,7 @@ def product(
     x = x.contiguous()
     (tokens, columns), rows = x.shape, len(data)
     shape = shape or shape_of(tokens, kind)
-    splits, each = splits_of(shape, rows, columns, kind, tokens, processors_of(x.device))
+    splits, each = splits_of(rows, columns, shape.warps, processors_of(x.device))
     y = x.new_empty(tokens, rows)
     parts = x.new_empty(splits, tokens, rows, dtype=torch.float32) if splits > 1 else y
     grid = (triton.cdiv(rows, shape.rows), splits, triton.cdiv(tokens, shape.tokens))
@@ -283,6 +289,7 @@ def product(
         shape.rows,
         shape.tokens,
         num_warps=1,
+        num_stages=shape.stages,
     )
     return y
 

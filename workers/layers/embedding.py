@@ -90,6 +90,11 @@ class Head(Linear):
             bias = self.bias[: vocabulary.num_real]
             yield Slice(f"{self.name}.bias", (vocabulary.size,), bias, row=vocabulary.first)
 
+    def pack(self) -> None:
+        super().pack()
+        if self.tied and isinstance(self.weight, Blocks):
+            self.tied.weight = self.weight  # whose bytes may have another order now
+
     @property
     def copied(self) -> int:
         """Bytes that packing takes in addition, because the embedding keeps the plain weight."""

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from workers.kernels.products import product, steady_rows, widened
+from workers.kernels.products import product, steady_rows, wants_planes, widened
 from workers.layers.steady import COUNTS, cancelling, steadily, steady_counts
 from workers.parallel import RankGroup
 from workers.weights.blocks import Blocks, Empty, Weight
@@ -105,6 +105,8 @@ class Linear:
 
     def pack(self) -> None:
         """Trade the weight for its packed form, where there is a kernel that takes it."""
+        if self.packs and isinstance(self.weight, Blocks) and wants_planes(self.weight):
+            self.weight = self.weight.to_planes()
         if self.packs and isinstance(self.weight, Tensor) and can_pack(self.weight.dtype, self.weight.device):
             self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight, 1)
             self.weight = None

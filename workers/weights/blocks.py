@@ -11,7 +11,10 @@ import torch
 from torch import Tensor
 
 from workers.checkpoints.blocks import FORMATS, Format
+from workers.weights import planes
 from workers.weights.dequantise import dequantise
+
+BYTES_AT_ONCE = 8 << 20  # of a weight, whose order is changed: that takes some ten times as many
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -21,6 +24,7 @@ class Blocks:
     format: Format
     data: Tensor  # [rows, format.row_bytes(columns)] uint8
     dtype: torch.dtype = torch.float32  # of what it is multiplied with, and of its rows in an embedding
+    in_planes: bool = False  # as `workers.weights.planes` orders the bits of a row
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -35,15 +39,30 @@ class Blocks:
         return self.data.device
 
     def __getitem__(self, rows: slice | Tensor) -> Blocks:
-        return Blocks(self.format, self.data[rows], self.dtype)
+        return Blocks(self.format, self.data[rows], self.dtype, self.in_planes)
 
     def float(self) -> Tensor:  # [rows, columns] float32
-        return dequantise(self.format.name, self.data)
+        name = self.format.name
+        return dequantise(name, planes.from_planes(name, self.data) if self.in_planes else self.data)
+
+    def to_planes(self) -> Blocks:
+        """The same in planes; the bytes of this one are used for it where its rows begin at 16 bytes."""
+        rows, size = self.data.shape
+        stride = -(-size // ALIGNED) * ALIGNED
+        into = self.data
+        if self.data.stride(0) % ALIGNED:
+            into = torch.empty(rows, stride, dtype=torch.uint8, device=self.data.device)[:, :size]
+        step = max(1, BYTES_AT_ONCE // size)
+        for start in range(0, rows, step):
+            part = self.data[start : start + step]
+            into[start : start + step] = planes.to_planes(self.format.name, part)
+        return Blocks(self.format, into, self.dtype, True)
 
 
 Weight = Tensor | Blocks
 
 LARGE_PAGE = 2 << 20  # bytes
+ALIGNED = 16  # bytes: a load of a GPU's, at most
 
 
 class Empty:

@@ -4,7 +4,7 @@ A block of ggml's has its scales among its numbers, and begins at any byte. Here
 first, then what they have of higher bits, then its scales, field by field and block by block. Within 128
 columns numbers stand as tensor cores take them (`mma.m16n8k16`, PTX ISA, "Matrix Fragments"): of each 32
 columns a thread holds eight, as halves of 16 bits whose two neighbours are a register. So a program loads,
-masks and multiplies, and nothing goes from thread to thread. It is the same number of bytes, and can be undone.
+masks and multiplies, and nothing goes from thread to thread. As many bytes as before, which can be undone.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ def _numbers(plane: Tensor, bits: int) -> Tensor:  # [rows, bytes] uint8 -> [row
 
 
 def _by_half(scales: Tensor) -> Tensor:  # [blocks, 16] uint8, both
-    """Scales of Q4_K and Q5_K: of each half of a block the four scales, with the upper bits of the four minima,
+    """Scales of Q4_K and Q5_K: of each half of a block four scales, with the upper bits of its four minima,
     and then the lower bits of all minima; so that a half takes one word, and half of another.
 
     ggml has four of each in whole, and four in pieces (`get_scale_min_k4` in `ggml-quants.c`).
