@@ -14,6 +14,7 @@ from gateway.telemetry import metrics_directory
 from ipc import logs
 from ipc.errors import CortexError
 from ipc.settings import ConfigError
+from ipc.structs import learn_structs
 
 APP_LOAD_ERROR = 4  # gunicorn.arbiter.Arbiter.APP_LOAD_ERROR
 
@@ -36,6 +37,7 @@ def application() -> Callable[..., Any]:
         metrics_directory.ensure()
         from gateway.http.application import Gateway  # it counts, so it must know where
 
+        learn_structs()
         return Gateway(chosen)
     except (ConfigError, CortexError) as error:
         _refuse(f"cortex: {error}")

@@ -40,6 +40,7 @@ RECONNECT_MS = 100  # first pause; it doubles
 RECONNECT_MAX_MS = 2000
 
 _TERMINAL = frozenset(TERMINAL)
+_decode = msgspec.msgpack.Decoder(list[AnyReply]).decode
 _NO_HANDSHAKE = (
     "the handshake failed: only one side uses keys, or its public key is another, or it is no neuron"
 )
@@ -155,7 +156,6 @@ class NeuronClient:
         self._last_id = 0
         self._refusal = ""  # why the last handshake failed; "" after one that did not
         self._encode = msgspec.msgpack.Encoder().encode
-        self._decode = msgspec.msgpack.Decoder(list[AnyReply]).decode
         self._started = False
 
     def start(self) -> None:
@@ -314,7 +314,7 @@ class NeuronClient:
             return
         body = memoryview(frame)[len(HEADER) :]
         try:
-            replies = self._decode(body)
+            replies = _decode(body)
         except (msgspec.DecodeError, UnicodeDecodeError):
             replies = self._decode_known(body)
         calls = self._calls

@@ -83,6 +83,8 @@ class Unread(msgspec.Struct, kw_only=True):
 _UNREAD_VERBS = frozenset(
     request.__struct_config__.tag for request in (Generate, Embed, Rerank, CountTokens, Tokenize, Detokenize)
 )
+_decode = msgspec.msgpack.Decoder(AnyRequest).decode
+_decode_unread = msgspec.msgpack.Decoder(Unread).decode
 
 
 class Encoded:
@@ -189,8 +191,6 @@ class Server:
         self._dirty: list[Peer] = []  # those with replies queued since the last flush
         self._blocked: list[Peer] = []  # those with a message that their queue had no room for
         self._encode = msgspec.msgpack.Encoder(enc_hook=_encoded).encode
-        self._decode = msgspec.msgpack.Decoder(AnyRequest).decode
-        self._decode_unread = msgspec.msgpack.Decoder(Unread).decode
         self._started = False
 
     def start(self) -> None:
@@ -270,7 +270,7 @@ class Server:
             _check_header(header)
         body = memoryview(frame)[len(HEADER) :]
         try:
-            request = self._decode(body) if len(body) <= LARGE else self._read_large(body)
+            request = _decode(body) if len(body) <= LARGE else self._read_large(body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise self._explain(key, body, error) from error
         if not 0 < request.id <= MAX_ID:
@@ -290,9 +290,9 @@ class Server:
 
     def _read_large(self, body: memoryview) -> AnyRequest | Unread:
         """No more of it than is needed, where somebody else can read the rest."""
-        unread = self._decode_unread(body)
+        unread = _decode_unread(body)
         if unread.verb not in _UNREAD_VERBS:
-            return self._decode(body)
+            return _decode(body)
         if unread.model is None:
             raise msgspec.ValidationError("Object missing required field `model`")
         unread.body = body

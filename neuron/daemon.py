@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import gc
 import logging
 import os
@@ -16,6 +17,7 @@ from ipc.errors import CortexError
 from ipc.keys import load_public, load_secret
 from ipc.notify import sd_notify
 from ipc.server import Server
+from ipc.structs import learn_structs
 from ipc.version import version
 from neuron.config import NeuronConfig
 from neuron.memory.devices import Inventory
@@ -44,7 +46,9 @@ def run(config: NeuronConfig, path: str | Path | None = None, backoff: Backoff |
     Returns:
         The exit code: 0, or 1 when the neuron could not start, of which one line tells.
     """
+    faulthandler.enable()
     log_to_stderr(config.log_level, config.log_format)
+    learn_structs()
     # Python's own 5 ms, several times in one turn of the loop, are more than all else that happens there.
     # By its own rules it also looks for garbage many times while a large request comes into being: 0.6 s.
     sys.setswitchinterval(SWITCH_SECONDS)

@@ -95,7 +95,9 @@ class Neuron:
             raise RuntimeError(f"the neuron ended with {self.process.returncode}: {self.log}")
         return re.search(r"neuron listens .*endpoint=(\S+)", self.log)
 
-    def __exit__(self, *exc: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            print(f"The neuron ({self.process.poll() or 'runs'}) wrote:\n{self.log}", file=sys.stderr)
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
             try:
