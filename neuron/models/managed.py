@@ -659,6 +659,8 @@ class ManagedModel:
 
     async def _bring_up(self) -> None:
         """From a wish for memory to workers that are ready."""
+        reading = asyncio.ensure_future(self.text())  # while it waits for memory
+        reading.add_done_callback(_nobody_has_to_ask)
         try:
             spare = 0
             for tries_left in reversed(range(SHORT_LOADS)):
@@ -666,7 +668,7 @@ class ManagedModel:
                 self.fit = await self._room.take(self, self._on_place, reuse=reuse, spare=spare)
                 self.handle(Event.GRANTED)
                 try:
-                    await self.text()  # what can refuse the model comes before its processes
+                    await reading  # what can refuse the model comes before its processes
                     self._on_ready(await self._epochs.start(self.fit))
                     break
                 except CortexError as error:

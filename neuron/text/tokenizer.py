@@ -14,9 +14,11 @@ import msgspec
 from tokenizers import Encoding, Tokenizer, decoders
 
 from ipc.errors import Code, CortexError
-from workers.checkpoints.files import refuse
+from neuron.text.assembly import assemble
+from workers.checkpoints.files import read_bytes, refuse
+from workers.checkpoints.gguf.header import SUFFIX, read_header
+from workers.checkpoints.gguf.tokenizer import tokenizer_parts
 from workers.checkpoints.token_bytes import from_byte_level, from_sentencepiece
-from workers.checkpoints.tokenizer import read
 
 log = logging.getLogger("neuron.tokenizer")
 
@@ -46,24 +48,25 @@ class TextTokenizer:
     """
 
     def __init__(self, path: Path, vocabulary_size: int, shown: tuple[str, ...]) -> None:
-        source = read(path)
         try:
-            self.tokenizer = Tokenizer.from_buffer(source)
+            self.tokenizer, patterns = _read(path)
+        except CortexError:
+            raise
         except Exception as error:  # the library raises nothing more special
             refuse(path, f"is no tokenizer: {error}")
         # Files may carry the limits of the training run; cutting a prompt is not for the tokenizer to do.
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
         self.vocabulary_size = vocabulary_size
-        self.hidden = hidden_ids(self.tokenizer, vocabulary_size, shown)
         self._added = self.tokenizer.get_added_tokens_decoder()
+        pieces = pieces_of(self.tokenizer, vocabulary_size)
+        self.hidden = hidden_ids(self.tokenizer, pieces, shown)
         by_bytes = isinstance(self.tokenizer.decoder, decoders.ByteLevel)
         self._bytes_of = from_byte_level if by_bytes else from_sentencepiece
         self._path = path
-        pieces = map(self.tokenizer.id_to_token, range(vocabulary_size))
         self._longest = max((len(piece) for piece in pieces if piece is not None), default=1)
         self._may_overrun = self.tokenizer.get_vocab_size() > vocabulary_size
-        doubtful = list(filter(nests, regexes(source)))
+        doubtful = list(filter(nests, patterns))
         self.is_linear = not doubtful  # in time, as far as a look at them tells
         if doubtful:
             self._try(doubtful)
@@ -168,9 +171,17 @@ class TextTokenizer:
         return self._bytes_of(piece) if piece is not None else b""
 
 
-def regexes(source: bytes) -> Iterator[str]:
+def _read(path: Path) -> tuple[Tokenizer, list[str]]:
+    """What is at `path`, and the regular expressions in it."""
+    if path.suffix == SUFFIX:
+        parts = tokenizer_parts(read_header(path))
+        return assemble(parts), list(regexes(msgspec.convert(parts, _File)))
+    source = read_bytes(path)
+    return Tokenizer.from_buffer(source), list(regexes(msgspec.json.decode(source, type=_File)))
+
+
+def regexes(file: _File) -> Iterator[str]:
     """The regular expressions in a `tokenizer.json`, outside of its vocabulary."""
-    file = msgspec.json.decode(source, type=_File)
     pending: list[Any] = [file.normalizer, file.pre_tokenizer, file.decoder]
     while pending:
         value = pending.pop()
@@ -212,16 +223,23 @@ _PIECES = re.compile(
 _UNBOUNDED = re.compile(r"\{\d*,\}")
 
 
-def hidden_ids(tokenizer: Tokenizer, vocabulary_size: int, shown: tuple[str, ...] = ()) -> frozenset[int]:
-    """Ids that are no text: special tokens but those in `shown`, and ids that pad the model's vocabulary.
+def pieces_of(tokenizer: Tokenizer, vocabulary_size: int) -> list[str | None]:
+    """How the vocabulary writes each token of the model; None where it has none.
 
     They are asked for one by one. `get_vocab` holds the interpreter's lock all the while, a quarter of a
     second for 150,000 tokens, and takes longer.
     """
+    return list(map(tokenizer.id_to_token, range(vocabulary_size)))
+
+
+def hidden_ids(
+    tokenizer: Tokenizer, pieces: Sequence[str | None], shown: tuple[str, ...] = ()
+) -> frozenset[int]:
+    """Ids that are no text: special tokens but those in `shown`, and ids that pad the model's vocabulary."""
     special = {
         token_id
         for token_id, token in tokenizer.get_added_tokens_decoder().items()
         if token.special and token.content not in shown
     }
-    padding = (number for number in range(vocabulary_size) if tokenizer.id_to_token(number) is None)
+    padding = (number for number, piece in enumerate(pieces) if piece is None)
     return frozenset(special.union(padding))

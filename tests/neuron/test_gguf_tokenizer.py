@@ -21,7 +21,10 @@ from neuron.text.tokenizer import TextTokenizer
 from tests.neuron.folders import byte_level
 from tests.workers import checkpoints, gguf_files
 from workers.checkpoints.card import read_card
+from workers.checkpoints.gguf.header import read_header
+from workers.checkpoints.gguf.merges import every_merge
 from workers.checkpoints.gguf.pretokenizers import BY_NAME
+from workers.checkpoints.gguf.tokenizer import tokenizer_json
 
 NORMAL, UNKNOWN, CONTROL, USER, BYTE = 1, 2, 3, 4, 6
 SPACE = "\u2581"
@@ -122,6 +125,29 @@ def test_sentencepiece_merges_what_scores_best(spm, text):
 def test_sentencepiece_tokens_make_the_text_again(spm, text):
     tokenizer, _ = spm
     assert tokenizer.decode(tokenizer.encode(text, special=False)) == text
+
+
+@given(texts=st.sets(st.text("ab\u4e00\U0001f600", min_size=1, max_size=6), min_size=1), data=st.data())
+def test_every_pair_of_tokens_that_makes_one_is_a_merge_in_its_order(texts, data):
+    tokens = sorted(texts)
+    scores = data.draw(
+        st.lists(st.sampled_from([-1.0, -2.0, -3.5]), min_size=len(tokens), max_size=len(tokens))
+    )
+    made = [number for number, token in enumerate(tokens) if len(token) > 1]
+    expected = []
+    for number in sorted(made, key=lambda number: (-scores[number], -len(tokens[number]))):
+        whole = tokens[number]
+        cuts = [(whole[:cut], whole[cut:]) for cut in range(1, len(whole))]
+        expected += [cut for cut in cuts if texts.issuperset(cut)]
+    assert every_merge(tokens, scores, made) == expected
+
+
+def test_a_tokenizer_of_parts_is_the_one_that_its_json_would_be(spm, bpe):
+    for tokenizer in (spm[0], bpe[0]):
+        theirs = Tokenizer.from_buffer(tokenizer_json(read_header(tokenizer._path)))
+        theirs.no_padding()
+        theirs.no_truncation()
+        assert json.loads(tokenizer.tokenizer.to_str()) == json.loads(theirs.to_str())
 
 
 def test_marks_are_tokens_wherever_they_stand_and_control_tokens_are_hidden(spm):

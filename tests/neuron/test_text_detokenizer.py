@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from neuron.text.detokenizer import Detokenizer
 from neuron.text.tags import TOKEN
-from neuron.text.tokenizer import hidden_ids
+from neuron.text.tokenizer import hidden_ids, pieces_of
 from tests.neuron.folders import byte_fallback, byte_level, metaspace
 
 BYTE_LEVEL, METASPACE, BYTE_FALLBACK = byte_level(), metaspace(), byte_fallback()
@@ -14,7 +14,8 @@ TEXT = st.text() | st.text("aé你😀👩‍🇩 \n")
 
 
 def stream(tokenizer, chunks, after=()):
-    detokenizer = Detokenizer(tokenizer, hidden_ids(tokenizer, tokenizer.get_vocab_size() + PADDING), after)
+    pieces = pieces_of(tokenizer, tokenizer.get_vocab_size() + PADDING)
+    detokenizer = Detokenizer(tokenizer, hidden_ids(tokenizer, pieces), after)
     return [detokenizer.push(chunk) for chunk in chunks] + [detokenizer.finish()]
 
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from tokenizers import Regex, pre_tokenizers
 
 from ipc.errors import Code, CortexError
-from neuron.text.tokenizer import TextTokenizer, hidden_ids, nests
+from neuron.text.tokenizer import TextTokenizer, hidden_ids, nests, pieces_of
 from tests.neuron.folders import TEXT, byte_level
 
 
@@ -47,8 +47,8 @@ def test_a_tag_that_is_a_special_token_is_shown_where_it_means_something(tokeniz
 def test_ids_without_a_token_are_hidden():
     tokenizer = byte_level()
     size = tokenizer.get_vocab_size()
-    assert {size, size + 1} <= hidden_ids(tokenizer, size + 2)
-    assert size - 3 not in hidden_ids(tokenizer, size + 2)
+    assert {size, size + 1} <= hidden_ids(tokenizer, pieces_of(tokenizer, size + 2))
+    assert size - 3 not in hidden_ids(tokenizer, pieces_of(tokenizer, size + 2))
 
 
 def test_a_token_that_the_model_does_not_have_is_refused(path):

@@ -16,6 +16,7 @@ import msgspec
 
 from workers.checkpoints.files import refuse
 from workers.checkpoints.gguf.header import STRING, Gguf, List
+from workers.checkpoints.gguf.merges import every_merge
 from workers.checkpoints.gguf.pretokenizers import BY_NAME, DEFAULT
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # types of tokens
@@ -26,7 +27,12 @@ Json = dict[str, Any]
 
 
 def tokenizer_json(file: Gguf) -> bytes:
-    """The tokenizer of `file`.
+    """The tokenizer of `file`; raises as `tokenizer_parts`."""
+    return msgspec.json.encode(tokenizer_parts(file))
+
+
+def tokenizer_parts(file: Gguf) -> Json:
+    """The tokenizer of `file`, as its `tokenizer.json` would be read; merges are tuples.
 
     Raises:
         CortexError: MODEL_LOAD_FAILED, it has none, or one that is not known here.
@@ -41,7 +47,7 @@ def tokenizer_json(file: Gguf) -> bytes:
     built = BUILDERS[kind](file, tokens, types)
     built |= {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added}
     built["post_processor"] = _around(file, kind, tokens)
-    return msgspec.json.encode(built)
+    return built
 
 
 def check(file: Gguf) -> str:
@@ -145,16 +151,10 @@ def _llama(file: Gguf, tokens: list[str], types: list[int]) -> Json:
         for number, type_ in enumerate(types)
         if type_ not in (BYTE, UNKNOWN) and len(tokens[number]) > 1
     ]
-    # Of equal scores the merge furthest left comes first there, so that one run grows before the next begins.
-    made.sort(key=lambda number: (-scores[number], -len(tokens[number])))
-    merges: list[tuple[str, str]] = []
-    for number in made:
-        whole = tokens[number]
-        merges += [
-            (left, right)
-            for cut in range(1, len(whole))
-            if (left := whole[:cut]) in vocab and (right := whole[cut:]) in vocab
-        ]
+    try:
+        merges = every_merge(tokens, scores, made)
+    except ValueError as error:
+        refuse(file.path, f"has a vocabulary that is not followed: {error}")
     prefix = file.metadata.get("tokenizer.ggml.add_space_prefix", True)
     return _sentencepiece(_bpe(vocab, merges, byte_fallback=True, unk_token=_unknown(file, tokens)), prefix)
 

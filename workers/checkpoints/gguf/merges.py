@@ -1,0 +1,103 @@
+"""The merges of sentencepiece's BPE, which files do not have: each pair of tokens that makes a token.
+
+A vocabulary of 262,144 tokens has 1.2 million places where one can be cut, half a million of them between
+two tokens. Asking a dict of each takes two seconds of the interpreter; so all are looked up at once, by a
+hash of what is on either side, and only what is found is compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from operator import add, eq
+
+import numpy as np
+
+FACTOR = 0x9E3779B97F4A7C15  # odd, so that it has an inverse modulo 2 ** 64
+INVERSE = pow(FACTOR, -1, 1 << 64)
+BUCKETS = 18  # bits of a hash that say where in the list of all to look
+Hashes = np.ndarray  # [n] uint64
+
+
+def every_merge(tokens: Sequence[str], scores: Sequence[float], made: Sequence[int]) -> list[tuple[str, str]]:
+    """All pairs of tokens that make one of `made`, in the order in which they are to be tried.
+
+    That is by the score of what they make, the best first; of equal ones the longest first, so that one run
+    of a letter grows before the next begins; and of the same token the shortest left part first.
+
+    Args:
+        tokens: unlike one another, none of them empty.
+        scores: of at least as many.
+        made: numbers of tokens that have two characters or more.
+
+    Raises:
+        ValueError: two texts have the same hash, which is made on purpose or does not happen.
+    """
+    lengths = np.fromiter(map(len, tokens), np.int64, len(tokens))
+    order = np.array(made, np.int64)
+    order = order[np.lexsort((-lengths[order], -np.array(scores)[order]))]  # stable
+    starts = np.concatenate(([0], np.cumsum(lengths)))
+    letters = np.frombuffer("".join(tokens).encode("utf-32-le", "surrogatepass"), np.uint32)
+    sums, back = _sums(letters)
+    known = _Known((sums[starts[1:]] - sums[starts[:-1]]) * back[starts[:-1]])
+
+    counts = lengths[order] - 1  # places at which each can be cut
+    whole = np.repeat(order, counts)
+    ends = np.cumsum(counts)
+    cut = starts[whole] + np.arange(1, len(whole) + 1) - np.repeat(ends - counts, counts)
+    left = known.find((sums[cut] - sums[starts[whole]]) * back[starts[whole]])
+    whole, cut, left = (each[left >= 0] for each in (whole, cut, left))
+    right = known.find((sums[starts[whole + 1]] - sums[cut]) * back[cut])
+    whole, left, right = (each[right >= 0] for each in (whole, left, right))
+    lefts, rights, wholes = (list(map(tokens.__getitem__, each.tolist())) for each in (left, right, whole))
+    if not all(map(eq, map(add, lefts, rights), wholes)):
+        raise ValueError("a part of a token has the same hash as another token")
+    return list(zip(lefts, rights, strict=True))
+
+
+def _sums(letters: np.ndarray) -> tuple[Hashes, Hashes]:
+    """Sums by which the hash of letters `a` to `b` is `(sums[b] - sums[a]) * back[a]`, modulo 2 ** 64."""
+    powers, back = (_powers(factor, len(letters) + 1) for factor in (FACTOR, INVERSE))
+    sums = np.zeros(len(letters) + 1, np.uint64)
+    np.cumsum(_mixed(letters) * powers[:-1], out=sums[1:])
+    return sums, back
+
+
+def _powers(factor: int, count: int) -> Hashes:
+    powers = np.full(count, factor, np.uint64)
+    powers[0] = 1
+    return np.cumprod(powers)
+
+
+def _mixed(letters: np.ndarray) -> Hashes:
+    """Letters as numbers without a pattern (the finaliser of splitmix64), so that sums rarely meet."""
+    x = letters.astype(np.uint64) + np.uint64(FACTOR)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+class _Known:
+    """Tokens by their hashes.
+
+    Raises:
+        ValueError: two have the same one, of 2 ** 64.
+    """
+
+    def __init__(self, hashes: Hashes) -> None:
+        order = np.argsort(hashes)
+        ordered = hashes[order]
+        if (ordered[1:] == ordered[:-1]).any():
+            raise ValueError("two tokens have the same hash")
+        self._begins = np.searchsorted(ordered >> np.uint64(64 - BUCKETS), np.arange((1 << BUCKETS) + 1))
+        self._fullest = int(np.diff(self._begins).max())
+        self._order = np.append(order, np.full(self._fullest, -1))
+        self._hashes = np.append(ordered, np.zeros(self._fullest, np.uint64))
+
+    def find(self, hashes: Hashes) -> np.ndarray:  # [n] int64
+        """The number of the token that has each; -1 where none has."""
+        found = np.full(len(hashes), -1)
+        begins = self._begins[hashes >> np.uint64(64 - BUCKETS)]
+        for place in range(self._fullest):
+            here = self._hashes[begins + place] == hashes
+            found[here] = self._order[begins[here] + place]
+        return found
