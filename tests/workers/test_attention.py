@@ -26,8 +26,9 @@ def test_steps_of_any_cut_attend_as_whole_sequences_do(device, seed, kind, block
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="there is no Triton")
-def test_what_is_interpreted_attends_as_whole_sequences_do():
-    command = [sys.executable, "-m", "tests.workers.interpreted_attention"]
+@pytest.mark.parametrize("what", ["attention", "steps"])
+def test_what_is_interpreted_computes_what_torch_does(what):
+    command = [sys.executable, "-m", f"tests.workers.interpreted_{what}"]
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr

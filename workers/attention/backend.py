@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from workers.kernels.fused import Turn
 from workers.step.batch import Segment
 
 
@@ -22,6 +23,7 @@ class Attend(Protocol):
         values: Tensor | None,  # the same; None: they are in the keys
         sinks: Tensor
         | None = None,  # [heads]: a score that each has beside those of tokens, and no value for it
+        turn: Turn | None = None,  # what to do to queries and keys first; only where there is Triton
     ) -> Tensor:  # [tokens, heads, head_dim of values]
         ...
 
@@ -55,6 +57,7 @@ class AttentionBackend(Protocol):
         keys: Tensor | None,
         values: Tensor | None,
         sinks: Tensor | None = None,
+        turn: Turn | None = None,
     ) -> Tensor:
         """In each layer: keep the keys and values of the new tokens, and let these attend (see `Attend`)."""
         ...

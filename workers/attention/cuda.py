@@ -16,8 +16,9 @@ from torch import Tensor
 from ipc.worker_messages import PAGE_SIZE, CacheGroup
 from workers.cache.paged import KVCache
 from workers.checkpoints.caches import first_page_seen
-from workers.kernels import attention_triton, cache_triton
+from workers.kernels import attention_triton, cache_triton, heads_triton
 from workers.kernels.attention_triton import SPLIT, Rows, Sequences, most_splits, num_splits
+from workers.kernels.fused import Turn
 from workers.step.batch import Segment
 from workers.step.pages import pages_for
 
@@ -131,13 +132,16 @@ class TritonAttention:
         keys: Tensor | None,
         values: Tensor | None,
         sinks: Tensor | None = None,
+        turn: Turn | None = None,
     ) -> Tensor:
         """Keep the new tokens' keys and values; then each of these attends over what it sees."""
         number, kv = self.cache.group_of[layer], self.cache.layers[layer]
         group, step = self.cache.groups[number], prepared[number]
         scale = q.shape[-1] ** -0.5 if self._scale is None else self._scale
         value_dim = self._value_dim or kv.shape[-1]
-        if keys is not None:
+        if turn is not None:
+            q = heads_triton.turn_and_write(kv, q, keys, values, turn, step.owners, step.sequences)
+        elif keys is not None:
             cache_triton.write(kv, keys, values, step.owners, step.sequences)
         y = q.new_empty(*q.shape[:2], value_dim)
         kind = group.kind if group.kind in ("window", "chunk") else "full"

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from workers.kernels import step
+from workers.kernels import fused, step
 from workers.parallel import RankGroup
 from workers.weights.blocks import Empty
 from workers.weights.loader import Slice
@@ -31,19 +31,30 @@ class RMSNorm:
     def __call__(self, x: Tensor) -> Tensor:  # [..., size]
         if self._compiled(x):
             return step.norm(x, self.weight, self.eps, self.offset)
+        if fused.has_triton(x.device):
+            return fused.norm(x, self.weight, self.eps, self.offset)
         return self.plain(x)
 
     def added(self, x: Tensor, y: Tensor) -> Tensor:  # [..., size] each
         """`x`, and `y` normalised."""
         if self._compiled(y) and x.dtype == y.dtype:
             return step.norm(y, self.weight, self.eps, self.offset, x)
+        if fused.has_triton(x.device):
+            return fused.norm(y, self.weight, self.eps, self.offset, x)
         return x + self.plain(y)
+
+    def of_sum(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:  # [tokens, size] each
+        """`x + y`, and that normalised."""
+        if fused.has_triton(x.device):
+            return fused.norm_of_sum(x, y, self.weight, self.eps, self.offset)
+        total = x + y
+        return total, self(total)
 
     def _compiled(self, x: Tensor) -> bool:
         return x.dtype == self.weight.dtype and step.takes(x, x.shape[-1])
 
     def plain(self, x: Tensor) -> Tensor:  # [..., size]
-        """What the compiled kernel computes, in torch."""
+        """What the kernels compute, in torch."""
         if not self.offset:
             return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
         weight = self.weight.float() + self.offset

@@ -18,6 +18,7 @@ from torch import Tensor
 from workers.attention.backend import Attend
 from workers.checkpoints.config import ModelConfig
 from workers.kernels import step
+from workers.kernels.fused import Turn, has_triton
 from workers.layers.embedding import Embedding, Head, VocabularySlice
 from workers.layers.layer_norm import LayerNorm
 from workers.layers.linear import ColumnParallel, Linear, RowParallel
@@ -217,8 +218,16 @@ class Block:
         if self.grows:
             attend = _growing(attend, places.growth)
         y = self.attention(_normed(x, self.before_attention), turned, partial(attend, self.number))
-        x = self._add(x, y, self.after_attention)
-        return self._add(x, self.mlp(_normed(x, self.before_mlp)), self.after_mlp)
+        if (
+            self.after_attention is None
+            and isinstance(self.before_mlp, RMSNorm)
+            and self.residual_scale == 1.0
+        ):
+            x, normed = self.before_mlp.of_sum(x, y)
+        else:
+            x = self._add(x, y, self.after_attention)
+            normed = _normed(x, self.before_mlp)
+        return self._add(x, self.mlp(normed), self.after_mlp)
 
     def _add(self, x: Tensor, y: Tensor, norm: Norm | None) -> Tensor:
         if isinstance(norm, RMSNorm) and self.residual_scale == 1.0:
@@ -240,7 +249,20 @@ def _normed(x: Tensor, norm: Norm | None) -> Tensor:
 
 def _growing(attend: Attend, growth: Tensor) -> Attend:
     """The same with queries that are multiplied before."""
-    return lambda layer, q, *others: attend(layer, (q * growth).to(q.dtype), *others)
+
+    def attend_growing(
+        layer: int,
+        q: Tensor,
+        keys: Tensor,
+        values: Tensor | None,
+        sinks: Tensor | None = None,
+        turn: Turn | None = None,
+    ) -> Tensor:
+        if turn is None:
+            return attend(layer, (q * growth).to(q.dtype), keys, values, sinks)
+        return attend(layer, q, keys, values, sinks, turn._replace(growth=growth))
+
+    return attend_growing
 
 
 class Attention:
@@ -273,7 +295,7 @@ class Attention:
         hidden, bias = config.hidden_size, config.output_bias
         self.qkv = ColumnParallel(projections, hidden, config.qkv_bias, empty)
         self.output = RowParallel(f"{name}.o_proj", hidden, heads * head_dim, bias, group, empty)
-        self.exact = False
+        self.exact, self.keeps = False, not config.bidirectional
         self.gate: Linear | None = None
         if config.attention_gate:
             self.gate = ColumnParallel(halves[1::2], hidden, config.qkv_bias, empty)
@@ -299,13 +321,17 @@ class Attention:
         self,
         x: Tensor,  # [tokens, hidden]
         angles: Angles | None,
-        attend: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor],
+        attend: Callable[..., Tensor],  # see `Attend`
     ) -> Tensor:  # [tokens, hidden]
         heads, kv_heads = self.num_heads, self.num_kv_heads
         qkv = self.qkv(x).view(len(x), heads + 2 * kv_heads, self.head_dim)
         qk, values = qkv.split((heads + kv_heads, kv_heads), dim=1)
-        if self._compiled(qkv, angles):
-            norm = self.qk_norm
+        norm, turn = self.qk_norm, []
+        if self._fuses(qkv):
+            of_norm = (None, 0.0, self.eps or 0.0) if norm is None else (norm.weights, norm.offset, norm.eps)
+            then_normed = self.eps is not None and angles is not None
+            turn = [Turn(*of_norm, angles, self.interleaved, then_normed)]
+        elif self._compiled(qkv, angles):
             of_norm = (None, 0.0, 0.0) if norm is None else (norm.weights, norm.eps, norm.offset)
             step.heads(qkv, (heads, kv_heads), *of_norm, angles)
         else:
@@ -317,10 +343,14 @@ class Attention:
                     qk = qk * over_rms(qk, self.eps)
         q, keys = qk.to(x.dtype).split((heads, kv_heads), dim=1)
         sinks = None if self.sinks is None else self.sinks.weight
-        attended = attend(q, keys, values, sinks).view(len(x), -1)
+        attended = attend(q, keys, values, sinks, *turn).view(len(x), -1)
         if self.gate is not None:
             attended = attended * activated(self.gate(x), "sigmoid", self.exact)
         return self.output(attended)
+
+    def _fuses(self, qkv: Tensor) -> bool:
+        """Whether attention, which writes keys, does what is before that as well."""
+        return self.keeps and not isinstance(self.qk_norm, WholeNorm) and has_triton(qkv.device)
 
     def _compiled(self, qkv: Tensor, angles: Angles | None) -> bool:
         if self.interleaved or self.eps is not None or isinstance(self.qk_norm, WholeNorm):

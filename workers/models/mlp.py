@@ -12,7 +12,7 @@ from torch import Tensor
 
 from workers.checkpoints.config import Activation, ModelConfig
 from workers.checkpoints.experts import Clamp
-from workers.kernels import step
+from workers.kernels import fused, step
 from workers.layers.linear import ColumnParallel, Linear, RowParallel, RowPart
 from workers.layers.steady import elementwise
 from workers.parallel import RankGroup
@@ -69,6 +69,8 @@ def gated(gate_up: Tensor, name: Activation, exact: bool) -> Tensor:  # [tokens,
     """The first half, activated, times the second; as of `activated`."""
     if name in step.ACTIVATIONS and step.takes(gate_up, gate_up.shape[-1] // 2):
         return step.gated(gate_up, name)
+    if name in fused.ACTIVATIONS and fused.has_triton(gate_up.device):
+        return fused.gated(gate_up, name)
     gate, up = gate_up.chunk(2, dim=-1)
     return _each(lambda g, u: ACTIVATIONS[name](g) * u, exact, gate, up)
 

@@ -1,0 +1,138 @@
+"""Run in a process of its own, with TRITON_INTERPRET=1: what Triton computes between products, and models.
+
+bfloat16 is left to devices: the interpreter does not round to the nearest.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tests.workers.checkpoints import greedy, write
+from tests.workers.engines import Session, make_runner, prompt_of, request
+from tests.workers.interpreter import patch_once, take_arrays_for_numbers
+from workers.checkpoints.rope import Rope
+from workers.kernels import fused
+from workers.kernels.attention_triton import Sequences
+from workers.kernels.fused import Turn
+from workers.layers.norm import over_rms
+from workers.layers.rotary import Rotary, rotate_part
+
+CLOSE = {torch.float32: 1e-5, torch.float16: 2e-3}
+MODELS = ("gemma3", "gpt_oss", "llama4")
+
+
+def assert_close(ours: Tensor, theirs: Tensor) -> None:
+    close = CLOSE[ours.dtype]
+    torch.testing.assert_close(ours, theirs.to(ours.dtype), rtol=close, atol=close)
+
+
+def norms(dtype: torch.dtype) -> None:
+    for size, offset in ((1, 0.0), (48, 1.0), (130, 0.0)):
+        # rows that lie in wider ones
+        x, y = (torch.randn(3, size + 7).to(dtype)[:, 3 : size + 3] for _ in range(2))
+        weight = torch.randn(size).to(dtype)
+
+        def plain(x: Tensor, weight: Tensor = weight, offset: float = offset) -> Tensor:
+            return x.float() * over_rms(x.float(), 1e-5) * (weight.float() + offset)
+
+        assert_close(fused.norm(x, weight, 1e-5, offset), plain(x))
+        assert_close(fused.norm(y, weight, 1e-5, offset, x), plain(y) + x.float())
+        total, normed = fused.norm_of_sum(x, y, weight, 1e-5, offset)
+        assert_close(total, x + y)
+        assert_close(normed, plain(x + y))
+    deep = torch.randn(2, 3, 16).to(dtype)
+    assert_close(fused.norm(deep, torch.ones(16).to(dtype), 1e-5, 0.0), deep * over_rms(deep.float(), 1e-5))
+
+
+def activations(dtype: torch.dtype) -> None:
+    functions = {"silu": F.silu, "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"), "gelu": F.gelu}
+    for name in fused.ACTIVATIONS:
+        for inner in (3, 1030):
+            x = (5 * torch.randn(2, 2 * inner)).to(dtype)
+            x[0, 0], x[0, 1] = -300.0, 300.0
+            gate, up = x.float().chunk(2, dim=1)
+            assert_close(fused.gated(x, name), functions[name](gate) * up)
+
+
+def heads(dtype: torch.dtype) -> None:
+    """Two sequences, of which one goes on in the midst of a page; what the cache had is not finite."""
+    from workers.kernels.heads_triton import turn_and_write
+
+    num_heads, kv_heads = 5, 2
+    cases = (
+        (16, 16, {"weights": True}),
+        (24, 16, {"weights": True, "offset": 1.0, "interleaved": True}),
+        (12, 12, {"then_normed": True, "growth": True}),
+        (16, 0, {}),
+    )
+    for head_dim, angles, wanted in cases:
+        starts, contexts = torch.tensor([0, 3, 4]), torch.tensor([34, 1])
+        positions = torch.tensor([31, 32, 33, 0])
+        owners, pages = torch.tensor([0, 0, 0, 1]), torch.tensor([4, 2, 0])
+        tables = torch.tensor([0, 2])
+        sequences = Sequences(torch.tensor([0, 1]), starts, contexts, tables, pages)
+        qkv = torch.randn(4, num_heads + 2 * kv_heads, head_dim).to(dtype)
+        q, keys, values = qkv.split((num_heads, kv_heads, kv_heads), dim=1)
+        weights = tuple(torch.randn(head_dim).to(dtype) for _ in range(2)) if "weights" in wanted else None
+        interleaved = "interleaved" in wanted
+        growth = torch.rand(4, 1, 1) if "growth" in wanted else None
+        cos_sin = None
+        if angles:
+            cos_sin = Rotary(Rope(rope_theta=100.0), angles, qkv.device, interleaved)(positions)
+        then_normed = "then_normed" in wanted
+        turn = Turn(weights, wanted.get("offset", 0.0), 1e-5, cos_sin, interleaved, then_normed, growth)
+        kv = torch.full((2, 5, kv_heads, 32, head_dim), torch.nan).to(dtype)
+        turned = turn_and_write(kv, q, keys, values, turn, owners, sequences)
+
+        def plain(x: Tensor, weight: Tensor | None, turn: Turn = turn) -> Tensor:
+            x = x.float()
+            if weight is not None:
+                x = x * over_rms(x, turn.eps) * (weight.float() + turn.offset)
+            if turn.angles is not None:
+                x = rotate_part(x, *turn.angles, turn.interleaved)
+            return x * over_rms(x, turn.eps) if turn.then_normed else x
+
+        of_q, of_k = weights or (None, None)
+        assert_close(turned, plain(q, of_q) * (1.0 if growth is None else growth))
+        pages, places = torch.tensor([4, 2, 2, 0]), positions % 32
+        assert_close(kv[0, pages, :, places], plain(keys, of_k))
+        assert torch.equal(kv[1, pages, :, places], values)
+        assert kv.isfinite().sum() == 2 * 4 * kv_heads * head_dim  # and nothing else was written
+
+
+def models() -> None:
+    """Prompts in chunks, batched with each other, and tokens after them: what transformers says each time."""
+    for name in MODELS:
+        with tempfile.TemporaryDirectory() as folder:
+            oracle = write(name, Path(folder))
+            limits = {"max_sequences": 2, "max_step_tokens": 12, "kv_pages": 20, "context_length": 96}
+            runner = make_runner(folder, **limits)
+            runner.load(lambda fraction, message: None)
+            asked = [request(number, [*range(5, 5 + size)], 2) for number, size in enumerate((34, 1))]
+            session = Session(runner, **limits)
+            for submit, answer in zip(asked, session.answer(asked), strict=True):
+                expected = greedy(oracle, prompt_of(submit), answer.token_ids)
+                assert answer.token_ids == expected, (name, answer, expected)
+            runner.close()
+
+
+def main() -> None:
+    torch.manual_seed(0)
+    for dtype in CLOSE:
+        norms(dtype)
+        activations(dtype)
+        heads(dtype)
+    models()
+
+
+if __name__ == "__main__":
+    take_arrays_for_numbers()
+    patch_once()
+    assert fused.INTERPRETED, "TRITON_INTERPRET=1 is to be set"
+    sys.exit(main())

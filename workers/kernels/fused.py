@@ -1,0 +1,60 @@
+"""What a step computes between its products, on a GPU: each thing in one launch, by Triton.
+
+Each has a plain reference where it is called, which is taken where `has_triton` says no. Triton comes with
+torch where there is CUDA, and is imported when it is used. All is float32 until a result is kept.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # kernels run on a CPU as well, as tests want it
+ACTIVATIONS = ("silu", "gelu_tanh", "gelu")  # in the order of the numbers that the kernel knows them by
+
+
+class Turn(NamedTuple):
+    """What is still to be done to query and key heads, in this order, when attention gets them."""
+
+    weights: tuple[Tensor, Tensor] | None = None  # [head_dim] each: heads are normalised, each by itself
+    offset: float = 0.0  # of these weights
+    eps: float = 0.0
+    angles: tuple[Tensor, Tensor] | None = None  # cosines and sines, [tokens, 1, turned] float32
+    interleaved: bool = False  # as of `workers.layers.rotary.Rotary`
+    then_normed: bool = False  # without weights
+    growth: Tensor | None = None  # of queries, [tokens, 1, 1] float32
+
+
+def has_triton(device: torch.device) -> bool:
+    """Whether Triton's kernels compute there."""
+    return device.type == "cuda" or INTERPRETED
+
+
+def norm(
+    x: Tensor,  # [..., size]
+    weight: Tensor,  # [size]
+    eps: float,
+    offset: float,
+    residual: Tensor | None = None,  # as x
+) -> Tensor:
+    """`residual + x / rms(x) * (weight + offset)`, normalised over the last dimension."""
+    from workers.kernels import norm_triton
+
+    return norm_triton.norm(x, weight, eps, offset, residual)
+
+
+def norm_of_sum(x: Tensor, y: Tensor, weight: Tensor, eps: float, offset: float) -> tuple[Tensor, Tensor]:
+    """`x + y`, rounded to their type, and that normalised; `[tokens, size]` each."""
+    from workers.kernels import norm_triton
+
+    return norm_triton.norm_of_sum(x, y, weight, eps, offset)
+
+
+def gated(gate_up: Tensor, activation: str) -> Tensor:  # [tokens, 2 * inner] -> [tokens, inner]
+    """The first half, activated, times the second."""
+    from workers.kernels import gated_triton
+
+    return gated_triton.gated(gate_up, ACTIVATIONS.index(activation))
