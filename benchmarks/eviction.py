@@ -6,6 +6,9 @@ Sixteen models share memory for about five; they are of unlike size and load at 
 is quantised while it is read), and neither has to do with how much they are used. Sessions of agents begin at
 random, each with one model, and make some ten requests with pauses between them. Every strategy gets the same
 trace. A wait runs from a request to its beginning.
+
+"foresight" is no strategy but a bound: `cost`, where what is known of a model is not how much it was used but when
+it will be, so that the model goes whose return costs least for each byte and for each second that it may stay away.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import random
 import statistics
 from collections.abc import Iterator
@@ -26,10 +30,11 @@ from rich.table import Table
 from ipc.messages import Eviction
 from tests.neuron.test_room import Place, play
 
-STRATEGIES = ("lru", "priority", "cost")
+STRATEGIES = ("lru", "priority", "cost", "foresight")
 MODELS = 16
 REQUESTS = 10  # of a session, on average
 PAUSE_SECONDS = 15.0  # between two of them, on average
+SOON = 0.1  # seconds: whoever is due sooner is due now
 SECONDS = 4.0  # that a request runs, on average
 
 
@@ -72,22 +77,45 @@ def sessions(count: int, seconds: float, seed: int) -> Iterator[Session]:
         yield Session(chance.uniform(0, seconds), chance.choices(names, weights)[0], requests)
 
 
+class Foresight:
+    """When a model is asked for next: in place of its `RecentUse`."""
+
+    def __init__(self) -> None:
+        self.due: dict[int, float] = {}  # by session: its next request
+
+    def add(self, now: float) -> None:
+        pass
+
+    def at(self, now: float) -> float:
+        left = min(self.due.values(), default=math.inf) - now
+        return 1 / max(left, SOON)
+
+
 def run(strategy: str, models: dict[str, tuple[int, float]], work: list[Session]) -> Outcome:
     """The waits of all requests."""
 
     async def scenario() -> Outcome:
         place = Place({name: size for name, (size, _) in models.items()}, wait_seconds=1e6)
-        place.room.eviction = Eviction(strategy=strategy)
+        place.room.eviction = Eviction(strategy="cost" if strategy == "foresight" else strategy)
+        foresight = {name: Foresight() for name in models}
         for name, (_, seconds) in models.items():
             place.models[name].reload_seconds = seconds
+            if strategy == "foresight":
+                place.models[name].use = foresight[name]
+        loop = asyncio.get_running_loop()
 
-        async def agent(session: Session) -> None:
+        async def agent(number: int, session: Session) -> None:
+            due = foresight[session.model].due
+            due[number] = session.begins
             await asyncio.sleep(session.begins)
             for seconds, pause in session.requests:
+                due[number] = loop.time()
                 await place.models[session.model].serve(seconds)
+                due[number] = loop.time() + pause
                 await asyncio.sleep(pause)
+            del due[number]
 
-        await asyncio.gather(*map(agent, work))
+        await asyncio.gather(*(agent(number, session) for number, session in enumerate(work)))
         await place.room.close()
         waits = [wait for model in place.models.values() for wait in model.waits]
         loads = {name: model.loads for name, model in place.models.items()}
