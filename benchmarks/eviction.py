@@ -7,8 +7,8 @@ is quantised while it is read), and neither has to do with how much they are use
 random, each with one model, and make some ten requests with pauses between them. Every strategy gets the same
 trace. A wait runs from a request to its beginning.
 
-"foresight" is no strategy but a bound: `cost`, where what is known of a model is not how much it was used but when
-it will be, so that the model goes whose return costs least for each byte and for each second that it may stay away.
+"foresight" is no strategy but a bound: `cost`, where what is known of a model is not how much it was used but
+when it will be. The model goes whose return costs least for each byte and each second that it may stay away.
 """
 
 from __future__ import annotations

@@ -225,6 +225,15 @@ class Watch(Request, tag="watch"):
     """Answered by `State` now and at each change, and by `Heartbeat` each second, until it is cancelled."""
 
 
+class Logs(Request, tag="logs"):
+    """Answered by `LogLines`: what this neuron has written to its log, then by `Done`; with `follow` also by
+    what it writes from now on, until it is cancelled."""
+
+    lines: int = 100  # of the past, at most
+    request: str = ""  # only lines about the request whose `trace` that is
+    follow: bool = False
+
+
 class ListModels(Request, tag="models"):
     pass
 
@@ -402,6 +411,7 @@ AnyRequest = (
     | Discover
     | Health
     | Watch
+    | Logs
     | ListModels
     | Load
     | Unload
@@ -820,6 +830,12 @@ class Heartbeat(Reply, tag="heartbeat"):
     """Sent once a second to every client with a watch or an open request. Its `id` is 0 without a watch."""
 
 
+class LogLines(Reply, tag="log_lines"):
+    """Not terminal: lines of a log as they were written, the oldest first."""
+
+    lines: list[str]
+
+
 AnyReply = (
     Started
     | Progress
@@ -842,6 +858,7 @@ AnyReply = (
     | HealthReply
     | ModelList
     | State
+    | LogLines
     | Heartbeat
 )
 

@@ -24,6 +24,7 @@ from neuron.memory.devices import Inventory
 from neuron.models.manager import ModelManager
 from neuron.preparation.preparation import Preparation
 from neuron.processes.backoff import Backoff
+from neuron.recent_log import RecentLog
 from neuron.reload import Reload
 from neuron.service import Service
 from neuron.trace import log_to_stderr
@@ -80,7 +81,7 @@ async def serve(config: NeuronConfig, path: str | Path | None = None, backoff: B
     models = ModelManager(
         config, inventory, lambda now=False: service.changed(now), preparation.read_text, backoff
     )
-    service = Service(config, version(), models, preparation)
+    service = Service(config, version(), models, preparation, RecentLog.of_this_process())
     server = Server(
         config.listen,
         service.handle,

@@ -40,6 +40,8 @@ from ipc.messages import (
     HelloReply,
     ListModels,
     Load,
+    LogLines,
+    Logs,
     ModelList,
     PageHashes,
     Pin,
@@ -64,6 +66,7 @@ from neuron.models.manager import ModelManager
 from neuron.preparation.preparation import Preparation
 from neuron.preparation.prompt import is_quick, validate_prompt
 from neuron.preparation.tokens import count_tokens
+from neuron.recent_log import RecentLog
 from neuron.requests.drains import ALL, Drains
 from neuron.requests.embedding import Embedding
 from neuron.requests.generation import Generation
@@ -88,15 +91,22 @@ class Service:
         version: what `hello` says.
         models: all that this neuron can serve.
         preparation: where requests are prepared that take long.
+        recent_log: what was written lately.
     """
 
     def __init__(
-        self, config: NeuronConfig, version: str, models: ModelManager, preparation: Preparation
+        self,
+        config: NeuronConfig,
+        version: str,
+        models: ModelManager,
+        preparation: Preparation,
+        recent_log: RecentLog,
     ) -> None:
         self._config = config
         self._version = version
         self._models = models
         self._preparation = preparation
+        self._recent_log = recent_log
         self._instance = secrets.token_hex(8)
         self._started = time.monotonic()
         self._keys = itertools.count(1)
@@ -113,6 +123,7 @@ class Service:
             Generate: self._generate,
             Cancel: self._cancel,
             Watch: self._watch,
+            Logs: self._logs,
             Hello: self._hello,
             Resume: partial(self._later, self._resume),
             Embed: self._embed,
@@ -146,6 +157,9 @@ class Service:
             if owner is peer:
                 task.cancel()
         self._watches = {watch: had for watch, had in self._watches.items() if watch[0] is not peer}
+        for follower in self._recent_log.followers:
+            if follower[0] is peer:
+                self._recent_log.leave(follower)
 
     # --- work for workers ---------------------------------------------------------------------------------
 
@@ -226,6 +240,8 @@ class Service:
 
     def _cancel(self, peer: Peer, request: Cancel) -> None:
         self._watches.pop((peer, request.id), None)
+        if self._recent_log.leave((peer, request.id)):
+            peer.send(Cancelled(id=request.id))
         opened = self._open.get(peer, request.id)
         if opened is not None:
             opened.cancel()
@@ -359,6 +375,17 @@ class Service:
         self.changed(True)
         return Done(id=request.id)
 
+    def _logs(self, peer: Peer, request: Logs) -> None:
+        def tell(lines: list[str]) -> None:
+            peer.send(LogLines(id=request.id, lines=lines))
+
+        if lines := self._recent_log.last(request.lines, request.request):
+            tell(lines)
+        if request.follow:
+            self._recent_log.follow((peer, request.id), request.request, tell)
+        else:
+            peer.send(Done(id=request.id))
+
     # --- watch ------------------------------------------------------------------------------------------
 
     def _watch(self, peer: Peer, request: Watch) -> None:
@@ -461,6 +488,9 @@ class Service:
         for peer, request_id in self._watches:
             peer.send(Failed.of(request_id, error))
         self._watches.clear()
+        for peer, request_id in self._recent_log.followers:
+            peer.send(Failed.of(request_id, error))
+            self._recent_log.leave((peer, request_id))
         if self._pushing is not None:
             self._pushing.cancel()
 

@@ -27,7 +27,7 @@ LOCAL = "http://127.0.0.1:31313"
 
 def add_to(app: typer.Typer) -> None:
     """Make these commands of `app`."""
-    for command in (load, unload, pin, unpin, evict, drain, resume):
+    for command in (load, unload, pin, unpin, evict, drain, resume, logs):
         app.command()(command)
 
 
@@ -151,6 +151,36 @@ def resume(
         as_json,
         "taking work",
     )
+
+
+def logs(
+    neuron: Annotated[str | None, typer.Argument(help="Its name in `cortex status`. Default: all.")] = None,
+    request: Annotated[
+        str | None, typer.Option("--request", help="Only about that one: the x-request-id of its answer.")
+    ] = None,
+    lines: Annotated[int, typer.Option("--lines", min=0, help="Of the past, of each neuron.")] = 100,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on, until Ctrl-C.")] = False,
+    endpoint: EndpointOption = LOCAL,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what neurons have written to their logs, and follow it."""
+    wanted = {"neuron": neuron, "request": request, "lines": lines, "follow": follow}
+    failed = False
+    try:
+        for line in remote.follow(endpoint, "/admin/logs", wanted):
+            if as_json:
+                typer.echo(json.dumps(line))
+            elif "line" in line:
+                typer.echo(f"{line['neuron']}: {line['line']}")
+            if (error := line.get("error")) is not None:
+                failed = True
+                typer.echo(f"cortex logs: {line['neuron']}: {error['message']}", err=True)
+    except remote.Unreachable as error:
+        _fail("logs", error)
+    except KeyboardInterrupt:
+        pass
+    if failed:
+        raise typer.Exit(1)
 
 
 def _body(model: str, neuron: str | None) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from neuron.preparation.process import ProcessDied, TextProcess
 log = logging.getLogger("neuron.preparation.pool")
 
 OURS = "\0"  # the neuron's own account: a load waits behind nobody's requests
+TRIES = 2  # of a job whose process was killed: by the kernel for memory, perhaps another's, or by a person
 JOB_SECONDS = 120.0  # for one job: a template stops by itself long before
 IDLE_SECONDS = 600.0  # that a process waits for the next job, before its memory is given back
 IDLE_MEMORY = 1 << 30  # bytes that those which wait for a job hold together; the longest idle make way
@@ -89,10 +90,11 @@ class Pool:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for process, timer in self._idle:
+        idle, self._idle = self._idle, []
+        for process, timer in idle:
             timer.cancel()
+            process.on_gone = None
             await process.end()
-        self._idle.clear()
 
     # --- processes ----------------------------------------------------------------------------------------
 
@@ -108,17 +110,28 @@ class Pool:
             task.exception()  # whoever waited for it has it; nobody has to
 
     async def _work(self, account: str, job: Job, body: bytes | memoryview) -> bytes:
-        process = None
+        process, tries = None, TRIES
         try:
-            process = self._take()
-            self._busy.add(process)
             async with asyncio.timeout(self._seconds):
-                outcome, result = await process.ask(job, body)
+                while True:
+                    process = self._take()
+                    self._busy.add(process)
+                    try:
+                        outcome, result = await process.ask(job, body)
+                        break
+                    except ProcessDied as error:
+                        log.error(
+                            "a text process died pid=%d verb=%s reason=%s", process.pid, job.verb, error
+                        )
+                        tries -= 1
+                        if not (error.killed and tries):
+                            raise
+                        self._busy.discard(process)
+                        await process.end()
         except TimeoutError as error:
             message = f"the request takes more than {self._seconds:g} seconds to prepare; send less in one"
             raise CortexError(Code.NOT_SUPPORTED, message) from error
         except ProcessDied as error:
-            log.error("a text process died pid=%d verb=%s reason=%s", process.pid, job.verb, error)
             message = f"the process that prepared the request {error}; other requests go on"
             raise CortexError(Code.INTERNAL, message) from error
         except OSError as error:
@@ -143,21 +156,28 @@ class Pool:
         while self._idle:
             process, timer = self._idle.pop()
             timer.cancel()
+            process.on_gone = None
             if process.is_there:
                 return process
-            log.warning("a text process died while it had nothing to do pid=%d", process.pid)
-            self._keep(process.end())
+            self._died_idle(process)
         return self._start()
+
+    def _died_idle(self, process: TextProcess) -> None:
+        log.warning("a text process died while it had nothing to do pid=%d", process.pid)
+        self._dismiss(process)
 
     def _give_back(self, process: TextProcess) -> None:
         timer = asyncio.get_running_loop().call_later(IDLE_SECONDS, self._dismiss, process)
         self._idle.append((process, timer))
+        process.on_gone = self._died_idle
         while len(self._idle) > 1 and sum(each.memory for each, _ in self._idle) > self._idle_memory:
-            longest, timer = self._idle[0]
-            timer.cancel()
-            self._dismiss(longest)
+            self._dismiss(self._idle[0][0])
 
     def _dismiss(self, process: TextProcess) -> None:
+        process.on_gone = None
+        for idle, timer in self._idle:
+            if idle is process:
+                timer.cancel()
         self._idle = [each for each in self._idle if each[0] is not process]
         self._keep(process.end())
 

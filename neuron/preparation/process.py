@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,7 +23,15 @@ FAREWELL_SECONDS = 1.0  # for a process that has hung up to say why in the log
 
 
 class ProcessDied(Exception):
-    """It ended before it answered; says how."""
+    """It ended before it answered; says how.
+
+    Attributes:
+        killed: by a signal, from outside: what it may not have it does without.
+    """
+
+    def __init__(self, words: str, killed: bool) -> None:
+        super().__init__(words)
+        self.killed = killed
 
 
 class TextProcess:
@@ -33,11 +42,15 @@ class TextProcess:
         memory: bytes that it may have.
         log_level: of what it writes to the neuron's own log.
 
+    Attributes:
+        on_gone: told when it has ended.
+
     Raises:
         OSError: it cannot be had.
     """
 
     def __init__(self, memory: int, log_level: str) -> None:
+        self.on_gone: Callable[[TextProcess], None] | None = None
         self._socket, theirs = socket.socketpair()
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
         fd = theirs.fileno()
@@ -92,6 +105,8 @@ class TextProcess:
         os.close(self._pidfd)
         self._process.wait()
         self._gone.set()
+        if self.on_gone is not None:
+            self.on_gone(self)
 
     async def ask(self, job: Job, body: bytes | memoryview) -> tuple[Outcome, bytes]:
         """What becomes of `job`, and its result.
@@ -110,14 +125,16 @@ class TextProcess:
             sizes = LENGTHS.unpack(await reader.readexactly(LENGTHS.size))
             outcome, result = [await reader.readexactly(size) for size in sizes]
         except (OSError, EOFError) as error:
-            raise ProcessDied(await self._last_words()) from error
+            raise await self._death() from error
         return msgspec.msgpack.decode(outcome, type=Outcome), result
 
-    async def _last_words(self) -> str:
+    async def _death(self) -> ProcessDied:
         with suppress(TimeoutError):
             await asyncio.wait_for(self._gone.wait(), FAREWELL_SECONDS)
         code = await self.end()
-        return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        if code < 0:
+            return ProcessDied(f"was killed by {signal.Signals(-code).name}", killed=True)
+        return ProcessDied(f"ended with exit code {code}", killed=False)
 
     async def end(self) -> int:
         """End it, if it has not ended, and give its exit code. Gigabytes of memory take a while to go."""

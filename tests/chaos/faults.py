@@ -7,7 +7,6 @@ import random
 import resource
 import signal
 import sqlite3
-import time
 from collections.abc import Awaitable, Callable
 from contextlib import closing, suppress
 
@@ -18,9 +17,6 @@ from ipc.messages import Load
 from tests.chaos.fleet import ANSWER_SECONDS, Fleet, Service
 
 Fault = Callable[[Fleet, random.Random], Awaitable[str]]
-GROWN_SECONDS = (
-    5.0  # old enough to have all its code: without that Python itself says why it ends, and not well
-)
 LOCK_SECONDS = 0.2  # for somebody else to let go of a file
 
 
@@ -71,14 +67,15 @@ async def cut_and_heal_a_connection(fleet: Fleet, chance: random.Random) -> str:
 
 async def fill_memory(fleet: Fleet, chance: random.Random) -> str:
     """Either a device's, by a load for which others have to leave, or a rank's own, which gets no more."""
-    ranks = [each for each in fleet.ranks() if time.time() - each.create_time() > GROWN_SECONDS]
-    if ranks and chance.random() < 0.5:
-        process = chance.choice(ranks)
+    number = chance.randrange(len(fleet.neurons))
+    health = await fleet.health(number) if chance.random() < 0.5 else None
+    pids = [rank.pid for ranks in health.ranks.values() for rank in ranks if rank.step] if health else []
+    if pids:  # of ranks that have all their code: without that, Python itself says why it ends, and not well
         with suppress(psutil.Error):
+            process = psutil.Process(chance.choice(pids))
             size = process.memory_info().vms
             process.rlimit(resource.RLIMIT_AS, (size, size))
             return _name(process)
-    number = chance.randrange(len(fleet.neurons))
     with suppress(CortexError):
         await fleet.clients[number].ask(Load(id=0, model="large"), ANSWER_SECONDS)
     return f"neuron{number}"

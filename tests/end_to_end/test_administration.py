@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from typer.testing import CliRunner
 
 from gateway.commands.cli import app
-from tests.end_to_end.harness import SCRIPTS, Services, wait_until
+from tests.end_to_end.harness import PATIENCE, SCRIPTS, Program, Services, wait_until
 from tests.neuron.harness import simulated
 
 MODELS = [
@@ -117,6 +119,33 @@ def test_a_drained_neuron_takes_nothing_until_it_is_resumed(services: Services) 
     cortex(services, "resume", "beast")
     wait_until(lambda: not services.fleet().neurons[0].draining, "the gateway knows")
     assert services.chat(model="slow").status_code == 200
+
+
+def test_the_log_of_a_neuron_is_read_through_the_gateway(services: Services) -> None:
+    headers = {"x-request-id": "looked-for.1"}
+    body = {"model": "one", "messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 2}
+    answer = httpx.post(f"{services.base}/v1/chat/completions", json=body, headers=headers, timeout=PATIENCE)
+    assert answer.status_code == 200, answer.text
+    said = cortex(services, "logs", "--request", "looked-for.1")
+    assert re.fullmatch(r"beast: .* request finished id=\d+ trace=looked-for\.1 .*\n", said)
+    assert cortex(services, "logs", "--request", "looked-for", "--json") == [{"done": True}]
+    assert len(cortex(services, "logs", "beast", "--lines", "3").splitlines()) == 3
+    assert "'nobody' is none of this gateway's" in cortex(services, "logs", "nobody", code=1)
+
+
+def test_the_log_of_a_neuron_is_followed_until_ctrl_c(services: Services, tmp_path: Path) -> None:
+    command = ["logs", "--lines", "0", "--follow", "--request", "followed", "--endpoint", services.base]
+    with Program("cortex", *command, folder=tmp_path) as program:
+
+        def told() -> bool:
+            body = {"model": "one", "messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 1}
+            headers = {"x-request-id": "followed"}
+            httpx.post(f"{services.base}/v1/chat/completions", json=body, headers=headers, timeout=PATIENCE)
+            return bool(program.said(r"^beast: .* trace=followed "))
+
+        wait_until(told, "its lines")
+        assert program.end(signal.SIGINT) == 0
+    assert all("trace=followed" in line for line in program.lines)
 
 
 def test_models_are_listed(services: Services) -> None:

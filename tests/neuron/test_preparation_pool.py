@@ -22,6 +22,7 @@ class Process:
     def __init__(self):
         self.is_there, self.ended = True, False
         self.memory = 100
+        self.on_gone = None
 
     async def ask(self, job, work):
         outcome = await work() if asyncio.iscoroutinefunction(work) else work()
@@ -195,13 +196,43 @@ def test_a_process_serves_one_request_after_the_other_and_is_replaced_when_it_is
 
 
 def died():
-    raise ProcessDied("was killed by SIGKILL")
+    raise ProcessDied("was killed by SIGKILL", killed=True)
+
+
+def left():
+    raise ProcessDied("ended with exit code 1", killed=False)
+
+
+def test_a_job_whose_process_is_killed_is_done_by_another():
+    async def scenario():
+        started = Started()
+        pool = Pool(started, 2)
+        assert await pool.run("a", JOB, lambda: died() if len(started) == 1 else b"served") == b"served"
+        assert [process.ended for process in started] == [True, False]
+        await pool.close()
+
+    run(scenario())
+
+
+def test_a_process_that_dies_while_it_has_nothing_to_do_is_forgotten_at_once():
+    async def scenario():
+        started = Started()
+        pool = Pool(started, 2)
+        await pool.run("a", JOB, lambda: b"")
+        started[0].on_gone(started[0])
+        await asyncio.sleep(0)
+        assert started[0].ended
+        assert pool.memory == 0
+        await pool.close()
+
+    run(scenario())
 
 
 @pytest.mark.parametrize(
     ("work", "code", "words"),
     [
         (died, Code.INTERNAL, "was killed by SIGKILL"),
+        (left, Code.INTERNAL, "ended with exit code 1"),
         (asyncio.Event().wait, Code.NOT_SUPPORTED, "more than 0.05 seconds"),
         (lambda: (Outcome(Failed(id=0, code="bad_request", message="no")), b""), Code.BAD_REQUEST, "no"),
     ],

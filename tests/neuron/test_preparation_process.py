@@ -325,7 +325,7 @@ def test_a_checkpoint_whose_template_never_ends_is_refused_and_others_are_served
             assert isinstance(client.ask(chat("sim"), PATIENCE), Finished)
 
 
-def test_a_text_process_that_is_killed_costs_one_request(tmp_path, folder):
+def test_a_request_whose_text_processes_are_killed_fails_alone(tmp_path, folder):
     with (
         ThreadPoolExecutor(1) as threads,
         Neuron(tmp_path, [{"id": "hostile", "path": str(folder)}]) as neuron,
@@ -337,6 +337,8 @@ def test_a_text_process_that_is_killed_costs_one_request(tmp_path, folder):
         )
         os.kill(tries, signal.SIGKILL)  # it has nothing to do: nobody is told
         os.kill(counts, signal.SIGKILL)
+        [again] = wait_until(lambda: set(neuron.children()) - {tries, counts}, "another try")
+        os.kill(again, signal.SIGKILL)
         assert asked.result() == Code.INTERNAL
         assert "killed by SIGKILL" in neuron.log
         with neuron.client() as client:

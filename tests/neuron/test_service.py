@@ -1,6 +1,7 @@
 """Every verb, asked of a real neuron over ZeroMQ."""
 
 import asyncio
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -41,6 +42,7 @@ from ipc.messages import (
 )
 from neuron.config import NeuronConfig
 from neuron.preparation.preparation import Preparation
+from neuron.recent_log import RecentLog
 from neuron.service import Service
 from tests.neuron.harness import PATIENCE, Neuron, chat, simulated, wait_until
 
@@ -147,7 +149,7 @@ def test_an_id_may_be_used_again_as_soon_as_its_request_is_cancelled():
     models = SimpleNamespace(known=lambda model: None, open=lambda model: asyncio.Event().wait())
 
     async def scenario():
-        service = Service(NeuronConfig(), "0", models, Preparation("INFO"))
+        service = Service(NeuronConfig(), "0", models, Preparation("INFO"), RecentLog(sys.stderr))
         asked = Generate(id=5, model="sim", prompt="Hello")
         service.handle(peer, asked)
         await asyncio.sleep(0)  # its preparation has begun

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
@@ -10,6 +11,7 @@ from ipc.messages import ModelState, State, Watch
 from neuron import service
 from neuron.config import NeuronConfig
 from neuron.preparation.preparation import Preparation
+from neuron.recent_log import RecentLog
 from neuron.service import Service
 
 
@@ -53,7 +55,7 @@ def test_a_watch_is_told_all_once_then_what_changed_a_status_at_once_and_nothing
 
     async def main():
         models = Models({"a": "ready", "b": "unloaded"})
-        watched = Service(NeuronConfig(), "1", models, Preparation("INFO"))
+        watched = Service(NeuronConfig(), "1", models, Preparation("INFO"), RecentLog(sys.stderr))
         first, second = Peer(), Peer()
         watched.handle(first, Watch(id=1))
         assert first.told() == [(True, {"a": "ready", "b": "unloaded"}, [])]
@@ -80,7 +82,7 @@ def test_a_watch_is_told_all_once_then_what_changed_a_status_at_once_and_nothing
 def test_a_watch_that_came_before_the_search_was_over_is_told_all_when_it_is():
     async def main():
         models = Models({"a": "unloaded"}, searched=False)
-        watched = Service(NeuronConfig(), "1", models, Preparation("INFO"))
+        watched = Service(NeuronConfig(), "1", models, Preparation("INFO"), RecentLog(sys.stderr))
         peer = Peer()
         watched.handle(peer, Watch(id=1))
         assert peer.told() == []

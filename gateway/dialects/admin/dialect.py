@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from gateway.dialects import Parse, ParseOne, Services
-from gateway.dialects.admin import figures, resources
+from gateway.dialects.admin import figures, logs, resources
 from gateway.dialects.openai.envelope import refuse
 
 
@@ -22,6 +22,7 @@ class Admin:
             "/admin/models/quote": resources.QuoteResource(services),
             "/admin/neurons/drain": resources.DrainResource(services),
             "/admin/neurons/resume": resources.ResumeResource(services),
+            "/admin/logs": logs.LogsResource(services),
             "/admin/keys": figures.KeysResource(services),
             "/admin/usage": figures.UsageResource(services),
             "/admin/history": figures.HistoryResource(services),

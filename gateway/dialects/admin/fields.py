@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from msgspec import Struct
+from typing import Annotated
+
+from msgspec import Meta, Struct
 
 from gateway.dialects.fields import ShortName
 
@@ -24,6 +26,15 @@ class UnloadFields(ModelFields, forbid_unknown_fields=True, kw_only=True):
 
 class PinFields(ModelFields, forbid_unknown_fields=True, kw_only=True):
     pinned: bool = True
+
+
+class LogsFields(Struct, forbid_unknown_fields=True, kw_only=True):
+    """Which lines are meant."""
+
+    neuron: ShortName | None = None  # None: of all neurons
+    request: ShortName | None = None  # only about the request of that id
+    lines: Annotated[int, Meta(ge=0, le=5000)] = 100  # of the past, of each neuron
+    follow: bool = False  # and what is written from now on
 
 
 class NeuronFields(Struct, forbid_unknown_fields=True, kw_only=True):

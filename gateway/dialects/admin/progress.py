@@ -16,14 +16,19 @@ from ipc.messages import Cancelled, Done, Failed, Progress
 
 def send(resp: falcon.asgi.Response, call: Call, neuron: str) -> None:
     """Answer with the progress of `call`, which goes on at that neuron though its client leaves."""
+    send_lines(resp, _lines(call, neuron))
+
+
+def send_lines(resp: falcon.asgi.Response, lines: AsyncIterator[bytes]) -> None:
+    """Answer with these lines as they come."""
     resp.content_type = "application/x-ndjson"
     resp.set_header("Cache-Control", "no-cache")
     resp.set_header("X-Accel-Buffering", "no")  # nginx would hold lines back
-    resp.stream = _lines(call, neuron)
+    resp.stream = lines
 
 
 async def _lines(call: Call, neuron: str) -> AsyncIterator[bytes]:
-    yield _line({"neuron": neuron})
+    yield line({"neuron": neuron})
     while True:
         replies = await call.take(KEEP_ALIVE_SECONDS)
         if not replies:
@@ -32,7 +37,7 @@ async def _lines(call: Call, neuron: str) -> AsyncIterator[bytes]:
             yield b"\n"  # we live
         for reply in replies:
             if isinstance(reply, Progress):
-                yield _line(
+                yield line(
                     {
                         "stage": reply.stage,
                         "message": reply.message,
@@ -42,16 +47,18 @@ async def _lines(call: Call, neuron: str) -> AsyncIterator[bytes]:
                     }
                 )
             elif isinstance(reply, Done):
-                yield _line({"done": True})
+                yield line({"done": True})
             elif isinstance(reply, Failed):
-                yield _line({"error": _error(reply.error())})
+                yield line({"error": error(reply.error())})
             elif isinstance(reply, Cancelled):
-                yield _line({"error": {"code": "cancelled", "message": "the neuron gave it up"}})
+                yield line({"error": {"code": "cancelled", "message": "the neuron gave it up"}})
 
 
-def _line(value: dict[str, Any]) -> bytes:
+def line(value: dict[str, Any]) -> bytes:
+    """One line of such an answer."""
     return msgspec.json.encode(value) + b"\n"
 
 
-def _error(error: CortexError) -> dict[str, Any]:
-    return {"code": error.code, "message": error.message, "details": error.details}
+def error(failure: CortexError) -> dict[str, Any]:
+    """A failure, as a member of one."""
+    return {"code": failure.code, "message": failure.message, "details": failure.details}
