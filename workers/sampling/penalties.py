@@ -104,15 +104,16 @@ class Penalties:
             logits -= counts.mul_(frequency)
         return logits
 
-    def record(self, slots: list[int], tokens: list[int]) -> None:
-        """Each of these sequences goes on with a token; -1 is none."""
-        new = [
-            (self._places[s], t) for s, t in zip(slots, tokens, strict=True) if s in self._places and t >= 0
-        ]
-        if new:
-            places, written = (self._index(list(column)) for column in zip(*new, strict=True))
-            self._counts[places, written] += 1  # no sequence stands in a step twice
-            self._seen[places, written] = True
+    def record(self, slots: list[int], tokens: Tensor) -> None:  # [slots] int64
+        """Each of these sequences goes on with a token, where it is one: below 0 is none."""
+        rows = [row for row, slot in enumerate(slots) if slot in self._places]
+        if not rows:
+            return
+        places = self._index([self._places[slots[row]] for row in rows])
+        written = tokens if len(rows) == len(slots) else tokens[self._index(rows)]
+        there, written = written >= 0, written.clamp(min=0)
+        self._counts[places, written] += there  # no sequence stands in a step twice
+        self._seen[places, written] |= there
 
     def _grow(self) -> None:
         """Make room for as many again."""

@@ -7,24 +7,27 @@ A token depends on its own logits, its settings, its seed and its place in the s
 not on the other sequences of the batch. So a preempted sequence goes on as if nothing had happened. Of equal
 logits, of which bfloat16 makes many, the lower token id comes first.
 
-The host waits for the device once, for the tokens and what is told with them. On a CPU, where a look at a
-number costs nothing, less is computed: no more logits are sorted than turn out to be needed.
+The host waits for the device once, for the tokens and what is told with them, and need not do so at once:
+`launch` has them chosen, and counted for penalties, so that the next can be chosen before these are known. On
+a CPU, where a look at a number costs nothing, less is computed: no more logits are sorted than turn out to be
+needed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
-from math import inf
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ipc.worker_messages import Logprobs, SamplingParams
-from workers.sampling.inputs import sent
-from workers.sampling.logprobs import chunked, largest, measured, named, nth_equal
+from workers.sampling.draws import BROKEN, draw_filtered, draw_plain, highest, there
+from workers.sampling.inputs import Wishes, fetched, sent
+from workers.sampling.logprobs import measured, named
 from workers.sampling.penalties import NGrams, Penalties
 
 CANDIDATES = 1024  # sorted for top-p and min-p if 64 do not hold enough; then 32 times as many, then all
@@ -45,12 +48,22 @@ class Sampled:
 
 
 @dataclass(slots=True)
+class Launched:
+    """What is being chosen."""
+
+    tokens: Tensor  # [rows] int64, where the logits are; below 0: none (`NOTHING`, `BROKEN`)
+    ahead: bool  # the next tokens of these sequences can be chosen before these are known
+    result: Callable[[], Sampled]  # waits for them; to be called once
+
+
+@dataclass(slots=True)
 class _Slot:
     """A sequence: how it wants to be sampled, and what of its past matters for that."""
 
     params: SamplingParams
+    prompt_len: int
     length: int  # tokens, prompt included: the place of the next one
-    output: list[int]
+    output: list[int]  # as far as it is known
     allowed: Tensor | None  # [vocabulary] bool
     bias: tuple[list[int], list[float]]  # ids and values
     ngrams: NGrams | None  # of prompt and output, where none may come twice
@@ -61,22 +74,26 @@ class _Slot:
             before = len(word) - 1
             if not before or self.output[-before:] == word[:-1]:
                 yield word[-1]
-        if not self.output:
+        if self.length == self.prompt_len:
             yield from self.params.begin_suppress_ids
         if self.ngrams is not None:
             yield from self.ngrams.repeating()
 
     def push(self, token: int) -> None:
-        """It goes on with a token."""
-        self.length += 1
+        """It is known with which token it goes on."""
         self.output.append(token)
         if self.ngrams is not None:
             self.ngrams.push(token)
 
     @property
+    def looks_back(self) -> bool:
+        """Whether what comes next depends on tokens that have to be known."""
+        return self.ngrams is not None or any(len(word) > 1 for word in self.params.bad_words)
+
+    @property
     def too_short(self) -> bool:
         """Whether it may not end yet."""
-        return len(self.output) < self.params.min_tokens
+        return self.length - self.prompt_len < self.params.min_tokens
 
     @property
     def edited(self) -> bool:
@@ -88,7 +105,7 @@ class _Slot:
             or params.bad_words
             or self.too_short
             or self.ngrams is not None
-            or (params.begin_suppress_ids and not self.output)
+            or (params.begin_suppress_ids and self.length == self.prompt_len)
         )
 
     @property
@@ -126,7 +143,8 @@ class Sampler:
             allowed[self._tensor(params.allowed_token_ids)] = True
         bias = (list(params.logit_bias), list(params.logit_bias.values()))
         ngrams = NGrams(params.no_repeat_ngram, chain(prompt, output)) if params.no_repeat_ngram else None
-        self._slots[slot] = _Slot(params, len(prompt) + len(output), list(output), allowed, bias, ngrams)
+        length = len(prompt) + len(output)
+        self._slots[slot] = _Slot(params, len(prompt), length, list(output), allowed, bias, ngrams)
         self._penalties.add(slot, params, prompt, output)
 
     def remove(self, slot: int) -> None:
@@ -135,7 +153,11 @@ class Sampler:
         self._penalties.remove(slot)
 
     def sample(self, logits: Tensor, slots: list[int], bitmask: Tensor | None = None) -> Sampled:
-        """Choose a token for each row, and remember it.
+        """Choose a token for each row, and remember it; for the arguments see `launch`."""
+        return self.launch(logits, slots, bitmask).result()
+
+    def launch(self, logits: Tensor, slots: list[int], bitmask: Tensor | None = None) -> Launched:
+        """Let a token be chosen for each row.
 
         Args:
             logits: `[rows, vocabulary]` float32; used up.
@@ -153,60 +175,58 @@ class Sampler:
         self._penalties.apply(logits, slots)
         self._bias(logits, rows)
         self._forbid(logits, rows, bitmask)
-        highest, tokens = _highest(logits)
+        most, tokens = highest(logits)
         self._draw(logits, rows, tokens)
-        chosen = torch.where(highest.isfinite(), tokens, -1)
-        sampled = self._collect(chosen, plain, asking, rows)
-        if -1 in sampled.tokens:
-            nothing = highest.tolist()
-            lost = [row for row, token in enumerate(sampled.tokens) if token < 0]
-            sampled.broken = {row for row in lost if nothing[row] != -inf}
+        chosen = there(most, tokens)
+        result = self._collect(chosen, plain, asking, rows)
         # last, when memory cannot run out any more: then nothing was sampled
-        self._penalties.record(slots, sampled.tokens)
-        for slot, token in zip(rows, sampled.tokens, strict=True):
-            if token >= 0:
-                slot.push(token)
-        return sampled
+        self._penalties.record(slots, chosen)
+        for slot in rows:
+            slot.length += 1
+        return Launched(chosen, bitmask is None and not any(slot.looks_back for slot in rows), result)
 
-    def _collect(self, chosen: Tensor, plain: Tensor, asking: list[int], rows: list[_Slot]) -> Sampled:
-        """Wait for the tokens, and for the log-probabilities of the rows that ask.
+    def _collect(
+        self, chosen: Tensor, plain: Tensor, asking: list[int], rows: list[_Slot]
+    ) -> Callable[[], Sampled]:
+        """What waits for the tokens, and for the log-probabilities of the rows that ask.
 
         Args:
             chosen: `[rows]` int64.
             plain: `[asking, vocabulary]`, the logits of these rows as they were.
         """
         if not asking:
-            return Sampled(chosen.tolist())
+            return partial(_sampled, rows, fetched(chosen))
         most, found = max(rows[row].params.logprobs for row in asking), [chosen.double()]
         for block in self._blocks([*enumerate(asking)]):
             places, numbers = (list(column) for column in zip(*block, strict=True))
             tokens = chosen[self._tensor(numbers)].clamp_(min=0)
             found.append(measured(self._take(plain, places), tokens, most, self.looks).flatten())
-        told = torch.cat(found).tolist()
-        sampled = Sampled([*map(int, told[: len(rows)])])
-        width = (len(told) - len(rows)) // len(asking)
-        for row, start in zip(asking, range(len(rows), len(told), width), strict=True):
-            if (token := sampled.tokens[row]) >= 0:
-                own = told[start : start + width]
-                sampled.logprobs[row] = named(own, token, rows[row].params.logprobs)
-        return sampled
+        return partial(_sampled, rows, fetched(torch.cat(found)), asking)
 
     def _draw(self, logits: Tensor, rows: list[_Slot], tokens: Tensor) -> None:
         """Replace the tokens of the rows that are not greedy."""
         drawn = [row for row, slot in enumerate(rows) if slot.params.temperature]
         for block in self._blocks([row for row in drawn if not rows[row].filtered]):
-            tokens[self._tensor(block)] = _draw_plain(self._take(logits, block), [rows[row] for row in block])
+            wishes = self._wishes([rows[row] for row in block])
+            tokens[self._tensor(block)] = draw_plain(self._take(logits, block), wishes)
         left = [row for row in drawn if rows[row].filtered]
         for candidates in (64, CANDIDATES, 32 * CANDIDATES, self._vocab_size):
             count = min(candidates, self._vocab_size)
             wide = [row for row in left if count < self._least(rows[row].params)]
             for block in self._blocks(sorted(set(left).difference(wide))):
                 drawn = [rows[row] for row in block]
-                found, enough = _draw_filtered(self._take(logits, block), drawn, count, self.looks)
+                whole = any(each.params.top_p < 1 and not each.params.top_k for each in drawn)
+                found, enough = draw_filtered(
+                    self._take(logits, block), self._wishes(drawn), count, whole, self.looks
+                )
                 tokens[self._tensor(block)] = found
                 if self.looks:
                     wide += [row for row, done in zip(block, enough.tolist(), strict=True) if not done]
             left = wide
+
+    def _wishes(self, slots: list[_Slot]) -> Wishes:
+        rows = [wish(slot.params, slot.length, self._vocab_size) for slot in slots]
+        return Wishes.of(sent([*chain(*zip(*rows, strict=True))], self._device, torch.float64))
 
     def _least(self, params: SamplingParams) -> int:
         """Logits to sort that may be enough; where nobody looks whether they were, that are enough."""
@@ -282,98 +302,37 @@ def _mix(x: int) -> int:
     return x ^ x >> 31
 
 
+def _sampled(rows: list[_Slot], fetch: Callable[[], list[float]], asking: Sequence[int] = ()) -> Sampled:
+    """What came of a launch; its sequences get to know their tokens."""
+    told = fetch()
+    tokens = told[: len(rows)] if not asking else [*map(int, told[: len(rows)])]
+    sampled = Sampled(tokens)
+    for row, (slot, token) in enumerate(zip(rows, tokens, strict=True)):
+        if token >= 0:
+            slot.push(token)
+        else:
+            tokens[row] = -1
+            if token == BROKEN:
+                sampled.broken.add(row)
+    if asking:
+        width = (len(told) - len(rows)) // len(asking)
+        for row, start in zip(asking, range(len(rows), len(told), width), strict=True):
+            if (token := tokens[row]) >= 0:
+                sampled.logprobs[row] = named(told[start : start + width], token, rows[row].params.logprobs)
+    return sampled
+
+
+def wish(params: SamplingParams, length: int, vocabulary: int) -> tuple[float, float, float, float, float]:
+    """What a row of `Wishes` has for a sequence of so many tokens; of one that is greedy little counts."""
+    if not params.temperature:
+        return 0.0, 0.0, 1.0, 0.0, 0.0
+    top_k = min(params.top_k or vocabulary, vocabulary)
+    return params.temperature, top_k, params.top_p, params.min_p, uniform(params.seed, length)
+
+
 def _only(words: Tensor, stop_ids: list[int]) -> bool:
     """Whether a mask (`[words]` int32) allows nothing besides `stop_ids`."""
     left = words.clone()
     for token in stop_ids:
         left[token // 32] &= ~(1 << token % 32) if token % 32 < 31 else 0x7FFFFFFF
     return not bool(left.any())
-
-
-def _highest(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """The highest logit of each row, and the first token that has it."""
-    chunks = chunked(logits)
-    highest, chunk = chunks.amax(dim=2).max(dim=1)
-    return highest, chunk * chunks.shape[2] + _chunk(chunks, chunk).max(dim=1).indices
-
-
-def _chunk(chunks: Tensor, number: Tensor) -> Tensor:  # [rows, chunks, size], [rows] -> [rows, size]
-    return chunks[torch.arange(len(chunks), device=chunks.device), number]
-
-
-def _sums(weights: Tensor) -> Tensor:  # [rows, vocabulary] -> [rows, chunks] float64
-    """Running sums at the ends of chunks: in float64, exact enough for the smallest probabilities."""
-    return chunked(weights).sum(dim=2, dtype=torch.float64).cumsum(dim=1)
-
-
-def _draw_plain(logits: Tensor, slots: list[_Slot]) -> Tensor:  # [rows, vocabulary] -> [rows] int64
-    """One point on the line of all probabilities, in the order of the vocabulary."""
-    temperature = _column([slot.params.temperature for slot in slots], logits.device).float()
-    weights = torch.softmax(logits / temperature, dim=-1)
-    sums = _sums(weights)
-    point = _points(slots, logits.device) * sums[:, -1:]
-    chunk = torch.searchsorted(sums, point, right=True).clamp_(max=sums.shape[1] - 1)
-    point -= torch.where(chunk > 0, sums.gather(1, (chunk - 1).clamp_(min=0)), 0)
-    inside = _chunk(chunked(weights), chunk.squeeze(1)).cumsum(dim=1, dtype=torch.float64)
-    # rounding may lead past the chunk's end: its last token is the last that has any probability
-    last = (inside < inside[:, -1:]).sum(dim=1, keepdim=True)
-    token = torch.searchsorted(inside, point, right=True).minimum(last)
-    return (chunk * inside.shape[1] + token).squeeze(1)
-
-
-def _draw_filtered(logits: Tensor, slots: list[_Slot], count: int, looks: bool) -> tuple[Tensor, Tensor]:
-    """One point on the line of the kept probabilities, in descending order.
-
-    Only the largest logits are sorted, and only their values count: a rank is drawn first, then the token is
-    looked up that has its value. The order in which a sort leaves equal values thus never matters.
-
-    Args:
-        logits: `[rows, vocabulary]`.
-        slots: one a row.
-        count: so many logits are sorted, no fewer than any top-k.
-        looks: for a rank that several equal logits share the token is looked up only where there are such.
-
-    Returns:
-        Tokens, and whether `count` was enough for them, each `[rows]`.
-    """
-    device, vocabulary = logits.device, logits.shape[1]
-    params = [slot.params for slot in slots]
-    temperature = _column([each.temperature for each in params], device)
-    top_k = _column([min(each.top_k or vocabulary, vocabulary) for each in params], device)
-    top_p = _column([each.top_p for each in params], device)
-    min_p = _column([each.min_p for each in params], device)
-    values, ids = largest(logits, count)  # [rows, count]
-    # relative to the most probable token: 1 is as probable
-    weights = ((values - values[:, :1]) / temperature).exp()
-    weights.masked_fill_(torch.arange(count, device=device) >= top_k, 0.0)
-    sums = weights.cumsum(dim=-1)
-    everything = sums[:, -1:]
-    if count < vocabulary and any(each.top_p < 1 and not each.top_k for each in params):
-        relative = (logits - values[:, :1]).div_(temperature.float()).exp_()
-        everything = torch.where(top_k <= count, everything, _sums(relative)[:, -1:])
-    mass = torch.where(top_p < 1, top_p * everything, torch.inf)
-    enough = (top_k <= count) | (sums[:, -1:] >= mass) | (weights[:, -1:] < min_p)
-    last = (sums < mass).sum(dim=-1, keepdim=True).clamp_(max=count - 1)  # the rank that completes the mass
-    last = last.minimum((weights >= min_p).logical_and_(weights > 0).sum(dim=-1, keepdim=True) - 1).clamp_(
-        min=0
-    )
-    point = _points(slots, device) * sums.gather(1, last)
-    rank = (sums <= point).sum(dim=-1, keepdim=True).minimum(last)
-    value = values.gather(1, rank)
-    tokens = ids.gather(1, rank)
-    tied: Tensor | slice = slice(None)
-    if looks:
-        shared = ((values == value).sum(dim=-1, keepdim=True) > 1) | (value == values[:, -1:])
-        tied = (shared & enough).flatten().nonzero().flatten()
-    if not looks or len(tied):
-        nth = rank - (values > value).sum(dim=-1, keepdim=True)
-        tokens[tied] = nth_equal(logits[tied], value[tied], nth[tied])
-    return tokens.squeeze(1), enough.squeeze(1)
-
-
-def _points(slots: list[_Slot], device: torch.device) -> Tensor:  # [rows, 1] float64, in [0, 1)
-    return _column([uniform(slot.params.seed, slot.length) for slot in slots], device)
-
-
-def _column(values: list[float], device: torch.device) -> Tensor:  # [len(values), 1] float64
-    return sent(values, device, torch.float64).unsqueeze(1)
