@@ -140,6 +140,12 @@ class RankGroup:
             self._run(partial(dist.broadcast, src=0), x)
         return x
 
+    def from_first(self, x: Tensor) -> Tensor:
+        """What rank 0 has, on every rank, in place."""
+        if self.size > 1:
+            self._run(partial(dist.broadcast, src=0), x)
+        return x
+
     def least(self, value: int) -> int:
         """The smallest of the ranks' values."""
         if self.size == 1:

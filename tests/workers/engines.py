@@ -17,9 +17,10 @@ from workers.checkpoints.adapter import read_adapter
 from workers.checkpoints.caches import num_states
 from workers.checkpoints.card import read_card
 from workers.execution.model_runner import ModelRunner
+from workers.process.loop import Flight
+from workers.scheduling.pacing import Pace
 from workers.scheduling.scheduler import Scheduler
 from workers.step.engine import Engine, OutOfDeviceMemory
-from workers.step.plan import StepPlan
 
 LIMITS = {"max_sequences": 8, "max_step_tokens": 64, "context_length": 4096, "kv_pages": 200}
 LARGEST = {"max_sequences": 16, "max_step_tokens": 512}  # of the steps that most tests make; a load tries one
@@ -103,7 +104,7 @@ class Session:
     """A scheduler that drives an engine. Its first plan expects that all slots are empty."""
 
     def __init__(self, engine: Engine, **limits: int) -> None:
-        self.engine = engine
+        self.engine, self.in_flight = engine, getattr(engine, "in_flight", 0)
         caches = engine.groups if hasattr(engine, "groups") else ()
         states = num_states(caches, (LIMITS | limits)["max_sequences"])
         self.scheduler = Scheduler(**LIMITS | limits, caches=caches, states=states)
@@ -116,6 +117,7 @@ class Session:
         Without a seed they all come at once. With one they come at random steps, and with `aborts` some end
         at random; the same seed makes the same plans, so every rank of a group can drive itself.
         """
+        flight = Flight(self.engine, self.scheduler, Pace(1), self.in_flight)
         rng = random.Random(seed)
         coming = list(reversed(requests))
         answers = {submit.request_id: Answer() for submit in requests}
@@ -124,19 +126,19 @@ class Session:
                 self.scheduler.submit(coming.pop())
             if aborts and rng.random() < 0.01:
                 self.scheduler.abort(rng.choice(requests).request_id)
-            plan = self.scheduler.plan()
+            plan = self.scheduler.plan() if flight.is_ahead else None
             if plan is not None:
-                self._execute(plan)
+                try:
+                    flight.send(plan)
+                except OutOfDeviceMemory as error:
+                    self.scheduler.step_failed(str(error))
+            over = plan is None and not flight.steps and not coming
+            if plan is None or len(flight.steps) > self.in_flight:
+                flight.land()
             for report in self.scheduler.take_reports():
                 answers[report.request_id].take(report)
-            if plan is None and not coming:
+            if over:
                 return list(answers.values())
-
-    def _execute(self, plan: StepPlan) -> None:
-        try:
-            self.scheduler.observe(self.engine.execute(plan))
-        except OutOfDeviceMemory as error:
-            self.scheduler.step_failed(str(error))
 
     def end(self) -> None:
         """Empty the engine's slots for the next scheduler."""

@@ -22,7 +22,7 @@ from workers.attention.whole import WholeAttention
 from workers.checkpoints.card import ModelCard
 from workers.execution.device import check_type, is_out_of_memory, num_threads, tune_cpu
 from workers.execution.memory import held, trim
-from workers.execution.model_runner import NOT_FINITE
+from workers.execution.outcome import NOT_FINITE
 from workers.models.registry import MODELS
 from workers.models.stages import Stages, pool
 from workers.parallel import RankGroup

@@ -7,7 +7,6 @@ from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from itertools import count
 from typing import NamedTuple
 
 import msgspec
@@ -40,14 +39,16 @@ from workers.execution.device import check_type, is_out_of_memory, num_threads, 
 from workers.execution.graphs import CudaGraphs, GraphDevice, Graphs
 from workers.execution.input_buffers import InputBuffers
 from workers.execution.memory import TOLD_TOKENS, check_pages, held, largest_step, pool_pages, trim
+from workers.execution.outcome import Outcome
+from workers.execution.overlap import LatestTokens
 from workers.execution.threads import Threads
 from workers.models.registry import MODELS
 from workers.parallel import RankGroup
 from workers.sampling.grammar import Grammars
 from workers.sampling.logprobs import logprobs
-from workers.sampling.sampler import Sampled, Sampler
+from workers.sampling.sampler import Launched, Sampler
 from workers.step.batch import Segment, Slot, Step, make_step
-from workers.step.engine import Extra, Loaded, OutOfDeviceMemory, StepResult
+from workers.step.engine import Loaded, OutOfDeviceMemory, StepResult
 from workers.step.gallery import Gallery
 from workers.step.pages import pages_for
 from workers.step.plan import NewSequence, Scheduled, StepPlan
@@ -61,12 +62,6 @@ REMEMBERED_BYTES = 64 << 20  # of what was seen in images
 GRID = ("rows", "columns")  # of the tokens of images, among the inputs of a step
 NO_GRID = (array("q"), array("q"))
 CHECKED_STEPS = 16  # between two looks at how much memory is held
-
-NOT_FINITE = CortexError(
-    Code.INTERNAL,
-    "the model's numbers are not finite here: its weights are damaged, or the prompt leads beyond what its "
-    "type of numbers can hold",
-)
 
 logger = logging.getLogger("workers.execution.model_runner")
 
@@ -90,6 +85,7 @@ class ModelRunner:
         self.threads: Threads | None = None  # None: their number stays
         self.blocks: list[int] | None = None  # of the model, that run; None: all
         self.untold: deque[Slot] = deque()  # on the others: who got tokens that no plan has told yet
+        self.in_flight = int(spec.device != "cpu")  # steps, when the next is sent: a CPU is busy with one
         self.graphs: Graphs[Decoded] | None = None  # None: steps are not padded, and none is recorded
         self.decoded: Tensor | None = None  # [rows, vocabulary], the logits that recorded steps leave
 
@@ -195,7 +191,9 @@ class ModelRunner:
         memory = msgspec.structs.replace(used, kv_pool=self.cache.nbytes + used.kv_pool)
         self.most_bytes = memory.total
         gallery = None if self.sight is None else self.sight.gallery
-        return Loaded(pages, memory, groups, states, woken=self.woken, gallery=gallery)
+        return Loaded(
+            pages, memory, groups, states, woken=self.woken, gallery=gallery, in_flight=self.in_flight
+        )
 
     def _attend_over(
         self, groups: Sequence[CacheGroup], cache: KVCache, states: int, padded: bool = False
@@ -227,6 +225,10 @@ class ModelRunner:
             group = len(groups) - 1
             self.states = RecurrentStates(self.state_cache, group, spec.max_step_tokens, spec.exact)
             sizes |= self.states.sizes
+        self.latest: LatestTokens | None = None
+        if self.in_flight:
+            self.latest = LatestTokens(spec.max_step_tokens, self.group)
+            sizes["sampled_slots"] = spec.max_step_tokens
         self.inputs = InputBuffers(sizes | self.attention.sizes, self.group.device)
 
     @property
@@ -272,17 +274,20 @@ class ModelRunner:
         """Sum a one over the ranks."""
         return self.group.prove()
 
-    @torch.inference_mode()
     def execute(self, plan: StepPlan) -> StepResult:
         """Run one step."""
+        return self.send(plan).result()
+
+    @torch.inference_mode()
+    def send(self, plan: StepPlan) -> Outcome:
+        """Begin one step."""
         self.group.begin_step(plan.step)
         if self.threads is not None:
             self.threads.follow()
         if self.group.rank > 0:
             for token in plan.tokens:
-                slot = self.untold.popleft()
-                if token >= 0:
-                    slot.token_ids.append(token)
+                if not (slot := self.untold.popleft()).new.pooling:
+                    slot.know(token)
         for number in plan.released:
             self._release(number)
         for new in plan.added:
@@ -326,7 +331,17 @@ class ModelRunner:
         if self.graphs is not None:
             self.graphs.release()
         self.graphs = self.decoded = None
-        for name in ("model", "sight", "cache", "state_cache", "attention", "states", "inputs", "sampler"):
+        for name in (
+            "model",
+            "sight",
+            "cache",
+            "state_cache",
+            "attention",
+            "states",
+            "inputs",
+            "latest",
+            "sampler",
+        ):
             self.__dict__.pop(name, None)
 
     def _add(self, new: NewSequence) -> None:
@@ -345,7 +360,7 @@ class ModelRunner:
         if self.grammars is not None:
             self.grammars.remove(number)
 
-    def _step(self, scheduled: list[Scheduled]) -> StepResult:
+    def _step(self, scheduled: list[Scheduled]) -> Outcome:
         """What the plan's tokens lead to. No slot and no sampler changes before all of it was computed."""
         step = make_step(scheduled, self.slots)
         if self.adapters:
@@ -354,30 +369,45 @@ class ModelRunner:
         segments = step.segments
         pooled, told = [], []
         if self.graphs is not None and step.is_decode:
-            logits = self._decode(step)
+            inputs, logits = self._decode(step)
         else:
             inputs = self._fill(step, segments)
             hidden = self._hidden(segments, inputs, step.grid is not None)
             pooled = [(each.slot, self._pool(each, hidden)) for each in segments if each.slot.new.pooling]
             told = [(each.slot, self._tell(each, hidden)) for each in segments if each.slot.tells]
             logits = self.model.logits(hidden[inputs["sampled_rows"]]) if step.sampled else None
-        sampled = Sampled([])
+        launched = None
         if logits is not None:
             self._enter(step.sampled)
             bitmask = masks.result() if masks is not None else None
-            sampled = self.sampler.sample(logits, step.sampled, bitmask)
+            launched = self.sampler.launch(logits, step.sampled, bitmask)
+        if self.latest is not None and step.sampled:
+            slots = inputs["sampled_slots"][: len(step.sampled)]
+            self.latest.keep(slots, None if launched is None else launched.tokens)
         for slot, vector in pooled:
             slot.pooled = slot.pooled + vector if slot.new.pooling == "mean" else vector
         for slot, entries in told:
             slot.prompt_logprobs += entries
         for segment in segments:
             segment.slot.num_computed += len(segment.rows)
-        return self._conclude(step, sampled)
+        return self._outcome(step, launched)
+
+    def _outcome(self, step: Step, launched: Launched | None) -> Outcome:
+        """What the step comes to later: on rank 0, which has the tokens; the others are told them."""
+        for number in step.sampled:
+            self.slots[number].num_ahead += 1
+        complete = [(number, self.slots[number]) for number in step.complete]
+        ahead = self.latest is not None and not any(slot.new.constraint for _, slot in complete)
+        if self.group.rank > 0:
+            self.untold.extend(slot for _, slot in complete)
+            return Outcome([], None, None, ahead)
+        return Outcome(complete, launched, self.grammars, ahead and (launched is None or launched.ahead))
 
     def _fill(self, step: Step, segments: list[Segment]) -> dict[str, Tensor]:
         """The inputs of a step, on the device."""
         return self.inputs.fill(
             {"token_ids": step.token_ids, "positions": step.positions, "sampled_rows": step.sampled_rows}
+            | ({"sampled_slots": array("q", step.sampled)} if self.latest is not None else {})
             | self.attention.arrays(segments)
             | (self.states.arrays(segments) if self.states is not None else {})
             | (dict(zip(GRID, step.grid or NO_GRID, strict=True)) if self.sight is not None else {})
@@ -390,14 +420,20 @@ class ModelRunner:
         attend = partial(self.attention.run, self.attention.prepare(segments, inputs))
         if self.states is not None:
             attend = Mixing(attend, partial(self.states.run, self.states.prepare(segments, inputs)))
-        positions = inputs["positions"]
+        token_ids, positions = inputs["token_ids"], inputs["positions"]
+        if self.latest is not None:
+            token_ids = self.latest.fill_in(token_ids)
         if not shows:
-            return self.model(inputs["token_ids"], positions, attend, self.blocks)
+            return self.model(token_ids, positions, attend, self.blocks)
         positions = torch.stack((positions, *(inputs[name] for name in GRID)))
-        return self.model(inputs["token_ids"], positions, attend, self.blocks, self.sight.look(segments))
+        return self.model(token_ids, positions, attend, self.blocks, self.sight.look(segments))
 
-    def _decode(self, step: Step) -> Tensor | None:  # [sampled, vocabulary] float32, on rank 0
-        """Logits of a decode step, which is padded, and replayed where such a one was recorded."""
+    def _decode(self, step: Step) -> tuple[dict[str, Tensor], Tensor | None]:
+        """A decode step, which is padded, and replayed where such a one was recorded.
+
+        Returns:
+            Its inputs, and `[sampled, vocabulary]` float32 on rank 0.
+        """
         rows = self.graphs.rows(len(step.segments))
         segments = step.pad(rows, self.padding)
         inputs, before = self._fill(step, segments), self.group.collectives
@@ -411,7 +447,7 @@ class ModelRunner:
 
         decoded = self.graphs.run(rows, launches)
         self.group.collectives = before + decoded.collectives  # a replay does not count them
-        return None if decoded.logits is None else decoded.logits[: len(step.segments)]
+        return inputs, None if decoded.logits is None else decoded.logits[: len(step.segments)]
 
     def _enter(self, numbers: list[int]) -> None:
         """Tell the sampler of those that get a token for the first time."""
@@ -450,47 +486,6 @@ class ModelRunner:
             if logits is not None:
                 told += logprobs(logits, targets, [slot.new.params.prompt_logprobs] * len(targets))
         return told
-
-    def _conclude(self, step: Step, sampled: Sampled) -> StepResult:
-        """Append the new tokens, and say what else came of each sequence: on rank 0, which has them."""
-        result = StepResult([])
-        if self.group.rank > 0:
-            self.untold.extend(self.slots[number] for number in step.complete)
-            return result
-        rows = count()
-        for index, number in enumerate(step.complete):
-            slot = self.slots[number]
-            if slot.new.pooling:
-                result.tokens.append(-1)
-                result.extras[index] = _embedding(slot)
-                continue
-            row = next(rows)
-            token, entry = sampled.tokens[row], sampled.logprobs.get(row)
-            result.tokens.append(token)
-            finish, prompt_logprobs = "", slot.prompt_logprobs
-            if token < 0:
-                error = NOT_FINITE if row in sampled.broken else self._nothing_to_choose(slot, number)
-                result.extras[index] = Extra("error", error.code, error.message)
-                continue
-            slot.token_ids.append(token)
-            if slot.new.constraint is not None and self.grammars.accept(number, token):
-                finish = "stop"
-            if finish or entry is not None or prompt_logprobs:
-                slot.prompt_logprobs = []
-                result.extras[index] = Extra(finish, logprobs=entry, prompt_logprobs=prompt_logprobs)
-        return result
-
-    def _nothing_to_choose(self, slot: Slot, number: int) -> CortexError:
-        if slot.new.constraint is not None:
-            return self.grammars.error(number)
-        return CortexError(Code.BAD_REQUEST, "the settings of the request leave no token to choose")
-
-
-def _embedding(slot: Slot) -> Extra:
-    vector = slot.pooled / slot.new.prompt_len if slot.new.pooling == "mean" else slot.pooled
-    if not vector.isfinite().all():
-        return Extra("error", NOT_FINITE.code, NOT_FINITE.message)
-    return Extra(embedding=vector.float().cpu().numpy().astype("<f4").tobytes())
 
 
 def graph_device(device: torch.device) -> GraphDevice | None:

@@ -1,15 +1,18 @@
 """The steps of a rank, from ready to `Stop`.
 
 Rank 0 leads: it takes commands, schedules, tells the other ranks the plan, and reports what each step
-brought. The others follow: they execute the plans that come. A rank with nothing to do blocks and uses no
-CPU; it dies with its supervisor, so it needs no other end to such a wait.
+brought. On a GPU it does so for one step while the last one runs (`Loaded.in_flight`). The others follow:
+they execute the plans that come. A rank with nothing to do blocks and uses no CPU; it dies with its
+supervisor, so it needs no other end to such a wait.
 """
 
 from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import msgspec
 
@@ -31,7 +34,7 @@ from workers.process.outbox import WRITE_TIMEOUT, Outbox
 from workers.scheduling.pacing import Pace
 from workers.scheduling.scheduler import Scheduler
 from workers.scheduling.whole import WholeScheduler
-from workers.step.engine import Engine, Loaded, OutOfDeviceMemory
+from workers.step.engine import Engine, Loaded, OutOfDeviceMemory, Sent, StepResult
 from workers.step.plan import StepPlan
 
 TURN_COMMANDS = 256  # taken between two steps: a few milliseconds, however many are waiting
@@ -42,12 +45,16 @@ Beat = Callable[..., None]  # HeartbeatPage.beat of this rank
 
 
 def lead(spec: WorkerSpec, loaded: Loaded, engine: Engine, reports: Outbox, beat: Beat) -> None:
-    """Rank 0: steps as long as there is work, until `Stop`. Commands take effect before the next step."""
+    """Rank 0: steps as long as there is work, until `Stop`. Commands take effect before the next step.
+
+    While steps are in flight the next one is planned and sent, unless it has to know what they bring.
+    """
     commands = Ring.attach(spec.commands)
     plans = BroadcastRing.attach_writer(spec.plans) if spec.plans else None
     scheduler = make_scheduler(spec, loaded)
     pace = Pace(spec.max_step_tokens)
     gallery = loaded.gallery
+    flight = Flight(engine, scheduler, pace, loaded.in_flight)
     idle = False
     while True:
         for record in take(commands, wait=idle):
@@ -69,20 +76,19 @@ def lead(spec: WorkerSpec, loaded: Loaded, engine: Engine, reports: Outbox, beat
                         tell(plans, None, WRITE_TIMEOUT)
                     beat(state="stopping", step=scheduler.step)
                     return
-        plan = scheduler.plan(pace.chunk())
-        idle = plan is None
+        plan = scheduler.plan(pace.chunk()) if flight.is_ahead else None
         if plan is not None:
             beat(state="stepping", step=plan.step, collectives=engine.collectives())
             if plans is not None:
                 tell(plans, plan, WRITE_TIMEOUT)
-            began = time.monotonic()
             try:
-                scheduler.observe(engine.execute(plan))
+                flight.send(plan)
             except OutOfDeviceMemory as error:
                 logger.warning("out of memory model=%s step=%d reason=%s", spec.model, plan.step, error)
                 scheduler.step_failed(f"the device has too little memory left for this request: {error}")
-            else:
-                pace.observe(scheduler.decode_tokens, scheduler.prefill_tokens, time.monotonic() - began)
+        idle = plan is None and not flight.steps
+        if plan is None or len(flight.steps) > loaded.in_flight:
+            flight.land()
         if news := scheduler.take_reports():
             cached, evicted = scheduler.take_page_news()
             counts = scheduler.statistics()
@@ -91,6 +97,59 @@ def lead(spec: WorkerSpec, loaded: Loaded, engine: Engine, reports: Outbox, beat
                 reports.write(record, WRITE_TIMEOUT)
         if idle:
             beat(state="ready", step=scheduler.step, collectives=engine.collectives())
+
+
+class Executed(NamedTuple):
+    """A step that was over when it was sent."""
+
+    brought: StepResult
+    ahead: bool = False
+
+    def result(self) -> StepResult:
+        return self.brought
+
+
+class Flight:
+    """The steps that were sent and not observed, the oldest first."""
+
+    def __init__(
+        self, engine: Engine, scheduler: Scheduler | WholeScheduler, pace: Pace, in_flight: int
+    ) -> None:
+        self.steps: deque[tuple[Sent, int, int, float]] = deque()  # tokens of answers and prompts, and when
+        self._scheduler, self._pace = scheduler, pace
+        self._send = engine.send if in_flight else lambda plan: Executed(engine.execute(plan))
+        self._landed = 0.0  # when the last one was observed
+
+    @property
+    def is_ahead(self) -> bool:
+        """Whether the next step can be planned without knowing what those in flight bring."""
+        return all(sent.ahead for sent, *_ in self.steps)
+
+    def send(self, plan: StepPlan) -> None:
+        """Begin a step.
+
+        Raises:
+            OutOfDeviceMemory: it does not run, and no step is in flight any more.
+        """
+        began = time.monotonic()
+        try:
+            sent = self._send(plan)
+        except OutOfDeviceMemory:
+            while self.steps:
+                self.land()
+            raise
+        scheduler = self._scheduler
+        self.steps.append((sent, scheduler.decode_tokens, scheduler.prefill_tokens, began))
+
+    def land(self) -> None:
+        """Wait for the oldest, if there is one, and tell the scheduler what it brought."""
+        if not self.steps:
+            return
+        sent, decode_tokens, prefill_tokens, began = self.steps.popleft()
+        self._scheduler.observe(sent.result())
+        now = time.monotonic()
+        self._pace.observe(decode_tokens, prefill_tokens, now - max(began, self._landed))
+        self._landed = now
 
 
 def make_scheduler(spec: WorkerSpec, loaded: Loaded) -> Scheduler | WholeScheduler:

@@ -21,6 +21,7 @@ class Slot:
     token_ids: array[int]
     tables: list[array[int]]  # of each cache group, the page numbers in order
     num_computed: int
+    num_ahead: int = 0  # tokens at its end that were sampled, and are not known here yet
     sampling: bool = False  # the sampler knows it
     pooled: Tensor | float = 0.0  # [hidden] float64: the last hidden state, or the sum of all so far
     prompt_logprobs: list[Logprobs] = field(default_factory=list)
@@ -48,9 +49,20 @@ class Slot:
         return self.token_ids[self.new.prompt_len :]
 
     @property
+    def length(self) -> int:
+        """Its tokens, known or not."""
+        return len(self.token_ids) + self.num_ahead
+
+    def know(self, token: int) -> None:
+        """One more of them is known; below 0: there was none."""
+        self.num_ahead -= 1
+        if token >= 0:
+            self.token_ids.append(token)
+
+    @property
     def tells(self) -> bool:
         """Whether its log-probabilities are asked for, which after a preemption were told already."""
-        fresh = len(self.token_ids) == self.new.prompt_len
+        fresh = self.length == self.new.prompt_len
         return fresh and self.new.params.prompt_logprobs is not None
 
 
@@ -75,7 +87,7 @@ class Step:
     segments: list[Segment]
     complete: list[int]  # slots that have no pending token after it, in the order of the plan
     sampled: list[int]  # those of them that get a token
-    token_ids: array[int]
+    token_ids: array[int]  # -1 - n: what was sampled last for slot n, and is not known yet
     positions: array[int]
     sampled_rows: array[int]  # the tokens that are followed by a new one
     # Where tokens are parts of images: the row and column of each, where `positions` has its time
@@ -114,6 +126,8 @@ def make_step(scheduled: Sequence[Scheduled], slots: dict[int, Slot]) -> Step:
         slot, row = slots[entry.slot], len(token_ids)
         start, end = slot.num_computed, slot.num_computed + entry.num_tokens
         token_ids.extend(slot.token_ids[start:end])
+        if end > len(slot.token_ids):
+            token_ids.append(-1 - entry.slot)
         if slot.new.images:
             times, *across = axes(slot.new.images, start, end)
         else:
@@ -127,7 +141,7 @@ def make_step(scheduled: Sequence[Scheduled], slots: dict[int, Slot]) -> Step:
     complete = [
         entry.slot
         for entry in scheduled
-        if (slot := slots[entry.slot]).num_computed + entry.num_tokens == len(slot.token_ids)
+        if (slot := slots[entry.slot]).num_computed + entry.num_tokens == slot.length
     ]
     sampled = [number for number in complete if not slots[number].new.pooling]
     rows = array("q", [last[number] for number in sampled])

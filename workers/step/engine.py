@@ -26,6 +26,7 @@ class Loaded:
     whole: bool = False  # each sequence is computed in one step, and nothing of it is kept
     woken: bool = False  # its weights had been parked (`workers.weights.parking`)
     gallery: Gallery | None = None  # for images, where the model sees
+    in_flight: int = 0  # steps that may be, when the next is sent (`Engine.send`)
 
 
 @dataclass(slots=True)
@@ -51,6 +52,16 @@ class StepResult:
     extras: dict[int, Extra] = field(default_factory=dict)  # by index in `tokens`, where there is more
 
 
+class Sent(Protocol):
+    """A step on its way."""
+
+    ahead: bool  # the next step can be sent before `result` is asked for
+
+    def result(self) -> StepResult:
+        """Wait for it, and for nothing that was sent later. Called once, in the order of the steps."""
+        ...
+
+
 class Engine(Protocol):
     """One rank's share of a model. Every method is called from one thread; all may raise `CortexError`."""
 
@@ -71,6 +82,14 @@ class Engine(Protocol):
                 it: the others of a larger one wait in a collective that this rank will not come to, so there
                 any other error is raised, and the group ends. It does not come to that as long as the most
                 that a step takes was left free.
+        """
+        ...
+
+    def send(self, plan: StepPlan) -> Sent:
+        """Begin a step, and return when the device knows of it; asked where `Loaded.in_flight` is not 0.
+
+        Raises:
+            OutOfDeviceMemory: as `execute` does; of the steps before nothing is lost.
         """
         ...
 

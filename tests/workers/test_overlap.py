@@ -1,0 +1,165 @@
+"""A step that is sent while one runs brings what it would have brought after it."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ipc.errors import Code
+from tests.workers import equalities
+from tests.workers.checkpoints import fill, qwen3
+from tests.workers.engines import GPU, Session, make_runner, request, serve
+from tests.workers.recorded import FixedAttention, Recorder
+from tests.workers.test_graphs import LIMITS, requests
+from workers.execution import model_runner
+from workers.process.loop import Flight
+from workers.step.engine import OutOfDeviceMemory
+
+DEMO = Path(__file__).parents[2] / "neuron" / "demo"
+
+
+@pytest.fixture(scope="module", params=["cpu", "recorded", pytest.param("cuda:0", marks=GPU)])
+def runner(request, tiny):
+    """With a step in flight, as on a GPU; also where steps are recorded."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "recorded":
+            patch.setattr(model_runner, "graph_device", lambda device: Recorder())
+            patch.setattr(model_runner, "PagedAttention", FixedAttention)
+        device = "cpu" if request.param == "recorded" else request.param
+        runner = make_runner(tiny("qwen3_untied_biased").folder, device=device, **LIMITS)
+        runner.in_flight = 1
+        runner.load(lambda fraction, message: None)
+        yield runner
+        runner.close()
+
+
+def one_after_the_other(runner, submits, **limits):
+    """Their answers without steps in flight."""
+    runner.in_flight = 0
+    tokens = serve(runner, submits, **LIMITS | limits)
+    runner.in_flight = 1
+    return tokens
+
+
+@pytest.fixture
+def most_in_flight(monkeypatch) -> list[int]:
+    """How many steps there were after each that was sent."""
+    seen = []
+    send = Flight.send
+
+    def counted(flight, plan):
+        send(flight, plan)
+        seen.append(len(flight.steps))
+
+    monkeypatch.setattr(Flight, "send", counted)
+    return seen
+
+
+def test_answers_do_not_depend_on_steps_in_flight(runner, most_in_flight):
+    expected = one_after_the_other(runner, requests())
+    assert max(most_in_flight) == 1
+    assert serve(runner, requests(), **LIMITS) == expected
+    assert max(most_in_flight) == 2
+
+
+def test_nor_do_they_when_sequences_come_leave_or_are_preempted(runner):
+    def growing():
+        return [request(i, [5 + i] * 20, 40 + i, temperature=1.0, seed=i) for i in range(8)]
+
+    expected = one_after_the_other(runner, growing())
+    session = Session(runner, **LIMITS | {"kv_pages": 3})
+    answers = session.answer(growing(), seed=7, aborts=True)
+    assert session.scheduler.statistics()["preemptions"] > 0
+    session.end()
+    for answer, tokens in zip(answers, expected, strict=True):
+        assert answer.finish in ("length", "stop", "aborted")
+        assert answer.token_ids == tokens[: len(answer.token_ids)]
+        assert answer.finish == "aborted" or len(answer.token_ids) == len(tokens)
+
+
+def test_a_stop_ends_an_answer_though_the_next_step_was_sent(runner):
+    [plain] = serve(runner, [request(1, [5, 6, 7], 12)], **LIMITS)
+    stop = plain[6]
+    until = plain[: plain.index(stop) + 1]
+    beside = request(2, [9, 8], 30, temperature=1.0)
+    [alone] = serve(runner, [beside], **LIMITS)
+    assert serve(runner, [request(1, [5, 6, 7], 12, stop_ids=[stop]), beside], **LIMITS) == [until, alone]
+
+
+def test_what_has_to_know_its_last_token_is_not_sent_ahead(runner, most_in_flight):
+    """Runs that may not come again, and words of several tokens that may not come at all."""
+    for settings in ({"no_repeat_ngram": 2}, {"bad_words": [[5, 9]]}):
+        submits = [request(1, [5, 6, 7], 12, **settings)]
+        expected = one_after_the_other(runner, submits)
+        most_in_flight.clear()
+        assert serve(runner, submits, **LIMITS) == expected
+        assert max(most_in_flight) == 1
+
+
+def test_steps_that_get_no_memory_lose_none_of_those_before_them(runner, monkeypatch):
+    expected = one_after_the_other(runner, requests(6))
+    session = Session(runner, **LIMITS)
+    step, rng = runner._step, random.Random(3)
+
+    def unsteady(scheduled):
+        if len(scheduled) > 1 and session.scheduler._suspect is None and rng.random() < 0.2:
+            raise OutOfDeviceMemory("as a test wants it")
+        return step(scheduled)
+
+    monkeypatch.setattr(runner, "_step", unsteady)
+    answers = session.answer(requests(6))
+    assert session.scheduler.statistics()["out_of_memory"] > 1
+    session.end()
+    assert [answer.token_ids for answer in answers] == expected
+
+
+def test_numbers_that_are_not_finite_end_one_answer_and_are_fed_to_nobody(runner, monkeypatch):
+    good = request(1, [9, 8], 20)
+    [expected] = serve(runner, [good], **LIMITS)
+    launch, broken = runner.sampler.launch, 0
+
+    def damaged(logits, slots, bitmask=None):
+        nonlocal broken
+        broken += 1
+        if broken == 4:
+            logits[slots.index(1)] = float("nan")
+        return launch(logits, slots, bitmask)
+
+    monkeypatch.setattr(runner.sampler, "launch", damaged)
+    session = Session(runner, **LIMITS)
+    whole, ended = session.answer([good, request(2, [4, 5, 6], 20)])
+    session.end()
+    assert whole.token_ids == expected
+    assert (ended.finish, ended.code, len(ended.token_ids)) == ("error", Code.INTERNAL, 3)
+
+
+def test_grammars_logprobs_and_vectors_come_as_they_do_alone(tmp_path):
+    torch.manual_seed(11)
+    model = qwen3(vocab_size=equalities.VOCABULARY, tie_word_embeddings=True)
+    fill(model, std=0.3)
+    model.save_pretrained(tmp_path)
+    shutil.copy(DEMO / "tokenizer.json", tmp_path)
+    submits = [equalities.requests()[number] for number in (0, 1, 9, 11, 13, 14)]
+    found = []
+    for in_flight in (0, 1):
+        runner = make_runner(tmp_path, max_step_tokens=128)
+        runner.in_flight = in_flight
+        runner.load(lambda fraction, message: None)
+        session = Session(runner, max_sequences=16)
+        found.append(session.answer(submits, seed=1))
+        session.end()
+        runner.close()
+    for ahead, behind in zip(*found, strict=True):
+        assert (ahead.token_ids, ahead.finish) == (behind.token_ids, behind.finish)
+        for told in ("logprobs", "prompt_logprobs"):
+            pairs = zip(getattr(ahead, told), getattr(behind, told), strict=True)
+            assert all(one.logprob == pytest.approx(other.logprob, abs=1e-4) for one, other in pairs)
+        vectors = [np.frombuffer(each.embedding, "<f4") for each in (ahead, behind)]
+        np.testing.assert_allclose(*vectors, atol=1e-4)
+    assert sum(len(answer.embedding) > 0 for answer in found[1]) == 2
+    assert sum(len(answer.prompt_logprobs) > 0 for answer in found[1]) == 1

@@ -1,0 +1,68 @@
+"""What comes of a step, once its tokens are known."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import count
+
+from ipc.errors import Code, CortexError
+from workers.sampling.grammar import Grammars
+from workers.sampling.sampler import Launched, Sampled
+from workers.step.batch import Slot
+from workers.step.engine import Extra, StepResult
+
+NOT_FINITE = CortexError(
+    Code.INTERNAL,
+    "the model's numbers are not finite here: its weights are damaged, or the prompt leads beyond what its "
+    "type of numbers can hold",
+)
+NO_CHOICE = CortexError(Code.BAD_REQUEST, "the settings of the request leave no token to choose")
+
+
+@dataclass(slots=True)
+class Outcome:
+    """A step that was sent. Implements `workers.step.engine.Sent`.
+
+    The slots are kept themselves: when the tokens are there their numbers may be others'.
+    """
+
+    complete: Sequence[tuple[int, Slot]]  # that have no pending token left, and their numbers
+    launched: Launched | None  # None: no token is sampled, or not on this rank
+    grammars: Grammars | None
+    ahead: bool
+
+    def result(self) -> StepResult:
+        """Wait for the tokens, append them, and say what else came of each sequence."""
+        sampled = self.launched.result() if self.launched is not None else Sampled([])
+        result, rows = StepResult([]), count()
+        for index, (number, slot) in enumerate(self.complete):
+            if slot.new.pooling:
+                result.tokens.append(-1)
+                result.extras[index] = _embedding(slot)
+                continue
+            row = next(rows)
+            token, entry = sampled.tokens[row], sampled.logprobs.get(row)
+            result.tokens.append(token)
+            slot.know(token)
+            finish, prompt_logprobs = "", slot.prompt_logprobs
+            if token < 0:
+                error = NOT_FINITE if row in sampled.broken else self._nothing_to_choose(slot, number)
+                result.extras[index] = Extra("error", error.code, error.message)
+                continue
+            if slot.new.constraint is not None and self.grammars.accept(number, token):
+                finish = "stop"
+            if finish or entry is not None or prompt_logprobs:
+                slot.prompt_logprobs = []
+                result.extras[index] = Extra(finish, logprobs=entry, prompt_logprobs=prompt_logprobs)
+        return result
+
+    def _nothing_to_choose(self, slot: Slot, number: int) -> CortexError:
+        return NO_CHOICE if slot.new.constraint is None else self.grammars.error(number)
+
+
+def _embedding(slot: Slot) -> Extra:
+    vector = slot.pooled / slot.new.prompt_len if slot.new.pooling == "mean" else slot.pooled
+    if not vector.isfinite().all():
+        return Extra("error", NOT_FINITE.code, NOT_FINITE.message)
+    return Extra(embedding=vector.float().cpu().numpy().astype("<f4").tobytes())
