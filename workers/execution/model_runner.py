@@ -80,6 +80,7 @@ class ModelRunner:
         self.spec, self.card = spec, card
         self.adapters = Adapters(adapters)
         self.group = RankGroup()
+        self.sight: Sight | None = None  # where the model sees
         self.slots: dict[int, Slot] = {}
         self.grammars: Grammars | None = None  # made when the first one is asked for; on rank 0 only
         self.threads: Threads | None = None  # None: their number stays
@@ -119,7 +120,6 @@ class ModelRunner:
         self.group = RankGroup.join(spec)
         formats = self.card.formats(spec.world_size, spec.quantization)
         self.model = MODELS[self.card.family](config, self.group, dtype, formats)
-        self.sight: Sight | None = None
         if self.card.vision is not None:
             self.sight = Sight(self.card.vision, dtype, self.group, Gallery(), REMEMBERED_BYTES)
         weights = bytes_filled(self._parts())
