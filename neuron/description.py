@@ -121,7 +121,7 @@ def describe(settings: ModelSettings, folder: Path) -> ModelDescription:
 
 def described(settings: ModelSettings, card: ModelCard) -> ModelDescription:
     """The model of `card`, served as `settings` want it; raises as `describe` does."""
-    dtype = settings.dtype or card.dtype
+    card, dtype = card.kept_in(settings.quantization), settings.dtype or card.dtype
     notes = list(card.notes)
     adapters = tuple(read_adapter(name, path, card) for name, path in settings.adapters.items())
     weights = card.bytes_per_rank(settings.ranks, dtype, settings.quantization)

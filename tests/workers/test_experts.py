@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
+from msgspec.structs import replace
 
-from tests.workers.engines import make_runner
+from tests.workers import checkpoints
+from tests.workers.engines import Session, make_runner, some_requests
+from tests.workers.thread_ranks import Ranks
 from workers.checkpoints.card import read_card
 from workers.checkpoints.experts import Experts
 from workers.kernels import grouped
 from workers.models import experts
 from workers.models.experts import MixtureOfExperts, Router
+from workers.models.registry import MODELS
 from workers.parallel import RankGroup
 from workers.weights.blocks import Empty
 
@@ -102,3 +106,48 @@ def test_experts_without_any_token_give_nothing(tiny):
     numbers = torch.tensor([[0, 1, 2], [2, 1, 0]])  # all the other rank's
     y = mixture._routed(torch.ones(2, 48), torch.ones(2, 3), numbers)
     assert torch.equal(y, torch.zeros(2, 48))
+
+
+def test_experts_that_are_quantised_at_load_stay_whole_where_parts_would_be_too_small_for_the_format(
+    tmp_path, monkeypatch
+):
+    """Two ranks keep what one keeps, to the byte, and answer as it does."""
+    sizes = {"hidden_size": 256, "head_dim": 128, "moe_intermediate_size": 256, "num_hidden_layers": 2}
+    model = checkpoints.qwen3_moe(**sizes, num_experts=5)
+    checkpoints.fill(model, std=0.1)
+    model.save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    card = read_card(tmp_path)
+    is_expert = lambda name: ".experts." in name  # noqa: E731
+    alone, shared = ({k: v for k, v in card.formats(n, "q4").items() if is_expert(k)} for n in (1, 2))
+    assert alone == shared
+    assert set(alone.values()) == {"Q4_K", "Q6_K"}
+
+    config, formats = card.kept_in("q4").config, card.formats(2, "q4")
+    models = [MODELS[card.family](config, RankGroup(rank, 2), torch.float32, formats) for rank in (0, 1)]
+    held = [model.nbytes for model in models]
+    planned = card.bytes_per_rank(2, "float32", "q4")
+    assert held == pytest.approx(planned, rel=0.01)  # rows that pad the vocabulary are planned for both
+    assert planned[0] < planned[1]  # two experts, and three
+    ranks = Ranks(tmp_path, 2, monkeypatch, quantization="q4")
+    requests = some_requests(4, 131, seed=5, longest=8)
+    theirs = [each.token_ids for each in Session(ranks).answer(requests)]
+    ranks.close()
+    monkeypatch.undo()
+    runner = make_runner(tmp_path, quantization="q4")
+    runner.load(lambda fraction, message: None)
+    ours = [each.token_ids for each in Session(runner).answer(requests)]
+    runner.close()
+    assert theirs == ours
+
+
+@pytest.mark.parametrize(
+    ("inner", "quantization", "block"),
+    [(768, "q4", 256), (768, "fp8", 128), (704, "q6", 32), (100, "q8", 1), (768, None, 1)],
+)
+def test_the_block_of_experts_is_that_of_the_format_that_whole_ones_get(tiny, inner, quantization, block):
+    card = read_card(tiny("qwen3_moe").folder)
+    sized = replace(card.config.experts, intermediate_size=inner)
+    card = replace(card, config=replace(card.config, experts=sized))
+    assert card.kept_in(quantization).config.experts.block == block
+    assert card.kept_in(quantization).kept_in(quantization) == card.kept_in(quantization)

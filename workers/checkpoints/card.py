@@ -186,11 +186,12 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     ) -> list[int]:
         """Bytes of weights on each rank, exactly; `dtype` None is the checkpoint's own."""
         self.check_ranks(world_size)
+        kept = self.kept_in(quantization)
         formats, itemsize = self.formats(world_size, quantization), DTYPE_BYTES[dtype or self.dtype]
 
         def bytes_of(rank: int) -> int:
             total = 0
-            for name, shape in self._on_rank(world_size, rank):
+            for name, shape in kept._on_rank(world_size, rank):
                 if name in formats:
                     total += shape[0] * FORMATS[formats[name]].row_bytes(shape[1])
                 else:
@@ -198,10 +199,23 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, dict=True):
                     total += math.prod(shape) * (DTYPE_BYTES["float32"] if wide else itemsize)
             return total
 
-        experts = self.config.experts
+        experts = kept.config.experts
         if self.vision is not None or (experts is not None and experts.whole_on(world_size)):
             return [bytes_of(rank) for rank in range(world_size)]
         return [bytes_of(0)] * world_size
+
+    def kept_in(self, quantization: Quantization | None) -> ModelCard:
+        """The same model, whose experts know in what blocks they are kept once they are quantised: whole ones
+        keep a format that parts of them would be too small for."""
+        experts = self.config.experts
+        if quantization is None or experts is None or experts.block > 1:  # these are in blocks as they are
+            return self
+        columns = experts.intermediate_size
+        chosen = at_load(quantization, "", self.config.num_layers, columns, vocabulary=False)
+        if chosen is None:
+            return self
+        experts = msgspec.structs.replace(experts, block=FORMATS[chosen].elements)
+        return msgspec.structs.replace(self, config=msgspec.structs.replace(self.config, experts=experts))
 
     def formats(self, world_size: int, quantization: Quantization | None = None) -> dict[str, str]:
         """The block formats in which ranks keep weights, by name; all others are in the type of the model.
@@ -214,7 +228,7 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, dict=True):
             CortexError: MODEL_LOAD_FAILED, the ranks would share columns that are not whole blocks.
         """
         formats: dict[str, str] = {}
-        for name, shape in self._on_rank(world_size):
+        for name, shape in self.kept_in(quantization)._on_rank(world_size):
             tensor = self.tensors[name]
             if len(shape) != 2 or tensor.sharing in ("none", "wide", "plain_rows", "wide_rows", "first"):
                 continue

@@ -77,7 +77,7 @@ class ModelRunner:
     """One rank of a transformer. Implements `workers.step.engine.Engine`."""
 
     def __init__(self, spec: WorkerSpec, card: ModelCard, adapters: Sequence[AdapterCard] = ()) -> None:
-        self.spec, self.card = spec, card
+        self.spec, self.card = spec, card.kept_in(spec.quantization)
         self.adapters = Adapters(adapters)
         self.group = RankGroup()
         self.sight: Sight | None = None  # where the model sees
