@@ -5,8 +5,8 @@
 # make packages   builds sdist, wheel, .deb and .rpm into dist/, for this machine's processor and Python
 # make lint   formatter and linter, as CI runs them
 #
-# TORCH=cpu, where .venv is made, takes PyTorch's build for the CPU, 1.3 GB with all else, in place of PyPI's for
-# CUDA, 4.9 GB.
+# TORCH=cpu, where .venv is made, takes PyTorch's build for the CPU, 1.3 GB with all else (2.0 GB for the tests,
+# which need Triton), in place of PyPI's for CUDA, 4.9 GB.
 
 PYTHON ?= python3
 TORCH ?= pypi
@@ -67,6 +67,6 @@ $(VENV)/bin/pip:
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "cortex needs Python 3.11 or newer, and $(PYTHON) is " + sys.version.split()[0] + ". Name another one: make PYTHON=python3.12 …")'
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { echo "$(PYTHON) cannot make virtual environments. On Debian: apt install python3-venv" >&2; exit 1; }
 	@case "$(TORCH)" in pypi|cpu) ;; *) echo "TORCH=$(TORCH): there are pypi (the default) and cpu" >&2; exit 1;; esac
-	@echo "making $(VENV) and installing what cortex needs: $(if $(filter cpu,$(TORCH)),1.3,4.9) GB, once, in some minutes"
+	@echo "making $(VENV) and installing what cortex needs: $(if $(filter cpu,$(TORCH)),1.3 GB (2.0 GB for the tests),4.9 GB), once, in some minutes"
 	@test "$(TORCH)" = cpu -o -e /dev/nvidiactl || echo "There is no NVIDIA GPU here, so a smaller PyTorch will do. Ctrl-C, then: make TORCH=cpu …  (1.3 GB)"
 	$(PYTHON) -m venv $(VENV)
