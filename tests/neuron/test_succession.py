@@ -42,6 +42,25 @@ def test_who_is_passed_over_is_told_of_in_one_line(caplog):
     assert "passed_over=b:/models.yaml counts=a:/models.yaml" in line
 
 
+def test_a_file_of_the_future_does_not_count_for_ever(caplog):
+    now = 1000.0
+    succession = Succession(lambda: now)
+    future = said("9", origin="future:/m.yaml", modified=now + 3600)
+    assert succession.take(future)  # there is no other
+    assert succession.take(said("1", origin="b:/m.yaml", modified=now - 50))
+    assert not succession.take(future)
+    assert succession.current.origin == "b:/m.yaml"
+    assert "dated in the future" in caplog.messages[-1]
+    now += 4000  # by now it was written in the past, and after the other
+    assert succession.take(future)
+
+
+def test_clocks_that_differ_a_little_change_nothing():
+    succession = Succession(lambda: 1000.0)
+    succession.take(said("1", modified=990))
+    assert succession.take(said("2", origin="b:/m.yaml", modified=1010))
+
+
 def test_gateways_with_the_same_content_agree(caplog):
     succession = Succession()
     succession.take(said("1"))
