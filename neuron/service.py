@@ -191,7 +191,7 @@ class Service:
         text = model.text_now if model is not None else None
         with _failing(opened):
             if model is not None:
-                self._drains.refuse(model.id)
+                self._refuse_drained(model)
             if text is not None and self._prepare_now(model, text, opened):
                 return
         if opened.outcome is None:
@@ -216,7 +216,7 @@ class Service:
         """The way of the first request of a model, and of what takes long: with files and processes."""
         with _failing(opened):
             model = await self._models.open(request.model)
-            self._drains.refuse(model.id)
+            self._refuse_drained(model)
             try:
                 with model.expecting():
                     text = await model.text()
@@ -254,12 +254,16 @@ class Service:
             raise CortexError(Code.SHUTTING_DOWN, "this neuron is shutting down", retry_after=5.0)
         self._drains.refuse(ALL)
 
+    def _refuse_drained(self, model: ManagedModel) -> None:
+        if model.drained:  # else it is another one of that name
+            self._drains.refuse(model.id)
+
     # --- models -----------------------------------------------------------------------------------------
 
     async def _load(self, peer: Peer, request: Load) -> Reply:
         self._refuse_new_work()
         model = await self._models.open(request.model)
-        self._drains.refuse(model.id)
+        self._refuse_drained(model)
         await model.load(lambda progress: peer.send(progress.reply(request.id)), request.keep_alive)
         return Done(id=request.id)
 
@@ -302,7 +306,7 @@ class Service:
     async def _quote(self, peer: Peer, request: Quote) -> Reply:
         self._refuse_new_work()
         model = await self._models.open(request.model)
-        self._drains.refuse(model.id)
+        self._refuse_drained(model)
         return await self._models.quote(model, request.id)
 
     async def _set_catalogue(self, peer: Peer, request: SetCatalogue) -> Reply:
@@ -353,6 +357,8 @@ class Service:
     async def _drain(self, peer: Peer, request: Drain) -> Reply:
         model = await self._models.open(request.model) if request.model else None
         log.info("draining open=%d model=%s", len(self._open), word(request.model))
+        if model is not None and not model.drained:
+            self._drains.end(model.id)  # of one that had its name
         drained = self._drains.begin(model.id if model is not None else ALL)
         if model is not None:
             model.drain(True)

@@ -182,7 +182,8 @@ class ManagedModel:
     def in_use(self) -> bool:
         """Whether it is loaded, or somebody has to do with it."""
         working = not self.requests.idle or self.preparing > 0
-        return self.status not in ("unloaded", "failed") or working or self._drained
+        drained = self._drained and not self.retired
+        return self.status not in ("unloaded", "failed") or working or drained
 
     @property
     def drained(self) -> bool:

@@ -7,7 +7,7 @@ import signal
 import pytest
 
 from ipc.errors import Code, CortexError
-from ipc.messages import Delta, Finished, Load
+from ipc.messages import Delta, Drain, Finished, Load
 from tests.neuron.harness import PATIENCE, Neuron, chat, simulated, wait_until
 
 
@@ -69,6 +69,16 @@ def test_a_change_touches_what_changed_and_nothing_else(neuron):
     assert neuron.wait_for("changed", status="ready", context_length=1000).epoch == 2
     assert neuron.workers("changed") != old
     assert (neuron.workers("same"), neuron.model("same").epoch) == same
+
+
+def test_a_drained_model_that_is_removed_is_gone_and_serves_when_it_comes_back(neuron):
+    with neuron.client() as client:
+        client.ask(Drain(id=0, model="removed"), PATIENCE)
+        configure(neuron, slow("same"))
+        wait_until(lambda: "removed" not in listed(neuron), "a model to be gone")
+        configure(neuron, slow("same"), slow("removed"))
+        assert not neuron.wait_for("removed").drained
+        assert isinstance(client.ask(chat("removed", 2, stream=False), PATIENCE), Finished)
 
 
 def test_what_needs_no_other_load_counts_at_once(neuron):
