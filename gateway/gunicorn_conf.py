@@ -115,6 +115,12 @@ def _decide_access(server: Any, may_exit: bool = False) -> None:
     apis = [each[:2] for each in _addresses(server) if isinstance(each, tuple) and each[1] != metrics]
     reached = [f"{host}:{port}" for host, port in apis if not _config.is_loopback(host)]
     if not reached:
+        if config.access.anonymous is None:
+            server.log.warning(
+                "cortex: only this host reaches the API, so who asks there needs no key, and is an "
+                "administrator until a key is one's. Where a proxy on this host lets others in, say "
+                "access: {anonymous: false}"
+            )
         return
     _config.in_force = replace(config, gateway=replace(config.gateway, listen=reached[0]))
     if config.access.anonymous:

@@ -14,6 +14,7 @@ import falcon.asgi
 from gateway.access.keyring import Keyring
 from gateway.access.limits import Limit
 from gateway.access.principal import Principal
+from gateway.http.browsers import names_loopback
 from gateway.http.caller import caller
 from gateway.refusals import FORBIDDEN
 from ipc.errors import CortexError
@@ -37,7 +38,7 @@ class Access:
             if req.path not in OPEN:
                 raise
             principal = None
-        if principal is not None and principal.admin and not principal.key_id and _is_forwarded(req):
+        if principal is not None and principal.admin and not principal.key_id and not _is_of_this_host(req):
             principal.admin = False
         req.context.principal = principal
         if principal is not None and req.path not in OPEN and not principal.may_reach(req.path):
@@ -64,8 +65,9 @@ def _keys(req: falcon.asgi.Request) -> list[str]:
     return keys
 
 
-def _is_forwarded(req: falcon.asgi.Request) -> bool:
-    return any(req.get_header(name) for name in _FORWARDED)
+def _is_of_this_host(req: falcon.asgi.Request) -> bool:
+    """Whether nothing says that who asks is elsewhere: no proxy, and no name but one of loopback."""
+    return names_loopback(req.get_header("Host") or "") and not any(map(req.get_header, _FORWARDED))
 
 
 def _headers(limit: Limit) -> dict[str, Any]:

@@ -43,7 +43,7 @@ class Browsers:
 
     async def process_request(self, req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
         host, server = req.get_header("host") or "", req.scope["server"]
-        if server is not None and not self._is_ours(host) and _is_loopback(server[0]):
+        if server is not None and not self._is_ours(host) and is_loopback(server[0]):
             raise falcon.HTTPForbidden(
                 description=f"host: {shown(host)} is no name of this gateway; "
                 "if it is one, add it to gateway.hosts in its configuration"
@@ -76,11 +76,16 @@ class Browsers:
         if origin in self._origins or ANY in self._origins:
             return True
         netloc = origin.partition("://")[2]
-        name = _name(netloc)
-        if LOOPBACK in self._origins and (name.endswith(".localhost") or _is_loopback(name)):
+        if LOOPBACK in self._origins and names_loopback(netloc):
             return True
         # Our own page. Most names could be anybody's that lead here.
         return netloc == host and self._is_ours(host)
+
+
+def names_loopback(netloc: str) -> bool:
+    """Whether `host:port` means this host wherever it is said."""
+    name = _name(netloc)
+    return name.endswith(".localhost") or is_loopback(name)
 
 
 def _name(netloc: str) -> str:
@@ -97,7 +102,8 @@ def _is_private(host: str) -> bool:
 
 
 @lru_cache(256)
-def _is_loopback(name: str) -> bool:
+def is_loopback(name: str) -> bool:
+    """Whether a name or an address is this host's own."""
     if not _is_address(name):
         return name == "localhost"
     address = ipaddress.ip_address(name)
