@@ -15,7 +15,7 @@ import logging
 import os
 import socket
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Coroutine, Iterator
 from functools import partial
 from pathlib import Path
 from time import monotonic
@@ -44,6 +44,7 @@ RETRY_SECONDS = 0.5  # between tries to watch a neuron again
 SILENT_SECONDS = 3.0  # three heartbeats that did not come: others are asked first
 QUOTED = 16  # neurons that are asked for a quote for one request
 SEARCHED = 64  # the same, for a model that none says that it has
+FINISH_SECONDS = 1.0  # for what is to be done before the end
 MEASURED = 0.1  # the weight of one prompt in how many bytes a token has
 
 
@@ -224,6 +225,7 @@ class Fleet:
         self._quotes = Quotes()
         self._bytes_per_token: dict[str, float] = {}  # of text, by model
         self._watches: list[asyncio.Task[None]] = []
+        self._finishing: set[asyncio.Task[None]] = set()
 
     async def start(self, patience: float) -> None:
         """Connect to every neuron, and wait up to `patience` seconds until each has told its state.
@@ -246,8 +248,16 @@ class Fleet:
             if not self.knows(model) and self.entry(model) is None:
                 logger.warning("alias leads to a model that no neuron has yet alias=%s model=%s", name, model)
 
+    def finish(self, work: Coroutine[None, None, None]) -> None:
+        """Have something done that nobody waits for; it is short, and done before the end."""
+        task = asyncio.create_task(work)
+        self._finishing.add(task)
+        task.add_done_callback(self._finishing.discard)
+
     async def stop(self) -> None:
         """Cancel what is open, and disconnect."""
+        if self._finishing:
+            await asyncio.wait(self._finishing, timeout=FINISH_SECONDS)
         for watch in self._watches:
             watch.cancel()
         await asyncio.gather(*self._watches, return_exceptions=True)

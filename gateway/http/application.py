@@ -118,7 +118,7 @@ class Gateway:
             await self._falcon(scope, receive, send)
         except asyncio.CancelledError:
             if (exchange := _own_exchange(scope)) is not None:
-                exchange.leave()
+                exchange.account.on_left()
             raise
         finally:
             self._bodies.release(scope)
@@ -191,6 +191,7 @@ class _Identity:
         for name in ("x-request-id", "request-id"):  # as OpenAI's clients read it, and Anthropic's
             resp.set_header(name, req.context.request_id)
         if (exchange := req.scope.get(EXCHANGE)) is not None and req.get_header(EXPLAIN):
-            resp.set_header(PLACEMENT, one_line(exchange.placement).encode("ascii", "replace").decode())
+            placement = one_line(exchange.account.placement)
+            resp.set_header(PLACEMENT, placement.encode("ascii", "replace").decode())
         if (exchange := _own_exchange(req.scope)) is not None:
-            exchange.status = resp.status_code
+            exchange.account.status = resp.status_code

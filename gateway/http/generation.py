@@ -26,7 +26,7 @@ def open_exchange(fleet: Fleet, req: falcon.asgi.Request) -> tuple[RequestContex
     """What is known of a request, and the account of it, which `Gateway` closes."""
     context = context_of(req)
     exchange = Exchange(fleet, context.request_id, context.principal, session(req))
-    exchange.parent = req.get_header("traceparent")
+    exchange.account.parent = req.get_header("traceparent")
     req.scope[EXCHANGE] = exchange
     return context, exchange
 
@@ -58,4 +58,4 @@ class GenerationResource:
             started = exchange.started or Started(id=0, prompt_tokens=finished.usage.prompt_tokens)
             resp.content_type = "application/json"
             resp.data = answer.whole(started, finished)
-            exchange.ready()
+            exchange.account.on_ready()

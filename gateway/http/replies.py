@@ -28,4 +28,4 @@ class ReplyResource:
             raise answer.in_client_words(error) from None
         resp.content_type = "application/json"
         resp.data = answer.whole(reply)
-        exchange.ready()
+        exchange.account.on_ready()

@@ -41,7 +41,7 @@ class EventStream:
             if data:
                 self._silent_since = monotonic()
                 if self._over:
-                    self._exchange.ready()
+                    self._exchange.account.on_ready()
                 return data
 
     async def _next(self) -> bytes:

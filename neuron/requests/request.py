@@ -221,7 +221,8 @@ class OpenRequest(ABC):
     def cancel(self) -> None:
         """The client wants no more of it, or is gone."""
         if self.outcome is None:
-            self._end("cancelled", Cancelled(id=self.request.id, usage=self.usage()))
+            usage = self.usage() if self.begun else Usage()
+            self._end("cancelled", Cancelled(id=self.request.id, usage=usage))
 
     def fail(self, error: CortexError, tokens_sent: int = 0) -> None:
         """It cannot be served."""

@@ -95,6 +95,9 @@ MODELS = (
 )
 
 
+CUT_SHORT = Usage(prompt_tokens=3, completion_tokens=5)  # what comes of a request that is cancelled
+
+
 @dataclass
 class Work:
     """One open request."""
@@ -187,7 +190,7 @@ class FakeNeuron:
         if work is not None:
             self.cancelled += 1
             work.task.cancel()
-            work.peer.send(Cancelled(id=key[1]))
+            work.peer.send(Cancelled(id=key[1], usage=CUT_SHORT))
             self._tell()
 
     def _on_request(self, peer: Peer, request: AnyRequest) -> None:

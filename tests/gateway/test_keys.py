@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from gateway.commands.cli import app
 from tests.gateway.conftest import PATIENCE, GatewayProcess, Keys, NeuronThread, eventually
+from tests.gateway.fake_neuron import CUT_SHORT
 
 CHAT, MESSAGES = "/v1/chat/completions", "/v1/messages"
 HELLO = [{"role": "user", "content": "one two three"}]
@@ -148,6 +149,33 @@ def listed(keys: Keys, *names: str) -> list[dict[str, Any]]:
     return [key for key in json.loads(keys("list", "--json")) if key["name"] in names]
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+def test_who_leaves_early_is_charged_what_was_generated(
+    guarded: GatewayProcess, keys: Keys, neuron: NeuronThread, streamed: bool
+) -> None:
+    name = f"lea-{streamed}"
+    key = keys.create(name)
+    (made,) = listed(keys, name)
+    with httpx.Client(trust_env=False, timeout=PATIENCE) as client:
+        body = BODIES[CHAT] | {"model": "stuck", "stream": streamed}
+        request = client.build_request(
+            "POST", f"{guarded.base}{CHAT}", json=body, headers={"Authorization": f"Bearer {key}"}
+        )
+        if streamed:
+            client.send(request, stream=True).close()
+        else:
+            request.extensions["timeout"] = {"read": 0.5}
+            with pytest.raises(httpx.ReadTimeout):
+                client.send(request)
+
+    def used() -> list[dict[str, Any]]:
+        return [row for row in json.loads(keys("usage", "--json")) if row["key"] == made["id"]]
+
+    (row,) = eventually(used, "it is charged")
+    assert row["prompt_tokens"] == CUT_SHORT.prompt_tokens
+    assert row["completion_tokens"] == CUT_SHORT.completion_tokens
+
+
 def test_what_was_used_is_known_by_key_and_model(guarded: GatewayProcess, keys: Keys) -> None:
     key = keys.create("kim")
     (made,) = listed(keys, "kim")
@@ -253,16 +281,26 @@ def test_on_loopback_nobody_needs_a_key_but_one_of_ours_must_hold(
 
 
 @pytest.mark.parametrize(
-    ("header", "status"),
-    [("Accept", 400), ("X-Forwarded-For", 403), ("forwarded", 403), ("X-Real-IP", 403), ("Via", 403)],
+    ("header", "value", "status"),
+    [
+        ("Accept", "*/*", 400),
+        ("Host", "localhost", 400),
+        ("Host", "[::1]:31313", 400),
+        ("Host", "box.internal", 403),
+        *((name, "203.0.113.9", 403) for name in ("X-Forwarded-For", "forwarded", "X-Real-IP", "Via")),
+    ],
 )
 def test_whom_a_proxy_asks_for_is_no_administrator(
-    gateway: GatewayProcess, http: httpx.Client, header: str, status: int
+    gateway: GatewayProcess, http: httpx.Client, header: str, value: str, status: int
 ) -> None:
     body = {"model": "echo", "neuron": "none of them"}
-    answer = http.post("/admin/models/unload", json=body, headers={header: "203.0.113.9"})
+    answer = http.post("/admin/models/unload", json=body, headers={header: value})
     assert answer.status_code == status
     assert ask(gateway, None).status_code == 200
+
+
+def test_a_gateway_whose_visitors_are_administrators_says_so_at_its_start(gateway: GatewayProcess) -> None:
+    assert "access: {anonymous: false}" in gateway.log.read_text()
 
 
 # --- the command ----------------------------------------------------------------------------------------

@@ -35,7 +35,11 @@ class Script:
         self.started = self.started or next((reply for reply in batch if isinstance(reply, Started)), None)
         return batch
 
-    def ready(self) -> None:
+    @property
+    def account(self) -> Script:
+        return self
+
+    def on_ready(self) -> None:
         self.is_ready = True
 
 

@@ -273,6 +273,8 @@ def test_a_cancelled_request_leaves_the_queue_or_the_worker():
             for client in clients:
                 client.generation.cancel()
                 assert isinstance(await client.last(), Cancelled)
+            # what was not begun came to nothing
+            assert [client.replies[-1].usage.prompt_tokens for client in clients] == [3, 0, 0]
             assert (model.state().running, model.state().waiting) == (0, 0)
             assert model.state().cancelled == 3
             await until(lambda: model.state().pages_free == model.state().pages_total)

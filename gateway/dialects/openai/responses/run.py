@@ -57,7 +57,7 @@ class Run:
         self._output.close(_status(finished))
         self._finish(finished)
         await self._keep()
-        self._exchange.ready()
+        self._exchange.account.on_ready()
         return encode(self._creation.response)
 
     async def start(self) -> None:
@@ -75,7 +75,7 @@ class Run:
         except CortexError as error:
             if error.code != Code.CONTEXT_LENGTH_EXCEEDED:
                 raise
-            self._exchange.status = 200
+            self._exchange.account.status = 200
             self._failure = error
 
     async def events(self) -> AsyncIterator[bytes]:
@@ -110,7 +110,7 @@ class Run:
             response.failed(self._creation.response, self._output.items, renamed(error, NAMES))
             with suppress(CortexError):
                 await self._keep()
-        self._exchange.ready()
+        self._exchange.account.on_ready()
         self.is_over = True
         yield self._now()
 
