@@ -22,7 +22,7 @@ def recorder(monkeypatch) -> Recorder:
     """In place of the device that steps are recorded on."""
     recorder = Recorder()
     monkeypatch.setattr(model_runner, "graph_device", lambda device: recorder)
-    monkeypatch.setattr(model_runner, "PagedAttention", FixedAttention)
+    monkeypatch.setattr(model_runner, "attention_over", FixedAttention)
     return recorder
 
 

@@ -29,7 +29,7 @@ def runner(request, tiny):
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "recorded":
             patch.setattr(model_runner, "graph_device", lambda device: Recorder())
-            patch.setattr(model_runner, "PagedAttention", FixedAttention)
+            patch.setattr(model_runner, "attention_over", FixedAttention)
         device = "cpu" if request.param == "recorded" else request.param
         runner = make_runner(tiny("qwen3_untied_biased").folder, device=device, **LIMITS)
         runner.in_flight = 1
