@@ -740,6 +740,7 @@ class ModelState(Plain):
     chat: bool = True  # it has a chat template
     tools: bool = False  # the template takes tools
     reasoning: bool = False  # the template knows thinking
+    vision: bool = False  # it takes images
     devices: list[str] = []
     bytes_weights: int = 0
     bytes_reserved: int = 0  # planned, over all its devices

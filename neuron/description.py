@@ -57,11 +57,16 @@ class ModelDescription:
     reasoning: bool
     created: int  # Unix time
     notes: list[str]  # what is not as its files or its settings have it
-    text: TextFiles  # what its text path is made of
+    text: TextFiles  # what its text path is made of, and its eyes
     adapters: tuple[AdapterCard, ...] = ()
     adapter_bytes: tuple[int, ...] = ()  # that each of them takes on each rank
     simulated: SimulatedSpec | None = None
     max_output: int | None = None  # tokens of an answer, whatever a request wants
+
+    @property
+    def vision(self) -> bool:
+        """Whether it takes images."""
+        return self.text.vision is not None
 
     def adapter(self, asked: str) -> int:
         """The number of the adapter in what a request calls its model, from 1; 0 where there is none."""

@@ -94,6 +94,9 @@ def _facts(card: ModelCard) -> dict[str, str]:
         "stored as": ", ".join(f"{kind} {size_of(size)}" for kind, size in sizes.most_common()),
         "context": f"{card.context_length:,} tokens",
     }
+    if (vision := card.vision) is not None:
+        most = vision.max_pixels // vision.side**2
+        facts["sees"] = f"images, of up to {most:,} tokens each: one for {vision.side} x {vision.side} pixels"
     if not model.bidirectional:
         facts["a token keeps"] = f"{size_of(card.kv_bytes_per_token(1))} of keys and values, on one rank"
     if size := state_bytes(card.cache_groups(1)):

@@ -25,7 +25,7 @@ _BEST_FIRST: tuple[ModelStatus, ...] = (
 
 
 # fields of `ModelState`
-CAPABILITIES = ("completion", "chat", "tools", "reasoning", "embedding", "rerank")
+CAPABILITIES = ("completion", "chat", "tools", "reasoning", "vision", "embedding", "rerank")
 
 
 @dataclass(frozen=True, slots=True)

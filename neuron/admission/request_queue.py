@@ -274,7 +274,7 @@ class RequestQueue:
                 self._line.serve(request, self._cost_of(request, part), all_of_it=not parts)
             if parts:
                 self._rest[request] = parts
-            self._group.submit(part.submit, part)
+            self._group.submit(part.submit, part, part.images)
         except CortexError as error:
             request.fail(error)
 

@@ -228,6 +228,7 @@ class ManagedModel:
             chat=plan.chat,
             tools=plan.tools,
             reasoning=plan.reasoning,
+            vision=plan.vision,
             devices=list(fit.devices) if fit is not None else [],
             bytes_weights=plan.bytes_weights,
             bytes_reserved=sum(fit.reservations.values()) + beside if fit is not None else 0,

@@ -16,6 +16,7 @@ from ipc.worker_messages import Constraint, SamplingParams
 from neuron.grammar.structured import constrain, hold
 from neuron.grammar.tool_calls import allow_call, require_call
 from neuron.preparation.facts import ModelFacts
+from neuron.preparation.placing import PreparedImage
 from neuron.preparation.prompt import Prompt, encode_prompts, named_prompts, pack
 from neuron.preparation.sampling import resolve
 from neuron.refusals import bad_request, too_long
@@ -33,11 +34,13 @@ class PreparedPrompt(msgspec.Struct, array_like=True):
         param: the field that it came in.
         ids: its tokens, uint32, little-endian.
         echo: the text that each answer begins with.
+        images: that stand in it, in order.
     """
 
     param: str
     ids: bytes
     echo: str = ""
+    images: list[PreparedImage] = []
 
     @property
     def tokens(self) -> int:
@@ -188,7 +191,7 @@ def _constrain(request: Generate, text: TextFrontEnd, rendered: str | None) -> C
 
 
 def _packed(request: Generate, text: TextFrontEnd, made: list[Prompt]) -> list[PreparedPrompt]:
-    packed = [PreparedPrompt(prompt.param, pack(prompt.ids)) for prompt in made]
+    packed = [PreparedPrompt(prompt.param, pack(prompt.ids), images=prompt.images) for prompt in made]
     if request.echo:
         for prompt, (_, given) in zip(packed, named_prompts(request), strict=True):
             prompt.echo = given if isinstance(given, str) else text.decode(given)

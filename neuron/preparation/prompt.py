@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ipc.errors import Code, CortexError
 from ipc.messages import CountTokens, Embed, Generate, Tokenize
+from neuron.preparation.placing import PreparedImage, place
 from neuron.preparation.sampling import BLOCK, MAX_CHOICES, MIXED, check, check_ids
 from neuron.refusals import bad_request, too_long
 from neuron.text import content, continuation
@@ -30,11 +31,13 @@ class Prompt:
     Attributes:
         param: the field that it came in.
         rendered: the text that the chat template made of messages.
+        images: that stand in it, in order.
     """
 
     param: str
     ids: list[int]
     rendered: str | None = None
+    images: list[PreparedImage] = field(default_factory=list)
 
 
 def validate(request: Generate) -> None:
@@ -118,6 +121,8 @@ def _costs(request: Generate | CountTokens) -> Iterator[int]:
         suffix = request.suffix or "" if isinstance(request, Generate) else ""
         for _, prompt in named_prompts(request):
             yield len(prompt) + len(suffix)
+    for _ in content.images(request.messages or ()):
+        yield INLINE_CHARACTERS + 1  # small files can be large images
     for message in request.messages or ():
         yield TURN * (1 if isinstance(message.content, str) else 1 + len(message.content))
         yield content.size(message) + len(message.reasoning or "")
@@ -175,7 +180,11 @@ def encode_prompts(
         _refuse_unread(text, content.characters(request.messages), "messages", context_length, contexts)
         rendered = _render(text, request, seconds)
         ids = to_ids(text, rendered, "messages", context_length, special=bool(special), contexts=contexts)
-        return [Prompt("messages", ids, rendered)]
+        if text.vision is None:
+            return [Prompt("messages", ids, rendered)]
+        most = None if context_length is None else contexts * context_length
+        ids, images = place(ids, request.messages, text.vision, most, isinstance(request, Generate))
+        return [Prompt("messages", ids, rendered, images)]
     suffix = request.suffix if isinstance(request, Generate) else None
     return [
         Prompt(param, _infill_ids(text, prompt, suffix, param, context_length))

@@ -7,7 +7,7 @@ import logging
 import signal
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Protocol
 
@@ -22,8 +22,10 @@ from ipc.worker_messages import (
     AdapterReport,
     DropAdapter,
     Fatal,
+    ImageData,
     LoadAdapter,
     Loading,
+    PlacedImage,
     Ready,
     Report,
     SequenceReport,
@@ -39,6 +41,7 @@ from neuron.processes.worker import Worker
 
 log = logging.getLogger("neuron.processes.group")
 
+PIXEL_BYTES = 256 << 10  # that travel at once
 STOP_SECONDS = 1.5  # from the Stop command to SIGTERM
 RELEASE_SECONDS = 10.0  # the same, where a process shall give its memory back and live on
 TERMINATE_SECONDS = 0.5  # from SIGTERM to SIGKILL
@@ -54,6 +57,13 @@ class Sink(Protocol):
     def advance(self, report: SequenceReport) -> None:
         """Take what is new, of one step or of several. Must not raise."""
         ...
+
+
+class Image(Protocol):
+    """An image in a prompt."""
+
+    placed: PlacedImage
+    pixels: bytes
 
 
 class WorkerSource(Protocol):
@@ -174,8 +184,11 @@ class WorkerGroup:
 
     # --- work -------------------------------------------------------------------------------------------
 
-    def submit(self, submit: Submit, sink: Sink) -> None:
+    def submit(self, submit: Submit, sink: Sink, images: Sequence[Image] = ()) -> None:
         """Hand a request to the worker; its output goes to `sink` until its finish is reported.
+
+        Args:
+            images: that stand in its prompt.
 
         Raises:
             CortexError: BAD_REQUEST for one that is too large to travel; nothing of it stays.
@@ -190,6 +203,10 @@ class WorkerGroup:
         if not self.open:
             self._watchdog.begin()
         self.open[submit.request_id] = sink
+        for image in images:
+            for start in range(0, len(image.pixels), PIXEL_BYTES):
+                piece = image.pixels[start : start + PIXEL_BYTES]
+                self._send(_encoder.encode(ImageData(image.placed.digest, start, piece)))
         self._send(record)
         if self._deadline_timer is None:
             self._watch_progress()

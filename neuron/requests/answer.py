@@ -9,6 +9,7 @@ from typing import Protocol
 
 from ipc.messages import Alternative, Choice, FinishReason, TokenLogprob
 from ipc.worker_messages import Logprobs, SequenceReport, Submit
+from neuron.preparation.placing import PreparedImage
 from neuron.requests.order import Spans
 from neuron.text.detokenizer import Detokenizer
 from neuron.text.parser import AnswerParser, Piece
@@ -61,6 +62,7 @@ class Answer:
     ) -> None:
         self.submit = submit
         self.index = index
+        self.images: list[PreparedImage] = []  # of its prompt
         self.reason: FinishReason | None = None  # once it ended
         self.fills_context = False  # whether the context has no room for all that it may write
         self.completion_tokens = 0

@@ -118,6 +118,7 @@ class Generation(OpenRequest):
                 priority=request.priority,
                 account=request.account,
                 cache_salt=request.cache_salt,
+                images=[image.placed for image in prompt.given.images],
             )
             answer = Answer(
                 submit,
@@ -128,6 +129,7 @@ class Generation(OpenRequest):
                 spell=text.spell,
                 whole=not request.stream,
             )
+            answer.images = prompt.given.images
             self.parts.append(answer)
         if params.prompt_logprobs is not None and not request.written:
             prompt.logprobs = [answer.name_first(prompt.given.first)]

@@ -15,6 +15,7 @@ from ipc.messages import Cancelled, Embed, Failed, Finished, Generate, Reply, St
 from ipc.server import Unread
 from ipc.worker_messages import SequenceReport, Submit
 from neuron.description import ModelDescription
+from neuron.preparation.placing import PreparedImage
 from neuron.requests.progress import LoadProgress
 from neuron.text.frontend import TextFrontEnd
 from neuron.trace import word
@@ -59,6 +60,7 @@ class OpenSequence(Protocol):
     """One of the worker's sequences that a request is made of; takes the reports on it."""
 
     submit: Submit
+    images: Sequence[PreparedImage]  # of its prompt
 
     def advance(self, report: SequenceReport) -> None: ...
 

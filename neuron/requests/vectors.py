@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from ipc.server import Unread
 from ipc.worker_messages import SequenceReport, Submit
 from neuron.description import ModelDescription
 from neuron.preparation.inputs import check_tokens, most_tokens
+from neuron.preparation.placing import PreparedImage
 from neuron.preparation.prepared_inputs import PreparedInputs, prepare_inputs, validate_inputs
 from neuron.requests.request import OpenRequest
 from neuron.text.frontend import TextFrontEnd
@@ -91,6 +92,7 @@ class Vector:
 
     def __init__(self, submit: Submit, owner: VectorRequest) -> None:
         self.submit = submit
+        self.images: Sequence[PreparedImage] = ()
         self.values = np.empty(0, np.float32)
         self._owner = owner
 

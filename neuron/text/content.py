@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from msgspec.structs import replace
 
@@ -15,12 +16,15 @@ _SAYS_ERROR = re.compile(r"\W*\w*error", re.IGNORECASE)
 _UNSEEN = "(An image, which this model cannot see.)"
 
 
-def turns(messages: Sequence[Message]) -> Iterator[Message]:
-    """The same conversation, with text for content, or parts of nothing but text where the client sent parts:
+def turns(messages: Sequence[Message], sees: bool = False) -> Iterator[Message]:
+    """The same conversation, with text for content, or parts of text and images where the client sent parts:
     results of tools become turns of their own, thoughts the reasoning of their turn.
 
+    Args:
+        sees: whether the model does.
+
     Raises:
-        CortexError: NOT_SUPPORTED naming an image that somebody shows.
+        CortexError: NOT_SUPPORTED naming an image that somebody shows a model that does not see.
     """
     for i, message in enumerate(messages):
         if isinstance(message.content, str):
@@ -30,13 +34,30 @@ def turns(messages: Sequence[Message]) -> Iterator[Message]:
         said, thought = [], [] if message.reasoning is None else [message.reasoning]
         for j, part in enumerate(message.content):
             if isinstance(part, ToolResultPart):
-                yield _result(part)
+                yield _result(part, sees)
             elif isinstance(part, ThinkingPart):
                 thought.append(part.text)
             else:
-                said.append(_only_text(part, f"{param}[{j}]"))
+                said.append(part if sees else _only_text(part, f"{param}[{j}]"))
         if said or thought or message.tool_calls or not message.content:
             yield replace(message, content=said, reasoning="\n".join(thought) if thought else None)
+
+
+def images(messages: Sequence[Message]) -> Iterator[tuple[str, ImagePart]]:
+    """All images of a conversation, in the order in which `turns` has them, each behind its field."""
+    for i, message in enumerate(messages):
+        results, shown = [], []
+        for j, part in enumerate(() if isinstance(message.content, str) else message.content):
+            param = f"messages[{i}].content[{j}]"
+            if isinstance(part, ImagePart):
+                shown.append((param, part))
+            elif isinstance(part, ToolResultPart) and not isinstance(part.content, str):
+                inner = enumerate(part.content)
+                results += [
+                    (f"{param}.content[{k}]", each) for k, each in inner if isinstance(each, ImagePart)
+                ]
+        yield from results
+        yield from shown
 
 
 def characters(messages: Sequence[Message]) -> int:
@@ -54,17 +75,21 @@ def size(message: Message) -> int:
     return len(message.content) if isinstance(message.content, str) else sum(map(_size, message.content))
 
 
-def _result(part: ToolResultPart) -> Message:
+def _result(part: ToolResultPart, sees: bool) -> Message:
     """A result, as a turn of its own. Templates have no other way than words to say that a call failed."""
-    content = part.content if isinstance(part.content, str) else [_seen(each) for each in part.content]
+    content: Any = part.content
+    if not isinstance(content, str) and not sees:
+        content = [_told(each) for each in content]
     if part.is_error:
-        first = content if isinstance(content, str) else content[0].text if content else ""
+        first = content
+        if not isinstance(content, str):
+            first = next((each.text for each in content if isinstance(each, TextPart)), "")
         if not _SAYS_ERROR.match(first):
             content = f"{_ERROR}{content}" if isinstance(content, str) else [TextPart(text=_ERROR), *content]
     return Message(role="tool", content=content, tool_call_id=part.tool_call_id)
 
 
-def _seen(part: TextPart | ImagePart) -> TextPart:
+def _told(part: TextPart | ImagePart) -> TextPart:
     """A part of a result as the model gets it. An image is told of, not refused: the user has not chosen to
     show it, and it stays in the conversation, which would be over."""
     return part if isinstance(part, TextPart) else TextPart(text=_UNSEEN)

@@ -25,6 +25,7 @@ from neuron.text.tokenizer import TextTokenizer
 from workers.checkpoints.card import ModelCard
 from workers.checkpoints.files import refuse
 from workers.checkpoints.text import TOKENIZER
+from workers.checkpoints.vision import Vision
 
 NOTHING_SAID = Thinking()
 PACKAGE = Path(__file__).parents[1]
@@ -43,6 +44,7 @@ class TextFiles(msgspec.Struct, frozen=True):
     calls_as: str  # the name of the format in which it writes tool calls
     ours: bool  # they come with this package
     thinks_as: str | None = None  # the name of what it writes around its thoughts; None: as its templates say
+    vision: Vision | None = None  # of a model that sees
 
     @classmethod
     def of(cls, card: ModelCard, calls_as: str | None = None, thinks_as: str | None = None) -> TextFiles:
@@ -69,6 +71,7 @@ class TextFiles(msgspec.Struct, frozen=True):
             calls_as or tool_format(card.chat_templates.values()).name,
             ours=Path(card.folder).is_relative_to(PACKAGE),
             thinks_as=thinks_as,
+            vision=card.vision,
         )
 
     def try_templates(self) -> dict[str, Tried]:
@@ -101,6 +104,7 @@ class TextFrontEnd:
         thinks_as: str | None = None,
     ) -> None:
         self.encoded = b""  # the `ModelText` that it was read from, in msgpack
+        self.vision: Vision | None = None  # of a model that sees
         self.tool_format = tool_format
         self._tokenizer = tokenizer
         self._templates = templates
@@ -136,10 +140,13 @@ class TextFrontEnd:
             Path(files.tokenizer), files.vocabulary_size, shown=(*known, *calls.markers)
         )
         templates = {
-            name: ChatTemplate(each, files.special_tokens, files.template_file, calls)
+            name: ChatTemplate(
+                each, files.special_tokens, files.template_file, calls, sees=files.vision is not None
+            )
             for name, each in model.tried.items()
         }
         front = cls(tokenizer, templates, calls, files.thinks_as)
+        front.vision = files.vision
         front.encoded = msgspec.msgpack.encode(model)
         return front
 

@@ -12,7 +12,7 @@ import jinja2
 import msgspec
 
 from ipc.errors import Code, CortexError
-from ipc.messages import Message, Thinking, Tool
+from ipc.messages import Message, TextPart, Thinking, Tool
 from neuron.text.budget import QUICK, OverBudget
 from neuron.text.content import turns as spread
 from neuron.text.formats.hermes import HERMES
@@ -51,6 +51,7 @@ class ChatTemplate:
         special_tokens: bos_token, eos_token and so on, which templates may name.
         file: where it stands, for whoever has to mend it.
         tool_format: how its model writes calls.
+        sees: whether its model takes images.
     """
 
     def __init__(
@@ -59,8 +60,10 @@ class ChatTemplate:
         special_tokens: dict[str, str],
         file: str = "the model's folder",
         tool_format: ToolFormat = HERMES,
+        sees: bool = False,
     ) -> None:
         self.tried = tried
+        self._sees = sees
         self._tool_format = tool_format
         self._special_tokens = special_tokens
         self._file = file
@@ -120,7 +123,9 @@ class ChatTemplate:
                 raise CortexError(
                     Code.BAD_REQUEST, f"template_args cannot set {name!r}", param=f"template_args.{name}"
                 )
-        turns = [message_for_template(message, self._role(message)) for message in spread(messages)]
+        turns = [
+            message_for_template(message, self._role(message)) for message in spread(messages, self._sees)
+        ]
         definitions = [tool.definition for tool in tools]
         try:
             return self._render_any(turns, definitions, args, seconds)
@@ -129,6 +134,8 @@ class ChatTemplate:
                 raise
             log.warning("a chat template took too much file=%s reason=%s", self._file, error)
             raise _failed(f"the chat template was stopped: {error}") from error
+        except CortexError:
+            raise
         except Exception as error:  # a template is a program, and can fail in any way that programs do
             raise _failed(f"the chat template refuses these messages: {error}") from error
 
@@ -179,7 +186,7 @@ class ChatTemplate:
                 if reads_parts and not reads_text:
                     turn["content"] = [{"type": "text", "text": content}]
             elif not reads_parts:
-                turn["content"] = "\n".join(part["text"] for part in content)
+                turn["content"] = "\n".join(_words(part, role) for part in content)
         return shaped
 
 
@@ -253,7 +260,10 @@ def message_for_template(message: Message, role: str) -> dict[str, Any]:
     templates walk through it. One that is no JSON object stays text for now: see `history`."""
     content: Any = message.content
     if not isinstance(content, str):
-        content = [{"type": "text", "text": part.text} for part in content]
+        content = [
+            {"type": "text", "text": part.text} if isinstance(part, TextPart) else {"type": "image"}
+            for part in content
+        ]
     turn: dict[str, Any] = {"role": role, "content": content}
     if message.reasoning is not None:
         turn["reasoning_content"] = message.reasoning
@@ -271,6 +281,15 @@ def message_for_template(message: Message, role: str) -> dict[str, Any]:
     if message.name is not None:
         turn["name"] = message.name
     return turn
+
+
+def _words(part: dict[str, Any], role: str) -> str:
+    """The text of a part, for a template that reads nothing else of that role."""
+    if part["type"] != "text":
+        raise CortexError(
+            Code.NOT_SUPPORTED, f"the chat template shows no images in turns of role {role}", param="messages"
+        )
+    return part["text"]
 
 
 def _arguments(text: str) -> dict[str, Any] | str:

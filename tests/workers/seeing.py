@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import PreTrainedModel, Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
@@ -32,6 +34,9 @@ TEXT = {key: value for key, value in SIZES.items() if not key.endswith("_token_i
         "mrope_interleaved": True,
     },
 }
+TEMPLATE = """{% for m in messages %}{{ m.role[0] }}:{% if m.content is string %}{{ m.content }}{% else %}
+{%- for p in m.content %}{% if p.type == 'image' %}<start><image><end>{% else %}{{ p.text }}{% endif %}
+{%- endfor %}{% endif %};{% endfor %}a:"""
 TOWER = {
     "depth": 3,
     "hidden_size": 32,
@@ -59,8 +64,22 @@ def write(folder: Path, text: dict[str, Any] | None = None, **tower: Any) -> Pre
     model = Qwen3VLForConditionalGeneration(config).eval()
     fill(model, std=0.2)
     model.save_pretrained(folder)
-    (folder / "tokenizer.json").write_text("{}")
+    (folder / "tokenizer.json").write_text(tokenizer().to_str())
+    edges = {"shortest_edge": 4 * SIDE**2, "longest_edge": 64 * SIDE**2}
+    half = [0.5] * 3
+    size = {"patch_size": PATCH, "merge_size": MERGE, "size": edges, "image_mean": half, "image_std": half}
+    (folder / "preprocessor_config.json").write_text(json.dumps(size))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": TEMPLATE}))
     return model
+
+
+def tokenizer() -> Tokenizer:
+    """One token for each of the first 120 characters, and those around images."""
+    marks = {"<image>": IMAGE, "<start>": START, "<end>": END}
+    made = Tokenizer(models.WordLevel({chr(code): code for code in range(IMAGE)} | marks, unk_token="?"))
+    made.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    made.add_special_tokens(list(marks))
+    return made
 
 
 def picture(rows: int, columns: int, seed: int = 0) -> Tensor:  # [rows * SIDE, columns * SIDE, 3] uint8

@@ -128,13 +128,19 @@ class _Preprocessor(msgspec.Struct, kw_only=True):
     patch_size: Size | None = None
     merge_size: Size | None = None
     temporal_patch_size: Size | None = None
-    image_mean: Colours = (0.5, 0.5, 0.5)
-    image_std: Colours = (0.5, 0.5, 0.5)
+    image_mean: Colours = (0.48145466, 0.4578275, 0.40821073)  # of CLIP, which a file need not write
+    image_std: Colours = (0.26862954, 0.26130258, 0.27577711)
     rescale_factor: float = 1 / 255
     resample: int = 3  # bicubic
 
 
-USUAL_EDGES = _Edges(shortest_edge=1 << 16, longest_edge=1 << 24)
+UNWRITTEN = _Edges(shortest_edge=56 * 56, longest_edge=28 * 28 * 1280)  # the same of sizes
+# what Qwen's own files say, where there is none
+USUAL = _Preprocessor(
+    size=_Edges(shortest_edge=1 << 16, longest_edge=1 << 24),
+    image_mean=(0.5, 0.5, 0.5),
+    image_std=(0.5, 0.5, 0.5),
+)
 
 
 def read(folder: Path, path: Path, vocabulary: int, hidden: int) -> Vision:
@@ -170,8 +176,15 @@ def read(folder: Path, path: Path, vocabulary: int, hidden: int) -> Vision:
     deepstack = tower.deepstack_visual_indexes
     if len(set(deepstack)) < len(deepstack) or max(deepstack, default=0) >= tower.depth:
         refuse(path, f"{name}.deepstack_visual_indexes {deepstack} are no {len(deepstack)} of its layers")
+    for key, told in (
+        ("patch_size", images.patch_size),
+        ("spatial_merge_size", images.merge_size),
+        ("temporal_patch_size", images.temporal_patch_size),
+    ):
+        if told not in (None, getattr(tower, key)):
+            refuse(path, f"{name}.{key} is {getattr(tower, key)}, and for its images {told}")
     edges = images.size or _Edges(
-        images.min_pixels or USUAL_EDGES.shortest_edge, images.max_pixels or USUAL_EDGES.longest_edge
+        images.min_pixels or UNWRITTEN.shortest_edge, images.max_pixels or UNWRITTEN.longest_edge
     )
     if edges.shortest_edge > edges.longest_edge:
         refuse(
@@ -229,4 +242,4 @@ def _preprocessor(folder: Path) -> _Preprocessor:
         if abs(found.rescale_factor * 255 - 1) > 1e-6 or found.resample != 3 or min(found.image_std) <= 0:
             refuse(path, "has a rescale_factor, resample or image_std that is not supported")
         return found
-    return _Preprocessor()
+    return USUAL

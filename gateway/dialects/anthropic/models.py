@@ -56,7 +56,7 @@ def model(listed: ListedModel) -> dict[str, Any]:
         "created_at": datetime.fromtimestamp(listed.created, UTC).isoformat().replace("+00:00", "Z"),
         "max_input_tokens": context,
         "max_tokens": min(limits, default=None),
-        "capabilities": _capabilities("reasoning" in listed.capabilities),
+        "capabilities": _capabilities(listed.capabilities),
         "lifecycle": "active",
         "deprecated_at": None,
         "retires_at": None,
@@ -64,8 +64,8 @@ def model(listed: ListedModel) -> dict[str, Any]:
     }
 
 
-def _capabilities(thinks: bool) -> dict[str, Any]:
-    thinking = _YES if thinks else _NO
+def _capabilities(listed: list[str]) -> dict[str, Any]:
+    thinking = _YES if "reasoning" in listed else _NO
     efforts = dict.fromkeys(("low", "medium", "high", "xhigh", "max"), thinking)
     edits = dict.fromkeys(("clear_thinking_20251015", "clear_tool_uses_20250919", "compact_20260112"), _NO)
     return {
@@ -74,7 +74,7 @@ def _capabilities(thinks: bool) -> dict[str, Any]:
         "code_execution": _NO,
         "context_management": _NO | edits,
         "effort": thinking | efforts,
-        "image_input": _NO,
+        "image_input": _YES if "vision" in listed else _NO,
         "pdf_input": _NO,
         "server_tools": _NO | {"code_execution": _NO, "web_search": _NO},
         "structured_outputs": _YES,

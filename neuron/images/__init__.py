@@ -1,0 +1,1 @@
+"""Images of requests, made fit for a model that sees."""

@@ -1,0 +1,73 @@
+"""How large an image is for a model, and its pixels at that size: as the processors of Qwen have it."""
+
+from __future__ import annotations
+
+import math
+from hashlib import blake2b
+from typing import NamedTuple
+
+from PIL import Image
+
+from neuron.images.opening import in_colours, opened, upright_size
+from neuron.refusals import bad_request
+from workers.checkpoints.vision import Vision
+
+MAX_RATIO = 200  # of the sides
+DIGEST_BYTES = 16
+
+
+class Sized(NamedTuple):
+    """An image that is not yet read, and the tokens that it will be."""
+
+    image: Image.Image
+    rows: int  # of tokens
+    columns: int
+    param: str
+
+    @property
+    def tokens(self) -> int:
+        return self.rows * self.columns
+
+
+def sized(data: bytes, vision: Vision, param: str) -> Sized:
+    """Look at an image's header.
+
+    Raises:
+        CortexError: BAD_REQUEST naming `param`.
+    """
+    image = opened(data, param)
+    rows, columns = fitted(*upright_size(image), vision, param)
+    return Sized(image, rows // vision.side, columns // vision.side, param)
+
+
+def fitted(rows: int, columns: int, vision: Vision, param: str) -> tuple[int, int]:
+    """The nearest size, in pixels, whose sides are whole tokens and whose area the model takes.
+
+    Raises:
+        CortexError: BAD_REQUEST naming `param`: one side is too long beside the other.
+    """
+    if max(rows, columns) > MAX_RATIO * min(rows, columns):
+        raise bad_request(
+            param, f"{param} is {columns} x {rows} pixels; one side may be {MAX_RATIO} times the other"
+        )
+    side, area = vision.side, rows * columns
+    nearest = [round(each / side) * side for each in (rows, columns)]
+    if math.prod(nearest) > vision.max_pixels:
+        by = math.sqrt(area / vision.max_pixels)
+        nearest = [max(side, math.floor(each / by / side) * side) for each in (rows, columns)]
+    elif math.prod(nearest) < vision.min_pixels:
+        by = math.sqrt(vision.min_pixels / area)
+        nearest = [math.ceil(each * by / side) * side for each in (rows, columns)]
+    return nearest[0], nearest[1]
+
+
+def pixels(image: Sized, vision: Vision) -> tuple[bytes, bytes]:
+    """Its pixels at that size, row by row in red, green and blue, and their digest.
+
+    Raises:
+        CortexError: BAD_REQUEST naming its field, the file is damaged.
+    """
+    size = image.columns * vision.side, image.rows * vision.side
+    made = in_colours(image.image, image.param).resize(size, Image.Resampling.BICUBIC).tobytes()
+    digest = blake2b(made, digest_size=DIGEST_BYTES, person=b"%d" % image.columns).digest()
+    return made, digest

@@ -1,0 +1,71 @@
+"""Images in a prompt: each mark that the chat template left for one becomes the tokens that it has."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from ipc.messages import Message
+from ipc.worker_messages import PlacedImage
+from neuron.images.sizing import Sized, pixels, sized
+from neuron.refusals import bad_request, too_long
+from neuron.text import content
+from workers.checkpoints.vision import Vision
+
+MAX_BYTES = 128 << 20  # of the pixels of one request: some 43,000 tokens of Qwen's
+
+
+class PreparedImage(msgspec.Struct, array_like=True):
+    """An image as the worker takes it: where its tokens are, and its pixels as `ImageData` has them."""
+
+    placed: PlacedImage
+    pixels: bytes
+
+
+def place(
+    ids: list[int], messages: Sequence[Message], vision: Vision, most: int | None, read: bool
+) -> tuple[list[int], list[PreparedImage]]:
+    """The tokens of a prompt with images.
+
+    Args:
+        ids: those of its text, with a mark for each image.
+        messages: that have the images.
+        most: tokens that there may be; None: any number.
+        read: the images themselves, too; else only the tokens that they are.
+
+    Raises:
+        CortexError: BAD_REQUEST naming what is no image, or CONTEXT_LENGTH_EXCEEDED.
+    """
+    found = [sized(part.data, vision, param) for param, part in content.images(messages)]
+    if (marks := ids.count(vision.token)) != len(found):
+        raise bad_request(
+            "messages",
+            f"the prompt has {len(found)} images, and {marks} times the model's mark for one: "
+            "its text must not have it, nor the template leave images out",
+        )
+    if not found:
+        return ids, []
+    total = len(ids) + sum(image.tokens - 1 for image in found)
+    if most is not None and total >= most:
+        raise too_long(total, most, "messages", None)
+    if 3 * vision.side**2 * sum(image.tokens for image in found) > MAX_BYTES:
+        raise bad_request("messages", f"the images come to more than {MAX_BYTES >> 20} MiB of pixels")
+    return _placed(ids, found, vision, read)
+
+
+def _placed(
+    ids: list[int], found: Sequence[Sized], vision: Vision, read: bool
+) -> tuple[list[int], list[PreparedImage]]:
+    whole: list[int] = []
+    images: list[PreparedImage] = []
+    done = 0
+    for image in found:
+        mark = ids.index(vision.token, done)
+        whole += ids[done:mark]
+        if read:
+            colours, digest = pixels(image, vision)
+            images.append(PreparedImage(PlacedImage(digest, len(whole), image.rows, image.columns), colours))
+        whole += [vision.token] * image.tokens
+        done = mark + 1
+    return whole + ids[done:], images

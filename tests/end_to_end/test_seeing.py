@@ -1,0 +1,118 @@
+"""A model that sees, behind a gateway: an image in any dialect comes to the answer of transformers."""
+
+from __future__ import annotations
+
+import base64
+import io
+
+import httpx
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.end_to_end.harness import PATIENCE, Services, wait_until
+from tests.workers import seeing
+
+IMAGE = np.random.default_rng(3).integers(0, 256, (24, 32, 3), dtype=np.uint8)
+TOKENS = 6
+
+
+def png(image):
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory):
+    """The system with such a model, and what transformers answers."""
+    folder = tmp_path_factory.mktemp("seeing")
+    torch.set_num_threads(1)
+    model = seeing.write(folder / "model")
+    ids, images = seeing.prompt(list(map(ord, "u:what is ")), torch.from_numpy(IMAGE), list(map(ord, "?;a:")))
+    expected = seeing.greedy(model, ids, images, TOKENS)
+    models = {"id": "eyes", "path": str(folder / "model"), "dtype": "float32", "context_length": 512}
+    with Services(folder, {"models": [models], "only_configured": True, "devices": ["cpu"]}, {}) as system:
+        wait_until(system.ready, "the system")
+        with httpx.Client(base_url=f"{system.base}/v1", timeout=PATIENCE, trust_env=False) as http:
+            yield http, expected, len(ids)
+
+
+URL = f"data:image/png;base64,{png(IMAGE)}"
+SOURCE = {"type": "base64", "media_type": "image/png", "data": png(IMAGE)}
+QUESTION = "what is "
+CHAT = [
+    {"type": "text", "text": QUESTION},
+    {"type": "image_url", "image_url": {"url": URL}},
+    {"type": "text", "text": "?"},
+]
+INPUT = [
+    {"type": "input_text", "text": QUESTION},
+    {"type": "input_image", "image_url": URL},
+    {"type": "input_text", "text": "?"},
+]
+BLOCKS = [
+    {"type": "text", "text": QUESTION},
+    {"type": "image", "source": SOURCE},
+    {"type": "text", "text": "?"},
+]
+
+
+def said(http, path, **body):
+    answer = http.post(path, json={"model": "eyes", "temperature": 0} | body)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def test_an_answer_is_that_of_transformers_in_each_dialect(seen):
+    http, expected, tokens = seen
+    chat = said(
+        http,
+        "/chat/completions",
+        messages=[{"role": "user", "content": CHAT}],
+        max_tokens=TOKENS,
+        return_token_ids=True,
+    )
+    assert chat["choices"][0]["token_ids"] == expected
+    assert chat["usage"]["prompt_tokens"] == tokens
+    words = chat["choices"][0]["message"]["content"]
+    response = said(http, "/responses", input=[{"role": "user", "content": INPUT}], max_output_tokens=TOKENS)
+    assert response["output"][0]["content"][0]["text"] == words
+    message = said(http, "/messages", messages=[{"role": "user", "content": BLOCKS}], max_tokens=TOKENS)
+    assert message["content"][0]["text"] == words
+    asked = {"model": "eyes", "messages": [{"role": "user", "content": BLOCKS}]}
+    assert http.post("/messages/count_tokens", json=asked).json() == {"input_tokens": tokens}
+
+
+def test_the_second_turn_has_the_image_cached(seen):
+    http, _, _ = seen
+    messages = [{"role": "user", "content": [*CHAT, {"type": "text", "text": "x" * 90}]}]
+    said(http, "/chat/completions", messages=messages, max_tokens=1)
+    messages += [{"role": "assistant", "content": "A"}, {"role": "user", "content": "and?"}]
+    usage = said(http, "/chat/completions", messages=messages, max_tokens=1)["usage"]
+    assert usage["prompt_tokens_details"]["cached_tokens"] >= 96
+
+
+def test_models_that_see_are_listed_so(seen):
+    http, _, _ = seen
+    assert "vision" in http.get("/models/eyes").json()["capabilities"]
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("data:image/png;base64," + base64.b64encode(b"no image").decode(), "cannot be read as an image"),
+        ("https://example.com/image.png", "nothing is fetched"),
+    ],
+)
+def test_a_bad_image_is_a_400_that_names_it(seen, url, reason):
+    http, _, _ = seen
+    content = [{"type": "text", "text": "?"}, {"type": "image_url", "image_url": {"url": url}}]
+    answer = http.post(
+        "/chat/completions", json={"model": "eyes", "messages": [{"role": "user", "content": content}]}
+    )
+    error = answer.json()["error"]
+    assert answer.status_code == 400, error
+    assert reason in error["message"]
+    assert error["param"].startswith("messages[0].content[1]")

@@ -1,0 +1,233 @@
+"""Images of requests: what transformers makes of them is what the model gets, and a bad one is a 400."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from ipc.errors import Code, CortexError
+from ipc.messages import CountTokens, Generate, ImagePart, Message, TextPart, ToolResultPart
+from neuron.images import opening, sizing
+from neuron.preparation.facts import ModelFacts
+from neuron.preparation.placing import MAX_BYTES
+from neuron.preparation.prepared import prepare
+from neuron.preparation.prompt import is_quick
+from neuron.preparation.tokens import count_tokens
+from neuron.text.frontend import TextFrontEnd
+from tests.workers import seeing
+from workers.checkpoints.card import read_card
+
+SHAPES = [
+    (8, 8),
+    (7, 9),
+    (100, 3),
+    (3, 100),
+    (31, 33),
+    (64, 64),
+    (65, 63),
+    (16, 40),
+    (200, 100),
+    (1, 150),
+    (5, 5),
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("seeing")
+    torch.set_num_threads(1)
+    seeing.write(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def text(folder):
+    return TextFrontEnd.load(read_card(folder))
+
+
+def noise(rows, columns, channels=3, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (rows, columns, channels), dtype=np.uint8)
+
+
+def encoded(image, kind="PNG", **options):
+    file = io.BytesIO()
+    (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(file, kind, **options)
+    return file.getvalue()
+
+
+def as_transformers(folder, image):
+    """Patches, and how many there are a row and a column."""
+    processor = Qwen2VLImageProcessorPil.from_pretrained(folder)
+    made = processor(Image.fromarray(image) if isinstance(image, np.ndarray) else image, return_tensors="pt")
+    return made["pixel_values"], made["image_grid_thw"][0, 1:].tolist()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_pixels_are_those_of_transformers(folder, text, shape):
+    image = noise(*shape)
+    found = sizing.sized(encoded(image), text.vision, "image")
+    pixels, _ = sizing.pixels(found, text.vision)
+    made = torch.frombuffer(bytearray(pixels), dtype=torch.uint8)
+    made = made.view(found.rows * seeing.SIDE, found.columns * seeing.SIDE, 3)
+    patches, grid = as_transformers(folder, image)
+    assert [found.rows * seeing.MERGE, found.columns * seeing.MERGE] == grid
+    torch.testing.assert_close(seeing.patches(made), patches, atol=1e-6, rtol=0)
+
+
+def asked(*content, role="user"):
+    parts = [TextPart(text=part) if isinstance(part, str) else part for part in content]
+    return Generate(id=1, model="m", messages=[Message(role=role, content=parts)])
+
+
+def shown(image, **options):
+    return ImagePart(data=image if isinstance(image, bytes) else encoded(image, **options))
+
+
+def prepared(text, request, context_length=4096):
+    [prompt] = prepare(request, text, ModelFacts(), context_length).prompts
+    return prompt
+
+
+def test_a_prompt_has_a_token_for_each_part_of_its_images(text):
+    one, two = noise(32, 16), noise(16, 24, seed=1)
+    request = asked("a", shown(one), "b", shown(two), "c")
+    prompt = prepared(text, request)
+    ids = prompt.token_ids()
+    places = [image.placed for image in prompt.images]
+    assert [(each.rows, each.columns) for each in places] == [(4, 2), (2, 3)]
+    for place in places:
+        assert ids[place.start - 1] == seeing.START
+        assert ids[place.start : place.end] == [seeing.IMAGE] * (place.end - place.start)
+        assert ids[place.end] == seeing.END
+    assert "".join(map(chr, (each for each in ids if each < seeing.IMAGE))) == "u:abc;a:"
+    assert [image.pixels for image in prompt.images] == [one.tobytes(), two.tobytes()]
+    count = count_tokens(text, CountTokens(id=1, model="m", messages=request.messages), 4096)
+    assert count.tokens == len(ids)
+
+
+def test_images_in_results_of_tools_stand_before_those_of_the_user(text):
+    one, two = noise(16, 16), noise(16, 16, seed=1)
+    result = ToolResultPart(tool_call_id="x", content=[TextPart(text="r"), shown(one)])
+    prompt = prepared(text, asked(shown(two), "q", result))
+    assert [image.pixels for image in prompt.images] == [one.tobytes(), two.tobytes()]
+
+
+def test_the_same_image_has_the_same_digest_and_another_has_another(text):
+    image = noise(16, 32)
+    tall = image.reshape(32, 16, 3)
+    digests = [
+        prepared(text, asked(shown(each))).images[0].placed.digest
+        for each in (image, image.copy(), noise(16, 32, seed=1), tall)
+    ]
+    assert digests[0] == digests[1]
+    assert len(set(digests)) == 3
+
+
+def upright(text, data):
+    found = sizing.sized(data, text.vision, "image")
+    return np.frombuffer(sizing.pixels(found, text.vision)[0], np.uint8).reshape(
+        found.rows * 8, found.columns * 8, 3
+    )
+
+
+@pytest.mark.parametrize("turned", range(1, 9))
+def test_an_image_is_turned_as_its_camera_was_held(text, turned):
+    image = Image.fromarray(noise(16, 40))
+    exif = Image.Exif()
+    exif[0x0112] = turned
+    expected = Image.open(io.BytesIO(encoded(image, exif=exif)))
+    expected = np.asarray(ImageOps.exif_transpose(expected))
+    assert (upright(text, encoded(image, exif=exif)) == expected).all()
+
+
+def test_what_is_transparent_is_white(text):
+    image = noise(16, 16, channels=4)
+    image[:8, :, 3] = 0
+    image[8:, :, 3] = 255
+    seen = upright(text, encoded(image))
+    assert (seen[:8] == 255).all()
+    assert (seen[8:] == image[8:, :, :3]).all()
+
+
+def test_of_a_film_the_first_picture_is_seen(text):
+    first = np.zeros((16, 16, 3), np.uint8)
+    film = encoded(
+        Image.fromarray(first), "GIF", save_all=True, append_images=[Image.fromarray(noise(16, 16))]
+    )
+    assert not upright(text, film).any()
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "CMYK", "I;16", "RGBA", "YCbCr"])
+def test_images_of_any_mode_have_colours(text, mode):
+    grey = Image.fromarray(np.tile(np.arange(0, 256, 16, dtype=np.uint8), (16, 1)))
+    if mode == "I;16":
+        image = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
+    else:
+        image = grey.convert(mode)
+    kind = "TIFF" if mode in ("CMYK", "YCbCr") else "PNG"
+    seen = upright(text, encoded(image, kind)).astype(int)
+    assert np.abs(seen[..., 0] - np.asarray(grey)).max() <= (255 if mode == "1" else 6)
+    assert (seen[..., 0] == seen[..., 1]).all() or mode in ("CMYK", "YCbCr")
+
+
+def bomb(rows, columns):
+    """A PNG of that size, of which there is next to nothing."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", columns, rows, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+
+
+BAD = {
+    "nothing": (b"", "none of PNG"),
+    "a text": (b"<svg></svg>" * 50, "none of PNG"),
+    "a bomb": (bomb(30_000, 30_000), "900"),
+    "half of one": (encoded(noise(64, 64))[:300], "cannot be read"),
+    "no pixels": (bomb(64, 64), "cannot be read"),
+    "a line": (encoded(noise(1, 201)), "200 times"),
+}
+
+
+@pytest.mark.parametrize(("data", "reason"), BAD.values(), ids=BAD)
+def test_a_bad_image_is_named(text, data, reason):
+    with pytest.raises(CortexError, match=reason) as caught:
+        prepared(text, asked("look:", shown(data)))
+    assert (caught.value.code, caught.value.param) == (Code.BAD_REQUEST, "messages[0].content[1]")
+
+
+def test_a_bomb_is_refused_without_being_read(text, monkeypatch):
+    monkeypatch.setattr(Image.Image, "load", None)
+    with pytest.raises(CortexError, match="pixels"):
+        prepared(text, asked(shown(bomb(1 << 15, 1 << 15))))
+    assert opening.MAX_PIXELS < 1 << 30
+
+
+def test_images_that_do_not_fit_are_refused_without_being_read(text, monkeypatch):
+    monkeypatch.setattr(sizing, "pixels", None)
+    with pytest.raises(CortexError) as caught:
+        prepared(text, asked(*[shown(noise(64, 64)) for _ in range(4)]), context_length=250)
+    assert caught.value.code == Code.CONTEXT_LENGTH_EXCEEDED
+    assert caught.value.details["prompt_tokens"] == 4 * 66 + 5
+    assert MAX_BYTES > 1 << 20
+
+
+def test_a_text_cannot_say_that_it_is_an_image(text):
+    with pytest.raises(CortexError, match="1 images, and 2 times"):
+        prepared(text, asked("<image>", shown(noise(16, 16))))
+    with pytest.raises(CortexError, match="0 images, and 1 times"):
+        prepared(text, asked("<image>"))
+
+
+def test_an_image_is_never_prepared_in_the_event_loop():
+    assert is_quick(asked("hello"))
+    assert not is_quick(asked(shown(noise(2, 2))))
+    assert not is_quick(asked(ToolResultPart(tool_call_id="x", content=[shown(noise(2, 2))])))
