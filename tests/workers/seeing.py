@@ -11,11 +11,22 @@ from typing import Any
 import torch
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from torch import Tensor
-from transformers import PreTrainedModel, Qwen3VLConfig, Qwen3VLForConditionalGeneration
+from transformers import (
+    PreTrainedModel,
+    Qwen3_5Config,
+    Qwen3_5ForConditionalGeneration,
+    Qwen3_5MoeConfig,
+    Qwen3_5MoeForConditionalGeneration,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLMoeConfig,
+    Qwen3VLMoeForConditionalGeneration,
+)
 
 from ipc.worker_messages import ImageData, PlacedImage, Submit
-from tests.workers.checkpoints import SIZES, fill
+from tests.workers.checkpoints import HYBRID, HYBRID_EXPERTS, SIZES, fill
 from tests.workers.engines import LIMITS, Answer, request
+from workers.checkpoints.caches import num_states
 from workers.execution.model_runner import ModelRunner
 from workers.scheduling.scheduler import Scheduler
 
@@ -50,18 +61,42 @@ TOWER = {
 }
 
 
-def write(folder: Path, text: dict[str, Any] | None = None, **tower: Any) -> PreTrainedModel:
+MOE_TEXT = TEXT | {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+HYBRID_TEXT = (
+    {key: value for key, value in TEXT.items() if key != "rope_parameters"}
+    | HYBRID
+    | {
+        "rope_parameters": TEXT["rope_parameters"]
+        | {"mrope_section": [2, 1, 1], "partial_rotary_factor": 0.5}
+    }
+)
+PLAIN_TOWER = {key: value for key, value in TOWER.items() if key != "deepstack_visual_indexes"}
+KINDS: dict[str, tuple[type, type, dict[str, Any], dict[str, Any]]] = {
+    "qwen3_vl": (Qwen3VLConfig, Qwen3VLForConditionalGeneration, TEXT, TOWER),
+    "qwen3_vl_moe": (Qwen3VLMoeConfig, Qwen3VLMoeForConditionalGeneration, MOE_TEXT, TOWER),
+    "qwen3_5": (Qwen3_5Config, Qwen3_5ForConditionalGeneration, HYBRID_TEXT, PLAIN_TOWER),
+    "qwen3_5_moe": (
+        Qwen3_5MoeConfig,
+        Qwen3_5MoeForConditionalGeneration,
+        {key: value for key, value in (HYBRID_TEXT | HYBRID_EXPERTS).items() if key != "intermediate_size"},
+        PLAIN_TOWER,
+    ),
+}
+
+
+def write(folder: Path, kind: str = "qwen3_vl") -> PreTrainedModel:
     """Make such a checkpoint in `folder`; returns the oracle, in float32."""
-    config = Qwen3VLConfig(
-        text_config=TEXT | (text or {}),
-        vision_config=TOWER | tower,
+    configs, made_of, text, tower = KINDS[kind]
+    config = configs(
+        text_config=text,
+        vision_config=tower,
         image_token_id=IMAGE,
         video_token_id=123,
         vision_start_token_id=START,
         vision_end_token_id=END,
     )
     torch.manual_seed(1)
-    model = Qwen3VLForConditionalGeneration(config).eval()
+    model = made_of(config).eval()
     fill(model, std=0.2)
     model.save_pretrained(folder)
     (folder / "tokenizer.json").write_text(tokenizer().to_str())
@@ -177,7 +212,8 @@ def serve(
     """
     limits = {key: value for key, value in settings.items() if key in LIMITS}
     sampling = {key: value for key, value in settings.items() if key not in LIMITS}
-    scheduler = Scheduler(**LIMITS | limits, caches=engine.cache.groups)
+    states = num_states(engine.groups, (LIMITS | limits)["max_sequences"])
+    scheduler = Scheduler(**LIMITS | limits, caches=engine.groups, states=states)
     coming = list(enumerate(asked))
     answers = [Answer() for _ in asked]
     for step in count():

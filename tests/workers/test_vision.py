@@ -197,6 +197,26 @@ def test_a_prompt_with_an_image_keeps_its_tokens(engine):
     assert prompt_of(seeing.submit(1, ids, images, 1)) == ids
 
 
+@pytest.mark.parametrize("kind", [kind for kind in seeing.KINDS if kind != "qwen3_vl"])
+def test_other_families_see_as_well(tmp_path, kind):
+    model = seeing.write(tmp_path, kind)
+    engine = make_runner(tmp_path)
+    engine.load(lambda fraction, message: None)
+    try:
+        ids, images = prompt(*TWO)
+        with torch.no_grad():
+            logits = model(**oracle(model, ids, images)).logits[0]
+        following = logits[:-1].log_softmax(-1).gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
+        [whole], _ = serve(engine, [(TWO, 1)], prompt_logprobs=0)
+        [chunked, beside], _ = serve(engine, [(TWO, TOKENS), (ONE, TOKENS)], max_step_tokens=13)
+    finally:
+        engine.close()
+    told = torch.tensor([each.logprob for each in whole.prompt_logprobs])
+    torch.testing.assert_close(told, following, atol=1e-4, rtol=1e-4)
+    assert chunked.token_ids == expected(model, TWO)
+    assert beside.token_ids == expected(model, ONE)
+
+
 def changed(folder, tmp_path, **changes):
     config = json.loads((folder / "config.json").read_text())
     for key, value in changes.items():
@@ -221,7 +241,7 @@ def changed(folder, tmp_path, **changes):
         ({"image_token_id": 1000}, "image_token_id 1000"),
         ({"deepstack_visual_indexes": [0, 3]}, "deepstack_visual_indexes"),
         ({"depth": 4}, "visual.blocks.3"),
-        ({"patch_size": 8}, "visual.patch_embed.proj.weight"),
+        ({"patch_size": 8}, "patch_size is 8, and for its images 4"),
         ({"rope_parameters": {"rope_type": "default", "mrope_section": [4, 2, 1]}}, "mrope_section"),
         ({"rope_parameters": {"rope_type": "default", "mrope_section": "all"}}, "mrope_section"),
     ],
@@ -245,3 +265,21 @@ def test_positions_of_text_are_its_tokens():
     assert [list(axis) for axis in axes([], 5, 9)] == [[5, 6, 7, 8]] * 3
     image = PlacedImage(b"", 2, 2, 3)
     assert [list(axis) for axis in axes([image], 9, 11)] == [[6, 7]] * 3
+
+
+def test_experts_stored_as_in_the_published_files_are_read_as_well(tmp_path):
+    """There the rows of what all experts have in one tensor are inputs."""
+    from safetensors.torch import load_file, save_file
+
+    model = seeing.write(tmp_path, "qwen3_vl_moe")
+    weights = load_file(tmp_path / "model.safetensors")
+    for name in [name for name in weights if ".experts." in name]:
+        weights[name] = weights[name].transpose(1, 2).contiguous()
+    save_file(weights, tmp_path / "model.safetensors")
+    engine = make_runner(tmp_path)
+    engine.load(lambda fraction, message: None)
+    try:
+        [answer], _ = serve(engine, [(ONE, TOKENS)])
+    finally:
+        engine.close()
+    assert answer.token_ids == expected(model, ONE)

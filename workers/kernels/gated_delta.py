@@ -120,4 +120,4 @@ def _block(
         change = torch.baddbmm(own[:, number], lost[:, number], state, alpha=-1)
         y[:, number] = torch.baddbmm(asked[:, number] @ state, seen[:, number], change)
         state = torch.baddbmm(state * kept[:, number], keys[:, number], change)
-    return y.view(heads, -1, y.shape[-1])[:, :tokens].transpose(0, 1), state
+    return y.reshape(heads, -1, y.shape[-1])[:, :tokens].transpose(0, 1), state

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from workers.checkpoints import config, rope
 from workers.checkpoints.config import ConfigFile, ModelConfig
 from workers.checkpoints.families.llama import dense_tensors
@@ -22,10 +24,19 @@ def read(path: Path, given: Mapping[str, Any]) -> ModelConfig:
     given = DEFAULTS | dict(given)
     sections = rope.sections(path, given)
     file = config.read(path, given)
-    model = config.model_config(path, file, windows_of(path, file), qk_norm="heads", rope_sections=sections)
+    model = config.model_config(path, file, windows_of(path, file), qk_norm="heads")
+    return seeing(path, model, sections)
+
+
+def seeing(path: Path, model: ModelConfig, sections: tuple[int, int, int] | None) -> ModelConfig:
+    """The same with positions that are dealt out so; None: of text alone.
+
+    Raises:
+        CortexError: these are not the pairs that turn.
+    """
     if sections is not None and sum(sections) != model.rotary_dim // 2:
-        refuse(path, f"mrope_section {[*sections]} are not the {model.rotary_dim // 2} pairs of a head")
-    return model
+        refuse(path, f"mrope_section {[*sections]} are not the {model.rotary_dim // 2} pairs that turn")
+    return msgspec.structs.replace(model, rope_sections=sections)
 
 
 def windows_of(path: Path, file: ConfigFile) -> list[int | None]:

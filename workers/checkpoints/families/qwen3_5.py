@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from workers.checkpoints import config
+from workers.checkpoints import config, rope
 from workers.checkpoints.config import ModelConfig
+from workers.checkpoints.families.qwen3 import seeing
 from workers.checkpoints.families.qwen3_next import (
     MTP,
     SHARED_DEFAULTS,
@@ -16,7 +17,6 @@ from workers.checkpoints.families.qwen3_next import (
     hybrid,
     rearrange,
     tensors,
-    without_vision,
 )
 from workers.checkpoints.family import Family
 from workers.checkpoints.files import refuse
@@ -43,24 +43,32 @@ ALWAYS = {"norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": N
 
 def read(path: Path, given: Mapping[str, Any]) -> ModelConfig:
     """One MLP a layer."""
-    file = config.read(path, DEFAULTS | without_vision(given), HybridFile)
+    given = DEFAULTS | dict(given)
+    sections = rope.sections(path, given)
+    file = config.read(path, given, HybridFile)
     if file.num_experts or file.num_local_experts:
         refuse(path, "num_experts is not understood here: a Qwen3_5MoeForCausalLM has experts")
-    return hybrid(path, file, experts=None, grouped=False)
+    return seeing(path, hybrid(path, file, experts=None, grouped=False), sections)
 
 
 def read_moe(path: Path, given: Mapping[str, Any]) -> ModelConfig:
     """Experts in every layer."""
-    file = config.read(path, MOE_DEFAULTS | without_vision(given) | ALWAYS, HybridFile)
-    return hybrid(path, file, experts=experts_of(path, file), grouped=False)
+    given = MOE_DEFAULTS | dict(given) | ALWAYS
+    sections = rope.sections(path, given)
+    file = config.read(path, given, HybridFile)
+    return seeing(path, hybrid(path, file, experts=experts_of(path, file), grouped=False), sections)
 
+
+SEEING = "Qwen3_5ForConditionalGeneration"
+SEEING_MOE = "Qwen3_5MoeForConditionalGeneration"
 
 QWEN3_5 = Family(
     "qwen3_5",
     ("Qwen3_5ForCausalLM",),
     read,
     tensors,
-    within={"Qwen3_5ForConditionalGeneration": ("qwen3_5_text",)},
+    within={SEEING: ("qwen3_5_text",)},
+    sees=frozenset({SEEING}),
     rearrange=rearrange,
     beside=MTP,
 )
@@ -69,7 +77,8 @@ QWEN3_5_MOE = Family(
     ("Qwen3_5MoeForCausalLM",),
     read_moe,
     tensors,
-    within={"Qwen3_5MoeForConditionalGeneration": ("qwen3_5_moe_text",)},
+    within={SEEING_MOE: ("qwen3_5_moe_text",)},
+    sees=frozenset({SEEING_MOE}),
     rearrange=rearrange,
     beside=MTP,
 )

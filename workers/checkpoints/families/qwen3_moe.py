@@ -6,14 +6,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from workers.checkpoints import config
+from workers.checkpoints import config, rope
 from workers.checkpoints.config import ConfigFile, ModelConfig
 from workers.checkpoints.experts import Experts
 from workers.checkpoints.families.llama import dense_tensors
+from workers.checkpoints.families.qwen3 import seeing
 from workers.checkpoints.family import Family
 from workers.checkpoints.files import refuse
 from workers.checkpoints.rope import Size
+from workers.checkpoints.safetensors import Tensor
+from workers.checkpoints.stacked import unstacked, unstacked_rows
 
+VL, VL_TEXT = "Qwen3VLMoeForConditionalGeneration", "qwen3_vl_moe_text"
 DEFAULTS = {"num_key_value_heads": 4, "sliding_window": 4096}
 
 
@@ -33,9 +37,14 @@ class Qwen3MoeFile(ConfigFile, kw_only=True):
 
 def read(path: Path, given: Mapping[str, Any]) -> ModelConfig:
     """Windows, where the file asks for some, are those of all layers."""
-    file = config.read(path, DEFAULTS | dict(given), Qwen3MoeFile)
+    given = DEFAULTS | dict(given)
+    if given.get("model_type") == VL_TEXT:
+        given["norm_topk_prob"] = True  # whatever the file says
+    sections = rope.sections(path, given)
+    file = config.read(path, given, Qwen3MoeFile)
     windows = [file.sliding_window if file.use_sliding_window else None] * file.num_hidden_layers
-    return config.model_config(path, file, windows, qk_norm="heads", experts=experts_of(path, file))
+    model = config.model_config(path, file, windows, qk_norm="heads", experts=experts_of(path, file))
+    return seeing(path, model, sections)
 
 
 def experts_of(path: Path, file: Qwen3MoeFile) -> Experts | None:
@@ -54,4 +63,21 @@ def experts_of(path: Path, file: Qwen3MoeFile) -> Experts | None:
     return experts if experts.layers else None
 
 
-QWEN3_MOE = Family("qwen3_moe", ("Qwen3MoeForCausalLM",), read, dense_tensors)
+def rearrange(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Experts of a layer that stand in one tensor, as Qwen3-VL has them: its rows are inputs in the published
+    files, and outputs in those that transformers writes."""
+    stacks = [tensor for name, tensor in tensors.items() if name.endswith(".experts.gate_up_proj")]
+    routers = [tensor for name, tensor in tensors.items() if name.endswith(".mlp.gate.weight")]
+    rows_are_inputs = stacks and routers and stacks[0].shape[1:2] == routers[0].shape[1:]
+    return unstacked(tensors) if rows_are_inputs else unstacked_rows(tensors)
+
+
+QWEN3_MOE = Family(
+    "qwen3_moe",
+    ("Qwen3MoeForCausalLM",),
+    read,
+    dense_tensors,
+    within={VL: (VL_TEXT,)},
+    sees=frozenset({VL}),
+    rearrange=rearrange,
+)
