@@ -19,12 +19,14 @@ import torch
 import torch.nn.functional as F
 
 from workers.checkpoints.blocks import FORMATS
-from workers.kernels import products, skinny
+from workers.kernels import experts_triton, grouped, products, skinny
+from workers.kernels.pairs import Pairs
 from workers.kernels.skinny import Shape
-from workers.weights.blocks import ALIGNED, Blocks
+from workers.weights.blocks import ALIGNED, Blocks, Weight
 
 KINDS = ("Q4_K", "Q6_K", "Q8_0", "FP8_128", "INT8_128", "MXFP4")
 SHAPES = ((4096, 4096), (12_288, 4096), (4096, 12_288))  # rows, columns: an 8B's
+SMALL = ((6144, 1024), (1024, 3072))  # a 0.6B's, in bfloat16 alone
 TOKENS = (1, 8, 16, 64, 512)
 NO_CACHE = 256 << 20  # bytes of weights, one after the other
 SECONDS = 55.0
@@ -34,6 +36,8 @@ VARIANTS = {
     16: (Shape(16, 32, 12), Shape(16, 16, 16, 2)),
     64: (Shape(16, 32, 12), Shape(32, 32, 12)),
 }
+PLAIN = {1: (Shape(8, 16, 16), Shape(8, 32, 16)), 16: (Shape(16, 16, 16), Shape(16, 32, 16))}
+EXPERTS = (Shape(8, 16, 24), Shape(8, 32, 32), Shape(8, 32, 16, 2))
 
 
 class Timing(NamedTuple):
@@ -116,13 +120,22 @@ def rates(device: str, until: float) -> Iterator[tuple[str, str, dict[str, float
     """Name, text and figures of each format, size and number of tokens, as long as there is time."""
     limit = copying(device)
     yield "copying", f"{limit / 1e9:.0f} GB/s", {"per_second": limit}
-    for rows, columns in SHAPES:
-        plain = [torch.randn(rows, columns, device=device).bfloat16() for _ in range(4)]
+    yield from of_experts(device, limit, until)
+    for rows, columns in (*SMALL, *SHAPES):
+        count = min(64, max(4, NO_CACHE // (2 * rows * columns)))
+        plain = [torch.randn(rows, columns, device=device).bfloat16() for _ in range(count)]
         for tokens in (1, 16):
             x = torch.randn(tokens, columns, device=device).bfloat16()
             took = Timing(replayed([partial(F.linear, x, weight) for weight in plain]), plain[0].nbytes)
-            yield f"bf16 {rows}x{columns} at {tokens}", took.text(limit), {"seconds": took.seconds}
-        for kind in KINDS:
+            text, figures = took.text(limit), {"seconds": took.seconds}
+            for shape in PLAIN[tokens]:
+                calls = [partial(skinny.product, x, each, "PLAIN", None, shape) for each in plain]
+                other = replayed(calls)
+                label = "x".join(map(str, shape))
+                text += f"; {label}: {other * 1e6:.1f}"
+                figures[label] = other
+            yield f"bf16 {rows}x{columns} at {tokens}", text, figures
+        for kind in KINDS if (rows, columns) in SHAPES else ():
             weights = weights_of(kind, rows, columns, device)
             for tokens in TOKENS:
                 if time.monotonic() > until:
@@ -144,8 +157,58 @@ def rates(device: str, until: float) -> Iterator[tuple[str, str, dict[str, float
                 yield f"{kind} {rows}x{columns} at {tokens}", text, figures
 
 
+def of_experts(device: str, limit: float, until: float) -> Iterator[tuple[str, str, dict[str, float]]]:
+    """Both products of a layer of Qwen3-30B-A3B, by what its chosen experts take of memory's rate."""
+    hidden, inner, count, chosen = 2048, 768, 128, 8
+    for kind in ("PLAIN", "Q4_K", "FP8_128"):
+        for rows, columns in ((2 * inner, hidden), (hidden, inner)):
+            weights = expert_weights(kind, count * rows, columns, device)
+            for tokens in (1, 8, 64):
+                if time.monotonic() > until:
+                    return
+                scores = torch.rand(tokens, count, device=device)
+                numbers = scores.topk(chosen, dim=-1).indices.flatten()
+                pairs = Pairs.of(numbers, count, chosen)
+                x = torch.randn(tokens, columns, device=device).bfloat16()
+                y = x.new_empty(len(numbers), rows)
+                found = len(numbers.unique())
+                ways: dict[str, Shape | None] = {"": None}
+                if tokens < 64:
+                    ways |= {"x".join(map(str, shape)): shape for shape in EXPERTS}
+                text, figures = "", {}
+                for label, shape in ways.items():
+                    if shape is None:
+                        calls = [partial(grouped.product, x, each, None, pairs, y) for each in weights]
+                    else:
+                        calls = [
+                            partial(experts_triton.product, x, each, None, pairs, y, None, None, shape)
+                            for each in weights
+                        ]
+                    took = Timing(replayed(calls), weights[0].nbytes * found // count)
+                    text += f"; {label}: {took.seconds * 1e6:.1f}" if label else took.text(limit)
+                    figures[label or "seconds"] = took.seconds
+                yield f"experts {kind} {rows}x{columns} at {tokens}, {found} chosen", text, figures
+
+
+def expert_weights(kind: str, rows: int, columns: int, device: str) -> list[Weight]:
+    if kind == "PLAIN":
+        return [torch.randn(rows, columns, device=device).bfloat16() for _ in range(8)]
+    return weights_of(kind, rows, columns, device)[:8]
+
+
 def warm(kind: str, device: str) -> None:
     """Compile what `rates` calls in that format; Triton keeps it on disk."""
+    if kind == "experts":
+        for _ in of_experts(device, 1.0, float("inf")):
+            pass
+        return
+    if kind == "bf16":
+        weight = torch.zeros(4096, 4096, dtype=torch.bfloat16, device=device)
+        for tokens, shapes in PLAIN.items():
+            for shape in shapes:
+                skinny.product(weight[:tokens], weight, "PLAIN", None, shape)
+        torch.cuda.synchronize()
+        return
     weights = weights_of(kind, 4096, 4096, device)[:1]
     for tokens in TOKENS:
         x = torch.randn(tokens, 4096, device=device).bfloat16()
@@ -159,7 +222,7 @@ def warm(kind: str, device: str) -> None:
 def compile_all(device: str, seconds: float) -> None:
     """All formats at once, each in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.products"]
-    running = [subprocess.Popen([*command, kind, device]) for kind in KINDS]
+    running = [subprocess.Popen([*command, kind, device]) for kind in (*KINDS, "experts", "bf16")]
     end = time.monotonic() + seconds
     for process in running:
         try:

@@ -233,7 +233,7 @@ def tiles(tokens: int) -> tuple[int, int, int]:
     """Tokens and rows of a program, and its warps."""
     if tokens <= 16:
         return 16, 32, 4
-    return (32, 64, 8) if tokens <= 32 else (64, 64, 8)
+    return (32, 64, 8) if tokens <= 32 else (64, 32, 8)
 
 
 def product(x: Tensor, weight: Blocks, bias: Tensor | None) -> Tensor:

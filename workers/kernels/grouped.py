@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from workers.kernels.pairs import Pairs
-from workers.weights.blocks import Weight
+from workers.weights.blocks import Blocks, Weight
 
 
 def takes(weight: Weight) -> bool:
@@ -40,9 +40,14 @@ def product(
         scales: `[pairs]` float32, by number.
         rows_at_once: of a product, at least; None: as many as is best.
     """
-    from workers.kernels import grouped_triton
+    from workers.kernels import experts_triton, grouped_triton
 
-    grouped_triton.product(x, weight, bias, pairs, y, scales, rows_at_once)
+    in_planes = isinstance(weight, Blocks) and weight.in_planes
+    few = (rows_at_once or len(pairs.order) // (len(pairs.starts) - 1)) <= experts_triton.MOST
+    module = (
+        experts_triton if experts_triton.takes(weight, x.dtype) and (few or in_planes) else grouped_triton
+    )
+    module.product(x, weight, bias, pairs, y, scales, rows_at_once)
 
 
 def reference(

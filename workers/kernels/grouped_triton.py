@@ -11,7 +11,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from workers.kernels import blocks_triton
 from workers.kernels.blocks_triton import KINDS, STEP, read_step, table_of
 from workers.kernels.pairs import Pairs
 from workers.weights.blocks import Blocks, Weight
@@ -101,7 +100,7 @@ def tiles(kind: str, rows: int) -> tuple[int, int, int]:
     What is in blocks takes many registers, and a program keeps in mind where its pairs come from as well.
     """
     if kind == PLAIN:
-        return blocks_triton.tiles(rows)
+        return (16, 32, 4) if rows <= 16 else (32, 64, 8) if rows <= 32 else (64, 64, 8)
     return (16 if rows <= 16 else 32 if rows <= 32 else 64), 32, 8
 
 

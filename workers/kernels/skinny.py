@@ -135,10 +135,75 @@ def columns_of(
 
 
 @triton.jit
-def pointers_of(x, stride, token, HALVES: tl.constexpr, N: tl.constexpr):
-    """`[HALVES * N, 4, 4]`: of each `token` `[HALVES * N]` its first 16 columns."""
-    thread = tl.arange(0, 4)[None, :, None] * 4 + tl.arange(0, 4)[None, None, :]
-    return x + token.to(tl.int64)[:, None, None] * stride + thread
+def plain_columns_of(
+    rows,  # [BLOCK_N, 1, 1] pointers: where rows of the weight begin
+    inputs,  # [N, 1, 1] pointers: where tokens begin
+    begin,
+    end,
+    BLOCK_N: tl.constexpr,
+    N: tl.constexpr,
+):
+    """The same of a weight in its input's type, of which a thread takes eight columns: `[BLOCK_N, N]`."""
+    total = tl.zeros((BLOCK_N, N), tl.float32)
+    eight = tl.arange(0, 4)[None, :, None] * 8 + tl.arange(0, 8)[None, None, :]
+    for k in range(begin, end, STEP):
+        for group in tl.static_range(4):
+            weight = _in_order(tl.load(rows + k + 32 * group + eight))
+            x = _in_order(tl.load(inputs + k + 32 * group + eight))
+            total = tl.dot(weight, tl.trans(x), total)
+    return total
+
+
+@triton.jit
+def _in_order(eight):  # [n, 4, 8] -> [n, 32]
+    """As a tensor core takes what four threads have; the columns' order is another then."""
+    n: tl.constexpr = eight.shape[0]
+    return tl.reshape(tl.permute(tl.reshape(eight, (n, 4, 4, 2)), (0, 2, 1, 3)), (n, 32))
+
+
+@triton.jit
+def product_of(
+    w,
+    row,  # [BLOCK_N] int64
+    row_stride,
+    x,
+    source,  # [N] int64: rows of x
+    begin,
+    end,
+    columns,
+    KIND: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    N: tl.constexpr,
+):
+    """`[BLOCK_N, N]` float32: some rows of a weight, in planes or `PLAIN`, by some of x, in some columns."""
+    rows = w + (row * row_stride)[:, None, None]
+    if KIND == "PLAIN":
+        return plain_columns_of(rows, x + (source * columns)[:, None, None], begin, end, BLOCK_N, N)
+    else:
+        HALVES: tl.constexpr = halves_of(KIND)
+        thread = tl.arange(0, 4)[None, :, None] * 4 + tl.arange(0, 4)[None, None, :]
+        if HALVES == 2:
+            source = tl.reshape(tl.permute(tl.join(source, source), (1, 0)), (2 * N,))
+        inputs = x + (source * columns)[:, None, None] + thread
+        return columns_of(rows, inputs, begin, end, columns, KIND, x.dtype.element_ty, BLOCK_N, N)
+
+
+@triton.jit
+def is_last_part(total, parts, at, there, mine):
+    """Leave a part of a sum where `parts` are; whether all of them are there now. `mine`: a count of them."""
+    tl.store(parts + at, total, mask=there, cache_modifier=".cg")
+    tl.debug_barrier()  # what all threads wrote is there before one of them says so
+    return tl.atomic_add(mine, 1) == tl.num_programs(1) - 1
+
+
+@triton.jit
+def sum_of_parts(parts, size, at, there, mine, BLOCK_N: tl.constexpr, N: tl.constexpr):
+    """Of all parts, in their order; the count is zero again."""
+    tl.store(mine, 0)
+    total = tl.zeros((BLOCK_N, N), tl.float32)
+    for part in range(0, tl.num_programs(1)):
+        total += tl.load(parts + part * size + at, mask=there, other=0.0, cache_modifier=".cg")
+    return total
 
 
 @triton.jit(do_not_specialize=["tokens", "split_steps"])
@@ -160,35 +225,26 @@ def product_kernel(
     BLOCK_N: tl.constexpr,
     N: tl.constexpr,
 ):
-    HALVES: tl.constexpr = halves_of(KIND)
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    rows = w + (tl.minimum(n, num_rows - 1).to(tl.int64) * row_stride)[:, None, None]
-    token = tl.minimum(tl.program_id(2) * N + tl.arange(0, HALVES * N) % N, tokens - 1)
+    m = tl.program_id(2) * N + tl.arange(0, N)
     begin = tl.program_id(1) * split_steps * STEP
-    end = tl.minimum(begin + split_steps * STEP, columns)
-    total = columns_of(
-        *(rows, pointers_of(x, columns, token, HALVES, N)),
-        *(begin, end, columns),
+    total = product_of(
+        *(w, tl.minimum(n, num_rows - 1).to(tl.int64), row_stride),
+        *(x, tl.minimum(m, tokens - 1).to(tl.int64)),
+        *(begin, tl.minimum(begin + split_steps * STEP, columns), columns),
         KIND,
-        x.dtype.element_ty,
         BLOCK_N,
         N,
     )
-    m = tl.program_id(2) * N + tl.arange(0, N)
     there = (m[None, :] < tokens) & (n[:, None] < num_rows)
     at = m[None, :].to(tl.int64) * num_rows + n[:, None]
     is_last = True
     if SPLIT:
         size = tokens.to(tl.int64) * num_rows
-        tl.store(parts + tl.program_id(1) * size + at, total, mask=there, cache_modifier=".cg")
-        tl.debug_barrier()  # what all threads wrote is there before one of them says so
         mine = done + tl.program_id(2) * tl.num_programs(0) + tl.program_id(0)
-        is_last = tl.atomic_add(mine, 1) == tl.num_programs(1) - 1
+        is_last = is_last_part(total, parts, tl.program_id(1) * size + at, there, mine)
         if is_last:
-            tl.store(mine, 0)
-            total = tl.zeros((BLOCK_N, N), tl.float32)
-            for split in range(0, tl.num_programs(1)):
-                total += tl.load(parts + split * size + at, mask=there, other=0.0, cache_modifier=".cg")
+            total = sum_of_parts(parts, size, at, there, mine, BLOCK_N, N)
     if is_last:
         if HAS_BIAS:
             total += tl.load(bias + n, mask=n < num_rows, other=0.0).to(tl.float32)[:, None]
@@ -268,7 +324,7 @@ def processors_of(device: torch.device) -> int:
 def product(
     x: Tensor, data: Tensor, kind: str, bias: Tensor | None, shape: Shape | None = None
 ) -> Tensor:  # [tokens, columns] -> [tokens, rows]
-    """`x Wᵀ + b`, with W as `data` `[rows, bytes]` has it in planes.
+    """`x Wᵀ + b`, with W as `data` has it: `[rows, bytes]` in planes, or `PLAIN` in the type of x.
 
     Args:
         shape: another than `shape_of` has, to be measured.

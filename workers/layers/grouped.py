@@ -13,8 +13,8 @@ from torch import Tensor
 from workers.checkpoints.blocks import FORMATS
 from workers.kernels import grouped
 from workers.kernels.pairs import Pairs
-from workers.kernels.products import TILE
-from workers.layers.linear import Linear, can_pack, has_kernels
+from workers.kernels.products import TILE, wants_planes
+from workers.layers.linear import ColumnParallel, Linear, can_pack, has_kernels
 from workers.weights.blocks import Blocks, Empty, Weight
 
 ALIGNED = 16  # bytes: rows of what `grouped_mm` multiplies begin at multiples of them
@@ -92,6 +92,7 @@ class GroupedLinear:
 
     def __init__(self, count: int, make: Callable[[int, Empty], Linear], empty: Empty) -> None:
         self.exact = False
+        self._in_order = False  # that weights in blocks are multiplied in
         self.stacks: list[tuple[Weight, Tensor | None]] = []
         self.experts: list[Linear] = []
         self._plain: Tensor | None = None  # [experts, rows, columns], of which `_together` makes products
@@ -147,11 +148,26 @@ class GroupedLinear:
 
     def of_pairs(self, x: Tensor, pairs: Pairs, y: Tensor, scales: Tensor | None = None) -> None:
         """As `workers.kernels.grouped.product`, for what is stored apart too: `y` has the columns of all."""
+        if not self._in_order:
+            self._reorder()
         start, at_once = 0, TILE if self.exact else None
         for weight, bias in self.stacks:
             end = start + weight.shape[0] // len(self.experts)
             grouped.product(x, weight, bias, pairs, y[:, start:end], scales, at_once)
             start = end
+
+    def _reorder(self) -> None:
+        """Put what is in blocks in the order in which a kernel reads it fast, once all of it is there."""
+        for place, (weight, bias) in enumerate(self.stacks):
+            if not isinstance(weight, Blocks) or not wants_planes(weight):
+                continue
+            whole = weight.to_planes()
+            self.stacks[place] = whole, bias
+            rows = whole.shape[0] // len(self.experts)
+            for number, expert in enumerate(self.experts):
+                parts = expert.parts if isinstance(expert, ColumnParallel) else [expert]
+                parts[place].weight = whole[number * rows : (number + 1) * rows]
+        self._in_order = True
 
     def _runs(self, counts: Sequence[int]) -> Iterator[range]:
         """Experts that follow each other, to be computed together."""
