@@ -14,7 +14,7 @@ from collections.abc import Callable, Hashable, Iterable, Sequence, Sized
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-QUANTUM = 256  # tokens, about a short request
+QUANTUM = 16  # tokens: less than most requests, or one with small ones had many turns in a row
 
 K = TypeVar("K", bound=Hashable)
 Q = TypeVar("Q", bound=Sized)

@@ -17,6 +17,7 @@ from tests.end_to_end.harness import LONG
 from tests.gateway.conftest import PATIENCE, GatewayProcess
 from tests.neuron.harness import Neuron, chat, simulated
 
+FLOOD = 100  # requests of one caller
 WAIT = 1.5  # seconds that a request which is not streamed waits
 MESSAGES = {"messages": [{"role": "user", "content": "Hello!"}]}
 
@@ -83,6 +84,48 @@ def test_who_waits_is_told_its_place_or_when_to_come_again_and_then_served(
         assert all(1 <= int(place) <= int(waiting) <= 8 for place, waiting in told)
         assert DIALECTS[path].end in text
     neuron.wait_for("narrow", running=0, waiting=0)
+
+
+def test_neither_another_caller_nor_another_conversation_waits_for_a_flood_to_end(
+    system: tuple[Neuron, GatewayProcess],
+) -> None:
+    neuron, gateway = system
+    ended: list[str] = []
+
+    async def ask(client: httpx.AsyncClient, name: str, key: str, **headers: str) -> None:
+        answer = await client.post(
+            "/v1/completions",
+            json={"model": "narrow", "prompt": "Hello!", "max_tokens": 1, "stream": True},
+            headers={"Authorization": f"Bearer {key}"} | headers,
+        )
+        assert answer.status_code == 200, answer.text
+        ended.append(name)
+
+    async def everybody() -> None:
+        limits = httpx.Limits(max_connections=FLOOD + 3)
+        async with (
+            httpx.AsyncClient(
+                base_url=gateway.base, timeout=PATIENCE, trust_env=False, limits=limits
+            ) as client,
+            asyncio.TaskGroup() as group,
+        ):
+            for _ in range(FLOOD):
+                group.create_task(ask(client, "flood", "one"))
+            await asyncio.to_thread(neuron.wait_for, "narrow", waiting=FLOOD)
+            group.create_task(ask(client, "talk", "one", **{"x-session-id": "talk"}))
+            group.create_task(ask(client, "second", "two"))
+            group.create_task(ask(client, "third", "three"))
+            await asyncio.to_thread(neuron.wait_for, "narrow", waiting=FLOOD + 3)
+            blocker.close()
+
+    with neuron.client() as client:
+        blocker = client.stream(chat("narrow", LONG), PATIENCE)
+        assert any(isinstance(reply, Started) for reply in blocker)
+        neuron.wait_for("narrow", running=1)
+        asyncio.run(everybody())
+    assert len(ended) == FLOOD + 3
+    # One was ready in the worker, and each has a turn; on the way back they may overtake each other.
+    assert max(map(ended.index, ("talk", "second", "third"))) < 20
 
 
 def test_who_waits_when_the_neuron_ends_is_told_so_and_the_next_one_starts_with_an_empty_line(

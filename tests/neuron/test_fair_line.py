@@ -48,6 +48,16 @@ def test_a_flood_of_one_account_holds_up_no_other():
     assert accounts(line.turns()) == "a" * 178
 
 
+def test_small_requests_are_no_more_turns_in_a_row():
+    line = Line()
+    line.add("a", 50, cost=8)
+    line.turns(5)
+    line.add("b", cost=8)
+    line.add("a", session="talk", cost=8)
+    served = line.turns(6)
+    assert {("b", 50), ("a", 51)} <= set(served)
+
+
 def test_within_a_session_who_came_first_is_first():
     line = Line()
     line.add("a", 5)
