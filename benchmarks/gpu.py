@@ -3,6 +3,7 @@
 * tests: `pytest -m gpu` over the engine's tests.
 * equalities: unlike requests answered alone, batched, chunked, cached and preempted; in float32 all of them
   equal, or that is a failure; in bfloat16 how many are.
+* attention: right, and at what share of the rate of memory or of products; what is beside it in a layer.
 * products: quantised weights in every format, right and at what share of the rate at which memory is copied.
 * engine, large, experts, gguf, fp8: random weights in the shape of Qwen3-0.6B, of Qwen3-8B, of 6 of the 48
   layers of Qwen3-30B-A3B, and of Qwen3-8B in Q4_K and in FP8. What the device can do at most is measured
@@ -56,6 +57,7 @@ SECONDS = 570.0  # for everything
 LIMITS = {
     "tests": 240.0,
     "equalities": 150.0,
+    "attention": 100.0,
     "products": 120.0,
     "engine": 120.0,
     "large": 120.0,
@@ -140,6 +142,20 @@ def equalities(device: str, out: Path) -> Iterator[Result]:
                 figures = {"equal": equal, "requests": len(given)}
                 ok = equal == len(given) or dtype != "float32"
                 yield Result("equalities", f"{dtype} {name}", ok, f"{equal} of {len(given)}", figures)
+
+
+def of_attention(device: str, out: Path) -> Iterator[Result]:
+    """Attention and the small kernels by themselves; without a device there is none."""
+    if device == "cpu":
+        yield Result("attention", "kernels", True, "want a GPU")
+        return
+    from benchmarks import attention  # which wants Triton
+
+    attention.compile_all(device, 60.0)
+    for name, ok, error in attention.right(device):
+        yield Result("attention", f"{name} is right", ok, f"error {error:.1e}", {"error": error})
+    for name, text, figures in attention.rates(device, time.monotonic() + attention.SECONDS):
+        yield Result("attention", name, True, text, figures)
 
 
 def of_products(device: str, out: Path) -> Iterator[Result]:
@@ -374,6 +390,7 @@ def median(function: Callable[[], object], device: str, rounds: int = 5) -> floa
 PARTS: dict[str, Callable[[str, Path], Iterator[Result]]] = {
     "tests": tests,
     "equalities": equalities,
+    "attention": of_attention,
     "products": of_products,
     "engine": engine,
     "large": large,

@@ -12,6 +12,7 @@ import re
 import subprocess
 import tempfile
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +23,7 @@ from triton.compiler import ASTSource
 
 from workers.checkpoints.blocks import FORMATS
 from workers.kernels import blocks_triton, grouped, grouped_triton, skinny
+from workers.kernels.attention_triton import WINDOWS
 from workers.kernels.pairs import Pairs
 from workers.weights.blocks import Blocks
 
@@ -33,6 +35,7 @@ ALIGNED = (  # formats with rows that begin at 16 bytes
     *("Q4_K", "Q5_K", "INT8_128", "FP8_128", "INT8_ROW", "FP8_ROW"),
     *("INT4_32", "INT4_128", "NVFP4", "NF4_64", "FP4_64"),
 )
+HEAD_DIMS = (64, 80, 128, 256, 512, 576)  # 576: latent vectors, 512 of which are values
 SHAPES = ((14336, 4096), (4096, 14336))  # rows, columns
 
 
@@ -216,6 +219,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--device", help="cuda:N, to run on as well")
     device = parser.parse_args().device
+    from benchmarks.attention import compile_attention  # which has what is above
+
     print("| format | tokens | card | registers | shared | spilt | load |\n|---|---|---|---|---|---|---|")
     for kind in blocks_triton.KINDS:
         for tokens in TOKENS:
@@ -229,6 +234,14 @@ def main() -> None:
             for capability, card in CARDS.items():
                 found = compile_experts(capability, kind, tokens)
                 print(f"| {kind} | {tokens} | {card} | {' | '.join(map(str, found))} |", flush=True)
+    print("\nOf attention, for few tokens of a sequence and for many:\n")
+    print("| tokens | head | window | card | registers | shared | spilt | load |")
+    print("|---|---|---|---|---|---|---|---|")
+    for few, head_dim, window in product((True, False), HEAD_DIMS, (0, 1)):
+        for capability, card in CARDS.items():
+            found = compile_attention(capability, few, head_dim, window=window, special=window == 1)
+            row = f"{'few' if few else 'many'} | {head_dim} | {WINDOWS[window]} | {card}"
+            print(f"| {row} | {' | '.join(map(str, found))} |", flush=True)
     if device is not None:
         rate = memory_rate(device)
         measure(device, rate)

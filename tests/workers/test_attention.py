@@ -8,9 +8,11 @@ import sys
 from importlib.util import find_spec
 
 import pytest
+import torch
 
 from tests.workers.attention_steps import attend_in_any_cut
-from tests.workers.engines import DEVICES
+from tests.workers.engines import DEVICES, GPU
+from tests.workers.interpreted_steps import between_products
 from workers.attention import cpu
 from workers.attention.registry import attention_over
 
@@ -25,10 +27,64 @@ def test_steps_of_any_cut_attend_as_whole_sequences_do(device, seed, kind, block
     attend_in_any_cut(attention_over, device, seed, kind, exact=exact)
 
 
-@pytest.mark.skipif(find_spec("triton") is None, reason="there is no Triton")
+TRITON = pytest.mark.skipif(find_spec("triton") is None, reason="there is no Triton")
+
+
+@TRITON
 @pytest.mark.parametrize("what", ["attention", "steps"])
 def test_what_is_interpreted_computes_what_torch_does(what):
     command = [sys.executable, "-m", f"tests.workers.interpreted_{what}"]
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
+
+
+@TRITON
+@pytest.mark.parametrize(
+    ("few", "head_dim", "dtype", "window", "special", "capability"),
+    [
+        (True, 128, "bf16", 0, False, 90),
+        (True, 64, "fp16", 2, True, 120),
+        (True, 256, "bf16", 1, True, 86),
+        (True, 576, "bf16", 0, False, 89),
+        (True, 128, "fp32", 0, False, 80),
+        (False, 128, "bf16", 0, False, 90),
+        (False, 96, "bf16", 1, True, 86),
+        (False, 64, "bf16", 1, True, 120),
+        (False, 256, "fp16", 1, True, 80),
+    ],
+)
+def test_a_kernel_fits_its_card_and_spills_nothing(few, head_dim, dtype, window, special, capability):
+    from benchmarks.attention import compile_attention
+    from benchmarks.kernels import SHARED_BYTES
+
+    found = compile_attention(capability, few, head_dim, dtype, window, special)
+    assert found.shared <= SHARED_BYTES[capability]
+    assert found.spilt == 0
+    assert found.load == 16
+
+
+CASES = (
+    *("decode", "decode of 1 head a key head", "decode of 7 heads a key head", "decode with a window"),
+    *("decode in chunks with sinks", "decode of latent vectors", "five tokens", "prompt"),
+    *("prompt behind another", "prompt with a window", "prompt with sinks", "prompt of latent vectors"),
+    "prompt of heads of 512",
+)
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("device", [pytest.param("cuda:0", marks=GPU)])
+def test_a_device_attends_in_bfloat16_as_torch_does_in_float32(name, device):
+    from benchmarks.attention import RIGHT, Inputs
+
+    inputs = Inputs(RIGHT[name], device)
+    found, expected = inputs.attend().float(), inputs.reference()
+    assert (found - expected).norm() / expected.norm() < 0.01
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("device", [pytest.param("cuda:0", marks=GPU)])
+def test_a_device_computes_what_is_between_products_as_torch_does(dtype, device):
+    torch.manual_seed(0)
+    with torch.device(device):
+        between_products(dtype)

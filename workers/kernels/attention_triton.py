@@ -25,6 +25,7 @@ from ipc.worker_messages import PAGE_SIZE
 
 MOST_SPLITS = 32  # of the keys of a sequence
 SPLIT = 128  # keys, of which a split is a multiple, and begins at one
+PROGRAMS = 2048  # that share keys, at most: several for each processor of the largest GPU
 LOG2_E = tl.constexpr(1.4426950408889634)
 WINDOWS = ("full", "window", "chunk")  # by the number that the kernel knows them by
 
@@ -36,7 +37,7 @@ class Rows(NamedTuple):
     count: int  # of sequences
     tokens: int  # that one of them has in the step at most
     few: bool  # rows of a program, so that many programs read keys at once
-    splits: int = 0  # of the keys of one of them at most; 0: keys are not split
+    splits: int = 0  # of the keys of one of them at most; 0: keys are not divided
 
 
 class Sequences(NamedTuple):
@@ -127,9 +128,7 @@ def _walk(
             score = tl.dot(q_rest, tl.trans(key_rest), score, input_precision="ieee")
         score *= scale
         if CAPPED:
-            score = cap * (
-                1.0 - 2.0 / (tl.exp2(score) + 1.0)
-            )  # tanh, by the power of 2 that `scale` makes it
+            score = cap * (1.0 - 2.0 / (tl.exp2(score) + 1.0))  # tanh, of which `scale` has made a power of 2
         if HIDDEN:
             seen = (n[None, :] <= position[:, None]) & (n[None, :] >= low[:, None])
             score = tl.where(seen, score, float("-inf"))
@@ -151,7 +150,52 @@ def _walk(
     return total, most, weight
 
 
-@triton.jit(do_not_specialize=["first", "tokens", "programs", "window"])
+@triton.jit
+def _attend(
+    begin,
+    end,
+    seen,  # what each row sees: its position, its first key, those of all rows, and the context
+    queries,
+    blocks,
+    page_stride,
+    scores,
+    ROWS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    VALUE_DIM: tl.constexpr,
+    PAGE: tl.constexpr,
+    WINDOW: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_REST: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    CAPPED: tl.constexpr,
+    SHARED: tl.constexpr,
+):
+    """As `_walk`; only the ends need masks: a window cuts the first blocks, and rows cut the last."""
+    position, low, lowest, least, highest, context = seen
+    total = tl.zeros((ROWS, BLOCK_V), tl.float32)
+    carried = total, tl.full((ROWS,), float("-inf"), tl.float32), tl.zeros((ROWS,), tl.float32)
+    clear_begin = tl.cdiv(tl.maximum(highest, begin), BLOCK_N) * BLOCK_N
+    clear_end = tl.maximum(tl.minimum(least + 1, end) // BLOCK_N * BLOCK_N, clear_begin)
+    if WINDOW:
+        carried = _walk(
+            *(carried, queries, blocks, begin, tl.minimum(clear_begin, end), position, low, lowest, context),
+            *(page_stride, scores, HEAD_DIM, VALUE_DIM, PAGE, BLOCK_N, BLOCK_D, BLOCK_REST, BLOCK_V),
+            *(CAPPED, SHARED, True),
+        )
+    carried = _walk(
+        *(carried, queries, blocks, clear_begin, clear_end, position, low, lowest, context),
+        *(page_stride, scores, HEAD_DIM, VALUE_DIM, PAGE, BLOCK_N, BLOCK_D, BLOCK_REST, BLOCK_V),
+        *(CAPPED, SHARED, False),
+    )
+    return _walk(
+        *(carried, queries, blocks, clear_end, end, position, low, lowest, context),
+        *(page_stride, scores, HEAD_DIM, VALUE_DIM, PAGE, BLOCK_N, BLOCK_D, BLOCK_REST, BLOCK_V),
+        *(CAPPED, SHARED, True),
+    )
+
+
+@triton.jit(do_not_specialize=["first", "tokens", "programs", "room", "window"])
 def attention_kernel(
     q,  # [tokens, heads, head_dim], each row of which is contiguous
     keys,  # [pages, kv_heads, PAGE, head_dim], each page of which is contiguous
@@ -168,6 +212,7 @@ def attention_kernel(
     first,
     tokens,
     programs,  # of a sequence and key head, for its rows
+    room,  # splits that there is room for
     window,
     q_stride,  # elements, of a token
     head_stride,
@@ -202,24 +247,15 @@ def attention_kernel(
     v = tl.arange(0, BLOCK_V)
     into = y + ((start + token) * HEADS + head)[:, None] * VALUE_DIM + v[None, :]
     inside = mine[:, None] & (v < VALUE_DIM)[None, :]
-    split = tl.program_id(2)
     if first_row >= count * GROUP:
         return
     before = context - count
+    first_token = before + first_row // GROUP
+    last_token = before + tl.minimum((first_row + BLOCK_M - 1) // GROUP, count - 1)
+    lowest, highest = _first_seen(first_token, window, WINDOW), _first_seen(last_token, window, WINDOW)
     position = before + token
-    low = _first_seen(position, window, WINDOW)
-    first_token = first_row // GROUP
-    last_token = tl.minimum((first_row + BLOCK_M - 1) // GROUP, count - 1)
-    lowest = _first_seen(before + first_token, window, WINDOW)
-    begin = lowest // BLOCK_N * BLOCK_N
-    end = before + last_token + 1
-    splits = 1
-    if MOST:
-        split_begin, size, splits = _splits(_first_seen(before, window, WINDOW), context, MOST, UNIT)
-        if split >= splits:
-            return
-        begin = tl.maximum(begin, split_begin + split * size)
-        end = tl.minimum(end, split_begin + (split + 1) * size)
+    seen = position, _first_seen(position, window, WINDOW), lowest, first_token, highest, context
+    begin, end = lowest // BLOCK_N * BLOCK_N, last_token + 1
 
     FIRST: tl.constexpr = VALUE_DIM if SHARED else HEAD_DIM
     d, rest = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_REST)
@@ -230,48 +266,42 @@ def attention_kernel(
         rest_mask = mine[:, None] & (FIRST + rest < HEAD_DIM)[None, :]
         query_rest = tl.load(q_at + FIRST + rest[None, :], mask=rest_mask, other=0.0)
     k_head, v_head = keys + kv_head * PAGE * HEAD_DIM, values + kv_head * PAGE * HEAD_DIM
-    table = pages + tl.load(tables + sequence)
-    total = tl.zeros((BLOCK_M, BLOCK_V), tl.float32)
-    most = tl.full((BLOCK_M,), float("-inf"), tl.float32)
-    weight = tl.zeros((BLOCK_M,), tl.float32)
-    # blocks that every row sees whole need no mask; a window cuts those before, and rows those after
-    clear_begin = tl.maximum(_first_seen(before + last_token, window, WINDOW), begin)
-    clear_begin = tl.cdiv(clear_begin, BLOCK_N) * BLOCK_N
-    clear_end = tl.maximum(tl.minimum(before + first_token + 1, end) // BLOCK_N * BLOCK_N, clear_begin)
-    carried, queries, blocks, scores = (
-        (total, most, weight),
-        (query, query_rest),
-        (k_head, v_head, table),
-        (scale, cap),
-    )
-    if WINDOW:
-        carried = _walk(
-            *(carried, queries, blocks, begin, tl.minimum(clear_begin, end), position, low, lowest, context),
-            *(page_stride, scores, HEAD_DIM, VALUE_DIM, PAGE, BLOCK_N, BLOCK_D, BLOCK_REST, BLOCK_V),
-            *(CAPPED, SHARED, True),
-        )
-    carried = _walk(
-        *(carried, queries, blocks, clear_begin, clear_end, position, low, lowest, context),
-        *(page_stride, scores, HEAD_DIM, VALUE_DIM, PAGE, BLOCK_N, BLOCK_D, BLOCK_REST, BLOCK_V),
-        *(CAPPED, SHARED, False),
-    )
-    total, most, weight = _walk(
-        *(carried, queries, blocks, clear_end, end, position, low, lowest, context),
-        *(page_stride, scores, HEAD_DIM, VALUE_DIM, PAGE, BLOCK_N, BLOCK_D, BLOCK_REST, BLOCK_V),
-        *(CAPPED, SHARED, True),
-    )
-    if splits == 1:
-        if SINKS:
-            weight += tl.exp2(tl.load(sinks + head, mask=mine, other=0.0).to(tl.float32) * LOG2_E - most)
-        tl.store(into, (total / weight[:, None]).to(y.dtype.element_ty), mask=inside)
+    queries, blocks = (query, query_rest), (k_head, v_head, pages + tl.load(tables + sequence))
+    if MOST:
+        split_begin, size, splits = _splits(_first_seen(before, window, WINDOW), context, MOST, UNIT)
+        for split in range(tl.program_id(2), splits, tl.num_programs(2)):
+            part_begin = tl.maximum(begin, split_begin + split * size)
+            part_end = tl.minimum(end, split_begin + (split + 1) * size)
+            total, most, weight = _attend(
+                *(part_begin, part_end, seen, queries, blocks, page_stride, (scale, cap), BLOCK_M),
+                *(HEAD_DIM, VALUE_DIM, PAGE, WINDOW, BLOCK_N, BLOCK_D, BLOCK_REST, BLOCK_V, CAPPED, SHARED),
+            )
+            if splits == 1:
+                total /= _with_sink(weight, most, sinks + head, mine, SINKS)[:, None]
+                tl.store(into, total.to(y.dtype.element_ty), mask=inside)
+            else:
+                at = ((place * tokens + token).to(tl.int64) * HEADS + head) * room + split
+                tl.store(parts + at[:, None] * VALUE_DIM + v[None, :], total, mask=inside)
+                tl.store(sums + at * 2, most, mask=mine)
+                tl.store(sums + at * 2 + 1, weight, mask=mine)
     else:
-        at = ((place * tokens + token).to(tl.int64) * HEADS + head) * tl.num_programs(2) + split
-        tl.store(parts + at[:, None] * VALUE_DIM + v[None, :], total, mask=inside)
-        tl.store(sums + at * 2, most, mask=mine)
-        tl.store(sums + at * 2 + 1, weight, mask=mine)
+        total, most, weight = _attend(
+            *(begin, end, seen, queries, blocks, page_stride, (scale, cap), BLOCK_M),
+            *(HEAD_DIM, VALUE_DIM, PAGE, WINDOW, BLOCK_N, BLOCK_D, BLOCK_REST, BLOCK_V, CAPPED, SHARED),
+        )
+        total /= _with_sink(weight, most, sinks + head, mine, SINKS)[:, None]
+        tl.store(into, total.to(y.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize=["first", "tokens", "window", "launched"])
+@triton.jit
+def _with_sink(weight, most, sink, mask, SINKS: tl.constexpr):
+    """The sum of weights, beside a score that has no value."""
+    if SINKS:
+        weight += tl.exp2(tl.load(sink, mask=mask, other=0.0).to(tl.float32) * LOG2_E - most)
+    return weight
+
+
+@triton.jit(do_not_specialize=["first", "tokens", "room", "window"])
 def join_kernel(
     y,  # for these see `attention_kernel`
     parts,
@@ -282,8 +312,8 @@ def join_kernel(
     contexts,
     first,
     tokens,
+    room,
     window,
-    launched,  # splits that there is room for
     HEADS: tl.constexpr,
     VALUE_DIM: tl.constexpr,
     WINDOW: tl.constexpr,
@@ -304,7 +334,7 @@ def join_kernel(
         return
     split, v = tl.arange(0, MOST), tl.program_id(2) * BLOCK_V + tl.arange(0, BLOCK_V)
     there, inside = split < splits, v < VALUE_DIM
-    at = (tl.program_id(0).to(tl.int64) * HEADS + head) * launched + split
+    at = (tl.program_id(0).to(tl.int64) * HEADS + head) * room + split
     part_most = tl.load(sums + at * 2, mask=there, other=float("-inf"))
     weight = tl.load(sums + at * 2 + 1, mask=there, other=0.0)
     part = tl.load(
@@ -313,8 +343,7 @@ def join_kernel(
     most = tl.max(part_most, 0)
     share = tl.exp2(part_most - most)
     whole = tl.sum(weight * share, 0)
-    if SINKS:
-        whole += tl.exp2(tl.load(sinks + head).to(tl.float32) * LOG2_E - most)
+    whole = _with_sink(whole, most, sinks + head, True, SINKS)
     total = tl.sum(part * share[:, None], 0) / whole
     into = y + ((start + token) * HEADS + head) * VALUE_DIM + v
     tl.store(into, total.to(y.dtype.element_ty), mask=inside)
@@ -336,7 +365,7 @@ def most_splits(context: int) -> int:
     return min(MOST_SPLITS, -(-context // SPLIT))
 
 
-def tile(few: bool, head_dim: int, itemsize: int, capability: int) -> Tile:
+def tile(few: bool, head_dim: int, itemsize: int, capability: int, capped: bool = False) -> Tile:
     """The shape for `few` tokens of a sequence, or many, on a card of that capability.
 
     None spills a register or takes more shared memory than there is (`benchmarks.kernels` shows both). Cards
@@ -345,19 +374,15 @@ def tile(few: bool, head_dim: int, itemsize: int, capability: int) -> Tile:
     """
     if itemsize == 4:
         return Tile(16, 16, 4 if head_dim <= 128 else 8, 2)
-    if few or head_dim > 256:
-        return (
-            Tile(16, 64, 4, 2)
-            if head_dim <= 128
-            else Tile(16, 32, 8, 2)
-            if head_dim <= 256
-            else Tile(16, 16, 4, 2)
-        )
+    if head_dim > 256:
+        return Tile(16, 16, 4, 2)
+    if few:
+        return Tile(16, 64, 4, 2) if head_dim <= 128 else Tile(16, 32, 8, 2)
     if head_dim > 128:
         return Tile(64, 32, 8, 2)
-    return (
-        Tile(128, 64, 8, 3) if head_dim <= 64 else Tile(128, 64 if capability // 10 in (9, 10) else 32, 8, 2)
-    )
+    if head_dim <= 64:
+        return Tile(128, 64, 8, 3)
+    return Tile(128, 64, 8, 2) if capability // 10 in (9, 10) else Tile(64 if capped else 128, 32, 8, 2)
 
 
 @cache
@@ -378,37 +403,40 @@ def attention(
     scale: float,
     cap: float | None,
     sinks: Tensor | None,  # [heads]
+    shape: Tile | None = None,  # None: what `tile` says
 ) -> None:
     """Let the tokens of some of a step's sequences attend over what each sees of its pages."""
     heads, head_dim = q.shape[1:]
     kv_heads = kv.shape[2]
     group, shared = heads // kv_heads, len(kv) == 1
-    shape = tile(rows.few, head_dim, kv.element_size(), _capability(q.device))
+    shape = shape or tile(rows.few, head_dim, kv.element_size(), _capability(q.device), cap is not None)
     first_dim = value_dim if shared else head_dim
     block_rest = _padded(head_dim - first_dim)
-    programs = triton.cdiv(rows.tokens * group, shape.rows)
-    splits = max(rows.splits, 1)
+    programs = rows.count * triton.cdiv(rows.tokens * group, shape.rows)
     parts, sums = y, y
-    if splits > 1:
-        split_rows = rows.count * rows.tokens, heads, splits
+    if rows.splits > 1:
+        split_rows = rows.count * rows.tokens, heads, rows.splits
         parts, sums = (q.new_empty(*split_rows, size, dtype=torch.float32) for size in (value_dim, 2))
     log2_e = LOG2_E.value
     most = MOST_SPLITS if rows.splits else 0
     given = y if sinks is None else sinks
     number = WINDOWS.index(kind)
-    attention_kernel[(rows.count * programs, kv_heads, splits)](
+    # as many as keep a GPU busy, and no more: most find nothing to do where contexts are short
+    at_once = max(1, min(rows.splits, PROGRAMS // (programs * kv_heads)))
+    attention_kernel[(programs, kv_heads, at_once)](
         *(q, kv[0], kv[-1], y, parts, sums, given, *sequences),
-        *(rows.first, rows.tokens, programs, window, q.stride(0), q.stride(1), kv.stride(1)),
+        *(rows.first, rows.tokens, programs // rows.count, rows.splits, window),
+        *(q.stride(0), q.stride(1), kv.stride(1)),
         *((scale * log2_e, 0.0) if cap is None else (2 * scale * log2_e / cap, cap * log2_e)),
         *(heads, group, head_dim, value_dim, PAGE_SIZE, number, cap is not None, sinks is not None, shared),
         *(most, SPLIT, shape.rows, shape.keys, _padded(first_dim), block_rest, _padded(value_dim)),
         num_warps=shape.warps,
         num_stages=shape.stages,
     )
-    if splits > 1:
+    if rows.splits > 1:
         block = min(_padded(value_dim), 128)
         join_kernel[(rows.count * rows.tokens, heads, triton.cdiv(value_dim, block))](
-            *(y, parts, sums, given, *sequences[:3], rows.first, rows.tokens, window, splits),
+            *(y, parts, sums, given, *sequences[:3], rows.first, rows.tokens, rows.splits, window),
             *(heads, value_dim, number, sinks is not None, most, SPLIT, block),
         )
 
