@@ -1,0 +1,117 @@
+"""What a small request costs in CPU time: `python -m benchmarks.cost [--requests 2000] [--rounds 3]`.
+
+Unstreamed answers of one token, through a gateway of one process that asks for a key, which has limits, and
+that chooses between two neurons; ten connections. Printed is what each kind of process spent for one request,
+the least of some rounds: what others do on the machine makes it more, never less.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+
+import psutil
+import uvloop
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.gateway import CONNECTIONS, request
+from benchmarks.load import Connection
+from ipc.messages import Load
+from tests.gateway.conftest import GatewayProcess, Keys
+from tests.neuron.harness import PATIENCE, Neuron, simulated
+
+WARM_UP = 300  # requests
+
+
+class Counted(Connection):
+    """Ends after its share."""
+
+    def __init__(self, request: bytes, count: int, done: asyncio.Future[None]) -> None:
+        super().__init__(request, streamed=False)
+        self._count, self._done = count, done
+
+    def send(self) -> None:
+        if len(self.latencies) < self._count:
+            super().send()
+        elif not self._done.done():
+            self._done.set_result(None)
+
+
+async def send(port: int, key: str, count: int) -> None:
+    """So many requests, over all connections."""
+    body = json.dumps(request(1, stream=False))
+    head = (
+        f"POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n"
+        f"authorization: Bearer {key}\r\ncontent-length: {len(body)}\r\n\r\n{body}"
+    ).encode()
+    loop = asyncio.get_running_loop()
+    ends, failures = [], []
+    for _ in range(CONNECTIONS):
+        ends.append(loop.create_future())
+        connection = Counted(head, count // CONNECTIONS, ends[-1])
+        failures.append(connection.failures)
+        await loop.create_connection(lambda connection=connection: connection, "127.0.0.1", port)
+    await asyncio.wait_for(asyncio.gather(*ends), 600)
+    if failed := [failure for each in failures for failure in each]:
+        raise SystemExit(f"{len(failed)} answers failed; the first: {failed[0]}")
+
+
+def spent(pids: list[int]) -> float:
+    """CPU seconds of these processes so far."""
+    return sum(sum(psutil.Process(pid).cpu_times()[:2]) for pid in pids)
+
+
+def measure(folder: Path, requests: int, rounds: int) -> dict[str, float]:
+    """Microseconds of CPU a request, by kind of process."""
+    with ExitStack() as stack:
+        models = [simulated("simulated")]
+        neurons = [stack.enter_context(Neuron(folder / name, models)) for name in "ab"]
+        for neuron in neurons:
+            with neuron.client() as client:
+                client.ask(Load(id=0, model="simulated"), PATIENCE)
+        key = Keys(folder).create("bench", "--requests-per-minute", "10000000")
+        gateway = GatewayProcess(
+            folder, neurons[0].endpoint, neurons={"b": neurons[1].endpoint}, access={"anonymous": False}
+        )
+        stack.callback(gateway.stop)
+        gateway.wait_ready()
+        kinds = {
+            "gateway": gateway.workers(),
+            "neuron": [neuron.process.pid for neuron in neurons],
+            "worker": [pid for neuron in neurons for pid in neuron.workers("simulated")],
+        }
+        least: dict[str, float] = {}
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(send(gateway.port, key, WARM_UP))
+            for _ in range(rounds):
+                before = {kind: spent(pids) for kind, pids in kinds.items()}
+                runner.run(send(gateway.port, key, requests))
+                for kind, pids in kinds.items():
+                    each = 1e6 * (spent(pids) - before[kind]) / requests
+                    least[kind] = min(each, least.get(kind, each))
+        return least | {"together": sum(least.values())}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--requests", type=int, default=2000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", type=Path, metavar="PATH", help="write the numbers there, too")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        result = measure(Path(folder), options.requests, options.rounds)
+    table = Table("", "µs of CPU", title="an unstreamed answer of one token")
+    for kind, cost in result.items():
+        table.add_row(kind, f"{cost:.0f}")
+    Console().print(table)
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
