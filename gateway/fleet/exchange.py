@@ -9,7 +9,7 @@ from time import monotonic
 
 from gateway.access.principal import ANYBODY, Principal
 from gateway.aliases import naming_both
-from gateway.fleet import prompts
+from gateway.fleet import prompts, router
 from gateway.fleet.account import Account, Asked, OneReply
 from gateway.fleet.breaker import FAULTS
 from gateway.fleet.patience import NOT_THERE, waited_too_long
@@ -290,6 +290,10 @@ class Exchange:
         One that has not the model says least, where another has it and failed.
         """
         refusals = list(self._refusals.values())
+        if all(error.code == Code.MODEL_NOT_FOUND for error in refusals):
+            absent = router.absent(self._fleet.neurons, self._request.model)
+            if absent.code != Code.MODEL_NOT_FOUND:  # somebody may have it who was not heard yet
+                return absent
         if len(refusals) == 1:
             return refusals[0]
         having = [error for error in refusals if error.code != Code.MODEL_NOT_FOUND] or refusals

@@ -341,6 +341,7 @@ class Fleet:
             )
             return least, "it has the least to do"
         neurons = [neuron for neuron in self.neurons if neuron not in avoid]
+        was_known = self.knows(model)
         # A neuron may have found a model since it told its state last.
         asked_for_quotes = _without(router.few(copies, model, QUOTED + len(avoid)), avoid) or score.some(
             [neuron for neuron in neurons if neuron.healthy and not neuron.draining], SEARCHED, model
@@ -348,6 +349,8 @@ class Fleet:
         quotes = await self._quotes.ask(asked_for_quotes, model) if asked_for_quotes else {}
         having = [neuron for neuron in asked_for_quotes if not _has_not(quotes.get(neuron.name))]
         if not having:
+            if self.knows(model) and not was_known:  # one that has it was heard meanwhile
+                return await self.place(model, avoid, needs_load=needs_load, prompt=prompt, key=key)
             raise router.absent(neurons, model)
         if ready := [neuron for neuron in self.directory.of(model).ready if neuron in having]:
             best = score.best(ready, score.Asked(model, prompt, key), self.prefixes)

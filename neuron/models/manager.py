@@ -132,8 +132,13 @@ class ModelManager:
         if (opening := self._opening.get(model_id)) is None:
             opening = asyncio.ensure_future(self._describe(model_id))
             self._opening[model_id] = opening
-            opening.add_done_callback(lambda _: self._opening.pop(model_id))
+            opening.add_done_callback(partial(self._opened, model_id))
         return await asyncio.shield(opening)
+
+    def _opened(self, model_id: str, opening: asyncio.Future[ManagedModel]) -> None:
+        del self._opening[model_id]
+        if not opening.cancelled():
+            opening.exception()  # those who waited have it, and may all be gone
 
     async def _describe(self, model_id: str) -> ManagedModel:
         settings = self._catalogue.settings(model_id)

@@ -23,11 +23,19 @@ import psutil
 
 from tests.chaos import load
 from tests.chaos.faults import FAULTS, Fault
-from tests.chaos.fleet import GATEWAY_PROCESSES, MODELS, NEURONS, Fleet, Service, answers, until
+from tests.chaos.fleet import (
+    GATEWAY_PROCESSES,
+    MODELS,
+    NEURONS,
+    START_SECONDS,
+    Fleet,
+    Service,
+    answers,
+    until,
+)
 from tests.chaos.network import Namespaces, Proxies, inside_namespace, permitted
 
 SHARED_MEMORY = Path("/dev/shm")
-START_SECONDS = 30.0  # for a gateway to listen, on a busy machine
 END_SECONDS = 40.0  # for a daemon to stop
 # What a process of Python's says that gets no more memory.
 EXPECTED = re.compile(r"^(MemoryError|.*(failed to map segment|Cannot allocate memory))", re.MULTILINE)
@@ -75,6 +83,7 @@ class Story:
         if not await until(lambda: self._whole(client), load.PATIENCE):
             raise RuntimeError(f"the fleet did not start; see {self.folder}")
         texts = await load.learn(client)
+        await self.fleet.count()
         await asyncio.gather(*(load.keep(client) for _ in range(4 * GATEWAY_PROCESSES)))
         await self.fleet.unload()
         before = await self._settled()

@@ -19,7 +19,7 @@ import psutil
 from ipc.client import NeuronClient
 from ipc.errors import CortexError
 from ipc.keys import generate, load_public, load_secret
-from ipc.messages import Health, HealthReply, Unload
+from ipc.messages import CountTokens, Health, HealthReply, Message, Unload
 from tests.chaos.network import Network
 from tests.gateway.conftest import Keys, free_ports
 from tests.neuron.harness import ROOT, simulated
@@ -28,6 +28,7 @@ NEURONS = 3
 GATEWAY_PROCESSES = 2
 RESTART_SECONDS = 1.0  # RestartSec of the units is 2
 STEP_SECONDS = 0.01
+START_SECONDS = 30.0  # for a daemon or a process to be there, on a busy machine
 ANSWER_SECONDS = 5.0  # for a neuron to say how it is
 
 
@@ -214,6 +215,12 @@ class Fleet:
             return await self.clients[number].ask(Health(id=0), ANSWER_SECONDS)
         except CortexError:
             return None
+
+    async def count(self) -> None:
+        """Have each neuron count a long prompt, for which it has a text process."""
+        prompt = [Message(role="user", content="word " * 20_000)]
+        for client in self.clients:
+            await client.ask(CountTokens(id=0, model="first", messages=prompt), START_SECONDS)
 
     async def unload(self) -> None:
         """Of each neuron all models."""

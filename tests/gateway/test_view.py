@@ -499,6 +499,43 @@ def test_that_another_has_not_the_model_does_not_hide_why_its_host_failed() -> N
     run(scenario)
 
 
+def test_a_model_is_not_unknown_while_a_host_was_not_heard_that_may_have_it() -> None:
+    async def scenario() -> None:
+        without = host("a", quote("fits", 1.0), refuses={"echo": Code.MODEL_NOT_FOUND})
+        async with fleet_of(without) as fleet:
+            with pytest.raises(CortexError) as caught:
+                await ask(fleet)
+            assert caught.value.code == Code.MODEL_NOT_FOUND
+            fleet.neurons.append(Neuron(NeuronSettings(name="b", endpoint="tcp://127.0.0.1:1"), None))
+            with pytest.raises(CortexError, match="the neuron b has not answered yet") as caught:
+                await ask(fleet)
+            assert caught.value.code == Code.NEURON_LOST
+
+    run(scenario)
+
+
+def test_a_model_is_found_whose_host_is_heard_while_others_are_asked(monkeypatch) -> None:
+    async def scenario() -> None:
+        first, second = FakeNeuron(name="a", models=("other",)), host("b", quote("fits", 1.0))
+        async with fleet_of(first, second) as fleet:
+            late = fleet.neurons[1]
+            models, late.models = late.models, {}
+            fleet.directory.update(late, models)
+            ask_for_quotes = fleet._quotes.ask
+
+            async def hear_meanwhile(neurons, model):
+                said = await ask_for_quotes(neurons[:1], model)
+                late.models = models
+                fleet.directory.update(late, models)
+                return {"b": CortexError(Code.MODEL_NOT_FOUND, "not yet"), **said}
+
+            monkeypatch.setattr(fleet._quotes, "ask", hear_meanwhile)
+            neuron, _ = await fleet.place("echo")
+            assert neuron is late
+
+    run(scenario)
+
+
 def test_model_that_no_state_lists_yet_is_found_by_asking() -> None:
     async def scenario() -> None:
         first, second = FakeNeuron(name="a"), FakeNeuron(name="b", quotes={"new": quote("fits")})
