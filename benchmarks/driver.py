@@ -63,10 +63,15 @@ class Driver:
         added = [NewSequence(slot, tokens, ids, SamplingParams(0.0)) for slot in slots]
         starts = range(first, first + taken * len(slots), taken)
         scheduled = [
-            Scheduled(slot, tokens, [[*range(start, start + taken)]])
+            Scheduled(slot, tokens, self._tables(slot, range(start, start + taken)))
             for slot, start in zip(slots, starts, strict=True)
         ]
         runner.execute(StepPlan(1, [slot for slot in slots if slot in runner.slots], added, scheduled))
+
+    def _tables(self, slot: int, pages: range) -> list[list[int]]:
+        """Of each group of layers; a sequence has one state, which each step writes over."""
+        groups = self._runner.groups
+        return [[slot] * len(pages) if group.kind == "state" else [*pages] for group in groups]
 
     def begin(self, count: int, context: int) -> None:
         """Let so many sequences be in decode, and no others."""

@@ -39,13 +39,14 @@ from pathlib import Path
 
 import msgspec
 import torch
-from transformers import PretrainedConfig, Qwen3Config, Qwen3MoeConfig
+from transformers import PretrainedConfig, Qwen3_5TextConfig, Qwen3Config, Qwen3MoeConfig
 
 from benchmarks.driver import Driver, fill, write_hollow
 from benchmarks.engine import SHAPE, write_weights
 from benchmarks.quantised_models import write_fp8, write_gguf
 from ipc.worker_messages import RingHandle, WorkerSpec
 from neuron.memory.step_bytes import UNMEASURED_BYTES, Overhead
+from workers.checkpoints.caches import state_bytes
 from workers.checkpoints.card import ModelCard, read_card
 from workers.checkpoints.config import ModelConfig
 from workers.checkpoints.families.llama import EMBEDDING
@@ -64,6 +65,7 @@ LIMITS = {
     "experts": 150.0,
     "gguf": 150.0,
     "fp8": 150.0,
+    "hybrid": 150.0,
 }  # of each part, in their order
 GOALS = {
     "engine": 0.25,
@@ -71,6 +73,7 @@ GOALS = {
     "experts": 0.45,
     "gguf": 0.50,
     "fp8": 0.55,
+    "hybrid": 0.70,
 }  # of the limit: the decode of one sequence
 PLAN_ERROR = 1.2  # measured memory over planned, at most
 
@@ -198,6 +201,12 @@ def fp8(device: str, out: Path) -> Iterator[Result]:
     yield from of_shape("fp8", device, TINY_BLOCKS if device == "cpu" else EIGHT_BILLION, write_fp8)
 
 
+def hybrid(device: str, out: Path) -> Iterator[Result]:
+    """The same of a Qwen3.5 of 27 billion, as many of its layers as take 14 GB with the head."""
+    shape = Qwen3_5TextConfig(**TINY | TINY_STATES) if device == "cpu" else HYBRID
+    yield from of_shape("hybrid", device, shape, write_hollow)
+
+
 def write_plain(folder: Path, shape: PretrainedConfig) -> Path:
     """A random model in bfloat16; returns `folder`."""
     write_weights(folder, shape)
@@ -263,7 +272,7 @@ def of_shape(
         yield share(part, f"prefill {tokens}", limit, took, f"{tokens / took:,.0f} tokens/s")
     driver.begin(max(batches), context)
     for count in batches:
-        seen = count * context * card.config.num_layers * kv_bytes(card.config)
+        seen = count * (context * card.kv_bytes_per_token(1) + 2 * state_bytes(card.cache_groups(1)))
         limit = (active(card.config, used, count) + seen) / read
         goal = GOALS.get(part) if count == 1 else None
         took = driver.decode(count, STEPS[kind])
@@ -310,6 +319,26 @@ EIGHT_BILLION = Qwen3Config(
     tie_word_embeddings=False,
     dtype="bfloat16",
 )
+TINY_STATES = {
+    "num_hidden_layers": 4,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+}
+HYBRID = Qwen3_5TextConfig(
+    vocab_size=248_320,
+    hidden_size=5120,
+    intermediate_size=17_408,
+    num_hidden_layers=12,
+    num_attention_heads=24,
+    num_key_value_heads=4,
+    head_dim=256,
+    linear_num_key_heads=16,
+    linear_num_value_heads=48,
+    tie_word_embeddings=False,
+    dtype="bfloat16",
+)
 MIXTURE = Qwen3MoeConfig(  # with a vocabulary that leaves most of a step to the layers
     vocab_size=32_768,
     hidden_size=2048,
@@ -345,11 +374,6 @@ def active(config: ModelConfig, weights: int, tokens: int) -> float:
     each = len(experts.layers) * 3 * config.hidden_size * experts.intermediate_size * 2  # in bfloat16
     chosen = experts.count * (1 - (1 - experts.chosen / experts.count) ** tokens)
     return weights - each * (experts.count - chosen)
-
-
-def kv_bytes(config: ModelConfig) -> int:
-    """Of one token in one layer, in bfloat16."""
-    return 2 * config.num_kv_heads * config.head_dim * 2
 
 
 def share(part: str, name: str, limit: float, took: float, rate: str, goal: float | None = None) -> Result:
@@ -397,6 +421,7 @@ PARTS: dict[str, Callable[[str, Path], Iterator[Result]]] = {
     "experts": experts,
     "gguf": in_gguf,
     "fp8": fp8,
+    "hybrid": hybrid,
 }
 
 

@@ -134,7 +134,7 @@ def assembled(kernel: triton.compiler.CompiledKernel, aligned: bool) -> Compiled
     registers, stack, local = map(int, re.search(r"REG:(\d+) STACK:(\d+).*?LOCAL:(\d+)", usage).groups())
     loads = re.findall(r"\bLDG(?:STS)?\.E((?:\.\w+)*)", code)
     bits = [int(found[1]) for load in loads if (found := re.search(r"\.U?(8|16|64|128)\b", load))]
-    widest = 128 if aligned and 128 in bits else max(b for b in bits if b < 128)
+    widest = 128 if aligned and 128 in bits else max((b for b in bits if b < 128), default=32)
     return Compiled(registers, kernel.metadata.shared, stack + local, widest // 8)
 
 

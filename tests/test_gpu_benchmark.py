@@ -52,6 +52,11 @@ def test_a_large_model_needs_no_disk_for_its_weights(tmp_path):
     assert results["decode 8 at once"].figures["share"] > 0
 
 
+def test_so_can_its_hybrid(tmp_path):
+    results = {result.name: result for result in gpu.hybrid("cpu", tmp_path)}
+    assert results["decode 8 at once"].figures["share"] > 0
+
+
 def test_so_can_its_mixture_of_experts(tmp_path):
     results = {result.name: result for result in experts("cpu", tmp_path)}
     assert all(result.part == "experts" for result in results.values())

@@ -24,6 +24,7 @@ FLOAT = 4  # bytes of a float32
 KEYS_AT_ONCE = 2048  # tokens of context whose keys attention over a prompt gathers in one piece
 PAIRS = 1024  # of a token and an expert that it goes to, whose numbers are in memory at once
 PAIRS_OF_A_GPU = 16_384  # the same there
+CHUNK, CHUNKED_AT_ONCE = 64, {"cpu": 512, "cuda": 2048}  # tokens of a prompt that go through a state together
 SCORES = 12 << 20  # bytes of attention scores, their weights and their mask
 TOLD_ROWS = 64  # of logits at once, for the log-probabilities of a prompt
 SORTED_LOGITS = {"cpu": 5 << 18, "cuda": 5 << 20}  # at once, for the draw of tokens
@@ -71,7 +72,8 @@ class Overhead:
 
     def of_step(self, kind: str, tokens: int, sequences: int) -> int:
         """Bytes that a rank takes for steps of `tokens` that sample for `sequences`, on a CPU or a GPU."""
-        layers = max(self._attention(tokens), self._mlp(kind, tokens)) + self._inputs(tokens)
+        mixers = max(self._attention(tokens), self._states(kind, tokens))
+        layers = max(mixers, self._mlp(kind, tokens)) + self._inputs(tokens)
         if self.shapes.bidirectional:  # there are no logits
             return int(PIECES[kind] * layers) + (KERNEL_BYTES if kind == "cpu" else 0)
         logits = max(self._told(kind, tokens), self._sampling(kind, sequences))
@@ -98,6 +100,15 @@ class Overhead:
         attended = queries * (size + 2 * FLOAT)
         gathered = KEYS_AT_ONCE * keys * (4 * size + FLOAT)
         return tokens * (stream + projected + rotated + attended) + gathered + SCORES
+
+    def _states(self, kind: str, tokens: int) -> int:
+        """Of a layer that keeps a state: what goes through its convolution, and 64 tokens at a time."""
+        if self.shapes.delta is None:
+            return 0
+        delta = self.shapes.delta.on_rank(self.world_size)
+        through = tokens * delta.channels * (2 * self.itemsize + 3 * FLOAT)
+        each = 4 * (delta.key_dim + delta.value_dim) + 4 * CHUNK
+        return through + min(tokens, CHUNKED_AT_ONCE[kind]) * delta.value_heads * each * FLOAT
 
     def _mlp(self, kind: str, tokens: int) -> int:
         hidden, inner, size = self.shapes.hidden_size, self.shapes.intermediate_size, self.itemsize

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+
 import pytest
 import torch
 
+from benchmarks.states import SHAPE, compile_kernel
+from tests.workers.engines import DEVICES
 from workers.kernels import gated_delta
 from workers.kernels.gated_delta import chunked, convolve, convolve_each, recur, unit
+
+NEEDS_TRITON = pytest.mark.skipif(find_spec("triton") is None, reason="torch for the CPU has no Triton")
 
 KEY_HEADS, HEADS, KEY_DIM, VALUE_DIM, KERNEL = 2, 6, 8, 12, 4
 TOKENS = 2 * 130 + 7
@@ -92,10 +102,39 @@ def test_equal_keys_that_are_written_over_and_over_do_not_blow_up():
 
 def test_blocks_of_a_long_prompt_follow_each_other(monkeypatch, whole):
     parts, begin, expected, end = whole
-    monkeypatch.setattr(gated_delta, "BLOCK", 128)
+    monkeypatch.setattr(gated_delta, "BLOCK", {"cpu": 128})
     y, state = chunked(begin, *parts)
     torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(state, end, rtol=1e-4, atol=1e-5)
+
+
+@NEEDS_TRITON
+def test_the_backend_for_gpus_leaves_what_that_in_torch_does():
+    command = [sys.executable, "-m", "tests.workers.interpreted_states"]
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    for errors in json.loads(done.stdout):
+        assert max(errors) < 1e-5
+
+
+@pytest.mark.parametrize("device", DEVICES[1:])
+def test_on_a_gpu_it_leaves_the_same(device):
+    from tests.workers.state_steps import SHAPES, errors  # of Triton, which comes with torch for CUDA
+
+    for shape in (*SHAPES, SHAPE):
+        for dtype in (torch.float32, torch.bfloat16):
+            assert max(errors(device, shape, dtype)) < 1e-3
+
+
+@NEEDS_TRITON
+@pytest.mark.parametrize(
+    ("name", "capability"), [("convolve_kernel", 86), ("keep_inputs_kernel", 120), ("recur_kernel", 90)]
+)
+def test_a_kernel_spills_nothing_on_its_card(name, capability):
+    from benchmarks.kernels import assembled
+
+    assert assembled(compile_kernel(capability, name), False).spilt == 0
 
 
 @pytest.mark.parametrize("kernel", [2, 3, 4])

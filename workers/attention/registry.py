@@ -6,7 +6,9 @@ from typing import Any
 
 from workers.attention.backend import AttentionBackend
 from workers.attention.cpu import PagedAttention
+from workers.attention.states import RecurrentStates, StateBackend
 from workers.cache.paged import KVCache
+from workers.cache.state import StateCache
 from workers.kernels.fused import has_triton
 
 
@@ -17,3 +19,15 @@ def attention_over(cache: KVCache, *limits: Any, **options: Any) -> AttentionBac
 
         return TritonAttention(cache, *limits, **options)
     return PagedAttention(cache, *limits, **options)
+
+
+def states_over(cache: StateCache, group: int, max_segments: int, exact: bool) -> StateBackend:
+    """The same for layers with a state, for the arguments of `RecurrentStates`.
+
+    With `exact`, that is torch on a GPU as well: token after token.
+    """
+    if has_triton(cache.device) and not exact:
+        from workers.attention.states_cuda import TritonStates
+
+        return TritonStates(cache, group, max_segments)
+    return RecurrentStates(cache, group, max_segments, exact)

@@ -13,6 +13,7 @@ from torch import Tensor
 from ipc.worker_messages import PAGE_SIZE
 from workers.attention.backend import Attend
 from workers.cache.state import StateCache
+from workers.checkpoints.config import DeltaNet
 from workers.kernels.gated_delta import chunked, convolve, convolve_each, recur, unit
 from workers.step.batch import Segment
 
@@ -58,6 +59,29 @@ class StateBackend(Protocol):
         ...
 
 
+def states_of(segments: Sequence[Segment], group: int, zero: int) -> tuple[array[int], array[int]]:
+    """The states that sequences begin with, and those that they leave: of the last pages before.
+
+    Args:
+        group: the number of theirs among the tables of a plan.
+        zero: the state that stands for no token.
+    """
+    read, written = array("q"), array("q")
+    for segment in segments:
+        table = segment.slot.tables[group]
+        read.append(table[(segment.start - 1) // PAGE_SIZE] if segment.start else zero)
+        written.append(table[(segment.end - 1) // PAGE_SIZE])
+    return read, written
+
+
+def heads_of(y: Tensor, delta: DeltaNet) -> tuple[Tensor, Tensor, Tensor]:  # [tokens, channels]
+    """Queries and keys, of unit length, and values, of what comes out of a convolution."""
+    keys = delta.key_heads * delta.key_dim
+    qk, v = y.split((2 * keys, y.shape[1] - 2 * keys), dim=1)
+    q, k = unit(qk.unflatten(1, (2, delta.key_heads, delta.key_dim))).unbind(1)
+    return q, k, v.unflatten(1, (delta.value_heads, delta.value_dim))
+
+
 @dataclass(slots=True)
 class StateStep:
     """A step, as all layers with a state see it. Sequences with one token come first."""
@@ -79,18 +103,15 @@ class RecurrentStates:
         exact: token after token and sequence after sequence, so that a token has the same bits in any step.
     """
 
+    capturable = False  # on a GPU another one serves, but for `exact`
+
     def __init__(self, cache: StateCache, group: int, max_segments: int, exact: bool = False) -> None:
         self.cache, self._group, self._exact = cache, group, exact
         self.sizes = {"states_read": max_segments, "states_written": max_segments}
-        self.capturable = cache.device.type != "cpu" and not exact
 
     def arrays(self, segments: Sequence[Segment]) -> dict[str, array[int]]:
-        """Which state each sequence begins with, and which it leaves: those of the last pages before."""
-        read, written = array("q"), array("q")
-        for segment in segments:
-            table = segment.slot.tables[self._group]
-            read.append(table[(segment.start - 1) // PAGE_SIZE] if segment.start else self.cache.zero)
-            written.append(table[(segment.end - 1) // PAGE_SIZE])
+        """Which state each sequence begins with, and which it leaves."""
+        read, written = states_of(segments, self._group, self.cache.zero)
         return {"states_read": read, "states_written": written}
 
     def prepare(self, segments: Sequence[Segment], tensors: dict[str, Tensor]) -> StateStep:
@@ -120,14 +141,6 @@ class RecurrentStates:
             found.append(self._sequence(places, layer, mixed[part], weight, decay[part], beta[part]))
         return found[0] if len(found) == 1 else torch.cat(found)
 
-    def _heads(self, mixed: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # [tokens, channels]
-        """Queries and keys, of unit length, and values."""
-        delta = self.cache.delta
-        keys = delta.key_heads * delta.key_dim
-        qk, v = mixed.split((2 * keys, mixed.shape[1] - 2 * keys), dim=1)
-        q, k = unit(qk.unflatten(1, (2, delta.key_heads, delta.key_dim))).unbind(1)
-        return q, k, v.unflatten(1, (delta.value_heads, delta.value_dim))
-
     def _decode(
         self, step: StateStep, layer: int, mixed: Tensor, weight: Tensor, decay: Tensor, beta: Tensor
     ) -> Tensor:
@@ -138,9 +151,9 @@ class RecurrentStates:
         inputs[written] = after
         if step.places and len(mixed) == 1 and step.places[0][0] == step.places[0][1]:
             place = step.places[0][0]
-            return recur(matrices[place : place + 1], *self._heads(y), decay, beta)
+            return recur(matrices[place : place + 1], *heads_of(y, self.cache.delta), decay, beta)
         state = matrices[read]
-        found = recur(state, *self._heads(y), decay, beta)
+        found = recur(state, *heads_of(y, self.cache.delta), decay, beta)
         matrices[written] = state
         return found
 
@@ -158,7 +171,7 @@ class RecurrentStates:
         inputs, matrices = self.cache.inputs[layer], self.cache.matrices[layer]
         if not self._exact:
             y, after = convolve(mixed, inputs[read][0], weight)
-            found, state = chunked(matrices[read][0], *self._heads(y), decay, beta)
+            found, state = chunked(matrices[read][0], *heads_of(y, self.cache.delta), decay, beta)
             inputs[written], matrices[written] = after, state
             return found
         before, state = inputs[read], matrices[read]
@@ -166,6 +179,6 @@ class RecurrentStates:
         for row in range(len(mixed)):
             token = slice(row, row + 1)
             y, before = convolve_each(mixed[token], before, weight)
-            found.append(recur(state, *self._heads(y), decay[token], beta[token]))
+            found.append(recur(state, *heads_of(y, self.cache.delta), decay[token], beta[token]))
         inputs[written], matrices[written] = before, state
         return torch.cat(found)

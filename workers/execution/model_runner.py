@@ -26,8 +26,8 @@ from ipc.worker_messages import (
     WorkerSpec,
 )
 from workers.attention.backend import AttentionBackend
-from workers.attention.registry import attention_over
-from workers.attention.states import Mixing, RecurrentStates, StateBackend
+from workers.attention.registry import attention_over, states_over
+from workers.attention.states import Mixing, StateBackend
 from workers.cache.paged import KVCache
 from workers.cache.state import StateCache
 from workers.checkpoints import caches
@@ -223,7 +223,7 @@ class ModelRunner:
             delta, layers = config.delta.on_rank(spec.world_size), groups[-1].layers
             self.state_cache = StateCache(layers, delta, states=states + padded, device=self.group.device)
             group = len(groups) - 1
-            self.states = RecurrentStates(self.state_cache, group, spec.max_step_tokens, spec.exact)
+            self.states = states_over(self.state_cache, group, spec.max_step_tokens, spec.exact)
             sizes |= self.states.sizes
         self.latest: LatestTokens | None = None
         if self.in_flight:

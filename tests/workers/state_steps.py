@@ -1,0 +1,55 @@
+"""Steps through random states, by the backend for GPUs and by that in torch: how far they are apart."""
+
+from __future__ import annotations
+
+import copy
+from array import array
+from types import SimpleNamespace
+
+import torch
+
+from workers.attention.states import RecurrentStates
+from workers.attention.states_cuda import TritonStates
+from workers.cache.state import StateCache
+from workers.checkpoints.config import DeltaNet
+from workers.step.batch import Segment
+
+# Of a sequence: tokens before the step, and in it; those with one token come first.
+STEPS = [[(0, 1), (31, 1), (5, 1), (0, 2), (33, 3)], [(70, 5), (1, 70)]]
+SHAPES = [
+    DeltaNet(key_heads=2, value_heads=6, key_dim=8, value_dim=12, kernel=4),
+    DeltaNet(key_heads=1, value_heads=1, key_dim=32, value_dim=40, kernel=2),
+]
+
+
+def errors(device: str, shape: DeltaNet, dtype: torch.dtype = torch.float32) -> list[float]:
+    """How far both are apart in each step, in what tokens read and in what is kept."""
+    torch.manual_seed(7)
+    cache = StateCache([0, 1], shape, states=12, device=torch.device(device))
+    for layer in (0, 1):
+        for kept in (cache.matrices[layer], cache.inputs[layer]):
+            kept.copy_(torch.randn(kept.shape))
+            kept[cache.zero] = 0
+    found = []
+    for lengths in STEPS:
+        segments, row = [], 0
+        for number, (start, count) in enumerate(lengths):
+            table = array("q", [2 * number, 2 * number + 1] * 4)
+            slot = SimpleNamespace(tables=[array("q"), table])
+            segments.append(Segment(slot, range(row, row + count), start))
+            row += count
+        mixed = torch.randn(row, shape.channels, device=device).to(dtype)
+        weight = torch.randn(shape.channels, shape.kernel, device=device).to(dtype)
+        decay = -torch.rand(row, shape.value_heads, device=device).mul(3).exp() / 8
+        beta = torch.rand(row, shape.value_heads, device=device)
+        results = []
+        for kind in (RecurrentStates, TritonStates):
+            own = copy.deepcopy(cache)
+            backend = kind(own, 1, 256)
+            arrays = backend.arrays(segments)
+            tensors = {name: torch.tensor(list(values), device=device) for name, values in arrays.items()}
+            y = backend.run(backend.prepare(segments, tensors), 1, mixed, weight, decay, beta)
+            results.append((y, own.matrices[1], own.inputs[1], own.matrices[0]))
+        for ours, other in zip(*results, strict=True):
+            found.append(float((ours - other).abs().max()))
+    return found

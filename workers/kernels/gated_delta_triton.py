@@ -1,0 +1,175 @@
+"""What `workers.kernels.gated_delta` computes, on a GPU. The reference of each kernel stands there.
+
+A convolution is one launch for all tokens of a step, and one for what the next tokens see of it. One token of
+each sequence is one launch: a program has some columns of a head's matrix, which it reads once and writes
+once. A prompt of more tokens goes through torch.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from workers.checkpoints.config import DeltaNet
+from workers.kernels.gated_delta import EPS
+
+CHANNELS = 256  # of a program of the convolution
+COLUMNS = 32  # of a head's matrix, of a program
+
+
+class Places(NamedTuple):
+    """Where a step's sequences have their rows and states, on the device; all int64."""
+
+    owners: Tensor  # [tokens], the sequence of each
+    starts: Tensor  # [sequences + 1], of their rows
+    read: Tensor  # [sequences], the states that they begin with
+    written: Tensor  # [sequences], where their states go
+
+
+@triton.jit
+def _window(mixed, kept, row, start, c, channels, mask, KERNEL: tl.constexpr):
+    """The inputs of a row of the step, of a sequence whose first is `start`; before that, kept ones."""
+    fresh = tl.load(mixed + row * channels + c, mask=mask & (row >= start), other=0.0).to(tl.float32)
+    old = (KERNEL - 1 + row - start) * channels + c
+    return fresh + tl.load(kept + old, mask=mask & (row < start), other=0.0)
+
+
+@triton.jit
+def convolve_kernel(
+    mixed,  # [tokens, channels]
+    weight,  # [channels, KERNEL]
+    kept,  # [states, KERNEL - 1, channels] float32, of a layer
+    y,  # [tokens, channels] float32
+    owners,
+    starts,
+    read,
+    stride,  # elements from one state to the next
+    channels,
+    KERNEL: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    c = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    mask = c < channels
+    sequence = tl.load(owners + row)
+    start, before = tl.load(starts + sequence), kept + tl.load(read + sequence) * stride
+    total = tl.zeros([BLOCK], tl.float32)
+    for place in tl.static_range(KERNEL):
+        value = _window(mixed, before, row + place - (KERNEL - 1), start, c, channels, mask, KERNEL)
+        total += value * tl.load(weight + c * KERNEL + place, mask=mask, other=0.0).to(tl.float32)
+    tl.store(y + row * channels + c, total / (1.0 + tl.exp(-total)), mask=mask)
+
+
+@triton.jit
+def keep_inputs_kernel(
+    mixed,
+    kept,
+    starts,
+    read,
+    written,
+    stride,
+    channels,
+    KERNEL: tl.constexpr,
+    PLACES: tl.constexpr,  # a power of 2, at least KERNEL - 1
+    BLOCK: tl.constexpr,
+):
+    """The last inputs of each sequence, for its next token. All are read before one is written."""
+    sequence = tl.program_id(0).to(tl.int64)
+    c = (tl.program_id(1) * BLOCK + tl.arange(0, BLOCK))[None, :]
+    place = tl.arange(0, PLACES)[:, None]
+    mask = (c < channels) & (place < KERNEL - 1)
+    start, end = tl.load(starts + sequence), tl.load(starts + sequence + 1)
+    row = end - (KERNEL - 1) + place
+    before, after = kept + tl.load(read + sequence) * stride, kept + tl.load(written + sequence) * stride
+    value = _window(mixed, before, row, start, c, channels, mask, KERNEL)
+    tl.debug_barrier()
+    tl.store(after + place * channels + c, value, mask=mask)
+
+
+@triton.jit
+def recur_kernel(
+    y,  # [tokens, channels] float32, after the convolution
+    decay,  # [tokens, HEADS] float32
+    beta,  # the same
+    matrices,  # [states, HEADS, KEY_DIM, VALUE_DIM] float32, of a layer
+    out,  # [tokens, HEADS, VALUE_DIM] float32
+    read,
+    written,
+    stride,
+    channels,
+    scale,
+    KEY_HEADS: tl.constexpr,
+    HEADS: tl.constexpr,
+    KEY_DIM: tl.constexpr,
+    VALUE_DIM: tl.constexpr,
+    EPS: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+):
+    row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    d, e = tl.arange(0, BLOCK_K), tl.program_id(2) * BLOCK_V + tl.arange(0, BLOCK_V)
+    there = d < KEY_DIM
+    inputs = y + row * channels + head // (HEADS // KEY_HEADS) * KEY_DIM + d
+    q = tl.load(inputs, mask=there, other=0.0)
+    k = tl.load(inputs + KEY_HEADS * KEY_DIM, mask=there, other=0.0)
+    q = q * (scale / tl.sqrt(tl.sum(q * q, axis=0) + EPS))
+    k = k * (1.0 / tl.sqrt(tl.sum(k * k, axis=0) + EPS))
+    v_at = y + row * channels + 2 * KEY_HEADS * KEY_DIM + head * VALUE_DIM + e
+    v = tl.load(v_at, mask=e < VALUE_DIM, other=0.0)
+    at = head * KEY_DIM * VALUE_DIM + d[:, None] * VALUE_DIM + e[None, :]
+    mask = there[:, None] & (e < VALUE_DIM)[None, :]
+    state = tl.load(matrices + tl.load(read + row) * stride + at, mask=mask, other=0.0)
+    state *= tl.exp(tl.load(decay + row * HEADS + head))
+    change = (v - tl.sum(state * k[:, None], axis=0)) * tl.load(beta + row * HEADS + head)
+    state += k[:, None] * change[None, :]
+    tl.store(matrices + tl.load(written + row) * stride + at, state, mask=mask)
+    found = tl.sum(state * q[:, None], axis=0)
+    tl.store(out + (row * HEADS + head) * VALUE_DIM + e, found, mask=e < VALUE_DIM)
+
+
+def convolve(mixed: Tensor, weight: Tensor, kept: Tensor, places: Places) -> Tensor:
+    """All tokens of a step through a layer's convolution; the last inputs of its sequences are kept.
+
+    Args:
+        mixed: `[tokens, channels]`.
+        weight: `[channels, kernel]`.
+        kept: `[states, kernel - 1, channels]` float32.
+
+    Returns:
+        `[tokens, channels]` float32.
+    """
+    mixed = mixed.contiguous()
+    (tokens, channels), kernel = mixed.shape, weight.shape[1]
+    y = torch.empty(tokens, channels, dtype=torch.float32, device=mixed.device)
+    blocks, limits = triton.cdiv(channels, CHANNELS), (kept.stride(0), channels)
+    convolve_kernel[(tokens, blocks)](
+        mixed, weight, kept, y, places.owners, places.starts, places.read, *limits, kernel, CHANNELS
+    )
+    keep_inputs_kernel[(len(places.read), blocks)](
+        *(mixed, kept, places.starts, places.read, places.written),
+        *(*limits, kernel, triton.next_power_of_2(kernel - 1), CHANNELS),
+    )
+    return y
+
+
+def recur(
+    y: Tensor,  # [tokens, channels] float32, one token of each sequence
+    decay: Tensor,  # [tokens, heads] float32
+    beta: Tensor,  # the same
+    matrices: Tensor,  # [states, heads, key_dim, value_dim] float32
+    out: Tensor,  # [tokens, heads, value_dim] float32
+    places: Places,
+    delta: DeltaNet,
+) -> None:
+    """As `workers.kernels.gated_delta.recur`, from and to the states of `places`."""
+    columns = min(COLUMNS, triton.next_power_of_2(delta.value_dim))
+    recur_kernel[(len(y), delta.value_heads, triton.cdiv(delta.value_dim, columns))](
+        *(y, decay, beta, matrices, out, places.read, places.written),
+        *(matrices.stride(0), y.shape[1], delta.key_dim**-0.5),
+        *(delta.key_heads, delta.value_heads, delta.key_dim, delta.value_dim, EPS),
+        *(triton.next_power_of_2(delta.key_dim), columns),
+    )
