@@ -82,7 +82,7 @@ class Driver:
             self.prompts(slots, context, self._first + start * self._pages)
 
     def decode(self, count: int, steps: int, eager: bool = False) -> float:
-        """Seconds of a step that makes one token for each of the first `count`: the median.
+        """Seconds from one step to the next, each with one token for each of the first `count`: the median.
 
         Args:
             eager: no graph is replayed, where there are any.
@@ -90,20 +90,32 @@ class Driver:
         plan = StepPlan(1, [], [], [Scheduled(slot, 1) for slot in range(count)])
         if self._runner.graphs is not None:
             self._runner.graphs.paused = eager
-        times = []
-        for _ in range(steps):  # each ends when its tokens are on the host
-            began = time.perf_counter()
-            self._runner.execute(plan)
-            times.append(time.perf_counter() - began)
+        times, sent, began = [], [], time.perf_counter()
+        for _ in range(steps + 1):
+            if self._runner.in_flight:  # as the loop of a rank does it
+                sent.append(self._runner.send(plan))
+                if len(sent) == 1:
+                    continue
+                sent.pop(0).result()
+            else:
+                self._runner.execute(plan)
+            now = time.perf_counter()
+            times.append(now - began)
+            began = now
+        for each in sent:
+            each.result()
         return statistics.median(times)
 
     def graph(self, count: int, steps: int) -> float | None:
         """Seconds that the graph of the last such step takes, with nothing between; None: it was none."""
-        if (graphs := self._runner.graphs) is None or graphs.replay(rows := graphs.rows(count)) is None:
+        if (graphs := self._runner.graphs) is None:
+            return None
+        kind = graphs.rows(count), 0  # greedy
+        if graphs.replay(kind) is None:
             return None
         torch.cuda.synchronize()
         began = time.perf_counter()
         for _ in range(steps):
-            graphs.replay(rows)
+            graphs.replay(kind)
         torch.cuda.synchronize()
         return (time.perf_counter() - began) / steps

@@ -48,7 +48,7 @@ class Recorder:
 
         def replay() -> None:
             self.replayed += 1
-            tape.replay()
+            tape.replay(result)
 
         return replay, result
 
@@ -91,7 +91,9 @@ class Tape(TorchDispatchMode):
             tensor.copy_(before)
         self._before.clear()
 
-    def replay(self) -> None:
+    @torch.inference_mode()
+    def replay(self, into: Any) -> None:
+        """All of it again; what was returned, `into`, is where it comes."""
         now: dict[int, Tensor] = {}  # by the tensor of the recording that it stands for
 
         def current(x: Any) -> Any:
@@ -100,6 +102,9 @@ class Tape(TorchDispatchMode):
         for func, args, kwargs, recorded in self._calls:
             result = func(*tree_map(current, args), **tree_map(current, kwargs))
             now |= {id(a): b for a, b in zip(tree_leaves(recorded), tree_leaves(result), strict=True)}
+        for tensor in tree_leaves(into):
+            if id(tensor) in now and tensor.data_ptr() != now[id(tensor)].data_ptr():
+                tensor.copy_(now[id(tensor)])
 
 
 class FixedAttention:

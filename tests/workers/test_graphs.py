@@ -12,6 +12,8 @@ from tests.workers.recorded import FixedAttention, Recorder
 from tests.workers.test_model_runner import unlike_requests
 from workers.execution import model_runner
 from workers.execution.graphs import MOST_GRAPHS, Graphs, sizes
+from workers.sampling.draws import FILTERED, PLAIN
+from workers.sampling.sampler import Sampler
 
 CONTEXT = 96  # tokens; attention that can be recorded here reads so many, whatever there is
 LIMITS = {"context_length": CONTEXT, "max_step_tokens": 64}
@@ -77,39 +79,72 @@ def test_what_stands_beside_a_sequence_and_what_it_is_padded_with_changes_nothin
     assert serve(runner, requests(5), **LIMITS) == alone
 
 
-def test_logits_of_a_replay_are_those_of_the_step_to_the_last_bit(runner, monkeypatch):
+@pytest.fixture
+def seen(monkeypatch) -> list[torch.Tensor]:
+    """Logits that samplers were given outside of recorded steps."""
     seen = []
-    sample = runner.sampler.sample
-    monkeypatch.setattr(
-        runner.sampler,
-        "sample",
-        lambda logits, *others: seen.append(logits.clone()) or sample(logits, *others),
-    )
-    submits = [request(number, [5, number, 7], 6) for number in range(3)]
+    launch = Sampler.launch
+
+    def watched(sampler, logits, *others):
+        seen.append(logits.clone())
+        return launch(sampler, logits, *others)
+
+    monkeypatch.setattr(Sampler, "launch", watched)
+    return seen
+
+
+def test_logits_of_a_replay_are_those_of_the_step_to_the_last_bit(runner, seen):
+    submits = [request(number, [5, number, 7], 6, logprobs=1) for number in range(3)]
     eagerly(runner, submits)
     eager, seen[:] = seen[:], []
     serve(runner, submits, **LIMITS)
-    assert len(seen) == len(eager)
+    assert len(seen) == len(eager) == 6
     assert all(torch.equal(a, b) for a, b in zip(seen, eager, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("settings", "ways"),
+    [
+        ([{}], 0),
+        ([{"temperature": 1.0}], PLAIN),
+        ([{"temperature": 1.0, "top_k": 9, "top_p": 0.9}, {"temperature": 2.0, "top_k": 64}], FILTERED),
+        ([{}, {"temperature": 1.0}, {"temperature": 3.0, "top_k": 5, "min_p": 0.1}], PLAIN | FILTERED),
+        ([{"temperature": 1.0, "min_tokens": 3, "stop_ids": [0]}], PLAIN),
+        ([{"temperature": 1.0, "top_p": 0.9}], None),
+        ([{"temperature": 1.0}, {"temperature": 1.0, "top_k": 65}], None),
+        ([{}, {"logprobs": 0}], None),
+        ([{}, {"presence_penalty": 0.3}], None),
+        ([{"logit_bias": {3: 1.0}}], None),
+    ],
+)
+def test_plain_settings_are_drawn_within_the_step_as_they_are_outside_of_it(
+    runner, seen, monkeypatch, settings, ways
+):
+    submits = [request(i, [5, i, 7], 12, **each, seed=i) for i, each in enumerate(settings)]
+    monkeypatch.setattr(Sampler, "ways", lambda sampler, slots: None)
+    outside = serve(runner, submits, **LIMITS)
+    monkeypatch.undo()
+    found = []
+    plain = Sampler.ways
+    monkeypatch.setattr(Sampler, "ways", lambda *given: found.append(plain(*given)) or found[-1])
+    assert serve(runner, submits, **LIMITS) == outside
+    assert found[-1] == ways
+    assert (runner.graphs.replay((runner.graphs.rows(len(submits)), ways)).tokens is None) == (ways is None)
 
 
 @pytest.mark.parametrize("dtype", [pytest.param(each, marks=GPU) for each in ("float32", "bfloat16")])
 @pytest.mark.parametrize("name", ["qwen3_untied_biased", "gemma3"])
-def test_a_gpu_replays_what_it_would_have_computed(tiny, monkeypatch, name, dtype):
+def test_a_gpu_replays_what_it_would_have_computed(tiny, seen, name, dtype):
     runner = make_runner(tiny(name).folder, device="cuda:0", dtype=dtype)
     runner.load(lambda fraction, message: None)
-    seen = []
-    sample = runner.sampler.sample
-    monkeypatch.setattr(
-        runner.sampler,
-        "sample",
-        lambda logits, *others: seen.append(logits.clone()) or sample(logits, *others),
-    )
     expected = eagerly(runner, requests())
     eager, seen[:] = seen[:], []
     assert serve(runner, requests(), **LIMITS) == expected
+    assert len(seen) == len(eager) > 0
     assert all(torch.equal(a, b) for a, b in zip(seen, eager, strict=True))
-    assert runner.graphs.replay(1) is not None
+    greedy = [request(number, [5, number, 7], 8) for number in range(3)]
+    assert serve(runner, greedy, **LIMITS) == eagerly(runner, greedy)
+    assert runner.graphs.replay((4, 0)) is not None
     runner.close()
 
 

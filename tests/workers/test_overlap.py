@@ -131,6 +131,7 @@ def test_numbers_that_are_not_finite_end_one_answer_and_are_fed_to_nobody(runner
         return launch(logits, slots, bitmask)
 
     monkeypatch.setattr(runner.sampler, "launch", damaged)
+    monkeypatch.setattr(runner.sampler, "ways", lambda slots: None)
     session = Session(runner, **LIMITS)
     whole, ended = session.answer([good, request(2, [4, 5, 6], 20)])
     session.end()

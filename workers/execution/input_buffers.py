@@ -17,12 +17,15 @@ class InputBuffers:
 
     Args:
         sizes: the most elements of each array, by name, in the order in which they lie.
+
+    Attributes:
+        sizes: the same.
     """
 
     def __init__(self, sizes: Mapping[str, int], device: torch.device) -> None:
         total = sum(sizes.values())
         on_cpu = device.type == "cpu"
-        self._sizes = dict(sizes)
+        self.sizes = dict(sizes)
         self._host = torch.empty(total, dtype=torch.int64, pin_memory=not on_cpu)
         self._device = self._host if on_cpu else torch.empty(total, dtype=torch.int64, device=device)
         self._words = memoryview(self._host.numpy()).cast("B").cast("q")
@@ -37,7 +40,7 @@ class InputBuffers:
         if self._copied is not None:
             self._copied.synchronize()  # the step before may still be reading what it copies
         tensors, start, used = {}, 0, 0
-        for name, size in self._sizes.items():
+        for name, size in self.sizes.items():
             values = arrays[name]
             if len(values) > size:
                 raise ValueError(f"{name} has {len(values)} elements, and there is room for {size}")
@@ -50,3 +53,12 @@ class InputBuffers:
             self._device[:used].copy_(self._host[:used], non_blocking=True)
             self._copied.record()
         return tensors
+
+
+def decode_sizes(sizes: Mapping[str, int], max_step_tokens: int, rows: int) -> dict[str, int]:
+    """Of a step that feeds one token of each of `rows` sequences at most, so that little has to be copied.
+
+    What has an element for each token, and one more, is as short as that. What lists pages stays as it is.
+    """
+    short = {name: size for name, size in sizes.items() if size <= max_step_tokens + 1}
+    return {"wishes": 5 * rows} | dict.fromkeys(short, rows + 1) | sizes | dict.fromkeys(short, rows + 1)

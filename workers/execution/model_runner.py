@@ -37,14 +37,16 @@ from workers.checkpoints.config import ModelConfig
 from workers.execution.adapters import Adapters
 from workers.execution.device import check_type, is_out_of_memory, num_threads, tune_cpu
 from workers.execution.graphs import CudaGraphs, GraphDevice, Graphs
-from workers.execution.input_buffers import InputBuffers
+from workers.execution.input_buffers import InputBuffers, decode_sizes
 from workers.execution.memory import TOLD_TOKENS, check_pages, held, largest_step, pool_pages, trim
 from workers.execution.outcome import Outcome
 from workers.execution.overlap import LatestTokens
 from workers.execution.threads import Threads
 from workers.models.registry import MODELS
 from workers.parallel import RankGroup
+from workers.sampling.draws import choose
 from workers.sampling.grammar import Grammars
+from workers.sampling.inputs import Wishes
 from workers.sampling.logprobs import logprobs
 from workers.sampling.sampler import Launched, Sampler
 from workers.step.batch import Segment, Slot, Step, make_step
@@ -67,9 +69,10 @@ logger = logging.getLogger("workers.execution.model_runner")
 
 
 class Decoded(NamedTuple):
-    """What a decode step computed, before tokens are chosen."""
+    """What a decode step computed, on rank 0."""
 
-    logits: Tensor | None  # [rows, vocabulary] float32, on rank 0
+    logits: Tensor | None  # [rows, vocabulary] float32, where tokens are chosen outside of the step
+    tokens: Tensor | None  # [rows] int64, where they are chosen in it
     collectives: int  # that it took part in
 
 
@@ -185,6 +188,8 @@ class ModelRunner:
         self._attend_over(groups, pool(paged, pages=pages, padded=padded), states, padded)
         if recorder is not None and self._capturable:
             self.graphs = Graphs(recorder, self._most_rows)
+            sizes = decode_sizes(self.inputs.sizes, spec.max_step_tokens, self._most_rows)
+            self.decode_inputs = InputBuffers(sizes, self.group.device)
             self.padding = Slot.padding([states if each.kind == "state" else pages for each in groups])
             if self.group.rank == 0:
                 self.decoded = torch.empty(self._most_rows, config.vocab_size, device=self.group.device)
@@ -226,7 +231,7 @@ class ModelRunner:
             self.states = states_over(self.state_cache, group, spec.max_step_tokens, spec.exact)
             sizes |= self.states.sizes
         self.latest: LatestTokens | None = None
-        if self.in_flight:
+        if self.in_flight or padded:
             self.latest = LatestTokens(spec.max_step_tokens, self.group)
             sizes["sampled_slots"] = spec.max_step_tokens
         self.inputs = InputBuffers(sizes | self.attention.sizes, self.group.device)
@@ -367,23 +372,23 @@ class ModelRunner:
             self.adapters.step.begin([(s.slot.new.adapter, s.rows) for s in step.segments], self.group.device)
         masks = self.grammars.begin(step.sampled) if self.grammars is not None else None
         segments = step.segments
-        pooled, told = [], []
+        pooled, told, launched = [], [], None
         if self.graphs is not None and step.is_decode:
-            inputs, logits = self._decode(step)
+            inputs, logits, launched = self._decode(step, masks is None)
         else:
-            inputs = self._fill(step, segments)
+            beside = {"sampled_slots": array("q", step.sampled)}
+            inputs = self._fill(step, segments, self.inputs, beside)
             hidden = self._hidden(segments, inputs, step.grid is not None)
             pooled = [(each.slot, self._pool(each, hidden)) for each in segments if each.slot.new.pooling]
             told = [(each.slot, self._tell(each, hidden)) for each in segments if each.slot.tells]
             logits = self.model.logits(hidden[inputs["sampled_rows"]]) if step.sampled else None
-        launched = None
-        if logits is not None:
-            self._enter(step.sampled)
-            bitmask = masks.result() if masks is not None else None
-            launched = self.sampler.launch(logits, step.sampled, bitmask)
-        if self.latest is not None and step.sampled:
-            slots = inputs["sampled_slots"][: len(step.sampled)]
-            self.latest.keep(slots, None if launched is None else launched.tokens)
+        if launched is None and step.sampled:
+            if logits is not None:
+                self._enter(step.sampled)
+                bitmask = masks.result() if masks is not None else None
+                launched = self.sampler.launch(logits, step.sampled, bitmask)
+            if self.latest is not None:
+                self.latest.keep(inputs["sampled_slots"], None if launched is None else launched.tokens)
         for slot, vector in pooled:
             slot.pooled = slot.pooled + vector if slot.new.pooling == "mean" else vector
         for slot, entries in told:
@@ -403,11 +408,13 @@ class ModelRunner:
             return Outcome([], None, None, ahead)
         return Outcome(complete, launched, self.grammars, ahead and (launched is None or launched.ahead))
 
-    def _fill(self, step: Step, segments: list[Segment]) -> dict[str, Tensor]:
-        """The inputs of a step, on the device."""
-        return self.inputs.fill(
+    def _fill(
+        self, step: Step, segments: list[Segment], buffers: InputBuffers, beside: dict[str, array[int]]
+    ) -> dict[str, Tensor]:
+        """The inputs of a step, on the device; `beside` what attention does not see."""
+        return buffers.fill(
             {"token_ids": step.token_ids, "positions": step.positions, "sampled_rows": step.sampled_rows}
-            | ({"sampled_slots": array("q", step.sampled)} if self.latest is not None else {})
+            | beside
             | self.attention.arrays(segments)
             | (self.states.arrays(segments) if self.states is not None else {})
             | (dict(zip(GRID, step.grid or NO_GRID, strict=True)) if self.sight is not None else {})
@@ -428,26 +435,46 @@ class ModelRunner:
         positions = torch.stack((positions, *(inputs[name] for name in GRID)))
         return self.model(token_ids, positions, attend, self.blocks, self.sight.look(segments))
 
-    def _decode(self, step: Step) -> tuple[dict[str, Tensor], Tensor | None]:
+    def _decode(self, step: Step, free: bool) -> tuple[dict[str, Tensor], Tensor | None, Launched | None]:
         """A decode step, which is padded, and replayed where such a one was recorded.
 
+        Args:
+            free: no grammar has a say in it.
+
         Returns:
-            Its inputs, and `[sampled, vocabulary]` float32 on rank 0.
+            Its inputs, and on rank 0 logits (`[sampled, vocabulary]` float32), or tokens, if it has chosen
+            them itself: where settings are plain, and this rank is alone, so that nobody has to be told.
         """
-        rows = self.graphs.rows(len(step.segments))
+        rows, ways, before = self.graphs.rows(len(step.segments)), None, self.group.collectives
+        if self.group.size == 1:
+            self._enter(step.sampled)
+            ways = self.sampler.ways(step.sampled) if free else None
         segments = step.pad(rows, self.padding)
-        inputs, before = self._fill(step, segments), self.group.collectives
+        beside = {"sampled_slots": array("q", step.sampled), "wishes": array("q")}
+        if ways is not None:
+            beside["sampled_slots"].extend([self.latest.nobody] * (rows - len(step.sampled)))
+            beside["wishes"].frombytes(self.sampler.wishes(step.sampled, rows).tobytes())
+        inputs = self._fill(step, segments, self.decode_inputs, beside)
 
         def launches() -> Decoded:
             before = self.group.collectives
-            logits = self.model.logits(self._hidden(segments, inputs))
-            if logits is not None:
+            logits, tokens = self.model.logits(self._hidden(segments, inputs)), None
+            if ways is not None:
+                wishes = Wishes.of(inputs["wishes"].view(torch.float64))
+                tokens = choose(logits, wishes, ways, self.sampler.block_rows)
+                self.latest.keep(inputs["sampled_slots"], tokens)
+                logits = None
+            elif logits is not None:
                 logits = self.decoded[:rows].copy_(logits)
-            return Decoded(logits, self.group.collectives - before)
+            return Decoded(logits, tokens, self.group.collectives - before)
 
-        decoded = self.graphs.run(rows, launches)
-        self.group.collectives = before + decoded.collectives  # a replay does not count them
-        return inputs, None if decoded.logits is None else decoded.logits[: len(step.segments)]
+        logits, tokens, collectives = self.graphs.run((rows, ways), launches)
+        self.group.collectives = before + collectives  # a replay does not count them
+        if logits is not None:
+            return inputs, logits[: len(step.segments)], None
+        if tokens is not None:
+            return inputs, None, self.sampler.chosen(tokens[: len(step.segments)], step.sampled)
+        return inputs, None, None
 
     def _enter(self, numbers: list[int]) -> None:
         """Tell the sampler of those that get a token for the first time."""

@@ -9,6 +9,31 @@ from workers.sampling.inputs import Wishes
 from workers.sampling.logprobs import chunked, largest, nth_equal
 
 NOTHING, BROKEN = -1, -2  # in place of a token: nothing is allowed, or a logit is not finite
+FEW = 64  # logits that are sorted where no row wants more
+PLAIN, FILTERED = 1, 2  # ways to draw, besides the highest; a step may have rows of both
+
+
+def choose(logits: Tensor, wishes: Wishes, ways: int, block_rows: int) -> Tensor:  # [rows] int64
+    """A token for each row, by launches that depend on nothing but the arguments: a step may be recorded.
+
+    Args:
+        logits: `[rows, vocabulary]` float32.
+        wishes: one a row; of those that take the highest logit, the temperature is 0.
+        ways: that the other rows are drawn in. Of rows that are filtered, each has a top-k of FEW at most.
+        block_rows: that are drawn from at once.
+    """
+    most, tokens = highest(logits)
+    for start in range(0, len(logits) if ways else 0, block_rows):
+        block = slice(start, start + block_rows)
+        own, part = Wishes(*(each[block] for each in wishes)), logits[block]
+        greedy = own.temperature == 0
+        own = own._replace(temperature=own.temperature.masked_fill(greedy, 1.0))
+        drawn = draw_plain(part, own) if ways & PLAIN else tokens[block]
+        if ways & FILTERED:
+            filtered, _ = draw_filtered(part, own, FEW, whole=False, looks=False)
+            drawn = torch.where((own.top_k <= FEW).squeeze(1), filtered, drawn)
+        tokens[block] = torch.where(greedy.squeeze(1), tokens[block], drawn)
+    return there(most, tokens)
 
 
 def highest(logits: Tensor) -> tuple[Tensor, Tensor]:

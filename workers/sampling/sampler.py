@@ -15,6 +15,7 @@ needed.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,15 +26,16 @@ import torch
 from torch import Tensor
 
 from ipc.worker_messages import Logprobs, SamplingParams
-from workers.sampling.draws import BROKEN, draw_filtered, draw_plain, highest, there
+from workers.sampling.draws import BROKEN, FEW, FILTERED, PLAIN, draw_filtered, draw_plain, highest, there
 from workers.sampling.inputs import Wishes, fetched, sent
 from workers.sampling.logprobs import measured, named
 from workers.sampling.penalties import NGrams, Penalties
 
-CANDIDATES = 1024  # sorted for top-p and min-p if 64 do not hold enough; then 32 times as many, then all
+CANDIDATES = 1024  # sorted for top-p and min-p if FEW do not hold enough; then 32 times as many, then all
 # Logits of the rows that are drawn at once: what is computed for whole vocabularies is big. On a CPU a tensor
 # over 32 MB is new memory each time, which costs more than its use.
 BLOCK_LOGITS = {"cpu": 5 << 18, "cuda": 5 << 20}
+GREEDY = SamplingParams(0.0)
 MASK = (1 << 64) - 1
 GOLDEN = 0x9E3779B97F4A7C15  # 2**64 over the golden ratio
 
@@ -185,6 +187,40 @@ class Sampler:
             slot.length += 1
         return Launched(chosen, bitmask is None and not any(slot.looks_back for slot in rows), result)
 
+    def ways(self, slots: list[int]) -> int | None:
+        """How these are drawn (`draws.choose`); None: not without their logits being changed, or told of."""
+        found = 0
+        for number in slots:
+            slot = self._slots[number]
+            params = slot.params
+            if params.logprobs is not None or number in self._penalties or slot.edited:
+                return None
+            if params.temperature and slot.filtered:
+                if not 0 < params.top_k <= FEW:
+                    return None
+                found |= FILTERED
+            elif params.temperature:
+                found |= PLAIN
+        return found
+
+    def wishes(self, slots: list[int], rows: int) -> array[float]:
+        """For `Wishes.of`, of these and of so many rows in all; the others are greedy."""
+        found = [self._wish(self._slots[number]) for number in slots]
+        found += [wish(GREEDY, 0, self._vocab_size)] * (rows - len(slots))
+        return array("d", chain(*zip(*found, strict=True)))
+
+    def chosen(self, tokens: Tensor, slots: list[int]) -> Launched:
+        """Tokens that were chosen elsewhere, by `draws.choose`.
+
+        Args:
+            tokens: `[len(slots)]` int64.
+        """
+        rows = [self._slots[slot] for slot in slots]
+        result = partial(_sampled, rows, fetched(tokens))
+        for slot in rows:
+            slot.length += 1
+        return Launched(tokens, True, result)
+
     def _collect(
         self, chosen: Tensor, plain: Tensor, asking: list[int], rows: list[_Slot]
     ) -> Callable[[], Sampled]:
@@ -210,7 +246,7 @@ class Sampler:
             wishes = self._wishes([rows[row] for row in block])
             tokens[self._tensor(block)] = draw_plain(self._take(logits, block), wishes)
         left = [row for row in drawn if rows[row].filtered]
-        for candidates in (64, CANDIDATES, 32 * CANDIDATES, self._vocab_size):
+        for candidates in (FEW, CANDIDATES, 32 * CANDIDATES, self._vocab_size):
             count = min(candidates, self._vocab_size)
             wide = [row for row in left if count < self._least(rows[row].params)]
             for block in self._blocks(sorted(set(left).difference(wide))):
@@ -225,8 +261,11 @@ class Sampler:
             left = wide
 
     def _wishes(self, slots: list[_Slot]) -> Wishes:
-        rows = [wish(slot.params, slot.length, self._vocab_size) for slot in slots]
+        rows = [self._wish(slot) for slot in slots]
         return Wishes.of(sent([*chain(*zip(*rows, strict=True))], self._device, torch.float64))
+
+    def _wish(self, slot: _Slot) -> tuple[float, ...]:
+        return wish(slot.params, slot.length, self._vocab_size)
 
     def _least(self, params: SamplingParams) -> int:
         """Logits to sort that may be enough; where nobody looks whether they were, that are enough."""
