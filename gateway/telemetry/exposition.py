@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from prometheus_client import CollectorRegistry
@@ -21,7 +21,7 @@ from prometheus_client.registry import Collector
 
 from gateway.telemetry.metrics import UNKNOWN
 from gateway.telemetry.metrics_directory import VARIABLE
-from ipc.messages import Device, ModelState
+from ipc.messages import Device, Health, HealthReply, ModelState, RankState, Reply
 
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
@@ -76,10 +76,17 @@ _DEVICE_GAUGES = {
 }
 
 
+RANKS_SECONDS = 1.0  # for a neuron to say how its ranks are; those of one that does not have no series
+
+Ranks = Mapping[str, Mapping[str, Sequence[RankState]]]  # by neuron and model
+
+
 class Client(Protocol):
     """What is told of the connection to one."""
 
     silent_seconds: float
+
+    async def ask(self, request: Health, within: float) -> Reply: ...
 
 
 class Neuron(Protocol):
@@ -112,10 +119,18 @@ class Exposition:
         encoder, content_type = choose_encoder(accept)
         registry = CollectorRegistry()
         registry.register(OfKnownModels(MultiProcessCollector(None, os.environ[VARIABLE]), self._knows))
-        registry.register(_Fixed(neuron_metrics(self._neurons)))
+        registry.register(_Fixed([*neuron_metrics(self._neurons), *rank_metrics(await self._ranks())]))
         # In a thread: it reads a file or two for each process, and streams must not wait for that.
         body = await asyncio.to_thread(encoder, registry)
         await _answer(send, 200, content_type, body)
+
+    async def _ranks(self) -> Ranks:
+        """What each neuron says of its processes, as it is now: a stopped rank tells nobody of itself."""
+        healthy = [neuron for neuron in self._neurons if neuron.healthy]
+        asked = [neuron.client.ask(Health(id=0), RANKS_SECONDS) for neuron in healthy]
+        replies = await asyncio.gather(*asked, return_exceptions=True)
+        told = zip(healthy, replies, strict=True)
+        return {neuron.name: reply.ranks for neuron, reply in told if isinstance(reply, HealthReply)}
 
 
 async def _answer(send: Send, status: int, content_type: str, body: bytes) -> None:
@@ -202,6 +217,24 @@ def neuron_metrics(neurons: Sequence[Neuron]) -> list[Metric]:
         *_families(CounterMetricFamily, "cortex_model_", ["model", "neuron"], _MODEL_COUNTERS, models),
         *_families(GaugeMetricFamily, "cortex_device_", ["neuron", "device"], _DEVICE_GAUGES, devices),
     ]
+
+
+def rank_metrics(ranks: Ranks) -> list[Metric]:
+    """What the processes of models do, by their heartbeat pages."""
+    names = ["model", "neuron", "rank"]
+    busy = GaugeMetricFamily(
+        "cortex_rank_busy_seconds",
+        "Since its last heartbeat, of a rank in a load, a step or a collective; 0: it waits for work.",
+        labels=names,
+    )
+    memory = GaugeMetricFamily("cortex_rank_memory", "Bytes that it holds on its device.", labels=names)
+    for neuron, models in ranks.items():
+        for model, processes in models.items():
+            for rank in processes:
+                labels = [model, neuron, str(rank.rank)]
+                busy.add_metric(labels, 0.0 if rank.state == "ready" else rank.age)
+                memory.add_metric(labels, rank.memory)
+    return [busy, memory]
 
 
 def _families(

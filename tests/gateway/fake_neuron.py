@@ -43,6 +43,8 @@ from ipc.messages import (
     Finished,
     FleetCatalogue,
     Generate,
+    Health,
+    HealthReply,
     Hello,
     HelloReply,
     Load,
@@ -52,6 +54,7 @@ from ipc.messages import (
     Quote,
     Quoted,
     Ranked,
+    RankState,
     Rerank,
     Resume,
     SetCatalogue,
@@ -124,6 +127,7 @@ class FakeNeuron:
     checked: list[FleetCatalogue] = field(default_factory=list)  # the same, that it was to check
     appraisals: dict[str, Appraisal] = field(default_factory=dict)
     makes_of_catalogues: dict[str, object] = field(default_factory=dict)  # fields of its `CatalogueReply`
+    ranks: dict[str, list[RankState]] = field(default_factory=dict)  # by model
     cancelled: int = 0
     served: list[Generate] = field(default_factory=list)
     counted: list[CountTokens] = field(default_factory=list)
@@ -212,6 +216,9 @@ class FakeNeuron:
                 peer.send(self.state(request.id))
             case Cancel():
                 self._cancel(key)
+            case Health():
+                how = {"uptime": 1.0, "draining": False, "devices": [], "models": [], "ranks": self.ranks}
+                peer.send(HealthReply(id=request.id, **how))
             case Quote():
                 self.quoted.append(request.model)
                 missing = Failed(id=0, code=Code.MODEL_NOT_FOUND, message="no such model")

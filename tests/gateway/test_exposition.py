@@ -18,6 +18,7 @@ import pytest
 from prometheus_client.core import REGISTRY, CounterMetricFamily
 
 from gateway.telemetry import exposition
+from ipc.messages import RankState
 from tests.gateway.conftest import ROOT, GatewayProcess, NeuronThread, eventually
 
 JSON = {"content-type": "application/json"}
@@ -53,6 +54,21 @@ def open_stream(gateway: GatewayProcess, model: str) -> socket.socket:
     )
     assert client.recv(12) == b"HTTP/1.1 200"
     return client
+
+
+def test_ranks_tell_how_long_they_have_been_at_work(gateway: GatewayProcess, neuron: NeuronThread) -> None:
+    stuck = RankState(rank=0, pid=1, device="cpu", state="collective", step=3, age=7.5, memory=11)
+    idle = RankState(rank=1, pid=2, device="cpu", state="ready", step=3, age=70.0, memory=12)
+    neuron.neuron.ranks = {"echo": [stuck, idle]}
+    try:
+        told = gateway.metrics()
+    finally:
+        neuron.neuron.ranks = {}
+    labels = 'model="echo",neuron="fake",rank='
+    assert told[f'cortex_rank_busy_seconds{{{labels}"0"}}'] == 7.5
+    assert told[f'cortex_rank_busy_seconds{{{labels}"1"}}'] == 0.0
+    assert told[f'cortex_rank_memory{{{labels}"1"}}'] == 12
+    assert not any(name.startswith("cortex_rank_") for name in gateway.metrics())
 
 
 def test_counts_are_the_sums_of_all_processes(pair: GatewayProcess) -> None:
