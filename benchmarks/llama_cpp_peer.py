@@ -1,8 +1,8 @@
 """llama.cpp beside benchmarks.gguf: a program for a Python that has llama-cpp-python, and nothing of ours.
 
 `python llama_cpp_peer.py MODEL` answers each line of its input, `prefill TOKENS` or `decode SEQUENCES`,
-with the seconds of CPU time that it took on one thread. With a second file it writes the model there in Q8_0
-instead.
+with the seconds of CPU time that it took on one thread. With a second file it writes the model there instead,
+in Q8_0 or the format that is named after it.
 """
 
 from __future__ import annotations
@@ -69,10 +69,12 @@ def main() -> None:
     quiet = llama.llama_log_callback(lambda *ignored: None)
     llama.llama_log_set(quiet, ctypes.c_void_p(0))
     llama.llama_backend_init()
-    if len(sys.argv) == 3:
+    if len(sys.argv) > 2:
+        source, target, *named = sys.argv[1:]
         params = llama.llama_model_quantize_default_params()
-        params.ftype, params.allow_requantize = llama.LLAMA_FTYPE_MOSTLY_Q8_0, True
-        sys.exit(llama.llama_model_quantize(*(each.encode() for each in sys.argv[1:]), params))
+        params.ftype = getattr(llama, f"LLAMA_FTYPE_MOSTLY_{named[0] if named else 'Q8_0'}")
+        params.allow_requantize = True
+        sys.exit(llama.llama_model_quantize(source.encode(), target.encode(), params))
     engine = Engine(sys.argv[1])
     for line in sys.stdin:
         name, count = line.split()

@@ -1,8 +1,13 @@
-"""What quantisation costs: `python -m benchmarks.perplexity MODEL [--text FILE] [--dtype float32]`.
+"""What quantisation costs: `python -m benchmarks.perplexity MODEL [--characters 1000] [--only q4 ...]`.
 
 MODEL is a folder of plain weights, or a GGUF file, of which a plain copy in float32 is made first. That is
 served as it is and under every quantisation that is offered; what comes out is how probable it finds a text,
-against how probable it finds it unquantised. In float32, so that what differs is the weights alone.
+against how probable it finds it unquantised. In float32, so that what differs is the weights alone. A line
+comes as soon as it is known, and how far the next one is goes to stderr.
+
+What was in blocks lies on their grid, and costs the same format nothing. With `--off-grid` the copy of a GGUF
+file is in float16, each weight moved at random by up to half a step of 4 bits. With `--peer PYTHON`, one that
+has llama-cpp-python, its quantiser makes Q4_0 and Q4_K_M of that copy, which are computed here as all others.
 """
 
 from __future__ import annotations
@@ -10,6 +15,8 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import subprocess
+import sys
 import tempfile
 from array import array
 from pathlib import Path
@@ -17,6 +24,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from benchmarks import off_grid
 from ipc.worker_messages import RingHandle, SamplingParams, Submit, WorkerSpec
 from neuron.text.tokenizer import TextTokenizer
 from workers.checkpoints.blocks import QUANTIZATIONS
@@ -26,6 +34,8 @@ from workers.execution.model_runner import ModelRunner
 from workers.scheduling.scheduler import Scheduler
 from workers.weights.loader import Shard, Slice, WeightFiles
 
+PEER = Path(__file__).with_name("llama_cpp_peer.py")
+PEERS = ("Q4_0", "Q4_K_M")
 TEXT = Path(__file__).parents[1] / "LICENSE"
 CHARACTERS = 4000
 STEP = 512  # tokens
@@ -68,34 +78,56 @@ def perplexity(model: str | Path, tokens: list[int], quantization: str | None, *
     while not finish:
         if (plan := scheduler.plan()) is not None:
             scheduler.observe(runner.execute(plan))
+        print(f"\r{len(told)} of {len(tokens) - 1} tokens ", end="", file=sys.stderr, flush=True)
         for report in scheduler.take_reports():
             assert report.finish != "error", report.message
             finish = report.finish
             told += [each.logprob for each in report.prompt_logprobs]
+    print("\r", end="", file=sys.stderr)
     runner.close()
     assert len(told) == len(tokens) - 1
     return math.exp(-sum(told) / len(told))
 
 
+def copies(options: argparse.Namespace, folder: Path) -> dict[str, tuple[Path, str | None]]:
+    """What is to be computed, by its name: a model, and how it is quantised at load. First the plain one."""
+    plain, stored = options.model, {}
+    if options.off_grid:
+        plain = folder / "plain.gguf"
+        off_grid.write(options.model, plain)
+    elif options.model.is_file():
+        write_plain(options.model, folder)
+        plain, stored = folder, {"as stored": (options.model, None)}
+    for name in PEERS if options.peer else ():
+        made = folder / f"{name}.gguf"
+        subprocess.run([options.peer, PEER, plain, made, name], check=True)
+        stored[f"llama.cpp's {name}"] = made, None
+    return {"plain": (plain, None)} | {name: (plain, name) for name in options.only} | stored
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("model", type=Path)
-    parser.add_argument("--text", type=Path, default=TEXT, help="its first 4,000 characters are read")
+    parser.add_argument("--text", type=Path, default=TEXT, help="whose beginning is read")
+    parser.add_argument("--characters", type=int, default=CHARACTERS, help="of that (%(default)s)")
+    parser.add_argument("--only", nargs="+", default=QUANTIZATIONS, choices=QUANTIZATIONS)
+    parser.add_argument(
+        "--off-grid", action="store_true", help="move the weights of a GGUF file off its grid"
+    )
+    parser.add_argument("--peer", help="a Python with llama-cpp-python; with --off-grid")
     parser.add_argument("--dtype", default="float32", help="that is computed in")
     options = parser.parse_args()
+    if options.off_grid and not options.model.is_file():
+        parser.error(f"--off-grid is for a GGUF file, and {options.model} is none")
+    if options.peer and not options.off_grid:
+        parser.error("--peer takes the file that --off-grid makes")
     card = read_card(options.model)
     tokenizer = TextTokenizer(card.tokenizer_file, vocabulary_size=card.config.vocab_size, shown=())
-    tokens = tokenizer.encode(options.text.read_text()[:CHARACTERS], special=True)
-    with tempfile.TemporaryDirectory() as name:
-        if options.model.is_file():
-            write_plain(options.model, Path(name))
-        plain = Path(name) if options.model.is_file() else options.model
-        runs = [("plain", plain, None), *((each, plain, each) for each in QUANTIZATIONS)]
-        if options.model.is_file():
-            runs.append(("as stored", options.model, None))
+    tokens = tokenizer.encode(options.text.read_text()[: options.characters], special=True)
+    with tempfile.TemporaryDirectory() as folder:
         print(f"| {options.model.name}, {len(tokens)} tokens | MB | perplexity | loss |\n|---|---|---|---|")
         first = 0.0
-        for what, path, quantization in runs:
+        for what, (path, quantization) in copies(options, Path(folder)).items():
             found = perplexity(path, tokens, quantization, dtype=options.dtype)
             first = first or found
             [size] = read_card(path).bytes_per_rank(1, "bfloat16", quantization)
