@@ -58,9 +58,7 @@ class RequestQueue:
             settings.limit, settings.most_of_one_account, settings.wait_seconds
         )
         self._line: FairLine[OpenRequest] = FairLine(settings.wait_seconds / AGEING_SHARE)
-        self._rest: dict[
-            OpenRequest, deque[OpenSequence]
-        ] = {}  # what the worker lacks of one that it has begun
+        self._rest: dict[OpenRequest, deque[OpenSequence]] = {}  # what the worker lacks of one that it has
         self._serves = serves
         self._aside: dict[OpenRequest, None] = {}  # those that wait for their adapter
         self._rate = ServiceRate()
@@ -163,7 +161,7 @@ class RequestQueue:
     def on_steps(self, waiting: int) -> None:
         """The worker has made steps; in the last one so many sequences had no place."""
         self._worker_waits = waiting
-        if self._line and self._group is not None:
+        if self._line:
             self._feed()
 
     # --- requests -----------------------------------------------------------------------------------------
@@ -235,7 +233,9 @@ class RequestQueue:
     # --- turns --------------------------------------------------------------------------------------------
 
     def _has_room(self) -> bool:
-        """Whether the worker can take one more sequence now, or soon."""
+        """Whether there is a worker that can take one more sequence now, or soon."""
+        if self._group is None:
+            return False
         there = len(self._group.open)
         if there >= self.max_sequences + self._ahead:
             return False
@@ -250,7 +250,7 @@ class RequestQueue:
             self._hand_over(request)
             if begins and request not in self._aside:
                 self._rate.count(time.monotonic())
-        if self._line:
+        if self._line and self._group is not None:  # the end of one that failed may have others come first
             self._rate.begin(time.monotonic())
         else:
             self._rate.end(time.monotonic())
@@ -319,9 +319,7 @@ class RequestQueue:
         if (deadline := self._not_begun.next_deadline) is not None:
             delay = min(max(0.0, deadline - time.monotonic()), TELL_SECONDS)
             self._timer = asyncio.get_running_loop().call_later(delay, self._watch)
-            if (
-                len(self._group.open) > self.max_sequences or self._line
-            ):  # else each begins with the next step
+            if self._line or len(self._group.open) > self.max_sequences:  # or each begins with the next step
                 self._tell_places()
 
     def _give_up(self, request: OpenRequest) -> None:

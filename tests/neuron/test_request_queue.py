@@ -20,6 +20,7 @@ DIED = CortexError(Code.WORKER_DIED, "it died")
 class Part:
     def __init__(self, key):
         self.submit = SimpleNamespace(request_id=key)
+        self.images = []
 
 
 class Request(OpenRequest):
@@ -65,7 +66,7 @@ class Worker:
         self.order = []
         self.queue = queue
 
-    def submit(self, submit, part):
+    def submit(self, submit, part, images):
         self.open[submit.request_id] = part
         self.order.append(part)
 
@@ -279,6 +280,25 @@ async def test_what_a_request_has_begun_with_goes_to_the_worker_that_has_it():
     queue.take_back()
     assert len(worker.open) == 20
     assert not queue.quiet
+
+
+@scenario
+async def test_the_end_of_a_request_may_be_the_end_of_the_worker():
+    queue, worker = ready(max_sequences=1)
+    requests = admit(queue, *(Request(queue) for _ in range(5)))
+
+    def too_long(context_length):
+        raise CortexError(Code.CONTEXT_LENGTH_EXCEEDED, "it is too long")
+
+    def leave(request):
+        queue.leave(request)
+        queue.take_back()  # others wait for this model's memory
+
+    requests[2].check_length, requests[2]._on_end = too_long, leave
+    worker.begin(requests[0])
+    worker.end(requests[0])
+    assert requests[2].replies[-1].code == Code.CONTEXT_LENGTH_EXCEEDED
+    assert [request.phase for request in requests[1:]] == ["waiting", "ended", "waiting", "waiting"]
 
 
 @scenario
