@@ -158,6 +158,8 @@ def described(settings: ModelSettings, card: ModelCard) -> ModelDescription:
             DTYPE_BYTES[dtype],
             settings.ranks,
             packs_head=packs(dtype) and EMBEDDING not in card.formats(settings.ranks, settings.quantization),
+            vision=card.vision,
+            context_length=min(settings.context_length or card.context_length, limit),
         ),
         defaults=_defaults(card.defaults, settings),
         eos_ids=card.eos_ids,

@@ -15,6 +15,7 @@ from ipc.worker_messages import CONTEXT_BYTES, GRAPH_BYTES, KERNEL_BYTES
 from workers.checkpoints.card import Dtype
 from workers.checkpoints.config import ModelConfig
 from workers.checkpoints.layers import kv_heads_on_rank
+from workers.checkpoints.vision import REMEMBERED_BYTES, Vision
 
 # A process with torch imported and a device's context made, by kind of device, until one was measured. Builds
 # differ: on Linux torch 2.13 for the CPU alone takes 156 MB that it shares with nobody, one for CUDA 300 MB.
@@ -66,12 +67,15 @@ class Overhead:
         itemsize: bytes of a weight.
         world_size: ranks.
         packs_head: whether a tied head is packed on a CPU; one that is kept in blocks is not.
+        vision: of a model that sees.
     """
 
     shapes: ModelConfig
     itemsize: int
     world_size: int
     packs_head: bool = True
+    vision: Vision | None = None
+    context_length: int = 0  # that an image has to fit into
 
     def of_step(self, kind: str, tokens: int, sequences: int) -> int:
         """Bytes that a rank takes for steps of `tokens` that sample for `sequences`, on a CPU or a GPU."""
@@ -84,7 +88,11 @@ class Overhead:
             kept = KERNEL_BYTES + self._packed_head()
         else:
             kept = GRAPH_BYTES + sequences * self.shapes.vocab_size * FLOAT
-        return int(PIECES[kind] * (layers + logits)) + kept
+        step = int(PIECES[kind] * (layers + logits))
+        if self.vision is not None:  # which looks before the layers run
+            step = max(step, self.vision.working_bytes(self.itemsize, self.context_length))
+            kept += REMEMBERED_BYTES if kind == "cpu" else 0
+        return step + kept
 
     def _attention(self, tokens: int) -> int:
         shapes, size = self.shapes, self.itemsize

@@ -23,6 +23,8 @@ FILE_PREFIXES = ("model.visual.", "visual.")
 PATCHES = "visual.patch_embed.proj.weight"
 PREPROCESSORS = {"preprocessor_config.json": None, "processor_config.json": "image_processor"}
 CHANNELS = 3
+BLOCK_PATCHES = 4096  # that go through an MLP at once
+REMEMBERED_BYTES = 64 << 20  # of what was seen in images, on the CPU
 
 
 class Vision(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,6 +60,20 @@ class Vision(msgspec.Struct, frozen=True, kw_only=True):
     def patch_values(self) -> int:
         """Numbers in a patch."""
         return CHANNELS * self.frames * self.patch_size**2
+
+    def working_bytes(self, itemsize: int, context_length: int) -> int:
+        """What the tower takes while it looks at the largest image that a context can have.
+
+        For each patch: the stream, what is normalised, queries, keys and values, queries and keys turned (in
+        float32, one at a time), and what is attended.
+        """
+        patches = min(self.max_pixels // self.patch_size**2, context_length * self.merge_size**2)
+        of_patch = self.hidden_size * (9 * itemsize + 4 * 4)
+        at_first = self.patch_values * (2 * 4 + itemsize) + self.hidden_size * (4 * 4 + itemsize)
+        tokens = patches // self.merge_size**2
+        features = tokens * self.out_size * 2 * (1 + len(self.deepstack)) * itemsize
+        inner = min(patches, BLOCK_PATCHES) * 2 * self.intermediate_size * itemsize
+        return patches * max(of_patch, at_first) + features + inner
 
     def tensors(self) -> Iterator[TensorSpec]:
         """All that the tower loads."""

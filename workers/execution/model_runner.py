@@ -34,6 +34,7 @@ from workers.checkpoints import caches
 from workers.checkpoints.adapter import AdapterCard
 from workers.checkpoints.card import ModelCard
 from workers.checkpoints.config import ModelConfig
+from workers.checkpoints.vision import REMEMBERED_BYTES
 from workers.execution.adapters import Adapters
 from workers.execution.device import check_type, is_out_of_memory, num_threads, tune_cpu
 from workers.execution.graphs import CudaGraphs, GraphDevice, Graphs
@@ -60,7 +61,6 @@ from workers.weights.blocks import Empty
 from workers.weights.loader import Shard, bytes_filled
 from workers.weights.quantised_cache import load_weights
 
-REMEMBERED_BYTES = 64 << 20  # of what was seen in images
 GRID = ("rows", "columns")  # of the tokens of images, among the inputs of a step
 NO_GRID = (array("q"), array("q"))
 CHECKED_STEPS = 16  # between two looks at how much memory is held
@@ -267,6 +267,9 @@ class ModelRunner:
         self.empty()
         most = -self.group.least(-took)  # the ranks do the same: what one of them took, each may come to take
         kept = KERNEL_BYTES if device == "cpu" else GRAPH_BYTES + 4 * self._most_rows * self.model.vocab_size
+        if self.sight is not None:  # no image was looked at
+            seeing = self.sight.vision.working_bytes(self.sight.dtype.itemsize, self.spec.context_length)
+            most, kept = max(most, seeing), kept + (REMEMBERED_BYTES if device == "cpu" else 0)
         return MemoryUse(weights=weights, activations=most + kept, runtime=before - weights)
 
     def empty(self) -> None:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from workers.checkpoints.vision import PREFIX, Vision
+from workers.checkpoints.vision import BLOCK_PATCHES, PREFIX, Vision
 from workers.layers.layer_norm import LayerNorm
 from workers.layers.linear import ColumnParallel
 from workers.models.mlp import activated
@@ -23,7 +23,6 @@ from workers.weights.loader import Shard, Slice, bytes_filled
 
 EPS = 1e-6
 BASE = 10_000.0  # of the angles by which rows and columns turn
-BLOCK_PATCHES = 4096  # that go through an MLP at once
 
 
 class Tower:
