@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from tests.chaos.fleet import (
 )
 from tests.chaos.network import Namespaces, Proxies, inside_namespace, permitted
 
+LEAST_SECONDS, MOST_SECONDS = 2.0, 20.0  # that descriptors are counted
 SHARED_MEMORY = Path("/dev/shm")
 END_SECONDS = 40.0  # for a daemon to stop
 # What a process of Python's says that gets no more memory.
@@ -84,7 +86,6 @@ class Story:
             raise RuntimeError(f"the fleet did not start; see {self.folder}")
         texts = await load.learn(client)
         await self.fleet.count()
-        await asyncio.gather(*(load.keep(client) for _ in range(4 * GATEWAY_PROCESSES)))
         await self.fleet.unload()
         before = await self._settled()
         requests = load.Load(client, texts, self._excused, self.options.seed)
@@ -107,11 +108,9 @@ class Story:
             if not await until(lambda number=number: self._idle(number), 10.0):
                 self.wrong.append(f"neuron{number} has open requests: {await self.fleet.health(number)}")
         await self.fleet.unload()
-        after = await self._settled()
-        for name, held in after.items():
-            for what, count in held.items():
-                if count > before[name][what]:
-                    self.wrong.append(f"{name} holds {count} x {what}, and {before[name][what]} at first")
+        for name, held in (await self._settled(before)).items():
+            for what, count in (held - before[name]).items():
+                self.wrong.append(f"{name} holds {count} x {what} more than at first")
         await until(lambda: self._in_flight(client, 0.0), 5.0)
         if left := await self._in_flight(client):
             self.wrong.append(f"the gateway counts {left} requests in flight, and there are none")
@@ -176,15 +175,21 @@ class Story:
         total = sum(map(float, found))
         return total if wanted is None else total == wanted
 
-    async def _settled(self) -> dict[str, Counter[str]]:
-        """What each daemon holds, once that no longer becomes less; without text processes, which wait for
-        work on purpose."""
+    async def _settled(self, before: dict[str, Counter[str]] | None = None) -> dict[str, Counter[str]]:
+        """What each daemon holds, the least in some seconds; where it was less before, in some more.
+
+        Text processes wait for work on purpose, so they are ended.
+        """
         for process in self.fleet.text_processes():
             process.kill()
         held: dict[str, Counter[str]] = {}
-        for _ in range(8):
+        began = time.monotonic()
+        while (lasted := time.monotonic() - began) < MOST_SECONDS:
             now = {service.name: _held(service) for service in self.fleet.services}
             held = {name: now[name] & held.get(name, now[name]) for name in now}
+            less = before is None or not any(held[name] - before[name] for name in held)
+            if lasted > LEAST_SECONDS and less:
+                break
             await asyncio.sleep(0.25)
         return held
 
@@ -226,15 +231,16 @@ class Story:
 
 
 def _held(service: Service) -> Counter[str]:
-    """Descriptors of all processes of a service, by kind, and the processes."""
+    """Descriptors of all processes of a service, by kind, and the processes; without the files of counts and
+    of what clients keep, which each process opens when it first needs them."""
     held: Counter[str] = Counter()
     for process in [psutil.Process(service.pid), *service.children()] if service.pid else ():
         held["processes"] += 1
         for path in Path(f"/proc/{process.pid}/fd").iterdir():
-            try:
-                held[re.sub(r"(gunicorn|metrics)-\w+|\d+", r"\1", os.readlink(path))] += 1
-            except OSError:
-                continue
+            with suppress(OSError):
+                target = os.readlink(path)
+                if not re.search(r"cortex-metrics-|\.db", target):
+                    held[re.sub(r"(gunicorn)-\w+|\d+", r"\1", target)] += 1
     return held
 
 
