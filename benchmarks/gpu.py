@@ -177,7 +177,7 @@ def of_products(device: str, out: Path) -> Iterator[Result]:
 
 def engine(device: str, out: Path) -> Iterator[Result]:
     """The engine's times beside what the device can do at most, and its memory beside the plan."""
-    yield from of_shape("engine", device, Qwen3Config(**TINY) if device == "cpu" else SHAPE, write_plain)
+    yield from of_shape("engine", device, Qwen3Config(**TINY) if device == "cpu" else SHAPE, write_hollow)
 
 
 def large(device: str, out: Path) -> Iterator[Result]:

@@ -148,7 +148,7 @@ def test_a_gpu_replays_what_it_would_have_computed(tiny, seen, name, dtype):
     runner.close()
 
 
-def test_a_step_that_cannot_be_recorded_is_computed_and_so_are_all_after_it(runner, recorder, caplog):
+def test_a_step_that_cannot_be_recorded_is_computed_and_so_are_all_of_its_kind(runner, recorder, caplog):
     submits = [request(number, [5, number, 7], 20) for number in range(3)]
     expected = serve(runner, submits, **LIMITS)
     runner.graphs.release()
@@ -162,6 +162,21 @@ def test_a_step_that_cannot_be_recorded_is_computed_and_so_are_all_after_it(runn
     assert "and so on" not in line
     assert recorder.replayed == 0
     recorder.fails = False
+
+
+def test_where_the_draw_cannot_be_recorded_the_rest_of_the_step_is(runner, recorder, monkeypatch):
+    submits = [request(number, [5, number, 7], 20) for number in range(3)]
+    expected = serve(runner, submits, **LIMITS)
+    runner.graphs.release()
+    recorder.replayed = 0
+    plain = model_runner.choose
+    monkeypatch.setattr(
+        model_runner, "choose", lambda *given: plain(*given) if given[0].isfinite().all().item() else None
+    )
+    assert serve(runner, submits, **LIMITS) == expected
+    assert runner.graphs.replay((4, 0)) is None
+    assert runner.graphs.replay((4, None)) is not None
+    assert recorder.replayed > 10
 
 
 def test_what_a_graph_cannot_hold_is_computed_as_it_comes(runner, recorder):

@@ -72,6 +72,8 @@ class CudaGraphs:
             except BaseException:
                 with suppress(RuntimeError):  # that the capture is invalid is known
                     graph.capture_end()
+                with suppress(RuntimeError):  # which an invalid one leaves undone
+                    torch._C._cuda_endAllocateToPool(self._stream.device_index, self._pool)
                 raise
             graph.capture_end()
         torch.cuda.current_stream(self._device).wait_stream(self._stream)
@@ -115,18 +117,23 @@ class Graphs(Generic[T]):
         self._device, self._limit = device, limit
         self._sizes = sizes(most)
         self._met: set[Hashable] = set()
+        self._refused: set[Hashable] = set()
         self._recordings: dict[Hashable, Recording[T]] = {}
 
     def rows(self, count: int) -> int:
         """The number of rows that a step of `count` is padded to."""
         return next(size for size in self._sizes if size >= count)
 
+    def takes(self, kind: Hashable) -> bool:
+        """Whether steps of this kind can be recorded, as far as is known."""
+        return kind not in self._refused
+
     def run(self, kind: Hashable, launches: Callable[[], T]) -> T:
         """What `launches` returns, computed by it or by a recording of another step of this kind.
 
-        After a capture that failed there is none any more, and all steps are computed as they come.
+        Steps of a kind whose capture failed are computed as they come.
         """
-        if self.paused:
+        if self.paused or kind in self._refused:
             return launches()
         if (result := self.replay(kind)) is not None:
             return result
@@ -137,9 +144,10 @@ class Graphs(Generic[T]):
         try:
             recording = Recording(*self._device.capture(launches))
         except RuntimeError as error:
-            reason = str(error).partition("\n")[0]
-            logger.warning("steps are not recorded any more kind=%s reason=%s", kind, reason)
-            self.paused = True
+            if not self._refused:  # of others the reason will be the same
+                reason = str(error).partition("\n")[0]
+                logger.warning("a step cannot be recorded kind=%s reason=%s", kind, reason)
+            self._refused.add(kind)
             return launches()
         self._recordings[kind] = recording
         return self.replay(kind)
@@ -155,6 +163,7 @@ class Graphs(Generic[T]):
         """Forget all recordings, whose memory is free then."""
         self._recordings.clear()
         self._met.clear()
+        self._refused.clear()
         self._device.release()
 
 

@@ -452,6 +452,7 @@ class ModelRunner:
         if self.group.size == 1:
             self._enter(step.sampled)
             ways = self.sampler.ways(step.sampled) if free else None
+            ways = ways if self.graphs.takes((rows, ways)) else None
         segments = step.pad(rows, self.padding)
         beside = {"sampled_slots": array("q", step.sampled), "wishes": array("q")}
         if ways is not None:
