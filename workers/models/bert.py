@@ -18,13 +18,14 @@ from workers.checkpoints.families.bert import NORM, POSITIONS, TYPES, WORDS
 from workers.layers.embedding import Embedding, VocabularySlice
 from workers.layers.layer_norm import LayerNorm
 from workers.layers.linear import ColumnParallel, Linear, RowParallel
+from workers.models.encoder import Encoder
 from workers.models.mlp import activated
 from workers.parallel import RankGroup
 from workers.weights.blocks import Empty
-from workers.weights.loader import Shard, Slice, bytes_filled
+from workers.weights.loader import Slice
 
 
-class Bert:
+class Bert(Encoder):
     """One rank's share of the model: token ids to hidden states."""
 
     def __init__(
@@ -44,27 +45,12 @@ class Bert:
         self.embedding_norm = LayerNorm(NORM, hidden, config.norm_eps, empty)
         self.blocks = [Block(i, config, group, empty) for i in range(config.num_layers)]
 
-    def parts(self) -> Iterator[Shard]:
-        """What this rank reads from the checkpoint, and what then becomes of it."""
-        tables = [Slice(f"{POSITIONS}.weight", tuple(self.positions.shape), self.positions)]
+    def tables(self) -> Iterator[Slice]:
+        yield from self.embedding.pieces()
+        yield Slice(f"{POSITIONS}.weight", tuple(self.positions.shape), self.positions)
         if len(self.types):
-            tables.append(Slice(f"{TYPES}.weight", tuple(self.types.shape), self.types))
-        yield Shard([*self.embedding.pieces(), *tables, *self.embedding_norm.pieces()])
-        for block in self.blocks:
-            yield from block.parts()
-
-    def make_exact(self) -> None:
-        """From now on compute each token as if it were alone. Called when the weights are in place."""
-        known: dict[object, list[int]] = {}
-        for block in self.blocks:
-            block.exact = True
-            for linear in block.linears:
-                linear.make_exact(known)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the weights that are to be read, in the type that they are kept in."""
-        return bytes_filled(self.parts())
+            yield Slice(f"{TYPES}.weight", tuple(self.types.shape), self.types)
+        yield from self.embedding_norm.pieces()
 
     def __call__(
         self, token_ids: Tensor, positions: Tensor, attend: Attend, types: Tensor | None = None
@@ -111,10 +97,9 @@ class Block:
     def linears(self) -> tuple[Linear, ...]:
         return self.qkv, self.output, self.up, self.down
 
-    def parts(self) -> Iterator[Shard]:
-        yield Shard([*self.attention_norm.pieces(), *self.mlp_norm.pieces()])
-        for linear in self.linears:
-            yield Shard([*linear.pieces()], linear.pack)
+    def norms(self) -> Iterator[Slice]:
+        yield from self.attention_norm.pieces()
+        yield from self.mlp_norm.pieces()
 
     def __call__(self, x: Tensor, attend: Attend) -> Tensor:  # [tokens, hidden]
         q, keys, values = self.qkv(x).view(len(x), 3, -1, self.head_dim).unbind(1)

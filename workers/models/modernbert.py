@@ -18,15 +18,16 @@ from workers.layers.embedding import Embedding, VocabularySlice
 from workers.layers.layer_norm import LayerNorm
 from workers.layers.linear import ColumnParallel, Linear, RowParallel
 from workers.layers.rotary import Rotary, rotate
+from workers.models.encoder import Encoder
 from workers.models.mlp import gated
 from workers.parallel import RankGroup
 from workers.weights.blocks import Empty
-from workers.weights.loader import Shard, bytes_filled
+from workers.weights.loader import Slice
 
 Angles = tuple[Tensor, Tensor]  # cosines and sines, [tokens, 1, head_dim] float32
 
 
-class ModernBert:
+class ModernBert(Encoder):
     """One rank's share of the model: token ids to hidden states."""
 
     def __init__(
@@ -47,24 +48,10 @@ class ModernBert:
         self.blocks = [Block(i, config, group, empty) for i in range(config.num_layers)]
         self.norm = LayerNorm(LAST_NORM, hidden, eps, empty, bias)
 
-    def parts(self) -> Iterator[Shard]:
-        """What this rank reads from the checkpoint, and what then becomes of it."""
-        yield Shard([*self.embedding.pieces(), *self.embedding_norm.pieces(), *self.norm.pieces()])
-        for block in self.blocks:
-            yield from block.parts()
-
-    def make_exact(self) -> None:
-        """From now on compute each token as if it were alone. Called when the weights are in place."""
-        known: dict[object, list[int]] = {}
-        for block in self.blocks:
-            block.exact = True
-            for linear in block.linears:
-                linear.make_exact(known)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the weights that are to be read, in the type that they are kept in."""
-        return bytes_filled(self.parts())
+    def tables(self) -> Iterator[Slice]:
+        yield from self.embedding.pieces()
+        yield from self.embedding_norm.pieces()
+        yield from self.norm.pieces()
 
     def __call__(self, token_ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:  # [tokens, hidden]
         """Run all blocks; before the last norm.
@@ -110,11 +97,9 @@ class Block:
     def linears(self) -> tuple[Linear, ...]:
         return self.qkv, self.output, self.up, self.down
 
-    def parts(self) -> Iterator[Shard]:
-        norms = filter(None, (self.attention_norm, self.mlp_norm))
-        yield Shard([piece for norm in norms for piece in norm.pieces()])
-        for linear in self.linears:
-            yield Shard([*linear.pieces()], linear.pack)
+    def norms(self) -> Iterator[Slice]:
+        for norm in filter(None, (self.attention_norm, self.mlp_norm)):
+            yield from norm.pieces()
 
     def __call__(self, x: Tensor, angles: list[Angles], attend: Attend) -> Tensor:  # [tokens, hidden]
         y = x if self.attention_norm is None else self.attention_norm(x)
