@@ -73,9 +73,9 @@ class Service:
                 "HF_HOME": str(folder / "no-cache"),
             }
         )
+        self.process: asyncio.subprocess.Process | None = None
         self._stopping = False
         self._keeper = asyncio.create_task(self._keep())
-        self.process: asyncio.subprocess.Process | None = None
 
     async def _keep(self) -> None:
         while not self._stopping:

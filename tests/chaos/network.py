@@ -30,8 +30,9 @@ class Network(Protocol):
 
 
 def permitted() -> bool:
-    """Whether this process may be one of a network namespace, with others below it."""
-    command = ["unshare", "--map-root-user", "--net", "unshare", "--net", "true"]
+    """Whether this process may be one of a network namespace, with others below it and cables to them."""
+    probe = "ip link add wire type veth peer name other && unshare --net nsenter --version"
+    command = ["unshare", "--map-root-user", "--net", "sh", "-c", probe]
     try:
         return subprocess.run(command, capture_output=True, timeout=10, check=False).returncode == 0
     except OSError:  # there is no unshare
@@ -61,18 +62,8 @@ class Namespaces:
             self._holders.append(holder)
             await holder.stdout.readline()  # it is there
             ours, theirs = f"10.86.{number}.1/30", f"10.86.{number}.2/30"
-            _ip(
-                "link",
-                "add",
-                f"wire{number}",
-                "type",
-                "veth",
-                "peer",
-                "name",
-                "wire",
-                "netns",
-                str(holder.pid),
-            )
+            peer = ("peer", "name", "wire", "netns", str(holder.pid))
+            _ip("link", "add", f"wire{number}", "type", "veth", *peer)
             _ip("address", "add", ours, "dev", f"wire{number}")
             _ip("link", "set", f"wire{number}", "up")
             _ip("address", "add", theirs, "dev", "wire", inside=self.inside(number))
