@@ -92,7 +92,7 @@ def test_a_rolling_restart_loses_no_request(hosts) -> None:
         neuron = neurons[name]
         with neuron.client() as client:
             client.ask(Drain(id=0), PATIENCE)
-        neuron.__exit__()
+        neuron.__exit__(None)
         neuron.__enter__()
         load(neuron)
         eventually(lambda: _serves(gateway, name), f"{name} to serve again")

@@ -13,6 +13,7 @@ import pytest
 
 from gateway.access import api_key, keyring
 from gateway.access.keyring import Keyring, has_keys
+from gateway.access.principal import LEFTOVERS
 from gateway.refusals import INVALID_KEY, STORE_UNAVAILABLE
 from gateway.store import key_store
 from gateway.store.key_store import KeyStore, Terms
@@ -82,6 +83,22 @@ def test_keys_of_a_file_that_took_anothers_place_count_and_its_own_no_longer(
             return await holds(ring, new) and not await holds(ring, old)
 
         await until(changed)
+
+    beside(ring, work)
+
+
+def test_who_has_no_key_gets_what_those_with_one_leave(tmp_path: Path) -> None:
+    path = tmp_path / "keys.db"
+    ring = Keyring(path, anonymous=True)
+
+    async def work() -> None:
+        nobody = await ring.who([], "an address")
+        assert [nobody.weigh(asked) for asked in (-7, 0, 7)] == [-7, 0, 7]  # there is nobody else
+        key = await asyncio.to_thread(make_key, path, priority=5)
+        somebody = await ring.who([key], "an address")
+        assert [somebody.weigh(asked) for asked in (-7, 5, 9)] == [5, 5, 9]
+        nobody = await ring.who([], "an address")
+        assert [nobody.weigh(asked) for asked in (-7, 0, 700)] == [LEFTOVERS, LEFTOVERS, 700]
 
     beside(ring, work)
 
