@@ -23,9 +23,12 @@ from neuron.models.life import TRANSITIONS, Event
 from neuron.models.managed import ManagedModel
 from neuron.processes.backoff import Backoff
 from neuron.requests.generation import Generation
+from neuron.text.frontend import TextFiles
 from neuron.text.parser import AnswerParser
 from tests.neuron.harness import PATIENCE, children_of
 from workers.checkpoints.generation import GenerationDefaults
+
+TEXT = TextFiles("one", (0, 0), 100, {}, "", {}, "", ours=False)
 
 
 class Text:
@@ -141,7 +144,7 @@ async def owning(room=None, *, settings=None, text=Text, config=None, backoff=No
         reasoning=False,
         created=0,
         notes=[],
-        text=None,
+        text=TEXT,
         simulated=SimulatedSpec(answer=[7, 8], **simulated),
     )
     children = children_of(os.getpid())  # those of fixtures that outlive this test

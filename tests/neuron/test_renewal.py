@@ -14,12 +14,14 @@ from ipc.errors import Code, CortexError
 from ipc.messages import TERMINAL, Failed, Finished
 from neuron.config import ModelSettings
 from tests.neuron.harness import PATIENCE
-from tests.neuron.test_managed import Client, Room, load, owning, run, until
+from tests.neuron.test_managed import TEXT, Client, Room, load, owning, run, until
+
+OTHER_TEXT = msgspec.structs.replace(TEXT, tokenizer="another")
 
 
 def renew(model, **settings):
     """Have it served otherwise; `text` stands for the files of its tokenizer."""
-    text = settings.pop("text", None)
+    text = settings.pop("text", TEXT)
     settings = msgspec.structs.replace(model.wanted, **settings)
     context_length = settings.context_length or 1000
     model.renew(settings, replace(model.description, context_length=context_length, text=text))
@@ -91,7 +93,7 @@ def test_a_prompt_that_another_tokenizer_read_is_not_given_to_the_new_model(monk
         async with owning(step_seconds=0.005) as model:
             running = Client(model, 1, 100)
             await until(lambda: running.generation.begun)
-            renew(model, path="/another", text="another")
+            renew(model, path="/another", text=OTHER_TEXT)
             await until(lambda: model.status == "draining")
             failed = await Client(model, 2).last()
             assert (failed.code, failed.retry_after) == (Code.SHUTTING_DOWN, 1.0)  # which gateways try again
@@ -208,7 +210,7 @@ def test_whatever_comes_in_whatever_order_each_request_ends_and_the_last_setting
                 if what == "ask":
                     clients.append(Client(model, key, draw.randint(1, 60)))
                 elif what == "renew":
-                    renew(model, context_length=draw.randint(100, 500), text=draw.choice((None, "another")))
+                    renew(model, context_length=draw.randint(100, 500), text=draw.choice((TEXT, OTHER_TEXT)))
                 elif what == "live":
                     renew(model, priority=draw.randint(0, 9), text=model.description.text)
                 elif what == "leave":
