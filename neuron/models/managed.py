@@ -27,6 +27,7 @@ from neuron.models.keep_alive import KeepAlive
 from neuron.models.launcher import Launcher
 from neuron.models.life import TRANSITIONS, Event
 from neuron.models.prefixes import Prefixes
+from neuron.models.speed import Speed
 from neuron.processes.backoff import Backoff
 from neuron.requests.progress import LoadProgress
 from neuron.requests.request import OpenRequest
@@ -40,8 +41,6 @@ SPARE_BYTES = 256 << 20  # and at least so much of it, on each rank
 OUTDATED_SECONDS = 60.0  # that a model with other settings waits for a moment without requests
 UNLOAD_SECONDS = 600.0  # for running requests to end before an unload gives up
 PROGRESS_INTERVAL = 0.25  # seconds between two `Progress` of one load
-PREFILL_TOKENS = 128  # of a prompt that says something of how fast prompts are computed
-PREFILL_FADES = 0.98  # of what was measured at best, with each that took longer: it may have waited
 
 
 class ManagedModel:
@@ -110,8 +109,7 @@ class ManagedModel:
         self._evictions = 0
         self._keep_alive = KeepAlive(self._default_keep_alive, self._expire)
         self._drained = False  # it takes nothing new, as a client said
-        self._running_seconds = 0.0  # that one runs, smoothed; 0: none did yet
-        self._prefill_rate = 0.0  # tokens a second
+        self._speed = Speed()
         self._retry_timer: asyncio.TimerHandle | None = None
         self.retired = False  # it leaves for good, once nobody has to do with it
         self._next: tuple[ModelSettings, ModelDescription] | None = None  # what counts from its next load on
@@ -254,8 +252,8 @@ class ManagedModel:
             keep_alive=None if self.settings.pin else self._keep_alive.told,
             adapters=[adapter.name for adapter in plan.adapters],
             max_sequences=self.settings.max_sequences,
-            request_seconds=self._running_seconds,
-            prefill_rate=self._prefill_rate,
+            request_seconds=self._speed.request_seconds,
+            prefill_rate=self._speed.prefill_rate,
             drained=self._drained,
             collectives=ranks[0].collectives if ranks else 0,
             collective_seconds=[rank.collective_seconds for rank in ranks] if len(ranks) > 1 else [],
@@ -476,9 +474,7 @@ class ManagedModel:
             self.abort(part.submit.request_id)
         if request.outcome == "finished":
             self._epochs.prove()
-            known = self._running_seconds or request.seconds_running
-            self._running_seconds = known + 0.2 * (request.seconds_running - known)
-            self._measure_prefill(*request.prefill)
+            self._speed.measure(request)
         elif request.pages and self._epochs.statistics is not None:
             self._epochs.statistics.doubt(request.pages)
         self._adapters.look()
@@ -489,10 +485,6 @@ class ManagedModel:
         if self._room.contested:
             self._room.look()
         self._changed()
-
-    def _measure_prefill(self, tokens: int, seconds: float) -> None:
-        if tokens >= PREFILL_TOKENS and seconds > 0:
-            self._prefill_rate = max(tokens / seconds, PREFILL_FADES * self._prefill_rate)
 
     def abort(self, key: int) -> None:
         """End one sequence in the worker, if it still has it."""
