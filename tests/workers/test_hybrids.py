@@ -141,3 +141,27 @@ def test_in_16_bits_it_is_as_close_to_float32_as_transformers_is(tiny, dtype):
         ours += (logits_of(runner, prompt) - exact).square().sum()
         runner.empty()
     assert 0 < ours.sqrt() <= 1.5 * theirs.sqrt()
+
+
+def test_experts_that_are_stored_as_one_tensor_are_those_that_are_stored_one_by_one(tiny, tmp_path):
+    """With the names that the published files have."""
+    folder = tiny("qwen3_5_moe").folder
+    stored, found = load_file(folder / "model.safetensors"), {}
+    for name in sorted(stored):
+        if ".experts." not in name:
+            found[name.replace("model.", "model.language_model.")] = stored[name]
+    for layer in range(4):
+        prefix = f"model.layers.{layer}.mlp.experts."
+        each = [
+            [stored[f"{prefix}{number}.{kind}_proj.weight"] for kind in ("gate", "up", "down")]
+            for number in range(6)
+        ]
+        into = f"model.language_model.layers.{layer}.mlp.experts."
+        found[into + "gate_up_proj"] = torch.stack([torch.cat((gate, up)) for gate, up, _ in each])
+        found[into + "down_proj"] = torch.stack([down for _, _, down in each])
+    save_file(found, tmp_path / "model.safetensors")
+    for name in ("config.json", "tokenizer.json"):
+        (tmp_path / name).symlink_to(folder / name)
+    here, there = runner_of(folder), runner_of(tmp_path)
+    prompt = [(5 * i + 2) % 131 for i in range(60)]
+    assert torch.equal(logits_of(here, prompt), logits_of(there, prompt))
