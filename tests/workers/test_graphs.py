@@ -63,10 +63,10 @@ def test_replayed_steps_answer_as_computed_ones_do(runner, recorder):
 
 def test_whoever_comes_goes_or_is_preempted(runner, recorder):
     """Steps with prompts between, sequences that are aborted, and pages that are another's then."""
-    limits = LIMITS | {"kv_pages": 5, "seed": 7}
-    submits = [request(i, [5 + i] * 20, 40 + i, temperature=1.0, seed=i) for i in range(8)]
+    limits = LIMITS | {"kv_pages": 3, "seed": 7}
+    submits = [request(i, [5 + i] * 20, 20 + i, temperature=1.0, seed=i) for i in range(5)]
     expected = eagerly(runner, submits, **limits)
-    session = Session(runner, **LIMITS | {"kv_pages": 5})
+    session = Session(runner, **LIMITS | {"kv_pages": 3})
     answers = session.answer(submits, seed=7, aborts=True)
     assert [answer.token_ids for answer in answers] == expected
     assert session.scheduler.statistics()["preemptions"] > 0

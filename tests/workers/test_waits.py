@@ -16,9 +16,12 @@ from ipc.worker_messages import PAGE_SIZE, SamplingParams
 from tests.workers.engines import make_runner
 from workers.cache.paged import KVCache
 from workers.execution.model_runner import ModelRunner
+from workers.execution.overlap import LatestTokens
 from workers.kernels import grouped
 from workers.models.registry import MODELS
 from workers.parallel import RankGroup
+from workers.sampling.draws import FILTERED, PLAIN, choose
+from workers.sampling.inputs import Wishes
 from workers.sampling.sampler import Sampler
 from workers.step.plan import NewSequence, Scheduled, StepPlan
 
@@ -102,6 +105,27 @@ def test_nor_does_it_ask_how_many_tokens_an_expert_has(tiny, waits, monkeypatch)
             waits.clear()
             runner.execute(plan)
             assert len(waits) == 1
+
+
+@pytest.mark.parametrize(
+    "device",
+    [
+        "cpu",
+        pytest.param("cuda", marks=pytest.mark.skipif(not torch.version.cuda, reason="torch is for CPUs")),
+    ],
+)
+@pytest.mark.parametrize("ways", [0, PLAIN, FILTERED, PLAIN | FILTERED])
+def test_a_draw_within_a_recorded_step_never_looks_and_stays_on_its_device(device, ways):
+    rows = 5
+    with FakeTensorMode():
+        logits = torch.empty(rows, 4096, device=device)
+        wishes = Wishes.of(torch.empty(5 * rows, dtype=torch.int64, device=device).view(torch.float64))
+        tokens = choose(logits, wishes, ways, block_rows=2)
+        latest = LatestTokens(rows, RankGroup(device=device))
+        latest.keep(torch.empty(rows, dtype=torch.int64, device=device), tokens)
+        fed = latest.fill_in(tokens)
+    assert (tokens.shape, tokens.dtype, tokens.device.type) == ((rows,), torch.int64, device)
+    assert fed.device.type == device
 
 
 def test_a_look_at_numbers_on_the_way_would_be_found():
