@@ -13,7 +13,7 @@ from ipc.worker_messages import CacheGroup, SimulatedSpec
 from neuron.config import ModelSettings
 from neuron.memory.cache_plan import CachePlan
 from neuron.memory.fit import Need
-from neuron.memory.step_bytes import GROUP_BYTES, UNMEASURED_BYTES, Overhead, packs
+from neuron.memory.step_bytes import UNMEASURED_BYTES, Overhead, packs
 from neuron.text.frontend import TextFiles, TextFrontEnd
 from workers.checkpoints.adapter import AdapterCard, read_adapter
 from workers.checkpoints.card import DTYPE_BYTES, Dtype, ModelCard, read_card
@@ -90,8 +90,6 @@ class ModelDescription:
             for kind in overhead:
                 tokens = self.step_tokens(settings, kind)
                 overhead[kind] = runtime[kind] + self.overhead.of_step(kind, tokens, settings.max_sequences)
-                if len(self.rank_bytes) > 1:
-                    overhead[kind] += GROUP_BYTES[kind]
         return Need(
             model=self.id,
             rank_bytes=self.rank_bytes,

@@ -27,7 +27,7 @@ from neuron.memory.fit import Fit, Need, candidates_for
 from neuron.memory.ledger import Ledger
 from neuron.memory.outlook import Outlook, Prospect
 from neuron.memory.parking import Parking
-from neuron.memory.step_bytes import GROUP_BYTES, UNMEASURED_BYTES
+from neuron.memory.step_bytes import UNMEASURED_BYTES
 
 log = logging.getLogger("neuron.memory.room")
 
@@ -201,8 +201,7 @@ class Room:
         """Replace what was promised by what each rank measured; `learn` what a process takes by itself."""
         if learn:
             kind = fit.devices[0].partition(":")[0]
-            besides = GROUP_BYTES[kind] if len(measured) > 1 else 0
-            self._runtime[kind] = max(each.runtime for each in measured) - besides
+            self._runtime[kind] = max(each.runtime for each in measured)
         for device in dict.fromkeys(fit.devices):
             ranks = zip(fit.devices, measured, strict=True)
             self._ledger.correct(model, device, sum(each.total for name, each in ranks if name == device))

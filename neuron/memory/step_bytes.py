@@ -21,9 +21,6 @@ from workers.checkpoints.vision import REMEMBERED_BYTES, Vision
 # differ: on Linux torch 2.13 for the CPU alone takes 156 MB that it shares with nobody, one for CUDA 300 MB.
 UNMEASURED_BYTES = {"cpu": 300_000_000, "cuda": CONTEXT_BYTES}
 
-# What a process takes besides where ranks meet, of gloo: threads, connections, buffers. Linux, torch 2.13.
-GROUP_BYTES = {"cpu": 26 << 20, "cuda": 0}
-
 FLOAT = 4  # bytes of a float32
 KEYS_AT_ONCE = 2048  # tokens of context whose keys attention over a prompt gathers in one piece
 PAIRS = 1024  # of a token and an expert that it goes to, whose numbers are in memory at once

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
-from unittest.mock import Mock
 
 import pytest
 import torch
 
-from ipc.messages import Device
-from ipc.worker_messages import MemoryUse
-from neuron.config import Memory, ModelSettings
+from neuron.config import ModelSettings
 from neuron.description import described
 from neuron.memory import step_bytes
-from neuron.memory.fit import Fit
-from neuron.memory.ledger import Ledger
-from neuron.memory.room import Room
 from neuron.models.catalogue import DEMO_FOLDER
 from workers.checkpoints.card import read_card
 from workers.layers.linear import has_kernels
@@ -56,26 +49,3 @@ def test_a_head_is_booked_where_it_is_packed(monkeypatch):
             booked[packs, quantization] = overhead.of_step("cpu", 512, 16)
     assert booked[True, None] - booked[False, None] == head
     assert booked[True, "q8"] == booked[False, "q8"] == booked[False, None]
-
-
-def test_what_a_process_takes_is_learned_and_planned_apart_from_what_a_group_takes():
-    """Else a model on one rank is planned with too much after one on two, and the other way round."""
-    card, mib = read_card(DEMO_FOLDER), 1 << 20
-    planned = {}
-    for ranks in (1, 2):
-        settings = ModelSettings(id="demo", ranks=ranks)
-        plan = described(settings, card)
-        step = plan.overhead.of_step("cpu", plan.step_tokens(settings, "cpu"), settings.max_sequences)
-        planned[ranks] = plan.need(settings, {"cpu": 100 * mib, "cuda": 0}).cpu_overhead - step
-    assert planned == {1: 100 * mib, 2: 100 * mib + step_bytes.GROUP_BYTES["cpu"]}
-
-    async def learned(ranks: int) -> int:
-        ledger = Ledger([Device(id="cpu", kind="cpu", name="", memory_total=1 << 40, memory_free=1 << 40)])
-        room = Room(Memory(), ledger, inventory=None, lender=Mock(), changed=lambda: None)
-        await room.close()  # it looks at no device
-        ledger.reserve("m", {"cpu": 1})
-        fit = Fit(("cpu",) * ranks, {"cpu": 1}, (1,) * ranks, 1, 1, 1)
-        room.correct("m", fit, [MemoryUse(runtime=planned[ranks])] * ranks, learn=True)
-        return room.runtime["cpu"]
-
-    assert [asyncio.run(learned(ranks)) for ranks in (1, 2)] == [100 * mib] * 2
