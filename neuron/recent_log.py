@@ -10,6 +10,7 @@ import asyncio
 import logging
 import re
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Hashable
 from typing import TextIO
@@ -31,6 +32,7 @@ class RecentLog:
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._lines: deque[str] = deque(maxlen=LINES)
+        self._lock = threading.Lock()  # of these two
         self._count = 0  # of all lines that ever came
         self._followers: dict[Hashable, tuple[re.Pattern[str] | None, Tell]] = {}
         self._told = 0  # of these, that followers have had
@@ -48,9 +50,10 @@ class RecentLog:
     def write(self, text: str) -> None:
         """As `logging` writes: an event, of one line or more, and its end."""
         self._stream.write(text)
-        for line in text.splitlines():
-            self._lines.append(line[:LONGEST])
-            self._count += 1
+        lines = [line[:LONGEST] for line in text.splitlines()]
+        with self._lock:
+            self._lines += lines
+            self._count += len(lines)
 
     def flush(self) -> None:
         self._stream.flush()
@@ -58,7 +61,8 @@ class RecentLog:
     def last(self, count: int, request: str = "") -> list[str]:
         """The last so many lines, or of those about a request."""
         about = _about(request)
-        lines = list(self._lines)
+        with self._lock:
+            lines = list(self._lines)
         found = lines if about is None else [line for line in lines if about.search(line)]
         return found[max(len(found) - count, 0) :]
 
@@ -86,7 +90,8 @@ class RecentLog:
 
     def _tell(self) -> None:
         self._tell_later()
-        count, lines = self._count, list(self._lines)  # lines that come meanwhile may be told twice: not lost
+        with self._lock:
+            count, lines = self._count, list(self._lines)
         new = min(count - self._told, len(lines))
         self._told = count
         if not new:
