@@ -21,6 +21,7 @@ KINDS = (
 IN_BYTES = ("Q8_0", "INT8_128", "INT8_ROW", "FP8_128", "FP8_ROW")
 IN_FLOATS = ("FP8_128", "FP8_ROW", "MXFP4", "NVFP4")
 BY_SIXTEEN = ("Q6_K", "NVFP4")  # columns that share a scale; else it is 32 or more
+FIRST_AXIS_FIRST = tl.constexpr(tuple(map(int, triton.__version__.split(".")[:2])) < (3, 7))
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 
@@ -264,10 +265,34 @@ def _split_pairs4(v):  # [n, 4, 8]: four pairs -> four [n, 4, 2]
 
 
 @triton.jit
+def four_threads(at, BETWEEN: tl.constexpr, COUNT: tl.constexpr, there=None):
+    """`[n, 4, COUNT]` of what stands from `at` `[n]` on, for four threads, BETWEEN from one to the next.
+
+    A thread takes all of the last axis. Which axis the next threads go along is the compiler's choice between
+    two, and not the same in all its versions: they come first in its order.
+
+    Args:
+        there: `[n]`, False where there are zeros.
+    """
+    within = tl.arange(0, COUNT)[None, None, :]
+    if FIRST_AXIS_FIRST:
+        each = at[None, :, None] + tl.arange(0, 4)[:, None, None] * BETWEEN + within
+        if there is None:
+            return tl.permute(tl.load(each), (1, 0, 2))
+        else:
+            return tl.permute(tl.load(each, mask=there[None, :, None], other=0.0), (1, 0, 2))
+    else:
+        each = at[:, None, None] + tl.arange(0, 4)[None, :, None] * BETWEEN + within
+        if there is None:
+            return tl.load(each)
+        else:
+            return tl.load(each, mask=there[:, None, None], other=0.0)
+
+
+@triton.jit
 def _halves(rows, COUNT: tl.constexpr):
-    """`[n, 4, COUNT]` of 16 bits: what stands in each row from `rows` `[n, 1, 1]` on."""
-    thread = tl.arange(0, 4)[None, :, None]
-    return tl.load(rows.to(tl.pointer_type(tl.int16)) + thread * COUNT + tl.arange(0, COUNT)[None, None, :])
+    """`[n, 4, COUNT]` of 16 bits: what stands in each row from `rows` `[n]` on."""
+    return four_threads(rows.to(tl.pointer_type(tl.int16)), COUNT, COUNT)
 
 
 @triton.jit
@@ -315,13 +340,17 @@ def tile(a, b, c, d):  # [n, 4, 2] each -> [n, 32]
 
 @triton.jit
 def _four_times(at, COUNT: tl.constexpr):
-    """`[n, 4, COUNT]` of what stands there, the same for each of four threads: at [n, 1, 1] pointers."""
-    return tl.load(tl.broadcast_to(at + tl.arange(0, COUNT)[None, None, :], (at.shape[0], 4, COUNT)))
+    """`[n, 4, COUNT]` of what stands there, the same for each of four threads."""
+    return four_threads(at, 0, COUNT)
 
 
 @triton.jit
-def _once(at):  # [n, 1, 1] pointers -> [n, 4]
-    return tl.load(tl.broadcast_to(tl.reshape(at, (at.shape[0], 1)), (at.shape[0], 4)))
+def _once(at):  # [n] pointers -> [n, 4]
+    n: tl.constexpr = at.shape[0]
+    if FIRST_AXIS_FIRST:
+        return tl.trans(tl.load(tl.broadcast_to(at[None, :], (4, n))))
+    else:
+        return tl.load(tl.broadcast_to(at[:, None], (n, 4)))
 
 
 @triton.jit

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from workers.kernels.planes_triton import (
     STEP,
+    four_threads,
     halves_of,
     has_least,
     is_coarse,
@@ -61,15 +62,15 @@ def _for_all(sums, BLOCK_N: tl.constexpr):
 
 @triton.jit
 def _inputs(at, HALVES: tl.constexpr, N: tl.constexpr):
-    """32 columns of x, `[HALVES * N, 4, 4]` pointers to 16 of them: `[32, HALVES * N]`. With two halves the
-    first N have the first 16 columns and zeros, the last N the others."""
+    """32 columns of x from `at` `[HALVES * N]` on: `[32, HALVES * N]`. With two halves the first N have
+    the first 16 columns and zeros, the last N the others."""
     if HALVES == 2:
-        row = tl.arange(0, 2 * N)[:, None, None]
-        a = tl.load(at, mask=row < N, other=0.0)
-        b = tl.load(at + 16, mask=row >= N, other=0.0)
+        row = tl.arange(0, 2 * N)
+        a = four_threads(at, 4, 4, row < N)
+        b = four_threads(at + 16, 4, 4, row >= N)
     else:
-        a = tl.load(at)
-        b = tl.load(at + 16)
+        a = four_threads(at, 4, 4)
+        b = four_threads(at + 16, 4, 4)
     return tl.reshape(tl.permute(tl.join(a, b), (3, 1, 2, 0)), (32, HALVES * N))
 
 
@@ -93,8 +94,8 @@ def _seen(product, HALVES: tl.constexpr):
 
 @triton.jit
 def columns_of(
-    rows,  # [BLOCK_N, 1, 1] pointers: where rows of the weight begin
-    inputs,  # [HALVES * N, 4, 4] pointers: of each token 16 columns
+    rows,  # [BLOCK_N] pointers: where rows of the weight begin
+    inputs,  # [HALVES * N] pointers: where tokens begin
     begin,
     end,
     columns,
@@ -136,8 +137,8 @@ def columns_of(
 
 @triton.jit
 def plain_columns_of(
-    rows,  # [BLOCK_N, 1, 1] pointers: where rows of the weight begin
-    inputs,  # [N, 1, 1] pointers: where tokens begin
+    rows,  # [BLOCK_N] pointers: where rows of the weight begin
+    inputs,  # [N] pointers: where tokens begin
     begin,
     end,
     BLOCK_N: tl.constexpr,
@@ -145,11 +146,10 @@ def plain_columns_of(
 ):
     """The same of a weight in its input's type, of which a thread takes eight columns: `[BLOCK_N, N]`."""
     total = tl.zeros((BLOCK_N, N), tl.float32)
-    eight = tl.arange(0, 4)[None, :, None] * 8 + tl.arange(0, 8)[None, None, :]
     for k in range(begin, end, STEP):
         for group in tl.static_range(4):
-            weight = _in_order(tl.load(rows + k + 32 * group + eight))
-            x = _in_order(tl.load(inputs + k + 32 * group + eight))
+            weight = _in_order(four_threads(rows + k + 32 * group, 8, 8))
+            x = _in_order(four_threads(inputs + k + 32 * group, 8, 8))
             total = tl.dot(weight, tl.trans(x), total)
     return total
 
@@ -176,15 +176,14 @@ def product_of(
     N: tl.constexpr,
 ):
     """`[BLOCK_N, N]` float32: some rows of a weight, in planes or `PLAIN`, by some of x, in some columns."""
-    rows = w + (row * row_stride)[:, None, None]
+    rows = w + row * row_stride
     if KIND == "PLAIN":
-        return plain_columns_of(rows, x + (source * columns)[:, None, None], begin, end, BLOCK_N, N)
+        return plain_columns_of(rows, x + source * columns, begin, end, BLOCK_N, N)
     else:
         HALVES: tl.constexpr = halves_of(KIND)
-        thread = tl.arange(0, 4)[None, :, None] * 4 + tl.arange(0, 4)[None, None, :]
         if HALVES == 2:
             source = tl.reshape(tl.permute(tl.join(source, source), (1, 0)), (2 * N,))
-        inputs = x + (source * columns)[:, None, None] + thread
+        inputs = x + source * columns
         return columns_of(rows, inputs, begin, end, columns, KIND, x.dtype.element_ty, BLOCK_N, N)
 
 
@@ -264,7 +263,7 @@ def dequantise_kernel(
     """Rows as numbers: of each program `BLOCK_N` of them, and the columns of a step."""
     DTYPE: tl.constexpr = y.dtype.element_ty
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    rows = w + (tl.minimum(n, num_rows - 1).to(tl.int64) * row_stride)[:, None, None]
+    rows = w + tl.minimum(n, num_rows - 1).to(tl.int64) * row_stride
     k = tl.program_id(1) * STEP
     into = y + n.to(tl.int64)[:, None] * columns + k + tl.arange(0, 32)[None, :]
     scales = load_scales(rows, k, columns, KIND)
