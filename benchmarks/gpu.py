@@ -4,7 +4,7 @@
 * equalities: unlike requests answered alone, batched, chunked, cached and preempted; in float32 all of them
   equal, or that is a failure; in bfloat16 how many are.
 * attention: right, and at what share of the rate of memory or of products; what is beside it in a layer.
-* products: quantised weights in every format, right and at what share of the rate at which memory is copied.
+* products: quantised weights in every format, right and at what share of the rate at which memory is read.
 * engine, large, experts, gguf, fp8: random weights in the shape of Qwen3-0.6B, of Qwen3-8B, of 6 of the 48
   layers of Qwen3-30B-A3B, and of Qwen3-8B in Q4_K and in FP8. What the device can do at most is measured
   first (reading memory, multiplying matrices, copying from the host); the load, prefill and decode are given

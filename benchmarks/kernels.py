@@ -69,7 +69,7 @@ def compile_product(capability: int, kind: str, tokens: int) -> Compiled:
 
 def compile_skinny(capability: int, kind: str, tokens: int) -> tuple[Compiled, str]:
     """The product of few tokens with a weight in planes, as `compile_product`, and the code of its loop."""
-    kernel, shape = skinny.product_kernel, skinny.shape_of(tokens, kind)
+    kernel, shape = skinny.product_kernel, skinny.shape_of(tokens)
     pointers = dict.fromkeys(("x", "bias", "y"), "*bf16") | {"w": "*u8", "parts": "*fp32", "done": "*i32"}
     numbers = dict.fromkeys(("tokens", "num_rows", "columns", "row_stride", "split_steps"), "i32")
     constants = {"KIND": kind, "HAS_BIAS": False, "SPLIT": True, "BLOCK_N": shape.rows, "N": shape.tokens}

@@ -15,7 +15,6 @@ from workers.kernels.pairs import Pairs
 from workers.kernels.planes_triton import STEP
 from workers.kernels.skinny import (
     COUNTERS,
-    WIDE,
     Shape,
     counters,
     is_last_part,
@@ -26,7 +25,7 @@ from workers.kernels.skinny import (
 from workers.weights.blocks import Blocks, Weight
 
 PLAIN = "PLAIN"  # the weight is in the type of its input
-MOST = 32  # pairs of a program, at most
+MOST = 32  # pairs of an expert, up to which a plain weight is faster so
 
 
 @triton.jit(do_not_specialize=["split_steps", "experts"])
@@ -108,13 +107,9 @@ def takes(weight: Weight, dtype: torch.dtype) -> bool:
     return weight.dtype == dtype and weight.shape[1] % STEP.value == 0
 
 
-def shape_of(kind: str, pairs: int) -> Shape:
+def shape_of(pairs: int) -> Shape:
     """What a program has, of an expert with so many pairs."""
-    if pairs <= 8:
-        return Shape(8, 32, 16)
-    if pairs <= 16 or kind in WIDE:
-        return Shape(16, 16, 16)
-    return Shape(MOST, 32, 12)
+    return Shape(8 if pairs <= 8 else 16, 32, 16)
 
 
 def product(
@@ -137,7 +132,7 @@ def product(
     total_rows, columns = weight.shape
     rows = total_rows // experts
     kind, data = (weight.format.name, weight.data) if isinstance(weight, Blocks) else (PLAIN, weight)
-    shape = shape or shape_of(kind, rows_at_once or -(-count // experts))
+    shape = shape or shape_of(rows_at_once or -(-count // experts))
     tiles, blocks = count // shape.tokens + min(experts, count), triton.cdiv(rows, shape.rows)
     steps = triton.cdiv(columns, STEP.value)
     splits = (

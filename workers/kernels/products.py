@@ -13,9 +13,9 @@ from workers.weights.blocks import Blocks, Weight
 # Of float32 made at once: they stay in a CPU's cache; a GPU waits for some ten launches each time.
 WIDE_BYTES = {"cpu": 1 << 20, "cuda": 16 << 20}
 TILE = 16  # tokens that a program of the kernel for GPUs has at least
-SKINNY = 48  # tokens, up to which a weight in planes is multiplied as it is read
-# Of such a weight in the type of its input, made at once for more: it is multiplied while an L2 cache has it.
-SCRATCH_BYTES = 32 << 20
+SKINNY = 16  # tokens, up to which a weight in planes is multiplied as it is read
+# Of such a weight in the type of its input, made at once for more; and rows that cuBLAS likes to have together.
+SCRATCH_BYTES, TOGETHER = 64 << 20, 256
 
 
 def product(x: Tensor, weight: Blocks, bias: Tensor | None = None) -> Tensor:
@@ -52,7 +52,10 @@ def _in_planes(x: Tensor, weight: Blocks, bias: Tensor | None) -> Tensor:
     name, (total, columns) = weight.format.name, weight.shape
     if len(x) <= SKINNY:
         return skinny.product(x, weight.data, name, bias)
-    y, rows = x.new_empty(len(x), total), max(1, SCRATCH_BYTES // (x.itemsize * columns))
+    rows = max(TOGETHER, SCRATCH_BYTES // (x.itemsize * columns) // TOGETHER * TOGETHER)
+    if total <= rows:
+        return F.linear(x, skinny.dequantise(weight.data, name, columns, x.dtype), bias)
+    y = x.new_empty(len(x), total)
     for start in range(0, total, rows):
         part = slice(start, start + rows)
         wide = skinny.dequantise(weight.data[part], name, columns, x.dtype)
