@@ -35,6 +35,43 @@ def main(kinds: list[str]) -> None:
     print(json.dumps(errors))
 
 
+def experts() -> None:
+    """Errors of experts' products; places of pairs are to be those of torch's sort."""
+    from workers.kernels import experts_triton, grouped, pairs_triton
+    from workers.kernels.pairs import Pairs
+    from workers.weights.blocks import Blocks
+
+    generator = torch.Generator().manual_seed(1)
+    for count, pairs in ((5, 1), (128, 40), (3, 100)):
+        numbers = torch.randint(count + 1, (pairs,), generator=generator)
+        expected = Pairs.of(numbers, count, 1)
+        order, starts = pairs_triton.sorted_pairs(numbers, count)
+        assert torch.equal(order, expected.order)
+        assert torch.equal(starts, expected.starts)
+
+    errors, rows, columns = {}, 24, 256
+    numbers = torch.tensor(
+        [[0, 1], [1, 3], [3, 0], [1, 0], [4, 3], [3, 1]]
+    )  # of 5 experts, 4: another rank's
+    pairs = Pairs.of(numbers.flatten(), 4, 2)
+    for kind in ("PLAIN", "Q6_K"):
+        for is_last in (False, True):
+            x = torch.randn(12 if is_last else 6, columns, generator=generator).half()
+            weight = plain = torch.randn(4 * rows, columns, generator=generator).half()
+            if kind != "PLAIN":
+                plain = weight_of(kind, 4 * rows, columns)
+                weight = Blocks(plain.format, plain.data.clone(), torch.float16).to_planes()
+            bias = torch.randn(4, rows, generator=generator).half()
+            scales = torch.rand(12, generator=generator) if is_last else None
+            found, expected = (torch.full((12, rows), 7.0).half() for _ in range(2))
+            shape = Shape(8, 32, 16 * (not is_last))
+            experts_triton.product(x, weight, bias, pairs, found, scales, None, shape)
+            grouped.reference(x, plain, bias, pairs, expected, scales)
+            difference = (found.float() - expected.float()).norm() / expected.float().norm()
+            errors[f"{kind} {is_last}"] = float(difference)
+    print(json.dumps(errors))
+
+
 if __name__ == "__main__":
     take_arrays_for_numbers()
-    main(sys.argv[1:])
+    main(sys.argv[1:]) if sys.argv[1:] else experts()

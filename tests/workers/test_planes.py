@@ -18,7 +18,8 @@ from tests.workers.interpreted_products import weight_of
 from workers.checkpoints.blocks import FORMATS
 from workers.kernels import products
 from workers.layers.embedding import Embedding, Head, VocabularySlice
-from workers.layers.linear import Linear
+from workers.layers.grouped import GroupedLinear
+from workers.layers.linear import ColumnParallel, Linear
 from workers.parallel import RankGroup
 from workers.weights import planes
 from workers.weights.blocks import Blocks, Empty
@@ -84,6 +85,27 @@ def test_a_linear_keeps_its_order_where_nothing_reads_planes():
     assert not linear.weight.in_planes
 
 
+@pytest.mark.parametrize("kind", ["Q4_K", "Q6_K"])  # whose rows begin at 16 bytes, and whose do not
+def test_experts_are_put_in_order_together(kind, monkeypatch):
+    monkeypatch.setattr("workers.layers.grouped.can_pack", lambda dtype, device: False)
+    monkeypatch.setattr("workers.layers.grouped.wants_planes", lambda weight: True)
+    empty = Empty(torch.bfloat16, formats={f"{n}.up.weight": kind for n in range(3)})
+
+    def make(number: int, empty: Empty) -> Linear:
+        return ColumnParallel([(f"{number}.up", 8, range(8))], 768, False, empty)
+
+    grouped = GroupedLinear(3, make, empty)
+    weights = [weight_of(kind, 8, 768) for _ in range(3)]
+    for expert, weight in zip(grouped.experts, weights, strict=True):
+        expert.parts[0].weight.data.copy_(weight.data)
+    grouped._reorder()
+    [(stack, _)] = grouped.stacks
+    assert stack.in_planes
+    assert torch.equal(stack.float(), torch.cat([weight.float() for weight in weights]))
+    for expert, weight in zip(grouped.experts, weights, strict=True):
+        assert torch.equal(expert.parts[0].weight.float(), weight.float())
+
+
 @TRITON
 @pytest.mark.parametrize("kinds", [KINDS[::2], KINDS[1::2]], ids=" ".join)
 def test_what_is_interpreted_is_the_product_with_the_weight(kinds):
@@ -95,6 +117,17 @@ def test_what_is_interpreted_is_the_product_with_the_weight(kinds):
     assert len(errors) == 3 * len(kinds)
     for name, error in errors.items():
         assert error < 1e-3, name
+
+
+@TRITON
+def test_what_is_interpreted_of_experts_is_what_torch_makes_of_each_pair():
+    command = [sys.executable, "-m", "tests.workers.interpreted_planes"]
+    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    errors = json.loads(done.stdout)
+    assert len(errors) == 4
+    assert max(errors.values()) < 1e-3, errors
 
 
 # --- the assembly, which no interpreter knows ---------------------------------------------------------------

@@ -21,6 +21,11 @@ class Pairs(NamedTuple):
     @classmethod
     def of(cls, numbers: Tensor, experts: int, chosen: int) -> Pairs:
         """Those of `numbers` `[tokens * chosen]`: of each pair its expert, or `experts` for none."""
+        if numbers.is_cuda:
+            from workers.kernels import pairs_triton  # for which Triton comes with torch where there is CUDA
+
+            if len(numbers) <= pairs_triton.MOST:
+                return cls(*pairs_triton.sorted_pairs(numbers, experts), chosen)
         by_expert, order = numbers.sort(stable=True)
         bounds = torch.arange(experts + 1, device=numbers.device)
         return cls(order, torch.searchsorted(by_expert, bounds, out_int32=True), chosen)

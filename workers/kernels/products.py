@@ -14,7 +14,7 @@ from workers.weights.blocks import Blocks, Weight
 WIDE_BYTES = {"cpu": 1 << 20, "cuda": 16 << 20}
 TILE = 16  # tokens that a program of the kernel for GPUs has at least
 SKINNY = 16  # tokens, up to which a weight in planes is multiplied as it is read
-# Of such a weight in the type of its input, made at once for more; and rows that cuBLAS likes to have together.
+# Of such a weight in its input's type, made at once for more; and rows that cuBLAS likes to have together.
 SCRATCH_BYTES, TOGETHER = 64 << 20, 256
 
 
