@@ -22,7 +22,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from benchmarks.kernels import Compiled, assembled
-from benchmarks.products import copying, replayed
+from benchmarks.products import reading, replayed
 from ipc.worker_messages import PAGE_SIZE
 from workers.kernels import attention_triton, fused
 from workers.kernels.attention_triton import Rows, Sequences, Tile, num_splits, tile
@@ -153,8 +153,8 @@ def right(device: str) -> Iterator[tuple[str, bool, float]]:
 
 def rates(device: str, until: float) -> Iterator[tuple[str, str, dict[str, float]]]:
     """Name, text and figures of each case, as long as there is time."""
-    limit = copying(device)
-    yield "copying", f"{limit / 1e9:.0f} GB/s", {"per_second": limit}
+    limit = reading(device)
+    yield "reading", f"{limit / 1e9:.0f} GB/s", {"per_second": limit}
     for batch, context in DECODE:
         if time.monotonic() > until:
             return
@@ -162,7 +162,7 @@ def rates(device: str, until: float) -> Iterator[tuple[str, str, dict[str, float
         nbytes = batch * context * KV_HEADS * HEAD_DIM * 4
         inputs = Inputs(case, device, pools := max(2, min(32, -(-NO_CACHE // nbytes))))
         took = replayed([partial(inputs.attend, pool) for pool in range(pools)])
-        text = f"{took * 1e6:.1f} µs, {nbytes / took / limit:.0%} of copying"
+        text = f"{took * 1e6:.1f} µs, {nbytes / took / limit:.0%} of reading"
         figures = {"seconds": took, "share": nbytes / took / limit}
         for shape in FEW:
             other = replayed([partial(inputs.attend, pool, shape) for pool in range(pools)])
