@@ -36,7 +36,7 @@ DECODE = tuple((batch, context) for context in (512, 4096, 16_384) for batch in 
 PROMPTS = (2048, 8192)
 NO_CACHE = 256 << 20  # bytes of keys and values, one after the other
 SECONDS = 45.0
-FEW = (Tile(16, 32, 4, 3), Tile(16, 64, 4, 3), Tile(16, 128, 4, 2), Tile(16, 32, 2, 3))
+FEW = (Tile(16, 32, 4, 3), Tile(16, 64, 4, 3), Tile(16, 64, 8, 2), Tile(16, 32, 2, 3))
 MANY = (Tile(128, 64, 8, 3), Tile(128, 32, 8, 3), Tile(64, 64, 4, 2), Tile(128, 128, 8, 2))
 
 
@@ -230,6 +230,7 @@ def compile_attention(
     numbers = dict.fromkeys(("first", "tokens", "programs", "room", "window", *strides), "i32")
     numbers |= {"scale": "fp32", "cap": "fp32"}
     constants = {
+        "SINGLE": few,
         "HEADS": 32,
         "GROUP": 4,
         "HEAD_DIM": head_dim,

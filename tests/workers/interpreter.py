@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import FunctionType, ModuleType
 
 
@@ -19,8 +20,9 @@ def take_arrays_for_numbers() -> None:
 
 
 def patch_once() -> None:
-    """Replace Triton's language by what interprets it once, and not for each function that a kernel calls:
-    that is half of the time. The process is good for nothing else from then on.
+    """Leave out what takes most of the time, and is no part of a kernel: replacing Triton's language by what
+    interprets it anew for each function that is called, and looking at every sum of integers for an overflow.
+    The process is good for nothing else from then on.
     """
     from triton.runtime import interpreter
 
@@ -28,12 +30,17 @@ def patch_once() -> None:
     scope = type("Kept", (), {"restore": lambda self: None})()
 
     def patched(function: FunctionType) -> object:
+        languages = interpreter.tl, interpreter.tl.core
         names = frozenset(
-            value.__name__ for value in function.__globals__.values() if isinstance(value, ModuleType)
+            value.__name__
+            for value in function.__globals__.values()
+            if isinstance(value, ModuleType) and value in languages
         )
-        if names not in done:
-            done.add(names)
+        if not names <= done:
+            done.update(names)
             patch(function)
         return scope
 
     interpreter._patch_lang = patched
+    builder = interpreter.interpreter_builder
+    builder.options = replace(builder.options, sanitize_overflow=False)

@@ -44,7 +44,7 @@ def test_what_is_interpreted_computes_what_torch_does(what):
     ("few", "head_dim", "dtype", "window", "special", "capability"),
     [
         (True, 128, "bf16", 0, False, 90),
-        (True, 64, "fp16", 2, True, 120),
+        (True, 128, "bf16", 2, False, 120),
         (True, 256, "bf16", 1, True, 86),
         (True, 576, "bf16", 0, False, 89),
         (True, 128, "fp32", 0, False, 80),

@@ -22,9 +22,10 @@ import triton.language as tl
 from torch import Tensor
 
 from ipc.worker_messages import PAGE_SIZE
+from workers.kernels.launch import Launcher
 
 MOST_SPLITS = 32  # of the keys of a sequence
-SPLIT = 128  # keys, of which a split is a multiple, and begins at one
+SPLIT = 64  # keys, of which a split is a multiple, and begins at one
 PROGRAMS = 2048  # that share keys, at most: several for each processor of the largest GPU
 LOG2_E = tl.constexpr(1.4426950408889634)
 WINDOWS = ("full", "window", "chunk")  # by the number that the kernel knows them by
@@ -57,6 +58,19 @@ class Tile(NamedTuple):
     keys: int
     warps: int
     stages: int  # blocks of keys that are on their way from memory at once
+
+
+@triton.jit
+def _rows_of(place, order, starts, contexts, first, SINGLE: tl.constexpr):
+    """Of a sequence its number, first row, tokens and context; those with one token come first in a step."""
+    if SINGLE:
+        sequence = (first + place).to(tl.int64)
+        start, count = sequence, 1
+    else:
+        sequence = tl.load(order + first + place)
+        start = tl.load(starts + sequence)
+        count = (tl.load(starts + sequence + 1) - start).to(tl.int32)
+    return sequence, start, count, tl.load(contexts + sequence).to(tl.int32)
 
 
 @triton.jit
@@ -219,6 +233,7 @@ def attention_kernel(
     page_stride,
     scale,  # of scores, times log2(e); with CAPPED over half the cap
     cap,  # times log2(e)
+    SINGLE: tl.constexpr,  # each sequence has one token
     HEADS: tl.constexpr,
     GROUP: tl.constexpr,  # heads that share a key head
     HEAD_DIM: tl.constexpr,
@@ -237,9 +252,7 @@ def attention_kernel(
     BLOCK_V: tl.constexpr,
 ):
     place, kv_head = tl.program_id(0) // programs, tl.program_id(1)
-    sequence = tl.load(order + first + place)
-    start, context = tl.load(starts + sequence), tl.load(contexts + sequence).to(tl.int32)
-    count = (tl.load(starts + sequence + 1) - start).to(tl.int32)
+    sequence, start, count, context = _rows_of(place, order, starts, contexts, first, SINGLE)
     first_row = tl.program_id(0) % programs * BLOCK_M
     row = first_row + tl.arange(0, BLOCK_M)
     token, head = row // GROUP, kv_head * GROUP + row % GROUP
@@ -314,6 +327,7 @@ def join_kernel(
     tokens,
     room,
     window,
+    SINGLE: tl.constexpr,
     HEADS: tl.constexpr,
     VALUE_DIM: tl.constexpr,
     WINDOW: tl.constexpr,
@@ -324,9 +338,7 @@ def join_kernel(
 ):
     """One head of one token, of the splits of its keys."""
     place, token, head = tl.program_id(0) // tokens, tl.program_id(0) % tokens, tl.program_id(1)
-    sequence = tl.load(order + first + place)
-    start, context = tl.load(starts + sequence), tl.load(contexts + sequence).to(tl.int32)
-    count = (tl.load(starts + sequence + 1) - start).to(tl.int32)
+    _, start, count, context = _rows_of(place, order, starts, contexts, first, SINGLE)
     if token >= count:
         return
     _, _, splits = _splits(_first_seen(context - count, window, WINDOW), context, MOST, UNIT)
@@ -347,6 +359,9 @@ def join_kernel(
     total = tl.sum(part * share[:, None], 0) / whole
     into = y + ((start + token) * HEADS + head) * VALUE_DIM + v
     tl.store(into, total.to(y.dtype.element_ty), mask=inside)
+
+
+LAUNCH, JOIN = Launcher(attention_kernel), Launcher(join_kernel)
 
 
 def num_splits(first: int, context: int) -> int:
@@ -423,21 +438,35 @@ def attention(
     number = WINDOWS.index(kind)
     # as many as keep a GPU busy, and no more: most find nothing to do where contexts are short
     at_once = max(1, min(rows.splits, PROGRAMS // (programs * kv_heads)))
-    attention_kernel[(programs, kv_heads, at_once)](
+    LAUNCH(
+        (programs, kv_heads, at_once),
         *(q, kv[0], kv[-1], y, parts, sums, given, *sequences),
         *(rows.first, rows.tokens, programs // rows.count, rows.splits, window),
         *(q.stride(0), q.stride(1), kv.stride(1)),
         *((scale * log2_e, 0.0) if cap is None else (2 * scale * log2_e / cap, cap * log2_e)),
-        *(heads, group, head_dim, value_dim, PAGE_SIZE, number, cap is not None, sinks is not None, shared),
+        *(
+            rows.tokens == 1,
+            heads,
+            group,
+            head_dim,
+            value_dim,
+            PAGE_SIZE,
+            number,
+            cap is not None,
+            sinks is not None,
+            shared,
+        ),
         *(most, SPLIT, shape.rows, shape.keys, _padded(first_dim), block_rest, _padded(value_dim)),
         num_warps=shape.warps,
         num_stages=shape.stages,
     )
     if rows.splits > 1:
         block = min(_padded(value_dim), 128)
-        join_kernel[(rows.count * rows.tokens, heads, triton.cdiv(value_dim, block))](
+        JOIN(
+            (rows.count * rows.tokens, heads, triton.cdiv(value_dim, block)),
             *(y, parts, sums, given, *sequences[:3], rows.first, rows.tokens, rows.splits, window),
-            *(heads, value_dim, number, sinks is not None, most, SPLIT, block),
+            *(rows.tokens == 1, heads, value_dim, number, sinks is not None, most, SPLIT, block),
+            num_warps=4,
         )
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ipc.worker_messages import PAGE_SIZE
 from workers.kernels.attention_triton import Sequences
+from workers.kernels.launch import Launcher
 
 
 @triton.jit
@@ -54,6 +55,9 @@ def write_kernel(
         tl.store(kept_values + into, tl.load(at, mask=mask).to(kept_values.dtype.element_ty), mask=mask)
 
 
+LAUNCH = Launcher(write_kernel)
+
+
 def write(
     kv: Tensor,  # [blocks, pages, kv_heads, PAGE_SIZE, head_dim]
     keys: Tensor,  # [tokens, kv_heads, head_dim]
@@ -66,8 +70,10 @@ def write(
     beside = keys if values is None else values
     block_d = triton.next_power_of_2(head_dim)
     block_h = max(1, min(triton.next_power_of_2(kv_heads), 1024 // block_d))
-    write_kernel[(tokens, triton.cdiv(kv_heads, block_h))](
+    LAUNCH(
+        (tokens, triton.cdiv(kv_heads, block_h), 1),
         *(keys, beside, kv[0], kv[-1], owners, *sequences[1:]),
         *(*keys.stride()[:2], *beside.stride()[:2], kv.stride(1)),
         *(kv_heads, head_dim, PAGE_SIZE, values is not None, block_h, block_d),
+        num_warps=4,
     )

@@ -6,6 +6,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from workers.kernels.launch import Launcher
+
 BLOCK = 1024  # elements of a row that a program has
 
 
@@ -32,12 +34,15 @@ def gated_kernel(
     tl.store(y + row * inner + i, (gate * up).to(y.dtype.element_ty), mask=there)
 
 
+LAUNCH = Launcher(gated_kernel)
+
+
 def gated(gate_up: Tensor, activation: int) -> Tensor:
     """See `workers.kernels.fused.gated`."""
     if gate_up.stride(1) != 1:
         gate_up = gate_up.contiguous()
     inner = gate_up.shape[1] // 2
     y = gate_up.new_empty(len(gate_up), inner)
-    grid = (len(gate_up), triton.cdiv(inner, BLOCK))
-    gated_kernel[grid](gate_up, y, inner, gate_up.stride(0), activation, BLOCK, num_warps=4)
+    grid = (len(gate_up), triton.cdiv(inner, BLOCK), 1)
+    LAUNCH(grid, gate_up, y, inner, gate_up.stride(0), activation, BLOCK, num_warps=4)
     return y

@@ -10,6 +10,7 @@ from ipc.worker_messages import PAGE_SIZE
 from workers.kernels.attention_triton import Sequences
 from workers.kernels.cache_triton import slot_of
 from workers.kernels.fused import Turn
+from workers.kernels.launch import Launcher
 
 ELEMENTS = 1024  # of heads that a program has
 
@@ -95,6 +96,9 @@ def heads_kernel(
         tl.store(kept_values + at, value.to(kept_values.dtype.element_ty), mask=is_value[:, None] & within)
 
 
+LAUNCH = Launcher(heads_kernel)
+
+
 def turn_and_write(
     kv: Tensor,  # [2, pages, kv_heads, PAGE_SIZE, head_dim]
     q: Tensor,  # [tokens, heads, head_dim]
@@ -112,7 +116,8 @@ def turn_and_write(
     block_h = max(1, ELEMENTS // block_d)
     q_weight, k_weight = (q, q) if turn.weights is None else turn.weights
     cos, sin = (q, q) if turn.angles is None else turn.angles
-    heads_kernel[(tokens, triton.cdiv(heads + 2 * kv_heads, block_h))](
+    LAUNCH(
+        (tokens, triton.cdiv(heads + 2 * kv_heads, block_h), 1),
         *(q, keys, values, turned, kv[0], kv[1], q_weight, k_weight, cos, sin),
         *(q if turn.growth is None else turn.growth, owners, *sequences[1:]),
         *(q.stride(0), keys.stride(0), values.stride(0), kv.stride(1), turn.eps, turn.offset),

@@ -7,6 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from workers.kernels.launch import Launcher
+
 
 @triton.jit
 def norm_kernel(
@@ -37,6 +39,9 @@ def norm_kernel(
     if AFTER:
         result += tl.load(beside + row * beside_stride + i, mask=there, other=0.0).to(tl.float32)
     tl.store(y + row * SIZE + i, result.to(y.dtype.element_ty), mask=there)
+
+
+LAUNCH = Launcher(norm_kernel)
 
 
 def norm(x: Tensor, weight: Tensor, eps: float, offset: float, residual: Tensor | None) -> Tensor:
@@ -73,7 +78,8 @@ def _launch(
 ) -> None:
     size = x.shape[1]
     block = triton.next_power_of_2(size)
-    norm_kernel[(len(x),)](
+    LAUNCH(
+        (len(x), 1, 1),
         *(
             x,
             beside,

@@ -1,0 +1,87 @@
+"""A kernel that was compiled is found again by as much of its arguments as it was compiled for."""
+
+from __future__ import annotations
+
+import itertools
+from importlib.util import find_spec
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="there is no Triton")
+
+
+class Kernel:
+    """Stands for a `triton.jit` function, and keeps by what Triton would compile it."""
+
+    def __init__(self, function):
+        from triton.backends.compiler import GPUTarget
+        from triton.compiler import make_backend
+        from triton.runtime.jit import create_function_from_signature
+
+        self.params = function.params
+        backend = make_backend(GPUTarget("cuda", 90, 32))
+        self.binder = create_function_from_signature(function.signature, function.params, backend)
+        self.asked = 0
+
+    def wanted(self, arguments, options):
+        _, specialization, _ = self.binder(*arguments)
+        return str(specialization), str(options)
+
+    def __getitem__(self, grid):
+        def launch(*arguments, **options):
+            self.asked += 1
+            return Compiled(self, self.wanted(arguments, options), options)
+
+        return launch
+
+
+class Compiled:
+    def __init__(self, kernel, wanted, options):
+        self.kernel, self.wanted, self.options = kernel, wanted, options
+        self.launched = []
+
+    def __getitem__(self, grid):
+        def launch(*arguments):
+            assert self.kernel.wanted(arguments, self.options) == self.wanted
+            self.launched.append((grid, arguments))
+
+        return launch
+
+
+def variants():
+    """Arguments of the norm's kernel: unlike in types, alignment, divisors, constants, and in nothing."""
+    wide = torch.zeros(40, dtype=torch.float16)
+    tensors = (wide, wide[8:], wide[1:], wide.float(), wide.bfloat16())
+    for x, stride, size in itertools.product(tensors, (1, 16, 17, 48, 1 << 32), (16, 30)):
+        for eps in (0.5, 1e-6):
+            yield x, wide, wide, wide, wide, stride, 16, eps, 0.0, size, False, True, 32
+
+
+def test_what_is_launched_was_compiled_for_such_arguments_and_is_compiled_once():
+    from workers.kernels.launch import Launcher
+    from workers.kernels.norm_triton import norm_kernel
+
+    kernel = Kernel(norm_kernel)
+    launcher = Launcher(kernel)
+    kinds = set()
+    for _ in range(2):
+        for arguments in variants():
+            for num_warps in (4, 8):
+                launcher((3, 1, 1), *arguments, num_warps=num_warps)
+                kinds.add(kernel.wanted(arguments, {"num_warps": num_warps, "num_stages": 3}))
+    assert kernel.asked == len(kinds) == 4 * 4 * 2 * 2  # a view at 16 bytes is like the whole, and 48 like 16
+
+
+def test_numbers_that_make_no_difference_are_no_kinds():
+    from workers.kernels.attention_triton import attention_kernel
+    from workers.kernels.launch import Launcher
+
+    kernel = Kernel(attention_kernel)
+    launcher = Launcher(kernel)
+    x, at = torch.zeros(64, dtype=torch.float16), torch.zeros(8, dtype=torch.int64)
+    for number in (0, 1, 16, 33):
+        constants = (True, 4, 2, 16, 16, 32, 0, False, False, False, 32, 128, 16, 64, 16, 16, 16)
+        numbers = (number,) * 5
+        launcher((1, 2, 3), *[x] * 7, *[at] * 5, *numbers, 64, 16, 1024, 0.1, 0.0, *constants, num_warps=4)
+    assert kernel.asked == 1

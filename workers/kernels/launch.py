@@ -1,0 +1,52 @@
+"""Launches of a Triton kernel that take the host a few microseconds.
+
+Triton looks at each argument of each launch, and at what the kernel's module holds, before it finds what it
+compiled: 50 µs for a kernel with forty arguments (H200, Triton 3.6), which for a step that is no graph is
+longer than the device needs. What it compiled can be called by itself; here it is found by as much of the
+arguments as Triton compiles for.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+ALIGNED = 16  # bytes, or a number's divisor, for which Triton compiles a kernel of its own
+INT32 = 1 << 31
+
+
+class Launcher:
+    """Launches one kernel, which is a `triton.jit` function without keyword arguments or defaults."""
+
+    def __init__(self, kernel: Any) -> None:
+        self._kernel = kernel
+        self._compiled: dict[tuple[object, ...], Any] = {}
+        # as of each parameter: None, where its value makes no difference to what is compiled
+        self._parameters = [
+            None if each.do_not_specialize else each.is_constexpr for each in getattr(kernel, "params", ())
+        ]
+
+    def __call__(
+        self, grid: tuple[int, int, int], *arguments: Any, num_warps: int, num_stages: int = 3
+    ) -> None:
+        if not self._parameters:  # it is interpreted
+            self._kernel[grid](*arguments, num_warps=num_warps, num_stages=num_stages)
+            return
+        key = (num_warps, num_stages, *map(_kind, self._parameters, arguments))
+        compiled = self._compiled.get(key)
+        if compiled is None:
+            self._compiled[key] = self._kernel[grid](*arguments, num_warps=num_warps, num_stages=num_stages)
+        else:
+            compiled[grid](*arguments)
+
+
+def _kind(is_constant: bool | None, argument: Any) -> object:
+    """What Triton compiles a kernel for, of one argument."""
+    if isinstance(argument, Tensor):
+        return argument.dtype, argument.get_device(), argument.data_ptr() % ALIGNED == 0
+    if is_constant:
+        return argument
+    if is_constant is None or isinstance(argument, float):
+        return None
+    return argument == 1, argument % ALIGNED == 0, argument < INT32
