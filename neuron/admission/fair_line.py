@@ -204,6 +204,6 @@ class FairLine(Generic[T]):
         """Give so many tokens to its account and its session, where these are still known."""
         turns = self._classes.get(entry.claim.priority)
         if turns is not None and (account := turns.get(entry.claim.account)) is not None:
-            account.credit += tokens
+            account.give(tokens)
             if (session := account.queue.sessions.get(entry.claim.session)) is not None:
-                session.credit += tokens
+                session.give(tokens)

@@ -29,6 +29,10 @@ class Share(Generic[K, Q]):
     queue: Q
     credit: int = QUANTUM
 
+    def give(self, tokens: int) -> None:
+        """Put right what it was charged; up to what a new one has, for it may have been alone meanwhile."""
+        self.credit = min(self.credit + tokens, QUANTUM)
+
 
 class Turns(Generic[K, Q]):
     """The ring of them.

@@ -206,6 +206,18 @@ def test_what_a_request_did_not_cost_is_given_back():
     assert accounts(line.turns(2)) == "ab"
 
 
+def test_what_is_given_back_to_one_who_was_alone_is_no_claim_against_others():
+    line = Line()
+    line.add("a", 40, cost=1000 * QUANTUM)
+    for item in line.turns(20):
+        line.refund(item, 1000 * QUANTUM)  # all of it was cached
+    line.add("b", 2)
+    line.add("a", session="talk")
+    served = line.turns(4)
+    assert "b" in accounts(served)
+    assert ("a", 42) in served
+
+
 def test_what_a_request_cost_beyond_the_guess_is_charged():
     line = Line()
     line.add("a", 10, cost=1)
