@@ -103,7 +103,7 @@ def columns_of(
     BLOCK_N: tl.constexpr,
     N: tl.constexpr,
 ):
-    """The product of columns from `begin` to `end`, as `_seen`."""
+    """The product of columns from `begin` to `end`: `[BLOCK_N, N]` float32."""
     HALVES: tl.constexpr = halves_of(KIND)
     OFFSET: tl.constexpr = offset_of(KIND, DTYPE)
     total = tl.zeros((BLOCK_N // 16, 16, HALVES, N // 8, 4, 2), tl.float32)
