@@ -28,7 +28,7 @@ PLAIN = "PLAIN"  # the weight is in the type of its input
 MOST = 32  # pairs of an expert, up to which a plain weight is faster so
 
 
-@triton.jit(do_not_specialize=["split_steps", "experts"])
+@triton.jit(do_not_specialize=["pairs", "split_steps", "experts"])
 def experts_kernel(
     x,  # [tokens, columns], or with SCALED [pairs, columns]
     w,  # [experts * num_rows, columns], or bytes in planes
