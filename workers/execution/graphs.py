@@ -86,8 +86,7 @@ class CudaGraphs:
         return self._held
 
     def release(self) -> None:
-        """Once the device is done with them."""
-        torch.cuda.synchronize(self._device)
+        """The driver keeps what still runs until it is done."""
         for graph in self._graphs:
             graph.reset()
         self._graphs.clear()

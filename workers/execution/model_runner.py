@@ -331,13 +331,13 @@ class ModelRunner:
 
     def close(self) -> None:
         """Leave the group, and let go of all memory."""
+        if self.graphs is not None:
+            self.graphs.release()  # before the group ends, whose collectives are in them
         self.group.leave()
         self.adapters.close()
         if self.grammars is not None:
             self.grammars.close()
         self.slots.clear()
-        if self.graphs is not None:
-            self.graphs.release()
         self.graphs = self.decoded = None
         for name in (
             "model",
@@ -347,6 +347,7 @@ class ModelRunner:
             "attention",
             "states",
             "inputs",
+            "decode_inputs",
             "latest",
             "sampler",
         ):
@@ -369,7 +370,9 @@ class ModelRunner:
             self.grammars.remove(number)
 
     def _step(self, scheduled: list[Scheduled]) -> Outcome:
-        """What the plan's tokens lead to. No slot and no sampler changes before all of it was computed."""
+        """What the plan's tokens lead to. Until all of it was sent, no slot has more of its tokens computed,
+        and the sampler knows at most that a sequence is there.
+        """
         step = make_step(scheduled, self.slots)
         if self.adapters:
             self.adapters.step.begin([(s.slot.new.adapter, s.rows) for s in step.segments], self.group.device)
