@@ -22,6 +22,7 @@ LONGEST = (
     "end_to_end/test_faults.py",
     "workers/test_exact.py",
     "workers/test_equalities.py",
+    "workers/test_triton_products.py",
     "neuron/test_faults.py",
     "workers/test_parallel.py",
     "neuron/test_standby.py",
