@@ -16,7 +16,6 @@ import msgspec
 
 from workers.checkpoints.files import refuse
 from workers.checkpoints.gguf.header import STRING, Gguf, List
-from workers.checkpoints.gguf.merges import every_merge
 from workers.checkpoints.gguf.pretokenizers import BY_NAME, DEFAULT
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # types of tokens
@@ -142,6 +141,8 @@ def _gpt2(file: Gguf, tokens: list[str], types: list[int]) -> Json:
 
 
 def _llama(file: Gguf, tokens: list[str], types: list[int]) -> Json:
+    from workers.checkpoints.gguf.merges import every_merge  # with numpy, a third of a text process's start
+
     vocab = {token: number for number, token in enumerate(tokens)}
     scores = file.get("tokenizer.ggml.scores")
     if len(scores) < len(tokens):
