@@ -14,7 +14,7 @@ from ipc.worker_messages import PAGE_SIZE
 from workers.attention.backend import Attend
 from workers.cache.state import StateCache
 from workers.checkpoints.config import DeltaNet
-from workers.kernels.gated_delta import chunked, convolve, convolve_each, recur, unit
+from workers.kernels.gated_delta import BLOCK, chunked, convolve, convolve_each, recur, unit
 from workers.step.batch import Segment
 
 
@@ -170,10 +170,16 @@ class RecurrentStates:
         read, written = places
         inputs, matrices = self.cache.inputs[layer], self.cache.matrices[layer]
         if not self._exact:
-            y, after = convolve(mixed, inputs[read][0], weight)
-            found, state = chunked(matrices[read][0], *heads_of(y, self.cache.delta), decay, beta)
-            inputs[written], matrices[written] = after, state
-            return found
+            before, state, block = inputs[read][0], matrices[read][0], BLOCK[mixed.device.type]
+            found = []
+            for start in range(0, len(mixed), block):  # all of one stays in a CPU's cache
+                part = slice(start, start + block)
+                y, before = convolve(mixed[part], before, weight)
+                heads = heads_of(y, self.cache.delta)
+                y, state = chunked(state, *heads, decay[part], beta[part])
+                found.append(y)
+            inputs[written], matrices[written] = before, state
+            return torch.cat(found)
         before, state = inputs[read], matrices[read]
         found = []
         for row in range(len(mixed)):

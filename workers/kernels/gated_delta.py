@@ -18,7 +18,7 @@ from torch import Tensor
 
 CHUNK = 64  # tokens that are taken together; the products within are CHUNK x CHUNK
 # Tokens whose products within chunks are in memory at once: few stay in a CPU's cache, many are few launches.
-BLOCK = {"cpu": 512, "cuda": 2048}
+BLOCK = {"cpu": 128, "cuda": 2048}
 EPS = 1e-6  # of the squared length of a query or a key
 
 
@@ -106,12 +106,13 @@ def _block(
     total = decay.cumsum(dim=-1)  # of the chunk, up to each token and with it
     later = torch.ones(size, size, dtype=torch.bool, device=v.device).triu(1)
     between = (total[..., :, None] - total[..., None, :]).masked_fill_(later, -torch.inf).exp_()
-    grown, beta = total.exp()[..., None], beta[..., None]
-    system = k @ k.transpose(-1, -2) * between * beta
-    written = torch.cat((v * beta, k * (beta * grown)), dim=-1)
-    solved = torch.linalg.solve_triangular(system, written, upper=False, unitriangular=True)
-    own, lost = (each.flatten(0, 1) for each in solved.split((v.shape[-1], k.shape[-1]), dim=-1))
-    seen = (q @ k.transpose(-1, -2) * between).flatten(0, 1)
+    grown, keys = total.exp(), k.transpose(-1, -2)
+    system = (k @ keys * between).mul_(beta[..., None])
+    one = torch.eye(size, dtype=v.dtype, device=v.device)
+    solved = torch.linalg.solve_triangular(system, one, upper=False, unitriangular=True) * beta[..., None, :]
+    own = (solved @ v).flatten(0, 1)
+    lost = ((solved * grown[..., None, :]) @ k).flatten(0, 1)
+    seen, grown = (q @ keys * between).flatten(0, 1), grown[..., None]
     asked = (q * grown).flatten(0, 1)
     last = total[..., -1:]
     keys = (k * (last - total).exp()[..., None]).flatten(0, 1).transpose(-1, -2)
