@@ -218,6 +218,20 @@ def test_what_is_given_back_to_one_who_was_alone_is_no_claim_against_others():
     assert ("a", 42) in served
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_nobody_ever_has_a_claim_to_more_than_a_new_one_has(seed):
+    draw = random.Random(seed)
+    line, under_way = Line(), []
+    for _ in range(400):
+        while len(line) < 3:
+            line.add(draw.choice("abcdef"), session=draw.choice("xy"), cost=draw.choice((300, 20_000)))
+        under_way.append(line.turn())
+        if len(under_way) > 5:
+            line.leave(under_way.pop(draw.randrange(6)), draw.choice((0, 10, 5000)))
+        for turns in line._classes.values():
+            assert max(share.credit for share in turns._ring) <= QUANTUM
+
+
 def test_what_a_request_cost_beyond_the_guess_is_charged():
     line = Line()
     line.add("a", 10, cost=1)
