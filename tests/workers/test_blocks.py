@@ -10,6 +10,7 @@ import numpy
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ipc.errors import CortexError
 from ipc.worker_messages import Submit
@@ -22,7 +23,7 @@ from workers.models.decoder import Decoder
 from workers.parallel import RankGroup
 from workers.weights.blocks import Blocks, Empty
 from workers.weights.dequantise import BY_BLOCK, dequantise
-from workers.weights.loader import WeightFiles
+from workers.weights.loader import TYPES, WeightFiles
 from workers.weights.quantise import quantise
 
 WIDE = {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64}
@@ -196,3 +197,21 @@ def test_a_large_weight_asks_for_large_pages():
     if not Path("/sys/kernel/mm/transparent_hugepage").exists():
         pytest.skip("this kernel has none")
     assert " hg" in flags
+
+
+class NothingIsBrought(TorchDispatchMode):
+    """Fails where numbers of Python's become a tensor: on a GPU that is a copy, and no recorded step may."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        assert function is not torch.ops.aten.lift_fresh.default
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", [name for name in FORMATS if name not in TYPES])
+def test_rows_are_looked_up_without_bringing_anything_to_the_device_a_second_time(name):
+    form = FORMATS[name]
+    rows = torch.zeros(2, form.row_bytes(4 * max(form.elements, 256)), dtype=torch.uint8)
+    first = dequantise(name, rows)
+    with NothingIsBrought():
+        second = dequantise(name, rows)
+    assert torch.equal(first, second)

@@ -14,6 +14,7 @@ from torch import Tensor
 from workers.checkpoints.blocks import FORMATS
 from workers.weights import codebooks
 from workers.weights import rows as scaled_rows
+from workers.weights.rows import constant
 
 ByBlock = Callable[[Tensor], Tensor]  # [n, nbytes] uint8 -> [n, elements] float32
 ByRow = Callable[[Tensor], Tensor]  # [rows, row bytes] uint8 -> [rows, columns] float32
@@ -34,7 +35,7 @@ def _half(blocks: Tensor, at: int) -> Tensor:  # [n, 1] float32, of the float16 
 
 def _split(data: Tensor, width: int, *shifts: int) -> Tensor:  # [n, parts, len(shifts), width] uint8
     """Each run of `width` bytes, shifted right by each of `shifts`."""
-    by = torch.tensor(shifts, dtype=torch.uint8, device=data.device).view(-1, 1)
+    by = constant(shifts, torch.uint8, data.device).view(-1, 1)
     return data.reshape(len(data), -1, 1, width) >> by
 
 
@@ -154,7 +155,7 @@ FP4 = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)  # twice e2m1's 
 
 
 def _looked_up(table: tuple[int, ...], q: Tensor) -> Tensor:  # float32, in the shape of `q`
-    return torch.tensor(table, dtype=torch.float32, device=q.device)[q.int()]
+    return constant(table, torch.float32, q.device)[q.int()]
 
 
 def _iq4_nl(blocks: Tensor) -> Tensor:

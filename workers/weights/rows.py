@@ -7,6 +7,7 @@ where ggml has none that says the same.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -52,6 +53,12 @@ def _floats(data: Tensor) -> Tensor:  # [rows, 4 * n] uint8 -> [rows, n] float32
     return data.contiguous().view(torch.float32)
 
 
+@cache
+def constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Brought to a GPU once: to bring something there is nothing that a recorded step may do."""
+    return torch.tensor(values, dtype=dtype, device=device)
+
+
 def _scaled(numbers: Tensor, scales: Tensor) -> Tensor:  # [rows, columns], [rows, blocks] float32
     return (numbers.view(*scales.shape, -1) * scales.unsqueeze(-1)).view(len(numbers), -1)
 
@@ -65,14 +72,14 @@ def _int4(name: str, rows: Tensor) -> Tensor:
 
 def _looked_up(name: str, table: tuple[float, ...], rows: Tensor) -> Tensor:
     columns = FORMATS[name].columns(rows.shape[1])
-    values = torch.tensor(table, device=rows.device)[nibbles(rows[:, : columns // 2]).int()]
+    values = constant(table, torch.float32, rows.device)[nibbles(rows[:, : columns // 2]).int()]
     return _scaled(values, _floats(rows[:, columns // 2 :]))
 
 
 def _nvfp4(rows: Tensor) -> Tensor:
     columns = FORMATS["NVFP4"].columns(rows.shape[1])
     end = columns // 2 + columns // NV_BLOCK
-    values = torch.tensor(E2M1, device=rows.device)[nibbles(rows[:, : columns // 2]).int()]
+    values = constant(E2M1, torch.float32, rows.device)[nibbles(rows[:, : columns // 2]).int()]
     scales = rows[:, columns // 2 : end].contiguous().view(torch.float8_e4m3fn).float()
     return _scaled(values, scales * _floats(rows[:, -4:]))
 
