@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from workers.kernels.launch import Launcher
 from workers.kernels.pairs import Pairs
 from workers.kernels.planes_triton import STEP
 from workers.kernels.skinny import (
@@ -98,6 +99,9 @@ def experts_kernel(
             tl.store(into, total.to(y.dtype.element_ty), mask=there)
 
 
+LAUNCH = Launcher(experts_kernel)
+
+
 def takes(weight: Weight, dtype: torch.dtype) -> bool:
     """Whether `product` computes with that weight and inputs of that type."""
     if dtype not in (torch.bfloat16, torch.float16):
@@ -141,7 +145,8 @@ def product(
     each = triton.cdiv(steps, splits)
     splits = triton.cdiv(steps, each)
     parts = x.new_empty(splits, count, rows, dtype=torch.float32) if splits > 1 else y
-    experts_kernel[blocks, splits, tiles](
+    LAUNCH(
+        (blocks, splits, tiles),
         *(x, data, y if bias is None else bias, y, parts, counters(x.device)),
         *(pairs.order, pairs.starts, y if scales is None else scales),
         *(count, rows, columns, data.stride(0), y.stride(0), experts, each),

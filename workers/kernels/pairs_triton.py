@@ -7,18 +7,21 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from workers.kernels.launch import Launcher
+
 MOST = 512  # pairs: each is compared with all others
+PROGRAMS = 32
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pairs", "experts"])
 def pairs_kernel(
     numbers,  # [pairs] int64
     order,  # [pairs] int64
     starts,  # [experts + 1] int32
     pairs,
     experts,
-    PAIRS: tl.constexpr,  # the next powers of two
-    EXPERTS: tl.constexpr,
+    PAIRS: tl.constexpr,  # at most
+    EXPERTS: tl.constexpr,  # starts that a program finds
     PIECE: tl.constexpr,  # pairs that a program has
 ):
     """A pair's place is the number of those before it: of lower experts, or earlier ones of its own."""
@@ -36,15 +39,25 @@ def pairs_kernel(
     tl.store(starts + expert, lower, mask=expert <= experts)
 
 
+LAUNCH = Launcher(pairs_kernel)
+
+
 def sorted_pairs(numbers: Tensor, experts: int) -> tuple[Tensor, Tensor]:
     """`order` and `starts` of `Pairs`, of `numbers` `[pairs]`, at most `MOST`."""
-    count = len(numbers)
-    piece = 16
-    programs = triton.cdiv(count, piece)
     order = torch.empty_like(numbers)
     starts = torch.empty(experts + 1, dtype=torch.int32, device=numbers.device)
-    share = triton.next_power_of_2(triton.cdiv(experts + 1, programs))
-    pairs_kernel[(programs,)](
-        *(numbers, order, starts, count, experts), triton.next_power_of_2(count), share, piece, num_warps=4
+    share = triton.next_power_of_2(triton.cdiv(experts + 1, PROGRAMS))
+    # one compilation for any number of pairs
+    LAUNCH(
+        (PROGRAMS, 1, 1),
+        numbers,
+        order,
+        starts,
+        len(numbers),
+        experts,
+        MOST,
+        share,
+        MOST // PROGRAMS,
+        num_warps=4,
     )
     return order, starts

@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from workers.kernels.launch import Launcher
 from workers.kernels.planes_triton import (
     STEP,
     four_threads,
@@ -288,6 +289,8 @@ def _whole(numbers, scale, least, KIND: tl.constexpr):
     return wide.to(DTYPE)
 
 
+LAUNCH, DEQUANTISE = Launcher(product_kernel), Launcher(dequantise_kernel)
+
 # --- on the host ----------------------------------------------------------------------------------------
 
 
@@ -331,7 +334,8 @@ def product(
     y = x.new_empty(tokens, rows)
     parts = x.new_empty(splits, tokens, rows, dtype=torch.float32) if splits > 1 else y
     grid = (triton.cdiv(rows, shape.rows), splits, triton.cdiv(tokens, shape.tokens))
-    product_kernel[grid](
+    LAUNCH(
+        grid,
         *(x, data, y if bias is None else bias, y, parts, counters(x.device)),
         *(tokens, rows, columns, data.stride(0), each),
         kind,
@@ -348,6 +352,6 @@ def product(
 def dequantise(data: Tensor, kind: str, columns: int, dtype: torch.dtype) -> Tensor:  # [rows, columns]
     """What rows in planes mean."""
     y = torch.empty(len(data), columns, dtype=dtype, device=data.device)
-    grid = (triton.cdiv(len(data), 32), triton.cdiv(columns, STEP.value))
-    dequantise_kernel[grid](data, y, len(data), columns, data.stride(0), kind, 32, num_warps=1)
+    grid = (triton.cdiv(len(data), 32), triton.cdiv(columns, STEP.value), 1)
+    DEQUANTISE(grid, data, y, len(data), columns, data.stride(0), kind, 32, num_warps=1)
     return y
