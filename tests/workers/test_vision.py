@@ -12,13 +12,14 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ipc.errors import CortexError
-from ipc.worker_messages import PlacedImage
+from ipc.worker_messages import ImageData, PlacedImage
 from tests.workers import seeing
 from tests.workers.engines import make_runner, prompt_of
 from tests.workers.seeing import oracle, picture, prompt, serve
 from tests.workers.thread_ranks import Ranks
 from workers.checkpoints.card import read_card
 from workers.checkpoints.vision import Vision
+from workers.step.gallery import Gallery
 from workers.step.positions import axes
 from workers.vision.tower import Tower
 from workers.weights.loader import WeightFiles
@@ -186,6 +187,22 @@ def test_what_was_seen_is_forgotten_for_what_is_new(engine, monkeypatch):
     serve(engine, [((3, picture(5, 5, seed), 3), 1) for seed in range(5)])
     assert len(kept._seen) == 2
     assert kept._left == 0
+
+
+def test_pixels_stay_for_one_who_shows_them_when_another_who_does_has_gone():
+    placed = PlacedImage(b"digest", 0, 1, 1)
+    gallery = Gallery()
+    kept = []
+    for _ in range(2):
+        gallery.receive(ImageData(placed.digest, 0, b"pixels"))
+        kept.append(gallery.take([placed]))
+    assert kept[0][0] is kept[1][0]  # and not twice in memory
+    kept.pop()
+    gc.collect()
+    assert gallery[placed.digest] == b"pixels"
+    kept.pop()
+    with pytest.raises(KeyError):
+        gallery.take([placed])
 
 
 def test_pixels_go_with_the_last_who_shows_them(engine):

@@ -39,8 +39,12 @@ class Gallery:
         taken = []
         for image in images:
             came = self._coming.pop(image.digest, None)
-            taken.append(self._there[image.digest] if came is None else came)
-            self._there[image.digest] = taken[-1]
+            there = self._there.get(image.digest)  # whoever has them looks for just these
+            if there is None:
+                if came is None:
+                    raise KeyError(image.digest)
+                there = self._there[image.digest] = came
+            taken.append(there)
         return taken
 
     def __getitem__(self, digest: bytes) -> bytearray:
