@@ -224,11 +224,27 @@ class Writer:
         self._limit = slowest + capacity
         return end <= self._limit
 
+    def arm_room(self, record: bytes) -> bool:
+        """Ask for the eventfd `space_fd` to become readable when readers give room back.
+
+        Returns:
+            True when there is room for this record already: write it, and nobody is waited for.
+        """
+        end = self._end_of(record)
+        return self._space.arm(lambda: self._has_room(end))
+
+    def drain_room(self) -> None:
+        """Take back what has made `space_fd` readable."""
+        self._space.drain()
+
+    def _end_of(self, record: bytes) -> int:
+        return self._position + ((len(record) + 2 * WORD - 1) & -WORD)
+
     def write(self, record: bytes, timeout: float) -> None:
         """Publish a record, waiting up to `timeout` seconds for room; then `RingFull`."""
         if self.try_write(record):
             return
-        end = self._position + ((len(record) + 2 * WORD - 1) & -WORD)
+        end = self._end_of(record)
         if not self._space.wait(lambda: self._has_room(end), timeout):
             raise RingFull(f"no room for a record of {len(record)} bytes within {timeout:g} s")
         self.try_write(record)

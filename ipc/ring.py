@@ -12,7 +12,8 @@ In an event loop, the reader registers `fileno()`, and its callback is
         if not ring.arm():
             break
 
-(call it once at the start, too: an unarmed ring wakes nobody).
+(call it once at the start, too: an unarmed ring wakes nobody). A writer there registers `room_fileno()` in
+the same way, and arms it, with `arm_room`, when a record had no room.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ class Ring:
         self.handle = RingHandle(memory_fd=memory.fd, data_fd=data_fd, space_fd=space_fd)
         # The ends' own methods, documented there: `Writer`, `Reader`.
         self.write, self.try_write = self._writer.write, self._writer.try_write
+        self.arm_room, self.drain_room = self._writer.arm_room, self._writer.drain_room
         self.read, self.try_read = self._reader.read, self._reader.try_read
         self.read_all, self.arm = self._reader.read_all, self._reader.arm
 
@@ -74,6 +76,10 @@ class Ring:
     def fileno(self) -> int:
         """The eventfd that becomes readable after `arm`, when a record comes."""
         return self._data_fd
+
+    def room_fileno(self) -> int:
+        """The eventfd that becomes readable after `arm_room`, when there is room again."""
+        return self._space_fd
 
     @property
     def largest(self) -> int:

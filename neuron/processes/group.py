@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
 
@@ -64,6 +64,17 @@ class Image(Protocol):
 
     placed: PlacedImage
     pixels: bytes
+
+
+class _Piece(NamedTuple):
+    """Some of an image's pixels, which are encoded only when the ring has room for them."""
+
+    image: Image
+    start: int
+
+    def encode(self) -> bytes:
+        pixels = self.image.pixels[self.start : self.start + PIXEL_BYTES]
+        return _encoder.encode(ImageData(self.image.placed.digest, self.start, pixels))
 
 
 class WorkerSource(Protocol):
@@ -121,7 +132,7 @@ class WorkerGroup:
         self._alive: set[Rank] = set()
         self.died_waiting = False  # a process died before it read which rank it is: no fault of the model
         self.was_killed = False  # a rank was killed before it was ready, by whomever, and said no word
-        self._backlog: deque[bytes] = deque()  # commands that found the ring full
+        self._backlog: deque[bytes | _Piece] = deque()  # commands that found the ring full
         self._fractions = [0.0] * len(spec.devices)
         self._adapting = Adapting(len(spec.devices))
         self._ready: asyncio.Future[list[Ready]] = self._loop.create_future()
@@ -150,6 +161,7 @@ class WorkerGroup:
             raise failure from error
         self._watchdog = Watchdog(self._ranks, self._heartbeat, self._commands, self._step_deadline)
         self._alive = set(self._ranks)
+        self._loop.add_reader(self._commands.room_fileno(), self._on_room)
         for rank in self._ranks:
             self._loop.add_reader(rank.worker.pidfd, self._on_exit, rank)
             self._loop.add_reader(rank.reports.fileno(), self._on_records, rank)
@@ -204,9 +216,7 @@ class WorkerGroup:
             self._watchdog.begin()
         self.open[submit.request_id] = sink
         for image in images:
-            for start in range(0, len(image.pixels), PIXEL_BYTES):
-                piece = image.pixels[start : start + PIXEL_BYTES]
-                self._send(_encoder.encode(ImageData(image.placed.digest, start, piece)))
+            self._backlog.extend(_Piece(image, start) for start in range(0, len(image.pixels), PIXEL_BYTES))
         self._send(record)
         if self._deadline_timer is None:
             self._watch_progress()
@@ -266,9 +276,23 @@ class WorkerGroup:
         self._flush()
 
     def _flush(self) -> None:
-        """Write commands as far as the ring has room; the rest goes with a later one, or after a step."""
-        while self._backlog and self._commands.try_write(self._backlog[0]):
-            self._backlog.popleft()
+        """Write commands as far as the ring has room, and the rest when it has room again."""
+        while self._backlog:
+            if isinstance(record := self._backlog[0], _Piece):
+                record = record.encode()
+            if self._commands.try_write(record) or (
+                self._commands.arm_room(record) and self._commands.try_write(record)
+            ):
+                self._backlog.popleft()
+            else:
+                return
+
+    def _on_room(self) -> None:
+        self._commands.drain_room()
+        try:
+            self._flush()
+        except RingBroken as error:
+            self._end(CortexError(Code.WORKER_DIED, f"{self._ranks[0]} takes no commands: {error}"))
 
     def _on_records(self, rank: Rank) -> None:
         if self.gone.done():
@@ -417,6 +441,7 @@ class WorkerGroup:
             return
         self._ended = True
         self._death = error
+        self._backlog.clear()  # whoever sent it has gone, or waits for the next epoch
         if self._deadline_timer is not None:
             self._deadline_timer.cancel()
         self._adapting.end(error or stopped(self.spec.model))
@@ -470,6 +495,8 @@ class WorkerGroup:
 
     def _close_when_empty(self) -> None:
         if not self._alive and not self.gone.done():
+            if self._ranks:
+                self._loop.remove_reader(self._commands.room_fileno())
             self._resources.close()
             self.gone.set_result(None)
             log.info("worker group gone model=%s epoch=%d", self.spec.model, self.epoch)

@@ -5,6 +5,7 @@ import errno
 import os
 import random
 import resource
+import select
 import signal
 from collections import deque
 from contextlib import suppress
@@ -94,6 +95,22 @@ def test_a_full_ring_raises_ring_full_and_loses_nothing(ring):
     assert ring.read_all() == [b"a" * 120, b"b" * 120]
     ring.write(b"c", 0)
     assert ring.read(0) == b"c"
+
+
+def test_a_writer_is_told_of_room_only_where_it_asked_and_there_was_none(ring):
+    record = bytes(100)
+    while ring.try_write(record):
+        pass
+    ring.try_read()
+    assert not select.select([ring.room_fileno()], [], [], 0)[0]
+    assert ring.arm_room(record)  # there is some by now
+    assert ring.try_write(record)
+    assert not ring.arm_room(record)
+    ring.try_read()
+    assert select.select([ring.room_fileno()], [], [], 0)[0]
+    ring.drain_room()
+    assert not select.select([ring.room_fileno()], [], [], 0)[0]
+    assert ring.try_write(record)
 
 
 def test_reading_an_empty_ring_ends_after_its_timeout(ring):

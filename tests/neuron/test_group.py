@@ -3,13 +3,16 @@
 import asyncio
 import os
 import signal
+import sys
 from array import array
 from contextlib import asynccontextmanager
 
+import msgspec
 import pytest
 
 from ipc.errors import Code, CortexError
-from ipc.worker_messages import FailurePlan, SimulatedSpec, Submit
+from ipc.worker_messages import FailurePlan, PlacedImage, SimulatedSpec, Submit
+from neuron.preparation.placing import PreparedImage
 from neuron.processes.group import WorkerGroup
 from neuron.processes.spawn import GroupSpec
 from tests.neuron.harness import children_of
@@ -133,6 +136,22 @@ def test_a_request_that_cannot_travel_is_refused_and_is_in_nobodys_way():
             kept = Output()
             group.submit(submit(2, 4), kept)
             assert await wait_for(kept.finished) == "length"
+
+    run(scenario())
+
+
+def test_images_that_the_ring_has_no_room_for_follow_as_soon_as_it_has():
+    async def scenario():
+        async with running(Death()) as group:
+            pixels = bytes(40 << 20)
+            placed = PlacedImage(b"digest", 1, 1, 1)
+            shown, plain = Output(), Output()
+            order = msgspec.structs.replace(submit(1, 4), images=[placed])
+            group.submit(order, shown, [PreparedImage(placed, pixels)])
+            group.submit(submit(2, 4), plain)
+            assert sum(map(sys.getsizeof, group._backlog)) < len(pixels) / 100  # they are not copied ahead
+            assert await wait_for(shown.finished) == "length"
+            assert await wait_for(plain.finished) == "length"
 
     run(scenario())
 

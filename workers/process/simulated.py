@@ -21,6 +21,7 @@ from ipc.worker_messages import (
 )
 from workers.checkpoints.caches import first_page_seen
 from workers.step.engine import Loaded, OutOfDeviceMemory, StepResult
+from workers.step.gallery import Gallery
 from workers.step.plan import HOLE, Scheduled, StepPlan
 
 BACK_TO_BACK = 0.005  # seconds; a step that follows the last one within this time follows it at once
@@ -74,7 +75,9 @@ class SimulatedEngine:
             raise CortexError(Code.INSUFFICIENT_MEMORY, "simulated lack of memory in the load")
         progress(1.0, "simulated load done")
         memory = MemoryUse(weights=self.simulated.memory_bytes)
-        return Loaded(self.spec.kv_pages, memory, self.simulated.caches, self.simulated.states)
+        return Loaded(
+            self.spec.kv_pages, memory, self.simulated.caches, self.simulated.states, gallery=Gallery()
+        )
 
     def prove(self) -> int:
         return self._meet(step=0)
