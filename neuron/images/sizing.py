@@ -64,10 +64,14 @@ def fitted(rows: int, columns: int, vision: Vision, param: str) -> tuple[int, in
 def pixels(image: Sized, vision: Vision) -> tuple[bytes, bytes]:
     """Its pixels at that size, row by row in red, green and blue, and their digest.
 
+    The image itself is given up, which may be hundreds of megabytes once it is read.
+
     Raises:
         CortexError: BAD_REQUEST naming its field, the file is damaged.
     """
     size = image.columns * vision.side, image.rows * vision.side
-    made = in_colours(image.image, image.param).resize(size, Image.Resampling.BICUBIC).tobytes()
+    colours = in_colours(image.image, image.param)
+    image.image.close()
+    made = colours.resize(size, Image.Resampling.BICUBIC).tobytes()
     digest = blake2b(made, digest_size=DIGEST_BYTES, person=b"%d" % image.columns).digest()
     return made, digest

@@ -54,6 +54,16 @@ def place(
     return _placed(ids, found, vision, read)
 
 
+def refuse_marks(ids: Sequence[int], vision: Vision | None, param: str) -> None:
+    """BAD_REQUEST for tokens of an image where there can be none: the model would see whatever it likes."""
+    if vision is not None and vision.token in ids:
+        raise bad_request(
+            param,
+            f"{param} has the model's mark for an image (token {vision.token}), and no image stands behind "
+            "it: images come in messages",
+        )
+
+
 def _placed(
     ids: list[int], found: Sequence[Sized], vision: Vision, read: bool
 ) -> tuple[list[int], list[PreparedImage]]:

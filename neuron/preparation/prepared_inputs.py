@@ -8,6 +8,7 @@ from ipc.messages import Embed, Rerank
 from ipc.worker_messages import Pooling
 from neuron.preparation.facts import ModelFacts
 from neuron.preparation.inputs import check_embed, encode_inputs, encode_pairs
+from neuron.preparation.placing import refuse_marks
 from neuron.preparation.prompt import pack
 from neuron.refusals import bad_request
 from neuron.text.frontend import TextFrontEnd
@@ -62,4 +63,6 @@ def prepare_inputs(
         check_embed(request, model)
         inputs = encode_inputs(request, text, model, context_length)
         pooling = request.pooling or ("last" if model.embedder is None else model.embedder.pooling)
+    for number, each in enumerate(inputs):
+        refuse_marks(each.ids, text.vision, f"input[{number}]")
     return PreparedInputs([PreparedInput(pack(each.ids), each.second) for each in inputs], pooling)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ipc.errors import Code, CortexError
 from ipc.messages import CountTokens, Embed, Generate, Tokenize
-from neuron.preparation.placing import PreparedImage, place
+from neuron.preparation.placing import PreparedImage, place, refuse_marks
 from neuron.preparation.sampling import BLOCK, MAX_CHOICES, MIXED, check, check_ids
 from neuron.refusals import bad_request, too_long
 from neuron.text import content, continuation
@@ -186,7 +186,7 @@ def encode_prompts(
         ids, images = place(ids, request.messages, text.vision, most, isinstance(request, Generate))
         return [Prompt("messages", ids, rendered, images)]
     suffix = request.suffix if isinstance(request, Generate) else None
-    return [
+    prompts = [
         Prompt(param, _infill_ids(text, prompt, suffix, param, context_length))
         if suffix is not None
         else Prompt(
@@ -195,6 +195,10 @@ def encode_prompts(
         )
         for param, prompt in named_prompts(request)
     ]
+    if isinstance(request, Generate):
+        for each in prompts:
+            refuse_marks(each.ids, text.vision, each.param)
+    return prompts
 
 
 def _infill_ids(

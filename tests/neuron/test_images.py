@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from types import SimpleNamespace
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -13,13 +15,15 @@ from PIL import Image, ImageOps
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from ipc.errors import Code, CortexError
-from ipc.messages import CountTokens, Generate, ImagePart, Message, TextPart, ToolResultPart
+from ipc.messages import CountTokens, Embed, Generate, ImagePart, Message, Sampling, TextPart, ToolResultPart
 from neuron.images import opening, sizing
 from neuron.preparation.facts import ModelFacts
 from neuron.preparation.placing import MAX_BYTES
 from neuron.preparation.prepared import prepare
+from neuron.preparation.prepared_inputs import prepare_inputs
 from neuron.preparation.prompt import is_quick
 from neuron.preparation.tokens import count_tokens
+from neuron.requests.generation import Generation
 from neuron.text.frontend import TextFrontEnd
 from tests.workers import seeing
 from workers.checkpoints.card import read_card
@@ -225,6 +229,42 @@ def test_a_text_cannot_say_that_it_is_an_image(text):
         prepared(text, asked("<image>", shown(noise(16, 16))))
     with pytest.raises(CortexError, match="0 images, and 1 times"):
         prepared(text, asked("<image>"))
+
+
+@pytest.mark.parametrize("given", ["u:<image>", [1, seeing.IMAGE, 2], ["a", "<image>"]])
+def test_a_prompt_cannot_have_an_image_behind_which_nothing_stands(text, given):
+    param = "prompt[1]" if given == ["a", "<image>"] else "prompt"
+    with pytest.raises(CortexError, match="mark for an image") as caught:
+        prepare(Generate(id=1, model="m", prompt=given), text, ModelFacts(), 4096)
+    assert (caught.value.code, caught.value.param) == (Code.BAD_REQUEST, param)
+    asked_for = Embed(id=1, model="m", input=["a", given if given[0] != "a" else given[1]])
+    with pytest.raises(CortexError, match="mark for an image") as caught:
+        prepare_inputs(asked_for, text, ModelFacts(embedding=True), 4096)
+    assert (caught.value.code, caught.value.param) == (Code.BAD_REQUEST, "input[1]")
+    assert count_tokens(text, CountTokens(id=1, model="m", prompt="u:<image>"), 4096).tokens == 3
+
+
+def test_one_image_is_in_memory_at_a_time_whatever_there_are(text, monkeypatch):
+    read = []
+
+    def look(image, param):
+        for other in read:
+            with pytest.raises(ValueError, match="closed"):
+                other.load()
+        read.append(image)
+        return opening.in_colours(image, param)
+
+    monkeypatch.setattr(sizing, "in_colours", look)
+    prepared(text, asked(*[shown(noise(16, 16, seed=seed)) for seed in range(3)]))
+    assert len(read) == 3
+
+
+def test_all_answers_to_a_prompt_share_its_images(text):
+    request = msgspec.structs.replace(asked(shown(noise(16, 16))), sampling=Sampling(n=3))
+    generation = Generation(iter(range(1, 9)), request, print, print)
+    description = SimpleNamespace(defaults=SimpleNamespace(max_tokens=None), max_output=None)
+    generation.accept(prepare(request, text, ModelFacts(), 4096), text, description)
+    assert generation.image_bytes == 16 * 16 * 3
 
 
 def test_an_image_is_never_prepared_in_the_event_loop():
