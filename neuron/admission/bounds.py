@@ -9,6 +9,8 @@ from typing import Generic, TypeVar
 
 from ipc.errors import Code, CortexError
 
+MOST_BYTES = 1 << 30  # of images, with all that wait
+
 T = TypeVar("T", bound=Hashable)
 
 
@@ -31,8 +33,9 @@ class Bounds(Generic[T]):
         self._limit, self._account_limit = limit, account_limit
         self.wait_seconds = wait_seconds
         self._now = now
-        self._arrivals: OrderedDict[T, tuple[float, str]] = OrderedDict()  # when, and of whom
+        self._arrivals: OrderedDict[T, tuple[float, str, int]] = OrderedDict()  # when, of whom, and bytes
         self._of_account: Counter[str] = Counter()
+        self._bytes = 0
         self._clock_started: float | None = None
 
     def __len__(self) -> int:
@@ -44,11 +47,12 @@ class Bounds(Generic[T]):
     def __contains__(self, item: object) -> bool:
         return item in self._arrivals
 
-    def enter(self, item: T, account: str, spare: int = 0) -> None:
+    def enter(self, item: T, account: str, spare: int = 0, size: int = 0) -> None:
         """`item` waits from now on.
 
         Args:
             spare: how many of those who wait have a place already, and only await their turn to take it.
+            size: bytes of the images that it has; one may be as large as it likes where no other has any.
 
         Raises:
             CortexError: QUEUE_FULL.
@@ -63,14 +67,19 @@ class Bounds(Generic[T]):
                 "account may have there (queue.account_limit)"
             )
             raise _full(text, of_account, self._account_limit)
+        if size and self._bytes and self._bytes + size > MOST_BYTES:
+            text = f"the images of requests that wait for this model come to {self._bytes >> 20} MiB, and"
+            raise _full(f"{text} {MOST_BYTES >> 20} MiB may wait", waiting, self._limit)
         self._of_account[account] = of_account + 1
-        self._arrivals[item] = self._now(), account
+        self._bytes += size
+        self._arrivals[item] = self._now(), account, size
 
     def leave(self, item: T) -> None:
         """`item` has begun, or waits no more. Nothing happens when it is not there."""
         if (arrival := self._arrivals.pop(item, None)) is None:
             return
-        account = arrival[1]
+        _, account, size = arrival
+        self._bytes -= size
         left = self._of_account[account] - 1
         if left:
             self._of_account[account] = left
@@ -90,7 +99,7 @@ class Bounds(Generic[T]):
         """When the first of them has waited long enough, on the clock `now`; None while no time counts."""
         if self._clock_started is None or not self._arrivals:
             return None
-        arrived, _ = next(iter(self._arrivals.values()))
+        arrived, *_ = next(iter(self._arrivals.values()))
         return max(arrived, self._clock_started) + self.wait_seconds
 
     def expired(self) -> T | None:

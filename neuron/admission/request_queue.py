@@ -174,7 +174,8 @@ class RequestQueue:
         """
         try:
             # While the model loads, as many as it computes at once have a place there, too.
-            self._not_begun.enter(request, request.request.account, max(0, self.max_sequences - self.running))
+            spare = max(0, self.max_sequences - self.running)
+            self._not_begun.enter(request, request.request.account, spare, request.image_bytes)
         except CortexError as error:
             error.retry_after = self._retry_after(self.waiting)
             raise

@@ -103,6 +103,12 @@ class OpenRequest(ABC):
         self._handed_over = self._arrived
         self._begun_at = self._arrived
 
+    @property
+    def image_bytes(self) -> int:
+        """Of the pixels of its prompts, each of which several answers may have."""
+        images = {id(image): len(image.pixels) for part in self.parts for image in part.images}
+        return sum(images.values())
+
     @abstractmethod
     def prepare(
         self,

@@ -3,7 +3,7 @@
 import pytest
 
 from ipc.errors import Code, CortexError
-from neuron.admission.bounds import Bounds
+from neuron.admission.bounds import MOST_BYTES, Bounds
 from neuron.admission.service_rate import LONGEST, SHORTEST, ServiceRate
 from neuron.config import Queue
 
@@ -53,6 +53,21 @@ def test_one_account_cannot_fill_the_line(clock):
     room.leave(1)
     room.enter(5, "flood")
     assert list(room) == [2, 4, 5]
+
+
+def test_what_waits_has_only_so_many_bytes_of_images(clock):
+    room = bounds(clock)
+    room.enter("alone", "a", size=MOST_BYTES + 1)
+    room.enter("text", "a")
+    with pytest.raises(CortexError) as refused:
+        room.enter("image", "b", size=1)
+    assert refused.value.code == Code.QUEUE_FULL
+    assert "images" in refused.value.message
+    room.leave("alone")
+    room.enter("image", "b", size=MOST_BYTES)
+    with pytest.raises(CortexError):
+        room.enter("other", "b", size=1)
+    assert list(room) == ["text", "image"]
 
 
 @pytest.mark.parametrize(("limit", "own", "most"), [(512, None, 256), (1, None, 1), (5, None, 3), (8, 8, 8)])
