@@ -100,9 +100,17 @@ def write_fp8(folder: Path, shape: PretrainedConfig) -> Path:
 
 
 def sizes(shape: PretrainedConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """The names of a model's tensors, and their shapes."""
+    """The names of a model's tensors as files have them, and their shapes; of experts one after the other."""
     for name, parameter in of_no_memory(shape).named_parameters():
-        yield name, tuple(parameter.shape)
+        size, (experts, _, own) = tuple(parameter.shape), name.rpartition(".experts.")
+        if not experts:
+            yield name, size
+            continue
+        count, rows, columns = size
+        parts = ("gate_proj", "up_proj") if own == "gate_up_proj" else (own,)
+        for number in range(count):
+            for part in parts:
+                yield f"{experts}.experts.{number}.{part}.weight", (rows // len(parts), columns)
 
 
 def of_no_memory(shape: PretrainedConfig) -> torch.nn.Module:

@@ -7,10 +7,22 @@ from types import SimpleNamespace
 import msgspec
 import pytest
 import torch
+from transformers import Qwen3MoeConfig
 
 from benchmarks import gpu
 from benchmarks.driver import write_hollow
-from benchmarks.gpu import TINY_BLOCKS, Result, active, experts, main, of_each_token, report, run_part
+from benchmarks.gpu import (
+    TINY,
+    TINY_BLOCKS,
+    TINY_EXPERTS,
+    Result,
+    active,
+    experts,
+    main,
+    of_each_token,
+    report,
+    run_part,
+)
 from benchmarks.quantised_models import write_fp8, write_gguf
 from workers.checkpoints.card import read_card
 from workers.checkpoints.experts import Experts
@@ -45,9 +57,13 @@ def test_it_can_be_rehearsed_on_a_cpu(benchmark, capsys, tmp_path):
         assert f"ok      {name} " in (tmp_path / "gpu.txt").read_text()
 
 
-def test_a_large_model_needs_no_disk_for_its_weights(tmp_path):
-    card = read_card(write_hollow(tmp_path, TINY_BLOCKS))
+@pytest.mark.parametrize("shape", [TINY_BLOCKS, Qwen3MoeConfig(**TINY | TINY_EXPERTS)])
+def test_a_large_model_needs_no_disk_for_its_weights(tmp_path, shape):
+    card = read_card(write_hollow(tmp_path, shape))
     assert (tmp_path / "model.safetensors").stat().st_blocks * 512 < 65_536 < sum(card.bytes_per_rank(1))
+
+
+def test_a_large_model_can_be_rehearsed(tmp_path):
     results = {result.name: result for result in gpu.large("cpu", tmp_path)}
     assert results["decode 8 at once"].figures["share"] > 0
 
