@@ -15,6 +15,7 @@ from transformers import PretrainedConfig
 
 from benchmarks.quantised_models import DEVIATION, of_no_memory, sizes
 from ipc.worker_messages import SamplingParams
+from workers.execution.graphs import Kind
 from workers.execution.model_runner import ModelRunner
 from workers.step.pages import pages_for
 from workers.step.plan import NewSequence, Scheduled, StepPlan
@@ -110,7 +111,7 @@ class Driver:
         """Seconds that the graph of the last such step takes, with nothing between; None: it was none."""
         if (graphs := self._runner.graphs) is None:
             return None
-        kind = graphs.rows(count), 0  # greedy
+        kind = Kind(graphs.rows(count), 0)  # greedy
         if graphs.replay(kind) is None:
             return None
         torch.cuda.synchronize()

@@ -11,7 +11,7 @@ from tests.workers.engines import GPU, Session, make_runner, request, serve
 from tests.workers.recorded import FixedAttention, Recorder
 from tests.workers.test_model_runner import unlike_requests
 from workers.execution import model_runner
-from workers.execution.graphs import MOST_GRAPHS, Graphs, sizes
+from workers.execution.graphs import MOST_GRAPHS, Graphs, Kind, sizes
 from workers.sampling.draws import FILTERED, PLAIN
 from workers.sampling.sampler import Sampler
 
@@ -129,7 +129,9 @@ def test_plain_settings_are_drawn_within_the_step_as_they_are_outside_of_it(
     monkeypatch.setattr(Sampler, "ways", lambda *given: found.append(plain(*given)) or found[-1])
     assert serve(runner, submits, **LIMITS) == outside
     assert found[-1] == ways
-    assert (runner.graphs.replay((runner.graphs.rows(len(submits)), ways)).tokens is None) == (ways is None)
+    assert (runner.graphs.replay(Kind(runner.graphs.rows(len(submits)), ways)).tokens is None) == (
+        ways is None
+    )
 
 
 @pytest.mark.parametrize("dtype", [pytest.param(each, marks=GPU) for each in ("float32", "bfloat16")])
@@ -144,7 +146,7 @@ def test_a_gpu_replays_what_it_would_have_computed(tiny, seen, name, dtype):
     assert all(torch.equal(a, b) for a, b in zip(seen, eager, strict=True))
     greedy = [request(number, [5, number, 7], 8) for number in range(3)]
     assert serve(runner, greedy, **LIMITS) == eagerly(runner, greedy)
-    assert runner.graphs.replay((4, 0)) is not None
+    assert runner.graphs.replay(Kind(4, 0)) is not None
     runner.close()
 
 
@@ -174,8 +176,8 @@ def test_where_the_draw_cannot_be_recorded_the_rest_of_the_step_is(runner, recor
         model_runner, "choose", lambda *given: plain(*given) if given[0].isfinite().all().item() else None
     )
     assert serve(runner, submits, **LIMITS) == expected
-    assert runner.graphs.replay((4, 0)) is None
-    assert runner.graphs.replay((4, None)) is not None
+    assert runner.graphs.replay(Kind(4, 0)) is None
+    assert runner.graphs.replay(Kind(4, None)) is not None
     assert recorder.replayed > 10
 
 
@@ -215,14 +217,31 @@ def test_recordings_take_no_more_memory_than_they_may():
     recorder = Recorder()  # each takes a byte
     graphs = Graphs(recorder, 8, limit=2)
     for _ in range(3):
-        for kind in range(5):
-            graphs.run(kind, lambda: torch.zeros(1))
+        for rows in range(5):
+            graphs.run(Kind(rows, 0), lambda: torch.zeros(1))
     assert recorder.captured == 2
     graphs = Graphs(recorder, 8)
     for _ in range(2):
-        for kind in range(MOST_GRAPHS + 5):
-            graphs.run(kind, lambda: torch.zeros(1))
+        for rows in range(MOST_GRAPHS + 5):
+            graphs.run(Kind(rows, 0), lambda: torch.zeros(1))
     assert recorder.captured == 2 + MOST_GRAPHS
+
+
+def test_small_steps_are_recorded_though_a_large_one_took_all_the_memory_that_they_may():
+    recorder = Recorder()  # each takes a byte
+    graphs = Graphs(recorder, 8, limit=1)
+
+    def is_recorded(kind: Kind) -> bool:
+        for _ in range(2):
+            graphs.run(kind, lambda: torch.zeros(1))
+        return graphs.replay(kind) is not None
+
+    assert is_recorded(Kind(8, PLAIN))
+    assert is_recorded(Kind(4, PLAIN))
+    assert is_recorded(Kind(8, 0))
+    assert is_recorded(Kind(8, None))
+    assert not is_recorded(Kind(16, 0))
+    assert not is_recorded(Kind(1, FILTERED))
 
 
 @pytest.mark.parametrize("most", [1, 2, 3, 7, 16, 32, 100, 256, 512])

@@ -11,10 +11,10 @@ replayed or not: then the same kernels see the same shapes, and who is captured 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import torch
 
@@ -24,6 +24,17 @@ MOST_GRAPHS = 64  # each holds some MB of the driver's besides its pool
 
 logger = logging.getLogger("workers.execution.graphs")
 T = TypeVar("T")
+
+
+class Kind(NamedTuple):
+    """Steps that are one graph."""
+
+    rows: int
+    ways: int | None  # that tokens are drawn in (`workers.sampling.draws.choose`); None: not in the graph
+
+    def covers(self, other: Kind) -> bool:
+        """Whether a step of this kind takes as much memory as one of `other`."""
+        return self.rows >= other.rows and not (other.ways or 0) & ~(self.ways or 0)
 
 
 class GraphDevice(Protocol):
@@ -105,7 +116,8 @@ class Graphs(Generic[T]):
     Args:
         device: that records them.
         most: rows of a step.
-        limit: bytes that the recordings may hold; once they do, no further kind is recorded.
+        limit: bytes that the recordings may hold; once they do, no further kind is recorded but such as find
+            room in what another took: all share one pool, which large steps may fill before small ones come.
 
     Attributes:
         paused: nothing is recorded or replayed.
@@ -115,19 +127,19 @@ class Graphs(Generic[T]):
         self.paused = False
         self._device, self._limit = device, limit
         self._sizes = sizes(most)
-        self._met: set[Hashable] = set()
-        self._refused: set[Hashable] = set()
-        self._recordings: dict[Hashable, Recording[T]] = {}
+        self._met: set[Kind] = set()
+        self._refused: set[Kind] = set()
+        self._recordings: dict[Kind, Recording[T]] = {}
 
     def rows(self, count: int) -> int:
         """The number of rows that a step of `count` is padded to."""
         return next(size for size in self._sizes if size >= count)
 
-    def takes(self, kind: Hashable) -> bool:
+    def takes(self, kind: Kind) -> bool:
         """Whether steps of this kind can be recorded, as far as is known."""
         return kind not in self._refused
 
-    def run(self, kind: Hashable, launches: Callable[[], T]) -> T:
+    def run(self, kind: Kind, launches: Callable[[], T]) -> T:
         """What `launches` returns, computed by it or by a recording of another step of this kind.
 
         Steps of a kind whose capture failed are computed as they come.
@@ -136,8 +148,7 @@ class Graphs(Generic[T]):
             return launches()
         if (result := self.replay(kind)) is not None:
             return result
-        full = len(self._recordings) == MOST_GRAPHS or self._device.held() >= self._limit
-        if kind not in self._met or full:
+        if kind not in self._met or self._is_full(kind):
             self._met.add(kind)
             return launches()
         try:
@@ -151,7 +162,12 @@ class Graphs(Generic[T]):
         self._recordings[kind] = recording
         return self.replay(kind)
 
-    def replay(self, kind: Hashable) -> T | None:
+    def _is_full(self, kind: Kind) -> bool:
+        if len(self._recordings) == MOST_GRAPHS:
+            return True
+        return self._device.held() >= self._limit and not any(each.covers(kind) for each in self._recordings)
+
+    def replay(self, kind: Kind) -> T | None:
         """Once more what was recorded of this kind, with what stands in the inputs now; None: nothing was."""
         if (recording := self._recordings.get(kind)) is None:
             return None

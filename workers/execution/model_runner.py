@@ -37,7 +37,7 @@ from workers.checkpoints.config import ModelConfig
 from workers.checkpoints.vision import REMEMBERED_BYTES
 from workers.execution.adapters import Adapters
 from workers.execution.device import check_type, is_out_of_memory, num_threads, tune_cpu
-from workers.execution.graphs import CudaGraphs, GraphDevice, Graphs
+from workers.execution.graphs import CudaGraphs, GraphDevice, Graphs, Kind
 from workers.execution.input_buffers import InputBuffers, decode_sizes
 from workers.execution.memory import TOLD_TOKENS, check_pages, held, largest_step, pool_pages, trim
 from workers.execution.outcome import Outcome
@@ -455,7 +455,7 @@ class ModelRunner:
         if self.group.size == 1:
             self._enter(step.sampled)
             ways = self.sampler.ways(step.sampled) if free else None
-            ways = ways if self.graphs.takes((rows, ways)) else None
+            ways = ways if self.graphs.takes(Kind(rows, ways)) else None
         segments = step.pad(rows, self.padding)
         beside = {"sampled_slots": array("q", step.sampled), "wishes": array("q")}
         if ways is not None:
@@ -475,7 +475,7 @@ class ModelRunner:
                 logits = self.decoded[:rows].copy_(logits)
             return Decoded(logits, tokens, self.group.collectives - before)
 
-        logits, tokens, collectives = self.graphs.run((rows, ways), launches)
+        logits, tokens, collectives = self.graphs.run(Kind(rows, ways), launches)
         self.group.collectives = before + collectives  # a replay does not count them
         if logits is not None:
             return inputs, logits[: len(step.segments)], None
