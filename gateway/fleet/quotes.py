@@ -11,7 +11,8 @@ from ipc.client import NeuronClient
 from ipc.errors import CortexError
 from ipc.messages import Quote, Quoted
 
-WAIT_SECONDS = 1.0  # for the quotes of one request; who is slower has given none
+WAIT_SECONDS = 3.0  # for the quotes of one request; who is slower has given none: a load takes longer
+LOOKS = 10  # in that time: a process that was late itself reads what came meanwhile, and finds nobody slow
 ANSWER_SECONDS = 5.0  # for one neuron, which may have to read a checkpoint's headers from a cold disk
 FRESH_SECONDS = 0.5  # a quote is good for so long
 REMEMBERED = 1000  # quotes at most: the names of models come from clients
@@ -31,9 +32,18 @@ class Quotes:
         self._asked: OrderedDict[tuple[str, str], asyncio.Task[Quoted | CortexError]] = OrderedDict()
 
     async def ask(self, neurons: Sequence[Asked], model: str) -> dict[str, Quoted | CortexError]:
-        """What these neurons say, by name: a quote, or why there is none. Who was too slow is missing."""
+        """What these neurons say, by name: a quote, or why there is none. Who was too slow is missing, and so
+        may be the rest where one has the model or is loading it.
+
+        One that is not heard may be the one that loads it for another process, and a second load elsewhere is
+        dearer than some patience.
+        """
         tasks = {neuron.name: self._ask_one(neuron, model) for neuron in neurons}
-        await asyncio.wait(tasks.values(), timeout=WAIT_SECONDS)
+        pending, looks = set(tasks.values()), LOOKS
+        while pending and looks and not any(map(_is_coming, tasks.values())):
+            seconds = WAIT_SECONDS / LOOKS
+            done, pending = await asyncio.wait(pending, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            looks -= not done
         return {name: task.result() for name, task in tasks.items() if task.done() and not task.cancelled()}
 
     def forget(self, neuron: str) -> None:
@@ -62,6 +72,13 @@ class Quotes:
                 del self._asked[key]
 
         asyncio.get_running_loop().call_later(FRESH_SECONDS, drop)
+
+
+def _is_coming(task: asyncio.Task[Quoted | CortexError]) -> bool:
+    if not task.done() or task.cancelled():
+        return False
+    quote = task.result()
+    return isinstance(quote, Quoted) and quote.verdict in ("ready", "loading")
 
 
 async def _quote(neuron: Asked, model: str) -> Quoted | CortexError:

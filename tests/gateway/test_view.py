@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -14,6 +15,7 @@ from gateway.config import EvictionPolicy, GatewayConfig, NeuronSettings
 from gateway.fleet import quotes
 from gateway.fleet.breaker import FAILURES
 from gateway.fleet.exchange import Exchange
+from gateway.fleet.quotes import Quotes
 from gateway.fleet.view import SILENT_SECONDS, Fleet, Neuron
 from gateway.telemetry import metrics
 from ipc.errors import Code, CortexError
@@ -27,6 +29,7 @@ from ipc.messages import (
     Generate,
     Message,
     ModelState,
+    Quote,
     Quoted,
     Rerank,
     Started,
@@ -253,7 +256,9 @@ async def ask(fleet: Fleet, model: str = "echo") -> str:
         exchange.close()
 
 
-def test_model_that_is_loaded_nowhere_goes_where_the_quotes_say() -> None:
+def test_model_that_is_loaded_nowhere_goes_where_the_quotes_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quotes, "WAIT_SECONDS", 0.5)
+
     async def scenario() -> None:
         refused = quote("refused", code=Code.INSUFFICIENT_MEMORY, message="18 GiB")
         small, large = host("a", refused), host("b", quote("evicts", 4.0, evicts=["idle"]))
@@ -514,7 +519,7 @@ def test_a_model_is_not_unknown_while_a_host_was_not_heard_that_may_have_it() ->
     run(scenario)
 
 
-def test_a_model_is_found_whose_host_is_heard_while_others_are_asked(monkeypatch) -> None:
+def test_a_model_is_found_whose_host_is_heard_while_others_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario() -> None:
         first, second = FakeNeuron(name="a", models=("other",)), host("b", quote("fits", 1.0))
         async with fleet_of(first, second) as fleet:
@@ -563,6 +568,49 @@ def test_model_that_only_a_neuron_unheard_of_may_have_is_no_404() -> None:
         assert (caught.value.code, caught.value.retry_after is not None) == (Code.NEURON_LOST, True)
         await fleet.stop()
         here.close()
+
+    run(scenario)
+
+
+class Quoting:
+    """A neuron whose quote comes when `said` is set."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.client = name, self
+        self.said: asyncio.Future[Quoted] = asyncio.get_running_loop().create_future()
+
+    async def ask(self, request: Quote, seconds: float) -> Quoted:
+        said = await self.said
+        for _ in range(5):  # it is read, and decoded
+            await asyncio.sleep(0)
+        return said
+
+
+def test_process_that_was_late_itself_takes_no_neuron_for_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quotes, "WAIT_SECONDS", 0.5)
+
+    async def scenario() -> None:
+        neurons = [Quoting(name) for name in "abc"]
+        asked = Quotes()
+        asyncio.get_running_loop().call_later(0.05, time.sleep, 0.6)
+        for neuron in neurons:
+            asyncio.get_running_loop().call_later(0.1, neuron.said.set_result, quote("fits"))
+        assert set(await asked.ask(neurons, "m")) == {"a", "b", "c"}
+        asked.close()
+
+    run(scenario)
+
+
+def test_where_a_model_comes_already_nobody_else_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quotes, "WAIT_SECONDS", 1e6)
+
+    async def scenario() -> None:
+        silent, coming = Quoting("a"), Quoting("b")
+        asked = Quotes()
+        coming.said.set_result(quote("loading", 4.0))
+        async with asyncio.timeout(30.0):
+            assert set(await asked.ask([silent, coming], "m")) == {"b"}
+        asked.close()
 
     run(scenario)
 
