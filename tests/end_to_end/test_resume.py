@@ -62,15 +62,21 @@ async def stream(client: httpx.AsyncClient, path: str, begun: asyncio.Queue[str]
 
 
 def said(path: str, events: list[Any]) -> Any:
-    """The texts, and what it came to."""
+    """The texts, and what it came to; but for what of the prompt was cached, which who goes on may find to be
+    more: it reads the answer's beginning as well, and another that goes on may have left both there.
+    """
     if path == MESSAGES:
         text = "".join(e["delta"]["text"] for e in events if e["type"] == "content_block_delta")
-        return text, events[-2]["usage"], events[-2]["delta"], events[-1]["type"]
+        usage = events[-2]["usage"]
+        usage["input_tokens"] += usage.pop("cache_read_input_tokens")
+        return text, usage, events[-2]["delta"], events[-1]["type"]
     choices = [choice for event in events for choice in event["choices"]]
     texts = [
         "".join(c["delta"].get("content") or "" for c in choices if c["index"] == index) for index in (0, 1)
     ]
-    return texts, events[-1]["usage"], [c["finish_reason"] for c in choices if c["finish_reason"]]
+    usage = events[-1]["usage"]
+    del usage["prompt_tokens_details"]
+    return texts, usage, [c["finish_reason"] for c in choices if c["finish_reason"]]
 
 
 def test_a_rolling_restart_loses_no_request(hosts) -> None:
