@@ -111,7 +111,7 @@ def create(
     requests_per_day: Annotated[int | None, typer.Option(min=0)] = None,
     tokens_per_minute: Annotated[int | None, typer.Option(min=0, help="Of prompts and answers.")] = None,
     tokens_per_day: Annotated[int | None, typer.Option(min=0)] = None,
-    priority: Annotated[int, typer.Option(help="Of its requests; a smaller one is sooner.")] = 0,
+    priority: Annotated[int, typer.Option(help="Of its requests at least; a smaller one is sooner.")] = 0,
     expires: Annotated[str | None, typer.Option(help="30d, 12h or 2027-01-31 (UTC). Default: never.")] = None,
     config_file: ConfigOption = None,
     as_json: JsonOption = False,

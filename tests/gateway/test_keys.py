@@ -228,9 +228,9 @@ def test_commands_want_an_administrators_key_and_say_so(
 def test_a_key_has_its_own_account_and_priority(
     guarded: GatewayProcess, keys: Keys, neuron: NeuronThread
 ) -> None:
-    key = keys.create("max", "--priority", "7")
+    given, usual = keys.create("max", "--priority", "7"), keys.create("moe")
 
-    def seen(**fields: Any) -> tuple[str, int]:
+    def seen(key: str, **fields: Any) -> tuple[str, int]:
         with httpx.Client(trust_env=False, timeout=PATIENCE) as client:
             headers, body = {"Authorization": f"Bearer {key}"}, BODIES[CHAT] | fields
             with client.stream("POST", f"{guarded.base}{CHAT}", json=body, headers=headers) as answer:
@@ -243,11 +243,12 @@ def test_a_key_has_its_own_account_and_priority(
         eventually(lambda: not neuron.working("stuck"), "it is cancelled")
         return found
 
-    (made,) = listed(keys, "max")
     stuck = {"model": "stuck", "stream": True}
-    assert seen(**stuck) == (made["id"], 7)
-    assert seen(**stuck, priority=-5) == (made["id"], 7)
-    assert seen(**stuck, priority=9) == (made["id"], 9)
+    for key, name, most in ((given, "max", 7), (usual, "moe", 0)):
+        (made,) = listed(keys, name)
+        assert seen(key, **stuck) == (made["id"], most)
+        assert seen(key, **stuck, priority=-5) == (made["id"], most)
+        assert seen(key, **stuck, priority=9) == (made["id"], 9)
 
 
 def test_a_store_that_breaks_is_one_line_and_the_known_keys_hold(
