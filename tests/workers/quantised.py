@@ -293,16 +293,30 @@ SCHEMES: dict[str, tuple[dict[str, Any], Writer]] = {
 }
 
 
-def write(name: str, folder: Path, experts: bool = False, **changes: Any) -> PreTrainedModel:
+# of a Mixtral, too, and of layers with a state
+PROJECTIONS = ("_proj", ".w1", ".w2", ".w3", ".in_proj_qkv", ".in_proj_z", ".in_proj_qkvz")
+
+
+def write(
+    name: str,
+    folder: Path,
+    make: Callable[[], PreTrainedModel] | None = None,
+    *,
+    experts: bool = False,
+    **changes: Any,
+) -> PreTrainedModel:
     """Write a checkpoint in that scheme; returns transformers with the numbers that it means.
 
     Args:
-        experts: whether it has some.
+        make: the model; None: a Qwen3.
+        experts: whether that has some.
         changes: of `quantization_config`.
     """
     config, writer = SCHEMES[name]
     torch.manual_seed(3)
-    model = qwen3_moe(**SIZES | EXPERTS) if experts else qwen3(**SIZES)
+    if make is None:
+        make = partial(qwen3_moe, **SIZES | EXPERTS) if experts else partial(qwen3, **SIZES)
+    model = make()
     fill(model, std=0.12)
     meant = folder / "meant"  # not a part of the checkpoint, which has no folders
     model.save_pretrained(meant)
@@ -310,7 +324,7 @@ def write(name: str, folder: Path, experts: bool = False, **changes: Any) -> Pre
     dense = load_file(meant / "model.safetensors")
     for key, weight in dense.items():
         module = key.removesuffix(".weight")
-        if module.endswith(("_proj", ".w1", ".w2", ".w3")):  # as a Mixtral calls its own
+        if module.endswith(PROJECTIONS):
             stored, values = writer(weight.numpy().copy())
             tensors |= {f"{module}.{end}": each.contiguous().clone() for end, each in stored.items()}
             dense[key] = tensor(values.astype(np.float32))

@@ -221,8 +221,8 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         """The block formats in which ranks keep weights, by name; all others are in the type of the model.
 
         Weights of products and of the embedding stay as they are stored, in blocks. What is stored in a plain
-        type is quantised where that is wanted and the ranks share it: norms, biases and the router of a
-        mixture of experts never are.
+        type is quantised where that is wanted and the ranks share it: norms, biases, the router of a mixture
+        of experts, and what decides how long a state is kept never are.
 
         Raises:
             CortexError: MODEL_LOAD_FAILED, the ranks would share columns that are not whole blocks.

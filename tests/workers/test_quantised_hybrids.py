@@ -1,0 +1,143 @@
+"""Models with layers that keep a state, in blocks: quantised on the way in, or stored so.
+
+How much is lost is no measure of faults here: random weights make ten times as much of what was rounded, and
+a token that goes to another expert for it has other logits. What the rounded weights answer is one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from ipc.worker_messages import Submit
+from tests.workers import checkpoints, quantised
+from tests.workers.engines import request, serve, some_requests
+from tests.workers.thread_ranks import Ranks
+from workers.checkpoints.blocks import QUANTIZATIONS
+from workers.checkpoints.card import read_card
+from workers.models.hybrid import Hybrid
+from workers.parallel import RankGroup
+from workers.weights.dequantise import dequantise
+from workers.weights.quantise import quantise
+
+SIZES = {
+    "vocab_size": 128,
+    "hidden_size": 256,
+    "head_dim": 64,
+    "linear_key_head_dim": 48,  # so that heads begin and end within blocks of 128 rows
+    "linear_value_head_dim": 64,
+    "num_hidden_layers": 2,
+    "layer_types": ["linear_attention", "full_attention"],
+}
+EXPERTS = {"moe_intermediate_size": 256, "shared_expert_intermediate_size": 256}
+MAKERS = {
+    "qwen3_next": lambda: checkpoints.qwen3_next(**SIZES | EXPERTS),
+    "qwen3_5": lambda: checkpoints.qwen3_5(**SIZES, intermediate_size=512),
+    "qwen3_5_moe": lambda: checkpoints.qwen3_5_moe(**SIZES | EXPERTS),
+}
+PLAIN = {  # matrices that are never in blocks: few rows each, of which every token's state or way hangs
+    "qwen3_next": {"in_proj_ba", "conv1d", "gate", "shared_expert_gate"},
+    "qwen3_5": {"in_proj_a", "in_proj_b", "conv1d"},
+    "qwen3_5_moe": {"in_proj_a", "in_proj_b", "conv1d", "gate", "shared_expert_gate"},
+}
+LIMITS = {"max_sequences": 4, "max_step_tokens": 64}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """`made(name)` is the folder of that model in float32, whose columns are whole blocks."""
+    torch.set_num_threads(1)
+
+    @cache
+    def make(name: str) -> Path:
+        torch.manual_seed(0)
+        folder = tmp_path_factory.mktemp(name)
+        model = MAKERS[name]()
+        checkpoints.fill(model, std=0.2)
+        model.save_pretrained(folder)
+        (folder / "tokenizer.json").write_text("{}")
+        return folder
+
+    return make
+
+
+def answered(ranks: Ranks, requests: list[Submit]) -> tuple[list[list[int]], torch.Tensor]:
+    """The tokens of each, and the logits of every step."""
+    seen, model = [], ranks.ranks[0].model
+    logits = model.logits
+    model.logits = lambda x: seen.append(logits(x)) or seen[-1].clone()
+    tokens = serve(ranks, requests, max_sequences=4)
+    ranks.close()
+    return tokens, torch.cat(seen)
+
+
+@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize("quantization", QUANTIZATIONS)
+@pytest.mark.parametrize("name", ["qwen3_next", "qwen3_5"])
+def test_a_quantised_hybrid_answers_as_its_dequantised_weights_do(
+    made, tmp_path, monkeypatch, name, quantization, size
+):
+    folder = made(name)
+    card, tensors = read_card(folder), load_file(folder / "model.safetensors")
+    for each, form in card.formats(size, quantization).items():
+        tensors[each] = dequantise(form, quantise(form, tensors[each]))
+    save_file(tensors, tmp_path / "model.safetensors")
+    for file in ("config.json", "tokenizer.json"):
+        (tmp_path / file).symlink_to(folder / file)
+
+    def engine(path: Path, **changes: Any) -> Ranks:
+        return Ranks(path, size, monkeypatch, **LIMITS | changes)
+
+    requests = some_requests(3, 128, seed=0, longest=8)
+    tokens, logits = answered(engine(folder, quantization=quantization), requests)
+    expected_tokens, expected = answered(engine(tmp_path), requests)
+    assert tokens == expected_tokens
+    torch.testing.assert_close(logits, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_planned_bytes_of_a_hybrid_are_the_bytes_that_are_held(made, name):
+    card = read_card(made(name))
+    for quantization in (None, *QUANTIZATIONS):
+        config = card.kept_in(quantization).config
+        for size in (1, 2):
+            formats = card.formats(size, quantization)
+            held = [
+                Hybrid(config, RankGroup(rank, size), torch.bfloat16, formats).nbytes for rank in range(size)
+            ]
+            assert held == card.bytes_per_rank(size, "bfloat16", quantization)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_what_states_and_routes_hang_on_stays_plain_in_every_quantisation(made, name):
+    card = read_card(made(name))
+    matrices = {each for each, tensor in card.tensors.items() if len(tensor.shape) > 1}
+    for quantization in QUANTIZATIONS:
+        plain = matrices - card.formats(1, quantization).keys()
+        assert {each.split(".")[-2] for each in plain} == PLAIN[name]
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_hybrid_that_is_stored_in_blocks_of_fp8_has_the_logits_of_what_they_mean(
+    tmp_path, monkeypatch, name
+):
+    """As they are published: what states hang on is left plain. Regions of heads begin within blocks."""
+    oracle = quantised.write("fp8_blocks", tmp_path, MAKERS[name])
+    formats = read_card(tmp_path).formats(1)
+    inputs = {each for each in formats if ".in_proj_" in each}
+    assert {each.split(".in_proj_")[1] for each in inputs} == (
+        {"qkvz.weight"} if name == "qwen3_next" else {"qkv.weight", "z.weight"}
+    )
+    prompt = [(7 * i + 3) % 128 for i in range(40)]
+    with torch.inference_mode():
+        expected = oracle(torch.tensor([prompt])).logits[0, -1]
+    for size in (1, 2):
+        ranks = Ranks(tmp_path, size, monkeypatch, **LIMITS)
+        _, logits = answered(ranks, [request(1, prompt, 1)])
+        torch.testing.assert_close(logits[-1], expected, rtol=1e-3, atol=1e-3)
