@@ -24,14 +24,20 @@ class PreparedImage(msgspec.Struct, array_like=True):
 
 
 def place(
-    ids: list[int], messages: Sequence[Message], vision: Vision, most: int | None, read: bool
+    ids: list[int],
+    messages: Sequence[Message],
+    vision: Vision,
+    context_length: int | None,
+    read: bool,
+    contexts: int = 1,
 ) -> tuple[list[int], list[PreparedImage]]:
     """The tokens of a prompt with images.
 
     Args:
         ids: those of its text, with a mark for each image.
         messages: that have the images.
-        most: tokens that there may be; None: any number.
+        context_length: of the model; None: there may be any number of tokens.
+        contexts: how many contexts' worth of them there may be.
         read: the images themselves, too; else only the tokens that they are.
 
     Raises:
@@ -47,8 +53,8 @@ def place(
     if not found:
         return ids, []
     total = len(ids) + sum(image.tokens - 1 for image in found)
-    if most is not None and total >= most:
-        raise too_long(total, most, "messages", None)
+    if context_length is not None and total >= contexts * context_length:
+        raise too_long(total, context_length, "messages", None)
     if 3 * vision.side**2 * sum(image.tokens for image in found) > MAX_BYTES:
         raise bad_request("messages", f"the images come to more than {MAX_BYTES >> 20} MiB of pixels")
     return _placed(ids, found, vision, read)

@@ -182,8 +182,8 @@ def encode_prompts(
         ids = to_ids(text, rendered, "messages", context_length, special=bool(special), contexts=contexts)
         if text.vision is None:
             return [Prompt("messages", ids, rendered)]
-        most = None if context_length is None else contexts * context_length
-        ids, images = place(ids, request.messages, text.vision, most, isinstance(request, Generate))
+        read = isinstance(request, Generate)
+        ids, images = place(ids, request.messages, text.vision, context_length, read, contexts)
         return [Prompt("messages", ids, rendered, images)]
     suffix = request.suffix if isinstance(request, Generate) else None
     prompts = [

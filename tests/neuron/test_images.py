@@ -217,11 +217,17 @@ def test_a_bomb_is_refused_without_being_read(text, monkeypatch):
 
 def test_images_that_do_not_fit_are_refused_without_being_read(text, monkeypatch):
     monkeypatch.setattr(sizing, "pixels", None)
+    request = asked(*[shown(noise(64, 64)) for _ in range(4)])
     with pytest.raises(CortexError) as caught:
-        prepared(text, asked(*[shown(noise(64, 64)) for _ in range(4)]), context_length=250)
+        prepared(text, request, context_length=250)
     assert caught.value.code == Code.CONTEXT_LENGTH_EXCEEDED
     assert caught.value.details["prompt_tokens"] == 4 * 66 + 5
     assert MAX_BYTES > 1 << 20
+    counted = CountTokens(id=1, model="m", messages=request.messages)
+    assert count_tokens(text, counted, 250).tokens == 4 * 66 + 5
+    with pytest.raises(CortexError) as caught:
+        count_tokens(text, counted, 60)
+    assert caught.value.details["context_length"] == 60
 
 
 def test_a_text_cannot_say_that_it_is_an_image(text):
