@@ -116,3 +116,24 @@ def test_a_bad_image_is_a_400_that_names_it(seen, url, reason):
     assert answer.status_code == 400, error
     assert reason in error["message"]
     assert error["param"].startswith("messages[0].content[1]")
+
+
+def test_several_answers_see_one_image_and_one_can_be_gone_on_with(seen):
+    http, expected, _ = seen
+    turn = {"role": "user", "content": CHAT}
+    asked = {"messages": [turn], "max_tokens": TOKENS, "return_token_ids": True}
+    choices = said(http, "/chat/completions", n=3, **asked)["choices"]
+    assert [choice["token_ids"] for choice in choices] == [expected] * 3
+    begun = {"role": "assistant", "content": "".join(map(chr, expected[:2]))}
+    options = {"add_generation_prompt": False, "continue_final_message": True}
+    answer = said(http, "/chat/completions", messages=[turn, begun], max_tokens=2, **options)
+    assert answer["usage"]["completion_tokens"] == 2
+
+
+def test_a_prompt_with_a_mark_for_an_image_is_a_400(seen):
+    http, _, _ = seen
+    for body in ({"prompt": "u:<image>"}, {"prompt": [117, seeing.IMAGE]}):
+        answer = http.post("/completions", json={"model": "eyes", "max_tokens": 1} | body)
+        error = answer.json()["error"]
+        assert (answer.status_code, error["param"]) == (400, "prompt"), error
+        assert "mark for an image" in error["message"]
