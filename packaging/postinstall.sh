@@ -5,8 +5,10 @@ set -eu
 
 systemd-sysusers cortex.conf
 systemd-tmpfiles --create cortex.conf
-chgrp neuron /etc/neuron/neuron.yaml
-chgrp cortex /etc/cortex/cortex.yaml /etc/cortex/models.yaml
+# One that was deleted, as on a host that is no gateway, stays so: packages do not bring configuration back.
+for file in neuron/neuron.yaml cortex/cortex.yaml cortex/models.yaml; do
+    [ ! -e "/etc/$file" ] || chgrp "${file%%/*}" "/etc/$file"
+done
 
 if [ -d /run/systemd/system ]; then systemctl daemon-reload; fi
 if [ -f /opt/cortex/cortex-setup ]; then

@@ -250,3 +250,23 @@ def test_the_deb_is_installed_started_upgraded_and_removed(built, tmp_path):
     assert told["kept by the upgrade"]
     assert told["left by a removal"] == ["/etc/cortex", "/etc/neuron"]
     assert told["left by a purge"] == []
+
+
+def test_an_upgrade_goes_through_where_configuration_was_deleted(tmp_path):
+    etc = tmp_path / "etc"
+    (etc / "neuron").mkdir(parents=True)
+    (etc / "neuron" / "neuron.yaml").touch()
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    for name in ("systemd-sysusers", "systemd-tmpfiles", "systemctl", "chgrp"):
+        text = f'#!/bin/sh\necho {name} "$@"\n' + ("shift; ls $@\n" if name == "chgrp" else "")
+        (commands / name).write_text(text)
+        (commands / name).chmod(0o755)
+    script = (ROOT / "packaging" / "postinstall.sh").read_text()
+    for path in ("/etc/", "/opt/", "/run/"):
+        script = script.replace(path, f"{tmp_path}{path}")
+    path = os.pathsep.join((str(commands), os.environ["PATH"]))
+    ran = subprocess.run(["sh", "-c", script], env={"PATH": path}, capture_output=True, text=True, timeout=60)
+    assert ran.returncode == 0, ran.stderr
+    assert f"chgrp neuron {etc}/neuron/neuron.yaml" in ran.stdout
+    assert "Next: " in ran.stdout
