@@ -14,9 +14,11 @@ from gateway.dialects.admin.fields import LogsFields
 from gateway.dialects.admin.resources import AdminResource
 from gateway.dialects.event_streams import KEEP_ALIVE_SECONDS
 from gateway.fleet.view import Neuron
+from ipc.errors import Code, CortexError
 from ipc.messages import Failed, LogLines, Logs
 
-BEHIND = 1000  # lines that wait for a client that reads slowly, before neurons are read no further
+BEHIND = 1000  # lines that wait for a client that reads slowly, before what comes waits at its neuron's call
+UNREAD_SECONDS = 60.0  # after which a client that reads nothing is read for no further: that has no bound
 
 Told = asyncio.Queue[dict[str, Any] | None]
 
@@ -60,9 +62,14 @@ async def _read(neuron: Neuron, asked: Logs, told: Told) -> None:
         async for reply in call:
             if isinstance(reply, LogLines):
                 for line in reply.lines:
-                    await told.put({"neuron": neuron.name, "line": line})
+                    async with asyncio.timeout(UNREAD_SECONDS):
+                        await told.put({"neuron": neuron.name, "line": line})
             elif isinstance(reply, Failed):
                 await told.put({"neuron": neuron.name, "error": progress.error(reply.error())})
-        await told.put(None)
+    except TimeoutError:
+        call.cancel()
+        error = CortexError(Code.INTERNAL, f"lines were not read for {UNREAD_SECONDS:g} s; ask again")
+        await told.put({"neuron": neuron.name, "error": progress.error(error)})
     finally:
         call.cancel()
+    await told.put(None)
