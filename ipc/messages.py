@@ -640,7 +640,8 @@ class Quoted(Reply, tag="quoted"):
 
     `ready`: it is loaded, and `loading`: it is on its way. Else its memory: `fits` where it is free, `evicts`
     where idle models would leave for it, `waits` where some that would leave have work to finish first, or
-    others wait for memory before it. `refused`: it cannot be had, and `code` and `message` say why.
+    others wait for memory before it, or it is in that line itself. `refused`: it cannot be had, and `code`
+    and `message` say why.
     """
 
     verdict: Literal["ready", "loading", "fits", "evicts", "waits", "refused"]

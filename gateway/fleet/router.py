@@ -186,7 +186,11 @@ def _cost(
     if not coming and isinstance(quote, Quoted) and quote.verdict == "loading":
         coming, left = True, quote.seconds
     if coming:
-        verdict = "waiting" if state is not None and state.status == "waiting" else "loading"
+        verdict = "loading"
+        if state is not None and state.status == "waiting":
+            # What has just begun is that for a moment: another load elsewhere would come of it.
+            has_room = isinstance(quote, Quoted) and quote.verdict in ("loading", "fits")
+            verdict = "loading" if has_room else "waiting"
         left = left or 0.0
         if verdict == "loading" and soonest < min(SOONER_SHARE * left, left - SOONER_SECONDS):
             verdict = "fits"

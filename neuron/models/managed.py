@@ -197,6 +197,11 @@ class ManagedModel:
         """Its processes, from their heartbeat page."""
         return self._epochs.group.ranks() if self._epochs.group is not None else []
 
+    @property
+    def is_in_line(self) -> bool:
+        """Whether it waits for memory that others hold."""
+        return self.status == "waiting" and self._progress.stage == "queued"
+
     def state(self) -> ModelState:
         """What the neuron tells of it."""
         if self._told is not None and self._epochs.group is None:

@@ -349,7 +349,8 @@ class ModelManager:
         if model.status == "ready":
             return quoted(verdict="ready", seconds=0.0, bytes=self.room.held_by(model.id))
         if model.status in ("waiting", "loading", "restarting"):
-            return quoted(verdict="loading", seconds=model.seconds_left, bytes=self.room.held_by(model.id))
+            verdict = "waits" if model.is_in_line else "loading"
+            return quoted(verdict=verdict, seconds=model.seconds_left, bytes=self.room.held_by(model.id))
         prospect = await self.room.prospect(model)
         if prospect.fit is None:
             error = prospect.refusal

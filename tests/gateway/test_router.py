@@ -94,6 +94,13 @@ def test_where_it_waits_for_memory_is_better_than_a_second_copy_unless_memory_is
     assert chosen(hosts, b=quote("fits", 60.0)) == "b"
 
 
+def test_a_load_that_has_just_begun_is_waited_for_though_its_memory_is_not_booked_yet() -> None:
+    hosts = [host("a", "waiting"), host("b", "unloaded")]
+    for said in (quote("loading"), quote("fits", 5.0)):  # the second one is of a moment ago
+        assert chosen(hosts, a=said, b=quote("fits", 5.0)) == "a"
+    assert chosen(hosts, a=quote("waits", 5.0), b=quote("fits", 5.0)) == "b"
+
+
 def test_a_burst_begins_one_load_and_waits_for_it() -> None:
     hosts = [host("a", "unloaded", in_flight={"m": 1}), host("b", "unloaded")]
     assert chosen(hosts, a=quote("fits", 5.0), b=quote("fits", 5.0)) == "a"

@@ -300,4 +300,9 @@ def test_a_quote_says_what_it_would_take_and_does_nothing(tmp_path):
         assert "64.00 GiB" in refused.message
         assert status(neuron) == {"a": "ready", "b": "unloaded", "huge": "unloaded"}
         assert neuron.model("a").load_seconds > 0.1
+        with neuron.client() as waiting:
+            asked = waiting.stream(chat("b"), PATIENCE)
+            next(reply for reply in asked if reply.position is not None)  # in the line for memory
+            assert quote(client, "b").verdict == "waits"
+            asked.close()
         stream.close()
