@@ -76,6 +76,8 @@ class Tape(TorchDispatchMode):
         )
         if masked or (WAITS.intersection(func.tags) and func is not torch.ops.aten.index.Tensor):
             raise RuntimeError(f"{func} waits for the device")
+        if func is torch.ops.aten.lift_fresh.default:
+            raise RuntimeError("torch.tensor brings something from the host")
         written = [
             args[number] if number < len(args) else kwargs.get(each.name)
             for number, each in enumerate(func._schema.arguments)

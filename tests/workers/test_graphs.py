@@ -12,7 +12,8 @@ from tests.workers.recorded import FixedAttention, Recorder
 from tests.workers.test_model_runner import unlike_requests
 from workers.execution import model_runner
 from workers.execution.graphs import MOST_GRAPHS, Graphs, Kind, sizes
-from workers.sampling.draws import FILTERED, PLAIN
+from workers.sampling.draws import FILTERED, PLAIN, choose
+from workers.sampling.inputs import Wishes
 from workers.sampling.sampler import Sampler
 
 CONTEXT = 96  # tokens; attention that can be recorded here reads so many, whatever there is
@@ -132,6 +133,19 @@ def test_plain_settings_are_drawn_within_the_step_as_they_are_outside_of_it(
     assert (runner.graphs.replay(Kind(runner.graphs.rows(len(submits)), ways)).tokens is None) == (
         ways is None
     )
+
+
+def test_a_vocabulary_may_be_smaller_than_what_is_sorted():
+    logits = torch.randn(5, 40, generator=torch.Generator().manual_seed(0))
+    settings = [(1.0, 3.0, 1.0, 0.0, point) for point in (0.0, 0.3, 0.6, 0.9, 0.999)]
+    wishes = Wishes.of(torch.tensor(settings, dtype=torch.float64).t().contiguous().flatten())
+    found = choose(logits.clone(), wishes, FILTERED, block_rows=2)
+    assert (logits.topk(3).indices == found[:, None]).any(dim=1).all()
+
+
+def test_what_brings_something_to_the_device_cannot_be_recorded():
+    with pytest.raises(RuntimeError, match="from the host"):
+        Recorder().capture(lambda: torch.zeros(2) + torch.tensor([1.0, 2.0]))
 
 
 @pytest.mark.parametrize("dtype", [pytest.param(each, marks=GPU) for each in ("float32", "bfloat16")])

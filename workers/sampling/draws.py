@@ -22,7 +22,7 @@ def choose(logits: Tensor, wishes: Wishes, ways: int, block_rows: int) -> Tensor
         ways: that the other rows are drawn in. Of rows that are filtered, each has a top-k of FEW at most.
         block_rows: that are drawn from at once.
     """
-    most, tokens = highest(logits)
+    (most, tokens), few = highest(logits), min(FEW, logits.shape[1])
     for start in range(0, len(logits) if ways else 0, block_rows):
         block = slice(start, start + block_rows)
         own, part = Wishes(*(each[block] for each in wishes)), logits[block]
@@ -30,7 +30,7 @@ def choose(logits: Tensor, wishes: Wishes, ways: int, block_rows: int) -> Tensor
         own = own._replace(temperature=own.temperature.masked_fill(greedy, 1.0))
         drawn = draw_plain(part, own) if ways & PLAIN else tokens[block]
         if ways & FILTERED:
-            filtered, _ = draw_filtered(part, own, FEW, whole=False, looks=False)
+            filtered, _ = draw_filtered(part, own, few, whole=False, looks=False)
             drawn = torch.where((own.top_k <= FEW).squeeze(1), filtered, drawn)
         tokens[block] = torch.where(greedy.squeeze(1), tokens[block], drawn)
     return there(most, tokens)
