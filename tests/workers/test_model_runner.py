@@ -13,7 +13,7 @@ from ipc.errors import Code, CortexError
 from ipc.worker_messages import SamplingParams
 from tests.workers.engines import DEVICES, Session, make_runner, make_spec, request, serve, some_requests
 from workers.execution import model_runner
-from workers.execution.device import check_type
+from workers.execution.device import check_builds, check_type
 from workers.step.engine import OutOfDeviceMemory
 from workers.step.plan import NewSequence, Scheduled, StepPlan
 from workers.weights.loader import WeightFiles
@@ -254,3 +254,17 @@ def test_a_gpu_without_bfloat16_is_refused_with_the_types_that_it_has():
     check_type((7, 5), make_spec(dtype="float16"))
     with pytest.raises(CortexError, match="set `dtype: float16`, or `float32`, for test"):
         check_type((7, 5), make_spec(dtype="bfloat16", device="cuda:0"))
+
+
+def test_a_gpu_without_what_builds_its_kernels_is_refused_by_what_is_missing(monkeypatch, tmp_path):
+    monkeypatch.setenv("CC", "cc")
+    (tmp_path / "Python.h").touch()
+    monkeypatch.setattr("sysconfig.get_paths", lambda: {"include": str(tmp_path)})
+    check_builds("cuda:0")
+    monkeypatch.delenv("CC")
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(CortexError, match=r"no C compiler.*apt install gcc python3-dev"):
+        check_builds("cuda:0")
+    (tmp_path / "Python.h").unlink()
+    with pytest.raises(CortexError, match=r"C compiler and no Python's headers \(.*Python\.h\)"):
+        check_builds("cuda:0")

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import os
+import shutil
+import sysconfig
+from pathlib import Path
 
 import torch
 
@@ -29,6 +33,24 @@ def check_type(capability: tuple[int, int], spec: WorkerSpec) -> None:
             Code.MODEL_LOAD_FAILED,
             f"{spec.device} has no bfloat16 (its compute capability is {capability[0]}.{capability[1]}, and "
             f"that begins with 8.0): set `dtype: float16`, or `float32`, for {spec.model}",
+        )
+
+
+def check_builds(device: str) -> None:
+    """See that Triton can build here what starts its kernels, as it does when a GPU meets the first of them.
+
+    Raises:
+        CortexError: MODEL_LOAD_FAILED, saying what is missing.
+    """
+    compiler = os.environ.get("CC") or next(filter(shutil.which, ("gcc", "clang")), None)
+    headers = Path(sysconfig.get_paths()["include"]) / "Python.h"
+    missing = [] if compiler else ["C compiler"]
+    missing += [] if headers.exists() else [f"Python's headers ({headers})"]
+    if missing:
+        raise CortexError(
+            Code.MODEL_LOAD_FAILED,
+            f"{device} computes with kernels that Triton builds, and there is no {' and no '.join(missing)}. "
+            "On Debian: apt install gcc python3-dev",
         )
 
 

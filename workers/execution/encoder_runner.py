@@ -20,7 +20,7 @@ from ipc.worker_messages import (
 )
 from workers.attention.whole import WholeAttention
 from workers.checkpoints.card import ModelCard
-from workers.execution.device import check_type, is_out_of_memory, num_threads, tune_cpu
+from workers.execution.device import check_builds, check_type, is_out_of_memory, num_threads, tune_cpu
 from workers.execution.memory import held, trim
 from workers.execution.outcome import NOT_FINITE
 from workers.models.registry import MODELS
@@ -71,6 +71,7 @@ class EncoderRunner:
         if device.type == "cuda":
             torch.cuda.set_device(device)
             check_type(torch.cuda.get_device_capability(device), spec)
+            check_builds(spec.device)
         self.group = RankGroup.join(spec)
         formats = self.card.formats(spec.world_size, spec.quantization)
         self.model = MODELS[self.card.family](config, self.group, dtype, formats)

@@ -36,7 +36,7 @@ from workers.checkpoints.card import ModelCard
 from workers.checkpoints.config import ModelConfig
 from workers.checkpoints.vision import REMEMBERED_BYTES
 from workers.execution.adapters import Adapters
-from workers.execution.device import check_type, is_out_of_memory, num_threads, tune_cpu
+from workers.execution.device import check_builds, check_type, is_out_of_memory, num_threads, tune_cpu
 from workers.execution.graphs import CudaGraphs, GraphDevice, Graphs, Kind
 from workers.execution.input_buffers import InputBuffers, decode_sizes
 from workers.execution.memory import TOLD_TOKENS, check_pages, held, largest_step, pool_pages, trim
@@ -120,6 +120,7 @@ class ModelRunner:
         if device.type == "cuda":
             torch.cuda.set_device(device)
             check_type(torch.cuda.get_device_capability(device), spec)
+            check_builds(spec.device)
         self.group = RankGroup.join(spec)
         formats = self.card.formats(spec.world_size, spec.quantization)
         self.model = MODELS[self.card.family](config, self.group, dtype, formats)
