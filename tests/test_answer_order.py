@@ -43,6 +43,7 @@ ADD = Tool.function("add", parameters={"properties": {"a": {"type": "integer"}}}
 class Scraps:
     """A front end whose token n is the n-th scrap of a format."""
 
+    vision = None
     vocabulary_size = 99
     think_tags = THINK
 

@@ -148,7 +148,7 @@ def test_of_two_gateways_the_newer_file_counts_and_the_other_one_says_so(tmp_pat
         return gateway.fleet.view.Fleet(gateway.config.GatewayConfig(neurons=places, models_config=str(path)))
 
     async def scenario(endpoint: str) -> None:
-        fleets = fleet("newer", 2e9, endpoint), fleet("older", 1e9, endpoint)
+        fleets = fleet("newer", 1.7e9, endpoint), fleet("older", 1e9, endpoint)
         newer, older = (each.neurons[0].catalogue for each in fleets)
         try:
             for each, at in zip(fleets, (newer, older), strict=True):  # the older one speaks last

@@ -96,7 +96,11 @@ class Script:
     def ready(self) -> None:
         pass
 
-    close = leave = ready
+    close = leave = on_ready = ready
+
+    @property
+    def account(self) -> Script:
+        return self
 
 
 def created(**fields: Any) -> Creation:

@@ -42,6 +42,7 @@ from ipc.messages import (
     Hello,
     ListModels,
     Load,
+    Logs,
     Message,
     Pin,
     Quote,
@@ -91,6 +92,7 @@ ONE_OF_EACH = [
     Pin(id=19, model="m", pinned=False),
     SetCatalogue(id=20, catalogue=FleetCatalogue(version="1", origin="here", modified=1.5)),
     CheckCatalogue(id=21, catalogue=FleetCatalogue(version="1", origin="here", modified=1.5)),
+    Logs(id=22, lines=5, request="r", follow=True),
     Drain(id=12, model="m"),
     Resume(id=(1 << 64) - 1),
 ]

@@ -79,6 +79,7 @@ class Parser:
 
 
 class Text:
+    vision = None
     vocabulary_size = 26
     think_tags = THINK
 

@@ -34,6 +34,7 @@ TEXT = TextFiles("one", (0, 0), 100, {}, "", {}, "", ours=False)
 class Text:
     """A front end that says each token as its number."""
 
+    vision = None
     vocabulary_size = 100
 
     def detokenizer(self, after):

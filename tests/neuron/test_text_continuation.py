@@ -21,7 +21,7 @@ class Letters:
 
     def __init__(self, source: str) -> None:
         self._template = ChatTemplate.of(source, {})
-        self.vocabulary_size = 1 << 21
+        self.vocabulary_size, self.vision = 1 << 21, None
 
     def render(self, messages, tools, args, seconds, thinking) -> str:
         return self._template.render(messages, tools, args, seconds)
