@@ -7,7 +7,14 @@ from typing import Any
 
 from msgspec import Struct
 
-from gateway.dialects.admin.fields import LoadFields, ModelFields, NeuronFields, PinFields, UnloadFields
+from gateway.dialects.admin.fields import (
+    LoadFields,
+    LogsFields,
+    ModelFields,
+    NeuronFields,
+    PinFields,
+    UnloadFields,
+)
 from gateway.dialects.anthropic.conversation import PromptFields
 from gateway.dialects.anthropic.messages import MessageFields
 from gateway.dialects.openai import chat_answer, completions
@@ -188,6 +195,9 @@ OPERATIONS = (
         "post", "/admin/neurons/drain", "Have a neuron take no new work", having(neuron=_TEXT), NeuronFields
     ),
     Operation("post", "/admin/neurons/resume", "Have it take work again", CHANGED, NeuronFields),
+    Operation(
+        "post", "/admin/logs", "Show what neurons write to their logs", having(neuron=_TEXT), LogsFields
+    ),
     Operation("get", "/admin/keys", "List the API keys, without their texts", _list(having(id=_TEXT))),
     Operation(
         "get",
