@@ -2,13 +2,12 @@
 
 It is right first: bfloat16 beside float32 in plain torch, over heads, windows, caps and sinks. Then decode
 and prompts are timed as graphs that are replayed, over keys that no cache holds: decode beside the rate at
-which the device copies, a prompt beside that of its products. Shapes that are no default stand beside the
+which the device reads, a prompt beside that of its products. Shapes that are no default stand beside the
 default, so that one run tells which is best.
 """
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from benchmarks.kernels import Compiled, assembled
-from benchmarks.products import reading, replayed
+from benchmarks.products import at_once, reading, replayed
 from ipc.worker_messages import PAGE_SIZE
 from workers.kernels import attention_triton, fused
 from workers.kernels.attention_triton import Rows, Sequences, Tile, num_splits, tile
@@ -269,15 +268,7 @@ def warm(number: int, device: str) -> None:
 
 def compile_all(device: str, seconds: float) -> None:
     """All shapes at once, each in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.attention"]
-    running = [subprocess.Popen([*command, str(number), device]) for number in range(1 + len(FEW))]
-    end = time.monotonic() + seconds
-    for process in running:
-        try:
-            process.wait(max(0.1, end - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+    at_once("benchmarks.attention", range(1 + len(FEW)), device, seconds)
 
 
 if __name__ == "__main__":

@@ -35,6 +35,8 @@ import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 import msgspec
@@ -147,32 +149,17 @@ def equalities(device: str, out: Path) -> Iterator[Result]:
                 yield Result("equalities", f"{dtype} {name}", ok, f"{equal} of {len(given)}", figures)
 
 
-def of_attention(device: str, out: Path) -> Iterator[Result]:
-    """Attention and the small kernels by themselves; without a device there is none."""
+def of_kernels(part: str, device: str, out: Path) -> Iterator[Result]:
+    """What `benchmarks.attention` or `benchmarks.products` finds; without a device there is nothing."""
     if device == "cpu":
-        yield Result("attention", "kernels", True, "want a GPU")
+        yield Result(part, "kernels", True, "want a GPU")
         return
-    from benchmarks import attention  # which wants Triton
-
-    attention.compile_all(device, 60.0)
-    for name, ok, error in attention.right(device):
-        yield Result("attention", f"{name} is right", ok, f"error {error:.1e}", {"error": error})
-    for name, text, figures in attention.rates(device, time.monotonic() + attention.SECONDS):
-        yield Result("attention", name, True, text, figures)
-
-
-def of_products(device: str, out: Path) -> Iterator[Result]:
-    """Products with quantised weights by themselves; without a device there is none."""
-    if device == "cpu":
-        yield Result("products", "kernels", True, "want a GPU")
-        return
-    from benchmarks import products  # which wants Triton
-
-    products.compile_all(device, 60.0)
-    for name, ok, error in products.right(device):
-        yield Result("products", f"{name} is right", ok, f"error {error:.1e}", {"error": error})
-    for name, text, figures in products.rates(device, time.monotonic() + products.SECONDS):
-        yield Result("products", name, True, text, figures)
+    found = import_module(f"benchmarks.{part}")  # which wants Triton
+    found.compile_all(device, 60.0)
+    for name, ok, error in found.right(device):
+        yield Result(part, f"{name} is right", ok, f"error {error:.1e}", {"error": error})
+    for name, text, figures in found.rates(device, time.monotonic() + found.SECONDS):
+        yield Result(part, name, True, text, figures)
 
 
 def engine(device: str, out: Path) -> Iterator[Result]:
@@ -408,8 +395,8 @@ def median(function: Callable[[], object], device: str, rounds: int = 5) -> floa
 PARTS: dict[str, Callable[[str, Path], Iterator[Result]]] = {
     "tests": tests,
     "equalities": equalities,
-    "attention": of_attention,
-    "products": of_products,
+    "attention": partial(of_kernels, "attention"),
+    "products": partial(of_kernels, "products"),
     "engine": engine,
     "large": large,
     "experts": experts,

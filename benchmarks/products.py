@@ -11,7 +11,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import NamedTuple
 
@@ -217,8 +217,12 @@ def warm(kind: str, device: str) -> None:
 
 def compile_all(device: str, seconds: float) -> None:
     """All formats at once, each in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.products"]
-    running = [subprocess.Popen([*command, kind, device]) for kind in (*KINDS, "experts", "bf16")]
+    at_once("benchmarks.products", (*KINDS, "experts", "bf16"), device, seconds)
+
+
+def at_once(module: str, parts: Iterable[object], device: str, seconds: float) -> None:
+    """Run `python -m MODULE PART DEVICE` for each part, none of them longer than that."""
+    running = [subprocess.Popen([sys.executable, "-m", module, str(part), device]) for part in parts]
     end = time.monotonic() + seconds
     for process in running:
         try:
