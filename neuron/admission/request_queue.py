@@ -24,9 +24,7 @@ from neuron.requests.request import OpenRequest, OpenSequence, Phase
 TELL_SECONDS = 1.0  # between two times that a request is told where it stands
 SOON_SECONDS = 0.2  # until it is told that first, together with others that came
 ATTEMPTS = 2  # workers that may die with one request; more would mean that it is what kills them
-AHEAD_SHARE = (
-    8  # of the sequences that a worker computes at once, that it has ready beside these: one in so many
-)
+AHEAD_SHARE = 8  # one in so many sequences that a worker computes at once, that it has ready beside these
 USUAL_OUTPUT = 256  # tokens of an answer, until some were measured
 AGEING_SHARE = 2  # of the time that one may wait: then its account has a turn whatever its priority
 

@@ -12,9 +12,8 @@ class ServiceRate:
     """Turns that were had while others waited for theirs: what comes when nobody waits says nothing."""
 
     def __init__(self) -> None:
-        self._times: deque[float] = deque(
-            maxlen=TURNS + 1
-        )  # of turns, after that from which they are counted
+        # of turns, after that from which they are counted
+        self._times: deque[float] = deque(maxlen=TURNS + 1)
         self._seconds_each: float | None = None  # when somebody waited last
 
     def begin(self, now: float) -> None:
