@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,6 +23,7 @@ T = TypeVar("T")
 Work = Callable[Concatenate[sqlite3.Connection, P], T]
 
 TURN_SECONDS = 10.0  # that a writer waits for the others
+AGAIN_SECONDS = 0.01  # between two tries of what SQLite does not wait for
 RETRY_SECONDS = 1.0  # after which a client may try again whose turn did not come
 
 
@@ -144,7 +146,7 @@ class Database:
             self.path, timeout=TURN_SECONDS, isolation_level=None, check_same_thread=False
         )
         try:
-            connection.execute("PRAGMA journal_mode = WAL")
+            _log_ahead(connection)
             connection.execute("PRAGMA synchronous = NORMAL")
             connection.execute("BEGIN IMMEDIATE")
             (version,) = connection.execute("PRAGMA user_version").fetchone()
@@ -181,6 +183,19 @@ class Database:
         advice = f". {self._kind.advice}" if self._kind.advice else ""
         text = f"{self._kind.name}, {self.path}, cannot be used: {why}{advice}"
         return CortexError(STORE_UNAVAILABLE, text, retry_after=RETRY_SECONDS if _is_busy(error) else None)
+
+
+def _log_ahead(connection: sqlite3.Connection) -> None:
+    """Have writes go to a log first. Of two that turn to that at once, SQLite has one fail at once."""
+    end = time.monotonic() + TURN_SECONDS
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if not _is_busy(error) or time.monotonic() > end:
+                raise
+        time.sleep(AGAIN_SECONDS)
 
 
 def _is_busy(error: Exception) -> bool:

@@ -236,8 +236,9 @@ def test_file_of_another_version_is_left_alone(store: ResponseStore) -> None:
     later.close()
 
 
-def test_two_at_once_find_one_file(tmp_path: Path) -> None:
-    """Both make it, and write to it."""
+@pytest.mark.parametrize("time", range(20))
+def test_two_at_once_find_one_file(tmp_path: Path, time: int) -> None:
+    """Both make it, and write to it. In one of twenty times they do so in the same moment."""
     stores = [ResponseStore(tmp_path / "responses.db", LIMITS) for _ in range(2)]
 
     async def run() -> None:
