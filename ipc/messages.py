@@ -833,7 +833,8 @@ class Heartbeat(Reply, tag="heartbeat"):
 
 
 class LogLines(Reply, tag="log_lines"):
-    """Not terminal: lines of a log as they were written, the oldest first."""
+    """Not terminal: lines of a log as they were written, the oldest first; none at first where none are there
+    yet to be followed."""
 
     lines: list[str]
 

@@ -385,7 +385,8 @@ class Service:
         def tell(lines: list[str]) -> None:
             peer.send(LogLines(id=request.id, lines=lines))
 
-        if lines := self._recent_log.last(request.lines, request.request):
+        lines = self._recent_log.last(request.lines, request.request)
+        if lines or request.follow:  # who follows sees at once that it does
             tell(lines)
         if request.follow:
             self._recent_log.follow((peer, request.id), request.request, tell)

@@ -40,6 +40,7 @@ from ipc.messages import (
     ToolCallDelta,
     Usage,
 )
+from tests.gateway.conftest import PATIENCE
 from tests.gateway.parsing import parsed
 from tests.streams import Failed, responses
 from tests.streams.responses_events import check_response
@@ -86,7 +87,7 @@ class Script:
             await self.take(0)
         return self.finished
 
-    def refused(self, reason: str) -> None:
+    def on_refused(self, reason: str) -> None:
         pass
 
     def check(self) -> None:
@@ -96,7 +97,7 @@ class Script:
     def ready(self) -> None:
         pass
 
-    close = leave = on_ready = ready
+    close = on_left = on_ready = ready
 
     @property
     def account(self) -> Script:
@@ -352,7 +353,8 @@ def in_background(script: Script, folder: Path) -> tuple[bytes, dict[str, Any]]:
         body = json.dumps({"model": "m", "input": "x", "background": True, "stream": True}).encode()
         creation = await request.read(body, RequestContext("r"), store)
         await background.Background(SimpleNamespace(store=store, fleet=None)).start(creation, script)
-        told = b"".join([data async for data in follow(store, Changes(), "", creation.id)])
+        async with asyncio.timeout(PATIENCE):
+            told = b"".join([data async for data in follow(store, Changes(), "", creation.id)])
         return told, (await store.read(kept.get, "", creation.id)).body
 
     told, body = asyncio.run(run())

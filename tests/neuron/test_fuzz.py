@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import time
 
 import msgspec
 import pytest
@@ -99,8 +100,8 @@ class Client:
         """The terminal reply; what goes on is cancelled at its first sign of life."""
         self._id += 1
         self._say(request | {"id": self._id})
-        cancelled = False
-        while True:
+        cancelled, end = False, time.monotonic() + PATIENCE
+        while time.monotonic() < end:  # heartbeats come in any case
             message = self._socket.recv()
             for reply in msgspec.msgpack.decode(message[len(HEADER) :], type=list[AnyReply]):
                 if reply.id == 0 and not isinstance(reply, Failed):
@@ -111,6 +112,7 @@ class Client:
                 if not cancelled:
                     self._say({"verb": "cancel", "id": self._id})
                     cancelled = True
+        raise TimeoutError(f"{request} was not answered")
 
     def _say(self, request: dict) -> None:
         self._socket.send(HEADER + msgspec.msgpack.encode(request))

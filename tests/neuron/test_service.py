@@ -5,7 +5,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
-from unittest.mock import Mock
+from unittest.mock import ANY, Mock
 
 import pytest
 
@@ -29,6 +29,8 @@ from ipc.messages import (
     Hello,
     ListModels,
     Load,
+    LogLines,
+    Logs,
     Message,
     Progress,
     Quote,
@@ -321,6 +323,12 @@ def test_hello_discover_models_and_health_describe_the_neuron(neuron, client):
     assert health.uptime > 0
     [rank] = health.ranks["sim"]
     assert (rank.rank, rank.device, rank.state) == (0, "cpu", "ready")
+
+
+def test_who_follows_the_log_sees_at_once_that_it_does(client):
+    lines = client.stream(Logs(id=0, request="of nobody", follow=True), PATIENCE)
+    assert next(lines) == LogLines(id=ANY, lines=[])
+    lines.close()
 
 
 def test_health_does_not_wait_behind_inference(neuron, client):
