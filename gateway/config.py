@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Callable
 from functools import partial
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -18,6 +18,7 @@ from gateway.store.database import default_path
 from gateway.store.key_store import KEYS
 from ipc.errors import CortexError
 from ipc.keys import load_public, load_secret
+from ipc.messages import MAX_IMAGE
 from ipc.settings import ConfigError, Size, load_settings
 from ipc.sockets import MAX_MESSAGE
 
@@ -31,6 +32,7 @@ MIN_HEADER = 1024  # bytes; clients' own headers need some
 
 _ORIGIN = re.compile(r"\*|loopback|null|[A-Za-z][A-Za-z0-9+.-]*://[^/\s]+")
 _LISTEN = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^:/\[\]\s]+):(\d{1,5})")
+_HOST = re.compile(r"(?:\*\.)?[^\s/:*@?#\[\]]+|[0-9A-Fa-f:.]+")
 _ENDPOINT = re.compile(r"ipc://.+|(?:tcp|http)://(?:\[[0-9A-Fa-f:.%]+\]|[^:/\[\]\s]+):(\d{1,5})/?")
 
 
@@ -76,6 +78,17 @@ class AccessSettings(Struct, frozen=True, kw_only=True):
     path: Annotated[str, Meta(min_length=1)] | None = None
 
 
+class ImageSettings(Struct, frozen=True, kw_only=True):
+    """Images that clients give only the address of."""
+
+    fetch: bool = False  # else they are refused
+    hosts: tuple[str, ...] = ()  # no others are asked, where there are any; *.example.com: all below that
+    networks: tuple[str, ...] = ()  # that may be reached though they are not public, as 10.2.0.0/16
+    limit: Size = 20 << 20  # bytes of all those of a request
+    seconds: Annotated[float, Meta(gt=0)] = 20  # until all of them have to be there
+    at_once: Annotated[int, Meta(ge=1)] = 16  # connections of one process
+
+
 class EvictionPolicy(Struct, frozen=True, kw_only=True):
     """How neurons make room; each is told at `hello`."""
 
@@ -97,6 +110,7 @@ class GatewayConfig(Struct, frozen=True, kw_only=True):
 
     gateway: Listeners = Listeners()
     access: AccessSettings = AccessSettings()
+    images: ImageSettings = ImageSettings()
     eviction: EvictionPolicy = EvictionPolicy()
     store: StoreSettings = StoreSettings()
     aliases: dict[str, str] = {}  # models, by the further names that they have here; see `Aliases`
@@ -194,6 +208,7 @@ def _checked(config: GatewayConfig, path: str | Path) -> GatewayConfig:
     if ours.header_limit < MIN_HEADER:
         text = f"Expected at least {MIN_HEADER} bytes, not {ours.header_limit}"
         raise ConfigError(path, "gateway.header_limit", text)
+    _check_images(config, path)
     if config.store.max_size < MIN_STORE:
         text = f"Expected at least {MIN_STORE} bytes, not {config.store.max_size}"
         raise ConfigError(path, "store.max_size", text)
@@ -234,6 +249,23 @@ def _checked(config: GatewayConfig, path: str | Path) -> GatewayConfig:
         endpoint = re.sub(r"^http:", "tcp:", neuron.endpoint).rstrip("/")
         neurons.append(replace(neuron, endpoint=endpoint))
     return replace(config, neurons=neurons)
+
+
+def _check_images(config: GatewayConfig, path: str | Path) -> None:
+    images = config.images
+    most = min(MAX_IMAGE, MAX_BODY - config.gateway.body_limit)  # which come in one message with the body
+    if images.fetch and not 1 <= images.limit <= most:
+        text = f"Expected 1 to {most} bytes, beside the gateway.body_limit that there is, not {images.limit}"
+        raise ConfigError(path, "images.limit", text)
+    for i, network in enumerate(images.networks):
+        try:
+            ip_network(network)
+        except ValueError as error:
+            raise ConfigError(path, f"images.networks[{i}]", str(error)) from error
+    for i, host in enumerate(images.hosts):
+        if not _HOST.fullmatch(host):
+            text = f"Expected the name of a host, or *.example.com, not {host!r}"
+            raise ConfigError(path, f"images.hosts[{i}]", text)
 
 
 def _unusable_file(path: Path) -> str:

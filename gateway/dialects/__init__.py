@@ -16,6 +16,7 @@ import falcon.asgi
 
 from gateway.access.keyring import Keyring
 from gateway.access.principal import ANYBODY, Principal
+from gateway.fetching.images import Images
 from gateway.fleet.exchange import Exchange
 from gateway.fleet.view import Fleet
 from gateway.refusals import Refusal
@@ -52,6 +53,7 @@ class Services:
     store: ResponseStore | None  # what is kept for clients; None: nothing is
     keys: Keyring
     history: History
+    images: Images  # those that only their address is there of
 
 
 class Renderer(Protocol):

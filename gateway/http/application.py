@@ -20,6 +20,7 @@ from gateway.access.keyring import Keyring
 from gateway.config import GatewayConfig, StoreSettings, keys_path, split_address
 from gateway.dialects import MakeDialect, Services
 from gateway.dialects.registry import DIALECTS, refuse_shape
+from gateway.fetching.images import Images
 from gateway.fleet.exchange import EXCHANGE, Exchange
 from gateway.fleet.view import Fleet
 from gateway.http import errors
@@ -70,7 +71,8 @@ class Gateway:
         history = History()
         keyring = Keyring(keys_path(settings.access), settings.anonymous, settings.local)
         opened = partial(open_exchange, fleet)
-        services = Services(fleet, bodies.read, context_of, opened, store, keyring, history)
+        images = Images(settings.images, bodies.hold)
+        services = Services(fleet, bodies.read, context_of, opened, store, keyring, history, images)
         routes: dict[str, object] = {
             "/v1/models": ModelsResource(fleet),
             "/v1/models/{model:path}": ModelResource(fleet),
@@ -85,9 +87,9 @@ class Gateway:
             dialect = make(services)
             own: dict[str, object] = dict(dialect.resources)
             for path, parse in dialect.generations.items():
-                own[path] = GenerationResource(fleet, parse, bodies)
+                own[path] = GenerationResource(fleet, parse, bodies, images)
             for path, parse_one in dialect.replies.items():
-                own[path] = ReplyResource(fleet, parse_one, bodies)
+                own[path] = ReplyResource(fleet, parse_one, bodies, images)
             routes |= own
             refuse |= dict.fromkeys(own, dialect.refuse)
         browsers = Browsers(ours.cors_origins, ours.hosts)

@@ -45,7 +45,7 @@ class Bodies:
             if length is not None and length > self._limit:
                 raise self._too_large()
             chunk = await req.stream.read(CHUNK)
-            self._hold(req.scope, len(chunk))
+            self.hold(req.scope, len(chunk))
             if len(chunk) < CHUNK and len(chunk) <= self._limit:
                 return chunk
             return await self._read_on(req, chunk)
@@ -63,7 +63,7 @@ class Bodies:
                 if len(body) > self._limit:
                     raise self._too_large()
                 chunk = await req.stream.read(CHUNK)
-                self._hold(req.scope, len(chunk))
+                self.hold(req.scope, len(chunk))
         except falcon.HTTPError:
             body.clear()  # the error refers to this frame
             raise
@@ -76,7 +76,8 @@ class Bodies:
         """The request is over, and nothing of its body is held any more."""
         self.held -= scope.pop(HELD, 0)
 
-    def _hold(self, scope: dict[str, Any], size: int) -> None:
+    def hold(self, scope: dict[str, Any], size: int) -> None:
+        """So many bytes more are held for a request; HTTPServiceUnavailable where there is no room."""
         if self.held + size > self._memory:
             raise falcon.HTTPServiceUnavailable(
                 description=f"requests in progress fill the {self._memory} bytes that there are for bodies",

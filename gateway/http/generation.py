@@ -7,6 +7,7 @@ import falcon.asgi
 from gateway.access.principal import Principal
 from gateway.dialects import Parse, Renderer, RequestContext
 from gateway.dialects.event_streams import send
+from gateway.fetching.images import Images
 from gateway.fleet.exchange import EXCHANGE, Exchange
 from gateway.fleet.view import Fleet
 from gateway.http.body import Bodies
@@ -34,13 +35,14 @@ def open_exchange(fleet: Fleet, req: falcon.asgi.Request) -> tuple[RequestContex
 class GenerationResource:
     """One address of one dialect."""
 
-    def __init__(self, fleet: Fleet, parse: Parse, bodies: Bodies) -> None:
-        self._fleet, self._parse, self._bodies = fleet, parse, bodies
+    def __init__(self, fleet: Fleet, parse: Parse, bodies: Bodies, images: Images) -> None:
+        self._fleet, self._parse, self._bodies, self._images = fleet, parse, bodies, images
 
     async def on_post(self, req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
         data = await self._bodies.read(req)
         context, exchange = open_exchange(self._fleet, req)
         request, answer = await self._parse(data, context)
+        await self._images.fill(request, req.scope)
         try:
             await self._answer(exchange, request, answer, resp)
         except CortexError as error:

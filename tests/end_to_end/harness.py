@@ -221,10 +221,16 @@ class Services(Client):
         neuron: further keys of the neuron's configuration.
         gateway: further keys of the gateway's own settings.
         public_key: the neuron's, where it has one.
+        images: the gateway's settings for those behind addresses.
     """
 
     def __init__(
-        self, folder: Path, neuron: dict[str, Any], gateway: dict[str, Any], public_key: str | None = None
+        self,
+        folder: Path,
+        neuron: dict[str, Any],
+        gateway: dict[str, Any],
+        public_key: str | None = None,
+        images: dict[str, Any] | None = None,
     ) -> None:
         self.folder = folder
         self.endpoint = f"tcp://127.0.0.1:{free_port()}"
@@ -234,7 +240,8 @@ class Services(Client):
         entry = {"name": "beast", "endpoint": self.endpoint, "public_key": public_key}
         store = {"path": str(folder / "responses.db")}
         self._write("neuron", {"name": "beast", "listen": self.endpoint, "standby": False} | neuron)
-        self._write("cortex", {"gateway": listen | gateway, "store": store, "neurons": [entry]})
+        cortex = {"gateway": listen | gateway, "store": store, "images": images or {}, "neurons": [entry]}
+        self._write("cortex", cortex)
         self.neuron = self.start_neuron()
         self.gateway = Program("cortex", "serve", "--config", folder / "cortex.yaml", folder=folder)
 

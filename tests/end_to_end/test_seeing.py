@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
 import numpy as np
@@ -33,7 +35,9 @@ def seen(tmp_path_factory):
     ids, images = seeing.prompt(list(map(ord, "u:what is ")), torch.from_numpy(IMAGE), list(map(ord, "?;a:")))
     expected = seeing.greedy(model, ids, images, TOKENS)
     models = {"id": "eyes", "path": str(folder / "model"), "dtype": "float32", "context_length": 512}
-    with Services(folder, {"models": [models], "only_configured": True, "devices": ["cpu"]}, {}) as system:
+    neuron = {"models": [models], "only_configured": True, "devices": ["cpu"]}
+    fetched = {"fetch": True, "networks": ["127.0.0.1/32"]}
+    with Services(folder, neuron, {}, images=fetched) as system:
         wait_until(system.ready, "the system")
         with httpx.Client(base_url=f"{system.base}/v1", timeout=PATIENCE, trust_env=False) as http:
             yield http, expected, len(ids)
@@ -85,6 +89,45 @@ def test_an_answer_is_that_of_transformers_in_each_dialect(seen):
     assert http.post("/messages/count_tokens", json=asked).json() == {"input_tokens": tokens}
 
 
+@pytest.fixture
+def address():
+    """Where the image is."""
+
+    class Site(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(base64.b64decode(png(IMAGE)))
+
+        def log_message(self, *args):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Site)
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}/image"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_an_image_behind_an_address_is_the_same_in_each_dialect(seen, address):
+    http, expected, tokens = seen
+    image = {"type": "image_url", "image_url": {"url": address}}
+    asked = [{"role": "user", "content": [CHAT[0], image, CHAT[2]]}]
+    chat = said(http, "/chat/completions", messages=asked, max_tokens=TOKENS, return_token_ids=True)
+    assert chat["choices"][0]["token_ids"] == expected
+    words = chat["choices"][0]["message"]["content"]
+    given = [{"role": "user", "content": [INPUT[0], INPUT[1] | {"image_url": address}, INPUT[2]]}]
+    response = said(http, "/responses", input=given, max_output_tokens=TOKENS)
+    assert response["output"][0]["content"][0]["text"] == words
+    source = {"type": "image", "source": {"type": "url", "url": address}}
+    blocks = [{"role": "user", "content": [BLOCKS[0], source, BLOCKS[2]]}]
+    assert said(http, "/messages", messages=blocks, max_tokens=TOKENS)["content"][0]["text"] == words
+    count = http.post("/messages/count_tokens", json={"model": "eyes", "messages": blocks})
+    assert count.json() == {"input_tokens": tokens}
+
+
 def test_the_second_turn_has_the_image_cached(seen):
     http, _, _ = seen
     messages = [{"role": "user", "content": [*CHAT, {"type": "text", "text": "x" * 90}]}]
@@ -103,7 +146,7 @@ def test_models_that_see_are_listed_so(seen):
     ("url", "reason"),
     [
         ("data:image/png;base64," + base64.b64encode(b"no image").decode(), "cannot be read as an image"),
-        ("https://example.com/image.png", "nothing is fetched"),
+        ("http://127.0.0.2/image.png", "127.0.0.2 is at no public address"),
     ],
 )
 def test_a_bad_image_is_a_400_that_names_it(seen, url, reason):

@@ -83,7 +83,6 @@ def source(**fields: Any) -> dict[str, Any]:
         (user({"type": "video"}), "messages[0].content[0].type"),
         (user(CALL), "messages[0].content[0].type"),
         (user("x"), "messages[0].content[0]"),
-        (source(type="url", url="http://x/y.png"), "messages[0].content[0].source.type"),
         (source(type="file", file_id="f"), "messages[0].content[0].source.type"),
         (source(media_type="text/html"), "messages[0].content[0].source.media_type"),
         (source(data="!"), "messages[0].content[0].source.data"),

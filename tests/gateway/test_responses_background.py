@@ -37,7 +37,7 @@ def exchange() -> Exchange:
 async def begin(path: Path, max_size: int = 1 << 30, **fields: Any) -> tuple[ResponseStore, Background, Any]:
     """A store, what works in the background with it, and a request; there is no neuron to answer that."""
     store = ResponseStore(path, Limits(86400.0, max_size))
-    services = Services(Fleet(GatewayConfig()), None, None, None, store, None, None)
+    services = Services(Fleet(GatewayConfig()), None, None, None, store, None, None, None)
     body = json.dumps({"model": "m", "input": "x", "background": True} | fields).encode()
     return store, Background(services), await read(body, ME, store)
 

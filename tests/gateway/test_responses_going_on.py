@@ -273,10 +273,14 @@ def test_conversation_of_somebody_else_is_none(pair: GatewayProcess, http: httpx
     assert http.get(f"/v1/conversations/{made}/items").json()["data"] == []
 
 
+PICTURE = {"role": "user", "content": [{"type": "input_image", "image_url": "https://x.example/y.png"}]}
+
+
 def test_what_is_wrong_with_a_conversation_is_named(http: httpx.Client) -> None:
     for body, param in (
         ({"items": [{"role": "tool", "content": "x"}]}, "items[0].role"),
         ({"items": [{"type": "item_reference", "id": "msg_1"}]}, "items[0].type"),
+        ({"items": [PICTURE]}, "items[0].content[0].image_url"),
         ({"items": [{"role": "user", "content": "x"}] * 21}, "items"),
         ({"items": "x"}, "items"),
         ({"metadata": {"a": 5}}, "metadata[...]"),

@@ -7,11 +7,13 @@ from typing import Any
 
 import msgspec
 from msgspec import Raw, Struct, field
+from msgspec.structs import replace
 
 from gateway.dialects.anthropic.identifiers import inward
 from gateway.dialects.fields import MISSING, bad_request, required, unsupported
-from gateway.dialects.images import from_base64
+from gateway.dialects.images import behind, from_base64
 from gateway.dialects.thoughts import unseal
+from gateway.fetching.linked import LinkedImage
 from gateway.refusals import shown
 from ipc.errors import Code, CortexError
 from ipc.messages import (
@@ -31,6 +33,7 @@ class Source(Struct):
     type: str
     media_type: str | None = None
     data: str | None = None
+    url: str | None = None
     content: str | list[Block] | None = None
 
 
@@ -128,6 +131,9 @@ def _text(block: Block, param: str) -> list[TextPart | ImagePart]:
 
 def _image(block: Block, param: str) -> list[TextPart | ImagePart]:
     source, param = _source(block, param)
+    if source.type == "url":
+        param += ".url"
+        return [behind(required(source.url, param), param, "with a source of type base64")]
     if source.type != "base64":
         raise unsupported(
             f"{param}.type", f"{shown(source.type)} is not supported: send the image itself, as base64"
@@ -207,12 +213,14 @@ def _shown(content: list[Block] | dict[str, Any], param: str) -> list[TextPart |
         raise bad_request(param, _NO_CONTENT)
     parts: list[TextPart | ImagePart] = []
     for block, place in _placed(content, param):
+        told = f"(A block of type {shown(block.type)}, which cannot be read here.)"
         try:
-            parts += _said(block, place)
+            said = _said(block, place)
         except CortexError as error:
             if error.code != Code.NOT_SUPPORTED:
                 raise
-            parts.append(TextPart(text=f"(A block of type {shown(block.type)}, which cannot be read here.)"))
+            said = [TextPart(text=told)]
+        parts += [replace(each, told=told) if isinstance(each, LinkedImage) else each for each in said]
     return parts
 
 

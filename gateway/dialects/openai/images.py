@@ -1,23 +1,27 @@
-"""Images in `data:` URLs."""
+"""Images in `data:` URLs, and behind others."""
 
 from __future__ import annotations
 
 import re
 
 from gateway.dialects.fields import unsupported
-from gateway.dialects.images import from_base64
+from gateway.dialects.images import behind, from_base64
 from ipc.messages import ImagePart
 
+_INSTEAD = "as data:image/...;base64,..."
+_LINK = re.compile(r"https?:", re.IGNORECASE)
 _DATA_URL = re.compile(r"data:(image/[\w.+-]{1,64});base64,", re.ASCII)
 
 
 def image(url: str, param: str) -> ImagePart:
-    """The image in a `data:` URL.
+    """The image in a `data:` URL, or at an address.
 
     Raises:
         CortexError: it is none, or too large; `param` names the field.
     """
     start = _DATA_URL.match(url)
     if start is None:
-        raise unsupported(param, "nothing is fetched; send the image itself, as data:image/...;base64,...")
+        if _LINK.match(url):
+            return behind(url, param, _INSTEAD)
+        raise unsupported(param, f"that is no http(s) URL; send the image itself, {_INSTEAD}")
     return from_base64(url[start.end() :], start[1], param)

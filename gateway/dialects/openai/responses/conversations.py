@@ -57,6 +57,15 @@ class _Resource:
             raise unsupported("conversation", "this gateway keeps nothing (store.enabled is false)")
         return self._services.store, self._services.context(req)
 
+    def _checked(self, given: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The items as they are kept; CortexError where one could not be read."""
+        entries = [Entry(f"items[{i}]", item) for i, item in enumerate(given)]
+        for entry in entries:
+            if items_of.referred(entry) is not None:
+                raise unsupported(f"{entry.param}.type", "a reference cannot be kept; send the item itself")
+        self._services.images.check(items_of.alone(entries))
+        return kept(entries)
+
 
 class ConversationsResource(_Resource):
     """The address where they are made."""
@@ -64,7 +73,7 @@ class ConversationsResource(_Resource):
     async def on_post(self, req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
         fields = decode(_new, await self._services.read(req))
         store, asker = self._open(req)
-        items = _checked(fields.items or [])
+        items = self._checked(fields.items or [])
         conversation = {
             "id": f"conv_{os.urandom(20).hex()}",
             "object": "conversation",
@@ -122,7 +131,7 @@ class ItemsResource(_Resource):
     ) -> None:
         fields = decode(_more, await self._services.read(req))
         store, asker = self._open(req)
-        items = _checked(fields.items)
+        items = self._checked(fields.items)
 
         def work(db: Any) -> None:
             _there(conversations.get(db, asker.account, conversation_id), conversation_id)
@@ -157,16 +166,6 @@ class ItemResource(_Resource):
             raise _unknown(item_id, "item")
 
         resp.data = encode(await store.write(work))
-
-
-def _checked(given: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The items as they are kept; CortexError where one could not be read."""
-    entries = [Entry(f"items[{i}]", item) for i, item in enumerate(given)]
-    for entry in entries:
-        if items_of.referred(entry) is not None:
-            raise unsupported(f"{entry.param}.type", "a reference cannot be kept; send the item itself")
-    items_of.check(entries)
-    return kept(entries)
 
 
 def _there(found: Any, asked: str, kind: str = "conversation") -> Any:

@@ -113,11 +113,16 @@ def messages(entries: Iterable[Entry]) -> list[Message]:
     return reader.finish()
 
 
-def check(entries: Iterable[Entry]) -> None:
-    """Raise where an item by itself is wrong. What it answers may stand elsewhere."""
+def alone(entries: Iterable[Entry]) -> list[Message]:
+    """The same of items that something stands before: what they answer may be there.
+
+    Raises:
+        CortexError: an item by itself is wrong.
+    """
     reader = _Reader(alone=True)
     for entry in entries:
         reader.take(entry)
+    return reader.finish()
 
 
 def additional_tools(entries: Iterable[Entry]) -> list[Entry]:

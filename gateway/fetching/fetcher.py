@@ -1,0 +1,117 @@
+"""Fetching one file over HTTP: a few redirects, each judged like the first address, and so many bytes."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Callable
+from urllib.parse import quote, urljoin, urlsplit
+
+import httpcore
+
+from gateway.fetching.linked import Unfetchable
+from gateway.fetching.reach import Reach
+
+MAX_URL = 8192  # characters
+REDIRECTS = 3
+SILENCE_SECONDS = 10.0  # after which a host is given up; the whole has a limit of its own
+_MOVED = (301, 302, 303, 307, 308)
+_KEPT = "!#$%&'()*+,/:;=?@[]~"  # characters that a URL has as they are; the others are encoded
+
+
+class Fetcher:
+    """Fetches files for one process.
+
+    Args:
+        reach: which hosts are asked.
+        at_once: connections.
+    """
+
+    def __init__(self, reach: Reach, at_once: int) -> None:
+        # Without what a connection that is kept would save: who asks it next must be judged, too.
+        self._pool = httpcore.AsyncConnectionPool(
+            ssl_context=ssl.create_default_context(),
+            max_connections=at_once,
+            max_keepalive_connections=0,
+            network_backend=reach,
+        )
+
+    async def fetch(self, url: str, take: Callable[[int], None]) -> tuple[bytes, str]:
+        """A file, and the type that its host gives it.
+
+        Args:
+            take: told of bytes before they are kept; it may raise `Unfetchable`.
+
+        Raises:
+            Unfetchable: with the reason.
+        """
+        try:
+            for _ in range(REDIRECTS + 1):
+                target, host = _target(url)
+                headers = {"Host": host, "User-Agent": "cortex", "Accept": "image/*"}
+                headers["Accept-Encoding"] = "identity"
+                silence = dict.fromkeys(("connect", "read", "write"), SILENCE_SECONDS)
+                async with self._pool.stream(
+                    "GET", target, headers=headers, extensions={"timeout": silence}
+                ) as response:
+                    if response.status not in _MOVED:
+                        return await _file(response, take)
+                    url = _moved(url, response)
+        except httpcore.TimeoutException as error:
+            raise Unfetchable(f"its host was silent for {SILENCE_SECONDS:g} s") from error
+        except (httpcore.NetworkError, httpcore.ProtocolError, ssl.SSLError, OSError) as error:
+            raise Unfetchable(str(error) or type(error).__name__) from error
+        raise Unfetchable(f"it is redirected more than {REDIRECTS} times")
+
+
+def _target(url: str) -> tuple[httpcore.URL, str]:
+    """What to ask for, and the header `Host`."""
+    if len(url) > MAX_URL:
+        raise Unfetchable(f"an address has at most {MAX_URL} characters")
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+        host = host.encode("idna" if not host.isascii() else "ascii").decode() if host else ""
+    except ValueError as error:
+        raise Unfetchable(f"that is no address: {error}") from error
+    if parts.scheme not in ("http", "https") or not host:
+        raise Unfetchable("an address is http://host/... or https://host/...")
+    if parts.username is not None or parts.password is not None:
+        raise Unfetchable("an address with a name and a password is not fetched")
+    asked = quote(parts.path or "/", safe=_KEPT)
+    if parts.query:
+        asked += f"?{quote(parts.query, safe=_KEPT)}"
+    shown = f"[{host}]" if ":" in host else host
+    target = httpcore.URL(scheme=parts.scheme.encode(), host=host.encode(), port=port, target=asked.encode())
+    return target, shown if port is None else f"{shown}:{port}"
+
+
+def _moved(url: str, response: httpcore.Response) -> str:
+    """Where a redirect leads."""
+    place = _header(response, b"location")
+    try:
+        moved = urljoin(url, place)
+    except ValueError as error:
+        raise Unfetchable(f"it is redirected to no address: {error}") from error
+    if not place:
+        raise Unfetchable("it is redirected to nowhere")
+    if url.lower().startswith("https:") and not moved.lower().startswith("https:"):
+        raise Unfetchable("it is redirected from https to something else")
+    return moved
+
+
+async def _file(response: httpcore.Response, take: Callable[[int], None]) -> tuple[bytes, str]:
+    if response.status != 200:
+        raise Unfetchable(f"its host answers with the status {response.status}")
+    if (coded := _header(response, b"content-encoding")) not in ("", "identity"):
+        raise Unfetchable(f"its host sends it encoded ({coded[:40]!r}), and was asked not to")
+    data = bytearray()
+    async for chunk in response.aiter_stream():
+        take(len(chunk))
+        data += chunk
+    kind = _header(response, b"content-type").partition(";")[0].strip().lower()
+    return bytes(data), kind
+
+
+def _header(response: httpcore.Response, name: bytes) -> str:
+    """A field of an answer; empty where there is none."""
+    return next((value for key, value in response.headers if key.lower() == name), b"").decode("latin-1")

@@ -1,0 +1,578 @@
+"""Images behind addresses: fetched where the configuration allows it, and never from where it must not be."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import socket
+import ssl
+import subprocess
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import falcon
+import pytest
+
+from gateway.config import ImageSettings
+from gateway.dialects.anthropic import messages as anthropic
+from gateway.fetching.images import MAX_LINKS, Images
+from gateway.fetching.linked import Unfetchable
+from gateway.fetching.reach import Reach
+from ipc.errors import Code, CortexError
+from ipc.messages import Generate, ImagePart, TextPart
+from tests.gateway import parsing
+
+HERE = ("127.0.0.0/8", "::1/128")
+IMAGE = b"\x89PNG" + bytes(5000)
+
+Handler = Callable[[str, asyncio.StreamWriter], Awaitable[None]]
+
+
+class Site:
+    """A host on loopback.
+
+    Attributes:
+        asked: the heads of all requests, in order.
+    """
+
+    def __init__(self, answer: Handler, tls: ssl.SSLContext | None = None) -> None:
+        self._answer, self._tls = answer, tls
+        self.asked: list[str] = []
+        self.open = self.most = 0  # requests
+        self.left = asyncio.Event()  # by one who asked
+
+    async def __aenter__(self) -> Site:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self._tls)
+        self.port = self._server.sockets[0].getsockname()[1]
+        self.base = f"{'https' if self._tls else 'http'}://127.0.0.1:{self.port}"
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        self._server.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            head = (await reader.readuntil(b"\r\n\r\n")).decode()
+            self.asked.append(head)
+            self.open += 1
+            self.most = max(self.most, self.open)
+            await self._answer(head.split()[1], writer)
+            await writer.drain()
+        except (OSError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            self.open -= 1
+            self.left.set()
+            writer.close()
+
+
+def reply(
+    writer: asyncio.StreamWriter,
+    body: bytes = b"",
+    status: str = "200 OK",
+    length: int | None = None,
+    **fields: str,
+) -> None:
+    fields = {
+        "content-type": "image/png",
+        "content-length": str(len(body) if length is None else length),
+    } | fields
+    head = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in fields.items())
+    writer.write(f"HTTP/1.1 {status}\r\n{head}\r\n".encode() + body)
+
+
+async def the_image(path: str, writer: asyncio.StreamWriter) -> None:
+    reply(writer, IMAGE)
+
+
+def images(**settings: Any) -> Images:
+    held = settings.pop("hold", lambda scope, size: None)
+    return Images(ImageSettings(**{"fetch": True, "networks": HERE} | settings), held)
+
+
+def question(*urls: str) -> Generate:
+    parts = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+    return parsing.chat(messages=[{"role": "user", "content": parts}])
+
+
+def message(**body: Any) -> Generate:
+    """As Anthropic has it."""
+    whole = json.dumps({"model": "m", "max_tokens": 5} | body).encode()
+    return parsing.parsed(anthropic.parse, whole)[0]
+
+
+def filled(request: Generate, given: Images) -> list[Any]:
+    """The parts of its first message."""
+
+    async def fill() -> None:
+        await asyncio.wait_for(given.fill(request, {}), 30)
+
+    asyncio.run(fill())
+    return request.messages[0].content
+
+
+def fetched(answer: Handler, path: str = "/a", tls: ssl.SSLContext | None = None, **settings: Any) -> Any:
+    """The one image of a request, from a site that answers so."""
+
+    async def ask() -> Any:
+        async with Site(answer, tls) as site:
+            request = question(site.base + path)
+            await asyncio.wait_for(images(**settings).fill(request, {}), 30)
+            return request.messages[0].content[0]
+
+    return asyncio.run(ask())
+
+
+def refused(answer: Handler, path: str = "/a", tls: ssl.SSLContext | None = None, **settings: Any) -> str:
+    with pytest.raises(CortexError) as caught:
+        fetched(answer, path, tls, **settings)
+    error = caught.value
+    assert (error.code, error.param) == (Code.BAD_REQUEST, "messages[0].content[0].image_url.url")
+    assert error.message.startswith(f"{error.param}: ")
+    assert error.message.endswith("; send the image itself, as data:image/...;base64,...")
+    return error.message
+
+
+# --- what comes of one ----------------------------------------------------------------------------------
+
+
+def test_an_image_is_what_its_host_sends() -> None:
+    assert fetched(the_image) == ImagePart(data=IMAGE, media_type="image/png")
+
+
+def test_a_request_is_asked_for_as_it_stands_and_says_nothing_of_the_client() -> None:
+    async def ask() -> str:
+        async with Site(the_image) as site:
+            request = question(f"{site.base}/a b/%C3%A4?q=ä&r=[1]#part")
+            await images().fill(request, {})
+            return site.asked[0]
+
+    head = asyncio.run(ask())
+    line, *fields = head.strip().split("\r\n")
+    assert line == "GET /a%20b/%C3%A4?q=%C3%A4&r=[1] HTTP/1.1"
+    assert {field.partition(":")[0].lower() for field in fields} == {
+        "host",
+        "user-agent",
+        "accept",
+        "accept-encoding",
+    }
+
+
+def test_an_image_that_stands_in_several_places_is_fetched_once() -> None:
+    async def ask() -> tuple[list[Any], int]:
+        async with Site(the_image) as site:
+            request = question(site.base + "/a", site.base + "/b", site.base + "/a")
+            await images().fill(request, {})
+            return request.messages[0].content, len(site.asked)
+
+    content, asked = asyncio.run(ask())
+    assert content == [ImagePart(data=IMAGE, media_type="image/png")] * 3
+    assert asked == 2
+
+
+def test_no_more_connections_are_open_than_may_be() -> None:
+    async def slowly(path: str, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(0.02)
+        reply(writer, IMAGE)
+
+    async def ask() -> int:
+        async with Site(slowly) as site:
+            await images(at_once=2).fill(question(*(f"{site.base}/{n}" for n in range(7))), {})
+            return site.most
+
+    assert asyncio.run(ask()) == 2
+
+
+def test_a_few_redirects_are_followed() -> None:
+    async def onward(path: str, writer: asyncio.StreamWriter) -> None:
+        number = int(path.strip("/"))
+        if number:
+            reply(writer, status="302 Found", location=f"/{number - 1}")
+        else:
+            reply(writer, IMAGE)
+
+    assert fetched(onward, "/3").data == IMAGE
+    assert "redirected more than 3 times" in refused(onward, "/4")
+
+
+# --- what does not come ---------------------------------------------------------------------------------
+
+
+async def missing(path: str, writer: asyncio.StreamWriter) -> None:
+    reply(writer, b"none", status="404 Not Found")
+
+
+async def nothing(path: str, writer: asyncio.StreamWriter) -> None:
+    reply(writer)
+
+
+async def cut(path: str, writer: asyncio.StreamWriter) -> None:
+    reply(writer, IMAGE, length=2 * len(IMAGE))
+
+
+async def nonsense(path: str, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"SSH-2.0-OpenSSH_9.2\r\n\r\n")
+
+
+async def coded(path: str, writer: asyncio.StreamWriter) -> None:
+    reply(writer, IMAGE, content_encoding="gzip")
+
+
+async def nowhere(path: str, writer: asyncio.StreamWriter) -> None:
+    reply(writer, status="302 Found")
+
+
+async def to_a_file(path: str, writer: asyncio.StreamWriter) -> None:
+    reply(writer, status="302 Found", location="file:///etc/passwd")
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (missing, "the status 404"),
+        (nothing, "it is empty"),
+        (cut, "closed"),
+        (nonsense, "illegal status line"),
+        (coded, "encoded ('gzip')"),
+        (nowhere, "redirected to nowhere"),
+        (to_a_file, "http://host/"),
+    ],
+)
+def test_what_a_host_does_wrong_is_a_400_that_says_what_to_do(answer: Handler, reason: str) -> None:
+    assert reason in refused(answer)
+
+
+@pytest.mark.parametrize("told", [True, False], ids=["told", "untold"])
+def test_an_image_that_is_too_large_is_given_up(told: bool) -> None:
+    sent = 0
+
+    async def endless(path: str, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        size = "content-length: 16777216" if told else "transfer-encoding: chunked"
+        writer.write(f"HTTP/1.1 200 OK\r\n{size}\r\n\r\n".encode())
+        chunk = bytes(1 << 14)
+        while sent < 1 << 24:
+            writer.write(chunk if told else b"%x\r\n%b\r\n" % (len(chunk), chunk))
+            await writer.drain()
+            sent += len(chunk)
+
+    assert "100000 bytes (images.limit)" in refused(endless, limit=100_000)
+    assert sent < 1 << 24
+
+
+def test_all_images_of_a_request_share_the_limit() -> None:
+    async def ask(limit: int) -> None:
+        async with Site(the_image) as site:
+            await images(limit=limit).fill(question(*(f"{site.base}/{n}" for n in range(3))), {})
+
+    asyncio.run(ask(3 * len(IMAGE)))
+    with pytest.raises(CortexError, match=r"images\.limit"):
+        asyncio.run(ask(3 * len(IMAGE) - 1))
+
+
+def test_what_is_fetched_counts_as_the_body_does() -> None:
+    scope, held = {"type": "http"}, []
+
+    def hold(of: dict[str, Any], size: int) -> None:
+        assert of is scope
+        held.append(size)
+        if sum(held) > len(IMAGE):
+            raise falcon.HTTPServiceUnavailable(description="full")
+
+    async def ask(count: int) -> None:
+        async with Site(the_image) as site:
+            await images(hold=hold).fill(question(*(f"{site.base}/{n}" for n in range(count))), scope)
+
+    asyncio.run(ask(1))
+    assert sum(held) == len(IMAGE)
+    with pytest.raises(falcon.HTTPServiceUnavailable):
+        asyncio.run(ask(1))
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_host_that_says_nothing_is_given_up_in_time(begun: bool) -> None:
+    async def silent(path: str, writer: asyncio.StreamWriter) -> None:
+        if begun:
+            reply(writer, IMAGE, length=2 * len(IMAGE))
+        await asyncio.sleep(20)
+
+    assert "0.1 s to come (images.seconds)" in refused(silent, seconds=0.1)
+
+
+def test_a_client_that_leaves_ends_what_was_asked_for() -> None:
+    async def ask() -> int:
+        arrived = asyncio.Event()
+
+        async def silent(path: str, writer: asyncio.StreamWriter) -> None:
+            arrived.set()
+            while not writer.is_closing():
+                writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+                await writer.drain()
+                await asyncio.sleep(0.01)
+
+        async with Site(silent) as site:
+            task = asyncio.create_task(images().fill(question(site.base), {}))
+            await arrived.wait()
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            await asyncio.wait_for(site.left.wait(), 20)
+            return site.open
+
+    assert asyncio.run(ask()) == 0
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("http://", "http://host/"),
+        ("http:/a.png", "http://host/"),
+        ("http://[::1/", "no address"),
+        ("http://127.0.0.1:99999/", "no address"),
+        ("http://me:secret@127.0.0.1/", "a password"),
+        ("http://a..b/", "not found"),
+        ("http://" + "a" * 70 + ".example/", "not found"),
+        ("http://127.0.0.1/" + "a" * 9000, "8192 characters"),
+    ],
+)
+def test_what_is_no_address_is_a_400(url: str, reason: str) -> None:
+    with pytest.raises(CortexError) as caught:
+        filled(question(url), images())
+    assert reason in caught.value.message
+    assert caught.value.code == Code.BAD_REQUEST
+
+
+def test_a_request_has_so_many_addresses_at_most() -> None:
+    with pytest.raises(CortexError, match=f"behind {MAX_LINKS} addresses") as caught:
+        filled(question(*(f"http://127.0.0.1:1/{n}" for n in range(MAX_LINKS + 1))), images())
+    assert caught.value.param == f"messages[0].content[{MAX_LINKS}].image_url.url"
+
+
+# --- where nobody may reach -----------------------------------------------------------------------------
+
+INSIDE = [
+    *("127.0.0.1", "127.1.2.3", "0.0.0.0", "10.0.0.1", "172.16.0.1", "172.31.255.255", "192.168.1.1"),
+    *("169.254.169.254", "100.64.0.1", "192.0.0.1", "192.0.2.1", "198.18.0.1", "198.51.100.1", "203.0.113.1"),
+    *("224.0.0.1", "239.255.255.250", "240.0.0.1", "255.255.255.255", "192.88.99.1"),
+    *("::", "::1", "::127.0.0.1", "fe80::1", "fe80::1%eth0", "fc00::1", "fd12::1", "fec0::1", "ff02::1"),
+    *("::ffff:127.0.0.1", "::ffff:10.0.0.1", "::ffff:169.254.169.254", "64:ff9b::7f00:1", "64:ff9b::a00:1"),
+    *("64:ff9b:1::1", "2002:7f00:1::", "2001::1", "2001:db8::1", "100::1", "3fff::1", "5f00::1", "4000::1"),
+]
+OUTSIDE = [
+    "1.1.1.1",
+    "93.184.215.14",
+    "2606:4700::1111",
+    "::ffff:1.1.1.1",
+    "64:ff9b::101:101",
+    "2a00:1450::1",
+]
+
+
+def test_only_public_addresses_may_be_reached() -> None:
+    reach = Reach((), ())
+    assert [each for each in INSIDE if reach.allows(each)] == []
+    assert [each for each in OUTSIDE if not reach.allows(each)] == []
+
+
+def test_networks_that_are_named_may_be_reached_as_well() -> None:
+    reach = Reach((), ("10.1.0.0/16", "fd12::/64"))
+    allowed = ("10.1.2.3", "::ffff:10.1.2.3", "fd12::5", "1.1.1.1")
+    assert all(map(reach.allows, allowed))
+    assert not any(map(reach.allows, ("10.2.0.1", "127.0.0.1", "fd12:1::5")))
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "localhost",
+        "127.0.0.1",
+        "2130706433",
+        "0x7f000001",
+        "127.1",
+        "017700000001",
+        "[::1]",
+        "[::ffff:7f00:1]",
+    ],
+)
+def test_no_way_of_writing_it_reaches_this_host(host: str) -> None:
+    with pytest.raises(CortexError, match=r"no public address|not found"):
+        filled(question(f"http://{host}:9/"), images(networks=()))
+
+
+def test_a_redirect_inward_is_refused() -> None:
+    """The first host may be reached, the one that it names may not."""
+
+    async def inward(path: str, writer: asyncio.StreamWriter) -> None:
+        reply(
+            writer, status="302 Found", location=f"http://127.0.0.2:{writer.get_extra_info('sockname')[1]}/"
+        )
+
+    assert "127.0.0.2 is at no public address" in refused(inward, networks=("127.0.0.1/32",))
+
+
+def test_the_address_that_was_judged_is_the_one_that_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name server that says another one a moment later makes no difference."""
+    answers = [["127.0.0.1"], ["127.0.0.2"]]
+    looked: list[str] = []
+    look = socket.getaddrinfo
+
+    def resolve(host: Any, port: Any, *more: Any, **options: Any) -> Any:
+        if host != "rebound.example":
+            return look(host, port, *more, **options)
+        looked.append(host)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (each, port)) for each in answers.pop(0)]
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+
+    async def ask() -> str:
+        async with Site(the_image) as site:
+            await images(networks=("127.0.0.1/32",)).fill(
+                question(f"http://rebound.example:{site.port}/"), {}
+            )
+            return site.asked[0]
+
+    assert "Host: rebound.example:" in asyncio.run(ask())
+    assert looked == ["rebound.example"]
+
+
+def test_of_a_name_with_several_addresses_none_inside_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (each, 9)) for each in ("10.0.0.1", "127.0.0.1")]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **options: found)
+    tried = []
+
+    class Backend:
+        async def connect_tcp(self, host: str, *more: Any) -> None:
+            tried.append(host)
+
+    reach = Reach((), ("127.0.0.1/32",))
+    reach._backend = Backend()
+    asyncio.run(reach.connect_tcp("both.example", 9))
+    assert tried == ["127.0.0.1"]
+    with pytest.raises(Unfetchable, match="no public address"):
+        asyncio.run(Reach((), ()).connect_tcp("both.example", 9))
+
+
+def test_where_hosts_are_named_no_others_are_asked() -> None:
+    for host, named in {
+        "example.com": True,
+        "EXAMPLE.com.": True,
+        "a.example.com": False,
+        "img.cdn.example": True,
+        "cdn.example": False,
+        "evilcdn.example": False,
+    }.items():
+        reach = Reach(("example.com", "*.cdn.example"), ())
+        reach._addresses = lambda host, port: asyncio.sleep(0, [])
+        with pytest.raises(Unfetchable) as caught:
+            asyncio.run(reach.connect_tcp(host, 443))
+        assert ("images.hosts" in str(caught.value)) is not named
+
+
+# --- TLS ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pem(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A key, and a certificate for 127.0.0.1."""
+    if (program := shutil.which("openssl")) is None:
+        pytest.skip("there is no openssl here to make a certificate")
+    path = tmp_path_factory.mktemp("tls") / "both.pem"
+    made = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj /CN=here -days 9"
+    name = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(path), "-out", f"{path}.crt"]
+    subprocess.run([program, *made.split(), *name], check=True, capture_output=True, timeout=60)
+    path.write_text(path.read_text() + Path(f"{path}.crt").read_text())
+    return path
+
+
+@pytest.fixture
+def tls(pem: Path) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pem)
+    return context
+
+
+def test_a_host_that_nobody_vouches_for_is_not_asked(tls: ssl.SSLContext) -> None:
+    assert "CERTIFICATE_VERIFY_FAILED" in refused(the_image, tls=tls)
+
+
+def test_certificates_of_ones_own_are_trusted_where_openssl_is_told_of_them(
+    tls: ssl.SSLContext, pem: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(pem))
+    assert fetched(the_image, tls=tls).data == IMAGE
+
+    async def downward(path: str, writer: asyncio.StreamWriter) -> None:
+        reply(writer, status="302 Found", location="http://127.0.0.1:9/")
+
+    assert "from https to something else" in refused(downward, tls=tls)
+
+
+def test_a_certificate_of_another_name_is_none(
+    tls: ssl.SSLContext, pem: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(pem))
+    found = (socket.AF_INET, socket.SOCK_STREAM, 6, "")
+    resolve = lambda host, port, **options: [(*found, ("127.0.0.1", port))]  # noqa: E731
+
+    async def ask() -> None:
+        async with Site(the_image, tls) as site:
+            monkeypatch.setattr("gateway.fetching.reach.socket.getaddrinfo", resolve)
+            await images().fill(question(f"https://other.example:{site.port}/"), {})
+
+    with pytest.raises(CortexError, match="CERTIFICATE_VERIFY_FAILED"):
+        asyncio.run(ask())
+
+
+# --- dialects -------------------------------------------------------------------------------------------
+
+
+def result(url: str) -> Generate:
+    """A result of a tool that shows an image."""
+    block = {"type": "image", "source": {"type": "url", "url": url}}
+    call = {"type": "tool_use", "id": "t", "name": "f", "input": {}}
+    shown = {"type": "tool_result", "tool_use_id": "t", "content": [{"type": "text", "text": "see"}, block]}
+    turns = [
+        {"role": "user", "content": "go"},
+        {"role": "assistant", "content": [call]},
+        {"role": "user", "content": [shown]},
+    ]
+    return message(messages=turns)
+
+
+TOLD = TextPart(text="(A block of type 'image', which cannot be read here.)")
+
+
+def test_an_image_that_a_tool_shows_and_nobody_has_is_told_of() -> None:
+    """The user has not chosen to show it, and it stays in the conversation."""
+
+    async def ask(given: Images, handler: Handler) -> Any:
+        async with Site(handler) as site:
+            request = result(site.base)
+            await given.fill(request, {})
+            return request.messages[2].content[0].content[1]
+
+    assert asyncio.run(ask(images(), the_image)) == ImagePart(data=IMAGE, media_type="image/png")
+    assert asyncio.run(ask(images(), missing)) == TOLD
+    assert asyncio.run(ask(images(fetch=False), the_image)) == TOLD
+
+
+def test_anthropic_names_an_image_by_its_url() -> None:
+    block = {"type": "image", "source": {"type": "url", "url": "http://10.0.0.1/"}}
+    asked = message(messages=[{"role": "user", "content": [block]}])
+    for settings, code in (({}, Code.BAD_REQUEST), ({"fetch": False}, Code.NOT_SUPPORTED)):
+        with pytest.raises(CortexError, match="with a source of type base64") as caught:
+            filled(asked, images(**settings))
+        assert (caught.value.code, caught.value.param) == (code, "messages[0].content[0].source.url")
+
+
+def test_without_a_word_nothing_is_fetched() -> None:
+    async def ask() -> int:
+        async with Site(the_image) as site:
+            with pytest.raises(CortexError, match="nothing is fetched here") as caught:
+                await Images(ImageSettings(), lambda scope, size: None).fill(question(site.base), {})
+            assert caught.value.code == Code.NOT_SUPPORTED
+            return len(site.asked)
+
+    assert asyncio.run(ask()) == 0
