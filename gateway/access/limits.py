@@ -24,9 +24,7 @@ from gateway.store.key_store import Terms
 logger = logging.getLogger("gateway.access")
 
 MINUTE, DAY = 60, 86400  # seconds
-LOCK_SECONDS = (
-    0.05  # that the loop waits for others at most; they hold it for microseconds, unless they are stopped
-)
+LOCK_SECONDS = 0.05  # that the loop waits for others, who hold it for microseconds, unless they are stopped
 
 # The numbers of this minute and this day, and requests and tokens of each.
 _RECORD = struct.Struct("=6q")
