@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from gateway.fleet.breaker import FAILURES, MAX_SECONDS, SECONDS, TRIAL_SECONDS, Breaker
-from gateway.fleet.directory import Directory
+from gateway.fleet.directory import Directory, Listed
 from ipc.messages import ModelState
+from tests.doubles import stands_for
 
 
+@stands_for(Listed)
 @dataclass(eq=False)
 class Host:
     name: str

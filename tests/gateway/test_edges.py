@@ -13,16 +13,18 @@ import httpx
 import pytest
 
 from gateway.config import GatewayConfig, Listeners, NeuronSettings
-from gateway.dialects import RequestContext
+from gateway.dialects import Dialect, Renderer, RequestContext
 from gateway.dialects.registry import DIALECTS
 from gateway.refusals import Refusal
 from ipc.errors import Code, CortexError
 from ipc.messages import Delta, Finished, Generate, Message, Progress, Started
+from tests.doubles import stands_for
 from tests.gateway.conftest import PATIENCE, NeuronThread
 
 PATH = "/shout"
 
 
+@stands_for(Renderer)
 class Shouter:
     """Writes its answers; everything in them is in capitals."""
 
@@ -61,6 +63,7 @@ class Remembered:
         resp.data = self._store[number.encode()].upper()
 
 
+@stands_for(Dialect)
 class Shouting:
     """A dialect whose requests are `MODEL: TEXT`, or the number of one that it remembers."""
 

@@ -5,22 +5,34 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from types import SimpleNamespace
+from unittest.mock import create_autospec
 
 import pytest
 
+from gateway.config import NeuronSettings
 from gateway.dialects.admin import logs
+from gateway.fleet.view import Neuron
+from ipc.client import Call, NeuronClient
 from ipc.messages import LogLines, Logs
+from tests.doubles import stands_for
 
 PATIENCE = 30.0
 
 
-class Talking:
-    """A neuron whose log goes on and on, until nobody wants it; and the call that reads it."""
+@stands_for(Call)
+class Talking(Call):
+    """A call that reads a neuron's log, which goes on and on until nobody wants it."""
 
     def __init__(self) -> None:
-        self.name, self.client = "beast", SimpleNamespace(open=lambda request: self)
+        super().__init__(None, 1, False)
         self.cancelled = asyncio.Event()
+
+    @property
+    def neuron(self) -> Neuron:
+        neuron = Neuron(NeuronSettings(name="beast", endpoint="inproc://beast"), None)
+        neuron.client = create_autospec(NeuronClient, instance=True)
+        neuron.client.open.return_value = self
+        return neuron
 
     def cancel(self) -> None:
         self.cancelled.set()
@@ -36,10 +48,10 @@ def test_what_nobody_reads_is_not_piled_up(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(logs, "UNREAD_SECONDS", 0.05)
 
     async def scenario() -> None:
-        neuron = Talking()
-        lines = logs._lines([neuron], Logs(id=0, lines=1, request="", follow=True))
+        call = Talking()
+        lines = logs._lines([call.neuron], Logs(id=0, lines=1, request="", follow=True))
         assert json.loads(await anext(lines)) == {"neuron": "beast", "line": "one"}
-        await asyncio.wait_for(neuron.cancelled.wait(), PATIENCE)
+        await asyncio.wait_for(call.cancelled.wait(), PATIENCE)
         rest = [json.loads(line) async for line in lines]
         assert len(rest) <= 10 + 3
         assert rest[-1] == {"done": True}
@@ -50,10 +62,10 @@ def test_what_nobody_reads_is_not_piled_up(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_client_that_leaves_takes_its_calls_with_it() -> None:
     async def scenario() -> None:
-        neuron = Talking()
-        lines = logs._lines([neuron], Logs(id=0, lines=1, request="", follow=True))
+        call = Talking()
+        lines = logs._lines([call.neuron], Logs(id=0, lines=1, request="", follow=True))
         await anext(lines)
         await lines.aclose()
-        assert neuron.cancelled.is_set()
+        assert call.cancelled.is_set()
 
     asyncio.run(scenario())

@@ -6,20 +6,18 @@ import asyncio
 import json
 import sqlite3
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.dialects import RequestContext
+from gateway.dialects import RequestContext, Services
 from gateway.dialects.openai.responses import background, request
 from gateway.dialects.openai.responses.replay import Changes, follow
 from gateway.dialects.openai.responses.request import Creation
 from gateway.dialects.openai.responses.run import Run
 from gateway.dialects.thoughts import unseal
-from gateway.fleet.exchange import Exchange
 from gateway.store import responses as kept
 from gateway.store.response_store import ResponseStore
 from gateway.store.retention import Limits
@@ -42,6 +40,7 @@ from ipc.messages import (
 )
 from tests.gateway.conftest import PATIENCE
 from tests.gateway.parsing import parsed
+from tests.gateway.scripted_exchange import Script
 from tests.streams import Failed, responses
 from tests.streams.responses_events import check_response
 from tests.streams.sse import read
@@ -57,51 +56,6 @@ TOOLS = [
     },
 ]
 USAGE = Usage(prompt_tokens=9, completion_tokens=5, cached_tokens=4, reasoning_tokens=2)
-
-
-class Script:
-    """An exchange with a neuron that says what was written down for it."""
-
-    def __init__(self, *batches: list[Reply], error: CortexError | None = None) -> None:
-        self.status, self.started, self.finished, self.request_id = 200, None, None, "r"
-        self._batches, self._error = list(batches), error
-
-    verdict = Exchange.verdict
-
-    async def send(self, request: Any) -> None:
-        pass
-
-    async def take(self, within: float) -> list[Reply]:
-        if not self._batches:
-            raise self._error
-        batch = self._batches.pop(0)
-        for reply in batch:
-            if isinstance(reply, Started):
-                self.started = reply
-            elif isinstance(reply, Finished):
-                self.finished = reply
-        return batch
-
-    async def whole(self) -> Finished:
-        while self.finished is None:
-            await self.take(0)
-        return self.finished
-
-    def on_refused(self, reason: str) -> None:
-        pass
-
-    def check(self) -> None:
-        if self._error is not None and not self._batches:
-            raise self._error
-
-    def ready(self) -> None:
-        pass
-
-    close = on_left = on_ready = ready
-
-    @property
-    def account(self) -> Script:
-        return self
 
 
 def created(**fields: Any) -> Creation:
@@ -352,7 +306,8 @@ def in_background(script: Script, folder: Path) -> tuple[bytes, dict[str, Any]]:
     async def run() -> tuple[bytes, dict[str, Any]]:
         body = json.dumps({"model": "m", "input": "x", "background": True, "stream": True}).encode()
         creation = await request.read(body, RequestContext("r"), store)
-        await background.Background(SimpleNamespace(store=store, fleet=None)).start(creation, script)
+        services = Services(None, request.read, RequestContext, Script, store, None, None)
+        await background.Background(services).start(creation, script)
         async with asyncio.timeout(PATIENCE):
             told = b"".join([data async for data in follow(store, Changes(), "", creation.id)])
         return told, (await store.read(kept.get, "", creation.id)).body

@@ -8,14 +8,17 @@ from dataclasses import dataclass, field
 import pytest
 
 from benchmarks import fleet
+from gateway.fleet import router
 from gateway.fleet.directory import Directory
 from gateway.fleet.router import able, absent, best, few, second
 from ipc.errors import Code, CortexError
 from ipc.messages import Device, ModelState, Quoted
+from tests.doubles import stands_for
 
 REFUSAL = CortexError(Code.MODEL_LOAD_FAILED, "its checkpoint is torn")
 
 
+@stands_for(router.Host)
 @dataclass(eq=False)
 class Host:
     name: str

@@ -11,12 +11,14 @@ import pytest
 
 from gateway.fleet.prefixes import EXPECTED_SECONDS, MOST, Prefixes
 from gateway.fleet.prompts import Prompt, read
-from gateway.fleet.score import Asked, Score, best, some
+from gateway.fleet.score import Asked, Loaded, Score, best, some
 from ipc.messages import Generate, ImagePart, Message, ModelState, TextPart, Tool
+from tests.doubles import stands_for
 
 PLAIN = Asked("m")
 
 
+@stands_for(Loaded)
 @dataclass(eq=False)
 class Host:
     name: str

@@ -6,45 +6,24 @@ import asyncio
 
 import pytest
 
+from gateway.dialects import Renderer
 from gateway.dialects.event_streams import comment
-from gateway.fleet.exchange import Exchange
 from gateway.http.sse import EventStream
 from ipc.errors import Code, CortexError
-from ipc.messages import Choice, Delta, Finished, Progress, Reply, Started, Timings, Usage
+from ipc.messages import Choice, Delta, Finished, Progress, Started, Timings, Usage
+from tests.doubles import stands_for
+from tests.gateway.scripted_exchange import Script
 
 STARTED = Started(id=1, prompt_tokens=1)
 FINISHED = Finished(id=1, choices=[Choice(reason="stop")], usage=Usage(), timings=Timings())
 
 
-class Script:
-    """An exchange that gives batches of replies, then its error."""
-
-    def __init__(self, *batches: list[Reply], error: Exception | None = None) -> None:
-        self.batches, self.error = list(batches), error
-        self.request_id = "r-1"
-        self.started: Started | None = None
-        self.is_ready = False
-
-    def check(self) -> None:
-        if not self.batches and self.error is not None:
-            raise self.error
-
-    async def take(self, within: float) -> list[Reply]:
-        self.check()
-        batch = self.batches.pop(0)
-        self.started = self.started or next((reply for reply in batch if isinstance(reply, Started)), None)
-        return batch
-
-    @property
-    def account(self) -> Script:
-        return self
-
-    def on_ready(self) -> None:
-        self.is_ready = True
-
-
+@stands_for(Renderer)
 class Words:
     """A dialect of plain words."""
+
+    def whole(self, started: Started, finished: Finished) -> bytes:
+        return finished.choices[0].text.encode()
 
     def started(self, started: Started) -> bytes:
         return b"<"
@@ -60,6 +39,9 @@ class Words:
     def finished(self, finished: Finished) -> bytes:
         return b">"
 
+    def in_client_words(self, error: CortexError) -> CortexError:
+        return error
+
     def failed(self, error: CortexError) -> bytes:
         return error.code.encode()
 
@@ -70,10 +52,16 @@ def delta(text: str) -> Delta:
 
 def written(script: Script) -> list[bytes]:
     async def read() -> list[bytes]:
-        early = await Exchange.verdict(script)
+        early = await script.verdict()
         return [data async for data in EventStream(script, Words(), early)]
 
     return asyncio.run(read())
+
+
+def is_ready(script: Script) -> bool:
+    """Whether a client that leaves now has had all."""
+    script.account.on_left()
+    return not script.account.left
 
 
 def test_a_fault_of_ours_ends_the_stream_with_an_error(caplog: pytest.LogCaptureFixture) -> None:
@@ -89,7 +77,7 @@ def test_a_fault_of_ours_on_the_way_ends_the_stream_with_an_error(caplog: pytest
 def test_what_came_together_is_one_write() -> None:
     script = Script([STARTED, delta("a"), delta("b")], [delta("c")], [delta("d"), FINISHED])
     assert written(script) == [b"<ab", b"c", b"d>"]
-    assert script.is_ready
+    assert is_ready(script)
 
 
 def test_silence_is_filled_as_the_dialect_likes() -> None:
@@ -108,7 +96,7 @@ def test_a_comment_says_what_is_waited_for_in_one_line() -> None:
 def test_output_before_a_failure_is_not_lost() -> None:
     script = Script([STARTED], [delta("a"), delta("b")], error=CortexError(Code.WORKER_DIED, "gone"))
     assert written(script) == [b"<", b"ab", b"worker_died"]
-    assert script.is_ready
+    assert is_ready(script)
 
 
 def test_failure_before_the_first_byte_is_raised() -> None:

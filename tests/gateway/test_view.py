@@ -18,6 +18,7 @@ from gateway.fleet.exchange import Exchange
 from gateway.fleet.quotes import Quotes
 from gateway.fleet.view import SILENT_SECONDS, Fleet, Neuron
 from gateway.telemetry import metrics
+from ipc.client import NeuronClient
 from ipc.errors import Code, CortexError
 from ipc.messages import (
     AnyRequest,
@@ -38,6 +39,7 @@ from ipc.messages import (
     Usage,
 )
 from ipc.server import Peer
+from tests.doubles import stands_for
 from tests.gateway.fake_neuron import FakeNeuron
 
 
@@ -572,14 +574,16 @@ def test_model_that_only_a_neuron_unheard_of_may_have_is_no_404() -> None:
     run(scenario)
 
 
-class Quoting:
+@stands_for(quotes.Asked)
+class Quoting(NeuronClient):
     """A neuron whose quote comes when `said` is set."""
 
     def __init__(self, name: str) -> None:
+        super().__init__(f"inproc://{name}")
         self.name, self.client = name, self
         self.said: asyncio.Future[Quoted] = asyncio.get_running_loop().create_future()
 
-    async def ask(self, request: Quote, seconds: float) -> Quoted:
+    async def ask(self, request: Quote, within: float) -> Quoted:
         said = await self.said
         for _ in range(5):  # it is read, and decoded
             await asyncio.sleep(0)
