@@ -21,7 +21,7 @@ def stands_for(*originals: type) -> Callable[[T], T]:
     """A decorator of a class that is given where `originals` (classes, or protocols) are expected.
 
     Raises:
-        TypeError: it lacks what one of them offers, or takes other arguments; by name, so that it can be mended.
+        TypeError: it lacks what one of them offers, or takes other arguments: what, by its name.
     """
 
     def check(double: T) -> T:
@@ -71,8 +71,7 @@ def _names(cls: type, setting: tuple[str, ...] = ()) -> set[str]:
 
 
 def _takes(ours: Callable[..., Any], its: Callable[..., Any]) -> bool:
-    """Whether each way to call the method `its` is one to call `ours`: in order or by name, with all or as little
-    as may be."""
+    """Whether `ours` can be called as `its` can: in order or by name, with all or only with what must be."""
     given = list(inspect.signature(its).parameters.values())[1:]
     given = [each for each in given if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)]
     for some in (given, [each for each in given if each.default is each.empty]):

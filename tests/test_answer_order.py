@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,8 +24,8 @@ from neuron.text.parser import AnswerParser
 from neuron.text.reasoning import THINK, ReasoningSplitter
 from tests import streams
 from tests.gateway.parsing import parsed
-from tests.gateway.test_responses_answers import Script
-from tests.neuron.test_generation import BLUEPRINT
+from tests.gateway.scripted_exchange import Script
+from tests.neuron.doubles import FrontEnd, Pieces, described
 
 CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>'
 HERMES = ("<think>", "hm", "</think>", "so", " it", "\n", CALL, *(CALL[i : i + 19] for i in (0, 19, 38)), "a")
@@ -40,14 +39,11 @@ SCRAPS = {"hermes": HERMES, "muse": MUSE}
 ADD = Tool.function("add", parameters={"properties": {"a": {"type": "integer"}}})
 
 
-class Scraps:
+class Scraps(FrontEnd):
     """A front end whose token n is the n-th scrap of a format."""
 
-    vision = None
-    vocabulary_size = 99
-    think_tags = THINK
-
     def __init__(self, name: str) -> None:
+        super().__init__(99)
         self._name = name
 
     def render(self, *given: Any, **more: Any) -> str:
@@ -59,14 +55,11 @@ class Scraps:
     def fewest_tokens(self, characters: int) -> int:
         return 1
 
-    def detokenizer(self, after: Any) -> Any:
-        return SimpleNamespace(push=lambda ids: "".join(map(self._scrap, ids)), finish=str)
+    def detokenizer(self, after: Any = ()) -> Any:
+        return Pieces(SCRAPS[self._name])
 
-    def spell(self, token: int) -> bytes:
-        return self._scrap(token).encode()
-
-    def _scrap(self, token: int) -> str:
-        return SCRAPS[self._name][token]
+    def spell(self, token_id: int) -> bytes:
+        return SCRAPS[self._name][token_id].encode()
 
     def answer_parser(self, thought: str, request: Generate, tools: Any) -> AnswerParser:
         if self._name == "muse":
@@ -92,9 +85,8 @@ def replies(name: str, steps: list[list[int]], stream: bool) -> list[Reply]:
         sampling=Sampling(logprobs=0),
         stream=stream,
     )
-    description = SimpleNamespace(**vars(BLUEPRINT) | {"eos_ids": [98]})
     generation = Generation(itertools.count(1), asked, said.append, lambda ended: None)
-    generation.prepare(Scraps(name), description, 1000)
+    generation.prepare(Scraps(name), described(eos_ids=[98]), 1000)
     generation.hand_over(1000)
     for number, ids in enumerate(steps):
         told = [Logprobs(token, -0.5, 1, []) for token in ids]

@@ -52,7 +52,7 @@ def test_a_double_that_has_it_all_is_taken() -> None:
 
 
 def test_what_is_missing_is_named_with_whose_it_is() -> None:
-    with pytest.raises(TypeError, match=r"Stall: name is missing, which tests.test_doubles.Selling has; sell is"):
+    with pytest.raises(TypeError, match=r"Stall: name is missing, which .*\.Selling has; sell is missing"):
 
         @stands_for(Selling)
         class Stall:
@@ -71,7 +71,7 @@ def test_what_is_missing_is_named_with_whose_it_is() -> None:
     ids=["fewer", "needed", "called otherwise", "more", "one by name is missing"],
 )
 def test_what_is_called_otherwise_is_refused(sell) -> None:
-    with pytest.raises(TypeError, match="sell.* does not take what tests.test_doubles.Shop.sell does"):
+    with pytest.raises(TypeError, match=r"sell\(.* does not take what tests\.test_doubles\.Shop\.sell does"):
         stands_for(Shop)(type("Kiosk", (Shop,), {"sell": sell}))
 
 

@@ -30,7 +30,6 @@ from ipc.messages import (
     FinishReason,
     Message,
     Progress,
-    Reply,
     Started,
     Timings,
     TokenLogprob,

@@ -10,8 +10,9 @@ from ipc.worker_messages import AdapterReport, DropAdapter, LoadAdapter
 from neuron.config import Memory, ModelSettings, NeuronConfig
 from neuron.memory.fit import Fit
 from neuron.models import adapters
-from neuron.models.adapters import Adapters
+from neuron.models.adapters import Adapters, Group, Line
 from neuron.processes.adapting import Adapting
+from tests.doubles import stands_for
 
 RANKS = 2
 SIZE = 100  # bytes of each adapter on each rank
@@ -29,6 +30,7 @@ class Request:
         self.phase, self.error = "ended", error
 
 
+@stands_for(Group, Line)
 class Play:
     """The adapters of a model, with all that they have to do with: worker group, room and requests."""
 

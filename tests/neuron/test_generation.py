@@ -3,7 +3,7 @@
 import itertools
 import string
 from array import array
-from types import SimpleNamespace
+from dataclasses import replace
 
 import pytest
 
@@ -25,27 +25,27 @@ from ipc.messages import (
 )
 from ipc.worker_messages import Logprobs, SequenceReport
 from neuron.requests.generation import Generation
-from neuron.text.formats.hermes import HERMES
-from neuron.text.frontend import TextFrontEnd
+from neuron.text.detokenizer import Detokenizer
+from neuron.text.frontend import NOTHING_SAID, TextFrontEnd
 from neuron.text.parser import AnswerParser
-from neuron.text.reasoning import THINK
+from tests.doubles import stands_for
+from tests.neuron.doubles import FrontEnd, Pieces, described
 from workers.checkpoints.generation import GenerationDefaults
 
 EOS = 25
 DEFAULTS = GenerationDefaults()
-BLUEPRINT = SimpleNamespace(
-    engine="transformer", defaults=DEFAULTS, eos_ids=[EOS], reasoning=False, completion=True, max_output=None
-)
+MODEL = described(eos_ids=[EOS])
 
 
+@stands_for(Detokenizer)
 class Letters:
     """A detokenizer that holds back "q" until a letter follows it, as real ones do with half characters."""
 
     def __init__(self):
         self.held = ""
 
-    def push(self, ids):
-        text = self.held + "".join(string.ascii_lowercase[token] for token in ids)
+    def push(self, token_ids):
+        text = self.held + "".join(string.ascii_lowercase[token] for token in token_ids)
         keep = text.endswith("q")
         self.held = "q" if keep else ""
         return text[:-1] if keep else text
@@ -55,6 +55,7 @@ class Letters:
         return held
 
 
+@stands_for(AnswerParser)
 class Parser:
     """Upper half of the alphabet is reasoning; "z" is a tool call."""
 
@@ -74,16 +75,15 @@ class Parser:
                 pieces.append(("reasoning" if self.in_reasoning else "text", letter))
         return pieces
 
-    def finish(self, cut):
+    def finish(self, cut=False):
         return []
 
 
-class Text:
-    vision = None
-    vocabulary_size = 26
-    think_tags = THINK
+class Text(FrontEnd):
+    def __init__(self):
+        super().__init__(26)
 
-    def render(self, messages, tools, template_args, seconds, thinking):
+    def render(self, messages, tools, args, seconds=None, thinking=NOTHING_SAID):
         return "".join(message.content for message in messages)
 
     def encode(self, text, special):
@@ -92,14 +92,14 @@ class Text:
     def fewest_tokens(self, characters):
         return characters // 10
 
-    def detokenizer(self, after):
+    def detokenizer(self, after=()):
         return Letters()
 
-    def decode(self, ids):
-        return "".join(string.ascii_lowercase[token] for token in ids)
+    def decode(self, token_ids):
+        return "".join(string.ascii_lowercase[token] for token in token_ids)
 
-    def spell(self, token):
-        return string.ascii_lowercase[token].encode()
+    def spell(self, token_id):
+        return string.ascii_lowercase[token_id].encode()
 
     def answer_parser(self, thought, request, tools):
         sampling = request.sampling
@@ -109,7 +109,7 @@ class Text:
 class Client:
     """Takes replies; `generation` is prepared for a context of 100 tokens."""
 
-    def __init__(self, *, description=BLUEPRINT, context_length=100, text=None, **request):
+    def __init__(self, *, description=MODEL, context_length=100, text=None, **request):
         self.replies = []
         self.ended = []
         sampling = request.pop("sampling", Sampling())
@@ -263,12 +263,10 @@ class Words(Text):
         "<think>",
     )
 
-    def detokenizer(self, after):
-        return SimpleNamespace(push=lambda ids: "".join(self.PIECES[id] for id in ids), finish=lambda: "")
+    def detokenizer(self, after=()):
+        return Pieces(self.PIECES)
 
-    answer_parser, tool_format = TextFrontEnd.answer_parser, HERMES
-    think_tags = _tags_in_text = THINK
-    _tokens = frozenset()
+    answer_parser = TextFrontEnd.answer_parser
 
 
 def talk(*steps, finish="", **request):
@@ -410,8 +408,7 @@ def test_an_answer_never_gets_longer_than_the_context(max_tokens, allowed):
 
 @pytest.mark.parametrize(("max_tokens", "allowed"), [(None, 10), (4, 4), (32_000, 10)])
 def test_no_answer_gets_longer_than_the_owner_of_the_model_allows(max_tokens, allowed):
-    description = SimpleNamespace(**vars(BLUEPRINT) | {"max_output": 10})
-    client = Client(description=description, sampling=Sampling(max_tokens=max_tokens))
+    client = Client(description=replace(MODEL, max_output=10), sampling=Sampling(max_tokens=max_tokens))
     assert client.generation.hand_over(100)[0].submit.max_tokens == allowed
 
 
@@ -426,8 +423,8 @@ def test_an_answer_that_the_context_ends_says_so(max_tokens, full):
 
 def test_sampling_is_the_request_s_then_the_model_s_then_neutral():
     defaults = GenerationDefaults(temperature=0.6, top_k=20)
-    description = SimpleNamespace(**vars(BLUEPRINT) | {"defaults": defaults})
-    client = Client(description=description, sampling=Sampling(temperature=0.0, seed=-1))
+    sampling = Sampling(temperature=0.0, seed=-1)
+    client = Client(description=replace(MODEL, defaults=defaults), sampling=sampling)
     submit = client.generation.hand_over(100)[0].submit
     params = submit.params
     assert (params.temperature, params.top_k, params.top_p) == (0.0, 20, 1.0)

@@ -13,13 +13,15 @@ import pytest
 from ipc.errors import Code, CortexError
 from ipc.worker_messages import FailurePlan, PlacedImage, SimulatedSpec, Submit
 from neuron.preparation.placing import PreparedImage
-from neuron.processes.group import WorkerGroup
+from neuron.processes.group import Sink, WorkerGroup
 from neuron.processes.spawn import GroupSpec
+from tests.doubles import stands_for
 from tests.neuron.harness import children_of
 
 PATIENCE = 60.0  # seconds that any single wait of a test may take
 
 
+@stands_for(Sink)
 class Output:
     """A sink that remembers."""
 

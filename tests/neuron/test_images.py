@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import struct
 import zlib
-from types import SimpleNamespace
 
 import msgspec
 import numpy as np
@@ -25,6 +24,7 @@ from neuron.preparation.prompt import is_quick
 from neuron.preparation.tokens import count_tokens
 from neuron.requests.generation import Generation
 from neuron.text.frontend import TextFrontEnd
+from tests.neuron.doubles import described
 from tests.workers import seeing
 from workers.checkpoints.card import read_card
 
@@ -268,8 +268,7 @@ def test_one_image_is_in_memory_at_a_time_whatever_there_are(text, monkeypatch):
 def test_all_answers_to_a_prompt_share_its_images(text):
     request = msgspec.structs.replace(asked(shown(noise(16, 16))), sampling=Sampling(n=3))
     generation = Generation(iter(range(1, 9)), request, print, print)
-    description = SimpleNamespace(defaults=SimpleNamespace(max_tokens=None), max_output=None)
-    generation.accept(prepare(request, text, ModelFacts(), 4096), text, description)
+    generation.accept(prepare(request, text, ModelFacts(), 4096), text, described())
     assert generation.image_bytes == 16 * 16 * 3
 
 

@@ -3,7 +3,6 @@
 import itertools
 import re
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from tokenizers import AddedToken
@@ -16,8 +15,8 @@ from neuron.requests.generation import Generation
 from neuron.text.formats.hermes import HERMES
 from neuron.text.frontend import TextFrontEnd
 from neuron.text.tokenizer import TextTokenizer
+from tests.neuron.doubles import described
 from tests.neuron.folders import byte_fallback, byte_level, metaspace
-from workers.checkpoints.generation import GenerationDefaults
 
 QWEN = Path(__file__).parents[2] / "../shared/data/tokenizers/qwen3/tokenizer.json"
 BEFORE, AFTER = "def f(x):\n    ", "\n    return x"
@@ -117,14 +116,7 @@ def test_qwen_is_asked_as_its_makers_write_it():
 def test_what_ends_a_file_ends_the_answer(tmp_path):
     tokens = ("<fim_prefix>", "<fim_suffix>", "<fim_middle>", "<file_sep>")
     text = front_end(tmp_path / "t.json", byte_level(), tokens)
-    description = SimpleNamespace(
-        completion=True,
-        engine="transformer",
-        defaults=GenerationDefaults(),
-        eos_ids=[0],
-        reasoning=False,
-        max_output=None,
-    )
+    description = described(eos_ids=[0])
     for suffix, ends in ((AFTER, {0, *text.infill.ends}), (None, {0})):
         request = Generate(id=1, model="m", prompt=BEFORE, suffix=suffix, sampling=Sampling(max_tokens=4))
         generation = Generation(itertools.count(1), request, print, print)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from ipc.errors import Code, CortexError
 from ipc.messages import Embed, Rerank
+from neuron.description import ModelDescription
 from neuron.preparation.inputs import Input, check_embed, encode_inputs, encode_pairs
 from neuron.text.formats.hermes import HERMES
 from neuron.text.frontend import TextFrontEnd
 from neuron.text.tokenizer import TextTokenizer
+from tests.neuron.doubles import described
 from workers.checkpoints.vectors.modules import Embedder
 from workers.checkpoints.vectors.rerankers import Question, Reranker
 
@@ -36,12 +36,12 @@ def text(tmp_path_factory) -> TextFrontEnd:
     return TextFrontEnd(TextTokenizer(path, len(WORDS), ()), {}, HERMES)
 
 
-def model(embedder: Embedder | None = None, reranker: Reranker | None = None) -> SimpleNamespace:
-    kind = {"engine": "transformer", "embedding": reranker is None, "vector_size": 48, "whole": True}
-    return SimpleNamespace(**kind, embedder=embedder, reranker=reranker)
+def model(embedder: Embedder | None = None, reranker: Reranker | None = None) -> ModelDescription:
+    kind = {"completion": False, "embedding": reranker is None, "vector_size": 48, "whole": True}
+    return described(**kind, embedder=embedder, reranker=reranker)
 
 
-def embedder(**changes) -> SimpleNamespace:
+def embedder(**changes) -> ModelDescription:
     return model(Embedder(**{"pooling": "mean", "size": 48} | changes))
 
 

@@ -15,39 +15,32 @@ import neuron.models.managed
 from ipc.errors import Code, CortexError
 from ipc.messages import Cancelled, Failed, Finished, Generate, ModelStatus, Progress, Sampling, Started
 from ipc.worker_messages import FailurePlan, SimulatedSpec
-from neuron.config import ModelSettings, NeuronConfig, Queue
-from neuron.description import ModelDescription
+from neuron.config import Memory, ModelSettings, NeuronConfig, Queue
 from neuron.memory.fit import Fit
+from neuron.memory.ledger import Ledger
+from neuron.memory.room import Room
 from neuron.models.launcher import Launcher
 from neuron.models.life import TRANSITIONS, Event
 from neuron.models.managed import ManagedModel
 from neuron.processes.backoff import Backoff
 from neuron.requests.generation import Generation
-from neuron.text.frontend import TextFiles
 from neuron.text.parser import AnswerParser
+from tests.doubles import stands_for
+from tests.neuron.doubles import FrontEnd, Pieces, described
 from tests.neuron.harness import PATIENCE, children_of
-from workers.checkpoints.generation import GenerationDefaults
-
-TEXT = TextFiles("one", (0, 0), 100, {}, "", {}, "", ours=False)
 
 
-class Text:
+class Text(FrontEnd):
     """A front end that says each token as its number."""
 
-    vision = None
-    vocabulary_size = 100
+    def __init__(self):
+        super().__init__(100)
 
-    def detokenizer(self, after):
-        return self
+    def detokenizer(self, after=()):
+        return Pieces([f"{token} " for token in range(100)])
 
-    def push(self, ids):
-        return " ".join(map(str, ids))
-
-    def finish(self):
-        return ""
-
-    def spell(self, token):
-        return b"%d" % token
+    def spell(self, token_id):
+        return b"%d" % token_id
 
     def answer_parser(self, thought, request, tools):
         return AnswerParser()
@@ -90,18 +83,20 @@ async def until(condition):
     raise TimeoutError
 
 
-class Room:
+@stands_for(Room)
+class OneRoom(Room):
     """Memory for one model."""
 
     contested = False
 
     def __init__(self, *, context_length=1000, refusal=None):
+        super().__init__(Memory(), Ledger([]), None, None, print)
         self.fit = Fit(("cpu",), {"cpu": 0}, (0,), 1000, 1000, context_length)
         self.refusal = refusal
         self.spares = []  # of each wish
         self.released = 0
 
-    async def take(self, model, tell, *, reuse, spare):
+    async def take(self, tenant, tell, *, reuse=False, spare=0):
         self.spares.append(spare)
         if self.refusal is not None:
             raise self.refusal
@@ -122,37 +117,18 @@ async def owning(room=None, *, settings=None, text=Text, config=None, backoff=No
     async def read_text(files):
         return text()
 
-    description = ModelDescription(
+    description = described(
         id="sim",
         engine="simulated",
-        architecture="simulated",
-        card=None,
-        dtype="bfloat16",
-        context_length=1000,
-        rank_bytes=(0,),
-        cache_groups=(),
-        overhead=None,
-        defaults=GenerationDefaults(),
-        eos_ids=[],
-        completion=True,
-        embedding=False,
-        vector_size=0,
-        embedder=None,
-        reranker=None,
-        whole=False,
         chat=False,
         tools=False,
-        reasoning=False,
-        created=0,
-        notes=[],
-        text=TEXT,
         simulated=SimulatedSpec(answer=[7, 8], **simulated),
     )
     children = children_of(os.getpid())  # those of fixtures that outlive this test
     model = ManagedModel(
         ModelSettings(id="sim", **settings or {}),
         description,
-        room or Room(),
+        room or OneRoom(),
         launcher,
         backoff or Backoff(0.01, 0.05),
         lambda *now: None,
@@ -203,7 +179,7 @@ def test_a_load_that_nobody_waits_for_any_more_goes_on():
 def test_what_cannot_be_reserved_fails_everybody_who_waits():
     async def scenario():
         refusal = CortexError(Code.INSUFFICIENT_MEMORY, "no room", retry_after=5.0)
-        room = Room(refusal=refusal)
+        room = OneRoom(refusal=refusal)
         async with owning(room) as model:
             client = Client(model, 1)
             with pytest.raises(CortexError, match="no room"):
@@ -233,7 +209,7 @@ def test_a_tokenizer_that_cannot_be_read_fails_the_load_before_any_process():
 
 def test_a_prompt_that_fits_no_more_after_the_load_is_refused_with_the_real_context():
     async def scenario():
-        async with owning(Room(context_length=10)) as model:
+        async with owning(OneRoom(context_length=10)) as model:
             client = Client(model, 1, prompt=[1] * 20)
             failed = await client.last()
             assert failed.code == Code.CONTEXT_LENGTH_EXCEEDED
@@ -289,7 +265,7 @@ def test_a_cancelled_request_leaves_the_queue_or_the_worker():
 
 def test_unload_while_it_loads_ends_the_load_and_who_waits_for_it():
     async def scenario():
-        room = Room()
+        room = OneRoom()
         children = children_of(os.getpid())
         async with owning(room, load_seconds=60.0) as model:
             client = Client(model, 1)
@@ -414,7 +390,7 @@ def test_a_restart_can_be_unloaded():
 
 def test_restarts_that_fail_in_a_row_end_in_failed_with_nothing_held():
     async def scenario():
-        room = Room()
+        room = OneRoom()
         async with owning(room, failure=FailurePlan(die_at_step=2)) as model:
             await load(model)
             for key in range(1, 20):
@@ -513,7 +489,7 @@ def test_a_rank_that_is_killed_in_its_first_load_is_tried_again():
 
 def test_a_load_that_runs_out_of_device_memory_asks_for_more_of_it():
     async def scenario():
-        room = Room()
+        room = OneRoom()
         async with owning(room, failure=FailurePlan(out_of_memory_in_load=True, epochs=1)) as model:
             await load(model)
             assert room.spares[0] == 0 < room.spares[1]
@@ -524,7 +500,7 @@ def test_a_load_that_runs_out_of_device_memory_asks_for_more_of_it():
 
 def test_a_model_that_is_pinned_no_longer_is_not_tried_again():
     async def scenario():
-        room = Room(refusal=CortexError(Code.INSUFFICIENT_MEMORY, "too large"))
+        room = OneRoom(refusal=CortexError(Code.INSUFFICIENT_MEMORY, "too large"))
         async with owning(room, settings={"pin": True}) as model:
             model.bring_up()
             await until(lambda: len(room.spares) > 1 and model.status == "unloaded")

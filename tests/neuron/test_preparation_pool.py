@@ -8,12 +8,14 @@ from ipc.errors import Code, CortexError
 from ipc.messages import Failed
 from neuron.preparation.jobs import Job, Outcome
 from neuron.preparation.pool import OURS, Pool
-from neuron.preparation.process import ProcessDied
+from neuron.preparation.process import ProcessDied, TextProcess
+from tests.doubles import stands_for
 
 PATIENCE = 60.0
 JOB = Job(verb="generate")
 
 
+@stands_for(TextProcess)
 class Process:
     """Calls what it is given instead of a request, and answers with what that returns."""
 
@@ -24,8 +26,8 @@ class Process:
         self.memory = 100
         self.on_gone = None
 
-    async def ask(self, job, work):
-        outcome = await work() if asyncio.iscoroutinefunction(work) else work()
+    async def ask(self, job, body):
+        outcome = await body() if asyncio.iscoroutinefunction(body) else body()
         return outcome if isinstance(outcome, tuple) else (Outcome(), outcome)
 
     async def end(self):

@@ -35,6 +35,7 @@ from neuron.preparation.preparation import Preparation
 from neuron.preparation.prepared import Prepared
 from neuron.preparation.process import ProcessDied, TextProcess
 from neuron.text.frontend import TextFiles, TextFrontEnd
+from tests.doubles import stands_for
 from tests.neuron.folders import write_checkpoint
 from tests.neuron.harness import Neuron, chat, is_running, simulated, wait_until
 from workers.checkpoints.card import read_card
@@ -245,10 +246,11 @@ def test_a_process_that_does_not_come_back_is_ended(loop, text):
 def test_a_model_s_templates_are_tried_whatever_its_clients_ask(loop, monkeypatch, folder, text):
     done = asyncio.Event()
 
+    @stands_for(TextProcess)
     class Played:
         """Does not come back from a request."""
 
-        is_there, pid, memory = True, 0, 0
+        is_there, pid, memory, on_gone = True, 0, 0, None
 
         async def ask(self, job, body):
             if job.verb != "try":

@@ -3,6 +3,7 @@ import pytest
 from ipc.errors import Code, CortexError
 from ipc.messages import CountTokens, Generate, Message, Sampling, Tool, ToolCall
 from neuron.preparation.prompt import encode_prompts, is_quick, to_ids, validate, validate_prompt
+from tests.neuron.doubles import FrontEnd
 
 HELLO = [Message(role="user", content="hello")]
 
@@ -113,12 +114,11 @@ def test_counting_takes_the_same_prompts():
         validate_prompt(CountTokens(id=1, model="m"))
 
 
-class Letters:
+class Letters(FrontEnd):
     """A front end with a token for each four letters, and one that is long."""
 
-    vocabulary_size = 1000
-
     def __init__(self):
+        super().__init__(1000)
         self.read = 0  # characters
 
     def fewest_tokens(self, characters):
@@ -170,7 +170,7 @@ def test_a_text_of_many_characters_and_few_tokens_is_read():
 class Refusing(Letters):
     """The same, with a template that refuses."""
 
-    def render(self, messages, tools, args, seconds, thinking):
+    def render(self, *given, **more):
         raise CortexError(
             Code.TEMPLATE_FAILED, "the chat template refuses these messages: no", param="messages"
         )

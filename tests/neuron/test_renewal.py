@@ -13,8 +13,9 @@ import neuron.models.managed
 from ipc.errors import Code, CortexError
 from ipc.messages import TERMINAL, Failed, Finished
 from neuron.config import ModelSettings
+from tests.neuron.doubles import TEXT
 from tests.neuron.harness import PATIENCE
-from tests.neuron.test_managed import TEXT, Client, Room, load, owning, run, until
+from tests.neuron.test_managed import Client, OneRoom, load, owning, run, until
 
 OTHER_TEXT = msgspec.structs.replace(TEXT, tokenizer="another")
 
@@ -142,7 +143,7 @@ def test_an_idle_model_that_is_pinned_by_new_settings_stays():
 
 def test_a_wish_for_memory_of_a_model_that_is_pinned_no_longer_is_taken_back():
     async def scenario():
-        class Full(Room):
+        class Full(OneRoom):
             async def take(self, *args, **kwargs):
                 await asyncio.sleep(PATIENCE)
 

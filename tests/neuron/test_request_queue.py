@@ -2,25 +2,30 @@
 
 import asyncio
 import itertools
-from types import SimpleNamespace
 
 import pytest
 
 from ipc.errors import Code, CortexError
 from ipc.messages import Failed, Generate, Progress, Started, Usage
+from ipc.worker_messages import SequenceReport, Submit
 from neuron.admission import request_queue
 from neuron.admission.request_queue import RequestQueue
 from neuron.config import Queue
+from neuron.processes.group import WorkerGroup
 from neuron.requests.progress import LoadProgress
-from neuron.requests.request import OpenRequest
+from neuron.requests.request import OpenRequest, OpenSequence
+from tests.doubles import stands_for
 
 DIED = CortexError(Code.WORKER_DIED, "it died")
 
 
+@stands_for(OpenSequence)
 class Part:
     def __init__(self, key):
-        self.submit = SimpleNamespace(request_id=key)
+        self.submit = Submit(key, b"", 1)
         self.images = []
+
+    def advance(self, report): ...
 
 
 class Request(OpenRequest):
@@ -58,7 +63,8 @@ class Request(OpenRequest):
         return [(reply.position, reply.waiting) for reply in self.replies if isinstance(reply, Progress)]
 
 
-class Worker:
+@stands_for(WorkerGroup)
+class Worker(WorkerGroup):
     """A worker group: what it has, in the order in which that came."""
 
     def __init__(self, queue):
@@ -66,9 +72,9 @@ class Worker:
         self.order = []
         self.queue = queue
 
-    def submit(self, submit, part, images):
-        self.open[submit.request_id] = part
-        self.order.append(part)
+    def submit(self, submit, sink, images=()):
+        self.open[submit.request_id] = sink
+        self.order.append(sink)
 
     def withdraw(self, request_id):
         self.open.pop(request_id, None)
@@ -318,7 +324,7 @@ async def test_a_dead_worker_costs_those_who_wait_nothing():
 async def test_who_waited_is_told_when_it_begins():
     queue, _ = ready(max_sequences=1)
     requests = admit(queue, *(Request(queue) for _ in range(2)))
-    report = SimpleNamespace(finish="")
+    report = SequenceReport(1, [], "")
     for request in requests:
         request.model = queue
         request.take(report)

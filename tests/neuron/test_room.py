@@ -17,10 +17,12 @@ from ipc.errors import Code, CortexError
 from ipc.messages import Device, Eviction
 from neuron.config import Memory
 from neuron.memory.cache_plan import CachePlan
+from neuron.memory.devices import Inventory
 from neuron.memory.eviction import HALF_LIFE, RESIDENCY_SHARE, Holder, RecentUse
 from neuron.memory.fit import Need
 from neuron.memory.ledger import Ledger
-from neuron.memory.room import Room
+from neuron.memory.room import Lender, Room, Tenant
+from tests.doubles import stands_for
 
 TOTAL = 100  # bytes of the one device
 TURN = 5.0
@@ -65,7 +67,8 @@ async def at_once(function, *args):
     return function(*args)
 
 
-class Inventory:
+@stands_for(Inventory)
+class Untouched(Inventory):
     """Devices of which nobody else has anything."""
 
     def __init__(self, names):
@@ -81,17 +84,21 @@ class Inventory:
         return self.devices
 
 
+@stands_for(Lender)
 class NoStandby:
     def booked(self, device):
         return 0
 
     async def make_way(self, amounts, *, reuse): ...
 
+    async def measure(self, device): ...
+
     def settle(self): ...
 
     def tend(self): ...
 
 
+@stands_for(Tenant)
 class Model:
     """As `ManagedModel` is to a room: it loads, serves, drains and ends."""
 
@@ -211,7 +218,7 @@ class Place:
     def __init__(
         self, sizes, *, wait_seconds=1000.0, pinned=(), names=("cuda:0",), devices=None, priorities=None
     ):
-        inventory = Inventory(names)
+        inventory = Untouched(names)
         self.devices = devices or {}
         priorities = priorities or {}
         memory = Memory(wait_seconds=wait_seconds, turn_seconds=TURN)

@@ -4,8 +4,7 @@ import asyncio
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from types import SimpleNamespace
-from unittest.mock import ANY, Mock
+from unittest.mock import ANY, create_autospec
 
 import pytest
 
@@ -42,7 +41,9 @@ from ipc.messages import (
     Unload,
     Watch,
 )
+from ipc.server import Peer
 from neuron.config import NeuronConfig
+from neuron.models.manager import ModelManager
 from neuron.preparation.preparation import Preparation
 from neuron.recent_log import RecentLog
 from neuron.service import Service
@@ -147,8 +148,9 @@ def test_cancel_ends_a_running_request_and_its_worker_s_share(neuron, client, st
 
 
 def test_an_id_may_be_used_again_as_soon_as_its_request_is_cancelled():
-    peer = Mock()
-    models = SimpleNamespace(known=lambda model: None, open=lambda model: asyncio.Event().wait())
+    peer, models = create_autospec(Peer, instance=True), create_autospec(ModelManager, instance=True)
+    models.known.return_value = None
+    models.open = lambda model: asyncio.Event().wait()
 
     async def scenario():
         service = Service(NeuronConfig(), "0", models, Preparation("INFO"), RecentLog(sys.stderr))

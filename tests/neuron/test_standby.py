@@ -24,10 +24,11 @@ from ipc.worker_messages import FailurePlan, SamplingParams, SimulatedSpec, Subm
 from neuron.memory.ledger import Ledger
 from neuron.models.catalogue import DEMO_FOLDER
 from neuron.processes.backoff import Backoff
-from neuron.processes.group import WorkerGroup
+from neuron.processes.group import Sink, WorkerGroup
 from neuron.processes.spawn import GroupSpec
 from neuron.processes.standby import Standby
 from neuron.processes.worker import Worker
+from tests.doubles import stands_for
 from tests.neuron.harness import PATIENCE, Neuron, chat, children_of, is_running, wait_until
 from workers.checkpoints.card import read_card
 
@@ -128,6 +129,7 @@ class Place:
         )
 
 
+@stands_for(Sink)
 class Output:
     """The tokens of one request, and how probable each of them was."""
 

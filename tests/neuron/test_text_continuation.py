@@ -8,6 +8,7 @@ from ipc.errors import Code, CortexError
 from ipc.messages import Generate, ImagePart, Message, TextPart, ThinkingPart, ToolCall
 from neuron.preparation.prompt import encode_prompts, validate
 from neuron.text.template import ChatTemplate
+from tests.neuron.doubles import FrontEnd
 
 HELLO = Message(role="user", content="Hello")
 SOURCE = """{% for m in messages %}<{{ m.role }}>
@@ -16,15 +17,11 @@ SOURCE = """{% for m in messages %}<{{ m.role }}>
 {% endif %}"""
 
 
-class Letters:
+class Letters(FrontEnd):
     """A text front end whose tokens are characters."""
 
     def __init__(self, source: str) -> None:
-        self._template = ChatTemplate.of(source, {})
-        self.vocabulary_size, self.vision = 1 << 21, None
-
-    def render(self, messages, tools, args, seconds, thinking) -> str:
-        return self._template.render(messages, tools, args, seconds)
+        super().__init__(1 << 21, {"default": ChatTemplate.of(source, {})})
 
     def encode(self, text: str, special: bool) -> list[int]:
         return [ord(char) for char in text]

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from dataclasses import dataclass, field
-from types import SimpleNamespace
+from unittest.mock import create_autospec
 
 from ipc.messages import ModelState, State, Watch
+from ipc.server import Peer
 from neuron import service
 from neuron.config import NeuronConfig
+from neuron.memory.room import Room
+from neuron.models.manager import ModelManager
 from neuron.preparation.preparation import Preparation
 from neuron.recent_log import RecentLog
 from neuron.service import Service
+from tests.doubles import stands_for
 
 
-@dataclass
-class Models:
+@stands_for(ModelManager)
+class Models(ModelManager):
     """As much of a model manager as a watch sees."""
 
-    status: dict[str, str]
-    searched: bool = True
-    room = SimpleNamespace(devices=list)
+    def __init__(self, status: dict[str, str], *, searched: bool = True) -> None:
+        self.status, self.searched = status, searched
+        self.room = create_autospec(Room, instance=True)
+        self.room.devices.return_value = []
 
     def states(self) -> list[ModelState]:
         return [ModelState(id=name, status=status) for name, status in self.status.items()]
@@ -32,9 +36,11 @@ class Models:
     take_prefix_news = prefixes
 
 
-@dataclass(eq=False)
-class Peer:
-    sent: list[State] = field(default_factory=list)
+@stands_for(Peer)
+class Watcher(Peer):
+    def __init__(self) -> None:
+        super().__init__(None, b"")
+        self.sent: list[State] = []
 
     def send(self, reply: State) -> None:
         self.sent.append(reply)
@@ -56,7 +62,7 @@ def test_a_watch_is_told_all_once_then_what_changed_a_status_at_once_and_nothing
     async def main():
         models = Models({"a": "ready", "b": "unloaded"})
         watched = Service(NeuronConfig(), "1", models, Preparation("INFO"), RecentLog(sys.stderr))
-        first, second = Peer(), Peer()
+        first, second = Watcher(), Watcher()
         watched.handle(first, Watch(id=1))
         assert first.told() == [(True, {"a": "ready", "b": "unloaded"}, [])]
         models.status = {"a": "draining", "c": "unloaded"}
@@ -83,7 +89,7 @@ def test_a_watch_that_came_before_the_search_was_over_is_told_all_when_it_is():
     async def main():
         models = Models({"a": "unloaded"}, searched=False)
         watched = Service(NeuronConfig(), "1", models, Preparation("INFO"), RecentLog(sys.stderr))
-        peer = Peer()
+        peer = Watcher()
         watched.handle(peer, Watch(id=1))
         assert peer.told() == []
         models.searched = True

@@ -1,0 +1,82 @@
+"""What stands between a request and the rest of a neuron, without files: front ends, descriptions."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+from unittest.mock import create_autospec
+
+from neuron.description import ModelDescription
+from neuron.text.detokenizer import Detokenizer
+from neuron.text.formats.hermes import HERMES
+from neuron.text.frontend import TextFiles, TextFrontEnd
+from neuron.text.template import ChatTemplate
+from neuron.text.tokenizer import TextTokenizer
+from tests.doubles import stands_for
+from workers.checkpoints.generation import GenerationDefaults
+
+TEXT = TextFiles("one", (0, 0), 100, {}, "", {}, "", ours=False)
+DESCRIPTION = ModelDescription(
+    id="m",
+    engine="transformer",
+    architecture="none",
+    card=None,
+    dtype="bfloat16",
+    context_length=1000,
+    rank_bytes=(0,),
+    cache_groups=(),
+    overhead=None,
+    defaults=GenerationDefaults(),
+    eos_ids=[],
+    completion=True,
+    embedding=False,
+    vector_size=0,
+    embedder=None,
+    reranker=None,
+    whole=False,
+    chat=True,
+    tools=True,
+    reasoning=False,
+    created=0,
+    notes=[],
+    text=TEXT,
+)
+
+
+def described(**changes: Any) -> ModelDescription:
+    """A model that is like others, but for `changes`."""
+    return replace(DESCRIPTION, **changes)
+
+
+class FrontEnd(TextFrontEnd):
+    """One of a vocabulary that has no file: who derives from it says what its tokens are."""
+
+    def __init_subclass__(cls) -> None:
+        stands_for(TextFrontEnd)(cls)
+
+    def __init__(self, vocabulary_size: int, templates: Mapping[str, ChatTemplate] = {}) -> None:
+        super().__init__(_no_words(vocabulary_size), dict(templates), HERMES)
+
+
+@stands_for(Detokenizer)
+class Pieces:
+    """Of tokens that are some text each."""
+
+    def __init__(self, pieces: Sequence[str]) -> None:
+        self._pieces = pieces
+
+    def push(self, token_ids: Sequence[int]) -> str:
+        return "".join(self._pieces[token] for token in token_ids)
+
+    def finish(self) -> str:
+        return ""
+
+
+@functools.cache
+def _no_words(size: int) -> TextTokenizer:
+    tokenizer = create_autospec(TextTokenizer, instance=True, vocabulary_size=size, added=frozenset())
+    tokenizer.tokens_of.return_value = {}
+    tokenizer.id_of.return_value = None
+    return tokenizer
