@@ -1,7 +1,9 @@
-"""What holds for all tests: none of them asserts a time, the property tests included."""
+"""What holds for all tests: none asserts a time, the property tests included, and none waits for ever."""
 
 import gc
 import os
+import signal
+from collections.abc import Generator
 from pathlib import Path
 
 # Several processes run tests; with a thread a core in every product they would wait for each other.
@@ -14,6 +16,30 @@ gc.disable()  # until all is imported and collected: a million objects, none of 
 
 settings.register_profile("no_clock", deadline=None)
 settings.load_profile("no_clock")
+
+# For one test, its set-up or its end: far more than any needs beside a busy machine, so that only one meets
+# it that waits for what does not come. It fails then, with where it stands, and the others go on.
+BOUND_SECONDS = 300.0
+AGAIN_SECONDS = 5.0  # after which it is told again: whoever caught it may wait on
+
+
+def _too_long(*_: object) -> None:
+    signal.setitimer(signal.ITIMER_REAL, AGAIN_SECONDS)
+    pytest.fail(f"this takes more than {BOUND_SECONDS:g} s: it waits for something that does not come")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup() -> Generator[None, object, object]:
+    """Bound it in time."""
+    signal.signal(signal.SIGALRM, _too_long)
+    signal.setitimer(signal.ITIMER_REAL, BOUND_SECONDS)
+    try:
+        return (yield)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+
+
+pytest_runtest_call = pytest_runtest_teardown = pytest_runtest_setup
 
 # Of the files that take longest. They begin first, so that no process ends with one while the other idles.
 LONGEST = (
