@@ -133,6 +133,7 @@ class ModelSettings(Struct, frozen=True, kw_only=True, omit_defaults=True):
     reasoning_format: str | None = None  # what it writes around its thoughts; null: the same
     simulated: Simulated | None = None
     max_adapters: Count = 8  # in memory at once; who was used longest ago makes way
+    host_state_memory: Size = 0  # of the host, for states that leave the device of a rank, at most
 
     @property
     def folder(self) -> str | None:

@@ -131,6 +131,7 @@ class WorkerSpec(Plain, kw_only=True, tag="spec"):
     weight_cache: WeightCache | None = None  # of what that makes; None: it is made with every load
     states: int | None = None  # where layers keep one, on each rank; None: enough for all sequences
     parking_fd: int | None = None  # memory for its weights (`ipc.parked`): whole to be read, or to be filled
+    host_states: int = 0  # for which there is room in the host's memory, once they left the device
 
 
 class Footprint(Plain):

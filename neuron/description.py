@@ -102,6 +102,7 @@ class ModelDescription:
             devices=tuple(settings.devices) if settings.devices is not None else None,
             priority=settings.priority,
             beside=sum(sorted(self.adapter_bytes)[-settings.max_adapters :]),
+            host_state_memory=settings.host_state_memory,
         )
 
     def step_tokens(self, settings: ModelSettings, device: str) -> int:
@@ -142,6 +143,9 @@ def described(settings: ModelSettings, card: ModelCard) -> ModelDescription:
     ):
         limit = settings.max_step_tokens
         notes.append(f"inputs have at most {limit} tokens, for a step has no more, and each is read in one")
+    groups = tuple(card.cache_groups(settings.ranks, dtype))
+    if settings.host_state_memory and not any(group.kind == "state" for group in groups):
+        notes.append("host_state_memory is not used: none of its layers keeps a state")
     return ModelDescription(
         id=settings.id,
         engine="transformer",
@@ -150,7 +154,7 @@ def described(settings: ModelSettings, card: ModelCard) -> ModelDescription:
         dtype=dtype,
         context_length=min(settings.context_length or card.context_length, limit),
         rank_bytes=tuple(weights),
-        cache_groups=tuple(card.cache_groups(settings.ranks, dtype)),
+        cache_groups=groups,
         overhead=Overhead(
             card.config,
             DTYPE_BYTES[dtype],

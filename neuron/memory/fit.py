@@ -12,6 +12,7 @@ from neuron.memory.cache_plan import CachePlan
 from neuron.memory.eviction import Holder, Strategy, order, stays
 from neuron.memory.ledger import gib
 
+HOST = "cpu"  # the device whose memory is the host's
 CUDA_KV_SHARE = 0.95  # of what is left for it; the rest is for what a desktop takes from one hour to the next
 CPU_KV_SHARE = 0.5  # memory is shared with everything else on the host
 ONE_CONTEXT = 1.05  # of it, so that one has room even where a rank finds that it needs more than was planned
@@ -37,6 +38,7 @@ class Need:
     cuda_overhead: int = 0
     beside: int = 0  # bytes that the pool of each rank leaves free, for what may come: not booked
     base: str = ""  # who does not leave for it, for without that one it is of no use
+    host_state_memory: int = 0  # bytes of the host, for states of each rank that leave its device, at most
 
     def fixed_bytes(self, rank: int, device: str) -> int:
         """Bytes of `rank` on `device`, without its pages and states."""
@@ -59,6 +61,7 @@ class Fit:
     most_pages: int
     context_length: int
     states: int = 0  # on each rank, where layers keep one
+    host_states: int = 0  # for each rank, of those that left its device
     victims: tuple[str, ...] = field(default=())
     caches: CachePlan = field(default_factory=CachePlan)
 
@@ -66,6 +69,11 @@ class Fit:
     def kv_tokens(self) -> int:
         """Tokens that the pool holds, of all sequences together."""
         return self.caches.tokens_in(self.kv_pages)
+
+    @property
+    def elsewhere(self) -> dict[str, int]:
+        """What is reserved on no device of a rank: memory of the host, for a model on GPUs."""
+        return {name: size for name, size in self.reservations.items() if name not in self.devices}
 
     def with_pages(self, pages: int) -> Fit:
         """The same with a pool as large as ranks found that it is."""
@@ -165,7 +173,11 @@ def _place(need: Need, candidates: list[str], free: dict[str, int], context_leng
         return None
     sharing = Counter(devices)
     room = {name: (free[name] - size) // sharing[name] for name, size in fixed.items()}
-    states = need.caches.states_in(min(room.values()) - (need.kv_memory or 0), need.max_sequences)
+    left = min(room.values()) - (need.kv_memory or 0)
+    states = need.caches.states_in(left, need.max_sequences)
+    host_states = _host_states(need, devices, free, left)
+    if HOST in devices:  # whose memory is the host's: there they are states like the others
+        states, host_states = states + host_states, 0
     of_states = states * need.caches.state_bytes
     if any(size < of_states for size in room.values()):
         return None
@@ -181,16 +193,36 @@ def _place(need: Need, candidates: list[str], free: dict[str, int], context_leng
     budgets = [need.fixed_bytes(rank, name) + kept for rank, name in enumerate(devices)]
     if need.kv_memory is not None:  # it is kept to, though all else should take more than planned
         budgets = [free[name] // sharing[name] for name in devices]
+    reservations = {name: size + sharing[name] * kept for name, size in fixed.items()}
+    if host_states and HOST in free:
+        reservations[HOST] = ranks * host_states * need.caches.state_bytes
     return Fit(
         devices=devices,
-        reservations={name: size + sharing[name] * kept for name, size in fixed.items()},
+        reservations=reservations,
         rank_budgets=tuple(budgets),
         kv_pages=pages,
         most_pages=most,
         context_length=need.caches.longest(pages, need.context_length),
         states=states,
+        host_states=host_states,
         caches=need.caches,
     )
+
+
+def _host_states(need: Need, devices: Sequence[str], free: dict[str, int], left: int) -> int:
+    """States for which each rank gets memory of the host: as many as it may have, or there is room for.
+
+    Args:
+        left: bytes on a rank's device, for its cache.
+    """
+    if not need.caches.state_bytes:
+        return 0
+    room = need.host_state_memory
+    if HOST in devices:
+        room = min(room, int(max(0, left) * CPU_KV_SHARE))
+    elif HOST in free:
+        room = min(room, free[HOST] // len(devices))
+    return room // need.caches.state_bytes
 
 
 def _pool(need: Need, device: str, room: int) -> int:
@@ -212,7 +244,9 @@ def _refusal(
     context_length = min(need.context_length, SMALLEST_CONTEXT)
     smallest = need.caches.pages_for(context_length) * need.caches.page_bytes
     pool = need.kv_memory if need.kv_memory is not None else smallest
-    pool += need.caches.states_in(0, need.max_sequences) * need.caches.state_bytes
+    states = need.caches.states_in(0, need.max_sequences)
+    pool += states * need.caches.state_bytes
+    of_states = f", of which {states} states take {gib(states * need.caches.state_bytes)}" if states else ""
     needed = [need.fixed_bytes(rank, candidates[0]) + pool for rank in range(len(need.rank_bytes))]
     there = [holder for holder in holders if any(name in candidates for name in holder.reserved)]
     held = {
@@ -228,8 +262,8 @@ def _refusal(
     return CortexError(
         Code.INSUFFICIENT_MEMORY,
         f"{need.model} needs at least {' and '.join(map(gib, needed))}, "
-        f"one amount a rank; free are {', '.join(f'{gib(free[name])} on {name}' for name in candidates)}"
-        + who,
+        f"one amount a rank{of_states}; "
+        f"free are {', '.join(f'{gib(free[name])} on {name}' for name in candidates)}" + who,
         retry_after=5.0 if held else None,
         details={"needed": needed, "free": free, "held": held},
     )

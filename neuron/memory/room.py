@@ -205,6 +205,8 @@ class Room:
         for device in dict.fromkeys(fit.devices):
             ranks = zip(fit.devices, measured, strict=True)
             self._ledger.correct(model, device, sum(each.total for name, each in ranks if name == device))
+        for device, planned in fit.elsewhere.items():
+            self._ledger.correct(model, device, planned)
         self._lender.tend()
         self.look()
 
@@ -330,7 +332,9 @@ class Room:
 
     async def _grant(self, wish: Wish, fit: Fit) -> None:
         """Book it, unless somebody was faster: a later look sees that."""
-        await self._lender.make_way(fit.reservations, reuse=wish.reuse)
+        on_devices = {name: fit.reservations[name] for name in fit.devices}
+        await self._lender.make_way(on_devices, reuse=wish.reuse)
+        await self._lender.make_way(fit.elsewhere, reuse=False)
         if wish.granted.done():
             return
         self._parking.make_way(wish.tenant.id, fit.reservations)

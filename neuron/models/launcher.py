@@ -63,6 +63,7 @@ class Launcher:
             max_step_tokens=description.step_tokens(settings, fit.devices[0]),
             kv_pages=fit.most_pages,
             states=fit.states,
+            host_states=fit.host_states,
             rank_budgets=fit.rank_budgets,
             card=description.card,
             adapters=description.adapters,

@@ -35,6 +35,7 @@ class GroupSpec:
     max_step_tokens: int
     kv_pages: int  # at most
     states: int | None = None  # on each rank; None: enough for all sequences
+    host_states: int = 0  # for each rank, of those that left its device
     rank_budgets: tuple[int, ...] | None = None  # bytes of each rank; None: whatever so many pages take
     card: ModelCard | None = None  # of a transformer
     adapters: tuple[AdapterCard, ...] = ()
@@ -127,6 +128,7 @@ def spawn(
                     max_step_tokens=spec.max_step_tokens,
                     kv_pages=spec.kv_pages,
                     states=spec.states,
+                    host_states=spec.host_states,
                     memory_budget=spec.rank_budgets[index] if spec.rank_budgets is not None else None,
                     simulated=spec.simulated,
                     reports=reports.handle,

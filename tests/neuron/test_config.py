@@ -51,6 +51,7 @@ models:
   - {id: org/big, path: /models/big, dtype: float32, exact: true, ranks: 2, devices: ["cuda:0", "cuda:1"],
      pin: true, preload: true, priority: 7, keep_alive: 15m, context_length: 4096, max_output: 512,
      max_sequences: 2, max_step_tokens: 64, kv_memory: 1GiB, min_device_memory: 24GB, min_memory: 48GB,
+     host_state_memory: 8GiB,
      sampling: {temperature: 0.6, top_k: 20, top_p: 0.95, min_p: 0, repetition_penalty: 1.1, max_tokens: 256},
      tool_format: glm, reasoning_format: think}
   - id: slow
@@ -86,6 +87,7 @@ models:
         max_sequences=2,
         max_step_tokens=64,
         kv_memory=1 << 30,
+        host_state_memory=8 << 30,
         tool_format="glm",
         reasoning_format="think",
     )

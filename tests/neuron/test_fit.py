@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -185,6 +187,35 @@ def test_states_leave_most_of_a_small_device_to_keys_and_values():
     assert fit.states == 10
     assert fit.reservations["cuda:0"] <= free
     assert fit.kv_pages * caches.page_bytes >= 250 << 20
+
+
+def test_states_that_leave_a_gpu_get_memory_of_the_host_as_far_as_there_is_some():
+    caches, size = CachePlan((FULL, STATE)), 10 << 20
+    wanted = need(caches=caches, rank_bytes=(GIB, GIB), host_state_memory=GIB)
+    gpus = {"cuda:0": 40 * GIB, "cuda:1": 40 * GIB}
+    fit = find_fit(wanted, gpus | {"cpu": 64 * GIB}, [], "lru")
+    assert fit.host_states == GIB // size
+    assert fit.elsewhere == {"cpu": 2 * fit.host_states * size}
+    plain = find_fit(need(caches=caches, rank_bytes=(GIB, GIB)), gpus, [], "lru")
+    assert (fit.states, fit.rank_budgets) == (plain.states, plain.rank_budgets)
+    assert not plain.elsewhere
+    assert find_fit(wanted, gpus | {"cpu": 50 * size}, [], "lru").host_states == 25
+    assert find_fit(wanted, gpus, [], "lru").host_states == GIB // size, "nobody counts the host's memory"
+
+
+def test_on_a_cpu_they_are_states_like_the_others():
+    wanted = need(caches=CachePlan((FULL, STATE)), rank_bytes=(GIB,))
+    plain = find_fit(wanted, {"cpu": 16 * GIB}, [], "lru")
+    fit = find_fit(replace(wanted, host_state_memory=GIB), {"cpu": 16 * GIB}, [], "lru")
+    more = GIB // (10 << 20)
+    assert (fit.states, fit.host_states) == (plain.states + more, 0)
+    assert fit.reservations["cpu"] - plain.reservations["cpu"] == more * (10 << 20)
+
+
+def test_a_refusal_says_what_states_take():
+    wanted = need(caches=CachePlan((FULL, STATE)))
+    with pytest.raises(CortexError, match=r"of which 2 states take 0\.02 GiB"):
+        find_fit(wanted, {"cuda:0": 4 * GIB}, [], "lru")
 
 
 @given(pages=st.integers(1, 3000), wanted=st.integers(1, 60_000), chunk=st.integers(1, 2048))

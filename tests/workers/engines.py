@@ -106,8 +106,8 @@ class Session:
     def __init__(self, engine: Engine, **limits: int) -> None:
         self.engine, self.in_flight = engine, getattr(engine, "in_flight", 0)
         caches = engine.groups if hasattr(engine, "groups") else ()
-        states = num_states(caches, (LIMITS | limits)["max_sequences"])
-        self.scheduler = Scheduler(**LIMITS | limits, caches=caches, states=states)
+        states = {"states": num_states(caches, (LIMITS | limits)["max_sequences"])}
+        self.scheduler = Scheduler(**states | LIMITS | limits, caches=caches)
 
     def answer(
         self, requests: list[Submit], *, seed: int | None = None, aborts: bool = False

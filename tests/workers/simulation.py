@@ -81,6 +81,8 @@ class ReferenceEngine:
         # what each page holds: of which group, and what stands for each of its tokens, or for its state
         self.pages: list[list[Any]] = [[None] * PAGE_SIZE for _ in range(self.cache.pages.total)]
         self.states: list[Any] = [None] * self.cache.states.total
+        self.host_states: list[Any] = [None] * self.cache.host.total
+        self.came_back = 0  # states
         self.meaning: dict[bytes, int] = {}  # what stands for the last token of a page with that hash
         self.hash_of: dict[int, bytes] = {}
         self.computed = 0  # tokens
@@ -115,6 +117,12 @@ class ReferenceEngine:
                 assert len({len(pages) for pages in entry.new_pages}) == 1
                 for table, pages in zip(self.slots[entry.slot].tables, entry.new_pages, strict=True):
                     table += pages
+        for move in plan.moves:
+            if move.leaves:
+                self.host_states[move.place] = self.states[move.state]
+            else:
+                self.states[move.state] = self.host_states[move.place]
+                self.came_back += 1
         if fails:
             return None
         users = [Counter(self._seen(paged)) for paged in (True, False)]
@@ -166,10 +174,17 @@ class ReferenceEngine:
             }
             assert found == {page: (group, digest) for page, (group, digest, _) in pool._cached.items()}
             for page, (index, digest) in found.items():
-                held = self.pages[page] if paged else [self.states[page]]
-                assert {each[0] for each in held} == {index}
-                assert self.meaning.setdefault(digest, held[-1][1]) == held[-1][1]
-                assert self.hash_of.setdefault(held[-1][1], digest) == digest
+                self._check_meaning(index, digest, self.pages[page] if paged else [self.states[page]])
+        host = self.cache.host
+        assert sorted([*host._empty, *host._place_of.values()]) == list(range(host.total))
+        if not host._moves:
+            for (index, digest), place in host._place_of.items():
+                self._check_meaning(index, digest, [self.host_states[place]])
+
+    def _check_meaning(self, index: int, digest: bytes, held: list[Any]) -> None:
+        assert {each[0] for each in held} == {index}
+        assert self.meaning.setdefault(digest, held[-1][1]) == held[-1][1]
+        assert self.hash_of.setdefault(held[-1][1], digest) == digest
 
     def _running(self) -> list[Sequence]:
         return self.scheduler.prefilling + self.scheduler.decoding
@@ -330,6 +345,7 @@ class Shape:
     kv_pages: int
     caches: tuple[CacheGroup, ...] = ()
     states: int = 0
+    host_states: int = 0
 
 
 class Storm:

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import copy
 import json
+from array import array
+from collections.abc import Iterator
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from ipc.errors import CortexError
-from tests.workers.checkpoints import greedy
-from tests.workers.engines import Session, make_runner, request
+from ipc.worker_messages import SamplingParams
+from tests.workers.checkpoints import fill, greedy, qwen3_5, qwen3_next
+from tests.workers.engines import Answer, Session, make_runner, request
 from tests.workers.test_model import logits_of
 from tests.workers.thread_ranks import Ranks
 from workers.checkpoints.caches import num_states
 from workers.checkpoints.card import read_card
+from workers.step.pages import pages_for
+from workers.step.plan import HOLE, NewSequence, Scheduled, StateMove, StepPlan
 
 
 @pytest.fixture
@@ -165,3 +170,87 @@ def test_experts_that_are_stored_as_one_tensor_are_those_that_are_stored_one_by_
     here, there = runner_of(folder), runner_of(tmp_path)
     prompt = [(5 * i + 2) % 131 for i in range(60)]
     assert torch.equal(logits_of(here, prompt), logits_of(there, prompt))
+
+
+def test_a_prompt_may_be_cut_at_any_token(tiny):
+    """Into two steps, of which the first has 1 to 130 tokens; then one more token, which the state gives."""
+    folder, oracle = tiny("qwen3_5")
+    prompt, at_once = [(5 * i + 2) % 131 for i in range(133)], 13
+    pages, limits = pages_for(len(prompt)), {"max_sequences": at_once, "context_length": 512}
+    runner = make_runner(folder, max_step_tokens=at_once * len(prompt), kv_pages=at_once * pages, **limits)
+    runner.load(lambda fraction, message: None)
+    expected = greedy(oracle, prompt, [7, 7])
+    for start in range(1, 131, at_once):
+        added, begin, go_on = [], [], []
+        for slot, cut in enumerate(range(start, start + at_once)):
+            added.append(NewSequence(slot, len(prompt), array("I", prompt).tobytes(), SamplingParams(0.0)))
+            table, first = [*range(slot * pages, (slot + 1) * pages)], pages_for(cut)
+            states = [HOLE] * (first - 1) + [2 * slot]
+            begin.append(Scheduled(slot, cut, [table[:first], states]))
+            states = [HOLE] * (pages - first - 1) + [2 * slot + 1] * (pages > first)
+            go_on.append(Scheduled(slot, len(prompt) - cut, [table[first:], states]))
+        runner.execute(StepPlan(1, [], added, begin))
+        found = [runner.execute(StepPlan(2, [], [], go_on)).tokens]
+        for slot in runner.slots.values():
+            slot.token_ids[-1] = 7
+        found.append(
+            runner.execute(StepPlan(3, [], [], [Scheduled(slot, 1) for slot in runner.slots])).tokens
+        )
+        assert found == [[token] * at_once for token in expected], start
+        runner.empty()
+
+
+WIDE = {"linear_num_key_heads": 4, "linear_num_value_heads": 8}  # a key head for each of four ranks
+
+
+@pytest.mark.parametrize("make", [qwen3_5, qwen3_next])
+def test_four_ranks_say_what_one_does_and_go_on_from_states_on_the_host(make, tmp_path, monkeypatch):
+    """Two conversations that take turns, with states for one of them on the ranks' devices."""
+    torch.manual_seed(13)
+    oracle = make(**WIDE)
+    fill(oracle)
+    oracle.save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    limits = SMALL | {"states": 2, "host_states": 8}
+    ranks = Ranks(tmp_path, 4, monkeypatch, **limits)
+    assert {rank.state_cache.delta.key_heads for rank in ranks.ranks} == {1}
+    session = Session(ranks, **limits)
+    for number, (prompt, answer) in enumerate(talk(session, conversations=2, turns=2)):
+        assert answer.token_ids == greedy(oracle, prompt, answer.token_ids)
+        assert answer.cached_tokens == (0, 0, 64, 64)[number]
+    ranks.close()
+
+
+def talk(session, conversations: int, turns: int, **sampling) -> Iterator[tuple[list[int], Answer]]:
+    """Each turn of each conversation, and its answer."""
+    prompts = [[(5 * i + k) % 131 for i in range(100)] for k in range(conversations)]
+    for number in range(conversations * turns):
+        prompt = prompts[number % conversations]
+        [answer] = session.answer([request(number, prompt, 8, **sampling)])
+        yield prompt, answer
+        prompts[number % conversations] = [*prompt, *answer.token_ids, *range(10, 30)]
+
+
+def test_a_state_that_was_on_the_host_gives_the_same_bits(tiny):
+    runner, found = runner_of(tiny("qwen3_next").folder, states=20, host_states=16), {}
+    for name, states, places in (("device", 20, 0), ("host", 2, 16), ("gone", 2, 0)):
+        session = Session(runner, **SMALL | {"states": states, "host_states": places})
+        found[name] = [answer for _, answer in talk(session, conversations=2, turns=3, logprobs=5)]
+        session.end()
+    assert found["host"] == found["device"]
+    cached = {name: [answer.cached_tokens for answer in answers] for name, answers in found.items()}
+    assert cached["host"] == [0, 0, 64, 64, 128, 128]
+    assert not any(cached["gone"])
+
+
+def test_states_come_back_to_the_bit_and_the_host_holds_no_more_than_was_planned(tiny):
+    runner = runner_of(tiny("qwen3_5").folder, states=5, host_states=2)
+    cache, host = runner.state_cache, runner.host_states
+    assert host.nbytes == 2 * 4 * cache.arena.shape[1]
+    cache.arena.view(torch.int32).random_()  # any bits, those of what is no number among them
+    before = cache.arena.view(torch.int32).clone()
+    host.move([StateMove(4, 1, leaves=True), StateMove(0, 0, leaves=True)])
+    cache.arena.zero_()
+    host.move([StateMove(2, 0, leaves=False), StateMove(4, 1, leaves=False)])
+    assert torch.equal(cache.arena.view(torch.int32)[[2, 4]], before[[0, 4]])
+    assert not cache.arena[[0, 1, 3]].any()

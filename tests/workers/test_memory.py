@@ -111,6 +111,12 @@ def test_all_ranks_refuse_what_one_has_no_room_for(tiny):
         check_pages(spec, 0, 1000, used, [FULL])
 
 
+def test_a_refusal_names_states_where_these_take_the_room():
+    used = MemoryUse(weights=MIB, kv_pool=300 * MIB)
+    with pytest.raises(CortexError, match=r"states of its sequences 0\.29 GiB"):
+        check_pages(make_spec(memory_budget=300 * MIB), 0, 1000, used, [FULL])
+
+
 def test_a_pool_has_no_more_pages_than_are_wanted():
     spec = make_spec(kv_pages=7, memory_budget=100 * MIB)
     assert pool_pages(spec, 1000, MemoryUse()) == 7

@@ -44,7 +44,8 @@ CACHES = {
 @pytest.mark.parametrize("kv_pages", [24, 60])
 @pytest.mark.parametrize("caches", CACHES.values(), ids=CACHES)
 def test_all_kinds_of_cache_keep_every_promise(caches, kv_pages, in_flight):
-    shape = Shape(5, 64, context_length=300, kv_pages=kv_pages, caches=caches, states=12)
+    host_states = 3 if kv_pages == 60 else 0
+    shape = Shape(5, 64, 300, kv_pages, caches, states=12, host_states=host_states)
     Storm(shape, kv_pages, in_flight).rage(STORM_STEPS // 3).calm()
 
 

@@ -1,14 +1,22 @@
-"""The memory of recurrent states: of each layer that keeps one, as many as sequences and checkpoints need."""
+"""The memory of recurrent states: of each layer that keeps one, as many as sequences and checkpoints need.
+
+Behind those of the device there may be more in the host's memory: of texts that may go on, and for which the
+device has no room meanwhile.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 from workers.cache.paged import zeros
 from workers.checkpoints.config import DeltaNet
+from workers.step.plan import StateMove
+
+logger = logging.getLogger("workers.cache.state")
 
 
 class StateCache:
@@ -22,6 +30,7 @@ class StateCache:
         states: how many.
 
     Attributes:
+        arena: `[states + 1, elements of one]` float32.
         matrices: of each layer, `[states + 1, heads, key_dim, value_dim]` float32.
         inputs: the last ones of its convolution, `[states + 1, kernel - 1, channels]` float32.
     """
@@ -29,14 +38,14 @@ class StateCache:
     def __init__(self, layers: Sequence[int], delta: DeltaNet, *, states: int, device: torch.device) -> None:
         self.states, self.delta, self.device = states, delta, device
         size = delta.state_size
-        self._arena = zeros((states + 1, len(layers) * size), torch.float32, device)
+        self.arena = zeros((states + 1, len(layers) * size), torch.float32, device)
         self.matrices: dict[int, Tensor] = {}
         self.inputs: dict[int, Tensor] = {}
         matrix = (delta.value_heads, delta.key_dim, delta.value_dim)
         inputs = (delta.kernel - 1, delta.channels)
         split = delta.value_heads * delta.key_dim * delta.value_dim
         for place, layer in enumerate(layers):
-            part = self._arena[:, place * size : (place + 1) * size]
+            part = self.arena[:, place * size : (place + 1) * size]
             self.matrices[layer] = part[:, :split].unflatten(1, matrix)
             self.inputs[layer] = part[:, split:].unflatten(1, inputs)
 
@@ -47,4 +56,48 @@ class StateCache:
 
     @property
     def nbytes(self) -> int:
-        return self._arena.nbytes
+        return self.arena.nbytes
+
+
+class HostStates:
+    """Places in the host's memory, each for one state of `cache`.
+
+    A GPU reads and writes them itself, in the order of its other work, so nobody waits for a copy and no step
+    overtakes one. For that they are locked; where the system does not allow it, copies are made through
+    memory of the driver's.
+
+    Args:
+        cache: where states come from and go back to.
+        places: how many.
+    """
+
+    def __init__(self, cache: StateCache, places: int) -> None:
+        self._device = cache.arena
+        self._host = zeros((places, cache.arena.shape[1]), torch.float32, torch.device("cpu"))
+        self._locked = cache.device.type == "cuda" and _lock(self._host)
+
+    @property
+    def nbytes(self) -> int:
+        return self._host.nbytes
+
+    def move(self, moves: Iterable[StateMove]) -> None:
+        """Make these copies, in their order, before whatever the device is told next."""
+        for move in moves:
+            device, host = self._device[move.state], self._host[move.place]
+            to, source = (host, device) if move.leaves else (device, host)
+            to.copy_(source, non_blocking=self._locked)
+
+    def close(self) -> None:
+        """Unlock the memory, of which the device makes no use any more."""
+        if self._locked:
+            torch.cuda.synchronize(self._device.device)
+            torch.cuda.cudart().cudaHostUnregister(self._host.data_ptr())
+            self._locked = False
+
+
+def _lock(memory: Tensor) -> bool:
+    """Let a GPU reach memory of the host's; torch's own locked memory comes in powers of two alone."""
+    failed = int(torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), memory.nbytes, 0))
+    if failed:
+        logger.warning("memory for states is not locked bytes=%d cuda_error=%d", memory.nbytes, failed)
+    return not failed

@@ -121,11 +121,12 @@ def check_pages(
     tokens = min(spec.context_length, SMALLEST_CONTEXT)
     least = sum(most_pages(group, tokens, spec.max_step_tokens) for group in groups)
     if pages < min(least, spec.kv_pages):
+        states = f", states of its sequences {_gib(used.kv_pool)}" if used.kv_pool else ""
         raise CortexError(
             Code.INSUFFICIENT_MEMORY,
             f"{spec.model} has room for {pages} pages of keys and values on its tightest rank, and needs "
             f"{least}: of {_gib(spec.memory_budget)} planned for rank {spec.rank}, its weights take "
-            f"{_gib(used.weights)}, the largest step {_gib(used.activations)} and the process itself "
+            f"{_gib(used.weights)}, the largest step {_gib(used.activations)}{states} and the process itself "
             f"{_gib(used.runtime)}; a page takes {page_bytes} bytes. A smaller max_step_tokens, "
             "max_sequences or context_length needs less",
         )

@@ -29,7 +29,7 @@ from workers.attention.backend import AttentionBackend
 from workers.attention.registry import attention_over, states_over
 from workers.attention.states import Mixing, StateBackend
 from workers.cache.paged import KVCache
-from workers.cache.state import StateCache
+from workers.cache.state import HostStates, StateCache
 from workers.checkpoints import caches
 from workers.checkpoints.adapter import AdapterCard
 from workers.checkpoints.card import ModelCard
@@ -90,6 +90,7 @@ class ModelRunner:
         self.blocks: list[int] | None = None  # of the model, that run; None: all
         self.untold: deque[Slot] = deque()  # on the others: who got tokens that no plan has told yet
         self.in_flight = int(spec.device != "cpu")  # steps, when the next is sent: a CPU is busy with one
+        self.host_states: HostStates | None = None  # for those that leave the device, if there is room
         self.graphs: Graphs[Decoded] | None = None  # None: steps are not padded, and none is recorded
         self.decoded: Tensor | None = None  # [rows, vocabulary], the logits that recorded steps leave
 
@@ -194,11 +195,20 @@ class ModelRunner:
             self.padding = Slot.padding([states if each.kind == "state" else pages for each in groups])
             if self.group.rank == 0:
                 self.decoded = torch.empty(self._most_rows, config.vocab_size, device=self.group.device)
+        if states and spec.host_states:
+            self.host_states = HostStates(self.state_cache, spec.host_states)
         memory = msgspec.structs.replace(used, kv_pool=self.cache.nbytes + used.kv_pool)
         self.most_bytes = memory.total
         gallery = None if self.sight is None else self.sight.gallery
         return Loaded(
-            pages, memory, groups, states, woken=self.woken, gallery=gallery, in_flight=self.in_flight
+            pages,
+            memory,
+            groups,
+            states,
+            woken=self.woken,
+            gallery=gallery,
+            in_flight=self.in_flight,
+            host_states=spec.host_states if self.host_states is not None else 0,
         )
 
     def _attend_over(
@@ -304,6 +314,8 @@ class ModelRunner:
         for entry in plan.scheduled:
             for table, pages in zip(self.slots[entry.slot].tables, entry.new_pages, strict=False):
                 table.extend(pages)
+        if plan.moves:
+            self.host_states.move(plan.moves)
         if plan.step % CHECKED_STEPS == CHECKED_STEPS - 1 and self._held() > self.most_bytes:
             trim(self.spec.device)  # free memory in pieces too small for anything
             self.most_bytes = max(self.most_bytes, self._held())  # the rest is in use
@@ -338,8 +350,10 @@ class ModelRunner:
         self.adapters.close()
         if self.grammars is not None:
             self.grammars.close()
+        if self.host_states is not None:
+            self.host_states.close()
         self.slots.clear()
-        self.graphs = self.decoded = None
+        self.graphs = self.decoded = self.host_states = None
         for name in (
             "model",
             "sight",

@@ -161,7 +161,8 @@ def make_scheduler(spec: WorkerSpec, loaded: Loaded) -> Scheduler | WholeSchedul
     }
     if loaded.whole:
         return WholeScheduler(**limits)
-    return Scheduler(**limits, kv_pages=loaded.kv_pages, caches=loaded.caches, states=loaded.states)
+    pools = {"kv_pages": loaded.kv_pages, "states": loaded.states, "host_states": loaded.host_states}
+    return Scheduler(**limits, **pools, caches=loaded.caches)
 
 
 def follow(spec: WorkerSpec, engine: Engine, reports: Outbox, beat: Beat) -> None:

@@ -11,7 +11,8 @@ What was computed before can be reused up to the last page boundary for which ev
 full group all pages before, one with a window those in sight, one with a state the state at the boundary
 itself. A state is large, so it is kept where it is likely to be wanted, as long as nobody needs the room:
 where a prompt ends, but for what the next turn may write in another way; where an answer ends; every
-CHECKPOINT_TOKENS; and where texts were seen to part.
+CHECKPOINT_TOKENS; and where texts were seen to part. One that leaves the device for want of room goes to the
+host's memory, if there is some for it (`workers.scheduling.host_tier`).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import NamedTuple
 
 from ipc.worker_messages import PAGE_SIZE, CacheGroup
 from workers.checkpoints.caches import LIVE_STATES, first_page_seen, most_pages
+from workers.scheduling.host_tier import HostTier
 from workers.scheduling.page_pool import PagePool, extend_hashes
 from workers.scheduling.sequence import Sequence
 from workers.step.pages import pages_for
@@ -57,16 +59,26 @@ class CacheManager:
         pages: in the pool that all groups but those with a state share.
         states: in the pool of those with a state.
         chunk: tokens of one sequence in a step, at most.
+        host_states: that there is room for in the host's memory, of such as left their pool.
 
     Raises:
         ValueError: a sequence of one token would not fit.
     """
 
-    def __init__(self, groups: Row[CacheGroup] = (), *, pages: int, states: int = 0, chunk: int) -> None:
+    def __init__(
+        self,
+        groups: Row[CacheGroup] = (),
+        *,
+        pages: int,
+        states: int = 0,
+        chunk: int,
+        host_states: int = 0,
+    ) -> None:
         self.groups = list(groups) or [FULL]
         self._chunk = chunk
         self.pages = PagePool(pages, len(self.groups))
-        self.states = PagePool(states, len(self.groups))
+        self.host = HostTier(host_states)
+        self.states = PagePool(states, len(self.groups), self.host.keep if host_states else None)
         stateful = [group.kind == "state" for group in self.groups]
         self._pools = [self.states if state else self.pages for state in stateful]
         # what a sequence takes for PAGE_SIZE tokens more
@@ -119,7 +131,7 @@ class CacheManager:
             shared = [page for page in table if page != HOLE]
             idle = pool.count_idle(shared)
             if pool is self.states:
-                states += idle
+                states += idle + (table[-1] == HOLE)  # what comes back from the host takes one, too
             else:
                 pages += idle - len(shared)
         return Room(pages, states)
@@ -127,7 +139,10 @@ class CacheManager:
     # --- tables -----------------------------------------------------------------------------------------
 
     def find(self, sequence: Sequence) -> list[Table]:
-        """The pages that it need not compute, as tables of one length; none where there are none."""
+        """The pages that it need not compute, as tables of one length; none where there are none.
+
+        A table of states ends with a HOLE where the state is in the host's memory: `share` brings it back.
+        """
         request = sequence.request
         extend_hashes(
             sequence.hashes, sequence.token_ids, request.cache_salt, request.adapter, request.images
@@ -151,13 +166,16 @@ class CacheManager:
         for index in self._forgetful:
             first = first_page_seen(self.groups[index], length * PAGE_SIZE)
             page_of = self._pools[index].cached(index)
-            tables[index] = [HOLE] * first + [page_of[digest] for digest in hashes[first:length]]
+            tables[index] = [HOLE] * first + [page_of.get(digest, HOLE) for digest in hashes[first:length]]
         return [table[:length] for table in tables]
 
     def share(self, sequence: Sequence, tables: list[Table]) -> None:
-        """Begin with these tables, which `find` found."""
+        """Begin with these tables, which `find` found, and which are whole afterwards."""
         for pool, table in zip(self._pools, tables, strict=False):
             pool.share(page for page in table if page != HOLE)
+        for index, table in enumerate(tables):
+            if self._pools[index] is self.states and table[-1] == HOLE:
+                table[-1] = self._bring_back(sequence, index, len(table) - 1)
         sequence.tables = [list(table) for table in tables] or [[] for _ in self.groups]
         num_pages = len(sequence.tables[0])
         sequence.capacity = num_pages * PAGE_SIZE
@@ -225,6 +243,7 @@ class CacheManager:
             if table[number] in (HOLE, self._pools[index].cached(index).get(hashes[number]))
         }
         withdrawn = self.pages.withdraw(digests) | self.states.withdraw(digests) if digests else set()
+        self.host.clear()  # what continues what is withdrawn may be here while nothing between is anywhere
         sequence.shares = False
         for other in running:
             if not withdrawn.isdisjoint(other.hashes[: other.num_offered]):
@@ -262,14 +281,25 @@ class CacheManager:
     def _reach(self, index: int, hashes: list[bytes], limit: int) -> int:
         """The last boundary, at most `limit` pages on, for which a forgetful group has what it needs."""
         group, page_of = self.groups[index], self._pools[index].cached(index)
+
+        def is_missing(number: int) -> bool:
+            return hashes[number] not in page_of and (index, hashes[number]) not in self.host
+
         length = limit
         while length:
             needed = range(length - 1, first_page_seen(group, length * PAGE_SIZE) - 1, -1)
-            missing = next((number for number in needed if hashes[number] not in page_of), None)
+            missing = next(filter(is_missing, needed), None)
             if missing is None:
                 break
             length = missing
         return length
+
+    def _bring_back(self, sequence: Sequence, index: int, number: int) -> int:
+        """The state at the end of its page `number`, which is in the host's memory, for it and for others."""
+        hashes = sequence.hashes
+        state = self.host.bring_back(index, hashes[number], self.states)
+        self.states.cache([state], [hashes[number]], hashes[number - 1] if number else b"", index)
+        return state
 
     def _next_state(self, sequence: Sequence, table: Table, count: int) -> Table:
         """Where the state after a step will be.

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from array import array
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from hashlib import blake2b
 
 from ipc.worker_messages import PAGE_SIZE, PlacedImage
@@ -52,10 +52,14 @@ class PagePool:
     Args:
         total: pages.
         groups: of layers, that share them.
+        leaving: told of each page that loses what it holds to somebody else: page, group and hash.
     """
 
-    def __init__(self, total: int, groups: int = 1) -> None:
+    def __init__(
+        self, total: int, groups: int = 1, leaving: Callable[[int, int, bytes], None] | None = None
+    ) -> None:
         self.total = total
+        self._leaving = leaving
         self._empty = list(range(total - 1, -1, -1))  # a stack: the page freed last is the warmest in cache
         self._idle: OrderedDict[int, None] = OrderedDict()  # the one left longest ago comes first
         self._users = [0] * total
@@ -85,6 +89,8 @@ class PagePool:
         for _ in range(count):
             if not self._empty:
                 page, _ = self._idle.popitem(last=False)
+                if self._leaving is not None:
+                    self._leaving(page, *self._cached[page][:2])
                 self._forget(page)
             else:
                 page = self._empty.pop()

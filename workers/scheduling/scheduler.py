@@ -66,6 +66,7 @@ class Scheduler:
         kv_pages: pages in the engine's pool. A sequence that alone fills the pool ends with "length" too.
         caches: the groups of the model's layers; none: all are alike, and see everything.
         states: in the engine's pool, where a group has one.
+        host_states: that the engine has room for in the host's memory besides.
     """
 
     def __init__(
@@ -77,11 +78,14 @@ class Scheduler:
         kv_pages: int,
         caches: Row[CacheGroup] = (),
         states: int = 0,
+        host_states: int = 0,
     ) -> None:
         if min(max_sequences, max_step_tokens, context_length, kv_pages) < 1:
             raise ValueError("max_sequences, max_step_tokens, context_length and kv_pages must be at least 1")
         self.max_step_tokens = max_step_tokens
-        self.cache = CacheManager(caches, pages=kv_pages, states=states, chunk=max_step_tokens)
+        self.cache = CacheManager(
+            caches, pages=kv_pages, states=states, chunk=max_step_tokens, host_states=host_states
+        )
         self.max_len = min(context_length, self.cache.max_pages * PAGE_SIZE)
         self.queue = FairQueue()
         self.prefilling: list[Sequence] = []
@@ -246,7 +250,7 @@ class Scheduler:
         released, self._released = self._released, []
         untold, self._untold = self._untold, []
         scheduled = [entry for _, entry in chain(decodes, prefills)]
-        return StepPlan(self.step, released, added, scheduled, untold)
+        return StepPlan(self.step, released, added, scheduled, untold, self.cache.host.take_moves())
 
     def take_reports(self) -> list[SequenceReport]:
         """What happened to each sequence since the last call: at most one finish for each request."""

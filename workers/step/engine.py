@@ -27,6 +27,7 @@ class Loaded:
     woken: bool = False  # its weights had been parked (`workers.weights.parking`)
     gallery: Gallery | None = None  # for images, where the model sees
     in_flight: int = 0  # steps that may be, when the next is sent (`Engine.send`)
+    host_states: int = 0  # of those that leave the device, for which there is room in the host's memory
 
 
 @dataclass(slots=True)

@@ -12,7 +12,8 @@ the order of the groups. All tables of a sequence have one entry for each PAGE_S
 position is found in the same way in all of them; HOLE stands where nothing is kept. In a group with a state,
 an entry is where the state is after the last token of that page, or, in the last entry, after the last token
 so far. A step that feeds tokens `start` to `end` reads entry `(start - 1) // PAGE_SIZE`, unless it is the
-first, and writes entry `(end - 1) // PAGE_SIZE`, which may have the same page.
+first, and writes entry `(end - 1) // PAGE_SIZE`, which may have the same page. States that leave the device
+and come back are moved before all that, even where the step then fails.
 """
 
 from __future__ import annotations
@@ -54,6 +55,14 @@ class Scheduled(msgspec.Struct, array_like=True, frozen=True):
     new_pages: list[list[int]] = []  # of each group as many; none: it needs none
 
 
+class StateMove(msgspec.Struct, array_like=True, frozen=True):
+    """Copy a state between the device and the host's memory."""
+
+    state: int  # its number on the device
+    place: int  # in the host's memory
+    leaves: bool  # it goes to the host; else it comes back
+
+
 class StepPlan(msgspec.Struct, tag=0, array_like=True, frozen=True):
     """One step. `scheduled` is never empty; a slot stands in it at most once.
 
@@ -66,6 +75,7 @@ class StepPlan(msgspec.Struct, tag=0, array_like=True, frozen=True):
     added: list[NewSequence]
     scheduled: list[Scheduled]
     tokens: list[int] = []
+    moves: list[StateMove] = []  # in their order, before anything is computed
 
 
 Told = StepPlan | LoadAdapter | DropAdapter  # what rank 0 tells the others, in its order
