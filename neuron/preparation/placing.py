@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -29,6 +29,7 @@ def place(
     vision: Vision,
     context_length: int | None,
     read: bool,
+    spell: Callable[[int], str],
     contexts: int = 1,
 ) -> tuple[list[int], list[PreparedImage]]:
     """The tokens of a prompt with images.
@@ -39,16 +40,20 @@ def place(
         context_length: of the model; None: there may be any number of tokens.
         contexts: how many contexts' worth of them there may be.
         read: the images themselves, too; else only the tokens that they are.
+        spell: how a text says a token.
 
     Raises:
         CortexError: BAD_REQUEST naming what is no image, or CONTEXT_LENGTH_EXCEEDED.
     """
+    _refuse_unshown(ids, vision, lambda token: content.says(messages, spell(token)))
     found = [sized(part.data, vision, param) for param, part in content.images(messages)]
     if (marks := ids.count(vision.token)) != len(found):
+        mark = spell(vision.token)
+        where = content.says(messages, mark)
         raise bad_request(
-            "messages",
-            f"the prompt has {len(found)} images, and {marks} times the model's mark for one: "
-            "its text must not have it, nor the template leave images out",
+            where,
+            f"{where}: the prompt has {len(found)} images, and {marks} times the model's mark for one, "
+            f"{mark}: its text must not have it, nor the template leave images out",
         )
     if not found:
         return ids, []
@@ -62,12 +67,24 @@ def place(
 
 def refuse_marks(ids: Sequence[int], vision: Vision | None, param: str) -> None:
     """BAD_REQUEST for tokens of an image where there can be none: the model would see whatever it likes."""
-    if vision is not None and vision.token in ids:
+    if vision is None:
+        return
+    _refuse_unshown(ids, vision, lambda token: param)
+    if vision.token in ids:
         raise bad_request(
             param,
             f"{param} has the model's mark for an image (token {vision.token}), and no image stands behind "
             "it: images come in messages",
         )
+
+
+def _refuse_unshown(ids: Sequence[int], vision: Vision, where: Callable[[int], str]) -> None:
+    """The same for marks of what the model is never shown; `where` names the field that has one."""
+    for token in vision.unshown:
+        if token in ids:
+            param = where(token)
+            text = f"{param} has the model's mark for a film (token {token}), and no film is shown to it here"
+            raise bad_request(param, f"{text}: leave it out")
 
 
 def _placed(

@@ -183,7 +183,15 @@ def encode_prompts(
         if text.vision is None:
             return [Prompt("messages", ids, rendered)]
         read = isinstance(request, Generate)
-        ids, images = place(ids, request.messages, text.vision, context_length, read, contexts)
+        ids, images = place(
+            ids,
+            request.messages,
+            text.vision,
+            context_length,
+            read,
+            lambda token: text.write([token]),
+            contexts,
+        )
         return [Prompt("messages", ids, rendered, images)]
     suffix = request.suffix if isinstance(request, Generate) else None
     prompts = [

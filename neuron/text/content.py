@@ -60,6 +60,26 @@ def images(messages: Sequence[Message]) -> Iterator[tuple[str, ImagePart]]:
         yield from shown
 
 
+def says(messages: Sequence[Message], words: str) -> str:
+    """The first field of a conversation whose text has these words; `messages`, where none has."""
+    for i, message in enumerate(messages):
+        for param, text in _texts(message.content, f"messages[{i}].content"):
+            if words in text:
+                return param
+    return "messages"
+
+
+def _texts(content: str | Sequence[ContentPart], param: str) -> Iterator[tuple[str, str]]:
+    if isinstance(content, str):
+        yield param, content
+        return
+    for j, part in enumerate(content):
+        if isinstance(part, ToolResultPart):
+            yield from _texts(part.content, f"{param}[{j}].content")
+        elif not isinstance(part, ImagePart):
+            yield f"{param}[{j}]", part.text
+
+
 def characters(messages: Sequence[Message]) -> int:
     """Of what users and tools said, which no template leaves out. (Thoughts of former turns it may.)"""
     return sum(

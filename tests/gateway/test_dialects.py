@@ -195,6 +195,15 @@ def test_what_would_change_the_answer_is_refused_by_name(fields: dict[str, Any])
             "messages[0].content[0].type",
         ),
         (
+            {
+                "messages": [
+                    USER,
+                    {"role": "user", "content": [{"type": "video_url", "video_url": {"url": "x"}}]},
+                ]
+            },
+            "messages[1].content[0].type",
+        ),
+        (
             {"messages": [{"role": "assistant", "tool_calls": [{"type": "mcp"}]}]},
             "messages[0].tool_calls[0].type",
         ),

@@ -261,6 +261,7 @@ def test_what_codex_sends_is_taken() -> None:
         ({"input": [{"role": "user"}]}, "input[0].content"),
         ({"input": [{"role": "user", "content": [{"type": "input_text"}]}]}, "input[0].content[0].text"),
         ({"input": [{"role": "user", "content": [{"type": "input_audio"}]}]}, "input[0].content[0].type"),
+        ({"input": [{"role": "user", "content": [{"type": "input_video"}]}]}, "input[0].content[0].type"),
         ({"input": [{"type": 5}]}, "input[0].type"),
         ({"input": [CALL | {"arguments": {}}]}, "input[0].arguments"),
         ({"input": [CALL | {"call_id": ""}]}, "input[0].call_id"),

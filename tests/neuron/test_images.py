@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import io
 import struct
+import tracemalloc
 import zlib
+from contextlib import suppress
 
 import msgspec
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
+from transformers.image_utils import load_image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from ipc.errors import Code, CortexError
@@ -151,6 +154,60 @@ def test_an_image_is_turned_as_its_camera_was_held(text, turned):
     assert (upright(text, encoded(image, exif=exif)) == expected).all()
 
 
+def icc():
+    """A colour profile that the reference leaves alone."""
+    return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+def saved(mode, kind, **options):
+    """An image of 24 x 32 in any mode, as a file."""
+    image = Image.fromarray(noise(24, 32, seed=5))
+    if mode in ("LA", "RGBA"):
+        image.putalpha(255)
+    if mode == "turned":
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        options["exif"] = exif
+        mode = "RGB"
+    return encoded(image.convert(mode), kind, **options)
+
+
+FILES = {
+    "black and white": ("1", "PNG", {}),
+    "grey": ("L", "PNG", {}),
+    "grey, opaque": ("LA", "PNG", {}),
+    "palette": ("P", "PNG", {}),
+    "palette of a GIF": ("P", "GIF", {}),
+    "opaque": ("RGBA", "PNG", {}),
+    "CMYK": ("CMYK", "TIFF", {}),
+    "CMYK of a JPEG": ("CMYK", "JPEG", {}),
+    "grey JPEG": ("L", "JPEG", {}),
+    "YCbCr": ("YCbCr", "TIFF", {}),
+    "a profile": ("RGB", "PNG", {"icc_profile": icc()}),
+    "a profile of a JPEG": ("RGB", "JPEG", {"icc_profile": icc()}),
+    "turned": ("turned", "JPEG", {}),
+    "BMP": ("RGB", "BMP", {}),
+    "WebP": ("RGB", "WEBP", {"lossless": True}),
+    "a film": (
+        "RGB",
+        "WEBP",
+        {"lossless": True, "save_all": True, "append_images": [Image.new("RGB", (32, 24))]},
+    ),
+    "a film of a PNG": ("RGB", "PNG", {"save_all": True, "append_images": [Image.new("RGB", (32, 24))]}),
+    "pages": ("RGB", "TIFF", {"save_all": True, "append_images": [Image.new("RGB", (32, 24))]}),
+}
+
+
+@pytest.mark.parametrize("file", FILES.values(), ids=FILES)
+def test_of_a_file_of_any_kind_the_model_gets_what_transformers_makes_of_it(folder, text, file):
+    mode, kind, options = file
+    data = saved(mode, kind, **options)
+    reference, grid = as_transformers(folder, load_image(Image.open(io.BytesIO(data))))
+    made = torch.from_numpy(upright(text, data).copy())
+    assert [side // seeing.PATCH for side in made.shape[:2]] == grid
+    torch.testing.assert_close(seeing.patches(made), reference, atol=1e-6, rtol=0)
+
+
 def test_what_is_transparent_is_white(text):
     image = noise(16, 16, channels=4)
     image[:8, :, 3] = 0
@@ -189,6 +246,28 @@ def bomb(rows, columns):
 
     header = struct.pack(">IIBBBBB", columns, rows, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+
+
+def swollen(kind):
+    """A small PNG beside whose pixels stands what would be 64 MB."""
+    good = encoded(noise(16, 16))
+    packed = zlib.compress(bytes(64 << 20), 1)
+    data = kind + b"name\0\0" + packed
+    chunk = struct.pack(">I", len(data) - 4) + data + struct.pack(">I", zlib.crc32(data))
+    return good[:33] + chunk + good[33:]
+
+
+@pytest.mark.parametrize("kind", [b"zTXt", b"iCCP"])
+def test_what_stands_beside_the_pixels_is_not_unpacked_at_any_size(text, kind):
+    data = swollen(kind)
+    tracemalloc.start()
+    try:
+        with suppress(CortexError):  # one may be read all the same
+            prepared(text, asked(shown(data)))
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 16 << 20
 
 
 BAD = {
@@ -235,6 +314,26 @@ def test_a_text_cannot_say_that_it_is_an_image(text):
         prepared(text, asked("<image>", shown(noise(16, 16))))
     with pytest.raises(CortexError, match="0 images, and 1 times"):
         prepared(text, asked("<image>"))
+
+
+def test_what_is_shown_to_no_model_is_refused_where_it_stands(text):
+    result = ToolResultPart(tool_call_id="x", content=[TextPart(text="r"), TextPart(text="a<film>")])
+    for request, param in (
+        (asked("hello", "a <film> b", shown(noise(16, 16))), "messages[0].content[1]"),
+        (asked("hello", result), "messages[0].content[1].content[1]"),
+        (Generate(id=1, model="m", messages=[Message(role="user", content="<film>")]), "messages[0].content"),
+        (Generate(id=1, model="m", prompt="u:<film>"), "prompt"),
+        (Generate(id=1, model="m", prompt=[[1], [seeing.FILM]]), "prompt[1]"),
+    ):
+        with pytest.raises(CortexError, match="mark for a film") as caught:
+            prepare(request, text, ModelFacts(), 4096)
+        assert (caught.value.code, caught.value.param) == (Code.BAD_REQUEST, param)
+
+
+def test_a_text_that_has_the_mark_for_an_image_is_named(text):
+    with pytest.raises(CortexError, match="<image>") as caught:
+        prepared(text, asked("look:", shown(noise(16, 16)), "<image>"))
+    assert caught.value.param == "messages[0].content[2]"
 
 
 @pytest.mark.parametrize("given", ["u:<image>", [1, seeing.IMAGE, 2], ["a", "<image>"]])

@@ -33,7 +33,7 @@ from workers.scheduling.scheduler import Scheduler
 Images = list[tuple[PlacedImage, Tensor]]
 Parts = tuple[int | list[int] | Tensor, ...]
 
-IMAGE, START, END = 120, 121, 122  # tokens
+IMAGE, START, END, FILM = 120, 121, 122, 123  # tokens
 PATCH, MERGE = 4, 2
 SIDE = PATCH * MERGE
 TEXT = {key: value for key, value in SIZES.items() if not key.endswith("_token_id")} | {
@@ -91,7 +91,7 @@ def write(folder: Path, kind: str = "qwen3_vl") -> PreTrainedModel:
         text_config=text,
         vision_config=tower,
         image_token_id=IMAGE,
-        video_token_id=123,
+        video_token_id=FILM,
         vision_start_token_id=START,
         vision_end_token_id=END,
     )
@@ -110,7 +110,7 @@ def write(folder: Path, kind: str = "qwen3_vl") -> PreTrainedModel:
 
 def tokenizer() -> Tokenizer:
     """One token for each of the first 120 characters, and those around images."""
-    marks = {"<image>": IMAGE, "<start>": START, "<end>": END}
+    marks = {"<image>": IMAGE, "<start>": START, "<end>": END, "<film>": FILM}
     made = Tokenizer(models.WordLevel({chr(code): code for code in range(IMAGE)} | marks, unk_token="?"))
     made.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
     made.add_special_tokens(list(marks))

@@ -46,6 +46,7 @@ class Vision(msgspec.Struct, frozen=True, kw_only=True):
     deepstack: tuple[int, ...]  # layers whose output is shown to the first layers of the language model
     activation: Activation
     token: int  # stands in a prompt for each token of an image
+    unshown: tuple[int, ...] = ()  # tokens that stand for media which it is not shown, as films
     min_pixels: int  # an image is made larger or smaller to have so many, its sides near their ratio
     max_pixels: int
     mean: tuple[float, float, float]  # of colours between 0 and 1, that become 0
@@ -127,6 +128,7 @@ class _Tower(msgspec.Struct, kw_only=True):
 class _Around(msgspec.Struct):
     vision_config: _Tower
     image_token_id: Annotated[int, msgspec.Meta(ge=0)]
+    video_token_id: Annotated[int, msgspec.Meta(ge=0)] | None = None
 
 
 class _Edges(msgspec.Struct):
@@ -219,6 +221,7 @@ def read(folder: Path, path: Path, vocabulary: int, hidden: int) -> Vision:
         deepstack=tuple(deepstack),
         activation=ACTIVATIONS[tower.hidden_act],
         token=around.image_token_id,
+        unshown=() if around.video_token_id is None else (around.video_token_id,),
         min_pixels=edges.shortest_edge,
         max_pixels=edges.longest_edge,
         mean=images.image_mean,
