@@ -73,8 +73,8 @@ from neuron.requests.generation import Generation
 from neuron.requests.open_requests import OpenRequests
 from neuron.requests.request import OpenRequest
 from neuron.requests.reranking import Reranking
+from neuron.text.answers import AnswerText
 from neuron.text.budget import OverBudget
-from neuron.text.frontend import TextFrontEnd
 from neuron.trace import traced, word
 
 log = logging.getLogger("neuron.service")
@@ -197,7 +197,7 @@ class Service:
         if opened.outcome is None:
             self._later(partial(self._prepare, opened), peer, opened.request)
 
-    def _prepare_now(self, model: ManagedModel, text: TextFrontEnd, opened: OpenRequest) -> bool:
+    def _prepare_now(self, model: ManagedModel, text: AnswerText, opened: OpenRequest) -> bool:
         """Prepare and admit, where that takes no time; whether that was done."""
         if not self._is_quick(text, opened.request):
             return False
@@ -209,7 +209,7 @@ class Service:
         model.admit(opened)
         return True
 
-    def _is_quick(self, text: TextFrontEnd, request: AnyRequest | Unread) -> bool:
+    def _is_quick(self, text: AnswerText, request: AnyRequest | Unread) -> bool:
         return text.is_quick and not isinstance(request, Unread) and is_quick(request)
 
     async def _prepare(self, opened: OpenRequest, peer: Peer, request: Generate | Embed | Unread) -> None:

@@ -31,7 +31,8 @@ from neuron.models.speed import Speed
 from neuron.processes.backoff import Backoff
 from neuron.requests.progress import LoadProgress
 from neuron.requests.request import OpenRequest
-from neuron.text.frontend import TextFiles, TextFrontEnd
+from neuron.text.answers import AnswerText
+from neuron.text.frontend import TextFiles
 
 log = logging.getLogger("neuron.models.managed")
 
@@ -67,7 +68,7 @@ class ManagedModel:
         launcher: Launcher,
         backoff: Backoff,
         changed: Callable[..., None],
-        read_text: Callable[[TextFiles], Awaitable[TextFrontEnd]],
+        read_text: Callable[[TextFiles], Awaitable[AnswerText]],
     ) -> None:
         self.settings = settings
         self.description = description
@@ -97,7 +98,7 @@ class ManagedModel:
             on_steps=self._on_steps,
             on_death=lambda error: self.handle(Event.DIED, error),
         )
-        self._text: asyncio.Future[TextFrontEnd] | None = None
+        self._text: asyncio.Future[AnswerText] | None = None
         self._task: asyncio.Task[None] | None = None  # brings it up, or takes it down
         self._up: asyncio.Future[None] | None = None  # somebody waits until it is ready
         self._down: asyncio.Future[None] | None = None  # the same, until it is unloaded
@@ -276,7 +277,7 @@ class ManagedModel:
         """Of prompts whose pages its worker holds; None while there is none."""
         return self._epochs.statistics.prefixes if self._epochs.statistics is not None else None
 
-    async def text(self) -> TextFrontEnd:
+    async def text(self) -> AnswerText:
         """The tokenizer and template, read once, and also while the model is not loaded.
 
         Raises:
@@ -287,7 +288,7 @@ class ManagedModel:
         return await asyncio.shield(self._text)
 
     @property
-    def text_now(self) -> TextFrontEnd | None:
+    def text_now(self) -> AnswerText | None:
         """The same, if it is there already."""
         done = self._text is not None and self._text.done() and self._text.exception() is None
         return self._text.result() if done else None

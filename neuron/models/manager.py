@@ -33,7 +33,8 @@ from neuron.models.residents import Residents
 from neuron.models.succession import Succession
 from neuron.processes.backoff import Backoff
 from neuron.processes.standby import Standby
-from neuron.text.frontend import TextFiles, TextFrontEnd
+from neuron.text.answers import AnswerText
+from neuron.text.frontend import TextFiles
 
 log = logging.getLogger("neuron.models.manager")
 
@@ -77,7 +78,7 @@ class ModelManager:
         config: NeuronConfig,
         inventory: Inventory,
         changed: Callable[..., None],
-        read_text: Callable[[TextFiles], Awaitable[TextFrontEnd]],
+        read_text: Callable[[TextFiles], Awaitable[AnswerText]],
         backoff: Backoff | None = None,
     ) -> None:
         self.searched = False

@@ -48,7 +48,8 @@ Verb = Literal["generate", "embed", "rerank", "count_tokens", "tokenize", "detok
 class Job(msgspec.Struct, kw_only=True):
     """One piece of work. The request itself comes behind it."""
 
-    verb: Verb | Literal["try"]  # to try the templates of a `TextFiles`
+    # Beside requests: to try the templates of a `TextFiles`, and to read the tokenizer of `text`.
+    verb: Verb | Literal["try", "read"]
     text: bytes = b""  # a `ModelText`, in msgpack
     model: ModelFacts = ModelFacts()
     context_length: int = 0
@@ -97,6 +98,8 @@ def perform(job: Job, body: bytes | memoryview, fronts: Fronts) -> tuple[Failed 
 def _perform(job: Job, body: bytes | memoryview, fronts: Fronts) -> Any:
     if job.verb == "try":
         return msgspec.msgpack.decode(body, type=TextFiles).try_templates()
+    if job.verb == "read":
+        return fronts.get(job.text).answers
     kind, work = _WORK[job.verb]
     try:
         request = msgspec.msgpack.decode(body, type=kind)

@@ -17,24 +17,25 @@ log = logging.getLogger("neuron.preparation.pool")
 OURS = "\0"  # the neuron's own account: a load waits behind nobody's requests
 TRIES = 2  # of a job whose process was killed: by the kernel for memory, perhaps another's, or by a person
 JOB_SECONDS = 120.0  # for one job: a template stops by itself long before
-IDLE_SECONDS = 600.0  # that a process waits for the next job, before its memory is given back
+IDLE_SECONDS = 600.0
 IDLE_MEMORY = 1 << 30  # bytes that those which wait for a job hold together; the longest idle make way
 MAX_WAITING = 512  # requests that wait for a turn, of which one account may have half
 
 
 class Pool:
-    """Has work done by processes of its own. No account ever has all of them, and those who wait take turns:
-    one dear request slows its own account, and nobody else's.
+    """Has work done by processes of its own. No account ever has all of several, and those who wait take
+    turns: one dear request slows its own account, and nobody else's.
 
     A process is started when there is work for it and none that waits. One that dies, or takes too long,
     costs the request that it worked on.
 
     Args:
         start: makes a process.
-        size: processes, at least two.
+        size: processes. Of more than one, no account has all.
         seconds: that a job may take.
         most: requests that may wait for a turn.
         idle_memory: bytes that waiting processes may hold together.
+        idle_seconds: that a process waits for the next job, before its memory is given back.
     """
 
     def __init__(
@@ -45,12 +46,15 @@ class Pool:
         *,
         most: int = MAX_WAITING,
         idle_memory: int = IDLE_MEMORY,
+        idle_seconds: float = IDLE_SECONDS,
     ) -> None:
         self._start = start
-        self._size = max(2, size)
+        self._size = size
+        self._each = max(1, size - 1)  # that an account may have at once
         self._seconds = seconds
         self._most = most
         self._idle_memory = idle_memory
+        self._idle_seconds = idle_seconds
         self._busy: set[TextProcess] = set()
         self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()  # by account, in turn
         self._running: Counter[str] = Counter()
@@ -77,6 +81,11 @@ class Pool:
             raise
         # Work counts until it is done, whether anybody still waits for it or not.
         return await asyncio.shield(self._keep(self._work(account, job, body)))
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether there is work under way, or waiting."""
+        return bool(self._tasks or self._waiting)
 
     @property
     def memory(self) -> int:
@@ -167,7 +176,7 @@ class Pool:
         self._dismiss(process)
 
     def _give_back(self, process: TextProcess) -> None:
-        timer = asyncio.get_running_loop().call_later(IDLE_SECONDS, self._dismiss, process)
+        timer = asyncio.get_running_loop().call_later(self._idle_seconds, self._dismiss, process)
         self._idle.append((process, timer))
         process.on_gone = self._died_idle
         while len(self._idle) > 1 and sum(each.memory for each, _ in self._idle) > self._idle_memory:
@@ -224,7 +233,7 @@ class Pool:
         if not turns:
             del self._waiting[account]
             return False
-        if self._running[account] >= self._size - 1:
+        if self._running[account] >= self._each:
             return False
         self._running[account] += 1
         turns.popleft().set_result(None)

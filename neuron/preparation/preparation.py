@@ -4,6 +4,8 @@ it, holds up the event loop of a neuron."""
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -20,7 +22,9 @@ from neuron.preparation.pool import JOB_SECONDS, OURS, Pool
 from neuron.preparation.prepared import Prepared
 from neuron.preparation.prepared_inputs import PreparedInputs
 from neuron.preparation.process import TextProcess
-from neuron.preparation.prompt import has_grammar
+from neuron.preparation.prompt import has_grammar, is_quick
+from neuron.preparation.readers import Readers
+from neuron.text.answers import AnswerFacts, AnswerText
 from neuron.text.frontend import ModelText, TextFiles, TextFrontEnd
 from neuron.text.template import Tried
 
@@ -41,34 +45,38 @@ class Preparation:
     """
 
     def __init__(self, log_level: str, memory: int = MEMORY, seconds: float = JOB_SECONDS) -> None:
-        start, size = partial(TextProcess, memory, log_level), min(CpuProbe().cores(), MOST_PROCESSES)
+        start = partial(TextProcess, memory, log_level)
+        size = max(2, min(CpuProbe().cores(), MOST_PROCESSES))
         self._texts = Pool(start, size, seconds)
         self._counts = Pool(start, 2, seconds)  # editors ask for dozens at once, beside an answer
         self._grammars = Pool(start, size, seconds)  # minutes of these hold up no text
-        self._pools = (self._texts, self._counts, self._grammars)
+        self._small = Readers(start, seconds)
+        self._pools = (self._texts, self._counts, self._grammars, self._small)
 
-    async def read_text(self, files: TextFiles) -> TextFrontEnd:
-        """A model's text path; templates of others, which may be up to anything, are tried elsewhere.
+    async def read_text(self, files: TextFiles) -> AnswerText:
+        """A model's text path, with which answers can be read here; and requests, where its tokenizer is
+        little. Templates of others, which may be up to anything, are tried elsewhere, and a large tokenizer
+        is read where requests are, too.
 
         Raises:
             CortexError: MODEL_LOAD_FAILED.
         """
         if files.ours:
             return await asyncio.to_thread(lambda: TextFrontEnd.read(ModelText(files, files.try_templates())))
-        try:
+        with _unloadable(f"the chat template in {files.template_file} cannot be tried"):
             tried = await self._texts.run(OURS, Job(verb="try"), msgspec.msgpack.encode(files))
-        except CortexError as error:
-            if error.code == Code.MODEL_LOAD_FAILED:
-                raise
-            message = f"the chat template in {files.template_file} cannot be tried: {error.message}"
-            raise CortexError(Code.MODEL_LOAD_FAILED, message) from error
         model = ModelText(files, msgspec.msgpack.decode(tried, type=dict[str, Tried]))
-        return await asyncio.to_thread(TextFrontEnd.read, model)
+        if files.is_little:
+            return await asyncio.to_thread(TextFrontEnd.read, model)
+        encoded = msgspec.msgpack.encode(model)
+        with _unloadable(f"the tokenizer in {files.tokenizer} cannot be read"):
+            facts = await self._small.run(OURS, Job(verb="read", text=encoded), b"")
+        return AnswerText(msgspec.msgpack.decode(facts, type=AnswerFacts), encoded)
 
     async def prepare(
         self,
         request: Generate | Embed | Unread,
-        text: TextFrontEnd,
+        text: AnswerText,
         model: ModelDescription,
         context_length: int,
     ) -> Prepared | PreparedInputs:
@@ -76,19 +84,21 @@ class Preparation:
         verb = _verb(request)
         kind = Prepared if verb == "generate" else PreparedInputs
         pool = self._grammars if _has_grammar(request) else self._texts
+        pool = self._small if _is_small(request, text) else pool
         result = await self._run(pool, verb, request, text, model, context_length)
         return msgspec.msgpack.decode(result, type=kind)
 
     async def answer(
         self,
         request: CountTokens | Tokenize | Detokenize | Unread,
-        text: TextFrontEnd,
+        text: AnswerText,
         model: ModelDescription,
         context_length: int,
     ) -> Encoded:
         """The reply to a request that needs no worker. CortexError: what is wrong with it."""
         verb = _verb(request)
         pool = self._counts if verb == "count_tokens" else self._texts
+        pool = self._small if _is_small(request, text) else pool
         reply = await self._run(pool, verb, request, text, model, context_length)
         return Encoded(request.id, REPLIES[verb].__name__, reply)
 
@@ -103,10 +113,10 @@ class Preparation:
 
     async def _run(
         self,
-        pool: Pool,
+        pool: Pool | Readers,
         verb: str,
         request: Asked,
-        text: TextFrontEnd,
+        text: AnswerText,
         model: ModelDescription,
         context_length: int,
     ) -> bytes:
@@ -125,6 +135,21 @@ class Preparation:
 
 def _verb(request: Asked) -> Any:
     return request.verb if isinstance(request, Unread) else request.__struct_config__.tag
+
+
+def _is_small(request: Asked, text: AnswerText) -> bool:
+    return text.is_quick_apart and isinstance(request, Generate | CountTokens) and is_quick(request)
+
+
+@contextmanager
+def _unloadable(what: str) -> Iterator[None]:
+    """Whatever goes wrong with the text path of a model: MODEL_LOAD_FAILED."""
+    try:
+        yield
+    except CortexError as error:
+        if error.code == Code.MODEL_LOAD_FAILED:
+            raise
+        raise CortexError(Code.MODEL_LOAD_FAILED, f"{what}: {error.message}") from error
 
 
 def _has_grammar(request: Asked) -> bool:

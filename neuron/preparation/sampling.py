@@ -8,6 +8,7 @@ from typing import Any
 from ipc.messages import Sampling
 from ipc.worker_messages import SamplingParams
 from neuron.refusals import bad_request
+from neuron.text.answers import AnswerText
 from neuron.text.frontend import TextFrontEnd
 from workers.checkpoints.generation import GenerationDefaults
 
@@ -128,7 +129,7 @@ def resolve(
     )
 
 
-def check_ids(ids: list[int], text: TextFrontEnd, param: str) -> None:
+def check_ids(ids: list[int], text: AnswerText, param: str) -> None:
     """See that every id is a token of the model: BAD_REQUEST naming `param`."""
     for start in range(0, len(ids), BLOCK):
         block = ids[start : start + BLOCK]

@@ -20,6 +20,7 @@ from neuron.refusals import bad_request
 from neuron.requests.answer import Answer, News
 from neuron.requests.order import stretches
 from neuron.requests.request import OpenRequest
+from neuron.text.answers import AnswerText
 from neuron.text.detokenizer import CONTEXT
 from neuron.text.frontend import TextFrontEnd
 from neuron.text.offered_tool import OfferedTool
@@ -82,7 +83,7 @@ class Generation(OpenRequest):
     ) -> None:
         self.accept(prepare(self.request, text, description, context_length, seconds), text, description)
 
-    def accept(self, prepared: Prepared, text: TextFrontEnd, description: ModelDescription) -> None:
+    def accept(self, prepared: Prepared, text: AnswerText, description: ModelDescription) -> None:
         tools = prepared.tools if prepared.request is not None else self.request.tools
         if prepared.request is not None:
             self.request = prepared.request
@@ -100,7 +101,7 @@ class Generation(OpenRequest):
         prompt: Prompt,
         prepared: Prepared,
         tools: Sequence[Tool | OfferedTool],
-        text: TextFrontEnd,
+        text: AnswerText,
     ) -> None:
         """The `n` answers to one prompt. Prompts that draw with a seed of the client's all draw with that."""
         request, params = self.request, prepared.params
@@ -134,7 +135,7 @@ class Generation(OpenRequest):
         if params.prompt_logprobs is not None and not request.written:
             prompt.logprobs = [answer.name_first(prompt.given.first)]
 
-    def _check_written(self, text: TextFrontEnd) -> None:
+    def _check_written(self, text: AnswerText) -> None:
         written = self.request.written
         if len(written) not in (0, len(self.parts)):
             raise bad_request("written", f"written has {len(written)} choices, not {len(self.parts)}")

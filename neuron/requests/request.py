@@ -17,6 +17,7 @@ from ipc.worker_messages import SequenceReport, Submit
 from neuron.description import ModelDescription
 from neuron.preparation.placing import PreparedImage
 from neuron.requests.progress import LoadProgress
+from neuron.text.answers import AnswerText
 from neuron.text.frontend import TextFrontEnd
 from neuron.trace import word
 
@@ -127,7 +128,7 @@ class OpenRequest(ABC):
         """
 
     @abstractmethod
-    def accept(self, prepared: Any, text: TextFrontEnd, description: ModelDescription) -> None:
+    def accept(self, prepared: Any, text: AnswerText, description: ModelDescription) -> None:
         """Take in what preparing came to, wherever that was done."""
 
     @abstractmethod

@@ -15,6 +15,7 @@ from neuron.preparation.inputs import check_tokens, most_tokens
 from neuron.preparation.placing import PreparedImage
 from neuron.preparation.prepared_inputs import PreparedInputs, prepare_inputs, validate_inputs
 from neuron.requests.request import OpenRequest
+from neuron.text.answers import AnswerText
 from neuron.text.frontend import TextFrontEnd
 
 
@@ -47,7 +48,7 @@ class VectorRequest(OpenRequest):
     ) -> None:
         self.accept(prepare_inputs(self.request, text, description, context_length), text, description)
 
-    def accept(self, prepared: PreparedInputs, text: TextFrontEnd, description: ModelDescription) -> None:
+    def accept(self, prepared: PreparedInputs, text: AnswerText, description: ModelDescription) -> None:
         if prepared.request is not None:
             self.request = prepared.request
         self.description = description

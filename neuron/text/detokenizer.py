@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-
-from tokenizers import Tokenizer, decoders
+from collections.abc import Mapping, Sequence
 
 from neuron.text.tags import TOKEN
+from neuron.text.vocabulary import Vocabulary
 
 BROKEN = "\ufffd"  # what a decoder makes of bytes that are no character, or not yet
 CONTEXT = 4  # tokens of the prompt that decide whether the answer begins with a space
@@ -22,27 +21,24 @@ class Detokenizer:
     plain bytes do without the last piece.
 
     Args:
-        tokenizer: any; its decoder decides.
-        hidden: ids that are no text (special tokens).
+        vocabulary: of the model; what it hides is no text.
         after: the prompt, where the answer continues its text.
         tags: tokens that are tags, and these as text. A `TOKEN` is put before each, so that it is told from
             text that merely looks like it.
     """
 
-    __slots__ = ("_context_free", "_hidden", "_read", "_shown", "_tags", "_tokenizer", "_window")
+    __slots__ = ("_context_free", "_read", "_shown", "_tags", "_vocabulary", "_window")
 
     def __init__(
         self,
-        tokenizer: Tokenizer,
-        hidden: Collection[int],
+        vocabulary: Vocabulary,
         after: Sequence[int] = (),
         tags: Mapping[int, str] = {},
     ) -> None:
-        self._tokenizer = tokenizer
-        self._hidden = hidden
+        self._vocabulary = vocabulary
         self._tags = tags
-        self._context_free = isinstance(tokenizer.decoder, decoders.ByteLevel)
-        self._window = [token for token in after[-CONTEXT:] if token not in hidden]
+        self._context_free = vocabulary.context_free
+        self._window = vocabulary.shown(after[-CONTEXT:])
         self._read = len(self._window)  # tokens in the window that are handed out
         self._shown = len(self._decode().rstrip(BROKEN))  # characters that they make
 
@@ -50,7 +46,7 @@ class Detokenizer:
         """The text that `token_ids` complete; a character that they begin waits for its end."""
         if self._tags and not self._tags.keys().isdisjoint(token_ids):
             return self._push_tags(token_ids)
-        new = [token for token in token_ids if token not in self._hidden]
+        new = self._vocabulary.shown(token_ids)
         if not new:
             return ""
         self._window += new
@@ -83,4 +79,4 @@ class Detokenizer:
         return self._decode()[self._shown :]
 
     def _decode(self) -> str:
-        return self._tokenizer.decode(self._window, skip_special_tokens=False)
+        return self._vocabulary.decode(self._window)

@@ -10,25 +10,26 @@ import msgspec
 from tokenizers import Encoding
 
 from ipc.errors import Code, CortexError
-from ipc.messages import Generate, Message, Thinking, Tool
+from ipc.messages import Message, Thinking, Tool
+from neuron.text.answers import AnswerFacts, AnswerText
 from neuron.text.detokenizer import Detokenizer
 from neuron.text.formats.registry import BY_NAME, tool_format
 from neuron.text.formats.tool_format import ToolFormat
 from neuron.text.infill import infill
-from neuron.text.offered_tool import OfferedTool
-from neuron.text.parser import AnswerParser
 from neuron.text.reasoning import BY_NAME as THOUGHTS
-from neuron.text.reasoning import KNOWN, THINK, ReasoningSplitter, Thought, think_tags
+from neuron.text.reasoning import KNOWN, THINK, Thought, think_tags
 from neuron.text.template import ChatTemplate, Tried, attempt
 from neuron.text.thinking import is_off
 from neuron.text.tokenizer import TextTokenizer
 from workers.checkpoints.card import ModelCard
 from workers.checkpoints.files import refuse
+from workers.checkpoints.gguf.header import SUFFIX
 from workers.checkpoints.text import TOKENIZER
 from workers.checkpoints.vision import Vision
 
 NOTHING_SAID = Thinking()
 PACKAGE = Path(__file__).parents[1]
+LITTLE = 128 << 10  # bytes of a `tokenizer.json` that is read in a few milliseconds
 TOOL_TEMPLATE = "tool_use"  # the name that transformers gives to a template for requests with tools
 
 
@@ -74,6 +75,11 @@ class TextFiles(msgspec.Struct, frozen=True):
             vision=card.vision,
         )
 
+    @property
+    def is_little(self) -> bool:
+        """Whether the tokenizer is read in no time. What a GGUF file has of one is not known by its size."""
+        return self.changed[0] <= LITTLE and not self.tokenizer.endswith(SUFFIX)
+
     def try_templates(self) -> dict[str, Tried]:
         """What is found out about each template: seconds, where a template is up to no good.
 
@@ -93,8 +99,10 @@ class ModelText(msgspec.Struct, frozen=True):
     tried: dict[str, Tried]
 
 
-class TextFrontEnd:
+class TextFrontEnd(AnswerText):
     """A model's tokenizer and chat templates. `render` and `encode` are safe from several threads."""
+
+    is_quick_apart = False  # where they are quick at all, they are prepared where this is
 
     def __init__(
         self,
@@ -103,19 +111,16 @@ class TextFrontEnd:
         tool_format: ToolFormat,
         thinks_as: str | None = None,
     ) -> None:
-        self.encoded = b""  # the `ModelText` that it was read from, in msgpack
+        self.encoded = b""  # see `AnswerText`
         self.vision: Vision | None = None  # of a model that sees
-        self.tool_format = tool_format
         self._tokenizer = tokenizer
         self._templates = templates
         texts = [text for template in templates.values() for text in template.texts]
         # Vocabularies have tags of thoughts for models, too, that were never taught to think.
-        self.thinks = think_tags(texts) is not None if thinks_as is None else thinks_as in THOUGHTS
-        self.think_tags = THOUGHTS.get(thinks_as) or think_tags(texts, tokenizer.added) or THINK
-        self._tags = tokenizer.tokens_of((*self.think_tags.pieces, *tool_format.markers))
-        self._tokens = frozenset(self._tags.values())
-        self._tags_in_text = self.think_tags.spelled(self._tokens)
-        self.vocabulary_size = tokenizer.vocabulary_size
+        thinks = think_tags(texts) is not None if thinks_as is None else thinks_as in THOUGHTS
+        tags = THOUGHTS.get(thinks_as) or think_tags(texts, tokenizer.added) or THINK
+        tokens = tokenizer.tokens_of((*tags.pieces, *tool_format.markers))
+        self._read(tokenizer.vocabulary, tool_format, tags, thinks, tokens)
         self.infill = infill(tokenizer.id_of)  # None: the model cannot fill in
 
     @classmethod
@@ -154,6 +159,18 @@ class TextFrontEnd:
     def is_quick(self) -> bool:
         """Whether small requests take little time: that of its tokenizer is in proportion to the text."""
         return self._tokenizer.is_linear and all(each.is_quick for each in self._templates.values())
+
+    @property
+    def answers(self) -> AnswerFacts:
+        """What reading its answers takes."""
+        return AnswerFacts(
+            self._vocabulary.packed,
+            self.tool_format.name,
+            self.think_tags,
+            self.thinks,
+            self._tags,
+            self.is_quick,
+        )
 
     def render(
         self,
@@ -224,45 +241,12 @@ class TextFrontEnd:
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of a prompt that came as token ids."""
-        detokenizer = Detokenizer(self._tokenizer.tokenizer, self._tokenizer.hidden)
+        detokenizer = Detokenizer(self._vocabulary)
         return detokenizer.push(token_ids) + detokenizer.finish()
 
     def write(self, token_ids: Sequence[int]) -> str:
         """The text of token ids, special tokens as they are written."""
         return self._tokenizer.decode(token_ids)
-
-    def spell(self, token_id: int) -> bytes:
-        """The bytes that a token stands for."""
-        return self._tokenizer.spell(token_id)
-
-    def detokenizer(self, after: Sequence[int] = ()) -> Detokenizer:
-        """For one answer; `after` is the prompt whose text it continues, nothing for a conversation."""
-        tags = {} if after else self._tags
-        return Detokenizer(self._tokenizer.tokenizer, self._tokenizer.hidden, after, tags)
-
-    def answer_parser(
-        self, thought: Thought | None, request: Generate, tools: Sequence[Tool | OfferedTool]
-    ) -> AnswerParser:
-        """For one answer to `request`.
-
-        Args:
-            thought: where its messages leave a model of these tags; None: it has none.
-            tools: that it offers.
-        """
-        stop, include_stop = request.sampling.stop, request.sampling.include_stop
-        if thought is None:
-            return AnswerParser(stop=stop, include_stop=include_stop)
-        calls = None
-        if tools or self.tool_format.frames_text:
-            calls = self.tool_format.parser(
-                [tool for tool in tools if not request.must_call or tool.name in request.must_call],
-                None if request.parallel_tool_calls else 1,
-                only=bool(request.must_call),
-                first=request.structured is not None,
-                tokens=self._tokens,
-            )
-        reasoning = ReasoningSplitter(thought, self._tags_in_text)
-        return AnswerParser(reasoning, calls, stop, include_stop)
 
 
 def _template_file(checkpoint: ModelCard) -> str:

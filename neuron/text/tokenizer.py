@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from tokenizers import Encoding, Tokenizer, decoders
+from tokenizers import Encoding, Tokenizer
 
 from ipc.errors import Code, CortexError
 from neuron.text.assembly import assemble
+from neuron.text.vocabulary import PackedVocabulary, Vocabulary
 from workers.checkpoints.files import read_bytes, refuse
 from workers.checkpoints.gguf.header import SUFFIX, read_header
 from workers.checkpoints.gguf.tokenizer import tokenizer_parts
-from workers.checkpoints.token_bytes import from_byte_level, from_sentencepiece
 
 log = logging.getLogger("neuron.tokenizer")
 
@@ -58,13 +58,10 @@ class TextTokenizer:
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
         self.vocabulary_size = vocabulary_size
+        self.vocabulary = Vocabulary(PackedVocabulary.of(self.tokenizer, vocabulary_size, shown))
         self._added = self.tokenizer.get_added_tokens_decoder()
-        pieces = pieces_of(self.tokenizer, vocabulary_size)
-        self.hidden = hidden_ids(self.tokenizer, pieces, shown)
-        by_bytes = isinstance(self.tokenizer.decoder, decoders.ByteLevel)
-        self._bytes_of = from_byte_level if by_bytes else from_sentencepiece
         self._path = path
-        self._longest = max((len(piece) for piece in pieces if piece is not None), default=1)
+        self._longest = self.vocabulary.packed.longest or 1
         self._may_overrun = self.tokenizer.get_vocab_size() > vocabulary_size
         doubtful = list(filter(nests, patterns))
         self.is_linear = not doubtful  # in time, as far as a look at them tells
@@ -163,13 +160,6 @@ class TextTokenizer:
         """A number of tokens that so much text has at least, known without reading it."""
         return characters // self._longest
 
-    def spell(self, token_id: int) -> bytes:
-        """The bytes that a token stands for; nothing for an id that only pads the vocabulary."""
-        if (added := self._added.get(token_id)) is not None:
-            return added.content.encode()
-        piece = self.tokenizer.id_to_token(token_id)
-        return self._bytes_of(piece) if piece is not None else b""
-
 
 def _read(path: Path) -> tuple[Tokenizer, list[str]]:
     """What is at `path`, and the regular expressions in it."""
@@ -221,25 +211,3 @@ _PIECES = re.compile(
     r"\[\^?\]?(?:\\.|\[:\w+:\]|[^\]\\])*\]|\\[pP]\{[^}]*\}|\\.|\(\?[^:)]*:?|\{\d*,?\d*\}|.", re.DOTALL
 )
 _UNBOUNDED = re.compile(r"\{\d*,\}")
-
-
-def pieces_of(tokenizer: Tokenizer, vocabulary_size: int) -> list[str | None]:
-    """How the vocabulary writes each token of the model; None where it has none.
-
-    They are asked for one by one. `get_vocab` holds the interpreter's lock all the while, a quarter of a
-    second for 150,000 tokens, and takes longer.
-    """
-    return list(map(tokenizer.id_to_token, range(vocabulary_size)))
-
-
-def hidden_ids(
-    tokenizer: Tokenizer, pieces: Sequence[str | None], shown: tuple[str, ...] = ()
-) -> frozenset[int]:
-    """Ids that are no text: special tokens but those in `shown`, and ids that pad the model's vocabulary."""
-    special = {
-        token_id
-        for token_id, token in tokenizer.get_added_tokens_decoder().items()
-        if token.special and token.content not in shown
-    }
-    padding = (number for number, piece in enumerate(pieces) if piece is None)
-    return frozenset(special.union(padding))

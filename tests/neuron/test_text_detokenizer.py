@@ -1,10 +1,12 @@
+from functools import cache
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from neuron.text.detokenizer import Detokenizer
 from neuron.text.tags import TOKEN
-from neuron.text.tokenizer import hidden_ids, pieces_of
+from neuron.text.vocabulary import PackedVocabulary, Vocabulary
 from tests.neuron.folders import byte_fallback, byte_level, metaspace
 
 BYTE_LEVEL, METASPACE, BYTE_FALLBACK = byte_level(), metaspace(), byte_fallback()
@@ -13,9 +15,18 @@ PADDING = 4  # ids that the model has and the tokenizer does not
 TEXT = st.text() | st.text("aé你😀👩‍🇩 \n")
 
 
+@cache
+def vocabulary(tokenizer, shown=()):
+    return Vocabulary(PackedVocabulary.of(tokenizer, tokenizer.get_vocab_size() + PADDING, shown))
+
+
+def all_shown(tokenizer):
+    """Its vocabulary, where special tokens are text, too."""
+    return vocabulary(tokenizer, tuple(t.content for t in tokenizer.get_added_tokens_decoder().values()))
+
+
 def stream(tokenizer, chunks, after=()):
-    pieces = pieces_of(tokenizer, tokenizer.get_vocab_size() + PADDING)
-    detokenizer = Detokenizer(tokenizer, hidden_ids(tokenizer, pieces), after)
+    detokenizer = Detokenizer(vocabulary(tokenizer), after)
     return [detokenizer.push(chunk) for chunk in chunks] + [detokenizer.finish()]
 
 
@@ -78,7 +89,7 @@ def test_a_prompt_may_end_in_the_middle_of_a_character(tokenizer):
 
 def test_what_stays_broken_is_handed_out_before_it_costs_much():
     broken = BYTE_LEVEL.token_to_id(token_of_a_lone_byte())
-    detokenizer = Detokenizer(BYTE_LEVEL, frozenset())
+    detokenizer = Detokenizer(all_shown(BYTE_LEVEL))
     pieces = [detokenizer.push([broken]) for _ in range(1000)]
     assert max(map(len, pieces)) < 100
     assert "".join(pieces) + detokenizer.finish() == "\ufffd" * 1000
@@ -99,7 +110,7 @@ def test_tags_are_told_from_text_and_change_nothing_else(tokenizer, data):
     size = tokenizer.get_vocab_size()
     ids = data.draw(st.lists(st.integers(0, size - 1), max_size=40))
     tags = {token: tokenizer.decode([token], skip_special_tokens=False) for token in (size - 1, size - 2)}
-    detokenizer = Detokenizer(tokenizer, frozenset(), (), tags)
+    detokenizer = Detokenizer(all_shown(tokenizer), (), tags)
     text = "".join([detokenizer.push(chunk) for chunk in chunked(data.draw, ids)] + [detokenizer.finish()])
     assert text.count(TOKEN) == sum(token in tags for token in ids)
     at = 0
@@ -112,6 +123,6 @@ def test_tags_are_told_from_text_and_change_nothing_else(tokenizer, data):
 def test_what_a_tag_cuts_ends_there():
     (tag,) = BYTE_FALLBACK.encode("h").ids[-1:]
     begun = BYTE_FALLBACK.encode("😀").ids[:-1]
-    detokenizer = Detokenizer(BYTE_FALLBACK, frozenset(), (), {tag: "<tag>"})
+    detokenizer = Detokenizer(all_shown(BYTE_FALLBACK), (), {tag: "<tag>"})
     assert detokenizer.push(begun) == ""
     assert detokenizer.push([tag]).endswith(f"{TOKEN}<tag>")

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 from tokenizers import Regex, pre_tokenizers
 
 from ipc.errors import Code, CortexError
-from neuron.text.tokenizer import TextTokenizer, hidden_ids, nests, pieces_of
+from neuron.text.tokenizer import TextTokenizer, nests
+from neuron.text.vocabulary import PackedVocabulary, Vocabulary
 from tests.neuron.folders import TEXT, byte_level
 
 
@@ -41,14 +42,14 @@ def test_special_tokens_around_a_text_are_added_when_asked_for(path):
 
 def test_a_tag_that_is_a_special_token_is_shown_where_it_means_something(tokenizer):
     ids = [tokenizer.tokenizer.token_to_id(token) for token in ("<tool_call>", "<think>", "<|end|>")]
-    assert [token in tokenizer.hidden for token in ids] == [False, False, True]
+    assert [tokenizer.vocabulary.hides(token) for token in ids] == [False, False, True]
 
 
 def test_ids_without_a_token_are_hidden():
     tokenizer = byte_level()
     size = tokenizer.get_vocab_size()
-    assert {size, size + 1} <= hidden_ids(tokenizer, pieces_of(tokenizer, size + 2))
-    assert size - 3 not in hidden_ids(tokenizer, pieces_of(tokenizer, size + 2))
+    vocabulary = Vocabulary(PackedVocabulary.of(tokenizer, size + 2))
+    assert [vocabulary.hides(each) for each in (size - 3, size, size + 1)] == [False, True, True]
 
 
 def test_a_token_that_the_model_does_not_have_is_refused(path):

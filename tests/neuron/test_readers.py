@@ -1,0 +1,183 @@
+"""Large tokenizers are read in text processes, and the event loop of a neuron goes on meanwhile."""
+
+import asyncio
+import os
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from ipc.errors import Code, CortexError
+from ipc.messages import CountTokens, Generate, Message, Sampling, TokenCount, Tool
+from neuron.preparation.facts import ModelFacts
+from neuron.preparation.jobs import Job
+from neuron.preparation.pool import OURS
+from neuron.preparation.preparation import Preparation
+from neuron.preparation.prepared import prepare
+from neuron.preparation.readers import Readers
+from neuron.text.answers import AnswerFacts, AnswerText
+from neuron.text.frontend import LITTLE, TextFiles, TextFrontEnd
+from tests.neuron.folders import write_checkpoint
+from tests.neuron.harness import Neuron, chat, simulated, wait_until
+from tests.neuron.test_preparation_pool import Started
+from workers.checkpoints.card import read_card
+
+PATIENCE = 60.0
+MESSAGES = [Message(role="user", content="Hello, dog")]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A model whose tokenizer is a large file: of space, which JSON may have."""
+    folder = write_checkpoint(tmp_path_factory.mktemp("large"), vocab_size=512)
+    tokenizer = folder / "tokenizer.json"
+    tokenizer.write_text(tokenizer.read_text() + " " * LITTLE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def front(folder):
+    return TextFrontEnd.load(read_card(folder))
+
+
+@pytest.fixture(scope="module")
+def answers(front):
+    """What reads the same model's answers, as it comes from another process."""
+    facts = msgspec.msgpack.decode(msgspec.msgpack.encode(front.answers), type=AnswerFacts)
+    return AnswerText(facts, front.encoded)
+
+
+def count(model):
+    return CountTokens(id=0, model=model, messages=MESSAGES)
+
+
+def said(text, answers, tokens, after=()):
+    """All that comes of the tokens of an answer."""
+    request = Generate(id=1, model="m", messages=MESSAGES, tools=[Tool.function(name="f")])
+    detokenizer, parser = text.detokenizer(after), text.answer_parser("possible", request, request.tools)
+    heard = [parser.push(detokenizer.push([token])) for token in tokens]
+    heard += [parser.push(detokenizer.finish()), parser.finish()]
+    parts = [(kind, replace(part, call_id="") if kind == "tool" else part) for kind, part in chain(*heard)]
+    return parts, list(map(text.spell, tokens))
+
+
+@given(tokens=st.lists(st.integers(0, 511), max_size=30), after=st.lists(st.integers(0, 511), max_size=5))
+def test_answers_are_read_as_by_whoever_has_the_tokenizer(front, answers, tokens, after):
+    assert said(answers, answers, tokens, after) == said(front, answers, tokens, after)
+
+
+def test_tags_are_told_from_text_without_the_tokenizer(front, answers):
+    written = '<think>a</think>b<tool_call>{"name": "f", "arguments": {}}</tool_call>'
+    tokens = front.encode(written, special=False)
+    assert said(answers, answers, tokens) == said(front, answers, tokens)
+    assert (answers.thinks, answers.tool_format, answers.vocabulary_size) == (
+        front.thinks,
+        front.tool_format,
+        512,
+    )
+
+
+def test_health_and_other_models_go_on_while_a_tokenizer_is_read(tmp_path, folder):
+    models = [simulated("sim"), {"id": "large", "path": str(folder)}]
+    with ThreadPoolExecutor(1) as threads, Neuron(tmp_path, models) as neuron, neuron.client() as client:
+        client.ask(chat("sim"), PATIENCE)
+        before = set(neuron.children())
+        with neuron.client() as other:
+            asked = threads.submit(other.ask, count("large"), PATIENCE)
+            [tries] = wait_until(lambda: set(neuron.children()) - before, "its template to be tried")
+            before.add(tries)
+            [reads] = wait_until(lambda: set(neuron.children()) - before, "its tokenizer to be read")
+            os.kill(reads, signal.SIGSTOP)
+            for _ in range(5):
+                neuron.health()
+                client.ask(chat("sim"), PATIENCE)
+            os.kill(reads, signal.SIGCONT)
+            assert isinstance(asked.result(PATIENCE), TokenCount)
+        again = client.ask(count("large"), PATIENCE)
+        assert again.tokens == asked.result().tokens
+        assert set(neuron.children()) - before == {reads}, "whoever read it prepares what is small"
+
+
+def test_no_large_tokenizer_is_read_in_the_neuron(monkeypatch, folder, front):
+    def refuse(model):
+        raise AssertionError("it is read here")
+
+    async def scenario():
+        preparation = Preparation("INFO")
+        text = await preparation.read_text(TextFiles.of(read_card(folder)))
+        request = Generate(id=1, model="m", messages=MESSAGES, sampling=Sampling(seed=1))
+        prepared = await preparation.prepare(request, text, ModelFacts(), 512)
+        await preparation.close()
+        return text, request, prepared
+
+    with monkeypatch.context() as patched:
+        patched.setattr(TextFrontEnd, "read", refuse)
+        text, request, prepared = asyncio.run(asyncio.wait_for(scenario(), PATIENCE))
+    assert not text.is_quick
+    assert prepared.prompts == prepare(request, front, ModelFacts(), 512).prompts
+
+
+def test_a_tokenizer_that_is_none_is_refused_by_its_file(tmp_path):
+    folder = write_checkpoint(tmp_path, vocab_size=512)
+    (folder / "tokenizer.json").write_text("{}" + " " * LITTLE)
+
+    async def scenario():
+        preparation = Preparation("INFO")
+        with pytest.raises(CortexError, match=r"tokenizer\.json: is no tokenizer") as raised:
+            await preparation.read_text(TextFiles.of(read_card(folder)))
+        assert raised.value.code == Code.MODEL_LOAD_FAILED
+        await preparation.close()
+
+    asyncio.run(asyncio.wait_for(scenario(), PATIENCE))
+
+
+# --- one process for each model; the processes are played ---------------------------------------------------
+
+
+def job(model):
+    return Job(verb="generate", text=model)
+
+
+def test_what_one_model_takes_holds_up_no_other():
+    async def scenario():
+        made, read = Started(), asyncio.Event()
+        readers = Readers(made)
+        reading = asyncio.create_task(readers.run(OURS, job(b"slow"), read.wait))
+        await asyncio.sleep(0)
+        behind = asyncio.create_task(readers.run("a", job(b"slow"), lambda: b"after it"))
+        assert await readers.run("a", job(b"other"), lambda: b"served") == b"served"
+        assert not behind.done()
+        read.set()
+        assert await reading
+        assert await behind == b"after it"
+        assert len(made) == 2
+        await readers.close()
+        assert all(process.ended for process in made)
+
+    asyncio.run(asyncio.wait_for(scenario(), PATIENCE))
+
+
+def test_models_that_were_not_asked_for_make_way_unless_they_work():
+    async def scenario():
+        made, done = Started(), asyncio.Event()
+        readers = Readers(made, memory=250)
+        for model in (b"busy", b"idle"):
+            await readers.run("a", job(model), lambda: b"")
+        busy = asyncio.create_task(readers.run("a", job(b"busy"), done.wait))
+        await readers.run("a", job(b"idle"), lambda: b"")
+        await readers.run("a", job(b"new"), lambda: b"")
+        await asyncio.sleep(0)
+        assert [process.ended for process in made] == [False, True, False]
+        assert readers.memory == 200
+        done.set()
+        await busy
+        assert await readers.run("a", job(b"idle"), lambda: b"again") == b"again"
+        await readers.close()
+        assert all(process.ended for process in made)
+
+    asyncio.run(asyncio.wait_for(scenario(), PATIENCE))
