@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import sys
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -20,6 +21,19 @@ Style = Literal["text", "json"]
 VARIABLE = "CORTEX_LOG_FORMAT"  # of the environment: what children write
 
 _NAMED = re.compile(r"(\w+)=%[-#0+]*\d*(?:\.\d+)?[sdrgfxei](?=\s|$)")
+
+
+class TextLines(logging.Formatter):
+    """Writes lines of text. What is the same for all lines of one second is made once."""
+
+    _second, _begins = -1, ""  # the last one that was written, and how
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
+        """As `logging.Formatter` without a format of its own for dates."""
+        if (second := int(record.created)) != self._second:
+            self._begins = time.strftime(self.default_time_format, self.converter(second))
+            self._second = second
+        return self.default_msec_format % (self._begins, record.msecs)
 
 
 class JSONLines(logging.Formatter):
@@ -35,8 +49,8 @@ class JSONLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """One line."""
-        time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
-        line = {"time": time.replace("+00:00", "Z"), "level": record.levelname, "logger": record.name}
+        at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        line = {"time": at.replace("+00:00", "Z"), "level": record.levelname, "logger": record.name}
         line |= {"pid": record.process} | self._members
         event, names, args = None, (), record.args
         if isinstance(record.msg, str) and isinstance(args, tuple):
@@ -74,10 +88,13 @@ def log_to_stderr(
         os.environ[VARIABLE] = style
     handler = logging.StreamHandler(sys.stderr)
     as_json = os.environ.get(VARIABLE) == "json"
-    handler.setFormatter(JSONLines(**members) if as_json else logging.Formatter(text))
+    handler.setFormatter(JSONLines(**members) if as_json else TextLines(text))
     if filter is not None:
         handler.addFilter(filter)
     logging.basicConfig(level=level, handlers=[handler], force=True)
+    # As logging's manual has it for who wants no file, line or thread in a line: half of what one costs.
+    logging._srcfile = None
+    logging.logThreads = logging.logMultiprocessing = False
 
 
 @lru_cache(1024)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ipc.logs import JSONLines
+from ipc.logs import JSONLines, TextLines
 
 
 def line(message: object, *args: Any, **more: Any) -> dict[str, Any]:
@@ -69,3 +69,11 @@ def test_children_write_as_their_parent_does() -> None:
         code = parent.replace("STYLE", repr(style))
         said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60).stderr
         assert (json.loads(said)["n"] if wanted else said) == (wanted or "x n=1\n")
+
+
+def test_a_line_of_text_is_as_loggings_own_in_whatever_order_their_times_come() -> None:
+    ours, theirs = (kind("%(asctime)s %(levelname)s %(message)s") for kind in (TextLines, logging.Formatter))
+    record = logging.LogRecord("x", logging.INFO, "f.py", 1, "read file=%s", ("a",), None)
+    for record.created in (1_790_000_000.0, 1_790_000_000.999, 1_790_000_001.5, 1_789_999_999.25):
+        record.msecs = record.created % 1 * 1000
+        assert ours.format(record) == theirs.format(record)
