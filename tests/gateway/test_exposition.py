@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -215,3 +216,41 @@ def test_what_ends_in_total_is_a_counter(gateway: GatewayProcess) -> None:
     kinds = dict(line.split()[2:4] for line in text.splitlines() if line.startswith("# TYPE "))
     assert {"cortex_model_pages", "cortex_device_memory"} <= kinds.keys()
     assert {kind for name, kind in kinds.items() if name.endswith("_total")} == {"counter"}
+
+
+FORKED = """
+import os
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client import CollectorRegistry
+from gateway.telemetry import metrics
+
+counts = metrics.of("m", "n")
+for process in (counts, metrics.of("m", "other")):
+    process.prompt_tokens.inc(3)
+    process.duration.observe(0.2)
+if not os.fork():
+    counts.prompt_tokens.inc(4)
+    counts.duration.observe(7.0)
+    os._exit(0)
+os.wait()
+counts.prompt_tokens.inc(10)
+counts.inter_token.observe_many(0.004, 5)
+registry = CollectorRegistry()
+MultiProcessCollector(registry)
+labels = {"model": "m", "neuron": "n"}
+for name, more in (
+    ("prompt_tokens_total", {}),
+    ("request_duration_seconds_sum", {}),
+    ("request_duration_seconds_count", {}),
+    ("request_duration_seconds_bucket", {"le": "0.25"}),
+    ("request_duration_seconds_bucket", {"le": "10.0"}),
+    ("inter_token_seconds_count", {}),
+):
+    print(registry.get_sample_value(f"cortex_{name}", labels | more))
+"""
+
+
+def test_what_is_counted_before_a_fork_and_on_both_sides_of_it_is_all_there(tmp_path: Path) -> None:
+    environment = os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    told = subprocess.run([sys.executable, "-c", FORKED], env=environment, capture_output=True, text=True)
+    assert told.stdout.split() == ["17.0", "7.2", "2.0", "1.0", "2.0", "5.0"], told.stderr
