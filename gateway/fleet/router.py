@@ -100,8 +100,10 @@ def best(hosts: Sequence[H], model: str, quotes: Mapping[str, Quoted | CortexErr
         quotes: what the neurons said of it, by their names; who is not there did not answer in time.
     """
     soonest = min((quote.seconds for quote in quotes.values() if _would_fit(quote)), default=inf)
-    costs = {host.name: _cost(host, model, quotes.get(host.name), soonest) for host in hosts}
-    host = min(hosts, key=lambda host: costs[host.name])
+    costs = [_cost(host, model, quotes.get(host.name), soonest) for host in hosts]
+    least = min(costs)
+    equals = [host for host, cost in zip(hosts, costs, strict=True) if cost == least]
+    host = min(equals, key=lambda host: order(host.name, model)) if len(equals) > 1 else equals[0]
     return host, _reason(host, model, quotes.get(host.name))
 
 
@@ -171,9 +173,7 @@ def _would_fit(quote: Quoted | CortexError) -> bool:
     return isinstance(quote, Quoted) and quote.verdict == "fits" and quote.seconds is not None
 
 
-def _cost(
-    host: Host, model: str, quote: Quoted | CortexError | None, soonest: float
-) -> tuple[float | bytes, ...]:
+def _cost(host: Host, model: str, quote: Quoted | CortexError | None, soonest: float) -> tuple[float, ...]:
     """The least of these is best: whether it failed lately, rank, loads that come first, seconds of this
     request and of those who want the evicted models next, models that leave, free memory to the next power of
     two.
@@ -181,7 +181,7 @@ def _cost(
     Args:
         soonest: seconds of a load where it fits.
     """
-    state, tie = host.models.get(model), order(host.name, model)
+    state = host.models.get(model)
     coming, left = is_coming(host, model), state.seconds_left if state is not None else None
     if not coming and isinstance(quote, Quoted) and quote.verdict == "loading":
         coming, left = True, quote.seconds
@@ -194,20 +194,20 @@ def _cost(
         left = left or 0.0
         if verdict == "loading" and soonest < min(SOONER_SHARE * left, left - SOONER_SECONDS):
             verdict = "fits"
-        return host.is_shaky(model), _RANKS[verdict], 0, left, 0, 0, tie
-    free = sum(device.memory_free for device in host.devices if device.kind == "cuda").bit_length()
-    begun = sum(  # loads that we asked for and that its quotes may not know of yet
-        count > 0 and name in host.models and host.models[name].status in _AWAY
-        for name, count in host.in_flight.items()
-    )
+        return host.is_shaky(model), _RANKS[verdict], 0, left, 0, 0
+    free = sum([device.memory_free for device in host.devices if device.kind == "cuda"]).bit_length()
+    begun = 0  # loads that we asked for and that its quotes may not know of yet
+    for name, count in host.in_flight.items():
+        if count > 0 and (other := host.models.get(name)) is not None and other.status in _AWAY:
+            begun += 1
     failed = state is not None and state.status == "failed"  # tried again where nobody else has it
     if failed or isinstance(quote, CortexError):
-        return host.is_shaky(model), _RANKS["refused"], begun, inf, 0, -free, tie
+        return host.is_shaky(model), _RANKS["refused"], begun, inf, 0, -free
     if quote is None:
-        return host.is_shaky(model), _RANKS["unknown"], begun, inf, 0, -free, tie
+        return host.is_shaky(model), _RANKS["unknown"], begun, inf, 0, -free
     seconds = inf if quote.seconds is None else quote.seconds + quote.loss
     rank = _RANKS[quote.verdict] - PARKED * quote.parked
-    return host.is_shaky(model), rank, begun + quote.ahead, seconds, len(quote.evicts), -free, tie
+    return host.is_shaky(model), rank, begun + quote.ahead, seconds, len(quote.evicts), -free
 
 
 def _reason(host: Host, model: str, quote: Quoted | CortexError | None) -> str:

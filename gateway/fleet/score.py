@@ -11,14 +11,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
+from operator import attrgetter
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from gateway.fleet.prefixes import Prefixes
 from gateway.fleet.prompts import NOTHING, Prompt
 from ipc.messages import ModelState
 
-LOOKED_AT = 12  # hosts of many, and
-HOLDERS = 4  # at most of those that hold some of the prompt
+LOOKED_AT = 12  # hosts; of more than that, so many in all, and of these
+HOLDERS = 4  # at most are there because they hold some of the prompt
 BYTES_PER_TOKEN = 4.0  # of text, until it was measured
 # Of a host that has not measured its own: tokens a second, and seconds of a request.
 PREFILL_RATE = 1000.0
@@ -43,6 +44,8 @@ class Loaded(Protocol):
 
 
 H = TypeVar("H", bound=Loaded)
+
+_name = attrgetter("name")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,20 +106,23 @@ def best(hosts: Sequence[H], asked: Asked, prefixes: Prefixes[H]) -> Score[H]:
     known = [held for place in prompt.places if (held := prefixes.held(place.digest)) is not None]
     session = (prefixes.held(prompt.session) or {}) if prompt.session else {}
     looked_at = hosts if len(hosts) <= LOOKED_AT else _looked_at(hosts, asked, [session, *known])
-    tokens = asked.tokens
-    scores = [_score(host, asked.model, tokens, known, session) for host in looked_at]
-    if len(scores) == 1:
-        return scores[0]
-    at_home = any(score.stays for score in scores)
-    costs = [
-        (score.host.is_shaky(asked.model), _rounded(score, asked, at_home), not score.stays, -score.cached)
-        for score in scores
-    ]
-    least = min(costs)
-    equals = [score for score, cost in zip(scores, costs, strict=True) if cost == least]
+    at_home = bool(session) and any(host in session for host in looked_at)
+    model, tokens = asked.model, asked.tokens
+    least, equals = None, []
+    for host in looked_at:
+        score = _score(host, model, tokens, known, session)
+        seconds = score.seconds
+        if at_home and not score.stays:  # what it is worth not to have the session move
+            usual = host.models[model].request_seconds or REQUEST_SECONDS
+            seconds += min(STAY_SHARE * usual, STAY_SECONDS)
+        cost = (host.is_shaky(model), round(CLOSE * seconds), not score.stays, -score.cached)
+        if least is None or cost < least:
+            least, equals = cost, [score]
+        elif cost == least:
+            equals.append(score)
     if len(equals) == 1:
         return equals[0]
-    return min(equals, key=lambda score: order(score.host.name, asked.model, asked.key))
+    return min(equals, key=lambda score: order(score.host.name, model, asked.key))
 
 
 def order(name: str, model: str, key: bytes = b"") -> bytes:
@@ -152,18 +158,18 @@ def load(host: Loaded, model: str) -> int:
 
 def _looked_at(hosts: Sequence[H], asked: Asked, held: Sequence[Mapping[H, int]]) -> list[H]:
     """Of many hosts a few, and those that hold most of the prompt."""
-    chosen = dict.fromkeys(some(hosts, LOOKED_AT, asked.model, asked.key))
+    chosen = dict.fromkeys(some(hosts, LOOKED_AT - HOLDERS, asked.model, asked.key))
     for holders in held:
         if len(holders) > HOLDERS:  # so many hold it that some are among the few
             continue
         for host in holders:
-            if len(chosen) < LOOKED_AT + HOLDERS and _is_in(hosts, host):
+            if len(chosen) < LOOKED_AT and host not in chosen and _is_in(hosts, host):
                 chosen[host] = None
     return list(chosen)
 
 
 def _is_in(hosts: Sequence[H], host: H) -> bool:
-    at = bisect_left(hosts, host.name, key=lambda each: each.name)
+    at = bisect_left(hosts, host.name, key=_name)
     return at < len(hosts) and hosts[at] is host
 
 
@@ -185,12 +191,3 @@ def _score(
     if not (0 <= seconds < NEVER and 0 <= waits < NEVER):
         seconds, waits = NEVER, 0.0
     return Score(host, seconds, waits, each, cached, already, host in session)
-
-
-def _rounded(score: Score, asked: Asked, at_home: bool) -> int:
-    """Its seconds, in hundredths; of a host that would have a session move, with what that is worth."""
-    seconds = score.seconds
-    if at_home and not score.stays:
-        usual = score.host.models[asked.model].request_seconds or REQUEST_SECONDS
-        seconds += min(STAY_SHARE * usual, STAY_SECONDS)
-    return round(CLOSE * seconds)
