@@ -84,7 +84,7 @@ class Principal:
             CortexError: its key does not allow it, or allows no more of them now.
         """
         self.require(model)
-        if self._key is None or not self._terms.limited:
+        if self._key is None or not (self._terms.limits_requests or self._terms.limits_tokens):
             return
         self.limits = self._limits.admit(self._key.number, self._terms)
         if spent := [limit for limit in self.limits if not limit.left]:
@@ -102,7 +102,7 @@ class Principal:
         """Count what a request that was admitted came to."""
         if self._key is None:
             return
-        if self._terms.limited:
+        if self._terms.limits_tokens:
             self._limits.charge(self._key.number, usage.prompt_tokens + usage.completion_tokens)
         self._ledger.note(self.key_id, model, usage)
 

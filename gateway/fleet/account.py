@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 from time import monotonic
 
-from msgspec import structs
-
 from gateway.access.principal import Principal
 from gateway.refusals import one_line, shown, status_of
 from gateway.telemetry import metrics, traces
@@ -128,12 +126,15 @@ class Account:
         """That is what becomes of it."""
         self.error, self.status = error, status_of(error)
 
-    def close(self, retried: bool = False, call_ended: float = 0.0) -> None:
+    def close(self, retried: bool = False, call_ended: float = 0.0) -> Usage:
         """It is over: count, charge, and say so in one line.
 
         Args:
             retried: a neuron did not take it, or was lost.
             call_ended: when the last one had ended it (monotonic).
+
+        Returns:
+            What it came to.
         """
         usage, duration = self.usage(), (self._left_at or monotonic()) - self.began
         metrics.ended(self.model, self._neuron, self.status).inc()
@@ -164,6 +165,7 @@ class Account:
             duration,
             self._reason(),
         )
+        return usage
 
     def _trace(self, usage: Usage, seconds: float) -> None:
         """Have a span made of it, in the words of OpenTelemetry."""
@@ -216,7 +218,12 @@ class Account:
         else:
             prompt_tokens = self.started.prompt_tokens if self.started is not None else 0
             said = Usage(prompt_tokens=prompt_tokens, completion_tokens=self._tokens)
-        return Usage(*(min(max(count, 0), MOST_TOKENS) for count in structs.astuple(said)))
+        return Usage(
+            prompt_tokens=_bounded(said.prompt_tokens),
+            completion_tokens=_bounded(said.completion_tokens),
+            cached_tokens=_bounded(said.cached_tokens),
+            reasoning_tokens=_bounded(said.reasoning_tokens),
+        )
 
     def _reason(self) -> str:
         if self.left:
@@ -245,3 +252,7 @@ class Account:
         if not self._tokens:  # it was not streamed
             self._first_token = finished.timings.first_token
             counts.first_token.observe(self._first_token)
+
+
+def _bounded(tokens: int) -> int:
+    return tokens if 0 <= tokens <= MOST_TOKENS else min(max(tokens, 0), MOST_TOKENS)

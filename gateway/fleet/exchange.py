@@ -81,6 +81,8 @@ class Exchange:
         self._fleet = fleet
         self._principal, self._session = principal, session
         self._request: Asked | None = None
+        # Whether a worker has to do with it. What has not says nothing of how a neuron serves the model.
+        self._needs_load = True
         self._neuron: Neuron | None = None
         self._call: Call | None = None
         self._prompt = NOTHING
@@ -113,6 +115,7 @@ class Exchange:
         request.account, request.trace = self._principal.account, self.request_id
         self.account.asked, request.model = request.model, self._fleet.resolve(request.model)
         self._request = self.account.request = request
+        self._needs_load = type(request) not in (CountTokens, Detokenize)
         if self._fleet.knows(request.model):
             self.account.model = self.account.name = request.model
         else:
@@ -163,7 +166,7 @@ class Exchange:
                 self._neuron.served(self._request.model)
             elif kind in ONE_REPLY:
                 self.account.reply = reply
-                if self._needs_load():
+                if self._needs_load:
                     self._neuron.served(self._request.model)
             elif kind is Failed or kind is Cancelled:
                 replies.pop()  # the last one: it is terminal
@@ -212,7 +215,7 @@ class Exchange:
         if left > 0:
             await self.take(min(left, WAIT_SECONDS))
             return
-        state = self._neuron.models.get(self._request.model) if self._needs_load() else None
+        state = self._neuron.models.get(self._request.model) if self._needs_load else None
         waits_for = self._waits_for if monotonic() - self._told < STALE_SECONDS else None
         seconds = self._fleet.load_wait_seconds
         error = waited_too_long(self._request.model, state, waits_for, seconds)
@@ -226,14 +229,10 @@ class Exchange:
         return await self._fleet.place(
             self._request.model,
             self._refusals,
-            needs_load=self._needs_load(),
+            needs_load=self._needs_load,
             prompt=self._prompt,
             key=self._prompt.key or self.request_id.encode(),
         )
-
-    def _needs_load(self) -> bool:
-        """Whether a worker has to do with it. What has not says nothing of how a neuron serves the model."""
-        return not isinstance(self._request, CountTokens | Detokenize)
 
     async def _fail(self, reply: Failed | Cancelled) -> None:
         """Go elsewhere, or note what ended the request."""
@@ -242,7 +241,7 @@ class Exchange:
         else:
             error = reply.error()
         metrics.rejected(self.account.model, self._neuron.name, _label(error)).inc()
-        if error.code in FAULTS and self._needs_load():
+        if error.code in FAULTS and self._needs_load:
             self._neuron.failed(self._request.model)
         if not self._answered and self._may_go_elsewhere(error):
             if await self._move(error):
@@ -315,13 +314,13 @@ class Exchange:
         self._neuron, self._call, self._waits_for = neuron, call, None
         if self._resumes:
             reason += f", to go on after {sum(map(len, self._request.written))} tokens"
-        if self._needs_load():
+        if self._needs_load:
             neuron.began(self._request.model)
         self._fleet.placed(neuron, self._request.model, self._prompt)
         self._metrics = metrics.of(self.account.model, neuron.name)
         self.account.on_handed_over(neuron.name, reason, self._metrics)
         self._metrics.in_flight.inc()
-        if self._needs_load() and _is_away(neuron, self._request.model):
+        if self._needs_load and _is_away(neuron, self._request.model):
             self._metrics.cold_starts.inc()
         if self._refusals or len(self._fleet.neurons) > 1:  # there was something to decide
             logger.info(
@@ -335,7 +334,7 @@ class Exchange:
             )
 
     def _let_go(self) -> None:
-        if self._needs_load():
+        if self._needs_load:
             self._neuron.left(self._request.model)
         self._metrics.in_flight.dec()
 
@@ -369,9 +368,9 @@ class Exchange:
                 self.account.cut_short = reply.usage
 
     def _end_account(self) -> None:
-        self.account.close(retried=bool(self._refusals), call_ended=self._call.ended)
+        usage = self.account.close(retried=bool(self._refusals), call_ended=self._call.ended)
         if self.finished is not None:
-            self._fleet.measure(self._request.model, self._prompt, self.account.usage().prompt_tokens)
+            self._fleet.measure(self._request.model, self._prompt, usage.prompt_tokens)
 
 
 def _choices(request: Generate) -> int:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, datetime
-from typing import Any
+from functools import lru_cache
 
 import falcon.asgi
 
@@ -70,9 +70,9 @@ def _is_of_this_host(req: falcon.asgi.Request) -> bool:
     return names_loopback(req.get_header("Host") or "") and not any(map(req.get_header, _FORWARDED))
 
 
-def _headers(limit: Limit) -> dict[str, Any]:
+def _headers(limit: Limit) -> dict[str, str]:
     """As OpenAI's clients read them, and Anthropic's."""
-    at = datetime.fromtimestamp(time.time() + limit.reset, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    at = _written(int(time.time() + limit.reset))
     return {
         f"x-ratelimit-limit-{limit.what}": str(limit.allowed),
         f"x-ratelimit-remaining-{limit.what}": str(limit.left),
@@ -81,3 +81,9 @@ def _headers(limit: Limit) -> dict[str, Any]:
         f"anthropic-ratelimit-{limit.what}-remaining": str(limit.left),
         f"anthropic-ratelimit-{limit.what}-reset": at,
     }
+
+
+@lru_cache(64)  # limits begin anew with a minute, or a day
+def _written(second: int) -> str:
+    """A Unix time as clients read it."""
+    return datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

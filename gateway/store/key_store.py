@@ -67,16 +67,12 @@ class Terms(Struct, frozen=True, kw_only=True, omit_defaults=True):
     priority: int = 0
 
     @property
-    def limited(self) -> bool:
-        return any(
-            limit is not None
-            for limit in (
-                self.requests_per_minute,
-                self.requests_per_day,
-                self.tokens_per_minute,
-                self.tokens_per_day,
-            )
-        )
+    def limits_requests(self) -> bool:
+        return self.requests_per_minute is not None or self.requests_per_day is not None
+
+    @property
+    def limits_tokens(self) -> bool:
+        return self.tokens_per_minute is not None or self.tokens_per_day is not None
 
 
 class Key(NamedTuple):
