@@ -183,10 +183,18 @@ def bury(db: sqlite3.Connection) -> None:
     rows = db.execute("SELECT id, owner FROM responses WHERE owner IS NOT NULL").fetchall()
     for response_id, owner in rows:
         if not owners.lives(owner):
-            (data,) = db.execute("SELECT body FROM responses WHERE id = ?", (response_id,)).fetchone()
-            body = _decode(data)
-            body.update(status="failed", error=ORPHANED)
-            _end(db, body)
+            fail(db, response_id, ORPHANED)
+
+
+def fail(db: sqlite3.Connection, response_id: str, error: Object) -> None:
+    """End a response as far as it was written, with that error, where somebody is said to work on it."""
+    row = db.execute(
+        "SELECT body FROM responses WHERE id = ? AND owner IS NOT NULL", (response_id,)
+    ).fetchone()
+    if row is not None:
+        body = _decode(row[0])
+        body.update(status="failed", error=error)
+        _end(db, body)
 
 
 def _end(db: sqlite3.Connection, body: Object) -> None:

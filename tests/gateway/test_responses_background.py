@@ -14,6 +14,7 @@ import pytest
 from gateway.access.principal import Principal
 from gateway.config import GatewayConfig
 from gateway.dialects import RequestContext, Services
+from gateway.dialects.openai.responses import response
 from gateway.dialects.openai.responses.background import Background
 from gateway.dialects.openai.responses.replay import Changes, follow
 from gateway.dialects.openai.responses.request import read
@@ -77,6 +78,32 @@ def test_what_cannot_be_kept_is_told_and_not_worked_on(tmp_path: Path) -> None:
         store.close()
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("bug", ["of what ends it", "of what is written"])
+def test_a_bug_in_the_way_of_its_end_is_its_end(
+    bug: str, stream: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(body: dict[str, Any], *_: object) -> None:
+        if bug == "of what ends it":
+            raise TypeError("a bug")
+        body |= {"status": "failed", "output": [object()]}  # which is no JSON
+
+    async def run() -> tuple[dict[str, Any], list[tuple[int, bytes]], bool]:
+        store, background, creation = await begin(tmp_path / "responses.db", stream=stream)
+        monkeypatch.setattr(response, "failed", fail)
+        await background.start(creation, exchange())
+        async with asyncio.timeout(PATIENCE):
+            await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()})
+        stored = await store.read(responses.get, "me", creation.id)
+        events, over, _ = await store.read(responses.follow, "me", creation.id, -1)
+        store.close()
+        return stored.body, events, over
+
+    body, events, over = asyncio.run(run())
+    assert (body["status"], body["error"]["code"], over) == ("failed", "server_error", True)
+    assert [data.startswith(b"event: response.failed") for _, data in events[-1:]] == [True] * stream
 
 
 def test_stream_of_a_response_that_is_deleted_ends_in_an_error(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from time import monotonic
 
 from gateway.dialects import Services
@@ -25,6 +26,7 @@ from ipc.errors import Code, CortexError
 logger = logging.getLogger("gateway.dialects.openai.responses")
 
 WRITE_SECONDS = 0.1  # between two writes of what came
+GIVEN_UP = {"code": "server_error", "message": BUG}
 RETRY_SECONDS = (1.0, 2.0, 5.0, 10.0, 30.0, 60.0)  # before an end is written again that could not be
 
 
@@ -53,12 +55,12 @@ class Background:
             CortexError: it cannot be kept.
         """
         creation.response["status"] = "queued"
-        exchange.goes_on = True
         run = Run(self._services.fleet, exchange, creation)
         recorder = _Recorder(self._services.store, creation, self.changes)
         recorder.note(run.begin())
         queued = encode(creation.response)
         kept = asyncio.get_running_loop().create_future()
+        exchange.goes_on = True
         work = self._work(creation, exchange, run, recorder, kept)
         task = asyncio.create_task(work, name=f"response {creation.id}")
         self._tasks[creation.id] = task
@@ -85,6 +87,25 @@ class Background:
         recorder: _Recorder,
         kept: asyncio.Future[CortexError | None],
     ) -> None:
+        """Make it, and write its end, whatever happens on the way to that."""
+        try:
+            await self._make(creation, exchange, run, recorder, kept)
+            if recorder.is_wanted:
+                stored, conversation = creation.stored(), creation.fields.conversation_id
+                args = self._services.store.limits, creation.account, stored, recorder.events, conversation
+                await self._write(creation.id, responses.finish, *args)
+        except Exception:  # what there is of it, or of its error, is none that can be written
+            logger.exception("response given up id=%s request_id=%s", creation.id, exchange.request_id)
+            await self._write(creation.id, responses.fail, creation.id, GIVEN_UP)
+
+    async def _make(
+        self,
+        creation: Creation,
+        exchange: Exchange,
+        run: Run,
+        recorder: _Recorder,
+        kept: asyncio.Future[CortexError | None],
+    ) -> None:
         try:
             await recorder.keep()
             kept.set_result(None)
@@ -102,26 +123,22 @@ class Background:
             exchange.account.on_refused(f"{error.code}: {error.message}")
             if not kept.done():
                 kept.set_result(error)
-                return
-            recorder.fail(error)
+                recorder.is_wanted = False
+            else:
+                recorder.fail(error)
         finally:
             exchange.close()
             if not kept.done():
                 kept.cancel()
-        if recorder.is_wanted:
-            await self._finish(creation, recorder.events)
 
-    async def _finish(self, creation: Creation, events: list[tuple[int, bytes]]) -> None:
+    async def _write(self, response_id: str, end: Callable[..., object], *args: object) -> None:
         """Write the end: while it cannot be, as on a full disk, again and again, within a bound."""
-        store, conversation = self._services.store, creation.fields.conversation_id
         for pause in (*RETRY_SECONDS, None):
             try:
-                await store.write(
-                    responses.finish, store.limits, creation.account, creation.stored(), events, conversation
-                )
+                await self._services.store.write(end, *args)
                 return
             except CortexError as error:
-                logger.error("response not written id=%s reason=%s", creation.id, error.message)
+                logger.error("response not written id=%s reason=%s", response_id, error.message)
                 if pause is not None:
                     await asyncio.sleep(pause)
 
