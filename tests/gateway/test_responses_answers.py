@@ -305,7 +305,7 @@ def in_background(script: Script, folder: Path) -> tuple[bytes, dict[str, Any]]:
     async def run() -> tuple[bytes, dict[str, Any]]:
         body = json.dumps({"model": "m", "input": "x", "background": True, "stream": True}).encode()
         creation = await request.read(body, RequestContext("r"), store)
-        services = Services(None, request.read, RequestContext, Script, store, None, None)
+        services = Services(None, request.read, RequestContext, Script, store, None, None, None)
         await background.Background(services).start(creation, script)
         async with asyncio.timeout(PATIENCE):
             told = b"".join([data async for data in follow(store, Changes(), "", creation.id)])
