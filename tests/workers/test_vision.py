@@ -238,6 +238,64 @@ def test_other_families_see_as_well(tmp_path, kind):
     assert beside.token_ids == expected(model, ONE)
 
 
+AGAIN = (*TWO, [1, 2, 3], picture(2, 2, 11), 5)  # the next turn
+BFLOAT16 = 0.3  # of a log-probability: 0.08 and 0.17 are measured, where float32 has less than 0.0001
+
+
+@pytest.fixture(scope="module", params=[("qwen3_vl", False), ("qwen3_vl", True), ("qwen3_5", True)], ids=str)
+def narrow(request, tmp_path_factory):
+    """An engine in bfloat16, whether it is exact, and what transformers has in float32."""
+    kind, exact = request.param
+    folder = tmp_path_factory.mktemp("narrow")
+    model = seeing.write(folder, kind)
+    engine = make_runner(folder, dtype="bfloat16", exact=exact, max_step_tokens=128)
+    engine.load(lambda fraction, message: None)
+    yield engine, exact, model
+    engine.close()
+
+
+def test_in_bfloat16_an_image_is_the_same_in_company_in_pieces_and_cached(narrow):
+    """To the last bit where that is asked for, and to what is measured where it is not."""
+    engine, exact, model = narrow
+    asked = [TWO, ONE, (30,)]
+    wanted = {"logprobs": 2, "prompt_logprobs": 0}
+
+    def alone(parts, **options):
+        return serve(engine, [(parts, 5)], max_step_tokens=128, **options)[0][0]
+
+    whole = [alone(parts, **wanted) for parts in asked]
+    company, _ = serve(engine, [(parts, 5) for parts in asked], later=2, max_step_tokens=128, **wanted)
+    pieces, _ = serve(engine, [(parts, 5) for parts in asked], max_step_tokens=13, **wanted)
+    for answers in (company, pieces):
+        for answer, one in zip(answers, whole, strict=True):
+            close(answer, one, exact)
+    [_, cached], _ = serve(engine, [(TWO, 2), (AGAIN, 5)], later=9, max_step_tokens=128, logprobs=2)
+    assert cached.cached_tokens >= 32  # more than what stands before the first image
+    close(cached, alone(AGAIN, logprobs=2), exact)
+    ids, images = prompt(*TWO)
+    with torch.no_grad():
+        logits = model(**oracle(model, ids, images)).logits[0]
+    following = logits[:-1].log_softmax(-1).gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
+    told = torch.tensor([each.logprob for each in whole[0].prompt_logprobs])
+    torch.testing.assert_close(told, following, atol=BFLOAT16, rtol=0)
+
+
+def close(answer, other, exact):
+    """See that two answers are the same, as far as they are computed alike."""
+    if exact:
+        assert (answer.token_ids, answer.logprobs) == (other.token_ids, other.logprobs)
+        assert answer.prompt_logprobs == other.prompt_logprobs
+        return
+    for one, two in zip(answer.prompt_logprobs, other.prompt_logprobs, strict=True):
+        assert abs(one.logprob - two.logprob) < BFLOAT16
+    for one, two, *tokens in zip(
+        answer.logprobs, other.logprobs, answer.token_ids, other.token_ids, strict=True
+    ):
+        assert abs(one.logprob - two.logprob) < BFLOAT16
+        if tokens[0] != tokens[1]:  # as near to each other as that; what follows is another text
+            break
+
+
 def changed(folder, tmp_path, **changes):
     config = json.loads((folder / "config.json").read_text())
     for key, value in changes.items():
