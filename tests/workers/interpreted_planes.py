@@ -8,7 +8,7 @@ import sys
 import torch
 
 from tests.workers.interpreted_products import weight_of
-from tests.workers.interpreter import take_arrays_for_numbers
+from tests.workers.interpreter import patch_once, take_arrays_for_numbers
 from workers.kernels.skinny import Shape
 
 
@@ -75,4 +75,5 @@ def experts() -> None:
 
 if __name__ == "__main__":
     take_arrays_for_numbers()
+    patch_once()
     main(sys.argv[1:]) if sys.argv[1:] else experts()

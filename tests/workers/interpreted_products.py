@@ -10,7 +10,7 @@ import json
 
 import torch
 
-from tests.workers.interpreter import take_arrays_for_numbers
+from tests.workers.interpreter import patch_once, take_arrays_for_numbers
 from tests.workers.test_compiled_products import random_weight
 from workers.checkpoints.blocks import FORMATS
 from workers.weights.blocks import Blocks
@@ -59,4 +59,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     take_arrays_for_numbers()
+    patch_once()
     main()

@@ -112,7 +112,7 @@ def test_blocks_of_a_long_prompt_follow_each_other(monkeypatch, whole):
 def test_the_backend_for_gpus_leaves_what_that_in_torch_does():
     command = [sys.executable, "-m", "tests.workers.interpreted_states"]
     environment = os.environ | {"TRITON_INTERPRET": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     for errors in json.loads(done.stdout):
         assert max(errors) < 1e-5

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="torch for t
 def test_what_is_interpreted_is_the_product_with_the_dequantised_weight():
     command = [sys.executable, "-m", "tests.workers.interpreted_products"]
     environment = os.environ | {"TRITON_INTERPRET": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     errors = json.loads(done.stdout)
     assert {name.split()[0] for name in errors} == set(KINDS)
@@ -80,10 +80,10 @@ def test_a_device_computes_what_the_reference_does(kind, tokens, device):
 def test_what_is_interpreted_of_experts_is_what_torch_makes_of_each_pair():
     command = [sys.executable, "-m", "tests.workers.interpreted_experts"]
     environment = os.environ | {"TRITON_INTERPRET": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     errors = json.loads(done.stdout)
-    assert len(errors) == 8 * 5  # formats and types, ways to choose
+    assert len(errors) == 2 * 5 + 6 * 2  # formats and types, ways to choose
     for name, error in errors.items():
         assert error < (1e-5 if "float32" in name else 1e-3), name
 
