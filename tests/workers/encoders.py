@@ -19,6 +19,8 @@ from transformers import (
     ModernBertConfig,
     ModernBertForSequenceClassification,
     ModernBertModel,
+    NomicBertConfig,
+    NomicBertModel,
     PreTrainedModel,
     RobertaConfig,
     RobertaModel,
@@ -66,6 +68,10 @@ def modernbert(**changes: Any) -> PreTrainedModel:
     return ModernBertModel(ModernBertConfig(**MODERN | changes))
 
 
+def nomic_bert(**changes: Any) -> PreTrainedModel:
+    return NomicBertModel(NomicBertConfig(**SIZES | changes))
+
+
 def gemma(**changes: Any) -> PreTrainedModel:
     """EmbeddingGemma: one key head, windows by turns."""
     types = ["sliding_attention", "full_attention", "sliding_attention"]
@@ -101,6 +107,8 @@ ENCODERS: dict[str, Callable[[], PreTrainedModel]] = {
     "modernbert_near": lambda: modernbert(
         layer_types=["sliding_attention"] * 4, hidden_activation="gelu_pytorch_tanh", local_attention=600
     ),
+    "nomic_bert": nomic_bert,
+    "nomic_bert_of_32": lambda: nomic_bert(hidden_size=64, intermediate_size=128),
     "gemma": gemma,
 }
 CLASSIFIERS: dict[str, Callable[[], PreTrainedModel]] = {

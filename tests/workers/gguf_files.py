@@ -182,7 +182,10 @@ def write(
 def write_bert(path: Path, folder: Path, kind: str | None = None, **more: Any) -> Path:
     """The encoder in `folder` as its converter writes it; `kind` and `more` as of `write`."""
     config = AutoConfig.from_pretrained(folder)
-    writer = Writer(path, "bert")
+    architecture = config.model_type.replace("_", "-")
+    writer = Writer(path, architecture)
+    if architecture == "nomic-bert":
+        writer.keys(rope__freq_base=config.rope_parameters["rope_theta"])
     writer.keys(
         context_length=config.max_position_embeddings,
         embedding_length=config.hidden_size,
@@ -199,7 +202,7 @@ def write_bert(path: Path, folder: Path, kind: str | None = None, **more: Any) -
     for name, number in {"padding": 0, "unknown": 1, "cls": 2, "seperator": 3, "mask": 4}.items():
         writer.keys(**{f"_tokenizer__ggml__{name}_token_id": number})
     writer.keys(**more)
-    names = gguf.get_tensor_name_map(_enum("bert"), config.num_hidden_layers)
+    names = gguf.get_tensor_name_map(_enum(architecture), config.num_hidden_layers)
     for name, tensor in sorted(load_file(folder / "model.safetensors").items()):
         known = names.get_name(name, (".weight", ".bias"))
         writer.tensor(known, tensor, kind if "blk" in known and tensor.dim() == 2 else None)

@@ -100,15 +100,17 @@ def test_dense_modules_follow_the_pooled_vector(tmp_path):
     close(vectors(load(tmp_path), inputs), expected)
 
 
-def test_the_two_texts_of_a_pair_are_told_apart(tmp_path):
-    oracle = write("bert", tmp_path)
+@pytest.mark.parametrize("name", ["bert", "nomic_bert"])
+def test_the_two_texts_of_a_pair_are_told_apart(tmp_path, name):
+    oracle = write(name, tmp_path)
     inputs, seconds = texts(5, longest=40), [0, 1, 20, 5, 30]
     expected = [hidden(oracle, ids, second).mean(0) for ids, second in zip(inputs, seconds, strict=True)]
     close(vectors(load(tmp_path), inputs, seconds), expected)
 
 
-def test_in_an_exact_engine_a_text_has_the_same_bits_beside_any_others(tmp_path):
-    write("bert", tmp_path)
+@pytest.mark.parametrize("name", ["bert", "nomic_bert"])
+def test_in_an_exact_engine_a_text_has_the_same_bits_beside_any_others(tmp_path, name):
+    write(name, tmp_path)
     runner, inputs = load(tmp_path, exact=True), texts(12)
     together = vectors(runner, inputs)
     for mine, ids in zip(together, inputs, strict=True):
@@ -130,8 +132,55 @@ def test_weights_are_found_under_the_names_that_files_have_for_them(tmp_path, pr
     close(vectors(load(tmp_path), texts(2)), [hidden(oracle, ids).mean(0) for ids in texts(2)])
 
 
-def test_two_ranks_make_the_vectors_of_one(tmp_path):
-    oracle = write("modernbert_biased", tmp_path)
+# As the published files of nomic-embed-text-v1.5 say it, in the words of GPT-2.
+NOMIC = {
+    **{"architectures": ["NomicBertModel"], "model_type": "nomic_bert", "torch_dtype": "float32"},
+    **{"vocab_size": 131, "n_embd": 48, "n_inner": 64, "n_layer": 2, "n_head": 4, "type_vocab_size": 2},
+    **{"n_positions": 640, "max_trained_positions": 160, "rotary_scaling_factor": None},
+    **{"rotary_emb_base": 1000, "rotary_emb_fraction": 1.0, "rotary_emb_interleaved": False},
+    **{"rotary_emb_scale_base": None, "layer_norm_epsilon": 1e-12, "activation_function": "swiglu"},
+    **{"prenorm": False, "causal": False, "parallel_block": False, "parallel_block_tied_norm": False},
+    **{"qkv_proj_bias": False, "mlp_fc1_bias": False, "mlp_fc2_bias": False, "use_rms_norm": False},
+    **{"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "use_flash_attn": True},
+    **{"fused_bias_fc": True, "fused_dropout_add_ln": True, "dense_seq_output": True, "use_xentropy": True},
+    **{"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0, "initializer_range": 0.02},
+    **{"pad_vocab_size_multiple": 64, "reorder_and_upcast_attn": False, "summary_use_proj": True},
+    **{"summary_type": "cls_index", "summary_activation": None, "summary_first_dropout": 0.0},
+    **{"summary_proj_to_labels": True, "bos_token_id": None, "eos_token_id": None, "use_cache": True},
+}
+
+
+def test_a_nomic_bert_is_the_same_in_the_words_of_its_published_files(tmp_path):
+    oracle = write("nomic_bert", tmp_path)
+    ours = read_card(tmp_path).config
+    (tmp_path / "config.json").write_text(json.dumps(NOMIC))
+    assert read_card(tmp_path).config == ours
+    assert ours.context_length == 160, "beyond it the rope would be another"
+    close(vectors(load(tmp_path), texts(3)), [hidden(oracle, ids).mean(0) for ids in texts(3)])
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("prenorm", True),
+        ("rotary_emb_fraction", 0.5),
+        ("qkv_proj_bias", True),
+        ("use_rms_norm", True),
+        ("moe_every_n_layers", 2),
+        ("activation_function", "gelu"),
+        ("n_head", 7),
+    ],
+)
+def test_a_nomic_bert_that_is_another_is_refused_by_its_key(tmp_path, key, value):
+    write("nomic_bert", tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(NOMIC | {key: value}))
+    with pytest.raises(CortexError, match="7 heads" if key == "n_head" else key):
+        read_card(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["modernbert_biased", "nomic_bert"])
+def test_two_ranks_make_the_vectors_of_one(tmp_path, name):
+    oracle = write(name, tmp_path)
     model = {"engine": "transformer", "card": read_card(tmp_path), "dtype": "float32", "simulated": None}
     inputs = texts(9)
     with Workers(world_size=2, context_length=128, max_step_tokens=256, max_sequences=8, **model) as workers:

@@ -136,11 +136,14 @@ def test_a_llama_4_that_is_another_is_refused_by_its_key(tmp_path, said, named):
         read_card(path)
 
 
-@pytest.mark.parametrize(("said", "pooling"), [({}, "mean"), ({"pooling_type": 2}, "cls")])
-def test_a_converted_encoder_makes_the_same_vectors(tmp_path, said, pooling):
-    oracle = encoders.write("bert", tmp_path / "checkpoint")
+@pytest.mark.parametrize(
+    ("name", "said", "pooling"),
+    [("bert", {}, "mean"), ("bert", {"pooling_type": 2}, "cls"), ("nomic_bert", {"pooling_type": 1}, "mean")],
+)
+def test_a_converted_encoder_makes_the_same_vectors(tmp_path, name, said, pooling):
+    oracle = encoders.write(name, tmp_path / "checkpoint")
     card = read_card(gguf_files.write_bert(tmp_path / "model.gguf", tmp_path / "checkpoint", **said))
-    assert (card.family, card.pooling, card.embedder.normalize) == ("bert", pooling, True)
+    assert (card.family, card.pooling, card.embedder.normalize) == (name, pooling, True)
     assert (card.completion, card.context_length) == (False, 160)
     inputs = encoders.texts(6)
     hidden = [encoders.hidden(oracle, ids) for ids in inputs]
@@ -149,8 +152,9 @@ def test_a_converted_encoder_makes_the_same_vectors(tmp_path, said, pooling):
     torch.testing.assert_close(torch.stack(found), torch.stack(wanted), rtol=1e-4, atol=1e-4)
 
 
-def test_an_encoder_in_blocks_makes_nearly_the_same_vectors(tmp_path):
-    oracle = encoders.write("bert_of_32", tmp_path / "checkpoint")
+@pytest.mark.parametrize("name", ["bert_of_32", "nomic_bert_of_32"])
+def test_an_encoder_in_blocks_makes_nearly_the_same_vectors(tmp_path, name):
+    oracle = encoders.write(name, tmp_path / "checkpoint")
     gguf_files.write_bert(tmp_path / "model.gguf", tmp_path / "checkpoint", "Q8_0")
     inputs = encoders.texts(6)
     wanted = torch.stack([encoders.hidden(oracle, ids).mean(0) for ids in inputs])

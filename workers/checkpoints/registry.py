@@ -18,6 +18,7 @@ from workers.checkpoints.families.llama4 import LLAMA4
 from workers.checkpoints.families.mistral import MINISTRAL3, MISTRAL
 from workers.checkpoints.families.mixtral import MIXTRAL
 from workers.checkpoints.families.modernbert import MODERNBERT
+from workers.checkpoints.families.nomic_bert import NOMIC_BERT
 from workers.checkpoints.families.olmo import OLMO2, OLMO3
 from workers.checkpoints.families.phi3 import PHI3
 from workers.checkpoints.families.phimoe import PHIMOE
@@ -33,7 +34,7 @@ from workers.checkpoints.family import Family
 KNOWN = (
     *(LLAMA, LLAMA4, MISTRAL, MINISTRAL3, QWEN2, QWEN3, QWEN3_MOE, GEMMA2, GEMMA3, GEMMA4, GEMMA4_UNIFIED),
     *(GRANITE, GRANITE_MOE, PHI3, PHIMOE, SMOLLM3, OLMO2, OLMO3, GLM, GLM4),
-    *(BERT, ROBERTA, MODERNBERT),
+    *(BERT, ROBERTA, MODERNBERT, NOMIC_BERT),
     *(QWEN3_NEXT, QWEN3_5, QWEN3_5_MOE),
     *(MIXTRAL, QWEN2_MOE, GPT_OSS, GLM4_MOE, GLM4_MOE_LITE, DEEPSEEK_V2, DEEPSEEK_V3),
 )

@@ -7,6 +7,7 @@ from workers.models.decoder import Decoder
 from workers.models.gemma4 import Gemma4
 from workers.models.hybrid import Hybrid
 from workers.models.modernbert import ModernBert
+from workers.models.nomic_bert import NomicBert
 
 MODELS = {
     "bert": Bert,
@@ -29,6 +30,7 @@ MODELS = {
     "mistral": Decoder,
     "mixtral": Decoder,
     "modernbert": ModernBert,
+    "nomic_bert": NomicBert,
     "olmo2": Decoder,
     "olmo3": Decoder,
     "phi3": Decoder,

@@ -331,6 +331,14 @@ ARCHITECTURES: dict[str, Architecture] = {
     "bert": Architecture(
         "BertModel", bert.config, tensors=bert.LAYER, whole=bert.WHOLE, layers="encoder.layer", embeds=True
     ),
+    "nomic-bert": Architecture(
+        "NomicBertModel",
+        bert.nomic_config,
+        tensors=bert.NOMIC_LAYER,
+        whole=bert.NOMIC_WHOLE,
+        layers="encoder.layers",
+        embeds=True,
+    ),
     "gemma4": Architecture(
         "Gemma4ForCausalLM",
         gemma4.config,

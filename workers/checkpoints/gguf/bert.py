@@ -1,7 +1,8 @@
-"""BERT as llama.cpp has it: the names of its tensors, its config, and how its vectors are made."""
+"""BERT and Nomic's as llama.cpp has them: names of tensors, their config, and how vectors are made."""
 
 from __future__ import annotations
 
+from workers.checkpoints.families import nomic_bert
 from workers.checkpoints.families.bert import NORM, POSITIONS, TYPES, WORDS
 from workers.checkpoints.files import refuse
 from workers.checkpoints.gguf.header import Gguf
@@ -25,30 +26,55 @@ WHOLE = {
     "token_embd_norm.weight": f"{NORM}.weight",
     "token_embd_norm.bias": f"{NORM}.bias",
 }
+NOMIC_LAYER = {
+    "attn_qkv": "attn.Wqkv",
+    "attn_output": "attn.out_proj",
+    "attn_output_norm": "norm1",
+    "ffn_up": "mlp.fc11",
+    "ffn_gate": "mlp.fc12",
+    "ffn_down": "mlp.fc2",
+    "layer_output_norm": "norm2",
+}
+NOMIC_WHOLE = {
+    "token_embd.weight": f"{nomic_bert.WORDS}.weight",
+    "token_types.weight": f"{nomic_bert.TYPES}.weight",
+    "token_embd_norm.weight": f"{nomic_bert.NORM}.weight",
+    "token_embd_norm.bias": f"{nomic_bert.NORM}.bias",
+}
 POOLINGS: dict[int, Pooling] = {1: "mean", 2: "cls", 3: "last"}
 
 
 def config(keys: Keys) -> Json:
     """What XLM-R is, with positions that count from padding, has another tokenizer and is not read."""
+    if (positions := keys.file.tensors.get("position_embd.weight")) is None:
+        refuse(keys.path, "has no tensor 'position_embd.weight'")
+    return _shared(keys) | {"max_position_embeddings": positions.shape[0], "rope_theta": None}
+
+
+def nomic_config(keys: Keys) -> Json:
+    """Files of it say what turns, and until where."""
+    return _shared(keys) | {
+        "max_position_embeddings": keys.size("context_length"),
+        "rope_theta": keys.number("rope.freq_base"),
+        "hidden_act": "silu",
+    }
+
+
+def _shared(keys: Keys) -> Json:
     if (kind := keys.file.get("tokenizer.ggml.model")) != "bert":
         refuse(keys.path, f"is a BERT with a tokenizer of kind {kind!r}, which is not supported")
     if keys.has("cls.weight") or keys.has("cls.output.weight"):
         refuse(
             keys.path, "ends in a classifier, which is not supported in GGUF: rerankers are in safetensors"
         )
-    tensors = keys.file.tensors
-    if (positions := tensors.get("position_embd.weight")) is None:
-        refuse(keys.path, "has no tensor 'position_embd.weight'")
-    types = tensors.get("token_types.weight")
+    types = keys.file.tensors.get("token_types.weight")
     return {
         "hidden_size": keys.size("embedding_length"),
         "intermediate_size": keys.size("feed_forward_length"),
         "num_hidden_layers": keys.size("block_count"),
         "num_attention_heads": keys.size("attention.head_count"),
-        "max_position_embeddings": positions.shape[0],
         "layer_norm_eps": keys.number("attention.layer_norm_epsilon"),
         "type_vocab_size": 0 if types is None else types.shape[0],
-        "rope_theta": None,
     }
 
 

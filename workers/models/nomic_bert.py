@@ -1,0 +1,114 @@
+"""Nomic's BERT (Nussbaum et al. 2024): BERT with rotary positions and a gated MLP.
+
+tokens + types ─ norm ─┬─ attention ─┬+─ norm ─┬─ mlp ─┬+─ norm ─ … ─ hidden states
+                       └─────────────┘         └───────┘
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from workers.attention.backend import Attend
+from workers.checkpoints.config import ModelConfig
+from workers.checkpoints.families.nomic_bert import NORM, TYPES, WORDS
+from workers.layers.embedding import Embedding, VocabularySlice
+from workers.layers.layer_norm import LayerNorm
+from workers.layers.linear import ColumnParallel, Linear, RowParallel
+from workers.layers.rotary import Rotary, rotate
+from workers.models.encoder import Encoder
+from workers.models.mlp import gated
+from workers.parallel import RankGroup
+from workers.weights.blocks import Empty
+from workers.weights.loader import Slice
+
+Angles = tuple[Tensor, Tensor]  # cosines and sines, [tokens, 1, head_dim] float32
+
+
+class NomicBert(Encoder):
+    """One rank's share of the model: token ids to hidden states."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        group: RankGroup,
+        dtype: torch.dtype,
+        formats: Mapping[str, str] | None = None,  # of weights that are kept in blocks, by name
+    ) -> None:
+        empty = Empty(dtype, group.device, formats)
+        hidden = config.hidden_size
+        self.vocab_size = config.vocab_size
+        self.embedding = Embedding(WORDS, VocabularySlice(config.vocab_size, group), hidden, empty)
+        self.types = empty(config.encoder.token_types, hidden)
+        self.embedding_norm = LayerNorm(NORM, hidden, config.norm_eps, empty)
+        self.rotary = Rotary(config.rope, config.rotary_dim, group.device)
+        self.blocks = [Block(i, config, group, empty) for i in range(config.num_layers)]
+
+    def tables(self) -> Iterator[Slice]:
+        yield from self.embedding.pieces()
+        if len(self.types):
+            yield Slice(f"{TYPES}.weight", tuple(self.types.shape), self.types)
+        yield from self.embedding_norm.pieces()
+
+    def __call__(
+        self, token_ids: Tensor, positions: Tensor, attend: Attend, types: Tensor | None = None
+    ) -> Tensor:  # [tokens, hidden]
+        """Run all blocks.
+
+        Args:
+            token_ids: `[tokens]` int64.
+            positions: the same, from 0 in each sequence.
+            types: the same: 0, and in the second text of a pair 1; None: the model has none.
+        """
+        x = self.embedding(token_ids)
+        if types is not None:
+            x = x + F.embedding(types.clamp(max=len(self.types) - 1), self.types)
+        x, angles = self.embedding_norm(x), self.rotary(positions)
+        for block in self.blocks:
+            x = block(x, angles, attend)
+        return x
+
+    def norm(self, x: Tensor) -> Tensor:
+        """What `__call__` gives is normalised."""
+        return x
+
+
+class Block:
+    """Attention, then the feed-forward network, with a norm behind each sum."""
+
+    def __init__(self, number: int, config: ModelConfig, group: RankGroup, empty: Empty) -> None:
+        name, hidden, inner = f"encoder.layers.{number}", config.hidden_size, config.intermediate_size
+        self.number, self.head_dim = number, config.head_dim
+        self.activation, self.exact = config.activation, False
+        heads = group.share(config.num_heads)
+        shares = [
+            range(start + heads.start * config.head_dim, start + heads.stop * config.head_dim)
+            for start in (0, hidden, 2 * hidden)
+        ]
+        projections = [(f"{name}.attn.Wqkv", 3 * hidden, share) for share in shares]
+        self.qkv = ColumnParallel(projections, hidden, False, empty)
+        self.output = RowParallel(f"{name}.attn.out_proj", hidden, hidden, False, group, empty)
+        self.attention_norm = LayerNorm(f"{name}.norm1", hidden, config.norm_eps, empty)
+        wide = [(f"{name}.mlp.{each}", inner, group.share(inner)) for each in ("fc12", "fc11")]
+        self.gate_up = ColumnParallel(wide, hidden, False, empty)
+        self.down = RowParallel(f"{name}.mlp.fc2", hidden, inner, False, group, empty)
+        self.mlp_norm = LayerNorm(f"{name}.norm2", hidden, config.norm_eps, empty)
+
+    @property
+    def linears(self) -> tuple[Linear, ...]:
+        return self.qkv, self.output, self.gate_up, self.down
+
+    def norms(self) -> Iterator[Slice]:
+        yield from self.attention_norm.pieces()
+        yield from self.mlp_norm.pieces()
+
+    def __call__(self, x: Tensor, angles: Angles, attend: Attend) -> Tensor:  # [tokens, hidden]
+        qkv = self.qkv(x).view(len(x), 3, -1, self.head_dim)
+        q, keys = (rotate(each.float(), *angles).to(x.dtype) for each in qkv[:, :2].unbind(1))
+        attended = attend(self.number, q, keys, qkv[:, 2]).reshape(len(x), -1)
+        x = self.attention_norm(x + self.output(attended))
+        inner = gated(self.gate_up(x), self.activation, self.exact)
+        return self.mlp_norm(x + self.down(inner))
