@@ -49,8 +49,8 @@ def tensor(array: np.ndarray) -> torch.Tensor:
 
 
 def fp8(array: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
-    """Rounded to e4m3, and what that is."""
-    rounded = tensor(array.astype(np.float32)).to(torch.float8_e4m3fn)
+    """Rounded to e4m3, and what that is. What is too large for it is no number in some builds of torch."""
+    rounded = tensor(array.astype(np.float32).clip(-448, 448)).to(torch.float8_e4m3fn)
     return rounded, rounded.float().numpy()
 
 
