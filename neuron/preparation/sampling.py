@@ -145,5 +145,6 @@ def _bad_words(words: list[str], text: TextFrontEnd) -> list[list[int]]:
     return [list(ids) for ids in dict.fromkeys(map(tuple, spelled)) if ids]
 
 
-def _first(*values: Any) -> Any:
-    return next(value for value in values if value is not None)
+def _first(asked: Any, usual: Any, otherwise: Any = None) -> Any:
+    """The first of these that is not None."""
+    return asked if asked is not None else usual if usual is not None else otherwise

@@ -18,8 +18,9 @@ from jinja2 import filters, nodes
 from jinja2.compiler import CodeGenerator, Frame
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
-from jinja2.runtime import Context
+from jinja2.runtime import Context, Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
 from neuron.text.budget import (
@@ -50,6 +51,7 @@ _METHODS = """
 METHODS = frozenset(_METHODS.split())
 _DICT_NAMES = frozenset(dir(dict))
 _DICT_METHODS = frozenset(("copy", "fromkeys", "get", "items", "keys", "values"))
+_PLAIN = frozenset((str, bool, int, float, list, dict))
 _OF_JINJA = ("_loop_vars", "_block_vars")  # what it hands to every call, for functions that want its context
 PIECE = 48  # characters that a short text of its own takes the place of
 _TESTS = "== eq equalto != ne < lt lessthan <= le > gt greaterthan >= ge"  # that compare
@@ -77,7 +79,7 @@ def translate(source: str) -> str:
 def load(program: str) -> jinja2.Template:
     """The template of a program that `translate` made. Raises what Python's compiler says of it."""
     code = compile(program, "<template>", "exec")
-    return jinja2.Template.from_code(_ENVIRONMENT, code, _ENVIRONMENT.make_globals(None))
+    return jinja2.Template.from_code(_ENVIRONMENT, code, dict(_ENVIRONMENT.globals))
 
 
 def render(
@@ -263,6 +265,10 @@ class _Environment(ImmutableSandboxedEnvironment):
     def getattr(self, obj: Any, attribute: str) -> Any:
         if type(obj) is dict and attribute not in _DICT_NAMES:  # most are: no error has to be made and caught
             return obj[attribute] if attribute in obj else self.undefined(obj=obj, name=attribute)
+        if type(obj) is Namespace and not attribute.startswith("_"):
+            value = object.__getattribute__(obj, "_Namespace__attrs").get(attribute)
+            if type(value) in _PLAIN:  # which no sandbox keeps from anybody
+                return value
         return super().getattr(obj, attribute)
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
@@ -298,6 +304,10 @@ class _Environment(ImmutableSandboxedEnvironment):
             args = ([key(each) for each in args[0]], *args[1:]) if args else args
         elif isinstance(owner, dict) and args:
             check_key(args[0])
+        if type(__obj) is Macro:
+            for name in _OF_JINJA:
+                kwargs.pop(name, None)
+            return __obj(__context.eval_ctx, *args, **kwargs)
         if type(__obj) is BuiltinMethodType and type(owner) in (str, dict):
             for name in _OF_JINJA:
                 kwargs.pop(name, None)

@@ -431,6 +431,15 @@ def test_filters_calculate_as_ever():
         "{{ d.get() }}",
         "{{ 'a'.split(1) }}",
         "{{ d.a() }}",
+        "{% set n = namespace(a='x', items=[1], c=d, f='{}'.format) %}{% set n.b = n.a %}"
+        "{{ n.a ~ n.b ~ n.items }}"
+        "{{ n.c.a }}{{ n.f(2) }}{{ n.keys is defined }}{{ n.none is defined }}{{ n.none }}",
+        "{% set n = namespace(_a=1, __class__=2) %}"
+        "{{ n._a is defined }}{{ n.__class__ is defined }}{{ n._a.b }}",
+        "{% macro m(a, b=2) %}{{ a }}{{ b }}{{ caller() if caller }}{{ kwargs }}{% endmacro %}{{ m(1, x=3) }}"
+        "{% for i in [1, 2] %}{{ m(i) }}{% endfor %}{% call m(5) %}inner{% endcall %}",
+        "{% macro m(a) %}{{ a }}{% endmacro %}{{ m() }}{{ m(1, 2) }}",
+        "{% macro m(a) %}{{ a }}{% endmacro %}{{ m(b=1) }}",
     ],
 )
 def test_objects_and_texts_are_read_as_in_jinjas_own_sandbox(source):
