@@ -189,17 +189,27 @@ Pooling = Literal["", "last", "mean", "cls", "max", "mean_sqrt_len", "score"]
 
 
 class PlacedImage(msgspec.Struct, array_like=True, frozen=True):
-    """An image in a prompt: a token for each square of its pixels, row by row."""
+    """An image in a prompt: a token for each square of its pixels, row by row.
+
+    Where there is a gap, so many tokens of text stand behind each row, and all stand where text would: there
+    are no positions of rows and columns.
+    """
 
     digest: bytes  # of its pixels
     start: int  # of its first token
     rows: int  # of tokens
     columns: int
+    gap: int = 0
+
+    @property
+    def across(self) -> int:
+        """Tokens from the beginning of a row to that of the next."""
+        return self.columns + self.gap
 
     @property
     def end(self) -> int:
         """The first token behind it."""
-        return self.start + self.rows * self.columns
+        return self.start + self.rows * self.across
 
 
 class ImageData(msgspec.Struct, tag=9, array_like=True):

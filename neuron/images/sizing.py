@@ -1,4 +1,4 @@
-"""How large an image is for a model, and its pixels at that size: as the processors of Qwen have it."""
+"""How large an image is for a model, and its pixels at that size: as for Qwen and for Pixtral."""
 
 from __future__ import annotations
 
@@ -23,10 +23,12 @@ class Sized(NamedTuple):
     rows: int  # of tokens
     columns: int
     param: str
+    gap: int = 0  # tokens of text behind each row
 
     @property
     def tokens(self) -> int:
-        return self.rows * self.columns
+        """With those of gaps."""
+        return self.rows * (self.columns + self.gap)
 
 
 def sized(data: bytes, vision: Vision, param: str) -> Sized:
@@ -37,7 +39,7 @@ def sized(data: bytes, vision: Vision, param: str) -> Sized:
     """
     image = opened(data, param)
     rows, columns = fitted(*upright_size(image), vision, param)
-    return Sized(image, rows // vision.side, columns // vision.side, param)
+    return Sized(image, rows // vision.side, columns // vision.side, param, vision.gap)
 
 
 def fitted(rows: int, columns: int, vision: Vision, param: str) -> tuple[int, int]:
@@ -51,6 +53,10 @@ def fitted(rows: int, columns: int, vision: Vision, param: str) -> tuple[int, in
             param, f"{param} is {columns} x {rows} pixels; one side may be {MAX_RATIO} times the other"
         )
     side, area = vision.side, rows * columns
+    if vision.pixtral is not None:
+        by = max(1.0, rows / vision.pixtral.longest, columns / vision.pixtral.longest)
+        smaller = [max(1, math.floor(each / by)) if by > 1 else each for each in (rows, columns)]
+        return -(-smaller[0] // side) * side, -(-smaller[1] // side) * side
     nearest = [round(each / side) * side for each in (rows, columns)]
     if math.prod(nearest) > vision.max_pixels:
         by = math.sqrt(area / vision.max_pixels)

@@ -60,7 +60,7 @@ def place(
     total = len(ids) + sum(image.tokens - 1 for image in found)
     if context_length is not None and total >= contexts * context_length:
         raise too_long(total, context_length, "messages", None)
-    if 3 * vision.side**2 * sum(image.tokens for image in found) > MAX_BYTES:
+    if 3 * vision.side**2 * sum(image.rows * image.columns for image in found) > MAX_BYTES:
         raise bad_request("messages", f"the images come to more than {MAX_BYTES >> 20} MiB of pixels")
     return _placed(ids, found, vision, read)
 
@@ -98,7 +98,16 @@ def _placed(
         whole += ids[done:mark]
         if read:
             colours, digest = pixels(image, vision)
-            images.append(PreparedImage(PlacedImage(digest, len(whole), image.rows, image.columns), colours))
-        whole += [vision.token] * image.tokens
+            placed = PlacedImage(digest, len(whole), image.rows, image.columns, image.gap)
+            images.append(PreparedImage(placed, colours))
+        whole += _tokens(image, vision)
         done = mark + 1
     return whole + ids[done:], images
+
+
+def _tokens(image: Sized, vision: Vision) -> list[int]:
+    """What stands for an image in a prompt."""
+    if (about := vision.pixtral) is None:
+        return [vision.token] * image.tokens
+    row = [vision.token] * image.columns
+    return [*([*row, about.line_end] * (image.rows - 1)), *row, about.image_end]

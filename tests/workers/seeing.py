@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -202,12 +203,18 @@ def show(engine: ModelRunner, images: Images) -> list[object]:
 
 
 def serve(
-    engine: Any, asked: list[tuple[Parts, int]], *, later: int = 0, **settings: int
+    engine: Any,
+    asked: list[tuple[Parts, int]],
+    *,
+    later: int = 0,
+    laid_out: Callable[..., tuple[list[int], Images]] = prompt,
+    **settings: int,
 ) -> tuple[list[Answer], Scheduler]:
     """What an engine answers to prompts, each with the number of tokens that it wants.
 
     Args:
         later: steps between the arrival of one and of the next.
+        laid_out: makes tokens and images of a prompt's parts.
         settings: limits of the scheduler, and sampling.
     """
     limits = {key: value for key, value in settings.items() if key in LIMITS}
@@ -219,7 +226,7 @@ def serve(
     for step in count():
         while coming and (not later or step >= coming[0][0] * later):
             number, (parts, tokens) = coming.pop(0)
-            ids, images = prompt(*parts)
+            ids, images = laid_out(*parts)
             scheduler.submit(submit(number, ids, images, tokens, **sampling), show(engine, images))
         if (plan := scheduler.plan()) is not None:
             scheduler.observe(engine.execute(plan))

@@ -19,7 +19,7 @@ import msgspec
 
 from ipc.errors import Code, CortexError
 from ipc.worker_messages import CacheGroup
-from workers.checkpoints import config, generation, registry, text, vision, within
+from workers.checkpoints import config, generation, pixtral, registry, text, vision, within
 from workers.checkpoints.blocks import FORMATS, PLAIN, Quantization, at_load
 from workers.checkpoints.caches import group_layers
 from workers.checkpoints.config import ModelConfig
@@ -404,10 +404,9 @@ def _of_folder(folder: Path) -> ModelCard:
     )
     if is_within:
         stored = within.tensors(stored)
-    seeing: Vision | None = None
+    seeing, blind = None, ""
     if architecture in family.sees:
-        seeing = vision.read(folder, path, model.vocab_size, model.hidden_size)
-        stored = vision.tensors(stored, seeing)
+        seeing, stored, blind = _sight(folder, path, outer, model, stored)
     made_for = purpose.read(
         path, architecture, given, model, family.classifier and family.classifier(model, given)
     )
@@ -417,8 +416,9 @@ def _of_folder(folder: Path) -> ModelCard:
     model, notes = _head(model, stored)
     if made_for.embedder is not None:
         model = msgspec.structs.replace(model, tied_head=True, writes=False)
-    notes += [within.NOTE] * (is_within and seeing is None)
-    specs = [*family.tensors(model), *(() if seeing is None else seeing.tensors())]
+    if is_within and seeing is None:
+        notes.append(f"{within.NOTE}: {blind}" if blind else within.NOTE)
+    specs = [*family.tensors(model), *_tower(seeing)]
     specs += [TensorSpec(*tensor, "none") for stage in made_for.stages for tensor in stage.tensors()]
     files, tensors, used = _check_tensors(path, specs, stored, scheme)
     ignored = KNOWN_UNUSED if scheme is None else (*KNOWN_UNUSED, *scheme.beside)
@@ -451,6 +451,25 @@ def _of_folder(folder: Path) -> ModelCard:
         reranker=made_for.reranker,
         vision=seeing,
     )
+
+
+def _sight(
+    folder: Path, path: Path, given: Mapping[str, Any], model: ModelConfig, stored: dict[str, Tensor]
+) -> tuple[Vision | None, dict[str, Tensor], str]:
+    """What sees, all tensors by the names that are used here, and why nothing does."""
+    if not pixtral.is_one(given):
+        seeing = vision.read(folder, path, model.vocab_size, model.hidden_size)
+        return seeing, vision.tensors(stored, seeing), ""
+    if blind := pixtral.missing(folder, stored):
+        return None, stored, blind
+    seeing = pixtral.read(folder, path, model.vocab_size, model.hidden_size, model.norm_eps)
+    return seeing, pixtral.tensors(stored, seeing), ""
+
+
+def _tower(seeing: Vision | None) -> Iterable[TensorSpec]:
+    if seeing is None:
+        return ()
+    return seeing.tensors() if seeing.pixtral is None else pixtral.specs(seeing)
 
 
 def refusal(path: Path) -> str | None:

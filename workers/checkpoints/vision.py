@@ -1,4 +1,4 @@
-"""What of a checkpoint sees: the tower of Qwen3-VL and Qwen3.5, which makes tokens of images.
+"""What of a checkpoint sees: the tower of Qwen3-VL and Qwen3.5, or another that `pixtral` reads.
 
 Its tensors are all on rank 0, which looks for all ranks; what it saw is sent to the others.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
@@ -18,6 +18,8 @@ from workers.checkpoints.files import read_json, refuse
 from workers.checkpoints.rope import Size
 from workers.checkpoints.safetensors import Tensor
 
+Settings = TypeVar("Settings", bound=msgspec.Struct)
+
 PREFIX = "visual."
 FILE_PREFIXES = ("model.visual.", "visual.")
 PATCHES = "visual.patch_embed.proj.weight"
@@ -25,6 +27,18 @@ PREPROCESSORS = {"preprocessor_config.json": None, "processor_config.json": "ima
 CHANNELS = 3
 BLOCK_PATCHES = 4096  # that go through an MLP at once
 REMEMBERED_BYTES = 64 << 20  # of what was seen in images, on the CPU
+
+
+class Pixtral(msgspec.Struct, frozen=True, kw_only=True):
+    """What else there is to know of a tower of Pixtral's, and of its projector; see `pixtral`."""
+
+    longest: int  # pixels of a side, at most
+    line_end: int  # token behind each row of an image's tokens,
+    image_end: int  # and behind the last one
+    theta: float  # of the angles by which rows and columns turn
+    projector_eps: float
+    projector_activation: Activation
+    projector_bias: bool
 
 
 class Vision(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,11 +65,17 @@ class Vision(msgspec.Struct, frozen=True, kw_only=True):
     max_pixels: int
     mean: tuple[float, float, float]  # of colours between 0 and 1, that become 0
     deviation: tuple[float, float, float]  # and what is 1 away from there then
+    pixtral: Pixtral | None = None  # of such a tower: there is no table, and no deepstack
 
     @property
     def side(self) -> int:
         """Pixels of a token's side; those of an image are multiples of it."""
         return self.patch_size * self.merge_size
+
+    @property
+    def gap(self) -> int:
+        """Tokens of text behind each row of an image's."""
+        return int(self.pixtral is not None)
 
     @property
     def patch_values(self) -> int:
@@ -73,7 +93,8 @@ class Vision(msgspec.Struct, frozen=True, kw_only=True):
         at_first = self.patch_values * (2 * 4 + itemsize) + self.hidden_size * (4 * 4 + itemsize)
         tokens = patches // self.merge_size**2
         features = tokens * self.out_size * 2 * (1 + len(self.deepstack)) * itemsize
-        inner = min(patches, BLOCK_PATCHES) * 2 * self.intermediate_size * itemsize
+        of_inner = 2 if self.pixtral is None else 3  # where a gate is multiplied in
+        inner = min(patches, BLOCK_PATCHES) * of_inner * self.intermediate_size * itemsize
         return patches * max(of_patch, at_first) + features + inner
 
     def tensors(self) -> Iterator[TensorSpec]:
@@ -137,6 +158,8 @@ class _Edges(msgspec.Struct):
 
 
 Colours = tuple[float, float, float]
+CLIP_MEAN: Colours = (0.48145466, 0.4578275, 0.40821073)  # which a file need not write
+CLIP_DEVIATION: Colours = (0.26862954, 0.26130258, 0.27577711)
 
 
 class _Preprocessor(msgspec.Struct, kw_only=True):
@@ -146,8 +169,8 @@ class _Preprocessor(msgspec.Struct, kw_only=True):
     patch_size: Size | None = None
     merge_size: Size | None = None
     temporal_patch_size: Size | None = None
-    image_mean: Colours = (0.48145466, 0.4578275, 0.40821073)  # of CLIP, which a file need not write
-    image_std: Colours = (0.26862954, 0.26130258, 0.27577711)
+    image_mean: Colours = CLIP_MEAN
+    image_std: Colours = CLIP_DEVIATION
     rescale_factor: float = 1 / 255
     resample: int = 3  # bicubic
 
@@ -172,7 +195,7 @@ def read(folder: Path, path: Path, vocabulary: int, hidden: int) -> Vision:
         CortexError: MODEL_LOAD_FAILED, naming the file and what is not done here.
     """
     around = read_json(path, _Around)
-    tower, images = around.vision_config, _preprocessor(folder)
+    tower, images = around.vision_config, preprocessor(folder, _Preprocessor) or USUAL
     name = "vision_config"
     if tower.in_channels != CHANNELS:
         refuse(path, f"{name}.in_channels {tower.in_channels} is not supported: images have {CHANNELS}")
@@ -244,8 +267,8 @@ def _named(name: str) -> str:
     return name if prefix is None else PREFIX + name.removeprefix(prefix)
 
 
-def _preprocessor(folder: Path) -> _Preprocessor:
-    """The settings for images, which stand in one of two files, or are the usual ones."""
+def preprocessor(folder: Path, kind: type[Settings]) -> Settings | None:
+    """The settings for images, which stand in one of two files; None: in neither."""
     for name, part in PREPROCESSORS.items():
         if not (path := folder / name).exists():
             continue
@@ -255,10 +278,10 @@ def _preprocessor(folder: Path) -> _Preprocessor:
         if given is None:
             continue
         try:
-            found = msgspec.convert(given, _Preprocessor)
+            found = msgspec.convert(given, kind)
         except msgspec.ValidationError as error:
             refuse(path, str(error))
         if abs(found.rescale_factor * 255 - 1) > 1e-6 or found.resample != 3 or min(found.image_std) <= 0:
             refuse(path, "has a rescale_factor, resample or image_std that is not supported")
         return found
-    return USUAL
+    return None

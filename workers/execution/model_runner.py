@@ -399,7 +399,7 @@ class ModelRunner:
         else:
             beside = {"sampled_slots": array("q", step.sampled)}
             inputs = self._fill(step, segments, self.inputs, beside)
-            hidden = self._hidden(segments, inputs, step.grid is not None)
+            hidden = self._hidden(segments, inputs, step.shows)
             pooled = [(each.slot, self._pool(each, hidden)) for each in segments if each.slot.new.pooling]
             told = [(each.slot, self._tell(each, hidden)) for each in segments if each.slot.tells]
             logits = self.model.logits(hidden[inputs["sampled_rows"]]) if step.sampled else None
@@ -453,7 +453,8 @@ class ModelRunner:
             token_ids = self.latest.fill_in(token_ids)
         if not shows:
             return self.model(token_ids, positions, attend, self.blocks)
-        positions = torch.stack((positions, *(inputs[name] for name in GRID)))
+        if self.card.config.rope_sections:
+            positions = torch.stack((positions, *(inputs[name] for name in GRID)))
         return self.model(token_ids, positions, attend, self.blocks, self.sight.look(segments))
 
     def _decode(self, step: Step, free: bool) -> tuple[dict[str, Tensor], Tensor | None, Launched | None]:

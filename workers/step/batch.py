@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from ipc.worker_messages import PAGE_SIZE, Logprobs, SamplingParams
+from ipc.worker_messages import PAGE_SIZE, Logprobs, PlacedImage, SamplingParams
 from workers.step.plan import NewSequence, Scheduled
-from workers.step.positions import axes, shows
+from workers.step.positions import axes, shown
 
 
 @dataclass(slots=True)
@@ -92,11 +92,12 @@ class Step:
     sampled_rows: array[int]  # the tokens that are followed by a new one
     # Where tokens are parts of images: the row and column of each, where `positions` has its time
     grid: tuple[array[int], array[int]] | None = None
+    shows: bool = False  # whether some are
 
     @property
     def is_decode(self) -> bool:
         """Whether it feeds one token of each sequence and samples one for each, of the model as it is."""
-        alone = self.grid is None and len(self.sampled) == len(self.segments) == len(self.token_ids)
+        alone = not self.shows and len(self.sampled) == len(self.segments) == len(self.token_ids)
         return alone and not any(segment.slot.tells or segment.slot.new.adapter for segment in self.segments)
 
     def pad(self, rows: int, slot: Slot) -> list[Segment]:
@@ -118,7 +119,8 @@ def make_step(scheduled: Sequence[Scheduled], slots: dict[int, Slot]) -> Step:
         slots: by their numbers; the pages that the plan adds are in them already.
     """
     token_ids, positions = array("q"), array("q")
-    grid = (array("q"), array("q")) if any(_shows(entry, slots) for entry in scheduled) else None
+    images = [image for entry in scheduled for image in _shown(entry, slots)]
+    grid = None if all(image.gap for image in images) else (array("q"), array("q"))
     segments: list[Segment] = []
     last: dict[int, int] = {}  # slot -> row of its last token
     singles = [entry for entry in scheduled if entry.num_tokens == 1]
@@ -145,11 +147,11 @@ def make_step(scheduled: Sequence[Scheduled], slots: dict[int, Slot]) -> Step:
     ]
     sampled = [number for number in complete if not slots[number].new.pooling]
     rows = array("q", [last[number] for number in sampled])
-    return Step(segments, complete, sampled, token_ids, positions, rows, grid)
+    return Step(segments, complete, sampled, token_ids, positions, rows, grid, bool(images))
 
 
-def _shows(entry: Scheduled, slots: dict[int, Slot]) -> bool:
-    """Whether what a plan feeds is a part of an image."""
+def _shown(entry: Scheduled, slots: dict[int, Slot]) -> list[PlacedImage]:
+    """The images that what a plan feeds is a part of."""
     slot = slots[entry.slot]
     start = slot.num_computed
-    return bool(slot.new.images) and shows(slot.new.images, start, start + entry.num_tokens)
+    return shown(slot.new.images, start, start + entry.num_tokens) if slot.new.images else []

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from ipc.worker_messages import PlacedImage
 
 
-def shows(images: Sequence[PlacedImage], start: int, end: int) -> bool:
-    """Whether a token from `start` to `end` is part of an image."""
-    return any(image.start < end and start < image.end for image in images)
+def shown(images: Sequence[PlacedImage], start: int, end: int) -> list[PlacedImage]:
+    """Those that a token from `start` to `end` is part of."""
+    return [image for image in images if image.start < end and start < image.end]
 
 
 def axes(images: Sequence[PlacedImage], start: int, end: int) -> tuple[array[int], ...]:
@@ -30,6 +30,8 @@ def axes(images: Sequence[PlacedImage], start: int, end: int) -> tuple[array[int
             axis.extend(positions)
 
     for image in images:
+        if image.gap:
+            continue
         if image.start >= end:
             break
         if done < image.start:

@@ -14,6 +14,7 @@ from workers.models.decoder import Seen
 from workers.parallel import RankGroup
 from workers.step.batch import Segment
 from workers.step.gallery import Gallery
+from workers.vision.pixtral import PixtralTower
 from workers.vision.tower import Tower
 
 
@@ -28,7 +29,8 @@ class Sight:
         self, vision: Vision, dtype: torch.dtype, group: RankGroup, gallery: Gallery, remembered: int
     ) -> None:
         self.vision, self.dtype, self.group, self.gallery = vision, dtype, group, gallery
-        self.tower = Tower(vision, dtype, group.device) if group.rank == 0 else None
+        make = Tower if vision.pixtral is None else PixtralTower
+        self.tower = make(vision, dtype, group.device) if group.rank == 0 else None
         self._width = (1 + len(vision.deepstack)) * vision.out_size
         self._seen: OrderedDict[bytes, Tensor] = OrderedDict()
         self._left = remembered
@@ -41,9 +43,10 @@ class Sight:
             for image in segment.slot.new.images:
                 first, end = max(segment.start, image.start), min(segment.end, image.end)
                 if first < end:
-                    row = segment.rows.start + first - segment.start
-                    rows.extend(range(row, row + end - first))
-                    parts.append((image, first - image.start, end - image.start))
+                    row = segment.rows.start - segment.start + image.start
+                    own = range(first - image.start, end - image.start)
+                    rows.extend(row + each for each in own if each % image.across < image.columns)
+                    parts.append((image, _before(image, own.start), _before(image, own.stop)))
         if not rows:
             return None
         device = self.group.device
@@ -65,3 +68,9 @@ class Sight:
             _, oldest = self._seen.popitem(last=False)
             self._left += oldest.nbytes
         return found
+
+
+def _before(image: PlacedImage, place: int) -> int:
+    """How many of its own tokens an image has before its token number `place`, which may be of a gap."""
+    row, column = divmod(place, image.across)
+    return row * image.columns + min(column, image.columns)

@@ -133,7 +133,7 @@ class Block:
 
     def __call__(self, x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:  # [patches, hidden]
         qkv = self.qkv(self.norms[0](x)).view(len(x), 3, self.heads, -1)
-        q, keys = (_turned(each, *angles) for each in qkv[:, :2].unbind(1))
+        q, keys = (turned(each, *angles) for each in qkv[:, :2].unbind(1))
         heads = [each.transpose(0, 1)[None] for each in (q, keys, qkv[:, 2])]
         seen = F.scaled_dot_product_attention(*heads)[0].transpose(0, 1).reshape(len(x), -1)
         x = x + self.output(seen)
@@ -174,7 +174,7 @@ def _shard(linear: ColumnParallel) -> Shard:
     return Shard([*linear.pieces()], linear.pack)
 
 
-def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:  # [patches, heads, head_dim]
+def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:  # [patches, heads, head_dim]
     wide = x.float()
     first, second = wide.chunk(2, dim=-1)
     return (wide * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)

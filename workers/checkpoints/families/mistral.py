@@ -67,11 +67,14 @@ def read_within(path: Path, given: Mapping[str, Any]) -> ModelConfig:
     return (read_3 if given.get("model_type") == TYPE_3 else read)(path, given)
 
 
+SEEING = "Mistral3ForConditionalGeneration"
+
 MISTRAL = Family(
     "mistral",
     ("MistralForCausalLM", "MinistralForCausalLM"),
     read_within,
     dense_tensors,
-    within={"Mistral3ForConditionalGeneration": ("mistral", TYPE_3)},
+    within={SEEING: ("mistral", TYPE_3)},
+    sees=frozenset({SEEING}),
 )
 MINISTRAL3 = Family("ministral3", ("Ministral3ForCausalLM",), read_3, dense_tensors)

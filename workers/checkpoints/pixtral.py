@@ -1,0 +1,214 @@
+"""The tower of Pixtral (https://arxiv.org/abs/2410.07073) in Mistral 3 and Ministral 3, and its projector.
+
+An image keeps its shape, up to a longest side. Of a square of patches comes one token; behind each row of
+these the prompt has a token of text that ends it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from workers.checkpoints import vision
+from workers.checkpoints.config import ACTIVATIONS
+from workers.checkpoints.family import TensorSpec
+from workers.checkpoints.files import read_json, refuse
+from workers.checkpoints.rope import Size
+from workers.checkpoints.safetensors import Tensor
+from workers.checkpoints.vision import CHANNELS, PREFIX, Colours, Pixtral, Vision
+
+RENAMED = {"vision_tower.": PREFIX, "multi_modal_projector.": f"{PREFIX}projector."}
+PATCHES = f"{PREFIX}patch_conv.weight"
+LINE_END, IMAGE_END = "[IMG_BREAK]", "[IMG_END]"
+TOKENIZER = "tokenizer.json"
+
+
+class _Tower(msgspec.Struct, kw_only=True):
+    """The part `vision_config` of a `config.json`."""
+
+    num_hidden_layers: Size = 24
+    hidden_size: Size = 1024
+    intermediate_size: Size = 4096
+    num_attention_heads: Size = 16
+    head_dim: Size | None = None
+    num_channels: Size = CHANNELS
+    patch_size: Size = 16
+    image_size: Size = 1024
+    hidden_act: str = "gelu"
+    rope_theta: float | None = None
+    rope_parameters: dict[str, Any] | None = None
+
+
+class _Around(msgspec.Struct, kw_only=True):
+    vision_config: _Tower
+    image_token_id: Annotated[int, Meta(ge=0)] | None = None
+    image_token_index: Annotated[int, Meta(ge=0)] = 10
+    projector_hidden_act: str = "gelu"
+    vision_feature_layer: Any = -1
+    multimodal_projector_bias: bool = False
+    spatial_merge_size: Size = 2
+
+
+class _Longest(msgspec.Struct):
+    longest_edge: Size
+
+
+class _Preprocessor(msgspec.Struct, kw_only=True):
+    size: _Longest | None = None
+    image_mean: Colours = vision.CLIP_MEAN
+    image_std: Colours = vision.CLIP_DEVIATION
+    rescale_factor: float = 1 / 255
+    resample: int = 3
+
+
+class _Added(msgspec.Struct):
+    id: int
+    content: str
+
+
+class _Tokenizer(msgspec.Struct):
+    added_tokens: list[_Added] = []
+
+
+def is_one(given: Mapping[str, Any]) -> bool:
+    """Whether a whole `config.json` tells of such a tower."""
+    tower = given.get("vision_config")
+    return isinstance(tower, dict) and tower.get("model_type") == "pixtral"
+
+
+def missing(folder: Path, stored: Collection[str]) -> str:
+    """Why the language model alone can be served, as for files that others cut out; empty: it can see."""
+    if not any(_named(name) == PATCHES for name in stored):
+        return "its files have no tower"
+    known = _ends(folder)
+    return next((f"{TOKENIZER} has no {each}" for each in (LINE_END, IMAGE_END) if each not in known), "")
+
+
+def read(folder: Path, path: Path, vocabulary: int, hidden: int, norm_eps: float) -> Vision:
+    """What the `config.json` at `path` and the settings for images in its `folder` say.
+
+    Args:
+        vocabulary: of the language model.
+        hidden: its hidden size.
+        norm_eps: of its norms, and of the projector's.
+
+    Raises:
+        CortexError: MODEL_LOAD_FAILED, naming the file and what is not done here.
+    """
+    around = read_json(path, _Around)
+    tower, images = around.vision_config, vision.preprocessor(folder, _Preprocessor) or _Preprocessor()
+    name = "vision_config"
+    if tower.num_channels != CHANNELS:
+        refuse(path, f"{name}.num_channels {tower.num_channels} is not supported: images have {CHANNELS}")
+    for key, said in (
+        (f"{name}.hidden_act", tower.hidden_act),
+        ("projector_hidden_act", around.projector_hidden_act),
+    ):
+        if said not in ACTIVATIONS:
+            refuse(path, f"{key} {said} is not supported")
+    if tower.hidden_size % (4 * tower.num_attention_heads):
+        refuse(
+            path,
+            f"{name}.num_attention_heads {tower.num_attention_heads} does not divide "
+            f"{tower.hidden_size} into fours",
+        )
+    if tower.head_dim not in (None, tower.hidden_size // tower.num_attention_heads):
+        refuse(path, f"{name}.head_dim {tower.head_dim} is not hidden_size / num_attention_heads")
+    if around.vision_feature_layer not in (-1, [-1]):
+        refuse(path, f"vision_feature_layer {around.vision_feature_layer} is not supported; -1 is")
+    turning = tower.rope_parameters or {}
+    if turning.get("rope_type", "axial") not in ("axial", "default"):
+        refuse(path, f"{name}.rope_parameters.rope_type {turning['rope_type']} is not supported")
+    token = around.image_token_index if around.image_token_id is None else around.image_token_id
+    if token >= vocabulary:
+        refuse(path, f"image_token_index {token} is none of {vocabulary} tokens")
+    longest = images.size.longest_edge if images.size is not None else tower.image_size
+    side = tower.patch_size * around.spatial_merge_size
+    ends = _ends(folder)
+    return Vision(
+        depth=tower.num_hidden_layers,
+        hidden_size=tower.hidden_size,
+        intermediate_size=tower.intermediate_size,
+        num_heads=tower.num_attention_heads,
+        patch_size=tower.patch_size,
+        merge_size=around.spatial_merge_size,
+        frames=1,
+        table_side=0,
+        out_size=hidden,
+        deepstack=(),
+        activation=ACTIVATIONS[tower.hidden_act],
+        token=token,
+        min_pixels=1,
+        max_pixels=(-(-longest // side) * side) ** 2,
+        mean=images.image_mean,
+        deviation=images.image_std,
+        pixtral=Pixtral(
+            longest=longest,
+            line_end=ends[LINE_END],
+            image_end=ends[IMAGE_END],
+            theta=turning.get("rope_theta") or tower.rope_theta or 10_000.0,
+            projector_eps=norm_eps,
+            projector_activation=ACTIVATIONS[around.projector_hidden_act],
+            projector_bias=around.multimodal_projector_bias,
+        ),
+    )
+
+
+def specs(vision: Vision) -> Iterator[TensorSpec]:
+    """All that the tower and its projector load."""
+    hidden, inner, out = vision.hidden_size, vision.intermediate_size, vision.out_size
+
+    def weight(name: str, *shape: int) -> TensorSpec:
+        return TensorSpec(f"{PREFIX}{name}.weight", shape, "first")
+
+    yield weight("patch_conv", hidden, vision.patch_values)
+    yield weight("ln_pre", hidden)
+    for number in range(vision.depth):
+        layer = f"transformer.layers.{number}"
+        yield weight(f"{layer}.attention_norm", hidden)
+        yield weight(f"{layer}.ffn_norm", hidden)
+        for part in "qkvo":
+            yield weight(f"{layer}.attention.{part}_proj", hidden, hidden)
+        yield weight(f"{layer}.feed_forward.gate_proj", inner, hidden)
+        yield weight(f"{layer}.feed_forward.up_proj", inner, hidden)
+        yield weight(f"{layer}.feed_forward.down_proj", hidden, inner)
+    yield weight("projector.norm", hidden)
+    yield weight("projector.patch_merger.merging_layer", hidden, hidden * vision.merge_size**2)
+    for name, columns in (("linear_1", hidden), ("linear_2", out)):
+        yield weight(f"projector.{name}", out, columns)
+        if vision.pixtral.projector_bias:
+            yield TensorSpec(f"{PREFIX}projector.{name}.bias", (out,), "first")
+
+
+def tensors(stored: Mapping[str, Tensor], vision: Vision) -> dict[str, Tensor]:
+    """All tensors, those of the tower under its names, and the filter of its patches as a matrix."""
+    found = {_named(name): tensor for name, tensor in stored.items()}
+    patches = found.get(PATCHES)
+    if patches is not None and patches.shape == (
+        vision.hidden_size,
+        CHANNELS,
+        vision.patch_size,
+        vision.patch_size,
+    ):
+        found[PATCHES] = replace(patches, shape=(vision.hidden_size, vision.patch_values))
+    return found
+
+
+def _named(name: str) -> str:
+    bare = name.removeprefix("model.")
+    for prefix, ours in RENAMED.items():
+        if bare.startswith(prefix):
+            return ours + bare.removeprefix(prefix)
+    return name
+
+
+def _ends(folder: Path) -> dict[str, int]:
+    """The tokens behind rows and images, by what they are called."""
+    path = folder / TOKENIZER
+    added = read_json(path, _Tokenizer).added_tokens if path.exists() else []
+    return {each.content: each.id for each in added if each.content in (LINE_END, IMAGE_END)}
