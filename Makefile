@@ -1,5 +1,5 @@
 # make run    sets up .venv and starts gateway, neuron and the demo model on this machine (ARGS='--model …')
-# make test   sets up .venv with the test extras and runs every test, three files at once (ARGS='-k rings')
+# make test   sets up .venv with the test extras and runs every test, four files at once (ARGS='-k rings')
 # make test-real  fetches two real models once (330 MB, into ~/.cache/cortex) and runs what applies to them
 # make test-clients  installs clients of PyPI and npm, 1.6 GB, and runs sessions of each of them; needs node
 # make packages   builds sdist, wheel, .deb and .rpm into dist/, for this machine's processor and Python
@@ -24,7 +24,7 @@ run: $(VENV)/installed-run
 	@$(VENV)/bin/cortex up $(ARGS)
 
 test: $(VENV)/installed-test
-	$(VENV)/bin/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(VENV)/bin/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-real: $(VENV)/installed-test
 	folder=$$($(VENV)/bin/python tools/fetch_real_models.py) && CORTEX_REAL_MODELS=$$folder $(VENV)/bin/python -m pytest tests/real $(ARGS)

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-PATIENCE = 60.0  # seconds: for what takes a fraction of one on a quiet machine
+PATIENCE = 150.0  # seconds: for what takes a fraction of one on a quiet machine
 PROGRAM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 _OPTIONS = (

@@ -43,18 +43,24 @@ pytest_runtest_call = pytest_runtest_teardown = pytest_runtest_setup
 
 # Of the files that take longest. They begin first, so that no process ends with one while the other idles.
 LONGEST = (
+    "workers/test_model.py",
     "neuron/test_tool_formats.py",
-    "chaos/test_chaos.py",
     "end_to_end/test_faults.py",
+    "neuron/test_standby.py",
+    "neuron/test_faults.py",
+    "end_to_end/test_scripted.py",
     "workers/test_exact.py",
     "workers/test_equalities.py",
-    "workers/test_triton_products.py",
-    "neuron/test_faults.py",
-    "workers/test_parallel.py",
-    "neuron/test_standby.py",
-    "workers/test_model.py",
-    "workers/test_memory.py",
     "neuron/test_manager.py",
+    "workers/test_memory.py",
+    "workers/test_triton_products.py",
+    "end_to_end/test_resume.py",
+    "workers/test_parallel.py",
+    "workers/test_attention.py",
+    "test_packaging.py",
+    "neuron/test_parked_models.py",
+    "neuron/test_pulling.py",
+    "chaos/test_chaos.py",
 )
 
 

@@ -23,7 +23,7 @@ from ipc.client import BlockingClient
 from ipc.messages import Health, ModelState
 
 SCRIPTS = Path(sysconfig.get_path("scripts"))
-PATIENCE = 60.0  # seconds that any single wait of a test may take, on a busy machine
+PATIENCE = 150.0  # seconds that any single wait of a test may take, on a busy machine
 LONG = 30_000  # tokens: seconds of work for the simulated engine at full speed
 
 

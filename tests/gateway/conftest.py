@@ -25,7 +25,7 @@ from gateway.commands.cli import app
 from tests.gateway.fake_neuron import FakeNeuron
 
 ROOT = Path(__file__).parents[2]
-PATIENCE = 60.0  # seconds: for what takes milliseconds on a quiet machine
+PATIENCE = 150.0  # seconds: for what takes milliseconds on a quiet machine
 
 
 def eventually(condition: Callable[[], Any], what: str) -> Any:

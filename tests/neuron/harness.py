@@ -22,7 +22,7 @@ from typing import Any, Self
 from ipc.client import BlockingClient
 from ipc.messages import Generate, Health, HealthReply, Message, ModelState, Sampling
 
-PATIENCE = 60.0  # seconds that any single wait of a test may take
+PATIENCE = 150.0  # seconds that any single wait of a test may take
 ROOT = Path(__file__).parents[2]
 
 

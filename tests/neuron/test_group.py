@@ -18,7 +18,7 @@ from neuron.processes.spawn import GroupSpec
 from tests.doubles import stands_for
 from tests.neuron.harness import children_of
 
-PATIENCE = 60.0  # seconds that any single wait of a test may take
+PATIENCE = 150.0  # seconds that any single wait of a test may take
 
 
 @stands_for(Sink)

@@ -143,7 +143,7 @@ async def owning(room=None, *, settings=None, text=Text, config=None, backoff=No
 
 
 def run(scenario):
-    asyncio.run(asyncio.wait_for(scenario, 60))
+    asyncio.run(asyncio.wait_for(scenario, PATIENCE))
 
 
 async def load(model):

@@ -11,7 +11,7 @@ from neuron.preparation.pool import OURS, Pool
 from neuron.preparation.process import ProcessDied, TextProcess
 from tests.doubles import stands_for
 
-PATIENCE = 60.0
+PATIENCE = 150.0
 JOB = Job(verb="generate")
 
 

@@ -40,7 +40,7 @@ from tests.neuron.folders import write_checkpoint
 from tests.neuron.harness import Neuron, chat, is_running, simulated, wait_until
 from workers.checkpoints.card import read_card
 
-PATIENCE = 60.0
+PATIENCE = 150.0
 MEMORY = 1 << 30
 LOOP = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
 GROW = (

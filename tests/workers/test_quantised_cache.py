@@ -29,7 +29,7 @@ from workers.parallel import RankGroup
 from workers.weights.dequantise import dequantise
 from workers.weights.quantised_cache import Folder, Layout, load_weights
 
-PATIENCE = 20.0  # seconds
+PATIENCE = 60.0  # seconds
 Bytes = dict[tuple[str, int, int], torch.Tensor]
 
 

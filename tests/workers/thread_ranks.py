@@ -18,7 +18,7 @@ from workers.parallel import RankGroup
 from workers.step.engine import StepResult
 from workers.step.plan import StepPlan
 
-PATIENCE = 60.0  # seconds that a rank waits for another
+PATIENCE = 150.0  # seconds that a rank waits for another
 
 T = TypeVar("T")
 
