@@ -1,14 +1,19 @@
 """A worker process: what it does before, between and after the ranks that it is."""
 
+import gc
 import os
 import signal
 import subprocess
 import sys
+import weakref
+from types import SimpleNamespace
 
 import pytest
 
 from ipc.control import Control
 from ipc.worker_messages import Waiting, WarmUp
+from tests.workers.engines import make_spec
+from workers.process import life
 
 PATIENCE = 120.0  # seconds
 
@@ -42,6 +47,29 @@ def test_a_warm_process_says_what_it_holds_and_that_is_its_baseline(worker):
     assert report.loads == 0
     assert report.baseline.host > 1 << 20
     assert abs(report.held.host - report.baseline.host) < 4 << 20
+
+
+def test_a_load_collects_no_garbage_among_what_was_imported_before_it(monkeypatch):
+    class Cycle:
+        pass
+
+    walked, ended = [], []
+
+    def serve(spec):
+        walked.append(len(gc.get_objects()))  # of all that a collection would look at
+        cycle = Cycle()
+        cycle.itself = cycle
+        weakref.finalize(cycle, ended.append, spec.epoch)
+        gc.freeze()  # as a load does with its model
+        return True
+
+    orders = [WarmUp(device="cpu"), make_spec(epoch=1), make_spec(epoch=2), None]
+    said = []
+    monkeypatch.setattr(life, "be", serve)
+    assert life.live(SimpleNamespace(receive=lambda: orders.pop(0), send=said.append)) == 0
+    assert max(walked) < 1000 < gc.get_freeze_count()
+    assert ended == [1, 2]
+    assert [each.loads for each in said] == [0, 1, 2]
 
 
 def test_without_orders_it_ends_when_nobody_can_give_any(worker):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import os
+from contextlib import suppress
 from importlib import import_module
 
 from ipc.control import Control, descriptors
@@ -16,6 +17,19 @@ from ipc.logs import log_to_stderr
 from ipc.worker_messages import Footprint, Waiting, WorkerSpec
 from workers.execution.memory import footprint, trim
 from workers.process.rank import serve
+
+RUNNERS = ("workers.execution.model_runner", "workers.execution.encoder_runner")
+ON_GPUS = (  # what these import there when they first need it, and Triton with it
+    "workers.attention.cuda",
+    "workers.attention.states_cuda",
+    "workers.kernels.blocks_triton",
+    "workers.kernels.experts_triton",
+    "workers.kernels.gated_triton",
+    "workers.kernels.grouped_triton",
+    "workers.kernels.norm_triton",
+    "workers.kernels.pairs_triton",
+    "workers.kernels.skinny",
+)
 
 
 def live(control: Control) -> int:
@@ -33,16 +47,14 @@ def live(control: Control) -> int:
         rank = isinstance(order, WorkerSpec)
         if baseline is None and not (rank and order.engine == "simulated"):
             warm_up(order.device)
-            baseline = footprint(order.device)
+            baseline = settled(order.device)
         if rank:
             loads += 1
             if not be(order):
                 return 1
         if baseline is not None:
-            gc.unfreeze()
-            trim(order.device)
             try:
-                control.send(Waiting(loads=loads, held=footprint(order.device), baseline=baseline))
+                control.send(Waiting(loads=loads, held=settled(order.device), baseline=baseline))
             except BrokenPipeError:  # nobody wants it back
                 break
     return 0
@@ -68,8 +80,26 @@ def warm_up(device: str) -> None:
     """Import all that a transformer needs, and make the context of its device."""
     import torch
 
-    for runner in ("model_runner", "encoder_runner"):
-        import_module(f"workers.execution.{runner}")
-    if device != "cpu":
-        torch.cuda.set_device(device)
-        torch.empty(1, device=device)
+    for module in RUNNERS:
+        import_module(module)
+    if device == "cpu":
+        return
+    torch.cuda.set_device(device)
+    with suppress(ImportError):  # which a load that needs them reports
+        for module in ON_GPUS:
+            import_module(module)
+    a = torch.zeros(16, 16, dtype=torch.float16, device=device)
+    torch.mm(a, a)  # cuBLAS, which takes a while to begin with
+    torch.cuda.synchronize(device)
+
+
+def settled(device: str) -> Footprint:
+    """What this process holds once it has given back what is free.
+
+    What stays is no garbage: a load collects twice, and each time would walk through all that torch is made
+    of, for 0.15 s.
+    """
+    gc.unfreeze()
+    trim(device)
+    gc.freeze()
+    return footprint(device)
