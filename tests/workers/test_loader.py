@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import threading
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import workers.weights.lanes
 import workers.weights.loader
 from ipc.errors import Code, CortexError
 from workers.checkpoints.card import StoredTensor, WeightFile, read_card
@@ -20,6 +23,7 @@ from workers.checkpoints.safetensors import read_tensors
 from workers.models.decoder import Decoder
 from workers.parallel import RankGroup
 from workers.weights.loader import Shard, Slice, WeightFiles
+from workers.weights.reading import AT_ONCE, SKIPPED
 
 
 def card_of(folder: Path) -> SimpleNamespace:
@@ -92,9 +96,7 @@ def test_weights_are_converted_as_torch_converts_them(tmp_path, stored, wanted):
 
 def test_a_row_shard_reads_only_its_rows(tmp_path, monkeypatch):
     save_file({"w": torch.randn(64, 8)}, tmp_path / "model.safetensors")
-    counts = []
-    preadv = os.preadv
-    monkeypatch.setattr(os, "preadv", lambda *args: counts.append(preadv(*args)) or counts[-1])
+    counts = counted(monkeypatch)
     read(tmp_path, [Slice("w", (64, 8), torch.empty(16, 8), row=16)])
     assert sum(counts) == 16 * 8 * 4
 
@@ -116,7 +118,7 @@ def test_a_part_is_finished_once_when_all_of_it_is_there(tmp_path, monkeypatch):
 
 
 def test_what_a_finish_replaces_is_freed_while_others_are_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(workers.weights.loader, "THREADS", 1)
+    monkeypatch.setattr(workers.weights.lanes, "THREADS", 1)
     save_file({name: torch.randn(64, 8) for name in "ab"}, tmp_path / "model.safetensors")
     memory = numpy.empty((64, 8), numpy.float32)
     gone, weights = weakref.ref(memory), [torch.from_numpy(memory)]
@@ -141,18 +143,45 @@ def test_progress_grows_to_one(tiny, monkeypatch):
     assert heard[-1] == 1.0
 
 
-def test_a_column_shard_reads_only_its_columns(tmp_path, monkeypatch):
+@pytest.mark.parametrize("wanted", [torch.float32, torch.bfloat16], ids=str)
+def test_a_column_shard_reads_only_its_columns(tmp_path, monkeypatch, wanted):
+    between = SKIPPED // 4 + 1
+    tensor = torch.randn(8, between + 6)
+    save_file({"w": tensor}, tmp_path / "model.safetensors")
+    counts = counted(monkeypatch)
+    into = torch.empty(8, 6, dtype=wanted)
+    read(tmp_path, [Slice("w", tuple(tensor.shape), into, column=12)])
+    assert torch.equal(into, tensor[:, 12:18].to(wanted))
+    assert sum(counts) == 8 * 6 * 4
+
+
+@pytest.mark.parametrize("column", [0, 12, 18])
+def test_where_its_columns_are_close_one_call_reads_many_rows(tmp_path, monkeypatch, column):
+    rows = AT_ONCE + 3
+    tensor = torch.randn(rows, 24)
+    save_file({"w": tensor}, tmp_path / "model.safetensors")
+    counts = counted(monkeypatch)
+    into = torch.empty(rows, 6)
+    read(tmp_path, [Slice("w", (rows, 24), into, column=column)])
+    assert torch.equal(into, tensor[:, column : column + 6])
+    assert len(counts) == 2
+
+
+def test_a_call_that_is_interrupted_between_rows_is_made_good(tmp_path, monkeypatch):
     tensor = torch.randn(64, 24)
     save_file({"w": tensor}, tmp_path / "model.safetensors")
-    counts = []
     preadv = os.preadv
+    monkeypatch.setattr(os, "preadv", lambda fd, buffers, at: preadv(fd, [buffers[0][:8]], at))
+    into = torch.empty(64, 6)
+    read(tmp_path, [Slice("w", (64, 24), into, column=12)])
+    assert torch.equal(into, tensor[:, 12:18])
+
+
+def counted(monkeypatch) -> list[int]:
+    """The bytes of each call to come."""
+    counts, preadv = [], os.preadv
     monkeypatch.setattr(os, "preadv", lambda *args: counts.append(preadv(*args)) or counts[-1])
-    for wanted in (torch.float32, torch.bfloat16):
-        into = torch.empty(64, 6, dtype=wanted)
-        read(tmp_path, [Slice("w", (64, 24), into, column=12)])
-        assert torch.equal(into, tensor[:, 12:18].to(wanted))
-        assert sum(counts) == 64 * 6 * 4
-        counts.clear()
+    return counts
 
 
 # --- files that are wrong ---------------------------------------------------------------------------------
@@ -191,3 +220,46 @@ def test_a_file_that_shrinks_while_it_is_read_is_named(folder, monkeypatch):
     monkeypatch.setattr(WeightFiles, "_check_files", lambda files: None)  # it does so a moment later
     message = load_after(folder, lambda file: os.truncate(file, file.stat().st_size - 50))
     assert message == f"{folder}/model.safetensors: was cut short while tensor w was read"
+
+
+@pytest.mark.parametrize("column", [0, 2], ids=["rows", "columns"])
+def test_a_disk_that_fails_while_it_is_read_is_told_from_a_short_file(folder, monkeypatch, column):
+    def failing(fd, buffers, offset):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "preadv", failing)
+    at = 8 * (1 + int.from_bytes((folder / "model.safetensors").read_bytes()[:8], "little") // 8)
+    with pytest.raises(CortexError) as caught:
+        read(folder, [Slice("w", (4, 6), torch.empty(4, 6 - column), column=column)])
+    assert caught.value.code == Code.MODEL_LOAD_FAILED
+    assert caught.value.message == (
+        f"{folder}/model.safetensors: could not be read (Input/output error, at byte {at + 4 * column}) "
+        "while tensor w was read"
+    )
+
+
+def test_a_file_that_is_written_while_it_is_read_is_no_model(folder):
+    file = folder / "model.safetensors"
+
+    def write(fraction: float) -> None:
+        os.utime(file, ns=(0, file.stat().st_mtime_ns + 1))
+
+    with pytest.raises(CortexError, match=r"model.safetensors: has changed since its header was read"):
+        read(folder, [Slice("w", (4, 6), torch.empty(4, 6))], write)
+
+
+def test_after_a_failure_no_other_block_is_read_and_no_thread_is_left(tmp_path, monkeypatch):
+    monkeypatch.setattr(workers.weights.loader, "BLOCK", 32)
+    save_file({"w": torch.randn(1000, 8)}, tmp_path / "model.safetensors")
+    calls = []
+
+    def failing(fd, buffers, offset):
+        calls.append(offset)
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "preadv", failing)
+    before = threading.active_count()
+    with pytest.raises(CortexError, match="Input/output error"):
+        read(tmp_path, [Slice("w", (1000, 8), torch.empty(1000, 8))])
+    assert len(calls) <= workers.weights.lanes.THREADS
+    assert threading.active_count() == before

@@ -2,20 +2,16 @@
 
 The model lists `Slice`s, each a block of a tensor and the tensor that it fills, in `Shard`s that are finished
 as soon as they are there, while others are read. The model's card knows where each tensor is. Rows are read
-with `preadv`, straight into place where format and device allow it, else into a buffer that each thread has
-for itself, which then makes of them what is kept; of a block of columns, each row's part by itself (a quarter
-of 2560 x 9728: 174 ms for six such tensors, where reading them whole took 663). Not through mmap, though it
-is faster yet on files in the page cache: a file that somebody cuts short would kill the process, which could
-not even name it.
+with `preadv`, straight into place where format and device allow it, else into memory that each thread has for
+itself (`lanes`), which then makes of them what is kept. Not through mmap, though it is faster yet on files in
+the page cache: a file that somebody cuts short would kill the process, which could not even name it.
 """
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -30,10 +26,10 @@ from workers.checkpoints.safetensors import DTYPE_BYTES
 from workers.weights.blocks import Blocks, Weight
 from workers.weights.conversions import CONVERSIONS
 from workers.weights.dequantise import dequantise
+from workers.weights.lanes import BLOCK, Lane, run
 from workers.weights.quantise import quantise
+from workers.weights.reading import Unreadable, fill_parts
 
-BLOCK = 32 << 20  # bytes that one read covers: progress moves, and staging stays small
-THREADS = 4
 TYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
@@ -50,6 +46,7 @@ class Slice:
     row: int = 0
     column: int = 0
     format: Format | None = None  # of `into`, where that is bytes
+    heard: Callable[[int, Tensor], None] | None = None  # told what `into` gets: its rows from a number on
 
     @classmethod
     def of(cls, name: str, shape: tuple[int, ...], weight: Weight, row: int = 0, column: int = 0) -> Slice:
@@ -97,19 +94,17 @@ class WeightFiles:
         """
         self._check_files()
         jobs = deque(job for part in parts for job in self._jobs(part, keep))
-        total = sum(job.piece.into.nbytes for job in jobs) or 1
+        total = sum(job.piece.into.nbytes for job in jobs)
+        device = jobs[0].piece.into.device if jobs else torch.device("cpu")
         done = 0
-        with ThreadPoolExecutor(THREADS, thread_name_prefix="loader") as threads:
-            running = deque[Future[int]]()
-            while jobs:
-                running.append(threads.submit(jobs.popleft()))
-            try:
-                while running:
-                    done += running.popleft().result()
-                    progress(done / total)
-            finally:
-                for future in running:
-                    future.cancel()
+
+        def told(size: int) -> None:
+            nonlocal done
+            done += size
+            progress(done / total)
+
+        run(jobs, device, told)
+        self._check_files()  # who wrote there meanwhile has left some of the old and some of the new
 
     def read(self, tensor: StoredTensor, rows: range, columns: range, into: Tensor | None = None) -> Tensor:
         """Rows of a tensor as they are stored: in its type, or as bytes of blocks.
@@ -120,7 +115,7 @@ class WeightFiles:
             into: `[rows, columns]` of that type, contiguous and on the CPU; None: a new one.
 
         Raises:
-            EOFError: naming the file, which ends too early.
+            Unreadable: naming the file, which ends too early, or whose disk fails.
         """
         form = FORMATS.get(tensor.dtype)
         elements, size = (form.elements, form.nbytes) if form else (1, DTYPE_BYTES[tensor.dtype])
@@ -133,12 +128,7 @@ class WeightFiles:
         offset = tensor.offset + rows.start * stride + columns.start // elements * size
         path = self._paths[tensor.file]
         with open_file(path) as file:
-            if count == stride:
-                _fill(file.fileno(), target, offset, path)
-                return into
-            for start in range(0, len(target), count):
-                _fill(file.fileno(), target[start : start + count], offset, path)
-                offset += stride
+            fill_parts(file.fileno(), path, target, offset, count, stride)
         return into
 
     def _check_files(self) -> None:
@@ -151,9 +141,12 @@ class WeightFiles:
                 refuse(path, "has changed since its header was read")
 
     def _jobs(self, part: Shard, keep: Callable[[Slice, Tensor], None] | None) -> list[_Job]:
-        pieces = [block for piece in part.pieces for block in self._blocks(piece)]
-        rest = _Countdown(len(pieces), part.finish)
-        return [_Job(self, self._card.tensors[piece.name], piece, rest, keep) for piece in pieces]
+        blocks = [(piece.row, block) for piece in part.pieces for block in self._blocks(piece)]
+        rest = Countdown(len(blocks), part.finish)
+        return [
+            _Job(self, self._card.tensors[block.name], block, block.row - first, rest, keep)
+            for first, block in blocks
+        ]
 
     def _blocks(self, piece: Slice) -> Iterator[Slice]:
         """`piece` in blocks of rows; vectors as matrices of one column."""
@@ -169,11 +162,11 @@ class WeightFiles:
 def _bytes_while_read(tensor: StoredTensor, piece: Slice) -> int:
     """Of an element, in the widest form that it has on its way."""
     if tensor.dtype in TYPES and piece.format is None:
-        return TYPES[tensor.dtype].itemsize
+        return max(TYPES[tensor.dtype].itemsize, piece.into.itemsize)
     return 1 if piece.format is not None and piece.format.name == tensor.dtype else torch.float32.itemsize
 
 
-class _Countdown:
+class Countdown:
     """Calls `finish` the last of `count` times that it is called itself."""
 
     def __init__(self, count: int, finish: Callable[[], None]) -> None:
@@ -189,69 +182,49 @@ class _Countdown:
 
 @dataclass(slots=True)
 class _Job:
-    """One block of rows to be read, in a thread; the bytes that it fills come of it."""
+    """One block of rows to be read, by a lane; the bytes that it fills come of it."""
 
     files: WeightFiles
     tensor: StoredTensor
     piece: Slice
-    rest: _Countdown
+    first: int  # of its rows, among those of the slice that it is a block of
+    rest: Countdown
     keep: Callable[[Slice, Tensor], None] | None
 
-    def __call__(self) -> int:
-        into = self.piece.into
+    def __call__(self, lane: Lane) -> int:
+        piece = self.piece
+        place = lane.place(piece.into)
         try:
-            made = self._made()
-        except EOFError as error:
-            refuse(error.args[0], f"was cut short while tensor {self.piece.name} was read")
-        if self.keep is not None and self.piece.format is not None:
-            self.keep(self.piece, made)
-        if made is not into:
-            into.copy_(made)
-        size = into.nbytes
-        self.piece = into = made = None  # what is finished may let go of it
-        self.rest()
-        return size
+            made = self._made(lane, place)
+        except Unreadable as error:
+            refuse(error.path, f"{error.why} while tensor {piece.name} was read")
+        if made is not place:
+            place.copy_(made)
+        if self.keep is not None and piece.format is not None:
+            self.keep(piece, place)
+        if piece.heard is not None:
+            piece.heard(self.first, place)
+        lane.send(place, piece.into, self.rest)
+        return place.nbytes
 
-    def _made(self) -> Tensor:
-        """What was read, as it is kept, or in a plain type."""
+    def _made(self, lane: Lane, place: Tensor) -> Tensor:
+        """What was read, as it is kept, or in a plain type; in `place`, where that can be."""
         tensor, into, form = self.tensor, self.piece.into, self.piece.format
         rows = range(self.piece.row, self.piece.row + len(into))
         width = into.shape[1] if form is None else form.columns(into.shape[1])
         columns = range(self.piece.column, self.piece.column + width)
         if tensor.conversion:
             read = CONVERSIONS[tensor.conversion](self.files.read, tensor, rows, columns)
+        elif tensor.dtype == (form.name if form is not None else _NAMES.get(into.dtype)):
+            return self.files.read(tensor, rows, columns, place)
         else:
-            read = self.files.read(tensor, rows, columns, self._buffer(len(rows), width))
+            scratch = lane.scratch(len(rows) * FORMATS[tensor.dtype].row_bytes(width))
+            scratch = scratch.view(TYPES.get(tensor.dtype, torch.uint8)).view(len(rows), -1)
+            read = self.files.read(tensor, rows, columns, scratch)
         if form is not None and form.name == tensor.dtype:
             return read
         wide = read if tensor.dtype in TYPES else dequantise(tensor.dtype, read)
-        if form is None:
-            return wide
-        return quantise(form.name, wide, into if into.is_contiguous() and not into.is_cuda else None)
-
-    def _buffer(self, rows: int, columns: int) -> Tensor:
-        """Where to read to: into place, or what this thread has for that."""
-        into, stored = self.piece.into, self.tensor.dtype
-        kept = stored if self.piece.format is None else self.piece.format.name
-        kind = TYPES.get(stored, torch.uint8)
-        if kept == stored and into.dtype == kind and into.is_contiguous() and not into.is_cuda:
-            return into
-        return _staging(rows * FORMATS[stored].row_bytes(columns), into.is_cuda).view(kind).view(rows, -1)
+        return wide if form is None else quantise(form.name, wide, place)
 
 
-def _fill(fd: int, target: memoryview, offset: int, path: Path) -> None:
-    while target:
-        count = os.preadv(fd, [target], offset)
-        if not count:
-            raise EOFError(path)
-        target, offset = target[count:], offset + count
-
-
-_staged = threading.local()
-
-
-def _staging(size: int, pinned: bool) -> Tensor:  # [size] uint8
-    """The buffer of this thread, which ends with it. Copies from pinned memory need no other copy."""
-    if not hasattr(_staged, "buffer") or _staged.buffer.nbytes < size:
-        _staged.buffer = torch.empty(max(size, BLOCK), dtype=torch.uint8, pin_memory=pinned)
-    return _staged.buffer[:size]
+_NAMES = {kind: name for name, kind in TYPES.items()}

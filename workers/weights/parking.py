@@ -10,16 +10,20 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ipc import parked
 from workers.parallel import RankGroup
-from workers.weights.loader import BLOCK, THREADS, Shard, Slice
+from workers.weights.lanes import BLOCK, Lane, run
+from workers.weights.loader import Countdown, Shard
+from workers.weights.reading import fill
 
 ALIGNED = 64  # bytes: where each tensor begins
 
@@ -95,61 +99,53 @@ def _layout(shards: Iterable[Shard]) -> tuple[bytes, int]:
 
 
 class _Filling:
-    """Writes what shards were filled with, as each is finished."""
+    """Writes what is filled, as each block of it is read."""
 
     def __init__(self, fd: int) -> None:
         self.failed: OSError | None = None
         self._fd = fd
 
     def watched(self, shards: Iterable[Shard]) -> Iterator[Shard]:
-        """The same shards, which are written before they are finished."""
+        """The same shards, of which each is written before it is finished."""
         for shard, places in _places(shards):
-            yield Shard(shard.pieces, _Once(self, shard, places))
+            pieces = [
+                replace(piece, heard=partial(self.write, place))
+                for piece, place in zip(shard.pieces, places, strict=True)
+            ]
+            yield Shard(pieces, shard.finish)
 
-    def write(self, pieces: list[Slice], places: list[int]) -> None:
+    def write(self, place: int, row: int, made: Tensor) -> None:
         """In some thread. What is missing is no reason for a load to fail."""
         if self.failed is not None:
             return
+        rest, offset = _bytes(made), place + row * made.nbytes // len(made)
         try:
-            for piece, place in zip(pieces, places, strict=True):
-                for part, offset in _blocks(piece.into, place):
-                    _write(self._fd, part.cpu().contiguous(), offset)
+            while rest:
+                count = os.pwrite(self._fd, rest, offset)
+                rest, offset = rest[count:], offset + count
         except OSError as error:
             self.failed = error
 
 
-class _Once:
-    """`finish` of a watched shard; keeps nothing of it once it was called."""
-
-    def __init__(self, filling: _Filling, shard: Shard, places: list[int]) -> None:
-        self._filling, self._shard, self._places = filling, shard, places
-
-    def __call__(self) -> None:
-        shard, self._shard = self._shard, None
-        self._filling.write(shard.pieces, self._places)
-        shard.pieces = []
-        shard.finish()
-
-
 def _wake(fd: int, shards: Iterable[Shard], size: int, progress: Progress) -> None:
     """Fill and finish every shard from `fd`."""
+    jobs = deque(job for shard, places in _places(shards) for job in _jobs(fd, shard, places))
+    device = jobs[0].into.device if jobs else torch.device("cpu")
     done = 0
 
-    def one(job: list[tuple[Shard, list[int]]]) -> int:
-        shard, places = job.pop()
-        filled = 0
-        for piece, place in zip(shard.pieces, places, strict=True):
-            filled += piece.into.nbytes
-            for part, offset in _blocks(piece.into, place):
-                _read(fd, part, offset)
-        shard.pieces = []
-        shard.finish()
-        return filled
+    def told(filled: int) -> None:
+        nonlocal done
+        done += filled
+        progress(done / size)
 
-    with ThreadPoolExecutor(THREADS, thread_name_prefix="waker") as threads:
-        for filled in threads.map(one, [[job] for job in _places(shards)]):
-            done += filled
-            progress(done / (size or 1))
+    run(jobs, device, told)
+
+
+def _jobs(fd: int, shard: Shard, places: list[int]) -> list[_Job]:
+    pieces = zip(shard.pieces, places, strict=True)
+    blocks = [block for piece, place in pieces for block in _blocks(piece.into, place)]
+    rest = Countdown(len(blocks), shard.finish)
+    return [_Job(fd, into, offset, rest) for into, offset in blocks]
 
 
 def _blocks(tensor: Tensor, place: int) -> Iterator[tuple[Tensor, int]]:
@@ -162,37 +158,22 @@ def _blocks(tensor: Tensor, place: int) -> Iterator[tuple[Tensor, int]]:
         place += part.nbytes
 
 
+@dataclass(slots=True)
+class _Job:
+    """One block that is read to its place."""
+
+    fd: int
+    into: Tensor
+    offset: int
+    rest: Countdown
+
+    def __call__(self, lane: Lane) -> int:
+        place = lane.place(self.into)
+        fill(self.fd, Path("parked weights"), _bytes(place), self.offset)
+        lane.send(place, self.into, self.rest)
+        return place.nbytes
+
+
 def _bytes(tensor: Tensor) -> memoryview:
     """Of a tensor on the CPU that is contiguous."""
     return memoryview(tensor.view(torch.uint8).numpy()).cast("B")
-
-
-def _write(fd: int, tensor: Tensor, offset: int) -> None:
-    rest = _bytes(tensor)
-    while rest:
-        count = os.pwrite(fd, rest, offset)
-        rest, offset = rest[count:], offset + count
-
-
-def _read(fd: int, into: Tensor, offset: int) -> None:
-    """Into place, or to a GPU by way of a pinned buffer that each thread has."""
-    target = into if into.device.type == "cpu" and into.is_contiguous() else _staging(into)
-    rest = _bytes(target)
-    while rest:
-        count = os.preadv(fd, [rest], offset)
-        if not count:
-            raise EOFError("parked weights end too early")
-        rest, offset = rest[count:], offset + count
-    if target is not into:
-        into.copy_(target)
-
-
-_staged = threading.local()
-
-
-def _staging(like: Tensor) -> Tensor:
-    """A buffer of this thread's with the shape and type of `like`."""
-    size = like.nbytes
-    if not hasattr(_staged, "buffer") or _staged.buffer.nbytes < size:
-        _staged.buffer = torch.empty(max(size, BLOCK), dtype=torch.uint8, pin_memory=like.is_cuda)
-    return _staged.buffer[:size].view(like.dtype).view(like.shape)

@@ -1,0 +1,162 @@
+"""The ways of weights to a device: threads, each with memory that it uses again.
+
+On a CPU a block is read into its place. To a GPU it goes by way of pinned memory: a thread has two such
+buffers, and reads into one while the other is copied, on a stream of the thread's own. What becomes of a
+tensor then (`arrived`) is done when its bytes are there, which the thread sees to after its next block.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+BLOCK = 16 << 20  # bytes that one job brings, at most: progress moves, and buffers stay small
+THREADS = 4
+
+
+class Event(Protocol):
+    def synchronize(self) -> None: ...
+
+
+class Transfers(Protocol):
+    """What a lane needs of a device that is not the CPU."""
+
+    def memory(self, size: int) -> Tensor:  # [size] uint8
+        """Memory on the CPU that copies may start from and go on by themselves."""
+        ...
+
+    def copy(self, source: Tensor, into: Tensor) -> Event:
+        """Begin a copy; the event is its end."""
+        ...
+
+
+class CudaTransfers:
+    """Those of a GPU; for the thread that makes it."""
+
+    def __init__(self, device: torch.device) -> None:
+        torch.cuda.set_device(device)
+        self._stream = torch.cuda.Stream(device)
+        self._stream.wait_stream(torch.cuda.current_stream(device))  # who had this memory before is done
+
+    def memory(self, size: int) -> Tensor:
+        return torch.empty(size, dtype=torch.uint8, pin_memory=True)
+
+    def copy(self, source: Tensor, into: Tensor) -> torch.cuda.Event:
+        with torch.cuda.stream(self._stream):
+            into.copy_(source, non_blocking=True)
+            event = torch.cuda.Event(blocking=True)  # a thread that waits uses no core
+            event.record()
+        return event
+
+
+class Lane:
+    """Brings blocks to tensors, one after the other. One thread's.
+
+    Args:
+        transfers: None: the tensors are on the CPU.
+    """
+
+    def __init__(self, transfers: Transfers | None = None) -> None:
+        self._transfers = transfers
+        self._scratch = torch.empty(0, dtype=torch.uint8)
+        self._buffers = [self._scratch, self._scratch]  # to copy from, in turn
+        self._sent: deque[tuple[Event | None, Callable[[], None]]] = deque()
+
+    def scratch(self, size: int) -> Tensor:  # [size] uint8
+        """Memory on the CPU, until it is asked for again."""
+        if self._scratch.nbytes < size:
+            self._scratch = torch.empty(size, dtype=torch.uint8)
+        return self._scratch[:size]
+
+    def place(self, into: Tensor) -> Tensor:
+        """Where to make what is then sent to `into`: like it, contiguous and on the CPU; itself, if that is.
+
+        Nothing else is placed before it is sent.
+        """
+        if self._transfers is None:
+            return into if into.is_contiguous() else torch.empty(into.shape, dtype=into.dtype)
+        if self._buffers[0].nbytes < into.nbytes:
+            self._buffers[0] = self._transfers.memory(max(into.nbytes, BLOCK))
+        return self._buffers[0][: into.nbytes].view(into.dtype).view(into.shape)
+
+    def send(self, place: Tensor, into: Tensor, arrived: Callable[[], None]) -> None:
+        """Copy what was made in `place`; `arrived` is called by `land`."""
+        event = None
+        if self._transfers is not None:
+            event = self._transfers.copy(place, into)
+            self._buffers.reverse()
+        elif place is not into:
+            into.copy_(place)
+        self._sent.append((event, arrived))
+
+    def land(self, *, last: bool = False) -> None:
+        """Wait for what was sent, but for the newest that may still travel; with `last`, for that as well."""
+        may_travel = 0 if last or self._transfers is None else 1
+        while len(self._sent) > may_travel:
+            event, arrived = self._sent.popleft()
+            if event is not None:
+                event.synchronize()
+            arrived()
+
+
+Job = Callable[[Lane], int]
+"""Sends one block by a lane; returns the bytes of it."""
+
+
+def run(
+    jobs: deque[Any],  # each of them a `Job`
+    device: torch.device,
+    progress: Callable[[int], None],
+    transfers: Callable[[torch.device], Transfers] = CudaTransfers,
+) -> None:
+    """Do all jobs, of which none is kept once it is done.
+
+    Args:
+        progress: told the bytes of each job that was done, in this thread.
+
+    Raises:
+        BaseException: the first of a job, or of `progress`; no other job is begun then.
+    """
+    told: SimpleQueue[int | None] = SimpleQueue()
+
+    def work() -> None:
+        try:
+            lane = Lane(None if device.type == "cpu" else transfers(device))
+            while (job := _next(jobs)) is not None:
+                size = job(lane)
+                del job  # what has arrived may let go of what it fills
+                lane.land()
+                told.put(size)
+            lane.land(last=True)
+        except BaseException:
+            jobs.clear()
+            raise
+        finally:
+            told.put(None)
+
+    with ThreadPoolExecutor(THREADS, thread_name_prefix="weights") as threads:
+        try:
+            running = [threads.submit(work) for _ in range(THREADS)]
+            left = len(running)
+            while left:
+                if (size := told.get()) is None:
+                    left -= 1
+                else:
+                    progress(size)
+        finally:
+            jobs.clear()
+        for each in running:
+            each.result()
+
+
+def _next(jobs: deque[Job]) -> Job | None:
+    try:
+        return jobs.popleft()
+    except IndexError:  # done, or given up
+        return None
