@@ -12,6 +12,7 @@
   tokens choose by lot. Beside the decode of one sequence stands the share that it is meant to reach; to miss
   it is no failure. A decode step that is a graph is shown with the time that the graph takes when nothing is
   between two of it, with the share of the step that is not that (the gap), and with an eager step's time.
+* waking: from files in the page cache, and from parked memory, to the first token of Qwen3-8B.
 
 Each part runs in a process of its own with a time limit, so that one that faults or hangs leaves the rest as
 it is, and what it found before that is kept. OUT/gpu.txt has failures first; OUT/gpu.json says the same for
@@ -68,6 +69,7 @@ LIMITS = {
     "gguf": 150.0,
     "fp8": 150.0,
     "hybrid": 150.0,
+    "waking": 90.0,
 }  # of each part, in their order
 GOALS = {
     "engine": 0.25,
@@ -192,6 +194,20 @@ def hybrid(device: str, out: Path) -> Iterator[Result]:
     """The same of a Qwen3.5 of 27 billion, as many of its layers as take 14 GB with the head."""
     shape = Qwen3_5TextConfig(**TINY | TINY_STATES) if device == "cpu" else HYBRID
     yield from of_shape("hybrid", device, shape, write_hollow)
+
+
+def waking(device: str, out: Path) -> Iterator[Result]:
+    """From a model that is not there to its first token, beside what its bytes alone would take."""
+    from benchmarks.waking import GOALS, rows
+
+    small = device == "cpu"
+    _, _, copy = measure_limits(device)
+    for name, limit, taken in rows(device, Qwen3Config(**TINY) if small else EIGHT_BILLION, copy):
+        parts = ", ".join(f"{part} {seconds:.3f}" for part, seconds in taken._asdict().items())
+        goal = f" (goal: under {GOALS[name]} s)" if name in GOALS else ""
+        found = share("waking", f"{name} to first token", limit, sum(taken), f"{parts}{goal}")
+        found.figures |= taken._asdict()
+        yield found
 
 
 def of_shape(
@@ -403,6 +419,7 @@ PARTS: dict[str, Callable[[str, Path], Iterator[Result]]] = {
     "gguf": in_gguf,
     "fp8": fp8,
     "hybrid": hybrid,
+    "waking": waking,
 }
 
 

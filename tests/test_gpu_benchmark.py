@@ -73,6 +73,15 @@ def test_so_can_its_hybrid(tmp_path):
     assert results["decode 8 at once"].figures["share"] > 0
 
 
+def test_so_can_its_waking(tmp_path):
+    results = {result.name: result for result in gpu.waking("cpu", tmp_path)}
+    assert [*results] == [f"{name} to first token" for name in ("load and park", "load", "wake")]
+    for result in results.values():
+        figures = result.figures
+        assert figures["seconds"] == pytest.approx(figures["weights"] + figures["step"] + figures["token"])
+        assert figures["limit"] > 0
+
+
 def test_so_can_its_mixture_of_experts(tmp_path):
     results = {result.name: result for result in experts("cpu", tmp_path)}
     assert all(result.part == "experts" for result in results.values())

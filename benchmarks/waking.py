@@ -1,0 +1,157 @@
+"""From a model that is not there to its first token, by a worker that waits: `python -m benchmarks.waking`.
+
+The weights come from files in the page cache ("load"), or from memory in which they are parked ("wake"). The
+first load of all parks them; it is the one that meets everything for the first time (kernels, libraries).
+Beside the seconds stands what the bytes alone would take, at the rate of the page cache or of a copy to the
+device, measured in the same run; then what the seconds went to: `weights` until they are there, with the
+making of the tensors and, on a CPU, their packing, `step` for the measurement of the largest one and the
+pages, and `token` for the first of a prompt.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from transformers import PretrainedConfig
+
+from benchmarks.driver import Driver, write_hollow
+from benchmarks.engine import SHAPE
+from ipc import parked
+from ipc.worker_messages import RingHandle, WorkerSpec
+from workers.checkpoints.card import ModelCard, read_card
+from workers.execution.model_runner import ModelRunner
+from workers.process.life import settled, warm_up
+from workers.step.pages import pages_for
+from workers.weights.lanes import BLOCK, THREADS
+
+PROMPT = 64  # tokens
+STEP = 2048  # tokens of the largest step
+GOALS = {"load": 5.0, "wake": 0.6}  # seconds, of 8 billion weights in bfloat16 on a GPU
+
+
+class Seconds(NamedTuple):
+    """What a first token took."""
+
+    weights: float
+    step: float
+    token: float
+
+
+def rows(device: str, shape: PretrainedConfig, copy: float) -> Iterator[tuple[str, float, Seconds]]:
+    """Of each way: its name, the seconds that its bytes alone take, and those of all.
+
+    Args:
+        copy: bytes a second from the host's memory to the device.
+    """
+    warm_up(device)
+    settled(device)
+    fd = parked.create("benchmark")
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            card = read_card(write_hollow(Path(folder), shape))
+            [weights] = card.bytes_per_rank(1)
+            cached = page_cache(Path(folder) / "model.safetensors")
+            for name, memory, rate in (
+                ("load and park", fd, min(cached, copy)),
+                ("load", None, min(cached, copy)),
+                ("wake", fd, copy),
+            ):
+                woken, seconds = first_token(card, device, memory)
+                if woken != (name == "wake"):
+                    raise RuntimeError(f"{name}: weights came from {'memory' if woken else 'files'}")
+                yield name, weights / rate, seconds
+                settled(device)
+    finally:
+        os.close(fd)
+
+
+def page_cache(path: Path) -> float:
+    """Bytes a second that as many threads as load read from a file which has been read before."""
+    size = path.stat().st_size
+    fd = os.open(path, os.O_RDONLY)
+
+    def read(number: int) -> None:
+        buffer = memoryview(bytearray(BLOCK))
+        for start in range(number * BLOCK, size, THREADS * BLOCK):
+            os.preadv(fd, [buffer], start)
+
+    best = float("inf")
+    with ThreadPoolExecutor(THREADS) as threads:
+        for _ in range(4):  # of which the first fills it
+            began = time.perf_counter()
+            list(threads.map(read, range(THREADS)))
+            best = min(best, time.perf_counter() - began)
+    os.close(fd)
+    return size / best
+
+
+def first_token(card: ModelCard, device: str, parking_fd: int | None) -> tuple[bool, Seconds]:
+    """Load, or wake, and answer one prompt; whether it woke."""
+    nowhere = RingHandle(memory_fd=-1, data_fd=-1, space_fd=-1)
+    spec = WorkerSpec(
+        model="benchmark",
+        engine="transformer",
+        epoch=1,
+        rank=0,
+        world_size=1,
+        device=device,
+        threads=len(os.sched_getaffinity(0)),
+        context_length=4096,
+        max_sequences=16,
+        max_step_tokens=STEP if device != "cpu" else PROMPT,
+        kv_pages=pages_for(4096),
+        reports=nowhere,
+        heartbeat_fd=-1,
+        parking_fd=None if parking_fd is None else os.dup(parking_fd),
+    )
+    ends = [time.perf_counter()]
+
+    def progress(fraction: float, message: str) -> None:
+        if message == "measuring a step":
+            ends.append(time.perf_counter())
+
+    runner = ModelRunner(spec, card)
+    try:
+        loaded = runner.load(progress)
+        ends.append(time.perf_counter())
+        Driver(runner, pages_for(PROMPT)).prompts([0], PROMPT)  # which waits for its token
+        ends.append(time.perf_counter())
+    finally:
+        runner.close()
+    return loaded.woken, Seconds(*(end - begin for begin, end in pairwise(ends)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cpu", help="cpu, or cuda:N")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there, too")
+    arguments = parser.parse_args()
+    source = torch.ones(256 << 20, dtype=torch.uint8, pin_memory=arguments.device != "cpu")
+    into = torch.zeros_like(source, device=arguments.device)
+    began = time.perf_counter()
+    into.copy_(source)
+    copy = source.nbytes / (time.perf_counter() - began)
+    table = Table("seconds", "its bytes alone", "all", *Seconds._fields, title="Qwen3-0.6B shape, bfloat16")
+    found = {}
+    for name, limit, taken in rows(arguments.device, SHAPE, copy):
+        found[name] = {"limit": limit, **taken._asdict()}
+        table.add_row(name, *(f"{value:.2f}" for value in (limit, sum(taken), *taken)))
+    Console().print(table)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
