@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import functools
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
-from unittest.mock import create_autospec
+
+from tokenizers import Tokenizer, models
 
 from neuron.description import ModelDescription
 from neuron.text.detokenizer import Detokenizer
@@ -76,7 +79,8 @@ class Pieces:
 
 @functools.cache
 def _no_words(size: int) -> TextTokenizer:
-    tokenizer = create_autospec(TextTokenizer, instance=True, vocabulary_size=size, added=frozenset())
-    tokenizer.tokens_of.return_value = {}
-    tokenizer.id_of.return_value = None
-    return tokenizer
+    """A real tokenizer, whose vocabulary says nothing."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "tokenizer.json"
+        Tokenizer(models.WordLevel({"": 0}, unk_token="")).save(str(path))
+        return TextTokenizer(path, size, ())

@@ -21,7 +21,7 @@ class Letters(FrontEnd):
     """A text front end whose tokens are characters."""
 
     def __init__(self, source: str) -> None:
-        super().__init__(1 << 21, {"default": ChatTemplate.of(source, {})})
+        super().__init__(1 << 10, {"default": ChatTemplate.of(source, {})})
 
     def encode(self, text: str, special: bool) -> list[int]:
         return [ord(char) for char in text]
