@@ -17,6 +17,10 @@ gc.disable()  # until all is imported and collected: a million objects, none of 
 settings.register_profile("no_clock", deadline=None)
 settings.load_profile("no_clock")
 
+# A shell that runs us in its background has Ctrl-C ignored, also by what we start, which is to take it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 # For one test, its set-up or its end: far more than any needs beside a busy machine, so that only one meets
 # it that waits for what does not come. It fails then, with where it stands, and the others go on.
 BOUND_SECONDS = 300.0
