@@ -14,6 +14,8 @@ from msgspec import Meta, Struct, field
 from msgspec.structs import replace
 
 from gateway.aliases import AliasError, Aliases
+from gateway.fetching.hosts import canonical
+from gateway.fetching.settings import ImageSettings
 from gateway.store.database import default_path
 from gateway.store.key_store import KEYS
 from ipc.errors import CortexError
@@ -32,7 +34,6 @@ MIN_HEADER = 1024  # bytes; clients' own headers need some
 
 _ORIGIN = re.compile(r"\*|loopback|null|[A-Za-z][A-Za-z0-9+.-]*://[^/\s]+")
 _LISTEN = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^:/\[\]\s]+):(\d{1,5})")
-_HOST = re.compile(r"(?:\*\.)?[^\s/:*@?#\[\]]+|[0-9A-Fa-f:.]+")
 _ENDPOINT = re.compile(r"ipc://.+|(?:tcp|http)://(?:\[[0-9A-Fa-f:.%]+\]|[^:/\[\]\s]+):(\d{1,5})/?")
 
 
@@ -76,17 +77,6 @@ class AccessSettings(Struct, frozen=True, kw_only=True):
     anonymous: bool | None = None  # requests without a key are served; null: on loopback alone
     # Of the file of keys; null: see `keys_path`.
     path: Annotated[str, Meta(min_length=1)] | None = None
-
-
-class ImageSettings(Struct, frozen=True, kw_only=True):
-    """Images that clients give only the address of."""
-
-    fetch: bool = False  # else they are refused
-    hosts: tuple[str, ...] = ()  # no others are asked, where there are any; *.example.com: all below that
-    networks: tuple[str, ...] = ()  # that may be reached though they are not public, as 10.2.0.0/16
-    limit: Size = 20 << 20  # bytes of all those of a request
-    seconds: Annotated[float, Meta(gt=0)] = 20  # until all of them have to be there
-    at_once: Annotated[int, Meta(ge=1)] = 16  # connections of one process
 
 
 class EvictionPolicy(Struct, frozen=True, kw_only=True):
@@ -263,9 +253,11 @@ def _check_images(config: GatewayConfig, path: str | Path) -> None:
         except ValueError as error:
             raise ConfigError(path, f"images.networks[{i}]", str(error)) from error
     for i, host in enumerate(images.hosts):
-        if not _HOST.fullmatch(host):
+        try:
+            canonical(host.removeprefix("*."))
+        except ValueError as error:
             text = f"Expected the name of a host, or *.example.com, not {host!r}"
-            raise ConfigError(path, f"images.hosts[{i}]", text)
+            raise ConfigError(path, f"images.hosts[{i}]", text) from error
 
 
 def _unusable_file(path: Path) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 from collections.abc import Callable
 from urllib.parse import quote, urljoin, urlsplit
 
 import httpcore
 
+from gateway.fetching.hosts import canonical
 from gateway.fetching.linked import Unfetchable
 from gateway.fetching.reach import Reach
 
@@ -27,13 +29,8 @@ class Fetcher:
     """
 
     def __init__(self, reach: Reach, at_once: int) -> None:
-        # Without what a connection that is kept would save: who asks it next must be judged, too.
-        self._pool = httpcore.AsyncConnectionPool(
-            ssl_context=ssl.create_default_context(),
-            max_connections=at_once,
-            max_keepalive_connections=0,
-            network_backend=reach,
-        )
+        self._reach, self._free = reach, asyncio.Semaphore(at_once)
+        self._tls = ssl.create_default_context()
 
     async def fetch(self, url: str, take: Callable[[int], None]) -> tuple[bytes, str]:
         """A file, and the type that its host gives it.
@@ -45,21 +42,32 @@ class Fetcher:
             Unfetchable: with the reason.
         """
         try:
+            return await self._follow(url, take)
+        except httpcore.TimeoutException as error:
+            raise Unfetchable(f"its host was silent for {SILENCE_SECONDS:g} s") from error
+        except (httpcore.NetworkError, httpcore.ProtocolError, ssl.SSLError, OSError) as error:
+            raise Unfetchable(str(error) or type(error).__name__) from error
+
+    async def _follow(self, url: str, take: Callable[[int], None]) -> tuple[bytes, str]:
+        # Each has connections of its own: a pool for all keeps the place of one that is given up while it
+        # waits, and a connection that is kept would have to be judged again.
+        async with (
+            self._free,
+            httpcore.AsyncConnectionPool(
+                ssl_context=self._tls, max_keepalive_connections=0, network_backend=self._reach
+            ) as pool,
+        ):
             for _ in range(REDIRECTS + 1):
                 target, host = _target(url)
                 headers = {"Host": host, "User-Agent": "cortex", "Accept": "image/*"}
                 headers["Accept-Encoding"] = "identity"
                 silence = dict.fromkeys(("connect", "read", "write"), SILENCE_SECONDS)
-                async with self._pool.stream(
+                async with pool.stream(
                     "GET", target, headers=headers, extensions={"timeout": silence}
                 ) as response:
                     if response.status not in _MOVED:
                         return await _file(response, take)
                     url = _moved(url, response)
-        except httpcore.TimeoutException as error:
-            raise Unfetchable(f"its host was silent for {SILENCE_SECONDS:g} s") from error
-        except (httpcore.NetworkError, httpcore.ProtocolError, ssl.SSLError, OSError) as error:
-            raise Unfetchable(str(error) or type(error).__name__) from error
         raise Unfetchable(f"it is redirected more than {REDIRECTS} times")
 
 
@@ -69,8 +77,7 @@ def _target(url: str) -> tuple[httpcore.URL, str]:
         raise Unfetchable(f"an address has at most {MAX_URL} characters")
     try:
         parts = urlsplit(url)
-        host, port = parts.hostname, parts.port
-        host = host.encode("idna" if not host.isascii() else "ascii").decode() if host else ""
+        port, host = parts.port, canonical(parts.hostname) if parts.hostname else ""
     except ValueError as error:
         raise Unfetchable(f"that is no address: {error}") from error
     if parts.scheme not in ("http", "https") or not host:
@@ -89,7 +96,7 @@ def _moved(url: str, response: httpcore.Response) -> str:
     """Where a redirect leads."""
     place = _header(response, b"location")
     try:
-        moved = urljoin(url, place)
+        moved = urljoin(url, quote(place.encode("latin-1"), safe=_KEPT))
     except ValueError as error:
         raise Unfetchable(f"it is redirected to no address: {error}") from error
     if not place:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gateway.fetching.linked import Place, Unfetchable, linked
+from gateway.fetching.settings import ImageSettings
 from ipc.errors import Code, CortexError
 from ipc.messages import MAX_NAME, CountTokens, Generate, ImagePart, Message, TextPart
 
-if TYPE_CHECKING:
-    from gateway.config import ImageSettings
-
 MAX_LINKS = 100  # different ones of a request
+SHARE = 4  # of all connections, one request has so many times fewer
 OFF = "nothing is fetched here (images.fetch is false)"
 
 Hold = Callable[[dict[str, Any], int], None]  # told of bytes that a request, of that ASGI scope, will hold
@@ -41,11 +40,12 @@ class Images:
             for place in linked(messages):
                 _refuse(place, OFF, Code.NOT_SUPPORTED)
 
-    async def fill(self, request: Any, scope: dict[str, Any]) -> None:
+    async def fill(self, request: Any, scope: dict[str, Any], admit: Callable[[Any], None]) -> None:
         """Put the images themselves into a request, if it is one with messages.
 
         Args:
             scope: of the request over HTTP.
+            admit: told of the request before anything is fetched for it; what it raises, this does.
 
         Raises:
             CortexError: one cannot be had; its `param` is the client's name for the field.
@@ -64,21 +64,25 @@ class Images:
             for place in (each for of_url in places.values() for each in of_url):
                 place.parts[place.index] = _refuse(place, OFF, Code.NOT_SUPPORTED)
             return
+        admit(request)
         until = asyncio.get_running_loop().time() + self._settings.seconds
+        own = asyncio.Semaphore(max(1, self._settings.at_once // SHARE))
         taken = _Taken(self._settings.limit, lambda size: self._hold(scope, size))
         try:
             async with asyncio.TaskGroup() as group:
                 for url, of_url in places.items():
-                    group.create_task(self._put(url, of_url, until, taken))
+                    group.create_task(self._put(url, of_url, until, own, taken))
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
 
-    async def _put(self, url: str, places: Sequence[Place], until: float, taken: _Taken) -> None:
-        """Fetch one, and put it where it belongs."""
+    async def _put(
+        self, url: str, places: Sequence[Place], until: float, own: asyncio.Semaphore, taken: _Taken
+    ) -> None:
+        """Fetch one, and put it where it belongs, each time with all of its bytes."""
         reason = ""
         try:
-            async with asyncio.timeout_at(until):
-                data, kind = await self._fetcher.fetch(url, taken)
+            async with asyncio.timeout_at(until), own:
+                data, kind = await self._fetcher.fetch(url, lambda size: taken(size * len(places)))
             if not data:
                 reason = "it is empty"
         except Unfetchable as error:

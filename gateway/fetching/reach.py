@@ -17,6 +17,7 @@ from typing import Any
 
 import httpcore
 
+from gateway.fetching.hosts import canonical
 from gateway.fetching.linked import Unfetchable
 
 LOOKUPS = 8  # names that are looked up at once: a name server may be silent for long
@@ -38,7 +39,8 @@ class Reach(httpcore.AsyncNetworkBackend):
     """
 
     def __init__(self, hosts: Iterable[str], networks: Iterable[str]) -> None:
-        self._hosts = tuple(host.lower().rstrip(".") for host in hosts)
+        self._hosts = {canonical(each) for each in hosts if not each.startswith("*.")}
+        self._above = tuple(f".{canonical(each[2:])}" for each in hosts if each.startswith("*."))
         self._networks = [ip_network(each) for each in networks]
         self._threads = ThreadPoolExecutor(LOOKUPS, thread_name_prefix="names")
         self._backend = httpcore.AnyIOBackend()
@@ -66,8 +68,9 @@ class Reach(httpcore.AsyncNetworkBackend):
 
     def allows(self, address: str) -> bool:
         """Whether an IP address may be reached."""
-        found = _inner(ip_address(address.partition("%")[0]))
-        if any(found in network for network in self._networks):
+        given = ip_address(address.partition("%")[0])
+        found = _inner(given)
+        if any(given in network or found in network for network in self._networks):
             return True
         if not found.is_global or found.is_multicast or found.is_reserved:
             return False
@@ -76,12 +79,11 @@ class Reach(httpcore.AsyncNetworkBackend):
         return not any(found in network for network in (*_SPECIAL, *_TUNNELS))
 
     def _is_named(self, host: str) -> bool:
-        host = host.lower().rstrip(".")
-        return not self._hosts or any(
-            host.endswith(each[1:]) if each.startswith("*.") else host == each for each in self._hosts
-        )
+        return not (self._hosts or self._above) or host in self._hosts or host.endswith(self._above)
 
     async def _addresses(self, host: str, port: int) -> Sequence[str]:
+        with suppress(ValueError):
+            return [str(ip_address(host))]  # which needs none of the threads
         loop = asyncio.get_running_loop()
         look = socket.getaddrinfo
         try:

@@ -110,8 +110,12 @@ class Exchange:
 
     # --- the way ----------------------------------------------------------------------------------------
 
-    async def send(self, request: Asked) -> None:
-        """Hand the request over. CortexError when no neuron can take it."""
+    def admit(self, request: Asked) -> None:
+        """Count the request as one of its sender's; `send` does, unless something was done for it before.
+
+        Raises:
+            CortexError: its sender may not use that model, or not now.
+        """
         request.account, request.trace = self._principal.account, self.request_id
         self.account.asked, request.model = request.model, self._fleet.resolve(request.model)
         self._request = self.account.request = request
@@ -120,6 +124,16 @@ class Exchange:
             self.account.model = self.account.name = request.model
         else:
             self.account.name = shown(request.model)
+        try:
+            self._principal.admit(request.model)
+        except CortexError as error:
+            raise self._naming_the_alias(error) from None
+        self.account.admitted = True
+
+    async def send(self, request: Asked) -> None:
+        """Hand the request over. CortexError when no neuron can take it."""
+        if not self.account.admitted:
+            self.admit(request)
         if isinstance(request, Generate):
             request.session = prompts.session_name(self._principal.account, self._session or request.session)
             if self._fleet.has_choice(request.model):
@@ -128,11 +142,9 @@ class Exchange:
                 if request.stream:
                     request.resumable = True
                     self._transcript = Transcript(_choices(request), request.return_token_ids)
+        if isinstance(request, Generate | Embed):
+            request.priority = self._principal.weigh(request.priority)
         try:
-            self._principal.admit(request.model)
-            self.account.admitted = True
-            if isinstance(request, Generate | Embed):
-                request.priority = self._principal.weigh(request.priority)
             began = monotonic()
             self._hold(*await self._place())
             self._metrics.placement.observe(monotonic() - began)

@@ -42,7 +42,7 @@ class GenerationResource:
         data = await self._bodies.read(req)
         context, exchange = open_exchange(self._fleet, req)
         request, answer = await self._parse(data, context)
-        await self._images.fill(request, req.scope)
+        await self._images.fill(request, req.scope, exchange.admit)
         try:
             await self._answer(exchange, request, answer, resp)
         except CortexError as error:

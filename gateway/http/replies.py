@@ -22,7 +22,7 @@ class ReplyResource:
         data = await self._bodies.read(req)
         context, exchange = open_exchange(self._fleet, req)
         request, answer = await self._parse(data, context)
-        await self._images.fill(request, req.scope)
+        await self._images.fill(request, req.scope, exchange.admit)
         try:
             await exchange.send(request)
             reply = await exchange.one()

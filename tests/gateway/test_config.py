@@ -70,6 +70,7 @@ def test_without_a_file_the_neuron_of_this_host_is_served(
         ("images: {fetch: maybe}", "images.fetch", "bool"),
         ("images: {networks: [10.0.0.1/8]}", "images.networks[0]", "10.0.0.1/8"),
         ("images: {hosts: [a.example, 'https://b.example']}", "images.hosts[1]", "'https://b.example'"),
+        ("images: {hosts: ['*..']}", "images.hosts[0]", "'*..'"),
         ("images: {fetch: true, limit: 64MiB}", "images.limit", "67108864"),
         ("{images: {fetch: true}, gateway: {body_limit: 50MiB}}", "images.limit", "gateway.body_limit"),
         ("images: {seconds: 0}", "images.seconds", "0"),

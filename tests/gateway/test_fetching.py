@@ -15,11 +15,12 @@ from typing import Any
 import falcon
 import pytest
 
-from gateway.config import ImageSettings
 from gateway.dialects.anthropic import messages as anthropic
+from gateway.fetching.hosts import canonical
 from gateway.fetching.images import MAX_LINKS, Images
 from gateway.fetching.linked import Unfetchable
 from gateway.fetching.reach import Reach
+from gateway.fetching.settings import ImageSettings
 from ipc.errors import Code, CortexError
 from ipc.messages import Generate, ImagePart, TextPart
 from tests.gateway import parsing
@@ -87,6 +88,10 @@ async def the_image(path: str, writer: asyncio.StreamWriter) -> None:
     reply(writer, IMAGE)
 
 
+def admitted(request: object) -> None:
+    """By whoever asks."""
+
+
 def images(**settings: Any) -> Images:
     held = settings.pop("hold", lambda scope, size: None)
     return Images(ImageSettings(**{"fetch": True, "networks": HERE} | settings), held)
@@ -107,7 +112,7 @@ def filled(request: Generate, given: Images) -> list[Any]:
     """The parts of its first message."""
 
     async def fill() -> None:
-        await asyncio.wait_for(given.fill(request, {}), 30)
+        await asyncio.wait_for(given.fill(request, {}, admitted), 30)
 
     asyncio.run(fill())
     return request.messages[0].content
@@ -119,7 +124,7 @@ def fetched(answer: Handler, path: str = "/a", tls: ssl.SSLContext | None = None
     async def ask() -> Any:
         async with Site(answer, tls) as site:
             request = question(site.base + path)
-            await asyncio.wait_for(images(**settings).fill(request, {}), 30)
+            await asyncio.wait_for(images(**settings).fill(request, {}, admitted), 30)
             return request.messages[0].content[0]
 
     return asyncio.run(ask())
@@ -146,7 +151,7 @@ def test_a_request_is_asked_for_as_it_stands_and_says_nothing_of_the_client() ->
     async def ask() -> str:
         async with Site(the_image) as site:
             request = question(f"{site.base}/a b/%C3%A4?q=ä&r=[1]#part")
-            await images().fill(request, {})
+            await images().fill(request, {}, admitted)
             return site.asked[0]
 
     head = asyncio.run(ask())
@@ -164,7 +169,7 @@ def test_an_image_that_stands_in_several_places_is_fetched_once() -> None:
     async def ask() -> tuple[list[Any], int]:
         async with Site(the_image) as site:
             request = question(site.base + "/a", site.base + "/b", site.base + "/a")
-            await images().fill(request, {})
+            await images().fill(request, {}, admitted)
             return request.messages[0].content, len(site.asked)
 
     content, asked = asyncio.run(ask())
@@ -172,20 +177,66 @@ def test_an_image_that_stands_in_several_places_is_fetched_once() -> None:
     assert asked == 2
 
 
-def test_no_more_connections_are_open_than_may_be() -> None:
+@pytest.mark.parametrize(("requests", "most"), [(1, 2), (5, 8)])
+def test_no_more_connections_are_open_than_may_be_and_one_request_has_a_quarter(
+    requests: int, most: int
+) -> None:
     async def slowly(path: str, writer: asyncio.StreamWriter) -> None:
         await asyncio.sleep(0.02)
         reply(writer, IMAGE)
 
     async def ask() -> int:
         async with Site(slowly) as site:
-            await images(at_once=2).fill(question(*(f"{site.base}/{n}" for n in range(7))), {})
+            given, urls = images(at_once=8), [f"{site.base}/{n}" for n in range(7)]
+            await asyncio.gather(*(given.fill(question(*urls), {}, admitted) for _ in range(requests)))
             return site.most
 
-    assert asyncio.run(ask()) == 2
+    assert asyncio.run(ask()) == most
+
+
+@pytest.mark.parametrize("leaves", [True, False])
+def test_images_that_were_given_up_keep_nobody_elses_from_coming(leaves: bool) -> None:
+    async def silent_at_first(path: str, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(20 if path.startswith("/silent") else 0)
+        reply(writer, IMAGE)
+
+    async def ask() -> Any:
+        async with Site(silent_at_first) as site:
+            given = images(at_once=2, seconds=0.3)
+            silent = [question(*(f"{site.base}/silent?{n}" for n in range(3))) for _ in range(3)]
+            for task in [asyncio.create_task(given.fill(each, {}, admitted)) for each in silent]:
+                if leaves:
+                    await asyncio.sleep(0.02)
+                    task.cancel()
+                with pytest.raises((CortexError, asyncio.CancelledError)):
+                    await task
+            request = question(site.base + "/good")
+            await given.fill(request, {}, admitted)
+            return request.messages[0].content[0]
+
+    assert asyncio.run(ask()).data == IMAGE
+
+
+def test_nothing_is_fetched_for_who_may_not_ask() -> None:
+    def refuse(request: object) -> None:
+        raise CortexError(Code.BAD_REQUEST, "no more today")
+
+    async def ask() -> list[str]:
+        async with Site(the_image) as site:
+            with pytest.raises(CortexError, match="no more today"):
+                await images().fill(question(site.base), {}, refuse)
+            return site.asked
+
+    assert asyncio.run(ask()) == []
 
 
 def test_a_few_redirects_are_followed() -> None:
+    async def to_umlaut(path: str, writer: asyncio.StreamWriter) -> None:
+        if path == "/%C3%A4.png":
+            reply(writer, IMAGE)
+        else:
+            reply(writer, status="302 Found", location="/ä.png")
+
     async def onward(path: str, writer: asyncio.StreamWriter) -> None:
         number = int(path.strip("/"))
         if number:
@@ -194,6 +245,7 @@ def test_a_few_redirects_are_followed() -> None:
             reply(writer, IMAGE)
 
     assert fetched(onward, "/3").data == IMAGE
+    assert fetched(to_umlaut).data == IMAGE
     assert "redirected more than 3 times" in refused(onward, "/4")
 
 
@@ -262,10 +314,11 @@ def test_an_image_that_is_too_large_is_given_up(told: bool) -> None:
     assert sent < 1 << 24
 
 
-def test_all_images_of_a_request_share_the_limit() -> None:
+def test_all_images_of_a_request_share_the_limit_in_each_place_where_they_stand() -> None:
     async def ask(limit: int) -> None:
         async with Site(the_image) as site:
-            await images(limit=limit).fill(question(*(f"{site.base}/{n}" for n in range(3))), {})
+            urls = [f"{site.base}/{n}" for n in (1, 2, 1)]
+            await images(limit=limit).fill(question(*urls), {}, admitted)
 
     asyncio.run(ask(3 * len(IMAGE)))
     with pytest.raises(CortexError, match=r"images\.limit"):
@@ -283,7 +336,9 @@ def test_what_is_fetched_counts_as_the_body_does() -> None:
 
     async def ask(count: int) -> None:
         async with Site(the_image) as site:
-            await images(hold=hold).fill(question(*(f"{site.base}/{n}" for n in range(count))), scope)
+            await images(hold=hold).fill(
+                question(*(f"{site.base}/{n}" for n in range(count))), scope, admitted
+            )
 
     asyncio.run(ask(1))
     assert sum(held) == len(IMAGE)
@@ -313,7 +368,7 @@ def test_a_client_that_leaves_ends_what_was_asked_for() -> None:
                 await asyncio.sleep(0.01)
 
         async with Site(silent) as site:
-            task = asyncio.create_task(images().fill(question(site.base), {}))
+            task = asyncio.create_task(images().fill(question(site.base), {}, admitted))
             await arrived.wait()
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
@@ -332,7 +387,10 @@ def test_a_client_that_leaves_ends_what_was_asked_for() -> None:
         ("http://[::1/", "no address"),
         ("http://127.0.0.1:99999/", "no address"),
         ("http://me:secret@127.0.0.1/", "a password"),
-        ("http://a..b/", "not found"),
+        ("http://a..b/", "no address"),
+        ("http://localhost\x00.allowed.example/", "no address"),
+        ("https://localhost\x00x/", "no address"),
+        ("http://a%2fb/", "no address"),
         ("http://" + "a" * 70 + ".example/", "not found"),
         ("http://127.0.0.1/" + "a" * 9000, "8192 characters"),
     ],
@@ -381,6 +439,9 @@ def test_networks_that_are_named_may_be_reached_as_well() -> None:
     allowed = ("10.1.2.3", "::ffff:10.1.2.3", "fd12::5", "1.1.1.1")
     assert all(map(reach.allows, allowed))
     assert not any(map(reach.allows, ("10.2.0.1", "127.0.0.1", "fd12:1::5")))
+    as_written = Reach((), ("64:ff9b::/96", "::ffff:10.3.0.0/112"))
+    assert all(map(as_written.allows, ("64:ff9b::a01:203", "::ffff:10.3.0.1")))
+    assert not as_written.allows("10.1.2.3")
 
 
 @pytest.mark.parametrize(
@@ -429,7 +490,7 @@ def test_the_address_that_was_judged_is_the_one_that_is_asked(monkeypatch: pytes
     async def ask() -> str:
         async with Site(the_image) as site:
             await images(networks=("127.0.0.1/32",)).fill(
-                question(f"http://rebound.example:{site.port}/"), {}
+                question(f"http://rebound.example:{site.port}/"), {}, admitted
             )
             return site.asked[0]
 
@@ -462,11 +523,13 @@ def test_where_hosts_are_named_no_others_are_asked() -> None:
         "img.cdn.example": True,
         "cdn.example": False,
         "evilcdn.example": False,
+        "bücher.example": True,
+        "2001:db8::1": True,
     }.items():
-        reach = Reach(("example.com", "*.cdn.example"), ())
+        reach = Reach(("example.com", "*.cdn.example", "Bücher.example", "2001:db8:0::1"), ())
         reach._addresses = lambda host, port: asyncio.sleep(0, [])
         with pytest.raises(Unfetchable) as caught:
-            asyncio.run(reach.connect_tcp(host, 443))
+            asyncio.run(reach.connect_tcp(canonical(host), 443))
         assert ("images.hosts" in str(caught.value)) is not named
 
 
@@ -519,7 +582,7 @@ def test_a_certificate_of_another_name_is_none(
     async def ask() -> None:
         async with Site(the_image, tls) as site:
             monkeypatch.setattr("gateway.fetching.reach.socket.getaddrinfo", resolve)
-            await images().fill(question(f"https://other.example:{site.port}/"), {})
+            await images().fill(question(f"https://other.example:{site.port}/"), {}, admitted)
 
     with pytest.raises(CortexError, match="CERTIFICATE_VERIFY_FAILED"):
         asyncio.run(ask())
@@ -550,7 +613,7 @@ def test_an_image_that_a_tool_shows_and_nobody_has_is_told_of() -> None:
     async def ask(given: Images, handler: Handler) -> Any:
         async with Site(handler) as site:
             request = result(site.base)
-            await given.fill(request, {})
+            await given.fill(request, {}, admitted)
             return request.messages[2].content[0].content[1]
 
     assert asyncio.run(ask(images(), the_image)) == ImagePart(data=IMAGE, media_type="image/png")
@@ -571,7 +634,9 @@ def test_without_a_word_nothing_is_fetched() -> None:
     async def ask() -> int:
         async with Site(the_image) as site:
             with pytest.raises(CortexError, match="nothing is fetched here") as caught:
-                await Images(ImageSettings(), lambda scope, size: None).fill(question(site.base), {})
+                await Images(ImageSettings(), lambda scope, size: None).fill(
+                    question(site.base), {}, admitted
+                )
             assert caught.value.code == Code.NOT_SUPPORTED
             return len(site.asked)
 
