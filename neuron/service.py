@@ -74,12 +74,11 @@ from neuron.requests.open_requests import OpenRequests
 from neuron.requests.request import OpenRequest
 from neuron.requests.reranking import Reranking
 from neuron.text.answers import AnswerText
-from neuron.text.budget import OverBudget
+from neuron.text.budget import QUICK_SECONDS, OverBudget
 from neuron.trace import traced, word
 
 log = logging.getLogger("neuron.service")
 
-QUICK_SECONDS = 0.01  # that a chat template may hold the event loop up
 STATE_INTERVAL = 0.1  # seconds between two `State` of one watch, at least
 
 

@@ -175,9 +175,6 @@ def _place(need: Need, candidates: list[str], free: dict[str, int], context_leng
     room = {name: (free[name] - size) // sharing[name] for name, size in fixed.items()}
     left = min(room.values()) - (need.kv_memory or 0)
     states = need.caches.states_in(left, need.max_sequences)
-    host_states = _host_states(need, devices, free, left)
-    if HOST in devices:  # whose memory is the host's: there they are states like the others
-        states, host_states = states + host_states, 0
     of_states = states * need.caches.state_bytes
     if any(size < of_states for size in room.values()):
         return None
@@ -190,6 +187,9 @@ def _place(need: Need, candidates: list[str], free: dict[str, int], context_leng
     if pages < need.caches.pages_for(context_length):
         return None
     kept = pages * page_bytes + of_states
+    host_states = _host_states(need, devices, free, min(room.values()) - kept)
+    if HOST in devices:  # whose memory is the host's: there they are states like the others
+        states, kept, host_states = states + host_states, kept + host_states * need.caches.state_bytes, 0
     budgets = [need.fixed_bytes(rank, name) + kept for rank, name in enumerate(devices)]
     if need.kv_memory is not None:  # it is kept to, though all else should take more than planned
         budgets = [free[name] // sharing[name] for name in devices]
@@ -221,7 +221,7 @@ def _host_states(need: Need, devices: Sequence[str], free: dict[str, int], left:
     if HOST in devices:
         room = min(room, int(max(0, left) * CPU_KV_SHARE))
     elif HOST in free:
-        room = min(room, free[HOST] // len(devices))
+        room = min(room, int(free[HOST] * CPU_KV_SHARE) // len(devices))
     return room // need.caches.state_bytes
 
 

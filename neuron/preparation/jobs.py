@@ -34,6 +34,7 @@ from neuron.preparation.prepared import Prepared, prepare, without_text
 from neuron.preparation.prepared_inputs import PreparedInputs, prepare_inputs, validate_inputs
 from neuron.preparation.prompt import validate, validate_prompt
 from neuron.preparation.tokens import count_tokens, detokenize, tokenize
+from neuron.text.budget import OverBudget
 from neuron.text.frontend import ModelText, TextFiles, TextFrontEnd
 from neuron.text.offered_tool import OfferedTool
 from neuron.trace import traced, word
@@ -53,6 +54,7 @@ class Job(msgspec.Struct, kw_only=True):
     text: bytes = b""  # a `ModelText`, in msgpack
     model: ModelFacts = ModelFacts()
     context_length: int = 0
+    seconds: float | None = None  # that a chat template may take; the result is empty where it takes longer
     unread: bool = False  # the neuron has not decoded the request, and does not know what is in it
     trace: Name = ""
 
@@ -90,6 +92,8 @@ def perform(job: Job, body: bytes | memoryview, fronts: Fronts) -> tuple[Failed 
         return Failed.of(0, error), b""
     except MemoryError:
         raise
+    except OverBudget:  # which is raised where there are `seconds`
+        return None, b""
     except Exception as error:
         log.exception("request cannot be prepared verb=%s trace=%s", job.verb, word(job.trace))
         return Failed(id=0, code=Code.INTERNAL, message=f"{type(error).__name__}: {error}"), b""
@@ -111,7 +115,7 @@ def _perform(job: Job, body: bytes | memoryview, fronts: Fronts) -> Any:
 def _generate(request: Generate, fronts: Fronts, job: Job) -> Prepared:
     if job.unread:
         validate(request)
-    prepared = prepare(request, fronts.get(job.text), job.model, job.context_length)
+    prepared = prepare(request, fronts.get(job.text), job.model, job.context_length, job.seconds)
     prepared.tools = [OfferedTool.of(tool) for tool in request.tools]
     prepared.request = without_text(request) if job.unread else None
     return prepared
@@ -127,7 +131,7 @@ def _vectors(request: Embed | Rerank, fronts: Fronts, job: Job) -> PreparedInput
 
 def _count_tokens(request: CountTokens, fronts: Fronts, job: Job) -> TokenCount:
     validate_prompt(request)
-    return count_tokens(fronts.get(job.text), request, job.context_length)
+    return count_tokens(fronts.get(job.text), request, job.context_length, job.seconds)
 
 
 def _tokenize(request: Tokenize, fronts: Fronts, job: Job) -> Tokens:

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from ipc.errors import Code, CortexError
 from ipc.messages import CountTokens, Detokenize, Embed, Generate, Text, TokenCount, Tokenize, Tokens
@@ -25,6 +26,7 @@ from neuron.preparation.process import TextProcess
 from neuron.preparation.prompt import has_grammar, is_quick
 from neuron.preparation.readers import Readers
 from neuron.text.answers import AnswerFacts, AnswerText
+from neuron.text.budget import QUICK_SECONDS
 from neuron.text.frontend import ModelText, TextFiles, TextFrontEnd
 from neuron.text.template import Tried
 
@@ -83,9 +85,8 @@ class Preparation:
         """What `neuron.preparation.prepared` makes of a request. CortexError: what is wrong with it."""
         verb = _verb(request)
         kind = Prepared if verb == "generate" else PreparedInputs
-        pool = self._grammars if _has_grammar(request) else self._texts
-        pool = self._small if _is_small(request, text) else pool
-        result = await self._run(pool, verb, request, text, model, context_length)
+        usual = self._grammars if _has_grammar(request) else self._texts
+        result = await self._run(usual, verb, request, text, model, context_length)
         return msgspec.msgpack.decode(result, type=kind)
 
     async def answer(
@@ -97,9 +98,8 @@ class Preparation:
     ) -> Encoded:
         """The reply to a request that needs no worker. CortexError: what is wrong with it."""
         verb = _verb(request)
-        pool = self._counts if verb == "count_tokens" else self._texts
-        pool = self._small if _is_small(request, text) else pool
-        reply = await self._run(pool, verb, request, text, model, context_length)
+        usual = self._counts if verb == "count_tokens" else self._texts
+        reply = await self._run(usual, verb, request, text, model, context_length)
         return Encoded(request.id, REPLIES[verb].__name__, reply)
 
     @property
@@ -113,14 +113,15 @@ class Preparation:
 
     async def _run(
         self,
-        pool: Pool | Readers,
+        usual: Pool,
         verb: str,
         request: Asked,
         text: AnswerText,
         model: ModelDescription,
         context_length: int,
     ) -> bytes:
-        unread = isinstance(request, Unread)
+        """What the model's reader makes of a small request, if that is soon there; else what `usual` does."""
+        unread, small = isinstance(request, Unread), _is_small(request, text)
         job = Job(
             verb=verb,
             text=text.encoded,
@@ -128,9 +129,12 @@ class Preparation:
             context_length=context_length,
             unread=unread,
             trace=request.trace,
+            seconds=QUICK_SECONDS if small else None,
         )
         body = request.body if unread else msgspec.msgpack.encode(request)
-        return await pool.run(request.account, job, body)
+        if small and (result := await self._small.run(request.account, job, body)):
+            return result
+        return await usual.run(request.account, replace(job, seconds=None), body)
 
 
 def _verb(request: Asked) -> Any:

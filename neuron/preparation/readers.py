@@ -36,8 +36,7 @@ class Readers:
 
     async def run(self, account: str, job: Job, body: bytes | memoryview) -> bytes:
         """The result of `job`; see `Pool.run`."""
-        is_new = job.text not in self._pools
-        if is_new:
+        if job.text not in self._pools:
             self._pools[job.text] = Pool(
                 self._start, 1, self._seconds, most=MOST_WAITING, idle_seconds=IDLE_SECONDS
             )
@@ -45,8 +44,7 @@ class Readers:
         try:
             return await self._pools[job.text].run(account, job, body)
         finally:
-            if is_new:
-                self._make_room()
+            self._make_room()
 
     @property
     def memory(self) -> int:
@@ -59,9 +57,7 @@ class Readers:
 
     def _make_room(self) -> None:
         for text, pool in list(self._pools.items())[:-1]:
-            if self.memory <= self._most:
-                return
-            if not pool.is_busy:
+            if not pool.is_busy and (not pool.memory or self.memory > self._most):
                 del self._pools[text]
                 task = asyncio.create_task(pool.close())
                 self._closing.add(task)

@@ -48,11 +48,11 @@ class AnswerText:
     def __init__(self, facts: AnswerFacts, encoded: bytes) -> None:
         self.encoded = encoded
         self.is_quick_apart = facts.is_quick
-        self._read(
+        self._take(
             Vocabulary(facts.vocabulary), BY_NAME[facts.calls_as], facts.think_tags, facts.thinks, facts.tags
         )
 
-    def _read(
+    def _take(
         self,
         vocabulary: Vocabulary,
         tool_format: ToolFormat,

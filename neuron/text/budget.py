@@ -33,6 +33,7 @@ class Bounds(NamedTuple):
 
 MOST = Bounds(text=32 << 20, values=1 << 20)
 QUICK = Bounds(text=128 << 10, values=8 << 10)  # where others wait: one operation takes some milliseconds
+QUICK_SECONDS = 0.01  # the same
 
 
 class OverBudget(jinja2.TemplateError):

@@ -120,7 +120,7 @@ class TextFrontEnd(AnswerText):
         thinks = think_tags(texts) is not None if thinks_as is None else thinks_as in THOUGHTS
         tags = THOUGHTS.get(thinks_as) or think_tags(texts, tokenizer.added) or THINK
         tokens = tokenizer.tokens_of((*tags.pieces, *tool_format.markers))
-        self._read(tokenizer.vocabulary, tool_format, tags, thinks, tokens)
+        self._take(tokenizer.vocabulary, tool_format, tags, thinks, tokens)
         self.infill = infill(tokenizer.id_of)  # None: the model cannot fill in
 
     @classmethod

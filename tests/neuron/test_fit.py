@@ -199,7 +199,7 @@ def test_states_that_leave_a_gpu_get_memory_of_the_host_as_far_as_there_is_some(
     plain = find_fit(need(caches=caches, rank_bytes=(GIB, GIB)), gpus, [], "lru")
     assert (fit.states, fit.rank_budgets) == (plain.states, plain.rank_budgets)
     assert not plain.elsewhere
-    assert find_fit(wanted, gpus | {"cpu": 50 * size}, [], "lru").host_states == 25
+    assert find_fit(wanted, gpus | {"cpu": 50 * size}, [], "lru").host_states == 12, "half of it"
     assert find_fit(wanted, gpus, [], "lru").host_states == GIB // size, "nobody counts the host's memory"
 
 
@@ -208,6 +208,12 @@ def test_on_a_cpu_they_are_states_like_the_others():
     plain = find_fit(wanted, {"cpu": 16 * GIB}, [], "lru")
     fit = find_fit(replace(wanted, host_state_memory=GIB), {"cpu": 16 * GIB}, [], "lru")
     more = GIB // (10 << 20)
+    for free in (GIB * 3 // 2, 2 * GIB):
+        little = find_fit(replace(wanted, host_state_memory=0), {"cpu": free}, [], "lru")
+        assert (
+            find_fit(replace(wanted, host_state_memory=GIB), {"cpu": free}, [], "lru").kv_pages
+            == little.kv_pages
+        )
     assert (fit.states, fit.host_states) == (plain.states + more, 0)
     assert fit.reservations["cpu"] - plain.reservations["cpu"] == more * (10 << 20)
 

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
+from tokenizers import Tokenizer
 
 from ipc.errors import Code, CortexError
 from ipc.messages import CountTokens, Generate, Message, Sampling, TokenCount, Tool
@@ -136,6 +137,44 @@ def test_a_tokenizer_that_is_none_is_refused_by_its_file(tmp_path):
     asyncio.run(asyncio.wait_for(scenario(), PATIENCE))
 
 
+@given(tokens=st.lists(st.integers(0, 511), max_size=30))
+def test_what_is_written_is_what_the_library_writes(folder, answers, tokens):
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    assert answers._vocabulary.decode(tokens) == tokenizer.decode(tokens, skip_special_tokens=False)
+
+
+def test_nobody_waits_behind_a_template_that_takes_long(tmp_path, folder):
+    """What asks the model's one reader for more than a moment is done where one account holds up itself."""
+    slow = "{% if m.content == 'slow' %}{% for i in range(30000) %}{% endfor %}{% endif %}"
+    template = "{% for m in messages %}" + slow + "{{ m.content }}{% endfor %}"
+    copy = write_checkpoint(tmp_path, vocab_size=512)
+    (copy / "tokenizer.json").write_bytes((folder / "tokenizer.json").read_bytes())
+    (copy / "chat_template.jinja").write_text(template)
+
+    def asks(account, content):
+        message = Message(role="user", content=content)
+        return CountTokens(id=1, model="m", messages=[message], account=account)
+
+    async def scenario():
+        preparation, opened = Preparation("INFO"), asyncio.Event()
+        text = await preparation.read_text(TextFiles.of(read_card(copy)))
+        counts = preparation._counts.run
+
+        async def when_opened(*args):
+            await opened.wait()
+            return await counts(*args)
+
+        preparation._counts.run = when_opened
+        waits = asyncio.create_task(preparation.answer(asks("a", "slow"), text, ModelFacts(), 512))
+        await preparation.answer(asks("b", "quick"), text, ModelFacts(), 512)
+        assert not waits.done()
+        opened.set()
+        assert await waits
+        await preparation.close()
+
+    asyncio.run(asyncio.wait_for(scenario(), PATIENCE))
+
+
 # --- one process for each model; the processes are played ---------------------------------------------------
 
 
@@ -158,6 +197,25 @@ def test_what_one_model_takes_holds_up_no_other():
         assert len(made) == 2
         await readers.close()
         assert all(process.ended for process in made)
+
+    asyncio.run(asyncio.wait_for(scenario(), PATIENCE))
+
+
+def test_what_they_hold_together_is_bounded_whenever_one_is_free():
+    async def scenario():
+        made, done = Started(), asyncio.Event()
+        readers = Readers(made, memory=250)
+        busy = [asyncio.create_task(readers.run("a", job(b"%d" % n), done.wait)) for n in range(4)]
+        await asyncio.sleep(0.01)
+        assert readers.memory == 400
+        done.set()
+        await asyncio.gather(*busy)
+        assert readers.memory == 200
+        made[-2].is_there, made[-2].memory = False, 0  # it went by itself
+        await readers.run("a", job(b"3"), lambda: b"")
+        assert [process.ended for process in made[:2]] == [True, True]
+        assert len(readers._pools) == 1, "of who is gone nothing is left"
+        await readers.close()
 
     asyncio.run(asyncio.wait_for(scenario(), PATIENCE))
 

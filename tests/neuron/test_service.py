@@ -119,6 +119,7 @@ def test_an_unstreamed_chat_is_answered_by_finished_alone(client):
 
 def test_prompts_may_be_text_or_token_ids_and_give_ids_back(client):
     request = {"messages": None, "return_token_ids": True, "stream": False}
+    ask(client, Load(id=0, model="sim"))
     started, finished = client.stream(chat("sim", 4, prompt="Hello", **request), PATIENCE)
     assert len(finished.choices[0].token_ids) == 4
     again = ask(client, chat("sim", 4, prompt=started.prompt_token_ids[0], **request))
