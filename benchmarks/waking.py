@@ -21,13 +21,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from rich.console import Console
 from rich.table import Table
 from transformers import PretrainedConfig
 
 from benchmarks.driver import Driver, write_hollow
 from benchmarks.engine import SHAPE
+from benchmarks.gpu import measure_limits
 from ipc import parked
 from ipc.worker_messages import RingHandle, WorkerSpec
 from workers.checkpoints.card import ModelCard, read_card
@@ -138,11 +138,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="cpu, or cuda:N")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there, too")
     arguments = parser.parse_args()
-    source = torch.ones(256 << 20, dtype=torch.uint8, pin_memory=arguments.device != "cpu")
-    into = torch.zeros_like(source, device=arguments.device)
-    began = time.perf_counter()
-    into.copy_(source)
-    copy = source.nbytes / (time.perf_counter() - began)
+    _, _, copy = measure_limits(arguments.device)
     table = Table("seconds", "its bytes alone", "all", *Seconds._fields, title="Qwen3-0.6B shape, bfloat16")
     found = {}
     for name, limit, taken in rows(arguments.device, SHAPE, copy):

@@ -31,7 +31,7 @@ from ipc.messages import (
     Failed,
     Reply,
 )
-from ipc.sockets import NOBLOCK, Pump, configure, connection_events
+from ipc.sockets import MAX_MESSAGE, NOBLOCK, Pump, configure, connection_events
 
 logger = logging.getLogger("ipc.client")
 
@@ -211,12 +211,19 @@ class NeuronClient:
 
         Args:
             patient: the wait for a connection ends with `Call.cancel`, and not after the silence.
+
+        Raises:
+            CortexError: the client is not started, or the request is too long for any neuron.
         """
         if not self._started:
             raise CortexError(Code.NEURON_LOST, f"the client of {self.endpoint} is not started")
         self._last_id += 1
         request.id = self._last_id
         message = HEADER + self._encode(request)
+        if len(message) > MAX_MESSAGE:  # at which the neuron would close the connection, to all who share it
+            raise CortexError(
+                Code.BAD_REQUEST, f"the request has {len(message)} bytes; a neuron takes {MAX_MESSAGE}"
+            )
         if not self._calls:  # nothing was expected up to now
             self._heard = self._loop.time()
         call = self._calls[request.id] = Call(self, request.id, patient)

@@ -62,7 +62,7 @@ if VARIABLE in os.environ:
 
 
 class Counter(prometheus_client.Counter):
-    """As prometheus-client's, without exemplars."""
+    """As prometheus-client's, without exemplars; what is added is never negative, and nobody checks."""
 
     def inc(self, amount: float = 1) -> None:
         if amount:

@@ -34,6 +34,7 @@ from ipc.messages import (
     Usage,
 )
 from ipc.server import Server
+from ipc.sockets import MAX_MESSAGE
 from tests.ipc.test_server import SECONDS, Desk, finished
 
 DELTAS = 5
@@ -96,6 +97,19 @@ def test_a_stream_gives_its_replies_in_order_and_ends():
             assert [reply.text for reply in replies[:-1]] == [str(number) for number in range(DELTAS)]
             assert isinstance(replies[-1], Finished)
             assert client.alive
+
+    asyncio.run(main())
+
+
+def test_a_request_that_no_neuron_takes_breaks_no_connection():
+    async def main():
+        async with connected() as (_, _model, client):
+            other = client.open(Generate(id=0, model="m"))
+            with pytest.raises(CortexError, match=f"a neuron takes {MAX_MESSAGE}"):
+                client.open(Generate(id=0, model="m", prompt="a" * MAX_MESSAGE))
+            assert len(await everything(client.open(Generate(id=0, model="m", stream=True)))) == DELTAS + 1
+            other.cancel()
+            assert isinstance((await everything(other))[-1], Cancelled)
 
     asyncio.run(main())
 
