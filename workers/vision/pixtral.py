@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from workers.checkpoints.vision import BLOCK_PATCHES, PREFIX, Vision
 from workers.layers.linear import ColumnParallel
 from workers.layers.norm import RMSNorm
 from workers.models.mlp import ACTIVATIONS, gated
-from workers.vision.tower import turned
+from workers.vision.tower import attended
 from workers.weights.blocks import Empty
 from workers.weights.loader import Shard, bytes_filled
 
@@ -105,10 +104,7 @@ class Block:
 
     def __call__(self, x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:  # [patches, hidden]
         qkv = self.qkv(self.norms[0](x)).view(len(x), 3, self.heads, -1)
-        q, keys = (turned(each, *angles) for each in qkv[:, :2].unbind(1))
-        heads = [each.transpose(0, 1)[None] for each in (q, keys, qkv[:, 2])]
-        seen = F.scaled_dot_product_attention(*heads)[0].transpose(0, 1).reshape(len(x), -1)
-        x = x + self.output(seen)
+        x = x + self.output(attended(qkv, angles))
         parts = self.norms[1](x).split(BLOCK_PATCHES)
         return x + torch.cat([self.down(gated(self.gate_up(part), self.activation, False)) for part in parts])
 

@@ -133,10 +133,7 @@ class Block:
 
     def __call__(self, x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:  # [patches, hidden]
         qkv = self.qkv(self.norms[0](x)).view(len(x), 3, self.heads, -1)
-        q, keys = (turned(each, *angles) for each in qkv[:, :2].unbind(1))
-        heads = [each.transpose(0, 1)[None] for each in (q, keys, qkv[:, 2])]
-        seen = F.scaled_dot_product_attention(*heads)[0].transpose(0, 1).reshape(len(x), -1)
-        x = x + self.output(seen)
+        x = x + self.output(attended(qkv, angles))
         parts = self.norms[1](x).split(BLOCK_PATCHES)
         return x + torch.cat([self.down(activated(self.up(part), self.activation, False)) for part in parts])
 
@@ -174,7 +171,19 @@ def _shard(linear: ColumnParallel) -> Shard:
     return Shard([*linear.pieces()], linear.pack)
 
 
-def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:  # [patches, heads, head_dim]
+def attended(qkv: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:  # [patches, heads x head_dim]
+    """What each patch has of all of an image.
+
+    Args:
+        qkv: `[patches, 3, heads, head_dim]`: queries, keys and values.
+        angles: cosines and sines by which the first two turn, `[patches, 1, head_dim]` float32.
+    """
+    q, keys = (_turned(each, *angles) for each in qkv[:, :2].unbind(1))
+    heads = [each.transpose(0, 1)[None] for each in (q, keys, qkv[:, 2])]
+    return F.scaled_dot_product_attention(*heads)[0].transpose(0, 1).reshape(len(qkv), -1)
+
+
+def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:  # [patches, heads, head_dim]
     wide = x.float()
     first, second = wide.chunk(2, dim=-1)
     return (wide * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
