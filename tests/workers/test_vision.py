@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import gc
 import json
-import weakref
 
 import msgspec
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ipc.errors import CortexError
 from ipc.worker_messages import ImageData, PlacedImage
 from tests.workers import seeing
 from tests.workers.engines import make_runner, prompt_of
+from tests.workers.live_bytes import most_held
 from tests.workers.seeing import oracle, picture, prompt, serve
 from tests.workers.thread_ranks import Ranks
 from workers.checkpoints.card import read_card
@@ -340,35 +339,6 @@ def test_planned_bytes_have_the_tower_on_the_first_rank(folder, model, size, qua
     assert size == 1 or planned[0] - planned[1] == tower
 
 
-class Live(TorchDispatchMode):
-    """Counts the bytes of what operations made and is still there, and the most that it was."""
-
-    def __init__(self, there):
-        super().__init__()
-        self.now = self.most = 0
-        self.known = {tensor.untyped_storage().data_ptr() for tensor in there}
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        made = function(*args, **(kwargs or {}))
-        for each in made if isinstance(made, tuple | list) else (made,):
-            if isinstance(each, torch.Tensor):
-                self.note(each.untyped_storage())
-        return made
-
-    def note(self, storage):
-        key, size = storage.data_ptr(), storage.nbytes()
-        if not size or key in self.known:
-            return
-        self.known.add(key)
-        self.now += size
-        self.most = max(self.most, self.now)
-        weakref.finalize(storage, self.forget, key, size)
-
-    def forget(self, key, size):
-        self.known.discard(key)
-        self.now -= size
-
-
 @pytest.mark.parametrize("shape", [(8, 8), (4, 16)])
 def test_what_the_tower_takes_is_planned(shape):
     """As in Qwen3-VL, with fewer layers and narrower ones."""
@@ -377,12 +347,8 @@ def test_what_the_tower_takes_is_planned(shape):
         max_pixels=shape[0] * shape[1] * 32**2,
     )
     tower = Tower(vision, torch.bfloat16, torch.device("cpu"))
-    image = torch.zeros(shape[0] * 32, shape[1] * 32, 3, dtype=torch.uint8)
-    weights = [piece.into for part in tower.parts() for piece in part.pieces]
-    with torch.no_grad(), Live(weights) as live:
-        tower(image)
     planned = vision.working_bytes(2, 4096)
-    assert 0.5 * planned < live.most <= planned
+    assert 0.5 * planned < most_held(tower, (shape[0] * 32, shape[1] * 32)) <= planned
 
 
 def read_config(**changes):
