@@ -156,6 +156,26 @@ def test_the_first_failure_is_raised_and_all_threads_end(fails):
     assert threading.active_count() == before
 
 
+def test_nothing_travels_any_more_once_a_failure_is_raised(late, monkeypatch):
+    monkeypatch.setattr(workers.weights.lanes, "THREADS", 1)
+    into = torch.zeros(4)
+
+    def job(lane: Lane) -> int:
+        if jobs:  # there is one more
+            lane.send(lane.place(into), into, lambda: None)
+            return into.nbytes
+        raise InterruptedError("the second")
+
+    def made(device: torch.device) -> Late:
+        late.append(mine := Late())
+        return mine
+
+    jobs = deque([job, job])
+    with pytest.raises(InterruptedError, match="the second"):
+        run(jobs, torch.device("meta"), lambda size: None, made)
+    assert [device.under_way for device in late] == [0] * len(late)
+
+
 @pytest.mark.parametrize("device", DEVICES)
 def test_the_bytes_are_the_same_on_every_device(tmp_path: Path, device, monkeypatch):
     monkeypatch.setattr(workers.weights.loader, "BLOCK", 1000)

@@ -104,6 +104,13 @@ class Lane:
                 event.synchronize()
             arrived()
 
+    def stop(self) -> None:
+        """Wait for all that was sent, of which nobody makes anything: its memory is about to be another's."""
+        for event, _ in self._sent:
+            if event is not None:
+                event.synchronize()
+        self._sent.clear()
+
 
 Job = Callable[[Lane], int]
 """Sends one block by a lane; returns the bytes of it."""
@@ -126,6 +133,7 @@ def run(
     told: SimpleQueue[int | None] = SimpleQueue()
 
     def work() -> None:
+        lane = None
         try:
             lane = Lane(None if device.type == "cpu" else transfers(device))
             while (job := _next(jobs)) is not None:
@@ -136,6 +144,8 @@ def run(
             lane.land(last=True)
         except BaseException:
             jobs.clear()
+            if lane is not None:
+                lane.stop()
             raise
         finally:
             told.put(None)
