@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from array import array
 from itertools import chain
 
 import pytest
@@ -10,6 +11,10 @@ import pytest
 from ipc.worker_messages import PAGE_SIZE
 from tests.workers.simulation import Run, group, make_scheduler, submit
 from workers.checkpoints.caches import LIVE_STATES
+from workers.scheduling.host_tier import HostTier
+from workers.scheduling.page_pool import PagePool
+from workers.scheduling.sequence import Sequence
+from workers.step.plan import HOLE
 
 HYBRID = [group("full"), group("state")]
 TURN = 3 * PAGE_SIZE  # tokens that a turn adds
@@ -60,9 +65,55 @@ def test_who_was_wanted_last_stays_and_no_more_than_the_budget(places):
     assert {move.place for plan in run.plans if plan for move in plan.moves} == set(range(places))
 
 
+def test_who_was_wanted_last_stays_though_it_came_first():
+    tier, states = HostTier(2), PagePool(4, 1)
+
+    def here() -> set[bytes]:
+        return {digest for digest in (b"a", b"b", b"c", b"d", b"e") if (0, digest) in tier}
+
+    tier.keep(0, 0, b"a")
+    tier.keep(1, 0, b"b")
+    tier.bring_back(0, b"a", states)
+    tier.keep(2, 0, b"c")
+    assert here() == {b"a", b"c"}
+    tier.keep(3, 0, b"a")  # which is there already
+    tier.keep(1, 0, b"d")
+    assert here() == {b"a", b"d"}
+    tier.make_way(0, b"d")
+    tier.keep(1, 0, b"e")
+    assert here() == {b"a", b"e"}
+    assert [move.state for move in tier.take_moves() if move.leaves] == [0, 1, 2, 1, 1]
+
+
+def test_what_an_answer_only_passes_drives_nobody_out():
+    run, texts = conversations(6, states=3 * LIVE_STATES, host_states=20, max_sequences=3)
+    for number, text in enumerate(texts):
+        turn(run, number, text)
+    for number in range(3):  # long answers to others
+        text = [50_000 + 1_000 * number + i for i in range(5 * PAGE_SIZE)]
+        run.scheduler.submit(submit(10 + number, text, max_tokens=20 * PAGE_SIZE))
+    run.to_the_end()
+    assert all(turn(run, 20 + number, text) for number, text in enumerate(texts))
+
+
+def test_what_comes_back_is_paid_for_as_if_it_were_computed():
+    run, texts = conversations(2)
+    turn(run, 0, texts[0])
+    turn(run, 1, texts[1])
+    cache = run.scheduler.cache
+    tokens = [*texts[0], 7]
+    again = Sequence(
+        submit(2, tokens, max_tokens=1), array("I", tokens), len(tokens), len(tokens) + 1, None, 0
+    )
+    found = cache.find(again)
+    assert found[1][-1] == HOLE
+    assert cache.cost(again, found).states == cache.cost(again, []).states + 1
+
+
 def test_a_preempted_sequence_goes_on_from_a_state_on_the_host():
     """Two that do not fit together: one waits for pages, and the other meanwhile drives out its states."""
-    run, texts = conversations(2, kv_pages=36, states=2 * LIVE_STATES, max_sequences=2)
+    limits = {"kv_pages": 36, "states": 2 * LIVE_STATES, "host_states": 40, "max_sequences": 2}
+    run, texts = conversations(2, **limits)
     for number, text in enumerate(texts):
         run.scheduler.submit(submit(number, text, max_tokens=16 * PAGE_SIZE))
     run.to_the_end().assert_nothing_is_held()

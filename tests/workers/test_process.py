@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import weakref
+from importlib.util import find_spec
 from types import SimpleNamespace
 
 import pytest
@@ -111,3 +112,7 @@ def test_the_threads_of_a_process_that_waited_are_those_that_its_model_asks_for(
         [sys.executable, "-c", code], env=environment, capture_output=True, timeout=PATIENCE, check=True
     )
     assert done.stdout == b"[1, 3, 2]\n"
+
+
+def test_what_is_imported_beforehand_is_there():
+    assert all(find_spec(each) for each in (*life.RUNNERS, *life.ON_GPUS))

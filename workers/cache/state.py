@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -62,8 +63,8 @@ class StateCache:
 class HostStates:
     """Places in the host's memory, each for one state of `cache`.
 
-    A GPU reads and writes them itself, in the order of its other work, so nobody waits for a copy and no step
-    overtakes one. For that they are locked; where the system does not allow it, copies are made through
+    A GPU reads and writes them itself, in the order of its other work, so that the host waits for no copy and
+    no step overtakes one. For that they are locked; where the system does not allow it, copies go through
     memory of the driver's.
 
     Args:
@@ -74,7 +75,7 @@ class HostStates:
     def __init__(self, cache: StateCache, places: int) -> None:
         self._device = cache.arena
         self._host = zeros((places, cache.arena.shape[1]), torch.float32, torch.device("cpu"))
-        self._locked = cache.device.type == "cuda" and _lock(self._host)
+        self._locked = cache.device.type == "cuda" and _lock(self._host, cache.device)
 
     @property
     def nbytes(self) -> int:
@@ -95,9 +96,11 @@ class HostStates:
             self._locked = False
 
 
-def _lock(memory: Tensor) -> bool:
+def _lock(memory: Tensor, device: torch.device) -> bool:
     """Let a GPU reach memory of the host's; torch's own locked memory comes in powers of two alone."""
     failed = int(torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), memory.nbytes, 0))
     if failed:
         logger.warning("memory for states is not locked bytes=%d cuda_error=%d", memory.nbytes, failed)
+        with suppress(RuntimeError):  # torch raises at the next launch what CUDA holds from the last call
+            torch.ones(1, device=device)
     return not failed

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import gc
 import os
-from contextlib import suppress
 from importlib import import_module
+from importlib.util import find_spec
 
 from ipc.control import Control, descriptors
 from ipc.logs import log_to_stderr
@@ -85,7 +85,7 @@ def warm_up(device: str) -> None:
     if device == "cpu":
         return
     torch.cuda.set_device(device)
-    with suppress(ImportError):  # which a load that needs them reports
+    if find_spec("triton") is not None:  # else a load that needs it says so
         for module in ON_GPUS:
             import_module(module)
     a = torch.zeros(16, 16, dtype=torch.float16, device=device)

@@ -345,6 +345,7 @@ class CacheManager:
             self.states.free([state])
             if sequence.passing:
                 self.states.discard(sequence.passing, index)
+                self.host.make_way(index, sequence.passing)
             end, sequence.passing = (number + 1) * PAGE_SIZE, b""
             chosen = end in (_prompt_kept(sequence), sequence.parts_at)
             if chosen or end <= sequence.num_reused or end - sequence.last_kept >= CHECKPOINT_TOKENS:

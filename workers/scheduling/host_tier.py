@@ -57,6 +57,11 @@ class HostTier:
         self._moves.append(StateMove(state, place, leaves=False))
         return state
 
+    def make_way(self, group: int, digest: bytes) -> None:
+        """Of all that is here, let that state be the first to leave: nobody is likely to want it."""
+        if (group, digest) in self._place_of:
+            self._place_of.move_to_end((group, digest), last=False)
+
     def clear(self) -> None:
         """Forget all of it."""
         self._empty += self._place_of.values()

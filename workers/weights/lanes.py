@@ -128,7 +128,7 @@ def run(
         progress: told the bytes of each job that was done, in this thread.
 
     Raises:
-        BaseException: the first of a job, or of `progress`; no other job is begun then.
+        BaseException: one of a job, or of `progress`; no other job is begun then.
     """
     told: SimpleQueue[int | None] = SimpleQueue()
 

@@ -29,7 +29,7 @@ class Unreadable(Exception):
     """
 
     def __init__(self, path: Path, why: str) -> None:
-        super().__init__(path, why)
+        super().__init__(f"{path} {why}")
         self.path, self.why = path, why
 
 
