@@ -1,5 +1,7 @@
 # make run    sets up .venv and starts gateway, neuron and the demo model on this machine (ARGS='--model …')
-# make test   sets up .venv with the test extras and runs every test, four files at once (ARGS='-k rings')
+# make test   sets up .venv with the test extras and runs every test, four files at once (ARGS='-k rings'); what fails
+#             there runs once more by itself, and is named: on a machine that is short of processors that tells a test
+#             that did not wait long enough from a fault
 # make test-real  fetches two real models once (330 MB, into ~/.cache/cortex) and runs what applies to them
 # make test-clients  installs clients of PyPI and npm, 1.6 GB, and runs sessions of each of them; needs node
 # make packages   builds sdist, wheel, .deb and .rpm into dist/, for this machine's processor and Python
@@ -18,22 +20,27 @@ PIP_INPUTS := pyproject.toml setup.cfg constraints.txt $(wildcard workers/kernel
 # Tests start hundreds of processes of ours; each would compile all that it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
+PYTEST := $(VENV)/bin/python -m pytest
+ALONE := -n 0 -vv --last-failed --last-failed-no-failures none --maxfail 3
+tested = $(PYTEST) $(1) || { [ $$? = 1 ] && echo "What failed runs again, alone." && $(PYTEST) $(1) $(ALONE); }
+
 .PHONY: run test test-real test-clients packages lint
 
 run: $(VENV)/installed-run
 	@$(VENV)/bin/cortex up $(ARGS)
 
 test: $(VENV)/installed-test
-	$(VENV)/bin/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(call tested,-n 4 --dist loadfile --no-loadscope-reorder $(ARGS))
 
 test-real: $(VENV)/installed-test
-	folder=$$($(VENV)/bin/python tools/fetch_real_models.py) && CORTEX_REAL_MODELS=$$folder $(VENV)/bin/python -m pytest tests/real $(ARGS)
+	folder=$$($(VENV)/bin/python tools/fetch_real_models.py) && CORTEX_REAL_MODELS=$$folder $(PYTEST) tests/real $(ARGS)
 
 CLIENTS := .venv-clients
 CLIENTS_NODE := tests/clients/node_modules/.package-lock.json
 
 test-clients: $(CLIENTS_NODE) $(VENV)/installed-test $(CLIENTS)/installed
-	CORTEX_CLIENTS=$(abspath $(CLIENTS))/bin/python $(VENV)/bin/python -m pytest -n 2 --dist loadfile tests/clients $(ARGS)
+	export CORTEX_CLIENTS=$(abspath $(CLIENTS))/bin/python; \
+	$(call tested,-n 2 --dist loadfile tests/clients $(ARGS))
 
 $(CLIENTS)/installed: tests/clients/requirements.txt
 	$(PYTHON) -m venv $(CLIENTS)

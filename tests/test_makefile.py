@@ -87,3 +87,30 @@ def test_clients_need_npm_and_that_is_said_before_anything_is_installed(tmp_path
     )
     assert ended.returncode != 0
     assert "needs Node 20 or newer, with npm" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("results", "passes"),
+    [([0], True), ([1, 0], True), ([1, 1], False), ([1, 5], False), ([2], False), ([3], False)],
+)
+def test_what_fails_beside_others_runs_once_more_alone_and_what_stops_the_run_does_not(
+    tmp_path, results, passes
+):
+    (tmp_path / "results").write_text("".join(f"{result}\n" for result in results))
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    lines = ["#!/bin/sh", 'echo "$@" >> told', "exit $(sed -n $(wc -l < told)p results)"]
+    python.write_text("".join(f"{line}\n" for line in lines))
+    python.chmod(0o755)
+    (python.parent / "pip").touch()
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    command = ["make", "--silent", "--assume-old=.venv/installed-test", "test", "ARGS=-k 'rings or doors'"]
+    environment = {**os.environ, "MAKEFLAGS": ""}
+    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    assert (ended.returncode == 0) == passes
+    first, *again = (tmp_path / "told").read_text().splitlines()
+    assert "-k rings or doors" in first
+    assert "--last-failed" not in first
+    assert len(again) == len(results) - 1
+    assert all(line.startswith(first) and "-n 0" in line and "--last-failed" in line for line in again)
+    assert ended.stdout == ("What failed runs again, alone.\n" if again else "")
