@@ -1,11 +1,14 @@
-"""What sharing an engine costs and saves: `python -m benchmarks.serving [--shape 0.6b] [--json FILE]`.
+"""What sharing an engine costs and saves: `python -m benchmarks.serving [--shape NAME] [--json FILE]`.
 
 A neuron with a model of random weights on the CPU, and one client of its protocol.
 
 * joining: the time between two tokens of 8 streams, undisturbed and while a prompt of 16,384 tokens joins.
   The streams grow meanwhile, so what they are used to is told before and after.
-* conversation: 20 turns of an agent. Each turn sends the whole history again, with the cache of prefixes, and
-  with a salt of its own, with which nothing is shared.
+* conversation: 20 turns of an agent. Each turn sends the whole history again; some are sent once more with a
+  salt of their own, with which nothing is shared. At last another one begins with the same instructions.
+
+With `--shape hybrid` (Qwen3.5: three of four layers keep a state) the conversation grows to 20,000 tokens:
+`python -m benchmarks.serving --shape hybrid --parts conversation`.
 """
 
 from __future__ import annotations
@@ -17,34 +20,61 @@ import shutil
 import statistics
 import tempfile
 import time
+import timeit
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Self
 
 import torch
 from rich.console import Console
 from rich.table import Table
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import Qwen3_5ForCausalLM, Qwen3_5TextConfig, Qwen3Config, Qwen3ForCausalLM
 
 from ipc.client import NeuronClient
 from ipc.messages import Cancelled, Delta, Failed, Finished, Generate, Load, Sampling
 from tests.neuron.harness import ROOT, Neuron
+from workers.cache.state import HostStates, StateCache
+from workers.checkpoints.caches import num_states, state_bytes
+from workers.checkpoints.card import ModelCard, read_card
+from workers.step.plan import StateMove
 
+SMALL = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 8, "num_attention_heads": 4}
 SHAPES = {
-    "small": {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 8, "num_attention_heads": 4},
+    "small": SMALL,
     "0.6b": {
         "hidden_size": 1024,
         "intermediate_size": 3072,
         "num_hidden_layers": 28,
         "num_attention_heads": 16,
     },
+    "hybrid": SMALL,
 }
+DELTA = {  # of the hybrid's layers with a state
+    "linear_num_key_heads": 4,
+    "linear_num_value_heads": 8,
+    "linear_key_head_dim": 64,
+    "linear_value_head_dim": 64,
+}
+SEQUENCES = 16  # at once, of the model
 STREAMS = 8
 ALONE = 4.0  # seconds in which the streams are looked at before
 JOINING = 16_384  # tokens of the prompt that joins
 TURNS = 20
-SYSTEM = 2048  # tokens before the first turn: instructions and tools
-TURN = 256  # tokens that a turn adds: a tool's output
-ANSWER = 48  # tokens of each answer
 PATIENCE = 1800.0  # seconds for one answer
+
+
+@dataclass(frozen=True)
+class Chat:
+    """Of an agent, in tokens."""
+
+    system: int  # before the first turn: instructions, tools and files
+    turn: int  # that a turn adds: a tool's output
+    answer: int
+    recomputed: tuple[int, ...] = tuple(range(1, TURNS + 1))  # turns that are sent without the cache, too
+
+
+LONG = Chat(12_288, 336, 48, recomputed=(2, TURNS))
+SHORT = Chat(2048, 256, 48)
 
 
 def write_model(folder: Path, shape: str) -> None:
@@ -52,16 +82,19 @@ def write_model(folder: Path, shape: str) -> None:
     torch.manual_seed(0)
     torch.set_default_dtype(torch.bfloat16)
     heads = SHAPES[shape]["num_attention_heads"]
-    config = Qwen3Config(
-        **SHAPES[shape],
-        vocab_size=32_768,
-        num_key_value_heads=heads // 2,
-        head_dim=128 if heads > 4 else 64,
-        tie_word_embeddings=True,
-        max_position_embeddings=32_768,
-        dtype="bfloat16",
-    )
-    Qwen3ForCausalLM(config).save_pretrained(folder)
+    sizes = SHAPES[shape] | {
+        "vocab_size": 32_768,
+        "num_key_value_heads": heads // 2,
+        "head_dim": 128 if heads > 4 else 64,
+        "tie_word_embeddings": True,
+        "max_position_embeddings": 32_768,
+        "dtype": "bfloat16",
+    }
+    if shape == "hybrid":
+        model = Qwen3_5ForCausalLM(Qwen3_5TextConfig(**sizes, **DELTA))
+    else:
+        model = Qwen3ForCausalLM(Qwen3Config(**sizes))
+    model.save_pretrained(folder)
     torch.set_default_dtype(torch.float32)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(ROOT / "neuron" / "demo" / name, folder)
@@ -138,23 +171,49 @@ async def joining(client: NeuronClient, disturbed: bool) -> dict[str, float]:
     }
 
 
-async def conversation(client: NeuronClient, shared: bool) -> dict[str, object]:
-    """Seconds to the first token of each turn, and how much of all prompts came from the cache."""
-    history, first, prompt_tokens, cached = prompt(7, SYSTEM), [], 0, 0
-    for turn in range(TURNS):
-        history += prompt(1000 + turn, TURN)
-        salt = "shared" if shared else f"turn {turn}"
+@dataclass(frozen=True)
+class Turn:
+    """As it was answered."""
+
+    prompt: int  # tokens
+    cached: int  # of them, that were not computed again
+    first_token: float  # seconds until it came
+
+    @classmethod
+    async def of(cls, client: NeuronClient, name: str, asked: Generate) -> tuple[Self, list[int]]:
+        """Send it and say how it went; returns the answer, too."""
         began = time.perf_counter()
-        stream = Stream(client, request(history, ANSWER, salt))
-        finished = await stream.end()
-        first.append(stream.times[0] - began)
-        history += stream.ids
-        prompt_tokens += finished.usage.prompt_tokens
-        cached += finished.usage.cached_tokens
-    return {"first_token": first, "hit_rate": cached / prompt_tokens}
+        stream = Stream(client, asked)
+        usage = (await stream.end()).usage
+        turn = cls(usage.prompt_tokens, usage.cached_tokens, stream.times[0] - began)
+        print(
+            f"{name}: {turn.prompt:,} tokens, {turn.share:.1%} reused, {turn.first_token:.2f} s", flush=True
+        )
+        return turn, stream.ids
+
+    @property
+    def share(self) -> float:
+        return self.cached / self.prompt
 
 
-async def measure(endpoint: str, parts: list[str]) -> dict[str, dict]:
+async def conversation(client: NeuronClient, chat: Chat) -> dict[str, dict[str, Turn]]:
+    """Its turns by their number, those that were computed anew, and the first one of another conversation."""
+    system = prompt(7, chat.system)
+    history, sent, found = system, {}, {"cached": {}, "recomputed": {}}
+    for number in range(1, TURNS + 1):
+        sent[number] = history + prompt(1000 + number, chat.turn)
+        asked = request(sent[number], chat.answer, "shared")
+        found["cached"][number], answer = await Turn.of(client, f"turn {number}", asked)
+        history = sent[number] + answer
+    asked = request(system + prompt(5000, chat.turn), chat.answer, "shared")
+    found["cached"]["another"], _ = await Turn.of(client, "another conversation", asked)
+    for number in chat.recomputed:
+        asked = request(sent[number], 1, f"turn {number}")
+        found["recomputed"][number], _ = await Turn.of(client, f"turn {number} without the cache", asked)
+    return found
+
+
+async def measure(endpoint: str, parts: list[str], chat: Chat) -> dict[str, dict]:
     client = NeuronClient(endpoint)
     client.start()
     try:
@@ -164,8 +223,7 @@ async def measure(endpoint: str, parts: list[str]) -> dict[str, dict]:
             results["undisturbed"] = await joining(client, disturbed=False)
             results["while a prompt joins"] = await joining(client, disturbed=True)
         if "conversation" in parts:
-            results["cached"] = await conversation(client, shared=True)
-            results["recomputed"] = await conversation(client, shared=False)
+            results |= await conversation(client, chat)
         return results
     finally:
         client.close()
@@ -183,12 +241,60 @@ def show_joining(results: dict[str, dict]) -> None:
 
 
 def show_conversation(results: dict[str, dict]) -> None:
-    table = Table(f"{TURNS} turns, seconds to the first token", "first", "median", "last", "from the cache")
-    for name in ("cached", "recomputed"):
-        row = results[name]
-        values = [row["first_token"][0], statistics.median(row["first_token"]), row["first_token"][-1]]
-        table.add_row(name, *(f"{value:.3f}" for value in values), f"{row['hit_rate']:.0%}")
+    table = Table("turn", "tokens", "reused", "first token, s", "without the cache", "ratio")
+    for name, turn in results["cached"].items():
+        row = [str(name), f"{turn.prompt:,}", f"{turn.share:.1%}", f"{turn.first_token:.3f}"]
+        if (anew := results["recomputed"].get(name)) is not None:
+            row += [f"{anew.first_token:.3f}", f"{anew.first_token / turn.first_token:.1f}"]
+        table.add_row(*row)
     Console().print(table)
+    turns = [turn for name, turn in results["cached"].items() if name != "another"]
+    share = sum(turn.cached for turn in turns) / sum(turn.prompt for turn in turns)
+    middle = statistics.median(turn.first_token for turn in turns)
+    print(
+        f"{share:.1%} of all {len(turns)} prompts was reused; a first token took {middle:.3f} s in the middle"
+    )
+
+
+def measure_states(card: ModelCard, host_memory: int) -> dict[str, float]:
+    """Bytes of the states that a worker keeps, and seconds to copy one to the host's memory and back.
+
+    Args:
+        host_memory: bytes, as `host_state_memory` of the configuration.
+    """
+    groups = card.cache_groups(1)
+    size = state_bytes(groups)
+    number, places = num_states(groups, SEQUENCES), host_memory // size
+    cache = StateCache(groups[-1].layers, card.config.delta, states=number, device=torch.device("cpu"))
+    found = {
+        "bytes": size,
+        "tokens": size / sum(group.bytes_per_token for group in groups),
+        "number": number,
+        "nbytes": cache.nbytes,
+    }
+    if places:
+        host = HostStates(cache, places)
+        moves = [
+            StateMove(place % number, place, leaves) for place in range(places) for leaves in (True, False)
+        ]
+        took = [timeit.timeit(lambda: host.move(moves), number=1) for _ in range(5)]
+        found |= {"places": places, "host_nbytes": host.nbytes, "seconds": min(took) / places}
+    return found
+
+
+def show_states(states: dict[str, float]) -> None:
+    title = f"states of {states['bytes'] / 1e6:.2f} MB, keys and values of {states['tokens']:,.0f} tokens"
+    table = Table(title, "number", "MB")
+    table.add_row(f"on the device, for {SEQUENCES} sequences", f"{states['number']}", mb(states["nbytes"]))
+    if "places" in states:
+        table.add_row("in the host's memory", f"{states['places']}", mb(states["host_nbytes"]))
+    Console().print(table)
+    if "places" in states:
+        print(f"to go there and come back takes one {states['seconds'] * 1000:.2f} ms on this machine")
+
+
+def mb(size: float) -> str:
+    return f"{size / 1e6:.1f}"
 
 
 PARTS = {"joining": show_joining, "conversation": show_conversation}
@@ -199,17 +305,31 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, default="small")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there, too")
+    parser.add_argument(
+        "--host-states",
+        type=int,
+        default=64,
+        metavar="MIB",
+        help="of the host, for states of the hybrid (%(default)s)",
+    )
     options = parser.parse_args()
+    hybrid = options.shape == "hybrid"
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_model(folder / "model", options.shape)
-        model = {"id": "benchmark", "path": str(folder / "model"), "max_sequences": 16}
+        model = {"id": "benchmark", "path": str(folder / "model"), "max_sequences": SEQUENCES}
+        if hybrid:
+            model["host_state_memory"] = options.host_states << 20
         with Neuron(folder / "neuron", models=[model]) as neuron:
-            results = asyncio.run(measure(neuron.endpoint, options.parts))
+            results = asyncio.run(measure(neuron.endpoint, options.parts, LONG if hybrid else SHORT))
+        if hybrid:
+            results["states"] = measure_states(read_card(folder / "model"), options.host_states << 20)
     for part in options.parts:
         PARTS[part](results)
+    if hybrid:
+        show_states(results["states"])
     if options.json:
-        options.json.write_text(json.dumps(results, indent=1) + "\n")
+        options.json.write_text(json.dumps(results, indent=1, default=asdict) + "\n")
 
 
 if __name__ == "__main__":
