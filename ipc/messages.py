@@ -640,8 +640,8 @@ class Quoted(Reply, tag="quoted"):
 
     `ready`: it is loaded, and `loading`: it is on its way. Else its memory: `fits` where it is free, `evicts`
     where idle models would leave for it, `waits` where some that would leave have work to finish first, or
-    others wait for memory before it, or it is in that line itself. `refused`: it cannot be had, and `code`
-    and `message` say why.
+    others wait for memory before it, or it is in that line itself, or its files are not here and have to be
+    pulled (`bytes_to_pull`). `refused`: it cannot be had, and `code` and `message` say why.
     """
 
     verdict: Literal["ready", "loading", "fits", "evicts", "waits", "refused"]
@@ -655,6 +655,8 @@ class Quoted(Reply, tag="quoted"):
     message: str = ""
     loss: float = 0.0  # seconds that whoever wants the evicted models next will wait for them, at a guess
     parked: bool = False  # its weights are in the host's memory, which `seconds` reckons with
+    # Its files are not here, and so much of them has to come from a hub before it loads; 0: not known yet.
+    bytes_to_pull: int | None = None
 
 
 class CatalogueReply(Reply, tag="catalogue"):
@@ -671,11 +673,11 @@ class Appraisal(Plain):
 
     `fits`: it is there, and would fit if nothing else was loaded. `too_large`: it would not. `missing`: its
     files are not there. `broken`: they cannot be served like this. `refused`: the host or the catalogue says
-    no. `own`: the neuron's own file has it, which counts.
+    no. `own`: the neuron's own file has it, which counts. `pulled`: its files come when somebody asks for it.
     """
 
     model: str
-    verdict: Literal["fits", "too_large", "missing", "broken", "refused", "own"]
+    verdict: Literal["fits", "too_large", "missing", "broken", "refused", "own", "pulled"]
     message: str = ""
     path: str = ""  # of its files
     devices: list[str] = []  # that its ranks would be on
@@ -787,6 +789,7 @@ class ModelState(Plain):
     drained: bool = False  # it takes nothing new here until a `Resume`
     max_output: int = 0  # tokens of one answer, whatever a request wants; 0: what the context leaves
     adapters_loaded: list[str] = []  # names of those that are in memory now
+    bytes_to_pull: int | None = None  # its files are not here: so much is to come; 0: nobody knows yet
 
 
 class Discovery(Reply, tag="discovery"):

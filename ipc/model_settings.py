@@ -67,7 +67,8 @@ REASONING_FORMATS = (
 )
 
 _DEVICE = re.compile(r"cpu|cuda:(0|[1-9]\d*)")
-_SOURCE = re.compile(r"hf:[^\s:/]+/[^\s:/]+(:[^\s:/]+)?|[^:]*/[^:]*")
+_REPOSITORY = re.compile(r"[^\s:/]+/[^\s:/]+(:[^\s:/]+)?")
+_SOURCE = re.compile(rf"{HUB}{_REPOSITORY.pattern}|[^:]*/[^:]*")
 
 
 class FailurePlan(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -134,6 +135,7 @@ class ModelSettings(Struct, frozen=True, kw_only=True, omit_defaults=True):
     simulated: Simulated | None = None
     max_adapters: Count = 8  # in memory at once; who was used longest ago makes way
     host_state_memory: Size = 0  # of the host, for states that leave the device of a rank, at most
+    pull: bool = False  # a host without its files fetches them from the hub when somebody asks for it
 
     @property
     def folder(self) -> str | None:
@@ -151,7 +153,10 @@ class ModelSettings(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 # What may change while a model is loaded, without another load of it.
 LIVE = frozenset(
-    ("min_device_memory", "min_memory", "pin", "preload", "priority", "keep_alive", "max_output", "sampling")
+    (
+        *("min_device_memory", "min_memory", "pin", "preload", "priority", "keep_alive", "max_output"),
+        *("sampling", "pull"),
+    )
 )
 
 
@@ -208,6 +213,11 @@ def _check_one(model: ModelSettings, devices: Collection[str] | None, key: str, 
     if model.source is not None and not _SOURCE.fullmatch(model.source):
         text = f"Expected hf:ORG/NAME, hf:ORG/NAME:QUANTISATION or a path, not {model.source!r}"
         raise ConfigError(source, f"{key}.source", text)
+    if model.pull and (model.simulated is not None or model.folder is not None):
+        raise ConfigError(source, f"{key}.pull", "its source is no repository of a hub, so nothing is pulled")
+    if model.pull and not _REPOSITORY.fullmatch(model.name_on_hub or model.id):
+        text = f"{model.id!r} is no repository of a hub: give one as source, hf:ORG/NAME"
+        raise ConfigError(source, f"{key}.pull", text)
     check_devices(model.devices, f"{key}.devices", source)
     _check_placement(model, devices, key, source)
     for name, known in (("tool_format", TOOL_FORMATS), ("reasoning_format", REASONING_FORMATS)):

@@ -159,6 +159,7 @@ def check(
         f"{model_id} is not served here: it {reason}" for model_id, reason in catalogue.not_here.items()
     ]
     notes += [f"{model_id} is not offered: {reason}" for model_id, reason in catalogue.refused.items()]
+    notes += [f"{model_id} is not here, and pulled when it is asked for" for model_id in catalogue.away]
     _console().print(table)
     for line in (*notes, *problems):
         print(line)
@@ -181,20 +182,25 @@ def pull(
     that runs offers the model within seconds. What was cut off goes on where it was.
     """
     from neuron.inspection import size_of
-    from neuron.models import pulling
     from neuron.models.catalogue import default_cache
+    from neuron.pulling import hub
 
     here = config or next((Path(place) for place in DEFAULT_PATHS if Path(place).is_file()), None)
     own = _read(here).hf_cache if here is not None else None
     cache = Path(own).expanduser() if own else default_cache()
     try:
-        chosen = pulling.look(model, cache, revision)
+        chosen = hub.look(model, cache, revision)
         of = f"{chosen.repository} at {chosen.commit[:12]}"
         print(f"{len(chosen.files)} files, {size_of(chosen.size)}, of {of}")
-        folder = pulling.fetch(chosen, cache, lambda name: print(f"comparing {name} with its checksum"))
+        folder = hub.fetch(chosen, cache, _tell_checking)
     except CortexError as error:
         _fail(error.message)
     print(f"{model} is in {folder}")
+
+
+def _tell_checking(name: str, size: int) -> None:
+    if not size:
+        print(f"comparing {name} with its checksum")
 
 
 def _check_path(path: Path, config: Path | None) -> NoReturn:

@@ -71,6 +71,7 @@ from neuron.requests.drains import ALL, Drains
 from neuron.requests.embedding import Embedding
 from neuron.requests.generation import Generation
 from neuron.requests.open_requests import OpenRequests
+from neuron.requests.progress import LoadProgress
 from neuron.requests.request import OpenRequest
 from neuron.requests.reranking import Reranking
 from neuron.text.answers import AnswerText
@@ -214,7 +215,7 @@ class Service:
     async def _prepare(self, opened: OpenRequest, peer: Peer, request: Generate | Embed | Unread) -> None:
         """The way of the first request of a model, and of what takes long: with files and processes."""
         with _failing(opened):
-            model = await self._models.open(request.model)
+            model = await self._models.obtain(request.model, request.account, opened.progress)
             self._refuse_drained(model)
             try:
                 with model.expecting():
@@ -261,12 +262,19 @@ class Service:
 
     async def _load(self, peer: Peer, request: Load) -> Reply:
         self._refuse_new_work()
-        model = await self._models.open(request.model)
+
+        def tell(progress: LoadProgress) -> None:
+            peer.send(progress.reply(request.id))
+
+        model = await self._models.obtain(request.model, "", tell)
         self._refuse_drained(model)
-        await model.load(lambda progress: peer.send(progress.reply(request.id)), request.keep_alive)
+        await model.load(tell, request.keep_alive)
         return Done(id=request.id)
 
     async def _unload(self, peer: Peer, request: Unload) -> Reply:
+        if (pull := await self._models.absent(request.model)) is not None:
+            await pull.stop("somebody unloaded it")
+            return Done(id=request.id)
         model = await self._models.open(request.model)
         await model.unload(request.force)
         return Done(id=request.id)
@@ -304,6 +312,8 @@ class Service:
 
     async def _quote(self, peer: Peer, request: Quote) -> Reply:
         self._refuse_new_work()
+        if (pull := await self._models.absent(request.model)) is not None:
+            return await pull.quote(request.id)
         model = await self._models.open(request.model)
         self._refuse_drained(model)
         return await self._models.quote(model, request.id)

@@ -26,12 +26,13 @@ app = typer.Typer(no_args_is_help=True, help="The fleet's models.")
 HELLO_SECONDS = 5.0
 CHECK_SECONDS = 60.0  # for a neuron, which may have to read many headers from a cold disk
 UNUSABLE, UNSERVED = 1, 2  # exit codes
-SERVED = ("fits", "own")
+SERVED = ("fits", "own", "pulled")
 _WORDS = {
     "fits": "fits",
     "own": "its own file counts",
     "too_large": "does not fit",
     "missing": "files are not there",
+    "pulled": "files come when it is asked for",
     "broken": "cannot be served",
     "refused": "not served here",
 }

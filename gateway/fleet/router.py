@@ -37,9 +37,10 @@ _RANKS = {
     "fits": 2,
     "waiting": 3,
     "evicts": 4,
-    "waits": 5,
-    "unknown": 6,
-    "refused": 7,
+    "pulls": 5,
+    "waits": 6,
+    "unknown": 7,
+    "refused": 8,
 }
 _AWAY = frozenset(("unloaded", "unloading", "failed"))
 
@@ -175,8 +176,8 @@ def _would_fit(quote: Quoted | CortexError) -> bool:
 
 def _cost(host: Host, model: str, quote: Quoted | CortexError | None, soonest: float) -> tuple[float, ...]:
     """The least of these is best: whether it failed lately, rank, loads that come first, seconds of this
-    request and of those who want the evicted models next, models that leave, free memory to the next power of
-    two.
+    request and of those who want the evicted models next, models that leave, bytes that have to come
+    from a hub, free memory to the next power of two.
 
     Args:
         soonest: seconds of a load where it fits.
@@ -194,7 +195,7 @@ def _cost(host: Host, model: str, quote: Quoted | CortexError | None, soonest: f
         left = left or 0.0
         if verdict == "loading" and soonest < min(SOONER_SHARE * left, left - SOONER_SECONDS):
             verdict = "fits"
-        return host.is_shaky(model), _RANKS[verdict], 0, left, 0, 0
+        return host.is_shaky(model), _RANKS[verdict], 0, left, 0, 0, 0
     free = sum([device.memory_free for device in host.devices if device.kind == "cuda"]).bit_length()
     begun = 0  # loads that we asked for and that its quotes may not know of yet
     for name, count in host.in_flight.items():
@@ -202,12 +203,20 @@ def _cost(host: Host, model: str, quote: Quoted | CortexError | None, soonest: f
             begun += 1
     failed = state is not None and state.status == "failed"  # tried again where nobody else has it
     if failed or isinstance(quote, CortexError):
-        return host.is_shaky(model), _RANKS["refused"], begun, inf, 0, -free
+        return host.is_shaky(model), _RANKS["refused"], begun, inf, 0, 0, -free
     if quote is None:
-        return host.is_shaky(model), _RANKS["unknown"], begun, inf, 0, -free
+        return host.is_shaky(model), _RANKS["unknown"], begun, inf, 0, 0, -free
     seconds = inf if quote.seconds is None else quote.seconds + quote.loss
-    rank = _RANKS[quote.verdict] - PARKED * quote.parked
-    return host.is_shaky(model), rank, begun + quote.ahead, seconds, len(quote.evicts), -free
+    verdict, pulled = quote.verdict, 0.0
+    if _is_pulled(quote):
+        verdict, pulled = "pulls", quote.bytes_to_pull or inf
+    rank = _RANKS[verdict] - PARKED * quote.parked
+    return host.is_shaky(model), rank, begun + quote.ahead, seconds, len(quote.evicts), pulled, -free
+
+
+def _is_pulled(quote: Quoted) -> bool:
+    """Whether its files would have to come from a hub first."""
+    return quote.verdict == "waits" and quote.bytes_to_pull is not None
 
 
 def _reason(host: Host, model: str, quote: Quoted | CortexError | None) -> str:
@@ -219,4 +228,7 @@ def _reason(host: Host, model: str, quote: Quoted | CortexError | None) -> str:
         return f"it is the last one, though it quoted {quote.code}"
     seconds = f" in {quote.seconds:.1f} s" if quote.seconds is not None else ""
     victims = f" ({', '.join(quote.evicts)})" if quote.evicts else ""
+    if _is_pulled(quote):
+        size = f"{quote.bytes_to_pull >> 20} MiB" if quote.bytes_to_pull else "some"
+        return f"it quoted {size} to pull{seconds}"
     return f"it quoted {quote.verdict}{victims}{seconds}"

@@ -44,6 +44,8 @@ def _appraise(name: str, catalogue: Catalogue, free: dict[str, int], runtime: Ma
         fit = find_fit(description.need(settings, runtime), free, [], "lru")
     except CortexError as error:
         verdict = _VERDICTS.get(error.code, "broken")
+        if verdict == "missing" and settings.pull:
+            verdict = "pulled"
         return Appraisal(model=name, verdict=verdict, message=error.message, path=path)
     return Appraisal(
         model=name,

@@ -40,6 +40,7 @@ class Catalogue:
         self._pinned: dict[str, bool] = {}  # models of which somebody said so while we run
         self._looked_at: dict[Path, tuple[Signature, str | None]] = {}  # by the last scan: why it is no model
         self.refused: dict[str, str] = {}  # what the last scan found and cannot load, and why
+        self.away: dict[str, ModelSettings] = {}  # whose files it did not find, and which may be pulled
         self.configure(config)
 
     def configure(self, config: NeuronConfig, fleet: FleetCatalogue | None = None) -> None:
@@ -66,7 +67,7 @@ class Catalogue:
         }
         self._only_configured = config.only_configured
         self._folders = [Path(folder).expanduser() for folder in config.model_folders]
-        self._cache = Path(config.hf_cache).expanduser() if config.hf_cache else default_cache()
+        self.cache = Path(config.hf_cache).expanduser() if config.hf_cache else default_cache()
 
     def _hosted(self, model: ModelSettings, *, is_own: bool) -> ModelSettings:
         """The settings as this host can follow them. Its own user's may name devices that come later."""
@@ -116,14 +117,24 @@ class Catalogue:
             raise self._nowhere(model_id, "an id is a name, or organisation/name")
         beside = []  # of the same folder
         for name, path in self._named(called):
-            if name == called and is_checkpoint(path):
+            if _is_same(name, called) and is_checkpoint(path):
                 return path
             beside += [name] if name.startswith(f"{called}:") else []
         if beside:
             raise _not_found(model_id, f"there are {', '.join(beside)}")
-        places = ", ".join(str(place) for place in (*self._folders, self._cache))
+        places = ", ".join(str(place) for place in (*self._folders, self.cache))
         get = f"`neuron pull {called}` gets it from the hub"
+        if configured is not None and configured.pull:
+            get += ", and so does a request for an answer of it"
         raise self._nowhere(model_id, f"looked in {places}; {get}")
+
+    def is_here(self, model_id: str) -> bool:
+        """Whether there are files of `model_id`."""
+        try:
+            self.find(model_id)
+        except CortexError:
+            return False
+        return True
 
     def _nowhere(self, model_id: str, why: str) -> CortexError:
         """MODEL_NOT_FOUND for `why`, or with the adapters there are where an adapter seems to be meant."""
@@ -141,10 +152,12 @@ class Catalogue:
 
         Of folders that did not change only names, sizes and times are read: it may be done every few seconds.
         """
-        found = {}
-        for model_id in self._configured:
+        found, self.away = {}, {}
+        for model_id, settings in self._configured.items():
             signature = self._configured_signature(model_id)
-            if signature is not None or self.is_own(model_id):  # whose user waits to see it
+            if signature is None and settings.pull and not self.is_here(model_id):
+                self.away[model_id] = settings
+            elif signature is not None or self.is_own(model_id):  # whose user waits to see it
                 found[model_id] = signature or ()
         if self._only_configured:
             return found
@@ -184,6 +197,7 @@ class Catalogue:
             yield from _files(parent)
         if (folder := self._snapshot(name)) is not None:
             yield from _models(name, folder)
+            yield from ((f"{name}:{label}", path) for label, path in by_label(gguf_files(folder)).items())
 
     def _in_folders(self) -> Iterator[tuple[str, Path]]:
         for parent in self._folders:
@@ -194,7 +208,7 @@ class Catalogue:
             yield from _files(parent)
 
     def _in_cache(self) -> Iterator[tuple[str, Path]]:
-        for repository in _subfolders(self._cache):
+        for repository in _subfolders(self.cache):
             kind, *names = repository.name.split("--")
             model_id = "/".join(names)
             if kind == "models" and (folder := self._snapshot(model_id)) is not None:
@@ -204,7 +218,7 @@ class Catalogue:
         """The folder to which `refs/main` of the cached repository points."""
         if "--" in model_id:  # stands for the slash there, and so in no repository's name
             return None
-        repository = self._cache / "--".join(["models", *model_id.split("/")])
+        repository = self.cache / "--".join(["models", *model_id.split("/")])
         try:
             revision = (repository / "refs" / "main").read_text().strip()
         except (OSError, UnicodeDecodeError):
@@ -253,6 +267,12 @@ def _signature(path: Path) -> Signature:
     except OSError:
         return ()
     return tuple(sorted((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats))
+
+
+def _is_same(name: str, called: str) -> bool:
+    """Whether `called` is that name; of a quantisation people write small letters, too."""
+    (one, _, label), (other, _, wanted) = name.partition(":"), called.partition(":")
+    return one == other and label.upper() == wanted.upper()
 
 
 def _is_plain(name: str) -> bool:

@@ -6,9 +6,10 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
-from ipc.errors import CortexError
+from ipc.errors import Code, CortexError
 from ipc.messages import (
     Appraisal,
     CatalogueReply,
@@ -33,6 +34,9 @@ from neuron.models.residents import Residents
 from neuron.models.succession import Succession
 from neuron.processes.backoff import Backoff
 from neuron.processes.standby import Standby
+from neuron.pulling.pull import Pull
+from neuron.pulling.pulls import Pulls
+from neuron.requests.progress import LoadProgress
 from neuron.text.answers import AnswerText
 from neuron.text.frontend import TextFiles
 
@@ -110,6 +114,7 @@ class ModelManager:
         self._parking = Parking(config.parking, ledger, CpuProbe().memory, self._on_parked)
         self.room = Room(config.memory, ledger, inventory, self._standby, changed, self._parking)
         self._residents = Residents(config, self.room, self._models, self.open)
+        self._pulls = Pulls(config, self._cache, lambda: inventory.devices, self.open, self._changed)
         cores = CpuProbe().cores()
         cores = min(cores, config.cpu.cores or cores)
         self._launcher = Launcher(config, cores, self._standby, self._parking)
@@ -136,6 +141,33 @@ class ModelManager:
             opening.add_done_callback(partial(self._opened, model_id))
         return await asyncio.shield(opening)
 
+    async def obtain(self, model_id: str, account: str, tell: Callable[[LoadProgress], None]) -> ManagedModel:
+        """The same, for somebody who will have it loaded: its files come first where they may be pulled.
+
+        Args:
+            account: who asks.
+            tell: told how that goes.
+        """
+        if (pull := await self.absent(model_id)) is not None:
+            await pull.wait(account, tell)
+        return await self.open(model_id)
+
+    async def absent(self, model_id: str) -> Pull | None:
+        """A model that may be pulled, and is not here."""
+        if self.known(model_id) is not None:
+            return None
+        model_id = self._catalogue.base(model_id)
+        settings = self._catalogue.settings(model_id)
+        if not settings.pull:
+            return None
+        if (pull := self._pulls.get(model_id)) is not None:
+            return pull
+        is_here = await asyncio.to_thread(self._catalogue.is_here, model_id)
+        return None if is_here else self._pulls.of(settings)
+
+    def _cache(self) -> Path:
+        return self._catalogue.cache
+
     def _opened(self, model_id: str, opening: asyncio.Future[ManagedModel]) -> None:
         del self._opening[model_id]
         if not opening.cancelled():
@@ -146,7 +178,8 @@ class ModelManager:
         try:
             description = await asyncio.to_thread(self._inspect, settings)
         except CortexError as error:
-            if self._catalogue.is_own(model_id):  # whose user waits to see it
+            away = settings.pull and error.code == Code.MODEL_NOT_FOUND
+            if self._catalogue.is_own(model_id) and not away:  # whose user waits to see it
                 self._broken[model_id] = error.message
                 self._changed()
             raise
@@ -246,6 +279,7 @@ class ModelManager:
             except CortexError as error:
                 self._tried[model_id] = Tried(signature, self._catalogue.settings(model_id), error.message)
                 log.warning("model cannot be used model=%s reason=%s", model_id, error)
+        self._pulls.keep(self._catalogue.away)
         self._residents.call()
         return found
 
@@ -305,6 +339,7 @@ class ModelManager:
         if self._watching is not None:
             self._watching.cancel()
         self._residents.close()
+        await self._pulls.close()
         await self.room.close()
         await self._standby.close()
         await asyncio.gather(*(model.close() for model in self._models.values()))
@@ -317,7 +352,8 @@ class ModelManager:
         broken = [
             ModelState(id=model_id, status="failed", error=why) for model_id, why in self._broken.items()
         ]
-        return [model.state() for model in self._models.values()] + broken
+        away = [state for state in self._pulls.states() if state.id not in self._models]
+        return [model.state() for model in self._models.values()] + broken + away
 
     def prefixes(self) -> dict[str, dict[bytes, int]]:
         """Of each model the marks of prompts that its worker holds, and their tokens."""

@@ -59,6 +59,21 @@ def test_free_memory_comes_before_eviction_and_eviction_before_waiting() -> None
     assert chosen(hosts[:2], a=waits, b=evicts) == "b"
 
 
+def test_what_has_to_be_pulled_comes_before_waiting_and_after_eviction_and_least_is_pulled() -> None:
+    hosts = [host(name, "unloaded") for name in "abc"]
+    pulls, evicts = quote("waits", bytes_to_pull=9), quote("evicts", 90.0, evicts=["x"])
+    assert chosen(hosts, a=pulls, b=evicts, c=quote("waits", 1.0)) == "b"
+    assert chosen([hosts[0], hosts[2]], a=pulls, c=quote("waits", 1.0)) == "a"
+    unknown = quote("waits", bytes_to_pull=0)
+    for left, right in ((8, 9), (9, 8)):
+        quotes = {"a": unknown, "b": quote("waits", bytes_to_pull=left)}
+        assert chosen(hosts, c=quote("waits", bytes_to_pull=right), **quotes) == "bc"[left > right]
+    coming = [host("a", "loading", left=900.0), host("b", "unloaded")]
+    assert chosen(coming, a=quote("loading", 900.0, bytes_to_pull=5), b=pulls) == "a"
+    assert chosen(coming, a=quote("loading", 900.0, bytes_to_pull=5), b=quote("fits", 9.0)) == "b"
+    assert second(hosts[:1], "m", {"a": quote("waits", 1.0, bytes_to_pull=9)}, waits=60.0, each=1.0) is None
+
+
 def test_what_is_parked_in_memory_comes_before_what_is_on_disk() -> None:
     hosts = [host(name, "unloaded") for name in "ab"]
     parked = quote("fits", None, parked=True)

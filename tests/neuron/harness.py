@@ -78,6 +78,11 @@ class Neuron:
         """Write its configuration file, with further keys; a running neuron reads it within seconds."""
         self.config_file.write_text(json.dumps(self._keys | {"models": models} | config))
 
+    @property
+    def cache(self) -> str:
+        """Where it looks for what came from a hub."""
+        return self._keys["hf_cache"]
+
     def __enter__(self) -> Self:
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, stderr=log, cwd=ROOT)

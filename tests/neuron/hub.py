@@ -7,11 +7,12 @@ import json
 import re
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+HELD_SECONDS = 120.0  # a file is held back no longer, whatever becomes of the test
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -25,6 +26,7 @@ class Repository:
     gated: bool = False  # its owner asks for consent
     damaged: set[str] = field(default_factory=set)  # files that come with another first byte
     cut: dict[str, int] = field(default_factory=dict)  # bytes after which the connection breaks, once
+    held: threading.Event | None = None  # until it is set, of each large file but half comes
 
 
 class Hub(ThreadingHTTPServer):
@@ -87,18 +89,31 @@ class _Handler(BaseHTTPRequestHandler):
             headers["Content-Range"] = f"bytes {begin}-{len(data) - 1}/{len(data)}"
         if not head:
             self.server.given.append((path, begin))
-        self._send(data[begin:], headers, head, status, repository.cut.pop(path, None) if not head else None)
+        cut = repository.cut.pop(path, None) if not head else None
+        held = repository.held if path.endswith(repository.large) else None
+        self._send(data[begin:], headers, head, status, cut, held)
 
     def _send(
-        self, data: bytes, headers: dict[str, str], head: bool, status: int = 200, cut: int | None = None
+        self,
+        data: bytes,
+        headers: dict[str, str],
+        head: bool,
+        status: int = 200,
+        cut: int | None = None,
+        held: threading.Event | None = None,
     ) -> None:
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
-        if not head:
-            self.wfile.write(data if cut is None else data[:cut])
+        with suppress(ConnectionError):  # whoever asked may be gone
+            if not head and held is not None:
+                self.wfile.write(data[: len(data) // 2])
+                held.wait(HELD_SECONDS)
+                data = data[len(data) // 2 :]
+            if not head:
+                self.wfile.write(data if cut is None else data[:cut])
         if cut is not None:
             self.close_connection = True
 

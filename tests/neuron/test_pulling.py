@@ -13,7 +13,7 @@ import pytest
 from ipc.errors import CortexError
 from neuron.config import NeuronConfig
 from neuron.models.catalogue import Catalogue
-from neuron.models.pulling import INDEX, choose, read_index
+from neuron.pulling.hub import INDEX, choose, read_index
 from tests.neuron.hub import Hub, Repository, serving
 
 NEURON = sysconfig.get_path("scripts") + "/neuron"
@@ -134,7 +134,7 @@ def test_an_encoder_comes_with_its_modules() -> None:
 
 
 def test_only_what_fits_is_begun(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from neuron.models import pulling
+    from neuron.pulling import hub as pulling
 
     monkeypatch.setattr(pulling, "ROOM", 1 << 60)
     chosen = pulling.Chosen("org/big", "c" * 40, {"model.safetensors": pulling.Remote(5 << 30, "")})

@@ -151,7 +151,7 @@ def test_cancel_ends_a_running_request_and_its_worker_s_share(neuron, client, st
 def test_an_id_may_be_used_again_as_soon_as_its_request_is_cancelled():
     peer, models = create_autospec(Peer, instance=True), create_autospec(ModelManager, instance=True)
     models.known.return_value = None
-    models.open = lambda model: asyncio.Event().wait()
+    models.obtain = lambda *asked: asyncio.Event().wait()
 
     async def scenario():
         service = Service(NeuronConfig(), "0", models, Preparation("INFO"), RecentLog(sys.stderr))

@@ -51,6 +51,8 @@ def _location(neuron: Neuron, state: ModelState) -> dict[str, Any]:
         location["seconds_left"] = round(state.seconds_left, 1)
     if state.bytes_parked and not state.devices:
         location["parked"] = True
+    if state.bytes_to_pull is not None:
+        location["bytes_to_pull"] = state.bytes_to_pull
     if state.error is not None:
         location["error"] = state.error
     return location

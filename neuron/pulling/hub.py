@@ -1,8 +1,9 @@
 """Fetching a model's files from a hub into the Hugging Face cache: those that it needs, and no others.
 
 What is whole there is what the neuron finds by the repository's name (`refs/main`), whatever its revision.
-The hub is whatever `HF_ENDPOINT` names; `HF_TOKEN` opens what is not for everybody. A download that was cut
-off goes on where it was, and what comes is compared with the hub's checksums.
+The hub is whatever `HF_ENDPOINT` names; `HF_TOKEN` opens what is not for everybody. Where the connection
+breaks a file goes on where it was, and where the download was ended the whole ones stay; what comes is
+compared with the hub's checksums.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -148,46 +150,83 @@ def choose(
     raise _refused(repository, "it has neither safetensors nor GGUF files, and nothing else is loaded")
 
 
-def fetch(chosen: Chosen, cache: Path, checking: Callable[[str], None] = lambda name: None) -> Path:
+def missing(chosen: Chosen, cache: Path) -> dict[str, Remote]:
+    """The files that are not in `cache` yet."""
+    from huggingface_hub import try_to_load_from_cache
+
+    return {
+        name: file
+        for name, file in chosen.files.items()
+        if not isinstance(try_to_load_from_cache(chosen.repository, name, cache, chosen.commit), str)
+    }
+
+
+def check_room(chosen: Chosen, cache: Path, promised: int = 0) -> int:
+    """Bytes that are to come; what killed downloads have left of that repository is deleted first.
+
+    Args:
+        promised: bytes of the disk that others will take.
+
+    Raises:
+        CortexError: the disk has no room for it, or cannot be written.
+    """
+    with _hub_errors(chosen.repository):
+        cache.mkdir(parents=True, exist_ok=True)
+        _delete_left_overs(chosen.repository, cache)
+        needed = sum(file.size for file in missing(chosen, cache).values())
+        free = shutil.disk_usage(cache).free - promised
+    if needed + ROOM > free:
+        room = f"{cache} has {max(free, 0) >> 20:,} free, of which 1,024 stay so"
+        raise _refused(chosen.repository, f"{needed >> 20:,} MiB are to come; {room}")
+    return needed
+
+
+def fetch(
+    chosen: Chosen, cache: Path, checking: Callable[[str, int], None] = lambda name, size: None
+) -> Path:
     """Bring the files into `cache`, where they are not there yet; the folder, which is found from now on.
 
     Args:
-        checking: is told which file is compared with its checksum.
+        checking: is told which file is compared with its checksum, and how many bytes of it have been.
 
     Raises:
         CortexError: the disk has no room or cannot be written, the hub is gone, or a file came damaged, which
             is deleted.
     """
-    from huggingface_hub import snapshot_download, try_to_load_from_cache
+    from huggingface_hub import snapshot_download
 
-    repository = chosen.repository
-    missing = {
-        name: file
-        for name, file in chosen.files.items()
-        if not isinstance(try_to_load_from_cache(repository, name, cache, chosen.commit), str)
-    }
-    with _hub_errors(repository):
-        cache.mkdir(parents=True, exist_ok=True)
-    needed, free = sum(file.size for file in missing.values()), shutil.disk_usage(cache).free
-    if needed + ROOM > free:
-        raise _refused(
-            repository,
-            f"{needed >> 20:,} MiB are to come; {cache} has {free >> 20:,} free, of which 1,024 stay so",
-        )
-    with _hub_errors(repository):
+    check_room(chosen, cache)
+    came = missing(chosen, cache)
+    with _hub_errors(chosen.repository):
         folder = snapshot_download(
-            repository,
+            chosen.repository,
             revision=chosen.commit,
             cache_dir=cache,
             allow_patterns=[glob.escape(name) for name in chosen.files],
         )
-    for name, file in missing.items():
+    for name, file in came.items():
         if file.sha256:
-            checking(name)
-            _check(repository, Path(folder, name), file.sha256)
-    with _hub_errors(repository):
+            _check(chosen.repository, Path(folder, name), file.sha256, partial(checking, name))
+    with _hub_errors(chosen.repository):
         _make_current(Path(folder), chosen.commit)
     return Path(folder)
+
+
+def storage(repository: str, cache: Path) -> Path:
+    """Where `cache` keeps that repository; its files are in `blobs`, also those that are not whole."""
+    return cache / "--".join(("models", *repository.split("/")))
+
+
+def _delete_left_overs(repository: str, cache: Path) -> None:
+    """Delete what downloads were killed over: the library gives each try a name of its own, and goes on with
+    none. Whoever still downloads a file holds its lock."""
+    from filelock import FileLock, Timeout
+
+    folder = storage(repository, cache)
+    for path in folder.glob("blobs/*.????????.incomplete"):
+        lock = cache / ".locks" / folder.name / f"{path.name.partition('.')[0]}.lock"
+        with suppress(Timeout, FileNotFoundError), FileLock(lock, timeout=0):
+            path.unlink()
 
 
 def _make_current(snapshot: Path, commit: str) -> None:
@@ -199,11 +238,14 @@ def _make_current(snapshot: Path, commit: str) -> None:
     os.replace(whole, ref)
 
 
-def _check(repository: str, path: Path, sha256: str) -> None:
-    digest = hashlib.sha256()
+def _check(repository: str, path: Path, sha256: str, tell: Callable[[int], None]) -> None:
+    digest, done = hashlib.sha256(), 0
+    tell(done)
     with path.open("rb") as file:
         while chunk := file.read(CHUNK):
             digest.update(chunk)
+            done += len(chunk)
+            tell(done)
     if digest.hexdigest() != sha256:
         path.resolve().unlink()
         path.unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""Models that are not on this host yet: fetched from a hub, by hand or when somebody asks for one."""
