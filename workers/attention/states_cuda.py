@@ -11,7 +11,7 @@ from torch import Tensor
 from workers.attention.states import heads_of, states_of
 from workers.cache.state import StateCache
 from workers.kernels import gated_delta_triton as kernels
-from workers.kernels.gated_delta import chunked
+from workers.kernels.gated_delta import BLOCK, chunked
 from workers.kernels.gated_delta_triton import Places
 from workers.step.batch import Segment
 
@@ -74,7 +74,9 @@ class TritonStates:
         if single:
             kernels.recur(y[:single], decay, beta, matrices, out, places, delta)
         for number, rows in enumerate(prepared.chunks, single):
-            begin, heads = matrices[places.read[number : number + 1]][0], heads_of(y[rows], delta)
-            out[rows], state = chunked(begin, *heads, decay[rows], beta[rows])
+            state = matrices[places.read[number : number + 1]][0]
+            for start in range(rows.start, rows.stop, BLOCK["cuda"]):  # the memory of one does for all
+                part = slice(start, min(start + BLOCK["cuda"], rows.stop))
+                out[part], state = chunked(state, *heads_of(y[part], delta), decay[part], beta[part])
             matrices[places.written[number : number + 1]] = state
         return out

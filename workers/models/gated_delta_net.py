@@ -99,8 +99,8 @@ class GatedDeltaNet:
         decay = -self.rate.exp() * self._each(F.softplus, step.float() + self.step_bias)
         beta = self._each(torch.sigmoid, beta.float())
         y = recur(self.number, mixed, self.convolution, decay, beta)
-        y = (y * over_rms(y, self.eps)).to(x.dtype) * self.norm
-        y = y.flatten(1).float() * self._each(F.silu, gates.float())
+        y = y.mul_(over_rms(y, self.eps)).to(x.dtype) * self.norm
+        y = self._each(F.silu, gates.float()).mul_(y.flatten(1))
         return self.output(y.to(x.dtype))
 
     def _each(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:  # [tokens, columns]
