@@ -7,10 +7,7 @@ address that was: what a name server says a moment later makes no difference.
 
 from __future__ import annotations
 
-import asyncio
-import socket
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Any
@@ -19,8 +16,8 @@ import httpcore
 
 from gateway.fetching.hosts import canonical
 from gateway.fetching.linked import Unfetchable
+from gateway.fetching.names import Names
 
-LOOKUPS = 8  # names that are looked up at once: a name server may be silent for long
 TRIES = 2  # addresses of one host that are tried
 
 # What `ipaddress` takes for public in some versions, and is not for hosts.
@@ -42,7 +39,7 @@ class Reach(httpcore.AsyncNetworkBackend):
         self._hosts = {canonical(each) for each in hosts if not each.startswith("*.")}
         self._above = tuple(f".{canonical(each[2:])}" for each in hosts if each.startswith("*."))
         self._networks = [ip_network(each) for each in networks]
-        self._threads = ThreadPoolExecutor(LOOKUPS, thread_name_prefix="names")
+        self._names = Names()
         self._backend = httpcore.AnyIOBackend()
 
     async def connect_tcp(
@@ -83,17 +80,8 @@ class Reach(httpcore.AsyncNetworkBackend):
 
     async def _addresses(self, host: str, port: int) -> Sequence[str]:
         with suppress(ValueError):
-            return [str(ip_address(host))]  # which needs none of the threads
-        loop = asyncio.get_running_loop()
-        look = socket.getaddrinfo
-        try:
-            found = await loop.run_in_executor(
-                self._threads, lambda: look(host, port, type=socket.SOCK_STREAM)
-            )
-        except (OSError, UnicodeError) as error:
-            reason = getattr(error, "strerror", None) or "that is no name of a host"
-            raise Unfetchable(f"{host} was not found: {reason}") from error
-        return list(dict.fromkeys(each[4][0] for each in found))
+            return [str(ip_address(host))]
+        return await self._names.addresses(host, port)
 
 
 def _inner(address: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:

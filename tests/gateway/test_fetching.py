@@ -8,6 +8,8 @@ import shutil
 import socket
 import ssl
 import subprocess
+import sys
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from gateway.dialects.anthropic import messages as anthropic
 from gateway.fetching.hosts import canonical
 from gateway.fetching.images import MAX_LINKS, Images
 from gateway.fetching.linked import Unfetchable
+from gateway.fetching.names import LOOKUPS, Names
 from gateway.fetching.reach import Reach
 from gateway.fetching.settings import ImageSettings
 from ipc.errors import Code, CortexError
@@ -533,6 +536,59 @@ def test_where_hosts_are_named_no_others_are_asked() -> None:
         assert ("images.hosts" in str(caught.value)) is not named
 
 
+SILENT_RESOLVER = """
+import asyncio, socket, threading
+from gateway.fetching.reach import Reach
+
+socket.getaddrinfo = lambda *args, **options: threading.Event().wait()
+
+
+async def ask() -> None:
+    async with asyncio.timeout(0.01):
+        await Reach((), ()).connect_tcp("silent.example", 9)
+
+
+try:
+    asyncio.run(ask())
+except TimeoutError:
+    print("given up")
+"""
+
+
+def test_a_name_server_that_is_silent_holds_up_no_end_of_the_process() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", SILENT_RESOLVER], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert ended.stdout == "given up\n"
+
+
+def test_lookups_that_were_given_up_keep_their_places_until_they_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on, begun, asked = threading.Event(), threading.Semaphore(0), []
+
+    def resolve(host: str, *more: Any, **options: Any) -> list[Any]:
+        asked.append(host)
+        begun.release()
+        go_on.wait(120)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("203.0.113.1", 9))]
+
+    async def ask() -> None:
+        lookups = Names()
+        given_up = [asyncio.create_task(lookups.addresses(f"{n}.example", 9)) for n in range(LOOKUPS)]
+        for _ in range(LOOKUPS):
+            assert await asyncio.to_thread(begun.acquire, timeout=120)
+        for task in given_up:
+            task.cancel()
+        last = asyncio.create_task(lookups.addresses("last.example", 9))
+        await asyncio.wait(given_up)
+        await asyncio.sleep(0)
+        assert len(asked) == LOOKUPS
+        go_on.set()
+        assert await last == ["203.0.113.1"]
+
+    monkeypatch.setattr("gateway.fetching.names.socket.getaddrinfo", resolve)
+    asyncio.run(ask())
+
+
 # --- TLS ------------------------------------------------------------------------------------------------
 
 
@@ -581,7 +637,7 @@ def test_a_certificate_of_another_name_is_none(
 
     async def ask() -> None:
         async with Site(the_image, tls) as site:
-            monkeypatch.setattr("gateway.fetching.reach.socket.getaddrinfo", resolve)
+            monkeypatch.setattr("gateway.fetching.names.socket.getaddrinfo", resolve)
             await images().fill(question(f"https://other.example:{site.port}/"), {}, admitted)
 
     with pytest.raises(CortexError, match="CERTIFICATE_VERIFY_FAILED"):
