@@ -23,7 +23,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from tests.gateway.conftest import ROOT, free_ports
+from tests.gateway.conftest import ROOT
+from tests.ports import free_ports
 
 CONNECTIONS = 10
 TOKENS = 64

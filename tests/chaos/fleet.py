@@ -21,8 +21,9 @@ from ipc.errors import CortexError
 from ipc.keys import generate, load_public, load_secret
 from ipc.messages import CountTokens, Health, HealthReply, Message, Unload
 from tests.chaos.network import Network
-from tests.gateway.conftest import Keys, free_ports
+from tests.gateway.conftest import Keys
 from tests.neuron.harness import ROOT, simulated
+from tests.ports import free_ports
 
 NEURONS = 3
 GATEWAY_PROCESSES = 2

@@ -7,8 +7,8 @@ import subprocess
 import sys
 from typing import Protocol
 
-from tests.gateway.conftest import free_ports
 from tests.ipc.links import Link
+from tests.ports import free_ports
 
 PORT = 13131
 

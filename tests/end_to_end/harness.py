@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sysconfig
 import threading
@@ -21,6 +20,7 @@ import psutil
 from gateway.commands import remote, status
 from ipc.client import BlockingClient
 from ipc.messages import Health, ModelState
+from tests.ports import free_port
 
 SCRIPTS = Path(sysconfig.get_path("scripts"))
 PATIENCE = 150.0  # seconds that any single wait of a test may take, on a busy machine
@@ -34,11 +34,6 @@ def wait_until(condition: Callable[[], Any], what: str) -> Any:
         assert time.monotonic() < deadline, f"waited {PATIENCE:g} s for {what}"
         time.sleep(0.02)
     return value
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
 
 
 class Program:

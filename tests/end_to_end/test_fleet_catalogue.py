@@ -16,9 +16,10 @@ import pytest
 
 import gateway.config
 import gateway.fleet.view
-from tests.end_to_end.harness import PATIENCE, Program, free_port, wait_until
+from tests.end_to_end.harness import PATIENCE, Program, wait_until
 from tests.gateway.test_view import eventually
 from tests.neuron.harness import Neuron, simulated
+from tests.ports import free_port
 
 
 def entry(name: str, **keys: Any) -> dict[str, Any]:

@@ -13,8 +13,9 @@ import httpx
 import pytest
 
 from ipc.messages import Drain, Load
-from tests.gateway.conftest import PATIENCE, GatewayProcess, eventually, free_ports
+from tests.gateway.conftest import PATIENCE, GatewayProcess, eventually
 from tests.neuron.harness import Neuron, simulated
+from tests.ports import free_ports
 
 TOKENS = 150
 CHAT, MESSAGES = "/v1/chat/completions", "/v1/messages"

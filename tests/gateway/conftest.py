@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -23,6 +22,7 @@ from typer.testing import CliRunner
 
 from gateway.commands.cli import app
 from tests.gateway.fake_neuron import FakeNeuron
+from tests.ports import free_ports
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 150.0  # seconds: for what takes milliseconds on a quiet machine
@@ -35,14 +35,6 @@ def eventually(condition: Callable[[], Any], what: str) -> Any:
         assert time.monotonic() < deadline, f"it never came to be: {what}"
         time.sleep(0.01)
     return result
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
 
 
 class NeuronThread:

@@ -18,8 +18,9 @@ from tests.gateway.conftest import PATIENCE, GatewayProcess, NeuronThread, event
 BODY = json.dumps({"model": "echo", "prompt": "one two"}).encode()
 POST = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
 GET = b"GET /ready HTTP/1.1\r\nhost: x\r\n\r\n"
-SECONDS = 1.0  # of each limit below
-LATE = 10.0  # more than any of them takes on a busy machine
+SECONDS = 2.5  # of each limit below
+KEPT = 3  # seconds that an idle connection stays
+LATE = 25.0  # more than any of them takes on a busy machine, less than what is configured by default
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,7 @@ def strict(neuron: NeuronThread, tmp_path_factory: pytest.TempPathFactory) -> It
         neuron.endpoint,
         header_seconds=SECONDS,
         body_seconds=SECONDS,
-        keepalive_seconds=2,
+        keepalive_seconds=KEPT,
         body_memory="512KiB",
     )
     try:
@@ -128,14 +129,14 @@ def test_a_header_that_is_too_long_is_refused_whatever_came_before_it(gateway: G
 def test_an_idle_connection_serves_again_until_its_time_is_over(strict: GatewayProcess) -> None:
     with connected(strict, GET) as client:
         assert answer(client)[0] == 200
-        time.sleep(1.5)  # longer than a header may take, shorter than a connection is kept
+        time.sleep(KEPT - 1.2)
         client.sendall(GET[:-2])
-        time.sleep(0.6)  # over the time at which it would have been closed
+        time.sleep(1.3)  # over the time at which it would have been closed
+        began = time.monotonic()
         client.sendall(GET[-2:])
         assert answer(client)[0] == 200
-        began = time.monotonic()
         assert client.recv(1) == b""
-        assert 1.5 < time.monotonic() - began < LATE
+        assert KEPT * 0.9 < time.monotonic() - began < LATE
 
 
 def test_a_request_that_waits_in_the_socket_when_the_time_is_over_is_answered(strict: GatewayProcess) -> None:
@@ -145,7 +146,7 @@ def test_a_request_that_waits_in_the_socket_when_the_time_is_over_is_answered(st
         try:
             os.kill(worker, signal.SIGSTOP)  # a process that is too busy to read
             client.sendall(head(len(BODY)) + BODY)
-            time.sleep(2.5)
+            time.sleep(1.2 * KEPT)
         finally:
             os.kill(worker, signal.SIGCONT)
         assert answer(client)[0] == 200

@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 from gateway.commands import models
 from gateway.commands.cli import app
 from ipc.messages import Appraisal
-from tests.gateway.conftest import NeuronThread, free_ports
+from tests.gateway.conftest import NeuronThread
+from tests.ports import free_ports
 
 
 @pytest.fixture

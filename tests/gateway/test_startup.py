@@ -11,7 +11,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.gateway.conftest import PATIENCE, ROOT, GatewayProcess, NeuronThread, eventually, free_ports
+from tests.gateway.conftest import PATIENCE, ROOT, GatewayProcess, NeuronThread, eventually
+from tests.ports import free_ports
 
 
 def start(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:

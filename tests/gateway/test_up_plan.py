@@ -13,6 +13,7 @@ from gateway.commands.up_plan import LOOPBACK, UpError, free_socket, make_plan, 
 from ipc.messages import ModelState
 from ipc.settings import load_settings
 from neuron.models.catalogue import Catalogue
+from tests.ports import free_ports
 
 
 def plan(models=("demo",), dtype=None, ranks=1, device=None, listen="127.0.0.1:0"):
@@ -122,8 +123,7 @@ def test_all_ports_are_different_and_the_metrics_stay_next_to_the_api():
 
 
 def test_the_neuron_is_where_clients_look_for_one_if_that_is_free():
-    with free_socket(LOOPBACK, 0) as first, free_socket(LOOPBACK, 0) as second:
-        free, api = first.getsockname()[1], second.getsockname()[1]
+    free, api = free_ports(2)
     listen = f"{LOOPBACK}:{api}"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("gateway.commands.up_plan.NEURON_PORT", free)

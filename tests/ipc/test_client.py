@@ -36,6 +36,7 @@ from ipc.messages import (
 from ipc.server import Server
 from ipc.sockets import MAX_MESSAGE
 from tests.ipc.test_server import SECONDS, Desk, finished
+from tests.ports import free_port
 
 DELTAS = 5
 
@@ -82,12 +83,9 @@ async def everything(call):
         return [reply async for reply in call]
 
 
-async def free_endpoint():
+def free_endpoint():
     """An endpoint where nobody listens, and somebody could."""
-    server = Server("tcp://127.0.0.1:0", print, print)
-    server.start()
-    server.close()
-    return server.endpoint
+    return f"tcp://127.0.0.1:{free_port()}"
 
 
 def test_a_stream_gives_its_replies_in_order_and_ends():
@@ -218,7 +216,7 @@ def test_ask_that_is_not_answered_in_time_cancels_and_says_so():
 
 def test_a_request_made_before_the_neuron_is_up_is_served_when_it_comes():
     async def main():
-        endpoint = await free_endpoint()
+        endpoint = free_endpoint()
         client = NeuronClient(endpoint, silence=SECONDS)
         client.start()
         assert not client.alive
@@ -236,7 +234,7 @@ def test_a_question_waits_for_its_neuron_as_long_as_it_was_told_to():
     """A neuron takes its time to start; the silence of one that is there is another matter."""
 
     async def main():
-        endpoint = await free_endpoint()
+        endpoint = free_endpoint()
         client = NeuronClient(endpoint, silence=0.1)
         client.start()
         asking = asyncio.create_task(client.ask(ListModels(id=0), SECONDS))
@@ -252,7 +250,7 @@ def test_a_question_waits_for_its_neuron_as_long_as_it_was_told_to():
 
 def test_a_request_withdrawn_before_the_neuron_is_up_never_reaches_it():
     async def main():
-        endpoint = await free_endpoint()
+        endpoint = free_endpoint()
         client = NeuronClient(endpoint)
         client.start()
         call = client.open(Generate(id=0, model="withdrawn"))
@@ -539,10 +537,10 @@ def test_more_requests_than_the_queue_takes_all_arrive_in_the_end():
 
 def test_heartbeats_keep_a_quiet_call_open():
     async def main():
-        async with puppet(silence=0.3) as (neuron, client):
+        async with puppet(silence=1.0) as (neuron, client):
             call = client.open(Generate(id=0, model="m"))
             await neuron.request()
-            for _ in range(10):
+            for _ in range(15):
                 await neuron.reply(Heartbeat(id=0))
                 await asyncio.sleep(0.1)
             assert not call.closed
@@ -746,7 +744,7 @@ def test_a_blocking_stream_that_goes_quiet_ends_after_its_timeout(blocking):
 
 
 def test_a_blocking_client_without_a_neuron_gives_up():
-    endpoint = asyncio.run(free_endpoint())
+    endpoint = free_endpoint()
     with BlockingClient(endpoint) as client, pytest.raises(CortexError) as caught:
         client.ask(ListModels(id=0), 0.1)
     assert caught.value.code == Code.NEURON_LOST

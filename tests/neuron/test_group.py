@@ -197,7 +197,7 @@ def test_a_killed_rank_ends_the_group_and_is_named(ranks, victim):
 def test_a_stopped_rank_is_found_by_the_deadline_and_named(victim):
     async def scenario():
         death = Death()
-        async with running(death, ranks=2, step_seconds=0.001, step_deadline=0.3) as group:
+        async with running(death, ranks=2, step_seconds=0.001, step_deadline=1.0) as group:
             output = Output()
             group.submit(submit(1, 4000), output)
             await wait_for(output.started.wait())
@@ -216,11 +216,11 @@ def test_a_stopped_rank_is_found_by_the_deadline_and_named(victim):
 def test_an_idle_group_is_never_called_stuck():
     async def scenario():
         death = Death()
-        async with running(death, step_deadline=0.2) as group:
+        async with running(death, step_deadline=1.0) as group:
             output = Output()
             group.submit(submit(1, 3), output)
             await wait_for(output.finished)
-            await asyncio.sleep(0.6)
+            await asyncio.sleep(1.5)
             output = Output()
             group.submit(submit(2, 3), output)
             assert await wait_for(output.finished) == "length"
@@ -230,17 +230,17 @@ def test_an_idle_group_is_never_called_stuck():
 
 
 @pytest.mark.parametrize(
-    ("failure", "code", "words"),
+    ("failure", "deadline", "code", "words"),
     [
-        (FailurePlan(die_at_step=5), Code.WORKER_DIED, "SIGKILL"),
-        (FailurePlan(hang_at_step=5), Code.STEP_DEADLINE, "at step 5"),
-        (FailurePlan(error_at_step=5), Code.WORKER_DIED, "step 5"),
+        (FailurePlan(die_at_step=5), PATIENCE, Code.WORKER_DIED, "SIGKILL"),
+        (FailurePlan(hang_at_step=5), 1.0, Code.STEP_DEADLINE, "at step 5"),
+        (FailurePlan(error_at_step=5), PATIENCE, Code.WORKER_DIED, "step 5"),
     ],
 )
-def test_a_worker_that_fails_at_a_step_ends_the_group_after_the_steps_before(failure, code, words):
+def test_a_worker_that_fails_at_a_step_ends_the_group_after_the_steps_before(failure, deadline, code, words):
     async def scenario():
         death = Death()
-        async with running(death, failure=failure, step_deadline=0.5) as group:
+        async with running(death, failure=failure, step_deadline=deadline) as group:
             output = Output()
             group.submit(submit(1, 4000), output)
             await wait_for(death.told.wait())

@@ -46,7 +46,7 @@ def test_an_idle_model_is_loaded_again_and_a_busy_one_once_it_is_idle():
             await load(model)
             renew(model, context_length=50)
             await until(lambda: model.status == "ready" and model.state().epoch == 2)
-            running = Client(model, 1, 30)
+            running = Client(model, 1, 100)
             await until(lambda: running.generation.begun)
             renew(model, context_length=60)
             assert (model.settings.context_length, model.wanted.context_length) == (50, 60)
@@ -59,8 +59,8 @@ def test_an_idle_model_is_loaded_again_and_a_busy_one_once_it_is_idle():
 
 def test_what_is_taken_back_before_it_counted_costs_no_load():
     async def scenario():
-        async with owning(step_seconds=0.005) as model:
-            running = Client(model, 1, 30)
+        async with owning(step_seconds=0.01) as model:
+            running = Client(model, 1, 100)
             await until(lambda: running.generation.begun)
             renew(model, context_length=50)
             renew(model, context_length=None, priority=7)
@@ -74,7 +74,7 @@ def test_a_model_that_is_never_idle_leaves_in_the_end_and_who_waits_then_is_serv
     monkeypatch.setattr(neuron.models.managed, "OUTDATED_SECONDS", 0.05)
 
     async def scenario():
-        async with owning(step_seconds=0.005) as model:
+        async with owning(step_seconds=0.01) as model:
             running = Client(model, 1, 100)
             await until(lambda: running.generation.begun)
             renew(model, context_length=50)
@@ -91,7 +91,7 @@ def test_a_prompt_that_another_tokenizer_read_is_not_given_to_the_new_model(monk
     monkeypatch.setattr(neuron.models.managed, "OUTDATED_SECONDS", 0.05)
 
     async def scenario():
-        async with owning(step_seconds=0.005) as model:
+        async with owning(step_seconds=0.01) as model:
             running = Client(model, 1, 100)
             await until(lambda: running.generation.begun)
             renew(model, path="/another", text=OTHER_TEXT)
@@ -106,8 +106,8 @@ def test_a_prompt_that_another_tokenizer_read_is_not_given_to_the_new_model(monk
 
 def test_a_model_that_retires_finishes_what_it_has_and_one_that_nobody_uses_leaves_at_once():
     async def scenario():
-        async with owning(step_seconds=0.005) as model:
-            running = Client(model, 1, 30)
+        async with owning(step_seconds=0.01) as model:
+            running = Client(model, 1, 100)
             await until(lambda: running.generation.begun)
             model.retire()
             assert model.status == "ready"
@@ -132,10 +132,10 @@ def test_an_idle_model_that_need_stay_no_longer_leaves_as_the_new_settings_say(b
 
 def test_an_idle_model_that_is_pinned_by_new_settings_stays():
     async def scenario():
-        async with owning(settings={"keep_alive": 0.3}) as model:
+        async with owning(settings={"keep_alive": 1.0}) as model:
             await load(model)
             renew(model, pin=True)
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(1.2)
             assert (model.status, model.state().epoch) == ("ready", 1)
 
     run(scenario())
