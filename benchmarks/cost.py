@@ -109,6 +109,7 @@ def main() -> None:
     for kind, cost in result.items():
         table.add_row(kind, f"{cost:.0f}")
     Console().print(table)
+    print(f"{result['together']:.0f} µs over gateway, neuron and worker together (wanted: 250 at most)")
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n")
 

@@ -1,302 +1,292 @@
-"""Two hosts and ten models under a changing mix, against a scheduler that knows everything.
+"""Agents and a fleet: real neurons with simulated models, through the gateway's own view and exchanges.
 
-    python -m benchmarks.fleet [--requests 2000] [--rate 25] [--seed 1] [--json PATH]
+    python -m benchmarks.fleet [--neurons 8] [--models 40] [--seconds 15] [--rate 1.0] [--json PATH]
 
-Each host has room for four models; five times in a run their popularity is another one. A request's wait runs
-from its being sent to its beginning in the engine. Three ways:
+Conversations begin at `--rate` a second, with a model as Zipf has it and one of a few sets of instructions;
+each turn takes the answer up into the next prompt, and every fifth conversation sends out twenty subagents at
+once. A neuron has 4.5 GiB for models of 0.5 to 2 GiB, some of which load slowly, and begins with the
+`--everywhere` most popular ones. It is run for each way to make room, with and without a look at what is
+cached; and once more with as many models as fit placed for good, where requests go round their hosts and
+those to models without a place are errors.
 
-    run        real neurons with simulated models, through the gateway's own view, router and exchanges
-    router     on paper: the router's own functions, with the states and quotes that neurons tell
-    all known  on paper: one scheduler for the memory of both hosts, that knows what each model does
-
-On paper nothing takes time but answers, and loads: `--load` seconds each. A busy model leaves after its turn
-and its last answer, as in a neuron. A load in the run takes what the machine makes of it, which starts a
-process for each; so the run shows that every request is answered, and the last two ways can be compared.
+The first token's time is the machine's as well: a load starts a process. Loads, evictions, errors and hits
+are counted. "Of ideal" is against what one host with all the memory would have: all that the turn before had,
+or, of a first turn, the instructions, where an earlier conversation had the same. "Fairness" is Jain's index
+of the seconds that conversations waited for a first token on average: 1 where all waited the same.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import heapq
+import itertools
 import json
 import random
-import re
-import statistics
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 from rich.console import Console
 from rich.table import Table
 
-from gateway.config import GatewayConfig, NeuronSettings
-from gateway.fleet import router, score
+from gateway.config import EvictionPolicy, GatewayConfig, NeuronSettings
+from gateway.fleet import prompts
 from gateway.fleet.exchange import Exchange
-from gateway.fleet.prefixes import Prefixes
-from gateway.fleet.quotes import FRESH_SECONDS
 from gateway.fleet.view import Fleet
-from ipc.errors import CortexError
-from ipc.messages import Generate, ModelState, ModelStatus, Quoted, Sampling
-from neuron.memory.eviction import RESIDENCY_SHARE, RecentUse
+from ipc.errors import Code, CortexError
+from ipc.messages import Delta, Generate, Load, Message, Sampling
+from ipc.worker_messages import PAGE_SIZE
 from tests.neuron.harness import Neuron, simulated
 
-MODELS = [f"m{number}" for number in range(10)]
-ROOM = 4  # models that fit on one host
-PHASES = 5
-LOAD_SECONDS = 0.5  # of a simulated model, without its process
-STEP_SECONDS = 0.005
-TOKENS = 20
-SERVICE_SECONDS = TOKENS * STEP_SECONDS
-TURN_SECONDS = 0.5
+MEMORY = 4.5  # GiB of a host
+SIZES = (0.5, 1.0, 2.0)  # GiB of a model
+PACES = (0.5, 0.5, 2.0)  # seconds that a load takes for each of them: a third are on slow disks
+MOST_TURNS = 12
+START_SECONDS = 120.0  # for all that is loaded before
+PROCESSES = 2  # gateways, as far as views go
+HEADS = 4  # sets of instructions
+POLICIES = ("lru", "priority", "cost")
+PLACED = "round robin"  # of models that are placed for good
+TEXT = "open the file and read what stands there then write a test for each promise that it makes"
 
 
 @dataclass(slots=True)
-class Outcome:
-    """One request."""
+class Counts:
+    """Of one run."""
 
-    model: str
-    arrival: float
-    wait: float = 0.0
-    error: str = ""
+    waits: dict[str, list[float]] = field(default_factory=dict)  # seconds to first tokens, by conversation
+    errors: Counter[str] = field(default_factory=Counter)
+    prompt_tokens: int = 0
+    cached: int = 0
+    ideal: int = 0
+    heads: dict[tuple[str, int], int] = field(
+        default_factory=dict
+    )  # tokens of instructions that were computed
+
+
+def say(chance: random.Random, words: int) -> str:
+    return " ".join(chance.choices(TEXT.split(), k=words))
 
 
 @dataclass(slots=True)
-class Holder:
-    """A model in memory, on paper."""
+class Agent:
+    """One conversation."""
 
-    begins: float  # to load
-    ready: float  # from then on it has its turn
-    busy_until: float = 0.0
-    last_used: float = 0.0
-    use: RecentUse = field(default_factory=RecentUse)
-
-    def leaves(self, now: float) -> float:
-        """When it could be gone."""
-        turn = max(TURN_SECONDS, RESIDENCY_SHARE * (self.ready - self.begins))
-        return now if self.busy_until <= now else max(self.busy_until, self.ready + turn)
-
-
-@dataclass(slots=True, eq=False)
-class Host:
-    """A host on paper: `ROOM` models at most. For the router it is a neuron as a gateway sees it."""
-
+    fleets: list[Fleet]
+    counts: Counts
+    chance: random.Random
     name: str
-    load: float  # seconds
-    holders: dict[str, Holder] = field(default_factory=dict)
-    leaving: dict[str, float] = field(default_factory=dict)  # until when
-    models: dict[str, ModelState] = field(default_factory=dict)  # as they were told last
-    in_flight: Counter[str] = field(default_factory=Counter)
-    healthy: bool = True
-    heard: bool = True
-    draining: bool = False
-    devices: tuple[()] = ()
+    model: str
+    head: int
 
-    def is_shaky(self, model: str) -> bool:
-        return False
+    async def talk(self, turns: int) -> None:
+        instructions = say(random.Random(self.head), 600)
+        messages = [Message(role="system", content=instructions)]
+        known = 0  # tokens that were computed for the turn before
+        for turn in range(turns):
+            messages.append(Message(role="user", content=say(self.chance, self.chance.randint(50, 300))))
+            answer = await self._ask(messages, turn, known)
+            if answer is None:
+                return
+            text, known = answer
+            messages.append(Message(role="assistant", content=text))
+            await asyncio.sleep(self.chance.expovariate(1.0))
 
-    def quote(self, model: str, now: float) -> Quoted:
-        """What a neuron would say."""
-        if (holder := self.holders.get(model)) is not None:
-            verdict = "ready" if holder.ready <= now else "loading"
-            return Quoted(id=1, verdict=verdict, seconds=max(0.0, holder.ready - now))
-        if len(self.holders) < ROOM:
-            return Quoted(id=1, verdict="fits", seconds=self.load)
-        leaves, victim = self._victim(now)
-        verdict = "evicts" if leaves <= now else "waits"
-        loss = self.load * min(1.0, self.holders[victim].use.at(now))
-        seconds = leaves - now + self.load
-        return Quoted(id=1, verdict=verdict, seconds=seconds, evicts=[victim], loss=loss)
-
-    def serve(self, model: str, now: float) -> float:
-        """Take a request; when it begins."""
-        if (holder := self.holders.get(model)) is None:
-            begins = now
-            if len(self.holders) == ROOM:
-                begins, victim = self._victim(now)
-                del self.holders[victim]
-                self.leaving[victim] = begins
-            holder = self.holders[model] = Holder(begins, begins + self.load)
-        start = holder.last_used = max(now, holder.ready)
-        holder.use.add(now)
-        holder.busy_until = max(holder.busy_until, start + SERVICE_SECONDS)
-        return start
-
-    def tell(self, now: float) -> None:
-        """Let the router know how things are."""
-        self.models = {}
-        for model in MODELS:
-            status = self._status(model, now)
-            left = self.holders[model].ready - now if status == "loading" else None
-            self.models[model] = ModelState(id=model, status=status, seconds_left=left)
-
-    def _status(self, model: str, now: float) -> ModelStatus:
-        if (holder := self.holders.get(model)) is not None:
-            return "ready" if holder.ready <= now else "loading" if holder.begins <= now else "waiting"
-        return "draining" if self.leaving.get(model, 0.0) > now else "unloaded"
-
-    def _victim(self, now: float) -> tuple[float, str]:
-        """Who leaves for another model, and when."""
-        leaves, _, name = min(
-            (holder.leaves(now), holder.last_used, name) for name, holder in self.holders.items()
+    async def _ask(self, messages: list[Message], turn: int, known: int) -> tuple[str, int] | None:
+        """(answer, tokens that are computed now); None: it failed."""
+        exchange = Exchange(self.chance.choice(self.fleets), f"{self.name}-{turn}")
+        sampling = Sampling(max_tokens=self.chance.randint(10, 60), ignore_eos=True)
+        request = Generate(
+            id=0, model=self.model, messages=messages, sampling=sampling, stream=True, session=self.name
         )
-        return leaves, name
+        text, first, began = "", 0.0, time.monotonic()
+        try:
+            await exchange.send(request)
+            while exchange.finished is None:
+                for reply in await exchange.take(60.0):
+                    if isinstance(reply, Delta):
+                        first = first or time.monotonic() - began
+                        text += reply.text
+        except CortexError as error:
+            self.counts.errors[error.code] += 1
+            return None
+        finally:
+            exchange.close()
+        usage = exchange.finished.usage
+        self.counts.waits.setdefault(self.name, []).append(first)
+        self.counts.prompt_tokens += usage.prompt_tokens
+        self.counts.cached += usage.cached_tokens
+        self.counts.ideal += self._ideal(messages, usage.prompt_tokens, known)
+        return text, usage.prompt_tokens
+
+    def _ideal(self, messages: list[Message], tokens: int, known: int) -> int:
+        key = self.model, self.head
+        share = len(messages[0].content) / sum(len(message.content) for message in messages)
+        best = known or self.counts.heads.get(key, 0)
+        self.counts.heads.setdefault(key, int(share * tokens))
+        return best // PAGE_SIZE * PAGE_SIZE
 
 
-def mix(count: int, rate: float, seed: int) -> list[Outcome]:
-    """Arrivals of a Poisson process; the ranks of the models change from phase to phase."""
-    chance = random.Random(seed)
-    arrivals, now = [], 0.0
-    for phase in range(PHASES):
-        order = chance.sample(MODELS, len(MODELS))
-        weights = [1 / (rank + 1) ** 1.5 for rank in range(len(MODELS))]
-        for _ in range(count * phase // PHASES, count * (phase + 1) // PHASES):
-            now += chance.expovariate(rate)
-            arrivals.append(Outcome(chance.choices(order, weights)[0], now))
-    return arrivals
-
-
-def all_known(arrivals: Sequence[Outcome], hosts: int, load: float) -> list[float]:
-    """The waits under one scheduler for the memory of all hosts, which knows to the moment what models do.
-
-    It keeps one copy of each. For another one the model leaves that can be gone first, and of those with
-    nothing to do the one that was used longest ago; turns do not bind it.
-    """
-    holders: dict[str, Holder] = {}
-    waits = []
-    for each in arrivals:
-        now = each.arrival
-        if (holder := holders.get(each.model)) is None:
-            begins = now
-            if len(holders) == hosts * ROOM:
-                gone, _, victim = min(
-                    (max(now, held.busy_until), held.last_used, name) for name, held in holders.items()
-                )
-                begins = gone
-                del holders[victim]
-            holder = holders[each.model] = Holder(begins, begins + load)
-        start = max(now, holder.ready)
-        holder.last_used = now
-        holder.busy_until = max(holder.busy_until, start + SERVICE_SECONDS)
-        waits.append(start - now)
-    return waits
-
-
-def routed(arrivals: Sequence[Outcome], hosts: int, load: float) -> list[float]:
-    """The waits under the router, with what it knows."""
-    places = [Host(f"host{number}", load) for number in range(hosts)]
-    quoted: dict[tuple[str, str], tuple[float, Quoted]] = {}
-    ends: list[tuple[float, str, str]] = []  # of requests in flight: when, host, model
-    by_name = {host.name: host for host in places}
-    prefixes: Prefixes[Host] = Prefixes()
-    waits = []
-    for each in arrivals:
-        now = each.arrival
-        while ends and ends[0][0] <= now:
-            _, name, model = heapq.heappop(ends)
-            by_name[name].in_flight[model] -= 1
-        for host in places:
-            host.tell(now)
-        ready = [place for place in places if place.models[each.model].status == "ready"]
-        if ready:
-            host = score.best(ready, score.Asked(each.model), prefixes).host
-        else:
-            for place in places:
-                asked, _ = quoted.get((place.name, each.model), (-1.0, None))
-                if now - asked > FRESH_SECONDS:
-                    quoted[place.name, each.model] = now, place.quote(each.model, now)
-            said = {place.name: quoted[place.name, each.model][1] for place in places}
-            host, _ = router.best(places, each.model, said)
-            quoted = {key: value for key, value in quoted.items() if key[0] != host.name}
-        start = host.serve(each.model, now)
-        host.in_flight[each.model] += 1
-        heapq.heappush(ends, (start + SERVICE_SECONDS, host.name, each.model))
-        waits.append(start - now)
-    return waits
-
-
-async def through_the_router(arrivals: list[Outcome], endpoints: list[str]) -> None:
-    """Send every request when it is due, and note how it went."""
-    neurons = [NeuronSettings(name=f"host{i}", endpoint=each) for i, each in enumerate(endpoints)]
-    fleet = Fleet(GatewayConfig(neurons=neurons))
-    await fleet.start(patience=20.0)
+async def agents(options: argparse.Namespace, endpoints: list[str], policy: str, counts: Counts) -> int:
+    """Let them talk; the models that left for others."""
+    neurons = [NeuronSettings(name=f"n{number}", endpoint=each) for number, each in enumerate(endpoints)]
+    strategy = "lru" if policy == PLACED else policy
+    settings = GatewayConfig(neurons=neurons, eviction=EvictionPolicy(strategy=strategy))
+    fleets = [Fleet(settings) for _ in range(PROCESSES)]
+    for fleet in fleets:
+        await fleet.start(patience=60.0)
+    begins_with = [f"m{number}" for number in range(options.everywhere)]
+    placed = place(options) if policy == PLACED else [begins_with] * len(neurons)
+    loads = [
+        neuron.client.ask(Load(id=0, model=model), START_SECONDS)
+        for neuron, loaded in zip(fleets[0].neurons, placed, strict=True)
+        for model in loaded
+    ]
+    await asyncio.gather(*loads)
+    chance = random.Random(options.seed)
+    models = [f"m{number}" for number in range(options.models)]
+    weights = [1 / (rank + 1) ** 1.1 for rank in range(len(models))]
     loop = asyncio.get_running_loop()
-    began = loop.time()
-    tasks = []
-    for number, each in enumerate(arrivals):
-        await asyncio.sleep(max(0.0, began + each.arrival - loop.time()))
-        tasks.append(asyncio.create_task(_one(fleet, each, str(number))))
+    end, tasks, number = loop.time() + options.seconds, [], 0
+    while loop.time() < end:
+        model, head = chance.choices(models, weights)[0], chance.randrange(HEADS)
+        fan_out = 20 if number % 5 == 4 else 1
+        for _ in range(fan_out):
+            agent = Agent(
+                fleets, counts, random.Random(number), f"c{number}", model, HEADS if fan_out > 1 else head
+            )
+            turns = 2 if fan_out > 1 else min(1 + int(chance.expovariate(1 / 6)), MOST_TURNS)
+            tasks.append(asyncio.create_task(agent.talk(turns)))
+            number += 1
+        await asyncio.sleep(chance.expovariate(options.rate))
     await asyncio.gather(*tasks)
-    await fleet.stop()
+    evicted = sum(state.evictions for neuron in fleets[0].neurons for state in neuron.own_models)
+    for fleet in fleets:
+        await fleet.stop()
+    return evicted
 
 
-async def _one(fleet: Fleet, outcome: Outcome, name: str) -> None:
-    exchange = Exchange(fleet, name)
-    sampling = Sampling(max_tokens=TOKENS, ignore_eos=True)
-    request = Generate(id=0, model=outcome.model, prompt=[1] * 8, sampling=sampling, stream=True)
-    began = time.monotonic()
-    try:
-        await exchange.send(request)
-        while exchange.started is None:
-            await exchange.take(60.0)
-        outcome.wait = time.monotonic() - began
-        await exchange.whole()
-    except CortexError as error:
-        outcome.error = error.code
-    finally:
-        exchange.close()
+def plan(number: int) -> dict[str, Any]:
+    """How large and how quick a model is, the same in each run."""
+    chance = random.Random(number)
+    size = chance.choice(SIZES)
+    return {
+        "memory": f"{size}GiB",
+        "load_seconds": size * chance.choice(PACES),
+        "step_seconds": 0.005,
+        "prefill_tokens_per_second": 10_000.0,
+    }
 
 
-def run(folder: Path, arrivals: list[Outcome], hosts: int) -> list[float]:
-    """One run through neurons of their own; the seconds that loads took."""
-    plan = {"memory": "1GiB", "load_seconds": LOAD_SECONDS, "step_seconds": STEP_SECONDS}
-    models = [simulated(name, **plan) for name in MODELS]
-    settings = {"cpu": {"memory": f"{ROOM}.5GiB"}, "memory": {"turn_seconds": TURN_SECONDS}}
+def place(options: argparse.Namespace) -> list[list[str]]:
+    """The models of each neuron where none ever leaves: the most popular first, each where most room is."""
+    free, placed = [MEMORY] * options.neurons, [[] for _ in range(options.neurons)]
+    for number in itertools.chain(
+        range(options.models), range(options.models)
+    ):  # once more where there is room
+        size = random.Random(number).choice(SIZES)
+        roomy = [n for n in range(options.neurons) if free[n] >= size and f"m{number}" not in placed[n]]
+        if roomy:
+            chosen = max(roomy, key=lambda n: free[n])
+            free[chosen] -= size
+            placed[chosen].append(f"m{number}")
+    return placed
+
+
+_turn = itertools.count()
+
+
+async def round_robin(fleet: Fleet, model: str, avoid: Any = (), **_: Any) -> tuple[Any, str]:
+    """In place of `Fleet.place`: the next host that has the model loaded."""
+    ready = [neuron for neuron in fleet.directory.of(model).ready if neuron not in avoid]
+    if not ready:
+        raise CortexError(Code.MODEL_NOT_FOUND, f"{model} is placed nowhere")
+    return ready[next(_turn) % len(ready)], "its turn"
+
+
+def run(options: argparse.Namespace, folder: Path, policy: str, prefixes: bool) -> dict[str, float | str]:
+    """One run on neurons of its own."""
+    models = [simulated(f"m{number}", **plan(number)) for number in range(options.models)]
+    settings = {"cpu": {"memory": f"{MEMORY}GiB"}, "queue": {"limit": 500}}
+    counts = Counts()
     with ExitStack() as stack:
-        neurons = [stack.enter_context(Neuron(folder / f"host{i}", models, **settings)) for i in range(hosts)]
-        asyncio.run(through_the_router(arrivals, [neuron.endpoint for neuron in neurons]))
-        logs = "".join(neuron.log for neuron in neurons)
-    return [float(seconds) for seconds in re.findall(r"model loaded model=\S+ seconds=([\d.]+)", logs)]
+        if not prefixes:
+            stack.enter_context(mock.patch.object(prompts, "read", return_value=prompts.NOTHING))
+        if policy == PLACED:
+            stack.enter_context(mock.patch.object(Fleet, "place", round_robin))
+        neurons = [
+            stack.enter_context(Neuron(folder / f"{policy}-{prefixes}-{number}", models, **settings))
+            for number in range(options.neurons)
+        ]
+        endpoints = [neuron.endpoint for neuron in neurons]
+        evicted = asyncio.run(agents(options, endpoints, policy, counts))
+        loads = sum(neuron.log.count("model loaded model=") for neuron in neurons)
+    waits = sorted(itertools.chain(*counts.waits.values()))
+    return {
+        "makes room by": policy,
+        "prefixes": "yes" if prefixes else "no",
+        "requests": len(waits),
+        "errors": sum(counts.errors.values()),
+        "loads": loads,
+        "evictions": evicted,
+        "hits": counts.cached / max(counts.prompt_tokens, 1),
+        "of ideal": counts.cached / max(counts.ideal, 1),
+        "first token p50 s": waits[len(waits) // 2],
+        "p95": waits[len(waits) * 95 // 100],
+        "p99": waits[len(waits) * 99 // 100],
+        "fairness": jain([sum(each) / len(each) for each in counts.waits.values()]),
+    }
+
+
+def jain(shares: list[float]) -> float:
+    """Jain, Chiu and Hawe's index of fairness (1984): from 1 / n, one has all, to 1, all have the same."""
+    return sum(shares) ** 2 / (len(shares) * sum(share**2 for share in shares))
+
+
+def verdicts(results: list[dict[str, Any]]) -> list[str]:
+    """What the table comes to, where it has the rows for that."""
+    rows = {(row["makes room by"], row["prefixes"]): row for row in results}
+    told = []
+    if ("cost", "yes") in rows and ("lru", "yes") in rows:
+        shorter = 1 - rows["cost", "yes"]["p95"] / rows["lru", "yes"]["p95"]
+        told.append(f"cost against lru: first token p95 {shorter:.0%} shorter (wanted: 25 %)")
+    for (policy, prefixes), row in rows.items():
+        if prefixes == "yes":
+            told.append(f"prefix routing, {policy}: {row['of ideal']:.0%} of the ideal hits (wanted: 90 %)")
+    return told
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--requests", type=int, default=2000)
-    parser.add_argument("--rate", type=float, default=25.0, help="requests a second")
-    parser.add_argument("--hosts", type=int, default=2)
-    parser.add_argument("--load", type=float, default=1.0, help="seconds that a load takes on paper")
+    parser.add_argument("--neurons", type=int, default=8)
+    parser.add_argument("--models", type=int, default=40)
+    parser.add_argument("--everywhere", type=int, default=2, help="models that each neuron begins with")
+    parser.add_argument("--seconds", type=float, default=15.0, help="that conversations begin, in each run")
+    parser.add_argument("--rate", type=float, default=1.0, help="conversations a second")
+    parser.add_argument("--policies", nargs="+", choices=POLICIES, default=POLICIES)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", metavar="PATH", help="write the results there, too")
     options = parser.parse_args()
-    arrivals = mix(options.requests, options.rate, options.seed)
     with tempfile.TemporaryDirectory() as folder:
-        loads = run(Path(folder), arrivals, options.hosts)
-    known = all_known(arrivals, options.hosts, options.load)
-    on_paper = routed(arrivals, options.hosts, options.load)
-    waits = [each.wait for each in arrivals if not each.error]
-    results = {
-        "requests": len(arrivals),
-        "answered": len(waits),
-        "errors": Counter(each.error for each in arrivals if each.error),
-        "loads": len(loads),
-        "seconds of a load: run": statistics.mean(loads),
-        "seconds of a load: on paper": options.load,
-        "mean wait: run": statistics.mean(waits),
-        "mean wait: router": statistics.mean(on_paper),
-        "mean wait: all known": statistics.mean(known),
-        "router / all known": statistics.mean(on_paper) / statistics.mean(known),
-        "longest wait: run": max(waits),
-        "longest wait: router": max(on_paper),
-        "longest wait: all known": max(known),
-    }
-    table = Table("what", "value", title="two hosts, ten models, a changing mix")
-    for name, value in results.items():
-        table.add_row(name, f"{value:.3f}" if isinstance(value, float) else str(value))
-    Console().print(table)
+        results = [
+            run(options, Path(folder), policy, prefixes)
+            for policy in options.policies
+            for prefixes in (True, False)
+        ]
+        results.append(run(options, Path(folder), PLACED, prefixes=False))
+    table = Table(*results[0], title=f"{options.neurons} neurons, {options.models} models, agents")
+    for result in results:
+        table.add_row(
+            *(f"{value:.3f}" if isinstance(value, float) else str(value) for value in result.values())
+        )
+    Console(width=150).print(table)
+    for verdict in verdicts(results):
+        print(verdict)
     if options.json:
         Path(options.json).write_text(json.dumps(results, indent=1) + "\n")
 

@@ -29,6 +29,7 @@ from tests.ports import free_ports
 CONNECTIONS = 10
 TOKENS = 64
 START_SECONDS = 60.0
+ALONE = "gunicorn alone, one body"
 
 
 def request(tokens: int, stream: bool) -> dict[str, object]:
@@ -125,7 +126,7 @@ def measure_hello(folder: Path, seconds: float) -> dict[str, dict[str, float]]:
     with process(folder / "hello.log", *arguments, *bind) as serving:
         wait_for_answer(serving, port)
         return {
-            "gunicorn alone, one body": load(port, seconds, 0, stream=False),
+            ALONE: load(port, seconds, 0, stream=False),
             f"gunicorn alone, {TOKENS} events": load(port, seconds, TOKENS, stream=True),
         }
 
@@ -143,6 +144,8 @@ def main() -> None:
         rate, p50, p99, tokens = numbers.values()
         table.add_row(name, f"{rate:,.0f}", f"{p50:.2f}", f"{p99:.2f}", f"{tokens:,.0f}")
     Console().print(table)
+    whole, bare = (results[name]["requests_per_second"] for name in ("answers of 1 token", ALONE))
+    print(f"{whole / bare:.1%} of the bare server (wanted: 15 % at least)")
     if options.json is not None:
         options.json.write_text(json.dumps(results, indent=2) + "\n")
 

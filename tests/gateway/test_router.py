@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from benchmarks import fleet
+from benchmarks import two_hosts
 from gateway.fleet import router
 from gateway.fleet.directory import Directory
 from gateway.fleet.router import able, absent, best, few, second
@@ -264,10 +264,10 @@ def test_of_a_thousand_hosts_a_few_are_asked_and_those_that_load_it_already_are_
 
 
 def test_mean_wait_of_a_changing_mix_is_near_that_of_a_scheduler_that_knows_all() -> None:
-    """Two hosts and ten models, on paper; `python -m benchmarks.fleet` has real neurons as well."""
-    mixes = [fleet.mix(2000, rate=25.0, seed=seed) for seed in (1, 2, 3)]
+    """Two hosts and ten models, on paper; `python -m benchmarks.two_hosts` has real neurons as well."""
+    mixes = [two_hosts.mix(2000, rate=25.0, seed=seed) for seed in (1, 2, 3)]
     waits, ideal = (
         statistics.mean(wait for arrivals in mixes for wait in schedule(arrivals, hosts=2, load=1.0))
-        for schedule in (fleet.routed, fleet.all_known)
+        for schedule in (two_hosts.routed, two_hosts.all_known)
     )
     assert waits < 1.3 * ideal
