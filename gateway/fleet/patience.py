@@ -38,6 +38,9 @@ def _still_loading(model: str, state: ModelState, seconds: float) -> CortexError
     if state.seconds_left is not None:
         details["seconds_left"] = round(state.seconds_left, 1)
         so_far += f", {state.seconds_left:.0f} s left"
+    if state.bytes_to_pull:
+        details["bytes_to_pull"] = state.bytes_to_pull
+        so_far += f", {state.bytes_to_pull >> 20:,} MiB to come from a hub"
     return CortexError(
         Code.MODEL_LOADING,
         f"the model {model!r} is not loaded yet ({state.status}{so_far}) after {seconds:g} s; its load goes "

@@ -439,7 +439,7 @@ class ManagedModel:
         """Take a prepared request; it waits for the model, or for its turn.
 
         Raises:
-            CortexError: QUEUE_FULL.
+            CortexError: QUEUE_FULL; a load that is to come first counts in its `retry_after`.
         """
         self._use_now(request.request.keep_alive)
         request.model = self
@@ -447,7 +447,13 @@ class ManagedModel:
             request.adapter = number
             for part in request.parts:
                 part.submit.adapter = number
-        if self.requests.admit(request):
+        try:
+            first = self.requests.admit(request)
+        except CortexError as error:
+            if self.status != "ready" and error.retry_after is not None:
+                error.retry_after += self._progress.seconds_left or self.reload_seconds
+            raise
+        if first:
             self.bring_up()
             stage = "loading" if self.status in ("loading", "restarting") else "queued"
             request.progress(

@@ -249,7 +249,7 @@ def _check(repository: str, path: Path, sha256: str, tell: Callable[[int], None]
     if digest.hexdigest() != sha256:
         path.resolve().unlink()
         path.unlink(missing_ok=True)
-        raise _refused(repository, f"{path.name} came damaged, and is deleted; try again")
+        raise _refused(repository, f"{path.name} came damaged, and is deleted")
 
 
 def _parts(name: str, names: Sequence[str]) -> list[str]:

@@ -22,6 +22,7 @@ from neuron.requests.progress import LoadProgress
 log = logging.getLogger("neuron.pulling.pull")
 
 RETRY_SECONDS = 60.0  # after one that failed, until the next one
+TURNED_AWAY_SECONDS = 10.0  # for whom the line is too long, where nobody knows how long the files take
 KNOWN_SECONDS = 300.0  # that what the hub said of a model's size is taken for true
 QUOTE_SECONDS = 2.0  # that a quote waits for the hub: gateways wait for three
 
@@ -104,7 +105,11 @@ class Pull:
         if self._error is not None:
             raise self._failed(self._error)
         waiter = partial(tell)  # one of its own for each
-        self._waiting.enter(waiter, account)
+        try:
+            self._waiting.enter(waiter, account)
+        except CortexError as error:
+            error.retry_after = self._progress.seconds_left or TURNED_AWAY_SECONDS
+            raise
         try:
             if self._here is None:
                 self._here = asyncio.get_running_loop().create_future()
@@ -200,10 +205,11 @@ class Pull:
     def _failed(self, error: CortexError) -> CortexError:
         """Why a request cannot have the model, and what to do."""
         wait = max(0.0, self._retry_at - time.monotonic())
+        said = error.message.removeprefix(f"{self.settings.id}: ")  # which its repository may be, too
         again = f"it is tried again for who asks in {wait:.0f} s, or there by `neuron pull {self._source}`"
         return CortexError(
             Code.MODEL_LOAD_FAILED,
-            f"{self.settings.id} cannot be pulled: {error.message}; {again}",
+            f"{self.settings.id} cannot be pulled: {said}; {again}",
             retry_after=wait,
             details={"model": self.settings.id, "cause": error.code},
         )

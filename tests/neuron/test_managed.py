@@ -15,6 +15,7 @@ import neuron.models.managed
 from ipc.errors import Code, CortexError
 from ipc.messages import Cancelled, Failed, Finished, Generate, ModelStatus, Progress, Sampling, Started
 from ipc.worker_messages import FailurePlan, SimulatedSpec
+from neuron.admission.service_rate import SHORTEST
 from neuron.config import Memory, ModelSettings, NeuronConfig, Queue
 from neuron.memory.fit import Fit
 from neuron.memory.ledger import Ledger
@@ -215,6 +216,23 @@ def test_a_prompt_that_fits_no_more_after_the_load_is_refused_with_the_real_cont
             assert failed.code == Code.CONTEXT_LENGTH_EXCEEDED
             assert failed.details == {"prompt_tokens": 20, "context_length": 10, "max_tokens": 3}
             assert model.context_length == 10
+
+    run(scenario())
+
+
+def test_whom_a_full_line_turns_away_comes_back_after_the_load():
+    async def scenario():
+        config = NeuronConfig(queue=Queue(limit=1, account_limit=1))
+        async with owning(config=config, settings={"max_sequences": 1}, load_seconds=0.1) as model:
+            await load(model)
+            await model.unload()
+            waiting = [Client(model, 1), Client(model, 2)]
+            with pytest.raises(CortexError) as refused:
+                Client(model, 3)
+            assert refused.value.code == Code.QUEUE_FULL
+            assert refused.value.retry_after >= SHORTEST + model.load_seconds
+            for client in waiting:
+                await client.last()
 
     run(scenario())
 

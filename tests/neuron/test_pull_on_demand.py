@@ -161,7 +161,7 @@ def test_no_more_wait_for_a_pull_than_for_a_load(neuron: Neuron, hub: Hub) -> No
             try:
                 client.ask(chat("crowded", stream=False, account=account), PATIENCE)
             except CortexError as error:
-                return error.code
+                return error.code if error.retry_after else "turned away without a time"
             return "finished"
 
     with ThreadPoolExecutor(3) as pool, held(hub, "org/crowded") as go_on:
