@@ -3,6 +3,7 @@
 import gc
 import os
 import signal
+import tempfile
 from collections.abc import Generator
 from pathlib import Path
 
@@ -44,6 +45,15 @@ def pytest_runtest_setup() -> Generator[None, object, object]:
 
 
 pytest_runtest_call = pytest_runtest_teardown = pytest_runtest_setup
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make a folder for what one process finds out for all: those that run tests, and what they start."""
+    if "CORTEX_TESTS" not in os.environ:
+        folder = tempfile.TemporaryDirectory(prefix="cortex-tests-")
+        config.add_cleanup(folder.cleanup)
+        os.environ["CORTEX_TESTS"] = folder.name
+
 
 # Of the files that take longest. They begin first, so that no process ends with one while the other idles.
 LONGEST = (

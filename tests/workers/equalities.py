@@ -140,12 +140,14 @@ def short_of_memory(session: Session, runner: ModelRunner) -> Iterator[None]:
     runner._step = step
 
 
-def resume(runner: ModelRunner, stopped: list[Answer]) -> list[list[int]]:
-    """Take half of each answer that another engine gave, and write the rest; returns the whole tokens."""
+def resume(runner: ModelRunner, stopped: list[Answer], every: int = 1) -> list[list[int]]:
+    """Take half of each answer that another engine gave, and write the rest; returns the whole tokens.
+
+    `stopped` has the answers to `requests(every)`."""
     outputs = [answer.token_ids[: len(answer.token_ids) // 2] for answer in stopped]
     lengths = [len(answer.token_ids) for answer in stopped]
     added, scheduled, free = [], [], 0
-    for slot, (submit, output) in enumerate(zip(requests(), outputs, strict=True)):
+    for slot, (submit, output) in enumerate(zip(requests(every), outputs, strict=True)):
         if submit.pooling:
             continue
         tokens = array("I", prompt_of(submit) + output)

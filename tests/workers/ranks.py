@@ -115,7 +115,7 @@ def do(job: Job, rank: int, world_size: int) -> Result:
         case "observe":
             result.observed = equalities.observe(runner, job.every)
         case "resume":
-            result.outputs = equalities.resume(runner, job.stopped)
+            result.outputs = equalities.resume(runner, job.stopped, job.every)
     runner.close()
     return result
 

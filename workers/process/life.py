@@ -78,16 +78,20 @@ def be(spec: WorkerSpec) -> bool:
 
 def warm_up(device: str) -> None:
     """Import all that a transformer needs, and make the context of its device."""
-    import torch
+    gc.disable()  # nothing of what is imported is garbage, and to look for some takes half a second
+    try:
+        import torch
 
-    for module in RUNNERS:
-        import_module(module)
-    if device == "cpu":
-        return
-    torch.cuda.set_device(device)
-    if find_spec("triton") is not None:  # else a load that needs it says so
-        for module in ON_GPUS:
+        for module in RUNNERS:
             import_module(module)
+        if device == "cpu":
+            return
+        torch.cuda.set_device(device)
+        if find_spec("triton") is not None:  # else a load that needs it says so
+            for module in ON_GPUS:
+                import_module(module)
+    finally:
+        gc.enable()
     a = torch.zeros(16, 16, dtype=torch.float16, device=device)
     torch.mm(a, a)  # cuBLAS, which takes a while to begin with
     torch.cuda.synchronize(device)
