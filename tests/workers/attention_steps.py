@@ -57,6 +57,7 @@ def attend_in_any_cut(
     longest: int = LONGEST,
     sequences: int = 5,
     groups: Sequence[CacheGroup] = GROUPS,
+    unused: int = 0,
 ) -> None:
     """Feed random sequences in random steps, and compare what each token gets.
 
@@ -65,6 +66,7 @@ def attend_in_any_cut(
     Args:
         make: the backend, of its arguments.
         kind: "plain", "sinks" or "latent".
+        unused: pages of the pool that no sequence has.
     """
     rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
     lengths = [rng.randint(1, longest) for _ in range(sequences)]
@@ -77,12 +79,12 @@ def attend_in_any_cut(
         dict.fromkeys(
             range(sum(len(group.layers) for group in groups)), PageShape(2 - latent, kv_heads, HEAD_DIM)
         ),
-        pages=total,
+        pages=total + unused,
         dtype=torch.float32,
         device=torch.device(device),
     )
     for layer in cache.layers.values():
-        layer.fill_(float("nan"))
+        layer[:, :total].fill_(float("nan"))
     attention = make(
         cache, 4 * longest, len(lengths), pages_for(longest), exact, value_dim=VALUE_DIM if latent else None
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import mmap
 import os
 import subprocess
 import sys
@@ -15,6 +17,9 @@ from tests.workers.engines import DEVICES, GPU
 from tests.workers.interpreted_steps import between_products
 from workers.attention import cpu
 from workers.attention.registry import attention_over
+from workers.cache import paged
+
+MAP_NORESERVE = 0x4000  # of Linux
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -25,6 +30,17 @@ def test_steps_of_any_cut_attend_as_whole_sequences_do(device, seed, kind, block
     monkeypatch.setattr(cpu, "BLOCK_PAGES", block_pages)
     monkeypatch.setattr(cpu, "BLOCK_SCORES", dict.fromkeys(cpu.BLOCK_SCORES, 1))
     attend_in_any_cut(attention_over, device, seed, kind, exact=exact)
+
+
+@pytest.mark.parametrize("kind", ["plain", "sinks", "latent"])
+@pytest.mark.parametrize("exact", [False, True])
+def test_a_step_touches_no_page_but_its_own_however_large_the_pool_is(kind, exact, monkeypatch):
+    def addresses(shape, dtype, device):  # more than there is memory for
+        size, flags = math.prod(shape) * dtype.itemsize, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
+        return torch.frombuffer(mmap.mmap(-1, size, flags=flags), dtype=dtype).view(shape)
+
+    monkeypatch.setattr(paged, "zeros", addresses)
+    attend_in_any_cut(attention_over, "cpu", 5, kind, exact=exact, unused=1 << 26)
 
 
 TRITON = pytest.mark.skipif(find_spec("triton") is None, reason="there is no Triton")

@@ -291,6 +291,14 @@ def attend_decode(
     return (out / sums.unsqueeze(-1)).to(q.dtype).view(count, heads, value_dim)
 
 
+def gathered(pool: Tensor, pages: Tensor) -> Tensor:  # [kv_heads, pages * PAGE_SIZE, size]
+    """What stands in some pages of one layer's `[pages, kv_heads, PAGE_SIZE, size]`, head by head.
+
+    Along its first dimension, for along any other PyTorch makes a copy of the whole pool first, contiguous.
+    """
+    return pool.index_select(0, pages).transpose(0, 1).flatten(1, 2)
+
+
 def attend_chunk(
     q: Tensor,  # [tokens, heads, head_dim], the last tokens of the context
     all_keys: Tensor,  # [pages, kv_heads, PAGE_SIZE, head_dim]
@@ -321,8 +329,8 @@ def attend_chunk(
     joined = len(chunk.pages) > block_pages or scores_of.sinks is not None
     for number, pages in enumerate(chunk.pages.split(block_pages)):
         seen = number * block_pages * page_size  # keys before this block
-        keys = all_keys.transpose(0, 1).index_select(1, pages).flatten(1, 2).transpose(1, 2)
-        values = all_values.transpose(0, 1).index_select(1, pages).flatten(1, 2)
+        keys = gathered(all_keys, pages).transpose(1, 2)
+        values = gathered(all_values, pages)
         if not few:
             keys = keys.float()
         if not native:
@@ -383,13 +391,13 @@ class ExactAttention:
         before = chunk.first_page % block_pages  # pages of the first block that nobody sees any more
         num_blocks = -(-(before + len(chunk.pages)) // block_pages)
 
-        def gathered(pool: Tensor) -> Tensor:  # [kv_heads, keys, ...] float32
-            taken = pool.transpose(0, 1).index_select(1, chunk.pages).flatten(1, 2)
+        def blocks_of(pool: Tensor) -> Tensor:  # [kv_heads, keys, ...] float32
+            taken = gathered(pool, chunk.pages)
             padded = torch.zeros(kv_heads, num_blocks * EXACT_KEYS, pool.shape[-1], device=q.device)
             padded[:, before * page_size :][:, : taken.shape[1]] = taken
             return padded
 
-        keys, values = gathered(all_keys).transpose(1, 2), gathered(all_values)
+        keys, values = blocks_of(all_keys).transpose(1, 2), blocks_of(all_values)
         if (shape := (kv_heads, head_dim, value_dim)) not in self._counts:
             self._counts[shape] = _steady_rows(*shape, q.device)
         counts = self._counts[shape]
