@@ -196,7 +196,8 @@ def fetch(
     from huggingface_hub import snapshot_download
 
     check_room(chosen, cache)
-    came = missing(chosen, cache)
+    # One that was ended before it compared what had come left the repository's name as it was.
+    unchecked = missing(chosen, cache) if _is_current(chosen, cache) else chosen.files
     with _hub_errors(chosen.repository):
         folder = snapshot_download(
             chosen.repository,
@@ -204,7 +205,7 @@ def fetch(
             cache_dir=cache,
             allow_patterns=[glob.escape(name) for name in chosen.files],
         )
-    for name, file in came.items():
+    for name, file in unchecked.items():
         if file.sha256:
             _check(chosen.repository, Path(folder, name), file.sha256, partial(checking, name))
     with _hub_errors(chosen.repository):
@@ -227,6 +228,14 @@ def _delete_left_overs(repository: str, cache: Path) -> None:
         lock = cache / ".locks" / folder.name / f"{path.name.partition('.')[0]}.lock"
         with suppress(Timeout, FileNotFoundError), FileLock(lock, timeout=0):
             path.unlink()
+
+
+def _is_current(chosen: Chosen, cache: Path) -> bool:
+    """Whether the repository's name leads to that snapshot."""
+    try:
+        return (storage(chosen.repository, cache) / "refs" / "main").read_text().strip() == chosen.commit
+    except OSError:
+        return False
 
 
 def _make_current(snapshot: Path, commit: str) -> None:

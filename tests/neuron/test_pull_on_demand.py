@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,9 +27,10 @@ from ipc.messages import (
     Unload,
 )
 from ipc.model_settings import ModelSettings
+from neuron.pulling import download
 from neuron.pulling.child import HubTask
 from neuron.pulling.download import Download
-from tests.neuron.harness import PATIENCE, Neuron, chat, is_running, wait_until
+from tests.neuron.harness import PATIENCE, Neuron, chat, children_of, is_running, wait_until
 from tests.neuron.hub import Hub, Repository, serving
 
 DEMO = {path.name: path.read_bytes() for path in Path("neuron/demo").iterdir() if path.is_file()}
@@ -271,14 +273,34 @@ def test_a_neuron_that_stops_ends_its_pulls(environment: None, hub: Hub, tmp_pat
 def test_what_this_host_has_no_room_for_is_not_begun(
     environment: None, hub: Hub, tmp_path: Path, bounds: dict[str, int], words: str
 ) -> None:
-    async def fetch() -> None:
-        download = Download(HubTask(source="org/whole", cache=str(tmp_path), fetch=True, **bounds), "INFO")
-        try:
-            async for _ in download.news():
-                pass
-        finally:
-            await download.end()
-
     with pytest.raises(CortexError, match=words):
-        asyncio.run(fetch())
+        asyncio.run(fetch(tmp_path, **bounds))
     assert not [*tmp_path.glob("*/snapshots")]
+
+
+async def fetch(cache: Path, source: str = "org/whole", **bounds: int) -> None:
+    process = Download(HubTask(source=source, cache=str(cache), fetch=True, **bounds), "INFO")
+    try:
+        async for _ in process.news():
+            pass
+    finally:
+        await process.end()
+
+
+@pytest.mark.parametrize(
+    ("bound", "words"),
+    [("SILENT_SECONDS", "the hub did not answer within"), ("STALLED_SECONDS", "nothing has come for")],
+)
+def test_what_comes_no_further_is_given_up(
+    environment: None,
+    hub: Hub,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    bound: str,
+    words: str,
+) -> None:
+    monkeypatch.setattr(download, bound, 0.001)
+    before = children_of(os.getpid())
+    with held(hub, "org/lost"), pytest.raises(CortexError, match=words):
+        asyncio.run(fetch(tmp_path, "org/lost"))
+    assert children_of(os.getpid()) == before

@@ -105,6 +105,16 @@ def test_what_comes_damaged_is_deleted(hub: Hub, tmp_path: Path) -> None:
     assert pull(hub, tmp_path, "org/quants:Q8_0").returncode == 0
 
 
+def test_what_an_ended_fetch_did_not_compare_the_next_one_does(hub: Hub, tmp_path: Path) -> None:
+    assert pull(hub, tmp_path, "org/quants:Q8_0").returncode == 0
+    (blob,) = tmp_path.glob("hub/models--*/blobs/*")
+    blob.write_bytes(b"x" + blob.read_bytes()[1:])
+    (ref,) = tmp_path.glob("hub/models--*/refs/main")
+    ref.unlink()  # as it is before the comparison
+    assert "came damaged" in refusal(hub, tmp_path, "org/quants:Q8_0")
+    assert not ref.exists()
+
+
 def test_what_is_not_for_us_says_what_to_do(hub: Hub, tmp_path: Path) -> None:
     assert "needs HF_TOKEN" in refusal(hub, tmp_path, "org/private")
     assert pull(hub, tmp_path, "org/private", HF_TOKEN="hf_secret").returncode == 0
