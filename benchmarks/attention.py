@@ -26,6 +26,7 @@ from ipc.worker_messages import PAGE_SIZE
 from workers.kernels import attention_triton, fused
 from workers.kernels.attention_triton import Rows, Sequences, Tile, num_splits, tile
 from workers.kernels.cache_triton import write
+from workers.kernels.eight_bits_triton import INT8, WHOLE
 from workers.kernels.fused import Turn
 from workers.kernels.heads_triton import turn_and_write
 from workers.step.pages import pages_for
@@ -211,21 +212,32 @@ def small(device: str) -> Iterator[tuple[str, str, dict[str, float]]]:
 
 
 def compile_attention(
-    capability: int, few: bool, head_dim: int, dtype: str = "bf16", window: int = 0, special: bool = False
+    capability: int,
+    few: bool,
+    head_dim: int,
+    dtype: str = "bf16",
+    window: int = 0,
+    special: bool = False,
+    kind: int = WHOLE,
 ) -> Compiled:
     """The kernel for cards of that capability; needs no device.
 
     Args:
         window: the number of its kind.
+        kind: in which keys and values are kept.
         special: with caps and sinks. Where heads have 576 dimensions, 512 of them are values.
     """
-    shape = tile(few, head_dim, 4 if dtype == "fp32" else 2, capability, special)
+    shape = tile(few, head_dim, 4 if dtype == "fp32" else 2, capability, special, kind != WHOLE)
     value_dim = 512 if head_dim == 576 else head_dim
     kernel = attention_triton.attention_kernel
     pointers = dict.fromkeys(("q", "keys", "values", "y", "sinks"), f"*{dtype}")
+    pointers |= dict.fromkeys(("key_scales", "value_scales"), f"*{dtype}")
+    if kind:
+        pointers |= dict.fromkeys(("keys", "values"), "*i8" if kind == INT8 else "*u8")
+        pointers |= dict.fromkeys(("key_scales", "value_scales"), "*fp16")
     pointers |= dict.fromkeys(("parts", "sums"), "*fp32")
     pointers |= dict.fromkeys(("order", "starts", "contexts", "tables", "pages"), "*i64")
-    strides = ("q_stride", "head_stride", "page_stride")
+    strides = ("q_stride", "head_stride", "page_stride", "scale_stride")
     numbers = dict.fromkeys(("first", "tokens", "programs", "room", "window", *strides), "i32")
     numbers |= {"scale": "fp32", "cap": "fp32"}
     constants = {
@@ -239,6 +251,7 @@ def compile_attention(
         "CAPPED": special,
         "SINKS": special,
         "SHARED": value_dim < head_dim,
+        "KIND": kind,
         "MOST": attention_triton.MOST_SPLITS if few else 0,
         "UNIT": attention_triton.SPLIT,
         "BLOCK_M": shape.rows,

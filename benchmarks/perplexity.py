@@ -1,9 +1,9 @@
 """What quantisation costs: `python -m benchmarks.perplexity MODEL [--characters 1000] [--only q4 ...]`.
 
 MODEL is a folder of plain weights, or a GGUF file, of which a plain copy in float32 is made first. That is
-served as it is and under every quantisation that is offered; what comes out is how probable it finds a text,
-against how probable it finds it unquantised. In float32, so that what differs is the weights alone. A line
-comes as soon as it is known, and how far the next one is goes to stderr.
+served as it is, under every quantisation that is offered, and with keys and values in 8 bits; what comes out
+is how probable it finds a text, against how probable it finds it unquantised. In float32, so that no more
+differs. A line comes as soon as it is known, and how far the next one is goes to stderr.
 
 What was in blocks lies on their grid, and costs the same format nothing. With `--off-grid` the copy of a GGUF
 file is in float16, each weight moved at random by up to half a step of 4 bits. With `--peer PYTHON`, one that
@@ -20,6 +20,7 @@ import sys
 import tempfile
 from array import array
 from pathlib import Path
+from typing import get_args
 
 import torch
 from safetensors.torch import save_file
@@ -28,6 +29,7 @@ from benchmarks import off_grid
 from ipc.worker_messages import RingHandle, SamplingParams, Submit, WorkerSpec
 from neuron.text.tokenizer import TextTokenizer
 from workers.checkpoints.blocks import QUANTIZATIONS
+from workers.checkpoints.caches import KVCacheDtype
 from workers.checkpoints.card import read_card
 from workers.checkpoints.gguf import checkpoint as gguf
 from workers.execution.model_runner import ModelRunner
@@ -110,7 +112,9 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--text", type=Path, default=TEXT, help="whose beginning is read")
     parser.add_argument("--characters", type=int, default=CHARACTERS, help="of that (%(default)s)")
-    parser.add_argument("--only", nargs="+", default=QUANTIZATIONS, choices=QUANTIZATIONS)
+    parser.add_argument("--only", nargs="*", default=QUANTIZATIONS, choices=QUANTIZATIONS)
+    formats = get_args(KVCacheDtype)
+    parser.add_argument("--keys", nargs="*", default=formats, choices=formats, help="and values, kept so")
     parser.add_argument(
         "--off-grid", action="store_true", help="move the weights of a GGUF file off its grid"
     )
@@ -127,11 +131,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         print(f"| {options.model.name}, {len(tokens)} tokens | MB | perplexity | loss |\n|---|---|---|---|")
         first = 0.0
-        for what, (path, quantization) in copies(options, Path(folder)).items():
-            found = perplexity(path, tokens, quantization, dtype=options.dtype)
-            first = first or found
+        found = copies(options, Path(folder))
+        runs = [(what, *copy, None) for what, copy in found.items()]
+        if card.kept_whole is None:
+            runs += [(f"keys and values in {kept}", *found["plain"], kept) for kept in options.keys]
+        for what, path, quantization, kept in runs:
+            spec = {"dtype": options.dtype, "kv_cache_dtype": kept}
+            value = perplexity(path, tokens, quantization, **spec)
+            first = first or value
             [size] = read_card(path).bytes_per_rank(1, "bfloat16", quantization)
-            print(f"| {what} | {size / 1e6:,.0f} | {found:.4f} | {found / first - 1:+.3%} |", flush=True)
+            print(f"| {what} | {size / 1e6:,.0f} | {value:.4f} | {value / first - 1:+.3%} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -136,6 +136,7 @@ class ModelSettings(Struct, frozen=True, kw_only=True, omit_defaults=True):
     max_adapters: Count = 8  # in memory at once; who was used longest ago makes way
     host_state_memory: Size = 0  # of the host, for states that leave the device of a rank, at most
     pull: bool = False  # a host without its files fetches them from the hub when somebody asks for it
+    kv_cache_dtype: Literal["int8", "fp8"] | None = None  # of keys and values; null: the model's own type
 
     @property
     def folder(self) -> str | None:
@@ -204,6 +205,9 @@ def _check_one(model: ModelSettings, devices: Collection[str] | None, key: str, 
     if model.adapters and (model.exact or model.simulated is not None):
         what = "exact" if model.exact else "simulated"
         raise ConfigError(source, f"{key}.adapters", f"a model that is {what} has none")
+    if model.kv_cache_dtype is not None and model.simulated is not None:
+        text = f"{model.kv_cache_dtype!r} is of no use: the model is simulated, and keeps no keys and values"
+        raise ConfigError(source, f"{key}.kv_cache_dtype", text)
     given = [name for name in ("path", "source") if getattr(model, name) is not None]
     if given and model.simulated is not None:
         value = getattr(model, given[0])

@@ -132,6 +132,7 @@ class WorkerSpec(Plain, kw_only=True, tag="spec"):
     states: int | None = None  # where layers keep one, on each rank; None: enough for all sequences
     parking_fd: int | None = None  # memory for its weights (`ipc.parked`): whole to be read, or to be filled
     host_states: int = 0  # for which there is room in the host's memory, once they left the device
+    kv_cache_dtype: Literal["int8", "fp8"] | None = None  # of keys and values; None: `dtype`
 
 
 class Footprint(Plain):

@@ -229,12 +229,18 @@ def _check_path(path: Path, config: Path | None) -> NoReturn:
         table.add_row(
             choice.quantization or "as stored",
             *("-" if size is None else size_of(size) for size in sizes),
-            *(f"{tokens:,}" if tokens else "does not fit" for tokens in choice.contexts.values()),
+            *(_context(tokens, choice.kept_in_8_bits.get(at)) for at, tokens in choice.contexts.items()),
         )
     _console().print(facts, table)
     for line in (*found.notes, *found.problems):
         print(line)
     raise typer.Exit(1 if found.problems else 0)
+
+
+def _context(tokens: int, kept_in_8_bits: int | None) -> str:
+    """How many fit, and how many with keys and values in 8 bits, where that is more."""
+    fits = f"{tokens:,}" if tokens else "does not fit"
+    return fits if kept_in_8_bits is None else f"{fits}; {kept_in_8_bits:,} with kv_cache_dtype"
 
 
 def main() -> None:

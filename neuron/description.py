@@ -143,7 +143,7 @@ def described(settings: ModelSettings, card: ModelCard) -> ModelDescription:
     ):
         limit = settings.max_step_tokens
         notes.append(f"inputs have at most {limit} tokens, for a step has no more, and each is read in one")
-    groups = tuple(card.cache_groups(settings.ranks, dtype))
+    groups = tuple(card.cache_groups(settings.ranks, dtype, settings.kv_cache_dtype))
     if settings.host_state_memory and not any(group.kind == "state" for group in groups):
         notes.append("host_state_memory is not used: none of its layers keeps a state")
     return ModelDescription(

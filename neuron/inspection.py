@@ -17,7 +17,7 @@ from neuron.memory.fit import find_fit
 from neuron.memory.ledger import Ledger
 from neuron.text.frontend import TextFrontEnd
 from workers.checkpoints.blocks import QUANTIZATIONS, Quantization
-from workers.checkpoints.caches import state_bytes
+from workers.checkpoints.caches import KVCacheDtype, state_bytes
 from workers.checkpoints.card import ModelCard, StoredTensor, read_card
 from workers.checkpoints.files import refuse
 from workers.checkpoints.layers import Layer
@@ -34,11 +34,13 @@ class Choice:
         quantization: None: as they are stored.
         rank_bytes: of weights, by number of ranks; of those numbers that work.
         contexts: tokens that fit in what is free now, by device, and on all GPUs together; 0: none.
+        kept_in_8_bits: the same with `kv_cache_dtype`, where that makes more of them.
     """
 
     quantization: Quantization | None
     rank_bytes: dict[int, int]
     contexts: dict[str, int]
+    kept_in_8_bits: dict[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +100,10 @@ def _facts(card: ModelCard) -> dict[str, str]:
         most = vision.max_pixels // vision.side**2
         facts["sees"] = f"images, of up to {most:,} tokens each: one for {vision.side} x {vision.side} pixels"
     if not model.bidirectional:
-        facts["a token keeps"] = f"{size_of(card.kv_bytes_per_token(1))} of keys and values, on one rank"
+        kept = f"{size_of(card.kv_bytes_per_token(1))} of keys and values, on one rank"
+        if card.kept_whole is None:
+            kept += f"; {size_of(card.kv_bytes_per_token(1, None, 'int8'))} with kv_cache_dtype int8 or fp8"
+        facts["a token keeps"] = kept
     if size := state_bytes(card.cache_groups(1)):
         facts["a sequence keeps"] = f"{size_of(size)} of states besides, whatever its length, on one rank"
     return facts
@@ -153,16 +158,27 @@ def _choice(name: str, card: ModelCard, quantization: Quantization | None, devic
     places = {device: [device] for device in free}
     if len(gpus) > 1:
         places[f"{len(gpus)} GPUs"] = gpus
-    contexts = {}
-    for place, chosen in places.items():
-        settings = ModelSettings(id=name, quantization=quantization, devices=chosen, ranks=len(chosen))
+
+    def context_at(chosen: list[str], kv_cache_dtype: KVCacheDtype | None) -> int:
+        settings = ModelSettings(
+            id=name,
+            quantization=quantization,
+            devices=chosen,
+            ranks=len(chosen),
+            kv_cache_dtype=kv_cache_dtype,
+        )
         try:
-            contexts[place] = find_fit(
-                described(settings, card).need(settings), free, [], "lru"
-            ).context_length
+            return find_fit(described(settings, card).need(settings), free, [], "lru").context_length
         except CortexError:
-            contexts[place] = 0
-    return Choice(quantization, rank_bytes, contexts)
+            return 0
+
+    contexts = {place: context_at(chosen, None) for place, chosen in places.items()}
+    more = {}
+    for place, tokens in contexts.items():
+        if tokens < card.context_length and card.kept_whole is None:
+            found = context_at(places[place], "int8")
+            more |= {place: found} if found > tokens else {}
+    return Choice(quantization, rank_bytes, contexts, more)
 
 
 def _count(parameters: int) -> str:

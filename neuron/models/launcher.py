@@ -74,6 +74,7 @@ class Launcher:
             quantization=settings.quantization,
             weight_cache=weight_cache(self.config.quantised_cache),
             parking_fds=parking_fds,
+            kv_cache_dtype=settings.kv_cache_dtype,
         )
         return WorkerGroup(
             spec,

@@ -19,6 +19,7 @@ from ipc.worker_messages import Fatal, Ready, SimulatedSpec, WeightCache, Worker
 from neuron.processes.worker import Worker
 from workers.checkpoints.adapter import AdapterCard
 from workers.checkpoints.blocks import Quantization
+from workers.checkpoints.caches import KVCacheDtype
 from workers.checkpoints.card import ModelCard
 
 
@@ -46,6 +47,7 @@ class GroupSpec:
     quantization: Quantization | None = None
     weight_cache: WeightCache | None = None
     parking_fds: tuple[int, ...] = ()  # memory for the weights of each rank (`ipc.parked`), if any
+    kv_cache_dtype: KVCacheDtype | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -142,6 +144,7 @@ def spawn(
                     quantization=spec.quantization,
                     weight_cache=spec.weight_cache,
                     parking_fd=spec.parking_fds[index] if spec.parking_fds else None,
+                    kv_cache_dtype=spec.kv_cache_dtype,
                 )
                 ranks.append(Rank(index, order.device, _hire(order, take), reports))
         except OSError:

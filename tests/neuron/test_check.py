@@ -63,6 +63,22 @@ def test_where_quantised_weights_are_kept_is_said(check, tmp_path):
     assert "is kept" not in said
 
 
+def test_keys_and_values_in_8_bits_make_a_longer_context_fit(check, tmp_path):
+    folder = write_checkpoint(tmp_path / "model", head_dim=128, max_position_embeddings=40_000)
+    config = configured(folder, kv_memory="16MiB")
+    assert " 8192 " in check(**config)[1]
+    config["models"][0]["kv_cache_dtype"] = "int8"
+    assert " 16128 " in check(**config)[1]
+    _, said = look(folder)
+    assert "a token keeps 2.0 KiB of keys and values, on one rank; 1.0 KiB with kv_cache_dtype" in said
+
+
+def test_keys_and_values_that_a_simulation_does_not_have_are_refused(check):
+    code, said = check(models=[{"id": "s", "simulated": {}, "kv_cache_dtype": "fp8"}])
+    assert code == 1
+    assert "models[0].kv_cache_dtype: 'fp8' is of no use: the model is simulated" in said
+
+
 def test_a_yarn_has_the_context_that_it_is_stretched_to(check, tmp_path):
     folder = write_checkpoint(tmp_path / "model", rope_scaling=YARN)
     _, said = check(**configured(folder, context_length=2048))

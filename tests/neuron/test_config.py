@@ -53,7 +53,7 @@ models:
      max_sequences: 2, max_step_tokens: 64, kv_memory: 1GiB, min_device_memory: 24GB, min_memory: 48GB,
      host_state_memory: 8GiB,
      sampling: {temperature: 0.6, top_k: 20, top_p: 0.95, min_p: 0, repetition_penalty: 1.1, max_tokens: 256},
-     tool_format: glm, reasoning_format: think}
+     tool_format: glm, reasoning_format: think, kv_cache_dtype: int8}
   - id: slow
     simulated:
       step_seconds: 0.01
@@ -90,6 +90,7 @@ models:
         host_state_memory=8 << 30,
         tool_format="glm",
         reasoning_format="think",
+        kv_cache_dtype="int8",
     )
     assert config.models[1].simulated.failure.die_at_step == 5
 

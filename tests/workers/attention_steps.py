@@ -12,7 +12,8 @@ from torch import Tensor
 from ipc.worker_messages import PAGE_SIZE, CacheGroup, SamplingParams
 from workers.attention.backend import AttentionBackend
 from workers.cache.paged import KVCache
-from workers.checkpoints.caches import first_page_seen
+from workers.cache.quantised import CODES, dequantise, quantise
+from workers.checkpoints.caches import KVCacheDtype, first_page_seen
 from workers.checkpoints.layers import PageShape
 from workers.execution.input_buffers import InputBuffers
 from workers.step.batch import Segment, Slot
@@ -58,6 +59,7 @@ def attend_in_any_cut(
     sequences: int = 5,
     groups: Sequence[CacheGroup] = GROUPS,
     unused: int = 0,
+    kv_cache_dtype: KVCacheDtype | None = None,
 ) -> None:
     """Feed random sequences in random steps, and compare what each token gets.
 
@@ -67,6 +69,7 @@ def attend_in_any_cut(
         make: the backend, of its arguments.
         kind: "plain", "sinks" or "latent".
         unused: pages of the pool that no sequence has.
+        kv_cache_dtype: tokens attend over what is kept of keys and values, those of the step included.
     """
     rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
     lengths = [rng.randint(1, longest) for _ in range(sequences)]
@@ -82,9 +85,10 @@ def attend_in_any_cut(
         pages=total + unused,
         dtype=torch.float32,
         device=torch.device(device),
+        kv_cache_dtype=kv_cache_dtype,
     )
-    for layer in cache.layers.values():
-        layer[:, :total].fill_(float("nan"))
+    for layer in (*cache.layers.values(), *cache.scales.values()):
+        layer[:, :total].fill_(float("nan") if layer.is_floating_point() else 127)
     attention = make(
         cache, 4 * longest, len(lengths), pages_for(longest), exact, value_dim=VALUE_DIM if latent else None
     )
@@ -138,5 +142,7 @@ def attend_in_any_cut(
         for layer, parts in enumerate(outputs[index]):
             group = groups[cache.group_of[layer]]
             q, keys, values = given[index]
+            if kv_cache_dtype is not None:
+                keys, values = (dequantise(*quantise(x, CODES[kv_cache_dtype])) for x in (keys, values))
             wanted = reference(q, keys, keys[..., :VALUE_DIM] if latent else values, group, sinks)
             torch.testing.assert_close(torch.cat(parts).cpu(), wanted)

@@ -32,15 +32,28 @@ def test_steps_of_any_cut_attend_as_whole_sequences_do(device, seed, kind, block
     attend_in_any_cut(attention_over, device, seed, kind, exact=exact)
 
 
-@pytest.mark.parametrize("kind", ["plain", "sinks", "latent"])
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("exact", [False, True])
-def test_a_step_touches_no_page_but_its_own_however_large_the_pool_is(kind, exact, monkeypatch):
+@pytest.mark.parametrize(("seed", "kv_cache_dtype"), [*enumerate(["int8", "fp8"])])
+def test_tokens_attend_over_keys_and_values_as_they_are_kept(device, seed, kv_cache_dtype, exact):
+    """Those of the same step included, however it is cut."""
+    attend_in_any_cut(attention_over, device, seed, "sinks", exact=exact, kv_cache_dtype=kv_cache_dtype)
+
+
+@pytest.mark.parametrize(
+    ("kind", "kv_cache_dtype"), [("plain", None), ("sinks", None), ("latent", None), ("plain", "int8")]
+)
+@pytest.mark.parametrize("exact", [False, True])
+def test_a_step_touches_no_page_but_its_own_however_large_the_pool_is(
+    kind, kv_cache_dtype, exact, monkeypatch
+):
     def addresses(shape, dtype, device):  # more than there is memory for
         size, flags = math.prod(shape) * dtype.itemsize, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
         return torch.frombuffer(mmap.mmap(-1, size, flags=flags), dtype=dtype).view(shape)
 
     monkeypatch.setattr(paged, "zeros", addresses)
-    attend_in_any_cut(attention_over, "cpu", 5, kind, exact=exact, unused=1 << 26)
+    pool = {"kv_cache_dtype": kv_cache_dtype, "unused": 1 << 26}
+    attend_in_any_cut(attention_over, "cpu", 5, kind, exact=exact, **pool)
 
 
 TRITON = pytest.mark.skipif(find_spec("triton") is None, reason="there is no Triton")
@@ -75,6 +88,19 @@ def test_a_kernel_fits_its_card_and_spills_nothing(few, head_dim, dtype, window,
     assert found.shared <= SHARED_BYTES[capability]
     assert found.spilt == 0
     assert found.load == 16
+
+
+@TRITON
+@pytest.mark.parametrize(
+    ("few", "head_dim", "kind", "capability"), [(True, 128, 2, 86), (True, 64, 1, 90), (False, 128, 2, 80)]
+)
+def test_a_kernel_over_8_bits_fits_cards_that_do_not_know_the_type_too(few, head_dim, kind, capability):
+    from benchmarks.attention import compile_attention
+    from benchmarks.kernels import SHARED_BYTES
+
+    found = compile_attention(capability, few, head_dim, kind=kind)
+    assert found.shared <= SHARED_BYTES[capability]
+    assert (found.spilt, found.load) == (0, 16)
 
 
 CASES = (

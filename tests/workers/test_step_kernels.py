@@ -12,6 +12,7 @@ from ipc.worker_messages import PAGE_SIZE
 from tests.workers.compiled_library import built
 from workers.attention.cpu import PageRun, Scores, attend_decode
 from workers.cache.paged import write_kv
+from workers.cache.quantised import Pages
 from workers.checkpoints.rope import Rope
 from workers.kernels import compiled, step
 from workers.layers.norm import HeadNorm, RMSNorm
@@ -128,7 +129,8 @@ def reference(q, kv, value_dim, shown, window, scores):
         hidden |= place < seen[:, None] - window
     bias = torch.zeros(hidden.shape).masked_fill_(hidden, -torch.inf)[:, None, None]
     kv = kv.nan_to_num().float()
-    return attend_decode(q.float(), kv[0], kv[-1][..., :value_dim], [PageRun(pages, rows, bias)], scores)
+    seen = Pages(kv[0]), Pages(kv[-1][..., :value_dim])
+    return attend_decode(q.float(), *seen, [PageRun(pages, rows, bias)], scores)
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from ipc.worker_messages import PAGE_SIZE, CacheGroup
-from workers.cache.paged import KVCache, clear, write_kv
+from workers.cache.paged import KVCache, clear, write_codes, write_kv
+from workers.cache.quantised import Pages
 from workers.checkpoints.caches import first_page_seen
 from workers.kernels import step as kernels
 from workers.layers.linear import has_kernels
@@ -221,10 +222,8 @@ class PagedAttention:
         value_dim = self._value_dim or kv.shape[-1]
         compiled = kernels.takes_cache(kv, value_dim)
         if keys is not None:
-            clear(kv, step.opened)
-            write = kernels.write if compiled and keys.dtype == kv.dtype else write_kv
-            write(kv, keys, values, step.pages, step.places)
-        seen = kv[0], kv[-1][..., :value_dim]
+            self._write(layer, step, keys, values, compiled)
+        seen = self.cache.keys(layer), self.cache.values(layer, value_dim)
         out = q.new_empty(*q.shape[:2], value_dim)
         if step.num_decode:
             rows = q[: step.num_decode]
@@ -241,6 +240,18 @@ class PagedAttention:
             out[chunk.tokens] = attend(q[chunk.tokens], *seen, chunk, scores)
         return out
 
+    def _write(
+        self, layer: int, step: GroupStep, keys: Tensor, values: Tensor | None, compiled: bool
+    ) -> None:
+        kv, scales = self.cache.layers[layer], self.cache.scales.get(layer)
+        clear(kv, step.opened)
+        if scales is not None:
+            clear(scales, step.opened)
+            write_codes(kv, scales, keys, values, step.pages, step.places)
+            return
+        write = kernels.write if compiled and keys.dtype == kv.dtype else write_kv
+        write(kv, keys, values, step.pages, step.places)
+
 
 def _parts(group: CacheGroup, segment: Segment) -> Iterator[range]:
     """Positions of a segment that see the same first token, where there are more than one; else all of it."""
@@ -253,8 +264,8 @@ def _parts(group: CacheGroup, segment: Segment) -> Iterator[range]:
 
 def attend_decode(
     q: Tensor,  # [sequences, heads, head_dim]
-    all_keys: Tensor,  # [pages, kv_heads, PAGE_SIZE, head_dim]
-    all_values: Tensor,  # [pages, kv_heads, PAGE_SIZE, value_dim]
+    all_keys: Pages,
+    all_values: Pages,
     runs: list[PageRun],
     scores_of: Scores,
 ) -> Tensor:  # [sequences, heads, value_dim]
@@ -264,13 +275,13 @@ def attend_decode(
     softmax per sequence is put together from the pages' maxima and sums (as in flash-decoding).
     """
     count, heads, head_dim = q.shape
-    _, kv_heads, page_size, value_dim = all_values.shape
+    _, kv_heads, page_size, value_dim = all_values.kept.shape
     group = heads // kv_heads
     queries = q.view(count, kv_heads, group, head_dim)
     wide = torch.float32 if not has_kernels(q.dtype, q.device) else q.dtype
     scores = []
     for run in runs:
-        keys = all_keys.index_select(0, run.pages).view(-1, page_size, head_dim).transpose(1, 2).to(wide)
+        keys = all_keys.gathered(run.pages, wide).view(-1, page_size, head_dim).transpose(1, 2)
         rows = queries.to(wide).index_select(0, run.sequence).view(-1, group, head_dim)
         products = _products(rows, keys).view(-1, kv_heads, group, page_size)
         scores.append(scores_of.biased(products, run.bias))
@@ -283,7 +294,7 @@ def attend_decode(
     for run, part in zip(runs, scores, strict=True):
         weights = part.sub_(maxima.index_select(0, run.sequence).unsqueeze(-1)).exp_()
         add_rows(sums, run.sequence, weights.sum(-1))
-        values = all_values.index_select(0, run.pages).view(-1, page_size, value_dim).to(wide)
+        values = all_values.gathered(run.pages, wide).view(-1, page_size, value_dim)
         products = torch.bmm(weights.to(wide).view(-1, group, page_size), values)
         add_rows(out, run.sequence, products.view(-1, kv_heads, group, value_dim).float())
     if scores_of.sinks is not None:
@@ -291,18 +302,10 @@ def attend_decode(
     return (out / sums.unsqueeze(-1)).to(q.dtype).view(count, heads, value_dim)
 
 
-def gathered(pool: Tensor, pages: Tensor) -> Tensor:  # [kv_heads, pages * PAGE_SIZE, size]
-    """What stands in some pages of one layer's `[pages, kv_heads, PAGE_SIZE, size]`, head by head.
-
-    Along its first dimension, for along any other PyTorch makes a copy of the whole pool first, contiguous.
-    """
-    return pool.index_select(0, pages).transpose(0, 1).flatten(1, 2)
-
-
 def attend_chunk(
     q: Tensor,  # [tokens, heads, head_dim], the last tokens of the context
-    all_keys: Tensor,  # [pages, kv_heads, PAGE_SIZE, head_dim]
-    all_values: Tensor,  # [pages, kv_heads, PAGE_SIZE, value_dim]
+    all_keys: Pages,
+    all_values: Pages,
     chunk: Chunk,
     scores_of: Scores,
 ) -> Tensor:  # [tokens, heads, value_dim]
@@ -312,7 +315,7 @@ def attend_chunk(
     of 16,384 tokens that takes a third of the time that whole rows of scores take.
     """
     tokens, heads, head_dim = q.shape
-    _, kv_heads, page_size, value_dim = all_values.shape
+    _, kv_heads, page_size, value_dim = all_values.kept.shape
     group = heads // kv_heads
     first = chunk.context - tokens  # position of the first query, from the first of the pages
     window, unseen = (chunk.window, UNSEEN) if chunk.window else (chunk.context, -torch.inf)
@@ -324,17 +327,13 @@ def attend_chunk(
     step = max(16, BLOCK_SCORES[q.device.type] // (heads * min(chunk.context, BLOCK_PAGES * page_size)))
     native = has_kernels(q.dtype, q.device)
     few = native and group * tokens <= FEW_ROWS
-    page_bytes = all_keys[0].nbytes + all_values[0].nbytes
+    page_bytes = (all_keys.kept[0].numel() + all_values.kept[0].numel()) * q.itemsize
     block_pages = max(BLOCK_PAGES, FEW_BYTES // page_bytes) if few else BLOCK_PAGES
     joined = len(chunk.pages) > block_pages or scores_of.sinks is not None
     for number, pages in enumerate(chunk.pages.split(block_pages)):
         seen = number * block_pages * page_size  # keys before this block
-        keys = gathered(all_keys, pages).transpose(1, 2)
-        values = gathered(all_values, pages)
-        if not few:
-            keys = keys.float()
-        if not native:
-            values = values.float()
+        keys = all_keys.by_head(pages, q.dtype if few else torch.float32).transpose(1, 2)
+        values = all_values.by_head(pages, q.dtype if native else torch.float32)
         # queries that see a key of this block
         begin, stop = max(0, seen - first), min(tokens, seen + values.shape[1] - 1 - first + window)
         for start in range(begin, stop, step):
@@ -381,19 +380,19 @@ class ExactAttention:
         self._counts: dict[tuple[int, int, int], list[int]] = {}
 
     def __call__(
-        self, q: Tensor, all_keys: Tensor, all_values: Tensor, chunk: Chunk, scores_of: Scores
+        self, q: Tensor, all_keys: Pages, all_values: Pages, chunk: Chunk, scores_of: Scores
     ) -> Tensor:
         """See `attend_chunk`."""
         tokens, heads, head_dim = q.shape
-        _, kv_heads, page_size, value_dim = all_values.shape
+        _, kv_heads, page_size, value_dim = all_values.kept.shape
         group = heads // kv_heads
         block_pages = EXACT_KEYS // page_size
         before = chunk.first_page % block_pages  # pages of the first block that nobody sees any more
         num_blocks = -(-(before + len(chunk.pages)) // block_pages)
 
-        def blocks_of(pool: Tensor) -> Tensor:  # [kv_heads, keys, ...] float32
-            taken = gathered(pool, chunk.pages)
-            padded = torch.zeros(kv_heads, num_blocks * EXACT_KEYS, pool.shape[-1], device=q.device)
+        def blocks_of(pool: Pages) -> Tensor:  # [kv_heads, keys, ...] float32
+            taken = pool.by_head(chunk.pages, torch.float32)
+            padded = torch.zeros(kv_heads, num_blocks * EXACT_KEYS, taken.shape[-1], device=q.device)
             padded[:, before * page_size :][:, : taken.shape[1]] = taken
             return padded
 

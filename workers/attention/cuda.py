@@ -136,18 +136,19 @@ class TritonAttention:
     ) -> Tensor:
         """Keep the new tokens' keys and values; then each of these attends over what it sees."""
         number, kv = self.cache.group_of[layer], self.cache.layers[layer]
-        group, step = self.cache.groups[number], prepared[number]
+        group, step, scales = self.cache.groups[number], prepared[number], self.cache.scales.get(layer)
         scale = q.shape[-1] ** -0.5 if self._scale is None else self._scale
         value_dim = self._value_dim or kv.shape[-1]
         if turn is not None:
-            q = heads_triton.turn_and_write(kv, q, keys, values, turn, step.owners, step.sequences)
+            q = heads_triton.turn_and_write(kv, q, keys, values, turn, step.owners, step.sequences, scales)
         elif keys is not None:
-            cache_triton.write(kv, keys, values, step.owners, step.sequences)
+            cache_triton.write(kv, keys, values, step.owners, step.sequences, scales)
         y = q.new_empty(*q.shape[:2], value_dim)
         kind = group.kind if group.kind in ("window", "chunk") else "full"
         for rows in step.rows:
             attention_triton.attention(
-                *(q, kv, value_dim, y, step.sequences, rows, kind, group.window, scale, self._cap, sinks)
+                *(q, kv, value_dim, y, step.sequences, rows, kind, group.window, scale, self._cap, sinks),
+                scales=scales,
             )
         return y
 

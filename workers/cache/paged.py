@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from ipc.worker_messages import PAGE_SIZE, CacheGroup
+from workers.cache.quantised import CODES, SCALES, Pages, quantise
+from workers.checkpoints.caches import SCALE_BYTES, KVCacheDtype
 from workers.checkpoints.layers import PageShape
 
 
@@ -18,7 +20,7 @@ class KVCache:
 
     A page has a part for each layer of the group that has it. A part is one block of keys and one of values,
     `[kv_heads, PAGE_SIZE, head_dim]`, so gathering pages is copying blocks. Of latent vectors there is one
-    block, for they are both.
+    block, for they are both. Behind blocks in 8 bits are their scales, `[blocks, kv_heads, PAGE_SIZE]`.
 
     Whoever attends over whole pages multiplies the unwritten rest of a last page with a weight of zero, and
     zero times what another sequence left there is NaN if that was not finite: so a page that is taken is
@@ -27,11 +29,13 @@ class KVCache:
     Args:
         shapes: by the number of a layer; the layers of a group are alike in their sum.
         padded: there is one page more, after those that plans name, for steps that are padded.
+        kv_cache_dtype: in 8 bits; None: keys and values are kept in `dtype`.
 
     Attributes:
         groups: as the tables of plans have them.
         group_of: the number of each layer's group.
         layers: what each layer sees of the pages, `[blocks, pages, kv_heads, PAGE_SIZE, head_dim]`.
+        scales: of the layers, where they are in 8 bits, `[blocks, pages, kv_heads, PAGE_SIZE]`.
     """
 
     def __init__(
@@ -43,21 +47,41 @@ class KVCache:
         dtype: torch.dtype,
         device: torch.device,
         padded: bool = False,
+        kv_cache_dtype: KVCacheDtype | None = None,
     ) -> None:
         self.groups = list(groups)
         self.group_of = {layer: number for number, group in enumerate(groups) for layer in group.layers}
-        sizes = {layer: PAGE_SIZE * math.prod(shapes[layer]) for layer in self.group_of}
+        if kv_cache_dtype is not None:
+            dtype = CODES[kv_cache_dtype]
+        scale = 0 if kv_cache_dtype is None else SCALE_BYTES  # in elements of a byte
+        heads = {layer: shapes[layer].blocks * shapes[layer].heads * PAGE_SIZE for layer in self.group_of}
+        sizes = {layer: count * (shapes[layer].size + scale) for layer, count in heads.items()}
         page = max(sum(sizes[layer] for layer in group.layers) for group in groups)
         self.device = device
         self._arena = zeros((pages + padded, page), dtype, device)
         self.layers: dict[int, Tensor] = {}
+        self.scales: dict[int, Tensor] = {}
         for group in groups:
             start = 0
             for layer in group.layers:
-                blocks, heads, size = shapes[layer]
-                part = self._arena[:, start : start + sizes[layer]]
-                self.layers[layer] = part.unflatten(1, (blocks, heads, PAGE_SIZE, size)).transpose(0, 1)
+                blocks, kv_heads, size = shapes[layer]
+                end, shape = start + heads[layer] * size, (blocks, kv_heads, PAGE_SIZE)
+                part = self._arena[:, start:end]
+                self.layers[layer] = part.unflatten(1, (*shape, size)).transpose(0, 1)
                 start += sizes[layer]
+                if scale:
+                    part = self._arena[:, end:start].view(SCALES)
+                    self.scales[layer] = part.unflatten(1, shape).transpose(0, 1)
+
+    def keys(self, layer: int) -> Pages:
+        """What attention multiplies queries with."""
+        scales = self.scales.get(layer)
+        return Pages(self.layers[layer][0], None if scales is None else scales[0])
+
+    def values(self, layer: int, size: int) -> Pages:
+        """What it adds up: the first `size` elements of each."""
+        scales = self.scales.get(layer)
+        return Pages(self.layers[layer][-1][..., :size], None if scales is None else scales[-1])
 
     @property
     def nbytes(self) -> int:
@@ -78,8 +102,21 @@ def write_kv(kv: Tensor, keys: Tensor, values: Tensor | None, pages: Tensor, pla
         kv[1, pages, :, places] = values
 
 
+def write_codes(
+    kv: Tensor, scales: Tensor, keys: Tensor, values: Tensor | None, pages: Tensor, places: Tensor
+) -> None:
+    """The same in 8 bits.
+
+    Args:
+        scales: `[blocks, pages, kv_heads, PAGE_SIZE]`.
+    """
+    for codes, beside, x in zip(kv, scales, (keys, values), strict=False):
+        if x is not None:
+            codes[pages, :, places], beside[pages, :, places] = quantise(x, kv.dtype)
+
+
 def clear(kv: Tensor, pages: list[int]) -> None:
-    """Let nothing be left in these pages of one layer's pool."""
+    """Let nothing be left in these pages of one layer's pool, or of its scales."""
     for page in pages:  # one by one: there are few, and an index over them takes longer on a CPU
         kv[:, page].zero_()
 

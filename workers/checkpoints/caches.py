@@ -16,6 +16,7 @@ import msgspec
 from ipc.worker_messages import PAGE_SIZE, CacheGroup
 
 Kind = Literal["full", "window", "chunk", "state", "latent"]
+KVCacheDtype = Literal["int8", "fp8"]  # in which keys and values may be kept (`workers.cache.quantised`)
 ORDER: tuple[Kind, ...] = (
     "full",
     "latent",
@@ -26,6 +27,7 @@ ORDER: tuple[Kind, ...] = (
 # States of a sequence at once: the one at a page's end, and the one that a step makes of it.
 LIVE_STATES = 2
 KEPT_STATES = 4  # of texts that may go on, beside those of sequences that run
+SCALE_BYTES = 2  # of keys and values in 8 bits: one scale for each head of a token, beside its elements
 MOST_WASTE = 1 / 8  # of a page may be without use where layers do not divide evenly into groups
 
 

@@ -21,7 +21,7 @@ from ipc.errors import Code, CortexError
 from ipc.worker_messages import CacheGroup
 from workers.checkpoints import config, generation, pixtral, registry, text, vision, within
 from workers.checkpoints.blocks import FORMATS, PLAIN, Quantization, at_load
-from workers.checkpoints.caches import group_layers
+from workers.checkpoints.caches import KVCacheDtype, group_layers
 from workers.checkpoints.config import ModelConfig
 from workers.checkpoints.experts import number_of
 from workers.checkpoints.families.llama import EMBEDDING, HEAD
@@ -143,12 +143,34 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         """What every layer keeps."""
         return self.config.layers
 
-    def cache_groups(self, world_size: int, dtype: Dtype | None = None) -> list[CacheGroup]:
-        """The layers in groups whose pages are alike, in bytes of each rank; `dtype` None is its own."""
+    def cache_groups(
+        self, world_size: int, dtype: Dtype | None = None, kv_cache_dtype: KVCacheDtype | None = None
+    ) -> list[CacheGroup]:
+        """The layers in groups whose pages are alike, in bytes of each rank; `dtype` None is its own.
+
+        Raises:
+            CortexError: MODEL_LOAD_FAILED, it keeps nothing that could be kept in `kv_cache_dtype`.
+        """
+        if kv_cache_dtype is not None and (reason := self.kept_whole) is not None:
+            raise CortexError(
+                Code.MODEL_LOAD_FAILED,
+                f"{self.folder} cannot be served with kv_cache_dtype {kv_cache_dtype}: {reason}. "
+                "Leave it out",
+            )
         if self.config.bidirectional:
             return []
         itemsize = DTYPE_BYTES[dtype or self.dtype]
-        return group_layers([layer.on_rank(world_size, itemsize) for layer in self.layers])
+        return group_layers([layer.on_rank(world_size, itemsize, kv_cache_dtype) for layer in self.layers])
+
+    @property
+    def kept_whole(self) -> str | None:
+        """Why what its layers keep of tokens cannot be kept in 8 bits; None: it can."""
+        if self.config.bidirectional:
+            return "it reads every text as a whole, and keeps no keys and values"
+        kinds = {layer.kind for layer in self.layers}
+        if "latent" in kinds:
+            return "its layers keep latent vectors, which are compressed keys and values already"
+        return None if kinds - {"state"} else "its layers keep states, and no keys and values"
 
     @property
     def context_length(self) -> int:
@@ -256,9 +278,12 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, dict=True):
                 f"of {form.elements}, and each rank would have {columns} of its columns. Fewer ranks work",
             )
 
-    def kv_bytes_per_token(self, world_size: int, dtype: Dtype | None = None) -> int:
+    def kv_bytes_per_token(
+        self, world_size: int, dtype: Dtype | None = None, kv_cache_dtype: KVCacheDtype | None = None
+    ) -> int:
         """Bytes that one token takes on each rank, in all layers that still see it."""
-        return sum(group.bytes_per_token for group in self.cache_groups(world_size, dtype))
+        groups = self.cache_groups(world_size, dtype, kv_cache_dtype)
+        return sum(group.bytes_per_token for group in groups)
 
     def check_ranks(self, world_size: int) -> None:
         """See that the model splits into so many ranks.

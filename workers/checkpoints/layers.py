@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import msgspec
 
-from workers.checkpoints.caches import Kind, LayerCache
+from workers.checkpoints.caches import SCALE_BYTES, Kind, KVCacheDtype, LayerCache
 
 STATE_BYTES = 4  # of an element of a recurrent state: float32, whatever the weights are
 
@@ -18,6 +17,11 @@ class PageShape(NamedTuple):
     blocks: int  # keys, and values; 1: one block is both
     heads: int
     size: int  # of a head
+
+    def bytes_per_token(self, itemsize: int, kv_cache_dtype: KVCacheDtype | None) -> int:
+        """Of elements of `itemsize`, or in a format of 8 bits, with their scales."""
+        heads = self.blocks * self.heads
+        return heads * (self.size * itemsize if kv_cache_dtype is None else self.size + SCALE_BYTES)
 
 
 class Layer(msgspec.Struct, frozen=True, array_like=True):
@@ -38,14 +42,17 @@ class Layer(msgspec.Struct, frozen=True, array_like=True):
     state_size: int = 0  # elements a sequence
     keys_of: int | None = None  # an earlier layer, whose keys and values this one reads: it keeps none
 
-    def on_rank(self, world_size: int, itemsize: int) -> LayerCache | None:
-        """The same in bytes of each rank, where an element of keys and values takes `itemsize`."""
+    def on_rank(
+        self, world_size: int, itemsize: int, kv_cache_dtype: KVCacheDtype | None = None
+    ) -> LayerCache | None:
+        """The same in bytes of each rank, where an element of keys and values takes `itemsize`; unless they
+        are kept in 8 bits."""
         if self.keys_of is not None:
             return None
         return LayerCache(
             self.kind,
             window=self.window or 0,
-            bytes_per_token=math.prod(self.shape_on_rank(world_size)) * itemsize,
+            bytes_per_token=self.shape_on_rank(world_size).bytes_per_token(itemsize, kv_cache_dtype),
             bytes_per_sequence=-(-self.state_size // world_size) * STATE_BYTES,
         )
 

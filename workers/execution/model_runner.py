@@ -165,9 +165,10 @@ class ModelRunner:
             weights: bytes.
         """
         spec = self.spec
-        groups = self.card.cache_groups(spec.world_size, spec.dtype)
+        groups = self.card.cache_groups(spec.world_size, spec.dtype, spec.kv_cache_dtype)
         shapes = dict(enumerate(layer.shape_on_rank(spec.world_size) for layer in config.layers))
-        pool = partial(KVCache, shapes=shapes, dtype=dtype, device=self.group.device)
+        kind = {"dtype": dtype, "device": self.group.device, "kv_cache_dtype": spec.kv_cache_dtype}
+        pool = partial(KVCache, shapes=shapes, **kind)
         self.blocks = config.unlike_layers()
         keeping = [number for number in self.blocks if config.layers[number].keys_of is None]
         stateful = [number for number in keeping if config.layers[number].kind == "state"]

@@ -9,6 +9,9 @@ their parts together in order. How keys are divided depends on that sequence alo
 
 What no query sees is not read: neither pages before a window, nor what another sequence left in the rest of a
 page, so that no number in them can reach a result.
+
+Keys and values in 8 bits are multiplied as codes, which a matrix product takes as they are; scales of keys
+go to the scores, and those of values to the weights.
 """
 
 from __future__ import annotations
@@ -22,12 +25,14 @@ import triton.language as tl
 from torch import Tensor
 
 from ipc.worker_messages import PAGE_SIZE
+from workers.kernels.eight_bits_triton import KINDS, WHOLE, number_of, scale_of
 from workers.kernels.launch import Launcher
 
 MOST_SPLITS = 32  # of the keys of a sequence
 SPLIT = 64  # keys, of which a split is a multiple, and begins at one
 PROGRAMS = 2048  # that share keys, at most: several for each processor of the largest GPU
 LOG2_E = tl.constexpr(1.4426950408889634)
+_WHOLE = tl.constexpr(WHOLE)
 WINDOWS = ("full", "window", "chunk")  # by the number that the kernel knows them by
 
 
@@ -95,14 +100,14 @@ def _splits(first, context, MOST: tl.constexpr, UNIT: tl.constexpr):
 def _walk(
     carried,  # sum of values, greatest score, sum of weights
     queries,  # their first part, and the rest
-    blocks,  # keys, values, page numbers, of this sequence and head
+    blocks,  # keys, values, page numbers, scales of keys and of values, of this sequence and head
     begin,
     end,
     position,  # [rows]
     low,  # [rows], the first key that each sees
     lowest,  # the first that one of them sees
     context,
-    page_stride,
+    strides,  # of a page, and of its scales
     scores,  # scale and cap
     HEAD_DIM: tl.constexpr,
     VALUE_DIM: tl.constexpr,
@@ -113,12 +118,14 @@ def _walk(
     BLOCK_V: tl.constexpr,
     CAPPED: tl.constexpr,
     SHARED: tl.constexpr,
+    KIND: tl.constexpr,  # of `workers.kernels.eight_bits_triton`
     HIDDEN: tl.constexpr,  # some of the keys are not seen by all rows
 ):
     """Attend over keys from `begin` to `end`, in blocks."""
     total, most, weight = carried
     q, q_rest = queries
-    keys, values, table = blocks
+    keys, values, table, key_scales, value_scales = blocks
+    page_stride, scale_stride = strides
     scale, cap = scores
     FIRST: tl.constexpr = VALUE_DIM if SHARED else HEAD_DIM
     d, v, rest = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_V), tl.arange(0, BLOCK_REST)
@@ -129,11 +136,14 @@ def _walk(
         at = page * page_stride + n % PAGE * HEAD_DIM
         key_at, value_at = keys + at[:, None] + d[None, :], values + at[:, None] + v[None, :]
         if HIDDEN:
-            key = tl.load(key_at, mask=there[:, None] & (d < FIRST)[None, :], other=0.0)
+            key = tl.load(key_at, mask=there[:, None] & (d < FIRST)[None, :], other=0)
         elif BLOCK_D == FIRST:
             key = tl.load(key_at)
         else:
-            key = tl.load(key_at, mask=(d < FIRST)[None, :], other=0.0)
+            key = tl.load(key_at, mask=(d < FIRST)[None, :], other=0)
+        if KIND != _WHOLE:
+            scale_at = page * scale_stride + n % PAGE
+            key = number_of(key, q.dtype, KIND)
         score = tl.dot(q, tl.trans(key), input_precision="ieee")
         if FIRST < HEAD_DIM:
             rest_at = keys + at[:, None] + FIRST + rest[None, :]
@@ -141,6 +151,8 @@ def _walk(
             key_rest = tl.load(rest_at, mask=rest_mask, other=0.0)
             score = tl.dot(q_rest, tl.trans(key_rest), score, input_precision="ieee")
         score *= scale
+        if KIND != _WHOLE:
+            score *= scale_of(tl.load(key_scales + scale_at, mask=there, other=0.0), KIND)[None, :]
         if CAPPED:
             score = cap * (1.0 - 2.0 / (tl.exp2(score) + 1.0))  # tanh, of which `scale` has made a power of 2
         if HIDDEN:
@@ -155,11 +167,15 @@ def _walk(
         if SHARED:
             value = key
         elif HIDDEN:
-            value = tl.load(value_at, mask=there[:, None] & (v < VALUE_DIM)[None, :], other=0.0)
+            value = tl.load(value_at, mask=there[:, None] & (v < VALUE_DIM)[None, :], other=0)
         elif BLOCK_V == VALUE_DIM:
             value = tl.load(value_at)
         else:
-            value = tl.load(value_at, mask=(v < VALUE_DIM)[None, :], other=0.0)
+            value = tl.load(value_at, mask=(v < VALUE_DIM)[None, :], other=0)
+        if KIND != _WHOLE:
+            share *= scale_of(tl.load(value_scales + scale_at, mask=there, other=0.0), KIND)[None, :]
+            # not float16: a weight by a scale may be too small for it
+            value = number_of(value, tl.float32 if q.dtype == tl.float32 else tl.bfloat16, KIND)
         total = tl.dot(share.to(value.dtype), value, total * shrink[:, None], input_precision="ieee")
     return total, most, weight
 
@@ -171,7 +187,7 @@ def _attend(
     seen,  # what each row sees: its position, its first key, those of all rows, and the context
     queries,
     blocks,
-    page_stride,
+    strides,
     scores,
     ROWS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -184,6 +200,7 @@ def _attend(
     BLOCK_V: tl.constexpr,
     CAPPED: tl.constexpr,
     SHARED: tl.constexpr,
+    KIND: tl.constexpr,
 ):
     """As `_walk`; only the ends need masks: a window cuts the first blocks, and rows cut the last."""
     position, low, lowest, least, highest, context = seen
@@ -194,18 +211,18 @@ def _attend(
     if WINDOW:
         carried = _walk(
             *(carried, queries, blocks, begin, tl.minimum(clear_begin, end), position, low, lowest, context),
-            *(page_stride, scores, HEAD_DIM, VALUE_DIM, PAGE, BLOCK_N, BLOCK_D, BLOCK_REST, BLOCK_V),
-            *(CAPPED, SHARED, True),
+            *(strides, scores, HEAD_DIM, VALUE_DIM, PAGE, BLOCK_N, BLOCK_D, BLOCK_REST, BLOCK_V),
+            *(CAPPED, SHARED, KIND, True),
         )
     carried = _walk(
         *(carried, queries, blocks, clear_begin, clear_end, position, low, lowest, context),
-        *(page_stride, scores, HEAD_DIM, VALUE_DIM, PAGE, BLOCK_N, BLOCK_D, BLOCK_REST, BLOCK_V),
-        *(CAPPED, SHARED, False),
+        *(strides, scores, HEAD_DIM, VALUE_DIM, PAGE, BLOCK_N, BLOCK_D, BLOCK_REST, BLOCK_V),
+        *(CAPPED, SHARED, KIND, False),
     )
     return _walk(
         *(carried, queries, blocks, clear_end, end, position, low, lowest, context),
-        *(page_stride, scores, HEAD_DIM, VALUE_DIM, PAGE, BLOCK_N, BLOCK_D, BLOCK_REST, BLOCK_V),
-        *(CAPPED, SHARED, True),
+        *(strides, scores, HEAD_DIM, VALUE_DIM, PAGE, BLOCK_N, BLOCK_D, BLOCK_REST, BLOCK_V),
+        *(CAPPED, SHARED, KIND, True),
     )
 
 
@@ -214,6 +231,8 @@ def attention_kernel(
     q,  # [tokens, heads, head_dim], each row of which is contiguous
     keys,  # [pages, kv_heads, PAGE, head_dim], each page of which is contiguous
     values,  # the same
+    key_scales,  # [pages, kv_heads, PAGE] of keys in 8 bits, or anything
+    value_scales,  # the same
     y,  # [tokens, heads, value_dim]
     parts,  # [count * tokens, heads, splits, value_dim] float32, or anything
     sums,  # [count * tokens, heads, splits, 2] float32: greatest score, sum of weights
@@ -231,6 +250,7 @@ def attention_kernel(
     q_stride,  # elements, of a token
     head_stride,
     page_stride,
+    scale_stride,  # of a page
     scale,  # of scores, times log2(e); with CAPPED over half the cap
     cap,  # times log2(e)
     SINGLE: tl.constexpr,  # each sequence has one token
@@ -243,6 +263,7 @@ def attention_kernel(
     CAPPED: tl.constexpr,
     SINKS: tl.constexpr,
     SHARED: tl.constexpr,  # values are the first part of keys
+    KIND: tl.constexpr,  # of `workers.kernels.eight_bits_triton`
     MOST: tl.constexpr,  # splits of a sequence; 0: keys are not split
     UNIT: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -279,15 +300,24 @@ def attention_kernel(
         rest_mask = mine[:, None] & (FIRST + rest < HEAD_DIM)[None, :]
         query_rest = tl.load(q_at + FIRST + rest[None, :], mask=rest_mask, other=0.0)
     k_head, v_head = keys + kv_head * PAGE * HEAD_DIM, values + kv_head * PAGE * HEAD_DIM
-    queries, blocks = (query, query_rest), (k_head, v_head, pages + tl.load(tables + sequence))
+    scales_at = kv_head * PAGE
+    queries, strides = (query, query_rest), (page_stride, scale_stride)
+    blocks = (
+        k_head,
+        v_head,
+        pages + tl.load(tables + sequence),
+        key_scales + scales_at,
+        value_scales + scales_at,
+    )
     if MOST:
         split_begin, size, splits = _splits(_first_seen(before, window, WINDOW), context, MOST, UNIT)
         for split in range(tl.program_id(2), splits, tl.num_programs(2)):
             part_begin = tl.maximum(begin, split_begin + split * size)
             part_end = tl.minimum(end, split_begin + (split + 1) * size)
             total, most, weight = _attend(
-                *(part_begin, part_end, seen, queries, blocks, page_stride, (scale, cap), BLOCK_M),
+                *(part_begin, part_end, seen, queries, blocks, strides, (scale, cap), BLOCK_M),
                 *(HEAD_DIM, VALUE_DIM, PAGE, WINDOW, BLOCK_N, BLOCK_D, BLOCK_REST, BLOCK_V, CAPPED, SHARED),
+                KIND,
             )
             if splits == 1:
                 total /= _with_sink(weight, most, sinks + head, mine, SINKS)[:, None]
@@ -299,8 +329,9 @@ def attention_kernel(
                 tl.store(sums + at * 2 + 1, weight, mask=mine)
     else:
         total, most, weight = _attend(
-            *(begin, end, seen, queries, blocks, page_stride, (scale, cap), BLOCK_M),
+            *(begin, end, seen, queries, blocks, strides, (scale, cap), BLOCK_M),
             *(HEAD_DIM, VALUE_DIM, PAGE, WINDOW, BLOCK_N, BLOCK_D, BLOCK_REST, BLOCK_V, CAPPED, SHARED),
+            KIND,
         )
         total /= _with_sink(weight, most, sinks + head, mine, SINKS)[:, None]
         tl.store(into, total.to(y.dtype.element_ty), mask=inside)
@@ -380,8 +411,11 @@ def most_splits(context: int) -> int:
     return min(MOST_SPLITS, -(-context // SPLIT))
 
 
-def tile(few: bool, head_dim: int, itemsize: int, capability: int, capped: bool = False) -> Tile:
-    """The shape for `few` tokens of a sequence, or many, on a card of that capability.
+def tile(
+    few: bool, head_dim: int, itemsize: int, capability: int, capped: bool = False, coded: bool = False
+) -> Tile:
+    """The shape for `few` tokens of a sequence, or many, on a card of that capability; `coded`: keys and
+    values are in 8 bits, and take registers until they are numbers.
 
     None spills a register or takes more shared memory than there is (`benchmarks.kernels` shows both). Cards
     with instructions for 64 rows and more (Hopper) have registers left for wider blocks. float32 is
@@ -391,13 +425,17 @@ def tile(few: bool, head_dim: int, itemsize: int, capability: int, capped: bool 
         return Tile(16, 16, 4 if head_dim <= 128 else 8, 2)
     if head_dim > 256:
         return Tile(16, 16, 4, 2)
+    if few and coded and head_dim <= 128:
+        return Tile(16, 64, 8, 2)
     if few:
         return Tile(16, 64, 4, 2) if head_dim <= 128 else Tile(16, 32, 8, 2)
     if head_dim > 128:
         return Tile(64, 32, 8, 2)
     if head_dim <= 64:
-        return Tile(128, 64, 8, 3)
-    return Tile(128, 64, 8, 2) if capability // 10 in (9, 10) else Tile(64 if capped else 128, 32, 8, 2)
+        return Tile(64, 64, 8, 2) if coded else Tile(128, 64, 8, 3)
+    if capability // 10 in (9, 10):
+        return Tile(128, 64, 8, 2)
+    return Tile(64 if capped or coded else 128, 32, 8, 2)
 
 
 @cache
@@ -419,12 +457,15 @@ def attention(
     cap: float | None,
     sinks: Tensor | None,  # [heads]
     shape: Tile | None = None,  # None: what `tile` says
+    scales: Tensor | None = None,  # [blocks, pages, kv_heads, PAGE_SIZE], where `kv` is in 8 bits
 ) -> None:
     """Let the tokens of some of a step's sequences attend over what each sees of its pages."""
     heads, head_dim = q.shape[1:]
     kv_heads = kv.shape[2]
     group, shared = heads // kv_heads, len(kv) == 1
-    shape = shape or tile(rows.few, head_dim, kv.element_size(), _capability(q.device), cap is not None)
+    kept = KINDS.get(kv.dtype, WHOLE)
+    of_card = q.element_size(), _capability(q.device), cap is not None, kept != WHOLE
+    shape = shape or tile(rows.few, head_dim, *of_card)
     first_dim = value_dim if shared else head_dim
     block_rest = _padded(head_dim - first_dim)
     programs = rows.count * triton.cdiv(rows.tokens * group, shape.rows)
@@ -440,9 +481,9 @@ def attention(
     at_once = max(1, min(rows.splits, PROGRAMS // (programs * kv_heads)))
     LAUNCH(
         (programs, kv_heads, at_once),
-        *(q, kv[0], kv[-1], y, parts, sums, given, *sequences),
+        *(q, kv[0], kv[-1], *scale_blocks(kv, scales), y, parts, sums, given, *sequences),
         *(rows.first, rows.tokens, programs // rows.count, rows.splits, window),
-        *(q.stride(0), q.stride(1), kv.stride(1)),
+        *(q.stride(0), q.stride(1), kv.stride(1), scale_stride(scales)),
         *((scale * log2_e, 0.0) if cap is None else (2 * scale * log2_e / cap, cap * log2_e)),
         *(
             rows.tokens == 1,
@@ -455,6 +496,7 @@ def attention(
             cap is not None,
             sinks is not None,
             shared,
+            kept,
         ),
         *(most, SPLIT, shape.rows, shape.keys, _padded(first_dim), block_rest, _padded(value_dim)),
         num_warps=shape.warps,
@@ -468,6 +510,16 @@ def attention(
             *(rows.tokens == 1, heads, value_dim, number, sinks is not None, most, SPLIT, block),
             num_warps=4,
         )
+
+
+def scale_blocks(kv: Tensor, scales: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Those of keys and of values; anything, where there are none."""
+    return (kv[0], kv[0]) if scales is None else (scales[0], scales[-1])
+
+
+def scale_stride(scales: Tensor | None) -> int:
+    """Elements of a page."""
+    return 0 if scales is None else scales.stride(1)
 
 
 def _padded(size: int) -> int:

@@ -7,8 +7,9 @@ import triton.language as tl
 from torch import Tensor
 
 from ipc.worker_messages import PAGE_SIZE
-from workers.kernels.attention_triton import Sequences
-from workers.kernels.cache_triton import slot_of
+from workers.kernels.attention_triton import Sequences, scale_blocks, scale_stride
+from workers.kernels.cache_triton import keep, slot_of
+from workers.kernels.eight_bits_triton import KINDS, WHOLE
 from workers.kernels.fused import Turn
 from workers.kernels.launch import Launcher
 
@@ -23,6 +24,8 @@ def heads_kernel(
     turned,  # [tokens, heads, head_dim]: what becomes of q
     kept_keys,  # [pages, kv_heads, PAGE, head_dim], each page of which is contiguous
     kept_values,  # the same
+    key_scales,  # [pages, kv_heads, PAGE] of keys in 8 bits, or anything
+    value_scales,  # the same
     q_weight,  # [head_dim], or anything
     k_weight,  # the same
     cos,  # [tokens, angles] float32, or anything
@@ -37,6 +40,7 @@ def heads_kernel(
     k_stride,
     v_stride,
     page_stride,
+    scale_stride,  # of a page
     eps,
     offset,  # of the weights
     HEADS: tl.constexpr,
@@ -48,6 +52,7 @@ def heads_kernel(
     THEN_NORMED: tl.constexpr,  # after that, without weights
     INTERLEAVED: tl.constexpr,
     GROWS: tl.constexpr,
+    KIND: tl.constexpr,  # of `workers.kernels.eight_bits_triton`
     BLOCK_H: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
@@ -91,9 +96,12 @@ def heads_kernel(
     if (tl.program_id(1) + 1) * BLOCK_H > HEADS:
         page, place = slot_of(token, owners, starts, contexts, tables, pages, PAGE)
         at = page * page_stride + (kv_head * PAGE + place)[:, None] * HEAD_DIM + d[None, :]
-        tl.store(kept_keys + at, x.to(kept_keys.dtype.element_ty), mask=key_mask)
-        value = tl.load(v_at + d[None, :], mask=is_value[:, None] & within)
-        tl.store(kept_values + at, value.to(kept_values.dtype.element_ty), mask=is_value[:, None] & within)
+        scale_at = page * scale_stride + kv_head * PAGE + place
+        key = x.to(keys.dtype.element_ty)  # what is quantised has been rounded, as without this kernel
+        keep(key, kept_keys + at, key_scales + scale_at, key_mask, is_key, KIND)
+        value_mask = is_value[:, None] & within
+        value = tl.load(v_at + d[None, :], mask=value_mask, other=0.0)
+        keep(value, kept_values + at, value_scales + scale_at, value_mask, is_value, KIND)
 
 
 LAUNCH = Launcher(heads_kernel)
@@ -107,6 +115,7 @@ def turn_and_write(
     turn: Turn,
     owners: Tensor,  # [tokens] int64
     sequences: Sequences,
+    scales: Tensor | None = None,  # [2, pages, kv_heads, PAGE_SIZE], where `kv` is in 8 bits
 ) -> Tensor:  # [tokens, heads, head_dim]
     """Keep keys, turned, and values of a step's tokens; returns the queries, turned."""
     tokens, heads, head_dim = q.shape
@@ -118,12 +127,13 @@ def turn_and_write(
     cos, sin = (q, q) if turn.angles is None else turn.angles
     LAUNCH(
         (tokens, triton.cdiv(heads + 2 * kv_heads, block_h), 1),
-        *(q, keys, values, turned, kv[0], kv[1], q_weight, k_weight, cos, sin),
+        *(q, keys, values, turned, kv[0], kv[1], *scale_blocks(kv, scales), q_weight, k_weight, cos, sin),
         *(q if turn.growth is None else turn.growth, owners, *sequences[1:]),
-        *(q.stride(0), keys.stride(0), values.stride(0), kv.stride(1), turn.eps, turn.offset),
+        *(q.stride(0), keys.stride(0), values.stride(0), kv.stride(1), scale_stride(scales)),
+        *(turn.eps, turn.offset),
         *(heads, kv_heads, head_dim, 0 if turn.angles is None else cos.shape[-1], PAGE_SIZE),
         *(turn.weights is not None, turn.then_normed, turn.interleaved, turn.growth is not None),
-        *(block_h, block_d),
+        *(KINDS.get(kv.dtype, WHOLE), block_h, block_d),
         num_warps=4,
     )
     return turned
