@@ -252,7 +252,10 @@ def of_shape(
         fill(runner)
     yield share(part, "load", weights / copy, took, f"{weights / took / 1e9:.2f} GB/s of weights")
 
-    step = Overhead(card.config, 2, 1).of_step(kind, spec.max_step_tokens, spec.max_sequences)
+    overhead = Overhead(
+        card.config, 2, 1, context_length=spec.context_length, in_blocks=bool(card.formats(1))
+    )
+    step = overhead.of_step(kind, spec.max_step_tokens, spec.max_sequences)
     planned = UNMEASURED_BYTES[kind] + step + weights
     measured = loaded.memory.total - loaded.memory.kv_pool
     text = f"{measured / 1e6:.0f} MB measured, {planned / 1e6:.0f} MB planned"

@@ -131,6 +131,7 @@ def described(settings: ModelSettings, card: ModelCard) -> ModelDescription:
     notes = list(card.notes)
     adapters = tuple(read_adapter(name, path, card) for name, path in settings.adapters.items())
     weights = card.bytes_per_rank(settings.ranks, dtype, settings.quantization)
+    formats = card.formats(settings.ranks, settings.quantization)
     limit = card.config.context_limit
     if settings.context_length is not None and settings.context_length > limit:
         notes.append(
@@ -159,9 +160,10 @@ def described(settings: ModelSettings, card: ModelCard) -> ModelDescription:
             card.config,
             DTYPE_BYTES[dtype],
             settings.ranks,
-            packs_head=packs(dtype) and EMBEDDING not in card.formats(settings.ranks, settings.quantization),
+            packs_head=packs(dtype) and EMBEDDING not in formats,
             vision=card.vision,
             context_length=min(settings.context_length or card.context_length, limit),
+            in_blocks=bool(formats),
         ),
         defaults=_defaults(card.defaults, settings),
         eos_ids=card.eos_ids,

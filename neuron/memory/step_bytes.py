@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ipc.worker_messages import CONTEXT_BYTES, GRAPH_BYTES, KERNEL_BYTES
+from neuron.memory.gpu_step import GpuStep
 from workers.checkpoints.card import Dtype
 from workers.checkpoints.config import ModelConfig
 from workers.checkpoints.layers import kv_heads_on_rank
@@ -24,19 +25,13 @@ UNMEASURED_BYTES = {"cpu": 300_000_000, "cuda": CONTEXT_BYTES}
 FLOAT = 4  # bytes of a float32
 KEYS_AT_ONCE = 2048  # tokens of context whose keys attention over a prompt gathers in one piece
 PAIRS = 1024  # of a token and an expert that it goes to, whose numbers are in memory at once
-PAIRS_OF_A_GPU = 16_384  # the same there
-CHUNK, CHUNKED_AT_ONCE = 64, {"cpu": 128, "cuda": 2048}  # tokens of a prompt that go through a state together
+CHUNK, CHUNKED_AT_ONCE = 64, 128  # tokens of a prompt that go through a state together
 SCORES = 12 << 20  # bytes of attention scores, their weights and their mask
 TOLD_ROWS = 64  # of logits at once, for the log-probabilities of a prompt
-SORTED_LOGITS = {"cpu": 5 << 18, "cuda": 5 << 20}  # at once, for the draw of tokens
-# For each of these logits: values, ids, probabilities and their sums, in float64; a CPU uses memory again.
-SORTED_BYTES = {"cpu": 25, "cuda": 44}
-TOLD_BYTES = {"cpu": 2 * FLOAT, "cuda": 3 * FLOAT}  # for each of the logits that a prompt is told of
+SORTED_LOGITS = 5 << 18  # at once, for the draw of tokens
+SORTED_BYTES = 25  # for each of these logits: values, ids, probabilities and their sums, in float64
+TOLD_BYTES = 2 * FLOAT  # for each of the logits that a prompt is told of
 PENALTY_BYTES = 3  # for each logit, kept: how often its token came, and whether at all
-
-# Memory that the layers freed is in pieces of which what follows them can use little. Measured on a CPU, for
-# vocabularies from 4,096 to 262,144: 0.9 to 1.2 times the sum of both.
-PIECES = {"cpu": 1.0, "cuda": 1.15}
 
 CPU_FACTS = Path("/proc/cpuinfo")
 BFLOAT16_CPUS = ({"avx512bw", "avx512dq", "avx512vl"}, {"avx_ne_convert"}, {"bf16"})  # any of these
@@ -65,6 +60,8 @@ class Overhead:
         world_size: ranks.
         packs_head: whether a tied head is packed on a CPU; one that is kept in blocks is not.
         vision: of a model that sees.
+        context_length: of a sequence, which an image has to fit into; 0: that of the model.
+        in_blocks: weights are kept quantised.
     """
 
     shapes: ModelConfig
@@ -72,24 +69,34 @@ class Overhead:
     world_size: int
     packs_head: bool = True
     vision: Vision | None = None
-    context_length: int = 0  # that an image has to fit into
+    context_length: int = 0
+    in_blocks: bool = False
 
     def of_step(self, kind: str, tokens: int, sequences: int) -> int:
         """Bytes that a rank takes for steps of `tokens` that sample for `sequences`, on a CPU or a GPU."""
-        mixers = max(self._attention(tokens), self._states(kind, tokens))
-        layers = max(mixers, self._mlp(kind, tokens)) + self._inputs(tokens)
-        if self.shapes.bidirectional:  # there are no logits
-            return int(PIECES[kind] * layers) + (KERNEL_BYTES if kind == "cpu" else 0)
-        logits = max(self._told(kind, tokens), self._sampling(kind, sequences))
         if kind == "cpu":
-            kept = KERNEL_BYTES + self._packed_head()
+            step, kept = self._on_cpu(tokens, sequences), KERNEL_BYTES
+            if not self.shapes.bidirectional:
+                kept += self._packed_head()
         else:
-            kept = GRAPH_BYTES + sequences * self.shapes.vocab_size * FLOAT
-        step = int(PIECES[kind] * (layers + logits))
+            context_length = self.context_length or self.shapes.context_length
+            sizes = self.shapes, self.itemsize, self.world_size, tokens, sequences, context_length
+            step, kept = GpuStep(*sizes, self.in_blocks).run().reserved, 0
+            if not self.shapes.bidirectional:
+                kept = GRAPH_BYTES + sequences * self.shapes.vocab_size * FLOAT
         if self.vision is not None:  # which looks before the layers run
             step = max(step, self.vision.working_bytes(self.itemsize, self.context_length))
             kept += REMEMBERED_BYTES if kind == "cpu" else 0
         return step + kept
+
+    def _on_cpu(self, tokens: int, sequences: int) -> int:
+        """Of layers, and of logits, which use little of the memory that those freed: it is in pieces. For
+        vocabularies from 4,096 to 262,144, 0.9 to 1.2 times that was measured."""
+        mixers = max(self._attention(tokens), self._states(tokens))
+        layers = max(mixers, self._mlp(tokens)) + self._inputs(tokens)
+        if self.shapes.bidirectional:  # there are no logits
+            return layers
+        return layers + max(self._told(tokens), self._sampling(sequences))
 
     def _attention(self, tokens: int) -> int:
         shapes, size = self.shapes, self.itemsize
@@ -109,16 +116,16 @@ class Overhead:
         gathered = KEYS_AT_ONCE * keys * (4 * size + FLOAT)
         return tokens * (stream + projected + rotated + attended) + gathered + SCORES
 
-    def _states(self, kind: str, tokens: int) -> int:
+    def _states(self, tokens: int) -> int:
         """Of a layer that keeps a state: what goes through its convolution, and 64 tokens at a time."""
         if self.shapes.delta is None:
             return 0
         delta = self.shapes.delta.on_rank(self.world_size)
         through = tokens * delta.channels * (2 * self.itemsize + 3 * FLOAT)
         each = 4 * (delta.key_dim + delta.value_dim) + 4 * CHUNK
-        return through + min(tokens, CHUNKED_AT_ONCE[kind]) * delta.value_heads * each * FLOAT
+        return through + min(tokens, CHUNKED_AT_ONCE) * delta.value_heads * each * FLOAT
 
-    def _mlp(self, kind: str, tokens: int) -> int:
+    def _mlp(self, tokens: int) -> int:
         hidden, inner, size = self.shapes.hidden_size, self.shapes.intermediate_size, self.itemsize
         inner *= 2 if self.shapes.double_wide else 1
         dense = tokens * (2 * hidden + 4 * inner // self.world_size) * size
@@ -126,9 +133,7 @@ class Overhead:
             return dense
         ranks = 1 if experts.whole_on(self.world_size) else self.world_size
         inner = experts.intermediate_size // ranks
-        pairs = min(tokens * experts.chosen, PAIRS_OF_A_GPU)
-        if kind == "cpu":
-            pairs = tokens + PAIRS  # all tokens may choose the same expert
+        pairs = tokens + PAIRS  # all tokens may choose the same expert
         routed = pairs * ((2 * hidden + 3 * inner) * size + hidden * FLOAT)
         shared = tokens * 4 * experts.shared_size // self.world_size * size
         return max(dense, tokens * hidden * (2 * size + FLOAT) + max(routed, shared))
@@ -139,13 +144,13 @@ class Overhead:
             return 0
         return 3 * tokens * self.shapes.num_layers * inputs.size * self.itemsize
 
-    def _told(self, kind: str, tokens: int) -> int:
-        return min(tokens, TOLD_ROWS) * self.shapes.vocab_size * (self.itemsize + TOLD_BYTES[kind])
+    def _told(self, tokens: int) -> int:
+        return min(tokens, TOLD_ROWS) * self.shapes.vocab_size * (self.itemsize + TOLD_BYTES)
 
-    def _sampling(self, kind: str, sequences: int) -> int:
+    def _sampling(self, sequences: int) -> int:
         row = self.itemsize + 2 * FLOAT + PENALTY_BYTES
         logits = sequences * self.shapes.vocab_size
-        return logits * row + min(logits, SORTED_LOGITS[kind]) * SORTED_BYTES[kind]
+        return logits * row + min(logits, SORTED_LOGITS) * SORTED_BYTES
 
     def _packed_head(self) -> int:
         """A tied head, packed for oneDNN, is a copy of the embedding."""

@@ -1,0 +1,410 @@
+"""What the largest step takes of a GPU: its tensors, in the order in which they come and go.
+
+The neuron has no torch, so this is the step once more, in sizes alone: of layers of each kind, of what a
+prompt is told of its tokens, and of the draw (`workers/execution/memory.py`, `largest_step`). What is small
+beside the others is left out. `tests/workers/test_planned_steps.py` holds it against the step itself.
+"""
+
+from __future__ import annotations
+
+from neuron.memory.allocator import Allocator, Block
+from workers.checkpoints.config import DeltaNet, ModelConfig
+from workers.checkpoints.experts import Experts
+from workers.checkpoints.layers import Layer, kv_heads_on_rank
+
+FLOAT, LONG = 4, 8  # bytes
+CUBLAS_BYTES = 32 << 20  # its workspace, on the cards that have the largest
+SORT_BYTES = 36  # of each element that is sorted: its value and its place, three times
+LONG_CONTEXT = 3072  # tokens, of the one sequence of the step that has many
+SPLIT, MOST_SPLITS = (
+    64,
+    32,
+)  # keys that attention over few tokens takes apart, and into how many parts at most
+CHUNK, BLOCK = 64, 2048  # tokens of a prompt that go through a state together
+SCRATCH_BYTES, TOGETHER = 64 << 20, 256  # of a weight in blocks, made plain at once, and its rows at least
+PAIRS = 16_384  # of a token and an expert that it goes to, whose numbers are in memory at once
+TOLD_ROWS = 64  # of logits at once, for the log-probabilities of a prompt
+DRAWN = 5 << 20  # logits at once, for the draw of tokens
+
+
+class GpuStep:
+    """The largest step of the first rank.
+
+    Args:
+        shapes: of the whole model.
+        itemsize: bytes of an activation.
+        world_size: ranks.
+        tokens: of the step.
+        sequences: in it.
+        context_length: of each, at most.
+        in_blocks: weights are kept quantised.
+    """
+
+    def __init__(
+        self,
+        shapes: ModelConfig,
+        itemsize: int,
+        world_size: int,
+        tokens: int,
+        sequences: int,
+        context_length: int,
+        in_blocks: bool = False,
+    ) -> None:
+        self.shapes, self.itemsize, self.world_size = shapes, itemsize, world_size
+        self.tokens, self.sequences, self.context_length = tokens, sequences, context_length
+        self.in_blocks = in_blocks
+        self.memory = Allocator()
+
+    def run(self) -> Allocator:
+        """The memory after it."""
+        self._new(CUBLAS_BYTES)
+        angles = self._angles()
+        x, inputs = self._embedded(), self._inputs()
+        for number in self.shapes.unlike_layers():
+            layer = self.shapes.layers[number]
+            x = self._state_layer(number, x) if layer.kind == "state" else self._layer(number, layer, x)
+        self._free(*angles, *inputs)
+        if self.shapes.writes and not self.shapes.bidirectional:
+            self._tell()
+            self._draw()
+        return self.memory
+
+    def _embedded(self) -> Block:
+        if not self.in_blocks:
+            return self._hidden()
+        hidden = self.shapes.hidden_size
+        planes, stored = (self._new(self.tokens * hidden * 17 // 16) for _ in range(2))  # with their scales
+        apart = [self._rows(hidden, 1) for _ in range(3)]
+        self._free(*apart)
+        numbers, wide = (self._rows(hidden, FLOAT) for _ in range(2))
+        self._free(planes, stored, numbers)
+        x = self._hidden()
+        self._free(wide)
+        return x
+
+    def _angles(self) -> list[Block]:
+        """Cosines and sines."""
+        found, dims = [], [self.shapes.rotary_dim]
+        if self.shapes.window_rope is not None:
+            dims.append(self.shapes.window_rotary_dim or self.shapes.rotary_dim)
+        for dim in dims:
+            halves = [self._rows(dim // 2, FLOAT) for _ in range(4)]
+            self._free(*halves[:2])
+            found.append(self._rows(dim, FLOAT))
+            negative = self._rows(dim // 2, FLOAT)
+            found.append(self._rows(dim, FLOAT))
+            self._free(negative, *halves[2:])
+        return found
+
+    @property
+    def _prompts(self) -> list[int]:
+        """Tokens of each sequence that has several: of one whose tokens are told about, and of the others."""
+        left = self.tokens - self.sequences + 1  # the others have one each
+        found = [told] if (told := min(left // 2, TOLD_ROWS, self.context_length)) > 0 else []
+        left -= sum(found)
+        while left > 0:
+            found.append(min(left, self.context_length))
+            left -= found[-1]
+        return found
+
+    # --- layers -----------------------------------------------------------------------------------------
+
+    def _layer(self, number: int, layer: Layer, x: Block) -> Block:
+        """Attention, then the MLP; `x` is in use until there is what becomes of it."""
+        attended = self._latent() if self.shapes.latent is not None else self._attention(layer)
+        total, normed = self._hidden(), self._hidden()
+        y = self._mlp(number)
+        out = self._hidden()
+        self._free(x, attended, total, normed, y)
+        return out
+
+    def _state_layer(self, number: int, x: Block) -> Block:
+        mixed = self._delta()
+        total = self._hidden()
+        self._free(mixed)
+        normed = self._hidden()
+        y = self._mlp(number)
+        self._free(normed)
+        out = self._hidden()
+        self._free(x, total, y)
+        return out
+
+    def _attention(self, layer: Layer) -> Block:
+        shapes = self.shapes
+        heads, head_dim = shapes.num_heads // self.world_size, layer.head_dim or shapes.head_dim
+        q, kv = heads * head_dim, kv_heads_on_rank(layer.kv_heads, self.world_size) * head_dim
+        normed = self._hidden()
+        qkv = self._product(shapes.hidden_size, q + 2 * kv)
+        if shapes.bidirectional or shapes.qk_norm == "whole":  # else one launch does all of it
+            floats = [self._rows(q + kv, FLOAT) for _ in range(3)]
+            turned = self._rows(q + kv)
+            self._free(*floats)
+        else:
+            turned = self._rows(q)
+        attended = self._rows(q)
+        self._free(self._parts(heads, head_dim), turned)
+        if shapes.attention_gate:
+            gates = self._product(shapes.hidden_size, q)
+            opened = self._rows(q)
+            self._free(gates)
+            passed = self._rows(q)
+            self._free(opened, attended)
+            attended = passed
+        out = self._product(q, shapes.hidden_size)
+        self._free(normed, qkv, attended)
+        return out
+
+    def _latent(self) -> Block:
+        latent, heads = self.shapes.latent, self.shapes.num_heads // self.world_size
+        key = latent.rank + latent.rope_dim
+        normed, compressed = self._hidden(), self._rows(key + (latent.query_rank or 0))
+        source, q = (
+            self._rows(latent.query_rank or 0),
+            self._rows(heads * (latent.plain_dim + latent.rope_dim)),
+        )
+        keys, plain = self._rows(key), self._rows(heads * latent.rank)
+        turned = self._rows(heads * latent.rope_dim, 3 * FLOAT)
+        queries = self._rows(heads * key)
+        self._free(plain, turned)
+        attended = self._rows(heads * latent.rank)
+        self._free(self._parts(heads, latent.rank))
+        values = self._rows(heads * latent.value_dim)
+        self._free(attended)
+        out = self._hidden()
+        self._free(normed, compressed, source, q, keys, queries, values)
+        return out
+
+    def _parts(self, heads: int, value_dim: int) -> Block:
+        """What attention of single tokens gives for each part of their keys."""
+        seen = min(self.context_length, LONG_CONTEXT)
+        splits = -(-seen // (-(-seen // (MOST_SPLITS * SPLIT)) * SPLIT))
+        if splits == 1 or self.sequences == 1:
+            return self._new(1)
+        return self._new((self.sequences - 1) * heads * splits * value_dim * FLOAT)
+
+    def _delta(self) -> Block:
+        delta = self.shapes.delta.on_rank(self.world_size)
+        values = delta.value_heads * delta.value_dim
+        normed = self._hidden()
+        hidden = self.shapes.hidden_size
+        projected = self._product(hidden, delta.channels + values + 2 * delta.value_heads)
+        gates = [self._rows(delta.value_heads, FLOAT) for _ in range(4)]
+        mixed, convolved = self._rows(delta.channels), self._rows(delta.channels, FLOAT)
+        self._free(mixed)
+        out = self._rows(values, FLOAT)
+        of_state = delta.value_heads * delta.key_dim * delta.value_dim * FLOAT
+        for prompt in self._prompts:
+            state = self._new(of_state)
+            for start in range(0, prompt, BLOCK):
+                before, state = state, self._through(delta, min(BLOCK, prompt - start), of_state)
+                self._free(before)
+            self._free(state)
+        self._free(convolved)
+        kept, scaled = self._rows(values), self._rows(values)
+        self._free(out, kept)
+        wide, opened = self._rows(values, FLOAT), self._rows(values, FLOAT)
+        self._free(wide, scaled)
+        narrow = self._rows(values)
+        out = self._product(values, hidden)
+        self._free(normed, projected, opened, narrow, *gates)
+        return out
+
+    def _through(self, delta: DeltaNet, tokens: int, of_state: int) -> Block:
+        """Tokens of a prompt through a state (`workers/kernels/gated_delta.py`), and the one after them."""
+        size = min(CHUNK, tokens)
+        rows, heads = -(-tokens // size) * size * FLOAT, delta.value_heads  # chunks are whole
+        keys, both = (
+            rows * delta.key_heads * delta.key_dim,
+            2 * tokens * delta.key_heads * delta.key_dim * FLOAT,
+        )
+        each_key, each_value = rows * heads * delta.key_dim, rows * heads * delta.value_dim
+        pairs, key_pairs = rows * heads * size, rows * delta.key_heads * size
+        square, unit = self._new(both), self._new(both)
+        self._free(square)
+        scaled, *given = map(self._new, (both // 2, keys, keys, each_value))
+        self._free(scaled)
+        between, products, system = map(self._new, (pairs, key_pairs, pairs))
+        self._free(products)
+        inverse, solved = self._new(pairs), self._new(pairs)
+        self._free(inverse)
+        own, grown, lost = map(self._new, (each_value, pairs, each_key))
+        self._free(grown)
+        products, seen = self._new(key_pairs), self._new(pairs)
+        self._free(products)
+        asked, last, found = map(self._new, (each_key, each_key, each_value))
+        change, kept, state = map(self._new, (heads * size * delta.value_dim * FLOAT, of_state, of_state))
+        self._free(kept, change)
+        self._free(unit, *given, between, system, solved, own, lost, seen, asked, last, found)
+        return state
+
+    def _mlp(self, number: int) -> Block:
+        shapes, experts = self.shapes, self.shapes.experts
+        routed = experts is not None and number in experts.layers
+        if not routed:
+            inner = shapes.intermediate_size * (2 if number in shapes.double_wide else 1)
+            return self._gated(inner // self.world_size)
+        self._free(self._scores(experts))
+        found = self._of_experts(experts)
+        if experts.shared_size:
+            self._free(self._gated(experts.shared_size // self.world_size))
+        if experts.beside_mlp:
+            self._free(self._gated(shapes.intermediate_size // self.world_size))
+        return found
+
+    def _gated(self, inner: int) -> Block:
+        hidden = self.shapes.hidden_size
+        both, gated = self._product(hidden, 2 * inner), self._rows(inner)
+        self._free(both)
+        out = self._product(inner, hidden)
+        self._free(gated)
+        return out
+
+    def _product(self, columns: int, rows: int, tokens: int | None = None) -> Block:
+        """Of a weight `[rows, columns]`, with all tokens or so many (`workers/kernels/products.py`)."""
+        tokens = tokens or self.tokens
+        if not self.in_blocks:
+            return self._new(tokens * rows * self.itemsize)
+        size = columns * self.itemsize
+        at_once = max(TOGETHER, SCRATCH_BYTES // size // TOGETHER * TOGETHER)
+        if rows <= at_once:
+            plain = self._new(rows * size)
+            out = self._new(tokens * rows * self.itemsize)
+            self._free(plain)
+            return out
+        out, before = self._new(tokens * rows * self.itemsize), None
+        for start in range(0, rows, at_once):
+            count = min(at_once, rows - start)
+            plain = self._new(count * size)
+            if before is not None:
+                self._free(before)
+            self._free(self._new(tokens * count * self.itemsize))
+            before = plain
+        self._free(before)
+        return out
+
+    def _scores(self, experts: Experts) -> Block:
+        """What a router makes of what it sees, which is float32."""
+        wide, logits = self._rows(self.shapes.hidden_size, FLOAT), self._rows(experts.count, FLOAT)
+        self._free(wide)
+        scores = self._rows(experts.count, FLOAT)
+        self._free(logits)
+        return scores
+
+    def _of_experts(self, experts: Experts) -> Block:
+        hidden, size = self.shapes.hidden_size, self.itemsize
+        inner = experts.intermediate_size // (1 if experts.whole_on(self.world_size) else self.world_size)
+        found, at_once = [], max(1, PAIRS // experts.chosen)
+        for start in range(0, self.tokens, at_once):
+            tokens = min(at_once, self.tokens - start)
+            pairs = tokens * experts.chosen
+            both, y, gated = (self._new(pairs * each * size) for each in (2 * inner, hidden, inner))
+            self._free(gated)
+            total = self._new(tokens * hidden * FLOAT)
+            found.append(self._new(tokens * hidden * size))
+            self._free(both, y, total)
+        if len(found) == 1:
+            return found[0]
+        whole = self._hidden()
+        self._free(*found)
+        return whole
+
+    def _inputs(self) -> list[Block]:
+        """Of all layers, which are there while these run, and what they are made of."""
+        if (inputs := self.shapes.per_layer) is None:
+            return []
+        return [self._rows(self.shapes.num_layers * inputs.size) for _ in range(3)]
+
+    # --- tokens -----------------------------------------------------------------------------------------
+
+    def _logits(self, rows: int) -> Block:
+        vocabulary = rows * self.shapes.vocab_size
+        narrow = self._product(self.shapes.hidden_size, self.shapes.vocab_size, rows)
+        if self.world_size > 1:  # the parts of the ranks, and all of them
+            narrow, parts = self._new(vocabulary * self.itemsize), narrow
+            self._free(parts)
+        logits = self._new(vocabulary * FLOAT)
+        self._free(narrow)
+        for _ in range(2 * (self.shapes.logit_cap is not None) + (self.shapes.logit_scale != 1)):
+            logits, before = self._new(vocabulary * FLOAT), logits
+            self._free(before)
+        return logits
+
+    def _measured(self, rows: int) -> None:
+        """Log-probabilities."""
+        vocabulary = rows * self.shapes.vocab_size
+        relative = self._new(vocabulary * FLOAT)
+        self._free(self._new(vocabulary))  # who is more probable
+        self._free(relative)
+
+    def _tell(self) -> None:
+        if self._prompts and (rows := self._prompts[0] - 1):  # what follows the last one is not known
+            logits = self._logits(rows)
+            self._measured(rows)
+            self._free(logits)
+
+    def _draw(self) -> None:
+        vocabulary = self.shapes.vocab_size
+        rows = self.sequences - 1 + len(self._prompts)
+        logits = self._logits(rows)
+        self._penalties(rows)
+        plain = self._new(rows * vocabulary * FLOAT)
+        at_once = max(1, DRAWN // vocabulary)
+        for start in range(0, rows, at_once):
+            self._penalised(min(at_once, rows - start) * vocabulary)
+        self._sorted(min(at_once, self.sequences - 1) * vocabulary)
+        for start in range(0, rows, at_once):
+            self._measured(min(at_once, rows - start))
+        self._free(plain, logits)
+
+    def _penalties(self, rows: int) -> None:
+        """How often each token came in each sequence, and whether at all; the room is doubled as needed."""
+        counts = seen = None
+        room = 4
+        while room < 2 * rows:
+            made = []
+            for size in (2, 1):
+                more = self._new(room // 2 * self.shapes.vocab_size * size)
+                made.append(self._new(room * self.shapes.vocab_size * size))
+                self._free(more)
+            self._free(*filter(None, (counts, seen)))
+            counts, seen = made
+            room *= 2
+
+    def _penalised(self, elements: int) -> None:
+        taken, positive, *both = map(
+            self._new, (elements * FLOAT, elements, elements * FLOAT, elements * FLOAT)
+        )
+        changed = self._new(elements * FLOAT)
+        self._free(positive, *both)
+        seen, chosen = self._new(elements), self._new(elements * FLOAT)
+        self._free(changed, seen)
+        narrow, counts = self._new(elements * 2), self._new(elements * FLOAT)
+        self._free(narrow)
+        there, product = self._new(elements), self._new(elements * FLOAT)
+        self._free(taken, chosen, counts, there, product)
+
+    def _sorted(self, elements: int) -> None:
+        """A draw from all of the vocabulary, in order."""
+        values, places = self._new(elements * FLOAT), self._new(elements * LONG)
+        self._free(self._new(elements * SORT_BYTES))
+        lower, cooler = self._new(elements * FLOAT), self._new(elements * LONG)
+        self._free(lower)
+        weights = self._new(elements * LONG)
+        self._free(cooler)
+        sums, these, those = map(self._new, (elements * LONG, elements, elements))
+        self._free(values, places, weights, sums, these, those)
+
+    # --- sizes ------------------------------------------------------------------------------------------
+
+    def _new(self, size: int) -> Block:
+        return self.memory.allocate(size)
+
+    def _free(self, *blocks: Block) -> None:
+        self.memory.release(*blocks)
+
+    def _rows(self, columns: int, size: int | None = None) -> Block:
+        """Of all tokens, so many elements each; of the activations' type, if no size is given."""
+        return self._new(self.tokens * columns * (size or self.itemsize))
+
+    def _hidden(self) -> Block:
+        return self._rows(self.shapes.hidden_size)

@@ -1,0 +1,125 @@
+"""What a plan says of the largest step on a GPU is what the step itself takes, counted on fake tensors."""
+
+from __future__ import annotations
+
+import pytest
+from transformers import PretrainedConfig, Qwen3_5TextConfig, Qwen3Config, Qwen3MoeConfig
+
+from benchmarks.driver import write_hollow
+from ipc.worker_messages import GRAPH_BYTES
+from neuron.memory import gpu_step
+from neuron.memory.allocator import MIB, Allocator
+from neuron.memory.gpu_step import GpuStep
+from neuron.memory.step_bytes import Overhead
+from workers.checkpoints.card import ModelCard, read_card
+
+pytest.importorskip("triton")  # whose kernels a step on a GPU has
+
+from tests.workers.counted import most_of_a_step
+from workers.kernels.fused import INTERPRETED
+
+pytestmark = pytest.mark.skipif(
+    INTERPRETED, reason="kernels are to do nothing, and are not to be interpreted"
+)
+THERE = (
+    32 * MIB
+)  # of segments that the model has, and that are free when a step begins; a plan begins with none
+
+COMMON = {"head_dim": 128, "dtype": "bfloat16", "max_position_embeddings": 40_960}
+SMALL = COMMON | {"vocab_size": 151_936, "num_attention_heads": 16, "num_key_value_heads": 8}
+SHAPES: dict[str, PretrainedConfig] = {  # with as few layers as there are kinds of them
+    "Qwen3-0.6B": Qwen3Config(**SMALL, hidden_size=1024, intermediate_size=3072, num_hidden_layers=1),
+    "Qwen3-8B": Qwen3Config(
+        **SMALL | {"num_attention_heads": 32},
+        hidden_size=4096,
+        intermediate_size=12_288,
+        num_hidden_layers=1,
+    ),
+    "Qwen3-30B-A3B, a quarter of its experts": Qwen3MoeConfig(
+        **SMALL | {"num_attention_heads": 32, "num_key_value_heads": 4},
+        hidden_size=2048,
+        intermediate_size=6144,
+        moe_intermediate_size=768,
+        num_experts=32,
+        num_experts_per_tok=8,
+        num_hidden_layers=1,
+    ),
+    "Qwen3.5-27B": Qwen3_5TextConfig(
+        **COMMON | {"vocab_size": 248_320, "num_attention_heads": 24, "num_key_value_heads": 4},
+        hidden_size=5120,
+        intermediate_size=17_408,
+        layer_types=["linear_attention", "full_attention"],
+        linear_num_key_heads=16,
+        linear_num_value_heads=48,
+        linear_key_head_dim=128,
+        linear_value_head_dim=128,
+        num_hidden_layers=2,
+    ),
+}
+LARGE = {"max_step_tokens": 16_384, "max_sequences": 128, "context_length": 16_385}  # as in `benchmarks.gpu`
+SMALL_STEP = {"max_step_tokens": 2048, "max_sequences": 16, "context_length": 1024}
+# each 2,048 tokens through a state are some hundred operations, which fake tensors are slow with
+SHORTER = {"max_step_tokens": 2175, "max_sequences": 64, "context_length": 16_385}
+
+
+@pytest.fixture(scope="module", params=SHAPES)
+def card(request, tmp_path_factory) -> ModelCard:
+    return read_card(write_hollow(tmp_path_factory.mktemp("hollow"), SHAPES[request.param]))
+
+
+def taken(card: ModelCard, limits: dict[str, int], quantization: str | None = None) -> tuple[int, Allocator]:
+    """What a plan books for a step, graphs aside; and the memory after it."""
+    tokens, sequences, context = (
+        limits[name] for name in ("max_step_tokens", "max_sequences", "context_length")
+    )
+    in_blocks = quantization is not None
+    overhead = Overhead(card.config, 2, 1, context_length=context, in_blocks=in_blocks)
+    of_graphs = GRAPH_BYTES + 4 * sequences * card.config.vocab_size
+    step = GpuStep(card.config, 2, 1, tokens, sequences, context, in_blocks)
+    return overhead.of_step("cuda", tokens, sequences) - of_graphs, step.run()
+
+
+@pytest.mark.parametrize("limits", [LARGE, SMALL_STEP], ids=["large", "small"])
+def test_a_plan_is_what_the_largest_step_takes(card, limits, monkeypatch):
+    if limits is LARGE and card.config.delta is not None:
+        limits = SHORTER
+    counted = most_of_a_step(card, **limits)
+    booked, _ = taken(card, limits)
+    assert booked >= counted.reserved
+    for name in ("CUBLAS_BYTES", "SORT_BYTES"):  # which fake tensors know nothing of
+        monkeypatch.setattr(gpu_step, name, 0)
+    _, memory = taken(card, limits)
+    assert memory.most == pytest.approx(counted.alive, rel=0.01)
+    assert memory.reserved == pytest.approx(counted.reserved, rel=0.01, abs=THERE)
+
+
+@pytest.mark.parametrize("card", ["Qwen3-0.6B"], indirect=True)
+def test_so_it_is_where_weights_are_made_plain_for_each_product(card, monkeypatch):
+    counted = most_of_a_step(card, quantization="q8", **SMALL_STEP)
+    booked, _ = taken(card, SMALL_STEP, "q8")
+    assert booked >= counted.reserved
+    for name in ("CUBLAS_BYTES", "SORT_BYTES"):
+        monkeypatch.setattr(gpu_step, name, 0)
+    _, memory = taken(card, SMALL_STEP, "q8")
+    assert memory.reserved == pytest.approx(counted.reserved, rel=0.12)
+
+
+def test_segments_are_cut_into_pieces_and_pieces_join_again():
+    memory = Allocator()
+    first, second = memory.allocate(3 * MIB), memory.allocate(4 * MIB)
+    assert (memory.reserved, memory.alive) == (20 * MIB, 7 * MIB)
+    memory.release(first)
+    third = memory.allocate(5 * MIB)  # too large for the place of the first
+    memory.release(second)
+    memory.allocate(7 * MIB)  # which has room for both
+    assert memory.reserved == 20 * MIB
+    large = memory.allocate(33 * MIB + 1)
+    assert memory.reserved == 54 * MIB
+    memory.release(third, large)
+    memory.allocate(20 * MIB)
+    assert memory.reserved == 54 * MIB, "the rest of a large segment is used as well"
+    memory.allocate(1)
+    assert memory.reserved == 56 * MIB
+    memory.empty()
+    assert memory.reserved == 56 * MIB, "something is in use in each"
+    assert memory.most == 45 * MIB + 512
