@@ -101,7 +101,9 @@ def best(hosts: Sequence[H], model: str, quotes: Mapping[str, Quoted | CortexErr
         quotes: what the neurons said of it, by their names; who is not there did not answer in time.
     """
     soonest = min((quote.seconds for quote in quotes.values() if _would_fit(quote)), default=inf)
-    costs = [_cost(host, model, quotes.get(host.name), soonest) for host in hosts]
+    # All processes must agree, and a hub may answer one host between the quotes for two of them.
+    sized = all(quote.bytes_to_pull for quote in quotes.values() if _is_pulled(quote))
+    costs = [_cost(host, model, quotes.get(host.name), soonest, sized) for host in hosts]
     least = min(costs)
     equals = [host for host, cost in zip(hosts, costs, strict=True) if cost == least]
     host = min(equals, key=lambda host: order(host.name, model)) if len(equals) > 1 else equals[0]
@@ -174,13 +176,16 @@ def _would_fit(quote: Quoted | CortexError) -> bool:
     return isinstance(quote, Quoted) and quote.verdict == "fits" and quote.seconds is not None
 
 
-def _cost(host: Host, model: str, quote: Quoted | CortexError | None, soonest: float) -> tuple[float, ...]:
+def _cost(
+    host: Host, model: str, quote: Quoted | CortexError | None, soonest: float, sized: bool
+) -> tuple[float, ...]:
     """The least of these is best: whether it failed lately, rank, loads that come first, seconds of this
     request and of those who want the evicted models next, models that leave, bytes that have to come
     from a hub, free memory to the next power of two.
 
     Args:
         soonest: seconds of a load where it fits.
+        sized: all know how many bytes would have to come.
     """
     state = host.models.get(model)
     coming, left = is_coming(host, model), state.seconds_left if state is not None else None
@@ -209,14 +214,15 @@ def _cost(host: Host, model: str, quote: Quoted | CortexError | None, soonest: f
     seconds = inf if quote.seconds is None else quote.seconds + quote.loss
     verdict, pulled = quote.verdict, 0.0
     if _is_pulled(quote):
-        verdict, pulled = "pulls", quote.bytes_to_pull or inf
+        verdict = "pulls"
+        seconds, pulled = (seconds, quote.bytes_to_pull) if sized else (inf, 0)
     rank = _RANKS[verdict] - PARKED * quote.parked
     return host.is_shaky(model), rank, begun + quote.ahead, seconds, len(quote.evicts), pulled, -free
 
 
-def _is_pulled(quote: Quoted) -> bool:
+def _is_pulled(quote: Quoted | CortexError) -> bool:
     """Whether its files would have to come from a hub first."""
-    return quote.verdict == "waits" and quote.bytes_to_pull is not None
+    return isinstance(quote, Quoted) and quote.verdict == "waits" and quote.bytes_to_pull is not None
 
 
 def _reason(host: Host, model: str, quote: Quoted | CortexError | None) -> str:

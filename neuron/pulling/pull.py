@@ -24,7 +24,7 @@ log = logging.getLogger("neuron.pulling.pull")
 RETRY_SECONDS = 60.0  # after one that failed, until the next one
 TURNED_AWAY_SECONDS = 10.0  # for whom the line is too long, where nobody knows how long the files take
 KNOWN_SECONDS = 300.0  # that what the hub said of a model's size is taken for true
-QUOTE_SECONDS = 2.0  # that a quote waits for the hub: gateways wait for three
+QUOTE_SECONDS = 1.0  # that a quote waits for the hub: gateways wait for three
 
 
 @dataclass(slots=True)

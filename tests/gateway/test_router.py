@@ -64,10 +64,12 @@ def test_what_has_to_be_pulled_comes_before_waiting_and_after_eviction_and_least
     pulls, evicts = quote("waits", bytes_to_pull=9), quote("evicts", 90.0, evicts=["x"])
     assert chosen(hosts, a=pulls, b=evicts, c=quote("waits", 1.0)) == "b"
     assert chosen([hosts[0], hosts[2]], a=pulls, c=quote("waits", 1.0)) == "a"
-    unknown = quote("waits", bytes_to_pull=0)
     for left, right in ((8, 9), (9, 8)):
-        quotes = {"a": unknown, "b": quote("waits", bytes_to_pull=left)}
-        assert chosen(hosts, c=quote("waits", bytes_to_pull=right), **quotes) == "bc"[left > right]
+        quotes = {"a": quote("waits", bytes_to_pull=left), "b": quote("waits", bytes_to_pull=right)}
+        assert chosen(hosts[:2], **quotes) == "ab"[left > right]
+    unknown, known = quote("waits", bytes_to_pull=0), quote("waits", 1.0, bytes_to_pull=8)
+    told = [{"a": unknown, "b": unknown}, {"a": known, "b": unknown}, {"a": unknown, "b": known}]
+    assert len({chosen(hosts[:2], **quotes) for quotes in told}) == 1  # whoever asked a moment sooner
     coming = [host("a", "loading", left=900.0), host("b", "unloaded")]
     assert chosen(coming, a=quote("loading", 900.0, bytes_to_pull=5), b=pulls) == "a"
     assert chosen(coming, a=quote("loading", 900.0, bytes_to_pull=5), b=quote("fits", 9.0)) == "b"

@@ -128,11 +128,18 @@ def test_a_request_brings_the_model_and_is_told_how_far_it_is(neuron: Neuron, hu
 
 def downloads(neuron: Neuron) -> list[int]:
     """Its processes that ask a hub, or did and are not reaped."""
-    return [pid for pid in neuron.children() if not {"neuron.preparation.child", "workers"} & command(pid)]
+    return [pid for pid in neuron.children() if {"neuron.pulling.child", ZOMBIE} & command(pid)]
+
+
+ZOMBIE = "a zombie"
 
 
 def command(pid: int) -> set[str]:
-    return set(Path(f"/proc/{pid}/cmdline").read_text().split("\0"))
+    try:
+        line = Path(f"/proc/{pid}/cmdline").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return set()
+    return set(line.split("\0")) if line else {ZOMBIE}
 
 
 def test_all_who_ask_have_one_pull_that_outlives_them(neuron: Neuron, hub: Hub) -> None:
@@ -150,7 +157,7 @@ def test_all_who_ask_have_one_pull_that_outlives_them(neuron: Neuron, hub: Hub) 
 
     with held(hub, "org/held") as go_on:
         asyncio.run(ask_and_leave())
-        assert neuron.model("org/held").status == "loading"
+        neuron.wait_for("org/held", status="loading", waiting=0)
         go_on.set()
         state = neuron.wait_for("org/held", bytes_to_pull=None)
     assert state.status == "unloaded"  # nobody waits for it any more
