@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ipc.worker_messages import CONTEXT_BYTES, GRAPH_BYTES, KERNEL_BYTES
 from neuron.memory.gpu_step import GpuStep
+from workers.checkpoints.caches import SPARE_STATES
 from workers.checkpoints.card import Dtype
 from workers.checkpoints.config import ModelConfig
 from workers.checkpoints.layers import kv_heads_on_rank
@@ -84,6 +85,7 @@ class Overhead:
             step, kept = GpuStep(*sizes, self.in_blocks).run().reserved, 0
             if not self.shapes.bidirectional:
                 kept = GRAPH_BYTES + sequences * self.shapes.vocab_size * FLOAT
+            kept += SPARE_STATES[kind] * self._state_bytes
         if self.vision is not None:  # which looks before the layers run
             step = max(step, self.vision.working_bytes(self.itemsize, self.context_length))
             kept += REMEMBERED_BYTES if kind == "cpu" else 0
@@ -97,6 +99,11 @@ class Overhead:
         if self.shapes.bidirectional:  # there are no logits
             return layers
         return layers + max(self._told(tokens), self._sampling(sequences))
+
+    @property
+    def _state_bytes(self) -> int:
+        """Of all layers that keep one."""
+        return FLOAT * sum(layer.state_size for layer in self.shapes.layers) // self.world_size
 
     def _attention(self, tokens: int) -> int:
         shapes, size = self.shapes, self.itemsize

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import EllipsisType, SimpleNamespace
 from typing import Any, NamedTuple
@@ -26,6 +26,7 @@ from neuron.memory.allocator import Allocator, Block
 from tests.workers.engines import make_spec
 from workers.cache.paged import KVCache
 from workers.checkpoints.card import ModelCard
+from workers.checkpoints.vision import Vision
 from workers.execution import model_runner
 from workers.execution.memory import largest_step
 from workers.execution.model_runner import ModelRunner
@@ -33,12 +34,13 @@ from workers.kernels.launch import Launcher
 from workers.models.registry import MODELS
 from workers.parallel import RankGroup
 from workers.sampling.sampler import Sampler
+from workers.vision.tower import Tower
 
 HOPPER = SimpleNamespace(multi_processor_count=132)  # what it is asked for of an H100's properties
 
 
 class Counted(NamedTuple):
-    """Bytes of the largest step beside weights and cache."""
+    """Bytes, beside weights and cache."""
 
     alive: int  # the most that lived at once
     reserved: int  # by torch's allocator
@@ -72,6 +74,16 @@ class Counting(TorchDispatchMode):
             if storage.expired():
                 del self._known[key]
                 self.allocator.release(block)
+
+    def most_of(self, run: Callable[[], object]) -> Counted:
+        """What that takes beside what is there."""
+        self.settle()
+        memory = self.allocator
+        memory.empty()
+        alive, reserved = memory.alive, memory.reserved
+        memory.most = alive
+        run()
+        return Counted(memory.most - alive, memory.reserved - reserved)
 
 
 class FakeBuffers:
@@ -182,6 +194,15 @@ def _forget() -> None:
                     each.cache_clear()
 
 
+def most_of_a_look(vision: Vision, rows: int, columns: int) -> Counted:
+    """What a tower takes of a GPU while it looks at an image of so many pixels."""
+    counting = Counting()
+    with _a_gpu(), FakeTensorMode(allow_non_fake_inputs=True), counting, torch.inference_mode():
+        tower = Tower(vision, torch.bfloat16, torch.device("cuda:0"))
+        image = torch.empty(rows, columns, 3, dtype=torch.uint8)
+        return counting.most_of(lambda: tower(image))
+
+
 def most_of_a_step(card: ModelCard, **limits: Any) -> Counted:
     """What the largest step of `limits` takes of a GPU beside weights and cache."""
     spec = make_spec(device="cuda:0", **{"dtype": "bfloat16"} | limits)
@@ -206,10 +227,5 @@ def most_of_a_step(card: ModelCard, **limits: Any) -> Counted:
             groups.append(CacheGroup(kind="state", layers=stateful))
         runner._attend_over(groups, cache, 1)
         runner.most_bytes = 1 << 60
-        counting.settle()
-        allocator = counting.allocator
-        allocator.empty()
-        alive, reserved = allocator.alive, allocator.reserved
-        allocator.most = alive
-        runner.execute(largest_step(spec, runner.sampler.block_rows, groups=len(groups)))
-        return Counted(allocator.most - alive, allocator.reserved - reserved)
+        step = largest_step(spec, runner.sampler.block_rows, groups=len(groups))
+        return counting.most_of(lambda: runner.execute(step))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from transformers import PretrainedConfig, Qwen3_5TextConfig, Qwen3Config, Qwen3MoeConfig
 
 from benchmarks.driver import write_hollow
@@ -15,7 +16,10 @@ from workers.checkpoints.card import ModelCard, read_card
 
 pytest.importorskip("triton")  # whose kernels a step on a GPU has
 
-from tests.workers.counted import most_of_a_step
+from tests.workers.counted import most_of_a_look, most_of_a_step
+from workers.cache.state import StateCache
+from workers.checkpoints.caches import SPARE_STATES, state_bytes
+from workers.checkpoints.vision import Vision
 from workers.kernels.fused import INTERPRETED
 
 pytestmark = pytest.mark.skipif(
@@ -102,6 +106,43 @@ def test_so_it_is_where_weights_are_made_plain_for_each_product(card, monkeypatc
         monkeypatch.setattr(gpu_step, name, 0)
     _, memory = taken(card, SMALL_STEP, "q8")
     assert memory.reserved == pytest.approx(counted.reserved, rel=0.12)
+
+
+@pytest.mark.parametrize("card", ["Qwen3.5-27B"], indirect=True)
+def test_states_that_no_sequence_has_are_booked(card):
+    groups = card.cache_groups(1)
+    booked, memory = taken(card, SMALL_STEP)
+    stateful = [number for number, layer in enumerate(card.config.layers) if layer.kind == "state"]
+    pool = StateCache(
+        stateful, card.config.delta, states=5 + 1, device=torch.device("meta")
+    )  # one is for padding
+    assert pool.nbytes == (5 + SPARE_STATES["cuda"]) * state_bytes(groups)
+    assert booked - memory.reserved == pool.nbytes - 5 * state_bytes(groups)
+
+
+@pytest.mark.parametrize("side", [1024, 2048])
+def test_a_tower_of_a_gpu_takes_no_more_than_is_planned(side):
+    """As in Qwen3-VL-8B, with fewer layers. A CPU keeps more of it, and both have one plan."""
+    vision = Vision(
+        depth=2,
+        hidden_size=1152,
+        intermediate_size=4304,
+        num_heads=16,
+        patch_size=16,
+        merge_size=2,
+        frames=2,
+        table_side=48,
+        out_size=4096,
+        deepstack=(0,),
+        activation="gelu_tanh",
+        token=1,
+        min_pixels=1,
+        max_pixels=side * side,
+        mean=(0.5,) * 3,
+        deviation=(0.5,) * 3,
+    )
+    counted = most_of_a_look(vision, side, side)
+    assert counted.reserved <= vision.working_bytes(2, 16_384) <= 1.4 * counted.reserved
 
 
 def test_segments_are_cut_into_pieces_and_pieces_join_again():

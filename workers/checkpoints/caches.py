@@ -26,6 +26,9 @@ ORDER: tuple[Kind, ...] = (
 )  # of groups: those that keep most come first
 # States of a sequence at once: the one at a page's end, and the one that a step makes of it.
 LIVE_STATES = 2
+# And beside those of sequences: the zeros that each begins with, and where padded steps write. On a CPU zeros
+# that nobody wrote to take no memory, and no step is padded.
+SPARE_STATES = {"cpu": 0, "cuda": 2}
 KEPT_STATES = 4  # of texts that may go on, beside those of sequences that run
 SCALE_BYTES = 2  # of keys and values in 8 bits: one scale for each head of a token, beside its elements
 MOST_WASTE = 1 / 8  # of a page may be without use where layers do not divide evenly into groups

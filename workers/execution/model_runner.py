@@ -181,7 +181,8 @@ class ModelRunner:
         used = msgspec.structs.replace(used, weights=weights)
         self.blocks = None
         states = caches.num_states(groups, spec.max_sequences) if spec.states is None else spec.states
-        used = msgspec.structs.replace(used, kv_pool=states * caches.state_bytes(groups))
+        spare = caches.SPARE_STATES[self.group.device.type]
+        used = msgspec.structs.replace(used, kv_pool=(states + spare) * caches.state_bytes(groups))
         page_bytes = caches.page_bytes(groups)
         recorder = graph_device(self.group.device)
         pages = self.group.least(pool_pages(spec, page_bytes, used))
