@@ -63,7 +63,7 @@ class Download:
         self._process.wait()
         self._gone.set()
 
-    async def news(self) -> AsyncGenerator[Found | Came]:
+    async def news(self) -> AsyncGenerator[Found | Came, None]:
         """What it says, until it is done.
 
         Raises:

@@ -131,6 +131,8 @@ class Pull:
             if task is not None and not task.done():
                 task.cancel(why)
                 await asyncio.wait([task])
+        if self._here is not None:  # it had not even begun
+            self._settle(CortexError(Code.MODEL_LOAD_FAILED, why))
 
     async def _bring(self) -> None:
         error = None
@@ -242,7 +244,7 @@ class Pull:
 
     async def quote(self, request_id: int) -> Quoted:
         """What a request for it would meet."""
-        if self._here is None and self._error is None:
+        if not self.is_busy:
             await self._look()
         quoted = partial(Quoted, id=request_id, queue=len(self._waiting))
         if self._error is not None:
@@ -273,16 +275,19 @@ class Pull:
         try:
             async with aclosing(self._ask(fetch=False)) as told:
                 async for news in told:
-                    self._learn(news)
+                    if self._here is None:  # else that one knows better by now
+                        self._learn(news)
         except CortexError as error:
-            if self._here is None and self._error is None:
+            if not self.is_busy:
                 self._fail(error)
+        except Exception:
+            log.exception("hub could not be asked model=%s", self.settings.id)
         self._shared.changed()
 
     def _learn(self, found: Found) -> None:
         self._found, self._found_at, self._came = found, time.monotonic(), 0
 
-    async def _ask(self, fetch: bool) -> AsyncGenerator[Found | Came]:
+    async def _ask(self, fetch: bool) -> AsyncGenerator[Found | Came, None]:
         task = HubTask(
             source=self._source,
             cache=self._shared.cache(),

@@ -27,9 +27,11 @@ from ipc.messages import (
     Unload,
 )
 from ipc.model_settings import ModelSettings
+from neuron.config import NeuronConfig
 from neuron.pulling import download
 from neuron.pulling.child import HubTask
 from neuron.pulling.download import Download
+from neuron.pulling.pull import Pull, Shared
 from tests.neuron.harness import PATIENCE, Neuron, chat, children_of, is_running, wait_until
 from tests.neuron.hub import Hub, Repository, serving
 
@@ -271,6 +273,23 @@ def test_a_neuron_that_stops_ends_its_pulls(environment: None, hub: Hub, tmp_pat
         assert neuron.process.wait(PATIENCE) == 0
         assert not is_running(child)
     assert refused.value.code in (Code.SHUTTING_DOWN, Code.NEURON_LOST)
+
+
+def test_a_pull_that_is_ended_before_it_began_leaves_nobody_waiting() -> None:
+    async def arrived(model_id: str) -> None:
+        raise AssertionError(model_id)
+
+    async def scenario() -> None:
+        shared = Shared(NeuronConfig(), lambda: "", lambda settings: 0, lambda: 0, arrived, lambda: None)
+        pull = Pull(ModelSettings(id="org/m", pull=True), shared)
+        waiting = asyncio.create_task(pull.wait("", lambda progress: None))
+        await asyncio.sleep(0)
+        await pull.stop("somebody unloaded it")
+        with pytest.raises(CortexError, match="somebody unloaded it"):
+            await asyncio.wait_for(waiting, PATIENCE)
+        assert pull.state().waiting == 0
+
+    asyncio.run(scenario())
 
 
 @pytest.mark.parametrize(
