@@ -790,6 +790,8 @@ class ModelState(Plain):
     max_output: int = 0  # tokens of one answer, whatever a request wants; 0: what the context leaves
     adapters_loaded: list[str] = []  # names of those that are in memory now
     bytes_to_pull: int | None = None  # its files are not here: so much is to come; 0: nobody knows yet
+    drafted: int = 0  # tokens that were guessed, since the load
+    accepted: int = 0  # of these, that were right
 
 
 class Discovery(Reply, tag="discovery"):

@@ -17,6 +17,8 @@ Share = Annotated[float, Meta(ge=0, le=1)]
 
 MAX_MODEL_ID = 1024  # characters; it may be a folder's path
 
+Speculation = Literal["ngram"]  # how: by what followed the same tokens before, in the same text
+
 HUB = "hf:"  # the scheme of a source in the Hugging Face cache
 
 # The formats in which models write tool calls, by their names; `neuron.text.formats.registry` has them.
@@ -137,6 +139,7 @@ class ModelSettings(Struct, frozen=True, kw_only=True, omit_defaults=True):
     host_state_memory: Size = 0  # of the host, for states that leave the device of a rank, at most
     pull: bool = False  # a host without its files fetches them from the hub when somebody asks for it
     kv_cache_dtype: Literal["int8", "fp8"] | None = None  # of keys and values; null: the model's own type
+    speculation: Speculation | None = None  # tokens are guessed, and several checked in one step
 
     @property
     def folder(self) -> str | None:
@@ -208,6 +211,9 @@ def _check_one(model: ModelSettings, devices: Collection[str] | None, key: str, 
     if model.kv_cache_dtype is not None and model.simulated is not None:
         text = f"{model.kv_cache_dtype!r} is of no use: the model is simulated, and keeps no keys and values"
         raise ConfigError(source, f"{key}.kv_cache_dtype", text)
+    if model.speculation is not None and model.simulated is not None:
+        text = f"{model.speculation!r} is never used: the model is simulated"
+        raise ConfigError(source, f"{key}.speculation", text)
     given = [name for name in ("path", "source") if getattr(model, name) is not None]
     if given and model.simulated is not None:
         value = getattr(model, given[0])

@@ -14,7 +14,7 @@ from typing import Literal
 import msgspec
 
 from ipc.messages import Plain
-from ipc.model_settings import FailurePlan
+from ipc.model_settings import FailurePlan, Speculation
 
 PAGE_SIZE = 32  # tokens in one page of a KV pool
 SMALLEST_CONTEXT = 2048  # tokens; a model that cannot have so many is not worth its weights
@@ -133,6 +133,7 @@ class WorkerSpec(Plain, kw_only=True, tag="spec"):
     parking_fd: int | None = None  # memory for its weights (`ipc.parked`): whole to be read, or to be filled
     host_states: int = 0  # for which there is room in the host's memory, once they left the device
     kv_cache_dtype: Literal["int8", "fp8"] | None = None  # of keys and values; None: `dtype`
+    speculation: Speculation | None = None  # how tokens are guessed that a step then checks; None: not at all
 
 
 class Footprint(Plain):
@@ -340,6 +341,8 @@ class StepReport(msgspec.Struct, tag=3, array_like=True):
     out_of_memory: int = 0  # steps
     cached: list[bytes] = []  # hashes of pages that can be shared from now on
     evicted: list[bytes] = []  # and of those that no longer can
+    drafted: int = 0  # tokens that were guessed, and checked
+    accepted: int = 0  # of these, that were right
 
 
 class Fatal(msgspec.Struct, tag=4, array_like=True):

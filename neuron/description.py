@@ -9,6 +9,7 @@ from typing import Literal
 
 import msgspec
 
+from ipc.errors import Code, CortexError
 from ipc.worker_messages import CacheGroup, SimulatedSpec
 from neuron.config import ModelSettings
 from neuron.memory.cache_plan import CachePlan
@@ -127,6 +128,7 @@ def describe(settings: ModelSettings, folder: Path) -> ModelDescription:
 
 def described(settings: ModelSettings, card: ModelCard) -> ModelDescription:
     """The model of `card`, served as `settings` want it; raises as `describe` does."""
+    _check_speculation(settings, card)
     card, dtype = card.kept_in(settings.quantization), settings.dtype or card.dtype
     notes = list(card.notes)
     adapters = tuple(read_adapter(name, path, card) for name, path in settings.adapters.items())
@@ -182,6 +184,22 @@ def described(settings: ModelSettings, card: ModelCard) -> ModelDescription:
         adapters=adapters,
         adapter_bytes=tuple(each.bytes_per_rank(card, settings.ranks, dtype) for each in adapters),
         max_output=settings.max_output,
+    )
+
+
+def _check_speculation(settings: ModelSettings, card: ModelCard) -> None:
+    """See that tokens can be guessed for it, where they shall be. CortexError where not."""
+    if settings.speculation is None:
+        return
+    if card.config.bidirectional:
+        reason = "it writes no text"
+    elif any(layer.kind == "state" for layer in card.layers):
+        reason = "it has layers with a state, which cannot be taken back when a guess was wrong"
+    else:
+        return
+    raise CortexError(
+        Code.MODEL_LOAD_FAILED,
+        f"speculation {settings.speculation} is not for {card.architecture}: {reason}. Leave it out",
     )
 
 

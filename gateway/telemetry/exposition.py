@@ -66,6 +66,8 @@ _MODEL_COUNTERS = {
     "preemptions": "Sequences that gave up their pages and were computed again.",
     "out_of_memory": "Steps that ran out of device memory.",
     "collectives": "Collectives between the ranks.",
+    "drafted": "Tokens that were guessed and checked.",
+    "accepted": "Part of these that were right.",
 }
 _DEVICE_GAUGES = {
     "memory_total": "Bytes of memory.",

@@ -75,6 +75,7 @@ class Launcher:
             weight_cache=weight_cache(self.config.quantised_cache),
             parking_fds=parking_fds,
             kv_cache_dtype=settings.kv_cache_dtype,
+            speculation=settings.speculation,
         )
         return WorkerGroup(
             spec,

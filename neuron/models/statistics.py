@@ -57,4 +57,6 @@ class Statistics:
             "preemptions": step.preemptions,
             "out_of_memory": step.out_of_memory,
             "steps": step.step,
+            "drafted": step.drafted,
+            "accepted": step.accepted,
         }

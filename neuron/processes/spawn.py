@@ -13,6 +13,7 @@ import msgspec
 
 from ipc.broadcast import BroadcastRing
 from ipc.heartbeat import HeartbeatPage
+from ipc.model_settings import Speculation
 from ipc.ring import Ring
 from ipc.sealed import seal
 from ipc.worker_messages import Fatal, Ready, SimulatedSpec, WeightCache, WorkerSpec
@@ -48,6 +49,7 @@ class GroupSpec:
     weight_cache: WeightCache | None = None
     parking_fds: tuple[int, ...] = ()  # memory for the weights of each rank (`ipc.parked`), if any
     kv_cache_dtype: KVCacheDtype | None = None
+    speculation: Speculation | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -145,6 +147,7 @@ def spawn(
                     weight_cache=spec.weight_cache,
                     parking_fd=spec.parking_fds[index] if spec.parking_fds else None,
                     kv_cache_dtype=spec.kv_cache_dtype,
+                    speculation=spec.speculation,
                 )
                 ranks.append(Rank(index, order.device, _hire(order, take), reports))
         except OSError:

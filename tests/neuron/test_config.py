@@ -53,7 +53,8 @@ models:
      max_sequences: 2, max_step_tokens: 64, kv_memory: 1GiB, min_device_memory: 24GB, min_memory: 48GB,
      host_state_memory: 8GiB,
      sampling: {temperature: 0.6, top_k: 20, top_p: 0.95, min_p: 0, repetition_penalty: 1.1, max_tokens: 256},
-     tool_format: glm, reasoning_format: think, kv_cache_dtype: int8}
+     tool_format: glm, reasoning_format: think, kv_cache_dtype: int8,
+     speculation: ngram}
   - id: slow
     simulated:
       step_seconds: 0.01
@@ -86,6 +87,7 @@ models:
         ),
         max_sequences=2,
         max_step_tokens=64,
+        speculation="ngram",
         kv_memory=1 << 30,
         host_state_memory=8 << 30,
         tool_format="glm",
@@ -115,6 +117,8 @@ def test_endpoints_of_zeromq_are_taken(read, listen):
         ("models: [{id: a}, {id: b}, {id: a}]", "models[2].id", ["'a'", "models[0]"]),
         ("models: [{id: a, ranks: 0}]", "models[0].ranks", [">= 1", "0"]),
         ("models: [{id: ''}]", "models[0].id", ["length >= 1"]),
+        ("models: [{id: a, speculation: eagle}]", "models[0].speculation", ["'eagle'"]),
+        ("models: [{id: a, speculation: ngram, simulated: {}}]", "models[0].speculation", ["simulated"]),
         ("models: [{id: a, dtype: int8}]", "models[0].dtype", ["'int8'"]),
         ("models: [{id: a, source: 'ollama:b'}]", "models[0].source", ["hf:ORG/NAME", "'ollama:b'"]),
         ("models: [{id: a, source: 'hf:b'}]", "models[0].source", ["'hf:b'"]),

@@ -11,7 +11,7 @@ from array import array
 from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from ipc.worker_messages import PAGE_SIZE, CacheGroup, SamplingParams, SequenceReport, Submit
 from workers.checkpoints.caches import first_page_seen
@@ -131,7 +131,10 @@ class ReferenceEngine:
         for entry in plan.scheduled:
             slot = self.slots[entry.slot]
             start, end = slot.num_computed, slot.num_computed + entry.num_tokens
+            known = len(slot.token_ids)
+            slot.token_ids += entry.drafts
             assert start < end <= len(slot.token_ids)
+            assert not entry.drafts or end == len(slot.token_ids) == start + 1 + len(entry.drafts)
             self._extend(slot, end)
             for index, group in enumerate(self.groups):
                 assert pages_for(end) <= len(slot.tables[index])
@@ -142,15 +145,21 @@ class ReferenceEngine:
             slot.num_computed = end
             self.computed += entry.num_tokens
             if end == len(slot.token_ids):
-                one = (
-                    StepResult([-1], {0: Extra(embedding=b"1234")})
-                    if slot.pooling
-                    else sample(slot.token_ids)
-                )
-                if one.extras:
-                    result.extras[len(result.tokens)] = one.extras[0]
-                result.tokens += one.tokens
-                slot.token_ids += one.tokens
+                del slot.token_ids[known:]
+                for draft in (*entry.drafts, None):
+                    one = (
+                        StepResult([-1], {0: Extra(embedding=b"1234")})
+                        if slot.pooling
+                        else sample(slot.token_ids)
+                    )
+                    if one.extras:
+                        result.extras[len(result.tokens)] = one.extras[0]
+                    result.tokens += one.tokens
+                    slot.token_ids += one.tokens
+                    if one.tokens != [draft]:
+                        break
+                slot.num_computed = len(slot.token_ids) - 1
+                del slot.stands_for[slot.num_computed :]
         return result
 
     def check_pages(self) -> None:
@@ -346,6 +355,7 @@ class Shape:
     caches: tuple[CacheGroup, ...] = ()
     states: int = 0
     host_states: int = 0
+    speculation: Literal["ngram"] | None = None
 
 
 class Storm:

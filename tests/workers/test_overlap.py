@@ -123,12 +123,12 @@ def test_numbers_that_are_not_finite_end_one_answer_and_are_fed_to_nobody(runner
     [expected] = serve(runner, [good], **LIMITS)
     launch, broken = runner.sampler.launch, 0
 
-    def damaged(logits, slots, bitmask=None):
+    def damaged(logits, slots, *others):
         nonlocal broken
         broken += 1
         if broken == 4:
             logits[slots.index(1)] = float("nan")
-        return launch(logits, slots, bitmask)
+        return launch(logits, slots, *others)
 
     monkeypatch.setattr(runner.sampler, "launch", damaged)
     monkeypatch.setattr(runner.sampler, "ways", lambda slots: None)

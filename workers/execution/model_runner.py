@@ -54,7 +54,7 @@ from workers.step.batch import Segment, Slot, Step, make_step
 from workers.step.engine import Loaded, OutOfDeviceMemory, StepResult
 from workers.step.gallery import Gallery
 from workers.step.pages import pages_for
-from workers.step.plan import NewSequence, Scheduled, StepPlan
+from workers.step.plan import NewSequence, Scheduled, StepPlan, verified
 from workers.vision.sight import Sight
 from workers.weights import parking
 from workers.weights.blocks import Empty
@@ -88,7 +88,8 @@ class ModelRunner:
         self.grammars: Grammars | None = None  # made when the first one is asked for; on rank 0 only
         self.threads: Threads | None = None  # None: their number stays
         self.blocks: list[int] | None = None  # of the model, that run; None: all
-        self.untold: deque[Slot] = deque()  # on the others: who got tokens that no plan has told yet
+        # on the others: who got tokens that no plan has told yet, and the drafts that were fed
+        self.untold: deque[tuple[Slot, Sequence[int]]] = deque()
         self.in_flight = int(spec.device != "cpu")  # steps, when the next is sent: a CPU is busy with one
         self.host_states: HostStates | None = None  # for those that leave the device, if there is room
         self.graphs: Graphs[Decoded] | None = None  # None: steps are not padded, and none is recorded
@@ -306,9 +307,7 @@ class ModelRunner:
         if self.threads is not None:
             self.threads.follow()
         if self.group.rank > 0:
-            for token in plan.tokens:
-                if not (slot := self.untold.popleft()).new.pooling:
-                    slot.know(token)
+            self._hear(plan.tokens)
         for number in plan.released:
             self._release(number)
         for new in plan.added:
@@ -331,6 +330,16 @@ class ModelRunner:
         if self.group.device.type == "cuda":
             torch.cuda.empty_cache()
         raise OutOfDeviceMemory(reason)
+
+    def _hear(self, tokens: list[int]) -> None:
+        """Take in what rank 0 sampled in the oldest steps of which nothing was told yet."""
+        coming, left = iter(tokens), len(tokens)
+        while left:
+            slot, drafts = self.untold.popleft()
+            known = verified(coming, drafts)
+            left -= len(known)
+            if not slot.new.pooling:
+                slot.know(known)
 
     def _held(self) -> int:
         """Bytes, without adapters, which come and go."""
@@ -409,8 +418,8 @@ class ModelRunner:
             if logits is not None:
                 self._enter(step.sampled)
                 bitmask = masks.result() if masks is not None else None
-                launched = self.sampler.launch(logits, step.sampled, bitmask)
-            if self.latest is not None:
+                launched = self.sampler.launch(logits, step.sampled, bitmask, step.drafts)
+            if self.latest is not None and not step.drafts:  # the next step is sent when these are known
                 self.latest.keep(inputs["sampled_slots"], None if launched is None else launched.tokens)
         for slot, vector in pooled:
             slot.pooled = slot.pooled + vector if slot.new.pooling == "mean" else vector
@@ -418,16 +427,18 @@ class ModelRunner:
             slot.prompt_logprobs += entries
         for segment in segments:
             segment.slot.num_computed += len(segment.rows)
+        for number, drafts in step.drafts.items():
+            self.slots[number].num_computed -= len(drafts)
         return self._outcome(step, launched)
 
     def _outcome(self, step: Step, launched: Launched | None) -> Outcome:
         """What the step comes to later: on rank 0, which has the tokens; the others are told them."""
-        for number in step.sampled:
+        for number in dict.fromkeys(step.sampled):
             self.slots[number].num_ahead += 1
-        complete = [(number, self.slots[number]) for number in step.complete]
-        ahead = self.latest is not None and not any(slot.new.constraint for _, slot in complete)
+        complete = [(number, self.slots[number], step.drafts.get(number, ())) for number in step.complete]
+        ahead = self.latest is not None and not any(slot.new.constraint for _, slot, _ in complete)
         if self.group.rank > 0:
-            self.untold.extend(slot for _, slot in complete)
+            self.untold.extend((slot, drafts) for _, slot, drafts in complete)
             return Outcome([], None, None, ahead)
         return Outcome(complete, launched, self.grammars, ahead and (launched is None or launched.ahead))
 

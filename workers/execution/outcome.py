@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import count
 
 from ipc.errors import Code, CortexError
 from workers.sampling.grammar import Grammars
 from workers.sampling.sampler import Launched, Sampled
 from workers.step.batch import Slot
 from workers.step.engine import Extra, StepResult
+from workers.step.plan import verified
 
 NOT_FINITE = CortexError(
     Code.INTERNAL,
@@ -27,7 +27,8 @@ class Outcome:
     The slots are kept themselves: when the tokens are there their numbers may be others'.
     """
 
-    complete: Sequence[tuple[int, Slot]]  # that have no pending token left, and their numbers
+    # who has no pending token left: their numbers, and the drafts that were fed
+    complete: Sequence[tuple[int, Slot, Sequence[int]]]
     launched: Launched | None  # None: no token is sampled, or not on this rank
     grammars: Grammars | None
     ahead: bool
@@ -35,27 +36,34 @@ class Outcome:
     def result(self) -> StepResult:
         """Wait for the tokens, append them, and say what else came of each sequence."""
         sampled = self.launched.result() if self.launched is not None else Sampled([])
-        result, rows = StepResult([]), count()
-        for index, (number, slot) in enumerate(self.complete):
+        result, tokens, row = StepResult([]), iter(sampled.tokens), 0
+        for number, slot, drafts in self.complete:
             if slot.new.pooling:
+                result.extras[len(result.tokens)] = _embedding(slot)
                 result.tokens.append(-1)
-                result.extras[index] = _embedding(slot)
                 continue
-            row = next(rows)
-            token, entry = sampled.tokens[row], sampled.logprobs.get(row)
-            result.tokens.append(token)
-            slot.know(token)
-            finish, prompt_logprobs = "", slot.prompt_logprobs
-            if token < 0:
-                error = NOT_FINITE if row in sampled.broken else self._nothing_to_choose(slot, number)
-                result.extras[index] = Extra("error", error.code, error.message)
-                continue
-            if slot.new.constraint is not None and self.grammars.accept(number, token):
-                finish = "stop"
-            if finish or entry is not None or prompt_logprobs:
-                slot.prompt_logprobs = []
-                result.extras[index] = Extra(finish, logprobs=entry, prompt_logprobs=prompt_logprobs)
+            known = verified(tokens, drafts)
+            slot.know(known)
+            for token in known:
+                if (extra := self._extra(sampled, row, number, slot)) is not None:
+                    result.extras[len(result.tokens)] = extra
+                result.tokens.append(token)
+                row += 1
         return result
+
+    def _extra(self, sampled: Sampled, row: int, number: int, slot: Slot) -> Extra | None:
+        """What there is to say besides one of the tokens of a slot."""
+        token, entry = sampled.tokens[row], sampled.logprobs.get(row)
+        if token < 0:
+            error = NOT_FINITE if row in sampled.broken else self._nothing_to_choose(slot, number)
+            return Extra("error", error.code, error.message)
+        finish, prompt_logprobs = "", slot.prompt_logprobs
+        if slot.new.constraint is not None and self.grammars.accept(number, token):
+            finish = "stop"
+        if not (finish or entry is not None or prompt_logprobs):
+            return None
+        slot.prompt_logprobs = []
+        return Extra(finish, logprobs=entry, prompt_logprobs=prompt_logprobs)
 
     def _nothing_to_choose(self, slot: Slot, number: int) -> CortexError:
         return NO_CHOICE if slot.new.constraint is None else self.grammars.error(number)

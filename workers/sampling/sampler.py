@@ -16,8 +16,8 @@ needed.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -26,7 +26,17 @@ import torch
 from torch import Tensor
 
 from ipc.worker_messages import Logprobs, SamplingParams
-from workers.sampling.draws import BROKEN, FEW, FILTERED, PLAIN, draw_filtered, draw_plain, highest, there
+from workers.sampling.draws import (
+    BROKEN,
+    FEW,
+    FILTERED,
+    NOTHING,
+    PLAIN,
+    draw_filtered,
+    draw_plain,
+    highest,
+    there,
+)
 from workers.sampling.inputs import Wishes, fetched, sent
 from workers.sampling.logprobs import measured, named
 from workers.sampling.penalties import NGrams, Penalties
@@ -37,6 +47,7 @@ CANDIDATES = 1024  # sorted for top-p and min-p if FEW do not hold enough; then 
 BLOCK_LOGITS = {"cpu": 5 << 18, "cuda": 5 << 20}
 GREEDY = SamplingParams(0.0)
 MASK = (1 << 64) - 1
+NO_DRAFTS: Mapping[int, Sequence[int]] = {}
 GOLDEN = 0x9E3779B97F4A7C15  # 2**64 over the golden ratio
 
 
@@ -44,9 +55,9 @@ GOLDEN = 0x9E3779B97F4A7C15  # 2**64 over the golden ratio
 class Sampled:
     """What was chosen."""
 
-    tokens: list[int]  # one a row; -1 where nothing is allowed, or a logit is not finite
-    broken: set[int] = field(default_factory=set)  # of the rows without a token, those of the latter kind
-    logprobs: dict[int, Logprobs] = field(default_factory=dict)  # by row, where they were asked for
+    tokens: list[int]  # one a row that counts; -1 where nothing is allowed, or a logit is not finite
+    broken: set[int] = field(default_factory=set)  # of those without a token, those of the latter kind
+    logprobs: dict[int, Logprobs] = field(default_factory=dict)  # by index, where they were asked for
 
 
 @dataclass(slots=True)
@@ -69,6 +80,7 @@ class _Slot:
     allowed: Tensor | None  # [vocabulary] bool
     bias: tuple[list[int], list[float]]  # ids and values
     ngrams: NGrams | None  # of prompt and output, where none may come twice
+    behind: int | None = None  # the draft before it, if this is not a sequence but a place behind a draft
 
     def forbidden(self) -> Iterator[int]:
         """What may not come next: the ends of bad words, of runs that were there, and what begins nothing."""
@@ -158,16 +170,25 @@ class Sampler:
         """Choose a token for each row, and remember it; for the arguments see `launch`."""
         return self.launch(logits, slots, bitmask).result()
 
-    def launch(self, logits: Tensor, slots: list[int], bitmask: Tensor | None = None) -> Launched:
+    def launch(
+        self,
+        logits: Tensor,
+        slots: list[int],
+        bitmask: Tensor | None = None,
+        drafts: Mapping[int, Sequence[int]] = NO_DRAFTS,
+    ) -> Launched:
         """Let a token be chosen for each row.
 
         Args:
             logits: `[rows, vocabulary]` float32; used up.
-            slots: one a row.
+            slots: one a row. One with drafts stands in as many rows more, which follow each other.
             bitmask: `[rows, ceil(vocabulary / 32)]` int32 on the CPU, what the grammars allow: bit i of word
                 w stands for token 32 w + i.
+            drafts: what the rows behind the first one of a slot take for the tokens before them. What is
+                sampled there is the sequence's own as long as they are right, and is not told otherwise.
+                Only of sequences without penalties, a grammar, and what else looks at the tokens before.
         """
-        rows = [self._slots[slot] for slot in slots]
+        rows = self._rows(slots, drafts)
         asking = [row for row, slot in enumerate(rows) if slot.params.logprobs is not None]
         edited = bitmask is not None or any(slot in self._penalties for slot in slots)
         if asking and (edited or any(slot.edited for slot in rows)):
@@ -185,7 +206,20 @@ class Sampler:
         self._penalties.record(slots, chosen)
         for slot in rows:
             slot.length += 1
-        return Launched(chosen, bitmask is None and not any(slot.looks_back for slot in rows), result)
+        ahead = not drafts and bitmask is None and not any(slot.looks_back for slot in rows)
+        return Launched(chosen, ahead, result)
+
+    def _rows(self, slots: list[int], drafts: Mapping[int, Sequence[int]]) -> list[_Slot]:
+        """What each row is sampled by: a sequence, or one as it is if its drafts are right so far."""
+        if not drafts:
+            return [self._slots[slot] for slot in slots]
+        rows: list[_Slot] = []
+        for number in dict.fromkeys(slots):
+            slot = self._slots[number]
+            rows.append(slot)
+            for place, draft in enumerate(drafts.get(number, ()), slot.length + 1):
+                rows.append(replace(slot, length=place, behind=draft))
+        return rows
 
     def ways(self, slots: list[int]) -> int | None:
         """How these are drawn (`draws.choose`); None: not without their logits being changed, or told of."""
@@ -344,20 +378,29 @@ def _mix(x: int) -> int:
 def _sampled(rows: list[_Slot], fetch: Callable[[], list[float]], asking: Sequence[int] = ()) -> Sampled:
     """What came of a launch; its sequences get to know their tokens."""
     told = fetch()
-    tokens = told[: len(rows)] if not asking else [*map(int, told[: len(rows)])]
-    sampled = Sampled(tokens)
-    for row, (slot, token) in enumerate(zip(rows, tokens, strict=True)):
-        if token >= 0:
-            slot.push(token)
+    chosen = told[: len(rows)] if not asking else [*map(int, told[: len(rows)])]
+    sampled, places = Sampled([]), {}  # where in it what rows brought stands
+    own, last = None, NOTHING  # the sequence of a row, and the token of the row before, if that counts
+    for row, (slot, token) in enumerate(zip(rows, chosen, strict=True)):
+        if slot.behind is None:
+            own = slot
+        elif slot.behind == last:
+            own.length += 1
         else:
-            tokens[row] = -1
-            if token == BROKEN:
-                sampled.broken.add(row)
+            last = NOTHING
+            continue
+        last, places[row] = token, len(sampled.tokens)
+        if token >= 0:
+            own.push(token)
+        elif token == BROKEN:
+            sampled.broken.add(places[row])
+        sampled.tokens.append(max(token, -1))
     if asking:
         width = (len(told) - len(rows)) // len(asking)
         for row, start in zip(asking, range(len(rows), len(told), width), strict=True):
-            if (token := tokens[row]) >= 0:
-                sampled.logprobs[row] = named(told[start : start + width], token, rows[row].params.logprobs)
+            if row in places and (token := chosen[row]) >= 0:
+                entry = named(told[start : start + width], token, rows[row].params.logprobs)
+                sampled.logprobs[places[row]] = entry
     return sampled
 
 

@@ -13,6 +13,9 @@ planned, and sent while the first one runs: in decode it feeds a token that nobo
 What turns out to be in vain (the token after a stop) is computed and not looked at. When pages are short, the
 steps in flight are observed first, so nobody is preempted for want of pages that come back in a moment.
 
+Where tokens are guessed (`speculation` beside this), a sequence in decode may take several. Whoever guesses
+has to know the last token, so no step is sent ahead of that.
+
 Plain data and no clock: a scheduler is a pure function of what it was told, so any run can be replayed.
 """
 
@@ -23,17 +26,16 @@ from array import array
 from collections import deque
 from collections.abc import Sequence as Row
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 
 from ipc.errors import Code
-from ipc.worker_messages import PAGE_SIZE, CacheGroup, SequenceReport, Submit
+from ipc.worker_messages import PAGE_SIZE, CacheGroup, SequenceReport, Speculation, Submit
 from workers.scheduling.cache_manager import CacheManager, Table
 from workers.scheduling.fair_queue import FairQueue
 from workers.scheduling.sequence import Sequence
+from workers.scheduling.speculation import Guesses, Stepping
 from workers.step.engine import Extra, StepResult
-from workers.step.plan import NewSequence, Scheduled, StepPlan
-
-Stepping = list[tuple[Sequence, Scheduled]]
+from workers.step.plan import NewSequence, Scheduled, StepPlan, verified
 
 
 @dataclass(slots=True)
@@ -45,11 +47,23 @@ class SentStep:
     prefills: Stepping
     ends: list[int]  # of each of these, how many of its tokens are computed then
     sampled: list[Sequence]  # who gets a token, in the order of the plan
+    drafts: dict[Sequence, list[int]]  # fed behind their tokens
     gone: frozenset[Sequence] = frozenset()  # who ended or was preempted since: its token is nothing
 
     def entries(self) -> Stepping:
         """Of those that are still there."""
         return [pair for pair in chain(self.decodes, self.prefills) if pair[0] not in self.gone]
+
+    def brought(self, tokens: Row[int]) -> list[list[int]]:
+        """What each of `sampled` got of the tokens of a result. ValueError: they are too many, or too few."""
+        coming = iter(tokens)
+        if self.drafts:
+            found = [verified(coming, self.drafts.get(sequence, ())) for sequence in self.sampled]
+        else:
+            found = [[token] for token in islice(coming, len(self.sampled))]
+        if len(found) < len(self.sampled) or next(coming, None) is not None:
+            raise ValueError(f"the plan samples {len(self.sampled)} tokens, and {len(tokens)} came back")
+        return found
 
 
 class Scheduler:
@@ -67,6 +81,7 @@ class Scheduler:
         caches: the groups of the model's layers; none: all are alike, and see everything.
         states: in the engine's pool, where a group has one.
         host_states: that the engine has room for in the host's memory besides.
+        speculation: how tokens are guessed. Not where a group has a state, which nothing takes back.
     """
 
     def __init__(
@@ -79,6 +94,7 @@ class Scheduler:
         caches: Row[CacheGroup] = (),
         states: int = 0,
         host_states: int = 0,
+        speculation: Speculation | None = None,
     ) -> None:
         if min(max_sequences, max_step_tokens, context_length, kv_pages) < 1:
             raise ValueError("max_sequences, max_step_tokens, context_length and kv_pages must be at least 1")
@@ -86,6 +102,9 @@ class Scheduler:
         self.cache = CacheManager(
             caches, pages=kv_pages, states=states, chunk=max_step_tokens, host_states=host_states
         )
+        if speculation is not None and self.cache.keeps_states:
+            raise ValueError("no token is guessed where a layer keeps a state, which nothing takes back")
+        self._guesses = Guesses(speculation, max_step_tokens)
         self.max_len = min(context_length, self.cache.max_pages * PAGE_SIZE)
         self.queue = FairQueue()
         self.prefilling: list[Sequence] = []
@@ -124,6 +143,7 @@ class Scheduler:
         max_len = min(prompt_len + request.max_tokens, self.max_len)
         sequence = self.queue.enter(request, token_ids, max_len, prompt_len)
         sequence.pixels = pixels
+        sequence.guessing = self._guesses.begin(request)
         self._open[request.request_id] = sequence
 
     def abort(self, request_id: int) -> None:
@@ -145,8 +165,7 @@ class Scheduler:
         """
         step = self._in_flight.popleft()
         sampled, gone = step.sampled, step.gone
-        if len(sampled) != len(result.tokens):
-            raise ValueError(f"the plan samples {len(sampled)} tokens, and {len(result.tokens)} came back")
+        brought = step.brought(result.tokens)
         for sequence in step.grown:
             if sequence not in gone:
                 self.cache.settle(sequence, len(sequence.token_ids))
@@ -154,24 +173,27 @@ class Scheduler:
             for (sequence, _), end in zip(step.prefills, step.ends, strict=True):
                 if sequence not in gone:
                     self._settle_prompt(sequence, end)
-        extras, ended = result.extras, False
-        for index, (sequence, token) in enumerate(zip(sampled, result.tokens, strict=True)):
+        extras, ended, following = result.extras, False, 0
+        for sequence, token_ids in zip(sampled, brought, strict=True):
+            first, following = following, following + len(token_ids)  # in the result
             if gone and sequence in gone:
                 continue
-            finish = ""
+            finish, token = "", token_ids[-1]
+            if sequence in step.drafts:
+                self._guesses.judge(sequence, step.drafts[sequence], token_ids)
             if token < 0:
-                token_ids = []
-            else:
-                token_ids = [token]
-                sequence.token_ids.append(token)
-                sequence.account.served += 1
-                if token in sequence.stop_ids:
-                    finish = "stop"
-                elif len(sequence.token_ids) == sequence.max_len:
-                    finish = "length"
+                token_ids.pop()
+            sequence.token_ids.extend(token_ids)
+            sequence.account.served += len(token_ids)
+            if token in sequence.stop_ids:
+                finish = "stop"
+            elif len(sequence.token_ids) == sequence.max_len:
+                finish = "length"
             report = SequenceReport(sequence.request.request_id, token_ids, finish)
-            if index in extras:
-                _merge(report, extras[index])
+            if extras:
+                for index in range(first, following):
+                    if index in extras:
+                        _merge(report, extras[index])
             if token < 0 and not report.finish:
                 raise ValueError(f"request {report.request_id} has no token, and does not end")
             if not sequence.started:
@@ -230,11 +252,14 @@ class Scheduler:
             chunk: tokens of prompts that may go beside those in decode, so that these are not held up.
                 None, or with nothing in decode: as many as the budget allows.
         """
+        if self._in_flight and (self._in_flight[-1].drafts or self._guesses.has_to_know(self.decoding)):
+            return None
         ready, grown = self._make_room()
         if grown is None:
             return None
         decodes = self._plan_decodes(ready, grown)
-        budget = self.max_step_tokens - len(decodes)
+        drafts = self._guesses.put_behind(decodes) if not self._in_flight else {}
+        budget = self.max_step_tokens - len(decodes) - sum(map(len, drafts.values()))
         if decodes and chunk is not None:
             budget = min(budget, chunk)
         added: list[NewSequence] = []
@@ -245,7 +270,7 @@ class Scheduler:
             prefills = self._plan_prefills(budget, added)
         if not decodes and not prefills:
             return None
-        self._advance(SentStep(decodes, grown, prefills, [], ready))
+        self._advance(SentStep(decodes, grown, prefills, [], ready, drafts))
         self.step += 1
         released, self._released = self._released, []
         untold, self._untold = self._untold, []
@@ -269,6 +294,8 @@ class Scheduler:
             "waiting": len(self._open) - running,
             "pages_free": self.cache.pages.num_free,
             "pages_cached": self.cache.pages.num_cached,
+            "drafted": self._guesses.drafted,
+            "accepted": self._guesses.accepted,
         }
 
     # --- planning ---------------------------------------------------------------------------------------
@@ -400,7 +427,7 @@ class Scheduler:
     def _take_back(self, step: SentStep) -> None:
         """The reverse of `_advance`, for those of its sequences that are still there."""
         for sequence, entry in step.entries():
-            sequence.num_computed -= entry.num_tokens
+            sequence.num_computed -= entry.num_tokens - len(entry.drafts)
         for sequence, entry in step.prefills:
             sequence.account.served -= entry.num_tokens
         for sequence in step.sampled[len(step.decodes) :]:
@@ -481,9 +508,10 @@ class Scheduler:
 
 
 def _merge(report: SequenceReport, extra: Extra) -> None:
-    """Add to a report what a step brought besides its token."""
+    """Add to a report what a step brought besides one of its tokens."""
     report.finish = "stop" if extra.embedding else extra.finish or report.finish
     report.message, report.code = extra.message, extra.code
-    report.logprobs = [extra.logprobs] if extra.logprobs is not None else []
-    report.prompt_logprobs = extra.prompt_logprobs
+    if extra.logprobs is not None:
+        report.logprobs.append(extra.logprobs)
+    report.prompt_logprobs = extra.prompt_logprobs or report.prompt_logprobs
     report.embedding = extra.embedding

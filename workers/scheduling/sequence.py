@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from ipc.worker_messages import PAGE_SIZE, SamplingParams, Submit
+from workers.scheduling.drafts import Guessing
 from workers.step.plan import Scheduled
 
 
@@ -52,6 +53,7 @@ class Sequence:
     num_settled: int = 0  # tokens of these that are computed for certain: the step has been observed
     num_computed: int = 0
     pixels: tuple[object, ...] | list[object] = ()  # of its images: kept here, looked at elsewhere
+    guessing: Guessing | None = None  # where tokens are guessed
     stop_ids: frozenset[int] = field(init=False)
 
     def __post_init__(self) -> None:

@@ -53,11 +53,12 @@ class Slot:
         """Its tokens, known or not."""
         return len(self.token_ids) + self.num_ahead
 
-    def know(self, token: int) -> None:
-        """One more of them is known; below 0: there was none."""
+    def know(self, tokens: Sequence[int]) -> None:
+        """What a step brought is known: one token, below 0 where there was none; or several, of drafts of
+        which all but the last one were right."""
         self.num_ahead -= 1
-        if token >= 0:
-            self.token_ids.append(token)
+        self.num_computed += len(tokens) - 1
+        self.token_ids.extend(token for token in tokens if token >= 0)
 
     @property
     def tells(self) -> bool:
@@ -86,13 +87,14 @@ class Step:
 
     segments: list[Segment]
     complete: list[int]  # slots that have no pending token after it, in the order of the plan
-    sampled: list[int]  # those of them that get a token
+    sampled: list[int]  # those of them that get a token; with drafts once for each of `sampled_rows`
     token_ids: array[int]  # -1 - n: what was sampled last for slot n, and is not known yet
     positions: array[int]
     sampled_rows: array[int]  # the tokens that are followed by a new one
     # Where tokens are parts of images: the row and column of each, where `positions` has its time
     grid: tuple[array[int], array[int]] | None = None
     shows: bool = False  # whether some are
+    drafts: dict[int, list[int]] = field(default_factory=dict)  # by slot
 
     @property
     def is_decode(self) -> bool:
@@ -127,9 +129,11 @@ def make_step(scheduled: Sequence[Scheduled], slots: dict[int, Slot]) -> Step:
     for entry in [*singles, *(entry for entry in scheduled if entry.num_tokens > 1)]:
         slot, row = slots[entry.slot], len(token_ids)
         start, end = slot.num_computed, slot.num_computed + entry.num_tokens
-        token_ids.extend(slot.token_ids[start:end])
-        if end > len(slot.token_ids):
+        pending = end - len(entry.drafts)
+        token_ids.extend(slot.token_ids[start:pending])
+        if pending > len(slot.token_ids):
             token_ids.append(-1 - entry.slot)
+        token_ids.extend(entry.drafts)
         if slot.new.images:
             times, *across = axes(slot.new.images, start, end)
         else:
@@ -140,14 +144,20 @@ def make_step(scheduled: Sequence[Scheduled], slots: dict[int, Slot]) -> Step:
             axis.extend(places)
         segments.append(Segment(slot, range(row, row + entry.num_tokens), start))
         last[entry.slot] = len(token_ids) - 1
+    drafts = {entry.slot: entry.drafts for entry in scheduled if entry.drafts}
     complete = [
         entry.slot
         for entry in scheduled
-        if (slot := slots[entry.slot]).num_computed + entry.num_tokens == slot.length
+        if (slot := slots[entry.slot]).num_computed + entry.num_tokens - len(entry.drafts) == slot.length
     ]
-    sampled = [number for number in complete if not slots[number].new.pooling]
-    rows = array("q", [last[number] for number in sampled])
-    return Step(segments, complete, sampled, token_ids, positions, rows, grid, bool(images))
+    sampled: list[int] = []
+    rows = array("q")
+    for number in complete:
+        if not slots[number].new.pooling:
+            count = 1 + len(drafts.get(number, ()))
+            sampled += [number] * count
+            rows.extend(range(last[number] + 1 - count, last[number] + 1))
+    return Step(segments, complete, sampled, token_ids, positions, rows, grid, bool(images), drafts)
 
 
 def _shown(entry: Scheduled, slots: dict[int, Slot]) -> list[PlacedImage]:

@@ -44,7 +44,8 @@ class Extra:
 
 @dataclass(slots=True)
 class StepResult:
-    """What a step brought for each sequence that has no pending token left, in the order of the plan.
+    """What a step brought for each sequence that has no pending token left, in the order of the plan: one
+    token, or of drafts as many as `workers.step.plan.verified` keeps.
 
     Only rank 0 samples: on the others it is empty, and the tokens come with a later plan.
     """

@@ -7,6 +7,10 @@ reached the number of tokens, the step sampled one token. Rank 0 samples it; the
 plan. A step that ran out of device memory leaves that state as it was between its scheduling and its
 computing: the slots and their new pages are there, and no `num_computed` has grown.
 
+Behind the last pending token of a slot a step may feed drafts: guesses at the tokens that follow. It samples
+one after the pending token and one after each draft, and keeps them as long as each draft before was right
+(`verified`). `num_computed` grows by as many as are kept; what was computed of the others is written over.
+
 Pages stand in tables, one for each group of layers that keep the same (`ipc.worker_messages.CacheGroup`), in
 the order of the groups. All tables of a sequence have one entry for each PAGE_SIZE tokens, so the page of a
 position is found in the same way in all of them; HOLE stands where nothing is kept. In a group with a state,
@@ -17,6 +21,8 @@ and come back are moved before all that, even where the step then fails.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
 
 import msgspec
 
@@ -51,8 +57,9 @@ class Scheduled(msgspec.Struct, array_like=True, frozen=True):
     """Feed the next `num_tokens` pending tokens of a slot; first `new_pages` join the ends of its tables."""
 
     slot: int
-    num_tokens: int
+    num_tokens: int  # drafts included
     new_pages: list[list[int]] = []  # of each group as many; none: it needs none
+    drafts: list[int] = []  # fed behind the one pending token
 
 
 class StateMove(msgspec.Struct, array_like=True, frozen=True):
@@ -67,7 +74,8 @@ class StepPlan(msgspec.Struct, tag=0, array_like=True, frozen=True):
     """One step. `scheduled` is never empty; a slot stands in it at most once.
 
     `tokens` are those that rank 0 sampled and no plan has told yet, in the order of the steps, and in each of
-    them in that of the sequences without a pending token: -1 for one that got none.
+    them in that of the sequences without a pending token: -1 for one that got none. Of drafts there are
+    several tokens, and whoever has the drafts knows how many (`verified`).
     """
 
     step: int  # counts from 1 in each epoch
@@ -82,6 +90,23 @@ Told = StepPlan | LoadAdapter | DropAdapter  # what rank 0 tells the others, in 
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Told | None)
+
+
+def verified(tokens: Iterator[int], drafts: Sequence[int]) -> list[int]:
+    """What a step brought for one sequence: the tokens up to the first that is not as its draft has it, or
+    one more than there are drafts.
+
+    Raises:
+        ValueError: there are not so many.
+    """
+    kept: list[int] = []
+    for draft in (*drafts, None):
+        if (token := next(tokens, None)) is None:
+            raise ValueError("a step brought too few tokens")
+        kept.append(token)
+        if token != draft:
+            break
+    return kept
 
 
 def encode_plan(plan: Told | None) -> bytes:

@@ -1,0 +1,329 @@
+"""Tokens that were guessed, and checked several in a step, change no answer."""
+
+from __future__ import annotations
+
+import random
+
+import msgspec
+import pytest
+import torch
+
+from ipc.errors import CortexError
+from ipc.model_settings import ModelSettings
+from ipc.worker_messages import MemoryUse, Submit
+from neuron.description import described
+from tests.workers import encoders
+from tests.workers.checkpoints import fill, qwen3
+from tests.workers.engines import Answer, Session, make_runner, make_spec, prompt_of, request
+from tests.workers.equalities import VOCABULARY
+from tests.workers.recorded import FixedAttention, Recorder
+from tests.workers.simulation import END, STORM_STEPS, Run, Shape, Storm, group, make_scheduler, submit
+from tests.workers.test_equalities import assert_equal
+from tests.workers.thread_ranks import Ranks
+from workers.checkpoints.card import read_card
+from workers.execution import model_runner
+from workers.process.loop import make_scheduler as make_worker_scheduler
+from workers.scheduling import drafts
+from workers.scheduling.drafts import FREE_ROWS
+from workers.step.engine import Loaded, StepResult
+from workers.step.plan import verified
+
+SIZES = {"context_length": 256, "max_step_tokens": 64}
+
+
+def test_tokens_are_kept_up_to_the_first_that_was_guessed_otherwise():
+    assert verified(iter([5, 6]), []) == [5]
+    assert verified(iter([5, 6, 7, 8]), [5, 6]) == [5, 6, 7]
+    coming = iter([5, 9, 1])
+    assert verified(coming, [5, 6, 7]) == [5, 9]
+    assert verified(coming, [2]) == [1]
+    assert verified(iter([5, -1]), [5, 6]) == [5, -1]
+    with pytest.raises(ValueError, match="too few"):
+        verified(iter([5]), [5])
+
+
+# --- the scheduler alone ------------------------------------------------------------------------------------
+
+
+class Seer:
+    """Knows what comes, and says something else now and then."""
+
+    def __init__(self, sample) -> None:
+        self._sample = sample
+
+    def draft(self, token_ids, most):
+        dice, text = random.Random(len(token_ids)), token_ids.tolist()
+        found = []
+        while len(found) < most:
+            following = self._sample(text)
+            [token] = following.tokens
+            if following.extras or token < 0:
+                break
+            text.append(token)
+            found.append(token if dice.random() < 0.85 else token + 1)
+        return found
+
+
+@pytest.fixture
+def seer(monkeypatch):
+    """Let guesses be as good as this `sample` makes them."""
+    return lambda sample: monkeypatch.setitem(drafts.DRAFTERS, "ngram", lambda: Seer(sample))
+
+
+def count(token_ids: list[int]) -> StepResult:
+    """An answer that tells its place, and ends at 60 tokens."""
+    return StepResult([END if len(token_ids) == 60 else 1_000 + len(token_ids)])
+
+
+@pytest.mark.parametrize("in_flight", [0, 1])
+def test_several_tokens_come_of_one_step(seer, in_flight):
+    seer(count)
+    run = Run(make_scheduler(speculation="ngram"), count, in_flight)
+    run.scheduler.submit(submit(1, 5))
+    run.to_the_end().assert_nothing_is_held()
+    assert run.output[1] == [1_000 + n for n in range(5, 60)] + [END]
+    assert run.finish == {1: "stop"}
+    assert len([plan for plan in run.plans if plan]) < 25
+    counts = run.scheduler.statistics()
+    assert 56 - 25 < counts["accepted"] < counts["drafted"]
+
+
+def test_guesses_stay_within_the_page_the_rows_and_the_length(seer):
+    seer(count)
+    run = Run(make_scheduler(speculation="ngram", max_step_tokens=24), count)
+    for request_id in range(3):
+        run.scheduler.submit(submit(request_id, 3 + request_id, max_tokens=44))
+    run.scheduler.submit(submit(3, 400, max_tokens=1))
+    while plan := run.step():
+        drafted = sum(len(entry.drafts) for entry in plan.scheduled)
+        decoding = [entry for entry in plan.scheduled if entry.num_tokens == 1 + len(entry.drafts)]
+        assert drafted + len(decoding) <= FREE_ROWS
+        if run.scheduler._open.get(3):
+            assert run.scheduler.prefill_tokens >= (24 - 3) // 2, "a prompt has half of what is left"
+        for sequence in run.scheduler.decoding:
+            assert sequence.capacity - sequence.num_computed < 32, "no page is held in advance"
+    run.assert_nothing_is_held()
+    assert all(len(run.output[request_id]) == 44 for request_id in range(3))
+    assert run.scheduler.statistics()["accepted"] > 44
+
+
+def test_what_is_aborted_while_it_is_checked_is_told_to_nobody(seer):
+    seer(count)
+    run = Run(make_scheduler(speculation="ngram"), count, in_flight=1)
+    run.scheduler.submit(submit(1, 5))
+    run.scheduler.submit(submit(2, 6))
+    while not run.step().scheduled[0].drafts:
+        pass
+    run.send()
+    assert run.results
+    run.recorded.abort(1)
+    run.to_the_end().assert_nothing_is_held()
+    assert run.output[2] == [1_000 + n for n in range(6, 60)] + [END]
+    assert run.finish == {1: "aborted", 2: "stop"}
+
+
+CACHES = {
+    "full": (group("full"),),
+    "windows": (group("full"), group("window", 33), group("window", 100)),
+    "chunk": (group("full"), group("chunk", 64)),
+}
+
+
+@pytest.mark.parametrize("in_flight", [0, 1])
+@pytest.mark.parametrize("kv_pages", [12, 60])
+@pytest.mark.parametrize("caches", CACHES.values(), ids=CACHES)
+def test_a_storm_with_guesses_leaks_nothing_and_gives_the_answers_of_one_without(
+    seer, caches, kv_pages, in_flight
+):
+    shape = Shape(5, 64, context_length=300, kv_pages=kv_pages, caches=caches, speculation="ngram")
+    seer(lambda token_ids: storm.sample(token_ids))
+    storm = Storm(shape, kv_pages, in_flight)
+    storm.rage(STORM_STEPS // 3).calm()
+    assert storm.run.scheduler.statistics()["accepted"] > STORM_STEPS // 20
+
+
+def test_states_which_nothing_takes_back_are_refused():
+    with pytest.raises(ValueError, match="state"):
+        make_scheduler(speculation="ngram", caches=[group("full"), group("state")], states=8)
+
+
+# --- a model ------------------------------------------------------------------------------------------------
+
+
+class Knows:
+    """Guesses from what was answered without guesses, and is wrong now and then."""
+
+    def __init__(self, answers: dict[tuple[int, ...], list[int]]) -> None:
+        self.answers = dict(sorted(answers.items(), key=lambda pair: -len(pair[0])))  # by prompt
+
+    def draft(self, token_ids, most):
+        text = token_ids.tolist()
+        whole = next(each for each in self.answers if tuple(text[: len(each)]) == each)
+        found = self.answers[whole][len(text) - len(whole) :][:most]
+        if len(text) % 3 == 0:
+            found[len(text) % 5 :] = [3] * len(found[len(text) % 5 :])
+        return found
+
+
+@pytest.fixture
+def knowing(monkeypatch):
+    def know(submits: list[Submit], answers: list[Answer]) -> None:
+        told = {tuple(prompt_of(each)): it.token_ids for each, it in zip(submits, answers, strict=True)}
+        assert len(told) == len(submits), "each prompt is another"
+        monkeypatch.setitem(drafts.DRAFTERS, "ngram", lambda: Knows(told))
+
+    return know
+
+
+def of_all_kinds() -> list[Submit]:
+    """Settings that are guessed and such as are not, with answers over several pages."""
+    dice = random.Random(3)
+    settings = [
+        {},
+        {"logprobs": 3},
+        {"temperature": 1.0, "seed": 7},
+        {"temperature": 0.8, "top_k": 9, "seed": 8, "logprobs": 0},
+        {"temperature": 1.2, "top_p": 0.9, "min_p": 0.01, "seed": 1 << 63},
+        {"temperature": 1.0, "logit_bias": {7: 2.0}, "bad_words": [[11]], "min_tokens": 20, "stop_ids": [5]},
+        {"repetition_penalty": 1.3, "logprobs": 1},
+        {"no_repeat_ngram": 2},
+        {"prompt_logprobs": 1},
+    ]
+    return [
+        request(number, [dice.randrange(6, 131) for _ in range(20 + 7 * number)], 66, **each)
+        for number, each in enumerate(settings)
+    ]
+
+
+def answers_of(
+    engine, submits: list[Submit], *, seed: int | None = None, **limits
+) -> tuple[list[Answer], dict]:
+    session = Session(engine, **{"max_sequences": 16} | SIZES | limits)
+    found = session.answer(submits, seed=seed)
+    session.end()
+    return found, session.scheduler.statistics()
+
+
+@pytest.fixture(scope="module", params=["cpu", "recorded"])
+def runner(request, tiny):
+    """On the CPU, and as on a GPU: with a step in flight, and steps that are recorded."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "recorded":
+            patch.setattr(model_runner, "graph_device", lambda device: Recorder())
+            patch.setattr(model_runner, "attention_over", FixedAttention)
+        runner = make_runner(tiny("qwen3_untied_biased").folder, **SIZES)
+        runner.in_flight = int(request.param == "recorded")
+        runner.load(lambda fraction, message: None)
+    yield runner
+    runner.close()
+
+
+@pytest.fixture(scope="module")
+def expected(runner) -> list[Answer]:
+    """What is answered without guesses."""
+    return answers_of(runner, of_all_kinds())[0]
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [{}, {"seed": 1}, {"max_step_tokens": 30, "seed": 2}, {"kv_pages": 9}],
+    ids=["batched", "come and go", "chunked", "preempted"],
+)
+def test_answers_are_those_without_guesses(runner, expected, knowing, limits):
+    knowing(of_all_kinds(), expected)
+    found, counts = answers_of(runner, of_all_kinds(), speculation="ngram", **limits)
+    assert_equal(found, expected)
+    assert counts["accepted"] > 100
+    assert counts["drafted"] > counts["accepted"]
+    assert (counts["preemptions"] > 0) == ("kv_pages" in limits)
+
+
+def test_so_are_those_to_prompts_that_are_cached(runner, expected, knowing):
+    submits = of_all_kinds()
+    knowing(submits, expected)
+    session = Session(runner, **SIZES, max_sequences=16, speculation="ngram")
+    session.answer(submits)
+    later = [replace_id(each) for each in submits]
+    found = session.answer(later)
+    session.end()
+    assert_equal(found, expected)
+    assert sum(answer.cached_tokens > 0 for answer in found) > 5
+
+
+def replace_id(submit: Submit) -> Submit:
+    return msgspec.structs.replace(submit, request_id=submit.request_id + 1000)
+
+
+def test_a_text_that_repeats_itself_takes_fewer_steps(runner):
+    submits = [request(1, [9, 40, 77, 3, 15, 62], 66, allowed_token_ids=[7, 8])]
+    [plain], _ = answers_of(runner, submits)
+    [found], counts = answers_of(runner, submits, speculation="ngram")
+    assert found == plain
+    assert counts["accepted"] > 40
+
+
+@pytest.mark.parametrize("name", ["gemma3", "gpt_oss"])
+def test_windows_and_experts_are_no_matter(tiny, knowing, name):
+    runner = make_runner(tiny(name).folder, **SIZES)
+    runner.load(lambda fraction, message: None)
+    expected, _ = answers_of(runner, of_all_kinds()[:5])
+    knowing(of_all_kinds()[:5], expected)
+    found, counts = answers_of(runner, of_all_kinds()[:5], speculation="ngram")
+    assert_equal(found, expected)
+    assert counts["accepted"] > 50
+    runner.close()
+
+
+def test_all_ranks_keep_the_same_tokens(tiny, knowing, monkeypatch):
+    ranks = Ranks(tiny("qwen3_untied_biased").folder, 2, monkeypatch, **SIZES)
+    submits = of_all_kinds()[:6]
+    expected, _ = answers_of(ranks, submits)
+    knowing(submits, expected)
+    found, counts = answers_of(ranks, submits, speculation="ngram", seed=5)
+    assert_equal(found, expected)
+    assert counts["accepted"] > 50
+    ranks.close()
+
+
+def test_an_exact_model_gives_the_same_bits(tmp_path, knowing):
+    torch.manual_seed(11)
+    model = qwen3(vocab_size=VOCABULARY, tie_word_embeddings=True, hidden_size=128, head_dim=32)
+    fill(model, std=0.1)
+    model.save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    runner = make_runner(tmp_path, dtype="bfloat16", exact=True, **SIZES)
+    runner.load(lambda fraction, message: None)
+    submits = [request(n, [*range(6, 30 + n)], 66, temperature=n % 2, seed=n, logprobs=3) for n in range(4)]
+    expected, _ = answers_of(runner, submits)
+    knowing(submits, expected)
+    found, counts = answers_of(runner, submits, speculation="ngram")
+    assert msgspec.json.encode(found) == msgspec.json.encode(expected)
+    assert counts["accepted"] > 50
+    runner.close()
+
+
+# --- the setting --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "reason"), [("qwen3_5", "a state"), ("bert", "no text")])
+def test_a_model_for_which_nothing_can_be_guessed_is_refused_by_the_reason(tiny, tmp_path, name, reason):
+    if name == "bert":
+        encoders.write(name, tmp_path)
+    card = read_card(tmp_path if name == "bert" else tiny(name).folder)
+    with pytest.raises(CortexError, match=f"speculation ngram is not for {card.architecture}.*{reason}"):
+        described(ModelSettings(id="some", speculation="ngram"), card)
+    assert described(ModelSettings(id="some"), card)
+
+
+def test_a_worker_guesses_where_its_spec_says_so():
+    loaded = Loaded(100, MemoryUse())
+    for speculation, guesses in ((None, False), ("ngram", True)):
+        scheduler = make_worker_scheduler(make_spec(speculation=speculation), loaded)
+        scheduler.submit(request(1, [5] * 40, 20))
+        drafted = 0
+        while plan := scheduler.plan():
+            drafted += sum(len(entry.drafts) for entry in plan.scheduled)
+            scheduler.observe(StepResult([5] * (1 + len(plan.scheduled[0].drafts))))
+        assert bool(drafted) == guesses
+        [*_, last] = scheduler.take_reports()
+        assert last.finish == "length"
