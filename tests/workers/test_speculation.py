@@ -7,6 +7,7 @@ import random
 import msgspec
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from ipc.errors import CortexError
 from ipc.model_settings import ModelSettings
@@ -25,7 +26,7 @@ from workers.execution import model_runner
 from workers.process.loop import make_scheduler as make_worker_scheduler
 from workers.scheduling import drafts
 from workers.scheduling.drafts import FREE_ROWS
-from workers.step.engine import Loaded, StepResult
+from workers.step.engine import Extra, Loaded, StepResult
 from workers.step.plan import verified
 
 SIZES = {"context_length": 256, "max_step_tokens": 64}
@@ -140,6 +141,22 @@ def test_a_storm_with_guesses_leaks_nothing_and_gives_the_answers_of_one_without
     storm = Storm(shape, kv_pages, in_flight)
     storm.rage(STORM_STEPS // 3).calm()
     assert storm.run.scheduler.statistics()["accepted"] > STORM_STEPS // 20
+
+
+def test_numbers_that_are_not_finite_without_a_draft_are_an_error_still(seer):
+    """The drafts of a step without a token are forgotten, and then the error is the model's own."""
+
+    def sample(token_ids: list[int]) -> StepResult:
+        if len(token_ids) < 12:
+            return count(token_ids)
+        return StepResult([-1], {0: Extra("error", "internal", "not finite")})
+
+    seer(sample)
+    run = Run(make_scheduler(speculation="ngram"), sample)
+    run.scheduler.submit(submit(1, 5))
+    run.to_the_end().assert_nothing_is_held()
+    assert run.output[1] == [1_000 + n for n in range(5, 12)]
+    assert run.finish == {1: "error"}
 
 
 def test_states_which_nothing_takes_back_are_refused():
@@ -299,6 +316,47 @@ def test_an_exact_model_gives_the_same_bits(tmp_path, knowing):
     found, counts = answers_of(runner, submits, speculation="ngram")
     assert msgspec.json.encode(found) == msgspec.json.encode(expected)
     assert counts["accepted"] > 50
+    runner.close()
+
+
+class Blunders:
+    """Guesses a token whose numbers are not finite, behind some that may be right."""
+
+    def __init__(self, knows: Knows) -> None:
+        self._knows = knows
+
+    def draft(self, token_ids, most):
+        return [*self._knows.draft(token_ids, most - 1)[: len(token_ids) % 3], DAMAGED, 3][:most]
+
+
+DAMAGED = 5  # a token with a row of the embeddings that is no number
+
+
+@pytest.mark.parametrize("size", [float("inf"), float("nan")])
+def test_a_wrong_draft_that_is_not_finite_spoils_nothing(tmp_path, tiny, monkeypatch, size):
+    """Nor what others answer beside it, nor who gets its pages later."""
+    source = tiny("qwen3_untied_biased").folder
+    for name in ("config.json", "tokenizer.json"):
+        (tmp_path / name).write_bytes((source / name).read_bytes())
+    weights = load_file(source / "model.safetensors")
+    weights["model.embed_tokens.weight"][DAMAGED] = size
+    save_file(weights, tmp_path / "model.safetensors")
+    runner = make_runner(tmp_path, **SIZES)
+    runner.load(lambda fraction, message: None)
+    banned = {"logit_bias": {DAMAGED: -100.0}}  # nobody feeds it who does not guess it
+    settings = [{}, {"logprobs": 2}, {"temperature": 1.0, "seed": 7, "logprobs": 0}, {"prompt_logprobs": 1}]
+    submits = [
+        request(number, [*range(6 + number, 30 + 5 * number)], 70, **each, **banned)
+        for number, each in enumerate(settings)
+    ]
+    expected, _ = answers_of(runner, submits)
+    assert all(len(answer.token_ids) == 70 for answer in expected)
+    told = {tuple(prompt_of(each)): it.token_ids for each, it in zip(submits, expected, strict=True)}
+    monkeypatch.setitem(drafts.DRAFTERS, "ngram", lambda: Blunders(Knows(told)))
+    found, counts = answers_of(runner, submits, speculation="ngram", kv_pages=14)
+    assert_equal(found, expected)
+    assert counts["preemptions"] >= len(submits), "each guesses wrong once, and no more"
+    assert_equal(answers_of(runner, submits)[0], expected)
     runner.close()
 
 

@@ -201,7 +201,7 @@ class Sampler:
         most, tokens = highest(logits)
         self._draw(logits, rows, tokens)
         chosen = there(most, tokens)
-        result = self._collect(chosen, plain, asking, rows)
+        result = self._collect(chosen, plain, asking, rows, bool(drafts))
         # last, when memory cannot run out any more: then nothing was sampled
         self._penalties.record(slots, chosen)
         for slot in rows:
@@ -256,7 +256,7 @@ class Sampler:
         return Launched(tokens, True, result)
 
     def _collect(
-        self, chosen: Tensor, plain: Tensor, asking: list[int], rows: list[_Slot]
+        self, chosen: Tensor, plain: Tensor, asking: list[int], rows: list[_Slot], drafted: bool
     ) -> Callable[[], Sampled]:
         """What waits for the tokens, and for the log-probabilities of the rows that ask.
 
@@ -265,13 +265,13 @@ class Sampler:
             plain: `[asking, vocabulary]`, the logits of these rows as they were.
         """
         if not asking:
-            return partial(_sampled, rows, fetched(chosen))
+            return partial(_sampled, rows, fetched(chosen), drafted=drafted)
         most, found = max(rows[row].params.logprobs for row in asking), [chosen.double()]
         for block in self._blocks([*enumerate(asking)]):
             places, numbers = (list(column) for column in zip(*block, strict=True))
             tokens = chosen[self._tensor(numbers)].clamp_(min=0)
             found.append(measured(self._take(plain, places), tokens, most, self.looks).flatten())
-        return partial(_sampled, rows, fetched(torch.cat(found)), asking)
+        return partial(_sampled, rows, fetched(torch.cat(found)), asking, drafted)
 
     def _draw(self, logits: Tensor, rows: list[_Slot], tokens: Tensor) -> None:
         """Replace the tokens of the rows that are not greedy."""
@@ -375,30 +375,57 @@ def _mix(x: int) -> int:
     return x ^ x >> 31
 
 
-def _sampled(rows: list[_Slot], fetch: Callable[[], list[float]], asking: Sequence[int] = ()) -> Sampled:
-    """What came of a launch; its sequences get to know their tokens."""
-    told = fetch()
-    chosen = told[: len(rows)] if not asking else [*map(int, told[: len(rows)])]
-    sampled, places = Sampled([]), {}  # where in it what rows brought stands
-    own, last = None, NOTHING  # the sequence of a row, and the token of the row before, if that counts
-    for row, (slot, token) in enumerate(zip(rows, chosen, strict=True)):
+def _kept(rows: list[_Slot], chosen: list[int]) -> dict[int, _Slot]:
+    """The rows that count, in their order, and the sequences that they are of: those up to the first draft
+    that is wrong.
+
+    Where a row behind a draft is not finite, right or not, its keys and values may not be either, and what
+    attends beside them, or will, may have taken that over: then the first row of its sequence is `BROKEN`.
+    """
+    if BROKEN in chosen:
+        own = 0
+        for row, slot in enumerate(rows):
+            if slot.behind is None:
+                own = row
+            elif chosen[row] == BROKEN:
+                chosen[own] = BROKEN
+    kept: dict[int, _Slot] = {}
+    sequence, last = rows[0], NOTHING  # the token of the row before, if that counts
+    for row, slot in enumerate(rows):
         if slot.behind is None:
-            own = slot
+            sequence = slot
         elif slot.behind == last:
-            own.length += 1
+            sequence.length += 1
         else:
             last = NOTHING
             continue
-        last, places[row] = token, len(sampled.tokens)
+        kept[row], last = sequence, chosen[row]
+    return kept
+
+
+def _sampled(
+    rows: list[_Slot], fetch: Callable[[], list[float]], asking: Sequence[int] = (), drafted: bool = False
+) -> Sampled:
+    """What came of a launch; its sequences get to know their tokens."""
+    told = fetch()
+    tokens = told[: len(rows)] if not asking else [*map(int, told[: len(rows)])]
+    slots, places = rows, range(len(rows))  # where in what counts each row stands
+    if drafted:
+        kept = _kept(rows, tokens)
+        slots, places = list(kept.values()), {row: place for place, row in enumerate(kept)}
+        tokens = [tokens[row] for row in kept]
+    sampled = Sampled(tokens)
+    for place, (slot, token) in enumerate(zip(slots, tokens, strict=True)):
         if token >= 0:
-            own.push(token)
-        elif token == BROKEN:
-            sampled.broken.add(places[row])
-        sampled.tokens.append(max(token, -1))
+            slot.push(token)
+        else:
+            tokens[place] = -1
+            if token == BROKEN:
+                sampled.broken.add(place)
     if asking:
         width = (len(told) - len(rows)) // len(asking)
         for row, start in zip(asking, range(len(rows), len(told), width), strict=True):
-            if row in places and (token := chosen[row]) >= 0:
+            if row in places and (token := tokens[places[row]]) >= 0:
                 entry = named(told[start : start + width], token, rows[row].params.logprobs)
                 sampled.logprobs[places[row]] = entry
     return sampled

@@ -26,16 +26,16 @@ from array import array
 from collections import deque
 from collections.abc import Sequence as Row
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain
 
 from ipc.errors import Code
 from ipc.worker_messages import PAGE_SIZE, CacheGroup, SequenceReport, Speculation, Submit
 from workers.scheduling.cache_manager import CacheManager, Table
 from workers.scheduling.fair_queue import FairQueue
 from workers.scheduling.sequence import Sequence
-from workers.scheduling.speculation import Guesses, Stepping
+from workers.scheduling.speculation import NO_DRAFTS, Drafts, Guesses, Stepping
 from workers.step.engine import Extra, StepResult
-from workers.step.plan import NewSequence, Scheduled, StepPlan, verified
+from workers.step.plan import NewSequence, Scheduled, StepPlan
 
 
 @dataclass(slots=True)
@@ -47,23 +47,12 @@ class SentStep:
     prefills: Stepping
     ends: list[int]  # of each of these, how many of its tokens are computed then
     sampled: list[Sequence]  # who gets a token, in the order of the plan
-    drafts: dict[Sequence, list[int]]  # fed behind their tokens
+    drafts: Drafts  # fed behind their tokens
     gone: frozenset[Sequence] = frozenset()  # who ended or was preempted since: its token is nothing
 
     def entries(self) -> Stepping:
         """Of those that are still there."""
         return [pair for pair in chain(self.decodes, self.prefills) if pair[0] not in self.gone]
-
-    def brought(self, tokens: Row[int]) -> list[list[int]]:
-        """What each of `sampled` got of the tokens of a result. ValueError: they are too many, or too few."""
-        coming = iter(tokens)
-        if self.drafts:
-            found = [verified(coming, self.drafts.get(sequence, ())) for sequence in self.sampled]
-        else:
-            found = [[token] for token in islice(coming, len(self.sampled))]
-        if len(found) < len(self.sampled) or next(coming, None) is not None:
-            raise ValueError(f"the plan samples {len(self.sampled)} tokens, and {len(tokens)} came back")
-        return found
 
 
 class Scheduler:
@@ -104,7 +93,7 @@ class Scheduler:
         )
         if speculation is not None and self.cache.keeps_states:
             raise ValueError("no token is guessed where a layer keeps a state, which nothing takes back")
-        self._guesses = Guesses(speculation, max_step_tokens)
+        self._guesses = None if speculation is None else Guesses(speculation, max_step_tokens)
         self.max_len = min(context_length, self.cache.max_pages * PAGE_SIZE)
         self.queue = FairQueue()
         self.prefilling: list[Sequence] = []
@@ -143,7 +132,8 @@ class Scheduler:
         max_len = min(prompt_len + request.max_tokens, self.max_len)
         sequence = self.queue.enter(request, token_ids, max_len, prompt_len)
         sequence.pixels = pixels
-        sequence.guessing = self._guesses.begin(request)
+        if self._guesses is not None:
+            sequence.guessing = self._guesses.begin(request)
         self._open[request.request_id] = sequence
 
     def abort(self, request_id: int) -> None:
@@ -165,7 +155,12 @@ class Scheduler:
         """
         step = self._in_flight.popleft()
         sampled, gone = step.sampled, step.gone
-        brought = step.brought(result.tokens)
+        tokens, extras, right = result.tokens, result.extras, None
+        if step.drafts:
+            judged = self._guesses.judge(result, sampled, step.drafts, gone)
+            tokens, extras, right = judged.tokens, judged.extras, judged.right
+        if len(sampled) != len(tokens):
+            raise ValueError(f"the plan samples {len(sampled)} tokens, and {len(tokens)} came back")
         for sequence in step.grown:
             if sequence not in gone:
                 self.cache.settle(sequence, len(sequence.token_ids))
@@ -173,27 +168,29 @@ class Scheduler:
             for (sequence, _), end in zip(step.prefills, step.ends, strict=True):
                 if sequence not in gone:
                     self._settle_prompt(sequence, end)
-        extras, ended, following = result.extras, False, 0
-        for sequence, token_ids in zip(sampled, brought, strict=True):
-            first, following = following, following + len(token_ids)  # in the result
+        ended = False
+        for index, (sequence, token) in enumerate(zip(sampled, tokens, strict=True)):
             if gone and sequence in gone:
                 continue
-            finish, token = "", token_ids[-1]
-            if sequence in step.drafts:
-                self._guesses.judge(sequence, step.drafts[sequence], token_ids)
+            finish = ""
             if token < 0:
-                token_ids.pop()
-            sequence.token_ids.extend(token_ids)
-            sequence.account.served += len(token_ids)
-            if token in sequence.stop_ids:
-                finish = "stop"
-            elif len(sequence.token_ids) == sequence.max_len:
-                finish = "length"
+                if sequence in step.drafts:
+                    self._guess_no_more(sequence)
+                    continue
+                token_ids = []
+            else:
+                token_ids = [token]
+                sequence.token_ids.append(token)
+                sequence.account.served += 1
+                if token in sequence.stop_ids:
+                    finish = "stop"
+                elif len(sequence.token_ids) == sequence.max_len:
+                    finish = "length"
             report = SequenceReport(sequence.request.request_id, token_ids, finish)
-            if extras:
-                for index in range(first, following):
-                    if index in extras:
-                        _merge(report, extras[index])
+            if right and sequence in right:
+                right[sequence].put_into(report)
+            if index in extras:
+                _merge(report, extras[index])
             if token < 0 and not report.finish:
                 raise ValueError(f"request {report.request_id} has no token, and does not end")
             if not sequence.started:
@@ -252,14 +249,18 @@ class Scheduler:
             chunk: tokens of prompts that may go beside those in decode, so that these are not held up.
                 None, or with nothing in decode: as many as the budget allows.
         """
-        if self._in_flight and (self._in_flight[-1].drafts or self._guesses.has_to_know(self.decoding)):
+        guesses, drafts = self._guesses, NO_DRAFTS
+        flying = self._in_flight
+        if guesses is not None and flying and guesses.has_to_know(flying[-1].drafts, self.decoding):
             return None
         ready, grown = self._make_room()
         if grown is None:
             return None
         decodes = self._plan_decodes(ready, grown)
-        drafts = self._guesses.put_behind(decodes) if not self._in_flight else {}
-        budget = self.max_step_tokens - len(decodes) - sum(map(len, drafts.values()))
+        budget = self.max_step_tokens - len(decodes)
+        if guesses is not None and not flying:
+            drafts = guesses.put_behind(decodes)
+            budget -= sum(map(len, drafts.values()))
         if decodes and chunk is not None:
             budget = min(budget, chunk)
         added: list[NewSequence] = []
@@ -294,8 +295,8 @@ class Scheduler:
             "waiting": len(self._open) - running,
             "pages_free": self.cache.pages.num_free,
             "pages_cached": self.cache.pages.num_cached,
-            "drafted": self._guesses.drafted,
-            "accepted": self._guesses.accepted,
+            "drafted": self._guesses.drafted if self._guesses is not None else 0,
+            "accepted": self._guesses.accepted if self._guesses is not None else 0,
         }
 
     # --- planning ---------------------------------------------------------------------------------------
@@ -484,6 +485,17 @@ class Scheduler:
         self._release(sequence)
         self.queue.put_back(sequence)
         self._counts["preemptions"] += 1
+
+    def _guess_no_more(self, sequence: Sequence) -> None:
+        """Forget a step in which drafts were fed, and no token came.
+
+        A draft may lead to numbers that are not finite, and these into all that its page and its step have of
+        the sequence. Without drafts it is computed again, in pages of its own, up to the same answer or the
+        error that is the model's own.
+        """
+        sequence.guessing = None
+        sequence.num_computed -= 1
+        self._preempt(sequence)
 
     def _remove_running(self, sequence: Sequence) -> None:
         (self.prefilling if sequence in self.prefilling else self.decoding).remove(sequence)

@@ -2,22 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from collections.abc import Sequence as Row
+from dataclasses import dataclass, field
 
-from ipc.worker_messages import Speculation, Submit
+from ipc.worker_messages import Logprobs, SequenceReport, Speculation, Submit
 from workers.scheduling.drafts import DRAFTERS, FREE_ROWS, Guessing
 from workers.scheduling.sequence import Sequence
-from workers.step.plan import Scheduled
+from workers.step.engine import Extra, StepResult
+from workers.step.plan import Scheduled, verified
 
 Stepping = list[tuple[Sequence, Scheduled]]
+Drafts = dict[Sequence, list[int]]
+NO_DRAFTS: Drafts = {}
+
+
+@dataclass(slots=True)
+class Right:
+    """The drafts of a sequence that were right in a step, and what there is to say besides them."""
+
+    token_ids: list[int]
+    logprobs: list[Logprobs] = field(default_factory=list)
+    prompt_logprobs: list[Logprobs] = field(default_factory=list)
+
+    def put_into(self, report: SequenceReport) -> None:
+        """Report them before the last token, which is in it already."""
+        report.token_ids[:0] = self.token_ids
+        report.logprobs = self.logprobs
+        report.prompt_logprobs = self.prompt_logprobs
+
+
+@dataclass(slots=True)
+class Judged:
+    """A result without its drafts."""
+
+    tokens: list[int] = field(default_factory=list)  # of each sequence the last one that came
+    extras: dict[int, Extra] = field(default_factory=dict)  # by the index in `tokens`
+    right: dict[Sequence, Right] = field(default_factory=dict)  # what came before
 
 
 class Guesses:
     """The drafts of all sequences.
 
     Args:
-        speculation: how tokens are guessed; None: not at all.
+        speculation: how tokens are guessed.
         max_step_tokens: the budget of one step.
 
     Attributes:
@@ -25,24 +53,23 @@ class Guesses:
         accepted: of these, that were right.
     """
 
-    def __init__(self, speculation: Speculation | None, max_step_tokens: int) -> None:
-        self._make_drafter = None if speculation is None else DRAFTERS[speculation]
+    def __init__(self, speculation: Speculation, max_step_tokens: int) -> None:
+        self._make_drafter = DRAFTERS[speculation]
         self._max_step_tokens = max_step_tokens
         self.drafted = self.accepted = 0
 
     def begin(self, request: Submit) -> Guessing | None:
         """What guesses for a request; None: nobody."""
-        if self._make_drafter is None or not may_be_guessed(request):
-            return None
-        return Guessing(self._make_drafter())
+        return Guessing(self._make_drafter()) if may_be_guessed(request) else None
 
-    def has_to_know(self, decoding: Iterable[Sequence]) -> bool:
-        """Whether somebody in decode can be guessed for, once the last token is known."""
-        if self._make_drafter is None:
-            return False
-        return any(s.guessing is not None and not s.guessing.rests(len(s.token_ids)) for s in decoding)
+    def has_to_know(self, latest: Drafts, decoding: Iterable[Sequence]) -> bool:
+        """Whether the next step waits for what the last one brings: it has drafts (`latest`), or somebody in
+        decode can be guessed for, once the last token is known."""
+        return bool(latest) or any(
+            s.guessing is not None and not s.guessing.rests(len(s.token_ids)) for s in decoding
+        )
 
-    def put_behind(self, decodes: Stepping) -> dict[Sequence, list[int]]:
+    def put_behind(self, decodes: Stepping) -> Drafts:
         """Let sequences in decode, whose tokens are known, feed what these may go on with.
 
         Drafts stay in the page that the token before them is in: they take none that would have to be given
@@ -54,9 +81,7 @@ class Guesses:
         Returns:
             These, by their sequences.
         """
-        drafts: dict[Sequence, list[int]] = {}
-        if self._make_drafter is None:
-            return drafts
+        drafts: Drafts = {}
         left = min(FREE_ROWS - len(decodes), (self._max_step_tokens - len(decodes)) // 2)
         for index, (sequence, entry) in enumerate(decodes):
             if left < 1:
@@ -69,13 +94,54 @@ class Guesses:
                 decodes[index] = sequence, more
         return drafts
 
-    def judge(self, sequence: Sequence, drafts: Row[int], brought: Row[int]) -> None:
-        """Take in what a step brought: all of its tokens but the last were drafts, and are computed."""
-        right = len(brought) - 1
-        sequence.num_computed += right
-        sequence.guessing.judge(len(drafts), right, len(sequence.token_ids) + len(brought))
-        self.drafted += len(drafts)
-        self.accepted += right
+    def judge(
+        self, result: StepResult, sampled: Row[Sequence], drafts: Drafts, gone: Collection[Sequence]
+    ) -> Judged:
+        """Take in which drafts of a step were right: their sequences have them, computed, from then on.
+
+        Where drafts were fed and no token came in the end, nothing counts: see `Scheduler._guess_no_more`.
+
+        Args:
+            sampled: who got tokens, in the order of the result.
+            gone: those of them that need none any more.
+
+        Raises:
+            ValueError: the result has too many tokens, or too few.
+        """
+        judged, coming, first = Judged(), iter(result.tokens), 0
+        for index, sequence in enumerate(sampled):
+            fed = drafts.get(sequence, ())
+            *right, last = verified(coming, fed)
+            extras = [result.extras.get(first + place) for place in range(len(right) + 1)]
+            first += len(extras)
+            judged.tokens.append(last)
+            if extras[-1] is not None:
+                judged.extras[index] = extras[-1]
+            if fed and last >= 0 and sequence not in gone:
+                self._take_in(sequence, len(fed), right)
+                if right:
+                    judged.right[sequence] = _told(right, extras)
+        if (left := len(result.tokens) - first) > 0:
+            raise ValueError(f"{left} of the {len(result.tokens)} tokens that came back are of no sequence")
+        return judged
+
+    def _take_in(self, sequence: Sequence, fed: int, right: list[int]) -> None:
+        sequence.num_computed += len(right)
+        sequence.token_ids.extend(right)
+        sequence.account.served += len(right)
+        sequence.guessing.judge(fed, len(right), len(sequence.token_ids) + 1)
+        self.drafted += fed
+        self.accepted += len(right)
+
+
+def _told(right: list[int], extras: list[Extra | None]) -> Right:
+    told = Right(right)
+    for extra in extras[:-1]:
+        if extra is not None:
+            told.prompt_logprobs += extra.prompt_logprobs
+            if extra.logprobs is not None:
+                told.logprobs.append(extra.logprobs)
+    return told
 
 
 def may_be_guessed(request: Submit) -> bool:
