@@ -208,7 +208,7 @@ def serve(
     *,
     later: int = 0,
     laid_out: Callable[..., tuple[list[int], Images]] = prompt,
-    **settings: int,
+    **settings: int | str,
 ) -> tuple[list[Answer], Scheduler]:
     """What an engine answers to prompts, each with the number of tokens that it wants.
 
@@ -217,8 +217,9 @@ def serve(
         laid_out: makes tokens and images of a prompt's parts.
         settings: limits of the scheduler, and sampling.
     """
-    limits = {key: value for key, value in settings.items() if key in LIMITS}
-    sampling = {key: value for key, value in settings.items() if key not in LIMITS}
+    of_scheduler = {*LIMITS, "speculation"}
+    limits = {key: value for key, value in settings.items() if key in of_scheduler}
+    sampling = {key: value for key, value in settings.items() if key not in of_scheduler}
     states = num_states(engine.groups, (LIMITS | limits)["max_sequences"])
     scheduler = Scheduler(**LIMITS | limits, caches=engine.groups, states=states)
     coming = list(enumerate(asked))

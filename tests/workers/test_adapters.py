@@ -24,11 +24,13 @@ from ipc.worker_messages import (
 from tests.workers.adapters import write_adapter
 from tests.workers.checkpoints import greedy
 from tests.workers.engines import Session, make_runner, prompt_of, request, some_requests
+from tests.workers.guessing import Knows
 from tests.workers.harness import PATIENCE, Workers
 from workers.checkpoints.adapter import CONFIG, WEIGHTS, read_adapter
 from workers.checkpoints.card import read_card
 from workers.execution.memory import held, trim
 from workers.execution.model_runner import ModelRunner
+from workers.scheduling.drafts import DRAFTERS
 
 PROMPT = [(7 * i + 3) % 131 for i in range(80)]
 
@@ -83,6 +85,24 @@ def test_unlike_adapters_in_one_batch_answer_as_merged_models_do(adapted, runner
     session.end()
     for submit, answer in zip(requests, answers, strict=True):
         assert answer.token_ids == greedy(adapted[2][submit.adapter], prompt_of(submit), answer.token_ids)
+
+
+def test_adapters_answer_the_same_where_tokens_are_guessed(runner, monkeypatch):
+    requests = [
+        with_adapter(
+            request(number, PROMPT[number:], 40, temperature=0.7 * (number > 2), seed=number), number % 3
+        )
+        for number in range(5)
+    ]
+    session = Session(runner)
+    expected = [answer.token_ids for answer in session.answer(requests)]
+    session.end()
+    told = {tuple(prompt_of(each)): answer for each, answer in zip(requests, expected, strict=True)}
+    monkeypatch.setitem(DRAFTERS, "ngram", lambda: Knows(told))
+    session = Session(runner, speculation="ngram")
+    assert [answer.token_ids for answer in session.answer(requests)] == expected
+    assert session.scheduler.statistics()["accepted"] > 40
+    session.end()
 
 
 def test_adapters_make_a_difference_and_share_no_cached_pages(adapted, runner):

@@ -11,12 +11,13 @@ from safetensors.torch import load_file, save_file
 
 from ipc.errors import CortexError
 from ipc.model_settings import ModelSettings
-from ipc.worker_messages import MemoryUse, Submit
+from ipc.worker_messages import MemoryUse, SamplingParams, Submit
 from neuron.description import described
 from tests.workers import encoders
 from tests.workers.checkpoints import fill, qwen3
 from tests.workers.engines import Answer, Session, make_runner, make_spec, prompt_of, request
 from tests.workers.equalities import VOCABULARY
+from tests.workers.guessing import Knows
 from tests.workers.recorded import FixedAttention, Recorder
 from tests.workers.simulation import END, STORM_STEPS, Run, Shape, Storm, group, make_scheduler, submit
 from tests.workers.test_equalities import assert_equal
@@ -24,6 +25,7 @@ from tests.workers.thread_ranks import Ranks
 from workers.checkpoints.card import read_card
 from workers.execution import model_runner
 from workers.process.loop import make_scheduler as make_worker_scheduler
+from workers.sampling.sampler import Sampler
 from workers.scheduling import drafts
 from workers.scheduling.drafts import FREE_ROWS
 from workers.step.engine import Extra, Loaded, StepResult
@@ -143,6 +145,22 @@ def test_a_storm_with_guesses_leaks_nothing_and_gives_the_answers_of_one_without
     assert storm.run.scheduler.statistics()["accepted"] > STORM_STEPS // 20
 
 
+@pytest.mark.parametrize("broken", [1, 2, 3])
+def test_a_row_behind_a_draft_that_is_not_finite_leaves_its_sequence_without_a_token(broken):
+    """Be the draft right or wrong; who stands beside it has its own."""
+    logits = torch.zeros(6, 16)
+    for row, token in enumerate((4, 5, 6, 7, 8, 9)):
+        logits[row, token] = 1.0
+    logits[broken] = float("nan")
+    sampler = Sampler(16)
+    sampler.add(0, SamplingParams(0.0, logprobs=1), [1])
+    sampler.add(3, SamplingParams(0.0, logprobs=1), [2])
+    sampled = sampler.launch(logits, [0, 0, 0, 0, 3, 3], drafts={0: [4, 9, 1], 3: [8]}).result()
+    assert sampled.tokens == [-1, 8, 9]
+    assert sampled.broken == {0}
+    assert sorted(sampled.logprobs) == [1, 2]
+
+
 def test_numbers_that_are_not_finite_without_a_draft_are_an_error_still(seer):
     """The drafts of a step without a token are forgotten, and then the error is the model's own."""
 
@@ -165,21 +183,6 @@ def test_states_which_nothing_takes_back_are_refused():
 
 
 # --- a model ------------------------------------------------------------------------------------------------
-
-
-class Knows:
-    """Guesses from what was answered without guesses, and is wrong now and then."""
-
-    def __init__(self, answers: dict[tuple[int, ...], list[int]]) -> None:
-        self.answers = dict(sorted(answers.items(), key=lambda pair: -len(pair[0])))  # by prompt
-
-    def draft(self, token_ids, most):
-        text = token_ids.tolist()
-        whole = next(each for each in self.answers if tuple(text[: len(each)]) == each)
-        found = self.answers[whole][len(text) - len(whole) :][:most]
-        if len(text) % 3 == 0:
-            found[len(text) % 5 :] = [3] * len(found[len(text) % 5 :])
-        return found
 
 
 @pytest.fixture

@@ -13,11 +13,13 @@ from ipc.errors import CortexError
 from ipc.worker_messages import ImageData, PlacedImage
 from tests.workers import seeing
 from tests.workers.engines import make_runner, prompt_of
+from tests.workers.guessing import Knows
 from tests.workers.live_bytes import most_held
 from tests.workers.seeing import oracle, picture, prompt, serve
 from tests.workers.thread_ranks import Ranks
 from workers.checkpoints.card import read_card
 from workers.checkpoints.vision import Vision
+from workers.scheduling.drafts import DRAFTERS
 from workers.step.gallery import Gallery
 from workers.step.positions import axes
 from workers.vision.tower import Tower
@@ -118,6 +120,15 @@ def test_answers_are_the_same_after_a_preemption(engine, model):
     assert scheduler.statistics()["preemptions"]
     for parts, answer in zip(asked, answers, strict=True):
         assert answer.token_ids == expected(model, parts, 60)
+
+
+def test_answers_are_the_same_where_tokens_are_guessed(engine, model, monkeypatch):
+    asked = [ONE, TWO, LONG]
+    told = {tuple(prompt(*parts)[0]): expected(model, parts, 40) for parts in asked}
+    monkeypatch.setitem(DRAFTERS, "ngram", lambda: Knows(told))
+    answers, scheduler = serve(engine, [(parts, 40) for parts in asked], speculation="ngram")
+    assert [answer.token_ids for answer in answers] == list(told.values())
+    assert scheduler.statistics()["accepted"] > 40
 
 
 def test_a_second_turn_reuses_an_image_and_no_other_one(engine, model):
