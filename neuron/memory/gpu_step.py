@@ -16,10 +16,7 @@ FLOAT, LONG = 4, 8  # bytes
 CUBLAS_BYTES = 32 << 20  # its workspace, on the cards that have the largest
 SORT_BYTES = 36  # of each element that is sorted: its value and its place, three times
 LONG_CONTEXT = 3072  # tokens, of the one sequence of the step that has many
-SPLIT, MOST_SPLITS = (
-    64,
-    32,
-)  # keys that attention over few tokens takes apart, and into how many parts at most
+SPLIT, MOST_SPLITS = 64, 32  # keys of a part that attention over one token has at least, and parts at most
 CHUNK, BLOCK = 64, 2048  # tokens of a prompt that go through a state together
 SCRATCH_BYTES, TOGETHER = 64 << 20, 256  # of a weight in blocks, made plain at once, and its rows at least
 PAIRS = 16_384  # of a token and an expert that it goes to, whose numbers are in memory at once
@@ -158,10 +155,8 @@ class GpuStep:
         latent, heads = self.shapes.latent, self.shapes.num_heads // self.world_size
         key = latent.rank + latent.rope_dim
         normed, compressed = self._hidden(), self._rows(key + (latent.query_rank or 0))
-        source, q = (
-            self._rows(latent.query_rank or 0),
-            self._rows(heads * (latent.plain_dim + latent.rope_dim)),
-        )
+        source = self._rows(latent.query_rank or 0)
+        q = self._rows(heads * (latent.plain_dim + latent.rope_dim))
         keys, plain = self._rows(key), self._rows(heads * latent.rank)
         turned = self._rows(heads * latent.rope_dim, 3 * FLOAT)
         queries = self._rows(heads * key)
@@ -213,10 +208,8 @@ class GpuStep:
         """Tokens of a prompt through a state (`workers/kernels/gated_delta.py`), and the one after them."""
         size = min(CHUNK, tokens)
         rows, heads = -(-tokens // size) * size * FLOAT, delta.value_heads  # chunks are whole
-        keys, both = (
-            rows * delta.key_heads * delta.key_dim,
-            2 * tokens * delta.key_heads * delta.key_dim * FLOAT,
-        )
+        keys = rows * delta.key_heads * delta.key_dim
+        both = 2 * tokens * delta.key_heads * delta.key_dim * FLOAT  # queries and keys
         each_key, each_value = rows * heads * delta.key_dim, rows * heads * delta.value_dim
         pairs, key_pairs = rows * heads * size, rows * delta.key_heads * size
         square, unit = self._new(both), self._new(both)
@@ -358,24 +351,23 @@ class GpuStep:
 
     def _penalties(self, rows: int) -> None:
         """How often each token came in each sequence, and whether at all; the room is doubled as needed."""
-        counts = seen = None
-        room = 4
-        while room < 2 * rows:
+        rooms = [4]
+        while rooms[-1] < rows:
+            rooms.append(2 * rooms[-1])
+        before: list[Block] = []
+        for room in rooms:
             made = []
             for size in (2, 1):
                 more = self._new(room // 2 * self.shapes.vocab_size * size)
                 made.append(self._new(room * self.shapes.vocab_size * size))
                 self._free(more)
-            self._free(*filter(None, (counts, seen)))
-            counts, seen = made
-            room *= 2
+            self._free(*before)
+            before = made
 
     def _penalised(self, elements: int) -> None:
-        taken, positive, *both = map(
-            self._new, (elements * FLOAT, elements, elements * FLOAT, elements * FLOAT)
-        )
-        changed = self._new(elements * FLOAT)
-        self._free(positive, *both)
+        taken, positive = self._new(elements * FLOAT), self._new(elements)
+        divided, multiplied, changed = (self._new(elements * FLOAT) for _ in range(3))
+        self._free(positive, divided, multiplied)
         seen, chosen = self._new(elements), self._new(elements * FLOAT)
         self._free(changed, seen)
         narrow, counts = self._new(elements * 2), self._new(elements * FLOAT)
