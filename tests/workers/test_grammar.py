@@ -131,7 +131,7 @@ def errors(name: str, text: str) -> list[str]:
 
 
 def test_answers_to_sixty_schemas_are_valid_and_cut_ones_can_become_valid(grammars):
-    names = [name for name in SCHEMAS for _ in range(5)]
+    names = [name for name in SCHEMAS for _ in range(3)]
     constraints = {name: constrain(Structured(json=SCHEMAS[name]), encode) for name in SCHEMAS}
     found = answers(grammars, [constraints[name] for name in names], max_tokens=120)
     ended = 0
@@ -142,8 +142,8 @@ def test_answers_to_sixty_schemas_are_valid_and_cut_ones_can_become_valid(gramma
         else:
             text = text_of(output + completion(grammars, constraints[name], output))
         assert not errors(name, text), (name, text)
-    assert ended >= 200  # of 300: enough to mean something, as the cut ones are
-    assert ended <= 295
+    assert 2 / 3 * len(names) <= ended  # enough to mean something, as the cut ones are
+    assert ended <= 0.98 * len(names)
 
 
 def test_padding_and_control_tokens_are_never_allowed(grammars):
