@@ -17,6 +17,7 @@ from ipc.messages import Plain
 from ipc.model_settings import FailurePlan, Speculation
 
 PAGE_SIZE = 32  # tokens in one page of a KV pool
+FREE_ROWS = 16  # of a decode step, guesses included: about as fast as one, a tile of a GPU's product
 SMALLEST_CONTEXT = 2048  # tokens; a model that cannot have so many is not worth its weights
 
 # What a process takes of a GPU before it has a tensor there: the driver's context and the libraries' code.

@@ -10,7 +10,7 @@ from typing import Literal
 import msgspec
 
 from ipc.errors import Code, CortexError
-from ipc.worker_messages import CacheGroup, SimulatedSpec
+from ipc.worker_messages import FREE_ROWS, CacheGroup, SimulatedSpec
 from neuron.config import ModelSettings
 from neuron.memory.cache_plan import CachePlan
 from neuron.memory.fit import Need
@@ -87,10 +87,11 @@ class ModelDescription:
             runtime: bytes of a process without a model, by kind of device.
         """
         overhead = {"cpu": 0, "cuda": 0}
+        sampled = settings.max_sequences + (FREE_ROWS - 1 if settings.speculation is not None else 0)
         if self.overhead is not None:
             for kind in overhead:
                 tokens = self.step_tokens(settings, kind)
-                overhead[kind] = runtime[kind] + self.overhead.of_step(kind, tokens, settings.max_sequences)
+                overhead[kind] = runtime[kind] + self.overhead.of_step(kind, tokens, sampled)
         return Need(
             model=self.id,
             rank_bytes=self.rank_bytes,

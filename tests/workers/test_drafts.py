@@ -7,7 +7,7 @@ from array import array
 
 import pytest
 
-from ipc.worker_messages import Constraint, SamplingParams, Submit
+from ipc.worker_messages import FREE_ROWS, Constraint, SamplingParams, Submit
 from workers.scheduling import drafts
 from workers.scheduling.drafts import Guessing, PromptLookup
 from workers.scheduling.speculation import may_be_guessed
@@ -78,7 +78,7 @@ def test_guesses_grow_while_they_are_right_and_shrink_to_what_was():
     assert length(guessing) == 3
     for _ in range(9):
         guessing.judge(3, 3, 20)
-    assert length(guessing) == drafts.FREE_ROWS
+    assert length(guessing) == FREE_ROWS
 
 
 def test_who_is_guessed_badly_rests_and_is_tried_again_each_time_later():

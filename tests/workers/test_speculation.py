@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from ipc.errors import CortexError
 from ipc.model_settings import ModelSettings
-from ipc.worker_messages import MemoryUse, SamplingParams, Submit
+from ipc.worker_messages import FREE_ROWS, MemoryUse, SamplingParams, Submit
 from neuron.description import described
 from tests.workers import encoders
 from tests.workers.checkpoints import fill, qwen3
@@ -27,7 +27,6 @@ from workers.execution import model_runner
 from workers.process.loop import make_scheduler as make_worker_scheduler
 from workers.sampling.sampler import Sampler
 from workers.scheduling import drafts
-from workers.scheduling.drafts import FREE_ROWS
 from workers.step.engine import Extra, Loaded, StepResult
 from workers.step.plan import verified
 
@@ -374,6 +373,15 @@ def test_a_model_for_which_nothing_can_be_guessed_is_refused_by_the_reason(tiny,
     with pytest.raises(CortexError, match=f"speculation ngram is not for {card.architecture}.*{reason}"):
         described(ModelSettings(id="some", speculation="ngram"), card)
     assert described(ModelSettings(id="some"), card)
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+def test_the_logits_behind_guesses_are_planned(tiny, kind):
+    card, overhead = read_card(tiny("qwen3_tied").folder), []
+    for speculation in (None, "ngram"):
+        settings = ModelSettings(id="some", speculation=speculation, max_sequences=2, max_step_tokens=32)
+        overhead.append(getattr(described(settings, card).need(settings), f"{kind}_overhead"))
+    assert overhead[1] - overhead[0] >= (FREE_ROWS - 1) * card.config.vocab_size * 4
 
 
 def test_a_worker_guesses_where_its_spec_says_so():

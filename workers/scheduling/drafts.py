@@ -13,9 +13,8 @@ from array import array
 from collections.abc import Callable
 from typing import Protocol
 
-from ipc.worker_messages import Speculation
+from ipc.worker_messages import FREE_ROWS, Speculation
 
-FREE_ROWS = 16  # of a decode step, guesses included: about as fast as one, a tile of a GPU's product
 FIRST_LENGTH = 4  # of a guess, before anything is known
 TRIAL = 16  # tokens that are guessed before it is judged how that goes
 WORTH = 1 / 3  # of them were right at least, or no more are guessed for a while

@@ -6,8 +6,8 @@ from collections.abc import Collection, Iterable
 from collections.abc import Sequence as Row
 from dataclasses import dataclass, field
 
-from ipc.worker_messages import Logprobs, SequenceReport, Speculation, Submit
-from workers.scheduling.drafts import DRAFTERS, FREE_ROWS, Guessing
+from ipc.worker_messages import FREE_ROWS, Logprobs, SequenceReport, Speculation, Submit
+from workers.scheduling.drafts import DRAFTERS, Guessing
 from workers.scheduling.sequence import Sequence
 from workers.step.engine import Extra, StepResult
 from workers.step.plan import Scheduled, verified
