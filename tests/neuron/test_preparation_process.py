@@ -334,9 +334,7 @@ def test_a_request_whose_text_processes_are_killed_fails_alone(tmp_path, folder)
     ):
         count = CountTokens(id=0, model="hostile", messages=[Message(role="user", content="loop")])
         asked = threads.submit(ask, neuron, count)
-        [tries, counts] = wait_until(
-            lambda: len(neuron.children()) == 2 and neuron.children(), "both processes"
-        )
+        [tries, counts] = wait_until(lambda: len(found := neuron.children()) == 2 and found, "both processes")
         os.kill(tries, signal.SIGKILL)  # it has nothing to do: nobody is told
         os.kill(counts, signal.SIGKILL)
         [again] = wait_until(lambda: set(neuron.children()) - {tries, counts}, "another try")
