@@ -155,10 +155,10 @@ class Scheduler:
         """
         step = self._in_flight.popleft()
         sampled, gone = step.sampled, step.gone
-        tokens, extras, right = result.tokens, result.extras, None
+        tokens, extras, judged = result.tokens, result.extras, None
         if step.drafts:
             judged = self._guesses.judge(result, sampled, step.drafts, gone)
-            tokens, extras, right = judged.tokens, judged.extras, judged.right
+            tokens, extras = judged.tokens, judged.extras
         if len(sampled) != len(tokens):
             raise ValueError(f"the plan samples {len(sampled)} tokens, and {len(tokens)} came back")
         for sequence in step.grown:
@@ -168,7 +168,7 @@ class Scheduler:
             for (sequence, _), end in zip(step.prefills, step.ends, strict=True):
                 if sequence not in gone:
                     self._settle_prompt(sequence, end)
-        ended = False
+        ended, told = False, len(self._reports)
         for index, (sequence, token) in enumerate(zip(sampled, tokens, strict=True)):
             if gone and sequence in gone:
                 continue
@@ -187,8 +187,6 @@ class Scheduler:
                 elif len(sequence.token_ids) == sequence.max_len:
                     finish = "length"
             report = SequenceReport(sequence.request.request_id, token_ids, finish)
-            if right and sequence in right:
-                right[sequence].put_into(report)
             if index in extras:
                 _merge(report, extras[index])
             if token < 0 and not report.finish:
@@ -201,6 +199,8 @@ class Scheduler:
                     self._distrust(sequence, report.code)
                 self._end(sequence)
                 ended = True
+        if judged is not None:
+            judged.complete(self._reports[told:])
         if ended:
             self.decoding = [sequence for sequence in self.decoding if sequence.slot is not None]
         self._untold += result.tokens
@@ -520,10 +520,9 @@ class Scheduler:
 
 
 def _merge(report: SequenceReport, extra: Extra) -> None:
-    """Add to a report what a step brought besides one of its tokens."""
+    """Add to a report what a step brought besides its token."""
     report.finish = "stop" if extra.embedding else extra.finish or report.finish
     report.message, report.code = extra.message, extra.code
-    if extra.logprobs is not None:
-        report.logprobs.append(extra.logprobs)
-    report.prompt_logprobs = extra.prompt_logprobs or report.prompt_logprobs
+    report.logprobs = [extra.logprobs] if extra.logprobs is not None else []
+    report.prompt_logprobs = extra.prompt_logprobs
     report.embedding = extra.embedding

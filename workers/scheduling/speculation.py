@@ -28,8 +28,8 @@ class Right:
     def put_into(self, report: SequenceReport) -> None:
         """Report them before the last token, which is in it already."""
         report.token_ids[:0] = self.token_ids
-        report.logprobs = self.logprobs
-        report.prompt_logprobs = self.prompt_logprobs
+        report.logprobs = self.logprobs + report.logprobs
+        report.prompt_logprobs = self.prompt_logprobs + report.prompt_logprobs
 
 
 @dataclass(slots=True)
@@ -38,7 +38,13 @@ class Judged:
 
     tokens: list[int] = field(default_factory=list)  # of each sequence the last one that came
     extras: dict[int, Extra] = field(default_factory=dict)  # by the index in `tokens`
-    right: dict[Sequence, Right] = field(default_factory=dict)  # what came before
+    right: dict[int, Right] = field(default_factory=dict)  # what came before, by request id
+
+    def complete(self, reports: Iterable[SequenceReport]) -> None:
+        """Put what came before into the reports of the tokens."""
+        for report in reports:
+            if (right := self.right.get(report.request_id)) is not None:
+                right.put_into(report)
 
 
 class Guesses:
@@ -120,7 +126,7 @@ class Guesses:
             if fed and last >= 0 and sequence not in gone:
                 self._take_in(sequence, len(fed), right)
                 if right:
-                    judged.right[sequence] = _told(right, extras)
+                    judged.right[sequence.request.request_id] = _told(right, extras)
         if (left := len(result.tokens) - first) > 0:
             raise ValueError(f"{left} of the {len(result.tokens)} tokens that came back are of no sequence")
         return judged
