@@ -269,16 +269,18 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=15.0, help="that conversations begin, in each run")
     parser.add_argument("--rate", type=float, default=1.0, help="conversations a second")
     parser.add_argument("--policies", nargs="+", choices=POLICIES, default=POLICIES)
+    parser.add_argument("--within", type=float, default=300.0, help="seconds, after which no run begins")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", metavar="PATH", help="write the results there, too")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        results = [
-            run(options, Path(folder), policy, prefixes)
-            for policy in options.policies
-            for prefixes in (True, False)
-        ]
-        results.append(run(options, Path(folder), PLACED, prefixes=False))
+        began, results = time.monotonic(), []
+        plans = [(policy, prefixes) for prefixes in (True, False) for policy in options.policies]
+        for policy, prefixes in [*plans, (PLACED, False)]:
+            if time.monotonic() - began > options.within:
+                print(f"left out, for want of time: {policy}, prefixes: {prefixes}")
+                continue
+            results.append(run(options, Path(folder), policy, prefixes))
     table = Table(*results[0], title=f"{options.neurons} neurons, {options.models} models, agents")
     for result in results:
         table.add_row(
