@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,6 +22,7 @@ from neuron.text.tokenizer import TextTokenizer
 from tests.neuron.folders import byte_level
 from tests.workers import checkpoints, gguf_files
 from workers.checkpoints.card import read_card
+from workers.checkpoints.gguf import merges
 from workers.checkpoints.gguf.header import read_header
 from workers.checkpoints.gguf.merges import every_merge
 from workers.checkpoints.gguf.pretokenizers import BY_NAME
@@ -140,6 +142,16 @@ def test_every_pair_of_tokens_that_makes_one_is_a_merge_in_its_order(texts, data
         cuts = [(whole[:cut], whole[cut:]) for cut in range(1, len(whole))]
         expected += [cut for cut in cuts if texts.issuperset(cut)]
     assert every_merge(tokens, scores, made) == expected
+
+
+def test_a_part_that_only_has_the_hash_of_a_token_is_no_merge(monkeypatch):
+    mixed = merges._mixed
+    monkeypatch.setattr(
+        merges, "_mixed", lambda letters: mixed(np.where(letters == ord("b"), ord("a"), letters))
+    )
+    assert every_merge(["a", "c", "ca"], [0.0] * 3, [2]) == [("c", "a")]
+    with pytest.raises(ValueError, match="the same hash as another token"):
+        every_merge(["a", "c", "cb"], [0.0] * 3, [2])
 
 
 def test_a_tokenizer_of_parts_is_the_one_that_its_json_would_be(spm, bpe):

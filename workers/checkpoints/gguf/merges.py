@@ -7,8 +7,8 @@ hash of what is on either side, and only what is found is compared.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from operator import add, eq
+from collections.abc import Iterator, Sequence
+from itertools import chain
 
 import numpy as np
 
@@ -47,11 +47,18 @@ def every_merge(tokens: Sequence[str], scores: Sequence[float], made: Sequence[i
     left = known.find((sums[cut] - sums[starts[whole]]) * back[starts[whole]])
     whole, cut, left = (each[left >= 0] for each in (whole, cut, left))
     right = known.find((sums[starts[whole + 1]] - sums[cut]) * back[cut])
-    whole, left, right = (each[right >= 0] for each in (whole, left, right))
-    lefts, rights, wholes = (list(map(tokens.__getitem__, each.tolist())) for each in (left, right, whole))
-    if not all(map(eq, map(add, lefts, rights), wholes)):
+    whole, cut, left, right = (each[right >= 0] for each in (whole, cut, left, right))
+    pairs = list(zip(_texts(tokens, left), _texts(tokens, right), strict=True))
+    # Once the lengths are those of the parts, all texts are equal where all of them in a row are.
+    behind = starts[whole + 1]
+    are_long = ((lengths[left] == cut - starts[whole]) & (lengths[right] == behind - cut)).all()
+    if not are_long or "".join(chain.from_iterable(pairs)) != "".join(_texts(tokens, whole)):
         raise ValueError("a part of a token has the same hash as another token")
-    return list(zip(lefts, rights, strict=True))
+    return pairs
+
+
+def _texts(tokens: Sequence[str], numbers: np.ndarray) -> Iterator[str]:
+    return map(tokens.__getitem__, numbers.tolist())
 
 
 def _sums(letters: np.ndarray) -> tuple[Hashes, Hashes]:
