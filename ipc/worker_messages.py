@@ -265,7 +265,18 @@ class DropAdapter(msgspec.Struct, tag=5, array_like=True, frozen=True):
     number: int
 
 
-Command = Submit | Abort | Stop | LoadAdapter | DropAdapter | ImageData
+class ResizePool(msgspec.Struct, tag=6, array_like=True, frozen=True):
+    """Change the pool of keys and values: each rank has memory for the first `kept` pages, and answers with a
+    `PoolReport`; sequences get the first `usable` of them, and who has others is computed again.
+
+    A pool that grows takes two of them: only when all ranks have the memory may sequences use it.
+    """
+
+    kept: int
+    usable: int
+
+
+Command = Submit | Abort | Stop | LoadAdapter | DropAdapter | ImageData | ResizePool
 
 
 # --- a rank to its supervisor ---------------------------------------------------------------------------
@@ -300,6 +311,7 @@ class Ready(msgspec.Struct, tag=2, array_like=True):
     memory: MemoryUse
     load_seconds: float
     woken: bool = False  # its weights came from memory in which they had been parked
+    resizable: bool = False  # its pool may shrink and grow (`ResizePool`)
 
 
 class Logprobs(msgspec.Struct, array_like=True):
@@ -362,4 +374,12 @@ class AdapterReport(msgspec.Struct, tag=5, array_like=True):
     message: str = ""
 
 
-Report = Loading | Ready | StepReport | Fatal | AdapterReport
+class PoolReport(msgspec.Struct, tag=6, array_like=True):
+    """This rank has done what a `ResizePool` said, or could not."""
+
+    kept: int  # pages that it has memory for
+    code: str = ""  # of `ipc.errors.Code`, where there was no memory; then nothing changed
+    message: str = ""
+
+
+Report = Loading | Ready | StepReport | Fatal | AdapterReport | PoolReport

@@ -5,8 +5,8 @@ Plain arithmetic of what is known, without a clock: a load, a quote and a simula
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from neuron.memory.ledger import gib
@@ -39,6 +39,19 @@ class RecentUse:
 
 
 @dataclass(frozen=True, slots=True)
+class PoolShare:
+    """What a model's pool of keys and values could give up for another model."""
+
+    page_bytes: Mapping[str, int]  # of one page, by device
+    spare: int = 0  # pages over what one whole context takes
+    lacking: int = 0  # pages that it would take, if there were memory
+
+    def spared(self, device: str) -> int:
+        """Bytes on `device` that it can give up."""
+        return self.spare * self.page_bytes.get(device, 0)
+
+
+@dataclass(frozen=True, slots=True)
 class Holder:
     """A model that holds memory. `last_used` orders them by age."""
 
@@ -52,10 +65,20 @@ class Holder:
     settled: bool = True  # it has had its residency, so it leaves for its equals, too
     reload_seconds: float = 0.0  # that it takes to come back
     recent_use: float = 0.0  # as `RecentUse` has it
+    pool: PoolShare | None = None  # None: its pool is of one size, or about to change
+    coming: Mapping[str, int] = field(
+        default_factory=dict
+    )  # bytes that its pool gives up now: not in `reserved`
 
     def freed(self, devices: Collection[str]) -> int:
         """Bytes that come free on `devices` when it leaves."""
         return sum(size for name, size in self.reserved.items() if name in devices)
+
+    def shrunk(self, pages: int) -> Holder:
+        """The same once its pool has given up so many."""
+        given = {name: pages * size for name, size in self.pool.page_bytes.items()}
+        reserved = {name: size - given.get(name, 0) for name, size in self.reserved.items()}
+        return replace(self, reserved=reserved, pool=replace(self.pool, spare=self.pool.spare - pages))
 
     @property
     def loss(self) -> float:

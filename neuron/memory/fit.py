@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ipc.errors import Code, CortexError
@@ -64,6 +64,8 @@ class Fit:
     host_states: int = 0  # for each rank, of those that left its device
     victims: tuple[str, ...] = field(default=())
     caches: CachePlan = field(default_factory=CachePlan)
+    shrinks: Mapping[str, int] = field(default_factory=dict)  # pages that the pools of others give up for it
+    wanted_pages: int = 0  # that it would have taken, had nobody else a pool there
 
     @property
     def kv_tokens(self) -> int:
@@ -80,6 +82,25 @@ class Fit:
         context_length = self.caches.longest(pages, self.context_length)
         return replace(self, kv_pages=pages, context_length=context_length)
 
+    @property
+    def page_bytes(self) -> dict[str, int]:
+        """Of one page, by device: each rank has one."""
+        return {name: count * self.caches.page_bytes for name, count in Counter(self.devices).items()}
+
+    def resized(self, pages: int, measured: Sequence[int]) -> Fit:
+        """The same once the pool has that many pages.
+
+        Args:
+            measured: bytes that each rank held with the pages before. What was planned over that is free for
+                others, so whoever restarts a rank has no more either.
+        """
+        grown = (pages - self.kv_pages) * self.caches.page_bytes
+        reservations = Counter(self.reservations)
+        for name in self.devices:
+            reservations[name] += grown
+        budgets = tuple(size + grown for size in measured)
+        return replace(self, kv_pages=pages, reservations=dict(reservations), rank_budgets=budgets)
+
 
 def find_fit(
     need: Need,
@@ -90,8 +111,8 @@ def find_fit(
 ) -> Fit:
     """Find room for `need`, with as little eviction as possible.
 
-    A whole context comes first, if need be by eviction; only where even that cannot be had, the context is
-    cut to what the pool holds.
+    A whole context comes first: where it does not fit, the pools of others shrink, and then they leave. Only
+    where even that does not do, the context is cut to what the pool holds.
 
     Args:
         free: bytes by device that nobody holds. Names tell the kind: "cpu" or "cuda:N".
@@ -103,6 +124,7 @@ def find_fit(
         CortexError: INSUFFICIENT_MEMORY saying who holds what; BAD_REQUEST for devices that are not there.
     """
     candidates = candidates_for(need, free)
+    staying = [holder for holder in holders if holder.model not in leaving]
     holders = [holder for holder in holders if holder.model != need.base]
     evictable = order(holders, need.priority, candidates, strategy)
     chosen = [holder for holder in evictable if holder.model in leaving]
@@ -114,6 +136,8 @@ def find_fit(
                 victims = _spare(need, candidates, free_then, victims, context_length)
                 fit = _place(need, candidates, _without(free_then, victims), context_length)
                 return replace(fit, victims=tuple(victim.model for victim in (*chosen, *victims)))
+            if not victims and (fit := _beside(need, candidates, free_then, staying, context_length)):
+                return replace(fit, victims=tuple(victim.model for victim in chosen))
     raise _refusal(need, candidates, free, holders)
 
 
@@ -158,8 +182,41 @@ def _spare(
     return victims
 
 
-def _place(need: Need, candidates: list[str], free: dict[str, int], context_length: int) -> Fit | None:
-    """Put the ranks on the freest candidates, with a pool for `context_length` tokens at least; None: no."""
+def _beside(
+    need: Need, candidates: list[str], free: dict[str, int], holders: list[Holder], context_length: int
+) -> Fit | None:
+    """A place beside `holders`, whose pools shrink for it: those that can spare most, and no more than that.
+
+    Nobody's pool becomes smaller than one whole context, and it takes half of what is there, if that is more
+    than a whole context of its own.
+    """
+    pools = {holder.model: holder.pool for holder in holders if holder.pool is not None}
+    spared = Counter(free)
+    for pool in pools.values():
+        spared.update({name: pool.spared(name) for name in pool.page_bytes if name in spared})
+    if (fit := _place(need, candidates, spared, context_length, shared=True)) is None:
+        return None
+    short = Counter(fit.reservations)
+    short.subtract({name: free[name] for name in fit.reservations})
+    shrinks = {}
+    for model, pool in sorted(pools.items(), key=lambda item: -sum(map(item[1].spared, candidates))):
+        asked = [
+            -(-short[name] // size) for name, size in pool.page_bytes.items() if size and short[name] > 0
+        ]
+        if pages := min(pool.spare, max(asked, default=0)):
+            shrinks[model] = pages
+            short.subtract({name: pages * size for name, size in pool.page_bytes.items()})
+    return replace(fit, shrinks=shrinks)
+
+
+def _place(
+    need: Need, candidates: list[str], free: Mapping[str, int], context_length: int, shared: bool = False
+) -> Fit | None:
+    """Put the ranks on the freest candidates, with a pool for `context_length` tokens at least; None: no.
+
+    Args:
+        shared: others give up memory for it, so it takes a whole context or half of it.
+    """
     ranks = len(need.rank_bytes)
     # Ranks keep the order of the devices: neighbours in the list are neighbours on the bus.
     freest = sorted(candidates, key=lambda name: -free[name])[:ranks]
@@ -178,8 +235,11 @@ def _place(need: Need, candidates: list[str], free: dict[str, int], context_leng
     of_states = states * need.caches.state_bytes
     if any(size < of_states for size in room.values()):
         return None
-    pool = min(_pool(need, name, size - of_states) for name, size in room.items())
+    pool = wanted = min(_pool(need, name, size - of_states) for name, size in room.items())
     page_bytes = need.caches.page_bytes
+    if shared and need.kv_memory is None:
+        one_context = need.caches.pages_for(context_length) * page_bytes
+        pool = min(pool, max(int(ONE_CONTEXT * one_context), pool // 2))
     most = need.max_sequences * need.caches.pages_for(need.context_length)
     if page_bytes and need.kv_memory is not None:
         most = min(most, need.kv_memory // page_bytes)
@@ -206,10 +266,11 @@ def _place(need: Need, candidates: list[str], free: dict[str, int], context_leng
         states=states,
         host_states=host_states,
         caches=need.caches,
+        wanted_pages=min(most, wanted // page_bytes) if page_bytes else most,
     )
 
 
-def _host_states(need: Need, devices: Sequence[str], free: dict[str, int], left: int) -> int:
+def _host_states(need: Need, devices: Sequence[str], free: Mapping[str, int], left: int) -> int:
     """States for which each rank gets memory of the host: as many as it may have, or there is room for.
 
     Args:
@@ -225,14 +286,19 @@ def _host_states(need: Need, devices: Sequence[str], free: dict[str, int], left:
     return room // need.caches.state_bytes
 
 
+def pool_share(device: str) -> float:
+    """Of what is free, that a pool may take."""
+    return CPU_KV_SHARE if device == HOST else CUDA_KV_SHARE
+
+
 def _pool(need: Need, device: str, room: int) -> int:
     """Bytes that the pool of one rank may take of the `room` that is left for it on `device`."""
     if need.kv_memory is not None:
         return need.kv_memory if need.kv_memory <= room else 0
     if device != "cpu":
-        return int(room * CUDA_KV_SHARE)
+        return int(room * pool_share(device))
     one_context = need.caches.pages_for(need.context_length) * need.caches.page_bytes
-    return min(int(room * CPU_KV_SHARE), max(CPU_KV_DEFAULT, int(ONE_CONTEXT * one_context)))
+    return min(int(room * pool_share(device)), max(CPU_KV_DEFAULT, int(ONE_CONTEXT * one_context)))
 
 
 def _refusal(

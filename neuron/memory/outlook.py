@@ -28,7 +28,8 @@ class Prospect:
         """In the words of a quote."""
         if self.fit is None:
             return "refused"
-        return "fits" if self.now else "waits" if self.waits else "evicts"
+        shrinks = self.fit.shrinks and not self.fit.victims  # in a moment
+        return "fits" if self.now or shrinks else "waits" if self.waits else "evicts"
 
 
 @dataclass(slots=True)
@@ -46,12 +47,20 @@ class Outlook:
         except CortexError as refusal:
             return Prospect(refusal=refusal)
         victims = [self.holders.pop(victim) for victim in fit.victims]
-        now = not victims and all(size <= self.free[name] for name, size in fit.reservations.items())
+        shrinks = {model: self.holders[model] for model in fit.shrinks}
+        there = all(size <= self.free[name] for name, size in fit.reservations.items())
+        now = there and not victims and not shrinks
         for name, size in fit.reservations.items():
             self.free[name] -= size if now else 0
             self.later[name] -= size
         for holder in victims:
             for name, size in holder.reserved.items():
                 self.later[name] += size
-        waits = not now and (not victims or any(must_wait(holder, need.priority) for holder in victims))
+        for model, holder in shrinks.items():
+            self.holders[model] = smaller = holder.shrunk(fit.shrinks[model])
+            for name, size in holder.reserved.items():
+                self.later[name] += size - smaller.reserved[name]
+        waits = not now and (
+            any(must_wait(holder, need.priority) for holder in victims) if victims else not shrinks
+        )
         return Prospect(fit, now=now, waits=waits, loss=sum(holder.loss for holder in victims))

@@ -23,7 +23,7 @@ from ipc.worker_messages import MemoryUse
 from neuron.config import Memory
 from neuron.memory.devices import Inventory
 from neuron.memory.eviction import RESIDENCY_SHARE, Holder, explain, must_wait, order
-from neuron.memory.fit import Fit, Need, candidates_for
+from neuron.memory.fit import Fit, Need, candidates_for, pool_share
 from neuron.memory.ledger import Ledger
 from neuron.memory.outlook import Outlook, Prospect
 from neuron.memory.parking import Parking
@@ -32,6 +32,7 @@ from neuron.memory.step_bytes import UNMEASURED_BYTES
 log = logging.getLogger("neuron.memory.room")
 
 LOOK_SECONDS = 0.5  # between looks while somebody waits: other programs come and go without a word
+GROWTH = 1 / 8  # of what a pool lacks, that it takes at least: less is not worth a pause between two steps
 SETTLE_SECONDS = 2.0  # until a driver has given back what a process held that ended
 
 
@@ -67,6 +68,11 @@ class Tenant(Protocol):
 
     def stay(self) -> None:
         """Nobody needs its memory any more: take work again, unless it has begun to end."""
+        ...
+
+    def resize(self, pages: int) -> None:
+        """Have its pool take so many pages more, which are booked, or give so many up and call `resized`;
+        asked where its `Holder` has a pool that can."""
         ...
 
 
@@ -210,6 +216,14 @@ class Room:
         self._lender.tend()
         self.look()
 
+    def resized(self, model: str, change: Mapping[str, int]) -> None:
+        """The pool of `model` holds so many bytes more, or fewer, on each device than was booked."""
+        held = self._ledger.held_by(model)
+        for device, size in change.items():
+            self._ledger.correct(model, device, held[device] + size)
+        self._lender.tend()
+        self.look()
+
     def held_by(self, model: str) -> int:
         """Bytes that `model` holds or was promised."""
         return sum(self._ledger.held_by(model).values())
@@ -324,11 +338,43 @@ class Room:
                 wish.granted.set_exception(prospect.refusal)
             else:
                 claimed.update(victims)
+                self._shrink(wish, prospect.fit)
                 self._ask(wish, need, victims)
                 self._tell(wish, Place(waiting, victims))
         for name in self._asked - claimed:
             self._asked.discard(name)
             self._tenants[name].stay()
+        if not waiting:
+            self._grow()
+
+    def _shrink(self, wish: Wish, fit: Fit | None) -> None:
+        """Have pools make room, as far as that is what it takes."""
+        for name, pages in fit.shrinks.items() if fit is not None else ():
+            pool = self._holder(tenant).pool if (tenant := self._tenants.get(name)) is not None else None
+            if (
+                pool is None or pool.spare < pages
+            ):  # while another wish was granted; a look that follows sees that
+                continue
+            log.info("pool shrinks model=%s for=%s pages=%d", name, wish.tenant.id, pages)
+            tenant.resize(-pages)
+
+    def _grow(self) -> None:
+        """Let pools have what is free that gave memory up, or found others before them."""
+        for name, tenant in self._tenants.items():
+            pool = self._holder(tenant).pool
+            if pool is None or not pool.lacking:
+                continue
+            pages = min(
+                int(pool_share(device) * self._ledger.free(device)) // size
+                for device, size in pool.page_bytes.items()
+            )
+            pages = min(pages, pool.lacking)
+            if pages >= GROWTH * pool.lacking:
+                log.info("pool grows model=%s pages=%d", name, pages)
+                held = self._ledger.held_by(name)
+                for device, size in pool.page_bytes.items():
+                    self._ledger.correct(name, device, held[device] + pages * size)
+                tenant.resize(pages)
 
     async def _grant(self, wish: Wish, fit: Fit) -> None:
         """Book it, unless somebody was faster: a later look sees that."""
@@ -425,7 +471,11 @@ class Room:
             name: self._ledger.free(name) + self._lender.booked(name) + self._parking.booked(name)
             for name in self._ledger.devices
         }
-        return Outlook(free, dict(free), self._holders())
+        later, holders = dict(free), self._holders()
+        for holder in holders.values():
+            for name, size in holder.coming.items():
+                later[name] += size
+        return Outlook(free, later, holders)
 
     def _holders(self) -> dict[str, Holder]:
         """Who holds memory, by name."""

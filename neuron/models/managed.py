@@ -26,6 +26,7 @@ from neuron.models.epochs import Epochs
 from neuron.models.keep_alive import KeepAlive
 from neuron.models.launcher import Launcher
 from neuron.models.life import TRANSITIONS, Event
+from neuron.models.pool import Pool
 from neuron.models.prefixes import Prefixes
 from neuron.models.speed import Speed
 from neuron.processes.backoff import Backoff
@@ -79,6 +80,7 @@ class ManagedModel:
             launcher.config.queue, settings.max_sequences, description.whole, self._serves
         )
         self._adapters = Adapters(launcher.config, room, self.requests)
+        self._pool = Pool(self._on_resized)
         self.preparing = 0  # requests that will be admitted
         self.fit: Fit | None = None
         self.last_used = time.monotonic()
@@ -299,9 +301,10 @@ class ManagedModel:
         return self.description.need(self.settings, runtime)
 
     def holder(self, reserved: dict[str, int]) -> Holder:
+        coming = self._pool.coming
         return Holder(
             model=self.id,
-            reserved=reserved,
+            reserved={name: size - coming.get(name, 0) for name, size in reserved.items()},
             priority=self.settings.priority,
             last_used=self.last_used,
             pinned=self.settings.pin,
@@ -309,6 +312,8 @@ class ManagedModel:
             leaving=self.status in ("draining", "unloading"),
             reload_seconds=self.reload_seconds,
             recent_use=self._use.at(time.monotonic()),
+            pool=self._pool.share if self.status == "ready" else None,
+            coming=coming,
         )
 
     @property
@@ -330,6 +335,9 @@ class ManagedModel:
             self.displaced = True
             self._comes_back = False
             self.handle(Event.LEAVE)
+
+    def resize(self, pages: int) -> None:
+        self._pool.resize(pages)
 
     def stay(self) -> None:
         if not self._unloads:
@@ -735,6 +743,16 @@ class ManagedModel:
         learn = self.description.overhead is not None
         self._room.correct(self.id, self.fit, [report.memory for report in ready], learn=learn)
         self._adapters.open(self.settings, self.description, self.fit.devices, self._epochs.group)
+        resizable = self.settings.kv_memory is None and all(report.resizable for report in ready)
+        self._pool.open(self.fit, self._epochs.group, resizable)
+
+    def _on_resized(self, pages: int, booked: Mapping[str, int]) -> None:
+        """The pool has so many pages now; by what its booking changes."""
+        statistics = self._epochs.statistics
+        self.fit = self.fit.resized(pages, statistics.measured)
+        statistics.resize(pages, self.fit.caches.page_bytes)
+        self._room.resized(self.id, booked)
+        self._changed()
 
     def _on_loading(self, fraction: float, message: str) -> None:
         self._tell(self._progress.then(message, fraction, time.monotonic()))
@@ -764,6 +782,7 @@ class ManagedModel:
 
     def _lose_workers(self, error: CortexError) -> None:
         self._adapters.stop()
+        self._pool.close()
         self._epochs.count_death()
         if self.load_seconds is not None:  # as it took last, it will be back by then
             error.retry_after = self._epochs.seconds_to_wait + self.load_seconds
@@ -778,6 +797,7 @@ class ManagedModel:
     def _let_go(self) -> None:
         self.fit = None
         self._adapters.close()
+        self._pool.forget()
         self._epochs.forget()
         self._progress = LoadProgress()
         self._room.release(self.id)

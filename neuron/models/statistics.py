@@ -16,6 +16,7 @@ class Statistics:
 
     Attributes:
         kv_pages: in its pool.
+        measured: bytes that each rank holds, without what came after the load.
         page_hashes: of the pages that can be shared now, 16 bytes each.
         prefixes: of prompts, that clients gave names to.
     """
@@ -24,7 +25,7 @@ class Statistics:
         self.kv_pages = min(report.kv_pages for report in ready)
         self.page_hashes: set[bytes] = set()
         self.prefixes = Prefixes()
-        self._measured = sum(report.memory.total for report in ready)
+        self.measured = [report.memory.total for report in ready]
         self._step = StepReport(step=0, sequences=[], running=0, waiting=0, pages_free=self.kv_pages)
 
     def take(self, steps: Sequence[StepReport]) -> None:
@@ -34,6 +35,12 @@ class Statistics:
             self.prefixes.forget(step.evicted)
             self.page_hashes.update(step.cached)
         self._step = steps[-1]
+
+    def resize(self, pages: int, page_bytes: int) -> None:
+        """Its pool has `pages` from now on, each of so many bytes on each rank."""
+        self.measured = [size + (pages - self.kv_pages) * page_bytes for size in self.measured]
+        self._step.pages_free += pages - self.kv_pages
+        self.kv_pages = pages
 
     @property
     def sequences_waiting(self) -> int:
@@ -48,7 +55,7 @@ class Statistics:
         """Fields of `ModelState`; `beside` are bytes of what came after the load."""
         step = self._step
         return {
-            "bytes_measured": self._measured + beside,
+            "bytes_measured": sum(self.measured) + beside,
             "pages_total": self.kv_pages,
             "pages_free": step.pages_free,
             "pages_cached": step.pages_cached,

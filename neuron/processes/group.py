@@ -26,15 +26,17 @@ from ipc.worker_messages import (
     LoadAdapter,
     Loading,
     PlacedImage,
+    PoolReport,
     Ready,
     Report,
+    ResizePool,
     SequenceReport,
     StepReport,
     Stop,
     Submit,
     Waiting,
 )
-from neuron.processes.adapting import Adapting
+from neuron.processes.answers import Answers
 from neuron.processes.spawn import GroupSpec, Rank, spawn
 from neuron.processes.watchdog import Watchdog
 from neuron.processes.worker import Worker
@@ -42,6 +44,7 @@ from neuron.processes.worker import Worker
 log = logging.getLogger("neuron.processes.group")
 
 PIXEL_BYTES = 256 << 10  # that travel at once
+POOL = 0  # its pool, as the subject of an order: there is one
 STOP_SECONDS = 1.5  # from the Stop command to SIGTERM
 RELEASE_SECONDS = 10.0  # the same, where a process shall give its memory back and live on
 TERMINATE_SECONDS = 0.5  # from SIGTERM to SIGKILL
@@ -134,7 +137,8 @@ class WorkerGroup:
         self.was_killed = False  # a rank was killed before it was ready, by whomever, and said no word
         self._backlog: deque[bytes | _Piece] = deque()  # commands that found the ring full
         self._fractions = [0.0] * len(spec.devices)
-        self._adapting = Adapting(len(spec.devices))
+        self._adapting: Answers[AdapterReport] = Answers(len(spec.devices), "adapter")
+        self._resizing: Answers[PoolReport] = Answers(len(spec.devices), "pool")
         self._ready: asyncio.Future[list[Ready]] = self._loop.create_future()
         self.gone: asyncio.Future[None] = self._loop.create_future()
         self._death: CortexError | None = None
@@ -247,6 +251,22 @@ class WorkerGroup:
             self._send(_encoder.encode(order))
         return done
 
+    def resize(self, kept: int, usable: int) -> asyncio.Future[list[PoolReport]]:
+        """Have every rank change its pool of keys and values, between two steps (`ResizePool`).
+
+        Returns:
+            What each rank answered, in their order; or the error with which the group ended before that.
+
+        Raises:
+            ValueError: not all have answered yet what they were told before.
+        """
+        done = self._resizing.begin(POOL)
+        if self._ended:
+            self._resizing.end(self._death or stopped(self.spec.model))
+        else:
+            self._send(_encoder.encode(ResizePool(kept, usable)))
+        return done
+
     def ranks(self) -> list[RankState]:
         """The heartbeat page, read without asking anybody."""
         if self.gone.done():
@@ -323,7 +343,9 @@ class WorkerGroup:
             elif isinstance(report, Ready):
                 self._on_rank_ready(rank, report)
             elif isinstance(report, AdapterReport):
-                self._adapting.take(rank.index, report)
+                self._adapting.take(report.number, rank.index, report)
+            elif isinstance(report, PoolReport):
+                self._resizing.take(POOL, rank.index, report)
             elif isinstance(report, Fatal):
                 rank.fatal = report
                 self._end(self._failure(rank))
@@ -444,7 +466,8 @@ class WorkerGroup:
         self._backlog.clear()  # whoever sent it has gone, or waits for the next epoch
         if self._deadline_timer is not None:
             self._deadline_timer.cancel()
-        self._adapting.end(error or stopped(self.spec.model))
+        for answers in (self._adapting, self._resizing):
+            answers.end(error or stopped(self.spec.model))
         if not self._ready.done():
             self._ready.set_exception(error or stopped(self.spec.model))
             self._ready.exception()  # nobody has to ask

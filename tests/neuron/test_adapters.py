@@ -11,7 +11,7 @@ from neuron.config import Memory, ModelSettings, NeuronConfig
 from neuron.memory.fit import Fit
 from neuron.models import adapters
 from neuron.models.adapters import Adapters, Group, Line
-from neuron.processes.adapting import Adapting
+from neuron.processes.answers import Answers
 from tests.doubles import stands_for
 
 RANKS = 2
@@ -35,7 +35,7 @@ class Play:
     """The adapters of a model, with all that they have to do with: worker group, room and requests."""
 
     def __init__(self, *, most=2, turn=1000.0, count=4):
-        self.orders, self.answering = [], Adapting(RANKS)
+        self.orders, self.answering = [], Answers(RANKS, "adapter")
         self.held, self.requests = {}, []
         self.answers = True  # ranks do, at once
         self.broken = set()  # adapters that cannot be read
@@ -62,7 +62,7 @@ class Play:
         for rank in range(RANKS):
             broken = order.number in self.broken and rank == 1 and isinstance(order, LoadAdapter)
             said = (0, Code.MODEL_LOAD_FAILED, "is damaged") if broken else (SIZE,)
-            self.answering.take(rank, AdapterReport(order.number, *said))
+            self.answering.take(order.number, rank, AdapterReport(order.number, *said))
 
     # as a room
     async def take(self, tenant, tell):

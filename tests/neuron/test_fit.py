@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from ipc.errors import Code, CortexError
 from ipc.worker_messages import PAGE_SIZE, SMALLEST_CONTEXT, CacheGroup
 from neuron.memory.cache_plan import CachePlan
-from neuron.memory.eviction import Holder
+from neuron.memory.eviction import Holder, PoolShare
 from neuron.memory.fit import Need, find_fit
 
 GIB = 1 << 30
@@ -286,3 +286,64 @@ def test_a_base_does_not_leave_for_its_own_adapter_and_others_do():
     with pytest.raises(CortexError) as refused:
         find_fit(adapter, free, [base], "lru")
     assert refused.value.code == Code.INSUFFICIENT_MEMORY
+
+
+def pooled(model, size, spare, *, page=3_200_000, devices=("cuda:0",), **facts):
+    """A holder of so many bytes on each device whose pool can give up `spare` pages."""
+    share = PoolShare(dict.fromkeys(devices, page), spare)
+    return Holder(model, dict.fromkeys(devices, size), 100, 0.0, pool=share, **facts)
+
+
+def test_pools_of_others_shrink_before_anybody_leaves_and_by_no_more_than_it_takes():
+    holders = [pooled("idle", 10 * GIB, 2000), pooled("busy", 6 * GIB, 100, busy=True)]
+    fit = find_fit(need(), {"cuda:0": 2 * GIB}, holders, "lru")
+    assert not fit.victims
+    assert fit.context_length == 8192
+    assert list(fit.shrinks) == ["idle"]
+    given = fit.shrinks["idle"] * 3_200_000
+    assert 0 <= 2 * GIB + given - fit.reservations["cuda:0"] < 3_200_000
+
+
+def test_it_takes_half_of_what_others_can_spare_if_that_is_more_than_a_context():
+    whole = need().caches.pages_for(8192)
+    for spare, wanted in ((2000, 0), (1300, 0), (1100, whole)):
+        fit = find_fit(need(max_sequences=64), {"cuda:0": 2 * GIB}, [pooled("a", 14 * GIB, spare)], "lru")
+        room = 2 * GIB + spare * 3_200_000 - 4 * GIB
+        expected = wanted or int(room * 0.95) // 2 // 3_200_000
+        assert expected <= fit.kv_pages <= expected * 1.06
+        assert fit.wanted_pages == int(room * 0.95) // 3_200_000
+
+
+def test_the_pinned_and_those_of_a_higher_class_make_room_in_their_pools_too():
+    for facts in ({"pinned": True}, {"busy": True}):
+        fit = find_fit(need(), {"cuda:0": 2 * GIB}, [pooled("a", 14 * GIB, 2000, **facts)], "lru")
+        assert (fit.victims, list(fit.shrinks)) == ((), ["a"])
+
+
+def test_where_pools_cannot_spare_enough_somebody_leaves_and_no_pool_shrinks():
+    holders = [pooled("a", 10 * GIB, 100), holder("b", 8 * GIB)]
+    fit = find_fit(need(), {"cuda:0": 2 * GIB}, holders, "lru")
+    assert (fit.victims, fit.shrinks) == (("a",), {})
+
+
+def test_a_pool_over_several_devices_shrinks_by_the_pages_that_the_tightest_needs():
+    both = ("cuda:0", "cuda:1")
+    fit = find_fit(
+        need(rank_bytes=(4 * GIB, 4 * GIB)),
+        {"cuda:0": 5 * GIB, "cuda:1": 2 * GIB},
+        [pooled("a", 14 * GIB, 2000, devices=both)],
+        "lru",
+    )
+    short = fit.reservations["cuda:1"] - 2 * GIB
+    assert fit.shrinks == {"a": -(-short // 3_200_000)}
+
+
+def test_a_pool_that_was_resized_is_booked_and_budgeted_as_it_is():
+    fit = find_fit(need(rank_bytes=(GIB, GIB)), {"cpu": 16 * GIB}, [], "lru")
+    measured, ten = (3 * GIB, 2 * GIB), 10 * fit.caches.page_bytes
+    smaller = fit.resized(fit.kv_pages - 10, measured)
+    assert smaller.kv_pages == fit.kv_pages - 10
+    assert smaller.reservations["cpu"] == fit.reservations["cpu"] - 2 * ten
+    assert smaller.rank_budgets == (3 * GIB - ten, 2 * GIB - ten)
+    again = smaller.resized(fit.kv_pages, smaller.rank_budgets)
+    assert (again.reservations, again.rank_budgets) == (fit.reservations, measured)

@@ -18,7 +18,7 @@ from ipc.messages import Device, Eviction
 from neuron.config import Memory
 from neuron.memory.cache_plan import CachePlan
 from neuron.memory.devices import Inventory
-from neuron.memory.eviction import HALF_LIFE, RESIDENCY_SHARE, Holder, RecentUse
+from neuron.memory.eviction import HALF_LIFE, RESIDENCY_SHARE, Holder, PoolShare, RecentUse
 from neuron.memory.fit import Need
 from neuron.memory.ledger import Ledger
 from neuron.memory.room import Lender, Room, Tenant
@@ -27,6 +27,7 @@ from tests.doubles import stands_for
 TOTAL = 100  # bytes of the one device
 TURN = 5.0
 LOAD = 2.0
+RESIZE = 0.1
 
 
 class Instant(selectors.SelectSelector):
@@ -102,7 +103,7 @@ class NoStandby:
 class Model:
     """As `ManagedModel` is to a room: it loads, serves, drains and ends."""
 
-    def __init__(self, place, name, size, *, pin=False, priority=100):
+    def __init__(self, place, name, size, *, pin=False, priority=100, spare=0):
         self.place, self.id, self.size, self.pin, self.priority = place, name, size, pin, priority
         self.use = RecentUse()
         self.status = "unloaded"
@@ -114,8 +115,10 @@ class Model:
         self.changed = asyncio.Event()
         self.task = None
         self.places = []
+        self.resizes = []
         self.waits = []
         self.error = None
+        self.spare, self.lacking, self.given = spare, 0, 0  # bytes of its pool, which has a page a byte
 
     def need(self, runtime):
         return Need(
@@ -131,7 +134,9 @@ class Model:
     def holder(self, reserved):
         return Holder(
             self.id,
-            reserved,
+            {name: size - self.given for name, size in reserved.items()},
+            pool=PoolShare(dict.fromkeys(reserved, 1), self.spare, self.lacking) if self.can_change else None,
+            coming=dict.fromkeys(reserved, self.given) if self.given else {},
             priority=self.priority,
             last_used=self.last_used,
             pinned=self.pin,
@@ -148,6 +153,24 @@ class Model:
     @property
     def seconds_to_leave(self):
         return 1.0
+
+    @property
+    def can_change(self):
+        return self.status == "ready" and not self.given and bool(self.spare or self.lacking)
+
+    def resize(self, pages):
+        assert self.can_change
+        assert -self.spare <= pages <= self.lacking
+        self.resizes.append(pages)
+        self.spare += pages
+        self.lacking -= pages
+        if pages < 0:
+            self.given = -pages
+            asyncio.get_running_loop().call_later(RESIZE, self.has_shrunk)
+
+    def has_shrunk(self):
+        given, self.given = self.given, 0
+        self.place.room.resized(self.id, {"cuda:0": -given})
 
     def give_way(self):
         if self.status == "ready":
@@ -216,7 +239,15 @@ class Place:
     """A room and the models of a test; `sizes` by name, of TOTAL bytes on each of the `names`."""
 
     def __init__(
-        self, sizes, *, wait_seconds=1000.0, pinned=(), names=("cuda:0",), devices=None, priorities=None
+        self,
+        sizes,
+        *,
+        wait_seconds=1000.0,
+        pinned=(),
+        names=("cuda:0",),
+        devices=None,
+        priorities=None,
+        spares=None,
     ):
         inventory = Untouched(names)
         self.devices = devices or {}
@@ -225,7 +256,14 @@ class Place:
         self.room = Room(memory, inventory.ledger, inventory, NoStandby(), self.check)
         self.ledger = inventory.ledger
         self.models = {
-            name: Model(self, name, size, pin=name in pinned, priority=priorities.get(name, 100))
+            name: Model(
+                self,
+                name,
+                size,
+                pin=name in pinned,
+                priority=priorities.get(name, 100),
+                spare=(spares or {}).get(name, 0),
+            )
             for name, size in sizes.items()
         }
 
@@ -527,3 +565,80 @@ def test_a_model_that_leaves_while_another_wish_is_granted_disturbs_nobody(monke
 
     play(scenario(), monkeypatch)
     assert "cannot be served" not in caplog.text
+
+
+def test_a_pool_shrinks_for_another_model_and_nobody_leaves(monkeypatch):
+    async def scenario():
+        place = Place({"a": 80, "b": 30}, spares={"a": 50}, pinned=("a",))
+        a, b = place.models.values()
+        running = asyncio.create_task(a.serve(1000.0))
+        await asyncio.sleep(LOAD + 1)
+        await b.serve(1.0)
+        assert b.waits == [pytest.approx(LOAD + RESIZE)]
+        assert (a.status, a.loads, a.resizes) == ("ready", 1, [-10])
+        assert place.ledger.held_by("a") == {"cuda:0": 70}
+        running.cancel()
+        await place.room.close()
+
+    play(scenario(), monkeypatch)
+
+
+def test_what_a_pool_gave_up_comes_back_when_it_is_free(monkeypatch):
+    async def scenario():
+        place = Place({"a": 80, "b": 30}, spares={"a": 50})
+        a, b = place.models.values()
+        await a.serve(1.0)
+        await b.serve(1.0)
+        b.give_way()
+        await asyncio.sleep(1.0)
+        assert a.resizes == [-10, 10]
+        assert place.ledger.held_by("a") == {"cuda:0": 80}
+        await place.room.close()
+
+    play(scenario(), monkeypatch)
+
+
+def test_a_pool_grows_into_what_is_free_and_not_by_a_little(monkeypatch):
+    async def scenario():
+        place = Place({"a": 50, "b": 49})
+        a, b = place.models.values()
+        a.lacking = 40
+        await b.serve(1.0)
+        await a.serve(1.0)
+        assert not a.resizes  # one byte is free, of 40
+        b.give_way()
+        await asyncio.sleep(1.0)
+        assert a.resizes == [40]
+        assert place.ledger.held_by("a") == {"cuda:0": 90}
+        await place.room.close()
+
+    play(scenario(), monkeypatch)
+
+
+def test_two_who_come_at_once_are_not_promised_the_same_pages(monkeypatch):
+    async def scenario():
+        place = Place({"a": 90, "b": 30, "c": 30}, spares={"a": 60})
+        a, b, c = place.models.values()
+        await a.serve(1.0)
+        await asyncio.gather(b.serve(1.0), c.serve(1.0))
+        assert [model.status for model in place.models.values()] == ["ready"] * 3
+        assert sum(a.resizes) == -50
+        await place.room.close()
+
+    play(scenario(), monkeypatch)
+
+
+def test_a_pool_that_does_not_shrink_in_time_is_not_waited_for(monkeypatch):
+    async def scenario():
+        place = Place({"a": 80, "b": 30}, spares={"a": 50})
+        a, b = place.models.values()
+        await a.serve(1.0)
+        a.has_shrunk = lambda: None  # nothing comes of it, as with a step that goes on for minutes
+        asyncio.get_running_loop().call_later(10.0, setattr, a, "given", 0)
+        a.resize = lambda pages: (setattr(a, "given", -pages), setattr(a, "spare", 0))
+        await b.serve(1.0)
+        assert a.status == "unloaded"
+        assert 10.0 <= b.waits[0] - LOAD < 11.0
+        await place.room.close()
+
+    play(scenario(), monkeypatch)

@@ -28,8 +28,10 @@ from ipc.worker_messages import (
     Fatal,
     LoadAdapter,
     Loading,
+    PoolReport,
     Ready,
     Report,
+    ResizePool,
     SamplingParams,
     SimulatedSpec,
     StepReport,
@@ -173,6 +175,11 @@ class Workers:
         """Have all ranks follow an order, and wait for what each says then."""
         self.send(order)
         return [self._last_of(rank, AdapterReport) for rank in range(self.world_size)]
+
+    def resize(self, kept: int, usable: int) -> list[PoolReport]:
+        """Have all ranks change their pools, and wait for what each says then."""
+        self.send(ResizePool(kept, usable))
+        return [self._last_of(rank, PoolReport) for rank in range(self.world_size)]
 
     def stop(self) -> None:
         self.send(Stop())

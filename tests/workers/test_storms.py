@@ -56,6 +56,36 @@ def test_a_storm_with_steps_in_flight_gives_the_answers_of_one_without(kv_pages,
     Storm(shape, kv_pages, in_flight).rage(STORM_STEPS).calm()
 
 
+class Tides(Storm):
+    """Its pool shrinks and grows, between a page over what one whole sequence takes and all."""
+
+    resizes = 0
+
+    def _step(self, chunk, fails):
+        run, dice = self.run, self.random
+        if dice.random() < 0.05:
+            while run.results:  # as a worker does
+                run.observe()
+            pages = dice.randint(self.shape.kv_pages // 2, self.shape.kv_pages)
+            run.scheduler.resize(pages)
+            run.take()
+            run.engine.pages[pages:] = [[None] * PAGE_SIZE for _ in run.engine.pages[pages:]]
+            run.engine.check_pages()
+            self.resizes += 1
+        return super()._step(chunk, fails)
+
+
+@pytest.mark.parametrize("in_flight", [0, 1])
+@pytest.mark.parametrize("caches", CACHES.values(), ids=CACHES)
+def test_a_pool_that_shrinks_and_grows_costs_no_answer(caches, in_flight):
+    shape = Shape(5, 64, 300, 80, caches, states=12, host_states=3)
+    storm = Tides(shape, 80, in_flight)
+    storm.rage(STORM_STEPS // 3)
+    assert storm.resizes > STORM_STEPS // 100
+    assert storm.run.scheduler.statistics()["preemptions"]
+    storm.calm()
+
+
 kinds = st.one_of(
     st.sampled_from(["full", "latent", "state"]).map(group),
     st.integers(1, 200).map(lambda window: group("window", window)),

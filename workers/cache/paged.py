@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import mmap
 from collections.abc import Mapping, Sequence
@@ -11,8 +12,11 @@ from torch import Tensor
 
 from ipc.worker_messages import PAGE_SIZE, CacheGroup
 from workers.cache.quantised import CODES, SCALES, Pages, quantise
+from workers.cache.reserve import Reserve, reserve
 from workers.checkpoints.caches import SCALE_BYTES, KVCacheDtype
 from workers.checkpoints.layers import PageShape
+
+logger = logging.getLogger("workers.cache.paged")
 
 
 class KVCache:
@@ -28,10 +32,13 @@ class KVCache:
 
     Args:
         shapes: by the number of a layer; the layers of a group are alike in their sum.
-        padded: there is one page more, after those that plans name, for steps that are padded.
+        pages: that there is memory for.
+        padded: there is one page more, which plans never name, for steps that are padded.
         kv_cache_dtype: in 8 bits; None: keys and values are kept in `dtype`.
+        most: pages that there may ever be; None: the pool stays as it is.
 
     Attributes:
+        padding: the number of the page of padded steps.
         groups: as the tables of plans have them.
         group_of: the number of each layer's group.
         layers: what each layer sees of the pages, `[blocks, pages, kv_heads, PAGE_SIZE, head_dim]`.
@@ -48,6 +55,7 @@ class KVCache:
         device: torch.device,
         padded: bool = False,
         kv_cache_dtype: KVCacheDtype | None = None,
+        most: int | None = None,
     ) -> None:
         self.groups = list(groups)
         self.group_of = {layer: number for number, group in enumerate(groups) for layer in group.layers}
@@ -58,7 +66,15 @@ class KVCache:
         sizes = {layer: count * (shapes[layer].size + scale) for layer, count in heads.items()}
         page = max(sum(sizes[layer] for layer in group.layers) for group in groups)
         self.device = device
-        self._arena = zeros((pages + padded, page), dtype, device)
+        self._page_bytes, self._padded = page * dtype.itemsize, padded
+        self._reserve = None if most is None else _reserve((most + padded) * self._page_bytes, device)
+        if self._reserve is None:
+            self.padding, self.pages = pages, pages
+            arena = zeros((pages + padded, page), dtype, device)
+        else:
+            self.padding = most
+            arena = self._reserve.tensor.view(dtype).view(most + padded, page)
+            self.keep(pages)
         self.layers: dict[int, Tensor] = {}
         self.scales: dict[int, Tensor] = {}
         for group in groups:
@@ -66,11 +82,11 @@ class KVCache:
             for layer in group.layers:
                 blocks, kv_heads, size = shapes[layer]
                 end, shape = start + heads[layer] * size, (blocks, kv_heads, PAGE_SIZE)
-                part = self._arena[:, start:end]
+                part = arena[:, start:end]
                 self.layers[layer] = part.unflatten(1, (*shape, size)).transpose(0, 1)
                 start += sizes[layer]
                 if scale:
-                    part = self._arena[:, end:start].view(SCALES)
+                    part = arena[:, end:start].view(SCALES)
                     self.scales[layer] = part.unflatten(1, shape).transpose(0, 1)
 
     def keys(self, layer: int) -> Pages:
@@ -85,7 +101,42 @@ class KVCache:
 
     @property
     def nbytes(self) -> int:
-        return self._arena.nbytes
+        """Of the pages that there is memory for."""
+        return (self.pages + self._padded) * self._page_bytes
+
+    @property
+    def unseen(self) -> int:
+        """Bytes of them that PyTorch's own figures do not count."""
+        return 0 if self._reserve is None or self._reserve.of_allocator else self.nbytes
+
+    @property
+    def resizable(self) -> bool:
+        """Whether `keep` can be called."""
+        return self._reserve is not None
+
+    def keep(self, pages: int) -> None:
+        """Have memory for the first `pages`: those that come are zero, and what others held is lost.
+
+        Raises:
+            MemoryError: there is not enough; the pool is as it was.
+        """
+        self._reserve.keep(pages * self._page_bytes, self._padded * self._page_bytes)
+        self.pages = pages
+
+    def close(self) -> None:
+        """Give the memory back. Nobody may use the pool any more."""
+        self.layers.clear()
+        if self._reserve is not None:
+            self._reserve.close()
+
+
+def _reserve(nbytes: int, device: torch.device) -> Reserve | None:
+    """Addresses for a pool that may grow and shrink; None where there are none: it stays as it is."""
+    try:
+        return reserve(nbytes, device)
+    except Exception as error:  # whatever a driver says: it is no reason to serve nobody
+        logger.warning("the pool cannot be resized device=%s reason=%r", device, error)
+        return None
 
 
 def write_kv(kv: Tensor, keys: Tensor, values: Tensor | None, pages: Tensor, places: Tensor) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -39,6 +40,15 @@ def footprint(device: str) -> Footprint:
 def held(device: str) -> int:
     """Bytes that this process holds on `device`, the context included that no allocator knows of."""
     return footprint(device).host if device == "cpu" else CONTEXT_BYTES + _reserved(device)
+
+
+def total_memory(device: str) -> int:
+    """Bytes that the device has, whoever holds them."""
+    if device == "cpu":
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    import torch
+
+    return torch.cuda.mem_get_info(device)[1]
 
 
 def trim(device: str) -> None:

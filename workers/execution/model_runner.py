@@ -23,6 +23,8 @@ from ipc.worker_messages import (
     LoadAdapter,
     Logprobs,
     MemoryUse,
+    PoolReport,
+    ResizePool,
     WorkerSpec,
 )
 from workers.attention.backend import AttentionBackend
@@ -39,7 +41,15 @@ from workers.execution.adapters import Adapters
 from workers.execution.device import check_builds, check_type, is_out_of_memory, num_threads, tune_cpu
 from workers.execution.graphs import CudaGraphs, GraphDevice, Graphs, Kind
 from workers.execution.input_buffers import InputBuffers, decode_sizes
-from workers.execution.memory import TOLD_TOKENS, check_pages, held, largest_step, pool_pages, trim
+from workers.execution.memory import (
+    TOLD_TOKENS,
+    check_pages,
+    held,
+    largest_step,
+    pool_pages,
+    total_memory,
+    trim,
+)
 from workers.execution.outcome import Outcome
 from workers.execution.overlap import LatestTokens
 from workers.execution.threads import Threads
@@ -190,12 +200,14 @@ class ModelRunner:
         check_pages(spec, pages, page_bytes, used, groups)
         paged = [group for group in groups if group.kind != "state"]
         padded = recorder is not None
-        self._attend_over(groups, pool(paged, pages=pages, padded=padded), states, padded)
+        most = max(pages, min(spec.kv_pages, total_memory(spec.device) // page_bytes)) if page_bytes else None
+        self._attend_over(groups, pool(paged, pages=pages, padded=padded, most=most), states, padded)
         if recorder is not None and self._capturable:
             self.graphs = Graphs(recorder, self._most_rows)
             sizes = decode_sizes(self.inputs.sizes, spec.max_step_tokens, self._most_rows)
             self.decode_inputs = InputBuffers(sizes, self.group.device)
-            self.padding = Slot.padding([states if each.kind == "state" else pages for each in groups])
+            page = self.cache.padding
+            self.padding = Slot.padding([states if each.kind == "state" else page for each in groups])
             if self.group.rank == 0:
                 self.decoded = torch.empty(self._most_rows, config.vocab_size, device=self.group.device)
         if states and spec.host_states:
@@ -212,6 +224,7 @@ class ModelRunner:
             gallery=gallery,
             in_flight=self.in_flight,
             host_states=spec.host_states if self.host_states is not None else 0,
+            resizable=bool(self.group.least(int(self.cache.resizable))),
         )
 
     def _attend_over(
@@ -343,7 +356,17 @@ class ModelRunner:
 
     def _held(self) -> int:
         """Bytes, without adapters, which come and go."""
-        return held(self.spec.device) - self.adapters.nbytes
+        return held(self.spec.device) + self.cache.unseen - self.adapters.nbytes
+
+    def resize(self, order: ResizePool) -> PoolReport:
+        """Have memory for so many pages; where that is not to be had, the pool is as it was."""
+        before, code, message = self.cache.nbytes, "", ""
+        try:
+            self.cache.keep(order.kept)
+        except MemoryError as error:
+            code, message = Code.INSUFFICIENT_MEMORY, str(error)
+        self.most_bytes += self.cache.nbytes - before
+        return PoolReport(self.cache.pages, code, message)
 
     def adapt(self, order: LoadAdapter | DropAdapter, tell: Callable[[AdapterReport], None]) -> None:
         """Begin to read an adapter, or let it go."""
@@ -364,6 +387,8 @@ class ModelRunner:
         if self.host_states is not None:
             self.host_states.close()
         self.slots.clear()
+        if hasattr(self, "cache"):
+            self.cache.close()
         self.graphs = self.decoded = self.host_states = None
         for name in (
             "model",

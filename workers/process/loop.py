@@ -24,6 +24,7 @@ from ipc.worker_messages import (
     DropAdapter,
     ImageData,
     LoadAdapter,
+    ResizePool,
     StepReport,
     Stop,
     Submit,
@@ -71,6 +72,13 @@ def lead(spec: WorkerSpec, loaded: Loaded, engine: Engine, reports: Outbox, beat
                     if plans is not None:
                         tell(plans, order, WRITE_TIMEOUT)
                     engine.adapt(order, reports.say)
+                case ResizePool() as order:
+                    while flight.steps:  # they may write to pages that go
+                        flight.land()
+                    scheduler.resize(order.usable)
+                    if plans is not None:
+                        tell(plans, order, WRITE_TIMEOUT)
+                    reports.say(engine.resize(order))
                 case Stop():
                     if plans is not None:
                         tell(plans, None, WRITE_TIMEOUT)
@@ -170,6 +178,9 @@ def follow(spec: WorkerSpec, engine: Engine, reports: Outbox, beat: Beat) -> Non
     plans = BroadcastRing.attach_reader(spec.plans, spec.rank - 1)
     step = 0
     while (plan := hear(plans)) is not None:
+        if isinstance(plan, ResizePool):
+            reports.say(engine.resize(plan))
+            continue
         if not isinstance(plan, StepPlan):
             engine.adapt(plan, reports.say)
             continue

@@ -7,7 +7,7 @@ from threading import Lock
 import msgspec
 
 from ipc.ring import Ring
-from ipc.worker_messages import AdapterReport
+from ipc.worker_messages import AdapterReport, PoolReport
 
 WRITE_TIMEOUT = 60.0  # seconds of back-pressure after which the reader of a ring counts as lost
 
@@ -24,6 +24,6 @@ class Outbox:
         with self._lock:
             self._ring.write(record, timeout)
 
-    def say(self, report: AdapterReport) -> None:
+    def say(self, report: AdapterReport | PoolReport) -> None:
         """Report, from the thread that read an adapter or any other."""
         self.write(encode(report), WRITE_TIMEOUT)

@@ -76,7 +76,7 @@ def load(spec: WorkerSpec, engine: Engine, reports: Outbox, beat: Beat) -> Loade
     memory = loaded.memory.total
     beat(state="ready", step=0, memory=memory)
     seconds = time.monotonic() - started
-    ready = Ready(all_reduce, loaded.kv_pages, loaded.memory, seconds, loaded.woken)
+    ready = Ready(all_reduce, loaded.kv_pages, loaded.memory, seconds, loaded.woken, loaded.resizable)
     reports.write(encode(ready), WRITE_TIMEOUT)
     logger.info("rank ready model=%s rank=%d memory=%d seconds=%.2f", spec.model, spec.rank, memory, seconds)
     return loaded

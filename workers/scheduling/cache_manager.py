@@ -227,6 +227,20 @@ class CacheManager:
         sequence.tables = []
         sequence.capacity = sequence.num_offered = 0
 
+    def reaches(self, sequence: Sequence, pages: int) -> bool:
+        """Whether it has pages behind the first `pages` of the pool."""
+        return any(
+            page >= pages
+            for pool, table in zip(self._pools, sequence.tables, strict=True)
+            if pool is self.pages
+            for page in table
+        )
+
+    def resize(self, pages: int) -> None:
+        """Give the first `pages` of the pool from now on; no sequence may have others."""
+        self.pages.resize(pages)
+        self.max_pages = self._most_pages()
+
     def withdraw(self, sequence: Sequence, running: Iterable[Sequence], reused: bool) -> None:
         """Let nobody share any more what this sequence computed, nor what was computed from it.
 

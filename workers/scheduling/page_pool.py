@@ -164,6 +164,21 @@ class PagePool:
             self._empty.append(page)
         self._idle.clear()
 
+    def resize(self, total: int) -> None:
+        """Hand out the first `total` pages from now on. Nobody may use one behind them."""
+        if total < self.total:
+            if any(self._users[total:]):
+                raise ValueError(f"pages behind the first {total} are in use")
+            for page in [page for page in self._cached if page >= total]:
+                del self._idle[page]
+                self._forget(page)
+            self._empty = [page for page in self._empty if page < total]
+            del self._users[total:]
+        else:
+            self._users += [0] * (total - self.total)
+            self._empty[:0] = range(total - 1, self.total - 1, -1)  # the last that are taken
+        self.total = total
+
     def withdraw(self, digests: Iterable[bytes]) -> set[bytes]:
         """Let nobody find the pages with these hashes any more, nor those that continue them.
 

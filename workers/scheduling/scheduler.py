@@ -147,6 +147,16 @@ class Scheduler:
         self._end(sequence)
         self._reports.append(SequenceReport(request_id, [], "aborted"))
 
+    def resize(self, pages: int) -> None:
+        """Use the first `pages` of the pool from now on. Who has others is preempted; what was cached in them
+        is gone. No step may be in flight, and a whole context must have room still.
+        """
+        running = [*self.decoding, *self.prefilling]
+        for sequence in sorted(running, key=self.queue.rank, reverse=True):
+            if self.cache.reaches(sequence, pages):
+                self._preempt(sequence)
+        self.cache.resize(pages)
+
     def observe(self, result: StepResult) -> None:
         """Take what the engine made of the oldest step in flight.
 

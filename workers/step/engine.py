@@ -6,7 +6,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from ipc.worker_messages import AdapterReport, CacheGroup, DropAdapter, LoadAdapter, Logprobs, MemoryUse
+from ipc.worker_messages import (
+    AdapterReport,
+    CacheGroup,
+    DropAdapter,
+    LoadAdapter,
+    Logprobs,
+    MemoryUse,
+    PoolReport,
+    ResizePool,
+)
 from workers.step.gallery import Gallery
 from workers.step.plan import StepPlan
 
@@ -28,6 +37,7 @@ class Loaded:
     gallery: Gallery | None = None  # for images, where the model sees
     in_flight: int = 0  # steps that may be, when the next is sent (`Engine.send`)
     host_states: int = 0  # of those that leave the device, for which there is room in the host's memory
+    resizable: bool = False  # whether the pool may shrink and grow (`Engine.resize`)
 
 
 @dataclass(slots=True)
@@ -101,6 +111,10 @@ class Engine(Protocol):
         Args:
             tell: hears once, in whatever thread, how that ended. One that cannot be read is no error here.
         """
+        ...
+
+    def resize(self, order: ResizePool) -> PoolReport:
+        """Have memory for the first `order.kept` pages; asked where the pool is `Loaded.resizable`."""
         ...
 
     def collectives(self) -> tuple[int, float]:

@@ -26,7 +26,15 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from ipc.worker_messages import Constraint, DropAdapter, LoadAdapter, PlacedImage, Pooling, SamplingParams
+from ipc.worker_messages import (
+    Constraint,
+    DropAdapter,
+    LoadAdapter,
+    PlacedImage,
+    Pooling,
+    ResizePool,
+    SamplingParams,
+)
 
 HOLE = -1  # in a table of pages: no layer of the group sees that page any more, or ever did
 
@@ -86,7 +94,7 @@ class StepPlan(msgspec.Struct, tag=0, array_like=True, frozen=True):
     moves: list[StateMove] = []  # in their order, before anything is computed
 
 
-Told = StepPlan | LoadAdapter | DropAdapter  # what rank 0 tells the others, in its order
+Told = StepPlan | LoadAdapter | DropAdapter | ResizePool  # what rank 0 tells the others, in its order
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Told | None)
