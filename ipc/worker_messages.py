@@ -135,6 +135,7 @@ class WorkerSpec(Plain, kw_only=True, tag="spec"):
     host_states: int = 0  # for which there is room in the host's memory, once they left the device
     kv_cache_dtype: Literal["int8", "fp8"] | None = None  # of keys and values; None: `dtype`
     speculation: Speculation | None = None  # how tokens are guessed that a step then checks; None: not at all
+    resizable: bool = False  # its pool shall be such as `ResizePool` can change, where the device has such
 
 
 class Footprint(Plain):

@@ -43,6 +43,7 @@ class Memory(Struct, frozen=True, kw_only=True):
 
     wait_seconds: Seconds = 120.0  # until whoever waits is refused
     turn_seconds: Duration = 10.0  # that a model serves before it leaves for another
+    resize_pools: bool = False  # pools of keys and values shrink for another model, before anybody leaves
 
 
 class QuantisedCache(Struct, frozen=True, kw_only=True):

@@ -66,6 +66,7 @@ class Holder:
     reload_seconds: float = 0.0  # that it takes to come back
     recent_use: float = 0.0  # as `RecentUse` has it
     pool: PoolShare | None = None  # None: its pool is of one size, or about to change
+    changes: bool = False  # its pool shrinks or grows: what it can spare is known in a moment
     coming: Mapping[str, int] = field(
         default_factory=dict
     )  # bytes that its pool gives up now: not in `reserved`

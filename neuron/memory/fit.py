@@ -65,7 +65,7 @@ class Fit:
     victims: tuple[str, ...] = field(default=())
     caches: CachePlan = field(default_factory=CachePlan)
     shrinks: Mapping[str, int] = field(default_factory=dict)  # pages that the pools of others give up for it
-    wanted_pages: int = 0  # that it would have taken, had nobody else a pool there
+    wanted_pages: int = 0  # that it would have taken, had it not been for others; 0: no more than it has
 
     @property
     def kv_tokens(self) -> int:
@@ -266,7 +266,7 @@ def _place(
         states=states,
         host_states=host_states,
         caches=need.caches,
-        wanted_pages=min(most, wanted // page_bytes) if page_bytes else most,
+        wanted_pages=min(most, wanted // page_bytes) if shared and page_bytes else 0,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from ipc.errors import Code, CortexError
 from ipc.messages import Device
@@ -54,9 +54,13 @@ class Ledger:
         for device in self._booked.pop(model, {}):
             self._unmeasured.discard((model, device))
 
-    def observe(self, devices: Iterable[Device]) -> None:
-        """Learn from fresh figures of the devices how much other programs hold."""
-        in_motion = {device for _, device in self._unmeasured}
+    def observe(self, devices: Iterable[Device], changing: Collection[str] = ()) -> None:
+        """Learn from fresh figures of the devices how much other programs hold.
+
+        Args:
+            changing: devices of which nothing is learned, for what is booked there is just being changed.
+        """
+        in_motion = {device for _, device in self._unmeasured} | set(changing)
         for device in devices:
             if device.id in self._total and device.id not in in_motion:
                 taken = self._total[device.id] - device.memory_free

@@ -111,6 +111,7 @@ class Wish:
     leaving: tuple[str, ...] = ()  # who leaves for it in any case
     place: Place | None = None  # as it was told last
     victims: tuple[str, ...] = ()  # as the log has it last
+    wanted_pages: int = 0  # that it would have taken, had others not shrunk their pools for it
     settles: float = 0.0  # until then memory may come back that was given up for it
 
 
@@ -249,7 +250,8 @@ class Room:
 
     async def refresh(self) -> None:
         """Read new figures of the devices; in a thread, for a driver may take its time."""
-        self._ledger.observe(await asyncio.to_thread(self._inventory.refresh))
+        changing = self._changing()
+        self._ledger.observe(await asyncio.to_thread(self._inventory.refresh), changing | self._changing())
         self._parking.relieve()
         self._changed()
 
@@ -334,6 +336,9 @@ class Room:
             victims = tuple(name for name in victims if name in self._tenants)
             if time.monotonic() >= wish.deadline:
                 wish.granted.set_exception(self._late(wish))
+            elif self._changing():
+                claimed.update(victims)  # what there is to have is known in a moment
+                self._tell(wish, Place(waiting, victims))
             elif prospect.refusal is not None and self._is_hopeless(wish, need):
                 wish.granted.set_exception(prospect.refusal)
             else:
@@ -349,11 +354,14 @@ class Room:
 
     def _shrink(self, wish: Wish, fit: Fit | None) -> None:
         """Have pools make room, as far as that is what it takes."""
-        for name, pages in fit.shrinks.items() if fit is not None else ():
-            pool = self._holder(tenant).pool if (tenant := self._tenants.get(name)) is not None else None
-            if (
-                pool is None or pool.spare < pages
-            ):  # while another wish was granted; a look that follows sees that
+        if fit is None or not fit.shrinks:
+            return
+        wish.wanted_pages = fit.wanted_pages
+        for name, pages in fit.shrinks.items():
+            if (tenant := self._tenants.get(name)) is None:
+                continue  # it left while another wish was granted; a look that follows sees that
+            pool = self._holder(tenant).pool
+            if pool is None or pool.spare < pages:
                 continue
             log.info("pool shrinks model=%s for=%s pages=%d", name, wish.tenant.id, pages)
             tenant.resize(-pages)
@@ -390,7 +398,7 @@ class Room:
             log.info("booking waits model=%s reason=%s", wish.tenant.id, error)
             return
         self._tenants[wish.tenant.id] = wish.tenant
-        wish.granted.set_result(fit)
+        wish.granted.set_result(replace(fit, wanted_pages=max(fit.wanted_pages, wish.wanted_pages)))
 
     def _ask(self, wish: Wish, need: Need, victims: tuple[str, ...]) -> None:
         """See that `victims` leave, once each has had its turn."""
@@ -476,6 +484,11 @@ class Room:
             for name, size in holder.coming.items():
                 later[name] += size
         return Outlook(free, later, holders)
+
+    def _changing(self) -> set[str]:
+        """Devices of models whose pools shrink or grow now: what is booked there is not what is held."""
+        changing = [name for name, holder in self._holders().items() if holder.changes]
+        return {device for name in changing for device in self._ledger.held_by(name)}
 
     def _holders(self) -> dict[str, Holder]:
         """Who holds memory, by name."""

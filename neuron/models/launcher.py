@@ -64,6 +64,7 @@ class Launcher:
             kv_pages=fit.most_pages,
             states=fit.states,
             host_states=fit.host_states,
+            resizable=self.config.memory.resize_pools and settings.kv_memory is None,
             rank_budgets=fit.rank_budgets,
             card=description.card,
             adapters=description.adapters,

@@ -314,6 +314,7 @@ class ManagedModel:
             recent_use=self._use.at(time.monotonic()),
             pool=self._pool.share if self.status == "ready" else None,
             coming=coming,
+            changes=self._pool.changes,
         )
 
     @property
@@ -743,8 +744,7 @@ class ManagedModel:
         learn = self.description.overhead is not None
         self._room.correct(self.id, self.fit, [report.memory for report in ready], learn=learn)
         self._adapters.open(self.settings, self.description, self.fit.devices, self._epochs.group)
-        resizable = self.settings.kv_memory is None and all(report.resizable for report in ready)
-        self._pool.open(self.fit, self._epochs.group, resizable)
+        self._pool.open(self.fit, self._epochs.group, all(report.resizable for report in ready))
 
     def _on_resized(self, pages: int, booked: Mapping[str, int]) -> None:
         """The pool has so many pages now; by what its booking changes."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Protocol
 
@@ -15,7 +16,9 @@ from neuron.memory.fit import ONE_CONTEXT, Fit
 log = logging.getLogger("neuron.models.pool")
 
 RESIZE_SECONDS = 10.0  # that others wait for it: it is done between two steps
-SLACK_BYTES = 16 << 20  # that it keeps over one whole context: a rank that restarts may hold a little more
+# That it keeps over one whole context: a rank that restarts may hold a little more, and leaves free on a GPU
+# what drivers take on their way.
+SLACK_BYTES = {"cpu": 16 << 20, "cuda": 128 << 20}
 
 
 class Group(Protocol):
@@ -38,15 +41,16 @@ class Pool:
         self._page_bytes: Mapping[str, int] = {}
         self._task: asyncio.Task[None] | None = None
         self._coming = 0  # pages that are given up now
+        self._since = 0.0  # monotonic: when it began to change
 
     def open(self, fit: Fit, group: Group, resizable: bool) -> None:
         """The model is loaded, with the pages and the context of `fit`."""
         self.close()
         self._page_bytes = fit.page_bytes
         one_context = int(ONE_CONTEXT * fit.caches.pages_for(fit.context_length))
-        self._pages, self._least = fit.kv_pages, one_context + SLACK_BYTES // max(1, fit.caches.page_bytes)
-        wanted = fit.wanted_pages if fit.shrinks else fit.kv_pages
-        self._wanted = min(max(self._wanted, wanted), fit.most_pages)
+        slack = SLACK_BYTES[fit.devices[0].partition(":")[0]] // max(1, fit.caches.page_bytes)
+        self._pages, self._least = fit.kv_pages, one_context + slack
+        self._wanted = min(max(self._wanted, fit.kv_pages, fit.wanted_pages), fit.most_pages)
         self._group = group if resizable and all(self._page_bytes.values()) else None
 
     def close(self) -> None:
@@ -70,6 +74,12 @@ class Pool:
         return PoolShare(self._page_bytes, spare, lacking)
 
     @property
+    def changes(self) -> bool:
+        """Whether it shrinks or grows now, and not for longer than others wait for that."""
+        recent = time.monotonic() - self._since < RESIZE_SECONDS
+        return self._group is not None and self._task is not None and recent
+
+    @property
     def coming(self) -> dict[str, int]:
         """Bytes by device that are free in a moment."""
         return self._bytes(self._coming)
@@ -78,6 +88,7 @@ class Pool:
         """Take so many pages more, which are booked already, or give so many up."""
         if self._group is None or self._task is not None:
             raise ValueError("the pool cannot change now")
+        self._since, self._coming = time.monotonic(), max(0, -pages)
         change = self._grow(pages) if pages > 0 else self._shrink(-pages)
         self._task = asyncio.create_task(self._change(change))
 
@@ -91,7 +102,7 @@ class Pool:
         self._resized(self._pages, booked)
 
     async def _shrink(self, pages: int) -> dict[str, int]:
-        self._coming, rest = pages, self._pages - pages
+        rest = self._pages - pages
         answered = self._group.resize(rest, rest)
         await asyncio.wait([answered], timeout=RESIZE_SECONDS)
         if not answered.done():  # whoever needs the room does not wait for a step that takes so long

@@ -39,7 +39,6 @@ class Statistics:
     def resize(self, pages: int, page_bytes: int) -> None:
         """Its pool has `pages` from now on, each of so many bytes on each rank."""
         self.measured = [size + (pages - self.kv_pages) * page_bytes for size in self.measured]
-        self._step.pages_free += pages - self.kv_pages
         self.kv_pages = pages
 
     @property

@@ -38,6 +38,7 @@ class GroupSpec:
     kv_pages: int  # at most
     states: int | None = None  # on each rank; None: enough for all sequences
     host_states: int = 0  # for each rank, of those that left its device
+    resizable: bool = False  # its pool may shrink and grow
     rank_budgets: tuple[int, ...] | None = None  # bytes of each rank; None: whatever so many pages take
     card: ModelCard | None = None  # of a transformer
     adapters: tuple[AdapterCard, ...] = ()
@@ -133,6 +134,7 @@ def spawn(
                     kv_pages=spec.kv_pages,
                     states=spec.states,
                     host_states=spec.host_states,
+                    resizable=spec.resizable,
                     memory_budget=spec.rank_budgets[index] if spec.rank_budgets is not None else None,
                     simulated=spec.simulated,
                     reports=reports.handle,

@@ -19,7 +19,7 @@ from tests.neuron.harness import PATIENCE
 CACHES = CachePlan((CacheGroup(kind="full", layers=[0], bytes_per_token=100_000),))
 PAGE = 100_000 * PAGE_SIZE  # bytes
 CONTEXT = 20  # pages
-LEAST = CONTEXT + 1 + (16 << 20) // PAGE  # and what it keeps over that
+LEAST = CONTEXT + 1 + (128 << 20) // PAGE  # and what it keeps over that
 
 
 @stands_for(Group)

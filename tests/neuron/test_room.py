@@ -137,6 +137,7 @@ class Model:
             {name: size - self.given for name, size in reserved.items()},
             pool=PoolShare(dict.fromkeys(reserved, 1), self.spare, self.lacking) if self.can_change else None,
             coming=dict.fromkeys(reserved, self.given) if self.given else {},
+            changes=bool(self.given),
             priority=self.priority,
             last_used=self.last_used,
             pinned=self.pin,
@@ -639,6 +640,38 @@ def test_a_pool_that_does_not_shrink_in_time_is_not_waited_for(monkeypatch):
         await b.serve(1.0)
         assert a.status == "unloaded"
         assert 10.0 <= b.waits[0] - LOAD < 11.0
+        await place.room.close()
+
+    play(scenario(), monkeypatch)
+
+
+def test_who_is_behind_one_for_whom_a_pool_shrinks_waits_and_is_not_refused(monkeypatch):
+    async def scenario():
+        place = Place({"a": 90, "b": 30, "c": 30}, spares={"a": 25}, pinned=("a",))
+        a, b, c = place.models.values()
+        await a.serve(1.0)
+        await asyncio.gather(b.serve(1.0), c.serve(1.0))  # not both fit beside it
+        assert (b.error, c.error) == (None, None)
+        assert (a.status, a.loads, sum(a.resizes)) == ("ready", 1, -20)
+        await place.room.close()
+
+    play(scenario(), monkeypatch)
+
+
+def test_nobody_leaves_while_a_pool_shrinks_however_long_that_takes(monkeypatch):
+    monkeypatch.setattr("tests.neuron.test_room.RESIZE", 3.0)
+
+    async def scenario():
+        place = Place({"a": 80, "b": 30}, spares={"a": 50})
+        a, b = place.models.values()
+        await a.serve(1.0)
+        loading = asyncio.create_task(b.serve(1.0))
+        await asyncio.sleep(2.0)
+        place.room.look()
+        await asyncio.sleep(0.1)
+        assert (a.status, a.resizes) == ("ready", [-10])
+        await loading
+        assert a.status == "ready"
         await place.room.close()
 
     play(scenario(), monkeypatch)

@@ -19,6 +19,7 @@ from neuron.processes.backoff import Backoff
 from tests.doubles import stands_for
 from tests.neuron.harness import PATIENCE, children_of
 
+CONFIG = NeuronConfig(memory=Memory(resize_pools=True))
 DEMO = Path(__file__).parents[2] / "neuron" / "demo"
 TOTAL = 2 << 30
 LEFT = 64 << 20  # bytes: less than a process takes
@@ -60,7 +61,7 @@ async def no_text(files):
 @asynccontextmanager
 async def model_of(room, name):
     settings = ModelSettings(id=name, path=str(DEMO), max_sequences=64)
-    description, launcher = describe(settings, DEMO), Launcher(NeuronConfig(), cores=1)
+    description, launcher = describe(settings, DEMO), Launcher(CONFIG, cores=1)
     backoff = Backoff(0.01, 0.05)
     model = ManagedModel(settings, description, room, launcher, backoff, lambda *now: None, no_text)
     try:
@@ -80,7 +81,7 @@ async def until(condition):
 def test_a_model_that_took_what_there_was_makes_room_for_another_and_has_it_back():
     async def scenario():
         host, children = Host(), children_of(os.getpid())
-        room = Room(Memory(), host.ledger, host, NoStandby(), lambda: None)
+        room = Room(CONFIG.memory, host.ledger, host, NoStandby(), lambda: None)
         async with AsyncExitStack() as models:
             first = await models.enter_async_context(model_of(room, "first"))
             await first.load(lambda progress: None)
@@ -107,6 +108,12 @@ def test_a_model_that_took_what_there_was_makes_room_for_another_and_has_it_back
             await until(lambda: first.state().pages_total > shrunk.pages_total + NEAR)
             assert host.ledger.reserved("cpu") <= TOTAL
             assert first.state().epoch == 2
+
+            await second.load(lambda progress: None)  # which takes what it had no room for, once that is free
+            late = second.state().pages_total
+            await first.unload()
+            await until(lambda: second.state().pages_total > late + NEAR)
+            assert second.state().epoch == 2
         await room.close()
         assert children_of(os.getpid()) == children
 

@@ -11,7 +11,13 @@ from tests.workers.harness import Workers
 from workers.checkpoints.card import read_card
 
 PAGES, FEW, CONTEXT = 64, 8, 200
-LIMITS = {"kv_pages": PAGES, "max_step_tokens": 32, "context_length": CONTEXT, "simulated": None}
+LIMITS = {
+    "resizable": True,
+    "kv_pages": PAGES,
+    "max_step_tokens": 32,
+    "context_length": CONTEXT,
+    "simulated": None,
+}
 
 
 @pytest.mark.parametrize(
@@ -59,7 +65,7 @@ def test_a_pool_that_nobody_uses_changes_at_once(tiny):
 
 
 def test_memory_that_is_not_there_leaves_a_pool_as_it_is(tiny, monkeypatch):
-    runner = make_runner(tiny("qwen3_tied").folder)
+    runner = make_runner(tiny("qwen3_tied").folder, resizable=True)
     loaded = runner.load(lambda fraction, message: None)
     before = runner.cache.nbytes
 

@@ -74,7 +74,11 @@ class KVCache:
         else:
             self.padding = most
             arena = self._reserve.tensor.view(dtype).view(most + padded, page)
-            self.keep(pages)
+            try:
+                self.keep(pages)
+            except BaseException:
+                self._reserve.close()
+                raise
         self.layers: dict[int, Tensor] = {}
         self.scales: dict[int, Tensor] = {}
         for group in groups:
@@ -106,8 +110,8 @@ class KVCache:
 
     @property
     def unseen(self) -> int:
-        """Bytes of them that PyTorch's own figures do not count."""
-        return 0 if self._reserve is None or self._reserve.of_allocator else self.nbytes
+        """Bytes of the pool that neither the process nor PyTorch has in its figures."""
+        return 0 if self._reserve is None else self._reserve.unseen
 
     @property
     def resizable(self) -> bool:

@@ -25,11 +25,14 @@ class Reserve(Protocol):
 
     Attributes:
         tensor: `[bytes]` uint8. Only what has memory may be touched; memory that comes is zero.
-        of_allocator: whether PyTorch's own figures count its memory.
     """
 
     tensor: Tensor
-    of_allocator: bool
+
+    @property
+    def unseen(self) -> int:
+        """Bytes of its memory that neither the process nor PyTorch has in its figures."""
+        ...
 
     def keep(self, first: int, last: int = 0) -> None:
         """Have memory for the `first` bytes and the `last` ones, and give the rest back.
@@ -51,7 +54,7 @@ class HostReserve:
         OSError: there are no such addresses.
     """
 
-    of_allocator = True  # of the process, as all else that it holds
+    unseen = 0
 
     def __init__(self, nbytes: int) -> None:
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
@@ -103,8 +106,6 @@ class DeviceReserve:
         MemoryError, OSError: the driver has no such addresses, or not one chunk.
     """
 
-    of_allocator = False
-
     def __init__(self, nbytes: int, driver: Driver) -> None:
         self._driver = driver
         self._size = _up(nbytes, CHUNK_BYTES)
@@ -121,6 +122,10 @@ class DeviceReserve:
         self._whole = whole
         whole[:CHUNK_BYTES].zero_()
 
+    @property
+    def unseen(self) -> int:
+        return len(self._handles) * CHUNK_BYTES
+
     def keep(self, first: int, last: int = 0) -> None:
         wanted = set(range(_up(max(first, 1), CHUNK_BYTES) // CHUNK_BYTES))
         if last:
@@ -129,7 +134,7 @@ class DeviceReserve:
         for done, number in enumerate(come):
             try:
                 self._map(number)
-            except MemoryError:
+            except BaseException:
                 for each in come[:done]:
                     self._unmap(each)
                 raise
@@ -225,7 +230,11 @@ class CudaDriver:
     def map(self, address: int, size: int, handle: int) -> None:
         start, length = ctypes.c_uint64(address), ctypes.c_size_t(size)
         self._call("cuMemMap", start, length, ctypes.c_size_t(0), ctypes.c_uint64(handle), ctypes.c_uint64(0))
-        self._call("cuMemSetAccess", start, length, ctypes.byref(self._access), ctypes.c_size_t(1))
+        try:
+            self._call("cuMemSetAccess", start, length, ctypes.byref(self._access), ctypes.c_size_t(1))
+        except BaseException:
+            self.unmap(address, size)
+            raise
 
     def unmap(self, address: int, size: int) -> None:
         self._call("cuMemUnmap", ctypes.c_uint64(address), ctypes.c_size_t(size))

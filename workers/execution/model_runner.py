@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ipc.errors import Code, CortexError
 from ipc.worker_messages import (
+    FREE_ROWS,
     GRAPH_BYTES,
     KERNEL_BYTES,
     AdapterReport,
@@ -114,7 +115,7 @@ class ModelRunner:
         """
         try:
             return self._load(progress)
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             reason = str(error).partition("\n")[0]
@@ -200,7 +201,10 @@ class ModelRunner:
         check_pages(spec, pages, page_bytes, used, groups)
         paged = [group for group in groups if group.kind != "state"]
         padded = recorder is not None
-        most = max(pages, min(spec.kv_pages, total_memory(spec.device) // page_bytes)) if page_bytes else None
+        most = None
+        if spec.resizable and page_bytes:
+            most = max(pages, min(spec.kv_pages, total_memory(spec.device) // page_bytes))
+            trim(spec.device)  # what an allocator keeps would not become the pool's by itself
         self._attend_over(groups, pool(paged, pages=pages, padded=padded, most=most), states, padded)
         if recorder is not None and self._capturable:
             self.graphs = Graphs(recorder, self._most_rows)
@@ -293,6 +297,8 @@ class ModelRunner:
         took = held(device) - before
         self.empty()
         most = -self.group.least(-took)  # the ranks do the same: what one of them took, each may come to take
+        if self.spec.speculation is not None:  # rows of guesses, which that step has none of
+            most += (FREE_ROWS - 1) * self.model.vocab_size * (8 + getattr(torch, self.spec.dtype).itemsize)
         kept = KERNEL_BYTES if device == "cpu" else GRAPH_BYTES + 4 * self._most_rows * self.model.vocab_size
         if self.sight is not None:  # no image was looked at
             seeing = self.sight.vision.working_bytes(self.sight.dtype.itemsize, self.spec.context_length)
@@ -363,7 +369,7 @@ class ModelRunner:
         before, code, message = self.cache.nbytes, "", ""
         try:
             self.cache.keep(order.kept)
-        except MemoryError as error:
+        except (MemoryError, OSError) as error:
             code, message = Code.INSUFFICIENT_MEMORY, str(error)
         self.most_bytes += self.cache.nbytes - before
         return PoolReport(self.cache.pages, code, message)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -25,6 +25,7 @@ from ipc.worker_messages import (
     ImageData,
     LoadAdapter,
     ResizePool,
+    SequenceReport,
     StepReport,
     Stop,
     Submit,
@@ -79,6 +80,9 @@ def lead(spec: WorkerSpec, loaded: Loaded, engine: Engine, reports: Outbox, beat
                     if plans is not None:
                         tell(plans, order, WRITE_TIMEOUT)
                     reports.say(engine.resize(order))
+                    report_steps(
+                        scheduler, reports
+                    )  # of pages that are gone, though nobody asks for anything
                 case Stop():
                     if plans is not None:
                         tell(plans, None, WRITE_TIMEOUT)
@@ -98,13 +102,20 @@ def lead(spec: WorkerSpec, loaded: Loaded, engine: Engine, reports: Outbox, beat
         if plan is None or len(flight.steps) > loaded.in_flight:
             flight.land()
         if news := scheduler.take_reports():
-            cached, evicted = scheduler.take_page_news()
-            counts = scheduler.statistics()
-            report = StepReport(scheduler.step, news, **counts, cached=cached, evicted=evicted)
-            for record in records(report):
-                reports.write(record, WRITE_TIMEOUT)
+            report_steps(scheduler, reports, news)
         if idle:
             beat(state="ready", step=scheduler.step, collectives=engine.collectives())
+
+
+def report_steps(
+    scheduler: Scheduler | WholeScheduler, reports: Outbox, news: Sequence[SequenceReport] = ()
+) -> None:
+    """Tell what the last steps brought, and how what is cached changed."""
+    cached, evicted = scheduler.take_page_news()
+    counts = scheduler.statistics()
+    report = StepReport(scheduler.step, list(news), **counts, cached=cached, evicted=evicted)
+    for record in records(report):
+        reports.write(record, WRITE_TIMEOUT)
 
 
 class Executed(NamedTuple):
