@@ -175,7 +175,7 @@ def check_room(chosen: Chosen, cache: Path, promised: int = 0) -> int:
         _delete_left_overs(chosen.repository, cache)
         needed = sum(file.size for file in missing(chosen, cache).values())
         free = shutil.disk_usage(cache).free - promised
-    if needed + ROOM > free:
+    if needed and needed + ROOM > free:
         room = f"{cache} has {max(free, 0) >> 20:,} free, of which 1,024 stay so"
         raise _refused(chosen.repository, f"{needed >> 20:,} MiB are to come; {room}")
     return needed

@@ -127,11 +127,12 @@ class Pull:
         if self._retry is not None:
             self._retry.cancel()
             self._forgive()
+        here = self._here
         for task in (self._task, self._looking):
             if task is not None and not task.done():
                 task.cancel(why)
                 await asyncio.wait([task])
-        if self._here is not None:  # it had not even begun
+        if here is not None and self._here is here:  # it had not even begun; another one may have, meanwhile
             self._settle(CortexError(Code.MODEL_LOAD_FAILED, why))
 
     async def _bring(self) -> None:

@@ -54,7 +54,11 @@ def test_a_model_that_no_host_has_is_fetched_by_one_of_them_once_and_answers_all
         models = [{"id": MODEL, "pull": True, "kv_memory": "64MiB"}]
         neurons = [stack.enter_context(Neuron(tmp_path / f"n{i}", models)) for i in range(2)]
         gateway = GatewayProcess(
-            tmp_path, neurons[0].endpoint, neurons={"n1": neurons[1].endpoint}, workers=2
+            tmp_path,
+            neurons[0].endpoint,
+            neurons={"n1": neurons[1].endpoint},
+            workers=2,
+            load_wait_seconds=PATIENCE,
         )
         stack.callback(gateway.stop)
         gateway.wait_ready()

@@ -144,7 +144,7 @@ def test_a_pinned_model_stays_and_the_refusal_says_so_at_once(tmp_path):
 
 def test_two_models_that_fit_only_one_at_a_time_take_turns_under_steady_traffic(tmp_path):
     models = [big("a"), big("b")]
-    memory = {"turn_seconds": 0.2, "wait_seconds": 20}
+    memory = {"turn_seconds": 0.2, "wait_seconds": PATIENCE}
     with Neuron(tmp_path, models, cpu=LIMIT, memory=memory) as neuron, ThreadPoolExecutor() as threads:
 
         def keep_asking(model):

@@ -292,6 +292,38 @@ def test_a_pull_that_is_ended_before_it_began_leaves_nobody_waiting() -> None:
     asyncio.run(scenario())
 
 
+def test_who_asks_while_an_earlier_question_is_being_ended_has_a_pull_of_its_own() -> None:
+    async def arrived(model_id: str) -> None: ...
+
+    async def scenario() -> None:
+        shared = Shared(NeuronConfig(), lambda: "", lambda settings: 0, lambda: 0, arrived, lambda: None)
+        pull = Pull(ModelSettings(id="org/m", pull=True), shared)
+        ended, begun, done = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+        async def reluctant() -> None:  # a quote, whose process takes its time to end
+            try:
+                await asyncio.Event().wait()
+            finally:
+                await ended.wait()
+
+        async def download() -> None:
+            begun.set()
+            await done.wait()
+
+        pull._looking, pull._download = asyncio.create_task(reluctant()), download
+        await asyncio.sleep(0)
+        stopping = asyncio.create_task(pull.stop("somebody unloaded it"))
+        await asyncio.sleep(0)
+        waiting = asyncio.create_task(pull.wait("", lambda progress: None))
+        await asyncio.wait_for(begun.wait(), PATIENCE)
+        ended.set()
+        await asyncio.wait_for(stopping, PATIENCE)
+        done.set()
+        await asyncio.wait_for(waiting, PATIENCE)
+
+    asyncio.run(scenario())
+
+
 @pytest.mark.parametrize(
     ("bounds", "words"),
     [({"most_weights": 1000}, "the devices that it may use"), ({"promised": 1 << 60}, "MiB are to come")],
