@@ -36,7 +36,7 @@ class Outcome:
     def result(self) -> StepResult:
         """Wait for the tokens, append them, and say what else came of each sequence."""
         sampled = self.launched.result() if self.launched is not None else Sampled([])
-        result, tokens, row = StepResult([]), iter(sampled.tokens), 0
+        result, tokens, row, logprobs = StepResult([]), iter(sampled.tokens), 0, sampled.logprobs
         for number, slot, drafts in self.complete:
             if slot.new.pooling:
                 result.extras[len(result.tokens)] = _embedding(slot)
@@ -45,7 +45,8 @@ class Outcome:
             known = verified(tokens, drafts)
             slot.know(known)
             for token in known:
-                if (extra := self._extra(sampled, row, number, slot)) is not None:
+                more = token < 0 or slot.new.constraint is not None or slot.prompt_logprobs or row in logprobs
+                if more and (extra := self._extra(sampled, row, number, slot)) is not None:
                     result.extras[len(result.tokens)] = extra
                 result.tokens.append(token)
                 row += 1

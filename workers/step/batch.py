@@ -58,7 +58,7 @@ class Slot:
         which all but the last one were right."""
         self.num_ahead -= 1
         self.num_computed += len(tokens) - 1
-        self.token_ids.extend(token for token in tokens if token >= 0)
+        self.token_ids.extend(tokens if tokens[-1] >= 0 else tokens[:-1])
 
     @property
     def tells(self) -> bool:
@@ -133,7 +133,8 @@ def make_step(scheduled: Sequence[Scheduled], slots: dict[int, Slot]) -> Step:
         token_ids.extend(slot.token_ids[start:pending])
         if pending > len(slot.token_ids):
             token_ids.append(-1 - entry.slot)
-        token_ids.extend(entry.drafts)
+        if entry.drafts:
+            token_ids.extend(entry.drafts)
         if slot.new.images:
             times, *across = axes(slot.new.images, start, end)
         else:
@@ -153,10 +154,15 @@ def make_step(scheduled: Sequence[Scheduled], slots: dict[int, Slot]) -> Step:
     sampled: list[int] = []
     rows = array("q")
     for number in complete:
-        if not slots[number].new.pooling:
-            count = 1 + len(drafts.get(number, ()))
-            sampled += [number] * count
-            rows.extend(range(last[number] + 1 - count, last[number] + 1))
+        if slots[number].new.pooling:
+            continue
+        if number not in drafts:
+            sampled.append(number)
+            rows.append(last[number])
+            continue
+        count = 1 + len(drafts[number])
+        sampled += [number] * count
+        rows.extend(range(last[number] + 1 - count, last[number] + 1))
     return Step(segments, complete, sampled, token_ids, positions, rows, grid, bool(images), drafts)
 
 

@@ -107,6 +107,8 @@ def verified(tokens: Iterator[int], drafts: Sequence[int]) -> list[int]:
     Raises:
         ValueError: there are not so many.
     """
+    if not drafts and (token := next(tokens, None)) is not None:
+        return [token]
     kept: list[int] = []
     for draft in (*drafts, None):
         if (token := next(tokens, None)) is None:
