@@ -98,6 +98,14 @@ def test_who_is_guessed_badly_rests_and_is_tried_again_each_time_later():
     assert not guessing.rests(now + drafts.FIRST_REST), "one good trial, and a rest is short again"
 
 
+def test_who_finds_nothing_to_guess_rests_every_other_while():
+    guessing, asked = Guessing(PromptLookup()), []
+    for num_tokens in range(10, 10 + 4 * drafts.TRIAL):
+        asked.append(not guessing.rests(num_tokens))
+        assert not guessing.draft(array("I", range(num_tokens)), 4)
+    assert asked == ([True] * drafts.TRIAL + [False] * (drafts.TRIAL - 1)) * 2 + [True, True]
+
+
 def test_what_has_to_follow_tokens_one_by_one_is_not_guessed():
     def allowed(constraint: Constraint | None = None, pooling: str = "", **params) -> bool:
         return may_be_guessed(Submit(1, b"", 1, SamplingParams(**params), constraint, pooling))

@@ -109,6 +109,39 @@ def test_guesses_stay_within_the_page_the_rows_and_the_length(seer):
     assert run.scheduler.statistics()["accepted"] > 44
 
 
+@pytest.mark.parametrize(("sequences", "ahead"), [(FREE_ROWS - 1, False), (FREE_ROWS, True)])
+def test_no_step_waits_for_tokens_behind_which_there_is_no_row_for_a_guess(seer, sequences, ahead):
+    seer(count)
+    run = Run(make_scheduler(speculation="ngram", max_sequences=sequences, kv_pages=400), count, in_flight=1)
+    for request_id in range(sequences):
+        run.scheduler.submit(submit(request_id, 5))
+    while len(run.scheduler.decoding) < sequences:
+        run.step()
+    while run.results:  # of which one may have guesses still
+        run.observe()
+    assert run.send() is not None
+    assert (run.send() is not None) == ahead
+    run.to_the_end().assert_nothing_is_held()
+
+
+def test_a_step_with_guesses_that_finds_no_memory_is_done_again_without_them(seer, monkeypatch):
+    seer(count)
+    run, drafted = Run(make_scheduler(speculation="ngram"), count), []
+    execute = run.engine.execute
+
+    def without_memory_for_guesses(plan, sample, fails=False):
+        drafted.append(any(entry.drafts for entry in plan.scheduled))
+        return execute(plan, sample, fails or drafted[-1])
+
+    monkeypatch.setattr(run.engine, "execute", without_memory_for_guesses)
+    run.scheduler.submit(submit(1, 5))
+    run.to_the_end().assert_nothing_is_held()
+    assert drafted.count(True) == 1
+    assert run.output[1] == [1_000 + n for n in range(5, 60)] + [END]
+    statistics = run.scheduler.statistics()
+    assert (statistics["out_of_memory"], statistics["preemptions"]) == (1, 0)
+
+
 def test_what_is_aborted_while_it_is_checked_is_told_to_nobody(seer):
     seer(count)
     run = Run(make_scheduler(speculation="ngram"), count, in_flight=1)

@@ -102,6 +102,7 @@ class Guessing:
         self._guessed = self._right = 0  # tokens of this trial
         self._rest = FIRST_REST
         self._rests_until = 0  # tokens of the sequence
+        self._vain = 0  # times in a row that nothing was found to guess
 
     def rests(self, num_tokens: int) -> bool:
         """Whether nothing is guessed, now that it has so many tokens."""
@@ -111,7 +112,11 @@ class Guessing:
         """At most `most` tokens that may come next."""
         if self.rests(len(token_ids)):
             return []
-        return self._drafter.draft(token_ids, min(most, self._length))
+        found = self._drafter.draft(token_ids, min(most, self._length))
+        self._vain = 0 if found else self._vain + 1
+        if self._vain == TRIAL:  # nothing is as it was before: whoever could go ahead is not held up for it
+            self._vain, self._rests_until = 0, len(token_ids) + TRIAL
+        return found
 
     def judge(self, guessed: int, right: int, num_tokens: int) -> None:
         """Take in how many of the tokens guessed last were right; it has `num_tokens` now."""

@@ -220,9 +220,9 @@ class Scheduler:
     def step_failed(self, reason: str) -> None:
         """The device had too little memory for the oldest step in flight, so nothing of it was computed.
 
-        Nor was anything of the steps after it. Slots and pages are as the plans said. The sequence with most
-        tokens in the step is preempted; one that was alone, or was preempted for this before and had no good
-        step since, ends with "error".
+        Nor was anything of the steps after it. Slots and pages are as the plans said. Where guesses were in
+        it, it is done again without them. Else the sequence with most tokens in the step is preempted; one
+        that was alone, or was preempted for this before and had no good step since, ends with "error".
         """
         self._counts["out_of_memory"] += 1
         failed = self._in_flight[0].entries()
@@ -232,6 +232,10 @@ class Scheduler:
         self.cache.pages.clear()
         self.cache.states.clear()
         if not failed:
+            return
+        if guessed := [sequence for sequence in steps[0].drafts if sequence not in steps[0].gone]:
+            for sequence in guessed:
+                sequence.guessing = None
             return
         heaviest, _ = max(failed, key=lambda pair: (pair[1].num_tokens, self.queue.rank(pair[0])))
         if len(failed) > 1 and heaviest is not self._suspect:

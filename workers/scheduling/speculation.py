@@ -68,12 +68,12 @@ class Guesses:
         """What guesses for a request; None: nobody."""
         return Guessing(self._make_drafter()) if may_be_guessed(request) else None
 
-    def has_to_know(self, latest: Drafts, decoding: Iterable[Sequence]) -> bool:
-        """Whether the next step waits for what the last one brings: it has drafts (`latest`), or somebody in
-        decode can be guessed for, once the last token is known."""
-        return bool(latest) or any(
-            s.guessing is not None and not s.guessing.rests(len(s.token_ids)) for s in decoding
-        )
+    def has_to_know(self, latest: Drafts, decoding: Row[Sequence]) -> bool:
+        """Whether the next step waits for what the last one brings: it has drafts (`latest`), or there is a
+        row for somebody in decode who can be guessed for, once the last token is known."""
+        if latest or len(decoding) >= FREE_ROWS:
+            return bool(latest)
+        return any(s.guessing is not None and not s.guessing.rests(len(s.token_ids)) for s in decoding)
 
     def put_behind(self, decodes: Stepping) -> Drafts:
         """Let sequences in decode, whose tokens are known, feed what these may go on with.
