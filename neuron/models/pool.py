@@ -108,8 +108,12 @@ class Pool:
         if not answered.done():  # whoever needs the room does not wait for a step that takes so long
             log.warning("a pool has not shrunk within %g seconds pages=%d", RESIZE_SECONDS, pages)
             self._coming = 0
-        await answered
+        reports = await answered
         self._pages, self._coming = rest, 0
+        if failed := [report for report in reports if report.code]:  # nobody has those pages, then
+            log.warning("a pool gave no memory back pages=%d reason=%s", pages, failed[0].message)
+            self._wanted = rest
+            return {}
         return self._bytes(-pages)
 
     async def _grow(self, pages: int) -> dict[str, int]:

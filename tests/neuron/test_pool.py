@@ -124,6 +124,19 @@ def test_a_rank_without_memory_leaves_all_as_they_were_and_it_is_not_tried_again
     asyncio.run(scenario())
 
 
+def test_memory_that_a_rank_did_not_give_back_stays_booked():
+    async def scenario():
+        each, group, told = opened()
+        each.resize(-30)
+        await asyncio.sleep(0)
+        await group.answer(70, Code.INSUFFICIENT_MEMORY)
+        assert told == [(70, {})]
+        assert (each.share.spare, each.share.lacking) == (70 - LEAST, 0)
+        each.close()
+
+    asyncio.run(scenario())
+
+
 def test_one_that_takes_too_long_is_counted_on_no_more_and_booked_when_it_is_done(monkeypatch):
     monkeypatch.setattr(pool, "RESIZE_SECONDS", 0.01)
 

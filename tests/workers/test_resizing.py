@@ -36,7 +36,7 @@ def test_answers_in_a_pool_that_shrinks_and_grows_are_those_of_transformers(tiny
     with Workers(world_size=world_size, **model) as workers:
         assert all(ready.resizable and ready.kv_pages == PAGES for ready in workers.ready())
         for request_id, prompt in enumerate(prompts):
-            workers.submit(request_id, prompt, 60)
+            workers.submit(request_id, prompt, 100)
         while not all(answer.token_ids for answer in workers.answers.values()):
             workers.next_step()
         assert workers.resize(FEW, FEW) == [PoolReport(FEW)] * world_size
