@@ -13,7 +13,7 @@ from ipc.messages import Device, FleetCatalogue
 from ipc.model_settings import changed_keys
 from neuron.config import ModelSettings, NeuronConfig
 from neuron.models.hosting import NotHere, hosted
-from workers.checkpoints.card import gguf_files, is_checkpoint, refusal
+from workers.checkpoints.card import gguf_files, is_checkpoint, is_whole, refusal
 from workers.checkpoints.gguf.splits import by_label, files_in, name_of
 
 DEMO = "demo"  # the id of the model that comes with the package
@@ -129,12 +129,11 @@ class Catalogue:
         raise self._nowhere(model_id, f"looked in {places}; {get}")
 
     def is_here(self, model_id: str) -> bool:
-        """Whether there are files of `model_id`."""
+        """Whether all files of `model_id` are there: some of them may be what an earlier download left."""
         try:
-            self.find(model_id)
+            return is_whole(self.find(model_id))
         except CortexError:
             return False
-        return True
 
     def _nowhere(self, model_id: str, why: str) -> CortexError:
         """MODEL_NOT_FOUND for `why`, or with the adapters there are where an adapter seems to be meant."""
@@ -155,7 +154,7 @@ class Catalogue:
         found, self.away = {}, {}
         for model_id, settings in self._configured.items():
             signature = self._configured_signature(model_id)
-            if signature is None and settings.pull and not self.is_here(model_id):
+            if settings.pull and not self.is_here(model_id):
                 self.away[model_id] = settings
             elif signature is not None or self.is_own(model_id):  # whose user waits to see it
                 found[model_id] = signature or ()

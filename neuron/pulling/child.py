@@ -82,6 +82,7 @@ def main() -> None:
     log_to_stderr(level)
     for library in ("httpx", "httpx2"):
         logging.getLogger(library).setLevel(logging.WARNING)  # each of its requests would be a line
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it warns with addresses, signed ones too
     with open(int(fd), "wb", buffering=0) as out:
         try:
             _perform(msgspec.json.decode(text, type=HubTask), out)

@@ -18,6 +18,8 @@ from neuron.pulling.child import Came, Complete, Found, HubTask, News, Refused
 SILENT_SECONDS = 60.0  # without a word: one that downloads says something each second
 STALLED_SECONDS = 120.0  # without another byte that comes or is compared
 
+END_SECONDS = 5.0  # that a process which was killed, or has no more to say, is waited for
+
 _decoder = msgspec.json.Decoder(News)
 
 
@@ -79,7 +81,7 @@ class Download:
             except TimeoutError:
                 raise _failed(f"the hub did not answer within {SILENT_SECONDS:g} s") from None
             if not line:
-                await self._gone.wait()
+                await self._ended()
                 raise _failed(f"its download ended with exit code {self._process.returncode}, see the log")
             news = _decoder.decode(line)
             if isinstance(news, Refused):
@@ -97,7 +99,12 @@ class Download:
         if not self._gone.is_set():
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
-        await self._gone.wait()
+        await self._ended()
+
+    async def _ended(self) -> None:
+        """Wait until it is gone, but not for a disk that hangs: whenever it ends, it is reaped."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._gone.wait(), END_SECONDS)
 
 
 def _failed(message: str) -> CortexError:

@@ -12,6 +12,7 @@ import fnmatch
 import glob
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -26,14 +27,18 @@ from ipc.errors import Code, CortexError
 from ipc.model_settings import HUB
 from workers.checkpoints.gguf.header import SUFFIX
 from workers.checkpoints.gguf.splits import BESIDE, PART, by_label
+from workers.checkpoints.safetensors import INDEX
 
-INDEX = "model.safetensors.index.json"
 # Beside weights: what says how they are to be used.
 USEFUL = ("*.json", "*.jinja", "*.model", "*.tiktoken", "vocab.txt", "merges.txt", "chat_template*")
 # The same weights once more, in another layout.
 DOUBLE = ("consolidated*",)
 CHUNK = 1 << 20  # bytes that are looked at at once
 ROOM = 1 << 30  # bytes that stay free on the disk
+
+# What of an address is nobody else's business: who asks, and with what signature.
+_USER = re.compile(r"(https?://)[^\s/@'\"]+@")
+_QUERY = re.compile(r"(https?://[^\s?'\"]+)\?[^\s'\"]*")
 
 
 class Remote(NamedTuple):
@@ -193,24 +198,51 @@ def fetch(
         CortexError: the disk has no room or cannot be written, the hub is gone, or a file came damaged, which
             is deleted.
     """
-    from huggingface_hub import snapshot_download
-
     check_room(chosen, cache)
-    # One that was ended before it compared what had come left the repository's name as it was.
-    unchecked = missing(chosen, cache) if _is_current(chosen, cache) else chosen.files
     with _hub_errors(chosen.repository):
+        unchecked = _remember_unchecked(chosen, cache)
+        folder = _download(chosen, cache)
+    for name in unchecked:
+        if sha256 := chosen.files[name].sha256:
+            _check(chosen.repository, folder / name, sha256, partial(checking, name))
+    with _hub_errors(chosen.repository):
+        _unchecked_file(chosen, cache).unlink(missing_ok=True)
+        _make_current(folder, chosen.commit)
+    return folder
+
+
+def _download(chosen: Chosen, cache: Path) -> Path:
+    from huggingface_hub import errors, snapshot_download
+
+    try:
         folder = snapshot_download(
             chosen.repository,
             revision=chosen.commit,
             cache_dir=cache,
             allow_patterns=[glob.escape(name) for name in chosen.files],
         )
-    for name, file in unchecked.items():
-        if file.sha256:
-            _check(chosen.repository, Path(folder, name), file.sha256, partial(checking, name))
-    with _hub_errors(chosen.repository):
-        _make_current(Path(folder), chosen.commit)
+    except (errors.HTTPError, errors.HFValidationError):
+        raise
+    except (RuntimeError, ValueError) as error:  # as its library for chunked storage (Xet) does
+        raise _refused(chosen.repository, f"{type(error).__name__}: {error}") from error
     return Path(folder)
+
+
+def _remember_unchecked(chosen: Chosen, cache: Path) -> list[str]:
+    """The files that are to be compared with their checksums: those that come, and those that came before
+    and were not, since whoever brought them was ended or found another one damaged. It is written down until
+    all have been."""
+    path = _unchecked_file(chosen, cache)
+    names = set(missing(chosen, cache) if _is_current(chosen, cache) else chosen.files)
+    with suppress(OSError):
+        names |= set(path.read_text().splitlines())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(sorted(names)))
+    return sorted(names & chosen.files.keys())
+
+
+def _unchecked_file(chosen: Chosen, cache: Path) -> Path:
+    return storage(chosen.repository, cache) / f".unchecked.{chosen.commit}"
 
 
 def storage(repository: str, cache: Path) -> Path:
@@ -282,7 +314,7 @@ def _hub_errors(repository: str) -> Iterator[None]:
     """What the hub's library raises, in our words."""
     from huggingface_hub import constants, errors
 
-    hub = constants.ENDPOINT
+    hub = _USER.sub(r"\1", constants.ENDPOINT)
     try:
         yield
     except errors.GatedRepoError as error:
@@ -301,4 +333,5 @@ def _hub_errors(repository: str) -> Iterator[None]:
         if isinstance(error, OSError) and error.filename is not None:
             raise _refused(repository, f"{error.filename} cannot be written: {error.strerror}") from error
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
+        said = _QUERY.sub(r"\1", _USER.sub(r"\1", said))
         raise _refused(repository, f"{hub} does not give it: {said}") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shutil
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
@@ -17,6 +18,7 @@ from neuron.admission.bounds import Bounds
 from neuron.config import ModelSettings, NeuronConfig
 from neuron.pulling.child import Came, Found, HubTask
 from neuron.pulling.download import Download
+from neuron.pulling.hub import ROOM
 from neuron.requests.progress import LoadProgress
 
 log = logging.getLogger("neuron.pulling.pull")
@@ -89,6 +91,11 @@ class Pull:
         """Bytes of the disk that it will still take."""
         return self._found.to_come - self._came if self._here is not None and self._found is not None else 0
 
+    @property
+    def _left(self) -> int:
+        """Bytes that are to come, as others are told: 0 where that is not known."""
+        return max(1, self._found.to_come - self._came) if self._found is not None else 0
+
     # --- bringing it ------------------------------------------------------------------------------------
 
     async def wait(self, account: str, tell: Callable[[LoadProgress], None]) -> None:
@@ -157,6 +164,7 @@ class Pull:
             async for news in told:
                 if isinstance(news, Found):
                     self._learn(news)
+                    await self._check_promises()
                     self._began = time.monotonic()
                 else:
                     self._on_came(news)
@@ -165,6 +173,20 @@ class Pull:
             self._shared.rate = self._found.to_come / max(seconds, 1e-3)
             log.info(
                 "pull is done model=%s bytes=%d seconds=%.1f", self.settings.id, self._found.to_come, seconds
+            )
+
+    async def _check_promises(self) -> None:
+        """See that what is to come has room beside what others have found since: of two the later has none.
+
+        Raises:
+            CortexError: it has none.
+        """
+        free = (await asyncio.to_thread(shutil.disk_usage, self._shared.cache())).free
+        if self.to_come and (over := self._shared.promised() + ROOM - free) > 0:
+            raise CortexError(
+                Code.MODEL_LOAD_FAILED,
+                f"{self._source}: {self.to_come >> 20:,} MiB are to come, and {self._shared.cache()} has "
+                f"{over >> 20:,} too few for that and what else is being pulled",
             )
 
     def _on_came(self, news: Came) -> None:
@@ -240,7 +262,7 @@ class Pull:
             waiting=len(self._waiting),
             max_output=settings.max_output or 0,
             adapters=list(settings.adapters),
-            bytes_to_pull=self._found.to_come - self._came if self._found is not None else 0,
+            bytes_to_pull=self._left,
         )
 
     async def quote(self, request_id: int) -> Quoted:
@@ -251,7 +273,7 @@ class Pull:
         if self._error is not None:
             error = self._failed(self._error)
             return quoted(verdict="refused", code=error.code, message=error.message)
-        to_come = self._found.to_come - self._came if self._found is not None else 0
+        to_come = self._left
         if self._here is not None:
             return quoted(verdict="loading", seconds=self._progress.seconds_left, bytes_to_pull=to_come)
         rate = self._shared.rate

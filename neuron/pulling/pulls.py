@@ -75,4 +75,5 @@ class Pulls:
     def _memory(self, settings: ModelSettings) -> int:
         there = {device.id: device for device in self._devices()}
         usual = [device.id for device in there.values() if device.kind == "cuda"] or list(there)
-        return sum(there[name].memory_total for name in settings.devices or usual if name in there)
+        sizes = [there[name].memory_total for name in settings.devices or usual if name in there]
+        return sum(sizes if usual == ["cpu"] else sorted(sizes)[-settings.ranks :])

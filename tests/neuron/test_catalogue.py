@@ -1,4 +1,6 @@
+import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -265,3 +267,33 @@ def test_the_cache_is_where_hugging_face_tools_keep_it(tmp_path):
         check=True,
     )
     assert said.stdout.strip() == str(tmp_path)
+
+
+@pytest.mark.parametrize("what", ["index", "gguf", "nothing but a configuration"])
+def test_what_may_be_pulled_is_away_until_all_of_it_is_there(tmp_path, what):
+    name = "org/m:Q8_0" if what == "gguf" else "org/m"
+    config = NeuronConfig(
+        model_folders=[], hf_cache=str(tmp_path), models=[ModelSettings(id=name, pull=True)]
+    )
+    catalogue = Catalogue(config)
+    folder = cached(tmp_path, "org/m")
+    if what == "gguf":
+        shutil.rmtree(folder)
+        missing = [folder / f"m-Q8_0-0000{number}-of-00003.gguf" for number in (1, 2, 3)]
+        gguf(missing.pop(0))
+    else:
+        missing = [folder / "model.safetensors"]
+        (folder / "model.safetensors").unlink()
+    if what == "index":
+        missing = [folder / "a.safetensors", folder / "b.safetensors"]
+        (folder / "model.safetensors.index.json").write_text(
+            json.dumps({"weight_map": {"x": "a.safetensors", "y": "b.safetensors"}})
+        )
+    while missing:
+        assert not catalogue.is_here(name)
+        assert name not in catalogue.scan()
+        assert list(catalogue.away) == [name]
+        missing.pop().write_bytes(b"")
+    assert catalogue.is_here(name)
+    assert name in catalogue.scan()
+    assert not catalogue.away

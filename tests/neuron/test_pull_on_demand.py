@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from msgspec import structs
@@ -29,7 +30,7 @@ from ipc.messages import (
 from ipc.model_settings import ModelSettings
 from neuron.config import NeuronConfig
 from neuron.pulling import download
-from neuron.pulling.child import HubTask
+from neuron.pulling.child import Found, HubTask
 from neuron.pulling.download import Download
 from neuron.pulling.pull import Pull, Shared
 from tests.neuron.harness import PATIENCE, Neuron, chat, children_of, is_running, wait_until
@@ -334,6 +335,34 @@ def test_what_this_host_has_no_room_for_is_not_begun(
     with pytest.raises(CortexError, match=words):
         asyncio.run(fetch(tmp_path, **bounds))
     assert not [*tmp_path.glob("*/snapshots")]
+
+
+def test_what_has_no_room_beside_what_others_have_found_meanwhile_is_not_begun(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        config, nothing = NeuronConfig(), lambda *_: 0
+        shared = Shared(config, lambda: str(tmp_path), nothing, lambda: 1 << 60, nothing, nothing)
+        pull = Pull(ModelSettings(id="org/m", pull=True), shared)
+        pull._here = asyncio.get_running_loop().create_future()
+        pull._learn(Found(10 << 20, 5 << 20))
+        with pytest.raises(CortexError, match=r"5 MiB are to come, and .* too few"):
+            await pull._check_promises()
+        pull._learn(Found(10 << 20, 0))
+        await pull._check_promises()
+        assert pull.state().bytes_to_pull == 1, "0 is what nobody knows"
+
+    asyncio.run(scenario())
+
+
+def test_a_process_that_a_disk_holds_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(download, "END_SECONDS", 0.01)
+
+    async def scenario() -> None:
+        process = Download.__new__(Download)
+        process._gone, process._process = asyncio.Event(), SimpleNamespace(pid=0)
+        monkeypatch.setattr(os, "killpg", lambda pid, number: None)
+        await asyncio.wait_for(process.end(), PATIENCE)
+
+    asyncio.run(scenario())
 
 
 async def fetch(cache: Path, source: str = "org/whole", **bounds: int) -> None:

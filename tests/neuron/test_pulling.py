@@ -8,13 +8,16 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 
 from ipc.errors import CortexError
 from neuron.config import NeuronConfig
 from neuron.models.catalogue import Catalogue
-from neuron.pulling.hub import INDEX, choose, read_index
+from neuron.pulling import hub as pulling
+from neuron.pulling.hub import choose, read_index
 from tests.neuron.hub import Hub, Repository, serving
+from workers.checkpoints.safetensors import INDEX
 
 NEURON = sysconfig.get_path("scripts") + "/neuron"
 DEMO = Path(__file__).parents[2] / "neuron" / "demo"
@@ -115,6 +118,56 @@ def test_what_an_ended_fetch_did_not_compare_the_next_one_does(hub: Hub, tmp_pat
     assert not ref.exists()
 
 
+def test_all_that_came_is_compared_by_the_next_fetch_also_beside_what_is_current(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {"a.gguf": pulling.Remote(1, "of a"), "b.gguf": pulling.Remote(1, "of b")}
+    chosen = pulling.Chosen("org/m", "c" * 40, files)
+    place, compared = pulling.storage("org/m", tmp_path), []
+    (place / "refs").mkdir(parents=True)
+    (place / "refs" / "main").write_text(chosen.commit)  # as an earlier fetch of another quantisation left it
+
+    def download(chosen: pulling.Chosen, cache: Path) -> Path:
+        snapshot = place / "snapshots" / chosen.commit
+        snapshot.mkdir(parents=True, exist_ok=True)
+        for name in chosen.files:
+            (snapshot / name).touch()
+        return snapshot
+
+    def check(repository: str, path: Path, sha256: str, tell: object) -> None:
+        compared.append((path.name, sha256))
+        if len(compared) == 1:
+            raise CortexError("model_load_failed", "ended meanwhile")
+
+    monkeypatch.setattr(pulling, "_download", download)
+    monkeypatch.setattr(pulling, "_check", check)
+    with pytest.raises(CortexError, match="ended meanwhile"):
+        pulling.fetch(chosen, tmp_path)
+    pulling.fetch(chosen, tmp_path)
+    assert compared == [("a.gguf", "of a"), ("a.gguf", "of a"), ("b.gguf", "of b")]
+    pulling.fetch(chosen, tmp_path)
+    assert len(compared) == 3
+
+
+def test_errors_of_chunked_storage_are_told_as_all_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("Data processing error: CAS service error")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    with pytest.raises(CortexError, match="org/m: RuntimeError: Data processing error"):
+        pulling.fetch(pulling.Chosen("org/m", "c" * 40, {}), tmp_path)
+
+
+def test_no_error_has_a_signature_or_a_password_in_it() -> None:
+    said = "Server error '503' for url 'https://me:word@cdn.example/file?X-Signature=secret&x=1'"
+    with pytest.raises(CortexError) as told, pulling._hub_errors("org/m"):
+        raise OSError(said)
+    assert "https://cdn.example/file'" in told.value.message
+    assert not any(word in told.value.message for word in ("secret", "word@"))
+
+
 def test_what_is_not_for_us_says_what_to_do(hub: Hub, tmp_path: Path) -> None:
     assert "needs HF_TOKEN" in refusal(hub, tmp_path, "org/private")
     assert pull(hub, tmp_path, "org/private", HF_TOKEN="hf_secret").returncode == 0
@@ -144,8 +197,6 @@ def test_an_encoder_comes_with_its_modules() -> None:
 
 
 def test_only_what_fits_is_begun(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from neuron.pulling import hub as pulling
-
     monkeypatch.setattr(pulling, "ROOM", 1 << 60)
     chosen = pulling.Chosen("org/big", "c" * 40, {"model.safetensors": pulling.Remote(5 << 30, "")})
     with pytest.raises(CortexError, match=r"5,120 MiB are to come"):

@@ -36,7 +36,7 @@ from workers.checkpoints.layers import Layer
 from workers.checkpoints.quantisation import registry as schemes
 from workers.checkpoints.quantisation.scheme import Scheme, Stored
 from workers.checkpoints.safetensors import DTYPE_BYTES as STORED_BYTES
-from workers.checkpoints.safetensors import INDEX, SINGLE, Tensor, read_tensors
+from workers.checkpoints.safetensors import INDEX, SINGLE, Tensor, has_all_files, read_tensors
 from workers.checkpoints.stacked import transposed
 from workers.checkpoints.vectors import purpose
 from workers.checkpoints.vectors.modules import Embedder
@@ -513,6 +513,17 @@ def is_checkpoint(path: Path) -> bool:
         or bool(splits.files_in(path))
         or (path.suffix == SUFFIX and os.path.isfile(path))
     )
+
+
+def is_whole(path: Path) -> bool:
+    """Whether none of the files is missing that a model at `path` has by their names, whatever is in them."""
+    files = [path] if path.suffix == SUFFIX and not path.is_dir() else gguf_files(path)
+    if not files:
+        return has_all_files(path)
+    try:
+        return all(map(splits.parts_of, files))
+    except CortexError:
+        return False
 
 
 def _refuse_unknown(folder: Path, about: _About) -> NoReturn:

@@ -12,6 +12,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -19,6 +20,7 @@ from typing import Annotated
 import msgspec
 from safetensors import SafetensorError, safe_open
 
+from ipc.errors import CortexError
 from workers.checkpoints.files import decode_json, open_file, read_json, refuse
 
 HEADER_LIMIT = 100_000_000  # bytes, as in the reference implementation
@@ -64,6 +66,15 @@ class _Entry(msgspec.Struct):
 
 class _Index(msgspec.Struct):
     weight_map: dict[str, str]
+
+
+def has_all_files(folder: Path) -> bool:
+    """Whether all files of the weights are there, by their names; an index that cannot be read names none."""
+    if (folder / SINGLE).exists() or not (folder / INDEX).exists():
+        return (folder / SINGLE).exists()
+    with suppress(CortexError):
+        return all((folder / name).exists() for name in read_json(folder / INDEX, _Index).weight_map.values())
+    return True
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
