@@ -12,6 +12,7 @@ from typing import Any
 from tokenizers import Tokenizer, models
 
 from neuron.description import ModelDescription
+from neuron.memory.room import Lender
 from neuron.text.detokenizer import Detokenizer
 from neuron.text.formats.hermes import HERMES
 from neuron.text.frontend import TextFiles, TextFrontEnd
@@ -84,3 +85,19 @@ def _no_words(size: int) -> TextTokenizer:
         path = Path(folder) / "tokenizer.json"
         Tokenizer(models.WordLevel({"": 0}, unk_token="")).save(str(path))
         return TextTokenizer(path, size, ())
+
+
+@stands_for(Lender)
+class NoStandby:
+    """No process waits."""
+
+    def booked(self, device: str) -> int:
+        return 0
+
+    async def make_way(self, amounts: Mapping[str, int], *, reuse: bool) -> None: ...
+
+    async def measure(self, device: str) -> int | None: ...
+
+    def settle(self) -> None: ...
+
+    def tend(self) -> None: ...

@@ -8,6 +8,7 @@ Run as a module it is that process: the daemon with short waits between restarts
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -48,6 +49,15 @@ def wait_until(condition: Callable[[], Any], what: str) -> Any:
             raise TimeoutError(f"waited {PATIENCE:g} seconds for {what}")
         time.sleep(0.01)
     return value
+
+
+async def until(condition: Callable[[], Any], what: str = "") -> Any:
+    """The same where an event loop runs."""
+    for _ in range(int(PATIENCE / 0.01)):
+        if value := condition():
+            return value
+        await asyncio.sleep(0.01)
+    raise TimeoutError(f"waited {PATIENCE:g} seconds for {what or 'what a test wants'}")
 
 
 class Neuron:

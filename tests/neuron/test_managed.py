@@ -28,7 +28,7 @@ from neuron.requests.generation import Generation
 from neuron.text.parser import AnswerParser
 from tests.doubles import stands_for
 from tests.neuron.doubles import FrontEnd, Pieces, described
-from tests.neuron.harness import PATIENCE, children_of
+from tests.neuron.harness import PATIENCE, children_of, until
 
 
 class Text(FrontEnd):
@@ -74,14 +74,6 @@ class Client:
 
     async def last(self):
         return await asyncio.wait_for(self.ended, PATIENCE)
-
-
-async def until(condition):
-    for _ in range(int(PATIENCE / 0.005)):
-        if value := condition():
-            return value
-        await asyncio.sleep(0.005)
-    raise TimeoutError
 
 
 @stands_for(Room)

@@ -14,7 +14,7 @@ from neuron.models import pool
 from neuron.models.pool import Group, Pool
 from neuron.processes.answers import Answers
 from tests.doubles import stands_for
-from tests.neuron.harness import PATIENCE
+from tests.neuron.harness import until
 
 CACHES = CachePlan((CacheGroup(kind="full", layers=[0], bytes_per_token=100_000),))
 PAGE = 100_000 * PAGE_SIZE  # bytes
@@ -39,14 +39,6 @@ class Ranks:
             self.answers.take(0, rank, PoolReport(kept, code if rank else "", "no memory" if code else ""))
         for _ in range(5):
             await asyncio.sleep(0)
-
-
-async def until(condition):
-    for _ in range(int(PATIENCE / 0.01)):
-        if condition():
-            return
-        await asyncio.sleep(0.01)
-    raise TimeoutError
 
 
 def fit(pages=100, **changes):

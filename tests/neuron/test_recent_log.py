@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import Callable
 
 from neuron.recent_log import LINES, LONGEST, RecentLog
+from tests.neuron.harness import until
 
 
 def written(*lines: str) -> tuple[RecentLog, io.StringIO]:
@@ -15,14 +15,6 @@ def written(*lines: str) -> tuple[RecentLog, io.StringIO]:
     for line in lines:
         recent.write(f"{line}\n")
     return recent, stream
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    for _ in range(2000):
-        if condition():
-            return
-        await asyncio.sleep(0.01)
-    raise TimeoutError
 
 
 def test_lines_are_passed_on_and_the_last_are_kept() -> None:

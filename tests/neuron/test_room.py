@@ -21,8 +21,9 @@ from neuron.memory.devices import Inventory
 from neuron.memory.eviction import HALF_LIFE, RESIDENCY_SHARE, Holder, PoolShare, RecentUse
 from neuron.memory.fit import Need
 from neuron.memory.ledger import Ledger
-from neuron.memory.room import Lender, Room, Tenant
+from neuron.memory.room import Room, Tenant
 from tests.doubles import stands_for
+from tests.neuron.doubles import NoStandby
 
 TOTAL = 100  # bytes of the one device
 TURN = 5.0
@@ -83,20 +84,6 @@ class Untouched(Inventory):
             replace(device, memory_free=TOTAL - self.ledger.reserved(device.id)) for device in self.devices
         ]
         return self.devices
-
-
-@stands_for(Lender)
-class NoStandby:
-    def booked(self, device):
-        return 0
-
-    async def make_way(self, amounts, *, reuse): ...
-
-    async def measure(self, device): ...
-
-    def settle(self): ...
-
-    def tend(self): ...
 
 
 @stands_for(Tenant)

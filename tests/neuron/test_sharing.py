@@ -12,12 +12,13 @@ from neuron.config import Memory, ModelSettings, NeuronConfig
 from neuron.description import describe
 from neuron.memory.devices import Inventory
 from neuron.memory.ledger import Ledger
-from neuron.memory.room import Lender, Room
+from neuron.memory.room import Room
 from neuron.models.launcher import Launcher
 from neuron.models.managed import ManagedModel
 from neuron.processes.backoff import Backoff
 from tests.doubles import stands_for
-from tests.neuron.harness import PATIENCE, children_of
+from tests.neuron.doubles import NoStandby
+from tests.neuron.harness import PATIENCE, children_of, until
 
 CONFIG = NeuronConfig(memory=Memory(resize_pools=True))
 DEMO = Path(__file__).parents[2] / "neuron" / "demo"
@@ -40,20 +41,6 @@ class Host(Inventory):
         return self.devices
 
 
-@stands_for(Lender)
-class NoStandby:
-    def booked(self, device):
-        return 0
-
-    async def make_way(self, amounts, *, reuse): ...
-
-    async def measure(self, device): ...
-
-    def settle(self): ...
-
-    def tend(self): ...
-
-
 async def no_text(files):
     return None
 
@@ -68,14 +55,6 @@ async def model_of(room, name):
         yield model
     finally:
         await model.close()
-
-
-async def until(condition):
-    for _ in range(int(PATIENCE / 0.01)):
-        if condition():
-            return
-        await asyncio.sleep(0.01)
-    raise TimeoutError
 
 
 def test_a_model_that_took_what_there_was_makes_room_for_another_and_has_it_back():

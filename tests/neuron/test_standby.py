@@ -29,7 +29,7 @@ from neuron.processes.spawn import GroupSpec
 from neuron.processes.standby import Standby
 from neuron.processes.worker import Worker
 from tests.doubles import stands_for
-from tests.neuron.harness import PATIENCE, Neuron, chat, children_of, is_running, wait_until
+from tests.neuron.harness import PATIENCE, Neuron, chat, children_of, is_running, until, wait_until
 from workers.checkpoints.card import read_card
 
 TOTAL = 8 << 30  # bytes of the device that the tests have
@@ -47,14 +47,6 @@ def real(monkeypatch):
     """What makes groups serve the demo model, with real workers."""
     monkeypatch.setattr(neuron.processes.worker, "PROGRAM", (sys.executable, "-m", "workers"))
     return {"engine": "transformer", "simulated": None, "card": read_card(DEMO_FOLDER)}
-
-
-async def until(condition, what):
-    for _ in range(int(PATIENCE / 0.01)):
-        if value := condition():
-            return value
-        await asyncio.sleep(0.01)
-    raise TimeoutError(what)
 
 
 class Place:
