@@ -78,9 +78,7 @@ async def serve(config: NeuronConfig, path: str | Path | None = None, backoff: B
     loop.add_signal_handler(signal.SIGHUP, *((_stop, stopping) if at_terminal else (_nothing_to_read,)))
     inventory = Inventory(config)
     preparation = Preparation(config.log_level)
-    models = ModelManager(
-        config, inventory, lambda now=False: service.changed(now), preparation.read_text, backoff
-    )
+    models = ModelManager(config, inventory, lambda now=False: service.changed(now), preparation, backoff)
     service = Service(config, version(), models, preparation, RecentLog.of_this_process())
     server = Server(
         config.listen,

@@ -49,6 +49,12 @@ class Ledger:
         self._booked[model][device] = measured
         self._unmeasured.discard((model, device))
 
+    def account(self, holder: str, device: str, measured: int) -> None:
+        """Book what `holder` was measured to hold on `device`, who never asks whether it may; nothing where
+        that is no device of this neuron."""
+        if device in self._total:
+            self._booked[holder] = {device: measured}
+
     def release(self, model: str) -> None:
         """End the booking of `model`, if there is one."""
         for device in self._booked.pop(model, {}):

@@ -28,6 +28,7 @@ from neuron.memory.ledger import Ledger
 from neuron.memory.outlook import Outlook, Prospect
 from neuron.memory.parking import Parking
 from neuron.memory.step_bytes import UNMEASURED_BYTES
+from neuron.memory.text_memory import TextMemory
 
 log = logging.getLogger("neuron.memory.room")
 
@@ -125,6 +126,7 @@ class Room:
         lender: processes that wait, warm.
         changed: called when a device's figures are not what they were.
         parking: weights that make way for a model; None: there are none.
+        texts: the memory of text processes; None: there are none.
 
     Attributes:
         eviction: who leaves first, as the gateway wants it.
@@ -138,6 +140,7 @@ class Room:
         lender: Lender,
         changed: Callable[[], None],
         parking: Parking | None = None,
+        texts: TextMemory | None = None,
     ) -> None:
         self.eviction = Eviction()
         self._settings = settings
@@ -146,6 +149,7 @@ class Room:
         self._lender = lender
         self._changed = changed
         self._parking = parking or Parking(0, ledger, lambda: (0, 0))
+        self._texts = texts
         self._tenants: dict[str, Tenant] = {}  # who hold memory
         self._wishes: dict[str, Wish] = {}  # by model, in order
         self._asked: set[str] = set()  # tenants that were asked to leave
@@ -251,7 +255,10 @@ class Room:
     async def refresh(self) -> None:
         """Read new figures of the devices; in a thread, for a driver may take its time."""
         changing = self._changing()
-        self._ledger.observe(await asyncio.to_thread(self._inventory.refresh), changing | self._changing())
+        devices = await asyncio.to_thread(self._inventory.refresh)
+        if self._texts is not None:
+            self._texts.measure()
+        self._ledger.observe(devices, changing | self._changing())
         self._parking.relieve()
         self._changed()
 
@@ -389,6 +396,8 @@ class Room:
         on_devices = {name: fit.reservations[name] for name in fit.devices}
         await self._lender.make_way(on_devices, reuse=wish.reuse)
         await self._lender.make_way(fit.elsewhere, reuse=False)
+        if self._texts is not None:
+            await self._texts.make_way(fit.reservations)
         if wish.granted.done():
             return
         self._parking.make_way(wish.tenant.id, fit.reservations)
@@ -474,9 +483,10 @@ class Room:
         )
 
     def _outlook(self) -> Outlook:
-        """Memory as it is. Processes that wait and what is parked make way for a model."""
+        """Memory as it is. Processes that wait, what is parked, and idle text processes make way for it."""
+        lenders = (self._lender, self._parking, *([self._texts] if self._texts is not None else []))
         free = {
-            name: self._ledger.free(name) + self._lender.booked(name) + self._parking.booked(name)
+            name: self._ledger.free(name) + sum(lender.booked(name) for lender in lenders)
             for name in self._ledger.devices
         }
         later, holders = dict(free), self._holders()

@@ -59,6 +59,7 @@ class ManagedModel:
         backoff: waits between restarts.
         changed: called when its `ModelState` is not what it was; with True where its status may be another.
         read_text: makes a text path.
+        forget_text: told of one that it has no more.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class ManagedModel:
         backoff: Backoff,
         changed: Callable[..., None],
         read_text: Callable[[TextFiles], Awaitable[AnswerText]],
+        forget_text: Callable[[AnswerText], None],
     ) -> None:
         self.settings = settings
         self.description = description
@@ -89,6 +91,7 @@ class ManagedModel:
         self._room = room
         self._launcher = launcher
         self._read_text = read_text
+        self._forget_text = forget_text
         self._told: ModelState | None = None  # while nothing changes: one of many that are not loaded
         self._tell_change = changed
         self._epochs = Epochs(
@@ -295,6 +298,16 @@ class ManagedModel:
         done = self._text is not None and self._text.done() and self._text.exception() is None
         return self._text.result() if done else None
 
+    def drop_text(self) -> None:
+        """Nobody will read or write by this tokenizer and template any more."""
+        text, self._text = self._text, None
+        if text is not None:
+            text.add_done_callback(self._on_dropped)  # it may be read just now
+
+    def _on_dropped(self, text: asyncio.Future[AnswerText]) -> None:
+        if not text.cancelled() and text.exception() is None:
+            self._forget_text(text.result())
+
     # --- for the room -----------------------------------------------------------------------------------
 
     def need(self, runtime: Mapping[str, int]) -> Need:
@@ -423,7 +436,7 @@ class ManagedModel:
         self._epochs.adopt(self.settings, self.description)
         self.requests.adopt(self.settings.max_sequences, self.description.whole)
         if self.description.text != before.text:  # what waits was read by another tokenizer
-            self._text = None
+            self.drop_text()
             self.requests.fail_all(replaced(self.id))
 
     def _stop_waiting_to_renew(self) -> None:

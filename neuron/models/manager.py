@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -26,19 +26,19 @@ from neuron.memory.fit import Fit
 from neuron.memory.ledger import Ledger
 from neuron.memory.parking import Parking
 from neuron.memory.room import Room
+from neuron.memory.text_memory import TextMemory
 from neuron.models.appraisal import appraise
 from neuron.models.catalogue import DEMO_FOLDER, Catalogue, Signature
 from neuron.models.launcher import Launcher
 from neuron.models.managed import ManagedModel
 from neuron.models.residents import Residents
 from neuron.models.succession import Succession
+from neuron.preparation.preparation import Preparation
 from neuron.processes.backoff import Backoff
 from neuron.processes.standby import Standby
 from neuron.pulling.pull import Pull
 from neuron.pulling.pulls import Pulls
 from neuron.requests.progress import LoadProgress
-from neuron.text.answers import AnswerText
-from neuron.text.frontend import TextFiles
 
 log = logging.getLogger("neuron.models.manager")
 
@@ -69,7 +69,7 @@ class ModelManager:
         inventory: its devices.
         changed: called when a `ModelState` or a device's figures are not what they were; with True where the
             status of a model may be another.
-        read_text: makes the text path of a model.
+        preparation: makes the text paths of models, in processes that hold memory, too.
         backoff: waits between restarts.
 
     Attributes:
@@ -82,13 +82,13 @@ class ModelManager:
         config: NeuronConfig,
         inventory: Inventory,
         changed: Callable[..., None],
-        read_text: Callable[[TextFiles], Awaitable[AnswerText]],
+        preparation: Preparation,
         backoff: Backoff | None = None,
     ) -> None:
         self.searched = False
         self._inventory = inventory
         self._tell_changed = changed
-        self._read_text = read_text
+        self._preparation = preparation
         self._own = config
         self._fleet = Succession()
         self._catalogue = Catalogue(config, inventory.devices)
@@ -112,7 +112,8 @@ class ModelManager:
             backoff=self._backoff,
         )
         self._parking = Parking(config.parking, ledger, CpuProbe().memory, self._on_parked)
-        self.room = Room(config.memory, ledger, inventory, self._standby, changed, self._parking)
+        texts = TextMemory(ledger, preparation)
+        self.room = Room(config.memory, ledger, inventory, self._standby, changed, self._parking, texts)
         self._residents = Residents(config, self.room, self._models, self.open)
         self._pulls = Pulls(config, self._cache, lambda: inventory.devices, self.open, self._changed)
         cores = CpuProbe().cores()
@@ -190,7 +191,14 @@ class ModelManager:
             model.renew(settings, description)
             return model
         model = self._models[model_id] = ManagedModel(
-            settings, description, self.room, self._launcher, self._backoff, self._changed, self._read_text
+            settings,
+            description,
+            self.room,
+            self._launcher,
+            self._backoff,
+            self._changed,
+            self._preparation.read_text,
+            self._preparation.forget_text,
         )
         self._standby.tend()
         self._changed()
@@ -306,6 +314,8 @@ class ModelManager:
         model = self._models.get(model_id)
         if model is not None and model.in_use:
             return False
+        if model is not None:
+            model.drop_text()
         for known in (self._models, self._broken, self._tried):
             known.pop(model_id, None)
         self._parking.drop(model_id)

@@ -18,6 +18,7 @@ OURS = "\0"  # the neuron's own account: a load waits behind nobody's requests
 TRIES = 2  # of a job whose process was killed: by the kernel for memory, perhaps another's, or by a person
 JOB_SECONDS = 120.0  # for one job: a template stops by itself long before
 IDLE_SECONDS = 600.0
+KILL_SECONDS = 10.0  # from SIGKILL to giving up on a process that the kernel holds
 IDLE_MEMORY = 1 << 30  # bytes that those which wait for a job hold together; the longest idle make way
 MAX_WAITING = 512  # requests that wait for a turn, of which one account may have half
 
@@ -91,6 +92,22 @@ class Pool:
     def memory(self) -> int:
         """Bytes that its processes hold now."""
         return sum(process.memory for process in (*self._busy, *(process for process, _ in self._idle)))
+
+    @property
+    def spare_memory(self) -> int:
+        """Bytes of those that wait for a job."""
+        return sum(process.memory for process, _ in self._idle)
+
+    async def end_idle(self, size: int) -> int:
+        """End idle ones, the longest idle first, until `size` bytes come free; how many do."""
+        freed, ending = 0, []
+        while self._idle and freed < size:
+            process = self._idle[0][0]
+            freed += process.memory
+            ending.append(self._dismiss(process))
+        if ending:
+            await asyncio.wait(ending, timeout=KILL_SECONDS)
+        return freed
 
     async def close(self) -> None:
         """End all processes, what they work on, and what waits for them."""
@@ -182,13 +199,14 @@ class Pool:
         while len(self._idle) > 1 and sum(each.memory for each, _ in self._idle) > self._idle_memory:
             self._dismiss(self._idle[0][0])
 
-    def _dismiss(self, process: TextProcess) -> None:
+    def _dismiss(self, process: TextProcess) -> asyncio.Task[int]:
+        """End one that waits; the task is done when it is gone."""
         process.on_gone = None
         for idle, timer in self._idle:
             if idle is process:
                 timer.cancel()
         self._idle = [each for each in self._idle if each[0] is not process]
-        self._keep(process.end())
+        return self._keep(process.end())
 
     # --- turns --------------------------------------------------------------------------------------------
 

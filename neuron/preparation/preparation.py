@@ -71,9 +71,19 @@ class Preparation:
         if files.is_little:
             return await asyncio.to_thread(TextFrontEnd.read, model)
         encoded = msgspec.msgpack.encode(model)
-        with _unloadable(f"the tokenizer in {files.tokenizer} cannot be read"):
-            facts = await self._small.run(OURS, Job(verb="read", text=encoded), b"")
-        return AnswerText(msgspec.msgpack.decode(facts, type=AnswerFacts), encoded)
+        self._small.keep(encoded)
+        try:
+            with _unloadable(f"the tokenizer in {files.tokenizer} cannot be read"):
+                facts = await self._small.run(OURS, Job(verb="read", text=encoded), b"")
+            return AnswerText(msgspec.msgpack.decode(facts, type=AnswerFacts), encoded)
+        except BaseException:
+            self._small.forget(encoded)
+            raise
+
+    def forget_text(self, text: AnswerText) -> None:
+        """A model has this text path, of `read_text`, no more: nobody will ask by it."""
+        if not isinstance(text, TextFrontEnd):  # which no process of its own has read
+            self._small.forget(text.encoded)
 
     async def prepare(
         self,
@@ -104,8 +114,21 @@ class Preparation:
 
     @property
     def memory(self) -> int:
-        """Bytes that text processes hold now. They are in no ledger: of the host's memory, not a device's."""
+        """Bytes of the host's memory that text processes hold now."""
         return sum(pool.memory for pool in self._pools)
+
+    @property
+    def spare_memory(self) -> int:
+        """Bytes of those that have nothing to do."""
+        return sum(pool.spare_memory for pool in self._pools)
+
+    async def end_idle(self, size: int) -> int:
+        """End idle ones, those that have read a large tokenizer last, until `size` bytes come free; how many
+        do."""
+        freed = 0
+        for pool in self._pools:
+            freed += await pool.end_idle(size - freed)
+        return freed
 
     async def close(self) -> None:
         """End all processes."""

@@ -136,6 +136,25 @@ def test_other_programs_are_learned_from_fresh_figures(ledger):
     assert ledger.free("cuda:0") == 60
 
 
+def test_what_asks_nobody_is_booked_as_it_was_measured_also_while_a_load_goes_on(ledger):
+    ledger.reserve("a", {"cpu": 50})  # it loads
+    ledger.account("texts", "cpu", 30)
+    assert ledger.held_by("texts") == {"cpu": 30}
+    assert ledger.free("cpu") == 200 - 50 - 50 - 30
+    ledger.account("texts", "cpu", 100)
+    assert ledger.reserved("cpu") == 150, "what was measured last"
+    ledger.account("texts", "cpu", 200)
+    assert ledger.free("cpu") == 0
+    with pytest.raises(CortexError, match=r"held: a 0\.00 GiB, texts"):
+        ledger.reserve("b", {"cpu": 1})
+    ledger.correct("a", "cpu", 50)
+    ledger.account("texts", "cpu", 30)
+    ledger.observe([device("cpu", 200, 200 - 50 - 30 - 5)])
+    assert ledger.free("cpu") == 115, "5 are other programs'"
+    ledger.account("texts", "cuda:7", 30)
+    assert ledger.held_by("texts") == {"cpu": 30}, "of a device that is not there nothing is held"
+
+
 def test_a_load_in_progress_is_not_taken_for_another_program(ledger):
     ledger.reserve("a", {"cuda:0": 50})
     ledger.observe([device("cuda:0", 100, 20)])  # half loaded: 80 are taken

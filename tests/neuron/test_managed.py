@@ -104,7 +104,9 @@ class OneRoom(Room):
 
 
 @asynccontextmanager
-async def owning(room=None, *, settings=None, text=Text, config=None, backoff=None, **simulated):
+async def owning(
+    room=None, *, settings=None, text=Text, config=None, backoff=None, texts_dropped=None, **simulated
+):
     launcher = Launcher(config or NeuronConfig(), cores=1)
 
     async def read_text(files):
@@ -126,6 +128,7 @@ async def owning(room=None, *, settings=None, text=Text, config=None, backoff=No
         backoff or Backoff(0.01, 0.05),
         lambda *now: None,
         read_text,
+        (texts_dropped if texts_dropped is not None else []).append,
     )
     try:
         yield model

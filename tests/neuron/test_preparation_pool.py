@@ -164,6 +164,33 @@ def test_idle_processes_hold_so_much_together_and_the_longest_idle_makes_way():
     run(scenario())
 
 
+def test_idle_processes_make_way_as_many_as_it_takes_and_the_longest_idle_first():
+    async def scenario():
+        made, together = Started(), asyncio.Barrier(3)
+        pool, begun, done = Pool(made, 4), asyncio.Event(), asyncio.Event()
+
+        async def work():
+            begun.set()
+            return await done.wait()
+
+        await asyncio.gather(*(pool.run(f"{number}", JOB, together.wait) for number in range(3)))
+        longest, *others = [process for process, _ in pool._idle]
+        working = asyncio.create_task(pool.run("busy", JOB, work))  # by the one that worked last
+        await begun.wait()
+        assert (pool.memory, pool.spare_memory) == (300, 200)
+        assert await pool.end_idle(0) == 0
+        assert await pool.end_idle(100) == 100
+        assert longest.ended
+        assert [process.ended for process in others] == [False, False]
+        assert await pool.end_idle(101) == 100, "who works stays"
+        assert [process.ended for process in others] == [True, False]
+        done.set()
+        await working
+        await pool.close()
+
+    run(scenario())
+
+
 def test_work_whose_caller_left_counts_until_it_is_done():
     async def scenario():
         pool, done = Pool(Started(), 2), asyncio.Event()

@@ -113,6 +113,13 @@ def test_no_large_tokenizer_is_read_in_the_neuron(monkeypatch, folder, front):
         text = await preparation.read_text(TextFiles.of(read_card(folder)))
         request = Generate(id=1, model="m", messages=MESSAGES, sampling=Sampling(seed=1))
         prepared = await preparation.prepare(request, text, ModelFacts(), 512)
+        small = preparation._small
+        assert 0 < small.memory < preparation.memory
+        assert preparation.spare_memory == preparation.memory
+        await preparation.end_idle(preparation.memory - small.memory)
+        assert preparation.memory == small.memory, "who has read a tokenizer makes way last"
+        preparation.forget_text(text)
+        assert preparation.memory == 0
         await preparation.close()
         return text, request, prepared
 
@@ -132,6 +139,7 @@ def test_a_tokenizer_that_is_none_is_refused_by_its_file(tmp_path):
         with pytest.raises(CortexError, match=r"tokenizer\.json: is no tokenizer") as raised:
             await preparation.read_text(TextFiles.of(read_card(folder)))
         assert raised.value.code == Code.MODEL_LOAD_FAILED
+        assert not preparation._small._pools, "the process that read it ends"
         await preparation.close()
 
     asyncio.run(asyncio.wait_for(scenario(), PATIENCE))
@@ -182,10 +190,27 @@ def job(model):
     return Job(verb="generate", text=model)
 
 
+def keeping(readers, *texts):
+    for text in texts:
+        readers.keep(text)
+    return readers
+
+
+class Work:
+    """A job that goes on until it is told to end."""
+
+    def __init__(self):
+        self.begun, self.ends = asyncio.Event(), asyncio.Event()
+
+    async def run(self):
+        self.begun.set()
+        return await self.ends.wait()
+
+
 def test_what_one_model_takes_holds_up_no_other():
     async def scenario():
         made, read = Started(), asyncio.Event()
-        readers = Readers(made)
+        readers = keeping(Readers(made), b"slow", b"other")
         reading = asyncio.create_task(readers.run(OURS, job(b"slow"), read.wait))
         await asyncio.sleep(0)
         behind = asyncio.create_task(readers.run("a", job(b"slow"), lambda: b"after it"))
@@ -204,7 +229,7 @@ def test_what_one_model_takes_holds_up_no_other():
 def test_what_they_hold_together_is_bounded_whenever_one_is_free():
     async def scenario():
         made, done = Started(), asyncio.Event()
-        readers = Readers(made, memory=250)
+        readers = keeping(Readers(made, memory=250), *(b"%d" % n for n in range(4)))
         busy = [asyncio.create_task(readers.run("a", job(b"%d" % n), done.wait)) for n in range(4)]
         await asyncio.sleep(0.01)
         assert readers.memory == 400
@@ -223,7 +248,7 @@ def test_what_they_hold_together_is_bounded_whenever_one_is_free():
 def test_models_that_were_not_asked_for_make_way_unless_they_work():
     async def scenario():
         made, done = Started(), asyncio.Event()
-        readers = Readers(made, memory=250)
+        readers = keeping(Readers(made, memory=250), b"busy", b"idle", b"new")
         for model in (b"busy", b"idle"):
             await readers.run("a", job(model), lambda: b"")
         busy = asyncio.create_task(readers.run("a", job(b"busy"), done.wait))
@@ -237,5 +262,47 @@ def test_models_that_were_not_asked_for_make_way_unless_they_work():
         assert await readers.run("a", job(b"idle"), lambda: b"again") == b"again"
         await readers.close()
         assert all(process.ended for process in made)
+
+    asyncio.run(asyncio.wait_for(scenario(), PATIENCE))
+
+
+def test_a_reader_ends_with_the_last_model_of_its_text_once_its_work_is_done():
+    async def scenario():
+        made, work = Started(), Work()
+        readers = keeping(Readers(made), b"text", b"text")  # of two models
+        await readers.run("a", job(b"text"), lambda: b"")
+        readers.forget(b"text")
+        assert readers.memory == 100
+        working = asyncio.create_task(readers.run("a", job(b"text"), work.run))
+        await work.begun.wait()
+        readers.forget(b"text")
+        assert readers.memory == 100, "it has work"
+        work.ends.set()
+        await working
+        assert readers.memory == 0
+        await readers.run("late", job(b"text"), lambda: b"")  # it had been asked before the model went
+        assert readers.memory == 0
+        await readers.close()
+        assert [process.ended for process in made] == [True, True]
+
+    asyncio.run(asyncio.wait_for(scenario(), PATIENCE))
+
+
+def test_idle_readers_make_way_those_of_models_not_asked_for_first():
+    async def scenario():
+        made, work = Started(), Work()
+        readers = keeping(Readers(made), b"busy", b"old", b"new")
+        for model in (b"busy", b"old", b"new"):
+            await readers.run("a", job(model), lambda: b"")
+        working = asyncio.create_task(readers.run("a", job(b"busy"), work.run))
+        await work.begun.wait()
+        assert readers.spare_memory == 200
+        assert await readers.end_idle(1) == 100
+        assert [process.ended for process in made] == [False, True, False]
+        assert await readers.end_idle(1000) == 100, "who works stays"
+        assert [process.ended for process in made] == [False, True, True]
+        work.ends.set()
+        await working
+        await readers.close()
 
     asyncio.run(asyncio.wait_for(scenario(), PATIENCE))

@@ -91,15 +91,37 @@ def test_a_prompt_that_another_tokenizer_read_is_not_given_to_the_new_model(monk
     monkeypatch.setattr(neuron.models.managed, "OUTDATED_SECONDS", 0.05)
 
     async def scenario():
-        async with owning(step_seconds=0.01) as model:
+        dropped = []
+        async with owning(step_seconds=0.01, texts_dropped=dropped) as model:
             running = Client(model, 1, 100)
             await until(lambda: running.generation.begun)
+            before = await model.text()
             renew(model, path="/another", text=OTHER_TEXT)
             await until(lambda: model.status == "draining")
+            assert dropped == [], "what runs is read by it"
             failed = await Client(model, 2).last()
             assert (failed.code, failed.retry_after) == (Code.SHUTTING_DOWN, 1.0)  # which gateways try again
             assert isinstance(await running.last(), Finished)
             await until(lambda: model.status == "ready")
+            assert dropped == [before]
+            assert await model.text() is not before
+            model.drop_text()
+            await until(lambda: len(dropped) == 2)
+
+    run(scenario())
+
+
+def test_a_text_that_is_still_read_when_the_model_goes_is_dropped_once_it_is_there():
+    async def scenario():
+        dropped = []
+        async with owning(texts_dropped=dropped) as model:
+            reading = asyncio.create_task(model.text())
+            await asyncio.sleep(0)
+            model.drop_text()
+            assert dropped == []
+            text = await reading
+            await until(lambda: dropped == [text])
+            assert model.text_now is None
 
     run(scenario())
 

@@ -50,7 +50,8 @@ async def model_of(room, name):
     settings = ModelSettings(id=name, path=str(DEMO), max_sequences=64)
     description, launcher = describe(settings, DEMO), Launcher(CONFIG, cores=1)
     backoff = Backoff(0.01, 0.05)
-    model = ManagedModel(settings, description, room, launcher, backoff, lambda *now: None, no_text)
+    told, forget = (lambda *now: None), (lambda text: None)
+    model = ManagedModel(settings, description, room, launcher, backoff, told, no_text, forget)
     try:
         yield model
     finally:
