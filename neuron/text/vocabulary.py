@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models
 
 from workers.checkpoints.token_bytes import from_byte_level, from_sentencepiece
 
-ADDED, HIDDEN = 1, 2  # bits: a token of its own, written as it is; no text
+ADDED, HIDDEN, ABSENT = 1, 2, 4  # bits: a token of its own, written as it is; no text; no token at all
 
 
 class PackedVocabulary(msgspec.Struct, array_like=True, frozen=True):
@@ -44,13 +44,13 @@ class PackedVocabulary(msgspec.Struct, array_like=True, frozen=True):
             shown: contents of special tokens that are text for us all the same, such as tags.
         """
         # One by one: `get_vocab` holds the interpreter's lock for a quarter of a second, and takes longer.
-        pieces = [piece or "" for piece in map(tokenizer.id_to_token, range(size))]
-        written = [piece.encode() for piece in pieces]
+        pieces = list(map(tokenizer.id_to_token, range(size)))
+        written = [(piece or "").encode() for piece in pieces]
         ends, end = array("I"), 0
         for piece in written:
             end += len(piece)
             ends.append(end)
-        kinds = bytearray(0 if piece else HIDDEN for piece in written)
+        kinds = bytearray(HIDDEN | ABSENT if piece is None else 0 for piece in pieces)
         for number, token in tokenizer.get_added_tokens_decoder().items():
             if number < size:
                 kinds[number] |= ADDED
@@ -58,7 +58,7 @@ class PackedVocabulary(msgspec.Struct, array_like=True, frozen=True):
         frame = Tokenizer(models.BPE())
         if tokenizer.decoder is not None:
             frame.decoder = tokenizer.decoder
-        longest = max(map(len, pieces), default=0)
+        longest = max((len(piece) for piece in pieces if piece), default=0)
         return cls(b"".join(written), ends.tobytes(), bytes(kinds), frame.to_str(), longest)
 
 
@@ -86,8 +86,10 @@ class Vocabulary:
         return self.packed.text[start : self._ends[token_id]].decode()
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """The text of token ids, with that of special tokens."""
-        pieces = [piece for piece in map(self.piece, token_ids) if piece]
+        """The text of token ids, with that of special tokens. Beside a token that is written as nothing, some
+        decoders put a space all the same."""
+        kinds = self.packed.kinds
+        pieces = [self.piece(token) for token in token_ids if not kinds[token] & ABSENT]
         return self._decoder.decode(pieces) if self._decoder is not None else " ".join(pieces)
 
     def spell(self, token_id: int) -> bytes:

@@ -1,8 +1,10 @@
 from functools import cache
+from itertools import product
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models
 
 from neuron.text.detokenizer import Detokenizer
 from neuron.text.tags import TOKEN
@@ -66,6 +68,19 @@ def test_bytes_that_are_no_characters_break_nothing(ids):
 def test_a_character_of_several_tokens_comes_once_and_whole():
     ids = BYTE_FALLBACK.encode("h😀").ids
     assert stream(BYTE_FALLBACK, [[token] for token in ids]) == ["h", "", "", "", "😀", ""]
+
+
+@pytest.mark.parametrize("decoder", [decoders.Metaspace(), decoders.ByteLevel(), decoders.WordPiece(), None])
+def test_a_token_that_is_written_as_nothing_is_one_for_the_decoder_all_the_same(decoder):
+    tokenizer = Tokenizer(models.WordLevel({"": 0, "\u2581a": 1, "b": 2, "##c": 3}, unk_token=""))
+    if decoder is not None:
+        tokenizer.decoder = decoder
+    size = tokenizer.get_vocab_size() + PADDING
+    for ids in product(range(size), repeat=3):
+        whole = tokenizer.decode(ids, skip_special_tokens=False)
+        assert vocabulary(tokenizer).decode(ids) == whole
+        assert "".join(stream(tokenizer, [[token] for token in ids])) == whole
+    assert vocabulary(tokenizer).spell(0) == b""
 
 
 def test_special_tokens_are_no_text():
