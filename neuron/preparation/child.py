@@ -17,7 +17,6 @@ from pathlib import Path
 
 import msgspec
 
-from ipc.errors import Code
 from ipc.lifeline import die_with_parent
 from ipc.messages import Failed
 from neuron.preparation.jobs import Fronts, Job, Outcome, perform
@@ -49,8 +48,7 @@ def _do(header: bytearray, body: bytearray, fronts: Fronts, memory: int) -> tupl
     try:
         error, result = perform(job, body, fronts)
     except MemoryError:
-        message = f"the request takes more than {memory >> 20} MiB to prepare; send less in one request"
-        return Outcome(Failed(id=0, code=Code.NOT_SUPPORTED, message=message), leaves=True), b""
+        return Outcome(Failed.of(0, job.too_much(f"{memory >> 20} MiB")), leaves=True), b""
     return Outcome(error, leaves=most_held() > KEPT), result
 
 

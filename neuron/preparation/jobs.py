@@ -58,6 +58,20 @@ class Job(msgspec.Struct, kw_only=True):
     unread: bool = False  # the neuron has not decoded the request, and does not know what is in it
     trace: Name = ""
 
+    @property
+    def is_of_load(self) -> bool:
+        """Whether a model's load asks for it: then there is no request, and whoever gets an error adds the
+        file."""
+        return self.verb in ("try", "read")
+
+    def too_much(self, bound: str) -> CortexError:
+        """What it ends with when it takes more than it may have, such as "120 seconds"."""
+        if self.is_of_load:
+            message = f"it takes more than {bound}, all there is for it; use a file that is the model's own"
+        else:
+            message = f"the request takes more than {bound} to prepare; send less in one request"
+        return CortexError(Code.NOT_SUPPORTED, message)
+
 
 class Outcome(msgspec.Struct):
     """What became of a job. Where it has no error, its result comes behind it."""

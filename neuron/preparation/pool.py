@@ -155,13 +155,14 @@ class Pool:
                         self._busy.discard(process)
                         await process.end()
         except TimeoutError as error:
-            message = f"the request takes more than {self._seconds:g} seconds to prepare; send less in one"
-            raise CortexError(Code.NOT_SUPPORTED, message) from error
+            raise job.too_much(f"{self._seconds:g} seconds") from error
         except ProcessDied as error:
-            message = f"the process that prepared the request {error}; other requests go on"
-            raise CortexError(Code.INTERNAL, message) from error
+            did = "read it" if job.is_of_load else "prepared the request"
+            after = "ask for the model again" if job.is_of_load else "other requests go on"
+            raise CortexError(Code.INTERNAL, f"the process that {did} {error}; {after}") from error
         except OSError as error:
-            message = f"no process could be started to prepare the request: {error}"
+            does = "read it" if job.is_of_load else "prepare the request"
+            message = f"no process could be started to {does}: {error}; the host may be short of memory"
             raise CortexError(Code.INTERNAL, message) from error
         else:
             if not outcome.leaves:

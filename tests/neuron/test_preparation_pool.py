@@ -278,3 +278,35 @@ def test_what_goes_wrong_costs_one_request(work, code, words):
         await pool.close()
 
     run(scenario())
+
+
+async def endless():
+    await asyncio.Event().wait()
+
+
+def cannot_start():
+    raise OSError(11, "Resource temporarily unavailable")
+
+
+@pytest.mark.parametrize("verb", ["read", "try", "generate"])
+@pytest.mark.parametrize(
+    ("start", "work", "words"),
+    [
+        (Process, died, ("the process that read it was", "the process that prepared the request was")),
+        (
+            Process,
+            endless,
+            ("it takes more than 0.05 sec", "the request takes more than 0.05 sec"),
+        ),
+        (cannot_start, None, ("started to read it: .*unavail", "started to prepare the request: .*unavail")),
+    ],
+)
+def test_what_goes_wrong_with_a_load_is_not_said_of_a_request(start, work, words, verb):
+    async def scenario():
+        pool = Pool(start, 2, seconds=0.05)
+        with pytest.raises(CortexError, match=words[verb == "generate"]) as raised:
+            await pool.run("a", Job(verb=verb), work)
+        assert ("request" in str(raised.value)) == (verb == "generate")
+        await pool.close()
+
+    run(scenario())

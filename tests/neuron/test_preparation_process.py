@@ -199,6 +199,26 @@ def test_a_process_that_has_held_much_leaves_after_its_job(monkeypatch, text):
         assert outcome == Outcome(leaves=leaves)
 
 
+@pytest.mark.parametrize(
+    ("verb", "words"),
+    [
+        ("generate", "^the request takes more than 3 MiB to prepare; send less in one request$"),
+        ("read", "^it takes more than 3 MiB, all there is for it; use a file that is the model's own$"),
+        ("try", "^it takes more than 3 MiB"),
+    ],
+)
+def test_a_lack_of_memory_names_what_needed_it_and_the_process_leaves(monkeypatch, verb, words):
+    def perform(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(child, "perform", perform)
+    outcome, _ = child._do(msgspec.msgpack.encode(Job(verb=verb)), b"", Fronts(), 3 << 20)
+    assert outcome.leaves
+    with pytest.raises(CortexError, match=words) as raised:
+        raise outcome.error.error()
+    assert raised.value.code == Code.NOT_SUPPORTED
+
+
 def test_a_process_that_is_killed_in_mid_work_says_how_and_leaves_nothing(loop, text):
     async def scenario():
         process = TextProcess(MEMORY, "INFO")

@@ -22,7 +22,7 @@ from neuron.preparation.preparation import Preparation
 from neuron.preparation.prepared import prepare
 from neuron.preparation.readers import Readers
 from neuron.text.answers import AnswerFacts, AnswerText
-from neuron.text.frontend import LITTLE, TextFiles, TextFrontEnd
+from neuron.text.frontend import LITTLE, ModelText, TextFiles, TextFrontEnd
 from tests.neuron.folders import write_checkpoint
 from tests.neuron.harness import Neuron, chat, simulated, wait_until
 from tests.neuron.test_preparation_pool import Started
@@ -140,6 +140,25 @@ def test_a_tokenizer_that_is_none_is_refused_by_its_file(tmp_path):
             await preparation.read_text(TextFiles.of(read_card(folder)))
         assert raised.value.code == Code.MODEL_LOAD_FAILED
         assert not preparation._small._pools, "the process that read it ends"
+        await preparation.close()
+
+    asyncio.run(asyncio.wait_for(scenario(), PATIENCE))
+
+
+def test_a_tokenizer_that_takes_more_than_there_is_is_refused_by_its_file_in_words_about_it(folder):
+    async def scenario():
+        preparation = Preparation("INFO")
+        text = ModelText(TextFiles.of(read_card(folder)), {})
+        job = Job(verb="read", text=msgspec.msgpack.encode(text))
+
+        async def too_much(*_):
+            raise job.too_much("4096 MiB")
+
+        preparation._small.run = too_much
+        words = r"^the tokenizer in \S+/tokenizer\.json cannot be read: it takes more than 4096 MiB, "
+        with pytest.raises(CortexError, match=words) as raised:
+            await preparation.read_text(text.files)
+        assert raised.value.code == Code.MODEL_LOAD_FAILED
         await preparation.close()
 
     asyncio.run(asyncio.wait_for(scenario(), PATIENCE))

@@ -121,7 +121,8 @@ class ModelRunner:
             reason = str(error).partition("\n")[0]
         raise CortexError(
             Code.INSUFFICIENT_MEMORY,
-            f"{self.spec.device} ran out of memory while {self.card.folder} was loaded: {reason}",
+            f"{self.spec.device} ran out of memory while {self.card.folder} was loaded: {reason}. "
+            "A smaller max_step_tokens, max_sequences or context_length needs less",
         )
 
     def _load(self, progress: Callable[[float, str], None]) -> Loaded:
