@@ -166,6 +166,11 @@ class Catalogue:
         for model_id, path in ((DEMO, DEMO_FOLDER), *self._in_folders(), *self._in_cache()):
             if model_id in found or model_id in self.not_here:
                 continue
+            if not _is_text(model_id):  # no message could have it
+                if is_checkpoint(path):
+                    name = model_id.encode(errors="backslashreplace").decode()
+                    self.refused[name] = "its name is not in UTF-8: rename it"
+                continue
             signature = _signature(path)
             before, reason = looked_at.get(path, (None, None))
             if signature != before:
@@ -277,6 +282,16 @@ def _is_same(name: str, called: str) -> bool:
 def _is_plain(name: str) -> bool:
     """Whether `name`, as a path, stays below the folder that it is joined to."""
     return "\0" not in name and all(part not in ("", ".", "..") for part in name.split("/"))
+
+
+def _is_text(name: str) -> bool:
+    """Whether `name` can be said in UTF-8: those of files may have any bytes, which Python keeps as halves of
+    surrogates."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _not_found(model_id: str, why: str) -> CortexError:

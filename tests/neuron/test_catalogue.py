@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 
+import msgspec
 import pytest
 
 import neuron.models.catalogue
@@ -247,6 +248,26 @@ def test_a_scan_sees_what_came_what_went_and_what_changed(places):
     assert {name for name in first if second[name] != first[name]} == {"org/new"}
     (hub / "model.safetensors").unlink()
     assert set(catalogue.scan()) == {"demo", "org/new"}
+
+
+@pytest.mark.parametrize("kind", ["folder", "nested", "file", "cached"])
+def test_a_name_that_is_no_text_is_refused_and_the_others_are_found(places, kind):
+    catalogue, shelf, cache = places
+    write_checkpoint(shelf / "good")
+    if kind == "cached":
+        cached(cache, "org/b")
+        (cache / "models--org--b").rename(cache / "models--org--b\udcff")
+    elif kind == "file":
+        (shelf / "b\udcff.gguf").write_bytes(b"GGUF")
+    else:
+        parent = shelf if kind == "folder" else shelf / "org"
+        write_checkpoint(parent / "b").rename(parent / "b\udcff")
+    found = catalogue.scan()
+    assert set(found) == {"demo", "good"}
+    assert [why for name, why in catalogue.refused.items() if "b\\udcff" in name] == [
+        "its name is not in UTF-8: rename it"
+    ]
+    msgspec.msgpack.encode(catalogue.refused)
 
 
 def test_what_did_not_change_is_not_read_again(places, monkeypatch):
