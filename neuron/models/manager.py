@@ -206,7 +206,14 @@ class ModelManager:
 
     def _inspect(self, settings: ModelSettings) -> ModelDescription:
         folder = DEMO_FOLDER if settings.simulated is not None else self._catalogue.find(settings.id)
-        return describe(settings, folder)
+        try:
+            return describe(settings, folder)
+        except CortexError:
+            raise
+        except Exception as error:  # whatever is in its files costs no other model
+            log.exception("model cannot be inspected model=%s folder=%s", settings.id, folder)
+            message = f"{folder} cannot be inspected: {type(error).__name__}: {error}; the log has more"
+            raise CortexError(Code.MODEL_LOAD_FAILED, message) from error
 
     def pin(self, model: ManagedModel, pinned: bool) -> None:
         """Load `model` and keep it so, or keep it no longer."""
@@ -332,12 +339,16 @@ class ModelManager:
                 await self.find_all()
             except OSError as error:
                 log.warning("models cannot be looked for reason=%s", error)
+            except Exception:  # a later look may do better
+                log.exception("models cannot be looked for")
             await asyncio.sleep(max(SCAN_SECONDS, SCAN_SHARE * (loop.time() - began)))
 
     async def start(self) -> None:
         """Find every model, and load those that shall be there."""
         try:
             await self.find_all()
+        except Exception:  # those that were found are served, and it is looked for others all the time
+            log.exception("models cannot be looked for")
         finally:
             self.searched = True
             self._changed()

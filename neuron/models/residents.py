@@ -10,6 +10,7 @@ from math import inf
 
 from ipc.errors import CortexError
 from neuron.config import NeuronConfig
+from neuron.memory.outlook import Prospect
 from neuron.memory.room import Room
 from neuron.models.managed import ManagedModel
 
@@ -95,8 +96,7 @@ class Residents:
             try:
                 prospect = await self._room.prospect(model)
                 if model.status == "unloaded" and prospect.verdict != "fits":
-                    why = prospect.refusal or f"{', '.join(prospect.fit.victims)} would have to leave"
-                    log.warning("model is not preloaded model=%s reason=%s", model.id, why)
+                    log.warning("model is not preloaded model=%s reason=%s", model.id, _why_not(prospect))
                 else:
                     await asyncio.shield(model.bring_up())
             except CortexError as error:
@@ -122,6 +122,14 @@ class Residents:
         last = max([0.0, *(model.last_used for model in self._models.values())])
         next_try = max(last + self._idle_seconds, self._tried + max(self._idle_seconds, RETRY_SECONDS))
         return max(0.0, next_try - time.monotonic())
+
+
+def _why_not(prospect: Prospect) -> str:
+    """Why a model does not fit beside those that are there."""
+    if prospect.refusal is not None:
+        return str(prospect.refusal)
+    victims = ", ".join(prospect.fit.victims)
+    return f"{victims} would have to leave" if victims else "others wait for the memory"
 
 
 def _is_away(model: ManagedModel) -> bool:

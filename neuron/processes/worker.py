@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from ipc.control import Control, ControlBroken
 from ipc.worker_messages import KERNELS, Waiting, WarmUp, WorkerSpec
 
 PROGRAM = (sys.executable, "-m", "workers")
+READY_SECONDS = 300.0  # from the start of a process that is measured until it is ready
+FAREWELL_SECONDS = 1.0  # for one that has hung up to end by itself
 
 # A process that waits does not know how many CPU threads its next model wants: the engine sets that number.
 # Without these, each library would begin with a thread a core.
@@ -75,17 +78,21 @@ class Worker:
         """Bytes of the host that a process takes which is ready for a model on `device`; some seconds.
 
         Raises:
-            OSError: it cannot be had, or died.
+            OSError: it cannot be had, died, or was not ready in time.
         """
         worker = cls.start()
         try:
-            worker.order(WarmUp(device=device))
+            with suppress(OSError):  # it has ended already, and is told of below
+                worker.order(WarmUp(device=device))
+            if not select.select([worker.control.fileno()], [], [], READY_SECONDS)[0]:
+                raise OSError(f"a worker for {device} was not ready within {READY_SECONDS:g} seconds")
             report = worker.control.receive()
-            if not isinstance(report, Waiting):
-                raise OSError(f"a worker for {device} did not start: exit code {worker.process.wait()}")
-            return report.held.host
+            if isinstance(report, Waiting):
+                return report.held.host
+            select.select([worker.pidfd], [], [], FAREWELL_SECONDS)
         finally:
             worker.kill()
+        raise OSError(f"a worker for {device} did not start: exit code {worker.process.returncode}")
 
     def order(self, order: WarmUp | WorkerSpec) -> None:
         """Tell it what to be next.

@@ -1,0 +1,94 @@
+"""Models are found one by one, all the time: what goes wrong with one, or once, costs no other."""
+
+import asyncio
+from contextlib import asynccontextmanager
+
+import pytest
+
+import neuron.models.manager
+from ipc.errors import Code, CortexError
+from neuron.config import NeuronConfig
+from neuron.description import describe
+from neuron.memory.devices import Inventory
+from neuron.models.catalogue import Catalogue
+from neuron.models.manager import ModelManager
+from neuron.preparation.preparation import Preparation
+from tests.neuron.folders import write_checkpoint
+from tests.neuron.harness import PATIENCE
+
+
+@asynccontextmanager
+async def managing(folder):
+    """All models in a folder, looked for without a pause."""
+    config = NeuronConfig(
+        devices=["cpu"],
+        model_folders=[str(folder)],
+        hf_cache=str(folder / "none"),
+        standby=False,
+    )
+    preparation = Preparation("INFO")
+    models = ModelManager(config, Inventory(config), lambda now=False: None, preparation)
+    await models.start()
+    try:
+        yield models
+    finally:
+        await models.close()
+        await preparation.close()
+
+
+def status(models):
+    return {state.id: state.status for state in models.states() if state.id != "demo"}
+
+
+async def until(condition):
+    for _ in range(int(PATIENCE / 0.005)):
+        if condition():
+            return
+        await asyncio.sleep(0.005)
+    raise TimeoutError
+
+
+def test_a_fault_of_ours_in_reading_one_model_is_its_own_failure(tmp_path, monkeypatch, caplog):
+    for name in "abc":
+        write_checkpoint(tmp_path / name)
+
+    def faulty(settings, folder):
+        if settings.id == "b":
+            raise ZeroDivisionError("of b")
+        return describe(settings, folder)
+
+    async def scenario():
+        async with managing(tmp_path) as models:
+            assert status(models) == {"a": "unloaded", "c": "unloaded"}
+            with pytest.raises(
+                CortexError, match=rf"{tmp_path}/b cannot be inspected: .*of b; the log has"
+            ) as error:
+                await models.open("b")
+            assert error.value.code == Code.MODEL_LOAD_FAILED
+
+    monkeypatch.setattr(neuron.models.manager, "describe", faulty)
+    asyncio.run(asyncio.wait_for(scenario(), PATIENCE))
+    assert "model cannot be inspected model=b" in caplog.text
+
+
+@pytest.mark.parametrize("fault", [RuntimeError("once"), OSError("once")])
+def test_a_look_that_fails_is_followed_by_others(tmp_path, monkeypatch, caplog, fault):
+    monkeypatch.setattr(neuron.models.manager, "SCAN_SECONDS", 0.0)
+    monkeypatch.setattr(neuron.models.manager, "SCAN_SHARE", 0.1)
+    scan, faults = Catalogue.scan, [fault, fault, fault]
+
+    def faulty(self):
+        if faults:
+            raise faults.pop()
+        return scan(self)
+
+    async def scenario():
+        async with managing(tmp_path) as models:
+            assert models.searched
+            await until(lambda: not faults)
+            await asyncio.to_thread(write_checkpoint, tmp_path / "a")
+            await until(lambda: status(models) == {"a": "unloaded"})
+
+    monkeypatch.setattr(Catalogue, "scan", faulty)
+    asyncio.run(asyncio.wait_for(scenario(), PATIENCE))
+    assert caplog.text.count("models cannot be looked for") == 3
