@@ -67,9 +67,8 @@ class Holder:
     recent_use: float = 0.0  # as `RecentUse` has it
     pool: PoolShare | None = None  # None: its pool is of one size, or about to change
     changes: bool = False  # its pool shrinks or grows: what it can spare is known in a moment
-    coming: Mapping[str, int] = field(
-        default_factory=dict
-    )  # bytes that its pool gives up now: not in `reserved`
+    # bytes by device that its pool gives up now, and `reserved` has no more
+    coming: Mapping[str, int] = field(default_factory=dict)
 
     def freed(self, devices: Collection[str]) -> int:
         """Bytes that come free on `devices` when it leaves."""

@@ -191,6 +191,8 @@ def _beside(
     than a whole context of its own.
     """
     pools = {holder.model: holder.pool for holder in holders if holder.pool is not None}
+    if not pools:
+        return None
     spared = Counter(free)
     for pool in pools.values():
         spared.update({name: pool.spared(name) for name in pool.page_bytes if name in spared})
