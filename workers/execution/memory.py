@@ -21,7 +21,6 @@ from ipc.worker_messages import (
     SamplingParams,
     WorkerSpec,
 )
-from workers.cache.reserve import CHUNK_BYTES
 from workers.checkpoints.caches import most_pages
 from workers.step.pages import pages_for
 from workers.step.plan import NewSequence, Scheduled, StepPlan
@@ -115,6 +114,8 @@ def pool_pages(spec: WorkerSpec, page_bytes: int, used: MemoryUse) -> int:
         free, _ = torch.cuda.mem_get_info(spec.device)  # without what the largest step took: torch keeps that
         room = min(room, free - DEVICE_MARGIN)
         if spec.resizable:  # chunks that pages begin and end within, and that of the page of padded steps
+            from workers.cache.reserve import CHUNK_BYTES
+
             room -= 3 * CHUNK_BYTES
     return max(0, min(spec.kv_pages, room // page_bytes))
 
