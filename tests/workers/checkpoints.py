@@ -14,6 +14,12 @@ from transformers import (
     DeepseekV2ForCausalLM,
     DeepseekV3Config,
     DeepseekV3ForCausalLM,
+    Ernie4_5_MoeConfig,
+    Ernie4_5_MoeForCausalLM,
+    Ernie4_5Config,
+    Ernie4_5ForCausalLM,
+    Exaone4Config,
+    Exaone4ForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
     Gemma3ForCausalLM,
@@ -38,6 +44,8 @@ from transformers import (
     Llama4TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
+    MiniMaxM2Config,
+    MiniMaxM2ForCausalLM,
     Ministral3Config,
     Ministral3ForCausalLM,
     MinistralConfig,
@@ -50,6 +58,8 @@ from transformers import (
     Olmo2ForCausalLM,
     Olmo3Config,
     Olmo3ForCausalLM,
+    OlmoeConfig,
+    OlmoeForCausalLM,
     Phi3Config,
     Phi3ForCausalLM,
     PhimoeConfig,
@@ -69,6 +79,8 @@ from transformers import (
     Qwen3MoeForCausalLM,
     Qwen3NextConfig,
     Qwen3NextForCausalLM,
+    SeedOssConfig,
+    SeedOssForCausalLM,
     SmolLM3Config,
     SmolLM3ForCausalLM,
 )
@@ -263,6 +275,23 @@ def qwen2_moe(**changes: Any) -> PreTrainedModel:
     sizes = {key: value for key, value in SIZES.items() if key != "head_dim"}
     shared = {"shared_expert_intermediate_size": 40}
     return Qwen2MoeForCausalLM(Qwen2MoeConfig(**sizes | experts | shared | changes))
+
+
+def ernie4_5_moe(**changes: Any) -> PreTrainedModel:
+    experts = {"moe_num_experts": 6, "moe_k": 3, "moe_intermediate_size": 32, "moe_num_shared_experts": 1}
+    sizes = {key: value for key, value in SIZES.items() if key != "head_dim"}  # which it does not have: 12
+    return Ernie4_5_MoeForCausalLM(Ernie4_5_MoeConfig(**sizes | experts | changes))
+
+
+def olmoe(**changes: Any) -> PreTrainedModel:
+    sizes = {key: value for key, value in SIZES.items() if key != "head_dim"}  # which it does not have: 12
+    experts = {"num_experts": 8, "num_experts_per_tok": 3, "intermediate_size": 32}
+    return OlmoeForCausalLM(OlmoeConfig(**sizes | experts | changes))
+
+
+def minimax_m2(**changes: Any) -> PreTrainedModel:
+    experts = {"num_local_experts": 6, "num_experts_per_tok": 3, "intermediate_size": 32}
+    return MiniMaxM2ForCausalLM(MiniMaxM2Config(**SIZES | experts | changes))
 
 
 def gpt_oss(**changes: Any) -> PreTrainedModel:
@@ -468,6 +497,27 @@ VARIANTS: dict[str, Callable[[], PreTrainedModel]] = {
     ),
     "gpt_oss_whole": lambda: one_by_one(gpt_oss(intermediate_size=33)),
     "gpt_oss_mxfp4": lambda: gpt_oss(hidden_size=64),
+    "seed_oss": lambda: SeedOssForCausalLM(SeedOssConfig(**SIZES)),
+    "seed_oss_biased": lambda: SeedOssForCausalLM(
+        SeedOssConfig(**SIZES, attention_bias=False, attention_out_bias=True, mlp_bias=True)
+    ),
+    "exaone4": lambda: Exaone4ForCausalLM(
+        Exaone4Config(**SIZES | {"num_hidden_layers": 4, "sliding_window": 24}, rope_parameters=LLAMA3)
+    ),
+    "exaone4_without_windows": lambda: Exaone4ForCausalLM(
+        Exaone4Config(**SIZES, sliding_window=None, layer_types=TYPES[1:] * 2, tie_word_embeddings=True)
+    ),
+    "ernie4_5": lambda: Ernie4_5ForCausalLM(Ernie4_5Config(**SIZES)),
+    "ernie4_5_biased": lambda: Ernie4_5ForCausalLM(
+        Ernie4_5Config(**SIZES, use_bias=True, tie_word_embeddings=False)
+    ),
+    "ernie4_5_moe": lambda: ernie4_5_moe(num_hidden_layers=3),
+    "ernie4_5_moe_some": lambda: ernie4_5_moe(
+        num_hidden_layers=4, moe_layer_interval=2, moe_num_shared_experts=0, tie_word_embeddings=False
+    ),
+    "olmoe": lambda: olmoe(),
+    "olmoe_normalised": lambda: olmoe(norm_topk_prob=True, attention_bias=True, num_key_value_heads=1),
+    "minimax_m2": lambda: minimax_m2(rotary_dim=8),
     "llama_every_head_its_own_keys": lambda: llama(num_key_value_heads=4, vocab_size=96),
     "llama_one_key_head_sharded": lambda: llama(num_key_value_heads=1, num_hidden_layers=3),
     "llama_flat_llama3": lambda: llama(rope_parameters=LLAMA3, num_attention_heads=8, num_key_value_heads=4),

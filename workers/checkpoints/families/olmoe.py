@@ -1,0 +1,44 @@
+"""OLMoE (https://arxiv.org/abs/2409.02060): experts; queries and keys are normalised over all heads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from workers.checkpoints import config
+from workers.checkpoints.config import ConfigFile, ModelConfig
+from workers.checkpoints.experts import Experts
+from workers.checkpoints.families.llama import dense_tensors
+from workers.checkpoints.family import Family
+from workers.checkpoints.files import refuse
+from workers.checkpoints.rope import Size
+
+DEFAULTS = {"rms_norm_eps": 1e-5}
+
+
+class OlmoeFile(ConfigFile, kw_only=True):
+    """The keys of OLMoE's `config.json`."""
+
+    num_experts: Size = 64
+    num_experts_per_tok: Size = 8
+    norm_topk_prob: bool = False
+
+
+def read(path: Path, given: Mapping[str, Any]) -> ModelConfig:
+    """Every layer has experts, and none a window."""
+    file = config.read(path, DEFAULTS | dict(given), OlmoeFile)
+    count, chosen, layers = file.num_experts, file.num_experts_per_tok, file.num_hidden_layers
+    if chosen > count:
+        refuse(path, f"num_experts_per_tok {chosen} is above num_experts, which is {count}")
+    experts = Experts(
+        count=count,
+        chosen=chosen,
+        intermediate_size=file.intermediate_size,
+        layers=tuple(range(layers)),
+        normalised=file.norm_topk_prob,
+    )
+    return config.model_config(path, file, [None] * layers, qk_norm="whole", experts=experts)
+
+
+OLMOE = Family("olmoe", ("OlmoeForCausalLM",), read, dense_tensors)
