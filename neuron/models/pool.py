@@ -41,6 +41,7 @@ class Pool:
         self._page_bytes: Mapping[str, int] = {}
         self._task: asyncio.Task[None] | None = None
         self._coming = 0  # pages that are given up now
+        self._growth = 0  # pages that it takes now: they are booked, and not there yet
         self._since = 0.0  # monotonic: when it began to change
 
     def open(self, fit: Fit, group: Group, resizable: bool) -> None:
@@ -54,16 +55,20 @@ class Pool:
         self._group = group if resizable and all(self._page_bytes.values()) else None
 
     def close(self) -> None:
-        """The group ends, or has ended; another may follow, with as many pages as this one had in the end."""
+        """The group ends, or has ended; another may follow, with as many pages as this one had in the end.
+        What it was to grow by is told as booked no more."""
+        growth, self._growth = self._growth, 0
         self._group, self._coming = None, 0
         if self._task is not None:
             self._task.cancel()
             self._task = None
+        if growth:
+            self._resized(self._pages, self._bytes(-growth))
 
     def forget(self) -> None:
-        """The model is not loaded any more."""
+        """The model is not loaded any more, and its booking ends as a whole."""
+        self._wanted = self._growth = 0
         self.close()
-        self._wanted = 0
 
     @property
     def share(self) -> PoolShare | None:
@@ -88,7 +93,8 @@ class Pool:
         """Take so many pages more, which are booked already, or give so many up."""
         if self._group is None or self._task is not None:
             raise ValueError("the pool cannot change now")
-        self._since, self._coming = time.monotonic(), max(0, -pages)
+        self._since = time.monotonic()
+        self._coming, self._growth = max(0, -pages), max(0, pages)
         change = self._grow(pages) if pages > 0 else self._shrink(-pages)
         self._task = asyncio.create_task(self._change(change))
 
@@ -98,7 +104,7 @@ class Pool:
         except CortexError as error:  # the group has ended
             log.info("a pool has not changed reason=%s", error)
             return
-        self._task = None
+        self._task, self._growth = None, 0
         self._resized(self._pages, booked)
 
     async def _shrink(self, pages: int) -> dict[str, int]:

@@ -154,9 +154,19 @@ def test_a_group_that_ends_meanwhile_leaves_nothing_open(pages):
         group.answers.end(CortexError(Code.WORKER_DIED, "killed"))
         each.close()
         await asyncio.sleep(0.01)
-        assert not told
+        assert told == ([(100, dict.fromkeys(("cuda:0", "cuda:1"), -50 * PAGE))] if pages > 0 else [])
         assert each.coming == {}
         assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    asyncio.run(scenario())
+
+
+def test_what_it_was_to_grow_by_goes_with_the_whole_booking_of_a_model_that_leaves():
+    async def scenario():
+        each, _, told = opened(wanted_pages=150, shrinks={"other": 1})
+        each.resize(50)
+        each.forget()
+        assert not told
 
     asyncio.run(scenario())
 
