@@ -110,6 +110,7 @@ class Wish:
     deadline: float
     granted: asyncio.Future[Fit]
     leaving: tuple[str, ...] = ()  # who leaves for it in any case
+    looked_at: bool = False  # once it is, however late that comes
     place: Place | None = None  # as it was told last
     victims: tuple[str, ...] = ()  # as the log has it last
     wanted_pages: int = 0  # that it would have taken, had others not shrunk their pools for it
@@ -332,6 +333,11 @@ class Room:
         for wish in list(self._wishes.values()):
             if wish.granted.done():
                 continue
+            late = time.monotonic() >= wish.deadline
+            if late and wish.looked_at:
+                wish.granted.set_exception(self._late(wish))
+                continue
+            wish.looked_at = True
             need = self._need(wish)
             prospect = outlook.add(need, self.eviction.strategy, wish.leaving)
             if prospect.now:
@@ -341,7 +347,7 @@ class Room:
             victims = prospect.fit.victims if prospect.fit is not None else ()
             # who left while another wish was granted; a look that follows sees that
             victims = tuple(name for name in victims if name in self._tenants)
-            if time.monotonic() >= wish.deadline:
+            if late:
                 wish.granted.set_exception(self._late(wish))
             elif self._changing():
                 claimed.update(victims)  # what there is to have is known in a moment

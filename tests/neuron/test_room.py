@@ -223,6 +223,16 @@ class Model:
                 raise self.error
 
 
+class Slow(NoStandby):
+    """Processes that take so many seconds to make way."""
+
+    def __init__(self, seconds):
+        self.seconds = seconds
+
+    async def make_way(self, amounts, *, reuse):
+        await asyncio.sleep(self.seconds)
+
+
 class Place:
     """A room and the models of a test; `sizes` by name, of TOTAL bytes on each of the `names`."""
 
@@ -361,6 +371,24 @@ def test_a_wait_is_bounded_and_says_for_whom(monkeypatch):
         await asyncio.sleep(1)
         assert place.models["a"].status == "ready"
         await running
+        await place.room.close()
+
+    play(scenario(), monkeypatch)
+
+
+def test_what_comes_free_after_its_time_is_not_granted_to_a_wish(monkeypatch):
+    async def scenario():
+        devices = {"a": ("cuda:0",), "b": ("cuda:1",), "first": ("cuda:0",), "second": ("cuda:1",)}
+        place = Place(
+            dict.fromkeys(devices, 100), wait_seconds=20.0, names=("cuda:0", "cuda:1"), devices=devices
+        )
+        await asyncio.gather(place.models["a"].ready(), place.models["b"].ready())
+        holding = [asyncio.create_task(place.models[name].serve(15.0)) for name in "ab"]
+        monkeypatch.setattr(place.room, "_lender", Slow(10.0))
+        served = [asyncio.create_task(place.models[name].serve(1.0)) for name in ("first", "second")]
+        await asyncio.wait([*holding, *served])
+        assert served[0].exception() is None
+        assert "waited 20 s" in served[1].exception().message
         await place.room.close()
 
     play(scenario(), monkeypatch)
@@ -535,15 +563,11 @@ def test_wishes_for_other_devices_do_not_wait_for_each_other(monkeypatch):
 
 
 def test_a_model_that_leaves_while_another_wish_is_granted_disturbs_nobody(monkeypatch, caplog):
-    class Slow(NoStandby):
-        async def make_way(self, amounts, *, reuse):
-            await asyncio.sleep(1)
-
     async def scenario():
         where = {"a": ("cuda:0",), "b": ("cuda:0",), "c": ("cuda:1",)}
         place = Place(dict.fromkeys("abc", 80), names=("cuda:0", "cuda:1"), devices=where)
         await place.models["a"].serve(1.0)
-        monkeypatch.setattr(place.room, "_lender", Slow())
+        monkeypatch.setattr(place.room, "_lender", Slow(1.0))
         both = [asyncio.create_task(place.models[name].serve(1.0)) for name in "cb"]
         await asyncio.sleep(0.5)
         place.models["a"].become("unloaded")
