@@ -110,9 +110,10 @@ class GpuStep:
         """Attention, then the MLP; `x` is in use until there is what becomes of it."""
         attended = self._latent() if self.shapes.latent is not None else self._attention(layer)
         total, normed = self._hidden(), self._hidden()
+        self._free(attended)
         y = self._mlp(number)
         out = self._hidden()
-        self._free(x, attended, total, normed, y)
+        self._free(x, total, normed, y)
         return out
 
     def _state_layer(self, number: int, x: Block) -> Block:

@@ -102,8 +102,10 @@ class Block:
         yield from self.mlp_norm.pieces()
 
     def __call__(self, x: Tensor, attend: Attend) -> Tensor:  # [tokens, hidden]
-        q, keys, values = self.qkv(x).view(len(x), 3, -1, self.head_dim).unbind(1)
-        attended = attend(self.number, q, keys, values).reshape(len(x), -1)
-        x = self.attention_norm(x + self.output(attended))
+        x = self.attention_norm(x + self._attended(x, attend))
         inner = activated(self.up(x), self.activation, self.exact)
         return self.mlp_norm(x + self.down(inner))
+
+    def _attended(self, x: Tensor, attend: Attend) -> Tensor:  # [tokens, hidden]
+        q, keys, values = self.qkv(x).view(len(x), 3, -1, self.head_dim).unbind(1)
+        return self.output(attend(self.number, q, keys, values).reshape(len(x), -1))

@@ -214,6 +214,11 @@ class Block:
         yield from self.attention.norm_pieces()
 
     def __call__(self, x: Tensor, places: Places, attend: Attend) -> Tensor:  # [tokens, hidden]
+        x, normed = self._attended(x, places, attend)
+        return self._add(x, self.mlp(normed), self.after_mlp)
+
+    def _attended(self, x: Tensor, places: Places, attend: Attend) -> tuple[Tensor, Tensor]:
+        """`x` with what attention adds, which itself is let go here, and what the MLP is given."""
         turned = None if self.rope is None else places.angles[self.rope]
         if self.grows:
             attend = _growing(attend, places.growth)
@@ -223,11 +228,9 @@ class Block:
             and isinstance(self.before_mlp, RMSNorm)
             and self.residual_scale == 1.0
         ):
-            x, normed = self.before_mlp.of_sum(x, y)
-        else:
-            x = self._add(x, y, self.after_attention)
-            normed = _normed(x, self.before_mlp)
-        return self._add(x, self.mlp(normed), self.after_mlp)
+            return self.before_mlp.of_sum(x, y)
+        x = self._add(x, y, self.after_attention)
+        return x, _normed(x, self.before_mlp)
 
     def _add(self, x: Tensor, y: Tensor, norm: Norm | None) -> Tensor:
         if isinstance(norm, RMSNorm) and self.residual_scale == 1.0:

@@ -154,17 +154,20 @@ class Gemma4Block(Block):
             own: its input, `[tokens, size]`.
         """
         angles = places.angles[self.rope]
-        y = self.attention(self.before_attention(x), angles, partial(attend, self.source))
-        x = x + self.after_attention(y)
-        y = self.mlp(self.before_mlp(x))
-        x = x + self.after_mlp(y if self.experts is None else self._with_experts(y, x))
+        attend = partial(attend, self.source)
+        x = x + self.after_attention(self.attention(self.before_attention(x), angles, attend))
+        x = x + self.after_mlp(self._fed(x))
         if own is not None:
             gated = activated(self.gate(x), self.activation, self.exact) * own
             x = x + self.after_input(self.into(gated))
         return x * self.scale
 
-    def _with_experts(self, dense: Tensor, x: Tensor) -> Tensor:  # [tokens, hidden]
-        """What comes of experts, and of the MLP, of which this rank has a part: the ranks meet once."""
+    def _fed(self, x: Tensor) -> Tensor:  # [tokens, hidden]
+        """What comes of the MLP, and of experts beside it: this rank has a part of both, and the ranks meet
+        once."""
+        dense = self.mlp(self.before_mlp(x))
+        if self.experts is None:
+            return dense
         routed = self.experts.part(self.before_experts(x), shown=x)
         dense, routed = self.group.all_reduce(torch.stack((dense, routed)))
         return self.after_dense(dense) + self.after_experts(routed)

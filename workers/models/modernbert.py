@@ -102,8 +102,10 @@ class Block:
             yield from norm.pieces()
 
     def __call__(self, x: Tensor, angles: list[Angles], attend: Attend) -> Tensor:  # [tokens, hidden]
-        y = x if self.attention_norm is None else self.attention_norm(x)
-        qkv = self.qkv(y).view(len(x), 3, -1, self.head_dim)
-        q, keys = (rotate(each.float(), *angles[self.rope]).to(x.dtype) for each in qkv[:, :2].unbind(1))
-        x = x + self.output(attend(self.number, q, keys, qkv[:, 2]).reshape(len(x), -1))
+        x = x + self._attended(x if self.attention_norm is None else self.attention_norm(x), angles, attend)
         return x + self.down(gated(self.up(self.mlp_norm(x)), self.activation, self.exact))
+
+    def _attended(self, x: Tensor, angles: list[Angles], attend: Attend) -> Tensor:  # [tokens, hidden]
+        qkv = self.qkv(x).view(len(x), 3, -1, self.head_dim)
+        q, keys = (rotate(each.float(), *angles[self.rope]).to(x.dtype) for each in qkv[:, :2].unbind(1))
+        return self.output(attend(self.number, q, keys, qkv[:, 2]).reshape(len(x), -1))

@@ -106,9 +106,11 @@ class Block:
         yield from self.mlp_norm.pieces()
 
     def __call__(self, x: Tensor, angles: Angles, attend: Attend) -> Tensor:  # [tokens, hidden]
-        qkv = self.qkv(x).view(len(x), 3, -1, self.head_dim)
-        q, keys = (rotate(each.float(), *angles).to(x.dtype) for each in qkv[:, :2].unbind(1))
-        attended = attend(self.number, q, keys, qkv[:, 2]).reshape(len(x), -1)
-        x = self.attention_norm(x + self.output(attended))
+        x = self.attention_norm(x + self._attended(x, angles, attend))
         inner = gated(self.gate_up(x), self.activation, self.exact)
         return self.mlp_norm(x + self.down(inner))
+
+    def _attended(self, x: Tensor, angles: Angles, attend: Attend) -> Tensor:  # [tokens, hidden]
+        qkv = self.qkv(x).view(len(x), 3, -1, self.head_dim)
+        q, keys = (rotate(each.float(), *angles).to(x.dtype) for each in qkv[:, :2].unbind(1))
+        return self.output(attend(self.number, q, keys, qkv[:, 2]).reshape(len(x), -1))
