@@ -108,6 +108,7 @@ def find_fit(
     holders: Sequence[Holder],
     strategy: Strategy,
     leaving: Collection[str] = (),
+    at_work: Mapping[str, Mapping[str, int]] | None = None,
 ) -> Fit:
     """Find room for `need`, with as little eviction as possible.
 
@@ -119,6 +120,7 @@ def find_fit(
         holders: all models that hold memory now.
         strategy: who leaves first (`neuron.memory.eviction`).
         leaving: holders that shall leave for it, whether it would fit beside them or not.
+        at_work: who else works, and the bytes by device that they hold until that is done.
 
     Raises:
         CortexError: INSUFFICIENT_MEMORY saying who holds what; BAD_REQUEST for devices that are not there.
@@ -138,7 +140,7 @@ def find_fit(
                 return replace(fit, victims=tuple(victim.model for victim in (*chosen, *victims)))
             if not victims and (fit := _beside(need, candidates, free_then, staying, context_length)):
                 return replace(fit, victims=tuple(victim.model for victim in chosen))
-    raise _refusal(need, candidates, free, holders)
+    raise _refusal(need, candidates, free, holders, at_work or {})
 
 
 def candidates_for(need: Need, free: Collection[str]) -> list[str]:
@@ -308,6 +310,7 @@ def _refusal(
     candidates: list[str],
     free: dict[str, int],
     holders: Sequence[Holder],
+    at_work: Mapping[str, Mapping[str, int]],
 ) -> CortexError:
     context_length = min(need.context_length, SMALLEST_CONTEXT)
     smallest = need.caches.pages_for(context_length) * need.caches.page_bytes
@@ -316,22 +319,27 @@ def _refusal(
     pool += states * need.caches.state_bytes
     of_states = f", of which {states} states take {gib(states * need.caches.state_bytes)}" if states else ""
     needed = [need.fixed_bytes(rank, candidates[0]) + pool for rank in range(len(need.rank_bytes))]
-    there = [holder for holder in holders if any(name in candidates for name in holder.reserved)]
-    held = {
-        holder.model: {name: size for name, size in holder.reserved.items() if name in candidates}
-        for holder in there
+    there = {
+        holder.model: (holder.reserved, stays(holder, need.priority) or "could leave, which is not enough")
+        for holder in holders
     }
-    who = "".join(
-        f"; {holder.model} holds "
-        + ", ".join(f"{gib(size)} on {name}" for name, size in held[holder.model].items())
-        + f" and {stays(holder, need.priority) or 'could leave, which is not enough'}"
-        for holder in there
+    there |= {who: (sizes, "work") for who, sizes in at_work.items()}
+    held = {
+        who: here
+        for who, (sizes, _) in there.items()
+        if (here := {name: size for name, size in sizes.items() if name in candidates})
+    }
+    who_holds = "".join(
+        f"; {who} {'hold' if who in at_work else 'holds'} "
+        + ", ".join(f"{gib(size)} on {name}" for name, size in sizes.items())
+        + f" and {there[who][1]}"
+        for who, sizes in held.items()
     )
     return CortexError(
         Code.INSUFFICIENT_MEMORY,
         f"{need.model} needs at least {' and '.join(map(gib, needed))}, "
         f"one amount a rank{of_states}; "
-        f"free are {', '.join(f'{gib(free[name])} on {name}' for name in candidates)}" + who,
-        retry_after=5.0 if held else None,
+        f"free are {', '.join(f'{gib(free[name])} on {name}' for name in candidates)}" + who_holds,
+        retry_after=5.0 if held.keys() - at_work.keys() else None,
         details={"needed": needed, "free": free, "held": held},
     )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 from ipc.errors import CortexError
@@ -39,11 +39,12 @@ class Outlook:
     free: dict[str, int]  # bytes by device that nobody has now
     later: dict[str, int]  # what is left of them once all that leave have left and those wishes are granted
     holders: dict[str, Holder]  # that are not leaving for one of those wishes
+    at_work: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # as `find_fit` takes it
 
     def add(self, need: Need, strategy: Strategy, leaving: Sequence[str] = ()) -> Prospect:
         """The next wish: what it comes to, and what it leaves to those behind it."""
         try:
-            fit = find_fit(need, self.later, list(self.holders.values()), strategy, leaving)
+            fit = find_fit(need, self.later, list(self.holders.values()), strategy, leaving, self.at_work)
         except CortexError as refusal:
             return Prospect(refusal=refusal)
         victims = [self.holders.pop(victim) for victim in fit.victims]

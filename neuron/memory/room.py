@@ -28,7 +28,7 @@ from neuron.memory.ledger import Ledger
 from neuron.memory.outlook import Outlook, Prospect
 from neuron.memory.parking import Parking
 from neuron.memory.step_bytes import UNMEASURED_BYTES
-from neuron.memory.text_memory import TextMemory
+from neuron.memory.text_memory import NAME, TextMemory
 
 log = logging.getLogger("neuron.memory.room")
 
@@ -499,7 +499,8 @@ class Room:
         for holder in holders.values():
             for name, size in holder.coming.items():
                 later[name] += size
-        return Outlook(free, later, holders)
+        at_work = {NAME: self._texts.at_work} if self._texts is not None else {}
+        return Outlook(free, later, holders, at_work)
 
     def _changing(self) -> set[str]:
         """Devices of models whose pools shrink or grow now: what is booked there is not what is held."""

@@ -53,6 +53,12 @@ class TextMemory:
             return 0
         return min(self._processes.spare_memory, self._ledger.held_by(NAME).get(HOST, 0))
 
+    @property
+    def at_work(self) -> dict[str, int]:
+        """Bytes by device of those that have something to do, which nobody ends for a model."""
+        held = self._ledger.held_by(NAME).get(HOST, 0) - self.booked(HOST)
+        return {HOST: held} if held else {}
+
     async def make_way(self, amounts: Mapping[str, int]) -> None:
         """See that `amounts` (bytes by device) can be booked, as far as idle processes are in the way."""
         if HOST not in amounts or HOST not in self._ledger.devices:

@@ -128,6 +128,8 @@ def test_those_that_work_are_not_ended_and_a_model_that_does_not_fit_beside_them
         with pytest.raises(CortexError) as refused:
             await host.models["a"].serve(1.0)
         assert refused.value.code == Code.INSUFFICIENT_MEMORY
+        assert "text processes hold 0.00 GiB on cpu and work" in refused.value.message
+        assert refused.value.details["held"] == {NAME: {"cpu": 60}}
         assert host.texts.idle == [10], "it would not be enough"
         host.texts.busy = 0
         await host.models["a"].serve(1.0)
