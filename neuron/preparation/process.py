@@ -90,14 +90,10 @@ class TextProcess:
 
     @property
     def memory(self) -> int:
-        """Bytes that it holds and shares with no file; 0: it has ended."""
+        """Bytes that it holds, with what it has started to try a grammar; 0: it has ended."""
         if self._gone.is_set():  # its number may be another's by now
             return 0
-        try:
-            _, resident, shared, *_ = Path(f"/proc/{self.pid}/statm").read_text().split()
-        except (OSError, ValueError):
-            return 0
-        return (int(resident) - int(shared)) * mmap.PAGESIZE
+        return memory_of(self.pid)
 
     def _reap(self) -> None:
         """It ended."""
@@ -147,3 +143,18 @@ class TextProcess:
         else:
             self._socket.close()
         return self._process.returncode
+
+
+def memory_of(pid: int) -> int:
+    """Bytes that a process and those that its main thread has started hold and share with no file; 0 where
+    it is gone, or is not ours to ask."""
+    try:
+        _, resident, shared, *_ = Path(f"/proc/{pid}/statm").read_text().split()
+        held = (int(resident) - int(shared)) * mmap.PAGESIZE
+    except (OSError, ValueError):
+        return 0
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:  # it has just ended, or this kernel does not tell
+        return held
+    return held + sum(map(memory_of, map(int, children)))

@@ -5,6 +5,8 @@ import mmap
 import os
 import resource
 import signal
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 
@@ -33,7 +35,7 @@ from neuron.preparation.jobs import Fronts, Job, Outcome, perform
 from neuron.preparation.pool import Pool
 from neuron.preparation.preparation import Preparation
 from neuron.preparation.prepared import Prepared
-from neuron.preparation.process import ProcessDied, TextProcess
+from neuron.preparation.process import ProcessDied, TextProcess, memory_of
 from neuron.text.frontend import TextFiles, TextFrontEnd
 from tests.doubles import stands_for
 from tests.neuron.folders import write_checkpoint
@@ -293,6 +295,19 @@ def test_a_model_s_templates_are_tried_whatever_its_clients_ask(loop, monkeypatc
 
     monkeypatch.setattr("neuron.preparation.preparation.TextProcess", lambda memory, level: Played())
     loop.run(asyncio.wait_for(scenario(), PATIENCE))
+
+
+def test_what_tries_a_grammar_for_a_process_counts_with_it():
+    before = memory_of(os.getpid())
+    code = "import sys; held = bytearray(64 << 20); print(flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-Ic", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as trying:
+        trying.stdout.readline()
+        during = memory_of(os.getpid())
+        trying.stdin.close()
+    assert during - before >= 64 << 20
+    assert memory_of(trying.pid) == 0
 
 
 def test_a_process_without_memory_says_so(loop, text):
