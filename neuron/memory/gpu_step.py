@@ -21,6 +21,7 @@ CHUNK, BLOCK = 64, 2048  # tokens of a prompt that go through a state together
 SCRATCH_BYTES, TOGETHER = 64 << 20, 256  # of a weight in blocks, made plain at once, and its rows at least
 PAIRS = 16_384  # of a token and an expert that it goes to, whose numbers are in memory at once
 TOLD_ROWS = 64  # of logits at once, for the log-probabilities of a prompt
+WIDE_OF_XIELU = 4  # float32 of each element of an MLP that is activated so
 DRAWN = 5 << 20  # logits at once, for the draw of tokens
 
 
@@ -133,7 +134,8 @@ class GpuStep:
         q, kv = heads * head_dim, kv_heads_on_rank(layer.kv_heads, self.world_size) * head_dim
         normed = self._hidden()
         qkv = self._product(shapes.hidden_size, q + 2 * kv)
-        if shapes.bidirectional or shapes.qk_norm == "whole":  # else one launch does all of it
+        norms_apart = shapes.qk_norm in ("whole", "turned_heads")
+        if shapes.bidirectional or norms_apart:  # else one launch does all of it
             floats = [self._rows(q + kv, FLOAT) for _ in range(3)]
             turned = self._rows(q + kv)
             self._free(*floats)
@@ -246,9 +248,11 @@ class GpuStep:
         return found
 
     def _gated(self, inner: int) -> Block:
-        hidden = self.shapes.hidden_size
-        both, gated = self._product(hidden, 2 * inner), self._rows(inner)
-        self._free(both)
+        hidden, has_gates = self.shapes.hidden_size, self.shapes.gates
+        both = self._product(hidden, (1 + has_gates) * inner)
+        wide = [self._rows(inner, FLOAT) for _ in range(WIDE_OF_XIELU * (self.shapes.activation == "xielu"))]
+        gated = self._rows(inner)
+        self._free(both, *wide)
         out = self._product(inner, hidden)
         self._free(gated)
         return out

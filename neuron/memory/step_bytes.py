@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ipc.worker_messages import CONTEXT_BYTES, GRAPH_BYTES, KERNEL_BYTES
-from neuron.memory.gpu_step import GpuStep
+from neuron.memory.gpu_step import WIDE_OF_XIELU, GpuStep
 from workers.checkpoints.caches import SPARE_STATES
 from workers.checkpoints.card import Dtype
 from workers.checkpoints.config import ModelConfig
@@ -136,6 +136,8 @@ class Overhead:
         hidden, inner, size = self.shapes.hidden_size, self.shapes.intermediate_size, self.itemsize
         inner *= 2 if self.shapes.double_wide else 1
         dense = tokens * (2 * hidden + 4 * inner // self.world_size) * size
+        if self.shapes.activation == "xielu":
+            dense += tokens * WIDE_OF_XIELU * inner // self.world_size * FLOAT
         if (experts := self.shapes.experts) is None:
             return dense
         ranks = 1 if experts.whole_on(self.world_size) else self.world_size

@@ -10,6 +10,14 @@ from typing import Any
 import torch
 import transformers
 from transformers import (
+    ApertusConfig,
+    ApertusForCausalLM,
+    ArceeConfig,
+    ArceeForCausalLM,
+    Cohere2Config,
+    Cohere2ForCausalLM,
+    CohereConfig,
+    CohereForCausalLM,
     DeepseekV2Config,
     DeepseekV2ForCausalLM,
     DeepseekV3Config,
@@ -40,6 +48,8 @@ from transformers import (
     GptOssForCausalLM,
     GraniteConfig,
     GraniteForCausalLM,
+    HunYuanDenseV1Config,
+    HunYuanDenseV1ForCausalLM,
     Llama4ForCausalLM,
     Llama4TextConfig,
     LlamaConfig,
@@ -83,6 +93,8 @@ from transformers import (
     SeedOssForCausalLM,
     SmolLM3Config,
     SmolLM3ForCausalLM,
+    Starcoder2Config,
+    Starcoder2ForCausalLM,
 )
 
 from tests.workers import stacked
@@ -292,6 +304,28 @@ def olmoe(**changes: Any) -> PreTrainedModel:
 def minimax_m2(**changes: Any) -> PreTrainedModel:
     experts = {"num_local_experts": 6, "num_experts_per_tok": 3, "intermediate_size": 32}
     return MiniMaxM2ForCausalLM(MiniMaxM2Config(**SIZES | experts | changes))
+
+
+def cohere2(**changes: Any) -> PreTrainedModel:
+    sizes = {key: value for key, value in SIZES.items() if key != "head_dim"}  # which it does not have: 12
+    layers = {"num_hidden_layers": 4, "sliding_window": 24, "logit_scale": 0.6}
+    return Cohere2ForCausalLM(Cohere2Config(**sizes | layers | changes))
+
+
+def starcoder2(**changes: Any) -> PreTrainedModel:
+    sizes = {key: value for key, value in SIZES.items() if key != "head_dim"}  # which it does not have: 12
+    return Starcoder2ForCausalLM(Starcoder2Config(**sizes | changes))
+
+
+def apertus(**changes: Any) -> PreTrainedModel:
+    model = ApertusForCausalLM(ApertusConfig(**SIZES | changes))
+    for layer in model.model.layers:  # as they are read from files, in float32
+        layer.mlp.act_fn.float()
+    return model
+
+
+def hunyuan(**changes: Any) -> PreTrainedModel:
+    return HunYuanDenseV1ForCausalLM(HunYuanDenseV1Config(**SIZES | changes))
 
 
 def gpt_oss(**changes: Any) -> PreTrainedModel:
@@ -518,6 +552,26 @@ VARIANTS: dict[str, Callable[[], PreTrainedModel]] = {
     "olmoe": lambda: olmoe(),
     "olmoe_normalised": lambda: olmoe(norm_topk_prob=True, attention_bias=True, num_key_value_heads=1),
     "minimax_m2": lambda: minimax_m2(rotary_dim=8),
+    "cohere": lambda: CohereForCausalLM(
+        CohereConfig(**{key: value for key, value in SIZES.items() if key != "head_dim"}, logit_scale=0.6)
+    ),
+    "cohere2": lambda: cohere2(),
+    "cohere2_by_types": lambda: cohere2(
+        layer_types=TYPES, num_hidden_layers=2, attention_bias=True, tie_word_embeddings=False
+    ),
+    "arcee": lambda: ArceeForCausalLM(ArceeConfig(**SIZES)),
+    "arcee_biased": lambda: ArceeForCausalLM(
+        ArceeConfig(**SIZES, mlp_bias=True, attention_bias=True, rope_parameters=YARN)
+    ),
+    "apertus": lambda: apertus(),
+    "starcoder2": lambda: starcoder2(sliding_window=24),
+    "starcoder2_unbiased": lambda: starcoder2(
+        use_bias=False, hidden_act="gelu", tie_word_embeddings=False, num_key_value_heads=1
+    ),
+    "hunyuan_v1_dense": lambda: hunyuan(
+        rope_parameters={"rope_type": "dynamic", "rope_theta": 10_000.0, "alpha": 50.0, "factor": 1.0}
+    ),
+    "hunyuan_v1_dense_plain": lambda: hunyuan(attention_bias=True, tie_word_embeddings=True),
     "llama_every_head_its_own_keys": lambda: llama(num_key_value_heads=4, vocab_size=96),
     "llama_one_key_head_sharded": lambda: llama(num_key_value_heads=1, num_hidden_layers=3),
     "llama_flat_llama3": lambda: llama(rope_parameters=LLAMA3, num_attention_heads=8, num_key_value_heads=4),

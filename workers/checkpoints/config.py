@@ -20,7 +20,7 @@ from workers.checkpoints.files import refuse
 from workers.checkpoints.layers import Layer
 from workers.checkpoints.rope import Rope, RopeKeys, Size
 
-Activation = Literal["silu", "gelu", "gelu_tanh"]
+Activation = Literal["silu", "gelu", "gelu_tanh", "relu2", "xielu"]
 
 LayerCount = Annotated[int, msgspec.Meta(ge=1, le=10_000)]
 
@@ -29,6 +29,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "swish": "silu",
     "gelu": "gelu",
     "gelu_pytorch_tanh": "gelu_tanh",
+    "relu2": "relu2",
 }
 
 
@@ -131,8 +132,9 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     qkv_bias: bool
     output_bias: bool  # of attention
     mlp_bias: bool
-    # queries and keys: each head, or all together; or each head, without weights, once it is turned
-    qk_norm: Literal["none", "heads", "whole", "turned"] = "none"
+    gates: bool = True  # an MLP has them, which open what is projected beside them
+    # queries and keys: each head, or all together; or each head once it is turned, without weights or with
+    qk_norm: Literal["none", "heads", "whole", "turned", "turned_heads"] = "none"
     temperature: Temperature | None = None
     latent: Latent | None = None  # attention is that
     attention_gate: bool = False  # what attention gives is let through by gates, which q_proj makes as well
@@ -140,6 +142,8 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     norms: Norms = Norms()
     norm_offset: float = 0.0  # is added to the weights of all norms
     layer_norm: bool = False  # norms take the mean away, and have a bias
+    norm_bias: bool = True  # so they do
+    parallel: bool = False  # the MLP reads what attention reads, and not what that adds
     window_rope: Rope | None = None  # of layers with a window, where it is another
     window_rotary_dim: int | None = None  # the same of `rotary_dim`
     unrotated: tuple[int, ...] = ()  # layers without positions

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from workers.checkpoints.families.apertus import APERTUS
+from workers.checkpoints.families.arcee import ARCEE
 from workers.checkpoints.families.bert import BERT, ROBERTA
+from workers.checkpoints.families.cohere import COHERE, COHERE2
 from workers.checkpoints.families.deepseek import DEEPSEEK_V2, DEEPSEEK_V3, GLM4_MOE_LITE
 from workers.checkpoints.families.ernie4_5 import ERNIE4_5, ERNIE4_5_MOE
 from workers.checkpoints.families.exaone4 import EXAONE4
@@ -15,6 +18,7 @@ from workers.checkpoints.families.glm_moe import GLM4_MOE
 from workers.checkpoints.families.gpt_oss import GPT_OSS
 from workers.checkpoints.families.granite import GRANITE
 from workers.checkpoints.families.granitemoe import GRANITE_MOE
+from workers.checkpoints.families.hunyuan import HUNYUAN
 from workers.checkpoints.families.llama import LLAMA
 from workers.checkpoints.families.llama4 import LLAMA4
 from workers.checkpoints.families.minimax_m2 import MINIMAX_M2
@@ -34,12 +38,14 @@ from workers.checkpoints.families.qwen3_moe import QWEN3_MOE
 from workers.checkpoints.families.qwen3_next import QWEN3_NEXT
 from workers.checkpoints.families.seed_oss import SEED_OSS
 from workers.checkpoints.families.smollm3 import SMOLLM3
+from workers.checkpoints.families.starcoder2 import STARCODER2
 from workers.checkpoints.family import Family
 
 KNOWN = (
     *(LLAMA, LLAMA4, MISTRAL, MINISTRAL3, QWEN2, QWEN3, QWEN3_MOE, GEMMA2, GEMMA3, GEMMA4, GEMMA4_UNIFIED),
     *(GRANITE, GRANITE_MOE, PHI3, PHIMOE, SMOLLM3, OLMO2, OLMO3, GLM, GLM4),
     *(SEED_OSS, EXAONE4, ERNIE4_5, ERNIE4_5_MOE, OLMOE, MINIMAX_M2),
+    *(COHERE, COHERE2, ARCEE, APERTUS, STARCODER2, HUNYUAN),
     *(BERT, ROBERTA, MODERNBERT, NOMIC_BERT),
     *(QWEN3_NEXT, QWEN3_5, QWEN3_5_MOE),
     *(MIXTRAL, QWEN2_MOE, GPT_OSS, GLM4_MOE, GLM4_MOE_LITE, DEEPSEEK_V2, DEEPSEEK_V3),

@@ -3,7 +3,8 @@ figure, drawn by the config.
 
 tokens ─ embedding ─┬─ norm ─ attention ─┬+─ norm ─ mlp ─┬+─ … ─ norm ─ head ─ logits
                     └────────────────────┘└──────────────┘
-Gemma and GLM have norms behind attention and MLP as well, OLMo has them only there.
+Gemma and GLM have norms behind attention and MLP as well, OLMo and EXAONE have them only there. Cohere's MLP
+stands beside attention, on the same norm.
 """
 
 from __future__ import annotations
@@ -167,7 +168,7 @@ class Block:
         def norm(name: str | None) -> Norm | None:
             return name and norm_of(f"model.layers.{number}.{name}", config, empty)
 
-        self.number, self.residual_scale = number, config.residual_scale
+        self.number, self.residual_scale, self.parallel = number, config.residual_scale, config.parallel
         self.rope: int | None = None  # which of the model's; None: no positions
         if number not in config.unrotated:
             self.rope = int(config.window_rope is not None and config.layers[number].kind == "window")
@@ -212,6 +213,8 @@ class Block:
         norms = (self.before_attention, self.after_attention, self.before_mlp, self.after_mlp)
         yield from (piece for norm in norms if norm is not None for piece in norm.pieces())
         yield from self.attention.norm_pieces()
+        if isinstance(self.mlp, MLP):
+            yield from self.mlp.vectors()
 
     def __call__(self, x: Tensor, places: Places, attend: Attend) -> Tensor:  # [tokens, hidden]
         x, normed = self._attended(x, places, attend)
@@ -222,7 +225,10 @@ class Block:
         turned = None if self.rope is None else places.angles[self.rope]
         if self.grows:
             attend = _growing(attend, places.growth)
-        y = self.attention(_normed(x, self.before_attention), turned, partial(attend, self.number))
+        normed = _normed(x, self.before_attention)
+        y = self.attention(normed, turned, partial(attend, self.number))
+        if self.parallel:
+            return self._add(self._add(x, y, self.after_attention), self.mlp(normed), self.after_mlp)
         if (
             self.after_attention is None
             and isinstance(self.before_mlp, RMSNorm)
@@ -242,7 +248,7 @@ class Block:
 def norm_of(name: str, config: ModelConfig, empty: Empty) -> Norm:
     """A norm of the residual stream, of the model's kind."""
     if config.layer_norm:
-        return LayerNorm(name, config.hidden_size, config.norm_eps, empty)
+        return LayerNorm(name, config.hidden_size, config.norm_eps, empty, config.norm_bias)
     return RMSNorm(name, config.hidden_size, config.norm_eps, empty, config.norm_offset)
 
 
@@ -277,6 +283,7 @@ class Attention:
         self.num_heads, self.num_kv_heads, self.head_dim = len(mine), len(mine_kv), head_dim
         self.interleaved = config.interleaved
         self.eps = config.norm_eps if config.qk_norm == "turned" else None
+        self.turns_first = config.qk_norm == "turned_heads"
 
         def rows(part: range, first: int = 0) -> range:
             return range((first + part.start) * head_dim, (first + part.stop) * head_dim)
@@ -305,7 +312,7 @@ class Attention:
         self.sinks = Sinks(f"{name}.sinks", heads, group, empty) if config.sinks else None
         self.qk_norm: HeadNorm | WholeNorm | None = None
         names, counts = (f"{name}.q_norm", f"{name}.k_norm"), (len(mine), len(mine_kv))
-        if config.qk_norm == "heads":
+        if config.qk_norm in ("heads", "turned_heads"):
             self.qk_norm = HeadNorm(names, counts, head_dim, config.norm_eps, empty, config.norm_offset)
         elif config.qk_norm == "whole":
             self.qk_norm = WholeNorm(names, (heads, kv_heads), head_dim, config.norm_eps, group, empty)
@@ -338,12 +345,14 @@ class Attention:
             of_norm = (None, 0.0, 0.0) if norm is None else (norm.weights, norm.eps, norm.offset)
             step.heads(qkv, (heads, kv_heads), *of_norm, angles)
         else:
-            if self.qk_norm:
+            if self.qk_norm and not self.turns_first:
                 qk = self.qk_norm(qk.float())
             if angles is not None:
                 qk = rotate_part(qk.float(), *angles, self.interleaved)
                 if self.eps is not None:
                     qk = qk * over_rms(qk, self.eps)
+            if self.qk_norm and self.turns_first:
+                qk = self.qk_norm(qk.float())
         q, keys = qk.to(x.dtype).split((heads, kv_heads), dim=1)
         sinks = None if self.sinks is None else self.sinks.weight
         attended = attend(q, keys, values, sinks, *turn).view(len(x), -1)
@@ -351,11 +360,16 @@ class Attention:
             attended = attended * activated(self.gate(x), "sigmoid", self.exact)
         return self.output(attended)
 
+    @property
+    def _normed_apart(self) -> bool:
+        """Whether there is a norm that no kernel has."""
+        return self.turns_first or isinstance(self.qk_norm, WholeNorm)
+
     def _fuses(self, qkv: Tensor) -> bool:
         """Whether attention, which writes keys, does what is before that as well."""
-        return self.keeps and not isinstance(self.qk_norm, WholeNorm) and has_triton(qkv.device)
+        return self.keeps and not self._normed_apart and has_triton(qkv.device)
 
     def _compiled(self, qkv: Tensor, angles: Angles | None) -> bool:
-        if self.interleaved or self.eps is not None or isinstance(self.qk_norm, WholeNorm):
+        if self.interleaved or self.eps is not None or self._normed_apart:
             return False
         return step.takes_heads(qkv, 0 if angles is None else angles[0].shape[-1])

@@ -1,8 +1,8 @@
-"""The gated feed-forward network (Shazeer 2020)."""
+"""The feed-forward network, gated (Shazeer 2020) or not."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Literal
 
@@ -15,19 +15,22 @@ from workers.checkpoints.experts import Clamp
 from workers.kernels import fused, step
 from workers.layers.linear import ColumnParallel, Linear, RowParallel, RowPart
 from workers.layers.steady import elementwise
+from workers.layers.xielu import XIELU
 from workers.parallel import RankGroup
 from workers.weights.blocks import Empty
+from workers.weights.loader import Slice
 
 ACTIVATIONS: dict[Activation | Literal["sigmoid"], Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "gelu": F.gelu,
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "relu2": lambda x: F.relu(x).square_(),
     "sigmoid": torch.sigmoid,
 }
 
 
 class MLP:
-    """`down(activation(gate(x)) * up(x))`.
+    """`down(activation(gate(x)) * up(x))`; without gates `down(activation(up(x)))`.
 
     Args:
         inner: its inner size, where that is not the one of the config.
@@ -45,9 +48,12 @@ class MLP:
         part: bool = False,
     ) -> None:
         hidden, inner = config.hidden_size, inner or config.intermediate_size
-        self.exact, self.activation = False, config.activation
+        self.activation, self.gates, self._exact = config.activation, config.gates, False
+        self.xielu = XIELU(f"{name}.act_fn", empty) if config.activation == "xielu" else None
         share = group.share(inner)
         projections = [(f"{name}.gate_proj", inner, share), (f"{name}.up_proj", inner, share)]
+        if not config.gates:
+            projections = projections[1:]
         if config.fused_gate_up:
             lower = range(inner + share.start, inner + share.stop)
             projections = [(f"{name}.gate_up_proj", 2 * inner, part) for part in (share, lower)]
@@ -61,8 +67,29 @@ class MLP:
     def linears(self) -> tuple[Linear, ...]:
         return self.gate_up, self.down
 
+    @property
+    def exact(self) -> bool:
+        """Whether each token is computed as if it were alone."""
+        return self._exact
+
+    @exact.setter
+    def exact(self, exact: bool) -> None:
+        self._exact = exact
+        if self.xielu is not None:
+            self.xielu.exact = exact
+
+    def vectors(self) -> Iterator[Slice]:
+        """All that is no product."""
+        if self.xielu is not None:
+            yield from self.xielu.pieces()
+
     def __call__(self, x: Tensor) -> Tensor:  # [tokens, hidden]
-        return self.down(gated(self.gate_up(x), self.activation, self.exact))
+        inner = self.gate_up(x)
+        if self.gates:
+            return self.down(gated(inner, self.activation, self.exact))
+        if self.xielu is not None:
+            return self.down(self.xielu(inner))
+        return self.down(activated(inner, self.activation, self.exact))
 
 
 def gated(gate_up: Tensor, name: Activation, exact: bool) -> Tensor:  # [tokens, 2 * inner] -> [tokens, inner]

@@ -10,7 +10,11 @@ from workers.models.modernbert import ModernBert
 from workers.models.nomic_bert import NomicBert
 
 MODELS = {
+    "apertus": Decoder,
+    "arcee": Decoder,
     "bert": Bert,
+    "cohere": Decoder,
+    "cohere2": Decoder,
     "deepseek_v2": Decoder,
     "deepseek_v3": Decoder,
     "ernie4_5": Decoder,
@@ -27,6 +31,7 @@ MODELS = {
     "gpt_oss": Decoder,
     "granite": Decoder,
     "granitemoe": Decoder,
+    "hunyuan_v1_dense": Decoder,
     "llama": Decoder,
     "llama4": Decoder,
     "minimax_m2": Decoder,
@@ -50,4 +55,5 @@ MODELS = {
     "roberta": Bert,
     "seed_oss": Decoder,
     "smollm3": Decoder,
+    "starcoder2": Decoder,
 }

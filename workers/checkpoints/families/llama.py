@@ -47,7 +47,8 @@ def decoder_tensors(
             )
             yield TensorSpec(prefix + "mlp.down_proj.weight", (hidden, model.intermediate_size), "columns")
         else:
-            yield from mlp_tensors(prefix + "mlp.", hidden, model.intermediate_size, model.mlp_bias)
+            inner, bias = model.intermediate_size, model.mlp_bias
+            yield from mlp_tensors(prefix + "mlp.", hidden, inner, bias, gates=model.gates)
     yield from _norm("model.norm", model)
     if not model.tied_head:
         yield TensorSpec(HEAD, (model.vocab_size, hidden), "vocabulary")
@@ -57,7 +58,7 @@ def decoder_tensors(
 
 def _norm(name: str, model: ModelConfig) -> Iterator[TensorSpec]:
     yield TensorSpec(f"{name}.weight", (model.hidden_size,), "none")
-    if model.layer_norm:
+    if model.layer_norm and model.norm_bias:
         yield TensorSpec(f"{name}.bias", (model.hidden_size,), "none")
 
 
@@ -73,7 +74,7 @@ def attention_tensors(model: ModelConfig, layer: str) -> Iterator[TensorSpec]:
         yield TensorSpec(prefix + "k_proj.weight", (keys, hidden), "kv_rows")
         yield TensorSpec(prefix + "v_proj.weight", (keys, hidden), "kv_rows")
     yield TensorSpec(prefix + "o_proj.weight", (hidden, queries), "columns")
-    if model.qk_norm == "heads":
+    if model.qk_norm in ("heads", "turned_heads"):
         yield TensorSpec(prefix + "q_norm.weight", (head,), "none")
         yield TensorSpec(prefix + "k_norm.weight", (head,), "none")
     elif model.qk_norm == "whole":
@@ -113,14 +114,16 @@ def expert_tensors(prefix: str, hidden: int, experts: Experts) -> Iterator[Tenso
         yield TensorSpec(f"{prefix}{experts.shared_name}_gate.weight", (1, hidden), "none")
 
 
-def mlp_tensors(prefix: str, hidden: int, inner: int, bias: bool = False) -> Iterator[TensorSpec]:
-    """A gated feed-forward network, under names that begin with `prefix`."""
-    yield TensorSpec(prefix + "gate_proj.weight", (inner, hidden), "rows")
-    yield TensorSpec(prefix + "up_proj.weight", (inner, hidden), "rows")
+def mlp_tensors(
+    prefix: str, hidden: int, inner: int, bias: bool = False, *, gates: bool = True
+) -> Iterator[TensorSpec]:
+    """A feed-forward network, gated or not, under names that begin with `prefix`."""
+    for name in ("gate_proj", "up_proj") if gates else ("up_proj",):
+        yield TensorSpec(f"{prefix}{name}.weight", (inner, hidden), "rows")
+        if bias:
+            yield TensorSpec(f"{prefix}{name}.bias", (inner,), "rows")
     yield TensorSpec(prefix + "down_proj.weight", (hidden, inner), "columns")
     if bias:
-        yield TensorSpec(prefix + "gate_proj.bias", (inner,), "rows")
-        yield TensorSpec(prefix + "up_proj.bias", (inner,), "rows")
         yield TensorSpec(prefix + "down_proj.bias", (hidden,), "none")
 
 
