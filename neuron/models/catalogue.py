@@ -13,6 +13,7 @@ from ipc.messages import Device, FleetCatalogue
 from ipc.model_settings import changed_keys
 from neuron.config import ModelSettings, NeuronConfig
 from neuron.models.hosting import NotHere, hosted
+from neuron.pulling import unchecked
 from workers.checkpoints.card import gguf_files, is_checkpoint, is_whole, refusal
 from workers.checkpoints.gguf.splits import by_label, files_in, name_of
 
@@ -118,6 +119,8 @@ class Catalogue:
         beside = []  # of the same folder
         for name, path in self._named(called):
             if _is_same(name, called) and is_checkpoint(path):
+                if reason := _unchecked(name, path):
+                    raise _not_found(model_id, reason)
                 return path
             beside += [name] if name.startswith(f"{called}:") else []
         if beside:
@@ -170,6 +173,9 @@ class Catalogue:
                 if is_checkpoint(path):
                     name = model_id.encode(errors="backslashreplace").decode()
                     self.refused[name] = "its name is not in UTF-8: rename it"
+                continue
+            if reason := _unchecked(model_id, path):
+                self.refused[model_id] = reason
                 continue
             signature = _signature(path)
             before, reason = looked_at.get(path, (None, None))
@@ -292,6 +298,13 @@ def _is_text(name: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def _unchecked(name: str, path: Path) -> str:
+    """Why a model that was pulled is not to be served yet; empty: it may be."""
+    if not (names := unchecked.of_model(path)):
+        return ""
+    return f"{', '.join(names)} may be damaged: `neuron pull {name}` compares what came with its checksums"
 
 
 def _not_found(model_id: str, why: str) -> CortexError:

@@ -25,6 +25,7 @@ from msgspec import Struct
 
 from ipc.errors import Code, CortexError
 from ipc.model_settings import HUB
+from neuron.pulling import unchecked
 from workers.checkpoints.gguf.header import SUFFIX
 from workers.checkpoints.gguf.splits import BESIDE, PART, by_label
 from workers.checkpoints.safetensors import INDEX
@@ -200,13 +201,12 @@ def fetch(
     """
     check_room(chosen, cache)
     with _hub_errors(chosen.repository):
-        unchecked = _remember_unchecked(chosen, cache)
+        to_check = _note_unchecked(chosen, cache)
         folder = _download(chosen, cache)
-    for name in unchecked:
-        if sha256 := chosen.files[name].sha256:
-            _check(chosen.repository, folder / name, sha256, partial(checking, name))
+    for name in to_check:
+        _check(chosen.repository, folder / name, chosen.files[name].sha256, partial(checking, name))
     with _hub_errors(chosen.repository):
-        _unchecked_file(chosen, cache).unlink(missing_ok=True)
+        unchecked.remove(folder, chosen.files)
         _make_current(folder, chosen.commit)
     return folder
 
@@ -228,21 +228,13 @@ def _download(chosen: Chosen, cache: Path) -> Path:
     return Path(folder)
 
 
-def _remember_unchecked(chosen: Chosen, cache: Path) -> list[str]:
-    """The files that are to be compared with their checksums: those that come, and those that came before
-    and were not, since whoever brought them was ended or found another one damaged. It is written down until
-    all have been."""
-    path = _unchecked_file(chosen, cache)
-    names = set(missing(chosen, cache) if _is_current(chosen, cache) else chosen.files)
-    with suppress(OSError):
-        names |= set(path.read_text().splitlines())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(sorted(names)))
-    return sorted(names & chosen.files.keys())
-
-
-def _unchecked_file(chosen: Chosen, cache: Path) -> Path:
-    return storage(chosen.repository, cache) / f".unchecked.{chosen.commit}"
+def _note_unchecked(chosen: Chosen, cache: Path) -> list[str]:
+    """The files that are to be compared with their checksums, as far as the hub has any: those that come, and
+    those that came before and were not, since whoever brought them was ended or found another one damaged."""
+    coming = missing(chosen, cache) if _is_current(chosen, cache) else chosen.files
+    with_checksums = {name for name, file in chosen.files.items() if file.sha256}
+    snapshot = storage(chosen.repository, cache) / "snapshots" / chosen.commit
+    return sorted(unchecked.add(snapshot, with_checksums & coming.keys()) & with_checksums)
 
 
 def storage(repository: str, cache: Path) -> Path:

@@ -203,6 +203,45 @@ def test_only_what_fits_is_begun(hub: Hub, tmp_path: Path, monkeypatch: pytest.M
         pulling.fetch(chosen, tmp_path / "cache")
 
 
+def test_a_second_quantisation_of_what_is_current_is_found_once_it_was_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    catalogue, seen = Catalogue(NeuronConfig(hf_cache=str(tmp_path))), []
+    place = pulling.storage("org/m", tmp_path) / "snapshots" / ("c" * 40)
+
+    def download(chosen: pulling.Chosen, cache: Path) -> Path:
+        place.mkdir(parents=True, exist_ok=True)
+        for name in chosen.files:
+            (place / name).touch()
+        return place
+
+    def here() -> list[str]:
+        return [label for label in ("Q2_K", "Q4_K", "Q8_0") if catalogue.is_here(f"org/m:{label}")]
+
+    def check(*_: object) -> None:
+        seen.append(here())
+        if len(seen) == 2:
+            raise CortexError("model_load_failed", "ended meanwhile")
+
+    def fetch(label: str) -> None:
+        files = {f"m-{label}.gguf": pulling.Remote(1, "its checksum")}
+        pulling.fetch(pulling.Chosen("org/m", place.name, files), tmp_path)
+
+    monkeypatch.setattr(pulling, "_download", download)
+    monkeypatch.setattr(pulling, "_check", check)
+    fetch("Q4_K")
+    with pytest.raises(CortexError, match="ended meanwhile"):
+        fetch("Q8_0")
+    fetch("Q2_K")
+    assert seen == [[], ["Q4_K"], ["Q4_K"]]
+    assert here() == ["Q2_K", "Q4_K"]
+    catalogue.scan()
+    assert "m-Q8_0.gguf may be damaged: `neuron pull org/m:Q8_0`" in catalogue.refused["org/m:Q8_0"]
+    fetch("Q8_0")
+    assert here() == ["Q2_K", "Q4_K", "Q8_0"]
+    assert not list(place.parents[1].glob(".unchecked*"))
+
+
 @pytest.mark.parametrize(
     ("arguments", "found"),
     [(["org/demo"], "org/demo"), (["org/quants:Q8_0", "--revision", "main"], "org/quants")],
