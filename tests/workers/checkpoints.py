@@ -535,7 +535,7 @@ VARIANTS: dict[str, Callable[[], PreTrainedModel]] = {
     "seed_oss_biased": lambda: SeedOssForCausalLM(
         SeedOssConfig(**SIZES, attention_bias=False, attention_out_bias=True, mlp_bias=True)
     ),
-    "exaone4": lambda: Exaone4ForCausalLM(
+    "exaone4_llama3": lambda: Exaone4ForCausalLM(
         Exaone4Config(**SIZES | {"num_hidden_layers": 4, "sliding_window": 24}, rope_parameters=LLAMA3)
     ),
     "exaone4_without_windows": lambda: Exaone4ForCausalLM(
@@ -564,9 +564,9 @@ VARIANTS: dict[str, Callable[[], PreTrainedModel]] = {
         ArceeConfig(**SIZES, mlp_bias=True, attention_bias=True, rope_parameters=YARN)
     ),
     "apertus": lambda: apertus(),
-    "starcoder2": lambda: starcoder2(sliding_window=24),
+    "starcoder2": lambda: starcoder2(),
     "starcoder2_unbiased": lambda: starcoder2(
-        use_bias=False, hidden_act="gelu", tie_word_embeddings=False, num_key_value_heads=1
+        sliding_window=24, use_bias=False, hidden_act="gelu", tie_word_embeddings=False, num_key_value_heads=1
     ),
     "hunyuan_v1_dense": lambda: hunyuan(
         rope_parameters={"rope_type": "dynamic", "rope_theta": 10_000.0, "alpha": 50.0, "factor": 1.0}

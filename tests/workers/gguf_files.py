@@ -39,6 +39,17 @@ ARCHITECTURES = {
     "deepseek_v3": ("deepseek2", False),
     "glm4_moe_lite": ("deepseek2", False),
     "llama4_text": ("llama4", False),
+    "cohere": ("command-r", False),
+    "cohere2": ("cohere2", False),
+    "seed_oss": ("seed_oss", False),
+    "exaone4": ("exaone4", False),
+    "ernie4_5": ("ernie4_5", False),
+    "ernie4_5_moe": ("ernie4_5-moe", False),
+    "olmoe": ("olmoe", False),
+    "minimax_m2": ("minimax-m2", False),
+    "arcee": ("arcee", True),
+    "starcoder2": ("starcoder2", False),
+    "hunyuan_v1_dense": ("hunyuan-dense", False),
 }
 TOKENS = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581", "a", "b", "ab"]
 TYPES = [2, 3, 3, *[6] * 256, 1, 1, 1, 1]
@@ -291,7 +302,9 @@ def _keys(writer: Writer, config: PretrainedConfig) -> None:
         "feed_forward_length": getattr(config, "intermediate_size_mlp", config.intermediate_size),
         "attention__head_count": config.num_attention_heads,
         "attention__head_count_kv": config.num_key_value_heads,
-        "attention__layer_norm_rms_epsilon": config.rms_norm_eps,
+        "attention__layer_norm_rms_epsilon": getattr(config, "rms_norm_eps", None),
+        "attention__layer_norm_epsilon": getattr(config, "norm_epsilon", None)
+        or getattr(config, "layer_norm_eps", None),
         "attention__key_length": head_dim,
         "attention__value_length": head_dim,
         "rope__freq_base": float(whole["rope_theta"]),
@@ -302,7 +315,7 @@ def _keys(writer: Writer, config: PretrainedConfig) -> None:
         "attention__scale": getattr(config, "attention_multiplier", None),
         "embedding_scale": getattr(config, "embedding_multiplier", None),
         "residual_scale": getattr(config, "residual_multiplier", None),
-        "logit_scale": getattr(config, "logits_scaling", None),
+        "logit_scale": getattr(config, "logits_scaling", None) or getattr(config, "logit_scale", None),
     }
     if hasattr(config, "kv_lora_rank"):
         sizes |= latent_keys(config)
@@ -328,14 +341,17 @@ def _keys(writer: Writer, config: PretrainedConfig) -> None:
             expert_count=count,
             expert_used_count=getattr(config, "num_experts_per_tok", None),
             expert_feed_forward_length=getattr(config, "moe_intermediate_size", config.intermediate_size),
-            expert_shared_count=getattr(config, "n_shared_experts", None),
+            expert_shared_count=getattr(config, "n_shared_experts", None)
+            or getattr(config, "moe_num_shared_experts", None),
             expert_weights_scale=getattr(config, "routed_scaling_factor", None),
             expert_weights_norm=getattr(config, "norm_topk_prob", None),
             expert_shared_feed_forward_length=getattr(config, "shared_expert_intermediate_size", None),
-            interleave_moe_layer_step=getattr(config, "interleave_moe_layer_step", None),
+            interleave_moe_layer_step=getattr(config, "interleave_moe_layer_step", None)
+            or getattr(config, "moe_layer_interval", None),
             expert_group_count=getattr(config, "n_group", None),
             expert_group_used_count=getattr(config, "topk_group", None),
             leading_dense_block_count=getattr(config, "first_k_dense_replace", None)
+            or getattr(config, "moe_layer_start_index", None)
             or [*(getattr(config, "mlp_layer_types", None) or ())].count("dense"),
         )
 

@@ -47,6 +47,17 @@ SAME = [
     "deepseek_v2",
     "deepseek_v2_in_groups",
     "glm4_moe_lite",
+    "cohere",
+    "cohere2",
+    "seed_oss_biased",
+    "exaone4_llama3",
+    "ernie4_5_biased",
+    "ernie4_5_moe",
+    "olmoe",
+    "minimax_m2",
+    "arcee_biased",
+    "starcoder2",
+    "hunyuan_v1_dense_plain",
 ]
 
 

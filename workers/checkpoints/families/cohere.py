@@ -37,7 +37,7 @@ class CohereFile(ConfigFile, kw_only=True):
     use_embedding_sharing: Literal[True] = True
     use_parallel_embedding: Any = None
     position_embedding_type: Literal["rope_gptj"] = "rope_gptj"
-    rotary_pct: Literal[1] | None = None
+    rotary_pct: Annotated[float, Meta(ge=1, le=1)] | None = None
 
 
 class Cohere2File(CohereFile, kw_only=True):

@@ -78,7 +78,9 @@ def config_json(file: Gguf, architecture: Architecture) -> Json:
         or keys.number("attention.head_count_kv", heads),
         "head_dim": head_dim,
         "max_position_embeddings": keys.size("context_length"),
-        "rms_norm_eps": keys.number("attention.layer_norm_rms_epsilon"),
+        "rms_norm_eps": keys.number(
+            "attention.layer_norm_rms_epsilon", keys.get("attention.layer_norm_epsilon")
+        ),
         "tie_word_embeddings": not keys.has("output.weight"),
         "attention_bias": keys.has("blk.0.attn_q.bias"),
         "mlp_bias": keys.has("blk.0.ffn_gate.bias"),
@@ -302,6 +304,75 @@ def _gpt_oss(keys: Keys) -> Json:
     }
 
 
+def _cohere(keys: Keys) -> Json:
+    return {
+        "logit_scale": keys.number("logit_scale"),
+        "layer_norm_eps": keys.number("attention.layer_norm_epsilon"),
+        "use_qk_norm": keys.has("blk.0.attn_q_norm.weight"),
+    }
+
+
+def _cohere2(keys: Keys) -> Json:
+    window = keys.get("attention.sliding_window") or None
+    return _cohere(keys) | {"sliding_window": window, "layer_types": pattern(keys, 4)}
+
+
+def _seed_oss(keys: Keys) -> Json:
+    return {"attention_out_bias": keys.has("blk.0.attn_output.bias")}
+
+
+def _exaone4(keys: Keys) -> Json:
+    return {
+        "sliding_window": keys.get("attention.sliding_window") or None,
+        "layer_types": pattern(keys, 4),
+    }
+
+
+def _ernie4_5(keys: Keys) -> Json:
+    return {"use_bias": keys.has("blk.0.attn_q.bias")}
+
+
+def _ernie4_5_moe(keys: Keys) -> Json:
+    return _ernie4_5(keys) | {
+        "moe_num_experts": keys.number("expert_count"),
+        "moe_k": keys.number("expert_used_count"),
+        "moe_intermediate_size": keys.number("expert_feed_forward_length"),
+        "moe_num_shared_experts": keys.number("expert_shared_count", 0),
+        "moe_layer_start_index": keys.number("leading_dense_block_count", 0),
+        "moe_layer_interval": keys.number("interleave_moe_layer_step", 1),
+    }
+
+
+def _olmoe(keys: Keys) -> Json:
+    return _qwen3_moe(keys) | {
+        "norm_topk_prob": False,  # llama.cpp does so
+        "moe_intermediate_size": None,
+        "clip_qkv": keys.get("attention.clamp_kqv"),
+    }
+
+
+def _minimax_m2(keys: Keys) -> Json:
+    if (gating := keys.number("expert_gating_func", SIGMOID)) != SIGMOID:
+        refuse(keys.path, f"expert_gating_func {gating} is not supported; {SIGMOID} is")
+    return {
+        "intermediate_size": keys.number("expert_feed_forward_length"),
+        "num_local_experts": keys.number("expert_count"),
+        "num_experts_per_tok": keys.number("expert_used_count"),
+    }
+
+
+def _arcee(keys: Keys) -> Json:
+    return {"mlp_bias": keys.has("blk.0.ffn_up.bias")}
+
+
+def _starcoder2(keys: Keys) -> Json:
+    """Windows are in no file, and llama.cpp has none."""
+    return {
+        "norm_epsilon": keys.number("attention.layer_norm_epsilon"),
+        "use_bias": keys.has("blk.0.attn_q.bias"),
+    }
+
+
 AFTER = {"post_attention_norm": "post_attention_layernorm", "post_ffw_norm": "post_feedforward_layernorm"}
 GEMMA_NORMS = AFTER | {"ffn_norm": "pre_feedforward_layernorm"}
 GLM_NORMS = {"post_attention_norm": "post_self_attn_layernorm", "post_ffw_norm": "post_mlp_layernorm"}
@@ -353,6 +424,21 @@ ARCHITECTURES: dict[str, Architecture] = {
     "glm4moe": Architecture("Glm4MoeForCausalLM", _glm4_moe, tensors=AFTER),
     "gpt-oss": Architecture("GptOssForCausalLM", _gpt_oss, tensors=AFTER | {"ffn_gate_inp": "mlp.router"}),
     "glm4": Architecture("Glm4ForCausalLM", tensors=FUSED | GLM_NORMS),
+    "command-r": Architecture("CohereForCausalLM", _cohere),
+    "cohere2": Architecture("Cohere2ForCausalLM", _cohere2),
+    "seed_oss": Architecture(
+        "SeedOssForCausalLM", _seed_oss, tensors={"post_attention_norm": "post_attention_layernorm"}
+    ),
+    "exaone4": Architecture("Exaone4ForCausalLM", _exaone4, tensors=AFTER),
+    "ernie4_5": Architecture("Ernie4_5ForCausalLM", _ernie4_5),
+    "ernie4_5-moe": Architecture("Ernie4_5_MoeForCausalLM", _ernie4_5_moe),
+    "olmoe": Architecture("OlmoeForCausalLM", _olmoe),
+    "minimax-m2": Architecture("MiniMaxM2ForCausalLM", _minimax_m2),
+    "arcee": Architecture("ArceeForCausalLM", _arcee, halves_as_pairs=True),
+    "starcoder2": Architecture(
+        "Starcoder2ForCausalLM", _starcoder2, whole={"output_norm.bias": "model.norm.bias"}
+    ),
+    "hunyuan-dense": Architecture("HunYuanDenseV1ForCausalLM"),
     "llama4": Architecture(
         "Llama4ForCausalLM", _llama4, tensors=SHARED_EXPERT | {"ffn_gate_inp": "mlp.router"}
     ),

@@ -38,7 +38,8 @@ EXPERTS = {  # of each, one after the other
     "ffn_gate_up_exps": ("gate_proj", "up_proj"),
 }
 GATE_OF_SHARED = "ffn_gate_inp_shexp"
-BARE = {"attn_sinks.weight": "self_attn.sinks", "exp_probs_b.bias": "mlp.gate.e_score_correction_bias"}
+CORRECTION = "exp_probs_b.bias"
+BARE = {"attn_sinks.weight": "self_attn.sinks", CORRECTION: "mlp.gate.e_score_correction_bias"}
 READ_WITH_CONFIG = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 _LAYER = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias|scale)")
 
@@ -58,6 +59,8 @@ def usual(name: str, tensor: Tensor, architecture: Architecture) -> Iterator[tup
     if match is None:
         yield name, tensor
     elif (own := f"{match[2]}.{match[3]}") in (bare := BARE | dict(architecture.whole)):
+        if own == CORRECTION:
+            tensor = replace(tensor, shape=tensor.shape[-1:])  # ERNIE's has one row
         yield f"{architecture.layers}.{match[1]}.{bare[own]}", tensor
     elif match[2] == GATE_OF_SHARED:
         gate = replace(tensor, shape=(1, *tensor.shape[-1:]))  # which is written without its one row
