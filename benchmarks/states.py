@@ -42,7 +42,7 @@ def compile_kernel(capability: int, name: str) -> Any:
     shared |= {"VALUE_DIM": SHAPE.value_dim, "EPS": EPS, "BLOCK_K": SHAPE.key_dim, "BLOCK_V": kernels.COLUMNS}
     shared |= {"KERNEL": SHAPE.kernel, "PLACES": 4, "BLOCK": kernels.CHANNELS}
     kinds = {"stride": "i32", "channels": "i32", "scale": "fp32", "mixed": "*bf16", "weight": "*bf16"}
-    kinds |= dict.fromkeys(("owners", "starts", "read", "written"), "*i64")
+    kinds |= dict.fromkeys(("owners", "starts", "ends", "read", "written"), "*i64")
     names = kernel.arg_names
     source = ASTSource(
         fn=kernel,

@@ -87,11 +87,13 @@ class ModelDescription:
             runtime: bytes of a process without a model, by kind of device.
         """
         overhead = {"cpu": 0, "cuda": 0}
-        sampled = settings.max_sequences + (FREE_ROWS - 1 if settings.speculation is not None else 0)
+        guessed = FREE_ROWS if settings.speculation is not None else 0
+        sampled = settings.max_sequences + max(0, guessed - 1)
         if self.overhead is not None:
+            of_guesses = guessed * self.overhead.shapes.guess_bytes(settings.ranks)
             for kind in overhead:
                 tokens = self.step_tokens(settings, kind)
-                overhead[kind] = runtime[kind] + self.overhead.of_step(kind, tokens, sampled)
+                overhead[kind] = runtime[kind] + self.overhead.of_step(kind, tokens, sampled) + of_guesses
         return Need(
             model=self.id,
             rank_bytes=self.rank_bytes,
@@ -190,18 +192,12 @@ def described(settings: ModelSettings, card: ModelCard) -> ModelDescription:
 
 def _check_speculation(settings: ModelSettings, card: ModelCard) -> None:
     """See that tokens can be guessed for it, where they shall be. CortexError where not."""
-    if settings.speculation is None:
-        return
-    if card.config.bidirectional:
-        reason = "it writes no text"
-    elif any(layer.kind == "state" for layer in card.layers):
-        reason = "it has layers with a state, which cannot be taken back when a guess was wrong"
-    else:
-        return
-    raise CortexError(
-        Code.MODEL_LOAD_FAILED,
-        f"speculation {settings.speculation} is not for {card.architecture}: {reason}. Leave it out",
-    )
+    if settings.speculation is not None and card.config.bidirectional:
+        raise CortexError(
+            Code.MODEL_LOAD_FAILED,
+            f"speculation {settings.speculation} is not for {card.architecture}: it writes no text. "
+            "Leave it out",
+        )
 
 
 def _thinks(card: ModelCard, settings: ModelSettings) -> bool:

@@ -160,6 +160,8 @@ class ReferenceEngine:
                         break
                 slot.num_computed = len(slot.token_ids) - 1
                 del slot.stands_for[slot.num_computed :]
+                if entry.drafts:
+                    self._adopt(slot)
         return result
 
     def check_pages(self) -> None:
@@ -236,6 +238,13 @@ class ReferenceEngine:
         assert users[page] == 1, "a shared state is written"
         assert page not in self.cache.states._cached, "a state that can be shared is written"
         self.states[page] = (index, slot.stands_for[end - 1])
+
+    def _adopt(self, slot: Slot) -> None:
+        """What a step left of the states of a sequence with drafts has those in it that were right."""
+        for index, group in enumerate(self.groups):
+            if group.kind == "state":
+                page = slot.tables[index][(slot.num_computed - 1) // PAGE_SIZE]
+                self.states[page] = (index, slot.stands_for[slot.num_computed - 1])
 
 
 class Recorded:

@@ -14,8 +14,14 @@ from workers.cache.state import StateCache
 from workers.checkpoints.config import DeltaNet
 from workers.step.batch import Segment
 
-# Of a sequence: tokens before the step, and in it; those with one token come first.
-STEPS = [[(0, 1), (31, 1), (5, 1), (0, 2), (33, 3)], [(70, 5), (1, 70)]]
+# Of a sequence: tokens before the step, in it, drafts of these, and how many of them are right; those with
+# one token come first, then those with drafts.
+STEPS = [
+    [(0, 1, 0, 0), (31, 1, 0, 0), (5, 1, 0, 0), (0, 2, 0, 0), (33, 3, 0, 0)],
+    [(70, 5, 0, 0), (1, 70, 0, 0)],
+    [(9, 1, 0, 0), (32, 4, 3, 1), (7, 2, 1, 0), (1, 6, 5, 5), (0, 40, 0, 0)],
+    [(64, 5, 4, 3)],
+]
 SHAPES = [
     DeltaNet(key_heads=2, value_heads=6, key_dim=8, value_dim=12, kernel=4),
     DeltaNet(key_heads=1, value_heads=1, key_dim=32, value_dim=40, kernel=2),
@@ -33,10 +39,10 @@ def errors(device: str, shape: DeltaNet, dtype: torch.dtype = torch.float32) -> 
     found = []
     for lengths in STEPS:
         segments, row = [], 0
-        for number, (start, count) in enumerate(lengths):
+        for number, (start, count, drafts, _) in enumerate(lengths):
             table = array("q", [2 * number, 2 * number + 1] * 4)
             slot = SimpleNamespace(tables=[array("q"), table])
-            segments.append(Segment(slot, range(row, row + count), start))
+            segments.append(Segment(slot, range(row, row + count), start, drafts))
             row += count
         mixed = torch.randn(row, shape.channels, device=device).to(dtype)
         weight = torch.randn(shape.channels, shape.kernel, device=device).to(dtype)
@@ -49,6 +55,8 @@ def errors(device: str, shape: DeltaNet, dtype: torch.dtype = torch.float32) -> 
             arrays = backend.arrays(segments)
             tensors = {name: torch.tensor(list(values), device=device) for name, values in arrays.items()}
             y = backend.run(backend.prepare(segments, tensors), 1, mixed, weight, decay, beta)
+            if right := [right for _, _, drafts, right in lengths if drafts]:
+                backend.adopt(right)
             results.append((y, own.matrices[1], own.inputs[1], own.matrices[0]))
         for ours, other in zip(*results, strict=True):
             found.append(float((ours - other).abs().max()))

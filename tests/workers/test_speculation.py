@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from array import array
 
 import msgspec
 import pytest
@@ -14,7 +15,7 @@ from ipc.model_settings import ModelSettings
 from ipc.worker_messages import FREE_ROWS, MemoryUse, SamplingParams, Submit
 from neuron.description import described
 from tests.workers import encoders
-from tests.workers.checkpoints import fill, qwen3
+from tests.workers.checkpoints import fill, qwen3, qwen3_5
 from tests.workers.engines import Answer, Session, make_runner, make_spec, prompt_of, request
 from tests.workers.equalities import VOCABULARY
 from tests.workers.guessing import Knows
@@ -124,9 +125,12 @@ def test_no_step_waits_for_tokens_behind_which_there_is_no_row_for_a_guess(seer,
     run.to_the_end().assert_nothing_is_held()
 
 
-def test_a_step_with_guesses_that_finds_no_memory_is_done_again_without_them(seer, monkeypatch):
+@pytest.mark.parametrize("kind", ["full", "state"])
+def test_a_step_with_guesses_that_finds_no_memory_is_done_again_without_them(seer, monkeypatch, kind):
+    """From the beginning where it may have left a state half done."""
     seer(count)
-    run, drafted = Run(make_scheduler(speculation="ngram"), count), []
+    caches = {"caches": [group("full"), group("state")], "states": 8} if kind == "state" else {}
+    run, drafted = Run(make_scheduler(speculation="ngram", **caches), count), []
     execute = run.engine.execute
 
     def without_memory_for_guesses(plan, sample, fails=False):
@@ -139,7 +143,7 @@ def test_a_step_with_guesses_that_finds_no_memory_is_done_again_without_them(see
     assert drafted.count(True) == 1
     assert run.output[1] == [1_000 + n for n in range(5, 60)] + [END]
     statistics = run.scheduler.statistics()
-    assert (statistics["out_of_memory"], statistics["preemptions"]) == (1, 0)
+    assert (statistics["out_of_memory"], statistics["preemptions"]) == (1, int(kind == "state"))
 
 
 def test_what_is_aborted_while_it_is_checked_is_told_to_nobody(seer):
@@ -161,6 +165,7 @@ CACHES = {
     "full": (group("full"),),
     "windows": (group("full"), group("window", 33), group("window", 100)),
     "chunk": (group("full"), group("chunk", 64)),
+    "state": (group("full"), group("state")),
 }
 
 
@@ -170,7 +175,14 @@ CACHES = {
 def test_a_storm_with_guesses_leaks_nothing_and_gives_the_answers_of_one_without(
     seer, caches, kv_pages, in_flight
 ):
-    shape = Shape(5, 64, context_length=300, kv_pages=kv_pages, caches=caches, speculation="ngram")
+    shape = Shape(
+        *(5, 64),
+        context_length=300,
+        kv_pages=kv_pages,
+        caches=caches,
+        states=8 * sum(each.kind == "state" for each in caches),
+        speculation="ngram",
+    )
     seer(lambda token_ids: storm.sample(token_ids))
     storm = Storm(shape, kv_pages, in_flight)
     storm.rage(STORM_STEPS // 3).calm()
@@ -207,11 +219,6 @@ def test_numbers_that_are_not_finite_without_a_draft_are_an_error_still(seer):
     run.to_the_end().assert_nothing_is_held()
     assert run.output[1] == [1_000 + n for n in range(5, 12)]
     assert run.finish == {1: "error"}
-
-
-def test_states_which_nothing_takes_back_are_refused():
-    with pytest.raises(ValueError, match="state"):
-        make_scheduler(speculation="ngram", caches=[group("full"), group("state")], states=8)
 
 
 # --- a model ------------------------------------------------------------------------------------------------
@@ -326,9 +333,53 @@ def test_windows_and_experts_are_no_matter(tiny, knowing, name):
     runner.close()
 
 
-def test_all_ranks_keep_the_same_tokens(tiny, knowing, monkeypatch):
-    ranks = Ranks(tiny("qwen3_untied_biased").folder, 2, monkeypatch, **SIZES)
-    submits = of_all_kinds()[:6]
+@pytest.fixture(scope="module", params=["qwen3_5", "qwen3_next"])
+def hybrid(request, tiny):
+    """Layers that keep a state; and turns of conversations, with what is answered without guesses."""
+    runner = make_runner(tiny(request.param).folder, host_states=24, **SIZES)
+    runner.in_flight = int(request.param == "qwen3_next")
+    runner.load(lambda fraction, message: None)
+    first = of_all_kinds()[:5]
+    answers, _ = answers_of(runner, first)
+    second = [
+        msgspec.structs.replace(
+            replace_id(each), prompt=array("I", [*prompt_of(each), *it.token_ids, 9]).tobytes(), max_tokens=9
+        )
+        for each, it in zip(first, answers, strict=True)
+    ]
+    yield runner, (first, answers), (second, answers_of(runner, second)[0])
+    runner.close()
+
+
+@pytest.mark.parametrize(
+    ("limits", "seed"),
+    [
+        ({}, None),
+        ({"max_step_tokens": 30}, 2),
+        ({"kv_pages": 9}, None),
+        ({"states": 4, "host_states": 24}, 1),
+    ],
+    ids=["batched", "chunked", "preempted", "on the host"],
+)
+def test_what_is_guessed_wrong_gets_into_no_state(hybrid, knowing, limits, seed):
+    """Not into those that the next turns begin with, either."""
+    runner, first, second = hybrid
+    knowing(*first)
+    session = Session(runner, **{"max_sequences": 16} | SIZES | limits, speculation="ngram")
+    assert_equal(session.answer(first[0], seed=seed), first[1])
+    continued = session.answer(second[0], seed=seed)
+    assert_equal(continued, second[1])
+    session.end()
+    counts = session.scheduler.statistics()
+    assert 100 < counts["accepted"] < counts["drafted"]
+    assert (counts["preemptions"] > 0) == ("kv_pages" in limits)
+    assert "kv_pages" in limits or sum(it.cached_tokens >= 64 for it in continued) > 3
+
+
+@pytest.mark.parametrize("name", ["qwen3_untied_biased", "qwen3_5"])
+def test_all_ranks_keep_the_same_tokens(tiny, knowing, monkeypatch, name):
+    ranks = Ranks(tiny(name).folder, 2, monkeypatch, **SIZES)
+    submits = of_all_kinds()[:4]
     expected, _ = answers_of(ranks, submits)
     knowing(submits, expected)
     found, counts = answers_of(ranks, submits, speculation="ngram", seed=5)
@@ -337,9 +388,16 @@ def test_all_ranks_keep_the_same_tokens(tiny, knowing, monkeypatch):
     ranks.close()
 
 
-def test_an_exact_model_gives_the_same_bits(tmp_path, knowing):
+EXACT = {
+    "attention": lambda: qwen3(vocab_size=VOCABULARY, tie_word_embeddings=True, hidden_size=128, head_dim=32),
+    "states": lambda: qwen3_5(),
+}
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_an_exact_model_gives_the_same_bits(tmp_path, knowing, name):
     torch.manual_seed(11)
-    model = qwen3(vocab_size=VOCABULARY, tie_word_embeddings=True, hidden_size=128, head_dim=32)
+    model = EXACT[name]()
     fill(model, std=0.1)
     model.save_pretrained(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")
@@ -367,10 +425,13 @@ class Blunders:
 DAMAGED = 5  # a token with a row of the embeddings that is no number
 
 
-@pytest.mark.parametrize("size", [float("inf"), float("nan")])
-def test_a_wrong_draft_that_is_not_finite_spoils_nothing(tmp_path, tiny, monkeypatch, size):
-    """Nor what others answer beside it, nor who gets its pages later."""
-    source = tiny("qwen3_untied_biased").folder
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [*(("qwen3_untied_biased", float(size)) for size in ("inf", "nan")), ("qwen3_5", float("nan"))],
+)
+def test_a_wrong_draft_that_is_not_finite_spoils_nothing(tmp_path, tiny, monkeypatch, name, size):
+    """Nor what others answer beside it, nor who gets its pages and states later."""
+    source = tiny(name).folder
     for name in ("config.json", "tokenizer.json"):
         (tmp_path / name).write_bytes((source / name).read_bytes())
     weights = load_file(source / "model.safetensors")
@@ -398,23 +459,24 @@ def test_a_wrong_draft_that_is_not_finite_spoils_nothing(tmp_path, tiny, monkeyp
 # --- the setting --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "reason"), [("qwen3_5", "a state"), ("bert", "no text")])
-def test_a_model_for_which_nothing_can_be_guessed_is_refused_by_the_reason(tiny, tmp_path, name, reason):
-    if name == "bert":
-        encoders.write(name, tmp_path)
-    card = read_card(tmp_path if name == "bert" else tiny(name).folder)
-    with pytest.raises(CortexError, match=f"speculation ngram is not for {card.architecture}.*{reason}"):
+def test_a_model_that_writes_nothing_is_refused_by_the_reason(tmp_path):
+    encoders.write("bert", tmp_path)
+    card = read_card(tmp_path)
+    with pytest.raises(CortexError, match=f"speculation ngram is not for {card.architecture}.*no text"):
         described(ModelSettings(id="some", speculation="ngram"), card)
     assert described(ModelSettings(id="some"), card)
 
 
 @pytest.mark.parametrize("kind", ["cpu", "cuda"])
-def test_the_logits_behind_guesses_are_planned(tiny, kind):
-    card, overhead = read_card(tiny("qwen3_tied").folder), []
+@pytest.mark.parametrize("name", ["qwen3_tied", "qwen3_5"])
+def test_the_logits_and_the_states_behind_guesses_are_planned(tiny, kind, name):
+    card, overhead = read_card(tiny(name).folder), []
     for speculation in (None, "ngram"):
         settings = ModelSettings(id="some", speculation=speculation, max_sequences=2, max_step_tokens=32)
         overhead.append(getattr(described(settings, card).need(settings), f"{kind}_overhead"))
-    assert overhead[1] - overhead[0] >= (FREE_ROWS - 1) * card.config.vocab_size * 4
+    kept = FREE_ROWS * card.config.guess_bytes(1)
+    assert bool(kept) == (name == "qwen3_5")
+    assert overhead[1] - overhead[0] >= (FREE_ROWS - 1) * card.config.vocab_size * 4 + kept
 
 
 def test_a_worker_guesses_where_its_spec_says_so():

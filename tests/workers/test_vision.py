@@ -290,6 +290,20 @@ def test_in_bfloat16_an_image_is_the_same_in_company_in_pieces_and_cached(narrow
     torch.testing.assert_close(told, following, atol=BFLOAT16, rtol=0)
 
 
+def test_so_is_what_is_guessed_of_the_answer_to_one(narrow, monkeypatch):
+    engine, exact, _ = narrow
+    asked = [(parts, 40) for parts in (TWO, ONE)]
+    plain, _ = serve(engine, asked, max_step_tokens=128, logprobs=2)
+    told = {
+        tuple(prompt(*parts)[0]): answer.token_ids for (parts, _), answer in zip(asked, plain, strict=True)
+    }
+    monkeypatch.setitem(DRAFTERS, "ngram", lambda: Knows(told))
+    found, scheduler = serve(engine, asked, max_step_tokens=128, logprobs=2, speculation="ngram")
+    for answer, one in zip(found, plain, strict=True):
+        close(answer, one, exact)
+    assert scheduler.statistics()["accepted"] > 10
+
+
 def close(answer, other, exact):
     """See that two answers are the same, as far as they are computed alike."""
     if exact:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -43,7 +43,11 @@ class Mixing(NamedTuple):
 
 
 class StateBackend(Protocol):
-    """The tokens of a step through the states of their sequences; asked as `AttentionBackend` is."""
+    """The tokens of a step through the states of their sequences; asked as `AttentionBackend` is.
+
+    Of a sequence with drafts a step leaves the state after the token before them, for a state cannot be cut
+    back. What its drafts bring into each layer is kept meanwhile, until `adopt` is told which were right.
+    """
 
     sizes: dict[str, int]
     capturable: bool  # as of `AttentionBackend`
@@ -56,6 +60,14 @@ class StateBackend(Protocol):
         self, prepared: Any, layer: int, mixed: Tensor, weight: Tensor, decay: Tensor, beta: Tensor
     ) -> Tensor:
         """In each layer: change the states by the new tokens, and say what these read (see `Recur`)."""
+        ...
+
+    def adopt(self, right: Sequence[int]) -> None:
+        """Let drafts of the last step that had some into the states of their sequences, in all layers.
+
+        Args:
+            right: how many of each segment with drafts, in their order.
+        """
         ...
 
 
@@ -74,6 +86,45 @@ def states_of(segments: Sequence[Segment], group: int, zero: int) -> tuple[array
     return read, written
 
 
+class Guess(NamedTuple):
+    """What the rows of sequences with drafts bring into a layer."""
+
+    mixed: Tensor  # [rows, channels], as in `Recur`
+    y: Tensor  # [rows, channels] float32, after the convolution
+    decay: Tensor  # [rows, heads] float32
+    beta: Tensor  # the same
+
+
+@dataclass(slots=True)
+class Guesses:
+    """What a step keeps of its sequences with drafts, whose rows follow each other.
+
+    That is a row in every layer for each of their tokens. A state after each of them, of which one could be
+    chosen afterwards, would be some forty times as much, and would have to be written.
+    """
+
+    rows: slice  # of the step
+    firsts: list[int]  # which of these are the first drafts of each sequence
+    states: list[int]  # of each, the number of its state, which the token before its drafts left
+    layers: dict[int, Guess] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, segments: Sequence[Segment], group: int) -> Guesses | None:
+        """None: there are no drafts. For `group` see `states_of`."""
+        segments = [segment for segment in segments if segment.drafts]
+        if not segments:
+            return None
+        start = segments[0].rows.start
+        firsts = [segment.rows.stop - segment.drafts - start for segment in segments]
+        states = [segment.slot.tables[group][(segment.end - 1) // PAGE_SIZE] for segment in segments]
+        return cls(slice(start, segments[-1].rows.stop), firsts, states)
+
+    def keep(self, layer: int, mixed: Tensor, y: Tensor, decay: Tensor, beta: Tensor) -> None:
+        """Of a step's rows, these. `y` has no others."""
+        rows = mixed[self.rows], y, decay[self.rows], beta[self.rows]
+        self.layers[layer] = Guess(*(each.clone(memory_format=torch.contiguous_format) for each in rows))
+
+
 def heads_of(y: Tensor, delta: DeltaNet) -> tuple[Tensor, Tensor, Tensor]:  # [tokens, channels]
     """Queries and keys, of unit length, and values, of what comes out of a convolution."""
     keys = delta.key_heads * delta.key_dim
@@ -84,13 +135,15 @@ def heads_of(y: Tensor, delta: DeltaNet) -> tuple[Tensor, Tensor, Tensor]:  # [t
 
 @dataclass(slots=True)
 class StateStep:
-    """A step, as all layers with a state see it. Sequences with one token come first."""
+    """A step, as all layers with a state see it: sequences with one token, with drafts, and others."""
 
     read: Tensor  # [sequences] int64: the states that their tokens begin with
     written: Tensor  # the same: where the states after their tokens go
     num_decode: int  # sequences with one token
-    chunks: list[slice]  # rows of the step, of each of the others
+    checked: list[slice]  # rows of the step, of each of those with drafts
+    chunks: list[slice]  # the same, of each of the others
     places: list[tuple[int, int]]  # what `read` and `written` say, for a CPU, which need not copy
+    guesses: Guesses | None
 
 
 class RecurrentStates:
@@ -108,6 +161,7 @@ class RecurrentStates:
     def __init__(self, cache: StateCache, group: int, max_segments: int, exact: bool = False) -> None:
         self.cache, self._group, self._exact = cache, group, exact
         self.sizes = {"states_read": max_segments, "states_written": max_segments}
+        self._guesses: Guesses | None = None  # of the last step that had some
 
     def arrays(self, segments: Sequence[Segment]) -> dict[str, array[int]]:
         """Which state each sequence begins with, and which it leaves."""
@@ -116,14 +170,17 @@ class RecurrentStates:
 
     def prepare(self, segments: Sequence[Segment], tensors: dict[str, Tensor]) -> StateStep:
         """Of the same segments, and their arrays on the device."""
-        chunks = [segment.rows for segment in segments if len(segment.rows) > 1]
+        several = [segment for segment in segments if len(segment.rows) > 1]
         arrays = self.arrays(segments).values() if tensors["states_read"].device.type == "cpu" else ((), ())
+        self._guesses = Guesses.of(several, self._group)
         return StateStep(
             tensors["states_read"],
             tensors["states_written"],
-            len(segments) - len(chunks),
-            [slice(rows.start, rows.stop) for rows in chunks],
+            len(segments) - len(several),
+            [slice(each.rows.start, each.rows.stop) for each in several if each.drafts],
+            [slice(each.rows.start, each.rows.stop) for each in several if not each.drafts],
             list(zip(*arrays, strict=True)),
+            self._guesses,
         )
 
     def run(
@@ -131,15 +188,34 @@ class RecurrentStates:
     ) -> Tensor:  # [tokens, heads, value_dim] float32
         """One layer, of all sequences."""
         mixed, weight, single = mixed.float(), weight.float(), prepared.num_decode
-        found = []
+        found, convolved, number = [], [], 0
         if single and not self._exact:
             found.append(self._decode(prepared, layer, mixed[:single], weight, decay[:single], beta[:single]))
-        rows = [slice(row, row + 1) for row in range(single)] if self._exact else []
-        first = 0 if self._exact else single
-        for number, part in enumerate([*rows, *prepared.chunks], first):
+            number = single
+        alone = [slice(row, row + 1) for row in range(number, single)]
+        for part in (*alone, *prepared.checked, *prepared.chunks):
             places = prepared.read[number : number + 1], prepared.written[number : number + 1]
-            found.append(self._sequence(places, layer, mixed[part], weight, decay[part], beta[part]))
+            given = places, layer, mixed[part], weight, decay[part], beta[part]
+            if single <= number < single + len(prepared.checked):
+                found.append(self._one_by_one(*given, convolved))
+            else:
+                found.append(self._one_by_one(*given) if self._exact else self._chunk(*given))
+            number += 1
+        if prepared.guesses is not None:
+            prepared.guesses.keep(layer, mixed, torch.cat(convolved), decay, beta)
         return found[0] if len(found) == 1 else torch.cat(found)
+
+    def adopt(self, right: Sequence[int]) -> None:
+        """Draft after draft, as a step takes them."""
+        guesses, self._guesses = self._guesses, None
+        for layer, (mixed, y, decay, beta) in guesses.layers.items():
+            inputs, matrices = self.cache.inputs[layer], self.cache.matrices[layer]
+            for first, state, count in zip(guesses.firsts, guesses.states, right, strict=True):
+                for row in range(first, first + count):
+                    token = slice(row, row + 1)
+                    heads = heads_of(y[token], self.cache.delta)
+                    recur(matrices[state : state + 1], *heads, decay[token], beta[token])
+                inputs[state] = torch.cat((inputs[state], mixed[first : first + count]))[count:]
 
     def _decode(
         self, step: StateStep, layer: int, mixed: Tensor, weight: Tensor, decay: Tensor, beta: Tensor
@@ -157,7 +233,7 @@ class RecurrentStates:
         matrices[written] = state
         return found
 
-    def _sequence(
+    def _chunk(
         self,
         places: tuple[Tensor, Tensor],  # [1] int64 each
         layer: int,
@@ -166,25 +242,45 @@ class RecurrentStates:
         decay: Tensor,
         beta: Tensor,
     ) -> Tensor:
-        """Tokens of one sequence."""
+        """Tokens of one sequence, many at once."""
         read, written = places
         inputs, matrices = self.cache.inputs[layer], self.cache.matrices[layer]
-        if not self._exact:
-            before, state, block = inputs[read][0], matrices[read][0], BLOCK[mixed.device.type]
-            found = []
-            for start in range(0, len(mixed), block):  # all of one stays in a CPU's cache
-                part = slice(start, start + block)
-                y, before = convolve(mixed[part], before, weight)
-                heads = heads_of(y, self.cache.delta)
-                y, state = chunked(state, *heads, decay[part], beta[part])
-                found.append(y)
-            inputs[written], matrices[written] = before, state
-            return torch.cat(found)
-        before, state = inputs[read], matrices[read]
+        before, state, block = inputs[read][0], matrices[read][0], BLOCK[mixed.device.type]
         found = []
+        for start in range(0, len(mixed), block):  # all of one stays in a CPU's cache
+            part = slice(start, start + block)
+            y, before = convolve(mixed[part], before, weight)
+            heads = heads_of(y, self.cache.delta)
+            y, state = chunked(state, *heads, decay[part], beta[part])
+            found.append(y)
+        inputs[written], matrices[written] = before, state
+        return torch.cat(found)
+
+    def _one_by_one(
+        self,
+        places: tuple[Tensor, Tensor],  # [1] int64 each
+        layer: int,
+        mixed: Tensor,
+        weight: Tensor,
+        decay: Tensor,
+        beta: Tensor,
+        convolved: list[Tensor] | None = None,
+    ) -> Tensor:
+        """Tokens of one sequence, one after the other.
+
+        Args:
+            convolved: where they are one and its drafts: takes what comes out of the convolution.
+        """
+        read, written = places
+        inputs, matrices = self.cache.inputs[layer], self.cache.matrices[layer]
+        before, state = inputs[read], matrices[read]
+        found, last = [], len(mixed) - 1 if convolved is None else 0
         for row in range(len(mixed)):
             token = slice(row, row + 1)
             y, before = convolve_each(mixed[token], before, weight)
             found.append(recur(state, *heads_of(y, self.cache.delta), decay[token], beta[token]))
-        inputs[written], matrices[written] = before, state
+            if convolved is not None:
+                convolved.append(y)
+            if row == last:
+                inputs[written], matrices[written] = before, state
         return torch.cat(found)

@@ -6,9 +6,10 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from workers.attention.states import heads_of, states_of
+from workers.attention.states import Guesses, heads_of, states_of
 from workers.cache.state import StateCache
 from workers.kernels import gated_delta_triton as kernels
 from workers.kernels.gated_delta import BLOCK, chunked
@@ -18,11 +19,13 @@ from workers.step.batch import Segment
 
 @dataclass(slots=True)
 class StateStep:
-    """A step, as all layers with a state see it. Sequences with one token come first."""
+    """A step, as all layers with a state see it: sequences with one token, with drafts, and others."""
 
+    owners: Tensor  # [tokens] int64, the sequence of each
     places: Places
-    num_decode: int  # sequences with one token
+    num_few: int  # sequences with one token, or with drafts
     chunks: list[slice]  # rows of the step, of each of the others
+    guesses: Guesses | None
 
 
 class TritonStates:
@@ -38,11 +41,13 @@ class TritonStates:
 
     def __init__(self, cache: StateCache, group: int, max_segments: int) -> None:
         self.cache, self._group = cache, group
-        self.sizes = dict.fromkeys(("states_read", "states_written", "state_owners"), max_segments)
+        names = ("states_read", "states_written", "state_owners", "state_ends")
+        self.sizes = dict.fromkeys(names, max_segments)
         self.sizes["state_starts"] = max_segments + 1
+        self._guesses: Guesses | None = None  # of the last step that had some
 
     def arrays(self, segments: Sequence[Segment]) -> dict[str, array[int]]:
-        """See `Places`, whose arrays they are."""
+        """See `Places`, and `StateStep`, whose arrays they are."""
         read, written = states_of(segments, self._group, self.cache.zero)
         starts = array("q", [segment.rows.start for segment in segments])
         starts.append(segments[-1].rows.stop)
@@ -53,30 +58,61 @@ class TritonStates:
             "states_read": read,
             "states_written": written,
             "state_owners": owners,
+            "state_ends": array("q", [segment.rows.stop - segment.drafts for segment in segments]),
             "state_starts": starts,
         }
 
     def prepare(self, segments: Sequence[Segment], tensors: dict[str, Tensor]) -> StateStep:
         """Of the same segments, and their arrays on the device."""
-        names = ("state_owners", "state_starts", "states_read", "states_written")
-        chunks = [slice(each.rows.start, each.rows.stop) for each in segments if len(each.rows) > 1]
-        return StateStep(Places(*(tensors[name] for name in names)), len(segments) - len(chunks), chunks)
+        names = ("state_starts", "state_ends", "states_read", "states_written")
+        places = Places(*(tensors[name] for name in names))
+        chunks = [
+            slice(each.rows.start, each.rows.stop)
+            for each in segments
+            if len(each.rows) > 1 and not each.drafts
+        ]
+        self._guesses = Guesses.of(segments, self._group)
+        few = len(segments) - len(chunks)
+        return StateStep(tensors["state_owners"], places, few, chunks, self._guesses)
 
     def run(
         self, prepared: StateStep, layer: int, mixed: Tensor, weight: Tensor, decay: Tensor, beta: Tensor
     ) -> Tensor:  # [tokens, heads, value_dim] float32
         """One layer, of all sequences."""
-        places, single, delta = prepared.places, prepared.num_decode, self.cache.delta
-        matrices = self.cache.matrices[layer]
-        y = kernels.convolve(mixed, weight, self.cache.inputs[layer], places)
+        places, few, delta = prepared.places, prepared.num_few, self.cache.delta
+        matrices, y = self.cache.matrices[layer], self._convolve(prepared, layer, mixed, weight)
         decay, beta = decay.contiguous(), beta.contiguous()
         out = y.new_empty(len(y), delta.value_heads, delta.value_dim)
-        if single:
-            kernels.recur(y[:single], decay, beta, matrices, out, places, delta)
-        for number, rows in enumerate(prepared.chunks, single):
+        if few:
+            kernels.recur(y, decay, beta, matrices, out, places, few, delta)
+        if (guesses := prepared.guesses) is not None:
+            guesses.keep(layer, mixed, y[guesses.rows], decay, beta)
+        for number, rows in enumerate(prepared.chunks, few):
             state = matrices[places.read[number : number + 1]][0]
             for start in range(rows.start, rows.stop, BLOCK["cuda"]):  # the memory of one does for all
                 part = slice(start, min(start + BLOCK["cuda"], rows.stop))
                 out[part], state = chunked(state, *heads_of(y[part], delta), decay[part], beta[part])
             matrices[places.written[number : number + 1]] = state
         return out
+
+    def _convolve(self, prepared: StateStep, layer: int, mixed: Tensor, weight: Tensor) -> Tensor:
+        """All tokens through the convolution, which keeps its last inputs: `[tokens, channels]` float32."""
+        inputs, mixed = self.cache.inputs[layer], mixed.contiguous()
+        y = kernels.convolve(mixed, weight, inputs, prepared.owners, prepared.places)
+        kernels.keep_inputs(mixed, inputs, prepared.places)
+        return y
+
+    def adopt(self, right: Sequence[int]) -> None:
+        """All sequences at once, each from its first draft on."""
+        guesses, self._guesses = self._guesses, None
+        firsts, states, delta = guesses.firsts, guesses.states, self.cache.delta
+        ends = [first + count for first, count in zip(firsts, right, strict=True)]
+        starts = [*firsts, guesses.rows.stop - guesses.rows.start]
+        numbers = torch.tensor([*starts, *ends, *states], device=self.cache.device)
+        places = Places(*numbers.split((len(starts), len(ends), len(states))), numbers[-len(states) :])
+        out = None
+        for layer, (mixed, y, decay, beta) in guesses.layers.items():
+            kernels.keep_inputs(mixed, self.cache.inputs[layer], places)
+            if out is None:
+                out = y.new_empty(len(y), delta.value_heads, delta.value_dim)  # which nobody looks at
+            kernels.recur(y, decay, beta, self.cache.matrices[layer], out, places, len(ends), delta)

@@ -192,6 +192,15 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
         read = {self.layers[number].keys_of for number in first.values()} - {None}
         return sorted({*first.values(), *read})
 
+    def guess_bytes(self, world_size: int) -> int:
+        """What layers with a state keep on a rank of a token that may have to be taken back, in float32 at
+        most: what goes into their convolutions and what comes out, decay and beta."""
+        if self.delta is None:
+            return 0
+        delta = self.delta.on_rank(world_size)
+        layers = sum(layer.kind == "state" for layer in self.layers)
+        return layers * 4 * 2 * (delta.channels + delta.value_heads)
+
     def splits_into(self, world_size: int) -> bool:
         """Whether the model can be spread over so many ranks."""
         experts = self.experts

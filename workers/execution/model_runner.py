@@ -105,6 +105,8 @@ class ModelRunner:
         self.host_states: HostStates | None = None  # for those that leave the device, if there is room
         self.graphs: Graphs[Decoded] | None = None  # None: steps are not padded, and none is recorded
         self.decoded: Tensor | None = None  # [rows, vocabulary], the logits that recorded steps leave
+        # whose drafts the last step checked, and how many tokens had been computed of it then
+        self.checked: list[tuple[Slot, int]] = []
 
     def load(self, progress: Callable[[float, str], None]) -> Loaded:
         """Read this rank's weights, measure what a step takes, and make KV pages of the rest.
@@ -300,6 +302,7 @@ class ModelRunner:
         most = -self.group.least(-took)  # the ranks do the same: what one of them took, each may come to take
         if self.spec.speculation is not None:  # rows of guesses, which that step has none of
             most += (FREE_ROWS - 1) * self.model.vocab_size * (8 + getattr(torch, self.spec.dtype).itemsize)
+            most += FREE_ROWS * self.card.config.guess_bytes(self.group.size)
         kept = KERNEL_BYTES if device == "cpu" else GRAPH_BYTES + 4 * self._most_rows * self.model.vocab_size
         if self.sight is not None:  # no image was looked at
             seeing = self.sight.vision.working_bytes(self.sight.dtype.itemsize, self.spec.context_length)
@@ -311,6 +314,7 @@ class ModelRunner:
         for number in list(self.slots):
             self._release(number)
         self.untold.clear()
+        self.checked.clear()
 
     def prove(self) -> int:
         """Sum a one over the ranks."""
@@ -328,6 +332,7 @@ class ModelRunner:
             self.threads.follow()
         if self.group.rank > 0:
             self._hear(plan.tokens)
+        self._adopt()
         for number in plan.released:
             self._release(number)
         for new in plan.added:
@@ -360,6 +365,13 @@ class ModelRunner:
             left -= len(known)
             if not slot.new.pooling:
                 slot.know(known)
+
+    def _adopt(self) -> None:
+        """Let drafts that were right into the states of their sequences: before anybody begins with these."""
+        right = [slot.num_computed - before for slot, before in self.checked]
+        self.checked = []
+        if any(right):
+            self.states.adopt(right)
 
     def _held(self) -> int:
         """Bytes, without adapters, which come and go."""
@@ -461,6 +473,9 @@ class ModelRunner:
             segment.slot.num_computed += len(segment.rows)
         for number, drafts in step.drafts.items():
             self.slots[number].num_computed -= len(drafts)
+        if self.states is not None:
+            checked = [segment.slot for segment in segments if segment.drafts]
+            self.checked = [(slot, slot.num_computed) for slot in checked]
         return self._outcome(step, launched)
 
     def _outcome(self, step: Step, launched: Launched | None) -> Outcome:

@@ -1,8 +1,8 @@
 """What `workers.kernels.gated_delta` computes, on a GPU. The reference of each kernel stands there.
 
-A convolution is one launch for all tokens of a step, and one for what the next tokens see of it. One token of
-each sequence is one launch: a program has some columns of a head's matrix, which it reads once and writes
-once. A prompt of more tokens goes through torch.
+A convolution is one launch for all tokens of a step, and one for what the next tokens see of it. Few tokens
+of each of several sequences are one launch: a program has some columns of a head's matrix, which it reads
+once and writes once. A prompt of more tokens goes through torch.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ COLUMNS = 32  # of a head's matrix, of a program
 class Places(NamedTuple):
     """Where a step's sequences have their rows and states, on the device; all int64."""
 
-    owners: Tensor  # [tokens], the sequence of each
     starts: Tensor  # [sequences + 1], of their rows
+    ends: Tensor  # [sequences], behind the last of these that gets into the state that is left; no later than
+    # the start of the next sequence
     read: Tensor  # [sequences], the states that they begin with
     written: Tensor  # [sequences], where their states go
 
@@ -69,6 +70,7 @@ def keep_inputs_kernel(
     mixed,
     kept,
     starts,
+    ends,
     read,
     written,
     stride,
@@ -82,7 +84,7 @@ def keep_inputs_kernel(
     c = (tl.program_id(1) * BLOCK + tl.arange(0, BLOCK))[None, :]
     place = tl.arange(0, PLACES)[:, None]
     mask = (c < channels) & (place < KERNEL - 1)
-    start, end = tl.load(starts + sequence), tl.load(starts + sequence + 1)
+    start, end = tl.load(starts + sequence), tl.load(ends + sequence)
     row = end - (KERNEL - 1) + place
     before, after = kept + tl.load(read + sequence) * stride, kept + tl.load(written + sequence) * stride
     value = _window(mixed, before, row, start, c, channels, mask, KERNEL)
@@ -97,6 +99,8 @@ def recur_kernel(
     beta,  # the same
     matrices,  # [states, HEADS, KEY_DIM, VALUE_DIM] float32, of a layer
     out,  # [tokens, HEADS, VALUE_DIM] float32
+    starts,
+    ends,
     read,
     written,
     stride,
@@ -110,65 +114,74 @@ def recur_kernel(
     BLOCK_K: tl.constexpr,
     BLOCK_V: tl.constexpr,
 ):
-    row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    sequence, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     d, e = tl.arange(0, BLOCK_K), tl.program_id(2) * BLOCK_V + tl.arange(0, BLOCK_V)
     there = d < KEY_DIM
-    inputs = y + row * channels + head // (HEADS // KEY_HEADS) * KEY_DIM + d
-    q = tl.load(inputs, mask=there, other=0.0)
-    k = tl.load(inputs + KEY_HEADS * KEY_DIM, mask=there, other=0.0)
-    q = q * (scale / tl.sqrt(tl.sum(q * q, axis=0) + EPS))
-    k = k * (1.0 / tl.sqrt(tl.sum(k * k, axis=0) + EPS))
-    v_at = y + row * channels + 2 * KEY_HEADS * KEY_DIM + head * VALUE_DIM + e
-    v = tl.load(v_at, mask=e < VALUE_DIM, other=0.0)
     at = head * KEY_DIM * VALUE_DIM + d[:, None] * VALUE_DIM + e[None, :]
     mask = there[:, None] & (e < VALUE_DIM)[None, :]
-    state = tl.load(matrices + tl.load(read + row) * stride + at, mask=mask, other=0.0)
-    state *= tl.exp(tl.load(decay + row * HEADS + head))
-    change = (v - tl.sum(state * k[:, None], axis=0)) * tl.load(beta + row * HEADS + head)
-    state += k[:, None] * change[None, :]
-    tl.store(matrices + tl.load(written + row) * stride + at, state, mask=mask)
-    found = tl.sum(state * q[:, None], axis=0)
-    tl.store(out + (row * HEADS + head) * VALUE_DIM + e, found, mask=e < VALUE_DIM)
+    state = tl.load(matrices + tl.load(read + sequence) * stride + at, mask=mask, other=0.0)
+    end = tl.load(ends + sequence)
+    for row in range(tl.load(starts + sequence), tl.load(starts + sequence + 1)):
+        inputs = y + row * channels + head // (HEADS // KEY_HEADS) * KEY_DIM + d
+        q = tl.load(inputs, mask=there, other=0.0)
+        k = tl.load(inputs + KEY_HEADS * KEY_DIM, mask=there, other=0.0)
+        q = q * (scale / tl.sqrt(tl.sum(q * q, axis=0) + EPS))
+        k = k * (1.0 / tl.sqrt(tl.sum(k * k, axis=0) + EPS))
+        v_at = y + row * channels + 2 * KEY_HEADS * KEY_DIM + head * VALUE_DIM + e
+        v = tl.load(v_at, mask=e < VALUE_DIM, other=0.0)
+        state *= tl.exp(tl.load(decay + row * HEADS + head))
+        change = (v - tl.sum(state * k[:, None], axis=0)) * tl.load(beta + row * HEADS + head)
+        state += k[:, None] * change[None, :]
+        if row + 1 == end:
+            tl.store(matrices + tl.load(written + sequence) * stride + at, state, mask=mask)
+        found = tl.sum(state * q[:, None], axis=0)
+        tl.store(out + (row * HEADS + head) * VALUE_DIM + e, found, mask=e < VALUE_DIM)
 
 
-def convolve(mixed: Tensor, weight: Tensor, kept: Tensor, places: Places) -> Tensor:
-    """All tokens of a step through a layer's convolution; the last inputs of its sequences are kept.
+def convolve(mixed: Tensor, weight: Tensor, kept: Tensor, owners: Tensor, places: Places) -> Tensor:
+    """All tokens of a step through a layer's convolution.
 
     Args:
         mixed: `[tokens, channels]`.
         weight: `[channels, kernel]`.
         kept: `[states, kernel - 1, channels]` float32.
+        owners: `[tokens]` int64, the sequence of each.
 
     Returns:
         `[tokens, channels]` float32.
     """
-    mixed = mixed.contiguous()
     (tokens, channels), kernel = mixed.shape, weight.shape[1]
     y = torch.empty(tokens, channels, dtype=torch.float32, device=mixed.device)
-    blocks, limits = triton.cdiv(channels, CHANNELS), (kept.stride(0), channels)
-    convolve_kernel[(tokens, blocks)](
-        mixed, weight, kept, y, places.owners, places.starts, places.read, *limits, kernel, CHANNELS
-    )
-    keep_inputs_kernel[(len(places.read), blocks)](
-        *(mixed, kept, places.starts, places.read, places.written),
-        *(*limits, kernel, triton.next_power_of_2(kernel - 1), CHANNELS),
+    convolve_kernel[(tokens, triton.cdiv(channels, CHANNELS))](
+        *(mixed, weight, kept, y, owners, places.starts, places.read),
+        *(kept.stride(0), channels, kernel, CHANNELS),
     )
     return y
 
 
+def keep_inputs(mixed: Tensor, kept: Tensor, places: Places) -> None:
+    """Let the next tokens of sequences see the last inputs before their ends; for the rest see `convolve`."""
+    channels, places_before = mixed.shape[1], kept.shape[1]
+    keep_inputs_kernel[(len(places.read), triton.cdiv(channels, CHANNELS))](
+        *(mixed, kept, *places, kept.stride(0), channels),
+        *(places_before + 1, triton.next_power_of_2(places_before), CHANNELS),
+    )
+
+
 def recur(
-    y: Tensor,  # [tokens, channels] float32, one token of each sequence
+    y: Tensor,  # [tokens, channels] float32
     decay: Tensor,  # [tokens, heads] float32
     beta: Tensor,  # the same
     matrices: Tensor,  # [states, heads, key_dim, value_dim] float32
     out: Tensor,  # [tokens, heads, value_dim] float32
     places: Places,
+    sequences: int,
     delta: DeltaNet,
 ) -> None:
-    """As `workers.kernels.gated_delta.recur`, from and to the states of `places`."""
+    """As `workers.kernels.gated_delta.recur`, token after token of the first `sequences` of `places`."""
     columns = min(COLUMNS, triton.next_power_of_2(delta.value_dim))
-    recur_kernel[(len(y), delta.value_heads, triton.cdiv(delta.value_dim, columns))](
-        *(y, decay, beta, matrices, out, places.read, places.written),
+    recur_kernel[(sequences, delta.value_heads, triton.cdiv(delta.value_dim, columns))](
+        *(y, decay, beta, matrices, out, *places),
         *(matrices.stride(0), y.shape[1], delta.key_dim**-0.5),
         *(delta.key_heads, delta.value_heads, delta.key_dim, delta.value_dim, EPS),
         *(triton.next_power_of_2(delta.key_dim), columns),

@@ -70,7 +70,7 @@ class Scheduler:
         caches: the groups of the model's layers; none: all are alike, and see everything.
         states: in the engine's pool, where a group has one.
         host_states: that the engine has room for in the host's memory besides.
-        speculation: how tokens are guessed. Not where a group has a state, which nothing takes back.
+        speculation: how tokens are guessed.
     """
 
     def __init__(
@@ -91,8 +91,6 @@ class Scheduler:
         self.cache = CacheManager(
             caches, pages=kv_pages, states=states, chunk=max_step_tokens, host_states=host_states
         )
-        if speculation is not None and self.cache.keeps_states:
-            raise ValueError("no token is guessed where a layer keeps a state, which nothing takes back")
         self._guesses = None if speculation is None else Guesses(speculation, max_step_tokens)
         self.max_len = min(context_length, self.cache.max_pages * PAGE_SIZE)
         self.queue = FairQueue()
@@ -236,23 +234,27 @@ class Scheduler:
         if guessed := [sequence for sequence in steps[0].drafts if sequence not in steps[0].gone]:
             for sequence in guessed:
                 sequence.guessing = None
-            return
-        heaviest, _ = max(failed, key=lambda pair: (pair[1].num_tokens, self.queue.rank(pair[0])))
-        if len(failed) > 1 and heaviest is not self._suspect:
-            self._suspect = heaviest
-            self._preempt(heaviest)
         else:
-            self._distrust(heaviest, Code.BAD_REQUEST)
-            self._remove_running(heaviest)
-            self._end(heaviest)
-            self._reports.append(
-                SequenceReport(heaviest.request.request_id, [], "error", reason, Code.INSUFFICIENT_MEMORY)
-            )
+            self._relieve(failed, reason)
         if self.cache.keeps_states:  # what a step reads stands where the last one would have left it
             stepping = {sequence: None for step in steps for sequence, _ in step.entries()}
             for sequence in stepping:
                 if sequence.slot is not None:
                     self._preempt(sequence)
+
+    def _relieve(self, failed: Stepping, reason: str) -> None:
+        """See that the next step is a smaller one than that which failed."""
+        heaviest, _ = max(failed, key=lambda pair: (pair[1].num_tokens, self.queue.rank(pair[0])))
+        if len(failed) > 1 and heaviest is not self._suspect:
+            self._suspect = heaviest
+            self._preempt(heaviest)
+            return
+        self._distrust(heaviest, Code.BAD_REQUEST)
+        self._remove_running(heaviest)
+        self._end(heaviest)
+        self._reports.append(
+            SequenceReport(heaviest.request.request_id, [], "error", reason, Code.INSUFFICIENT_MEMORY)
+        )
 
     # --- what it says -----------------------------------------------------------------------------------
 

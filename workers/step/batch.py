@@ -74,6 +74,7 @@ class Segment:
     slot: Slot
     rows: range  # of the step
     start: int  # position of the first of them
+    drafts: int = 0  # how many of them, at its end, are guesses
 
     @property
     def end(self) -> int:
@@ -83,7 +84,8 @@ class Segment:
 
 @dataclass(slots=True)
 class Step:
-    """Prefill and decode together, flattened: first the sequences with one token, then the others."""
+    """Prefill and decode together, flattened: first the sequences with one token, then those with drafts,
+    then the others."""
 
     segments: list[Segment]
     complete: list[int]  # slots that have no pending token after it, in the order of the plan
@@ -126,7 +128,9 @@ def make_step(scheduled: Sequence[Scheduled], slots: dict[int, Slot]) -> Step:
     segments: list[Segment] = []
     last: dict[int, int] = {}  # slot -> row of its last token
     singles = [entry for entry in scheduled if entry.num_tokens == 1]
-    for entry in [*singles, *(entry for entry in scheduled if entry.num_tokens > 1)]:
+    several = [entry for entry in scheduled if entry.num_tokens > 1]
+    several.sort(key=lambda entry: not entry.drafts)
+    for entry in (*singles, *several):
         slot, row = slots[entry.slot], len(token_ids)
         start, end = slot.num_computed, slot.num_computed + entry.num_tokens
         pending = end - len(entry.drafts)
@@ -143,7 +147,7 @@ def make_step(scheduled: Sequence[Scheduled], slots: dict[int, Slot]) -> Step:
         positions.extend(times)
         for axis, places in zip(grid or (), across, strict=False):
             axis.extend(places)
-        segments.append(Segment(slot, range(row, row + entry.num_tokens), start))
+        segments.append(Segment(slot, range(row, row + entry.num_tokens), start, len(entry.drafts)))
         last[entry.slot] = len(token_ids) - 1
     drafts = {entry.slot: entry.drafts for entry in scheduled if entry.drafts}
     complete = [

@@ -10,6 +10,7 @@ computing: the slots and their new pages are there, and no `num_computed` has gr
 Behind the last pending token of a slot a step may feed drafts: guesses at the tokens that follow. It samples
 one after the pending token and one after each draft, and keeps them as long as each draft before was right
 (`verified`). `num_computed` grows by as many as are kept; what was computed of the others is written over.
+Pages can be: a state cannot be cut back, so only right drafts get into one, before the next plan is followed.
 
 Pages stand in tables, one for each group of layers that keep the same (`ipc.worker_messages.CacheGroup`), in
 the order of the groups. All tables of a sequence have one entry for each PAGE_SIZE tokens, so the page of a
