@@ -228,7 +228,7 @@ class Block:
         normed = _normed(x, self.before_attention)
         y = self.attention(normed, turned, partial(attend, self.number))
         if self.parallel:
-            return self._add(self._add(x, y, self.after_attention), self.mlp(normed), self.after_mlp)
+            return self._add(x, y, self.after_attention), normed
         if (
             self.after_attention is None
             and isinstance(self.before_mlp, RMSNorm)
