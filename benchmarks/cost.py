@@ -21,7 +21,7 @@ from rich.table import Table
 
 from benchmarks.gateway import CONNECTIONS, request
 from benchmarks.load import Connection
-from ipc.messages import Load
+from ipc.messages.requests import Load
 from tests.gateway.conftest import GatewayProcess, Keys
 from tests.neuron.harness import PATIENCE, Neuron, simulated
 

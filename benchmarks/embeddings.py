@@ -24,7 +24,7 @@ from rich.table import Table
 from transformers import AutoModel, AutoTokenizer
 
 from ipc.client import NeuronClient
-from ipc.messages import Embed, Load
+from ipc.messages.requests import Embed, Load
 from tests.neuron.harness import Neuron
 
 CLIENTS = (1, 32)

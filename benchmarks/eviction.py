@@ -27,7 +27,7 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from ipc.messages import Eviction
+from ipc.messages.requests import Eviction
 from tests.neuron.test_room import Place, play
 
 STRATEGIES = ("lru", "priority", "cost", "foresight")

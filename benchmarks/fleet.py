@@ -39,7 +39,10 @@ from gateway.fleet import prompts
 from gateway.fleet.exchange import Exchange
 from gateway.fleet.view import Fleet
 from ipc.errors import Code, CortexError
-from ipc.messages import Delta, Generate, Load, Message, Sampling
+from ipc.messages.conversation import Message
+from ipc.messages.replies import Delta
+from ipc.messages.requests import Generate, Load
+from ipc.messages.sampling import Sampling
 from ipc.worker_messages import PAGE_SIZE
 from tests.neuron.harness import Neuron, simulated
 

@@ -38,7 +38,7 @@ from gateway.fleet.directory import Directory
 from gateway.fleet.prefixes import Prefixes
 from gateway.fleet.prompts import Place, Prompt
 from gateway.fleet.view import QUOTED
-from ipc.messages import Quoted
+from ipc.messages.replies import Quoted
 
 ROOM = 4  # models that fit on one host
 SEQUENCES = 16  # that a model computes at once

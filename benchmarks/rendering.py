@@ -20,7 +20,8 @@ from gateway.dialects import RequestContext
 from gateway.dialects.anthropic import messages
 from gateway.dialects.openai import chat, completions
 from gateway.dialects.openai.responses import request as responses
-from ipc.messages import Delta, Started, ToolCallDelta
+from ipc.messages.answers import ToolCallDelta
+from ipc.messages.replies import Delta, Started
 
 EVENTS, ROUNDS = 5_000, 20
 USER = [{"role": "user", "content": "Hello!"}]

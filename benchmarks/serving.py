@@ -31,7 +31,9 @@ from rich.table import Table
 from transformers import Qwen3_5ForCausalLM, Qwen3_5TextConfig, Qwen3Config, Qwen3ForCausalLM
 
 from ipc.client import NeuronClient
-from ipc.messages import Cancelled, Delta, Failed, Finished, Generate, Load, Sampling
+from ipc.messages.replies import Cancelled, Delta, Failed, Finished
+from ipc.messages.requests import Generate, Load
+from ipc.messages.sampling import Sampling
 from tests.neuron.harness import ROOT, Neuron
 from workers.cache.state import HostStates, StateCache
 from workers.checkpoints.caches import num_states, state_bytes

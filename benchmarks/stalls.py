@@ -21,18 +21,9 @@ from typing import Any
 
 from ipc.client import BlockingClient
 from ipc.errors import CortexError
-from ipc.messages import (
-    CountTokens,
-    Embed,
-    Generate,
-    Hello,
-    Message,
-    Request,
-    Sampling,
-    Structured,
-    TextPart,
-    Tool,
-)
+from ipc.messages.conversation import Message, TextPart, Tool
+from ipc.messages.requests import CountTokens, Embed, Generate, Hello, Request
+from ipc.messages.sampling import Sampling, Structured
 from tests.neuron.harness import Neuron, simulated
 
 SECONDS = 60.0  # for one request

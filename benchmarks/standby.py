@@ -21,7 +21,9 @@ from rich.table import Table
 
 from benchmarks.engine import write_weights
 from ipc.client import BlockingClient
-from ipc.messages import Delta, Generate, Sampling, Unload
+from ipc.messages.replies import Delta
+from ipc.messages.requests import Generate, Unload
+from ipc.messages.sampling import Sampling
 from neuron.models.catalogue import DEMO_FOLDER
 from tests.neuron.harness import Neuron, wait_until
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ipc.messages import Structured
+from ipc.messages.sampling import Structured
 from neuron.grammar.structured import constrain
 from workers.sampling.grammar import Grammars
 from workers.sampling.vocabulary import Vocabulary

@@ -41,7 +41,10 @@ from gateway.fleet.prefixes import Prefixes
 from gateway.fleet.quotes import FRESH_SECONDS
 from gateway.fleet.view import Fleet
 from ipc.errors import CortexError
-from ipc.messages import Generate, ModelState, ModelStatus, Quoted, Sampling
+from ipc.messages.replies import Quoted
+from ipc.messages.requests import Generate
+from ipc.messages.sampling import Sampling
+from ipc.messages.state import ModelState, ModelStatus
 from neuron.memory.eviction import RESIDENCY_SHARE, RecentUse
 from tests.neuron.harness import Neuron, simulated
 

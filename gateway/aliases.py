@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from gateway.refusals import shown
 from ipc.errors import Code, CortexError
-from ipc.messages import MAX_MODEL_ID
+from ipc.model_settings import MAX_MODEL_ID
 
 LATEST = ":latest"  # as Ollama's clients end a name that has no tag of its own
 STAR = "*"

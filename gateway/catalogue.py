@@ -19,7 +19,7 @@ from msgspec import Meta, Struct
 from gateway.aliases import AliasError, Aliases
 from gateway.config import GatewayConfig
 from gateway.seed_keys import translated
-from ipc.messages import FleetCatalogue
+from ipc.messages.catalogue import FleetCatalogue
 from ipc.model_settings import ModelSettings, check_models
 from ipc.settings import ConfigError, convert_settings, line_of, read_mapping
 

@@ -20,7 +20,7 @@ from gateway.store.database import default_path
 from gateway.store.key_store import KEYS
 from ipc.errors import CortexError
 from ipc.keys import load_public, load_secret
-from ipc.messages import MAX_IMAGE
+from ipc.messages.conversation import MAX_IMAGE
 from ipc.settings import ConfigError, Size, load_settings
 from ipc.sockets import MAX_MESSAGE
 

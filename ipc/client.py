@@ -20,17 +20,9 @@ import msgspec
 import zmq
 
 from ipc.errors import Code, CortexError
-from ipc.messages import (
-    HEADER,
-    PROTOCOL_MAJOR,
-    TERMINAL,
-    AnyReply,
-    AnyRequest,
-    Cancel,
-    Cancelled,
-    Failed,
-    Reply,
-)
+from ipc.messages.framing import HEADER, PROTOCOL_MAJOR
+from ipc.messages.replies import TERMINAL, AnyReply, Cancelled, Failed, Reply
+from ipc.messages.requests import AnyRequest, Cancel
 from ipc.sockets import MAX_MESSAGE, NOBLOCK, Pump, configure, connection_events
 
 logger = logging.getLogger("ipc.client")

@@ -18,28 +18,21 @@ import msgspec
 import zmq
 
 from ipc.errors import Code, CortexError
-from ipc.messages import (
-    HEADER,
-    PROTOCOL_MAJOR,
-    PROTOCOL_MINOR,
-    TERMINAL,
+from ipc.messages.framing import HEADER, PROTOCOL_MAJOR, PROTOCOL_MINOR
+from ipc.messages.replies import TERMINAL, Cancelled, Failed, Heartbeat, Reply
+from ipc.messages.requests import (
     AnyRequest,
     Cancel,
-    Cancelled,
     CountTokens,
     Detokenize,
     Embed,
-    Failed,
     Generate,
-    Heartbeat,
-    ModelId,
-    Name,
-    Reply,
     Rerank,
     Tokenize,
     Watch,
     misread,
 )
+from ipc.messages.values import ModelId, Name
 from ipc.sockets import LINGER_MS, NOBLOCK, NOBLOCK_MORE, Pump, configure
 from ipc.zap import Gatekeeper
 

@@ -13,7 +13,7 @@ from typing import Literal
 
 import msgspec
 
-from ipc.messages import Plain
+from ipc.messages.values import Plain
 from ipc.model_settings import FailurePlan, Speculation
 
 PAGE_SIZE = 32  # tokens in one page of a KV pool

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ipc.errors import CortexError
-from ipc.messages import Device
+from ipc.messages.state import Device
 from neuron.config import ModelSettings
 from neuron.description import described
 from neuron.memory.fit import find_fit

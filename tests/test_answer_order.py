@@ -15,7 +15,10 @@ from gateway.dialects.anthropic import messages
 from gateway.dialects.openai import chat
 from gateway.dialects.openai.responses import request as responses_request
 from gateway.dialects.openai.responses.run import Run
-from ipc.messages import Delta, Finished, Generate, Message, Reply, Sampling, Started, Tool
+from ipc.messages.conversation import Message, Tool
+from ipc.messages.replies import Delta, Finished, Reply, Started
+from ipc.messages.requests import Generate
+from ipc.messages.sampling import Sampling
 from ipc.worker_messages import Logprobs, SequenceReport
 from neuron.requests.generation import Generation
 from neuron.text.formats.hermes import HermesParser

@@ -76,6 +76,33 @@ def test_only_workers_beside_their_checkpoints_import_torch():
     assert {room_of(module) for module in users} == {"workers"}
 
 
+def defined(module: str) -> set[str]:
+    """Names that the module has at its top."""
+    names = set()
+    for node in ast.walk(ast.parse(SOURCES[module].read_text())):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names.update((alias.asname or alias.name).partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+    return names
+
+
+def test_what_is_imported_from_a_module_of_ours_is_there():
+    has = cache(defined)
+    missing = []
+    for path in (path for room in OURS for path in (ROOT / room.replace(".", "/")).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module in SOURCES:
+                missing += [
+                    f"{path.relative_to(ROOT)} imports {alias.name} from {node.module}"
+                    for alias in node.names
+                    if f"{node.module}.{alias.name}" not in SOURCES and alias.name not in has(node.module)
+                ]
+    assert not sorted(set(missing))
+
+
 def test_nothing_is_pickled():
     assert not [module for module in SOURCES if {room_of(name) for name in imports(module)} & PICKLES]
 

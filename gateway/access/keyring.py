@@ -15,7 +15,7 @@ from gateway.refusals import INVALID_KEY, STORE_UNAVAILABLE, one_line
 from gateway.store import key_store
 from gateway.store.key_store import Key, KeyStore, UsageRow
 from ipc.errors import CortexError
-from ipc.messages import Usage
+from ipc.messages.answers import Usage
 
 logger = logging.getLogger("gateway.access")
 

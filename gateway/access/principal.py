@@ -11,7 +11,7 @@ from gateway.access.limits import Limit, Limits
 from gateway.refusals import FORBIDDEN, RATE_LIMITED
 from gateway.store.key_store import Key, Terms
 from ipc.errors import CortexError
-from ipc.messages import Usage
+from ipc.messages.answers import Usage
 
 LEFTOVERS = 100  # the priority of who has no key, where others have one
 

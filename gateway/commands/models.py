@@ -18,7 +18,8 @@ from gateway.commands import remote, tables
 from ipc.client import NeuronClient
 from ipc.errors import CortexError
 from ipc.keys import load_public, load_secret
-from ipc.messages import Appraisal, CheckCatalogue, Hello
+from ipc.messages.catalogue import Appraisal
+from ipc.messages.requests import CheckCatalogue, Hello
 from ipc.settings import ConfigError
 
 app = typer.Typer(no_args_is_help=True, help="The fleet's models.")

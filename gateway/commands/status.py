@@ -12,7 +12,7 @@ from rich.text import Text
 from gateway.commands.clients import KEY_VARIABLE
 from gateway.commands.remote import Unreachable
 from gateway.commands.tables import row, size, table
-from ipc.messages import Device, ModelState
+from ipc.messages.state import Device, ModelState
 
 
 class NeuronHealth(Struct):

@@ -24,7 +24,9 @@ from gateway.commands.clients import KEY_VARIABLE
 from gateway.commands.up_plan import LOOPBACK, Plan, UpError
 from ipc.client import NeuronClient
 from ipc.errors import CortexError
-from ipc.messages import Failed, Hello, ListModels, Load, ModelState, Progress
+from ipc.messages.replies import Failed, Progress
+from ipc.messages.requests import Hello, ListModels, Load
+from ipc.messages.state import ModelState
 
 START_SECONDS = 60.0  # for a daemon to answer, on a slow and busy host
 STOP_SECONDS = 2.0  # for each daemon to end itself; what is left is killed

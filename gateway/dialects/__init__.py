@@ -23,7 +23,8 @@ from gateway.refusals import Refusal
 from gateway.store.response_store import ResponseStore
 from gateway.telemetry.history import History
 from ipc.errors import CortexError
-from ipc.messages import CountTokens, Delta, Detokenize, Embed, Finished, Generate, Progress, Started
+from ipc.messages.replies import Delta, Finished, Progress, Started
+from ipc.messages.requests import CountTokens, Detokenize, Embed, Generate
 
 
 def no_header(name: str) -> None:

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 import falcon.asgi
 
-from ipc.messages import Progress
+from ipc.messages.replies import Progress
 
 KEEP_ALIVE_SECONDS = 1.0  # no stream is silent for longer
 

@@ -12,7 +12,7 @@ from msgspec import Meta, Struct
 
 from gateway.refusals import shown
 from ipc.errors import Code, CortexError
-from ipc.messages import MAX_NAME
+from ipc.messages.values import MAX_NAME
 from ipc.periods import parse_period
 
 T = TypeVar("T")

@@ -6,7 +6,7 @@ import base64
 
 from gateway.dialects.fields import bad_request
 from gateway.fetching.linked import LinkedImage
-from ipc.messages import MAX_IMAGE, ImagePart
+from ipc.messages.conversation import MAX_IMAGE, ImagePart
 
 
 def from_base64(encoded: str, media_type: str, param: str) -> ImagePart:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ipc.messages import Choice, Span, TokenLogprob, ToolCall
+from ipc.messages.answers import Choice, Span, TokenLogprob
+from ipc.messages.conversation import ToolCall
 
 # The thought, or text, or a call, of which the other two are empty; and the tokens behind it.
 Part = tuple[str, str, ToolCall | None, list[TokenLogprob]]

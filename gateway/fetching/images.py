@@ -9,7 +9,9 @@ from typing import Any
 from gateway.fetching.linked import Place, Unfetchable, linked
 from gateway.fetching.settings import ImageSettings
 from ipc.errors import Code, CortexError
-from ipc.messages import MAX_NAME, CountTokens, Generate, ImagePart, Message, TextPart
+from ipc.messages.conversation import ImagePart, Message, TextPart
+from ipc.messages.requests import CountTokens, Generate
+from ipc.messages.values import MAX_NAME
 
 MAX_LINKS = 100  # different ones of a request
 SHARE = 4  # of all connections, one request has so many times fewer

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from ipc.messages import ContentPart, ImagePart, Message, ToolResultPart
+from ipc.messages.conversation import ContentPart, ImagePart, Message, ToolResultPart
 
 
 class Unfetchable(Exception):

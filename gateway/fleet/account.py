@@ -9,20 +9,9 @@ from gateway.access.principal import Principal
 from gateway.refusals import one_line, shown, status_of
 from gateway.telemetry import metrics, traces
 from ipc.errors import CortexError
-from ipc.messages import (
-    CountTokens,
-    Detokenize,
-    Embed,
-    Embeddings,
-    Finished,
-    Generate,
-    Ranked,
-    Started,
-    Text,
-    TokenCount,
-    Tokens,
-    Usage,
-)
+from ipc.messages.answers import Usage
+from ipc.messages.replies import Embeddings, Finished, Ranked, Started, Text, TokenCount, Tokens
+from ipc.messages.requests import CountTokens, Detokenize, Embed, Generate
 
 logger = logging.getLogger("gateway.requests")
 

@@ -6,7 +6,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from typing import Generic, Protocol, TypeVar
 
-from ipc.messages import ModelState
+from ipc.messages.state import ModelState
 
 
 class Listed(Protocol):

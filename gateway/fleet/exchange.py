@@ -20,19 +20,8 @@ from gateway.refusals import STATUSES, shown
 from gateway.telemetry import metrics
 from ipc.client import Call
 from ipc.errors import Code, CortexError
-from ipc.messages import (
-    Cancelled,
-    CountTokens,
-    Delta,
-    Detokenize,
-    Embed,
-    Failed,
-    Finished,
-    Generate,
-    Progress,
-    Reply,
-    Started,
-)
+from ipc.messages.replies import Cancelled, Delta, Failed, Finished, Progress, Reply, Started
+from ipc.messages.requests import CountTokens, Detokenize, Embed, Generate
 
 logger = logging.getLogger("gateway.requests")
 

@@ -17,7 +17,9 @@ from gateway.config import GatewayConfig
 from gateway.telemetry import metrics_directory
 from ipc.client import NeuronClient
 from ipc.errors import CortexError
-from ipc.messages import CatalogueReply, FleetCatalogue, SetCatalogue
+from ipc.messages.catalogue import FleetCatalogue
+from ipc.messages.replies import CatalogueReply
+from ipc.messages.requests import SetCatalogue
 from ipc.settings import ConfigError
 from ipc.watched_file import LOOK_SECONDS, WatchedFile
 

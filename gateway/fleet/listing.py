@@ -9,7 +9,7 @@ from gateway.catalogue import Cost
 from gateway.fleet import router
 from gateway.fleet.view import Fleet, Neuron
 from ipc.errors import CortexError
-from ipc.messages import ModelState, ModelStatus
+from ipc.messages.state import ModelState, ModelStatus
 
 # Of a model that is in several places the best status is shown.
 _BEST_FIRST: tuple[ModelStatus, ...] = (

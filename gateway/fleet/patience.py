@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from ipc.errors import Code, CortexError
-from ipc.messages import ModelState, Progress
+from ipc.messages.replies import Progress
+from ipc.messages.state import ModelState
 
 LONGEST_WAIT = 600.0  # seconds after which it may be told to try again, whatever a neuron says
 

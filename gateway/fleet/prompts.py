@@ -12,7 +12,8 @@ from hashlib import blake2b
 
 import msgspec
 
-from ipc.messages import Generate, ImagePart, Mark, Message
+from ipc.messages.conversation import ImagePart, Message
+from ipc.messages.requests import Generate, Mark
 
 DIGEST_BYTES = 12
 IMAGE_BYTES = 4000  # of text, that an image is about as long as

@@ -9,7 +9,8 @@ from typing import Protocol
 
 from ipc.client import NeuronClient
 from ipc.errors import CortexError
-from ipc.messages import Quote, Quoted
+from ipc.messages.replies import Quoted
+from ipc.messages.requests import Quote
 
 WAIT_SECONDS = 3.0  # for the quotes of one request; who is slower has given none: a load takes longer
 LOOKS = 10  # in that time: a process that was late itself reads what came meanwhile, and finds nobody slow

@@ -13,7 +13,8 @@ from gateway.fleet.directory import Copies, is_coming
 from gateway.fleet.score import order, some
 from gateway.refusals import shown
 from ipc.errors import Code, CortexError
-from ipc.messages import Device, ModelState, Quoted
+from ipc.messages.replies import Quoted
+from ipc.messages.state import Device, ModelState
 
 KNOWN_IDS_SHOWN = 10
 RETRY_SECONDS = 2.0  # a neuron that is away may be back by then

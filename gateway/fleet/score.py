@@ -16,7 +16,7 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from gateway.fleet.prefixes import Prefixes
 from gateway.fleet.prompts import NOTHING, Prompt
-from ipc.messages import ModelState
+from ipc.messages.state import ModelState
 
 LOOKED_AT = 12  # hosts; of more than that, so many in all, and of these
 HOLDERS = 4  # at most are there because they hold some of the prompt

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ipc.messages import Delta, ToolCallDelta
+from ipc.messages.answers import ToolCallDelta
+from ipc.messages.replies import Delta
 
 
 @dataclass(slots=True)

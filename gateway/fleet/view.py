@@ -35,7 +35,9 @@ from gateway.fleet.quotes import Quotes
 from ipc.client import NeuronClient
 from ipc.errors import Code, CortexError
 from ipc.keys import load_public, load_secret
-from ipc.messages import Device, Eviction, Failed, Hello, ModelState, Quoted, State, Watch
+from ipc.messages.replies import Failed, Quoted, State
+from ipc.messages.requests import Eviction, Hello, Watch
+from ipc.messages.state import Device, ModelState
 
 logger = logging.getLogger("gateway.fleet.view")
 

@@ -14,7 +14,8 @@ from gateway.http.body import Bodies
 from gateway.http.caller import session
 from gateway.http.sse import EventStream
 from ipc.errors import CortexError
-from ipc.messages import Generate, Started
+from ipc.messages.replies import Started
+from ipc.messages.requests import Generate
 
 
 def context_of(req: falcon.asgi.Request) -> RequestContext:

@@ -10,7 +10,7 @@ import falcon.asgi
 import msgspec
 
 from gateway.fleet.view import Fleet
-from ipc.messages import PROTOCOL_MAJOR, PROTOCOL_MINOR
+from ipc.messages.framing import PROTOCOL_MAJOR, PROTOCOL_MINOR
 from ipc.version import version
 
 

@@ -10,7 +10,7 @@ from gateway.dialects.event_streams import KEEP_ALIVE_SECONDS
 from gateway.fleet.exchange import Exchange
 from gateway.refusals import BUG
 from ipc.errors import Code, CortexError
-from ipc.messages import Delta, Finished, Progress, Reply, Started
+from ipc.messages.replies import Delta, Finished, Progress, Reply, Started
 
 logger = logging.getLogger("gateway.http.sse")
 

@@ -21,12 +21,14 @@ from prometheus_client.registry import Collector
 
 from gateway.telemetry.metrics import UNKNOWN
 from gateway.telemetry.metrics_directory import VARIABLE
-from ipc.messages import Device, Health, HealthReply, ModelState, RankState, Reply
+from ipc.messages.replies import HealthReply, Reply
+from ipc.messages.requests import Health
+from ipc.messages.state import Device, ModelState, RankState
 
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
-# Attributes of `ipc.messages.ModelState` and `Device`, and what they are here. Prometheus keeps `_total` for
-# counters, so those that end so have a name of their own.
+# Attributes of `ModelState` and `Device` of `ipc.messages.state`, and what they are here. Prometheus keeps
+# `_total` for counters, so those that end so have a name of their own.
 _NAMES = {
     "pages_total": "pages",
     "memory_total": "memory",

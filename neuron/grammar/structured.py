@@ -22,7 +22,7 @@ from typing import Any
 from llguidance import regex_to_lark
 
 from ipc.errors import Code, CortexError
-from ipc.messages import Structured
+from ipc.messages.sampling import Structured
 from ipc.worker_messages import GRAMMAR_LIMITS, Constraint
 from neuron.grammar import json_schema
 from neuron.text.formats.lark import JSON_OPTIONS, quoted

@@ -16,7 +16,8 @@ from itertools import combinations
 from typing import Any
 
 from ipc.errors import CortexError
-from ipc.messages import Structured, Tool
+from ipc.messages.conversation import Tool
+from ipc.messages.sampling import Structured
 from ipc.worker_messages import Constraint
 from neuron.grammar import json_schema
 from neuron.grammar.structured import OPTIONS, TOO_LARGE, fault, form, hold

@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from ipc.messages import Device
+from ipc.messages.state import Device
 from ipc.settings import ConfigError
 from neuron.config import NeuronConfig
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 
 from ipc.errors import Code, CortexError
-from ipc.messages import Device
+from ipc.messages.state import Device
 
 
 class Ledger:

@@ -18,7 +18,8 @@ from typing import Protocol
 import msgspec
 
 from ipc.errors import Code, CortexError
-from ipc.messages import Device, Eviction
+from ipc.messages.requests import Eviction
+from ipc.messages.state import Device
 from ipc.worker_messages import MemoryUse
 from neuron.config import Memory
 from neuron.memory.devices import Inventory

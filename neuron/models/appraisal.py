@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ipc.errors import Code, CortexError
-from ipc.messages import Appraisal, Device, FleetCatalogue
+from ipc.messages.catalogue import Appraisal, FleetCatalogue
+from ipc.messages.state import Device
 from neuron.config import ModelSettings
 from neuron.description import describe
 from neuron.memory.fit import find_fit

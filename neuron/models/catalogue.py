@@ -9,7 +9,8 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from ipc.errors import Code, CortexError
-from ipc.messages import Device, FleetCatalogue
+from ipc.messages.catalogue import FleetCatalogue
+from ipc.messages.state import Device
 from ipc.model_settings import changed_keys
 from neuron.config import ModelSettings, NeuronConfig
 from neuron.models.hosting import NotHere, hosted

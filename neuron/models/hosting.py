@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from msgspec.structs import replace
 
-from ipc.messages import Device
+from ipc.messages.state import Device
 from neuron.config import ModelSettings
 from neuron.memory.ledger import gib
 

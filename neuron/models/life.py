@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import Enum
 
-from ipc.messages import ModelStatus
+from ipc.messages.state import ModelStatus
 
 
 class Event(Enum):

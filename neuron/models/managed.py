@@ -12,7 +12,7 @@ from dataclasses import replace
 import msgspec
 
 from ipc.errors import Code, CortexError
-from ipc.messages import ModelState, ModelStatus, RankState
+from ipc.messages.state import ModelState, ModelStatus, RankState
 from ipc.model_settings import LIVE, changed_keys
 from ipc.worker_messages import Ready
 from neuron.admission.request_queue import RequestQueue

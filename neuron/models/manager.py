@@ -10,15 +10,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ipc.errors import Code, CortexError
-from ipc.messages import (
-    Appraisal,
-    CatalogueReply,
-    FleetCatalogue,
-    ModelState,
-    ModelStatus,
-    Quoted,
-    RankState,
-)
+from ipc.messages.catalogue import Appraisal, FleetCatalogue
+from ipc.messages.replies import CatalogueReply, Quoted
+from ipc.messages.state import ModelState, ModelStatus, RankState
 from neuron.config import ModelSettings, NeuronConfig
 from neuron.description import ModelDescription, describe
 from neuron.memory.devices import CpuProbe, Inventory

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 
-from ipc.messages import FleetCatalogue
+from ipc.messages.catalogue import FleetCatalogue
 
 log = logging.getLogger("neuron.models.succession")
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 
 from ipc.lifeline import die_with_parent
-from ipc.messages import Failed
+from ipc.messages.replies import Failed
 from neuron.preparation.jobs import Fronts, Job, Outcome, perform
 from neuron.preparation.wire import receive, send
 from neuron.trace import log_to_stderr

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from tokenizers import Encoding
 
 from ipc.errors import Code, CortexError
-from ipc.messages import Embed, Rerank
+from ipc.messages.requests import Embed, Rerank
 from neuron.preparation.facts import ModelFacts
 from neuron.preparation.sampling import check_ids
 from neuron.refusals import bad_request

@@ -15,20 +15,9 @@ from typing import Any, Literal
 import msgspec
 
 from ipc.errors import Code, CortexError
-from ipc.messages import (
-    CountTokens,
-    Detokenize,
-    Embed,
-    Failed,
-    Generate,
-    Name,
-    Rerank,
-    Text,
-    TokenCount,
-    Tokenize,
-    Tokens,
-    misread,
-)
+from ipc.messages.replies import Failed, Text, TokenCount, Tokens
+from ipc.messages.requests import CountTokens, Detokenize, Embed, Generate, Rerank, Tokenize, misread
+from ipc.messages.values import Name
 from neuron.preparation.facts import ModelFacts
 from neuron.preparation.prepared import Prepared, prepare, without_text
 from neuron.preparation.prepared_inputs import PreparedInputs, prepare_inputs, validate_inputs

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from ipc.messages import Message
+from ipc.messages.conversation import Message
 from ipc.worker_messages import PlacedImage
 from neuron.images.sizing import Sized, pixels, sized
 from neuron.refusals import bad_request, too_long

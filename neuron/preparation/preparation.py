@@ -13,7 +13,8 @@ import msgspec
 from msgspec.structs import replace
 
 from ipc.errors import Code, CortexError
-from ipc.messages import CountTokens, Detokenize, Embed, Generate, Text, TokenCount, Tokenize, Tokens
+from ipc.messages.replies import Text, TokenCount, Tokens
+from ipc.messages.requests import CountTokens, Detokenize, Embed, Generate, Tokenize
 from ipc.server import Encoded, Unread
 from neuron.description import ModelDescription
 from neuron.memory.devices import CpuProbe

@@ -11,7 +11,8 @@ from functools import partial
 import msgspec
 
 from ipc.errors import Code, CortexError
-from ipc.messages import Generate, Structured
+from ipc.messages.requests import Generate
+from ipc.messages.sampling import Structured
 from ipc.worker_messages import Constraint, SamplingParams
 from neuron.grammar.structured import constrain, hold
 from neuron.grammar.tool_calls import allow_call, require_call

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from ipc.messages import Embed, Rerank
+from ipc.messages.requests import Embed, Rerank
 from ipc.worker_messages import Pooling
 from neuron.preparation.facts import ModelFacts
 from neuron.preparation.inputs import check_embed, encode_inputs, encode_pairs

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ipc.errors import Code, CortexError
-from ipc.messages import CountTokens, Embed, Generate, Tokenize
+from ipc.messages.requests import CountTokens, Embed, Generate, Tokenize
 from neuron.preparation.placing import PreparedImage, place, refuse_marks
 from neuron.preparation.sampling import BLOCK, MAX_CHOICES, MIXED, check, check_ids
 from neuron.refusals import bad_request, too_long

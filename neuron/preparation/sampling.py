@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from ipc.messages import Sampling
+from ipc.messages.sampling import Sampling
 from ipc.worker_messages import SamplingParams
 from neuron.refusals import bad_request
 from neuron.text.answers import AnswerText

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ipc.messages import CountTokens, Detokenize, Text, TokenCount, Tokenize, Tokens
+from ipc.messages.replies import Text, TokenCount, Tokens
+from ipc.messages.requests import CountTokens, Detokenize, Tokenize
 from neuron.preparation.prompt import encode_prompts
 from neuron.preparation.sampling import check_ids
 from neuron.text.frontend import TextFrontEnd

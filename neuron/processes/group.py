@@ -15,7 +15,7 @@ import msgspec
 
 from ipc.errors import Code, CortexError
 from ipc.heartbeat import HeartbeatPage
-from ipc.messages import RankState
+from ipc.messages.state import RankState
 from ipc.ring import Ring, RingBroken
 from ipc.worker_messages import (
     Abort,

@@ -13,7 +13,8 @@ from functools import partial
 from math import inf
 
 from ipc.errors import Code, CortexError
-from ipc.messages import ModelState, ModelStatus, Quoted
+from ipc.messages.replies import Quoted
+from ipc.messages.state import ModelState, ModelStatus
 from neuron.admission.bounds import Bounds
 from neuron.config import ModelSettings, NeuronConfig
 from neuron.pulling.child import Came, Found, HubTask

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from pathlib import Path
 
-from ipc.messages import Device, ModelState
+from ipc.messages.state import Device, ModelState
 from neuron.config import ModelSettings, NeuronConfig
 from neuron.pulling.pull import Pull, Shared
 

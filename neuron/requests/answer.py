@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from ipc.messages import Alternative, Choice, FinishReason, TokenLogprob
+from ipc.messages.answers import Alternative, Choice, FinishReason, TokenLogprob
 from ipc.worker_messages import Logprobs, SequenceReport, Submit
 from neuron.preparation.placing import PreparedImage
 from neuron.requests.order import Spans

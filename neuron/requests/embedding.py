@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ipc.messages import Embed, Embeddings
+from ipc.messages.replies import Embeddings
+from ipc.messages.requests import Embed
 from neuron.requests.vectors import VectorRequest
 
 

@@ -9,7 +9,10 @@ from collections.abc import Callable, Iterator, Sequence
 import msgspec
 
 from ipc.errors import Code, CortexError
-from ipc.messages import Delta, Finished, Generate, Reply, Started, Timings, TokenLogprob, Tool, Usage
+from ipc.messages.answers import Timings, TokenLogprob, Usage
+from ipc.messages.conversation import Tool
+from ipc.messages.replies import Delta, Finished, Reply, Started
+from ipc.messages.requests import Generate
 from ipc.server import Unread
 from ipc.worker_messages import PAGE_SIZE, SequenceReport, Submit
 from neuron.description import ModelDescription

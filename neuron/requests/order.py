@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ipc.messages import Span, ToolCallDelta
+from ipc.messages.answers import Span, ToolCallDelta
 from neuron.text.parser import Piece
 
 _PLACES = {"reasoning": 0, "text": 1, "tool": 2}  # in a delta

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ipc.messages import Progress
+from ipc.messages.replies import Progress
 
 WARY_SECONDS = 0.3  # of reading, before its rate says anything
 

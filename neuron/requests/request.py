@@ -11,7 +11,9 @@ from typing import Any, Literal, Protocol
 import msgspec
 
 from ipc.errors import Code, CortexError
-from ipc.messages import Cancelled, Embed, Failed, Finished, Generate, Reply, Started, Usage
+from ipc.messages.answers import Usage
+from ipc.messages.replies import Cancelled, Failed, Finished, Reply, Started
+from ipc.messages.requests import Embed, Generate
 from ipc.server import Unread
 from ipc.worker_messages import SequenceReport, Submit
 from neuron.description import ModelDescription

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ipc.messages import Ranked, Rerank
+from ipc.messages.replies import Ranked
+from ipc.messages.requests import Rerank
 from neuron.requests.vectors import VectorRequest
 
 

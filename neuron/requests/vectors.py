@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from ipc.messages import Embed, Reply, Usage
+from ipc.messages.answers import Usage
+from ipc.messages.replies import Reply
+from ipc.messages.requests import Embed
 from ipc.server import Unread
 from ipc.worker_messages import SequenceReport, Submit
 from neuron.description import ModelDescription

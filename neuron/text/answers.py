@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import msgspec
 
-from ipc.messages import Generate, Tool
+from ipc.messages.conversation import Tool
+from ipc.messages.requests import Generate
 from neuron.text.detokenizer import Detokenizer
 from neuron.text.formats.registry import BY_NAME
 from neuron.text.formats.tool_format import ToolFormat

@@ -9,7 +9,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from ipc.errors import Code, CortexError
-from ipc.messages import ContentPart, ImagePart, Message, TextPart, ThinkingPart, ToolResultPart
+from ipc.messages.conversation import ContentPart, ImagePart, Message, TextPart, ThinkingPart, ToolResultPart
 
 _ERROR = "Error: "
 _SAYS_ERROR = re.compile(r"\W*\w*error", re.IGNORECASE)

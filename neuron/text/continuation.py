@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from msgspec.structs import replace
 
 from ipc.errors import Code, CortexError
-from ipc.messages import Message, TextPart
+from ipc.messages.conversation import Message, TextPart
 
 _MARK = f"qzx{secrets.token_hex(8)}"  # no conversation has it
 

@@ -10,7 +10,8 @@ import msgspec
 from tokenizers import Encoding
 
 from ipc.errors import Code, CortexError
-from ipc.messages import Message, Thinking, Tool
+from ipc.messages.conversation import Message, Tool
+from ipc.messages.sampling import Thinking
 from neuron.text.answers import AnswerFacts, AnswerText
 from neuron.text.detokenizer import Detokenizer
 from neuron.text.formats.registry import BY_NAME, tool_format

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from ipc.messages import Tool
+from ipc.messages.conversation import Tool
 
 
 class OfferedTool(msgspec.Struct, array_like=True, dict=True):

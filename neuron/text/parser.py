@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from ipc.messages import ToolCall, ToolCallDelta
+from ipc.messages.answers import ToolCallDelta
+from ipc.messages.conversation import ToolCall
 from neuron.text.formats.call_parser import CallParser
 from neuron.text.reasoning import Part, ReasoningSplitter
 from neuron.text.stops import StopStrings

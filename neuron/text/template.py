@@ -12,7 +12,8 @@ import jinja2
 import msgspec
 
 from ipc.errors import Code, CortexError
-from ipc.messages import Message, TextPart, Thinking, Tool
+from ipc.messages.conversation import Message, TextPart, Tool
+from ipc.messages.sampling import Thinking
 from neuron.text.budget import QUICK, OverBudget
 from neuron.text.content import turns as spread
 from neuron.text.formats.hermes import HERMES

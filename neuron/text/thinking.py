@@ -13,7 +13,7 @@ import msgspec
 from jinja2 import nodes
 from jinja2.meta import find_undeclared_variables
 
-from ipc.messages import Thinking
+from ipc.messages.sampling import Thinking
 
 SWITCHES = ("enable_thinking", "thinking")
 MODES = ("thinking_mode", "thinking_option")

@@ -13,7 +13,7 @@ from contextlib import closing, suppress
 import psutil
 
 from ipc.errors import CortexError
-from ipc.messages import Load
+from ipc.messages.requests import Load
 from tests.chaos.fleet import ANSWER_SECONDS, Fleet, Service
 
 Fault = Callable[[Fleet, random.Random], Awaitable[str]]

@@ -19,7 +19,9 @@ import psutil
 from ipc.client import NeuronClient
 from ipc.errors import CortexError
 from ipc.keys import generate, load_public, load_secret
-from ipc.messages import CountTokens, Health, HealthReply, Message, Unload
+from ipc.messages.conversation import Message
+from ipc.messages.replies import HealthReply
+from ipc.messages.requests import CountTokens, Health, Unload
 from tests.chaos.network import Network
 from tests.gateway.conftest import Keys
 from tests.neuron.harness import ROOT, simulated

@@ -19,7 +19,8 @@ import psutil
 
 from gateway.commands import remote, status
 from ipc.client import BlockingClient
-from ipc.messages import Health, ModelState
+from ipc.messages.requests import Health
+from ipc.messages.state import ModelState
 from tests.ports import free_port
 
 SCRIPTS = Path(sysconfig.get_path("scripts"))

@@ -17,7 +17,8 @@ from gateway.fleet.exchange import Exchange
 from gateway.fleet.view import Fleet
 from gateway.telemetry.exposition import neuron_metrics
 from ipc.errors import Code, CortexError
-from ipc.messages import Generate, Health, Load, Sampling
+from ipc.messages.requests import Generate, Health, Load
+from ipc.messages.sampling import Sampling
 from neuron.models.catalogue import DEMO_FOLDER
 from tests.neuron.harness import PATIENCE, Neuron
 from workers.checkpoints.card import read_card

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import httpx
 import pytest
 
-from ipc.messages import Started
+from ipc.messages.replies import Started
 from tests.end_to_end.harness import LONG
 from tests.gateway.conftest import PATIENCE, GatewayProcess
 from tests.neuron.harness import Neuron, chat, simulated

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from ipc.messages import Drain, Load
+from ipc.messages.requests import Drain, Load
 from tests.gateway.conftest import PATIENCE, GatewayProcess, eventually
 from tests.neuron.harness import Neuron, simulated
 from tests.ports import free_ports

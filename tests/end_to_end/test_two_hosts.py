@@ -15,7 +15,10 @@ from gateway.config import GatewayConfig, NeuronSettings
 from gateway.fleet.exchange import Exchange
 from gateway.fleet.view import Fleet
 from ipc.errors import Code, CortexError
-from ipc.messages import Generate, Load, Message, Sampling, Usage
+from ipc.messages.answers import Usage
+from ipc.messages.conversation import Message
+from ipc.messages.requests import Generate, Load
+from ipc.messages.sampling import Sampling
 from ipc.worker_messages import PAGE_SIZE
 from tests.neuron.harness import Neuron, simulated
 

@@ -7,7 +7,8 @@ import json
 from typing import Any
 
 from gateway.dialects.anthropic import messages
-from ipc.messages import Generate, Message
+from ipc.messages.conversation import Message
+from ipc.messages.requests import Generate
 from tests.gateway.parsing import parsed
 
 USER = {"role": "user", "content": "x"}

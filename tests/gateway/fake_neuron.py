@@ -22,56 +22,50 @@ from dataclasses import dataclass, field
 import msgspec
 
 from ipc.errors import Code
-from ipc.messages import (
-    AnyRequest,
-    Appraisal,
+from ipc.messages.answers import Choice, Timings, ToolCallDelta, Usage
+from ipc.messages.catalogue import Appraisal, FleetCatalogue
+from ipc.messages.conversation import ContentPart, TextPart, ToolCall
+from ipc.messages.replies import (
     Appraisals,
-    Cancel,
     Cancelled,
     CatalogueReply,
-    CheckCatalogue,
-    Choice,
-    ContentPart,
-    CountTokens,
     Delta,
-    Detokenize,
-    Device,
     Done,
-    Drain,
-    Eviction,
     Failed,
     Finished,
-    FleetCatalogue,
-    Generate,
-    Health,
     HealthReply,
-    Hello,
     HelloReply,
-    Load,
-    ModelState,
-    Pin,
     Progress,
-    Quote,
     Quoted,
     Ranked,
-    RankState,
-    Rerank,
-    Resume,
-    SetCatalogue,
     Started,
     State,
     Text,
-    TextPart,
-    Timings,
     TokenCount,
-    Tokenize,
     Tokens,
-    ToolCall,
-    ToolCallDelta,
+)
+from ipc.messages.requests import (
+    AnyRequest,
+    Cancel,
+    CheckCatalogue,
+    CountTokens,
+    Detokenize,
+    Drain,
+    Eviction,
+    Generate,
+    Health,
+    Hello,
+    Load,
+    Pin,
+    Quote,
+    Rerank,
+    Resume,
+    SetCatalogue,
+    Tokenize,
     Unload,
-    Usage,
     Watch,
 )
+from ipc.messages.state import Device, ModelState, RankState
 from ipc.server import Peer, Server
 
 MODELS = (

@@ -13,7 +13,7 @@ from gateway.dialects.openai import chat as openai_chat
 from gateway.dialects.openai import completions as openai_completions
 from gateway.dialects.openai import embeddings as openai_embeddings
 from ipc.errors import CortexError
-from ipc.messages import Embed, Generate
+from ipc.messages.requests import Embed, Generate
 
 USER = {"role": "user", "content": "x"}
 TOOL = {"type": "function", "function": {"name": "f", "strict": True}}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from gateway.fleet.account import Asked
 from gateway.fleet.exchange import Exchange
 from ipc.errors import CortexError
-from ipc.messages import Finished, Reply, Started
+from ipc.messages.replies import Finished, Reply, Started
 from tests.doubles import stands_for
 
 

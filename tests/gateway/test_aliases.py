@@ -11,7 +11,7 @@ import pytest
 from gateway import config
 from gateway.aliases import AliasError, Aliases
 from gateway.commands.up_plan import UpError, parse_aliases
-from ipc.messages import MAX_MODEL_ID
+from ipc.model_settings import MAX_MODEL_ID
 from ipc.settings import ConfigError
 from tests import streams
 from tests.gateway.conftest import PATIENCE, GatewayProcess, NeuronThread

@@ -14,7 +14,7 @@ from gateway.dialects.anthropic import count_tokens, messages
 from gateway.dialects.anthropic.envelope import envelope
 from gateway.refusals import Refusal
 from ipc.errors import Code, CortexError
-from ipc.messages import AnyRequest
+from ipc.messages.requests import AnyRequest
 from tests.gateway.anthropic_bodies import CALL, IMAGE, PDF, RESULT, SEARCH, TOOL, USER, read, text
 from tests.gateway.parsing import parsed, refusal
 

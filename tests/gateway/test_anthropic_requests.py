@@ -15,18 +15,17 @@ from gateway.dialects.anthropic import count_tokens, messages
 from gateway.dialects.anthropic.identifiers import inward, outward
 from gateway.dialects.thoughts import seal, unseal
 from ipc.errors import Code
-from ipc.messages import (
-    CountTokens,
+from ipc.messages.conversation import (
     ImagePart,
     Message,
-    Structured,
     TextPart,
-    Thinking,
     ThinkingPart,
     Tool,
     ToolCall,
     ToolResultPart,
 )
+from ipc.messages.requests import CountTokens
+from ipc.messages.sampling import Structured, Thinking
 from tests.gateway.anthropic_bodies import CALL, IMAGE, PDF, RESULT, SEARCH, TOOL, USER, read, text, turns
 from tests.gateway.parsing import parsed, refusal
 

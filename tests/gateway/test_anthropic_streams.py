@@ -15,7 +15,9 @@ from gateway.dialects.anthropic.identifiers import outward
 from gateway.dialects.anthropic.renderer import MessageRenderer
 from gateway.dialects.thoughts import seal, unseal
 from ipc.errors import Code, CortexError
-from ipc.messages import Choice, Delta, Finished, Progress, Started, Timings, ToolCall, ToolCallDelta, Usage
+from ipc.messages.answers import Choice, Timings, ToolCallDelta, Usage
+from ipc.messages.conversation import ToolCall
+from ipc.messages.replies import Delta, Finished, Progress, Started
 from tests import streams
 from tests.gateway.parsing import parsed
 

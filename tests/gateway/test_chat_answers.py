@@ -12,17 +12,9 @@ from hypothesis import strategies as st
 from gateway.dialects.openai import chat as openai_chat
 from gateway.dialects.openai import completions as openai_completions
 from gateway.dialects.openai.chat_answer import ChatRenderer
-from ipc.messages import (
-    Choice,
-    Delta,
-    Finished,
-    Started,
-    Timings,
-    TokenLogprob,
-    ToolCall,
-    ToolCallDelta,
-    Usage,
-)
+from ipc.messages.answers import Choice, Timings, TokenLogprob, ToolCallDelta, Usage
+from ipc.messages.conversation import ToolCall
+from ipc.messages.replies import Delta, Finished, Started
 from tests import streams
 from tests.gateway.parsing import TOOL, USER, parsed
 

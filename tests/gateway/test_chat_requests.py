@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from gateway.dialects.openai import chat as openai_chat
 from gateway.dialects.openai.custom_tools import InputReader, as_arguments, as_input
 from ipc.errors import Code, CortexError
-from ipc.messages import Message, TextPart, Thinking, ThinkingPart, Tool, ToolCall
+from ipc.messages.conversation import Message, TextPart, ThinkingPart, Tool, ToolCall
+from ipc.messages.sampling import Thinking
 from tests.gateway.parsing import TOOL, USER, chat, parsed, refusal
 
 

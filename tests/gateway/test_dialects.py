@@ -21,24 +21,11 @@ from gateway.dialects.openai.responses import request as responses_request
 from gateway.dialects.vllm import rerank
 from gateway.dialects.writing import encode, json_string
 from ipc.errors import Code, CortexError
-from ipc.messages import (
-    Alternative,
-    Choice,
-    Delta,
-    Finished,
-    Generate,
-    ImagePart,
-    Message,
-    Sampling,
-    Started,
-    Structured,
-    TextPart,
-    Timings,
-    TokenLogprob,
-    Tool,
-    ToolCall,
-    Usage,
-)
+from ipc.messages.answers import Alternative, Choice, Timings, TokenLogprob, Usage
+from ipc.messages.conversation import ImagePart, Message, TextPart, Tool, ToolCall
+from ipc.messages.replies import Delta, Finished, Started
+from ipc.messages.requests import Generate
+from ipc.messages.sampling import Sampling, Structured
 from tests.gateway.parsing import TOOL, USER, chat, completion, embed, parsed, refusal
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from gateway.fleet.breaker import FAILURES, MAX_SECONDS, SECONDS, TRIAL_SECONDS, Breaker
 from gateway.fleet.directory import Directory, Listed
-from ipc.messages import ModelState
+from ipc.messages.state import ModelState
 from tests.doubles import stands_for
 
 

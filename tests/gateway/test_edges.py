@@ -17,7 +17,9 @@ from gateway.dialects import Dialect, Renderer, RequestContext
 from gateway.dialects.registry import DIALECTS
 from gateway.refusals import Refusal
 from ipc.errors import Code, CortexError
-from ipc.messages import Delta, Finished, Generate, Message, Progress, Started
+from ipc.messages.conversation import Message
+from ipc.messages.replies import Delta, Finished, Progress, Started
+from ipc.messages.requests import Generate
 from tests.doubles import stands_for
 from tests.gateway.conftest import PATIENCE, NeuronThread
 

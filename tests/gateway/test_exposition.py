@@ -19,7 +19,7 @@ import pytest
 from prometheus_client.core import REGISTRY, CounterMetricFamily
 
 from gateway.telemetry import exposition
-from ipc.messages import RankState
+from ipc.messages.state import RankState
 from tests.gateway.conftest import ROOT, GatewayProcess, NeuronThread, eventually
 
 JSON = {"content-type": "application/json"}

@@ -25,7 +25,8 @@ from gateway.fetching.names import LOOKUPS, Names
 from gateway.fetching.reach import Reach
 from gateway.fetching.settings import ImageSettings
 from ipc.errors import Code, CortexError
-from ipc.messages import Generate, ImagePart, TextPart
+from ipc.messages.conversation import ImagePart, TextPart
+from ipc.messages.requests import Generate
 from tests.gateway import parsing
 
 HERE = ("127.0.0.0/8", "::1/128")

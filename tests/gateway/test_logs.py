@@ -13,7 +13,8 @@ from gateway.config import NeuronSettings
 from gateway.dialects.admin import logs
 from gateway.fleet.view import Neuron
 from ipc.client import Call, NeuronClient
-from ipc.messages import LogLines, Logs
+from ipc.messages.replies import LogLines
+from ipc.messages.requests import Logs
 from tests.doubles import stands_for
 
 PATIENCE = 30.0

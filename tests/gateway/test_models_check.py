@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from gateway.commands import models
 from gateway.commands.cli import app
-from ipc.messages import Appraisal
+from ipc.messages.catalogue import Appraisal
 from tests.gateway.conftest import NeuronThread
 from tests.ports import free_ports
 

@@ -14,19 +14,9 @@ from gateway.dialects.openai import chat, completions, embeddings
 from gateway.dialects.openai.envelope import envelope
 from gateway.refusals import Refusal
 from ipc.errors import Code, CortexError
-from ipc.messages import (
-    Alternative,
-    Choice,
-    Delta,
-    Embeddings,
-    Finished,
-    Started,
-    Timings,
-    TokenLogprob,
-    ToolCall,
-    ToolCallDelta,
-    Usage,
-)
+from ipc.messages.answers import Alternative, Choice, Timings, TokenLogprob, ToolCallDelta, Usage
+from ipc.messages.conversation import ToolCall
+from ipc.messages.replies import Delta, Embeddings, Finished, Started
 from tests.gateway.parsing import TOOL, USER, parsed
 
 SPECIFICATION = Path(__file__).parents[2] / "../shared/data/specs/openai-core.json"

@@ -14,7 +14,9 @@ from gateway.dialects.openai import chat as openai_chat
 from gateway.dialects.openai import completions as openai_completions
 from gateway.dialects.openai import embeddings as openai_embeddings
 from ipc.errors import Code, CortexError
-from ipc.messages import Choice, Delta, Embeddings, Finished, Started, Timings, ToolCall, Usage
+from ipc.messages.answers import Choice, Timings, Usage
+from ipc.messages.conversation import ToolCall
+from ipc.messages.replies import Delta, Embeddings, Finished, Started
 from tests.gateway.parsing import TOOL, USER, parsed
 
 SPECIFICATION = Path(__file__).parents[2] / "../shared/data/specs/openai-core.json"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gateway.fleet.patience import waited_too_long
 from ipc.errors import Code
-from ipc.messages import ModelState
+from ipc.messages.state import ModelState
 
 
 def test_who_waits_for_files_from_a_hub_is_told_how_much_is_to_come() -> None:

@@ -8,7 +8,7 @@ import httpx
 import openai
 import pytest
 
-from ipc.messages import PROTOCOL_MAJOR, PROTOCOL_MINOR
+from ipc.messages.framing import PROTOCOL_MAJOR, PROTOCOL_MINOR
 from tests.gateway.conftest import GatewayProcess, eventually
 
 

@@ -22,21 +22,17 @@ from gateway.store import responses as kept
 from gateway.store.response_store import ResponseStore
 from gateway.store.retention import Limits
 from ipc.errors import Code, CortexError
-from ipc.messages import (
+from ipc.messages.answers import (
     Alternative,
     Choice,
-    Delta,
-    Finished,
     FinishReason,
-    Message,
-    Progress,
-    Started,
     Timings,
     TokenLogprob,
-    ToolCall,
     ToolCallDelta,
     Usage,
 )
+from ipc.messages.conversation import Message, ToolCall
+from ipc.messages.replies import Delta, Finished, Progress, Started
 from tests.gateway.conftest import PATIENCE
 from tests.gateway.parsing import parsed
 from tests.gateway.scripted_exchange import Script

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from gateway.dialects.openai.responses.truncate import fewest
-from ipc.messages import Message
+from ipc.messages.conversation import Message
 from tests.gateway.conftest import GatewayProcess, NeuronThread
 from tests.streams import Failed, responses
 from tests.streams.responses_events import check_response

@@ -14,7 +14,9 @@ from gateway.dialects.openai.responses import request
 from gateway.dialects.openai.responses.request import Creation
 from gateway.dialects.thoughts import seal
 from ipc.errors import Code, CortexError
-from ipc.messages import Generate, ImagePart, Message, Structured, TextPart, Thinking, ToolCall
+from ipc.messages.conversation import ImagePart, Message, TextPart, ToolCall
+from ipc.messages.requests import Generate
+from ipc.messages.sampling import Structured, Thinking
 from tests.gateway.parsing import parsed
 
 FUNCTION = {

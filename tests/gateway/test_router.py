@@ -12,7 +12,8 @@ from gateway.fleet import router
 from gateway.fleet.directory import Directory
 from gateway.fleet.router import able, absent, best, few, second
 from ipc.errors import Code, CortexError
-from ipc.messages import Device, ModelState, Quoted
+from ipc.messages.replies import Quoted
+from ipc.messages.state import Device, ModelState
 from tests.doubles import stands_for
 
 REFUSAL = CortexError(Code.MODEL_LOAD_FAILED, "its checkpoint is torn")

@@ -12,7 +12,9 @@ import pytest
 from gateway.fleet.prefixes import EXPECTED_SECONDS, MOST, Prefixes
 from gateway.fleet.prompts import Prompt, read
 from gateway.fleet.score import Asked, Loaded, Score, best, some
-from ipc.messages import Generate, ImagePart, Message, ModelState, TextPart, Tool
+from ipc.messages.conversation import ImagePart, Message, TextPart, Tool
+from ipc.messages.requests import Generate
+from ipc.messages.state import ModelState
 from tests.doubles import stands_for
 
 PLAIN = Asked("m")

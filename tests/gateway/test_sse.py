@@ -10,7 +10,8 @@ from gateway.dialects import Renderer
 from gateway.dialects.event_streams import comment
 from gateway.http.sse import EventStream
 from ipc.errors import Code, CortexError
-from ipc.messages import Choice, Delta, Finished, Progress, Started, Timings, Usage
+from ipc.messages.answers import Choice, Timings, Usage
+from ipc.messages.replies import Delta, Finished, Progress, Started
 from tests.doubles import stands_for
 from tests.gateway.scripted_exchange import Script
 

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from gateway.commands import status
 from gateway.commands.cli import app
-from ipc.messages import Device, ModelState
+from ipc.messages.state import Device, ModelState
 
 GIB = 1 << 30
 BEAST = status.NeuronHealth(

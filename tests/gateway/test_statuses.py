@@ -12,7 +12,7 @@ import pytest
 
 from gateway.refusals import STATUSES, Refusal
 from ipc.errors import Code
-from ipc.messages import Failed
+from ipc.messages.replies import Failed
 from tests import streams
 from tests.gateway.conftest import PATIENCE, GatewayProcess, NeuronThread, client_of, eventually
 from tests.gateway.fake_neuron import MODELS

@@ -10,7 +10,10 @@ import pytest
 
 from gateway.dialects.vllm import tokens
 from ipc.errors import Code, CortexError
-from ipc.messages import Message, Thinking, Tokenize, Tokens
+from ipc.messages.conversation import Message
+from ipc.messages.replies import Tokens
+from ipc.messages.requests import Tokenize
+from ipc.messages.sampling import Thinking
 from tests.gateway.parsing import TOOL, USER, chat, parsed, refusal
 
 

@@ -7,7 +7,8 @@ import itertools
 import pytest
 
 from gateway.fleet.transcript import Transcript
-from ipc.messages import Delta, ToolCallDelta
+from ipc.messages.answers import ToolCallDelta
+from ipc.messages.replies import Delta
 
 # An answer as a neuron makes it of seven tokens, with text that lags behind them.
 CALL = [ToolCallDelta(index=0, call_id="c1", name="f"), ToolCallDelta(index=0, arguments='{"a":')]

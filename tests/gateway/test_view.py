@@ -20,24 +20,20 @@ from gateway.fleet.view import SILENT_SECONDS, Fleet, Neuron
 from gateway.telemetry import metrics
 from ipc.client import NeuronClient
 from ipc.errors import Code, CortexError
-from ipc.messages import (
+from ipc.messages.answers import Usage
+from ipc.messages.conversation import Message
+from ipc.messages.replies import Delta, Failed, Quoted, Started, State
+from ipc.messages.requests import (
     AnyRequest,
     CountTokens,
-    Delta,
     Detokenize,
     Embed,
-    Failed,
     Generate,
-    Message,
-    ModelState,
     Quote,
-    Quoted,
     Rerank,
-    Started,
-    State,
     Tokenize,
-    Usage,
 )
+from ipc.messages.state import ModelState
 from ipc.server import Peer
 from tests.doubles import stands_for
 from tests.gateway.fake_neuron import FakeNeuron

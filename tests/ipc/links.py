@@ -16,21 +16,9 @@ from contextlib import suppress
 
 from ipc.client import Call, NeuronClient
 from ipc.errors import CortexError
-from ipc.messages import (
-    TERMINAL,
-    AnyRequest,
-    Cancel,
-    Cancelled,
-    Choice,
-    Delta,
-    Done,
-    Finished,
-    Generate,
-    ListModels,
-    Timings,
-    Usage,
-    Watch,
-)
+from ipc.messages.answers import Choice, Timings, Usage
+from ipc.messages.replies import TERMINAL, Cancelled, Delta, Done, Finished
+from ipc.messages.requests import AnyRequest, Cancel, Generate, ListModels, Watch
 from ipc.server import Peer, Server
 
 CLIENTS = 2

@@ -15,24 +15,10 @@ import zmq.asyncio
 from ipc.client import BlockingClient, NeuronClient
 from ipc.errors import Code, CortexError
 from ipc.keys import generate, load_public, load_secret
-from ipc.messages import (
-    HEADER,
-    Cancel,
-    Cancelled,
-    CountTokens,
-    Delta,
-    Done,
-    Failed,
-    Finished,
-    Generate,
-    Health,
-    Heartbeat,
-    ListModels,
-    Load,
-    Progress,
-    Resume,
-    Usage,
-)
+from ipc.messages.answers import Usage
+from ipc.messages.framing import HEADER
+from ipc.messages.replies import Cancelled, Delta, Done, Failed, Finished, Heartbeat, Progress
+from ipc.messages.requests import Cancel, CountTokens, Generate, Health, ListModels, Load, Resume
 from ipc.server import Server
 from ipc.sockets import MAX_MESSAGE
 from tests.ipc.test_server import SECONDS, Desk, finished
@@ -269,7 +255,8 @@ def test_a_request_withdrawn_before_the_neuron_is_up_never_reaches_it():
 
 SERVE = """
 import asyncio
-from ipc.messages import Generate, Done
+from ipc.messages.replies import Done
+from ipc.messages.requests import Generate
 from ipc.server import Server
 def handler(peer, request):
     if not isinstance(request, Generate):
@@ -332,7 +319,8 @@ def test_a_neuron_that_is_stopped_is_lost_after_the_silence(spawn):
 BACKLOG = """
 import asyncio, threading, time
 from ipc.client import Call, NeuronClient
-from ipc.messages import *
+from ipc.messages.replies import *
+from ipc.messages.requests import *
 from ipc.server import Server
 
 go, sent, enough = threading.Event(), threading.Event(), threading.Event()
@@ -687,7 +675,8 @@ def test_half_a_pair_of_keys_is_refused():
 
 STREAM = """
 import asyncio
-from ipc.messages import *
+from ipc.messages.replies import *
+from ipc.messages.requests import *
 from ipc.server import Server
 cancelled = []
 def handler(peer, request):

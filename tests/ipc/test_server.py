@@ -15,50 +15,48 @@ from hypothesis import strategies as st
 
 from ipc import server as server_module
 from ipc.errors import Code, CortexError
-from ipc.messages import (
-    HEADER,
-    PROTOCOL_MAJOR,
+from ipc.messages.answers import Choice, Timings, Usage
+from ipc.messages.catalogue import FleetCatalogue
+from ipc.messages.conversation import Message, Tool
+from ipc.messages.framing import HEADER, PROTOCOL_MAJOR
+from ipc.messages.replies import (
     AnyReply,
+    Cancelled,
+    Delta,
+    Done,
+    Failed,
+    Finished,
+    Heartbeat,
+    State,
+    TokenCount,
+)
+from ipc.messages.requests import (
     AnyRequest,
     CachedPages,
     Cancel,
-    Cancelled,
     CheckCatalogue,
-    Choice,
     CountTokens,
-    Delta,
     Detokenize,
     Discover,
-    Done,
     Drain,
     Embed,
     Eviction,
-    Failed,
-    Finished,
-    FleetCatalogue,
     Generate,
     Health,
-    Heartbeat,
     Hello,
     ListModels,
     Load,
     Logs,
-    Message,
     Pin,
     Quote,
     Rerank,
     Resume,
-    Sampling,
     SetCatalogue,
-    State,
-    Timings,
-    TokenCount,
     Tokenize,
-    Tool,
     Unload,
-    Usage,
     Watch,
 )
+from ipc.messages.sampling import Sampling
 from ipc.server import Server
 
 SECONDS = 60  # how long a test waits for what must come
@@ -519,7 +517,7 @@ def test_a_client_that_left_is_noticed_once_while_nothing_but_heartbeats_is_sent
 
 KILLED = """
 from ipc.client import BlockingClient
-from ipc.messages import Generate
+from ipc.messages.requests import Generate
 for reply in BlockingClient(argv[0]).stream(Generate(id=0, model="m", stream=True), 20):
     print("token", flush=True)
 """

@@ -21,7 +21,11 @@ from pathlib import Path
 from typing import Any, Self
 
 from ipc.client import BlockingClient
-from ipc.messages import Generate, Health, HealthReply, Message, ModelState, Sampling
+from ipc.messages.conversation import Message
+from ipc.messages.replies import HealthReply
+from ipc.messages.requests import Generate, Health
+from ipc.messages.sampling import Sampling
+from ipc.messages.state import ModelState
 
 PATIENCE = 150.0  # seconds that any single wait of a test may take
 ROOT = Path(__file__).parents[2]

@@ -9,7 +9,7 @@ import pytest
 
 import neuron.models.catalogue
 from ipc.errors import Code, CortexError
-from ipc.messages import Device
+from ipc.messages.state import Device
 from neuron.config import ModelSettings, NeuronConfig
 from neuron.models.catalogue import Catalogue
 from tests.neuron.folders import write_checkpoint

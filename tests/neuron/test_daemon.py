@@ -12,7 +12,8 @@ import pytest
 from ipc.client import BlockingClient
 from ipc.errors import Code
 from ipc.keys import generate, load_public, load_secret
-from ipc.messages import Delta, Hello, HelloReply, State, Watch
+from ipc.messages.replies import Delta, HelloReply, State
+from ipc.messages.requests import Hello, Watch
 from ipc.version import version
 from tests.neuron.harness import PATIENCE, ROOT, Neuron, chat, is_running, simulated, wait_until
 

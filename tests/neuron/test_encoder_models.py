@@ -8,7 +8,8 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from ipc.errors import Code, CortexError
-from ipc.messages import Embed, Generate, ListModels, Message, Rerank
+from ipc.messages.conversation import Message
+from ipc.messages.requests import Embed, Generate, ListModels, Rerank
 from tests.neuron.harness import PATIENCE, Neuron
 from tests.workers import encoders
 

@@ -7,7 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from ipc.errors import Code, CortexError
-from ipc.messages import Delta, Failed, Finished, Load
+from ipc.messages.replies import Delta, Failed, Finished
+from ipc.messages.requests import Load
 from tests.neuron.harness import PATIENCE, Neuron, chat, is_running, simulated, wait_until
 
 ENDLESS = 30_000  # tokens; more than any test waits for

@@ -15,7 +15,9 @@ import zmq
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ipc.messages import HEADER, TERMINAL, AnyReply, AnyRequest, Failed, Health, HealthReply
+from ipc.messages.framing import HEADER
+from ipc.messages.replies import TERMINAL, AnyReply, Failed, HealthReply
+from ipc.messages.requests import AnyRequest, Health
 from tests.ipc.test_server import ONE_OF_EACH
 from tests.neuron.harness import PATIENCE, Neuron, simulated
 

@@ -8,21 +8,11 @@ from dataclasses import replace
 import pytest
 
 from ipc.errors import Code, CortexError
-from ipc.messages import (
-    Alternative,
-    Cancelled,
-    Delta,
-    Failed,
-    Finished,
-    Generate,
-    Message,
-    Sampling,
-    Started,
-    Tool,
-    ToolCall,
-    ToolCallDelta,
-    Usage,
-)
+from ipc.messages.answers import Alternative, ToolCallDelta, Usage
+from ipc.messages.conversation import Message, Tool, ToolCall
+from ipc.messages.replies import Cancelled, Delta, Failed, Finished, Started
+from ipc.messages.requests import Generate
+from ipc.messages.sampling import Sampling
 from ipc.worker_messages import Logprobs, SequenceReport
 from neuron.requests.generation import Generation
 from neuron.text.detokenizer import Detokenizer

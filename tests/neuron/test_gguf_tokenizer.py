@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from ipc.errors import CortexError
-from ipc.messages import Message
+from ipc.messages.conversation import Message
 from neuron.text.frontend import TextFrontEnd
 from neuron.text.tokenizer import TextTokenizer
 from tests.neuron.folders import byte_level

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ipc.messages import Device
+from ipc.messages.state import Device
 from neuron.config import ModelSettings
 from neuron.models.hosting import NotHere, hosted
 

@@ -17,7 +17,9 @@ from transformers.image_utils import load_image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from ipc.errors import Code, CortexError
-from ipc.messages import CountTokens, Embed, Generate, ImagePart, Message, Sampling, TextPart, ToolResultPart
+from ipc.messages.conversation import ImagePart, Message, TextPart, ToolResultPart
+from ipc.messages.requests import CountTokens, Embed, Generate
+from ipc.messages.sampling import Sampling
 from neuron.images import opening, sizing
 from neuron.preparation.facts import ModelFacts
 from neuron.preparation.placing import MAX_BYTES

@@ -9,7 +9,8 @@ from tokenizers import AddedToken
 from tokenizers.processors import TemplateProcessing
 
 from ipc.errors import Code, CortexError
-from ipc.messages import Generate, Sampling
+from ipc.messages.requests import Generate
+from ipc.messages.sampling import Sampling
 from neuron.preparation.prompt import encode_prompts
 from neuron.requests.generation import Generation
 from neuron.text.formats.hermes import HERMES

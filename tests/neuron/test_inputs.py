@@ -6,7 +6,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from ipc.errors import Code, CortexError
-from ipc.messages import Embed, Rerank
+from ipc.messages.requests import Embed, Rerank
 from neuron.description import ModelDescription
 from neuron.preparation.inputs import Input, check_embed, encode_inputs, encode_pairs
 from neuron.text.formats.hermes import HERMES

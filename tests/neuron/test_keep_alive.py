@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from ipc.messages import Finished
+from ipc.messages.replies import Finished
 from neuron.config import NeuronConfig
 from neuron.models.keep_alive import KeepAlive
 from tests.neuron.test_managed import Client, load, owning, run, until

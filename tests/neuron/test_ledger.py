@@ -3,7 +3,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from ipc.errors import Code, CortexError
-from ipc.messages import Device
+from ipc.messages.state import Device
 from neuron.memory.ledger import Ledger
 
 GIB = 1 << 30

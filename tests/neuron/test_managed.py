@@ -13,7 +13,10 @@ import pytest
 import neuron.models.epochs
 import neuron.models.managed
 from ipc.errors import Code, CortexError
-from ipc.messages import Cancelled, Failed, Finished, Generate, ModelStatus, Progress, Sampling, Started
+from ipc.messages.replies import Cancelled, Failed, Finished, Progress, Started
+from ipc.messages.requests import Generate
+from ipc.messages.sampling import Sampling
+from ipc.messages.state import ModelStatus
 from ipc.worker_messages import FailurePlan, SimulatedSpec
 from neuron.admission.service_rate import SHORTEST
 from neuron.config import Memory, ModelSettings, NeuronConfig, Queue

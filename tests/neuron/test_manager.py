@@ -9,7 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from ipc.errors import Code, CortexError
-from ipc.messages import Delta, Done, Eviction, Finished, Hello, ListModels, Load, Pin, Quote, Unload
+from ipc.messages.replies import Delta, Done, Finished
+from ipc.messages.requests import Eviction, Hello, ListModels, Load, Pin, Quote, Unload
 from tests.neuron.folders import write_checkpoint
 from tests.neuron.harness import PATIENCE, Neuron, chat, simulated, wait_until
 

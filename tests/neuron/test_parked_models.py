@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from ipc.messages import Done, Finished, ListModels, Load, Quote, Unload
+from ipc.messages.replies import Done, Finished
+from ipc.messages.requests import ListModels, Load, Quote, Unload
 from tests.neuron.folders import write_checkpoint
 from tests.neuron.harness import PATIENCE, Neuron, chat, wait_until
 

@@ -8,7 +8,7 @@ import pytest
 
 from ipc import parked
 from ipc.errors import CortexError
-from ipc.messages import Device
+from ipc.messages.state import Device
 from neuron.memory.ledger import Ledger
 from neuron.memory.parking import SPARE_SHARE, Parking
 

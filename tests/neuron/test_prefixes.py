@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from ipc.messages import Generate, Load, Mark, Sampling, State, Watch
+from ipc.messages.replies import State
+from ipc.messages.requests import Generate, Load, Mark, Watch
+from ipc.messages.sampling import Sampling
 from ipc.worker_messages import MemoryUse, Ready, StepReport
 from neuron.models.prefixes import Prefixes
 from neuron.models.statistics import Statistics

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from ipc.errors import Code, CortexError
-from ipc.messages import Failed
+from ipc.messages.replies import Failed
 from neuron.preparation.jobs import Job, Outcome
 from neuron.preparation.pool import OURS, Pool
 from neuron.preparation.process import ProcessDied, TextProcess

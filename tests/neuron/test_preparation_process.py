@@ -16,19 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ipc.errors import Code, CortexError
-from ipc.messages import (
-    CountTokens,
-    Detokenize,
-    Embed,
-    Finished,
-    Generate,
-    Message,
-    Sampling,
-    Structured,
-    TextPart,
-    Tokenize,
-    Tool,
-)
+from ipc.messages.conversation import Message, TextPart, Tool
+from ipc.messages.replies import Finished
+from ipc.messages.requests import CountTokens, Detokenize, Embed, Generate, Tokenize
+from ipc.messages.sampling import Sampling, Structured
 from neuron.preparation import child
 from neuron.preparation.facts import ModelFacts
 from neuron.preparation.jobs import Fronts, Job, Outcome, perform

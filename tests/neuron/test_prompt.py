@@ -1,7 +1,9 @@
 import pytest
 
 from ipc.errors import Code, CortexError
-from ipc.messages import CountTokens, Generate, Message, Sampling, Tool, ToolCall
+from ipc.messages.conversation import Message, Tool, ToolCall
+from ipc.messages.requests import CountTokens, Generate
+from ipc.messages.sampling import Sampling
 from neuron.preparation.prompt import encode_prompts, is_quick, to_ids, validate, validate_prompt
 from tests.neuron.doubles import FrontEnd
 

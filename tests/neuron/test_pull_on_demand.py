@@ -16,17 +16,10 @@ from msgspec import structs
 
 from ipc.client import NeuronClient
 from ipc.errors import Code, CortexError
-from ipc.messages import (
-    CheckCatalogue,
-    CountTokens,
-    FleetCatalogue,
-    Load,
-    Message,
-    Progress,
-    Quote,
-    SetCatalogue,
-    Unload,
-)
+from ipc.messages.catalogue import FleetCatalogue
+from ipc.messages.conversation import Message
+from ipc.messages.replies import Progress
+from ipc.messages.requests import CheckCatalogue, CountTokens, Load, Quote, SetCatalogue, Unload
 from ipc.model_settings import ModelSettings
 from neuron.config import NeuronConfig
 from neuron.pulling import download

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from ipc.errors import Code, CortexError
-from ipc.messages import CheckCatalogue, FleetCatalogue, Load, SetCatalogue
+from ipc.messages.catalogue import FleetCatalogue
+from ipc.messages.requests import CheckCatalogue, Load, SetCatalogue
 from ipc.model_settings import ModelSettings, Simulated
 from tests.neuron.folders import write_checkpoint
 from tests.neuron.harness import PATIENCE, Neuron, chat, simulated, wait_until

@@ -7,7 +7,7 @@ import json
 import jsonschema
 import pytest
 
-from ipc.messages import Tool
+from ipc.messages.conversation import Tool
 from neuron.grammar.tool_calls import require_call
 from neuron.text.formats.pythonic import PYTHONIC
 from tests.neuron.test_tool_grammar import encode, follow

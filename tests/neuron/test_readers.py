@@ -14,7 +14,10 @@ from msgspec.structs import replace
 from tokenizers import Tokenizer
 
 from ipc.errors import Code, CortexError
-from ipc.messages import CountTokens, Generate, Message, Sampling, TokenCount, Tool
+from ipc.messages.conversation import Message, Tool
+from ipc.messages.replies import TokenCount
+from ipc.messages.requests import CountTokens, Generate
+from ipc.messages.sampling import Sampling
 from neuron.preparation.facts import ModelFacts
 from neuron.preparation.jobs import Job
 from neuron.preparation.pool import OURS

@@ -7,7 +7,8 @@ import signal
 import pytest
 
 from ipc.errors import Code, CortexError
-from ipc.messages import Delta, Drain, Finished, Load
+from ipc.messages.replies import Delta, Finished
+from ipc.messages.requests import Drain, Load
 from tests.neuron.harness import PATIENCE, Neuron, chat, simulated, wait_until
 
 

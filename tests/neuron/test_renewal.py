@@ -11,7 +11,7 @@ import pytest
 
 import neuron.models.managed
 from ipc.errors import Code, CortexError
-from ipc.messages import TERMINAL, Failed, Finished
+from ipc.messages.replies import TERMINAL, Failed, Finished
 from neuron.config import ModelSettings
 from tests.neuron.doubles import TEXT
 from tests.neuron.harness import PATIENCE

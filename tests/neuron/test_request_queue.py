@@ -6,7 +6,9 @@ import itertools
 import pytest
 
 from ipc.errors import Code, CortexError
-from ipc.messages import Failed, Generate, Progress, Started, Usage
+from ipc.messages.answers import Usage
+from ipc.messages.replies import Failed, Progress, Started
+from ipc.messages.requests import Generate
 from ipc.worker_messages import SequenceReport, Submit
 from neuron.admission import request_queue
 from neuron.admission.request_queue import RequestQueue

@@ -2,7 +2,7 @@
 
 import time
 
-from ipc.messages import Drain, Load, Resume, Unload
+from ipc.messages.requests import Drain, Load, Resume, Unload
 from tests.neuron.harness import PATIENCE, Neuron, chat, wait_until
 from tests.neuron.test_manager import LIMIT, big, load, status
 

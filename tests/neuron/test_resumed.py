@@ -8,7 +8,10 @@ from typing import Any
 import pytest
 
 from ipc.errors import Code, CortexError
-from ipc.messages import Delta, Failed, Finished, Generate, Message, Sampling, Tool
+from ipc.messages.conversation import Message, Tool
+from ipc.messages.replies import Delta, Failed, Finished
+from ipc.messages.requests import Generate
+from ipc.messages.sampling import Sampling
 from ipc.worker_messages import SequenceReport
 from neuron.config import ModelSettings
 from neuron.description import describe

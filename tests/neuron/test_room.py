@@ -14,7 +14,8 @@ from msgspec.structs import replace
 
 import neuron.memory.room
 from ipc.errors import Code, CortexError
-from ipc.messages import Device, Eviction
+from ipc.messages.requests import Eviction
+from ipc.messages.state import Device
 from neuron.config import Memory
 from neuron.memory.cache_plan import CachePlan
 from neuron.memory.devices import Inventory

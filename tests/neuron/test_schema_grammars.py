@@ -10,7 +10,7 @@ import jsonschema
 import pytest
 from llguidance import LLMatcher
 
-from ipc.messages import Tool
+from ipc.messages.conversation import Tool
 from ipc.worker_messages import GRAMMAR_LIMITS
 from neuron.grammar import check, structured
 from neuron.grammar.tool_calls import require_call

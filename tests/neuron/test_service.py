@@ -9,38 +9,30 @@ from unittest.mock import ANY, create_autospec
 import pytest
 
 from ipc.errors import Code, CortexError
-from ipc.messages import (
-    PROTOCOL_MAJOR,
-    PROTOCOL_MINOR,
+from ipc.messages.conversation import Message
+from ipc.messages.framing import PROTOCOL_MAJOR, PROTOCOL_MINOR
+from ipc.messages.replies import Cancelled, Delta, Done, Finished, LogLines, Progress, Started, State
+from ipc.messages.requests import (
     Cancel,
-    Cancelled,
     CountTokens,
-    Delta,
     Detokenize,
     Discover,
-    Done,
     Drain,
     Embed,
     Eviction,
-    Finished,
     Generate,
     Health,
     Hello,
     ListModels,
     Load,
-    LogLines,
     Logs,
-    Message,
-    Progress,
     Quote,
     Resume,
-    Sampling,
-    Started,
-    State,
     Tokenize,
     Unload,
     Watch,
 )
+from ipc.messages.sampling import Sampling
 from ipc.server import Peer
 from neuron.config import NeuronConfig
 from neuron.models.manager import ModelManager

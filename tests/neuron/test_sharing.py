@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from ipc.messages import Device
+from ipc.messages.state import Device
 from neuron.config import Memory, ModelSettings, NeuronConfig
 from neuron.description import describe
 from neuron.memory.devices import Inventory

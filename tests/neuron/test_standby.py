@@ -19,7 +19,9 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 import neuron.processes.standby
 import neuron.processes.worker
 from ipc.errors import CortexError
-from ipc.messages import Device, Finished, Load, Unload
+from ipc.messages.replies import Finished
+from ipc.messages.requests import Load, Unload
+from ipc.messages.state import Device
 from ipc.worker_messages import FailurePlan, SamplingParams, SimulatedSpec, Submit
 from neuron.memory.ledger import Ledger
 from neuron.models.catalogue import DEMO_FOLDER

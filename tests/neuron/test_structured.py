@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ipc.errors import Code, CortexError
-from ipc.messages import Structured
+from ipc.messages.sampling import Structured
 from ipc.worker_messages import Constraint
 from neuron.grammar import structured as module
 from neuron.grammar.structured import MAX_SIZE, constrain

@@ -5,7 +5,7 @@ import logging
 
 import pytest
 
-from ipc.messages import FleetCatalogue
+from ipc.messages.catalogue import FleetCatalogue
 from neuron.models.succession import Succession
 
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from ipc.messages import Tool
+from ipc.messages.conversation import Tool
 from neuron.text.formats.registry import BY_NAME
 
 TOOL = Tool.function(

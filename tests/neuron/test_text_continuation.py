@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from ipc.errors import Code, CortexError
-from ipc.messages import Generate, ImagePart, Message, TextPart, ThinkingPart, ToolCall
+from ipc.messages.conversation import ImagePart, Message, TextPart, ThinkingPart, ToolCall
+from ipc.messages.requests import Generate
 from neuron.preparation.prompt import encode_prompts, validate
 from neuron.text.template import ChatTemplate
 from tests.neuron.doubles import FrontEnd

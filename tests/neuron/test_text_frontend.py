@@ -7,7 +7,9 @@ from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
 from ipc.errors import Code, CortexError
-from ipc.messages import Detokenize, Generate, Message, Thinking, Tokenize, Tool
+from ipc.messages.conversation import Message, Tool
+from ipc.messages.requests import Detokenize, Generate, Tokenize
+from ipc.messages.sampling import Thinking
 from ipc.model_settings import REASONING_FORMATS
 from neuron.preparation.tokens import detokenize, tokenize
 from neuron.text.formats.hermes import HERMES

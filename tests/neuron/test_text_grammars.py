@@ -8,7 +8,7 @@ import pytest
 from llguidance import LLMatcher
 
 from ipc.errors import Code, CortexError
-from ipc.messages import Tool
+from ipc.messages.conversation import Tool
 from neuron.grammar.json_lark import in_json_string
 from neuron.grammar.lark_rules import Unfit
 from neuron.grammar.text_grammar import text_grammar

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ipc.errors import Code, CortexError
-from ipc.messages import Message, TextPart, ToolCall
+from ipc.messages.conversation import Message, TextPart, ToolCall
 from neuron.text.formats.pythonic import LFM2
 from neuron.text.history import Takes, mended, walkable
 from neuron.text.template import ChatTemplate

@@ -7,7 +7,15 @@ from hypothesis import strategies as st
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from ipc.errors import Code, CortexError
-from ipc.messages import ImagePart, Message, TextPart, ThinkingPart, Tool, ToolCall, ToolResultPart
+from ipc.messages.conversation import (
+    ImagePart,
+    Message,
+    TextPart,
+    ThinkingPart,
+    Tool,
+    ToolCall,
+    ToolResultPart,
+)
 from neuron.preparation.child import most_held
 from neuron.text import sandbox, template
 from neuron.text.budget import OverBudget

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ipc.messages import Message, TextPart, Tool, ToolCall
+from ipc.messages.conversation import Message, TextPart, Tool, ToolCall
 from neuron.text.formats.registry import tool_format
 from neuron.text.history import Takes
 from neuron.text.template import ChatTemplate, message_for_template

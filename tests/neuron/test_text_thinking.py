@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from ipc.messages import Message, Thinking
+from ipc.messages.conversation import Message
+from ipc.messages.sampling import Thinking
 from neuron.text.reasoning import think_tags
 from neuron.text.sandbox import parse
 from neuron.text.template import ChatTemplate

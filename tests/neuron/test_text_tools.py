@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipc.messages import Tool
+from ipc.messages.conversation import Tool
 from neuron.text.formats.hermes import HermesParser
 from neuron.text.parser import AnswerParser
 from neuron.text.reasoning import ReasoningSplitter

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
-from ipc.messages import Message, Tool, ToolCall
+from ipc.messages.conversation import Message, Tool, ToolCall
 from ipc.model_settings import TOOL_FORMATS
 from neuron.grammar.check import Bytes
 from neuron.grammar.tool_calls import require_call

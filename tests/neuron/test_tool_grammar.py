@@ -11,7 +11,8 @@ import pytest
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
 from ipc.errors import Code, CortexError
-from ipc.messages import Structured, Tool
+from ipc.messages.conversation import Tool
+from ipc.messages.sampling import Structured
 from neuron.grammar.check import Bytes
 from neuron.grammar.tool_calls import allow_call, require_call
 from neuron.text.formats.hermes import HermesParser

@@ -8,7 +8,7 @@ import jsonschema
 import pytest
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
-from ipc.messages import Tool
+from ipc.messages.conversation import Tool
 from neuron.grammar.check import Bytes
 from neuron.grammar.tool_calls import require_call
 from neuron.text.formats.registry import BY_NAME

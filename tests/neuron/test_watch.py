@@ -6,7 +6,9 @@ import asyncio
 import sys
 from unittest.mock import create_autospec
 
-from ipc.messages import ModelState, State, Watch
+from ipc.messages.replies import State
+from ipc.messages.requests import Watch
+from ipc.messages.state import ModelState
 from ipc.server import Peer
 from neuron import service
 from neuron.config import NeuronConfig

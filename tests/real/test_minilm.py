@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
-from ipc.messages import Embed
+from ipc.messages.requests import Embed
 from ipc.worker_messages import Submit
 from neuron.config import ModelSettings
 from neuron.description import describe

@@ -15,7 +15,7 @@ from transformers.generation.logits_process import (
     SuppressTokensLogitsProcessor,
 )
 
-from ipc.messages import Sampling
+from ipc.messages.sampling import Sampling
 from ipc.worker_messages import SamplingParams
 from neuron.preparation.sampling import resolve
 from workers.checkpoints.generation import GenerationDefaults, read

@@ -17,7 +17,7 @@ from jsonschema import Draft7Validator, Draft202012Validator
 from tokenizers import Tokenizer
 
 from ipc.errors import Code, CortexError
-from ipc.messages import Structured
+from ipc.messages.sampling import Structured
 from ipc.worker_messages import Constraint
 from neuron.grammar.structured import OPTIONS, constrain, hold
 from tests.workers.schemas import SCHEMAS, formats

@@ -13,7 +13,8 @@ from transformers import Mistral3Config, Mistral3ForConditionalGeneration
 from transformers.models.pixtral.image_processing_pil_pixtral import PixtralImageProcessorPil
 
 from ipc.errors import CortexError
-from ipc.messages import Generate, ImagePart, Message, TextPart
+from ipc.messages.conversation import ImagePart, Message, TextPart
+from ipc.messages.requests import Generate
 from ipc.worker_messages import PlacedImage
 from neuron.images import sizing
 from neuron.preparation.facts import ModelFacts

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ipc.messages import Structured
+from ipc.messages.sampling import Structured
 from ipc.worker_messages import Constraint, SamplingParams, Submit
 from neuron.grammar.structured import constrain, form, hold
 from tests.workers.checkpoints import qwen3

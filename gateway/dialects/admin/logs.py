@@ -15,7 +15,8 @@ from gateway.dialects.admin.resources import AdminResource
 from gateway.dialects.event_streams import KEEP_ALIVE_SECONDS
 from gateway.fleet.view import Neuron
 from ipc.errors import Code, CortexError
-from ipc.messages import Failed, LogLines, Logs
+from ipc.messages.replies import Failed, LogLines
+from ipc.messages.requests import Logs
 
 BEHIND = 1000  # lines that wait for a client that reads slowly, before what comes waits at its neuron's call
 UNREAD_SECONDS = 60.0  # after which a client that reads nothing is read for no further: that has no bound

@@ -11,7 +11,7 @@ import msgspec
 from gateway.dialects.event_streams import KEEP_ALIVE_SECONDS
 from ipc.client import Call
 from ipc.errors import CortexError
-from ipc.messages import Cancelled, Done, Failed, Progress
+from ipc.messages.replies import Cancelled, Done, Failed, Progress
 
 
 def send(resp: falcon.asgi.Response, call: Call, neuron: str) -> None:

@@ -17,7 +17,8 @@ from gateway.fleet import router
 from gateway.fleet.view import Neuron
 from gateway.refusals import FORBIDDEN, shown
 from ipc.errors import CortexError
-from ipc.messages import AnyRequest, Drain, Load, Pin, Quote, Quoted, Resume, Unload
+from ipc.messages.replies import Quoted
+from ipc.messages.requests import AnyRequest, Drain, Load, Pin, Quote, Resume, Unload
 
 T = TypeVar("T")
 

@@ -16,15 +16,8 @@ from gateway.dialects.thoughts import unseal
 from gateway.fetching.linked import LinkedImage
 from gateway.refusals import shown
 from ipc.errors import Code, CortexError
-from ipc.messages import (
-    MAX_NAME,
-    ContentPart,
-    ImagePart,
-    TextPart,
-    ThinkingPart,
-    ToolCall,
-    ToolResultPart,
-)
+from ipc.messages.conversation import ContentPart, ImagePart, TextPart, ThinkingPart, ToolCall, ToolResultPart
+from ipc.messages.values import MAX_NAME
 
 
 class Source(Struct):

@@ -13,7 +13,7 @@ from gateway.dialects.anthropic.tools import ToolChoice, ToolField, Tools
 from gateway.dialects.anthropic.turns import TurnField
 from gateway.dialects.fields import MAX_INT, MISSING, Name, bad_request, renamed, unsupported
 from ipc.errors import Code, CortexError
-from ipc.messages import Structured, Thinking
+from ipc.messages.sampling import Structured, Thinking
 
 
 class ThinkingField(Struct):

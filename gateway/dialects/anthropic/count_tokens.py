@@ -9,7 +9,8 @@ from gateway.dialects.anthropic.conversation import Conversation, PromptFields
 from gateway.dialects.fields import decode
 from gateway.dialects.writing import encode
 from ipc.errors import CortexError
-from ipc.messages import CountTokens, TokenCount
+from ipc.messages.replies import TokenCount
+from ipc.messages.requests import CountTokens
 
 _decoder = msgspec.json.Decoder(PromptFields)
 

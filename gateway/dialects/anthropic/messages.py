@@ -11,7 +11,8 @@ from gateway.dialects import RequestContext
 from gateway.dialects.anthropic.conversation import Conversation, PromptFields
 from gateway.dialects.anthropic.renderer import MessageRenderer, Thoughts
 from gateway.dialects.fields import MAX_INT, NonNegative, Short, Stop, bad_request, decode, keep_alive
-from ipc.messages import Generate, Sampling
+from ipc.messages.requests import Generate
+from ipc.messages.sampling import Sampling
 
 # A beta: thoughts between calls, whose budget is of all of them together.
 INTERLEAVED = "interleaved-thinking"

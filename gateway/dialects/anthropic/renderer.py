@@ -16,7 +16,9 @@ from gateway.dialects.thoughts import seal
 from gateway.dialects.writing import encode, json_string, on_one_line
 from gateway.refusals import Refusal
 from ipc.errors import CortexError
-from ipc.messages import Choice, Delta, Finished, Progress, Started, ToolCall, ToolCallDelta, Usage
+from ipc.messages.answers import Choice, ToolCallDelta, Usage
+from ipc.messages.conversation import ToolCall
+from ipc.messages.replies import Delta, Finished, Progress, Started
 
 # What becomes of thoughts: shown; in a block's signature only; or nothing, for those who asked for none.
 Thoughts = Literal["shown", "hidden", "left out"]

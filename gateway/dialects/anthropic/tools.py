@@ -10,7 +10,7 @@ from msgspec import Struct
 from gateway.dialects import free_json
 from gateway.dialects.fields import ShortName, bad_request, required, unsupported
 from gateway.refusals import shown
-from ipc.messages import MAX_TOOLS, Tool
+from ipc.messages.conversation import MAX_TOOLS, Tool
 
 
 class ToolField(Struct):

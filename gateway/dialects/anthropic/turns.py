@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from gateway.dialects.anthropic.blocks import Content, assistant_parts, system_parts, user_parts
 from gateway.dialects.fields import bad_request
 from gateway.refusals import shown
-from ipc.messages import MAX_TURNS, ContentPart, Message, TextPart, ToolCall, ToolResultPart
+from ipc.messages.conversation import MAX_TURNS, ContentPart, Message, TextPart, ToolCall, ToolResultPart
 
 Role = Literal["user", "assistant", "system"]
 

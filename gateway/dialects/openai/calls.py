@@ -9,7 +9,8 @@ from msgspec import UNSET, Struct, UnsetType
 from gateway.dialects.openai.custom_tools import InputReader, as_input
 from gateway.dialects.openai.tools import ChosenTools
 from gateway.dialects.writing import encode, json_string, on_one_line
-from ipc.messages import FinishReason, ToolCall, ToolCallDelta
+from ipc.messages.answers import FinishReason, ToolCallDelta
+from ipc.messages.conversation import ToolCall
 
 
 class FunctionOut(Struct):

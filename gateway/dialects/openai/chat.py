@@ -15,7 +15,7 @@ from gateway.dialects.openai.fields import NEUTRAL, Fields, LogprobCount, MaxTok
 from gateway.dialects.openai.structured import structured
 from gateway.dialects.openai.thinking import ThinkingFields, is_hidden, template_args, thinking
 from gateway.dialects.openai.tools import ToolFields, tool_choice
-from ipc.messages import Generate
+from ipc.messages.requests import Generate
 
 CHAT_NEUTRAL = NEUTRAL | {
     "audio": (),

@@ -13,8 +13,9 @@ from gateway.dialects.openai.logprobs import ChatLogprobs, chat_logprobs, prompt
 from gateway.dialects.openai.tools import ChosenTools
 from gateway.dialects.openai.writer import UsageOut, Writer, unset_if_none, usage_out
 from gateway.dialects.writing import encode, json_string
-from ipc import messages
-from ipc.messages import Delta, Finished, Started, TokenLogprob
+from ipc.messages import answers
+from ipc.messages.answers import TokenLogprob
+from ipc.messages.replies import Delta, Finished, Started
 
 
 class MessageOut(Struct):
@@ -103,7 +104,7 @@ class ChatRenderer(Writer):
             )
         )
 
-    def _choice(self, answer: messages.Choice) -> Choice:
+    def _choice(self, answer: answers.Choice) -> Choice:
         calls = calls_out(answer.tool_calls, self._tools)
         reasoning = None if self._hides_reasoning else answer.reasoning or None
         message = MessageOut((answer.text or None) if calls else answer.text, reasoning, reasoning)

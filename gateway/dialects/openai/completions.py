@@ -25,8 +25,10 @@ from gateway.dialects.openai.logprobs import CompletionLogprobs, completion_logp
 from gateway.dialects.openai.structured import structured
 from gateway.dialects.openai.writer import UsageOut, Writer, unset_if_none, usage_out
 from gateway.dialects.writing import encode, json_string
-from ipc import messages
-from ipc.messages import Delta, Finished, FinishReason, Generate, Started, TokenLogprob
+from ipc.messages import answers
+from ipc.messages.answers import FinishReason, TokenLogprob
+from ipc.messages.replies import Delta, Finished, Started
+from ipc.messages.requests import Generate
 
 T = TypeVar("T")
 
@@ -136,7 +138,7 @@ class CompletionRenderer(Writer):
             Completion(self.id, self.kind, self.created, self.model, choices, usage_out(finished.usage))
         )
 
-    def _choice(self, answer: messages.Choice, started: Started, finished: Finished) -> Choice:
+    def _choice(self, answer: answers.Choice, started: Started, finished: Finished) -> Choice:
         told = self._its(finished.prompt_logprobs, answer.index) or []
         return Choice(
             answer.text,

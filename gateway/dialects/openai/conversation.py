@@ -11,7 +11,7 @@ from gateway.dialects.fields import MISSING, Short, ShortName, bad_request, requ
 from gateway.dialects.openai.custom_tools import as_arguments
 from gateway.dialects.openai.images import image
 from gateway.refusals import shown
-from ipc.messages import ContentPart, Message, TextPart, ThinkingPart, ToolCall
+from ipc.messages.conversation import ContentPart, Message, TextPart, ThinkingPart, ToolCall
 
 
 class ImageUrl(Struct):

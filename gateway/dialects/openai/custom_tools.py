@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 from gateway.dialects.writing import encode
-from ipc.messages import Tool
+from ipc.messages.conversation import Tool
 
 INPUT = "input"
 

@@ -24,7 +24,9 @@ from gateway.dialects.fields import (
 from gateway.dialects.openai.fields import is_one, prompts
 from gateway.dialects.writing import encode
 from ipc.errors import CortexError
-from ipc.messages import MAX_TOKEN_IDS, Embed, Embeddings
+from ipc.messages.replies import Embeddings
+from ipc.messages.requests import Embed
+from ipc.messages.values import MAX_TOKEN_IDS
 
 Limit = Annotated[int, Meta(ge=-1, le=MAX_TOKEN_IDS)]
 

@@ -28,7 +28,7 @@ from gateway.dialects.fields import (
 )
 from gateway.dialects.openai.structured import StructuredFields
 from gateway.refusals import shown
-from ipc.messages import Sampling
+from ipc.messages.sampling import Sampling
 
 MaxTokens = Annotated[int, Meta(ge=-1, le=MAX_INT)]  # see `limit`
 LogprobCount = Annotated[int, Meta(ge=0, le=20)]

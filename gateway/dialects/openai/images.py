@@ -6,7 +6,7 @@ import re
 
 from gateway.dialects.fields import unsupported
 from gateway.dialects.images import behind, from_base64
-from ipc.messages import ImagePart
+from ipc.messages.conversation import ImagePart
 
 _INSTEAD = "as data:image/...;base64,..."
 _LINK = re.compile(r"https?:", re.IGNORECASE)

@@ -6,7 +6,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from ipc.messages import TokenLogprob
+from ipc.messages.answers import TokenLogprob
 
 LEAST = -9999.0  # what OpenAI writes where JSON has no number
 

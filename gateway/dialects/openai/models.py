@@ -7,7 +7,7 @@ from typing import Any
 
 from gateway.fleet.listing import ListedModel
 from gateway.fleet.view import Neuron
-from ipc.messages import ModelState
+from ipc.messages.state import ModelState
 
 
 def model_list(models: Sequence[ListedModel], param: Callable[[str], str | None]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from gateway.dialects import free_json
 from gateway.dialects.fields import bad_request, required
-from ipc.messages import Structured
+from ipc.messages.sampling import Structured
 
 
 class JsonSchema(Struct):

@@ -9,7 +9,7 @@ from msgspec import Meta, Struct
 
 from gateway.dialects import free_json
 from gateway.dialects.fields import MAX_INT, Short
-from ipc.messages import Thinking
+from ipc.messages.sampling import Thinking
 
 Budget = Annotated[int, Meta(ge=-1, le=MAX_INT)]  # tokens; -1: no limit, as llama.cpp has it
 

@@ -10,7 +10,7 @@ from gateway.dialects import free_json
 from gateway.dialects.fields import MISSING, ShortName, bad_request, convert, required, unsupported
 from gateway.dialects.openai.custom_tools import as_function
 from gateway.refusals import shown
-from ipc.messages import Tool
+from ipc.messages.conversation import Tool
 
 
 class Function(Struct):

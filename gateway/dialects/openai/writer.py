@@ -16,7 +16,8 @@ from gateway.dialects.openai.fields import Fields, StreamOptions
 from gateway.dialects.writing import encode, on_one_line
 from gateway.refusals import Refusal
 from ipc.errors import CortexError
-from ipc.messages import Progress, Usage
+from ipc.messages.answers import Usage
+from ipc.messages.replies import Progress
 
 T = TypeVar("T")
 

@@ -17,7 +17,8 @@ from gateway.dialects.fields import Count, Int, Name, Short, decode, keep_alive,
 from gateway.dialects.openai.embeddings import Limit, UsageOut, cut_to
 from gateway.dialects.writing import encode
 from ipc.errors import CortexError
-from ipc.messages import Ranked, Rerank
+from ipc.messages.replies import Ranked
+from ipc.messages.requests import Rerank
 
 
 class Document(Struct):

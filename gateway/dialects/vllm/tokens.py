@@ -14,7 +14,9 @@ from gateway.dialects.openai.thinking import ThinkingFields, template_args, thin
 from gateway.dialects.openai.tools import ToolFields, tool_choice
 from gateway.dialects.writing import encode
 from ipc.errors import Code, CortexError
-from ipc.messages import MAX_TOKEN_IDS, Detokenize, Text, Tokenize, Tokens
+from ipc.messages.replies import Text, Tokens
+from ipc.messages.requests import Detokenize, Tokenize
+from ipc.messages.values import MAX_TOKEN_IDS
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "chat_template": (),

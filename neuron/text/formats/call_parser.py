@@ -26,7 +26,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 from typing import ClassVar, Literal
 
-from ipc.messages import MAX_NAME, Tool, ToolCall, ToolCallDelta
+from ipc.messages.answers import ToolCallDelta
+from ipc.messages.conversation import Tool, ToolCall
+from ipc.messages.values import MAX_NAME
 from neuron.text.formats.json_scan import object_in
 from neuron.text.formats.text_steps import NoCall, Steps, TextSteps, Unfinished
 from neuron.text.tags import SPACE, TOKEN

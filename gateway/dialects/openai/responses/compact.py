@@ -26,7 +26,9 @@ from gateway.dialects.writing import encode
 from gateway.refusals import Refusal
 from gateway.store.response_store import ResponseStore
 from ipc.errors import CortexError
-from ipc.messages import Delta, Finished, Generate, Message, Progress, Started
+from ipc.messages.conversation import Message
+from ipc.messages.replies import Delta, Finished, Progress, Started
+from ipc.messages.requests import Generate
 
 ASK = (
     "Sum up our conversation so far, so that you can go on from your summary alone: what was asked, what was "

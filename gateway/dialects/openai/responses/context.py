@@ -12,7 +12,7 @@ from gateway.dialects.openai.responses.kept import kept
 from gateway.refusals import shown
 from gateway.store import conversations, responses
 from gateway.store.response_store import ResponseStore
-from ipc.messages import Message
+from ipc.messages.conversation import Message
 
 
 class Context(NamedTuple):

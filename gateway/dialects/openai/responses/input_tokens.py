@@ -13,7 +13,8 @@ from gateway.dialects.openai.responses.tools import Tools
 from gateway.dialects.writing import encode
 from gateway.store.response_store import ResponseStore
 from ipc.errors import CortexError
-from ipc.messages import CountTokens, TokenCount
+from ipc.messages.replies import TokenCount
+from ipc.messages.requests import CountTokens
 
 _decoder = msgspec.json.Decoder(CreateFields)
 

@@ -19,7 +19,7 @@ from gateway.dialects.openai.images import image
 from gateway.dialects.openai.responses.tools import flat_name
 from gateway.dialects.thoughts import unseal
 from gateway.refusals import shown
-from ipc.messages import ContentPart, Message, TextPart, ToolCall
+from ipc.messages.conversation import ContentPart, Message, TextPart, ToolCall
 
 
 class Entry(NamedTuple):

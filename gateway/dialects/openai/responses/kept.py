@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from gateway.dialects.openai.responses.items import Entry, kind_of
-from ipc.messages import MAX_NAME
+from ipc.messages.values import MAX_NAME
 
 _PREFIXES = {
     "message": "msg",

@@ -14,7 +14,8 @@ from gateway.dialects.openai.logprobs import chat_logprobs
 from gateway.dialects.openai.responses.tools import Origin, Tools
 from gateway.dialects.thoughts import seal
 from gateway.dialects.writing import encode, json_string, on_one_line
-from ipc.messages import Delta, TokenLogprob, ToolCallDelta
+from ipc.messages.answers import TokenLogprob, ToolCallDelta
+from ipc.messages.replies import Delta
 
 Status = Literal["completed", "incomplete"]
 

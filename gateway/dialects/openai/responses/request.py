@@ -16,7 +16,9 @@ from gateway.dialects.openai.responses.output import Events, Output
 from gateway.dialects.openai.responses.tools import Tools
 from gateway.store.response_store import ResponseStore
 from gateway.store.responses import Stored
-from ipc.messages import Generate, Message, Sampling, Structured, Thinking
+from ipc.messages.conversation import Message
+from ipc.messages.requests import Generate
+from ipc.messages.sampling import Sampling, Structured, Thinking
 
 ENCRYPTED, LOGPROBS = "reasoning.encrypted_content", "message.output_text.logprobs"
 

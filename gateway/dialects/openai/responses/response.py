@@ -9,7 +9,7 @@ import msgspec
 
 from gateway.dialects.openai.responses.fields import CreateFields
 from ipc.errors import Code, CortexError
-from ipc.messages import Usage
+from ipc.messages.answers import Usage
 
 Status = Literal["queued", "in_progress", "completed", "incomplete", "failed", "cancelled"]
 

@@ -21,7 +21,9 @@ from gateway.refusals import BUG
 from gateway.store import responses
 from gateway.store.response_store import ResponseStore
 from ipc.errors import Code, CortexError
-from ipc.messages import Delta, Finished, Progress, Reply, Started, TokenLogprob, ToolCall, ToolCallDelta
+from ipc.messages.answers import TokenLogprob, ToolCallDelta
+from ipc.messages.conversation import ToolCall
+from ipc.messages.replies import Delta, Finished, Progress, Reply, Started
 
 logger = logging.getLogger("gateway.dialects.openai.responses.run")
 

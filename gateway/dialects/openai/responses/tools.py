@@ -17,7 +17,8 @@ from gateway.dialects.fields import MISSING, ShortName, bad_request, convert, re
 from gateway.dialects.openai.custom_tools import as_function
 from gateway.dialects.openai.responses.fields import CreateFields, NamedTool
 from gateway.refusals import shown
-from ipc.messages import MAX_NAME, Tool
+from ipc.messages.conversation import Tool
+from ipc.messages.values import MAX_NAME
 
 
 class FunctionTool(Struct):

@@ -15,7 +15,8 @@ import msgspec
 
 from gateway.fleet.view import Fleet
 from ipc.errors import Code, CortexError
-from ipc.messages import CountTokens, Generate, Message
+from ipc.messages.conversation import Message
+from ipc.messages.requests import CountTokens, Generate
 
 COUNT_SECONDS = 30.0
 USUAL_ROOM = 1024  # tokens that are left for an answer without a limit of its own

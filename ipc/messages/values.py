@@ -1,0 +1,22 @@
+"""What values in messages have in common: their base, and names and lists within bounds."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from ipc.model_settings import MAX_MODEL_ID
+
+
+class Plain(msgspec.Struct, omit_defaults=True, frozen=True, kw_only=True):
+    """A value inside messages."""
+
+
+MAX_NAME = 256  # characters of a name or an id that a client chooses
+MAX_TOKEN_IDS = 1 << 20  # of one list
+
+Name = Annotated[str, Meta(max_length=MAX_NAME)]
+ModelId = Annotated[str, Meta(max_length=MAX_MODEL_ID)]
+TokenIds = Annotated[list[int], Meta(max_length=MAX_TOKEN_IDS)]
