@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ipc.worker_messages import FREE_ROWS
 from workers.attention.states import Guesses, heads_of, states_of
 from workers.cache.state import StateCache
 from workers.kernels import gated_delta_triton as kernels
@@ -105,14 +106,16 @@ class TritonStates:
     def adopt(self, right: Sequence[int]) -> None:
         """All sequences at once, each from its first draft on."""
         guesses, self._guesses = self._guesses, None
-        firsts, states, delta = guesses.firsts, guesses.states, self.cache.delta
-        ends = [first + count for first, count in zip(firsts, right, strict=True)]
-        starts = [*firsts, guesses.rows.stop - guesses.rows.start]
-        numbers = torch.tensor([*starts, *ends, *states], device=self.cache.device)
-        places = Places(*numbers.split((len(starts), len(ends), len(states))), numbers[-len(states) :])
-        out = None
+        firsts, delta, count = guesses.firsts, self.cache.delta, len(guesses.firsts)
+        rows = guesses.rows.stop - guesses.rows.start
+        starts, ends = [*firsts, rows], [first + number for first, number in zip(firsts, right, strict=True)]
+        # each at an address that is a multiple of 16 bytes, for which kernels are compiled once
+        numbers = torch.zeros(3, FREE_ROWS, dtype=torch.int64)
+        for row, values in zip(numbers, (starts, ends, guesses.states), strict=True):
+            row[: len(values)] = torch.tensor(values)
+        starts, ends, states = numbers.to(self.cache.device)
+        places = Places(starts[: count + 1], ends[:count], states[:count], states[:count])
+        unread = torch.empty(rows, delta.value_heads, delta.value_dim, device=self.cache.device)
         for layer, (mixed, y, decay, beta) in guesses.layers.items():
             kernels.keep_inputs(mixed, self.cache.inputs[layer], places)
-            if out is None:
-                out = y.new_empty(len(y), delta.value_heads, delta.value_dim)  # which nobody looks at
-            kernels.recur(y, decay, beta, self.cache.matrices[layer], out, places, len(ends), delta)
+            kernels.recur(y, decay, beta, self.cache.matrices[layer], unread, places, count, delta)
