@@ -9,26 +9,26 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
-import msgspec
-
 from ipc.errors import Code, CortexError
 from ipc.messages.state import ModelState, ModelStatus, RankState
-from ipc.model_settings import LIVE, changed_keys
 from ipc.worker_messages import Ready
 from neuron.admission.request_queue import RequestQueue
 from neuron.config import ModelSettings
 from neuron.description import ModelDescription
 from neuron.memory.eviction import RESIDENCY_SHARE, Holder, RecentUse
 from neuron.memory.fit import Fit, Need
-from neuron.memory.room import Place, Room
+from neuron.memory.room import Room
 from neuron.models.adapters import Adapters
 from neuron.models.epochs import Epochs
 from neuron.models.keep_alive import KeepAlive
 from neuron.models.launcher import Launcher
 from neuron.models.life import TRANSITIONS, Event
+from neuron.models.load_news import LoadNews
 from neuron.models.pool import Pool
 from neuron.models.prefixes import Prefixes
+from neuron.models.renewal import Renewal
 from neuron.models.speed import Speed
+from neuron.models.text_path import TextPath
 from neuron.processes.backoff import Backoff
 from neuron.requests.progress import LoadProgress
 from neuron.requests.request import OpenRequest
@@ -40,9 +40,7 @@ log = logging.getLogger("neuron.models.managed")
 SHORT_LOADS = 3  # tries of one load, where a device ran out of memory: each time more is asked for
 SPARE_SHARE = 1 / 8  # of what was booked, that is asked for on top then
 SPARE_BYTES = 256 << 20  # and at least so much of it, on each rank
-OUTDATED_SECONDS = 60.0  # that a model with other settings waits for a moment without requests
 UNLOAD_SECONDS = 600.0  # for running requests to end before an unload gives up
-PROGRESS_INTERVAL = 0.25  # seconds between two `Progress` of one load
 
 
 class ManagedModel:
@@ -73,9 +71,8 @@ class ManagedModel:
         read_text: Callable[[TextFiles], Awaitable[AnswerText]],
         forget_text: Callable[[AnswerText], None],
     ) -> None:
-        self.settings = settings
-        self.description = description
         self.id = settings.id
+        self._renewal = Renewal(settings, description, self._leave_outdated)
         self.status: ModelStatus = "unloaded"
         self.error: str | None = None
         self.requests = RequestQueue(
@@ -90,36 +87,29 @@ class ManagedModel:
         self.displaced = False  # it leaves or left for another model, and has not been back since
         self._room = room
         self._launcher = launcher
-        self._read_text = read_text
-        self._forget_text = forget_text
         self._told: ModelState | None = None  # while nothing changes: one of many that are not loaded
         self._tell_change = changed
+        self._news = LoadNews(self._changed, self.requests.tell)
         self._epochs = Epochs(
             settings,
             description,
             launcher,
             backoff,
-            on_loading=self._on_loading,
+            on_loading=self._news.on_loading,
             on_steps=self._on_steps,
             on_death=lambda error: self.handle(Event.DIED, error),
         )
-        self._text: asyncio.Future[AnswerText] | None = None
+        self._text = TextPath(read_text, forget_text)
         self._task: asyncio.Task[None] | None = None  # brings it up, or takes it down
         self._up: asyncio.Future[None] | None = None  # somebody waits until it is ready
         self._down: asyncio.Future[None] | None = None  # the same, until it is unloaded
         self._unloads = 0  # users who wait for that
-        self._listeners: set[Callable[[LoadProgress], None]] = set()
-        self._told_progress = 0.0
-        self._progress = LoadProgress()
         self._use = RecentUse()
         self._evictions = 0
         self._keep_alive = KeepAlive(self._default_keep_alive, self._expire)
         self._drained = False  # it takes nothing new, as a client said
         self._speed = Speed()
         self._retry_timer: asyncio.TimerHandle | None = None
-        self.retired = False  # it leaves for good, once nobody has to do with it
-        self._next: tuple[ModelSettings, ModelDescription] | None = None  # what counts from its next load on
-        self._next_timer: asyncio.TimerHandle | None = None  # until it leaves for that, though it is busy
         self._comes_back = False  # it leaves only to be loaded again
 
     def handle(self, event: Event, error: CortexError | None = None) -> None:
@@ -147,6 +137,16 @@ class ManagedModel:
     # --- facts ------------------------------------------------------------------------------------------
 
     @property
+    def settings(self) -> ModelSettings:
+        """By which it is served now."""
+        return self._renewal.settings
+
+    @property
+    def description(self) -> ModelDescription:
+        """The same."""
+        return self._renewal.description
+
+    @property
     def context_length(self) -> int:
         """Tokens of prompt and answer together: what was wished for, and once loaded what the pool allows."""
         return self.fit.context_length if self.fit is not None else self.description.context_length
@@ -154,7 +154,7 @@ class ManagedModel:
     @property
     def seconds_left(self) -> float | None:
         """Of its load, at the rate so far; None where that is not known."""
-        return self._progress.seconds_left
+        return self._news.progress.seconds_left
 
     @property
     def load_seconds(self) -> float | None:
@@ -206,7 +206,7 @@ class ManagedModel:
     @property
     def is_in_line(self) -> bool:
         """Whether it waits for memory that others hold."""
-        return self.status == "waiting" and self._progress.stage == "queued"
+        return self.status == "waiting" and self._news.progress.stage == "queued"
 
     def state(self) -> ModelState:
         """What the neuron tells of it."""
@@ -243,8 +243,8 @@ class ManagedModel:
             bytes_reserved=sum(fit.reservations.values()) + beside if fit is not None else 0,
             pinned=self.settings.pin,
             priority=self.settings.priority,
-            progress=self._progress.fraction,
-            seconds_left=self._progress.seconds_left,
+            progress=self._news.progress.fraction,
+            seconds_left=self._news.progress.seconds_left,
             error=self.error,
             epoch=self._epochs.number,
             restarts=self._epochs.restarts,
@@ -288,25 +288,16 @@ class ManagedModel:
         Raises:
             CortexError: MODEL_LOAD_FAILED naming the file.
         """
-        if self._text is None or (self._text.done() and self._text.exception() is not None):
-            self._text = asyncio.ensure_future(self._read_text(self.description.text))
-        return await asyncio.shield(self._text)
+        return await self._text.get(self.description.text)
 
     @property
     def text_now(self) -> AnswerText | None:
         """The same, if it is there already."""
-        done = self._text is not None and self._text.done() and self._text.exception() is None
-        return self._text.result() if done else None
+        return self._text.now
 
     def drop_text(self) -> None:
         """Nobody will read or write by this tokenizer and template any more."""
-        text, self._text = self._text, None
-        if text is not None:
-            text.add_done_callback(self._on_dropped)  # it may be read just now
-
-    def _on_dropped(self, text: asyncio.Future[AnswerText]) -> None:
-        if not text.cancelled() and text.exception() is None:
-            self._forget_text(text.result())
+        self._text.drop()
 
     # --- for the room -----------------------------------------------------------------------------------
 
@@ -342,7 +333,7 @@ class ManagedModel:
         if self.requests.idle:
             return 0.0
         turn = max(0.0, (self.turn_ends or time.monotonic()) - time.monotonic())
-        return turn + self.requests.seconds_in_worker + (self._progress.seconds_left or 0.0)
+        return turn + self.requests.seconds_in_worker + (self._news.progress.seconds_left or 0.0)
 
     def give_way(self) -> None:
         if self.status in ("ready", "restarting"):
@@ -362,7 +353,12 @@ class ManagedModel:
     @property
     def wanted(self) -> ModelSettings:
         """The settings that it has, or will have from its next load on."""
-        return self.settings if self._next is None else self._next[0]
+        return self._renewal.wanted
+
+    @property
+    def retired(self) -> bool:
+        """It leaves for good, once nobody has to do with it."""
+        return self._renewal.retired
 
     def renew(self, settings: ModelSettings, description: ModelDescription) -> None:
         """Be served like this: at once in what needs no other load, and in the rest when nothing runs.
@@ -370,22 +366,11 @@ class ManagedModel:
         A model that is never without requests leaves after a minute; those that come then wait for its next
         load.
         """
-        self.retired = False
-        fixed = [key for key in changed_keys(self.settings, settings) if key not in LIVE]
-        log.info("model has other settings model=%s reload=%s", self.id, ",".join(fixed) or "no")
-        self._stop_waiting_to_renew()
-        self._next = (settings, description) if fixed else None
-        live = {key: getattr(settings, key) for key in LIVE}
-        self.settings = msgspec.structs.replace(self.settings, **live)
-        self.description = replace(
-            self.description, defaults=description.defaults, max_output=description.max_output
-        )
+        self._renewal.renew(settings, description)
         if self.status in ("unloaded", "waiting", "failed"):
             self._adopt()
         if self.status == "failed":
             self.handle(Event.LEAVE)
-        if self._next is not None:
-            self._wait_to_renew()
         self._check_idle()
         self._check_deserted()
         self._check_outdated()
@@ -393,56 +378,35 @@ class ManagedModel:
 
     def pin(self, pinned: bool) -> None:
         """Stay loaded, or no longer, whatever the settings said."""
-        log.info("model is %s model=%s", "pinned" if pinned else "pinned no longer", self.id)
-        self.settings = msgspec.structs.replace(self.settings, pin=pinned)
-        if self._next is not None:
-            settings, description = self._next
-            self._next = msgspec.structs.replace(settings, pin=pinned), description
+        self._renewal.pin(pinned)
         self._check_idle()
         self._check_deserted()
 
     def retire(self) -> None:
         """Leave for good, once what runs and what waits is done."""
-        self.retired = True
-        self._stop_waiting_to_renew()
-        self._next = None
+        self._renewal.retire()
         self._check_outdated()
 
     def _check_outdated(self) -> None:
-        if (self._next is not None or self.retired) and self.requests.idle and not self.preparing:
+        if self._renewal.is_due and self.requests.idle and not self.preparing:
             self._leave_outdated()
 
     def _leave_outdated(self) -> None:
+        """It leaves for its other settings: it is idle, or was never without requests for too long."""
         if self.status == "ready" or self.retired:
             self._comes_back = not self.retired
             self.handle(Event.LEAVE)
 
-    def _wait_to_renew(self) -> None:
-        loop = asyncio.get_running_loop()
-        self._next_timer = loop.call_later(OUTDATED_SECONDS, self._stop_waiting)
-
-    def _stop_waiting(self) -> None:
-        """It was never without requests: it leaves all the same, once it is ready."""
-        self._wait_to_renew()
-        self._leave_outdated()
-
     def _adopt(self) -> None:
         """Nothing of it is loaded: other settings count from now on."""
-        if self._next is None:
-            return
         before = self.description
-        (self.settings, self.description), self._next = self._next, None
-        self._stop_waiting_to_renew()
+        if not self._renewal.adopt():
+            return
         self._epochs.adopt(self.settings, self.description)
         self.requests.adopt(self.settings.max_sequences, self.description.whole)
         if self.description.text != before.text:  # what waits was read by another tokenizer
             self.drop_text()
             self.requests.fail_all(replaced(self.id))
-
-    def _stop_waiting_to_renew(self) -> None:
-        if self._next_timer is not None:
-            self._next_timer.cancel()
-            self._next_timer = None
 
     # --- requests ---------------------------------------------------------------------------------------
 
@@ -473,13 +437,13 @@ class ManagedModel:
             first = self.requests.admit(request)
         except CortexError as error:
             if self.status != "ready" and error.retry_after is not None:
-                error.retry_after += self._progress.seconds_left or self.reload_seconds
+                error.retry_after += self._news.progress.seconds_left or self.reload_seconds
             raise
         if first:
             self.bring_up()
             stage = "loading" if self.status in ("loading", "restarting") else "queued"
             request.progress(
-                replace(self._progress, message=self._progress.message or self.status, stage=stage)
+                replace(self._news.progress, message=self._news.progress.message or self.status, stage=stage)
             )
         self._changed()
 
@@ -540,12 +504,11 @@ class ManagedModel:
         """
         self._use_now(keep_alive)
         self._count_use()
-        self._listeners.add(listener)
         try:
-            while self.status != "ready":
-                await asyncio.shield(self.bring_up())
+            with self._news.telling(listener):
+                while self.status != "ready":
+                    await asyncio.shield(self.bring_up())
         finally:
-            self._listeners.discard(listener)
             self._check_deserted()
             self._check_idle()
 
@@ -596,7 +559,7 @@ class ManagedModel:
         """The neuron ends: no task and no process may stay. Requests have been answered before."""
         self._cancel_retry()
         self._keep_alive.stop()
-        self._stop_waiting_to_renew()
+        self._renewal.stop()
         self.requests.shut()
         if self._task is not None:
             self._task.cancel()
@@ -612,11 +575,11 @@ class ManagedModel:
         self._task = asyncio.create_task(self._bring_up())
 
     def _tell_load(self, error: CortexError | None) -> None:
-        self._tell(LoadProgress("starting"))
+        self._news.say("starting")
 
     def _serve(self, error: CortexError | None) -> None:
         """Hand over what waits. It may be the group that is just ready, or the one that was to end."""
-        self._progress = LoadProgress()
+        self._news.end()
         self.ready_at = time.monotonic()
         self.displaced = False
         up, self._up = self._up, None
@@ -675,7 +638,7 @@ class ManagedModel:
         if down is not None:
             down.set_result(None)
         comes_back, self._comes_back = self._comes_back, False
-        wanted = not self.retired and (self._listeners or self.settings.pin or comes_back)
+        wanted = not self.retired and (self._news.has_listeners or self.settings.pin or comes_back)
         if self.requests.waiting or wanted:
             self.bring_up()
         elif self._up is not None and self.retired:
@@ -693,7 +656,7 @@ class ManagedModel:
             spare = 0
             for tries_left in reversed(range(SHORT_LOADS)):
                 reuse = self.description.engine == "transformer"
-                self.fit = await self._room.take(self, self._on_place, reuse=reuse, spare=spare)
+                self.fit = await self._room.take(self, self._news.on_place, reuse=reuse, spare=spare)
                 self.handle(Event.GRANTED)
                 try:
                     await reading  # what can refuse the model comes before its processes
@@ -718,7 +681,7 @@ class ManagedModel:
     async def _bring_up_again(self, error: CortexError) -> None:
         """From a death to workers that are ready."""
         try:
-            self._on_ready(await self._epochs.start_again(self.fit, error, self._tell_restart))
+            self._on_ready(await self._epochs.start_again(self.fit, error, self._news.say))
         except CortexError as failure:
             self.handle(Event.FAILED, failure)
         except Exception as failure:
@@ -767,32 +730,6 @@ class ManagedModel:
         self._room.resized(self.id, booked)
         self._changed()
 
-    def _on_loading(self, fraction: float, message: str) -> None:
-        self._tell(self._progress.then(message, fraction, time.monotonic()))
-
-    def _tell_restart(self, message: str) -> None:
-        self._tell(LoadProgress(message))
-
-    def _on_place(self, place: Place) -> None:
-        """The wish for memory has to wait."""
-        holders = ", ".join(place.holders)
-        what = f" that {holders} {'holds' if len(place.holders) == 1 else 'hold'}" if holders else ""
-        message = f"number {place.position} in the line for memory{what}"
-        self._told_progress = 0.0
-        self._tell(LoadProgress(message, stage="queued", position=place.position))
-
-    def _tell(self, progress: LoadProgress) -> None:
-        """Tell all who wait how the load goes."""
-        now = time.monotonic()
-        self._progress = progress
-        self._changed()
-        if now - self._told_progress < PROGRESS_INTERVAL:
-            return
-        self._told_progress = now
-        for listener in list(self._listeners):
-            listener(progress)
-        self.requests.tell(progress)
-
     def _lose_workers(self, error: CortexError) -> None:
         self._adapters.stop()
         self._pool.close()
@@ -812,7 +749,7 @@ class ManagedModel:
         self._adapters.close()
         self._pool.forget()
         self._epochs.forget()
-        self._progress = LoadProgress()
+        self._news.end()
         self._room.release(self.id)
 
     def _check_quiet(self) -> None:
@@ -825,7 +762,8 @@ class ManagedModel:
         return self.settings.pin and not self.retired
 
     def _check_deserted(self) -> None:
-        if self.status == "waiting" and self.requests.idle and not self._listeners and not self._is_resident:
+        wanted = not self.requests.idle or self._news.has_listeners or self._is_resident
+        if self.status == "waiting" and not wanted:
             self.handle(Event.DESERTED)
 
     def _default_keep_alive(self) -> float:
