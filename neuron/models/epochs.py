@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from ipc.errors import Code, CortexError
+from ipc.messages.state import RankState
 from ipc.worker_messages import Ready, StepReport
 from neuron.config import ModelSettings
 from neuron.description import ModelDescription
@@ -115,6 +116,10 @@ class Epochs:
             except CortexError as failure:
                 error = failure
                 self._bad_starts += 1
+
+    def ranks(self) -> list[RankState]:
+        """The processes of the group, from their heartbeat page."""
+        return self.group.ranks() if self.group is not None else []
 
     @property
     def seconds_to_wait(self) -> float:

@@ -19,11 +19,13 @@ from neuron.memory.eviction import RESIDENCY_SHARE, Holder, RecentUse
 from neuron.memory.fit import Fit, Need
 from neuron.memory.room import Room
 from neuron.models.adapters import Adapters
+from neuron.models.awaited import Awaited, nobody_has_to_ask
 from neuron.models.epochs import Epochs
 from neuron.models.keep_alive import KeepAlive
 from neuron.models.launcher import Launcher
 from neuron.models.life import TRANSITIONS, Event
 from neuron.models.load_news import LoadNews
+from neuron.models.model_state import model_state
 from neuron.models.pool import Pool
 from neuron.models.prefixes import Prefixes
 from neuron.models.renewal import Renewal
@@ -101,8 +103,8 @@ class ManagedModel:
         )
         self._text = TextPath(read_text, forget_text)
         self._task: asyncio.Task[None] | None = None  # brings it up, or takes it down
-        self._up: asyncio.Future[None] | None = None  # somebody waits until it is ready
-        self._down: asyncio.Future[None] | None = None  # the same, until it is unloaded
+        self._up = Awaited()  # that it is ready
+        self._down = Awaited()  # that it is unloaded
         self._unloads = 0  # users who wait for that
         self._use = RecentUse()
         self._evictions = 0
@@ -201,7 +203,7 @@ class ManagedModel:
 
     def ranks(self) -> list[RankState]:
         """Its processes, from their heartbeat page."""
-        return self._epochs.group.ranks() if self._epochs.group is not None else []
+        return self._epochs.ranks()
 
     @property
     def is_in_line(self) -> bool:
@@ -220,56 +222,23 @@ class ManagedModel:
         self._tell_change(now)
 
     def _state(self) -> ModelState:
-        ranks = self.ranks()
-        plan, fit, statistics = self.description, self.fit, self._epochs.statistics
-        beside = self._adapters.nbytes
-        return ModelState(
-            id=self.id,
+        return model_state(
+            self.settings,
+            self.description,
+            self.fit,
+            self._epochs,
+            self.requests,
+            self._adapters,
+            self._speed,
             status=self.status,
-            architecture=plan.architecture,
-            engine=plan.engine,
-            dtype=plan.dtype,
+            error=self.error,
             context_length=self.context_length,
-            context_wanted=plan.context_length,
-            completion=plan.completion,
-            embedding=plan.embedding,
-            rerank=plan.reranker is not None,
-            chat=plan.chat,
-            tools=plan.tools,
-            reasoning=plan.reasoning,
-            vision=plan.vision,
-            devices=list(fit.devices) if fit is not None else [],
-            bytes_weights=plan.bytes_weights,
-            bytes_reserved=sum(fit.reservations.values()) + beside if fit is not None else 0,
-            pinned=self.settings.pin,
-            priority=self.settings.priority,
             progress=self._news.progress.fraction,
             seconds_left=self._news.progress.seconds_left,
-            error=self.error,
-            epoch=self._epochs.number,
-            restarts=self._epochs.restarts,
-            running=self.requests.running,
-            waiting=self.requests.waiting,
-            finished=self.requests.counts["finished"],
-            cancelled=self.requests.counts["cancelled"],
-            failed=self.requests.counts["failed"],
-            created=plan.created,
-            load_seconds=self.load_seconds,
-            max_output=plan.max_output or 0,
-            evictions=self._evictions,
             bytes_parked=self.bytes_parked,
-            wakes=self._epochs.wakes,
-            wake_seconds=self._epochs.wake_seconds,
+            evictions=self._evictions,
             keep_alive=None if self.settings.pin else self._keep_alive.told,
-            adapters=[adapter.name for adapter in plan.adapters],
-            max_sequences=self.settings.max_sequences,
-            request_seconds=self._speed.request_seconds,
-            prefill_rate=self._speed.prefill_rate,
             drained=self._drained,
-            collectives=ranks[0].collectives if ranks else 0,
-            collective_seconds=[rank.collective_seconds for rank in ranks] if len(ranks) > 1 else [],
-            adapters_loaded=self._adapters.loaded,
-            **(statistics.state(beside) if statistics is not None else {}),
         )
 
     def page_hashes(self) -> list[bytes]:
@@ -514,12 +483,10 @@ class ManagedModel:
 
     def bring_up(self) -> asyncio.Future[None]:
         """See that the model gets ready, and return the future that ends when it is or cannot be."""
-        up = self._up or asyncio.get_running_loop().create_future()
+        up = self._up.ask()
         if self.status == "ready":
-            up.set_result(None)
+            self._up.come()
         else:
-            self._up = up
-            up.add_done_callback(_nobody_has_to_ask)
             self.handle(Event.WANTED)
         return up
 
@@ -536,10 +503,7 @@ class ManagedModel:
             self.requests.fail_all(
                 CortexError(Code.SHUTTING_DOWN, f"{self.id} was unloaded by force", retry_after=1.0)
             )
-        if self._down is None:
-            self._down = asyncio.get_running_loop().create_future()
-            self._down.add_done_callback(_nobody_has_to_ask)
-        down = self._down
+        down = self._down.ask()
         self._unloads += 1
         self.displaced = self._comes_back = False
         try:
@@ -582,9 +546,7 @@ class ManagedModel:
         self._news.end()
         self.ready_at = time.monotonic()
         self.displaced = False
-        up, self._up = self._up, None
-        if up is not None:
-            up.set_result(None)
+        self._up.come()
         self.requests.open(self._epochs.group, self.fit.context_length)
         self._comes_back = False
         self._check_idle()
@@ -634,16 +596,14 @@ class ManagedModel:
         """Nothing of it is left, or never was; whoever came meanwhile has it loaded again."""
         self._cancel_retry()
         self._adopt()
-        down, self._down = self._down, None
-        if down is not None:
-            down.set_result(None)
+        self._down.come()
         comes_back, self._comes_back = self._comes_back, False
         wanted = not self.retired and (self._news.has_listeners or self.settings.pin or comes_back)
         if self.requests.waiting or wanted:
             self.bring_up()
-        elif self._up is not None and self.retired:
+        elif self._up.is_awaited and self.retired:
             self._fail_waiting(CortexError(Code.MODEL_NOT_FOUND, f"{self.id} is no longer served here"))
-        elif self._up is not None:  # whoever wanted it has left meanwhile
+        elif self._up.is_awaited:  # whoever wanted it has left meanwhile
             self._fail_waiting(CortexError(Code.MODEL_LOAD_FAILED, f"nobody waits for {self.id} any more"))
 
     # --- tasks ------------------------------------------------------------------------------------------
@@ -651,7 +611,7 @@ class ManagedModel:
     async def _bring_up(self) -> None:
         """From a wish for memory to workers that are ready."""
         reading = asyncio.ensure_future(self.text())  # while it waits for memory
-        reading.add_done_callback(_nobody_has_to_ask)
+        reading.add_done_callback(nobody_has_to_ask)
         try:
             spare = 0
             for tries_left in reversed(range(SHORT_LOADS)):
@@ -699,9 +659,7 @@ class ManagedModel:
             await self._epochs.stop()
         except CortexError as error:
             log.error("processes of a model did not end model=%s reason=%s", self.id, error)
-            if self._down is not None:
-                self._down.set_exception(error)
-                self._down = None
+            self._down.fail(error)
         except Exception:
             log.exception("end of a model failed unexpectedly model=%s", self.id)
         self._let_go()
@@ -739,9 +697,7 @@ class ManagedModel:
         self.requests.lose_worker(error)
 
     def _fail_waiting(self, error: CortexError) -> None:
-        up, self._up = self._up, None
-        if up is not None:
-            up.set_exception(error)
+        self._up.fail(error)
         self.requests.fail_all(error)
 
     def _let_go(self) -> None:
@@ -811,9 +767,3 @@ def replaced(model_id: str) -> CortexError:
     return CortexError(
         Code.SHUTTING_DOWN, f"{model_id} was replaced while the request waited; ask again", retry_after=1.0
     )
-
-
-def _nobody_has_to_ask(outcome: asyncio.Future[None]) -> None:
-    """An exception that nobody waits for is no fault."""
-    if not outcome.cancelled():
-        outcome.exception()
