@@ -11,12 +11,14 @@ are asked for a quote first.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
 from collections import Counter
 from collections.abc import Collection, Coroutine, Iterator
 from functools import partial
+from math import inf
 from pathlib import Path
 from time import monotonic
 
@@ -44,6 +46,7 @@ logger = logging.getLogger("gateway.fleet.view")
 HELLO_SECONDS = 5.0
 RETRY_SECONDS = 0.5  # between tries to watch a neuron again
 SILENT_SECONDS = 3.0  # three heartbeats that did not come: others are asked first
+BACK_SECONDS = 2.0  # since it was lost, within which a request waits for a neuron that it has no other for
 QUOTED = 16  # neurons that are asked for a quote for one request
 SEARCHED = 64  # the same, for a model that none says that it has
 FINISH_SECONDS = 1.0  # for what is to be done before the end
@@ -90,6 +93,8 @@ class Neuron:
         self.catalogue: CatalogueAtNeuron | None = None
         self._directory = directory if directory is not None else Directory()
         self._prefixes = prefixes if prefixes is not None else Prefixes()
+        self._lost_at = -inf
+        self._is_back = asyncio.Event()
         self._breakers: dict[str, Breaker] = {}  # of models that failed since they served somebody
 
     async def watch(self, eviction: Eviction) -> None:
@@ -109,6 +114,12 @@ class Neuron:
             except CortexError as error:
                 self._on_lost(error.message)
             await asyncio.sleep(RETRY_SECONDS)
+
+    async def back(self) -> None:
+        """Return when it answers, or was lost so long ago that it is not to be expected at once."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(max(0.0, self._lost_at + BACK_SECONDS - monotonic())):
+                await self._is_back.wait()
 
     def is_shaky(self, model: str) -> bool:
         breaker = self._breakers.get(model)
@@ -149,6 +160,7 @@ class Neuron:
         if not self.healthy:
             logger.info("neuron answers name=%s endpoint=%s", self.name, self.client.endpoint)
         self.healthy, self.heard, self.reason = True, True, ""
+        self._is_back.set()
         self.instance, self.draining = state.instance, state.draining
         self.devices, self.text_memory = state.devices, state.text_memory
         before = self.models
@@ -192,7 +204,10 @@ class Neuron:
 
     def lose(self, reason: str) -> None:
         """It takes nothing until it tells its state again."""
+        if self.healthy:
+            self._lost_at = monotonic()
         self.healthy, self.reason = False, reason
+        self._is_back.clear()
         self._directory.update(self, self.models)
         self._prefixes.forget(self, self.models)
 
@@ -331,9 +346,12 @@ class Fleet:
             if best.waits > router.SECOND_SECONDS and (found := await self._second(asked, best, avoid)):
                 return found
             return best.host, best.reason(asked, len(ready))
-        having = [neuron for neuron in (*copies.ready, *copies.others) if neuron not in avoid]
-        if not having:
-            router.able([neuron for neuron in copies.known if neuron not in avoid], model)
+        having = _without([*copies.ready, *copies.others], avoid)
+        if not having and (away := _without(copies.known, avoid)):
+            # A link that broke, or a process of ours that stood still, is whole again in a moment.
+            await asyncio.gather(*(neuron.back() for neuron in away))
+            copies = self.directory.of(model)
+            having = _without([*copies.ready, *copies.others], avoid) or router.able(away, model)
         if len(having) == 1:
             return having[0], "no other neuron has it"
         if having and not needs_load:

@@ -19,6 +19,7 @@ BODY = json.dumps({"model": "echo", "prompt": "one two"}).encode()
 POST = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
 GET = b"GET /ready HTTP/1.1\r\nhost: x\r\n\r\n"
 SECONDS = 2.5  # of each limit below
+SILENCE = 5.0  # seconds, after which either side gives up the other
 KEPT = 3  # seconds that an idle connection stays
 LATE = 25.0  # more than any of them takes on a busy machine, less than what is configured by default
 
@@ -139,14 +140,18 @@ def test_an_idle_connection_serves_again_until_its_time_is_over(strict: GatewayP
         assert KEPT * 0.9 < time.monotonic() - began < LATE
 
 
-def test_a_request_that_waits_in_the_socket_when_the_time_is_over_is_answered(strict: GatewayProcess) -> None:
+@pytest.mark.parametrize("seconds", [1.2 * KEPT, SILENCE + 1.5])
+def test_a_request_that_waits_in_the_socket_while_the_process_stands_still_is_answered(
+    strict: GatewayProcess, seconds: float
+) -> None:
+    """Though its connection may stay no longer, and the neuron gave up the silent process meanwhile."""
     (worker,) = strict.workers()
     with connected(strict, GET) as client:
         assert answer(client)[0] == 200
         try:
             os.kill(worker, signal.SIGSTOP)  # a process that is too busy to read
             client.sendall(head(len(BODY)) + BODY)
-            time.sleep(1.2 * KEPT)
+            time.sleep(seconds)
         finally:
             os.kill(worker, signal.SIGCONT)
         assert answer(client)[0] == 200

@@ -125,6 +125,22 @@ def test_a_neuron_that_lies_about_tokens_costs_no_request_its_account(
     run(scenario)
 
 
+def test_a_request_waits_for_a_neuron_that_was_lost_a_moment_ago() -> None:
+    async def scenario() -> None:
+        first = FakeNeuron()
+        async with fleet_of(first) as fleet:
+            [view] = fleet.neurons
+            first.close()
+            await eventually(lambda: not view.healthy)
+            placing = asyncio.create_task(fleet.place("echo"))
+            second = FakeNeuron(first.endpoint)
+            second.start()
+            assert (await placing)[0] is view
+            second.close()
+
+    run(scenario)
+
+
 def test_lost_neuron_comes_back_by_itself() -> None:
     async def scenario() -> None:
         first = FakeNeuron()
