@@ -1,5 +1,8 @@
+import itertools
 import json
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -17,7 +20,7 @@ from ipc.messages.conversation import (
     ToolResultPart,
 )
 from neuron.preparation.child import most_held
-from neuron.text import sandbox, template
+from neuron.text import budget, sandbox, template
 from neuron.text.budget import OverBudget
 from neuron.text.content import turns
 from neuron.text.template import ChatTemplate, message_for_template
@@ -333,6 +336,14 @@ def test_a_template_that_loops_for_some_messages_alone_is_stopped_too(monkeypatc
     error = refusal("{% if messages[0].content == 'Hello' %}" + endless + "{% endif %}")
     assert (error.code, "takes too long" in error.message) == (Code.TEMPLATE_FAILED, True)
     assert "the model's folder" in caplog.text
+
+
+def test_time_that_other_processes_take_counts_against_no_template(monkeypatch):
+    hours = itertools.count(step=3600)
+    monkeypatch.setattr(
+        budget, "time", SimpleNamespace(monotonic=hours.__next__, thread_time=time.thread_time)
+    )
+    assert render("{% for i in range(99) %}{{ i % 2 }}{% endfor %}") == "01" * 49 + "0"
 
 
 def test_after_a_template_was_stopped_the_next_is_not(monkeypatch):
