@@ -376,6 +376,25 @@ def test_what_is_guessed_wrong_gets_into_no_state(hybrid, knowing, limits, seed)
     assert "kv_pages" in limits or sum(it.cached_tokens >= 64 for it in continued) > 3
 
 
+def test_a_step_with_guesses_that_fails_amid_its_layers_leaves_no_state_half_done(
+    hybrid, knowing, monkeypatch
+):
+    runner, first, _ = hybrid
+    knowing(*first)
+    run, failed = runner.states.run, []
+
+    def without_memory(prepared, layer, *given):
+        if prepared.guesses is not None and layer == 1 and not failed:
+            failed.append(layer)
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return run(prepared, layer, *given)
+
+    monkeypatch.setattr(runner.states, "run", without_memory)
+    found, counts = answers_of(runner, first[0], speculation="ngram")
+    assert_equal(found, first[1])
+    assert (failed, counts["out_of_memory"]) == ([1], 1)
+
+
 @pytest.mark.parametrize("name", ["qwen3_untied_biased", "qwen3_5"])
 def test_all_ranks_keep_the_same_tokens(tiny, knowing, monkeypatch, name):
     ranks = Ranks(tiny(name).folder, 2, monkeypatch, **SIZES)
