@@ -240,7 +240,7 @@ class RowParallel(RowPart):
 
     def __call__(self, x: Tensor) -> Tensor:  # [tokens, len(share)] -> [tokens, rows]
         y = self.group.all_reduce(super().__call__(x))
-        return y if self.bias_of_sum is None else y + self.bias_of_sum
+        return y if self.bias_of_sum is None else y.add_(self.bias_of_sum)
 
 
 def has_kernels(dtype: torch.dtype, device: torch.device) -> bool:

@@ -229,6 +229,7 @@ class Block:
         y = self.attention(normed, turned, partial(attend, self.number))
         if self.parallel:
             return self._add(x, y, self.after_attention), normed
+        del normed
         if (
             self.after_attention is None
             and isinstance(self.before_mlp, RMSNorm)

@@ -84,12 +84,12 @@ class MLP:
             yield from self.xielu.pieces()
 
     def __call__(self, x: Tensor) -> Tensor:  # [tokens, hidden]
-        inner = self.gate_up(x)
+        return self.down(self._activated(self.gate_up(x)))
+
+    def _activated(self, x: Tensor) -> Tensor:  # [tokens, rows of what is projected] -> [tokens, inner]
         if self.gates:
-            return self.down(gated(inner, self.activation, self.exact))
-        if self.xielu is not None:
-            return self.down(self.xielu(inner))
-        return self.down(activated(inner, self.activation, self.exact))
+            return gated(x, self.activation, self.exact)
+        return activated(x, self.activation, self.exact) if self.xielu is None else self.xielu(x)
 
 
 def gated(gate_up: Tensor, name: Activation, exact: bool) -> Tensor:  # [tokens, 2 * inner] -> [tokens, inner]
