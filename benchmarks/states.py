@@ -40,7 +40,7 @@ def compile_kernel(capability: int, name: str) -> Any:
     kernel = getattr(kernels, name)
     shared = {"KEY_HEADS": SHAPE.key_heads, "HEADS": SHAPE.value_heads, "KEY_DIM": SHAPE.key_dim}
     shared |= {"VALUE_DIM": SHAPE.value_dim, "EPS": EPS, "BLOCK_K": SHAPE.key_dim, "BLOCK_V": kernels.COLUMNS}
-    shared |= {"KERNEL": SHAPE.kernel, "PLACES": 4, "BLOCK": kernels.CHANNELS}
+    shared |= {"KERNEL": SHAPE.kernel, "PLACES": 4, "SILU": True, "BLOCK": kernels.CHANNELS}
     kinds = {"stride": "i32", "channels": "i32", "scale": "fp32", "mixed": "*bf16", "weight": "*bf16"}
     kinds |= dict.fromkeys(("owners", "starts", "ends", "read", "written"), "*i64")
     names = kernel.arg_names

@@ -118,7 +118,7 @@ class GpuStep:
         return out
 
     def _state_layer(self, number: int, x: Block) -> Block:
-        mixed = self._delta()
+        mixed = self._delta() if self.shapes.delta is not None else self._convolution()
         total = self._hidden()
         self._free(mixed)
         normed = self._hidden()
@@ -205,6 +205,17 @@ class GpuStep:
         narrow = self._rows(values)
         out = self._product(values, hidden)
         self._free(normed, projected, opened, narrow, *gates)
+        return out
+
+    def _convolution(self) -> Block:
+        convolution = self.shapes.convolution.on_rank(self.world_size)
+        normed, hidden, channels = self._hidden(), self.shapes.hidden_size, convolution.channels
+        projected = self._product(hidden, 3 * channels)
+        mixed, convolved = self._rows(channels), self._rows(channels, FLOAT)
+        self._free(mixed)
+        narrow = self._rows(channels)
+        out = self._product(channels, hidden)
+        self._free(normed, projected, convolved, narrow)
         return out
 
     def _through(self, delta: DeltaNet, tokens: int, of_state: int) -> Block:

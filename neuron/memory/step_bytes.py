@@ -125,6 +125,9 @@ class Overhead:
 
     def _states(self, tokens: int) -> int:
         """Of a layer that keeps a state: what goes through its convolution, and 64 tokens at a time."""
+        if (convolution := self.shapes.convolution) is not None:
+            channels = convolution.on_rank(self.world_size).channels
+            return tokens * (2 * self.shapes.hidden_size + channels * (6 * self.itemsize + 5 * FLOAT))
         if self.shapes.delta is None:
             return 0
         delta = self.shapes.delta.on_rank(self.world_size)

@@ -50,6 +50,10 @@ from transformers import (
     GraniteForCausalLM,
     HunYuanDenseV1Config,
     HunYuanDenseV1ForCausalLM,
+    Lfm2Config,
+    Lfm2ForCausalLM,
+    Lfm2MoeConfig,
+    Lfm2MoeForCausalLM,
     Llama4ForCausalLM,
     Llama4TextConfig,
     LlamaConfig,
@@ -328,6 +332,20 @@ def hunyuan(**changes: Any) -> PreTrainedModel:
     return HunYuanDenseV1ForCausalLM(HunYuanDenseV1Config(**SIZES | changes))
 
 
+def lfm2(**changes: Any) -> PreTrainedModel:
+    sizes = {key: value for key, value in SIZES.items() if key != "head_dim"}  # which it does not have: 12
+    layers = {"num_hidden_layers": 4, "layer_types": ["conv", "conv", "full_attention", "conv"]}
+    return Lfm2ForCausalLM(Lfm2Config(**sizes | layers | {"block_multiple_of": 16} | changes))
+
+
+def lfm2_moe(**changes: Any) -> PreTrainedModel:
+    sizes = {key: value for key, value in SIZES.items() if key != "head_dim"}  # which it does not have: 12
+    layers = {"num_hidden_layers": 4, "layer_types": ["conv", "full_attention", "conv", "conv"]}
+    experts = {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 32}
+    model = Lfm2MoeForCausalLM(Lfm2MoeConfig(**sizes | layers | experts | changes))
+    return model
+
+
 def gpt_oss(**changes: Any) -> PreTrainedModel:
     experts = {"num_local_experts": 6, "num_experts_per_tok": 3, "sliding_window": 20, "swiglu_limit": 1.5}
     return GptOssForCausalLM(GptOssConfig(**SIZES | experts | changes, attn_implementation="eager"))
@@ -572,6 +590,8 @@ VARIANTS: dict[str, Callable[[], PreTrainedModel]] = {
         rope_parameters={"rope_type": "dynamic", "rope_theta": 10_000.0, "alpha": 50.0, "factor": 1.0}
     ),
     "hunyuan_v1_dense_plain": lambda: hunyuan(attention_bias=True, tie_word_embeddings=True),
+    "lfm2": lambda: lfm2(),
+    "lfm2_moe": lambda: lfm2_moe(num_dense_layers=1, conv_L_cache=4, routed_scaling_factor=1.3),
     "llama_every_head_its_own_keys": lambda: llama(num_key_value_heads=4, vocab_size=96),
     "llama_one_key_head_sharded": lambda: llama(num_key_value_heads=1, num_hidden_layers=3),
     "llama_flat_llama3": lambda: llama(rope_parameters=LLAMA3, num_attention_heads=8, num_key_value_heads=4),
@@ -615,7 +635,7 @@ def fill(model: PreTrainedModel, std: float = 0.4) -> None:
     for key, buffer in model.named_buffers():
         if key.endswith("layer_scalar"):
             buffer.uniform_(0.6, 1.4)
-        if key.endswith("e_score_correction_bias"):
+        if key.endswith(("e_score_correction_bias", "expert_bias")):
             buffer.normal_(std=0.1)
     model.tie_weights()
     model.eval()

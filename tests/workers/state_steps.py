@@ -8,10 +8,12 @@ from types import SimpleNamespace
 
 import torch
 
+from workers.attention.convolutions import ConvolvedInputs
+from workers.attention.convolutions_cuda import TritonInputs
 from workers.attention.states import RecurrentStates
 from workers.attention.states_cuda import TritonStates
 from workers.cache.state import StateCache
-from workers.checkpoints.config import DeltaNet
+from workers.checkpoints.config import DeltaNet, ShortConvolution
 from workers.step.batch import Segment
 
 # Of a sequence: tokens before the step, in it, drafts of these, and how many of them are right; those with
@@ -25,10 +27,13 @@ STEPS = [
 SHAPES = [
     DeltaNet(key_heads=2, value_heads=6, key_dim=8, value_dim=12, kernel=4),
     DeltaNet(key_heads=1, value_heads=1, key_dim=32, value_dim=40, kernel=2),
+    ShortConvolution(channels=44, kernel=3),
 ]
 
 
-def errors(device: str, shape: DeltaNet, dtype: torch.dtype = torch.float32) -> list[float]:
+def errors(
+    device: str, shape: DeltaNet | ShortConvolution, dtype: torch.dtype = torch.float32
+) -> list[float]:
     """How far both are apart in each step, in what tokens read and in what is kept."""
     torch.manual_seed(7)
     cache = StateCache([0, 1], shape, states=12, device=torch.device(device))
@@ -46,18 +51,21 @@ def errors(device: str, shape: DeltaNet, dtype: torch.dtype = torch.float32) -> 
             row += count
         mixed = torch.randn(row, shape.channels, device=device).to(dtype)
         weight = torch.randn(shape.channels, shape.kernel, device=device).to(dtype)
-        decay = -torch.rand(row, shape.value_heads, device=device).mul(3).exp() / 8
-        beta = torch.rand(row, shape.value_heads, device=device)
+        kinds, given = (ConvolvedInputs, TritonInputs), (mixed, weight)
+        if isinstance(shape, DeltaNet):
+            decay = -torch.rand(row, shape.value_heads, device=device).mul(3).exp() / 8
+            kinds = RecurrentStates, TritonStates
+            given += decay, torch.rand(row, shape.value_heads, device=device)
         results = []
-        for kind in (RecurrentStates, TritonStates):
+        for kind in kinds:
             own = copy.deepcopy(cache)
             backend = kind(own, 1, 256)
             arrays = backend.arrays(segments)
             tensors = {name: torch.tensor(list(values), device=device) for name, values in arrays.items()}
-            y = backend.run(backend.prepare(segments, tensors), 1, mixed, weight, decay, beta)
+            y = backend.run(backend.prepare(segments, tensors), 1, *given)
             if right := [right for _, _, drafts, right in lengths if drafts]:
                 backend.adopt(right)
             results.append((y, own.matrices[1], own.inputs[1], own.matrices[0]))
         for ours, other in zip(*results, strict=True):
-            found.append(float((ours - other).abs().max()))
+            found += [float((ours - other).abs().max())] if ours.numel() else []
     return found

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from workers.attention.backend import AttentionBackend
+from workers.attention.convolutions import ConvolvedInputs
 from workers.attention.cpu import PagedAttention
 from workers.attention.states import RecurrentStates, StateBackend
 from workers.cache.paged import KVCache
 from workers.cache.state import StateCache
+from workers.checkpoints.config import ShortConvolution
 from workers.kernels.fused import has_triton
 
 
@@ -26,8 +28,10 @@ def states_over(cache: StateCache, group: int, max_segments: int, exact: bool) -
 
     With `exact`, that is torch on a GPU as well: token after token.
     """
+    convolves = isinstance(cache.delta, ShortConvolution)
     if has_triton(cache.device) and not exact:
+        from workers.attention.convolutions_cuda import TritonInputs
         from workers.attention.states_cuda import TritonStates
 
-        return TritonStates(cache, group, max_segments)
-    return RecurrentStates(cache, group, max_segments, exact)
+        return (TritonInputs if convolves else TritonStates)(cache, group, max_segments)
+    return (ConvolvedInputs if convolves else RecurrentStates)(cache, group, max_segments, exact)

@@ -107,6 +107,7 @@ class Guesses:
     firsts: list[int]  # which of these are the first drafts of each sequence
     states: list[int]  # of each, the number of its state, which the token before its drafts left
     layers: dict[int, Guess] = field(default_factory=dict)
+    inputs: dict[int, Tensor] = field(default_factory=dict)  # `[rows, channels]` of layers that are no more
 
     @classmethod
     def of(cls, segments: Sequence[Segment], group: int) -> Guesses | None:
@@ -123,6 +124,10 @@ class Guesses:
         """Of a step's rows, these. `y` has no others."""
         rows = mixed[self.rows], y, decay[self.rows], beta[self.rows]
         self.layers[layer] = Guess(*(each.clone(memory_format=torch.contiguous_format) for each in rows))
+
+    def keep_inputs(self, layer: int, x: Tensor) -> None:
+        """The same of a layer that is a convolution alone."""
+        self.inputs[layer] = x[self.rows].clone(memory_format=torch.contiguous_format)
 
 
 def heads_of(y: Tensor, delta: DeltaNet) -> tuple[Tensor, Tensor, Tensor]:  # [tokens, channels]

@@ -96,26 +96,33 @@ class TritonStates:
             matrices[places.written[number : number + 1]] = state
         return out
 
-    def _convolve(self, prepared: StateStep, layer: int, mixed: Tensor, weight: Tensor) -> Tensor:
+    def _convolve(
+        self, prepared: StateStep, layer: int, mixed: Tensor, weight: Tensor, silu: bool = True
+    ) -> Tensor:
         """All tokens through the convolution, which keeps its last inputs: `[tokens, channels]` float32."""
         inputs, mixed = self.cache.inputs[layer], mixed.contiguous()
-        y = kernels.convolve(mixed, weight, inputs, prepared.owners, prepared.places)
+        y = kernels.convolve(mixed, weight, inputs, prepared.owners, prepared.places, silu)
         kernels.keep_inputs(mixed, inputs, prepared.places)
         return y
 
     def adopt(self, right: Sequence[int]) -> None:
         """All sequences at once, each from its first draft on."""
         guesses, self._guesses = self._guesses, None
-        firsts, delta, count = guesses.firsts, self.cache.delta, len(guesses.firsts)
+        places, delta = self._places_of(guesses, right), self.cache.delta
         rows = guesses.rows.stop - guesses.rows.start
-        starts, ends = [*firsts, rows], [first + number for first, number in zip(firsts, right, strict=True)]
+        unread = torch.empty(rows, delta.value_heads, delta.value_dim, device=self.cache.device)
+        for layer, (mixed, y, decay, beta) in guesses.layers.items():
+            kernels.keep_inputs(mixed, self.cache.inputs[layer], places)
+            kernels.recur(y, decay, beta, self.cache.matrices[layer], unread, places, len(right), delta)
+
+    def _places_of(self, guesses: Guesses, right: Sequence[int]) -> Places:
+        """Where the drafts that were right are, and the states that they get into."""
+        firsts, count = guesses.firsts, len(guesses.firsts)
+        starts = [*firsts, guesses.rows.stop - guesses.rows.start]
+        ends = [first + number for first, number in zip(firsts, right, strict=True)]
         # each at an address that is a multiple of 16 bytes, for which kernels are compiled once
         numbers = torch.zeros(3, FREE_ROWS, dtype=torch.int64)
         for row, values in zip(numbers, (starts, ends, guesses.states), strict=True):
             row[: len(values)] = torch.tensor(values)
         starts, ends, states = numbers.to(self.cache.device)
-        places = Places(starts[: count + 1], ends[:count], states[:count], states[:count])
-        unread = torch.empty(rows, delta.value_heads, delta.value_dim, device=self.cache.device)
-        for layer, (mixed, y, decay, beta) in guesses.layers.items():
-            kernels.keep_inputs(mixed, self.cache.inputs[layer], places)
-            kernels.recur(y, decay, beta, self.cache.matrices[layer], unread, places, count, delta)
+        return Places(starts[: count + 1], ends[:count], states[:count], states[:count])

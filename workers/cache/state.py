@@ -7,6 +7,7 @@ device has no room meanwhile.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from workers.cache.paged import zeros
-from workers.checkpoints.config import DeltaNet
+from workers.checkpoints.config import DeltaNet, ShortConvolution
 from workers.step.plan import StateMove
 
 logger = logging.getLogger("workers.cache.state")
@@ -27,27 +28,34 @@ class StateCache:
 
     Args:
         layers: numbers of those that keep a state.
-        delta: what each is on this rank.
+        state: what each is on this rank.
         states: how many.
 
     Attributes:
         arena: `[states + 1, elements of one]` float32.
-        matrices: of each layer, `[states + 1, heads, key_dim, value_dim]` float32.
+        matrices: of each layer, `[states + 1, heads, key_dim, value_dim]` float32; of a convolution alone
+            nothing.
         inputs: the last ones of its convolution, `[states + 1, kernel - 1, channels]` float32.
     """
 
-    def __init__(self, layers: Sequence[int], delta: DeltaNet, *, states: int, device: torch.device) -> None:
-        self.states, self.delta, self.device = states, delta, device
-        size = delta.state_size
+    def __init__(
+        self,
+        layers: Sequence[int],
+        state: DeltaNet | ShortConvolution,
+        *,
+        states: int,
+        device: torch.device,
+    ) -> None:
+        self.states, self.delta, self.device = states, state, device
+        size = state.state_size
         self.arena = zeros((states + 1, len(layers) * size), torch.float32, device)
         self.matrices: dict[int, Tensor] = {}
         self.inputs: dict[int, Tensor] = {}
-        matrix = (delta.value_heads, delta.key_dim, delta.value_dim)
-        inputs = (delta.kernel - 1, delta.channels)
-        split = delta.value_heads * delta.key_dim * delta.value_dim
+        inputs = (state.kernel - 1, state.channels)
+        split = math.prod(state.matrices)
         for place, layer in enumerate(layers):
             part = self.arena[:, place * size : (place + 1) * size]
-            self.matrices[layer] = part[:, :split].unflatten(1, matrix)
+            self.matrices[layer] = part[:, :split].unflatten(1, state.matrices)
             self.inputs[layer] = part[:, split:].unflatten(1, inputs)
 
     @property

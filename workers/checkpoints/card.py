@@ -388,6 +388,8 @@ def _of_experts(model: ModelConfig) -> str:
 
 def _of_delta(model: ModelConfig) -> str:
     """The same of layers with a state."""
+    if model.convolution is not None:
+        return f", {model.convolution.channels} channels in layers with a state"
     return "" if model.delta is None else f", {model.delta.key_heads} key heads in layers with a state"
 
 

@@ -77,6 +77,11 @@ class DeltaNet(msgspec.Struct, frozen=True):
         """Elements that a layer keeps of a sequence: its matrices, and what the convolution still sees."""
         return self.value_heads * self.key_dim * self.value_dim + (self.kernel - 1) * self.channels
 
+    @property
+    def matrices(self) -> tuple[int, int, int]:
+        """Of a layer: how many, and their sizes."""
+        return self.value_heads, self.key_dim, self.value_dim
+
     def on_rank(self, world_size: int) -> DeltaNet:
         """The heads of each rank."""
         return msgspec.structs.replace(
@@ -86,6 +91,28 @@ class DeltaNet(msgspec.Struct, frozen=True):
     def splits_into(self, world_size: int) -> bool:
         """Whether ranks can have equal numbers of key heads, each with its value heads."""
         return self.key_heads % world_size == 0
+
+
+class ShortConvolution(msgspec.Struct, frozen=True):
+    """The convolution of LFM2 (https://arxiv.org/abs/2511.23404), of the layers that keep a state: the last
+    inputs, and nothing else."""
+
+    channels: int
+    kernel: int  # tokens
+    matrices = (0, 0, 0)  # as of `DeltaNet`
+
+    @property
+    def state_size(self) -> int:
+        """Elements that a layer keeps of a sequence."""
+        return (self.kernel - 1) * self.channels
+
+    def on_rank(self, world_size: int) -> ShortConvolution:
+        """The channels of each rank."""
+        return msgspec.structs.replace(self, channels=self.channels // world_size)
+
+    def splits_into(self, world_size: int) -> bool:
+        """Whether ranks can have equal numbers of channels."""
+        return self.channels % world_size == 0
 
 
 class Temperature(msgspec.Struct, frozen=True):
@@ -139,6 +166,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     latent: Latent | None = None  # attention is that
     attention_gate: bool = False  # what attention gives is let through by gates, which q_proj makes as well
     delta: DeltaNet | None = None  # what layers with a state are, in place of attention
+    convolution: ShortConvolution | None = None  # or they are that
     norms: Norms = Norms()
     norm_offset: float = 0.0  # is added to the weights of all norms
     layer_norm: bool = False  # norms take the mean away, and have a bias
@@ -171,6 +199,11 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     writes: bool = True  # it is asked for tokens; else its head is not read
     bidirectional: bool = False  # tokens see later ones: a text is computed as a whole, and nothing is kept
     encoder: Encoder | None = None
+
+    @property
+    def state(self) -> DeltaNet | ShortConvolution | None:
+        """What layers with a state are."""
+        return self.delta or self.convolution
 
     def at_context(self, length: int) -> ModelConfig:
         """The same where a context is served that long: a longrope has other factors in a long one.
@@ -210,7 +243,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
             and self.num_heads % world_size == 0
             and (self.intermediate_size % world_size == 0 or not has_mlps)
             and (experts is None or experts.splits_into(world_size))
-            and (self.delta is None or self.delta.splits_into(world_size))
+            and (self.state is None or self.state.splits_into(world_size))
             and all(
                 heads % world_size == 0 or world_size % heads == 0
                 for heads in {self.num_kv_heads, *(layer.kv_heads or world_size for layer in self.layers)}

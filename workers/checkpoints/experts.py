@@ -30,6 +30,7 @@ class Experts(msgspec.Struct, frozen=True, kw_only=True):
     jitter: float = 0.0  # of a sparse mixer
     weighs_inputs: bool = False  # what goes into an expert is multiplied with its weight, not what comes out
     normalised: bool = False  # the weights of those that are chosen add up to 1
+    least: float = 1e-20  # is added to their sum then, which may be 0
     corrected: bool = False  # each expert has a number that is added to its score for the choice alone
     groups: int = 1  # of experts, of which some are chosen first, and experts only from them
     groups_chosen: int = 1

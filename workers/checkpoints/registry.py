@@ -19,6 +19,7 @@ from workers.checkpoints.families.gpt_oss import GPT_OSS
 from workers.checkpoints.families.granite import GRANITE
 from workers.checkpoints.families.granitemoe import GRANITE_MOE
 from workers.checkpoints.families.hunyuan import HUNYUAN
+from workers.checkpoints.families.lfm2 import LFM2, LFM2_MOE
 from workers.checkpoints.families.llama import LLAMA
 from workers.checkpoints.families.llama4 import LLAMA4
 from workers.checkpoints.families.minimax_m2 import MINIMAX_M2
@@ -47,6 +48,7 @@ KNOWN = (
     *(SEED_OSS, EXAONE4, ERNIE4_5, ERNIE4_5_MOE, OLMOE, MINIMAX_M2),
     *(COHERE, COHERE2, ARCEE, APERTUS, STARCODER2, HUNYUAN),
     *(BERT, ROBERTA, MODERNBERT, NOMIC_BERT),
+    *(LFM2, LFM2_MOE),
     *(QWEN3_NEXT, QWEN3_5, QWEN3_5_MOE),
     *(MIXTRAL, QWEN2_MOE, GPT_OSS, GLM4_MOE, GLM4_MOE_LITE, DEEPSEEK_V2, DEEPSEEK_V3),
 )

@@ -258,9 +258,9 @@ class ModelRunner:
         grid = () if self.sight is None else GRID
         sizes = dict.fromkeys(("token_ids", "positions", "sampled_rows", *grid), spec.max_step_tokens)
         self.states: StateBackend | None = None
-        if config.delta is not None:
-            delta, layers = config.delta.on_rank(spec.world_size), groups[-1].layers
-            self.state_cache = StateCache(layers, delta, states=states + padded, device=self.group.device)
+        if config.state is not None:
+            state, layers = config.state.on_rank(spec.world_size), groups[-1].layers
+            self.state_cache = StateCache(layers, state, states=states + padded, device=self.group.device)
             group = len(groups) - 1
             self.states = states_over(self.state_cache, group, spec.max_step_tokens, spec.exact)
             sizes |= self.states.sizes

@@ -31,23 +31,26 @@ def convolve(
     x: Tensor,  # [tokens, channels] float32, of one sequence
     before: Tensor,  # [kernel - 1, channels] float32: the inputs before them
     weight: Tensor,  # [channels, kernel] float32
+    silu: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Each channel over the last `kernel` tokens, through SiLU; and the inputs that the next tokens see."""
     window = torch.cat((before, x))
     y = window[: len(x)] * weight[:, 0]
     for place in range(1, weight.shape[1]):
         y.addcmul_(window[place : place + len(x)], weight[:, place])
-    return F.silu(y), window[len(x) :]
+    return F.silu(y) if silu else y, window[len(x) :]
 
 
 def convolve_each(
     x: Tensor,  # [sequences, channels] float32: one token of each
     before: Tensor,  # [sequences, kernel - 1, channels] float32
     weight: Tensor,  # [channels, kernel] float32
+    silu: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """The same for one token of each sequence."""
     window = torch.cat((before, x[:, None]), dim=1)
-    return F.silu((window * weight.t()).sum(dim=1)), window[:, 1:]
+    y = (window * weight.t()).sum(dim=1)
+    return F.silu(y) if silu else y, window[:, 1:]
 
 
 def recur(

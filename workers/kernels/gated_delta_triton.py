@@ -51,6 +51,7 @@ def convolve_kernel(
     stride,  # elements from one state to the next
     channels,
     KERNEL: tl.constexpr,
+    SILU: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
@@ -62,7 +63,9 @@ def convolve_kernel(
     for place in tl.static_range(KERNEL):
         value = _window(mixed, before, row + place - (KERNEL - 1), start, c, channels, mask, KERNEL)
         total += value * tl.load(weight + c * KERNEL + place, mask=mask, other=0.0).to(tl.float32)
-    tl.store(y + row * channels + c, total / (1.0 + tl.exp(-total)), mask=mask)
+    if SILU:
+        total = total / (1.0 + tl.exp(-total))
+    tl.store(y + row * channels + c, total, mask=mask)
 
 
 @triton.jit
@@ -138,7 +141,9 @@ def recur_kernel(
         tl.store(out + (row * HEADS + head) * VALUE_DIM + e, found, mask=e < VALUE_DIM)
 
 
-def convolve(mixed: Tensor, weight: Tensor, kept: Tensor, owners: Tensor, places: Places) -> Tensor:
+def convolve(
+    mixed: Tensor, weight: Tensor, kept: Tensor, owners: Tensor, places: Places, silu: bool = True
+) -> Tensor:
     """All tokens of a step through a layer's convolution.
 
     Args:
@@ -146,6 +151,7 @@ def convolve(mixed: Tensor, weight: Tensor, kept: Tensor, owners: Tensor, places
         weight: `[channels, kernel]`.
         kept: `[states, kernel - 1, channels]` float32.
         owners: `[tokens]` int64, the sequence of each.
+        silu: what comes out goes through that.
 
     Returns:
         `[tokens, channels]` float32.
@@ -154,7 +160,7 @@ def convolve(mixed: Tensor, weight: Tensor, kept: Tensor, owners: Tensor, places
     y = torch.empty(tokens, channels, dtype=torch.float32, device=mixed.device)
     convolve_kernel[(tokens, triton.cdiv(channels, CHANNELS))](
         *(mixed, weight, kept, y, owners, places.starts, places.read),
-        *(kept.stride(0), channels, kernel, CHANNELS),
+        *(kept.stride(0), channels, kernel, silu, CHANNELS),
     )
     return y
 

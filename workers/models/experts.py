@@ -20,7 +20,6 @@ from workers.weights.loader import Slice
 
 PAIRS = 1024  # of a token and an expert that it goes to, whose numbers are in memory at once
 PAIRS_OF_A_GPU = 16_384  # the same there, where each time reads the weights of all experts
-LEAST = 1e-20  # is added to a sum of scores, which may all be 0
 
 
 class Router(Linear):
@@ -53,7 +52,7 @@ class Router(Linear):
         numbers = self.group.chosen(ranking.topk(experts.chosen, dim=-1).indices)
         weights = scores.gather(1, numbers)
         if experts.normalised:
-            weights = weights / (weights.sum(dim=-1, keepdim=True) + LEAST)
+            weights = weights / (weights.sum(dim=-1, keepdim=True) + experts.least)
         return weights * experts.scale, numbers
 
     def _best_groups(self, ranking: Tensor) -> Tensor:  # [tokens, experts]

@@ -1,4 +1,5 @@
-"""The decoder of Qwen3-Next and Qwen3.5: in most layers a Gated DeltaNet stands in the place of attention.
+"""The decoder of Qwen3-Next, Qwen3.5 and LFM2: in most layers a Gated DeltaNet, or a short convolution, is in
+the place of attention.
 
 tokens ─ embedding ─┬─ norm ─ delta net, or attention ─┬+─ norm ─ mlp, or experts ─┬+─ … ─ norm ─ head
                     └──────────────────────────────────┘└──────────────────────────┘
@@ -12,6 +13,7 @@ from workers.attention.states import Mixing
 from workers.checkpoints.config import ModelConfig
 from workers.models.decoder import Block, Decoder, Places
 from workers.models.gated_delta_net import GatedDeltaNet
+from workers.models.short_convolution import ShortConvolution
 from workers.parallel import RankGroup
 from workers.weights.blocks import Empty
 
@@ -27,9 +29,13 @@ class Hybrid(Decoder):
 class StateBlock(Block):
     """A layer that keeps a state."""
 
-    attention: GatedDeltaNet
+    attention: GatedDeltaNet | ShortConvolution
 
-    def _attention(self, name: str, config: ModelConfig, group: RankGroup, empty: Empty) -> GatedDeltaNet:
+    def _attention(
+        self, name: str, config: ModelConfig, group: RankGroup, empty: Empty
+    ) -> GatedDeltaNet | ShortConvolution:
+        if config.convolution is not None:
+            return ShortConvolution(f"model.layers.{self.number}.conv", self.number, config, group, empty)
         return GatedDeltaNet(f"model.layers.{self.number}.linear_attn", self.number, config, group, empty)
 
     def __call__(self, x: Tensor, places: Places, attend: Mixing) -> Tensor:  # [tokens, hidden]

@@ -32,6 +32,8 @@ MODELS = {
     "granite": Decoder,
     "granitemoe": Decoder,
     "hunyuan_v1_dense": Decoder,
+    "lfm2": Hybrid,
+    "lfm2_moe": Hybrid,
     "llama": Decoder,
     "llama4": Decoder,
     "minimax_m2": Decoder,
