@@ -50,6 +50,8 @@ ARCHITECTURES = {
     "arcee": ("arcee", True),
     "starcoder2": ("starcoder2", False),
     "hunyuan_v1_dense": ("hunyuan-dense", False),
+    "lfm2": ("lfm2", False),
+    "lfm2_moe": ("lfm2moe", False),
 }
 TOKENS = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581", "a", "b", "ab"]
 TYPES = [2, 3, 3, *[6] * 256, 1, 1, 1, 1]
@@ -165,6 +167,8 @@ def write(
     _keys(writer, config)
     if architecture == "gemma4":
         _gemma4_keys(writer, config)
+    if architecture.startswith("lfm2"):
+        _lfm2_keys(writer, config)
     writer.tokenizer()
     writer.keys(**{f"_{name}": value for name, value in (more or {}).items()})
     tensors = {key: each for file in folder.glob("*.safetensors") for key, each in load_file(file).items()}
@@ -176,6 +180,7 @@ def write(
     merged = tensors if architecture == "gemma4" else _merged(tensors)
     for name, tensor in sorted(merged.items()):
         known = GEMMA4.get(re.sub(r"\.\d+\.", ".{}.", name)) or names.get_name(name, (".weight", ".bias"))
+        known = known or names.get_name(name.removeprefix("model."), (".weight", ".bias"))
         known = known.format(*re.findall(r"layers\.(\d+)\.", name))
         if architecture in ("gemma2", "gemma3") and name.endswith("norm.weight"):
             tensor = tensor + 1
@@ -238,7 +243,8 @@ def _merged(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """With the experts of a layer as one tensor, and their gates apart."""
     merged, experts = {}, defaultdict(dict)
     for name, tensor in tensors.items():
-        name = name.replace("correction_bias", "correction.bias")
+        name = name.replace("correction_bias", "correction.bias").replace("expert_bias", "expert_bias.bias")
+        tensor = tensor[:, 0] if name.endswith(".conv.conv.weight") else tensor
         if match := _STACKED.fullmatch(name):  # of gpt-oss and Llama 4, where rows are inputs
             whole = tensor if match[3] else tensor.transpose(-1, -2)
             kind = "bias" if match[3] else "weight"
@@ -377,6 +383,22 @@ def _gemma4_keys(writer: Writer, config: PretrainedConfig) -> None:
         rope__dimension_count=full,
         rope__dimension_count_swa=config.head_dim,
         expert_used_count=config.top_k_experts,
+    )
+
+
+def _lfm2_keys(writer: Writer, config: PretrainedConfig) -> None:
+    """The same of LFM2."""
+    inner = config.intermediate_size
+    if config.model_type == "lfm2":
+        unit = config.block_multiple_of
+        inner = -(-int(2 * inner / 3) // unit) * unit
+    heads = [config.num_key_value_heads if kind != "conv" else 0 for kind in config.layer_types]
+    writer.keys(
+        attention__head_count_kv=heads,
+        attention__layer_norm_rms_epsilon=config.norm_eps,
+        shortconv__l_cache=config.conv_L_cache,
+        feed_forward_length=inner,
+        leading_dense_block_count=getattr(config, "num_dense_layers", None),
     )
 
 

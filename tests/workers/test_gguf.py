@@ -58,6 +58,8 @@ SAME = [
     "arcee_biased",
     "starcoder2",
     "hunyuan_v1_dense_plain",
+    "lfm2",
+    "lfm2_moe",
 ]
 
 

@@ -373,6 +373,36 @@ def _starcoder2(keys: Keys) -> Json:
     }
 
 
+def _lfm2(keys: Keys) -> Json:
+    """A layer without heads of keys is a convolution."""
+    heads = keys.get("attention.head_count_kv")
+    if not isinstance(heads, list) or not all(type(each) is int and each >= 0 for each in heads):
+        refuse(keys.path, f"attention.head_count_kv {heads!r} is no list of numbers, one for each layer")
+    attending = {*heads} - {0}
+    if len(attending) != 1:
+        refuse(keys.path, f"attention.head_count_kv {heads!r} is not supported: layers that attend are alike")
+    return {
+        "norm_eps": keys.number("attention.layer_norm_rms_epsilon"),
+        "conv_L_cache": keys.size("shortconv.l_cache"),
+        "num_key_value_heads": attending.pop(),
+        "layer_types": ["full_attention" if each else "conv" for each in heads],
+        "block_auto_adjust_ff_dim": False,
+    }
+
+
+def _lfm2_moe(keys: Keys) -> Json:
+    if (gating := keys.number("expert_gating_func", SIGMOID)) != SIGMOID:
+        refuse(keys.path, f"expert_gating_func {gating} is not supported; {SIGMOID} is")
+    return _lfm2(keys) | {
+        "num_experts": keys.number("expert_count"),
+        "num_experts_per_tok": keys.number("expert_used_count"),
+        "moe_intermediate_size": keys.number("expert_feed_forward_length"),
+        "num_dense_layers": keys.number("leading_dense_block_count", 0),
+        "norm_topk_prob": True,
+        "routed_scaling_factor": keys.number("expert_weights_scale", 1.0),
+    }
+
+
 AFTER = {"post_attention_norm": "post_attention_layernorm", "post_ffw_norm": "post_feedforward_layernorm"}
 GEMMA_NORMS = AFTER | {"ffn_norm": "pre_feedforward_layernorm"}
 GLM_NORMS = {"post_attention_norm": "post_self_attn_layernorm", "post_ffw_norm": "post_mlp_layernorm"}
@@ -388,6 +418,10 @@ LATENT = {
     "attn_k_b": "self_attn.k_b_proj",
     "attn_v_b": "self_attn.v_b_proj",
 }
+
+CONVOLUTION = {f"shortconv.{name}": f"conv.{name}" for name in ("conv", "in_proj", "out_proj")}
+LFM2_NAMES = CONVOLUTION | {"attn_norm": "operator_norm", "ffn_norm": "ffn_norm"}
+LFM2_WHOLE = {"token_embd_norm.weight": "model.norm.weight"}
 
 ARCHITECTURES: dict[str, Architecture] = {
     "llama": Architecture("LlamaForCausalLM", _llama, halves_as_pairs=True),
@@ -438,6 +472,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     "starcoder2": Architecture(
         "Starcoder2ForCausalLM", _starcoder2, whole={"output_norm.bias": "model.norm.bias"}
     ),
+    "lfm2": Architecture("Lfm2ForCausalLM", _lfm2, tensors=LFM2_NAMES, whole=LFM2_WHOLE),
+    "lfm2moe": Architecture("Lfm2MoeForCausalLM", _lfm2_moe, tensors=LFM2_NAMES, whole=LFM2_WHOLE),
     "hunyuan-dense": Architecture("HunYuanDenseV1ForCausalLM"),
     "llama4": Architecture(
         "Llama4ForCausalLM", _llama4, tensors=SHARED_EXPERT | {"ffn_gate_inp": "mlp.router"}

@@ -41,7 +41,7 @@ GATE_OF_SHARED = "ffn_gate_inp_shexp"
 CORRECTION = "exp_probs_b.bias"
 BARE = {"attn_sinks.weight": "self_attn.sinks", CORRECTION: "mlp.gate.e_score_correction_bias"}
 READ_WITH_CONFIG = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
-_LAYER = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias|scale)")
+_LAYER = re.compile(r"blk\.(\d+)\.([\w.]+)\.(weight|bias|scale)")
 
 
 def usual(name: str, tensor: Tensor, architecture: Architecture) -> Iterator[tuple[str, Tensor]]:
