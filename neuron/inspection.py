@@ -18,9 +18,10 @@ from neuron.memory.ledger import Ledger
 from neuron.text.frontend import TextFrontEnd
 from workers.checkpoints.blocks import QUANTIZATIONS, Quantization
 from workers.checkpoints.caches import KVCacheDtype, state_bytes
-from workers.checkpoints.card import ModelCard, StoredTensor, read_card
+from workers.checkpoints.card import ModelCard, read_card
 from workers.checkpoints.files import refuse
 from workers.checkpoints.layers import Layer
+from workers.checkpoints.stored_tensors import StoredTensor
 
 ADAPTER = "adapter_config.json"
 RANKS = (1, 2, 4, 8)

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from workers.checkpoints.card import gguf_files
 from workers.checkpoints.gguf.header import SUFFIX
 from workers.checkpoints.gguf.splits import name_of
+from workers.checkpoints.presence import gguf_files
 
 
 def add(snapshot: Path, names: Iterable[str]) -> set[str]:

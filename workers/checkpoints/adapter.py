@@ -15,10 +15,11 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from workers.checkpoints.card import DTYPE_BYTES, Dtype, ModelCard, StoredTensor, WeightFile, weight_file
+from workers.checkpoints.card import DTYPE_BYTES, Dtype, ModelCard
 from workers.checkpoints.family import TensorSpec
 from workers.checkpoints.files import read_json, refuse
 from workers.checkpoints.safetensors import Tensor, read_header
+from workers.checkpoints.stored_tensors import StoredTensor, WeightFile, weight_file
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"

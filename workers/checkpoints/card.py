@@ -7,7 +7,6 @@ the workers in their spec, so that nobody reads `config.json` a second time.
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -25,19 +24,18 @@ from workers.checkpoints.caches import KVCacheDtype, group_layers
 from workers.checkpoints.config import ModelConfig
 from workers.checkpoints.experts import number_of
 from workers.checkpoints.families.llama import EMBEDDING, HEAD
-from workers.checkpoints.family import Sharing, TensorSpec
+from workers.checkpoints.family import TensorSpec
 from workers.checkpoints.files import open_file, read_json, refuse
 from workers.checkpoints.generation import GenerationDefaults
 from workers.checkpoints.gguf import checkpoint as gguf
-from workers.checkpoints.gguf import splits
 from workers.checkpoints.gguf.header import SUFFIX
 from workers.checkpoints.gguf.latent import LATENT_HEADS
 from workers.checkpoints.layers import Layer
+from workers.checkpoints.presence import CONFIG, gguf_files
 from workers.checkpoints.quantisation import registry as schemes
-from workers.checkpoints.quantisation.scheme import Scheme, Stored
 from workers.checkpoints.safetensors import DTYPE_BYTES as STORED_BYTES
-from workers.checkpoints.safetensors import INDEX, SINGLE, Tensor, has_all_files, read_tensors
-from workers.checkpoints.stacked import transposed
+from workers.checkpoints.safetensors import Tensor, read_tensors
+from workers.checkpoints.stored_tensors import StoredTensor, WeightFile, check_tensors
 from workers.checkpoints.vectors import purpose
 from workers.checkpoints.vectors.modules import Embedder
 from workers.checkpoints.vectors.rerankers import Reranker
@@ -48,7 +46,6 @@ Dtype = Literal["bfloat16", "float16", "float32"]
 
 DTYPE_BYTES: dict[Dtype, int] = {"bfloat16": 2, "float16": 2, "float32": 4}
 WEIGHT_DTYPES: dict[str, Dtype] = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
-CONFIG = "config.json"
 KNOWN_UNUSED = (
     HEAD,
     "rotary_emb.inv_freq",
@@ -60,40 +57,6 @@ KNOWN_UNUSED = (
 )  # what old files hold and nobody reads
 BLOCK = 1 << 20  # bytes that are compared at once
 MOST_RANKS = 8  # of which `check_ranks` tells what would work
-
-
-class StoredTensor(msgspec.Struct, frozen=True, array_like=True):
-    """A tensor of the model, and where it is stored.
-
-    What is stored in several tensors, or in a layout that nothing computes with, names a conversion and the
-    tensors that this one is made of. `dtype` is then the format that the conversion gives it.
-    """
-
-    shape: tuple[int, ...]
-    dtype: str  # of `blocks.FORMATS`, or a stored type that only a conversion reads
-    file: int  # index in `ModelCard.files`
-    offset: int  # of its first byte in the file
-    sharing: Sharing
-    conversion: str = ""  # of `workers.weights.conversions`
-    sources: tuple[StoredTensor, ...] = ()
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes in its file, or in those of its sources."""
-        if self.sources:
-            return sum(source.nbytes for source in self.sources)
-        if self.dtype not in FORMATS:
-            return STORED_BYTES[self.dtype] * math.prod(self.shape)
-        *rows, columns = self.shape or (1,)
-        return FORMATS[self.dtype].row_bytes(columns) * math.prod(rows)
-
-
-class WeightFile(msgspec.Struct, frozen=True, array_like=True):
-    """A file of weights as it was when its header was read."""
-
-    name: str  # as a path from the folder
-    size: int  # bytes
-    changed: int  # ns since 1970
 
 
 class ModelCard(msgspec.Struct, frozen=True, kw_only=True, dict=True):
@@ -334,12 +297,6 @@ def _gguf_file(path: Path) -> Path | None:
     return files[0] if files else None
 
 
-def gguf_files(folder: Path) -> list[Path]:
-    """The models in GGUF files that `folder` has, where it is no checkpoint of Hugging Face's."""
-    plain = any(os.path.exists(folder / name) for name in (SINGLE, INDEX))
-    return [] if plain else splits.files_in(folder)
-
-
 def _of_gguf(path: Path) -> ModelCard:
     checkpoint = gguf.read(path)
     path, words = checkpoint.file.path, checkpoint.text
@@ -352,7 +309,7 @@ def _of_gguf(path: Path) -> ModelCard:
         model = msgspec.structs.replace(model, experts=experts)
     if (embedder := checkpoint.embedder) is not None:
         model = msgspec.structs.replace(model, writes=False)
-    files, stored, used = _check_tensors(path, family.tensors(model), checkpoint.tensors, LATENT_HEADS)
+    files, stored, used = check_tensors(path, family.tensors(model), checkpoint.tensors, LATENT_HEADS)
     tensors = {
         name: _as_meant(tensor, *checkpoint.undone(name, tensor.shape)) for name, tensor in stored.items()
     }
@@ -447,7 +404,7 @@ def _of_folder(folder: Path) -> ModelCard:
         notes.append(f"{within.NOTE}: {blind}" if blind else within.NOTE)
     specs = [*family.tensors(model), *_tower(seeing)]
     specs += [TensorSpec(*tensor, "none") for stage in made_for.stages for tensor in stage.tensors()]
-    files, tensors, used = _check_tensors(path, specs, stored, scheme)
+    files, tensors, used = check_tensors(path, specs, stored, scheme)
     ignored = KNOWN_UNUSED if scheme is None else (*KNOWN_UNUSED, *scheme.beside)
     unused = sorted(name for name in stored.keys() - used if not name.endswith(ignored))
     notes += [scheme.note] if scheme is not None else []
@@ -508,26 +465,6 @@ def refusal(path: Path) -> str | None:
     return None
 
 
-def is_checkpoint(path: Path) -> bool:
-    """Whether somebody put a model there, of whatever kind and however much of it."""
-    return (
-        os.path.exists(path / CONFIG)
-        or bool(splits.files_in(path))
-        or (path.suffix == SUFFIX and os.path.isfile(path))
-    )
-
-
-def is_whole(path: Path) -> bool:
-    """Whether none of the files is missing that a model at `path` has by their names, whatever is in them."""
-    files = [path] if path.suffix == SUFFIX and not path.is_dir() else gguf_files(path)
-    if not files:
-        return has_all_files(path)
-    try:
-        return all(map(splits.parts_of, files))
-    except CortexError:
-        return False
-
-
 def _refuse_unknown(folder: Path, about: _About) -> NoReturn:
     """Refuse an architecture of which nothing is known, and say what its files are all the same."""
     known = [f"{about.model_type}"]
@@ -572,60 +509,6 @@ def _equal(first: Tensor, second: Tensor) -> bool:
             if left.read(size) != right.read(size):
                 return False
     return True
-
-
-def _check_tensors(
-    path: Path, specs: Iterable[TensorSpec], tensors: Mapping[str, Tensor], scheme: Scheme | None = None
-) -> tuple[list[WeightFile], dict[str, StoredTensor], set[str]]:
-    """See that every tensor is there, in the shape that `path` promises: config.json, or a GGUF file.
-
-    Returns:
-        The files, what is in them by the model's names, and the files' names of all that.
-    """
-    folder = path.parent
-    stored = Stored(folder, tensors)
-    files = {path: 0} if path.suffix == SUFFIX else {}
-
-    def place(tensor: Tensor, sharing: Sharing) -> StoredTensor:
-        file = files.setdefault(tensor.file, len(files))
-        return StoredTensor(tensor.shape, tensor.dtype, file, tensor.offset, sharing)
-
-    found: dict[str, StoredTensor] = {}
-    for name, shape, sharing in specs:
-        parts = transposed(stored, name, shape)
-        if parts is None and scheme is not None:
-            parts = scheme.parts(stored, name, shape)
-        if parts is not None:
-            elements = FORMATS[parts.format].elements
-            if shape[-1] % elements:
-                refuse(
-                    parts.sources[0].file,
-                    f"{name!r} is {parts.format}, in blocks of {elements}, which do not divide its "
-                    f"{shape[-1]} columns",
-                )
-            sources = tuple(place(source, "none") for source in parts.sources)
-            first = sources[0]
-            found[name] = StoredTensor(
-                shape, parts.format, first.file, first.offset, sharing, parts.conversion, sources
-            )
-            continue
-        tensor = stored.find(name)
-        if tensor is None:
-            where = path if path in files else folder
-            refuse(where, f"the tensor {name!r} is in none of its files")
-        if tensor.shape != shape:
-            refuse(tensor.file, f"{name!r} is {list(tensor.shape)}, and {path.name} wants {list(shape)}")
-        if tensor.dtype not in (FORMATS if len(shape) == 2 else PLAIN):
-            what = "weights" if len(shape) == 2 else "vectors"
-            refuse(tensor.file, f"{name!r} is {tensor.dtype}, and {what} are {', '.join(PLAIN)}")
-        found[name] = place(tensor, sharing)
-    return [weight_file(file, folder) for file in files], found, stored.used
-
-
-def weight_file(path: Path, folder: Path) -> WeightFile:
-    """The file at `path`, which is somewhere in `folder`, as it is now."""
-    status = path.stat()
-    return WeightFile(str(path.relative_to(folder)), status.st_size, status.st_mtime_ns)
 
 
 def _dtype(given: Mapping[str, Any], tensors: Mapping[str, StoredTensor]) -> tuple[Dtype, list[str]]:

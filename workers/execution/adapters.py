@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from ipc.errors import Code, CortexError
 from ipc.worker_messages import AdapterReport, DropAdapter, LoadAdapter
 from workers.checkpoints.adapter import AdapterCard
-from workers.checkpoints.card import StoredTensor
+from workers.checkpoints.stored_tensors import StoredTensor
 from workers.execution.device import is_out_of_memory
 from workers.execution.memory import trim
 from workers.layers.linear import Linear

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from workers.checkpoints.card import StoredTensor
+from workers.checkpoints.stored_tensors import StoredTensor
 from workers.weights import eight_bits, four_bits, llama_cpp
 from workers.weights.reading import Conversion, Read
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ipc.errors import Code, CortexError
 from workers.checkpoints.blocks import FORMATS
-from workers.checkpoints.card import StoredTensor
+from workers.checkpoints.stored_tensors import StoredTensor
 from workers.weights.eight_bits import ONE
 from workers.weights.reading import Read
 from workers.weights.rows import four_times, joined, nibbles, paired

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from workers.checkpoints.blocks import PLAIN
-from workers.checkpoints.card import StoredTensor
+from workers.checkpoints.stored_tensors import StoredTensor
 from workers.weights.dequantise import dequantise
 from workers.weights.reading import Read
 

@@ -20,9 +20,10 @@ from torch import Tensor
 
 from workers.checkpoints.adapter import AdapterCard
 from workers.checkpoints.blocks import FORMATS, Format
-from workers.checkpoints.card import ModelCard, StoredTensor
+from workers.checkpoints.card import ModelCard
 from workers.checkpoints.files import open_file, refuse
 from workers.checkpoints.safetensors import DTYPE_BYTES
+from workers.checkpoints.stored_tensors import StoredTensor
 from workers.weights.blocks import Blocks, Weight
 from workers.weights.conversions import CONVERSIONS
 from workers.weights.dequantise import dequantise

@@ -32,7 +32,8 @@ from torch import Tensor
 from ipc.errors import CortexError
 from ipc.worker_messages import WeightCache
 from workers.checkpoints.blocks import FORMATS
-from workers.checkpoints.card import ModelCard, StoredTensor, WeightFile
+from workers.checkpoints.card import ModelCard
+from workers.checkpoints.stored_tensors import StoredTensor, WeightFile
 from workers.parallel import RankGroup
 from workers.weights import quantise
 from workers.weights.loader import Shard, Slice, WeightFiles

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from workers.checkpoints.card import StoredTensor
+from workers.checkpoints.stored_tensors import StoredTensor
 
 Read = Callable[[StoredTensor, range, range], Tensor]
 """Rows and columns of a stored tensor, in its type, or as bytes; a vector has one column."""
