@@ -17,11 +17,9 @@ from typing import NamedTuple
 import torch
 import triton
 from torch import Tensor
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 
-from benchmarks.kernels import Compiled, assembled
-from benchmarks.products import at_once, reading, replayed
+from benchmarks.kernels import Compiled, assembled, compile_for
+from benchmarks.products import at_once, label_of, reading, replayed
 from ipc.worker_messages import PAGE_SIZE
 from workers.kernels import attention_triton, fused
 from workers.kernels.attention_triton import Rows, Sequences, Tile, num_splits, tile
@@ -38,6 +36,9 @@ NO_CACHE = 256 << 20  # bytes of keys and values, one after the other
 SECONDS = 45.0
 FEW = (Tile(16, 32, 4, 3), Tile(16, 64, 4, 3), Tile(16, 64, 8, 2), Tile(16, 32, 2, 3))
 MANY = (Tile(128, 64, 8, 3), Tile(128, 32, 8, 3), Tile(64, 64, 4, 2), Tile(128, 128, 8, 2))
+
+
+TOKENS = ("single", "few", "prompt")  # of a sequence
 
 
 class Case(NamedTuple):
@@ -166,7 +167,7 @@ def rates(device: str, until: float) -> Iterator[tuple[str, str, dict[str, float
         figures = {"seconds": took, "share": nbytes / took / limit}
         for shape in FEW:
             other = replayed([partial(inputs.attend, pool, shape) for pool in range(pools)])
-            label = "x".join(map(str, shape))
+            label = label_of(shape)
             text, figures[label] = f"{text}; {label}: {other * 1e6:.1f}", other
         yield f"decode {batch} at {context}", text, figures
     size = 4096
@@ -180,7 +181,7 @@ def rates(device: str, until: float) -> Iterator[tuple[str, str, dict[str, float
         text, figures = "", {}
         for shape in (None, *MANY):
             took = replayed([partial(inputs.attend, pool, shape) for pool in range(2)])
-            label = "x".join(map(str, shape or ()))
+            label = label_of(shape or ())
             rate = f"{took * 1e6:.0f} µs, {operations / took / products:.0%} of products"
             text += f"; {label}: {rate}" if label else rate
             figures[label or "seconds"] = took
@@ -213,7 +214,7 @@ def small(device: str) -> Iterator[tuple[str, str, dict[str, float]]]:
 
 def compile_attention(
     capability: int,
-    few: bool,
+    tokens: str,
     head_dim: int,
     dtype: str = "bf16",
     window: int = 0,
@@ -223,13 +224,15 @@ def compile_attention(
     """The kernel for cards of that capability; needs no device.
 
     Args:
+        tokens: of a sequence: of `TOKENS`.
         window: the number of its kind.
         kind: in which keys and values are kept.
         special: with caps and sinks. Where heads have 576 dimensions, 512 of them are values.
     """
-    shape = tile(few, head_dim, 4 if dtype == "fp32" else 2, capability, special, kind != WHOLE)
+    few = tokens != "prompt"
+    of_type = 4 if dtype == "fp32" else 2, capability, special, kind != WHOLE, window > 0
+    shape = tile(few, head_dim, *of_type)
     value_dim = 512 if head_dim == 576 else head_dim
-    kernel = attention_triton.attention_kernel
     pointers = dict.fromkeys(("q", "keys", "values", "y", "sinks"), f"*{dtype}")
     pointers |= dict.fromkeys(("key_scales", "value_scales"), f"*{dtype}")
     if kind:
@@ -241,7 +244,7 @@ def compile_attention(
     numbers = dict.fromkeys(("first", "tokens", "programs", "room", "window", *strides), "i32")
     numbers |= {"scale": "fp32", "cap": "fp32"}
     constants = {
-        "SINGLE": few,
+        "SINGLE": tokens == "single",
         "HEADS": 32,
         "GROUP": 4,
         "HEAD_DIM": head_dim,
@@ -260,15 +263,9 @@ def compile_attention(
         "BLOCK_REST": max(16, triton.next_power_of_2(head_dim - value_dim)),
         "BLOCK_V": max(16, triton.next_power_of_2(value_dim)),
     }
-    names = kernel.arg_names
-    source = ASTSource(
-        fn=kernel,
-        signature={name: (pointers | numbers).get(name, "constexpr") for name in names},
-        constexprs={(names.index(name),): value for name, value in constants.items()},
-        attrs={(names.index(name),): [["tt.divisibility", 16]] for name in (*pointers, *strides)},
-    )
-    options = {"num_warps": shape.warps, "num_stages": shape.stages}
-    return assembled(triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options), True)
+    given = attention_triton.attention_kernel, pointers | numbers, constants, (*pointers, *strides)
+    options = {"num_warps": shape.warps, "num_stages": shape.stages, "maxnreg": shape.registers}
+    return assembled(compile_for(capability, *given, **options), True)
 
 
 def warm(number: int, device: str) -> None:

@@ -98,6 +98,11 @@ def replayed(calls: list[Callable[[], object]], rounds: int = 3) -> float:
     return best / len(calls)
 
 
+def label_of(shape: tuple[int | None, ...]) -> str:
+    """Its numbers, without those that are left to the assembler."""
+    return "x".join(str(each) for each in shape if each is not None)
+
+
 def weights_of(kind: str, rows: int, columns: int, device: str) -> list[Blocks]:
     """As many as no cache holds, of random bits, in planes."""
     form = FORMATS[kind]
@@ -130,7 +135,7 @@ def rates(device: str, until: float) -> Iterator[tuple[str, str, dict[str, float
             for shape in PLAIN[tokens]:
                 calls = [partial(skinny.product, x, each, "PLAIN", None, shape) for each in plain]
                 other = replayed(calls)
-                label = "x".join(map(str, shape))
+                label = label_of(shape)
                 text += f"; {label}: {other * 1e6:.1f}"
                 figures[label] = other
             yield f"bf16 {rows}x{columns} at {tokens}", text, figures
@@ -148,7 +153,7 @@ def rates(device: str, until: float) -> Iterator[tuple[str, str, dict[str, float
                 for shape in VARIANTS.get(tokens, ()):
                     calls = [partial(skinny.product, x, each.data, kind, None, shape) for each in weights]
                     other = replayed(calls)
-                    label = "x".join(map(str, shape))
+                    label = label_of(shape)
                     text += f"; {label}: {other * 1e6:.1f}"
                     figures[label] = other
                 yield f"{kind} {rows}x{columns} at {tokens}", text, figures
@@ -171,7 +176,7 @@ def of_experts(device: str, limit: float, until: float) -> Iterator[tuple[str, s
                 found = len(numbers.unique())
                 ways: dict[str, Shape | None] = {"": None}
                 if tokens < 64:
-                    ways |= {"x".join(map(str, shape)): shape for shape in EXPERTS}
+                    ways |= {label_of(shape): shape for shape in EXPERTS}
                 text, figures = "", {}
                 for label, shape in ways.items():
                     if shape is None:

@@ -70,35 +70,48 @@ def test_what_is_interpreted_computes_what_torch_does(what):
 
 @TRITON
 @pytest.mark.parametrize(
-    ("few", "head_dim", "dtype", "window", "special", "capability"),
+    ("tokens", "head_dim", "window", "special", "capability"),
     [
-        (True, 128, "bf16", 0, False, 90),
-        (True, 128, "bf16", 2, False, 120),
-        (True, 256, "bf16", 1, True, 86),
-        (True, 576, "bf16", 0, False, 89),
-        (False, 128, "bf16", 0, False, 90),
-        (False, 96, "bf16", 1, True, 86),
+        ("single", 64, 1, False, 90),
+        ("single", 128, 0, False, 90),
+        ("single", 128, 2, False, 120),
+        ("single", 192, 0, False, 86),
+        ("few", 256, 0, False, 80),
+        ("single", 256, 1, True, 86),
+        ("single", 576, 0, False, 89),
+        ("prompt", 128, 0, False, 90),
+        ("prompt", 96, 0, False, 120),
+        ("prompt", 96, 1, True, 86),
+        ("prompt", 192, 1, True, 89),
+        ("prompt", 256, 0, False, 120),
     ],
 )
-def test_a_kernel_fits_its_card_and_spills_nothing(few, head_dim, dtype, window, special, capability):
-    from benchmarks.attention import compile_attention
-    from benchmarks.kernels import SHARED_BYTES
+def test_a_kernel_fits_its_card_and_spills_nothing(tokens, head_dim, window, special, capability):
+    """The worst of each sort; `benchmarks.kernels` goes through all of them."""
+    fits(capability, tokens, head_dim, window=window, special=special)
 
-    found = compile_attention(capability, few, head_dim, dtype, window, special)
-    assert found.shared <= SHARED_BYTES[capability]
-    assert found.spilt == 0
-    assert found.load == 16
+
+# First what takes most registers, on every card; then all sizes of heads and kinds of codes, each on some.
+EIGHT_BITS = [
+    *((card, "prompt", 128 if card == 90 else 64, 2) for card in (80, 86, 89, 90, 120)),
+    *((80, "prompt", 256, 1), (90, "prompt", 256, 2), (120, "prompt", 128, 1), (90, "prompt", 64, 1)),
+    *((90, "single", 64, 2), (120, "single", 128, 2), (86, "single", 256, 2), (120, "single", 512, 2)),
+    *((80, "single", 128, 1), (89, "single", 256, 1)),
+    *((89, "few", 64, 1), (90, "few", 128, 2), (80, "few", 256, 2), (86, "few", 192, 1)),
+]
 
 
 @TRITON
-@pytest.mark.parametrize(
-    ("few", "head_dim", "kind", "capability"), [(True, 128, 2, 86), (True, 64, 1, 90), (False, 128, 2, 80)]
-)
-def test_a_kernel_over_8_bits_fits_cards_that_do_not_know_the_type_too(few, head_dim, kind, capability):
+@pytest.mark.parametrize(("capability", "tokens", "head_dim", "kind"), EIGHT_BITS)
+def test_a_kernel_over_8_bits_fits_cards_that_do_not_know_the_type_too(capability, tokens, head_dim, kind):
+    fits(capability, tokens, head_dim, window=1, special=True, kind=kind)
+
+
+def fits(capability, *given, **options):
     from benchmarks.attention import compile_attention
     from benchmarks.kernels import SHARED_BYTES
 
-    found = compile_attention(capability, few, head_dim, kind=kind)
+    found = compile_attention(capability, *given, **options)
     assert found.shared <= SHARED_BYTES[capability]
     assert (found.spilt, found.load) == (0, 16)
 

@@ -67,10 +67,11 @@ def test_what_is_launched_was_compiled_for_such_arguments_and_is_compiled_once()
     kinds = set()
     for _ in range(2):
         for arguments in variants():
-            for num_warps in (4, 8):
-                launcher((3, 1, 1), *arguments, num_warps=num_warps)
-                kinds.add(kernel.wanted(arguments, {"num_warps": num_warps, "num_stages": 3}))
-    assert kernel.asked == len(kinds) == 4 * 4 * 2 * 2  # a view at 16 bytes is like the whole, and 48 like 16
+            for num_warps, registers in ((4, None), (8, None), (8, 128)):
+                launcher((3, 1, 1), *arguments, num_warps=num_warps, registers=registers)
+                options = {"num_warps": num_warps, "num_stages": 3, "maxnreg": registers}
+                kinds.add(kernel.wanted(arguments, options))
+    assert kernel.asked == len(kinds) == 4 * 4 * 2 * 3  # a view at 16 bytes is like the whole, and 48 like 16
 
 
 def test_numbers_that_make_no_difference_are_no_kinds():

@@ -63,6 +63,7 @@ class Tile(NamedTuple):
     keys: int
     warps: int
     stages: int  # blocks of keys that are on their way from memory at once
+    registers: int | None = None  # see `Launcher`
 
 
 @triton.jit
@@ -412,30 +413,40 @@ def most_splits(context: int) -> int:
 
 
 def tile(
-    few: bool, head_dim: int, itemsize: int, capability: int, capped: bool = False, coded: bool = False
+    few: bool,
+    head_dim: int,
+    itemsize: int,
+    capability: int,
+    capped: bool = False,
+    coded: bool = False,
+    windowed: bool = False,
 ) -> Tile:
-    """The shape for `few` tokens of a sequence, or many, on a card of that capability; `coded`: keys and
-    values are in 8 bits, and take registers until they are numbers.
+    """The shape for `few` tokens of a sequence, or many, on a card of that capability.
 
     None spills a register or takes more shared memory than there is (`benchmarks.kernels` shows both). Cards
     with instructions for 64 rows and more (Hopper) have registers left for wider blocks. float32 is
     multiplied without tensor cores.
+
+    Args:
+        coded: keys and values are in 8 bits, and take registers until they are numbers.
+        windowed: some of the first keys are not seen, in a window or a chunk.
     """
+    wide, padded = capability // 10 in (9, 10), _padded(head_dim) > head_dim
     if itemsize == 4:
         return Tile(16, 16, 4 if head_dim <= 128 else 8, 2)
     if head_dim > 256:
-        return Tile(16, 16, 4, 2)
-    if few and coded and head_dim <= 128:
-        return Tile(16, 64, 8, 2)
+        return Tile(16, 16, 8, 2, 192) if few and coded else Tile(16, 16, 4, 2)
+    if few and head_dim > 128:
+        return Tile(16, 32, 8, 2, None if capped or coded else 136 if padded else 128)
     if few:
-        return Tile(16, 64, 4, 2) if head_dim <= 128 else Tile(16, 32, 8, 2)
+        return Tile(16, 64, 8 if coded else 4, 2, 136 if wide and windowed and head_dim <= 64 else None)
     if head_dim > 128:
-        return Tile(64, 32, 8, 2)
+        return Tile(32, 32, 8, 2, 192) if coded or (capped and padded) else Tile(64, 32, 8, 2)
     if head_dim <= 64:
         return Tile(64, 64, 8, 2) if coded else Tile(128, 64, 8, 3)
-    if capability // 10 in (9, 10):
+    if wide:
         return Tile(128, 64, 8, 2)
-    return Tile(64 if capped or coded else 128, 32, 8, 2)
+    return Tile(64 if capped or coded or padded else 128, 32, 8, 2)
 
 
 @cache
@@ -464,8 +475,9 @@ def attention(
     kv_heads = kv.shape[2]
     group, shared = heads // kv_heads, len(kv) == 1
     kept = KINDS.get(kv.dtype, WHOLE)
-    of_card = q.element_size(), _capability(q.device), cap is not None, kept != WHOLE
-    shape = shape or tile(rows.few, head_dim, *of_card)
+    number = WINDOWS.index(kind)
+    special = cap is not None, kept != WHOLE, number > 0
+    shape = shape or tile(rows.few, head_dim, q.element_size(), _capability(q.device), *special)
     first_dim = value_dim if shared else head_dim
     block_rest = _padded(head_dim - first_dim)
     programs = rows.count * triton.cdiv(rows.tokens * group, shape.rows)
@@ -476,7 +488,6 @@ def attention(
     log2_e = LOG2_E.value
     most = MOST_SPLITS if rows.splits else 0
     given = y if sinks is None else sinks
-    number = WINDOWS.index(kind)
     # as many as keep a GPU busy, and no more: most find nothing to do where contexts are short
     at_once = max(1, min(rows.splits, PROGRAMS // (programs * kv_heads)))
     LAUNCH(
@@ -501,6 +512,7 @@ def attention(
         *(most, SPLIT, shape.rows, shape.keys, _padded(first_dim), block_rest, _padded(value_dim)),
         num_warps=shape.warps,
         num_stages=shape.stages,
+        registers=shape.registers,
     )
     if rows.splits > 1:
         block = min(_padded(value_dim), 128)

@@ -111,9 +111,15 @@ def takes(weight: Weight, dtype: torch.dtype) -> bool:
     return weight.dtype == dtype and weight.shape[1] % STEP.value == 0
 
 
-def shape_of(pairs: int) -> Shape:
-    """What a program has, of an expert with so many pairs."""
-    return Shape(8 if pairs <= 8 else 16, 32, 16)
+# As in `workers.kernels.skinny`, beside what a program keeps of its expert.
+REGISTERS = {("Q5_1", 8): 144, ("Q5_K", 8): 144, ("FP8_128", 16): 136}
+
+
+def shape_of(pairs: int, kind: str) -> Shape:
+    """What a program has, of an expert with so many pairs. Rows of Q6_K take more registers than others."""
+    most = 8 if pairs <= 8 else 16
+    rows = 16 if (kind, most) == ("Q6_K", 16) else 32
+    return Shape(most, rows, 16, registers=REGISTERS.get((kind, most)))
 
 
 def product(
@@ -136,7 +142,7 @@ def product(
     total_rows, columns = weight.shape
     rows = total_rows // experts
     kind, data = (weight.format.name, weight.data) if isinstance(weight, Blocks) else (PLAIN, weight)
-    shape = shape or shape_of(rows_at_once or -(-count // experts))
+    shape = shape or shape_of(rows_at_once or -(-count // experts), kind)
     tiles, blocks = count // shape.tokens + min(experts, count), triton.cdiv(rows, shape.rows)
     steps = triton.cdiv(columns, STEP.value)
     splits = (
@@ -160,6 +166,7 @@ def product(
         shape.tokens,
         num_warps=1,
         num_stages=shape.stages,
+        registers=shape.registers,
     )
 
 

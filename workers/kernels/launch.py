@@ -28,15 +28,27 @@ class Launcher:
         ]
 
     def __call__(
-        self, grid: tuple[int, int, int], *arguments: Any, num_warps: int, num_stages: int = 3
+        self,
+        grid: tuple[int, int, int],
+        *arguments: Any,
+        num_warps: int,
+        num_stages: int = 3,
+        registers: int | None = None,
     ) -> None:
+        """Launch it.
+
+        Args:
+            registers: of a thread, at most. None: as few as the assembler sees fit, which spills some where
+                a multiprocessor then has room for one more program.
+        """
+        options = {"num_warps": num_warps, "num_stages": num_stages, "maxnreg": registers}
         if not self._parameters:  # it is interpreted
-            self._kernel[grid](*arguments, num_warps=num_warps, num_stages=num_stages)
+            self._kernel[grid](*arguments, **options)
             return
-        key = (num_warps, num_stages, *map(_kind, self._parameters, arguments))
+        key = (num_warps, num_stages, registers, *map(_kind, self._parameters, arguments))
         compiled = self._compiled.get(key)
         if compiled is None:
-            self._compiled[key] = self._kernel[grid](*arguments, num_warps=num_warps, num_stages=num_stages)
+            self._compiled[key] = self._kernel[grid](*arguments, **options)
         else:
             compiled[grid](*arguments)
 

@@ -45,12 +45,14 @@ class Shape(NamedTuple):
         warps: programs of a warp that a multiprocessor is to have, so that memory is busy.
         stages: steps that are on their way from memory at once; with more than one they come by way of
             shared memory.
+        registers: see `Launcher`.
     """
 
     tokens: int
     rows: int
     warps: int
     stages: int = 1
+    registers: int | None = None
 
 
 @triton.jit
@@ -294,10 +296,23 @@ LAUNCH, DEQUANTISE = Launcher(product_kernel), Launcher(dequantise_kernel)
 # --- on the host ----------------------------------------------------------------------------------------
 
 
-def shape_of(tokens: int) -> Shape:
+# Of a format and the tokens of a program: the fewest with which none is spilt on any card, where the
+# assembler by itself spills some (`benchmarks.kernels`).
+REGISTERS = {
+    ("Q5_K", 8): 136,
+    ("Q4_1", 16): 208,
+    ("Q5_1", 16): 176,
+    ("Q4_K", 16): 184,
+    ("MXFP4", 16): 152,
+    ("INT4_128", 16): 136,
+}
+
+
+def shape_of(tokens: int, kind: str) -> Shape:
     """What a program has: of a table that an H200 made (Triton 3.6, an 8B's sizes, 1 to 64 tokens), where 32
     rows were faster than 16 or 64, and 16 programs than 8 or 32."""
-    return Shape(8 if tokens <= 8 else 16, 32, 16)
+    most = 8 if tokens <= 8 else 16
+    return Shape(most, 32, 16, registers=REGISTERS.get((kind, most)))
 
 
 def splits_of(rows: int, columns: int, warps: int, processors: int) -> tuple[int, int]:
@@ -329,7 +344,7 @@ def product(
     """
     x = x.contiguous()
     (tokens, columns), rows = x.shape, len(data)
-    shape = shape or shape_of(tokens)
+    shape = shape or shape_of(tokens, kind)
     splits, each = splits_of(rows, columns, shape.warps, processors_of(x.device))
     y = x.new_empty(tokens, rows)
     parts = x.new_empty(splits, tokens, rows, dtype=torch.float32) if splits > 1 else y
@@ -345,6 +360,7 @@ def product(
         shape.tokens,
         num_warps=1,
         num_stages=shape.stages,
+        registers=shape.registers,
     )
     return y
 
