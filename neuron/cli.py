@@ -5,6 +5,7 @@ What needs the packages of the extra `neuron` is imported where it is used: with
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -57,6 +58,7 @@ def serve(
         die_with_parent(die_with)
     path = _find(config)
     settings = _load(path)
+    gc.disable()  # until it runs: nothing of what is imported is garbage, and to look for some takes long
     from neuron.daemon import run
 
     try:

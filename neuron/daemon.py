@@ -54,6 +54,8 @@ def run(config: NeuronConfig, path: str | Path | None = None, backoff: Backoff |
     # By its own rules it also looks for garbage many times while a large request comes into being: 0.6 s.
     sys.setswitchinterval(SWITCH_SECONDS)
     gc.set_threshold(*GARBAGE)
+    gc.freeze()  # the modules stay: no look walks through them
+    gc.enable()
     loop = uvloop.new_event_loop()
     try:
         loop.run_until_complete(serve(config, path, backoff))

@@ -9,6 +9,7 @@ Run as a module it is that process: the daemon with short waits between restarts
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import re
@@ -206,6 +207,7 @@ def measure_once(folder: Path) -> None:
 
 
 def main() -> None:
+    gc.disable()  # as `neuron serve` does
     from neuron.config import load
     from neuron.daemon import run
     from neuron.processes.backoff import Backoff
