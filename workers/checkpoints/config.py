@@ -227,12 +227,14 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     def guess_bytes(self, world_size: int) -> int:
         """What layers with a state keep on a rank of a token that may have to be taken back, in float32 at
-        most: what goes into their convolutions and what comes out, decay and beta."""
-        if self.delta is None:
+        most: what goes into their convolutions, and what a delta net takes besides."""
+        if self.state is None:
             return 0
-        delta = self.delta.on_rank(world_size)
-        layers = sum(layer.kind == "state" for layer in self.layers)
-        return layers * 4 * 2 * (delta.channels + delta.value_heads)
+        state = self.state.on_rank(world_size)
+        numbers = state.channels
+        if isinstance(state, DeltaNet):  # what comes out of the convolution, decay and beta
+            numbers += state.channels + 2 * state.value_heads
+        return 4 * numbers * sum(layer.kind == "state" for layer in self.layers)
 
     def splits_into(self, world_size: int) -> bool:
         """Whether the model can be spread over so many ranks."""
