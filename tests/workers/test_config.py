@@ -188,6 +188,41 @@ def test_a_key_that_may_change_numbers_and_is_not_understood_is_refused(tmp_path
         written(tmp_path, **{key: neutral})
 
 
+@pytest.mark.parametrize(
+    ("architecture", "key", "value"),
+    [
+        ("CohereForCausalLM", "use_qk_norm", True),
+        ("Cohere2ForCausalLM", "rotary_pct", 0.5),
+        ("Cohere2ForCausalLM", "order_of_interleaved_layers", "global_attn_first"),
+        ("Exaone4ForCausalLM", "sliding_window_pattern", "LLLG"),
+        ("Ernie4_5ForCausalLM", "use_rmsnorm", False),
+        ("Ernie4_5_MoeForCausalLM", "use_bias", True),
+        ("Ernie4_5_MoeForCausalLM", "moe_norm_min", 0.1),
+        ("OlmoeForCausalLM", "clip_qkv", 8.0),
+        ("OlmoeForCausalLM", "num_experts_per_tok", 65),
+        ("MiniMaxM2ForCausalLM", "attn_type_list", [1, 0]),
+        ("MiniMaxM2ForCausalLM", "shared_intermediate_size", 32),
+        ("ApertusForCausalLM", "hidden_act", "silu"),
+        ("ArceeForCausalLM", "hidden_act", "xielu"),
+        ("Starcoder2ForCausalLM", "norm_type", "rms_norm"),
+        ("HunYuanDenseV1ForCausalLM", "use_cla", True),
+        ("Lfm2ForCausalLM", "conv_bias", True),
+        ("Lfm2ForCausalLM", "layer_types", ["conv", "conv"]),
+    ],
+)
+def test_what_a_family_does_not_do_is_refused_by_its_key(tmp_path, architecture, key, value):
+    written(tmp_path, architectures=[architecture])
+    assert key in refusal(tmp_path, architectures=[architecture], **{key: value})
+
+
+def test_a_rope_of_hunyuans_is_the_plain_one_of_a_larger_base(tmp_path):
+    scaling = {"type": "dynamic", "alpha": 1000.0, "factor": 1.0, "beta_fast": 32, "mscale": 1.0}
+    common = {"architectures": ["HunYuanDenseV1ForCausalLM"], "head_dim": ..., "attention_head_dim": 128}
+    config = written(tmp_path, **common, rope_theta=10_000.0, rope_scaling=scaling)
+    assert config.head_dim == 128
+    assert config.rope.rope_theta == pytest.approx(11_158_839.925)
+
+
 def test_a_size_that_cannot_be_meant_is_refused_before_it_costs_anything(tmp_path):
     assert "num_hidden_layers" in refusal(tmp_path, num_hidden_layers=1_000_000_000)
     assert "vocab_size" in refusal(tmp_path, vocab_size=1 << 40)

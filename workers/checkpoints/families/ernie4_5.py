@@ -49,8 +49,13 @@ class Ernie4_5MoeFile(Ernie4_5File, kw_only=True):
     moe_layer_interval: Size = 1
     moe_norm_min: float = LEAST
     moe_gate: Literal["topk"] = "topk"
+    moe_gate_act: Literal["softmax"] = "softmax"
     moe_use_aux_free: Literal[True] = True
-    moe_capacity: Any = None  # of training
+    # of training
+    moe_capacity: Any = None
+    moe_aux_loss_lambda: Any = None
+    moe_orthogonal_loss_lambda: Any = None
+    moe_z_loss_lambda: Any = None
 
 
 def read(path: Path, given: Mapping[str, Any]) -> ModelConfig:

@@ -22,7 +22,9 @@ class HunyuanFile(ConfigFile, kw_only=True):
 
     attention_head_dim: Size | None = None  # another name of `head_dim`
     use_qk_norm: Literal[True] = True
-    norm_type: Literal["rms"] | None = None
+    use_rotary_pos_emb: Literal[True] = True
+    use_cla: Literal[False] | None = None  # layers would read the keys of earlier ones
+    norm_type: Literal["rms", "hf_rms"] | None = None
     mlp_bias: Literal[False] = False
 
 

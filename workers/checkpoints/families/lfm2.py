@@ -26,6 +26,7 @@ from workers.checkpoints.safetensors import Tensor
 from workers.checkpoints.stacked import unstacked_rows
 
 DEFAULTS = {"num_key_value_heads": 8, "rope_theta": 1_000_000.0, "tie_word_embeddings": True}
+DENSE = DEFAULTS | {"intermediate_size": 12_288}
 NORMS = Norms("operator_norm", None, "ffn_norm", None)
 KINDS = ("conv", "full_attention")
 LEAST = 1e-6  # is added to the sum of an expert's weights
@@ -58,6 +59,7 @@ class Lfm2File(ConfigFile, kw_only=True):
     block_ffn_dim_multiplier: Annotated[float, Meta(gt=0)] | None = 1.0
     block_multiple_of: Size = 256
     block_use_swiglu: Literal[True] = True
+    use_pos_enc: Literal[True] = True
     block_norm_eps: Any = None  # nobody's, as the next ones
     block_use_xavier_init: Any = None
     conv_use_xavier_init: Any = None
@@ -77,7 +79,7 @@ class Lfm2MoeFile(Lfm2File, kw_only=True):
 
 def read(path: Path, given: Mapping[str, Any]) -> ModelConfig:
     """An MLP is two thirds of what the file says, unless it says that it is not."""
-    file = config.read(path, DEFAULTS | dict(given), Lfm2File)
+    file = config.read(path, DENSE | dict(given), Lfm2File)
     inner = file.block_ff_dim or file.intermediate_size
     if file.block_auto_adjust_ff_dim:
         inner = int(2 * inner / 3)
