@@ -15,6 +15,7 @@ from rich.console import Console
 from gateway.commands import bench, fleet, launch, models, remote, status, tables, top, up
 from gateway.commands import keys as keys_commands
 from gateway.commands.clients import CLIENTS
+from gateway.commands.options import LOCAL, EndpointOption, JsonOption, RawOption
 from gateway.commands.up_plan import UpError, make_plan
 from ipc import keys
 from ipc.errors import CortexError
@@ -112,10 +113,8 @@ def up_command(
 
 @app.command("status")
 def status_command(
-    endpoint: Annotated[
-        str, typer.Option(help="The gateway's address.", envvar="CORTEX_ENDPOINT")
-    ] = "http://127.0.0.1:31313",
-    as_json: Annotated[bool, typer.Option("--json", help="As the gateway says it, for programs.")] = False,
+    endpoint: EndpointOption = LOCAL,
+    as_json: RawOption = False,
 ) -> None:
     """Show neurons, devices and models."""
     try:
@@ -131,9 +130,7 @@ def status_command(
 
 @app.command("top")
 def top_command(
-    endpoint: Annotated[
-        str, typer.Option(help="The gateway's address.", envvar="CORTEX_ENDPOINT")
-    ] = fleet.LOCAL,
+    endpoint: EndpointOption = LOCAL,
     every: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 1.0,
 ) -> None:
     """Watch devices and models at work; Ctrl-C ends it."""
@@ -152,8 +149,8 @@ def bench_command(
     concurrency: Annotated[int, typer.Option(min=1, max=1000, help="Requests at once.")] = 8,
     words: Annotated[int, typer.Option(min=1, help="Of each prompt; no two are alike.")] = 200,
     max_tokens: Annotated[int, typer.Option(min=1, help="Of each answer.")] = 128,
-    endpoint: fleet.EndpointOption = fleet.LOCAL,
-    as_json: fleet.JsonOption = False,
+    endpoint: EndpointOption = LOCAL,
+    as_json: JsonOption = False,
 ) -> None:
     """Measure how fast a model answers, as its clients see it."""
     load = bench.Load(model, requests, concurrency, words, max_tokens)
@@ -179,9 +176,7 @@ def launch_command(
     model: Annotated[
         str | None, typer.Option(help="Default: one that suffices, loaded, with the longest context.")
     ] = None,
-    url: Annotated[
-        str, typer.Option(help="The gateway's address.", envvar="CORTEX_ENDPOINT")
-    ] = "http://127.0.0.1:31313",
+    url: Annotated[str, typer.Option(help="The gateway's address.", envvar="CORTEX_ENDPOINT")] = LOCAL,
     run: Annotated[bool, typer.Option("--exec", help="Run it, instead of saying how.")] = False,
     anyway: Annotated[
         bool, typer.Option("--anyway", help="Run it even with a model that does not suffice.")

@@ -11,18 +11,14 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from gateway.commands import remote, tables
+from gateway.commands.options import LOCAL, EndpointOption, JsonOption
 
 UNLOAD_SECONDS = 660.0  # a little more than the gateway waits for what runs to end
 
-EndpointOption = Annotated[
-    str, typer.Option("--endpoint", help="The gateway's address.", envvar="CORTEX_ENDPOINT")
-]
 NeuronOption = Annotated[str | None, typer.Option("--neuron", help="On that neuron alone.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="For programs.")]
 ModelArgument = Annotated[str, typer.Argument(help="Its id, or an alias.")]
 NeuronArgument = Annotated[str, typer.Argument(help="Its name in `cortex status`.")]
 DrainedOption = Annotated[str | None, typer.Option("--model", help="Only that model, there.")]
-LOCAL = "http://127.0.0.1:31313"
 
 
 def add_to(app: typer.Typer) -> None:

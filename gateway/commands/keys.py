@@ -16,6 +16,7 @@ from rich.table import Table
 from gateway import config
 from gateway.access import api_key
 from gateway.commands import tables
+from gateway.commands.options import ConfigOption, JsonOption
 from gateway.store import key_store
 from gateway.store.database import Work
 from gateway.store.key_store import Key, KeyStore, Terms, UsageRow
@@ -28,12 +29,6 @@ SERVICE = Path("/etc/cortex")  # where the configuration of the service is
 SERVICE_STATE = Path("/var/lib/cortex")  # what systemd gives the service
 _AGO = re.compile(r"(\d+)([smhdw])")
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
-
-ConfigOption = Annotated[
-    Path | None,
-    typer.Option("--config", help="The gateway's. Default: $CORTEX_CONFIG, ./cortex.yaml, /etc/cortex."),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="For programs.")]
 
 
 def _fail(message: object) -> NoReturn:

@@ -15,6 +15,7 @@ from rich.text import Text
 from gateway import catalogue, config
 from gateway.catalogue import Catalogue, Entry
 from gateway.commands import remote, tables
+from gateway.commands.options import LOCAL, ConfigOption, EndpointOption, JsonOption, RawOption
 from ipc.client import NeuronClient
 from ipc.errors import CortexError
 from ipc.keys import load_public, load_secret
@@ -74,10 +75,8 @@ class Report(Struct):
 
 @app.command("list")
 def list_command(
-    endpoint: Annotated[
-        str, typer.Option(help="The gateway's address.", envvar="CORTEX_ENDPOINT")
-    ] = "http://127.0.0.1:31313",
-    as_json: Annotated[bool, typer.Option("--json", help="As the gateway says it, for programs.")] = False,
+    endpoint: EndpointOption = LOCAL,
+    as_json: RawOption = False,
 ) -> None:
     """Show what can be asked for, and where it is."""
     try:
@@ -106,13 +105,8 @@ def check_command(
     file: Annotated[
         Path | None, typer.Argument(help="Default: `models_config` of the gateway's configuration.")
     ] = None,
-    config_file: Annotated[
-        Path | None,
-        typer.Option(
-            "--config", help="The gateway's. Default: $CORTEX_CONFIG, ./cortex.yaml, /etc/cortex/cortex.yaml."
-        ),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    config_file: ConfigOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Explain every model of a catalogue: where it can be served, from which files, if it fits, and why not.
 
