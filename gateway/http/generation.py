@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from typing import Any
+
 import falcon.asgi
 
 from gateway.access.principal import Principal
-from gateway.dialects import Parse, Renderer, RequestContext
+from gateway.dialects import Parse, ParseOne, Renderer, RequestContext
 from gateway.dialects.event_streams import send
 from gateway.fetching.images import Images
 from gateway.fleet.exchange import EXCHANGE, Exchange
@@ -33,10 +36,10 @@ def open_exchange(fleet: Fleet, req: falcon.asgi.Request) -> tuple[RequestContex
     return context, exchange
 
 
-class GenerationResource:
-    """One address of one dialect."""
+class ExchangeResource(ABC):
+    """One address of one dialect, at which a neuron answers."""
 
-    def __init__(self, fleet: Fleet, parse: Parse, bodies: Bodies, images: Images) -> None:
+    def __init__(self, fleet: Fleet, parse: Parse | ParseOne, bodies: Bodies, images: Images) -> None:
         self._fleet, self._parse, self._bodies, self._images = fleet, parse, bodies, images
 
     async def on_post(self, req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
@@ -48,6 +51,16 @@ class GenerationResource:
             await self._answer(exchange, request, answer, resp)
         except CortexError as error:
             raise answer.in_client_words(error) from None
+
+    @abstractmethod
+    async def _answer(
+        self, exchange: Exchange, request: Any, answer: Any, resp: falcon.asgi.Response
+    ) -> None:
+        """Have the request answered, and write that as `answer` has it."""
+
+
+class GenerationResource(ExchangeResource):
+    """One for generated text."""
 
     async def _answer(
         self, exchange: Exchange, request: Generate, answer: Renderer, resp: falcon.asgi.Response
