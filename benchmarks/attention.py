@@ -220,6 +220,7 @@ def compile_attention(
     window: int = 0,
     special: bool = False,
     kind: int = WHOLE,
+    mutual: bool = False,
 ) -> Compiled:
     """The kernel for cards of that capability; needs no device.
 
@@ -227,6 +228,7 @@ def compile_attention(
         tokens: of a sequence: of `TOKENS`.
         window: the number of its kind.
         kind: in which keys and values are kept.
+        mutual: tokens see each other.
         special: with caps and sinks. Where heads have 576 dimensions, 512 of them are values.
     """
     few = tokens != "prompt"
@@ -255,6 +257,7 @@ def compile_attention(
         "SINKS": special,
         "SHARED": value_dim < head_dim,
         "KIND": kind,
+        "MUTUAL": mutual,
         "MOST": attention_triton.MOST_SPLITS if few else 0,
         "UNIT": attention_triton.SPLIT,
         "BLOCK_M": shape.rows,

@@ -195,8 +195,8 @@ Pooling = Literal["", "last", "mean", "cls", "max", "mean_sqrt_len", "score"]
 class PlacedImage(msgspec.Struct, array_like=True, frozen=True):
     """An image in a prompt: a token for each square of its pixels, row by row.
 
-    Where there is a gap, so many tokens of text stand behind each row, and all stand where text would: there
-    are no positions of rows and columns.
+    Where there is a gap, so many tokens of text stand behind each row. Tokens that are `together` see each
+    other, those behind them too, so one step computes all of them.
     """
 
     digest: bytes  # of its pixels
@@ -204,6 +204,7 @@ class PlacedImage(msgspec.Struct, array_like=True, frozen=True):
     rows: int  # of tokens
     columns: int
     gap: int = 0
+    together: bool = False
 
     @property
     def across(self) -> int:
@@ -214,6 +215,11 @@ class PlacedImage(msgspec.Struct, array_like=True, frozen=True):
     def end(self) -> int:
         """The first token behind it."""
         return self.start + self.rows * self.across
+
+    @property
+    def in_line(self) -> bool:
+        """Whether its tokens stand where text would: there are no positions of rows and columns."""
+        return self.together or self.gap > 0
 
 
 class ImageData(msgspec.Struct, tag=9, array_like=True):

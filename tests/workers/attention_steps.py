@@ -9,13 +9,14 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ipc.worker_messages import PAGE_SIZE, CacheGroup, SamplingParams
+from ipc.worker_messages import PAGE_SIZE, CacheGroup, PlacedImage, SamplingParams
 from workers.attention.backend import AttentionBackend
 from workers.cache.paged import KVCache
 from workers.cache.quantised import CODES, dequantise, quantise
 from workers.checkpoints.caches import KVCacheDtype, first_page_seen
 from workers.checkpoints.layers import PageShape
 from workers.execution.input_buffers import InputBuffers
+from workers.scheduling.undivided import undivided
 from workers.step.batch import Segment, Slot
 from workers.step.pages import pages_for
 from workers.step.plan import HOLE, NewSequence
@@ -32,13 +33,21 @@ GROUPS = [
 
 
 def reference(
-    q: Tensor, keys: Tensor, values: Tensor, group: CacheGroup, sinks: Tensor | None
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    group: CacheGroup,
+    sinks: Tensor | None,
+    images: Sequence[PlacedImage] = (),
 ) -> Tensor:  # [tokens, heads, head_dim]
     """All tokens of a sequence at once."""
     keys, values = (x.repeat_interleave(HEADS // x.shape[1], dim=1) for x in (keys, values))
     scores = torch.einsum("qhd,khd->hqk", q, keys) * HEAD_DIM**-0.5
     distance = torch.arange(len(q))[:, None] - torch.arange(len(q))
-    seen = (distance >= 0) & (distance < (group.window or len(q)))
+    seen = distance >= 0
+    for image in images:
+        seen[image.start : image.end, image.start : image.end] = True
+    seen &= distance < (group.window or len(q))
     if group.kind == "chunk":
         number = torch.arange(len(q)) // group.window
         seen &= number[:, None] == number
@@ -60,6 +69,7 @@ def attend_in_any_cut(
     groups: Sequence[CacheGroup] = GROUPS,
     unused: int = 0,
     kv_cache_dtype: KVCacheDtype | None = None,
+    images: bool = False,
 ) -> None:
     """Feed random sequences in random steps, and compare what each token gets.
 
@@ -70,6 +80,7 @@ def attend_in_any_cut(
         kind: "plain", "sinks" or "latent".
         unused: pages of the pool that no sequence has.
         kv_cache_dtype: tokens attend over what is kept of keys and values, those of the step included.
+        images: sequences have such, whose tokens see each other, and no step divides one.
     """
     rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
     lengths = [rng.randint(1, longest) for _ in range(sequences)]
@@ -97,7 +108,9 @@ def attend_in_any_cut(
     data = [torch.randn(*shape, generator=generator) for shape in shapes]
     given = [data[3 * index : 3 * index + 3] for index in range(len(lengths))]
     free = rng.sample(range(total), total)
-    slots = [Slot(NewSequence(i, 1, b"", SamplingParams()), array("q"), [], 0) for i in range(len(lengths))]
+    shown = [some_images(rng, length) if images else [] for length in lengths]
+    added = [NewSequence(i, 1, b"", SamplingParams(), images=shown[i]) for i in range(len(lengths))]
+    slots = [Slot(new, array("q"), [], 0) for new in added]
     for slot in slots:
         slot.tables = [array("q") for _ in groups]
     outputs: list[list[list[Tensor]]] = [[[] for _ in cache.layers] for _ in lengths]
@@ -108,7 +121,9 @@ def attend_in_any_cut(
         counts = {}
         for index in rng.sample(left, rng.randint(1, len(left))):
             most = lengths[index] - slots[index].num_computed
-            counts[index] = rng.choice((1, 1, min(most, 2), min(most, PAGE_SIZE), rng.randint(1, most)))
+            count = rng.choice((1, 1, min(most, 2), min(most, PAGE_SIZE), rng.randint(1, most)))
+            begun = slots[index].num_computed
+            counts[index] = undivided(shown[index], begun, begun + count, lengths[index]) - begun
         segments, row = [], 0
         for index, count in sorted(counts.items(), key=lambda pair: pair[1] > 1):
             slot = slots[index]
@@ -144,5 +159,15 @@ def attend_in_any_cut(
             q, keys, values = given[index]
             if kv_cache_dtype is not None:
                 keys, values = (dequantise(*quantise(x, CODES[kv_cache_dtype])) for x in (keys, values))
-            wanted = reference(q, keys, keys[..., :VALUE_DIM] if latent else values, group, sinks)
+            values = keys[..., :VALUE_DIM] if latent else values
+            wanted = reference(q, keys, values, group, sinks, shown[index])
             torch.testing.assert_close(torch.cat(parts).cpu(), wanted)
+
+
+def some_images(rng: random.Random, length: int) -> list[PlacedImage]:
+    """Some in a sequence of that length, now and then one beside the other."""
+    found, start = [], rng.randint(0, 2)
+    while (size := rng.randint(1, 60)) <= length - start:
+        found.append(PlacedImage(b"", start, 1, size, together=True))
+        start += size + rng.choice((0, 1, rng.randint(2, 40)))
+    return found

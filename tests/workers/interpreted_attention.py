@@ -26,6 +26,15 @@ def main() -> None:
         attend_in_any_cut(
             TritonAttention, "cpu", seed, kind, exact=exact, longest=45, sequences=2, groups=GROUPS
         )
+    for seed, exact in enumerate((False, True)):
+        attend_in_any_cut(
+            *(TritonAttention, "cpu", seed, "plain"),
+            exact=exact,
+            longest=90,
+            sequences=2,
+            groups=GROUPS[:2],
+            images=True,
+        )
     for seed, kv_cache_dtype in enumerate(("int8", "fp8")):
         attend_in_any_cut(
             *(TritonAttention, "cpu", seed, "sinks"),

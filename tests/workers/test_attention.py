@@ -12,7 +12,7 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from tests.workers.attention_steps import attend_in_any_cut
+from tests.workers.attention_steps import GROUPS, attend_in_any_cut
 from tests.workers.engines import DEVICES, GPU
 from tests.workers.interpreted_steps import between_products
 from workers.attention import cpu
@@ -30,6 +30,17 @@ def test_steps_of_any_cut_attend_as_whole_sequences_do(device, seed, kind, block
     monkeypatch.setattr(cpu, "BLOCK_PAGES", block_pages)
     monkeypatch.setattr(cpu, "BLOCK_SCORES", dict.fromkeys(cpu.BLOCK_SCORES, 1))
     attend_in_any_cut(attention_over, device, seed, kind, exact=exact)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize(("seed", "kind", "block_pages"), [(6, "plain", cpu.BLOCK_PAGES), (7, "sinks", 2)])
+def test_tokens_of_an_image_see_each_other_and_what_a_window_leaves_of_the_rest(
+    device, seed, kind, block_pages, exact, monkeypatch
+):
+    monkeypatch.setattr(cpu, "BLOCK_PAGES", block_pages)
+    monkeypatch.setattr(cpu, "BLOCK_SCORES", dict.fromkeys(cpu.BLOCK_SCORES, 1))
+    attend_in_any_cut(attention_over, device, seed, kind, exact=exact, groups=GROUPS[:3], images=True)
 
 
 @pytest.mark.parametrize("device", DEVICES)

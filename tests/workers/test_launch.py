@@ -82,7 +82,7 @@ def test_numbers_that_make_no_difference_are_no_kinds():
     launcher = Launcher(kernel)
     x, at = torch.zeros(64, dtype=torch.float16), torch.zeros(8, dtype=torch.int64)
     for number in (0, 1, 16, 33):
-        constants = (True, 4, 2, 16, 16, 32, 0, False, False, False, 0, 32, 128, 16, 64, 16, 16, 16)
+        constants = (True, 4, 2, 16, 16, 32, 0, False, False, False, 0, False, 32, 128, 16, 64, 16, 16, 16)
         numbers = (number,) * 5
         strides = (64, 16, 1024, 32)
         launcher((1, 2, 3), *[x] * 9, *[at] * 5, *numbers, *strides, 0.1, 0.0, *constants, num_warps=4)

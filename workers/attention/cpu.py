@@ -52,6 +52,7 @@ class Chunk:
     context: int  # tokens in these pages, up to the last of the chunk
     window: int  # tokens that a token sees, itself included; 0: all
     first_page: int  # number in the sequence of the first of the pages
+    mutual: bool = False  # each of its tokens sees those behind it, too
 
 
 @dataclass(slots=True)
@@ -140,9 +141,7 @@ class PagedAttention:
                 first = first_page_seen(group, segment.start)
                 if self._is_chunk(segment):
                     pages.extend(table[position // PAGE_SIZE] for position in range(segment.start, end))
-                    for part in _parts(group, segment):
-                        first = first_page_seen(group, part.start)
-                        chunk_pages.extend(table[first : pages_for(part.stop)])
+                    chunk_pages.extend(table[first : pages_for(end)])
                     continue
                 last = segment.start // PAGE_SIZE
                 pages.append(table[last])
@@ -174,14 +173,14 @@ class PagedAttention:
         compiled = kernels.takes_cache(kv, self._value_dim or kv.shape[-1])
         shown = tuple(tensors[f"{name}_{number}"] for name in ("run_pages", "run_rows", "seen"))
         chunks, begin = [], 0
-        for segment in segments:
-            for part in _parts(group, segment) if self._is_chunk(segment) else ():
-                first, count = first_page_seen(group, part.start), pages_for(part.stop)
-                pages = tensors[f"chunk_pages_{number}"][begin : begin + count - first]
-                row = segment.rows.start + part.start - segment.start
-                rows, context = slice(row, row + len(part)), part.stop - first * PAGE_SIZE
-                chunks.append(Chunk(rows, pages, context, window, first))
-                begin += count - first
+        for segment in filter(self._is_chunk, segments):
+            before = first_page_seen(group, segment.start)
+            for part in _parts(group, segment):
+                first, stop = first_page_seen(group, part.start), pages_for(part.end)
+                pages = tensors[f"chunk_pages_{number}"][begin + first - before : begin + stop - before]
+                rows, context = slice(part.rows.start, part.rows.stop), part.end - first * PAGE_SIZE
+                chunks.append(Chunk(rows, pages, context, window, first, part.mutual))
+            begin += pages_for(segment.end) - before
         return GroupStep(
             pages=tensors[f"pages_{number}"],
             places=tensors["places"],
@@ -253,13 +252,17 @@ class PagedAttention:
         write(kv, keys, values, step.pages, step.places)
 
 
-def _parts(group: CacheGroup, segment: Segment) -> Iterator[range]:
-    """Positions of a segment that see the same first token, where there are more than one; else all of it."""
+def _parts(group: CacheGroup, segment: Segment) -> Iterator[Segment]:
+    """The parts of a segment whose tokens see alike, and in chunks the same first token."""
+    if group.kind != "chunk":
+        yield from segment.divided()
+        return
     start = segment.start
-    while group.kind == "chunk" and (end := start - start % group.window + group.window) < segment.end:
-        yield range(start, end)
+    while start < segment.end:
+        end = min(start - start % group.window + group.window, segment.end)
+        row = segment.rows.start + start - segment.start
+        yield Segment(segment.slot, range(row, row + end - start), start)
         start = end
-    yield range(start, segment.end)
 
 
 def attend_decode(
@@ -335,22 +338,28 @@ def attend_chunk(
         keys = all_keys.by_head(pages, q.dtype if few else torch.float32).transpose(1, 2)
         values = all_values.by_head(pages, q.dtype if native else torch.float32)
         # queries that see a key of this block
-        begin, stop = max(0, seen - first), min(tokens, seen + values.shape[1] - 1 - first + window)
+        begin = 0 if chunk.mutual else max(0, seen - first)
+        stop = min(tokens, seen + values.shape[1] - 1 - first + window)
         for start in range(begin, stop, step):
             end = min(start + step, stop)
             # keys before the window of the first query, in whole pages
             skip = max(0, (first + start + 1 - window - seen) // page_size * page_size)
             # keys of this block that the last query sees, in whole pages: so shapes, which each need a kernel
             # of their own, are few, and all of a block needs no copy
-            count = min(-(-(first + end - seen) // page_size) * page_size, values.shape[1])
+            last = chunk.context if chunk.mutual else first + end
+            count = min(-(-(last - seen) // page_size) * page_size, values.shape[1])
             shape = (kv_heads, group, end - start, count - skip)
             rows = queries[:, :, start:end].reshape(kv_heads, -1, head_dim).to(keys.dtype)
             scores = _products(rows, keys[..., skip:count])
             scores = scores_of(scores).view(shape)
             own = positions[first + start : first + end, None]
-            if seen + count > first + start + 1:
-                known = max(skip, first + start + 1 - seen)  # keys from here on not all of the queries see
-                scores[..., known - skip :].masked_fill_(positions[seen + known : seen + count] > own, unseen)
+            every = chunk.context if chunk.mutual else first + start + 1
+            if seen + count > every:
+                known = max(skip, every - seen)  # keys from here on not all of the queries see
+                behind = chunk.context - 1 if chunk.mutual else own
+                scores[..., known - skip :].masked_fill_(
+                    positions[seen + known : seen + count] > behind, unseen
+                )
             if seen + skip <= first + end - 1 - window:
                 scores.masked_fill_(positions[seen + skip : seen + count] <= own - window, unseen)
             weights = torch.softmax(scores, dim=-1).to(values.dtype).view(kv_heads, -1, count - skip)
@@ -415,7 +424,8 @@ class ExactAttention:
                 [torch.bmm(part, keys[..., i : i + EXACT_KEYS]) for i in range(0, len(places), EXACT_KEYS)], 2
             )
             scores = scores_of(scores)
-            unseen = (places > own) | (places <= own - window) | (places < before * page_size)
+            last = first + tokens - 1 if chunk.mutual else own
+            unseen = (places > last) | (places <= own - window) | (places < before * page_size)
             scores[:, : len(own)].masked_fill_(unseen, -torch.inf)
             weights = _softmax(scores, scores_of.sinks, start, len(own))
             total = torch.zeros(kv_heads, count, value_dim, device=q.device)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain, groupby
 
 from torch import Tensor
 
@@ -76,40 +76,45 @@ class TritonAttention:
 
     def arrays(self, segments: Sequence[Segment]) -> dict[str, array[int]]:
         """See `Sequences`, whose arrays they are; `tables` and `pages` group by group."""
-        numbers = sorted(range(len(segments)), key=lambda number: _kind(segments[number]))
-        starts = array("q", [segment.rows.start for segment in segments])
-        starts.append(segments[-1].rows.stop)
+        divided = [segment.divided() for segment in segments]
+        parts = [*chain.from_iterable(divided)]
+        numbers = sorted(range(len(parts)), key=lambda number: _kind(parts[number]))
+        starts = array("q", [part.rows.start for part in parts])
+        starts.append(parts[-1].rows.stop)
         owners = array("q")
-        for number, segment in enumerate(segments):
-            owners.extend([number] * len(segment.rows))
+        for number, part in enumerate(parts):
+            owners.extend([number] * len(part.rows))
         arrays = {"starts": starts, "order": array("q", numbers), "owners": owners}
-        arrays["contexts"] = array("q", [segment.end for segment in segments])
+        arrays["contexts"] = array("q", [part.end for part in parts])
         for number, group in enumerate(self.cache.groups):
             tables, pages = array("q"), array("q")
-            for segment in segments:
+            for segment, of_segment in zip(segments, divided, strict=True):
                 first = first_page_seen(group, segment.start)
-                tables.append(len(pages) - first)
+                tables.extend([len(pages) - first] * len(of_segment))
                 pages.extend(segment.slot.tables[number][first : pages_for(segment.end)])
             arrays |= {f"tables_{number}": tables, f"pages_{number}": pages}
         return arrays
 
     def prepare(self, segments: Sequence[Segment], tensors: dict[str, Tensor]) -> list[GroupStep]:
         """The step for each group."""
-        step = []
+        step, parts = [], [part for segment in segments for part in segment.divided()]
         for number, group in enumerate(self.cache.groups):
             names = ("order", "starts", "contexts", f"tables_{number}", f"pages_{number}")
             sequences = Sequences(*(tensors[name] for name in names))
-            step.append(GroupStep(sequences, self._rows(group, segments), tensors["owners"]))
+            step.append(GroupStep(sequences, self._rows(group, parts), tensors["owners"]))
         return step
 
     def _rows(self, group: CacheGroup, segments: Sequence[Segment]) -> list[Rows]:
-        """The launches for a group: sequences with one token, those with few, those with many."""
+        """The launches for a group: sequences with one token, those with few, those with many, and images
+        whose tokens see each other."""
         found, first = [], 0
-        for kind, those in groupby(sorted(segments, key=_kind), key=_kind):
+        for (mutual, kind), those in groupby(sorted(segments, key=_kind), key=_kind):
             alike = list(those)
             longest = max(len(segment.rows) for segment in alike)
+            if kind != SINGLE:
+                longest = max(2, longest)
             splits = 0 if self._exact or kind == MANY else self._most_splits(group, alike, segments)
-            found.append(Rows(first, len(alike), longest, kind < MANY or self._exact, splits))
+            found.append(Rows(first, len(alike), longest, kind < MANY or self._exact, splits, mutual))
             first += len(alike)
         return found
 
@@ -119,7 +124,7 @@ class TritonAttention:
         Where these are all that there is, and each has one token, that is as many as it may ever be: the step
         may be a graph, which is done again when contexts have grown.
         """
-        if len(alike) == len(segments) and _kind(alike[0]) == SINGLE:
+        if len(alike) == len(segments) and _kind(alike[0]) == (False, SINGLE):
             longest = self._max_pages * PAGE_SIZE
             return most_splits(min(longest, group.window + SPLIT) if group.window else longest)
         return max(num_splits(_first_seen(group, each.start), each.end) for each in alike)
@@ -153,9 +158,12 @@ class TritonAttention:
         return y
 
 
-def _kind(segment: Segment) -> int:
+def _kind(segment: Segment) -> tuple[bool, int]:
+    """Whether its tokens see each other, and how many there are. The single ones stand first in a step."""
     count = len(segment.rows)
-    return SINGLE if count == 1 else FEW if count <= FEW_TOKENS else MANY
+    if count == 1 and not segment.mutual:
+        return False, SINGLE
+    return segment.mutual, FEW if count <= FEW_TOKENS else MANY
 
 
 def _first_seen(group: CacheGroup, position: int) -> int:

@@ -44,6 +44,7 @@ class Rows(NamedTuple):
     tokens: int  # that one of them has in the step at most
     few: bool  # rows of a program, so that many programs read keys at once
     splits: int = 0  # of the keys of one of them at most; 0: keys are not divided
+    mutual: bool = False  # tokens of one see each other, those behind them too
 
 
 class Sequences(NamedTuple):
@@ -104,7 +105,7 @@ def _walk(
     blocks,  # keys, values, page numbers, scales of keys and of values, of this sequence and head
     begin,
     end,
-    position,  # [rows]
+    position,  # [rows], the last key that each sees
     low,  # [rows], the first key that each sees
     lowest,  # the first that one of them sees
     context,
@@ -265,6 +266,7 @@ def attention_kernel(
     SINKS: tl.constexpr,
     SHARED: tl.constexpr,  # values are the first part of keys
     KIND: tl.constexpr,  # of `workers.kernels.eight_bits_triton`
+    MUTUAL: tl.constexpr,  # each token of a sequence sees those behind it, too
     MOST: tl.constexpr,  # splits of a sequence; 0: keys are not split
     UNIT: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -289,7 +291,11 @@ def attention_kernel(
     last_token = before + tl.minimum((first_row + BLOCK_M - 1) // GROUP, count - 1)
     lowest, highest = _first_seen(first_token, window, WINDOW), _first_seen(last_token, window, WINDOW)
     position = before + token
-    seen = position, _first_seen(position, window, WINDOW), lowest, first_token, highest, context
+    low = _first_seen(position, window, WINDOW)
+    if MUTUAL:
+        position = position * 0 + context - 1  # the last key that each row sees
+        first_token, last_token = context - 1, context - 1
+    seen = position, low, lowest, first_token, highest, context
     begin, end = lowest // BLOCK_N * BLOCK_N, last_token + 1
 
     FIRST: tl.constexpr = VALUE_DIM if SHARED else HEAD_DIM
@@ -508,6 +514,7 @@ def attention(
             sinks is not None,
             shared,
             kept,
+            rows.mutual,
         ),
         *(most, SPLIT, shape.rows, shape.keys, _padded(first_dim), block_rest, _padded(value_dim)),
         num_warps=shape.warps,

@@ -181,7 +181,9 @@ def make_scheduler(spec: WorkerSpec, loaded: Loaded) -> Scheduler | WholeSchedul
     if loaded.whole:
         return WholeScheduler(**limits)
     pools = {"kv_pages": loaded.kv_pages, "states": loaded.states, "host_states": loaded.host_states}
-    return Scheduler(**limits, **pools, caches=loaded.caches, speculation=spec.speculation)
+    return Scheduler(
+        **limits, **pools, caches=loaded.caches, speculation=spec.speculation, together=loaded.together
+    )
 
 
 def follow(spec: WorkerSpec, engine: Engine, reports: Outbox, beat: Beat) -> None:

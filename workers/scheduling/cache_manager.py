@@ -60,6 +60,7 @@ class CacheManager:
         states: in the pool of those with a state.
         chunk: tokens of one sequence in a step, at most.
         host_states: that there is room for in the host's memory, of such as left their pool.
+        together: tokens that a step feeds at least, where it feeds an image (`PlacedImage.together`).
 
     Raises:
         ValueError: a sequence of one token would not fit.
@@ -73,9 +74,10 @@ class CacheManager:
         states: int = 0,
         chunk: int,
         host_states: int = 0,
+        together: int = 0,
     ) -> None:
         self.groups = list(groups) or [FULL]
-        self._chunk = chunk
+        self._chunk, self._together = chunk, together
         self.pages = PagePool(pages, len(self.groups))
         self.host = HostTier(host_states)
         self.states = PagePool(states, len(self.groups), self.host.keep if host_states else None)
@@ -285,7 +287,7 @@ class CacheManager:
 
         def held(length: int) -> int:
             return sum(
-                min(length, pages_for(group.window) + 2) if group.window else length
+                min(length, pages_for(group.window + self._together) + 2) if group.window else length
                 for group in self.groups
                 if group.kind != "state"
             )

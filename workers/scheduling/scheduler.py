@@ -29,11 +29,12 @@ from dataclasses import dataclass
 from itertools import chain
 
 from ipc.errors import Code
-from ipc.worker_messages import PAGE_SIZE, CacheGroup, SequenceReport, Speculation, Submit
+from ipc.worker_messages import FREE_ROWS, PAGE_SIZE, CacheGroup, SequenceReport, Speculation, Submit
 from workers.scheduling.cache_manager import CacheManager, Table
 from workers.scheduling.fair_queue import FairQueue
 from workers.scheduling.sequence import Sequence
 from workers.scheduling.speculation import NO_DRAFTS, Drafts, Guesses, Stepping
+from workers.scheduling.undivided import undivided
 from workers.step.engine import Extra, StepResult
 from workers.step.plan import NewSequence, Scheduled, StepPlan
 
@@ -71,6 +72,8 @@ class Scheduler:
         states: in the engine's pool, where a group has one.
         host_states: that the engine has room for in the host's memory besides.
         speculation: how tokens are guessed.
+        together: tokens of an image that one step computes, at most (`PlacedImage.together`). A step has room
+            for them beside all that decode may take.
     """
 
     def __init__(
@@ -84,12 +87,20 @@ class Scheduler:
         states: int = 0,
         host_states: int = 0,
         speculation: Speculation | None = None,
+        together: int = 0,
     ) -> None:
         if min(max_sequences, max_step_tokens, context_length, kv_pages) < 1:
             raise ValueError("max_sequences, max_step_tokens, context_length and kv_pages must be at least 1")
+        if together and max_step_tokens < together + max(max_sequences, FREE_ROWS):
+            raise ValueError(f"a step of {max_step_tokens} tokens has no room for {together} of an image")
         self.max_step_tokens = max_step_tokens
         self.cache = CacheManager(
-            caches, pages=kv_pages, states=states, chunk=max_step_tokens, host_states=host_states
+            caches,
+            pages=kv_pages,
+            states=states,
+            chunk=max_step_tokens,
+            host_states=host_states,
+            together=together,
         )
         self._guesses = None if speculation is None else Guesses(speculation, max_step_tokens)
         self.max_len = min(context_length, self.cache.max_pages * PAGE_SIZE)
@@ -277,14 +288,15 @@ class Scheduler:
         if guesses is not None and not flying:
             drafts = guesses.put_behind(decodes)
             budget -= sum(map(len, drafts.values()))
+        most = budget
         if decodes and chunk is not None:
             budget = min(budget, chunk)
         added: list[NewSequence] = []
-        prefills = self._plan_prefills(budget, added)
+        prefills = self._plan_prefills(budget, most, added)
         while not decodes and not prefills and self.prefilling and not self._in_flight:
             # each of several prompts waits for a page, and nobody is left to free one
             self._preempt(self._lowest())
-            prefills = self._plan_prefills(budget, added)
+            prefills = self._plan_prefills(budget, most, added)
         if not decodes and not prefills:
             return None
         self._advance(SentStep(decodes, grown, prefills, [], ready, drafts))
@@ -342,8 +354,9 @@ class Scheduler:
             stepping = [(s, self._schedule(s, 1) if s in begin else entry) for s, entry in stepping]
         return stepping
 
-    def _plan_prefills(self, budget: int, added: list[NewSequence]) -> Stepping:
-        """Chunks of at most `budget` tokens together, in order, for running prompts and heads of the queue.
+    def _plan_prefills(self, budget: int, most: int, added: list[NewSequence]) -> Stepping:
+        """Chunks of at most `budget` tokens together, in order, for running prompts and heads of the queue;
+        or of `most`, where there is an image that cannot be divided.
 
         The queue is closed for this step as soon as its next finds no slot or no room: nobody behind it slips
         through. Who waits for a page that another prompt is computing lends that one its turn.
@@ -358,7 +371,7 @@ class Scheduler:
         heapq.heapify(candidates)
         spare = self.cache.spare(self.prefilling, len(self.decoding))
         planned: set[Sequence] = set()
-        while budget and candidates:
+        while budget > 0 and candidates:
             place, sequence = heapq.heappop(candidates)
             if order(sequence) > place:  # others of its account had their turn in this step
                 heapq.heappush(candidates, (order(sequence), sequence))
@@ -380,14 +393,16 @@ class Scheduler:
             if sequence in planned:
                 continue
             num_pending = len(sequence.token_ids) - sequence.num_computed
-            num_tokens = min(num_pending, budget, self.cache.room_for(sequence))
+            begun, room = sequence.num_computed, self.cache.room_for(sequence)
+            if num_tokens := min(num_pending, budget, room):
+                end = self.cache.chunk_end(sequence, begun + num_tokens)
+                num_tokens = undivided(sequence.request.images, begun, end, begun + min(most, room)) - begun
             if num_tokens:
-                end = self.cache.chunk_end(sequence, sequence.num_computed + num_tokens)
-                num_tokens = end - sequence.num_computed
                 planned.add(sequence)
                 stepping.append((sequence, self._schedule(sequence, num_tokens)))
                 sequence.account.served += num_tokens
                 budget -= num_tokens
+                most -= num_tokens
         return stepping
 
     def _computing(self, sequence: Sequence, num_cached: int) -> Sequence | None:

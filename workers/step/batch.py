@@ -5,6 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from torch import Tensor
 
@@ -75,11 +76,35 @@ class Segment:
     rows: range  # of the step
     start: int  # position of the first of them
     drafts: int = 0  # how many of them, at its end, are guesses
+    mutual: bool = False  # its tokens see each other, those behind them too
 
     @property
     def end(self) -> int:
-        """Tokens of the sequence that have keys after the step."""
+        """Tokens of the sequence that have keys after the step, or after this part of one."""
         return self.start + len(self.rows)
+
+    def divided(self) -> list[Segment]:
+        """The parts of it whose tokens see alike: images whose tokens see each other, and what is between
+        them. One token alone sees itself either way: it is mutual, and so is told from one in decode."""
+        if len(self.rows) == 1 or not self.slot.new.images:
+            return [self]
+        edges = [self.start, self.end]
+        starts = set()
+        for image in shown(self.slot.new.images, self.start, self.end):
+            if image.together:
+                starts.add(max(self.start, image.start))
+                edges += (max(self.start, image.start), min(self.end, image.end))
+        if not starts:
+            return [self]
+        return [
+            Segment(
+                self.slot,
+                range(self.rows.start + start - self.start, self.rows.start + end - self.start),
+                start,
+                mutual=start in starts or end == start + 1,
+            )
+            for start, end in pairwise(sorted(set(edges)))
+        ]
 
 
 @dataclass(slots=True)
@@ -124,7 +149,7 @@ def make_step(scheduled: Sequence[Scheduled], slots: dict[int, Slot]) -> Step:
     """
     token_ids, positions = array("q"), array("q")
     images = [image for entry in scheduled for image in _shown(entry, slots)]
-    grid = None if all(image.gap for image in images) else (array("q"), array("q"))
+    grid = None if all(image.in_line for image in images) else (array("q"), array("q"))
     segments: list[Segment] = []
     last: dict[int, int] = {}  # slot -> row of its last token
     singles = [entry for entry in scheduled if entry.num_tokens == 1]

@@ -37,6 +37,7 @@ class Loaded:
     gallery: Gallery | None = None  # for images, where the model sees
     in_flight: int = 0  # steps that may be, when the next is sent (`Engine.send`)
     host_states: int = 0  # of those that leave the device, for which there is room in the host's memory
+    together: int = 0  # tokens of an image that see each other, where there are such (`PlacedImage`)
     resizable: bool = False  # whether the pool may shrink and grow (`Engine.resize`)
 
 

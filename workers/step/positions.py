@@ -30,7 +30,7 @@ def axes(images: Sequence[PlacedImage], start: int, end: int) -> tuple[array[int
             axis.extend(positions)
 
     for image in images:
-        if image.gap:
+        if image.in_line:
             continue
         if image.start >= end:
             break
