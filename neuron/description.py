@@ -110,9 +110,12 @@ class ModelDescription:
         )
 
     def step_tokens(self, settings: ModelSettings, device: str) -> int:
-        """The token budget of one step on such a device; no less than what decode alone takes, and of a model
-        that reads a text as a whole no less than the longest one."""
+        """The token budget of one step on such a device; no less than what decode alone takes, of a model
+        that reads texts as a whole no less than the longest one, and of one that reads images so room for one
+        beside decode."""
         wanted = settings.max_step_tokens or (CPU_STEP_TOKENS if device == "cpu" else CUDA_STEP_TOKENS)
+        if self.card is not None and self.card.vision is not None and self.card.vision.together:
+            wanted = max(wanted, self.card.vision.together + max(settings.max_sequences, FREE_ROWS))
         return max(wanted, settings.max_sequences, self.context_length if self.whole else 0)
 
 

@@ -22,6 +22,7 @@ from workers.checkpoints.card import ModelCard, read_card
 from workers.checkpoints.files import refuse
 from workers.checkpoints.layers import Layer
 from workers.checkpoints.stored_tensors import StoredTensor
+from workers.checkpoints.vision import Vision
 
 ADAPTER = "adapter_config.json"
 RANKS = (1, 2, 4, 8)
@@ -98,8 +99,7 @@ def _facts(card: ModelCard) -> dict[str, str]:
         "context": f"{card.context_length:,} tokens",
     }
     if (vision := card.vision) is not None:
-        most = vision.max_pixels // vision.side**2
-        facts["sees"] = f"images, of up to {most:,} tokens each: one for {vision.side} x {vision.side} pixels"
+        facts["sees"] = _seen(vision)
     if not model.bidirectional:
         kept = f"{size_of(card.kv_bytes_per_token(1))} of keys and values, on one rank"
         if card.kept_whole is None:
@@ -108,6 +108,15 @@ def _facts(card: ModelCard) -> dict[str, str]:
     if size := state_bytes(card.cache_groups(1)):
         facts["a sequence keeps"] = f"{size_of(size)} of states besides, whatever its length, on one rank"
     return facts
+
+
+def _seen(vision: Vision) -> str:
+    """What becomes of images."""
+    most = vision.max_pixels // vision.side**2
+    if vision.together:
+        side = math.isqrt(vision.max_pixels)
+        return f"images, of {most:,} tokens each: all are made {side} x {side} pixels"
+    return f"images, of up to {most:,} tokens each: one for {vision.side} x {vision.side} pixels"
 
 
 def _kept(layer: Layer) -> str:

@@ -1,4 +1,4 @@
-"""How large an image is for a model, and its pixels at that size: as for Qwen and for Pixtral."""
+"""How large an image is for a model, and its pixels at that size: as for Qwen, Pixtral and SigLIP."""
 
 from __future__ import annotations
 
@@ -43,11 +43,15 @@ def sized(data: bytes, vision: Vision, param: str) -> Sized:
 
 
 def fitted(rows: int, columns: int, vision: Vision, param: str) -> tuple[int, int]:
-    """The nearest size, in pixels, whose sides are whole tokens and whose area the model takes.
+    """The nearest size, in pixels, whose sides are whole tokens and whose area the model takes; or the only
+    one that it takes.
 
     Raises:
         CortexError: BAD_REQUEST naming `param`: one side is too long beside the other.
     """
+    if vision.siglip is not None:
+        size = math.isqrt(vision.max_pixels)
+        return size, size
     if max(rows, columns) > MAX_RATIO * min(rows, columns):
         raise bad_request(
             param, f"{param} is {columns} x {rows} pixels; one side may be {MAX_RATIO} times the other"
@@ -78,6 +82,7 @@ def pixels(image: Sized, vision: Vision) -> tuple[bytes, bytes]:
     size = image.columns * vision.side, image.rows * vision.side
     colours = in_colours(image.image, image.param)
     image.image.close()
-    made = colours.resize(size, Image.Resampling.BICUBIC).tobytes()
+    way = Image.Resampling.BICUBIC if vision.siglip is None else Image.Resampling.BILINEAR
+    made = colours.resize(size, way).tobytes()
     digest = blake2b(made, digest_size=DIGEST_BYTES, person=b"%d" % image.columns).digest()
     return made, digest

@@ -46,9 +46,12 @@ def place(
         CortexError: BAD_REQUEST naming what is no image, or CONTEXT_LENGTH_EXCEEDED.
     """
     _refuse_unshown(ids, vision, lambda token: content.says(messages, spell(token)))
+    if vision.mark != vision.token and vision.token in ids:
+        where, token = content.says(messages, spell(vision.token)), spell(vision.token)
+        raise bad_request(where, f"{where} has a token of an image, {token}, and no image: leave it out")
     found = [sized(part.data, vision, param) for param, part in content.images(messages)]
-    if (marks := ids.count(vision.token)) != len(found):
-        mark = spell(vision.token)
+    if (marks := ids.count(vision.mark)) != len(found):
+        mark = spell(vision.mark)
         where = content.says(messages, mark)
         raise bad_request(
             where,
@@ -57,7 +60,8 @@ def place(
         )
     if not found:
         return ids, []
-    total = len(ids) + sum(image.tokens - 1 for image in found)
+    lead = _lead(vision)
+    total = len(ids) + sum(len(lead) + image.tokens - 1 for image in found)
     if context_length is not None and total >= contexts * context_length:
         raise too_long(total, context_length, "messages", None)
     if 3 * vision.side**2 * sum(image.rows * image.columns for image in found) > MAX_BYTES:
@@ -70,12 +74,13 @@ def refuse_marks(ids: Sequence[int], vision: Vision | None, param: str) -> None:
     if vision is None:
         return
     _refuse_unshown(ids, vision, lambda token: param)
-    if vision.token in ids:
-        raise bad_request(
-            param,
-            f"{param} has the model's mark for an image (token {vision.token}), and no image stands behind "
-            "it: images come in messages",
-        )
+    for token in dict.fromkeys((vision.mark, vision.token)):
+        if token in ids:
+            raise bad_request(
+                param,
+                f"{param} has the model's mark for an image (token {token}), and no image stands behind it: "
+                "images come in messages",
+            )
 
 
 def _refuse_unshown(ids: Sequence[int], vision: Vision, where: Callable[[int], str]) -> None:
@@ -94,15 +99,30 @@ def _placed(
     images: list[PreparedImage] = []
     done = 0
     for image in found:
-        mark = ids.index(vision.token, done)
-        whole += ids[done:mark]
+        mark = ids.index(vision.mark, done)
+        whole += ids[done:mark] + _lead(vision)
         if read:
             colours, digest = pixels(image, vision)
-            placed = PlacedImage(digest, len(whole), image.rows, image.columns, image.gap)
+            place, together = len(whole), vision.together > 0
+            placed = PlacedImage(digest, place, image.rows, image.columns, image.gap, together)
             images.append(PreparedImage(placed, colours))
         whole += _tokens(image, vision)
         done = mark + 1
     return whole + ids[done:], images
+
+
+def around_marks(text: str, vision: Vision, spell: Callable[[int], str]) -> str:
+    """The text of a prompt, with what belongs around each mark for an image. It is put there before the text
+    becomes tokens: line ends beside others are other tokens."""
+    if (about := vision.siglip) is None:
+        return text
+    mark = spell(about.mark)
+    return text.replace(mark, f"\n\n{mark}{spell(about.image_end)}\n\n")
+
+
+def _lead(vision: Vision) -> list[int]:
+    """Of the mark for an image what stays before its tokens."""
+    return [] if vision.mark == vision.token else [vision.mark]
 
 
 def _tokens(image: Sized, vision: Vision) -> list[int]:

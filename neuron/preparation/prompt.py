@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ipc.errors import Code, CortexError
 from ipc.messages.requests import CountTokens, Embed, Generate, Tokenize
-from neuron.preparation.placing import PreparedImage, place, refuse_marks
+from neuron.preparation.placing import PreparedImage, around_marks, place, refuse_marks
 from neuron.preparation.sampling import BLOCK, MAX_CHOICES, MIXED, check, check_ids
 from neuron.refusals import bad_request, too_long
 from neuron.text import content, continuation
@@ -179,6 +179,8 @@ def encode_prompts(
     if request.messages is not None:
         _refuse_unread(text, content.characters(request.messages), "messages", context_length, contexts)
         rendered = _render(text, request, seconds)
+        if text.vision is not None:
+            rendered = around_marks(rendered, text.vision, lambda token: text.write([token]))
         ids = to_ids(text, rendered, "messages", context_length, special=bool(special), contexts=contexts)
         if text.vision is None:
             return [Prompt("messages", ids, rendered)]

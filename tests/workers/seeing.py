@@ -217,7 +217,7 @@ def serve(
         laid_out: makes tokens and images of a prompt's parts.
         settings: limits of the scheduler, and sampling.
     """
-    of_scheduler = {*LIMITS, "speculation"}
+    of_scheduler = {*LIMITS, "speculation", "together"}
     limits = {key: value for key, value in settings.items() if key in of_scheduler}
     sampling = {key: value for key, value in settings.items() if key not in of_scheduler}
     states = num_states(engine.groups, (LIMITS | limits)["max_sequences"])

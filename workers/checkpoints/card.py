@@ -18,7 +18,7 @@ import msgspec
 
 from ipc.errors import Code, CortexError
 from ipc.worker_messages import CacheGroup
-from workers.checkpoints import config, generation, pixtral, registry, text, vision, within
+from workers.checkpoints import config, generation, pixtral, registry, siglip, text, vision, within
 from workers.checkpoints.blocks import FORMATS, PLAIN, Quantization, at_load
 from workers.checkpoints.caches import KVCacheDtype, group_layers
 from workers.checkpoints.config import ModelConfig
@@ -441,6 +441,11 @@ def _sight(
     folder: Path, path: Path, given: Mapping[str, Any], model: ModelConfig, stored: dict[str, Tensor]
 ) -> tuple[Vision | None, dict[str, Tensor], str]:
     """What sees, all tensors by the names that are used here, and why nothing does."""
+    if siglip.is_one(given):
+        if blind := siglip.missing(path, stored, model.vocab_size):
+            return None, stored, blind
+        seeing = siglip.read(folder, path, model.vocab_size, model.hidden_size)
+        return seeing, siglip.tensors(stored, seeing), ""
     if not pixtral.is_one(given):
         seeing = vision.read(folder, path, model.vocab_size, model.hidden_size)
         return seeing, vision.tensors(stored, seeing), ""
@@ -453,6 +458,8 @@ def _sight(
 def _tower(seeing: Vision | None) -> Iterable[TensorSpec]:
     if seeing is None:
         return ()
+    if seeing.siglip is not None:
+        return siglip.specs(seeing)
     return seeing.tensors() if seeing.pixtral is None else pixtral.specs(seeing)
 
 

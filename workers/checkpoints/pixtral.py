@@ -63,7 +63,7 @@ class _Preprocessor(msgspec.Struct, kw_only=True):
     image_mean: Colours = vision.CLIP_MEAN
     image_std: Colours = vision.CLIP_DEVIATION
     rescale_factor: float = 1 / 255
-    resample: int = 3
+    resample: int = vision.BICUBIC
 
 
 class _Added(msgspec.Struct):

@@ -1,4 +1,4 @@
-"""What of a checkpoint sees: the tower of Qwen3-VL and Qwen3.5, or another that `pixtral` reads.
+"""What of a checkpoint sees: the tower of Qwen3-VL and Qwen3.5, or another that `pixtral` or `siglip` reads.
 
 Its tensors are all on rank 0, which looks for all ranks; what it saw is sent to the others.
 """
@@ -25,6 +25,7 @@ FILE_PREFIXES = ("model.visual.", "visual.")
 PATCHES = "visual.patch_embed.proj.weight"
 PREPROCESSORS = {"preprocessor_config.json": None, "processor_config.json": "image_processor"}
 CHANNELS = 3
+BICUBIC = 3
 BLOCK_PATCHES = 4096  # that go through an MLP at once
 REMEMBERED_BYTES = 64 << 20  # of what was seen in images, on the CPU
 
@@ -41,6 +42,14 @@ class Pixtral(msgspec.Struct, frozen=True, kw_only=True):
     projector_bias: bool
 
 
+class Siglip(msgspec.Struct, frozen=True, kw_only=True):
+    """The same of a tower of SigLIP's, and of Gemma 3's projector; see `siglip`."""
+
+    mark: int  # token that stands for an image in a text, and before its tokens,
+    image_end: int  # and the one behind them
+    eps: float  # of the norms
+
+
 class Vision(msgspec.Struct, frozen=True, kw_only=True):
     """The dimensions of the tower, and which images it takes.
 
@@ -55,7 +64,7 @@ class Vision(msgspec.Struct, frozen=True, kw_only=True):
     patch_size: int  # pixels
     merge_size: int  # patches
     frames: int  # of a film in a patch: an image is so many of the same
-    table_side: int  # of the square table of positions, which is stretched over the grid
+    table_side: int  # of the square table of positions, which is stretched over the grid; 0: there is none
     out_size: int  # hidden size of the language model
     deepstack: tuple[int, ...]  # layers whose output is shown to the first layers of the language model
     activation: Activation
@@ -65,7 +74,8 @@ class Vision(msgspec.Struct, frozen=True, kw_only=True):
     max_pixels: int
     mean: tuple[float, float, float]  # of colours between 0 and 1, that become 0
     deviation: tuple[float, float, float]  # and what is 1 away from there then
-    pixtral: Pixtral | None = None  # of such a tower: there is no table, and no deepstack
+    pixtral: Pixtral | None = None  # of such a tower, which has no deepstack
+    siglip: Siglip | None = None  # the same
 
     @property
     def side(self) -> int:
@@ -76,6 +86,16 @@ class Vision(msgspec.Struct, frozen=True, kw_only=True):
     def gap(self) -> int:
         """Tokens of text behind each row of an image's."""
         return int(self.pixtral is not None)
+
+    @property
+    def together(self) -> int:
+        """Tokens of an image, where they see each other; 0: they see what is before them, as text does."""
+        return 0 if self.siglip is None else self.max_pixels // self.side**2
+
+    @property
+    def mark(self) -> int:
+        """Token that chat templates leave for an image."""
+        return self.token if self.siglip is None else self.siglip.mark
 
     @property
     def patch_values(self) -> int:
@@ -172,7 +192,7 @@ class _Preprocessor(msgspec.Struct, kw_only=True):
     image_mean: Colours = CLIP_MEAN
     image_std: Colours = CLIP_DEVIATION
     rescale_factor: float = 1 / 255
-    resample: int = 3  # bicubic
+    resample: int = BICUBIC
 
 
 UNWRITTEN = _Edges(shortest_edge=56 * 56, longest_edge=28 * 28 * 1280)  # the same of sizes
@@ -267,8 +287,12 @@ def _named(name: str) -> str:
     return name if prefix is None else PREFIX + name.removeprefix(prefix)
 
 
-def preprocessor(folder: Path, kind: type[Settings]) -> Settings | None:
-    """The settings for images, which stand in one of two files; None: in neither."""
+def preprocessor(folder: Path, kind: type[Settings], resample: int = BICUBIC) -> Settings | None:
+    """The settings for images, which stand in one of two files; None: in neither.
+
+    Args:
+        resample: the number of the filter that is meant by which they are made larger and smaller.
+    """
     for name, part in PREPROCESSORS.items():
         if not (path := folder / name).exists():
             continue
@@ -281,7 +305,11 @@ def preprocessor(folder: Path, kind: type[Settings]) -> Settings | None:
             found = msgspec.convert(given, kind)
         except msgspec.ValidationError as error:
             refuse(path, str(error))
-        if abs(found.rescale_factor * 255 - 1) > 1e-6 or found.resample != 3 or min(found.image_std) <= 0:
+        if (
+            abs(found.rescale_factor * 255 - 1) > 1e-6
+            or found.resample != resample
+            or min(found.image_std) <= 0
+        ):
             refuse(path, "has a rescale_factor, resample or image_std that is not supported")
         return found
     return None

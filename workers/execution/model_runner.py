@@ -229,6 +229,7 @@ class ModelRunner:
             states,
             woken=self.woken,
             gallery=gallery,
+            together=0 if self.sight is None else self.sight.vision.together,
             in_flight=self.in_flight,
             host_states=spec.host_states if self.host_states is not None else 0,
             resizable=bool(self.group.least(int(self.cache.resizable))),

@@ -53,20 +53,11 @@ class PixtralTower:
             image: `[rows, columns, 3]` uint8, both multiples of `vision.side`.
         """
         rows, columns = (size // self.vision.patch_size for size in image.shape[:2])
-        x = self.norm(self.patches(self._patches(image)))
+        x = self.norm(self.patches(by_rows(image, self.vision, self.dtype, self.device)))
         angles = self._angles(rows, columns)
         for block in self.blocks:
             x = block(x, angles)
         return self.projector(x, rows, columns)
-
-    def _patches(self, image: Tensor) -> Tensor:  # [patches, patch_values], row by row
-        """Each patch colour by colour."""
-        vision = self.vision
-        mean, deviation = (torch.tensor(each, device=self.device) for each in (vision.mean, vision.deviation))
-        colours = (image.to(self.device).float() / 255 - mean) / deviation
-        size = vision.patch_size
-        grid = colours.unflatten(0, (-1, size)).unflatten(2, (-1, size))  # row, y, column, x, colour
-        return grid.permute(0, 2, 4, 1, 3).reshape(-1, vision.patch_values).to(self.dtype)
 
     def _angles(self, rows: int, columns: int) -> tuple[Tensor, Tensor]:  # [patches, 1, head_dim] float32
         """Cosines and sines: the even frequencies turn with rows, the odd ones with columns."""
@@ -132,6 +123,17 @@ class Projector:
         grid = self.norm(x).view(rows // self.merge, self.merge, columns // self.merge, self.merge, -1)
         merged = grid.permute(0, 2, 4, 1, 3).reshape(-1, x.shape[1] * self.merge**2)
         return self.down(self.activation(self.up(self.merger(merged))))
+
+
+def by_rows(
+    image: Tensor, vision: Vision, dtype: torch.dtype, device: torch.device
+) -> Tensor:  # [patches, patch_values]
+    """The patches of an image row by row, each colour by colour."""
+    mean, deviation = (torch.tensor(each, device=device) for each in (vision.mean, vision.deviation))
+    colours = (image.to(device).float() / 255 - mean) / deviation
+    size = vision.patch_size
+    grid = colours.unflatten(0, (-1, size)).unflatten(2, (-1, size))  # row, y, column, x, colour
+    return grid.permute(0, 2, 4, 1, 3).reshape(-1, vision.patch_values).to(dtype)
 
 
 def _linear(name: str, rows: int, columns: int, empty: Empty, bias: bool = False) -> ColumnParallel:

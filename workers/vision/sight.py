@@ -15,6 +15,7 @@ from workers.parallel import RankGroup
 from workers.step.batch import Segment
 from workers.step.gallery import Gallery
 from workers.vision.pixtral import PixtralTower
+from workers.vision.siglip import SiglipTower
 from workers.vision.tower import Tower
 
 
@@ -30,6 +31,7 @@ class Sight:
     ) -> None:
         self.vision, self.dtype, self.group, self.gallery = vision, dtype, group, gallery
         make = Tower if vision.pixtral is None else PixtralTower
+        make = make if vision.siglip is None else SiglipTower
         self.tower = make(vision, dtype, group.device) if group.rank == 0 else None
         self._width = (1 + len(vision.deepstack)) * vision.out_size
         self._seen: OrderedDict[bytes, Tensor] = OrderedDict()

@@ -171,15 +171,19 @@ def _shard(linear: ColumnParallel) -> Shard:
     return Shard([*linear.pieces()], linear.pack)
 
 
-def attended(qkv: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:  # [patches, heads x head_dim]
+def attended(
+    qkv: Tensor, angles: tuple[Tensor, Tensor] | None = None
+) -> Tensor:  # [patches, heads x head_dim]
     """What each patch has of all of an image.
 
     Args:
         qkv: `[patches, 3, heads, head_dim]`: queries, keys and values.
         angles: cosines and sines by which the first two turn, `[patches, 1, head_dim]` float32.
     """
-    q, keys = (_turned(each, *angles) for each in qkv[:, :2].unbind(1))
-    heads = [each.transpose(0, 1)[None] for each in (q, keys, qkv[:, 2])]
+    q, keys, values = qkv.unbind(1)
+    if angles is not None:
+        q, keys = (_turned(each, *angles) for each in (q, keys))
+    heads = [each.transpose(0, 1)[None] for each in (q, keys, values)]
     return F.scaled_dot_product_attention(*heads)[0].transpose(0, 1).reshape(len(qkv), -1)
 
 

@@ -1,4 +1,4 @@
-"""Gemma 2 and 3, the text models: windows by turns, norms on both sides whose weights are stored less one.
+"""Gemma 2 and 3, without eyes: windows by turns, norms on both sides whose weights are stored less one.
 
 Gemma 2 (https://arxiv.org/abs/2408.00118) bends scores and logits; Gemma 3 (https://arxiv.org/abs/2503.19786)
 normalises queries and keys instead, and turns them faster in the layers that have a window.
@@ -119,11 +119,14 @@ def _model_config(path: Path, file: GemmaFile, pattern: int, **changes: Any) -> 
     )
 
 
+SEEING = "Gemma3ForConditionalGeneration"
+
 GEMMA2 = Family("gemma2", ("Gemma2ForCausalLM",), read_2, dense_tensors)
 GEMMA3 = Family(
     "gemma3",
     ("Gemma3ForCausalLM", "Gemma3TextModel"),
     read_3,
     dense_tensors,
-    within={"Gemma3ForConditionalGeneration": ("gemma3_text",)},
+    within={SEEING: ("gemma3_text",)},
+    sees=frozenset({SEEING}),
 )

@@ -1,0 +1,384 @@
+"""Gemma 3 sees as that of transformers does, however its prompts are computed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import msgspec
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
+
+from ipc.errors import Code, CortexError
+from ipc.messages.conversation import ImagePart, Message, TextPart
+from ipc.messages.requests import Generate
+from ipc.worker_messages import PlacedImage
+from neuron.config import ModelSettings
+from neuron.description import described
+from neuron.preparation.facts import ModelFacts
+from neuron.preparation.prepared import prepare
+from neuron.text.frontend import TextFrontEnd
+from tests.neuron.test_images import encoded, noise
+from tests.workers import seeing
+from tests.workers.checkpoints import SIZES, fill
+from tests.workers.engines import make_runner
+from tests.workers.live_bytes import most_held
+from tests.workers.seeing import END, IMAGE, START, serve
+from tests.workers.thread_ranks import Ranks
+from workers.checkpoints.card import read_card
+from workers.scheduling.scheduler import Scheduler
+from workers.vision.siglip import SiglipTower
+from workers.weights.loader import WeightFiles
+
+SIDE = 6  # tokens: more of them than a page has, and than a window
+PIXELS = SIDE * seeing.SIDE
+SEEN = SIDE**2
+LINES, MORE_LINES = 10, 11  # tokens of two and of three lines' ends
+TOKENS = 10
+STEP = SEEN + 16  # tokens: the least that a step may have
+TEXT = SIZES | {"query_pre_attn_scalar": 20, "sliding_window": 24, "sliding_window_pattern": 2}
+EYE = {
+    "model_type": "siglip_vision_model",
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "patch_size": seeing.PATCH,
+    "image_size": PIXELS,
+    "vision_use_head": False,
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("siglip")
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    torch.set_num_threads(1)
+    torch.manual_seed(1)
+    config = Gemma3Config(
+        text_config=TEXT,
+        vision_config=EYE,
+        mm_tokens_per_image=SEEN,
+        boi_token_index=START,
+        eoi_token_index=END,
+        image_token_index=IMAGE,
+    )
+    model = Gemma3ForConditionalGeneration(config).eval()
+    fill(model, std=0.2)
+    model.save_pretrained(folder)
+    words = json.loads(seeing.tokenizer().to_str())
+    for number, token in ((1, LINES), (2, MORE_LINES)):
+        del words["model"]["vocab"][chr(token)]
+        words["model"]["vocab"]["\n" + number * "\n"] = token
+    (folder / "tokenizer.json").write_text(json.dumps(words))
+    template = seeing.TEMPLATE.replace("<start><image><end>", "<start>")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
+    settings = {"size": {"height": PIXELS, "width": PIXELS}, "resample": 2, "do_pan_and_scan": None}
+    half = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings | half))
+    return model
+
+
+@pytest.fixture(scope="module")
+def engine(folder, model):
+    engine = make_runner(folder)
+    engine.load(lambda fraction, message: None)
+    yield engine
+    engine.close()
+
+
+def picture(seed=0):
+    return seeing.picture(SIDE, SIDE, seed)
+
+
+def prompt(*parts):
+    """As `seeing.prompt`, with images as Gemma's processor lays them out."""
+    ids, images = [], []
+    for part in parts:
+        if not isinstance(part, torch.Tensor):
+            ids += seeing.prompt(part)[0]
+            continue
+        digest = hashlib.blake2b(part.numpy().tobytes(), digest_size=16).digest()
+        images.append((PlacedImage(digest, len(ids) + 2, SIDE, SIDE, together=True), part))
+        ids += [LINES, START, *[IMAGE] * SEEN, END, LINES]
+    return ids, images
+
+
+def normal(image):  # [3, PIXELS, PIXELS]
+    return ((image.float() / 255 - 0.5) / 0.5).permute(2, 0, 1)
+
+
+def oracle(ids, images):
+    """What transformers is given for such a prompt."""
+    given = {"input_ids": torch.tensor([ids])}
+    given["token_type_ids"] = (given["input_ids"] == IMAGE).long()
+    if images:
+        given["pixel_values"] = torch.stack([normal(image) for _, image in images])
+    return given
+
+
+@torch.no_grad()
+def logits_of(model, ids, images):
+    return model(**oracle(ids, images), use_cache=False).logits[0]
+
+
+def same(answer, model, parts, count=TOKENS):
+    """See that an answer has so many tokens, and that they and their log-probabilities are transformers'."""
+    ids, images = prompt(*parts)
+    assert len(answer.token_ids) == count
+    told = logits_of(model, ids + answer.token_ids[:-1], images)[len(ids) - 1 :].log_softmax(-1)
+    assert answer.token_ids == told.argmax(-1).tolist()
+    found = torch.tensor([each.logprob for each in answer.logprobs])
+    torch.testing.assert_close(found, told.amax(-1), atol=1e-4, rtol=1e-4)
+
+
+ONE = (5, picture(), 7)
+TWO = (3, picture(1), 4, picture(2), 40)
+FIRST = (picture(3), picture(4), [1])
+LONG = (40, picture(5), 30, picture(6), 5)
+PROMPTS = {"one": ONE, "two": TWO, "at the start, one behind the other": FIRST, "over pages": LONG}
+
+
+def answers(engine, asked, count=TOKENS, **settings):
+    settings = {"together": SEEN, "logprobs": 0} | settings
+    return serve(engine, [(parts, count) for parts in asked], laid_out=prompt, **settings)[0]
+
+
+def tower_of(folder):
+    card = read_card(folder)
+    tower = SiglipTower(card.vision, torch.float32, torch.device("cpu"))
+    WeightFiles(card).load(tower.parts(), lambda fraction: None)
+    return tower
+
+
+def test_the_tower_sees_what_that_of_transformers_sees(folder, model):
+    image = picture(7)
+    with torch.no_grad():
+        seen = model.model.get_image_features(normal(image)[None])
+        torch.testing.assert_close(tower_of(folder)(image), seen.pooler_output[0], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("parts", PROMPTS.values(), ids=PROMPTS)
+def test_log_probabilities_are_those_of_transformers(engine, model, parts):
+    ids, images = prompt(*parts)
+    following = logits_of(model, ids, images)[:-1].log_softmax(-1).gather(1, torch.tensor(ids[1:])[:, None])
+    [answer] = answers(engine, [parts], 1, prompt_logprobs=0, max_step_tokens=200)
+    told = torch.tensor([each.logprob for each in answer.prompt_logprobs])
+    torch.testing.assert_close(told, following[:, 0], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("parts", PROMPTS.values(), ids=PROMPTS)
+def test_answers_are_the_same_wherever_a_prompt_is_cut(engine, model, parts):
+    for size in (STEP, STEP + 1, 61, 90):
+        [answer] = answers(engine, [parts], max_step_tokens=size)
+        same(answer, model, parts)
+
+
+def test_answers_are_the_same_beside_others(engine, model):
+    asked = [ONE, (30,), TWO, FIRST]
+    for parts, answer in zip(asked, answers(engine, asked, later=2, max_step_tokens=STEP), strict=True):
+        same(answer, model, parts)
+
+
+def test_a_prompt_that_rides_beside_answers_waits_for_room_for_a_whole_image(engine, model, monkeypatch):
+    """Where streams leave 5 tokens of a step to prompts, an image has as many as it needs."""
+    plan = Scheduler.plan
+    monkeypatch.setattr(Scheduler, "plan", lambda scheduler: plan(scheduler, 5))
+    asked = [((30,), 60), (ONE, 5), (FIRST, 5)]
+    found, _ = serve(engine, asked, laid_out=prompt, later=3, together=SEEN, logprobs=0)
+    for answer, each in zip(found, asked, strict=True):
+        same(answer, model, *each)
+
+
+def test_a_second_turn_reuses_what_of_an_image_is_cached_and_no_other_one(engine, model):
+    """The first page that is not cached begins inside of the image."""
+    first, changed = (20, picture(9), 12), (20, picture(10), 12)
+    again = (20, picture(9), [1, 2, 3], picture(11), 5)
+    found = answers(engine, [first, changed, again], 4, later=30)
+    assert [answer.cached_tokens for answer in found] == [0, 0, 32]
+    for answer, parts in zip(found, (first, changed, again), strict=True):
+        same(answer, model, parts, 4)
+
+
+def test_answers_are_the_same_after_a_preemption(engine, model):
+    asked = [(30 + 7 * n, picture(12 + n), 20) for n in range(3)]
+    found, scheduler = serve(
+        engine, [(parts, 40) for parts in asked], kv_pages=14, laid_out=prompt, together=SEEN, logprobs=0
+    )
+    assert scheduler.statistics()["preemptions"]
+    for parts, answer in zip(asked, found, strict=True):
+        same(answer, model, parts, 40)
+
+
+def test_the_smallest_pool_has_room_for_what_it_takes(engine, model):
+    """A pool of one page less refuses this prompt."""
+    [answer] = answers(engine, [LONG], 4, kv_pages=9, max_step_tokens=STEP)
+    same(answer, model, LONG, 4)
+
+
+def test_answers_are_the_same_on_two_ranks(folder, model, monkeypatch):
+    ranks = Ranks(folder, 2, monkeypatch)
+    try:
+        found = answers(ranks, [ONE, TWO], max_step_tokens=60)
+    finally:
+        ranks.close()
+    for answer, parts in zip(found, (ONE, TWO), strict=True):
+        same(answer, model, parts)
+
+
+def test_with_exact_an_image_is_the_same_in_company_and_in_pieces_to_the_last_bit(folder, model):
+    engine = make_runner(folder, dtype="bfloat16", exact=True, max_step_tokens=128)
+    engine.load(lambda fraction, message: None)
+    asked, wanted = [TWO, ONE, (30,)], {"logprobs": 2, "prompt_logprobs": 0}
+    try:
+        whole = [answers(engine, [parts], 4, max_step_tokens=128, **wanted)[0] for parts in asked]
+        assert answers(engine, asked, 4, later=2, max_step_tokens=128, **wanted) == whole
+        assert answers(engine, asked, 4, max_step_tokens=STEP, **wanted) == whole
+    finally:
+        engine.close()
+
+
+# prefixes of the language model, the tower and the projector
+NAMES = {
+    "before transformers 5": (
+        "language_model.model.",
+        "vision_tower.vision_model.",
+        "multi_modal_projector.",
+    ),
+    "since": ("model.language_model.", "model.vision_tower.vision_model.", "model.multi_modal_projector."),
+    "shorter": ("model.language_model.", "model.vision_tower.", "model.multi_modal_projector."),
+}
+
+
+@pytest.mark.parametrize("prefixes", NAMES.values(), ids=NAMES)
+def test_files_with_other_names_are_the_same_model(folder, model, tmp_path, prefixes):
+    renamed = {}
+    for name, weight in load_file(folder / "model.safetensors").items():
+        bare = name.removeprefix("model.").replace("vision_tower.vision_model.", "vision_tower.")
+        for new, old in zip(
+            prefixes, ("language_model.model.", "vision_tower.", "multi_modal_projector."), strict=True
+        ):
+            if bare.startswith(old):
+                renamed[new + bare.removeprefix(old)] = weight
+    save_file(renamed, tmp_path / "model.safetensors")
+    for name in ("config.json", "tokenizer.json"):
+        (tmp_path / name).symlink_to(folder / name)
+    card, other = read_card(tmp_path), read_card(folder)
+    assert card.tensors.keys() == other.tensors.keys()
+    assert not any("not used" in note for note in card.notes + other.notes)
+    assert torch.equal(tower_of(tmp_path)(picture()), tower_of(folder)(picture()))
+
+
+def test_text_alone_is_computed_as_without_eyes(engine, folder, model, tmp_path):
+    """The same files without the tower give the same bits, and say that they are blind."""
+    weights = load_file(folder / "model.safetensors")
+    kept = {
+        name: weight for name, weight in weights.items() if "vision" not in name and "projector" not in name
+    }
+    save_file(kept, tmp_path / "model.safetensors")
+    for name in ("config.json", "tokenizer.json"):
+        (tmp_path / name).symlink_to(folder / name)
+    assert any("its files have no tower" in note for note in read_card(tmp_path).notes)
+    blind = make_runner(tmp_path)
+    blind.load(lambda fraction, message: None)
+    try:
+        told = [answers(each, [(90,)], 8, prompt_logprobs=3)[0] for each in (engine, blind)]
+    finally:
+        blind.close()
+    assert (told[0].token_ids, told[0].prompt_logprobs) == (told[1].token_ids, told[1].prompt_logprobs)
+
+
+def asked_of(folder, *content):
+    text = TextFrontEnd.load(read_card(folder))
+    parts = [TextPart(text=part) if isinstance(part, str) else ImagePart(data=part) for part in content]
+    request = Generate(id=1, model="m", messages=[Message(role="user", content=parts)])
+    return prepare(request, text, ModelFacts(), 4096).prompts[0]
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (48, 48), (7, 9), (60, 200), (3, 100), (1, 300)])
+def test_pixels_and_tokens_are_those_of_transformers(folder, model, shape):
+    image = noise(*shape)
+    made = asked_of(folder, "a", encoded(image), "b")
+    [seen] = made.images
+    given = Gemma3ImageProcessorPil.from_pretrained(folder)(Image.fromarray(image), return_tensors="pt")
+    ours = torch.frombuffer(bytearray(seen.pixels), dtype=torch.uint8).view(PIXELS, PIXELS, 3)
+    torch.testing.assert_close(normal(ours), given["pixel_values"][0], atol=1e-5, rtol=0)
+    start, around = [ord("u"), ord(":"), ord("a")], [ord("b"), ord(";"), ord("a"), ord(":")]
+    ids, [(placed, _)] = prompt(start, ours, around)
+    assert made.token_ids() == ids
+    assert msgspec.structs.replace(seen.placed, digest=b"") == msgspec.structs.replace(placed, digest=b"")
+
+
+def test_line_ends_around_an_image_are_read_with_those_of_the_text(folder, model):
+    ids = asked_of(folder, "a\n", encoded(noise(8, 8)), "\n\nb").token_ids()
+    assert ids[2:5] == [ord("a"), MORE_LINES, START]
+    assert ids[5 + SEEN] == END
+
+
+@pytest.mark.parametrize("words", ["<start>", "<image>"])
+def test_marks_of_images_in_a_text_are_refused(folder, model, words):
+    with pytest.raises(CortexError, match=r"messages\[0\]") as refused:
+        asked_of(folder, f"look {words}", encoded(noise(8, 8)))
+    assert refused.value.code == Code.BAD_REQUEST
+
+
+def test_a_step_has_room_for_an_image_beside_answers_whatever_was_asked_for(folder, model):
+    settings = ModelSettings(id="m", path=str(folder), max_step_tokens=8, max_sequences=4)
+    assert described(settings, read_card(folder)).step_tokens(settings, "cpu") == STEP
+
+
+def test_what_the_tower_takes_is_planned(folder, model):
+    changes = {
+        "hidden_size": 144,
+        "intermediate_size": 538,
+        "num_heads": 2,
+        "patch_size": 14,
+        "out_size": 320,
+    }
+    vision = msgspec.structs.replace(
+        read_card(folder).vision, **changes, table_side=32, merge_size=4, max_pixels=(32 * 14) ** 2
+    )
+    tower = SiglipTower(vision, torch.bfloat16, torch.device("cpu"))
+    planned = vision.working_bytes(2, 4096)
+    assert 0.4 * planned < most_held(tower, (32 * 14, 32 * 14)) <= planned
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_planned_bytes_have_the_tower_on_the_first_rank(folder, model, size):
+    card = read_card(folder)
+    seeing = {name: tensor for name, tensor in card.tensors.items() if name.startswith("visual.")}
+    tower = SiglipTower(card.vision, torch.float32, torch.device("cpu"))
+    assert sorted(piece.name for part in tower.parts() for piece in part.pieces) == sorted(seeing)
+    planned = card.bytes_per_rank(size, "float32", None)
+    assert tower.nbytes == sum(tensor.nbytes for tensor in seeing.values())
+    assert size == 1 or planned[0] - planned[1] == tower.nbytes
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"num_channels": 1}, "num_channels 1"),
+        ({"num_attention_heads": 3}, "num_attention_heads 3"),
+        ({"hidden_act": "relu"}, "hidden_act relu"),
+        ({"patch_size": 5}, "patch_size 5"),
+        ({"image_size": 40}, "mm_tokens_per_image 36"),
+        ({"image_size": 96}, "48 x 48 pixels, and not 96"),
+        ({"num_hidden_layers": 3}, r"visual\.encoder\.layers\.2"),
+    ],
+)
+def test_a_tower_that_cannot_be_is_refused_by_what_is_wrong(folder, model, tmp_path, changes, reason):
+    config = json.loads((folder / "config.json").read_text())
+    config["vision_config"] |= changes
+    for file in folder.iterdir():
+        if file.name != "config.json":
+            (tmp_path / file.name).symlink_to(file)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CortexError, match=reason):
+        read_card(tmp_path)
