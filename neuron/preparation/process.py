@@ -7,8 +7,6 @@ import mmap
 import os
 import signal
 import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +15,7 @@ import msgspec
 
 from neuron.preparation.jobs import Job, Outcome
 from neuron.preparation.wire import LENGTHS, lengths
+from neuron.processes.child import Child
 
 WIRE_BUFFER = 1 << 20  # bytes that are read ahead
 FAREWELL_SECONDS = 1.0  # for a process that has hung up to say why in the log
@@ -53,54 +52,36 @@ class TextProcess:
         self.on_gone: Callable[[TextProcess], None] | None = None
         self._socket, theirs = socket.socketpair()
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
-        fd = theirs.fileno()
         try:
             with theirs:
-                self._process = subprocess.Popen(
-                    [
-                        *(sys.executable, "-m", "neuron.preparation.child"),
-                        *(str(fd), str(os.getpid()), str(memory), log_level),
-                    ],
-                    pass_fds=[fd],
-                    process_group=0,  # with what it starts to try a grammar
-                    stdin=subprocess.DEVNULL,
-                    stdout=2,
-                    env=os.environ | {"TOKENIZERS_PARALLELISM": "false"},
+                fd = theirs.fileno()
+                self._child = Child(
+                    ("-m", "neuron.preparation.child", str(fd), str(os.getpid()), str(memory), log_level),
+                    fd,
+                    {"TOKENIZERS_PARALLELISM": "false"},
+                    self._on_gone,
                 )
-            try:
-                self._pidfd = os.pidfd_open(self._process.pid)
-            except OSError:
-                self._process.kill()
-                self._process.wait()
-                raise
         except OSError:
             self._socket.close()
             raise
-        self._gone = asyncio.Event()
-        asyncio.get_running_loop().add_reader(self._pidfd, self._reap)
 
     @property
     def pid(self) -> int:
-        return self._process.pid
+        return self._child.pid
 
     @property
     def is_there(self) -> bool:
         """Whether it has not ended."""
-        return not self._gone.is_set() and self._process.poll() is None
+        return self._child.is_there
 
     @property
     def memory(self) -> int:
         """Bytes that it holds, with what it has started to try a grammar; 0: it has ended."""
-        if self._gone.is_set():  # its number may be another's by now
+        if self._child.gone.is_set():  # its number may be another's by now
             return 0
         return memory_of(self.pid)
 
-    def _reap(self) -> None:
-        """It ended."""
-        asyncio.get_running_loop().remove_reader(self._pidfd)
-        os.close(self._pidfd)
-        self._process.wait()
-        self._gone.set()
+    def _on_gone(self) -> None:
         if self.on_gone is not None:
             self.on_gone(self)
 
@@ -126,7 +107,7 @@ class TextProcess:
 
     async def _death(self) -> ProcessDied:
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._gone.wait(), FAREWELL_SECONDS)
+            await asyncio.wait_for(self._child.gone.wait(), FAREWELL_SECONDS)
         code = await self.end()
         if code < 0:
             return ProcessDied(f"was killed by {signal.Signals(-code).name}", killed=True)
@@ -134,15 +115,13 @@ class TextProcess:
 
     async def end(self) -> int:
         """End it, if it has not ended, and give its exit code. Gigabytes of memory take a while to go."""
-        if self.is_there:
-            with suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-        await self._gone.wait()
+        self._child.kill()
+        await self._child.gone.wait()
         if self._streams is not None:
             self._streams[1].transport.abort()
         else:
             self._socket.close()
-        return self._process.returncode
+        return self._child.exit_code
 
 
 def memory_of(pid: int) -> int:

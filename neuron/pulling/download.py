@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
-import subprocess
-import sys
 from collections.abc import AsyncGenerator
 from contextlib import suppress
 
 import msgspec
 
 from ipc.errors import Code, CortexError
+from neuron.processes.child import Child
 from neuron.pulling.child import Came, Complete, Found, HubTask, News, Refused
 
 SILENT_SECONDS = 60.0  # without a word: one that downloads says something each second
@@ -34,36 +32,19 @@ class Download:
         ours, theirs = os.pipe()
         try:
             try:
-                self._process = subprocess.Popen(
+                self._child = Child(
                     [
-                        *(sys.executable, "-m", "neuron.pulling.child"),
+                        *("-m", "neuron.pulling.child"),
                         *(str(theirs), str(os.getpid()), log_level, msgspec.json.encode(task).decode()),
                     ],
-                    pass_fds=[theirs],
-                    process_group=0,  # Ctrl-C reaches the neuron alone, which ends it
-                    stdin=subprocess.DEVNULL,
-                    stdout=2,  # whatever a library prints is a log line
+                    theirs,
                 )
             finally:
                 os.close(theirs)
-            try:
-                self._pidfd = os.pidfd_open(self._process.pid)
-            except OSError:
-                self._process.kill()
-                self._process.wait()
-                raise
         except OSError:
             os.close(ours)
             raise
         self._pipe = open(ours, "rb", buffering=0)  # noqa: SIM115 - the transport closes it
-        self._gone = asyncio.Event()
-        asyncio.get_running_loop().add_reader(self._pidfd, self._reap)
-
-    def _reap(self) -> None:
-        asyncio.get_running_loop().remove_reader(self._pidfd)
-        os.close(self._pidfd)
-        self._process.wait()
-        self._gone.set()
 
     async def news(self) -> AsyncGenerator[Found | Came, None]:
         """What it says, until it is done.
@@ -82,7 +63,7 @@ class Download:
                 raise _failed(f"the hub did not answer within {SILENT_SECONDS:g} s") from None
             if not line:
                 await self._ended()
-                raise _failed(f"its download ended with exit code {self._process.returncode}, see the log")
+                raise _failed(f"its download ended with exit code {self._child.exit_code}, see the log")
             news = _decoder.decode(line)
             if isinstance(news, Refused):
                 raise CortexError(news.code, news.message)
@@ -96,15 +77,13 @@ class Download:
 
     async def end(self) -> None:
         """End it, if it has not ended."""
-        if not self._gone.is_set():
-            with suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
+        self._child.kill()
         await self._ended()
 
     async def _ended(self) -> None:
         """Wait until it is gone, but not for a disk that hangs: whenever it ends, it is reaped."""
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._gone.wait(), END_SECONDS)
+            await asyncio.wait_for(self._child.gone.wait(), END_SECONDS)
 
 
 def _failed(message: str) -> CortexError:

@@ -351,8 +351,7 @@ def test_a_process_that_a_disk_holds_is_not_waited_for(monkeypatch: pytest.Monke
 
     async def scenario() -> None:
         process = Download.__new__(Download)
-        process._gone, process._process = asyncio.Event(), SimpleNamespace(pid=0)
-        monkeypatch.setattr(os, "killpg", lambda pid, number: None)
+        process._child = SimpleNamespace(gone=asyncio.Event(), kill=lambda: None)
         await asyncio.wait_for(process.end(), PATIENCE)
 
     asyncio.run(scenario())
