@@ -24,6 +24,7 @@ HUB = "hf:"  # the scheme of a source in the Hugging Face cache
 # The formats in which models write tool calls, by their names; `neuron.text.formats.registry` has them.
 TOOL_FORMATS = (
     "apriel",
+    "command_a",
     "command_r",
     "deepseek_v3",
     "deepseek_v31",

@@ -119,6 +119,7 @@ LISTS = {
     "granite": ("<|tool_call|>", ""),
     "phi4": ("<|tool_call|>", "<|/tool_call|>"),
     "apriel": ("<tool_calls>", "</tool_calls>"),
+    "command_a": ("<|START_ACTION|>", "<|END_ACTION|>"),
     "command_r": ("Action:\n```json\n", "```"),
 }
 each_list = pytest.mark.parametrize("name", LISTS)
@@ -127,7 +128,7 @@ each_list = pytest.mark.parametrize("name", LISTS)
 def listed(name, *objects, end="]"):
     begin, after = LISTS[name]
     said = begin + "[" + ", ".join(objects) + end + after
-    return said.replace('"name"', '"tool_name"') if name == "command_r" else said
+    return said.replace('"name"', '"tool_name"') if name in ("command_a", "command_r") else said
 
 
 @each_list

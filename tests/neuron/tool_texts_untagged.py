@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 from neuron.text.formats.apriel import APRIEL
+from neuron.text.formats.command_a import COMMAND_A
 from neuron.text.formats.command_r import COMMAND_R
 from neuron.text.formats.functionary import FUNCTIONARY
 from neuron.text.formats.gemma4 import GEMMA4
@@ -34,6 +35,14 @@ def mistral(calls: list[Call]) -> str:
 
 def mistral_args(calls: list[Call]) -> str:
     return "".join(f"[TOOL_CALLS]{name}[ARGS]{json.dumps(given)}" for name, given in calls)
+
+
+def command_a(calls: list[Call]) -> str:
+    written = [
+        {"tool_call_id": str(number), "tool_name": name, "parameters": given}
+        for number, (name, given) in enumerate(calls)
+    ]
+    return f"<|START_ACTION|>{json.dumps(written, indent=4)}<|END_ACTION|>"
 
 
 def command_r(calls: list[Call]) -> str:
@@ -109,6 +118,7 @@ SAMPLES = (
         lambda calls: f"<tool_calls>[{objects(calls)}]</tool_calls>",
         ("Apriel-1.6-15b-Thinker-fixed.jinja",),
     ),
+    Sample(COMMAND_A, command_a),
     Sample(COMMAND_R, command_r, ("CohereForAI-c4ai-command-r-plus-tool_use.jinja",)),
     Sample(
         LLAMA3_JSON,

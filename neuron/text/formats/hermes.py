@@ -12,7 +12,7 @@ from neuron.text.formats.tool_format import Schema, ToolFormat
 
 CALL, END_CALL = "<tool_call>", "</tool_call>"
 ARGUMENTS = ("arguments", "parameters", "args", "input")  # what models call them
-BESIDE = ("id", "type")  # what else may stand in a call, and says nothing
+BESIDE = ("id", "tool_call_id", "type")  # what else may stand in a call, and says nothing
 
 
 class HermesParser(CallParser):

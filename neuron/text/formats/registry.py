@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from neuron.text.formats.apriel import APRIEL
+from neuron.text.formats.command_a import COMMAND_A
 from neuron.text.formats.command_r import COMMAND_R
 from neuron.text.formats.deepseek import DEEPSEEK_V3, DEEPSEEK_V31
 from neuron.text.formats.functionary import FUNCTIONARY
@@ -47,6 +48,7 @@ FORMATS: tuple[ToolFormat, ...] = (
     SEED_OSS,
     HY3,
     MINICPM5,
+    COMMAND_A,
     COMMAND_R,
     GEMMA4,
     HARMONY,
