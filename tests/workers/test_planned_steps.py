@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import PretrainedConfig, Qwen3_5TextConfig, Qwen3Config, Qwen3MoeConfig
+from transformers import Lfm2Config, PretrainedConfig, Qwen3_5TextConfig, Qwen3Config, Qwen3MoeConfig
 
 from benchmarks.driver import write_hollow
 from ipc.worker_messages import GRAPH_BYTES
@@ -57,6 +57,14 @@ SHAPES: dict[str, PretrainedConfig] = {  # with as few layers as there are kinds
         linear_num_value_heads=48,
         linear_key_head_dim=128,
         linear_value_head_dim=128,
+        num_hidden_layers=2,
+    ),
+    "LFM2-1.2B": Lfm2Config(
+        vocab_size=65_536,
+        dtype="bfloat16",
+        hidden_size=2048,
+        intermediate_size=12_288,
+        layer_types=["conv", "full_attention"],
         num_hidden_layers=2,
     ),
 }
