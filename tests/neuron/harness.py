@@ -3,13 +3,12 @@
     with Neuron(tmp_path, models=[simulated("sim")]) as neuron, neuron.client() as client:
         client.ask(Load(id=0, model="sim"), PATIENCE)
 
-Run as a module it is that process: the daemon with short waits between restarts.
+It is the daemon with short waits between restarts, as a fork of a process that has imported it (`forked.py`).
 """
 
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
 import os
 import re
@@ -27,6 +26,7 @@ from ipc.messages.replies import HealthReply
 from ipc.messages.requests import Generate, Health
 from ipc.messages.sampling import Sampling
 from ipc.messages.state import ModelState
+from tests.neuron.forked import Forked
 
 PATIENCE = 150.0  # seconds that any single wait of a test may take
 ROOT = Path(__file__).parents[2]
@@ -86,7 +86,6 @@ class Neuron:
             "standby": False,  # most tests count processes, and simulated models have no use for one
         } | config
         self.configure(models or [])
-        self._command = [sys.executable, "-m", "tests.neuron.harness", str(self.config_file)]
         self.endpoint = ""
 
     def configure(self, models: list[dict[str, Any]], **config: Any) -> None:
@@ -100,7 +99,7 @@ class Neuron:
 
     def __enter__(self) -> Self:
         with self._log.open("wb") as log:
-            self.process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, stderr=log, cwd=ROOT)
+            self.process = Forked(self.config_file, log.fileno())
         try:
             found = wait_until(self._listens, "the neuron to listen")
             self.endpoint = found[1]
@@ -206,17 +205,13 @@ def measure_once(folder: Path) -> None:
     Standby.measure = measure
 
 
-def main() -> None:
-    gc.disable()  # as `neuron serve` does
+def serve(config_file: str) -> int:
+    """Be a neuron with short waits between restarts; its exit code."""
     from neuron.config import load
     from neuron.daemon import run
     from neuron.processes.backoff import Backoff
 
-    config = load(sys.argv[1])
+    config = load(config_file)
     if not config.standby and "CORTEX_TESTS" in os.environ:
         measure_once(Path(os.environ["CORTEX_TESTS"]))
-    os._exit(run(config, sys.argv[1], Backoff(first=0.01, longest=0.05)))
-
-
-if __name__ == "__main__":
-    main()
+    return run(config, config_file, Backoff(first=0.01, longest=0.05))
