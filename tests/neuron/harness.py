@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -174,8 +175,11 @@ class Neuron:
 
 def children_of(pid: int) -> list[int]:
     """Process ids of the children of `pid`, zombies included."""
-    found = Path(f"/proc/{pid}/task").glob("*/children")
-    return [int(child) for file in found for child in file.read_text().split()]
+    found: list[int] = []
+    for file in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(FileNotFoundError, ProcessLookupError):  # this thread ended in this moment
+            found += map(int, file.read_text().split())
+    return found
 
 
 def is_running(pid: int) -> bool:
