@@ -40,14 +40,17 @@ def worker():
     process.stderr.close()
 
 
-def test_a_warm_process_says_what_it_holds_and_that_is_its_baseline(worker):
-    _, control = worker
+def test_a_warm_process_says_what_it_holds_and_that_is_its_baseline_until_sigterm_ends_it(worker):
+    process, control = worker
     control.send(WarmUp(device="cpu"))
     report = control.receive()
     assert isinstance(report, Waiting)
     assert report.loads == 0
     assert report.baseline.host > 1 << 20
     assert abs(report.held.host - report.baseline.host) < 4 << 20
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(PATIENCE) == 0
+    assert process.stderr.read() == b""
 
 
 def test_a_load_collects_no_garbage_among_what_was_imported_before_it(monkeypatch):
@@ -76,15 +79,6 @@ def test_a_load_collects_no_garbage_among_what_was_imported_before_it(monkeypatc
 def test_without_orders_it_ends_when_nobody_can_give_any(worker):
     process, control = worker
     control.hang_up()
-    assert process.wait(PATIENCE) == 0
-    assert process.stderr.read() == b""
-
-
-def test_sigterm_ends_it_while_it_waits(worker):
-    process, control = worker
-    control.send(WarmUp(device="cpu"))
-    control.receive()
-    process.send_signal(signal.SIGTERM)
     assert process.wait(PATIENCE) == 0
     assert process.stderr.read() == b""
 
