@@ -113,6 +113,16 @@ EIGHT_BITS = [
 
 
 @TRITON
+def test_a_kernel_for_tokens_that_see_each_other_fits_its_card_as_well():
+    from benchmarks.attention import compile_attention
+    from benchmarks.kernels import SHARED_BYTES
+
+    found = compile_attention(86, "prompt", 256, window=1, mutual=True)  # of Gemma 3 4B
+    assert found.shared <= SHARED_BYTES[86]
+    assert (found.spilt, found.load) == (0, 16)
+
+
+@TRITON
 @pytest.mark.parametrize(("capability", "tokens", "head_dim", "kind"), EIGHT_BITS)
 def test_a_kernel_over_8_bits_fits_cards_that_do_not_know_the_type_too(capability, tokens, head_dim, kind):
     fits(capability, tokens, head_dim, window=1, special=True, kind=kind)
