@@ -3,7 +3,7 @@
     python -m benchmarks.states [--device cuda:0] [--tokens 16384] [--results FILE]
 
 The shape is that of Qwen3.5-27B on one rank. Both are interleaved, and the least of some repeats counts. On a
-GPU single tokens go through Triton's kernels, all else is torch.
+GPU both go through Triton's kernels, and torch's way in chunks stands beside them.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from workers.attention.registry import states_over
+from workers.attention.states import RecurrentStates
 from workers.cache.state import StateCache
 from workers.checkpoints.config import DeltaNet
 from workers.kernels.gated_delta import EPS
@@ -32,30 +33,33 @@ REPEATS = 3
 
 def compile_kernel(capability: int, name: str) -> Any:
     """A kernel for cards of that capability, with the numbers of `SHAPE`; needs no device."""
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource, compile
-
+    from benchmarks.kernels import compile_for
+    from workers.kernels import gated_delta_chunks_triton as chunks
     from workers.kernels import gated_delta_triton as kernels
 
-    kernel = getattr(kernels, name)
+    in_chunks = hasattr(chunks, name)
+    kernel = getattr(chunks if in_chunks else kernels, name)
     shared = {"KEY_HEADS": SHAPE.key_heads, "HEADS": SHAPE.value_heads, "KEY_DIM": SHAPE.key_dim}
-    shared |= {"VALUE_DIM": SHAPE.value_dim, "EPS": EPS, "BLOCK_K": SHAPE.key_dim, "BLOCK_V": kernels.COLUMNS}
+    shared |= {"VALUE_DIM": SHAPE.value_dim, "EPS": EPS, "BLOCK_K": SHAPE.key_dim}
     shared |= {"KERNEL": SHAPE.kernel, "PLACES": 4, "SILU": True, "BLOCK": kernels.CHANNELS}
-    kinds = {"stride": "i32", "channels": "i32", "scale": "fp32", "mixed": "*bf16", "weight": "*bf16"}
-    kinds |= dict.fromkeys(("owners", "starts", "ends", "read", "written"), "*i64")
-    names = kernel.arg_names
-    source = ASTSource(
-        fn=kernel,
-        signature={each: "constexpr" if each in shared else kinds.get(each, "*fp32") for each in names},
-        constexprs={(names.index(each),): value for each, value in shared.items() if each in names},
-    )
-    return compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": 4})
+    shared |= {"CHUNK": chunks.CHUNK, "SLICE": chunks.SLICE}
+    shared["BLOCK_V"] = chunks.COLUMNS if in_chunks else kernels.COLUMNS
+    kinds = dict.fromkeys(kernel.arg_names, "*fp32") | dict.fromkeys(shared, "constexpr")
+    kinds |= dict.fromkeys(("stride", "channels", "first", "count", "first_sequence"), "i32")
+    kinds |= dict.fromkeys(("owners", "starts", "ends", "read", "written", "chunk_starts"), "*i64")
+    kinds |= {"scale": "fp32", "mixed": "*bf16", "weight": "*bf16"}
+    kinds = {each: kinds[each] for each in kernel.arg_names}
+    constants = {each: value for each, value in shared.items() if each in kinds}
+    aligned = [each for each, kind in kinds.items() if kind[0] == "*" or each in ("stride", "channels")]
+    options = {"num_warps": chunks.WARPS, "num_stages": 1} if in_chunks else {"num_warps": 4}
+    return compile_for(capability, kernel, kinds, constants, aligned, **options)
 
 
-def seconds(device: str, tokens: int, step: int) -> Callable[[], float]:
-    """What a prompt takes in steps of so many tokens."""
+def seconds(device: str, tokens: int, step: int, in_torch: bool = False) -> Callable[[], float]:
+    """What a prompt takes in steps of so many tokens, by the device's kernels or in torch alone."""
     place = torch.device(device)
-    backend = states_over(StateCache([0], SHAPE, states=1, device=place), 0, step, exact=False)
+    given = StateCache([0], SHAPE, states=1, device=place), 0, step
+    backend = RecurrentStates(*given) if in_torch else states_over(*given, exact=False)
     torch.manual_seed(0)
     mixed = torch.randn(step, SHAPE.channels, device=place)
     weight = torch.randn(SHAPE.channels, SHAPE.kernel, device=place)
@@ -79,12 +83,14 @@ def seconds(device: str, tokens: int, step: int) -> Callable[[], float]:
 
 def measure(device: str, tokens: int) -> dict[str, float]:
     """Seconds of one layer, by how the prompt went through it."""
-    whole, single = seconds(device, tokens, 2048), seconds(device, tokens // 16, 1)  # a part of it is enough
-    best = [torch.inf, torch.inf]
+    whole, plain = (seconds(device, tokens, 2048, in_torch) for in_torch in (False, True))
+    single = seconds(device, tokens // 16, 1)  # a part of it is enough
+    best = [torch.inf] * 3
     with torch.inference_mode():
         for _ in range(REPEATS):
-            best = [min(best[0], whole()), min(best[1], 16 * single())]
-    return {"in chunks": best[0], "token after token": best[1], "ratio": best[1] / best[0]}
+            best = [*map(min, best, (whole(), plain(), 16 * single()))]
+    names = ("in chunks", "in chunks by torch", "token after token")
+    return dict(zip(names, best, strict=True)) | {"ratio": best[2] / best[0]}
 
 
 def main() -> None:

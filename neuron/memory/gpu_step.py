@@ -8,7 +8,7 @@ beside the others is left out. `tests/workers/test_planned_steps.py` holds it ag
 from __future__ import annotations
 
 from neuron.memory.allocator import Allocator, Block
-from workers.checkpoints.config import DeltaNet, ModelConfig
+from workers.checkpoints.config import ModelConfig
 from workers.checkpoints.experts import Experts
 from workers.checkpoints.layers import Layer, kv_heads_on_rank
 
@@ -17,7 +17,7 @@ CUBLAS_BYTES = 32 << 20  # its workspace, on the cards that have the largest
 SORT_BYTES = 36  # of each element that is sorted: its value and its place, three times
 LONG_CONTEXT = 3072  # tokens, of the one sequence of the step that has many
 SPLIT, MOST_SPLITS = 64, 32  # keys of a part that attention over one token has at least, and parts at most
-CHUNK, BLOCK = 64, 2048  # tokens of a prompt that go through a state together
+CHUNK, CHUNKS = 32, 64  # tokens of a prompt that go through a state together, and how many times at once
 SCRATCH_BYTES, TOGETHER = 64 << 20, 256  # of a weight in blocks, made plain at once, and its rows at least
 PAIRS = 16_384  # of a token and an expert that it goes to, whose numbers are in memory at once
 TOLD_ROWS = 64  # of logits at once, for the log-probabilities of a prompt
@@ -190,13 +190,9 @@ class GpuStep:
         mixed, convolved = self._rows(delta.channels), self._rows(delta.channels, FLOAT)
         self._free(mixed)
         out = self._rows(values, FLOAT)
-        of_state = delta.value_heads * delta.key_dim * delta.value_dim * FLOAT
-        for prompt in self._prompts:
-            state = self._new(of_state)
-            for start in range(0, prompt, BLOCK):
-                before, state = state, self._through(delta, min(BLOCK, prompt - start), of_state)
-                self._free(before)
-            self._free(state)
+        if chunks := sum(-(-prompt // CHUNK) for prompt in self._prompts if prompt > 1):
+            square = min(chunks, CHUNKS) * delta.value_heads * CHUNK * CHUNK * FLOAT
+            self._free(self._new(square), self._new(square))
         self._free(convolved)
         kept, scaled = self._rows(values), self._rows(values)
         self._free(out, kept)
@@ -217,32 +213,6 @@ class GpuStep:
         out = self._product(channels, hidden)
         self._free(normed, projected, convolved, narrow)
         return out
-
-    def _through(self, delta: DeltaNet, tokens: int, of_state: int) -> Block:
-        """Tokens of a prompt through a state (`workers/kernels/gated_delta.py`), and the one after them."""
-        size = min(CHUNK, tokens)
-        rows, heads = -(-tokens // size) * size * FLOAT, delta.value_heads  # chunks are whole
-        keys = rows * delta.key_heads * delta.key_dim
-        both = 2 * tokens * delta.key_heads * delta.key_dim * FLOAT  # queries and keys
-        each_key, each_value = rows * heads * delta.key_dim, rows * heads * delta.value_dim
-        pairs, key_pairs = rows * heads * size, rows * delta.key_heads * size
-        square, unit = self._new(both), self._new(both)
-        self._free(square)
-        scaled, *given = map(self._new, (both // 2, keys, keys, each_value))
-        self._free(scaled)
-        between, products, system = map(self._new, (pairs, key_pairs, pairs))
-        self._free(products)
-        inverse, solved = self._new(pairs), self._new(pairs)
-        self._free(inverse)
-        own, grown, lost = map(self._new, (each_value, pairs, each_key))
-        self._free(grown)
-        products, seen = self._new(key_pairs), self._new(pairs)
-        self._free(products)
-        asked, last, found = map(self._new, (each_key, each_key, each_value))
-        change, kept, state = map(self._new, (heads * size * delta.value_dim * FLOAT, of_state, of_state))
-        self._free(kept, change)
-        self._free(unit, *given, between, system, solved, own, lost, seen, asked, last, found)
-        return state
 
     def _mlp(self, number: int) -> Block:
         shapes, experts = self.shapes, self.shapes.experts

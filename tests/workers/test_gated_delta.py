@@ -115,7 +115,7 @@ def test_the_backend_for_gpus_leaves_what_that_in_torch_does():
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     for errors in json.loads(done.stdout):
-        assert max(errors) < 1e-5
+        assert max(errors) < 3e-5
 
 
 @pytest.mark.parametrize("device", DEVICES[1:])
@@ -124,17 +124,23 @@ def test_on_a_gpu_it_leaves_the_same(device):
 
     for shape in (*SHAPES, SHAPE):
         for dtype in (torch.float32, torch.bfloat16):
-            assert max(errors(device, shape, dtype)) < 1e-3
+            assert max(errors(device, shape, dtype)) < 3e-3  # queries are multiplied in 11 bits
 
 
 @NEEDS_TRITON
 @pytest.mark.parametrize(
-    ("name", "capability"), [("convolve_kernel", 86), ("keep_inputs_kernel", 120), ("recur_kernel", 90)]
+    ("name", "capability"),
+    [
+        *(("convolve_kernel", 86), ("keep_inputs_kernel", 120), ("recur_kernel", 90)),
+        *((name, card) for name in ("solve_kernel", "pass_kernel") for card in (80, 86, 89, 90, 120)),
+    ],
 )
-def test_a_kernel_spills_nothing_on_its_card(name, capability):
-    from benchmarks.kernels import assembled
+def test_a_kernel_fits_its_card_and_spills_nothing(name, capability):
+    from benchmarks.kernels import SHARED_BYTES, assembled
 
-    assert assembled(compile_kernel(capability, name), False).spilt == 0
+    found = assembled(compile_kernel(capability, name), False)
+    assert found.shared <= SHARED_BYTES[capability]
+    assert found.spilt == 0
 
 
 @pytest.mark.parametrize("kernel", [2, 3, 4])

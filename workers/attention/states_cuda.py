@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from ipc.worker_messages import FREE_ROWS
-from workers.attention.states import Guesses, heads_of, states_of
+from workers.attention.states import Guesses, states_of
 from workers.cache.state import StateCache
 from workers.kernels import gated_delta_triton as kernels
-from workers.kernels.gated_delta import BLOCK, chunked
+from workers.kernels.gated_delta_chunks_triton import CHUNK, Chunks, Part, chunked, parts_of
 from workers.kernels.gated_delta_triton import Places
 from workers.step.batch import Segment
 
@@ -25,7 +25,8 @@ class StateStep:
     owners: Tensor  # [tokens] int64, the sequence of each
     places: Places
     num_few: int  # sequences with one token, or with drafts
-    chunks: list[slice]  # rows of the step, of each of the others
+    chunks: Chunks  # of the others
+    parts: list[Part]
     guesses: Guesses | None
 
 
@@ -44,37 +45,41 @@ class TritonStates:
         self.cache, self._group = cache, group
         names = ("states_read", "states_written", "state_owners", "state_ends")
         self.sizes = dict.fromkeys(names, max_segments)
-        self.sizes["state_starts"] = max_segments + 1
+        self.sizes["state_chunk_owners"] = max_segments
+        self.sizes |= dict.fromkeys(("state_starts", "state_chunk_starts"), max_segments + 1)
         self._guesses: Guesses | None = None  # of the last step that had some
 
     def arrays(self, segments: Sequence[Segment]) -> dict[str, array[int]]:
-        """See `Places`, and `StateStep`, whose arrays they are."""
+        """See `Places`, `Chunks` and `StateStep`, whose arrays they are; without prompts nothing is cut."""
         read, written = states_of(segments, self._group, self.cache.zero)
         starts = array("q", [segment.rows.start for segment in segments])
         starts.append(segments[-1].rows.stop)
         owners = array("q")
+        chunk_owners, chunk_starts = array("q"), array("q", [0])
         for number, segment in enumerate(segments):
             owners.extend([number] * len(segment.rows))
+            chunk_owners.extend([number] * _chunks_of(segment))
+            chunk_starts.append(len(chunk_owners))
         return {
             "states_read": read,
             "states_written": written,
             "state_owners": owners,
             "state_ends": array("q", [segment.rows.stop - segment.drafts for segment in segments]),
             "state_starts": starts,
+            "state_chunk_owners": chunk_owners,
+            "state_chunk_starts": chunk_starts if chunk_owners else array("q"),
         }
 
     def prepare(self, segments: Sequence[Segment], tensors: dict[str, Tensor]) -> StateStep:
         """Of the same segments, and their arrays on the device."""
         names = ("state_starts", "state_ends", "states_read", "states_written")
         places = Places(*(tensors[name] for name in names))
-        chunks = [
-            slice(each.rows.start, each.rows.stop)
-            for each in segments
-            if len(each.rows) > 1 and not each.drafts
-        ]
+        chunks = Chunks(tensors["state_chunk_owners"], tensors["state_chunk_starts"])
+        counts = [count for each in segments if (count := _chunks_of(each))]
         self._guesses = Guesses.of(segments, self._group)
-        few = len(segments) - len(chunks)
-        return StateStep(tensors["state_owners"], places, few, chunks, self._guesses)
+        few = len(segments) - len(counts)
+        parts = parts_of(counts, few)
+        return StateStep(tensors["state_owners"], places, few, chunks, parts, self._guesses)
 
     def run(
         self, prepared: StateStep, layer: int, mixed: Tensor, weight: Tensor, decay: Tensor, beta: Tensor
@@ -88,12 +93,8 @@ class TritonStates:
             kernels.recur(y, decay, beta, matrices, out, places, few, delta)
         if (guesses := prepared.guesses) is not None:
             guesses.keep(layer, mixed, y[guesses.rows], decay, beta)
-        for number, rows in enumerate(prepared.chunks, few):
-            state = matrices[places.read[number : number + 1]][0]
-            for start in range(rows.start, rows.stop, BLOCK["cuda"]):  # the memory of one does for all
-                part = slice(start, min(start + BLOCK["cuda"], rows.stop))
-                out[part], state = chunked(state, *heads_of(y[part], delta), decay[part], beta[part])
-            matrices[places.written[number : number + 1]] = state
+        if prepared.parts:
+            chunked(y, decay, beta, matrices, out, places, prepared.chunks, prepared.parts, delta)
         return out
 
     def _convolve(
@@ -126,3 +127,9 @@ class TritonStates:
             row[: len(values)] = torch.tensor(values)
         starts, ends, states = numbers.to(self.cache.device)
         return Places(starts[: count + 1], ends[:count], states[:count], states[:count])
+
+
+def _chunks_of(segment: Segment) -> int:
+    """None, where a launch has its tokens one after the other."""
+    count = len(segment.rows)
+    return -(-count // CHUNK) if count > 1 and not segment.drafts else 0

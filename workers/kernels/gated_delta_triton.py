@@ -2,7 +2,7 @@
 
 A convolution is one launch for all tokens of a step, and one for what the next tokens see of it. Few tokens
 of each of several sequences are one launch: a program has some columns of a head's matrix, which it reads
-once and writes once. A prompt of more tokens goes through torch.
+once and writes once. Prompts of more tokens are in `workers.kernels.gated_delta_chunks_triton`.
 """
 
 from __future__ import annotations
