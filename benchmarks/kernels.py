@@ -248,7 +248,13 @@ def kernels() -> Iterator[tuple[str, Callable[[int], Compiled]]]:
     """Name, and what compiles it for a capability, of every shape in use."""
     from benchmarks.attention import TOKENS as SORTS  # which has what is above
     from benchmarks.attention import compile_attention
+    from benchmarks.states import compile_kernel
 
+    for name in ("convolve", "keep_inputs", "recur", "solve", "pass"):
+        yield (
+            f"states {name}",
+            lambda card, name=f"{name}_kernel": assembled(compile_kernel(card, name), False),
+        )
     for kind, tokens in product(blocks_triton.KINDS, TOKENS):
         yield f"product {kind} {tokens}", partial(compile_product, kind=kind, tokens=tokens)
     for kind, tokens in product(EXPERT_KINDS, TOKENS):

@@ -443,16 +443,17 @@ def tile(
     if head_dim > 256:
         return Tile(16, 16, 8, 2, 192) if few and coded else Tile(16, 16, 4, 2)
     if few and head_dim > 128:
-        return Tile(16, 32, 8, 2, None if capped or coded else 136 if padded else 128)
+        return Tile(16, 32, 8, 2, 208 if capped or coded else 136 if padded or windowed else 128)
     if few:
-        return Tile(16, 64, 8 if coded else 4, 2, 136 if wide and windowed and head_dim <= 64 else None)
+        masked = windowed if wide else capped and not coded
+        return Tile(16, 64, 8 if coded else 4, 2, 168 if masked and head_dim <= 64 else None)
     if head_dim > 128:
         return Tile(32, 32, 8, 2, 192) if coded or (capped and padded) else Tile(64, 32, 8, 2)
     if head_dim <= 64:
         return Tile(64, 64, 8, 2) if coded else Tile(128, 64, 8, 3)
     if wide:
         return Tile(128, 64, 8, 2)
-    return Tile(64 if capped or coded or padded else 128, 32, 8, 2)
+    return Tile(64 if capped or coded or padded or windowed else 128, 32, 8, 2)
 
 
 @cache
