@@ -443,10 +443,11 @@ def tile(
     if head_dim > 256:
         return Tile(16, 16, 8, 2, 192) if few and coded else Tile(16, 16, 4, 2)
     if few and head_dim > 128:
-        return Tile(16, 32, 8, 2, 208 if capped or coded else 136 if padded or windowed else 128)
+        return Tile(16, 32, 8, 2, 208 if capped or coded else 144 if padded or windowed else 128)
     if few:
         masked = windowed if wide else capped and not coded
-        return Tile(16, 64, 8 if coded else 4, 2, 168 if masked and head_dim <= 64 else None)
+        most = 168 if head_dim <= 64 else 248 if capability == 80 else None
+        return Tile(16, 64, 8 if coded else 4, 2, most if masked else None)
     if head_dim > 128:
         return Tile(32, 32, 8, 2, 192) if coded or (capped and padded) else Tile(64, 32, 8, 2)
     if head_dim <= 64:
