@@ -346,7 +346,9 @@ def _keys(writer: Writer, config: PretrainedConfig) -> None:
         writer.keys(
             expert_count=count,
             expert_used_count=getattr(config, "num_experts_per_tok", None),
-            expert_feed_forward_length=getattr(config, "moe_intermediate_size", config.intermediate_size),
+            expert_feed_forward_length=None
+            if config.model_type == "olmoe"
+            else getattr(config, "moe_intermediate_size", config.intermediate_size),
             expert_shared_count=getattr(config, "n_shared_experts", None)
             or getattr(config, "moe_num_shared_experts", None),
             expert_weights_scale=getattr(config, "routed_scaling_factor", None),

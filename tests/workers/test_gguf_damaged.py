@@ -73,6 +73,10 @@ def test_tensors_that_lie_are_named(tmp_path, tensors, reason):
         ({"llama.block_count": "many"}, "llama.block_count 'many' is not supported"),
         ({"llama.attention.head_count": [2, 4]}, "llama.attention.head_count differs from layer to layer"),
         ({"llama.attention.value_length": 8}, "has keys of 16 and values of 8"),
+        ({"llama.attention.causal": False}, "llama.attention.causal False is not supported"),
+        ({"llama.attention.sliding_window": 64}, "llama.attention.sliding_window 64 is not supported"),
+        ({"llama.nextn_predict_layers": 1}, "llama.nextn_predict_layers 1 is not supported"),
+        ({"llama.expert_weights_scale": 2.5}, "llama.expert_weights_scale 2.5 is not supported"),
         ({"llama.rope.scaling.type": "spiral"}, "rope.scaling.type 'spiral' is not supported"),
         ({"llama.expert_count": 8}, "has no llama.expert_used_count"),
         ({"general.alignment": 24}, "general.alignment 24 is no power of two"),
@@ -90,7 +94,9 @@ def test_metadata_that_are_not_understood_are_named(tmp_path, changes, reason):
 
 
 def test_a_tensor_that_is_missing_is_named(tmp_path):
-    path = file(tmp_path / "model.gguf", llama(), [EMBEDDING])
+    idle = {"attention.causal": True, "attention.sliding_window": 512, "nextn_predict_layers": 0}
+    idle |= {"expert_weights_scale": 1.0, "logit_scale": 0.0}  # which change nothing
+    path = file(tmp_path / "model.gguf", llama(**{f"llama.{key}": idle[key] for key in idle}), [EMBEDDING])
     assert f"{path}: the tensor 'model.layers.0.input_layernorm.weight' is in none" in refusal(path)
 
 
@@ -203,7 +209,7 @@ def test_no_value_of_any_key_is_more_than_a_refusal(tmp_path, architecture):
         "tokenizer.ggml.pre": "default",
     }
     sizes = SIZES | dict.fromkeys(("expert_count", "expert_used_count", "expert_feed_forward_length"), 1)
-    sizes |= {"attention.sliding_window": 8, "logit_scale": 1.0, "attention.sliding_window_pattern": 2}
+    sizes |= {"attention.sliding_window": 512, "logit_scale": 1.0, "attention.sliding_window_pattern": 2}
     sizes |= {"attention.key_length": 16, "rope.dimension_count": 16, "rope.scaling.type": "yarn"}
     sizes |= {"rope.scaling.factor": 2.0, "rope.scaling.original_context_length": 64, "expert_group_count": 1}
     whole = llama(**{"general.architecture": architecture}, **more)

@@ -16,6 +16,22 @@ from workers.checkpoints.gguf.header import Gguf
 from workers.checkpoints.gguf.keys import Json, Keys, floats, pattern
 
 SOFTMAX, SIGMOID = 1, 2  # of `expert_gating_func`
+NOTHING, NO_SCALE = (0,), (0, 1)
+WINDOW = "attention.sliding_window"
+# Keys that change numbers in each architecture that reads them, and their values that do not.
+NEUTRAL: dict[str, tuple] = {
+    "attention.causal": (True,),
+    WINDOW: NOTHING,  # or all of the context
+    "attention.clamp_kqv": NOTHING,
+    "attention.max_alibi_bias": NOTHING,
+    "attn_logit_softcapping": NOTHING,
+    "final_logit_softcapping": NOTHING,
+    "nextn_predict_layers": NOTHING,  # the last of `block_count`, which are none of the model's own
+    "expert_weights_scale": NO_SCALE,
+    "embedding_scale": NO_SCALE,
+    "residual_scale": NO_SCALE,
+    "logit_scale": NO_SCALE,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +106,19 @@ def config_json(file: Gguf, architecture: Architecture) -> Json:
     }
     if turning != head_dim and not architecture.latent:
         given["partial_rotary_factor"] = turning / head_dim
+    _refuse_unasked(keys)
     return given | own
+
+
+def _refuse_unasked(keys: Keys) -> None:
+    """See that no key is left aside that changes numbers; raises as `config_json` does."""
+    context = keys.size("context_length")
+    for name, neutral in NEUTRAL.items():
+        if name in keys.asked or (value := keys.get(name)) is None:
+            continue
+        sees_all = name == WINDOW and isinstance(value, int) and value >= context
+        if value not in neutral and not sees_all:
+            refuse(keys.path, f"{keys.file.architecture}.{name} {value} is not supported")
 
 
 def _rope_scaling(keys: Keys) -> Json | None:
@@ -344,10 +372,12 @@ def _ernie4_5_moe(keys: Keys) -> Json:
 
 
 def _olmoe(keys: Keys) -> Json:
-    return _qwen3_moe(keys) | {
+    """Files say the size of an expert as that of an MLP."""
+    return {
+        "num_experts": keys.number("expert_count"),
+        "num_experts_per_tok": keys.number("expert_used_count"),
         "norm_topk_prob": False,  # llama.cpp does so
-        "moe_intermediate_size": None,
-        "clip_qkv": keys.get("attention.clamp_kqv"),
+        "clip_qkv": keys.get("attention.clamp_kqv") or None,
     }
 
 

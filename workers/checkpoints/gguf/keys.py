@@ -12,12 +12,14 @@ MOST_LAYERS = 10_000  # no family has more
 
 
 class Keys:
-    """The metadata of one architecture, by their names without it."""
+    """The metadata of one architecture, by their names without it; `asked` are those that somebody read."""
 
     def __init__(self, file: Gguf) -> None:
         self.file, self.path, self._prefix = file, file.path, f"{file.architecture}."
+        self.asked: set[str] = set()
 
     def get(self, name: str, default: Any = None) -> Any:
+        self.asked.add(name)
         return self.file.get(self._prefix + name, default)
 
     def number(self, name: str, default: int | float | None = None) -> Any:
