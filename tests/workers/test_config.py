@@ -11,7 +11,7 @@ from ipc.errors import Code, CortexError
 from tests.workers.checkpoints import LLAMA3, SIZES, YARN
 from workers.checkpoints import registry
 from workers.checkpoints.card import read_card
-from workers.checkpoints.config import ModelConfig, Temperature
+from workers.checkpoints.config import ModelConfig, Temperature, notes
 from workers.layers.rotary import attention_factor
 
 
@@ -199,6 +199,7 @@ def test_a_key_that_may_change_numbers_and_is_not_understood_is_refused(tmp_path
         ("Ernie4_5_MoeForCausalLM", "use_bias", True),
         ("Ernie4_5_MoeForCausalLM", "moe_norm_min", 0.1),
         ("OlmoeForCausalLM", "clip_qkv", 8.0),
+        ("OlmoeForCausalLM", "clip_qkv", 1.0),
         ("OlmoeForCausalLM", "num_experts_per_tok", 65),
         ("MiniMaxM2ForCausalLM", "attn_type_list", [1, 0]),
         ("MiniMaxM2ForCausalLM", "shared_intermediate_size", 32),
@@ -221,6 +222,17 @@ def test_a_rope_of_hunyuans_is_the_plain_one_of_a_larger_base(tmp_path):
     config = written(tmp_path, **common, rope_theta=10_000.0, rope_scaling=scaling)
     assert config.head_dim == 128
     assert config.rope.rope_theta == pytest.approx(11_158_839.925)
+    assert not notes({"rope_scaling": scaling})
+    assert notes({"rope_scaling": {"type": "dynamic", "factor": 2.0}})
+
+
+def test_a_cohere_names_its_pattern_in_either_way(tmp_path):
+    common = {"architectures": ["Cohere2ForCausalLM"], "num_hidden_layers": 6, "sliding_window": 24}
+    types = ["sliding_attention", "sliding_attention", "full_attention"] * 2
+    by_types = written(tmp_path, **common, layer_types=types, _sliding_window_pattern=3)
+    assert [layer.kind for layer in by_types.layers] == ["window", "window", "full"] * 2
+    for key in ("_sliding_window_pattern", "sliding_window_pattern"):
+        assert written(tmp_path, **common, **{key: 3}) == by_types
 
 
 def test_a_size_that_cannot_be_meant_is_refused_before_it_costs_anything(tmp_path):

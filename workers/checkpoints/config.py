@@ -323,11 +323,10 @@ def read(path: Path, given: Mapping[str, Any], kind: type[File] = ConfigFile) ->
 
 def notes(given: Mapping[str, Any]) -> list[str]:
     """What stands there and is not followed, for whoever serves the model."""
-    kind = next(
-        (given[key].get("rope_type") or given[key].get("type") for key in rope.KEYS if given.get(key)), None
-    )
+    turning = next((given[key] for key in rope.KEYS if given.get(key)), {})
+    kind = turning.get("rope_type") or turning.get("type")
     found = []
-    if kind == rope.PLAIN_UP_TO_CONTEXT:
+    if kind == rope.PLAIN_UP_TO_CONTEXT and not turning.get("alpha"):  # which is another base, and followed
         found.append(
             "config.json: the rope is dynamic, which up to the context that is served is the plain one"
         )

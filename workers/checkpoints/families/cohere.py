@@ -23,6 +23,7 @@ DEFAULTS = {"tie_word_embeddings": True}
 DEFAULTS_1 = DEFAULTS | {"rope_theta": 500_000.0}
 DEFAULTS_2 = DEFAULTS | {"sliding_window": 4096}
 NORMS = Norms("input_layernorm", None, None, None)
+PATTERN_2 = 4
 
 
 class CohereFile(ConfigFile, kw_only=True):
@@ -43,7 +44,8 @@ class CohereFile(ConfigFile, kw_only=True):
 class Cohere2File(CohereFile, kw_only=True):
     """The keys of the second kind's."""
 
-    sliding_window_pattern: Size = 4  # every so many'th layer sees all tokens
+    sliding_window_pattern: Size | None = None  # every so many'th layer sees all tokens
+    written_pattern: Size | None = msgspec.field(default=None, name="_sliding_window_pattern")  # the same
     layer_switch: Any = None  # which is said by that as well, or by `layer_types`
     order_of_interleaved_layers: Literal["local_attn_first"] = "local_attn_first"
 
@@ -57,7 +59,7 @@ def read(path: Path, given: Mapping[str, Any]) -> ModelConfig:
 def read_2(path: Path, given: Mapping[str, Any]) -> ModelConfig:
     """The layers that see all tokens have no positions."""
     file = config.read(path, DEFAULTS_2 | dict(given), Cohere2File)
-    count, every = file.num_hidden_layers, file.sliding_window_pattern
+    count, every = file.num_hidden_layers, file.sliding_window_pattern or file.written_pattern or PATTERN_2
     if file.layer_types is None:
         types = ["sliding_attention" if (n + 1) % every else "full_attention" for n in range(count)]
         file = msgspec.structs.replace(file, layer_types=types)

@@ -23,6 +23,7 @@ class OlmoeFile(ConfigFile, kw_only=True):
     num_experts: Size = 64
     num_experts_per_tok: Size = 8
     norm_topk_prob: bool = False
+    clip_qkv: None = None  # would hold queries, keys and values between two numbers
 
 
 def read(path: Path, given: Mapping[str, Any]) -> ModelConfig:
