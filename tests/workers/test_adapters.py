@@ -87,6 +87,30 @@ def test_unlike_adapters_in_one_batch_answer_as_merged_models_do(adapted, runner
         assert answer.token_ids == greedy(adapted[2][submit.adapter], prompt_of(submit), answer.token_ids)
 
 
+@pytest.mark.parametrize(
+    ("name", "modules"),
+    [
+        ("lfm2", ("q_proj", "out_proj", "in_proj", "w1", "w2", "w3")),  # of attention and of convolutions
+        ("starcoder2", ("q_proj", "o_proj", "c_fc", "c_proj")),
+    ],
+)
+def test_adapters_have_the_names_of_their_family(tiny, tmp_path, name, modules):
+    folder, oracle = tiny(name)
+    merged = write_adapter(tmp_path, oracle, modules)
+    runner = make_runner(folder, [tmp_path])
+    runner.load(lambda fraction, message: None)
+    read(runner, 1)
+    session = Session(runner)
+    asked = [
+        with_adapter(request(number, PROMPT[number : 20 + number], 8), number % 2) for number in range(3)
+    ]
+    for submit, answer in zip(asked, session.answer(asked), strict=True):
+        model = merged if submit.adapter else oracle
+        assert answer.token_ids == greedy(model, prompt_of(submit), answer.token_ids)
+    session.end()
+    runner.close()
+
+
 def test_adapters_answer_the_same_where_tokens_are_guessed(runner, monkeypatch):
     requests = [
         with_adapter(

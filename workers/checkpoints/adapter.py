@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +18,7 @@ from msgspec import Meta
 from workers.checkpoints.card import DTYPE_BYTES, Dtype, ModelCard
 from workers.checkpoints.family import TensorSpec
 from workers.checkpoints.files import read_json, refuse
+from workers.checkpoints.registry import FAMILIES
 from workers.checkpoints.safetensors import Tensor, read_header
 from workers.checkpoints.stored_tensors import StoredTensor, WeightFile, weight_file
 
@@ -26,7 +27,9 @@ WEIGHTS = "adapter_model.safetensors"
 STORED = ("F32", "BF16", "F16")
 PREFIX = "base_model.model."  # what PEFT puts before the base's own names
 A, B = ".lora_A", ".lora_B"
-_PROJECTION = re.compile(r"model\.layers\.\d+\.(self_attn\.(q|k|v|qkv|o)|mlp\.(gate|up|gate_up|down))_proj")
+_PROJECTION = re.compile(
+    r"model\.layers\.\d+\.(self_attn\.(q|k|v|qkv|o)|conv\.(in|out)|mlp\.(gate|up|gate_up|down))_proj"
+)
 _NOT_DONE = {  # keys of the config that would change numbers, and what they are where they do not
     "use_dora": False,
     "fan_in_fan_out": False,
@@ -111,9 +114,10 @@ def read_adapter(name: str, folder: Path | str, base: ModelCard) -> AdapterCard:
     stored = read_header(weights)
     if not stored:
         refuse(weights, "holds no tensors")
+    usual_name = FAMILIES[base.family].usual_name
     tensors: dict[str, StoredTensor] = {}
     for full, tensor in stored.items():
-        projection, part = _place(weights, full, tensor)
+        projection, part = _place(weights, full, tensor, usual_name)
         tensors[projection + part] = StoredTensor(tensor.shape, tensor.dtype, 0, tensor.offset, "none")
     for projection in {key.removesuffix(A).removesuffix(B) for key in tensors}:
         _check(weights, projection, tensors, base.tensors)
@@ -126,13 +130,18 @@ def read_adapter(name: str, folder: Path | str, base: ModelCard) -> AdapterCard:
     )
 
 
-def _place(path: Path, full: str, tensor: Tensor) -> tuple[str, str]:
-    """The projection that a tensor stands beside, and which of the two it is."""
+def _place(path: Path, full: str, tensor: Tensor, usual_name: Callable[[str], str]) -> tuple[str, str]:
+    """The projection that a tensor stands beside, as it is usually called, and which of the two it is."""
     name = full.removeprefix(PREFIX).removesuffix(".weight")
     part = A if name.endswith(A) else B
-    projection = name.removesuffix(part)
-    if name == projection or not _PROJECTION.fullmatch(projection):
-        refuse(path, f"{full!r} is beside no projection of attention or MLP, and only these are supported")
+    own = name.removesuffix(part)
+    projection = usual_name(f"{own}.weight").removesuffix(".weight")
+    if name == own or not _PROJECTION.fullmatch(projection):
+        refuse(
+            path,
+            f"{full!r} is beside no projection of attention, short convolution or MLP, and only these are "
+            "supported",
+        )
     if tensor.dtype not in STORED or len(tensor.shape) != 2:
         refuse(path, f"{full!r} is {tensor.dtype} {list(tensor.shape)}, not a matrix of {', '.join(STORED)}")
     return projection, part
