@@ -303,6 +303,12 @@ def test_a_text_that_is_written_is_handed_out_as_it_comes(name):
             '<tool_calls>\n{"name": "f", "arguments": {"text": "a"}}\n{"name": "ping", "arguments": {}}\n',
             [("f", {"text": "a"}), ("ping", {})],
         ),
+        (
+            "minimax_m1",
+            '<tool_calls>[{"name": "f", "arguments": {"text": "a"}}, {"name": "ping", "arguments": {}}]'
+            "</tool_calls>",
+            [("f", {"text": "a"}), ("ping", {})],
+        ),
         ("minimax_m1", "<tool_calls>\nnone\n</tool_calls>", ["<tool_calls>\nnone\n</tool_calls>"]),
         # MiniMax M3: types by the schema, at every depth; the end missing.
         (

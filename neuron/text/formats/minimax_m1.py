@@ -3,32 +3,36 @@
 <tool_calls>
 {"name": "name", "arguments": {...}}
 </tool_calls>
+
+Templates of others speak of the same section and mean a list of such objects in it, as Hunyuan's.
 """
 
 from __future__ import annotations
 
 from neuron.text.formats.call_parser import Steps
-from neuron.text.formats.hermes import HermesParser
-from neuron.text.formats.json_list import JsonListFormat
+from neuron.text.formats.json_list import JsonListFormat, JsonListParser
 
 SECTION, END_SECTION = "<tool_calls>", "</tool_calls>"
 
 
-class MiniMaxM1Parser(HermesParser):
-    """Reads sections of JSON objects."""
+class MiniMaxM1Parser(JsonListParser):
+    """Reads sections of JSON objects, in a list or without."""
 
     openings = (SECTION,)
+    ends = (END_SECTION,)
 
     def call(self, opening: str) -> Steps[None]:
         yield from self.space()
-        yield from self.expect("{")
-        while True:
-            yield from self.members(END_SECTION)
-            self.end()
+        if (yield from self.expect("[", "{")) == "[":
+            yield from self.rest_of_list()
             yield from self.space()
-            if not (yield from self.accept("{")):
-                break
-        yield from self.accept(END_SECTION)
+        else:
+            yield from self.member()
+            yield from self.space()
+            while (yield from self.accept("{")):
+                yield from self.member()
+                yield from self.space()
+        yield from self.accept(*self.ends)
 
 
 class MiniMaxM1(JsonListFormat):
