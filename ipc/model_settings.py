@@ -23,6 +23,7 @@ HUB = "hf:"  # the scheme of a source in the Hugging Face cache
 
 # The formats in which models write tool calls, by their names; `neuron.text.formats.registry` has them.
 TOOL_FORMATS = (
+    "apertus",
     "apriel",
     "command_a",
     "command_r",

@@ -52,6 +52,7 @@ WITHOUT_CALLS |= {"llama-cpp-rwkv-world", "microsoft-Phi-3.5-mini-instruct"}
 
 # What says it in the templates of models, in the words of nobody's.
 EXCERPTS = {
+    "apertus": "{{ '<|tools_prefix|>' + calls | tojson }}",
     "apriel": "Write <tool_calls>[{...}]</tool_calls>.",
     "command_a": '{{ \'<|START_ACTION|>[{"tool_call_id": "0", "tool_name": \' + name }}',
     "command_r": 'Write Action: and {"tool_name": title}.',

@@ -131,6 +131,13 @@ def listed(name, *objects, end="]"):
     return said.replace('"name"', '"tool_name"') if name in ("command_a", "command_r") else said
 
 
+def test_a_list_of_apertus_lacks_its_end_where_that_ends_the_answer():
+    both = '<|tools_prefix|>[{"get_weather": {"city": "Oslo"}}, {"ping": {}}'
+    for end in ("]<|tools_suffix|>", "]", ""):
+        assert read("apertus", both + end) == [CALL, ("ping", "{}")]
+    assert text("apertus", '<|tools_prefix|>[{"get_weather": 1}]') == '<|tools_prefix|>[{"get_weather": 1}]'
+
+
 @each_list
 def test_a_list_that_lacks_its_bracket_or_its_tag_is_mended(name):
     both = [WEATHER, '{"name": "ping", "parameters": {}}']

@@ -6,6 +6,7 @@ import json
 import re
 from typing import Any
 
+from neuron.text.formats.apertus import APERTUS
 from neuron.text.formats.apriel import APRIEL
 from neuron.text.formats.command_a import COMMAND_A
 from neuron.text.formats.command_r import COMMAND_R
@@ -35,6 +36,11 @@ def mistral(calls: list[Call]) -> str:
 
 def mistral_args(calls: list[Call]) -> str:
     return "".join(f"[TOOL_CALLS]{name}[ARGS]{json.dumps(given)}" for name, given in calls)
+
+
+def apertus(calls: list[Call]) -> str:
+    written = [{name: given} for name, given in calls]
+    return f"<|tools_prefix|>{json.dumps(written)}<|tools_suffix|>"
 
 
 def command_a(calls: list[Call]) -> str:
@@ -113,6 +119,7 @@ SAMPLES = (
     Sample(MISTRAL_ARGS, mistral_args, ("unsloth-mistral-Devstral-Small-2507.jinja",)),
     Sample(GRANITE, lambda calls: f"<|tool_call|>[{objects(calls)}]"),
     Sample(PHI4, lambda calls: f"<|tool_call|>[{objects(calls)}]<|/tool_call|>"),
+    Sample(APERTUS, apertus),
     Sample(
         APRIEL,
         lambda calls: f"<tool_calls>[{objects(calls)}]</tool_calls>",

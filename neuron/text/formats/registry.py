@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from neuron.text.formats.apertus import APERTUS
 from neuron.text.formats.apriel import APRIEL
 from neuron.text.formats.command_a import COMMAND_A
 from neuron.text.formats.command_r import COMMAND_R
@@ -43,6 +44,7 @@ FORMATS: tuple[ToolFormat, ...] = (
     MISTRAL,
     PHI4,
     GRANITE,
+    APERTUS,
     APRIEL,
     MINIMAX_M1,
     SEED_OSS,
