@@ -56,9 +56,8 @@ class AnswerParser:
     @property
     def counts_tokens(self) -> bool:
         """Which token it is matters now, to end the answer there or to tell reasoning from text."""
-        return (
-            self._stops is not None or self.in_reasoning or (self._tools is not None and self._tools.limited)
-        )
+        thinks = self._reasoning is not None and not (self._reasoning.is_decided and not self.in_reasoning)
+        return thinks or self._stops is not None or (self._tools is not None and self._tools.limited)
 
     @property
     def tool_calls(self) -> list[ToolCall]:

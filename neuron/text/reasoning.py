@@ -116,6 +116,11 @@ class ReasoningSplitter:
         self._space = HeldSpace()  # before what is held, or before the tag that may come
         self._held = ""  # the beginning of a tag, perhaps
 
+    @property
+    def is_decided(self) -> bool:
+        """Whether it is known that a thought has begun, or that none will."""
+        return self._started
+
     def push(self, text: str) -> list[Part]:
         """Take more text; the parts that are sure."""
         text, self._held = self._held + text, ""

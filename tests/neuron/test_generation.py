@@ -289,6 +289,12 @@ def test_a_call_that_max_tokens_cuts_is_a_call_and_no_text():
     assert [(call.name, call.arguments) for call in choice.tool_calls] == [("f", "{")]
 
 
+@pytest.mark.parametrize("steps", [[[6], [4], [4], [5], [4]], [[6, 4, 4, 5, 4]], [[6, 4], [4, 5, 4]]])
+def test_tokens_of_a_thought_that_the_model_begins_are_counted_the_same_however_steps_come_together(steps):
+    [finished], _ = talk(*steps, finish="length", stream=False)
+    assert (finished.usage.completion_tokens, finished.usage.reasoning_tokens) == (5, 3)
+
+
 def test_a_stop_string_in_a_thought_or_a_call_ends_nothing():
     sampling = Sampling(stop=["Done", '"a"'])
     [finished], _ = talk([6], [4], [5, 0, 1, 2, 3, 4, 4], finish="length", stream=False, sampling=sampling)
