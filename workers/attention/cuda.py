@@ -9,7 +9,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain, groupby
+from itertools import groupby
 
 from torch import Tensor
 
@@ -23,6 +23,7 @@ from workers.step.batch import Segment
 from workers.step.pages import pages_for
 
 SINGLE, FEW, MANY = range(3)  # tokens of a sequence in a step
+MUTUAL = 3  # added to one of these: they see each other
 FEW_TOKENS = 16  # of a sequence in a step: so few would leave most of a GPU idle, were its keys not divided
 
 
@@ -76,8 +77,7 @@ class TritonAttention:
 
     def arrays(self, segments: Sequence[Segment]) -> dict[str, array[int]]:
         """See `Sequences`, whose arrays they are; `tables` and `pages` group by group."""
-        divided = [segment.divided() for segment in segments]
-        parts = [*chain.from_iterable(divided)]
+        parts, segment_of = _divided(segments)
         numbers = sorted(range(len(parts)), key=lambda number: _kind(parts[number]))
         starts = array("q", [part.rows.start for part in parts])
         starts.append(parts[-1].rows.stop)
@@ -88,16 +88,18 @@ class TritonAttention:
         arrays["contexts"] = array("q", [part.end for part in parts])
         for number, group in enumerate(self.cache.groups):
             tables, pages = array("q"), array("q")
-            for segment, of_segment in zip(segments, divided, strict=True):
+            for segment in segments:
                 first = first_page_seen(group, segment.start)
-                tables.extend([len(pages) - first] * len(of_segment))
+                tables.append(len(pages) - first)
                 pages.extend(segment.slot.tables[number][first : pages_for(segment.end)])
+            if parts is not segments:
+                tables = array("q", [tables[each] for each in segment_of])
             arrays |= {f"tables_{number}": tables, f"pages_{number}": pages}
         return arrays
 
     def prepare(self, segments: Sequence[Segment], tensors: dict[str, Tensor]) -> list[GroupStep]:
         """The step for each group."""
-        step, parts = [], [part for segment in segments for part in segment.divided()]
+        step, (parts, _) = [], _divided(segments)
         for number, group in enumerate(self.cache.groups):
             names = ("order", "starts", "contexts", f"tables_{number}", f"pages_{number}")
             sequences = Sequences(*(tensors[name] for name in names))
@@ -108,13 +110,14 @@ class TritonAttention:
         """The launches for a group: sequences with one token, those with few, those with many, and images
         whose tokens see each other."""
         found, first = [], 0
-        for (mutual, kind), those in groupby(sorted(segments, key=_kind), key=_kind):
+        for kind_and_sight, those in groupby(sorted(segments, key=_kind), key=_kind):
+            mutual, kind = divmod(kind_and_sight, MUTUAL)
             alike = list(those)
             longest = max(len(segment.rows) for segment in alike)
             if kind != SINGLE:
                 longest = max(2, longest)
             splits = 0 if self._exact or kind == MANY else self._most_splits(group, alike, segments)
-            found.append(Rows(first, len(alike), longest, kind < MANY or self._exact, splits, mutual))
+            found.append(Rows(first, len(alike), longest, kind < MANY or self._exact, splits, bool(mutual)))
             first += len(alike)
         return found
 
@@ -124,7 +127,7 @@ class TritonAttention:
         Where these are all that there is, and each has one token, that is as many as it may ever be: the step
         may be a graph, which is done again when contexts have grown.
         """
-        if len(alike) == len(segments) and _kind(alike[0]) == (False, SINGLE):
+        if len(alike) == len(segments) and _kind(alike[0]) == SINGLE:
             longest = self._max_pages * PAGE_SIZE
             return most_splits(min(longest, group.window + SPLIT) if group.window else longest)
         return max(num_splits(_first_seen(group, each.start), each.end) for each in alike)
@@ -158,12 +161,23 @@ class TritonAttention:
         return y
 
 
-def _kind(segment: Segment) -> tuple[bool, int]:
-    """Whether its tokens see each other, and how many there are. The single ones stand first in a step."""
+def _divided(segments: Sequence[Segment]) -> tuple[Sequence[Segment], Sequence[int]]:
+    """The parts of segments whose tokens see alike, in order, and of which segment each of them is. Without
+    images these are the segments: a step in decode is not to pay for it."""
+    if not [segment for segment in segments if segment.slot.new.images]:
+        return segments, range(len(segments))
+    divided = [(part, number) for number, each in enumerate(segments) for part in each.divided()]
+    return [part for part, _ in divided], [number for _, number in divided]
+
+
+def _kind(segment: Segment) -> int:
+    """How many tokens there are, by which launches are told apart, and MUTUAL more where they see each other.
+    The single ones stand first in a step."""
     count = len(segment.rows)
     if count == 1 and not segment.mutual:
-        return False, SINGLE
-    return segment.mutual, FEW if count <= FEW_TOKENS else MANY
+        return SINGLE
+    kind = FEW if count <= FEW_TOKENS else MANY
+    return kind + MUTUAL if segment.mutual else kind
 
 
 def _first_seen(group: CacheGroup, position: int) -> int:
