@@ -231,7 +231,8 @@ class Scheduler:
 
         Nor was anything of the steps after it. Slots and pages are as the plans said. Where guesses were in
         it, it is done again without them. Else the sequence with most tokens in the step is preempted; one
-        that was alone, or was preempted for this before and had no good step since, ends with "error".
+        that was alone, or was preempted for this before and had no good step since, ends with "error". Where
+        sequences have states, which may have changed half-way, all of the steps begin again from kept ones.
         """
         self._counts["out_of_memory"] += 1
         failed = self._in_flight[0].entries()

@@ -21,7 +21,8 @@ from workers.step.plan import StepPlan
 
 
 class OutOfDeviceMemory(Exception):
-    """A step did not get the memory it wanted, and changed nothing: the next step may be a smaller one."""
+    """A step did not get the memory it wanted. No page and no sequence changed; states that the step reads
+    may have. The next step may be a smaller one."""
 
 
 @dataclass(frozen=True, slots=True)
