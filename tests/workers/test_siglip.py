@@ -286,6 +286,11 @@ def test_text_alone_is_computed_as_without_eyes(engine, folder, model, tmp_path)
     for name in ("config.json", "tokenizer.json"):
         (tmp_path / name).symlink_to(folder / name)
     assert any("its files have no tower" in note for note in read_card(tmp_path).notes)
+    config = json.loads((folder / "config.json").read_text())
+    del config["vision_config"]
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert any("its files have no tower" in note for note in read_card(tmp_path).notes)
     blind = make_runner(tmp_path)
     blind.load(lambda fraction, message: None)
     try:
@@ -293,6 +298,30 @@ def test_text_alone_is_computed_as_without_eyes(engine, folder, model, tmp_path)
     finally:
         blind.close()
     assert (told[0].token_ids, told[0].prompt_logprobs) == (told[1].token_ids, told[1].prompt_logprobs)
+
+
+def changed(folder, tmp_path, file="config.json", **changes):
+    """The same model, of which a file says something else."""
+    for each in folder.iterdir():
+        (tmp_path / each.name).symlink_to(each)
+    given = json.loads((folder / file).read_text())
+    (tmp_path / file).unlink()
+    (tmp_path / file).write_text(json.dumps(given | changes))
+    return tmp_path
+
+
+def test_a_tower_need_not_say_what_it_is(folder, model, tmp_path):
+    tower = json.loads((folder / "config.json").read_text())["vision_config"]
+    del tower["model_type"]
+    assert read_card(changed(folder, tmp_path, vision_config=tower)).vision == read_card(folder).vision
+
+
+@pytest.mark.parametrize("key", ["boi_token_index", "eoi_token_index"])
+def test_without_the_tokens_around_an_image_the_language_model_is_served_alone(folder, model, tmp_path, key):
+    unknown = 126  # to the tokenizer; the model has it
+    blind = changed(folder, tmp_path, **{key: unknown})
+    assert any(f"tokenizer.json has no token {unknown}, its {key}" in note for note in read_card(blind).notes)
+    assert asked_of(blind, "look").token_ids() == asked_of(folder, "look").token_ids()
 
 
 def asked_of(folder, *content):
@@ -364,6 +393,7 @@ def test_planned_bytes_have_the_tower_on_the_first_rank(folder, model, size):
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
+        ({"model_type": "clip_vision_model"}, "model_type clip_vision_model"),
         ({"num_channels": 1}, "num_channels 1"),
         ({"num_attention_heads": 3}, "num_attention_heads 3"),
         ({"hidden_act": "relu"}, "hidden_act relu"),
@@ -374,11 +404,6 @@ def test_planned_bytes_have_the_tower_on_the_first_rank(folder, model, size):
     ],
 )
 def test_a_tower_that_cannot_be_is_refused_by_what_is_wrong(folder, model, tmp_path, changes, reason):
-    config = json.loads((folder / "config.json").read_text())
-    config["vision_config"] |= changes
-    for file in folder.iterdir():
-        if file.name != "config.json":
-            (tmp_path / file.name).symlink_to(file)
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    tower = json.loads((folder / "config.json").read_text())["vision_config"]
     with pytest.raises(CortexError, match=reason):
-        read_card(tmp_path)
+        read_card(changed(folder, tmp_path, vision_config=tower | changes))

@@ -390,7 +390,7 @@ def _of_folder(folder: Path) -> ModelCard:
         stored = within.tensors(stored)
     seeing, blind = None, ""
     if architecture in family.sees:
-        seeing, stored, blind = _sight(folder, path, outer, model, stored)
+        seeing, stored, blind = _sight(family.sees[architecture], folder, path, model, stored)
     made_for = purpose.read(
         path, architecture, given, model, family.classifier and family.classifier(model, given)
     )
@@ -438,15 +438,15 @@ def _of_folder(folder: Path) -> ModelCard:
 
 
 def _sight(
-    folder: Path, path: Path, given: Mapping[str, Any], model: ModelConfig, stored: dict[str, Tensor]
+    reader: str, folder: Path, path: Path, model: ModelConfig, stored: dict[str, Tensor]
 ) -> tuple[Vision | None, dict[str, Tensor], str]:
     """What sees, all tensors by the names that are used here, and why nothing does."""
-    if siglip.is_one(given):
-        if blind := siglip.missing(path, stored, model.vocab_size):
+    if reader == "siglip":
+        if blind := siglip.missing(folder, path, stored, model.vocab_size):
             return None, stored, blind
         seeing = siglip.read(folder, path, model.vocab_size, model.hidden_size)
         return seeing, siglip.tensors(stored, seeing), ""
-    if not pixtral.is_one(given):
+    if reader != "pixtral":
         seeing = vision.read(folder, path, model.vocab_size, model.hidden_size)
         return seeing, vision.tensors(stored, seeing), ""
     if blind := pixtral.missing(folder, stored):

@@ -93,7 +93,7 @@ class Family:
         usual_name: how `tensors` calls what stands in files under that name.
         rearrange: tensors in files, where one of them is several.
         beside: of tensors that may be there and are not read, how their names begin, and what they are.
-        sees: those names of `within` whose towers are served, too (`workers.checkpoints.vision`).
+        sees: those names of `within` whose towers are served, too, and which module beside this reads each.
     """
 
     name: str
@@ -105,4 +105,4 @@ class Family:
     classifier: Callable[[ModelConfig, Mapping[str, Any]], Classifier] | None = None
     rearrange: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] = dict
     beside: Mapping[str, str] = field(default_factory=dict)
-    sees: frozenset[str] = frozenset()
+    sees: Mapping[str, str] = field(default_factory=dict)

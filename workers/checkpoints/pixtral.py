@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from workers.checkpoints import vision
+from workers.checkpoints import text, vision
 from workers.checkpoints.config import ACTIVATIONS
 from workers.checkpoints.family import TensorSpec
 from workers.checkpoints.files import read_json, refuse
@@ -25,12 +25,13 @@ from workers.checkpoints.vision import CHANNELS, PREFIX, Colours, Pixtral, Visio
 RENAMED = {"vision_tower.": PREFIX, "multi_modal_projector.": f"{PREFIX}projector."}
 PATCHES = f"{PREFIX}patch_conv.weight"
 LINE_END, IMAGE_END = "[IMG_BREAK]", "[IMG_END]"
-TOKENIZER = "tokenizer.json"
+TYPE = "pixtral"
 
 
 class _Tower(msgspec.Struct, kw_only=True):
     """The part `vision_config` of a `config.json`."""
 
+    model_type: str = TYPE
     num_hidden_layers: Size = 24
     hidden_size: Size = 1024
     intermediate_size: Size = 4096
@@ -66,27 +67,14 @@ class _Preprocessor(msgspec.Struct, kw_only=True):
     resample: int = vision.BICUBIC
 
 
-class _Added(msgspec.Struct):
-    id: int
-    content: str
-
-
-class _Tokenizer(msgspec.Struct):
-    added_tokens: list[_Added] = []
-
-
-def is_one(given: Mapping[str, Any]) -> bool:
-    """Whether a whole `config.json` tells of such a tower."""
-    tower = given.get("vision_config")
-    return isinstance(tower, dict) and tower.get("model_type") == "pixtral"
-
-
 def missing(folder: Path, stored: Collection[str]) -> str:
     """Why the language model alone can be served, as for files that others cut out; empty: it can see."""
     if not any(_named(name) == PATCHES for name in stored):
         return "its files have no tower"
-    known = _ends(folder)
-    return next((f"{TOKENIZER} has no {each}" for each in (LINE_END, IMAGE_END) if each not in known), "")
+    known = text.added(folder)
+    return next(
+        (f"{text.TOKENIZER} has no {each}" for each in (LINE_END, IMAGE_END) if each not in known), ""
+    )
 
 
 def read(folder: Path, path: Path, vocabulary: int, hidden: int, norm_eps: float) -> Vision:
@@ -103,6 +91,8 @@ def read(folder: Path, path: Path, vocabulary: int, hidden: int, norm_eps: float
     around = read_json(path, _Around)
     tower, images = around.vision_config, vision.preprocessor(folder, _Preprocessor) or _Preprocessor()
     name = "vision_config"
+    if tower.model_type != TYPE:
+        refuse(path, f"{name}.model_type {tower.model_type} is not supported; {TYPE} is")
     if tower.num_channels != CHANNELS:
         refuse(path, f"{name}.num_channels {tower.num_channels} is not supported: images have {CHANNELS}")
     for key, said in (
@@ -129,7 +119,7 @@ def read(folder: Path, path: Path, vocabulary: int, hidden: int, norm_eps: float
         refuse(path, f"image_token_index {token} is none of {vocabulary} tokens")
     longest = images.size.longest_edge if images.size is not None else tower.image_size
     side = tower.patch_size * around.spatial_merge_size
-    ends = _ends(folder)
+    ends = text.added(folder)
     return Vision(
         depth=tower.num_hidden_layers,
         hidden_size=tower.hidden_size,
@@ -205,10 +195,3 @@ def _named(name: str) -> str:
         if bare.startswith(prefix):
             return ours + bare.removeprefix(prefix)
     return name
-
-
-def _ends(folder: Path) -> dict[str, int]:
-    """The tokens behind rows and images, by what they are called."""
-    path = folder / TOKENIZER
-    added = read_json(path, _Tokenizer).added_tokens if path.exists() else []
-    return {each.content: each.id for each in added if each.content in (LINE_END, IMAGE_END)}

@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 from msgspec import Meta
 
-from workers.checkpoints import vision
+from workers.checkpoints import text, vision
 from workers.checkpoints.config import ACTIVATIONS
 from workers.checkpoints.family import TensorSpec
 from workers.checkpoints.files import read_json, refuse
@@ -37,6 +37,7 @@ Token = Annotated[int, Meta(ge=0)]
 class _Tower(msgspec.Struct, kw_only=True):
     """The part `vision_config` of a `config.json`."""
 
+    model_type: str = TYPE
     hidden_size: Size = 768
     intermediate_size: Size = 3072
     num_hidden_layers: Size = 12
@@ -71,20 +72,17 @@ class _Preprocessor(msgspec.Struct, kw_only=True):
     do_pan_and_scan: bool | None = None
 
 
-def is_one(given: Mapping[str, Any]) -> bool:
-    """Whether a whole `config.json` tells of such a tower."""
-    tower = given.get("vision_config")
-    return isinstance(tower, dict) and tower.get("model_type") == TYPE
-
-
-def missing(path: Path, stored: Collection[str], vocabulary: int) -> str:
+def missing(folder: Path, path: Path, stored: Collection[str], vocabulary: int) -> str:
     """Why the language model alone can be served, as for files that others cut out; empty: it can see."""
     if not any(_named(name) == PATCHES for name in stored):
         return "its files have no tower"
     around = read_json(path, _Around)
+    known = text.added(folder).values()
     for key in ("boi_token_index", "eoi_token_index"):
         if (token := getattr(around, key)) >= vocabulary:
             return f"{key} {token} is none of {vocabulary} tokens"
+        if token not in known:
+            return f"{text.TOKENIZER} has no token {token}, its {key}"
     return ""
 
 
@@ -102,6 +100,8 @@ def read(folder: Path, path: Path, vocabulary: int, hidden: int) -> Vision:
     tower = around.vision_config
     images = vision.preprocessor(folder, _Preprocessor, BILINEAR) or _Preprocessor()
     name = "vision_config"
+    if tower.model_type != TYPE:
+        refuse(path, f"{name}.model_type {tower.model_type} is not supported; {TYPE} is")
     if tower.num_channels != CHANNELS:
         refuse(path, f"{name}.num_channels {tower.num_channels} is not supported: images have {CHANNELS}")
     if tower.hidden_act not in ACTIVATIONS:

@@ -66,6 +66,13 @@ def read(folder: Path) -> TextFormat:
     return TextFormat(_templates(folder, tokens), special, _end_ids(folder, tokens, special))
 
 
+def added(folder: Path) -> dict[str, int]:
+    """The tokens that a tokenizer in `folder` finds whole in any text, by how they are written."""
+    path = folder / TOKENIZER
+    tokens = read_json(path, _Tokenizer).added_tokens if path.exists() else []
+    return {token.content: token.id for token in tokens if token.content}
+
+
 def _end_ids(folder: Path, tokens: _TokenizerConfig, special: Mapping[str, str]) -> list[int]:
     if (end := special.get("eos_token")) is None:
         return []

@@ -128,5 +128,5 @@ GEMMA3 = Family(
     read_3,
     dense_tensors,
     within={SEEING: ("gemma3_text",)},
-    sees=frozenset({SEEING}),
+    sees={SEEING: "siglip"},
 )

@@ -75,6 +75,6 @@ MISTRAL = Family(
     read_within,
     dense_tensors,
     within={SEEING: ("mistral", TYPE_3)},
-    sees=frozenset({SEEING}),
+    sees={SEEING: "pixtral"},
 )
 MINISTRAL3 = Family("ministral3", ("Ministral3ForCausalLM",), read_3, dense_tensors)

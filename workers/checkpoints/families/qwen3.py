@@ -53,5 +53,5 @@ QWEN3 = Family(
     read,
     dense_tensors,
     within={VL: ("qwen3_vl_text",)},
-    sees=frozenset({VL}),
+    sees={VL: "vision"},
 )

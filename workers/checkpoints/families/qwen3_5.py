@@ -68,7 +68,7 @@ QWEN3_5 = Family(
     read,
     tensors,
     within={SEEING: ("qwen3_5_text",)},
-    sees=frozenset({SEEING}),
+    sees={SEEING: "vision"},
     rearrange=rearrange,
     beside=MTP,
 )
@@ -78,7 +78,7 @@ QWEN3_5_MOE = Family(
     read_moe,
     tensors,
     within={SEEING_MOE: ("qwen3_5_moe_text",)},
-    sees=frozenset({SEEING_MOE}),
+    sees={SEEING_MOE: "vision"},
     rearrange=rearrange,
     beside=MTP,
 )

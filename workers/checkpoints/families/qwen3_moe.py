@@ -78,6 +78,6 @@ QWEN3_MOE = Family(
     read,
     dense_tensors,
     within={VL: (VL_TEXT,)},
-    sees=frozenset({VL}),
+    sees={VL: "vision"},
     rearrange=rearrange,
 )
