@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from ipc.errors import CortexError
@@ -95,12 +95,11 @@ class Pool:
             raise ValueError("the pool cannot change now")
         self._since = time.monotonic()
         self._coming, self._growth = max(0, -pages), max(0, pages)
-        change = self._grow(pages) if pages > 0 else self._shrink(-pages)
-        self._task = asyncio.create_task(self._change(change))
+        self._task = asyncio.create_task(self._change(pages))
 
-    async def _change(self, change: Coroutine[None, None, Mapping[str, int]]) -> None:
+    async def _change(self, pages: int) -> None:
         try:
-            booked = await change
+            booked = await (self._grow(pages) if pages > 0 else self._shrink(-pages))
         except CortexError as error:  # the group has ended
             log.info("a pool has not changed reason=%s", error)
             return
