@@ -310,6 +310,23 @@ def changed(folder, tmp_path, file="config.json", **changes):
     return tmp_path
 
 
+@pytest.mark.parametrize("step", ["do_resize", "do_rescale", "do_normalize", "do_pan_and_scan"])
+def test_images_that_are_made_ready_otherwise_are_refused(folder, model, tmp_path, step):
+    other = changed(folder, tmp_path, "preprocessor_config.json", **{step: step == "do_pan_and_scan"})
+    with pytest.raises(CortexError, match=step):
+        read_card(other)
+
+
+@pytest.mark.parametrize("first", [{"image_mean": [0.25] * 3}, None])
+def test_of_two_files_that_say_how_images_are_made_ready_the_one_that_transformers_reads_counts(
+    folder, model, tmp_path, first
+):
+    changed(folder, tmp_path)
+    (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": first}))
+    mean = Gemma3ImageProcessorPil.from_pretrained(tmp_path).image_mean
+    assert read_card(tmp_path).vision.mean == tuple(mean)
+
+
 def test_a_tower_need_not_say_what_it_is(folder, model, tmp_path):
     tower = json.loads((folder / "config.json").read_text())["vision_config"]
     del tower["model_type"]

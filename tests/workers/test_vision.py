@@ -354,6 +354,14 @@ def test_a_tower_that_cannot_be_is_refused_by_what_is_wrong(folder, model, tmp_p
         read_card(changed(folder, tmp_path, **changes))
 
 
+@pytest.mark.parametrize("step", ["do_resize", "do_rescale", "do_normalize"])
+def test_images_that_are_made_ready_otherwise_are_refused(folder, model, tmp_path, step):
+    other = changed(folder, tmp_path)
+    (other / "processor_config.json").write_text(json.dumps({"image_processor": {step: False}}))
+    with pytest.raises(CortexError, match=f"processor_config.json: {step} false"):
+        read_card(other)
+
+
 @pytest.mark.parametrize("quantization", [None, "q8"])
 @pytest.mark.parametrize("size", [1, 2])
 def test_planned_bytes_have_the_tower_on_the_first_rank(folder, model, size, quantization):

@@ -20,7 +20,7 @@ from workers.checkpoints.family import TensorSpec
 from workers.checkpoints.files import read_json, refuse
 from workers.checkpoints.rope import Size
 from workers.checkpoints.safetensors import Tensor
-from workers.checkpoints.vision import CHANNELS, PREFIX, Colours, Pixtral, Vision
+from workers.checkpoints.vision import CHANNELS, PREFIX, Pixtral, Preprocessor, Vision
 
 RENAMED = {"vision_tower.": PREFIX, "multi_modal_projector.": f"{PREFIX}projector."}
 PATCHES = f"{PREFIX}patch_conv.weight"
@@ -59,12 +59,8 @@ class _Longest(msgspec.Struct):
     longest_edge: Size
 
 
-class _Preprocessor(msgspec.Struct, kw_only=True):
+class _Preprocessor(Preprocessor, kw_only=True):
     size: _Longest | None = None
-    image_mean: Colours = vision.CLIP_MEAN
-    image_std: Colours = vision.CLIP_DEVIATION
-    rescale_factor: float = 1 / 255
-    resample: int = vision.BICUBIC
 
 
 def missing(folder: Path, stored: Collection[str]) -> str:

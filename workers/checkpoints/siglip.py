@@ -21,7 +21,7 @@ from workers.checkpoints.family import TensorSpec
 from workers.checkpoints.files import read_json, refuse
 from workers.checkpoints.rope import Size
 from workers.checkpoints.safetensors import Tensor
-from workers.checkpoints.vision import CHANNELS, PREFIX, Colours, Siglip, Vision
+from workers.checkpoints.vision import CHANNELS, PREFIX, Colours, Preprocessor, Siglip, Vision
 
 RENAMED = {
     "vision_tower.vision_model.": PREFIX,
@@ -63,11 +63,10 @@ class _Sides(msgspec.Struct):
     width: Size
 
 
-class _Preprocessor(msgspec.Struct, kw_only=True):
+class _Preprocessor(Preprocessor, kw_only=True):
     size: _Sides | None = None
     image_mean: Colours = (0.5, 0.5, 0.5)
     image_std: Colours = (0.5, 0.5, 0.5)
-    rescale_factor: float = 1 / 255
     resample: int = BILINEAR
     do_pan_and_scan: bool | None = None
 

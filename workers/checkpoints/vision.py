@@ -18,12 +18,11 @@ from workers.checkpoints.files import read_json, refuse
 from workers.checkpoints.rope import Size
 from workers.checkpoints.safetensors import Tensor
 
-Settings = TypeVar("Settings", bound=msgspec.Struct)
-
 PREFIX = "visual."
 FILE_PREFIXES = ("model.visual.", "visual.")
 PATCHES = "visual.patch_embed.proj.weight"
-PREPROCESSORS = {"preprocessor_config.json": None, "processor_config.json": "image_processor"}
+# the first that has the settings, as in transformers
+PREPROCESSORS = {"processor_config.json": "image_processor", "preprocessor_config.json": None}
 CHANNELS = 3
 BICUBIC = 3
 BLOCK_PATCHES = 4096  # that go through an MLP at once
@@ -172,30 +171,39 @@ class _Around(msgspec.Struct):
     video_token_id: Annotated[int, msgspec.Meta(ge=0)] | None = None
 
 
+Colours = tuple[float, float, float]
+
+
+class Preprocessor(msgspec.Struct, kw_only=True):
+    """What all settings for images have, and what is meant where a file does not say."""
+
+    image_mean: Colours = (0.48145466, 0.4578275, 0.40821073)  # CLIP's
+    image_std: Colours = (0.26862954, 0.26130258, 0.27577711)
+    rescale_factor: float = 1 / 255
+    resample: int = BICUBIC
+    do_resize: bool | None = None
+    do_rescale: bool | None = None
+    do_normalize: bool | None = None
+
+
+Settings = TypeVar("Settings", bound=Preprocessor)
+
+
 class _Edges(msgspec.Struct):
     shortest_edge: Size
     longest_edge: Size
 
 
-Colours = tuple[float, float, float]
-CLIP_MEAN: Colours = (0.48145466, 0.4578275, 0.40821073)  # which a file need not write
-CLIP_DEVIATION: Colours = (0.26862954, 0.26130258, 0.27577711)
-
-
-class _Preprocessor(msgspec.Struct, kw_only=True):
+class _Preprocessor(Preprocessor, kw_only=True):
     size: _Edges | None = None
     min_pixels: Size | None = None  # the same, until 2025
     max_pixels: Size | None = None
     patch_size: Size | None = None
     merge_size: Size | None = None
     temporal_patch_size: Size | None = None
-    image_mean: Colours = CLIP_MEAN
-    image_std: Colours = CLIP_DEVIATION
-    rescale_factor: float = 1 / 255
-    resample: int = BICUBIC
 
 
-UNWRITTEN = _Edges(shortest_edge=56 * 56, longest_edge=28 * 28 * 1280)  # the same of sizes
+UNWRITTEN = _Edges(shortest_edge=56 * 56, longest_edge=28 * 28 * 1280)  # sizes that are meant so
 # what Qwen's own files say, where there is none
 USUAL = _Preprocessor(
     size=_Edges(shortest_edge=1 << 16, longest_edge=1 << 24),
@@ -311,5 +319,8 @@ def preprocessor(folder: Path, kind: type[Settings], resample: int = BICUBIC) ->
             or min(found.image_std) <= 0
         ):
             refuse(path, "has a rescale_factor, resample or image_std that is not supported")
+        for step in ("do_resize", "do_rescale", "do_normalize"):
+            if getattr(found, step) is False:
+                refuse(path, f"{step} false is not supported")
         return found
     return None
