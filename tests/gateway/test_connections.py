@@ -51,13 +51,16 @@ def connected(gateway: GatewayProcess, *sent: bytes) -> Iterator[socket.socket]:
 
 def answer(client: socket.socket) -> tuple[int, dict[str, str], Any]:
     """Status, headers and JSON of one answer."""
-    file = client.makefile("rb")
+    file = client.makefile("rb", buffering=0)  # which reads nothing of the next answer
     status = int(file.readline().split()[1])
     headers = {}
     while line := file.readline().strip():
         name, _, value = line.decode().partition(":")
         headers[name.lower()] = value.strip()
-    return status, headers, json.loads(file.read(int(headers["content-length"])))
+    body, length = b"", int(headers["content-length"])
+    while piece := file.read(length - len(body)):
+        body += piece
+    return status, headers, json.loads(body)
 
 
 def refused(client: socket.socket, status: int, code: str) -> None:
