@@ -5,31 +5,28 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 
 from ipc.errors import Code, CortexError
 from ipc.messages.state import ModelState, ModelStatus, RankState
-from ipc.worker_messages import Ready
 from neuron.admission.request_queue import RequestQueue
 from neuron.config import ModelSettings
 from neuron.description import ModelDescription
 from neuron.memory.eviction import RESIDENCY_SHARE, Holder, RecentUse
-from neuron.memory.fit import Fit, Need
+from neuron.memory.fit import Need
 from neuron.memory.room import Room
-from neuron.models.adapters import Adapters
 from neuron.models.awaited import Awaited, nobody_has_to_ask
-from neuron.models.epochs import Epochs
 from neuron.models.keep_alive import KeepAlive
 from neuron.models.launcher import Launcher
 from neuron.models.life import TRANSITIONS, Event
 from neuron.models.load_news import LoadNews
 from neuron.models.model_state import model_state
-from neuron.models.pool import Pool
 from neuron.models.prefixes import Prefixes
 from neuron.models.renewal import Renewal
 from neuron.models.speed import Speed
+from neuron.models.tenancy import Tenancy
 from neuron.models.text_path import TextPath
 from neuron.processes.backoff import Backoff
 from neuron.requests.progress import LoadProgress
@@ -40,8 +37,6 @@ from neuron.text.frontend import TextFiles
 log = logging.getLogger("neuron.models.managed")
 
 SHORT_LOADS = 3  # tries of one load, where a device ran out of memory: each time more is asked for
-SPARE_SHARE = 1 / 8  # of what was booked, that is asked for on top then
-SPARE_BYTES = 256 << 20  # and at least so much of it, on each rank
 UNLOAD_SECONDS = 600.0  # for running requests to end before an unload gives up
 
 
@@ -80,10 +75,7 @@ class ManagedModel:
         self.requests = RequestQueue(
             launcher.config.queue, settings.max_sequences, description.whole, self._serves
         )
-        self._adapters = Adapters(launcher.config, room, self.requests)
-        self._pool = Pool(self._on_resized)
         self.preparing = 0  # requests that will be admitted
-        self.fit: Fit | None = None
         self.last_used = time.monotonic()
         self.ready_at = 0.0  # monotonic: when it was ready last, or went on to serve
         self.displaced = False  # it leaves or left for another model, and has not been back since
@@ -92,14 +84,17 @@ class ManagedModel:
         self._told: ModelState | None = None  # while nothing changes: one of many that are not loaded
         self._tell_change = changed
         self._news = LoadNews(self._changed, self.requests.tell)
-        self._epochs = Epochs(
+        self._tenancy = Tenancy(
             settings,
             description,
+            room,
             launcher,
             backoff,
+            self.requests,
             on_loading=self._news.on_loading,
             on_steps=self._on_steps,
             on_death=lambda error: self.handle(Event.DIED, error),
+            changed=self._changed,
         )
         self._text = TextPath(read_text, forget_text)
         self._task: asyncio.Task[None] | None = None  # brings it up, or takes it down
@@ -123,7 +118,7 @@ class ManagedModel:
         if (transition := TRANSITIONS[self.status].get(event)) is None:
             return
         status, action = transition
-        epoch = self._epochs.number
+        epoch = self._tenancy.epochs.number
         if error is not None:
             level = logging.WARNING if event is Event.REFUSED else logging.ERROR
             log.log(level, "model %s model=%s epoch=%d reason=%s", status, self.id, epoch, error)
@@ -151,7 +146,8 @@ class ManagedModel:
     @property
     def context_length(self) -> int:
         """Tokens of prompt and answer together: what was wished for, and once loaded what the pool allows."""
-        return self.fit.context_length if self.fit is not None else self.description.context_length
+        fit = self._tenancy.fit
+        return fit.context_length if fit is not None else self.description.context_length
 
     @property
     def seconds_left(self) -> float | None:
@@ -161,19 +157,17 @@ class ManagedModel:
     @property
     def load_seconds(self) -> float | None:
         """That its last load from files took, from the start of its processes."""
-        return self._epochs.load_seconds
+        return self._tenancy.epochs.load_seconds
 
     @property
     def bytes_parked(self) -> int:
         """Of its weights, in the host's memory."""
-        parking = self._launcher.parking
-        return parking.bytes_of(self.id) if parking is not None else 0
+        return self._tenancy.bytes_parked
 
     @property
     def reload_seconds(self) -> float:
         """That its next load should take, from files or from the host's memory; 0: not known."""
-        wake = self._epochs.wake_seconds if self.bytes_parked else None
-        return wake or self.load_seconds or 0.0
+        return self._tenancy.reload_seconds
 
     def tell_parked(self) -> None:
         """What is parked of it is not what it was."""
@@ -182,7 +176,7 @@ class ManagedModel:
     @property
     def loaded_on(self) -> str:
         """Kind of the device of that load."""
-        return self._epochs.loaded_on
+        return self._tenancy.epochs.loaded_on
 
     @property
     def in_use(self) -> bool:
@@ -203,7 +197,7 @@ class ManagedModel:
 
     def ranks(self) -> list[RankState]:
         """Its processes, from their heartbeat page."""
-        return self._epochs.ranks()
+        return self._tenancy.epochs.ranks()
 
     @property
     def is_in_line(self) -> bool:
@@ -212,7 +206,7 @@ class ManagedModel:
 
     def state(self) -> ModelState:
         """What the neuron tells of it."""
-        if self._told is not None and self._epochs.group is None:
+        if self._told is not None and self._tenancy.epochs.group is None:
             return self._told
         self._told = self._state()
         return self._told
@@ -225,17 +219,14 @@ class ManagedModel:
         return model_state(
             self.settings,
             self.description,
-            self.fit,
-            self._epochs,
+            self._tenancy,
             self.requests,
-            self._adapters,
             self._speed,
             status=self.status,
             error=self.error,
             context_length=self.context_length,
             progress=self._news.progress.fraction,
             seconds_left=self._news.progress.seconds_left,
-            bytes_parked=self.bytes_parked,
             evictions=self._evictions,
             keep_alive=None if self.settings.pin else self._keep_alive.told,
             drained=self._drained,
@@ -243,13 +234,13 @@ class ManagedModel:
 
     def page_hashes(self) -> list[bytes]:
         """Of the pages that its worker has computed and can share, 16 bytes each."""
-        statistics = self._epochs.statistics
+        statistics = self._tenancy.statistics
         return list(statistics.page_hashes) if statistics is not None else []
 
     @property
     def prefixes(self) -> Prefixes | None:
         """Of prompts whose pages its worker holds; None while there is none."""
-        return self._epochs.statistics.prefixes if self._epochs.statistics is not None else None
+        return self._tenancy.prefixes
 
     async def text(self) -> AnswerText:
         """The tokenizer and template, read once, and also while the model is not loaded.
@@ -274,7 +265,7 @@ class ManagedModel:
         return self.description.need(self.settings, runtime)
 
     def holder(self, reserved: dict[str, int]) -> Holder:
-        coming = self._pool.coming
+        coming = self._tenancy.pool.coming
         return Holder(
             model=self.id,
             reserved={name: size - coming.get(name, 0) for name, size in reserved.items()},
@@ -285,9 +276,9 @@ class ManagedModel:
             leaving=self.status in ("draining", "unloading"),
             reload_seconds=self.reload_seconds,
             recent_use=self._use.at(time.monotonic()),
-            pool=self._pool.share if self.status == "ready" else None,
+            pool=self._tenancy.pool.share if self.status == "ready" else None,
             coming=coming,
-            changes=self._pool.changes,
+            changes=self._tenancy.pool.changes,
         )
 
     @property
@@ -311,7 +302,7 @@ class ManagedModel:
             self.handle(Event.LEAVE)
 
     def resize(self, pages: int) -> None:
-        self._pool.resize(pages)
+        self._tenancy.pool.resize(pages)
 
     def stay(self) -> None:
         if not self._unloads:
@@ -371,7 +362,7 @@ class ManagedModel:
         before = self.description
         if not self._renewal.adopt():
             return
-        self._epochs.adopt(self.settings, self.description)
+        self._tenancy.adopt(self.settings, self.description)
         self.requests.adopt(self.settings.max_sequences, self.description.whole)
         if self.description.text != before.text:  # what waits was read by another tokenizer
             self.drop_text()
@@ -421,7 +412,7 @@ class ManagedModel:
 
     def _serves(self, request: OpenRequest) -> bool:
         """Whether the worker has the adapter of a request; else it is got."""
-        return self._adapters.serves(request)
+        return self._tenancy.adapters.serves(request)
 
     def hold(self, mark: bytes, tokens: int, page: bytes) -> None:
         if self.prefixes is not None:
@@ -440,11 +431,11 @@ class ManagedModel:
         for part in request.parts:
             self.abort(part.submit.request_id)
         if request.outcome == "finished":
-            self._epochs.prove()
+            self._tenancy.epochs.prove()
             self._speed.measure(request)
-        elif request.pages and self._epochs.statistics is not None:
-            self._epochs.statistics.doubt(request.pages)
-        self._adapters.look()
+        elif request.pages and self._tenancy.statistics is not None:
+            self._tenancy.statistics.doubt(request.pages)
+        self._tenancy.adapters.look()
         self._check_quiet()
         self._check_deserted()
         self._check_idle()
@@ -455,8 +446,8 @@ class ManagedModel:
 
     def abort(self, key: int) -> None:
         """End one sequence in the worker, if it still has it."""
-        if self._epochs.group is not None:
-            self._epochs.group.abort(key)
+        if self._tenancy.epochs.group is not None:
+            self._tenancy.epochs.group.abort(key)
 
     # --- up and down, for users -------------------------------------------------------------------------
 
@@ -528,8 +519,8 @@ class ManagedModel:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
-        await self._epochs.stop()
-        self._adapters.close()
+        await self._tenancy.epochs.stop()
+        self._tenancy.adapters.close()
 
     # --- actions ----------------------------------------------------------------------------------------
 
@@ -547,7 +538,7 @@ class ManagedModel:
         self.ready_at = time.monotonic()
         self.displaced = False
         self._up.come()
-        self.requests.open(self._epochs.group, self.fit.context_length)
+        self.requests.open(self._tenancy.epochs.group, self._tenancy.fit.context_length)
         self._comes_back = False
         self._check_idle()
         self._check_outdated()
@@ -555,13 +546,13 @@ class ManagedModel:
 
     def _give_up(self, error: CortexError | None) -> None:
         """It cannot be had now: everybody who waits is told, and nothing is held."""
-        self._epochs.count_failure()
+        self._tenancy.epochs.count_failure()
         self._let_go()
         self._adopt()
         self._fail_waiting(error)
         if self._is_resident:
             self._retry_timer = asyncio.get_running_loop().call_later(
-                self._epochs.seconds_to_wait, self._retry
+                self._tenancy.epochs.seconds_to_wait, self._retry
             )
 
     def _restart(self, error: CortexError | None) -> None:
@@ -572,7 +563,7 @@ class ManagedModel:
     def _drain(self, error: CortexError | None) -> None:
         """Let what runs end; all else waits for the next load."""
         self.requests.take_back()
-        self._adapters.pause()
+        self._tenancy.adapters.pause()
         self._check_quiet()
 
     def _lose_and_end(self, error: CortexError | None) -> None:
@@ -582,7 +573,7 @@ class ManagedModel:
 
     def _end(self, error: CortexError | None) -> None:
         """End the processes."""
-        self._adapters.stop()
+        self._tenancy.adapters.stop()
         self._task = asyncio.create_task(self._take_down(None))
 
     def _cancel(self, error: CortexError | None) -> None:
@@ -615,18 +606,17 @@ class ManagedModel:
         try:
             spare = 0
             for tries_left in reversed(range(SHORT_LOADS)):
-                reuse = self.description.engine == "transformer"
-                self.fit = await self._room.take(self, self._news.on_place, reuse=reuse, spare=spare)
+                await self._tenancy.book(self, self._news.on_place, spare)
                 self.handle(Event.GRANTED)
                 try:
                     await reading  # what can refuse the model comes before its processes
-                    self._on_ready(await self._epochs.start(self.fit))
+                    await self._tenancy.start()
                     break
                 except CortexError as error:
                     if error.code != Code.INSUFFICIENT_MEMORY or not tries_left:
                         raise
                     log.warning("load needs more memory model=%s spare=%d reason=%s", self.id, spare, error)
-                    spare += max(SPARE_BYTES, int(SPARE_SHARE * max(self.fit.rank_budgets, default=0)))
+                    spare += self._tenancy.spare
                     self._let_go()
                     self.handle(Event.SHORT)
         except CortexError as error:
@@ -641,7 +631,7 @@ class ManagedModel:
     async def _bring_up_again(self, error: CortexError) -> None:
         """From a death to workers that are ready."""
         try:
-            self._on_ready(await self._epochs.start_again(self.fit, error, self._news.say))
+            await self._tenancy.start_again(error, self._news.say)
         except CortexError as failure:
             self.handle(Event.FAILED, failure)
         except Exception as failure:
@@ -656,7 +646,7 @@ class ManagedModel:
             if bringing_up is not None:
                 bringing_up.cancel()
                 await asyncio.wait([bringing_up])
-            await self._epochs.stop()
+            await self._tenancy.epochs.stop()
         except CortexError as error:
             log.error("processes of a model did not end model=%s reason=%s", self.id, error)
             self._down.fail(error)
@@ -669,31 +659,11 @@ class ManagedModel:
     # --- parts of these ---------------------------------------------------------------------------------
 
     def _on_steps(self) -> None:
-        self.requests.on_steps(self._epochs.statistics.sequences_waiting)
-        self._changed()
-
-    def _on_ready(self, ready: Sequence[Ready]) -> None:
-        """What was measured counts from now on; the pool may be smaller or larger than planned."""
-        self.fit = self.fit.with_pages(self._epochs.statistics.kv_pages)
-        learn = self.description.overhead is not None
-        self._room.correct(self.id, self.fit, [report.memory for report in ready], learn=learn)
-        self._adapters.open(self.settings, self.description, self.fit.devices, self._epochs.group)
-        self._pool.open(self.fit, self._epochs.group, all(report.resizable for report in ready))
-
-    def _on_resized(self, pages: int, booked: Mapping[str, int]) -> None:
-        """The pool has so many pages now; by what its booking changes."""
-        statistics = self._epochs.statistics
-        self.fit = self.fit.resized(pages, statistics.measured)
-        statistics.resize(pages, self.fit.caches.page_bytes)
-        self._room.resized(self.id, booked)
+        self.requests.on_steps(self._tenancy.statistics.sequences_waiting)
         self._changed()
 
     def _lose_workers(self, error: CortexError) -> None:
-        self._adapters.stop()
-        self._pool.close()
-        self._epochs.count_death()
-        if self.load_seconds is not None:  # as it took last, it will be back by then
-            error.retry_after = self._epochs.seconds_to_wait + self.load_seconds
+        self._tenancy.lose_workers(error)
         self.requests.lose_worker(error)
 
     def _fail_waiting(self, error: CortexError) -> None:
@@ -701,12 +671,8 @@ class ManagedModel:
         self.requests.fail_all(error)
 
     def _let_go(self) -> None:
-        self.fit = None
-        self._adapters.close()
-        self._pool.forget()
-        self._epochs.forget()
+        self._tenancy.end()
         self._news.end()
-        self._room.release(self.id)
 
     def _check_quiet(self) -> None:
         if self.status == "draining" and self.requests.quiet:

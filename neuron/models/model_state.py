@@ -8,28 +8,25 @@ from ipc.messages.state import ModelState
 from neuron.admission.request_queue import RequestQueue
 from neuron.config import ModelSettings
 from neuron.description import ModelDescription
-from neuron.memory.fit import Fit
-from neuron.models.adapters import Adapters
-from neuron.models.epochs import Epochs
 from neuron.models.speed import Speed
+from neuron.models.tenancy import Tenancy
 
 
 def model_state(
     settings: ModelSettings,
     description: ModelDescription,
-    fit: Fit | None,
-    epochs: Epochs,
+    tenancy: Tenancy,
     requests: RequestQueue,
-    adapters: Adapters,
     speed: Speed,
     **own: Any,
 ) -> ModelState:
     """The `ModelState` of a model.
 
     Args:
-        fit: where it is; None: it has no memory.
+        tenancy: what it has while it is loaded.
         own: fields that none of these know.
     """
+    fit, epochs, adapters = tenancy.fit, tenancy.epochs, tenancy.adapters
     ranks, statistics = epochs.ranks(), epochs.statistics
     beside = adapters.nbytes
     return ModelState(
@@ -58,6 +55,7 @@ def model_state(
         epoch=epochs.number,
         restarts=epochs.restarts,
         load_seconds=epochs.load_seconds,
+        bytes_parked=tenancy.bytes_parked,
         wakes=epochs.wakes,
         wake_seconds=epochs.wake_seconds,
         collectives=ranks[0].collectives if ranks else 0,

@@ -481,7 +481,7 @@ def test_the_table_has_every_state_and_event():
 def test_each_event_in_each_state_leads_where_the_table_says(state, event, end):
     """With no action taken: what the actions do is held by the other tests."""
     model = types.SimpleNamespace(id="sim", status=state, error=None, _changed=lambda now: None)
-    model._epochs = types.SimpleNamespace(number=0)
+    model._tenancy = types.SimpleNamespace(epochs=types.SimpleNamespace(number=0))
     done = []
     if (transition := TRANSITIONS[state].get(event)) is not None:
         action = f"_{transition[1]}"

@@ -1,0 +1,178 @@
+"""What a model has while it is loaded: booked memory, its worker groups, their pool and adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from ipc.errors import CortexError
+from ipc.worker_messages import Ready
+from neuron.admission.request_queue import RequestQueue
+from neuron.config import ModelSettings
+from neuron.description import ModelDescription
+from neuron.memory.fit import Fit
+from neuron.memory.room import Place, Room, Tenant
+from neuron.models.adapters import Adapters
+from neuron.models.epochs import Epochs
+from neuron.models.launcher import Launcher
+from neuron.models.pool import Pool
+from neuron.models.prefixes import Prefixes
+from neuron.models.statistics import Statistics
+from neuron.processes.backoff import Backoff
+
+SPARE_SHARE = 1 / 8  # of what was booked, that is asked for on top where a device had less than that
+SPARE_BYTES = 256 << 20  # and at least so much of it, on each rank
+
+
+class Tenancy:
+    """Of one model: from a booking to its end, again and again. What the model is and shall be, it is told.
+
+    Args:
+        settings: what the user said about the model.
+        description: what it is, from its files.
+        room: gives it memory.
+        launcher: makes its worker groups.
+        backoff: waits between restarts.
+        requests: of the model.
+        on_loading: told the fraction that is read and a message.
+        on_steps: told that steps were reported.
+        on_death: told why the group that was ready is no more.
+        changed: called when there is something else to tell of it.
+
+    Attributes:
+        fit: what is booked, and where; None: nothing is.
+        epochs: its worker groups.
+        adapters: that they have.
+        pool: of their pages.
+    """
+
+    def __init__(
+        self,
+        settings: ModelSettings,
+        description: ModelDescription,
+        room: Room,
+        launcher: Launcher,
+        backoff: Backoff,
+        requests: RequestQueue,
+        *,
+        on_loading: Callable[[float, str], None],
+        on_steps: Callable[[], None],
+        on_death: Callable[[CortexError], None],
+        changed: Callable[[], None],
+    ) -> None:
+        self.fit: Fit | None = None
+        self.epochs = Epochs(
+            settings,
+            description,
+            launcher,
+            backoff,
+            on_loading=on_loading,
+            on_steps=on_steps,
+            on_death=on_death,
+        )
+        self.adapters = Adapters(launcher.config, room, requests)
+        self.pool = Pool(self._on_resized)
+        self._settings = settings
+        self._description = description
+        self._room = room
+        self._parking = launcher.parking
+        self._changed = changed
+
+    def adopt(self, settings: ModelSettings, description: ModelDescription) -> None:
+        """Nothing is loaded: these count from the next booking on."""
+        self._settings, self._description = settings, description
+        self.epochs.adopt(settings, description)
+
+    # --- facts ------------------------------------------------------------------------------------------
+
+    @property
+    def statistics(self) -> Statistics | None:
+        """Of the epoch that is ready."""
+        return self.epochs.statistics
+
+    @property
+    def prefixes(self) -> Prefixes | None:
+        """Of prompts whose pages its worker holds; None while there is none."""
+        return self.statistics.prefixes if self.statistics is not None else None
+
+    @property
+    def bytes_parked(self) -> int:
+        """Of its weights, in the host's memory."""
+        return self._parking.bytes_of(self._settings.id) if self._parking is not None else 0
+
+    @property
+    def reload_seconds(self) -> float:
+        """That its next load should take, from files or from the host's memory; 0: not known."""
+        wake = self.epochs.wake_seconds if self.bytes_parked else None
+        return wake or self.epochs.load_seconds or 0.0
+
+    # --- from a booking to its end ----------------------------------------------------------------------
+
+    async def book(self, tenant: Tenant, on_place: Callable[[Place], None], spare: int) -> None:
+        """Wait until it has memory.
+
+        Args:
+            tenant: the model, as the room sees it.
+            on_place: told its place in the line.
+            spare: bytes on each rank, over what the plan says.
+
+        Raises:
+            CortexError: INSUFFICIENT_MEMORY: it cannot have any.
+        """
+        reuse = self._description.engine == "transformer"
+        self.fit = await self._room.take(tenant, on_place, reuse=reuse, spare=spare)
+
+    @property
+    def spare(self) -> int:
+        """Bytes on each rank to ask for on top, where the devices had less than what is booked."""
+        return max(SPARE_BYTES, int(SPARE_SHARE * max(self.fit.rank_budgets, default=0)))
+
+    async def start(self) -> None:
+        """Start an epoch in what is booked, and return when it is ready.
+
+        Raises:
+            CortexError: why it does not get there.
+        """
+        self._open(await self.epochs.start(self.fit))
+
+    async def start_again(self, error: CortexError, tell: Callable[[str], None]) -> None:
+        """The same after a death.
+
+        Args:
+            error: why it died.
+            tell: hears what is waited for.
+
+        Raises:
+            CortexError: it is given up.
+        """
+        self._open(await self.epochs.start_again(self.fit, error, tell))
+
+    def lose_workers(self, error: CortexError) -> None:
+        """The group died; what is booked stays, for the next. `error` is told when that may be there."""
+        self.adapters.stop()
+        self.pool.close()
+        self.epochs.count_death()
+        if self.epochs.load_seconds is not None:  # as it took last, it will be back by then
+            error.retry_after = self.epochs.seconds_to_wait + self.epochs.load_seconds
+
+    def end(self) -> None:
+        """Give back what is booked. Its processes are gone, or never were."""
+        self.fit = None
+        self.adapters.close()
+        self.pool.forget()
+        self.epochs.forget()
+        self._room.release(self._settings.id)
+
+    def _open(self, ready: Sequence[Ready]) -> None:
+        """What was measured counts from now on; the pool may be smaller or larger than planned."""
+        self.fit = self.fit.with_pages(self.statistics.kv_pages)
+        learn = self._description.overhead is not None
+        self._room.correct(self._settings.id, self.fit, [report.memory for report in ready], learn=learn)
+        self.adapters.open(self._settings, self._description, self.fit.devices, self.epochs.group)
+        self.pool.open(self.fit, self.epochs.group, all(report.resizable for report in ready))
+
+    def _on_resized(self, pages: int, booked: Mapping[str, int]) -> None:
+        """The pool has so many pages now; by what its booking changes."""
+        self.fit = self.fit.resized(pages, self.statistics.measured)
+        self.statistics.resize(pages, self.fit.caches.page_bytes)
+        self._room.resized(self._settings.id, booked)
+        self._changed()
