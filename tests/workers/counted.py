@@ -34,7 +34,7 @@ from workers.kernels.launch import Launcher
 from workers.models.registry import MODELS
 from workers.parallel import RankGroup
 from workers.sampling.sampler import Sampler
-from workers.vision.tower import Tower
+from workers.vision.sight import tower
 
 HOPPER = SimpleNamespace(multi_processor_count=132)  # what it is asked for of an H100's properties
 
@@ -198,9 +198,9 @@ def most_of_a_look(vision: Vision, rows: int, columns: int) -> Counted:
     """What a tower takes of a GPU while it looks at an image of so many pixels."""
     counting = Counting()
     with _a_gpu(), FakeTensorMode(allow_non_fake_inputs=True), counting, torch.inference_mode():
-        tower = Tower(vision, torch.bfloat16, torch.device("cuda:0"))
+        eye = tower(vision, torch.bfloat16, torch.device("cuda:0"))
         image = torch.empty(rows, columns, 3, dtype=torch.uint8)
-        return counting.most_of(lambda: tower(image))
+        return counting.most_of(lambda: eye(image))
 
 
 def most_of_a_step(card: ModelCard, **limits: Any) -> Counted:

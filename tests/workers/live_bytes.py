@@ -10,13 +10,12 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from workers.vision.pixtral import PixtralTower
 from workers.vision.tower import Tower
 
 
-def most_held(tower: Tower | PixtralTower, size: tuple[int, int]) -> int:
+def most_held(tower: Tower, size: tuple[int, int]) -> int:
     """Bytes, while it looks at an image of these pixels."""
-    weights = [piece.into for part in tower.parts() for piece in part.pieces]
+    weights = [piece.into for part in tower.weights.parts() for piece in part.pieces]
     with torch.no_grad(), Live(weights) as live:
         tower(torch.zeros(*size, 3, dtype=torch.uint8))
     return live.most

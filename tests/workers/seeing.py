@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import (
@@ -24,12 +26,21 @@ from transformers import (
     Qwen3VLMoeForConditionalGeneration,
 )
 
+from ipc.messages.conversation import ImagePart, Message, TextPart
+from ipc.messages.requests import Generate
 from ipc.worker_messages import ImageData, PlacedImage, Submit
+from neuron.preparation.facts import ModelFacts
+from neuron.preparation.prepared import PreparedPrompt, prepare
+from neuron.text.frontend import TextFrontEnd
 from tests.workers.checkpoints import HYBRID, HYBRID_EXPERTS, SIZES, fill
-from tests.workers.engines import LIMITS, Answer, request
+from tests.workers.engines import LIMITS, Answer, make_runner, request
 from workers.checkpoints.caches import num_states
+from workers.checkpoints.card import read_card
 from workers.execution.model_runner import ModelRunner
 from workers.scheduling.scheduler import Scheduler
+from workers.vision.sight import tower
+from workers.vision.tower import Tower
+from workers.weights.loader import WeightFiles
 
 Images = list[tuple[PlacedImage, Tensor]]
 Parts = tuple[int | list[int] | Tensor, ...]
@@ -124,6 +135,11 @@ def picture(rows: int, columns: int, seed: int = 0) -> Tensor:  # [rows * SIDE, 
     return torch.randint(0, 256, (rows * SIDE, columns * SIDE, 3), dtype=torch.uint8, generator=generator)
 
 
+def digest(image: Tensor) -> bytes:
+    """The name of an image."""
+    return hashlib.blake2b(image.numpy().tobytes(), digest_size=16).digest()
+
+
 def patches(
     image: Tensor,
 ) -> Tensor:  # [patches, 3 * 2 * PATCH * PATCH], as the processor of transformers has it
@@ -145,8 +161,7 @@ def prompt(*parts: int | list[int] | Tensor) -> tuple[list[int], Images]:
     for part in parts:
         if isinstance(part, Tensor):
             rows, columns = (size // SIDE for size in part.shape[:2])
-            digest = hashlib.blake2b(part.numpy().tobytes(), digest_size=16).digest()
-            images.append((PlacedImage(digest, len(ids) + 1, rows, columns), part))
+            images.append((PlacedImage(digest(part), len(ids) + 1, rows, columns), part))
             ids += [START, *[IMAGE] * (rows * columns), END]
         else:
             ids += part if isinstance(part, list) else [(7 * part + 3 * n) % 119 for n in range(part)]
@@ -176,6 +191,61 @@ def greedy(model: PreTrainedModel, ids: list[int], images: Images, count: int) -
         logits = model(**oracle(model, ids + found, images), use_cache=False).logits
         found.append(int(logits[0, -1].argmax()))
     return found
+
+
+@contextmanager
+def loaded(folder: Path, **settings: Any) -> Iterator[ModelRunner]:
+    """An engine that has read a model."""
+    engine = make_runner(folder, **settings)
+    engine.load(lambda fraction, message: None)
+    try:
+        yield engine
+    finally:
+        engine.close()
+
+
+def tower_of(folder: Path) -> Tower:
+    """The tower of a model, in float32."""
+    card = read_card(folder)
+    eye = tower(card.vision, torch.float32, torch.device("cpu"))
+    WeightFiles(card).load(eye.weights.parts(), lambda fraction: None)
+    return eye
+
+
+def changed(folder: Path, into: Path, file: str = "config.json", **changes: Any) -> Path:
+    """The same model, of which a file says something else."""
+    for each in folder.iterdir():
+        (into / each.name).symlink_to(each)
+    given = json.loads((folder / file).read_text())
+    (into / file).unlink()
+    (into / file).write_text(json.dumps(given | changes))
+    return into
+
+
+def with_tower(folder: Path, into: Path, **changes: Any) -> Path:
+    """The same, of which the part `vision_config` does."""
+    tower = json.loads((folder / "config.json").read_text())["vision_config"]
+    return changed(folder, into, vision_config=tower | changes)
+
+
+def without_tower(folder: Path, into: Path) -> Path:
+    """The same model, whose files have only what reads and writes text."""
+    weights = load_file(folder / "model.safetensors")
+    kept = {
+        name: weight for name, weight in weights.items() if "vision" not in name and "projector" not in name
+    }
+    save_file(kept, into / "model.safetensors")
+    for name in ("config.json", "tokenizer.json"):
+        (into / name).symlink_to(folder / name)
+    return into
+
+
+def asked_of(folder: Path, *content: str | bytes) -> PreparedPrompt:
+    """What a neuron makes of a message of texts and encoded images."""
+    text = TextFrontEnd.load(read_card(folder))
+    parts = [TextPart(text=part) if isinstance(part, str) else ImagePart(data=part) for part in content]
+    asked = Generate(id=1, model="m", messages=[Message(role="user", content=parts)])
+    return prepare(asked, text, ModelFacts(), 4096).prompts[0]
 
 
 def submit(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 
 import msgspec
@@ -13,23 +12,16 @@ from transformers import Mistral3Config, Mistral3ForConditionalGeneration
 from transformers.models.pixtral.image_processing_pil_pixtral import PixtralImageProcessorPil
 
 from ipc.errors import CortexError
-from ipc.messages.conversation import ImagePart, Message, TextPart
-from ipc.messages.requests import Generate
 from ipc.worker_messages import PlacedImage
 from neuron.images import sizing
-from neuron.preparation.facts import ModelFacts
-from neuron.preparation.prepared import prepare
-from neuron.text.frontend import TextFrontEnd
 from tests.neuron.test_images import encoded, noise
 from tests.workers import seeing
 from tests.workers.checkpoints import SIZES, fill
-from tests.workers.engines import make_runner
 from tests.workers.live_bytes import most_held
-from tests.workers.seeing import IMAGE, picture, serve
+from tests.workers.seeing import IMAGE, asked_of, picture, serve, tower_of, with_tower, without_tower
 from tests.workers.thread_ranks import Ranks
 from workers.checkpoints.card import read_card
-from workers.vision.pixtral import PixtralTower
-from workers.weights.loader import WeightFiles
+from workers.vision import sight
 
 LINE_END, IMAGE_END = 121, 122
 LONGEST = 60  # pixels: no multiple of a token's 8
@@ -83,10 +75,8 @@ def model(folder):
 
 @pytest.fixture(scope="module")
 def engine(folder, model):
-    engine = make_runner(folder)
-    engine.load(lambda fraction, message: None)
-    yield engine
-    engine.close()
+    with seeing.loaded(folder) as engine:
+        yield engine
 
 
 def prompt(*parts):
@@ -97,8 +87,7 @@ def prompt(*parts):
             ids += seeing.prompt(part)[0]
             continue
         rows, columns = (size // seeing.SIDE for size in part.shape[:2])
-        digest = hashlib.blake2b(part.numpy().tobytes(), digest_size=16).digest()
-        images.append((PlacedImage(digest, len(ids), rows, columns, gap=1), part))
+        images.append((PlacedImage(seeing.digest(part), len(ids), rows, columns, gap=1), part))
         ids += ([IMAGE] * columns + [LINE_END]) * rows
         ids[-1] = IMAGE_END
     return ids, images
@@ -140,14 +129,11 @@ def answers(engine, asked, count=TOKENS, **settings):
 
 @pytest.mark.parametrize("shape", [(1, 7), (7, 1), (2, 3), (4, 4), (5, 2)])
 def test_the_tower_sees_what_that_of_transformers_sees(folder, model, shape):
-    card = read_card(folder)
-    tower = PixtralTower(card.vision, torch.float32, torch.device("cpu"))
-    WeightFiles(card).load(tower.parts(), lambda fraction: None)
     image = picture(*shape)
     given = oracle([1], [(None, image)])
     with torch.no_grad():
         seen = model.model.get_image_features(given["pixel_values"], given["image_sizes"])
-        torch.testing.assert_close(tower(image), seen.pooler_output[0], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(tower_of(folder)(image), seen.pooler_output[0], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("parts", PROMPTS.values(), ids=PROMPTS)
@@ -195,22 +181,10 @@ def test_answers_are_the_same_on_two_ranks(folder, model, monkeypatch):
 
 def test_text_alone_is_computed_as_without_eyes(engine, folder, model, tmp_path):
     """The same files without the tower give the same bits, and say that they are blind."""
-    from safetensors.torch import load_file, save_file
-
-    weights = load_file(folder / "model.safetensors")
-    kept = {
-        name: weight for name, weight in weights.items() if "vision" not in name and "projector" not in name
-    }
-    save_file(kept, tmp_path / "model.safetensors")
-    for name in ("config.json", "tokenizer.json"):
-        (tmp_path / name).write_text((folder / name).read_text())
+    without_tower(folder, tmp_path)
     assert any("its files have no tower" in note for note in read_card(tmp_path).notes)
-    blind = make_runner(tmp_path)
-    blind.load(lambda fraction, message: None)
-    try:
+    with seeing.loaded(tmp_path) as blind:
         told = [answers(each, [(90,)], 8, prompt_logprobs=3)[0] for each in (engine, blind)]
-    finally:
-        blind.close()
     assert (told[0].token_ids, told[0].prompt_logprobs) == (told[1].token_ids, told[1].prompt_logprobs)
 
 
@@ -218,11 +192,8 @@ def test_text_alone_is_computed_as_without_eyes(engine, folder, model, tmp_path)
     "shape", [(8, 8), (7, 9), (60, 60), (61, 30), (200, 100), (3, 100), (5, 61), (1, 40)]
 )
 def test_pixels_and_tokens_are_those_of_transformers(folder, model, shape):
-    text = TextFrontEnd.load(read_card(folder))
     image = noise(*shape)
-    content = [TextPart(text="a"), ImagePart(data=encoded(image)), TextPart(text="b")]
-    request = Generate(id=1, model="m", messages=[Message(role="user", content=content)])
-    [made] = prepare(request, text, ModelFacts(), 4096).prompts
+    made = asked_of(folder, "a", encoded(image), "b")
     [seen] = made.images
     processor = PixtralImageProcessorPil.from_pretrained(folder, patch_size=seeing.SIDE)
     given = processor(Image.fromarray(image), return_tensors="pt")
@@ -233,20 +204,16 @@ def test_pixels_and_tokens_are_those_of_transformers(folder, model, shape):
     marks, _ = prompt(ours)
     placed = seen.placed
     assert made.token_ids()[placed.start : placed.end] == marks
-    assert sizing.sized(content[1].data, text.vision, "image").tokens == len(marks)
+    assert sizing.sized(encoded(image), read_card(folder).vision, "image").tokens == len(marks)
     assert [chr(each) for each in made.token_ids() if each < IMAGE] == list("u:ab;a:")
 
 
 def test_with_exact_an_image_is_the_same_in_company_and_in_pieces_to_the_last_bit(folder, model):
-    engine = make_runner(folder, dtype="bfloat16", exact=True, max_step_tokens=128)
-    engine.load(lambda fraction, message: None)
     asked, wanted = [TWO, ONE, (30,)], {"logprobs": 2, "prompt_logprobs": 0}
-    try:
+    with seeing.loaded(folder, dtype="bfloat16", exact=True, max_step_tokens=128) as engine:
         whole = [answers(engine, [parts], 4, max_step_tokens=128, **wanted)[0] for parts in asked]
         assert answers(engine, asked, 4, later=2, max_step_tokens=128, **wanted) == whole
         assert answers(engine, asked, 4, max_step_tokens=13, **wanted) == whole
-    finally:
-        engine.close()
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (4, 16)])
@@ -260,7 +227,7 @@ def test_what_the_tower_takes_is_planned(folder, model, shape):
         out_size=256,
         max_pixels=shape[0] * shape[1] * 28**2,
     )
-    tower = PixtralTower(vision, torch.bfloat16, torch.device("cpu"))
+    tower = sight.tower(vision, torch.bfloat16, torch.device("cpu"))
     planned = vision.working_bytes(2, 4096)
     assert 0.4 * planned < most_held(tower, (shape[0] * 28, shape[1] * 28)) <= planned
 
@@ -275,11 +242,5 @@ def test_what_the_tower_takes_is_planned(folder, model, shape):
     ],
 )
 def test_a_tower_that_cannot_be_is_refused_by_what_is_wrong(folder, model, tmp_path, changes, reason):
-    config = json.loads((folder / "config.json").read_text())
-    config["vision_config"] |= changes
-    for file in folder.iterdir():
-        if file.name != "config.json":
-            (tmp_path / file.name).symlink_to(file)
-    (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(CortexError, match=reason):
-        read_card(tmp_path)
+        read_card(with_tower(folder, tmp_path, **changes))

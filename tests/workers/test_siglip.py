@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 
 import msgspec
@@ -14,25 +13,28 @@ from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 
 from ipc.errors import Code, CortexError
-from ipc.messages.conversation import ImagePart, Message, TextPart
-from ipc.messages.requests import Generate
 from ipc.worker_messages import PlacedImage
 from neuron.config import ModelSettings
 from neuron.description import described
-from neuron.preparation.facts import ModelFacts
-from neuron.preparation.prepared import prepare
-from neuron.text.frontend import TextFrontEnd
 from tests.neuron.test_images import encoded, noise
 from tests.workers import seeing
 from tests.workers.checkpoints import SIZES, fill
-from tests.workers.engines import make_runner
 from tests.workers.live_bytes import most_held
-from tests.workers.seeing import END, IMAGE, START, serve
+from tests.workers.seeing import (
+    END,
+    IMAGE,
+    START,
+    asked_of,
+    changed,
+    serve,
+    tower_of,
+    with_tower,
+    without_tower,
+)
 from tests.workers.thread_ranks import Ranks
 from workers.checkpoints.card import read_card
 from workers.scheduling.scheduler import Scheduler
-from workers.vision.siglip import SiglipTower
-from workers.weights.loader import WeightFiles
+from workers.vision import sight
 
 SIDE = 6  # tokens: more of them than a page has, and than a window
 PIXELS = SIDE * seeing.SIDE
@@ -88,10 +90,8 @@ def model(folder):
 
 @pytest.fixture(scope="module")
 def engine(folder, model):
-    engine = make_runner(folder)
-    engine.load(lambda fraction, message: None)
-    yield engine
-    engine.close()
+    with seeing.loaded(folder) as engine:
+        yield engine
 
 
 def picture(seed=0):
@@ -105,8 +105,7 @@ def prompt(*parts):
         if not isinstance(part, torch.Tensor):
             ids += seeing.prompt(part)[0]
             continue
-        digest = hashlib.blake2b(part.numpy().tobytes(), digest_size=16).digest()
-        images.append((PlacedImage(digest, len(ids) + 2, SIDE, SIDE, together=True), part))
+        images.append((PlacedImage(seeing.digest(part), len(ids) + 2, SIDE, SIDE, together=True), part))
         ids += [LINES, START, *[IMAGE] * SEEN, END, LINES]
     return ids, images
 
@@ -149,13 +148,6 @@ PROMPTS = {"one": ONE, "two": TWO, "at the start, one behind the other": FIRST, 
 def answers(engine, asked, count=TOKENS, **settings):
     settings = {"together": SEEN, "logprobs": 0} | settings
     return serve(engine, [(parts, count) for parts in asked], laid_out=prompt, **settings)[0]
-
-
-def tower_of(folder):
-    card = read_card(folder)
-    tower = SiglipTower(card.vision, torch.float32, torch.device("cpu"))
-    WeightFiles(card).load(tower.parts(), lambda fraction: None)
-    return tower
 
 
 def test_the_tower_sees_what_that_of_transformers_sees(folder, model):
@@ -234,15 +226,11 @@ def test_answers_are_the_same_on_two_ranks(folder, model, monkeypatch):
 
 
 def test_with_exact_an_image_is_the_same_in_company_and_in_pieces_to_the_last_bit(folder, model):
-    engine = make_runner(folder, dtype="bfloat16", exact=True, max_step_tokens=128)
-    engine.load(lambda fraction, message: None)
     asked, wanted = [TWO, ONE, (30,)], {"logprobs": 2, "prompt_logprobs": 0}
-    try:
+    with seeing.loaded(folder, dtype="bfloat16", exact=True, max_step_tokens=128) as engine:
         whole = [answers(engine, [parts], 4, max_step_tokens=128, **wanted)[0] for parts in asked]
         assert answers(engine, asked, 4, later=2, max_step_tokens=128, **wanted) == whole
         assert answers(engine, asked, 4, max_step_tokens=STEP, **wanted) == whole
-    finally:
-        engine.close()
 
 
 # prefixes of the language model, the tower and the projector
@@ -278,36 +266,16 @@ def test_files_with_other_names_are_the_same_model(folder, model, tmp_path, pref
 
 def test_text_alone_is_computed_as_without_eyes(engine, folder, model, tmp_path):
     """The same files without the tower give the same bits, and say that they are blind."""
-    weights = load_file(folder / "model.safetensors")
-    kept = {
-        name: weight for name, weight in weights.items() if "vision" not in name and "projector" not in name
-    }
-    save_file(kept, tmp_path / "model.safetensors")
-    for name in ("config.json", "tokenizer.json"):
-        (tmp_path / name).symlink_to(folder / name)
+    without_tower(folder, tmp_path)
     assert any("its files have no tower" in note for note in read_card(tmp_path).notes)
     config = json.loads((folder / "config.json").read_text())
     del config["vision_config"]
     (tmp_path / "config.json").unlink()
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert any("its files have no tower" in note for note in read_card(tmp_path).notes)
-    blind = make_runner(tmp_path)
-    blind.load(lambda fraction, message: None)
-    try:
+    with seeing.loaded(tmp_path) as blind:
         told = [answers(each, [(90,)], 8, prompt_logprobs=3)[0] for each in (engine, blind)]
-    finally:
-        blind.close()
     assert (told[0].token_ids, told[0].prompt_logprobs) == (told[1].token_ids, told[1].prompt_logprobs)
-
-
-def changed(folder, tmp_path, file="config.json", **changes):
-    """The same model, of which a file says something else."""
-    for each in folder.iterdir():
-        (tmp_path / each.name).symlink_to(each)
-    given = json.loads((folder / file).read_text())
-    (tmp_path / file).unlink()
-    (tmp_path / file).write_text(json.dumps(given | changes))
-    return tmp_path
 
 
 @pytest.mark.parametrize("step", ["do_resize", "do_rescale", "do_normalize", "do_pan_and_scan"])
@@ -339,13 +307,6 @@ def test_without_the_tokens_around_an_image_the_language_model_is_served_alone(f
     blind = changed(folder, tmp_path, **{key: unknown})
     assert any(f"tokenizer.json has no token {unknown}, its {key}" in note for note in read_card(blind).notes)
     assert asked_of(blind, "look").token_ids() == asked_of(folder, "look").token_ids()
-
-
-def asked_of(folder, *content):
-    text = TextFrontEnd.load(read_card(folder))
-    parts = [TextPart(text=part) if isinstance(part, str) else ImagePart(data=part) for part in content]
-    request = Generate(id=1, model="m", messages=[Message(role="user", content=parts)])
-    return prepare(request, text, ModelFacts(), 4096).prompts[0]
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (48, 48), (7, 9), (60, 200), (3, 100), (1, 300)])
@@ -391,7 +352,7 @@ def test_what_the_tower_takes_is_planned(folder, model):
     vision = msgspec.structs.replace(
         read_card(folder).vision, **changes, table_side=32, merge_size=4, max_pixels=(32 * 14) ** 2
     )
-    tower = SiglipTower(vision, torch.bfloat16, torch.device("cpu"))
+    tower = sight.tower(vision, torch.bfloat16, torch.device("cpu"))
     planned = vision.working_bytes(2, 4096)
     assert 0.4 * planned < most_held(tower, (32 * 14, 32 * 14)) <= planned
 
@@ -400,7 +361,7 @@ def test_what_the_tower_takes_is_planned(folder, model):
 def test_planned_bytes_have_the_tower_on_the_first_rank(folder, model, size):
     card = read_card(folder)
     seeing = {name: tensor for name, tensor in card.tensors.items() if name.startswith("visual.")}
-    tower = SiglipTower(card.vision, torch.float32, torch.device("cpu"))
+    tower = sight.tower(card.vision, torch.float32, torch.device("cpu")).weights
     assert sorted(piece.name for part in tower.parts() for piece in part.pieces) == sorted(seeing)
     planned = card.bytes_per_rank(size, "float32", None)
     assert tower.nbytes == sum(tensor.nbytes for tensor in seeing.values())
@@ -421,6 +382,5 @@ def test_planned_bytes_have_the_tower_on_the_first_rank(folder, model, size):
     ],
 )
 def test_a_tower_that_cannot_be_is_refused_by_what_is_wrong(folder, model, tmp_path, changes, reason):
-    tower = json.loads((folder / "config.json").read_text())["vision_config"]
     with pytest.raises(CortexError, match=reason):
-        read_card(changed(folder, tmp_path, vision_config=tower | changes))
+        read_card(with_tower(folder, tmp_path, **changes))

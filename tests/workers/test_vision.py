@@ -12,18 +12,18 @@ import torch
 from ipc.errors import CortexError
 from ipc.worker_messages import ImageData, PlacedImage
 from tests.workers import seeing
-from tests.workers.engines import make_runner, prompt_of
+from tests.workers.engines import prompt_of
 from tests.workers.guessing import Knows
 from tests.workers.live_bytes import most_held
-from tests.workers.seeing import oracle, picture, prompt, serve
+from tests.workers.seeing import oracle, picture, prompt, serve, tower_of
 from tests.workers.thread_ranks import Ranks
 from workers.checkpoints.card import read_card
 from workers.checkpoints.vision import Vision
 from workers.scheduling.drafts import DRAFTERS
 from workers.step.gallery import Gallery
 from workers.step.positions import axes
-from workers.vision.tower import Tower
-from workers.weights.loader import WeightFiles
+from workers.vision import sight
+from workers.vision.qwen3_vl import Qwen3VLTower
 
 SHAPES = [(1, 1), (1, 7), (7, 1), (2, 3), (3, 2), (4, 4), (5, 2), (2, 9), (6, 6), (8, 1), (3, 11), (10, 10)]
 TOKENS = 16
@@ -42,10 +42,8 @@ def model(folder):
 
 @pytest.fixture(scope="module")
 def engine(folder, model):
-    engine = make_runner(folder)
-    engine.load(lambda fraction, message: None)
-    yield engine
-    engine.close()
+    with seeing.loaded(folder) as engine:
+        yield engine
 
 
 def expected(model, parts, count=TOKENS):
@@ -75,15 +73,12 @@ def test_an_image_of_any_shape_stands_where_transformers_has_it(model, shape):
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_tower_sees_what_that_of_transformers_sees(folder, model, shape):
-    card = read_card(folder)
-    tower = Tower(card.vision, torch.float32, torch.device("cpu"))
-    WeightFiles(card).load(tower.parts(), lambda fraction: None)
     image = picture(*shape)
     with torch.no_grad():
         seen = model.model.get_image_features(
             seeing.patches(image), torch.tensor([[1, shape[0] * seeing.MERGE, shape[1] * seeing.MERGE]])
         )
-        found = tower(image)
+        found = tower_of(folder)(image)
     features = torch.cat([seen.pooler_output[0], *(each[0] for each in seen.deepstack_features)], dim=1)
     torch.testing.assert_close(found, features, atol=1e-4, rtol=1e-4)
 
@@ -170,20 +165,18 @@ def test_text_alone_is_computed_as_without_eyes(engine, folder, tmp_path):
         config["rope_parameters"].pop(key)
     (tmp_path / "config.json").write_text(json.dumps(config | {"architectures": ["Qwen3ForCausalLM"]}))
     (tmp_path / "tokenizer.json").write_text("{}")
-    blind = make_runner(tmp_path)
-    blind.load(lambda fraction, message: None)
-    try:
+    with seeing.loaded(tmp_path) as blind:
         told = [serve(each, [((90,), 8)], prompt_logprobs=3)[0][0] for each in (engine, blind)]
-    finally:
-        blind.close()
     assert told[0].prompt_logprobs == told[1].prompt_logprobs
     assert told[0].token_ids == told[1].token_ids
 
 
 def test_an_image_is_looked_at_once(engine, monkeypatch):
     looks = []
-    look = Tower.__call__
-    monkeypatch.setattr(Tower, "__call__", lambda tower, image: (looks.append(image), look(tower, image))[1])
+    look = Qwen3VLTower.__call__
+    monkeypatch.setattr(
+        Qwen3VLTower, "__call__", lambda tower, image: (looks.append(image), look(tower, image))[1]
+    )
     image = picture(5, 5, 12)
     serve(engine, [((5, image, 60), 2), ((6, image, 3), 2)], max_step_tokens=7)
     assert len(looks) == 1
@@ -231,17 +224,13 @@ def test_a_prompt_with_an_image_keeps_its_tokens(engine):
 @pytest.mark.parametrize("kind", [kind for kind in seeing.KINDS if kind != "qwen3_vl"])
 def test_other_families_see_as_well(tmp_path, kind):
     model = seeing.write(tmp_path, kind)
-    engine = make_runner(tmp_path)
-    engine.load(lambda fraction, message: None)
-    try:
+    with seeing.loaded(tmp_path) as engine:
         ids, images = prompt(*TWO)
         with torch.no_grad():
             logits = model(**oracle(model, ids, images)).logits[0]
         following = logits[:-1].log_softmax(-1).gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
         [whole], _ = serve(engine, [(TWO, 1)], prompt_logprobs=0)
         [chunked, beside], _ = serve(engine, [(TWO, TOKENS), (ONE, TOKENS)], max_step_tokens=13)
-    finally:
-        engine.close()
     told = torch.tensor([each.logprob for each in whole.prompt_logprobs])
     torch.testing.assert_close(told, following, atol=1e-4, rtol=1e-4)
     assert chunked.token_ids == expected(model, TWO)
@@ -258,10 +247,8 @@ def narrow(request, tmp_path_factory):
     kind, exact = request.param
     folder = tmp_path_factory.mktemp("narrow")
     model = seeing.write(folder, kind)
-    engine = make_runner(folder, dtype="bfloat16", exact=exact, max_step_tokens=128)
-    engine.load(lambda fraction, message: None)
-    yield engine, exact, model
-    engine.close()
+    with seeing.loaded(folder, dtype="bfloat16", exact=exact, max_step_tokens=128) as engine:
+        yield engine, exact, model
 
 
 def test_in_bfloat16_an_image_is_the_same_in_company_in_pieces_and_cached(narrow):
@@ -368,7 +355,7 @@ def test_planned_bytes_have_the_tower_on_the_first_rank(folder, model, size, qua
     card = read_card(folder)
     tower = sum(tensor.nbytes for name, tensor in card.tensors.items() if name.startswith("visual."))
     planned = card.bytes_per_rank(size, "float32", quantization)
-    assert Tower(card.vision, torch.float32, torch.device("cpu")).nbytes == tower
+    assert sight.tower(card.vision, torch.float32, torch.device("cpu")).weights.nbytes == tower
     assert size == 1 or planned[0] - planned[1] == tower
 
 
@@ -379,7 +366,7 @@ def test_what_the_tower_takes_is_planned(shape):
         read_config(hidden_size=128, intermediate_size=496, num_heads=4),
         max_pixels=shape[0] * shape[1] * 32**2,
     )
-    tower = Tower(vision, torch.bfloat16, torch.device("cpu"))
+    tower = sight.tower(vision, torch.bfloat16, torch.device("cpu"))
     planned = vision.working_bytes(2, 4096)
     assert 0.5 * planned < most_held(tower, (shape[0] * 32, shape[1] * 32)) <= planned
 
@@ -405,10 +392,6 @@ def test_experts_stored_as_in_the_published_files_are_read_as_well(tmp_path):
     for name in [name for name in weights if ".experts." in name]:
         weights[name] = weights[name].transpose(1, 2).contiguous()
     save_file(weights, tmp_path / "model.safetensors")
-    engine = make_runner(tmp_path)
-    engine.load(lambda fraction, message: None)
-    try:
+    with seeing.loaded(tmp_path) as engine:
         [answer], _ = serve(engine, [(ONE, TOKENS)])
-    finally:
-        engine.close()
     assert answer.token_ids == expected(model, ONE)

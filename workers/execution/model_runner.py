@@ -171,7 +171,7 @@ class ModelRunner:
         """All that this rank reads from the checkpoint."""
         yield from self.model.parts()
         if self.sight is not None and self.sight.tower is not None:
-            yield from self.sight.tower.parts()
+            yield from self.sight.tower.weights.parts()
 
     def _make_pool(self, config: ModelConfig, dtype: torch.dtype, weights: int) -> Loaded:
         """A pool as large as memory allows: first one page of few layers, to see what all else takes.

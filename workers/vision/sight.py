@@ -15,8 +15,16 @@ from workers.parallel import RankGroup
 from workers.step.batch import Segment
 from workers.step.gallery import Gallery
 from workers.vision.pixtral import PixtralTower
+from workers.vision.qwen3_vl import Qwen3VLTower
 from workers.vision.siglip import SiglipTower
 from workers.vision.tower import Tower
+
+
+def tower(vision: Vision, dtype: torch.dtype, device: torch.device) -> Tower:
+    """The one of that kind; its weights are to be read."""
+    if vision.pixtral is not None:
+        return PixtralTower(vision, dtype, device)
+    return (Qwen3VLTower if vision.siglip is None else SiglipTower)(vision, dtype, device)
 
 
 class Sight:
@@ -30,9 +38,7 @@ class Sight:
         self, vision: Vision, dtype: torch.dtype, group: RankGroup, gallery: Gallery, remembered: int
     ) -> None:
         self.vision, self.dtype, self.group, self.gallery = vision, dtype, group, gallery
-        make = Tower if vision.pixtral is None else PixtralTower
-        make = make if vision.siglip is None else SiglipTower
-        self.tower = make(vision, dtype, group.device) if group.rank == 0 else None
+        self.tower = tower(vision, dtype, group.device) if group.rank == 0 else None
         self._width = (1 + len(vision.deepstack)) * vision.out_size
         self._seen: OrderedDict[bytes, Tensor] = OrderedDict()
         self._left = remembered
