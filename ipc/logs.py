@@ -11,7 +11,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, Literal
@@ -23,10 +23,57 @@ VARIABLE = "CORTEX_LOG_FORMAT"  # of the environment: what children write
 _NAMED = re.compile(r"(\w+)=%[-#0+]*\d*(?:\.\d+)?[sdrgfxei](?=\s|$)")
 
 
+class Event(logging.LogRecord):
+    """What is written of one, without its file, line and thread: to find these out is most of its cost."""
+
+    pathname = filename = module = ""
+    lineno = 0
+    funcName = thread = threadName = processName = taskName = None
+
+    def __init__(
+        self,
+        name: str,
+        level: int,
+        pathname: str,
+        lineno: int,
+        msg: object,
+        args: Any,
+        exc_info: Any,
+        func: str | None = None,
+        sinfo: str | None = None,
+    ) -> None:
+        if args and len(args) == 1 and args[0] and isinstance(args[0], Mapping):
+            (args,) = args  # by name
+        self.name, self.levelno, self.levelname = name, level, logging.getLevelName(level)
+        self.msg, self.args = msg, args
+        self.exc_info, self.exc_text, self.stack_info = exc_info, None, sinfo
+        self.created = time.time()
+        self.msecs = int(self.created % 1 * 1000) + 0.0
+        self.process = os.getpid()
+
+
+class Lines(logging.StreamHandler):
+    """Writes each event at once."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self.stream.write(self.format(record) + self.terminator)
+            self.stream.flush()
+        except Exception:
+            self.handleError(record)
+
+
 class TextLines(logging.Formatter):
     """Writes lines of text. What is the same for all lines of one second is made once."""
 
     _second, _begins = -1, ""  # the last one that was written, and how
+
+    def format(self, record: logging.LogRecord) -> str:
+        """As `logging.Formatter`."""
+        if record.exc_info or record.stack_info:
+            return super().format(record)
+        record.asctime, record.message = self.formatTime(record), record.getMessage()
+        return self._fmt % record.__dict__
 
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
         """As `logging.Formatter` without a format of its own for dates."""
@@ -86,15 +133,14 @@ def log_to_stderr(
     """
     if style is not None:
         os.environ[VARIABLE] = style
-    handler = logging.StreamHandler(sys.stderr)
+    handler = Lines(sys.stderr)
     as_json = os.environ.get(VARIABLE) == "json"
     handler.setFormatter(JSONLines(**members) if as_json else TextLines(text))
     if filter is not None:
         handler.addFilter(filter)
     logging.basicConfig(level=level, handlers=[handler], force=True)
-    # As logging's manual has it for who wants no file, line or thread in a line: half of what one costs.
-    logging._srcfile = None
-    logging.logThreads = logging.logMultiprocessing = False
+    logging.setLogRecordFactory(Event)
+    logging._srcfile = None  # nobody looks for the caller, as logging's manual has it
 
 
 @lru_cache(1024)

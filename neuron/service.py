@@ -237,6 +237,7 @@ class Service:
         self._open.remove(peer, opened)
         if opened.model is not None:
             opened.model.leave(opened)
+        opened.parts = ()  # they know it, and what goes in a circle is found by looks for garbage alone
         self._drains.check()
 
     def _cancel(self, peer: Peer, request: Cancel) -> None:

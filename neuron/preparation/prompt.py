@@ -260,7 +260,7 @@ def to_ids(
     """
     if isinstance(prompt, str):
         _refuse_long(text, prompt, param, context_length, contexts)
-        prompt = text.encode(prompt, special)
+        return text.encode(prompt, special)
     check_ids(prompt, text, param)
     return prompt
 

@@ -48,6 +48,16 @@ class _Budget(threading.local):
     given: tuple[Any, ...] = ()  # variables
     bounds = MOST
 
+    def begin(self, seconds: float, given: tuple[Any, ...], bounds: Bounds) -> None:
+        """From now on what happens in this thread may take so much, as `limited` says."""
+        self.deadline, self.work = time.monotonic() + seconds, bounds.work
+        self.seconds = time.thread_time() + seconds
+        self.given, self.bounds = given, bounds
+
+    def end(self) -> None:
+        """Nothing is bounded any more in this thread."""
+        self.__dict__.clear()
+
     def spend(self, characters: int) -> None:
         """Take note of text that is about to be read or written in one operation."""
         if characters > self.bounds.text:
@@ -70,13 +80,11 @@ budget = _Budget()
 @contextmanager
 def limited(seconds: float, given: tuple[Any, ...] = (), bounds: Bounds = MOST) -> Iterator[None]:
     """What happens in this thread inside of it may take so much of a processor's time, and so much else."""
-    budget.deadline, budget.work = time.monotonic() + seconds, bounds.work
-    budget.seconds = time.thread_time() + seconds
-    budget.given, budget.bounds = given, bounds
+    budget.begin(seconds, given, bounds)
     try:
         yield
     finally:
-        del budget.deadline, budget.seconds, budget.work, budget.given, budget.bounds
+        budget.end()
 
 
 def weigh(*values: Any) -> tuple[int, int]:

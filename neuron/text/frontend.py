@@ -20,7 +20,7 @@ from neuron.text.infill import infill
 from neuron.text.reasoning import BY_NAME as THOUGHTS
 from neuron.text.reasoning import KNOWN, THINK, Thought, think_tags
 from neuron.text.template import ChatTemplate, Tried, attempt
-from neuron.text.thinking import is_off
+from neuron.text.thinking import NOTHING_SAID, is_off
 from neuron.text.tokenizer import TextTokenizer
 from workers.checkpoints.card import ModelCard
 from workers.checkpoints.files import refuse
@@ -28,7 +28,6 @@ from workers.checkpoints.gguf.header import SUFFIX
 from workers.checkpoints.text import TOKENIZER
 from workers.checkpoints.vision import Vision
 
-NOTHING_SAID = Thinking()
 PACKAGE = Path(__file__).parents[1]
 LITTLE = 128 << 10  # bytes of a `tokenizer.json` that is read in a few milliseconds
 TOOL_TEMPLATE = "tool_use"  # the name that transformers gives to a template for requests with tools

@@ -91,17 +91,19 @@ def render(
         OverBudget: it takes more than `seconds`, or more than `bounds` allow, or than there is memory.
         Exception: whatever the template does wrong.
     """
-    with limited(seconds, tuple(variables.values()), bounds):
-        pieces, length = [], 0
-        try:
-            for piece in template.generate(variables):
-                length += len(piece)
-                if length > bounds.text:
-                    raise OverBudget(f"the prompt is longer than {bounds.text:,} characters")
-                pieces.append(piece)
-            return "".join(pieces)
-        except MemoryError:
-            raise OverBudget("it takes more memory than there is for it") from None
+    pieces, length = [], 0
+    budget.begin(seconds, tuple(variables.values()), bounds)
+    try:
+        for piece in template.root_render_func(template.new_context(variables)):
+            length += len(piece)
+            if length > bounds.text:
+                raise OverBudget(f"the prompt is longer than {bounds.text:,} characters")
+            pieces.append(piece)
+        return "".join(pieces)
+    except MemoryError:
+        raise OverBudget("it takes more memory than there is for it") from None
+    finally:
+        budget.end()
 
 
 class _Metering(NodeTransformer):
@@ -295,6 +297,11 @@ class _Environment(ImmutableSandboxedEnvironment):
         return formatted
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
+        kind = type(__obj)
+        if kind is Macro or __obj is Namespace:
+            for name in _OF_JINJA:
+                kwargs.pop(name, None)
+            return __obj(__context.eval_ctx, *args, **kwargs) if kind is Macro else __obj(*args, **kwargs)
         owner = getattr(__obj, "__self__", None)
         if isinstance(owner, str):
             args = _spend_on_method(owner, __obj.__name__, args)
@@ -304,11 +311,7 @@ class _Environment(ImmutableSandboxedEnvironment):
             args = ([key(each) for each in args[0]], *args[1:]) if args else args
         elif isinstance(owner, dict) and args:
             check_key(args[0])
-        if type(__obj) is Macro:
-            for name in _OF_JINJA:
-                kwargs.pop(name, None)
-            return __obj(__context.eval_ctx, *args, **kwargs)
-        if type(__obj) is BuiltinMethodType and type(owner) in (str, dict):
+        if kind is BuiltinMethodType and type(owner) in (str, dict):
             for name in _OF_JINJA:
                 kwargs.pop(name, None)
             return __obj(*args, **kwargs)

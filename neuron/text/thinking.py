@@ -26,6 +26,9 @@ ON = ("on", "enabled")
 HIGHEST = ("xhigh", "max")
 
 
+NOTHING_SAID = Thinking()
+
+
 def is_off(thinking: Thinking) -> bool:
     """Whether no thought is wanted: it is said so, or by an effort of "none", or by a budget of nothing."""
     if thinking.enabled is not None:
@@ -63,7 +66,7 @@ class ThinkingVariables(msgspec.Struct, frozen=True):
 
     def values(self, thinking: Thinking) -> dict[str, Any]:
         """What they are for a request; nothing for one that says nothing."""
-        if thinking == Thinking():
+        if thinking == NOTHING_SAID:
             return {}
         off = is_off(thinking)
         said = off or thinking.enabled or thinking.effort is not None
