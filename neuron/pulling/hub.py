@@ -2,7 +2,7 @@
 
 What is whole there is what the neuron finds by the repository's name (`refs/main`), whatever its revision.
 The hub is whatever `HF_ENDPOINT` names; `HF_TOKEN` opens what is not for everybody. Where the connection
-breaks a file goes on where it was, and where the download was ended the whole ones stay; what comes is
+breaks, or the download is ended, a large file goes on where it was when it is fetched again; what comes is
 compared with the hub's checksums.
 """
 
@@ -14,7 +14,7 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from msgspec import Struct
 
 from ipc.errors import Code, CortexError
 from ipc.model_settings import HUB
-from neuron.pulling import unchecked
+from neuron.pulling import resumed, unchecked
 from workers.checkpoints.gguf.header import SUFFIX
 from workers.checkpoints.gguf.splits import BESIDE, PART, by_label
 from workers.checkpoints.safetensors import INDEX
@@ -179,7 +179,9 @@ def check_room(chosen: Chosen, cache: Path, promised: int = 0) -> int:
     with _hub_errors(chosen.repository):
         cache.mkdir(parents=True, exist_ok=True)
         _delete_left_overs(chosen.repository, cache)
-        needed = sum(file.size for file in missing(chosen, cache).values())
+        to_come = missing(chosen, cache)
+        here = resumed.came(storage(chosen.repository, cache) / "blobs", to_come.values())
+        needed = sum(file.size for file in to_come.values()) - here
         free = shutil.disk_usage(cache).free - promised
     if needed and needed + ROOM > free:
         room = f"{cache} has {max(free, 0) >> 20:,} free, of which 1,024 stay so"
@@ -212,20 +214,31 @@ def fetch(
 
 
 def _download(chosen: Chosen, cache: Path) -> Path:
-    from huggingface_hub import errors, snapshot_download
+    from huggingface_hub import constants, errors, snapshot_download
 
-    try:
-        folder = snapshot_download(
-            chosen.repository,
-            revision=chosen.commit,
-            cache_dir=cache,
-            allow_patterns=[glob.escape(name) for name in chosen.files],
+    def bring(names: Collection[str]) -> Path:
+        return Path(
+            snapshot_download(
+                chosen.repository,
+                revision=chosen.commit,
+                cache_dir=cache,
+                allow_patterns=[glob.escape(name) for name in names],
+            )
         )
+
+    large = {
+        name: file.size
+        for name, file in missing(chosen, cache).items()
+        if file.sha256 and file.size <= constants.MAX_HTTP_DOWNLOAD_SIZE
+    }
+    try:
+        bring(chosen.files.keys() - large.keys())
+        resumed.fetch(chosen.repository, chosen.commit, large, storage(chosen.repository, cache))
+        return bring(chosen.files)
     except (errors.HTTPError, errors.HFValidationError):
         raise
     except (RuntimeError, ValueError) as error:  # as its library for chunked storage (Xet) does
         raise _refused(chosen.repository, f"{type(error).__name__}: {error}") from error
-    return Path(folder)
 
 
 def _note_unchecked(chosen: Chosen, cache: Path) -> list[str]:
@@ -243,8 +256,8 @@ def storage(repository: str, cache: Path) -> Path:
 
 
 def _delete_left_overs(repository: str, cache: Path) -> None:
-    """Delete what downloads were killed over: the library gives each try a name of its own, and goes on with
-    none. Whoever still downloads a file holds its lock."""
+    """Delete what the library's own downloads were killed over: it gives each try another name, and goes on
+    with none. Whoever still downloads a file holds its lock."""
     from filelock import FileLock, Timeout
 
     folder = storage(repository, cache)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sysconfig
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import huggingface_hub
@@ -16,7 +19,8 @@ from neuron.config import NeuronConfig
 from neuron.models.catalogue import Catalogue
 from neuron.pulling import hub as pulling
 from neuron.pulling.hub import choose, read_index
-from tests.neuron.hub import Hub, Repository, serving
+from tests.neuron.harness import wait_until
+from tests.neuron.hub import COMMIT, Hub, Repository, serving
 from workers.checkpoints.safetensors import INDEX
 
 NEURON = sysconfig.get_path("scripts") + "/neuron"
@@ -43,12 +47,31 @@ def hub() -> Iterator[Hub]:
         yield each
 
 
+def environment(hub: Hub, folder: Path) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    return kept | {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(folder), "HF_HUB_DISABLE_XET": "1"}
+
+
+@contextmanager
+def killed(hub: Hub, folder: Path, *arguments: str) -> Iterator[None]:
+    """A pull that is killed at the end."""
+    with subprocess.Popen(
+        [NEURON, "pull", *arguments],
+        env=environment(hub, folder),
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        try:
+            yield
+        finally:
+            process.kill()
+
+
 def pull(hub: Hub, folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-    environment |= {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(folder), "HF_HUB_DISABLE_XET": "1"}
     return subprocess.run(
         [NEURON, "pull", *arguments],
-        env=environment | variables,
+        env=environment(hub, folder) | variables,
         cwd=folder,
         capture_output=True,
         text=True,
@@ -91,21 +114,46 @@ def test_one_of_several_ggufs_comes_with_all_its_parts(hub: Hub, tmp_path: Path)
     assert snapshot(tmp_path).keys() == {"m-Q4_K_M.gguf"} | parts
 
 
-def test_what_was_cut_off_goes_on_where_it_was(hub: Hub, tmp_path: Path) -> None:
-    quants = hub.repositories["org/quants"]  # the library keeps what comes in pieces of 10 MB
-    quants.files["m-Q8_0.gguf"], quants.cut["m-Q8_0.gguf"] = b"Q8_0" * 6_000_000, 15_000_000
-    pull(hub, tmp_path, "org/quants:Q8_0")
+def test_a_file_goes_on_where_it_was_when_its_connection_broke_or_the_download_was_killed(
+    hub: Hub, tmp_path: Path
+) -> None:
+    size, content = 60_000_000, b"Q8_0" * 15_000_000
+    quants = hub.repositories["org/quants"]
+    quants.files["m-Q8_0.gguf"], quants.held = content, threading.Event()
+
+    def part() -> Path | None:
+        return next((each for each in tmp_path.glob("hub/*/blobs/*.incomplete")), None)
+
+    with killed(hub, tmp_path, "org/quants:Q8_0"):
+        wait_until(lambda: part() is not None and part().stat().st_size >= 20_000_000, "a part of the file")
+    quants.held.set()
+    quants.cut["m-Q8_0.gguf"] = 15_000_000
+    here = part().stat().st_size
+    chosen = pulling.Chosen("org/quants", COMMIT, {"m-Q8_0.gguf": pulling.Remote(size, part().stem)})
+    assert pulling.check_room(chosen, tmp_path / "hub") == size - here
     assert pull(hub, tmp_path, "org/quants:Q8_0").returncode == 0
-    assert snapshot(tmp_path) == {"m-Q8_0.gguf": b"Q8_0" * 6_000_000}
-    assert max(begin for name, begin in hub.given if name == "m-Q8_0.gguf") > 0
+    assert snapshot(tmp_path) == {"m-Q8_0.gguf": content}
+    begun = [begin for name, begin in hub.given if name == "m-Q8_0.gguf"]
+    assert begun[:2] == [0, here]
+    assert here < begun[2] < size
+    assert part() is None
 
 
-def test_what_comes_damaged_is_deleted(hub: Hub, tmp_path: Path) -> None:
-    hub.repositories["org/quants"].damaged.add("m-Q8_0.gguf")
+def test_what_came_damaged_is_deleted(hub: Hub, tmp_path: Path) -> None:
+    data = hub.repositories["org/quants"].files["m-Q8_0.gguf"]
+    blobs = tmp_path / "hub" / "models--org--quants" / "blobs"
+    blobs.mkdir(parents=True)
+    part = blobs / f"{hashlib.sha256(data).hexdigest()}.incomplete"
+    part.write_bytes(b"?" * 1000)
+    of_the_library = blobs / f"{'b' * 40}.01234567.incomplete"
+    of_the_library.touch()
     assert "came damaged" in refusal(hub, tmp_path, "org/quants:Q8_0")
+    assert not of_the_library.exists()
     assert snapshot(tmp_path) == {}
-    hub.repositories["org/quants"].damaged.clear()
+    part.write_bytes(data + b"?")  # no beginning of it
     assert pull(hub, tmp_path, "org/quants:Q8_0").returncode == 0
+    assert snapshot(tmp_path) == {"m-Q8_0.gguf": data}
+    assert [begin for name, begin in hub.given if name == "m-Q8_0.gguf"] == [1000, 0]
 
 
 def test_what_an_ended_fetch_did_not_compare_the_next_one_does(hub: Hub, tmp_path: Path) -> None:
