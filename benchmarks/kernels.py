@@ -38,7 +38,7 @@ TOKENS = (1, 32, 64)
 EXPERT_KINDS = (grouped_triton.PLAIN, "Q4_K", "Q6_K", "Q8_0", "MXFP4")
 ALIGNED = (  # formats with rows that begin at 16 bytes
     *("Q4_K", "Q5_K", "INT8_128", "FP8_128", "INT8_ROW", "FP8_ROW"),
-    *("INT4_32", "INT4_128", "NVFP4", "NF4_64", "FP4_64"),
+    *("INT4_32", "INT4_64", "INT4_128", "NVFP4", "NF4_64", "FP4_64"),
 )
 KEPT = {WHOLE: "", INT8: "int8", FP8: "fp8"}  # keys and values
 HEAD_DIMS = (64, 80, 96, 128, 192, 256, 512, 576)  # 576: latent vectors, 512 of which are values

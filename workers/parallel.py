@@ -120,6 +120,14 @@ class RankGroup:
             self._run(dist.all_reduce, x)
         return x
 
+    def all_gather(self, x: Tensor) -> Tensor:  # [rows, part] -> [rows, size * part]
+        """Every rank's columns, side by side, on every rank."""
+        if self.size == 1:
+            return x
+        parts = [torch.empty_like(x) for _ in range(self.size)]
+        self._run(dist.all_gather, parts, x.contiguous())
+        return torch.cat(parts, dim=-1)
+
     def gather(self, x: Tensor) -> Tensor | None:  # [rows, part] -> [rows, size * part]
         """Every rank's columns, side by side, on rank 0; nothing on the others."""
         if self.size == 1:

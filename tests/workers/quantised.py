@@ -120,26 +120,52 @@ def awq(w: np.ndarray, group: int = 128) -> tuple[Stored, np.ndarray]:
     return {"qweight": pack(numbers.T), "qzeros": pack(zeros.T), "scales": tensor(scales.T)}, values
 
 
+def out_of_order(w: np.ndarray, group: int, *how: Any) -> tuple[np.ndarray, ...]:
+    """As `in_groups`, of groups whose columns are drawn by lot, and at last the group of each column: the
+    same for all weights of so many columns."""
+    order = np.random.default_rng(w.shape[1]).permutation(w.shape[1])
+    numbers, scales, zeros, values = in_groups(w[:, order], group, *how)
+    back = np.argsort(order)
+    return numbers[:, back], scales, zeros, values[:, back], (back // group).astype(np.int32)
+
+
 def gptq(
-    w: np.ndarray, group: int = 128, bits: int = 4, symmetric: bool = True, less: int = 1, order: int = 1
+    w: np.ndarray,
+    group: int = 128,
+    bits: int = 4,
+    symmetric: bool = True,
+    less: int = 1,
+    act_order: bool = False,
 ) -> tuple[Stored, np.ndarray]:
-    numbers, scales, zeros, values = in_groups(w, group, bits, symmetric, np.float16)
+    index = np.arange(w.shape[1], dtype=np.int32) // group
+    if act_order:
+        numbers, scales, zeros, values, index = out_of_order(w, group, bits, symmetric, np.float16)
+    else:
+        numbers, scales, zeros, values = in_groups(w, group, bits, symmetric, np.float16)
     stored = {
         "qweight": tensor(int32(numbers, bits).T),
         "qzeros": tensor(int32(zeros.T - less & (1 << bits) - 1, bits)),
         "scales": tensor(scales.T),
-        "g_idx": torch.arange(w.shape[1], dtype=torch.int32)[::order] // group
-        if order > 0
-        else torch.arange(w.shape[1] - 1, -1, -1, dtype=torch.int32) // group,
+        "g_idx": tensor(index),
     }
     return stored, values
 
 
 def packed(
-    w: np.ndarray, group: int = 128, bits: int = 4, symmetric: bool = True, scale_type: type = np.float16
+    w: np.ndarray,
+    group: int = 128,
+    bits: int = 4,
+    symmetric: bool = True,
+    scale_type: type = np.float16,
+    act_order: bool = False,
 ) -> tuple[Stored, np.ndarray]:
-    numbers, scales, zeros, values = in_groups(w, group or w.shape[1], bits, symmetric, scale_type)
-    stored = {
+    stored: Stored = {}
+    if act_order:
+        numbers, scales, zeros, values, index = out_of_order(w, group, bits, symmetric, scale_type)
+        stored["weight_g_idx"] = tensor(index)
+    else:
+        numbers, scales, zeros, values = in_groups(w, group or w.shape[1], bits, symmetric, scale_type)
+    stored |= {
         "weight_packed": tensor(int32(numbers, bits)),
         "weight_scale": tensor(scales),
         "weight_shape": torch.tensor(w.shape),
@@ -254,11 +280,19 @@ SCHEMES: dict[str, tuple[dict[str, Any], Writer]] = {
         {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True, "version": "gemm"},
         awq,
     ),
+    "awq_64": (
+        {"quant_method": "awq", "bits": 4, "group_size": 64, "zero_point": True, "version": "gemm"},
+        partial(awq, group=64),
+    ),
     "gptq": (GPTQ, gptq),
     "gptq_zeros_32": (GPTQ | {"sym": False, "group_size": 32}, partial(gptq, symmetric=False, group=32)),
     "gptq_v2": (
         GPTQ | {"sym": False, "checkpoint_format": "gptq_v2"},
         partial(gptq, symmetric=False, less=0),
+    ),
+    "gptq_act_order": (
+        GPTQ | {"sym": False, "desc_act": True, "group_size": 64},
+        partial(gptq, symmetric=False, group=64, act_order=True),
     ),
     "gptq_8": (GPTQ | {"bits": 8}, partial(gptq, bits=8)),
     "w4a16": (compressed("pack-quantized"), packed),
@@ -267,6 +301,7 @@ SCHEMES: dict[str, tuple[dict[str, Any], Writer]] = {
         compressed("pack-quantized", symmetric=False, group_size=32),
         partial(packed, symmetric=False, group=32),
     ),
+    "w4a16_act_order": (compressed("pack-quantized", actorder="group"), partial(packed, act_order=True)),
     "w8a16": (compressed("pack-quantized", **EIGHT), partial(packed, bits=8, group=0)),
     "w8a8": (compressed("int-quantized", **EIGHT), int8_rows),
     "fp8_rows": (compressed("float-quantized", type="float", **EIGHT), fp8_rows),

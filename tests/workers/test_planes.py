@@ -61,7 +61,7 @@ def test_numbers_stand_as_a_tensor_core_takes_them():
 
 
 def _int4(numbers: torch.Tensor) -> torch.Tensor:
-    return torch.cat([numbers[:, ::2] | numbers[:, 1::2] << 4, torch.zeros(1, 8, dtype=torch.uint8)], dim=1)
+    return torch.cat([numbers[:, ::2] | numbers[:, 1::2] << 4, torch.zeros(1, 4, dtype=torch.uint8)], dim=1)
 
 
 def test_a_tied_embedding_reads_what_its_head_has_reordered(monkeypatch):
@@ -230,6 +230,7 @@ COMPILED = [
     ("Q4_K", 16, 90),
     ("MXFP4", 16, 120),
     ("INT8_128", 16, 120),
+    ("INT4_128", 16, 120),
 ]
 
 

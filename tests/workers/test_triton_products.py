@@ -62,7 +62,7 @@ def test_a_kernel_fits_its_card_and_spills_nothing(kind, tokens, capability):
 
 KINDS = (
     *("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "MXFP4", "NVFP4", "NF4_64", "FP4_64"),
-    *("INT4_32", "INT4_128", "INT8_128", "INT8_ROW", "FP8_128", "FP8_ROW"),
+    *("INT4_32", "INT4_64", "INT4_128", "INT8_128", "INT8_ROW", "FP8_128", "FP8_ROW"),
 )
 
 

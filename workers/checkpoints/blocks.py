@@ -8,6 +8,7 @@ are made when a model is loaded. What they mean stands in `workers/weights/dequa
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Literal, NamedTuple, get_args
 
 Quantization = Literal["q8", "q6", "q4", "int8", "fp8"]
@@ -66,11 +67,25 @@ FORMATS = {
         Format("NF4_64", 64, 36),
         Format("FP4_64", 64, 36),
         Format("NVFP4", 16, 9, 16),  # a scale of e4m3 a block, and one float32, four times
-        Format("INT4_32", 32, 24),  # and as many zero points
-        Format("INT4_128", 128, 72),
+        Format("INT4_32", 32, 20),  # with a zero point in the last four bits of each scale
+        Format("INT4_64", 64, 36),
+        Format("INT4_128", 128, 68),
     )
 }
 PLAIN = ("F32", "F16", "BF16")
+
+
+class Formats(dict[str, str]):
+    """The block formats of weights, by their names.
+
+    Attributes:
+        orders: of weights whose columns are not kept in their own order, the tensor that has it, by name.
+    """
+
+    def __init__(self, formats: Mapping[str, str] | None = None) -> None:
+        super().__init__(formats or {})
+        self.orders: dict[str, str] = {}
+
 
 # What `quantization` makes of a weight: the first format whose blocks the columns of a rank divide into.
 _AT_LOAD: dict[Quantization, tuple[str, ...]] = {

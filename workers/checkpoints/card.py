@@ -19,7 +19,7 @@ import msgspec
 from ipc.errors import Code, CortexError
 from ipc.worker_messages import CacheGroup
 from workers.checkpoints import config, generation, pixtral, registry, siglip, text, vision, within
-from workers.checkpoints.blocks import FORMATS, PLAIN, Quantization, at_load
+from workers.checkpoints.blocks import FORMATS, PLAIN, Formats, Quantization, at_load
 from workers.checkpoints.caches import KVCacheDtype, group_layers
 from workers.checkpoints.config import ModelConfig
 from workers.checkpoints.experts import number_of
@@ -202,7 +202,7 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         experts = msgspec.structs.replace(experts, block=FORMATS[chosen].elements)
         return msgspec.structs.replace(self, config=msgspec.structs.replace(self.config, experts=experts))
 
-    def formats(self, world_size: int, quantization: Quantization | None = None) -> dict[str, str]:
+    def formats(self, world_size: int, quantization: Quantization | None = None) -> Formats:
         """The block formats in which ranks keep weights, by name; all others are in the type of the model.
 
         Weights of products and of the embedding stay as they are stored, in blocks. What is stored in a plain
@@ -212,7 +212,7 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         Raises:
             CortexError: MODEL_LOAD_FAILED, the ranks would share columns that are not whole blocks.
         """
-        formats: dict[str, str] = {}
+        formats = Formats()
         for name, shape in self.kept_in(quantization)._on_rank(world_size):
             tensor = self.tensors[name]
             if len(shape) != 2 or tensor.sharing in ("none", "wide", "plain_rows", "wide_rows", "first"):
@@ -220,6 +220,9 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, dict=True):
             if tensor.dtype not in PLAIN:
                 self._check_blocks(name, shape[1], world_size)
                 formats[name] = tensor.dtype
+                if tensor.order:
+                    self._check_order(name, shape[1], world_size)
+                    formats.orders[name] = tensor.order
             elif quantization is not None:
                 layers, vocabulary = self.config.num_layers, tensor.sharing == "vocabulary"
                 chosen = at_load(quantization, name, layers, shape[1], vocabulary)
@@ -239,6 +242,14 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, dict=True):
                 Code.MODEL_LOAD_FAILED,
                 f"{self.folder} cannot be split into {world_size} ranks: {name!r} is {form.name}, in blocks "
                 f"of {form.elements}, and each rank would have {columns} of its columns. Fewer ranks work",
+            )
+
+    def _check_order(self, name: str, columns: int, world_size: int) -> None:
+        if columns < self.tensors[name].shape[1] and number_of(name) is not None:
+            raise CortexError(
+                Code.MODEL_LOAD_FAILED,
+                f"{self.folder} cannot be split into {world_size} ranks: the columns of an expert's {name!r} "
+                "are in groups out of order, and ranks would share them. Fewer ranks work",
             )
 
     def kv_bytes_per_token(

@@ -21,7 +21,8 @@ class StoredTensor(msgspec.Struct, frozen=True, array_like=True):
     """A tensor of the model, and where it is stored.
 
     What is stored in several tensors, or in a layout that nothing computes with, names a conversion and the
-    tensors that this one is made of. `dtype` is then the format that the conversion gives it.
+    tensors that this one is made of. `dtype` is then the format that the conversion gives it. Where it names
+    an `order`, its columns are kept as that tensor has them: at each place the number of the column there.
     """
 
     shape: tuple[int, ...]
@@ -31,6 +32,7 @@ class StoredTensor(msgspec.Struct, frozen=True, array_like=True):
     sharing: Sharing
     conversion: str = ""  # of `workers.weights.conversions`
     sources: tuple[StoredTensor, ...] = ()
+    order: str = ""
 
     @property
     def nbytes(self) -> int:
@@ -80,10 +82,15 @@ def check_tensors(
                     f"{name!r} is {parts.format}, in blocks of {elements}, which do not divide its "
                     f"{shape[-1]} columns",
                 )
-            sources = tuple(place(source, "none") for source in parts.sources)
-            first = sources[0]
+            sources = [place(source, "none") for source in parts.sources]
+            first, order = sources[0], ""
+            if parts.order is not None:
+                order = parts.order.name
+                sources.append(place(parts.order.groups, "none"))
+                found[order] = _order(sources[-1])
             found[name] = StoredTensor(
-                shape, parts.format, first.file, first.offset, sharing, parts.conversion, sources
+                *(shape, parts.format, first.file, first.offset, sharing),
+                *(parts.conversion, tuple(sources), order),
             )
             continue
         tensor = stored.find(name)
@@ -97,6 +104,11 @@ def check_tensors(
             refuse(tensor.file, f"{name!r} is {tensor.dtype}, and {what} are {', '.join(PLAIN)}")
         found[name] = place(tensor, sharing)
     return [weight_file(file, folder) for file in files], found, stored.used
+
+
+def _order(groups: StoredTensor) -> StoredTensor:
+    """The columns in the order of their groups, on every rank, in four bytes each."""
+    return StoredTensor(groups.shape, groups.dtype, groups.file, groups.offset, "wide", "order", (groups,))
 
 
 def weight_file(path: Path, folder: Path) -> WeightFile:

@@ -21,7 +21,8 @@ STEP = 128  # elements
 STAGES = 3  # steps that are on their way from memory at once
 KINDS = (
     *("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "MXFP4"),
-    *("INT8_128", "FP8_128", "INT8_ROW", "FP8_ROW", "INT4_32", "INT4_128", "NVFP4", "NF4_64", "FP4_64"),
+    *("INT8_128", "FP8_128", "INT8_ROW", "FP8_ROW", "INT4_32", "INT4_64", "INT4_128", "NVFP4"),
+    *("NF4_64", "FP4_64"),
 )
 TABLES = {"NF4_64": NF4, "FP4_64": FP4}  # what the numbers of a format mean
 
@@ -135,10 +136,11 @@ def _pairs(rows, k):
 
 @triton.jit
 def _read_int4(rows, k, columns, SIZE: tl.constexpr):
-    """A scale for each group of that size, and then a zero point for each."""
+    """A scale for each group of that size, whose last four bits are a zero point."""
     group = (k + tl.arange(0, 4)[None, :, None] * 32) // SIZE
-    scale = rows + columns // 2 + group * 4
-    return _float(scale) * (_pairs(rows, k).to(tl.float32) - _float(scale + columns // SIZE * 4))
+    word = tl.load((rows + columns // 2 + group * 4).to(tl.pointer_type(tl.int32)))
+    scale = (word & -16).to(tl.float32, bitcast=True)
+    return scale * (_pairs(rows, k) - (word & 15)).to(tl.float32)
 
 
 @triton.jit
@@ -173,6 +175,8 @@ def read_step(rows, k, columns, table, KIND: tl.constexpr):  # rows [n, 1, 1]: w
         return _read_mxfp4(rows, k, columns)
     elif KIND == "INT4_32":
         return _read_int4(rows, k, columns, 32)
+    elif KIND == "INT4_64":
+        return _read_int4(rows, k, columns, 64)
     elif KIND == "INT4_128":
         return _read_int4(rows, k, columns, 128)
     elif KIND == "NVFP4":

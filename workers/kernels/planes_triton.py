@@ -16,7 +16,7 @@ import triton.language as tl
 STEP = tl.constexpr(128)  # columns that stand together
 KINDS = (
     *("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "MXFP4", "NVFP4"),
-    *("INT4_32", "INT4_128", "INT8_128", "INT8_ROW", "FP8_128", "FP8_ROW"),
+    *("INT4_32", "INT4_64", "INT4_128", "INT8_128", "INT8_ROW", "FP8_128", "FP8_ROW"),
 )
 IN_BYTES = ("Q8_0", "INT8_128", "INT8_ROW", "FP8_128", "FP8_ROW")
 IN_FLOATS = ("FP8_128", "FP8_ROW", "MXFP4", "NVFP4")
@@ -54,7 +54,7 @@ def middle_of(kind, dtype):
 @triton.constexpr_function
 def has_least(kind):
     """Whether something is taken off afterwards, too."""
-    return kind in ("Q4_1", "Q5_1", "Q4_K", "Q5_K", "INT4_32", "INT4_128")
+    return kind in ("Q4_1", "Q5_1", "Q4_K", "Q5_K", "INT4_32", "INT4_64", "INT4_128")
 
 
 @triton.constexpr_function
@@ -364,6 +364,13 @@ def _byte_of(word, N: tl.constexpr):
 
 
 @triton.jit
+def _with_zero(word):
+    """A scale, and as much as its zero point takes off; that is the last four bits of it."""
+    scale = (word & -16).to(tl.float32, bitcast=True)
+    return scale, scale * (word & 15).to(tl.float32)
+
+
+@triton.jit
 def load_scales(rows, k, columns, KIND: tl.constexpr):
     """Of 128 columns of each row, from `k` on: what `scale_of` takes."""
     words = tl.pointer_type(tl.int32)
@@ -403,13 +410,11 @@ def load_scales(rows, k, columns, KIND: tl.constexpr):
         a, b = tl.split(_four_times((at + k // 16).to(words), 2))
         return a, b, _once((at + columns // 16).to(floats))
     elif KIND == "INT4_32":
-        at = (rows + columns // 128 * 64 + k // 8).to(floats)
-        a, b, c, d = _split4(_four_times(at, 4))
-        e, f, g, h = _split4(_four_times(at + columns // 32, 4))
-        return a, b, c, d, e, f, g, h
+        return _split4(_four_times((rows + columns // 128 * 64 + k // 8).to(words), 4))
+    elif KIND == "INT4_64":
+        return tl.split(_four_times((rows + columns // 128 * 64 + k // 16).to(words), 2))
     elif KIND == "INT4_128":
-        at = (rows + columns // 128 * 64 + k // 32).to(floats)
-        return _once(at), _once(at + columns // 128)
+        return _once((rows + columns // 128 * 64 + k // 32).to(words)), 0
     elif KIND == "INT8_128" or KIND == "FP8_128":
         return _once((rows + columns + k // 32).to(floats)), 0
     else:
@@ -445,8 +450,10 @@ def scale_of(loaded, GROUP: tl.constexpr, KIND: tl.constexpr):
         b = e4m3(_byte_of(word, 2 * (GROUP % 2) + 1))
         return tl.join(a * loaded[2], b * loaded[2]), 0.0
     elif KIND == "INT4_32":
-        return loaded[GROUP], loaded[GROUP] * loaded[GROUP + 4]
+        return _with_zero(loaded[GROUP])
+    elif KIND == "INT4_64":
+        return _with_zero(loaded[GROUP // 2])
     elif KIND == "INT4_128":
-        return loaded[0], loaded[0] * loaded[1]
+        return _with_zero(loaded[0])
     else:
         return loaded[0], 0.0

@@ -62,6 +62,12 @@ class Stack(Empty):
         form = FORMATS[self.formats[name]]
         return Blocks(form, self._part((rows, form.row_bytes(columns)), torch.uint8, form.name), self.dtype)
 
+    def order(self, name: str, columns: int) -> Tensor | None:
+        """As `Empty.order`; what reads all experts at once puts no input in the order of one."""
+        found = super().order(name, columns)
+        self.alike = self.alike and found is None
+        return found
+
     def _part(self, shape: tuple[int, ...], dtype: torch.dtype, form: str | None) -> Tensor:
         place, self._next = self._next, self._next + 1
         if self._number == 0:

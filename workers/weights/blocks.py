@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from workers.checkpoints.blocks import FORMATS, Format
+from workers.checkpoints.blocks import FORMATS, Format, Formats
 from workers.weights import planes
 from workers.weights.dequantise import dequantise
 
@@ -76,7 +76,8 @@ class Empty:
     def __init__(
         self, dtype: torch.dtype, device: torch.device | str = "cpu", formats: Mapping[str, str] | None = None
     ) -> None:
-        self.dtype, self.device, self.formats = dtype, torch.device(device), formats or {}
+        self.dtype, self.device = dtype, torch.device(device)
+        self.formats = formats if isinstance(formats, Formats) else Formats(formats)
 
     def __call__(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         return torch.empty(shape, dtype=dtype or self.dtype, device=self.device)
@@ -89,6 +90,12 @@ class Empty:
         data = torch.empty(rows, form.row_bytes(columns), dtype=torch.uint8, device=self.device)
         _in_large_pages(data)
         return Blocks(form, data, self.dtype)
+
+    def order(self, name: str, columns: int) -> Tensor | None:
+        """Of the weight of that name the columns as they are kept, `[columns]` int32; None: as they are."""
+        if name not in self.formats.orders:
+            return None
+        return torch.empty(columns, dtype=torch.int32, device=self.device)
 
 
 def _in_large_pages(data: Tensor) -> None:

@@ -25,6 +25,12 @@ def transposed_second(read: Read, tensor: StoredTensor, rows: range, columns: ra
     return transposed(read, tensor, range(before + rows.start, before + rows.stop), columns)
 
 
+def order(read: Read, tensor: StoredTensor, rows: range, columns: range) -> Tensor:
+    """The numbers of columns, those of a group together; what is stored is the group of each."""
+    [groups] = tensor.sources
+    return four_bits.ordered(read, groups)[rows.start : rows.stop].unsqueeze(1)
+
+
 CONVERSIONS: dict[str, Conversion] = {
     "apart": eight_bits.apart,
     "awq": four_bits.awq,
@@ -41,6 +47,7 @@ CONVERSIONS: dict[str, Conversion] = {
     "mxfp4": four_bits.mxfp4,
     "nvfp4": four_bits.nvfp4,
     "nvfp4_divided": four_bits.nvfp4_divided,
+    "order": order,
     "packed_4": four_bits.packed_4,
     "packed_8": four_bits.packed_8,
     "scaled_rows": eight_bits.scaled_rows,

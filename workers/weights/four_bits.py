@@ -17,7 +17,7 @@ from workers.checkpoints.blocks import FORMATS
 from workers.checkpoints.stored_tensors import StoredTensor
 from workers.weights.eight_bits import ONE
 from workers.weights.reading import Read
-from workers.weights.rows import four_times, joined, nibbles, paired
+from workers.weights.rows import four_times, joined, nibbles, paired, with_zeros
 
 AWQ_ORDER = [0, 4, 1, 5, 2, 6, 3, 7]  # where, in an int32, the four bits of each of eight outputs are
 GGML_BLOCK = 32
@@ -67,15 +67,15 @@ def gptq_v2_8(read: Read, tensor: StoredTensor, rows: range, columns: range) -> 
 
 
 def _gptq(read: Read, tensor: StoredTensor, rows: range, columns: range, bits: int, less: int) -> Tensor:
-    weight, zeros, scales = tensor.sources
+    weight, zeros, scales, *order = tensor.sources
     packed = 32 // bits
     groups, place = _groups(tensor, columns, weight.shape[0] * packed // scales.shape[0])
     scale = read(scales, groups, rows).float().t()[:, place]
     zero = _unpacked(read(zeros, groups, _words(rows, packed)), bits)
     zero = (zero[:, rows.start % packed :][:, : len(rows)] + less & (1 << bits) - 1).t()[:, place]
-    words = read(weight, _words(columns, packed), rows)
+    words = read(weight, range(weight.shape[0]) if order else _words(columns, packed), rows)
     numbers = _unpacked(words, bits).view(len(words), len(rows), packed).transpose(0, 1).flatten(1)
-    return kept(tensor.dtype, Groups(numbers, scale, zero.float()))
+    return kept(tensor.dtype, Groups(_in_order(read, order, numbers, columns), scale, zero.float()))
 
 
 def packed_4(read: Read, tensor: StoredTensor, rows: range, columns: range) -> Tensor:
@@ -89,7 +89,8 @@ def packed_8(read: Read, tensor: StoredTensor, rows: range, columns: range) -> T
 
 
 def _packed(read: Read, tensor: StoredTensor, rows: range, columns: range, bits: int) -> Tensor:
-    weight, scales, *zeros = tensor.sources
+    weight, scales, *more = tensor.sources
+    zeros, order = (more[:-1], more[-1:]) if tensor.order else (more, [])
     packed = 32 // bits
     groups, place = _groups(tensor, columns, weight.shape[1] * packed // scales.shape[1])
     scale, zero = read(scales, rows, groups).float()[:, place], None
@@ -97,8 +98,22 @@ def _packed(read: Read, tensor: StoredTensor, rows: range, columns: range, bits:
         words = read(source, _words(rows, packed), groups)
         zero = _unpacked(words, bits).view(len(words), len(groups), packed).transpose(1, 2).flatten(0, 1)
         zero = zero[rows.start % packed :][: len(rows)].float()[:, place]
-    numbers = _unpacked(read(weight, rows, _words(columns, packed)), bits)
+    wanted = range(weight.shape[1]) if order else _words(columns, packed)
+    numbers = _in_order(read, order, _unpacked(read(weight, rows, wanted), bits), columns)
     return kept(tensor.dtype, Groups(numbers, scale, zero))
+
+
+def ordered(read: Read, groups: StoredTensor) -> Tensor:  # [columns] int32
+    """The numbers of columns, those of a group together, from the group of each."""
+    of_each = read(groups, range(groups.shape[0]), ONE).contiguous().view(torch.int32).flatten()
+    return of_each.argsort(stable=True).int()
+
+
+def _in_order(read: Read, order: list[StoredTensor], numbers: Tensor, columns: range) -> Tensor:
+    """Those at the places `columns`, where all were read because another tensor says which those are."""
+    if not order:
+        return numbers
+    return numbers[:, ordered(read, order[0])[columns.start : columns.stop]]
 
 
 def nvfp4(read: Read, tensor: StoredTensor, rows: range, columns: range) -> Tensor:
@@ -153,7 +168,8 @@ def kept(name: str, groups: Groups) -> Tensor:  # [rows, row bytes] uint8
     numbers, scales, zeros = groups
     middle = 8 if name == "Q4_0" or name.startswith("INT4") else 128
     if name.startswith("INT4"):
-        return joined(paired(numbers), scales, torch.full_like(scales, middle) if zeros is None else zeros)
+        zeros = torch.full_like(scales, middle) if zeros is None else zeros
+        return joined(paired(numbers), with_zeros(scales, zeros))
     if zeros is not None and (zeros != middle).any():
         raise CortexError(
             Code.MODEL_LOAD_FAILED,

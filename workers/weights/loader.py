@@ -222,7 +222,7 @@ class _Job:
             scratch = lane.scratch(len(rows) * FORMATS[tensor.dtype].row_bytes(width))
             scratch = scratch.view(TYPES.get(tensor.dtype, torch.uint8)).view(len(rows), -1)
             read = self.files.read(tensor, rows, columns, scratch)
-        if form is not None and form.name == tensor.dtype:
+        if tensor.dtype not in FORMATS or (form is not None and form.name == tensor.dtype):
             return read
         wide = read if tensor.dtype in TYPES else dequantise(tensor.dtype, read)
         return wide if form is None else quantise(form.name, wide, place)

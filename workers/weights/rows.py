@@ -63,10 +63,17 @@ def _scaled(numbers: Tensor, scales: Tensor) -> Tensor:  # [rows, columns], [row
     return (numbers.view(*scales.shape, -1) * scales.unsqueeze(-1)).view(len(numbers), -1)
 
 
+def with_zeros(scales: Tensor, zeros: Tensor) -> Tensor:  # [rows, blocks] float32, below 16 -> int32
+    """Scales whose last four bits are zero points: of float16 and bfloat16 they lose nothing, and float32 is
+    rounded to 20 bits."""
+    return (scales.contiguous().view(torch.int32) + 8 & -16) | zeros.int()
+
+
 def _int4(name: str, rows: Tensor) -> Tensor:
     columns = FORMATS[name].columns(rows.shape[1])
     numbers = nibbles(rows[:, : columns // 2]).float()
-    scales, zeros = _floats(rows[:, columns // 2 :]).chunk(2, dim=1)
+    words = rows[:, columns // 2 :].contiguous().view(torch.int32)
+    scales, zeros = (words & -16).view(torch.float32), (words & 15).float()
     return _scaled((numbers.view(*zeros.shape, -1) - zeros.unsqueeze(-1)).view(len(rows), -1), scales)
 
 
@@ -90,6 +97,7 @@ def _row(kind: torch.dtype, rows: Tensor) -> Tensor:
 
 BY_ROW: dict[str, Callable[[Tensor], Tensor]] = {  # [rows, row bytes] uint8 -> [rows, columns] float32
     "INT4_32": lambda rows: _int4("INT4_32", rows),
+    "INT4_64": lambda rows: _int4("INT4_64", rows),
     "INT4_128": lambda rows: _int4("INT4_128", rows),
     "INT8_ROW": lambda rows: _row(torch.int8, rows),
     "FP8_ROW": lambda rows: _row(torch.float8_e4m3fn, rows),

@@ -17,6 +17,7 @@ from workers.checkpoints.files import refuse
 from workers.checkpoints.quantisation import fp4, fp8
 from workers.checkpoints.quantisation.scheme import (
     Find,
+    Orders,
     Parts,
     Scheme,
     Stored,
@@ -117,9 +118,9 @@ def _group(path: Path, layout: str | None, weights: Weights) -> tuple[str, Find]
         case "int-quantized" | "naive-quantized", "int", 8, "tensor" | "channel" if weights.symmetric:
             return "int8", _int8
         case "pack-quantized", "int", 4 | 8, "group" | "channel" if bits == 4 or weights.symmetric:
-            if weights.actorder not in (None, False, "weight", "static"):
+            if weights.actorder not in (None, False, "weight", "static", "group", "dynamic"):
                 refuse(path, f"quantization_config: actorder {weights.actorder} is not supported")
-            return f"int{bits}", partial(_packed, path, weights)
+            return f"int{bits}", partial(_packed, path, weights, Orders())
     more = "" if weights.symmetric else ", asymmetric"
     refuse(
         path,
@@ -138,7 +139,9 @@ def _int8(stored: Stored, module: str, shape: tuple[int, int]) -> Parts:
     return Parts("INT8_ROW", "scaled_rows", (weight, scales))
 
 
-def _packed(path: Path, weights: Weights, stored: Stored, module: str, shape: tuple[int, int]) -> Parts:
+def _packed(
+    path: Path, weights: Weights, orders: Orders, stored: Stored, module: str, shape: tuple[int, int]
+) -> Parts:
     rows, columns = shape
     bits, packed = weights.num_bits, 32 // weights.num_bits
     size = weights.group_size if weights.group_size and weights.strategy != "channel" else columns
@@ -157,4 +160,5 @@ def _packed(path: Path, weights: Weights, stored: Stored, module: str, shape: tu
         kept = "INT8_ROW"
     if kept is None:
         refuse(path, f"the weight of {module}, {list(shape)}, has groups of {size}, which is not supported")
-    return Parts(kept, f"packed_{bits}", tuple(sources))
+    order = orders.find(stored, f"{module}.weight_g_idx", columns, size)
+    return Parts(kept, f"packed_{bits}", tuple(sources), order)

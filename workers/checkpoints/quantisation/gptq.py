@@ -2,21 +2,19 @@
 
 `qweight` is the weight turned on its side, with consecutive inputs of one output in an int32; `qzeros` has
 consecutive outputs in one, and in the first format less one (`checkpoint_format: gptq`; `gptq_v2` has them as
-they are). `g_idx` says which group an input belongs to. Groups that are not neighbours (`desc_act`) do not
-lie in blocks of a row, and are refused.
+they are). `g_idx` says which group an input belongs to. Where a group's are not neighbours (`desc_act`) its
+columns are kept together, and inputs are put in their order.
 """
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from workers.checkpoints.files import open_file, refuse
+from workers.checkpoints.files import refuse
 from workers.checkpoints.quantisation.awq import check_group
-from workers.checkpoints.quantisation.scheme import Parts, Scheme, Stored, group_format, only
-from workers.checkpoints.safetensors import Tensor
+from workers.checkpoints.quantisation.scheme import Orders, Parts, Scheme, Stored, group_format, only
 
 
 def read(path: Path, given: Mapping[str, Any]) -> Scheme:
@@ -35,7 +33,7 @@ def read(path: Path, given: Mapping[str, Any]) -> Scheme:
         refuse(path, "quantization_config.dynamic is not supported: settings of single modules")
     if bits == 8 and not symmetric:
         refuse(path, "quantization_config: 8 bits with zero points (sym false) are not supported")
-    packed = 32 // bits
+    packed, orders = 32 // bits, Orders()
 
     def find(stored: Stored, module: str, shape: tuple[int, int]) -> Parts:
         rows, columns = shape
@@ -46,30 +44,11 @@ def read(path: Path, given: Mapping[str, Any]) -> Scheme:
         weight = stored.need(f"{module}.qweight", ["I32"], (columns // packed, rows))
         zeros = stored.need(f"{module}.qzeros", ["I32"], (groups, rows // packed))
         scales = stored.need(f"{module}.scales", ["F16", "BF16", "F32"], (groups, rows))
-        index = stored.find(f"{module}.g_idx")
-        if index is not None:
-            _check_order(index, f"{module}.g_idx", columns, size)
+        order = orders.find(stored, f"{module}.g_idx", columns, size)
         exact = bits == 4 and symmetric and scales.dtype == "F16" and size % 32 == 0
         kept = "Q4_0" if exact else group_format(f"INT{bits}", size, columns)  # (q - 8) times a float16
         if kept is None:
             refuse(path, f"the weight of {module}, {list(shape)}, is not made of {bits}-bit groups of {size}")
-        return Parts(kept, f"{layout}_{bits}", (weight, zeros, scales))
+        return Parts(kept, f"{layout}_{bits}", (weight, zeros, scales), order)
 
     return Scheme(f"GPTQ, {bits} bits in groups of {group}", find)
-
-
-def _check_order(tensor: Tensor, name: str, columns: int, group: int) -> None:
-    """See that the groups of inputs are neighbours, in order."""
-    if tensor.dtype != "I32" or tensor.shape != (columns,):
-        refuse(
-            tensor.file,
-            f"{name!r} is {tensor.dtype} {list(tensor.shape)}, and its scheme has I32 [{columns}]",
-        )
-    numbers = array("i")
-    with open_file(tensor.file) as file:
-        file.seek(tensor.offset)
-        numbers.frombytes(file.read(tensor.size))
-    if numbers != array("i", [column // group for column in range(columns)]):
-        refuse(
-            tensor.file, f"{name!r} puts inputs into groups out of order (desc_act), which is not supported"
-        )

@@ -7,8 +7,11 @@ or a quotient, which is rounded once to float32. What activations are rounded to
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
+from array import array
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -16,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from workers.checkpoints.blocks import FORMATS, PLAIN
-from workers.checkpoints.files import refuse
+from workers.checkpoints.files import open_file, refuse
 from workers.checkpoints.safetensors import Tensor
 
 MOST_REPEATS = 3  # in a regular expression
@@ -34,11 +37,20 @@ class Parts(NamedTuple):
         format: of `blocks.FORMATS`: what the conversion makes of it, and what is kept.
         conversion: of `workers.weights.conversions`.
         sources: in the order in which the conversion wants them, of one or two dimensions.
+        order: where the columns of a group are not neighbours, what says the group of each.
     """
 
     format: str
     conversion: str
     sources: tuple[Tensor, ...]
+    order: Order | None = None
+
+
+class Order(NamedTuple):
+    """The groups of columns, which may be those of several weights."""
+
+    name: str
+    groups: Tensor  # [columns] I32
 
 
 class Stored:
@@ -121,6 +133,33 @@ class Scheme:
             f"config.json: weights are {self.title}, and stay so in memory; "
             "what the scheme does to activations is not imitated"
         )
+
+
+class Orders:
+    """The orders of a checkpoint's columns, each once: projections of one input have the same, most often."""
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, Order] = {}
+
+    def find(self, stored: Stored, name: str, columns: int, group: int) -> Order | None:
+        """What the tensor of that name says; None: groups are neighbours, or there is no such tensor.
+
+        Raises:
+            CortexError: MODEL_LOAD_FAILED naming it: groups are not of that size.
+        """
+        tensor = stored.find(name)
+        if tensor is None:
+            return None
+        tensor = stored.need(name, ["I32"], (columns,))
+        with open_file(tensor.file) as file:
+            file.seek(tensor.offset)
+            data = file.read(tensor.size)
+        numbers, groups = array("i", data), range(columns // group)
+        if numbers == array("i", [number for number in groups for _ in range(group)]) or -1 in numbers:
+            return None  # all are -1 where a writer left them out
+        if Counter(numbers) != dict.fromkeys(groups, group):
+            refuse(tensor.file, f"{name!r} does not put inputs into {len(groups)} groups of {group}")
+        return self._known.setdefault(hashlib.sha256(data).digest(), Order(name, tensor))
 
 
 def reshaped(tensor: Tensor, *shape: int) -> Tensor:
