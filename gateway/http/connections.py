@@ -11,10 +11,12 @@ import select
 from http import HTTPStatus
 from typing import Any
 
+from gunicorn.asgi import protocol
 from gunicorn.asgi.protocol import ASGIProtocol
 from gunicorn.workers import gasgi
 
 from gateway import config
+from gateway.http.parser import Parser
 from gateway.refusals import Refusal
 
 HEADERS = 4  # a whole header is at most so many times as long as one field of it may be
@@ -41,7 +43,8 @@ class Worker(gasgi.ASGIWorker):
         self.body_seconds = ours.body_seconds
 
     async def _serve(self) -> None:
-        gasgi.ASGIProtocol = Connection  # where it looks for the class of a connection
+        gasgi.ASGIProtocol = Connection  # where it looks for the class of a connection,
+        protocol.PythonProtocol = Parser  # and where that looks for the class of its parser
         await super()._serve()
 
     async def _shutdown(self) -> None:
@@ -119,6 +122,10 @@ class Connection(ASGIProtocol):
         self._close_transport()
 
     # --- what `ASGIProtocol` calls ----------------------------------------------------------------------
+
+    async def _serve_http_request(self, request: Any, sockname: Any, peername: Any) -> bool:
+        """Without the task of its own that is for applications which go on after their answer."""
+        return await self._handle_http_request(request, sockname, peername)
 
     def _feed_callback_parser(self, data: bytes) -> bool:
         """Parse what came, now or while the last request was answered; False: the connection is over."""

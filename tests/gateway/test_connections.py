@@ -148,7 +148,7 @@ def test_a_request_that_waits_in_the_socket_while_the_process_stands_still_is_an
     strict: GatewayProcess, seconds: float
 ) -> None:
     """Though its connection may stay no longer, and the neuron gave up the silent process meanwhile."""
-    (worker,) = strict.workers()
+    (worker,) = strict.wait_ready().workers()
     with connected(strict, GET) as client:
         assert answer(client)[0] == 200
         try:

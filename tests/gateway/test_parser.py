@@ -1,0 +1,60 @@
+"""Our parser takes what gunicorn's takes, as that does, and refuses what it refuses, in the same words."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from gunicorn.asgi.parser import ParseError, PythonProtocol
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gateway.http.parser import Parser
+
+LIMITS = {"limit_request_field_size": 60, "limit_request_fields": 4}
+
+
+def read(kind: type[PythonProtocol], pieces: list[bytes], limits: dict[str, int]) -> list[Any]:
+    """All that is heard of a request that comes in these pieces, and how that ends."""
+    heard: list[Any] = []
+    parser = kind(
+        on_headers_complete=lambda: heard.append(("headers", list(parser.headers))),
+        on_body=lambda chunk: heard.append(("body", chunk)),
+        on_message_complete=lambda: heard.append("end"),
+        **limits,
+    )
+    try:
+        for piece in pieces:
+            parser.feed(piece)
+    except ParseError as error:
+        return [*heard, type(error), str(error)]
+    return [*heard, parser.remaining(), parser.content_length, parser.is_chunked, parser.should_keep_alive]
+
+
+name = st.sampled_from([b"Host", b"content-length", b"Connection", b"x-a", b"x_b!", b"x c", b"", b"x\xe9"])
+value = st.sampled_from(
+    [b"", b" a b\t", b"2", b"close", b"\xe9", b"a\x00", b"a\rb", b"a\nb", b" c:d ", b"e" * 70]
+)
+ends = st.sampled_from([b"\r\n"] * 8 + [b"\n", b"\r", b""])
+lines = st.builds(lambda *parts: b"".join(parts), name, st.sampled_from([b":"] * 8 + [b""]), value, ends)
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    st.lists(lines, max_size=6),
+    st.sampled_from([b"\r\n"] * 4 + [b""]),
+    st.lists(st.integers(0, 200), max_size=3),
+)
+def test_requests_are_read_as_gunicorn_reads_them(fields: list[bytes], end: bytes, cuts: list[int]) -> None:
+    request = b"POST /v1 HTTP/1.1\r\n" + b"".join(fields) + end + b"{}GET / HTTP/1.1\r\n\r\n"
+    places = [0, *sorted(cuts), len(request)]
+    pieces = [request[start:stop] for start, stop in pairwise(places)]
+    for limits in ({}, LIMITS):
+        assert read(Parser, pieces, limits) == read(PythonProtocol, pieces, limits)
+
+
+@pytest.mark.parametrize("method", [b"GET", b"G(T", b"", b"POST\x7f", b"M-SEARCH"])
+def test_a_method_is_a_token(method: bytes) -> None:
+    request = [method + b" / HTTP/1.1\r\n\r\n"]
+    assert read(Parser, request, {}) == read(PythonProtocol, request, {})
