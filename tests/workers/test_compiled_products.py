@@ -115,6 +115,7 @@ def test_a_file_that_is_no_library_is_left_alone(tmp_path):
 def test_a_library_of_other_sources_is_not_used_and_the_log_says_what_to_run(tmp_path, monkeypatch, caplog):
     shutil.copy(compiled.FOLDER / "vectors.h", tmp_path)
     (tmp_path / "blocks.c").write_text('#define OWN_SOURCE\n#include "vectors.h"\nSOURCE(blocks)\n')
+    (tmp_path / "rows.c").write_text('#include "vectors.h"\nSOURCE(rows)\n')
     (tmp_path / "step.c").write_text('#include "vectors.h"\nSOURCE(step)\n')
     found = ctypes.CDLL(str(build(tmp_path, tmp_path / "library.so", "-O0")))
     monkeypatch.setattr(compiled, "FOLDER", tmp_path)

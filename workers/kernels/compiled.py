@@ -1,6 +1,6 @@
 """The library of compiled kernels, where an install could build it and the CPU has what it takes.
 
-Of its kernels those of `blocks.c` are called here, and those of `step.c` in `step.py`.
+Of its kernels those of `blocks.c` are called here, those of `rows.c` in `rows.py`, of `step.c` in `step.py`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ KINDS = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
 STEM = "_blocks"
 FOLDER = Path(__file__).parent
-SOURCES = ("blocks.c", "step.c", "vectors.h")
+SOURCES = ("blocks.c", "rows.c", "step.c", "vectors.h")
 
 logger = logging.getLogger("workers.kernels.compiled")
 
@@ -57,6 +57,9 @@ def load(path: Path) -> ctypes.CDLL | None:
     )
     if not found.blocks_supported():
         return None
+    found.rows_product.argtypes = found.blocks_product.argtypes
+    found.rows_wide.argtypes = (number, pointer, size, size, size, pointer, number)
+    found.rows_wide.restype = None
     found.step_norm.argtypes = (*[pointer] * 4, number, size, size, real, real, number)
     found.step_gated.argtypes = (pointer, pointer, number, number, size, size, number)
     found.step_heads.argtypes = (

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from workers.kernels import compiled
+from workers.kernels import compiled, rows
 from workers.weights import planes
 from workers.weights.blocks import Blocks, Weight
 
@@ -22,6 +22,8 @@ def product(x: Tensor, weight: Blocks, bias: Tensor | None = None) -> Tensor:
     """`x Wᵀ + b`: `[tokens, columns] -> [tokens, rows]`, in the type of `x`."""
     if compiled.takes(x.device, x.dtype, weight):
         return compiled.product(x, weight, bias)
+    if rows.takes(x.device, weight):
+        return rows.product(x, weight, bias)
     if weight.in_planes:
         return _in_planes(x, weight, bias)
     if _has_kernel(weight):
@@ -35,6 +37,8 @@ def steady_rows(weight: Blocks) -> int | None:
     """Tokens at once, up to which each has the same bits in any company; None: that has to be tried."""
     if compiled.takes(weight.device, weight.dtype, weight):
         return 1 << 30
+    if rows.takes(weight.device, weight):
+        return rows.FEW
     return TILE if weight.in_planes or _has_kernel(weight) else None
 
 
@@ -52,12 +56,12 @@ def _in_planes(x: Tensor, weight: Blocks, bias: Tensor | None) -> Tensor:
     name, (total, columns) = weight.format.name, weight.shape
     if len(x) <= SKINNY:
         return skinny.product(x, weight.data, name, bias)
-    rows = max(TOGETHER, SCRATCH_BYTES // (x.itemsize * columns) // TOGETHER * TOGETHER)
-    if total <= rows:
+    at_once = max(TOGETHER, SCRATCH_BYTES // (x.itemsize * columns) // TOGETHER * TOGETHER)
+    if total <= at_once:
         return F.linear(x, skinny.dequantise(weight.data, name, columns, x.dtype), bias)
     y = x.new_empty(len(x), total)
-    for start in range(0, total, rows):
-        part = slice(start, start + rows)
+    for start in range(0, total, at_once):
+        part = slice(start, start + at_once)
         wide = skinny.dequantise(weight.data[part], name, columns, x.dtype)
         y[:, part] = F.linear(x, wide, None if bias is None else bias[part])
     return y
@@ -74,9 +78,9 @@ def _has_kernel(weight: Blocks) -> bool:
 def widened(x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:  # [tokens, columns] -> [tokens, rows]
     """The same for any weight: some of its rows are made float32, which is exact, and then the next ones."""
     total, columns = weight.shape
-    rows = max(1, WIDE_BYTES[x.device.type] // (4 * columns))
+    at_once = max(1, WIDE_BYTES[x.device.type] // (4 * columns))
     wide, y = x.float(), x.new_empty(len(x), total)
-    for start in range(0, total, rows):
-        part = wide @ weight[start : start + rows].float().t()
-        y[:, start : start + rows] = part if bias is None else part.add_(bias[start : start + rows])
+    for start in range(0, total, at_once):
+        part = wide @ weight[start : start + at_once].float().t()
+        y[:, start : start + at_once] = part if bias is None else part.add_(bias[start : start + at_once])
     return y
