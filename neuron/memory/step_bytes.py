@@ -86,8 +86,9 @@ class Overhead:
             if not self.shapes.bidirectional:
                 kept = GRAPH_BYTES + sequences * self.shapes.vocab_size * FLOAT
             kept += SPARE_STATES[kind] * self._state_bytes
-        if self.vision is not None:  # which looks before the layers run
-            step = max(step, self.vision.working_bytes(self.itemsize, self.context_length))
+        if self.vision is not None:  # which looks beside steps, and not while one runs
+            look = self.vision.look_bytes(self.itemsize, self.context_length, kind)
+            step = max(step, look.piece) + look.kept
             kept += REMEMBERED_BYTES if kind == "cpu" else 0
         return step + kept
 

@@ -35,6 +35,7 @@ from workers.models.registry import MODELS
 from workers.parallel import RankGroup
 from workers.sampling.sampler import Sampler
 from workers.vision.sight import tower
+from workers.vision.tower import seen
 
 HOPPER = SimpleNamespace(multi_processor_count=132)  # what it is asked for of an H100's properties
 
@@ -200,7 +201,7 @@ def most_of_a_look(vision: Vision, rows: int, columns: int) -> Counted:
     with _a_gpu(), FakeTensorMode(allow_non_fake_inputs=True), counting, torch.inference_mode():
         eye = tower(vision, torch.bfloat16, torch.device("cuda:0"))
         image = torch.empty(rows, columns, 3, dtype=torch.uint8)
-        return counting.most_of(lambda: eye(image))
+        return counting.most_of(lambda: seen(eye.look(image)))
 
 
 def most_of_a_step(card: ModelCard, **limits: Any) -> Counted:

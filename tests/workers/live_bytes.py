@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from workers.vision.tower import Tower
+from workers.vision.tower import Tower, seen
 
 
-def most_held(tower: Tower, size: tuple[int, int]) -> int:
+def most_held(tower: Tower, size: Sequence[int]) -> int:
     """Bytes, while it looks at an image of these pixels."""
     weights = [piece.into for part in tower.weights.parts() for piece in part.pieces]
-    with torch.no_grad(), Live(weights) as live:
-        tower(torch.zeros(*size, 3, dtype=torch.uint8))
+    image = torch.zeros(*size, 3, dtype=torch.uint8)
+    with torch.no_grad(), Live([*weights, image]) as live:
+        seen(tower.look(image))
     return live.most
 
 

@@ -39,7 +39,7 @@ from workers.checkpoints.card import read_card
 from workers.execution.model_runner import ModelRunner
 from workers.scheduling.scheduler import Scheduler
 from workers.vision.sight import tower
-from workers.vision.tower import Tower
+from workers.vision.tower import seen
 from workers.weights.loader import WeightFiles
 
 Images = list[tuple[PlacedImage, Tensor]]
@@ -204,12 +204,12 @@ def loaded(folder: Path, **settings: Any) -> Iterator[ModelRunner]:
         engine.close()
 
 
-def tower_of(folder: Path) -> Tower:
-    """The tower of a model, in float32."""
+def tower_sees(folder: Path, image: Tensor) -> Tensor:  # [tokens, width] float32
+    """What the tower of a model makes of an image."""
     card = read_card(folder)
     eye = tower(card.vision, torch.float32, torch.device("cpu"))
     WeightFiles(card).load(eye.weights.parts(), lambda fraction: None)
-    return eye
+    return seen(eye.look(image))
 
 
 def changed(folder: Path, into: Path, file: str = "config.json", **changes: Any) -> Path:

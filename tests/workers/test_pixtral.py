@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 
-import msgspec
 import pytest
 import torch
 from PIL import Image
@@ -17,11 +16,9 @@ from neuron.images import sizing
 from tests.neuron.test_images import encoded, noise
 from tests.workers import seeing
 from tests.workers.checkpoints import SIZES, fill
-from tests.workers.live_bytes import most_held
-from tests.workers.seeing import IMAGE, asked_of, picture, serve, tower_of, with_tower, without_tower
+from tests.workers.seeing import IMAGE, asked_of, picture, serve, tower_sees, with_tower, without_tower
 from tests.workers.thread_ranks import Ranks
 from workers.checkpoints.card import read_card
-from workers.vision import sight
 
 LINE_END, IMAGE_END = 121, 122
 LONGEST = 60  # pixels: no multiple of a token's 8
@@ -133,7 +130,7 @@ def test_the_tower_sees_what_that_of_transformers_sees(folder, model, shape):
     given = oracle([1], [(None, image)])
     with torch.no_grad():
         seen = model.model.get_image_features(given["pixel_values"], given["image_sizes"])
-        torch.testing.assert_close(tower_of(folder)(image), seen.pooler_output[0], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(tower_sees(folder, image), seen.pooler_output[0], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("parts", PROMPTS.values(), ids=PROMPTS)
@@ -214,22 +211,6 @@ def test_with_exact_an_image_is_the_same_in_company_and_in_pieces_to_the_last_bi
         whole = [answers(engine, [parts], 4, max_step_tokens=128, **wanted)[0] for parts in asked]
         assert answers(engine, asked, 4, later=2, max_step_tokens=128, **wanted) == whole
         assert answers(engine, asked, 4, max_step_tokens=13, **wanted) == whole
-
-
-@pytest.mark.parametrize("shape", [(8, 8), (4, 16)])
-def test_what_the_tower_takes_is_planned(folder, model, shape):
-    vision = msgspec.structs.replace(
-        read_card(folder).vision,
-        hidden_size=128,
-        intermediate_size=512,
-        num_heads=4,
-        patch_size=14,
-        out_size=256,
-        max_pixels=shape[0] * shape[1] * 28**2,
-    )
-    tower = sight.tower(vision, torch.bfloat16, torch.device("cpu"))
-    planned = vision.working_bytes(2, 4096)
-    assert 0.4 * planned < most_held(tower, (shape[0] * 28, shape[1] * 28)) <= planned
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,10 @@ from workers.checkpoints.card import ModelCard, read_card
 pytest.importorskip("triton")  # whose kernels a step on a GPU has
 
 from tests.workers.counted import most_of_a_look, most_of_a_step
+from tests.workers.towers import TOWERS
 from workers.cache.state import StateCache
 from workers.checkpoints.caches import SPARE_STATES, state_bytes
-from workers.checkpoints.vision import Vision
+from workers.checkpoints.vision import SEGMENT_BYTES
 from workers.kernels.fused import INTERPRETED
 
 pytestmark = pytest.mark.skipif(
@@ -124,29 +125,12 @@ def test_states_that_no_sequence_has_are_booked(card):
     assert booked - memory.reserved == pool.nbytes - 5 * state_bytes(groups)
 
 
-@pytest.mark.parametrize("side", [1024, 2048])
-def test_a_tower_of_a_gpu_takes_no_more_than_is_planned(side):
-    """As in Qwen3-VL-8B, with fewer layers. A CPU keeps more of it, and both have one plan."""
-    vision = Vision(
-        depth=2,
-        hidden_size=1152,
-        intermediate_size=4304,
-        num_heads=16,
-        patch_size=16,
-        merge_size=2,
-        frames=2,
-        table_side=48,
-        out_size=4096,
-        deepstack=(0,),
-        activation="gelu_tanh",
-        token=1,
-        min_pixels=1,
-        max_pixels=side * side,
-        mean=(0.5,) * 3,
-        deviation=(0.5,) * 3,
-    )
-    counted = most_of_a_look(vision, side, side)
-    assert counted.reserved <= vision.working_bytes(2, 16_384) <= 1.4 * counted.reserved
+@pytest.mark.parametrize("name", TOWERS)
+def test_a_plan_is_what_a_look_at_an_image_takes_of_a_gpu(name):
+    vision, rows, columns = TOWERS[name]
+    counted, planned = most_of_a_look(vision, rows, columns), vision.look_bytes(2, 16_384, "cuda")
+    assert counted.reserved <= sum(planned)
+    assert counted.alive == pytest.approx(sum(planned) - SEGMENT_BYTES["cuda"], rel=0.03)
 
 
 def test_segments_are_cut_into_pieces_and_pieces_join_again():

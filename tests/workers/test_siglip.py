@@ -19,7 +19,6 @@ from neuron.description import described
 from tests.neuron.test_images import encoded, noise
 from tests.workers import seeing
 from tests.workers.checkpoints import SIZES, fill
-from tests.workers.live_bytes import most_held
 from tests.workers.seeing import (
     END,
     IMAGE,
@@ -27,7 +26,7 @@ from tests.workers.seeing import (
     asked_of,
     changed,
     serve,
-    tower_of,
+    tower_sees,
     with_tower,
     without_tower,
 )
@@ -154,7 +153,7 @@ def test_the_tower_sees_what_that_of_transformers_sees(folder, model):
     image = picture(7)
     with torch.no_grad():
         seen = model.model.get_image_features(normal(image)[None])
-        torch.testing.assert_close(tower_of(folder)(image), seen.pooler_output[0], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(tower_sees(folder, image), seen.pooler_output[0], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("parts", PROMPTS.values(), ids=PROMPTS)
@@ -261,7 +260,7 @@ def test_files_with_other_names_are_the_same_model(folder, model, tmp_path, pref
     card, other = read_card(tmp_path), read_card(folder)
     assert card.tensors.keys() == other.tensors.keys()
     assert not any("not used" in note for note in card.notes + other.notes)
-    assert torch.equal(tower_of(tmp_path)(picture()), tower_of(folder)(picture()))
+    assert torch.equal(tower_sees(tmp_path, picture()), tower_sees(folder, picture()))
 
 
 def test_text_alone_is_computed_as_without_eyes(engine, folder, model, tmp_path):
@@ -339,22 +338,6 @@ def test_marks_of_images_in_a_text_are_refused(folder, model, words):
 def test_a_step_has_room_for_an_image_beside_answers_whatever_was_asked_for(folder, model):
     settings = ModelSettings(id="m", path=str(folder), max_step_tokens=8, max_sequences=4)
     assert described(settings, read_card(folder)).step_tokens(settings, "cpu") == STEP
-
-
-def test_what_the_tower_takes_is_planned(folder, model):
-    changes = {
-        "hidden_size": 144,
-        "intermediate_size": 538,
-        "num_heads": 2,
-        "patch_size": 14,
-        "out_size": 320,
-    }
-    vision = msgspec.structs.replace(
-        read_card(folder).vision, **changes, table_side=32, merge_size=4, max_pixels=(32 * 14) ** 2
-    )
-    tower = sight.tower(vision, torch.bfloat16, torch.device("cpu"))
-    planned = vision.working_bytes(2, 4096)
-    assert 0.4 * planned < most_held(tower, (32 * 14, 32 * 14)) <= planned
 
 
 @pytest.mark.parametrize("size", [1, 2])

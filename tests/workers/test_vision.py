@@ -15,10 +15,10 @@ from tests.workers import seeing
 from tests.workers.engines import prompt_of
 from tests.workers.guessing import Knows
 from tests.workers.live_bytes import most_held
-from tests.workers.seeing import oracle, picture, prompt, serve, tower_of
+from tests.workers.seeing import oracle, picture, prompt, serve, tower_sees
 from tests.workers.thread_ranks import Ranks
+from tests.workers.towers import TOWERS
 from workers.checkpoints.card import read_card
-from workers.checkpoints.vision import Vision
 from workers.scheduling.drafts import DRAFTERS
 from workers.step.gallery import Gallery
 from workers.step.positions import axes
@@ -78,7 +78,7 @@ def test_the_tower_sees_what_that_of_transformers_sees(folder, model, shape):
         seen = model.model.get_image_features(
             seeing.patches(image), torch.tensor([[1, shape[0] * seeing.MERGE, shape[1] * seeing.MERGE]])
         )
-        found = tower_of(folder)(image)
+        found = tower_sees(folder, image)
     features = torch.cat([seen.pooler_output[0], *(each[0] for each in seen.deepstack_features)], dim=1)
     torch.testing.assert_close(found, features, atol=1e-4, rtol=1e-4)
 
@@ -173,9 +173,9 @@ def test_text_alone_is_computed_as_without_eyes(engine, folder, tmp_path):
 
 def test_an_image_is_looked_at_once(engine, monkeypatch):
     looks = []
-    look = Qwen3VLTower.__call__
+    look = Qwen3VLTower.look
     monkeypatch.setattr(
-        Qwen3VLTower, "__call__", lambda tower, image: (looks.append(image), look(tower, image))[1]
+        Qwen3VLTower, "look", lambda tower, image: (looks.append(image), look(tower, image))[1]
     )
     image = picture(5, 5, 12)
     serve(engine, [((5, image, 60), 2), ((6, image, 3), 2)], max_step_tokens=7)
@@ -359,22 +359,14 @@ def test_planned_bytes_have_the_tower_on_the_first_rank(folder, model, size, qua
     assert size == 1 or planned[0] - planned[1] == tower
 
 
-@pytest.mark.parametrize("shape", [(8, 8), (4, 16)])
-def test_what_the_tower_takes_is_planned(shape):
-    """As in Qwen3-VL, with fewer layers and narrower ones."""
-    vision = msgspec.structs.replace(
-        read_config(hidden_size=128, intermediate_size=496, num_heads=4),
-        max_pixels=shape[0] * shape[1] * 32**2,
-    )
+@pytest.mark.parametrize("name", TOWERS)
+def test_a_plan_is_what_a_look_at_an_image_takes(name):
+    wide, *size = TOWERS[name]
+    narrow = {"hidden_size": 288, "intermediate_size": 1076, "num_heads": 4, "depth": 1}
+    vision = msgspec.structs.replace(wide, **narrow)
     tower = sight.tower(vision, torch.bfloat16, torch.device("cpu"))
-    planned = vision.working_bytes(2, 4096)
-    assert 0.5 * planned < most_held(tower, (shape[0] * 32, shape[1] * 32)) <= planned
-
-
-def read_config(**changes):
-    sizes = {"depth": 2, "deepstack": (0,), "patch_size": 16, "merge_size": 2, "frames": 2, "table_side": 48}
-    look = {"activation": "gelu_tanh", "token": 1, "min_pixels": 1, "max_pixels": 1, "mean": (0.5,) * 3}
-    return Vision(**sizes | look | {"deviation": (0.5,) * 3, "out_size": 256} | changes)
+    planned = sum(vision.look_bytes(2, 16_384, "cpu"))
+    assert 0.88 * planned < most_held(tower, size) <= planned
 
 
 def test_positions_of_text_are_its_tokens():

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import msgspec
 
@@ -24,9 +24,18 @@ PATCHES = "visual.patch_embed.proj.weight"
 # the first that has the settings, as in transformers
 PREPROCESSORS = {"processor_config.json": "image_processor", "preprocessor_config.json": None}
 CHANNELS = 3
+SEGMENT_BYTES = {"cpu": 0, "cuda": 20 << 20}  # by which torch's allocator takes more than is used
+FLOAT = 4  # bytes of a float32
 BICUBIC = 3
-BLOCK_PATCHES = 4096  # that go through an MLP at once
+PIECE_PATCHES = {"cpu": 256, "cuda": 2048}  # that a tower takes at once, by kind of device
 REMEMBERED_BYTES = 64 << 20  # of what was seen in images, on the CPU
+
+
+class LookBytes(NamedTuple):
+    """Of memory, while a tower looks at an image."""
+
+    kept: int  # from one piece of its work to the next, at most
+    piece: int  # besides, while one is computed
 
 
 class Pixtral(msgspec.Struct, frozen=True, kw_only=True):
@@ -101,20 +110,27 @@ class Vision(msgspec.Struct, frozen=True, kw_only=True):
         """Numbers in a patch."""
         return CHANNELS * self.frames * self.patch_size**2
 
-    def working_bytes(self, itemsize: int, context_length: int) -> int:
-        """What the tower takes while it looks at the largest image that a context can have.
+    def look_bytes(self, itemsize: int, context_length: int, kind: str) -> LookBytes:
+        """What the tower takes for the largest image that a context can have, on a CPU or a GPU.
 
-        For each patch: the stream, what is normalised, queries, keys and values, queries and keys turned (in
-        float32, one at a time), and what is attended.
+        Kept of each patch are its place in the stream, queries, keys and values, and by which angles these
+        turn; and of each token what it becomes, once there is some of that.
         """
         patches = min(self.max_pixels // self.patch_size**2, context_length * self.merge_size**2)
-        of_patch = self.hidden_size * (9 * itemsize + 4 * 4)
-        at_first = self.patch_values * (2 * 4 + itemsize) + self.hidden_size * (4 * 4 + itemsize)
-        tokens = patches // self.merge_size**2
-        features = tokens * self.out_size * 2 * (1 + len(self.deepstack)) * itemsize
-        of_inner = 2 if self.pixtral is None else 3  # where a gate is multiplied in
-        inner = min(patches, BLOCK_PATCHES) * of_inner * self.intermediate_size * itemsize
-        return patches * max(of_patch, at_first) + features + inner
+        at_once, hidden = min(patches, PIECE_PATCHES[kind]), self.hidden_size
+        stream, wide, turns = hidden * itemsize, self.intermediate_size * itemsize, self.siglip is None
+        more = 1 if self.pixtral is None else {"cpu": 3, "cuda": 2}[kind]  # or no kernel for gates
+        tokens = patches // self.merge_size**2 * self.out_size * (1 + len(self.deepstack)) * itemsize
+        qwen = self.pixtral is None and self.siglip is None  # whose tokens are there from the first block on
+        colours, filled = self.patch_values // self.frames, self.patch_values * itemsize
+        stretched = 2 * FLOAT * hidden if self.table_side and turns else 0
+        first = max(colours * itemsize + max(colours * FLOAT, filled), filled + 2 * stream + stretched)
+        in_block = max(4 * stream, 3 * FLOAT * hidden * turns, wide + max(more * wide, stream))
+        inside = patches * (stream + FLOAT * (hidden // self.num_heads) * turns)
+        kept = inside + (3 * patches * stream + tokens if qwen else max(3 * patches * stream, tokens))
+        at_last = at_once * 4 * stream + inside + tokens
+        most = max(patches * stream + at_once * first, kept + at_once * in_block, at_last)
+        return LookBytes(kept, most - kept + SEGMENT_BYTES[kind])
 
     def tensors(self) -> Iterator[TensorSpec]:
         """All that the tower loads."""

@@ -306,8 +306,9 @@ class ModelRunner:
             most += FREE_ROWS * self.card.config.guess_bytes(self.group.size)
         kept = KERNEL_BYTES if device == "cpu" else GRAPH_BYTES + 4 * self._most_rows * self.model.vocab_size
         if self.sight is not None:  # no image was looked at
-            seeing = self.sight.vision.working_bytes(self.sight.dtype.itemsize, self.spec.context_length)
-            most, kept = max(most, seeing), kept + (REMEMBERED_BYTES if device == "cpu" else 0)
+            kind, itemsize = self.group.device.type, self.sight.dtype.itemsize
+            look = self.sight.vision.look_bytes(itemsize, self.spec.context_length, kind)
+            most, kept = max(most, look.piece) + look.kept, kept + (REMEMBERED_BYTES if kind == "cpu" else 0)
         return MemoryUse(weights=weights, activations=most + kept, runtime=before - weights)
 
     def empty(self) -> None:

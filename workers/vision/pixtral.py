@@ -10,9 +10,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from workers.checkpoints.vision import Vision
+from workers.checkpoints.vision import PIECE_PATCHES, Vision
 from workers.models.mlp import ACTIVATIONS, gated
-from workers.vision.tower import Angles, Block, by_rows
+from workers.vision.tower import Angles, Block, Look, Work, bands, embedded, squares
 from workers.vision.weights import Weights
 
 EPS = 1e-5
@@ -30,13 +30,19 @@ class PixtralTower:
         self.blocks = [_block(f"transformer.layers.{n}", vision, weights) for n in range(vision.depth)]
         self.projector = Projector(vision, weights)
 
-    def __call__(self, image: Tensor) -> Tensor:  # [tokens, out_size]
-        rows, columns = (size // self.vision.patch_size for size in image.shape[:2])
-        x = self.norm(self.patches(by_rows(image, self.vision, self.dtype, self.device)))
+    def look(self, image: Tensor) -> Look:
+        vision = self.vision
+        rows, columns = (size // vision.patch_size for size in image.shape[:2])
+        x = torch.empty(rows * columns, vision.hidden_size, dtype=self.dtype, device=self.device)
+        yield from embedded(image, vision, self.patches, lambda y, _: self.norm(y), x)
         angles = self._angles(rows, columns)
+        qkv = self.blocks[0].room(x)
         for block in self.blocks:
-            x = block(x, angles)
-        return self.projector(x, rows, columns)
+            yield from block.through(x, qkv, angles)
+        del qkv
+        tokens = x.new_empty(len(x) // vision.merge_size**2, vision.out_size)
+        yield from self.projector.through(x, columns, tokens)
+        return tokens
 
     def _angles(self, rows: int, columns: int) -> Angles:
         """The even frequencies turn with rows, the odd ones with columns."""
@@ -46,8 +52,7 @@ class PixtralTower:
         down = torch.arange(rows, device=self.device).float()[:, None] * frequencies[0::2]
         across = torch.arange(columns, device=self.device).float()[:, None] * frequencies[1::2]
         down = down[:, None].expand(-1, columns, -1).flatten(0, 1)
-        angle = torch.cat((down, across.repeat(rows, 1)), dim=-1)
-        angle = torch.cat((angle, angle), dim=-1)[:, None]
+        angle = torch.cat((down, across.repeat(rows, 1)), dim=-1)[:, None]
         return angle.cos(), angle.sin()
 
 
@@ -80,9 +85,9 @@ class Projector:
         self.up = weights.linear("projector.linear_1", out, hidden, bias)
         self.down = weights.linear("projector.linear_2", out, out, bias)
 
-    def __call__(
-        self, x: Tensor, rows: int, columns: int
-    ) -> Tensor:  # [patches, hidden] -> [tokens, out_size]
-        grid = self.norm(x).view(rows // self.merge, self.merge, columns // self.merge, self.merge, -1)
-        merged = grid.permute(0, 2, 4, 1, 3).reshape(-1, x.shape[1] * self.merge**2)
-        return self.down(self.activation(self.up(self.merger(merged))))
+    def through(self, x: Tensor, columns: int, tokens: Tensor) -> Work:
+        """Fill in tokens, `[tokens, out_size]`, for patches, `[patches, hidden]`."""
+        for part, made in bands(len(x), columns, self.merge, PIECE_PATCHES[x.device.type]):
+            each = squares(self.norm(x[part]), columns, self.merge).transpose(1, 2).flatten(1)
+            tokens[made] = self.down(self.activation(self.up(self.merger(each))))
+            yield len(each) * (each.shape[1] * x.shape[1] + tokens.shape[1] * (x.shape[1] + tokens.shape[1]))

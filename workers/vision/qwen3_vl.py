@@ -8,15 +8,16 @@ model (DeepStack, https://arxiv.org/abs/2406.04334).
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from workers.checkpoints.vision import Vision
+from workers.checkpoints.vision import PIECE_PATCHES, Vision
 from workers.models.mlp import activated
-from workers.vision.tower import Angles, Block, normalised
+from workers.vision.tower import Angles, Block, Look, Work, cuts, embedded
 from workers.vision.weights import Weights
 
 EPS = 1e-6
@@ -41,26 +42,31 @@ class Qwen3VLTower:
             for number, layer in enumerate(vision.deepstack)
         }
 
-    def __call__(self, image: Tensor) -> Tensor:
-        rows, columns = (size // self.vision.patch_size for size in image.shape[:2])
-        places = self._places(rows, columns)
-        x = self.patches(self._patches(image)) + self._positions(rows, columns, places)
-        angles = self._angles(places)
-        seen: dict[int, Tensor] = {}
+    def look(self, image: Tensor) -> Look:
+        vision, out = self.vision, self.vision.out_size
+        x, angles = yield from self._placed(image)
+        tokens = x.new_empty(len(x) // vision.merge_size**2, out * (1 + len(vision.deepstack)))
+        qkv = self.blocks[0].room(x)
         for number, block in enumerate(self.blocks):
-            x = block(x, angles)
+            yield from block.through(x, qkv, angles)
             if number in self.deepstack:
-                seen[number] = self.deepstack[number](x)
-        return torch.cat([self.merger(x), *(seen[layer] for layer in self.vision.deepstack)], dim=1)
+                first = out * (1 + vision.deepstack.index(number))
+                yield from self.deepstack[number].through(x, tokens[:, first : first + out])
+        yield from self.merger.through(x, tokens[:, :out])
+        return tokens
 
-    def _patches(self, image: Tensor) -> Tensor:  # [patches, patch_values]
-        """The patches of one token together, colour by colour, each as often as a film has frames."""
-        vision, colours = self.vision, normalised(image, self.vision, self.device)
-        size, merge = vision.patch_size, vision.merge_size
-        tokens = colours.unflatten(0, (-1, merge, size)).unflatten(3, (-1, merge, size))
-        patches = tokens.permute(0, 3, 1, 4, 6, 2, 5)  # row, column, row in it, column in it, colour, y, x
-        filmed = patches.unsqueeze(5).expand(-1, -1, -1, -1, -1, vision.frames, -1, -1)
-        return filmed.reshape(-1, vision.patch_values).to(self.dtype)
+    def _placed(self, image: Tensor) -> Generator[int, None, tuple[Tensor, Angles]]:
+        """Patches before the first block, `[patches, hidden]`."""
+        vision = self.vision
+        rows, columns = (size // vision.patch_size for size in image.shape[:2])
+        x = torch.empty(rows * columns, vision.hidden_size, dtype=self.dtype, device=self.device)
+        places = self._places(rows, columns)
+
+        def placed(y: Tensor, part: slice) -> Tensor:
+            return y + self._positions(rows, columns, places[part])
+
+        yield from embedded(image, vision, self.patches, placed, x, vision.merge_size)
+        return x, self._angles(places)
 
     def _places(self, rows: int, columns: int) -> Tensor:  # [patches, 2] int64
         """Row and column of each patch, in their order."""
@@ -89,8 +95,7 @@ class Qwen3VLTower:
         """A quarter of the pairs' halves turns with rows, the next one with columns."""
         half = self.vision.hidden_size // self.vision.num_heads // 2
         frequencies = 1.0 / BASE ** (torch.arange(0, half, 2, device=self.device).float() / half)
-        angle = (places[:, :, None].float() * frequencies).flatten(1)
-        angle = torch.cat((angle, angle), dim=-1)[:, None]
+        angle = (places[:, :, None].float() * frequencies).flatten(1)[:, None]
         return angle.cos(), angle.sin()
 
 
@@ -122,9 +127,14 @@ class Merger:
         self.up = weights.linear(f"{name}.linear_fc1", self.size, self.size)
         self.down = weights.linear(f"{name}.linear_fc2", vision.out_size, self.size)
 
-    def __call__(self, x: Tensor) -> Tensor:  # [patches, hidden] -> [tokens, out_size]
-        merged = self.norm(x.view(-1, self.size)) if self.merged_first else self.norm(x).view(-1, self.size)
-        return self.down(F.gelu(self.up(merged)))
+    def through(self, x: Tensor, tokens: Tensor) -> Work:
+        """Fill in tokens, `[tokens, out_size]`, for patches, `[patches, hidden]`."""
+        each = self.size // x.shape[1]
+        for made in cuts(len(tokens), max(1, PIECE_PATCHES[x.device.type] // each)):
+            part = x[made.start * each : made.stop * each]
+            part = self.norm(part.view(-1, self.size)) if self.merged_first else self.norm(part)
+            tokens[made] = self.down(F.gelu(self.up(part.view(-1, self.size))))
+            yield len(tokens[made]) * self.size * (self.size + tokens.shape[1])
 
 
 def _taps(places: Tensor, size: int, side: int) -> list[tuple[Tensor, Tensor]]:

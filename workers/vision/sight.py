@@ -17,7 +17,7 @@ from workers.step.gallery import Gallery
 from workers.vision.pixtral import PixtralTower
 from workers.vision.qwen3_vl import Qwen3VLTower
 from workers.vision.siglip import SiglipTower
-from workers.vision.tower import Tower
+from workers.vision.tower import Tower, seen
 
 
 def tower(vision: Vision, dtype: torch.dtype, device: torch.device) -> Tower:
@@ -69,7 +69,7 @@ class Sight:
         if found is None:
             side = self.vision.side
             pixels = torch.frombuffer(self.gallery[image.digest], dtype=torch.uint8)
-            found = self.tower(pixels.view(image.rows * side, image.columns * side, 3)).cpu()
+            found = seen(self.tower.look(pixels.view(image.rows * side, image.columns * side, 3))).cpu()
             self._left -= found.nbytes
         self._seen[image.digest] = found
         while self._left < 0 and len(self._seen) > 1:

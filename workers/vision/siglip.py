@@ -8,12 +8,11 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from workers.checkpoints.vision import Vision
+from workers.checkpoints.vision import PIECE_PATCHES, Vision
 from workers.models.mlp import activated
-from workers.vision.tower import Block, by_rows
+from workers.vision.tower import Block, Look, bands, embedded, squares
 from workers.vision.weights import Weights
 
 
@@ -31,18 +30,22 @@ class SiglipTower:
         self.projected_norm = weights.rms_norm("projector.mm_soft_emb_norm", hidden, eps, offset=1.0)
         self.projector = weights.table("projector.mm_input_projection_weight", hidden, vision.out_size)
 
-    def __call__(self, image: Tensor) -> Tensor:  # [tokens, out_size]
-        x = self.patches(by_rows(image, self.vision, self.dtype, self.device)) + self.positions
+    def look(self, image: Tensor) -> Look:
+        vision = self.vision
+        x = torch.empty_like(self.positions)
+        yield from embedded(image, vision, self.patches, lambda y, part: y + self.positions[part], x)
+        qkv = self.blocks[0].room(x)
         for block in self.blocks:
-            x = block(x)
-        return self._projected(self.norm(x))
-
-    def _projected(self, x: Tensor) -> Tensor:  # [patches, hidden] -> [tokens, out_size]
-        """Squares of patches, averaged, to vectors of the language model."""
-        side = self.vision.table_side
-        grid = x.t().view(1, -1, side, side)
-        averages = F.avg_pool2d(grid, self.vision.merge_size)[0].flatten(1).t().contiguous()
-        return self.projected_norm(averages) @ self.projector
+            yield from block.through(x, qkv)
+        del qkv
+        merge = vision.merge_size
+        tokens = x.new_empty(len(x) // merge**2, vision.out_size)
+        most = PIECE_PATCHES[self.device.type]
+        for part, made in bands(len(x), vision.table_side, merge, most):
+            averages = squares(self.norm(x[part]), vision.table_side, merge).mean(dim=1)
+            tokens[made] = self.projected_norm(averages) @ self.projector
+            yield len(averages) * x.shape[1] * vision.out_size
+        return tokens
 
 
 def _block(name: str, vision: Vision, weights: Weights) -> Block:
