@@ -186,11 +186,8 @@ class Service:
         self._open.add(peer, opened)
         with _failing(opened):
             self._refuse_new_work()
-        if opened.outcome is not None:
-            return
-        model = self._models.known(opened.request.model)
-        text = model.text_now if model is not None else None
-        with _failing(opened):
+            model = self._models.known(opened.request.model)
+            text = model.text_now if model is not None else None
             if model is not None:
                 self._refuse_drained(model)
             if text is not None and self._prepare_now(model, text, opened):

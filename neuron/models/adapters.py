@@ -177,6 +177,7 @@ class Adapters:
         """The group ends. What waits for an adapter waits for the next group."""
         if self._timer is not None:
             self._timer.cancel()
+            self._timer = None
         for task in self._tasks.values():
             task.cancel()
         self._wanted.clear()
@@ -220,6 +221,8 @@ class Adapters:
 
     def look(self) -> None:
         """Something is not what it was: see who can be read now, and who makes way for that."""
+        if not self._all:
+            return
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -684,8 +684,9 @@ class ManagedModel:
         return self.settings.pin and not self.retired
 
     def _check_deserted(self) -> None:
-        wanted = not self.requests.idle or self._news.has_listeners or self._is_resident
-        if self.status == "waiting" and not wanted:
+        if self.status != "waiting":
+            return
+        if self.requests.idle and not self._news.has_listeners and not self._is_resident:
             self.handle(Event.DESERTED)
 
     def _default_keep_alive(self) -> float:

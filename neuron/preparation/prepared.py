@@ -94,12 +94,12 @@ def prepare(
         message = f"model: {request.model} writes no text; /v1/models says what it can do"
         raise CortexError(Code.NOT_SUPPORTED, message, param="model")
     made = encode_prompts(text, request, context_length, seconds)
+    tokens = 0
     for prompt in made:
         if not prompt.ids:
             raise bad_request(prompt.param, f"{prompt.param} has no tokens")
-    tokens = sum(len(prompt.ids) for prompt in made)
-    for prompt in made:
         check_length(prompt.param, len(prompt.ids), request.sampling.max_tokens, context_length)
+        tokens += len(prompt.ids)
     _check_choices(request, context_length)
     if model.engine == "simulated":
         _refuse_what_needs_a_model(request)

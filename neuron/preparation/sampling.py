@@ -82,8 +82,8 @@ def _check_lengths(sampling: Sampling, least: int) -> None:
 
 def _check_lists(sampling: Sampling) -> None:
     for name, most in LENGTHS.items():
-        if len(getattr(sampling, name)) > most:
-            raise bad_request(name, f"{name} has {len(getattr(sampling, name))} entries, more than {most}")
+        if (length := len(getattr(sampling, name))) > most:
+            raise bad_request(name, f"{name} has {length} entries, more than {most}")
     for number, stop in enumerate(sampling.stop):
         if not 0 < len(stop) <= MAX_STOP:
             raise bad_request("stop", f"stop[{number}] has {len(stop)} characters, not 1 to {MAX_STOP}")
@@ -103,7 +103,8 @@ def resolve(
         CortexError: BAD_REQUEST for a token id that the model does not have.
     """
     for name in ("stop_token_ids", "allowed_token_ids", "logit_bias"):
-        check_ids(list(getattr(sampling, name)), text, name)
+        if ids := getattr(sampling, name):
+            check_ids(list(ids), text, name)
     return SamplingParams(
         temperature=_first(sampling.temperature, defaults.temperature, 1.0),
         top_k=_first(sampling.top_k, defaults.top_k, 0),

@@ -219,7 +219,7 @@ class WorkerGroup:
         if not self.open:
             self._watchdog.begin()
         self.open[submit.request_id] = sink
-        for image in images:
+        for image in images:  # which go before it
             self._backlog.extend(_Piece(image, start) for start in range(0, len(image.pixels), PIXEL_BYTES))
         self._send(record)
         if self._deadline_timer is None:
@@ -292,8 +292,10 @@ class WorkerGroup:
         return self._standby.take(device) if self._standby is not None else None
 
     def _send(self, record: bytes) -> None:
-        self._backlog.append(record)
-        self._flush()
+        """Write a command, behind those that still wait for room."""
+        if self._backlog or not self._commands.try_write(record):
+            self._backlog.append(record)
+            self._flush()
 
     def _flush(self) -> None:
         """Write commands as far as the ring has room, and the rest when it has room again."""

@@ -180,6 +180,7 @@ class Answer:
     def _keep(self, news: News) -> None:
         self.token_ids += news.token_ids
         self.logprobs += news.logprobs
-        self._text += [piece for kind, piece in news.pieces if kind == "text"]
-        self._reasoning += [piece for kind, piece in news.pieces if kind == "reasoning"]
+        for kind, piece in news.pieces:
+            if kind != "tool":  # the parser keeps these
+                (self._text if kind == "text" else self._reasoning).append(piece)
         self._spans.add(news.pieces, len(news.logprobs))

@@ -112,12 +112,12 @@ class Generation(OpenRequest):
         after = prompt.given.token_ids(CONTEXT) if goes_on else ()
         for choice in range(request.sampling.n):
             index = len(self.parts)
-            seed = params.seed + (index if request.sampling.seed is None else choice)
+            seed = (params.seed + (index if request.sampling.seed is None else choice)) & MAX_SEED
             submit = Submit(
                 request_id=next(self._keys) if index else self.key,
                 prompt=prompt.given.ids,
                 max_tokens=0,  # known when the context is: see `hand_over`
-                params=msgspec.structs.replace(params, seed=seed & MAX_SEED),
+                params=params if seed == params.seed else msgspec.structs.replace(params, seed=seed),
                 constraint=prepared.constraint,
                 priority=request.priority,
                 account=request.account,
@@ -319,11 +319,17 @@ class Generation(OpenRequest):
         return self._pages if self._first_token is None else []
 
     def usage(self) -> Usage:
+        completion = cached = reasoning = 0
+        for prompt in self._prompts:
+            cached += prompt.cached_tokens
+        for answer in self.parts:
+            completion += answer.completion_tokens
+            reasoning += answer.reasoning_tokens
         return Usage(
             prompt_tokens=self.prompt_tokens,
-            completion_tokens=sum(answer.completion_tokens for answer in self.parts),
-            cached_tokens=sum(prompt.cached_tokens for prompt in self._prompts),
-            reasoning_tokens=sum(answer.reasoning_tokens for answer in self.parts),
+            completion_tokens=completion,
+            cached_tokens=cached,
+            reasoning_tokens=reasoning,
         )
 
     def fail(self, error: CortexError, tokens_sent: int = 0) -> None:

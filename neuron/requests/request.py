@@ -245,7 +245,7 @@ class OpenRequest(ABC):
         self.outcome = outcome
         self.phase = "ended"
         self._send(reply)
-        usage = self.usage()
+        usage = reply.usage if isinstance(reply, Finished) else self.usage()
         log.info(
             "request %s id=%d trace=%s model=%s prompt_tokens=%d completion_tokens=%d seconds=%.3f reason=%s",
             outcome,

@@ -66,7 +66,9 @@ class _Budget(threading.local):
         if self.work < 0:
             raise OverBudget(f"it reads and writes more than {self.bounds.work:,} characters")
 
-    def look_at_clock(self) -> None:
+    def tick(self, characters: int) -> None:
+        """Called in each turn of a loop, which writes so many characters at most, but for long texts."""
+        self.spend(characters)
         if (now := time.monotonic()) <= self.deadline:  # a look at this clock costs next to nothing
             return
         if (left := self.seconds - time.thread_time()) <= 0:

@@ -56,7 +56,7 @@ class Detokenizer:
         piece = text[self._shown :]
         self._window = [] if self._context_free else self._window[self._read :]
         self._read = len(self._window)
-        self._shown = len(self._decode()) if self._window else 0
+        self._shown = len(self._decode())
         return piece
 
     def _push_tags(self, token_ids: Sequence[int]) -> str:
@@ -70,7 +70,7 @@ class Detokenizer:
             start = at + 1
             self._window = [] if self._context_free else [token]
             self._read = len(self._window)
-            self._shown = len(self._decode()) if self._window else 0
+            self._shown = len(self._decode())
         pieces.append(self.push(token_ids[start:]))
         return "".join(pieces)
 
@@ -79,4 +79,4 @@ class Detokenizer:
         return self._decode()[self._shown :]
 
     def _decode(self) -> str:
-        return self._vocabulary.decode(self._window)
+        return self._vocabulary.decode(self._window) if self._window else ""

@@ -131,8 +131,7 @@ def _sum(
     total = start
     for each in iterable:
         if isinstance(total, list | tuple):
-            budget.look_at_clock()
-            budget.spend(size(total) + size(each))
+            budget.tick(size(total) + size(each))
         total = total + each
     return total
 

@@ -88,7 +88,9 @@ def lead(spec: WorkerSpec, loaded: Loaded, engine: Engine, reports: Outbox, beat
                         tell(plans, None, WRITE_TIMEOUT)
                     beat(state="stopping", step=scheduler.step)
                     return
-        plan = scheduler.plan(pace.chunk()) if flight.is_ahead else None
+        plan = None
+        if flight.is_ahead:
+            plan = scheduler.plan(pace.chunk() if scheduler.has_prompts else None)
         if plan is not None:
             beat(state="stepping", step=plan.step, collectives=engine.collectives())
             if plans is not None:

@@ -203,6 +203,8 @@ class PagePool:
 
     def take_news(self) -> tuple[list[bytes], list[bytes]]:
         """(hashes that can be found now, hashes that no longer can), against the last call: of group 0."""
+        if not self._news:
+            return [], []
         news, self._news = self._news, {}
         cached = [digest for digest, came in news.items() if came]
         return cached, [digest for digest, came in news.items() if not came]

@@ -270,6 +270,11 @@ class Scheduler:
 
     # --- what it says -----------------------------------------------------------------------------------
 
+    @property
+    def has_prompts(self) -> bool:
+        """Whether any is not computed to its end."""
+        return len(self._open) > len(self.decoding)
+
     def plan(self, chunk: int | None = None) -> StepPlan | None:
         """The next step, which counts as sent; None when nothing is open, or a step must be observed first.
 
@@ -277,6 +282,8 @@ class Scheduler:
             chunk: tokens of prompts that may go beside those in decode, so that these are not held up.
                 None, or with nothing in decode: as many as the budget allows.
         """
+        if not self._open:
+            return None
         guesses, drafts = self._guesses, NO_DRAFTS
         flying = self._in_flight
         if guesses is not None and flying and guesses.has_to_know(flying[-1].drafts, self.decoding):

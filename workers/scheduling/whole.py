@@ -67,6 +67,11 @@ class WholeScheduler:
         self._end(sequence)
         self._reports.append(SequenceReport(request_id, [], "aborted"))
 
+    @property
+    def has_prompts(self) -> bool:
+        """Whether any is not computed: all that is open."""
+        return bool(self._open)
+
     def plan(self, chunk: int | None = None) -> StepPlan | None:
         """The next step, which counts as sent; None when nothing waits.
 
