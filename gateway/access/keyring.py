@@ -6,10 +6,12 @@ import asyncio
 import logging
 import time
 from collections import defaultdict
+from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 
 from gateway.access import api_key
-from gateway.access.limits import Limits
+from gateway.access.limits import DAY, Limits
 from gateway.access.principal import LEFTOVERS, Principal
 from gateway.refusals import INVALID_KEY, STORE_UNAVAILABLE, one_line
 from gateway.store import key_store
@@ -66,11 +68,11 @@ class Keyring:
         self._store.close()
         self._limits.close()
 
-    async def who(self, texts: list[str], account: str) -> Principal:
+    async def who(self, texts: list[str], account: Callable[[], str]) -> Principal:
         """Who sends a request with these keys, of which one that is ours counts.
 
         Args:
-            account: a name for the sender, should it have none of ours.
+            account: gives a name for the sender, should it have none of ours.
 
         Raises:
             CortexError: none of the keys holds, and one is needed, or a key of ours was revoked or has
@@ -78,7 +80,9 @@ class Keyring:
         """
         ours = [text for text in texts if api_key.is_ours(text)]
         for text in ours:
-            if (key := await self._find(api_key.digest(text))) is not None:
+            digest = api_key.digest(text)
+            key = self._keys.get(digest) or await self._find(digest)
+            if key is not None and (key.expires is None or key.expires > time.time()):
                 return Principal(key.id, key, key.terms.priority, self._limits, self)
         if ours and self._broken and self._edition is None:
             raise CortexError(STORE_UNAVAILABLE, self._broken)
@@ -87,14 +91,15 @@ class Keyring:
         if not self._anonymous:
             raise CortexError(INVALID_KEY, "this API key is none of this gateway's" if texts else NO_KEY)
         admin = self._local and not self._has_admin
-        return Principal(account, priority=LEFTOVERS if self._keys else None, admin=admin)
+        return Principal(account(), priority=LEFTOVERS if self._keys else None, admin=admin)
 
     def note(self, key_id: str, model: str, usage: Usage) -> None:
         """Add what one request came to; it is written within a second."""
-        day = time.strftime("%Y-%m-%d", time.gmtime())
-        row = self._used[key_id, model, day]
-        for i, count in enumerate((1, usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens)):
-            row[i] += count
+        row = self._used[key_id, model, _day(int(time.time() // DAY))]
+        row[0] += 1
+        row[1] += usage.prompt_tokens
+        row[2] += usage.cached_tokens
+        row[3] += usage.completion_tokens
 
     async def every(self) -> list[Key]:
         """All keys that were made, as the store has them; CortexError where it cannot be read."""
@@ -106,16 +111,12 @@ class Keyring:
         return await self._store.read(key_store.usage, since) if await self._store.exists() else []
 
     async def _find(self, digest: bytes) -> Key | None:
-        key = self._keys.get(digest)
-        if key is None:  # it may be a new one
-            begun = self._looks
-            async with self._looking:
-                if self._looks == begun:  # else somebody's look, which began after this, was enough
-                    await self._look()
-            key = self._keys.get(digest)
-        if key is None or (key.expires is not None and key.expires <= time.time()):
-            return None
-        return key
+        """A key that is not known: it may be a new one."""
+        begun = self._looks
+        async with self._looking:
+            if self._looks == begun:  # else somebody's look, which began after this, was enough
+                await self._look()
+        return self._keys.get(digest)
 
     async def _keep(self) -> None:
         while True:
@@ -167,6 +168,12 @@ class Keyring:
         if error.message != self._broken:
             logger.error("%s; the keys that are known hold", one_line(error.message))
         self._broken = error.message
+
+
+@lru_cache(2)
+def _day(number: int) -> str:
+    """A day, by its number since 1970, as usage is kept: 2026-11-27."""
+    return time.strftime("%Y-%m-%d", time.gmtime(number * DAY))
 
 
 def has_keys(path: Path) -> bool:

@@ -41,7 +41,9 @@ class Limit(NamedTuple):
 
     def after_one(self) -> Limit:
         """What is left of it when one request more is admitted, whose tokens nobody knows yet."""
-        return self._replace(left=self.left - 1) if self.what == "requests" else self
+        if self.what == "tokens":
+            return self
+        return Limit(self.what, self.period, self.allowed, self.left - 1, self.reset)
 
 
 class Limits:

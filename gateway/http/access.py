@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import falcon.asgi
 
@@ -33,7 +33,7 @@ class Access:
 
     async def process_request(self, req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
         try:
-            principal = await self._keyring.who(_keys(req), caller(req))
+            principal = await self._keyring.who(_keys(req), partial(caller, req))
         except CortexError:
             if req.path not in OPEN:
                 raise
@@ -48,12 +48,11 @@ class Access:
         self, req: falcon.asgi.Request, resp: falcon.asgi.Response, resource: object, succeeded: bool
     ) -> None:
         principal: Principal | None = getattr(req.context, "principal", None)
-        shown: set[str] = set()
-        for limit in principal.limits if principal is not None else ():
-            if limit.what not in shown:  # clients look at the next limit they meet: the minute's
-                shown.add(limit.what)
-                for name, value in _headers(limit).items():
-                    resp.set_header(name, value)
+        if principal is None or not principal.limits:
+            return
+        # Clients look at the next limit they meet: the minute's, which comes first, so it is written last.
+        for limit in reversed(principal.limits):
+            resp.set_headers(_headers(limit))
 
 
 def _keys(req: falcon.asgi.Request) -> list[str]:

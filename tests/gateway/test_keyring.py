@@ -41,7 +41,7 @@ def beside(ring: Keyring, work: Callable[[], Awaitable[None]]) -> None:
 
 async def holds(ring: Keyring, key: str) -> bool:
     try:
-        await ring.who([key], "")
+        await ring.who([key], lambda: "")
     except CortexError as error:
         if error.code != INVALID_KEY:
             raise
@@ -92,12 +92,12 @@ def test_who_has_no_key_gets_what_those_with_one_leave(tmp_path: Path) -> None:
     ring = Keyring(path, anonymous=True)
 
     async def work() -> None:
-        nobody = await ring.who([], "an address")
+        nobody = await ring.who([], lambda: "an address")
         assert [nobody.weigh(asked) for asked in (-7, 0, 7)] == [-7, 0, 7]  # there is nobody else
         key = await asyncio.to_thread(make_key, path, priority=5)
-        somebody = await ring.who([key], "an address")
+        somebody = await ring.who([key], lambda: "an address")
         assert [somebody.weigh(asked) for asked in (-7, 5, 9)] == [5, 5, 9]
-        nobody = await ring.who([], "an address")
+        nobody = await ring.who([], lambda: "an address")
         assert [nobody.weigh(asked) for asked in (-7, 0, 700)] == [LEFTOVERS, LEFTOVERS, 700]
 
     beside(ring, work)
@@ -129,11 +129,11 @@ def test_nobody_is_an_administrator_on_loopback_while_nobody_knows_whose_key_is_
     ring = Keyring(path, anonymous=True, local=True)
 
     async def work() -> None:
-        assert not (await ring.who([], "someone")).admin
+        assert not (await ring.who([], lambda: "someone")).admin
         path.unlink()
 
         async def alone() -> bool:
-            return (await ring.who([], "someone")).admin
+            return (await ring.who([], lambda: "someone")).admin
 
         await until(alone)
 
@@ -180,7 +180,7 @@ def test_a_folder_that_may_not_be_read_is_told(tmp_path: Path, monkeypatch: pyte
 
     async def work() -> None:
         with pytest.raises(CortexError, match=r"keys\.db, cannot be used: Permission denied") as caught:
-            await ring.who(["sk-cortex-any"], "")
+            await ring.who(["sk-cortex-any"], lambda: "")
         assert caught.value.code == STORE_UNAVAILABLE
         for look in (ring.every(), ring.used("2026-11-27")):  # for the page
             with pytest.raises(CortexError, match="Permission denied"):
@@ -200,7 +200,7 @@ def test_terms_that_are_none_are_told(tmp_path: Path) -> None:
 
     async def work() -> None:
         with pytest.raises(CortexError, match="what a key allows cannot be read") as caught:
-            await ring.who([key], "")
+            await ring.who([key], lambda: "")
         assert caught.value.code == STORE_UNAVAILABLE
 
     beside(ring, work)
