@@ -26,9 +26,8 @@ _NAMED = re.compile(r"(\w+)=%[-#0+]*\d*(?:\.\d+)?[sdrgfxei](?=\s|$)")
 class Event(logging.LogRecord):
     """What is written of one, without its file, line and thread: to find these out is most of its cost."""
 
-    pathname = filename = module = ""
-    lineno = 0
-    funcName = thread = threadName = processName = taskName = None
+    _UNKNOWN = dict.fromkeys(("pathname", "filename", "module"), "") | {"lineno": 0, "relativeCreated": 0.0}
+    _UNKNOWN |= dict.fromkeys(("funcName", "thread", "threadName", "processName", "taskName"))
 
     def __init__(
         self,
@@ -42,6 +41,7 @@ class Event(logging.LogRecord):
         func: str | None = None,
         sinfo: str | None = None,
     ) -> None:
+        self.__dict__.update(self._UNKNOWN)  # for whoever formats what was not written by us
         if args and len(args) == 1 and args[0] and isinstance(args[0], Mapping):
             (args,) = args  # by name
         self.name, self.levelno, self.levelname = name, level, logging.getLevelName(level)

@@ -352,7 +352,7 @@ class Server:
         for peer in peers:
             if peer._stuck is None:  # else: its turn comes in `_retry_blocked`
                 self._flush_peer(peer)
-        self._pump.check_soon()
+        self._pump.check_after_send()
 
     def _flush_peer(self, peer: Peer) -> None:
         replies, peer._outbox = peer._outbox, []

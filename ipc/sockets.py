@@ -109,6 +109,11 @@ class Pump:
         if self._soon is None:
             self._soon = self._loop.call_soon(self.check)
 
+    def check_after_send(self) -> None:
+        """The same, where nothing waits for room: in its next turn, if there is something to read."""
+        if self._soon is None and self._socket.getsockopt(_EVENTS) & _POLLIN:
+            self.check_soon()
+
     def check_if_ready(self) -> None:
         """The same after a send that found no room: once that room is there, or something to read."""
         if self._socket.getsockopt(zmq.EVENTS):
