@@ -168,11 +168,7 @@ class Answer:
             pieces += self._parser.finish(cut=finish == "length" and not over)
             over = over or self._parser.stop_sequence is not None
             self.reason = "length" if finish == "length" and not over else "stop"
-        news = News(
-            pieces=pieces,
-            token_ids=token_ids,
-            logprobs=[self.name(each) for each in told],
-        )
+        news = News(pieces, token_ids, [self.name(each) for each in told] if told else [])
         if self._whole:
             self._keep(news)
         self._owner.on_news(self, news)

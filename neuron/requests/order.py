@@ -22,6 +22,8 @@ class Stretch:
 
 def stretches(pieces: Sequence[Piece]) -> list[Stretch]:
     """Pieces in as few stretches as keep their order; one that is empty where there are none."""
+    if len(pieces) == 1 and pieces[0][0] == "text":
+        return [Stretch(pieces[0][1])]
     found, place = [Stretch()], 0
     for kind, piece in pieces:
         if _PLACES[kind] < place:

@@ -66,7 +66,13 @@ class AnswerParser:
 
     def push(self, text: str) -> list[Piece]:
         """Take more text; the pieces that are sure."""
-        parts: list[Part] = self._reasoning.push(text) if self._reasoning is not None else [("text", text)]
+        if self._reasoning is None:
+            if self._tools is None and self._stops is None:
+                return [("text", said)] if (said := text.replace(TOKEN, "")) else []
+            return self._end(self._tell_tools([("text", text)]))
+        parts = self._reasoning.push(text)
+        if self._reasoning.is_over:
+            self._reasoning = None
         return self._end(self._tell_tools(parts))
 
     def finish(self, cut: bool = False) -> list[Piece]:

@@ -121,6 +121,11 @@ class ReasoningSplitter:
         """Whether it is known that a thought has begun, or that none will."""
         return self._started
 
+    @property
+    def is_over(self) -> bool:
+        """Whether all that comes is text as it is: no thought is open or may come, nor space behind one."""
+        return self._started and not self.in_reasoning and not self._after_tag
+
     def push(self, text: str) -> list[Part]:
         """Take more text; the parts that are sure."""
         text, self._held = self._held + text, ""

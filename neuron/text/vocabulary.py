@@ -71,7 +71,7 @@ class Vocabulary:
         context_free: what a token is written as does not depend on those before it.
     """
 
-    __slots__ = ("_decoder", "_ends", "context_free", "packed", "size")
+    __slots__ = ("_decoder", "_ends", "_written", "context_free", "packed", "size")
 
     def __init__(self, packed: PackedVocabulary) -> None:
         self.packed = packed
@@ -79,6 +79,7 @@ class Vocabulary:
         self._ends = memoryview(packed.ends).cast("I")
         self._decoder = Tokenizer.from_str(packed.decoder).decoder
         self.context_free = isinstance(self._decoder, decoders.ByteLevel)
+        self._written: dict[int, bytes] = {}  # tokens that were written
 
     def piece(self, token_id: int) -> str:
         """How the vocabulary writes a token; nothing for an id that only pads it."""
@@ -91,6 +92,14 @@ class Vocabulary:
         kinds = self.packed.kinds
         pieces = [self.piece(token) for token in token_ids if not kinds[token] & ABSENT]
         return self._decoder.decode(pieces) if self._decoder is not None else " ".join(pieces)
+
+    def written(self, token_ids: Sequence[int]) -> bytes:
+        """The bytes of token ids, of those that are text; for a vocabulary that is context-free."""
+        known = self._written
+        for token in token_ids:
+            if token not in known:
+                known[token] = b"" if self.hides(token) else from_byte_level(self.piece(token))
+        return b"".join([known[token] for token in token_ids])
 
     def spell(self, token_id: int) -> bytes:
         """The bytes that a token stands for; nothing for an id that only pads the vocabulary."""

@@ -5,14 +5,15 @@ from __future__ import annotations
 # Byte-level tokenizers write each byte as a character that can be seen: itself, else one from U+0100 on.
 _VISIBLE = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
 _HIDDEN = [byte for byte in range(256) if byte not in _VISIBLE]
-_BYTE_OF = {byte: byte for byte in _VISIBLE} | {0x100 + place: byte for place, byte in enumerate(_HIDDEN)}
+_BYTE_OF = {chr(byte): byte for byte in _VISIBLE}
+_BYTE_OF |= {chr(0x100 + place): byte for place, byte in enumerate(_HIDDEN)}
 
 
 def from_byte_level(piece: str) -> bytes:
     """The bytes of a token of a byte-level tokenizer."""
     try:
-        return piece.translate(_BYTE_OF).encode("latin-1")
-    except UnicodeEncodeError:  # a token that somebody added to the vocabulary as text
+        return bytes([_BYTE_OF[character] for character in piece])
+    except KeyError:  # a token that somebody added to the vocabulary as text
         return piece.encode()
 
 
