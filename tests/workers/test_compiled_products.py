@@ -77,6 +77,21 @@ def test_a_row_has_the_same_bits_whatever_stands_beside_it(name, monkeypatch):
     assert torch.equal(compiled.product(x, weight, None), whole)
 
 
+@pytest.mark.parametrize("name", compiled.KINDS)
+def test_what_a_cpu_has_beyond_avx2_changes_no_bit(name, monkeypatch):
+    if (level := compiled.level()) == 1:
+        pytest.skip("this CPU has no VNNI with AVX-512")
+    generator = torch.Generator().manual_seed(0)
+    for rows, tokens in ((37, 4), (37, 13), (2100, 9)):
+        weight, x = random_weight(name, rows), torch.randn(tokens, COLUMNS, generator=generator).bfloat16()
+        bias = torch.randn(rows, generator=generator)
+        y = []
+        for each in (1, level):
+            monkeypatch.setattr(compiled, "level", lambda each=each: each)
+            y.append(compiled.product(x, weight, bias))
+        assert torch.equal(*y)
+
+
 def test_exact_products_are_cut_into_no_more_blocks_than_others():
     linear = Linear(random_weight("Q4_K", 64))
     linear.make_exact({})
@@ -113,10 +128,11 @@ def test_a_file_that_is_no_library_is_left_alone(tmp_path):
 
 
 def test_a_library_of_other_sources_is_not_used_and_the_log_says_what_to_run(tmp_path, monkeypatch, caplog):
-    shutil.copy(compiled.FOLDER / "vectors.h", tmp_path)
-    (tmp_path / "blocks.c").write_text('#define OWN_SOURCE\n#include "vectors.h"\nSOURCE(blocks)\n')
-    (tmp_path / "rows.c").write_text('#include "vectors.h"\nSOURCE(rows)\n')
-    (tmp_path / "step.c").write_text('#include "vectors.h"\nSOURCE(step)\n')
+    for name in ("formats.h", "vectors.h"):
+        shutil.copy(compiled.FOLDER / name, tmp_path)
+    (tmp_path / "blocks.c").write_text('#define OWN_SOURCE\n#include "formats.h"\nSOURCE(blocks)\n')
+    for name in ("blocks_vnni", "rows", "step"):
+        (tmp_path / f"{name}.c").write_text(f'#include "vectors.h"\nSOURCE({name})\n')
     found = ctypes.CDLL(str(build(tmp_path, tmp_path / "library.so", "-O0")))
     monkeypatch.setattr(compiled, "FOLDER", tmp_path)
     assert compiled.other_source(found) is None

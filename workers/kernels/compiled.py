@@ -21,7 +21,7 @@ KINDS = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
 STEM = "_blocks"
 FOLDER = Path(__file__).parent
-SOURCES = ("blocks.c", "rows.c", "step.c", "vectors.h")
+SOURCES = ("blocks.c", "blocks_vnni.c", "formats.h", "rows.c", "step.c", "vectors.h")
 
 logger = logging.getLogger("workers.kernels.compiled")
 
@@ -32,6 +32,12 @@ def library() -> ctypes.CDLL | None:
     paths = [FOLDER / (STEM + suffix) for suffix in EXTENSION_SUFFIXES]
     path = next(filter(Path.exists, paths), None)
     return None if path is None else load(path)
+
+
+@cache
+def level() -> int:
+    """What the CPU multiplies with, as blocks.c numbers it: AVX2, or more than that; results are the same."""
+    return library().blocks_level()
 
 
 def load(path: Path) -> ctypes.CDLL | None:
@@ -53,9 +59,9 @@ def load(path: Path) -> ctypes.CDLL | None:
     found.blocks_product.argtypes = (
         *(number, pointer, size, size, size),  # weight
         *(pointer, pointer, number, size, pointer),  # input, output, their type, tokens, bias
-        number,  # threads
+        *(number, number),  # threads, level
     )
-    if not found.blocks_supported():
+    if not found.blocks_level():
         return None
     found.rows_product.argtypes = found.blocks_product.argtypes
     found.rows_wide.argtypes = (number, pointer, size, size, size, pointer, number)
@@ -121,6 +127,7 @@ def product(x: Tensor, weight: Blocks, bias: Tensor | None) -> Tensor:
         tokens,
         None if wide is None else wide.data_ptr(),
         torch.get_num_threads(),
+        level(),
     )
     if failed:
         raise RuntimeError("can't allocate memory for a product")

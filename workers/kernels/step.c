@@ -218,11 +218,13 @@ typedef struct {
     float most[TOGETHER], total[TOGETHER], *out; /* out [TOGETHER][value_dim] */
 } Softmax;
 
-/* `count` queries over the keys from `first` to `last` of a page */
-INLINE void page_scores(const Attention *a, const float *q, int count, const uint16_t *keys, int type, long first,
-                        long last, float (*scores)[PAGE])
+/* `count` queries over the keys from `first` to `last` of a page, whose `values` are read next, and across */
+INLINE void page_scores(const Attention *a, const float *q, int count, const uint16_t *keys, const uint16_t *values,
+                        int type, long first, long last, float (*scores)[PAGE])
 {
     for (long t = first; t < last; t++) {
+        for (long i = 0; i < a->value_dim; i += 32)
+            _mm_prefetch((const char *)(values + t * a->head_dim + i), _MM_HINT_T0);
         __m256 s[TOGETHER];
 #pragma GCC unroll 4
         for (int k = 0; k < count; k++)
@@ -271,7 +273,7 @@ INLINE void add_page(const Attention *a, Softmax *s, const float *q, int count, 
     for (int k = 0; k < count; k++)
         for (int i = 0; i < PAGE; i++)
             scores[k][i] = -INFINITY;
-    page_scores(a, q, count, a->keys + at, type, first, last, scores);
+    page_scores(a, q, count, a->keys + at, a->values + at, type, first, last, scores);
     for (int k = 0; k < count; k++) {
         __m256 most = _mm256_set1_ps(s->most[k]), total = _mm256_setzero_ps();
         float each[8];
