@@ -7,6 +7,7 @@ reset of the connection may overtake.
 
 from __future__ import annotations
 
+import asyncio
 import select
 from http import HTTPStatus
 from typing import Any
@@ -16,8 +17,9 @@ from gunicorn.asgi.protocol import ASGIProtocol
 from gunicorn.workers import gasgi
 
 from gateway import config
+from gateway.http.answer import VERSION, Answer
 from gateway.http.parser import Parser
-from gateway.refusals import Refusal
+from gateway.refusals import BUG, Refusal
 
 HEADERS = 4  # a whole header is at most so many times as long as one field of it may be
 LINGER_SECONDS = 2.0  # that a refused client has to stop sending and to read why
@@ -64,6 +66,9 @@ class Connection(ASGIProtocol):
         self._header_bytes = 0  # that came, of one that is not complete
         self._answering = False  # whether the answer to the last request has begun
         self._refused = False
+        # Whether gunicorn was told to tell of requests, which it does itself.
+        watchers = self._pre_request, self._post_request
+        self._is_watched = worker.log.access_log_enabled or watchers != (None, None)
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -124,8 +129,25 @@ class Connection(ASGIProtocol):
     # --- what `ASGIProtocol` calls ----------------------------------------------------------------------
 
     async def _serve_http_request(self, request: Any, sockname: Any, peername: Any) -> bool:
-        """Without the task of its own that is for applications which go on after their answer."""
-        return await self._handle_http_request(request, sockname, peername)
+        """Have it answered; whether its connection stays.
+
+        There is no task of its own for it, which is for applications that go on after their answer.
+        """
+        if self._is_watched or request.version != VERSION or request.method == "HEAD":
+            return await self._handle_http_request(request, sockname, peername)
+        closes = self._will_close(request, False)
+        answer = Answer(self, closes)
+        scope = self._build_http_scope(request, sockname, peername)
+        try:
+            await self.app(scope, self._body_receiver.receive, answer.send)
+        except asyncio.CancelledError:  # the client left
+            return False
+        except Exception:
+            self.log.exception("request failed")
+            closes = True
+        if not answer.has_begun:
+            self._send_error_response(500, BUG)
+        return answer.is_complete and not closes and self.worker.alive
 
     def _feed_callback_parser(self, data: bytes) -> bool:
         """Parse what came, now or while the last request was answered; False: the connection is over."""
