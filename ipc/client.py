@@ -51,7 +51,18 @@ class Call:
     that is there at once, or cannot wait for ever.
     """
 
-    __slots__ = ("_client", "_replies", "_waiter", "closed", "ended", "id", "patient")
+    __slots__ = (
+        "_client",
+        "_deadline",
+        "_replies",
+        "_timer",
+        "_timer_ends",
+        "_waiter",
+        "closed",
+        "ended",
+        "id",
+        "patient",
+    )
 
     def __init__(self, client: NeuronClient, request_id: int, patient: bool) -> None:
         self.id = request_id
@@ -61,6 +72,9 @@ class Call:
         self._client = client
         self._replies: deque[Reply] = deque()
         self._waiter: asyncio.Future[None] | None = None
+        # Of `take`. A timer is not set anew for each wait, but when it ends before the last one's deadline.
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_ends = self._deadline = 0.0  # by the loop's clock
 
     def cancel(self) -> None:
         """Ask the neuron to end it. The terminal reply still comes. On a closed call it does nothing."""
@@ -76,15 +90,29 @@ class Call:
         replies = self._replies
         if not replies and not self.closed:
             loop = self._client._loop
+            self._deadline = loop.time() + within
+            if self._timer is None or self._timer_ends > self._deadline:
+                self._set_timer()
             self._waiter = waiter = loop.create_future()
-            timer = loop.call_later(within, _wake, waiter)
-            try:
-                await waiter
-            finally:
-                timer.cancel()
+            await waiter
         taken = list(replies)
         replies.clear()
         return taken
+
+    def _set_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._client._loop.call_at(self._deadline, self._on_time)
+        self._timer_ends = self._deadline
+
+    def _on_time(self) -> None:
+        self._timer = None
+        if self._waiter is None or self._waiter.done():
+            return
+        if self._deadline > self._timer_ends:
+            self._set_timer()
+        else:
+            _wake(self._waiter)
 
     async def __aiter__(self) -> AsyncGenerator[Reply, None]:
         replies = self._replies
@@ -103,6 +131,8 @@ class Call:
         if type(reply) in _TERMINAL:
             self.closed = True
             self.ended = time.monotonic()
+            if self._timer is not None:
+                self._timer.cancel()
         self._replies.append(reply)
         if self._waiter is not None:
             _wake(self._waiter)
@@ -300,16 +330,7 @@ class NeuronClient:
         self._heard = self._loop.time()
         self.alive = True
         frame = frames[0]
-        ours = len(frame) >= len(HEADER) and frame[:2] == HEADER[:2]
-        if ours and frame[2] != PROTOCOL_MAJOR:
-            text = (
-                f"the neuron at {self.endpoint} speaks protocol {frame[2]}, we speak {PROTOCOL_MAJOR}; "
-                "have both of one version of cortex"
-            )
-            self._fail(self._calls, Code.PROTOCOL_MISMATCH, text)
-            return
-        if not ours or len(frames) > 1:
-            logger.warning("message ignored endpoint=%s reason=it is none of the protocol", self.endpoint)
+        if (not frame.startswith(HEADER) or len(frames) > 1) and not self._is_ours(frames):
             return
         body = memoryview(frame)[len(HEADER) :]
         try:
@@ -326,6 +347,23 @@ class NeuronClient:
             elif reply.id == 0 and isinstance(reply, Failed):
                 # It could not read one of ours, and cannot say which.
                 self._fail(calls, reply.code, reply.message)
+
+    def _is_ours(self, frames: list[bytes]) -> bool:
+        """Whether a message is of our protocol, of another minor version; where it is of another major one
+        nothing that is open can be answered."""
+        frame = frames[0]
+        ours = len(frame) >= len(HEADER) and frame[:2] == HEADER[:2]
+        if ours and frame[2] != PROTOCOL_MAJOR:
+            text = (
+                f"the neuron at {self.endpoint} speaks protocol {frame[2]}, we speak {PROTOCOL_MAJOR}; "
+                "have both of one version of cortex"
+            )
+            self._fail(self._calls, Code.PROTOCOL_MISMATCH, text)
+            return False
+        if not ours or len(frames) > 1:
+            logger.warning("message ignored endpoint=%s reason=it is none of the protocol", self.endpoint)
+            return False
+        return True
 
     def _decode_known(self, body: memoryview) -> list[Reply]:
         """The replies that we understand: a newer minor version may have more types."""

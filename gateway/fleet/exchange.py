@@ -148,8 +148,8 @@ class Exchange:
         """
         self.check()
         replies = await self._call.take(within)
-        if self._transcript is not None:
-            replies = [each for each in replies if type(each) is not Delta or self._transcript.take(each)]
+        if (transcript := self._transcript) is not None:
+            replies = [each for each in replies if type(each) is not Delta or transcript.take(each)]
         tokens = 0
         for reply in replies:
             kind = type(reply)

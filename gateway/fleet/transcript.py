@@ -17,7 +17,7 @@ class Told:
     """A text that comes in pieces, perhaps more than once from its beginning.
 
     Attributes:
-        shown: characters that the client has.
+        shown: characters that the client had when it was last told from its beginning.
         seen: the same that this neuron has told.
     """
 
@@ -28,8 +28,11 @@ class Told:
         """As much of a piece as the client does not have."""
         start = self.shown - self.seen
         self.seen += len(piece)
-        self.shown = max(self.shown, self.seen)
         return piece[start:] if start > 0 else piece
+
+    def again(self) -> None:
+        """From now on it comes from its beginning."""
+        self.shown, self.seen = max(self.shown, self.seen), 0
 
 
 @dataclass(slots=True)
@@ -80,12 +83,12 @@ class Transcript:
         token_ids = delta.token_ids or []
         if len(token_ids) != delta.tokens:
             self.is_whole = False
-        start = max(len(said.token_ids) - said.seen, 0)
+        start = len(said.token_ids) - said.seen
         said.seen += len(token_ids)
-        said.token_ids += token_ids[start:]
-        if start:
+        if start > 0:  # it is told again
             token_ids = token_ids[start:]
             delta.tokens = max(delta.tokens - start, 0)
+        said.token_ids += token_ids
         delta.token_ids = token_ids if self._with_ids else None
         if delta.text:
             delta.text = said.text.new(delta.text)
@@ -105,9 +108,11 @@ class Transcript:
     def written(self) -> list[list[int]]:
         """The tokens of each choice; from now on they are told again."""
         for said in self._said:
-            said.seen = said.text.seen = said.reasoning.seen = 0
+            said.seen = 0
+            said.text.again()
+            said.reasoning.again()
             for call in said.calls.values():
-                call.arguments.seen = 0
+                call.arguments.again()
         return [said.token_ids for said in self._said]
 
 
