@@ -5,13 +5,14 @@
   equal, or that is a failure; in bfloat16 how many are.
 * attention: right, and at what share of the rate of memory or of products; what is beside it in a layer.
 * products: quantised weights in every format, right and at what share of the rate at which memory is read.
-* engine, large, experts, gguf, fp8: random weights in the shape of Qwen3-0.6B, of Qwen3-8B, of 6 of the 48
-  layers of Qwen3-30B-A3B, and of Qwen3-8B in Q4_K and in FP8. What the device can do at most is measured
-  first (reading memory, multiplying matrices, copying from the host); the load, prefill and decode are given
-  as shares of that, and memory as planned and as measured. Of experts, a step is to read those that its
-  tokens choose by lot. Beside the decode of one sequence stands the share that it is meant to reach; to miss
-  it is no failure. A decode step that is a graph is shown with the time that the graph takes when nothing is
-  between two of it, with the share of the step that is not that (the gap), and with an eager step's time.
+* engine, large, experts, gguf, fp8, awq, nvfp4: random weights in the shape of Qwen3-0.6B, of Qwen3-8B, of
+  6 of the 48 layers of Qwen3-30B-A3B, and of Qwen3-8B in Q4_K, FP8, AWQ and NVFP4. What the device can do
+  at most is measured first (reading memory, multiplying matrices, copying from the host); the load, prefill
+  and decode are given as shares of that, and memory as planned and as measured. Of experts, a step is to
+  read those that its tokens choose by lot. Beside the decode of one sequence stands the share that it is
+  meant to reach; to miss it is no failure. A decode step that is a graph is shown with the time that the
+  graph takes when nothing is between two of it, with the share of the step that is not that (the gap), and
+  with an eager step's time.
 * waking: from files in the page cache, and from parked memory, to the first token of Qwen3-8B.
 
 Each part runs in a process of its own with a time limit, so that one that faults or hangs leaves the rest as
@@ -46,7 +47,7 @@ from transformers import PretrainedConfig, Qwen3_5TextConfig, Qwen3Config, Qwen3
 
 from benchmarks.driver import Driver, fill, write_hollow
 from benchmarks.engine import SHAPE
-from benchmarks.quantised_models import write_fp8, write_gguf
+from benchmarks.quantised_models import write_awq, write_fp8, write_gguf, write_nvfp4
 from ipc.worker_messages import RingHandle, WorkerSpec
 from neuron.memory.step_bytes import UNMEASURED_BYTES, Overhead
 from workers.checkpoints.caches import state_bytes
@@ -68,6 +69,8 @@ LIMITS = {
     "experts": 150.0,
     "gguf": 150.0,
     "fp8": 150.0,
+    "awq": 90.0,
+    "nvfp4": 90.0,
     "hybrid": 150.0,
     "waking": 90.0,
 }  # of each part, in their order
@@ -77,6 +80,8 @@ GOALS = {
     "experts": 0.45,
     "gguf": 0.50,
     "fp8": 0.55,
+    "awq": 0.50,
+    "nvfp4": 0.50,
     "hybrid": 0.70,
 }  # of the limit: the decode of one sequence
 PLAN_ERROR = 1.2  # measured memory over planned, at most
@@ -188,6 +193,16 @@ def in_gguf(device: str, out: Path) -> Iterator[Result]:
 def fp8(device: str, out: Path) -> Iterator[Result]:
     """The same of a checkpoint in FP8, with a scale for 128 x 128 numbers."""
     yield from of_shape("fp8", device, TINY_BLOCKS if device == "cpu" else EIGHT_BILLION, write_fp8)
+
+
+def awq(device: str, out: Path) -> Iterator[Result]:
+    """The same in AWQ, with a scale and a zero point for 128 numbers of 4 bits."""
+    yield from of_shape("awq", device, TINY_BLOCKS if device == "cpu" else EIGHT_BILLION, write_awq)
+
+
+def nvfp4(device: str, out: Path) -> Iterator[Result]:
+    """The same in NVFP4."""
+    yield from of_shape("nvfp4", device, TINY_BLOCKS if device == "cpu" else EIGHT_BILLION, write_nvfp4)
 
 
 def hybrid(device: str, out: Path) -> Iterator[Result]:
@@ -426,6 +441,8 @@ PARTS: dict[str, Callable[[str, Path], Iterator[Result]]] = {
     "experts": experts,
     "gguf": in_gguf,
     "fp8": fp8,
+    "awq": awq,
+    "nvfp4": nvfp4,
     "hybrid": hybrid,
     "waking": waking,
 }

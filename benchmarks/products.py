@@ -24,7 +24,7 @@ from workers.kernels.pairs import Pairs
 from workers.kernels.skinny import Shape
 from workers.weights.blocks import ALIGNED, Blocks, Weight
 
-KINDS = ("Q4_K", "Q6_K", "Q8_0", "FP8_128", "INT8_128", "MXFP4")
+KINDS = ("Q4_K", "Q6_K", "Q8_0", "FP8_128", "INT8_128", "MXFP4", "INT4_128", "NVFP4")
 SHAPES = ((4096, 4096), (12_288, 4096), (4096, 12_288))  # rows, columns: an 8B's
 SMALL = ((6144, 1024), (1024, 3072))  # a 0.6B's, in bfloat16 alone
 TOKENS = (1, 8, 16, 64, 512)

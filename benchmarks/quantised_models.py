@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import groupby
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-FP8_BLOCK = 128
+FP8_BLOCK = AWQ_GROUP = 128
 DEVIATION = 0.02  # of weights
 DRAWN = 1 << 22  # numbers, or bytes of blocks
 # Where a block has its scales, float16, and what they are where all its other bytes are random.
@@ -71,9 +71,60 @@ def write_gguf(folder: Path, shape: PretrainedConfig) -> Path:
 
 def write_fp8(folder: Path, shape: PretrainedConfig) -> Path:
     """A model in FP8 with a scale for 128 x 128 numbers, embedding and head in bfloat16; returns `folder`."""
-    torch.manual_seed(0)
-    numbers = torch.randn(DRAWN)
-    narrow, wide = numbers.to(torch.float8_e4m3fn).view(torch.uint8), (numbers * DEVIATION).bfloat16()
+    narrow = drawn().to(torch.float8_e4m3fn).view(torch.uint8)
+
+    def parts(rows: int, columns: int) -> dict[str, Tensor]:
+        scales = torch.full((-(-rows // FP8_BLOCK), -(-columns // FP8_BLOCK)), DEVIATION)
+        numbers = repeated(narrow, (rows, columns)).view(torch.float8_e4m3fn)
+        return {"weight": numbers, "weight_scale_inv": scales}
+
+    quantised = {"quant_method": "fp8", "weight_block_size": [FP8_BLOCK, FP8_BLOCK], "fmt": "e4m3"}
+    return write_scheme(folder, shape, quantised, parts)
+
+
+def write_awq(folder: Path, shape: PretrainedConfig) -> Path:
+    """The same in AWQ, in groups of 128."""
+    words = random_bytes().view(torch.int32)
+
+    def parts(rows: int, columns: int) -> dict[str, Tensor]:
+        groups = columns // AWQ_GROUP
+        return {
+            "qweight": repeated(words, (columns, rows // 8)),
+            "qzeros": torch.full((groups, rows // 8), -0x77777778, dtype=torch.int32),  # of which all are 8
+            "scales": torch.full((groups, rows), DEVIATION / 4.6, dtype=torch.float16),
+        }
+
+    quantised = {"quant_method": "awq", "bits": 4, "group_size": AWQ_GROUP, "zero_point": True}
+    return write_scheme(folder, shape, quantised, parts)
+
+
+def write_nvfp4(folder: Path, shape: PretrainedConfig) -> Path:
+    """The same in NVFP4, as ModelOpt writes it."""
+    pairs = random_bytes()
+
+    def parts(rows: int, columns: int) -> dict[str, Tensor]:
+        return {
+            "weight": repeated(pairs, (rows, columns // 2)),
+            "weight_scale": torch.ones(rows, columns // 16).to(torch.float8_e4m3fn),
+            "weight_scale_2": torch.tensor(DEVIATION / 2.8),
+        }
+
+    return write_scheme(folder, shape, {"quant_method": "modelopt", "quant_algo": "NVFP4"}, parts)
+
+
+def write_scheme(
+    folder: Path,
+    shape: PretrainedConfig,
+    quantised: dict[str, object],
+    parts: Callable[[int, int], dict[str, Tensor]],
+) -> Path:
+    """A model whose layers are quantised, with embedding and head in bfloat16; returns `folder`.
+
+    Args:
+        quantised: what `config.json` says of it.
+        parts: the tensors of a weight of so many rows and columns, by the ends of their names.
+    """
+    wide = (drawn() * DEVIATION).bfloat16()
     places: dict[str, str] = {}
     for part, group in groupby(
         sizes(shape), lambda item: item[0].split(".")[:3]
@@ -83,20 +134,29 @@ def write_fp8(folder: Path, shape: PretrainedConfig) -> Path:
             if len(size) == 1:
                 tensors[name] = torch.ones(size, dtype=torch.bfloat16)
             elif ".layers." in name:
-                tensors[name] = repeated(narrow, size).view(torch.float8_e4m3fn)
-                scales = [-(-each // FP8_BLOCK) for each in size]
-                tensors[f"{name}_scale_inv"] = torch.full(scales, DEVIATION)
+                module = name.removesuffix("weight")
+                tensors |= {module + end: each for end, each in parts(*size).items()}
             else:
                 tensors[name] = repeated(wide, size)
         save_file(tensors, folder / file)
         places |= dict.fromkeys(tensors, file)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
-    quantised = {"quant_method": "fp8", "weight_block_size": [FP8_BLOCK, FP8_BLOCK], "fmt": "e4m3"}
     architecture = type(of_no_memory(shape)).__name__
     config = shape.to_dict() | {"architectures": [architecture], "quantization_config": quantised}
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "tokenizer.json").write_text("{}")  # nobody reads a text here
     return folder
+
+
+def drawn() -> Tensor:
+    """Numbers of a normal distribution, the same each time."""
+    torch.manual_seed(0)
+    return torch.randn(DRAWN)
+
+
+def random_bytes() -> Tensor:
+    """Of numbers of four bits, the same each time."""
+    return torch.randint(0, 256, (DRAWN,), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
 def sizes(shape: PretrainedConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -128,7 +188,7 @@ def random_blocks(kind: str, elements: int) -> numpy.ndarray:  # [blocks, bytes 
     return numpy.resize(drawn, (-(-elements // of_block), nbytes))
 
 
-def repeated(drawn: Tensor, size: tuple[int, ...]) -> Tensor:
-    """A new tensor of that shape with the numbers drawn, as often as it takes."""
+def repeated(few: Tensor, size: tuple[int, ...]) -> Tensor:
+    """A new tensor of that shape with those numbers, as often as it takes."""
     count = math.prod(size)
-    return drawn.repeat(-(-count // len(drawn)))[:count].clone().view(size)
+    return few.repeat(-(-count // len(few)))[:count].clone().view(size)

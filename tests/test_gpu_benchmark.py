@@ -23,7 +23,7 @@ from benchmarks.gpu import (
     report,
     run_part,
 )
-from benchmarks.quantised_models import write_fp8, write_gguf
+from benchmarks.quantised_models import write_awq, write_fp8, write_gguf
 from workers.checkpoints.card import read_card
 from workers.checkpoints.experts import Experts
 
@@ -88,7 +88,7 @@ def test_so_can_its_mixture_of_experts(tmp_path):
     assert results["decode 8 at once"].figures["share"] > 0
 
 
-@pytest.mark.parametrize(("part", "goal"), [("gguf", 0.5), ("fp8", 0.55)])
+@pytest.mark.parametrize(("part", "goal"), [("gguf", 0.5), ("fp8", 0.55), ("awq", 0.5), ("nvfp4", 0.5)])
 def test_so_can_its_quantised_models(tmp_path, part, goal):
     results = {result.name: result for result in gpu.PARTS[part]("cpu", tmp_path)}
     assert all(result.part == part for result in results.values())
@@ -100,8 +100,12 @@ def test_so_can_its_quantised_models(tmp_path, part, goal):
 
 @pytest.mark.parametrize(
     ("write", "formats", "of_layers", "head"),
-    [(write_gguf, {"Q4_K", "Q6_K"}, 144 / 256, 210 / 256), (write_fp8, {"FP8_128"}, 132 / 128, 2)],
-    ids=["gguf", "fp8"],
+    [
+        (write_gguf, {"Q4_K", "Q6_K"}, 144 / 256, 210 / 256),
+        (write_fp8, {"FP8_128"}, 132 / 128, 2),
+        (write_awq, {"INT4_128"}, 68 / 128, 2),
+    ],
+    ids=["gguf", "fp8", "awq"],
 )
 def test_their_weights_are_in_the_format_that_is_measured(tmp_path, write, formats, of_layers, head):
     card = read_card(write(tmp_path, TINY_BLOCKS))
