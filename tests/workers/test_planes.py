@@ -154,6 +154,11 @@ def _executed(name: str, a, b=None, c=None, table=None) -> np.ndarray:
         return a << b
     if name == "shr.u32":
         return a >> b
+    if name == "prmt.b32":
+        both = np.stack(np.broadcast_arrays(a, b, c)[:2], axis=-1).astype("<u4").view(np.uint8)  # [n, 8]
+        places = np.stack([np.broadcast_to(c, both.shape[:1]) >> 4 * i & 15 for i in range(4)], axis=1)
+        assert (places < 8).all()
+        return np.take_along_axis(both, places.astype(int), axis=1).copy().view("<u4")[:, 0]
     if name == "and.b32":
         return a & b
     if name == "lop3.b32":
@@ -209,6 +214,12 @@ def test_the_assembly_makes_floats_of_all_numbers(dtype):
     e2m1 = np.array(E2M1)
     for number, found in enumerate(run_assembly(planes_triton._fp4_asm(kind), both)):
         assert (low(found) == e2m1[lanes >> 4 * number & 15]).all()
+    for name_of_table, table in planes_triton.IN_TABLES.items():
+        entries = (
+            torch.tensor(table).to(torch.bfloat16 if dtype == "bf16" else torch.float16).double().numpy()
+        )
+        for number, found in enumerate(run_assembly(planes_triton._table_asm(kind, name_of_table), both)):
+            assert (low(found) == entries[lanes >> 4 * number & 15]).all()
     whole = torch.arange(256, dtype=torch.uint8)
     e4m3 = whole.view(torch.float8_e4m3fn).double().numpy()
     for number in range(2):

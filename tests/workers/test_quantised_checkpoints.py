@@ -72,7 +72,7 @@ def test_logits_are_those_of_the_weights_that_are_meant(made, name):
     same_logits(*made(name))
 
 
-@pytest.mark.parametrize("name", ["awq", "fp8_blocks"])
+@pytest.mark.parametrize("name", ["awq", "fp8_blocks", "gptq_act_order"])
 def test_experts_may_be_quantised(tmp_path, name):
     same_logits(tmp_path, quantised.write(name, tmp_path, experts=True))
     formats = read_card(tmp_path).formats(1)

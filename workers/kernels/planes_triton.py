@@ -10,16 +10,25 @@ Triton's interpreter knows no assembly: there the same is said in its own words.
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
+
+from workers.weights.rows import FP4, NF4
 
 STEP = tl.constexpr(128)  # columns that stand together
 KINDS = (
     *("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "MXFP4", "NVFP4"),
-    *("INT4_32", "INT4_64", "INT4_128", "INT8_128", "INT8_ROW", "FP8_128", "FP8_ROW"),
+    *("INT4_32", "INT4_64", "INT4_128", "INT8_128", "INT8_ROW", "FP8_128", "FP8_ROW", "NF4_64", "FP4_64"),
 )
 IN_BYTES = ("Q8_0", "INT8_128", "INT8_ROW", "FP8_128", "FP8_ROW")
 IN_FLOATS = ("FP8_128", "FP8_ROW", "MXFP4", "NVFP4")
+IN_TABLES = {"NF4_64": NF4, "FP4_64": FP4}  # whose numbers are those of entries
+IN_HALVES = {  # the bits of entries; whether in bfloat16
+    (kind, dtype == torch.bfloat16): torch.tensor(table).to(dtype).view(torch.int16).tolist()
+    for kind, table in IN_TABLES.items()
+    for dtype in (torch.bfloat16, torch.float16)
+}
 BY_SIXTEEN = ("Q6_K", "NVFP4")  # columns that share a scale; else it is 32 or more
 FIRST_AXIS_FIRST = tl.constexpr(tuple(map(int, triton.__version__.split(".")[:2])) < (3, 7))
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
@@ -40,7 +49,7 @@ def is_coarse(kind):
 @triton.constexpr_function
 def offset_of(kind, dtype):
     """What is added to all numbers as they are multiplied: they are read into a mantissa."""
-    if kind in IN_BYTES or kind in IN_FLOATS:
+    if kind in IN_BYTES or kind in IN_FLOATS or kind in IN_TABLES:
         return 0
     return 128 if dtype == tl.bfloat16 else 1024
 
@@ -70,6 +79,16 @@ def _in_bytes(kind):
 @triton.constexpr_function
 def _in_floats(kind):
     return kind in IN_FLOATS
+
+
+@triton.constexpr_function
+def _in_table(kind):
+    return kind in IN_TABLES
+
+
+@triton.constexpr_function
+def _entry(kind, number):
+    return IN_TABLES[kind][number]
 
 
 # --- numbers, two in a register -------------------------------------------------------------------------
@@ -169,6 +188,41 @@ def _fp4_asm(dtype):
     return "{ .reg .b32 a, b, c; " + " ".join(lines) + " }"
 
 
+@triton.constexpr_function
+def _table_asm(dtype, kind):
+    """Four numbers of a half out of a table of 16: of each its upper byte and its lower one.
+
+    `prmt` takes bytes out of eight by three bits of a number; of the two that it so finds in both halves of
+    the table, the fourth bit says which.
+    """
+    words = IN_HALVES[kind, dtype == tl.bfloat16]
+    lines = [
+        "and.b32 n, $4, 0x77777777;",
+        _moved("s", "$4", -1),
+        "lop3.b32 s, s, 0x44444444, 0x32103210, 0xea;",
+    ]
+    for half in "xy":
+        for byte, down in (("l", 0), ("u", 8)):
+            parts = [
+                "0x" + "".join(f"{word >> down & 255:02x}" for word in reversed(words[first : first + 4]))
+                for first in range(0, 16, 4)
+            ]
+            lines += [
+                f"prmt.b32 a, {parts[0]}, {parts[1]}, n;",
+                f"prmt.b32 b, {parts[2]}, {parts[3]}, n;",
+                f"prmt.b32 {half}{byte}, a, b, s;",
+            ]
+        lines += [_moved("n", "n", -16), _moved("s", "s", -16)]
+    for pair, order in ((0, "0x5140"), (2, "0x7362")):
+        lines += [
+            f"prmt.b32 a, xl, xu, {order};",
+            f"prmt.b32 b, yl, yu, {order};",
+            f"prmt.b32 ${pair}, a, b, 0x5410;",
+            f"prmt.b32 ${pair + 1}, a, b, 0x7632;",
+        ]
+    return "{ .reg .b32 a, b, n, s, xl, xu, yl, yu; " + " ".join(lines) + " }"
+
+
 @triton.jit
 def e4m3(bits):
     """float32 of a float of 8 bits, by its bits: not every GPU converts it."""
@@ -190,6 +244,11 @@ def e2m1(bits):
 def _plain_nibble(h, e, P: tl.constexpr, KIND: tl.constexpr, GROUP: tl.constexpr, DTYPE: tl.constexpr):
     BITS: tl.constexpr = _high_bits(KIND)
     q = h.to(tl.int32) >> 4 * P & 15
+    if _in_table(KIND):
+        value = tl.zeros(q.shape, tl.float32)
+        for number in tl.static_range(16):
+            value = tl.where(q == number, _entry(KIND, number), value)
+        return value.to(DTYPE)
     if _in_floats(KIND):
         return e2m1(q).to(DTYPE)
     if BITS > 0:
@@ -214,6 +273,10 @@ def _nibbles(h, e, GROUP: tl.constexpr, KIND: tl.constexpr, DTYPE: tl.constexpr)
             _plain_nibble(h, e, 1, KIND, GROUP, DTYPE),
             _plain_nibble(h, e, 2, KIND, GROUP, DTYPE),
             _plain_nibble(h, e, 3, KIND, GROUP, DTYPE),
+        )
+    elif _in_table(KIND):
+        return tl.inline_asm_elementwise(
+            _table_asm(DTYPE, KIND), "=r,=r,=r,=r,r", [h], _times(DTYPE, 4), is_pure=True, pack=2
         )
     elif _in_floats(KIND):
         return tl.inline_asm_elementwise(
@@ -409,6 +472,8 @@ def load_scales(rows, k, columns, KIND: tl.constexpr):
         at = rows + columns // 128 * 64
         a, b = tl.split(_four_times((at + k // 16).to(words), 2))
         return a, b, _once((at + columns // 16).to(floats))
+    elif KIND == "NF4_64" or KIND == "FP4_64":
+        return tl.split(_four_times((rows + columns // 128 * 64 + k // 16).to(floats), 2))
     elif KIND == "INT4_32":
         return _split4(_four_times((rows + columns // 128 * 64 + k // 8).to(words), 4))
     elif KIND == "INT4_64":
@@ -449,6 +514,8 @@ def scale_of(loaded, GROUP: tl.constexpr, KIND: tl.constexpr):
         a = e4m3(_byte_of(word, 2 * (GROUP % 2)))
         b = e4m3(_byte_of(word, 2 * (GROUP % 2) + 1))
         return tl.join(a * loaded[2], b * loaded[2]), 0.0
+    elif KIND == "NF4_64" or KIND == "FP4_64":
+        return loaded[GROUP // 2], 0.0
     elif KIND == "INT4_32":
         return _with_zero(loaded[GROUP])
     elif KIND == "INT4_64":

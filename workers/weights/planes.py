@@ -66,7 +66,7 @@ BLOCKS = {
 SIX_BITS = ("Q4_K", "Q5_K")  # whose scales are
 ROWS = {  # whose rows have their numbers first already; bits
     **dict.fromkeys(("INT8_128", "FP8_128", "INT8_ROW", "FP8_ROW"), 8),
-    **dict.fromkeys(("INT4_32", "INT4_64", "INT4_128", "NVFP4"), 4),
+    **dict.fromkeys(("INT4_32", "INT4_64", "INT4_128", "NVFP4", "NF4_64", "FP4_64"), 4),
 }
 # The order of axes in a plane of so many bits: bytes first, then what stands in one, its lowest bits last.
 ORDER = {
