@@ -118,7 +118,8 @@ def compile_few_experts(capability: int, kind: str, tokens: int) -> tuple[Compil
 
 def _few(capability: int, kernel: Any, *given: Any) -> tuple[Compiled, str]:
     *given, shape = given
-    options = {"num_warps": 1, "num_stages": shape.stages, "maxnreg": shape.registers}
+    warps = 1 if shape.tokens <= skinny.FEW.value else skinny.WARPS
+    options = {"num_warps": warps, "num_stages": shape.stages, "maxnreg": shape.registers}
     compiled = compile_for(capability, kernel, *given, **options)
     return assembled(compiled, True), longest_loop(disassembled(compiled)[1])
 
@@ -264,6 +265,8 @@ def kernels() -> Iterator[tuple[str, Callable[[int], Compiled]]]:
             f"few rows {kind} {tokens} {dtype}",
             lambda card, given=(kind, tokens, dtype): compile_skinny(card, *given)[0],
         )
+    for kind, tokens in product(planes_triton.KINDS, (32, 64)):
+        yield f"some rows {kind} {tokens}", lambda card, given=(kind, tokens): compile_skinny(card, *given)[0]
     for kind, tokens in product((*planes_triton.KINDS, experts_triton.PLAIN), (1, 16)):
         yield (
             f"few rows of experts {kind} {tokens}",

@@ -27,14 +27,15 @@ from workers.weights.blocks import ALIGNED, Blocks, Weight
 KINDS = ("Q4_K", "Q6_K", "Q8_0", "FP8_128", "INT8_128", "MXFP4", "INT4_128", "NVFP4")
 SHAPES = ((4096, 4096), (12_288, 4096), (4096, 12_288))  # rows, columns: an 8B's
 SMALL = ((6144, 1024), (1024, 3072))  # a 0.6B's, in bfloat16 alone
-TOKENS = (1, 8, 16, 64, 512)
+TOKENS = (1, 8, 16, 32, 64, 512)
 NO_CACHE = 256 << 20  # bytes of weights, one after the other
 SECONDS = 55.0
 # Of a number of tokens: what else a program may have.
 VARIANTS = {
     1: (Shape(8, 16, 24), Shape(8, 32, 24), Shape(8, 64, 8), Shape(8, 32, 16, 2)),
     16: (Shape(8, 32, 16), Shape(16, 16, 16), Shape(16, 32, 12, 2)),
-    64: (Shape(16, 32, 12), Shape(32, 32, 12)),
+    32: (Shape(16, 32, 12), Shape(32, 64, 6, 2)),
+    64: (Shape(64, 64, 6, 2), Shape(64, 64, 6, 3)),
 }
 PLAIN = {1: (Shape(8, 16, 16), Shape(8, 32, 16)), 16: (Shape(16, 16, 16), Shape(16, 32, 16))}
 EXPERTS = (Shape(8, 16, 24), Shape(8, 32, 32), Shape(8, 32, 16, 2))

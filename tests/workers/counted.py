@@ -37,7 +37,8 @@ from workers.sampling.sampler import Sampler
 from workers.vision.sight import tower
 from workers.vision.tower import seen
 
-HOPPER = SimpleNamespace(multi_processor_count=132)  # what it is asked for of an H100's properties
+# what it is asked for of an H100's properties
+HOPPER = SimpleNamespace(multi_processor_count=132, L2_cache_size=50 << 20)
 
 
 class Counted(NamedTuple):

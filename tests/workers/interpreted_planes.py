@@ -20,8 +20,12 @@ def main(kinds: list[str]) -> None:
     generator = torch.Generator().manual_seed(1)
     for kind in kinds:
         # in two parts, with rows and tokens that are no whole program and a bias; and of some in one part
-        cases = [(9, 17, 256, Shape(16, 32, 16)), (1, 16, 256, Shape(8, 16, 0))]
-        for tokens, rows, columns, shape in cases[: 2 if kind in ("Q4_K", "FP8_128") else 1]:
+        cases = [
+            (9, 17, 256, Shape(16, 32, 16)),
+            (1, 16, 256, Shape(8, 16, 0)),
+            (19, 17, 256, Shape(32, 64, 16)),
+        ]
+        for tokens, rows, columns, shape in cases[: 3 if kind in ("Q4_K", "FP8_128") else 1]:
             weight = weight_of(kind, rows, columns)
             data = Blocks(weight.format, weight.data.clone(), torch.float16).to_planes().data
             x = torch.randn(tokens, columns, generator=generator).half()

@@ -1,10 +1,12 @@
 """Products with weights in planes on a GPU, of few rows: the weight is read once, at the rate of memory.
 
-A program is one warp. It has some rows of the weight and some of its columns, from the first register on in
-the order in which its tensor core takes them, so that it needs no shared memory and waits for nobody; and it
-is small, so that a GPU has some ten of them on each multiprocessor, which is what it takes to keep memory
-busy. What parts of the columns give is added by whoever of them comes last, in the order of the columns: sums
-do not depend on who that is, nor on how many rows there are.
+Of up to 16 rows a program is one warp. It has some rows of the weight and some of its columns, from the first
+register on in the order in which its tensor core takes them, so that it needs no shared memory and waits for
+nobody; and it is small, so that a GPU has some ten of them on each multiprocessor, which is what it takes to
+keep memory busy. What parts of the columns give is added by whoever of them comes last, in the order of the
+columns: sums do not depend on who that is, nor on how many rows there are.
+
+Of more rows a program is four warps, which share the inputs, and multiplies what numbers mean, rounded.
 """
 
 from __future__ import annotations
@@ -34,6 +36,8 @@ from workers.kernels.planes_triton import (
 )
 
 COUNTERS = 1 << 16  # of programs' parts that are done
+FEW = tl.constexpr(16)  # tokens, up to which a program is one warp
+WARPS = 4  # of one that has more
 
 
 class Shape(NamedTuple):
@@ -42,7 +46,7 @@ class Shape(NamedTuple):
     Args:
         tokens: rows of x, at most: a power of two from 8 on.
         rows: of the weight: 16, 32 or 64.
-        warps: programs of a warp that a multiprocessor is to have, so that memory is busy.
+        warps: that a multiprocessor is to have, so that memory is busy.
         stages: steps that are on their way from memory at once; with more than one they come by way of
             shared memory.
         registers: see `Launcher`.
@@ -138,6 +142,29 @@ def columns_of(
 
 
 @triton.jit
+def tiled_columns_of(
+    rows,  # [BLOCK_N] pointers: where rows of the weight begin
+    inputs,  # [N] pointers: where tokens begin
+    begin,
+    end,
+    columns,
+    KIND: tl.constexpr,
+    DTYPE: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    N: tl.constexpr,
+):
+    """The same for tokens whose sums would leave a warp no registers: scales go into numbers of 16 bits."""
+    total = tl.zeros((BLOCK_N, N), tl.float32)
+    for k in range(begin, end, STEP):
+        scales = load_scales(rows, k, columns, KIND)
+        loaded = load_numbers(rows, k, columns, KIND)
+        for group in tl.static_range(4):
+            x = tl.load(inputs[None, :] + k + 32 * group + tl.arange(0, 32)[:, None])
+            total = tl.dot(_meaning(loaded, scales, group, KIND, DTYPE), x, total)
+    return total
+
+
+@triton.jit
 def plain_columns_of(
     rows,  # [BLOCK_N] pointers: where rows of the weight begin
     inputs,  # [N] pointers: where tokens begin
@@ -181,6 +208,9 @@ def product_of(
     rows = w + row * row_stride
     if KIND == "PLAIN":
         return plain_columns_of(rows, x + source * columns, begin, end, BLOCK_N, N)
+    elif N > FEW:
+        inputs = x + source * columns
+        return tiled_columns_of(rows, inputs, begin, end, columns, KIND, x.dtype.element_ty, BLOCK_N, N)
     else:
         HALVES: tl.constexpr = halves_of(KIND)
         if HALVES == 2:
@@ -271,15 +301,21 @@ def dequantise_kernel(
     scales = load_scales(rows, k, columns, KIND)
     loaded = load_numbers(rows, k, columns, KIND)
     for group in tl.static_range(4):
-        scale, least = scale_of(scales, group, KIND)
-        a, b, c, d = numbers_of(loaded, group, KIND, DTYPE)
-        if halves_of(KIND) == 2:
-            low, high = tl.split(scale)
-        else:
-            low, high = scale, scale
-        a, b = _whole(a, low, least, KIND), _whole(b, low, least, KIND)
-        c, d = _whole(c, high, least, KIND), _whole(d, high, least, KIND)
-        tl.store(into + group * 32, tile(a, b, c, d), mask=n[:, None] < num_rows)
+        tl.store(into + group * 32, _meaning(loaded, scales, group, KIND, DTYPE), mask=n[:, None] < num_rows)
+
+
+@triton.jit
+def _meaning(loaded, scales, GROUP: tl.constexpr, KIND: tl.constexpr, DTYPE: tl.constexpr):
+    """32 columns of each row: `[n, 32]`."""
+    scale, least = scale_of(scales, GROUP, KIND)
+    a, b, c, d = numbers_of(loaded, GROUP, KIND, DTYPE)
+    if halves_of(KIND) == 2:
+        low, high = tl.split(scale)
+    else:
+        low, high = scale, scale
+    a, b = _whole(a, low, least, KIND), _whole(b, low, least, KIND)
+    c, d = _whole(c, high, least, KIND), _whole(d, high, least, KIND)
+    return tile(a, b, c, d)
 
 
 @triton.jit
@@ -305,19 +341,29 @@ REGISTERS = {
     ("Q4_K", 16): 184,
     ("MXFP4", 16): 152,
     ("INT4_128", 16): 144,
+    ("NF4_64", 32): 96,
+    ("FP4_64", 32): 96,
 }
 
 
 def shape_of(tokens: int, kind: str) -> Shape:
     """What a program has: of a table that an H200 made (Triton 3.6, an 8B's sizes, 1 to 64 tokens), where 32
-    rows were faster than 16 or 64, and 16 programs than 8 or 32."""
+    rows were faster than 16 or 64, and 16 programs than 8 or 32. What four warps have no device has seen: by
+    the code that is assembled a 3090 has four of them a multiprocessor, and waits for its tensor cores."""
+    if tokens > FEW.value:
+        most = 32 if tokens <= 32 else 64
+        return Shape(most, 64, 6, 2, REGISTERS.get((kind, most)))
     most = 8 if tokens <= 8 else 16
     return Shape(most, 32, 16, registers=REGISTERS.get((kind, most)))
 
 
 def splits_of(rows: int, columns: int, warps: int, processors: int) -> tuple[int, int]:
     """How many parts columns have, and how many steps each: the same for any number of tokens, so that a row
-    of up to 16 has the same bits in any company."""
+    of up to 16 has the same bits in any company.
+
+    Args:
+        warps: of a multiprocessor, for each 32 rows of the weight.
+    """
     steps = triton.cdiv(columns, STEP.value)
     each = triton.cdiv(steps, max(1, min(steps, processors * warps // triton.cdiv(rows, 32))))
     return triton.cdiv(steps, each), each
@@ -358,7 +404,7 @@ def product(
         splits > 1,
         shape.rows,
         shape.tokens,
-        num_warps=1,
+        num_warps=1 if shape.tokens <= FEW.value else WARPS,
         num_stages=shape.stages,
         registers=shape.registers,
     )
