@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from ipc.errors import Code, CortexError
 from ipc.worker_messages import SMALLEST_CONTEXT
 from neuron.memory.cache_plan import CachePlan
-from neuron.memory.eviction import Holder, Strategy, order, stays
+from neuron.memory.eviction import Holder, Strategy, cheapest, order, stays
 from neuron.memory.ledger import gib
 
 HOST = "cpu"  # the device whose memory is the host's
@@ -136,6 +137,9 @@ def find_fit(
         for victims in _growing(evictable):
             if _place(need, candidates, _without(free_then, victims), context_length) is not None:
                 victims = _spare(need, candidates, free_then, victims, context_length)
+                if strategy == "cost" and victims:
+                    does = partial(_does, need, candidates, free_then, context_length)
+                    victims = cheapest(victims, evictable, need.priority, does)
                 fit = _place(need, candidates, _without(free_then, victims), context_length)
                 return replace(fit, victims=tuple(victim.model for victim in (*chosen, *victims)))
             if not victims and (fit := _beside(need, candidates, free_then, staying, context_length)):
@@ -171,6 +175,13 @@ def _without(free: dict[str, int], victims: list[Holder]) -> dict[str, int]:
     for victim in victims:
         total.update(victim.reserved)
     return {name: total[name] for name in free}
+
+
+def _does(
+    need: Need, candidates: list[str], free: dict[str, int], context_length: int, victims: list[Holder]
+) -> bool:
+    """Whether there is room once these have left."""
+    return _place(need, candidates, _without(free, victims), context_length) is not None
 
 
 def _spare(

@@ -1,10 +1,24 @@
 """Who leaves for whom, as a function of numbers."""
 
+from itertools import combinations
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neuron.memory.eviction import HALF_LIFE, Holder, RecentUse, explain, must_wait, order, stays
+from neuron.memory.eviction import (
+    HALF_LIFE,
+    VISIT_HALF_LIFE,
+    VISIT_SECONDS,
+    VISIT_USES,
+    Holder,
+    RecentUse,
+    cheapest,
+    explain,
+    must_wait,
+    order,
+    stays,
+)
 
 GIB = 1 << 30
 HERE = ["cuda:0"]
@@ -18,13 +32,22 @@ def first(holders, strategy, priority=100):
     return [each.model for each in order(holders, priority, HERE, strategy)]
 
 
-def test_a_request_counts_half_after_its_half_life():
+def test_a_request_counts_half_after_its_half_life_and_a_visit_for_much_longer():
     use = RecentUse()
     use.add(0.0)
-    assert use.at(HALF_LIFE) == pytest.approx(0.5)
+    assert use.at(HALF_LIFE) == pytest.approx(0.5, abs=VISIT_USES)
     use.add(HALF_LIFE)
-    assert use.at(HALF_LIFE) == pytest.approx(1.5)
-    assert use.at(3 * HALF_LIFE) == pytest.approx(1.5 / 4)
+    assert use.at(HALF_LIFE) == pytest.approx(1.5, abs=VISIT_USES)
+    assert use.at(VISIT_HALF_LIFE) == pytest.approx(VISIT_USES / 2)  # both were one visit
+
+
+def test_between_models_that_nobody_used_for_long_those_stay_that_are_wanted_often():
+    once, often = RecentUse(), RecentUse()
+    for number in range(4):
+        often.add(number * VISIT_SECONDS)
+    once.add(3.5 * VISIT_SECONDS)
+    assert once.at(4 * VISIT_SECONDS) > often.at(4 * VISIT_SECONDS)
+    assert often.at(VISIT_HALF_LIFE) > 3 * once.at(VISIT_HALF_LIFE)
 
 
 def test_cost_is_seconds_of_reload_times_use_times_priority_for_each_byte():
@@ -96,6 +119,29 @@ def test_no_strategy_ever_takes_a_pinned_model_or_one_of_a_higher_class(everybod
     assert [each.leaving for each in chosen] == sorted((each.leaving for each in chosen), reverse=True)
     for each in holders:
         assert (each in chosen) == (stays(each, priority) is None)
+
+
+@given(
+    everybody=st.lists(st.tuples(st.integers(1, 9), st.integers(0, 9), st.booleans()), max_size=7),
+    wanted=st.integers(1, 30),
+)
+def test_of_all_sets_that_do_the_one_leaves_whose_return_costs_least(everybody, wanted):
+    holders = [
+        holder(str(number), size, reload_seconds=float(seconds), recent_use=1.0, busy=busy)
+        for number, (size, seconds, busy) in enumerate(everybody)
+    ]
+
+    def does(chosen):
+        return sum(each.freed(HERE) for each in chosen) >= wanted
+
+    able = [each for each in holders if not each.busy]
+    sets = [list(chosen) for count in range(1, len(able) + 1) for chosen in combinations(able, count)]
+    costs = [sum(each.worth for each in chosen) for chosen in sets if does(chosen)]
+    if not costs:
+        return
+    found = cheapest(able, holders, 100, does)
+    assert does(found)
+    assert sum(each.worth for each in found) == min(costs)
 
 
 def test_a_decision_is_explained_with_the_numbers_it_went_by_and_why_others_stay():

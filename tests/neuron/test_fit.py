@@ -92,6 +92,17 @@ def test_the_least_recently_used_leaves_first():
     assert find_fit(need(), {"cuda:0": GIB}, holders, "lru").victims == ("old",)
 
 
+def test_by_cost_a_large_model_that_is_cheap_for_each_byte_does_not_leave_for_a_few():
+    large = holder("large", 30 * GIB, reload_seconds=60.0, recent_use=1.0)
+    small = [holder(name, 4 * GIB, reload_seconds=12.0, recent_use=1.0) for name in ("one", "another")]
+    wanted = need(kv_memory=GIB)
+    for free, leave in ((4, ("another",)), (0, ("another", "one"))):
+        fit = find_fit(wanted, {"cuda:0": free * GIB}, [large, *small], "cost")
+        assert set(fit.victims) == set(leave)
+    busy = [replace(each, busy=True) for each in small]
+    assert find_fit(wanted, {"cuda:0": 4 * GIB}, [large, *busy], "cost").victims == ("large",)
+
+
 def test_the_lowest_priority_leaves_first_and_nobody_above_the_new_model():
     holders = [
         holder("low", 10 * GIB, priority=10, last_used=2.0),
@@ -249,10 +260,12 @@ sizes = st.integers(0, 64 * GIB)
             last_used=st.floats(0, 10),
             pinned=st.booleans(),
             busy=st.booleans(),
+            reload_seconds=st.floats(0, 60),
+            recent_use=st.floats(0, 10),
         ),
         max_size=4,
     ),
-    strategy=st.sampled_from(["lru", "priority"]),
+    strategy=st.sampled_from(["lru", "priority", "cost"]),
 )
 def test_a_fit_never_takes_more_than_is_free_once_its_victims_left(
     free, ranks, per_token, context, holders, strategy
