@@ -278,12 +278,14 @@ def serve(
     *,
     later: int = 0,
     laid_out: Callable[..., tuple[list[int], Images]] = prompt,
+    paced: tuple[int, int] | None = None,
     **settings: int | str,
 ) -> tuple[list[Answer], Scheduler]:
     """What an engine answers to prompts, each with the number of tokens that it wants.
 
     Args:
         later: steps between the arrival of one and of the next.
+        paced: what may ride beside answers, of prompts and of images (`Scheduler.plan`).
         laid_out: makes tokens and images of a prompt's parts.
         settings: limits of the scheduler, and sampling.
     """
@@ -299,7 +301,7 @@ def serve(
             number, (parts, tokens) = coming.pop(0)
             ids, images = laid_out(*parts)
             scheduler.submit(submit(number, ids, images, tokens, **sampling), show(engine, images))
-        if (plan := scheduler.plan()) is not None:
+        if (plan := scheduler.plan(*paced or ())) is not None:
             scheduler.observe(engine.execute(plan))
         for report in scheduler.take_reports():
             answers[report.request_id].take(report)

@@ -63,6 +63,31 @@ def test_one_slow_step_is_no_reason_to_crawl():
     assert pace.chunk() > 80
 
 
+def test_a_look_at_an_image_never_makes_a_step_three_times_as_long():
+    """Unless a piece of it alone takes as long."""
+    pace, decode, each = Pace(4096), 0.02, 1e-11
+    pace.observe(8, 0, decode)
+    steps, left, piece = [], 10**11, 10**8
+    while left > 0:
+        done = min(left, -(-pace.work() // piece) * piece)  # pieces are not divided
+        left -= done
+        steps.append(decode + done * each)
+        pace.observe(8, 0, steps[-1], done)
+    assert max(steps) <= 3 * decode
+    assert len(steps) < 100, "and has a half of the time"
+
+
+def test_what_an_image_takes_is_not_taken_for_the_cost_of_a_prompt():
+    pace = Pace(4096)
+    assert pace.work() is None, "nobody waits"
+    pace.observe(8, 0, 0.1)
+    for _ in range(8):
+        pace.observe(8, pace.chunk(), 0.1 + pace.chunk() * 1e-4)
+    before = pace.chunk()
+    pace.observe(0, 2048, 10.0, 10**10)
+    assert pace.chunk() == before
+
+
 def test_streams_that_get_slower_leave_more_time_to_a_prompt():
     pace, decode, chunks = Pace(4096), 0.01, []
     pace.observe(8, 0, decode)

@@ -32,7 +32,6 @@ from tests.workers.seeing import (
 )
 from tests.workers.thread_ranks import Ranks
 from workers.checkpoints.card import read_card
-from workers.scheduling.scheduler import Scheduler
 from workers.vision import sight
 
 SIDE = 6  # tokens: more of them than a page has, and than a window
@@ -178,12 +177,11 @@ def test_answers_are_the_same_beside_others(engine, model):
         same(answer, model, parts)
 
 
-def test_a_prompt_that_rides_beside_answers_waits_for_room_for_a_whole_image(engine, model, monkeypatch):
+@pytest.mark.parametrize("paced", [(5, None), (5, 1)])
+def test_a_prompt_that_rides_beside_answers_waits_for_room_for_a_whole_image(engine, model, paced):
     """Where streams leave 5 tokens of a step to prompts, an image has as many as it needs."""
-    plan = Scheduler.plan
-    monkeypatch.setattr(Scheduler, "plan", lambda scheduler: plan(scheduler, 5))
     asked = [((30,), 60), (ONE, 5), (FIRST, 5)]
-    found, _ = serve(engine, asked, laid_out=prompt, later=3, together=SEEN, logprobs=0)
+    found, _ = serve(engine, asked, laid_out=prompt, later=3, paced=paced, together=SEEN, logprobs=0)
     for answer, each in zip(found, asked, strict=True):
         same(answer, model, *each)
 

@@ -12,18 +12,21 @@ import torch
 from ipc.errors import CortexError
 from ipc.worker_messages import ImageData, PlacedImage
 from tests.workers import seeing
-from tests.workers.engines import prompt_of
+from tests.workers.engines import LIMITS, prompt_of
 from tests.workers.guessing import Knows
 from tests.workers.live_bytes import most_held
-from tests.workers.seeing import oracle, picture, prompt, serve, tower_sees
+from tests.workers.seeing import TOWER, oracle, picture, prompt, serve, show, tower_sees
 from tests.workers.thread_ranks import Ranks
 from tests.workers.towers import TOWERS
 from workers.checkpoints.card import read_card
 from workers.scheduling.drafts import DRAFTERS
+from workers.scheduling.scheduler import Scheduler
+from workers.step.engine import OutOfDeviceMemory
 from workers.step.gallery import Gallery
 from workers.step.positions import axes
 from workers.vision import sight
 from workers.vision.qwen3_vl import Qwen3VLTower
+from workers.vision.sight import Sight
 
 SHAPES = [(1, 1), (1, 7), (7, 1), (2, 3), (3, 2), (4, 4), (5, 2), (2, 9), (6, 6), (8, 1), (3, 11), (10, 10)]
 TOKENS = 16
@@ -138,11 +141,13 @@ def test_a_second_turn_reuses_an_image_and_no_other_one(engine, model):
 
 @pytest.mark.parametrize("size", [2, 4])
 def test_answers_are_the_same_on_several_ranks(folder, model, monkeypatch, size):
+    """Of two ranks, where the second image is seen piece by piece."""
     ranks = Ranks(folder, size, monkeypatch)
     try:
         assert [rank.sight.tower is None for rank in ranks.ranks] == [False] + [True] * (size - 1)
         asked = [ONE, LONG] if size == 2 else [TWO]
-        answers, _ = serve(ranks, [(parts, TOKENS) for parts in asked], max_step_tokens=20)
+        paced = (9, 1) if size == 2 else None
+        answers, _ = serve(ranks, [(parts, TOKENS) for parts in asked], max_step_tokens=20, paced=paced)
     finally:
         ranks.close()
     assert [answer.token_ids for answer in answers] == [expected(model, parts) for parts in asked]
@@ -180,6 +185,95 @@ def test_an_image_is_looked_at_once(engine, monkeypatch):
     image = picture(5, 5, 12)
     serve(engine, [((5, image, 60), 2), ((6, image, 3), 2)], max_step_tokens=7)
     assert len(looks) == 1
+
+
+STREAM = [((9,), 90)]  # which an image is not to hold up
+
+
+def test_a_look_is_one_piece_a_step_where_an_answer_would_wait(engine, model, monkeypatch):
+    asked, looked = [*STREAM, (TWO, 5), (ONE, 5)], []
+    look_on, images = Sight.look_on, [placed.digest for placed, _ in prompt(*TWO, *ONE)[1]]
+
+    def noted(sight, order):
+        if order is not None:
+            looked.append(order.image.digest)
+        return look_on(sight, order)
+
+    monkeypatch.setattr(Sight, "look_on", noted)
+    engine.sight._seen.clear()
+    found, scheduler = serve(engine, asked, later=1, paced=(9, 1))
+    assert list(dict.fromkeys(looked)) == images, "one after the other, in their order"
+    assert all(looked.count(image) > 3 * TOWER["depth"] for image in images)
+    for answer, (parts, count) in zip(found, asked, strict=True):
+        assert answer.token_ids == expected(model, parts, count)
+    assert scheduler._glance is None or scheduler._glance.is_over
+
+
+def test_an_image_that_is_half_seen_is_seen_to_its_end_when_nobody_waits(engine, model):
+    engine.sight._seen.clear()
+    found, _ = serve(engine, [((9,), 6), (TWO, 5)], later=1, paced=(9, 1))
+    assert found[1].token_ids == expected(model, TWO, 5)
+
+
+def looking(engine):
+    """A scheduler with an answer, and a prompt whose image is half seen."""
+    engine.sight._seen.clear()
+    scheduler = Scheduler(**LIMITS, caches=engine.groups)
+    for number, parts in enumerate([(9,), ONE]):
+        ids, images = prompt(*parts)
+        scheduler.submit(seeing.submit(number, ids, images, 60), show(engine, images))
+        for _ in range(3):
+            step(engine, scheduler)
+    assert engine.sight._begun is not None
+    return scheduler
+
+
+def step(engine, scheduler):
+    scheduler.observe(engine.execute(scheduler.plan(9, 1)))
+
+
+def test_what_is_half_seen_goes_with_the_request_that_shows_it(engine):
+    scheduler = looking(engine)
+    scheduler.abort(1)
+    step(engine, scheduler)
+    gc.collect()
+    assert engine.sight._begun is None
+    assert not engine.sight.gallery._there
+    engine.empty()
+
+
+def test_who_is_preempted_while_it_looks_looks_again(engine, model):
+    scheduler = looking(engine)
+    scheduler._preempt(scheduler.prefilling[0])
+    told = {0: [], 1: []}
+    while scheduler.statistics()["running"] or scheduler.statistics()["waiting"]:
+        step(engine, scheduler)
+        for report in scheduler.take_reports():
+            told[report.request_id] += report.token_ids
+    assert told[1] == expected(model, ONE, 60)
+    engine.empty()
+
+
+def test_without_memory_for_a_look_who_looks_waits_and_is_refused_the_second_time(engine, monkeypatch):
+    scheduler = looking(engine)
+    look_on = Sight.look_on
+
+    def without_room(sight, order):
+        if order is not None and order.work:
+            raise torch.OutOfMemoryError("out of memory")
+        return look_on(sight, order)
+
+    monkeypatch.setattr(Sight, "look_on", without_room)
+    scheduler.take_reports()
+    for failed in ([], [1]):
+        with pytest.raises(OutOfDeviceMemory):
+            step(engine, scheduler)
+        scheduler.step_failed("too little")
+        reports = scheduler.take_reports()
+        assert [report.request_id for report in reports if report.finish] == failed
+    assert scheduler.statistics()["running"] == 1
+    step(engine, scheduler)
+    engine.empty()
 
 
 def test_what_was_seen_is_forgotten_for_what_is_new(engine, monkeypatch):
@@ -289,6 +383,16 @@ def test_so_is_what_is_guessed_of_the_answer_to_one(narrow, monkeypatch):
     for answer, one in zip(found, plain, strict=True):
         close(answer, one, exact)
     assert scheduler.statistics()["accepted"] > 10
+
+
+def test_so_is_one_that_is_seen_piece_by_piece_beside_others(narrow):
+    engine, exact, _ = narrow
+    asked = [((30,), 70), (TWO, 5), (ONE, 5), ((9,), 5)]
+    plain = [serve(engine, [each], max_step_tokens=128, logprobs=2)[0][0] for each in asked]
+    engine.sight._seen.clear()
+    found, _ = serve(engine, asked, later=2, paced=(9, 1), max_step_tokens=128, logprobs=2)
+    for answer, one in zip(found, plain, strict=True):
+        close(answer, one, exact)
 
 
 def close(answer, other, exact):

@@ -348,7 +348,11 @@ class ModelRunner:
             trim(self.spec.device)  # free memory in pieces too small for anything
             self.most_bytes = max(self.most_bytes, self._held())  # the rest is in use
         try:
-            return self._step(plan.scheduled)
+            seen = self.sight is not None and self.sight.look_on(plan.look)
+            outcome = self._step(plan.scheduled)
+            if self.sight is not None:
+                outcome.looked, outcome.seen = self.sight.end_step(plan.look), seen
+            return outcome
         except RuntimeError as error:
             if self.group.size > 1 or not is_out_of_memory(error):
                 raise

@@ -32,11 +32,14 @@ class Outcome:
     launched: Launched | None  # None: no token is sampled, or not on this rank
     grammars: Grammars | None
     ahead: bool
+    looked: int = 0  # as of `StepResult`
+    seen: bool = False
 
     def result(self) -> StepResult:
         """Wait for the tokens, append them, and say what else came of each sequence."""
         sampled = self.launched.result() if self.launched is not None else Sampled([])
-        result, tokens, row, logprobs = StepResult([]), iter(sampled.tokens), 0, sampled.logprobs
+        result = StepResult([], looked=self.looked, seen=self.seen)
+        tokens, row, logprobs = iter(sampled.tokens), 0, sampled.logprobs
         for number, slot, drafts in self.complete:
             if slot.new.pooling:
                 result.extras[len(result.tokens)] = _embedding(slot)

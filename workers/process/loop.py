@@ -90,7 +90,8 @@ def lead(spec: WorkerSpec, loaded: Loaded, engine: Engine, reports: Outbox, beat
                     return
         plan = None
         if flight.is_ahead:
-            plan = scheduler.plan(pace.chunk() if scheduler.has_prompts else None)
+            beside = (pace.chunk(), pace.work()) if scheduler.has_prompts else ()
+            plan = scheduler.plan(*beside)
         if plan is not None:
             beat(state="stepping", step=plan.step, collectives=engine.collectives())
             if plans is not None:
@@ -167,9 +168,10 @@ class Flight:
         if not self.steps:
             return
         sent, decode_tokens, prefill_tokens, began = self.steps.popleft()
-        self._scheduler.observe(sent.result())
+        result = sent.result()
+        self._scheduler.observe(result)
         now = time.monotonic()
-        self._pace.observe(decode_tokens, prefill_tokens, now - max(began, self._landed))
+        self._pace.observe(decode_tokens, prefill_tokens, now - max(began, self._landed), result.looked)
         self._landed = now
 
 

@@ -35,8 +35,9 @@ from workers.scheduling.fair_queue import FairQueue
 from workers.scheduling.sequence import Sequence
 from workers.scheduling.speculation import NO_DRAFTS, Drafts, Guesses, Stepping
 from workers.scheduling.undivided import undivided
+from workers.scheduling.unseen import Glance, unseen
 from workers.step.engine import Extra, StepResult
-from workers.step.plan import NewSequence, Scheduled, StepPlan
+from workers.step.plan import LookAt, NewSequence, Scheduled, StepPlan
 
 
 @dataclass(slots=True)
@@ -49,6 +50,7 @@ class SentStep:
     ends: list[int]  # of each of these, how many of its tokens are computed then
     sampled: list[Sequence]  # who gets a token, in the order of the plan
     drafts: Drafts  # fed behind their tokens
+    look: Glance | None = None  # what an image is looked at for beside that
     gone: frozenset[Sequence] = frozenset()  # who ended or was preempted since: its token is nothing
 
     def entries(self) -> Stepping:
@@ -115,6 +117,7 @@ class Scheduler:
         self._released: list[int] = []  # slots that the next plan empties
         self._untold: list[int] = []  # tokens that no plan has told
         self._in_flight: deque[SentStep] = deque()
+        self._glance: Glance | None = None  # whose tokens wait, or are fed: there is no other one meanwhile
         self._suspect: Sequence | None = None  # preempted for memory, and not in a good step since
         self._reports: list[SequenceReport] = []
         self._counts = dict.fromkeys(("prompt_tokens", "cached_tokens", "preemptions", "out_of_memory"), 0)
@@ -174,6 +177,8 @@ class Scheduler:
         """
         step = self._in_flight.popleft()
         sampled, gone = step.sampled, step.gone
+        if result.seen and step.look is not None and step.look.sequence not in gone:
+            step.look.be_seen()
         tokens, extras, judged = result.tokens, result.extras, None
         if step.drafts:
             judged = self._guesses.judge(result, sampled, step.drafts, gone)
@@ -230,12 +235,16 @@ class Scheduler:
         """The device had too little memory for the oldest step in flight, so nothing of it was computed.
 
         Nor was anything of the steps after it. Slots and pages are as the plans said. Where guesses were in
-        it, it is done again without them. Else the sequence with most tokens in the step is preempted; one
-        that was alone, or was preempted for this before and had no good step since, ends with "error". Where
-        sequences have states, which may have changed half-way, all of the steps begin again from kept ones.
+        it, it is done again without them. Else, where an image was looked at, that begins again. Else the
+        sequence with most tokens in the step is preempted. One that was alone, or looked or was preempted
+        for this before and had no good step since, ends with "error". Where sequences have states, which may
+        have changed half-way, all of the steps begin again from kept ones.
         """
         self._counts["out_of_memory"] += 1
-        failed = self._in_flight[0].entries()
+        first = self._in_flight[0]
+        failed, looking = first.entries(), None
+        if first.look is not None and first.look.sequence not in first.gone:
+            looking = first.look.sequence
         steps, self._in_flight = self._in_flight, deque()
         for step in reversed(steps):
             self._take_back(step)
@@ -247,19 +256,22 @@ class Scheduler:
             for sequence in guessed:
                 sequence.guessing = None
         else:
-            self._relieve(failed, reason)
+            self._relieve(failed, looking, reason)
         if self.cache.keeps_states:  # what a step reads stands where the last one would have left it
             stepping = {sequence: None for step in steps for sequence, _ in step.entries()}
             for sequence in stepping:
                 if sequence.slot is not None:
                     self._preempt(sequence)
 
-    def _relieve(self, failed: Stepping, reason: str) -> None:
+    def _relieve(self, failed: Stepping, looking: Sequence | None, reason: str) -> None:
         """See that the next step is a smaller one than that which failed."""
         heaviest, _ = max(failed, key=lambda pair: (pair[1].num_tokens, self.queue.rank(pair[0])))
-        if len(failed) > 1 and heaviest is not self._suspect:
+        if looking is not None:
+            heaviest = looking
+        if (len(failed) > 1 or looking is not None) and heaviest is not self._suspect:
             self._suspect = heaviest
-            self._preempt(heaviest)
+            if looking is None:  # a look begins again by itself
+                self._preempt(heaviest)
             return
         self._distrust(heaviest, Code.BAD_REQUEST)
         self._remove_running(heaviest)
@@ -275,12 +287,14 @@ class Scheduler:
         """Whether any is not computed to its end."""
         return len(self._open) > len(self.decoding)
 
-    def plan(self, chunk: int | None = None) -> StepPlan | None:
+    def plan(self, chunk: int | None = None, work: int | None = None) -> StepPlan | None:
         """The next step, which counts as sent; None when nothing is open, or a step must be observed first.
 
         Args:
             chunk: tokens of prompts that may go beside those in decode, so that these are not held up.
                 None, or with nothing in decode: as many as the budget allows.
+            work: multiplications for an image that may be done instead, before its tokens are fed. None, or
+                with nothing in decode: images are looked at by the steps that show them.
         """
         if not self._open:
             return None
@@ -300,19 +314,24 @@ class Scheduler:
         if decodes and chunk is not None:
             budget = min(budget, chunk)
         added: list[NewSequence] = []
-        prefills = self._plan_prefills(budget, most, added)
+        glances: list[Glance] | None = [] if decodes and work is not None else None
+        if self._glance is not None and self._glance.is_over:
+            self._glance = None
+        prefills = self._plan_prefills(budget, most, added, glances)
+        look = None if glances is None else self._look(glances, 0 if prefills else work)
         while not decodes and not prefills and self.prefilling and not self._in_flight:
             # each of several prompts waits for a page, and nobody is left to free one
             self._preempt(self._lowest())
-            prefills = self._plan_prefills(budget, most, added)
+            prefills = self._plan_prefills(budget, most, added, None)
         if not decodes and not prefills:
             return None
-        self._advance(SentStep(decodes, grown, prefills, [], ready, drafts))
+        glance = self._glance if look is not None and look.work else None
+        self._advance(SentStep(decodes, grown, prefills, [], ready, drafts, glance))
         self.step += 1
         released, self._released = self._released, []
         untold, self._untold = self._untold, []
         scheduled = [entry for _, entry in chain(decodes, prefills)]
-        return StepPlan(self.step, released, added, scheduled, untold, self.cache.host.take_moves())
+        return StepPlan(self.step, released, added, scheduled, untold, self.cache.host.take_moves(), look)
 
     def take_reports(self) -> list[SequenceReport]:
         """What happened to each sequence since the last call: at most one finish for each request."""
@@ -362,9 +381,25 @@ class Scheduler:
             stepping = [(s, self._schedule(s, 1) if s in begin else entry) for s, entry in stepping]
         return stepping
 
-    def _plan_prefills(self, budget: int, most: int, added: list[NewSequence]) -> Stepping:
+    def _look(self, glances: list[Glance], work: int) -> LookAt | None:
+        """What image is looked at in this step: the one that was begun, or the first that a prompt waits for.
+
+        Args:
+            glances: at what prompts wait for, in order.
+        """
+        if self._glance is None and glances and work:
+            self._glance = glances[0]
+        if self._glance is None or self._glance.is_seen:
+            return None
+        return LookAt(self._glance.image, work if self._glance in glances else 0)
+
+    def _plan_prefills(
+        self, budget: int, most: int, added: list[NewSequence], glances: list[Glance] | None
+    ) -> Stepping:
         """Chunks of at most `budget` tokens together, in order, for running prompts and heads of the queue;
         or of `most`, where there is an image that cannot be divided.
+
+        A chunk ends before an image that was not seen yet, which is added to `glances`; None: it need not be.
 
         The queue is closed for this step as soon as its next finds no slot or no room: nobody behind it slips
         through. Who waits for a page that another prompt is computing lends that one its turn.
@@ -404,7 +439,13 @@ class Scheduler:
             begun, room = sequence.num_computed, self.cache.room_for(sequence)
             if num_tokens := min(num_pending, budget, room):
                 end = self.cache.chunk_end(sequence, begun + num_tokens)
-                num_tokens = undivided(sequence.request.images, begun, end, begun + min(most, room)) - begun
+                end = undivided(sequence.request.images, begun, end, begun + min(most, room))
+                if glances is not None and (glance := unseen(sequence, begun, end)) is not None:
+                    glances.append(glance)
+                    end = max(begun, glance.image.start)
+                    if end == begun and not stepping and self._glance in (None, glance):
+                        break  # it has its turn, in which it looks
+                num_tokens = end - begun
             if num_tokens:
                 planned.add(sequence)
                 stepping.append((sequence, self._schedule(sequence, num_tokens)))
@@ -547,7 +588,7 @@ class Scheduler:
         self._free_slots.append(sequence.slot)
         for step in self._in_flight:
             step.gone |= {sequence}
-        sequence.num_computed = sequence.num_settled = 0
+        sequence.num_computed = sequence.num_settled = sequence.num_seen = 0
         sequence.slot = None
 
     def _end(self, sequence: Sequence) -> None:

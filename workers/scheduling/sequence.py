@@ -52,6 +52,7 @@ class Sequence:
     num_prefill: int = 0  # tokens that it had then: so many are computed before the next one is sampled
     num_settled: int = 0  # tokens of these that are computed for certain: the step has been observed
     num_computed: int = 0
+    num_seen: int = 0  # of its images, those at the beginning that were seen before a step shows them
     pixels: tuple[object, ...] | list[object] = ()  # of its images: kept here, looked at elsewhere
     guessing: Guessing | None = None  # where tokens are guessed
     stop_ids: frozenset[int] = field(init=False)

@@ -72,11 +72,11 @@ class WholeScheduler:
         """Whether any is not computed: all that is open."""
         return bool(self._open)
 
-    def plan(self, chunk: int | None = None) -> StepPlan | None:
+    def plan(self, chunk: int | None = None, work: int | None = None) -> StepPlan | None:
         """The next step, which counts as sent; None when nothing waits.
 
         Args:
-            chunk: is for those who have something in decode.
+            chunk, work: are for those who have something in decode.
         """
         sequences: list[Sequence] = []
         budget = self.max_step_tokens

@@ -64,6 +64,8 @@ class StepResult:
 
     tokens: list[int]  # -1 where there is none
     extras: dict[int, Extra] = field(default_factory=dict)  # by index in `tokens`, where there is more
+    looked: int = 0  # multiplications that it took to see images, for its own tokens or those of a later step
+    seen: bool = False  # the image that it was to look at is seen
 
 
 class Sent(Protocol):

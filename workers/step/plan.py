@@ -79,6 +79,14 @@ class StateMove(msgspec.Struct, array_like=True, frozen=True):
     leaves: bool  # it goes to the host; else it comes back
 
 
+class LookAt(msgspec.Struct, array_like=True, frozen=True):
+    """Look on at an image that no step has shown yet, where it was left. Of what was seen of another one, and
+    of all when a plan names none, nothing is kept but what is complete."""
+
+    image: PlacedImage
+    work: int  # multiplications, about; 0: none now
+
+
 class StepPlan(msgspec.Struct, tag=0, array_like=True, frozen=True):
     """One step. `scheduled` is never empty; a slot stands in it at most once.
 
@@ -93,6 +101,7 @@ class StepPlan(msgspec.Struct, tag=0, array_like=True, frozen=True):
     scheduled: list[Scheduled]
     tokens: list[int] = []
     moves: list[StateMove] = []  # in their order, before anything is computed
+    look: LookAt | None = None  # for rank 0, before that as well
 
 
 Told = StepPlan | LoadAdapter | DropAdapter | ResizePool  # what rank 0 tells the others, in its order

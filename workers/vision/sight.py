@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Sequence
 
@@ -14,10 +15,11 @@ from workers.models.decoder import Seen
 from workers.parallel import RankGroup
 from workers.step.batch import Segment
 from workers.step.gallery import Gallery
+from workers.step.plan import LookAt
 from workers.vision.pixtral import PixtralTower
 from workers.vision.qwen3_vl import Qwen3VLTower
 from workers.vision.siglip import SiglipTower
-from workers.vision.tower import Tower, seen
+from workers.vision.tower import Look, Tower
 
 
 def tower(vision: Vision, dtype: torch.dtype, device: torch.device) -> Tower:
@@ -29,6 +31,8 @@ def tower(vision: Vision, dtype: torch.dtype, device: torch.device) -> Tower:
 
 class Sight:
     """Rank 0 looks at each image once, and remembers what it saw; the others are told, row by row.
+
+    It looks at an image when a step shows it, or before that in pieces, as plans say.
 
     Args:
         remembered: bytes of that, at most, beside what the step itself needs. They are on the CPU.
@@ -42,6 +46,24 @@ class Sight:
         self._width = (1 + len(vision.deepstack)) * vision.out_size
         self._seen: OrderedDict[bytes, Tensor] = OrderedDict()
         self._left = remembered
+        self._begun: tuple[bytes, Look] | None = None
+        self._looked = 0  # multiplications, in this step
+
+    def look_on(self, order: LookAt | None) -> bool:
+        """Look at an image for a while; whether it is all seen now."""
+        self._looked = 0
+        if order is None or self.tower is None:
+            return False
+        image = order.image
+        if image.digest not in self._seen:
+            self._look(image, order.work)
+        return image.digest in self._seen
+
+    def end_step(self, order: LookAt | None) -> int:
+        """How much was done for images; what was begun is let go, but for what of `order` is."""
+        if order is None:
+            self._begun = None
+        return self._looked
 
     def look(self, segments: Sequence[Segment]) -> Seen | None:
         """What of these is seen; None: it is all text."""
@@ -65,17 +87,32 @@ class Sight:
         return Seen(torch.tensor(rows, device=device), self.group.told(features))
 
     def _features(self, image: PlacedImage) -> Tensor:  # [tokens, width]
-        found = self._seen.pop(image.digest, None)
-        if found is None:
+        if image.digest not in self._seen:
+            self._look(image)
+        self._seen.move_to_end(image.digest)
+        return self._seen[image.digest]
+
+    def _look(self, image: PlacedImage, until: float = math.inf) -> None:
+        """Look at an image until so much was done in this step, and remember what was seen if that is all."""
+        begun, self._begun = self._begun, None  # what fails is over
+        if begun is None or begun[0] != image.digest:
             side = self.vision.side
             pixels = torch.frombuffer(self.gallery[image.digest], dtype=torch.uint8)
-            found = seen(self.tower.look(pixels.view(image.rows * side, image.columns * side, 3))).cpu()
-            self._left -= found.nbytes
-        self._seen[image.digest] = found
+            begun = image.digest, self.tower.look(pixels.view(image.rows * side, image.columns * side, 3))
+        try:
+            while self._looked < until:
+                self._looked += next(begun[1])
+        except StopIteration as end:
+            self._remember(image.digest, end.value.cpu())
+        else:
+            self._begun = begun
+
+    def _remember(self, digest: bytes, found: Tensor) -> None:
+        self._seen[digest] = found
+        self._left -= found.nbytes
         while self._left < 0 and len(self._seen) > 1:
             _, oldest = self._seen.popitem(last=False)
             self._left += oldest.nbytes
-        return found
 
 
 def _before(image: PlacedImage, place: int) -> int:

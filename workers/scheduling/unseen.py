@@ -1,0 +1,41 @@
+"""Images that a prompt shows, and that were not looked at yet: before one of them a chunk of it ends."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ipc.worker_messages import PlacedImage
+from workers.scheduling.sequence import Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Glance:
+    """At an image, for a sequence whose next tokens are its."""
+
+    sequence: Sequence
+    number: int  # of the image, among those of its prompt
+
+    @property
+    def image(self) -> PlacedImage:
+        return self.sequence.request.images[self.number]
+
+    @property
+    def is_seen(self) -> bool:
+        return self.number < self.sequence.num_seen
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nobody needs it: all of its tokens are fed, or the sequence runs no more."""
+        return self.sequence.slot is None or self.sequence.num_computed >= self.image.end
+
+    def be_seen(self) -> None:
+        self.sequence.num_seen = max(self.sequence.num_seen, self.number + 1)
+
+
+def unseen(sequence: Sequence, start: int, end: int) -> Glance | None:
+    """The first image that tokens from `start` to `end` are part of, and that was not seen."""
+    for number in range(sequence.num_seen, len(sequence.request.images)):
+        image = sequence.request.images[number]
+        if start < image.end and image.start < end:
+            return Glance(sequence, number)
+    return None
