@@ -56,15 +56,13 @@ def load(path: Path) -> ctypes.CDLL | None:
         )
         return None
     number, size, pointer, real = ctypes.c_int, ctypes.c_long, ctypes.c_void_p, ctypes.c_float
-    found.blocks_product.argtypes = (
-        *(number, pointer, size, size, size),  # weight
-        *(pointer, pointer, number, size, pointer),  # input, output, their type, tokens, bias
-        *(number, number),  # threads, level
-    )
+    weight = (number, pointer, size, size, size)
+    inputs = (pointer, pointer, number, size, pointer)  # and output, their type, tokens, bias
+    found.blocks_product.argtypes = (*weight, *inputs, number, number)  # threads, level
     if not found.blocks_level():
         return None
-    found.rows_product.argtypes = found.blocks_product.argtypes
-    found.rows_wide.argtypes = (number, pointer, size, size, size, pointer, number)
+    found.rows_product.argtypes = (*weight, *inputs, number)
+    found.rows_wide.argtypes = (*weight, pointer, number)
     found.rows_wide.restype = None
     found.step_norm.argtypes = (*[pointer] * 4, number, size, size, real, real, number)
     found.step_gated.argtypes = (pointer, pointer, number, number, size, size, number)
