@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import falcon.asgi
+import msgspec
 
 from gateway.access.keyring import Keyring
 from gateway.access.principal import ANYBODY, Principal
@@ -32,8 +33,7 @@ def no_header(name: str) -> None:
     return None
 
 
-@dataclass(frozen=True, slots=True)
-class RequestContext:
+class RequestContext(msgspec.Struct, frozen=True):
     """What is known of a request beside its body."""
 
     request_id: str

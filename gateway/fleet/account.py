@@ -207,6 +207,9 @@ class Account:
         else:
             prompt_tokens = self.started.prompt_tokens if self.started is not None else 0
             said = Usage(prompt_tokens=prompt_tokens, completion_tokens=self._tokens)
+        counts = said.prompt_tokens, said.completion_tokens, said.cached_tokens, said.reasoning_tokens
+        if min(counts) >= 0 and max(counts) <= MOST_TOKENS:
+            return said
         return Usage(
             prompt_tokens=_bounded(said.prompt_tokens),
             completion_tokens=_bounded(said.completion_tokens),
@@ -244,4 +247,4 @@ class Account:
 
 
 def _bounded(tokens: int) -> int:
-    return tokens if 0 <= tokens <= MOST_TOKENS else min(max(tokens, 0), MOST_TOKENS)
+    return min(max(tokens, 0), MOST_TOKENS)

@@ -7,7 +7,6 @@ the same names. A neuron that is sent some of them as `Mark`s says which it hold
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from hashlib import blake2b
 
 import msgspec
@@ -22,16 +21,14 @@ LAST_TURNS = 24  # after which a prompt may have been asked for before; further 
 _encode = msgspec.msgpack.Encoder().encode
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(msgspec.Struct, frozen=True):
     """A place in a prompt: what it is called up to there, and how many bytes of text that is."""
 
     digest: bytes
     size: int
 
 
-@dataclass(frozen=True, slots=True)
-class Prompt:
+class Prompt(msgspec.Struct, frozen=True):
     """A prompt, as far as the choice of a neuron goes.
 
     Attributes:

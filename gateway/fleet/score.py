@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
 from operator import attrgetter
 from typing import Generic, NamedTuple, Protocol, TypeVar
+
+import msgspec
 
 from gateway.fleet.prefixes import Prefixes
 from gateway.fleet.prompts import NOTHING, Prompt
@@ -48,8 +49,7 @@ H = TypeVar("H", bound=Loaded)
 _name = attrgetter("name")
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
+class Asked(msgspec.Struct, frozen=True):
     """What must be known of a request.
 
     Attributes:
@@ -91,8 +91,8 @@ class Score(NamedTuple, Generic[H]):  # of each host that is looked at: a datacl
     def reason(self, asked: Asked, among: int) -> str:
         """Why it was chosen, in words."""
         told = f"loaded, {self.seconds:.2f} s: {self.open} open"
-        if asked.tokens:
-            told += f", {min(self.cached, asked.tokens)} of about {asked.tokens} tokens cached"
+        if tokens := asked.tokens:
+            told += f", {min(self.cached, tokens)} of about {tokens} tokens cached"
         return f"{told}{', its session' if self.stays else ''}; best of {among}"
 
 

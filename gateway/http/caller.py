@@ -25,7 +25,7 @@ def caller(req: falcon.asgi.Request) -> str:
 
 def session(req: falcon.asgi.Request) -> str:
     """What its client calls the conversation that `req` belongs to; "" where it does not say."""
-    name = next((value for header in _SESSIONS if (value := req.get_header(header))), "")
-    if not name:
-        return ""
-    return f"{name}\0{req.get_header(_AGENT) or ''}"
+    for header in _SESSIONS:
+        if name := req.get_header(header):
+            return f"{name}\0{req.get_header(_AGENT) or ''}"
+    return ""

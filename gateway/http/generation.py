@@ -16,6 +16,7 @@ from gateway.fleet.view import Fleet
 from gateway.http.body import Bodies
 from gateway.http.caller import session
 from gateway.http.sse import EventStream
+from gateway.telemetry import traces
 from ipc.errors import CortexError
 from ipc.messages.replies import Started
 from ipc.messages.requests import Generate
@@ -31,7 +32,8 @@ def open_exchange(fleet: Fleet, req: falcon.asgi.Request) -> tuple[RequestContex
     """What is known of a request, and the account of it, which `Gateway` closes."""
     context = context_of(req)
     exchange = Exchange(fleet, context.request_id, context.principal, session(req))
-    exchange.account.parent = req.get_header("traceparent")
+    if traces.is_on():
+        exchange.account.parent = req.get_header("traceparent")
     req.scope[EXCHANGE] = exchange
     return context, exchange
 

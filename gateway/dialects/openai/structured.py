@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Any, Literal
 
 import msgspec
@@ -54,6 +55,9 @@ class StructuredFields(Struct, kw_only=True):
     regex: str | None = None
 
 
+_asked = attrgetter(*StructuredFields.__struct_fields__)
+_NOTHING = (None,) * len(StructuredFields.__struct_fields__)
+
 GUIDED = {f"guided_{name}": name for name in ("json", "regex", "choice", "grammar")}
 GUIDED |= {"json_schema": "json", "regex": "regex"}
 
@@ -64,6 +68,8 @@ def structured(fields: StructuredFields) -> tuple[Structured | None, dict[str, s
     Raises:
         CortexError: two fields ask for something, or one is incomplete; `param` names it.
     """
+    if _asked(fields) == _NOTHING:
+        return None, {}
     asked: dict[str, dict[str, Any]] = {}
     names: dict[str, str] = {}
     form = fields.response_format
