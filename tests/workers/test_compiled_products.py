@@ -32,6 +32,10 @@ def random_weight(name: str, rows: int, columns: int = COLUMNS) -> Blocks:
     form = FORMATS[name]
     generator = torch.Generator().manual_seed(sum(name.encode()))
     data = torch.randint(0, 256, (rows, form.row_bytes(columns)), dtype=torch.uint8, generator=generator)
+    if name.startswith("INT4"):  # whose zero points are in the last bits of scales
+        scales = torch.rand(rows, columns // form.elements, generator=generator) * 0.01
+        data[:, columns // 2 :] = scales.view(torch.uint8)
+        return Blocks(form, data, torch.bfloat16)
     blocks = data.view(rows, -1, form.nbytes)
     for at in SCALES.get(name, [0]):
         scales = torch.randn(blocks.shape[:2], generator=generator) * 0.01

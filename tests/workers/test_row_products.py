@@ -31,7 +31,7 @@ def test_a_product_is_that_of_the_weight(kind):
     for dtype, rounding in ((torch.float32, 1e-6), (torch.bfloat16, 3e-3), (torch.float16, 4e-4)):
         for tokens in (1, 7, rows.FEW + 1):
             x, bias = inputs(tokens).to(dtype), torch.arange(37).to(dtype)
-            y = products.product(x, weight, bias)
+            y = rows.product(x, weight, bias)
             assert y.dtype == dtype
             expected = x.float() @ weight.float().t() + bias.float()
             assert (y.float() - expected).norm() / expected.norm() < rounding

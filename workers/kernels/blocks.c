@@ -206,7 +206,7 @@ INLINE __m256 one_token(int kind, Rows row, const Input *in, long token, long co
     long at = 0;
     for (long g = 0; g < columns / 32; g += parts, at += size) {
         float scale[128] __attribute__((aligned(32))), least[128] __attribute__((aligned(32)));
-        scales(kind, row, at, 8, scale, least);
+        scales(kind, row, at, columns, 8, scale, least);
 #pragma GCC unroll 8
         for (int part = 0; part < parts; part++) {
             const __m256i x = loadu(numbers + 32 * (g + part)), ones = _mm256_set1_epi16(1);
@@ -272,12 +272,13 @@ INLINE void eight_rows(int kind, const Product *p, Rows rows, const Input *in, c
         eight_rows(kind, p, rows, in, t, row, apart);                                                        \
     }
 FORMAT(Q4_0) FORMAT(Q4_1) FORMAT(Q5_0) FORMAT(Q5_1) FORMAT(Q8_0) FORMAT(Q4_K) FORMAT(Q5_K) FORMAT(Q6_K)
-FORMAT(IQ4_NL) FORMAT(IQ4_XS) FORMAT(MXFP4)
+FORMAT(IQ4_NL) FORMAT(IQ4_XS) FORMAT(MXFP4) FORMAT(INT4_32) FORMAT(INT4_64) FORMAT(INT4_128)
 #undef FORMAT
 
 static Multiplied *const PRODUCTS[] = {
     product_Q4_0, product_Q4_1, product_Q5_0,   product_Q5_1,   product_Q8_0, product_Q4_K,
     product_Q5_K, product_Q6_K, product_IQ4_NL, product_IQ4_XS, product_MXFP4,
+    product_INT4_32, product_INT4_64, product_INT4_128,
 };
 
 /* y [tokens, rows] = x [tokens, columns] times W [rows, columns] transposed, plus bias [rows] float32 or NULL.

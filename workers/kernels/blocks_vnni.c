@@ -114,12 +114,13 @@ WIDE void sixteen_rows(int kind, const Product *p, Rows rows, const Input *in, c
         sixteen_rows(kind, p, rows, in, t, row, apart);                                                        \
     }
 FORMAT(Q4_0) FORMAT(Q4_1) FORMAT(Q5_0) FORMAT(Q5_1) FORMAT(Q8_0) FORMAT(Q4_K) FORMAT(Q5_K) FORMAT(Q6_K)
-FORMAT(IQ4_NL) FORMAT(IQ4_XS) FORMAT(MXFP4)
+FORMAT(IQ4_NL) FORMAT(IQ4_XS) FORMAT(MXFP4) FORMAT(INT4_32) FORMAT(INT4_64) FORMAT(INT4_128)
 #undef FORMAT
 
 Multiplied *const PRODUCTS_VNNI[] = {
     product_Q4_0, product_Q4_1, product_Q5_0,   product_Q5_1,   product_Q8_0, product_Q4_K,
     product_Q5_K, product_Q6_K, product_IQ4_NL, product_IQ4_XS, product_MXFP4,
+    product_INT4_32, product_INT4_64, product_INT4_128,
 };
 
 #endif

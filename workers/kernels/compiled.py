@@ -17,7 +17,10 @@ from torch import Tensor
 from workers.weights.blocks import Blocks
 
 # in the order of the numbers that blocks.c gives them
-KINDS = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "MXFP4"]
+KINDS = [
+    *("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "MXFP4"),
+    *("INT4_32", "INT4_64", "INT4_128"),
+]
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
 STEM = "_blocks"
 FOLDER = Path(__file__).parent

@@ -1,4 +1,5 @@
-/* Weights in ggml's blocks: where the bits of each format are, and what products with them share.
+/* Weights in ggml's blocks, and in groups of four bits: where the bits of each format are, and what products with
+ * them share.
  *
  * What a format is, two functions say: `scales` and `weights`. The formats are those of ggml-common.h and
  * ggml-quants.c of llama.cpp (MIT); workers/weights/dequantise.py has the same in torch.
@@ -12,7 +13,7 @@
 SOURCE(formats)
 #endif
 
-enum { Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS, MXFP4 };
+enum { Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS, MXFP4, INT4_32, INT4_64, INT4_128 };
 
 #if defined(__x86_64__) && defined(__GNUC__)
 
@@ -27,6 +28,8 @@ static const struct {
     [Q5_1] = {32, 24, 32, 5},    [Q8_0] = {32, 34, 32, 8},    [Q4_K] = {256, 144, 32, 4},
     [Q5_K] = {256, 176, 32, 5},  [Q6_K] = {256, 210, 16, 6},  [IQ4_NL] = {32, 18, 32, 8},
     [IQ4_XS] = {256, 136, 32, 8}, [MXFP4] = {32, 17, 32, 8},
+    /* whose scales, and zero points in them, stand behind all numbers of a row: each for so many columns */
+    [INT4_32] = {32, 16, 32, 4},  [INT4_64] = {32, 16, 32, 4}, [INT4_128] = {32, 16, 32, 4},
 };
 
 typedef const uint8_t *const *Rows; /* where each of eight rows begins, or of sixteen */
@@ -51,6 +54,15 @@ INLINE void quads(Rows row, long at, __m256i out[4])
     out[1] = _mm256_unpackhi_epi64(a, c);
     out[2] = _mm256_unpacklo_epi64(b, d);
     out[3] = _mm256_unpackhi_epi64(b, d);
+}
+
+/* four bytes from `at` on of each row */
+INLINE __m256i words(Rows row, long at)
+{
+    int32_t w[8];
+    for (int i = 0; i < 8; i++)
+        memcpy(w + i, row[i] + at, 4);
+    return loadu(w);
 }
 
 /* a float16 from `at` on of each row */
@@ -132,7 +144,7 @@ INLINE __m256 powers(Rows row, long at)
 
 /* Of each group of a block and each row: its scale, and where weights have no sign what is taken from every
  * element, [groups][8] */
-INLINE void scales(int kind, Rows row, long at, int lanes, float *scale, float *least)
+INLINE void scales(int kind, Rows row, long at, long columns, int lanes, float *scale, float *least)
 {
     __m256 d, m = _mm256_setzero_ps();
     switch (kind) {
@@ -149,6 +161,15 @@ INLINE void scales(int kind, Rows row, long at, int lanes, float *scale, float *
     case MXFP4:
         d = powers(row, at);
         break;
+    case INT4_32:
+    case INT4_64:
+    case INT4_128: {
+        const int together = kind == INT4_32 ? 1 : kind == INT4_64 ? 2 : 4;
+        const __m256i w = words(row, columns / 2 + 4 * (at / FORMATS[kind].bytes / together));
+        d = _mm256_castsi256_ps(_mm256_and_si256(w, _mm256_set1_epi32(-16)));
+        m = scaled(d, _mm256_and_si256(w, _mm256_set1_epi32(15)));
+        break;
+    }
     default:
         d = halves(row, at);
         if (kind == Q4_1 || kind == Q5_1)
@@ -166,6 +187,14 @@ INLINE __m256i nibbles(const uint8_t *p)
 {
     __m256i v = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)p));
     return low4(_mm256_srlv_epi32(v, _mm256_set_epi32(4, 4, 4, 4, 0, 0, 0, 0)));
+}
+
+/* 16 bytes: of each its lower half, and then its upper one */
+INLINE __m256i pairs(const uint8_t *p)
+{
+    const __m128i v = _mm_loadu_si128((const __m128i *)p), four = _mm_set1_epi8(15);
+    const __m128i low = _mm_and_si128(v, four), high = _mm_and_si128(_mm_srli_epi16(v, 4), four);
+    return _mm256_set_m128i(_mm_unpackhi_epi8(low, high), _mm_unpacklo_epi8(low, high));
 }
 
 /* 16 in each byte whose bit is set, of 32 */
@@ -216,6 +245,10 @@ INLINE __m256i weights(int kind, const uint8_t *p, int part)
                             : _mm256_srli_epi16(h, 2);
         return _mm256_or_si256(v, _mm256_and_si256(h, _mm256_set1_epi8(0x30)));
     }
+    case INT4_32:
+    case INT4_64:
+    case INT4_128:
+        return pairs(p);
     case IQ4_NL:
         return _mm256_shuffle_epi8(TABLE(nl), nibbles(p + 2));
     case IQ4_XS:
@@ -300,7 +333,7 @@ INLINE void unpack(int kind, Rows row, const Tile *t, long columns, int lanes, i
     const int has_sign = FORMATS[kind].bits == 8, wide = has_sign && lanes == 8;
     for (long b = 0; b < columns / FORMATS[kind].columns; b++) {
         const long at = b * FORMATS[kind].bytes, group = lanes * groups * b + first;
-        scales(kind, row, at, lanes, t->scale + group, t->least + group);
+        scales(kind, row, at, columns, lanes, t->scale + group, t->least + group);
 #pragma GCC unroll 8
         for (int part = 0; part < parts; part++) {
             __m256 r[8];

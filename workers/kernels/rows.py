@@ -3,7 +3,7 @@
 Of few tokens the weight is multiplied as it is read; for more, some of its rows are made float32, which stay
 in the CPU's cache. Nothing is rounded, and so inputs may be float32. On one core of an EPYC with AVX-512, of
 4096 x 4096 in groups of 128, a token takes 1.4 ms instead of 60 to 180 by way of torch, and 256 take 140
-instead of 190.
+instead of 190. Such groups go by `compiled.product` where the input has 16 bits, which takes 1.0 and 33.
 """
 
 from __future__ import annotations
