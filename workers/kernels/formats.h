@@ -279,7 +279,7 @@ typedef struct {
     int16_t *wide;   /* the same, where a product takes them: of each four the first, third, second and fourth */
     float *scale;    /* [tokens][columns / 32], or [tokens / TOGETHER][columns / 32][TOGETHER] */
     float *sums;     /* of the elements of a group, rounded, if weights have no sign: the same with groups */
-    int32_t *begin;  /* -128 times the sums of the numbers, where weights have one: the same */
+    int32_t *begin;  /* -128 times the sums of the numbers, where weights have one and VNNI is there: the same */
 } Input;
 
 /* Where the `n`th of `each` of a token is, if there is one of those for each group, or four columns */
