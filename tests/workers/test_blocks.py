@@ -21,7 +21,7 @@ from workers.checkpoints.card import ModelCard, read_card
 from workers.layers.linear import ColumnParallel
 from workers.models.decoder import Decoder
 from workers.parallel import RankGroup
-from workers.weights.blocks import Blocks, Empty
+from workers.weights.blocks import SHARED_BYTES, Blocks, Empty
 from workers.weights.dequantise import BY_BLOCK, dequantise
 from workers.weights.loader import TYPES, WeightFiles
 from workers.weights.quantise import quantise
@@ -50,6 +50,19 @@ def loaded(card: ModelCard, quantization: str, rank: int = 0, size: int = 1) -> 
 
 
 # --- what blocks mean -------------------------------------------------------------------------------------
+
+
+def test_small_weights_share_memory_and_none_overlaps_another():
+    empty = Empty(torch.float32, formats={"weight": "Q8_0"})
+    weights = [empty.weight("weight", 33, 64).data for _ in range(3)]
+    large = empty.weight("weight", SHARED_BYTES // 34, 32).data
+    weights += [empty.weight("weight", SHARED_BYTES // 68, 64).data, large]
+    for number, data in enumerate(weights):
+        data.fill_(number)
+    assert all(bool((data == number).all()) for number, data in enumerate(weights))
+    assert all(data.data_ptr() % 64 == 0 for data in weights[:-1])
+    owners = [data.untyped_storage().data_ptr() for data in weights]
+    assert [owners.index(owner) for owner in owners] == [0, 0, 0, 3, 4]
 
 
 @pytest.mark.parametrize("name", BY_BLOCK)

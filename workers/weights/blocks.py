@@ -62,6 +62,8 @@ class Blocks:
 Weight = Tensor | Blocks
 
 LARGE_PAGE = 2 << 20  # bytes
+SHARED_BYTES = 32 << 20  # of host memory that weights share, each of which is smaller
+CACHE_LINE = 64  # bytes: at which each of them begins
 ALIGNED = 16  # bytes: a load of a GPU's, at most
 
 
@@ -78,6 +80,7 @@ class Empty:
     ) -> None:
         self.dtype, self.device = dtype, torch.device(device)
         self.formats = formats if isinstance(formats, Formats) else Formats(formats)
+        self._shared, self._taken = torch.empty(0, dtype=torch.uint8), 0
 
     def __call__(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         return torch.empty(shape, dtype=dtype or self.dtype, device=self.device)
@@ -87,9 +90,19 @@ class Empty:
         if name not in self.formats:
             return self(rows, columns)
         form = FORMATS[self.formats[name]]
-        data = torch.empty(rows, form.row_bytes(columns), dtype=torch.uint8, device=self.device)
-        _in_large_pages(data)
-        return Blocks(form, data, self.dtype)
+        size = form.row_bytes(columns)
+        return Blocks(form, self._memory(rows * size).view(rows, size), self.dtype)
+
+    def _memory(self, size: int) -> Tensor:  # [size] uint8
+        """Memory of its own; or, for one of many weights on a CPU that each fill no large page, of theirs."""
+        if self.device.type != "cpu" or size >= SHARED_BYTES:
+            return _in_large_pages(torch.empty(size, dtype=torch.uint8, device=self.device))
+        if self._taken + size > len(self._shared):
+            self._shared = _in_large_pages(torch.empty(SHARED_BYTES, dtype=torch.uint8))
+            self._taken = -self._shared.data_ptr() % CACHE_LINE
+        start = self._taken
+        self._taken += -(-size // CACHE_LINE) * CACHE_LINE
+        return self._shared[start : start + size]
 
     def order(self, name: str, columns: int) -> Tensor | None:
         """Of the weight of that name the columns as they are kept, `[columns]` int32; None: as they are."""
@@ -98,14 +111,16 @@ class Empty:
         return torch.empty(columns, dtype=torch.int32, device=self.device)
 
 
-def _in_large_pages(data: Tensor) -> None:
+def _in_large_pages(data: Tensor) -> Tensor:
     """Ask the kernel for large pages, as far as whole ones lie in a tensor that nobody has written to.
 
-    A weight is read from end to end at each step, and 170 MB in small pages take a fifth longer.
+    A weight is read from end to end at each step. In small pages 170 MB take a fifth longer, and so much in
+    weights of 1 MB each a half.
     """
     if data.device.type != "cpu" or not hasattr(mmap, "MADV_HUGEPAGE"):
-        return
+        return data
     start = -(-data.data_ptr() // LARGE_PAGE) * LARGE_PAGE
     size = (data.data_ptr() + data.nbytes) // LARGE_PAGE * LARGE_PAGE - start
     if size > 0:  # where there are none the call fails, and nothing is lost
         ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), mmap.MADV_HUGEPAGE)
+    return data
