@@ -31,9 +31,11 @@ class Statistics:
     def take(self, steps: Sequence[StepReport]) -> None:
         """Steps that were reported, in their order; counts in them run from the load."""
         for step in steps:
-            self.page_hashes.difference_update(step.evicted)
-            self.prefixes.forget(step.evicted)
-            self.page_hashes.update(step.cached)
+            if step.evicted:
+                self.page_hashes.difference_update(step.evicted)
+                self.prefixes.forget(step.evicted)
+            if step.cached:
+                self.page_hashes.update(step.cached)
         self._step = steps[-1]
 
     def resize(self, pages: int, page_bytes: int) -> None:

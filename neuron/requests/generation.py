@@ -202,7 +202,8 @@ class Generation(OpenRequest):
         """Take what a report says of the request as a whole; False: it has nothing for the answer."""
         if not self.take(report):
             return False
-        if self._speaks_for_prompt(answer):
+        of_prompt = report.cached_tokens or report.prompt_logprobs or report.marks
+        if of_prompt and self._speaks_for_prompt(answer):
             prompt = self._prompt_of(answer)
             if report.cached_tokens > prompt.cached_tokens:
                 if self.model is not None:

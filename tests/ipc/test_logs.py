@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ipc.logs import JSONLines, TextLines
+from ipc.logs import Event, JSONLines, TextLines
 
 
 def line(message: object, *args: Any, **more: Any) -> dict[str, Any]:
@@ -77,3 +77,10 @@ def test_a_line_of_text_is_as_loggings_own_in_whatever_order_their_times_come() 
     for record.created in (1_790_000_000.0, 1_790_000_000.999, 1_790_000_001.5, 1_789_999_999.25):
         record.msecs = record.created % 1 * 1000
         assert ours.format(record) == theirs.format(record)
+
+
+def test_an_event_has_the_names_that_formats_of_others_have() -> None:
+    record = Event("x", logging.INFO, "f.py", 1, "read %(file)s", ({"file": "a"},), None)
+    theirs = logging.Formatter("%(levelname)s %(filename)s:%(lineno)d %(threadName)s %(message)s")
+    assert theirs.format(record) == "INFO :0 None read a"
+    assert vars(logging.LogRecord("x", logging.INFO, "f.py", 1, "", (), None)).keys() <= vars(record).keys()
