@@ -330,8 +330,11 @@ class Logprobs(msgspec.Struct, array_like=True):
     top: list[tuple[int, float]]  # the most probable tokens, in order
 
 
-class SequenceReport(msgspec.Struct, array_like=True):
-    """What one step did for one sequence. The first one of each has no token, unless it came at once."""
+class SequenceReport(msgspec.Struct, array_like=True, gc=False):
+    """What one step did for one sequence. The first one of each has no token, unless it came at once.
+
+    There are many in each step, and nothing that they hold leads back to them: garbage has no need of a look.
+    """
 
     request_id: int
     token_ids: list[int]  # new output; empty while its prompt is still being computed
@@ -343,7 +346,7 @@ class SequenceReport(msgspec.Struct, array_like=True):
     # Of each prompt token but the first. Many come in parts, the last of them with the first token.
     prompt_logprobs: list[Logprobs] = []
     embedding: bytes = b""  # float32, little-endian
-    marks: list[bytes] = []  # in its first report: the hashes of the pages that its `Submit` marks
+    marks: tuple[bytes, ...] = ()  # in its first report: the hashes of the pages that its `Submit` marks
 
 
 class StepReport(msgspec.Struct, tag=3, array_like=True):

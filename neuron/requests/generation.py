@@ -73,7 +73,7 @@ class Generation(OpenRequest):
         self._usual_tokens: int | None = None  # of an answer, where the model has a say
         self._most_tokens: int | None = None  # of an answer, where its owner has
         self._scoring = False  # only the prompts are of interest
-        self._pages: list[bytes] = []  # that its marks stand for
+        self._pages: Sequence[bytes] = ()  # that its marks stand for
 
     # --- on the way down --------------------------------------------------------------------------------
 
@@ -316,8 +316,8 @@ class Generation(OpenRequest):
         return sum(answer.completion_tokens for answer in self.parts) / len(self.parts)
 
     @property
-    def pages(self) -> list[bytes]:
-        return self._pages if self._first_token is None else []
+    def pages(self) -> Sequence[bytes]:
+        return self._pages if self._first_token is None else ()
 
     def usage(self) -> Usage:
         completion = cached = reasoning = 0

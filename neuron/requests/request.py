@@ -196,9 +196,9 @@ class OpenRequest(ABC):
         return 0, 0.0
 
     @property
-    def pages(self) -> list[bytes]:
+    def pages(self) -> Sequence[bytes]:
         """Hashes of the pages that it had marked, of which it is not known yet that they are computed."""
-        return []
+        return ()
 
     @property
     def begun(self) -> bool:

@@ -83,7 +83,7 @@ def test_the_first_report_has_the_hashes_of_the_marked_pages():
     hashes: list[bytes] = []
     extend_hashes(hashes, array("I", [11] * (3 * PAGE_SIZE)), "")
     first, *later = run.reports
-    assert (first.marks, [report.marks for report in later]) == ([hashes[2], hashes[0]], [[]] * len(later))
+    assert (first.marks, [report.marks for report in later]) == ((hashes[2], hashes[0]), [()] * len(later))
 
 
 @pytest.mark.parametrize(

@@ -174,7 +174,7 @@ class CacheManager:
     def share(self, sequence: Sequence, tables: list[Table]) -> None:
         """Begin with these tables, which `find` found, and which are whole afterwards."""
         for pool, table in zip(self._pools, tables, strict=False):
-            pool.share(page for page in table if page != HOLE)
+            pool.share(self._there(table))
         for index, table in enumerate(tables):
             if self._pools[index] is self.states and table[-1] == HOLE:
                 table[-1] = self._bring_back(sequence, index, len(table) - 1)
@@ -225,7 +225,7 @@ class CacheManager:
     def release(self, sequence: Sequence) -> None:
         """Take back all of its pages. Its last ones are evicted before those that they continue."""
         for pool, table in zip(self._pools, sequence.tables, strict=True):
-            pool.free(page for page in reversed(table) if page != HOLE)
+            pool.free(reversed(self._there(table)))
         sequence.tables = []
         sequence.capacity = sequence.num_offered = 0
 
@@ -266,6 +266,10 @@ class CacheManager:
                 other.shares = False
 
     # --- the parts of it --------------------------------------------------------------------------------
+
+    def _there(self, table: Table) -> Table:
+        """The pages of a table, without its holes."""
+        return [page for page in table if page != HOLE] if self._forgetful else table
 
     def _most_held(self, group: CacheGroup, num_tokens: int) -> int:
         """Pages of a group while a prompt of so many tokens is computed, and one more row in the end."""

@@ -37,8 +37,10 @@ def extend_hashes(
     else:
         person = adapter.to_bytes(4, "little")
         parent = blake2b(salt.encode(), digest_size=HASH_BYTES, person=person).digest()
-    for start in range(len(hashes) * PAGE_SIZE, len(token_ids) - PAGE_SIZE + 1, PAGE_SIZE):
-        tokens = token_ids[start : start + PAGE_SIZE].tobytes()
+    begun = len(hashes) * PAGE_SIZE
+    data, size = token_ids[begun:].tobytes(), PAGE_SIZE * token_ids.itemsize
+    for place, start in enumerate(range(begun, len(token_ids) - PAGE_SIZE + 1, PAGE_SIZE)):
+        tokens = data[place * size : (place + 1) * size]
         for image in images:
             if image.start < start + PAGE_SIZE and start < image.end:
                 tokens += image.digest

@@ -25,8 +25,9 @@ import heapq
 from array import array
 from collections import deque
 from collections.abc import Sequence as Row
-from dataclasses import dataclass
 from itertools import chain
+
+import msgspec
 
 from ipc.errors import Code
 from ipc.worker_messages import FREE_ROWS, PAGE_SIZE, CacheGroup, SequenceReport, Speculation, Submit
@@ -40,8 +41,7 @@ from workers.step.engine import Extra, StepResult
 from workers.step.plan import LookAt, NewSequence, Scheduled, StepPlan
 
 
-@dataclass(slots=True)
-class SentStep:
+class SentStep(msgspec.Struct):
     """A step from its plan to its result."""
 
     decodes: Stepping
@@ -331,7 +331,8 @@ class Scheduler:
         released, self._released = self._released, []
         untold, self._untold = self._untold, []
         scheduled = [entry for _, entry in chain(decodes, prefills)]
-        return StepPlan(self.step, released, added, scheduled, untold, self.cache.host.take_moves(), look)
+        moves = self.cache.host.take_moves() if self.cache.keeps_states else []
+        return StepPlan(self.step, released, added, scheduled, untold, moves, look)
 
     def take_reports(self) -> list[SequenceReport]:
         """What happened to each sequence since the last call: at most one finish for each request."""
@@ -535,7 +536,8 @@ class Scheduler:
         """Make `report` the first of its sequence."""
         sequence.started = True
         report.cached_tokens = min(sequence.num_reused, sequence.prompt_len)
-        report.marks = [sequence.hashes[number] for number in sequence.request.marks]
+        if sequence.request.marks:
+            report.marks = tuple(sequence.hashes[number] for number in sequence.request.marks)
         self._counts["prompt_tokens"] += sequence.prompt_len
         self._counts["cached_tokens"] += report.cached_tokens
 
