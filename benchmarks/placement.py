@@ -4,7 +4,7 @@
 
 Agents hold conversations whose prompts grow from turn to turn, begin with one of a few sets of instructions,
 and now and then send twenty subagents out at once. Models are as popular as Zipf has it; a host has room for
-four. Four ways:
+four. Four ways (and two more for who leaves, by which `benchmarks.fleet` has a bound):
 
     prefixes      the gateway's own: `score` where a model is loaded, else `router`, and where all are full
     load alone    the same, and nobody knows what is cached
@@ -22,13 +22,16 @@ import argparse
 import heapq
 import itertools
 import json
+import math
 import random
 import statistics
 import time
+from bisect import bisect_right
 from collections import Counter, OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
@@ -39,10 +42,9 @@ from gateway.fleet.prefixes import Prefixes
 from gateway.fleet.prompts import Place, Prompt
 from gateway.fleet.view import QUOTED
 from ipc.messages.replies import Quoted
+from neuron.memory.eviction import RESIDENCY_SHARE, Holder, RecentUse, Strategy, cheapest, order
 
-ROOM = 4  # models that fit on one host
 SEQUENCES = 16  # that a model computes at once
-PREFILL_RATE = 5000.0  # tokens a second
 TOKEN_SECONDS = 0.02  # of output
 LOAD_SECONDS = 8.0
 CACHE_TOKENS = 400_000  # on one host, of all its models
@@ -51,6 +53,34 @@ HEADS = 6  # sets of instructions
 HEAD_TOKENS = 6000
 BYTES = int(score.BYTES_PER_TOKEN)
 WAYS = ("prefixes", "load alone", "at random", "no lifecycle")
+DEVICE = "cuda:0"
+GIB = 1 << 30
+SOON = 0.1  # seconds: whoever is due sooner is due now
+
+
+class Size(NamedTuple):
+    """Of a model."""
+
+    gib: float = 1.0
+    seconds: float = LOAD_SECONDS  # of a load
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What hosts have.
+
+    Attributes:
+        room: GiB for models.
+        leaves: by what models leave; "foresight" knows when each is asked for next, which nobody does.
+        begins_with: models that each host has loaded, as far as they fit.
+    """
+
+    models: Mapping[str, Size]
+    room: float = 4.0
+    prefill_rate: float = 5000.0  # tokens a second
+    token_seconds: float = TOKEN_SECONDS  # of output
+    leaves: Strategy | Literal["foresight"] = "cost"
+    begins_with: Sequence[str] = ()
 
 
 @dataclass(slots=True)
@@ -65,7 +95,7 @@ class State:
     seconds_left: float | None = None
     max_sequences: int = SEQUENCES
     request_seconds: float = 0.0
-    prefill_rate: float = PREFILL_RATE
+    prefill_rate: float = 0.0
 
 
 @dataclass(slots=True)
@@ -130,13 +160,18 @@ class Cache:
 class Host:
     """A host on paper. For the router it is a neuron as a gateway sees it."""
 
-    def __init__(self, name: str, models: list[str]) -> None:
-        self.name = name
-        self.models = {model: State(model) for model in models}
+    def __init__(self, name: str, setting: Setting, due: Callable[[str, float], float]) -> None:
+        self.name, self.setting, self.due = name, setting, due
+        self.models = {model: State(model, prefill_rate=setting.prefill_rate) for model in setting.models}
         self.in_flight: Counter[str] = Counter()
         self.healthy, self.heard, self.draining, self.devices = True, True, False, ()
         self.copies: dict[str, Copy] = {}
+        self.uses = {model: RecentUse() for model in setting.models}
         self.cache = Cache(CACHE_TOKENS)
+        for model in setting.begins_with:
+            if self._lacking(model) <= 0:
+                self.copies[model] = Copy(0.0)
+                self.models[model].status = "ready"
 
     def is_shaky(self, model: str) -> bool:
         return False
@@ -144,44 +179,87 @@ class Host:
     def quote(self, model: str, now: float) -> Quoted:
         if (copy := self.copies.get(model)) is not None:
             return Quoted(id=1, verdict="loading", seconds=max(copy.ready - now, 0.0))
-        if len(self.copies) < ROOM:
-            return Quoted(id=1, verdict="fits", seconds=LOAD_SECONDS)
-        leaves, victim = self._victim(now)
-        loss = LOAD_SECONDS / (1.0 + (now - self.copies[victim].used) / 600.0)
-        verdict = "evicts" if leaves <= now else "waits"
-        return Quoted(id=1, verdict=verdict, seconds=leaves - now + LOAD_SECONDS, evicts=[victim], loss=loss)
-
-    def _victim(self, now: float) -> tuple[float, str]:
-        """Who leaves for another model, and when it can."""
-        leaves, _, name = min(
-            (max(now, copy.ready, *copy.ends), copy.used, name) for name, copy in self.copies.items()
+        seconds = self.setting.models[model].seconds
+        victims = self._victims(model, now)
+        if not victims:
+            return Quoted(id=1, verdict="fits", seconds=seconds)
+        leave = max(self._leaves(victim.model, now) for victim in victims)
+        return Quoted(
+            id=1,
+            verdict="evicts" if leave <= now else "waits",
+            seconds=leave - now + seconds,
+            evicts=[victim.model for victim in victims],
+            loss=sum(victim.loss for victim in victims),
         )
-        return leaves, name
 
-    def load(self, model: str, now: float) -> str | None:
+    def _lacking(self, model: str) -> int:
+        """Bytes that have to come free for it."""
+        held = sum(self.setting.models[name].gib for name in self.copies)
+        return int(GIB * (held + self.setting.models[model].gib - self.setting.room))
+
+    def _leaves(self, model: str, now: float) -> float:
+        """When it can leave."""
+        copy = self.copies[model]
+        return max(now, copy.ready + RESIDENCY_SHARE * self.setting.models[model].seconds, *copy.ends)
+
+    def _victims(self, model: str, now: float) -> list[Holder]:
+        """Who leaves for another model: as few as it takes, by the neuron's own order."""
+        lacking, strategy = self._lacking(model), self.setting.leaves
+        if lacking <= 0:
+            return []
+        holders = [self._holder(name, copy, now) for name, copy in self.copies.items()]
+        strategy = "cost" if strategy == "foresight" else strategy
+
+        def does(chosen: Sequence[Holder]) -> bool:
+            return sum(holder.freed([DEVICE]) for holder in chosen) >= lacking
+
+        line = order(holders, 100, [DEVICE], strategy)
+        victims = next(line[:count] for count in range(1, len(line) + 1) if does(line[:count]))
+        for victim in reversed(victims):
+            if does(fewer := [other for other in victims if other is not victim]):
+                victims = fewer
+        return cheapest(victims, line, 100, does) if strategy == "cost" else victims
+
+    def _holder(self, model: str, copy: Copy, now: float) -> Holder:
+        size = self.setting.models[model]
+        foreseen = self.setting.leaves == "foresight"
+        return Holder(
+            model,
+            {DEVICE: int(GIB * size.gib)},
+            priority=100,
+            last_used=copy.used,
+            busy=max(copy.ready, *copy.ends, 0.0) > now,
+            settled=copy.ready + RESIDENCY_SHARE * size.seconds <= now,
+            reload_seconds=size.seconds,
+            recent_use=1 / max(self.due(model, now), SOON) if foreseen else self.uses[model].at(now),
+        )
+
+    def load(self, model: str, now: float) -> list[str]:
         """Begin to load a model; who leaves for it."""
-        victim = None
-        if len(self.copies) >= ROOM:
-            now, victim = self._victim(now)
+        victims = [victim.model for victim in self._victims(model, now)]
+        begins = max([now, *(self._leaves(victim, now) for victim in victims)])
+        for victim in victims:
             del self.copies[victim]
             self.cache.drop(victim)
             self.models[victim].status = "unloaded"
-        self.copies[model] = Copy(now + LOAD_SECONDS)
+        seconds = self.setting.models[model].seconds
+        self.copies[model] = Copy(begins + seconds, used=now)
         self.models[model].status = "loading"
-        self.models[model].seconds_left = LOAD_SECONDS
-        return victim
+        self.models[model].seconds_left = seconds
+        return victims
 
     def serve(self, request: Request, cached: int) -> tuple[float, float]:
         """(when its first token comes, when it ends)."""
         copy = self.copies[request.model]
         begins = max(request.arrival, copy.ready, copy.prefills)
         copy.used = request.arrival
+        self.uses[request.model].add(request.arrival)
         while copy.ends and copy.ends[0] <= begins:
             heapq.heappop(copy.ends)
         if len(copy.ends) >= SEQUENCES:
             begins = max(begins, heapq.heappop(copy.ends))
-        first = copy.prefills = begins + max(request.tokens - cached, 1) / PREFILL_RATE
-        end = first + request.output * TOKEN_SECONDS
+        first = copy.prefills = begins + max(request.tokens - cached, 1) / self.setting.prefill_rate
+        end = first + request.output * self.setting.token_seconds
         heapq.heappush(copy.ends, end)
         state = self.models[request.model]
         known = state.request_seconds or end - begins
@@ -231,19 +309,24 @@ def ideal_hits(requests: list[Request], hosts: int) -> int:
 class Run:
     """One way to place these requests, on hosts of its own."""
 
-    def __init__(self, requests: list[Request], hosts: int, models: list[str], way: str) -> None:
+    def __init__(self, requests: list[Request], hosts: int, setting: Setting, way: str) -> None:
         self.way = way
-        self.hosts = [Host(f"h{number:04}", models) for number in range(hosts)]
+        self.arrivals: dict[str, list[float]] = {model: [] for model in setting.models}
+        for request in requests:
+            self.arrivals[request.model].append(request.arrival)
+        self.hosts = [Host(f"h{number:04}", setting, self._due) for number in range(hosts)]
         self.directory: Directory[Host] = Directory()
         self.prefixes: Prefixes[Host] = Prefixes()
         self.events: list[tuple[float, int, Host, str, str]] = []  # a load, or a request, that ends
         self.numbers = itertools.count()
         self.waits: list[float] = []
         self.decisions: list[float] = []  # microseconds
-        self.loads = self.hits = self.errors = 0
+        self.loads = self.evictions = self.hits = self.errors = 0
+        self.load_seconds = 0.0
         self.quoting = 0.0
         self.chance = random.Random(1)
         self.turns: Counter[str] = Counter()
+        models = list(setting.models)
         for host in self.hosts:
             self.directory.update(host, models)
         if way == "no lifecycle":
@@ -252,9 +335,15 @@ class Run:
             self._pass(request.arrival)
             self._place(request)
 
+    def _due(self, model: str, now: float) -> float:
+        """Seconds until it is asked for next, after now."""
+        arrivals = self.arrivals[model]
+        following = bisect_right(arrivals, now)
+        return arrivals[following] - now if following < len(arrivals) else math.inf
+
     def _place_for_good(self, models: list[str]) -> None:
         """Half of the room has a copy of each of the most popular, the rest more of the very first ones."""
-        places = ROOM * len(self.hosts)
+        places = int(self.hosts[0].setting.room) * len(self.hosts)
         chosen = models[: places // 2]
         chosen += [models[number % min(places // 8, len(models))] for number in range(places - len(chosen))]
         for number, model in enumerate(chosen):
@@ -283,8 +372,10 @@ class Run:
             return
         if model not in host.copies:
             self.loads += 1
-            victim = host.load(model, now)
-            changed = [model] if victim is None else [model, victim]
+            self.load_seconds += host.setting.models[model].seconds
+            victims = host.load(model, now)
+            self.evictions += len(victims)
+            changed = [model, *victims]
             self.directory.update(host, changed)
             self.prefixes.forget(host, changed)
             ready = host.copies[model].ready
@@ -356,7 +447,8 @@ def main() -> None:
         models = [f"m{number}" for number in range(options.models)]
         requests = traffic(options.requests, hosts, models, options.seed)
         ideal = ideal_hits(requests, hosts)
-        results += [Run(requests, hosts, models, way).result(ideal) for way in WAYS]
+        setting = Setting(dict.fromkeys(models, Size()))
+        results += [Run(requests, hosts, setting, way).result(ideal) for way in WAYS]
     table = Table(*results[0], title="placement on paper")
     for result in results:
         table.add_row(
