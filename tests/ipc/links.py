@@ -65,10 +65,13 @@ class Link:
         self.refuses = False
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self.refuses:
+        try:
+            if self.refuses:
+                raise ConnectionRefusedError
+            other_reader, other_writer = await asyncio.open_connection("127.0.0.1", self._port)
+        except OSError:  # nobody listens there now
             writer.transport.abort()
             return
-        other_reader, other_writer = await asyncio.open_connection("127.0.0.1", self._port)
         self._writers |= {writer, other_writer}
         pumps = [
             asyncio.create_task(self._pump(reader, other_writer)),
