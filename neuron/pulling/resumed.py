@@ -67,8 +67,14 @@ def _fetch(repository: str, commit: str, name: str, size: int, folder: Path) -> 
         with _part(whole).open("ab") as file:
             if file.tell() > size:  # no beginning of it
                 file.truncate(0)
-            here = file.seek(0, os.SEEK_END)
-            http_get(address, file, resume_size=here, headers=headers, expected_size=size)
+            http_get(
+                address,
+                file,
+                resume_size=file.seek(0, os.SEEK_END),
+                headers=headers,
+                expected_size=size,
+                displayed_filename=name,
+            )
         os.replace(_part(whole), whole)
 
 
