@@ -128,16 +128,15 @@ def run(strategy: str, models: dict[str, tuple[int, float]], work: list[Session]
 
 
 def verdict(rows: list[dict[str, Any]], figure: str) -> str:
-    """How much of what foresight saves of `lru`'s waits `cost` saves, over all seeds."""
-    told = {
-        strategy: sum(row[figure] for row in rows if row["strategy"] == strategy) for strategy in STRATEGIES
-    }
-    lru, cost, foresight = (told[strategy] for strategy in ("lru", "cost", "foresight"))
-    share = (lru - cost) / (lru - foresight) if lru > foresight else 0.0
-    return (
-        f"{figure}: cost {cost / lru - 1:+.0%} of lru, foresight {foresight / lru - 1:+.0%}: {share:.0%} of "
-        "what can be won"
+    """What `cost` and foresight come to beside `lru`, on average over the traces."""
+    figures = {(row["seed"], row["strategy"]): row[figure] for row in rows}
+    seeds = [seed for seed, strategy in figures if strategy == "lru" and figures[seed, strategy] > 0]
+    cost, foresight = (
+        statistics.mean(figures[seed, strategy] / figures[seed, "lru"] for seed in seeds) - 1
+        for strategy in ("cost", "foresight")
     )
+    won = f", so cost wins {cost / foresight:.0%} of what there is" if foresight < 0 else ""
+    return f"{figure} beside lru's: cost {cost:+.0%}, foresight {foresight:+.0%}{won}"
 
 
 def main() -> None:
