@@ -10,12 +10,14 @@ from urllib.parse import quote, urljoin, urlsplit
 import httpcore
 
 from gateway.fetching.hosts import canonical
+from gateway.fetching.kept import VALIDATORS, File, Kept
 from gateway.fetching.linked import Unfetchable
 from gateway.fetching.reach import Reach
 
 MAX_URL = 8192  # characters
 REDIRECTS = 3
 SILENCE_SECONDS = 10.0  # after which a host is given up; the whole has a limit of its own
+_SAME = 304  # as what was had before
 _MOVED = (301, 302, 303, 307, 308)
 _KEPT = "!#$%&'()*+,/:;=?@[]~"  # characters that a URL has as they are; the others are encoded
 
@@ -26,14 +28,16 @@ class Fetcher:
     Args:
         reach: which hosts are asked.
         at_once: connections.
+        kept: bytes of files that are kept for when they are asked for again.
     """
 
-    def __init__(self, reach: Reach, at_once: int) -> None:
+    def __init__(self, reach: Reach, at_once: int, kept: int) -> None:
+        self._kept = Kept(kept)
         self._reach, self._free = reach, asyncio.Semaphore(at_once)
         self._tls = ssl.create_default_context()
 
-    async def fetch(self, url: str, take: Callable[[int], None]) -> tuple[bytes, str]:
-        """A file, and the type that its host gives it.
+    async def fetch(self, account: str, url: str, take: Callable[[int], None]) -> File:
+        """A file, which may be one that the same account had before.
 
         Args:
             take: told of bytes before they are kept; it may raise `Unfetchable`.
@@ -42,13 +46,13 @@ class Fetcher:
             Unfetchable: with the reason.
         """
         try:
-            return await self._follow(url, take)
+            return await self._follow(account, url, take)
         except httpcore.TimeoutException as error:
             raise Unfetchable(f"its host was silent for {SILENCE_SECONDS:g} s") from error
         except (httpcore.NetworkError, httpcore.ProtocolError, ssl.SSLError, OSError) as error:
             raise Unfetchable(str(error) or type(error).__name__) from error
 
-    async def _follow(self, url: str, take: Callable[[int], None]) -> tuple[bytes, str]:
+    async def _follow(self, account: str, url: str, take: Callable[[int], None]) -> File:
         # Each has connections of its own: a pool for all keeps the place of one that is given up while it
         # waits, and a connection that is kept would have to be judged again.
         async with (
@@ -59,16 +63,46 @@ class Fetcher:
         ):
             for _ in range(REDIRECTS + 1):
                 target, host = _target(url)
+                had = self._kept.find(account, url)
+                if had is not None and self._kept.is_fresh(had):
+                    take(len(had.data))
+                    return had
                 headers = {"Host": host, "User-Agent": "cortex", "Accept": "image/*"}
                 headers["Accept-Encoding"] = "identity"
+                headers |= had.validators if had is not None else {}
                 silence = dict.fromkeys(("connect", "read", "write"), SILENCE_SECONDS)
                 async with pool.stream(
                     "GET", target, headers=headers, extensions={"timeout": silence}
                 ) as response:
                     if response.status not in _MOVED:
-                        return await _file(response, take)
+                        return await self._file(account, url, response, had, take)
+                    self._kept.forget(account, url)
                     url = _moved(url, response)
         raise Unfetchable(f"it is redirected more than {REDIRECTS} times")
+
+    async def _file(
+        self,
+        account: str,
+        url: str,
+        response: httpcore.Response,
+        had: File | None,
+        take: Callable[[int], None],
+    ) -> File:
+        """What an answer brings, or what was had where that is the same still."""
+        fields = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in response.headers}
+        if response.status == _SAME and had is not None:
+            take(len(had.data))
+            self._kept.keep(account, url, had, _as_answered(had) | fields)
+            return had
+        self._kept.forget(account, url)
+        file = await _read(response, take)
+        self._kept.keep(account, url, file, fields)
+        return file
+
+
+def _as_answered(file: File) -> dict[str, str]:
+    """The fields of an answer that its validators came with, which one that it is the same may leave out."""
+    return {name: file.validators[asked] for name, asked in VALIDATORS.items() if asked in file.validators}
 
 
 def _target(url: str) -> tuple[httpcore.URL, str]:
@@ -106,7 +140,7 @@ def _moved(url: str, response: httpcore.Response) -> str:
     return moved
 
 
-async def _file(response: httpcore.Response, take: Callable[[int], None]) -> tuple[bytes, str]:
+async def _read(response: httpcore.Response, take: Callable[[int], None]) -> File:
     if response.status != 200:
         raise Unfetchable(f"its host answers with the status {response.status}")
     if (coded := _header(response, b"content-encoding")) not in ("", "identity"):
@@ -116,7 +150,7 @@ async def _file(response: httpcore.Response, take: Callable[[int], None]) -> tup
         take(len(chunk))
         data += chunk
     kind = _header(response, b"content-type").partition(";")[0].strip().lower()
-    return bytes(data), kind
+    return File(bytes(data), kind)
 
 
 def _header(response: httpcore.Response, name: bytes) -> str:

@@ -34,7 +34,8 @@ class Images:
             from gateway.fetching.fetcher import Fetcher
             from gateway.fetching.reach import Reach
 
-            self._fetcher = Fetcher(Reach(settings.hosts, settings.networks), settings.at_once)
+            reach = Reach(settings.hosts, settings.networks)
+            self._fetcher = Fetcher(reach, settings.at_once, settings.cache)
 
     def check(self, messages: Sequence[Message]) -> None:
         """Raise where an image would have to be fetched, and nothing is: what `fill` would, before."""
@@ -42,12 +43,15 @@ class Images:
             for place in linked(messages):
                 _refuse(place, OFF, Code.NOT_SUPPORTED)
 
-    async def fill(self, request: Any, scope: dict[str, Any], admit: Callable[[Any], None]) -> None:
+    async def fill(
+        self, request: Any, scope: dict[str, Any], admit: Callable[[Any], None], account: str
+    ) -> None:
         """Put the images themselves into a request, if it is one with messages.
 
         Args:
             scope: of the request over HTTP.
             admit: told of the request before anything is fetched for it; what it raises, this does.
+            account: for whom; what was fetched for one is no other's.
 
         Raises:
             CortexError: one cannot be had; its `param` is the client's name for the field.
@@ -73,19 +77,25 @@ class Images:
         try:
             async with asyncio.TaskGroup() as group:
                 for url, of_url in places.items():
-                    group.create_task(self._put(url, of_url, until, own, taken))
+                    group.create_task(self._put(account, url, of_url, until, own, taken))
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
 
     async def _put(
-        self, url: str, places: Sequence[Place], until: float, own: asyncio.Semaphore, taken: _Taken
+        self,
+        account: str,
+        url: str,
+        places: Sequence[Place],
+        until: float,
+        own: asyncio.Semaphore,
+        taken: _Taken,
     ) -> None:
         """Fetch one, and put it where it belongs, each time with all of its bytes."""
         reason = ""
         try:
             async with asyncio.timeout_at(until), own:
-                data, kind = await self._fetcher.fetch(url, lambda size: taken(size * len(places)))
-            if not data:
+                file = await self._fetcher.fetch(account, url, lambda size: taken(size * len(places)))
+            if not file.data:
                 reason = "it is empty"
         except Unfetchable as error:
             reason = str(error)
@@ -95,7 +105,7 @@ class Images:
             place.parts[place.index] = (
                 _refuse(place, f"it could not be fetched: {reason}", Code.BAD_REQUEST)
                 if reason
-                else ImagePart(data=data, media_type=kind if len(kind) <= MAX_NAME else "")
+                else ImagePart(data=file.data, media_type=file.kind if len(file.kind) <= MAX_NAME else "")
             )
 
 

@@ -48,7 +48,7 @@ class ExchangeResource(ABC):
         data = await self._bodies.read(req)
         context, exchange = open_exchange(self._fleet, req)
         request, answer = await self._parse(data, context)
-        await self._images.fill(request, req.scope, exchange.admit)
+        await self._images.fill(request, req.scope, exchange.admit, context.principal.account)
         try:
             await self._answer(exchange, request, answer, resp)
         except CortexError as error:

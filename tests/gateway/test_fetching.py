@@ -116,7 +116,7 @@ def filled(request: Generate, given: Images) -> list[Any]:
     """The parts of its first message."""
 
     async def fill() -> None:
-        await asyncio.wait_for(given.fill(request, {}, admitted), 30)
+        await asyncio.wait_for(given.fill(request, {}, admitted, "somebody"), 30)
 
     asyncio.run(fill())
     return request.messages[0].content
@@ -128,7 +128,7 @@ def fetched(answer: Handler, path: str = "/a", tls: ssl.SSLContext | None = None
     async def ask() -> Any:
         async with Site(answer, tls) as site:
             request = question(site.base + path)
-            await asyncio.wait_for(images(**settings).fill(request, {}, admitted), 30)
+            await asyncio.wait_for(images(**settings).fill(request, {}, admitted, "somebody"), 30)
             return request.messages[0].content[0]
 
     return asyncio.run(ask())
@@ -155,7 +155,7 @@ def test_a_request_is_asked_for_as_it_stands_and_says_nothing_of_the_client() ->
     async def ask() -> str:
         async with Site(the_image) as site:
             request = question(f"{site.base}/a b/%C3%A4?q=ä&r=[1]#part")
-            await images().fill(request, {}, admitted)
+            await images().fill(request, {}, admitted, "somebody")
             return site.asked[0]
 
     head = asyncio.run(ask())
@@ -173,7 +173,7 @@ def test_an_image_that_stands_in_several_places_is_fetched_once() -> None:
     async def ask() -> tuple[list[Any], int]:
         async with Site(the_image) as site:
             request = question(site.base + "/a", site.base + "/b", site.base + "/a")
-            await images().fill(request, {}, admitted)
+            await images().fill(request, {}, admitted, "somebody")
             return request.messages[0].content, len(site.asked)
 
     content, asked = asyncio.run(ask())
@@ -192,7 +192,9 @@ def test_no_more_connections_are_open_than_may_be_and_one_request_has_a_quarter(
     async def ask() -> int:
         async with Site(slowly) as site:
             given, urls = images(at_once=8), [f"{site.base}/{n}" for n in range(7)]
-            await asyncio.gather(*(given.fill(question(*urls), {}, admitted) for _ in range(requests)))
+            await asyncio.gather(
+                *(given.fill(question(*urls), {}, admitted, "somebody") for _ in range(requests))
+            )
             return site.most
 
     assert asyncio.run(ask()) == most
@@ -208,14 +210,14 @@ def test_images_that_were_given_up_keep_nobody_elses_from_coming(leaves: bool) -
         async with Site(silent_at_first) as site:
             given = images(at_once=2, seconds=0.3)
             silent = [question(*(f"{site.base}/silent?{n}" for n in range(3))) for _ in range(3)]
-            for task in [asyncio.create_task(given.fill(each, {}, admitted)) for each in silent]:
+            for task in [asyncio.create_task(given.fill(each, {}, admitted, "somebody")) for each in silent]:
                 if leaves:
                     await asyncio.sleep(0.02)
                     task.cancel()
                 with pytest.raises((CortexError, asyncio.CancelledError)):
                     await task
             request = question(site.base + "/good")
-            await given.fill(request, {}, admitted)
+            await given.fill(request, {}, admitted, "somebody")
             return request.messages[0].content[0]
 
     assert asyncio.run(ask()).data == IMAGE
@@ -228,10 +230,90 @@ def test_nothing_is_fetched_for_who_may_not_ask() -> None:
     async def ask() -> list[str]:
         async with Site(the_image) as site:
             with pytest.raises(CortexError, match="no more today"):
-                await images().fill(question(site.base), {}, refuse)
+                await images().fill(question(site.base), {}, refuse, "somebody")
             return site.asked
 
     assert asyncio.run(ask()) == []
+
+
+def asked_again(*heads: dict[str, str], accounts: str = "aa", **settings: Any) -> list[str]:
+    """The heads of what a site was asked that answers with such fields, for requests of these accounts.
+
+    With a field `status` it answers with that, and without an image.
+    """
+    answers = iter(heads)
+
+    async def answer(path: str, writer: asyncio.StreamWriter) -> None:
+        fields = dict(next(answers))
+        status = fields.pop("status", "")
+        reply(writer, b"" if status else IMAGE, status=status or "200 OK", **fields)
+
+    async def ask() -> list[str]:
+        async with Site(answer) as site:
+            given = images(**settings)
+            for account in accounts:
+                request = question(site.base + "/a")
+                await asyncio.wait_for(given.fill(request, {}, admitted, account), 30)
+                assert request.messages[0].content == [ImagePart(data=IMAGE, media_type="image/png")]
+            return site.asked
+
+    return asyncio.run(ask())
+
+
+FRESH, TAGGED = {"cache_control": 'public, Max-Age="60"'}, {"etag": '"1"', "last_modified": "yesterday"}
+SAME = {"status": "304 Not Modified"}
+
+
+def test_an_image_that_may_be_kept_is_fetched_once_for_each_account() -> None:
+    assert len(asked_again(FRESH, accounts="aaa")) == 1
+    assert len(asked_again(FRESH, FRESH, accounts="abab")) == 2
+
+
+def test_one_that_may_have_changed_is_asked_for_in_a_way_that_says_which_was_had() -> None:
+    first, second, third = asked_again(TAGGED, SAME, SAME | FRESH, accounts="aaaa")
+    assert "if-none-match" not in first.lower()
+    for head in (second, third):
+        assert 'If-None-Match: "1"\r\nIf-Modified-Since: yesterday\r\n' in head
+    assert len(asked_again(TAGGED | {"cache_control": "no-cache, max-age=60"}, TAGGED)) == 2
+
+
+@pytest.mark.parametrize(
+    ("fields", "settings"),
+    [
+        ({}, {}),
+        (FRESH | TAGGED | {"cache_control": "no-store, max-age=60"}, {}),
+        (FRESH | {"vary": "*"}, {}),
+        (FRESH | {"age": "60"}, {}),
+        ({"cache_control": "max-age=soon"}, {}),
+        (FRESH, {"cache": 0}),
+        (FRESH, {"cache": len(IMAGE) - 1}),
+    ],
+    ids=str,
+)
+def test_what_may_not_be_kept_is_fetched_again(fields: dict[str, str], settings: dict[str, int]) -> None:
+    first, second = asked_again(fields, fields, **settings)
+    assert first == second
+
+
+def test_what_is_kept_is_bounded_counts_as_what_comes_and_is_no_error() -> None:
+    async def answer(path: str, writer: asyncio.StreamWriter) -> None:
+        missing = (path == "/missing" and "503") or "200 OK"
+        reply(writer, IMAGE, status=missing, **FRESH)
+
+    async def ask() -> tuple[list[str], int]:
+        held: list[int] = []
+        async with Site(answer) as site:
+            given = images(cache=2 * len(IMAGE), hold=lambda scope, size: held.append(size))
+            for path in ("/1", "/2", "/1", "/3", "/1", "/2"):
+                await given.fill(question(site.base + path), {}, admitted, "somebody")
+            for _ in range(2):
+                with pytest.raises(CortexError, match="503"):
+                    await given.fill(question(site.base + "/missing"), {}, admitted, "somebody")
+            return [head.split()[1] for head in site.asked], sum(held)
+
+    asked, held = asyncio.run(ask())
+    assert asked == ["/1", "/2", "/3", "/2", "/missing", "/missing"]
+    assert held == 6 * len(IMAGE)
 
 
 def test_a_few_redirects_are_followed() -> None:
@@ -322,7 +404,7 @@ def test_all_images_of_a_request_share_the_limit_in_each_place_where_they_stand(
     async def ask(limit: int) -> None:
         async with Site(the_image) as site:
             urls = [f"{site.base}/{n}" for n in (1, 2, 1)]
-            await images(limit=limit).fill(question(*urls), {}, admitted)
+            await images(limit=limit).fill(question(*urls), {}, admitted, "somebody")
 
     asyncio.run(ask(3 * len(IMAGE)))
     with pytest.raises(CortexError, match=r"images\.limit"):
@@ -341,7 +423,7 @@ def test_what_is_fetched_counts_as_the_body_does() -> None:
     async def ask(count: int) -> None:
         async with Site(the_image) as site:
             await images(hold=hold).fill(
-                question(*(f"{site.base}/{n}" for n in range(count))), scope, admitted
+                question(*(f"{site.base}/{n}" for n in range(count))), scope, admitted, "somebody"
             )
 
     asyncio.run(ask(1))
@@ -372,7 +454,7 @@ def test_a_client_that_leaves_ends_what_was_asked_for() -> None:
                 await asyncio.sleep(0.01)
 
         async with Site(silent) as site:
-            task = asyncio.create_task(images().fill(question(site.base), {}, admitted))
+            task = asyncio.create_task(images().fill(question(site.base), {}, admitted, "somebody"))
             await arrived.wait()
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
@@ -494,7 +576,7 @@ def test_the_address_that_was_judged_is_the_one_that_is_asked(monkeypatch: pytes
     async def ask() -> str:
         async with Site(the_image) as site:
             await images(networks=("127.0.0.1/32",)).fill(
-                question(f"http://rebound.example:{site.port}/"), {}, admitted
+                question(f"http://rebound.example:{site.port}/"), {}, admitted, "somebody"
             )
             return site.asked[0]
 
@@ -639,7 +721,7 @@ def test_a_certificate_of_another_name_is_none(
     async def ask() -> None:
         async with Site(the_image, tls) as site:
             monkeypatch.setattr("gateway.fetching.names.socket.getaddrinfo", resolve)
-            await images().fill(question(f"https://other.example:{site.port}/"), {}, admitted)
+            await images().fill(question(f"https://other.example:{site.port}/"), {}, admitted, "somebody")
 
     with pytest.raises(CortexError, match="CERTIFICATE_VERIFY_FAILED"):
         asyncio.run(ask())
@@ -670,7 +752,7 @@ def test_an_image_that_a_tool_shows_and_nobody_has_is_told_of() -> None:
     async def ask(given: Images, handler: Handler) -> Any:
         async with Site(handler) as site:
             request = result(site.base)
-            await given.fill(request, {}, admitted)
+            await given.fill(request, {}, admitted, "somebody")
             return request.messages[2].content[0].content[1]
 
     assert asyncio.run(ask(images(), the_image)) == ImagePart(data=IMAGE, media_type="image/png")
@@ -692,7 +774,7 @@ def test_without_a_word_nothing_is_fetched() -> None:
         async with Site(the_image) as site:
             with pytest.raises(CortexError, match="nothing is fetched here") as caught:
                 await Images(ImageSettings(), lambda scope, size: None).fill(
-                    question(site.base), {}, admitted
+                    question(site.base), {}, admitted, "somebody"
                 )
             assert caught.value.code == Code.NOT_SUPPORTED
             return len(site.asked)

@@ -25,7 +25,7 @@ class CreateResource:
         asker, exchange = self._services.open(req)
         store = self._services.store
         creation = await read(body, asker, store)
-        await self._services.images.fill(creation.generate, req.scope, exchange.admit)
+        await self._services.images.fill(creation.generate, req.scope, exchange.admit, asker.account)
         if creation.fields.background:
             queued = await self._background.start(creation, exchange)
             if creation.fields.stream:
