@@ -325,7 +325,7 @@ class GpuStep:
         vocabulary = self.shapes.vocab_size
         rows = self.sequences - 1 + len(self._prompts)
         logits = self._logits(rows)
-        self._penalties(rows)
+        self._penalties(self.sequences)
         plain = self._new(rows * vocabulary * FLOAT)
         at_once = max(1, DRAWN // vocabulary)
         for start in range(0, rows, at_once):
@@ -335,10 +335,10 @@ class GpuStep:
             self._measured(min(at_once, rows - start))
         self._free(plain, logits)
 
-    def _penalties(self, rows: int) -> None:
+    def _penalties(self, sequences: int) -> None:
         """How often each token came in each sequence, and whether at all; the room is doubled as needed."""
         rooms = [4]
-        while rooms[-1] < rows:
+        while rooms[-1] < sequences:
             rooms.append(2 * rooms[-1])
         before: list[Block] = []
         for room in rooms:

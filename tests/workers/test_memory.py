@@ -17,7 +17,7 @@ from neuron.processes.worker import Worker
 from tests.workers.engines import make_runner, make_spec
 from tests.workers.harness import Workers
 from workers.checkpoints.card import read_card
-from workers.execution.memory import check_pages, largest_step, pool_pages
+from workers.execution.memory import check_pages, largest_step, pool_pages, taken
 from workers.layers.linear import has_kernels
 from workers.step.pages import pages_for
 
@@ -147,6 +147,21 @@ def test_the_largest_step_keeps_within_the_limits(max_sequences, more_tokens, co
         assert 4 * tokens == len(new.token_ids)
         assert tokens <= context_length
         assert len(entry.new_pages[0]) == pages_for(entry.num_tokens)
+    assert sum(new.params.repetition_penalty != 1 for new in plan.added) <= max_sequences
+
+
+def test_what_a_computation_takes_is_what_it_had_at_one_moment_and_what_it_leaves():
+    kept = []
+
+    def compute() -> None:
+        first = torch.ones(40 * MIB)  # float32
+        kept.append(first[: 10 * MIB] + 1)
+        del first
+        torch.ones(20 * MIB)
+
+    most, left = taken("cpu", compute)
+    assert 195 * MIB < most < 215 * MIB  # the second is made when the first is gone
+    assert 38 * MIB < left < 45 * MIB
 
 
 def test_nothing_of_the_largest_step_stays(tiny):

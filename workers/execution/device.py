@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import shutil
 import sysconfig
@@ -60,13 +59,6 @@ def is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
 
 
 def tune_cpu(dtype: torch.dtype) -> None:
-    """Settings of this process that serving on a CPU is fast with; called when the weights are in place."""
+    """Settings of this process that products on a CPU are right and fast with; before the first of them."""
     # attention multiplies bfloat16 values as float32; this lets oneDNN do it exactly as fast
     torch.backends.mkldnn.matmul.fp32_precision = "bf16" if dtype == torch.bfloat16 else "ieee"
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
-        # glibc would give freed activations back to the kernel, which then has to clear each page of them
-        # again: half the time of a prefill step
-        m_trim_threshold, m_mmap_threshold = -1, -3
-        libc.mallopt(m_mmap_threshold, 1 << 30)
-        libc.mallopt(m_trim_threshold, (1 << 31) - 1)

@@ -21,7 +21,7 @@ from ipc.worker_messages import (
 from workers.attention.whole import WholeAttention
 from workers.checkpoints.card import ModelCard
 from workers.execution.device import check_builds, check_type, is_out_of_memory, num_threads, tune_cpu
-from workers.execution.memory import held, trim
+from workers.execution.memory import held, taken, trim
 from workers.execution.outcome import NOT_FINITE
 from workers.models.registry import MODELS
 from workers.models.stages import Stages, pool
@@ -126,11 +126,13 @@ class EncoderRunner:
         rest = spec.max_step_tokens - count * longest
         lengths = [longest] * count + [rest] * (rest > 0 and count < spec.max_sequences)
         short = max(1, spec.max_step_tokens // spec.max_sequences)
-        for each in (lengths, [min(short, longest)] * spec.max_sequences):
-            self.execute(StepPlan(0, [], [_blank(i, length) for i, length in enumerate(each)], []))
-        took = max(0, held(device) - before)
-        most = -self.group.least(-took)
+        steps = [
+            StepPlan(0, [], [_blank(i, length) for i, length in enumerate(each)], [])
+            for each in (lengths, [min(short, longest)] * spec.max_sequences)
+        ]
+        took = taken(device, lambda: [self.execute(step) for step in steps])
         kernels = KERNEL_BYTES if device == "cpu" else 0
+        most = -self.group.least(min(kernels, took.left) - took.most)
         return MemoryUse(weights=weights, activations=most + kernels, runtime=before - weights)
 
     def prove(self) -> int:

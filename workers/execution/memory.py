@@ -5,8 +5,9 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -28,18 +29,49 @@ from workers.step.plan import NewSequence, Scheduled, StepPlan
 DEAR = {"repetition_penalty": 1.1, "frequency_penalty": 0.1, "logprobs": 20}  # what costs memory in each row
 DEVICE_MARGIN = 128 << 20  # bytes of a GPU that stay free beside the pool, for what drivers take on their way
 LONG_CONTEXT = 3072  # tokens: attention reads what is longer in blocks, which take no more memory
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # of glibc's <malloc.h>
+USUAL_THRESHOLD = 128 << 10  # bytes of a piece of memory that the C library asks the kernel for, at first
 TOLD_TOKENS = 64  # of a prompt, whose logits over the whole vocabulary are in memory at once
+
+
+class Taken(NamedTuple):
+    """What a computation takes of a device, in bytes."""
+
+    most: int  # at one moment
+    left: int  # afterwards, once allocators have given back what is free; of a GPU they give nothing back
 
 
 def footprint(device: str) -> Footprint:
     """What this process holds now, by itself."""
-    [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if "RssAnon" in line]
-    return Footprint(host=int(line.split()[1]) << 10, device=_reserved(device))
+    return Footprint(host=_status("RssAnon"), device=_reserved(device))
 
 
 def held(device: str) -> int:
     """Bytes that this process holds on `device`, the context included that no allocator knows of."""
     return footprint(device).host if device == "cpu" else CONTEXT_BYTES + _reserved(device)
+
+
+def taken(device: str, compute: Callable[[], object]) -> Taken:
+    """What `compute` takes beside what this process holds already.
+
+    On a CPU that is the most that was in use at one moment, by the kernel's own count. What would be held
+    afterwards says less: pieces of free memory between others, which come out differently each time.
+    """
+    trim(device)
+    before = held(device)
+    if device != "cpu":
+        compute()
+        taken = held(device) - before
+        return Taken(taken, taken)
+    keep_freed(False)
+    try:
+        counts = _count_peak()
+        compute()
+        most = (_status("VmHWM") - _shared() if counts else held(device)) - before
+    finally:
+        keep_freed(True)
+    trim(device)
+    return Taken(max(0, most), max(0, held(device) - before))
 
 
 def total_memory(device: str) -> int:
@@ -62,6 +94,32 @@ def trim(device: str) -> None:
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):
         libc.malloc_trim(0)
+
+
+def one_heap() -> None:
+    """Let all threads have small pieces of memory from the same heap; called before there are any.
+
+    The C library gives threads heaps of their own, which stay when they end: what the last of them freed at
+    the end of one is never given back. Those of the threads that read a model's weights held 42 MB.
+    """
+    _mallopt(M_ARENA_MAX, 1)
+
+
+def keep_freed(keeps: bool) -> None:
+    """Whether the C library keeps the memory of large tensors that were let go, for the next ones.
+
+    It would give it back to the kernel, which then has to clear each page of it again: a third more time for
+    a prompt of 512 tokens. But while it does, what a process holds is what it uses, and not pieces between.
+    """
+    _mallopt(M_MMAP_THRESHOLD, 1 << 30 if keeps else USUAL_THRESHOLD)
+    _mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1 if keeps else USUAL_THRESHOLD)
+
+
+def _mallopt(parameter: int, value: int) -> None:
+    """Set what glibc's allocator goes by; there are others, which have no such thing."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(parameter, value)
 
 
 def largest_step(spec: WorkerSpec, sorted_rows: int, adapter: bool = False, groups: int = 1) -> StepPlan:
@@ -87,7 +145,7 @@ def largest_step(spec: WorkerSpec, sorted_rows: int, adapter: bool = False, grou
 
     # so flat a distribution, and so wide a filter, that all of the vocabulary has to be sorted
     sorting = SamplingParams(100.0, top_p=0.99, **DEAR)
-    greedy = SamplingParams(0.0, **DEAR)
+    greedy, uncounted = SamplingParams(0.0, **DEAR), SamplingParams(0.0, logprobs=20)
     longest = min(spec.context_length, LONG_CONTEXT)
     left = spec.max_step_tokens
     for number in range(spec.max_sequences - 1):
@@ -98,7 +156,8 @@ def largest_step(spec: WorkerSpec, sorted_rows: int, adapter: bool = False, grou
         left -= told
     while left:
         tokens = min(left, spec.context_length)
-        feed(tokens, greedy, longest)
+        # of more sequences than there may be at once nothing is counted
+        feed(tokens, greedy if len(added) < spec.max_sequences else uncounted, longest)
         left -= tokens
     return StepPlan(0, [], added, scheduled)
 
@@ -144,6 +203,26 @@ def check_pages(
             f"{_gib(used.runtime)}; a page takes {page_bytes} bytes. A smaller max_step_tokens, "
             "max_sequences or context_length needs less",
         )
+
+
+def _status(name: str) -> int:
+    """Bytes that the kernel tells of this process under that name."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith(f"{name}:"))
+
+
+def _shared() -> int:
+    """Bytes of files and of memory that others have as well, in this process's own pages."""
+    return _status("RssFile") + _status("RssShmem")
+
+
+def _count_peak() -> bool:
+    """Have the kernel forget the most that this process held so far; whether it does."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
 
 
 def _reserved(device: str) -> int:

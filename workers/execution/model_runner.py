@@ -48,6 +48,7 @@ from workers.execution.memory import (
     held,
     largest_step,
     pool_pages,
+    taken,
     total_memory,
     trim,
 )
@@ -288,19 +289,27 @@ class ModelRunner:
         """
         device, groups = self.spec.device, len(self.groups)
         plan = largest_step(self.spec, self.sampler.block_rows, bool(self.adapters), groups)
+
+        def step() -> None:
+            if device == "cpu" and self.group.rank == 0:  # later steps have it from their beginning
+                self.sampler.expect(self.spec.max_sequences)
+            self.execute(plan)
+
         trim(device)
         before = held(device)
         try:
-            self.execute(plan)
+            took = taken(device, step)
         except OutOfDeviceMemory as error:
             raise CortexError(
                 Code.INSUFFICIENT_MEMORY,
                 f"a step of {self.spec.max_step_tokens} tokens does not fit beside the weights: {error}. "
                 "A smaller max_step_tokens or max_sequences needs less",
             ) from error
-        took = held(device) - before
         self.empty()
-        most = -self.group.least(-took)  # the ranks do the same: what one of them took, each may come to take
+        most = took.most
+        if device == "cpu":  # the kernels that it made are some of those that are booked
+            most -= min(KERNEL_BYTES, max(0, took.left - self.sampler.nbytes))
+        most = -self.group.least(-most)  # the ranks do the same: what one of them took, each may come to take
         if self.spec.speculation is not None:  # rows of guesses, which that step has none of
             most += (FREE_ROWS - 1) * self.model.vocab_size * (8 + getattr(torch, self.spec.dtype).itemsize)
             most += FREE_ROWS * self.card.config.guess_bytes(self.group.size)

@@ -77,6 +77,15 @@ class Penalties:
         self._seen[place, written] = True
         self._seen[place, self._index(list(prompt))] = True
 
+    def expect(self, sequences: int) -> None:
+        """Have room for so many, which stays."""
+        while len(self._counts) < sequences:
+            self._grow()
+
+    @property
+    def nbytes(self) -> int:
+        return self._counts.nbytes + self._seen.nbytes + self._strengths.nbytes
+
     def remove(self, slot: int) -> None:
         """A sequence left, penalised or not."""
         if (place := self._places.pop(slot, None)) is not None:
@@ -123,7 +132,7 @@ class Penalties:
             torch.cat([held, held.new_zeros(more, held.shape[1])])
             for held in (self._counts, self._seen, self._strengths)
         )
-        self._free = list(range(size, size + more))
+        self._free += range(size, size + more)
 
     def _index(self, values: list[int]) -> Tensor:
         return sent(values, self._device)

@@ -161,6 +161,15 @@ class Sampler:
         self._slots[slot] = _Slot(params, len(prompt), length, list(output), allowed, bias, ngrams)
         self._penalties.add(slot, params, prompt, output)
 
+    def expect(self, sequences: int) -> None:
+        """Have the memory that so many take which are penalised."""
+        self._penalties.expect(sequences)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it keeps from one step to the next."""
+        return self._penalties.nbytes
+
     def remove(self, slot: int) -> None:
         """A sequence left."""
         del self._slots[slot]
