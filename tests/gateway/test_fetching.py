@@ -297,13 +297,13 @@ def test_what_may_not_be_kept_is_fetched_again(fields: dict[str, str], settings:
 
 def test_what_is_kept_is_bounded_counts_as_what_comes_and_is_no_error() -> None:
     async def answer(path: str, writer: asyncio.StreamWriter) -> None:
-        missing = (path == "/missing" and "503") or "200 OK"
+        missing = "503 Busy" if path == "/missing" else "200 OK"
         reply(writer, IMAGE, status=missing, **FRESH)
 
     async def ask() -> tuple[list[str], int]:
         held: list[int] = []
         async with Site(answer) as site:
-            given = images(cache=2 * len(IMAGE), hold=lambda scope, size: held.append(size))
+            given = images(cache=2 * len(IMAGE) + 200, hold=lambda scope, size: held.append(size))
             for path in ("/1", "/2", "/1", "/3", "/1", "/2"):
                 await given.fill(question(site.base + path), {}, admitted, "somebody")
             for _ in range(2):
