@@ -17,7 +17,8 @@ Share = Annotated[float, Meta(ge=0, le=1)]
 
 MAX_MODEL_ID = 1024  # characters; it may be a folder's path
 
-Speculation = Literal["ngram"]  # how: by what followed the same tokens before, in the same text
+# How: by what followed the same tokens before, in the same text; or by a head of the model.
+Speculation = Literal["ngram", "mtp"]
 
 HUB = "hf:"  # the scheme of a source in the Hugging Face cache
 

@@ -128,7 +128,7 @@ def describe(settings: ModelSettings, folder: Path) -> ModelDescription:
     Raises:
         CortexError: MODEL_LOAD_FAILED naming what is wrong with the checkpoint.
     """
-    card = read_card(folder)
+    card = read_card(folder, mtp=settings.speculation == "mtp")
     return _simulated(settings, card) if settings.simulated is not None else described(settings, card)
 
 

@@ -33,6 +33,7 @@ SORTED_LOGITS = 5 << 18  # at once, for the draw of tokens
 SORTED_BYTES = 33  # for each of these logits: values, ids, probabilities and what becomes of them, in float64
 TOLD_BYTES = 2 * FLOAT  # for each of the logits that a prompt is told of
 LEAST_PENALISED = 4  # sequences that there is room for
+MTP_STREAMS = 4  # hidden states of the model, as they are and normed, and what both inputs were joined to
 PENALTY_BYTES = 3  # for each logit, kept: how often its token came, and whether at all
 
 CPU_FACTS = Path("/proc/cpuinfo")
@@ -91,7 +92,7 @@ class Overhead:
             look = self.vision.look_bytes(self.itemsize, self.context_length, kind)
             step = max(step, look.piece) + look.kept
             kept += REMEMBERED_BYTES if kind == "cpu" else 0
-        return step + kept
+        return step + kept + self._mtp(tokens)
 
     def _on_cpu(self, tokens: int, sequences: int) -> int:
         """Of layers, or of logits, which come when those let go of theirs; and of penalties, which stay."""
@@ -100,6 +101,10 @@ class Overhead:
         if self.shapes.bidirectional:  # there are no logits
             return layers
         return max(layers, self._told(tokens), self._sampling(sequences)) + self._penalties(sequences)
+
+    def _mtp(self, tokens: int) -> int:
+        """Of a head that predicts the token after the next, while its layer runs: what it is made of."""
+        return MTP_STREAMS * tokens * self.shapes.hidden_size * self.itemsize if self.shapes.mtp else 0
 
     @property
     def _state_bytes(self) -> int:

@@ -107,6 +107,7 @@ def parked_identity(settings: ModelSettings, description: ModelDescription, devi
     return (
         card.folder,
         tuple(card.files),
+        card.config.mtp,
         description.dtype,
         settings.quantization,
         len(description.rank_bytes),

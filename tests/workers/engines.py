@@ -30,7 +30,7 @@ DEVICES = ["cpu", pytest.param("cuda:0", marks=GPU)]  # what a test is parametri
 
 def make_runner(folder: str | Path, adapters: Sequence[str | Path] = (), **changes: Any) -> ModelRunner:
     """The engine of the checkpoint in `folder`, in a worker as `make_spec` has it; not loaded yet."""
-    card = read_card(folder)
+    card = read_card(folder, mtp=changes.get("speculation") == "mtp")
     beside = [read_adapter(str(each), each, card) for each in adapters]
     return ModelRunner(make_spec(**changes), card, beside)
 

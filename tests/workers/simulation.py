@@ -11,18 +11,20 @@ from array import array
 from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
-from ipc.worker_messages import PAGE_SIZE, CacheGroup, SamplingParams, SequenceReport, Submit
+from ipc.worker_messages import PAGE_SIZE, CacheGroup, SamplingParams, SequenceReport, Speculation, Submit
 from workers.checkpoints.caches import first_page_seen
 from workers.scheduling import fair_queue
+from workers.scheduling.drafts import Drafter
 from workers.scheduling.scheduler import Scheduler
 from workers.scheduling.sequence import Sequence
 from workers.step.engine import Extra, StepResult
 from workers.step.pages import pages_for
-from workers.step.plan import HOLE, StepPlan
+from workers.step.plan import HOLE, UNKNOWN, StepPlan
 
 END = 2  # the stop id of these tests
+WRONG = 999_999  # a token that nobody writes
 LANES = 12  # accounts times priorities in a storm
 STORM_STEPS = int(os.environ.get("STORM_STEPS", "1500"))
 
@@ -88,6 +90,7 @@ class ReferenceEngine:
         self.computed = 0  # tokens
         self.most_held = 0  # pages in use at once
         self.admitted: list[Sequence] = []  # each as often as it was
+        self.guesser: Drafter | None = None  # of drafts that a plan leaves to the engine
 
     def execute(self, plan: StepPlan, sample: Any, fails: bool = False) -> StepResult | None:
         """None: it failed for want of memory, or because a step before it did."""
@@ -131,10 +134,13 @@ class ReferenceEngine:
         for entry in plan.scheduled:
             slot = self.slots[entry.slot]
             start, end = slot.num_computed, slot.num_computed + entry.num_tokens
-            known = len(slot.token_ids)
-            slot.token_ids += entry.drafts
+            known, drafts = len(slot.token_ids), entry.drafts
+            if UNKNOWN in drafts:
+                drafts = self.guess(slot.token_ids, len(drafts))
+                result.drafts += drafts
+            slot.token_ids += drafts
             assert start < end <= len(slot.token_ids)
-            assert not entry.drafts or end == len(slot.token_ids) == start + 1 + len(entry.drafts)
+            assert not drafts or end == len(slot.token_ids) == start + 1 + len(drafts)
             self._extend(slot, end)
             for index, group in enumerate(self.groups):
                 assert pages_for(end) <= len(slot.tables[index])
@@ -146,7 +152,7 @@ class ReferenceEngine:
             self.computed += entry.num_tokens
             if end == len(slot.token_ids):
                 del slot.token_ids[known:]
-                for draft in (*entry.drafts, None):
+                for draft in (*drafts, None):
                     one = (
                         StepResult([-1], {0: Extra(embedding=b"1234")})
                         if slot.pooling
@@ -160,9 +166,15 @@ class ReferenceEngine:
                         break
                 slot.num_computed = len(slot.token_ids) - 1
                 del slot.stands_for[slot.num_computed :]
-                if entry.drafts:
+                if drafts:
                     self._adopt(slot)
         return result
+
+    def guess(self, token_ids: list[int], count: int) -> list[int]:
+        """So many drafts that a plan leaves to the engine."""
+        found = self.guesser.draft(array("I", token_ids), count)
+        found += [WRONG] * (count - len(found))
+        return [UNKNOWN if draft == END else draft for draft in found]
 
     def check_pages(self) -> None:
         """Every page is in use, idle or empty, as the sequences say; its hash means what it holds."""
@@ -364,7 +376,7 @@ class Shape:
     caches: tuple[CacheGroup, ...] = ()
     states: int = 0
     host_states: int = 0
-    speculation: Literal["ngram"] | None = None
+    speculation: Speculation | None = None
 
 
 class Storm:

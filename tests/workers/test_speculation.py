@@ -29,7 +29,7 @@ from workers.process.loop import make_scheduler as make_worker_scheduler
 from workers.sampling.sampler import Sampler
 from workers.scheduling import drafts
 from workers.step.engine import Extra, Loaded, StepResult
-from workers.step.plan import verified
+from workers.step.plan import UNKNOWN, verified
 
 SIZES = {"context_length": 256, "max_step_tokens": 64}
 
@@ -49,7 +49,7 @@ def test_tokens_are_kept_up_to_the_first_that_was_guessed_otherwise():
 
 
 class Seer:
-    """Knows what comes, and says something else now and then."""
+    """Knows what comes, the end too, and says something else now and then."""
 
     def __init__(self, sample) -> None:
         self._sample = sample
@@ -189,6 +189,20 @@ def test_a_storm_with_guesses_leaks_nothing_and_gives_the_answers_of_one_without
     assert storm.run.scheduler.statistics()["accepted"] > STORM_STEPS // 20
 
 
+@pytest.mark.parametrize("in_flight", [0, 1])
+@pytest.mark.parametrize("caches", ["full", "state"])
+def test_nor_does_one_whose_engine_makes_the_guesses_as_it_checks_them(caches, in_flight):
+    """Which the scheduler does not know when it plans: neither that one ends its sequence."""
+    groups = CACHES[caches]
+    shape = Shape(
+        *(5, 64, 300, 12, groups, 8 * sum(each.kind == "state" for each in groups)), speculation="mtp"
+    )
+    storm = Storm(shape, 7, in_flight)
+    storm.run.engine.guesser = Seer(storm.sample)
+    storm.rage(STORM_STEPS // 3).calm()
+    assert storm.run.scheduler.statistics()["accepted"] > STORM_STEPS // 20
+
+
 @pytest.mark.parametrize("broken", [1, 2, 3])
 def test_a_row_behind_a_draft_that_is_not_finite_leaves_its_sequence_without_a_token(broken):
     """Be the draft right or wrong; who stands beside it has its own."""
@@ -203,6 +217,21 @@ def test_a_row_behind_a_draft_that_is_not_finite_leaves_its_sequence_without_a_t
     assert sampled.tokens == [-1, 8, 9]
     assert sampled.broken == {0}
     assert sorted(sampled.logprobs) == [1, 2]
+
+
+def test_drafts_that_only_the_device_knows_count_up_to_the_first_that_is_wrong_or_an_end():
+    """Behind a wrong one, an end is none."""
+    logits = torch.zeros(8, 16)
+    for row, token in enumerate((4, 5, 6, 7, 8, 9, 10, 11)):
+        logits[row, token] = 1.0
+    sampler = Sampler(16)
+    for slot in (0, 3):
+        sampler.add(slot, SamplingParams(0.0, stop_ids=[5], logprobs=slot), [1])
+    drafts, made = {0: [UNKNOWN] * 3, 3: [UNKNOWN] * 3}, torch.tensor([4, 5, 6, 9, 5, 10])
+    sampled = sampler.launch(logits, [0] * 4 + [3] * 4, drafts=drafts, made=made).result()
+    assert sampled.tokens == [4, 5, 8]
+    assert sampled.drafts == [4, UNKNOWN, 6, 9, UNKNOWN, 10]
+    assert [[token for token, _ in each.top] for each in sampled.logprobs.values()] == [[], [], [8, 0, 1]]
 
 
 def test_numbers_that_are_not_finite_without_a_draft_are_an_error_still(seer):

@@ -49,6 +49,9 @@ class ThreadGroup(RankGroup):
         parts = self.meet(self.rank, x.clone())
         return x.copy_(sum(parts[1:], parts[0]))
 
+    def from_first(self, x: Tensor) -> Tensor:
+        return x.copy_(self.meet(self.rank, x)[0])
+
     def gather(self, x: Tensor) -> Tensor | None:
         parts = self.meet(self.rank, x)
         return torch.cat(parts, dim=-1) if self.rank == 0 else None

@@ -23,8 +23,8 @@ from workers.checkpoints.blocks import FORMATS, PLAIN, Formats, Quantization, at
 from workers.checkpoints.caches import KVCacheDtype, group_layers
 from workers.checkpoints.config import ModelConfig
 from workers.checkpoints.experts import number_of
-from workers.checkpoints.families.llama import EMBEDDING, HEAD
-from workers.checkpoints.family import TensorSpec
+from workers.checkpoints.families.llama import EMBEDDING, HEAD, MTP_JOINS
+from workers.checkpoints.family import Family, TensorSpec
 from workers.checkpoints.files import open_file, read_json, refuse
 from workers.checkpoints.generation import GenerationDefaults
 from workers.checkpoints.gguf import checkpoint as gguf
@@ -56,6 +56,8 @@ KNOWN_UNUSED = (
     "pooler.dense.bias",
 )  # what old files hold and nobody reads
 BLOCK = 1 << 20  # bytes that are compared at once
+NO_MTP = "speculation mtp needs a head that predicts several tokens"
+BETTER = "Leave it out, or take ngram"
 MOST_RANKS = 8  # of which `check_ranks` tells what would work
 
 
@@ -285,17 +287,20 @@ class _About(msgspec.Struct):
     max_position_embeddings: int | None = None
 
 
-def read_card(path: Path | str) -> ModelCard:
+def read_card(path: Path | str, *, mtp: bool = False) -> ModelCard:
     """Read what is at `path`, and see that it is whole.
 
     Args:
         path: a folder of Hugging Face's, a GGUF file (any of a set), or a folder with one such model.
+        mtp: its head that predicts the token after the next is wanted, too (`ModelConfig.mtp`).
 
     Raises:
         CortexError: MODEL_LOAD_FAILED naming the file that is missing, damaged or not supported.
     """
     file = _gguf_file(Path(path))
-    return _of_folder(Path(path)) if file is None else _of_gguf(file)
+    if mtp and file is not None:
+        refuse(file, f"{NO_MTP}: none is read of GGUF files. {BETTER}")
+    return _of_folder(Path(path), mtp) if file is None else _of_gguf(file)
 
 
 def _gguf_file(path: Path) -> Path | None:
@@ -381,7 +386,7 @@ def _as_meant(tensor: StoredTensor, conversion: str, shape: tuple[int, ...]) -> 
     return msgspec.structs.replace(tensor, conversion=conversion, sources=(source,))
 
 
-def _of_folder(folder: Path) -> ModelCard:
+def _of_folder(folder: Path, mtp: bool) -> ModelCard:
     path = folder / CONFIG
     given = outer = read_json(path, dict[str, Any])
     about = read_json(path, _About)
@@ -399,6 +404,8 @@ def _of_folder(folder: Path) -> ModelCard:
     )
     if is_within:
         stored = within.tensors(stored)
+    if mtp:
+        model, stored = _with_mtp(path, family, model, stored)
     seeing, blind = None, ""
     if architecture in family.sees:
         seeing, stored, blind = _sight(family.sees[architecture], folder, path, model, stored)
@@ -446,6 +453,20 @@ def _of_folder(folder: Path) -> ModelCard:
         reranker=made_for.reranker,
         vision=seeing,
     )
+
+
+def _with_mtp(
+    path: Path, family: Family, model: ModelConfig, stored: dict[str, Tensor]
+) -> tuple[ModelConfig, dict[str, Tensor]]:
+    """The same with the head that predicts the token after the next."""
+    if family.mtp is None:
+        refuse(path, f"{NO_MTP}: none is understood of {family.name}. {BETTER}")
+    stored = family.mtp(stored, model.num_layers)
+    if f"model.layers.{model.num_layers}.{MTP_JOINS}" not in stored:
+        refuse(path, f"{NO_MTP}: its files have none, though models of its kind may. {BETTER}")
+    if more := sorted(name for name in stored if name.startswith(tuple(family.beside))):
+        refuse(path, f"{NO_MTP}, of one layer, and its files have {more[0]!r} besides. {BETTER}")
+    return model.with_mtp(), stored
 
 
 def _sight(

@@ -197,6 +197,9 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     fused_qkv: bool = False  # queries, keys and values are stored as one tensor
     fused_gate_up: bool = False  # so are the two projections into an MLP
     writes: bool = True  # it is asked for tokens; else its head is not read
+    # A head that predicts the token after the next is read, too: its layer is the last of `layers`, and of
+    # those with experts, where the model has some; `num_layers` does not count it.
+    mtp: bool = False
     bidirectional: bool = False  # tokens see later ones: a text is computed as a whole, and nothing is kept
     encoder: Encoder | None = None
 
@@ -218,12 +221,21 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     def unlike_layers(self) -> list[int]:
         """Numbers of layers of which each other one is like one, and of those whose keys they read."""
         first: dict[object, int] = {}
-        for number, layer in enumerate(self.layers):
+        for number, layer in enumerate(self.layers[: self.num_layers]):
             shape, has_experts = layer.shape_on_rank(1), self.experts and number in self.experts.layers
             kind = shape, has_experts, layer.keys_of is not None, number in self.double_wide
             first.setdefault(kind, number)
         read = {self.layers[number].keys_of for number in first.values()} - {None}
         return sorted({*first.values(), *read})
+
+    def with_mtp(self) -> ModelConfig:
+        """The same with its head that predicts the token after the next (`mtp`): a layer that sees all
+        tokens, as those of the model do, with experts where it has some."""
+        number, experts = self.num_layers, self.experts
+        layer = next(each for each in reversed(self.layers) if each.kind in ("full", "latent"))
+        if experts is not None:
+            experts = msgspec.structs.replace(experts, layers=(*experts.layers, number))
+        return msgspec.structs.replace(self, mtp=True, layers=(*self.layers, layer), experts=experts)
 
     def guess_bytes(self, world_size: int) -> int:
         """What layers with a state keep on a rank of a token that may have to be taken back, in float32 at
@@ -239,12 +251,13 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     def splits_into(self, world_size: int) -> bool:
         """Whether the model can be spread over so many ranks."""
         experts = self.experts
-        has_mlps = experts is None or experts.beside_mlp or len(experts.layers) < self.num_layers
+        has_mlps = experts is None or experts.beside_mlp or len(experts.layers) < self.num_layers + self.mtp
         return (
             world_size >= 1
             and self.num_heads % world_size == 0
             and (self.intermediate_size % world_size == 0 or not has_mlps)
             and (experts is None or experts.splits_into(world_size))
+            and (not self.mtp or 2 * self.hidden_size % world_size == 0)
             and (self.state is None or self.state.splits_into(world_size))
             and all(
                 heads % world_size == 0 or world_size % heads == 0

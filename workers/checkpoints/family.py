@@ -93,6 +93,9 @@ class Family:
         usual_name: how `tensors` calls what stands in files under that name.
         rearrange: tensors in files, where one of them is several.
         beside: of tensors that may be there and are not read, how their names begin, and what they are.
+        mtp: tensors in files, where those of a head that predicts the token after the next
+            (`ModelConfig.mtp`) have their usual names, which begin with those of the layer of that number;
+            None: no such head is understood.
         sees: those names of `within` whose towers are served, too, and which module beside this reads each.
     """
 
@@ -106,3 +109,4 @@ class Family:
     rearrange: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] = dict
     beside: Mapping[str, str] = field(default_factory=dict)
     sees: Mapping[str, str] = field(default_factory=dict)
+    mtp: Callable[[Mapping[str, Tensor], int], dict[str, Tensor]] | None = None

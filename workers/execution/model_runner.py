@@ -41,6 +41,7 @@ from workers.checkpoints.vision import REMEMBERED_BYTES
 from workers.execution.adapters import Adapters
 from workers.execution.device import check_builds, check_type, is_out_of_memory, num_threads, tune_cpu
 from workers.execution.graphs import CudaGraphs, GraphDevice, Graphs, Kind
+from workers.execution.head_drafts import INPUTS, HeadDrafts
 from workers.execution.input_buffers import InputBuffers, decode_sizes
 from workers.execution.memory import (
     TOLD_TOKENS,
@@ -55,6 +56,7 @@ from workers.execution.memory import (
 from workers.execution.outcome import Outcome
 from workers.execution.overlap import LatestTokens
 from workers.execution.threads import Threads
+from workers.models.mtp import MtpHead
 from workers.models.registry import MODELS
 from workers.parallel import RankGroup
 from workers.sampling.draws import choose
@@ -66,7 +68,7 @@ from workers.step.batch import Segment, Slot, Step, make_step
 from workers.step.engine import Loaded, OutOfDeviceMemory, StepResult
 from workers.step.gallery import Gallery
 from workers.step.pages import pages_for
-from workers.step.plan import NewSequence, Scheduled, StepPlan, verified
+from workers.step.plan import NewSequence, Scheduled, StepPlan, drafts_of, verified
 from workers.vision.sight import Sight
 from workers.weights import parking
 from workers.weights.blocks import Empty
@@ -85,6 +87,7 @@ class Decoded(NamedTuple):
 
     logits: Tensor | None  # [rows, vocabulary] float32, where tokens are chosen outside of the step
     tokens: Tensor | None  # [rows] int64, where they are chosen in it
+    hidden: Tensor | None  # [rows, hidden], before the last norm, where a head reads them
     collectives: int  # that it took part in
 
 
@@ -96,6 +99,7 @@ class ModelRunner:
         self.adapters = Adapters(adapters)
         self.group = RankGroup()
         self.sight: Sight | None = None  # where the model sees
+        self.mtp: MtpHead | None = None  # where it is to guess
         self.slots: dict[int, Slot] = {}
         self.grammars: Grammars | None = None  # made when the first one is asked for; on rank 0 only
         self.threads: Threads | None = None  # None: their number stays
@@ -141,6 +145,8 @@ class ModelRunner:
         self.group = RankGroup.join(spec)
         formats = self.card.formats(spec.world_size, spec.quantization)
         self.model = MODELS[self.card.family](config, self.group, dtype, formats)
+        if config.mtp:
+            self.mtp = MtpHead(self.model, config, self.group, Empty(dtype, self.group.device, formats))
         if self.card.vision is not None:
             self.sight = Sight(self.card.vision, dtype, self.group, Gallery(), REMEMBERED_BYTES)
         weights = bytes_filled(self._parts())
@@ -171,6 +177,8 @@ class ModelRunner:
     def _parts(self) -> Iterator[Shard]:
         """All that this rank reads from the checkpoint."""
         yield from self.model.parts()
+        if self.mtp is not None:
+            yield from self.mtp.parts()
         if self.sight is not None and self.sight.tower is not None:
             yield from self.sight.tower.weights.parts()
 
@@ -187,6 +195,7 @@ class ModelRunner:
         pool = partial(KVCache, shapes=shapes, **kind)
         self.blocks = config.unlike_layers()
         keeping = [number for number in self.blocks if config.layers[number].keys_of is None]
+        keeping += range(config.num_layers, len(config.layers))
         stateful = [number for number in keeping if config.layers[number].kind == "state"]
         few = [CacheGroup(kind="full", layers=[each for each in keeping if each not in stateful])]
         if stateful:
@@ -247,18 +256,20 @@ class ModelRunner:
         """
         spec, config = self.spec, self.card.config
         self.groups, self.cache = list(groups), cache
+        latent_rank = None if config.latent is None else config.latent.rank
+        limits = pages_for(spec.context_length), spec.exact
+        bent = config.attention_scale, config.attention_cap, latent_rank
         self.attention: AttentionBackend = attention_over(
-            cache,
-            spec.max_step_tokens,
-            spec.max_sequences,
-            pages_for(spec.context_length),
-            spec.exact,
-            config.attention_scale,
-            config.attention_cap,
-            None if config.latent is None else config.latent.rank,
+            cache, spec.max_step_tokens, spec.max_sequences, *limits, *bent
         )
+        self.head_drafts: HeadDrafts | None = None
+        if self.mtp is not None:
+            few_rows = attention_over(cache, FREE_ROWS, FREE_ROWS, *limits, *bent)
+            self.head_drafts = HeadDrafts(self.mtp, self.group, few_rows)
         grid = () if self.sight is None else GRID
-        sizes = dict.fromkeys(("token_ids", "positions", "sampled_rows", *grid), spec.max_step_tokens)
+        drafts = () if self.head_drafts is None else INPUTS
+        named = ("token_ids", "positions", "sampled_rows", *drafts, *grid)
+        sizes = dict.fromkeys(named, spec.max_step_tokens)
         self.states: StateBackend | None = None
         if config.state is not None:
             state, layers = config.state.on_rank(spec.world_size), groups[-1].layers
@@ -342,7 +353,7 @@ class ModelRunner:
         if self.threads is not None:
             self.threads.follow()
         if self.group.rank > 0:
-            self._hear(plan.tokens)
+            self._hear(plan.tokens, plan.drafts)
         self._adopt()
         for number in plan.released:
             self._release(number)
@@ -371,12 +382,12 @@ class ModelRunner:
             torch.cuda.empty_cache()
         raise OutOfDeviceMemory(reason)
 
-    def _hear(self, tokens: list[int]) -> None:
+    def _hear(self, tokens: list[int], drafts: list[int]) -> None:
         """Take in what rank 0 sampled in the oldest steps of which nothing was told yet."""
-        coming, left = iter(tokens), len(tokens)
+        coming, left, made = iter(tokens), len(tokens), iter(drafts)
         while left:
-            slot, drafts = self.untold.popleft()
-            known = verified(coming, drafts)
+            slot, planned = self.untold.popleft()
+            known = verified(coming, drafts_of(planned, made))
             left -= len(known)
             if not slot.new.pooling:
                 slot.know(known)
@@ -423,7 +434,7 @@ class ModelRunner:
         self.slots.clear()
         if hasattr(self, "cache"):
             self.cache.close()
-        self.graphs = self.decoded = self.host_states = None
+        self.graphs = self.decoded = self.host_states = self.mtp = None
         for name in (
             "model",
             "sight",
@@ -435,6 +446,7 @@ class ModelRunner:
             "decode_inputs",
             "latest",
             "sampler",
+            "head_drafts",
         ):
             self.__dict__.pop(name, None)
 
@@ -463,22 +475,28 @@ class ModelRunner:
             self.adapters.step.begin([(s.slot.new.adapter, s.rows) for s in step.segments], self.group.device)
         masks = self.grammars.begin(step.sampled) if self.grammars is not None else None
         segments = step.segments
-        pooled, told, launched = [], [], None
+        pooled, told, launched, made = [], [], None, None
         if self.graphs is not None and step.is_decode:
-            inputs, logits, launched = self._decode(step, masks is None)
+            inputs, logits, launched, follow = self._decode(step, masks is None)
         else:
             beside = {"sampled_slots": array("q", step.sampled)}
             inputs = self._fill(step, segments, self.inputs, beside)
-            hidden = self._hidden(segments, inputs, step.shows)
+            if self.head_drafts is not None and step.drafts:
+                made = self.head_drafts.draft(step)
+            hidden = self._hidden(segments, inputs, step.shows, made)
+            follow = self._follow(step, segments, inputs, hidden)
             pooled = [(each.slot, self._pool(each, hidden)) for each in segments if each.slot.new.pooling]
             told = [(each.slot, self._tell(each, hidden)) for each in segments if each.slot.tells]
             logits = self.model.logits(hidden[inputs["sampled_rows"]]) if step.sampled else None
-        if launched is None and step.sampled:
+        if launched is None:
             if logits is not None:
                 self._enter(step.sampled)
                 bitmask = masks.result() if masks is not None else None
-                launched = self.sampler.launch(logits, step.sampled, bitmask, step.drafts)
-            if self.latest is not None and not step.drafts:  # the next step is sent when these are known
+                launched = self.sampler.launch(logits, step.sampled, bitmask, step.drafts, made, follow)
+            elif follow is not None:
+                follow(None)
+            known = self.latest is not None and not step.drafts  # else the next step waits for these
+            if known and step.sampled:
                 self.latest.keep(inputs["sampled_slots"], None if launched is None else launched.tokens)
         for slot, vector in pooled:
             slot.pooled = slot.pooled + vector if slot.new.pooling == "mean" else vector
@@ -514,25 +532,49 @@ class ModelRunner:
             | self.attention.arrays(segments)
             | (self.states.arrays(segments) if self.states is not None else {})
             | (dict(zip(GRID, step.grid or NO_GRID, strict=True)) if self.sight is not None else {})
+            | (self.head_drafts.arrays(segments) if self.head_drafts is not None else {})
         )
 
     def _hidden(
-        self, segments: list[Segment], inputs: dict[str, Tensor], shows: bool = False
+        self,
+        segments: list[Segment],
+        inputs: dict[str, Tensor],
+        shows: bool = False,
+        made: Tensor | None = None,
     ) -> Tensor:  # [tokens, hidden]
-        """What the model makes of all tokens of a step, some of which may be of images."""
+        """What the model makes of all tokens of a step, some of which may be of images, and some drafts that
+        were `made` just now."""
         attend = partial(self.attention.run, self.attention.prepare(segments, inputs))
         if self.states is not None:
             attend = Mixing(attend, partial(self.states.run, self.states.prepare(segments, inputs)))
-        token_ids, positions = inputs["token_ids"], inputs["positions"]
+        token_ids, positions = inputs["token_ids"], self._positions(inputs, shows)
         if self.latest is not None:
             token_ids = self.latest.fill_in(token_ids)
+        if made is not None:
+            token_ids = token_ids.index_copy(0, inputs["drafted_rows"], made)
         if not shows:
             return self.model(token_ids, positions, attend, self.blocks)
-        if self.card.config.rope_sections:
-            positions = torch.stack((positions, *(inputs[name] for name in GRID)))
         return self.model(token_ids, positions, attend, self.blocks, self.sight.look(segments))
 
-    def _decode(self, step: Step, free: bool) -> tuple[dict[str, Tensor], Tensor | None, Launched | None]:
+    def _positions(self, inputs: dict[str, Tensor], shows: bool) -> Tensor:
+        """Of the tokens of a step, as the model wants them."""
+        if not shows or not self.card.config.rope_sections:
+            return inputs["positions"]
+        return torch.stack((inputs["positions"], *(inputs[name] for name in GRID)))
+
+    def _follow(
+        self, step: Step, segments: list[Segment], inputs: dict[str, Tensor], hidden: Tensor | None
+    ) -> Callable[[Tensor | None], None] | None:
+        """What is to be done with the tokens of a step before they count, if anything is."""
+        if self.head_drafts is None:
+            return None
+        attend = partial(self.attention.run, self.attention.prepare(segments, inputs))
+        positions = self._positions(inputs, step.shows)
+        return partial(self.head_drafts.follow, step, self.slots, inputs, attend, positions, hidden)
+
+    def _decode(
+        self, step: Step, free: bool
+    ) -> tuple[dict[str, Tensor], Tensor | None, Launched | None, Callable[[Tensor | None], None] | None]:
         """A decode step, which is padded, and replayed where such a one was recorded.
 
         Args:
@@ -541,6 +583,7 @@ class ModelRunner:
         Returns:
             Its inputs, and on rank 0 logits (`[sampled, vocabulary]` float32), or tokens, if it has chosen
             them itself: where settings are plain, and this rank is alone, so that nobody has to be told.
+            Where it has not, what is to be done with the tokens.
         """
         rows, ways, before = self.graphs.rows(len(step.segments)), None, self.group.collectives
         if self.group.size == 1:
@@ -556,7 +599,8 @@ class ModelRunner:
 
         def launches() -> Decoded:
             before = self.group.collectives
-            logits, tokens = self.model.logits(self._hidden(segments, inputs)), None
+            hidden = self._hidden(segments, inputs)
+            logits, tokens = self.model.logits(hidden), None
             if ways is not None:
                 wishes = Wishes.of(inputs["wishes"].view(torch.float64))
                 tokens = choose(logits, wishes, ways, self.sampler.block_rows)
@@ -564,15 +608,19 @@ class ModelRunner:
                 logits = None
             elif logits is not None:
                 logits = self.decoded[:rows].copy_(logits)
-            return Decoded(logits, tokens, self.group.collectives - before)
+            kept = None if self.head_drafts is None else hidden
+            return Decoded(logits, tokens, kept, self.group.collectives - before)
 
-        logits, tokens, collectives = self.graphs.run(Kind(rows, ways), launches)
+        logits, tokens, hidden, collectives = self.graphs.run(Kind(rows, ways), launches)
         self.group.collectives = before + collectives  # a replay does not count them
+        follow, count = self._follow(step, segments, inputs, hidden), len(step.segments)
         if logits is not None:
-            return inputs, logits[: len(step.segments)], None
+            return inputs, logits[:count], None, follow
         if tokens is not None:
-            return inputs, None, self.sampler.chosen(tokens[: len(step.segments)], step.sampled)
-        return inputs, None, None
+            if follow is not None:
+                follow(tokens[:count])
+            return inputs, None, self.sampler.chosen(tokens[:count], step.sampled), None
+        return inputs, None, None, follow
 
     def _enter(self, numbers: list[int]) -> None:
         """Tell the sampler of those that get a token for the first time."""

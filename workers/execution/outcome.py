@@ -10,7 +10,7 @@ from workers.sampling.grammar import Grammars
 from workers.sampling.sampler import Launched, Sampled
 from workers.step.batch import Slot
 from workers.step.engine import Extra, StepResult
-from workers.step.plan import verified
+from workers.step.plan import drafts_of, verified
 
 NOT_FINITE = CortexError(
     Code.INTERNAL,
@@ -38,14 +38,14 @@ class Outcome:
     def result(self) -> StepResult:
         """Wait for the tokens, append them, and say what else came of each sequence."""
         sampled = self.launched.result() if self.launched is not None else Sampled([])
-        result = StepResult([], looked=self.looked, seen=self.seen)
-        tokens, row, logprobs = iter(sampled.tokens), 0, sampled.logprobs
+        result = StepResult([], looked=self.looked, seen=self.seen, drafts=sampled.drafts)
+        tokens, row, logprobs, made = iter(sampled.tokens), 0, sampled.logprobs, iter(sampled.drafts)
         for number, slot, drafts in self.complete:
             if slot.new.pooling:
                 result.extras[len(result.tokens)] = _embedding(slot)
                 result.tokens.append(-1)
                 continue
-            known = verified(tokens, drafts)
+            known = verified(tokens, drafts_of(drafts, made))
             slot.know(known)
             for token in known:
                 more = token < 0 or slot.new.constraint is not None or slot.prompt_logprobs or row in logprobs

@@ -127,8 +127,8 @@ class Decoder:
             numbers: of the blocks that run; None: all of them.
             seen: the tokens that are images.
         """
-        places = self._places(positions)
-        x = self._embedded(token_ids)
+        places = self.places(positions)
+        x = self.embedded(token_ids)
         if seen is not None:
             x = seen.shown(x, 0)
         for block in self._blocks(numbers):
@@ -137,14 +137,14 @@ class Decoder:
                 x = seen.shown(x, block.number + 1)
         return x
 
-    def _places(self, positions: Tensor) -> Places:
+    def places(self, positions: Tensor) -> Places:
         angles = [rotary(positions) for rotary in self.rotaries]
         if (each := self.temperature) is None:
             return Places(angles)
         steps = torch.floor((positions.float() + each.first) / each.every)
         return Places(angles, (torch.log1p(steps) * each.weight + 1.0)[:, None, None])
 
-    def _embedded(self, token_ids: Tensor) -> Tensor:  # [tokens, hidden]
+    def embedded(self, token_ids: Tensor) -> Tensor:  # [tokens, hidden]
         x = self.embedding(token_ids)
         return x if self.embedding_scale == 1.0 else x * self.embedding_scale
 

@@ -60,8 +60,8 @@ class Gemma4(Decoder):
     def __call__(
         self, token_ids: Tensor, positions: Tensor, attend: Attend, numbers: Sequence[int] | None = None
     ) -> Tensor:  # [tokens, hidden], before the last norm
-        places = self._places(positions)
-        x = self._embedded(token_ids)
+        places = self.places(positions)
+        x = self.embedded(token_ids)
         inputs = None if self.inputs is None else self.inputs(token_ids, x)
         for block in self._blocks(numbers):
             x = block(x, places, attend, None if inputs is None else inputs[:, block.number])

@@ -40,6 +40,7 @@ from workers.sampling.draws import (
 from workers.sampling.inputs import Wishes, fetched, sent
 from workers.sampling.logprobs import measured, named
 from workers.sampling.penalties import NGrams, Penalties
+from workers.step.plan import UNKNOWN
 
 CANDIDATES = 1024  # sorted for top-p and min-p if FEW do not hold enough; then 32 times as many, then all
 # Logits of the rows that are drawn at once: what is computed for whole vocabularies is big. On a CPU a tensor
@@ -58,6 +59,7 @@ class Sampled:
     tokens: list[int]  # one a row that counts; -1 where nothing is allowed, or a logit is not finite
     broken: set[int] = field(default_factory=set)  # of those without a token, those of the latter kind
     logprobs: dict[int, Logprobs] = field(default_factory=dict)  # by index, where they were asked for
+    drafts: list[int] = field(default_factory=list)  # that only the device knew
 
 
 @dataclass(slots=True)
@@ -185,6 +187,8 @@ class Sampler:
         slots: list[int],
         bitmask: Tensor | None = None,
         drafts: Mapping[int, Sequence[int]] = NO_DRAFTS,
+        made: Tensor | None = None,
+        then: Callable[[Tensor], object] | None = None,
     ) -> Launched:
         """Let a token be chosen for each row.
 
@@ -196,6 +200,8 @@ class Sampler:
             drafts: what the rows behind the first one of a slot take for the tokens before them. What is
                 sampled there is the sequence's own as long as they are right, and is not told otherwise.
                 Only of sequences without penalties, a grammar, and what else looks at the tokens before.
+            made: `[drafts]` int64, the drafts in the order of the rows, where only the device knows them.
+            then: is given the tokens before they count: if it fails, nothing was sampled.
         """
         rows = self._rows(slots, drafts)
         asking = [row for row, slot in enumerate(rows) if slot.params.logprobs is not None]
@@ -210,7 +216,9 @@ class Sampler:
         most, tokens = highest(logits)
         self._draw(logits, rows, tokens)
         chosen = there(most, tokens)
-        result = self._collect(chosen, plain, asking, rows, bool(drafts))
+        result = self._collect(chosen, plain, asking, rows, bool(drafts), made)
+        if then is not None:
+            then(chosen)
         # last, when memory cannot run out any more: then nothing was sampled
         self._penalties.record(slots, chosen)
         for slot in rows:
@@ -265,7 +273,13 @@ class Sampler:
         return Launched(tokens, True, result)
 
     def _collect(
-        self, chosen: Tensor, plain: Tensor, asking: list[int], rows: list[_Slot], drafted: bool
+        self,
+        chosen: Tensor,
+        plain: Tensor,
+        asking: list[int],
+        rows: list[_Slot],
+        drafted: bool,
+        made: Tensor | None,
     ) -> Callable[[], Sampled]:
         """What waits for the tokens, and for the log-probabilities of the rows that ask.
 
@@ -273,14 +287,17 @@ class Sampler:
             chosen: `[rows]` int64.
             plain: `[asking, vocabulary]`, the logits of these rows as they were.
         """
+        count, tokens = 0 if made is None else len(made), chosen
+        if made is not None:
+            tokens = torch.cat((chosen, made))
         if not asking:
-            return partial(_sampled, rows, fetched(chosen), drafted=drafted)
-        most, found = max(rows[row].params.logprobs for row in asking), [chosen.double()]
+            return partial(_sampled, rows, fetched(tokens), drafted=drafted, made=count)
+        most, found = max(rows[row].params.logprobs for row in asking), [tokens.double()]
         for block in self._blocks([*enumerate(asking)]):
             places, numbers = (list(column) for column in zip(*block, strict=True))
             tokens = chosen[self._tensor(numbers)].clamp_(min=0)
             found.append(measured(self._take(plain, places), tokens, most, self.looks).flatten())
-        return partial(_sampled, rows, fetched(torch.cat(found)), asking, drafted)
+        return partial(_sampled, rows, fetched(torch.cat(found)), asking, drafted, count)
 
     def _draw(self, logits: Tensor, rows: list[_Slot], tokens: Tensor) -> None:
         """Replace the tokens of the rows that are not greedy."""
@@ -412,18 +429,34 @@ def _kept(rows: list[_Slot], chosen: list[int]) -> dict[int, _Slot]:
     return kept
 
 
+def _learnt(rows: list[_Slot], drafts: list[float]) -> list[int]:
+    """What the drafts turned out to be. One that ends its sequence, behind which nothing may count, is as
+    good as a wrong one: the token itself is sampled before it."""
+    known: list[int] = []
+    for row, draft in zip((row for row in rows if row.behind is not None), drafts, strict=True):
+        row.behind = UNKNOWN if draft in row.params.stop_ids else int(draft)
+        known.append(row.behind)
+    return known
+
+
 def _sampled(
-    rows: list[_Slot], fetch: Callable[[], list[float]], asking: Sequence[int] = (), drafted: bool = False
+    rows: list[_Slot],
+    fetch: Callable[[], list[float]],
+    asking: Sequence[int] = (),
+    drafted: bool = False,
+    made: int = 0,
 ) -> Sampled:
-    """What came of a launch; its sequences get to know their tokens."""
+    """What came of a launch; its sequences get to know their tokens, behind which some drafts are told."""
     told = fetch()
+    drafts = _learnt(rows, told[len(rows) : len(rows) + made]) if made else []
+    del told[len(rows) : len(rows) + made]
     tokens = told[: len(rows)] if not asking else [*map(int, told[: len(rows)])]
     slots, places = rows, range(len(rows))  # where in what counts each row stands
     if drafted:
         kept = _kept(rows, tokens)
         slots, places = list(kept.values()), {row: place for place, row in enumerate(kept)}
         tokens = [tokens[row] for row in kept]
-    sampled = Sampled(tokens)
+    sampled = Sampled(tokens, drafts=drafts)
     for place, (slot, token) in enumerate(zip(slots, tokens, strict=True)):
         if token >= 0:
             slot.push(token)

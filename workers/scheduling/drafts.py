@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from ipc.worker_messages import FREE_ROWS, Speculation
+from workers.step.plan import MOST_AHEAD, UNKNOWN
 
 FIRST_LENGTH = 4  # of a guess, before anything is known
 TRIAL = 16  # tokens that are guessed before it is judged how that goes
@@ -26,8 +27,7 @@ LONGEST_MATCH = 16  # tokens; no place can be a better one
 
 
 class Drafter(Protocol):
-    """Guesses for one sequence. One that asks a smaller model, or heads of the model itself, fits here: what
-    its engine brought with the last step is what it says."""
+    """Guesses for one sequence."""
 
     def draft(self, token_ids: array[int], most: int) -> list[int]:
         """At most so many tokens that may come next.
@@ -93,6 +93,14 @@ def _match(token_ids: array[int], place: int) -> int:
     return next((n for n in range(most) if token_ids[place - 1 - n] != token_ids[length - 1 - n]), most)
 
 
+class MtpHeads:
+    """What a head of the model says, which is known when the step that checks it has begun: how many."""
+
+    def draft(self, token_ids: array[int], most: int) -> list[int]:
+        """See `Drafter`."""
+        return [UNKNOWN] * min(most, MOST_AHEAD)
+
+
 class Guessing:
     """How much is guessed for one sequence, by how well that went."""
 
@@ -133,4 +141,4 @@ class Guessing:
         self._guessed = self._right = 0
 
 
-DRAFTERS: dict[Speculation, Callable[[], Drafter]] = {"ngram": PromptLookup}
+DRAFTERS: dict[Speculation, Callable[[], Drafter]] = {"ngram": PromptLookup, "mtp": MtpHeads}

@@ -116,6 +116,7 @@ class Scheduler:
         self._free_slots = list(range(min(max_sequences, max_step_tokens) - 1, -1, -1))
         self._released: list[int] = []  # slots that the next plan empties
         self._untold: list[int] = []  # tokens that no plan has told
+        self._untold_drafts: list[int] = []  # the same, of drafts that the engine made
         self._in_flight: deque[SentStep] = deque()
         self._glance: Glance | None = None  # whose tokens wait, or are fed: there is no other one meanwhile
         self._suspect: Sequence | None = None  # preempted for memory, and not in a good step since
@@ -228,6 +229,7 @@ class Scheduler:
         if ended:
             self.decoding = [sequence for sequence in self.decoding if sequence.slot is not None]
         self._untold += result.tokens
+        self._untold_drafts += result.drafts
         if self._suspect is not None and any(self._suspect is each for each, _ in step.entries()):
             self._suspect = None  # this step had it, and went well
 
@@ -330,9 +332,10 @@ class Scheduler:
         self.step += 1
         released, self._released = self._released, []
         untold, self._untold = self._untold, []
+        made, self._untold_drafts = self._untold_drafts, []
         scheduled = [entry for _, entry in chain(decodes, prefills)]
         moves = self.cache.host.take_moves() if self.cache.keeps_states else []
-        return StepPlan(self.step, released, added, scheduled, untold, moves, look)
+        return StepPlan(self.step, released, added, scheduled, untold, moves, look, made)
 
     def take_reports(self) -> list[SequenceReport]:
         """What happened to each sequence since the last call: at most one finish for each request."""

@@ -10,7 +10,7 @@ from ipc.worker_messages import FREE_ROWS, Logprobs, SequenceReport, Speculation
 from workers.scheduling.drafts import DRAFTERS, Guessing
 from workers.scheduling.sequence import Sequence
 from workers.step.engine import Extra, StepResult
-from workers.step.plan import Scheduled, verified
+from workers.step.plan import Scheduled, drafts_of, verified
 
 Stepping = list[tuple[Sequence, Scheduled]]
 Drafts = dict[Sequence, list[int]]
@@ -114,9 +114,9 @@ class Guesses:
         Raises:
             ValueError: the result has too many tokens, or too few.
         """
-        judged, coming, first = Judged(), iter(result.tokens), 0
+        judged, coming, made, first = Judged(), iter(result.tokens), iter(result.drafts), 0
         for index, sequence in enumerate(sampled):
-            fed = drafts.get(sequence, ())
+            fed = drafts_of(drafts.get(sequence, ()), made)
             *right, last = verified(coming, fed)
             extras = [result.extras.get(first + place) for place in range(len(right) + 1)]
             first += len(extras)

@@ -24,6 +24,7 @@ class Slot:
     num_computed: int
     num_ahead: int = 0  # tokens at its end that were sampled, and are not known here yet
     sampling: bool = False  # the sampler knows it
+    head_row: int = 0  # what a head of the model made of its last token (`HeadDrafts`), less `num_computed`
     pooled: Tensor | float = 0.0  # [hidden] float64: the last hidden state, or the sum of all so far
     prompt_logprobs: list[Logprobs] = field(default_factory=list)
 
@@ -163,7 +164,7 @@ def make_step(scheduled: Sequence[Scheduled], slots: dict[int, Slot]) -> Step:
         if pending > len(slot.token_ids):
             token_ids.append(-1 - entry.slot)
         if entry.drafts:
-            token_ids.extend(entry.drafts)
+            token_ids.extend(max(draft, 0) for draft in entry.drafts)  # what is UNKNOWN is filled in later
         if slot.new.images:
             times, *across = axes(slot.new.images, start, end)
         else:

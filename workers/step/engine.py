@@ -66,6 +66,7 @@ class StepResult:
     extras: dict[int, Extra] = field(default_factory=dict)  # by index in `tokens`, where there is more
     looked: int = 0  # multiplications that it took to see images, for its own tokens or those of a later step
     seen: bool = False  # the image that it was to look at is seen
+    drafts: list[int] = field(default_factory=list)  # that it made itself (`workers.step.plan.UNKNOWN`)
 
 
 class Sent(Protocol):

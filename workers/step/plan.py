@@ -11,6 +11,8 @@ Behind the last pending token of a slot a step may feed drafts: guesses at the t
 one after the pending token and one after each draft, and keeps them as long as each draft before was right
 (`verified`). `num_computed` grows by as many as are kept; what was computed of the others is written over.
 Pages can be: a state cannot be cut back, so only right drafts get into one, before the next plan is followed.
+A plan either has the drafts, or says how many a head of the model shall make (UNKNOWN): then they come back
+with the tokens, each one that would end its sequence as UNKNOWN, which no token is.
 
 Pages stand in tables, one for each group of layers that keep the same (`ipc.worker_messages.CacheGroup`), in
 the order of the groups. All tables of a sequence have one entry for each PAGE_SIZE tokens, so the page of a
@@ -37,6 +39,8 @@ from ipc.worker_messages import (
     SamplingParams,
 )
 
+MOST_AHEAD = 4  # drafts of a sequence that a head of the model makes for one step
+UNKNOWN = -3  # a draft that the engine makes itself, when the step begins; nothing that a step brings
 HOLE = -1  # in a table of pages: no layer of the group sees that page any more, or ever did
 
 
@@ -68,7 +72,7 @@ class Scheduled(msgspec.Struct, array_like=True, frozen=True):
     slot: int
     num_tokens: int  # drafts included
     new_pages: list[list[int]] = []  # of each group as many; none: it needs none
-    drafts: list[int] = []  # fed behind the one pending token
+    drafts: list[int] = []  # fed behind the one pending token; all or none of them UNKNOWN
 
 
 class StateMove(msgspec.Struct, array_like=True, frozen=True):
@@ -92,7 +96,8 @@ class StepPlan(msgspec.Struct, tag=0, array_like=True, frozen=True):
 
     `tokens` are those that rank 0 sampled and no plan has told yet, in the order of the steps, and in each of
     them in that of the sequences without a pending token: -1 for one that got none. Of drafts there are
-    several tokens, and whoever has the drafts knows how many (`verified`).
+    several tokens, and whoever has the drafts knows how many (`verified`); where the engine made them,
+    `drafts` are those of the same steps.
     """
 
     step: int  # counts from 1 in each epoch
@@ -102,6 +107,7 @@ class StepPlan(msgspec.Struct, tag=0, array_like=True, frozen=True):
     tokens: list[int] = []
     moves: list[StateMove] = []  # in their order, before anything is computed
     look: LookAt | None = None  # for rank 0, before that as well
+    drafts: list[int] = []
 
 
 Told = StepPlan | LoadAdapter | DropAdapter | ResizePool  # what rank 0 tells the others, in its order
@@ -127,6 +133,12 @@ def verified(tokens: Iterator[int], drafts: Sequence[int]) -> list[int]:
         if token != draft:
             break
     return kept
+
+
+def drafts_of(planned: Sequence[int], made: Iterator[int]) -> Sequence[int]:
+    """The drafts that were fed for a sequence, where its plan may have left them to the engine, which made
+    these."""
+    return [next(made) for _ in planned] if UNKNOWN in planned else planned
 
 
 def encode_plan(plan: Told | None) -> bytes:

@@ -21,6 +21,7 @@ from workers.checkpoints.family import Family, TensorSpec
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD, HEAD_BIAS = "lm_head.weight", "lm_head.bias"
+MTP_JOINS = "eh_proj.weight"  # of a head that predicts several tokens: what an embedding and a state become
 
 
 def dense_tensors(model: ModelConfig) -> Iterator[TensorSpec]:
@@ -34,8 +35,10 @@ def decoder_tensors(
     """The same, with the tensors of attention, whose names begin with the layer's, which it is given."""
     hidden = model.hidden_size
     yield TensorSpec(EMBEDDING, (model.vocab_size, hidden), "vocabulary")
-    for layer in range(model.num_layers):
+    for layer in range(model.num_layers + model.mtp):
         prefix = f"model.layers.{layer}."
+        if layer == model.num_layers:
+            yield from _mtp_tensors(prefix, model)
         for norm in filter(None, msgspec.structs.astuple(model.norms)):
             yield from _norm(f"{prefix}{norm}", model)
         yield from attention(model, prefix)
@@ -54,6 +57,14 @@ def decoder_tensors(
         yield TensorSpec(HEAD, (model.vocab_size, hidden), "vocabulary")
     if model.head_bias:
         yield TensorSpec(HEAD_BIAS, (model.vocab_size,), "vocabulary")
+
+
+def _mtp_tensors(prefix: str, model: ModelConfig) -> Iterator[TensorSpec]:
+    """What a head that predicts the token after the next has beside its layer, under DeepSeek V3's names
+    (https://arxiv.org/abs/2412.19437, section 2.2)."""
+    for name in ("enorm", "hnorm", "shared_head.norm"):
+        yield from _norm(prefix + name, model)
+    yield TensorSpec(prefix + MTP_JOINS, (model.hidden_size, 2 * model.hidden_size), "columns")
 
 
 def _norm(name: str, model: ModelConfig) -> Iterator[TensorSpec]:

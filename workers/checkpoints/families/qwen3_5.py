@@ -15,6 +15,7 @@ from workers.checkpoints.families.qwen3_next import (
     HybridFile,
     experts_of,
     hybrid,
+    mtp,
     rearrange,
     tensors,
 )
@@ -71,6 +72,7 @@ QWEN3_5 = Family(
     sees={SEEING: "vision"},
     rearrange=rearrange,
     beside=MTP,
+    mtp=mtp,
 )
 QWEN3_5_MOE = Family(
     "qwen3_5_moe",
@@ -81,4 +83,5 @@ QWEN3_5_MOE = Family(
     sees={SEEING_MOE: "vision"},
     rearrange=rearrange,
     beside=MTP,
+    mtp=mtp,
 )

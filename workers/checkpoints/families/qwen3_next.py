@@ -43,9 +43,18 @@ DEFAULTS = SHARED_DEFAULTS | {
 }
 INTERVAL = 4  # every fourth layer sees all tokens, where the file says nothing
 KINDS = ("linear_attention", "full_attention")
-MTP = {"mtp.": "a head that predicts several tokens at once, which is not used: answers are the same without"}
+MTP = {"mtp.": "a head that predicts several tokens at once, which `speculation: mtp` uses"}
 # of rotary positions in three directions: for text all three are the same one
 VISION_KEYS = ("mrope_section", "mrope_interleaved")
+
+# How the tensors of that head begin, and what they usually begin with behind the name of their layer.
+MTP_NAMES = {
+    "mtp.layers.0.": "",
+    "mtp.fc.": "eh_proj.",
+    "mtp.pre_fc_norm_embedding.": "enorm.",
+    "mtp.pre_fc_norm_hidden.": "hnorm.",
+    "mtp.norm.": "shared_head.norm.",
+}
 
 _LAYER = re.compile(r"model\.layers\.(\d+)\.")
 
@@ -205,4 +214,18 @@ def rearrange(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-QWEN3_NEXT = Family("qwen3_next", ("Qwen3NextForCausalLM",), read, tensors, rearrange=rearrange, beside=MTP)
+def mtp(stored: Mapping[str, Tensor], number: int) -> dict[str, Tensor]:
+    """The tensors of `mtp.*` as those of layer `number`."""
+
+    def usual(name: str) -> str:
+        for begins, usually in MTP_NAMES.items():
+            if name.startswith(begins):
+                return f"model.layers.{number}.{usually}{name.removeprefix(begins)}"
+        return name
+
+    return {usual(name): tensor for name, tensor in stored.items()}
+
+
+QWEN3_NEXT = Family(
+    "qwen3_next", ("Qwen3NextForCausalLM",), read, tensors, rearrange=rearrange, beside=MTP, mtp=mtp
+)

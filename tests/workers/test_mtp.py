@@ -1,0 +1,304 @@
+"""Tokens that a head of the model guesses: they are what it says, and change no answer."""
+
+from __future__ import annotations
+
+from array import array
+
+import msgspec
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from ipc.errors import CortexError
+from ipc.model_settings import ModelSettings
+from neuron.description import describe
+from neuron.models.launcher import parked_identity
+from tests.workers.checkpoints import fill, qwen3_5, qwen3_5_moe, qwen3_next
+from tests.workers.engines import Session, make_runner, prompt_of, request
+from tests.workers.predicting import Head, following
+from tests.workers.recorded import FixedAttention, Recorder
+from tests.workers.test_equalities import assert_equal
+from tests.workers.test_speculation import SIZES, answers_of, of_all_kinds, replace_id
+from tests.workers.thread_ranks import Ranks
+from workers.execution import model_runner
+from workers.step.plan import MOST_AHEAD
+
+MODELS = {
+    "qwen3_5": lambda: qwen3_5(attention_bias=True),
+    "qwen3_5_moe": lambda: qwen3_5_moe(tie_word_embeddings=True),
+    "qwen3_next": lambda: qwen3_next(mlp_only_layers=[2]),
+}
+KNOWN = "qwen3_5", "qwen3_next"  # of which one has a head that is right more often than not
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """`written(name)` is a model's folder, and the head in it; of a known one that is mostly right."""
+
+    def write(name: str, known: bool = False):
+        torch.manual_seed(5)
+        model = MODELS[name]().eval()
+        fill(model)
+        head = Head.knowing(model, 0.1) if known else Head(model)
+        head.store(folder := tmp_path_factory.mktemp(name))
+        return folder, head
+
+    return write
+
+
+def loaded(folder, **changes):
+    runner = make_runner(folder, **SIZES | changes)
+    runner.load(lambda fraction, message: None)
+    return runner
+
+
+def without(folder, submits, **limits):
+    """What is answered without guesses, by a model that was loaded without the head."""
+    runner = loaded(folder)
+    answers, _ = answers_of(runner, submits, **limits)
+    runner.close()
+    return answers
+
+
+class Heard:
+    """What the head of a rank guessed, and behind which texts."""
+
+    def __init__(self, runner, monkeypatch) -> None:
+        self.found: list[tuple[list[int], list[int]]] = []
+        self._draft = runner.head_drafts.draft
+        monkeypatch.setattr(runner.head_drafts, "draft", self.draft)
+
+    def draft(self, step):
+        drafts = self._draft(step)
+        those = iter(drafts.tolist())
+        for segment in step.segments:
+            if segment.drafts:
+                text = segment.slot.token_ids.tolist()
+                self.found.append((text, [next(those) for _ in range(segment.drafts)]))
+        return drafts
+
+    def assert_said_by(self, head: Head) -> None:
+        assert len(self.found) > 20
+        assert max(len(drafts) for _, drafts in self.found) == MOST_AHEAD
+        for text, drafts in self.found:
+            assert head.drafts(text, len(drafts)) == drafts
+
+
+# --- what the head says -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def any_head(request, written):
+    """A model with a head of random weights, which is never right."""
+    folder, head = written(request.param)
+    runner = loaded(folder, speculation="mtp")
+    yield runner, head, without(folder, of_all_kinds())
+    runner.close()
+
+
+@pytest.mark.parametrize("limits", [{}, {"max_step_tokens": 30, "kv_pages": 9}], ids=["at once", "in parts"])
+def test_drafts_are_those_of_the_same_layer_in_transformers(any_head, monkeypatch, limits):
+    runner, head, expected = any_head
+    heard = Heard(runner, monkeypatch)
+    found, counts = answers_of(runner, of_all_kinds(), speculation="mtp", **limits)
+    assert_equal(found, expected)
+    heard.assert_said_by(head)
+    assert counts["drafted"] > 100
+    assert (counts["preemptions"] > 0) == ("kv_pages" in limits)
+
+
+def test_drafts_behind_a_cached_beginning_are_the_same(any_head, monkeypatch):
+    runner, head, expected = any_head
+    session = Session(runner, **SIZES, max_sequences=16, speculation="mtp")
+    session.answer(of_all_kinds())
+    heard = Heard(runner, monkeypatch)
+    found = session.answer([replace_id(each) for each in of_all_kinds()])
+    session.end()
+    assert_equal(found, expected)
+    assert sum(answer.cached_tokens > 0 for answer in found) > 3
+    heard.assert_said_by(head)
+
+
+def test_ranks_guess_together_what_one_does(written, monkeypatch):
+    folder, head = written("qwen3_5_moe")
+    submits = of_all_kinds()[:5]
+    expected = without(folder, submits)
+    ranks = Ranks(folder, 2, monkeypatch, **SIZES, speculation="mtp")
+    heard = [Heard(rank, monkeypatch) for rank in ranks.ranks]
+    found, _ = answers_of(ranks, submits, speculation="mtp", seed=5)
+    assert_equal(found, expected)
+    heard[0].assert_said_by(head)
+    assert heard[1].found == heard[0].found
+    ranks.close()
+
+
+# --- what becomes of it -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=["cpu", "recorded"])
+def known(request, written):
+    """A head that is mostly right; on the CPU, and as on a GPU: with a step in flight, and recorded steps."""
+    name = KNOWN[request.param == "recorded"]
+    folder, _ = written(name, known=True)
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "recorded":
+            patch.setattr(model_runner, "graph_device", lambda device: Recorder())
+            patch.setattr(model_runner, "attention_over", FixedAttention)
+        runner = make_runner(folder, **SIZES, speculation="mtp", host_states=24)
+        runner.in_flight = int(request.param == "recorded")
+        runner.load(lambda fraction, message: None)
+    yield runner, answers_of(runner, of_all_kinds())[0]
+    runner.close()
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [{}, {"seed": 1}, {"max_step_tokens": 30, "seed": 2}, {"kv_pages": 9}, {"states": 4, "host_states": 24}],
+    ids=["batched", "come and go", "chunked", "preempted", "on the host"],
+)
+def test_answers_are_those_without_guesses(known, limits):
+    runner, expected = known
+    found, counts = answers_of(runner, of_all_kinds(), speculation="mtp", **limits)
+    assert_equal(found, expected)
+    assert 100 < counts["accepted"] < counts["drafted"]
+    assert (counts["preemptions"] > 0) == ("kv_pages" in limits)
+
+
+def test_a_guess_that_ends_an_answer_is_its_end_and_the_next_turn_goes_on_behind_it(known):
+    """What was guessed behind it is in no state that the next turn begins with."""
+    runner, expected = known
+    submits, turns = [], []
+    for submit, answer in list(zip(of_all_kinds(), expected, strict=True))[:5]:
+        stop = answer.token_ids[40]
+        params = msgspec.structs.replace(submit.params, stop_ids=[stop], min_tokens=30, prompt_logprobs=None)
+        submits.append(msgspec.structs.replace(submit, params=params))
+    session = Session(runner, **SIZES, max_sequences=16, speculation="mtp")
+    plain = Session(runner, **SIZES, max_sequences=16)
+    found = session.answer(submits)
+    assert sum(answer.finish == "stop" for answer in found) > 2
+    for submit, answer in zip(submits, found, strict=True):
+        text = array("I", [*prompt_of(submit), *answer.token_ids, 9]).tobytes()
+        turns.append(msgspec.structs.replace(replace_id(submit), prompt=text, max_tokens=9))
+    continued = session.answer(turns)
+    session.end()
+    assert_equal(found, plain.answer(submits))
+    plain.end()
+    anew = Session(runner, **SIZES, max_sequences=16)
+    assert_equal(continued, anew.answer(turns))
+    anew.end()
+    assert sum(answer.cached_tokens > 0 for answer in continued) > 2
+
+
+def test_a_text_that_the_head_knows_takes_a_third_of_the_steps(written):
+    folder, _ = written("qwen3_5", known=True)
+    weights = load_file(folder / "model.safetensors")
+    for name in weights:
+        if name.startswith("model.layers"):  # what follows depends on the last token alone
+            weights[name] = torch.zeros_like(weights[name])
+    save_file(weights, folder / "model.safetensors")
+    runner = loaded(folder, speculation="mtp")
+    steps = []
+    for speculation in (None, "mtp"):
+        session = Session(runner, **SIZES, speculation=speculation)
+        [answer] = session.answer([request(1, [5, 9], 60)])
+        steps.append(session.scheduler.step)
+        session.end()
+        text = [9, *answer.token_ids]
+        assert all(text[n + 1] == following(text[n], 131) for n in range(60))
+    assert 3 * steps[1] < steps[0]
+    runner.close()
+
+
+def test_ranks_keep_the_same_tokens(written, monkeypatch):
+    folder, _ = written("qwen3_next", known=True)
+    submits = of_all_kinds()[:4]
+    expected = without(folder, submits)
+    ranks = Ranks(folder, 2, monkeypatch, **SIZES, speculation="mtp")
+    found, counts = answers_of(ranks, submits, speculation="mtp", seed=5)
+    assert_equal(found, expected)
+    assert counts["accepted"] > 50
+    ranks.close()
+
+
+def test_an_exact_model_gives_the_same_bits(written):
+    folder, _ = written("qwen3_5", known=True)
+    submits = [request(n, [*range(6, 30 + n)], 66, temperature=n % 2, seed=n, logprobs=3) for n in range(4)]
+    answers = []
+    for speculation in (None, "mtp"):
+        runner = loaded(folder, dtype="bfloat16", exact=True, speculation=speculation)
+        found, counts = answers_of(runner, submits, speculation=speculation)
+        answers.append(msgspec.json.encode(found))
+        runner.close()
+    assert answers[0] == answers[1]
+    assert counts["accepted"] > 30
+
+
+def test_a_step_whose_head_finds_no_memory_is_done_again_and_draws_the_same(known, monkeypatch):
+    runner, expected = known
+    run, failed = runner.mtp.block.mlp, []  # whose step has drawn its tokens
+
+    def without_memory(x):
+        if len(x) == 60 and not failed:
+            failed.append(len(x))
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return run(x)
+
+    monkeypatch.setattr(runner.mtp.block, "mlp", without_memory)
+    submits = of_all_kinds()
+    found, counts = answers_of(runner, submits, speculation="mtp", max_step_tokens=60)
+    assert_equal(found, expected)
+    assert (failed, counts["out_of_memory"]) == ([60], 1)
+
+
+def test_a_damaged_head_spoils_no_answer(known, monkeypatch):
+    runner, expected = known
+    monkeypatch.setattr(runner.mtp.norm, "weight", torch.full_like(runner.mtp.norm.weight, torch.nan))
+    found, counts = answers_of(runner, of_all_kinds(), speculation="mtp")
+    assert_equal(found, expected)
+    assert counts["drafted"] > 20 * counts["accepted"]
+
+
+# --- what is planned, and refused ---------------------------------------------------------------------------
+
+
+def test_the_head_is_read_booked_and_parked_where_it_is_asked_for(written):
+    folder, _ = written("qwen3_5_moe")
+    plain, guessing = (
+        describe(ModelSettings(id="some", speculation=each), folder) for each in ("ngram", "mtp")
+    )
+    names = guessing.card.tensors.keys() - plain.card.tensors.keys()
+    assert {name.rpartition(".layers.")[2].partition(".")[0] for name in names} == {"4"}
+    assert guessing.notes == [note for note in plain.notes if "head" not in note]
+    assert any("`speculation: mtp`" in note for note in plain.notes)
+    config = guessing.card.config
+    per_token = [sum(each.bytes_per_token for each in model.cache_groups) for model in (plain, guessing)]
+    assert per_token[1] - per_token[0] == 2 * config.num_kv_heads * config.head_dim * 4
+    settings = ModelSettings(id="some", max_sequences=2, max_step_tokens=32)
+    overheads = [model.need(settings).cpu_overhead for model in (plain, guessing)]
+    assert overheads[0] < overheads[1]
+    identities = [parked_identity(settings, model, "cpu") for model in (plain, guessing)]
+    assert identities[0] != identities[1]
+    for world_size in (1, 2):
+        more = [sum(each.card.bytes_per_rank(world_size)) for each in (plain, guessing)]
+        assert more[1] - more[0] >= sum(guessing.card.tensors[name].nbytes for name in names)
+    runner = make_runner(folder, speculation="mtp", **SIZES)
+    weights = runner.load(lambda fraction, message: None).memory.weights
+    assert weights - runner.model.head.copied == guessing.rank_bytes[0]
+    runner.close()
+
+
+@pytest.mark.parametrize("kind", ["plain", "more", "other"])
+def test_a_model_without_such_a_head_is_refused_by_what_would_do(tmp_path, tiny, kind):
+    folder = tiny("qwen3_moe" if kind == "other" else "qwen3_5").folder
+    if kind == "more":
+        (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
+        torch.manual_seed(1)
+        Head(qwen3_5(attention_bias=True)).store(tmp_path)
+        weights = load_file(tmp_path / "model.safetensors")
+        weights["mtp.layers.1.input_layernorm.weight"] = torch.zeros(48)
+        save_file(weights, tmp_path / "model.safetensors")
+        folder = tmp_path
+    words = {"plain": "its files have none", "more": r"mtp\.layers\.1", "other": "none is understood"}[kind]
+    with pytest.raises(CortexError, match=f"speculation mtp needs a head.*{words}.*or take ngram"):
+        describe(ModelSettings(id="some", speculation="mtp"), folder)
+    assert describe(ModelSettings(id="some", speculation="ngram"), folder)
