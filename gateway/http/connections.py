@@ -135,6 +135,7 @@ class Connection(ASGIProtocol):
         """
         if self._is_watched or request.version != VERSION or request.method == "HEAD":
             return await self._handle_http_request(request, sockname, peername)
+        await asyncio.sleep(0)  # who was told in this turn that a neuron is lost says so first
         closes = self._will_close(request, False)
         answer = Answer(self, closes)
         scope = self._build_http_scope(request, sockname, peername)
