@@ -16,7 +16,6 @@ go to the scores, and those of values to the weights.
 
 from __future__ import annotations
 
-from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -26,7 +25,7 @@ from torch import Tensor
 
 from ipc.worker_messages import PAGE_SIZE
 from workers.kernels.eight_bits_triton import KINDS, WHOLE, number_of, scale_of
-from workers.kernels.launch import Launcher
+from workers.kernels.launch import Launcher, capability_of
 
 MOST_SPLITS = 32  # of the keys of a sequence
 SPLIT = 64  # keys, of which a split is a multiple, and begins at one
@@ -457,12 +456,6 @@ def tile(
     return Tile(64 if capped or coded or padded or windowed else 128, 32, 8, 2)
 
 
-@cache
-def _capability(device: torch.device) -> int:
-    major, minor = torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
-    return 10 * major + minor
-
-
 def attention(
     q: Tensor,  # [tokens, heads, head_dim]
     kv: Tensor,  # [blocks, pages, kv_heads, PAGE_SIZE, head_dim]
@@ -485,7 +478,7 @@ def attention(
     kept = KINDS.get(kv.dtype, WHOLE)
     number = WINDOWS.index(kind)
     special = cap is not None, kept != WHOLE, number > 0
-    shape = shape or tile(rows.few, head_dim, q.element_size(), _capability(q.device), *special)
+    shape = shape or tile(rows.few, head_dim, q.element_size(), capability_of(q.device), *special)
     first_dim = value_dim if shared else head_dim
     block_rest = _padded(head_dim - first_dim)
     programs = rows.count * triton.cdiv(rows.tokens * group, shape.rows)

@@ -8,8 +8,10 @@ arguments as Triton compiles for.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
+import torch
 from torch import Tensor
 
 ALIGNED = 16  # bytes, or a number's divisor, for which Triton compiles a kernel of its own
@@ -51,6 +53,13 @@ class Launcher:
             self._compiled[key] = self._kernel[grid](*arguments, **options)
         else:
             compiled[grid](*arguments)
+
+
+@cache
+def capability_of(device: torch.device) -> int:
+    """Of a card, as NVIDIA counts them (86 for 8.6); 0 for what is none."""
+    major, minor = torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
+    return 10 * major + minor
 
 
 def _kind(is_constant: bool | None, argument: Any) -> object:
