@@ -10,7 +10,7 @@ from urllib.parse import quote, urljoin, urlsplit
 import httpcore
 
 from gateway.fetching.hosts import canonical
-from gateway.fetching.kept import VALIDATORS, File, Kept
+from gateway.fetching.kept import LISTS, VALIDATORS, File, Kept
 from gateway.fetching.linked import Unfetchable
 from gateway.fetching.reach import Reach
 
@@ -70,9 +70,10 @@ class Fetcher:
                 headers = {"Host": host, "User-Agent": "cortex", "Accept": "image/*"}
                 headers["Accept-Encoding"] = "identity"
                 headers |= had.validators if had is not None else {}
+                asked = {name: value.encode("latin-1") for name, value in headers.items()}
                 silence = dict.fromkeys(("connect", "read", "write"), SILENCE_SECONDS)
                 async with pool.stream(
-                    "GET", target, headers=headers, extensions={"timeout": silence}
+                    "GET", target, headers=asked, extensions={"timeout": silence}
                 ) as response:
                     if response.status not in _MOVED:
                         return await self._file(account, url, response, had, take)
@@ -89,7 +90,10 @@ class Fetcher:
         take: Callable[[int], None],
     ) -> File:
         """What an answer brings, or what was had where that is the same still."""
-        fields = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in response.headers}
+        fields: dict[str, str] = {}
+        for name, value in ((each.decode("latin-1") for each in pair) for pair in response.headers):
+            before = fields.get(name.lower()) if name.lower() in LISTS else None
+            fields[name.lower()] = value if before is None else f"{before}, {value}"
         if response.status == _SAME and had is not None:
             take(len(had.data))
             self._kept.keep(account, url, had, _as_answered(had) | fields)

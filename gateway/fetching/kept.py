@@ -13,8 +13,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 DIRECTIVE = "cache-control"
+LISTS = (DIRECTIVE, "vary")  # fields that may come several times, and then are one
 VALIDATORS = {"etag": "If-None-Match", "last-modified": "If-Modified-Since"}
 LONGEST = 86_400.0  # seconds that a file is used without a question, whatever its host says
+OBJECT_BYTES = 1024  # about, of a file beside its text and data
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +62,12 @@ class Kept:
         said = _directives(fields.get(DIRECTIVE, ""))
         validators = {asked: fields[name] for name, asked in VALIDATORS.items() if fields.get(name)}
         seconds = 0.0 if "no-cache" in said else _seconds(said.get("max-age")) - _seconds(fields.get("age"))
+        file = replace(file, until=self._clock() + min(seconds, LONGEST), validators=validators)
         useless = seconds <= 0 and not validators
-        if "no-store" in said or fields.get("vary") == "*" or useless or _size(url, file) > self._limit:
+        varies = "*" in (each.strip() for each in fields.get("vary", "").split(","))
+        if "no-store" in said or varies or useless or _size(url, file) > self._limit:
             return
-        until = self._clock() + min(seconds, LONGEST)
-        self._files[account, url] = replace(file, until=until, validators=validators)
+        self._files[account, url] = file
         self._left -= _size(url, file)
         while self._left < 0:
             self.forget(*next(iter(self._files)))
@@ -76,7 +79,9 @@ class Kept:
 
 
 def _size(url: str, file: File) -> int:
-    return len(url) + len(file.data)
+    """Bytes that are held; of what a host may make long, all."""
+    said = sum(map(len, (file.validators or {}).values()))
+    return OBJECT_BYTES + len(url) + len(file.data) + len(file.kind) + said
 
 
 def _directives(field: str) -> dict[str, str]:

@@ -275,6 +275,7 @@ def test_one_that_may_have_changed_is_asked_for_in_a_way_that_says_which_was_had
     for head in (second, third):
         assert 'If-None-Match: "1"\r\nIf-Modified-Since: yesterday\r\n' in head
     assert len(asked_again(TAGGED | {"cache_control": "no-cache, max-age=60"}, TAGGED)) == 2
+    assert 'If-None-Match: "ä"' in asked_again({"etag": '"ä"'}, SAME)[1]
 
 
 @pytest.mark.parametrize(
@@ -282,11 +283,13 @@ def test_one_that_may_have_changed_is_asked_for_in_a_way_that_says_which_was_had
     [
         ({}, {}),
         (FRESH | TAGGED | {"cache_control": "no-store, max-age=60"}, {}),
-        (FRESH | {"vary": "*"}, {}),
+        ({"Cache-Control": "no-store"} | FRESH, {}),
+        (FRESH | {"vary": "accept, *"}, {}),
         (FRESH | {"age": "60"}, {}),
         ({"cache_control": "max-age=soon"}, {}),
         (FRESH, {"cache": 0}),
         (FRESH, {"cache": len(IMAGE) - 1}),
+        (FRESH | {"etag": "x" * 40_000}, {"cache": len(IMAGE) + 40_000}),
     ],
     ids=str,
 )
@@ -303,7 +306,7 @@ def test_what_is_kept_is_bounded_counts_as_what_comes_and_is_no_error() -> None:
     async def ask() -> tuple[list[str], int]:
         held: list[int] = []
         async with Site(answer) as site:
-            given = images(cache=2 * len(IMAGE) + 200, hold=lambda scope, size: held.append(size))
+            given = images(cache=3 * len(IMAGE), hold=lambda scope, size: held.append(size))
             for path in ("/1", "/2", "/1", "/3", "/1", "/2"):
                 await given.fill(question(site.base + path), {}, admitted, "somebody")
             for _ in range(2):
