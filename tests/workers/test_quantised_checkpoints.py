@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 import workers.weights.loader
 from ipc.errors import CortexError
 from tests.workers import quantised
-from tests.workers.checkpoints import SIZES, greedy
+from tests.workers.checkpoints import SIZES, greedy, qwen3
 from tests.workers.conftest import Tiny
 from tests.workers.engines import make_runner, prompt_of, request, serve, some_requests
 from tests.workers.quantised import SCHEMES
@@ -29,7 +29,7 @@ from workers.execution.model_runner import ModelRunner
 from workers.models.decoder import Decoder
 from workers.parallel import RankGroup
 from workers.weights.dequantise import dequantise
-from workers.weights.loader import WeightFiles
+from workers.weights.loader import Shard, Slice, WeightFiles
 
 QUERIES = "model.layers.0.self_attn.q_proj"
 ROUNDING = 2e-7  # of float32, where a scale is a product or a quotient itself
@@ -88,6 +88,24 @@ def test_experts_of_a_mixtral_may_be_quantised_under_their_own_names(tmp_path, m
     oracle = quantised.write("awq", tmp_path, experts=True)
     assert any(name.endswith(".w2.qweight") for name in load_file(tmp_path / "model.safetensors"))
     same_logits(tmp_path, oracle)
+
+
+def test_groups_out_of_order_may_be_those_of_the_head(tmp_path, monkeypatch):
+    monkeypatch.setattr(quantised, "PROJECTIONS", ("lm_head",))
+    make = partial(qwen3, **quantised.SIZES, tie_word_embeddings=False)
+    oracle = quantised.write("w4a16_act_order", tmp_path, make, ignore=[])
+    assert list(read_card(tmp_path).formats(1).orders) == ["lm_head.weight"]
+    same_logits(tmp_path, oracle)
+
+
+def test_a_weight_that_is_kept_plain_has_its_columns_where_they_are(made):
+    for name in ("gptq_act_order", "w4a16_act_order"):
+        folder, oracle = made(name)
+        whole = oracle.state_dict()[f"{QUERIES}.weight"]
+        plain = torch.empty(whole[100:].shape)
+        piece = Slice(f"{QUERIES}.weight", tuple(whole.shape), plain, row=100)
+        WeightFiles(read_card(folder)).load([Shard([piece])], lambda fraction: None)
+        torch.testing.assert_close(plain, whole[100:], rtol=ROUNDING, atol=0)
 
 
 def same_logits(folder: Path, oracle: PreTrainedModel) -> None:

@@ -78,14 +78,19 @@ class Head(Linear):
         empty: Empty,
         biased: bool = False,
     ) -> None:
-        weight = tied.weight if tied else vocabulary.weight(f"{name}.weight", hidden_size, empty)
-        super().__init__(weight, empty(vocabulary.slice).zero_() if biased else None)
+        own = f"{name}.weight"
+        weight = tied.weight if tied else vocabulary.weight(own, hidden_size, empty)
+        order = None if tied else empty.order(own, hidden_size)
+        super().__init__(weight, empty(vocabulary.slice).zero_() if biased else None, order)
         self.name, self.vocabulary, self.tied = name, vocabulary, tied
+        self._order_name = empty.formats.orders.get(own)
 
     def pieces(self) -> Iterator[Slice]:
         vocabulary = self.vocabulary
         if not self.tied:
             yield from vocabulary.pieces(f"{self.name}.weight", self.weight)
+        if self.order is not None:
+            yield Slice(self._order_name, (self.weight.shape[1],), self.order)
         if self.bias is not None and vocabulary.num_real:
             bias = self.bias[: vocabulary.num_real]
             yield Slice(f"{self.name}.bias", (vocabulary.size,), bias, row=vocabulary.first)

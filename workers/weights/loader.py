@@ -24,6 +24,7 @@ from workers.checkpoints.card import ModelCard
 from workers.checkpoints.files import open_file, refuse
 from workers.checkpoints.safetensors import DTYPE_BYTES
 from workers.checkpoints.stored_tensors import StoredTensor
+from workers.weights import four_bits
 from workers.weights.blocks import Blocks, Weight
 from workers.weights.conversions import CONVERSIONS
 from workers.weights.dequantise import dequantise
@@ -225,6 +226,9 @@ class _Job:
         if tensor.dtype not in FORMATS or (form is not None and form.name == tensor.dtype):
             return read
         wide = read if tensor.dtype in TYPES else dequantise(tensor.dtype, read)
+        if tensor.order:  # what is in no blocks keeps its columns where they are
+            kept = four_bits.ordered(self.files.read, tensor.sources[-1])
+            wide = wide[:, kept.argsort()]
         return wide if form is None else quantise(form.name, wide, place)
 
 
