@@ -30,6 +30,7 @@ DEAR = {"repetition_penalty": 1.1, "frequency_penalty": 0.1, "logprobs": 20}  # 
 DEVICE_MARGIN = 128 << 20  # bytes of a GPU that stay free beside the pool, for what drivers take on their way
 LONG_CONTEXT = 3072  # tokens: attention reads what is longer in blocks, which take no more memory
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # of glibc's <malloc.h>
+KEPT_PIECES = (1 << 30, 32 << 20)  # bytes, at most, of a piece that is kept; what glibc before 2.35 allows
 USUAL_THRESHOLD = 128 << 10  # bytes of a piece of memory that the C library asks the kernel for, at first
 TOLD_TOKENS = 64  # of a prompt, whose logits over the whole vocabulary are in memory at once
 
@@ -111,15 +112,15 @@ def keep_freed(keeps: bool) -> None:
     It would give it back to the kernel, which then has to clear each page of it again: a third more time for
     a prompt of 512 tokens. But while it does, what a process holds is what it uses, and not pieces between.
     """
-    _mallopt(M_MMAP_THRESHOLD, 1 << 30 if keeps else USUAL_THRESHOLD)
+    sizes = KEPT_PIECES if keeps else (USUAL_THRESHOLD,)
+    any(_mallopt(M_MMAP_THRESHOLD, size) for size in sizes)
     _mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1 if keeps else USUAL_THRESHOLD)
 
 
-def _mallopt(parameter: int, value: int) -> None:
-    """Set what glibc's allocator goes by; there are others, which have no such thing."""
+def _mallopt(parameter: int, value: int) -> bool:
+    """Set what glibc's allocator goes by; whether it does. There are others, which have no such thing."""
     libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
-        libc.mallopt(parameter, value)
+    return hasattr(libc, "mallopt") and bool(libc.mallopt(parameter, value))
 
 
 def largest_step(spec: WorkerSpec, sorted_rows: int, adapter: bool = False, groups: int = 1) -> StepPlan:

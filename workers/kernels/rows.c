@@ -17,6 +17,7 @@ enum { IN_LANES = NVFP4 }; /* the last of those with four bits */
 #if defined(__x86_64__) && defined(__GNUC__)
 
 #include <stdlib.h>
+#include <string.h>
 
 #define ONCE _Pragma("GCC unroll 8")
 
@@ -64,7 +65,9 @@ INLINE __m256 scale(int kind, const uint8_t *row, long columns, long part, __m25
     __m256i word;
     switch (kind) {
     case NVFP4: {
-        const __m128i four = _mm256_castsi256_si128(halves(_mm_loadu_si32(at + 4 * part)));
+        int32_t bytes; /* GCC 11.2 has _mm_loadu_si32 put them in the last lane */
+        memcpy(&bytes, at + 4 * part, 4);
+        const __m128i four = _mm256_castsi256_si128(halves(_mm_cvtsi32_si128(bytes)));
         return _mm256_permutevar8x32_ps(_mm256_castps128_ps256(_mm_cvtph_ps(four)),
                                         _mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3));
     }
