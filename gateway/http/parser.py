@@ -11,8 +11,9 @@ from gunicorn.asgi.parser import PythonProtocol
 
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"  # RFC 9110, 5.6.2
 _is_token = re.compile(_TOKEN).fullmatch
-# A name, and a value with the white space around it.
-_fields = re.compile(rb"(" + _TOKEN + rb"):([^\x00-\x08\x0a-\x1f\x7f]*)\r\n").findall
+# A name, and a value with the white space around it. It is looked for where a line begins and nowhere else: a
+# long line that is no field would take the square of its length.
+_fields = re.compile(rb"^(" + _TOKEN + rb"):([^\x00-\x08\x0a-\x1f\x7f]*)\r\n", re.MULTILINE).findall
 _BESIDE = len(":\r\n")  # of a line, its name and its value
 
 

@@ -6,7 +6,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from gunicorn.asgi.parser import ParseError, PythonProtocol
+from gunicorn.asgi.parser import InvalidHeader, ParseError, PythonProtocol
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -52,6 +52,12 @@ def test_requests_are_read_as_gunicorn_reads_them(fields: list[bytes], end: byte
     pieces = [request[start:stop] for start, stop in pairwise(places)]
     for limits in ({}, LIMITS):
         assert read(Parser, pieces, limits) == read(PythonProtocol, pieces, limits)
+
+
+@pytest.mark.parametrize("line", [b"a" * 500_000, b"a:" * 250_000 + b"\0"])
+def test_a_long_line_that_is_no_field_is_refused_without_being_gone_through_from_each_byte(line: bytes) -> None:
+    heard = read(Parser, [b"GET / HTTP/1.1\r\n" + line + b"\r\n\r\n"], {"limit_request_field_size": 1 << 20})
+    assert heard[0] is InvalidHeader
 
 
 @pytest.mark.parametrize("method", [b"GET", b"G(T", b"", b"POST\x7f", b"M-SEARCH"])
