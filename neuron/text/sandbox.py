@@ -295,6 +295,8 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         kind = type(__obj)
+        if __obj is Namespace and args:  # it makes an object of them
+            args = (_dict(*args),)
         if kind is Macro or __obj is Namespace:
             for name in _OF_JINJA:
                 kwargs.pop(name, None)

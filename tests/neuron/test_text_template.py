@@ -273,6 +273,7 @@ HOSTILE = {
     "tuples in tuples that are summed": growing("(1,)", "(n.x, n.x)") + "{{ [{}] | sum(attribute=n.x) }}",
     "tuples in tuples that are got": growing("(1,)", "(n.x, n.x)") + "{{ {}.get(n.x) }}",
     "tuples in tuples in `dict`": growing("(1,)", "(n.x, n.x)") + "{{ dict([(n.x, 1)]) | length }}",
+    "tuples in tuples in `namespace`": growing("(1,)", "(n.x, n.x)") + "{% set m = namespace([(n.x, 1)]) %}",
     "tuples in tuples as keys": growing("(1,)", "(n.x, n.x)") + "{{ {}.fromkeys([n.x]) | length }}",
     "tuples in tuples of which some are the same": growing("(1,)", "(n.x, n.x)")
     + "{{ [n.x] | unique | list | length }}",
