@@ -140,6 +140,7 @@ def find_fit(
                 if strategy == "cost" and victims:
                     does = partial(_does, need, candidates, free_then, context_length)
                     victims = cheapest(victims, evictable, need.priority, does)
+                    victims = _spare(need, candidates, free_then, victims, context_length)
                 fit = _place(need, candidates, _without(free_then, victims), context_length)
                 return replace(fit, victims=tuple(victim.model for victim in (*chosen, *victims)))
             if not victims and (fit := _beside(need, candidates, free_then, staying, context_length)):

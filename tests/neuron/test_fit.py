@@ -96,6 +96,9 @@ def test_by_cost_a_large_model_that_is_cheap_for_each_byte_does_not_leave_for_a_
     large = holder("large", 30 * GIB, reload_seconds=60.0, recent_use=1.0)
     small = [holder(name, 4 * GIB, reload_seconds=12.0, recent_use=1.0) for name in ("one", "another")]
     wanted = need(kv_memory=GIB)
+    unused = holder("unused", GIB // 2)  # costs nothing, and is too small to help
+    fit = find_fit(wanted, {"cuda:0": 4 * GIB}, [large, unused, *small], "cost")
+    assert fit.victims == ("another",)
     for free, leave in ((4, ("another",)), (0, ("another", "one"))):
         fit = find_fit(wanted, {"cuda:0": free * GIB}, [large, *small], "cost")
         assert set(fit.victims) == set(leave)
