@@ -37,6 +37,7 @@ DOUBLE = ("consolidated*",)
 CHUNK = 1 << 20  # bytes that are looked at at once
 ROOM = 1 << 30  # bytes that stay free on the disk
 
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 # What of an address is nobody else's business: who asks, and with what signature.
 _USER = re.compile(r"(https?://)[^\s/@'\"]+@")
 _QUERY = re.compile(r"(https?://[^\s?'\"]+)\?[^\s'\"]*")
@@ -78,7 +79,7 @@ def look(model_id: str, cache: Path, revision: str | None = None) -> Chosen:
     with _hub_errors(repository):
         found = HfApi().model_info(repository, revision=revision, files_metadata=True)
     there = {
-        each.rfilename: Remote(each.size or 0, each.lfs.sha256 if each.lfs is not None else "")
+        each.rfilename: Remote(each.size or 0, _checksum(each.lfs.sha256) if each.lfs is not None else "")
         for each in found.siblings or ()
         if not {"", ".", ".."}
         & set(each.rfilename.split("/"))  # the library gives up all for one that climbs
@@ -91,6 +92,11 @@ def look(model_id: str, cache: Path, revision: str | None = None) -> Chosen:
 
     names = choose(repository, list(there), label, weight_map)
     return Chosen(repository, found.sha, {name: there[name] for name in names})
+
+
+def _checksum(said: str) -> str:
+    """What a hub says is one, if it can be: a file is named by it."""
+    return said if _SHA256.fullmatch(said) else ""
 
 
 def read_index(repository: str, content: bytes) -> Mapping[str, str]:
@@ -227,7 +233,7 @@ def _download(chosen: Chosen, cache: Path) -> Path:
         )
 
     large = {
-        name: file.size
+        name: file
         for name, file in missing(chosen, cache).items()
         if file.sha256 and file.size <= constants.MAX_HTTP_DOWNLOAD_SIZE
     }

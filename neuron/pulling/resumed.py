@@ -34,30 +34,31 @@ def came(blobs: Path, files: Iterable[File]) -> int:
     )
 
 
-def fetch(repository: str, commit: str, sizes: Mapping[str, int], folder: Path) -> None:
+def fetch(repository: str, commit: str, files: Mapping[str, File], folder: Path) -> None:
     """Bring what files hold into the cache; they become part of the snapshot when the library brings it.
 
     Args:
-        sizes: of each file, by its name, in bytes.
+        files: by their names; each has a checksum.
         folder: of the repository, in the cache.
 
     Raises:
         OSError, or an error of the library: not all came. What did stays for the next try.
     """
     with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
-        tries = [pool.submit(_fetch, repository, commit, name, size, folder) for name, size in sizes.items()]
+        tries = [pool.submit(_fetch, repository, commit, name, file, folder) for name, file in files.items()]
         for each in tries:
             each.result()
 
 
-def _fetch(repository: str, commit: str, name: str, size: int, folder: Path) -> None:
+def _fetch(repository: str, commit: str, name: str, remote: File, folder: Path) -> None:
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import WeakFileLock, build_hf_headers
 
     address, headers = hf_hub_url(repository, name, revision=commit), build_hf_headers()
-    if not (tag := get_hf_file_metadata(address).etag):
-        return  # what is wrong with that the library says
+    if get_hf_file_metadata(address).etag != remote.sha256:
+        return  # the library looks for it under another name, or says what is wrong
+    tag, size = remote.sha256, remote.size
     whole, locks = folder / "blobs" / tag, folder.parent / ".locks" / folder.name
     for each in (whole.parent, locks):
         each.mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
@@ -18,6 +19,7 @@ from ipc.errors import CortexError
 from neuron.config import NeuronConfig
 from neuron.models.catalogue import Catalogue
 from neuron.pulling import hub as pulling
+from neuron.pulling import resumed
 from neuron.pulling.hub import choose, read_index
 from tests.neuron.harness import wait_until
 from tests.neuron.hub import COMMIT, Hub, Repository, serving
@@ -137,6 +139,18 @@ def test_a_file_goes_on_where_it_was_when_its_connection_broke_or_the_download_w
     assert begun[:2] == [0, here]
     assert here < begun[2] < size
     assert part() is None
+
+
+def test_a_file_is_named_by_its_checksum_whatever_a_hub_calls_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for said in ("../../name", "/name"):
+        assert not pulling._checksum(said)
+        file = pulling.Remote(1, "a" * 64)
+        odd = SimpleNamespace(etag=said)
+        monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda address, odd=odd: odd)
+        resumed.fetch("org/m", COMMIT, {"m.gguf": file}, tmp_path / "models--org--m")
+    assert not any(tmp_path.iterdir())  # the library decides what becomes of it
 
 
 def test_what_came_damaged_is_deleted(hub: Hub, tmp_path: Path) -> None:
