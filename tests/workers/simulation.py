@@ -13,7 +13,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from ipc.worker_messages import PAGE_SIZE, CacheGroup, SamplingParams, SequenceReport, Speculation, Submit
+from ipc.worker_messages import (
+    PAGE_SIZE,
+    CacheGroup,
+    PlacedImage,
+    SamplingParams,
+    SequenceReport,
+    Speculation,
+    Submit,
+)
 from workers.checkpoints.caches import first_page_seen
 from workers.scheduling import fair_queue
 from workers.scheduling.drafts import Drafter
@@ -21,10 +29,11 @@ from workers.scheduling.scheduler import Scheduler
 from workers.scheduling.sequence import Sequence
 from workers.step.engine import Extra, StepResult
 from workers.step.pages import pages_for
-from workers.step.plan import HOLE, UNKNOWN, StepPlan
+from workers.step.plan import HOLE, UNKNOWN, LookAt, StepPlan
 
 END = 2  # the stop id of these tests
 WRONG = 999_999  # a token that nobody writes
+PIECES = 7  # that a look at an image has
 LANES = 12  # accounts times priorities in a storm
 STORM_STEPS = int(os.environ.get("STORM_STEPS", "1500"))
 
@@ -68,6 +77,7 @@ class Slot:
     token_ids: list[int]
     tables: list[list[int]]
     num_computed: int
+    images: list[PlacedImage] = field(default_factory=list)
     stands_for: list[int] = field(default_factory=list)  # of each token computed: it and all before it
 
 
@@ -91,6 +101,9 @@ class ReferenceEngine:
         self.most_held = 0  # pages in use at once
         self.admitted: list[Sequence] = []  # each as often as it was
         self.guesser: Drafter | None = None  # of drafts that a plan leaves to the engine
+        self.begun: tuple[bytes, int] | None = None  # what image is looked at, and how many pieces it was
+        self.seen: set[bytes] = set()  # images
+        self.shown: set[bytes] = set()  # in the last step
 
     def execute(self, plan: StepPlan, sample: Any, fails: bool = False) -> StepResult | None:
         """None: it failed for want of memory, or because a step before it did."""
@@ -108,7 +121,7 @@ class ReferenceEngine:
             assert len(tables) == len(self.groups)
             computed = len(tables[0]) * PAGE_SIZE
             assert computed < len(ids), "a token is left to compute"
-            slot = Slot(request.cache_salt, new.pooling, ids, tables, computed)
+            slot = Slot(request.cache_salt, new.pooling, ids, tables, computed, new.images)
             self._extend(slot, computed)
             self.slots[new.slot] = slot
         assert plan.scheduled
@@ -127,10 +140,12 @@ class ReferenceEngine:
                 self.states[move.state] = self.host_states[move.place]
                 self.came_back += 1
         if fails:
+            self.begun = None
             return None
         users = [Counter(self._seen(paged)) for paged in (True, False)]
         self.most_held = max(self.most_held, len(users[0]))
-        result = StepResult([])
+        result = StepResult([], seen=self._look(plan.look))
+        self.shown.clear()
         for entry in plan.scheduled:
             slot = self.slots[entry.slot]
             start, end = slot.num_computed, slot.num_computed + entry.num_tokens
@@ -139,6 +154,7 @@ class ReferenceEngine:
                 drafts = self.guess(slot.token_ids, len(drafts))
                 result.drafts += drafts
             slot.token_ids += drafts
+            self.shown |= {each.digest for each in slot.images if start < each.end and each.start < end}
             assert start < end <= len(slot.token_ids)
             assert not drafts or end == len(slot.token_ids) == start + 1 + len(drafts)
             self._extend(slot, end)
@@ -169,6 +185,20 @@ class ReferenceEngine:
                 if drafts:
                     self._adopt(slot)
         return result
+
+    def _look(self, order: LookAt | None) -> bool:
+        """Whether that image is seen now."""
+        if order is None:
+            self.begun = None
+            return False
+        digest, pieces = order.image.digest, 0
+        assert any(order.image in slot.images for slot in self.slots.values()), "its pixels are there"
+        if self.begun is not None and self.begun[0] == digest:
+            pieces = self.begun[1]
+        self.begun = digest, pieces + order.work
+        if self.begun[1] >= PIECES:
+            self.seen.add(digest)
+        return digest in self.seen
 
     def guess(self, token_ids: list[int], count: int) -> list[int]:
         """So many drafts that a plan leaves to the engine."""
@@ -271,9 +301,9 @@ class Recorded:
         if name not in ("submit", "abort", "plan", "observe", "step_failed"):
             return tell
 
-        def told(argument: Any = None) -> Any:
-            self.events.append((name, argument))
-            return tell(argument)
+        def told(*arguments: Any) -> Any:
+            self.events.append((name, arguments))
+            return tell(*arguments)
 
         return told
 
@@ -282,7 +312,7 @@ def replay(
     scheduler: Scheduler, events: list[tuple[str, Any]]
 ) -> tuple[list[StepPlan | None], list[SequenceReport]]:
     """Tell a new scheduler what another one was told; returns its plans and its reports."""
-    answers = [getattr(scheduler, name)(argument) for name, argument in events]
+    answers = [getattr(scheduler, name)(*arguments) for name, arguments in events]
     plans = [answer for (name, _), answer in zip(events, answers, strict=True) if name == "plan"]
     return plans, scheduler.take_reports()
 
@@ -304,20 +334,26 @@ class Run:
         self.cached: dict[int, int] = {}
         self.hashes: set[bytes] = set()  # as told by news
 
-    def step(self, chunk: int | None = None, fails: bool = False) -> StepPlan | None:
+    def step(
+        self, chunk: int | None = None, fails: bool = False, work: int | None = None
+    ) -> StepPlan | None:
         """Send a step, and observe those that shall be in flight no longer; None: nothing is open."""
-        while (plan := self.send(chunk, fails)) is None and self.results:
+        while (plan := self.send(chunk, fails, work)) is None and self.results:
             self.observe()
         if len(self.results) > self.in_flight:
             self.observe()
         return plan
 
-    def send(self, chunk: int | None = None, fails: bool = False) -> StepPlan | None:
-        plan = self.recorded.plan(chunk)
+    def send(
+        self, chunk: int | None = None, fails: bool = False, work: int | None = None
+    ) -> StepPlan | None:
+        plan = self.recorded.plan(chunk, work)
         self.plans.append(plan)
         if plan is not None:
             fails = fails or None in self.results
             self.results.append(self.engine.execute(plan, self.sample, fails))
+            if work is not None and self.scheduler.decode_tokens and not fails:
+                assert self.engine.shown <= self.engine.seen, "an answer waited for a look"
         self.take()
         return plan
 
@@ -438,7 +474,7 @@ class Storm:
 
     def _step(self, chunk: int | None, fails: bool) -> StepPlan | None:
         scheduler = self.run.scheduler
-        plan = self.run.step(chunk, fails)
+        plan = self.run.step(chunk, fails, self._work(chunk))
         if plan is not None and chunk is not None and scheduler.decode_tokens:
             assert scheduler.prefill_tokens <= chunk
         self.failures += plan is not None and fails
@@ -453,6 +489,10 @@ class Storm:
                 )
         self.run.engine.admitted.clear()
         return plan
+
+    def _work(self, chunk: int | None) -> int | None:
+        """Pieces of a look that may ride along with so many tokens of prompts."""
+        return None
 
     def _request(self, request_id: int) -> Submit:
         dice = self.random

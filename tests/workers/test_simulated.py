@@ -7,11 +7,19 @@ import pytest
 
 from ipc.errors import Code, CortexError
 from ipc.heartbeat import HeartbeatPage
-from ipc.worker_messages import CacheGroup, FailurePlan, RingHandle, SamplingParams, SimulatedSpec, WorkerSpec
+from ipc.worker_messages import (
+    CacheGroup,
+    FailurePlan,
+    PlacedImage,
+    RingHandle,
+    SamplingParams,
+    SimulatedSpec,
+    WorkerSpec,
+)
 from workers.process import simulated
 from workers.process.simulated import SimulatedEngine
 from workers.step.engine import OutOfDeviceMemory
-from workers.step.plan import HOLE, NewSequence, Scheduled, StepPlan
+from workers.step.plan import HOLE, LookAt, NewSequence, Scheduled, StepPlan
 
 ANSWER = [11, 12, 13]
 
@@ -70,6 +78,12 @@ def test_the_answer_repeats_and_each_sequence_has_its_own_place_in_it(heartbeat)
     assert sim.execute(plan(2, Scheduled(0, 1), Scheduled(1, 3), added=(new(1, 4, 4),))).tokens == [12]
     assert sim.execute(plan(3, Scheduled(0, 1), Scheduled(1, 1))).tokens == [13, 11]
     assert sim.execute(plan(4, Scheduled(0, 1), Scheduled(1, 1))).tokens == [11, 12]
+
+
+def test_an_image_is_seen_at_once(heartbeat):
+    look = LookAt(PlacedImage(b"digest", 1, 1, 1), 1)
+    sim, step = engine(heartbeat), plan(1, Scheduled(0, 5), added=(new(0, 5, 5),))
+    assert sim.execute(msgspec.structs.replace(step, look=look)).seen
 
 
 def test_a_preempted_sequence_goes_on_where_it_was(heartbeat):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from array import array
+from itertools import groupby
+
 import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ipc.worker_messages import PAGE_SIZE
+from ipc.worker_messages import PAGE_SIZE, PlacedImage
 from tests.workers.simulation import STORM_STEPS, Shape, Storm, group, replay
 from workers.scheduling import fair_queue
 from workers.scheduling.scheduler import Scheduler
@@ -84,6 +87,44 @@ def test_a_pool_that_shrinks_and_grows_costs_no_answer(caches, in_flight):
     assert storm.resizes > STORM_STEPS // 100
     assert storm.run.scheduler.statistics()["preemptions"]
     storm.calm()
+
+
+class Sights(Storm):
+    """Prompts show images, which are looked at in pieces; their tokens say which they are, from `FIRST` on."""
+
+    FIRST = 1000
+    looks = 0
+
+    def _work(self, chunk):
+        return None if chunk is None else self.random.choice((1, 3, 10))
+
+    def _step(self, chunk, fails):
+        plan = super()._step(chunk, fails)
+        self.looks += plan is not None and plan.look is not None
+        return plan
+
+    def _request(self, request_id):
+        request, dice = super()._request(request_id), self.random
+        prompt = array("I", request.prompt)
+        for _ in range(dice.choice((0, 1, 1, 3)) if prompt else 0):
+            place = dice.choice([n for n, token in enumerate(prompt) if token < self.FIRST])
+            shown = array("I", [self.FIRST + dice.randrange(500)] * dice.choice((1, 9, 40)))
+            prompt[place:place] = array("I", [8]) + shown
+        images, ends = [], 0
+        for token, run in groupby(prompt):
+            start, ends = ends, ends + len(list(run))
+            if token >= self.FIRST:
+                images.append(PlacedImage(b"%d" % token, start, 1, ends - start))
+        if dice.random() < 0.3:
+            self.texts = [*self.texts[-5:], prompt.tolist()]
+        return msgspec.structs.replace(request, prompt=prompt.tobytes(), images=images)
+
+
+@pytest.mark.parametrize(("caches", "in_flight"), [("hybrid", 0), ("two of each", 1)])
+def test_images_are_looked_at_before_they_are_shown_where_an_answer_would_wait(caches, in_flight):
+    shape = Shape(5, 64, 300, 40, CACHES[caches], states=12, host_states=3)
+    storm = Sights(shape, 1, in_flight).rage(STORM_STEPS).calm()
+    assert storm.looks > STORM_STEPS // 50
 
 
 kinds = st.one_of(

@@ -242,6 +242,16 @@ def test_what_is_half_seen_goes_with_the_request_that_shows_it(engine):
     engine.empty()
 
 
+def test_the_pixels_of_what_is_half_seen_go_with_the_last_request_of_all(engine):
+    scheduler = looking(engine)
+    for number in (0, 1):
+        scheduler.abort(number)
+    assert scheduler.plan(9, 1) is None
+    gc.collect()
+    assert not engine.sight.gallery._there
+    engine.empty()
+
+
 def test_who_is_preempted_while_it_looks_looks_again(engine, model):
     scheduler = looking(engine)
     scheduler._preempt(scheduler.prefilling[0])
@@ -268,6 +278,7 @@ def test_without_memory_for_a_look_who_looks_waits_and_is_refused_the_second_tim
     for failed in ([], [1]):
         with pytest.raises(OutOfDeviceMemory):
             step(engine, scheduler)
+        assert engine.sight._begun is None, "what it kept is not in the way of the next step"
         scheduler.step_failed("too little")
         reports = scheduler.take_reports()
         assert [report.request_id for report in reports if report.finish] == failed

@@ -378,6 +378,8 @@ class ModelRunner:
                 raise
             reason = str(error).partition("\n")[0]
         # here, because the error held what the step had: only now there is something to give back
+        if self.sight is not None:
+            self.sight.end_step(None)
         if self.group.device.type == "cuda":
             torch.cuda.empty_cache()
         raise OutOfDeviceMemory(reason)

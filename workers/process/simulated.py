@@ -109,7 +109,7 @@ class SimulatedEngine:
         if self.spec.world_size > 1:
             self._meet(plan.step)
         self.untold = len(sampled)
-        return StepResult([] if follows else sampled)
+        return StepResult([] if follows else sampled, seen=plan.look is not None)
 
     def adapt(self, order: LoadAdapter | DropAdapter, tell: Callable[[AdapterReport], None]) -> None:
         """Adapters are there at once, take no memory, and change no answer."""

@@ -298,6 +298,8 @@ class Scheduler:
             work: multiplications for an image that may be done instead, before its tokens are fed. None, or
                 with nothing in decode: images are looked at by the steps that show them.
         """
+        if self._glance is not None and self._glance.is_over:
+            self._glance = None
         if not self._open:
             return None
         guesses, drafts = self._guesses, NO_DRAFTS
@@ -317,8 +319,6 @@ class Scheduler:
             budget = min(budget, chunk)
         added: list[NewSequence] = []
         glances: list[Glance] | None = [] if decodes and work is not None else None
-        if self._glance is not None and self._glance.is_over:
-            self._glance = None
         prefills = self._plan_prefills(budget, most, added, glances)
         look = None if glances is None else self._look(glances, 0 if prefills else work)
         while not decodes and not prefills and self.prefilling and not self._in_flight:
@@ -599,6 +599,8 @@ class Scheduler:
     def _end(self, sequence: Sequence) -> None:
         """The caller sees to the list that holds it."""
         del self._open[sequence.request.request_id]
+        if sequence is self._suspect:
+            self._suspect = None
         self.queue.leave(sequence)
         if sequence.slot is not None:
             self._release(sequence)
