@@ -9,7 +9,6 @@ from types import FrameType
 
 from ipc.control import Control
 from ipc.lifeline import die_with_parent
-from workers.execution.memory import one_heap
 from workers.process.life import live
 
 
@@ -21,7 +20,6 @@ def main() -> int:
     die_with_parent(arguments.supervisor_pid)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the supervisor, and it decides
     signal.signal(signal.SIGTERM, leave)
-    one_heap()
     with Control.attach(arguments.control_fd) as control:
         return live(control)
 

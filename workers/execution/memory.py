@@ -29,7 +29,7 @@ from workers.step.plan import NewSequence, Scheduled, StepPlan
 DEAR = {"repetition_penalty": 1.1, "frequency_penalty": 0.1, "logprobs": 20}  # what costs memory in each row
 DEVICE_MARGIN = 128 << 20  # bytes of a GPU that stay free beside the pool, for what drivers take on their way
 LONG_CONTEXT = 3072  # tokens: attention reads what is longer in blocks, which take no more memory
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # of glibc's <malloc.h>
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's <malloc.h>
 KEPT_PIECES = (1 << 30, 32 << 20)  # bytes, at most, of a piece that is kept; what glibc before 2.35 allows
 USUAL_THRESHOLD = 128 << 10  # bytes of a piece of memory that the C library asks the kernel for, at first
 TOLD_TOKENS = 64  # of a prompt, whose logits over the whole vocabulary are in memory at once
@@ -95,15 +95,6 @@ def trim(device: str) -> None:
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):
         libc.malloc_trim(0)
-
-
-def one_heap() -> None:
-    """Let all threads have small pieces of memory from the same heap; called before there are any.
-
-    The C library gives threads heaps of their own, which stay when they end: what the last of them freed at
-    the end of one is never given back. Those of the threads that read a model's weights held 42 MB.
-    """
-    _mallopt(M_ARENA_MAX, 1)
 
 
 def keep_freed(keeps: bool) -> None:
