@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from urllib.parse import quote, urljoin, urlsplit
 
 import httpcore
@@ -53,33 +54,36 @@ class Fetcher:
             raise Unfetchable(str(error) or type(error).__name__) from error
 
     async def _follow(self, account: str, url: str, take: Callable[[int], None]) -> File:
+        for _ in range(REDIRECTS + 1):
+            target, host = _target(url)
+            had = self._kept.find(account, url)
+            if had is not None and self._kept.is_fresh(had):
+                take(len(had.data))
+                return had
+            headers = {"Host": host, "User-Agent": "cortex", "Accept": "image/*"}
+            headers["Accept-Encoding"] = "identity"
+            headers |= had.validators if had is not None else {}
+            async with self._free, self._asked(target, headers) as response:
+                if response.status not in _MOVED:
+                    return await self._file(account, url, response, had, take)
+                self._kept.forget(account, url)
+                url = _moved(url, response)
+        raise Unfetchable(f"it is redirected more than {REDIRECTS} times")
+
+    @asynccontextmanager
+    async def _asked(self, target: httpcore.URL, headers: dict[str, str]) -> AsyncIterator[httpcore.Response]:
+        """What a host answers, whose body is still to come."""
+        encoded = {name: value.encode("latin-1") for name, value in headers.items()}
+        silence = dict.fromkeys(("connect", "read", "write"), SILENCE_SECONDS)
         # Each has connections of its own: a pool for all keeps the place of one that is given up while it
         # waits, and a connection that is kept would have to be judged again.
         async with (
-            self._free,
             httpcore.AsyncConnectionPool(
                 ssl_context=self._tls, max_keepalive_connections=0, network_backend=self._reach
             ) as pool,
+            pool.stream("GET", target, headers=encoded, extensions={"timeout": silence}) as response,
         ):
-            for _ in range(REDIRECTS + 1):
-                target, host = _target(url)
-                had = self._kept.find(account, url)
-                if had is not None and self._kept.is_fresh(had):
-                    take(len(had.data))
-                    return had
-                headers = {"Host": host, "User-Agent": "cortex", "Accept": "image/*"}
-                headers["Accept-Encoding"] = "identity"
-                headers |= had.validators if had is not None else {}
-                asked = {name: value.encode("latin-1") for name, value in headers.items()}
-                silence = dict.fromkeys(("connect", "read", "write"), SILENCE_SECONDS)
-                async with pool.stream(
-                    "GET", target, headers=asked, extensions={"timeout": silence}
-                ) as response:
-                    if response.status not in _MOVED:
-                        return await self._file(account, url, response, had, take)
-                    self._kept.forget(account, url)
-                    url = _moved(url, response)
-        raise Unfetchable(f"it is redirected more than {REDIRECTS} times")
+            yield response
 
     async def _file(
         self,

@@ -200,6 +200,30 @@ def test_no_more_connections_are_open_than_may_be_and_one_request_has_a_quarter(
     assert asyncio.run(ask()) == most
 
 
+def test_an_image_that_is_kept_waits_for_no_connection() -> None:
+    async def answer(path: str, writer: asyncio.StreamWriter) -> None:
+        if path == "/silent":
+            silent.set()
+            await asyncio.sleep(60)
+        reply(writer, IMAGE, **FRESH)
+
+    async def ask() -> Any:
+        async with Site(answer) as site:
+            given, kept = images(at_once=1, seconds=30), site.base + "/kept"
+            await given.fill(question(kept), {}, admitted, "somebody")
+            other = given.fill(question(site.base + "/silent"), {}, admitted, "somebody")
+            waits = asyncio.create_task(other)
+            await asyncio.wait_for(silent.wait(), 30)
+            request = question(kept)
+            await asyncio.wait_for(given.fill(request, {}, admitted, "somebody"), 20)
+            assert not waits.done()
+            waits.cancel()
+            return request.messages[0].content[0]
+
+    silent = asyncio.Event()
+    assert asyncio.run(ask()).data == IMAGE
+
+
 @pytest.mark.parametrize("leaves", [True, False])
 def test_images_that_were_given_up_keep_nobody_elses_from_coming(leaves: bool) -> None:
     async def silent_at_first(path: str, writer: asyncio.StreamWriter) -> None:
