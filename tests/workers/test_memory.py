@@ -17,6 +17,7 @@ from neuron.processes.worker import Worker
 from tests.workers.engines import make_runner, make_spec
 from tests.workers.harness import Workers
 from workers.checkpoints.card import read_card
+from workers.execution import memory
 from workers.execution.memory import check_pages, largest_step, pool_pages, taken
 from workers.layers.linear import has_kernels
 from workers.step.pages import pages_for
@@ -162,6 +163,22 @@ def test_what_a_computation_takes_is_what_it_had_at_one_moment_and_what_it_leave
     most, left = taken("cpu", compute)
     assert 195 * MIB < most < 215 * MIB  # the second is made when the first is gone
     assert 38 * MIB < left < 45 * MIB
+
+
+def test_a_c_library_that_takes_no_threshold_so_high_has_its_highest(monkeypatch):
+    kept = {}
+
+    def mallopt(parameter: int, value: int) -> bool:
+        if parameter == memory.M_MMAP_THRESHOLD and value > 32 * MIB:
+            return False
+        kept[parameter] = value
+        return True
+
+    monkeypatch.setattr(memory, "_mallopt", mallopt)
+    memory.keep_freed(False)
+    assert kept[memory.M_MMAP_THRESHOLD] == memory.USUAL_THRESHOLD
+    memory.keep_freed(True)
+    assert kept[memory.M_MMAP_THRESHOLD] == 32 * MIB
 
 
 def test_nothing_of_the_largest_step_stays(tiny):

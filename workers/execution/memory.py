@@ -103,8 +103,9 @@ def keep_freed(keeps: bool) -> None:
     It would give it back to the kernel, which then has to clear each page of it again: a third more time for
     a prompt of 512 tokens. But while it does, what a process holds is what it uses, and not pieces between.
     """
-    sizes = KEPT_PIECES if keeps else (USUAL_THRESHOLD,)
-    any(_mallopt(M_MMAP_THRESHOLD, size) for size in sizes)
+    for size in KEPT_PIECES if keeps else (USUAL_THRESHOLD,):
+        if _mallopt(M_MMAP_THRESHOLD, size):
+            break
     _mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1 if keeps else USUAL_THRESHOLD)
 
 
