@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import re
 
-from gunicorn.asgi.parser import PythonProtocol
+from gunicorn.asgi.parser import InvalidHeader, PythonProtocol
 
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"  # RFC 9110, 5.6.2
 _is_token = re.compile(_TOKEN).fullmatch
 # A name, and a value with the white space around it. It is looked for where a line begins and nowhere else: a
 # long line that is no field would take the square of its length.
 _fields = re.compile(rb"^(" + _TOKEN + rb"):([^\x00-\x08\x0a-\x1f\x7f]*)\r\n", re.MULTILINE).findall
+MOST_DIGITS = 18  # of a length
 _BESIDE = len(":\r\n")  # of a line, its name and its value
 
 
@@ -37,6 +38,11 @@ class Parser(PythonProtocol):
         del self._buffer[: end + 2]
         self._finalize_headers()
         return True
+
+    def _finalize_headers(self) -> None:
+        if any(name == b"content-length" and len(value) > MOST_DIGITS for name, value in self._headers_list):
+            raise InvalidHeader("Invalid Content-Length value")  # Python makes no number of thousands of them
+        super()._finalize_headers()
 
     def _is_valid_token(self, data: bytes) -> bool:
         return _is_token(data) is not None

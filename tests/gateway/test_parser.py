@@ -60,6 +60,11 @@ def test_a_long_line_that_is_no_field_is_refused_without_being_gone_through_from
     assert heard[0] is InvalidHeader
 
 
+def test_a_length_of_very_many_digits_is_refused_as_one_that_is_none() -> None:
+    request = [b"POST / HTTP/1.1\r\ncontent-length: " + b"9" * 5000 + b"\r\n\r\n"]
+    assert read(Parser, request, {}) == [InvalidHeader, "Invalid Content-Length value"]
+
+
 @pytest.mark.parametrize("method", [b"GET", b"G(T", b"", b"POST\x7f", b"M-SEARCH"])
 def test_a_method_is_a_token(method: bytes) -> None:
     request = [method + b" / HTTP/1.1\r\n\r\n"]
