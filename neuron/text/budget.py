@@ -13,7 +13,9 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import jinja2
+from jinja2.utils import Namespace
 
+VIEWS = (type({}.keys()), type({}.values()), type({}.items()))
 VALUE = 8  # what a value in a list counts as, in characters
 MAX_BITS = 4096  # of a number that is the result of a calculation
 SHORT = 256  # characters; of texts up to here the loop around them takes note
@@ -103,8 +105,10 @@ def weigh(*values: Any) -> tuple[int, int]:
         elif isinstance(value, dict):
             pending += value.keys()
             pending += value.values()
-        elif isinstance(value, list | tuple | set):
+        elif isinstance(value, (list, tuple, set, *VIEWS)):
             pending += value
+        elif isinstance(value, Namespace):
+            pending += value._Namespace__attrs.values()
         if seen + len(pending) > most:
             raise OverBudget(f"it reads a list or an object of more than {most:,} values")
     return characters + VALUE * seen, seen

@@ -18,7 +18,7 @@ from jinja2 import filters, nodes
 from jinja2.compiler import CodeGenerator, Frame
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
-from jinja2.runtime import Context, Macro
+from jinja2.runtime import Context, LoopContext, Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
@@ -27,6 +27,7 @@ from neuron.text.budget import (
     MAX_BITS,
     MOST,
     SHORT,
+    VIEWS,
     Bounds,
     OverBudget,
     budget,
@@ -198,7 +199,7 @@ def concat(*values: Any) -> str:
 
 def compared(value: Any) -> Any:
     """Called for what is compared: a list that holds another twice, and that one a third, has no end."""
-    if isinstance(value, list | tuple | dict):
+    if isinstance(value, (list, tuple, dict, *VIEWS)):
         spend_on(value)
     return value
 
@@ -310,6 +311,8 @@ class _Environment(ImmutableSandboxedEnvironment):
             args = ([key(each) for each in args[0]], *args[1:]) if args else args
         elif isinstance(owner, dict) and args:
             check_key(args[0])
+        elif isinstance(owner, LoopContext):  # its `changed` compares them
+            spend_on(args)
         if kind is BuiltinMethodType and type(owner) in (str, dict):
             for name in _OF_JINJA:
                 kwargs.pop(name, None)
@@ -350,8 +353,8 @@ _PERCENT = re.compile(r"%(?:\([^)]*\))?[-+ #.\d*]*")
 _BRACES = re.compile(r"\{[^{}]*(?:\{|\d{4})")
 
 
-def _raise_exception(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)
+def _raise_exception(message: Any) -> NoReturn:
+    raise jinja2.TemplateError(text_of(message))
 
 
 def _strftime_now(form: str) -> str:

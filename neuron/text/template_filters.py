@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import wraps
 from typing import Any
 
 import jinja2
 from jinja2 import filters, nodes
+from jinja2.utils import Namespace
 
 from neuron.text.budget import (
     MAX_BITS,
     SHORT,
     VALUE,
+    VIEWS,
     OverBudget,
     budget,
     check_key,
@@ -46,6 +48,8 @@ def metered(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(function)  # with the marks that tell Jinja what to hand over before the value
     def filtered(*args: Any, **kwargs: Any) -> Any:
+        if name in COMPARING:
+            args = tuple(list(each) if isinstance(each, Iterator) else each for each in args)
         for each in kwargs.values():
             check_key(each)  # an attribute, mostly
         for place, each in enumerate(args):
@@ -59,6 +63,8 @@ def metered(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
                     budget.spend(size(each) if not isinstance(each, dict) else len(each))
                 else:
                     spend_on(each, times=len(each).bit_length() if name in COMPARING else 1)
+            elif isinstance(each, (Namespace, *VIEWS)):
+                spend_on(each)
         return function(*args, **kwargs)
 
     return filtered

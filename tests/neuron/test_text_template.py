@@ -277,6 +277,22 @@ HOSTILE = {
     "tuples in tuples as keys": growing("(1,)", "(n.x, n.x)") + "{{ {}.fromkeys([n.x]) | length }}",
     "tuples in tuples of which some are the same": growing("(1,)", "(n.x, n.x)")
     + "{{ [n.x] | unique | list | length }}",
+    "lists in what a namespace is written as": growing("[1]", "[n.x, n.x]") + "{{ n }}",
+    "lists in what a filter is given": growing("[1]", "[n.x, n.x]") + "{{ n | upper }}",
+    "lists that a filter hands to another": growing("[1]", "[n.x, n.x]")
+    + "{% set a = n.x %}"
+    + growing("[1]", "[n.x, n.x]")
+    + "{{ [a, n.x] | batch(1) | sort }}",
+    "lists in what values are written as": growing("[1]", "[n.x, n.x]") + "{{ {'a': n.x}.values() }}",
+    "lists in an error": growing("[1]", "[n.x, n.x]") + "{{ raise_exception(n.x) }}",
+    "lists that changed": growing("[1]", "[n.x, n.x]")
+    + "{% set a = n.x %}"
+    + growing("[1]", "[n.x, n.x]")
+    + "{% set m = namespace(l=[a, n.x]) %}{% for i in m.l %}{{ loop.changed(i) }}{% endfor %}",
+    "comparing items": growing("[1]", "[n.x, n.x]")
+    + "{% set a = n.x %}"
+    + growing("[1]", "[n.x, n.x]")
+    + "{{ {'a': a}.items() == {'a': n.x}.items() }}",
     "looking for a list among many": MANY_LISTS + "{{ x in l }}",
     "looking for none of many lists": MANY_LISTS + "{{ x not in l and 1 in l }}",
     "looking for a list by a test": MANY_LISTS + "{{ x is in(l) }}",
