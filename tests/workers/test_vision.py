@@ -297,6 +297,18 @@ def test_what_was_seen_is_forgotten_for_what_is_new(engine, monkeypatch):
     assert kept._left == 0
 
 
+def test_what_is_too_much_to_remember_is_let_go_before_the_next_look(engine, monkeypatch):
+    kept, counts, look = engine.sight, [], Qwen3VLTower.look
+    monkeypatch.setattr(kept, "_seen", type(kept._seen)())
+    monkeypatch.setattr(kept, "_left", 1)
+    monkeypatch.setattr(
+        Qwen3VLTower, "look", lambda tower, image: (counts.append(len(kept._seen)), look(tower, image))[1]
+    )
+    serve(engine, [((3, picture(5, 5, seed), 3), 1) for seed in range(2)], later=2, max_step_tokens=16)
+    assert counts == [0, 0]
+    assert len(kept._seen) == 1
+
+
 def test_pixels_stay_for_one_who_shows_them_when_another_who_does_has_gone():
     placed = PlacedImage(b"digest", 0, 1, 1)
     gallery = Gallery()

@@ -96,6 +96,7 @@ class Sight:
         """Look at an image until so much was done in this step, and remember what was seen if that is all."""
         begun, self._begun = self._begun, None  # what fails is over
         if begun is None or begun[0] != image.digest:
+            self._forget(keep=0)
             side = self.vision.side
             pixels = torch.frombuffer(self.gallery[image.digest], dtype=torch.uint8)
             begun = image.digest, self.tower.look(pixels.view(image.rows * side, image.columns * side, 3))
@@ -110,7 +111,12 @@ class Sight:
     def _remember(self, digest: bytes, found: Tensor) -> None:
         self._seen[digest] = found
         self._left -= found.nbytes
-        while self._left < 0 and len(self._seen) > 1:
+        self._forget(keep=1)
+
+    def _forget(self, keep: int) -> None:
+        """Let the oldest go where all are too much: of a single one that is, there is no more until the next
+        look."""
+        while self._left < 0 and len(self._seen) > keep:
             _, oldest = self._seen.popitem(last=False)
             self._left += oldest.nbytes
 
