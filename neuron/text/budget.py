@@ -16,6 +16,8 @@ import jinja2
 from jinja2.utils import Namespace
 
 VIEWS = (type({}.keys()), type({}.values()), type({}.items()))
+_SINGLE = frozenset((int, float, bool, type(None)))  # types of values that hold no others
+_SEQUENCES = (list, tuple, set, *VIEWS)
 VALUE = 8  # what a value in a list counts as, in characters
 MAX_BITS = 4096  # of a number that is the result of a calculation
 SHORT = 256  # characters; of texts up to here the loop around them takes note
@@ -102,10 +104,12 @@ def weigh(*values: Any) -> tuple[int, int]:
         seen += 1
         if isinstance(value, str):
             characters += len(value)
+        elif type(value) in _SINGLE:
+            continue
         elif isinstance(value, dict):
             pending += value.keys()
             pending += value.values()
-        elif isinstance(value, (list, tuple, set, *VIEWS)):
+        elif isinstance(value, _SEQUENCES):
             pending += value
         elif isinstance(value, Namespace):
             pending += value._Namespace__attrs.values()
