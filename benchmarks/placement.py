@@ -221,8 +221,8 @@ class Host:
         return cheapest(victims, line, 100, does) if strategy == "cost" else victims
 
     def _holder(self, model: str, copy: Copy, now: float) -> Holder:
-        size = self.setting.models[model]
-        foreseen = self.setting.leaves == "foresight"
+        size, use = self.setting.models[model], self.uses[model]
+        soon = 1 / max(self.due(model, now), SOON) if self.setting.leaves == "foresight" else None
         return Holder(
             model,
             {DEVICE: int(GIB * size.gib)},
@@ -231,7 +231,8 @@ class Host:
             busy=max(copy.ready, *copy.ends, 0.0) > now,
             settled=copy.ready + RESIDENCY_SHARE * size.seconds <= now,
             reload_seconds=size.seconds,
-            recent_use=1 / max(self.due(model, now), SOON) if foreseen else self.uses[model].at(now),
+            recent_use=use.at(now) if soon is None else soon,
+            recent_requests=use.requests(now) if soon is None else soon,
         )
 
     def load(self, model: str, now: float) -> list[str]:

@@ -111,7 +111,7 @@ class Host:
             return Quoted(id=1, verdict="fits", seconds=self.load)
         leaves, victim = self._victim(now)
         verdict = "evicts" if leaves <= now else "waits"
-        loss = self.load * min(1.0, self.holders[victim].use.at(now))
+        loss = self.load * min(1.0, self.holders[victim].use.requests(now))
         seconds = leaves - now + self.load
         return Quoted(id=1, verdict=verdict, seconds=seconds, evicts=[victim], loss=loss)
 

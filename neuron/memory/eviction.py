@@ -61,8 +61,12 @@ class RecentUse:
             self._visits.add(now)
         self._last = now
 
+    def requests(self, now: float) -> float:
+        """As they count now."""
+        return self._requests.at(now)
+
     def at(self, now: float) -> float:
-        """Requests, as they count now."""
+        """The same with visits, each of which is a part of a request."""
         return self._requests.at(now) + VISIT_USES * self._visits.at(now)
 
 
@@ -92,7 +96,8 @@ class Holder:
     leaving: bool = False  # it leaves already, whoever asked for that
     settled: bool = True  # it has had its residency, so it leaves for its equals, too
     reload_seconds: float = 0.0  # that it takes to come back
-    recent_use: float = 0.0  # as `RecentUse` has it
+    recent_use: float = 0.0  # as `RecentUse` has it,
+    recent_requests: float = 0.0  # and the part of it that are requests
     pool: PoolShare | None = None  # None: its pool is of one size, or about to change
     changes: bool = False  # its pool shrinks or grows: what it can spare is known in a moment
     # bytes by device that its pool gives up now, and `reserved` has no more
@@ -110,8 +115,8 @@ class Holder:
 
     @property
     def loss(self) -> float:
-        """Seconds that whoever wants it next will wait, at a guess: who was not used for long will not be."""
-        return self.reload_seconds * min(1.0, self.recent_use)
+        """Seconds that whoever wants it next will wait, at a guess: none does soon, where none did lately."""
+        return self.reload_seconds * min(1.0, self.recent_requests)
 
     @property
     def worth(self) -> float:

@@ -96,6 +96,7 @@ class Adapter:
         return self._need
 
     def holder(self, reserved: dict[str, int]) -> Holder:
+        now = time.monotonic()
         return Holder(
             model=self.id,
             reserved=reserved,
@@ -104,7 +105,8 @@ class Adapter:
             busy=self.status in ("waiting", "loading") or self.in_use,
             leaving=self.status in ("leaving", "dropping"),
             reload_seconds=self.reload_seconds,
-            recent_use=self._use.at(time.monotonic()),
+            recent_use=self._use.at(now),
+            recent_requests=self._use.requests(now),
         )
 
     @property

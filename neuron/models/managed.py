@@ -265,7 +265,7 @@ class ManagedModel:
         return self.description.need(self.settings, runtime)
 
     def holder(self, reserved: dict[str, int]) -> Holder:
-        coming = self._tenancy.pool.coming
+        coming, now = self._tenancy.pool.coming, time.monotonic()
         return Holder(
             model=self.id,
             reserved={name: size - coming.get(name, 0) for name, size in reserved.items()},
@@ -275,7 +275,8 @@ class ManagedModel:
             busy=self.status in ("waiting", "loading") or not self.requests.idle,
             leaving=self.status in ("draining", "unloading"),
             reload_seconds=self.reload_seconds,
-            recent_use=self._use.at(time.monotonic()),
+            recent_use=self._use.at(now),
+            recent_requests=self._use.requests(now),
             pool=self._tenancy.pool.share if self.status == "ready" else None,
             coming=coming,
             changes=self._tenancy.pool.changes,

@@ -303,7 +303,7 @@ def test_what_tries_a_grammar_for_a_process_counts_with_it():
 
 def test_a_process_without_memory_says_so(loop, text):
     async def scenario():
-        process = TextProcess(400 << 20, "INFO")
+        process = TextProcess(256 << 20, "INFO")
         request = said("grow")
         outcome, _ = await process.ask(job(text, request), msgspec.msgpack.encode(request))
         assert (outcome.error.code, outcome.error.param) == (Code.TEMPLATE_FAILED, "messages")

@@ -120,6 +120,7 @@ class Model:
         )
 
     def holder(self, reserved):
+        now = asyncio.get_running_loop().time()
         return Holder(
             self.id,
             {name: size - self.given for name, size in reserved.items()},
@@ -132,7 +133,8 @@ class Model:
             busy=self.status in ("waiting", "loading") or self.open > 0,
             leaving=self.status == "draining",
             reload_seconds=self.reload_seconds,
-            recent_use=self.use.at(asyncio.get_running_loop().time()),
+            recent_use=self.use.at(now),
+            recent_requests=self.use.requests(now),
         )
 
     @property

@@ -334,9 +334,7 @@ class Run:
         self.cached: dict[int, int] = {}
         self.hashes: set[bytes] = set()  # as told by news
 
-    def step(
-        self, chunk: int | None = None, fails: bool = False, work: int | None = None
-    ) -> StepPlan | None:
+    def step(self, chunk: int | None = None, fails: bool = False, work: int | None = None) -> StepPlan | None:
         """Send a step, and observe those that shall be in flight no longer; None: nothing is open."""
         while (plan := self.send(chunk, fails, work)) is None and self.results:
             self.observe()
@@ -344,9 +342,7 @@ class Run:
             self.observe()
         return plan
 
-    def send(
-        self, chunk: int | None = None, fails: bool = False, work: int | None = None
-    ) -> StepPlan | None:
+    def send(self, chunk: int | None = None, fails: bool = False, work: int | None = None) -> StepPlan | None:
         plan = self.recorded.plan(chunk, work)
         self.plans.append(plan)
         if plan is not None:

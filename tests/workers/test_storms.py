@@ -90,7 +90,7 @@ def test_a_pool_that_shrinks_and_grows_costs_no_answer(caches, in_flight):
 
 
 class Sights(Storm):
-    """Prompts show images, which are looked at in pieces; their tokens say which they are, from `FIRST` on."""
+    """Prompts show images, which are looked at in pieces; tokens from `FIRST` on say which they are."""
 
     FIRST = 1000
     looks = 0
