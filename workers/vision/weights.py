@@ -12,7 +12,7 @@ from workers.layers.layer_norm import LayerNorm
 from workers.layers.linear import ColumnParallel
 from workers.layers.norm import RMSNorm
 from workers.weights.blocks import Empty
-from workers.weights.loader import Shard, Slice, bytes_filled
+from workers.weights.loader import Shard, Slice
 
 
 class Weights:
@@ -57,8 +57,3 @@ class Weights:
         yield Shard([*self._tables, *(piece for norm in self._norms for piece in norm.pieces())])
         for linear in self._linears:
             yield Shard([*linear.pieces()], linear.pack)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all of them."""
-        return bytes_filled(self.parts())
