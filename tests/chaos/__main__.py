@@ -231,12 +231,17 @@ class Story:
 
 
 def _held(service: Service) -> Counter[str]:
-    """Descriptors of all processes of a service, by kind, and the processes; without the files of counts and
-    of what clients keep, which each process opens when it first needs them."""
+    """Descriptors of all processes of a service that live, by kind, and the processes; without the files of
+    counts and of what clients keep, which each process opens when it first needs them."""
     held: Counter[str] = Counter()
-    for process in [psutil.Process(service.pid), *service.children()] if service.pid else ():
+    for pid in [service.pid, *(child.pid for child in service.children())] if service.pid else ():
+        try:
+            opened = os.listdir(f"/proc/{pid}/fd")
+        except OSError:
+            continue
         held["processes"] += 1
-        for path in Path(f"/proc/{process.pid}/fd").iterdir():
+        for name in opened:
+            path = f"/proc/{pid}/fd/{name}"
             with suppress(OSError):
                 target = os.readlink(path)
                 if not re.search(r"cortex-metrics-|\.db", target):

@@ -109,10 +109,13 @@ class Service:
 
     def children(self, of: str = "") -> list[psutil.Process]:
         """Its processes below the first one, with `of` in their command lines."""
+        found: list[psutil.Process] = []
         with suppress(psutil.Error):
-            found = psutil.Process(self.pid).children(recursive=True) if self.pid else []
-            return [each for each in found if of in " ".join(each.cmdline())]
-        return []
+            for each in psutil.Process(self.pid).children(recursive=True) if self.pid else ():
+                with suppress(psutil.Error):  # it may end meanwhile
+                    if of in " ".join(each.cmdline()):
+                        found.append(each)
+        return found
 
     async def end(self, number: signal.Signals, patience: float) -> int | None:
         """Its exit code; None: it had to be killed."""
