@@ -98,6 +98,17 @@ def test_groups_out_of_order_may_be_those_of_the_head(tmp_path, monkeypatch):
     same_logits(tmp_path, oracle)
 
 
+@pytest.mark.parametrize(("name", "tied"), [("w4a16_act_order", True), ("gptq_act_order", False)])
+def test_an_embedding_whose_groups_are_out_of_order_is_looked_up_as_it_is_meant(
+    tmp_path, monkeypatch, name, tied
+):
+    monkeypatch.setattr(quantised, "PROJECTIONS", ("embed_tokens",))
+    make = partial(qwen3, **quantised.SIZES, tie_word_embeddings=tied, vocab_size=136)  # whole int32
+    oracle = quantised.write(name, tmp_path, make)
+    assert not read_card(tmp_path).formats(1)
+    same_logits(tmp_path, oracle)
+
+
 def test_a_weight_that_is_kept_plain_has_its_columns_where_they_are(made):
     for name in ("gptq_act_order", "w4a16_act_order"):
         folder, oracle = made(name)

@@ -207,9 +207,10 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     def formats(self, world_size: int, quantization: Quantization | None = None) -> Formats:
         """The block formats in which ranks keep weights, by name; all others are in the type of the model.
 
-        Weights of products and of the embedding stay as they are stored, in blocks. What is stored in a plain
-        type is quantised where that is wanted and the ranks share it: norms, biases, the router of a mixture
-        of experts, and what decides how long a state is kept never are.
+        Weights of products and of the embedding stay as they are stored, in blocks, but for an embedding with
+        columns that are stored out of order. What is stored in a plain type is quantised where that is wanted
+        and the ranks share it: norms, biases, the router of a mixture of experts, and what decides how long a
+        state is kept never are.
 
         Raises:
             CortexError: MODEL_LOAD_FAILED, the ranks would share columns that are not whole blocks.
@@ -219,6 +220,8 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, dict=True):
             tensor = self.tensors[name]
             if len(shape) != 2 or tensor.sharing in ("none", "wide", "plain_rows", "wide_rows", "first"):
                 continue
+            if tensor.order and tensor.sharing == "vocabulary" and name != HEAD:
+                continue  # it is looked up, not multiplied: its columns have to be where they are
             if tensor.dtype not in PLAIN:
                 self._check_blocks(name, shape[1], world_size)
                 formats[name] = tensor.dtype
