@@ -264,6 +264,21 @@ def test_zero_points_that_a_symmetric_weight_should_not_have_end_the_load_with_t
         load(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "end"), [("fp8_blocks", "weight"), ("fp8_whole", "weight"), ("nvfp4", "weight_scale")]
+)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_numbers_of_fp8_that_are_nan_end_the_load_naming_their_tensor(tmp_path, name, end, sign):
+    quantised.write(name, tmp_path)
+    path = tmp_path / "model.safetensors"
+    tensors = load_file(path)
+    one = torch.full((1,), torch.nan).copysign(torch.tensor(sign)).to(torch.float8_e4m3fn)
+    tensors[f"{QUERIES}.{end}"].view(torch.uint8)[3, 5] = one.view(torch.uint8).item()
+    save_file(tensors, path)
+    with pytest.raises(CortexError, match=f"NaN among its FP8 numbers, found while tensor {QUERIES}.weight"):
+        load(tmp_path)
+
+
 GROUP = {"targets": ["Linear"], "weights": {"num_bits": 4, "group_size": 128}}
 
 
