@@ -25,7 +25,7 @@ import heapq
 from array import array
 from collections import deque
 from collections.abc import Sequence as Row
-from itertools import chain
+from itertools import chain, repeat
 
 import msgspec
 
@@ -40,22 +40,25 @@ from workers.scheduling.unseen import Glance, unseen
 from workers.step.engine import Extra, StepResult
 from workers.step.plan import LookAt, NewSequence, Scheduled, StepPlan
 
+NO_EXTRAS = repeat(None)  # what a step brings besides tokens, most times
+
 
 class SentStep(msgspec.Struct):
     """A step from its plan to its result."""
 
-    decodes: Stepping
-    grown: list[Sequence]  # of these, who began a page
+    sampled: list[Sequence]  # who gets a token, in the order of the plan: first those in decode
+    decodes: list[Scheduled]  # of the latter
     prefills: Stepping
     ends: list[int]  # of each of these, how many of its tokens are computed then
-    sampled: list[Sequence]  # who gets a token, in the order of the plan
+    grown: list[Sequence]  # who in decode began a page
     drafts: Drafts  # fed behind their tokens
     look: Glance | None = None  # what an image is looked at for beside that
     gone: frozenset[Sequence] = frozenset()  # who ended or was preempted since: its token is nothing
 
     def entries(self) -> Stepping:
         """Of those that are still there."""
-        return [pair for pair in chain(self.decodes, self.prefills) if pair[0] not in self.gone]
+        all_entries = chain(zip(self.sampled, self.decodes, strict=False), self.prefills)
+        return [pair for pair in all_entries if pair[0] not in self.gone]
 
 
 class Scheduler:
@@ -193,39 +196,42 @@ class Scheduler:
             for (sequence, _), end in zip(step.prefills, step.ends, strict=True):
                 if sequence not in gone:
                     self._settle_prompt(sequence, end)
-        ended, told = False, len(self._reports)
-        for index, (sequence, token) in enumerate(zip(sampled, tokens, strict=True)):
-            if gone and sequence in gone:
-                continue
-            finish = ""
+        besides = map(extras.get, range(len(tokens))) if extras else NO_EXTRAS
+        brought = zip(sampled, tokens, besides, strict=False)
+        if gone:
+            brought = [each for each in brought if each[0] not in gone]
+        reports, ended = self._reports, False
+        told = len(reports)
+        for sequence, token, extra in brought:
             if token < 0:
                 if sequence in step.drafts:
                     self._guess_no_more(sequence)
                     continue
-                token_ids = []
+                report = SequenceReport(sequence.request_id, [], "")
             else:
-                token_ids = [token]
-                sequence.token_ids.append(token)
+                token_ids = sequence.token_ids
+                token_ids.append(token)
                 sequence.account.served += 1
+                finish = ""
                 if token in sequence.stop_ids:
                     finish = "stop"
-                elif len(sequence.token_ids) == sequence.max_len:
+                elif len(token_ids) == sequence.max_len:
                     finish = "length"
-            report = SequenceReport(sequence.request.request_id, token_ids, finish)
-            if index in extras:
-                _merge(report, extras[index])
-            if token < 0 and not report.finish:
-                raise ValueError(f"request {report.request_id} has no token, and does not end")
+                report = SequenceReport(sequence.request_id, [token], finish)
+            if extra is not None:
+                _merge(report, extra)
             if not sequence.started:
                 self._begin(sequence, report)
-            self._reports.append(report)
+            reports.append(report)
             if report.finish:
                 if report.finish == "error":
                     self._distrust(sequence, report.code)
                 self._end(sequence)
                 ended = True
+            elif token < 0:
+                raise ValueError(f"request {report.request_id} has no token, and does not end")
         if judged is not None:
-            judged.complete(self._reports[told:])
+            judged.complete(reports[told:])
         if ended:
             self.decoding = [sequence for sequence in self.decoding if sequence.slot is not None]
         self._untold += result.tokens
@@ -279,7 +285,7 @@ class Scheduler:
         self._remove_running(heaviest)
         self._end(heaviest)
         self._reports.append(
-            SequenceReport(heaviest.request.request_id, [], "error", reason, Code.INSUFFICIENT_MEMORY)
+            SequenceReport(heaviest.request_id, [], "error", reason, Code.INSUFFICIENT_MEMORY)
         )
 
     # --- what it says -----------------------------------------------------------------------------------
@@ -312,7 +318,7 @@ class Scheduler:
         decodes = self._plan_decodes(ready, grown)
         budget = self.max_step_tokens - len(decodes)
         if guesses is not None and not flying:
-            drafts = guesses.put_behind(decodes)
+            drafts = guesses.put_behind(ready, decodes)
             budget -= sum(map(len, drafts.values()))
         most = budget
         if decodes and chunk is not None:
@@ -328,12 +334,12 @@ class Scheduler:
         if not decodes and not prefills:
             return None
         glance = self._glance if look is not None and look.work else None
-        self._advance(SentStep(decodes, grown, prefills, [], ready, drafts, glance))
+        self._advance(SentStep(ready, decodes, prefills, [], grown, drafts, glance))
         self.step += 1
         released, self._released = self._released, []
         untold, self._untold = self._untold, []
         made, self._untold_drafts = self._untold_drafts, []
-        scheduled = [entry for _, entry in chain(decodes, prefills)]
+        scheduled = decodes + [entry for _, entry in prefills] if prefills else decodes
         moves = self.cache.host.take_moves() if self.cache.keeps_states else []
         return StepPlan(self.step, released, added, scheduled, untold, moves, look, made)
 
@@ -368,22 +374,22 @@ class Scheduler:
         """
         while True:
             ready = self.decoding[:]
-            if self._in_flight:
+            grown = [s for s in ready if s.num_computed >= s.undisturbed]
+            if grown:  # or some end
                 ready = [s for s in ready if s.num_computed + 1 < s.max_len]
-            grown = [s for s in ready if s.num_computed == s.capacity]
+                grown = [s for s in ready if s.num_computed == s.capacity]
             if not grown or self.cache.can_grow(len(grown)):
                 return ready, grown
             if self._in_flight:
                 return ready, None
             self._preempt(self._lowest())
 
-    def _plan_decodes(self, ready: list[Sequence], grown: list[Sequence]) -> Stepping:
+    def _plan_decodes(self, ready: list[Sequence], grown: list[Sequence]) -> list[Scheduled]:
         """One token for each sequence in decode, and a page for those that need one."""
-        stepping = [(s, s.decode) for s in ready]
-        if grown:
-            begin = set(grown)
-            stepping = [(s, self._schedule(s, 1) if s in begin else entry) for s, entry in stepping]
-        return stepping
+        if not grown:
+            return [s.decode for s in ready]
+        begin = set(grown)
+        return [self._schedule(s, 1) if s in begin else s.decode for s in ready]
 
     def _look(self, glances: list[Glance], work: int) -> LookAt | None:
         """What image is looked at in this step: the one that was begun, or the first that a prompt waits for.
@@ -492,6 +498,7 @@ class Scheduler:
     def _schedule(self, sequence: Sequence, num_tokens: int) -> Scheduled:
         """Feed `num_tokens` more, with the pages that they need; the caller saw that these are free."""
         new_pages = self.cache.grow(sequence, sequence.num_computed + num_tokens)
+        sequence.undisturbed = min(sequence.capacity, sequence.max_len - 1)
         return Scheduled(sequence.slot, num_tokens, new_pages)
 
     def _advance(self, step: SentStep) -> None:
@@ -549,7 +556,7 @@ class Scheduler:
         sequence.num_settled = end
         self.cache.settle(sequence, end)
         if end < sequence.num_prefill and not sequence.started:
-            report = SequenceReport(sequence.request.request_id, [], "")
+            report = SequenceReport(sequence.request_id, [], "")
             self._begin(sequence, report)
             self._reports.append(report)
 
@@ -598,7 +605,7 @@ class Scheduler:
 
     def _end(self, sequence: Sequence) -> None:
         """The caller sees to the list that holds it."""
-        del self._open[sequence.request.request_id]
+        del self._open[sequence.request_id]
         if sequence is self._suspect:
             self._suspect = None
         self.queue.leave(sequence)

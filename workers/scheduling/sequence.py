@@ -41,6 +41,7 @@ class Sequence:
     decode: Scheduled | None = None  # the entry of a step that needs no page, made once per slot
     tables: list[list[int]] = field(default_factory=list)  # page numbers of each group, see `step.plan`
     capacity: int = 0  # tokens that its tables have entries for
+    undisturbed: int = 0  # tokens up to which it needs no page in decode, and its last step is not sent
     hashes: list[bytes] = field(default_factory=list)  # of its full pages, computed or not, as far as known
     num_offered: int = 0  # pages at the beginning of its tables that were offered to others
     num_dropped: list[int] = field(default_factory=list)  # entries at the beginning of each table given up
@@ -55,9 +56,11 @@ class Sequence:
     num_seen: int = 0  # of its images, those at the beginning that were seen before a step shows them
     pixels: tuple[object, ...] | list[object] = ()  # of its images: kept here, looked at elsewhere
     guessing: Guessing | None = None  # where tokens are guessed
+    request_id: int = field(init=False)
     stop_ids: frozenset[int] = field(init=False)
 
     def __post_init__(self) -> None:
+        self.request_id = self.request.request_id
         self.stop_ids = frozenset(self.request.params.stop_ids)
 
     @property

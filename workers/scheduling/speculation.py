@@ -75,29 +75,29 @@ class Guesses:
             return bool(latest)
         return any(s.guessing is not None and not s.guessing.rests(len(s.token_ids)) for s in decoding)
 
-    def put_behind(self, decodes: Stepping) -> Drafts:
+    def put_behind(self, sequences: Row[Sequence], decodes: list[Scheduled]) -> Drafts:
         """Let sequences in decode, whose tokens are known, feed what these may go on with.
 
         Drafts stay in the page that the token before them is in: they take none that would have to be given
         back, and nobody is preempted for them. Of the budget that is left, prompts keep half at least.
 
         Args:
-            decodes: changed where there are drafts.
+            sequences: these, in the order of the plan.
+            decodes: their entries in it, changed where there are drafts.
 
         Returns:
             These, by their sequences.
         """
         drafts: Drafts = {}
         left = min(FREE_ROWS - len(decodes), (self._max_step_tokens - len(decodes)) // 2)
-        for index, (sequence, entry) in enumerate(decodes):
+        for index, (sequence, entry) in enumerate(zip(sequences, decodes, strict=True)):
             if left < 1:
                 break
             share = -(-left // (len(decodes) - index))
             if found := _draft(sequence, share):
                 drafts[sequence] = found
                 left -= len(found)
-                more = Scheduled(sequence.slot, 1 + len(found), entry.new_pages, found)
-                decodes[index] = sequence, more
+                decodes[index] = Scheduled(sequence.slot, 1 + len(found), entry.new_pages, found)
         return drafts
 
     def judge(
@@ -126,7 +126,7 @@ class Guesses:
             if fed and last >= 0 and sequence not in gone:
                 self._take_in(sequence, len(fed), right)
                 if right:
-                    judged.right[sequence.request.request_id] = _told(right, extras)
+                    judged.right[sequence.request_id] = _told(right, extras)
         if (left := len(result.tokens) - first) > 0:
             raise ValueError(f"{left} of the {len(result.tokens)} tokens that came back are of no sequence")
         return judged

@@ -107,7 +107,7 @@ class WholeScheduler:
         sequences = self._in_flight.popleft()
         self._most = self.max_sequences
         for index, sequence in enumerate(sequences):
-            request_id = sequence.request.request_id
+            request_id = sequence.request_id
             if self._open.get(request_id) is not sequence:  # it was aborted
                 continue
             extra = result.extras.get(index)
@@ -128,11 +128,11 @@ class WholeScheduler:
         count = len(self._in_flight[0])
         steps, self._in_flight = self._in_flight, deque()
         for sequence in (each for step in steps for each in step):
-            if self._open.get(sequence.request.request_id) is not sequence:
+            if self._open.get(sequence.request_id) is not sequence:
                 continue
             if count == 1 and sequence is steps[0][0]:
                 self._end(sequence)
-                request_id = sequence.request.request_id
+                request_id = sequence.request_id
                 self._reports.append(
                     SequenceReport(request_id, [], "error", reason, Code.INSUFFICIENT_MEMORY)
                 )
@@ -169,7 +169,7 @@ class WholeScheduler:
         return None
 
     def _end(self, sequence: Sequence) -> None:
-        del self._open[sequence.request.request_id]
+        del self._open[sequence.request_id]
         self.queue.leave(sequence)
 
 
