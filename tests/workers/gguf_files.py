@@ -19,6 +19,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 ARCHITECTURES = {
     "llama": ("llama", True),
     "mistral": ("llama", True),
+    "ministral3": ("mistral3", True),
     "qwen2": ("qwen2", False),
     "qwen3": ("qwen3", False),
     "qwen3_moe": ("qwen3moe", False),
@@ -334,6 +335,11 @@ def _keys(writer: Writer, config: PretrainedConfig) -> None:
             rope__scaling__yarn_beta_fast=whole.get("beta_fast"),
             rope__scaling__yarn_beta_slow=whole.get("beta_slow"),
             rope__scaling__yarn_attn_factor=whole.get("attention_factor"),
+        )
+    if config.model_type == "ministral3":
+        writer.keys(
+            rope__scaling__yarn_log_multiplier=whole.get("mscale_all_dim"),
+            attention__temperature_scale=whole["llama_4_scaling_beta"],
         )
     types = getattr(config, "layer_types", None) or []
     if "sliding_attention" in types:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
+from typing import Any
+
 import gguf
 import msgspec
 import pytest
@@ -13,6 +17,8 @@ from ipc.errors import CortexError
 from tests.workers import checkpoints, encoders, gguf_files
 from tests.workers.engines import make_runner, prompt_of, request, serve
 from workers.checkpoints.card import ModelCard, read_card
+from workers.checkpoints.gguf import architectures, unread
+from workers.checkpoints.gguf.header import Gguf, read_header
 from workers.layers.rotary import frequencies
 from workers.models.registry import MODELS
 from workers.parallel import RankGroup
@@ -42,6 +48,7 @@ SAME = [
     "glm4",
     "glm4_moe",
     "glm4_moe_normed_biased",
+    "ministral3",
     "mixtral",
     "qwen2_moe",
     "deepseek_v2",
@@ -187,6 +194,98 @@ def test_an_encoder_that_is_another_is_refused_by_its_key(tmp_path, said, named)
         read_card(path)
 
 
+def keys_of_llama_cpp() -> set[str]:
+    """What may stand in a file below its architecture's name."""
+    known, classes = set(), [gguf.Keys]
+    for each in classes:
+        for name, value in vars(each).items():
+            if isinstance(value, type) and name != "__class__":
+                classes.append(value)
+            elif isinstance(value, str) and value.startswith("{arch}."):
+                known |= {
+                    value.removeprefix("{arch}.").format(dense=dense) for dense in ("dense_2", "dense_3")
+                }
+    return known
+
+
+@pytest.mark.parametrize("name", ["llama_untied_linear", "qwen3_moe", "gemma3", "phi3_partial_tied"])
+def test_a_key_that_changes_numbers_is_followed_or_refused(tiny, tmp_path, name):
+    file = read_header(gguf_files.write(tmp_path / "model.gguf", tiny(name).folder))
+    usual = outcome(file)
+    idle = {"attention.layer_norm_epsilon"}  # beside another, which is read
+    if "num_experts" not in usual:
+        idle |= {key for key in keys_of_llama_cpp() if key.startswith("expert")}
+    if not usual["sliding_window"]:
+        idle.add("attention.sliding_window_pattern")
+    for key in sorted(keys_of_llama_cpp() - unread.HARMLESS - idle):
+        full = f"{file.architecture}.{key}"
+        if full not in file.metadata:
+            found = outcome(replace(file, metadata=file.metadata | {full: 77}))
+            assert found != usual if isinstance(found, dict) else key in found, key
+
+
+def outcome(file: Gguf) -> dict[str, Any] | str:
+    """What its config would be, or why it is refused."""
+    try:
+        return architectures.config_json(file, architectures.find(file))
+    except CortexError as error:
+        return error.message
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        ("llama_untied_linear", "llama.attention.scale", 0.5),
+        ("llama_untied_linear", "llama.pooling_type", 1),
+        ("llama_untied_linear", "llama.rope.global.freq_base", 5e5),
+        ("llama_tied_llama3", "llama.rope.scaling.factor", 8.0),
+        ("qwen3_moe", "qwen3moe.expert_gating_func", 2),
+        ("qwen3_moe", "qwen3moe.expert_group_count", 4),
+        ("glm4_moe", "glm4moe.expert_gating_func", 1),
+        ("glm4", "glm4.rope.dimension_sections", [8, 12, 12, 0]),
+    ],
+)
+def test_a_model_that_is_another_than_its_family_is_refused_by_its_key(tiny, tmp_path, name, key, value):
+    path = gguf_files.write(tmp_path / "model.gguf", tiny(name).folder, more={key: value})
+    with pytest.raises(CortexError, match=re.escape(f"{key} {value}")):
+        read_card(path)
+
+
+def test_keys_that_say_what_the_model_has_anyway_are_no_reason_to_refuse_it(tiny, tmp_path):
+    folder = tiny("llama_untied_linear").folder
+    plain = read_card(gguf_files.write(tmp_path / "plain.gguf", folder))
+    more = {
+        "attention.scale": plain.config.head_dim**-0.5,
+        "rope.freq_base_swa": 10_000.0,
+        "expert_gating_func": 2,  # of none
+        "vision.attention.head_count": 16,
+        "attention.sliding_window": 1 << 20,
+        "attention.sliding_window_pattern": 4,
+        "swiglu_clamp_exp": [0.0, 0.0],
+        "general_remark": "attention",
+    }
+    more = {f"llama.{key}": value for key, value in more.items()}
+    card = read_card(gguf_files.write(tmp_path / "model.gguf", folder, more=more))
+    assert card.config == plain.config
+
+
+def test_a_factor_of_positions_is_linear_where_no_type_stands_there(tiny, tmp_path):
+    folder = tiny("qwen2_tied").folder
+    more = {"qwen2.rope.scaling.factor": 4.0}
+    rope = read_card(gguf_files.write(tmp_path / "linear.gguf", folder, more=more)).config.rope
+    assert (rope.rope_type, rope.factor) == ("linear", 4.0)
+    none = more | {"qwen2.rope.scaling.type": "none"}
+    rope = read_card(gguf_files.write(tmp_path / "none.gguf", folder, more=none)).config.rope
+    assert rope.rope_type == "default"
+
+
+def test_a_ministral_3_says_how_its_positions_and_its_queries_grow(tiny, tmp_path):
+    more = {"mistral3.rope.scaling.yarn_log_multiplier": 1.0}  # as it is published
+    card = read_card(gguf_files.write(tmp_path / "model.gguf", tiny("ministral3").folder, more=more))
+    assert (card.config.rope.mscale, card.config.rope.mscale_all_dim) == (1.0, 1.0)
+    assert card.config.temperature.weight == 0.5
+
+
 def test_rows_in_blocks_are_put_in_order_without_being_touched(tmp_path):
     torch.manual_seed(1)
     model = checkpoints.llama(hidden_size=64, head_dim=16, vocab_size=96)
@@ -251,7 +350,8 @@ def test_a_latent_model_as_old_converters_wrote_it_is_the_same(tiny, tmp_path, m
 
 def test_experts_in_blocks_stay_whole_on_two_ranks_where_their_columns_are_one(tmp_path):
     torch.manual_seed(4)
-    model = checkpoints.qwen3_moe(hidden_size=64, moe_intermediate_size=32, num_hidden_layers=1)
+    sizes = {"hidden_size": 64, "moe_intermediate_size": 32, "num_hidden_layers": 1}
+    model = checkpoints.qwen3_moe(**sizes, norm_topk_prob=True)
     checkpoints.fill(model)
     model.save_pretrained(tmp_path / "checkpoint")
     card = read_card(gguf_files.write(tmp_path / "model.gguf", tmp_path / "checkpoint", "Q8_0"))

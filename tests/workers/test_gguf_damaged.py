@@ -76,7 +76,7 @@ def test_tensors_that_lie_are_named(tmp_path, tensors, reason):
         ({"llama.attention.causal": False}, "llama.attention.causal False is not supported"),
         ({"llama.attention.sliding_window": 64}, "llama.attention.sliding_window 64 is not supported"),
         ({"llama.nextn_predict_layers": 1}, "llama.nextn_predict_layers 1 is not supported"),
-        ({"llama.expert_weights_scale": 2.5}, "llama.expert_weights_scale 2.5 is not supported"),
+        ({"llama.residual_scale": 2.5}, "llama.residual_scale 2.5 is not supported"),
         ({"llama.rope.scaling.type": "spiral"}, "rope.scaling.type 'spiral' is not supported"),
         ({"llama.expert_count": 8}, "has no llama.expert_used_count"),
         ({"general.alignment": 24}, "general.alignment 24 is no power of two"),

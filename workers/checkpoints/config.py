@@ -329,7 +329,8 @@ def read(path: Path, given: Mapping[str, Any], kind: type[File] = ConfigFile) ->
     except msgspec.ValidationError as error:
         refuse(path, str(error))
     for key, value in given.items():
-        if _may_change_numbers(key, kind) and (value is True or value not in _NEUTRAL):
+        known = key in HARMLESS or key in kind.__struct_encode_fields__
+        if not known and sounds_as_if_it_mattered(key) and not is_neutral(value):
             refuse(path, f"{key} {value} is not understood, and may change what the model computes")
     return file
 
@@ -346,11 +347,14 @@ def notes(given: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def _may_change_numbers(key: str, kind: type[ConfigFile]) -> bool:
-    """Whether a key is none that is known, and has the name of one that matters."""
-    if key in HARMLESS or key in kind.__struct_encode_fields__:
-        return False
+def sounds_as_if_it_mattered(key: str) -> bool:
+    """Whether a key has the name of one that changes numbers."""
     return _CHANGES_NUMBERS.search(key) is not None and _HOW_NOT_WHAT.search(key) is None
+
+
+def is_neutral(value: Any) -> bool:
+    """Whether that is what such a key has where it changes nothing, most often."""
+    return value is not True and value in _NEUTRAL
 
 
 def model_config(

@@ -9,29 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from workers.checkpoints.files import refuse
-from workers.checkpoints.gguf import bert, gemma4
+from workers.checkpoints.gguf import bert, gemma4, unread
 from workers.checkpoints.gguf.header import Gguf
-from workers.checkpoints.gguf.keys import Json, Keys, floats, pattern
-
-SOFTMAX, SIGMOID = 1, 2  # of `expert_gating_func`
-NOTHING, NO_SCALE = (0,), (0, 1)
-WINDOW = "attention.sliding_window"
-# Keys that change numbers in each architecture that reads them, and their values that do not.
-NEUTRAL: dict[str, tuple] = {
-    "attention.causal": (True,),
-    WINDOW: NOTHING,  # or all of the context
-    "attention.clamp_kqv": NOTHING,
-    "attention.max_alibi_bias": NOTHING,
-    "attn_logit_softcapping": NOTHING,
-    "final_logit_softcapping": NOTHING,
-    "nextn_predict_layers": NOTHING,  # the last of `block_count`, which are none of the model's own
-    "expert_weights_scale": NO_SCALE,
-    "embedding_scale": NO_SCALE,
-    "residual_scale": NO_SCALE,
-    "logit_scale": NO_SCALE,
-}
+from workers.checkpoints.gguf.keys import WINDOW, Json, Keys, floats, pattern
+from workers.checkpoints.gguf.unread import SIGMOID, SOFTMAX, SOFTMAX_OF_CHOSEN
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +34,8 @@ class Architecture:
         layers: what the names of all layers begin with.
         embeds: it is an encoder: `config` is all of `config.json`.
         latent: what is kept of a token is one vector, of which all heads make their keys and values.
+        neutral: values of keys that nobody reads and that change nothing, where they are others than in
+            `unread.NEUTRAL`.
     """
 
     name: str
@@ -62,6 +48,7 @@ class Architecture:
     layers: str = "model.layers"
     embeds: bool = False
     latent: bool = False
+    neutral: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 
 
 def config_json(file: Gguf, architecture: Architecture) -> Json:
@@ -74,9 +61,10 @@ def config_json(file: Gguf, architecture: Architecture) -> Json:
     if (embedding := file.tensors.get("token_embd.weight")) is None:
         refuse(file.path, "has no tensor 'token_embd.weight', so no language model")
     if architecture.embeds:
-        return {"architectures": [architecture.name], "vocab_size": embedding.shape[0]} | architecture.config(
-            keys
-        )
+        given = {"architectures": [architecture.name], "vocab_size": embedding.shape[0]}
+        given |= architecture.config(keys)
+        unread.check(keys, architecture.neutral)
+        return given
     heads, head_dim = keys.size("attention.head_count"), keys.head_dim()
     if not architecture.latent and (values := keys.number("attention.value_length", head_dim)) != head_dim:
         refuse(file.path, f"has keys of {head_dim} and values of {values}, which is not supported")
@@ -106,31 +94,41 @@ def config_json(file: Gguf, architecture: Architecture) -> Json:
     }
     if turning != head_dim and not architecture.latent:
         given["partial_rotary_factor"] = turning / head_dim
-    _refuse_unasked(keys)
-    return given | own
+    given |= own
+    unread.check(keys, _neutral(given, head_dim, turning) | architecture.neutral)
+    return given
 
 
-def _refuse_unasked(keys: Keys) -> None:
-    """See that no key is left aside that changes numbers; raises as `config_json` does."""
-    context = keys.size("context_length")
-    for name, neutral in NEUTRAL.items():
-        if name in keys.asked or (value := keys.get(name)) is None:
-            continue
-        sees_all = name == WINDOW and isinstance(value, int) and value >= context
-        if value not in neutral and not sees_all:
-            refuse(keys.path, f"{keys.file.architecture}.{name} {value} is not supported")
+def _neutral(given: Json, head_dim: int, turning: int) -> dict[str, tuple[Any, ...]]:
+    """Values that change nothing, of keys that say once more what the model has already."""
+    scaled_by = given.get("query_pre_attn_scalar", head_dim)
+    return {
+        "attention.scale": (0, scaled_by**-0.5),
+        "attention.key_length_swa": (head_dim,),
+        "attention.value_length_swa": (head_dim,),
+        "rope.dimension_count_swa": (turning,),
+        "rope.freq_base_swa": (given["rope_theta"],),
+        "embedding_length_out": (given["hidden_size"],),
+    }
 
 
 def _rope_scaling(keys: Keys) -> Json | None:
-    kind, context = keys.get("rope.scaling.type", "none"), keys.size("context_length")
+    """Where no type stands there, it is linear; one that is none has no factor, whatever stands there."""
+    kind, context = keys.get("rope.scaling.type", "linear"), keys.size("context_length")
+    factor = keys.number("rope.scaling.factor", keys.number("rope.scale_linear", 1.0)) or 1.0
     original = keys.number("rope.scaling.original_context_length", 0) or None
     attention = keys.get("rope.scaling.attn_factor")
     tensors = keys.file.tensors
     if "rope_freqs.weight" in tensors:
+        if kind not in ("none", "linear"):
+            refuse(keys.path, f"rope.scaling.type {kind!r} beside rope_freqs.weight is not supported")
+        if kind == "linear" and factor != 1.0:
+            why = f"rope.scaling.factor {factor} beside rope_freqs.weight is not supported"
+            refuse(keys.path, f"{keys.file.architecture}.{why}")
         # What Llama 3 stretches each pair by was computed when the file was written.
         factors = floats(keys.file, "rope_freqs.weight")
         given = {"rope_type": "longrope", "short_factor": factors, "long_factor": factors, "factor": 1.0}
-        return given | {"attention_factor": 1.0, "original_max_position_embeddings": context}
+        return given | {"attention_factor": attention or 1.0, "original_max_position_embeddings": context}
     if "rope_factors_long.weight" in tensors or kind == "longrope":
         given = {"rope_type": "longrope", "attention_factor": attention}
         for name in ("short", "long"):
@@ -139,31 +137,30 @@ def _rope_scaling(keys: Keys) -> Json | None:
             "factor": context / (original or context),
             "original_max_position_embeddings": original,
         }
-    if kind == "linear" or (kind == "none" and keys.get("rope.scale_linear")):
-        factor = keys.number("rope.scaling.factor", keys.get("rope.scale_linear"))
-        return {"rope_type": "linear", "factor": factor} if factor != 1.0 else None
     if kind == "yarn":
         given = {
             "rope_type": "yarn",
-            "factor": keys.number("rope.scaling.factor"),
+            "factor": factor,
             "original_max_position_embeddings": original,
             "attention_factor": keys.get("rope.scaling.yarn_attn_factor", attention),
             "beta_fast": keys.get("rope.scaling.yarn_beta_fast"),
             "beta_slow": keys.get("rope.scaling.yarn_beta_slow"),
         }
-        if (sharpening := keys.get("rope.scaling.yarn_log_multiplier")) and keys.has(
-            "blk.0.attn_kv_a_mqa.weight"
-        ):
+        sharpening = keys.get("rope.scaling.yarn_log_multiplier", 0.0)
+        if sharpening and keys.has("blk.0.attn_kv_a_mqa.weight"):
             given |= dict.fromkeys(("mscale", "mscale_all_dim"), round(10 * sharpening, 6))
-        for name, neutral in (("yarn_ext_factor", 1.0), ("yarn_log_multiplier", 0.0)):
-            if "mscale" in given and name == "yarn_log_multiplier":
-                continue
-            if (value := keys.get(f"rope.scaling.{name}", neutral)) not in (neutral, None):
-                refuse(keys.path, f"rope.scaling.{name} {value} is not supported")
+        elif sharpening and keys.file.architecture == "mistral3":
+            given |= {"mscale": 1.0, "mscale_all_dim": sharpening}
+        elif sharpening:
+            refuse(keys.path, f"rope.scaling.yarn_log_multiplier {sharpening} is not supported")
+        if (value := keys.get("rope.scaling.yarn_ext_factor", 1.0)) != 1.0:
+            refuse(keys.path, f"rope.scaling.yarn_ext_factor {value} is not supported")
         return {key: value for key, value in given.items() if value is not None}
-    if kind != "none":
+    if kind not in ("none", "linear"):
         refuse(keys.path, f"rope.scaling.type {kind!r} is not supported")
-    return None
+    if attention not in (None, 0, 1):
+        refuse(keys.path, f"rope.scaling.attn_factor {attention} of such a rope is not supported")
+    return {"rope_type": "linear", "factor": factor} if kind == "linear" and factor != 1.0 else None
 
 
 # --- what is their own --------------------------------------------------------------------------------------
@@ -174,7 +171,7 @@ def _gemma(keys: Keys, every: int, large: int) -> Json:
     heads, width = keys.size("attention.head_count"), keys.size("embedding_length")
     return {
         "query_pre_attn_scalar": width // heads if keys.number("block_count") == large else keys.head_dim(),
-        "sliding_window": keys.get("attention.sliding_window") or None,
+        "sliding_window": keys.get(WINDOW) or None,
         "layer_types": pattern(keys, every),
         "final_logit_softcapping": keys.get("final_logit_softcapping") or None,
         "hidden_activation": "gelu_pytorch_tanh",
@@ -249,13 +246,19 @@ def _deepseek2(keys: Keys) -> Json:
 
 
 def _mistral3(keys: Keys) -> Json:
-    if keys.get("attention.temperature_scale"):
-        return {"architectures": ["Ministral3ForCausalLM"]}
-    return {}
+    """Queries of Ministral 3 grow with the context, by as much as the file says."""
+    if not (weight := keys.get("attention.temperature_scale")):
+        return {}
+    if (scaling := _rope_scaling(keys)) is None or scaling["rope_type"] != "yarn":
+        refuse(keys.path, "attention.temperature_scale beside a rope that is no yarn is not supported")
+    return {
+        "architectures": ["Ministral3ForCausalLM"],
+        "rope_scaling": scaling | {"llama_4_scaling_beta": weight},
+    }
 
 
 def _phi3(keys: Keys) -> Json:
-    given = {"sliding_window": keys.get("attention.sliding_window") or None}
+    given = {"sliding_window": keys.get(WINDOW) or None}
     if (original := keys.get("rope.scaling.original_context_length")) is not None:
         given["original_max_position_embeddings"] = original
     return given
@@ -271,13 +274,14 @@ def _granite(keys: Keys) -> Json:
 
 
 def _olmo2(keys: Keys) -> Json:
-    window = keys.get("attention.sliding_window")
+    window = keys.get(WINDOW)
     if not window:
         return {}
     return {"architectures": ["Olmo3ForCausalLM"], "sliding_window": window, "layer_types": pattern(keys, 4)}
 
 
 def _glm4_moe(keys: Keys) -> Json:
+    keys.get("rope.dimension_sections")  # of one that sees; of text all of them have one position
     return {
         "num_hidden_layers": keys.number("block_count") - keys.number("nextn_predict_layers", 0),
         "n_routed_experts": keys.number("expert_count"),
@@ -295,11 +299,11 @@ def _glm4_moe(keys: Keys) -> Json:
 
 def _llama4(keys: Keys) -> Json:
     """What llama.cpp has for all of them, without keys; one with 128 experts has no norms of queries."""
-    if not (count := keys.number("expert_count", 0)) or keys.get("attention.sliding_window") == 0:
+    if not (count := keys.number("expert_count", 0)) or keys.get(WINDOW) == 0:
         refuse(keys.path, "is a Llama 4 without experts or without chunks, which is not supported in GGUF")
     for name, known in (
         ("attention.chunk_size", 8192),
-        ("attention.sliding_window", 8192),
+        (WINDOW, 8192),
         ("attention.sliding_window_pattern", 4),
     ):
         if (value := keys.get(name, known)) != known:
@@ -324,7 +328,7 @@ def _gpt_oss(keys: Keys) -> Json:
         "num_local_experts": keys.number("expert_count"),
         "num_experts_per_tok": keys.number("expert_used_count"),
         "intermediate_size": keys.number("expert_feed_forward_length"),
-        "sliding_window": keys.get("attention.sliding_window") or None,
+        "sliding_window": keys.get(WINDOW) or None,
         "layer_types": pattern(keys, 2),
         "rope_parameters": {"rope_theta": keys.number("rope.freq_base")}
         | ({"rope_type": "default"} if scaling is None else scaling | {"truncate": False}),
@@ -341,7 +345,7 @@ def _cohere(keys: Keys) -> Json:
 
 
 def _cohere2(keys: Keys) -> Json:
-    window = keys.get("attention.sliding_window") or None
+    window = keys.get(WINDOW) or None
     return _cohere(keys) | {"sliding_window": window, "layer_types": pattern(keys, 4)}
 
 
@@ -351,7 +355,7 @@ def _seed_oss(keys: Keys) -> Json:
 
 def _exaone4(keys: Keys) -> Json:
     return {
-        "sliding_window": keys.get("attention.sliding_window") or None,
+        "sliding_window": keys.get(WINDOW) or None,
         "layer_types": pattern(keys, 4),
     }
 
@@ -459,12 +463,26 @@ ARCHITECTURES: dict[str, Architecture] = {
     "qwen2": Architecture("Qwen2ForCausalLM"),
     "qwen3": Architecture("Qwen3ForCausalLM"),
     "qwen3moe": Architecture("Qwen3MoeForCausalLM", _qwen3_moe),
-    "qwen2moe": Architecture("Qwen2MoeForCausalLM", _qwen2_moe, tensors=SHARED_EXPERT),
-    "deepseek2": Architecture("DeepseekV3ForCausalLM", _deepseek2, tensors=LATENT, latent=True),
+    "qwen2moe": Architecture(
+        "Qwen2MoeForCausalLM", _qwen2_moe, tensors=SHARED_EXPERT, neutral={"expert_weights_norm": (False,)}
+    ),
+    "deepseek2": Architecture(
+        "DeepseekV3ForCausalLM",
+        _deepseek2,
+        tensors=LATENT,
+        latent=True,
+        neutral={"attention.scale": unread.NOTHING},
+    ),
     "gemma2": Architecture("Gemma2ForCausalLM", _gemma2, norms_with_one=True, tensors=GEMMA_NORMS),
     "gemma3": Architecture("Gemma3ForCausalLM", _gemma3, norms_with_one=True, tensors=GEMMA_NORMS),
     "bert": Architecture(
-        "BertModel", bert.config, tensors=bert.LAYER, whole=bert.WHOLE, layers="encoder.layer", embeds=True
+        "BertModel",
+        bert.config,
+        tensors=bert.LAYER,
+        whole=bert.WHOLE,
+        layers="encoder.layer",
+        embeds=True,
+        neutral=bert.NEUTRAL,
     ),
     "nomic-bert": Architecture(
         "NomicBertModel",
@@ -473,6 +491,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         whole=bert.NOMIC_WHOLE,
         layers="encoder.layers",
         embeds=True,
+        neutral=bert.NEUTRAL,
     ),
     "gemma4": Architecture(
         "Gemma4ForCausalLM",
@@ -480,13 +499,21 @@ ARCHITECTURES: dict[str, Architecture] = {
         tensors=GEMMA_NORMS | gemma4.INPUT_NAMES | gemma4.BESIDE_MLP,
         whole=gemma4.WHOLE,
         experts="experts",
+        neutral={"attention.scale": (0, 1.0)},
     ),
     "phi3": Architecture("Phi3ForCausalLM", _phi3, tensors=FUSED),
     "granite": Architecture("GraniteForCausalLM", _granite, halves_as_pairs=True),
     "smollm3": Architecture("SmolLM3ForCausalLM", halves_as_pairs=True),
     "olmo2": Architecture("Olmo2ForCausalLM", _olmo2, tensors=AFTER),
-    "glm4moe": Architecture("Glm4MoeForCausalLM", _glm4_moe, tensors=AFTER),
-    "gpt-oss": Architecture("GptOssForCausalLM", _gpt_oss, tensors=AFTER | {"ffn_gate_inp": "mlp.router"}),
+    "glm4moe": Architecture(
+        "Glm4MoeForCausalLM", _glm4_moe, tensors=AFTER, neutral={"expert_gating_func": (0, SIGMOID)}
+    ),
+    "gpt-oss": Architecture(
+        "GptOssForCausalLM",
+        _gpt_oss,
+        tensors=AFTER | {"ffn_gate_inp": "mlp.router"},
+        neutral={"expert_gating_func": (0, SOFTMAX, SOFTMAX_OF_CHOSEN), "swiglu_clamp_exp": (7.0,)},
+    ),
     "glm4": Architecture("Glm4ForCausalLM", tensors=FUSED | GLM_NORMS),
     "command-r": Architecture("CohereForCausalLM", _cohere),
     "cohere2": Architecture("Cohere2ForCausalLM", _cohere2),
@@ -496,7 +523,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "exaone4": Architecture("Exaone4ForCausalLM", _exaone4, tensors=AFTER),
     "ernie4_5": Architecture("Ernie4_5ForCausalLM", _ernie4_5),
     "ernie4_5-moe": Architecture("Ernie4_5_MoeForCausalLM", _ernie4_5_moe),
-    "olmoe": Architecture("OlmoeForCausalLM", _olmoe),
+    "olmoe": Architecture("OlmoeForCausalLM", _olmoe, neutral={"expert_weights_norm": (False,)}),
     "minimax-m2": Architecture("MiniMaxM2ForCausalLM", _minimax_m2),
     "arcee": Architecture("ArceeForCausalLM", _arcee, halves_as_pairs=True),
     "starcoder2": Architecture(
@@ -506,7 +533,10 @@ ARCHITECTURES: dict[str, Architecture] = {
     "lfm2moe": Architecture("Lfm2MoeForCausalLM", _lfm2_moe, tensors=LFM2_NAMES, whole=LFM2_WHOLE),
     "hunyuan-dense": Architecture("HunYuanDenseV1ForCausalLM"),
     "llama4": Architecture(
-        "Llama4ForCausalLM", _llama4, tensors=SHARED_EXPERT | {"ffn_gate_inp": "mlp.router"}
+        "Llama4ForCausalLM",
+        _llama4,
+        tensors=SHARED_EXPERT | {"ffn_gate_inp": "mlp.router"},
+        neutral={"expert_gating_func": (0, SIGMOID), "expert_weights_norm": (False,)},
     ),
 }
 

@@ -41,6 +41,7 @@ NOMIC_WHOLE = {
     "token_embd_norm.weight": f"{nomic_bert.NORM}.weight",
     "token_embd_norm.bias": f"{nomic_bert.NORM}.bias",
 }
+NEUTRAL = {"attention.causal": (False,), "pooling_type": (0, 1, 2, 3, 4)}  # of which `pooling` is told
 POOLINGS: dict[int, Pooling] = {1: "mean", 2: "cls", 3: "last"}
 
 

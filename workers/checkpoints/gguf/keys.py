@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from workers.checkpoints.files import refuse
@@ -9,6 +10,7 @@ from workers.checkpoints.gguf.header import Gguf
 
 Json = dict[str, Any]
 MOST_LAYERS = 10_000  # no family has more
+WINDOW = "attention.sliding_window"
 
 
 class Keys:
@@ -21,6 +23,16 @@ class Keys:
     def get(self, name: str, default: Any = None) -> Any:
         self.asked.add(name)
         return self.file.get(self._prefix + name, default)
+
+    def beside(self, name: str) -> Any:
+        """The same of what nobody reads, who would follow it."""
+        return self.file.get(self._prefix + name)
+
+    def names(self) -> Iterator[str]:
+        """All that the file has."""
+        for key in self.file.metadata:
+            if key.startswith(self._prefix):
+                yield key.removeprefix(self._prefix)
 
     def number(self, name: str, default: int | float | None = None) -> Any:
         """A number; of a list with one for each layer the one that is in all of them.
@@ -62,7 +74,7 @@ def pattern(keys: Keys, every: int) -> list[str]:
     if not isinstance(given, list):
         given = keys.number("attention.sliding_window_pattern", every)
         given = [bool((number + 1) % given) if given else True for number in range(count)]
-    if not keys.get("attention.sliding_window"):
+    if not keys.get(WINDOW):
         given = [False] * count
     return ["sliding_attention" if window else "full_attention" for window in given[:count]]
 
