@@ -35,7 +35,10 @@ class Beat(NamedTuple):
 
 
 class HeartbeatPage:
-    """One slot for each rank of a group. A slot has one writer, the rank; anybody may read."""
+    """One slot for each rank of a group. A slot has one writer, the rank; anybody may read.
+
+    Who forks attaches in the child: a beat has the process id of whoever made this object.
+    """
 
     def __init__(self, memory: SharedMemory, ranks: int) -> None:
         self._memory = memory
@@ -43,6 +46,7 @@ class HeartbeatPage:
         self._epoch = [0] * ranks
         self._held = [0] * ranks
         self._collectives = [(0, 0.0)] * ranks
+        self._pid = os.getpid()
 
     @classmethod
     def create(cls, ranks: int) -> HeartbeatPage:
@@ -90,7 +94,7 @@ class HeartbeatPage:
             step,
             time.monotonic_ns(),
             self._held[rank],
-            os.getpid(),
+            self._pid,
             *self._collectives[rank],
         )
         self._fence()  # the copy, then the counter that shows it

@@ -101,11 +101,11 @@ def lead(spec: WorkerSpec, loaded: Loaded, engine: Engine, reports: Outbox, beat
             except OutOfDeviceMemory as error:
                 logger.warning("out of memory model=%s step=%d reason=%s", spec.model, plan.step, error)
                 scheduler.step_failed(f"the device has too little memory left for this request: {error}")
-        idle = plan is None and not flight.steps
         if plan is None or len(flight.steps) > loaded.in_flight:
             flight.land()
         if news := scheduler.take_reports():
             report_steps(scheduler, reports, news)
+        idle = not flight.steps and (plan is None or scheduler.is_empty)
         if idle:
             beat(state="ready", step=scheduler.step, collectives=engine.collectives())
 
@@ -145,7 +145,7 @@ class Flight:
     @property
     def is_ahead(self) -> bool:
         """Whether the next step can be planned without knowing what those in flight bring."""
-        return all(sent.ahead for sent, *_ in self.steps)
+        return not self.steps or self.steps[-1][0].ahead  # so were those before it
 
     def send(self, plan: StepPlan) -> None:
         """Begin a step.

@@ -20,7 +20,8 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable
 from collections.abc import Sequence as Row
-from typing import NamedTuple
+
+import msgspec
 
 from ipc.worker_messages import PAGE_SIZE, CacheGroup
 from workers.checkpoints.caches import LIVE_STATES, first_page_seen, most_pages
@@ -38,7 +39,7 @@ WORTH_A_STATE = 4  # pages before the place where two texts part, that could be 
 Table = list[int]
 
 
-class Room(NamedTuple):
+class Room(msgspec.Struct, frozen=True, gc=False):
     """Free places, or such as are needed."""
 
     pages: int
@@ -47,8 +48,8 @@ class Room(NamedTuple):
     def holds(self, other: Room) -> bool:
         return self.pages >= other.pages and self.states >= other.states
 
-    def without(self, other: Room) -> Room:
-        return Room(self.pages - other.pages, self.states - other.states)
+    def without(self, other: Room, count: int = 1) -> Room:
+        return Room(self.pages - count * other.pages, self.states - count * other.states)
 
 
 class CacheManager:
@@ -117,8 +118,7 @@ class CacheManager:
         for sequence in prefilling:
             pages -= self._missing(sequence)
             running += 1
-        row = self.row
-        return Room(pages - running * row.pages, self.states.num_free - running * row.states)
+        return Room(pages, self.states.num_free).without(self.row, running)
 
     def cost(self, sequence: Sequence, found: list[Table]) -> Room:
         """What a waiting sequence takes for its prompt and a token more, where it can share `found`."""

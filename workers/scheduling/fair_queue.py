@@ -37,7 +37,9 @@ class FairQueue:
 
     def enter(self, request: Submit, token_ids: array[int], max_len: int, prompt_len: int) -> Sequence:
         """A new sequence waits from now on, at the end of its lane."""
-        account = self._accounts.setdefault(request.account, Account())
+        account = self._accounts.get(request.account)
+        if account is None:
+            account = self._accounts[request.account] = Account()
         if not account.open:
             account.served = max(account.served, min(self._open_counters(), default=0))
         account.open += 1
@@ -88,11 +90,13 @@ class FairQueue:
             return (0, 0, sequence.arrival)
         return (1, sequence.request.priority, sequence.arrival)
 
-    def _open_counters(self) -> Iterator[int]:
-        return (account.served for account in self._accounts.values() if account.open)
+    def _open_counters(self) -> list[int]:
+        return [account.served for account in self._accounts.values() if account.open]
 
     def _insert(self, sequence: Sequence) -> None:
-        lane = self._lanes.setdefault((sequence.request.priority, sequence.request.account), deque())
+        key = (sequence.request.priority, sequence.request.account)
+        if (lane := self._lanes.get(key)) is None:
+            lane = self._lanes[key] = deque()
         place = len(lane)
         while place and lane[place - 1].arrival > sequence.arrival:
             place -= 1

@@ -32,12 +32,14 @@ def extend_hashes(
     sequences with different salts or adapters have no page in common. Of an image all tokens are the same:
     in a page with one, its digest follows the ids.
     """
+    begun = len(hashes) * PAGE_SIZE
+    if len(token_ids) < begun + PAGE_SIZE:
+        return
     if hashes:
         parent = hashes[-1]
     else:
         person = adapter.to_bytes(4, "little")
         parent = blake2b(salt.encode(), digest_size=HASH_BYTES, person=person).digest()
-    begun = len(hashes) * PAGE_SIZE
     data, size = token_ids[begun:].tobytes(), PAGE_SIZE * token_ids.itemsize
     for place, start in enumerate(range(begun, len(token_ids) - PAGE_SIZE + 1, PAGE_SIZE)):
         tokens = data[place * size : (place + 1) * size]

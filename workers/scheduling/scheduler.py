@@ -291,6 +291,11 @@ class Scheduler:
     # --- what it says -----------------------------------------------------------------------------------
 
     @property
+    def is_empty(self) -> bool:
+        """Whether nothing is open."""
+        return not self._open
+
+    @property
     def has_prompts(self) -> bool:
         """Whether any is not computed to its end."""
         return len(self._open) > len(self.decoding)

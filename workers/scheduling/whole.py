@@ -68,6 +68,11 @@ class WholeScheduler:
         self._reports.append(SequenceReport(request_id, [], "aborted"))
 
     @property
+    def is_empty(self) -> bool:
+        """Whether nothing is open."""
+        return not self._open
+
+    @property
     def has_prompts(self) -> bool:
         """Whether any is not computed: all that is open."""
         return bool(self._open)
