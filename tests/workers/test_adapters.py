@@ -21,6 +21,7 @@ from ipc.worker_messages import (
     SamplingParams,
     Submit,
 )
+from tests.workers import seeing
 from tests.workers.adapters import write_adapter
 from tests.workers.checkpoints import greedy
 from tests.workers.engines import Session, make_runner, prompt_of, request, some_requests
@@ -109,6 +110,32 @@ def test_adapters_have_the_names_of_their_family(tiny, tmp_path, name, modules):
         assert answer.token_ids == greedy(model, prompt_of(submit), answer.token_ids)
     session.end()
     runner.close()
+
+
+def test_adapters_of_a_model_that_sees_are_beside_its_language_model(tmp_path):
+    oracle = seeing.write(tmp_path / "model")
+    merged = write_adapter(tmp_path / "adapter", oracle)
+    path, card = tmp_path / "adapter" / WEIGHTS, read_card(tmp_path / "model")
+    tensors = load_file(path)
+    assert all(".model.language_model.layers." in name for name in tensors)
+    with seeing.loaded(tmp_path / "model", adapters=[tmp_path / "adapter"]) as runner:
+        read(runner, 1)
+        asked, session = with_adapter(request(1, PROMPT[:20], 8), 1), Session(runner)
+        [answer] = session.answer([asked])
+        assert answer.token_ids == greedy(merged, prompt_of(asked), answer.token_ids)
+        assert answer.token_ids != greedy(oracle, prompt_of(asked), answer.token_ids)
+        session.end()
+
+    known = read_adapter("pirate", tmp_path / "adapter", card).tensors
+    before = {name.replace("model.language_model", "language_model.model"): tensors[name] for name in tensors}
+    save_file(before, path)
+    assert read_adapter("pirate", tmp_path / "adapter", card).tensors.keys() == known.keys()
+
+    eye = {"base_model.model.model.visual.blocks.0.attn.qkv.lora_A.weight": torch.zeros(4, 32)}
+    save_file(tensors | eye, path)
+    assert "model.visual.blocks.0.attn.qkv.lora_A.weight' is beside what sees" in refused(
+        tmp_path / "adapter", card
+    )
 
 
 def test_adapters_answer_the_same_where_tokens_are_guessed(runner, monkeypatch):

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
+from workers.checkpoints import within
 from workers.checkpoints.card import DTYPE_BYTES, Dtype, ModelCard
 from workers.checkpoints.family import TensorSpec
 from workers.checkpoints.files import read_json, refuse
@@ -29,6 +30,9 @@ PREFIX = "base_model.model."  # what PEFT puts before the base's own names
 A, B = ".lora_A", ".lora_B"
 _PROJECTION = re.compile(
     r"model\.layers\.\d+\.(self_attn\.(q|k|v|qkv|o)|conv\.(in|out)|mlp\.(gate|up|gate_up|down))_proj"
+)
+_SEES = re.compile(
+    r"(model\.)?(visual|vision_\w+|embed_vision|multi_modal_projector|mm_projector|audio_\w+)\."
 )
 _NOT_DONE = {  # keys of the config that would change numbers, and what they are where they do not
     "use_dora": False,
@@ -135,7 +139,9 @@ def _place(path: Path, full: str, tensor: Tensor, usual_name: Callable[[str], st
     name = full.removeprefix(PREFIX).removesuffix(".weight")
     part = A if name.endswith(A) else B
     own = name.removesuffix(part)
-    projection = usual_name(f"{own}.weight").removesuffix(".weight")
+    if _SEES.match(own):
+        refuse(path, f"{full!r} is beside what sees in the model, and only its language model has adapters")
+    projection = usual_name(within.usual(f"{own}.weight")).removesuffix(".weight")
     if name == own or not _PROJECTION.fullmatch(projection):
         refuse(
             path,

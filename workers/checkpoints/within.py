@@ -39,11 +39,12 @@ def config(path: Path, given: Mapping[str, Any], model_types: tuple[str, ...]) -
 
 def tensors(stored: Mapping[str, T]) -> dict[str, T]:
     """Its tensors under their usual names, and all others under theirs."""
-    return {_usual(name): tensor for name, tensor in stored.items()}
+    return {usual(name): tensor for name, tensor in stored.items()}
 
 
-def _usual(name: str) -> str:
-    for prefix, usual in PREFIXES.items():
+def usual(name: str) -> str:
+    """What a tensor, or a module, of that name is called of the language model alone."""
+    for prefix, alone in PREFIXES.items():
         if name.startswith(prefix):
-            return usual + name.removeprefix(prefix)
+            return alone + name.removeprefix(prefix)
     return name
