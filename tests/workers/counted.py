@@ -21,21 +21,24 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+import workers.kernels.planes_triton  # noqa: F401, whose tables are made as it is imported: of real tensors
 from ipc.worker_messages import CacheGroup
 from neuron.memory.allocator import Allocator, Block
 from tests.workers.engines import make_spec
 from workers.cache.paged import KVCache
 from workers.checkpoints.card import ModelCard
 from workers.checkpoints.vision import Vision
-from workers.execution import model_runner
+from workers.execution import head_drafts, model_runner
 from workers.execution.memory import largest_step
 from workers.execution.model_runner import ModelRunner
 from workers.kernels.launch import Launcher
+from workers.models.mtp import MtpHead
 from workers.models.registry import MODELS
 from workers.parallel import RankGroup
 from workers.sampling.sampler import Sampler
 from workers.vision.sight import tower
 from workers.vision.tower import seen
+from workers.weights.blocks import Empty
 
 # what it is asked for of an H100's properties
 HOPPER = SimpleNamespace(multi_processor_count=132, L2_cache_size=50 << 20)
@@ -171,10 +174,11 @@ def _a_gpu() -> Iterator[None]:
         patch.setattr(Launcher, "__call__", lambda *arguments, **options: None)
         patch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
         patch.setattr(torch.cuda, "get_device_properties", lambda device=None: HOPPER)
-        patch.setattr(model_runner, "InputBuffers", FakeBuffers)
+        for module in (model_runner, head_drafts):
+            patch.setattr(module, "InputBuffers", FakeBuffers)
         patch.setattr("workers.sampling.sampler.fetched", lambda x: lambda: [0.0] * x.numel())
-        for name in ("sampler", "penalties", "logprobs"):
-            patch.setattr(f"workers.sampling.{name}.sent", _sent)
+        for name in ("sampling.sampler", "sampling.penalties", "sampling.logprobs", "execution.head_drafts"):
+            patch.setattr(f"workers.{name}.sent", _sent)
         patch.setattr(FakeTensor, "tolist", _zeros, raising=False)
         # a torch without CUDA knows fake tensors of a GPU, and all that can be done to them but this
         patch.setattr(FakeTensor, "__getitem__", _get, raising=False)
@@ -205,29 +209,41 @@ def most_of_a_look(vision: Vision, rows: int, columns: int) -> Counted:
         return counting.most_of(lambda: seen(eye.look(image)))
 
 
-def most_of_a_step(card: ModelCard, **limits: Any) -> Counted:
-    """What the largest step of `limits` takes of a GPU beside weights and cache."""
+@contextmanager
+def on_a_gpu(card: ModelCard, **limits: Any) -> Iterator[ModelRunner]:
+    """An engine on a GPU that computes nothing, within `limits`: as many layers as there are kinds of them,
+    and a page and a state that all sequences have."""
     spec = make_spec(device="cuda:0", **{"dtype": "bfloat16"} | limits)
-    counting = Counting()
-    with _a_gpu(), FakeTensorMode(allow_non_fake_inputs=True), counting, torch.inference_mode():
+    with _a_gpu(), FakeTensorMode(allow_non_fake_inputs=True), torch.inference_mode():
         runner = ModelRunner(spec, card)
         runner.group = RankGroup(device="cuda:0")
-        config = card.config.at_context(spec.context_length)
+        config, dtype = card.config.at_context(spec.context_length), getattr(torch, spec.dtype)
         formats = card.formats(1, spec.quantization)
-        runner.model = MODELS[card.family](config, runner.group, getattr(torch, spec.dtype), formats)
-        for shard in runner.model.parts():
+        runner.model = MODELS[card.family](config, runner.group, dtype, formats)
+        if config.mtp:
+            runner.mtp = MtpHead(
+                runner.model, config, runner.group, Empty(dtype, runner.group.device, formats)
+            )
+        for shard in runner._parts():
             shard.finish()
         runner.sampler = Sampler(config.vocab_size, runner.group.device)
         runner.blocks = config.unlike_layers()
         layers = [number for number in runner.blocks if config.layers[number].keys_of is None]
+        layers += range(config.num_layers, len(config.layers))
         stateful = [number for number in layers if config.layers[number].kind == "state"]
         groups = [CacheGroup(kind="full", layers=[each for each in layers if each not in stateful])]
         shapes = dict(enumerate(layer.shape_on_rank(1) for layer in config.layers))
-        kind = {"dtype": getattr(torch, spec.dtype), "device": runner.group.device}
-        cache = KVCache(groups, shapes, pages=1, **kind)
+        cache = KVCache(groups, shapes, pages=1, dtype=dtype, device=runner.group.device)
         if stateful:
             groups.append(CacheGroup(kind="state", layers=stateful))
         runner._attend_over(groups, cache, 1)
         runner.most_bytes = 1 << 60
-        step = largest_step(spec, runner.sampler.block_rows, groups=len(groups))
+        yield runner
+
+
+def most_of_a_step(card: ModelCard, **limits: Any) -> Counted:
+    """What the largest step of `limits` takes of a GPU beside weights and cache."""
+    counting = Counting()
+    with counting, on_a_gpu(card, **limits) as runner:
+        step = largest_step(runner.spec, runner.sampler.block_rows, groups=len(runner.groups))
         return counting.most_of(lambda: runner.execute(step))

@@ -7,9 +7,12 @@ from typing import TypeVar
 
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import MtpLayer
+
+from tests.workers import seeing
 
 T = TypeVar("T", int, Tensor)
 
@@ -27,15 +30,26 @@ def following(token: T, vocabulary: int) -> T:
     return (token + 37) % vocabulary
 
 
+def tokenizer() -> Tokenizer:
+    """A token for each of some bytes, for grammars."""
+    letters = [*sorted(pre_tokenizers.ByteLevel.alphabet())[:130], "\u0120"]  # the last one is a space
+    made = Tokenizer(models.BPE({letter: number for number, letter in enumerate(letters)}, []))
+    made.decoder = decoders.ByteLevel()
+    return made
+
+
 class Head:
     """A head of `model`, with random weights; its layer is like the last of the model's that attend."""
 
     def __init__(self, model: PreTrainedModel, std: float = 0.3) -> None:
         self.model = model
-        kinds = getattr(model.config, "layer_types", None) or ["full_attention"]
+        self.text = getattr(model.model, "language_model", model.model)
+        config = model.config.get_text_config()
+        kinds = getattr(config, "layer_types", None) or ["full_attention"]
         number = max(n for n, kind in enumerate(kinds) if kind == "full_attention")
-        block = model.model.layers[number]
-        self.layer = MtpLayer(model.config, type(block), type(block.input_layernorm), number).eval()
+        block = self.text.layers[number]
+        self.layer = MtpLayer(config, type(block), type(block.input_layernorm), number).eval()
+        self._read: dict[tuple[int, ...], tuple[Tensor, Tensor, Tensor]] = {}
         with torch.no_grad():
             for parameter in self.layer.parameters():
                 parameter.normal_(std=std)
@@ -58,7 +72,7 @@ class Head:
     def store(self, folder: Path) -> None:
         """Write the model and this, as Qwen's are."""
         self.model.save_pretrained(folder)
-        (folder / "tokenizer.json").write_text("{}")  # nobody reads a text here
+        (folder / "tokenizer.json").write_text(tokenizer().to_str())
         weights = load_file(folder / "model.safetensors")
         for name, tensor in self.layer.state_dict().items():
             [usual] = [begins for begins in QWEN_NAMES if name.startswith(begins)]
@@ -66,23 +80,43 @@ class Head:
         save_file(weights, folder / "model.safetensors", {"format": "pt"})
 
     @torch.no_grad()
-    def drafts(self, token_ids: list[int], count: int) -> list[int]:
-        """What it says that follows these, one token after the other."""
-        tokens = torch.tensor([token_ids])
-        embedding: nn.Module = self.model.model.embed_tokens
-        hidden = self.model.model(tokens[:, :-1], use_cache=False).last_hidden_state
-        embedded, found = embedding(tokens[:, 1:]), []
+    def drafts(self, token_ids: list[int], count: int, images: seeing.Images = ()) -> list[int]:
+        """What it says that follows these, one token after the other.
+
+        Of a text that a longer one began with, which it was asked for before, the model is not asked again.
+        """
+        length, found = len(token_ids), []
+        whole = next((each for each in self._read if each[:length] == tuple(token_ids)), None)
+        if whole is None:
+            self._read[whole := tuple(token_ids)] = self._of_model(token_ids, images)
+        embedded, hidden, places = self._read[whole]
+        embedded, hidden = embedded[:, 1:length], hidden[:, : length - 1]
+        places = places[..., : length - 1]
         for _ in range(count):
-            state = self._run(embedded, hidden)[:, -1:]
+            state = self._run(embedded, hidden, places)[:, -1:]
             token = self.model.lm_head(state).argmax(-1)
             found.append(int(token))
-            embedded = torch.cat((embedded, embedding(token)), dim=1)
+            embedded = torch.cat((embedded, self.text.embed_tokens(token)), dim=1)
             hidden = torch.cat((hidden, state), dim=1)
+            places = torch.cat((places, places[..., -1:] + 1), dim=-1)
         return found
 
-    def _run(self, embedded: Tensor, hidden: Tensor) -> Tensor:
+    def _of_model(self, token_ids: list[int], images: seeing.Images) -> tuple[Tensor, Tensor, Tensor]:
+        """What goes into the model, what comes out of it, and the positions."""
+        tokens = torch.tensor([token_ids])
+        given, embedded = {"input_ids": tokens}, self.text.embed_tokens(tokens)
+        places = torch.arange(len(token_ids))[None]
+        if images:
+            given = seeing.oracle(self.model, token_ids, images)
+            grids = given["image_grid_thw"]
+            places, _ = self.model.model.get_rope_index(
+                tokens, given["mm_token_type_ids"], image_grid_thw=grids
+            )
+            features = self.model.model.get_image_features(given["pixel_values"], grids).pooler_output
+            embedded[tokens == seeing.IMAGE] = torch.cat([*features])
+        return embedded, self.model.model(**given, use_cache=False).last_hidden_state, places
+
+    def _run(self, embedded: Tensor, hidden: Tensor, places: Tensor) -> Tensor:
         length = embedded.shape[1]
-        places = torch.arange(length)[None]
         mask = torch.full((length, length), -torch.inf).triu(1)[None, None]
-        angles = self.model.model.rotary_emb(embedded, places)
-        return self.layer(embedded, hidden, angles, mask, places, None)
+        return self.layer(embedded, hidden, self.text.rotary_emb(embedded, places), mask, places, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 import torch
 from transformers import Lfm2Config, PretrainedConfig, Qwen3_5TextConfig, Qwen3Config, Qwen3MoeConfig
@@ -111,6 +112,13 @@ def test_so_it_is_where_weights_are_made_plain_for_each_product(card, monkeypatc
         monkeypatch.setattr(gpu_step, name, 0)
     _, memory = taken(card, SMALL_STEP, "q8")
     assert memory.reserved == pytest.approx(counted.reserved, rel=0.12)
+
+
+@pytest.mark.parametrize("card", ["Qwen3.5-27B"], indirect=True)
+def test_a_head_that_guesses_is_booked_too(card):
+    guessing = msgspec.structs.replace(card, config=card.config.with_mtp())
+    counted, booked = most_of_a_step(guessing, **SMALL_STEP), taken(guessing, SMALL_STEP)[0]
+    assert taken(card, SMALL_STEP)[0] < counted.reserved <= booked
 
 
 @pytest.mark.parametrize("card", ["Qwen3.5-27B"], indirect=True)

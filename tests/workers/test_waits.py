@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from array import array
 
+import msgspec
 import pytest
 import torch
 from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensor, FakeTensorMode
@@ -15,6 +16,7 @@ from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTenso
 from ipc.worker_messages import PAGE_SIZE, SamplingParams
 from tests.workers.engines import make_runner
 from workers.cache.paged import KVCache
+from workers.checkpoints.card import read_card
 from workers.execution.model_runner import ModelRunner
 from workers.execution.overlap import LatestTokens
 from workers.kernels import grouped
@@ -23,7 +25,7 @@ from workers.parallel import RankGroup
 from workers.sampling.draws import FILTERED, PLAIN, choose
 from workers.sampling.inputs import Wishes
 from workers.sampling.sampler import Sampler
-from workers.step.plan import NewSequence, Scheduled, StepPlan
+from workers.step.plan import UNKNOWN, NewSequence, Scheduled, StepPlan
 
 SETTINGS = [
     {"temperature": 0.0},
@@ -105,6 +107,36 @@ def test_nor_does_it_ask_how_many_tokens_an_expert_has(tiny, waits, monkeypatch)
             waits.clear()
             runner.execute(plan)
             assert len(waits) == 1
+
+
+def test_nor_for_the_drafts_that_a_head_makes_on_a_gpu(tiny, monkeypatch):
+    pytest.importorskip("triton")
+    from tests.workers import counted
+
+    waited: list[int] = []
+    card = read_card(tiny("qwen3_5_moe").folder)
+    card = msgspec.structs.replace(card, config=card.config.with_mtp())
+    limits = {"dtype": "float32", "max_step_tokens": 64, "context_length": 256, "speculation": "mtp"}
+    prompt = array("I", range(2, 18))
+    added = [
+        NewSequence(slot, len(prompt), prompt.tobytes(), SamplingParams(**settings))
+        for slot, settings in enumerate([*SETTINGS[:2], *SETTINGS[5:7]])
+    ]
+    with counted.on_a_gpu(card, **limits) as runner:
+        monkeypatch.setattr(FakeTensor, "tolist", lambda x: pytest.fail("it is looked at"))
+        monkeypatch.setattr(
+            "workers.sampling.sampler.fetched", lambda x: lambda: waited.append(1) or [0] * x.numel()
+        )
+        pages = [[0] for _ in runner.groups]
+        for number, new in enumerate(added, 1):
+            runner.execute(StepPlan(number, [], [new], [Scheduled(new.slot, len(prompt), pages)]))
+        assert len(waited) == len(added)
+        for step, ahead in enumerate((4, 1, 3), len(added) + 1):
+            plan = [Scheduled(slot, 1 + ahead, [], [UNKNOWN] * ahead) for slot in (0, 1)]
+            result = runner.execute(StepPlan(step, [], [], [*plan, Scheduled(2, 1), Scheduled(3, 1)]))
+            assert result.tokens == [0] * (2 * ahead + 4)
+            assert result.drafts == [0] * (2 * ahead)
+            assert len(waited) == step
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from torch import Tensor
 from ipc.worker_messages import FREE_ROWS
 from workers.attention.backend import Attend, AttentionBackend
 from workers.execution.input_buffers import InputBuffers
+from workers.models.decoder import Seen
 from workers.models.mtp import MtpHead
 from workers.parallel import RankGroup
 from workers.sampling.inputs import sent
@@ -66,6 +67,7 @@ class HeadDrafts:
         attend: Attend,
         positions: Tensor,
         hidden: Tensor,
+        seen: Seen | None,
         tokens: Tensor | None,
     ) -> None:
         """Let the head read a step.
@@ -77,13 +79,14 @@ class HeadDrafts:
             attend: of its segments.
             positions: of its tokens.
             hidden: `[tokens, hidden]`, of the model, before its last norm.
+            seen: which of the tokens behind these are images.
             tokens: `[sampled]` int64, below 0 where there is none; None on other ranks, or where none is.
         """
         following, rows = inputs[INPUTS[0]], inputs["sampled_rows"]
         if step.sampled:
             chosen = torch.zeros_like(rows) if tokens is None else tokens.clamp(min=0)
             following = following.index_copy(0, rows, self._group.from_first(chosen))
-        state = self._head(following, self._head.model.norm(hidden), positions, attend)
+        state = self._head(following, self._head.model.norm(hidden), positions, attend, seen)
         self._last = state[rows]
         for index, number in reversed([*enumerate(step.sampled)]):
             slots[number].head_row = index - slots[number].length

@@ -572,7 +572,8 @@ class ModelRunner:
             return None
         attend = partial(self.attention.run, self.attention.prepare(segments, inputs))
         positions = self._positions(inputs, step.shows)
-        return partial(self.head_drafts.follow, step, self.slots, inputs, attend, positions, hidden)
+        seen = self.sight.look(segments, ahead=1) if step.shows else None
+        return partial(self.head_drafts.follow, step, self.slots, inputs, attend, positions, hidden, seen)
 
     def _decode(
         self, step: Step, free: bool

@@ -16,7 +16,7 @@ from torch import Tensor
 from workers.attention.backend import Attend
 from workers.checkpoints.config import ModelConfig
 from workers.layers.linear import RowParallel
-from workers.models.decoder import Decoder, norm_of
+from workers.models.decoder import Decoder, Seen, norm_of
 from workers.parallel import RankGroup
 from workers.weights.blocks import Empty
 from workers.weights.loader import Shard
@@ -47,6 +47,7 @@ class MtpHead:
         hidden: Tensor,
         positions: Tensor,
         attend: Attend,
+        seen: Seen | None = None,
     ) -> Tensor:  # [tokens, hidden]
         """What is known of the token after the next: for `best`, and in place of a hidden state.
 
@@ -55,12 +56,20 @@ class MtpHead:
             hidden: `[tokens, hidden]`, of the model behind its last norm, or of this head one token before.
             positions: as of `Decoder`, of the tokens that the hidden states are of.
             attend: of the layer behind the model's own.
+            seen: which of the tokens that follow are images; their features are what the model has in the
+                place of embeddings.
         """
-        embedded = self.embedding_norm(self.model.embedded(token_ids))
-        both = torch.cat((embedded, self.hidden_norm(hidden)), dim=1)
-        share = self.join.share
-        x = self.join(both[:, share.start : share.stop])
+        x = self._joined(token_ids, hidden, seen)
+        del hidden  # which the layer has no use for
         return self.norm(self.block(x, self.model.places(positions), attend))
+
+    def _joined(self, token_ids: Tensor, hidden: Tensor, seen: Seen | None) -> Tensor:  # [tokens, hidden]
+        embedded = self.model.embedded(token_ids)
+        if seen is not None:
+            embedded = seen.shown(embedded, 0)
+        both = torch.cat((self.embedding_norm(embedded), self.hidden_norm(hidden)), dim=1)
+        share = self.join.share
+        return self.join(both[:, share.start : share.stop])
 
     def best(self, hidden: Tensor) -> Tensor:  # [rows, hidden] -> [rows] int64
         """The most probable token for each of its rows, the same on all ranks."""

@@ -65,15 +65,20 @@ class Sight:
             self._begun = None
         return self._looked
 
-    def look(self, segments: Sequence[Segment]) -> Seen | None:
-        """What of these is seen; None: it is all text."""
+    def look(self, segments: Sequence[Segment], ahead: int = 0) -> Seen | None:
+        """What of these is seen; None: it is all text.
+
+        Args:
+            ahead: 1, where each row stands for the token behind its own. An image that begins right behind a
+                segment is none that this step shows, and may not have been looked at.
+        """
         rows: list[int] = []
         parts: list[tuple[PlacedImage, int, int]] = []
         for segment in segments:
             for image in segment.slot.new.images:
-                first, end = max(segment.start, image.start), min(segment.end, image.end)
-                if first < end:
-                    row = segment.rows.start - segment.start + image.start
+                first, end = max(segment.start + ahead, image.start), min(segment.end + ahead, image.end)
+                if image.start < segment.end and first < end:
+                    row = segment.rows.start - segment.start - ahead + image.start
                     own = range(first - image.start, end - image.start)
                     rows.extend(row + each for each in own if each % image.across < image.columns)
                     parts.append((image, _before(image, own.start), _before(image, own.stop)))
