@@ -8,8 +8,8 @@ import logging
 import secrets
 import socket
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
 from functools import partial
 
 from msgspec.structs import replace
@@ -70,6 +70,7 @@ from neuron.preparation.tokens import count_tokens
 from neuron.recent_log import RecentLog
 from neuron.requests.drains import ALL, Drains
 from neuron.requests.embedding import Embedding
+from neuron.requests.ended import EndedLog
 from neuron.requests.generation import Generation
 from neuron.requests.open_requests import OpenRequests
 from neuron.requests.progress import LoadProgress
@@ -112,6 +113,7 @@ class Service:
         self._started = time.monotonic()
         self._keys = itertools.count(1)
         self._open = OpenRequests()
+        self._ended_log = EndedLog()
         self._tasks: dict[asyncio.Task[None], tuple[Peer, int]] = {}
         self._watches: dict[tuple[Peer, int], bool] = {}  # and whether it has had a whole state
         self._told: State | None = None  # to all of them, last
@@ -184,14 +186,14 @@ class Service:
     def _begin(self, peer: Peer, opened: OpenRequest) -> None:
         """Prepare and admit: at once where that takes no time, else in a task."""
         self._open.add(peer, opened)
-        with _failing(opened):
+        try:
             self._refuse_new_work()
-            model = self._models.known(opened.request.model)
-            text = model.text_now if model is not None else None
-            if model is not None:
+            if (model := self._models.known(opened.request.model)) is not None:
                 self._refuse_drained(model)
-            if text is not None and self._prepare_now(model, text, opened):
-                return
+                if (text := model.text_now) is not None and self._prepare_now(model, text, opened):
+                    return
+        except Exception as error:
+            _fail(opened, error)
         if opened.outcome is None:
             self._later(partial(self._prepare, opened), peer, opened.request)
 
@@ -212,7 +214,7 @@ class Service:
 
     async def _prepare(self, opened: OpenRequest, peer: Peer, request: Generate | Embed | Unread) -> None:
         """The way of the first request of a model, and of what takes long: with files and processes."""
-        with _failing(opened):
+        try:
             model = await self._models.obtain(request.model, request.account, opened.progress)
             self._refuse_drained(model)
             try:
@@ -229,9 +231,14 @@ class Service:
                         model.admit(opened)
             finally:
                 self._drains.check()
+        except asyncio.CancelledError:  # answered here: its id may be another's when this task has ended
+            opened.cancel()
+        except Exception as error:
+            _fail(opened, error)
 
     def _ended(self, peer: Peer, opened: OpenRequest) -> None:
         self._open.remove(peer, opened)
+        self._ended_log.add(opened.ended)
         if opened.model is not None:
             opened.model.leave(opened)
         opened.parts = ()  # they know it, and what goes in a circle is found by looks for garbage alone
@@ -393,6 +400,7 @@ class Service:
         def tell(lines: list[str]) -> None:
             peer.send(LogLines(id=request.id, lines=lines))
 
+        self._ended_log.write()
         lines = self._recent_log.last(request.lines, request.request)
         if lines or request.follow:  # who follows sees at once that it does
             tell(lines)
@@ -497,6 +505,7 @@ class Service:
             await asyncio.wait_for(self._open.settled.wait(), grace)
         for opened in self._open:
             opened.fail(error)
+        self._ended_log.write()
         for task, (peer, request_id) in list(self._tasks.items()):
             peer.send(Failed.of(request_id, error))
             task.cancel()
@@ -531,18 +540,13 @@ def _news(before: State, now: State, prefixes: dict[str, dict[bytes, int]]) -> S
     return replace(now, models=models, whole=False, gone=list(known), prefixes=prefixes)
 
 
-@contextmanager
-def _failing(opened: OpenRequest) -> Iterator[None]:
-    """Whatever goes wrong inside ends `opened`, so that it is answered and forgotten."""
-    try:
-        yield
-    except CortexError as error:
-        opened.fail(error)
-    except asyncio.CancelledError:  # answered here: its id may be another request's when its task has ended
-        opened.cancel()
-    except Exception as error:
-        log.exception("request cannot be prepared id=%d trace=%s", opened.key, word(opened.request.trace))
-        opened.fail(CortexError(Code.INTERNAL, f"{type(error).__name__}: {error}"))
+def _fail(opened: OpenRequest, error: Exception) -> None:
+    """Whatever went wrong before it was admitted: it is answered and forgotten."""
+    if not isinstance(error, CortexError):
+        trace = word(opened.request.trace)
+        log.error("request cannot be prepared id=%d trace=%s", opened.key, trace, exc_info=error)
+        error = CortexError(Code.INTERNAL, f"{type(error).__name__}: {error}")
+    opened.fail(error)
 
 
 def _check(catalogue: FleetCatalogue) -> None:

@@ -81,7 +81,7 @@ class ManagedModel:
         self.displaced = False  # it leaves or left for another model, and has not been back since
         self._room = room
         self._launcher = launcher
-        self._told: ModelState | None = None  # while nothing changes: one of many that are not loaded
+        self._told: ModelState | None = None  # since the last change, if anybody has looked
         self._tell_change = changed
         self._news = LoadNews(self._changed, self.requests.tell)
         self._tenancy = Tenancy(
@@ -212,8 +212,9 @@ class ManagedModel:
         return self._told
 
     def _changed(self, now: bool = False) -> None:
-        self._told = None
-        self._tell_change(now)
+        if now or self._told is not None:  # else that was said already, and nobody has looked since
+            self._told = None
+            self._tell_change(now)
 
     def _state(self) -> ModelState:
         return model_state(
@@ -437,10 +438,11 @@ class ManagedModel:
         elif request.pages and self._tenancy.statistics is not None:
             self._tenancy.statistics.doubt(request.pages)
         self._tenancy.adapters.look()
-        self._check_quiet()
-        self._check_deserted()
-        self._check_idle()
-        self._check_outdated()
+        if self.status != "ready" or self.requests.idle:
+            self._check_quiet()
+            self._check_deserted()
+            self._check_idle()
+            self._check_outdated()
         if self._room.contested:
             self._room.look()
         self._changed()
@@ -514,7 +516,7 @@ class ManagedModel:
     async def close(self) -> None:
         """The neuron ends: no task and no process may stay. Requests have been answered before."""
         self._cancel_retry()
-        self._keep_alive.stop()
+        self._keep_alive.close()
         self._renewal.stop()
         self.requests.shut()
         if self._task is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -103,51 +102,47 @@ def is_quick(request: Generate | Embed | CountTokens) -> bool:
     """Whether preparing it takes so little time that the event loop can do it itself."""
     if isinstance(request, Embed) or has_grammar(request):
         return False
-    left = INLINE_CHARACTERS
+    choices = 1
     if isinstance(request, Generate):
         if request.sampling.bad_words:
             return False
-        left //= request.sampling.n
-    for cost in _costs(request):
-        left -= cost
-        if left < 0:
-            return False
-    return True
+        choices = request.sampling.n
+    return choices * _cost(request) <= INLINE_CHARACTERS
 
 
-def _costs(request: Generate | CountTokens) -> Iterator[int]:
-    """What each part of a request costs, as if it were so many characters of text."""
+def _cost(request: Generate | CountTokens) -> int:
+    """What all of a request costs, as if it were so many characters of text."""
+    cost = 0
+    for message in request.messages or ():
+        cost += TURN + content.size(message) + len(message.reasoning or "")
+        if not isinstance(message.content, str):
+            cost += TURN * len(message.content)
+            if any(content.images([message])):
+                cost += INLINE_CHARACTERS  # small files can be large images
+        for call in message.tool_calls:
+            cost += TURN + len(call.arguments)
     if request.messages is None:
         suffix = request.suffix or "" if isinstance(request, Generate) else ""
-        for _, prompt in named_prompts(request):
-            yield len(prompt) + len(suffix)
-    for _ in content.images(request.messages or ()):
-        yield INLINE_CHARACTERS + 1  # small files can be large images
-    for message in request.messages or ():
-        yield TURN * (1 if isinstance(message.content, str) else 1 + len(message.content))
-        yield content.size(message) + len(message.reasoning or "")
-        for call in message.tool_calls:
-            yield TURN + len(call.arguments)
+        cost += sum(len(prompt) + len(suffix) for _, prompt in named_prompts(request))
     for tool in request.tools:
-        yield TOOL
-        yield from _costs_inside(tool.definition)
-    yield from _costs_inside(request.template_args)
+        cost += TOOL + _cost_inside(tool.definition)
+    return cost + _cost_inside(request.template_args) if request.template_args else cost
 
 
-def _costs_inside(value: Any) -> Iterator[int]:
+def _cost_inside(value: Any) -> int:
     """The same for what stands inside of JSON."""
-    values = [value]
+    cost, values = 0, [value]
     while values:
         value = values.pop()
         if isinstance(value, dict):
-            for key, each in value.items():
-                yield 1 + len(str(key))
-                values.append(each)
+            cost += sum(1 + len(str(key)) for key in value)
+            values += value.values()
         elif isinstance(value, list):
-            yield len(value)
+            cost += len(value)
             values += value
         elif isinstance(value, str):
-            yield len(value)
+            cost += len(value)
+    return cost
 
 
 def named_prompts(request: Generate | CountTokens) -> list[tuple[str, str | list[int]]]:
@@ -293,4 +288,6 @@ def _refuse_long(
 
 def pack(ids: list[int]) -> bytes:
     """Token ids as a worker takes them: uint32, little-endian. In blocks, between which others may run."""
+    if len(ids) <= BLOCK:
+        return array("I", ids).tobytes()
     return b"".join(array("I", ids[start : start + BLOCK]).tobytes() for start in range(0, len(ids), BLOCK))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -18,13 +17,10 @@ from ipc.server import Unread
 from ipc.worker_messages import SequenceReport, Submit
 from neuron.description import ModelDescription
 from neuron.preparation.placing import PreparedImage
+from neuron.requests.ended import Ended
 from neuron.requests.progress import LoadProgress
 from neuron.text.answers import AnswerText
 from neuron.text.frontend import TextFrontEnd
-from neuron.trace import word
-
-log = logging.getLogger("neuron.requests.request")
-
 
 # It is tokenised; it waits for its model; it waits in the worker; the worker has computed some of it, so that
 # doing it again might give another answer; it was answered.
@@ -93,6 +89,7 @@ class OpenRequest(ABC):
         self.attempts = 0  # times that a worker got it
         self.deaths = 0  # of workers that had it
         self.outcome: str | None = None  # "finished", "cancelled" or "failed", once it ended
+        self.ended: Ended | None = None  # the same, with what it came to
         self.model: RequestOwner | None = None  # that took it in
         self.adapter = 0  # its number among those of the model, from 1; 0: none
         self.prompt_tokens = 0
@@ -109,8 +106,8 @@ class OpenRequest(ABC):
     @property
     def image_bytes(self) -> int:
         """Of the pixels of its prompts, each of which several answers may have."""
-        images = {id(image): len(image.pixels) for part in self.parts for image in part.images}
-        return sum(images.values())
+        shown = [part.images for part in self.parts if part.images]
+        return sum({id(image): len(image.pixels) for images in shown for image in images}.values())
 
     @abstractmethod
     def prepare(
@@ -246,17 +243,8 @@ class OpenRequest(ABC):
         self.phase = "ended"
         self._send(reply)
         usage = reply.usage if isinstance(reply, Finished) else self.usage()
-        log.info(
-            "request %s id=%d trace=%s model=%s prompt_tokens=%d completion_tokens=%d seconds=%.3f reason=%s",
-            outcome,
-            self.key,
-            word(self.request.trace),
-            word(self.request.model),
-            usage.prompt_tokens,
-            usage.completion_tokens,
-            time.monotonic() - self._arrived,
-            _reason(reply) or outcome,
-        )
+        seconds, reason = time.monotonic() - self._arrived, _reason(reply) or outcome
+        self.ended = Ended(outcome, self.key, self.request.trace, self.request.model, usage, seconds, reason)
         self._on_end(self)
 
 

@@ -121,6 +121,8 @@ class TextFrontEnd(AnswerText):
         tags = THOUGHTS.get(thinks_as) or think_tags(texts, tokenizer.added) or THINK
         tokens = tokenizer.tokens_of((*tags.pieces, *tool_format.markers))
         self._take(tokenizer.vocabulary, tool_format, tags, thinks, tokens)
+        # Whether small requests take little time: that of its tokenizer is in proportion to the text.
+        self.is_quick = tokenizer.is_linear and all(each.is_quick for each in templates.values())
         self.infill = infill(tokenizer.id_of)  # None: the model cannot fill in
 
     @classmethod
@@ -154,11 +156,6 @@ class TextFrontEnd(AnswerText):
         front.vision = files.vision
         front.encoded = msgspec.msgpack.encode(model)
         return front
-
-    @property
-    def is_quick(self) -> bool:
-        """Whether small requests take little time: that of its tokenizer is in proportion to the text."""
-        return self._tokenizer.is_linear and all(each.is_quick for each in self._templates.values())
 
     @property
     def answers(self) -> AnswerFacts:

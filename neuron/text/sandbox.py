@@ -186,6 +186,15 @@ class _Code(CodeGenerator):
             self.write(", ")
         self.write(")")
 
+    def visit_Getattr(self, node: nodes.Getattr, frame: Frame) -> None:
+        """Most are those of turns: what a plain object has is looked up where it is asked for."""
+        if node.attr in _DICT_NAMES:
+            super().visit_Getattr(node, frame)
+            return
+        self.write(f"(of[{node.attr!r}] if type(of := ")
+        self.visit(node.node, frame)
+        self.write(f") is dict and {node.attr!r} in of else environment.getattr(of, {node.attr!r}))")
+
 
 tick = budget.tick
 
@@ -263,7 +272,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         return super().call_binop(context, operator, left, right)
 
     def getattr(self, obj: Any, attribute: str) -> Any:
-        if type(obj) is dict and attribute not in _DICT_NAMES:  # most are: no error has to be made and caught
+        if type(obj) is dict and attribute not in _DICT_NAMES:  # no error has to be made and caught
             return obj[attribute] if attribute in obj else self.undefined(obj=obj, name=attribute)
         if type(obj) is Namespace and not attribute.startswith("_"):
             value = object.__getattribute__(obj, "_Namespace__attrs").get(attribute)
@@ -296,12 +305,16 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         kind = type(__obj)
-        if __obj is Namespace and args:  # it makes an object of them
-            args = (_dict(*args),)
-        if kind is Macro or __obj is Namespace:
+        if kind is Macro:
             for name in _OF_JINJA:
                 kwargs.pop(name, None)
-            return __obj(__context.eval_ctx, *args, **kwargs) if kind is Macro else __obj(*args, **kwargs)
+            if not kwargs and _takes_just(__obj, len(args)) and not __context.eval_ctx.autoescape:
+                return __obj._func(*args)
+            return __obj(__context.eval_ctx, *args, **kwargs)
+        if __obj is Namespace:
+            for name in _OF_JINJA:
+                kwargs.pop(name, None)
+            return __obj(*((_dict(*args),) if args else ()), **kwargs)  # it makes an object of them
         owner = getattr(__obj, "__self__", None)
         if isinstance(owner, str):
             args = _spend_on_method(owner, __obj.__name__, args)
@@ -318,6 +331,12 @@ class _Environment(ImmutableSandboxedEnvironment):
                 kwargs.pop(name, None)
             return __obj(*args, **kwargs)
         return super().call(__context, __obj, *args, **kwargs)
+
+
+def _takes_just(macro: Macro, count: int) -> bool:
+    """Whether so many arguments are what its function wants, as they are."""
+    more = macro.caller or macro.catch_kwargs or macro.catch_varargs
+    return count == macro._argument_count and not more
 
 
 def _spend_on_method(text: str, name: str, args: tuple[Any, ...]) -> tuple[Any, ...]:

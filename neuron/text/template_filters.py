@@ -48,6 +48,8 @@ def metered(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(function)  # with the marks that tell Jinja what to hand over before the value
     def filtered(*args: Any, **kwargs: Any) -> Any:
+        if len(args) == 1 and type(args[0]) is str and len(args[0]) <= SHORT and not kwargs:
+            return function(*args)
         if name in COMPARING:
             args = tuple(list(each) if isinstance(each, Iterator) else each for each in args)
         for each in kwargs.values():

@@ -250,4 +250,4 @@ def test_the_end_of_a_request_is_logged_under_the_clients_id(tmp_path):
     with Neuron(tmp_path, [simulated("sim")]) as neuron, neuron.client() as client:
         for trace, word in (("abc-1", "abc-1"), ("a b\nc", r"'a b\nc'")):
             client.ask(chat("sim", 2, trace=trace), PATIENCE)
-            assert f"trace={word} model=sim" in neuron.log
+            wait_until(lambda word=word: f"trace={word} model=sim" in neuron.log, "its line")
