@@ -54,6 +54,8 @@ class Listeners(Struct, frozen=True, kw_only=True):
     # That a request which is not streamed waits for its model to load, and for its turn: less than proxies
     # wait for an answer.
     load_wait_seconds: Annotated[float, Meta(ge=0)] = 90
+    # Since a neuron was lost, within which a request waits for its return that no other takes.
+    lost_wait_seconds: Annotated[float, Meta(ge=0)] = 15
     cors_origins: tuple[str, ...] = ("loopback",)  # pages that may ask: scheme://host:port, loopback, or *
     hosts: tuple[str, ...] = ()  # further names that it is reached by through loopback
     key_file: str | None = None  # our CURVE secret key, for neurons that have a public_key

@@ -412,6 +412,8 @@ class Service:
     # --- watch ------------------------------------------------------------------------------------------
 
     def _watch(self, peer: Peer, request: Watch) -> None:
+        if self._ending:  # it would take us for one that serves
+            self._refuse_new_work()
         self._watches[peer, request.id] = False
         if self._models.searched:  # a list that is not whole would say that the rest is not there
             self._push()
@@ -498,6 +500,9 @@ class Service:
         """
         self._ending = True
         error = CortexError(Code.SHUTTING_DOWN, "this neuron is shutting down", retry_after=5.0)
+        for peer, request_id in self._watches:  # first: who is refused then knows that we leave
+            peer.send(Failed.of(request_id, error))
+        self._watches.clear()
         for opened in self._open:
             if not opened.begun:
                 opened.fail(error)
@@ -509,9 +514,6 @@ class Service:
         for task, (peer, request_id) in list(self._tasks.items()):
             peer.send(Failed.of(request_id, error))
             task.cancel()
-        for peer, request_id in self._watches:
-            peer.send(Failed.of(request_id, error))
-        self._watches.clear()
         for peer, request_id in self._recent_log.followers:
             peer.send(Failed.of(request_id, error))
             self._recent_log.leave((peer, request_id))

@@ -1,8 +1,9 @@
 """One request on its way: to a neuron, and to another where that one refuses or is lost, which goes on with
-what has begun."""
+what has begun. Where there is no other, the lost one does once it is back."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Sequence
 from time import monotonic
@@ -45,6 +46,7 @@ _DEATHS = frozenset((Code.WORKER_DIED, Code.STEP_DEADLINE))
 # Failures after which a stream goes on where another neuron has the model, and how often it may.
 _RESUMED = _DEATHS | {Code.NEURON_LOST, Code.SHUTTING_DOWN}
 RESUMES = 2
+RETURNS = 2  # how often a request waits for a neuron that had it: another time it might be what ends neurons
 
 ONE_REPLY = OneReply.__args__
 
@@ -76,6 +78,9 @@ class Exchange:
         self._call: Call | None = None
         self._prompt = NOTHING
         self._refusals: dict[Neuron, CortexError] = {}  # of neurons that did not take it
+        self._gone: set[Neuron] = set()  # of these, those that have ended or are out of reach
+        self._returns = 0
+        self._moving: asyncio.Task[None] | None = None  # to another neuron
         self._waits_for: Progress | None = None  # as its neuron said last, and
         self._told = 0.0  # when
         self._answered = False  # some of the answer has passed through here
@@ -128,9 +133,9 @@ class Exchange:
             if self._fleet.has_choice(request.model):
                 self._prompt = prompts.read(request)
                 request.marks = self._prompt.marks()
-                if request.stream:
-                    request.resumable = True
-                    self._transcript = Transcript(_choices(request), request.return_token_ids)
+            if request.stream:
+                request.resumable = True
+                self._transcript = Transcript(_choices(request), request.return_token_ids)
         if isinstance(request, Generate | Embed):
             request.priority = self._principal.weigh(request.priority)
         try:
@@ -147,6 +152,14 @@ class Exchange:
             CortexError: the request failed, and what came before that has been taken.
         """
         self.check()
+        if self._moving is not None:
+            await asyncio.wait((self._moving,), timeout=within)
+            if not self._moving.done():
+                return [self._waits_for] if self._waits_for is not None else []
+            moving, self._moving = self._moving, None
+            moving.result()
+            self.check()
+            return []
         replies = await self._call.take(within)
         if (transcript := self._transcript) is not None:
             replies = [each for each in replies if type(each) is not Delta or transcript.take(each)]
@@ -171,7 +184,7 @@ class Exchange:
                     self._neuron.served(self._request.model)
             elif kind is Failed or kind is Cancelled:
                 replies.pop()  # the last one: it is terminal
-                await self._fail(reply)
+                self._fail(reply)
         if tokens:
             self.account.on_tokens(tokens)
         return replies
@@ -235,7 +248,7 @@ class Exchange:
             key=self._prompt.key or self.request_id.encode(),
         )
 
-    async def _fail(self, reply: Failed | Cancelled) -> None:
+    def _fail(self, reply: Failed | Cancelled) -> None:
         """Go elsewhere, or note what ended the request."""
         if isinstance(reply, Cancelled):
             error = CortexError(Code.INTERNAL, "the neuron cancelled the request, and nobody had asked it to")
@@ -244,16 +257,50 @@ class Exchange:
         metrics.rejected(self.account.model, self._neuron.name, _label(error)).inc()
         if error.code in FAULTS and self._needs_load:
             self._neuron.failed(self._request.model)
-        if not self._answered and self._may_go_elsewhere(error):
-            if await self._move(error):
-                return
-            error = self._refusal()
-        elif self._answered and self._may_resume(error):
-            self._resumes += error.code in _RESUMED
-            self._request.written = self._transcript.written()
-            if await self._move(error):
-                return
-        self.account.fail(self._naming_the_alias(error))
+        if self._neuron.has_left(error, self._instance):
+            self._gone.add(self._neuron)
+        if self._may_resume(error) if self._answered else self._may_go_elsewhere(error):
+            self._refusals[self._neuron], self._waits_for = error, None
+            self._moving = asyncio.create_task(self._move(error))
+        else:
+            self.account.fail(self._naming_the_alias(error))
+
+    async def _move(self, error: CortexError) -> None:
+        """Hand the request to another neuron; where none takes it, to one that was lost and is back."""
+        refusal = error
+        try:
+            try:
+                there = await self._place()
+            except CortexError:
+                refusal = error if self._answered else self._refusal()
+                if not await self._is_one_back():
+                    raise
+                there = await self._place()
+            if self._answered:
+                self._resumes += error.code in _RESUMED
+                self._request.written = self._transcript.written()
+            self._hold(*there)
+        except CortexError:
+            self.account.fail(self._naming_the_alias(refusal))
+            return
+        metrics.retried(self.account.model, self._neuron.name, _label(error)).inc()
+        if self._resumes:
+            self._metrics.resumes.inc()
+
+    async def _is_one_back(self) -> bool:
+        """Whether one of those that were lost answers again, after waiting for that; then it may be asked."""
+        if not self._gone or self._returns == RETURNS:
+            return False
+        self._returns += 1
+        names = ", ".join(sorted(neuron.name for neuron in self._gone))
+        self._told = monotonic()
+        self._waits_for = Progress(id=0, stage="queued", message=f"for {names} to be back, which was lost")
+        await self._fleet.back(self._gone)
+        back = {neuron for neuron in self._gone if neuron.healthy}
+        for neuron in back:
+            del self._refusals[neuron]
+        self._gone -= back
+        return bool(back)
 
     def _may_go_elsewhere(self, error: CortexError) -> bool:
         """Whether another neuron might serve it, of which this one has made nothing yet."""
@@ -271,18 +318,6 @@ class Exchange:
         if error.code in _RESUMED:
             return self._resumes < RESUMES
         return self._resumes > 0 and error.code in _ELSEWHERE
-
-    async def _move(self, error: CortexError) -> bool:
-        """Hand the request to another neuron, where there is one."""
-        self._refusals[self._neuron] = error
-        try:
-            self._hold(*await self._place())
-        except CortexError:
-            return False
-        metrics.retried(self.account.model, self._neuron.name, _label(error)).inc()
-        if self._resumes:
-            self._metrics.resumes.inc()
-        return True
 
     def _refusal(self) -> CortexError:
         """What to say of a request that all refused: the last refusal that may pass, and who else refused.
@@ -312,7 +347,7 @@ class Exchange:
         call = neuron.client.open(self._request)
         if self._call is not None:
             self._let_go()
-        self._neuron, self._call, self._waits_for = neuron, call, None
+        self._neuron, self._instance, self._call, self._waits_for = neuron, neuron.instance, call, None
         if self._resumes:
             reason += f", to go on after {sum(map(len, self._request.written))} tokens"
         if self._needs_load:
@@ -346,6 +381,8 @@ class Exchange:
         if self._call is None:
             self.account.close()
             return
+        if self._moving is not None:
+            self._moving.cancel()
         self._call.cancel()  # does nothing to one that has ended
         self._let_go()
         if self.account.left and not self._call.closed:
@@ -369,7 +406,7 @@ class Exchange:
                 self.account.cut_short = reply.usage
 
     def _end_account(self) -> None:
-        usage = self.account.close(retried=bool(self._refusals), call_ended=self._call.ended)
+        usage = self.account.close(retried=bool(self._refusals or self._returns), call_ended=self._call.ended)
         if self.finished is not None:
             self._fleet.measure(self._request.model, self._prompt, usage.prompt_tokens)
 

@@ -124,14 +124,17 @@ class CatalogueAtNeuron:
         self._again = False
         self._telling: asyncio.Task[None] | None = None
 
-    def greet(self) -> None:
+    async def greet(self, within: float) -> None:
         """It answers, and may have begun anew: tell it, now or once the file has been read.
+
+        Return when it has taken that, or has had `within` seconds for it.
 
         While the file is newer than what we have of it, another process may have told it what is newer, too.
         """
         self._waits = not self._held.is_current
         if not self._waits:
             self._tell_soon()
+            await asyncio.wait((self._telling,), timeout=within)
 
     def update(self) -> None:
         """The file has been read: tell it what it has not been told yet, where it has been there at all."""

@@ -46,7 +46,6 @@ logger = logging.getLogger("gateway.fleet.view")
 HELLO_SECONDS = 5.0
 RETRY_SECONDS = 0.5  # between tries to watch a neuron again
 SILENT_SECONDS = 3.0  # three heartbeats that did not come: others are asked first
-BACK_SECONDS = 2.0  # since it was lost, within which a request waits for a neuron that it has no other for
 QUOTED = 16  # neurons that are asked for a quote for one request
 SEARCHED = 64  # the same, for a model that none says that it has
 FINISH_SECONDS = 1.0  # for what is to be done before the end
@@ -59,6 +58,7 @@ class Neuron:
     Args:
         directory: is kept up to date with what it has, and
         prefixes: with which prompts it holds.
+        lost_seconds: since it was lost, within which it may be back at once.
 
     Attributes:
         healthy: it has told its state, and has not been lost since.
@@ -75,6 +75,7 @@ class Neuron:
         secret: str | None,
         directory: Directory[Neuron] | None = None,
         prefixes: Prefixes[Neuron] | None = None,
+        lost_seconds: float = 0.0,
     ) -> None:
         self.name = entry.name
         public = load_public(entry.public_key) if entry.public_key is not None else None
@@ -93,7 +94,7 @@ class Neuron:
         self.catalogue: CatalogueAtNeuron | None = None
         self._directory = directory if directory is not None else Directory()
         self._prefixes = prefixes if prefixes is not None else Prefixes()
-        self._lost_at = -inf
+        self._lost_at, self._lost_seconds = -inf, lost_seconds
         self._is_back = asyncio.Event()
         self._breakers: dict[str, Breaker] = {}  # of models that failed since they served somebody
 
@@ -104,8 +105,8 @@ class Neuron:
             try:
                 hello = await self.client.ask(Hello(id=0, client=name, eviction=eviction), HELLO_SECONDS)
                 self.version = hello.version
-                if self.catalogue is not None:
-                    self.catalogue.greet()
+                if self.catalogue is not None:  # first, or it would say that it has not what stands there
+                    await self.catalogue.greet(HELLO_SECONDS)
                 async for reply in self.client.open(Watch(id=0)):
                     if isinstance(reply, State):
                         self._on_state(reply)
@@ -118,8 +119,16 @@ class Neuron:
     async def back(self) -> None:
         """Return when it answers, or was lost so long ago that it is not to be expected at once."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(max(0.0, self._lost_at + BACK_SECONDS - monotonic())):
+            async with asyncio.timeout(max(0.0, self._lost_at + self._lost_seconds - monotonic())):
                 await self._is_back.wait()
+
+    def has_left(self, error: CortexError, instance: str) -> bool:
+        """Whether a request failed because it was out of reach, or because that process of it ends."""
+        if error.code == Code.NEURON_LOST:
+            if self.healthy and not self.client.alive:
+                self.lose(error.message)  # its watch will hear of it in a moment
+            return True
+        return error.code == Code.SHUTTING_DOWN and (not self.healthy or self.instance != instance)
 
     def is_shaky(self, model: str) -> bool:
         breaker = self._breakers.get(model)
@@ -229,7 +238,10 @@ class Fleet:
         secret = load_secret(key_file) if key_file is not None else None
         self.directory: Directory[Neuron] = Directory()
         self.prefixes: Prefixes[Neuron] = Prefixes()
-        self.neurons = [Neuron(entry, secret, self.directory, self.prefixes) for entry in settings.neurons]
+        lost_seconds = settings.gateway.lost_wait_seconds
+        self.neurons = [
+            Neuron(entry, secret, self.directory, self.prefixes, lost_seconds) for entry in settings.neurons
+        ]
         path = settings.models_config
         self.catalogue = HeldCatalogue(Path(path), settings) if path is not None else None
         if self.catalogue is not None:
@@ -314,6 +326,16 @@ class Fleet:
             if neuron.healthy:
                 yield neuron, neuron.models[model]
 
+    async def back(self, neurons: Collection[Neuron]) -> None:
+        """Return when one of them answers again, or none is to be expected to do so at once."""
+        waits = [asyncio.create_task(neuron.back()) for neuron in neurons]
+        try:
+            while waits and not any(neuron.healthy for neuron in neurons):
+                _, waits = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+
     def has_choice(self, model: str) -> bool:
         """Whether more than one neuron has that model."""
         return len(self.directory.of(model).known) > 1
@@ -348,8 +370,8 @@ class Fleet:
             return best.host, best.reason(asked, len(ready))
         having = _without([*copies.ready, *copies.others], avoid)
         if not having and (away := _without(copies.known, avoid)):
-            # A link that broke, or a process of ours that stood still, is whole again in a moment.
-            await asyncio.gather(*(neuron.back() for neuron in away))
+            # A link that broke is whole again in a moment, and a neuron that was killed is started again.
+            await self.back([neuron for neuron in away if not neuron.healthy])
             copies = self.directory.of(model)
             having = _without([*copies.ready, *copies.others], avoid) or router.able(away, model)
         if len(having) == 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import signal
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -128,32 +129,36 @@ def test_neither_another_caller_nor_another_conversation_waits_for_a_flood_to_en
     assert max(map(ended.index, ("talk", "second", "third"))) < 20
 
 
-def test_who_waits_when_the_neuron_ends_is_told_so_and_the_next_one_starts_with_an_empty_line(
-    tmp_path: Path,
-) -> None:
-    models = [simulated("narrow", step_seconds=0.002, settings={"max_sequences": 1})]
-    body = MESSAGES | {"model": "narrow", "max_tokens": LONG, "stream": True}
+def test_what_runs_and_what_waits_when_the_neuron_ends_is_answered_by_the_next_one(tmp_path: Path) -> None:
+    models = [simulated("narrow", step_seconds=0.005, settings={"max_sequences": 1})]
+    counted = {"stream_options": {"include_usage": True}}
+    asked = [
+        MESSAGES
+        | {"model": "narrow", "max_tokens": tokens, "stream": streamed}
+        | (counted if streamed else {})
+        for tokens, streamed in ((700, True), (10, True), (11, False), (12, True))
+    ]
 
-    async def ask(base: str, neuron: Neuron) -> list[str]:
-        async with httpx.AsyncClient(base_url=base, timeout=PATIENCE, trust_env=False) as client:
-            asked = [asyncio.create_task(client.post("/v1/chat/completions", json=body)) for _ in range(6)]
-            await asyncio.to_thread(neuron.wait_for, "narrow", running=1, waiting=5)
-            neuron.process.kill()
-            return [answer.text for answer in await asyncio.gather(*asked)]
-
-    with Neuron(tmp_path / "a", models, listen=f"ipc://{tmp_path}/neuron") as neuron:
-        gateway = GatewayProcess(tmp_path, neuron.endpoint)
-        try:
-            answers = asyncio.run(ask(gateway.wait_ready().base, neuron))
-            assert all(answer.count("neuron_lost") == 1 and "[DONE]" not in answer for answer in answers)
-            with Neuron(tmp_path / "b", models, listen=f"ipc://{tmp_path}/neuron") as again:
-                assert again.model("narrow").waiting == 0
-                gateway.wait_ready()
-                answer = httpx.post(
-                    f"{gateway.base}/v1/chat/completions",
-                    json=body | {"max_tokens": 2, "stream": False},
-                    timeout=PATIENCE,
+    async def ask(gateway: GatewayProcess, stack: ExitStack, names: str) -> None:
+        neuron = stack.enter_context(Neuron(tmp_path / names[0], models, listen=f"ipc://{tmp_path}/neuron"))
+        gateway.wait_ready()
+        for name, number in zip(names[1:], (signal.SIGKILL, signal.SIGTERM), strict=True):
+            async with httpx.AsyncClient(base_url=gateway.base, timeout=PATIENCE, trust_env=False) as client:
+                asking = []
+                for body in asked:
+                    asking.append(asyncio.create_task(client.post("/v1/chat/completions", json=body)))
+                    waiting = len(asking) - 1
+                    await asyncio.to_thread(neuron.wait_for, "narrow", running=1, waiting=waiting)
+                neuron.process.send_signal(number)
+                await asyncio.to_thread(neuron.process.wait, PATIENCE)
+                neuron = stack.enter_context(
+                    Neuron(tmp_path / name, models, listen=f"ipc://{tmp_path}/neuron")
                 )
-                assert answer.status_code == 200, answer.text
-        finally:
-            gateway.stop()
+                for body, answer in zip(asked, await asyncio.gather(*asking), strict=True):
+                    assert (answer.status_code, '"error"' in answer.text) == (200, False), answer.text
+                    assert f'"completion_tokens":{body["max_tokens"]}' in answer.text
+
+    gateway = GatewayProcess(tmp_path, f"ipc://{tmp_path}/neuron", lost_wait_seconds=PATIENCE)
+    with ExitStack() as stack:
+        stack.callback(gateway.stop)
+        asyncio.run(ask(gateway, stack, "abc"))

@@ -184,7 +184,7 @@ def test_a_neuron_that_comes_back_is_told_again(write) -> None:
             again = FakeNeuron(neuron.endpoint)
             again.start()
             try:
-                await eventually(lambda: again.catalogues)
+                await eventually(lambda: fleet.neurons[0].healthy)  # before that, or it knows too little
                 assert [each.id for each in again.catalogues[-1].models] == ["slow"]
             finally:
                 again.close()

@@ -7,14 +7,15 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 
 import msgspec
 import pytest
 
-from gateway.config import EvictionPolicy, GatewayConfig, NeuronSettings
+from gateway.config import EvictionPolicy, GatewayConfig, Listeners, NeuronSettings
 from gateway.fleet import quotes
 from gateway.fleet.breaker import FAILURES
-from gateway.fleet.exchange import Exchange
+from gateway.fleet.exchange import RETURNS, Exchange
 from gateway.fleet.quotes import Quotes
 from gateway.fleet.view import SILENT_SECONDS, Fleet, Neuron
 from gateway.telemetry import metrics
@@ -22,7 +23,7 @@ from ipc.client import NeuronClient
 from ipc.errors import Code, CortexError
 from ipc.messages.answers import Usage
 from ipc.messages.conversation import Message
-from ipc.messages.replies import Delta, Failed, Quoted, Started, State
+from ipc.messages.replies import Delta, Failed, Progress, Quoted, Started, State
 from ipc.messages.requests import (
     AnyRequest,
     CountTokens,
@@ -40,11 +41,12 @@ from tests.gateway.fake_neuron import FakeNeuron
 
 
 @asynccontextmanager
-async def fleet_of(*neurons: FakeNeuron) -> AsyncIterator[Fleet]:
+async def fleet_of(*neurons: FakeNeuron, lost_wait_seconds: float = 0.0) -> AsyncIterator[Fleet]:
     """A fleet of those neurons, which are started here."""
     for neuron in neurons:
         neuron.start()
     settings = GatewayConfig(
+        gateway=Listeners(lost_wait_seconds=lost_wait_seconds),
         eviction=EvictionPolicy(strategy="priority", defrag_after_cycles=7),
         neurons=[NeuronSettings(name=neuron.name, endpoint=neuron.endpoint) for neuron in neurons],
     )
@@ -128,7 +130,7 @@ def test_a_neuron_that_lies_about_tokens_costs_no_request_its_account(
 def test_a_request_waits_for_a_neuron_that_was_lost_a_moment_ago() -> None:
     async def scenario() -> None:
         first = FakeNeuron()
-        async with fleet_of(first) as fleet:
+        async with fleet_of(first, lost_wait_seconds=60.0) as fleet:
             [view] = fleet.neurons
             first.close()
             await eventually(lambda: not view.healthy)
@@ -136,6 +138,91 @@ def test_a_request_waits_for_a_neuron_that_was_lost_a_moment_ago() -> None:
             second = FakeNeuron(first.endpoint)
             second.start()
             assert (await placing)[0] is view
+            second.close()
+
+    run(scenario)
+
+
+class Silent(FakeNeuron):
+    """Takes requests, and is never heard of them."""
+
+    def _on_request(self, peer: Peer, request: AnyRequest) -> None:
+        if isinstance(request, Generate):
+            self.served.append(request)
+        else:
+            super()._on_request(peer, request)
+
+
+class Naming(FakeNeuron):
+    """Tells the ids of tokens."""
+
+    def _on_request(self, peer: Peer, request: AnyRequest) -> None:
+        if isinstance(request, Generate):
+            request.return_token_ids = True
+        super()._on_request(peer, request)
+
+
+def test_a_request_under_way_waits_for_its_only_neuron_to_be_back_and_says_so() -> None:
+    async def scenario() -> None:
+        first = Silent()
+        async with fleet_of(first, lost_wait_seconds=60.0) as fleet:
+            exchange = Exchange(fleet, "r")
+            await exchange.send(generate("echo"))
+            await eventually(lambda: first.served)
+            first.close()
+            told = []
+            while not told:
+                told = await exchange.take(0.1)
+            assert isinstance(told[0], Progress)
+            assert told[0].message == "for fake to be back, which was lost"
+            second = FakeNeuron(first.endpoint)
+            second.start()
+            assert (await exchange.whole()).choices[0].text == "one two"
+            exchange.close()
+            assert not +fleet.neurons[0].in_flight
+            second.close()
+
+    run(scenario)
+
+
+def test_a_request_that_ends_its_only_neuron_again_and_again_is_given_up() -> None:
+    async def scenario() -> None:
+        first = Silent()
+        async with fleet_of(first, lost_wait_seconds=60.0) as fleet:
+            exchange = Exchange(fleet, "r")
+            await exchange.send(generate("echo"))
+            ending = asyncio.create_task(exchange.whole())
+            again = [Silent(first.endpoint) for _ in range(RETURNS)]
+            for neuron, following in zip([first, *again], [*again, None], strict=True):
+                await eventually(partial(getattr, neuron, "served"))
+                neuron.close()
+                if following is not None:
+                    following.start()
+            with pytest.raises(CortexError) as caught:
+                await ending
+            exchange.close()
+            assert caught.value.code == Code.NEURON_LOST
+
+    run(scenario)
+
+
+def test_a_stream_goes_on_at_its_only_neuron_once_that_is_back() -> None:
+    async def scenario() -> None:
+        first = Naming(models=("slow",))
+        async with fleet_of(first, lost_wait_seconds=60.0) as fleet:
+            exchange = Exchange(fleet, "r")
+            await exchange.send(Generate(id=0, model="slow", prompt="one two three four", stream=True))
+            text = ""
+            while not text:
+                text += "".join(each.text for each in await exchange.take(1.0) if isinstance(each, Delta))
+            first.close()
+            second = Naming(first.endpoint, models=("slow",))
+            second.start()
+            while exchange.finished is None:
+                text += "".join(each.text for each in await exchange.take(1.0) if isinstance(each, Delta))
+            exchange.close()
+            assert text == "one two three four"
+            assert second.served[0].written[0][0] == 0
             second.close()
 
     run(scenario)
@@ -427,14 +514,6 @@ def test_a_host_holds_nothing_of_a_model_that_it_has_not_loaded() -> None:
 
 
 def test_a_stream_that_one_host_refuses_to_go_on_with_goes_to_the_next() -> None:
-    class Naming(FakeNeuron):
-        """Tells the ids of tokens."""
-
-        def _on_request(self, peer: Peer, request: AnyRequest) -> None:
-            if isinstance(request, Generate):
-                request.return_token_ids = True
-            super()._on_request(peer, request)
-
     async def scenario() -> None:
         hosts = [Naming(name=name, models=("slow",)) for name in "abc"]
         async with fleet_of(*hosts) as fleet:
