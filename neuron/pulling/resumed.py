@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from http import HTTPStatus
 from pathlib import Path
 from typing import Protocol
 
@@ -52,13 +53,15 @@ def fetch(repository: str, commit: str, files: Mapping[str, File], folder: Path)
 
 def _fetch(repository: str, commit: str, name: str, remote: File, folder: Path) -> None:
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import WeakFileLock, build_hf_headers
 
     address, headers = hf_hub_url(repository, name, revision=commit), build_hf_headers()
-    if get_hf_file_metadata(address).etag != remote.sha256:
+    there = get_hf_file_metadata(address)
+    if there.etag != remote.sha256:
         return  # the library looks for it under another name, or says what is wrong
-    tag, size = remote.sha256, remote.size
+    tag, size = remote.sha256, remote.size if there.size is None else there.size
     whole, locks = folder / "blobs" / tag, folder.parent / ".locks" / folder.name
     for each in (whole.parent, locks):
         each.mkdir(parents=True, exist_ok=True)
@@ -68,14 +71,25 @@ def _fetch(repository: str, commit: str, name: str, remote: File, folder: Path) 
         with _part(whole).open("ab") as file:
             if file.tell() > size:  # no beginning of it
                 file.truncate(0)
-            http_get(
-                address,
-                file,
-                resume_size=file.seek(0, os.SEEK_END),
-                headers=headers,
-                expected_size=size,
-                displayed_filename=name,
-            )
+
+            def go_on() -> None:
+                begun = file.seek(0, os.SEEK_END)
+                http_get(
+                    address,
+                    file,
+                    resume_size=begun,
+                    headers=headers,
+                    expected_size=size,
+                    displayed_filename=name,
+                )
+
+            try:
+                go_on()
+            except HfHubHTTPError as error:
+                if error.response.status_code != HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+                    raise
+                file.truncate(0)  # the file ends before that, whatever its size is said to be
+                go_on()
         os.replace(_part(whole), whole)
 
 

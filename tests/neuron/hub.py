@@ -24,6 +24,7 @@ class Repository:
     large: tuple[str, ...] = (".safetensors", ".gguf")
     token: str = ""  # that is needed
     gated: bool = False  # its owner asks for consent
+    said: dict[str, int] = field(default_factory=dict)  # sizes of files that are said wrongly
     damaged: set[str] = field(default_factory=set)  # files that come with another first byte
     cut: dict[str, int] = field(default_factory=dict)  # bytes after which the connection breaks, once
     held: threading.Event | None = None  # until it is set, of each large file but half comes
@@ -84,8 +85,14 @@ class _Handler(BaseHTTPRequestHandler):
             data = bytes([data[0] ^ 1]) + data[1:]
         begin = 0
         status = 200
+        if path in repository.said:
+            headers["X-Linked-Size"] = str(repository.said[path])
         if (wanted := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("range", ""))) is not None:
             begin, status = int(wanted[1]), 206
+            if begin >= len(data):
+                self.server.given.append((path, begin))
+                self._send(b"", {"Content-Range": f"bytes */{len(data)}"}, head, 416)
+                return
             headers["Content-Range"] = f"bytes {begin}-{len(data) - 1}/{len(data)}"
         if not head:
             self.server.given.append((path, begin))
@@ -139,9 +146,10 @@ def _sha256(data: bytes) -> str:
 def _info(name: str, repository: Repository) -> dict[str, Any]:
     siblings = []
     for path, data in repository.files.items():
-        each: dict[str, Any] = {"rfilename": path, "size": len(data), "blobId": "b" * 40}
+        size = repository.said.get(path, len(data))
+        each: dict[str, Any] = {"rfilename": path, "size": size, "blobId": "b" * 40}
         if path.endswith(repository.large):
-            each["lfs"] = {"sha256": _sha256(data), "size": len(data), "pointerSize": 130}
+            each["lfs"] = {"sha256": _sha256(data), "size": size, "pointerSize": 130}
         siblings.append(each)
     return {"id": name, "modelId": name, "sha": COMMIT, "siblings": siblings, "private": False, "tags": []}
 
@@ -149,8 +157,9 @@ def _info(name: str, repository: Repository) -> dict[str, Any]:
 def _tree(repository: Repository) -> list[dict[str, Any]]:
     found = []
     for path, data in repository.files.items():
-        each: dict[str, Any] = {"type": "file", "path": path, "size": len(data), "oid": "b" * 40}
+        size = repository.said.get(path, len(data))
+        each: dict[str, Any] = {"type": "file", "path": path, "size": size, "oid": "b" * 40}
         if path.endswith(repository.large):
-            each["lfs"] = {"oid": _sha256(data), "size": len(data), "pointerSize": 130}
+            each["lfs"] = {"oid": _sha256(data), "size": size, "pointerSize": 130}
         found.append(each)
     return found

@@ -170,6 +170,25 @@ def test_what_came_damaged_is_deleted(hub: Hub, tmp_path: Path) -> None:
     assert [begin for name, begin in hub.given if name == "m-Q8_0.gguf"] == [1000, 0]
 
 
+def test_a_part_that_is_longer_than_its_file_is_begun_anew_though_the_hub_says_that_more_would_come(
+    hub: Hub, tmp_path: Path
+) -> None:
+    quants = hub.repositories["org/quants"]
+    data = quants.files["m-Q8_0.gguf"]
+    quants.said["m-Q8_0.gguf"] = len(data) + 7
+    part = (
+        tmp_path / "hub" / "models--org--quants" / "blobs" / f"{hashlib.sha256(data).hexdigest()}.incomplete"
+    )
+    part.parent.mkdir(parents=True)
+    part.write_bytes(data + b"?")
+    said = refusal(hub, tmp_path, "org/quants:Q8_0")
+    assert f"should be of size {len(data) + 7} but has size {len(data)}" in said
+    assert [begin for name, begin in hub.given if name == "m-Q8_0.gguf"] == [len(data) + 1, 0]
+    del quants.said["m-Q8_0.gguf"]
+    assert pull(hub, tmp_path, "org/quants:Q8_0").returncode == 0
+    assert snapshot(tmp_path) == {"m-Q8_0.gguf": data}
+
+
 def test_what_an_ended_fetch_did_not_compare_the_next_one_does(hub: Hub, tmp_path: Path) -> None:
     assert pull(hub, tmp_path, "org/quants:Q8_0").returncode == 0
     (blob,) = tmp_path.glob("hub/models--*/blobs/*")
