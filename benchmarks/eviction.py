@@ -88,6 +88,9 @@ class Foresight:
     def add(self, now: float) -> None:
         pass
 
+    def requests(self, now: float) -> float:
+        return self.at(now)
+
     def at(self, now: float) -> float:
         left = min(self.due.values(), default=math.inf) - now
         return 1 / max(left, SOON)
