@@ -49,7 +49,7 @@ class TextTokenizer:
 
     def __init__(self, path: Path, vocabulary_size: int, shown: tuple[str, ...]) -> None:
         try:
-            self.tokenizer, patterns = _read(path)
+            self.tokenizer, patterns, known = _read(path)
         except CortexError:
             raise
         except Exception as error:  # the library raises nothing more special
@@ -58,7 +58,7 @@ class TextTokenizer:
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
         self.vocabulary_size = vocabulary_size
-        self.vocabulary = Vocabulary(PackedVocabulary.of(self.tokenizer, vocabulary_size, shown))
+        self.vocabulary = Vocabulary(PackedVocabulary.of(self.tokenizer, vocabulary_size, shown, known))
         self._added = self.tokenizer.get_added_tokens_decoder()
         self._path = path
         self._longest = self.vocabulary.packed.longest or 1
@@ -161,13 +161,15 @@ class TextTokenizer:
         return characters // self._longest
 
 
-def _read(path: Path) -> tuple[Tokenizer, list[str]]:
-    """What is at `path`, and the regular expressions in it."""
+def _read(path: Path) -> tuple[Tokenizer, list[str], list[str]]:
+    """What is at `path`, the regular expressions in it, and its tokens from the first one on, where they are
+    known without asking for each."""
     if path.suffix == SUFFIX:
         parts = tokenizer_parts(read_header(path))
-        return assemble(parts), list(regexes(msgspec.convert(parts, _File)))
+        known = list(parts["model"]["vocab"]) if parts["model"]["type"] == "BPE" else []
+        return assemble(parts), list(regexes(msgspec.convert(parts, _File))), known
     source = read_bytes(path)
-    return Tokenizer.from_buffer(source), list(regexes(msgspec.json.decode(source, type=_File)))
+    return Tokenizer.from_buffer(source), list(regexes(msgspec.json.decode(source, type=_File))), []
 
 
 def regexes(file: _File) -> Iterator[str]:

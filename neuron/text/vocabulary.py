@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Collection, Sequence
+from itertools import accumulate
 
 import msgspec
 from tokenizers import Tokenizer, decoders, models
@@ -36,20 +37,20 @@ class PackedVocabulary(msgspec.Struct, array_like=True, frozen=True):
     longest: int
 
     @classmethod
-    def of(cls, tokenizer: Tokenizer, size: int, shown: Collection[str] = ()) -> PackedVocabulary:
+    def of(
+        cls, tokenizer: Tokenizer, size: int, shown: Collection[str] = (), known: Sequence[str] = ()
+    ) -> PackedVocabulary:
         """That of a tokenizer.
 
         Args:
             size: token ids that the model has.
             shown: contents of special tokens that are text for us all the same, such as tags.
+            known: its tokens from the first one on, where somebody has them: to ask for each takes 0.2 s.
         """
         # One by one: `get_vocab` holds the interpreter's lock for a quarter of a second, and takes longer.
-        pieces = list(map(tokenizer.id_to_token, range(size)))
+        pieces = [*known[:size], *map(tokenizer.id_to_token, range(len(known), size))]
         written = [(piece or "").encode() for piece in pieces]
-        ends, end = array("I"), 0
-        for piece in written:
-            end += len(piece)
-            ends.append(end)
+        ends = array("I", accumulate(map(len, written)))
         kinds = bytearray(HIDDEN | ABSENT if piece is None else 0 for piece in pieces)
         for number, token in tokenizer.get_added_tokens_decoder().items():
             if number < size:

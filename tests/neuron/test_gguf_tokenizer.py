@@ -19,6 +19,7 @@ from ipc.errors import CortexError
 from ipc.messages.conversation import Message
 from neuron.text.frontend import TextFrontEnd
 from neuron.text.tokenizer import TextTokenizer
+from neuron.text.vocabulary import PackedVocabulary
 from tests.neuron.folders import byte_level
 from tests.workers import checkpoints, gguf_files
 from workers.checkpoints.card import read_card
@@ -160,6 +161,7 @@ def test_a_tokenizer_of_parts_is_the_one_that_its_json_would_be(spm, bpe):
         theirs.no_padding()
         theirs.no_truncation()
         assert json.loads(tokenizer.tokenizer.to_str()) == json.loads(theirs.to_str())
+        assert tokenizer.vocabulary.packed == PackedVocabulary.of(theirs, 10_000)
 
 
 def test_marks_are_tokens_wherever_they_stand_and_control_tokens_are_hidden(spm):

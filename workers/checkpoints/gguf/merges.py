@@ -13,7 +13,7 @@ import numpy as np
 
 FACTOR = 0x9E3779B97F4A7C15  # odd, so that it has an inverse modulo 2 ** 64
 INVERSE = pow(FACTOR, -1, 1 << 64)
-BUCKETS = 18  # bits of a hash that say where in the list of all to look
+HASH, PLACES = 64, 20  # bits of a hash, and those of them that say where in a table to look
 Hashes = np.ndarray  # [n] uint64
 
 
@@ -95,27 +95,40 @@ def _mixed(letters: np.ndarray) -> Hashes:
 
 
 class _Known:
-    """Tokens by their hashes.
+    """Tokens by their hashes: in a table, and in another one those whose place there is taken.
+
+    Args:
+        numbers: of the tokens whose hashes are given; None: all.
 
     Raises:
         ValueError: two have the same one, of 2 ** 64.
     """
 
-    def __init__(self, hashes: Hashes) -> None:
-        order = np.argsort(hashes)
-        ordered = hashes[order]
-        if (ordered[1:] == ordered[:-1]).any():
+    def __init__(self, hashes: Hashes, numbers: np.ndarray | None = None, level: int = 0) -> None:
+        if level * PLACES >= HASH:
             raise ValueError("two tokens have the same hash")
-        self._begins = np.searchsorted(ordered >> np.uint64(64 - BUCKETS), np.arange((1 << BUCKETS) + 1))
-        self._fullest = int(np.diff(self._begins).max())
-        self._order = np.append(order, np.full(self._fullest, -1))
-        self._hashes = np.append(ordered, np.zeros(self._fullest, np.uint64))
+        self._hashes, self._shift = hashes, np.uint64(level * PLACES)
+        numbers = np.arange(len(hashes), dtype=np.int32) if numbers is None else numbers
+        places = self._places(hashes[numbers])
+        self._table = np.full(1 << PLACES, -1, np.int32)
+        self._table[places] = numbers
+        elsewhere = self._table[places] != numbers
+        self._are_shared = np.zeros(1 << PLACES, bool)
+        self._are_shared[places[elsewhere]] = True
+        self._others = _Known(hashes, numbers[elsewhere], level + 1) if elsewhere.any() else None
 
-    def find(self, hashes: Hashes) -> np.ndarray:  # [n] int64
+    def find(self, hashes: Hashes) -> np.ndarray:  # [n] int32
         """The number of the token that has each; -1 where none has."""
-        found = np.full(len(hashes), -1)
-        begins = self._begins[hashes >> np.uint64(64 - BUCKETS)]
-        for place in range(self._fullest):
-            here = self._hashes[begins + place] == hashes
-            found[here] = self._order[begins[here] + place]
+        places = self._places(hashes)
+        found = self._table[places]
+        is_another = self._hashes[found] != hashes  # of an empty place: whatever the last token's is
+        if self._others is not None:
+            left = np.flatnonzero(is_another & self._are_shared[places])
+            found[is_another] = -1
+            found[left] = self._others.find(hashes[left])
+        else:
+            found[is_another] = -1
         return found
+
+    def _places(self, hashes: Hashes) -> np.ndarray:  # [n] int64
+        return (hashes << self._shift >> np.uint64(HASH - PLACES)).astype(np.int64)
