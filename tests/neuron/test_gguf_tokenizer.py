@@ -155,6 +155,18 @@ def test_a_part_that_only_has_the_hash_of_a_token_is_no_merge(monkeypatch):
         every_merge(["a", "c", "cb"], [0.0] * 3, [2])
 
 
+def test_tokens_are_known_by_their_hashes_however_many_meet_in_a_table():
+    drawn = np.random.default_rng(1).integers(0, 1 << 64, 300_000, dtype=np.uint64)
+    drawn[1000:2000] &= np.uint64((1 << 40) - 1)  # all in one place of the first table
+    hashes, others = drawn[:200_000], drawn[200_000:]
+    known = merges._Known(hashes)
+    assert (known.find(hashes[::-1]) == np.arange(len(hashes))[::-1]).all()
+    assert (known.find(others) == -1).all()
+    hashes[7] = hashes[150_000]
+    with pytest.raises(ValueError, match="two tokens have the same hash"):
+        merges._Known(hashes)
+
+
 def test_a_tokenizer_of_parts_is_the_one_that_its_json_would_be(spm, bpe):
     for tokenizer in (spm[0], bpe[0]):
         theirs = Tokenizer.from_buffer(tokenizer_json(read_header(tokenizer._path)))

@@ -13,7 +13,8 @@ import numpy as np
 
 FACTOR = 0x9E3779B97F4A7C15  # odd, so that it has an inverse modulo 2 ** 64
 INVERSE = pow(FACTOR, -1, 1 << 64)
-HASH, PLACES = 64, 20  # bits of a hash, and those of them that say where in a table to look
+PLACES = 20  # bits of a hash that say where in a table to look
+MOST_TABLES = 16  # into the fourth come one or two of a million tokens
 Hashes = np.ndarray  # [n] uint64
 
 
@@ -105,14 +106,15 @@ class _Known:
     """
 
     def __init__(self, hashes: Hashes, numbers: np.ndarray | None = None, level: int = 0) -> None:
-        if level * PLACES >= HASH:
-            raise ValueError("two tokens have the same hash")
-        self._hashes, self._shift = hashes, np.uint64(level * PLACES)
+        self._hashes, self._factor = hashes, np.uint64(pow(FACTOR, level, 1 << 64))
         numbers = np.arange(len(hashes), dtype=np.int32) if numbers is None else numbers
         places = self._places(hashes[numbers])
         self._table = np.full(1 << PLACES, -1, np.int32)
         self._table[places] = numbers
-        elsewhere = self._table[places] != numbers
+        there = self._table[places]
+        elsewhere = there != numbers
+        if level == MOST_TABLES or (hashes[there[elsewhere]] == hashes[numbers[elsewhere]]).any():
+            raise ValueError("two tokens have the same hash")
         self._are_shared = np.zeros(1 << PLACES, bool)
         self._are_shared[places[elsewhere]] = True
         self._others = _Known(hashes, numbers[elsewhere], level + 1) if elsewhere.any() else None
@@ -131,4 +133,4 @@ class _Known:
         return found
 
     def _places(self, hashes: Hashes) -> np.ndarray:  # [n] int64
-        return (hashes << self._shift >> np.uint64(HASH - PLACES)).astype(np.int64)
+        return (hashes * self._factor >> np.uint64(64 - PLACES)).astype(np.int64)
