@@ -14,7 +14,7 @@ from ipc.worker_messages import FREE_ROWS, CacheGroup, SimulatedSpec
 from neuron.config import ModelSettings
 from neuron.memory.cache_plan import CachePlan
 from neuron.memory.fit import Need
-from neuron.memory.step_bytes import UNMEASURED_BYTES, Overhead, packs
+from neuron.memory.step_bytes import UNMEASURED_BYTES, Overhead, packs_head
 from neuron.text.frontend import TextFiles, TextFrontEnd
 from workers.checkpoints.adapter import AdapterCard, read_adapter
 from workers.checkpoints.card import DTYPE_BYTES, Dtype, ModelCard, read_card
@@ -168,7 +168,7 @@ def described(settings: ModelSettings, card: ModelCard) -> ModelDescription:
             card.config,
             DTYPE_BYTES[dtype],
             settings.ranks,
-            packs_head=packs(dtype) and EMBEDDING not in formats,
+            packs_head=packs_head(dtype) and EMBEDDING not in formats,
             vision=card.vision,
             context_length=min(settings.context_length or card.context_length, limit),
             in_blocks=bool(formats),

@@ -37,20 +37,19 @@ MTP_STREAMS = 4  # hidden states of the model, as they are and normed, and what 
 PENALTY_BYTES = 3  # for each logit, kept: how often its token came, and whether at all
 
 CPU_FACTS = Path("/proc/cpuinfo")
-BFLOAT16_CPUS = ({"avx512bw", "avx512dq", "avx512vl"}, {"avx_ne_convert"}, {"bf16"})  # any of these
-FLOAT16_CPUS = ({"avx512_fp16"}, {"avx_ne_convert"}, {"fphp", "asimdhp"})
+ARM_INSTRUCTIONS = {"bfloat16": {"bf16"}, "float16": {"fphp", "asimdhp"}}
 
 
-def packs(dtype: Dtype) -> bool:
-    """Whether a CPU like this one has products of that type for which weights are packed.
+def packs_head(dtype: Dtype) -> bool:
+    """Whether a head that is tied to the embedding is packed on a CPU like this one.
 
-    What oneDNN says of it is known where there is torch; here the kernel's list of instructions has to do.
+    In 16 bits that is so on ARM alone; elsewhere a kernel of ours is meant to read the embedding. What oneDNN
+    has there is known where there is torch; here the kernel's list of instructions has to do.
     """
     if dtype == "float32":
         return True
-    lists = re.findall(r"^(?:flags|Features)\s*:(.*)$", CPU_FACTS.read_text(), re.MULTILINE)
-    there = set(lists[0].split()) if lists else set()
-    return any(each <= there for each in (BFLOAT16_CPUS if dtype == "bfloat16" else FLOAT16_CPUS))
+    lists = re.findall(r"^Features\s*:(.*)$", CPU_FACTS.read_text(), re.MULTILINE)
+    return bool(lists) and ARM_INSTRUCTIONS[dtype] <= set(lists[0].split())
 
 
 @dataclass(frozen=True, slots=True)

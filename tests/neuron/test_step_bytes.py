@@ -12,21 +12,26 @@ from neuron.description import described
 from neuron.memory import step_bytes
 from neuron.models.catalogue import DEMO_FOLDER
 from workers.checkpoints.card import read_card
-from workers.layers.linear import has_kernels
+from workers.layers.embedding import Embedding, Head, VocabularySlice
+from workers.parallel import RankGroup
+from workers.weights.blocks import Empty
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_a_plan_knows_whether_weights_are_packed_here(dtype):
-    assert step_bytes.packs(dtype) == has_kernels(getattr(torch, dtype), torch.device("cpu"))
+def test_a_plan_knows_whether_a_tied_head_is_packed_here(dtype):
+    empty = Empty(getattr(torch, dtype))
+    vocabulary = VocabularySlice(64, RankGroup())
+    head = Head("head", vocabulary, 32, Embedding("embedding", vocabulary, 32, empty), empty)
+    head.pack()
+    assert step_bytes.packs_head(dtype) == (head.copied > 0)
 
 
 @pytest.mark.parametrize(
     ("facts", "expected"),
     [
         ("flags\t\t: fpu avx2 fma\n", [False, False]),
-        ("flags\t\t: avx512f avx512bw avx512dq avx512vl\n", [True, False]),
-        ("flags\t\t: avx512bw avx512dq avx512vl avx512_fp16 avx512_bf16\n", [True, True]),
-        ("flags\t\t: avx2 avx_vnni avx_ne_convert\n", [True, True]),
+        ("flags\t\t: avx512bw avx512dq avx512vl avx512_fp16 avx512_bf16\n", [False, False]),
+        ("Features\t: fp asimd fphp asimdhp\n", [False, True]),
         ("Features\t: fp asimd fphp asimdhp bf16\n", [True, True]),
         ("processor\t: 0\n", [False, False]),
     ],
@@ -34,8 +39,8 @@ def test_a_plan_knows_whether_weights_are_packed_here(dtype):
 def test_instructions_say_what_is_packed(monkeypatch, tmp_path: Path, facts, expected):
     (tmp_path / "cpuinfo").write_text(f"processor\t: 0\n{facts}\nprocessor\t: 1\n{facts}")
     monkeypatch.setattr(step_bytes, "CPU_FACTS", tmp_path / "cpuinfo")
-    assert [step_bytes.packs(dtype) for dtype in ("bfloat16", "float16")] == expected
-    assert step_bytes.packs("float32")
+    assert [step_bytes.packs_head(dtype) for dtype in ("bfloat16", "float16")] == expected
+    assert step_bytes.packs_head("float32")
 
 
 def test_a_head_is_booked_where_it_is_packed(monkeypatch):
@@ -43,7 +48,7 @@ def test_a_head_is_booked_where_it_is_packed(monkeypatch):
     head = card.config.vocab_size * card.config.hidden_size * 2
     booked = {}
     for packs in (False, True):
-        monkeypatch.setattr("neuron.description.packs", lambda dtype, packs=packs: packs)
+        monkeypatch.setattr("neuron.description.packs_head", lambda dtype, packs=packs: packs)
         for quantization in (None, "q8"):
             overhead = described(ModelSettings(id="demo", quantization=quantization), card).overhead
             booked[packs, quantization] = overhead.of_step("cpu", 512, 16)

@@ -135,7 +135,7 @@ def test_a_library_of_other_sources_is_not_used_and_the_log_says_what_to_run(tmp
     for name in ("formats.h", "vectors.h"):
         shutil.copy(compiled.FOLDER / name, tmp_path)
     (tmp_path / "blocks.c").write_text('#define OWN_SOURCE\n#include "formats.h"\nSOURCE(blocks)\n')
-    for name in ("blocks_vnni", "rows", "step"):
+    for name in ("blocks_vnni", "dense", "rows", "step"):
         (tmp_path / f"{name}.c").write_text(f'#include "vectors.h"\nSOURCE({name})\n')
     found = ctypes.CDLL(str(build(tmp_path, tmp_path / "library.so", "-O0")))
     monkeypatch.setattr(compiled, "FOLDER", tmp_path)

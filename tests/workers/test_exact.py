@@ -18,6 +18,7 @@ from tests.workers.equalities import VOCABULARY, Observed
 from tests.workers.ranks import Job
 from tests.workers.test_equalities import DEMO
 from workers.execution.model_runner import ModelRunner
+from workers.kernels import compiled
 from workers.layers.heads import HeadLinear
 from workers.layers.linear import Linear
 from workers.layers.steady import COUNTS, blocks, elementwise, steadily, steady_counts
@@ -101,7 +102,8 @@ def test_an_element_of_a_function_is_the_same_alone_and_among_others(dtype, colu
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize("packed", [True, False])
-def test_a_row_of_a_product_is_the_same_alone_and_among_others(dtype, packed):
+def test_a_row_of_a_product_of_torchs_is_the_same_alone_and_among_others(dtype, packed, monkeypatch):
+    monkeypatch.setattr(compiled, "library", lambda: None)
     generator = torch.Generator().manual_seed(2)
     linear = Linear(torch.randn(900, 640, generator=generator).to(dtype))
     if packed:
@@ -116,7 +118,8 @@ def test_a_row_of_a_product_is_the_same_alone_and_among_others(dtype, packed):
         assert torch.equal(linear(x[start:end]), alone[start:end])
 
 
-def test_what_is_found_for_a_product_holds_for_no_other_kind_of_the_same_shape():
+def test_what_is_found_for_a_product_holds_for_no_other_kind_of_the_same_shape(monkeypatch):
+    monkeypatch.setattr(compiled, "library", lambda: None)  # whose products need no trial
     known = {}
     for dtype in (torch.float32, torch.bfloat16):
         for bias in (None, torch.zeros(8, dtype=dtype)):

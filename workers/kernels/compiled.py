@@ -1,6 +1,7 @@
 """The library of compiled kernels, where an install could build it and the CPU has what it takes.
 
-Of its kernels those of `blocks.c` are called here, those of `rows.c` in `rows.py`, of `step.c` in `step.py`.
+Of its kernels those of `blocks.c` are called here, those of `dense.c` in `dense.py`, and so are those of
+`rows.c` and `step.c`.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ KINDS = [
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
 STEM = "_blocks"
 FOLDER = Path(__file__).parent
-SOURCES = ("blocks.c", "blocks_vnni.c", "formats.h", "rows.c", "step.c", "vectors.h")
+SOURCES = ("blocks.c", "blocks_vnni.c", "dense.c", "formats.h", "rows.c", "step.c", "vectors.h")
 
 logger = logging.getLogger("workers.kernels.compiled")
 
@@ -64,6 +65,7 @@ def load(path: Path) -> ctypes.CDLL | None:
     found.blocks_product.argtypes = (*weight, *inputs, number, number)  # threads, level
     if not found.blocks_level():
         return None
+    found.dense_product.argtypes = (pointer, *[size] * 3, *inputs, number, number)  # threads, level
     found.rows_product.argtypes = (*weight, *inputs, number)
     found.rows_wide.argtypes = (*weight, pointer, number)
     found.rows_wide.restype = None

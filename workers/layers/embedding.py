@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch.nn.functional as F
 from torch import Tensor
 
+from workers.kernels import dense
 from workers.layers.linear import Linear
 from workers.parallel import RankGroup
 from workers.weights.blocks import Blocks, Empty, Weight
@@ -64,8 +65,8 @@ class Head(Linear):
 
     Args:
         name: of its own weight in the checkpoint; not read when `tied`.
-        tied: the embedding whose weight it shares, or None. A packed head is a copy: the embedding reads rows
-            of the plain weight, which the packed one does not have.
+        tied: the embedding whose weight it shares, or None. A packed head would be a copy, for the embedding
+            reads rows of the plain weight: it is one only where no kernel of ours reads that, too.
         biased: it has a bias, tied or not.
     """
 
@@ -96,6 +97,12 @@ class Head(Linear):
             yield Slice(f"{self.name}.bias", (vocabulary.size,), bias, row=vocabulary.first)
 
     def pack(self) -> None:
+        if (
+            self.tied
+            and isinstance(self.weight, Tensor)
+            and dense.meant_for(self.weight.device, self.weight.dtype)
+        ):
+            return
         super().pack()
         if self.tied and isinstance(self.weight, Blocks):
             self.tied.weight = self.weight  # whose bytes may have another order now

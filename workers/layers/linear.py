@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from workers.kernels import dense
 from workers.kernels.products import product, steady_rows, wants_planes, widened
 from workers.layers.steady import COUNTS, cancelling, steadily, steady_counts
 from workers.parallel import RankGroup
@@ -42,13 +43,14 @@ class Linear:
 
     Where its columns are kept in another order, `order` has the number of the input at each place.
 
-    On a CPU the weight is packed once, after loading, into the layout that oneDNN's kernels read. Measured on
-    two cores with AVX512-BF16 over the weights of a 0.6B model: one row takes 30 ms instead of 45, and with
-    one thread 36 instead of 80; that is the rate at which memory streams.
+    On a CPU a weight of 16 bits stays as it is where the compiled kernel takes it, for few rows, or for any
+    (`workers.kernels.dense`). What is left to torch is packed once, after loading, into the layout that
+    oneDNN's kernels read. Measured on two cores with AVX512-BF16 over the weights of a 0.6B model: one row
+    takes 30 ms instead of 45, and with one thread 36 instead of 80.
 
-    On a CPU that has no instructions for its type, a weight is made float32 block by block, which is exact,
-    for any but the fewest rows. Measured on a Zen 3 core, 6144 x 1024 in bfloat16: 512 rows take 96 ms of it
-    instead of 694, 8 rows 6 instead of 11.
+    On a CPU that has no instructions for its type, torch has a weight made float32 block by block, which is
+    exact, for any but the fewest rows. Measured on a Zen 3 core, 6144 x 1024 in bfloat16: 512 rows take 96 ms
+    of it instead of 694, 8 rows 6 instead of 11.
     """
 
     beside: Adds | None = None
@@ -60,6 +62,7 @@ class Linear:
         self.bias, self.order = bias, order
         self.packed: Tensor | None = None
         self._counts: list[int] | None = None  # of rows; None: any
+        self._most_rows = dense.most_tokens(weight.dtype)  # that the compiled kernel multiplies
 
     def sides(self) -> Iterator[Side]:
         """The projections that something may stand beside."""
@@ -72,6 +75,9 @@ class Linear:
             known: what was found for other products of the same kind; this one's is added.
         """
         weight = self.weight
+        if isinstance(weight, Tensor) and dense.takes(weight):
+            self._most_rows = dense.ALL
+            return
         form = weight.format.name if isinstance(weight, Blocks) else None
         kept = self.packed if weight is None else weight
         key = (*self._shape, kept.dtype, self.packed is None, form, self.bias is None)
@@ -109,7 +115,9 @@ class Linear:
         """Trade the weight for its packed form, where there is a kernel that takes it."""
         if self.packs and isinstance(self.weight, Blocks) and wants_planes(self.weight):
             self.weight = self.weight.to_planes()
-        if self.packs and isinstance(self.weight, Tensor) and can_pack(self.weight.dtype, self.weight.device):
+        if not self.packs or not isinstance(self.weight, Tensor) or dense.takes(self.weight):
+            return
+        if can_pack(self.weight.dtype, self.weight.device):
             self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight, 1)
             self.weight = None
 
@@ -129,6 +137,8 @@ class Linear:
             return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
         if isinstance(self.weight, Blocks):
             return product(x if self.order is None else x[:, self.order], self.weight, self.bias)
+        if len(x) <= self._most_rows and dense.takes(self.weight):
+            return dense.product(x, self.weight, self.bias)
         if len(x) < WIDE_ROWS or has_kernels(x.dtype, x.device):
             return F.linear(x, self.weight, self.bias)
         return widened(x, self.weight, self.bias)

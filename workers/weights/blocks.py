@@ -88,7 +88,11 @@ class Empty:
     def weight(self, name: str, rows: int, columns: int) -> Weight:
         """The weight of that name, or some rows and columns of it."""
         if name not in self.formats:
-            return self(rows, columns)
+            if (
+                self.device.type != "cpu" or self.dtype.itemsize != 2
+            ):  # else it may be packed, which copies it
+                return self(rows, columns)
+            return self._memory(rows * columns * 2).view(self.dtype).view(rows, columns)
         form = FORMATS[self.formats[name]]
         size = form.row_bytes(columns)
         return Blocks(form, self._memory(rows * size).view(rows, size), self.dtype)

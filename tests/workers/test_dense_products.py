@@ -1,0 +1,126 @@
+"""The compiled products with weights of 16 bits: what they compute, and that nothing needs them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tests.workers.compiled_library import built
+from workers.kernels import compiled, dense
+from workers.layers.embedding import Embedding, Head, VocabularySlice
+from workers.layers.linear import Linear, can_pack
+from workers.parallel import RankGroup
+from workers.weights.blocks import Empty
+
+ROUNDING = {torch.bfloat16: 2**-8, torch.float16: 2**-11}
+LEVELS = ("AVX2", "AVX512-BF16")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def library(tmp_path_factory):
+    found = built(tmp_path_factory)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiled, "library", lambda: found)
+        yield found
+
+
+@pytest.fixture(params=range(1, 3), ids=LEVELS)
+def level(request, monkeypatch) -> int:
+    if request.param > dense.level():
+        pytest.skip("this CPU has no such instructions")
+    monkeypatch.setattr(dense, "level", lambda: request.param)
+    return request.param
+
+
+def random(*shape: int, dtype: torch.dtype) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape))).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", ROUNDING, ids=str)
+def test_a_product_is_that_in_float64_but_for_the_rounding_of_its_result(level, dtype):
+    # columns that are no whole steps, rows that are no whole tiles, and more than lie apart from each other
+    for rows, columns in ((1, 1), (2, 31), (5, 32), (37, 200), (1035, 48), (7, 2049)):
+        whole = random(rows, columns + 5, dtype=dtype)
+        weight = whole[:, 3 : columns + 3]  # its rows begin where no vector does
+        assert dense.takes(weight)
+        for tokens in (1, 2, 3, 4, 5, 6, 7, 13, 40):
+            x, bias = random(tokens, columns, dtype=dtype), random(rows, dtype=dtype)
+            for added in (None, bias):
+                y = dense.product(x, weight, added)
+                assert y.dtype == dtype
+                exact = x.double() @ weight.double().t() + (0 if added is None else added.double())
+                sums = x.double().abs() @ weight.double().abs().t()
+                bound = exact.abs() * ROUNDING[dtype] + sums * 1e-6 + 1e-7
+                assert ((y.double() - exact).abs() <= bound).all(), (rows, columns, tokens)
+
+
+@pytest.mark.parametrize("dtype", ROUNDING, ids=str)
+def test_a_token_has_the_same_bits_in_any_company(level, dtype, monkeypatch):
+    weight = random(530, 616, dtype=dtype)
+    linear = Linear(weight)
+    linear.make_exact({})
+    x = random(700, 616, dtype=dtype)  # more than are multiplied with all rows before the next ones are
+    whole = linear(x)
+    torch.testing.assert_close(whole, F.linear(x, weight), rtol=0.02, atol=0.2)
+    for count in (1, 2, 5, 33, 256):
+        parts = x[:264].split(count)
+        assert torch.equal(torch.cat([linear(part) for part in parts]), whole[:264])
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    assert torch.equal(linear(x), whole)
+
+
+def test_what_is_not_finite_stays_in_its_row_and_token(level):
+    weight, x = random(9, 40, dtype=torch.bfloat16), random(7, 40, dtype=torch.bfloat16)
+    whole = dense.product(x, weight, None)
+    weight[4, 39], x[2, 39] = float("nan"), float("inf")
+    y = dense.product(x, weight, None)
+    assert not y[2].isfinite().any()
+    assert y[:, 4].isnan().all()
+    tokens, rows = [0, 1, 3, 4, 5, 6], [0, 1, 2, 3, 5, 6, 7, 8]
+    assert torch.equal(y[tokens][:, rows], whole[tokens][:, rows])
+
+
+def test_what_is_larger_than_the_type_is_infinite(level):
+    for dtype, value in ((torch.float16, 300.0), (torch.bfloat16, 1e20)):
+        x = torch.full((1, 8), value, dtype=dtype)
+        assert torch.isposinf(dense.product(x, x, None)).all()
+
+
+def test_neither_a_layer_nor_a_tied_head_is_copied():
+    empty = Empty(torch.bfloat16)
+    vocabulary = VocabularySlice(50, RankGroup())
+    embedding = Embedding("embedding", vocabulary, 32, empty)
+    embedding.weight.copy_(random(50, 32, dtype=torch.bfloat16))
+    head, layer = Head("head", vocabulary, 32, embedding, empty), Linear(embedding.weight)
+    for each in (head, layer):
+        each.pack()
+        assert each.weight is embedding.weight
+    assert head.copied == 0
+    x = random(3, 32, dtype=torch.bfloat16)
+    torch.testing.assert_close(head(x), F.linear(x, embedding.weight).float(), rtol=0.02, atol=0.05)
+
+
+def test_float32_and_a_missing_library_are_left_to_torch(monkeypatch):
+    weight, x = random(12, 24, dtype=torch.bfloat16), random(2, 24, dtype=torch.bfloat16)
+    assert not dense.takes(weight.float())
+    assert not dense.takes(weight.t())
+    monkeypatch.setattr(compiled, "library", lambda: None)
+    assert not dense.takes(weight)
+    linear = Linear(weight)
+    assert torch.equal(linear(x), F.linear(x, weight))
+    linear.pack()
+    assert (linear.packed is not None) == can_pack(torch.bfloat16, weight.device)
+    torch.testing.assert_close(linear(x), F.linear(x, weight), rtol=0.02, atol=0.1)
+
+
+def test_how_many_tokens_torch_is_left_is_known_of_each_type(monkeypatch):
+    found = {}
+    for avx512 in (False, True):
+        for native in (False, True):
+            monkeypatch.setattr(torch.cpu, "_is_avx512_supported", lambda avx512=avx512: avx512)
+            monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda native=native: native)
+            dense.most_tokens.cache_clear()
+            found[avx512, native] = dense.most_tokens(torch.bfloat16)
+    dense.most_tokens.cache_clear()
+    assert [each for each, tokens in found.items() if tokens == dense.ALL] == [(True, False)]
