@@ -16,6 +16,13 @@ from tests.workers import seeing
 
 T = TypeVar("T", int, Tensor)
 
+NAMES = {
+    "mtp_block.": "model.layers.{}.",
+    "eh_proj.": "model.layers.{}.eh_proj.",
+    "enorm.": "model.layers.{}.enorm.",
+    "hnorm.": "model.layers.{}.hnorm.",
+    "post_norm.": "model.layers.{}.shared_head.norm.",
+}
 QWEN_NAMES = {
     "mtp_block.": "mtp.layers.0.",
     "eh_proj.": "mtp.fc.",
@@ -45,14 +52,17 @@ class Head:
         self.model = model
         self.text = getattr(model.model, "language_model", model.model)
         config = model.config.get_text_config()
-        kinds = getattr(config, "layer_types", None) or ["full_attention"]
+        kinds = getattr(config, "layer_types", None) or ["full_attention"] * len(self.text.layers)
         number = max(n for n, kind in enumerate(kinds) if kind == "full_attention")
         block = self.text.layers[number]
         self.layer = MtpLayer(config, type(block), type(block.input_layernorm), number).eval()
         self._read: dict[tuple[int, ...], tuple[Tensor, Tensor, Tensor]] = {}
+        self._as_qwen = config.model_type.startswith("qwen")  # whose norms are stored less 1
         with torch.no_grad():
-            for parameter in self.layer.parameters():
-                parameter.normal_(std=std)
+            for name, parameter in self.layer.named_parameters():
+                parameter.normal_(std=std).add_(float("norm" in name and not self._as_qwen))
+            for buffer in self.layer.buffers():  # corrections of experts
+                buffer.normal_(std=0.1)
 
     @classmethod
     @torch.no_grad()
@@ -65,18 +75,24 @@ class Head:
         embedding = model.model.embed_tokens.weight
         embedding.copy_(nn.functional.normalize(torch.randn(embedding.shape), dim=1))
         model.lm_head.weight[following(torch.arange(len(embedding)), len(embedding))] = 8 * embedding
-        model.model.norm.weight.zero_()
+        model.model.norm.weight.fill_(float(not head._as_qwen))
         head.layer.eh_proj.weight[:, : embedding.shape[1]] = torch.eye(embedding.shape[1])
         return head
 
     def store(self, folder: Path) -> None:
-        """Write the model and this, as Qwen's are."""
+        """Write the model and this, as those of its kind are."""
         self.model.save_pretrained(folder)
         (folder / "tokenizer.json").write_text(tokenizer().to_str())
         weights = load_file(folder / "model.safetensors")
         for name, tensor in self.layer.state_dict().items():
-            [usual] = [begins for begins in QWEN_NAMES if name.startswith(begins)]
-            weights[QWEN_NAMES[usual] + name.removeprefix(usual)] = tensor.clone()
+            names = QWEN_NAMES if self._as_qwen else NAMES
+            [usual] = [begins for begins in names if name.startswith(begins)]
+            stored = names[usual].format(len(self.text.layers)) + name.removeprefix(usual)
+            weights |= {stored: tensor.clone()} if self._as_qwen else _one_by_one(stored, tensor)
+        if not self._as_qwen:  # which nobody is to read
+            again = f"model.layers.{len(self.text.layers)}."
+            for name in ("embed_tokens.weight", "shared_head.head.weight"):
+                weights[again + name] = torch.full_like(self.model.lm_head.weight, torch.nan)
         save_file(weights, folder / "model.safetensors", {"format": "pt"})
 
     @torch.no_grad()
@@ -120,3 +136,16 @@ class Head:
         length = embedded.shape[1]
         mask = torch.full((length, length), -torch.inf).triu(1)[None, None]
         return self.layer(embedded, hidden, self.text.rotary_emb(embedded, places), mask, places, None)
+
+
+def _one_by_one(name: str, tensor: Tensor) -> dict[str, Tensor]:
+    """The weights of each expert, where a tensor has those of all."""
+    begins, experts, what = name.partition(".experts.")
+    if not experts or tensor.dim() < 3:
+        return {name: tensor.clone()}
+    names = ("gate_proj", "up_proj") if what == "gate_up_proj" else ("down_proj",)
+    return {
+        f"{begins}.experts.{number}.{own}.weight": part.clone()
+        for number, weight in enumerate(tensor)
+        for own, part in zip(names, weight.chunk(len(names)), strict=True)
+    }

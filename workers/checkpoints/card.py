@@ -24,7 +24,7 @@ from workers.checkpoints.caches import KVCacheDtype, group_layers
 from workers.checkpoints.config import ModelConfig
 from workers.checkpoints.experts import number_of
 from workers.checkpoints.families.llama import EMBEDDING, HEAD, MTP_JOINS
-from workers.checkpoints.family import Family, TensorSpec
+from workers.checkpoints.family import MTP_HEAD, Family, TensorSpec
 from workers.checkpoints.files import open_file, read_json, refuse
 from workers.checkpoints.generation import GenerationDefaults
 from workers.checkpoints.gguf import checkpoint as gguf
@@ -54,6 +54,7 @@ KNOWN_UNUSED = (
     "position_ids",
     "pooler.dense.weight",
     "pooler.dense.bias",
+    *(f".{name}" for name in ("embed_tokens.weight", "shared_head.head.weight")),  # once more, in a head
 )  # what old files hold and nobody reads
 BLOCK = 1 << 20  # bytes that are compared at once
 NO_MTP = "speculation mtp needs a head that predicts several tokens"
@@ -429,7 +430,7 @@ def _of_folder(folder: Path, mtp: bool) -> ModelCard:
     ignored = KNOWN_UNUSED if scheme is None else (*KNOWN_UNUSED, *scheme.beside)
     unused = sorted(name for name in stored.keys() - used if not name.endswith(ignored))
     notes += [scheme.note] if scheme is not None else []
-    for prefix, what in family.beside.items():
+    for prefix, what in _beside(family, model).items():
         known = [name for name in unused if name.startswith(prefix)]
         unused = [name for name in unused if not name.startswith(prefix)]
         notes += [f"{len(known)} tensors are {what}"] if known else []
@@ -467,9 +468,17 @@ def _with_mtp(
     stored = family.mtp(stored, model.num_layers)
     if f"model.layers.{model.num_layers}.{MTP_JOINS}" not in stored:
         refuse(path, f"{NO_MTP}: its files have none, though models of its kind may. {BETTER}")
-    if more := sorted(name for name in stored if name.startswith(tuple(family.beside))):
+    others = (*family.beside, f"model.layers.{model.num_layers + 1}.")
+    if more := sorted(name for name in stored if name.startswith(others)):
         refuse(path, f"{NO_MTP}, of one layer, and its files have {more[0]!r} besides. {BETTER}")
     return model.with_mtp(), stored
+
+
+def _beside(family: Family, model: ModelConfig) -> Mapping[str, str]:
+    """What may be there and is not read, by how its names begin: in some files a head is one layer more."""
+    if family.mtp is None or model.mtp:
+        return family.beside
+    return {**family.beside, f"model.layers.{model.num_layers}.": MTP_HEAD}
 
 
 def _sight(

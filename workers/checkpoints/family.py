@@ -74,6 +74,9 @@ class TensorSpec(NamedTuple):
         return math.prod(self.shape_on_rank(model, world_size))
 
 
+MTP_HEAD = "a head that predicts several tokens at once, which `speculation: mtp` uses"
+
+
 def in_causal(name: str) -> str:
     """The name of a decoder's tensor where the decoder stands alone in the files, as embedders do."""
     return f"model.{name}" if name.startswith(("embed_tokens.", "layers.", "norm.")) else name
@@ -94,8 +97,8 @@ class Family:
         rearrange: tensors in files, where one of them is several.
         beside: of tensors that may be there and are not read, how their names begin, and what they are.
         mtp: tensors in files, where those of a head that predicts the token after the next
-            (`ModelConfig.mtp`) have their usual names, which begin with those of the layer of that number;
-            None: no such head is understood.
+            (`ModelConfig.mtp`) have their usual names, which begin with those of the layer of that number,
+            the first one behind the model's; None: no such head is understood.
         sees: those names of `within` whose towers are served, too, and which module beside this reads each.
     """
 

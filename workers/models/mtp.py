@@ -1,9 +1,11 @@
 """Multi-token prediction: a head that predicts the token after the next (https://arxiv.org/abs/2412.19437,
-section 2.2), as Qwen3-Next and Qwen3.5 have it.
+section 2.2), as Qwen3-Next, Qwen3.5, GLM and DeepSeek V3 have it.
 
 next token ─ embedding ─ norm ─┐
                                ├─ joined ─ decoder layer ─ norm ─┬─ the model's own head ─ logits
 last hidden state ────── norm ─┘                                 └─ in place of a hidden state, one token on
+
+The hidden state is that behind the model's last norm, and so is what stands in its place behind the head's.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ import msgspec
 from workers.checkpoints import config
 from workers.checkpoints.config import Latent, ModelConfig
 from workers.checkpoints.experts import Experts
-from workers.checkpoints.families.glm_moe import RoutedFile, experts_of
+from workers.checkpoints.families.glm_moe import RoutedFile, experts_of, mtp
 from workers.checkpoints.families.llama import decoder_tensors
 from workers.checkpoints.family import Family, TensorSpec
 from workers.checkpoints.files import refuse
@@ -162,5 +162,5 @@ def _sharpening(rope: Rope) -> float:
 
 
 DEEPSEEK_V2 = Family("deepseek_v2", ("DeepseekV2ForCausalLM",), read_2, tensors)
-DEEPSEEK_V3 = Family("deepseek_v3", ("DeepseekV3ForCausalLM",), read_3, tensors)
-GLM4_MOE_LITE = Family("glm4_moe_lite", ("Glm4MoeLiteForCausalLM",), read_glm, tensors)
+DEEPSEEK_V3 = Family("deepseek_v3", ("DeepseekV3ForCausalLM",), read_3, tensors, mtp=mtp)
+GLM4_MOE_LITE = Family("glm4_moe_lite", ("Glm4MoeLiteForCausalLM",), read_glm, tensors, mtp=mtp)

@@ -15,6 +15,7 @@ from workers.checkpoints.families.llama import dense_tensors
 from workers.checkpoints.family import Family
 from workers.checkpoints.files import refuse
 from workers.checkpoints.rope import Size
+from workers.checkpoints.safetensors import Tensor
 
 DEFAULTS = {"num_key_value_heads": 8, "rms_norm_eps": 1e-5, "partial_rotary_factor": 0.5}
 
@@ -36,7 +37,7 @@ class RoutedFile(ConfigFile, kw_only=True):
     scoring_func: Literal["sigmoid", "softmax"] | None = None
     topk_method: Literal["noaux_tc", "greedy", "group_limited_greedy"] | None = None
     moe_layer_freq: Literal[1] = 1
-    # of training, and of layers that guess further ahead, which are not loaded
+    # of training, and of heads that predict several tokens, of which the files say whether they are there
     num_nextn_predict_layers: int | None = None
     num_mtp_layers: int | None = None
     moe_router_dtype: Any = None
@@ -95,4 +96,10 @@ def read(path: Path, given: Mapping[str, Any]) -> ModelConfig:
     )
 
 
-GLM4_MOE = Family("glm4_moe", ("Glm4MoeForCausalLM",), read, dense_tensors)
+def mtp(stored: Mapping[str, Tensor], number: int) -> dict[str, Tensor]:
+    """The head is layer `number` in files as well. The embedding and the output that stand there once more
+    are the model's."""
+    return dict(stored)
+
+
+GLM4_MOE = Family("glm4_moe", ("Glm4MoeForCausalLM",), read, dense_tensors, mtp=mtp)

@@ -16,7 +16,7 @@ from workers.checkpoints.experts import Experts
 from workers.checkpoints.families import qwen3_moe
 from workers.checkpoints.families.llama import attention_tensors, decoder_tensors
 from workers.checkpoints.families.qwen3_moe import Qwen3MoeFile
-from workers.checkpoints.family import Family, TensorSpec
+from workers.checkpoints.family import MTP_HEAD, Family, TensorSpec
 from workers.checkpoints.files import refuse
 from workers.checkpoints.layers import Layer
 from workers.checkpoints.rope import Size
@@ -43,7 +43,7 @@ DEFAULTS = SHARED_DEFAULTS | {
 }
 INTERVAL = 4  # every fourth layer sees all tokens, where the file says nothing
 KINDS = ("linear_attention", "full_attention")
-MTP = {"mtp.": "a head that predicts several tokens at once, which `speculation: mtp` uses"}
+MTP = {"mtp.": MTP_HEAD}
 # of rotary positions in three directions: for text all three are the same one
 VISION_KEYS = ("mrope_section", "mrope_interleaved")
 
