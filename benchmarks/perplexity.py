@@ -82,9 +82,9 @@ def perplexity(model: str | Path, tokens: list[int], quantization: str | None, *
             scheduler.observe(runner.execute(plan))
         print(f"\r{len(told)} of {len(tokens) - 1} tokens ", end="", file=sys.stderr, flush=True)
         for report in scheduler.take_reports():
-            assert report.finish != "error", report.message
+            assert report.finish != "error", report.details.message
             finish = report.finish
-            told += [each.logprob for each in report.prompt_logprobs]
+            told += [each.logprob for each in report.details.prompt_logprobs]
     print("\r", end="", file=sys.stderr)
     runner.close()
     assert len(told) == len(tokens) - 1

@@ -330,6 +330,22 @@ class Logprobs(msgspec.Struct, array_like=True):
     top: list[tuple[int, float]]  # the most probable tokens, in order
 
 
+class Details(msgspec.Struct, array_like=True, frozen=True):
+    """What most reports on a sequence do not say."""
+
+    message: str = ""  # for "error"
+    code: str = ""  # the same: of `ipc.errors.Code`
+    cached_tokens: int = 0  # of its prompt, in its first report
+    logprobs: list[Logprobs] = []  # of each of the report's `token_ids`
+    # Of each prompt token but the first. Many come in parts, the last of them with the first token.
+    prompt_logprobs: list[Logprobs] = []
+    embedding: bytes = b""  # float32, little-endian
+    marks: tuple[bytes, ...] = ()  # in its first report: the hashes of the pages that its `Submit` marks
+
+
+NO_DETAILS = Details()
+
+
 class SequenceReport(msgspec.Struct, array_like=True, gc=False):
     """What one step did for one sequence. The first one of each has no token, unless it came at once.
 
@@ -338,15 +354,13 @@ class SequenceReport(msgspec.Struct, array_like=True, gc=False):
 
     request_id: int
     token_ids: list[int]  # new output; empty while its prompt is still being computed
-    finish: Literal["", "stop", "length", "aborted", "error"]
-    message: str = ""  # for "error"
-    code: str = ""  # the same: of `ipc.errors.Code`
-    cached_tokens: int = 0  # of its prompt, in its first report
-    logprobs: list[Logprobs] = []  # of each of `token_ids`
-    # Of each prompt token but the first. Many come in parts, the last of them with the first token.
-    prompt_logprobs: list[Logprobs] = []
-    embedding: bytes = b""  # float32, little-endian
-    marks: tuple[bytes, ...] = ()  # in its first report: the hashes of the pages that its `Submit` marks
+    finish: Literal["", "stop", "length", "aborted", "error"] = ""
+    more: Details | None = None  # where there is any
+
+    @property
+    def details(self) -> Details:
+        """`more`, or one in which nothing is said."""
+        return self.more or NO_DETAILS
 
 
 class StepReport(msgspec.Struct, tag=3, array_like=True):

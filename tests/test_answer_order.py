@@ -19,7 +19,7 @@ from ipc.messages.conversation import Message, Tool
 from ipc.messages.replies import Delta, Finished, Reply, Started
 from ipc.messages.requests import Generate
 from ipc.messages.sampling import Sampling
-from ipc.worker_messages import Logprobs, SequenceReport
+from ipc.worker_messages import Details, Logprobs, SequenceReport
 from neuron.requests.generation import Generation
 from neuron.text.formats.hermes import HermesParser
 from neuron.text.formats.muse import MuseParser
@@ -94,7 +94,7 @@ def replies(name: str, steps: list[list[int]], stream: bool) -> list[Reply]:
     for number, ids in enumerate(steps):
         told = [Logprobs(token, -0.5, 1, []) for token in ids]
         finish = "length" if number == len(steps) - 1 else ""  # a call may be a half one
-        generation.parts[0].advance(SequenceReport(1, ids, finish, logprobs=told))
+        generation.parts[0].advance(SequenceReport(1, ids, finish, Details(logprobs=told)))
     assert isinstance(said[-1], Finished)
     return said
 

@@ -535,7 +535,11 @@ def stopped(model: str) -> CortexError:
 def _append(whole: SequenceReport, later: SequenceReport) -> None:
     """Add what a later step did. In place, for thousands of steps may have come together."""
     whole.token_ids += later.token_ids
-    whole.logprobs += later.logprobs
-    whole.prompt_logprobs += later.prompt_logprobs
-    whole.embedding = whole.embedding or later.embedding
-    whole.finish, whole.message, whole.code = later.finish, later.message, later.code
+    whole.finish = later.finish
+    if (known := whole.more) is None or (news := later.more) is None:
+        whole.more = known or later.more
+        return
+    known.logprobs.extend(news.logprobs)
+    known.prompt_logprobs.extend(news.prompt_logprobs)
+    embedding = known.embedding or news.embedding
+    whole.more = msgspec.structs.replace(known, embedding=embedding, message=news.message, code=news.code)

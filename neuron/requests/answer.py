@@ -92,7 +92,7 @@ class Answer:
         if not report.token_ids and not report.finish:
             return
         try:
-            self._advance(report.token_ids, report.finish, report.logprobs)
+            self._advance(report.token_ids, report.finish, report.details.logprobs)
         except Exception as error:
             self._owner.on_fault(error)
 

@@ -202,18 +202,17 @@ class Generation(OpenRequest):
         """Take what a report says of the request as a whole; False: it has nothing for the answer."""
         if not self.take(report):
             return False
-        of_prompt = report.cached_tokens or report.prompt_logprobs or report.marks
-        if of_prompt and self._speaks_for_prompt(answer):
+        if (said := report.more) is not None and self._speaks_for_prompt(answer):
             prompt = self._prompt_of(answer)
-            if report.cached_tokens > prompt.cached_tokens:
+            if said.cached_tokens > prompt.cached_tokens:
                 if self.model is not None:
-                    self.model.reuse(self, report.cached_tokens - prompt.cached_tokens)
-                prompt.cached_tokens = report.cached_tokens
-            if report.prompt_logprobs:
-                prompt.logprobs += map(answer.name, report.prompt_logprobs)
-            if report.marks and self.model is not None:
-                self._pages = report.marks
-                for (page, mark), digest in zip(self._marked(), report.marks, strict=True):
+                    self.model.reuse(self, said.cached_tokens - prompt.cached_tokens)
+                prompt.cached_tokens = said.cached_tokens
+            if said.prompt_logprobs:
+                prompt.logprobs += map(answer.name, said.prompt_logprobs)
+            if said.marks and self.model is not None:
+                self._pages = said.marks
+                for (page, mark), digest in zip(self._marked(), said.marks, strict=True):
                     self.model.hold(mark, PAGE_SIZE * (page + 1), digest)
         if report.token_ids and self._first_token is None:
             self._first_token = time.monotonic()

@@ -221,7 +221,7 @@ class OpenRequest(ABC):
             if self.model is not None:
                 self.model.begin(self)
         if report.finish == "error":
-            self.fail(CortexError(report.code or Code.INTERNAL, report.message))
+            self.fail(CortexError(report.details.code or Code.INTERNAL, report.details.message))
         elif report.finish == "aborted":
             self.cancel()
         return self.outcome is None

@@ -102,5 +102,5 @@ class Vector:
     def advance(self, report: SequenceReport) -> None:
         """Take what a step brought."""
         if self._owner.take(report) and report.finish:
-            self.values = np.frombuffer(report.embedding, "<f4")
+            self.values = np.frombuffer(report.details.embedding, "<f4")
             self._owner.on_vector()

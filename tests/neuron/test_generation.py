@@ -13,7 +13,7 @@ from ipc.messages.conversation import Message, Tool, ToolCall
 from ipc.messages.replies import Cancelled, Delta, Failed, Finished, Started
 from ipc.messages.requests import Generate
 from ipc.messages.sampling import Sampling
-from ipc.worker_messages import Logprobs, SequenceReport
+from ipc.worker_messages import Details, Logprobs, SequenceReport
 from neuron.requests.generation import Generation
 from neuron.text.detokenizer import Detokenizer
 from neuron.text.frontend import NOTHING_SAID, TextFrontEnd
@@ -139,7 +139,7 @@ def test_what_is_streamed_is_not_kept():
     client.generation.hand_over(100)
     [answer] = client.generation.parts
     for token in (3, 4):
-        answer.advance(SequenceReport(1, [token], "", logprobs=[Logprobs(token, -0.5, 1, [])]))
+        answer.advance(SequenceReport(1, [token], "", Details(logprobs=[Logprobs(token, -0.5, 1, [])])))
     assert [len(delta.logprobs) for delta in client.deltas] == [1, 1]
     assert (answer.token_ids, answer.logprobs) == ([], [])
 
@@ -355,7 +355,7 @@ def test_a_failure_says_how_many_tokens_the_client_has():
 def test_an_error_of_the_worker_fails_the_request():
     client = Client()
     client.generation.hand_over(100)
-    client.generation.parts[0].advance(SequenceReport(1, [], "error", "no pages"))
+    client.generation.parts[0].advance(SequenceReport(1, [], "error", Details("no pages")))
     assert (client.replies[-1].code, client.replies[-1].message) == (Code.INTERNAL, "no pages")
 
 
@@ -462,7 +462,9 @@ def test_each_choice_is_a_sequence_with_a_seed_of_its_own():
 
 def test_choices_are_told_apart_and_finish_together():
     client = Client(sampling=Sampling(n=2))
-    feed_both(client, SequenceReport(1, [3], "length", cached_tokens=2), SequenceReport(2, [4], "length"))
+    feed_both(
+        client, SequenceReport(1, [3], "length", Details(cached_tokens=2)), SequenceReport(2, [4], "length")
+    )
     assert [(delta.index, delta.text) for delta in client.deltas] == [(0, "d"), (1, "e")]
     finished = client.replies[-1]
     assert [(choice.index, choice.reason) for choice in finished.choices] == [(0, "length"), (1, "length")]
@@ -471,7 +473,7 @@ def test_choices_are_told_apart_and_finish_together():
 
 def test_an_error_of_one_choice_fails_the_request():
     client = Client(sampling=Sampling(n=2))
-    error = SequenceReport(2, [], "error", "too much", Code.INSUFFICIENT_MEMORY)
+    error = SequenceReport(2, [], "error", Details("too much", Code.INSUFFICIENT_MEMORY))
     feed_both(client, SequenceReport(1, [3], "length"), error)
     assert (client.replies[-1].code, client.replies[-1].tokens_sent) == (Code.INSUFFICIENT_MEMORY, 1)
 
@@ -539,7 +541,7 @@ def test_a_context_that_shrank_names_the_prompt_that_does_not_fit_any_more():
 def test_usage_is_of_all_prompts_and_each_counts_once():
     client = Client(prompt=["ab", "cde"], sampling=Sampling(n=2))
     for number, answer in enumerate(client.generation.hand_over(100), 1):
-        answer.advance(SequenceReport(number, [3], "length", cached_tokens=number))
+        answer.advance(SequenceReport(number, [3], "length", Details(cached_tokens=number)))
     [*_, finished] = client.replies
     assert [(choice.index, choice.reason) for choice in finished.choices] == [
         (index, "length") for index in range(4)
@@ -557,8 +559,10 @@ def answer_two_prompts(stream):
                 number + 1,
                 [20 + number],
                 "length",
-                logprobs=[Logprobs(20 + number, -1.0, 1, [])],
-                prompt_logprobs=[Logprobs(ids[1], -0.5, 1, [])],
+                Details(
+                    logprobs=[Logprobs(20 + number, -1.0, 1, [])],
+                    prompt_logprobs=[Logprobs(ids[1], -0.5, 1, [])],
+                ),
             )
         )
     return client
@@ -608,9 +612,9 @@ def test_echo_begins_with_the_prompt_and_its_logprobs():
     told = [Logprobs(1, -0.5, 1, [(1, -0.5)]), Logprobs(2, -2.0, 2, [(1, -0.5)])]
     [answer] = client.generation.hand_over(100)
     assert answer.submit.params.prompt_logprobs == 1
-    answer.advance(SequenceReport(1, [], "", prompt_logprobs=told[:1]))
+    answer.advance(SequenceReport(1, [], more=Details(prompt_logprobs=told[:1])))
     token = Logprobs(3, -1.0, 1, [(3, -1.0)])
-    answer.advance(SequenceReport(1, [3], "length", logprobs=[token], prompt_logprobs=told[1:]))
+    answer.advance(SequenceReport(1, [3], "length", Details(logprobs=[token], prompt_logprobs=told[1:])))
     [finished] = client.replies
     assert finished.choices[0].text == "abcd"
     [of_prompt] = finished.prompt_logprobs
@@ -630,7 +634,7 @@ def test_with_echo_and_no_tokens_only_the_prompt_is_scored():
     [answer] = client.generation.hand_over(100)
     assert answer.submit.max_tokens == 1
     told = [Logprobs(1, -0.5, 1, []), Logprobs(2, -2.0, 2, [])]
-    answer.advance(SequenceReport(1, [3], "length", prompt_logprobs=told))
+    answer.advance(SequenceReport(1, [3], "length", Details(prompt_logprobs=told)))
     [finished] = client.replies
     assert (finished.choices[0].text, finished.choices[0].reason) == ("abc", "length")
     assert [len(of_prompt) for of_prompt in finished.prompt_logprobs] == [3]

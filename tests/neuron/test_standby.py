@@ -134,7 +134,7 @@ class Output:
         group.submit(Submit(1, prompt, max_tokens, SamplingParams(temperature=0.0, logprobs=0)), self)
 
     def advance(self, report):
-        self.tokens += [(token.token, token.logprob) for token in report.logprobs]
+        self.tokens += [(token.token, token.logprob) for token in report.details.logprobs]
         if report.finish:
             self.finished.set_result(self.tokens)
 

@@ -87,7 +87,7 @@ def test_tokens_and_vectors_of_100_sentences_are_those_of_transformers(sentences
     while (plan := scheduler.plan()) is not None:
         scheduler.observe(runner.execute(plan))
         for report in scheduler.take_reports():
-            vector = torch.frombuffer(bytearray(report.embedding), dtype=torch.float32)
+            vector = torch.frombuffer(bytearray(report.details.embedding), dtype=torch.float32)
             found[report.request_id] = torch.nn.functional.normalize(vector, dim=0)
     lengths = set()
     for number, sentence in enumerate(sentences):

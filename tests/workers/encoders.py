@@ -180,8 +180,10 @@ def vectors(runner: EncoderRunner, inputs: list[list[int]], seconds: Sequence[in
     while (plan := waiting.plan()) is not None:
         waiting.observe(runner.execute(plan))
         for report in waiting.take_reports():
-            assert report.finish == "stop", report.message
-            found[report.request_id] = torch.frombuffer(bytearray(report.embedding), dtype=torch.float32)
+            assert report.finish == "stop", report.details.message
+            found[report.request_id] = torch.frombuffer(
+                bytearray(report.details.embedding), dtype=torch.float32
+            )
     return [found[number] for number in range(len(inputs))]
 
 

@@ -93,11 +93,12 @@ class Answer:
     def take(self, report: SequenceReport) -> None:
         assert not self.finish, "a report after the end"
         self.token_ids += report.token_ids
-        self.finish, self.message, self.code = report.finish, report.message, report.code
-        self.cached_tokens = self.cached_tokens or report.cached_tokens
-        self.logprobs += report.logprobs
-        self.prompt_logprobs += report.prompt_logprobs
-        self.embedding += report.embedding
+        said = report.details
+        self.finish, self.message, self.code = report.finish, said.message, said.code
+        self.cached_tokens = self.cached_tokens or said.cached_tokens
+        self.logprobs += said.logprobs
+        self.prompt_logprobs += said.prompt_logprobs
+        self.embedding += said.embedding
 
 
 class Session:

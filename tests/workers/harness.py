@@ -243,7 +243,8 @@ class Workers:
             answer = self.answers[sequence.request_id]
             assert not answer.finish, "a report after the end"
             answer.token_ids += sequence.token_ids
-            answer.finish, answer.message, answer.code = sequence.finish, sequence.message, sequence.code
+            answer.finish = sequence.finish
+            answer.message, answer.code = sequence.details.message, sequence.details.code
             answer.reports += 1
 
     def _records(self, rank: int) -> Iterator[Report]:

@@ -369,9 +369,9 @@ class Run:
             assert report.request_id not in self.finish, "a report after the end"
             if report.request_id not in self.output:
                 self.output[report.request_id] = []
-                self.cached[report.request_id] = report.cached_tokens
+                self.cached[report.request_id] = report.details.cached_tokens
             else:
-                assert not report.cached_tokens
+                assert not report.details.cached_tokens
                 assert report.token_ids or report.finish, "only the first report of a sequence says nothing"
             self.output[report.request_id] += report.token_ids
             if report.finish:

@@ -190,7 +190,7 @@ def test_two_ranks_make_the_vectors_of_one(tmp_path, name):
             workers.send(Submit(number, array("I", ids).tobytes(), 1, pooling="mean"))
         workers.collect()
     reports = [report for step in workers.steps for report in step.sequences]
-    found = {each.request_id: bytearray(each.embedding) for each in reports}
+    found = {each.request_id: bytearray(each.details.embedding) for each in reports}
     made = [torch.frombuffer(found[number], dtype=torch.float32) for number in range(len(inputs))]
     close(made, [hidden(oracle, ids).mean(0) for ids in inputs])
 
@@ -267,7 +267,7 @@ def test_a_vector_that_is_not_finite_is_an_error_and_touches_no_other(tmp_path):
     scheduler.observe(runner.execute(scheduler.plan()))
     reports = scheduler.take_reports()
     assert [report.finish for report in reports] == ["stop", "error", "stop"]
-    found = torch.frombuffer(bytearray(reports[0].embedding), dtype=torch.float32)
+    found = torch.frombuffer(bytearray(reports[0].details.embedding), dtype=torch.float32)
     close([found], [hidden(oracle, plan_inputs[0]).mean(0)])
 
 

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from ipc.ring import Ring
-from ipc.worker_messages import Abort, Logprobs, SamplingParams, SequenceReport, StepReport
+from ipc.worker_messages import Abort, Details, Logprobs, SamplingParams, SequenceReport, StepReport
 from tests.ipc.test_broadcast import Group
 from tests.workers.engines import Answer
 from workers.process.fragments import MESSAGE_CHARS, PART_BYTES, hear, records, tell
@@ -37,9 +37,9 @@ def answers(reports: list[StepReport]) -> dict[int, Answer]:
 @pytest.mark.parametrize(
     "whole",
     [
-        report([SequenceReport(1, [5], "stop", logprobs=[ENTRY], prompt_logprobs=[ENTRY] * 30_000)]),
-        report([SequenceReport(n, [n], "", prompt_logprobs=[ENTRY] * n) for n in range(200)]),
-        report([SequenceReport(n, [n], "length", embedding=bytes(8 * n)) for n in range(2_000)]),
+        report([SequenceReport(1, [5], "stop", Details(logprobs=[ENTRY], prompt_logprobs=[ENTRY] * 30_000))]),
+        report([SequenceReport(n, [n], more=Details(prompt_logprobs=[ENTRY] * n)) for n in range(200)]),
+        report([SequenceReport(n, [n], "length", Details(embedding=bytes(8 * n))) for n in range(2_000)]),
         report([SequenceReport(1, [5], "")], cached=hashes(20_000), evicted=hashes(33_333)),
         report([SequenceReport(1, [5], "")], evicted=hashes(9_001)),
     ],
@@ -64,8 +64,8 @@ def test_an_ordinary_report_is_one_record():
 @pytest.mark.parametrize(
     "whole",
     [
-        SequenceReport(1, [], "length", embedding=bytes(PART_BYTES + 1)),
-        SequenceReport(1, [5], "", prompt_logprobs=[Logprobs(7, -0.25, 3, [(1, -1.0)] * 40_000)]),
+        SequenceReport(1, [], "length", Details(embedding=bytes(PART_BYTES + 1))),
+        SequenceReport(1, [5], more=Details(prompt_logprobs=[Logprobs(7, -0.25, 3, [(1, -1.0)] * 40_000)])),
     ],
     ids=["a long vector", "one entry"],
 )
@@ -75,10 +75,14 @@ def test_what_cannot_be_divided_is_one_record(whole):
 
 
 def test_an_error_that_is_longer_than_a_ring_is_told_in_part():
-    whole = report([SequenceReport(1, [], "error", "x" * (2 << 20), "internal")], cached=hashes(10))
+    whole = report([SequenceReport(1, [], "error", Details("x" * (2 << 20), "internal"))], cached=hashes(10))
     parts = [msgspec.msgpack.decode(record, type=StepReport) for record in records(whole)]
     [[told]] = [part.sequences for part in parts if part.sequences]
-    assert (told.finish, told.code, told.message) == ("error", "internal", "x" * MESSAGE_CHARS)
+    assert (told.finish, told.details.code, told.details.message) == (
+        "error",
+        "internal",
+        "x" * MESSAGE_CHARS,
+    )
     assert [page for part in parts for page in part.cached] == whole.cached
 
 

@@ -73,7 +73,7 @@ def test_what_began_elsewhere_and_has_no_room_left_is_refused():
     run = Run(make_scheduler())
     run.scheduler.submit(submit(1, 5, max_tokens=3, output=array("I", [7, 7, 7]).tobytes()))
     (report,) = run.scheduler.take_reports()
-    assert (report.finish, report.code) == ("error", Code.CONTEXT_LENGTH_EXCEEDED)
+    assert (report.finish, report.details.code) == ("error", Code.CONTEXT_LENGTH_EXCEEDED)
 
 
 def test_the_first_report_has_the_hashes_of_the_marked_pages():
@@ -83,7 +83,10 @@ def test_the_first_report_has_the_hashes_of_the_marked_pages():
     hashes: list[bytes] = []
     extend_hashes(hashes, array("I", [11] * (3 * PAGE_SIZE)), "")
     first, *later = run.reports
-    assert (first.marks, [report.marks for report in later]) == ((hashes[2], hashes[0]), [()] * len(later))
+    assert (first.details.marks, [report.details.marks for report in later]) == (
+        (hashes[2], hashes[0]),
+        [()] * len(later),
+    )
 
 
 @pytest.mark.parametrize(
@@ -99,8 +102,8 @@ def test_the_engine_may_end_a_sequence_with_or_without_a_token(result, output, f
     run.scheduler.submit(submit(1, 5))
     run.to_the_end().assert_nothing_is_held()
     assert (run.output, run.finish) == ({1: output}, {1: finish})
-    assert run.reports[-1].message.startswith(message)
-    assert run.reports[-1].code == (Code.BAD_REQUEST if finish == "error" else "")
+    assert run.reports[-1].details.message.startswith(message)
+    assert run.reports[-1].details.code == (Code.BAD_REQUEST if finish == "error" else "")
 
 
 def test_logprobs_travel_with_their_token():
@@ -110,8 +113,8 @@ def test_logprobs_travel_with_their_token():
     )
     run.scheduler.submit(submit(1, 5, max_tokens=3))
     run.to_the_end()
-    assert [report.logprobs for report in run.reports] == [[], [some], []]
-    assert [report.prompt_logprobs for report in run.reports] == [[], prompt, []]
+    assert [report.details.logprobs for report in run.reports] == [[], [some], []]
+    assert [report.details.prompt_logprobs for report in run.reports] == [[], prompt, []]
 
 
 def test_a_pooled_sequence_ends_with_its_embedding_and_no_token():
@@ -119,7 +122,7 @@ def test_a_pooled_sequence_ends_with_its_embedding_and_no_token():
     run.scheduler.submit(submit(1, 100, max_tokens=1, pooling="mean"))
     run.to_the_end().assert_nothing_is_held()
     assert (run.output, run.finish) == ({1: []}, {1: "stop"})
-    assert run.reports[-1].embedding == b"1234"
+    assert run.reports[-1].details.embedding == b"1234"
 
 
 @pytest.mark.parametrize(
@@ -141,8 +144,8 @@ def test_a_request_that_can_never_run_is_answered_with_error(prompt, max_tokens,
     run.scheduler.submit(submit(1, prompt, max_tokens))
     run.to_the_end().assert_nothing_is_held()
     assert run.finish == {1: "error"}
-    assert run.reports[0].message.startswith(message)
-    assert run.reports[0].code == code
+    assert run.reports[0].details.message.startswith(message)
+    assert run.reports[0].details.code == code
 
 
 def test_a_request_id_that_is_open_is_refused():
@@ -334,7 +337,10 @@ def test_a_sequence_that_never_gets_memory_ends_and_the_others_go_on():
     run.step(fails=True)
     run.step(fails=True)
     assert run.finish == {2: "error"}
-    assert (run.reports[-1].code, run.reports[-1].message) == (Code.INSUFFICIENT_MEMORY, "no memory")
+    assert (run.reports[-1].details.code, run.reports[-1].details.message) == (
+        Code.INSUFFICIENT_MEMORY,
+        "no memory",
+    )
     run.to_the_end().assert_nothing_is_held()
     assert run.finish == {2: "error", 1: "length"}
 

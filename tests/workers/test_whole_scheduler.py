@@ -62,7 +62,7 @@ def test_accounts_take_turns():
 def test_what_can_never_be_computed_is_answered_at_once():
     made = scheduler(16, 0, 15)
     made.submit(Submit(9, array("I", [1]).tobytes(), 1))
-    codes = {report.request_id: report.code for report in made.take_reports()}
+    codes = {report.request_id: report.details.code for report in made.take_reports()}
     assert codes == {0: Code.CONTEXT_LENGTH_EXCEEDED, 1: Code.BAD_REQUEST, 9: Code.NOT_SUPPORTED}
     assert planned(made) == [2]
     with pytest.raises(ValueError, match="open already"):

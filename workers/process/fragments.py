@@ -6,11 +6,11 @@ A plan may bring several long prompts, and a report the log-probabilities of one
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
-from ipc.worker_messages import SequenceReport, StepReport
+from ipc.worker_messages import Details, SequenceReport, StepReport
 from workers.step.plan import Told, decode_plan, encode_plan
 
 PART_BYTES = 128 << 10  # in one record; a ring has room for a few
@@ -78,11 +78,16 @@ def halve(report: StepReport) -> tuple[StepReport, ...]:
         middle = len(sequences) // 2
         return part(sequences[:middle], [], []), part(sequences[middle:], [], [])
     [whole] = sequences
-    middle = len(whole.prompt_logprobs) // 2
+    said = whole.details
+
+    def saying(**changes: Any) -> SequenceReport:
+        return msgspec.structs.replace(whole, more=msgspec.structs.replace(said, **changes))
+
+    middle = len(said.prompt_logprobs) // 2
     if not middle:
-        if len(whole.message) <= MESSAGE_CHARS:
+        if len(said.message) <= MESSAGE_CHARS:
             return ()
-        return (part([msgspec.structs.replace(whole, message=whole.message[:MESSAGE_CHARS])], [], []),)
-    early = SequenceReport(whole.request_id, [], "", prompt_logprobs=whole.prompt_logprobs[:middle])
-    late = msgspec.structs.replace(whole, prompt_logprobs=whole.prompt_logprobs[middle:])
+        return (part([saying(message=said.message[:MESSAGE_CHARS])], [], []),)
+    early = SequenceReport(whole.request_id, [], more=Details(prompt_logprobs=said.prompt_logprobs[:middle]))
+    late = saying(prompt_logprobs=said.prompt_logprobs[middle:])
     return part([early], [], []), part([late], [], [])

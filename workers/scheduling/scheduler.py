@@ -30,7 +30,15 @@ from itertools import chain, repeat
 import msgspec
 
 from ipc.errors import Code
-from ipc.worker_messages import FREE_ROWS, PAGE_SIZE, CacheGroup, SequenceReport, Speculation, Submit
+from ipc.worker_messages import (
+    FREE_ROWS,
+    PAGE_SIZE,
+    CacheGroup,
+    Details,
+    SequenceReport,
+    Speculation,
+    Submit,
+)
 from workers.scheduling.cache_manager import CacheManager, Table
 from workers.scheduling.fair_queue import FairQueue
 from workers.scheduling.sequence import Sequence
@@ -143,7 +151,7 @@ class Scheduler:
         prompt_len = len(request.prompt) // token_ids.itemsize
         if problem := self._problem(prompt_len, len(token_ids), request.max_tokens):
             code, message = problem
-            self._reports.append(SequenceReport(request.request_id, [], "error", message, code))
+            self._reports.append(SequenceReport(request.request_id, [], "error", Details(message, code)))
             return
         max_len = min(prompt_len + request.max_tokens, self.max_len)
         sequence = self.queue.enter(request, token_ids, max_len, prompt_len)
@@ -207,7 +215,7 @@ class Scheduler:
                 if sequence in step.drafts:
                     self._guess_no_more(sequence)
                     continue
-                report = SequenceReport(sequence.request_id, [], "")
+                report = SequenceReport(sequence.request_id, [])
             else:
                 token_ids = sequence.token_ids
                 token_ids.append(token)
@@ -225,7 +233,7 @@ class Scheduler:
             reports.append(report)
             if report.finish:
                 if report.finish == "error":
-                    self._distrust(sequence, report.code)
+                    self._distrust(sequence, report.details.code)
                 self._end(sequence)
                 ended = True
             elif token < 0:
@@ -284,9 +292,8 @@ class Scheduler:
         self._distrust(heaviest, Code.BAD_REQUEST)
         self._remove_running(heaviest)
         self._end(heaviest)
-        self._reports.append(
-            SequenceReport(heaviest.request_id, [], "error", reason, Code.INSUFFICIENT_MEMORY)
-        )
+        details = Details(reason, Code.INSUFFICIENT_MEMORY)
+        self._reports.append(SequenceReport(heaviest.request_id, [], "error", details))
 
     # --- what it says -----------------------------------------------------------------------------------
 
@@ -550,18 +557,19 @@ class Scheduler:
     def _begin(self, sequence: Sequence, report: SequenceReport) -> None:
         """Make `report` the first of its sequence."""
         sequence.started = True
-        report.cached_tokens = min(sequence.num_reused, sequence.prompt_len)
-        if sequence.request.marks:
-            report.marks = tuple(sequence.hashes[number] for number in sequence.request.marks)
+        cached = min(sequence.num_reused, sequence.prompt_len)
+        if cached or sequence.request.marks:
+            marks = tuple(sequence.hashes[number] for number in sequence.request.marks)
+            report.more = msgspec.structs.replace(report.details, cached_tokens=cached, marks=marks)
         self._counts["prompt_tokens"] += sequence.prompt_len
-        self._counts["cached_tokens"] += report.cached_tokens
+        self._counts["cached_tokens"] += cached
 
     def _settle_prompt(self, sequence: Sequence, end: int) -> None:
         """So many of its tokens are computed; the first time this is reported."""
         sequence.num_settled = end
         self.cache.settle(sequence, end)
         if end < sequence.num_prefill and not sequence.started:
-            report = SequenceReport(sequence.request_id, [], "")
+            report = SequenceReport(sequence.request_id, [])
             self._begin(sequence, report)
             self._reports.append(report)
 
@@ -621,7 +629,10 @@ class Scheduler:
 def _merge(report: SequenceReport, extra: Extra) -> None:
     """Add to a report what a step brought besides its token."""
     report.finish = "stop" if extra.embedding else extra.finish or report.finish
-    report.message, report.code = extra.message, extra.code
-    report.logprobs = [extra.logprobs] if extra.logprobs is not None else []
-    report.prompt_logprobs = extra.prompt_logprobs
-    report.embedding = extra.embedding
+    report.more = Details(
+        extra.message,
+        extra.code,
+        logprobs=[extra.logprobs] if extra.logprobs is not None else [],
+        prompt_logprobs=extra.prompt_logprobs,
+        embedding=extra.embedding,
+    )

@@ -6,6 +6,8 @@ from collections.abc import Collection, Iterable
 from collections.abc import Sequence as Row
 from dataclasses import dataclass, field
 
+import msgspec
+
 from ipc.worker_messages import FREE_ROWS, Logprobs, SequenceReport, Speculation, Submit
 from workers.scheduling.drafts import DRAFTERS, Guessing
 from workers.scheduling.sequence import Sequence
@@ -28,8 +30,12 @@ class Right:
     def put_into(self, report: SequenceReport) -> None:
         """Report them before the last token, which is in it already."""
         report.token_ids[:0] = self.token_ids
-        report.logprobs = self.logprobs + report.logprobs
-        report.prompt_logprobs = self.prompt_logprobs + report.prompt_logprobs
+        if self.logprobs or self.prompt_logprobs:
+            logprobs = self.logprobs + report.details.logprobs
+            of_prompt = self.prompt_logprobs + report.details.prompt_logprobs
+            report.more = msgspec.structs.replace(
+                report.details, logprobs=logprobs, prompt_logprobs=of_prompt
+            )
 
 
 @dataclass(slots=True)

@@ -10,7 +10,7 @@ from array import array
 from collections import deque
 
 from ipc.errors import Code
-from ipc.worker_messages import SequenceReport, Submit
+from ipc.worker_messages import Details, SequenceReport, Submit
 from workers.scheduling.fair_queue import FairQueue
 from workers.scheduling.sequence import Sequence
 from workers.step.engine import StepResult
@@ -53,7 +53,7 @@ class WholeScheduler:
         token_ids = array("I", request.prompt)
         if problem := self._problem(request, len(token_ids)):
             code, message = problem
-            self._reports.append(SequenceReport(request.request_id, [], "error", message, code))
+            self._reports.append(SequenceReport(request.request_id, [], "error", Details(message, code)))
             return
         self._open[request.request_id] = self.queue.enter(request, token_ids, len(token_ids), len(token_ids))
 
@@ -118,8 +118,8 @@ class WholeScheduler:
             extra = result.extras.get(index)
             if extra is None or not (extra.embedding or extra.finish):
                 raise ValueError(f"request {request_id} has no vector, and does not end")
-            report = SequenceReport(request_id, [], extra.finish or "stop", extra.message, extra.code)
-            report.embedding = extra.embedding
+            details = Details(extra.message, extra.code, embedding=extra.embedding)
+            report = SequenceReport(request_id, [], extra.finish or "stop", details)
             self._counts["prompt_tokens"] += sequence.prompt_len
             self._end(sequence)
             self._reports.append(report)
@@ -137,10 +137,8 @@ class WholeScheduler:
                 continue
             if count == 1 and sequence is steps[0][0]:
                 self._end(sequence)
-                request_id = sequence.request_id
-                self._reports.append(
-                    SequenceReport(request_id, [], "error", reason, Code.INSUFFICIENT_MEMORY)
-                )
+                details = Details(reason, Code.INSUFFICIENT_MEMORY)
+                self._reports.append(SequenceReport(sequence.request_id, [], "error", details))
                 continue
             sequence.slot = None
             sequence.account.served -= len(sequence.token_ids)
