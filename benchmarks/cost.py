@@ -1,8 +1,10 @@
 """What a small request costs in CPU time: `python -m benchmarks.cost [--requests 2000] [--rounds 3]`.
 
 Unstreamed answers of one token, through a gateway of one process that asks for a key, which has limits, and
-that chooses between two neurons; ten connections. Printed is what each kind of process spent for one request,
-the least of some rounds: what others do on the machine makes it more, never less.
+that chooses between two neurons by what they hold of the prompt; ten connections. Printed is what each kind
+of process spent for one request, the least of some rounds: what others do on the machine makes it more, never
+less. Two more gateways take turns with it, one without that choice and one without keys as well, and so tell
+what each comes to.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from tests.gateway.conftest import GatewayProcess, Keys
 from tests.neuron.harness import PATIENCE, Neuron, simulated
 
 WARM_UP = 300  # requests
+PLAIN, KEYS, WHOLE = "without keys and choice", "without choice", "with both"
 
 
 class Counted(Connection):
@@ -42,11 +45,16 @@ class Counted(Connection):
 
 
 async def send(port: int, key: str, count: int) -> None:
-    """So many requests, over all connections."""
+    """So many requests, over all connections.
+
+    Args:
+        key: empty: none is sent.
+    """
     body = json.dumps(request(1, stream=False))
+    authorization = f"authorization: Bearer {key}\r\n" if key else ""
     head = (
         f"POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n"
-        f"authorization: Bearer {key}\r\ncontent-length: {len(body)}\r\n\r\n{body}"
+        f"{authorization}content-length: {len(body)}\r\n\r\n{body}"
     ).encode()
     loop = asyncio.get_running_loop()
     ends, failures = [], []
@@ -66,8 +74,8 @@ def spent(pids: list[int]) -> float:
     return sum(int(file.read_text().split()[0]) for file in files) / 1e9
 
 
-def measure(folder: Path, requests: int, rounds: int) -> dict[str, float]:
-    """Microseconds of CPU a request, by kind of process."""
+def measure(folder: Path, requests: int, rounds: int) -> tuple[dict[str, float], dict[str, float]]:
+    """Microseconds of CPU a request: by kind of process, and of each of the gateways."""
     with ExitStack() as stack:
         models = [simulated("simulated")]
         neurons = [stack.enter_context(Neuron(folder / name, models)) for name in "ab"]
@@ -75,26 +83,37 @@ def measure(folder: Path, requests: int, rounds: int) -> dict[str, float]:
             with neuron.client() as client:
                 client.ask(Load(id=0, model="simulated"), PATIENCE)
         key = Keys(folder).create("bench", "--requests-per-minute", "10000000")
-        gateway = GatewayProcess(
-            folder, neurons[0].endpoint, neurons={"b": neurons[1].endpoint}, access={"anonymous": False}
-        )
-        stack.callback(gateway.stop)
-        gateway.wait_ready()
+        gateways = {}
+        for name, others, anonymous in (
+            (PLAIN, {}, True),
+            (KEYS, {}, False),
+            (WHOLE, {"b": neurons[1].endpoint}, False),
+        ):
+            path = folder / f"gateway {len(gateways)}"
+            path.mkdir()
+            access = {"anonymous": anonymous, "path": str(folder / "keys.db")}
+            gateways[name] = GatewayProcess(path, neurons[0].endpoint, neurons=others, access=access)
+            stack.callback(gateways[name].stop)
         kinds = {
-            "gateway": gateway.workers(),
             "neuron": [neuron.process.pid for neuron in neurons],
             "worker": [pid for neuron in neurons for pid in neuron.workers("simulated")],
         }
-        least: dict[str, float] = {}
+        least: dict[str, dict[str, float]] = {name: {} for name in gateways}
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(send(gateway.port, key, WARM_UP))
+            for name, gateway in gateways.items():
+                runner.run(send(gateway.wait_ready().port, key if name != PLAIN else "", WARM_UP))
             for _ in range(rounds):
-                before = {kind: spent(pids) for kind, pids in kinds.items()}
-                runner.run(send(gateway.port, key, requests))
-                for kind, pids in kinds.items():
-                    each = 1e6 * (spent(pids) - before[kind]) / requests
-                    least[kind] = min(each, least.get(kind, each))
-        return least | {"together": sum(least.values())}
+                for name, gateway in gateways.items():
+                    pids_of = {"gateway": gateway.workers(), **kinds}
+                    before = {kind: spent(pids) for kind, pids in pids_of.items()}
+                    runner.run(send(gateway.port, key if name != PLAIN else "", requests))
+                    for kind, pids in pids_of.items():
+                        each = 1e6 * (spent(pids) - before[kind]) / requests
+                        least[name][kind] = min(each, least[name].get(kind, each))
+        whole = least[WHOLE]
+        return whole | {"together": sum(whole.values())}, {
+            name: costs["gateway"] for name, costs in least.items()
+        }
 
 
 def main() -> None:
@@ -104,14 +123,18 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the numbers there, too")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        result = measure(Path(folder), options.requests, options.rounds)
+        result, gateways = measure(Path(folder), options.requests, options.rounds)
     table = Table("", "µs of CPU", title="an unstreamed answer of one token")
     for kind, cost in result.items():
         table.add_row(kind, f"{cost:.0f}")
+    for name in (PLAIN, KEYS):
+        table.add_row(f"gateway {name}", f"{gateways[name]:.0f}")
     Console().print(table)
+    added, keys = gateways[WHOLE] - gateways[PLAIN], gateways[KEYS] - gateways[PLAIN]
+    print(f"{keys:.0f} µs for keys, {added:.0f} µs with the choice of a neuron (wanted: 30 at most)")
     print(f"{result['together']:.0f} µs over gateway, neuron and worker together (wanted: 250 at most)")
     if options.json:
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
+        options.json.write_text(json.dumps(result | {"gateways": gateways}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ class Account:
         self.reply: OneReply | None = None
         self.cut_short: Usage | None = None
         self.began = monotonic()
-        self._neuron = ""
+        self._neuron = self._placed = ""
         self._metrics: metrics.ModelMetrics | None = None  # with that neuron
         self._why = ""  # it was refused, for the log
         self._tokens = 0  # of the answer, that passed through here
@@ -83,7 +83,7 @@ class Account:
     def on_handed_over(self, neuron: str, reason: str, counts: metrics.ModelMetrics) -> None:
         """That neuron has it, for that reason."""
         self._handed_over = monotonic()
-        self._neuron, self._metrics = neuron, counts
+        self._neuron, self._placed, self._metrics = neuron, reason, counts
         self.placement = f"{neuron}: {reason}"
 
     def on_tokens(self, tokens: int) -> None:
@@ -140,13 +140,14 @@ class Account:
         if traces.is_on():
             self._trace(usage, duration)
         logger.info(
-            "request ended request_id=%s key=%s model=%s alias=%s neuron=%s status=%d prompt_tokens=%d "
-            "completion_tokens=%d first_token=%.4f duration=%.4f reason=%s",
+            "request ended request_id=%s key=%s model=%s alias=%s neuron=%s placed=%s status=%d "
+            "prompt_tokens=%d completion_tokens=%d first_token=%.4f duration=%.4f reason=%s",
             self.request_id,
             self.principal.key_id,
             self.name,
             self.alias,
             self._neuron,
+            self._placed,
             self.status,
             usage.prompt_tokens,
             usage.completion_tokens,

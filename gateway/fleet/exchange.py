@@ -356,9 +356,11 @@ class Exchange:
         self._metrics = metrics.of(self.account.model, neuron.name)
         self.account.on_handed_over(neuron.name, reason, self._metrics)
         self._metrics.in_flight.inc()
-        if self._needs_load and _is_away(neuron, self._request.model):
+        is_away = self._needs_load and _is_away(neuron, self._request.model)
+        if is_away:
             self._metrics.cold_starts.inc()
-        if self._refusals or len(self._fleet.neurons) > 1:  # there was something to decide
+        # Of all others the last line says it, too: one more would take as long as the choice.
+        if self._refusals or self._returns or (is_away and len(self._fleet.neurons) > 1):
             logger.info(
                 "request placed request_id=%s model=%s alias=%s neuron=%s reason=%s refused=%s",
                 self.request_id,
