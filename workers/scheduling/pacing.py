@@ -49,7 +49,7 @@ class Cost:
         if not self._seconds:
             return self._first
         largest = max(self._first, int(GROWTH * self._last))
-        return min(max(self._least, int(spare / self._seconds)), largest)
+        return int(min(max(self._least, spare / self._seconds), largest))
 
 
 class Pace:
@@ -62,6 +62,7 @@ class Pace:
     def __init__(self, max_tokens: int) -> None:
         self._max_tokens = max_tokens
         self._decode: deque[float] = deque(maxlen=MEMORY)  # seconds of the last steps without a prompt
+        self._median: float | None = None  # of these, once anybody asked for it
         self._tokens = Cost(FIRST_CHUNK, SMALLEST_CHUNK)
         self._work = Cost(FIRST_WORK, 1)
         self._mixed = 0  # steps in a row
@@ -71,10 +72,11 @@ class Pace:
         self._mixed = self._mixed + 1 if decode_tokens and (prompt_tokens or looked) else 0
         if not prompt_tokens and not looked:
             self._decode.append(seconds)
+            self._median = None
             return
         if prompt_tokens and looked:
             return  # who knows which of them took how much
-        alone = statistics.median(self._decode) if decode_tokens and self._decode else 0.0
+        alone = self._alone if decode_tokens and self._decode else 0.0
         cost = self._tokens if prompt_tokens else self._work
         cost.observe(prompt_tokens or looked, seconds, alone, bool(decode_tokens))
 
@@ -93,6 +95,13 @@ class Pace:
         return self._work.count(self._spare) if self._decode else None
 
     @property
+    def _alone(self) -> float:
+        """Seconds of a step without a prompt, when there was one."""
+        if self._median is None:
+            self._median = statistics.median(self._decode)
+        return self._median
+
+    @property
     def _spare(self) -> float:
         """Seconds that a step may take longer than one without a prompt."""
-        return (STRETCH - 1) * statistics.median(self._decode)
+        return (STRETCH - 1) * self._alone

@@ -367,13 +367,15 @@ class Scheduler:
     def statistics(self) -> dict[str, int]:
         """The counts of a `StepReport`, by their names there."""
         running = len(self.prefilling) + len(self.decoding)
-        return self._counts | {
+        pages, guesses = self.cache.pages, self._guesses
+        return {
+            **self._counts,
             "running": running,
             "waiting": len(self._open) - running,
-            "pages_free": self.cache.pages.num_free,
-            "pages_cached": self.cache.pages.num_cached,
-            "drafted": self._guesses.drafted if self._guesses is not None else 0,
-            "accepted": self._guesses.accepted if self._guesses is not None else 0,
+            "pages_free": pages.num_free,
+            "pages_cached": pages.num_cached,
+            "drafted": 0 if guesses is None else guesses.drafted,
+            "accepted": 0 if guesses is None else guesses.accepted,
         }
 
     # --- planning ---------------------------------------------------------------------------------------
