@@ -88,7 +88,7 @@ class Heard:
     """What the head of a rank guessed, and behind which texts."""
 
     def __init__(self, runner, monkeypatch) -> None:
-        self.found: list[tuple[list[int], list[int]]] = []
+        self.found: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
         self._draft = runner.head_drafts.draft
         monkeypatch.setattr(runner.head_drafts, "draft", self.draft)
 
@@ -97,19 +97,17 @@ class Heard:
         those = iter(drafts.tolist())
         for segment in step.segments:
             if segment.drafts:
-                text = segment.slot.token_ids.tolist()
-                self.found.append((text, [next(those) for _ in range(segment.drafts)]))
+                text = tuple(segment.slot.token_ids)
+                self.found.append((text, tuple(next(those) for _ in range(segment.drafts))))
         return drafts
 
     def assert_said_by(self, head: Head, images: Mapping[tuple[int, ...], seeing.Images] = NO_IMAGES) -> None:
         """They are what the head has to say, of texts that begin with these prompts."""
         assert len(self.found) > 20
         assert max(len(drafts) for _, drafts in self.found) == MOST_AHEAD
-        for text, drafts in sorted(self.found, key=lambda pair: -len(pair[0])):
-            shown = next(
-                (each for prompt, each in images.items() if prompt == tuple(text[: len(prompt)])), []
-            )
-            assert head.drafts(text, len(drafts), shown) == drafts
+        for text, drafts in sorted({*self.found}, key=lambda pair: -len(pair[0])):
+            shown = next((each for prompt, each in images.items() if prompt == text[: len(prompt)]), [])
+            assert tuple(head.drafts([*text], len(drafts), shown)) == drafts
 
 
 # --- what the head says -------------------------------------------------------------------------------------

@@ -56,6 +56,7 @@ from workers.execution.memory import (
 from workers.execution.outcome import Outcome
 from workers.execution.overlap import LatestTokens
 from workers.execution.threads import Threads
+from workers.models.decoder import Seen
 from workers.models.mtp import MtpHead
 from workers.models.registry import MODELS
 from workers.parallel import RankGroup
@@ -485,8 +486,11 @@ class ModelRunner:
             inputs = self._fill(step, segments, self.inputs, beside)
             if self.head_drafts is not None and step.drafts:
                 made = self.head_drafts.draft(step)
+            behind = None
+            if self.head_drafts is not None and step.shows:
+                behind = self.sight.look(segments, ahead=1)
             hidden = self._hidden(segments, inputs, step.shows, made)
-            follow = self._follow(step, segments, inputs, hidden)
+            follow = self._follow(step, segments, inputs, hidden, behind)
             pooled = [(each.slot, self._pool(each, hidden)) for each in segments if each.slot.new.pooling]
             told = [(each.slot, self._tell(each, hidden)) for each in segments if each.slot.tells]
             logits = self.model.logits(hidden[inputs["sampled_rows"]]) if step.sampled else None
@@ -565,14 +569,22 @@ class ModelRunner:
         return torch.stack((inputs["positions"], *(inputs[name] for name in GRID)))
 
     def _follow(
-        self, step: Step, segments: list[Segment], inputs: dict[str, Tensor], hidden: Tensor | None
+        self,
+        step: Step,
+        segments: list[Segment],
+        inputs: dict[str, Tensor],
+        hidden: Tensor | None,
+        seen: Seen | None = None,
     ) -> Callable[[Tensor | None], None] | None:
-        """What is to be done with the tokens of a step before they count, if anything is."""
+        """What is to be done with the tokens of a step before they count, if anything is.
+
+        Args:
+            seen: what of the tokens behind those of the step is.
+        """
         if self.head_drafts is None:
             return None
         attend = partial(self.attention.run, self.attention.prepare(segments, inputs))
         positions = self._positions(inputs, step.shows)
-        seen = self.sight.look(segments, ahead=1) if step.shows else None
         return partial(self.head_drafts.follow, step, self.slots, inputs, attend, positions, hidden, seen)
 
     def _decode(

@@ -13,6 +13,7 @@ from ipc.worker_messages import PlacedImage
 from workers.checkpoints.vision import Vision
 from workers.models.decoder import Seen
 from workers.parallel import RankGroup
+from workers.sampling.inputs import sent
 from workers.step.batch import Segment
 from workers.step.gallery import Gallery
 from workers.step.plan import LookAt
@@ -89,7 +90,7 @@ class Sight:
             features = torch.empty(len(rows), self._width, dtype=self.dtype, device=device)
         else:
             features = torch.cat([self._features(image)[first:end].to(device) for image, first, end in parts])
-        return Seen(torch.tensor(rows, device=device), self.group.told(features))
+        return Seen(sent(rows, device), self.group.told(features))
 
     def _features(self, image: PlacedImage) -> Tensor:  # [tokens, width]
         if image.digest not in self._seen:
