@@ -183,6 +183,11 @@ class NeuronClient:
     def start(self) -> None:
         """Begin to connect, in the running loop. CortexError when the endpoint or a key cannot be right."""
         self._loop = asyncio.get_running_loop()
+        self._connect()
+        self._timer = self._loop.call_later(self._silence / 4, self._tick)
+        self._started = True
+
+    def _connect(self) -> None:
         self._socket = zmq.Context.instance().socket(zmq.DEALER)
         configure(self._socket, self.endpoint)
         self._socket.setsockopt(zmq.CONNECT_TIMEOUT, CONNECT_TIMEOUT_MS)
@@ -208,8 +213,13 @@ class NeuronClient:
         self._send = self._socket.send
         self._events = Pump(events, self._on_event)
         self._pump = Pump(self._socket, self._on_message, self._send_unsent)
-        self._timer = self._loop.call_later(self._silence / 4, self._tick)
-        self._started = True
+
+    def _disconnect(self) -> None:
+        self._socket.disable_monitor()  # before its reader goes: see `connection_events`
+        self._pump.close()
+        self._events.close()
+        self._connected = self.alive = False
+        self._late_cancels.clear()
 
     def close(self) -> None:
         """Cancel what is open, and disconnect. Calling it again does nothing."""
@@ -218,10 +228,7 @@ class NeuronClient:
         self._started = False
         self._give_up(f"the connection to {self.endpoint} was closed")
         self._timer.cancel()
-        self._socket.disable_monitor()  # before its reader goes: see `connection_events`
-        self._pump.close()
-        self._events.close()
-        self.alive = False
+        self._disconnect()
 
     @property
     def silent_seconds(self) -> float:
@@ -248,6 +255,8 @@ class NeuronClient:
             )
         if not self._calls:  # nothing was expected up to now
             self._heard = self._loop.time()
+        elif self._connected:
+            self._check_silence()  # this process may have stood still, and its connection be no more
         call = self._calls[request.id] = Call(self, request.id, patient)
         if self._unsent or not self._try_send(message):
             self._unsent[request.id] = message
@@ -397,13 +406,21 @@ class NeuronClient:
 
     def _tick(self) -> None:
         self._timer = self._loop.call_later(self._silence / 4, self._tick)
-        # Where it was this process that stood still, the messages are here, unread.
-        self._pump.check()
-        if not self._calls or self._loop.time() - self._heard <= self._silence:
+        self._check_silence()
+
+    def _check_silence(self) -> None:
+        """Give the neuron up when it was silent for too long, and its connection, which may have ended
+        without our hearing of it."""
+        if self.silent_seconds <= self._silence:
+            return
+        self._pump.check()  # where it was this process that stood still, the messages are here, unread
+        if self.silent_seconds <= self._silence:
             return
         self.alive = False
         if self._connected:
             self._give_up(self._no_answer(self._silence))
+            self._disconnect()
+            self._connect()
         else:  # nothing was sent: all of them wait for a connection
             hasty = [number for number, call in self._calls.items() if not call.patient]
             self._fail(hasty, Code.NEURON_LOST, self._no_answer(self._silence))

@@ -46,12 +46,20 @@ class Link:
     async def close(self) -> None:
         self._listener.close()
         self.cut()
+        for pump in self._pumps:
+            pump.cancel()  # a frozen one waits for ever
         await asyncio.gather(*self._pumps, return_exceptions=True)
 
     def cut(self) -> None:
         """End every connection at once, in the middle of whatever is on its way."""
         for writer in self._writers:
             writer.transport.abort()
+
+    def freeze(self) -> None:
+        """From now on nothing comes through the connections that there are; new ones are well."""
+        self._flows.clear()
+        self._flows = asyncio.Event()
+        self._flows.set()
 
     async def stall(self, seconds: float) -> None:
         self._flows.clear()
@@ -73,9 +81,10 @@ class Link:
             writer.transport.abort()
             return
         self._writers |= {writer, other_writer}
+        flows = self._flows
         pumps = [
-            asyncio.create_task(self._pump(reader, other_writer)),
-            asyncio.create_task(self._pump(other_reader, writer)),
+            asyncio.create_task(self._pump(reader, other_writer, flows)),
+            asyncio.create_task(self._pump(other_reader, writer, flows)),
         ]
         self._pumps.update(pumps)
         await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
@@ -83,10 +92,12 @@ class Link:
             each.transport.abort()
             self._writers.discard(each)
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _pump(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, flows: asyncio.Event
+    ) -> None:
         with suppress(OSError):
             while data := await reader.read(3000):  # so that a cut finds half a message
-                await self._flows.wait()
+                await flows.wait()
                 writer.write(data)
                 await writer.drain()
 

@@ -21,6 +21,7 @@ from ipc.messages.replies import Cancelled, Delta, Done, Failed, Finished, Heart
 from ipc.messages.requests import Cancel, CountTokens, Generate, Health, ListModels, Load, Resume
 from ipc.server import Server
 from ipc.sockets import MAX_MESSAGE
+from tests.ipc.links import Link
 from tests.ipc.test_server import SECONDS, Desk, finished
 from tests.ports import free_port
 
@@ -312,6 +313,24 @@ def test_a_neuron_that_is_stopped_is_lost_after_the_silence(spawn):
         child.send_signal(signal.SIGCONT)
         assert isinstance(await client.ask(ListModels(id=0), SECONDS), Done)
         client.close()
+
+    asyncio.run(main())
+
+
+def test_a_connection_that_nothing_comes_through_is_left_for_another_one():
+    async def main():
+        async with connected() as (server, _model, _client):
+            link = Link(int(server.endpoint.rpartition(":")[2]))
+            client = NeuronClient(await link.start(), silence=0.5)
+            client.start()
+            await client.ask(ListModels(id=0), SECONDS)
+            call = client.open(Generate(id=0, model="m"))
+            link.freeze()
+            (reply,) = await everything(call)
+            assert (type(reply), reply.code) == (Failed, Code.NEURON_LOST)
+            assert isinstance(await client.ask(ListModels(id=0), SECONDS), Done)
+            client.close()
+            await link.close()
 
     asyncio.run(main())
 
