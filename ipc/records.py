@@ -178,8 +178,11 @@ class Writer:
         self.largest = self._capacity - WORD  # bytes of a record; one that is larger never has room
         self._limit = self._capacity  # where the region was full when a reader's counter was last looked at
 
-    def try_write(self, record: bytes) -> bool:
+    def try_write(self, record: bytes, *, ring: bool = True) -> bool:
         """Publish a record if there is room for it now.
+
+        Args:
+            ring: wake those who wait for it; else call `ring` for this record and those after it.
 
         Raises:
             ValueError: the record is larger than the whole ring.
@@ -200,15 +203,20 @@ class Writer:
             self._map[start : self._stop] = record[:split]
             self._map[self._base : self._base + length - split] = record[split:]
         self._publish(end)
+        if ring:
+            self.ring()
         return True
+
+    def ring(self) -> None:
+        """Wake the readers that wait."""
+        for bell in self._bells:
+            bell.ring()
 
     def _publish(self, end: int) -> None:
         self._fence()  # the record, then the counter that shows it
         self._words[WRITTEN] = end
         self._position = end
         self._sequence += 1
-        for bell in self._bells:
-            bell.ring()
 
     def _has_room(self, end: int) -> bool:
         position, capacity = self._position, self._capacity

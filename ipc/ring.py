@@ -41,10 +41,11 @@ class Ring:
         self._reader = Reader(memory, 0, 1, data_fd, space_fd)
         self.handle = RingHandle(memory_fd=memory.fd, data_fd=data_fd, space_fd=space_fd)
         # The ends' own methods, documented there: `Writer`, `Reader`.
-        self.write, self.try_write = self._writer.write, self._writer.try_write
+        self.write, self.try_write, self.ring = self._writer.write, self._writer.try_write, self._writer.ring
         self.arm_room, self.drain_room = self._writer.arm_room, self._writer.drain_room
         self.read, self.try_read = self._reader.read, self._reader.try_read
         self.read_all, self.arm = self._reader.read_all, self._reader.arm
+        self.largest = self._writer.largest  # bytes of a record
 
     @classmethod
     def create(cls, capacity: int = 1 << 20) -> Ring:
@@ -80,11 +81,6 @@ class Ring:
     def room_fileno(self) -> int:
         """The eventfd that becomes readable after `arm_room`, when there is room again."""
         return self._space_fd
-
-    @property
-    def largest(self) -> int:
-        """Bytes of the largest record that can be written at all."""
-        return self._writer.largest
 
     @property
     def unread(self) -> int:

@@ -25,7 +25,7 @@ MAX_FRAMES = 16  # of one message that are kept: garbage may have more
 LARGE_FRAME = 1 << 20  # bytes; a copy of 40 MB takes 20 ms
 HEARTBEAT_MS = 1000  # ZMTP ping; a peer silent for three of them is disconnected, even where TCP sees nothing
 LINGER_MS = 500
-MESSAGES_PER_TURN = 256  # then other callbacks of the loop have their turn
+MESSAGES_PER_TURN = 16  # some milliseconds; then other callbacks of the loop have their turn
 
 _numbers = itertools.count()
 

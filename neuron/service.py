@@ -507,7 +507,7 @@ class Service:
             if not opened.begun:
                 opened.fail(error)
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._open.settled.wait(), grace)
+            await asyncio.wait_for(self._open.settle(), grace)
         for opened in self._open:
             opened.fail(error)
         self._ended_log.write()

@@ -430,8 +430,9 @@ class ManagedModel:
         """Forget a request that ended, and end it in the worker where it still runs there."""
         self._count_use()
         self.requests.leave(request)
-        for part in request.parts:
-            self.abort(part.submit.request_id)
+        if (group := self._tenancy.epochs.group) is not None:
+            for part in request.parts:
+                group.abort(part.submit.request_id)
         if request.outcome == "finished":
             self._tenancy.epochs.prove()
             self._speed.measure(request)

@@ -50,9 +50,10 @@ def validate(request: Generate) -> None:
         raise bad_request("echo", "echo needs a prompt: the template's text around messages is not shown")
     if request.suffix is not None and request.messages is not None:
         raise bad_request("suffix", "suffix needs a prompt, to fill in what stands between the two")
-    known = {tool.name for tool in request.tools}
-    if unknown := [name for name in request.must_call if name not in known]:
-        raise bad_request("must_call", f"must_call names {unknown[0]!r}, which is none of the tools")
+    if request.must_call:
+        known = {tool.name for tool in request.tools}
+        if unknown := [name for name in request.must_call if name not in known]:
+            raise bad_request("must_call", f"must_call names {unknown[0]!r}, which is none of the tools")
     check(request.sampling, may_be_empty=request.echo or request.messages is not None)
     if request.prompt is not None:
         _check_prompts(request)
@@ -264,7 +265,7 @@ def _refuse_unread(
     text: TextFrontEnd, characters: int, param: str, context_length: int | None, contexts: int = 1
 ) -> None:
     """Refuse what has too many tokens whatever it says."""
-    if context_length is None:
+    if context_length is None or characters < contexts * context_length:  # a token has one at least
         return
     if (fewest := text.fewest_tokens(characters)) >= contexts * context_length:
         raise too_long(fewest, context_length, param, None, counted=False)

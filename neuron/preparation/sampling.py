@@ -36,6 +36,8 @@ RANGES: dict[str, tuple[float, float]] = {  # both ends are allowed
     "seed": (-(1 << 63), MAX_SEED),
 }
 
+NEUTRAL = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
+
 LENGTHS = {
     "stop": MAX_STOP_STRINGS,
     "bad_words": MAX_BAD_WORDS,
@@ -87,8 +89,10 @@ def _check_lists(sampling: Sampling) -> None:
     for number, stop in enumerate(sampling.stop):
         if not 0 < len(stop) <= MAX_STOP:
             raise bad_request("stop", f"stop[{number}] has {len(stop)} characters, not 1 to {MAX_STOP}")
-    if not all(0 < len(word.strip()) <= MAX_BAD_WORD for word in sampling.bad_words):
-        raise bad_request("bad_words", f"bad_words: one is empty or has more than {MAX_BAD_WORD} characters")
+    for word in sampling.bad_words:
+        if not 0 < len(word.strip()) <= MAX_BAD_WORD:
+            text = f"bad_words: one is empty or has more than {MAX_BAD_WORD} characters"
+            raise bad_request("bad_words", text)
     for token, bias in sampling.logit_bias.items():
         if not -100 <= bias <= 100:
             raise bad_request("logit_bias", f"the bias of token {token} is {bias}, not between -100 and 100")
@@ -105,24 +109,27 @@ def resolve(
     for name in ("stop_token_ids", "allowed_token_ids", "logit_bias"):
         if ids := getattr(sampling, name):
             check_ids(list(ids), text, name)
+    chosen: dict[str, Any] = {}
+    for name, neutral in NEUTRAL.items():
+        if (value := getattr(sampling, name)) is None and (value := getattr(defaults, name)) is None:
+            value = neutral
+        chosen[name] = value
+    bad_words = [*defaults.bad_words]
+    if sampling.bad_words:
+        bad_words = _bad_words(sampling.bad_words, text) + bad_words
+    for token in defaults.suppress_ids:
+        bad_words.append([token])
+    seed = random.getrandbits(64) if sampling.seed is None else sampling.seed
     return SamplingParams(
-        temperature=_first(sampling.temperature, defaults.temperature, 1.0),
-        top_k=_first(sampling.top_k, defaults.top_k, 0),
-        top_p=_first(sampling.top_p, defaults.top_p, 1.0),
-        min_p=_first(sampling.min_p, defaults.min_p, 0.0),
-        repetition_penalty=_first(sampling.repetition_penalty, defaults.repetition_penalty, 1.0),
+        **chosen,
         presence_penalty=sampling.presence_penalty,
         frequency_penalty=sampling.frequency_penalty,
         logit_bias=sampling.logit_bias,
         allowed_token_ids=sampling.allowed_token_ids,
-        bad_words=[
-            *_bad_words(sampling.bad_words, text),
-            *defaults.bad_words,
-            *([token] for token in defaults.suppress_ids),
-        ],
+        bad_words=bad_words,
         stop_ids=sampling.stop_token_ids + ([] if sampling.ignore_eos else eos_ids),
         min_tokens=sampling.min_tokens or defaults.min_tokens,
-        seed=_first(sampling.seed, random.getrandbits(64)) & MAX_SEED,
+        seed=seed & MAX_SEED,
         logprobs=sampling.logprobs,
         prompt_logprobs=sampling.prompt_logprobs,
         begin_suppress_ids=defaults.begin_suppress_ids,
@@ -144,8 +151,3 @@ def _bad_words(words: list[str], text: TextFrontEnd) -> list[list[int]]:
     """Each word as it is spelled at the start of a text, and after a space."""
     spelled = [text.encode(start + word.lstrip(), special=False) for word in words for start in ("", " ")]
     return [list(ids) for ids in dict.fromkeys(map(tuple, spelled)) if ids]
-
-
-def _first(asked: Any, usual: Any, otherwise: Any = None) -> Any:
-    """The first of these that is not None."""
-    return asked if asked is not None else usual if usual is not None else otherwise

@@ -136,6 +136,7 @@ class WorkerGroup:
         self.died_waiting = False  # a process died before it read which rank it is: no fault of the model
         self.was_killed = False  # a rank was killed before it was ready, by whomever, and said no word
         self._backlog: deque[bytes | _Piece] = deque()  # commands that found the ring full
+        self._ringing: asyncio.Handle | None = None  # for commands of this turn of the loop
         self._fractions = [0.0] * len(spec.devices)
         self._adapting: Answers[AdapterReport] = Answers(len(spec.devices), "adapter")
         self._resizing: Answers[PoolReport] = Answers(len(spec.devices), "pool")
@@ -292,10 +293,17 @@ class WorkerGroup:
         return self._standby.take(device) if self._standby is not None else None
 
     def _send(self, record: bytes) -> None:
-        """Write a command, behind those that still wait for room."""
-        if self._backlog or not self._commands.try_write(record):
+        """Write a command, behind those that still wait for room. All that come in one turn of the loop wake
+        the worker once."""
+        if self._ringing is None:
+            self._ringing = self._loop.call_soon(self._ring)
+        if self._backlog or not self._commands.try_write(record, ring=False):
             self._backlog.append(record)
             self._flush()
+
+    def _ring(self) -> None:
+        self._ringing = None
+        self._commands.ring()
 
     def _flush(self) -> None:
         """Write commands as far as the ring has room, and the rest when it has room again."""
@@ -320,7 +328,7 @@ class WorkerGroup:
         if self.gone.done():
             return
         try:
-            self._take(rank, [_decoder.decode(record) for record in rank.reports.read_all()])
+            self._take(rank, list(map(_decoder.decode, rank.reports.read_all())))
             again = rank.reports.arm()
         except (RingBroken, msgspec.MsgspecError) as error:
             self._loop.remove_reader(rank.reports.fileno())
@@ -370,7 +378,8 @@ class WorkerGroup:
                 self.open.pop(report.request_id, None)
             if sink is not None:
                 sink.advance(report)
-        self._flush()
+        if self._backlog:
+            self._flush()
         self._on_steps(steps)
 
     def _on_rank_ready(self, rank: Rank, report: Ready) -> None:
@@ -522,6 +531,8 @@ class WorkerGroup:
         if not self._alive and not self.gone.done():
             if self._ranks:
                 self._loop.remove_reader(self._commands.room_fileno())
+            if self._ringing is not None:
+                self._ringing.cancel()
             self._resources.close()
             self.gone.set_result(None)
             log.info("worker group gone model=%s epoch=%d", self.spec.model, self.epoch)

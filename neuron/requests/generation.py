@@ -93,11 +93,13 @@ class Generation(OpenRequest):
         self._scoring = self.request.sampling.max_tokens == 0
         self._usual_tokens = description.defaults.max_tokens
         self._most_tokens = description.max_output
-        self._prompts = [Prompt(prompt) for prompt in prepared.prompts]
-        self.prompt_tokens = sum(prompt.tokens for prompt in self._prompts)
-        for prompt in self._prompts:
+        for given in prepared.prompts:
+            prompt = Prompt(given)
+            self._prompts.append(prompt)
+            self.prompt_tokens += prompt.tokens
             self._add_answers(prompt, prepared, tools, text)
-        self._check_written(text)
+        if self.request.written:
+            self._check_written(text)
 
     def _add_answers(
         self,
@@ -140,7 +142,7 @@ class Generation(OpenRequest):
 
     def _check_written(self, text: AnswerText) -> None:
         written = self.request.written
-        if len(written) not in (0, len(self.parts)):
+        if len(written) != len(self.parts):
             raise bad_request("written", f"written has {len(written)} choices, not {len(self.parts)}")
         for number, token_ids in enumerate(written):
             check_ids(token_ids, text, f"written[{number}]")
@@ -184,7 +186,7 @@ class Generation(OpenRequest):
 
     def _marked(self) -> list[tuple[int, bytes]]:
         """The last whole page of each marked part of the prompt, and the mark."""
-        if len(self._prompts) > 1:
+        if len(self._prompts) > 1 or not self.request.marks:
             return []
         ends = [(int(mark.share * self.prompt_tokens), mark.digest) for mark in self.request.marks]
         return [(tokens // PAGE_SIZE - 1, digest) for tokens, digest in ends if tokens >= PAGE_SIZE]
@@ -227,7 +229,7 @@ class Generation(OpenRequest):
             self._stream(answer, news)
         if answer.reason is None:
             return
-        if all(each.reason is not None for each in self.parts):
+        if len(self.parts) == 1 or all(each.reason is not None for each in self.parts):
             self._finish()
         elif self.model is not None:
             self.model.abort(answer.key)  # a stop string ended it, of which the worker knows nothing
@@ -307,12 +309,17 @@ class Generation(OpenRequest):
 
     @property
     def prefill(self) -> tuple[int, float]:
-        computed = self.prompt_tokens - sum(prompt.cached_tokens for prompt in self._prompts)
+        computed = self.prompt_tokens
+        for prompt in self._prompts:
+            computed -= prompt.cached_tokens
         return computed, (self._first_token or self._handed_over) - self._handed_over
 
     @property
     def output_tokens(self) -> float:
-        return sum(answer.completion_tokens for answer in self.parts) / len(self.parts)
+        tokens = 0
+        for answer in self.parts:
+            tokens += answer.completion_tokens
+        return tokens / len(self.parts)
 
     @property
     def pages(self) -> Sequence[bytes]:

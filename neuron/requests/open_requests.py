@@ -10,15 +10,10 @@ from neuron.requests.request import OpenRequest
 
 
 class OpenRequests:
-    """One dict, by who asked and the number that they gave it, in the order of arrival.
-
-    Attributes:
-        settled: set while nothing is open.
-    """
+    """One dict, by who asked and the number that they gave it, in the order of arrival."""
 
     def __init__(self) -> None:
-        self.settled = asyncio.Event()
-        self.settled.set()
+        self._settled: asyncio.Future[None] | None = None  # while somebody waits for that
         self._requests: dict[tuple[Peer, int], OpenRequest] = {}
 
     def __len__(self) -> int:
@@ -30,7 +25,6 @@ class OpenRequests:
 
     def add(self, peer: Peer, request: OpenRequest) -> None:
         self._requests[peer, request.request.id] = request
-        self.settled.clear()
 
     def get(self, peer: Peer, number: int) -> OpenRequest | None:
         return self._requests.get((peer, number))
@@ -42,5 +36,11 @@ class OpenRequests:
     def remove(self, peer: Peer, request: OpenRequest) -> None:
         """It ended."""
         del self._requests[peer, request.request.id]
-        if not self._requests:
-            self.settled.set()
+        if self._settled is not None and not self._requests and not self._settled.done():
+            self._settled.set_result(None)
+
+    async def settle(self) -> None:
+        """Wait until nothing is open."""
+        if self._requests:
+            self._settled = asyncio.get_running_loop().create_future()
+            await self._settled

@@ -67,6 +67,8 @@ class Spans:
 
     def told(self) -> list[Span]:
         """All of them; none where they are in the order that a delta has, with no token but the text's."""
+        if not self._spans or (len(self._spans) == 1 and self._spans[0].kind == "text"):
+            return []
         kinds = [span.kind for span in self._spans]
         usual = ["reasoning"] * ("reasoning" in kinds) + ["text"] * ("text" in kinds)
         is_usual = kinds == usual + ["call"] * kinds.count("call")

@@ -106,8 +106,11 @@ class OpenRequest(ABC):
     @property
     def image_bytes(self) -> int:
         """Of the pixels of its prompts, each of which several answers may have."""
-        shown = [part.images for part in self.parts if part.images]
-        return sum({id(image): len(image.pixels) for images in shown for image in images}.values())
+        sizes: dict[int, int] = {}
+        for part in self.parts:
+            for image in part.images:
+                sizes[id(image)] = len(image.pixels)
+        return sum(sizes.values())
 
     @abstractmethod
     def prepare(

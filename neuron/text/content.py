@@ -82,12 +82,14 @@ def _texts(content: str | Sequence[ContentPart], param: str) -> Iterator[tuple[s
 
 def characters(messages: Sequence[Message]) -> int:
     """Of what users and tools said, which no template leaves out. (Thoughts of former turns it may.)"""
-    return sum(
-        size(message)
-        for message in messages
-        if message.role in ("user", "tool")
-        and (isinstance(message.content, str) or all(isinstance(part, TextPart) for part in message.content))
-    )
+    total = 0
+    for message in messages:
+        if message.role in ("user", "tool"):
+            if isinstance(message.content, str):
+                total += len(message.content)
+            elif all(isinstance(part, TextPart) for part in message.content):
+                total += size(message)
+    return total
 
 
 def size(message: Message) -> int:

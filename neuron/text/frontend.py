@@ -195,6 +195,8 @@ class TextFrontEnd(AnswerText):
             )
         default = next(iter(self._templates.values()))
         template = self._templates.get(TOOL_TEMPLATE, default) if tools else default
+        if thinking == NOTHING_SAID:
+            return template.render(messages, tools, args, seconds)
         values = template.thinking_values(thinking)
         prompt = template.render(messages, tools, values | args, seconds)
         # Nobody can be told not to think by a template that does not listen: but the thought can be over.

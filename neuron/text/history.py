@@ -79,11 +79,12 @@ def _is_plain(turns: list[Turn], takes: Takes) -> bool:
     """Whether user and assistant take turns, perhaps behind a system turn, and nothing else is there: every
     template that takes the system turn walks that."""
     first = 1 if takes.system and turns and turns[0]["role"] in SYSTEM else 0
-    roles = ("user", "assistant")
-    return len(turns) > first and all(
-        turn["role"] == roles[number % 2] and not turn.get("tool_calls")
-        for number, turn in enumerate(turns[first:])
-    )
+    due, after = "user", "assistant"
+    for turn in turns[first:]:
+        if turn["role"] != due or turn.get("tool_calls"):
+            return False
+        due, after = after, due
+    return len(turns) > first
 
 
 # --- roles ------------------------------------------------------------------------------------------------

@@ -81,6 +81,8 @@ class AnswerParser:
         Args:
             cut: the model had more to say.
         """
+        if self._reasoning is None and self._tools is None and self._stops is None:
+            return []
         pieces: list[Piece] = []
         if not self.ended:
             parts = self._tell_tools(self._reasoning.finish() if self._reasoning is not None else [])
