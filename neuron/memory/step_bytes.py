@@ -33,7 +33,7 @@ SORTED_LOGITS = 5 << 18  # at once, for the draw of tokens
 SORTED_BYTES = 33  # for each of these logits: values, ids, probabilities and what becomes of them, in float64
 TOLD_BYTES = 2 * FLOAT  # for each of the logits that a prompt is told of
 LEAST_PENALISED = 4  # sequences that there is room for
-MTP_STREAMS = 4  # hidden states of the model, as they are and normed, and what both inputs were joined to
+MTP_STREAMS = 4  # hidden states: of the model, beside the layer of a head, and what is joined before that
 PENALTY_BYTES = 3  # for each logit, kept: how often its token came, and whether at all
 
 CPU_FACTS = Path("/proc/cpuinfo")
