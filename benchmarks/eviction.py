@@ -1,6 +1,6 @@
 """Which model leaves: what the strategies come to, under one host's own room on a clock that costs no time.
 
-    python -m benchmarks.eviction [--sessions 400] [--hours 4] [--seeds 3] [--json PATH]
+    python -m benchmarks.eviction [--sessions 400] [--hours 4] [--seeds 3] [--parking 100] [--json PATH]
 
 Sixteen models share memory for about five; they are of unlike size and load at unlike speed (a third of them
 is quantised while it is read), and neither has to do with how much they are used. Sessions of agents begin at
@@ -11,6 +11,9 @@ trace. A wait runs from a request to its beginning.
 when it will be. Those models go whose return costs least for each second that they may stay away. What it
 saves of the waits of `lru` is what another choice could win at all; the last lines say how much of it `cost`
 wins.
+
+"parked" is `cost` on a host whose memory keeps weights of models that left, as many bytes as the devices have
+or a part of that; from there a load takes a fifth of its time.
 """
 
 from __future__ import annotations
@@ -19,9 +22,11 @@ import argparse
 import asyncio
 import json
 import math
+import os
 import random
 import statistics
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,10 +34,15 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
+from ipc import parked
 from ipc.messages.requests import Eviction
+from neuron.memory.ledger import Ledger
+from neuron.memory.parking import Parking
 from tests.neuron.test_room import Place, play
 
-STRATEGIES = ("lru", "priority", "cost", "foresight")
+STRATEGIES = ("lru", "priority", "cost", "foresight", "parked")
+WAKE_SHARE = 1 / 5  # of the time of a load, that one from the host's memory takes
+UNIT = 16 << 10  # bytes that stand for a hundredth of the devices, where they are parked
 MODELS = 16
 REQUESTS = 10  # of a session, on average
 PAUSE_SECONDS = 15.0  # between two of them, on average
@@ -96,17 +106,61 @@ class Foresight:
         return 1 / max(left, SOON)
 
 
-def run(strategy: str, models: dict[str, tuple[int, float]], work: list[Session]) -> Outcome:
-    """The waits of all requests."""
+class Host:
+    """A host that keeps weights in its memory.
+
+    Args:
+        place: whose models these are of.
+        budget: hundredths of what the devices have.
+        seconds: of each model's load from files.
+    """
+
+    def __init__(self, place: Place, budget: int, seconds: dict[str, float]) -> None:
+        self._models, self._seconds = place.models, seconds
+        self._loop = asyncio.get_running_loop()
+        self.parking = Parking(
+            budget * UNIT, Ledger([]), lambda: (1 << 40, 1 << 40), self._on_changed, self._worth
+        )
+        for name, model in self._models.items():
+            model.load = partial(self._load, name)
+
+    def _worth(self, name: str) -> float:
+        model = self._models[name]
+        uses = model.use.at(self._loop.time()) + (model.open > 0)
+        return (1 - WAKE_SHARE) * self._seconds[name] * uses
+
+    def _on_changed(self, name: str) -> None:
+        share = WAKE_SHARE if self.parking.bytes_of(name) else 1.0
+        self._models[name].reload_seconds = share * self._seconds[name]
+
+    async def _load(self, name: str) -> None:
+        size = UNIT * self._models[name].size
+        loan = self.parking.lend(name, name, [size])
+        await asyncio.sleep(self._models[name].reload_seconds)
+        if loan is None:
+            return
+        woken = loan.whole
+        if not woken:
+            os.truncate(loan.fds[0], size)
+            parked.sign(loan.fds[0], bytes(parked.DIGEST))
+        self.parking.settle(loan, loaded=True, woken=woken)
+
+
+def run(
+    strategy: str, models: dict[str, tuple[int, float]], work: list[Session], parking: int = 100
+) -> Outcome:
+    """The waits of all requests; `parking`: hundredths of what the devices have, where the host keeps any."""
 
     async def scenario() -> Outcome:
         place = Place({name: size for name, (size, _) in models.items()}, wait_seconds=1e6)
-        place.room.eviction = Eviction(strategy="cost" if strategy == "foresight" else strategy)
+        place.room.eviction = Eviction(strategy=strategy if strategy in ("lru", "priority") else "cost")
         foresight = {name: Foresight() for name in models}
         for name, (_, seconds) in models.items():
             place.models[name].reload_seconds = seconds
             if strategy == "foresight":
                 place.models[name].use = foresight[name]
+        seconds_of = {name: seconds for name, (_, seconds) in models.items()}
+        host = Host(place, parking, seconds_of) if strategy == "parked" else None
         loop = asyncio.get_running_loop()
 
         async def agent(number: int, session: Session) -> None:
@@ -122,6 +176,8 @@ def run(strategy: str, models: dict[str, tuple[int, float]], work: list[Session]
 
         await asyncio.gather(*(agent(number, session) for number, session in enumerate(work)))
         await place.room.close()
+        if host is not None:
+            host.parking.close()
         waits = [wait for model in place.models.values() for wait in model.waits]
         loads = {name: model.loads for name, model in place.models.items()}
         return Outcome(waits, sum(loads.values()), sum(models[name][1] * loads[name] for name in loads))
@@ -131,15 +187,16 @@ def run(strategy: str, models: dict[str, tuple[int, float]], work: list[Session]
 
 
 def verdict(rows: list[dict[str, Any]], figure: str) -> str:
-    """What `cost` and foresight come to beside `lru`, on average over the traces."""
+    """What the others come to beside `lru`, on average over the traces."""
     figures = {(row["seed"], row["strategy"]): row[figure] for row in rows}
     seeds = [seed for seed, strategy in figures if strategy == "lru" and figures[seed, strategy] > 0]
-    cost, foresight = (
+    cost, foresight, with_parking = (
         statistics.mean(figures[seed, strategy] / figures[seed, "lru"] for seed in seeds) - 1
-        for strategy in ("cost", "foresight")
+        for strategy in ("cost", "foresight", "parked")
     )
     won = f", so cost wins {cost / foresight:.0%} of what there is" if foresight < 0 else ""
-    return f"{figure} beside lru's: cost {cost:+.0%}, foresight {foresight:+.0%}{won}"
+    told = f"{figure} beside lru's: cost {cost:+.0%}, foresight {foresight:+.0%}{won}"
+    return told if figure == "load seconds" else f"{told}; parked {with_parking:+.0%}"
 
 
 def main() -> None:
@@ -147,6 +204,7 @@ def main() -> None:
     parser.add_argument("--sessions", type=int, default=400)
     parser.add_argument("--hours", type=float, default=4.0)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--parking", type=int, default=100, help="hundredths of what the devices have")
     parser.add_argument("--json", metavar="PATH", help="write the results there, too")
     options = parser.parse_args()
     columns = ("seed", "strategy", "requests", "loads", "load seconds", "mean", "p50", "p95", "p99", "max")
@@ -155,7 +213,7 @@ def main() -> None:
     for seed in range(1, options.seeds + 1):
         models, work = host(seed), list(sessions(options.sessions, options.hours * 3600, seed))
         for strategy in STRATEGIES:
-            waits, loads, load_seconds = run(strategy, models, work)
+            waits, loads, load_seconds = run(strategy, models, work, options.parking)
             cuts = statistics.quantiles(waits, n=100)
             told = (statistics.mean(waits), cuts[49], cuts[94], cuts[98], max(waits))
             rows.append((seed, strategy, len(waits), loads, load_seconds, *told))

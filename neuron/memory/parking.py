@@ -47,6 +47,7 @@ class Parking:
         ledger: where it is booked, if the host's memory is one of its devices.
         host: gives the host's memory now, total and free, in bytes.
         changed: told of which model something is parked now, or nothing any more.
+        worth: seconds that the return of a model from there saves, for each who may want it soon.
     """
 
     def __init__(
@@ -55,11 +56,13 @@ class Parking:
         ledger: Ledger,
         host: Callable[[], tuple[int, int]],
         changed: Callable[[str], None] = lambda model: None,
+        worth: Callable[[str], float] = lambda model: 0.0,
     ) -> None:
         self._budget = budget
         self._ledger = ledger
         self._host = host
         self._changed = changed
+        self._worth = worth
         self._books = HOST in ledger.devices
         self._loans: dict[str, Loan] = {}
 
@@ -120,7 +123,7 @@ class Parking:
             self._ledger.correct(_name(loan.model), HOST, loan.nbytes)
         log.info("weights are kept in memory model=%s bytes=%d held=%d", loan.model, loan.nbytes, self.held)
         self._changed(loan.model)
-        self._shrink(0)
+        self._shrink()
 
     def drop(self, model: str) -> None:
         """Park nothing of `model`, if anything is."""
@@ -179,28 +182,38 @@ class Parking:
             self.drop(model)
 
     def _has_room(self, model: str, size: int) -> bool:
-        """Whether `size` bytes more can be parked, once who was used longest ago has made way."""
+        """Whether `size` bytes more can be parked, once others have made way that are worth less."""
         if size > self._budget:
             if self._budget:
                 log.info("too large to be parked model=%s bytes=%d budget=%d", model, size, self._budget)
             return False
-        self._shrink(size)
-        if self.held + size > self._budget:
+        leave, held = [], self.held
+        for loan in self._idle():
+            if held + size <= self._budget:
+                break
+            leave.append(loan)
+            held -= loan.nbytes
+        if held + size > self._budget or sum(self._worth(loan.model) for loan in leave) > self._worth(model):
             return False
+        for loan in leave:
+            self.drop(loan.model)
         total, free = self._host()
         return size <= free - SPARE_SHARE * total and not (self._books and size > self._ledger.free(HOST))
 
-    def _shrink(self, more: int) -> None:
-        """Have what was used longest ago leave, until `more` bytes are within the budget."""
+    def _shrink(self) -> None:
+        """Have others leave, until what is parked is within the budget."""
         for loan in self._idle():
-            if self.held + more <= self._budget:
+            if self.held <= self._budget:
                 return
             self.drop(loan.model)
 
     def _idle(self, last: str = "") -> list[Loan]:
-        """What can leave, in the order in which it does."""
+        """What can leave, in the order in which it does: what is worth least for each byte first."""
         idle = [loan for loan in self._loans.values() if not loan.lent]
-        return sorted(idle, key=lambda loan: (loan.model == last, loan.last_used))
+        return sorted(
+            idle,
+            key=lambda loan: (loan.model == last, self._worth(loan.model) / loan.nbytes, loan.last_used),
+        )
 
 
 def _name(model: str) -> str:

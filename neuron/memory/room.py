@@ -1,9 +1,13 @@
 """Memory for models: wishes in their order, who leaves for whom, and what it would take.
 
-A wish is granted as soon as its memory is free. Idle models leave for it at once. A busy one is asked to
-leave when it has had its turn: it takes nothing new, finishes what runs, and ends; whoever asks for it
-meanwhile makes a wish of its own, at the end of the line. So a model under steady traffic holds nobody up for
-longer than its turn and its running requests, and two that fit only one at a time take turns.
+A wish is granted as soon as its memory is free. Wishes are looked at as they came, but for one whose load is
+so much shorter that it would be over before: what loads in ten seconds lets pass what loads in two and comes
+within eight. So most waits are shorter, and nobody waits for who comes later than its own load takes.
+
+Idle models leave for a wish at once. A busy one is asked to leave when it has had its turn: it takes nothing
+new, finishes what runs, and ends; whoever asks for it meanwhile makes a wish of its own. So a model under
+steady traffic holds nobody up for longer than its turn and its running requests, and two that fit only one at
+a time take turns.
 """
 
 from __future__ import annotations
@@ -35,6 +39,7 @@ log = logging.getLogger("neuron.memory.room")
 
 LOOK_SECONDS = 0.5  # between looks while somebody waits: other programs come and go without a word
 GROWTH = 1 / 8  # of what a pool lacks, that it takes at least: less is not worth a pause between two steps
+PASSED_SHARE = 1 / 4  # of the time that a wish may wait, in which others may pass it
 SETTLE_SECONDS = 2.0  # until a driver has given back what a process held that ended
 
 
@@ -109,6 +114,7 @@ class Wish:
     spare: int  # bytes on each rank over what was planned
     tell: Callable[[Place], None]
     deadline: float
+    turn: float  # when it was made and what its load takes: its place in the line
     granted: asyncio.Future[Fit]
     leaving: tuple[str, ...] = ()  # who leaves for it in any case
     looked_at: bool = False  # once it is, however late that comes
@@ -153,7 +159,7 @@ class Room:
         self._parking = parking or Parking(0, ledger, lambda: (0, 0))
         self._texts = texts
         self._tenants: dict[str, Tenant] = {}  # who hold memory
-        self._wishes: dict[str, Wish] = {}  # by model, in order
+        self._wishes: dict[str, Wish] = {}  # by model
         self._asked: set[str] = set()  # tenants that were asked to leave
         self._runtime = dict(UNMEASURED_BYTES)  # of a process without a model, by kind of device
         self._measured = False  # whether a process on a CPU said what that is
@@ -182,8 +188,9 @@ class Room:
         if reuse:
             await self._measure_process(tenant)
         granted = asyncio.get_running_loop().create_future()
-        deadline = time.monotonic() + self._settings.wait_seconds
-        wish = self._wishes[tenant.id] = Wish(tenant, reuse, spare, tell, deadline, granted)
+        now, longest = time.monotonic(), self._settings.wait_seconds
+        turn = now + min(tenant.reload_seconds, PASSED_SHARE * longest)
+        wish = self._wishes[tenant.id] = Wish(tenant, reuse, spare, tell, now + longest, turn, granted)
         if spare:
             wish.leaving = self._one_more(self._need(wish))
         self.look()
@@ -269,7 +276,7 @@ class Room:
         await self.refresh()
         outlook = self._outlook()
         strategy = self.eviction.strategy
-        for wish in self._wishes.values():
+        for wish in self._line():
             outlook.add(self._need(wish), strategy, wish.leaving)
         prospect = outlook.add(tenant.need(self._runtime), strategy)
         if prospect.refusal is not None and self._wishes:  # it has to wait for those who wait
@@ -331,7 +338,7 @@ class Room:
         outlook = self._outlook()
         claimed: set[str] = set()
         waiting = 0
-        for wish in list(self._wishes.values()):
+        for wish in self._line():
             if wish.granted.done():
                 continue
             late = time.monotonic() >= wish.deadline
@@ -365,6 +372,10 @@ class Room:
             self._tenants[name].stay()
         if not waiting:
             self._grow()
+
+    def _line(self) -> list[Wish]:
+        """The wishes in their order."""
+        return sorted(self._wishes.values(), key=lambda wish: wish.turn)
 
     def _shrink(self, wish: Wish, fit: Fit | None) -> None:
         """Have pools make room, as far as that is what it takes."""

@@ -169,6 +169,13 @@ class ManagedModel:
         """That its next load should take, from files or from the host's memory; 0: not known."""
         return self._tenancy.reload_seconds
 
+    @property
+    def worth_parked(self) -> float:
+        """Seconds that its return from there saves, for each who may want it, by its priority; who waits for
+        it now is one of them."""
+        uses = self._use.at(time.monotonic()) + (not self.requests.idle)
+        return self._tenancy.seconds_saved * uses * max(1, self.settings.priority) if uses else 0.0
+
     def tell_parked(self) -> None:
         """What is parked of it is not what it was."""
         self._changed()

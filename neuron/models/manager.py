@@ -105,7 +105,9 @@ class ModelManager:
             cycles=lambda: self.room.eviction.defrag_after_cycles,
             backoff=self._backoff,
         )
-        self._parking = Parking(config.parking, ledger, CpuProbe().memory, self._on_parked)
+        self._parking = Parking(
+            config.parking, ledger, CpuProbe().memory, self._on_parked, self._worth_parked
+        )
         texts = TextMemory(ledger, preparation)
         self.room = Room(config.memory, ledger, inventory, self._standby, changed, self._parking, texts)
         self._residents = Residents(config, self.room, self._models, self.open)
@@ -450,6 +452,10 @@ class ModelManager:
     def _on_parked(self, model_id: str) -> None:
         if (model := self._models.get(model_id)) is not None:
             model.tell_parked()
+
+    def _worth_parked(self, model_id: str) -> float:
+        model = self._models.get(model_id)
+        return model.worth_parked if model is not None else 0.0
 
     def _changed(self, now: bool = False) -> None:
         self._residents.look()

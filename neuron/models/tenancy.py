@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from math import inf
 
 from ipc.errors import CortexError
 from ipc.worker_messages import Ready
@@ -104,6 +105,13 @@ class Tenancy:
         """That its next load should take, from files or from the host's memory; 0: not known."""
         wake = self.epochs.wake_seconds if self.bytes_parked else None
         return wake or self.epochs.load_seconds or 0.0
+
+    @property
+    def seconds_saved(self) -> float:
+        """That its return from the host's memory takes less than from files; no end: neither is known yet."""
+        if self.epochs.load_seconds is None:
+            return inf
+        return max(0.0, self.epochs.load_seconds - (self.epochs.wake_seconds or 0.0))
 
     # --- from a booking to its end ----------------------------------------------------------------------
 

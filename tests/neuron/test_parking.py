@@ -25,7 +25,10 @@ class Place:
         )
         self.elsewhere = 0  # bytes that other programs have
         self.told = []
-        self.parking = Parking(budget, self.ledger, self._host, self.told.append)
+        self.worth = {}
+        self.parking = Parking(
+            budget, self.ledger, self._host, self.told.append, lambda name: self.worth.get(name, 0.0)
+        )
 
     def _host(self):
         return TOTAL, TOTAL - self.elsewhere - self.parking.held
@@ -77,6 +80,17 @@ def test_what_was_used_longest_ago_leaves_when_the_budget_is_short(place):
     place.park("d")
     assert place.models == {"a", "c", "d"}
     assert place.parking.held == 300 * 1024 == place.ledger.reserved("cpu")
+
+
+def test_what_saves_least_for_its_bytes_leaves_and_nothing_does_for_what_saves_less(place):
+    place.worth = {"a": 5.0, "b": 1.0, "c": 3.0, "d": 0.5, "e": 2.0, "f": 3.5}
+    for name in "abcd":
+        place.park(name)
+    assert place.models == {"a", "b", "c"}
+    place.park("e")
+    assert place.models == {"a", "c", "e"}
+    place.park("f", 200 * 1024)  # two would have to leave, which save more together
+    assert place.models == {"a", "c", "e"}
 
 
 def test_what_never_fits_is_not_parked_and_nobody_leaves_for_it(place):

@@ -192,10 +192,13 @@ class Model:
             return
         self.status = "loading"
         self.loads += 1
-        await asyncio.sleep(self.reload_seconds)
+        await self.load()
         self.ready_at = asyncio.get_running_loop().time()
         self.become("ready")
         self.place.room.look()
+
+    async def load(self):
+        await asyncio.sleep(self.reload_seconds)
 
     async def serve(self, seconds):
         """One request: how long it waited to begin."""
@@ -314,6 +317,27 @@ def test_everybody_who_fits_is_served_within_a_bound_whatever_the_mix(sizes, use
 
     with pytest.MonkeyPatch.context() as patch:
         play(scenario(), patch)
+
+
+def test_a_short_load_passes_a_long_one_that_came_little_before_it_and_no_other(monkeypatch):
+    async def scenario():
+        place = Place({"held": 100, "long": 100, "early": 100, "late": 100})
+        place.models["long"].reload_seconds = 10.0
+        begun = []
+
+        async def ask(name, after, seconds=1.0):
+            await asyncio.sleep(after)
+            await place.models[name].serve(seconds)
+            begun.append(name)
+
+        await asyncio.gather(
+            *(ask("held", 0.0, 12.0), ask("long", LOAD + 0.1)),
+            *(ask("early", LOAD + 1.0), ask("late", LOAD + 9.0)),
+        )
+        assert begun == ["held", "early", "long", "late"]
+        await place.room.close()
+
+    play(scenario(), monkeypatch)
 
 
 def test_idle_models_leave_at_once_and_the_least_recently_used_first(monkeypatch):
