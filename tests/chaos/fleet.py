@@ -181,6 +181,7 @@ class Fleet:
             "metrics_listen": self.metrics.removeprefix("http://").removesuffix("/metrics"),
             "workers": GATEWAY_PROCESSES,
             "load_wait_seconds": 20,
+            "lost_wait_seconds": 5,
             "key_file": str(our_secret),
         }
         config = {
