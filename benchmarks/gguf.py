@@ -1,8 +1,9 @@
-"""The engine beside llama.cpp on the same file: `python -m benchmarks.gguf MODEL.gguf --peer PYTHON [--q8]`.
+"""The engine beside llama.cpp on the same file: `python -m benchmarks.gguf MODEL.gguf --peer PYTHON`.
 
 PYTHON is that of an environment with llama-cpp-python. Both compute on one thread of a CPU, in turn, so
 that a busy moment of the machine hits both; figures are CPU time, the least of all rounds. With `--q8` both
-read the model as llama.cpp writes it in Q8_0.
+read the model as llama.cpp writes it in Q8_0; with `--quantization int8` (or another) the engine makes that
+of a file of plain numbers while it reads it, beside Q8_0 of llama.cpp.
 
 * decode: the next token after 128, of one sequence alone and of 8 at once.
 * prefill: a prompt of 512 tokens and its first token.
@@ -35,7 +36,7 @@ STEPS = {"decode alone": 6, "decode 8 at once": 3, "prefill 512": 1}  # in a rou
 
 
 class Cortex:
-    def __init__(self, path: Path, rounds: int) -> None:
+    def __init__(self, path: Path, rounds: int, quantization: str | None = None) -> None:
         card = read_card(path)
         self.groups = len(card.cache_groups(1, "bfloat16"))
         self.pages = pages_for(
@@ -49,6 +50,7 @@ class Cortex:
             rank=0,
             world_size=1,
             device="cpu",
+            quantization=quantization,
             threads=1,
             context_length=4096,
             max_sequences=16,
@@ -116,22 +118,25 @@ def main() -> None:
     parser.add_argument("model", type=Path, help="a GGUF file")
     parser.add_argument("--peer", required=True, help="a Python that has llama-cpp-python")
     parser.add_argument("--q8", action="store_true", help="write it in Q8_0 first")
+    parser.add_argument("--quantization", help="what the engine makes of it, beside Q8_0 of llama.cpp")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", metavar="PATH", help="write the results there, too")
     arguments = parser.parse_args()
 
     path: Path = arguments.model
     with tempfile.TemporaryDirectory(prefix="cortex-benchmark-") as folder:
-        if arguments.q8:
+        if arguments.q8 or arguments.quantization:
             path = Path(folder, "q8_0.gguf")
             subprocess.run([arguments.peer, str(PEER), str(arguments.model), str(path)], check=True)
         peer = LlamaCpp(arguments.peer, path)
-        cortex = Cortex(path, arguments.rounds)
+        ours = arguments.model if arguments.quantization else path
+        cortex = Cortex(ours, arguments.rounds, arguments.quantization)
         results = measure({"cortex": cortex.seconds, "llama.cpp": peer.seconds}, arguments.rounds)
         peer.close()
 
     table = Table(
-        title=f"ms of CPU time a token, one thread, {arguments.model.name}{' in Q8_0' * arguments.q8}"
+        title=f"ms of CPU time a token, one thread, {arguments.model.name} as "
+        f"{arguments.quantization or ('Q8_0' if arguments.q8 else 'it is')}"
     )
     for heading in ("", *results, "llama.cpp / cortex"):
         table.add_column(heading, justify="right" if heading else "left")

@@ -21,15 +21,23 @@ def library(tmp_path_factory):
         yield found
 
 
+@pytest.fixture(params=[1, 2], ids=["AVX2", "AVX-512"])
+def level(request, monkeypatch) -> int:
+    if request.param > compiled.level():
+        pytest.skip("this CPU has no such instructions")
+    monkeypatch.setattr(compiled, "level", lambda: request.param)
+    return request.param
+
+
 def inputs(tokens: int) -> torch.Tensor:
     return torch.randn(tokens, COLUMNS, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize("kind", rows.KINDS)
-def test_a_product_is_that_of_the_weight(kind):
+def test_a_product_is_that_of_the_weight(kind, level):
     weight = weight_of(kind, 37, COLUMNS)  # the last rows are no whole tile
     for dtype, rounding in ((torch.float32, 1e-6), (torch.bfloat16, 3e-3), (torch.float16, 4e-4)):
-        for tokens in (1, 7, rows.FEW + 1):
+        for tokens in (1, 2, 7, rows.FEW + 1):
             x, bias = inputs(tokens).to(dtype), torch.arange(37).to(dtype)
             y = rows.product(x, weight, bias)
             assert y.dtype == dtype
@@ -37,8 +45,8 @@ def test_a_product_is_that_of_the_weight(kind):
             assert (y.float() - expected).norm() / expected.norm() < rounding
 
 
-@pytest.mark.parametrize("kind", ["INT4_64", "NF4_64", "FP8_128"])
-def test_a_row_has_the_same_bits_whatever_stands_beside_it(kind, monkeypatch):
+@pytest.mark.parametrize("kind", ["INT4_64", "NF4_64", "FP8_128", "INT8_128", "INT8_ROW"])
+def test_a_row_has_the_same_bits_whatever_stands_beside_it(kind, level, monkeypatch):
     weight, x = weight_of(kind, 30, COLUMNS), inputs(rows.FEW)
     whole = products.product(x, weight)
     for count in (1, 3, 4, 7):

@@ -66,7 +66,7 @@ def load(path: Path) -> ctypes.CDLL | None:
     if not found.blocks_level():
         return None
     found.dense_product.argtypes = (pointer, *[size] * 3, *inputs, number, number)  # threads, level
-    found.rows_product.argtypes = (*weight, *inputs, number)
+    found.rows_product.argtypes = (*weight, *inputs, number, number)  # the same
     found.rows_wide.argtypes = (*weight, pointer, number)
     found.rows_wide.restype = None
     found.step_norm.argtypes = (*[pointer] * 4, number, size, size, real, real, number)

@@ -19,7 +19,9 @@ enum { IN_LANES = NVFP4 }; /* the last of those with four bits */
 #include <stdlib.h>
 #include <string.h>
 
-#define ONCE _Pragma("GCC unroll 8")
+#define AVX512 __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")))
+#define INLINE_WIDE static inline __attribute__((always_inline)) AVX512
+#define ONCE _Pragma("GCC unroll 16")
 
 INLINE __m256i loadu(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }
 
@@ -227,6 +229,78 @@ INLINE void four_rows(int kind, const Product *p, const Input *in, const uint8_t
     }
 }
 
+/* --- the same of eight bits with AVX-512 --------------------------------------------------------------- */
+
+INLINE_WIDE __m512 sixteen_wide(int kind, const uint8_t *p)
+{
+    const __m128i bytes = _mm_loadu_si128((const __m128i *)p);
+    return is_fp8(kind) ? _mm512_cvtph_ps(halves(bytes)) : _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
+}
+
+/* Add the sums of one group, scaled, to those of all */
+INLINE_WIDE void add_scaled(int kind, const uint8_t *const *rows, long columns, long g, int tokens, const __m512 *sum,
+                            __m512 *all)
+{
+    ONCE for (int r = 0; r < ROWS; r++) {
+        const __m512 by = _mm512_set1_ps(by_row(kind) ? 1 : ((const float *)(rows[r] + columns))[g]);
+        ONCE for (int i = r * tokens; i < (r + 1) * tokens; i++)
+            all[i] = _mm512_fmadd_ps(by, sum[i], all[i]);
+    }
+}
+
+/* Four rows times `tokens`: one, two or four. Where these are so few that memory is what takes the time, the scales of
+ * some groups are read behind their numbers, so that a row is one stream: a half more of it is read then. */
+INLINE_WIDE void times_wide(int kind, const uint8_t *const *rows, const Input *in, long token, int tokens, __m256 *y)
+{
+    const long columns = in->columns, group = by_row(kind) ? columns : 128;
+    const float *x = in->values + token * columns;
+    const int together = tokens == 1 ? 16 : tokens == 2 ? 8 : 1; /* groups */
+    __m512 all[4 * ROWS];
+    ONCE for (int i = 0; i < ROWS * tokens; i++)
+        all[i] = _mm512_setzero_ps();
+    for (long first = 0, last; first < columns / group; first = last) {
+        __m512 sums[16 * ROWS];
+        last = columns / group - first > together ? first + together : columns / group;
+        for (long g = first; g < last; g++) {
+            __m512 sum[4 * ROWS];
+            ONCE for (int i = 0; i < ROWS * tokens; i++)
+                sum[i] = _mm512_setzero_ps();
+            for (long c = g * group; c < (g + 1) * group; c += 16)
+                ONCE for (int r = 0; r < ROWS; r++) {
+                    const __m512 w = sixteen_wide(kind, rows[r] + c);
+                    ONCE for (int k = 0; k < tokens; k++)
+                        sum[r * tokens + k] =
+                            _mm512_fmadd_ps(w, _mm512_loadu_ps(x + k * columns + c), sum[r * tokens + k]);
+                }
+            if (together == 1)
+                add_scaled(kind, rows, columns, g, tokens, sum, all);
+            else
+                ONCE for (int i = 0; i < ROWS * tokens; i++)
+                    sums[(g - first) * ROWS * tokens + i] = sum[i];
+        }
+        for (long g = first; g < last && together > 1; g++)
+            add_scaled(kind, rows, columns, g, tokens, sums + (g - first) * ROWS * tokens, all);
+    }
+    ONCE for (int i = 0; i < ROWS * tokens; i++)
+        y[i] = _mm256_add_ps(_mm512_castps512_ps256(all[i]), _mm512_extractf32x8_ps(all[i], 1));
+}
+
+INLINE_WIDE void four_rows_wide(int kind, const Product *p, const Input *in, const uint8_t *const *rows, long row, long apart)
+{
+    __m256 y[4 * ROWS];
+    for (long token = 0, count; token < p->tokens; token += count) {
+        const long left = p->tokens - token;
+        count = left >= 4 ? 4 : left >= 2 ? 2 : 1;
+        if (count == 4)
+            times_wide(kind, rows, in, token, 4, y);
+        else if (count == 2)
+            times_wide(kind, rows, in, token, 2, y);
+        else
+            times_wide(kind, rows, in, token, 1, y);
+        keep(kind, p, in, rows, row, apart, ROWS, token, (int)count, y);
+    }
+}
+
 /* --- many tokens --------------------------------------------------------------------------------------- */
 
 INLINE void wide(int kind, const uint8_t *row, long columns, float *out)
@@ -269,9 +343,22 @@ INLINE void wide(int kind, const uint8_t *row, long columns, float *out)
     AVX2 static void wide_##kind(const uint8_t *row, long columns, float *out) { wide(kind, row, columns, out); }
 FORMATS(FUNCTIONS)
 #undef FUNCTIONS
+#define IN_BYTES(name) name(INT8_128) name(INT8_ROW) name(FP8_128) name(FP8_ROW)
+#define FUNCTION(kind)                                                                                           \
+    AVX512 static void few_wide_##kind(const Product *p, const Input *in, const uint8_t *const *rows, long row,  \
+                                       long apart)                                                               \
+    {                                                                                                            \
+        four_rows_wide(kind, p, in, rows, row, apart);                                                           \
+    }
+IN_BYTES(FUNCTION)
+#undef FUNCTION
 
 #define FEW(kind) few_##kind,
-static void (*const PRODUCTS[])(const Product *, const Input *, const uint8_t *const *, long, long) = {FORMATS(FEW)};
+typedef void Multiplied(const Product *, const Input *, const uint8_t *const *, long, long);
+static Multiplied *const PRODUCTS[] = {FORMATS(FEW)};
+#undef FEW
+#define FEW(kind) few_wide_##kind,
+static Multiplied *const PRODUCTS_WIDE[] = {IN_BYTES(FEW)};
 #undef FEW
 #define WIDE(kind) wide_##kind,
 static void (*const WIDENED[])(const uint8_t *, long, float *) = {FORMATS(WIDE)};
@@ -302,9 +389,10 @@ AVX2 static void ordered(int kind, const void *x, int type, long columns, long t
 }
 
 /* y [tokens, rows] = x [tokens, columns] times W [rows, columns] transposed, plus bias [rows] float32 or NULL.
- * x and y are of `type`; columns are a multiple of 64. Returns 0, or 1 where memory is short. */
+ * x and y are of `type`; columns are a multiple of 64. `level` is that of blocks.c, whose last has AVX-512.
+ * Returns 0, or 1 where memory is short. */
 int rows_product(int kind, const uint8_t *w, long rows, long columns, long row_bytes, const void *x, void *y, int type,
-                 long tokens, const float *bias, int threads)
+                 long tokens, const float *bias, int threads, int level)
 {
     const Product p = {w, rows, row_bytes, y, type, tokens, bias};
     float *values = malloc(sizeof(float) * (size_t)tokens * (columns + columns / 8));
@@ -313,6 +401,7 @@ int rows_product(int kind, const uint8_t *w, long rows, long columns, long row_b
     float *sums = values + tokens * columns;
     const Input in = {values, sums, columns};
     const long tiles = (rows + ROWS - 1) / ROWS;
+    Multiplied *const multiplied = kind > IN_LANES && level > 1 ? PRODUCTS_WIDE[kind - IN_LANES - 1] : PRODUCTS[kind];
 #pragma omp parallel num_threads(threads)
     {
 #pragma omp for schedule(static)
@@ -323,7 +412,7 @@ int rows_product(int kind, const uint8_t *w, long rows, long columns, long row_b
             const uint8_t *at[ROWS];
             for (int i = 0; i < ROWS; i++)
                 at[i] = w + (n + i * tiles < rows ? n + i * tiles : rows - 1) * row_bytes;
-            PRODUCTS[kind](&p, &in, at, n, tiles);
+            multiplied(&p, &in, at, n, tiles);
         }
     }
     free(values);
@@ -341,7 +430,7 @@ void rows_wide(int kind, const uint8_t *w, long rows, long columns, long row_byt
 #else
 
 int rows_product(int kind, const uint8_t *w, long rows, long columns, long row_bytes, const void *x, void *y, int type,
-                 long tokens, const float *bias, int threads)
+                 long tokens, const float *bias, int threads, int level)
 {
     return 1;
 }

@@ -54,6 +54,7 @@ def _few(x: Tensor, weight: Blocks, bias: Tensor | None) -> Tensor:
         len(x),
         None if added is None else added.data_ptr(),
         torch.get_num_threads(),
+        compiled.level(),
     )
     if failed:
         raise RuntimeError("can't allocate memory for a product")
