@@ -15,7 +15,7 @@ from neuron.trace import word
 
 log = logging.getLogger("neuron.requests.ended")
 
-GATHER_SECONDS = 0.05
+GATHER_SECONDS = 0.1
 
 
 class Ended(NamedTuple):

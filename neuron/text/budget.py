@@ -72,7 +72,8 @@ class _Budget(threading.local):
 
     def tick(self, characters: int) -> None:
         """Called in each turn of a loop, which writes so many characters at most, but for long texts."""
-        self.spend(characters)
+        if characters:
+            self.spend(characters)
         if (now := time.monotonic()) <= self.deadline:  # a look at this clock costs next to nothing
             return
         if (left := self.seconds - time.thread_time()) <= 0:

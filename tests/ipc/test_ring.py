@@ -375,3 +375,13 @@ def test_layout_keeps_every_counter_on_its_own_lines():
     lines = [word * 8 // 128 for word in words]
     assert len(set(lines)) == len(lines)
     assert max(lines) < records.data_offset(3) // 128
+
+
+def test_several_records_may_wake_their_reader_once(ring):
+    assert ring.arm() is False
+    for record in (b"a", b"b"):
+        assert ring.try_write(record, ring=False)
+    assert select.select([ring.fileno()], [], [], 0)[0] == []
+    ring.ring()
+    assert select.select([ring.fileno()], [], [], 0)[0] == [ring.fileno()]
+    assert ring.read_all() == [b"a", b"b"]
