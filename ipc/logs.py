@@ -26,8 +26,11 @@ _NAMED = re.compile(r"(\w+)=%[-#0+]*\d*(?:\.\d+)?[sdrgfxei](?=\s|$)")
 class Event(logging.LogRecord):
     """What is written of one, without its file, line and thread: to find these out is most of its cost."""
 
-    _UNKNOWN = dict.fromkeys(("pathname", "filename", "module"), "") | {"lineno": 0, "relativeCreated": 0.0}
-    _UNKNOWN |= dict.fromkeys(("funcName", "thread", "threadName", "processName", "taskName"))
+    # What nobody found out is there for whoever formats what was not written by us.
+    _EMPTY = dict.fromkeys(("pathname", "filename", "module"), "") | {"lineno": 0, "relativeCreated": 0.0}
+    _EMPTY |= dict.fromkeys(("funcName", "thread", "threadName", "processName", "taskName", "exc_text"))
+    _EMPTY |= dict.fromkeys(("name", "levelno", "levelname", "msg", "args", "exc_info", "stack_info"))
+    _EMPTY |= dict.fromkeys(("created", "msecs", "process"))
 
     def __init__(
         self,
@@ -41,15 +44,15 @@ class Event(logging.LogRecord):
         func: str | None = None,
         sinfo: str | None = None,
     ) -> None:
-        self.__dict__.update(self._UNKNOWN)  # for whoever formats what was not written by us
         if args and len(args) == 1 and args[0] and isinstance(args[0], Mapping):
             (args,) = args  # by name
-        self.name, self.levelno, self.levelname = name, level, logging.getLevelName(level)
-        self.msg, self.args = msg, args
-        self.exc_info, self.exc_text, self.stack_info = exc_info, None, sinfo
-        self.created = time.time()
-        self.msecs = int(self.created % 1 * 1000) + 0.0
-        self.process = os.getpid()
+        known = self.__dict__ = self._EMPTY.copy()
+        known["name"], known["levelno"], known["levelname"] = name, level, logging.getLevelName(level)
+        known["msg"], known["args"] = msg, args
+        known["exc_info"], known["stack_info"] = exc_info, sinfo
+        known["created"] = created = time.time()
+        known["msecs"] = int(created % 1 * 1000) + 0.0
+        known["process"] = os.getpid()
 
 
 class Lines(logging.StreamHandler):

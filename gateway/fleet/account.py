@@ -126,7 +126,7 @@ class Account:
             What it came to.
         """
         usage, duration = self.usage(), (self._left_at or monotonic()) - self.began
-        metrics.ended(self.model, self._neuron, self.status).inc()
+        metrics.ended(self.model, self._neuron, self.status).inc(1)
         if self._metrics is not None:
             self._count(usage, duration)
             if self.finished is not None and self._ready and not retried:  # or a silence would count as ours
@@ -231,14 +231,14 @@ class Account:
         counts, finished = self._metrics, self.finished
         counts.duration.observe(duration)
         if self.status >= 400 and not self.left:
-            counts.errors.inc()
+            counts.errors.inc(1)
         if self._tokens >= SHORTEST_STREAM and (taken := self._last_tokens - self.began - self._first_token):
             counts.speed.observe((self._tokens - 1) / taken)
         counts.prompt_tokens.inc(usage.prompt_tokens)
         counts.completion_tokens.inc(usage.completion_tokens)
         counts.cached_tokens.inc(usage.cached_tokens)
         if self.left:
-            counts.cancelled.inc()
+            counts.cancelled.inc(1)
         if finished is None:
             return
         counts.queue.observe(finished.timings.queue)

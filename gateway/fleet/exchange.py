@@ -254,7 +254,7 @@ class Exchange:
             error = CortexError(Code.INTERNAL, "the neuron cancelled the request, and nobody had asked it to")
         else:
             error = reply.error()
-        metrics.rejected(self.account.model, self._neuron.name, _label(error)).inc()
+        metrics.rejected(self.account.model, self._neuron.name, _label(error)).inc(1)
         if error.code in FAULTS and self._needs_load:
             self._neuron.failed(self._request.model)
         if self._neuron.has_left(error, self._instance):
@@ -283,9 +283,9 @@ class Exchange:
         except CortexError:
             self.account.fail(self._naming_the_alias(refusal))
             return
-        metrics.retried(self.account.model, self._neuron.name, _label(error)).inc()
+        metrics.retried(self.account.model, self._neuron.name, _label(error)).inc(1)
         if self._resumes:
-            self._metrics.resumes.inc()
+            self._metrics.resumes.inc(1)
 
     async def _is_one_back(self) -> bool:
         """Whether one of those that were lost answers again, after waiting for that; then it may be asked."""
@@ -355,10 +355,10 @@ class Exchange:
         self._fleet.placed(neuron, self._request.model, self._prompt)
         self._metrics = metrics.of(self.account.model, neuron.name)
         self.account.on_handed_over(neuron.name, reason, self._metrics)
-        self._metrics.in_flight.inc()
+        self._metrics.in_flight.inc(1)
         is_away = self._needs_load and _is_away(neuron, self._request.model)
         if is_away:
-            self._metrics.cold_starts.inc()
+            self._metrics.cold_starts.inc(1)
         # Of all others the last line says it, too: one more would take as long as the choice.
         if self._refusals or self._returns or (is_away and len(self._fleet.neurons) > 1):
             logger.info(
@@ -374,7 +374,7 @@ class Exchange:
     def _let_go(self) -> None:
         if self._needs_load:
             self._neuron.left(self._request.model)
-        self._metrics.in_flight.dec()
+        self._metrics.in_flight.inc(-1)
 
     # --- its end ----------------------------------------------------------------------------------------
 

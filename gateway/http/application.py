@@ -32,6 +32,7 @@ from gateway.http.health import HealthResource, ReadyResource, VersionResource
 from gateway.http.models import ModelResource, ModelsResource
 from gateway.http.openapi import OpenAPIResource
 from gateway.http.replies import ReplyResource
+from gateway.http.request import Request
 from gateway.page import resources as page
 from gateway.refusals import Refusal, one_line
 from gateway.store.database import default_path
@@ -94,12 +95,13 @@ class Gateway:
             refuse |= dict.fromkeys(own, dialect.refuse)
         browsers = Browsers(ours.cors_origins, ours.hosts)
         self._falcon = falcon.asgi.App(
+            request_type=Request,
             middleware=[
                 _Lifetime(fleet, store, keyring, history),
                 _Identity(refuse),
                 browsers,
                 Access(keyring),
-            ]
+            ],
         )
         errors.install(self._falcon)
         for path, resource in routes.items():

@@ -7,12 +7,12 @@ values live when it is imported.
 from __future__ import annotations
 
 import os
-import struct
 from bisect import bisect_left
 from functools import cache
+from typing import Protocol
 
 import prometheus_client
-from prometheus_client import values
+from prometheus_client import Counter, Gauge, values
 
 from gateway.telemetry.metrics_directory import VARIABLE
 
@@ -27,46 +27,38 @@ _ADDED = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1,
 _BOTH = ("model", "neuron")
 
 
-class _Process:
-    """This process's id, without a system call for each of a dozen counts a request."""
-
-    def __init__(self) -> None:
-        self._renew()
-        os.register_at_fork(after_in_child=self._renew)
-
-    def _renew(self) -> None:
-        self.id = os.getpid()
+_looked_up: list[_Value] = []  # in this process
 
 
-_process = _Process()
-_pack = struct.Struct("dd").pack  # a value and its time, as they stand in the files
-
-
-class _Value(values.MultiProcessValue(process_identifier=lambda: _process.id)):
+class _Value(values.MultiProcessValue()):
     """A number in a file of this process. Where it stands there is looked up once, and there is no lock: what
     is counted is counted in the event loop's thread."""
 
-    _owner, _at = 0, slice(0)  # the process that the place in the file was looked up in, and that place
+    _place: memoryview | None = None  # of its eight bytes
 
     def inc(self, amount: float) -> None:
-        if self._owner != _process.id:
-            super().inc(0.0)  # after a fork there are other files
-            at = self._file._positions[self._key]
-            self._owner, self._at = _process.id, slice(at, at + 16)
+        place = self._place
+        if place is None:
+            place = self._look_up()
         self._value += amount
-        self._file._m[self._at] = _pack(self._value, 0.0)
+        place[0] = self._value
+
+    def _look_up(self) -> memoryview:
+        super().inc(0.0)  # after a fork there are other files
+        at = self._file._positions[self._key]
+        self._place = memoryview(self._file._m)[at : at + 8].cast("d")
+        _looked_up.append(self)
+        return self._place
 
 
+def _forget_places() -> None:
+    while _looked_up:
+        _looked_up.pop()._place = None
+
+
+os.register_at_fork(after_in_child=_forget_places)
 if VARIABLE in os.environ:
     values.ValueClass = _Value
-
-
-class Counter(prometheus_client.Counter):
-    """As prometheus-client's, without exemplars; what is added is never negative, and nobody checks."""
-
-    def inc(self, amount: float = 1) -> None:
-        if amount:
-            self._value.inc(amount)
 
 
 class Histogram(prometheus_client.Histogram):
@@ -80,16 +72,6 @@ class Histogram(prometheus_client.Histogram):
         """Take several equal observations at the price of one."""
         self._sum.inc(amount * count)
         self._buckets[bisect_left(self._upper_bounds, amount)].inc(count)
-
-
-class Gauge(prometheus_client.Gauge):
-    """As prometheus-client's, of those with labels that were looked up; nobody checks."""
-
-    def inc(self, amount: float = 1) -> None:
-        self._value.inc(amount)
-
-    def dec(self, amount: float = 1) -> None:
-        self._value.inc(-amount)
 
 
 _requests = Counter(
@@ -179,24 +161,34 @@ _duration = Histogram(
 )
 
 
+class Number(Protocol):
+    """What stands behind a counter or a gauge. Nobody checks what is added to it."""
+
+    def inc(self, amount: float) -> None: ...
+
+
+def _number(metric: Counter | Gauge, *labels: str) -> Number:
+    return metric.labels(*labels)._value
+
+
 class ModelMetrics:
     """The metrics of one model on one neuron, with their labels looked up once."""
 
     def __init__(self, model: str, neuron: str) -> None:
         labels = (model, neuron)
-        self.cancelled = _cancelled.labels(*labels)
-        self.in_flight = _in_flight.labels(model)
-        self.prompt_tokens = _prompt_tokens.labels(*labels)
-        self.completion_tokens = _completion_tokens.labels(*labels)
-        self.cached_tokens = _cached_tokens.labels(*labels)
+        self.cancelled = _number(_cancelled, *labels)
+        self.in_flight = _number(_in_flight, model)
+        self.prompt_tokens = _number(_prompt_tokens, *labels)
+        self.completion_tokens = _number(_completion_tokens, *labels)
+        self.cached_tokens = _number(_cached_tokens, *labels)
+        self.errors = _number(_errors, *labels)
+        self.cold_starts = _number(_cold_starts, *labels)
+        self.resumes = _number(_resumes, *labels)
         self.first_token = _first_token.labels(*labels)
         self.inter_token = _inter_token.labels(*labels)
         self.queue = _queue.labels(*labels)
         self.added = _added.labels(*labels)
         self.duration = _duration.labels(*labels)
-        self.errors = _errors.labels(*labels)
-        self.cold_starts = _cold_starts.labels(*labels)
-        self.resumes = _resumes.labels(*labels)
         self.speed = _speed.labels(*labels)
         self.placement = _placement.labels(model)
 
@@ -205,30 +197,30 @@ of = cache(ModelMetrics)
 
 
 @cache
-def ended(model: str, neuron: str, status: int) -> Counter:
+def ended(model: str, neuron: str, status: int) -> Number:
     """The counter of requests that ended so."""
-    return _requests.labels(model, neuron, str(status))
+    return _number(_requests, model, neuron, str(status))
 
 
 @cache
-def rejected(model: str, neuron: str, reason: str) -> Counter:
+def rejected(model: str, neuron: str, reason: str) -> Number:
     """The counter of requests that a neuron refused so."""
-    return _rejections.labels(model, neuron, reason)
+    return _number(_rejections, model, neuron, reason)
 
 
 @cache
-def retried(model: str, neuron: str, reason: str) -> Counter:
+def retried(model: str, neuron: str, reason: str) -> Number:
     """The counter of requests that this neuron was handed after such an error of another."""
-    return _retries.labels(model, neuron, reason)
+    return _number(_retries, model, neuron, reason)
 
 
 class SpendMetrics:
     """What was used with one API key."""
 
     def __init__(self, key: str, account: str) -> None:
-        self._prompt = _spent_prompt.labels(key, account)
-        self._completion = _spent_completion.labels(key, account)
-        self._both = _spent.labels(key, account)
+        self._prompt = _number(_spent_prompt, key, account)
+        self._completion = _number(_spent_completion, key, account)
+        self._both = _number(_spent, key, account)
 
     def count(self, prompt: int, completion: int) -> None:
         self._prompt.inc(prompt)
