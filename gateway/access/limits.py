@@ -17,20 +17,22 @@ import os
 import struct
 import time
 from pathlib import Path
-from typing import NamedTuple
+
+import msgspec
 
 from gateway.store.key_store import Terms
 
 logger = logging.getLogger("gateway.access")
 
 MINUTE, DAY = 60, 86400  # seconds
+LOOK_SECONDS = 1.0  # after which a file that was deleted is no longer counted in
 LOCK_SECONDS = 0.05  # that the loop waits for others, who hold it for microseconds, unless they are stopped
 
 # The numbers of this minute and this day, and requests and tokens of each.
 _RECORD = struct.Struct("=6q")
 
 
-class Limit(NamedTuple):
+class Limit(msgspec.Struct, frozen=True):
     """One limit of a key, as it stands now."""
 
     what: str  # "requests" or "tokens"
@@ -55,6 +57,7 @@ class Limits:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file: int | None = None
+        self._looked_at = 0.0  # when (monotonic)
         self._broken = False
 
     def close(self) -> None:
@@ -74,7 +77,7 @@ class Limits:
             try:
                 counts = self._read(file, number, now)
                 limits = _limits(counts, terms, now)
-                if all(limit.left for limit in limits):
+                if 0 not in [limit.left for limit in limits]:
                     minute, day, per_minute, per_day, *tokens = counts
                     self._write(file, number, (minute, day, per_minute + 1, per_day + 1, *tokens))
             finally:
@@ -97,25 +100,26 @@ class Limits:
         except OSError as error:
             self._say(error)
 
-    def _open(self) -> int:
+    def _open(self, now: float) -> int:
         if self._file is not None and not os.fstat(self._file).st_nlink:  # others make another
             self.close()
         if self._file is None:
             self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._looked_at = now
         return self._file
 
     def _lock(self) -> int:
         """The file, locked: unless a process that holds the lock was stopped, which nobody waits for."""
-        file = self._open()
-        deadline = 0.0
+        now = time.monotonic()
+        file, deadline = self._file, now + LOCK_SECONDS
+        if file is None or now - self._looked_at >= LOOK_SECONDS:
+            file = self._open(now)
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return file
             except BlockingIOError:
-                now = time.monotonic()
-                deadline = deadline or now + LOCK_SECONDS
-                if now >= deadline:
+                if time.monotonic() >= deadline:
                     raise
                 time.sleep(0.0001)
 
@@ -144,14 +148,13 @@ class Limits:
 def _limits(counts: tuple[int, ...], terms: Terms, now: float) -> list[Limit]:
     _, _, requests, daily_requests, tokens, daily_tokens = counts
     of_minute, of_day = MINUTE - now % MINUTE, DAY - now % DAY
-    each = (
-        ("requests", "minute", terms.requests_per_minute, requests, of_minute),
-        ("tokens", "minute", terms.tokens_per_minute, tokens, of_minute),
-        ("requests", "day", terms.requests_per_day, daily_requests, of_day),
-        ("tokens", "day", terms.tokens_per_day, daily_tokens, of_day),
-    )
-    return [
-        Limit(what, period, allowed, max(allowed - used, 0), reset)
-        for what, period, allowed, used, reset in each
-        if allowed is not None
-    ]
+    limits = []
+    if (allowed := terms.requests_per_minute) is not None:
+        limits.append(Limit("requests", "minute", allowed, max(allowed - requests, 0), of_minute))
+    if (allowed := terms.tokens_per_minute) is not None:
+        limits.append(Limit("tokens", "minute", allowed, max(allowed - tokens, 0), of_minute))
+    if (allowed := terms.requests_per_day) is not None:
+        limits.append(Limit("requests", "day", allowed, max(allowed - daily_requests, 0), of_day))
+    if (allowed := terms.tokens_per_day) is not None:
+        limits.append(Limit("tokens", "day", allowed, max(allowed - daily_tokens, 0), of_day))
+    return limits

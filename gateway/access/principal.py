@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import re
 from functools import lru_cache
+from operator import attrgetter
 from typing import Protocol
 
 from gateway.access.limits import Limit, Limits
@@ -88,7 +89,7 @@ class Principal:
             return
         self.limits = self._limits.admit(self._key.number, self._terms)
         if spent := [limit for limit in self.limits if not limit.left]:
-            reached = max(spent, key=lambda limit: limit.reset)
+            reached = max(spent, key=attrgetter("reset"))
             details = {"limit": reached.allowed, "of": reached.what, "per": reached.period}
             text = f"this key allows {reached.allowed} {reached.what} per {reached.period}, and they are used"
             raise CortexError(RATE_LIMITED, text, details=details, retry_after=reached.reset)

@@ -6,6 +6,7 @@ Where a gateway says no more than that it is there, nobody needs a key.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from functools import lru_cache, partial
 
@@ -69,17 +70,17 @@ def _is_of_this_host(req: falcon.asgi.Request) -> bool:
     return names_loopback(req.get_header("Host") or "") and not any(map(req.get_header, _FORWARDED))
 
 
-def _headers(limit: Limit) -> dict[str, str]:
+def _headers(limit: Limit) -> Iterable[tuple[str, str]]:
     """As OpenAI's clients read them, and Anthropic's."""
+    allowed, left = str(limit.allowed), str(limit.left)
     at = _written(int(time.time() + limit.reset))
-    return {
-        f"x-ratelimit-limit-{limit.what}": str(limit.allowed),
-        f"x-ratelimit-remaining-{limit.what}": str(limit.left),
-        f"x-ratelimit-reset-{limit.what}": f"{limit.reset:.0f}s",
-        f"anthropic-ratelimit-{limit.what}-limit": str(limit.allowed),
-        f"anthropic-ratelimit-{limit.what}-remaining": str(limit.left),
-        f"anthropic-ratelimit-{limit.what}-reset": at,
-    }
+    return zip(_names(limit.what), (allowed, left, f"{limit.reset:.0f}s", allowed, left, at), strict=True)
+
+
+@lru_cache(2)
+def _names(what: str) -> tuple[str, ...]:
+    ours = [f"x-ratelimit-{name}-{what}" for name in ("limit", "remaining", "reset")]
+    return (*ours, *(f"anthropic-ratelimit-{what}-{name}" for name in ("limit", "remaining", "reset")))
 
 
 @lru_cache(64)  # limits begin anew with a minute, or a day

@@ -61,8 +61,8 @@ class Answer:
             InvalidResponseHeader: a line end in a header, which would begin another one.
         """
         self._has_body = status not in BODILESS
-        self._is_chunked = self._has_body and not any(name == b"content-length" for name, _ in headers)
-        fields = b"".join([b"%b: %b\r\n" % field for field in headers])
+        self._is_chunked = self._has_body and b"content-length" not in dict(headers)
+        fields = b"\r\n".join([*map(b": ".join, headers), b""])
         if not fields.count(b"\n") == fields.count(b"\r") == len(headers):
             raise InvalidResponseHeader("a line end")
         self._connection._response_buffer = b"".join(

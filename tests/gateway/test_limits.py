@@ -77,7 +77,10 @@ def test_counts_outlive_the_process(tmp_path: Path, clock: list[float]) -> None:
     assert admitted(Limits(tmp_path / "limits"), terms, 2) == 1
 
 
-def test_a_file_that_is_deleted_is_the_next_one_for_all(tmp_path: Path, clock: list[float]) -> None:
+def test_a_file_that_is_deleted_is_the_next_one_for_all(
+    tmp_path: Path, clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LOOK_SECONDS", 0.0)
     path, terms = tmp_path / "limits", Terms(requests_per_day=3)
     before = Limits(path)
     assert admitted(before, terms, 4) == 3

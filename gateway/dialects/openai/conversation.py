@@ -114,7 +114,9 @@ def conversation(turns: list[Turn]) -> list[Message]:
         if turn.role == "function":
             messages.append(_function_result(turn, param, called))
             continue
-        calls = [_call(call, f"{param}.tool_calls[{j}]") for j, call in enumerate(turn.tool_calls or ())]
+        calls: list[ToolCall] = []
+        if turn.tool_calls:
+            calls = [_call(call, f"{param}.tool_calls[{j}]") for j, call in enumerate(turn.tool_calls)]
         if turn.function_call is not None:
             called[turn.function_call.name] = call_id = f"call{i:05}"
             arguments = _arguments(turn.function_call, param, ".function_call")
@@ -133,13 +135,13 @@ def conversation(turns: list[Turn]) -> list[Message]:
 
 
 def _function_result(turn: Turn, param: str, called: dict[str, str]) -> Message:
-    content = _content(turn.content, f"{param}.content")
+    content = _content(turn.content, param)
     return Message(role="tool", content=content, tool_call_id=called.get(turn.name or ""), name=turn.name)
 
 
 def _said(turn: Turn, param: str) -> str | list[ContentPart]:
     """The content; a refusal is something that the assistant said."""
-    content = _content(turn.content, f"{param}.content")
+    content = _content(turn.content, param)
     if not turn.refusal:
         return content
     if not content:
@@ -149,17 +151,17 @@ def _said(turn: Turn, param: str) -> str | list[ContentPart]:
 
 
 def _thought(turn: Turn) -> str | None:
-    for text in (turn.reasoning_content, turn.reasoning):
-        if text is not None:
-            return text
-    told = [each.text or each.summary for each in turn.reasoning_details or ()]
-    return "".join(filter(None, told)) or None
+    if turn.reasoning_content is not None:
+        return turn.reasoning_content
+    if turn.reasoning is not None or not turn.reasoning_details:
+        return turn.reasoning
+    return "".join(each.text or each.summary or "" for each in turn.reasoning_details) or None
 
 
 def _content(content: str | list[PartField] | None, param: str) -> str | list[ContentPart]:
     if content is None or isinstance(content, str):
         return content or ""
-    return [_part(part, f"{param}[{i}]") for i, part in enumerate(content)]
+    return [_part(part, f"{param}.content[{i}]") for i, part in enumerate(content)]
 
 
 def _part(part: PartField, param: str) -> ContentPart:

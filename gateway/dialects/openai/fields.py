@@ -155,11 +155,11 @@ def sampling(fields: Fields, max_tokens: int | None, logprobs: int | None) -> Sa
         repetition_penalty=fields.repetition_penalty or fields.repeat_penalty,
         presence_penalty=fields.presence_penalty or 0.0,
         frequency_penalty=fields.frequency_penalty or 0.0,
-        logit_bias=_logit_bias(fields.logit_bias or {}),
+        logit_bias=_logit_bias(fields.logit_bias) if fields.logit_bias else {},
         allowed_token_ids=fields.allowed_token_ids or [],
         bad_words=fields.bad_words or [],
         min_tokens=fields.min_tokens or 0,
-        seed=_seed(fields.seed),
+        seed=_seed(fields.seed) if fields.seed is not None else None,
         n=count,
         max_tokens=max_tokens,
         stop=stop or [],
@@ -184,7 +184,7 @@ def _is_token_id(key: str) -> bool:
     return re.fullmatch(r"0|[1-9][0-9]{0,9}", key) is not None and int(key) <= MAX_TOKEN_ID
 
 
-def _seed(given: int | None) -> int | None:
-    if given is not None and not -MAX_INT - 1 <= given <= MAX_SEED:
+def _seed(given: int) -> int:
+    if not -MAX_INT - 1 <= given <= MAX_SEED:
         raise bad_request("seed", f"{shown(given)} does not fit into 64 bits")
-    return None if given is None else given & MAX_SEED
+    return given & MAX_SEED

@@ -21,6 +21,8 @@ from ipc.messages.replies import Progress
 
 T = TypeVar("T")
 
+_NO_OPTIONS = StreamOptions()
+
 OBFUSCATION = b',"obfuscation":"'
 OBFUSCATED_TO = 64  # bytes: the length of an obfuscated event is a multiple of this
 
@@ -80,7 +82,7 @@ class Writer:
         self._names, self._choices, self._chunk_kind = names, choices, chunk_kind
         self.model, self.kind, self.id = fields.model, kind, response_id
         self.created = int(time.time())
-        options = fields.stream_options or StreamOptions()
+        options = fields.stream_options or _NO_OPTIONS
         self._with_usage, self._obfuscates = bool(options.include_usage), bool(options.include_obfuscation)
         self._close = (b',"usage":null' if self._with_usage else b"") + b"}\n\n"
         self._next = b',"logprobs":null,"finish_reason":null}]' + self._close
