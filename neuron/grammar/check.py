@@ -1,7 +1,10 @@
 """Tries a grammar in a process of its own: one that explodes takes this process with it, and nothing else.
 
+    python -I -S check.py FOLDER
+
 It reads the arguments of `answer` as JSON from its standard input, and writes what that returns. It is
-started for each grammar, by path, and imports nothing of ours.
+started for each grammar, by path, and imports nothing of ours. FOLDER is where llguidance is, of which only
+what is compiled is imported: what its package has beside that takes longer than most grammars.
 """
 
 from __future__ import annotations
@@ -14,10 +17,16 @@ import resource
 import sys
 import threading
 import time
+from types import ModuleType
 from typing import Any
 from urllib.parse import quote
 
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
+if __name__ == "__main__":
+    sys.modules["llguidance"] = ModuleType("llguidance")
+    sys.modules["llguidance"].__path__ = [sys.argv[1]]
+
+from llguidance._lib import LLMatcher, LLParserLimits, LLTokenizer
+from llguidance._tokenizer import TokenizerWrapper
 
 MAX_CPU_SECONDS = 2  # of all that is done here
 MAX_COMPILE_SECONDS = 0.5  # what a worker may come to wait for

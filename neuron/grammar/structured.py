@@ -19,6 +19,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import llguidance
 from llguidance import regex_to_lark
 
 from ipc.errors import Code, CortexError
@@ -41,6 +42,7 @@ MAX_CHOICES = 10_000
 MAX_COUNTED = GRAMMAR_LIMITS["max_lexer_states"] // 2  # characters that a regular expression asks for
 CHECK_SECONDS = 10.0  # on the clock; the checker itself stops after some seconds of work
 CHECKER = Path(__file__).with_name("check.py")
+LLGUIDANCE = str(Path(llguidance.__file__).parent)
 
 OPTIONS = '%llguidance {"no_forcing": true}'  # a text may be spelled with whatever tokens the model likes
 CLASSES = "dws"  # \d, \w and \s stand for ASCII characters, as in the patterns of a JSON schema
@@ -190,7 +192,7 @@ def _try(grammar: str, parts: str) -> dict[str, str | None]:
     """What `neuron/grammar/check.py` says."""
     question = json.dumps({"grammar": grammar, "limits": GRAMMAR_LIMITS} | json.loads(parts))
     done = subprocess.run(
-        [sys.executable, "-I", str(CHECKER)],
+        [sys.executable, "-I", "-S", str(CHECKER), LLGUIDANCE],
         input=question.encode(),
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
