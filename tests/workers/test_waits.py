@@ -124,9 +124,10 @@ def test_nor_for_the_drafts_that_a_head_makes_on_a_gpu(tiny, monkeypatch):
         NewSequence(slot, len(prompt), prompt.tobytes(), SamplingParams(**settings))
         for slot, settings in enumerate([*SETTINGS[:2], *SETTINGS[5:7]])
     ]
-    with counted.on_a_gpu(card, **limits) as runner:
-        monkeypatch.setattr(FakeTensor, "tolist", lambda x: pytest.fail("it is looked at"))
-        monkeypatch.setattr(
+    # Within what that replaces: it is put back before that is.
+    with counted.on_a_gpu(card, **limits) as runner, monkeypatch.context() as within:
+        within.setattr(FakeTensor, "tolist", lambda x: pytest.fail("it is looked at"))
+        within.setattr(
             "workers.sampling.sampler.fetched", lambda x: lambda: waited.append(1) or [0] * x.numel()
         )
         pages = [[0] for _ in runner.groups]
