@@ -1,9 +1,10 @@
-"""The tiny checkpoints, written once for all tests that want them."""
+"""What many tests want, made once: tiny checkpoints, and the library of compiled kernels."""
 
 from __future__ import annotations
 
+import ctypes
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +14,8 @@ import torch
 from transformers import PreTrainedModel
 
 from tests.workers import checkpoints
+from tests.workers.compiled_library import built
+from workers.kernels import compiled
 
 
 class Tiny(NamedTuple):
@@ -38,3 +41,17 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Tiny]:
         return Tiny(folder, checkpoints.write(name, folder))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def built_library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """It, whether or not it was installed; or a skipped test."""
+    return built(tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def compiled_library(built_library: ctypes.CDLL) -> Iterator[None]:
+    """Products are those of the library."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiled, "library", lambda: built_library)
+        yield

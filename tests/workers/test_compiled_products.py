@@ -8,7 +8,7 @@ import shutil
 import pytest
 import torch
 
-from tests.workers.compiled_library import build, built
+from tests.workers.compiled_library import build
 from workers.checkpoints.blocks import FORMATS
 from workers.kernels import compiled, products
 from workers.kernels.products import widened
@@ -17,14 +17,7 @@ from workers.weights.blocks import Blocks
 
 SCALES = {"Q6_K": [208], "Q4_1": [0, 2], "Q5_1": [0, 2], "Q4_K": [0, 2], "Q5_K": [0, 2], "MXFP4": []}
 COLUMNS = 768
-
-
-@pytest.fixture(scope="module", autouse=True)
-def library(tmp_path_factory):
-    found = built(tmp_path_factory)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compiled, "library", lambda: found)
-        yield found
+pytestmark = pytest.mark.usefixtures("compiled_library")
 
 
 def random_weight(name: str, rows: int, columns: int = COLUMNS) -> Blocks:

@@ -6,7 +6,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.workers.compiled_library import built
 from workers.kernels import compiled, dense
 from workers.layers.embedding import Embedding, Head, VocabularySlice
 from workers.layers.linear import Linear, can_pack
@@ -15,14 +14,7 @@ from workers.weights.blocks import Empty
 
 ROUNDING = {torch.bfloat16: 2**-8, torch.float16: 2**-11}
 LEVELS = ("AVX2", "AVX512-BF16")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def library(tmp_path_factory):
-    found = built(tmp_path_factory)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compiled, "library", lambda: found)
-        yield found
+pytestmark = pytest.mark.usefixtures("compiled_library")
 
 
 @pytest.fixture(params=range(1, 3), ids=LEVELS)

@@ -5,20 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.workers.compiled_library import built
 from tests.workers.interpreted_products import weight_of
 from workers.kernels import compiled, products, rows
 from workers.layers.linear import Linear
 
 COLUMNS = 640
-
-
-@pytest.fixture(scope="module", autouse=True)
-def library(tmp_path_factory):
-    found = built(tmp_path_factory)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compiled, "library", lambda: found)
-        yield found
+pytestmark = pytest.mark.usefixtures("compiled_library")
 
 
 @pytest.fixture(params=[1, 2], ids=["AVX2", "AVX-512"])

@@ -9,12 +9,11 @@ import torch
 import torch.nn.functional as F
 
 from ipc.worker_messages import PAGE_SIZE
-from tests.workers.compiled_library import built
 from workers.attention.cpu import PageRun, Scores, attend_decode
 from workers.cache.paged import write_kv
 from workers.cache.quantised import Pages
 from workers.checkpoints.rope import Rope
-from workers.kernels import compiled, step
+from workers.kernels import step
 from workers.layers.norm import HeadNorm, RMSNorm
 from workers.layers.rotary import Rotary, rotate_part
 from workers.models.mlp import ACTIVATIONS, gated
@@ -25,12 +24,10 @@ ULP = {torch.bfloat16: 2**-7, torch.float16: 2**-10}  # between two numbers next
 
 
 @pytest.fixture(scope="module", autouse=True)
-def library(tmp_path_factory):
-    found = built(tmp_path_factory)
+def library(built_library, compiled_library):
     with pytest.MonkeyPatch.context() as patch:
-        for module in (compiled, step):
-            patch.setattr(module, "library", lambda: found)
-        yield found
+        patch.setattr(step, "library", lambda: built_library)
+        yield built_library
 
 
 def randn(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.Tensor:
