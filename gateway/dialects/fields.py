@@ -21,7 +21,9 @@ MISSING = "a required field is missing"  # what is said of one that is not there
 
 MAX_INT = (1 << 63) - 1  # of 64 bits with a sign: a message to a neuron holds little more
 MAX_TOKEN_ID = 0xFFFF_FFFF
-MAX_STOP = 4096  # characters of a text that ends an answer, or that does not stand in it
+MAX_STOP = 1000  # characters of a text that ends an answer
+MAX_BAD_WORD = 256  # characters of one that does not stand in it
+MAX_STOPS = 16  # of one request
 
 Int = Annotated[int, Meta(ge=-MAX_INT - 1, le=MAX_INT)]
 NonNegative = Annotated[int, Meta(ge=0, le=MAX_INT)]
@@ -31,6 +33,7 @@ Short = Annotated[str, Meta(max_length=MAX_NAME)]
 ShortName = Annotated[str, Meta(min_length=1, max_length=MAX_NAME)]
 TokenId = Annotated[int, Meta(ge=0, le=MAX_TOKEN_ID)]
 Stop = Annotated[str, Meta(min_length=1, max_length=MAX_STOP)]
+BadWord = Annotated[str, Meta(min_length=1, max_length=MAX_BAD_WORD)]
 
 
 def keep_alive(given: float | str | None) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from typing import Any
 
 from ipc.messages.sampling import Sampling
@@ -19,6 +20,7 @@ MAX_LOGPROBS = 20
 MAX_BIASED = 1024  # token ids
 MAX_STOP_IDS = 1024
 MAX_ALLOWED_IDS = 8192
+SHOWN_IDS = 8  # of those at fault, in a message
 BLOCK = 1 << 16  # token ids that are looked at in one go: about a millisecond
 MIXED = "prompt has token ids beside whole prompts"
 MAX_BAD_WORDS = 128
@@ -93,9 +95,8 @@ def _check_lists(sampling: Sampling) -> None:
         if not 0 < len(word.strip()) <= MAX_BAD_WORD:
             text = f"bad_words: one is empty or has more than {MAX_BAD_WORD} characters"
             raise bad_request("bad_words", text)
-    for token, bias in sampling.logit_bias.items():
-        if not -100 <= bias <= 100:
-            raise bad_request("logit_bias", f"the bias of token {token} is {bias}, not between -100 and 100")
+    if wrong := [token for token, bias in sampling.logit_bias.items() if not -100 <= bias <= 100]:
+        raise bad_request("logit_bias", f"the bias of {_listed(wrong)} not between -100 and 100")
 
 
 def resolve(
@@ -144,7 +145,16 @@ def check_ids(ids: list[int], text: AnswerText, param: str) -> None:
         if set(map(type, block)) != {int}:
             raise bad_request(param, MIXED)
         if not 0 <= min(block) <= max(block) < text.vocabulary_size:
-            raise bad_request(param, f"{param}: a token id is not between 0 and {text.vocabulary_size - 1}")
+            wrong = [each for each in block if not 0 <= each < text.vocabulary_size]
+            raise bad_request(
+                param, f"{param}: {_listed(wrong)} not between 0 and {text.vocabulary_size - 1}"
+            )
+
+
+def _listed(ids: Sequence[int]) -> str:
+    """Which ids are at fault, as the beginning of a sentence on them."""
+    names = ", ".join(map(str, ids[:SHOWN_IDS])) + (", ..." if len(ids) > SHOWN_IDS else "")
+    return f"token id {names} is" if len(ids) == 1 else f"token ids {names} are"
 
 
 def _bad_words(words: list[str], text: TextFrontEnd) -> list[list[int]]:

@@ -54,6 +54,8 @@ def source(**fields: Any) -> dict[str, Any]:
         ({"stream": "yes"}, "stream"),
         ({"stop_sequences": "end"}, "stop_sequences"),
         ({"stop_sequences": ["a", ""]}, "stop_sequences[1]"),
+        ({"stop_sequences": ["a"] * 17}, "stop_sequences"),
+        ({"stop_sequences": ["a", "b" * 1001]}, "stop_sequences[1]"),
         ({"system": 1}, "system"),
         ({"system": [IMAGE]}, "system[0].type"),
         ({"thinking": {"type": "sometimes"}}, "thinking.type"),

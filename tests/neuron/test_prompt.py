@@ -1,3 +1,6 @@
+import re
+from types import SimpleNamespace
+
 import pytest
 
 from ipc.errors import Code, CortexError
@@ -5,6 +8,7 @@ from ipc.messages.conversation import Message, Tool, ToolCall
 from ipc.messages.requests import CountTokens, Generate
 from ipc.messages.sampling import Sampling
 from neuron.preparation.prompt import encode_prompts, is_quick, to_ids, validate, validate_prompt
+from neuron.preparation.sampling import check_ids
 from tests.neuron.doubles import FrontEnd
 
 HELLO = [Message(role="user", content="hello")]
@@ -54,6 +58,22 @@ def test_each_bad_field_is_named(changes, param):
         validate(request(**changes))
     assert refused.value.code == Code.BAD_REQUEST
     assert refused.value.param == param
+
+
+@pytest.mark.parametrize(
+    ("ids", "named"),
+    [([1, 64, 3], "token id 64 is"), ([64, -1, 0], "token ids 64, -1 are"), ([99] * 9, ", 99, ... are")],
+)
+def test_all_ids_that_are_no_tokens_are_named(ids, named):
+    with pytest.raises(CortexError, match=re.escape(f"{named} not between 0 and 63")) as refused:
+        check_ids(ids, SimpleNamespace(vocabulary_size=64), "stop_token_ids")
+    assert refused.value.param == "stop_token_ids"
+
+
+def test_all_biases_out_of_range_are_named():
+    biased = Sampling(logit_bias={1: 100, 2: 101, 3: float("nan")})
+    with pytest.raises(CortexError, match="the bias of token ids 2, 3 are not between -100 and 100"):
+        validate(request(sampling=biased))
 
 
 def test_the_ends_of_each_range_are_allowed():

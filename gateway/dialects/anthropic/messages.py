@@ -10,7 +10,16 @@ from msgspec import Meta
 from gateway.dialects import RequestContext
 from gateway.dialects.anthropic.conversation import Conversation, PromptFields
 from gateway.dialects.anthropic.renderer import MessageRenderer, Thoughts
-from gateway.dialects.fields import MAX_INT, NonNegative, Short, Stop, bad_request, decode, keep_alive
+from gateway.dialects.fields import (
+    MAX_INT,
+    MAX_STOPS,
+    NonNegative,
+    Short,
+    Stop,
+    bad_request,
+    decode,
+    keep_alive,
+)
 from ipc.messages.requests import Generate
 from ipc.messages.sampling import Sampling
 
@@ -21,7 +30,7 @@ INTERLEAVED = "interleaved-thinking"
 class MessageFields(PromptFields, kw_only=True):
     max_tokens: NonNegative
     stream: bool | None = None
-    stop_sequences: Annotated[list[Stop], Meta(max_length=64)] | None = None
+    stop_sequences: Annotated[list[Stop], Meta(max_length=MAX_STOPS)] | None = None
     temperature: Annotated[float, Meta(ge=0, le=1)] | None = None
     top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
     top_k: Annotated[int, Meta(ge=0, le=MAX_INT)] | None = None

@@ -15,7 +15,9 @@ from msgspec import Meta, Struct
 
 from gateway.dialects.fields import (
     MAX_INT,
+    MAX_STOPS,
     MAX_TOKEN_ID,
+    BadWord,
     Int,
     Name,
     NonNegative,
@@ -30,6 +32,11 @@ from gateway.dialects.openai.structured import StructuredFields
 from gateway.refusals import shown
 from ipc.messages.sampling import Sampling
 
+MAX_BIAS = 100
+
+Bias = Annotated[
+    float, Meta(extra_json_schema={"minimum": -MAX_BIAS, "maximum": MAX_BIAS})
+]  # see `_logit_bias`
 MaxTokens = Annotated[int, Meta(ge=-1, le=MAX_INT)]  # see `limit`
 LogprobCount = Annotated[int, Meta(ge=0, le=20)]
 TokenIds = Annotated[list[TokenId], Meta(min_length=1)]
@@ -55,10 +62,10 @@ class Fields(StructuredFields, kw_only=True):
     top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
     seed: int | None = None  # see `_seed`
     max_tokens: MaxTokens | None = None
-    stop: Stop | Annotated[list[Stop], Meta(max_length=16)] | None = None
+    stop: Stop | Annotated[list[Stop], Meta(max_length=MAX_STOPS)] | None = None
     n: Annotated[int, Meta(ge=1, le=MAX_CHOICES)] | None = None
     best_of: int | None = None
-    logit_bias: dict[str, Annotated[float, Meta(ge=-100, le=100)]] | None = None
+    logit_bias: dict[str, Bias] | None = None
     presence_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
 
@@ -68,7 +75,7 @@ class Fields(StructuredFields, kw_only=True):
     repetition_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
     repeat_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None  # as llama.cpp calls it
     min_tokens: NonNegative | None = None
-    bad_words: Annotated[list[Stop], Meta(max_length=128)] | None = None
+    bad_words: Annotated[list[BadWord], Meta(max_length=128)] | None = None
     allowed_token_ids: TokenIds | None = None
     stop_token_ids: list[TokenId] | None = None
     include_stop_str_in_output: bool | None = None
@@ -137,7 +144,7 @@ def sampling(fields: Fields, max_tokens: int | None, logprobs: int | None) -> Sa
 
     Raises:
         CortexError: `best_of` asks for more than `n`, `stream_options` comes without a stream, a key of
-            `logit_bias` is no token id, or `seed` is too long.
+            `logit_bias` is no token id, a bias is out of range, or `seed` is too long.
     """
     if fields.stream_options is not None and not fields.stream:
         raise bad_request("stream_options", "needs stream to be true")
@@ -174,10 +181,15 @@ def sampling(fields: Fields, max_tokens: int | None, logprobs: int | None) -> Sa
 def _logit_bias(given: dict[str, float]) -> dict[int, float]:
     wrong = [key for key in given if not _is_token_id(key)]
     if wrong:
-        listed = ", ".join(map(shown, wrong[:SHOWN_IDS])) + (", ..." if len(wrong) > SHOWN_IDS else "")
-        text = f"{listed} is no token id" if len(wrong) == 1 else f"{listed} are no token ids"
+        text = f"{_listed(wrong)} is no token id" if len(wrong) == 1 else f"{_listed(wrong)} are no token ids"
         raise bad_request("logit_bias", text)
+    if beyond := [key for key, bias in given.items() if not -MAX_BIAS <= bias <= MAX_BIAS]:
+        raise bad_request("logit_bias", f"{_listed(beyond)}: not between -{MAX_BIAS} and {MAX_BIAS}")
     return {int(key): bias for key, bias in given.items()}
+
+
+def _listed(keys: list[str]) -> str:
+    return ", ".join(map(shown, keys[:SHOWN_IDS])) + (", ..." if len(keys) > SHOWN_IDS else "")
 
 
 def _is_token_id(key: str) -> bool:
