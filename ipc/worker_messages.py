@@ -74,6 +74,7 @@ class CacheGroup(Plain, frozen=True):
     window: int = 0  # tokens that a token sees at most, itself included; of `window` and `chunk`
     bytes_per_token: int = 0  # of all these layers, on one rank; 0 for a state
     bytes_per_sequence: int = 0  # of a state, the same
+    in_order: bool = False  # tokens of an image see none behind them here, though they may elsewhere
 
 
 class SimulatedSpec(Plain):
@@ -205,6 +206,7 @@ class PlacedImage(msgspec.Struct, array_like=True, frozen=True):
     columns: int
     gap: int = 0
     together: bool = False
+    in_line: bool = False  # its tokens stand where text would: they have no positions of rows and columns
 
     @property
     def across(self) -> int:
@@ -215,11 +217,6 @@ class PlacedImage(msgspec.Struct, array_like=True, frozen=True):
     def end(self) -> int:
         """The first token behind it."""
         return self.start + self.rows * self.across
-
-    @property
-    def in_line(self) -> bool:
-        """Whether its tokens stand where text would: there are no positions of rows and columns."""
-        return self.together or self.gap > 0
 
 
 class ImageData(msgspec.Struct, tag=9, array_like=True):

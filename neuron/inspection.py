@@ -113,9 +113,11 @@ def _facts(card: ModelCard) -> dict[str, str]:
 def _seen(vision: Vision) -> str:
     """What becomes of images."""
     most = vision.max_pixels // vision.side**2
-    if vision.together:
+    if vision.min_pixels == vision.max_pixels:
         side = math.isqrt(vision.max_pixels)
         return f"images, of {most:,} tokens each: all are made {side} x {side} pixels"
+    if vision.gemma4 is not None:
+        return f"images, of up to {most:,} tokens each: all are made so large, or nearly"
     return f"images, of up to {most:,} tokens each: one for {vision.side} x {vision.side} pixels"
 
 

@@ -1,4 +1,4 @@
-"""How large an image is for a model, and its pixels at that size: as for Qwen, Pixtral and SigLIP."""
+"""How large an image is for a model, and its pixels at that size: for Qwen, Pixtral, SigLIP and Gemma 4."""
 
 from __future__ import annotations
 
@@ -52,6 +52,8 @@ def fitted(rows: int, columns: int, vision: Vision, param: str) -> tuple[int, in
     if vision.siglip is not None:
         size = math.isqrt(vision.max_pixels)
         return size, size
+    if vision.gemma4 is not None:
+        return _filling(rows, columns, vision)
     if max(rows, columns) > MAX_RATIO * min(rows, columns):
         raise bad_request(
             param, f"{param} is {columns} x {rows} pixels; one side may be {MAX_RATIO} times the other"
@@ -69,6 +71,20 @@ def fitted(rows: int, columns: int, vision: Vision, param: str) -> tuple[int, in
         by = math.sqrt(vision.min_pixels / area)
         nearest = [math.ceil(each * by / side) * side for each in (rows, columns)]
     return nearest[0], nearest[1]
+
+
+def _filling(rows: int, columns: int, vision: Vision) -> tuple[int, int]:
+    """The largest size of about that shape, in pixels, whose sides are whole tokens; of a line one row or
+    column of them."""
+    side = vision.side
+    by = math.sqrt(vision.max_pixels / (rows * columns))
+    high, wide = (math.floor(by * each / side) * side for each in (rows, columns))
+    longest = vision.max_pixels // side
+    if not high:
+        return side, min(columns // rows * side, longest)
+    if not wide:
+        return min(rows // columns * side, longest), side
+    return high, wide
 
 
 def pixels(image: Sized, vision: Vision) -> tuple[bytes, bytes]:

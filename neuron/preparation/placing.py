@@ -60,8 +60,8 @@ def place(
         )
     if not found:
         return ids, []
-    lead = _lead(vision)
-    total = len(ids) + sum(len(lead) + image.tokens - 1 for image in found)
+    around = len(_lead(vision)) + len(_tail(vision)) - 1
+    total = len(ids) + sum(around + image.tokens for image in found)
     if context_length is not None and total >= contexts * context_length:
         raise too_long(total, context_length, "messages", None)
     if 3 * vision.side**2 * sum(image.rows * image.columns for image in found) > MAX_BYTES:
@@ -88,8 +88,8 @@ def _refuse_unshown(ids: Sequence[int], vision: Vision, where: Callable[[int], s
     for token in vision.unshown:
         if token in ids:
             param = where(token)
-            text = f"{param} has the model's mark for a film (token {token}), and no film is shown to it here"
-            raise bad_request(param, f"{text}: leave it out")
+            text = f"{param} has the model's mark for a film or a sound (token {token})"
+            raise bad_request(param, f"{text}, and none is shown to it here: leave it out")
 
 
 def _placed(
@@ -104,9 +104,10 @@ def _placed(
         if read:
             colours, digest = pixels(image, vision)
             place, together = len(whole), vision.together > 0
-            placed = PlacedImage(digest, place, image.rows, image.columns, image.gap, together)
+            about = image.rows, image.columns, image.gap, together, vision.in_line
+            placed = PlacedImage(digest, place, *about)
             images.append(PreparedImage(placed, colours))
-        whole += _tokens(image, vision)
+        whole += _tokens(image, vision) + _tail(vision)
         done = mark + 1
     return whole + ids[done:], images
 
@@ -121,8 +122,15 @@ def around_marks(text: str, vision: Vision, spell: Callable[[int], str]) -> str:
 
 
 def _lead(vision: Vision) -> list[int]:
-    """Of the mark for an image what stays before its tokens."""
+    """What stands before the tokens of an image: of its mark what stays there, or what begins each."""
+    if vision.gemma4 is not None:
+        return [vision.gemma4.image_start]
     return [] if vision.mark == vision.token else [vision.mark]
+
+
+def _tail(vision: Vision) -> list[int]:
+    """What stands behind them, where the template, or text around marks, has none of it."""
+    return [] if vision.gemma4 is None else [vision.gemma4.image_end]
 
 
 def _tokens(image: Sized, vision: Vision) -> list[int]:

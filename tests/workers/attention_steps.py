@@ -30,6 +30,7 @@ GROUPS = [
     CacheGroup(kind="window", layers=[3], window=7),
     CacheGroup(kind="chunk", layers=[4], window=64),
 ]
+SEEING = [*GROUPS[:3], CacheGroup(kind="full", layers=[4], in_order=True)]  # as of Gemma 3 and 4
 
 
 def reference(
@@ -45,7 +46,7 @@ def reference(
     scores = torch.einsum("qhd,khd->hqk", q, keys) * HEAD_DIM**-0.5
     distance = torch.arange(len(q))[:, None] - torch.arange(len(q))
     seen = distance >= 0
-    for image in images:
+    for image in () if group.in_order else images:
         seen[image.start : image.end, image.start : image.end] = True
     seen &= distance < (group.window or len(q))
     if group.kind == "chunk":

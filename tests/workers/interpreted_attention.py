@@ -32,7 +32,7 @@ def main() -> None:
             exact=exact,
             longest=90,
             sequences=2,
-            groups=GROUPS[:2],
+            groups=[CacheGroup(kind="full", layers=[1], in_order=exact), GROUPS[1]],
             images=True,
         )
     for seed, kv_cache_dtype in enumerate(("int8", "fp8")):

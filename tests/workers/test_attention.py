@@ -12,7 +12,7 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from tests.workers.attention_steps import GROUPS, attend_in_any_cut
+from tests.workers.attention_steps import SEEING, attend_in_any_cut
 from tests.workers.engines import DEVICES, GPU
 from tests.workers.interpreted_steps import between_products
 from workers.attention import cpu
@@ -40,7 +40,7 @@ def test_tokens_of_an_image_see_each_other_and_what_a_window_leaves_of_the_rest(
 ):
     monkeypatch.setattr(cpu, "BLOCK_PAGES", block_pages)
     monkeypatch.setattr(cpu, "BLOCK_SCORES", dict.fromkeys(cpu.BLOCK_SCORES, 1))
-    attend_in_any_cut(attention_over, device, seed, kind, exact=exact, groups=GROUPS[:3], images=True)
+    attend_in_any_cut(attention_over, device, seed, kind, exact=exact, groups=SEEING, images=True)
 
 
 @pytest.mark.parametrize("device", DEVICES)

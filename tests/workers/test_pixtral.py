@@ -84,7 +84,7 @@ def prompt(*parts):
             ids += seeing.prompt(part)[0]
             continue
         rows, columns = (size // seeing.SIDE for size in part.shape[:2])
-        images.append((PlacedImage(seeing.digest(part), len(ids), rows, columns, gap=1), part))
+        images.append((PlacedImage(seeing.digest(part), len(ids), rows, columns, gap=1, in_line=True), part))
         ids += ([IMAGE] * columns + [LINE_END]) * rows
         ids[-1] = IMAGE_END
     return ids, images

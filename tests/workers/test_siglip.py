@@ -104,7 +104,9 @@ def prompt(*parts):
         if not isinstance(part, torch.Tensor):
             ids += seeing.prompt(part)[0]
             continue
-        images.append((PlacedImage(seeing.digest(part), len(ids) + 2, SIDE, SIDE, together=True), part))
+        images.append(
+            (PlacedImage(seeing.digest(part), len(ids) + 2, SIDE, SIDE, together=True, in_line=True), part)
+        )
         ids += [LINES, START, *[IMAGE] * SEEN, END, LINES]
     return ids, images
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from msgspec.structs import replace
 
-from workers.checkpoints.vision import Pixtral, Siglip, Vision
+from workers.checkpoints.vision import Gemma4, Pixtral, Siglip, Vision
 
 
 class Sized(NamedTuple):
@@ -45,6 +45,26 @@ PIXTRAL = Pixtral(
     projector_activation="gelu",
     projector_bias=False,
 )
+GEMMA4 = replace(
+    QWEN,
+    merge_size=3,
+    frames=1,
+    table_side=0,
+    out_size=5376,
+    deepstack=(),
+    min_pixels=48**2,
+    max_pixels=280 * 48**2,
+    gemma4=Gemma4(
+        image_start=1,
+        image_end=2,
+        together=True,
+        eps=1e-6,
+        theta=100.0,
+        positions=1120,
+        clipped=False,
+        standardised=True,
+    ),
+)
 TOWERS = {
     "Qwen3-VL-8B": Sized(QWEN, 512, 512),
     "the same, and a long image": Sized(QWEN, 64, 4096),
@@ -81,4 +101,7 @@ TOWERS = {
         896,
         896,
     ),
+    "gemma-4-31b": Sized(GEMMA4, 768, 816),
+    "gemma-4-31b and a long image": Sized(GEMMA4, 48, 280 * 48),
+    "gemma-4-31b with bounds": Sized(replace(GEMMA4, gemma4=replace(GEMMA4.gemma4, clipped=True)), 768, 816),
 }

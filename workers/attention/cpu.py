@@ -255,7 +255,7 @@ class PagedAttention:
 def _parts(group: CacheGroup, segment: Segment) -> Iterator[Segment]:
     """The parts of a segment whose tokens see alike, and in chunks the same first token."""
     if group.kind != "chunk":
-        yield from segment.divided()
+        yield from [segment] if group.in_order else segment.divided()
         return
     start = segment.start
     while start < segment.end:

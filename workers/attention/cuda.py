@@ -117,7 +117,8 @@ class TritonAttention:
             if kind != SINGLE:
                 longest = max(2, longest)
             splits = 0 if self._exact or kind == MANY else self._most_splits(group, alike, segments)
-            found.append(Rows(first, len(alike), longest, kind < MANY or self._exact, splits, bool(mutual)))
+            sees = bool(mutual) and not group.in_order  # else each part is causal, as their whole is
+            found.append(Rows(first, len(alike), longest, kind < MANY or self._exact, splits, sees))
             first += len(alike)
         return found
 

@@ -41,6 +41,7 @@ class LayerCache(msgspec.Struct, frozen=True):
     window: int = 0  # tokens that a token sees at most, itself included
     bytes_per_token: int = 0
     bytes_per_sequence: int = 0  # of a state
+    in_order: bool = False  # tokens of an image see none behind them here
 
 
 def group_layers(layers: Sequence[LayerCache | None]) -> list[CacheGroup]:
@@ -66,6 +67,7 @@ def group_layers(layers: Sequence[LayerCache | None]) -> list[CacheGroup]:
                 window=layer.window,
                 bytes_per_token=layer.bytes_per_token * len(part),
                 bytes_per_sequence=layer.bytes_per_sequence * len(part),
+                in_order=layer.in_order,
             )
             groups.append(group)
     return sorted(groups, key=lambda group: (ORDER.index(group.kind), group.window, group.layers))

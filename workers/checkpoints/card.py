@@ -18,7 +18,17 @@ import msgspec
 
 from ipc.errors import Code, CortexError
 from ipc.worker_messages import CacheGroup
-from workers.checkpoints import config, generation, pixtral, registry, siglip, text, vision, within
+from workers.checkpoints import (
+    config,
+    gemma4_vision,
+    generation,
+    pixtral,
+    registry,
+    siglip,
+    text,
+    vision,
+    within,
+)
 from workers.checkpoints.blocks import FORMATS, PLAIN, Formats, Quantization, at_load
 from workers.checkpoints.caches import KVCacheDtype, group_layers
 from workers.checkpoints.config import ModelConfig
@@ -59,6 +69,7 @@ KNOWN_UNUSED = (
 BLOCK = 1 << 20  # bytes that are compared at once
 NO_MTP = "speculation mtp needs a head that predicts several tokens"
 BETTER = "Leave it out, or take ngram"
+TOWERS = {"vision": vision, "pixtral": pixtral, "siglip": siglip, "gemma4_vision": gemma4_vision}
 MOST_RANKS = 8  # of which `check_ranks` tells what would work
 
 
@@ -430,9 +441,11 @@ def _of_folder(folder: Path, mtp: bool) -> ModelCard:
     ignored = KNOWN_UNUSED if scheme is None else (*KNOWN_UNUSED, *scheme.beside)
     unused = sorted(name for name in stored.keys() - used if not name.endswith(ignored))
     notes += [scheme.note] if scheme is not None else []
-    for prefix, what in _beside(family, model).items():
-        known = [name for name in unused if name.startswith(prefix)]
-        unused = [name for name in unused if not name.startswith(prefix)]
+    beside = _beside(family, model)
+    for what in dict.fromkeys(beside.values()):
+        prefixes = tuple(prefix for prefix, each in beside.items() if each == what)
+        known = [name for name in unused if name.startswith(prefixes)]
+        unused = [name for name in unused if not name.startswith(prefixes)]
         notes += [f"{len(known)} tensors are {what}"] if known else []
     if unused:
         notes.append(f"{len(unused)} tensors are not used, among them {unused[0]}")
@@ -485,18 +498,11 @@ def _sight(
     reader: str, folder: Path, path: Path, model: ModelConfig, stored: dict[str, Tensor]
 ) -> tuple[Vision | None, dict[str, Tensor], str]:
     """What sees, all tensors by the names that are used here, and why nothing does."""
-    if reader == "siglip":
-        if blind := siglip.missing(folder, path, stored, model.vocab_size):
-            return None, stored, blind
-        seeing = siglip.read(folder, path, model.vocab_size, model.hidden_size)
-        return seeing, siglip.tensors(stored, seeing), ""
-    if reader != "pixtral":
-        seeing = vision.read(folder, path, model.vocab_size, model.hidden_size)
-        return seeing, vision.tensors(stored, seeing), ""
-    if blind := pixtral.missing(folder, stored):
+    tower = TOWERS[reader]
+    if blind := tower.missing(folder, path, stored, model):
         return None, stored, blind
-    seeing = pixtral.read(folder, path, model.vocab_size, model.hidden_size, model.norm_eps)
-    return seeing, pixtral.tensors(stored, seeing), ""
+    seeing = tower.read(folder, path, model)
+    return seeing, tower.tensors(stored, seeing), ""
 
 
 def _tower(seeing: Vision | None) -> Iterable[TensorSpec]:
@@ -504,6 +510,8 @@ def _tower(seeing: Vision | None) -> Iterable[TensorSpec]:
         return ()
     if seeing.siglip is not None:
         return siglip.specs(seeing)
+    if seeing.gemma4 is not None:
+        return gemma4_vision.specs(seeing)
     return seeing.tensors() if seeing.pixtral is None else pixtral.specs(seeing)
 
 

@@ -130,6 +130,7 @@ class PerLayer(msgspec.Struct, frozen=True):
 
     vocab_size: int  # of that table
     size: int  # of such an input
+    unread: int = 0  # token whose row stands for all of an image
 
 
 class Encoder(msgspec.Struct, frozen=True, kw_only=True):
@@ -328,11 +329,22 @@ def read(path: Path, given: Mapping[str, Any], kind: type[File] = ConfigFile) ->
         file = msgspec.convert(given, kind)
     except msgspec.ValidationError as error:
         refuse(path, str(error))
+    refuse_unknown(path, given, kind)
+    return file
+
+
+def refuse_unknown(
+    path: Path, given: Mapping[str, Any], kind: type[msgspec.Struct], within: str = ""
+) -> None:
+    """Refuse a key of `given` that is none of `kind`, and may change numbers.
+
+    Args:
+        within: what stands before its name in what is said.
+    """
     for key, value in given.items():
         known = key in HARMLESS or key in kind.__struct_encode_fields__
         if not known and sounds_as_if_it_mattered(key) and not is_neutral(value):
-            refuse(path, f"{key} {value} is not understood, and may change what the model computes")
-    return file
+            refuse(path, f"{within}{key} {value} is not understood, and may change what the model computes")
 
 
 def notes(given: Mapping[str, Any]) -> list[str]:

@@ -41,6 +41,7 @@ class Layer(msgspec.Struct, frozen=True, array_like=True):
     latent_size: int = 0  # elements a token
     state_size: int = 0  # elements a sequence
     keys_of: int | None = None  # an earlier layer, whose keys and values this one reads: it keeps none
+    in_order: bool = False  # tokens of an image see none behind them, though they may in other layers
 
     def on_rank(
         self, world_size: int, itemsize: int, kv_cache_dtype: KVCacheDtype | None = None
@@ -54,6 +55,7 @@ class Layer(msgspec.Struct, frozen=True, array_like=True):
             window=self.window or 0,
             bytes_per_token=self.shape_on_rank(world_size).bytes_per_token(itemsize, kv_cache_dtype),
             bytes_per_sequence=-(-self.state_size // world_size) * STATE_BYTES,
+            in_order=self.in_order,
         )
 
     def shape_on_rank(self, world_size: int) -> PageShape:

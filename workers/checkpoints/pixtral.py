@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Meta
 
 from workers.checkpoints import text, vision
-from workers.checkpoints.config import ACTIVATIONS
+from workers.checkpoints.config import ACTIVATIONS, ModelConfig
 from workers.checkpoints.family import TensorSpec
 from workers.checkpoints.files import read_json, refuse
 from workers.checkpoints.rope import Size
@@ -63,7 +63,7 @@ class _Preprocessor(Preprocessor, kw_only=True):
     size: _Longest | None = None
 
 
-def missing(folder: Path, stored: Collection[str]) -> str:
+def missing(folder: Path, path: Path, stored: Collection[str], model: ModelConfig) -> str:
     """Why the language model alone can be served, as for files that others cut out; empty: it can see."""
     if not any(_named(name) == PATCHES for name in stored):
         return "its files have no tower"
@@ -73,13 +73,11 @@ def missing(folder: Path, stored: Collection[str]) -> str:
     )
 
 
-def read(folder: Path, path: Path, vocabulary: int, hidden: int, norm_eps: float) -> Vision:
+def read(folder: Path, path: Path, model: ModelConfig) -> Vision:
     """What the `config.json` at `path` and the settings for images in its `folder` say.
 
     Args:
-        vocabulary: of the language model.
-        hidden: its hidden size.
-        norm_eps: of its norms, and of the projector's.
+        model: the language model.
 
     Raises:
         CortexError: MODEL_LOAD_FAILED, naming the file and what is not done here.
@@ -111,8 +109,8 @@ def read(folder: Path, path: Path, vocabulary: int, hidden: int, norm_eps: float
     if turning.get("rope_type", "axial") not in ("axial", "default"):
         refuse(path, f"{name}.rope_parameters.rope_type {turning['rope_type']} is not supported")
     token = around.image_token_index if around.image_token_id is None else around.image_token_id
-    if token >= vocabulary:
-        refuse(path, f"image_token_index {token} is none of {vocabulary} tokens")
+    if token >= model.vocab_size:
+        refuse(path, f"image_token_index {token} is none of {model.vocab_size} tokens")
     longest = images.size.longest_edge if images.size is not None else tower.image_size
     side = tower.patch_size * around.spatial_merge_size
     ends = text.added(folder)
@@ -125,7 +123,7 @@ def read(folder: Path, path: Path, vocabulary: int, hidden: int, norm_eps: float
         merge_size=around.spatial_merge_size,
         frames=1,
         table_side=0,
-        out_size=hidden,
+        out_size=model.hidden_size,
         deepstack=(),
         activation=ACTIVATIONS[tower.hidden_act],
         token=token,
@@ -138,7 +136,7 @@ def read(folder: Path, path: Path, vocabulary: int, hidden: int, norm_eps: float
             line_end=ends[LINE_END],
             image_end=ends[IMAGE_END],
             theta=turning.get("rope_theta") or tower.rope_theta or 10_000.0,
-            projector_eps=norm_eps,
+            projector_eps=model.norm_eps,
             projector_activation=ACTIVATIONS[around.projector_hidden_act],
             projector_bias=around.multimodal_projector_bias,
         ),

@@ -16,7 +16,7 @@ import msgspec
 from msgspec import Meta
 
 from workers.checkpoints import text, vision
-from workers.checkpoints.config import ACTIVATIONS
+from workers.checkpoints.config import ACTIVATIONS, ModelConfig
 from workers.checkpoints.family import TensorSpec
 from workers.checkpoints.files import read_json, refuse
 from workers.checkpoints.rope import Size
@@ -71,26 +71,25 @@ class _Preprocessor(Preprocessor, kw_only=True):
     do_pan_and_scan: bool | None = None
 
 
-def missing(folder: Path, path: Path, stored: Collection[str], vocabulary: int) -> str:
+def missing(folder: Path, path: Path, stored: Collection[str], model: ModelConfig) -> str:
     """Why the language model alone can be served, as for files that others cut out; empty: it can see."""
     if not any(_named(name) == PATCHES for name in stored):
         return "its files have no tower"
     around = read_json(path, _Around)
     known = text.added(folder).values()
     for key in ("boi_token_index", "eoi_token_index"):
-        if (token := getattr(around, key)) >= vocabulary:
-            return f"{key} {token} is none of {vocabulary} tokens"
+        if (token := getattr(around, key)) >= model.vocab_size:
+            return f"{key} {token} is none of {model.vocab_size} tokens"
         if token not in known:
             return f"{text.TOKENIZER} has no token {token}, its {key}"
     return ""
 
 
-def read(folder: Path, path: Path, vocabulary: int, hidden: int) -> Vision:
+def read(folder: Path, path: Path, model: ModelConfig) -> Vision:
     """What the `config.json` at `path` and the settings for images in its `folder` say.
 
     Args:
-        vocabulary: of the language model.
-        hidden: its hidden size.
+        model: the language model.
 
     Raises:
         CortexError: MODEL_LOAD_FAILED, naming the file and what is not done here.
@@ -121,8 +120,8 @@ def read(folder: Path, path: Path, vocabulary: int, hidden: int) -> Vision:
             f"{patches} patches",
         )
     token = around.image_token_id if around.image_token_index is None else around.image_token_index
-    if token >= vocabulary:
-        refuse(path, f"image_token_index {token} is none of {vocabulary} tokens")
+    if token >= model.vocab_size:
+        refuse(path, f"image_token_index {token} is none of {model.vocab_size} tokens")
     size = images.size
     if size is not None and (size.height, size.width) != (tower.image_size, tower.image_size):
         refuse(folder, f"its images have {size.width} x {size.height} pixels, and not {tower.image_size}")
@@ -137,7 +136,7 @@ def read(folder: Path, path: Path, vocabulary: int, hidden: int) -> Vision:
         merge_size=patches // tokens,
         frames=1,
         table_side=patches,
-        out_size=hidden,
+        out_size=model.hidden_size,
         deepstack=(),
         activation=ACTIVATIONS[tower.hidden_act],
         token=token,

@@ -1,18 +1,19 @@
-"""What of a checkpoint sees: the tower of Qwen3-VL and Qwen3.5, or another that `pixtral` or `siglip` reads.
+"""What of a checkpoint sees: the tower of Qwen3-VL and Qwen3.5, or another that `pixtral`, `siglip` or
+`gemma4_vision` reads.
 
 Its tensors are all on rank 0, which looks for all ranks; what it saw is sent to the others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypeVar
 
 import msgspec
 
-from workers.checkpoints.config import ACTIVATIONS, Activation
+from workers.checkpoints.config import ACTIVATIONS, Activation, ModelConfig
 from workers.checkpoints.family import TensorSpec
 from workers.checkpoints.files import read_json, refuse
 from workers.checkpoints.rope import Size
@@ -58,6 +59,19 @@ class Siglip(msgspec.Struct, frozen=True, kw_only=True):
     eps: float  # of the norms
 
 
+class Gemma4(msgspec.Struct, frozen=True, kw_only=True):
+    """The same of a tower of Gemma 4; see `gemma4_vision`."""
+
+    image_start: int  # token before those of an image,
+    image_end: int  # and the one behind them
+    together: bool  # they see each other
+    eps: float  # of the norms
+    theta: float  # of the angles by which rows and columns turn
+    positions: int  # columns, and rows, that have an embedding
+    clipped: bool  # what goes into a product and comes of it stays within bounds
+    standardised: bool  # what patches come to is moved and scaled, number by number
+
+
 class Vision(msgspec.Struct, frozen=True, kw_only=True):
     """The dimensions of the tower, and which images it takes.
 
@@ -84,6 +98,7 @@ class Vision(msgspec.Struct, frozen=True, kw_only=True):
     deviation: tuple[float, float, float]  # and what is 1 away from there then
     pixtral: Pixtral | None = None  # of such a tower, which has no deepstack
     siglip: Siglip | None = None  # the same
+    gemma4: Gemma4 | None = None  # the same
 
     @property
     def side(self) -> int:
@@ -97,8 +112,20 @@ class Vision(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def together(self) -> int:
-        """Tokens of an image, where they see each other; 0: they see what is before them, as text does."""
-        return 0 if self.siglip is None else self.max_pixels // self.side**2
+        """Tokens of an image at most, where they see each other; 0: they see what is before them, as text
+        does."""
+        sees = self.siglip is not None or (self.gemma4 is not None and self.gemma4.together)
+        return self.max_pixels // self.side**2 if sees else 0
+
+    @property
+    def in_line(self) -> bool:
+        """Whether tokens of an image stand where text would, and have no positions of rows and columns."""
+        return self.pixtral is not None or self.siglip is not None or self.gemma4 is not None
+
+    @property
+    def colours_last(self) -> bool:
+        """Whether a patch has its colours pixel by pixel, and not its pixels colour by colour."""
+        return self.gemma4 is not None
 
     @property
     def mark(self) -> int:
@@ -116,6 +143,8 @@ class Vision(msgspec.Struct, frozen=True, kw_only=True):
         Kept of each patch are its place in the stream, queries, keys and values, and by which angles these
         turn; and of each token what it becomes, once there is some of that.
         """
+        if self.gemma4 is not None:
+            return self._look_bytes_of_gemma4(itemsize, context_length, kind)
         patches = min(self.max_pixels // self.patch_size**2, context_length * self.merge_size**2)
         at_once, hidden = min(patches, PIECE_PATCHES[kind]), self.hidden_size
         stream, wide, turns = hidden * itemsize, self.intermediate_size * itemsize, self.siglip is None
@@ -129,6 +158,21 @@ class Vision(msgspec.Struct, frozen=True, kw_only=True):
         inside = patches * (stream + FLOAT * (hidden // self.num_heads) * turns)
         kept = inside + (3 * patches * stream + tokens if qwen else max(3 * patches * stream, tokens))
         at_last = at_once * 4 * stream + inside + tokens
+        most = max(patches * stream + at_once * first, kept + at_once * in_block, at_last)
+        return LookBytes(kept, most - kept + SEGMENT_BYTES[kind])
+
+    def _look_bytes_of_gemma4(self, itemsize: int, context_length: int, kind: str) -> LookBytes:
+        """Of its own blocks, which normalise more and in which gates are a product by themselves."""
+        patches = min(self.max_pixels // self.patch_size**2, context_length * self.merge_size**2)
+        at_once, hidden = min(patches, PIECE_PATCHES[kind]), self.hidden_size
+        stream, wide = hidden * itemsize, self.intermediate_size * itemsize
+        filled = self.patch_values * itemsize
+        tokens = patches // self.merge_size**2 * self.out_size * itemsize
+        first = max(filled + max(self.patch_values * FLOAT, filled), filled + 3 * stream)
+        clipped = stream * self.gemma4.clipped
+        in_block = max(stream + 3 * FLOAT * hidden, 4 * stream, stream + clipped + 2 * wide)
+        kept = patches * (4 * stream + FLOAT * (hidden // self.num_heads))
+        at_last = patches * stream + tokens + at_once * 2 * stream
         most = max(patches * stream + at_once * first, kept + at_once * in_block, at_last)
         return LookBytes(kept, most - kept + SEGMENT_BYTES[kind])
 
@@ -228,12 +272,16 @@ USUAL = _Preprocessor(
 )
 
 
-def read(folder: Path, path: Path, vocabulary: int, hidden: int) -> Vision:
+def missing(folder: Path, path: Path, stored: Collection[str], model: ModelConfig) -> str:
+    """Why the language model alone can be served: never, where a family of Qwen's says that it sees."""
+    return ""
+
+
+def read(folder: Path, path: Path, model: ModelConfig) -> Vision:
     """What the `config.json` at `path` and the settings for images in its `folder` say.
 
     Args:
-        vocabulary: of the language model.
-        hidden: its hidden size.
+        model: the language model.
 
     Raises:
         CortexError: MODEL_LOAD_FAILED, naming the file and what is not done here.
@@ -250,14 +298,16 @@ def read(folder: Path, path: Path, vocabulary: int, hidden: int) -> Vision:
     table_side = round(tower.num_position_embeddings**0.5)
     if table_side**2 != tower.num_position_embeddings:
         refuse(path, f"{name}.num_position_embeddings {tower.num_position_embeddings} is no square")
-    if tower.out_hidden_size != hidden:
+    if tower.out_hidden_size != model.hidden_size:
         refuse(
-            path, f"{name}.out_hidden_size {tower.out_hidden_size} is not text_config.hidden_size, {hidden}"
+            path,
+            f"{name}.out_hidden_size {tower.out_hidden_size} is not text_config.hidden_size, "
+            f"{model.hidden_size}",
         )
     if (rope := tower.rope_parameters or {}).get("rope_theta", 10_000.0) != 10_000.0:
         refuse(path, f"{name}.rope_parameters.rope_theta {rope['rope_theta']} is not supported")
-    if around.image_token_id >= vocabulary:
-        refuse(path, f"image_token_id {around.image_token_id} is none of {vocabulary} tokens")
+    if around.image_token_id >= model.vocab_size:
+        refuse(path, f"image_token_id {around.image_token_id} is none of {model.vocab_size} tokens")
     deepstack = tower.deepstack_visual_indexes
     if len(set(deepstack)) < len(deepstack) or max(deepstack, default=0) >= tower.depth:
         refuse(path, f"{name}.deepstack_visual_indexes {deepstack} are no {len(deepstack)} of its layers")
@@ -311,11 +361,17 @@ def _named(name: str) -> str:
     return name if prefix is None else PREFIX + name.removeprefix(prefix)
 
 
-def preprocessor(folder: Path, kind: type[Settings], resample: int = BICUBIC) -> Settings | None:
+STEPS = ("do_resize", "do_rescale", "do_normalize")
+
+
+def preprocessor(
+    folder: Path, kind: type[Settings], resample: int = BICUBIC, steps: Sequence[str] = STEPS
+) -> Settings | None:
     """The settings for images, which stand in one of two files; None: in neither.
 
     Args:
         resample: the number of the filter that is meant by which they are made larger and smaller.
+        steps: that may not be left out.
     """
     for name, part in PREPROCESSORS.items():
         if not (path := folder / name).exists():
@@ -335,7 +391,7 @@ def preprocessor(folder: Path, kind: type[Settings], resample: int = BICUBIC) ->
             or min(found.image_std) <= 0
         ):
             refuse(path, "has a rescale_factor, resample or image_std that is not supported")
-        for step in ("do_resize", "do_rescale", "do_normalize"):
+        for step in steps:
             if getattr(found, step) is False:
                 refuse(path, f"{step} false is not supported")
         return found

@@ -22,7 +22,7 @@ from workers.layers.embedding import Embedding, VocabularySlice
 from workers.layers.linear import ColumnParallel, Linear, RowParallel
 from workers.layers.norm import HeadNorm, RMSNorm, over_rms
 from workers.layers.rotary import rotate
-from workers.models.decoder import Angles, Block, Decoder, Places
+from workers.models.decoder import Angles, Block, Decoder, Places, Seen
 from workers.models.experts import MixtureOfExperts, Router
 from workers.models.mlp import MLP, activated
 from workers.parallel import RankGroup
@@ -58,10 +58,19 @@ class Gemma4(Decoder):
             self.inputs.projection.make_exact({})
 
     def __call__(
-        self, token_ids: Tensor, positions: Tensor, attend: Attend, numbers: Sequence[int] | None = None
+        self,
+        token_ids: Tensor,
+        positions: Tensor,
+        attend: Attend,
+        numbers: Sequence[int] | None = None,
+        seen: Seen | None = None,
     ) -> Tensor:  # [tokens, hidden], before the last norm
         places = self.places(positions)
         x = self.embedded(token_ids)
+        if seen is not None:
+            x = seen.shown(x, 0)
+            if self.inputs is not None:  # whose table has nothing for images
+                token_ids = token_ids.index_fill(0, seen.rows, self.inputs.unread)
         inputs = None if self.inputs is None else self.inputs(token_ids, x)
         for block in self._blocks(numbers):
             x = block(x, places, attend, None if inputs is None else inputs[:, block.number])
@@ -74,7 +83,7 @@ class LayerInputs:
     def __init__(self, config: ModelConfig, group: RankGroup, empty: Empty, dtype: torch.dtype) -> None:
         size, columns = config.per_layer.size, config.num_layers * config.per_layer.size
         vocabulary = VocabularySlice(config.per_layer.vocab_size, group)
-        self.shape = (config.num_layers, size)
+        self.shape, self.unread = (config.num_layers, size), config.per_layer.unread
         self.table = Embedding(names.TABLE, vocabulary, columns, empty)
         self.scale = float(torch.tensor(size**0.5, dtype=dtype))  # as it was trained
         self.projection = ColumnParallel(

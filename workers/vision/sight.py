@@ -17,6 +17,7 @@ from workers.sampling.inputs import sent
 from workers.step.batch import Segment
 from workers.step.gallery import Gallery
 from workers.step.plan import LookAt
+from workers.vision.gemma4 import Gemma4Tower
 from workers.vision.pixtral import PixtralTower
 from workers.vision.qwen3_vl import Qwen3VLTower
 from workers.vision.siglip import SiglipTower
@@ -27,6 +28,8 @@ def tower(vision: Vision, dtype: torch.dtype, device: torch.device) -> Tower:
     """The one of that kind; its weights are to be read."""
     if vision.pixtral is not None:
         return PixtralTower(vision, dtype, device)
+    if vision.gemma4 is not None:
+        return Gemma4Tower(vision, dtype, device)
     return (Qwen3VLTower if vision.siglip is None else SiglipTower)(vision, dtype, device)
 
 

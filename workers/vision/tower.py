@@ -93,9 +93,15 @@ class Block:
             yield len(x[piece]) * hidden * inner
 
 
-def attended(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:  # [patches, heads x head_dim]
-    """What some patches have of all; each of the three is `[1, heads, patches, head_dim]`."""
-    return F.scaled_dot_product_attention(q, keys, values)[0].transpose(0, 1).flatten(1)
+def attended(
+    q: Tensor, keys: Tensor, values: Tensor, scale: float | None = None
+) -> Tensor:  # [patches, heads x head_dim]
+    """What some patches have of all; each of the three is `[1, heads, patches, head_dim]`.
+
+    Args:
+        scale: of scores; None: 1 / sqrt(head_dim).
+    """
+    return F.scaled_dot_product_attention(q, keys, values, scale=scale)[0].transpose(0, 1).flatten(1)
 
 
 def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:  # [patches, heads, head_dim]
@@ -135,11 +141,14 @@ def embedded(
 
 
 def arranged(image: Tensor, vision: Vision, square: int, like: Tensor) -> Tensor:  # [patches, patch_values]
-    """Patches in the order of `embedded`, colour by colour, each as often as a film has frames."""
+    """Patches in the order of `embedded`, colour by colour, each as often as a film has frames; or pixel by
+    pixel, where colours are last."""
     mean, deviation = (torch.tensor(each, device=like.device) for each in (vision.mean, vision.deviation))
     colours = image.to(like.device).float().div_(255).sub_(mean).div_(deviation).to(like.dtype)
     size = vision.patch_size
     squares = colours.unflatten(0, (-1, square, size)).unflatten(3, (-1, square, size))
+    if vision.colours_last:
+        return squares.permute(0, 3, 1, 4, 2, 5, 6).reshape(-1, CHANNELS * size**2)
     patches = squares.permute(0, 3, 1, 4, 6, 2, 5)  # row, column, row in it, column in it, colour, y, x
     filmed = patches.unsqueeze(5).expand(-1, -1, -1, -1, -1, vision.frames, -1, -1)
     return filmed.reshape(-1, CHANNELS * vision.frames * size**2)

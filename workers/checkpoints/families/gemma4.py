@@ -63,6 +63,12 @@ ROUTER = "router.proj"
 ROUTER_SCALE, EXPERT_SCALES = "router.scale", "router.per_expert_scale"
 
 
+# Of its ears, which nothing here reads
+DEAF = "of what hears, which is not served: it takes text, and images where its files have eyes"
+EARS = dict.fromkeys(("model.audio_tower.", "model.embed_audio.", "audio_tower.", "embed_audio."), DEAF)
+SEEING = "Gemma4ForConditionalGeneration"
+
+
 class Heads(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What one layer has otherwise than the model."""
 
@@ -89,6 +95,7 @@ class Gemma4File(ConfigFile, kw_only=True):
     global_head_dim: Size = 512
     num_global_key_value_heads: Size | None = None
     per_layer_config: dict[str, Heads] | None = None
+    pad_token_id: Annotated[int, Meta(ge=0)] | None = 0
 
 
 def tensors(model: ModelConfig) -> Iterator[TensorSpec]:
@@ -176,7 +183,6 @@ def _read(path: Path, given: dict[str, Any]) -> ModelConfig:
     window_rope, *_ = rope.read(path, beside, file.head_dim, partial=False)
     layers = _layers(path, file, types)
     [dim] = {layer.head_dim for layer in layers if layer.kind == "full"}
-    size = file.hidden_size_per_layer_input or 0
     reading = tuple(number for number, layer in enumerate(layers) if layer.keys_of is not None)
     model = config.model_config(
         path,
@@ -190,10 +196,19 @@ def _read(path: Path, given: dict[str, Any]) -> ModelConfig:
         logit_cap=file.final_logit_softcapping,
         values_of_keys=_full(types) if file.attention_k_eq_v else (),
         double_wide=reading if file.use_double_wide_mlp else (),
-        per_layer=PerLayer(file.vocab_size_per_layer_input, size) if size else None,
+        per_layer=_per_layer(path, file),
         experts=_experts(path, file),
     )
     return msgspec.structs.replace(model, layers=layers, rotary_dim=dim)
+
+
+def _per_layer(path: Path, file: Gemma4File) -> PerLayer | None:
+    if not (size := file.hidden_size_per_layer_input):
+        return None
+    rows, unread = file.vocab_size_per_layer_input, file.pad_token_id or 0
+    if unread >= min(rows, file.vocab_size):
+        refuse(path, f"pad_token_id {unread} is none of {min(rows, file.vocab_size)} tokens")
+    return PerLayer(rows, size, unread)
 
 
 def _types(path: Path, file: Gemma4File) -> list[str]:
@@ -231,6 +246,7 @@ def _layers(path: Path, file: Gemma4File, types: list[str]) -> tuple[Layer, ...]
             heads.num_key_value_heads or file.num_key_value_heads,
             heads.head_dim or file.head_dim,
             None if kind == "full_attention" else file.sliding_window,
+            in_order=kind == "full_attention",
         )
         alike = [n for n, other in enumerate(types[:number]) if other == kind]
         if alike and msgspec.structs.replace(layers[alike[0]], keys_of=None) != layer:
@@ -278,8 +294,10 @@ GEMMA4 = Family(
     ("Gemma4ForCausalLM",),
     read,
     tensors,
-    within={"Gemma4ForConditionalGeneration": ("gemma4_text",)},
+    within={SEEING: ("gemma4_text",)},
     rearrange=unstacked_rows,
+    beside=EARS,
+    sees={SEEING: "gemma4_vision"},
 )
 GEMMA4_UNIFIED = Family(
     "gemma4_unified",

@@ -1,0 +1,235 @@
+"""The tower of Gemma 4, and its projector.
+
+An image keeps its shape, nearly, and is made as large as one may be. Squares of its patches are averaged to
+one token each. In the large models these see each other in the layers that have a window; elsewhere they
+see what is before them, as text does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from workers.checkpoints import config, text, vision
+from workers.checkpoints.config import ACTIVATIONS, ModelConfig
+from workers.checkpoints.family import TensorSpec
+from workers.checkpoints.files import read_json, refuse
+from workers.checkpoints.rope import Size
+from workers.checkpoints.safetensors import Tensor
+from workers.checkpoints.vision import PREFIX, Colours, Gemma4, Preprocessor, Vision
+
+RENAMED = {"vision_tower.": PREFIX, "embed_vision.": f"{PREFIX}projector."}
+PATCHES = f"{PREFIX}patch_embedder.input_proj.weight"
+POSITIONS = f"{PREFIX}patch_embedder.position_embedding_table"
+TYPE = "gemma4_vision"
+BOUNDS = ("input_min", "input_max", "output_min", "output_max")  # of products
+NORMS = (
+    "input_layernorm",
+    "post_attention_layernorm",
+    "pre_feedforward_layernorm",
+    "post_feedforward_layernorm",
+)
+AXES = 2  # that patches have places on
+Token = Annotated[int, Meta(ge=0)]
+
+
+class _Tower(msgspec.Struct, kw_only=True):
+    """The part `vision_config` of a `config.json`."""
+
+    model_type: str = TYPE
+    hidden_size: Size = 768
+    intermediate_size: Size = 3072
+    num_hidden_layers: Size = 16
+    num_attention_heads: Size = 12
+    num_key_value_heads: Size = 12
+    head_dim: Size = 64
+    hidden_activation: str = "gelu_pytorch_tanh"
+    rms_norm_eps: float = 1e-6
+    max_position_embeddings: Any = None  # which nothing reads
+    attention_bias: bool | None = False
+    rope_parameters: dict[str, Any] | None = None
+    pooling_kernel_size: Size = 3
+    patch_size: Size = 16
+    position_embedding_size: Size = 10_240
+    use_clipped_linears: bool = False
+    standardize: bool = False
+
+
+class _Text(msgspec.Struct):
+    use_bidirectional_attention: Literal["all", "vision"] | None = None
+
+
+class _Around(msgspec.Struct, kw_only=True):
+    vision_config: dict[str, Any] | None = None
+    text_config: _Text
+    boi_token_id: Token | None = 255_999
+    eoi_token_id: Token | None = 258_882
+    image_token_id: Token | None = 258_880
+    video_token_id: Token | None = 258_884
+    audio_token_id: Token | None = 258_881
+
+
+class _Preprocessor(Preprocessor, kw_only=True):
+    image_mean: Colours = (0.0, 0.0, 0.0)
+    image_std: Colours = (1.0, 1.0, 1.0)
+    patch_size: Size = 16
+    pooling_kernel_size: Size = 3
+    max_soft_tokens: Size = 280
+
+
+def missing(folder: Path, path: Path, stored: Collection[str], model: ModelConfig) -> str:
+    """Why the language model alone can be served, as for files that others cut out; empty: it can see."""
+    around = read_json(path, _Around)
+    if around.vision_config is None or not any(_named(name) == PATCHES for name in stored):
+        return "its files have no tower"
+    known = text.added(folder).values()
+    for key in ("boi_token_id", "eoi_token_id", "image_token_id"):
+        if (token := getattr(around, key)) is None or token >= model.vocab_size:
+            return f"{key} {token} is none of {model.vocab_size} tokens"
+        if token not in known:
+            return f"{text.TOKENIZER} has no token {token}, its {key}"
+    return ""
+
+
+def read(folder: Path, path: Path, model: ModelConfig) -> Vision:
+    """What the `config.json` at `path` and the settings for images in its `folder` say.
+
+    Args:
+        model: the language model.
+
+    Raises:
+        CortexError: MODEL_LOAD_FAILED, naming the file and what is not done here.
+    """
+    around = read_json(path, _Around)
+    name = "vision_config"
+    tower = _tower(path, name, around.vision_config)
+    images = vision.preprocessor(folder, _Preprocessor, steps=("do_resize", "do_rescale")) or _Preprocessor(
+        patch_size=tower.patch_size, pooling_kernel_size=tower.pooling_kernel_size
+    )
+    for key in ("patch_size", "pooling_kernel_size"):
+        if (told := getattr(images, key)) != getattr(tower, key):
+            refuse(path, f"{name}.{key} is {getattr(tower, key)}, and for its images {told}")
+    most = images.max_soft_tokens
+    if most * tower.pooling_kernel_size > tower.position_embedding_size:
+        refuse(
+            path,
+            f"{name}.position_embedding_size {tower.position_embedding_size} has no place for images of "
+            f"{most} tokens in a row",
+        )
+    mean, deviation = (0.0,) * 3, (1.0,) * 3
+    if images.do_normalize:
+        mean, deviation = images.image_mean, images.image_std
+    side = tower.patch_size * tower.pooling_kernel_size
+    return Vision(
+        depth=tower.num_hidden_layers,
+        hidden_size=tower.hidden_size,
+        intermediate_size=tower.intermediate_size,
+        num_heads=tower.num_attention_heads,
+        patch_size=tower.patch_size,
+        merge_size=tower.pooling_kernel_size,
+        frames=1,
+        table_side=0,
+        out_size=model.hidden_size,
+        deepstack=(),
+        activation=ACTIVATIONS[tower.hidden_activation],
+        token=around.image_token_id,
+        unshown=tuple(each for each in (around.video_token_id, around.audio_token_id) if each is not None),
+        min_pixels=side**2,
+        max_pixels=most * side**2,
+        # the tower makes of colours between 0 and 1 such between -1 and 1
+        mean=tuple(m + d / 2 for m, d in zip(mean, deviation, strict=True)),
+        deviation=tuple(d / 2 for d in deviation),
+        gemma4=Gemma4(
+            image_start=around.boi_token_id,
+            image_end=around.eoi_token_id,
+            together=around.text_config.use_bidirectional_attention == "vision",
+            eps=tower.rms_norm_eps,
+            theta=(tower.rope_parameters or {}).get("rope_theta") or 100.0,
+            positions=tower.position_embedding_size,
+            clipped=tower.use_clipped_linears,
+            standardised=tower.standardize,
+        ),
+    )
+
+
+def _tower(path: Path, name: str, given: dict[str, Any]) -> _Tower:
+    """`vision_config`, of which all is done here."""
+    try:
+        tower = msgspec.convert(given, _Tower)
+    except msgspec.ValidationError as error:
+        refuse(path, f"{name}: {error}")
+    config.refuse_unknown(path, given, _Tower, f"{name}.")
+    if tower.model_type != TYPE:
+        refuse(path, f"{name}.model_type {tower.model_type} is not supported; {TYPE} is")
+    if tower.hidden_activation not in ACTIVATIONS:
+        refuse(path, f"{name}.hidden_activation {tower.hidden_activation} is not supported")
+    if tower.attention_bias:
+        refuse(path, f"{name}.attention_bias is not supported: its projections have none")
+    heads = tower.num_attention_heads
+    if tower.num_key_value_heads != heads:
+        refuse(
+            path,
+            f"{name}.num_key_value_heads {tower.num_key_value_heads} is not num_attention_heads, {heads}",
+        )
+    if heads * tower.head_dim != tower.hidden_size:
+        refuse(path, f"{name}.head_dim {tower.head_dim} is not hidden_size / num_attention_heads")
+    if tower.head_dim % 4:
+        refuse(path, f"{name}.head_dim {tower.head_dim} does not divide into fours")
+    for key, value in (tower.rope_parameters or {}).items():
+        if key != "rope_theta" and (key, value) not in (("rope_type", "axial"), ("rope_type", "default")):
+            refuse(path, f"{name}.rope_parameters.{key} {value} is not supported")
+    return tower
+
+
+def specs(vision: Vision) -> Iterator[TensorSpec]:
+    """All that the tower and its projector load."""
+    hidden, inner, about = vision.hidden_size, vision.intermediate_size, vision.gemma4
+
+    def whole(name: str, *shape: int) -> TensorSpec:
+        return TensorSpec(f"{PREFIX}{name}", shape, "first")
+
+    def clipped(name: str, rows: int, columns: int) -> Iterator[TensorSpec]:
+        yield whole(f"{name}.linear.weight", rows, columns)
+        for bound in BOUNDS if about.clipped else ():
+            yield whole(f"{name}.{bound}", 1)
+
+    yield TensorSpec(PATCHES, (hidden, vision.patch_values), "first")
+    yield TensorSpec(POSITIONS, (AXES * about.positions, hidden), "first")
+    for number in range(vision.depth):
+        layer = f"encoder.layers.{number}"
+        for norm in NORMS:
+            yield whole(f"{layer}.{norm}.weight", hidden)
+        for part in "qkvo":
+            yield from clipped(f"{layer}.self_attn.{part}_proj", hidden, hidden)
+        for part in "qk":
+            yield whole(f"{layer}.self_attn.{part}_norm.weight", hidden // vision.num_heads)
+        yield from clipped(f"{layer}.mlp.gate_proj", inner, hidden)
+        yield from clipped(f"{layer}.mlp.up_proj", inner, hidden)
+        yield from clipped(f"{layer}.mlp.down_proj", hidden, inner)
+    for name in ("std_bias", "std_scale") if about.standardised else ():
+        yield whole(name, hidden)
+    yield whole("projector.embedding_projection.weight", vision.out_size, hidden)
+
+
+def tensors(stored: Mapping[str, Tensor], vision: Vision) -> dict[str, Tensor]:
+    """All tensors, those of the tower under its names: the tables of positions as one, and each bound as a
+    vector."""
+    found = {_named(name): tensor for name, tensor in stored.items()}
+    positions, rows, hidden = found.get(POSITIONS), vision.gemma4.positions, vision.hidden_size
+    if positions is not None and positions.shape == (AXES, rows, hidden):
+        found[POSITIONS] = replace(positions, shape=(AXES * rows, hidden))
+    for name, tensor in found.items():
+        if tensor.shape == () and name.startswith(PREFIX):
+            found[name] = replace(tensor, shape=(1,))
+    return found
+
+
+def _named(name: str) -> str:
+    bare = name.removeprefix("model.")
+    prefix = next(filter(bare.startswith, RENAMED), None)
+    return name if prefix is None else RENAMED[prefix] + bare.removeprefix(prefix)
