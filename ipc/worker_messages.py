@@ -207,6 +207,7 @@ class PlacedImage(msgspec.Struct, array_like=True, frozen=True):
     gap: int = 0
     together: bool = False
     in_line: bool = False  # its tokens stand where text would: they have no positions of rows and columns
+    cost: int = 0  # tokens of text that are as much work as a look at it, beside its own
 
     @property
     def across(self) -> int:

@@ -113,6 +113,12 @@ def _facts(card: ModelCard) -> dict[str, str]:
 def _seen(vision: Vision) -> str:
     """What becomes of images."""
     most = vision.max_pixels // vision.side**2
+    return (
+        f"{_sizes(vision, most)}; a look at the largest is as much work as {vision.look_cost(most):,} of text"
+    )
+
+
+def _sizes(vision: Vision, most: int) -> str:
     if vision.min_pixels == vision.max_pixels:
         side = math.isqrt(vision.max_pixels)
         return f"images, of {most:,} tokens each: all are made {side} x {side} pixels"

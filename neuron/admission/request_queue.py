@@ -204,7 +204,7 @@ class RequestQueue:
         self._not_begun.leave(request)
 
     def reuse(self, request: OpenRequest, tokens: int) -> None:
-        """So many tokens of its prompt were computed before, and cost nothing."""
+        """What so many tokens are worth of its prompt was computed before, and costs nothing."""
         if self._line:
             self._line.refund(request, tokens)
 

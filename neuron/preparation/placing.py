@@ -105,7 +105,7 @@ def _placed(
             colours, digest = pixels(image, vision)
             place, together = len(whole), vision.together > 0
             about = image.rows, image.columns, image.gap, together, vision.in_line
-            placed = PlacedImage(digest, place, *about)
+            placed = PlacedImage(digest, place, *about, vision.look_cost(image.rows * image.columns))
             images.append(PreparedImage(placed, colours))
         whole += _tokens(image, vision) + _tail(vision)
         done = mark + 1

@@ -47,6 +47,14 @@ class Prompt:
         self.cached_tokens = 0
         self.logprobs: list[TokenLogprob] | None = None
 
+    def cost(self, cached: int) -> int:
+        """Tokens to compute where so many are cached, and what looks at images come to."""
+        return max(self.tokens - cached, 0) + self.looks(cached)
+
+    def looks(self, cached: int) -> int:
+        """What looks at those images come to that are not cached as a whole."""
+        return sum(image.placed.cost for image in self.given.images if image.placed.end > cached)
+
 
 class Generation(OpenRequest):
     """One `Generate`: each of the `n` answers to each of its prompts is a sequence in the worker.
@@ -155,11 +163,15 @@ class Generation(OpenRequest):
         tokens = min(usual_output, self.request.sampling.max_tokens or usual_output)
         if not self._speaks_for_prompt(part):
             return tokens  # the others have the prompt's pages
-        of_prompt = self._prompt_of(part).tokens
+        held = 0
         if self.model is not None and len(self._prompts) == 1:
             held = max((self.model.held(mark.digest) for mark in self.request.marks), default=0)
-            of_prompt = max(of_prompt - held, 0)
-        return of_prompt + tokens
+        return self._prompt_of(part).cost(held) + tokens
+
+    @property
+    def tokens_computed(self) -> int:
+        looks = sum(prompt.looks(prompt.cached_tokens) for prompt in self._prompts)
+        return super().tokens_computed + looks
 
     def hand_over(self, context_length: int) -> list[Answer]:
         """The sequences for the worker; says `Started` to the client."""
@@ -208,7 +220,9 @@ class Generation(OpenRequest):
             prompt = self._prompt_of(answer)
             if said.cached_tokens > prompt.cached_tokens:
                 if self.model is not None:
-                    self.model.reuse(self, said.cached_tokens - prompt.cached_tokens)
+                    self.model.reuse(
+                        self, prompt.cost(prompt.cached_tokens) - prompt.cost(said.cached_tokens)
+                    )
                 prompt.cached_tokens = said.cached_tokens
             if said.prompt_logprobs:
                 prompt.logprobs += map(answer.name, said.prompt_logprobs)

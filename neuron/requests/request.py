@@ -51,7 +51,7 @@ class RequestOwner(Protocol):
         ...
 
     def reuse(self, request: OpenRequest, tokens: int) -> None:
-        """Told that so many tokens of its prompt were computed before."""
+        """Told that so much of its prompt was computed before, looks at images included."""
         ...
 
 
@@ -139,7 +139,8 @@ class OpenRequest(ABC):
 
     @abstractmethod
     def cost_of(self, part: OpenSequence, usual_output: int) -> int:
-        """Tokens that one of its sequences will come to: to compute of its prompt, and to write, at a guess.
+        """Tokens that one of its sequences will come to: to compute of its prompt, to see of its images, and
+        to write, at a guess.
 
         Args:
             usual_output: tokens of an answer.

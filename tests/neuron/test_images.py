@@ -7,6 +7,7 @@ import struct
 import tracemalloc
 import zlib
 from contextlib import suppress
+from unittest.mock import create_autospec
 
 import msgspec
 import numpy as np
@@ -20,6 +21,7 @@ from ipc.errors import Code, CortexError
 from ipc.messages.conversation import ImagePart, Message, TextPart, ToolResultPart
 from ipc.messages.requests import CountTokens, Embed, Generate
 from ipc.messages.sampling import Sampling
+from ipc.worker_messages import Details, SequenceReport
 from neuron.images import opening, sizing
 from neuron.preparation.facts import ModelFacts
 from neuron.preparation.placing import MAX_BYTES
@@ -28,6 +30,7 @@ from neuron.preparation.prepared_inputs import prepare_inputs
 from neuron.preparation.prompt import is_quick
 from neuron.preparation.tokens import count_tokens
 from neuron.requests.generation import Generation
+from neuron.requests.request import RequestOwner
 from neuron.text.frontend import TextFrontEnd
 from tests.neuron.doubles import described
 from tests.workers import seeing
@@ -371,6 +374,24 @@ def test_all_answers_to_a_prompt_share_its_images(text):
     generation = Generation(iter(range(1, 9)), request, print, print)
     generation.accept(prepare(request, text, ModelFacts(), 4096), text, described())
     assert generation.image_bytes == 16 * 16 * 3
+
+
+def test_looks_are_a_part_of_what_a_request_costs_unless_their_images_are_cached(text):
+    request = asked("a", shown(noise(32, 16)), "b", shown(noise(16, 24, seed=1)))
+    generation = Generation(iter(range(1, 9)), request, print, print)
+    generation.accept(prepare(request, text, ModelFacts(), 4096), text, described())
+    generation.hand_over(4096)
+    [answer] = generation.parts
+    images = [image.placed for image in answer.images]
+    looks = [text.vision.look_cost(image.rows * image.columns) for image in images]
+    assert min(looks) > 0
+    assert generation.cost_of(answer, 5) == generation.prompt_tokens + sum(looks) + 5
+    given_back = []
+    generation.model = owner = create_autospec(RequestOwner, instance=True)
+    owner.reuse.side_effect = lambda request, tokens: given_back.append(tokens)
+    answer.advance(SequenceReport(1, [3], "", Details(cached_tokens=images[0].end)))
+    assert given_back == [images[0].end + looks[0]]
+    assert generation.tokens_computed == generation.prompt_tokens - images[0].end + 1 + looks[1]
 
 
 def test_an_image_is_never_prepared_in_the_event_loop():

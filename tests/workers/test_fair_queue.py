@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from ipc.worker_messages import PlacedImage
 from tests.workers.simulation import Run, make_scheduler, submit
 from workers.scheduling import fair_queue
 from workers.scheduling.fair_queue import PASSING
@@ -52,6 +53,20 @@ def test_accounts_take_turns_within_a_step():
         )
     run.step()
     assert sorted(run.output) == [0, 4]
+
+
+def test_a_look_at_an_image_counts_as_the_tokens_that_it_is_worth_and_once():
+    shared = list(range(100, 164))
+    run = Run(make_scheduler(max_sequences=1, max_step_tokens=24, kv_pages=1_000))
+    images = [PlacedImage(b"a", 10, 1, 20, cost=1000), PlacedImage(b"b", 40, 1, 10, cost=300)]
+    served = []
+    for request_id in (1, 2):  # the second finds the first image, and not all of the other, in the cache
+        run.scheduler.submit(submit(request_id, shared[:46] + [request_id] * 9, 1, images=images))
+        [account] = run.scheduler.queue._accounts.values()
+        while run.scheduler.queue._accounts:
+            run.step()
+            served.append(account.served)
+    assert served == [24 + 1000, 48 + 1300, 55 + 1 + 1300, 55 - 32 + 1 + 300]
 
 
 def test_a_step_that_failed_is_not_paid_for():

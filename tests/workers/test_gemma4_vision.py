@@ -290,7 +290,9 @@ def test_pixels_and_tokens_are_those_of_transformers(folder, model, together, sh
     start, around = [ord("u"), ord(":"), ord("a")], [ord("b"), ord(";"), ord("a"), ord(":")]
     ids, [(as_placed, _)] = prompt(start, ours, around, together=together)
     assert made.token_ids() == ids
-    assert msgspec.structs.replace(placed, digest=b"") == msgspec.structs.replace(as_placed, digest=b"")
+    assert msgspec.structs.replace(placed, digest=b"", cost=0) == msgspec.structs.replace(
+        as_placed, digest=b""
+    )
 
 
 @pytest.mark.parametrize("words", ["<image>", "<film>"])

@@ -320,7 +320,9 @@ def test_pixels_and_tokens_are_those_of_transformers(folder, model, shape):
     start, around = [ord("u"), ord(":"), ord("a")], [ord("b"), ord(";"), ord("a"), ord(":")]
     ids, [(placed, _)] = prompt(start, ours, around)
     assert made.token_ids() == ids
-    assert msgspec.structs.replace(seen.placed, digest=b"") == msgspec.structs.replace(placed, digest=b"")
+    assert msgspec.structs.replace(seen.placed, digest=b"", cost=0) == msgspec.structs.replace(
+        placed, digest=b""
+    )
 
 
 def test_line_ends_around_an_image_are_read_with_those_of_the_text(folder, model):

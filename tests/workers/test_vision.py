@@ -498,6 +498,17 @@ def test_a_plan_is_what_a_look_at_an_image_takes(name):
     assert 0.88 * planned < most_held(tower, size) <= planned
 
 
+@pytest.mark.parametrize("name", TOWERS)
+def test_the_work_of_a_look_is_what_is_done_in_it(name):
+    vision = msgspec.structs.replace(TOWERS[name].vision, hidden_size=64, num_heads=4, depth=2, table_side=8)
+    rows, columns = 2, 2 if vision.siglip is not None else 3
+    tower = sight.tower(vision, torch.float32, torch.device("cpu"))
+    image = torch.zeros(rows * vision.side, columns * vision.side, 3, dtype=torch.uint8)
+    assert sum(tower.look(image)) == vision.look_work(rows * columns)
+    costly = msgspec.structs.replace(vision, token_work=vision.look_work(6) // 10)
+    assert costly.look_cost(6) == 10
+
+
 def test_positions_of_text_are_its_tokens():
     assert [list(axis) for axis in axes([], 5, 9)] == [[5, 6, 7, 8]] * 3
     image = PlacedImage(b"", 2, 2, 3)

@@ -438,6 +438,8 @@ def _of_folder(folder: Path, mtp: bool) -> ModelCard:
     specs = [*family.tensors(model), *_tower(seeing)]
     specs += [TensorSpec(*tensor, "none") for stage in made_for.stages for tensor in stage.tensors()]
     files, tensors, used = check_tensors(path, specs, stored, scheme)
+    if seeing is not None:
+        seeing = msgspec.structs.replace(seeing, token_work=_token_work(model, tensors))
     ignored = KNOWN_UNUSED if scheme is None else (*KNOWN_UNUSED, *scheme.beside)
     unused = sorted(name for name in stored.keys() - used if not name.endswith(ignored))
     notes += [scheme.note] if scheme is not None else []
@@ -513,6 +515,18 @@ def _tower(seeing: Vision | None) -> Iterable[TensorSpec]:
     if seeing.gemma4 is not None:
         return gemma4_vision.specs(seeing)
     return seeing.tensors() if seeing.pixtral is None else pixtral.specs(seeing)
+
+
+def _token_work(model: ModelConfig, tensors: Mapping[str, StoredTensor]) -> int:
+    """Multiplications of the language model for a token, but for attention itself and for what is written."""
+    work = routed = 0
+    for name, tensor in tensors.items():
+        if len(tensor.shape) == 2 and tensor.sharing not in ("first", "vocabulary"):
+            if number_of(name) is None:
+                work += math.prod(tensor.shape)
+            else:
+                routed += math.prod(tensor.shape)
+    return work if model.experts is None else work + routed * model.experts.chosen // model.experts.count
 
 
 def refusal(path: Path) -> str | None:

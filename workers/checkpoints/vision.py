@@ -99,6 +99,7 @@ class Vision(msgspec.Struct, frozen=True, kw_only=True):
     pixtral: Pixtral | None = None  # of such a tower, which has no deepstack
     siglip: Siglip | None = None  # the same
     gemma4: Gemma4 | None = None  # the same
+    token_work: int = 0  # multiplications of the language model for a token, nearly; 0: nobody knows
 
     @property
     def side(self) -> int:
@@ -136,6 +137,24 @@ class Vision(msgspec.Struct, frozen=True, kw_only=True):
     def patch_values(self) -> int:
         """Numbers in a patch."""
         return CHANNELS * self.frames * self.patch_size**2
+
+    def look_work(self, tokens: int) -> int:
+        """Multiplications of the tower for an image of so many tokens."""
+        hidden, out = self.hidden_size, self.out_size
+        patches, merged = tokens * self.merge_size**2, hidden * self.merge_size**2
+        gated = self.pixtral is not None or self.gemma4 is not None
+        block = 4 * hidden + 2 * patches + (2 + gated) * self.intermediate_size
+        if self.pixtral is not None:
+            last = merged * hidden + out * (hidden + out)
+        elif self.siglip is not None or self.gemma4 is not None:
+            last = hidden * out
+        else:
+            last = (1 + len(self.deepstack)) * merged * (merged + out)
+        return patches * hidden * (self.patch_values + self.depth * block) + tokens * last
+
+    def look_cost(self, tokens: int) -> int:
+        """How many tokens of text the language model computes with as much work, nearly."""
+        return round(self.look_work(tokens) / self.token_work) if self.token_work else 0
 
     def look_bytes(self, itemsize: int, context_length: int, kind: str) -> LookBytes:
         """What the tower takes for the largest image that a context can have, on a CPU or a GPU.

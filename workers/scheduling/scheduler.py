@@ -44,7 +44,7 @@ from workers.scheduling.fair_queue import FairQueue
 from workers.scheduling.sequence import Sequence
 from workers.scheduling.speculation import NO_DRAFTS, Drafts, Guesses, Stepping
 from workers.scheduling.undivided import undivided
-from workers.scheduling.unseen import Glance, unseen
+from workers.scheduling.unseen import Glance, look_cost, unseen
 from workers.step.engine import Extra, StepResult
 from workers.step.plan import LookAt, NewSequence, Scheduled, StepPlan
 
@@ -473,7 +473,7 @@ class Scheduler:
             if num_tokens:
                 planned.add(sequence)
                 stepping.append((sequence, self._schedule(sequence, num_tokens)))
-                sequence.account.served += num_tokens
+                sequence.account.served += num_tokens + look_cost(sequence, end)
                 budget -= num_tokens
                 most -= num_tokens
         return stepping

@@ -16,7 +16,8 @@ from workers.step.plan import Scheduled
 class Account:
     """Somebody with open sequences, or who had some and was served more than those who still have."""
 
-    served: int = 0  # tokens of prompts and output; what was computed twice counts twice
+    # tokens of prompts and output, and what looks at images are worth; what was computed twice counts twice
+    served: int = 0
     open: int = 0  # sequences
 
 
@@ -54,6 +55,7 @@ class Sequence:
     num_settled: int = 0  # tokens of these that are computed for certain: the step has been observed
     num_computed: int = 0
     num_seen: int = 0  # of its images, those at the beginning that were seen before a step shows them
+    num_charged: int = 0  # the same, those whose looks its account was charged for
     pixels: tuple[object, ...] | list[object] = ()  # of its images: kept here, looked at elsewhere
     guessing: Guessing | None = None  # where tokens are guessed
     request_id: int = field(init=False)

@@ -1,4 +1,7 @@
-"""Images that a prompt shows, and that were not looked at yet: before one of them a chunk of it ends."""
+"""Images that a prompt shows, and that were not looked at yet: before one of them a chunk of it ends.
+
+A look is work beside that for the tokens, and is charged once for each sequence, when it is shown.
+"""
 
 from __future__ import annotations
 
@@ -39,3 +42,14 @@ def unseen(sequence: Sequence, start: int, end: int) -> Glance | None:
         if start < image.end and image.start < end:
             return Glance(sequence, number)
     return None
+
+
+def look_cost(sequence: Sequence, end: int) -> int:
+    """Tokens that looks are worth at images that begin before `end`, and were not charged yet. At what is
+    cached nobody looks."""
+    images, cost = sequence.request.images, 0
+    while sequence.num_charged < len(images) and images[sequence.num_charged].start < end:
+        image = images[sequence.num_charged]
+        cost += image.cost if image.end > sequence.num_reused else 0
+        sequence.num_charged += 1
+    return cost
