@@ -15,6 +15,7 @@ from tokenizers import Encoding, Tokenizer
 
 from ipc.errors import Code, CortexError
 from neuron.text.assembly import assemble
+from neuron.text.growth import growth
 from neuron.text.vocabulary import PackedVocabulary, Vocabulary
 from workers.checkpoints.files import read_bytes, refuse
 from workers.checkpoints.gguf.header import SUFFIX, read_header
@@ -27,12 +28,21 @@ PROBE_LENGTH = 64
 MAX_PROBES = 64
 ANCHOR = "\u263a"  # joins with nothing that follows
 PROBE_SECONDS = 0.25  # microseconds are usual
+MAX_GROWTH = 10_000  # characters that steps before the tokens make of one
+MAX_DECODED = 100  # those behind them, whose work is done for each token of an answer
+QUICK_GROWTH = 100
+QUICK_WORD = 1000  # characters of a word that is looked at in all its parts
+
+
+class _Model(msgspec.Struct, frozen=True):
+    max_input_chars_per_word: Any = 0  # of WordPiece
 
 
 class _File(msgspec.Struct):
     normalizer: Any = None
     pre_tokenizer: Any = None
     decoder: Any = None
+    model: _Model = _Model()
 
 
 class TextTokenizer:
@@ -49,11 +59,17 @@ class TextTokenizer:
 
     def __init__(self, path: Path, vocabulary_size: int, shown: tuple[str, ...]) -> None:
         try:
-            self.tokenizer, patterns, known = _read(path)
+            self.tokenizer, file, known = _read(path)
+            grown, decoded = growth([file.normalizer, file.pre_tokenizer]), growth(file.decoder)
         except CortexError:
             raise
         except Exception as error:  # the library raises nothing more special
             refuse(path, f"is no tokenizer: {error}")
+        if grown > MAX_GROWTH or decoded > MAX_DECODED:
+            refuse(
+                path,
+                f"makes a text up to {max(grown, decoded):,.0f} times as long, in steps one upon another",
+            )
         # Files may carry the limits of the training run; cutting a prompt is not for the tokenizer to do.
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
@@ -63,8 +79,9 @@ class TextTokenizer:
         self._path = path
         self._longest = self.vocabulary.packed.longest or 1
         self._may_overrun = self.tokenizer.get_vocab_size() > vocabulary_size
-        doubtful = list(filter(nests, patterns))
-        self.is_linear = not doubtful  # in time, as far as a look at them tells
+        doubtful = list(filter(nests, regexes(file)))
+        # In time, and with no large factor, as far as a look at them tells.
+        self.is_linear = not doubtful and grown <= QUICK_GROWTH and _has_short_words(file.model)
         if doubtful:
             self._try(doubtful)
 
@@ -161,15 +178,20 @@ class TextTokenizer:
         return characters // self._longest
 
 
-def _read(path: Path) -> tuple[Tokenizer, list[str], list[str]]:
-    """What is at `path`, the regular expressions in it, and its tokens from the first one on, where they are
-    known without asking for each."""
+def _read(path: Path) -> tuple[Tokenizer, _File, list[str]]:
+    """What is at `path`, the steps in it, and its tokens from the first one on, where they are known without
+    asking for each."""
     if path.suffix == SUFFIX:
         parts = tokenizer_parts(read_header(path))
         known = list(parts["model"]["vocab"]) if parts["model"]["type"] == "BPE" else []
-        return assemble(parts), list(regexes(msgspec.convert(parts, _File))), known
+        return assemble(parts), msgspec.convert(parts, _File), known
     source = read_bytes(path)
-    return Tokenizer.from_buffer(source), list(regexes(msgspec.json.decode(source, type=_File))), []
+    return Tokenizer.from_buffer(source), msgspec.json.decode(source, type=_File), []
+
+
+def _has_short_words(model: _Model) -> bool:
+    longest = model.max_input_chars_per_word
+    return isinstance(longest, int) and longest <= QUICK_WORD
 
 
 def regexes(file: _File) -> Iterator[str]:

@@ -1,11 +1,13 @@
+import base64
 import threading
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Regex, pre_tokenizers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from ipc.errors import Code, CortexError
+from neuron.text.growth import growth
 from neuron.text.tokenizer import TextTokenizer, nests
 from neuron.text.vocabulary import PackedVocabulary, Vocabulary
 from tests.neuron.folders import TEXT, byte_level
@@ -115,6 +117,50 @@ def test_one_that_explodes_for_some_texts_alone_ends_and_its_file_is_logged(tmp_
     assert raised.value.code == Code.NOT_SUPPORTED
     assert str(path) in caplog.text
     assert tokenizer.encode("dog", special=False)
+
+
+LONGER = normalizers.Replace("a", "a" * 100)
+
+
+@pytest.mark.parametrize(
+    ("part", "steps"),
+    [
+        ("normalizer", normalizers.Sequence([LONGER] * 8)),
+        ("normalizer", normalizers.Sequence([normalizers.Sequence([LONGER])] * 3)),
+        ("normalizer", normalizers.Sequence([normalizers.Replace(Regex(""), "a")] * 20)),
+        ("normalizer", normalizers.Sequence([normalizers.ByteLevel()] * 9)),
+        ("pre_tokenizer", pre_tokenizers.Sequence([pre_tokenizers.ByteLevel(False, use_regex=False)] * 9)),
+        ("decoder", decoders.Sequence([decoders.Replace("d", "d" * 100)] * 2)),
+    ],
+)
+def test_steps_that_multiply_a_text_are_refused_with_their_file(tmp_path, part, steps):
+    tokenizer, path = byte_level(), tmp_path / "tokenizer.json"
+    setattr(tokenizer, part, steps)
+    tokenizer.save(str(path))
+    with pytest.raises(CortexError, match=r"makes a text up to [\d,]+ times as long") as raised:
+        TextTokenizer(path, 1000, ())
+    assert raised.value.code == Code.MODEL_LOAD_FAILED
+    assert str(path) in raised.value.message
+
+
+def test_a_table_of_characters_makes_of_one_what_its_longest_text_is():
+    table = base64.b64encode((4).to_bytes(4, "little") + b"trie" + b"a\0" + b"b" * 300 + b"\0").decode()
+    assert growth({"type": "Precompiled", "precompiled_charsmap": table}) == 300
+
+
+def test_what_takes_a_large_factor_is_not_done_in_the_loop(tmp_path):
+    path = tmp_path / "tokenizer.json"
+    for normalizer, quick in ((normalizers.Replace("a", "a" * 101), False), (normalizers.NFKC(), True)):
+        tokenizer = byte_level()
+        tokenizer.normalizer = normalizer
+        tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+        tokenizer.save(str(path))
+        assert TextTokenizer(path, 1000, ()).is_linear is quick
+    for longest, quick in ((100, True), (100_000, False)):
+        Tokenizer(
+            models.WordPiece({"[UNK]": 0, "a": 1}, unk_token="[UNK]", max_input_chars_per_word=longest)
+        ).save(str(path))
+        assert TextTokenizer(path, 2, ()).is_linear is quick
 
 
 @pytest.mark.parametrize(
