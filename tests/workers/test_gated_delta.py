@@ -13,7 +13,6 @@ import torch
 
 from benchmarks.states import SHAPE, compile_kernel
 from tests.workers.engines import DEVICES
-from workers.kernels import gated_delta
 from workers.kernels.gated_delta import chunked, convolve, convolve_each, recur, unit
 
 NEEDS_TRITON = pytest.mark.skipif(find_spec("triton") is None, reason="torch for the CPU has no Triton")
@@ -59,12 +58,11 @@ def test_a_sequence_may_be_cut_anywhere(whole, first):
     """Into pieces of which the first have 1 to 130 tokens."""
     parts, begin, expected, end = whole
     for size in first:
-        state, found, start = begin, [], 0
+        state, found, start = begin.clone(), [], 0
         for length in (size, size, TOKENS):
             piece = [part[start : start + length] for part in parts]
             if len(piece[0]):
-                y, state = chunked(state, *piece)
-                found.append(y)
+                found.append(chunked(state, *piece))
             start += length
         torch.testing.assert_close(torch.cat(found), expected, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(state, end, rtol=1e-4, atol=1e-5)
@@ -73,8 +71,9 @@ def test_a_sequence_may_be_cut_anywhere(whole, first):
 def test_decode_goes_on_from_a_prompt_and_sequences_do_not_mix(whole):
     parts, begin, expected, end = whole
     other = tokens(TOKENS, seed=5)
-    state, beside = (chunked(begin, *(part[:100] for part in each))[1] for each in (parts, other))
-    both = torch.stack((state, beside))
+    both = torch.stack((begin, begin))
+    for state, each in zip(both, (parts, other), strict=True):
+        chunked(state, *(part[:100] for part in each))
     for t in range(100, TOKENS):
         y = recur(both, *(torch.stack((a[t], b[t])) for a, b in zip(parts, other, strict=True)))
         torch.testing.assert_close(y[0], expected[t], rtol=1e-4, atol=1e-5)
@@ -86,26 +85,18 @@ def test_a_state_that_is_forgotten_at_once_or_never_stays_finite():
     state = torch.randn(HEADS, KEY_DIM, VALUE_DIM)
     for decay in (0.0, 100.0):
         parts = tokens(200, decay=decay)
-        y, after = chunked(state, *parts)
         expected, end = one_by_one(state, *parts)
+        y = chunked(state, *parts)
         torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(after, end, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(state, end, rtol=1e-4, atol=1e-4)
 
 
 def test_equal_keys_that_are_written_over_and_over_do_not_blow_up():
     """The inverse of such a system, made by squaring, overflows; substitution does not."""
     _, k, v, decay, beta = tokens(128, decay=0.0)
     k, beta = k[:1].expand_as(k).contiguous(), torch.ones_like(beta)
-    y, _ = chunked(torch.zeros(HEADS, KEY_DIM, VALUE_DIM), k, k, v, decay, beta)
+    y = chunked(torch.zeros(HEADS, KEY_DIM, VALUE_DIM), k, k, v, decay, beta)
     torch.testing.assert_close(y, v * KEY_DIM**-0.5, rtol=1e-4, atol=1e-4)
-
-
-def test_blocks_of_a_long_prompt_follow_each_other(monkeypatch, whole):
-    parts, begin, expected, end = whole
-    monkeypatch.setattr(gated_delta, "BLOCK", {"cpu": 64})
-    y, state = chunked(begin, *parts)
-    torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(state, end, rtol=1e-4, atol=1e-5)
 
 
 @NEEDS_TRITON

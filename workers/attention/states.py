@@ -14,8 +14,11 @@ from ipc.worker_messages import PAGE_SIZE
 from workers.attention.backend import Attend
 from workers.cache.state import StateCache
 from workers.checkpoints.config import DeltaNet
-from workers.kernels.gated_delta import BLOCK, chunked, convolve, convolve_each, recur, unit
+from workers.kernels.gated_delta import chunked, convolve, convolve_each, recur, unit
 from workers.step.batch import Segment
+
+# Tokens of one sequence that are convolved at once: few stay in a CPU's cache, many are few launches.
+BLOCK = {"cpu": 128, "cuda": 2048}
 
 
 class Recur(Protocol):
@@ -193,22 +196,27 @@ class RecurrentStates:
     ) -> Tensor:  # [tokens, heads, value_dim] float32
         """One layer, of all sequences."""
         mixed, weight, single = mixed.float(), weight.float(), prepared.num_decode
-        found, convolved, number = [], [], 0
+        delta = self.cache.delta
+        out = mixed.new_empty(len(mixed), delta.value_heads, delta.value_dim)
+        convolved, number = [], 0
         if single and not self._exact:
-            found.append(self._decode(prepared, layer, mixed[:single], weight, decay[:single], beta[:single]))
+            given = mixed[:single], weight, decay[:single], beta[:single]
+            out[:single] = self._decode(prepared, layer, *given)
             number = single
         alone = [slice(row, row + 1) for row in range(number, single)]
         for part in (*alone, *prepared.checked, *prepared.chunks):
             places = prepared.read[number : number + 1], prepared.written[number : number + 1]
-            given = places, layer, mixed[part], weight, decay[part], beta[part]
+            given = places, layer, mixed[part], weight, decay[part], beta[part], out[part]
             if single <= number < single + len(prepared.checked):
-                found.append(self._one_by_one(*given, convolved))
+                self._one_by_one(*given, convolved)
+            elif self._exact:
+                self._one_by_one(*given)
             else:
-                found.append(self._one_by_one(*given) if self._exact else self._chunk(*given))
+                self._chunk(*given)
             number += 1
         if prepared.guesses is not None:
             prepared.guesses.keep(layer, mixed, torch.cat(convolved), decay, beta)
-        return found[0] if len(found) == 1 else torch.cat(found)
+        return out
 
     def adopt(self, right: Sequence[int]) -> None:
         """Draft after draft, as a step takes them."""
@@ -246,20 +254,17 @@ class RecurrentStates:
         weight: Tensor,
         decay: Tensor,
         beta: Tensor,
-    ) -> Tensor:
-        """Tokens of one sequence, many at once."""
+        out: Tensor,
+    ) -> None:
+        """Tokens of one sequence, many at once; `out` takes what they read."""
         read, written = places
         inputs, matrices = self.cache.inputs[layer], self.cache.matrices[layer]
         before, state, block = inputs[read][0], matrices[read][0], BLOCK[mixed.device.type]
-        found = []
         for start in range(0, len(mixed), block):  # all of one stays in a CPU's cache
             part = slice(start, start + block)
             y, before = convolve(mixed[part], before, weight)
-            heads = heads_of(y, self.cache.delta)
-            y, state = chunked(state, *heads, decay[part], beta[part])
-            found.append(y)
+            chunked(state, *heads_of(y, self.cache.delta), decay[part], beta[part], out=out[part])
         inputs[written], matrices[written] = before, state
-        return torch.cat(found)
 
     def _one_by_one(
         self,
@@ -269,9 +274,10 @@ class RecurrentStates:
         weight: Tensor,
         decay: Tensor,
         beta: Tensor,
+        out: Tensor,
         convolved: list[Tensor] | None = None,
-    ) -> Tensor:
-        """Tokens of one sequence, one after the other.
+    ) -> None:
+        """Tokens of one sequence, one after the other; `out` takes what they read.
 
         Args:
             convolved: where they are one and its drafts: takes what comes out of the convolution.
@@ -279,13 +285,12 @@ class RecurrentStates:
         read, written = places
         inputs, matrices = self.cache.inputs[layer], self.cache.matrices[layer]
         before, state = inputs[read], matrices[read]
-        found, last = [], len(mixed) - 1 if convolved is None else 0
+        last = len(mixed) - 1 if convolved is None else 0
         for row in range(len(mixed)):
             token = slice(row, row + 1)
             y, before = convolve_each(mixed[token], before, weight)
-            found.append(recur(state, *heads_of(y, self.cache.delta), decay[token], beta[token]))
+            out[token] = recur(state, *heads_of(y, self.cache.delta), decay[token], beta[token])
             if convolved is not None:
                 convolved.append(y)
             if row == last:
                 inputs[written], matrices[written] = before, state
-        return torch.cat(found)

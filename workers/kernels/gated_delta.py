@@ -5,7 +5,7 @@ the difference to its value, as far as `beta` says, and reads once more, for its
 
     S = exp(decay) S        S += k (beta (v - kᵀS))ᵀ        y = qᵀS
 
-`recur` does that for one token of each of several sequences, `chunked` for many tokens of one: 64 at a time,
+`recur` does that for one token of each of several sequences, `chunked` for many tokens of one: 32 at a time,
 as products of matrices (section 3.3 there). All of it is float32. Key heads come with the value heads that
 they serve: value head h has key head h // (value heads / key heads).
 """
@@ -16,9 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CHUNK = 64  # tokens that are taken together; the products within are CHUNK x CHUNK
-# Tokens whose products within chunks are in memory at once: few stay in a CPU's cache, many are few launches.
-BLOCK = {"cpu": 128, "cuda": 2048}
+CHUNK = 32  # tokens that are taken together; the products within are CHUNK x CHUNK
 EPS = 1e-6  # of the squared length of a query or a key
 
 
@@ -35,9 +33,10 @@ def convolve(
 ) -> tuple[Tensor, Tensor]:
     """Each channel over the last `kernel` tokens, through SiLU; and the inputs that the next tokens see."""
     window = torch.cat((before, x))
-    y = window[: len(x)] * weight[:, 0]
-    for place in range(1, weight.shape[1]):
-        y.addcmul_(window[place : place + len(x)], weight[:, place])
+    weights = weight.t().contiguous()  # channels beside each other, as they stand in `x`
+    y = window[: len(x)] * weights[0]
+    for place in range(1, len(weights)):
+        y.addcmul_(window[place : place + len(x)], weights[place])
     return F.silu(y) if silu else y, window[len(x) :]
 
 
@@ -75,54 +74,46 @@ def recur(
 
 
 def chunked(
-    state: Tensor,  # [heads, key_dim, value_dim] float32
+    state: Tensor,  # [heads, key_dim, value_dim] float32; changed in place
     q: Tensor,  # [tokens, key_heads, key_dim] float32, of unit length
     k: Tensor,  # the same
     v: Tensor,  # [tokens, heads, value_dim] float32
     decay: Tensor,  # [tokens, heads] float32: the logarithm, at most 0
     beta: Tensor,  # the same, from 0 to 1
-) -> tuple[Tensor, Tensor]:  # [tokens, heads, value_dim] float32, and the state after them
+    out: Tensor | None = None,  # [tokens, heads, value_dim] float32: where the result goes
+) -> Tensor:
     """Tokens of one sequence, in order. Queries are scaled here."""
-    found, block = [], BLOCK[v.device.type]
-    for start in range(0, len(v), block):
-        part = (each[start : start + block] for each in (q, k, v, decay, beta))
-        y, state = _block(state, *part)
-        found.append(y)
-    return found[0] if len(found) == 1 else torch.cat(found), state
+    q, out = q * q.shape[-1] ** -0.5, v.new_empty(v.shape) if out is None else out
+    for start in range(0, len(v), CHUNK):
+        part = slice(start, start + CHUNK)
+        out[part] = _chunk(state, q[part], k[part], v[part], decay[part], beta[part])
+    return out
 
 
-def _block(
-    state: Tensor, q: Tensor, k: Tensor, v: Tensor, decay: Tensor, beta: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Within a chunk, what a token writes depends on what those before it wrote: a triangular system, which
-    forward substitution solves for all of them: what they write without the state before the chunk (`own`),
-    and how much that state takes away (`lost`)."""
-    tokens, heads, key_heads = *v.shape[:2], k.shape[1]
-    size = min(CHUNK, tokens)
-    missing = -tokens % size
-
-    def in_chunks(x: Tensor) -> Tensor:  # [tokens, n, ...] -> [key_heads, n / key_heads, chunks, size, ...]
-        x = F.pad(x, (0, 0) * (x.dim() - 1) + (0, missing)).transpose(0, 1)
-        return x.reshape(key_heads, -1, (tokens + missing) // size, size, *x.shape[2:])
-
-    q, k, v, decay, beta = map(in_chunks, (q * q.shape[-1] ** -0.5, k, v, decay, beta))
-    total = decay.cumsum(dim=-1)  # of the chunk, up to each token and with it
+def _chunk(state: Tensor, q: Tensor, k: Tensor, v: Tensor, decay: Tensor, beta: Tensor) -> Tensor:
+    """What a token writes depends on what those before it wrote: a triangular system, which forward
+    substitution solves for all of them. What they write is that of their values, less what the state before
+    the chunk has for their keys. The value heads of a key head are rows of one product where they can be."""
+    size, heads, key_heads = *v.shape[:2], k.shape[1]
+    q, k, v, decay, beta = (each.transpose(0, 1) for each in (q, k, v, decay, beta))  # heads first
+    keys = k.transpose(1, 2)
+    total = decay.cumsum(dim=1)  # [heads, size]: of the chunk, up to each token and with it
     later = torch.ones(size, size, dtype=torch.bool, device=v.device).triu(1)
-    between = (total[..., :, None] - total[..., None, :]).masked_fill_(later, -torch.inf).exp_()
-    grown, keys = total.exp(), k.transpose(-1, -2)
-    system = (k @ keys * between).mul_(beta[..., None])
+    between = (total[:, :, None] - total[:, None]).masked_fill_(later, -torch.inf).exp_()
+
+    def of_heads(x: Tensor, weight: Tensor) -> Tensor:  # [key_heads, size, n], [heads, size, n or 1]
+        return (x[:, None] * weight.unflatten(0, (key_heads, -1))).flatten(0, 1)
+
+    system = of_heads(torch.bmm(k, keys), between).mul_(beta[:, :, None])
     one = torch.eye(size, dtype=v.dtype, device=v.device)
-    solved = torch.linalg.solve_triangular(system, one, upper=False, unitriangular=True) * beta[..., None, :]
-    own = (solved @ v).flatten(0, 1)
-    lost = ((solved * grown[..., None, :]) @ k).flatten(0, 1)
-    seen, grown = (q @ keys * between).flatten(0, 1), grown[..., None]
-    asked = (q * grown).flatten(0, 1)
-    last = total[..., -1:]
-    keys = (k * (last - total).exp()[..., None]).flatten(0, 1).transpose(-1, -2)
-    kept = last.exp()[..., None].flatten(0, 1)
-    y = own.new_empty(own.shape)
-    for number in range(own.shape[1]):
-        change = torch.baddbmm(own[:, number], lost[:, number], state, alpha=-1)
-        y[:, number] = torch.baddbmm(asked[:, number] @ state, seen[:, number], change)
-        state = torch.baddbmm(state * kept[:, number], keys[:, number], change)
-    return y.reshape(heads, -1, y.shape[-1])[:, :tokens].transpose(0, 1), state
+    solved = torch.linalg.solve_triangular(system, one, upper=False, unitriangular=True)
+    solved = (solved * beta[:, None]).contiguous()  # [heads, size, size]
+    grown = total.exp()
+    rows = (solved * grown[:, None]).view(key_heads, -1, size)
+    change = torch.bmm(solved, v).baddbmm_(torch.bmm(rows, k).view(heads, size, -1), state, alpha=-1)
+    y = torch.bmm(of_heads(q, grown[:, :, None]), state)
+    y.baddbmm_(of_heads(torch.bmm(q, keys), between), change)
+    last = total[:, -1:]
+    written = of_heads(k, (last - total).exp_()[:, :, None])
+    state.mul_(last.exp()[:, :, None]).baddbmm_(written.transpose(1, 2), change)
+    return y.transpose(0, 1)
