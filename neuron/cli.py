@@ -114,6 +114,7 @@ def check(
     from neuron.models.catalogue import DEMO_FOLDER, Catalogue
     from neuron.models.launcher import weight_cache
     from neuron.processes.worker import Worker
+    from neuron.text.frontend import ModelText, TextFrontEnd
 
     settings = _read(config)
     try:
@@ -124,6 +125,7 @@ def check(
     ledger, copies = Ledger(inventory.devices), weight_cache(settings.quantised_cache)
     table = Table("model", "architecture", "dtype", "context", "devices", "memory", "KV tokens")
     problems, notes = [], []
+    configured = {model.id for model in settings.models}
     models = sorted(map(catalogue.settings, catalogue.list_models()), key=lambda model: not model.pin)
     runtime, measured = dict(UNMEASURED_BYTES), ledger.devices != ["cpu"]
     for model in models:
@@ -138,6 +140,13 @@ def check(
             continue
         except CortexError as error:
             problems.append(f"{model.id}: {error.message}")
+            continue
+        try:
+            if model.simulated is None:
+                TextFrontEnd.read(ModelText(description.text, description.text.try_templates()))
+        except CortexError as error:  # known when it is loaded, and until then it is offered
+            unread = problems if model.id in configured else notes
+            unread.append(f"{model.id} cannot be loaded: {error.message}")
             continue
         if model.pin:
             ledger.reserve(model.id, fit.reservations)

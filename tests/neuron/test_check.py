@@ -107,6 +107,23 @@ def test_what_cannot_be_served_says_why_wherever_it_lies(check, tmp_path, change
     assert reason in said
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("chat_template.jinja", "{% if %}", "chat_template.jinja is wrong in line 1"),
+        ("chat_template.jinja", "{{ 'x' * 10 ** 12 }}", "chat_template.jinja is never done"),
+        ("tokenizer.json", "{}", "tokenizer.json: is no tokenizer"),
+    ],
+)
+def test_what_a_load_would_find_of_template_and_tokenizer_is_said(check, tmp_path, name, content, reason):
+    folder = write_checkpoint(tmp_path / "shelf" / "model")
+    (folder / name).write_text(content)
+    code, said = check(**configured(folder))
+    assert (code, "mine cannot be loaded: " in said, reason in said) == (1, True, True), said
+    code, said = check(model_folders=[str(tmp_path / "shelf")])
+    assert (code, "model cannot be loaded: " in said, reason in said) == (0, True, True), said
+
+
 def test_a_gguf_file_is_told_for_what_it_is(check, tmp_path):
     (tmp_path / "model.gguf").write_bytes(b"GGUF" + (3).to_bytes(4, "little") + bytes(16))
     code, said = check(**configured(tmp_path / "model.gguf"))
