@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ipc.worker_messages import CONTEXT_BYTES, GRAPH_BYTES, KERNEL_BYTES
 from neuron.memory.gpu_step import WIDE_OF_XIELU, GpuStep
+from workers import checkpoints
 from workers.checkpoints.caches import SPARE_STATES
 from workers.checkpoints.card import Dtype
 from workers.checkpoints.config import ModelConfig
@@ -30,14 +31,18 @@ CHUNK, CHUNKED_AT_ONCE = 64, 128  # tokens of a prompt that go through a state t
 SCORES = 12 << 20  # bytes of attention scores, their weights and their mask
 TOLD_ROWS = 64  # of logits at once, for the log-probabilities of a prompt
 SORTED_LOGITS = 5 << 18  # at once, for the draw of tokens
-SORTED_BYTES = 33  # for each of these logits: values, ids, probabilities and what becomes of them, in float64
+SORTED_BYTES = 40  # for each of these logits: values, ids, probabilities and what becomes of them, in float64
 TOLD_BYTES = 2 * FLOAT  # for each of the logits that a prompt is told of
 LEAST_PENALISED = 4  # sequences that there is room for
+LITTLE = 4 << 20  # bytes of all that is small by itself: angles, positions, pages, what a router has
 MTP_STREAMS = 4  # hidden states: of the model, beside the layer of a head, and what is joined before that
 PENALTY_BYTES = 3  # for each logit, kept: how often its token came, and whether at all
 
 CPU_FACTS = Path("/proc/cpuinfo")
 ARM_INSTRUCTIONS = {"bfloat16": {"bf16"}, "float16": {"fphp", "asimdhp"}}
+COMPILED_CPUS = {"avx2", "fma", "f16c"}  # for which there are kernels (`workers/kernels/compiled.py`)
+COMPILED_ACTIVATIONS = ("silu", "gelu_tanh")
+KERNELS = Path(checkpoints.__file__).parents[1] / "kernels"
 
 
 def packs_head(dtype: Dtype) -> bool:
@@ -48,8 +53,20 @@ def packs_head(dtype: Dtype) -> bool:
     """
     if dtype == "float32":
         return True
-    lists = re.findall(r"^Features\s*:(.*)$", CPU_FACTS.read_text(), re.MULTILINE)
-    return bool(lists) and ARM_INSTRUCTIONS[dtype] <= set(lists[0].split())
+    return ARM_INSTRUCTIONS[dtype] <= _listed("Features")
+
+
+def is_compiled(dtype: Dtype) -> bool:
+    """Whether what a step of that type computes between its products is compiled, for a CPU like this one."""
+    if dtype == "float32":
+        return False
+    return _listed("flags") >= COMPILED_CPUS and any(KERNELS.glob("_blocks*.so"))
+
+
+def _listed(name: str) -> set[str]:
+    """What the kernel says that this CPU has: `flags` of x86, `Features` of ARM."""
+    lists = re.findall(rf"^{name}\s*:(.*)$", CPU_FACTS.read_text(), re.MULTILINE)
+    return set(lists[0].split()) if lists else set()
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +81,7 @@ class Overhead:
         vision: of a model that sees.
         context_length: of a sequence, which an image has to fit into; 0: that of the model.
         in_blocks: weights are kept quantised.
+        compiled: what a CPU computes between products has no copies in float32 (`is_compiled`).
     """
 
     shapes: ModelConfig
@@ -73,6 +91,7 @@ class Overhead:
     vision: Vision | None = None
     context_length: int = 0
     in_blocks: bool = False
+    compiled: bool = False
 
     def of_step(self, kind: str, tokens: int, sequences: int) -> int:
         """Bytes that a rank takes for steps of `tokens` that sample for `sequences`, on a CPU or a GPU."""
@@ -96,7 +115,7 @@ class Overhead:
     def _on_cpu(self, tokens: int, sequences: int) -> int:
         """Of layers, or of logits, which come when those let go of theirs; and of penalties, which stay."""
         mixers = max(self._attention(tokens), self._states(tokens))
-        layers = max(mixers, self._mlp(tokens)) + self._inputs(tokens)
+        layers = max(mixers, self._mlp(tokens)) + self._inputs(tokens) + LITTLE
         if self.shapes.bidirectional:  # there are no logits
             return layers
         return max(layers, self._told(tokens), self._sampling(sequences)) + self._penalties(sequences)
@@ -111,6 +130,8 @@ class Overhead:
         return FLOAT * sum(layer.state_size for layer in self.shapes.layers) // self.world_size
 
     def _attention(self, tokens: int) -> int:
+        """Of a layer before its MLP: while queries and keys are turned, or while they attend, whichever is
+        more; of one that is not a decoder's, or has latent vectors, both."""
         shapes, size = self.shapes, self.itemsize
         heads = shapes.num_heads // self.world_size
         queries = heads * max(layer.head_dim or shapes.head_dim for layer in shapes.layers)
@@ -123,10 +144,28 @@ class Overhead:
             )
         stream = 2 * shapes.hidden_size * size
         projected = (queries + 2 * keys) * size
-        rotated = 3 * (queries + keys) * FLOAT
-        attended = queries * (size + 2 * FLOAT)
-        gathered = KEYS_AT_ONCE * keys * (4 * size + FLOAT)
-        return tokens * (stream + projected + rotated + attended) + gathered + SCORES
+        if shapes.bidirectional or latent is not None:
+            rotated = 3 * (queries + keys) * FLOAT
+            attended = queries * (size + 2 * FLOAT)
+            gathered = KEYS_AT_ONCE * keys * (4 * size + FLOAT)
+            return tokens * (stream + projected + rotated + attended) + gathered + SCORES
+        turned, copied = 0, 0
+        if not self._turns_in_place:
+            turned = 4 * (queries + keys) * FLOAT
+            copied = (queries + keys) * (FLOAT if size == FLOAT else FLOAT + size)
+        attended = queries * (size + FLOAT)
+        gathered = 2 * KEYS_AT_ONCE * keys * FLOAT
+        return max(
+            tokens * (stream + projected + turned),
+            tokens * (stream + projected + copied + attended) + gathered + SCORES,
+            tokens * (stream + projected + copied + 2 * attended),
+        )
+
+    @property
+    def _turns_in_place(self) -> bool:
+        """Whether queries and keys are normed and turned where they are."""
+        norms = self.shapes.qk_norm in ("none", "heads")
+        return self.compiled and norms and not self.shapes.interleaved
 
     def _states(self, tokens: int) -> int:
         """Of a layer that keeps a state: what goes through its convolution, and 64 tokens at a time."""
@@ -143,7 +182,9 @@ class Overhead:
     def _mlp(self, tokens: int) -> int:
         hidden, inner, size = self.shapes.hidden_size, self.shapes.intermediate_size, self.itemsize
         inner *= 2 if self.shapes.double_wide else 1
-        dense = tokens * (2 * hidden + 4 * inner // self.world_size) * size
+        # what comes in, with what attention adds, normed, and what comes out; gates, what they open, and both
+        wide = 3 if self.compiled and self.shapes.activation in COMPILED_ACTIVATIONS else 4
+        dense = tokens * (4 * hidden + wide * inner // self.world_size) * size
         if self.shapes.activation == "xielu":
             dense += tokens * WIDE_OF_XIELU * inner // self.world_size * FLOAT
         if (experts := self.shapes.experts) is None:

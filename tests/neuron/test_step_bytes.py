@@ -12,6 +12,7 @@ from neuron.description import described
 from neuron.memory import step_bytes
 from neuron.models.catalogue import DEMO_FOLDER
 from workers.checkpoints.card import read_card
+from workers.kernels import compiled
 from workers.layers.embedding import Embedding, Head, VocabularySlice
 from workers.parallel import RankGroup
 from workers.weights.blocks import Empty
@@ -54,3 +55,11 @@ def test_a_head_is_booked_where_it_is_packed(monkeypatch):
             booked[packs, quantization] = overhead.of_step("cpu", 512, 16)
     assert booked[True, None] - booked[False, None] == head
     assert booked[True, "q8"] == booked[False, "q8"] == booked[False, None]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_plan_knows_whether_steps_are_compiled_here(dtype):
+    if compiled.library() is None and any(compiled.FOLDER.glob(f"{compiled.STEM}*.so")):
+        pytest.skip("the library was built from other sources, and is not used")
+    is_there = dtype != "float32" and compiled.library() is not None
+    assert step_bytes.is_compiled(dtype) == is_there

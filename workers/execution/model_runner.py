@@ -311,6 +311,9 @@ class ModelRunner:
         before = held(device)
         try:
             took = taken(device, step)
+            if device == "cpu":  # of what was made the first time nobody knows how much was there at the most
+                self.empty()
+                again = taken(device, lambda: self.execute(plan))
         except OutOfDeviceMemory as error:
             raise CortexError(
                 Code.INSUFFICIENT_MEMORY,
@@ -320,7 +323,7 @@ class ModelRunner:
         self.empty()
         most = took.most
         if device == "cpu":  # the kernels that it made are some of those that are booked
-            most -= min(KERNEL_BYTES, max(0, took.left - self.sampler.nbytes))
+            most = again.most + max(self.sampler.nbytes, took.left - KERNEL_BYTES)
         most = -self.group.least(-most)  # the ranks do the same: what one of them took, each may come to take
         if self.spec.speculation is not None:  # rows of guesses, which that step has none of
             most += (FREE_ROWS - 1) * self.model.vocab_size * (8 + getattr(torch, self.spec.dtype).itemsize)
