@@ -9,7 +9,13 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import Gemma4Config, Gemma4ForConditionalGeneration
+from torch.nn.functional import pad
+from transformers import (
+    Gemma4Config,
+    Gemma4ForConditionalGeneration,
+    Gemma4UnifiedConfig,
+    Gemma4UnifiedForConditionalGeneration,
+)
 from transformers.models.gemma4.image_processing_pil_gemma4 import Gemma4ImageProcessorPil
 
 from ipc.errors import Code, CortexError
@@ -68,9 +74,14 @@ SMALL = TEXT | {
     "vocab_size_per_layer_input": 131,
     "num_kv_shared_layers": 2,
 }
+# and the one that has no tower
+UNIFIED = {key: value for key, value in LARGE.items() if key != "hidden_size_per_layer_input"}
+PLAIN_EYE = {"mm_embed_dim": 32, "output_proj_dims": 32, "mm_posemb_size": 70, "patch_size": PATCH}
+MODEL = Gemma4Config, Gemma4ForConditionalGeneration
 KINDS = {
-    "large": (LARGE, EYE | {"standardize": True}),
-    "small": (SMALL, EYE | {"use_clipped_linears": True}),
+    "large": (*MODEL, LARGE, EYE | {"standardize": True}),
+    "small": (*MODEL, SMALL, EYE | {"use_clipped_linears": True}),
+    "unified": (Gemma4UnifiedConfig, Gemma4UnifiedForConditionalGeneration, UNIFIED, PLAIN_EYE),
 }
 
 
@@ -78,8 +89,8 @@ def write(folder, kind):
     """Make such a checkpoint in `folder`; returns the oracle, in float32."""
     torch.set_num_threads(1)
     torch.manual_seed(1)
-    text, eye = KINDS[kind]
-    config = Gemma4Config(
+    config, made_of, text, eye = KINDS[kind]
+    config = config(
         text_config=text,
         vision_config=eye,
         boi_token_id=START,
@@ -88,9 +99,9 @@ def write(folder, kind):
         video_token_id=FILM,
         audio_token_id=SOUND,
     )
-    model = Gemma4ForConditionalGeneration(config).eval()
+    model = made_of(config).eval()
     fill(model, std=0.2)
-    for name, buffer in model.model.vision_tower.named_buffers():
+    for name, buffer in model.named_buffers():
         if name.endswith(("_min", "_max")):  # so near that they cut something
             buffer.fill_(0.8 + torch.rand(()).item()).mul_(-1 if name.endswith("min") else 1)
         if "std_" in name:
@@ -164,16 +175,32 @@ def patches(image):
     return values, places
 
 
-def shown(images):
-    values, places = zip(*map(patches, images), strict=True)
+def merged(image):
+    """The same, where a patch is a token."""
+    rows, columns = (size // SIDE for size in image.shape[:2])
+    cells = (image.float() / 255).unflatten(0, (rows, SIDE)).unflatten(2, (columns, SIDE)).transpose(1, 2)
+    grid = torch.meshgrid(torch.arange(columns), torch.arange(rows), indexing="xy")
+    values = cells.reshape(rows * columns, -1)
+    unused = MOST - len(values)
+    values, places = values, torch.stack(grid, dim=-1).view(-1, 2)
+    return pad(values, (0, 0, 0, unused)), pad(places, (0, 0, 0, unused), value=-1)
+
+
+def shown(model, images):
+    made = patches if hasattr(model.model, "vision_tower") else merged
+    values, places = zip(*map(made, images), strict=True)
     return {"pixel_values": torch.stack(values), "image_position_ids": torch.stack(places)}
 
 
 @torch.no_grad()
 def logits_of(model, ids, images):
+    """As while it generates: who calls the unified model itself gets masks of Gemma 3's kind."""
     given = {"input_ids": torch.tensor([ids])}
-    given["mm_token_type_ids"] = (given["input_ids"] == IMAGE).long()
-    given |= shown([image for _, image in images]) if images else {}
+    kinds = (given["input_ids"] == IMAGE).long()
+    like, positions = model.get_input_embeddings()(given["input_ids"]), torch.arange(len(ids))[None]
+    made = model.create_masks_for_generate(model.config, like, None, None, positions, mm_token_type_ids=kinds)
+    given |= {"mm_token_type_ids": kinds, "attention_mask": made}
+    given |= shown(model, [image for _, image in images]) if images else {}
     return model(**given, use_cache=False).logits[0]
 
 
@@ -191,7 +218,7 @@ LARGEST = picture(6, 6)  # more tokens than a window has
 ONE = (5, LARGEST, 7)
 TWO = (3, picture(2, 4, 1), 4, picture(1, 7, 2), 40)
 FIRST = (picture(3, 2, 3), picture(1, 1, 4), [1])
-LONG = (40, picture(5, 8, 5), 30, picture(8, 3, 6), 5)
+LONG = (40, picture(5, 8, 15), 30, picture(8, 3, 6), 5)
 PROMPTS = {"one": ONE, "two": TWO, "at the start, one behind the other": FIRST, "over pages": LONG}
 
 
@@ -207,7 +234,7 @@ def answers(engine, asked, together, count=TOKENS, **settings):
 def test_the_tower_sees_what_that_of_transformers_sees(folder, model, shape):
     image = picture(*shape, 7)
     with torch.no_grad():
-        [seen] = model.model.get_image_features(**shown([image])).pooler_output
+        [seen] = model.model.get_image_features(**shown(model, [image])).pooler_output
     torch.testing.assert_close(tower_sees(folder, image), seen, atol=1e-4, rtol=1e-4)
 
 
@@ -339,22 +366,46 @@ def test_without_the_tokens_of_an_image_the_language_model_is_served_alone(folde
     assert any(f"tokenizer.json has no token {unknown}, its {key}" in note for note in read_card(blind).notes)
 
 
-@pytest.mark.parametrize(
-    ("changes", "reason"),
-    [
-        ({"model_type": "siglip_vision_model"}, "model_type siglip_vision_model"),
-        ({"num_key_value_heads": 1}, "num_key_value_heads 1"),
-        ({"head_dim": 8}, "head_dim 8"),
-        ({"hidden_activation": "relu"}, "hidden_activation relu"),
-        ({"attention_bias": True}, "attention_bias"),
-        ({"position_embedding_size": 200}, "position_embedding_size 200"),
-        ({"patch_size": 5}, "patch_size is 5, and for its images 4"),
-        ({"num_hidden_layers": 3}, r"visual\.encoder\.layers\.2"),
-        ({"rope_parameters": {"rope_theta": 100.0, "factor": 2.0}}, r"rope_parameters\.factor 2"),
-        ({"logit_softcap": 30.0}, r"vision_config\.logit_softcap 30"),
-        ({"hidden_size": "wide"}, "vision_config: Expected `int`"),
-    ],
-)
-def test_a_tower_that_cannot_be_is_refused_by_what_is_wrong(folder, model, tmp_path, changes, reason):
-    with pytest.raises(CortexError, match=reason):
-        read_card(with_tower(folder, tmp_path, **changes))
+REFUSED = [
+    ({"model_type": "siglip_vision_model"}, "model_type siglip_vision_model"),
+    ({"patch_size": 5}, "patch_size is 5, and for its images 4"),
+    ({"logit_softcap": 30.0}, r"vision_config\.logit_softcap 30"),
+    ({"rms_norm_eps": "small"}, "vision_config: Expected `float`"),
+]
+TOWERS = [
+    ({"num_key_value_heads": 1}, "num_key_value_heads 1"),
+    ({"head_dim": 8}, "head_dim 8"),
+    ({"hidden_activation": "relu"}, "hidden_activation relu"),
+    ({"attention_bias": True}, "attention_bias"),
+    ({"position_embedding_size": 200}, "position_embedding_size 200"),
+    ({"num_hidden_layers": 3}, r"visual\.encoder\.layers\.2"),
+    ({"rope_parameters": {"rope_theta": 100.0, "factor": 2.0}}, r"rope_parameters\.factor 2"),
+]
+EYES = [
+    ({"mm_posemb_size": 69}, "mm_posemb_size 69"),
+    ({"output_proj_dims": 16}, "output_proj_dims 16"),
+]
+
+
+def test_what_cannot_see_is_refused_by_what_is_wrong(folder, model, kind, tmp_path):
+    for number, (changes, reason) in enumerate(REFUSED + (EYES if kind == "unified" else TOWERS)):
+        (tmp_path / str(number)).mkdir()
+        with pytest.raises(CortexError, match=reason):
+            read_card(with_tower(folder, tmp_path / str(number), **changes))
+
+
+def test_published_files_of_the_unified_model_have_other_names_for_the_same(tmp_path):
+    write(tmp_path, "unified")
+    weights = load_file(tmp_path / "model.safetensors")
+    assert sum("vision_embedder" in name for name in weights) == 9  # as they are written
+    projector, renamed = (
+        "embed_vision.embedding_projection",
+        "embed_vision.multimodal_embedder.embedding_projection",
+    )
+    weights = {
+        name.replace(projector, renamed).replace("vision_embedder", "embed_vision"): weight
+        for name, weight in weights.items()
+    }
+    before = tower_sees(tmp_path, picture(1, 2))
+    save_file(weights, tmp_path / "model.safetensors")
+    assert torch.equal(tower_sees(tmp_path, picture(1, 2)), before)

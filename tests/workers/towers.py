@@ -102,6 +102,19 @@ TOWERS = {
         896,
     ),
     "gemma-4-31b": Sized(GEMMA4, 768, 816),
+    "gemma-4-12b": Sized(
+        replace(
+            GEMMA4,
+            depth=0,
+            hidden_size=3840,
+            out_size=3840,
+            patch_size=48,
+            merge_size=1,
+            gemma4=replace(GEMMA4.gemma4, unified=True),
+        ),
+        768,
+        816,
+    ),
     "gemma-4-31b and a long image": Sized(GEMMA4, 48, 280 * 48),
     "gemma-4-31b with bounds": Sized(replace(GEMMA4, gemma4=replace(GEMMA4.gemma4, clipped=True)), 768, 816),
 }

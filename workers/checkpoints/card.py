@@ -20,6 +20,7 @@ from ipc.errors import Code, CortexError
 from ipc.worker_messages import CacheGroup
 from workers.checkpoints import (
     config,
+    gemma4_unified_vision,
     gemma4_vision,
     generation,
     pixtral,
@@ -69,7 +70,13 @@ KNOWN_UNUSED = (
 BLOCK = 1 << 20  # bytes that are compared at once
 NO_MTP = "speculation mtp needs a head that predicts several tokens"
 BETTER = "Leave it out, or take ngram"
-TOWERS = {"vision": vision, "pixtral": pixtral, "siglip": siglip, "gemma4_vision": gemma4_vision}
+TOWERS = {
+    "vision": vision,
+    "pixtral": pixtral,
+    "siglip": siglip,
+    "gemma4_vision": gemma4_vision,
+    "gemma4_unified_vision": gemma4_unified_vision,
+}
 MOST_RANKS = 8  # of which `check_ranks` tells what would work
 
 
@@ -513,7 +520,7 @@ def _tower(seeing: Vision | None) -> Iterable[TensorSpec]:
     if seeing.siglip is not None:
         return siglip.specs(seeing)
     if seeing.gemma4 is not None:
-        return gemma4_vision.specs(seeing)
+        return (gemma4_unified_vision if seeing.gemma4.unified else gemma4_vision).specs(seeing)
     return seeing.tensors() if seeing.pixtral is None else pixtral.specs(seeing)
 
 

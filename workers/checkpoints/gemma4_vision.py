@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -35,11 +35,21 @@ NORMS = (
     "post_feedforward_layernorm",
 )
 AXES = 2  # that patches have places on
+NAME = "vision_config"
 Token = Annotated[int, Meta(ge=0)]
 
 
-class _Tower(msgspec.Struct, kw_only=True):
-    """The part `vision_config` of a `config.json`."""
+class Patches(msgspec.Struct, kw_only=True):
+    """What all such towers say of them in the part `vision_config` of a `config.json`."""
+
+    model_type: str
+    patch_size: Size = 16
+    pooling_kernel_size: Size = 3
+    rms_norm_eps: float = 1e-6
+
+
+class _Tower(Patches, kw_only=True):
+    """That part, of a tower that has blocks."""
 
     model_type: str = TYPE
     hidden_size: Size = 768
@@ -49,22 +59,24 @@ class _Tower(msgspec.Struct, kw_only=True):
     num_key_value_heads: Size = 12
     head_dim: Size = 64
     hidden_activation: str = "gelu_pytorch_tanh"
-    rms_norm_eps: float = 1e-6
     max_position_embeddings: Any = None  # which nothing reads
     attention_bias: bool | None = False
     rope_parameters: dict[str, Any] | None = None
-    pooling_kernel_size: Size = 3
-    patch_size: Size = 16
     position_embedding_size: Size = 10_240
     use_clipped_linears: bool = False
     standardize: bool = False
+
+
+T = TypeVar("T", bound=Patches)
 
 
 class _Text(msgspec.Struct):
     use_bidirectional_attention: Literal["all", "vision"] | None = None
 
 
-class _Around(msgspec.Struct, kw_only=True):
+class Around(msgspec.Struct, kw_only=True):
+    """What stands around both parts."""
+
     vision_config: dict[str, Any] | None = None
     text_config: _Text
     boi_token_id: Token | None = 255_999
@@ -73,19 +85,36 @@ class _Around(msgspec.Struct, kw_only=True):
     video_token_id: Token | None = 258_884
     audio_token_id: Token | None = 258_881
 
+    @property
+    def unshown(self) -> tuple[int, ...]:
+        """Tokens that stand for what is not shown."""
+        return tuple(each for each in (self.video_token_id, self.audio_token_id) if each is not None)
 
-class _Preprocessor(Preprocessor, kw_only=True):
+
+class Images(Preprocessor, kw_only=True):
+    """The settings for images."""
+
     image_mean: Colours = (0.0, 0.0, 0.0)
     image_std: Colours = (1.0, 1.0, 1.0)
     patch_size: Size = 16
     pooling_kernel_size: Size = 3
     max_soft_tokens: Size = 280
 
+    @property
+    def colours(self) -> tuple[Colours, Colours]:
+        """What is subtracted from colours between 0 and 1, and what they are divided by then."""
+        return (self.image_mean, self.image_std) if self.do_normalize else ((0.0,) * 3, (1.0,) * 3)
+
 
 def missing(folder: Path, path: Path, stored: Collection[str], model: ModelConfig) -> str:
     """Why the language model alone can be served, as for files that others cut out; empty: it can see."""
-    around = read_json(path, _Around)
-    if around.vision_config is None or not any(_named(name) == PATCHES for name in stored):
+    return blind(folder, path, any(_named(name) == PATCHES for name in stored), model)
+
+
+def blind(folder: Path, path: Path, there: bool, model: ModelConfig) -> str:
+    """The same, where what sees is `there` in the files."""
+    around = read_json(path, Around)
+    if around.vision_config is None or not there:
         return "its files have no tower"
     known = text.added(folder).values()
     for key in ("boi_token_id", "eoi_token_id", "image_token_id"):
@@ -105,42 +134,33 @@ def read(folder: Path, path: Path, model: ModelConfig) -> Vision:
     Raises:
         CortexError: MODEL_LOAD_FAILED, naming the file and what is not done here.
     """
-    around = read_json(path, _Around)
-    name = "vision_config"
-    tower = _tower(path, name, around.vision_config)
-    images = vision.preprocessor(folder, _Preprocessor, steps=("do_resize", "do_rescale")) or _Preprocessor(
-        patch_size=tower.patch_size, pooling_kernel_size=tower.pooling_kernel_size
-    )
-    for key in ("patch_size", "pooling_kernel_size"):
-        if (told := getattr(images, key)) != getattr(tower, key):
-            refuse(path, f"{name}.{key} is {getattr(tower, key)}, and for its images {told}")
-    most = images.max_soft_tokens
-    if most * tower.pooling_kernel_size > tower.position_embedding_size:
+    around = read_json(path, Around)
+    tower = _tower(path, around.vision_config)
+    images = preprocessor(folder, path, tower)
+    most, pool = images.max_soft_tokens, tower.pooling_kernel_size
+    if most * pool > tower.position_embedding_size:
         refuse(
             path,
-            f"{name}.position_embedding_size {tower.position_embedding_size} has no place for images of "
+            f"{NAME}.position_embedding_size {tower.position_embedding_size} has no place for images of "
             f"{most} tokens in a row",
         )
-    mean, deviation = (0.0,) * 3, (1.0,) * 3
-    if images.do_normalize:
-        mean, deviation = images.image_mean, images.image_std
-    side = tower.patch_size * tower.pooling_kernel_size
+    mean, deviation = images.colours
     return Vision(
         depth=tower.num_hidden_layers,
         hidden_size=tower.hidden_size,
         intermediate_size=tower.intermediate_size,
         num_heads=tower.num_attention_heads,
         patch_size=tower.patch_size,
-        merge_size=tower.pooling_kernel_size,
+        merge_size=pool,
         frames=1,
         table_side=0,
         out_size=model.hidden_size,
         deepstack=(),
         activation=ACTIVATIONS[tower.hidden_activation],
         token=around.image_token_id,
-        unshown=tuple(each for each in (around.video_token_id, around.audio_token_id) if each is not None),
-        min_pixels=side**2,
-        max_pixels=most * side**2,
+        unshown=around.unshown,
+        min_pixels=(tower.patch_size * pool) ** 2,
+        max_pixels=most * (tower.patch_size * pool) ** 2,
         # the tower makes of colours between 0 and 1 such between -1 and 1
         mean=tuple(m + d / 2 for m, d in zip(mean, deviation, strict=True)),
         deviation=tuple(d / 2 for d in deviation),
@@ -157,32 +177,49 @@ def read(folder: Path, path: Path, model: ModelConfig) -> Vision:
     )
 
 
-def _tower(path: Path, name: str, given: dict[str, Any]) -> _Tower:
-    """`vision_config`, of which all is done here."""
+def preprocessor(folder: Path, path: Path, tower: Patches) -> Images:
+    """The settings for images, which must be those of the tower in the `config.json` at `path`."""
+    images = vision.preprocessor(folder, Images, steps=("do_resize", "do_rescale")) or Images(
+        patch_size=tower.patch_size, pooling_kernel_size=tower.pooling_kernel_size
+    )
+    for key in ("patch_size", "pooling_kernel_size"):
+        if (told := getattr(images, key)) != getattr(tower, key):
+            refuse(path, f"{NAME}.{key} is {getattr(tower, key)}, and for its images {told}")
+    return images
+
+
+def tower_of(path: Path, given: dict[str, Any], kind: type[T], model_type: str) -> T:
+    """`vision_config`, in which nothing stands that is not understood and may change numbers."""
     try:
-        tower = msgspec.convert(given, _Tower)
+        tower = msgspec.convert(given, kind)
     except msgspec.ValidationError as error:
-        refuse(path, f"{name}: {error}")
-    config.refuse_unknown(path, given, _Tower, f"{name}.")
-    if tower.model_type != TYPE:
-        refuse(path, f"{name}.model_type {tower.model_type} is not supported; {TYPE} is")
+        refuse(path, f"{NAME}: {error}")
+    config.refuse_unknown(path, given, kind, f"{NAME}.")
+    if tower.model_type != model_type:
+        refuse(path, f"{NAME}.model_type {tower.model_type} is not supported; {model_type} is")
+    return tower
+
+
+def _tower(path: Path, given: dict[str, Any]) -> _Tower:
+    """`vision_config`, of which all is done here."""
+    tower = tower_of(path, given, _Tower, TYPE)
     if tower.hidden_activation not in ACTIVATIONS:
-        refuse(path, f"{name}.hidden_activation {tower.hidden_activation} is not supported")
+        refuse(path, f"{NAME}.hidden_activation {tower.hidden_activation} is not supported")
     if tower.attention_bias:
-        refuse(path, f"{name}.attention_bias is not supported: its projections have none")
+        refuse(path, f"{NAME}.attention_bias is not supported: its projections have none")
     heads = tower.num_attention_heads
     if tower.num_key_value_heads != heads:
         refuse(
             path,
-            f"{name}.num_key_value_heads {tower.num_key_value_heads} is not num_attention_heads, {heads}",
+            f"{NAME}.num_key_value_heads {tower.num_key_value_heads} is not num_attention_heads, {heads}",
         )
     if heads * tower.head_dim != tower.hidden_size:
-        refuse(path, f"{name}.head_dim {tower.head_dim} is not hidden_size / num_attention_heads")
+        refuse(path, f"{NAME}.head_dim {tower.head_dim} is not hidden_size / num_attention_heads")
     if tower.head_dim % 4:
-        refuse(path, f"{name}.head_dim {tower.head_dim} does not divide into fours")
+        refuse(path, f"{NAME}.head_dim {tower.head_dim} does not divide into fours")
     for key, value in (tower.rope_parameters or {}).items():
         if key != "rope_theta" and (key, value) not in (("rope_type", "axial"), ("rope_type", "default")):
-            refuse(path, f"{name}.rope_parameters.{key} {value} is not supported")
+            refuse(path, f"{NAME}.rope_parameters.{key} {value} is not supported")
     return tower
 
 

@@ -60,16 +60,18 @@ class Siglip(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Gemma4(msgspec.Struct, frozen=True, kw_only=True):
-    """The same of a tower of Gemma 4; see `gemma4_vision`."""
+    """The same of a tower of Gemma 4 (see `gemma4_vision`), or of what 12B has in its place
+    (`gemma4_unified_vision`)."""
 
     image_start: int  # token before those of an image,
     image_end: int  # and the one behind them
     together: bool  # they see each other
     eps: float  # of the norms
-    theta: float  # of the angles by which rows and columns turn
     positions: int  # columns, and rows, that have an embedding
-    clipped: bool  # what goes into a product and comes of it stays within bounds
-    standardised: bool  # what patches come to is moved and scaled, number by number
+    unified: bool = False  # a token is one patch, and there are no blocks: nor is there what follows
+    theta: float = 0.0  # of the angles by which rows and columns turn
+    clipped: bool = False  # what goes into a product and comes of it stays within bounds
+    standardised: bool = False  # what patches come to is moved and scaled, number by number
 
 
 class Vision(msgspec.Struct, frozen=True, kw_only=True):
@@ -187,7 +189,12 @@ class Vision(msgspec.Struct, frozen=True, kw_only=True):
         stream, wide = hidden * itemsize, self.intermediate_size * itemsize
         filled = self.patch_values * itemsize
         tokens = patches // self.merge_size**2 * self.out_size * itemsize
-        first = max(filled + max(self.patch_values * FLOAT, filled), filled + 3 * stream)
+        colours = filled + max(self.patch_values * FLOAT, filled)
+        if self.gemma4.unified:
+            kept, first = patches * stream + tokens, max(colours, 2 * filled + stream)
+            most = max(patches * stream + at_once * first, kept + at_once * (stream + 2 * FLOAT * hidden))
+            return LookBytes(kept, most - kept + SEGMENT_BYTES[kind])
+        first = max(colours, filled + 3 * stream)
         clipped = stream * self.gemma4.clipped
         in_block = max(stream + 3 * FLOAT * hidden, 4 * stream, stream + clipped + 2 * wide)
         kept = patches * (4 * stream + FLOAT * (hidden // self.num_heads))

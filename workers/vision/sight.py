@@ -18,6 +18,7 @@ from workers.step.batch import Segment
 from workers.step.gallery import Gallery
 from workers.step.plan import LookAt
 from workers.vision.gemma4 import Gemma4Tower
+from workers.vision.gemma4_unified import Gemma4Embedder
 from workers.vision.pixtral import PixtralTower
 from workers.vision.qwen3_vl import Qwen3VLTower
 from workers.vision.siglip import SiglipTower
@@ -29,7 +30,7 @@ def tower(vision: Vision, dtype: torch.dtype, device: torch.device) -> Tower:
     if vision.pixtral is not None:
         return PixtralTower(vision, dtype, device)
     if vision.gemma4 is not None:
-        return Gemma4Tower(vision, dtype, device)
+        return (Gemma4Embedder if vision.gemma4.unified else Gemma4Tower)(vision, dtype, device)
     return (Qwen3VLTower if vision.siglip is None else SiglipTower)(vision, dtype, device)
 
 

@@ -113,7 +113,7 @@ def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:  # [patches, heads, h
 def embedded(
     image: Tensor,
     vision: Vision,
-    product: ColumnParallel,
+    product: Callable[[Tensor], Tensor],
     placed: Callable[[Tensor, slice], Tensor],
     x: Tensor,
     square: int = 1,

@@ -66,7 +66,7 @@ ROUTER_SCALE, EXPERT_SCALES = "router.scale", "router.per_expert_scale"
 # Of its ears, which nothing here reads
 DEAF = "of what hears, which is not served: it takes text, and images where its files have eyes"
 EARS = dict.fromkeys(("model.audio_tower.", "model.embed_audio.", "audio_tower.", "embed_audio."), DEAF)
-SEEING = "Gemma4ForConditionalGeneration"
+SEEING, SEEING_UNIFIED = "Gemma4ForConditionalGeneration", "Gemma4UnifiedForConditionalGeneration"
 
 
 class Heads(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -304,5 +304,7 @@ GEMMA4_UNIFIED = Family(
     ("Gemma4UnifiedForCausalLM",),
     read_unified,
     tensors,
-    within={"Gemma4UnifiedForConditionalGeneration": ("gemma4_unified_text",)},
+    within={SEEING_UNIFIED: ("gemma4_unified_text",)},
+    beside=EARS,
+    sees={SEEING_UNIFIED: "gemma4_unified_vision"},
 )
