@@ -14,6 +14,7 @@ import struct
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Iterable, Iterator
+from math import inf
 from typing import Self
 
 import msgspec
@@ -72,9 +73,10 @@ class Call:
         self._client = client
         self._replies: deque[Reply] = deque()
         self._waiter: asyncio.Future[None] | None = None
-        # Of `take`. A timer is not set anew for each wait, but when it ends before the last one's deadline.
+        # Of `take`. A timer is not set anew for each wait, but when it ends before the last one's deadline. A
+        # long wait has none: the client looks at it.
         self._timer: asyncio.TimerHandle | None = None
-        self._timer_ends = self._deadline = 0.0  # by the loop's clock
+        self._timer_ends, self._deadline = 0.0, inf  # by the loop's clock
 
     def cancel(self) -> None:
         """Ask the neuron to end it. The terminal reply still comes. On a closed call it does nothing."""
@@ -84,6 +86,8 @@ class Call:
     async def take(self, within: float) -> list[Reply]:
         """All replies that are here, after waiting up to `within` seconds for the first.
 
+        A wait as long as a neuron may be silent lasts up to a quarter of that longer.
+
         Returns:
             [] when none came in time, or when there is none to come any more. It never cancels the request.
         """
@@ -91,7 +95,7 @@ class Call:
         if not replies and not self.closed:
             loop = self._client._loop
             self._deadline = loop.time() + within
-            if self._timer is None or self._timer_ends > self._deadline:
+            if within < self._client._silence and (self._timer is None or self._timer_ends > self._deadline):
                 self._set_timer()
             self._waiter = waiter = loop.create_future()
             await waiter
@@ -112,6 +116,11 @@ class Call:
         if self._deadline > self._timer_ends:
             self._set_timer()
         else:
+            _wake(self._waiter)
+
+    def _look(self, now: float) -> None:
+        """End a wait that was long enough."""
+        if self._waiter is not None and self._deadline <= now:
             _wake(self._waiter)
 
     async def __aiter__(self) -> AsyncGenerator[Reply, None]:
@@ -406,6 +415,9 @@ class NeuronClient:
 
     def _tick(self) -> None:
         self._timer = self._loop.call_later(self._silence / 4, self._tick)
+        now = self._loop.time()
+        for call in self._calls.values():
+            call._look(now)
         self._check_silence()
 
     def _check_silence(self) -> None:

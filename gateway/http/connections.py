@@ -64,6 +64,7 @@ class Connection(ASGIProtocol):
         super().__init__(worker)
         self._timer: Any = None  # runs while a header or a body is waited for, but on an idle connection
         self._header_bytes = 0  # that came, of one that is not complete
+        self._idle_since = 0.0  # by the loop's clock
         self._answering = False  # whether the answer to the last request has begun
         self._refused = False
         # Whether gunicorn was told to tell of requests, which it does itself.
@@ -177,16 +178,27 @@ class Connection(ASGIProtocol):
         super()._on_message_complete()
 
     def _arm_keepalive_timer(self) -> None:
-        if not self._header_bytes:  # else it is not idle
+        if self._header_bytes:  # it is not idle
+            return
+        self._idle_since = self.worker.loop.time()
+        if self._keepalive_handle is None:
             super()._arm_keepalive_timer()
 
+    def _cancel_keepalive_timer(self) -> None:
+        """It runs on while requests come, and looks at its end whether the connection was idle so long."""
+        if self._closed:
+            super()._cancel_keepalive_timer()
+
     def _keepalive_timeout(self) -> None:
+        self._keepalive_handle = None
         if not self._is_between_requests() or self._header_bytes:
-            return  # a request was read in the same turn of the loop, and its task has not begun
-        if self._has_unread():
-            self._keepalive_handle = self.worker.loop.call_later(LOOK_AGAIN_SECONDS, self._keepalive_timeout)
-        else:
+            return  # a request may have been read in the same turn of the loop, and its task not have begun
+        left = self._idle_since + self._keepalive - self.worker.loop.time()
+        if left <= 0 and not self._has_unread():
             super()._keepalive_timeout()
+            return
+        wait = max(left, LOOK_AGAIN_SECONDS)
+        self._keepalive_handle = self.worker.loop.call_later(wait, self._keepalive_timeout)
 
     def _send_response_start(self, *args: Any, **kwargs: Any) -> None:
         self._answering = True
