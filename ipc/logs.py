@@ -5,20 +5,24 @@ A daemon's children have it from the environment, so that all of them write alik
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import os
 import re
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any, Literal
 
 Style = Literal["text", "json"]
 
 VARIABLE = "CORTEX_LOG_FORMAT"  # of the environment: what children write
+GATHER_SECONDS = 0.1
+AT_ONCE = 1024  # characters, 4096 bytes at most: a pipe takes them whole, whoever else writes to it
 
 _NAMED = re.compile(r"(\w+)=%[-#0+]*\d*(?:\.\d+)?[sdrgfxei](?=\s|$)")
 
@@ -52,18 +56,75 @@ class Event(logging.LogRecord):
         known["exc_info"], known["stack_info"] = exc_info, sinfo
         known["created"] = created = time.time()
         known["msecs"] = int(created % 1 * 1000) + 0.0
-        known["process"] = os.getpid()
+        known["process"] = _pid()
 
 
 class Lines(logging.StreamHandler):
-    """Writes each event at once."""
+    """Writes each event at once, and those that come `together` with few writes."""
+
+    _held: str | None = None  # what waits for others to be written with
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            self.stream.write(self.format(record) + self.terminator)
-            self.stream.flush()
+            text = self.format(record) + self.terminator
+            if self._held is None:
+                self._write(text)
+            elif len(self._held) + len(text) <= AT_ONCE:
+                self._held += text
+            else:
+                held, self._held = self._held, text
+                self._write(held)
         except Exception:
             self.handleError(record)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Have what comes meanwhile written with few writes, at the latest when this ends."""
+        with self.lock:
+            self._held = ""
+        try:
+            yield
+        finally:
+            with self.lock:
+                held, self._held = self._held, None
+                if held:
+                    self._write(held)
+
+    def _write(self, text: str) -> None:
+        self.stream.write(text)
+        self.stream.flush()
+
+
+class Gathered:
+    """Lines about what happens often and is no news: those of a moment are written together, in their order.
+
+    A line by itself takes several times as long, most of it because the processor has forgotten the code for
+    it since the last one.
+    """
+
+    def __init__(self, logger: logging.Logger) -> None:
+        self._logger = logger
+        self._unwritten: list[tuple[str, tuple[Any, ...]]] = []
+        self._timer: asyncio.TimerHandle | None = None
+
+    def info(self, message: str, *args: Any) -> None:
+        """As of a logger, in the running loop."""
+        self._unwritten.append((message, args))
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(GATHER_SECONDS, self.write)
+
+    def write(self) -> None:
+        """Write what there is."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        unwritten, self._unwritten = self._unwritten, []
+        with ExitStack() as stack:
+            for handler in logging.getLogger().handlers:
+                if isinstance(handler, Lines):
+                    stack.enter_context(handler.together())
+            for message, args in unwritten:
+                self._logger.info(message, *args)
 
 
 class TextLines(logging.Formatter):
@@ -144,6 +205,10 @@ def log_to_stderr(
     logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.setLogRecordFactory(Event)
     logging._srcfile = None  # nobody looks for the caller, as logging's manual has it
+
+
+_pid = cache(os.getpid)  # the kernel is asked once a process
+os.register_at_fork(after_in_child=_pid.cache_clear)
 
 
 @lru_cache(1024)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 from time import monotonic
 
 from gateway.access.principal import Principal
 from gateway.refusals import one_line, shown, status_of
 from gateway.telemetry import metrics, traces
 from ipc.errors import CortexError
+from ipc.logs import Gathered
 from ipc.messages.answers import Usage
 from ipc.messages.replies import Embeddings, Finished, Ranked, Started, Text, TokenCount, Tokens
 from ipc.messages.requests import CountTokens, Detokenize, Embed, Generate
-
-logger = logging.getLogger("gateway.requests")
 
 CLIENT_LEFT = 499  # nobody receives it: it stands in metrics and the log only
 MOST_TOKENS = 1 << 40  # of one request, whatever a neuron says that it came to
@@ -31,6 +29,7 @@ class Account:
 
     Args:
         principal: who asks.
+        log: gets its line.
 
     Attributes:
         status: the HTTP status it is answered with.
@@ -49,7 +48,7 @@ class Account:
         cut_short: what a neuron says that it came to which has ended it for a client that left.
     """
 
-    def __init__(self, request_id: str, principal: Principal) -> None:
+    def __init__(self, request_id: str, principal: Principal, log: Gathered) -> None:
         self.request_id = request_id
         self.principal = principal
         self.status = 200
@@ -67,6 +66,7 @@ class Account:
         self.began = monotonic()
         self._neuron = self._placed = ""
         self._metrics: metrics.ModelMetrics | None = None  # with that neuron
+        self._log = log
         self._why = ""  # it was refused, for the log
         self._tokens = 0  # of the answer, that passed through here
         self._first_token = 0.0  # seconds
@@ -139,7 +139,7 @@ class Account:
             spent.count(usage.prompt_tokens, usage.completion_tokens)
         if traces.is_on():
             self._trace(usage, duration)
-        logger.info(
+        self._log.info(
             "request ended request_id=%s key=%s model=%s alias=%s neuron=%s placed=%s status=%d "
             "prompt_tokens=%d completion_tokens=%d first_token=%.4f duration=%.4f reason=%s",
             self.request_id,
@@ -155,6 +155,8 @@ class Account:
             duration,
             self._reason(),
         )
+        if self.status >= 400:  # its line stands beside what else is said of that
+            self._log.write()
         return usage
 
     def _trace(self, usage: Usage, seconds: float) -> None:

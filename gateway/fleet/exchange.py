@@ -66,7 +66,7 @@ class Exchange:
     def __init__(
         self, fleet: Fleet, request_id: str, principal: Principal = ANYBODY, session: str = ""
     ) -> None:
-        self.account = Account(request_id, principal)
+        self.account = Account(request_id, principal, fleet.ended)
         self.request_id = request_id
         self.goes_on = False
         self._fleet = fleet

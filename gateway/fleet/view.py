@@ -37,6 +37,7 @@ from gateway.fleet.quotes import Quotes
 from ipc.client import NeuronClient
 from ipc.errors import Code, CortexError
 from ipc.keys import load_public, load_secret
+from ipc.logs import Gathered
 from ipc.messages.replies import Failed, Quoted, State
 from ipc.messages.requests import Eviction, Hello, Watch
 from ipc.messages.state import Device, ModelState
@@ -229,6 +230,9 @@ def _epoch(model: ModelState | None) -> int | None:
 class Fleet:
     """All neurons of a configuration, and the names that their models have.
 
+    Attributes:
+        ended: the log of requests that ended.
+
     Raises:
         CortexError: a key of the configuration cannot be used.
     """
@@ -250,6 +254,7 @@ class Fleet:
         self._own_aliases = settings.aliases
         self.aliases = self._all_aliases()
         self.load_wait_seconds = settings.gateway.load_wait_seconds
+        self.ended = Gathered(logging.getLogger("gateway.requests"))
         self._eviction = msgspec.convert(settings.eviction, Eviction, from_attributes=True)
         self._quotes = Quotes()
         self._bytes_per_token: dict[str, float] = {}  # of text, by model
@@ -287,6 +292,7 @@ class Fleet:
         """Cancel what is open, and disconnect."""
         if self._finishing:
             await asyncio.wait(self._finishing, timeout=FINISH_SECONDS)
+        self.ended.write()
         for watch in self._watches:
             watch.cancel()
         await asyncio.gather(*self._watches, return_exceptions=True)

@@ -22,6 +22,7 @@ from typing import Any
 import httpx
 import psutil
 
+from ipc.logs import GATHER_SECONDS
 from tests.chaos import load
 from tests.chaos.faults import FAULTS, Fault
 from tests.chaos.fleet import (
@@ -147,7 +148,8 @@ class Story:
         back = [start + START_SECONDS for start in gateway.starts[1:]]
         away = itertools.zip_longest(gateway.ends, back, fillvalue=math.inf)
         killed = [(hurt, hurt + 1.0) for hurt in self._gateway_hurt]
-        return any(first <= ended and began <= last for first, last in (*away, *killed))
+        # Of what had ended just then the killed process may not have written its line.
+        return any(first - GATHER_SECONDS <= ended and began <= last for first, last in (*away, *killed))
 
     # --- how it is --------------------------------------------------------------------------------------
 

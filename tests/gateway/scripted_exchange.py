@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from gateway.config import GatewayConfig
 from gateway.fleet.account import Asked
 from gateway.fleet.exchange import Exchange
+from gateway.fleet.view import Fleet
 from ipc.errors import CortexError
 from ipc.messages.replies import Finished, Reply, Started
 from tests.doubles import stands_for
@@ -14,7 +16,7 @@ class Script(Exchange):
     """Gives batches of replies, then its error. One that is none of ours is raised where it comes."""
 
     def __init__(self, *batches: list[Reply], error: Exception | None = None) -> None:
-        super().__init__(None, "r-1")
+        super().__init__(Fleet(GatewayConfig()), "r-1")
         self._batches, self._error = list(batches), error
 
     async def send(self, request: Asked) -> None:

@@ -121,6 +121,7 @@ def test_a_neuron_that_lies_about_tokens_costs_no_request_its_account(
             )
             with caplog.at_level(logging.INFO):
                 exchange.close()
+                fleet.ended.write()
         (line,) = [text for text in caplog.messages if text.startswith("request ended")]
         assert f"prompt_tokens={counted} completion_tokens={counted}" in line
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import subprocess
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ipc.logs import Event, JSONLines, TextLines
+from ipc.logs import Event, JSONLines, Lines, TextLines
 
 
 def line(message: object, *args: Any, **more: Any) -> dict[str, Any]:
@@ -84,3 +85,19 @@ def test_an_event_has_the_names_that_formats_of_others_have() -> None:
     theirs = logging.Formatter("%(levelname)s %(filename)s:%(lineno)d %(threadName)s %(message)s")
     assert theirs.format(record) == "INFO :0 None read a"
     assert vars(logging.LogRecord("x", logging.INFO, "f.py", 1, "", (), None)).keys() <= vars(record).keys()
+
+
+def test_lines_that_come_together_are_whole_in_each_write_and_in_order() -> None:
+    writes: list[str] = []
+    stream = io.StringIO()
+    stream.write = writes.append
+    handler = Lines(stream)
+    with handler.together():
+        for number in range(9):
+            handler.handle(
+                logging.LogRecord("x", logging.INFO, "f.py", 1, "%d " + "x" * 400, (number,), None)
+            )
+    handler.handle(logging.LogRecord("x", logging.INFO, "f.py", 1, "last", (), None))
+    assert [text.count("\n") for text in writes] == [2, 2, 2, 2, 1, 1]
+    assert all(text.endswith("\n") for text in writes)
+    assert [line[:2] for line in "".join(writes).splitlines()] == [*(f"{n} " for n in range(9)), "la"]
