@@ -114,7 +114,7 @@ def _seen(vision: Vision) -> str:
     """What becomes of images."""
     most = vision.max_pixels // vision.side**2
     return (
-        f"{_sizes(vision, most)}; a look at the largest is as much work as {vision.look_cost(most):,} of text"
+        f"{_sizes(vision, most)}; a look at the largest is as much work as {vision.look_cost(most):,} tokens"
     )
 
 

@@ -121,6 +121,11 @@ def kind(request):
     return request.param
 
 
+# whose language models are unlike; that of the unified one is as that of the large ones
+UNLIKE = pytest.mark.parametrize("kind", ["large", "small"], indirect=True, scope="module")
+LARGE_ONE = pytest.mark.parametrize("kind", ["large"], indirect=True, scope="module")
+
+
 @pytest.fixture(scope="module")
 def folder(kind, tmp_path_factory):
     return tmp_path_factory.mktemp(kind)
@@ -247,6 +252,7 @@ def test_log_probabilities_are_those_of_transformers(engine, model, together, pa
     torch.testing.assert_close(told, following[:, 0], atol=1e-4, rtol=1e-4)
 
 
+@UNLIKE
 @pytest.mark.parametrize("parts", PROMPTS.values(), ids=PROMPTS)
 def test_answers_are_the_same_wherever_a_prompt_is_cut(engine, model, together, parts):
     for size in (STEP, STEP + 5) if together else (11, 60):
@@ -254,6 +260,7 @@ def test_answers_are_the_same_wherever_a_prompt_is_cut(engine, model, together, 
         same(answer, model, parts)
 
 
+@UNLIKE
 def test_answers_are_the_same_beside_others(engine, model, together):
     asked = [ONE, (30,), TWO, FIRST]
     found = answers(engine, asked, together, later=2, max_step_tokens=STEP)
@@ -261,6 +268,7 @@ def test_answers_are_the_same_beside_others(engine, model, together):
         same(answer, model, parts)
 
 
+@UNLIKE
 def test_a_second_turn_reuses_what_of_an_image_is_cached_and_no_other_one(engine, model, together):
     """The first page that is not cached begins inside of the image."""
     first, changed = (20, picture(6, 6, 9), 13), (20, picture(6, 6, 10), 13)
@@ -271,6 +279,7 @@ def test_a_second_turn_reuses_what_of_an_image_is_cached_and_no_other_one(engine
         same(answer, model, parts, 4)
 
 
+@UNLIKE
 def test_answers_are_the_same_on_two_ranks(folder, model, together, monkeypatch):
     ranks = Ranks(folder, 2, monkeypatch)
     try:
@@ -281,6 +290,7 @@ def test_answers_are_the_same_on_two_ranks(folder, model, together, monkeypatch)
         same(answer, model, parts)
 
 
+@LARGE_ONE
 def test_with_exact_an_image_is_the_same_in_company_and_in_pieces_to_the_last_bit(folder, model, together):
     asked, wanted = [TWO, ONE, (30,)], {"logprobs": 2, "prompt_logprobs": 0}
     with seeing.loaded(folder, dtype="bfloat16", exact=True, max_step_tokens=128) as engine:
@@ -289,6 +299,7 @@ def test_with_exact_an_image_is_the_same_in_company_and_in_pieces_to_the_last_bi
         assert answers(engine, asked, together, 4, max_step_tokens=STEP, **wanted) == whole
 
 
+@UNLIKE
 def test_text_alone_is_computed_as_without_eyes(engine, folder, model, together, tmp_path):
     """The same files without the tower give the same bits, and say that they are blind."""
     without_tower(folder, tmp_path)
@@ -298,6 +309,7 @@ def test_text_alone_is_computed_as_without_eyes(engine, folder, model, together,
     assert (told[0].token_ids, told[0].prompt_logprobs) == (told[1].token_ids, told[1].prompt_logprobs)
 
 
+@UNLIKE
 @pytest.mark.parametrize(
     "shape", [(12, 12), (48, 48), (7, 9), (60, 200), (3, 100), (1, 300), (900, 2), (100, 101)]
 )
