@@ -15,6 +15,7 @@ from gateway.fleet.exchange import EXCHANGE, Exchange
 from gateway.fleet.view import Fleet
 from gateway.http.body import Bodies
 from gateway.http.caller import session
+from gateway.http.parsing import parsed
 from gateway.http.sse import EventStream
 from gateway.telemetry import traces
 from ipc.errors import CortexError
@@ -47,7 +48,7 @@ class ExchangeResource(ABC):
     async def on_post(self, req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
         data = await self._bodies.read(req)
         context, exchange = open_exchange(self._fleet, req)
-        request, answer = await self._parse(data, context)
+        request, answer = await parsed(self._parse, data, context)
         await self._images.fill(request, req.scope, exchange.admit, context.principal.account)
         try:
             await self._answer(exchange, request, answer, resp)

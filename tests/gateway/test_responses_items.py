@@ -66,6 +66,11 @@ def test_text_is_a_message_of_the_user() -> None:
     ]
 
 
+def test_more_items_than_a_conversation_may_have_are_refused_before_they_are_read() -> None:
+    error = refusal([{"role": "user", "content": 5}] * 10_001)
+    assert (error.code, error.param) == (Code.BAD_REQUEST, "input")
+
+
 def test_items_of_the_assistant_that_follow_one_another_are_one_turn() -> None:
     items = [
         {"role": "developer", "content": "rules"},

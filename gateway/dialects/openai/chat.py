@@ -15,6 +15,7 @@ from gateway.dialects.openai.fields import NEUTRAL, Fields, LogprobCount, MaxTok
 from gateway.dialects.openai.structured import structured
 from gateway.dialects.openai.thinking import ThinkingFields, is_hidden, template_args, thinking
 from gateway.dialects.openai.tools import ToolFields, tool_choice
+from ipc.messages.conversation import MAX_TURNS
 from ipc.messages.requests import Generate
 
 CHAT_NEUTRAL = NEUTRAL | {
@@ -31,7 +32,7 @@ CHAT_NEUTRAL = NEUTRAL | {
 
 
 class ChatFields(refusing(Fields, CHAT_NEUTRAL, ToolFields, ThinkingFields, ContinueFields), kw_only=True):
-    messages: Annotated[list[Turn], Meta(min_length=1)]
+    messages: Annotated[list[Turn], Meta(min_length=1, max_length=MAX_TURNS)]
     max_completion_tokens: MaxTokens | None = None
     logprobs: bool | None = None
     top_logprobs: LogprobCount | None = None

@@ -33,6 +33,7 @@ from gateway.refusals import shown
 from ipc.messages.sampling import Sampling
 
 MAX_BIAS = 100
+MAX_BIASED = 1024  # token ids
 
 Bias = Annotated[
     float, Meta(extra_json_schema={"minimum": -MAX_BIAS, "maximum": MAX_BIAS})
@@ -65,7 +66,7 @@ class Fields(StructuredFields, kw_only=True):
     stop: Stop | Annotated[list[Stop], Meta(max_length=MAX_STOPS)] | None = None
     n: Annotated[int, Meta(ge=1, le=MAX_CHOICES)] | None = None
     best_of: int | None = None
-    logit_bias: dict[str, Bias] | None = None
+    logit_bias: Annotated[dict[str, Bias], Meta(max_length=MAX_BIASED)] | None = None
     presence_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
 

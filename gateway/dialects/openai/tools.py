@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from gateway.dialects import free_json
 from gateway.dialects.fields import MISSING, ShortName, bad_request, convert, required, unsupported
 from gateway.dialects.openai.custom_tools import as_function
 from gateway.refusals import shown
-from ipc.messages.conversation import Tool
+from ipc.messages.conversation import MAX_TOOLS, Tool
 
 
 class Function(Struct):
@@ -65,15 +65,18 @@ class OnlyAllowed(Struct, tag_field="type", tag="allowed_tools"):
     allowed_tools: AllowedTools
 
 
+ManyTools = Annotated[list[dict[str, Any]], Meta(max_length=MAX_TOOLS)]
+
+
 class ToolFields(Struct, kw_only=True):
     """The fields of a request. `functions` and `function_call` are what came before `tools`."""
 
-    tools: list[dict[str, Any]] | None = None
+    tools: ManyTools | None = None
     tool_choice: (
         Literal["none", "auto", "required", "any"] | NamedFunction | NamedCustom | OnlyAllowed | None
     ) = None
     parallel_tool_calls: bool | None = None
-    functions: list[dict[str, Any]] | None = None
+    functions: ManyTools | None = None
     function_call: Literal["none", "auto"] | Named | None = None
 
 
