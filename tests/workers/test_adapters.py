@@ -131,11 +131,15 @@ def test_adapters_of_a_model_that_sees_are_beside_its_language_model(tmp_path):
     save_file(before, path)
     assert read_adapter("pirate", tmp_path / "adapter", card).tensors.keys() == known.keys()
 
-    eye = {"base_model.model.model.visual.blocks.0.attn.qkv.lora_A.weight": torch.zeros(4, 32)}
-    save_file(tensors | eye, path)
-    assert "model.visual.blocks.0.attn.qkv.lora_A.weight' is beside what sees" in refused(
-        tmp_path / "adapter", card
-    )
+    for own in (
+        "visual.blocks.0.attn.qkv",
+        "vision_tower.encoder.layers.0.self_attn.q_proj.linear",
+        "vision_embedder.patch_dense",
+        "embed_audio.embedding_projection",
+    ):
+        save_file(tensors | {f"base_model.model.model.{own}.lora_A.weight": torch.zeros(4, 32)}, path)
+        said = refused(tmp_path / "adapter", card)
+        assert f"model.{own}.lora_A.weight' is beside what sees or hears" in said
 
 
 def test_adapters_answer_the_same_where_tokens_are_guessed(runner, monkeypatch):

@@ -32,7 +32,7 @@ _PROJECTION = re.compile(
     r"model\.layers\.\d+\.(self_attn\.(q|k|v|qkv|o)|conv\.(in|out)|mlp\.(gate|up|gate_up|down))_proj"
 )
 _SEES = re.compile(
-    r"(model\.)?(visual|vision_\w+|embed_vision|multi_modal_projector|mm_projector|audio_\w+)\."
+    r"(model\.)?(visual|vision_\w+|embed_(vision|audio)|multi_modal_projector|mm_projector|audio_\w+)\."
 )
 _NOT_DONE = {  # keys of the config that would change numbers, and what they are where they do not
     "use_dora": False,
@@ -140,7 +140,7 @@ def _place(path: Path, full: str, tensor: Tensor, usual_name: Callable[[str], st
     part = A if name.endswith(A) else B
     own = name.removesuffix(part)
     if _SEES.match(own):
-        refuse(path, f"{full!r} is beside what sees in the model, and only its language model has adapters")
+        refuse(path, f"{full!r} is beside what sees or hears, and only its language model has adapters")
     projection = usual_name(within.usual(f"{own}.weight")).removesuffix(".weight")
     if name == own or not _PROJECTION.fullmatch(projection):
         refuse(
