@@ -15,7 +15,7 @@ from ipc.errors import Code, CortexError
 from ipc.messages.catalogue import FleetCatalogue
 from ipc.messages.conversation import MAX_TOOLS, Tools, Turns
 from ipc.messages.sampling import Sampling, Structured, Thinking
-from ipc.messages.values import MAX_TOKEN_IDS, ModelId, Name, Plain, TokenIds
+from ipc.messages.values import MAX_TOKEN_IDS, ModelId, Name, Plain, Seconds, TokenIds
 
 MAX_MARKS = 8
 
@@ -79,7 +79,7 @@ class Load(Request, tag="load"):
     """Answered by `Progress` as it goes, then `Done`. Loading a loaded model is `Done` at once."""
 
     model: ModelId
-    keep_alive: float | None = None  # as in `Generate`
+    keep_alive: Seconds | None = None  # as in `Generate`
 
 
 class Unload(Request, tag="unload"):
@@ -132,7 +132,7 @@ class Generate(Request, tag="generate"):
     written: list[TokenIds] = []
     # Seconds without another request after which the model is unloaded; below 0: never. None: as its settings
     # say.
-    keep_alive: float | None = None
+    keep_alive: Seconds | None = None
 
 
 class Cancel(Request, tag="cancel"):
@@ -183,7 +183,7 @@ class Embed(Request, tag="embed"):
     # Tokens of an input, of which a longer one loses its last; 0: as many as the model takes. None: a longer
     # one is refused.
     cut_to: Annotated[int, Meta(ge=0)] | None = None
-    keep_alive: float | None = None  # as in `Generate`
+    keep_alive: Seconds | None = None  # as in `Generate`
 
 
 class Rerank(Embed, tag="rerank", kw_only=True):

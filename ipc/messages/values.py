@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import msgspec
@@ -16,7 +17,9 @@ class Plain(msgspec.Struct, omit_defaults=True, frozen=True, kw_only=True):
 
 MAX_NAME = 256  # characters of a name or an id that a client chooses
 MAX_TOKEN_IDS = 1 << 20  # of one list
+MAX_FLOAT = sys.float_info.max
 
 Name = Annotated[str, Meta(max_length=MAX_NAME)]
 ModelId = Annotated[str, Meta(max_length=MAX_MODEL_ID)]
+Seconds = Annotated[float, Meta(ge=-MAX_FLOAT, le=MAX_FLOAT)]  # no NaN: in a timer it stops the others
 TokenIds = Annotated[list[int], Meta(max_length=MAX_TOKEN_IDS)]
