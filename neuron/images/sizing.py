@@ -10,10 +10,13 @@ from PIL import Image
 
 from neuron.images.opening import in_colours, opened, upright_size
 from neuron.refusals import bad_request
-from workers.checkpoints.vision import Vision
+from workers.checkpoints.vision import PanAndScan, Vision
 
 MAX_RATIO = 200  # of the sides
 DIGEST_BYTES = 16
+
+
+Box = tuple[int, int, int, int]  # pixels from the left and the top to the first column and row behind it
 
 
 class Sized(NamedTuple):
@@ -24,6 +27,7 @@ class Sized(NamedTuple):
     columns: int
     param: str
     gap: int = 0  # tokens of text behind each row
+    box: Box | None = None  # of the upright image what is shown; None: all of it
 
     @property
     def tokens(self) -> int:
@@ -40,6 +44,33 @@ def sized(data: bytes, vision: Vision, param: str) -> Sized:
     image = opened(data, param)
     rows, columns = fitted(*upright_size(image), vision, param)
     return Sized(image, rows // vision.side, columns // vision.side, param, vision.gap)
+
+
+def views(data: bytes, vision: Vision, param: str) -> list[Sized]:
+    """An image as the model is shown it: as a whole, and a long one in crops besides, where it knows such.
+
+    Raises:
+        CortexError: BAD_REQUEST naming `param`.
+    """
+    whole = sized(data, vision, param)
+    about = None if vision.siglip is None else vision.siglip.crops
+    boxes = [] if about is None else crops(*upright_size(whole.image), about)
+    return [whole, *(whole._replace(image=opened(data, param), box=box) for box in boxes)]
+
+
+def crops(rows: int, columns: int, about: PanAndScan) -> list[Box]:
+    """Where an image of so many pixels is cut; nowhere, where it is too small or nearly a square."""
+    longer, shorter = max(rows, columns), min(rows, columns)
+    if longer / shorter < about.ratio:
+        return []
+    count = min(max(2, min(math.floor(longer / shorter + 0.5), longer // about.least)), about.most)
+    size = -(-longer // count)
+    if min(size, shorter) < about.least:
+        return []
+    cuts = [(start, min(start + size, longer)) for start in range(0, longer, size)]
+    if columns >= rows:
+        return [(start, 0, end, rows) for start, end in cuts]
+    return [(0, start, columns, end) for start, end in cuts]
 
 
 def fitted(rows: int, columns: int, vision: Vision, param: str) -> tuple[int, int]:
@@ -98,6 +129,8 @@ def pixels(image: Sized, vision: Vision) -> tuple[bytes, bytes]:
     size = image.columns * vision.side, image.rows * vision.side
     colours = in_colours(image.image, image.param)
     image.image.close()
+    if image.box is not None:
+        colours = colours.crop(image.box)
     way = Image.Resampling.BICUBIC if vision.siglip is None else Image.Resampling.BILINEAR
     made = colours.resize(size, way).tobytes()
     digest = blake2b(made, digest_size=DIGEST_BYTES, person=b"%d" % image.columns).digest()

@@ -6,14 +6,19 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
+from ipc.errors import CortexError
 from ipc.messages.conversation import Message
 from ipc.worker_messages import PlacedImage
-from neuron.images.sizing import Sized, pixels, sized
+from neuron.images.sizing import Sized, pixels, views
 from neuron.refusals import bad_request, too_long
 from neuron.text import content
 from workers.checkpoints.vision import Vision
 
 MAX_BYTES = 128 << 20  # of the pixels of one request: some 43,000 tokens of Qwen's
+
+WITH_CROPS = (
+    "Here is the original image {} and here are some crops to help you see better {}"  # Gemma 3's words
+)
 
 
 class PreparedImage(msgspec.Struct, array_like=True):
@@ -49,15 +54,9 @@ def place(
     if vision.mark != vision.token and vision.token in ids:
         where, token = content.says(messages, spell(vision.token)), spell(vision.token)
         raise bad_request(where, f"{where} has a token of an image, {token}, and no image: leave it out")
-    found = [sized(part.data, vision, param) for param, part in content.images(messages)]
+    found = [view for param, part in content.images(messages) for view in views(part.data, vision, param)]
     if (marks := ids.count(vision.mark)) != len(found):
-        mark = spell(vision.mark)
-        where = content.says(messages, mark)
-        raise bad_request(
-            where,
-            f"{where}: the prompt has {len(found)} images, and {marks} times the model's mark for one, "
-            f"{mark}: its text must not have it, nor the template leave images out",
-        )
+        raise _miscounted(messages, len(found), marks, spell(vision.mark))
     if not found:
         return ids, []
     around = len(_lead(vision)) + len(_tail(vision)) - 1
@@ -67,6 +66,15 @@ def place(
     if 3 * vision.side**2 * sum(image.rows * image.columns for image in found) > MAX_BYTES:
         raise bad_request("messages", f"the images come to more than {MAX_BYTES >> 20} MiB of pixels")
     return _placed(ids, found, vision, read)
+
+
+def _miscounted(messages: Sequence[Message], images: int, marks: int, mark: str) -> CortexError:
+    where = content.says(messages, mark)
+    return bad_request(
+        where,
+        f"{where}: the prompt has {images} images, and {marks} times the model's mark for one, {mark}: its "
+        "text must not have it, nor the template leave images out",
+    )
 
 
 def refuse_marks(ids: Sequence[int], vision: Vision | None, param: str) -> None:
@@ -112,13 +120,25 @@ def _placed(
     return whole + ids[done:], images
 
 
-def around_marks(text: str, vision: Vision, spell: Callable[[int], str]) -> str:
-    """The text of a prompt, with what belongs around each mark for an image. It is put there before the text
-    becomes tokens: line ends beside others are other tokens."""
+def around_marks(text: str, messages: Sequence[Message], vision: Vision, spell: Callable[[int], str]) -> str:
+    """The text of a prompt, with what belongs around each mark for an image, and a mark for each crop of one.
+    It is put there before the text becomes tokens: line ends beside others are other tokens.
+
+    Raises:
+        CortexError: BAD_REQUEST naming what is no image, or has marks for none.
+    """
     if (about := vision.siglip) is None:
         return text
     mark = spell(about.mark)
-    return text.replace(mark, f"\n\n{mark}{spell(about.image_end)}\n\n")
+    one = f"\n\n{mark}{spell(about.image_end)}\n\n"
+    if about.crops is None:
+        return text.replace(mark, one)
+    first, *others = text.split(mark)
+    crops = [len(views(part.data, vision, param)) - 1 for param, part in content.images(messages)]
+    if len(others) != len(crops):
+        raise _miscounted(messages, len(crops), len(others), mark)
+    shown = [WITH_CROPS.format(one, " ".join([one] * count)) if count else one for count in crops]
+    return first + "".join(each + behind for each, behind in zip(shown, others, strict=True))
 
 
 def _lead(vision: Vision) -> list[int]:

@@ -175,8 +175,12 @@ def encode_prompts(
     if request.messages is not None:
         _refuse_unread(text, content.characters(request.messages), "messages", context_length, contexts)
         rendered = _render(text, request, seconds)
+
+        def spell(token: int) -> str:
+            return text.write([token])
+
         if text.vision is not None:
-            rendered = around_marks(rendered, text.vision, lambda token: text.write([token]))
+            rendered = around_marks(rendered, request.messages, text.vision, spell)
         ids = to_ids(text, rendered, "messages", context_length, special=bool(special), contexts=contexts)
         if text.vision is None:
             return [Prompt("messages", ids, rendered)]
@@ -187,7 +191,7 @@ def encode_prompts(
             text.vision,
             context_length,
             read,
-            lambda token: text.write([token]),
+            spell,
             contexts,
         )
         return [Prompt("messages", ids, rendered, images)]

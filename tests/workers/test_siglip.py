@@ -278,10 +278,54 @@ def test_text_alone_is_computed_as_without_eyes(engine, folder, model, tmp_path)
     assert (told[0].token_ids, told[0].prompt_logprobs) == (told[1].token_ids, told[1].prompt_logprobs)
 
 
-@pytest.mark.parametrize("step", ["do_resize", "do_rescale", "do_normalize", "do_pan_and_scan"])
+@pytest.mark.parametrize("step", ["do_resize", "do_rescale", "do_normalize"])
 def test_images_that_are_made_ready_otherwise_are_refused(folder, model, tmp_path, step):
-    other = changed(folder, tmp_path, "preprocessor_config.json", **{step: step == "do_pan_and_scan"})
+    other = changed(folder, tmp_path, "preprocessor_config.json", **{step: False})
     with pytest.raises(CortexError, match=step):
+        read_card(other)
+
+
+CROPS = {
+    "do_pan_and_scan": True,
+    "pan_and_scan_min_crop_size": 20,
+    "pan_and_scan_max_num_crops": 4,
+    "pan_and_scan_min_ratio_to_activate": 1.2,
+}
+LONG_IMAGES = [(50, 100), (100, 50), (40, 48), (50, 59), (21, 300), (301, 45), (19, 90), (30, 41), (64, 64)]
+
+
+@pytest.fixture(scope="module")
+def cropping(folder, model, tmp_path_factory):
+    return changed(folder, tmp_path_factory.mktemp("cropping"), "preprocessor_config.json", **CROPS)
+
+
+@pytest.mark.parametrize("shape", LONG_IMAGES)
+def test_crops_are_those_of_transformers(cropping, shape):
+    image = noise(*shape)
+    made = asked_of(cropping, "a", encoded(image), "b")
+    processor = Gemma3ImageProcessorPil.from_pretrained(cropping)
+    given = processor(Image.fromarray(image), return_tensors="pt")["pixel_values"]
+    assert len(made.images) == len(given)
+    for seen, expected in zip(made.images, given, strict=True):
+        ours = torch.frombuffer(bytearray(seen.pixels), dtype=torch.uint8).view(PIXELS, PIXELS, 3)
+        torch.testing.assert_close(normal(ours), expected, atol=1e-5, rtol=0)
+
+
+def test_a_prompt_says_which_are_crops(cropping):
+    made = asked_of(cropping, "a", encoded(noise(40, 90)), "b", encoded(noise(30, 30)))
+    written = {LINES: "\n\n", START: "<start>", IMAGE: "", END: ""}
+    words = "".join(written.get(token, chr(token)) for token in made.token_ids())
+    mark = "\n\n<start>\n\n"
+    said = f"Here is the original image {mark} and here are some crops to help you see better {mark} {mark}"
+    assert words == f"u:a{said.replace('y', '?')}b{mark};a:"  # which has no token
+    assert made.token_ids().count(IMAGE) == 4 * SEEN
+    with pytest.raises(CortexError, match="2 images, and 3 times"):
+        asked_of(cropping, "<start>", encoded(noise(40, 90)), encoded(noise(30, 30)))
+
+
+def test_crops_without_their_sizes_are_refused(folder, model, tmp_path):
+    other = changed(folder, tmp_path, "preprocessor_config.json", do_pan_and_scan=True)
+    with pytest.raises(CortexError, match="pan_and_scan_min_crop_size is missing"):
         read_card(other)
 
 

@@ -21,7 +21,7 @@ from workers.checkpoints.family import TensorSpec
 from workers.checkpoints.files import read_json, refuse
 from workers.checkpoints.rope import Size
 from workers.checkpoints.safetensors import Tensor
-from workers.checkpoints.vision import CHANNELS, PREFIX, Colours, Preprocessor, Siglip, Vision
+from workers.checkpoints.vision import CHANNELS, PREFIX, Colours, PanAndScan, Preprocessor, Siglip, Vision
 
 RENAMED = {
     "vision_tower.vision_model.": PREFIX,
@@ -31,6 +31,7 @@ RENAMED = {
 PATCHES = f"{PREFIX}embeddings.patch_embedding.weight"
 TYPE = "siglip_vision_model"
 BILINEAR = 2
+CROPS = ("min_crop_size", "max_num_crops", "min_ratio_to_activate")
 Token = Annotated[int, Meta(ge=0)]
 
 
@@ -69,6 +70,9 @@ class _Preprocessor(Preprocessor, kw_only=True):
     image_std: Colours = (0.5, 0.5, 0.5)
     resample: int = BILINEAR
     do_pan_and_scan: bool | None = None
+    pan_and_scan_min_crop_size: Size | None = None
+    pan_and_scan_max_num_crops: Size | None = None
+    pan_and_scan_min_ratio_to_activate: float | None = None
 
 
 def missing(folder: Path, path: Path, stored: Collection[str], model: ModelConfig) -> str:
@@ -125,8 +129,6 @@ def read(folder: Path, path: Path, model: ModelConfig) -> Vision:
     size = images.size
     if size is not None and (size.height, size.width) != (tower.image_size, tower.image_size):
         refuse(folder, f"its images have {size.width} x {size.height} pixels, and not {tower.image_size}")
-    if images.do_pan_and_scan:
-        refuse(folder, "do_pan_and_scan is not supported: an image is seen as a whole")
     return Vision(
         depth=tower.num_hidden_layers,
         hidden_size=tower.hidden_size,
@@ -145,9 +147,20 @@ def read(folder: Path, path: Path, model: ModelConfig) -> Vision:
         mean=images.image_mean,
         deviation=images.image_std,
         siglip=Siglip(
-            mark=around.boi_token_index, image_end=around.eoi_token_index, eps=tower.layer_norm_eps
+            mark=around.boi_token_index,
+            image_end=around.eoi_token_index,
+            eps=tower.layer_norm_eps,
+            crops=_crops(folder, images) if images.do_pan_and_scan else None,
         ),
     )
+
+
+def _crops(folder: Path, images: _Preprocessor) -> PanAndScan:
+    found = {key: getattr(images, f"pan_and_scan_{key}") for key in CROPS}
+    for key, value in found.items():
+        if value is None:
+            refuse(folder, f"do_pan_and_scan is set, and pan_and_scan_{key} is missing")
+    return PanAndScan(*found.values())
 
 
 def specs(vision: Vision) -> Iterator[TensorSpec]:

@@ -51,12 +51,21 @@ class Pixtral(msgspec.Struct, frozen=True, kw_only=True):
     projector_bias: bool
 
 
+class PanAndScan(msgspec.Struct, frozen=True):
+    """When crops of an image are shown beside it, cut from one end of its longer side to the other."""
+
+    least: int  # pixels of a crop's side
+    most: int  # crops
+    ratio: float  # of the sides, at least
+
+
 class Siglip(msgspec.Struct, frozen=True, kw_only=True):
     """The same of a tower of SigLIP's, and of Gemma 3's projector; see `siglip`."""
 
     mark: int  # token that stands for an image in a text, and before its tokens,
     image_end: int  # and the one behind them
     eps: float  # of the norms
+    crops: PanAndScan | None = None
 
 
 class Gemma4(msgspec.Struct, frozen=True, kw_only=True):
