@@ -149,6 +149,14 @@ def _drop_what_asks_for_nothing(pointer: str, schema: dict[str, Any]) -> list[st
         dropped.append("format")
     if "additionalItems" in schema and not isinstance(schema.get("items"), list):
         dropped.append("additionalItems")
+    for limit, key in (("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum")):
+        # Draft 4 has it so, and OpenAPI 3.0.
+        if schema.get(key) is False:
+            dropped.append(key)
+        elif schema.get(key) is True and limit in schema:
+            schema[key] = schema.pop(limit)
+    if schema.get("required") is False:  # of a property, as draft 3 has it
+        dropped.append("required")
     for key in dropped:
         del schema[key]
     for key in COUNTS:

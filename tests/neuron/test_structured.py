@@ -115,7 +115,7 @@ REFUSED: list[tuple[Any, str, str]] = [
     ({"type": "string", "minLength": 10**6}, "/minLength", "1000000 characters"),
     ({"type": "string", "pattern": r"^\p{L}{500000}a{500000}$"}, "/pattern", "1000000 characters"),
     ({"maxItems": 2.5}, "/maxItems", "whole number"),
-    ({"minimum": 1, "exclusiveMinimum": True}, "/exclusiveMinimum", "number"),
+    ({"exclusiveMinimum": True}, "/exclusiveMinimum", "number"),
     ({"maxItems": "3"}, "/maxItems", "whole number"),
     ({"minLength": -1}, "/minLength", "whole number"),
     ({"items": [{}]}, "/items", "object"),
@@ -160,6 +160,7 @@ def test_a_schema_that_cannot_be_honoured_is_refused_with_the_place_and_the_reas
         {"propertyNames": True},
         {"propertyNames": {"type": "string"}},
         {"not": False},
+        {"exclusiveMinimum": False, "exclusiveMaximum": False, "required": False},
         {"if": {"type": "null"}},
         {"then": False, "else": False},
         {"contains": {"type": "null"}, "minContains": 0},
@@ -175,6 +176,12 @@ def test_what_asks_for_nothing_is_a_note(idle):
     schema = {"type": "string", "minLength": 1} | idle
     grammar = constrain(Structured(json={"type": "object", "properties": {"a": schema}}), encode).grammar
     assert '"type": "string"' in grammar
+
+
+def test_limits_as_draft_4_has_them_are_those_of_later_ones():
+    old = {"type": "number", "minimum": 1, "exclusiveMinimum": True, "maximum": 2.5, "exclusiveMaximum": True}
+    new = {"type": "number", "exclusiveMinimum": 1, "exclusiveMaximum": 2.5}
+    assert constrain(Structured(json=old), encode).grammar == constrain(Structured(json=new), encode).grammar
 
 
 def test_what_asks_for_nothing_is_told_once_with_its_place(caplog):
