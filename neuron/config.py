@@ -70,7 +70,9 @@ class NeuronConfig(Struct, frozen=True, kw_only=True):
     memory: Memory = Memory()
     quantised_cache: QuantisedCache = QuantisedCache()
     keep_alive: Period = -1.0  # of models that do not say; below 0: until their memory is wanted
-    parking: Size = 0  # bytes of the host's memory for weights of models that leave
+    # Bytes of the host's memory for weights of models that leave; null: half of what is free at the start, if
+    # there is a GPU, else none.
+    parking: Size | None = None
     default_model: str | None = None  # loaded at start, and again when the one that it left for is idle
     default_after_seconds: Duration = 60.0  # without a request, that is
     standby: bool = True  # keep a warm process on each device that a model may be loaded on

@@ -367,6 +367,8 @@ class Service:
             models=self._models.states(),
             ranks=self._models.ranks(),
             text_memory=self._preparation.memory,
+            parked_memory=self._models.parking.held,
+            parking=self._models.parking.budget,
         )
 
     async def _drain(self, peer: Peer, request: Drain) -> Reply:
@@ -446,6 +448,8 @@ class Service:
             devices=self._models.room.devices(),
             models=self._models.states(),
             text_memory=self._preparation.memory,
+            parked_memory=self._models.parking.held,
+            parking=self._models.parking.budget,
         )
         prefixes = self._models.take_prefix_news()
         news = _news(self._told, state, prefixes) if self._told is not None else None

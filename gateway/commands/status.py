@@ -25,6 +25,8 @@ class NeuronHealth(Struct):
     devices: list[Device]
     models: list[ModelState]
     text_memory: int = 0  # bytes
+    parked_memory: int = 0  # the same
+    parking: int = 0  # that it may come to
 
 
 class CatalogueHealth(Struct):
@@ -62,13 +64,21 @@ def read(body: bytes, endpoint: str) -> FleetHealth:
 
 def show(fleet: FleetHealth, console: Console) -> None:
     """Print neurons, devices and models."""
-    neurons = table("neuron", "state", "endpoint", "version", "text")
+    neurons = table("neuron", "state", "endpoint", "version", "text", "parked")
     devices = table("device", "neuron", "name", "used", "reserved", "total", "load", "temperature")
     models = table(
         "model", "neuron", "status", "memory", "devices", "context", "cached", "running", "waiting", "served"
     )
     for neuron in fleet.neurons:
-        row(neurons, neuron.name, _state(neuron), neuron.endpoint, neuron.version, size(neuron.text_memory))
+        row(
+            neurons,
+            neuron.name,
+            _state(neuron),
+            neuron.endpoint,
+            neuron.version,
+            size(neuron.text_memory),
+            f"{size(neuron.parked_memory)} of {size(neuron.parking)}" if neuron.parking else "",
+        )
         for device in neuron.devices:
             row(
                 devices,

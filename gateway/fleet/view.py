@@ -91,6 +91,7 @@ class Neuron:
         self.models: dict[str, ModelState] = {}  # by id, and by that of each adapter
         self.devices: list[Device] = []
         self.text_memory = 0  # bytes that its text processes hold
+        self.parked_memory = self.parking = 0  # bytes that weights are parked in, and may be
         self.in_flight: Counter[str] = Counter()
         self.catalogue: CatalogueAtNeuron | None = None
         self._directory = directory if directory is not None else Directory()
@@ -173,6 +174,7 @@ class Neuron:
         self._is_back.set()
         self.instance, self.draining = state.instance, state.draining
         self.devices, self.text_memory = state.devices, state.text_memory
+        self.parked_memory, self.parking = state.parked_memory, state.parking
         before = self.models
         known = [] if state.whole else [model for model in self.own_models if model.id not in state.gone]
         own = {model.id: model for model in [*known, *state.models]}

@@ -56,6 +56,8 @@ class HealthResource:
                 "devices": neuron.devices if neuron.healthy else [],
                 "models": neuron.own_models if neuron.healthy else [],
                 "text_memory": neuron.text_memory if neuron.healthy else 0,
+                "parked_memory": neuron.parked_memory if neuron.healthy else 0,
+                "parking": neuron.parking if neuron.healthy else 0,
                 "catalogue": neuron.catalogue.told() if neuron.catalogue is not None else None,
             }
             for neuron in neurons

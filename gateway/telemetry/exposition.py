@@ -103,6 +103,8 @@ class Neuron(Protocol):
     own_models: Sequence[ModelState]
     devices: Sequence[Device]
     text_memory: int
+    parked_memory: int
+    parking: int
 
 
 class Exposition:
@@ -191,6 +193,15 @@ def neuron_metrics(neurons: Sequence[Neuron]) -> list[Metric]:
     )
     for neuron in healthy:
         text.add_metric([neuron.name], neuron.text_memory)
+    parked = GaugeMetricFamily(
+        "cortex_neuron_parked_memory", "Bytes that weights are parked in.", labels=["neuron"]
+    )
+    parking = GaugeMetricFamily(
+        "cortex_neuron_parking", "Bytes that weights may be parked in.", labels=["neuron"]
+    )
+    for neuron in healthy:
+        parked.add_metric([neuron.name], neuron.parked_memory)
+        parking.add_metric([neuron.name], neuron.parking)
     models = [([m.id, neuron.name], m) for neuron in healthy for m in neuron.own_models]
     devices = [([neuron.name, device.id], device) for neuron in healthy for device in neuron.devices]
     waited = CounterMetricFamily(

@@ -203,6 +203,8 @@ class HealthReply(Reply, tag="health"):
     models: list[ModelState]
     ranks: dict[str, list[RankState]]
     text_memory: int = 0  # bytes of the host that the processes hold which prepare requests
+    parked_memory: int = 0  # bytes of the host that weights of models are parked in,
+    parking: int = 0  # and that they may be parked in
 
 
 class ModelList(Reply, tag="models"):
@@ -226,7 +228,9 @@ class State(Reply, tag="state"):
     # By model, the marks of prompts whose pages its worker holds, and how many tokens that is: those that are
     # new, and with 0 those of which it no longer holds all. An epoch begins with none.
     prefixes: dict[str, dict[bytes, int]] = {}
-    text_memory: int = 0  # as of `health`
+    text_memory: int = 0  # as of `health`, and these
+    parked_memory: int = 0
+    parking: int = 0
 
 
 class Heartbeat(Reply, tag="heartbeat"):

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import logging
 import os
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 from ipc import parked
 from neuron.memory.ledger import Ledger, gib
@@ -19,6 +18,17 @@ log = logging.getLogger("neuron.memory.parking")
 
 HOST = "cpu"  # the device whose memory it is
 SPARE_SHARE = 1 / 20  # of the host's memory, that stays free beside what is parked
+BUDGET_SHARE = 1 / 2  # of what is free when the neuron starts, where nobody says how much may be parked
+
+
+def automatic_budget(devices: Collection[str], free: int) -> int:
+    """Bytes that may be parked where nobody says: none where models are in the host's memory themselves.
+
+    Args:
+        devices: those that models are loaded on.
+        free: bytes of the host's memory, now.
+    """
+    return int(BUDGET_SHARE * free) if set(devices) - {HOST} else 0
 
 
 @dataclass(slots=True, eq=False)
@@ -36,18 +46,19 @@ class Loan:
     nbytes: int  # as booked
     whole: bool = False
     lent: bool = True  # to a load that goes on
-    last_used: float = field(default_factory=time.monotonic)
 
 
 class Parking:
     """What is parked, by model.
 
     Args:
-        budget: bytes; 0: nothing is parked.
+        budget: bytes that may be parked; 0: nothing is.
         ledger: where it is booked, if the host's memory is one of its devices.
         host: gives the host's memory now, total and free, in bytes.
         changed: told of which model something is parked now, or nothing any more.
-        worth: seconds that the return of a model from there saves, for each who may want it soon.
+        worth: seconds that the return of a model from there saves, for each who may want it soon; the same of
+            all where only the last use counts.
+        used: when a model was used last, on any clock.
     """
 
     def __init__(
@@ -57,12 +68,14 @@ class Parking:
         host: Callable[[], tuple[int, int]],
         changed: Callable[[str], None] = lambda model: None,
         worth: Callable[[str], float] = lambda model: 0.0,
+        used: Callable[[str], float] = lambda model: 0.0,
     ) -> None:
-        self._budget = budget
+        self.budget = budget
         self._ledger = ledger
         self._host = host
         self._changed = changed
         self._worth = worth
+        self._used = used
         self._books = HOST in ledger.devices
         self._loans: dict[str, Loan] = {}
 
@@ -77,7 +90,7 @@ class Parking:
         """
         loan = self._loans.get(model)
         if loan is not None and loan.whole and loan.identity == identity:
-            loan.lent, loan.last_used = True, time.monotonic()
+            loan.lent = True
             return loan
         self.drop(model)
         size = sum(sizes)
@@ -105,7 +118,7 @@ class Parking:
         """
         if self._loans.get(loan.model) is not loan:
             return
-        loan.lent, loan.last_used = False, time.monotonic()
+        loan.lent = False
         if loan.whole:
             if not woken:
                 self.drop(loan.model)
@@ -183,17 +196,17 @@ class Parking:
 
     def _has_room(self, model: str, size: int) -> bool:
         """Whether `size` bytes more can be parked, once others have made way that are worth less."""
-        if size > self._budget:
-            if self._budget:
-                log.info("too large to be parked model=%s bytes=%d budget=%d", model, size, self._budget)
+        if size > self.budget:
+            if self.budget:
+                log.info("too large to be parked model=%s bytes=%d budget=%d", model, size, self.budget)
             return False
         leave, held = [], self.held
         for loan in self._idle():
-            if held + size <= self._budget:
+            if held + size <= self.budget:
                 break
             leave.append(loan)
             held -= loan.nbytes
-        if held + size > self._budget or sum(self._worth(loan.model) for loan in leave) > self._worth(model):
+        if held + size > self.budget or sum(self._worth(loan.model) for loan in leave) > self._worth(model):
             return False
         for loan in leave:
             self.drop(loan.model)
@@ -203,7 +216,7 @@ class Parking:
     def _shrink(self) -> None:
         """Have others leave, until what is parked is within the budget."""
         for loan in self._idle():
-            if self.held <= self._budget:
+            if self.held <= self.budget:
                 return
             self.drop(loan.model)
 
@@ -212,7 +225,11 @@ class Parking:
         idle = [loan for loan in self._loans.values() if not loan.lent]
         return sorted(
             idle,
-            key=lambda loan: (loan.model == last, self._worth(loan.model) / loan.nbytes, loan.last_used),
+            key=lambda loan: (
+                loan.model == last,
+                self._worth(loan.model) / loan.nbytes,
+                self._used(loan.model),
+            ),
         )
 
 

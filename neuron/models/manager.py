@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from neuron.description import ModelDescription, describe
 from neuron.memory.devices import CpuProbe, Inventory
 from neuron.memory.fit import Fit
 from neuron.memory.ledger import Ledger
-from neuron.memory.parking import Parking
+from neuron.memory.parking import Parking, automatic_budget
 from neuron.memory.room import Room
 from neuron.memory.text_memory import TextMemory
 from neuron.models.appraisal import appraise
@@ -37,6 +38,7 @@ from neuron.requests.progress import LoadProgress
 log = logging.getLogger("neuron.models.manager")
 
 SCAN_SECONDS = 2.0  # between two looks for models that came or went
+RELIEF_SECONDS = 1.0  # between two looks whether the host runs short of memory
 SCAN_SHARE = 20.0  # times as long as one look takes, at least
 
 
@@ -68,6 +70,7 @@ class ModelManager:
 
     Attributes:
         room: the memory that they share.
+        parking: what stays in the host's memory of those that left.
         searched: whether this host was searched for models once, so that `states` are complete.
     """
 
@@ -93,6 +96,7 @@ class ModelManager:
         self._tried: dict[str, Tried] = {}  # models that could not be served as they are wanted
         self._finding = asyncio.Lock()
         self._watching: asyncio.Task[None] | None = None
+        self._relieving: asyncio.Task[None] | None = None
         self._opening: dict[str, asyncio.Future[ManagedModel]] = {}
         self._backoff = backoff or Backoff()
         ledger = Ledger(inventory.devices)
@@ -105,16 +109,18 @@ class ModelManager:
             cycles=lambda: self.room.eviction.defrag_after_cycles,
             backoff=self._backoff,
         )
-        self._parking = Parking(
-            config.parking, ledger, CpuProbe().memory, self._on_parked, self._worth_parked
-        )
+        memory = CpuProbe().memory
+        budget = config.parking
+        if budget is None:
+            budget = automatic_budget(ledger.devices, min(memory()[1], config.cpu.memory or math.inf))
+        self.parking = Parking(budget, ledger, memory, self._on_parked, self._worth_parked, self._used_parked)
         texts = TextMemory(ledger, preparation)
-        self.room = Room(config.memory, ledger, inventory, self._standby, changed, self._parking, texts)
+        self.room = Room(config.memory, ledger, inventory, self._standby, changed, self.parking, texts)
         self._residents = Residents(config, self.room, self._models, self.open)
         self._pulls = Pulls(config, self._cache, lambda: inventory.devices, self.open, self._changed)
         cores = CpuProbe().cores()
         cores = min(cores, config.cpu.cores or cores)
-        self._launcher = Launcher(config, cores, self._standby, self._parking)
+        self._launcher = Launcher(config, cores, self._standby, self.parking)
 
     # --- finding ----------------------------------------------------------------------------------------
 
@@ -321,7 +327,7 @@ class ModelManager:
             model.drop_text()
         for known in (self._models, self._broken, self._tried):
             known.pop(model_id, None)
-        self._parking.drop(model_id)
+        self.parking.drop(model_id)
         log.info("model forgotten, or to be read again model=%s", model_id)
         self._changed()
         return True
@@ -339,8 +345,16 @@ class ModelManager:
                 log.exception("models cannot be looked for")
             await asyncio.sleep(max(SCAN_SECONDS, SCAN_SHARE * (loop.time() - began)))
 
+    async def _relieve(self) -> None:
+        """Give what is parked back as soon as the host is short of it, though nobody asks this neuron."""
+        while True:
+            await asyncio.sleep(RELIEF_SECONDS)
+            self.parking.relieve()
+
     async def start(self) -> None:
         """Find every model, and load those that shall be there."""
+        if self.parking.budget:
+            log.info("weights may stay in the host's memory bytes=%d", self.parking.budget)
         try:
             await self.find_all()
         except Exception:  # those that were found are served, and it is looked for others all the time
@@ -350,17 +364,19 @@ class ModelManager:
             self._changed()
         await self._residents.start()
         self._watching = asyncio.create_task(self._watch())
+        self._relieving = asyncio.create_task(self._relieve())
 
     async def close(self) -> None:
         """End every worker process."""
-        if self._watching is not None:
-            self._watching.cancel()
+        for task in (self._watching, self._relieving):
+            if task is not None:
+                task.cancel()
         self._residents.close()
         await self._pulls.close()
         await self.room.close()
         await self._standby.close()
         await asyncio.gather(*(model.close() for model in self._models.values()))
-        self._parking.close()
+        self.parking.close()
 
     # --- telling ----------------------------------------------------------------------------------------
 
@@ -455,7 +471,11 @@ class ModelManager:
 
     def _worth_parked(self, model_id: str) -> float:
         model = self._models.get(model_id)
-        return model.worth_parked if model is not None else 0.0
+        return model.worth_parked if model is not None and self.room.eviction.strategy != "lru" else 0.0
+
+    def _used_parked(self, model_id: str) -> float:
+        model = self._models.get(model_id)
+        return model.last_used if model is not None else 0.0
 
     def _changed(self, now: bool = False) -> None:
         self._residents.look()

@@ -10,7 +10,7 @@ from ipc import parked
 from ipc.errors import CortexError
 from ipc.messages.state import Device
 from neuron.memory.ledger import Ledger
-from neuron.memory.parking import SPARE_SHARE, Parking
+from neuron.memory.parking import SPARE_SHARE, Parking, automatic_budget
 
 TOTAL = 1 << 20  # bytes of the host
 HEAD = parked.HEAD
@@ -26,8 +26,14 @@ class Place:
         self.elsewhere = 0  # bytes that other programs have
         self.told = []
         self.worth = {}
+        self.used = []  # the last one was used last
         self.parking = Parking(
-            budget, self.ledger, self._host, self.told.append, lambda name: self.worth.get(name, 0.0)
+            budget,
+            self.ledger,
+            self._host,
+            self.told.append,
+            worth=lambda name: self.worth.get(name, 0.0),
+            used=lambda name: self.used.index(name) if name in self.used else -1,
         )
 
     def _host(self):
@@ -76,7 +82,7 @@ def test_what_a_load_filled_is_lent_to_the_next_one_and_cannot_be_changed(place)
 def test_what_was_used_longest_ago_leaves_when_the_budget_is_short(place):
     for name in "abc":
         place.park(name)
-    place.parking.settle(place.parking.lend("a", "files", [1]), loaded=True, woken=True)
+    place.used = ["b", "c", "a"]
     place.park("d")
     assert place.models == {"a", "c", "d"}
     assert place.parking.held == 300 * 1024 == place.ledger.reserved("cpu")
@@ -211,6 +217,11 @@ def test_a_neuron_that_may_not_use_the_cpu_parks_all_the_same_and_books_nothing(
     place.parking.make_way("b", {"cuda:0": TOTAL})
     assert place.models == {"a"}
     place.parking.close()
+
+
+@pytest.mark.parametrize(("devices", "budget"), [(["cpu"], 0), (["cuda:0", "cpu"], 500), (["cuda:1"], 500)])
+def test_where_nobody_says_half_of_what_is_free_is_parked_beside_a_gpu(devices, budget):
+    assert automatic_budget(devices, 1000) == budget
 
 
 def test_what_is_parked_is_named_where_a_booking_is_refused(place):
