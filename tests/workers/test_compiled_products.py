@@ -125,10 +125,11 @@ def test_a_file_that_is_no_library_is_left_alone(tmp_path):
 
 
 def test_a_library_of_other_sources_is_not_used_and_the_log_says_what_to_run(tmp_path, monkeypatch, caplog):
-    for name in ("formats.h", "vectors.h"):
+    for name in ("formats.h", "lanes.h", "vectors.h"):
         shutil.copy(compiled.FOLDER / name, tmp_path)
     (tmp_path / "blocks.c").write_text('#define OWN_SOURCE\n#include "formats.h"\nSOURCE(blocks)\n')
-    for name in ("blocks_vnni", "dense", "rows", "step"):
+    (tmp_path / "many.c").write_text('#define OWN_LANES\n#include "lanes.h"\nSOURCE(many)\n')
+    for name in ("blocks_vnni", "chunks", "dense", "rows", "step"):
         (tmp_path / f"{name}.c").write_text(f'#include "vectors.h"\nSOURCE({name})\n')
     found = ctypes.CDLL(str(build(tmp_path, tmp_path / "library.so", "-O0")))
     monkeypatch.setattr(compiled, "FOLDER", tmp_path)

@@ -79,6 +79,42 @@ def test_what_is_larger_than_the_type_is_infinite(level):
         assert torch.isposinf(dense.product(x, x, None)).all()
 
 
+def test_many_tokens_are_multiplied_by_a_kernel_of_their_own(monkeypatch):
+    """Of panels with one register of tokens to four, and of rows and columns that fill no block."""
+    if dense.level() != dense.WITH_AVX512_BF16:
+        pytest.skip("this CPU has no such instructions")
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    for rows, columns in ((1, 2), (5, 40), (37, 1100), (530, 616)):
+        weight = random(rows, columns + 5, dtype=torch.bfloat16)[:, 3 : columns + 3]
+        assert dense.takes_many(weight)
+        x, bias = random(200, columns, dtype=torch.bfloat16), random(rows, dtype=torch.bfloat16)
+        whole = Linear(weight, bias)(x)
+        exact = x.double() @ weight.double().t() + bias.double()
+        sums = x.double().abs() @ weight.double().abs().t()
+        assert ((whole.double() - exact).abs() <= exact.abs() * 2**-8 + sums * 1e-6 + 1e-7).all()
+        for count in (33, 48, 65, 100, 127):
+            assert torch.equal(dense.many(x[:count], weight, bias), whole[:count])
+        for threads in (3, 16):
+            monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+            assert torch.equal(dense.many(x, weight, bias), whole)
+        monkeypatch.undo()
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    x[2, 1] = torch.inf
+    y = dense.many(x, weight, bias)
+    assert not y[2].isfinite().any()
+    assert torch.equal(y[3:], whole[3:])
+
+
+def test_many_tokens_are_left_to_torch_where_it_has_more_than_the_kernel(monkeypatch):
+    weight = random(12, 24, dtype=torch.bfloat16)
+    assert not dense.takes_many(weight.half())
+    assert not dense.takes_many(weight[:, 1:])
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    assert not dense.takes_many(weight)
+    x = random(40, 24, dtype=torch.bfloat16)
+    torch.testing.assert_close(Linear(weight)(x), F.linear(x, weight), rtol=0.02, atol=0.1)
+
+
 def test_neither_a_layer_nor_a_tied_head_is_copied():
     empty = Empty(torch.bfloat16)
     vocabulary = VocabularySlice(50, RankGroup())

