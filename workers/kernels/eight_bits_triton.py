@@ -26,13 +26,14 @@ def quantised(x, KIND: tl.constexpr):
     x *= tl.where(wide > 0.0, 1.0 / tl.where(wide > 0.0, wide, 1.0), 0.0)[:, None]
     x = tl.minimum(tl.maximum(x, -MOST), MOST)
     if KIND == _INT8:
-        return ((x + _ROUND) - _ROUND).to(tl.int8), scale
-    size = tl.abs(x)
-    bits = size.to(tl.int32, bitcast=True)
-    normal = ((bits + 0x7FFFF + ((bits >> 20) & 1)) >> 20) - (120 << 3)  # exponents begin at -7, not -127
-    small = ((size * 512.0 + _ROUND) - _ROUND).to(tl.int32)  # below 2^-6 they are multiples of 2^-9
-    code = tl.where(size < 0.015625, small, normal) | tl.where(x < 0.0, 0x80, 0)
-    return code.to(tl.uint8), scale
+        code = ((x + _ROUND) - _ROUND).to(tl.int8)
+    else:
+        size = tl.abs(x)
+        bits = size.to(tl.int32, bitcast=True)
+        normal = ((bits + 0x7FFFF + ((bits >> 20) & 1)) >> 20) - (120 << 3)  # exponents begin at -7, not -127
+        small = ((size * 512.0 + _ROUND) - _ROUND).to(tl.int32)  # below 2^-6 they are multiples of 2^-9
+        code = (tl.where(size < 0.015625, small, normal) | tl.where(x < 0.0, 0x80, 0)).to(tl.uint8)
+    return code, scale  # at one place: Triton 3.6 takes the types of the first of several
 
 
 @triton.jit
