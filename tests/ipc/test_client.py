@@ -542,14 +542,16 @@ def test_more_requests_than_the_queue_takes_all_arrive_in_the_end():
     asyncio.run(main())
 
 
-def test_heartbeats_keep_a_quiet_call_open():
+def test_heartbeats_keep_a_quiet_call_open_and_a_long_wait_for_its_replies_ends():
     async def main():
         async with puppet(silence=1.0) as (neuron, client):
             call = client.open(Generate(id=0, model="m"))
             await neuron.request()
+            waiting = asyncio.create_task(call.take(1.0))  # so long a wait has no timer of its own
             for _ in range(15):
                 await neuron.reply(Heartbeat(id=0))
                 await asyncio.sleep(0.1)
+            assert await waiting == []
             assert not call.closed
             assert client.alive
 
