@@ -68,6 +68,7 @@ LONGEST = (
     "neuron/test_manager.py",
     "workers/test_memory.py",
     "workers/test_triton_products.py",
+    "workers/test_mtp.py",
     "end_to_end/test_resume.py",
     "workers/test_parallel.py",
     "workers/test_attention.py",

@@ -38,6 +38,8 @@ def built(tmp_path_factory) -> Path:
         "MANIFEST.in",
     ):
         shutil.copy(ROOT / name, copy)
+    settings = copy / "pyproject.toml"  # how fast it is does not matter here
+    settings.write_text(settings.read_text().replace('"-O3"', '"-O0"'))
     kinds = ("deb", "rpm") if NFPM else ()
     subprocess.run([sys.executable, copy / "packaging" / "build.py", out, *kinds], check=True, timeout=300)
     return out

@@ -23,10 +23,10 @@ class Tiny(NamedTuple):
     oracle: PreTrainedModel
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(autouse=True)
 def nothing_old_is_collected() -> None:
-    """Every load collects garbage: a quarter of a second, among all that transformers is made of."""
-    gc.collect()
+    """Every load collects garbage several times, each of them a twentieth of a second among all that
+    transformers and the tests before are made of."""
     gc.freeze()
 
 
