@@ -134,7 +134,7 @@ class Exchange:
                 self._prompt = prompts.read(request)
                 request.marks = self._prompt.marks()
             if request.stream:
-                request.resumable = True
+                request.resumable, request.replicated = True, self._fleet.has_replica(request.model)
                 self._transcript = Transcript(_choices(request), request.return_token_ids)
         if isinstance(request, Generate | Embed):
             request.priority = self._principal.weigh(request.priority)

@@ -348,6 +348,10 @@ class Fleet:
         """Whether more than one neuron has that model."""
         return len(self.directory.of(model).known) > 1
 
+    def has_replica(self, model: str) -> bool:
+        """Whether more than one neuron has that model loaded."""
+        return len(self.directory.of(model).ready) > 1
+
     async def place(
         self,
         model: str,

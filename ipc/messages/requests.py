@@ -128,6 +128,8 @@ class Generate(Request, tag="generate"):
     marks: Annotated[list[Mark], Meta(max_length=MAX_MARKS)] = []  # of its one prompt; told again in `State`
     # Every token is told with its id as soon as it is there, so that the answer can go on elsewhere.
     resumable: bool = False
+    # Another neuron has its model loaded, too: where its worker dies it fails at once, to go on there.
+    replicated: bool = False
     # By choice, what was written of it elsewhere: the answer is told again from its beginning, and goes on.
     written: list[TokenIds] = []
     # Seconds without another request after which the model is unloaded; below 0: never. None: as its settings

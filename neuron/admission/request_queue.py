@@ -23,7 +23,8 @@ from neuron.requests.request import OpenRequest, OpenSequence, Phase
 
 TELL_SECONDS = 1.0  # between two times that a request is told where it stands
 SOON_SECONDS = 0.2  # until it is told that first, together with others that came
-ATTEMPTS = 2  # workers that may die with one request; more would mean that it is what kills them
+ATTEMPTS = 2  # workers that may die with one request: it may be what kills them, or another that they had
+MOST_DEATHS = 5  # the same, where it was never alone with them
 AHEAD_SHARE = 8  # one in so many sequences that a worker computes at once, that it has ready beside these
 USUAL_OUTPUT = 256  # tokens of an answer, until some were measured
 AGEING_SHARE = 2  # of the time that one may wait: then its account has a turn whatever its priority
@@ -59,6 +60,9 @@ class RequestQueue:
         self._rest: dict[OpenRequest, deque[OpenSequence]] = {}  # what the worker lacks of one that it has
         self._serves = serves
         self._aside: dict[OpenRequest, None] = {}  # those that wait for their adapter
+        # Workers died with each of these: they are tried alone, one after the other, before all others, until
+        # they have more tokens than these.
+        self._suspects: dict[OpenRequest, float] = {}
         self._rate = ServiceRate()
         self._usual_output = float(USUAL_OUTPUT)
         self._request_seconds = 1.0  # that one is in the worker, smoothed
@@ -138,28 +142,30 @@ class RequestQueue:
                 self._hand_over(request)
         self.shut()
         for request in self._queued():
-            for part in request.parts:
-                group.withdraw(part.submit.request_id)
-            request.take_back()
-            self._wait_again(request)
+            if self._withdraw(request, group):
+                self._wait_again(request)
 
     def lose_worker(self, error: CortexError) -> None:
-        """The worker died: what had begun is lost and says so, the rest waits for the next one."""
+        """The worker died: what it had waits for the next one, to go on where it was.
+
+        One of them may be what killed it. Who was there when a second one died is tried alone, and fails when
+        that dies, too; so does who can go on elsewhere at once.
+        """
         self.shut()
-        for request in [request for request in self._requests if request.phase == "running"]:
-            request.fail(error)
-        for request in self._queued():
+        had = [request for request in reversed(self._requests) if request.phase in ("queued", "running")]
+        for request in had:
             request.deaths += 1
-            if request.deaths < ATTEMPTS:
+            guilty = request.deaths >= ATTEMPTS and (len(had) == 1 or request.deaths >= MOST_DEATHS)
+            if guilty or (request.phase == "running" and request.replicated):
+                request.fail(error)
+            else:
                 request.phase = "waiting"
                 self._wait_again(request)
-            else:
-                request.fail(error)
 
     def on_steps(self, waiting: int) -> None:
         """The worker has made steps; in the last one so many sequences had no place."""
         self._worker_waits = waiting
-        if self._line:
+        if self._line or self._suspects:
             self._feed()
 
     # --- requests -----------------------------------------------------------------------------------------
@@ -222,6 +228,7 @@ class RequestQueue:
         self._not_begun.leave(request)
         self._rest.pop(request, None)
         self._aside.pop(request, None)
+        self._suspects.pop(request, None)
         self._untold.discard(request)
 
     def fail_all(self, error: CortexError) -> None:
@@ -233,7 +240,7 @@ class RequestQueue:
 
     def _has_room(self) -> bool:
         """Whether there is a worker that can take one more sequence now, or soon."""
-        if self._group is None:
+        if self._group is None or self._suspects:
             return False
         there = len(self._group.open)
         if there >= self.max_sequences + self._ahead:
@@ -243,6 +250,7 @@ class RequestQueue:
 
     def _feed(self) -> None:
         """Hand over what has its turn, as far as the worker has room."""
+        self._try_suspects()
         while self._line and self._has_room():
             request = self._line.next()
             begins = request not in self._rest
@@ -254,6 +262,22 @@ class RequestQueue:
         else:
             self._rate.end(time.monotonic())
 
+    def _try_suspects(self) -> None:
+        """Hand over the next one, once the one before it has ended, or gone on and waits for the others."""
+        while self._suspects and self._group is not None:
+            request = min(self._suspects, key=lambda suspect: suspect.key)
+            if request.phase == "waiting":
+                self._suspects[request] = request.output_tokens
+                self._hand_over(request)
+                while request in self._rest:
+                    self._hand_over(request)
+            elif request.output_tokens > self._suspects[request]:
+                del self._suspects[request]
+                if self._suspects and self._withdraw(request, self._group):
+                    self._line.put_back(request, self._claim(request))
+            else:
+                return
+
     def _hand_over(self, request: OpenRequest) -> None:
         """Give the worker the next of its sequences."""
         parts = self._rest.pop(request, None)
@@ -262,6 +286,7 @@ class RequestQueue:
                 request.check_length(self._context_length)  # it may be less than before the load
                 if request.adapter and not self._serves(request):
                     self._line.leave(request)
+                    self._suspects.pop(request, None)
                     self._aside[request] = None
                     return
                 parts = deque(request.hand_over(self._context_length))
@@ -295,15 +320,28 @@ class RequestQueue:
             self._line.put_back(request, self._claim(request))
         self._aside.clear()
 
+    def _withdraw(self, request: OpenRequest, group: WorkerGroup) -> bool:
+        """Have the worker end what it has of a request, which goes on later; False: it was found dead."""
+        for part in request.parts:
+            group.withdraw(part.submit.request_id)
+        if request.phase not in ("queued", "running"):
+            return False
+        request.take_back()
+        return True
+
     def _wait_again(self, request: OpenRequest) -> None:
         self._rest.pop(request, None)
-        self._line.put_back(request, self._claim(request))
+        if request.deaths < ATTEMPTS:
+            self._line.put_back(request, self._claim(request))
+        else:
+            self._line.leave(request)
+            self._suspects[request] = request.output_tokens
 
     # --- what those who wait are told -----------------------------------------------------------------------
 
     def tell(self, progress: LoadProgress) -> None:
-        """Tell those who have not begun how the load goes that they wait for."""
-        for request in list(self._not_begun):
+        """Tell those who wait how the load goes that they wait for."""
+        for request in [request for request in self._requests if request.phase != "running"]:
             request.progress(progress)
 
     def _watch(self) -> None:

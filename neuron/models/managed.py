@@ -601,7 +601,7 @@ class ManagedModel:
         self._down.come()
         comes_back, self._comes_back = self._comes_back, False
         wanted = not self.retired and (self._news.has_listeners or self.settings.pin or comes_back)
-        if self.requests.waiting or wanted:
+        if not self.requests.idle or wanted:
             self.bring_up()
         elif self._up.is_awaited and self.retired:
             self._fail_waiting(CortexError(Code.MODEL_NOT_FOUND, f"{self.id} is no longer served here"))

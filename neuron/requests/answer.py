@@ -68,7 +68,7 @@ class Answer:
         self.completion_tokens = 0
         self.reasoning_tokens = 0
         self.tokens_sent = 0  # tokens behind the deltas so far
-        self.token_ids: list[int] = []
+        self.token_ids = array("I")  # all that it has written, for a worker that has to go on with it
         self.logprobs: list[TokenLogprob] = []
         self._owner = owner
         self._detokenizer = detokenizer
@@ -111,6 +111,12 @@ class Answer:
         except Exception as error:
             self._owner.on_fault(error)
 
+    def resume(self) -> None:
+        """Have the next worker go on after what there is; it may have no room for more."""
+        self.submit.output = self.token_ids.tobytes()
+        if self.reason is None and len(self.token_ids) >= self.submit.max_tokens:
+            self._advance([], "length", [])
+
     def _advance(self, ids: list[int], finish: str, told: list[Logprobs]) -> None:
         taken = 0
         while taken < len(ids) - 1 and self._parser.counts_tokens:
@@ -133,7 +139,7 @@ class Answer:
             text="".join(self._text),
             reasoning="".join(self._reasoning),
             tool_calls=calls,
-            token_ids=self.token_ids if with_ids else None,
+            token_ids=list(self.token_ids) if with_ids else None,
             logprobs=self.logprobs,
             stop_sequence=stop_sequence,
             context_full=full,
@@ -155,6 +161,7 @@ class Answer:
 
     def _take(self, token_ids: list[int], finish: str, told: list[Logprobs]) -> None:
         self.completion_tokens += len(token_ids)
+        self.token_ids.extend(token_ids)
         # The stop id that ended the answer is counted, and is not part of its text.
         stopped = finish == "stop" and token_ids and token_ids[-1] in self._stop_ids
         text = self._detokenizer.push(token_ids[:-1] if stopped else token_ids)
@@ -174,7 +181,6 @@ class Answer:
         self._owner.on_news(self, news)
 
     def _keep(self, news: News) -> None:
-        self.token_ids += news.token_ids
         self.logprobs += news.logprobs
         for kind, piece in news.pieces:
             if kind != "tool":  # the parser keeps these

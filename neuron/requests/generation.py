@@ -194,6 +194,9 @@ class Generation(OpenRequest):
         if self.attempts == 1:
             for answer, token_ids in zip(self.parts, self.request.written, strict=False):
                 answer.go_on(token_ids)
+        else:
+            for answer in self.parts:
+                answer.resume()
         return [answer for answer in self.parts if answer.reason is None]
 
     def _marked(self) -> list[tuple[int, bytes]]:
@@ -333,7 +336,7 @@ class Generation(OpenRequest):
         tokens = 0
         for answer in self.parts:
             tokens += answer.completion_tokens
-        return tokens / len(self.parts)
+        return tokens / max(1, len(self.parts))
 
     @property
     def pages(self) -> Sequence[bytes]:

@@ -162,6 +162,11 @@ class OpenRequest(ABC):
         return 0.0
 
     @property
+    def replicated(self) -> bool:
+        """Whether it can go on elsewhere at once, where its worker dies."""
+        return getattr(self.request, "replicated", False)
+
+    @property
     def session(self) -> str:
         """The conversation that it belongs to; empty where nobody says."""
         return getattr(self.request, "session", "")
@@ -174,8 +179,8 @@ class OpenRequest(ABC):
         return self.parts
 
     def take_back(self) -> None:
-        """It waits again, for the worker got no further than to queue it. Its sequences get new numbers: what
-        the worker still says of the old ones is not about these.
+        """It waits again, and goes on where it is. Its sequences get new numbers: what the worker still says
+        of the old ones is not about these.
         """
         self.phase = "waiting"
         for part in self.parts:
@@ -233,7 +238,7 @@ class OpenRequest(ABC):
     def cancel(self) -> None:
         """The client wants no more of it, or is gone."""
         if self.outcome is None:
-            usage = self.usage() if self.begun else Usage()
+            usage = self.usage() if self.begun or self.output_tokens else Usage()
             self._end("cancelled", Cancelled(id=self.request.id, usage=usage))
 
     def fail(self, error: CortexError, tokens_sent: int = 0) -> None:

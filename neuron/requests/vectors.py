@@ -73,6 +73,10 @@ class VectorRequest(OpenRequest):
         for number, part in enumerate(self.parts):
             check_tokens(f"input[{number}]", len(part.submit.prompt) // 4, most)
 
+    def hand_over(self, context_length: int) -> Sequence[Vector]:
+        super().hand_over(context_length)
+        return [part for part in self.parts if not part.values.size]
+
     def cost_of(self, part: Vector, usual_output: int) -> int:
         return len(part.submit.prompt) // 4
 

@@ -154,11 +154,7 @@ def test_after_its_worker_died_an_adapter_is_read_again(neuron):
         before = await ask(fleet, "demo:pirate")
         [rank] = (await asyncio.to_thread(health, neuron)).ranks["demo"]
         os.kill(rank.pid, signal.SIGKILL)
-        try:
-            after = await ask(fleet, "demo:pirate")
-        except CortexError:  # it had been handed over
-            after = await ask(fleet, "demo:pirate")
-        return before, after
+        return before, await ask(fleet, "demo:pirate")
 
     before, after = with_fleet(neuron.endpoint, scenario)
     assert before == after

@@ -42,7 +42,11 @@ class Request(OpenRequest):
         )
         super().__init__(self.keys, asked, self.replies.append, queue.leave)
         self.parts = [Part(next(self.keys)) for _ in range(parts)]
-        self.cost = cost
+        self.cost, self.tokens = cost, 0
+
+    @property
+    def output_tokens(self):
+        return self.tokens
 
     def prepare(self, *args): ...
 
@@ -315,11 +319,52 @@ async def test_a_dead_worker_costs_those_who_wait_nothing():
     requests = admit(queue, *(Request(queue) for _ in range(6)))
     worker.begin(requests[0])
     queue.lose_worker(DIED)
-    assert [request.phase for request in requests] == ["ended", *["waiting"] * 5]
+    assert {request.phase for request in requests} == {"waiting"}
     following = Worker(queue)
     queue.open(following, 1000)
+    assert owners(following, requests)[0] is requests[0]
     serve_all(queue, following, requests)
-    assert queue.counts == {"finished": 5, "cancelled": 0, "failed": 1}
+    assert queue.counts == {"finished": 6, "cancelled": 0, "failed": 0}
+
+
+@scenario
+async def test_who_can_go_on_elsewhere_at_once_does():
+    queue, worker = ready()
+    [begun, queued] = admit(queue, *(Request(queue) for _ in range(2)))
+    begun.request.replicated = queued.request.replicated = True
+    worker.begin(begun)
+    queue.lose_worker(DIED)
+    assert (begun.phase, queued.phase) == ("ended", "waiting")
+
+
+@scenario
+async def test_of_those_with_whom_two_workers_died_each_is_tried_alone_and_only_the_guilty_one_fails():
+    queue, worker = ready(max_sequences=4)
+    requests = admit(queue, *(Request(queue, parts=1 + number % 2) for number in range(3)))
+    guilty = requests[1]
+    later = Request(queue)
+    for deaths in (1, 2):
+        worker.begin(requests[0])
+        queue.lose_worker(DIED)
+        assert [request.deaths for request in requests] == [deaths] * 3
+        worker = Worker(queue)
+        queue.open(worker, 1000)
+    assert set(owners(worker, requests)) == {requests[0]}
+    admit(queue, later)
+    worker.begin(requests[0])
+    queue.on_steps(0)
+    assert set(owners(worker, requests)) == {requests[0]}  # it has no more tokens than before
+    requests[0].tokens = 1
+    queue.on_steps(0)
+    assert [request.phase for request in requests] == ["waiting", "queued", "waiting"]
+    assert list(worker.open.values()) == guilty.parts
+    assert later.phase == "waiting"
+    queue.lose_worker(DIED)
+    assert guilty.phase == "ended"
+    worker = Worker(queue)
+    queue.open(worker, 1000)
+    serve_all(queue, worker, [*requests, later])
+    assert queue.counts == {"finished": 3, "cancelled": 0, "failed": 1}
 
 
 @scenario
