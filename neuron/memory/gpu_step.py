@@ -19,6 +19,8 @@ LONG_CONTEXT = 3072  # tokens, of the one sequence of the step that has many
 SPLIT, MOST_SPLITS = 64, 32  # keys of a part that attention over one token has at least, and parts at most
 CHUNK, CHUNKS = 32, 64  # tokens of a prompt that go through a state together, and how many times at once
 SCRATCH_BYTES, TOGETHER = 64 << 20, 256  # of a weight in blocks, made plain at once, and its rows at least
+# Tokens with which a weight is not made plain at all where no card's cache would hold it so, and such a cache
+SOME, MOST_CACHE = 64, 128 << 20
 PAIRS = 16_384  # of a token and an expert that it goes to, whose numbers are in memory at once
 TOLD_ROWS = 64  # of logits at once, for the log-probabilities of a prompt
 WIDE_OF_XIELU = 4  # float32 of each element of an MLP that is activated so
@@ -244,6 +246,8 @@ class GpuStep:
         if not self.in_blocks:
             return self._new(tokens * rows * self.itemsize)
         size = columns * self.itemsize
+        if tokens <= SOME and rows * size > MOST_CACHE:
+            return self._new(tokens * rows * self.itemsize)
         at_once = max(TOGETHER, SCRATCH_BYTES // size // TOGETHER * TOGETHER)
         if rows <= at_once:
             plain = self._new(rows * size)
