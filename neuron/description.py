@@ -14,7 +14,7 @@ from ipc.worker_messages import FREE_ROWS, CacheGroup, SimulatedSpec
 from neuron.config import ModelSettings
 from neuron.memory.cache_plan import CachePlan
 from neuron.memory.fit import Need
-from neuron.memory.step_bytes import UNMEASURED_BYTES, Overhead, is_compiled, packs_head
+from neuron.memory.step_bytes import UNMEASURED_BYTES, Overhead, is_compiled, packs_head, widens
 from neuron.text.frontend import TextFiles, TextFrontEnd
 from workers.checkpoints.adapter import AdapterCard, read_adapter
 from workers.checkpoints.card import DTYPE_BYTES, Dtype, ModelCard, read_card
@@ -173,6 +173,7 @@ def described(settings: ModelSettings, card: ModelCard) -> ModelDescription:
             context_length=min(settings.context_length or card.context_length, limit),
             in_blocks=bool(formats),
             compiled=is_compiled(dtype),
+            widens=widens(formats.values()),
         ),
         defaults=_defaults(card.defaults, settings),
         eos_ids=card.eos_ids,

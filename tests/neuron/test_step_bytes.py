@@ -12,7 +12,7 @@ from neuron.description import described
 from neuron.memory import step_bytes
 from neuron.models.catalogue import DEMO_FOLDER
 from workers.checkpoints.card import read_card
-from workers.kernels import compiled
+from workers.kernels import compiled, rows
 from workers.layers.embedding import Embedding, Head, VocabularySlice
 from workers.parallel import RankGroup
 from workers.weights.blocks import Empty
@@ -63,3 +63,9 @@ def test_a_plan_knows_whether_steps_are_compiled_here(dtype):
         pytest.skip("the library was built from other sources, and is not used")
     is_there = dtype != "float32" and compiled.library() is not None
     assert step_bytes.is_compiled(dtype) == is_there
+
+
+def test_a_plan_knows_which_products_widen_their_inputs():
+    for name in rows.KINDS:
+        assert step_bytes.widens([name]) == (name not in compiled.KINDS)
+    assert not any(step_bytes.widens([name]) for name in compiled.KINDS)

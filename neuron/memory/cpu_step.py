@@ -1,0 +1,244 @@
+"""What the largest step takes of a CPU's memory: the most of its tensors that are there at one moment.
+
+That is in attention, in the MLP, while tokens of a prompt are told of, or in the draw; and beside each what
+waits for it. It is the step of `workers/execution/memory.py` (`largest_step`) in sizes alone;
+`tests/workers/test_memory.py` and `benchmarks/planned_memory.py` hold it against what ranks measure.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from neuron.memory.gpu_step import WIDE_OF_XIELU
+from workers.checkpoints.config import Latent, ModelConfig
+from workers.checkpoints.experts import Experts
+from workers.checkpoints.layers import kv_heads_on_rank
+
+FLOAT, LONG = 4, 8  # bytes
+KEYS_AT_ONCE = 2048  # tokens of context whose keys attention over a prompt gathers in one piece
+LONG_CONTEXT = 3072  # tokens, of the one sequence of the step that has many
+FEW_QUERIES, FEW_BYTES = 32, 8 << 20  # of each key, and keys and values that so few read at once
+BLOCK_SCORES, FEWEST_QUERIES = 1 << 20, 16  # scores at once, of as many queries at least
+SCORE_BYTES = (
+    12  # of each: itself, its weight, and either that of the block before or what its sum is made of
+)
+PAIRS = 1024  # of a token and an expert that it goes to, whose numbers are in memory at once
+CHUNK, CHUNKED_AT_ONCE = 64, 128  # tokens of a prompt that go through a state together
+TOLD_ROWS = 64  # of logits at once, for the log-probabilities of a prompt
+TOLD_BYTES = 2 * FLOAT  # of each of these: itself, and its log-probability
+COMPARED_ROWS = 8  # of them, looked through at once for those that are as probable
+COMPARED_BYTES = FLOAT + 1 + LONG  # a copy, whether it is, and that to be added up
+SORTED_LOGITS = 5 << 18  # at once, for the draw of tokens
+SORTED_BYTES = 41  # for each of these logits: values, ids, probabilities and what becomes of them, in float64
+CAPPED_BYTES = 3 * FLOAT  # of each logit: itself, what its tanh is of, and that
+LITTLE = (
+    1 << 20
+)  # bytes of all that is small by itself: positions, pages, what products keep of their weights
+COMPILED_ACTIVATIONS = ("silu", "gelu_tanh")
+
+
+@dataclass(frozen=True, slots=True)
+class CpuStep:
+    """Of the first rank.
+
+    Args:
+        shapes: of the whole model.
+        itemsize: bytes of an activation.
+        world_size: ranks.
+        tokens: of the step.
+        sequences: in it.
+        context_length: of each, at most.
+        compiled: what is computed between products has no copies in float32.
+        widens: products make float32 of their inputs, all at once.
+    """
+
+    shapes: ModelConfig
+    itemsize: int
+    world_size: int
+    tokens: int
+    sequences: int
+    context_length: int
+    compiled: bool = False
+    widens: bool = False
+
+    def most(self) -> int:
+        """Bytes at one moment."""
+        mixers = max(self._attention(), self._states())
+        layers = self._stays() + max(mixers, self._mlp())
+        if self.shapes.bidirectional or not self.shapes.writes:  # there are no logits
+            return layers + LITTLE
+        hidden = self.tokens * self.shapes.hidden_size * self.itemsize
+        return max(layers, hidden + max(self._told(), self._sampling())) + LITTLE
+
+    @property
+    def _prompts(self) -> list[int]:
+        """Tokens of each sequence that has several: of one whose tokens are told about, and of the others."""
+        left = self.tokens - self.sequences + 1  # the others have one each
+        found = [told] if (told := min(left // 2, TOLD_ROWS, self.context_length)) > 0 else []
+        left -= sum(found)
+        while left > 0:
+            found.append(min(left, self.context_length))
+            left -= found[-1]
+        return found
+
+    def _stays(self) -> int:
+        """While layers run: angles, and the inputs of all layers with what these are made of."""
+        shapes, angles = self.shapes, self.shapes.rotary_dim
+        if shapes.window_rope is not None:
+            angles += shapes.window_rotary_dim or shapes.rotary_dim
+        found = self.tokens * angles * 2 * FLOAT
+        if shapes.per_layer is not None:
+            found += 3 * self.tokens * shapes.num_layers * shapes.per_layer.size * self.itemsize
+        return found
+
+    # --- before the MLP ---------------------------------------------------------------------------------
+
+    def _attention(self) -> int:
+        """While queries and keys are turned, while they attend, or when all have; of an encoder, all."""
+        shapes, size, tokens = self.shapes, self.itemsize, self.tokens
+        heads = shapes.num_heads // self.world_size
+        queries = heads * max(layer.head_dim or shapes.head_dim for layer in shapes.layers)
+        if shapes.latent is not None:
+            return self._latent(shapes.latent, heads)
+        kv_heads = {
+            kv_heads_on_rank(layer.kv_heads, self.world_size) * layer.head_dim for layer in shapes.layers
+        }
+        keys = max(kv_heads)
+        projected = tokens * (2 * shapes.hidden_size + queries + 2 * keys) * size
+        if shapes.bidirectional:
+            rotated = 3 * (queries + keys) * FLOAT
+            attended = queries * (size + 2 * FLOAT)
+            gathered = KEYS_AT_ONCE * keys * (4 * size + FLOAT)
+            return projected + tokens * (rotated + attended) + gathered + SCORE_BYTES * BLOCK_SCORES
+        turned, copied = 0, 0
+        if not self._turns_in_place:
+            turned = (3 if size == FLOAT else 4) * (queries + keys) * FLOAT
+            copied = (queries + keys) * (FLOAT if size == FLOAT else FLOAT + size)
+        found, attended = projected + tokens * copied, tokens * queries * size
+        prompt = max(self._prompts, default=1)
+        narrowed = 0 if size == FLOAT else prompt * queries * size
+        over = self._over_keys(prompt, heads, keys, keys)
+        # what takes the results has no memory before they come; in 16 bits products with values have as much
+        beside = 0 if size == FLOAT else attended
+        gates = 2 * attended if shapes.attention_gate else 0
+        return max(
+            projected + tokens * turned,
+            found + beside + prompt * queries * FLOAT + max(over, narrowed),
+            found + attended + gates + tokens * shapes.hidden_size * size + self._widened(queries),
+        )
+
+    def _latent(self, latent: Latent, heads: int) -> int:
+        """While latent vectors are attended over, by queries that are as wide."""
+        key, size, tokens, hidden = (
+            latent.rank + latent.rope_dim,
+            self.itemsize,
+            self.tokens,
+            self.shapes.hidden_size,
+        )
+        compressed = key + 2 * (latent.query_rank or 0)
+        queries = heads * (latent.plain_dim + latent.rope_dim + key)
+        found = tokens * (2 * hidden + compressed + key + queries) * size
+        prompt = max(self._prompts, default=1)
+        wide = prompt * heads * latent.rank * FLOAT
+        narrowed = 0 if size == FLOAT else prompt * heads * latent.rank * size
+        return found + wide + max(self._over_keys(prompt, heads, key, latent.rank), narrowed)
+
+    def _over_keys(self, prompt: int, heads: int, keys: int, values: int) -> int:
+        """What a prompt takes that attends over its context: keys in float32, unless they have few queries,
+        values, and scores."""
+        context, size = max(prompt, min(self.context_length, LONG_CONTEXT)), self.itemsize
+        first, wide = min(context, KEYS_AT_ONCE), FLOAT
+        if prompt * heads * self.shapes.head_dim <= FEW_QUERIES * keys:
+            wide, first = size, min(context, max(first, FEW_BYTES // ((keys + values) * size)))
+        queries = min(prompt, max(FEWEST_QUERIES, BLOCK_SCORES // (heads * first)))
+        scores = heads * queries * first
+        held = first * (keys * wide + values * size)
+        found = held + scores * SCORE_BYTES
+        if second := min(context - first, KEYS_AT_ONCE):  # whose keys are made while the first are there
+            made = second * keys * (size + wide)
+            found = max(found, held + made + scores * (FLOAT + size))
+        return found
+
+    @property
+    def _turns_in_place(self) -> bool:
+        """Whether queries and keys are normed and turned where they are."""
+        norms = self.shapes.qk_norm in ("none", "heads")
+        return self.compiled and norms and not self.shapes.interleaved
+
+    def _states(self) -> int:
+        """Of a layer that keeps a state: what goes through its convolution, and 64 tokens at a time."""
+        stream = 2 * self.tokens * self.shapes.hidden_size * self.itemsize
+        if (convolution := self.shapes.convolution) is not None:
+            channels = convolution.on_rank(self.world_size).channels
+            return stream + self.tokens * channels * (4 * self.itemsize + 4 * FLOAT)
+        if self.shapes.delta is None:
+            return 0
+        delta = self.shapes.delta.on_rank(self.world_size)
+        values = delta.value_heads * delta.value_dim
+        projected = (delta.channels + values + 2 * delta.value_heads) * self.itemsize
+        through = delta.channels * FLOAT + 2 * values * FLOAT + 2 * delta.value_heads * FLOAT
+        each = 4 * (delta.key_dim + delta.value_dim) + 4 * CHUNK
+        block = min(self.tokens, CHUNKED_AT_ONCE) * delta.value_heads * each * FLOAT
+        return stream + self.tokens * (projected + through) + block
+
+    # --- the MLP ----------------------------------------------------------------------------------------
+
+    def _mlp(self) -> int:
+        """What comes in, with what attention adds, and normed, and what is made of it."""
+        hidden, size = self.tokens * self.shapes.hidden_size * self.itemsize, self.itemsize
+        inner = self.shapes.intermediate_size * (2 if self.shapes.double_wide else 1) // self.world_size
+        experts, made = self.shapes.experts, 0
+        if experts is None or experts.beside_mlp or len(experts.layers) < self.shapes.num_layers:
+            made = self._gated(inner)
+        if self.shapes.activation == "xielu":
+            made += self.tokens * WIDE_OF_XIELU * inner * FLOAT
+        if experts is not None:
+            shared = hidden + self._gated(experts.shared_size // self.world_size)
+            made = max(made, self._routed(experts), shared if experts.shared_size else 0)
+            if experts.beside_mlp:
+                made += self.tokens * self.shapes.hidden_size * size
+        return 3 * hidden + made
+
+    def _gated(self, inner: int) -> int:
+        """Gates and what they open, and what comes of both; or what comes of that."""
+        shapes, tokens, size = self.shapes, self.tokens, self.itemsize
+        is_compiled = self.compiled and shapes.activation in COMPILED_ACTIVATIONS
+        opened = 1 if is_compiled or not shapes.gates else 2
+        first = shapes.hidden_size
+        return max(
+            tokens * (1 + shapes.gates) * inner * size
+            + max(tokens * opened * inner * size, self._widened(first)),
+            tokens * (inner + first) * size + self._widened(inner),
+        )
+
+    def _widened(self, columns: int) -> int:
+        return self.tokens * columns * FLOAT if self.widens and self.itemsize < FLOAT else 0
+
+    def _routed(self, experts: Experts) -> int:
+        """Of experts whose pairs of a token and an expert are taken together: all tokens may choose one."""
+        inner = experts.intermediate_size // (1 if experts.whole_on(self.world_size) else self.world_size)
+        hidden, size = self.shapes.hidden_size, self.itemsize
+        pairs = max(self.tokens, min(PAIRS, self.tokens * experts.chosen))
+        summed = self.tokens * hidden * FLOAT
+        up = pairs * (max(hidden + 2 * inner, 3 * inner) + inner) * size
+        down = pairs * ((inner + hidden) * size + hidden * FLOAT)
+        return summed + max(up, down, self.tokens * hidden * size)
+
+    # --- tokens -----------------------------------------------------------------------------------------
+
+    def _logits(self, rows: int) -> int:
+        """While they are made."""
+        each = CAPPED_BYTES if self.shapes.logit_cap is not None else self.itemsize + FLOAT
+        return rows * self.shapes.vocab_size * max(each, self.world_size > 1 and 2 * self.itemsize + FLOAT)
+
+    def _told(self) -> int:
+        rows = self._prompts[0] - 1 if self._prompts else 0  # what follows the last one is not known
+        logits = rows * self.shapes.vocab_size * TOLD_BYTES
+        compared = min(rows, COMPARED_ROWS) * self.shapes.vocab_size * COMPARED_BYTES
+        return max(self._logits(rows), logits + compared)
+
+    def _sampling(self) -> int:
+        """Of all logits, as they are and as settings change them; some of which are sorted."""
+        rows, vocabulary = self.sequences - 1 + len(self._prompts), self.shapes.vocab_size
+        at_once = min(max(1, self.sequences - 1), max(1, SORTED_LOGITS // vocabulary))
+        return max(self._logits(rows), (2 * rows * FLOAT + at_once * SORTED_BYTES) * vocabulary)
