@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.workers.interpreted_products import weight_of
-from workers.kernels import compiled, products, rows
+from workers.kernels import compiled, dense, products, rows
 from workers.layers.linear import Linear
 
 COLUMNS = 640
@@ -35,6 +35,22 @@ def test_a_product_is_that_of_the_weight(kind, level):
             assert y.dtype == dtype
             expected = x.float() @ weight.float().t() + bias.float()
             assert (y.float() - expected).norm() / expected.norm() < rounding
+
+
+@pytest.mark.parametrize("kind", rows.IN_BYTES)
+def test_many_tokens_are_multiplied_with_numbers_of_8_bits_as_bfloat16(kind, monkeypatch):
+    """Which are exact in it, and their scales are float32: so all that is rounded is the result."""
+    if dense.level() != dense.WITH_AVX512_BF16:
+        pytest.skip("this CPU has no such instructions")
+    weight, x = weight_of(kind, 530, COLUMNS), inputs(170).bfloat16()
+    bias = torch.arange(530).bfloat16()
+    whole = rows.product(x, weight, bias)
+    exact = x.double() @ weight.float().double().t() + bias.double()
+    sums = x.double().abs() @ weight.float().double().abs().t()
+    assert ((whole.double() - exact).abs() <= exact.abs() * 2**-8 + sums * 1e-6 + 1e-7).all()
+    assert torch.equal(rows.product(x[:83], weight, bias), whole[:83])
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    assert torch.equal(rows.product(x, weight, bias), whole)
 
 
 @pytest.mark.parametrize("kind", ["INT4_64", "NF4_64", "FP8_128", "INT8_128", "INT8_ROW"])

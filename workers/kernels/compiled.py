@@ -69,7 +69,7 @@ def load(path: Path) -> ctypes.CDLL | None:
     if not found.blocks_level():
         return None
     found.dense_product.argtypes = (pointer, *[size] * 3, *inputs, number, number)  # threads, level
-    found.many_product.argtypes = (pointer, *[size] * 3, pointer, pointer, size, pointer, number)
+    found.many_product.argtypes = (number, pointer, *[size] * 3, pointer, pointer, size, pointer, number)
     found.rows_product.argtypes = (*weight, *inputs, number, number)  # the same
     found.rows_wide.argtypes = (*weight, pointer, number)
     found.rows_wide.restype = None

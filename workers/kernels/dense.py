@@ -1,5 +1,7 @@
 """Products on a CPU with weights of 16 bits as they were stored: the kernels of `dense.c` and `many.c`.
 
+That of `many.c` takes weights of eight bits too, for `workers.kernels.rows`.
+
 Few tokens are multiplied at the rate at which memory is read, and no copy of the weight is needed. On one
 core of an EPYC with AVX512-BF16, of 262,144 x 640 in bfloat16, a token takes 11 ms; with torch 39, or 24 if
 oneDNN has packed the weight, which is a copy where it is tied to an embedding. Of 6144 x 1024, 32 tokens take
@@ -90,12 +92,16 @@ def many(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     Raises:
         RuntimeError: memory is short, as torch says it.
     """
+    return many_of(0, x, weight, weight.shape[1], bias)
+
+
+def many_of(kind: int, x: Tensor, weight: Tensor, columns: int, bias: Tensor | None) -> Tensor:
+    """The same for a weight `[rows, ...]` of a kind, as many.c numbers it, with so many columns."""
     x = x.contiguous()
-    rows, columns = weight.shape
-    y = x.new_empty(len(x), rows)
+    y = x.new_empty(len(x), len(weight))
     wide = None if bias is None else bias.float()
     failed = compiled.library().many_product(
-        *(weight.data_ptr(), rows, columns, weight.stride(0)),
+        *(kind, weight.data_ptr(), len(weight), columns, weight.stride(0) * weight.itemsize),
         *(x.data_ptr(), y.data_ptr(), len(x)),
         None if wide is None else wide.data_ptr(),
         torch.get_num_threads(),

@@ -1,16 +1,21 @@
-/* Products of many tokens with weights of bfloat16 that are kept as they were stored, for CPUs with AVX512-BF16: at
- * the rate at which it multiplies.
+/* Products of many tokens with weights of bfloat16, or of eight bits as rows.c has them, that are kept as they were
+ * stored, for CPUs with AVX512-BF16: at the rate at which it multiplies.
  *
  * A register of sums has 16 tokens, which are multiplied with the numbers of one row, two columns at once. So tokens
  * are laid side by side first, and rows are read where they lie. What is used again and again stays in a cache: some
  * columns of 64 tokens in the first, some rows in the second. A sum is made column by column, whatever is computed
  * beside it.
+ *
+ * Numbers of eight bits are exact in bfloat16, which is made of some rows at once; their scales are multiplied with
+ * float32 sums. So nothing is rounded but the result.
  */
 
 #define OWN_LANES
 #include "lanes.h"
 
 SOURCE(many)
+
+enum { AS_IT_IS, INT8_128, INT8_ROW, FP8_128, FP8_ROW };
 
 #if defined(__x86_64__) && defined(__GNUC__)
 
@@ -22,25 +27,28 @@ enum {
     DEEP = 512,       /* columns until the sums are laid aside and others taken up */
     HELD = 320 << 10, /* bytes of rows that all tokens are multiplied with before the next ones are */
     MOST = 240,       /* rows of these */
+    GROUP = 128,      /* columns that share a scale */
 };
 
 typedef struct {
-    const uint16_t *w; /* [rows][stride] */
-    long rows, columns, stride;
+    int kind;
+    const uint8_t *w; /* of each row what it is made of: its numbers, and after bytes its scales in float32 */
+    long rows, columns, stride; /* bytes from one row to the next */
     uint16_t *y; /* [tokens][rows] */
     long tokens;
     const float *bias; /* [rows], or NULL */
 } Many;
 
-/* `vectors` registers of tokens, side by side in x [pairs][vectors], times as many rows as there are sums for. What
- * lies `ahead` numbers behind these rows is fetched meanwhile. */
+/* `vectors` registers of tokens, side by side in x [pairs][vectors], times as many rows as there are sums for; added
+ * to what was `begun`, times the scales `by` of these rows unless it is NULL. What lies `ahead` numbers behind the rows
+ * is fetched meanwhile. */
 WIDE void multiply(const uint16_t *const *w, const uint32_t *x, int vectors, long pairs, float *sums, int begun,
-                   long ahead)
+                   const float *by, long ahead)
 {
     __m512 s[SUMS];
 #pragma GCC unroll 24
     for (int i = 0; i < SUMS; i++)
-        s[i] = begun ? _mm512_load_ps(sums + LANES * i) : _mm512_setzero_ps();
+        s[i] = begun && !by ? _mm512_load_ps(sums + LANES * i) : _mm512_setzero_ps();
     for (long c = 0; c < pairs; c++) {
         if (c % 16 == 0) /* a line of a cache */
             for (int r = 0; r < SUMS / vectors; r++)
@@ -60,15 +68,20 @@ WIDE void multiply(const uint16_t *const *w, const uint32_t *x, int vectors, lon
         }
     }
 #pragma GCC unroll 24
-    for (int i = 0; i < SUMS; i++)
+    for (int i = 0; i < SUMS; i++) {
+        if (by && begun)
+            s[i] = _mm512_fmadd_ps(s[i], _mm512_set1_ps(by[i / vectors]), _mm512_load_ps(sums + LANES * i));
+        else if (by)
+            s[i] = _mm512_mul_ps(s[i], _mm512_set1_ps(by[i / vectors]));
         _mm512_store_ps(sums + LANES * i, s[i]);
+    }
 }
 
-#define OF(vectors)                                                                                        \
-    AVX512 static void multiply_##vectors(const uint16_t *const *w, const uint32_t *x, long pairs, float *sums, \
-                                          int begun, long ahead)                                           \
-    {                                                                                                      \
-        multiply(w, x, vectors, pairs, sums, begun, ahead);                                                     \
+#define OF(vectors)                                                                                              \
+    AVX512 static void multiply_##vectors(const uint16_t *const *w, const uint32_t *x, long pairs, float *sums,  \
+                                          int begun, const float *by, long ahead)                                \
+    {                                                                                                            \
+        multiply(w, x, vectors, pairs, sums, begun, by, ahead);                                                  \
     }
 OF(1) OF(2) OF(3) OF(4)
 #undef OF
@@ -99,23 +112,47 @@ AVX512 static void keep(const Many *p, const float *const *sums, long token, lon
     }
 }
 
-/* `count` rows from `first` on times the tokens of one panel; the rows after these are fetched where they come next */
-AVX512 static void rows_times(const Many *p, long first, long count, long token, int vectors, const uint32_t *x,
-                              float *sums, int comes_next)
+/* Numbers of eight bits as bfloat16: FP8 as float16 has its bits, 256 times less */
+AVX512 static void widen(const uint8_t *row, int kind, long columns, uint16_t *to)
 {
-    static void (*const MULTIPLY[])(const uint16_t *const *, const uint32_t *, long, float *, int, long) = {
+    for (long c = 0; c < columns; c += 16) {
+        const __m128i bytes = _mm_loadu_si128((const __m128i *)(row + c));
+        __m512 wide;
+        if (kind == FP8_128 || kind == FP8_ROW) {
+            const __m256i u = _mm256_cvtepu8_epi16(bytes), sign = _mm256_set1_epi16((short)0x8000);
+            wide = _mm512_cvtph_ps(_mm256_or_si256(_mm256_and_si256(_mm256_slli_epi16(u, 7), _mm256_set1_epi16(0x3f80)),
+                                                   _mm256_and_si256(_mm256_slli_epi16(u, 8), sign)));
+        } else
+            wide = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
+        _mm256_storeu_si256((__m256i *)(to + c), (__m256i)_mm512_cvtneps_pbh(wide));
+    }
+}
+
+/* `count` rows from `first` on, whose numbers are in `w`, times the tokens of one panel; what lies behind them is
+ * fetched where it comes next */
+AVX512 static void rows_times(const Many *p, const uint16_t *w, long stride, long first, long count, long token,
+                              int vectors, const uint32_t *x, float *sums, int comes_next)
+{
+    static void (*const MULTIPLY[])(const uint16_t *const *, const uint32_t *, long, float *, int, const float *, long) = {
         multiply_1, multiply_2, multiply_3, multiply_4};
-    const int rows = SUMS / vectors;
-    for (long c = 0; c < p->columns; c += DEEP) {
-        const long deep = p->columns - c < DEEP ? p->columns - c : DEEP;
+    const int rows = SUMS / vectors, groups = p->kind == INT8_128 || p->kind == FP8_128;
+    const float more = p->kind == FP8_128 || p->kind == FP8_ROW ? 256 : 1;
+    const long most = groups ? GROUP : DEEP;
+    for (long c = 0; c < p->columns; c += most) {
+        const long deep = p->columns - c < most ? p->columns - c : most;
         for (long n = 0; n < count; n += rows) {
             const uint16_t *at[SUMS];
+            float by[SUMS];
             for (int r = 0; r < rows; r++) {
-                const long row = first + (n + r < count ? n + r : count - 1);
-                at[r] = p->w + row * p->stride + c;
+                const long row = n + r < count ? n + r : count - 1;
+                at[r] = w + row * stride + c;
+                if (p->kind != AS_IT_IS) {
+                    memcpy(by + r, p->w + (first + row) * p->stride + p->columns + (groups ? c / GROUP * 4 : 0), 4);
+                    by[r] *= more;
+                }
             }
             MULTIPLY[vectors - 1](at, x + c / 2 * vectors * LANES, deep / 2, sums + n * vectors * LANES, c > 0,
-                                  comes_next ? count * p->stride : 0);
+                                  p->kind == AS_IT_IS ? NULL : by, comes_next ? count * stride : 0);
         }
     }
     for (int v = 0; v < vectors; v++)
@@ -127,13 +164,13 @@ AVX512 static void rows_times(const Many *p, long first, long count, long token,
         }
 }
 
-/* y [tokens, rows] = x [tokens, columns] times W [rows, columns] transposed, plus bias [rows] float32 or NULL, all
- * else of bfloat16; columns are even, and from one row of W to the next are `stride` numbers.
- * Returns 0, or 1 where memory is short. */
-int many_product(const uint16_t *w, long rows, long columns, long stride, const uint16_t *x, uint16_t *y, long tokens,
-                 const float *bias, int threads)
+/* y [tokens, rows] = x [tokens, columns] times W [rows, columns] transposed, plus bias [rows] float32 or NULL, x and y
+ * of bfloat16. W is of `kind`, and from one row of it to the next are `stride` bytes; columns are even, where a kind has
+ * bytes a multiple of 64, and of those that share a scale. Returns 0, or 1 where memory is short. */
+int many_product(int kind, const uint8_t *w, long rows, long columns, long stride, const uint16_t *x, uint16_t *y,
+                 long tokens, const float *bias, int threads)
 {
-    const Many p = {w, rows, columns, stride, y, tokens, bias};
+    const Many p = {kind, w, rows, columns, stride, y, tokens, bias};
     const long groups = (tokens + LANES - 1) / LANES, panels = (groups + PANEL - 1) / PANEL, pairs = columns / 2;
     long held = HELD / (2 * columns), share = (rows + threads - 1) / threads;
     held = held > MOST ? MOST : held;
@@ -153,16 +190,24 @@ int many_product(const uint16_t *w, long rows, long columns, long stride, const 
             tokens_side_by_side(&p, x, group * LANES, to, vectors * LANES);
         }
         float *sums = aligned_alloc(64, sizeof(float) * LANES * PANEL * (held + SUMS));
-        failed |= !sums;
+        uint16_t *own = kind == AS_IT_IS ? NULL : aligned_alloc(64, sizeof(uint16_t) * held * columns);
+        const int able = sums && (kind == AS_IT_IS || own);
+        failed |= !able;
 #pragma omp for schedule(dynamic)
         for (long block = 0; block < blocks; block++) {
             const long first = block * held, left = rows - first, count = left < held ? left : held;
-            for (long panel = 0; sums && panel < panels; panel++) {
+            if (!able)
+                continue;
+            for (long row = 0; own && row < count; row++)
+                widen(w + (first + row) * stride, kind, columns, own + row * columns);
+            for (long panel = 0; panel < panels; panel++) {
                 const long more = groups - panel * PANEL;
-                rows_times(&p, first, count, panel * PANEL * LANES, (int)(more < PANEL ? more : PANEL),
-                           given + panel * PANEL * pairs * LANES, sums, panel + 1 == panels && left > count);
+                rows_times(&p, own ? own : (const uint16_t *)(w + first * stride), own ? columns : stride / 2, first, count,
+                           panel * PANEL * LANES, (int)(more < PANEL ? more : PANEL), given + panel * PANEL * pairs * LANES,
+                           sums, !own && panel + 1 == panels && left > count);
             }
         }
+        free(own);
         free(sums);
     }
     free(given);
@@ -171,8 +216,8 @@ int many_product(const uint16_t *w, long rows, long columns, long stride, const 
 
 #else
 
-int many_product(const uint16_t *w, long rows, long columns, long stride, const uint16_t *x, uint16_t *y, long tokens,
-                 const float *bias, int threads)
+int many_product(int kind, const uint8_t *w, long rows, long columns, long stride, const uint16_t *x, uint16_t *y,
+                 long tokens, const float *bias, int threads)
 {
     return 1;
 }
