@@ -76,6 +76,9 @@ class Parking:
         self._changed = changed
         self._worth = worth
         self._used = used
+        self.wake_share = (
+            1.0  # of the time of a load from files, that one from here takes, by the last of them
+        )
         self._books = HOST in ledger.devices
         self._loans: dict[str, Loan] = {}
 

@@ -185,6 +185,8 @@ class Epochs:
         if woken:
             self.wakes += 1
             self.wake_seconds = seconds
+            if self.load_seconds:
+                self._launcher.parking.wake_share = min(1.0, seconds / self.load_seconds)
         else:
             self.load_seconds = seconds
         if loan is not None:

@@ -102,9 +102,12 @@ class Tenancy:
 
     @property
     def reload_seconds(self) -> float:
-        """That its next load should take, from files or from the host's memory; 0: not known."""
-        wake = self.epochs.wake_seconds if self.bytes_parked else None
-        return wake or self.epochs.load_seconds or 0.0
+        """That its next load should take, from files or from the host's memory; 0: not known. One that never
+        came from there is thought to do so as quickly as the last that did."""
+        load = self.epochs.load_seconds or 0.0
+        if not self.bytes_parked:
+            return load
+        return self.epochs.wake_seconds or self._parking.wake_share * load
 
     @property
     def seconds_saved(self) -> float:

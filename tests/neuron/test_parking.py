@@ -3,6 +3,7 @@
 import errno
 import mmap
 import os
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,6 +12,7 @@ from ipc.errors import CortexError
 from ipc.messages.state import Device
 from neuron.memory.ledger import Ledger
 from neuron.memory.parking import SPARE_SHARE, Parking, automatic_budget
+from neuron.models.tenancy import Tenancy
 
 TOTAL = 1 << 20  # bytes of the host
 HEAD = parked.HEAD
@@ -222,6 +224,19 @@ def test_a_neuron_that_may_not_use_the_cpu_parks_all_the_same_and_books_nothing(
 @pytest.mark.parametrize(("devices", "budget"), [(["cpu"], 0), (["cuda:0", "cpu"], 500), (["cuda:1"], 500)])
 def test_where_nobody_says_half_of_what_is_free_is_parked_beside_a_gpu(devices, budget):
     assert automatic_budget(devices, 1000) == budget
+
+
+@pytest.mark.parametrize(
+    ("load", "wake", "parked", "seconds"),
+    [(10, None, 1, 2), (10, 3, 1, 3), (10, 3, 0, 10), (None, None, 0, 0)],
+)
+def test_a_return_is_thought_to_take_as_long_as_that_of_others_took(load, wake, parked, seconds):
+    tenancy = SimpleNamespace(
+        epochs=SimpleNamespace(load_seconds=load, wake_seconds=wake),
+        bytes_parked=parked,
+        _parking=SimpleNamespace(wake_share=0.2),
+    )
+    assert Tenancy.reload_seconds.fget(tenancy) == seconds
 
 
 def test_what_is_parked_is_named_where_a_booking_is_refused(place):
