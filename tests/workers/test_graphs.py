@@ -153,6 +153,7 @@ def test_what_brings_something_to_the_device_cannot_be_recorded():
 def test_a_gpu_replays_what_it_would_have_computed(tiny, seen, monkeypatch, name, dtype):
     runner = make_runner(tiny(name).folder, device="cuda:0", dtype=dtype)
     runner.load(lambda fraction, message: None)
+    seen.clear()  # of what a load tries
     ways = Sampler.ways
     monkeypatch.setattr(Sampler, "ways", lambda sampler, slots: None)  # so that all logits are seen
     expected = eagerly(runner, requests())
