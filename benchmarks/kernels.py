@@ -1,8 +1,9 @@
 """What the kernels for GPUs come to: `python -m benchmarks.kernels [--device cuda:0]`; needs Triton.
 
 Without a device every kernel is compiled for every card: registers a thread, bytes of shared memory a block,
-bytes spilt, and the widest load of a weight. It fails where one spills or does not fit. Tests compile the
-worst of each sort; all others are left to this, which takes a core half an hour.
+bytes spilt, and the widest load of a weight. It fails where one spills or does not fit; products in float32
+with weights in blocks do spill. Tests compile the worst of each sort; all others are left to this, which
+takes a core more than an hour.
 
 With a device they also run, over the shapes of an 8B model's MLP; figures are shares of the rate at which the
 same device copies memory.
@@ -26,7 +27,15 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
 
 from workers.checkpoints.blocks import FORMATS
-from workers.kernels import blocks_triton, experts_triton, grouped, grouped_triton, planes_triton, skinny
+from workers.kernels import (
+    attention_triton,
+    blocks_triton,
+    experts_triton,
+    grouped,
+    grouped_triton,
+    planes_triton,
+    skinny,
+)
 from workers.kernels.attention_triton import WINDOWS
 from workers.kernels.eight_bits_triton import FP8, INT8, WHOLE
 from workers.kernels.pairs import Pairs
@@ -42,6 +51,8 @@ ALIGNED = (  # formats with rows that begin at 16 bytes
 )
 KEPT = {WHOLE: "", INT8: "int8", FP8: "fp8"}  # keys and values
 HEAD_DIMS = (64, 80, 96, 128, 192, 256, 512, 576)  # 576: latent vectors, 512 of which are values
+# In float32 there are no tensor cores, and a thread has more numbers of a step than it has registers.
+SPILLING = re.compile(r"(product|experts) .* fp32$")
 SHAPES = ((14336, 4096), (4096, 14336))  # rows, columns
 
 
@@ -79,10 +90,10 @@ def compile_for(
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
 
-def compile_product(capability: int, kind: str, tokens: int) -> Compiled:
+def compile_product(capability: int, kind: str, tokens: int, dtype: str = "bf16") -> Compiled:
     """The product with weights of that format."""
     block_m, block_n, warps = blocks_triton.tiles(tokens)
-    pointers = dict.fromkeys(("x", "bias", "y"), "*bf16") | {"w": "*u8", "table": "*fp32"}
+    pointers = dict.fromkeys(("x", "bias", "y"), f"*{dtype}") | {"w": "*u8", "table": "*fp32"}
     numbers = dict.fromkeys(("tokens", "num_rows", "columns", "row_bytes"), "i32")
     constants = {"KIND": kind, "HAS_BIAS": False, "BLOCK_M": block_m, "BLOCK_N": block_n}
     aligned = [*pointers, "columns", *["row_bytes"] * (kind in ALIGNED)]
@@ -102,12 +113,12 @@ def compile_skinny(capability: int, kind: str, tokens: int, dtype: str = "bf16")
     return _few(capability, skinny.product_kernel, pointers | numbers, constants, aligned, shape)
 
 
-def compile_few_experts(capability: int, kind: str, tokens: int) -> tuple[Compiled, str]:
+def compile_few_experts(capability: int, kind: str, tokens: int, dtype: str = "bf16") -> tuple[Compiled, str]:
     """The same of so many tokens an expert."""
     shape = experts_triton.shape_of(tokens, kind)
-    pointers = dict.fromkeys(("x", "bias", "y"), "*bf16") | {"parts": "*fp32", "done": "*i32"}
+    pointers = dict.fromkeys(("x", "bias", "y"), f"*{dtype}") | {"parts": "*fp32", "done": "*i32"}
     pointers |= {"order": "*i64", "starts": "*i32", "scales": "*fp32"}
-    pointers["w"] = "*bf16" if kind == experts_triton.PLAIN else "*u8"
+    pointers["w"] = f"*{dtype}" if kind == experts_triton.PLAIN else "*u8"
     sizes = ("num_rows", "columns", "row_stride", "y_stride")
     numbers = dict.fromkeys((*sizes, "pairs", "experts", "split_steps"), "i32")
     constants = {"KIND": kind, "HAS_BIAS": True, "SCALED": True, "CHOSEN": 8, "SPLIT": True, "EXPERTS": 128}
@@ -138,12 +149,12 @@ def longest_loop(code: str) -> str:
     return "\n".join(longest)
 
 
-def compile_experts(capability: int, kind: str, tokens: int) -> Compiled:
-    """The product of so many tokens an expert; of `PLAIN`, with weights in bfloat16."""
+def compile_experts(capability: int, kind: str, tokens: int, dtype: str = "bf16") -> Compiled:
+    """The product of so many tokens an expert; of `PLAIN`, with weights in the type of inputs."""
     block_m, block_n, warps = grouped_triton.tiles(kind, tokens)
     is_plain = kind == grouped_triton.PLAIN
-    pointers = dict.fromkeys(("x", "bias", "y"), "*bf16")
-    pointers |= {"w": "*bf16" if is_plain else "*u8", "table": "*fp32", "scales": "*fp32"}
+    pointers = dict.fromkeys(("x", "bias", "y"), f"*{dtype}")
+    pointers |= {"w": f"*{dtype}" if is_plain else "*u8", "table": "*fp32", "scales": "*fp32"}
     pointers |= {"order": "*i64", "starts": "*i32"}
     numbers = dict.fromkeys(("num_rows", "columns", "row_size", "y_stride", "experts"), "i32")
     constants = {"KIND": kind, "HAS_BIAS": True, "SCALED": True, "CHOSEN": 8, "EVEN": True, "EXPERTS": 128}
@@ -245,40 +256,53 @@ def measure_experts(device: str, rate: float) -> None:
                 print(f"| {kind} | {size} | {took * 1e6:.0f} | {share:.0%} |")
 
 
-def kernels() -> Iterator[tuple[str, Callable[[int], Compiled]]]:
-    """Name, and what compiles it for a capability, of every shape in use."""
-    from benchmarks.attention import TOKENS as SORTS  # which has what is above
+def kernels() -> Iterator[tuple[Any, str, Callable[[int], Compiled]]]:
+    """Kernel, name of a variant, and what compiles that for a capability, of every shape in use."""
+    from benchmarks import small_kernels  # all of which have what is above
+    from benchmarks.attention import TOKENS as SORTS
     from benchmarks.attention import compile_attention
-    from benchmarks.states import compile_kernel
+    from benchmarks.states import NAMES, compile_kernel, kernel_of
 
-    for name in ("convolve", "keep_inputs", "recur", "solve", "pass"):
+    yield from small_kernels.kernels()
+    for name, mixed, silu in product(NAMES, small_kernels.TYPES, (True, False)):
+        if (mixed, silu) != ("bf16", True) and (name not in ("convolve", "keep_inputs")):
+            continue  # there is no other
+        call = partial(compile_kernel, name=f"{name}_kernel", mixed=mixed, silu=silu)
         yield (
-            f"states {name}",
-            lambda card, name=f"{name}_kernel": assembled(compile_kernel(card, name), False),
+            *(kernel_of(f"{name}_kernel"), f"states {name} {mixed}{' silu' * silu}"),
+            lambda card, call=call: assembled(call(card), False),
         )
-    for kind, tokens in product(blocks_triton.KINDS, TOKENS):
-        yield f"product {kind} {tokens}", partial(compile_product, kind=kind, tokens=tokens)
-    for kind, tokens in product(EXPERT_KINDS, TOKENS):
-        yield f"experts {kind} {tokens}", partial(compile_experts, kind=kind, tokens=tokens)
+    for kind, tokens, dtype in product(blocks_triton.KINDS, TOKENS, small_kernels.TYPES):
+        call = partial(compile_product, kind=kind, tokens=tokens, dtype=dtype)
+        yield blocks_triton.product_kernel, f"product {kind} {tokens} {dtype}", call
+    for kind, tokens, dtype in product(EXPERT_KINDS, TOKENS, small_kernels.TYPES):
+        call = partial(compile_experts, kind=kind, tokens=tokens, dtype=dtype)
+        yield grouped_triton.grouped_kernel, f"experts {kind} {tokens} {dtype}", call
     for kind, tokens, dtype in product(planes_triton.KINDS, (1, 16), ("bf16", "fp16")):
-        yield (
-            f"few rows {kind} {tokens} {dtype}",
-            lambda card, given=(kind, tokens, dtype): compile_skinny(card, *given)[0],
-        )
+        call = _of_both(compile_skinny, kind, tokens, dtype)
+        yield skinny.product_kernel, f"few rows {kind} {tokens} {dtype}", call
     for kind, tokens in product(planes_triton.KINDS, (32, 64)):
-        yield f"some rows {kind} {tokens}", lambda card, given=(kind, tokens): compile_skinny(card, *given)[0]
-    for kind, tokens in product((*planes_triton.KINDS, experts_triton.PLAIN), (1, 16)):
-        yield (
-            f"few rows of experts {kind} {tokens}",
-            lambda card, given=(kind, tokens): compile_few_experts(card, *given)[0],
-        )
+        yield skinny.product_kernel, f"some rows {kind} {tokens}", _of_both(compile_skinny, kind, tokens)
+    for kind, tokens, dtype in product(
+        (*planes_triton.KINDS, experts_triton.PLAIN), (1, 16), ("bf16", "fp16")
+    ):
+        call = _of_both(compile_few_experts, kind, tokens, dtype)
+        yield experts_triton.experts_kernel, f"few rows of experts {kind} {tokens} {dtype}", call
     for kept, head_dim, tokens in product(KEPT, HEAD_DIMS, SORTS):
         for window, special in product((0, 1), (False, True)):
             if head_dim == 576 and (kept or window or special):
                 continue  # latent vectors are kept whole, and seen by all that come later
             name = f"attention {tokens} {head_dim} {KEPT[kept]} {WINDOWS[window]}{' special' * special}"
             how = {"tokens": tokens, "head_dim": head_dim, "window": window, "special": special, "kind": kept}
-            yield name, partial(compile_attention, **how)
+            yield attention_triton.attention_kernel, name, partial(compile_attention, **how)
+    for kept, dtype, tokens in product(KEPT, ("fp16", "fp32"), SORTS):
+        how = {"tokens": tokens, "head_dim": 128, "dtype": dtype, "kind": kept}
+        call = partial(compile_attention, **how)
+        yield attention_triton.attention_kernel, f"attention {tokens} 128 {KEPT[kept]} {dtype}", call
+
+
+def _of_both(compile_one: Callable[..., tuple[Compiled, str]], *given: Any) -> Callable[[int], Compiled]:
+    return lambda card: compile_one(card, *given)[0]
 
 
 def main() -> None:
@@ -289,15 +313,16 @@ def main() -> None:
     device = given.device
     print("| kernel | card | registers | shared | spilt | load |\n|---|---|---|---|---|---|")
     faults = []
-    for name, compile_one in kernels():
+    for _, name, compile_one in kernels():
         for capability, card in CARDS.items():
             if not re.search(given.only, f"{name} {capability}"):
                 continue
             found = compile_one(capability)
             print(f"| {name} | {card} | {' | '.join(map(str, found))} |", flush=True)
-            if found.spilt or found.shared > SHARED_BYTES[capability]:
+            spills = found.spilt and not SPILLING.match(name)
+            if spills or found.shared > SHARED_BYTES[capability]:
                 faults.append(f"{name} on {card}: {found}")
-    print("\n".join(["", *faults] if faults else ["\nNone spills, and all fit."]))
+    print("\n".join(["", *faults] if faults else ["\nNone spills that must not, and all fit."]))
     if device is not None:
         rate = memory_rate(device)
         measure(device, rate)

@@ -28,26 +28,39 @@ from workers.step.batch import Segment
 from workers.step.pages import pages_for
 
 SHAPE = DeltaNet(key_heads=16, value_heads=48, key_dim=128, value_dim=128, kernel=4)
+NAMES = ("convolve", "keep_inputs", "recur", "solve", "pass")  # of kernels
 REPEATS = 3
 
 
-def compile_kernel(capability: int, name: str) -> Any:
-    """A kernel for cards of that capability, with the numbers of `SHAPE`; needs no device."""
+def kernel_of(name: str) -> Any:
+    """The kernel of that name."""
+    from workers.kernels import gated_delta_chunks_triton, gated_delta_triton
+
+    in_chunks = hasattr(gated_delta_chunks_triton, name)
+    return getattr(gated_delta_chunks_triton if in_chunks else gated_delta_triton, name)
+
+
+def compile_kernel(capability: int, name: str, mixed: str = "bf16", silu: bool = True) -> Any:
+    """A kernel for cards of that capability, with the numbers of `SHAPE`; needs no device.
+
+    Args:
+        mixed: type of a convolution's inputs.
+        silu: what comes out of it goes through that.
+    """
     from benchmarks.kernels import compile_for
     from workers.kernels import gated_delta_chunks_triton as chunks
     from workers.kernels import gated_delta_triton as kernels
 
-    in_chunks = hasattr(chunks, name)
-    kernel = getattr(chunks if in_chunks else kernels, name)
+    in_chunks, kernel = hasattr(chunks, name), kernel_of(name)
     shared = {"KEY_HEADS": SHAPE.key_heads, "HEADS": SHAPE.value_heads, "KEY_DIM": SHAPE.key_dim}
     shared |= {"VALUE_DIM": SHAPE.value_dim, "EPS": EPS, "BLOCK_K": SHAPE.key_dim}
-    shared |= {"KERNEL": SHAPE.kernel, "PLACES": 4, "SILU": True, "BLOCK": kernels.CHANNELS}
+    shared |= {"KERNEL": SHAPE.kernel, "PLACES": 4, "SILU": silu, "BLOCK": kernels.CHANNELS}
     shared |= {"CHUNK": chunks.CHUNK, "SLICE": chunks.SLICE}
     shared["BLOCK_V"] = chunks.COLUMNS if in_chunks else kernels.COLUMNS
     kinds = dict.fromkeys(kernel.arg_names, "*fp32") | dict.fromkeys(shared, "constexpr")
     kinds |= dict.fromkeys(("stride", "channels", "first", "count", "first_sequence"), "i32")
     kinds |= dict.fromkeys(("owners", "starts", "ends", "read", "written", "chunk_starts"), "*i64")
-    kinds |= {"scale": "fp32", "mixed": "*bf16", "weight": "*bf16"}
+    kinds |= {"scale": "fp32", "mixed": f"*{mixed}", "weight": f"*{mixed}"}
     kinds = {each: kinds[each] for each in kernel.arg_names}
     constants = {each: value for each, value in shared.items() if each in kinds}
     aligned = [each for each, kind in kinds.items() if kind[0] == "*" or each in ("stride", "channels")]

@@ -1,0 +1,193 @@
+"""The kernels beside products and attention, compiled without a device, as `benchmarks.kernels` does.
+
+Each function compiles one of them for cards of a capability, in the variant that its arguments name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import product
+from typing import Any, NamedTuple
+
+import triton
+
+from benchmarks.kernels import Compiled, assembled, compile_for
+from ipc.worker_messages import PAGE_SIZE
+from workers.kernels import (
+    attention_triton,
+    cache_triton,
+    gated_triton,
+    heads_triton,
+    norm_triton,
+    pairs_triton,
+    planes_triton,
+    skinny,
+)
+from workers.kernels.eight_bits_triton import FP8, INT8, WHOLE
+
+TYPES = ("bf16", "fp16", "fp32")
+HEADS, KV_HEADS = 32, 8
+CODES = {INT8: "*i8", FP8: "*u8"}
+
+
+class Turn(NamedTuple):
+    """What is done to heads: of `workers.kernels.fused.Turn`."""
+
+    normed: bool = False
+    angles: bool = True
+    interleaved: bool = False
+    then_normed: bool = False
+    grows: bool = False
+
+
+TURNS = (
+    Turn(),
+    Turn(normed=True),
+    Turn(normed=True, angles=False),
+    Turn(angles=False, grows=True),
+    Turn(interleaved=True, then_normed=True),
+    Turn(normed=True, interleaved=True, then_normed=True, grows=True),
+)
+
+
+def compile_write(
+    capability: int, dtype: str = "bf16", kind: int = WHOLE, with_values: bool = True, head_dim: int = 128
+) -> Compiled:
+    """New keys and values into their pages."""
+    block_d = triton.next_power_of_2(head_dim)
+    pointers = dict.fromkeys(("keys", "values"), f"*{dtype}") | _kept(dtype, kind)
+    strides = ("keys_stride", "key_head_stride", "values_stride", "value_head_stride")
+    constants = {"KV_HEADS": KV_HEADS, "HEAD_DIM": head_dim, "PAGE": PAGE_SIZE, "WITH_VALUES": with_values}
+    constants |= {"KIND": kind, "BLOCK_H": max(1, min(KV_HEADS, 1024 // block_d)), "BLOCK_D": block_d}
+    strides = dict.fromkeys((*strides, "page_stride", "scale_stride"), "i32")
+    return _compiled(capability, cache_triton.write_kernel, pointers, strides, constants)
+
+
+def compile_heads(
+    capability: int, dtype: str = "bf16", kind: int = WHOLE, turn: Turn = TURNS[1], head_dim: int = 128
+) -> Compiled:
+    """Heads turned, and keys and values into their pages."""
+    block_d = triton.next_power_of_2(head_dim)
+    types = dict.fromkeys(("q", "keys", "values", "turned", "q_weight", "k_weight"), f"*{dtype}")
+    types |= dict.fromkeys(("cos", "sin"), "*fp32" if turn.angles else f"*{dtype}")
+    types |= {"growth": "*fp32" if turn.grows else f"*{dtype}"} | _kept(dtype, kind)
+    strides = dict.fromkeys(("q_stride", "k_stride", "v_stride", "page_stride", "scale_stride"), "i32")
+    constants = {"HEADS": HEADS, "KV_HEADS": KV_HEADS, "HEAD_DIM": head_dim, "PAGE": PAGE_SIZE}
+    constants |= {"ANGLES": head_dim if turn.angles else 0, "NORMED": turn.normed}
+    constants |= {"THEN_NORMED": turn.then_normed, "INTERLEAVED": turn.interleaved, "GROWS": turn.grows}
+    constants |= {"KIND": kind, "BLOCK_H": max(1, heads_triton.ELEMENTS // block_d), "BLOCK_D": block_d}
+    floats = dict.fromkeys(("eps", "offset"), "fp32")
+    return _compiled(capability, heads_triton.heads_kernel, types, strides, constants, floats)
+
+
+def compile_norm(
+    capability: int, dtype: str = "bf16", before: bool = True, after: bool = False, size: int = 4096
+) -> Compiled:
+    """Rows normalised, and a sum before or after that."""
+    block = triton.next_power_of_2(size)
+    pointers = dict.fromkeys(("x", "beside", "weight", "total", "y"), f"*{dtype}")
+    strides, floats = dict.fromkeys(("x_stride", "beside_stride"), "i32"), ("eps", "offset")
+    constants = {"SIZE": size, "BEFORE": before, "AFTER": after, "BLOCK": block}
+    given = pointers, strides, constants, dict.fromkeys(floats, "fp32"), norm_triton.warps(block)
+    return _compiled(capability, norm_triton.norm_kernel, *given)
+
+
+def compile_gated(capability: int, dtype: str = "bf16", activation: int = 0) -> Compiled:
+    """An activation, and what it gates."""
+    pointers, sizes = dict.fromkeys(("gate_up", "y"), f"*{dtype}"), dict.fromkeys(("inner", "stride"), "i32")
+    constants = {"ACTIVATION": activation, "BLOCK": gated_triton.BLOCK}
+    return _compiled(capability, gated_triton.gated_kernel, pointers, sizes, constants)
+
+
+def compile_pairs(capability: int, experts: int = 128) -> Compiled:
+    """Pairs of a token and one of so many experts, sorted."""
+    most, programs = pairs_triton.MOST, pairs_triton.PROGRAMS
+    share = triton.next_power_of_2(triton.cdiv(experts + 1, programs))
+    pointers, counts = {"numbers": "*i64", "order": "*i64", "starts": "*i32"}, ("pairs", "experts")
+    constants = {"PAIRS": most, "EXPERTS": share, "PIECE": most // programs}
+    unknown = dict.fromkeys(counts, "i32")
+    return _compiled(capability, pairs_triton.pairs_kernel, pointers, {}, constants, unknown)
+
+
+def compile_join(
+    capability: int,
+    dtype: str = "bf16",
+    single: bool = True,
+    window: int = 0,
+    sinks: bool = False,
+    head_dim: int = 128,
+) -> Compiled:
+    """What attention found in the splits of a sequence, joined. `window`: the number of its kind."""
+    pointers = dict.fromkeys(("y", "sinks"), f"*{dtype}") | dict.fromkeys(("parts", "sums"), "*fp32")
+    pointers |= dict.fromkeys(("order", "starts", "contexts"), "*i64")
+    unknown = dict.fromkeys(("first", "tokens", "room", "window"), "i32")
+    constants = {"SINGLE": single, "HEADS": HEADS, "VALUE_DIM": head_dim, "WINDOW": window, "SINKS": sinks}
+    constants |= {"MOST": attention_triton.MOST_SPLITS, "UNIT": attention_triton.SPLIT}
+    constants["BLOCK_V"] = min(128, max(16, triton.next_power_of_2(head_dim)))
+    return _compiled(capability, attention_triton.join_kernel, pointers, {}, constants, unknown)
+
+
+def compile_dequantise(capability: int, kind: str = "Q4_K", dtype: str = "bf16") -> Compiled:
+    """A weight in planes as numbers."""
+    pointers = {"w": "*u8", "y": f"*{dtype}"}
+    sizes = dict.fromkeys(("num_rows", "columns", "row_stride"), "i32")
+    given = pointers, sizes, {"KIND": kind, "BLOCK_N": 32}, {}, 1
+    return _compiled(capability, skinny.dequantise_kernel, *given)
+
+
+def _kept(dtype: str, kind: int) -> dict[str, str]:
+    """Types of keys and values in pages, of their scales, and of what says where a step's tokens are."""
+    pages = dict.fromkeys(("kept_keys", "kept_values"), CODES.get(kind, f"*{dtype}"))
+    scales = dict.fromkeys(("key_scales", "value_scales"), "*fp16" if kind else f"*{dtype}")
+    return pages | scales | dict.fromkeys(("owners", "starts", "contexts", "tables", "pages"), "*i64")
+
+
+def _compiled(
+    capability: int,
+    kernel: Any,
+    pointers: dict[str, str],
+    sizes: dict[str, str],  # multiples of 16
+    constants: dict[str, Any],
+    others: dict[str, str] | None = None,
+    warps: int = 4,
+) -> Compiled:
+    types, aligned = pointers | sizes | (others or {}), (*pointers, *sizes)
+    return assembled(compile_for(capability, kernel, types, constants, aligned, num_warps=warps), True)
+
+
+def kernels() -> Iterator[tuple[Any, str, Callable[[int], Compiled]]]:
+    """As `benchmarks.kernels.kernels`."""
+    kinds = {WHOLE: "", INT8: " int8", FP8: " fp8"}
+    for dtype, kind, with_values in product(TYPES, kinds, (True, False)):
+        given = {"dtype": dtype, "kind": kind, "with_values": with_values}
+        name = f"write {dtype}{kinds[kind]}{' values' * with_values}"
+        yield cache_triton.write_kernel, name, partial(compile_write, **given)
+    for dtype, kind, turn in product(TYPES, kinds, TURNS):
+        done = " ".join(name for name, does in turn._asdict().items() if does)
+        call = partial(compile_heads, dtype=dtype, kind=kind, turn=turn)
+        yield heads_triton.heads_kernel, f"heads {dtype}{kinds[kind]} {done}", call
+    for head_dim, kind in product((64, 80, 96, 192, 256, 512, 576), kinds):
+        given = {"kind": kind, "head_dim": head_dim}
+        yield cache_triton.write_kernel, f"write {head_dim}{kinds[kind]}", partial(compile_write, **given)
+        yield heads_triton.heads_kernel, f"heads {head_dim}{kinds[kind]}", partial(compile_heads, **given)
+    for dtype, (before, after), size in product(
+        TYPES, ((True, False), (False, True), (False, False)), (64, 1024, 5120, 16_384)
+    ):
+        name = f"norm {dtype} {size}{' of a sum' * before}{' in a sum' * after}"
+        given = {"dtype": dtype, "before": before, "after": after, "size": size}
+        yield norm_triton.norm_kernel, name, partial(compile_norm, **given)
+    for dtype, activation in product(TYPES, range(3)):
+        given = {"dtype": dtype, "activation": activation}
+        yield gated_triton.gated_kernel, f"gated {dtype} {activation}", partial(compile_gated, **given)
+    for experts in (8, 64, 128, 256, 512):
+        yield pairs_triton.pairs_kernel, f"pairs {experts}", partial(compile_pairs, experts=experts)
+    for dtype, single, window, sinks in product(TYPES, (True, False), (0, 1, 2), (False, True)):
+        given = {"dtype": dtype, "single": single, "window": window, "sinks": sinks}
+        name = f"join {dtype} {attention_triton.WINDOWS[window]}{' single' * single}{' sinks' * sinks}"
+        yield attention_triton.join_kernel, name, partial(compile_join, **given)
+    for head_dim in (64, 80, 512):
+        yield attention_triton.join_kernel, f"join {head_dim}", partial(compile_join, head_dim=head_dim)
+    for kind, dtype in product(planes_triton.KINDS, TYPES[:2]):
+        given = {"kind": kind, "dtype": dtype}
+        yield skinny.dequantise_kernel, f"dequantise {kind} {dtype}", partial(compile_dequantise, **given)

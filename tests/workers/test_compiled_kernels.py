@@ -1,0 +1,58 @@
+"""Every kernel that a GPU is to run is one that `benchmarks.kernels` compiles; the small ones are, here."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from importlib.util import find_spec
+
+import pytest
+
+import workers.kernels
+
+pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="torch for the CPU has no Triton")
+
+
+def launched():
+    """Kernels that no other calls: these there are to be launched."""
+    from triton.runtime.jit import JITFunction
+
+    names = [each.name for each in pkgutil.iter_modules(workers.kernels.__path__) if each.name[0] != "_"]
+    modules = [importlib.import_module(f"workers.kernels.{name}") for name in names]
+    found = {each for module in modules for each in vars(module).values() if isinstance(each, JITFunction)}
+    called = {id(each.fn.__globals__.get(name)) for each in found for name in each.fn.__code__.co_names}
+    return {each for each in found if id(each) not in called}
+
+
+def test_no_kernel_that_is_launched_is_forgotten_where_all_are_compiled():
+    from benchmarks.kernels import kernels
+
+    compiled = {kernel for kernel, _, _ in kernels()}
+    assert {each.__module__ for each in compiled} >= {"workers.kernels.skinny", "workers.kernels.norm_triton"}
+    assert launched() == compiled
+
+
+SMALL = [  # of each the variants whose code is least like that of the others
+    ("write", 80, {"kind": 1}),
+    ("write", 86, {"kind": 2, "dtype": "fp32"}),
+    ("write", 90, {"with_values": False, "head_dim": 576}),
+    ("heads", 86, {"kind": 1, "turn": 5}),
+    ("heads", 90, {"kind": 2, "turn": 3, "dtype": "fp16"}),
+    ("norm", 120, {"before": False, "after": True, "dtype": "fp32"}),
+    *(("gated", 80, {"activation": 1}), ("gated", 89, {"activation": 2})),
+    ("pairs", 86, {"experts": 512}),
+    ("join", 89, {"window": 2, "sinks": True, "single": False, "head_dim": 80}),
+    ("dequantise", 120, {"kind": "NVFP4", "dtype": "fp16"}),
+]
+
+
+@pytest.mark.parametrize(("name", "capability", "variant"), SMALL)
+def test_a_small_kernel_fits_its_card_and_spills_nothing(name, capability, variant):
+    from benchmarks import small_kernels
+    from benchmarks.kernels import SHARED_BYTES
+
+    if "turn" in variant:
+        variant = variant | {"turn": small_kernels.TURNS[variant["turn"]]}
+    found = getattr(small_kernels, f"compile_{name}")(capability, **variant)
+    assert found.shared <= SHARED_BYTES[capability]
+    assert found.spilt == 0
