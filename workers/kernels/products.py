@@ -44,7 +44,11 @@ def steady_rows(weight: Blocks) -> int | None:
         return 1 << 30
     if rows.takes(weight.device, weight):
         return rows.FEW
-    return TILE if weight.in_planes or _has_kernel(weight) else None
+    if weight.in_planes:
+        from workers.kernels import skinny  # for which Triton comes with torch where there is CUDA
+
+        return skinny.steady_tokens(weight.format.name)
+    return TILE if _has_kernel(weight) else None
 
 
 def wants_planes(weight: Blocks) -> bool:
