@@ -21,6 +21,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from rich.console import Console
 from rich.table import Table
 from transformers import PretrainedConfig
@@ -34,7 +35,7 @@ from workers.checkpoints.card import ModelCard, read_card
 from workers.execution.model_runner import ModelRunner
 from workers.process.life import settled, warm_up
 from workers.step.pages import pages_for
-from workers.weights.lanes import BLOCK, THREADS
+from workers.weights.lanes import BLOCK, threads_for
 
 PROMPT = 64  # tokens
 STEP = 2048  # tokens of the largest step
@@ -62,7 +63,7 @@ def rows(device: str, shape: PretrainedConfig, copy: float) -> Iterator[tuple[st
         with tempfile.TemporaryDirectory() as folder:
             card = read_card(write_hollow(Path(folder), shape))
             [weights] = card.bytes_per_rank(1)
-            cached = page_cache(Path(folder) / "model.safetensors")
+            cached = page_cache(Path(folder) / "model.safetensors", threads_for(torch.device(device)))
             for name, memory, rate in (
                 ("load and park", fd, min(cached, copy)),
                 ("load", None, min(cached, copy)),
@@ -77,21 +78,21 @@ def rows(device: str, shape: PretrainedConfig, copy: float) -> Iterator[tuple[st
         os.close(fd)
 
 
-def page_cache(path: Path) -> float:
-    """Bytes a second that as many threads as load read from a file which has been read before."""
+def page_cache(path: Path, count: int) -> float:
+    """Bytes a second that so many threads read from a file which has been read before."""
     size = path.stat().st_size
     fd = os.open(path, os.O_RDONLY)
 
     def read(number: int) -> None:
         buffer = memoryview(bytearray(BLOCK))
-        for start in range(number * BLOCK, size, THREADS * BLOCK):
+        for start in range(number * BLOCK, size, count * BLOCK):
             os.preadv(fd, [buffer], start)
 
     best = float("inf")
-    with ThreadPoolExecutor(THREADS) as threads:
+    with ThreadPoolExecutor(count) as threads:
         for _ in range(4):  # of which the first fills it
             began = time.perf_counter()
-            list(threads.map(read, range(THREADS)))
+            list(threads.map(read, range(count)))
             best = min(best, time.perf_counter() - began)
     os.close(fd)
     return size / best

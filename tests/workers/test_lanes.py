@@ -119,7 +119,7 @@ def test_what_is_parked_needs_no_way_back_and_wakes_by_the_same_way(late, tmp_pa
 
 
 def test_what_is_there_is_let_go_of_before_the_next_block_is_done(monkeypatch):
-    monkeypatch.setattr(workers.weights.lanes, "THREADS", 1)
+    monkeypatch.setattr(workers.weights.lanes, "threads_for", lambda device: 1)
     first = torch.zeros(4)
     gone, seen = weakref.ref(first), []
 
@@ -157,7 +157,7 @@ def test_the_first_failure_is_raised_and_all_threads_end(fails):
 
 
 def test_nothing_travels_any_more_once_a_failure_is_raised(late, monkeypatch):
-    monkeypatch.setattr(workers.weights.lanes, "THREADS", 1)
+    monkeypatch.setattr(workers.weights.lanes, "threads_for", lambda device: 1)
     into = torch.zeros(4)
 
     def job(lane: Lane) -> int:

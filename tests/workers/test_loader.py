@@ -119,7 +119,7 @@ def test_a_part_is_finished_once_when_all_of_it_is_there(tmp_path, monkeypatch):
 
 
 def test_what_a_finish_replaces_is_freed_while_others_are_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(workers.weights.lanes, "THREADS", 1)
+    monkeypatch.setattr(workers.weights.lanes, "threads_for", lambda device: 1)
     save_file({name: torch.randn(64, 8) for name in "ab"}, tmp_path / "model.safetensors")
     memory = numpy.empty((64, 8), numpy.float32)
     gone, weights = weakref.ref(memory), [torch.from_numpy(memory)]
