@@ -132,6 +132,11 @@ def test_a_kernel_over_8_bits_fits_cards_that_do_not_know_the_type_too(capabilit
     fits(capability, tokens, head_dim, window=1, special=True, kind=kind)
 
 
+@TRITON
+def test_a_kernel_over_8_bits_in_float32_spills_nothing():
+    fits(90, "prompt", 128, dtype="fp32", kind=2)
+
+
 def fits(capability, *given, **options):
     from benchmarks.attention import compile_attention
     from benchmarks.kernels import SHARED_BYTES

@@ -438,7 +438,7 @@ def tile(
     """
     wide, padded = capability // 10 in (9, 10), _padded(head_dim) > head_dim
     if itemsize == 4:
-        return Tile(16, 16, 4 if head_dim <= 128 else 8, 2)
+        return Tile(16, 16, 4 if head_dim <= 128 and not coded else 8, 2)
     if head_dim > 256:
         return Tile(16, 16, 8, 2, 192) if few and coded else Tile(16, 16, 4, 2)
     if few and head_dim > 128:
