@@ -14,7 +14,7 @@ from ipc.worker_messages import FREE_ROWS, CacheGroup, SimulatedSpec
 from neuron.config import ModelSettings
 from neuron.memory.cache_plan import CachePlan
 from neuron.memory.fit import Need
-from neuron.memory.step_bytes import UNMEASURED_BYTES, Overhead, is_compiled, packs_head, widens
+from neuron.memory.step_bytes import UNMEASURED_BYTES, Overhead, attends, is_compiled, packs_head, widens
 from neuron.text.frontend import TextFiles, TextFrontEnd
 from workers.checkpoints.adapter import AdapterCard, read_adapter
 from workers.checkpoints.card import DTYPE_BYTES, Dtype, ModelCard, read_card
@@ -88,12 +88,12 @@ class ModelDescription:
         """
         overhead = {"cpu": 0, "cuda": 0}
         guessed = FREE_ROWS if settings.speculation is not None else 0
-        sampled = settings.max_sequences + max(0, guessed - 1)
+        sampled = settings.max_sequences, max(0, guessed - 1)
         if self.overhead is not None:
             of_guesses = guessed * self.overhead.shapes.guess_bytes(settings.ranks)
             for kind in overhead:
                 tokens = self.step_tokens(settings, kind)
-                overhead[kind] = runtime[kind] + self.overhead.of_step(kind, tokens, sampled) + of_guesses
+                overhead[kind] = runtime[kind] + self.overhead.of_step(kind, tokens, *sampled) + of_guesses
         return Need(
             model=self.id,
             rank_bytes=self.rank_bytes,
@@ -174,6 +174,7 @@ def described(settings: ModelSettings, card: ModelCard) -> ModelDescription:
             in_blocks=bool(formats),
             compiled=is_compiled(dtype),
             widens=widens(formats.values()),
+            attends=attends(dtype),
         ),
         defaults=_defaults(card.defaults, settings),
         eos_ids=card.eos_ids,

@@ -19,9 +19,7 @@ KEYS_AT_ONCE = 2048  # tokens of context whose keys attention over a prompt gath
 LONG_CONTEXT = 3072  # tokens, of the one sequence of the step that has many
 FEW_QUERIES, FEW_BYTES = 32, 8 << 20  # of each key, and keys and values that so few read at once
 BLOCK_SCORES, FEWEST_QUERIES = 1 << 20, 16  # scores at once, of as many queries at least
-SCORE_BYTES = (
-    12  # of each: itself, its weight, and either that of the block before or what its sum is made of
-)
+SCORE_BYTES = 12  # of each: itself, its weight, and that of the block before or what its sum is made of
 PAIRS = 1024  # of a token and an expert that it goes to, whose numbers are in memory at once
 CHUNK, CHUNKED_AT_ONCE = 64, 128  # tokens of a prompt that go through a state together
 TOLD_ROWS = 64  # of logits at once, for the log-probabilities of a prompt
@@ -31,9 +29,7 @@ COMPARED_BYTES = FLOAT + 1 + LONG  # a copy, whether it is, and that to be added
 SORTED_LOGITS = 5 << 18  # at once, for the draw of tokens
 SORTED_BYTES = 41  # for each of these logits: values, ids, probabilities and what becomes of them, in float64
 CAPPED_BYTES = 3 * FLOAT  # of each logit: itself, what its tanh is of, and that
-LITTLE = (
-    1 << 20
-)  # bytes of all that is small by itself: positions, pages, what products keep of their weights
+LITTLE = 1 << 20  # bytes of all that is small by itself: positions, pages, what products keep
 COMPILED_ACTIVATIONS = ("silu", "gelu_tanh")
 
 
@@ -50,6 +46,7 @@ class CpuStep:
         context_length: of each, at most.
         compiled: what is computed between products has no copies in float32.
         widens: products make float32 of their inputs, all at once.
+        attends: prompts attend in a kernel that needs results alone.
     """
 
     shapes: ModelConfig
@@ -60,6 +57,7 @@ class CpuStep:
     context_length: int
     compiled: bool = False
     widens: bool = False
+    attends: bool = False
 
     def most(self) -> int:
         """Bytes at one moment."""
@@ -120,10 +118,13 @@ class CpuStep:
         over = self._over_keys(prompt, heads, keys, keys)
         # what takes the results has no memory before they come; in 16 bits products with values have as much
         beside = 0 if size == FLOAT else attended
+        attending = beside + prompt * queries * FLOAT + max(over, narrowed)
+        if self.attends:
+            attending = attended + prompt * queries * size
         gates = 2 * attended if shapes.attention_gate else 0
         return max(
             projected + tokens * turned,
-            found + beside + prompt * queries * FLOAT + max(over, narrowed),
+            found + attending,
             found + attended + gates + tokens * shapes.hidden_size * size + self._widened(queries),
         )
 
@@ -139,6 +140,8 @@ class CpuStep:
         queries = heads * (latent.plain_dim + latent.rope_dim + key)
         found = tokens * (2 * hidden + compressed + key + queries) * size
         prompt = max(self._prompts, default=1)
+        if self.attends:
+            return found + 2 * prompt * heads * latent.rank * size
         wide = prompt * heads * latent.rank * FLOAT
         narrowed = 0 if size == FLOAT else prompt * heads * latent.rank * size
         return found + wide + max(self._over_keys(prompt, heads, key, latent.rank), narrowed)

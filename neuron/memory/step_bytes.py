@@ -33,6 +33,7 @@ PENALTY_BYTES = 3  # for each logit, kept: how often its token came, and whether
 CPU_FACTS = Path("/proc/cpuinfo")
 ARM_INSTRUCTIONS = {"bfloat16": {"bf16"}, "float16": {"fphp", "asimdhp"}}
 COMPILED_CPUS = {"avx2", "fma", "f16c"}  # for which there are kernels (`workers/kernels/compiled.py`)
+ATTENDING_CPUS = {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16"}  # for which there are more
 WIDENED = ("INT8_", "FP8_", "NF4_", "FP4_", "NVFP4")
 KERNELS = Path(checkpoints.__file__).parents[1] / "kernels"
 
@@ -53,6 +54,11 @@ def is_compiled(dtype: Dtype) -> bool:
     if dtype == "float32":
         return False
     return _listed("flags") >= COMPILED_CPUS and any(KERNELS.glob("_blocks*.so"))
+
+
+def attends(dtype: Dtype) -> bool:
+    """Whether prompts attend in a kernel of ours, which needs neither scores nor copies of keys."""
+    return dtype == "bfloat16" and is_compiled(dtype) and _listed("flags") >= ATTENDING_CPUS
 
 
 def widens(formats: Iterable[str]) -> bool:
@@ -80,6 +86,7 @@ class Overhead:
         in_blocks: weights are kept quantised.
         compiled: what a CPU computes between products has no copies in float32 (`is_compiled`).
         widens: its products make float32 of their inputs (`widens`).
+        attends: what attends on it is compiled as well (`attends`).
     """
 
     shapes: ModelConfig
@@ -91,13 +98,20 @@ class Overhead:
     in_blocks: bool = False
     compiled: bool = False
     widens: bool = False
+    attends: bool = False
 
-    def of_step(self, kind: str, tokens: int, sequences: int) -> int:
-        """Bytes that a rank takes for steps of `tokens` that sample for `sequences`, on a CPU or a GPU."""
+    def of_step(self, kind: str, tokens: int, sequences: int, guesses: int = 0) -> int:
+        """Bytes that a rank takes for steps of `tokens` that sample for `sequences`, on a CPU or a GPU.
+
+        Args:
+            guesses: tokens that are guessed, whose logits come beside those of `sequences`.
+        """
         context_length = self.context_length or self.shapes.context_length
+        sequences += 0 if kind == "cpu" else guesses
         sizes = self.shapes, self.itemsize, self.world_size, tokens, sequences, context_length
         if kind == "cpu":
-            step, kept = CpuStep(*sizes, self.compiled, self.widens).most(), KERNEL_BYTES
+            step, kept = CpuStep(*sizes, self.compiled, self.widens, self.attends).most(), KERNEL_BYTES
+            step += guesses * self.shapes.vocab_size * (2 * FLOAT + self.itemsize)  # as it is measured
             if not self.shapes.bidirectional:
                 kept += self._packed_head() + self._penalties(sequences)
         else:

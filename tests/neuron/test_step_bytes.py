@@ -12,7 +12,7 @@ from neuron.description import described
 from neuron.memory import step_bytes
 from neuron.models.catalogue import DEMO_FOLDER
 from workers.checkpoints.card import read_card
-from workers.kernels import compiled, rows
+from workers.kernels import compiled, dense, rows
 from workers.layers.embedding import Embedding, Head, VocabularySlice
 from workers.parallel import RankGroup
 from workers.weights.blocks import Empty
@@ -63,6 +63,8 @@ def test_a_plan_knows_whether_steps_are_compiled_here(dtype):
         pytest.skip("the library was built from other sources, and is not used")
     is_there = dtype != "float32" and compiled.library() is not None
     assert step_bytes.is_compiled(dtype) == is_there
+    multiplies = is_there and dense.level() == dense.WITH_AVX512_BF16
+    assert step_bytes.attends(dtype) == multiplies
 
 
 def test_a_plan_knows_which_products_widen_their_inputs():

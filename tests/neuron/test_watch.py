@@ -12,6 +12,7 @@ from ipc.messages.state import ModelState
 from ipc.server import Peer
 from neuron import service
 from neuron.config import NeuronConfig
+from neuron.memory.parking import Parking
 from neuron.memory.room import Room
 from neuron.models.manager import ModelManager
 from neuron.preparation.preparation import Preparation
@@ -28,6 +29,7 @@ class Models(ModelManager):
         self.status, self.searched = status, searched
         self.room = create_autospec(Room, instance=True)
         self.room.devices.return_value = []
+        self.parking = create_autospec(Parking, instance=True, held=0, budget=0)
 
     def states(self) -> list[ModelState]:
         return [ModelState(id=name, status=status) for name, status in self.status.items()]
