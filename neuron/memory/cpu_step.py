@@ -9,20 +9,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from neuron.memory.gpu_step import WIDE_OF_XIELU
+from neuron.memory.largest_step import FLOAT, LONG, LONG_CONTEXT, WIDE_OF_XIELU, prompts_of
 from workers.checkpoints.config import Latent, ModelConfig
 from workers.checkpoints.experts import Experts
 from workers.checkpoints.layers import kv_heads_on_rank
 
-FLOAT, LONG = 4, 8  # bytes
 KEYS_AT_ONCE = 2048  # tokens of context whose keys attention over a prompt gathers in one piece
-LONG_CONTEXT = 3072  # tokens, of the one sequence of the step that has many
 FEW_QUERIES, FEW_BYTES = 32, 8 << 20  # of each key, and keys and values that so few read at once
 BLOCK_SCORES, FEWEST_QUERIES = 1 << 20, 16  # scores at once, of as many queries at least
 SCORE_BYTES = 12  # of each: itself, its weight, and that of the block before or what its sum is made of
 PAIRS = 1024  # of a token and an expert that it goes to, whose numbers are in memory at once
-CHUNK, CHUNKED_AT_ONCE = 64, 128  # tokens of a prompt that go through a state together
-TOLD_ROWS = 64  # of logits at once, for the log-probabilities of a prompt
+CHUNK, CONVOLVED = 32, 128  # tokens of a prompt that go through a state together, and through its convolution
 TOLD_BYTES = 2 * FLOAT  # of each of these: itself, and its log-probability
 COMPARED_ROWS = 8  # of them, looked through at once for those that are as probable
 COMPARED_BYTES = FLOAT + 1 + LONG  # a copy, whether it is, and that to be added up
@@ -70,14 +67,7 @@ class CpuStep:
 
     @property
     def _prompts(self) -> list[int]:
-        """Tokens of each sequence that has several: of one whose tokens are told about, and of the others."""
-        left = self.tokens - self.sequences + 1  # the others have one each
-        found = [told] if (told := min(left // 2, TOLD_ROWS, self.context_length)) > 0 else []
-        left -= sum(found)
-        while left > 0:
-            found.append(min(left, self.context_length))
-            left -= found[-1]
-        return found
+        return prompts_of(self.tokens, self.sequences, self.context_length)
 
     def _stays(self) -> int:
         """While layers run: angles, and the inputs of all layers with what these are made of."""
@@ -130,12 +120,8 @@ class CpuStep:
 
     def _latent(self, latent: Latent, heads: int) -> int:
         """While latent vectors are attended over, by queries that are as wide."""
-        key, size, tokens, hidden = (
-            latent.rank + latent.rope_dim,
-            self.itemsize,
-            self.tokens,
-            self.shapes.hidden_size,
-        )
+        key, size = latent.rank + latent.rope_dim, self.itemsize
+        tokens, hidden = self.tokens, self.shapes.hidden_size
         compressed = key + 2 * (latent.query_rank or 0)
         queries = heads * (latent.plain_dim + latent.rope_dim + key)
         found = tokens * (2 * hidden + compressed + key + queries) * size
@@ -169,7 +155,8 @@ class CpuStep:
         return self.compiled and norms and not self.shapes.interleaved
 
     def _states(self) -> int:
-        """Of a layer that keeps a state: what goes through its convolution, and 64 tokens at a time."""
+        """Of a layer that keeps a state: while sequences with one token have copies of theirs, or while those
+        of a prompt go through, some at a time."""
         stream = 2 * self.tokens * self.shapes.hidden_size * self.itemsize
         if (convolution := self.shapes.convolution) is not None:
             channels = convolution.on_rank(self.world_size).channels
@@ -177,12 +164,17 @@ class CpuStep:
         if self.shapes.delta is None:
             return 0
         delta = self.shapes.delta.on_rank(self.world_size)
-        values = delta.value_heads * delta.value_dim
+        values, keys = delta.value_heads * delta.value_dim, delta.key_heads * delta.key_dim
         projected = (delta.channels + values + 2 * delta.value_heads) * self.itemsize
-        through = delta.channels * FLOAT + 2 * values * FLOAT + 2 * delta.value_heads * FLOAT
-        each = 4 * (delta.key_dim + delta.value_dim) + 4 * CHUNK
-        block = min(self.tokens, CHUNKED_AT_ONCE) * delta.value_heads * each * FLOAT
-        return stream + self.tokens * (projected + through) + block
+        through = (delta.channels + 2 * delta.value_heads) * FLOAT
+        state, block = values * delta.key_dim, min(self.tokens, CONVOLVED)
+        copied = (self.sequences - 1) * (state + 2 * delta.kernel * delta.channels)
+        chunk = min(block, CHUNK) * delta.value_heads * (3 * (delta.key_dim + delta.value_dim) + 5 * CHUNK)
+        chunked = block * (delta.channels + 3 * keys) + chunk + state
+        convolved = 4 * block * delta.channels  # beside what came of those before
+        # what takes the results has no memory before they come
+        once = max(copied, self.tokens * values + max(convolved, chunked))
+        return stream + self.tokens * (projected + through) + once * FLOAT
 
     # --- the MLP ----------------------------------------------------------------------------------------
 

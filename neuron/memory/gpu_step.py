@@ -8,22 +8,19 @@ beside the others is left out. `tests/workers/test_planned_steps.py` holds it ag
 from __future__ import annotations
 
 from neuron.memory.allocator import Allocator, Block
+from neuron.memory.largest_step import FLOAT, LONG, LONG_CONTEXT, WIDE_OF_XIELU, prompts_of
 from workers.checkpoints.config import ModelConfig
 from workers.checkpoints.experts import Experts
 from workers.checkpoints.layers import Layer, kv_heads_on_rank
 
-FLOAT, LONG = 4, 8  # bytes
 CUBLAS_BYTES = 32 << 20  # its workspace, on the cards that have the largest
 SORT_BYTES = 36  # of each element that is sorted: its value and its place, three times
-LONG_CONTEXT = 3072  # tokens, of the one sequence of the step that has many
 SPLIT, MOST_SPLITS = 64, 32  # keys of a part that attention over one token has at least, and parts at most
 CHUNK, CHUNKS = 32, 64  # tokens of a prompt that go through a state together, and how many times at once
 SCRATCH_BYTES, TOGETHER = 64 << 20, 256  # of a weight in blocks, made plain at once, and its rows at least
 # Tokens with which a weight is not made plain at all where no card's cache would hold it so, and such a cache
 SOME, MOST_CACHE = 64, 128 << 20
 PAIRS = 16_384  # of a token and an expert that it goes to, whose numbers are in memory at once
-TOLD_ROWS = 64  # of logits at once, for the log-probabilities of a prompt
-WIDE_OF_XIELU = 4  # float32 of each element of an MLP that is activated so
 DRAWN = 5 << 20  # logits at once, for the draw of tokens
 
 
@@ -98,14 +95,7 @@ class GpuStep:
 
     @property
     def _prompts(self) -> list[int]:
-        """Tokens of each sequence that has several: of one whose tokens are told about, and of the others."""
-        left = self.tokens - self.sequences + 1  # the others have one each
-        found = [told] if (told := min(left // 2, TOLD_ROWS, self.context_length)) > 0 else []
-        left -= sum(found)
-        while left > 0:
-            found.append(min(left, self.context_length))
-            left -= found[-1]
-        return found
+        return prompts_of(self.tokens, self.sequences, self.context_length)
 
     # --- layers -----------------------------------------------------------------------------------------
 

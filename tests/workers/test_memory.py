@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import LlamaConfig, Qwen3Config
+from transformers import LlamaConfig, Qwen3_5TextConfig, Qwen3Config
 
 from benchmarks.driver import write_hollow
 from ipc.errors import Code, CortexError
@@ -93,9 +93,18 @@ def test_what_was_measured_is_near_what_a_rank_holds_when_all_of_its_pages_are_i
 
 
 WIDE = {"head_dim": 128, "num_attention_heads": 16, "num_key_value_heads": 8, "hidden_size": 512}
-SHAPES = {  # of one layer, by what of it takes most
+SHAPES = {  # of a layer or two, by what of it takes most
     "attention": Qwen3Config(**WIDE, vocab_size=4096, intermediate_size=512, num_hidden_layers=1),
     "an MLP": LlamaConfig(**WIDE, vocab_size=4096, intermediate_size=12_288, num_hidden_layers=1),
+    "states": Qwen3_5TextConfig(
+        **WIDE | {"num_hidden_layers": 2, "layer_types": ["linear_attention", "full_attention"]},
+        **{
+            "linear_num_key_heads": 16,
+            "linear_num_value_heads": 48,
+            "vocab_size": 4096,
+            "intermediate_size": 512,
+        },
+    ),
     "a vocabulary": Qwen3Config(**WIDE, vocab_size=131_072, intermediate_size=512, num_hidden_layers=1),
 }
 
