@@ -356,7 +356,8 @@ class RequestQueue:
         if (deadline := self._not_begun.next_deadline) is not None:
             delay = min(max(0.0, deadline - time.monotonic()), TELL_SECONDS)
             self._timer = asyncio.get_running_loop().call_later(delay, self._watch)
-            if self._line or len(self._group.open) > self.max_sequences:  # or each begins with the next step
+            # Or each of them begins with the next step.
+            if self._line or self._suspects or len(self._group.open) > self.max_sequences:
                 self._tell_places()
 
     def _give_up(self, request: OpenRequest) -> None:
@@ -408,5 +409,7 @@ class RequestQueue:
     def _places(self) -> list[OpenRequest]:
         """All that have not begun, in the order in which they are to; last those that wait for an adapter."""
         queued = [request for request in self._not_begun if request.phase == "queued"]
+        suspects = sorted(self._suspects, key=lambda request: request.key)
+        to_try = [request for request in suspects if request.phase == "waiting"]
         in_line = [request for request in self._line.order() if request.phase == "waiting"]
-        return [*queued, *in_line, *self._aside]
+        return [*queued, *to_try, *in_line, *self._aside]

@@ -367,6 +367,40 @@ async def test_of_those_with_whom_two_workers_died_each_is_tried_alone_and_only_
     assert queue.counts == {"finished": 3, "cancelled": 0, "failed": 1}
 
 
+def die_twice(queue, *requests):
+    """Have two workers die with these, of which none begins; returns the third worker."""
+    admit(queue, *requests)
+    for _ in range(2):
+        queue.lose_worker(DIED)
+        worker = Worker(queue)
+        queue.open(worker, 1000)
+    return worker
+
+
+@scenario
+async def test_who_waits_to_be_tried_alone_stands_before_the_line_and_is_told_so():
+    queue, _ = ready(max_sequences=4)
+    suspects = [Request(queue) for _ in range(3)]
+    die_twice(queue, *suspects)
+    queue._watch()  # the timer
+    assert [request.places[-1] for request in suspects] == [(1, 3), (2, 3), (3, 3)]
+    later = admit(queue, Request(queue))[0]
+    queue._watch()
+    assert [request.places[-1] for request in (*suspects, later)] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+@scenario
+async def test_who_waits_too_long_to_be_tried_alone_is_told_where_it_stands():
+    queue, _ = ready(max_sequences=4, wait_seconds=0.01)
+    suspects = [Request(queue) for _ in range(3)]
+    die_twice(queue, *suspects)  # the first one's prompt is long
+    await asyncio.sleep(0.02)
+    queue._watch()
+    assert [request.replies[-1].code for request in suspects] == [Code.QUEUE_TIMEOUT] * 3
+    assert [request.replies[-1].details["waiting"] for request in suspects] == [3, 2, 1]
+    assert queue.idle
+
+
 @scenario
 async def test_who_waited_is_told_when_it_begins():
     queue, _ = ready(max_sequences=1)
