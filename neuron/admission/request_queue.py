@@ -263,20 +263,25 @@ class RequestQueue:
             self._rate.end(time.monotonic())
 
     def _try_suspects(self) -> None:
-        """Hand over the next one, once the one before it has ended, or gone on and waits for the others."""
+        """Hand over the next one, once the one before it has ended, or gone on and waits for the others.
+
+        One whose adapter came late finds others in the worker, and waits until these have ended.
+        """
         while self._suspects and self._group is not None:
-            request = min(self._suspects, key=lambda suspect: suspect.key)
-            if request.phase == "waiting":
+            request = min(self._suspects, key=lambda suspect: (suspect.phase == "waiting", suspect.key))
+            if request.phase != "waiting":
+                if request.output_tokens <= self._suspects[request]:
+                    return
+                del self._suspects[request]
+                if self._suspects and self._withdraw(request, self._group):
+                    self._line.put_back(request, self._claim(request))
+            elif self._group.open:
+                return
+            else:
                 self._suspects[request] = request.output_tokens
                 self._hand_over(request)
                 while request in self._rest:
                     self._hand_over(request)
-            elif request.output_tokens > self._suspects[request]:
-                del self._suspects[request]
-                if self._suspects and self._withdraw(request, self._group):
-                    self._line.put_back(request, self._claim(request))
-            else:
-                return
 
     def _hand_over(self, request: OpenRequest) -> None:
         """Give the worker the next of its sequences."""
@@ -315,9 +320,10 @@ class RequestQueue:
         return [request for request in reversed(self._requests) if request.phase == "queued"]
 
     def _end_aside(self) -> None:
-        """Have those that wait for their adapter wait in the line again, each before all of its session."""
+        """Have those that wait for their adapter wait in the line again, each before all of its session, or
+        to be tried alone."""
         for request in reversed(self._aside):
-            self._line.put_back(request, self._claim(request))
+            self._wait_again(request)
         self._aside.clear()
 
     def _withdraw(self, request: OpenRequest, group: WorkerGroup) -> bool:

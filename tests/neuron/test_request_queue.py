@@ -89,6 +89,12 @@ class Worker(WorkerGroup):
         request.phase = "running"
         self.queue.begin(request)
 
+    def write(self, request):
+        """It has a token more; the step is reported."""
+        self.begin(request)
+        request.tokens += 1
+        self.queue.on_steps(0)
+
     def end(self, request):
         """It is finished; the next step is reported."""
         for part in request.parts:
@@ -107,9 +113,11 @@ def scenario(test):
     return run
 
 
-def ready(limit=512, max_sequences=2, whole=False, **settings):
-    """A queue, and the worker that it hands over to."""
-    queue = RequestQueue(Queue(limit=limit, **settings), max_sequences, whole)
+def ready(limit=512, max_sequences=2, whole=False, adapters=(), **settings):
+    """A queue, and the worker that it hands over to, which has these adapters."""
+    queue = RequestQueue(
+        Queue(limit=limit, **settings), max_sequences, whole, lambda request: request.adapter in adapters
+    )
     worker = Worker(queue)
     queue.open(worker, 1000)
     return queue, worker
@@ -368,13 +376,11 @@ async def test_of_those_with_whom_two_workers_died_each_is_tried_alone_and_only_
 
 
 def die_twice(queue, *requests):
-    """Have two workers die with these, of which none begins; returns the third worker."""
+    """Have two workers die with these, of which none begins, and a third one be there."""
     admit(queue, *requests)
     for _ in range(2):
         queue.lose_worker(DIED)
-        worker = Worker(queue)
-        queue.open(worker, 1000)
-    return worker
+        queue.open(Worker(queue), 1000)
 
 
 @scenario
@@ -399,6 +405,41 @@ async def test_who_waits_too_long_to_be_tried_alone_is_told_where_it_stands():
     assert [request.replies[-1].code for request in suspects] == [Code.QUEUE_TIMEOUT] * 3
     assert [request.replies[-1].details["waiting"] for request in suspects] == [3, 2, 1]
     assert queue.idle
+
+
+@pytest.mark.parametrize("passed", [0, 2], ids=["while another is tried", "when the others have passed"])
+def test_who_waits_for_its_adapter_after_two_deaths_is_tried_alone_all_the_same(passed):
+    async def scenario():
+        adapters = {1}
+        queue, _ = ready(max_sequences=4, adapters=adapters)
+        guilty, *others = suspects = [Request(queue) for _ in range(3)]
+        guilty.adapter = 1
+        admit(queue, *suspects)
+        for request in suspects:
+            request.deaths = 1
+        adapters.clear()  # of the next worker
+        queue.lose_worker(DIED)
+        worker = Worker(queue)
+        queue.open(worker, 1000)
+        assert [request.phase for request in suspects] == ["waiting", "queued", "waiting"]
+        for request in others[:passed]:
+            worker.write(request)
+        adapters.add(1)  # it has been read
+        queue.resume()
+        while guilty.phase == "waiting":
+            there = next(request for request in others if request.phase in ("queued", "running"))
+            worker.write(there)
+            if there.phase == "running" and guilty.phase == "waiting":
+                worker.end(there)
+        assert list(worker.open.values()) == guilty.parts
+        queue.lose_worker(DIED)
+        assert guilty.phase == "ended"
+        worker = Worker(queue)
+        queue.open(worker, 1000)
+        serve_all(queue, worker, others)
+        assert queue.counts == {"finished": 2, "cancelled": 0, "failed": 1}
+
+    asyncio.run(scenario())
 
 
 @scenario
