@@ -34,7 +34,7 @@ class Owner(Protocol):
         ...
 
     def on_fault(self, error: Exception) -> None:
-        """Told when a report could not be taken."""
+        """Told when what was written could not be taken."""
         ...
 
 
@@ -91,10 +91,7 @@ class Answer:
             return
         if not report.token_ids and not report.finish:
             return
-        try:
-            self._advance(report.token_ids, report.finish, report.details.logprobs)
-        except Exception as error:
-            self._owner.on_fault(error)
+        self._advance(report.token_ids, report.finish, report.details.logprobs)
 
     def go_on(self, token_ids: Sequence[int]) -> None:
         """Take what another worker wrote of it, which is told again; it may turn out that it was all."""
@@ -106,10 +103,7 @@ class Answer:
         elif len(token_ids) >= self.submit.max_tokens:
             finish = "length"
         self.submit.output = array("I", token_ids).tobytes()
-        try:
-            self._advance(list(token_ids), finish, [])
-        except Exception as error:
-            self._owner.on_fault(error)
+        self._advance(list(token_ids), finish, [])
 
     def resume(self) -> None:
         """Have the next worker go on after what there is; it may have no room for more."""
@@ -118,6 +112,13 @@ class Answer:
             self._advance([], "length", [])
 
     def _advance(self, ids: list[int], finish: str, told: list[Logprobs]) -> None:
+        """Go on by so much; a fault in that is its owner's alone."""
+        try:
+            self._take_all(ids, finish, told)
+        except Exception as error:
+            self._owner.on_fault(error)
+
+    def _take_all(self, ids: list[int], finish: str, told: list[Logprobs]) -> None:
         taken = 0
         while taken < len(ids) - 1 and self._parser.counts_tokens:
             self._take(ids[taken : taken + 1], "", told[taken : taken + 1])

@@ -197,6 +197,8 @@ class Generation(OpenRequest):
         else:
             for answer in self.parts:
                 answer.resume()
+        if self.outcome is not None:  # what was written could not be taken
+            return []
         return [answer for answer in self.parts if answer.reason is None]
 
     def _marked(self) -> list[tuple[int, bytes]]:

@@ -368,6 +368,17 @@ def test_a_fault_in_the_text_path_ends_only_this_request():
     assert len(client.ended) == 1
 
 
+@pytest.mark.parametrize("written", [[], [[3, EOS]]], ids=["by a worker that died", "on another host"])
+def test_a_fault_in_the_text_of_what_was_written_before_gives_the_worker_nothing(written, monkeypatch):
+    client = Client(written=written)
+    if not written:
+        client.feed([3], [4])
+    monkeypatch.setattr(Letters, "finish", lambda self: 1 / 0)
+    assert client.generation.hand_over(5) == []  # there is room for two
+    assert client.replies[-1].code == Code.INTERNAL
+    assert len(client.ended) == 1
+
+
 def test_a_request_has_begun_once_the_worker_reported_it():
     client = Client()
     client.generation.hand_over(100)
