@@ -193,15 +193,20 @@ def test_silence_is_filled_with_comments_and_then_with_pings() -> None:
     assert writer.waiting(Progress(id=0, stage="queued")).startswith(b": ")
 
 
+@pytest.mark.parametrize("progress", [None, Progress(id=0, stage="loading", message="weights", fraction=0.5)])
 @pytest.mark.parametrize(
     "output", [delta(text="a"), delta(reasoning="h"), delta(tool_calls=[call(0, "{}", "f")])]
 )
-def test_a_pause_in_a_block_adds_nothing_to_it_and_is_an_event(output: Delta) -> None:
+def test_a_pause_in_a_block_adds_nothing_to_it_and_is_an_event(
+    output: Delta, progress: Progress | None
+) -> None:
     writer = renderer(HIDDEN)
     reason = "tool_calls" if output.tool_calls else "stop"
-    pieces = [writer.started(Started(id=0, prompt_tokens=7)), writer.delta(output), writer.waiting(None)]
-    body = b"".join(pieces)
-    assert streams.read(body)[-1].name == "content_block_delta"
+    body = writer.started(Started(id=0, prompt_tokens=7)) + writer.delta(output)
+    pause = writer.waiting(progress)
+    assert [event.name for event in streams.read(pause)] == ["content_block_delta"]
+    assert (b": loading 50% weights" in pause) == (progress is not None)
+    body += pause
     content = streams.anthropic(body + writer.finished(end(reason)))["content"]
     assert content == blocks(output, thinking=HIDDEN, reason=reason)
 

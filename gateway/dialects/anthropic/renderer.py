@@ -102,12 +102,13 @@ class MessageRenderer:
     def waiting(self, progress: Progress | None) -> bytes:
         """Before the message begins there can only be comments.
 
-        In an open block nothing is added to it: Claude Code ends a stream that has had no event for five
-        minutes, and for that neither a comment nor a ping is one.
+        In an open block nothing is added to it, also while a worker is replaced: Claude Code ends a stream
+        that has had no event for five minutes, and for that neither a comment nor a ping is one.
         """
-        if not self._started or progress is not None:
-            return comment(progress)
-        return _PING if self._open is None else self._head + b'""' + _END
+        said = b"" if self._started and progress is None else comment(progress)
+        if self._open is not None:
+            return said + self._head + b'""' + _END
+        return said or _PING
 
     def started(self, started: Started) -> bytes:
         self._started = True
