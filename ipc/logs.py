@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import re
+import select
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -22,7 +23,8 @@ Style = Literal["text", "json"]
 
 VARIABLE = "CORTEX_LOG_FORMAT"  # of the environment: what children write
 GATHER_SECONDS = 0.1
-AT_ONCE = 1024  # characters, 4096 bytes at most: a pipe takes them whole, whoever else writes to it
+AT_ONCE = select.PIPE_BUF  # bytes: a pipe takes them whole, whoever else writes to it
+ESCAPED = 10  # bytes that may stand for a character that stderr cannot write (`\U0001f600`)
 
 _NAMED = re.compile(r"(\w+)=%[-#0+]*\d*(?:\.\d+)?[sdrgfxei](?=\s|$)")
 
@@ -60,22 +62,26 @@ class Event(logging.LogRecord):
 
 
 class Lines(logging.StreamHandler):
-    """Writes each event at once, and those that come `together` with few writes."""
+    """Writes each event at once, and those that come `together` with few writes.
+
+    What cannot be written is `handleError`'s, whenever that turns out.
+    """
 
     _held: str | None = None  # what waits for others to be written with
+    _last: logging.LogRecord | None = None  # of these
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
             text = self.format(record) + self.terminator
-            if self._held is None:
-                self._write(text)
-            elif len(self._held) + len(text) <= AT_ONCE:
-                self._held += text
-            else:
-                held, self._held = self._held, text
-                self._write(held)
         except Exception:
             self.handleError(record)
+            return
+        if self._held is None:
+            self._write(text, record)
+            return
+        if _most_bytes(self._held) + _most_bytes(text) > AT_ONCE:
+            self._write_held()
+        self._held, self._last = self._held + text, record
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -86,13 +92,21 @@ class Lines(logging.StreamHandler):
             yield
         finally:
             with self.lock:
-                held, self._held = self._held, None
-                if held:
-                    self._write(held)
+                self._write_held()
+                self._held = None
 
-    def _write(self, text: str) -> None:
-        self.stream.write(text)
-        self.stream.flush()
+    def _write_held(self) -> None:
+        held, last = self._held, self._last
+        self._held, self._last = "", None
+        if held:
+            self._write(held, last)
+
+    def _write(self, text: str, last: logging.LogRecord) -> None:
+        try:
+            self.stream.write(text)
+            self.stream.flush()
+        except Exception:
+            self.handleError(last)
 
 
 class Gathered:
@@ -205,6 +219,10 @@ def log_to_stderr(
     logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.setLogRecordFactory(Event)
     logging._srcfile = None  # nobody looks for the caller, as logging's manual has it
+
+
+def _most_bytes(text: str) -> int:
+    return len(text) if text.isascii() else ESCAPED * len(text)
 
 
 _pid = cache(os.getpid)  # the kernel is asked once a process

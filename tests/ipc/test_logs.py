@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import logging
+import select
 import subprocess
 import sys
 from typing import Any
 
 import pytest
 
-from ipc.logs import Event, JSONLines, Lines, TextLines
+from ipc.logs import Event, Gathered, JSONLines, Lines, TextLines
 
 
 def line(message: object, *args: Any, **more: Any) -> dict[str, Any]:
@@ -87,17 +89,41 @@ def test_an_event_has_the_names_that_formats_of_others_have() -> None:
     assert vars(logging.LogRecord("x", logging.INFO, "f.py", 1, "", (), None)).keys() <= vars(record).keys()
 
 
-def test_lines_that_come_together_are_whole_in_each_write_and_in_order() -> None:
+def event(message: str, *args: object) -> logging.LogRecord:
+    return logging.LogRecord("x", logging.INFO, "f.py", 1, message, args, None)
+
+
+@pytest.mark.parametrize("filling", ["x" * 1600, "é" * 160, "\U0001f600" * 160, "\udc80" * 160])
+def test_lines_that_come_together_are_whole_in_each_write_and_in_order(filling: str) -> None:
     writes: list[str] = []
     stream = io.StringIO()
     stream.write = writes.append
     handler = Lines(stream)
     with handler.together():
         for number in range(9):
-            handler.handle(
-                logging.LogRecord("x", logging.INFO, "f.py", 1, "%d " + "x" * 400, (number,), None)
-            )
-    handler.handle(logging.LogRecord("x", logging.INFO, "f.py", 1, "last", (), None))
+            handler.handle(event("%d " + filling, number))
+    handler.handle(event("last"))
     assert [text.count("\n") for text in writes] == [2, 2, 2, 2, 1, 1]
     assert all(text.endswith("\n") for text in writes)
+    assert all(len(text.encode("ascii", "backslashreplace")) <= select.PIPE_BUF for text in writes)
     assert [line[:2] for line in "".join(writes).splitlines()] == [*(f"{n} " for n in range(9)), "la"]
+
+
+def test_a_log_that_nobody_reads_any_more_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream, told = io.StringIO(), []
+    stream.write = lambda text: (_ for _ in ()).throw(BrokenPipeError)
+    handler = Lines(stream)
+    monkeypatch.setattr(handler, "handleError", lambda record: told.append(record.getMessage()))
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", [handler])
+    monkeypatch.setattr(root, "level", logging.INFO)
+
+    async def scenario() -> None:
+        lines = Gathered(root)
+        lines.info("one")
+        lines.info("two")
+        lines.write()
+        root.info("three")
+
+    asyncio.run(scenario())
+    assert told == ["two", "three"]
