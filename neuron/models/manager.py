@@ -349,7 +349,10 @@ class ModelManager:
         """Give what is parked back as soon as the host is short of it, though nobody asks this neuron."""
         while True:
             await asyncio.sleep(RELIEF_SECONDS)
-            self.parking.relieve()
+            try:
+                self.parking.relieve()
+            except Exception:  # a later look may do better
+                log.exception("the host's memory cannot be relieved of what is parked")
 
     async def start(self) -> None:
         """Find every model, and load those that shall be there."""
@@ -364,7 +367,8 @@ class ModelManager:
             self._changed()
         await self._residents.start()
         self._watching = asyncio.create_task(self._watch())
-        self._relieving = asyncio.create_task(self._relieve())
+        if self.parking.budget:
+            self._relieving = asyncio.create_task(self._relieve())
 
     async def close(self) -> None:
         """End every worker process."""

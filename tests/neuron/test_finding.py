@@ -1,4 +1,5 @@
-"""Models are found one by one, all the time: what goes wrong with one, or once, costs no other."""
+"""Models are found one by one, and the host's memory is looked at, all the time: what goes wrong with one, or
+once, costs no other."""
 
 import asyncio
 from contextlib import asynccontextmanager
@@ -10,6 +11,7 @@ from ipc.errors import Code, CortexError
 from neuron.config import NeuronConfig
 from neuron.description import describe
 from neuron.memory.devices import Inventory
+from neuron.memory.parking import Parking
 from neuron.models.catalogue import Catalogue
 from neuron.models.manager import ModelManager
 from neuron.preparation.preparation import Preparation
@@ -18,13 +20,14 @@ from tests.neuron.harness import PATIENCE
 
 
 @asynccontextmanager
-async def managing(folder):
+async def managing(folder, **settings):
     """All models in a folder, looked for without a pause."""
     config = NeuronConfig(
         devices=["cpu"],
         model_folders=[str(folder)],
         hf_cache=str(folder / "none"),
         standby=False,
+        **settings,
     )
     preparation = Preparation("INFO")
     models = ModelManager(config, Inventory(config), lambda now=False: None, preparation)
@@ -92,3 +95,26 @@ def test_a_look_that_fails_is_followed_by_others(tmp_path, monkeypatch, caplog, 
     monkeypatch.setattr(Catalogue, "scan", faulty)
     asyncio.run(asyncio.wait_for(scenario(), PATIENCE))
     assert caplog.text.count("models cannot be looked for") == 3
+
+
+@pytest.mark.parametrize(("parking", "looks"), [(1 << 20, 5), (0, 0)])
+def test_the_host_s_memory_is_looked_at_again_after_a_fault_and_only_where_something_may_be_parked(
+    tmp_path, monkeypatch, caplog, parking, looks
+):
+    monkeypatch.setattr(neuron.models.manager, "RELIEF_SECONDS", 0.0)
+    seen = []
+
+    def faulty(self):
+        seen.append(self)
+        if len(seen) <= 3:
+            raise OSError("once")
+
+    async def scenario():
+        async with managing(tmp_path, parking=parking):
+            for _ in range(50):
+                await asyncio.sleep(0)
+
+    monkeypatch.setattr(Parking, "relieve", faulty)
+    asyncio.run(asyncio.wait_for(scenario(), PATIENCE))
+    assert len(seen[:5]) == looks
+    assert caplog.text.count("cannot be relieved") == min(looks, 3)
