@@ -59,6 +59,11 @@ class Parking:
         worth: seconds that the return of a model from there saves, for each who may want it soon; the same of
             all where only the last use counts.
         used: when a model was used last, on any clock.
+
+    Attributes:
+        budget: as given.
+        wake_share: of the seconds of a load from files, that a return from here takes: as the last one did; 1
+            until there was one.
     """
 
     def __init__(
@@ -71,14 +76,12 @@ class Parking:
         used: Callable[[str], float] = lambda model: 0.0,
     ) -> None:
         self.budget = budget
+        self.wake_share = 1.0
         self._ledger = ledger
         self._host = host
         self._changed = changed
         self._worth = worth
         self._used = used
-        self.wake_share = (
-            1.0  # of the time of a load from files, that one from here takes, by the last of them
-        )
         self._books = HOST in ledger.devices
         self._loans: dict[str, Loan] = {}
 
@@ -112,13 +115,17 @@ class Parking:
             self._ledger.reserve(_name(model), {HOST: size})
         return loan
 
-    def settle(self, loan: Loan, *, loaded: bool, woken: bool = False) -> None:
+    def settle(self, loan: Loan, *, loaded: bool, woken: bool = False, share: float | None = None) -> None:
         """A load has ended that had this memory.
 
         Args:
             loaded: whether all ranks are ready.
             woken: whether its weights came from there, if they were there; what is of no use leaves.
+            share: of the seconds of its load from files that this one took, where its weights came from there
+                and that is known.
         """
+        if share is not None:
+            self.wake_share = min(1.0, share)
         if self._loans.get(loan.model) is not loan:
             return
         loan.lent = False

@@ -182,15 +182,15 @@ class Epochs:
                 log.warning("load begins again model=%s reason=%s", self._description.id, error)
         self._ready_at = time.monotonic()
         seconds, woken = self._ready_at - began, all(report.woken for report in ready)
+        share = None
         if woken:
             self.wakes += 1
             self.wake_seconds = seconds
-            if self.load_seconds:
-                self._launcher.parking.wake_share = min(1.0, seconds / self.load_seconds)
+            share = seconds / self.load_seconds if self.load_seconds else None
         else:
             self.load_seconds = seconds
         if loan is not None:
-            self._launcher.parking.settle(loan, loaded=True, woken=woken)
+            self._launcher.parking.settle(loan, loaded=True, woken=woken, share=share)
         self.loaded_on = fit.devices[0].partition(":")[0]
         self.statistics = Statistics(ready)
         log.info(

@@ -1,18 +1,28 @@
 """What is parked: within its budget, in the ledger, and gone when somebody needs its memory."""
 
+import asyncio
 import errno
 import mmap
 import os
-from types import SimpleNamespace
 
 import pytest
 
 from ipc import parked
 from ipc.errors import CortexError
 from ipc.messages.state import Device
+from ipc.worker_messages import MemoryUse, Ready
+from neuron.admission.request_queue import RequestQueue
+from neuron.config import Memory, ModelSettings, NeuronConfig, Queue
+from neuron.memory.fit import Fit
 from neuron.memory.ledger import Ledger
 from neuron.memory.parking import SPARE_SHARE, Parking, automatic_budget
+from neuron.memory.room import Room
+from neuron.models.launcher import Launcher
 from neuron.models.tenancy import Tenancy
+from neuron.processes.backoff import Backoff
+from neuron.processes.group import WorkerGroup
+from tests.doubles import stands_for
+from tests.neuron.doubles import described
 
 TOTAL = 1 << 20  # bytes of the host
 HEAD = parked.HEAD
@@ -226,17 +236,57 @@ def test_where_nobody_says_half_of_what_is_free_is_parked_beside_a_gpu(devices, 
     assert automatic_budget(devices, 1000) == budget
 
 
-@pytest.mark.parametrize(
-    ("load", "wake", "parked", "seconds"),
-    [(10, None, 1, 2), (10, 3, 1, 3), (10, 3, 0, 10), (None, None, 0, 0)],
-)
-def test_a_return_is_thought_to_take_as_long_as_that_of_others_took(load, wake, parked, seconds):
-    tenancy = SimpleNamespace(
-        epochs=SimpleNamespace(load_seconds=load, wake_seconds=wake),
-        bytes_parked=parked,
-        _parking=SimpleNamespace(wake_share=0.2),
-    )
-    assert Tenancy.reload_seconds.fget(tenancy) == seconds
+@stands_for(WorkerGroup)
+class Group(WorkerGroup):
+    """Whose one rank reads files slowly, or what is parked."""
+
+    def __init__(self, fds):
+        self.fds = fds
+
+    def start(self):
+        self.woken = parked.digest_of(self.fds[0]) is not None
+        if not self.woken:
+            fill(self.fds[0], 1000)
+
+    async def ready(self, deadline):
+        await asyncio.sleep(0.0 if self.woken else 0.05)
+        return [Ready(1, 1, MemoryUse(), 0.0, woken=self.woken)]
+
+
+@stands_for(Launcher)
+class Loads(Launcher):
+    def lend(self, settings, description, fit):
+        return self.parking.lend(description.id, "files", [1000])
+
+    def group(self, *args, parking_fds=(), **told):
+        return Group(parking_fds)
+
+
+def test_a_return_is_thought_to_take_as_long_as_the_last_one_did_of_it_or_of_another(place):
+    launcher = Loads(NeuronConfig(), 1, parking=place.parking)
+    room = Room(Memory(), place.ledger, None, None, print)
+    fit = Fit(("cpu",), {}, (0,), 1, 1, 1000)
+
+    def tenancy(name):
+        told = dict.fromkeys(("on_loading", "on_steps", "on_death", "changed"), print)
+        about = ModelSettings(id=name), described(id=name)
+        return Tenancy(*about, room, launcher, Backoff(), RequestQueue(Queue(), 1), **told)
+
+    async def scenario():
+        one, other = tenancy("a"), tenancy("b")
+        assert one.reload_seconds == 0
+        for each in (one, other):
+            await each.epochs.start(fit)
+            assert each.bytes_parked
+            assert each.reload_seconds == each.epochs.load_seconds > 0  # as long as nothing came back
+        await other.epochs.start(fit)
+        assert other.reload_seconds == other.epochs.wake_seconds
+        share = min(1.0, other.epochs.wake_seconds / other.epochs.load_seconds)
+        assert one.reload_seconds == share * one.epochs.load_seconds
+        place.parking.drop("a")
+        assert one.reload_seconds == one.epochs.load_seconds
+
+    asyncio.run(scenario())
 
 
 def test_what_is_parked_is_named_where_a_booking_is_refused(place):
