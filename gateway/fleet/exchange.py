@@ -27,12 +27,11 @@ from ipc.messages.requests import CountTokens, Detokenize, Embed, Generate
 logger = logging.getLogger("gateway.requests")
 
 EXCHANGE = "cortex.exchange"  # in a request's ASGI scope: its exchange
-WAIT_SECONDS = 60.0  # the client ends a call whose neuron is silent, so this only bounds each wait
 # A stream that fails so soon gets an HTTP status; later it has begun, and says it itself.
 VERDICT_SECONDS = 0.5
 LAST_WORD_SECONDS = 5.0  # that a neuron has to say what a request came to whose client left
 STALE_SECONDS = 3.0  # after which a request waits no more whose neuron has not said so again
-LOOK_SECONDS = 1.0  # between two looks at whether a request that has waited for long enough has begun
+LOOK_SECONDS = 1.0  # between two looks at whether a request waits that is not streamed
 
 # Failures after which another neuron may do better, as long as the answer has not begun. The first ones pass.
 _PASSING = frozenset(
@@ -82,7 +81,8 @@ class Exchange:
         self._returns = 0
         self._moving: asyncio.Task[None] | None = None  # to another neuron
         self._waits_for: Progress | None = None  # as its neuron said last, and
-        self._told = 0.0  # when
+        self._told = 0.0  # when; or when that neuron was asked
+        self._waits_since: float | None = self.account.began  # None: it has begun
         self._answered = False  # some of the answer has passed through here
         self._transcript: Transcript | None = None  # of it, where it can go on elsewhere
         self._resumes = 0
@@ -172,7 +172,7 @@ class Exchange:
             elif kind is Started:
                 if self.started is not None:  # at the neuron before this one, and the client was told
                     replies = [other for other in replies if other is not reply]
-                self.account.started, self._waits_for = reply, None
+                self.account.started, self._waits_for, self._told = reply, None, 0.0
             elif kind is Progress:
                 self._waits_for, self._told = reply, monotonic()
             elif kind is Finished:
@@ -223,21 +223,27 @@ class Exchange:
         """Take what comes next for a client that is told nothing meanwhile.
 
         Raises:
-            CortexError: it failed, or has not begun though it waited for longer than such a client should.
+            CortexError: it failed, or waits and has done so for longer than such a client should. What had
+                begun waits anew where its worker was lost, and goes on with the next one.
         """
-        left = self._fleet.load_wait_seconds - (monotonic() - self.account.began)
-        if left > 0:
-            await self.take(min(left, WAIT_SECONDS))
-            return
+        now, patience = monotonic(), self._fleet.load_wait_seconds
         state = self._neuron.models.get(self._request.model) if self._needs_load else None
-        waits_for = self._waits_for if monotonic() - self._told < STALE_SECONDS else None
-        seconds = self._fleet.load_wait_seconds
-        error = waited_too_long(self._request.model, state, waits_for, seconds)
-        if error is None:
-            await self.take(LOOK_SECONDS)
-            return
-        self.account.fail(self._naming_the_alias(error))
-        self.check()
+        is_told = now - self._told < STALE_SECONDS
+        is_away = state is not None and state.status in NOT_THERE
+        if not (is_told or is_away or self._moving is not None):
+            self._waits_since = None
+        elif self._waits_since is None:
+            self._waits_since = now
+        left = LOOK_SECONDS
+        if self._waits_since is not None and (until := self._waits_since + patience) > now:
+            left = min(left, until - now)
+        elif self._waits_since is not None:
+            waits_for = self._waits_for if is_told else None
+            error = waited_too_long(self._request.model, state, waits_for, patience)
+            if error is not None:
+                self.account.fail(self._naming_the_alias(error))
+                self.check()
+        await self.take(left)
 
     async def _place(self) -> tuple[Neuron, str]:
         return await self._fleet.place(
@@ -347,7 +353,8 @@ class Exchange:
         call = neuron.client.open(self._request)
         if self._call is not None:
             self._let_go()
-        self._neuron, self._instance, self._call, self._waits_for = neuron, neuron.instance, call, None
+        self._neuron, self._instance, self._call = neuron, neuron.instance, call
+        self._waits_for, self._told = None, monotonic()
         if self._resumes:
             reason += f", to go on after {sum(map(len, self._request.written))} tokens"
         if self._needs_load:

@@ -10,14 +10,14 @@ from ipc.messages.state import ModelState
 
 LONGEST_WAIT = 600.0  # seconds after which it may be told to try again, whatever a neuron says
 
-# While a model is in one of these, nothing of a request to it can have begun.
+# While a model is in one of these, all requests to it wait: also what had begun, for the next worker.
 NOT_THERE = frozenset(("unloaded", "waiting", "loading", "restarting", "unloading"))
 
 
 def waited_too_long(
     model: str, state: ModelState | None, waits_for: Progress | None, seconds: float
 ) -> CortexError | None:
-    """Why it has not begun yet, and when to try again; None: it has begun.
+    """Why it does not go on yet, and when to try again; None: it does.
 
     Args:
         model: as the client calls it.

@@ -13,6 +13,7 @@ import msgspec
 import pytest
 
 from gateway.config import EvictionPolicy, GatewayConfig, Listeners, NeuronSettings
+from gateway.fleet import exchange as exchanges
 from gateway.fleet import quotes
 from gateway.fleet.breaker import FAILURES
 from gateway.fleet.exchange import RETURNS, Exchange
@@ -225,6 +226,31 @@ def test_a_stream_goes_on_at_its_only_neuron_once_that_is_back() -> None:
             assert text == "one two three four"
             assert second.served[0].written[0][0] == 0
             second.close()
+
+    run(scenario)
+
+
+def test_a_request_that_had_begun_waits_anew_for_the_next_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exchanges, "LOOK_SECONDS", 0.01)
+
+    async def scenario() -> None:
+        neuron = FakeNeuron()
+        async with fleet_of(neuron) as fleet:
+            exchange = Exchange(fleet, "r")
+            exchange.account.began -= 10 * fleet.load_wait_seconds
+            await exchange.send(generate("stuck"))
+            ending = asyncio.create_task(exchange.whole())
+            await eventually(lambda: exchange.started)
+            neuron.status["stuck"] = "restarting"
+            neuron._tell()
+            await eventually(lambda: fleet.neurons[0].models["stuck"].status == "restarting")
+            await asyncio.wait((ending,), timeout=0.2)
+            assert not ending.done()
+            fleet.load_wait_seconds = 0.1  # since its worker was lost
+            with pytest.raises(CortexError) as caught:
+                await ending
+            exchange.close()
+            assert caught.value.code == Code.MODEL_LOADING
 
     run(scenario)
 
