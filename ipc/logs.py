@@ -120,12 +120,20 @@ class Gathered:
         self._logger = logger
         self._unwritten: list[tuple[str, tuple[Any, ...]]] = []
         self._timer: asyncio.TimerHandle | None = None
+        self._closed = False
 
     def info(self, message: str, *args: Any) -> None:
         """As of a logger, in the running loop."""
         self._unwritten.append((message, args))
-        if self._timer is None:
+        if self._closed:
+            self.write()
+        elif self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(GATHER_SECONDS, self.write)
+
+    def close(self) -> None:
+        """Write what there is, and from now on each line at once: the loop may end."""
+        self._closed = True
+        self.write()
 
     def write(self) -> None:
         """Write what there is."""

@@ -294,7 +294,6 @@ class Fleet:
         """Cancel what is open, and disconnect."""
         if self._finishing:
             await asyncio.wait(self._finishing, timeout=FINISH_SECONDS)
-        self.ended.write()
         for watch in self._watches:
             watch.cancel()
         await asyncio.gather(*self._watches, return_exceptions=True)
@@ -304,6 +303,7 @@ class Fleet:
             if neuron.catalogue is not None:
                 neuron.catalogue.close()
             neuron.client.close()
+        self.ended.close()  # last: what ends only now has a line as well
 
     def _on_catalogue(self) -> None:
         """Its file was read: names count at once, and neurons are told."""

@@ -129,6 +129,31 @@ def test_a_neuron_that_lies_about_tokens_costs_no_request_its_account(
     run(scenario)
 
 
+def test_a_request_that_ends_while_the_fleet_stops_or_after_has_its_line(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO)
+
+    async def scenario() -> None:
+        async with fleet_of(FakeNeuron()) as fleet:
+            early, late = (Exchange(fleet, request_id) for request_id in ("early", "late"))
+            for exchange in (early, late):
+                await exchange.send(generate("echo"))
+                await exchange.whole()
+            disconnect = fleet.neurons[0].client.close
+
+            def close() -> None:
+                early.close()
+                disconnect()
+
+            monkeypatch.setattr(fleet.neurons[0].client, "close", close)
+        late.close()
+
+    run(scenario)
+    lines = [text for text in caplog.messages if text.startswith("request ended")]
+    assert [line.split()[2] for line in lines] == ["request_id=early", "request_id=late"]
+
+
 def test_a_request_waits_for_a_neuron_that_was_lost_a_moment_ago() -> None:
     async def scenario() -> None:
         first = FakeNeuron()
