@@ -8,7 +8,7 @@ Falcon resource of the dialect's own. `registry` lists the dialects.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -102,9 +102,9 @@ class ReplyRenderer(Protocol):
 
 
 # Takes a body and its context. Reading may wait, as for what a store holds; CortexError names a wrong field.
-Parse = Callable[[bytes, RequestContext], Awaitable[tuple[Generate, Renderer]]]
+Parse = Callable[[bytes, RequestContext], Coroutine[Any, Any, tuple[Generate, Renderer]]]
 AskedOnce = Embed | CountTokens | Detokenize
-ParseOne = Callable[[bytes, RequestContext], Awaitable[tuple[AskedOnce, ReplyRenderer]]]
+ParseOne = Callable[[bytes, RequestContext], Coroutine[Any, Any, tuple[AskedOnce, ReplyRenderer]]]
 
 
 class Dialect(Protocol):

@@ -10,12 +10,12 @@ import falcon.asgi
 from gateway.access.principal import Principal
 from gateway.dialects import Parse, ParseOne, Renderer, RequestContext
 from gateway.dialects.event_streams import send
+from gateway.dialects.parsing import parsed
 from gateway.fetching.images import Images
 from gateway.fleet.exchange import EXCHANGE, Exchange
 from gateway.fleet.view import Fleet
 from gateway.http.body import Bodies
 from gateway.http.caller import session
-from gateway.http.parsing import parsed
 from gateway.http.sse import EventStream
 from gateway.telemetry import traces
 from ipc.errors import CortexError

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import falcon.asgi
 
 from gateway.dialects import Services
@@ -11,6 +13,7 @@ from gateway.dialects.openai.responses.background import Background
 from gateway.dialects.openai.responses.replay import follow
 from gateway.dialects.openai.responses.request import NAMES, read
 from gateway.dialects.openai.responses.run import Run
+from gateway.dialects.parsing import parsed
 from ipc.errors import CortexError
 
 
@@ -24,7 +27,7 @@ class CreateResource:
         body = await self._services.read(req)
         asker, exchange = self._services.open(req)
         store = self._services.store
-        creation = await read(body, asker, store)
+        creation = await parsed(partial(read, store=store), body, asker)
         await self._services.images.fill(creation.generate, req.scope, exchange.admit, asker.account)
         if creation.fields.background:
             queued = await self._background.start(creation, exchange)
