@@ -11,6 +11,7 @@ from ipc.messages.values import MAX_NAME, Name, Plain
 MAX_IMAGE = 32 << 20  # bytes of an image's file
 MAX_TURNS = 10_000
 MAX_TOOLS = 1024
+MAX_PARTS = 10_000  # of a turn, as dialects take them
 
 
 class ToolCall(Plain):

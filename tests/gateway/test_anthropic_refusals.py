@@ -97,6 +97,11 @@ def source(**fields: Any) -> dict[str, Any]:
         (user({"type": "tool_result", "content": "x"}), "messages[0].content[0].tool_use_id"),
         (user(RESULT | {"content": {}}), "messages[0].content[0].content"),
         (user(RESULT | {"content": [{"type": "text"}]}), "messages[0].content[0].content[0].text"),
+        (user(*[text("x")] * 10_001), "messages[0].content"),
+        (user(RESULT | {"content": [text("x")] * 10_001}), "messages[0].content[0].content"),
+        ({"system": [text("x")] * 10_001}, "system"),
+        ({"messages": [USER] * 10_001}, "messages[10000].content"),  # which are one turn
+        ({"messages": [{"role": "user", "content": [text("x")] * 5001}] * 2}, "messages[1].content"),
         (assistant({"type": "tool_use", "id": "t", "name": "f"}), "messages[1].content[0].input"),
         (assistant(CALL | {"input": "{}"}), "messages[1].content[0].input"),
         (assistant(CALL | {"input": [1]}), "messages[1].content[0].input"),

@@ -251,6 +251,11 @@ def test_hints_and_neutral_values_are_ignored() -> None:
         ({"tools": [TOOL, {"type": "function", "function": {"name": "n" * 257}}]}, "tools[1].function.name"),
         ({"tools": [TOOL | {"function": {"name": "f", "parameters": []}}]}, "tools[0].function.parameters"),
         ({"messages": [USER] * 10_001}, "messages"),
+        (
+            {"messages": [USER, {"role": "user", "content": [{"type": "text", "text": "x"}] * 10_001}]},
+            "messages[1].content",
+        ),
+        ({"messages": [{"role": "assistant", "tool_calls": [{}] * 10_001}]}, "messages[0].tool_calls"),
         ({"tools": [TOOL] * 1025}, "tools"),
         ({"functions": [{"name": "f"}] * 1025}, "functions"),
         ({"logit_bias": {f"{token}": 1 for token in range(1025)}}, "logit_bias"),

@@ -71,6 +71,19 @@ def test_more_items_than_a_conversation_may_have_are_refused_before_they_are_rea
     assert (error.code, error.param) == (Code.BAD_REQUEST, "input")
 
 
+@pytest.mark.parametrize(
+    ("field", "item"),
+    [
+        ("content", {"role": "user"}),
+        ("output", {"type": "function_call_output", "call_id": "c"}),
+        ("summary", {"type": "reasoning"}),
+    ],
+)
+def test_more_parts_than_an_item_may_have_are_refused(field: str, item: dict[str, Any]) -> None:
+    error = refusal([item | {field: [{"type": "text", "text": "x"}] * 10_001}])
+    assert (error.code, error.param) == (Code.BAD_REQUEST, f"input[0].{field}")
+
+
 def test_items_of_the_assistant_that_follow_one_another_are_one_turn() -> None:
     items = [
         {"role": "developer", "content": "rules"},

@@ -58,6 +58,7 @@ def test_messages_are_tokenised_as_a_chat_with_the_same_fields_reads_them() -> N
         ({}, Code.BAD_REQUEST, "prompt"),
         ({"prompt": "x", "messages": [USER]}, Code.BAD_REQUEST, "prompt"),
         ({"prompt": "x", "content": "x"}, Code.BAD_REQUEST, "content"),
+        ({"messages": [USER] * 10_001}, Code.BAD_REQUEST, "messages"),
         ({"prompt": ""}, Code.BAD_REQUEST, "prompt"),
         ({"prompt": ["x"]}, Code.BAD_REQUEST, "prompt"),
         ({"messages": []}, Code.BAD_REQUEST, "messages"),

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
-from msgspec import Raw, Struct, field
+from msgspec import Meta, Raw, Struct, field
 from msgspec.structs import replace
 
 from gateway.dialects.anthropic.identifiers import inward
@@ -16,7 +16,15 @@ from gateway.dialects.thoughts import unseal
 from gateway.fetching.linked import LinkedImage
 from gateway.refusals import shown
 from ipc.errors import Code, CortexError
-from ipc.messages.conversation import ContentPart, ImagePart, TextPart, ThinkingPart, ToolCall, ToolResultPart
+from ipc.messages.conversation import (
+    MAX_PARTS,
+    ContentPart,
+    ImagePart,
+    TextPart,
+    ThinkingPart,
+    ToolCall,
+    ToolResultPart,
+)
 from ipc.messages.values import MAX_NAME
 
 
@@ -27,7 +35,7 @@ class Source(Struct):
     media_type: str | None = None
     data: str | None = None
     url: str | None = None
-    content: str | list[Block] | None = None
+    content: Content | None = None
 
 
 class Block(Struct):
@@ -42,7 +50,7 @@ class Block(Struct):
     # Empty where there is none: with None beside it in the type, nothing would be taken for raw.
     input: Raw = field(default_factory=Raw)
     tool_use_id: str | None = None
-    content: str | list[Block] | dict[str, Any] | None = None
+    content: Content | dict[str, Any] | None = None
     is_error: bool | None = None
     thinking: str | None = None
     signature: str | None = None
@@ -52,7 +60,7 @@ class Block(Struct):
     tool_name: str | None = None
 
 
-Content = str | list[Block]
+Content = str | Annotated[list[Block], Meta(max_length=MAX_PARTS)]
 
 # What tools of Anthropic's servers did in a former turn. No model here has them, and what came of it is in
 # the text behind it.

@@ -12,7 +12,15 @@ from msgspec.structs import replace
 from gateway.dialects.anthropic.blocks import Content, assistant_parts, system_parts, user_parts
 from gateway.dialects.fields import bad_request
 from gateway.refusals import shown
-from ipc.messages.conversation import MAX_TURNS, ContentPart, Message, TextPart, ToolCall, ToolResultPart
+from ipc.messages.conversation import (
+    MAX_PARTS,
+    MAX_TURNS,
+    ContentPart,
+    Message,
+    TextPart,
+    ToolCall,
+    ToolResultPart,
+)
 
 Role = Literal["user", "assistant", "system"]
 
@@ -68,6 +76,10 @@ class Turn:
             self.places.append(place)
 
     @property
+    def size(self) -> int:
+        return len(self.parts) + len(self.calls)
+
+    @property
     def is_empty(self) -> bool:
         return not (self.text or self.parts or self.calls)
 
@@ -86,7 +98,7 @@ def read(system: Content | None, messages: Sequence[TurnField]) -> list[Turn]:
     """The turns of a conversation; those of one role that follow each other are one.
 
     Raises:
-        CortexError: a block cannot be read, a result is of no call, or there are too many turns.
+        CortexError: a block cannot be read, a result is of no call, or there are too many turns or blocks.
     """
     turns: list[Turn] = []
     if system is not None and (content := _without_billing(system)):
@@ -96,6 +108,8 @@ def read(system: Content | None, messages: Sequence[TurnField]) -> list[Turn]:
         if not turns or message.role != turns[-1].role or message.role == "system":
             turns.append(Turn(message.role, f"messages[{i}]"))
         turns[-1].add(message.content, f"messages[{i}]")
+        if turns[-1].size > MAX_PARTS:
+            raise bad_request(f"messages[{i}].content", f"its turn has more than {MAX_PARTS} blocks with it")
     if turns[-1].role == "assistant" and turns[-1].is_empty:
         turns.pop()  # there is nothing in it to be gone on with
     if not turns:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
-from msgspec import Raw, Struct, field
+from msgspec import Meta, Raw, Struct, field
 
 from gateway.dialects.fields import MISSING, Short, ShortName, bad_request, required, unsupported
 from gateway.dialects.openai.custom_tools import as_arguments
 from gateway.dialects.openai.images import image
 from gateway.refusals import shown
-from ipc.messages.conversation import ContentPart, Message, TextPart, ThinkingPart, ToolCall
+from ipc.messages.conversation import MAX_PARTS, ContentPart, Message, TextPart, ThinkingPart, ToolCall
 
 
 class ImageUrl(Struct):
@@ -62,10 +62,10 @@ class Turn(Struct):
     answer goes on with this message, as Mistral and DeepSeek have it."""
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: str | list[PartField] | None = None
+    content: str | Annotated[list[PartField], Meta(max_length=MAX_PARTS)] | None = None
     refusal: str | None = None
     name: Short | None = None
-    tool_calls: list[Call] | None = None
+    tool_calls: Annotated[list[Call], Meta(max_length=MAX_PARTS)] | None = None
     tool_call_id: Short | None = None
     function_call: FunctionCall | None = None
     reasoning_content: str | None = None

@@ -14,6 +14,7 @@ from gateway.dialects.openai.thinking import ThinkingFields, template_args, thin
 from gateway.dialects.openai.tools import ToolFields, tool_choice
 from gateway.dialects.writing import encode
 from ipc.errors import Code, CortexError
+from ipc.messages.conversation import MAX_TURNS
 from ipc.messages.replies import Text, Tokens
 from ipc.messages.requests import Detokenize, Tokenize
 from ipc.messages.values import MAX_TOKEN_IDS
@@ -36,7 +37,7 @@ class TokenizeFields(refusing(ModelField, NEUTRAL, ToolFields, ThinkingFields, C
 
     prompt: Name | None = None
     content: Name | None = None
-    messages: Annotated[list[Turn], Meta(min_length=1)] | None = None
+    messages: Annotated[list[Turn], Meta(min_length=1, max_length=MAX_TURNS)] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     add_special_tokens: bool | None = None
     add_special: bool | None = None  # llama.cpp

@@ -11,13 +11,13 @@ from msgspec import Meta, Struct
 
 from gateway.dialects.fields import Count, Int, Name, Short, refuser
 from gateway.dialects.openai.fields import LogprobCount
+from ipc.messages.conversation import MAX_TURNS
 
 MetadataValue = Annotated[str, Meta(max_length=512)]
 MetadataKey = Annotated[str, Meta(max_length=64)]
 Metadata = Annotated[dict[MetadataKey, MetadataValue], Meta(max_length=16)]
 
-MAX_ITEMS = 10_000  # of one request
-Items = str | Annotated[list[dict[str, Any]], Meta(max_length=MAX_ITEMS)]  # text is one message of the user
+Items = str | Annotated[list[dict[str, Any]], Meta(max_length=MAX_TURNS)]  # text is one message of the user
 
 # Fields that would change the answer and that we refuse, and the values with which they ask for nothing.
 refuse = refuser({"prompt": (), "moderation": ()})

@@ -8,9 +8,9 @@ here has heard of: clients keep them in every conversation.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from gateway.dialects import free_json
 from gateway.dialects.fields import Short, ShortName, bad_request, convert, required, unsupported
@@ -19,7 +19,7 @@ from gateway.dialects.openai.images import image
 from gateway.dialects.openai.responses.tools import flat_name
 from gateway.dialects.thoughts import unseal
 from gateway.refusals import shown
-from ipc.messages.conversation import ContentPart, Message, TextPart, ToolCall
+from ipc.messages.conversation import MAX_PARTS, ContentPart, Message, TextPart, ToolCall
 
 
 class Entry(NamedTuple):
@@ -38,7 +38,8 @@ class Part(Struct):
     image_url: str | None = None
 
 
-Content = str | list[Part]
+Parts = Annotated[list[Part], Meta(max_length=MAX_PARTS)]
+Content = str | Parts
 
 
 class MessageItem(Struct):
@@ -47,8 +48,8 @@ class MessageItem(Struct):
 
 
 class ReasoningItem(Struct):
-    summary: list[Part] | None = None
-    content: list[Part] | None = None
+    summary: Parts | None = None
+    content: Parts | None = None
     encrypted_content: str | None = None
 
 
