@@ -77,7 +77,9 @@ class Exchange:
         self._call: Call | None = None
         self._prompt = NOTHING
         self._refusals: dict[Neuron, CortexError] = {}  # of neurons that did not take it
-        self._gone: set[Neuron] = set()  # of these, those that have ended or are out of reach
+        # Of these, those that may be asked again once they answer: they had ended, were out of reach, or gave
+        # it up for a copy elsewhere.
+        self._gone: set[Neuron] = set()
         self._returns = 0
         self._moving: asyncio.Task[None] | None = None  # to another neuron
         self._waits_for: Progress | None = None  # as its neuron said last, and
@@ -134,7 +136,7 @@ class Exchange:
                 self._prompt = prompts.read(request)
                 request.marks = self._prompt.marks()
             if request.stream:
-                request.resumable, request.replicated = True, self._fleet.has_replica(request.model)
+                request.resumable = True
                 self._transcript = Transcript(_choices(request), request.return_token_ids)
         if isinstance(request, Generate | Embed):
             request.priority = self._principal.weigh(request.priority)
@@ -263,13 +265,21 @@ class Exchange:
         metrics.rejected(self.account.model, self._neuron.name, _label(error)).inc(1)
         if error.code in FAULTS and self._needs_load:
             self._neuron.failed(self._request.model)
-        if self._neuron.has_left(error, self._instance):
-            self._gone.add(self._neuron)
+        self._note_whether_it_comes_back(error)
         if self._may_resume(error) if self._answered else self._may_go_elsewhere(error):
             self._refusals[self._neuron], self._waits_for = error, None
             self._moving = asyncio.create_task(self._move(error))
         else:
             self.account.fail(self._naming_the_alias(error))
+
+    def _note_whether_it_comes_back(self, error: CortexError) -> None:
+        """Whether that neuron may be asked again, where no other takes the request."""
+        gave_up = error.code in _DEATHS and self._transcript is not None and self._request.replicated
+        before = {neuron for neuron, other in self._refusals.items() if other.code in _DEATHS}
+        if error.code in _DEATHS and before:
+            self._gone -= before  # it may be the request itself that kills workers
+        elif gave_up or self._neuron.has_left(error, self._instance):
+            self._gone.add(self._neuron)
 
     async def _move(self, error: CortexError) -> None:
         """Hand the request to another neuron; where none takes it, to one that was lost and is back."""
@@ -350,6 +360,9 @@ class Exchange:
         )
 
     def _hold(self, neuron: Neuron, reason: str) -> None:
+        if self._transcript is not None:
+            others = {neuron, *self._refusals}
+            self._request.replicated = self._fleet.has_replica(self._request.model, others)
         call = neuron.client.open(self._request)
         if self._call is not None:
             self._let_go()

@@ -348,9 +348,9 @@ class Fleet:
         """Whether more than one neuron has that model."""
         return len(self.directory.of(model).known) > 1
 
-    def has_replica(self, model: str) -> bool:
-        """Whether more than one neuron has that model loaded."""
-        return len(self.directory.of(model).ready) > 1
+    def has_replica(self, model: str, besides: Collection[Neuron]) -> bool:
+        """Whether another neuron than those has that model loaded."""
+        return any(neuron not in besides for neuron in self.directory.of(model).ready)
 
     async def place(
         self,

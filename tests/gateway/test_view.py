@@ -588,6 +588,69 @@ def test_a_stream_that_one_host_refuses_to_go_on_with_goes_to_the_next() -> None
     run(scenario)
 
 
+class Mortal(Naming):
+    """One whose worker can die."""
+
+    def lose_worker(self) -> None:
+        for (_, request_id), work in self.work.items():
+            work.task.cancel()
+            work.peer.send(Failed(id=request_id, code=Code.WORKER_DIED, message="it died"))
+        self.work.clear()
+
+
+@asynccontextmanager
+async def begun_stream(*hosts: FakeNeuron) -> AsyncIterator[tuple[Exchange, list[str]]]:
+    """A stream of four words, once the first one is there; and what was told of it."""
+    async with fleet_of(*hosts) as fleet:
+        exchange = Exchange(fleet, "r")
+        await exchange.send(Generate(id=0, model="slow", prompt="one two three four", stream=True))
+        told: list[str] = []
+        while not told:
+            told += [each.text for each in await exchange.take(1.0) if isinstance(each, Delta)]
+        yield exchange, told
+        exchange.close()
+
+
+async def rest(exchange: Exchange) -> list[str]:
+    told: list[str] = []
+    while exchange.finished is None:
+        told += [each.text for each in await exchange.take(1.0) if isinstance(each, Delta)]
+    return told
+
+
+@pytest.mark.parametrize("code", [Code.QUEUE_FULL, Code.INSUFFICIENT_MEMORY, Code.DRAINING])
+def test_a_stream_that_was_given_up_for_a_copy_that_refuses_it_goes_on_where_it_was(code: str) -> None:
+    async def scenario() -> None:
+        hosts = [Mortal(name=name, models=("slow",)) for name in "ab"]
+        async with begun_stream(*hosts) as (exchange, told):
+            there, other = hosts if hosts[0].work else hosts[::-1]
+            other.refuses["slow"] = code
+            there.lose_worker()
+            assert "".join(told + await rest(exchange)) == "one two three four"
+        assert [each.replicated for each in there.served] == [True, False]
+        assert [each.replicated for each in other.served] == [False]
+        assert there.served[1].written[0]
+
+    run(scenario)
+
+
+def test_a_stream_with_which_workers_of_two_neurons_die_returns_to_neither() -> None:
+    async def scenario() -> None:
+        hosts = [Mortal(name=name, models=("slow",)) for name in "ab"]
+        async with begun_stream(*hosts) as (exchange, _):
+            there, other = hosts if hosts[0].work else hosts[::-1]
+            there.lose_worker()
+            while not other.work:
+                await exchange.take(0.01)
+            other.lose_worker()
+            with pytest.raises(CortexError) as caught:
+                await rest(exchange)
+            assert caught.value.code == Code.WORKER_DIED
+        assert [len(each.served) for each in hosts] == [1, 1]
+
+    run(scenario)
+
+
 def test_a_request_that_kills_workers_is_given_to_two_of_them_and_no_more() -> None:
     async def scenario() -> None:
         hosts = [
