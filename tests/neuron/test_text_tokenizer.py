@@ -1,5 +1,7 @@
 import base64
+import json
 import threading
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -127,6 +129,11 @@ LONGER = normalizers.Replace("a", "a" * 100)
     [
         ("normalizer", normalizers.Sequence([LONGER] * 8)),
         ("normalizer", normalizers.Sequence([normalizers.Sequence([LONGER])] * 3)),
+        (
+            "normalizer",
+            normalizers.Sequence([normalizers.Replace(a, b * 100) for a, b in pairwise("abcdef")]),
+        ),
+        ("normalizer", normalizers.Sequence([normalizers.Replace(Regex("."), "a" * 100)] * 3)),
         ("normalizer", normalizers.Sequence([normalizers.Replace(Regex(""), "a")] * 20)),
         ("normalizer", normalizers.Sequence([normalizers.ByteLevel()] * 9)),
         ("pre_tokenizer", pre_tokenizers.Sequence([pre_tokenizers.ByteLevel(False, use_regex=False)] * 9)),
@@ -141,6 +148,44 @@ def test_steps_that_multiply_a_text_are_refused_with_their_file(tmp_path, part, 
         TextTokenizer(path, 1000, ())
     assert raised.value.code == Code.MODEL_LOAD_FAILED
     assert str(path) in raised.value.message
+
+
+def regex(pattern, content):
+    return {"type": "Replace", "pattern": {"Regex": pattern}, "content": content}
+
+
+def markers(letters):
+    steps = [normalizers.Replace(letter, f"<{number:07}>") for number, letter in enumerate(letters)]
+    return json.loads(normalizers.Sequence(steps).__getstate__())
+
+
+@pytest.mark.parametrize(
+    ("steps", "factor"),
+    [
+        ([regex("a+", "b")] * 14, 1),
+        ([{"type": "NFKC"}, *[regex(r"[\r\n]+", "\n")] * 8, {"type": "ByteLevel"}], 72),
+        ([regex(r" \.", ".")] * 7, 1),
+        ([regex(r"[\p{L}[:space:]]+|\p{N}", " ")] * 7, 1),
+        (markers("abcde"), 9),
+        ([markers("abc"), regex("x+", "y"), markers("de")], 9),
+        ([markers("abc"), {"type": "Lowercase"}, markers("de")], 9 * 2 * 9),
+        ([markers("ab"), regex("a|<", "[open]")], 9 * 6),
+        (markers("a0"), 81),  # the second is in what the first puts there
+        ([regex("(?=q)", "b")] * 7, 128),
+        ([regex("(?:ab){2}?", "b")] * 7, 128),
+        ([regex("[[a]b]*", "b")] * 7, 128),
+        ([regex(r"\K", "b")] * 7, 128),
+    ],
+)
+def test_replacements_multiply_a_text_where_one_meets_what_another_put_there(steps, factor):
+    assert growth(steps) == factor
+
+
+@pytest.mark.parametrize("pattern", ["(?=[?])", "(?<!b)", "a{2}?", "[[a]b]*", r"\p{L}?", "x|", "(?#[)a*"])
+def test_what_finds_nothing_before_each_character_is_taken_to(pattern):
+    step = normalizers.Replace(Regex(pattern), "ab")
+    assert step.normalize_str("????").startswith("ab?" * 4)
+    assert growth(json.loads(step.__getstate__())) == 3
 
 
 def test_a_table_of_characters_makes_of_one_what_its_longest_text_is():
