@@ -14,7 +14,7 @@ from ipc.worker_messages import FREE_ROWS, CacheGroup, SimulatedSpec
 from neuron.config import ModelSettings
 from neuron.memory.cache_plan import CachePlan
 from neuron.memory.fit import Need
-from neuron.memory.step_bytes import UNMEASURED_BYTES, Overhead, attends, is_compiled, packs_head, widens
+from neuron.memory.step_bytes import UNMEASURED_BYTES, Overhead, kernels_of, packs_head
 from neuron.text.frontend import TextFiles, TextFrontEnd
 from workers.checkpoints.adapter import AdapterCard, read_adapter
 from workers.checkpoints.card import DTYPE_BYTES, Dtype, ModelCard, read_card
@@ -172,9 +172,9 @@ def described(settings: ModelSettings, card: ModelCard) -> ModelDescription:
             vision=card.vision,
             context_length=min(settings.context_length or card.context_length, limit),
             in_blocks=bool(formats),
-            compiled=is_compiled(dtype),
-            widens=widens(formats.values()),
-            attends=attends(dtype),
+            kernels=kernels_of(
+                dtype, formats.values(), exact=settings.exact, kv_cache_dtype=settings.kv_cache_dtype
+            ),
         ),
         defaults=_defaults(card.defaults, settings),
         eos_ids=card.eos_ids,

@@ -8,6 +8,7 @@ waits for it. It is the step of `workers/execution/memory.py` (`largest_step`) i
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from neuron.memory.largest_step import FLOAT, LONG, LONG_CONTEXT, WIDE_OF_XIELU, prompts_of
 from workers.checkpoints.config import Latent, ModelConfig
@@ -30,6 +31,25 @@ LITTLE = 1 << 20  # bytes of all that is small by itself: positions, pages, what
 COMPILED_ACTIVATIONS = ("silu", "gelu_tanh")
 
 
+class CpuKernels(NamedTuple):
+    """What a CPU computes with, as far as memory goes.
+
+    Args:
+        compiled: what is computed between products has no copies in float32.
+        attends: prompts attend in a kernel that needs results alone.
+        exact: prompts attend to the same bits in any company (`workers.attention.cpu.ExactAttention`).
+        copied: bytes of each number of their inputs that products have a copy of.
+    """
+
+    compiled: bool = False
+    attends: bool = False
+    exact: bool = False
+    copied: int = 0
+
+
+TORCH_ALONE = CpuKernels()
+
+
 @dataclass(frozen=True, slots=True)
 class CpuStep:
     """Of the first rank.
@@ -41,9 +61,6 @@ class CpuStep:
         tokens: of the step.
         sequences: in it.
         context_length: of each, at most.
-        compiled: what is computed between products has no copies in float32.
-        widens: products make float32 of their inputs, all at once.
-        attends: prompts attend in a kernel that needs results alone.
     """
 
     shapes: ModelConfig
@@ -52,9 +69,7 @@ class CpuStep:
     tokens: int
     sequences: int
     context_length: int
-    compiled: bool = False
-    widens: bool = False
-    attends: bool = False
+    kernels: CpuKernels = TORCH_ALONE
 
     def most(self) -> int:
         """Bytes at one moment."""
@@ -109,13 +124,15 @@ class CpuStep:
         # what takes the results has no memory before they come; in 16 bits products with values have as much
         beside = 0 if size == FLOAT else attended
         attending = beside + prompt * queries * FLOAT + max(over, narrowed)
-        if self.attends:
+        if self.kernels.attends:
             attending = attended + prompt * queries * size
+        if self.kernels.exact:
+            attending = attended + self._exactly(prompt, queries, keys)
         gates = 2 * attended if shapes.attention_gate else 0
         return max(
             projected + tokens * turned,
             found + attending,
-            found + attended + gates + tokens * shapes.hidden_size * size + self._widened(queries),
+            found + attended + gates + tokens * shapes.hidden_size * size + self._copied(queries),
         )
 
     def _latent(self, latent: Latent, heads: int) -> int:
@@ -126,11 +143,21 @@ class CpuStep:
         queries = heads * (latent.plain_dim + latent.rope_dim + key)
         found = tokens * (2 * hidden + compressed + key + queries) * size
         prompt = max(self._prompts, default=1)
-        if self.attends:
+        if self.kernels.attends:
             return found + 2 * prompt * heads * latent.rank * size
         wide = prompt * heads * latent.rank * FLOAT
         narrowed = 0 if size == FLOAT else prompt * heads * latent.rank * size
         return found + wide + max(self._over_keys(prompt, heads, key, latent.rank), narrowed)
+
+    def _exactly(self, prompt: int, queries: int, keys: int) -> int:
+        """Of a prompt that attends exactly: keys and values of its context, and its queries and results, all
+        in float32, with copies."""
+        context = max(prompt, min(self.context_length, LONG_CONTEXT))
+        kept = 2 * context * keys * FLOAT
+        results = prompt * queries * (2 * FLOAT + self.itemsize)
+        return (
+            kept + prompt * queries * FLOAT + max(context * keys * FLOAT, SCORE_BYTES * BLOCK_SCORES, results)
+        )
 
     def _over_keys(self, prompt: int, heads: int, keys: int, values: int) -> int:
         """What a prompt takes that attends over its context: keys in float32, unless they have few queries,
@@ -152,7 +179,7 @@ class CpuStep:
     def _turns_in_place(self) -> bool:
         """Whether queries and keys are normed and turned where they are."""
         norms = self.shapes.qk_norm in ("none", "heads")
-        return self.compiled and norms and not self.shapes.interleaved
+        return self.kernels.compiled and norms and not self.shapes.interleaved
 
     def _states(self) -> int:
         """Of a layer that keeps a state: while sequences with one token have copies of theirs, or while those
@@ -197,17 +224,18 @@ class CpuStep:
     def _gated(self, inner: int) -> int:
         """Gates and what they open, and what comes of both; or what comes of that."""
         shapes, tokens, size = self.shapes, self.tokens, self.itemsize
-        is_compiled = self.compiled and shapes.activation in COMPILED_ACTIVATIONS
+        is_compiled = self.kernels.compiled and shapes.activation in COMPILED_ACTIVATIONS
         opened = 1 if is_compiled or not shapes.gates else 2
         first = shapes.hidden_size
         return max(
             tokens * (1 + shapes.gates) * inner * size
-            + max(tokens * opened * inner * size, self._widened(first)),
-            tokens * (inner + first) * size + self._widened(inner),
+            + max(tokens * opened * inner * size, self._copied(first)),
+            tokens * (inner + first) * size + self._copied(inner),
         )
 
-    def _widened(self, columns: int) -> int:
-        return self.tokens * columns * FLOAT if self.widens and self.itemsize < FLOAT else 0
+    def _copied(self, columns: int) -> int:
+        """Of what goes into a product."""
+        return self.tokens * columns * self.kernels.copied
 
     def _routed(self, experts: Experts) -> int:
         """Of experts whose pairs of a token and an expert are taken together: all tokens may choose one."""

@@ -8,16 +8,16 @@ meanwhile.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 from ipc.worker_messages import CONTEXT_BYTES, GRAPH_BYTES, KERNEL_BYTES
-from neuron.memory.cpu_step import CpuStep
+from neuron.memory.cpu_step import TORCH_ALONE, CpuKernels, CpuStep
 from neuron.memory.gpu_step import GpuStep
 from workers import checkpoints
-from workers.checkpoints.caches import SPARE_STATES
-from workers.checkpoints.card import Dtype
+from workers.checkpoints.caches import SPARE_STATES, KVCacheDtype
+from workers.checkpoints.card import DTYPE_BYTES, Dtype
 from workers.checkpoints.config import ModelConfig
 from workers.checkpoints.vision import REMEMBERED_BYTES, Vision
 
@@ -33,8 +33,9 @@ PENALTY_BYTES = 3  # for each logit, kept: how often its token came, and whether
 CPU_FACTS = Path("/proc/cpuinfo")
 ARM_INSTRUCTIONS = {"bfloat16": {"bf16"}, "float16": {"fphp", "asimdhp"}}
 COMPILED_CPUS = {"avx2", "fma", "f16c"}  # for which there are kernels (`workers/kernels/compiled.py`)
-ATTENDING_CPUS = {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16"}  # for which there are more
-WIDENED = ("INT8_", "FP8_", "NF4_", "FP4_", "NVFP4")
+MULTIPLYING_CPUS = {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16"}  # for which there are more
+WIDENED = ("INT8_", "FP8_", "NF4_", "FP4_", "NVFP4")  # formats of which products make float32 of many inputs,
+LAID = {"INT8_128", "INT8_ROW", "FP8_128", "FP8_ROW"}  # but of these, there, copies that are laid out anew
 KERNELS = Path(checkpoints.__file__).parents[1] / "kernels"
 
 
@@ -56,14 +57,24 @@ def is_compiled(dtype: Dtype) -> bool:
     return _listed("flags") >= COMPILED_CPUS and any(KERNELS.glob("_blocks*.so"))
 
 
-def attends(dtype: Dtype) -> bool:
-    """Whether prompts attend in a kernel of ours, which needs neither scores nor copies of keys."""
-    return dtype == "bfloat16" and is_compiled(dtype) and _listed("flags") >= ATTENDING_CPUS
-
-
-def widens(formats: Iterable[str]) -> bool:
-    """Whether products with weights in some of these formats make float32 of many inputs on a CPU."""
-    return any(name.startswith(WIDENED) for name in formats)
+def kernels_of(
+    dtype: Dtype,
+    formats: Collection[str] = (),
+    *,
+    exact: bool = False,
+    kv_cache_dtype: KVCacheDtype | None = None,
+) -> CpuKernels:
+    """What a CPU like this one computes with, where weights have these formats, or none."""
+    compiled = is_compiled(dtype)
+    multiplies = dtype == "bfloat16" and compiled and _listed("flags") >= MULTIPLYING_CPUS
+    laid = LAID.intersection(formats) if multiplies else set()
+    copied = 0
+    if dtype != "float32" and any(name.startswith(WIDENED) for name in {*formats} - laid):
+        copied = FLOAT
+    elif laid or (multiplies and not formats and not exact and "amx_tile" not in _listed("flags")):
+        copied = DTYPE_BYTES[dtype]
+    attends = multiplies and not exact and kv_cache_dtype is None
+    return CpuKernels(compiled, attends, exact, copied)
 
 
 def _listed(name: str) -> set[str]:
@@ -84,9 +95,7 @@ class Overhead:
         vision: of a model that sees.
         context_length: of a sequence, which an image has to fit into; 0: that of the model.
         in_blocks: weights are kept quantised.
-        compiled: what a CPU computes between products has no copies in float32 (`is_compiled`).
-        widens: its products make float32 of their inputs (`widens`).
-        attends: what attends on it is compiled as well (`attends`).
+        kernels: what a CPU computes with (`kernels_of`).
     """
 
     shapes: ModelConfig
@@ -96,9 +105,7 @@ class Overhead:
     vision: Vision | None = None
     context_length: int = 0
     in_blocks: bool = False
-    compiled: bool = False
-    widens: bool = False
-    attends: bool = False
+    kernels: CpuKernels = TORCH_ALONE
 
     def of_step(self, kind: str, tokens: int, sequences: int, guesses: int = 0) -> int:
         """Bytes that a rank takes for steps of `tokens` that sample for `sequences`, on a CPU or a GPU.
@@ -110,7 +117,7 @@ class Overhead:
         sequences += 0 if kind == "cpu" else guesses
         sizes = self.shapes, self.itemsize, self.world_size, tokens, sequences, context_length
         if kind == "cpu":
-            step, kept = CpuStep(*sizes, self.compiled, self.widens, self.attends).most(), KERNEL_BYTES
+            step, kept = CpuStep(*sizes, self.kernels).most(), KERNEL_BYTES
             step += guesses * self.shapes.vocab_size * (2 * FLOAT + self.itemsize)  # as it is measured
             if not self.shapes.bidirectional:
                 kept += self._packed_head() + self._penalties(sequences)

@@ -64,10 +64,26 @@ def test_a_plan_knows_whether_steps_are_compiled_here(dtype):
     is_there = dtype != "float32" and compiled.library() is not None
     assert step_bytes.is_compiled(dtype) == is_there
     multiplies = is_there and dense.level() == dense.WITH_AVX512_BF16
-    assert step_bytes.attends(dtype) == multiplies
+    assert step_bytes.kernels_of(dtype).attends == multiplies
 
 
-def test_a_plan_knows_which_products_widen_their_inputs():
+@pytest.mark.parametrize("multiplies", [False, True])
+def test_a_plan_knows_which_products_copy_their_inputs(monkeypatch, multiplies):
+    flags = step_bytes.COMPILED_CPUS | (step_bytes.MULTIPLYING_CPUS if multiplies else set())
+    monkeypatch.setattr(step_bytes, "_listed", lambda name: flags)
+    monkeypatch.setattr(step_bytes, "is_compiled", lambda dtype: dtype != "float32")
+
+    def copied(*formats: str, dtype: str = "bfloat16", **settings: bool) -> int:
+        return step_bytes.kernels_of(dtype, formats, **settings).copied
+
+    assert set(rows.IN_BYTES) == step_bytes.LAID
     for name in rows.KINDS:
-        assert step_bytes.widens([name]) == (name not in compiled.KINDS)
-    assert not any(step_bytes.widens([name]) for name in compiled.KINDS)
+        laid = multiplies and name in rows.IN_BYTES
+        assert copied(name) == (0 if name in compiled.KINDS else 2 if laid else 4)
+    assert not any(copied(name) for name in compiled.KINDS)
+    assert copied() == 2 * multiplies
+    assert copied("INT8_128", dtype="float16") == 4
+    assert copied("INT8_128", dtype="float32") == copied(exact=True) == 0
+    flags |= {"amx_tile"}  # which multiplies what is plain
+    assert copied() == 0
+    assert copied("INT8_128") == (2 if multiplies else 4)

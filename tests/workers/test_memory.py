@@ -13,7 +13,7 @@ from transformers import LlamaConfig, Qwen3_5TextConfig, Qwen3Config
 from benchmarks.driver import write_hollow
 from ipc.errors import Code, CortexError
 from ipc.worker_messages import KERNEL_BYTES, PAGE_SIZE, SMALLEST_CONTEXT, CacheGroup, MemoryUse
-from neuron.memory.step_bytes import Overhead, attends, is_compiled
+from neuron.memory.step_bytes import Overhead, kernels_of
 from neuron.models.catalogue import DEMO_FOLDER
 from neuron.processes.worker import Worker
 from tests.workers.engines import make_runner, make_spec
@@ -109,14 +109,20 @@ SHAPES = {  # of a layer or two, by what of it takes most
 }
 
 
-@pytest.mark.parametrize("most", SHAPES)
-def test_what_is_planned_is_near_what_is_measured(most, runtime, tmp_path):
+@pytest.mark.parametrize(
+    ("most", "settings"),
+    [
+        *((most, {}) for most in SHAPES),
+        ("attention", {"exact": True}),
+        ("attention", {"kv_cache_dtype": "int8"}),
+    ],
+)
+def test_what_is_planned_is_near_what_is_measured(most, settings, runtime, tmp_path):
     card = read_card(write_hollow(tmp_path, SHAPES[most]))
     tokens, sequences = 1024, LIMITS["max_sequences"]
-    with workers(card=card, max_step_tokens=tokens, kv_pages=300) as group:
+    with workers(card=card, max_step_tokens=tokens, kv_pages=300, **settings) as group:
         [report] = group.ready()
-    kernels = {"compiled": is_compiled("bfloat16"), "attends": attends("bfloat16")}
-    overhead = Overhead(card.config, itemsize=2, world_size=1, **kernels)
+    overhead = Overhead(card.config, itemsize=2, world_size=1, kernels=kernels_of("bfloat16", **settings))
     planned = runtime + overhead.of_step("cpu", tokens, sequences)
     # products are planned as torch has them where it has instructions for their type
     near = 0.03 if has_kernels(torch.bfloat16, torch.device("cpu")) else 0.2
