@@ -170,7 +170,7 @@ def test_attention_of_a_prompt_is_that_over_its_pages(heads, kv_heads, window, m
     for cap, sinks, (value_dim, q) in itertools.product(
         (None, 5.0), (None, randn(heads)), ((40, whole), (40, whole[-part:]), (24, whole[-2:]))
     ):
-        given = (length, window, mutual, 0.2, cap, sinks)
+        given = (0, length, window, mutual, 0.2, cap, sinks)
         ours = step.chunk_attention(q, kv, value_dim, pages, *given)
         chunk = Chunk(slice(0, len(q)), pages, length, window, 0, mutual)
         seen = Pages(clean[0]), Pages(clean[-1][..., :value_dim])
@@ -178,13 +178,15 @@ def test_attention_of_a_prompt_is_that_over_its_pages(heads, kv_heads, window, m
         torch.testing.assert_close(ours.float(), expected, rtol=2**-6, atol=0.02)
 
 
-def test_a_prompt_in_parts_and_with_any_threads_has_the_bits_of_one_shot(monkeypatch):
+@pytest.mark.parametrize("window", [0, 40, 100])
+def test_a_prompt_in_parts_and_with_any_threads_has_the_bits_of_one_shot(window, monkeypatch):
     length = 300
     q, kv, pages = prompt(length, 4, 2, 64)
 
     def attended(start: int, end: int) -> torch.Tensor:
-        shown = pages[: -(-end // PAGE_SIZE)]
-        return step.chunk_attention(q[start:end], kv, 64, shown, end, 0, False, 0.2, None, None)
+        first = max(0, start - window + 1) // PAGE_SIZE if window else 0
+        seen = pages[first : -(-end // PAGE_SIZE)], first, end - first * PAGE_SIZE
+        return step.chunk_attention(q[start:end], kv, 64, *seen, window, False, 0.2, None, None)
 
     whole = attended(0, length)
     parts = ((0, 5), (5, 64), (64, 131), (131, 300))
@@ -196,7 +198,7 @@ def test_a_prompt_in_parts_and_with_any_threads_has_the_bits_of_one_shot(monkeyp
 def test_values_of_a_prompt_may_be_a_part_of_keys():
     q, kv, pages = prompt(90, 8, 1, 96, blocks=1)
     clean = kv.nan_to_num().float()
-    ours = step.chunk_attention(q, kv, 64, pages, 90, 0, False, 0.1, None, None)
+    ours = step.chunk_attention(q, kv, 64, pages, 0, 90, 0, False, 0.1, None, None)
     chunk = Chunk(slice(0, 90), pages, 90, 0, 0)
     seen = Pages(clean[0]), Pages(clean[0][..., :64])
     torch.testing.assert_close(

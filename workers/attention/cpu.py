@@ -241,7 +241,7 @@ class PagedAttention:
         for chunk in step.chunks:
             rows = q[chunk.tokens]
             if compiled:
-                shown = chunk.pages, chunk.context, chunk.window, chunk.mutual
+                shown = chunk.pages, chunk.first_page, chunk.context, chunk.window, chunk.mutual
                 of_scores = scores.scale, scores.cap, scores.sinks
                 out[chunk.tokens] = kernels.chunk_attention(rows, kv, value_dim, *shown, *of_scores)
                 continue

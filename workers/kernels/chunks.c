@@ -3,7 +3,8 @@
  * A query is a lane of a register, and so are its scores, its softmax and its sums: keys and values are read number by
  * number, each multiplied with many queries. Scores and softmax are float32; a weight is rounded to bfloat16 before
  * it is multiplied with values. A query is computed in the same order whatever stands beside it, block of keys by
- * block of keys (as in FlashAttention), and those that nobody sees are left out.
+ * block of keys (as in FlashAttention): these begin at fixed places of the sequence, and those that nobody sees are
+ * left out.
  */
 
 #include "lanes.h"
@@ -34,7 +35,7 @@ typedef struct {
     long page_stride;
     uint16_t *y; /* [tokens][heads][value_dim] */
     const int64_t *pages;
-    long tokens, context, kv_heads, group, head_dim, value_dim, window;
+    long first_page, tokens, context, kv_heads, group, head_dim, value_dim, window;
     int mutual;
     float scale, cap;   /* cap: 0, where there is none */
     const float *sinks; /* [heads], or NULL */
@@ -185,7 +186,8 @@ WIDE void attend(const Chunk *a, Space *s, long head, long query, int vectors)
     }
     const long end = a->mutual ? a->context : s->own[vectors * LANES - 1] + 1; /* of the keys that one of these sees */
     const long begin = a->window && s->own[0] + 1 > a->window ? s->own[0] + 1 - a->window : 0;
-    for (long block = begin / KEYS * KEYS; block < end; block += KEYS) {
+    const long gone = a->first_page % BLOCK * PAGE; /* keys of the first block that are not there any more */
+    for (long block = (begin + gone) / KEYS * KEYS - gone; block < end; block += KEYS) {
         const long from = block < begin ? begin / ROWS * ROWS : block, to = block + KEYS < end ? block + KEYS : end;
         const long keys = (to - from + ROWS - 1) / ROWS * ROWS;
         for (long k = 0; k < keys; k += ROWS) {
@@ -244,15 +246,17 @@ OF(1) OF(2) OF(3)
 /* Attention of `tokens` tokens, the last of `context`: y [tokens, heads, value_dim].
  *
  * q [tokens, heads, head_dim], `q_stride` numbers from one token to the next; keys and values [pages, kv_heads, PAGE,
- * head_dim], `page_stride` numbers from one page to the next; `pages` those of the context. Where `mutual`, each token
- * sees all others. head_dim is divided by 2, value_dim by 8; both are at most 1024.
+ * head_dim], `page_stride` numbers from one page to the next; `pages` those of the context, of which the first has
+ * number `first_page` in the sequence. Where `mutual`, each token sees all others. head_dim is divided by 2, value_dim
+ * by 8; both are at most 1024.
  * Returns 0, or 1 where memory is short. */
 int chunks_attention(const void *q, long q_stride, const void *keys, const void *values, long page_stride, void *y,
-                     const int64_t *pages, long tokens, long context, long kv_heads, long group, long head_dim,
-                     long value_dim, long window, int mutual, float scale, float cap, const float *sinks, int threads)
+                     const int64_t *pages, long first_page, long tokens, long context, long kv_heads, long group,
+                     long head_dim, long value_dim, long window, int mutual, float scale, float cap,
+                     const float *sinks, int threads)
 {
-    const Chunk a = {q, q_stride, keys, values, page_stride, y, pages, tokens, context, kv_heads, group, head_dim,
-                     value_dim, window, mutual, scale, cap, sinks};
+    const Chunk a = {q, q_stride, keys, values, page_stride, y, pages, first_page, tokens, context, kv_heads, group,
+                     head_dim, value_dim, window, mutual, scale, cap, sinks};
     const long count = tokens * group, blocks = (count + QUERIES - 1) / QUERIES;
     int failed = 0;
 #pragma omp parallel num_threads(threads) reduction(| : failed)
@@ -280,8 +284,9 @@ int chunks_attention(const void *q, long q_stride, const void *keys, const void 
 #else
 
 int chunks_attention(const void *q, long q_stride, const void *keys, const void *values, long page_stride, void *y,
-                     const int64_t *pages, long tokens, long context, long kv_heads, long group, long head_dim,
-                     long value_dim, long window, int mutual, float scale, float cap, const float *sinks, int threads)
+                     const int64_t *pages, long first_page, long tokens, long context, long kv_heads, long group,
+                     long head_dim, long value_dim, long window, int mutual, float scale, float cap,
+                     const float *sinks, int threads)
 {
     return 1;
 }

@@ -88,7 +88,7 @@ def load(path: Path) -> ctypes.CDLL | None:
     )
     found.chunks_attention.argtypes = (
         *(pointer, size, pointer, pointer, size, pointer, pointer),  # queries, cache, output, pages
-        *(*[size] * 7, number, real, real, pointer, number),  # shape, scores, threads
+        *(*[size] * 8, number, real, real, pointer, number),  # shape, scores, threads
     )
     return found
 

@@ -159,6 +159,7 @@ def chunk_attention(
     kv: Tensor,  # [blocks, pages, kv_heads, PAGE_SIZE, head_dim]
     value_dim: int,
     pages: Tensor,  # [pages] int64, those of the context
+    first_page: int,  # number in the sequence of the first of them
     context: int,  # tokens in these pages, up to the last of `q`
     window: int,  # tokens that a token sees, itself included; 0: all
     mutual: bool,  # each token sees those behind it, too
@@ -178,7 +179,7 @@ def chunk_attention(
     failed = library().chunks_attention(
         *(q.data_ptr(), q.stride(0), kv[0].data_ptr(), kv[-1].data_ptr(), kv.stride(1)),
         *(y.data_ptr(), pages.contiguous().data_ptr()),
-        *(len(q), context, kv_heads, q.shape[1] // kv_heads, q.shape[2], value_dim),
+        *(first_page, len(q), context, kv_heads, q.shape[1] // kv_heads, q.shape[2], value_dim),
         *(window, mutual, scale, cap or 0.0, None if sinks is None else sinks.data_ptr()),
         torch.get_num_threads(),
     )
