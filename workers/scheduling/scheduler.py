@@ -44,7 +44,7 @@ from workers.scheduling.fair_queue import FairQueue
 from workers.scheduling.sequence import Sequence
 from workers.scheduling.speculation import NO_DRAFTS, Drafts, Guesses, Stepping
 from workers.scheduling.undivided import undivided
-from workers.scheduling.unseen import Glance, look_cost, unseen
+from workers.scheduling.unseen import Glance, look_cost, look_refund, unseen
 from workers.step.engine import Extra, StepResult
 from workers.step.plan import LookAt, NewSequence, Scheduled, StepPlan
 
@@ -534,8 +534,9 @@ class Scheduler:
         """The reverse of `_advance`, for those of its sequences that are still there."""
         for sequence, entry in step.entries():
             sequence.num_computed -= entry.num_tokens - len(entry.drafts)
-        for sequence, entry in step.prefills:
-            sequence.account.served -= entry.num_tokens
+        for (sequence, entry), end in zip(step.prefills, step.ends, strict=True):
+            refund = look_refund(sequence, end - entry.num_tokens)
+            sequence.account.served -= entry.num_tokens + refund
         for sequence in step.sampled[len(step.decodes) :]:
             if sequence not in step.gone:
                 self.decoding.remove(sequence)

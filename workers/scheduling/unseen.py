@@ -53,3 +53,14 @@ def look_cost(sequence: Sequence, end: int) -> int:
         cost += image.cost if image.end > sequence.num_reused else 0
         sequence.num_charged += 1
     return cost
+
+
+def look_refund(sequence: Sequence, start: int) -> int:
+    """The reverse, where nothing from `start` on was computed: what was charged for those images, at which
+    somebody looks again."""
+    images, cost = sequence.request.images, 0
+    while sequence.num_charged and images[sequence.num_charged - 1].start >= start:
+        sequence.num_charged -= 1
+        image = images[sequence.num_charged]
+        cost += image.cost if image.end > sequence.num_reused else 0
+    return cost
