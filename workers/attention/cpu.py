@@ -220,7 +220,8 @@ class PagedAttention:
         """Keep the new tokens' keys and values; then each of these attends over what it sees."""
         step, kv = prepared[self.cache.group_of[layer]], self.cache.layers[layer]
         scale = q.shape[-1] ** -0.5 if self._scale is None else self._scale
-        scores = Scores(scale, self._cap, None if sinks is None else sinks.float())
+        of_scores = scale, self._cap, None if sinks is None else sinks.float()
+        scores = Scores(*of_scores)
         value_dim = self._value_dim or kv.shape[-1]
         compiled = kernels.takes_cache(kv, value_dim)
         if keys is not None:
@@ -230,7 +231,6 @@ class PagedAttention:
         if step.num_decode:
             rows = q[: step.num_decode]
             if compiled:
-                of_scores = scores.scale, scores.cap, scores.sinks
                 attended = kernels.attention(rows, kv, value_dim, step.shown, step.window, *of_scores)
             else:
                 attended = attend_decode(rows, *seen, step.runs, scores)
@@ -242,7 +242,6 @@ class PagedAttention:
             rows = q[chunk.tokens]
             if compiled:
                 shown = chunk.pages, chunk.first_page, chunk.context, chunk.window, chunk.mutual
-                of_scores = scores.scale, scores.cap, scores.sinks
                 out[chunk.tokens] = kernels.chunk_attention(rows, kv, value_dim, *shown, *of_scores)
                 continue
             attend = attend_chunk if self._exact is None else self._exact

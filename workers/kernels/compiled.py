@@ -108,6 +108,12 @@ def other_source(found: ctypes.CDLL) -> str | None:
     return None
 
 
+def check_memory(failed: int, what: str) -> None:
+    """Raise what torch does where memory is short, unless a kernel, which computed `what`, returned 0."""
+    if failed:
+        raise RuntimeError(f"can't allocate memory for {what}")
+
+
 def takes(device: torch.device, dtype: torch.dtype, weight: Blocks) -> bool:
     """Whether `product` computes with input of that type: not of float32, which it would round."""
     return (
@@ -140,6 +146,5 @@ def product(x: Tensor, weight: Blocks, bias: Tensor | None) -> Tensor:
         torch.get_num_threads(),
         level(),
     )
-    if failed:
-        raise RuntimeError("can't allocate memory for a product")
+    check_memory(failed, "a product")
     return y

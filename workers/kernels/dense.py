@@ -79,8 +79,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         torch.get_num_threads(),
         level(),
     )
-    if failed:
-        raise RuntimeError("can't allocate memory for a product")
+    compiled.check_memory(failed, "a product")
     return y
 
 
@@ -106,6 +105,5 @@ def many_of(kind: int, x: Tensor, weight: Tensor, columns: int, bias: Tensor | N
         None if wide is None else wide.data_ptr(),
         torch.get_num_threads(),
     )
-    if failed:
-        raise RuntimeError("can't allocate memory for a product")
+    compiled.check_memory(failed, "a product")
     return y

@@ -58,8 +58,7 @@ def _few(x: Tensor, weight: Blocks, bias: Tensor | None) -> Tensor:
         torch.get_num_threads(),
         compiled.level(),
     )
-    if failed:
-        raise RuntimeError("can't allocate memory for a product")
+    compiled.check_memory(failed, "a product")
     return y
 
 

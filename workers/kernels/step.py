@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ipc.worker_messages import PAGE_SIZE
 from workers.kernels import dense
-from workers.kernels.compiled import TYPES, library
+from workers.kernels.compiled import TYPES, check_memory, library
 
 ACTIVATIONS = ("silu", "gelu_tanh")  # in the order of the numbers that step.c gives them
 LARGEST_HEAD = 1024
@@ -142,8 +142,7 @@ def attention(
         *(window, scale, cap or 0.0, None if sinks is None else sinks.data_ptr()),
         torch.get_num_threads(),
     )
-    if failed:
-        raise RuntimeError("can't allocate memory for attention")
+    check_memory(failed, "attention")
     return y
 
 
@@ -183,6 +182,5 @@ def chunk_attention(
         *(window, mutual, scale, cap or 0.0, None if sinks is None else sinks.data_ptr()),
         torch.get_num_threads(),
     )
-    if failed:
-        raise RuntimeError("can't allocate memory for attention")
+    check_memory(failed, "attention")
     return y
