@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import chain
 
 import msgspec
 
@@ -16,9 +17,8 @@ from workers.checkpoints.vision import Vision
 
 MAX_BYTES = 128 << 20  # of the pixels of one request: some 43,000 tokens of Qwen's
 
-WITH_CROPS = (
-    "Here is the original image {} and here are some crops to help you see better {}"  # Gemma 3's words
-)
+# Gemma 3's words
+WITH_CROPS = "Here is the original image {} and here are some crops to help you see better {}"
 
 
 class PreparedImage(msgspec.Struct, array_like=True):
@@ -28,9 +28,19 @@ class PreparedImage(msgspec.Struct, array_like=True):
     pixels: bytes
 
 
+def shown(messages: Sequence[Message], vision: Vision) -> list[list[Sized]]:
+    """Each image of a conversation as the model is shown it, see `views`.
+
+    Raises:
+        CortexError: BAD_REQUEST naming what is no image.
+    """
+    return [views(part.data, vision, param) for param, part in content.images(messages)]
+
+
 def place(
     ids: list[int],
     messages: Sequence[Message],
+    images: Sequence[Sequence[Sized]],
     vision: Vision,
     context_length: int | None,
     read: bool,
@@ -42,19 +52,20 @@ def place(
     Args:
         ids: those of its text, with a mark for each image.
         messages: that have the images.
+        images: as `shown` has them.
         context_length: of the model; None: there may be any number of tokens.
         contexts: how many contexts' worth of them there may be.
         read: the images themselves, too; else only the tokens that they are.
         spell: how a text says a token.
 
     Raises:
-        CortexError: BAD_REQUEST naming what is no image, or CONTEXT_LENGTH_EXCEEDED.
+        CortexError: BAD_REQUEST naming what is damaged or has marks for none, or CONTEXT_LENGTH_EXCEEDED.
     """
     _refuse_unshown(ids, vision, lambda token: content.says(messages, spell(token)))
     if vision.mark != vision.token and vision.token in ids:
         where, token = content.says(messages, spell(vision.token)), spell(vision.token)
         raise bad_request(where, f"{where} has a token of an image, {token}, and no image: leave it out")
-    found = [view for param, part in content.images(messages) for view in views(part.data, vision, param)]
+    found = list(chain.from_iterable(images))
     if (marks := ids.count(vision.mark)) != len(found):
         raise _miscounted(messages, len(found), marks, spell(vision.mark))
     if not found:
@@ -120,12 +131,18 @@ def _placed(
     return whole + ids[done:], images
 
 
-def around_marks(text: str, messages: Sequence[Message], vision: Vision, spell: Callable[[int], str]) -> str:
+def around_marks(
+    text: str,
+    messages: Sequence[Message],
+    images: Sequence[Sequence[Sized]],
+    vision: Vision,
+    spell: Callable[[int], str],
+) -> str:
     """The text of a prompt, with what belongs around each mark for an image, and a mark for each crop of one.
     It is put there before the text becomes tokens: line ends beside others are other tokens.
 
     Raises:
-        CortexError: BAD_REQUEST naming what is no image, or has marks for none.
+        CortexError: BAD_REQUEST naming what has marks for no image.
     """
     if (about := vision.siglip) is None:
         return text
@@ -134,11 +151,11 @@ def around_marks(text: str, messages: Sequence[Message], vision: Vision, spell: 
     if about.crops is None:
         return text.replace(mark, one)
     first, *others = text.split(mark)
-    crops = [len(views(part.data, vision, param)) - 1 for param, part in content.images(messages)]
-    if len(others) != len(crops):
-        raise _miscounted(messages, len(crops), len(others), mark)
-    shown = [WITH_CROPS.format(one, " ".join([one] * count)) if count else one for count in crops]
-    return first + "".join(each + behind for each, behind in zip(shown, others, strict=True))
+    if len(others) != len(images):
+        raise _miscounted(messages, len(images), len(others), mark)
+    crops = (" ".join([one] * (len(each) - 1)) for each in images)
+    marks = [WITH_CROPS.format(one, each) if each else one for each in crops]
+    return first + "".join(each + behind for each, behind in zip(marks, others, strict=True))
 
 
 def _lead(vision: Vision) -> list[int]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ipc.errors import Code, CortexError
 from ipc.messages.requests import CountTokens, Embed, Generate, Tokenize
-from neuron.preparation.placing import PreparedImage, around_marks, place, refuse_marks
+from neuron.preparation.placing import PreparedImage, around_marks, place, refuse_marks, shown
 from neuron.preparation.sampling import BLOCK, MAX_CHOICES, MIXED, check, check_ids
 from neuron.refusals import bad_request, too_long
 from neuron.text import content, continuation
@@ -179,21 +179,14 @@ def encode_prompts(
         def spell(token: int) -> str:
             return text.write([token])
 
+        views = [] if text.vision is None else shown(request.messages, text.vision)
         if text.vision is not None:
-            rendered = around_marks(rendered, request.messages, text.vision, spell)
+            rendered = around_marks(rendered, request.messages, views, text.vision, spell)
         ids = to_ids(text, rendered, "messages", context_length, special=bool(special), contexts=contexts)
         if text.vision is None:
             return [Prompt("messages", ids, rendered)]
         read = isinstance(request, Generate)
-        ids, images = place(
-            ids,
-            request.messages,
-            text.vision,
-            context_length,
-            read,
-            spell,
-            contexts,
-        )
+        ids, images = place(ids, request.messages, views, text.vision, context_length, read, spell, contexts)
         return [Prompt("messages", ids, rendered, images)]
     suffix = request.suffix if isinstance(request, Generate) else None
     prompts = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from unittest.mock import Mock
 
 import msgspec
 import pytest
@@ -16,6 +17,7 @@ from ipc.errors import Code, CortexError
 from ipc.worker_messages import PlacedImage
 from neuron.config import ModelSettings
 from neuron.description import described
+from neuron.images import sizing
 from tests.neuron.test_images import encoded, noise
 from tests.workers import seeing
 from tests.workers.checkpoints import SIZES, fill
@@ -321,6 +323,13 @@ def test_a_prompt_says_which_are_crops(cropping):
     assert made.token_ids().count(IMAGE) == 4 * SEEN
     with pytest.raises(CortexError, match="2 images, and 3 times"):
         asked_of(cropping, "<start>", encoded(noise(40, 90)), encoded(noise(30, 30)))
+
+
+def test_an_image_is_opened_once_for_each_view_of_it(cropping, monkeypatch):
+    opened = Mock(wraps=sizing.opened)
+    monkeypatch.setattr(sizing, "opened", opened)
+    made = asked_of(cropping, "a", encoded(noise(45, 301)))
+    assert opened.call_count == len(made.images) == 5
 
 
 def test_crops_without_their_sizes_are_refused(folder, model, tmp_path):
