@@ -57,7 +57,8 @@ WIDE __m512 exponential(__m512 x)
     const __m512 least = _mm512_set1_ps(-87.33f);
     const __mmask16 some = _mm512_cmp_ps_mask(x, least, _CMP_NLT_UQ);
     x = _mm512_max_ps(least, x); /* the second where one is NaN */
-    const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)),
+                                          _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
     r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
     const float of[] = {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f};
@@ -159,7 +160,8 @@ WIDE void add(const Chunk *a, Space *s, long number, int vectors, long pairs, co
 AVX2 static void pair_values(const uint16_t *first, const uint16_t *second, long size, uint32_t *to)
 {
     for (long i = 0; i < size; i += 8) {
-        const __m128i a = _mm_loadu_si128((const __m128i *)(first + i)), b = _mm_loadu_si128((const __m128i *)(second + i));
+        const __m128i a = _mm_loadu_si128((const __m128i *)(first + i));
+        const __m128i b = _mm_loadu_si128((const __m128i *)(second + i));
         _mm_storeu_si128((__m128i *)(to + i), _mm_unpacklo_epi16(a, b));
         _mm_storeu_si128((__m128i *)(to + i + 4), _mm_unpackhi_epi16(a, b));
     }
@@ -173,7 +175,8 @@ WIDE void attend(const Chunk *a, Space *s, long head, long query, int vectors)
         const uint16_t *rows[LANES];
         for (int i = 0; i < LANES; i++) {
             const long n = query + v * LANES + i, own = n < count ? n : count - 1;
-            rows[i] = n < count ? a->q + n / a->group * a->q_stride + (head * a->group + n % a->group) * a->head_dim : NULL;
+            const uint16_t *q = a->q + own / a->group * a->q_stride + (head * a->group + own % a->group) * a->head_dim;
+            rows[i] = n < count ? q : NULL;
             s->own[v * LANES + i] = (int)(before + own / a->group);
         }
         side_by_side(rows, a->head_dim / 2, s->q + v * LANES, vectors * LANES);
@@ -196,7 +199,8 @@ WIDE void attend(const Chunk *a, Space *s, long head, long query, int vectors)
             score(a, s, a->keys + at, vectors, key, s->scores + k * vectors * LANES);
             for (int i = 0; i < ROWS; i += 2) {
                 const uint16_t *values = a->values + at + i * a->head_dim;
-                const uint16_t *first = key + i < end ? values : NONE, *second = key + i + 1 < end ? values + a->head_dim : NONE;
+                const uint16_t *first = key + i < end ? values : NONE;
+                const uint16_t *second = key + i + 1 < end ? values + a->head_dim : NONE;
                 pair_values(first, second, a->value_dim, s->values + (k + i) / 2 * a->value_dim);
             }
         }
@@ -221,14 +225,15 @@ WIDE void attend(const Chunk *a, Space *s, long head, long query, int vectors)
             const long left = a->value_dim - d < LANES ? a->value_dim - d : LANES;
             __m512i r[LANES];
 #pragma GCC unroll 16
-            for (int i = 0; i < LANES; i++)
-                r[i] = i < left ? _mm512_castps_si512(_mm512_mul_ps(_mm512_load_ps(s->out + ((d + i) * vectors + v) * LANES), kept[v]))
+            for (int i = 0; i < LANES; i++) {
+                const float *out = s->out + ((d + i) * vectors + v) * LANES;
+                r[i] = i < left ? _mm512_castps_si512(_mm512_mul_ps(_mm512_load_ps(out), kept[v]))
                                 : _mm512_setzero_si512();
+            }
             turn(r);
             for (long i = 0; i < LANES && first + i < count; i++) {
-                const long n = first + i;
-                uint16_t *y = a->y + (n / a->group * a->kv_heads * a->group + head * a->group + n % a->group) * a->value_dim;
-                _mm256_mask_storeu_epi16(y + d, (__mmask16)((1u << left) - 1),
+                const long n = first + i, row = (n / a->group * a->kv_heads + head) * a->group + n % a->group;
+                _mm256_mask_storeu_epi16(a->y + row * a->value_dim + d, (__mmask16)((1u << left) - 1),
                                          (__m256i)_mm512_cvtneps_pbh(_mm512_castsi512_ps(r[i])));
             }
         }

@@ -86,7 +86,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def many(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """The same for more than `FEW` tokens, with sums in another order.
 
-    Each token has the same bits in any company that has as many.
+    Each token has the same bits in any company of more than `FEW`.
 
     Raises:
         RuntimeError: memory is short, as torch says it.

@@ -120,8 +120,8 @@ AVX512 static void widen(const uint8_t *row, int kind, long columns, uint16_t *t
         __m512 wide;
         if (kind == FP8_128 || kind == FP8_ROW) {
             const __m256i u = _mm256_cvtepu8_epi16(bytes), sign = _mm256_set1_epi16((short)0x8000);
-            wide = _mm512_cvtph_ps(_mm256_or_si256(_mm256_and_si256(_mm256_slli_epi16(u, 7), _mm256_set1_epi16(0x3f80)),
-                                                   _mm256_and_si256(_mm256_slli_epi16(u, 8), sign)));
+            const __m256i size = _mm256_and_si256(_mm256_slli_epi16(u, 7), _mm256_set1_epi16(0x3f80));
+            wide = _mm512_cvtph_ps(_mm256_or_si256(size, _mm256_and_si256(_mm256_slli_epi16(u, 8), sign)));
         } else
             wide = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
         _mm256_storeu_si256((__m256i *)(to + c), (__m256i)_mm512_cvtneps_pbh(wide));
@@ -133,8 +133,8 @@ AVX512 static void widen(const uint8_t *row, int kind, long columns, uint16_t *t
 AVX512 static void rows_times(const Many *p, const uint16_t *w, long stride, long first, long count, long token,
                               int vectors, const uint32_t *x, float *sums, int comes_next)
 {
-    static void (*const MULTIPLY[])(const uint16_t *const *, const uint32_t *, long, float *, int, const float *, long) = {
-        multiply_1, multiply_2, multiply_3, multiply_4};
+    static void (*const MULTIPLY[])(const uint16_t *const *, const uint32_t *, long, float *, int, const float *,
+                                    long) = {multiply_1, multiply_2, multiply_3, multiply_4};
     const int rows = SUMS / vectors, groups = p->kind == INT8_128 || p->kind == FP8_128;
     const float more = p->kind == FP8_128 || p->kind == FP8_ROW ? 256 : 1;
     const long most = groups ? GROUP : DEEP;
@@ -165,8 +165,8 @@ AVX512 static void rows_times(const Many *p, const uint16_t *w, long stride, lon
 }
 
 /* y [tokens, rows] = x [tokens, columns] times W [rows, columns] transposed, plus bias [rows] float32 or NULL, x and y
- * of bfloat16. W is of `kind`, and from one row of it to the next are `stride` bytes; columns are even, where a kind has
- * bytes a multiple of 64, and of those that share a scale. Returns 0, or 1 where memory is short. */
+ * of bfloat16. W is of `kind`, and from one row of it to the next are `stride` bytes; columns are even, where a kind
+ * has bytes a multiple of 64, and of those that share a scale. Returns 0, or 1 where memory is short. */
 int many_product(int kind, const uint8_t *w, long rows, long columns, long stride, const uint16_t *x, uint16_t *y,
                  long tokens, const float *bias, int threads)
 {
@@ -200,11 +200,12 @@ int many_product(int kind, const uint8_t *w, long rows, long columns, long strid
                 continue;
             for (long row = 0; own && row < count; row++)
                 widen(w + (first + row) * stride, kind, columns, own + row * columns);
+            const uint16_t *numbers = own ? own : (const uint16_t *)(w + first * stride);
             for (long panel = 0; panel < panels; panel++) {
-                const long more = groups - panel * PANEL;
-                rows_times(&p, own ? own : (const uint16_t *)(w + first * stride), own ? columns : stride / 2, first, count,
-                           panel * PANEL * LANES, (int)(more < PANEL ? more : PANEL), given + panel * PANEL * pairs * LANES,
-                           sums, !own && panel + 1 == panels && left > count);
+                const long group = panel * PANEL, more = groups - group;
+                rows_times(&p, numbers, own ? columns : stride / 2, first, count, group * LANES,
+                           (int)(more < PANEL ? more : PANEL), given + group * pairs * LANES, sums,
+                           !own && panel + 1 == panels && left > count);
             }
         }
         free(own);

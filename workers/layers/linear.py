@@ -43,10 +43,10 @@ class Linear:
 
     Where its columns are kept in another order, `order` has the number of the input at each place.
 
-    On a CPU a weight of 16 bits stays as it is where the compiled kernel takes it, for few rows, or for any
-    (`workers.kernels.dense`). What is left to torch is packed once, after loading, into the layout that
-    oneDNN's kernels read. Measured on two cores with AVX512-BF16 over the weights of a 0.6B model: one row
-    takes 30 ms instead of 45, and with one thread 36 instead of 80.
+    On a CPU a weight of 16 bits stays as it is where the compiled kernels take it (`workers.kernels.dense`):
+    `product` few rows, or any, and `many` more than these. What is left to torch is packed once, after
+    loading, into the layout that oneDNN's kernels read. Measured on two cores with AVX512-BF16 over the
+    weights of a 0.6B model: one row takes 30 ms instead of 45, and with one thread 36 instead of 80.
 
     On a CPU that has no instructions for its type, torch has a weight made float32 block by block, which is
     exact, for any but the fewest rows. Measured on a Zen 3 core, 6144 x 1024 in bfloat16: 512 rows take 96 ms
@@ -139,7 +139,7 @@ class Linear:
             return product(x if self.order is None else x[:, self.order], self.weight, self.bias)
         if len(x) <= self._most_rows and dense.takes(self.weight):
             return dense.product(x, self.weight, self.bias)
-        if len(x) > dense.FEW and dense.takes_many(self.weight):
+        if dense.takes_many(self.weight):  # here are more than `dense.FEW` rows
             return dense.many(x, self.weight, self.bias)
         if len(x) < WIDE_ROWS or has_kernels(x.dtype, x.device):
             return F.linear(x, self.weight, self.bias)
