@@ -126,10 +126,8 @@ def test_choices_of_one_request_equal_single_requests_with_their_seeds(seen, alo
     )
     cached = [answer.cached_tokens for answer in seen.answers["choices"]][1:]
     assert cached[1:] == [96] * 3
-    assert cached[0] in (
-        64,
-        96,
-    )  # where a step is sent before the last one is over, its page is not there yet
+    # where a step is sent before the last one is over, its page is not there yet
+    assert cached[0] in (64, 96)
 
 
 def test_ranks_meet_once_after_attention_once_after_the_mlp_and_for_the_vocabulary(seen, results, world_size):
