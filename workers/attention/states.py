@@ -263,7 +263,7 @@ class RecurrentStates:
         for start in range(0, len(mixed), block):  # all of one stays in a CPU's cache
             part = slice(start, start + block)
             y, before = convolve(mixed[part], before, weight)
-            chunked(state, *heads_of(y, self.cache.delta), decay[part], beta[part], out=out[part])
+            chunked(state, *heads_of(y, self.cache.delta), decay[part], beta[part], out[part])
         inputs[written], matrices[written] = before, state
 
     def _one_by_one(

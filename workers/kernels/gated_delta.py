@@ -80,14 +80,13 @@ def chunked(
     v: Tensor,  # [tokens, heads, value_dim] float32
     decay: Tensor,  # [tokens, heads] float32: the logarithm, at most 0
     beta: Tensor,  # the same, from 0 to 1
-    out: Tensor | None = None,  # [tokens, heads, value_dim] float32: where the result goes
-) -> Tensor:
+    out: Tensor,  # [tokens, heads, value_dim] float32: where the result goes
+) -> None:
     """Tokens of one sequence, in order. Queries are scaled here."""
-    q, out = q * q.shape[-1] ** -0.5, v.new_empty(v.shape) if out is None else out
+    q = q * q.shape[-1] ** -0.5
     for start in range(0, len(v), CHUNK):
         part = slice(start, start + CHUNK)
         out[part] = _chunk(state, q[part], k[part], v[part], decay[part], beta[part])
-    return out
 
 
 def _chunk(state: Tensor, q: Tensor, k: Tensor, v: Tensor, decay: Tensor, beta: Tensor) -> Tensor:
