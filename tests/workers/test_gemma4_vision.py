@@ -391,7 +391,8 @@ TOWERS = [
     ({"attention_bias": True}, "attention_bias"),
     ({"position_embedding_size": 200}, "position_embedding_size 200"),
     ({"num_hidden_layers": 3}, r"visual\.encoder\.layers\.2"),
-    ({"rope_parameters": {"rope_theta": 100.0, "factor": 2.0}}, r"rope_parameters\.factor 2"),
+    ({"rope_parameters": {"rope_theta": 100.0, "factor": 2.0}}, r"unknown field `factor`.*rope_parameters"),
+    ({"rope_parameters": {"rope_theta": "hundred"}}, r"vision_config: .*rope_parameters\.rope_theta"),
 ]
 EYES = [
     ({"mm_posemb_size": 69}, "mm_posemb_size 69"),

@@ -220,6 +220,9 @@ def test_with_exact_an_image_is_the_same_in_company_and_in_pieces_to_the_last_bi
         ({"num_attention_heads": 3}, "num_attention_heads 3"),
         ({"hidden_act": "relu"}, "hidden_act relu"),
         ({"num_hidden_layers": 3}, r"visual\.transformer\.layers\.2"),
+        ({"rope_theta": 0}, r"vision_config\.rope_theta"),
+        ({"rope_parameters": {"rope_theta": "hundred"}}, r"vision_config\.rope_parameters\.rope_theta"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, r"vision_config\.rope_parameters\.rope_type"),
     ],
 )
 def test_a_tower_that_cannot_be_is_refused_by_what_is_wrong(folder, model, tmp_path, changes, reason):

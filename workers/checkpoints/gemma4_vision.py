@@ -21,7 +21,7 @@ from workers.checkpoints.family import TensorSpec
 from workers.checkpoints.files import read_json, refuse
 from workers.checkpoints.rope import Size
 from workers.checkpoints.safetensors import Tensor
-from workers.checkpoints.vision import PREFIX, Colours, Gemma4, Preprocessor, Vision
+from workers.checkpoints.vision import PREFIX, Colours, Gemma4, Preprocessor, Turning, Vision
 
 RENAMED = {"vision_tower.": PREFIX, "embed_vision.": f"{PREFIX}projector."}
 PATCHES = f"{PREFIX}patch_embedder.input_proj.weight"
@@ -48,6 +48,10 @@ class Patches(msgspec.Struct, kw_only=True):
     rms_norm_eps: float = 1e-6
 
 
+class _Turning(Turning, forbid_unknown_fields=True):
+    """The part `rope_parameters` of that part."""
+
+
 class _Tower(Patches, kw_only=True):
     """That part, of a tower that has blocks."""
 
@@ -61,7 +65,7 @@ class _Tower(Patches, kw_only=True):
     hidden_activation: str = "gelu_pytorch_tanh"
     max_position_embeddings: Any = None  # which nothing reads
     attention_bias: bool | None = False
-    rope_parameters: dict[str, Any] | None = None
+    rope_parameters: _Turning | None = None
     position_embedding_size: Size = 10_240
     use_clipped_linears: bool = False
     standardize: bool = False
@@ -169,7 +173,7 @@ def read(folder: Path, path: Path, model: ModelConfig) -> Vision:
             image_end=around.eoi_token_id,
             together=around.text_config.use_bidirectional_attention == "vision",
             eps=tower.rms_norm_eps,
-            theta=(tower.rope_parameters or {}).get("rope_theta") or 100.0,
+            theta=(tower.rope_parameters or _Turning()).rope_theta or 100.0,
             positions=tower.position_embedding_size,
             clipped=tower.use_clipped_linears,
             standardised=tower.standardize,
@@ -217,9 +221,6 @@ def _tower(path: Path, given: dict[str, Any]) -> _Tower:
         refuse(path, f"{NAME}.head_dim {tower.head_dim} is not hidden_size / num_attention_heads")
     if tower.head_dim % 4:
         refuse(path, f"{NAME}.head_dim {tower.head_dim} does not divide into fours")
-    for key, value in (tower.rope_parameters or {}).items():
-        if key != "rope_theta" and (key, value) not in (("rope_type", "axial"), ("rope_type", "default")):
-            refuse(path, f"{NAME}.rope_parameters.{key} {value} is not supported")
     return tower
 
 

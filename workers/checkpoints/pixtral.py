@@ -20,7 +20,7 @@ from workers.checkpoints.family import TensorSpec
 from workers.checkpoints.files import read_json, refuse
 from workers.checkpoints.rope import Size
 from workers.checkpoints.safetensors import Tensor
-from workers.checkpoints.vision import CHANNELS, PREFIX, Pixtral, Preprocessor, Vision
+from workers.checkpoints.vision import CHANNELS, PREFIX, Base, Pixtral, Preprocessor, Turning, Vision
 
 RENAMED = {"vision_tower.": PREFIX, "multi_modal_projector.": f"{PREFIX}projector."}
 PATCHES = f"{PREFIX}patch_conv.weight"
@@ -41,8 +41,8 @@ class _Tower(msgspec.Struct, kw_only=True):
     patch_size: Size = 16
     image_size: Size = 1024
     hidden_act: str = "gelu"
-    rope_theta: float | None = None
-    rope_parameters: dict[str, Any] | None = None
+    rope_theta: Base | None = None
+    rope_parameters: Turning | None = None
 
 
 class _Around(msgspec.Struct, kw_only=True):
@@ -105,9 +105,6 @@ def read(folder: Path, path: Path, model: ModelConfig) -> Vision:
         refuse(path, f"{name}.head_dim {tower.head_dim} is not hidden_size / num_attention_heads")
     if around.vision_feature_layer not in (-1, [-1]):
         refuse(path, f"vision_feature_layer {around.vision_feature_layer} is not supported; -1 is")
-    turning = tower.rope_parameters or {}
-    if turning.get("rope_type", "axial") not in ("axial", "default"):
-        refuse(path, f"{name}.rope_parameters.rope_type {turning['rope_type']} is not supported")
     token = around.image_token_index if around.image_token_id is None else around.image_token_id
     if token >= model.vocab_size:
         refuse(path, f"image_token_index {token} is none of {model.vocab_size} tokens")
@@ -135,7 +132,7 @@ def read(folder: Path, path: Path, model: ModelConfig) -> Vision:
             longest=longest,
             line_end=ends[LINE_END],
             image_end=ends[IMAGE_END],
-            theta=turning.get("rope_theta") or tower.rope_theta or 10_000.0,
+            theta=(tower.rope_parameters or Turning()).rope_theta or tower.rope_theta or 10_000.0,
             projector_eps=model.norm_eps,
             projector_activation=ACTIVATIONS[around.projector_hidden_act],
             projector_bias=around.multimodal_projector_bias,

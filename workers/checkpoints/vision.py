@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import msgspec
 
@@ -264,6 +264,16 @@ class _Around(msgspec.Struct):
     vision_config: _Tower
     image_token_id: Annotated[int, msgspec.Meta(ge=0)]
     video_token_id: Annotated[int, msgspec.Meta(ge=0)] | None = None
+
+
+Base = Annotated[float, msgspec.Meta(gt=0)]  # of the angles by which rows and columns turn
+
+
+class Turning(msgspec.Struct):
+    """The part `rope_parameters` of a tower whose queries and keys turn with rows and columns."""
+
+    rope_type: Literal["axial", "default"] = "axial"
+    rope_theta: Base | None = None
 
 
 Colours = tuple[float, float, float]
