@@ -1,7 +1,8 @@
 """What this neuron has written to its log lately, for those who cannot read it where it is written.
 
-It is the stream that the log goes to, so each line is made once. Workers write to the same log by themselves:
-their lines are not here.
+It is the stream that the log goes to, so each line is made once. Where less than `INFO` goes there, it is a
+second one, which has that as well: what became of a request is known under `cortex up`, too. Workers write to
+the same log by themselves: their lines are not here.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from collections import deque
 from collections.abc import Callable, Hashable
 from typing import TextIO
 
+from ipc.logs import Lines
+
 LINES = 5000  # that are kept
 LONGEST = 4000  # characters of one of them
 TELL_SECONDS = 0.1  # between two looks at what is new, for those who follow
@@ -26,10 +29,10 @@ class RecentLog:
     """Passes lines on, and keeps the last ones. Lines may come from any thread.
 
     Args:
-        stream: where they go.
+        stream: where they go; None: nowhere else.
     """
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO | None) -> None:
         self._stream = stream
         self._lines: deque[str] = deque(maxlen=LINES)
         self._lock = threading.Lock()  # of these two
@@ -40,23 +43,35 @@ class RecentLog:
 
     @classmethod
     def of_this_process(cls) -> RecentLog:
-        """Between the log of this process and where it goes, from now on."""
-        recent = cls(sys.stderr)
-        for handler in logging.getLogger().handlers:
-            if isinstance(handler, logging.StreamHandler):
-                handler.setStream(recent)
+        """Has what this process logs from now on; `log_to_stderr` was called."""
+        root = logging.getLogger()
+        [written] = root.handlers
+        if root.level <= logging.INFO:
+            recent = cls(sys.stderr)
+            written.setStream(recent)
+            return recent
+        recent = cls(None)
+        kept = Lines(recent)
+        kept.setFormatter(written.formatter)
+        for each in written.filters:
+            kept.addFilter(each)
+        written.setLevel(root.level)
+        root.setLevel(logging.INFO)
+        root.addHandler(kept)
         return recent
 
     def write(self, text: str) -> None:
         """As `logging` writes: an event, of one line or more, and its end."""
-        self._stream.write(text)
+        if self._stream is not None:
+            self._stream.write(text)
         lines = [line[:LONGEST] for line in text.splitlines()]
         with self._lock:
             self._lines += lines
             self._count += len(lines)
 
     def flush(self) -> None:
-        self._stream.flush()
+        if self._stream is not None:
+            self._stream.flush()
 
     def last(self, count: int, request: str = "") -> list[str]:
         """The last so many lines, or of those about a request."""

@@ -1,8 +1,12 @@
 """One id finds every line about a request, in the gateway's log and in the neuron's."""
 
+import re
+
 import httpx
 import pytest
+from typer.testing import CliRunner
 
+from gateway.commands.cli import app
 from tests.end_to_end.harness import PATIENCE, Services, wait_until
 
 CHAT = {"messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 4}
@@ -65,3 +69,12 @@ def test_both_logs_tell_of_a_request_by_its_id(services, request_id, path, body,
     assert (answer.status_code, answer.headers["x-request-id"]) == (status, request_id), answer.text
     for said, reason in zip(lines(services, request_id), reasons, strict=True):
         assert reason in said[-1]
+
+
+def test_it_is_found_where_the_log_has_warnings_alone(cortex):
+    body, headers = CHAT | {"model": "simulated"}, {"x-request-id": "quiet-1"}
+    answer = httpx.post(f"{cortex.base}/v1/chat/completions", json=body, headers=headers, timeout=PATIENCE)
+    assert answer.status_code == 200, answer.text
+    told = CliRunner().invoke(app, ["logs", "--request", "quiet-1", "--endpoint", cortex.base])
+    assert re.fullmatch(r"\S+: .* request finished id=\d+ trace=quiet-1 .*\n", told.output)
+    assert "quiet-1" not in cortex.everything()
