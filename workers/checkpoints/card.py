@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -442,7 +442,9 @@ def _of_folder(folder: Path, mtp: bool) -> ModelCard:
         model = msgspec.structs.replace(model, tied_head=True, writes=False)
     if is_within and seeing is None:
         notes.append(f"{within.NOTE}: {blind}" if blind else within.NOTE)
-    specs = [*family.tensors(model), *_tower(seeing)]
+    specs = list(family.tensors(model))
+    if seeing is not None:
+        specs += TOWERS[family.sees[architecture]].specs(seeing)
     specs += [TensorSpec(*tensor, "none") for stage in made_for.stages for tensor in stage.tensors()]
     files, tensors, used = check_tensors(path, specs, stored, scheme)
     if seeing is not None:
@@ -512,16 +514,6 @@ def _sight(
         return None, stored, blind
     seeing = tower.read(folder, path, model)
     return seeing, tower.tensors(stored, seeing), ""
-
-
-def _tower(seeing: Vision | None) -> Iterable[TensorSpec]:
-    if seeing is None:
-        return ()
-    if seeing.siglip is not None:
-        return siglip.specs(seeing)
-    if seeing.gemma4 is not None:
-        return (gemma4_unified_vision if seeing.gemma4.unified else gemma4_vision).specs(seeing)
-    return seeing.tensors() if seeing.pixtral is None else pixtral.specs(seeing)
 
 
 def _token_work(model: ModelConfig, tensors: Mapping[str, StoredTensor]) -> int:

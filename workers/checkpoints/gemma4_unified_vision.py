@@ -18,7 +18,7 @@ from workers.checkpoints.files import read_json, refuse
 from workers.checkpoints.gemma4_vision import AXES, NAME, Around, Patches
 from workers.checkpoints.rope import Size
 from workers.checkpoints.safetensors import Tensor
-from workers.checkpoints.vision import PREFIX, Gemma4, Vision
+from workers.checkpoints.vision import PREFIX, Gemma4, Vision, renamed
 
 # as published, and as transformers calls them
 RENAMED = {
@@ -51,7 +51,7 @@ class _Around(Around, kw_only=True):
 
 def missing(folder: Path, path: Path, stored: Collection[str], model: ModelConfig) -> str:
     """Why the language model alone can be served, as for files that others cut out; empty: it can see."""
-    return gemma4_vision.blind(folder, path, any(_named(name) == PATCHES for name in stored), model)
+    return gemma4_vision.blind(folder, path, any(renamed(name, RENAMED) == PATCHES for name in stored), model)
 
 
 def read(folder: Path, path: Path, model: ModelConfig) -> Vision:
@@ -114,14 +114,8 @@ def specs(vision: Vision) -> Iterator[TensorSpec]:
 
 def tensors(stored: Mapping[str, Tensor], vision: Vision) -> dict[str, Tensor]:
     """All tensors, those of the eyes under their names, and the two tables of positions side by side."""
-    found = {_named(name): tensor for name, tensor in stored.items()}
+    found = {renamed(name, RENAMED): tensor for name, tensor in stored.items()}
     positions, rows, hidden = found.get(POSITIONS), vision.gemma4.positions, vision.hidden_size
     if positions is not None and positions.shape == (rows, AXES, hidden):
         found[POSITIONS] = replace(positions, shape=(rows, AXES * hidden))
     return found
-
-
-def _named(name: str) -> str:
-    bare = name.removeprefix("model.")
-    prefix = next(filter(bare.startswith, RENAMED), None)
-    return name if prefix is None else RENAMED[prefix] + bare.removeprefix(prefix)

@@ -10,18 +10,27 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
-from msgspec import Meta
 
-from workers.checkpoints import config, text, vision
+from workers.checkpoints import config, vision
 from workers.checkpoints.config import ACTIVATIONS, ModelConfig
 from workers.checkpoints.family import TensorSpec
 from workers.checkpoints.files import read_json, refuse
 from workers.checkpoints.rope import Size
 from workers.checkpoints.safetensors import Tensor
-from workers.checkpoints.vision import PREFIX, Colours, Gemma4, Preprocessor, Turning, Vision
+from workers.checkpoints.vision import (
+    PREFIX,
+    Colours,
+    Gemma4,
+    Preprocessor,
+    Token,
+    Turning,
+    Vision,
+    renamed,
+    without_tokens,
+)
 
 RENAMED = {"vision_tower.": PREFIX, "embed_vision.": f"{PREFIX}projector."}
 PATCHES = f"{PREFIX}patch_embedder.input_proj.weight"
@@ -36,7 +45,6 @@ NORMS = (
 )
 AXES = 2  # that patches have places on
 NAME = "vision_config"
-Token = Annotated[int, Meta(ge=0)]
 
 
 class Patches(msgspec.Struct, kw_only=True):
@@ -112,7 +120,7 @@ class Images(Preprocessor, kw_only=True):
 
 def missing(folder: Path, path: Path, stored: Collection[str], model: ModelConfig) -> str:
     """Why the language model alone can be served, as for files that others cut out; empty: it can see."""
-    return blind(folder, path, any(_named(name) == PATCHES for name in stored), model)
+    return blind(folder, path, any(renamed(name, RENAMED) == PATCHES for name in stored), model)
 
 
 def blind(folder: Path, path: Path, there: bool, model: ModelConfig) -> str:
@@ -120,13 +128,8 @@ def blind(folder: Path, path: Path, there: bool, model: ModelConfig) -> str:
     around = read_json(path, Around)
     if around.vision_config is None or not there:
         return "its files have no tower"
-    known = text.added(folder).values()
-    for key in ("boi_token_id", "eoi_token_id", "image_token_id"):
-        if (token := getattr(around, key)) is None or token >= model.vocab_size:
-            return f"{key} {token} is none of {model.vocab_size} tokens"
-        if token not in known:
-            return f"{text.TOKENIZER} has no token {token}, its {key}"
-    return ""
+    keys = ("boi_token_id", "eoi_token_id", "image_token_id")
+    return without_tokens(folder, around, keys, model)
 
 
 def read(folder: Path, path: Path, model: ModelConfig) -> Vision:
@@ -257,7 +260,7 @@ def specs(vision: Vision) -> Iterator[TensorSpec]:
 def tensors(stored: Mapping[str, Tensor], vision: Vision) -> dict[str, Tensor]:
     """All tensors, those of the tower under its names: the tables of positions as one, and each bound as a
     vector."""
-    found = {_named(name): tensor for name, tensor in stored.items()}
+    found = {renamed(name, RENAMED): tensor for name, tensor in stored.items()}
     positions, rows, hidden = found.get(POSITIONS), vision.gemma4.positions, vision.hidden_size
     if positions is not None and positions.shape == (AXES, rows, hidden):
         found[POSITIONS] = replace(positions, shape=(AXES * rows, hidden))
@@ -265,9 +268,3 @@ def tensors(stored: Mapping[str, Tensor], vision: Vision) -> dict[str, Tensor]:
         if tensor.shape == () and name.startswith(PREFIX):
             found[name] = replace(tensor, shape=(1,))
     return found
-
-
-def _named(name: str) -> str:
-    bare = name.removeprefix("model.")
-    prefix = next(filter(bare.startswith, RENAMED), None)
-    return name if prefix is None else RENAMED[prefix] + bare.removeprefix(prefix)

@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
-from msgspec import Meta
 
 from workers.checkpoints import text, vision
 from workers.checkpoints.config import ACTIVATIONS, ModelConfig
@@ -20,7 +19,17 @@ from workers.checkpoints.family import TensorSpec
 from workers.checkpoints.files import read_json, refuse
 from workers.checkpoints.rope import Size
 from workers.checkpoints.safetensors import Tensor
-from workers.checkpoints.vision import CHANNELS, PREFIX, Base, Pixtral, Preprocessor, Turning, Vision
+from workers.checkpoints.vision import (
+    CHANNELS,
+    PREFIX,
+    Base,
+    Pixtral,
+    Preprocessor,
+    Token,
+    Turning,
+    Vision,
+    renamed,
+)
 
 RENAMED = {"vision_tower.": PREFIX, "multi_modal_projector.": f"{PREFIX}projector."}
 PATCHES = f"{PREFIX}patch_conv.weight"
@@ -47,8 +56,8 @@ class _Tower(msgspec.Struct, kw_only=True):
 
 class _Around(msgspec.Struct, kw_only=True):
     vision_config: _Tower
-    image_token_id: Annotated[int, Meta(ge=0)] | None = None
-    image_token_index: Annotated[int, Meta(ge=0)] = 10
+    image_token_id: Token | None = None
+    image_token_index: Token = 10
     projector_hidden_act: str = "gelu"
     vision_feature_layer: Any = -1
     multimodal_projector_bias: bool = False
@@ -65,7 +74,7 @@ class _Preprocessor(Preprocessor, kw_only=True):
 
 def missing(folder: Path, path: Path, stored: Collection[str], model: ModelConfig) -> str:
     """Why the language model alone can be served, as for files that others cut out; empty: it can see."""
-    if not any(_named(name) == PATCHES for name in stored):
+    if not any(renamed(name, RENAMED) == PATCHES for name in stored):
         return "its files have no tower"
     known = text.added(folder)
     return next(
@@ -168,7 +177,7 @@ def specs(vision: Vision) -> Iterator[TensorSpec]:
 
 def tensors(stored: Mapping[str, Tensor], vision: Vision) -> dict[str, Tensor]:
     """All tensors, those of the tower under its names, and the filter of its patches as a matrix."""
-    found = {_named(name): tensor for name, tensor in stored.items()}
+    found = {renamed(name, RENAMED): tensor for name, tensor in stored.items()}
     patches = found.get(PATCHES)
     if patches is not None and patches.shape == (
         vision.hidden_size,
@@ -178,11 +187,3 @@ def tensors(stored: Mapping[str, Tensor], vision: Vision) -> dict[str, Tensor]:
     ):
         found[PATCHES] = replace(patches, shape=(vision.hidden_size, vision.patch_values))
     return found
-
-
-def _named(name: str) -> str:
-    bare = name.removeprefix("model.")
-    for prefix, ours in RENAMED.items():
-        if bare.startswith(prefix):
-            return ours + bare.removeprefix(prefix)
-    return name

@@ -10,18 +10,27 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
 
 import msgspec
-from msgspec import Meta
 
-from workers.checkpoints import text, vision
+from workers.checkpoints import vision
 from workers.checkpoints.config import ACTIVATIONS, ModelConfig
 from workers.checkpoints.family import TensorSpec
 from workers.checkpoints.files import read_json, refuse
 from workers.checkpoints.rope import Size
 from workers.checkpoints.safetensors import Tensor
-from workers.checkpoints.vision import CHANNELS, PREFIX, Colours, PanAndScan, Preprocessor, Siglip, Vision
+from workers.checkpoints.vision import (
+    CHANNELS,
+    PREFIX,
+    Colours,
+    PanAndScan,
+    Preprocessor,
+    Siglip,
+    Token,
+    Vision,
+    renamed,
+    without_tokens,
+)
 
 RENAMED = {
     "vision_tower.vision_model.": PREFIX,
@@ -32,7 +41,6 @@ PATCHES = f"{PREFIX}embeddings.patch_embedding.weight"
 TYPE = "siglip_vision_model"
 BILINEAR = 2
 CROPS = ("min_crop_size", "max_num_crops", "min_ratio_to_activate")
-Token = Annotated[int, Meta(ge=0)]
 
 
 class _Tower(msgspec.Struct, kw_only=True):
@@ -77,16 +85,9 @@ class _Preprocessor(Preprocessor, kw_only=True):
 
 def missing(folder: Path, path: Path, stored: Collection[str], model: ModelConfig) -> str:
     """Why the language model alone can be served, as for files that others cut out; empty: it can see."""
-    if not any(_named(name) == PATCHES for name in stored):
+    if not any(renamed(name, RENAMED) == PATCHES for name in stored):
         return "its files have no tower"
-    around = read_json(path, _Around)
-    known = text.added(folder).values()
-    for key in ("boi_token_index", "eoi_token_index"):
-        if (token := getattr(around, key)) >= model.vocab_size:
-            return f"{key} {token} is none of {model.vocab_size} tokens"
-        if token not in known:
-            return f"{text.TOKENIZER} has no token {token}, its {key}"
-    return ""
+    return without_tokens(folder, read_json(path, _Around), ("boi_token_index", "eoi_token_index"), model)
 
 
 def read(folder: Path, path: Path, model: ModelConfig) -> Vision:
@@ -192,14 +193,8 @@ def specs(vision: Vision) -> Iterator[TensorSpec]:
 
 def tensors(stored: Mapping[str, Tensor], vision: Vision) -> dict[str, Tensor]:
     """All tensors, those of the tower under its names, and the filter of its patches as a matrix."""
-    found = {_named(name): tensor for name, tensor in stored.items()}
+    found = {renamed(name, RENAMED): tensor for name, tensor in stored.items()}
     size = vision.patch_size
     if (patches := found[PATCHES]).shape == (vision.hidden_size, CHANNELS, size, size):
         found[PATCHES] = replace(patches, shape=(vision.hidden_size, vision.patch_values))
     return found
-
-
-def _named(name: str) -> str:
-    bare = name.removeprefix("model.")
-    prefix = next(filter(bare.startswith, RENAMED), None)
-    return name if prefix is None else RENAMED[prefix] + bare.removeprefix(prefix)

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import msgspec
 
+from workers.checkpoints import text
 from workers.checkpoints.config import ACTIVATIONS, Activation, ModelConfig
 from workers.checkpoints.family import TensorSpec
 from workers.checkpoints.files import read_json, refuse
@@ -20,7 +21,7 @@ from workers.checkpoints.rope import Size
 from workers.checkpoints.safetensors import Tensor
 
 PREFIX = "visual."
-FILE_PREFIXES = ("model.visual.", "visual.")
+RENAMED = {"visual.": PREFIX}
 PATCHES = "visual.patch_embed.proj.weight"
 # the first that has the settings, as in transformers
 PREPROCESSORS = {"processor_config.json": "image_processor", "preprocessor_config.json": None}
@@ -211,35 +212,8 @@ class Vision(msgspec.Struct, frozen=True, kw_only=True):
         most = max(patches * stream + at_once * first, kept + at_once * in_block, at_last)
         return LookBytes(kept, most - kept + SEGMENT_BYTES[kind])
 
-    def tensors(self) -> Iterator[TensorSpec]:
-        """All that the tower loads."""
 
-        def linear(name: str, rows: int, columns: int) -> Iterator[TensorSpec]:
-            yield TensorSpec(f"{PREFIX}{name}.weight", (rows, columns), "first")
-            yield TensorSpec(f"{PREFIX}{name}.bias", (rows,), "first")
-
-        def norm(name: str, size: int) -> Iterator[TensorSpec]:
-            yield TensorSpec(f"{PREFIX}{name}.weight", (size,), "first")
-            yield TensorSpec(f"{PREFIX}{name}.bias", (size,), "first")
-
-        hidden, merged = self.hidden_size, self.hidden_size * self.merge_size**2
-        yield from linear("patch_embed.proj", hidden, self.patch_values)
-        yield TensorSpec(f"{PREFIX}pos_embed.weight", (self.table_side**2, hidden), "first")
-        for number in range(self.depth):
-            block = f"blocks.{number}"
-            yield from norm(f"{block}.norm1", hidden)
-            yield from norm(f"{block}.norm2", hidden)
-            yield from linear(f"{block}.attn.qkv", 3 * hidden, hidden)
-            yield from linear(f"{block}.attn.proj", hidden, hidden)
-            yield from linear(f"{block}.mlp.linear_fc1", self.intermediate_size, hidden)
-            yield from linear(f"{block}.mlp.linear_fc2", hidden, self.intermediate_size)
-        mergers = {"merger": hidden} | {
-            f"deepstack_merger_list.{number}": merged for number in range(len(self.deepstack))
-        }
-        for name, size in mergers.items():
-            yield from norm(f"{name}.norm", size)
-            yield from linear(f"{name}.linear_fc1", merged, merged)
-            yield from linear(f"{name}.linear_fc2", self.out_size, merged)
+Token = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class _Tower(msgspec.Struct, kw_only=True):
@@ -262,8 +236,8 @@ class _Tower(msgspec.Struct, kw_only=True):
 
 class _Around(msgspec.Struct):
     vision_config: _Tower
-    image_token_id: Annotated[int, msgspec.Meta(ge=0)]
-    video_token_id: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    image_token_id: Token
+    video_token_id: Token | None = None
 
 
 Base = Annotated[float, msgspec.Meta(gt=0)]  # of the angles by which rows and columns turn
@@ -391,9 +365,40 @@ def read(folder: Path, path: Path, model: ModelConfig) -> Vision:
     )
 
 
+def specs(vision: Vision) -> Iterator[TensorSpec]:
+    """All that the tower loads."""
+    hidden, merged = vision.hidden_size, vision.hidden_size * vision.merge_size**2
+
+    def linear(name: str, rows: int, columns: int) -> Iterator[TensorSpec]:
+        yield TensorSpec(f"{PREFIX}{name}.weight", (rows, columns), "first")
+        yield TensorSpec(f"{PREFIX}{name}.bias", (rows,), "first")
+
+    def norm(name: str, size: int) -> Iterator[TensorSpec]:
+        yield TensorSpec(f"{PREFIX}{name}.weight", (size,), "first")
+        yield TensorSpec(f"{PREFIX}{name}.bias", (size,), "first")
+
+    yield from linear("patch_embed.proj", hidden, vision.patch_values)
+    yield TensorSpec(f"{PREFIX}pos_embed.weight", (vision.table_side**2, hidden), "first")
+    for number in range(vision.depth):
+        block = f"blocks.{number}"
+        yield from norm(f"{block}.norm1", hidden)
+        yield from norm(f"{block}.norm2", hidden)
+        yield from linear(f"{block}.attn.qkv", 3 * hidden, hidden)
+        yield from linear(f"{block}.attn.proj", hidden, hidden)
+        yield from linear(f"{block}.mlp.linear_fc1", vision.intermediate_size, hidden)
+        yield from linear(f"{block}.mlp.linear_fc2", hidden, vision.intermediate_size)
+    mergers = {"merger": hidden} | {
+        f"deepstack_merger_list.{number}": merged for number in range(len(vision.deepstack))
+    }
+    for name, size in mergers.items():
+        yield from norm(f"{name}.norm", size)
+        yield from linear(f"{name}.linear_fc1", merged, merged)
+        yield from linear(f"{name}.linear_fc2", vision.out_size, merged)
+
+
 def tensors(stored: Mapping[str, Tensor], vision: Vision) -> dict[str, Tensor]:
     """All tensors, those of the tower under its names, and the filter of its patches as a matrix."""
-    found = {_named(name): tensor for name, tensor in stored.items()}
+    found = {renamed(name, RENAMED): tensor for name, tensor in stored.items()}
     patches = found.get(PATCHES)
     filters = (vision.hidden_size, CHANNELS, vision.frames, vision.patch_size, vision.patch_size)
     if patches is not None and patches.shape == filters:
@@ -401,9 +406,30 @@ def tensors(stored: Mapping[str, Tensor], vision: Vision) -> dict[str, Tensor]:
     return found
 
 
-def _named(name: str) -> str:
-    prefix = next(filter(name.startswith, FILE_PREFIXES), None)
-    return name if prefix is None else PREFIX + name.removeprefix(prefix)
+def renamed(name: str, prefixes: Mapping[str, str]) -> str:
+    """What a tensor of a file is called here.
+
+    Args:
+        prefixes: how names begin there, but for a "model.", and how they do here. The first that fits counts.
+    """
+    bare = name.removeprefix("model.")
+    prefix = next(filter(bare.startswith, prefixes), None)
+    return name if prefix is None else prefixes[prefix] + bare.removeprefix(prefix)
+
+
+def without_tokens(folder: Path, around: msgspec.Struct, keys: Sequence[str], model: ModelConfig) -> str:
+    """Which of the tokens that an image needs a model or its tokenizer has not; empty: they have all.
+
+    Args:
+        around: the `config.json`, in which `keys` name them.
+    """
+    known = text.added(folder).values()
+    for key in keys:
+        if (token := getattr(around, key)) is None or token >= model.vocab_size:
+            return f"{key} {token} is none of {model.vocab_size} tokens"
+        if token not in known:
+            return f"{text.TOKENIZER} has no token {token}, its {key}"
+    return ""
 
 
 STEPS = ("do_resize", "do_rescale", "do_normalize")
