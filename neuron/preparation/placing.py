@@ -16,7 +16,6 @@ from neuron.text import content
 from workers.checkpoints.vision import Vision
 
 MAX_BYTES = 128 << 20  # of the pixels of one request: some 43,000 tokens of Qwen's
-
 # Gemma 3's words
 WITH_CROPS = "Here is the original image {} and here are some crops to help you see better {}"
 
@@ -44,7 +43,7 @@ def place(
     vision: Vision,
     context_length: int | None,
     read: bool,
-    spell: Callable[[int], str],
+    write: Callable[[Sequence[int]], str],
     contexts: int = 1,
 ) -> tuple[list[int], list[PreparedImage]]:
     """The tokens of a prompt with images.
@@ -56,18 +55,18 @@ def place(
         context_length: of the model; None: there may be any number of tokens.
         contexts: how many contexts' worth of them there may be.
         read: the images themselves, too; else only the tokens that they are.
-        spell: how a text says a token.
+        write: how a text says tokens.
 
     Raises:
         CortexError: BAD_REQUEST naming what is damaged or has marks for none, or CONTEXT_LENGTH_EXCEEDED.
     """
-    _refuse_unshown(ids, vision, lambda token: content.says(messages, spell(token)))
+    _refuse_unshown(ids, vision, lambda token: content.says(messages, write([token])))
     if vision.mark != vision.token and vision.token in ids:
-        where, token = content.says(messages, spell(vision.token)), spell(vision.token)
+        where, token = content.says(messages, write([vision.token])), write([vision.token])
         raise bad_request(where, f"{where} has a token of an image, {token}, and no image: leave it out")
     found = list(chain.from_iterable(images))
     if (marks := ids.count(vision.mark)) != len(found):
-        raise _miscounted(messages, len(found), marks, spell(vision.mark))
+        raise _miscounted(messages, len(found), marks, write([vision.mark]))
     if not found:
         return ids, []
     around = len(_lead(vision)) + len(_tail(vision)) - 1
@@ -136,7 +135,7 @@ def around_marks(
     messages: Sequence[Message],
     images: Sequence[Sequence[Sized]],
     vision: Vision,
-    spell: Callable[[int], str],
+    write: Callable[[Sequence[int]], str],
 ) -> str:
     """The text of a prompt, with what belongs around each mark for an image, and a mark for each crop of one.
     It is put there before the text becomes tokens: line ends beside others are other tokens.
@@ -146,8 +145,8 @@ def around_marks(
     """
     if (about := vision.siglip) is None:
         return text
-    mark = spell(about.mark)
-    one = f"\n\n{mark}{spell(about.image_end)}\n\n"
+    mark = write([about.mark])
+    one = f"\n\n{mark}{write([about.image_end])}\n\n"
     if about.crops is None:
         return text.replace(mark, one)
     first, *others = text.split(mark)

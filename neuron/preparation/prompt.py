@@ -174,19 +174,15 @@ def encode_prompts(
     special = request.add_special_tokens if isinstance(request, Tokenize) else None
     if request.messages is not None:
         _refuse_unread(text, content.characters(request.messages), "messages", context_length, contexts)
-        rendered = _render(text, request, seconds)
-
-        def spell(token: int) -> str:
-            return text.write([token])
-
-        views = [] if text.vision is None else shown(request.messages, text.vision)
-        if text.vision is not None:
-            rendered = around_marks(rendered, request.messages, views, text.vision, spell)
+        rendered, vision = _render(text, request, seconds), text.vision
+        views = [] if vision is None else shown(request.messages, vision)
+        if vision is not None:
+            rendered = around_marks(rendered, request.messages, views, vision, text.write)
         ids = to_ids(text, rendered, "messages", context_length, special=bool(special), contexts=contexts)
-        if text.vision is None:
+        if vision is None:
             return [Prompt("messages", ids, rendered)]
-        read = isinstance(request, Generate)
-        ids, images = place(ids, request.messages, views, text.vision, context_length, read, spell, contexts)
+        about = vision, context_length, isinstance(request, Generate), text.write, contexts
+        ids, images = place(ids, request.messages, views, *about)
         return [Prompt("messages", ids, rendered, images)]
     suffix = request.suffix if isinstance(request, Generate) else None
     prompts = [

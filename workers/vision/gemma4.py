@@ -43,7 +43,7 @@ class Gemma4Tower:
         vision = self.vision
         rows, columns = (size // vision.patch_size for size in image.shape[:2])
         x = torch.empty(rows * columns, vision.hidden_size, dtype=self.dtype, device=self.device)
-        yield from embedded(image, vision, self.patches, partial(self._placed, columns), x)
+        yield from embedded(image, vision, self.patches, partial(placed, self.columns, self.rows, columns), x)
         angles = self._angles(rows, columns)
         qkv = self.blocks[0].room(x)
         for block in self.blocks:
@@ -55,12 +55,6 @@ class Gemma4Tower:
             tokens[made] = self.projector(self._pooled(squares(x[part], columns, merge)))
             yield len(tokens[made]) * x.shape[1] * vision.out_size
         return tokens
-
-    def _placed(self, across: int, y: Tensor, part: slice) -> Tensor:  # [patches, hidden]
-        """Patches with the embeddings of their columns and rows."""
-        place = torch.arange(part.start, part.stop, device=self.device)
-        found = F.embedding(place % across, self.columns)
-        return found.add_(F.embedding(place // across, self.rows)).add_(y)
 
     def _angles(self, rows: int, columns: int) -> Angles:  # [patches, 1, 2, head_dim / 4] each
         """The first half of a head turns with columns, the second one with rows."""
@@ -81,6 +75,21 @@ class Gemma4Tower:
             bias, scale = self.standard
             averages.sub_(bias).mul_(scale)
         return averages.mul_(over_rms(averages, self.vision.gemma4.eps)).to(self.dtype)
+
+
+def placed(columns: Tensor, rows: Tensor, across: int, y: Tensor, part: slice) -> Tensor:  # [patches, hidden]
+    """Some patches with the embeddings of their columns and rows.
+
+    Args:
+        columns: the embeddings of all, `[positions, hidden]`.
+        rows: the same.
+        across: patches in a row of the image.
+        y: what they are before, `[patches, hidden]`.
+        part: which they are.
+    """
+    place = torch.arange(part.start, part.stop, device=y.device)
+    found = F.embedding(place % across, columns)
+    return found.add_(F.embedding(place // across, rows)).add_(y)
 
 
 class Block:

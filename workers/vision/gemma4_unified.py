@@ -8,13 +8,13 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from workers.checkpoints.gemma4_unified_vision import PROJECTOR
 from workers.checkpoints.gemma4_vision import AXES
 from workers.checkpoints.vision import PIECE_PATCHES, Vision
 from workers.layers.norm import over_rms
+from workers.vision.gemma4 import placed
 from workers.vision.tower import Look, cuts, embedded
 from workers.vision.weights import Weights
 
@@ -51,10 +51,7 @@ class Gemma4Embedder:
         return self.after(self.patches(self.before(patches)))
 
     def _placed(self, across: int, y: Tensor, part: slice) -> Tensor:  # [patches, hidden]
-        """Patches with the embeddings of their columns and rows."""
-        place = torch.arange(part.start, part.stop, device=self.device)
-        found = F.embedding(place % across, self.columns)
-        return self.norm(found.add_(F.embedding(place // across, self.rows)).add_(y))
+        return self.norm(placed(self.columns, self.rows, across, y, part))
 
     def _normed(self, x: Tensor) -> Tensor:  # [patches, hidden]
         x = x.float()

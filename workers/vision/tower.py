@@ -93,10 +93,9 @@ class Block:
             yield len(x[piece]) * hidden * inner
 
 
-def attended(
-    q: Tensor, keys: Tensor, values: Tensor, scale: float | None = None
-) -> Tensor:  # [patches, heads x head_dim]
-    """What some patches have of all; each of the three is `[1, heads, patches, head_dim]`.
+def attended(q: Tensor, keys: Tensor, values: Tensor, scale: float | None = None) -> Tensor:
+    """What some patches have of all, `[patches, heads x head_dim]`; each of the three is
+    `[1, heads, patches, head_dim]`.
 
     Args:
         scale: of scores; None: 1 / sqrt(head_dim).
