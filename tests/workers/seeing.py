@@ -40,7 +40,7 @@ from workers.execution.model_runner import ModelRunner
 from workers.scheduling.scheduler import Scheduler
 from workers.vision.sight import tower
 from workers.vision.tower import seen
-from workers.weights.loader import WeightFiles
+from workers.weights.loader import WeightFiles, bytes_filled
 
 Images = list[tuple[PlacedImage, Tensor]]
 Parts = tuple[int | list[int] | Tensor, ...]
@@ -212,6 +212,18 @@ def tower_sees(folder: Path, image: Tensor) -> Tensor:  # [tokens, width] float3
     return seen(eye.look(image))
 
 
+def tower_is_planned(folder: Path, size: int) -> None:
+    """See that the first of so many ranks is said to have all of a tower, and no other anything of it."""
+    card = read_card(folder)
+    stored = {name: tensor for name, tensor in card.tensors.items() if name.startswith("visual.")}
+    weights = tower(card.vision, torch.float32, torch.device("cpu")).weights
+    assert sorted(piece.name for part in weights.parts() for piece in part.pieces) == sorted(stored)
+    planned = card.bytes_per_rank(size, "float32", None)
+    counted = bytes_filled(weights.parts())
+    assert counted == sum(tensor.nbytes for tensor in stored.values())
+    assert size == 1 or planned[0] - planned[1] == counted
+
+
 def changed(folder: Path, into: Path, file: str = "config.json", **changes: Any) -> Path:
     """The same model, of which a file says something else."""
     for each in folder.iterdir():
@@ -248,13 +260,15 @@ def asked_of(folder: Path, *content: str | bytes) -> PreparedPrompt:
     return prepare(asked, text, ModelFacts(), 4096).prompts[0]
 
 
-def submit(
-    request_id: int,
-    ids: list[int],
-    images: Images,
-    max_tokens: int,
-    **sampling: Any,
-) -> Submit:
+def agrees(answer: Answer, logits: Tensor) -> None:  # [tokens, vocabulary]
+    """See that an answer's tokens and their log-probabilities are those of what transformers computed."""
+    told = logits.log_softmax(-1)
+    assert answer.token_ids == told.argmax(-1).tolist()
+    found = torch.tensor([each.logprob for each in answer.logprobs])
+    torch.testing.assert_close(found, told.amax(-1), atol=1e-4, rtol=1e-4)
+
+
+def submit(request_id: int, ids: list[int], images: Images, max_tokens: int, **sampling: Any) -> Submit:
     made = request(request_id, ids, max_tokens, **sampling)
     made.images = [placed for placed, _ in images]
     return made

@@ -31,17 +31,17 @@ from tests.workers.seeing import (
     FILM,
     IMAGE,
     START,
+    agrees,
     asked_of,
     changed,
     serve,
+    tower_is_planned,
     tower_sees,
     with_tower,
     without_tower,
 )
 from tests.workers.thread_ranks import Ranks
 from workers.checkpoints.card import read_card
-from workers.vision import sight
-from workers.weights.loader import bytes_filled
 
 PATCH, POOL = 4, 3
 SIDE = PATCH * POOL
@@ -76,6 +76,7 @@ SMALL = TEXT | {
 }
 # and the one that has no tower
 UNIFIED = {key: value for key, value in LARGE.items() if key != "hidden_size_per_layer_input"}
+PUBLISHED = "embed_vision.multimodal_embedder.embedding_projection"
 PLAIN_EYE = {"mm_embed_dim": 32, "output_proj_dims": 32, "mm_posemb_size": 70, "patch_size": PATCH}
 MODEL = Gemma4Config, Gemma4ForConditionalGeneration
 KINDS = {
@@ -185,9 +186,8 @@ def merged(image):
     rows, columns = (size // SIDE for size in image.shape[:2])
     cells = (image.float() / 255).unflatten(0, (rows, SIDE)).unflatten(2, (columns, SIDE)).transpose(1, 2)
     grid = torch.meshgrid(torch.arange(columns), torch.arange(rows), indexing="xy")
-    values = cells.reshape(rows * columns, -1)
+    values, places = cells.reshape(rows * columns, -1), torch.stack(grid, dim=-1).view(-1, 2)
     unused = MOST - len(values)
-    values, places = values, torch.stack(grid, dim=-1).view(-1, 2)
     return pad(values, (0, 0, 0, unused)), pad(places, (0, 0, 0, unused), value=-1)
 
 
@@ -210,13 +210,9 @@ def logits_of(model, ids, images):
 
 
 def same(answer, model, parts, count=TOKENS):
-    """See that an answer has so many tokens, and that they and their log-probabilities are transformers'."""
     ids, images = prompt(*parts)
     assert len(answer.token_ids) == count
-    told = logits_of(model, ids + answer.token_ids[:-1], images)[len(ids) - 1 :].log_softmax(-1)
-    assert answer.token_ids == told.argmax(-1).tolist()
-    found = torch.tensor([each.logprob for each in answer.logprobs])
-    torch.testing.assert_close(found, told.amax(-1), atol=1e-4, rtol=1e-4)
+    agrees(answer, logits_of(model, ids + answer.token_ids[:-1], images)[len(ids) - 1 :])
 
 
 LARGEST = picture(6, 6)  # more tokens than a window has
@@ -361,14 +357,7 @@ def test_what_hears_is_left_out_and_told(folder, model, tmp_path):
 
 @pytest.mark.parametrize("size", [1, 2])
 def test_planned_bytes_have_the_tower_on_the_first_rank(folder, model, size):
-    card = read_card(folder)
-    eyes = {name: tensor for name, tensor in card.tensors.items() if name.startswith("visual.")}
-    tower = sight.tower(card.vision, torch.float32, torch.device("cpu")).weights
-    assert sorted(piece.name for part in tower.parts() for piece in part.pieces) == sorted(eyes)
-    planned = card.bytes_per_rank(size, "float32", None)
-    counted = bytes_filled(tower.parts())
-    assert counted == sum(tensor.nbytes for tensor in eyes.values())
-    assert size == 1 or planned[0] - planned[1] == counted
+    tower_is_planned(folder, size)
 
 
 @pytest.mark.parametrize("key", ["boi_token_id", "eoi_token_id", "image_token_id"])
@@ -411,14 +400,9 @@ def test_published_files_of_the_unified_model_have_other_names_for_the_same(tmp_
     write(tmp_path, "unified")
     weights = load_file(tmp_path / "model.safetensors")
     assert sum("vision_embedder" in name for name in weights) == 9  # as they are written
-    projector, renamed = (
-        "embed_vision.embedding_projection",
-        "embed_vision.multimodal_embedder.embedding_projection",
-    )
-    weights = {
-        name.replace(projector, renamed).replace("vision_embedder", "embed_vision"): weight
-        for name, weight in weights.items()
-    }
+    projector = "embed_vision.embedding_projection"
+    weights = {name.replace(projector, PUBLISHED): weight for name, weight in weights.items()}
+    weights = {name.replace("vision_embedder", "embed_vision"): weight for name, weight in weights.items()}
     before = tower_sees(tmp_path, picture(1, 2))
     save_file(weights, tmp_path / "model.safetensors")
     assert torch.equal(tower_sees(tmp_path, picture(1, 2)), before)

@@ -25,17 +25,17 @@ from tests.workers.seeing import (
     END,
     IMAGE,
     START,
+    agrees,
     asked_of,
     changed,
     serve,
+    tower_is_planned,
     tower_sees,
     with_tower,
     without_tower,
 )
 from tests.workers.thread_ranks import Ranks
 from workers.checkpoints.card import read_card
-from workers.vision import sight
-from workers.weights.loader import bytes_filled
 
 SIDE = 6  # tokens: more of them than a page has, and than a window
 PIXELS = SIDE * seeing.SIDE
@@ -132,13 +132,9 @@ def logits_of(model, ids, images):
 
 
 def same(answer, model, parts, count=TOKENS):
-    """See that an answer has so many tokens, and that they and their log-probabilities are transformers'."""
     ids, images = prompt(*parts)
     assert len(answer.token_ids) == count
-    told = logits_of(model, ids + answer.token_ids[:-1], images)[len(ids) - 1 :].log_softmax(-1)
-    assert answer.token_ids == told.argmax(-1).tolist()
-    found = torch.tensor([each.logprob for each in answer.logprobs])
-    torch.testing.assert_close(found, told.amax(-1), atol=1e-4, rtol=1e-4)
+    agrees(answer, logits_of(model, ids + answer.token_ids[:-1], images)[len(ids) - 1 :])
 
 
 ONE = (5, picture(), 7)
@@ -398,14 +394,7 @@ def test_a_step_has_room_for_an_image_beside_answers_whatever_was_asked_for(fold
 
 @pytest.mark.parametrize("size", [1, 2])
 def test_planned_bytes_have_the_tower_on_the_first_rank(folder, model, size):
-    card = read_card(folder)
-    seeing = {name: tensor for name, tensor in card.tensors.items() if name.startswith("visual.")}
-    tower = sight.tower(card.vision, torch.float32, torch.device("cpu")).weights
-    assert sorted(piece.name for part in tower.parts() for piece in part.pieces) == sorted(seeing)
-    planned = card.bytes_per_rank(size, "float32", None)
-    counted = bytes_filled(tower.parts())
-    assert counted == sum(tensor.nbytes for tensor in seeing.values())
-    assert size == 1 or planned[0] - planned[1] == counted
+    tower_is_planned(folder, size)
 
 
 @pytest.mark.parametrize(
