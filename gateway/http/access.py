@@ -74,11 +74,13 @@ def _headers(limit: Limit) -> Iterable[tuple[str, str]]:
     """As OpenAI's clients read them, and Anthropic's."""
     allowed, left = str(limit.allowed), str(limit.left)
     at = _written(int(time.time() + limit.reset))
-    return zip(_names(limit.what), (allowed, left, f"{limit.reset:.0f}s", allowed, left, at), strict=True)
+    return zip(
+        header_names(limit.what), (allowed, left, f"{limit.reset:.0f}s", allowed, left, at), strict=True
+    )
 
 
 @lru_cache(2)
-def _names(what: str) -> tuple[str, ...]:
+def header_names(what: str) -> tuple[str, ...]:
     ours = [f"x-ratelimit-{name}-{what}" for name in ("limit", "remaining", "reset")]
     return (*ours, *(f"anthropic-ratelimit-{what}-{name}" for name in ("limit", "remaining", "reset")))
 

@@ -22,7 +22,16 @@ from gateway.refusals import shown
 LOOPBACK, ANY = "loopback", "*"  # words for origins, beside these themselves
 
 _METHODS = "GET, HEAD, POST, DELETE, OPTIONS"
-_READABLE = "x-request-id, request-id, retry-after, x-should-retry"
+# What clients read of answers: whose it is, whether and when to try again, what is left, who has it.
+_LEFT = [
+    name
+    for what in ("requests", "tokens")
+    for part in ("limit", "remaining", "reset")
+    for name in (f"x-ratelimit-{part}-{what}", f"anthropic-ratelimit-{what}-{part}")
+]
+_READABLE = ", ".join(
+    ("x-request-id", "request-id", "retry-after", "x-should-retry", *_LEFT, "x-cortex-placement")
+)
 _PREFLIGHT_SECONDS = "7200"  # browsers remember an answer no longer
 
 # Nobody can register a name below these: RFC 6761, RFC 6762, and ICANN's resolution of 2024.
@@ -56,9 +65,7 @@ class Browsers:
                 description=f"origin: pages of {shown(origin)} may not ask here; "
                 "if they should, add it to gateway.cors_origins in the gateway's configuration"
             )
-        resp.set_header("Access-Control-Allow-Origin", origin)  # errors keep it
-        resp.set_header("Access-Control-Expose-Headers", _READABLE)
-        resp.append_header("Vary", "Origin")
+        resp.set_headers(_readable_by(origin))  # errors keep them
         if req.method == "OPTIONS" and (wanted := req.get_header("access-control-request-method")):
             resp.set_header("Access-Control-Allow-Methods", _METHODS if wanted in _METHODS else wanted)
             resp.set_header("Access-Control-Max-Age", _PREFLIGHT_SECONDS)
@@ -68,6 +75,19 @@ class Browsers:
                 resp.set_header("Access-Control-Allow-Private-Network", "true")
             resp.status = falcon.HTTP_204
             resp.complete = True
+
+    def of_refusal(self, origin: str | None, host: str | None, server: str) -> list[tuple[str, str]]:
+        """Headers by which a page may read why its request was refused before it was read as a whole.
+
+        Args:
+            origin: what is known of these two headers; None: it is not there, or did not come that far.
+            server: the address at which the request came.
+        """
+        if host is not None and not self._is_ours(host) and is_loopback(server):
+            return []
+        if origin is None:
+            return _readable_by(ANY) if ANY in self._origins else []
+        return _readable_by(origin) if self._may_ask(origin.lower(), (host or "").lower()) else []
 
     def _is_ours(self, host: str) -> bool:
         return _is_private(host) or _name(host) in self._hosts
@@ -80,6 +100,15 @@ class Browsers:
             return True
         # Our own page. Most names could be anybody's that lead here.
         return netloc == host and self._is_ours(host)
+
+
+def _readable_by(origin: str) -> list[tuple[str, str]]:
+    """Headers that let pages of `origin` have the answer."""
+    return [
+        ("Access-Control-Allow-Origin", origin),
+        ("Access-Control-Expose-Headers", _READABLE),
+        ("Vary", "Origin"),
+    ]
 
 
 def names_loopback(netloc: str) -> bool:

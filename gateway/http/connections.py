@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import select
+from functools import cached_property
 from http import HTTPStatus
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gunicorn.asgi import protocol
 from gunicorn.asgi.protocol import ASGIProtocol
@@ -20,6 +21,9 @@ from gateway import config
 from gateway.http.answer import VERSION, Answer
 from gateway.http.parser import Parser
 from gateway.refusals import BUG, Refusal
+
+if TYPE_CHECKING:
+    from gateway.http.browsers import Browsers
 
 HEADERS = 4  # a whole header is at most so many times as long as one field of it may be
 LINGER_SECONDS = 2.0  # that a refused client has to stop sending and to read why
@@ -40,9 +44,17 @@ class Worker(gasgi.ASGIWorker):
         super().__init__(*args, **kwargs)
         ours = (config.in_force or config.GatewayConfig()).gateway
         self.connections: set[Connection] = set()
+        self._origins, self._hosts = ours.cors_origins, ours.hosts
         self.header_seconds = ours.header_seconds
         self.header_limit = HEADERS * ours.header_limit
         self.body_seconds = ours.body_seconds
+
+    @cached_property
+    def browsers(self) -> Browsers:
+        """Which pages may read what is refused."""
+        from gateway.http.browsers import Browsers  # not in the master, which serves nobody
+
+        return Browsers(self._origins, self._hosts)
 
     async def _serve(self) -> None:
         gasgi.ASGIProtocol = Connection  # where it looks for the class of a connection,
@@ -218,9 +230,17 @@ class Connection(ASGIProtocol):
             "content-length": str(len(body)),
             "connection": "close",
         }
+        headers |= dict(self._for_pages()) | dict(extra_headers)
         lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}"]
-        lines += [f"{name}: {value}" for name, value in (headers | dict(extra_headers)).items()]
+        lines += [f"{name}: {value}" for name, value in headers.items()]
         self._safe_write("\r\n".join((*lines, "", "")).encode("latin-1") + body)
+
+    def _for_pages(self) -> list[tuple[str, str]]:
+        """Headers by which the page that asks may read a refusal, where it is one that may ask."""
+        parser, address = self._callback_parser, self.transport.get_extra_info("sockname")
+        if not isinstance(parser, Parser) or not isinstance(address, tuple):
+            return []
+        return self.worker.browsers.of_refusal(parser.header(b"origin"), parser.header(b"host"), address[0])
 
     def _close_transport(self) -> None:
         """After a refusal, stay until the client had time to read it: a socket that is closed while more

@@ -17,6 +17,7 @@ _request_line = re.compile(rb"([A-Z]{3,20}) (/[\x21-\x7e]*) HTTP/1\.1\r\n").matc
 # long line that is no field would take the square of its length.
 _fields = re.compile(rb"^(" + _TOKEN + rb"):([^\x00-\x08\x0a-\x1f\x7f]*)\r\n", re.MULTILINE).findall
 MOST_DIGITS = 18  # of a length
+MOST_SEARCHED = 1 << 18  # bytes of a request that is refused
 _VERSION = (1, 1)
 
 
@@ -51,6 +52,13 @@ class Parser(PythonProtocol):
         del self._buffer[: end + 2]
         self._finalize_headers()
         return True
+
+    def header(self, name: bytes) -> str | None:
+        """The value of a header, as far as the request came; of one that is refused, too."""
+        fields = self._headers_list
+        if self._state in ("request_line", "headers"):
+            fields = [*fields, *_fields(self._buffer, 0, MOST_SEARCHED)]
+        return next((value.strip().decode("latin-1") for key, value in fields if key.lower() == name), None)
 
     def _finalize_headers(self) -> None:
         for name, value in self._headers_list:

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
+from gateway.http.access import header_names
+from gateway.http.application import PLACEMENT
 from tests.gateway.conftest import GatewayProcess, NeuronThread
 
 CHAT = "/v1/chat/completions"
@@ -70,6 +72,13 @@ def test_a_page_of_this_host_may_ask_and_may_read_answers_and_errors(http: httpx
         assert "Origin" in answer.headers["vary"]
         assert "x-request-id" in answer.headers["access-control-expose-headers"]
     assert [answer.status_code for answer in answers] == [200, 200, 400, 415, 413, 200, 404, 200, 404, 405]
+
+
+def test_a_page_may_read_every_header_that_clients_look_at(http: httpx.Client) -> None:
+    read = http.get("/ready", headers={"origin": "http://localhost"}).headers["access-control-expose-headers"]
+    limits = {name for what in ("requests", "tokens") for name in header_names(what)}
+    others = {"x-request-id", "request-id", "retry-after", "x-should-retry", PLACEMENT}
+    assert set(read.split(", ")) == limits | others
 
 
 @pytest.mark.parametrize("path", [CHAT, "/v1/models", "/v1/models/some/id", "/health", "/nothing"])

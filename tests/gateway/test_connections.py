@@ -205,6 +205,31 @@ def test_what_is_no_http_is_refused_in_the_envelope_and_closed_cleanly(
         refused(client, status, code)
 
 
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"GET /" + b"x" * 20_000 + b" HTTP/1.1\r\n%s\r\n", 414),
+        (b"GET /ready HTTP/1.1\r\n%sx: " + b"x" * 20_000 + b"\r\n\r\n", 431),
+        (b"GET /ready HTTP/1.1\r\n" + b"x: y\r\n" * 101 + b"%s\r\n", 431),
+        (b"GET /ready HTTP/1.1\r\n%sno colon\r\n\r\n", 400),
+        (b"POST /v1/completions HTTP/1.1\r\ntransfer-encoding: chunked\r\n%s\r\nhello\r\n", 400),
+    ],
+)
+def test_a_page_that_may_ask_reads_why_its_request_is_no_http(
+    gateway: GatewayProcess, sent: bytes, status: int
+) -> None:
+    pages = {
+        b"Host: x\r\nOrigin: http://localhost:3000\r\n": "http://localhost:3000",
+        b"host: x\r\norigin: https://example.org\r\n": None,
+        b"host: example.org\r\norigin: http://localhost:3000\r\n": None,
+    }
+    for page, origin in pages.items():
+        with connected(gateway, sent.replace(b"%s", page)) as client:
+            code, headers, _ = answer(client)
+        assert (code, headers.get("access-control-allow-origin")) == (status, origin)
+        assert ("retry-after" in headers.get("access-control-expose-headers", "")) == (origin is not None)
+
+
 def test_a_header_of_a_page_with_many_cookies_is_taken(gateway: GatewayProcess) -> None:
     with connected(gateway, GET[:-2] + b"cookie: " + b"c" * 16_000 + b"\r\n\r\n") as client:
         assert answer(client)[0] == 200
