@@ -175,12 +175,15 @@ def write(
     tensors = {key: each for file in folder.glob("*.safetensors") for key, each in load_file(file).items()}
     if config.tie_word_embeddings:
         tensors.pop("lm_head.weight", None)
-    names = gguf.get_tensor_name_map(_enum(architecture), config.num_hidden_layers)
+    heads = sum(name.endswith(".eh_proj.weight") for name in tensors)
+    if heads:
+        writer.keys(block_count=config.num_hidden_layers + heads, nextn_predict_layers=heads)
+    names = gguf.get_tensor_name_map(_enum(architecture), config.num_hidden_layers + heads)
     if architecture == "deepseek2":
         tensors = by_keys_and_values(tensors, config)
     merged = tensors if architecture == "gemma4" else _merged(tensors)
     for name, tensor in sorted(merged.items()):
-        known = GEMMA4.get(re.sub(r"\.\d+\.", ".{}.", name)) or names.get_name(name, (".weight", ".bias"))
+        known = BY_HAND.get(re.sub(r"\.\d+\.", ".{}.", name)) or names.get_name(name, (".weight", ".bias"))
         known = known or names.get_name(name.removeprefix("model."), (".weight", ".bias"))
         known = known.format(*re.findall(r"layers\.(\d+)\.", name))
         if architecture in ("gemma2", "gemma3") and name.endswith("norm.weight"):
@@ -226,12 +229,18 @@ def write_bert(path: Path, folder: Path, kind: str | None = None, **more: Any) -
     return writer.close()
 
 
-GEMMA4 = {  # what its converter renames by hand
+BY_HAND = {  # what converters rename by hand, and heads of an architecture that the package has none of
     "model.layers.{}.layer_scalar": "blk.{}.layer_output_scale.weight",
     "model.layers.{}.router.scale": "blk.{}.ffn_gate_inp.scale",
     "model.layers.{}.router.per_expert_scale": "blk.{}.ffn_down_exps.scale",
     "model.layers.{}.experts.gate_up_proj": "blk.{}.ffn_gate_up_exps.weight",
     "model.layers.{}.experts.down_proj": "blk.{}.ffn_down_exps.weight",
+    "model.layers.{}.eh_proj.weight": "blk.{}.nextn.eh_proj.weight",
+    "model.layers.{}.enorm.weight": "blk.{}.nextn.enorm.weight",
+    "model.layers.{}.hnorm.weight": "blk.{}.nextn.hnorm.weight",
+    "model.layers.{}.embed_tokens.weight": "blk.{}.nextn.embed_tokens.weight",
+    "model.layers.{}.shared_head.norm.weight": "blk.{}.nextn.shared_head_norm.weight",
+    "model.layers.{}.shared_head.head.weight": "blk.{}.nextn.shared_head_head.weight",
 }
 _STACKED = re.compile(r"(.*\.experts)\.(gate_up|down)_proj(_bias)?")
 

@@ -16,6 +16,7 @@ import workers.weights.loader
 from ipc.errors import CortexError
 from tests.workers import checkpoints, encoders, gguf_files
 from tests.workers.engines import make_runner, prompt_of, request, serve
+from tests.workers.predicting import Head
 from workers.checkpoints.card import ModelCard, read_card
 from workers.checkpoints.gguf import architectures, unread
 from workers.checkpoints.gguf.header import Gguf, read_header
@@ -184,7 +185,7 @@ def test_an_encoder_in_blocks_makes_nearly_the_same_vectors(tmp_path, name):
 
 @pytest.mark.parametrize(
     ("said", "named"),
-    [({"pooling_type": 4}, "pooling_type 4"), ({"_tokenizer__ggml__model": "t5"}, "kind 't5'")],
+    [({"pooling_type": 4}, r"pooling_type 4 \(rank\)"), ({"_tokenizer__ggml__model": "t5"}, "kind 't5'")],
     ids=["pooling", "tokenizer"],
 )
 def test_an_encoder_that_is_another_is_refused_by_its_key(tmp_path, said, named):
@@ -192,6 +193,56 @@ def test_an_encoder_that_is_another_is_refused_by_its_key(tmp_path, said, named)
     path = gguf_files.write_bert(tmp_path / "model.gguf", tmp_path / "checkpoint", **said)
     with pytest.raises(CortexError, match=named):
         read_card(path)
+
+
+@pytest.mark.parametrize(("kind", "pooling"), [(None, None), (0, None), (1, "mean"), (3, "last")])
+def test_a_decoder_embeds_as_its_file_says(tiny, tmp_path, kind, pooling):
+    more = {} if kind is None else {"qwen3.pooling_type": kind}
+    path = gguf_files.write(tmp_path / "model.gguf", tiny("qwen3_untied_biased").folder, more=more)
+    card = read_card(path)
+    if pooling is None:
+        assert (card.embedder, card.completion, card.config.writes) == (None, True, True)
+        return
+    assert (card.pooling, card.embedder.size) == (pooling, card.config.hidden_size)
+    assert (card.completion, card.embedding, card.config.writes) == (False, True, False)
+    assert "lm_head.weight" not in card.tensors  # which such a file has no use for
+
+
+@pytest.mark.parametrize(("kind", "name"), [(2, "cls"), (4, "rank")])
+def test_a_decoder_that_makes_vectors_in_another_way_is_refused_by_it(tiny, tmp_path, kind, name):
+    more = {"qwen2.pooling_type": kind}
+    path = gguf_files.write(tmp_path / "model.gguf", tiny("qwen2_tied").folder, more=more)
+    with pytest.raises(CortexError, match=rf"qwen2\.pooling_type {kind} \({name}\) is not supported"):
+        read_card(path)
+
+
+@pytest.mark.parametrize("name", ["glm4_moe", "deepseek_v3"])
+def test_a_converted_head_that_predicts_several_tokens_is_the_same(tmp_path, name):
+    torch.manual_seed(5)
+    model = getattr(checkpoints, name)().eval()
+    checkpoints.fill(model)
+    (folder := tmp_path / "checkpoint").mkdir()
+    Head(model).store(folder)
+    path = gguf_files.write(tmp_path / "model.gguf", folder)
+    for mtp in (False, True):
+        ours, theirs = read_card(path, mtp=mtp), read_card(folder, mtp=mtp)
+        assert ours.config.num_layers == model.config.num_hidden_layers
+        assert differing(ours, theirs) == set()
+        told = [note for note in ours.notes if "`speculation: mtp`" in note]
+        assert len(told) == (not mtp)
+    same_weights(ours, theirs)
+
+
+def test_what_is_no_head_is_refused_and_one_of_another_family_is_left_aside(tiny, tmp_path):
+    folder, more = tiny("glm4").folder, {"glm4.nextn_predict_layers": 1}
+    path = gguf_files.write(tmp_path / "model.gguf", folder, more=more)
+    with pytest.raises(CortexError, match=r"nextn_predict_layers 1 is not supported: block \d has no nextn"):
+        read_card(path)
+    path = gguf_files.write(tmp_path / "cut.gguf", folder, more=more | {"glm4.block_count": 3})
+    layers = read_card(path).config.num_layers
+    with pytest.raises(CortexError, match="speculation mtp needs a head"):
+        read_card(path, mtp=True)
+    assert layers == 2
 
 
 def keys_of_llama_cpp() -> set[str]:
@@ -236,7 +287,7 @@ def outcome(file: Gguf) -> dict[str, Any] | str:
     ("name", "key", "value"),
     [
         ("llama_untied_linear", "llama.attention.scale", 0.5),
-        ("llama_untied_linear", "llama.pooling_type", 1),
+        ("llama_untied_linear", "llama.pooling_type", 77),
         ("llama_untied_linear", "llama.rope.global.freq_base", 5e5),
         ("llama_tied_llama3", "llama.rope.scaling.factor", 8.0),
         ("qwen3_moe", "qwen3moe.expert_gating_func", 2),

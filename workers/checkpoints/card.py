@@ -320,9 +320,7 @@ def read_card(path: Path | str, *, mtp: bool = False) -> ModelCard:
         CortexError: MODEL_LOAD_FAILED naming the file that is missing, damaged or not supported.
     """
     file = _gguf_file(Path(path))
-    if mtp and file is not None:
-        refuse(file, f"{NO_MTP}: none is read of GGUF files. {BETTER}")
-    return _of_folder(Path(path), mtp) if file is None else _of_gguf(file)
+    return _of_folder(Path(path), mtp) if file is None else _of_gguf(file, mtp)
 
 
 def _gguf_file(path: Path) -> Path | None:
@@ -335,7 +333,7 @@ def _gguf_file(path: Path) -> Path | None:
     return files[0] if files else None
 
 
-def _of_gguf(path: Path) -> ModelCard:
+def _of_gguf(path: Path, mtp: bool) -> ModelCard:
     checkpoint = gguf.read(path)
     path, words = checkpoint.file.path, checkpoint.text
     architecture = checkpoint.config["architectures"][0]
@@ -345,14 +343,15 @@ def _of_gguf(path: Path) -> ModelCard:
     if model.experts is not None:  # whose gates are never stored between what they open
         experts = msgspec.structs.replace(model.experts, interleaved=False)
         model = msgspec.structs.replace(model, experts=experts)
+    if mtp:
+        model, _ = _with_mtp(path, family, model, checkpoint.tensors)
     if (embedder := checkpoint.embedder) is not None:
-        model = msgspec.structs.replace(model, writes=False)
+        model = msgspec.structs.replace(model, tied_head=True, writes=False)
     files, stored, used = check_tensors(path, family.tensors(model), checkpoint.tensors, LATENT_HEADS)
     tensors = {
         name: _as_meant(tensor, *checkpoint.undone(name, tensor.shape)) for name, tensor in stored.items()
     }
-    unused = sorted(checkpoint.tensors.keys() - used)
-    notes = [f"{len(unused)} tensors are not used, among them {unused[0]}"] if unused else []
+    unused = sorted(name for name in checkpoint.tensors.keys() - used if not name.endswith(KNOWN_UNUSED))
     wanted, more = checkpoint.sampling
     said, _, left_out = generation.understood(wanted, model.vocab_size, path.name)
     return ModelCard(
@@ -367,7 +366,7 @@ def _of_gguf(path: Path) -> ModelCard:
         special_tokens=words.special_tokens,
         eos_ids=_eos_ids([], None, words.end_ids, model.vocab_size),
         defaults=said,
-        notes=[*notes, *more, *left_out],
+        notes=[*_unread(family, model, unused), *more, *left_out],
         created=int(path.stat().st_mtime),
         embedder=embedder,
     )
@@ -452,14 +451,7 @@ def _of_folder(folder: Path, mtp: bool) -> ModelCard:
     ignored = KNOWN_UNUSED if scheme is None else (*KNOWN_UNUSED, *scheme.beside)
     unused = sorted(name for name in stored.keys() - used if not name.endswith(ignored))
     notes += [scheme.note] if scheme is not None else []
-    beside = _beside(family, model)
-    for what in dict.fromkeys(beside.values()):
-        prefixes = tuple(prefix for prefix, each in beside.items() if each == what)
-        known = [name for name in unused if name.startswith(prefixes)]
-        unused = [name for name in unused if not name.startswith(prefixes)]
-        notes += [f"{len(known)} tensors are {what}"] if known else []
-    if unused:
-        notes.append(f"{len(unused)} tensors are not used, among them {unused[0]}")
+    notes += _unread(family, model, unused)
     said, end_ids, more = generation.read(folder / "generation_config.json", model.vocab_size)
     words = text.read(folder)
     dtype, stored_as = _dtype(given, tensors)
@@ -496,6 +488,19 @@ def _with_mtp(
     if more := sorted(name for name in stored if name.startswith(others)):
         refuse(path, f"{NO_MTP}, of one layer, and its files have {more[0]!r} besides. {BETTER}")
     return model.with_mtp(), stored
+
+
+def _unread(family: Family, model: ModelConfig, unused: list[str]) -> Iterator[str]:
+    """What tensors are that nobody reads."""
+    beside = _beside(family, model)
+    for what in dict.fromkeys(beside.values()):
+        prefixes = tuple(prefix for prefix, each in beside.items() if each == what)
+        known = [name for name in unused if name.startswith(prefixes)]
+        unused = [name for name in unused if not name.startswith(prefixes)]
+        if known:
+            yield f"{len(known)} tensors are {what}"
+    if unused:
+        yield f"{len(unused)} tensors are not used, among them {unused[0]}"
 
 
 def _beside(family: Family, model: ModelConfig) -> Mapping[str, str]:

@@ -76,7 +76,7 @@ def config_json(file: Gguf, architecture: Architecture) -> Json:
         "hidden_size": keys.size("embedding_length"),
         "intermediate_size": own.get("intermediate_size")
         or keys.number("feed_forward_length", keys.get("expert_feed_forward_length")),
-        "num_hidden_layers": keys.number("block_count"),
+        "num_hidden_layers": keys.layers(),
         "num_attention_heads": heads,
         "num_key_value_heads": own.get("num_key_value_heads")
         or keys.number("attention.head_count_kv", heads),
@@ -170,7 +170,7 @@ def _gemma(keys: Keys, every: int, large: int) -> Json:
     """What Gemma 2 and 3 share; `large`: layers of the one whose heads are scaled otherwise."""
     heads, width = keys.size("attention.head_count"), keys.size("embedding_length")
     return {
-        "query_pre_attn_scalar": width // heads if keys.number("block_count") == large else keys.head_dim(),
+        "query_pre_attn_scalar": width // heads if keys.layers() == large else keys.head_dim(),
         "sliding_window": keys.get(WINDOW) or None,
         "layer_types": pattern(keys, every),
         "final_logit_softcapping": keys.get("final_logit_softcapping") or None,
@@ -227,7 +227,6 @@ def _deepseek2(keys: Keys) -> Json:
     return {
         "architectures": ["DeepseekV3ForCausalLM" if gating == SIGMOID else "DeepseekV2ForCausalLM"],
         "topk_method": None if gating == SIGMOID or groups == 1 else "group_limited_greedy",
-        "num_hidden_layers": keys.number("block_count") - keys.number("nextn_predict_layers", 0),
         "q_lora_rank": keys.get("attention.q_lora_rank") or None,
         "kv_lora_rank": keys.size("attention.kv_lora_rank"),
         "qk_rope_head_dim": turning,
@@ -283,7 +282,6 @@ def _olmo2(keys: Keys) -> Json:
 def _glm4_moe(keys: Keys) -> Json:
     keys.get("rope.dimension_sections")  # of one that sees; of text all of them have one position
     return {
-        "num_hidden_layers": keys.number("block_count") - keys.number("nextn_predict_layers", 0),
         "n_routed_experts": keys.number("expert_count"),
         "num_experts_per_tok": keys.number("expert_used_count"),
         "moe_intermediate_size": keys.number("expert_feed_forward_length"),

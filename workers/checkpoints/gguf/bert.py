@@ -1,13 +1,11 @@
-"""BERT and Nomic's as llama.cpp has them: names of tensors, their config, and how vectors are made."""
+"""BERT and Nomic's as llama.cpp has them: names of tensors, and their config."""
 
 from __future__ import annotations
 
 from workers.checkpoints.families import nomic_bert
 from workers.checkpoints.families.bert import NORM, POSITIONS, TYPES, WORDS
 from workers.checkpoints.files import refuse
-from workers.checkpoints.gguf.header import Gguf
 from workers.checkpoints.gguf.keys import Json, Keys
-from workers.checkpoints.vectors.stages import Pooling
 
 LAYER = {
     "attn_q": "attention.self.query",
@@ -41,8 +39,7 @@ NOMIC_WHOLE = {
     "token_embd_norm.weight": f"{nomic_bert.NORM}.weight",
     "token_embd_norm.bias": f"{nomic_bert.NORM}.bias",
 }
-NEUTRAL = {"attention.causal": (False,), "pooling_type": (0, 1, 2, 3, 4)}  # of which `pooling` is told
-POOLINGS: dict[int, Pooling] = {1: "mean", 2: "cls", 3: "last"}
+NEUTRAL = {"attention.causal": (False,)}
 
 
 def config(keys: Keys) -> Json:
@@ -77,11 +74,3 @@ def _shared(keys: Keys) -> Json:
         "layer_norm_eps": keys.number("attention.layer_norm_epsilon"),
         "type_vocab_size": 0 if types is None else types.shape[0],
     }
-
-
-def pooling(file: Gguf) -> Pooling:
-    """How vectors are made of hidden states, as the file of an encoder says; else they are means."""
-    kind = Keys(file).get("pooling_type", 1)
-    if kind not in POOLINGS:
-        refuse(file.path, f"pooling_type {kind!r} is not supported; there are 1 (mean), 2 (cls) and 3 (last)")
-    return POOLINGS[kind]

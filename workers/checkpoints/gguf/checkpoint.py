@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from workers.checkpoints.gguf import architectures, bert, names, splits, text
+from workers.checkpoints.gguf import architectures, names, pooling, splits, text
 from workers.checkpoints.gguf.architectures import Architecture
 from workers.checkpoints.gguf.header import Gguf
 from workers.checkpoints.safetensors import Tensor
@@ -41,9 +41,9 @@ class GgufCheckpoint:
     def embedder(self) -> Embedder | None:
         """How texts become vectors, where that is what it was made for. Files do not say whether these have
         the length 1, which llama.cpp gives them."""
-        if not self.architecture.embeds:
-            return None
-        return Embedder(pooling=bert.pooling(self.file), size=self.config["hidden_size"])
+        of_kind = pooling.of_encoder if self.architecture.embeds else pooling.of_decoder
+        found = of_kind(self.file)
+        return None if found is None else Embedder(pooling=found, size=self.config["hidden_size"])
 
     def undone(self, name: str, shape: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
         """What makes the tensor that is meant of the one that is stored, and the shape to read that in.

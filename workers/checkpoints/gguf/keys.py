@@ -11,6 +11,7 @@ from workers.checkpoints.gguf.header import Gguf
 Json = dict[str, Any]
 MOST_LAYERS = 10_000  # no family has more
 WINDOW = "attention.sliding_window"
+JOINS = "nextn.eh_proj.weight"  # of each head that predicts several tokens
 
 
 class Keys:
@@ -63,6 +64,26 @@ class Keys:
             "attention.key_length", self.size("embedding_length") // self.size("attention.head_count")
         )
 
+    def layers(self) -> int:
+        """Those of the model itself: the last of `block_count` may be heads that predict several tokens.
+
+        Raises:
+            CortexError: as `number`, or what should be such a head is none.
+        """
+        count, heads = self.number("block_count"), self.number("nextn_predict_layers", 0)
+        if not heads:
+            return count
+        if not isinstance(heads, int) or not 0 < heads < count:
+            refuse(
+                self.path,
+                f"{self._prefix}nextn_predict_layers {heads} is not supported: it has {count} layers",
+            )
+        first = f"blk.{count - heads}."
+        if not self.has(first + JOINS) and any(name.startswith(first) for name in self.file.tensors):
+            why = f"block {count - heads} has no {JOINS}, and so is none"
+            refuse(self.path, f"{self._prefix}nextn_predict_layers {heads} is not supported: {why}")
+        return count - heads
+
     def has(self, tensor: str) -> bool:
         return tensor in self.file.tensors
 
@@ -70,7 +91,7 @@ class Keys:
 def pattern(keys: Keys, every: int) -> list[str]:
     """The type of each layer, of which every so many'th sees all tokens where no list says it."""
     given = keys.get("attention.sliding_window_pattern", every)
-    count = min(keys.size("block_count"), MOST_LAYERS)
+    count = min(keys.layers(), MOST_LAYERS)
     if not isinstance(given, list):
         given = keys.number("attention.sliding_window_pattern", every)
         given = [bool((number + 1) % given) if given else True for number in range(count)]

@@ -17,17 +17,12 @@ from workers.checkpoints.gguf.keys import WINDOW, Keys
 
 NOTHING, NO_SCALE = (0,), (0, 1)
 SOFTMAX, SIGMOID, SOFTMAX_OF_CHOSEN = 1, 2, 3  # of `expert_gating_func`; 0: as the family has it
-AS_LAST_TOKEN = (
-    0,
-    3,
-    4,
-)  # of `pooling_type`: none, the last, and what a reranker has, which is not read here
 OF_EXPERTS = "expert"  # what the names of their keys begin with
 OF_OTHERS = ("vision.", "audio.", "mm.")  # the same of what stands beside the model in some files
 
-# Sizes, which the shapes of tensors say too; and what a rope of another type is made of.
+# Sizes, which shapes of tensors say too; what a rope of another type is made of; and what `pooling` reads.
 _HARMLESS = """
-    vocab_size expert_feed_forward_length expert_shared_feed_forward_length tensor_data_layout
+    pooling_type vocab_size expert_feed_forward_length expert_shared_feed_forward_length tensor_data_layout
     decoder_start_token_id rope.scaling.finetuned rope.scaling.original_context_length
     rope.scaling.yarn_beta_fast rope.scaling.yarn_beta_slow rope.scaling.yarn_attn_factor
     rope.scaling.yarn_ext_factor
@@ -60,8 +55,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "expert_count": NOTHING,
     "moe_every_n_layers": NO_SCALE,
     "interleave_moe_layer_step": NO_SCALE,
-    "nextn_predict_layers": NOTHING,  # the last of `block_count`, which are none of the model's own
-    "pooling_type": AS_LAST_TOKEN,
+    "nextn_predict_layers": NOTHING,
     "rope.scaling.type": ("none", "linear"),
     "rope.scaling.factor": NO_SCALE,
     "rope.scale_linear": NO_SCALE,

@@ -1,0 +1,41 @@
+"""How a GGUF file wants vectors made of hidden states, as its `pooling_type` says: converters write it for
+models that were trained to embed, and for no others."""
+
+from __future__ import annotations
+
+from workers.checkpoints.files import refuse
+from workers.checkpoints.gguf.header import Gguf
+from workers.checkpoints.vectors.stages import Pooling
+
+KEY = "pooling_type"
+NAMES = ("none", "mean", "cls", "last", "rank")  # by their numbers
+OF_ENCODERS: tuple[Pooling, ...] = ("mean", "cls", "last")
+OF_DECODERS: tuple[Pooling, ...] = ("mean", "last")  # which are computed in chunks, from prefixes
+
+
+def of_encoder(file: Gguf) -> Pooling:
+    """Means, where the file says nothing; raises as `of_decoder`."""
+    return _known(file, file.get(f"{file.architecture}.{KEY}", NAMES.index("mean")), OF_ENCODERS)
+
+
+def of_decoder(file: Gguf) -> Pooling | None:
+    """None: it was made to write.
+
+    Raises:
+        CortexError: MODEL_LOAD_FAILED, vectors are made in another way, or scores, as of a reranker.
+    """
+    kind = file.get(f"{file.architecture}.{KEY}", NAMES.index("none"))
+    return None if kind == NAMES.index("none") else _known(file, kind, OF_DECODERS)
+
+
+def _known(file: Gguf, kind: object, known: tuple[Pooling, ...]) -> Pooling:
+    name = NAMES[kind] if type(kind) is int and 0 <= kind < len(NAMES) else None
+    if name in known:
+        return name
+    said = f"{kind!r} ({name})" if name else f"{kind!r}"
+    listed = ", ".join(f"{NAMES.index(each)} ({each})" for each in known)
+    hint = ". Rerankers are served from safetensors" if name == "rank" else ""
+    refuse(
+        file.path,
+        f"{file.architecture}.{KEY} {said} is not supported in such a file; there are {listed}{hint}",
+    )
